@@ -1,0 +1,180 @@
+"""``verl-gsd train algo=... task=... hardware=...``: compose, check, run, and say what came of it."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from verl_gsd.cli.console import fail, out
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from verl_gsd.rundir import RunDirectory
+    from verl_gsd.trainer.config import Line
+
+
+def train(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="KEY=VALUE...",
+            help="algo=, task=, hardware=, logger= choose; resume=RUN goes on with a run; any verl key overrides.",
+        ),
+    ],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and stop.")] = False,
+) -> None:
+    """Train on the real stack, e.g. verl-gsd train algo=grpo task=arithmetic hardware=cpu."""
+    from verl_gsd.trainer.config import ConfigError
+
+    try:
+        line, config = _compose(words)
+        _make_task(config, only_look=dry_run)
+        from verl_gsd.trainer.validation import validate
+
+        validate(config, line)
+    except ConfigError as error:
+        fail(str(error))
+    if dry_run:
+        from omegaconf import OmegaConf
+
+        print(OmegaConf.to_yaml(config), end="")
+        return
+    _run(config, line)
+
+
+def _compose(words: list[str]) -> tuple[Line, DictConfig]:
+    from omegaconf import open_dict
+
+    from verl_gsd.trainer import config as composing
+
+    line = composing.parse_line(words)
+    if line.resume is not None:
+        line = _resumed(line)
+    if line.choices.get("hardware") == "cpu":
+        os.environ["VERL_GSD_CPU"] = "1"  # before anything imports verl
+    config = composing.compose_config(line)
+    with open_dict(config):
+        if line.resume is None and "trainer.default_local_dir" not in line.keys:
+            name = f"{line.choices['task']}-{line.choices['algo']}-{datetime.now():%Y%m%d-%H%M%S}"
+            config.trainer.default_local_dir = f"runs/{name}"
+        elif line.resume is not None:
+            config.trainer.default_local_dir = str(line.resume)
+        place = Path(config.trainer.default_local_dir).expanduser().absolute()
+        config.trainer.default_local_dir = str(place)
+        if "trainer.project_name" not in line.keys:
+            config.trainer.project_name = "verl-gsd"
+        if "trainer.experiment_name" not in line.keys:
+            config.trainer.experiment_name = place.name
+    if line.resume is None and place.is_dir() and any(place.iterdir()):
+        raise composing.ConfigError(
+            f"trainer.default_local_dir={place}: not empty, and verl would go on with what is in it. Write "
+            f"resume={place} to do so, or another folder."
+        )
+    return line, composing.resolve(config)
+
+
+def _resumed(line: Line) -> Line:
+    """The stored line of the run to go on with, and the new words over it."""
+    import yaml
+
+    from verl_gsd.rundir import RunDirectory
+    from verl_gsd.trainer.config import ConfigError, parse_line
+
+    assert line.resume is not None
+    run = RunDirectory(line.resume.absolute())
+    if not run.overrides.is_file():
+        raise ConfigError(f"resume={line.resume}: no run there (no {run.overrides.name}). Write a run's folder.")
+    if run.latest_checkpoint() is None:
+        raise ConfigError(
+            f"resume={line.resume}: the run saved no checkpoint. Start anew, with trainer.save_freq=N above 0."
+        )
+    stored = yaml.safe_load(run.overrides.read_text(encoding="utf-8"))
+    return parse_line([*stored, *line.words_given, f"resume={run.path}"])
+
+
+def _make_task(config: DictConfig, *, only_look: bool) -> None:
+    """The embedded task is made on first use; every other task is expected to be there."""
+    if config.get("task", {}).get("name") != "arithmetic" or only_look:
+        return
+    from verl_gsd.cli.prepare import ensure_with_progress
+
+    ensure_with_progress(Path(config.task.directory))
+
+
+def _run(config: DictConfig, line: Line) -> None:
+    from verl_gsd.rundir import read_metrics
+    from verl_gsd.trainer import launch
+
+    run, attempt = launch.new_attempt(config, line.words)
+    out.print(f"run directory [bold]{run.path}[/]; Ray, verl and vLLM print to {run.log(attempt).relative_to(run.path)}")
+    total = config.trainer.total_training_steps
+    try:
+        with out.status("starting Ray, the trainer and vLLM (about a minute)") as status:
+            launch.train(run, attempt, lambda step, data: _show(step, total, data, status))
+    except KeyboardInterrupt:
+        out.print(_how_to_resume(run))
+        fail("interrupted; no process of this run is left", code=130)
+    except launch.RunFailed as error:
+        out.print(_how_to_resume(run))
+        fail(f"the run failed: {error}\nthe whole log is {run.log(attempt)}", code=1)
+    out.print(_table(run, list(read_metrics(run.metrics(attempt))), _held_out_prompts(config)))
+
+
+def _show(step: int, total: int | None, data: dict[str, float], status) -> None:
+    parts = []
+    if "critic/score/mean" in data:
+        parts.append(f"reward {data['critic/score/mean']:.3f}")
+    if "timing_s/step" in data:
+        parts.append(f"{data['timing_s/step']:.1f} s")
+    parts += [f"held-out {name.split('/')[1]} {value:.3f}" for name, value in data.items() if _is_accuracy(name)]
+    out.print(f"step {step:>4}/{total or '?'}  " + "  ".join(parts), highlight=False)
+    status.update("training")
+
+
+def _is_accuracy(name: str) -> bool:
+    return name.startswith("val-core/") and "/acc/mean@" in name
+
+
+def _held_out_prompts(config: DictConfig) -> Counter[str]:
+    import pyarrow.parquet as pq
+    from omegaconf import ListConfig
+
+    files = config.data.val_files if isinstance(config.data.val_files, ListConfig) else [config.data.val_files]
+    return Counter(
+        source
+        for file in files
+        for source in pq.read_table(Path(file).expanduser(), columns=["data_source"])["data_source"].to_pylist()
+    )
+
+
+def _table(run: RunDirectory, metrics: list, prompts: Counter[str]) -> Table:
+    from verl_gsd.evaluation.summary import summarise
+
+    summary = summarise(metrics, prompts)
+    table = Table(show_header=False, title="result", title_justify="left")
+    for held_out in summary.held_out:
+        n = held_out.before.n
+        table.add_row(
+            f"held-out accuracy, {held_out.source} ({n} prompts)",
+            f"{held_out.before} at step {held_out.first_step} -> {held_out.after} at step {held_out.last_step}",
+        )
+    table.add_row("intervals", "95%, Wilson")
+    table.add_row("steps", str(summary.steps))
+    if summary.seconds_per_step is not None:
+        table.add_row("seconds a step (median)", f"{summary.seconds_per_step:.2f}")
+    table.add_row("run directory", str(run.path))
+    return table
+
+
+def _how_to_resume(run: RunDirectory) -> str:
+    step = run.latest_checkpoint()
+    if step is None:
+        return "no checkpoint was saved yet"
+    return f"last checkpoint: step {step}; go on with: verl-gsd train resume={run.path}"

@@ -1,0 +1,45 @@
+"""Hydra config groups ``algo/ task/ hardware/ logger/``: one YAML file a choice, and nothing else to register.
+
+``store_groups`` puts each file into Hydra's ConfigStore, so that any Hydra application in a process that loaded the
+plugin, verl's own ``main_ppo`` included, composes ``+algo=dr_grpo`` and lists the choices on ``+algo=nope``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+GROUPS = ("algo", "task", "hardware", "logger")
+_HERE = Path(__file__).parent
+
+
+def choices(group: str) -> list[str]:
+    """The names that ``group=NAME`` accepts, sorted; files whose name starts with ``_`` are shared parts."""
+    return [name for name in _files(group) if not name.startswith("_")]
+
+
+def _files(group: str) -> list[str]:
+    return sorted(path.stem for path in (_HERE / group).glob("*.yaml"))
+
+
+def load(group: str, name: str) -> DictConfig:
+    """One YAML file as it is, interpolations open."""
+    node = OmegaConf.load(_HERE / group / f"{name}.yaml")
+    assert isinstance(node, DictConfig)
+    return node
+
+
+def store_groups() -> None:
+    """Register every YAML file below this folder; each merges at the root of the config (package ``_global_``)."""
+    store = ConfigStore.instance()
+    for group in GROUPS:
+        for name in _files(group):
+            store.store(
+                group=group,
+                name=name,
+                node=load(group, name),
+                package="_global_",
+                provider="verl-gsd",
+            )

@@ -1,0 +1,63 @@
+"""A run on disk: where each thing lies, and how to read back what was measured.
+
+    RUN/config.yaml             the resolved config of the newest attempt
+    RUN/overrides.yaml          the command line it was composed from
+    RUN/metrics/attempt_A.jsonl one line a step, every scalar verl logs, the first validation included
+    RUN/logs/attempt_A.log      everything verl, Ray and vLLM printed
+    RUN/global_step_N/          verl's checkpoints
+
+Starting and resuming a run are attempts 1, 2, ...: verl's metrics file is truncated when it is opened, so each has its own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """The layout below one run's folder."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def overrides(self) -> Path:
+        return self.path / "overrides.yaml"
+
+    def metrics(self, attempt: int) -> Path:
+        return self.path / "metrics" / f"attempt_{attempt}.jsonl"
+
+    def log(self, attempt: int) -> Path:
+        return self.path / "logs" / f"attempt_{attempt}.log"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    def attempts(self) -> list[int]:
+        """Numbers of the attempts made so far, ascending."""
+        return sorted(int(path.stem.removeprefix("attempt_")) for path in self.path.glob("logs/attempt_*.log"))
+
+    def latest_checkpoint(self) -> int | None:
+        """The step verl would resume from, or None."""
+        marker = self.path / "latest_checkpointed_iteration.txt"
+        return int(marker.read_text()) if marker.is_file() else None
+
+
+def read_metrics(path: Path) -> Iterator[tuple[int, dict[str, float]]]:
+    """(step, scalars) of every complete line; a last line cut off by a crash is left out."""
+    if not path.is_file():
+        return
+    with path.open("rb") as lines:
+        for line in lines:
+            if not line.endswith(b"\n"):
+                return
+            entry = json.loads(line)
+            yield entry["step"], entry["data"]

@@ -1,0 +1,134 @@
+"""From the words on a command line to a resolved config: compose, complete with a run directory, write down.
+
+``verl-gsd train algo=grpo task=arithmetic hardware=cpu trainer.total_training_steps=80`` composes verl's own
+``ppo_trainer`` with our groups over it. Groups are applied in the order task, hardware, algo, logger, whatever the order
+on the line; single keys come last and win.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from verl_gsd import config as groups
+
+VERL_CONFIG_MODULE = "verl.trainer.config"
+VERL_CONFIG_NAME = "ppo_trainer"
+#: The order in which groups are merged: what the task needs, what the machine allows, what the algorithm is.
+_GROUP_ORDER = ("task", "hardware", "algo", "logger")
+_DEFAULT_GROUPS = {"logger": "console"}
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot run; the message names the key, the value and what to write instead."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A parsed command line: the chosen group members, single-key overrides, and the run to go on with, if any."""
+
+    choices: dict[str, str]
+    overrides: tuple[str, ...]
+    resume: Path | None = None
+
+    @property
+    def words(self) -> list[str]:
+        """The line again, without ``resume``."""
+        return [f"{group}={name}" for group, name in self.choices.items()] + list(self.overrides)
+
+    @property
+    def words_given(self) -> list[str]:
+        """As ``words``, without the groups a user need not name."""
+        return [w for w in self.words if w not in {f"{g}={n}" for g, n in _DEFAULT_GROUPS.items()}]
+
+    @property
+    def keys(self) -> list[str]:
+        """Dotted keys overridden one by one on the line."""
+        return [_key(override) for override in self.overrides]
+
+
+def parse_line(words: Sequence[str]) -> Line:
+    """Split the words of a command line; a later word for the same group or key wins.
+
+    Raises:
+        ConfigError: a word is not ``key=value``, a group has no such member, or a required group is missing.
+    """
+    chosen = dict(_DEFAULT_GROUPS)
+    overrides: dict[str, str] = {}
+    resume = None
+    for word in words:
+        key = _key(word)
+        value = word.partition("=")[2]
+        if key == "resume":
+            resume = Path(value).expanduser()
+        elif key in groups.GROUPS:
+            if value not in groups.choices(key):
+                raise ConfigError(f"{key}={value}: no such choice. Write {key}= one of {_listed(groups.choices(key))}.")
+            chosen[key] = value
+        else:
+            overrides[key] = word
+    if resume is None:
+        for group in ("algo", "task"):
+            if group not in chosen:
+                raise ConfigError(f"{group} is missing. Add {group}= one of {_listed(groups.choices(group))}.")
+    return Line({group: chosen[group] for group in _GROUP_ORDER if group in chosen}, tuple(overrides.values()), resume)
+
+
+def compose_config(line: Line) -> DictConfig:
+    """verl's ``ppo_trainer`` with the line's groups and overrides over it; interpolations still open.
+
+    Raises:
+        ConfigError: Hydra refuses an override (an unknown key, an unreadable value).
+    """
+    words = [f"+{group}={name}" for group, name in line.choices.items()] + list(line.overrides)
+    groups.store_groups()
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_module(VERL_CONFIG_MODULE, version_base=None):
+            return compose(VERL_CONFIG_NAME, overrides=words)
+    except (HydraException, OmegaConfBaseException) as error:
+        reason = str(error).strip()
+        hint = " To add a key that verl's config does not list, write +KEY=VALUE." if "not in struct" in reason else ""
+        raise ConfigError(f"{reason}{hint}") from error
+
+
+def resolve(config: DictConfig) -> DictConfig:
+    """A copy with every interpolation replaced by its value.
+
+    Raises:
+        ConfigError: an interpolation points nowhere.
+    """
+    resolved = config.copy()
+    try:
+        OmegaConf.resolve(resolved)
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error).strip()) from error
+    return resolved
+
+
+def write_yaml(value: DictConfig | list[str], path: Path) -> None:
+    """Write YAML through a temporary file and a rename, so that a crash leaves the old file or the new one."""
+    plain = OmegaConf.to_container(value) if isinstance(value, DictConfig) else value
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    temporary.replace(path)
+
+
+def _key(word: str) -> str:
+    try:
+        return OverridesParser.create().parse_override(word).key_or_group.split("@")[0]
+    except HydraException as error:
+        raise ConfigError(f"{word!r} is not KEY=VALUE: {str(error).splitlines()[0]}") from error
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " | ".join(names)

@@ -1,0 +1,239 @@
+"""What can be known to be wrong before Ray starts.
+
+Each check is a function from (config, line) to the problems it sees; ``problems`` runs them all, so that a user mends a
+line once and not once per mistake. A check that only knows files and strings comes before those that import verl.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from verl_gsd.trainer.config import ConfigError, Line
+
+#: What a run writes at the very least: logs, metrics, Ray's session. Checkpoints come on top.
+MINIMUM_FREE_BYTES = 1 << 30
+#: Ray refuses to spill objects, and then hangs or fails, above this share of a disk.
+FULLEST_DISK = 0.95
+
+_SECRET_NAME = re.compile(r"(^|_)(key|token|secret|password|passwd|credentials?)($|_)", re.IGNORECASE)
+_SECRET_VALUE = re.compile(r"\b(hf_|sk-|ghp_|xox[bp]-|AKIA)[A-Za-z0-9_-]{12,}")
+_REQUIRED_COLUMNS = ("data_source", "prompt", "reward_model")
+
+
+def validate(config: DictConfig, line: Line) -> None:
+    """Raise one ``ConfigError`` that lists every problem found in the resolved ``config``."""
+    found = [problem for check in CHECKS for problem in check(config, line)]
+    if not found:  # verl's own checks assume what ours have made sure of
+        found = list(_verl_refuses(config, line))
+    if found:
+        raise ConfigError("\n".join(found))
+
+
+def _files_exist(config: DictConfig, line: Line) -> Iterator[str]:
+    model = str(config.actor_rollout_ref.model.path)
+    if _is_local(model) and not (Path(model).expanduser() / "config.json").is_file():
+        yield f"actor_rollout_ref.model.path={model}: no model there (no config.json). Write a folder or a hub name."
+    for key in ("data.train_files", "data.val_files"):
+        for file in _as_list(OmegaConf.select(config, key)):
+            path = Path(file).expanduser()
+            if not path.is_file():
+                yield f"{key}={file}: no such file. Write a Parquet file with columns {', '.join(_REQUIRED_COLUMNS)}."
+            elif path.suffix == ".parquet":
+                missing = [c for c in _REQUIRED_COLUMNS if c not in pq.read_schema(path).names]
+                if missing:
+                    yield f"{key}={file}: no column {', '.join(missing)}. Rename yours to what verl reads."
+
+
+def _accelerator_present(config: DictConfig, line: Line) -> Iterator[str]:
+    if config.trainer.device == "cpu" or os.environ.get("RAY_ADDRESS"):
+        return
+    import torch
+
+    if not (torch.cuda.is_available() or hasattr(torch, "npu")):
+        yield (
+            f"trainer.device={config.trainer.device}: no accelerator on this machine. Add hardware=cpu, or set "
+            "RAY_ADDRESS to a cluster that has one."
+        )
+
+
+def _disk_has_room(config: DictConfig, line: Line) -> Iterator[str]:
+    places = {
+        "trainer.default_local_dir": Path(config.trainer.default_local_dir),
+        "RAY_TMPDIR": Path(os.environ.get("RAY_TMPDIR", "/tmp")),
+    }
+    for key, place in places.items():
+        existing = next(p for p in (place.absolute(), *place.absolute().parents) if p.exists())
+        usage = shutil.disk_usage(existing)
+        if usage.free < MINIMUM_FREE_BYTES:
+            yield f"{key}={place}: {usage.free / 2**30:.2f} GiB free, at least 1 is needed. Free some or move it."
+        elif 1 - usage.free / usage.total > FULLEST_DISK:
+            yield (
+                f"{key}={place}: the disk is {1 - usage.free / usage.total:.0%} full and Ray stops spilling at "
+                f"{FULLEST_DISK:.0%}. Free some or move it."
+            )
+
+
+def _modes_allowed(config: DictConfig, line: Line) -> Iterator[str]:
+    if not config.trainer.use_v1:
+        yield "trainer.use_v1=false: verl's old trainer loads none of our modes. Leave it true."
+
+
+def _no_secrets(config: DictConfig, line: Line) -> Iterator[str]:
+    """verl prints its whole config and sends it to every logger."""
+    for key, value in _leaves(config):
+        name = key.rpartition(".")[2]
+        named = isinstance(value, str) and value and _SECRET_NAME.search(name) and name.isupper()
+        if named or (isinstance(value, str) and _SECRET_VALUE.search(value)):
+            yield f"{key}: looks like a secret, and verl logs its whole config. Export it in the environment instead."
+
+
+@dataclass(frozen=True)
+class _Idle:
+    """A key (or everything below it) that has no effect while ``idle`` holds."""
+
+    prefix: str
+    idle: Callable[[DictConfig], bool]
+    because: str
+
+
+def _no_reference(config: DictConfig) -> bool:
+    return not (config.actor_rollout_ref.actor.use_kl_loss or config.algorithm.use_kl_in_reward)
+
+
+def _no_kl_loss(config: DictConfig) -> bool:
+    return not config.actor_rollout_ref.actor.use_kl_loss
+
+
+_IDLE_KEYS = (
+    _Idle(
+        "algorithm.norm_adv_by_std_in_grpo",
+        lambda c: c.algorithm.adv_estimator not in ("grpo", "grpo_vectorized"),
+        "only the estimators grpo and grpo_vectorized read it",
+    ),
+    _Idle(
+        "algorithm.filter_groups",
+        lambda c: not c.algorithm.filter_groups.enable,
+        "algorithm.filter_groups.enable is false",
+    ),
+    _Idle(
+        "algorithm.filter_groups.max_num_gen_batches",
+        lambda c: True,
+        "verl's V1 replay buffer ignores it; write algorithm.filter_groups.max_inflight_gen_batches",
+    ),
+    _Idle(
+        "algorithm.kl_ctrl", lambda c: not c.algorithm.use_kl_in_reward, "algorithm.use_kl_in_reward is false"
+    ),
+    _Idle(
+        "algorithm.kl_penalty", lambda c: not c.algorithm.use_kl_in_reward, "algorithm.use_kl_in_reward is false"
+    ),
+    _Idle("algorithm.lam", lambda c: c.algorithm.adv_estimator != "gae", "only the estimator gae reads it"),
+    _Idle(
+        "algorithm.gsd.poll_interval",
+        lambda c: not str(c.trainer.v1.trainer_mode).startswith("gsd_"),
+        "only our trainer modes read it; write trainer.v1.trainer_mode=gsd_sync",
+    ),
+    _Idle("actor_rollout_ref.actor.kl_loss_coef", _no_kl_loss, "actor_rollout_ref.actor.use_kl_loss is false"),
+    _Idle("actor_rollout_ref.actor.kl_loss_type", _no_kl_loss, "actor_rollout_ref.actor.use_kl_loss is false"),
+    _Idle("actor_rollout_ref.ref", _no_reference, "no KL term is on, so there is no reference model"),
+    _Idle(
+        "actor_rollout_ref.actor.clip_ratio",
+        lambda c: c.actor_rollout_ref.actor.clip_ratio_low is not None
+        and c.actor_rollout_ref.actor.clip_ratio_high is not None,
+        "clip_ratio_low and clip_ratio_high are set and win; write those",
+    ),
+    _Idle(
+        "actor_rollout_ref.actor.loss_scale_factor",
+        lambda c: c.actor_rollout_ref.actor.loss_agg_mode != "seq-mean-token-sum-norm",
+        "only loss_agg_mode=seq-mean-token-sum-norm reads it",
+    ),
+    _Idle("critic", lambda c: c.algorithm.adv_estimator != "gae", "the estimator needs no critic"),
+)
+
+
+def _keys_have_effect(config: DictConfig, line: Line) -> Iterator[str]:
+    for key in line.keys:
+        for idle in _IDLE_KEYS:
+            if (key == idle.prefix or key.startswith(idle.prefix + ".")) and idle.idle(config):
+                if key == "algorithm.filter_groups.enable":
+                    continue
+                yield f"{key}={OmegaConf.select(config, key)} does nothing: {idle.because}."
+                break
+
+
+_KNOWN_GSD_KEYS = {"poll_interval"}
+
+
+def _own_keys_known(config: DictConfig, line: Line) -> Iterator[str]:
+    gsd = OmegaConf.select(config, "algorithm.gsd") or {}
+    for name in set(gsd) - _KNOWN_GSD_KEYS:
+        yield f"algorithm.gsd.{name}: no such key. Keys are {', '.join(sorted(_KNOWN_GSD_KEYS))}."
+    interval = gsd.get("poll_interval")
+    if interval is not None and not (isinstance(interval, int | float) and interval > 0):
+        yield f"algorithm.gsd.poll_interval={interval}: write a number of seconds above 0, or null for verl's 2 s."
+
+
+CHECKS = (
+    _modes_allowed,
+    _own_keys_known,
+    _accelerator_present,
+    _files_exist,
+    _disk_has_room,
+    _no_secrets,
+    _keys_have_effect,
+)
+
+
+def _verl_refuses(config: DictConfig, line: Line) -> Iterator[str]:
+    """Names verl would only look up in a worker, then verl's own validation. Imports verl, hence Ray and vLLM."""
+    from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, POLICY_LOSS_REGISTRY
+    from verl.trainer.ppo.utils import need_critic, need_reference_policy
+    from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY
+    from verl.utils.config import validate_config
+    from verl.utils.tracking import Tracking
+
+    actor = config.actor_rollout_ref.actor
+    named = (
+        ("trainer.v1.trainer_mode", TRAINER_REGISTRY, config.trainer.v1.trainer_mode),
+        ("algorithm.adv_estimator", ADV_ESTIMATOR_REGISTRY, config.algorithm.adv_estimator),
+        ("actor_rollout_ref.actor.policy_loss.loss_mode", POLICY_LOSS_REGISTRY, actor.policy_loss.loss_mode),
+        *(("trainer.logger", Tracking.supported_backend, name) for name in _as_list(config.trainer.logger)),
+    )
+    unknown = [(key, known, value) for key, known, value in named if value not in known]
+    for key, known, value in unknown:
+        yield f"{key}={value}: verl knows {', '.join(sorted(map(str, known)))}."
+    if unknown:
+        return
+    try:
+        validate_config(config, need_reference_policy(config), need_critic(config))
+    except (AssertionError, ValueError, TypeError, KeyError) as error:
+        yield f"verl refuses this config: {error}"
+
+
+def _is_local(path: str) -> bool:
+    return path.startswith(("/", "~", ".")) or path.count("/") != 1
+
+
+def _as_list(value: object) -> list:
+    return list(value) if isinstance(value, list | tuple | ListConfig) else [value]
+
+
+def _leaves(node: object, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """(dotted key, value) of every leaf; a mandatory value not given appears as "???"."""
+    if isinstance(node, DictConfig):
+        node = OmegaConf.to_container(node)
+    if isinstance(node, dict):
+        for name, value in node.items():
+            yield from _leaves(value, f"{prefix}.{name}" if prefix else str(name))
+    elif isinstance(node, list):
+        for position, value in enumerate(node):
+            yield from _leaves(value, f"{prefix}[{position}]")
+    else:
+        yield prefix, node
