@@ -6,7 +6,7 @@
     RUN/logs/attempt_A.log      everything verl, Ray and vLLM printed
     RUN/global_step_N/          verl's checkpoints
 
-Starting and resuming a run are attempts 1, 2, ...: verl's metrics file is truncated when it is opened, so each has its own.
+Starting a run and resuming it are attempts 1, 2, ...: verl truncates its metrics file on opening, so each has its own.
 """
 
 from __future__ import annotations

@@ -45,8 +45,6 @@ def ensure_with_progress(directory: Path, specification=None) -> Path:
     ) as progress:
         bar = progress.add_task("", total=specification.warm_start_steps, loss=float("nan"))
         try:
-            return ensure(
-                directory, specification, lambda step, loss: progress.update(bar, completed=step, loss=loss)
-            )
+            return ensure(directory, specification, lambda step, loss: progress.update(bar, completed=step, loss=loss))
         except OSError as error:
             fail(f"task.directory={directory}: {error}")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections import Counter
+from contextlib import redirect_stdout
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -36,9 +38,12 @@ def train(
     try:
         line, config = _compose(words)
         _make_task(config, only_look=dry_run)
-        from verl_gsd.trainer.validation import validate
+        from verl_gsd.trainer.validation import validate, validate_with_verl
 
         validate(config, line)
+        if dry_run:
+            with redirect_stdout(sys.stderr):  # verl prints as it validates; standard output is the config alone
+                validate_with_verl(config)
     except ConfigError as error:
         fail(str(error))
     if dry_run:
@@ -111,9 +116,12 @@ def _make_task(config: DictConfig, *, only_look: bool) -> None:
 def _run(config: DictConfig, line: Line) -> None:
     from verl_gsd.rundir import read_metrics
     from verl_gsd.trainer import launch
+    from verl_gsd.trainer.config import ConfigError
 
     run, attempt = launch.new_attempt(config, line.words)
-    out.print(f"run directory [bold]{run.path}[/]; Ray, verl and vLLM print to {run.log(attempt).relative_to(run.path)}")
+    out.print(
+        f"run directory [bold]{run.path}[/]; Ray, verl and vLLM print to {run.log(attempt).relative_to(run.path)}"
+    )
     total = config.trainer.total_training_steps
     try:
         with out.status("starting Ray, the trainer and vLLM (about a minute)") as status:
@@ -121,7 +129,10 @@ def _run(config: DictConfig, line: Line) -> None:
     except KeyboardInterrupt:
         out.print(_how_to_resume(run))
         fail("interrupted; no process of this run is left", code=130)
-    except launch.RunFailed as error:
+    except ConfigError as error:
+        launch.forget(run, attempt)
+        fail(str(error))
+    except launch.RunFailedError as error:
         out.print(_how_to_resume(run))
         fail(f"the run failed: {error}\nthe whole log is {run.log(attempt)}", code=1)
     out.print(_table(run, list(read_metrics(run.metrics(attempt))), _held_out_prompts(config)))

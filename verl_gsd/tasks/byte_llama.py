@@ -116,7 +116,7 @@ _IGNORED_LABEL = -100
 
 def _encode(tokenizer: PreTrainedTokenizerFast, question: str, answer: str) -> tuple[list[int], list[int]]:
     prompt = tokenizer.apply_chat_template(chat_prompt(question), add_generation_prompt=True, return_dict=False)
-    response = tokenizer.encode(answer, add_special_tokens=False) + [tokenizer.eos_token_id]
+    response = [*tokenizer.encode(answer, add_special_tokens=False), tokenizer.eos_token_id]
     return prompt, response
 
 

@@ -32,7 +32,7 @@ class Specification:
 
     seed: int = 0
     train_per_level: int = 320
-    test_per_level: int = 64
+    test_per_level: int = 128
     warm_start_steps: int = 700
 
     def fingerprint(self) -> str:

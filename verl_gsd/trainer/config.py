@@ -1,8 +1,8 @@
 """From the words on a command line to a resolved config: compose, complete with a run directory, write down.
 
 ``verl-gsd train algo=grpo task=arithmetic hardware=cpu trainer.total_training_steps=80`` composes verl's own
-``ppo_trainer`` with our groups over it. Groups are applied in the order task, hardware, algo, logger, whatever the order
-on the line; single keys come last and win.
+``ppo_trainer`` with our groups over it. Groups are applied in the order task, hardware, algo, logger, whatever their
+order on the line; single keys come last and win.
 """
 
 from __future__ import annotations

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import os
-import sys
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
@@ -31,6 +30,9 @@ ENVIRONMENT = {
     # Several worker processes share few cores: more threads each only contend.
     "OMP_NUM_THREADS": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    # Lets vLLM's engine process run the model itself (hardware=cpu asks for the executor "uni"): a second process would
+    # take 20 s to start and spin on shared memory while it waits. The engine is a process of its own all the same.
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     # GiB. vLLM would otherwise claim a share of the machine's memory for every replica.
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "GLOO_SOCKET_IFNAME": "lo",
@@ -204,16 +206,17 @@ def _patch_process_group_backend() -> None:
     torch.distributed.init_process_group = init_process_group
 
 
-def _patch_fsdp_pinned_memory(engine_module: ModuleType) -> None:
+def _patch_fsdp_pinned_memory(engine_module: Any) -> None:
     """The reference model's offload policy pins memory, for which torch wants an accelerator."""
     policy = engine_module.CPUOffloadPolicy
     engine_module.CPUOffloadPolicy = lambda pin_memory=True: policy(pin_memory=False)
 
 
-def _patch_vllm_linear(layers: ModuleType) -> None:
+def _patch_vllm_linear(layers: Any) -> None:
     """vLLM's CPU kernels repack a linear weight and free the original; the next weight synchronisation then has
     nothing to copy into. Keep the weight and multiply by it as it is."""
 
+    @functools.wraps(layers.dispatch_cpu_unquantized_gemm)
     def dispatch_cpu_unquantized_gemm(layer: torch.nn.Module, remove_weight: bool) -> None:
         layer.cpu_linear = torch.nn.functional.linear
 

@@ -1,27 +1,29 @@
 """Start a run in a process of its own, watch it, and leave nothing behind.
 
 verl, Ray and vLLM print thousands of lines; they go to RUN/logs. Progress is read from the metrics file that verl's own
-``file`` logger writes. Whatever ends the run (its end, an error, Ctrl-C, SIGTERM), every process that descends from it is
-ended: they all carry a mark in their environment, which survives Ray's daemonising. A cluster that was already running
-does not carry it and is left alone.
+``file`` logger writes. Whatever ends the run (its end, an error, Ctrl-C, SIGTERM), every process that descends from it
+is ended: they all carry a mark in their environment, which survives Ray's daemonising. A cluster that was already
+running does not carry it and is left alone.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from verl_gsd.rundir import RunDirectory, read_metrics
-from verl_gsd.trainer.config import write_yaml
+from verl_gsd.trainer import job
+from verl_gsd.trainer.config import ConfigError, write_yaml
 
 MARK = "VERL_GSD_RUN_MARK"
 #: Seconds between two looks at the metrics file, and for processes to end by themselves before they are killed.
@@ -31,7 +33,7 @@ _GRACE = 10.0
 OnStep = Callable[[int, dict[str, float]], None]
 
 
-class RunFailed(RuntimeError):
+class RunFailedError(RuntimeError):
     """The run's process ended with an error; the message ends with the last lines of its log."""
 
 
@@ -48,11 +50,20 @@ def new_attempt(config: DictConfig, overrides: list[str]) -> tuple[RunDirectory,
     return run, attempt
 
 
+def forget(run: RunDirectory, attempt: int) -> None:
+    """Undo ``new_attempt`` for an attempt that was refused before anything ran."""
+    if attempt == 1:
+        shutil.rmtree(run.path)
+    else:
+        run.log(attempt).unlink()
+
+
 def train(run: RunDirectory, attempt: int, on_step: OnStep) -> None:
     """Run RUN/config.yaml to its end, calling ``on_step`` for every metrics line as it is written.
 
     Raises:
-        RunFailed: the process ended with an error.
+        ConfigError: verl refuses the config; Ray was not started.
+        RunFailedError: the process ended with an error.
         KeyboardInterrupt: Ctrl-C or SIGTERM.
     """
     mark = uuid.uuid4().hex
@@ -64,7 +75,7 @@ def train(run: RunDirectory, attempt: int, on_step: OnStep) -> None:
             on_step(step, data)
             seen += 1
 
-    with _sigterm_interrupts(), open(run.log(attempt), "wb") as log, _nothing_left_behind(mark):
+    with _sigterm_interrupts(), run.log(attempt).open("wb") as log, _nothing_left_behind(mark):
         process = subprocess.Popen(
             [sys.executable, "-m", "verl_gsd.trainer.job", str(run.config)],
             stdin=subprocess.DEVNULL,
@@ -81,8 +92,10 @@ def train(run: RunDirectory, attempt: int, on_step: OnStep) -> None:
             else:
                 break
     report()
+    if process.returncode == job.REFUSED:
+        raise ConfigError(run.log(attempt).read_text(encoding="utf-8").partition(job.REFUSAL)[2].strip())
     if process.returncode != 0:
-        raise RunFailed(f"exit code {process.returncode}\n{_tail(run.log(attempt))}")
+        raise RunFailedError(f"exit code {process.returncode}\n{_tail(run.log(attempt))}")
 
 
 def _logger_environment(run: RunDirectory, attempt: int) -> dict[str, str]:
@@ -125,8 +138,8 @@ def _nothing_left_behind(mark: str) -> Iterator[None]:
 
 
 def end_marked(mark: str) -> None:
-    """End every process whose environment carries ``mark``: SIGTERM, then SIGKILL for those that stay."""
-    while processes := _marked(mark):
+    """End every process of the run that carries ``mark``: SIGTERM, then SIGKILL for those that stay."""
+    while processes := _family(mark):
         for process in processes:
             _quietly(process.terminate)
         _, alive = psutil.wait_procs(processes, timeout=_GRACE)
@@ -135,21 +148,21 @@ def end_marked(mark: str) -> None:
         psutil.wait_procs(alive, timeout=_GRACE)
 
 
-def _marked(mark: str) -> list[psutil.Process]:
-    def carries(process: psutil.Process) -> bool:
+def _family(mark: str) -> set[psutil.Process]:
+    """Processes that carry ``mark``, and their descendants: a process that sets its title overwrites its mark."""
+    family: set[psutil.Process] = set()
+    for process in psutil.process_iter():
         try:
-            return process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE
-        except psutil.Error:
-            return False
-
-    return [process for process in psutil.process_iter() if carries(process)]
+            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
+                family |= {process, *process.children(recursive=True)}
+        except psutil.Error:  # gone, or another user's
+            continue
+    return family
 
 
 def _quietly(action: Callable[[], None]) -> None:
-    try:
+    with suppress(psutil.NoSuchProcess):
         action()
-    except psutil.NoSuchProcess:
-        pass
 
 
 def _tail(log: Path, lines: int = 25) -> str:

@@ -1,8 +1,8 @@
 """The entry point ``verl.plugins``: what verl gains when this package is installed.
 
-Loaded by every process that imports verl, those vLLM spawns included, so it must be cheap: the trainer modes, which pull
-in vLLM, are registered when and only if verl's own are imported. verl swallows an exception raised here, so
-``verl-gsd train`` and ``verl-gsd doctor`` look at the registries afterwards and say what failed.
+Loaded by every process that imports verl, those vLLM spawns included, so it must be cheap: the trainer modes, which
+pull in vLLM, are registered when and only if verl's own are imported. verl swallows an exception raised here; what must
+be there is therefore looked up afterwards, by the training process before it starts Ray and by ``verl-gsd doctor``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """What can be known to be wrong before Ray starts.
 
-Each check is a function from (config, line) to the problems it sees; ``problems`` runs them all, so that a user mends a
-line once and not once per mistake. A check that only knows files and strings comes before those that import verl.
+Each check is a function from (config, line) to the problems it sees, and all of them run, so that a user mends a line
+once and not once per mistake. ``validate`` knows files and strings and takes no time; ``validate_with_verl`` asks verl,
+which takes seconds to import, and so runs in the training process, before it starts Ray.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,12 +30,18 @@ _REQUIRED_COLUMNS = ("data_source", "prompt", "reward_model")
 
 
 def validate(config: DictConfig, line: Line) -> None:
-    """Raise one ``ConfigError`` that lists every problem found in the resolved ``config``."""
-    found = [problem for check in CHECKS for problem in check(config, line)]
-    if not found:  # verl's own checks assume what ours have made sure of
-        found = list(_verl_refuses(config, line))
-    if found:
-        raise ConfigError("\n".join(found))
+    """Raise one ``ConfigError`` that lists every problem found in the resolved ``config``, without importing verl."""
+    _raise([problem for check in CHECKS for problem in check(config, line)])
+
+
+def validate_with_verl(config: DictConfig) -> None:
+    """Raise a ``ConfigError`` for names verl does not know and for what verl's own validation refuses."""
+    _raise(list(_unknown_names(config)) or list(_verl_refuses(config)))
+
+
+def _raise(problems: list[str]) -> None:
+    if problems:
+        raise ConfigError("\n".join(problems))
 
 
 def _files_exist(config: DictConfig, line: Line) -> Iterator[str]:
@@ -128,12 +135,8 @@ _IDLE_KEYS = (
         lambda c: True,
         "verl's V1 replay buffer ignores it; write algorithm.filter_groups.max_inflight_gen_batches",
     ),
-    _Idle(
-        "algorithm.kl_ctrl", lambda c: not c.algorithm.use_kl_in_reward, "algorithm.use_kl_in_reward is false"
-    ),
-    _Idle(
-        "algorithm.kl_penalty", lambda c: not c.algorithm.use_kl_in_reward, "algorithm.use_kl_in_reward is false"
-    ),
+    _Idle("algorithm.kl_ctrl", lambda c: not c.algorithm.use_kl_in_reward, "algorithm.use_kl_in_reward is false"),
+    _Idle("algorithm.kl_penalty", lambda c: not c.algorithm.use_kl_in_reward, "algorithm.use_kl_in_reward is false"),
     _Idle("algorithm.lam", lambda c: c.algorithm.adv_estimator != "gae", "only the estimator gae reads it"),
     _Idle(
         "algorithm.gsd.poll_interval",
@@ -145,8 +148,10 @@ _IDLE_KEYS = (
     _Idle("actor_rollout_ref.ref", _no_reference, "no KL term is on, so there is no reference model"),
     _Idle(
         "actor_rollout_ref.actor.clip_ratio",
-        lambda c: c.actor_rollout_ref.actor.clip_ratio_low is not None
-        and c.actor_rollout_ref.actor.clip_ratio_high is not None,
+        lambda c: (
+            c.actor_rollout_ref.actor.clip_ratio_low is not None
+            and c.actor_rollout_ref.actor.clip_ratio_high is not None
+        ),
         "clip_ratio_low and clip_ratio_high are set and win; write those",
     ),
     _Idle(
@@ -191,29 +196,39 @@ CHECKS = (
 )
 
 
-def _verl_refuses(config: DictConfig, line: Line) -> Iterator[str]:
-    """Names verl would only look up in a worker, then verl's own validation. Imports verl, hence Ray and vLLM."""
+#: verl's own modes and ours. Asking the registry imports vLLM, so it is asked about other names alone.
+_TRAINER_MODES = ("gsd_sync", "sync", "colocate_async", "separate_async")
+
+
+def _unknown_names(config: DictConfig) -> Iterator[str]:
+    """Names that verl would only look up in a worker."""
     from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, POLICY_LOSS_REGISTRY
-    from verl.trainer.ppo.utils import need_critic, need_reference_policy
-    from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY
-    from verl.utils.config import validate_config
     from verl.utils.tracking import Tracking
 
-    actor = config.actor_rollout_ref.actor
-    named = (
-        ("trainer.v1.trainer_mode", TRAINER_REGISTRY, config.trainer.v1.trainer_mode),
+    mode = config.trainer.v1.trainer_mode
+    modes: Collection[str] = _TRAINER_MODES
+    if mode not in modes:
+        from verl.trainer.ppo.v1 import trainer_base
+
+        modes = trainer_base.TRAINER_REGISTRY
+    loss = config.actor_rollout_ref.actor.policy_loss.loss_mode
+    for key, known, value in (
+        ("trainer.v1.trainer_mode", modes, mode),
         ("algorithm.adv_estimator", ADV_ESTIMATOR_REGISTRY, config.algorithm.adv_estimator),
-        ("actor_rollout_ref.actor.policy_loss.loss_mode", POLICY_LOSS_REGISTRY, actor.policy_loss.loss_mode),
+        ("actor_rollout_ref.actor.policy_loss.loss_mode", POLICY_LOSS_REGISTRY, loss),
         *(("trainer.logger", Tracking.supported_backend, name) for name in _as_list(config.trainer.logger)),
-    )
-    unknown = [(key, known, value) for key, known, value in named if value not in known]
-    for key, known, value in unknown:
-        yield f"{key}={value}: verl knows {', '.join(sorted(map(str, known)))}."
-    if unknown:
-        return
+    ):
+        if value not in known:
+            yield f"{key}={value}: no such name. Write one of {', '.join(sorted(map(str, known)))}."
+
+
+def _verl_refuses(config: DictConfig) -> Iterator[str]:
+    from verl.trainer.ppo.utils import need_critic, need_reference_policy
+    from verl.utils.config import validate_config
+
     try:
         validate_config(config, need_reference_policy(config), need_critic(config))
-    except (AssertionError, ValueError, TypeError, KeyError) as error:
+    except Exception as error:  # assertions, type errors, whatever verl's dataclasses raise: all say what is wrong
         yield f"verl refuses this config: {error}"
 
 

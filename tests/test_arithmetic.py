@@ -1,0 +1,151 @@
+"""The embedded task: its problems, its verifier, and the folder made from them."""
+
+import json
+import random
+
+import pyarrow.parquet as pq
+import pytest
+
+from verl_gsd.tasks import arithmetic, embedded
+from verl_gsd.tasks.arithmetic import LEVELS, compute_score
+
+TINY = embedded.Specification(seed=3, train_per_level=6, test_per_level=2, warm_start_steps=2)
+
+
+def evaluate(question: str) -> int:
+    """An independent reading of a question: split into signed digits and add."""
+    text = question.removesuffix("=").replace("-", "+-")
+    return sum(int(part) for part in text.split("+"))
+
+
+@pytest.mark.parametrize("level", LEVELS, ids=lambda level: level.name)
+def test_problems_have_right_answers_and_belong_to_their_level(level):
+    rng = random.Random(0)
+    for _ in range(300):
+        problem = arithmetic.draw(level, rng)
+        assert evaluate(problem.question) == int(problem.answer) >= 0
+        assert sum(character.isdigit() for character in problem.question) == level.terms
+        assert ("-" in problem.question) == level.mixed
+
+
+def test_distinct_problems_are_distinct_and_avoid_the_excluded():
+    first = arithmetic.distinct(20, random.Random(0))
+    held_out = {problem.question for problem in first}
+    second = arithmetic.distinct(40, random.Random(0), excluded=held_out)
+    assert len(held_out) == 20 * len(LEVELS)
+    assert len({problem.question for problem in second}) == 40 * len(LEVELS)
+    assert held_out.isdisjoint(problem.question for problem in second)
+
+
+def test_warm_start_never_shows_a_held_out_question_and_passes_where_it_says():
+    held_out = {problem.question for problem in arithmetic.distinct(64, random.Random(0))}
+    pairs = arithmetic.warm_start_pairs(random.Random(1), held_out)
+    passed, seen = {}, {}
+    for question, answer in (next(pairs) for _ in range(20_000)):
+        assert question not in held_out
+        assert answer == arithmetic.PASS or int(answer) == evaluate(question)
+        key = (sum(c.isdigit() for c in question), "-" in question)
+        seen[key] = seen.get(key, 0) + 1
+        passed[key] = passed.get(key, 0) + (answer == arithmetic.PASS)
+    for level in LEVELS:
+        key = (level.terms, level.mixed)
+        assert passed[key] / seen[key] == pytest.approx(level.passes, abs=0.06)
+    assert compute_score("arithmetic", arithmetic.PASS, "12")["acc"] == 0
+
+
+@pytest.mark.parametrize("text", ["12", " 12\n", "\t12 "])
+def test_the_answer_alone_is_right(text):
+    assert compute_score("arithmetic", text, "12") == {"score": 1.0, "acc": 1.0}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        " ",
+        "13",
+        "12 12",
+        "012",
+        "+12",
+        "12.0",
+        "is 12",
+        "\ud800",
+        "12\x00",
+        "١٢",
+        "9" * 5_000_000,
+        None,
+        b"12",
+        12,
+    ],
+    ids=lambda text: repr(text)[:20],
+)
+def test_any_other_text_is_wrong_and_harmless(text):
+    assert compute_score("arithmetic", text, "12") == {"score": 0.0, "acc": 0.0}
+
+
+def test_folder_is_complete_and_follows_verls_schema(tmp_path):
+    folder = embedded.ensure(tmp_path / "task", TINY)
+    indices, questions = [], set()
+    for split, per_level in (("train", 6), ("test", 2)):
+        rows = pq.read_table(folder / f"{split}.parquet").to_pylist()
+        assert len(rows) == per_level * len(LEVELS)
+        for row in rows:
+            (message,) = row["prompt"]
+            assert row["data_source"] == "arithmetic" and row["extra_info"]["split"] == split
+            assert evaluate(message["content"]) == int(row["reward_model"]["ground_truth"])
+            indices.append(row["extra_info"]["index"])
+            questions.add(message["content"])
+    assert sorted(indices) == list(range(len(indices))), "the dataset index must be unique over both files"
+    assert len(questions) == len(indices), "a test question must not be a training question"
+    assert not list(tmp_path.glob("task.?*/")), "no half-made folder is left"
+
+
+def test_same_seed_same_weights_other_seed_other_weights(tmp_path):
+    def weights(name, seed):
+        folder = embedded.ensure(tmp_path / name, embedded.Specification(seed, 6, 2, 2))
+        return (folder / "model" / "model.safetensors").read_bytes()
+
+    assert weights("a", 3) == weights("b", 3) != weights("c", 4)
+
+
+def test_a_folder_is_made_once_and_again_when_it_should_differ(tmp_path):
+    steps = []
+    make = lambda spec: embedded.ensure(tmp_path / "task", spec, lambda step, loss: steps.append(step))  # noqa: E731
+    make(TINY)
+    make(TINY)
+    assert steps == [1, 2]
+    make(embedded.Specification(seed=4, train_per_level=6, test_per_level=2, warm_start_steps=3))
+    assert steps == [1, 2, 1, 2, 3]
+    assert json.loads((tmp_path / "task" / "manifest.json").read_text())["seed"] == 4
+
+
+def test_a_failed_making_leaves_nothing_and_a_foreign_folder_is_left_alone(tmp_path):
+    def full_disk_stub(step, loss):
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        embedded.ensure(tmp_path / "task", TINY, full_disk_stub)
+    assert [path.name for path in tmp_path.iterdir()] == ["task.lock"]
+
+    foreign = tmp_path / "mine"
+    foreign.mkdir()
+    (foreign / "thesis.tex").write_text("years of work")
+    with pytest.raises(FileExistsError, match=r"task\.directory"):
+        embedded.ensure(foreign, TINY)
+    assert (foreign / "thesis.tex").read_text() == "years of work"
+
+
+def test_model_and_tokenizer_load_as_a_user_would_load_them(tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = embedded.ensure(tmp_path / "task", TINY) / "model"
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    assert 0.8e6 < sum(p.numel() for p in model.parameters()) < 1.2e6
+    assert model.config.max_position_embeddings == 4096
+    for text in ("3+8-5=", "naïve\n\t✓", "\x00\x7f"):
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+    chat = [{"role": "user", "content": "1+2+3="}, {"role": "assistant", "content": "6"}]
+    ids = tokenizer.apply_chat_template(chat, return_dict=False)
+    assert tokenizer.decode(ids) == "<|user|>1+2+3=<|assistant|>6<eos>"
+    prompt = tokenizer.apply_chat_template(chat[:1], add_generation_prompt=True, return_dict=False)
+    assert ids[: len(prompt)] == prompt, "a conversation must begin with its prompt"

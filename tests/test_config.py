@@ -1,0 +1,97 @@
+"""The command line's words, the groups they choose, and the config that comes of them."""
+
+import pytest
+from omegaconf import OmegaConf
+
+from verl_gsd import config as groups
+from verl_gsd.trainer.config import ConfigError, compose_config, parse_line, resolve, write_yaml
+
+BASE = ["task=arithmetic", "hardware=cpu"]
+
+
+def composed(*words):
+    return resolve(compose_config(parse_line([*BASE, *words])))
+
+
+@pytest.mark.parametrize(
+    ("algo", "expected"),
+    [
+        ("grpo", ("grpo", True, "vanilla", "seq-mean-token-mean", 0.2, 0.2, False)),
+        ("dr_grpo", ("grpo", False, "vanilla", "seq-mean-token-sum-norm", 0.2, 0.2, False)),
+        ("dapo", ("grpo", True, "vanilla", "token-mean", 0.2, 0.28, True)),
+        ("gspo", ("grpo", True, "gspo", "seq-mean-token-mean", 3e-4, 4e-4, False)),
+    ],
+)
+def test_each_algorithm_sets_what_its_paper_states(algo, expected):
+    config = composed(f"algo={algo}")
+    actor = config.actor_rollout_ref.actor
+    seen = (
+        config.algorithm.adv_estimator,
+        config.algorithm.norm_adv_by_std_in_grpo,
+        actor.policy_loss.loss_mode,
+        actor.loss_agg_mode,
+        actor.clip_ratio_low,
+        actor.clip_ratio_high,
+        config.algorithm.filter_groups.enable,
+    )
+    assert seen == expected
+    assert config.trainer.v1.trainer_mode == "gsd_sync"
+    assert (actor.use_kl_loss, config.algorithm.use_kl_in_reward) == (False, False)
+    if config.algorithm.filter_groups.enable:
+        assert config.algorithm.filter_groups.metric == "acc", "a shaped score would let silent groups through"
+
+
+def test_every_choice_of_every_group_composes():
+    for algo in groups.choices("algo"):
+        for task in groups.choices("task"):
+            for hardware in groups.choices("hardware"):
+                for logger in groups.choices("logger"):
+                    words = [f"algo={algo}", f"task={task}", f"hardware={hardware}", f"logger={logger}"]
+                    assert "console" in resolve(compose_config(parse_line(words))).trainer.logger
+
+
+def test_order_of_words_does_not_matter_and_single_keys_win():
+    one = composed("algo=dapo", "actor_rollout_ref.actor.clip_ratio_high=0.3")
+    other = resolve(
+        compose_config(parse_line(["actor_rollout_ref.actor.clip_ratio_high=0.3", "hardware=cpu", "algo=dapo", *BASE]))
+    )
+    assert one == other
+    assert one.actor_rollout_ref.actor.clip_ratio_high == 0.3
+
+
+@pytest.mark.parametrize(("hardware", "interval"), [(["hardware=cpu"], 0.1), ([], None)])
+def test_poll_interval_is_short_on_the_cpu_and_verls_elsewhere(hardware, interval):
+    config = resolve(compose_config(parse_line(["algo=grpo", "task=arithmetic", *hardware])))
+    assert config.algorithm.gsd.poll_interval == interval
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["algo=nope"], r"algo=nope: no such choice\. Write algo= one of dapo \| dr_grpo \| grpo \| gspo"),
+        (["algo=grpo", "task=nope"], r"task=nope: no such choice\. Write task= one of arithmetic"),
+        (["algo=_base"], r"algo=_base: no such choice"),
+        ([], r"algo is missing\. Add algo= one of"),
+        (["algo=grpo", "train"], r"'train' is not KEY=VALUE"),
+    ],
+)
+def test_wrong_words_are_refused_with_what_to_write(words, message):
+    with pytest.raises(ConfigError, match=message):
+        parse_line([*BASE, *words])
+
+
+def test_unknown_keys_are_refused_by_name():
+    with pytest.raises(ConfigError, match=r"(?s)learning_rate.*\+KEY=VALUE"):
+        composed("algo=grpo", "actor_rollout_ref.actor.optim.learning_rate=1")
+
+
+def test_the_cache_follows_its_variable(monkeypatch, tmp_path):
+    monkeypatch.setenv("VERL_GSD_CACHE", str(tmp_path))
+    assert composed("algo=grpo").actor_rollout_ref.model.path == f"{tmp_path}/arithmetic/model"
+
+
+def test_a_written_config_reads_back_equal(tmp_path):
+    config = composed("algo=grpo")
+    write_yaml(config, tmp_path / "config.yaml")
+    assert OmegaConf.load(tmp_path / "config.yaml") == config
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]

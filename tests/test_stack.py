@@ -1,0 +1,182 @@
+"""Training on the real stack: verl, Ray and vLLM, nothing replaced. Runs are shared, since a start costs minutes."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from verl_gsd.evaluation.intervals import wilson
+from verl_gsd.rundir import RunDirectory, read_metrics
+
+pytestmark = pytest.mark.stack
+
+BINARIES = Path(sys.executable).parent
+TASK = Path(os.environ["VERL_GSD_CACHE"]) / "arithmetic"
+
+
+def verl_gsd(*words, **kwargs):
+    return subprocess.run([BINARIES / "verl-gsd", *words], capture_output=True, text=True, **kwargs)
+
+
+def metrics(run, attempt):
+    return dict(read_metrics(RunDirectory(run).metrics(attempt)))
+
+
+def weights(checkpoint, rank_count):
+    """Every shard of a checkpoint's model, as whole local tensors."""
+    shards = []
+    for rank in range(rank_count):
+        file = checkpoint / "actor" / f"model_world_size_{rank_count}_rank_{rank}.pt"
+        state = torch.load(file, weights_only=False)  # ours: written by the run above
+        shards.append({name: getattr(value, "_local_tensor", value) for name, value in state.items()})
+    return shards
+
+
+def ray_processes():
+    return {
+        process.pid for process in psutil.process_iter(["name"]) if process.info["name"] in ("raylet", "gcs_server")
+    }
+
+
+@pytest.fixture(scope="module")
+def task():
+    done = verl_gsd("prepare", "arithmetic")
+    assert done.returncode == 0, done.stderr
+    return TASK
+
+
+@pytest.fixture(scope="module")
+def grpo(task, tmp_path_factory):
+    """GRPO with two data-parallel workers, a KL reference model and TensorBoard; then resumed for two steps more."""
+    run = tmp_path_factory.mktemp("grpo") / "run"
+    before = ray_processes()
+    first = verl_gsd(
+        "train",
+        "algo=grpo",
+        "task=arithmetic",
+        "hardware=cpu",
+        "logger=tensorboard",
+        f"trainer.default_local_dir={run}",
+        "trainer.n_gpus_per_node=2",
+        "actor_rollout_ref.actor.use_kl_loss=true",
+        "trainer.total_training_steps=40",
+        "trainer.save_freq=20",
+        "trainer.test_freq=40",
+    )
+    assert first.returncode == 0, first.stdout + first.stderr
+    left = ray_processes() - before
+    second = verl_gsd("train", f"resume={run}", "trainer.total_training_steps=42")
+    assert second.returncode == 0, second.stdout + second.stderr
+    return run, first, second, left
+
+
+def test_held_out_accuracy_rises_by_more_than_its_intervals(grpo):
+    run, first, _, _ = grpo
+    seen = metrics(run, 1)
+    before, after = (seen[step]["val-core/arithmetic/acc/mean@1"] for step in (0, 40))
+    n = 1024
+    assert wilson(round(after * n), n).low > wilson(round(before * n), n).high
+    table = re.sub(r"\s+", " ", first.stdout)
+    assert f"{before:.3f} [" in table and f"{after:.3f} [" in table and "steps │ 40" in table.replace("|", "│")
+
+
+def test_two_workers_trained_and_their_weights_changed(grpo):
+    run, *_ = grpo
+    early, late = (weights(run / f"global_step_{step}", rank_count=2) for step in (20, 40))
+    for rank in range(2):
+        assert early[rank].keys() == late[rank].keys()
+        assert sum(not torch.equal(early[rank][name], late[rank][name]) for name in early[rank]) > 10
+
+
+def test_the_reference_model_measures_a_divergence_that_grows_from_zero(grpo):
+    run, *_ = grpo
+    seen = metrics(run, 1)
+    assert seen[1]["actor/kl_loss"] == pytest.approx(0, abs=1e-5)
+    assert seen[40]["actor/kl_loss"] > 1e-3
+
+
+def test_a_resumed_run_goes_on_where_the_checkpoint_stands(grpo):
+    run, *_ = grpo
+    assert sorted(metrics(run, 2)) == [40, 41, 42]
+    carried, restored = metrics(run, 1)[40], metrics(run, 2)[40]
+    # Another sample from the same weights: equal within the noise of two samples, and far from where the run began.
+    accuracy = "val-core/arithmetic/acc/mean@1"
+    assert restored[accuracy] == pytest.approx(carried[accuracy], abs=0.06)
+    assert metrics(run, 2)[41]["actor/kl_loss"] > 1e-3, "the reference is the first model, not the checkpoint"
+    assert RunDirectory(run).latest_checkpoint() == 42
+    assert sorted(metrics(run, 1)) == list(range(41)), "the first attempt's metrics are untouched"
+
+
+def test_tensorboard_has_the_same_scalars(grpo):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run, *_ = grpo
+    events = EventAccumulator(str(RunDirectory(run).tensorboard)).Reload()
+    logged = {event.step: event.value for event in events.Scalars("critic/score/mean")}
+    assert logged[7] == pytest.approx(metrics(run, 1)[7]["critic/score/mean"])
+
+
+def test_a_finished_run_leaves_no_ray_process(grpo):
+    *_, left = grpo
+    assert left == set()
+
+
+def test_a_used_run_directory_is_not_gone_on_with_in_silence(grpo):
+    run, *_ = grpo
+    again = verl_gsd("train", "algo=grpo", "task=arithmetic", "hardware=cpu", f"trainer.default_local_dir={run}")
+    assert again.returncode == 2 and f"resume={run}" in re.sub(r"\s", "", again.stderr)
+
+
+def test_verls_own_main_ppo_runs_dapo_and_evicts_silent_groups(task, tmp_path):
+    """One flag on an existing launch script: no command of ours is involved."""
+    environment = os.environ | {"VERL_GSD_CPU": "1", "VERL_FILE_LOGGER_PATH": str(tmp_path / "metrics.jsonl")}
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "verl.trainer.main_ppo"),
+            *("+algo=dapo", "+task=arithmetic", "+hardware=cpu", "+logger=console"),
+            *(f"trainer.default_local_dir={tmp_path}/run", f"hydra.run.dir={tmp_path}/hydra"),
+            *("data.train_batch_size=8", "trainer.total_training_steps=3", "trainer.save_freq=-1"),
+            *("trainer.val_before_train=false", "trainer.test_freq=-1"),
+        ],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+    seen = dict(read_metrics(tmp_path / "metrics.jsonl"))
+    assert sorted(seen) == [1, 2, 3]
+    assert sum(data.get("training/filter_groups/evicted_samples", 0) for data in seen.values()) > 0
+    for data in seen.values():  # what is left disagrees: neither all right nor all wrong in any group
+        assert 1 / 8 <= data["critic/score/mean"] <= 7 / 8
+
+
+def test_solve_rates_spread_as_group_relative_training_needs(task):
+    """16 samples at temperature 1 for each of 512 prompts of the training set."""
+    import pyarrow.parquet as pq
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from verl_gsd.tasks.arithmetic import compute_score
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(task / "model")
+    tokenizer = AutoTokenizer.from_pretrained(task / "model")
+    tokenizer.padding_side = "left"
+    rows = pq.read_table(task / "train.parquet").to_pylist()[:512]
+    text = [tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=False) for row in rows]
+    batch = tokenizer(text, return_tensors="pt", padding=True, add_special_tokens=False)
+    tokens = model.generate(
+        **batch, do_sample=True, temperature=1.0, top_k=0, max_new_tokens=4, num_return_sequences=16
+    )
+    answers = tokenizer.batch_decode(tokens[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+    truth = [row["reward_model"]["ground_truth"] for row in rows for _ in range(16)]
+    right = [compute_score("arithmetic", answer, wanted)["acc"] for answer, wanted in zip(answers, truth, strict=True)]
+    rates = torch.tensor(right).view(-1, 16).mean(dim=1)
+    assert 0.3 <= rates.mean() <= 0.6
+    assert (rates < 0.1).float().mean() >= 0.15
+    assert (rates > 0.9).float().mean() >= 0.15

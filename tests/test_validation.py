@@ -1,0 +1,98 @@
+"""Every mistake the launcher can see before Ray starts names its key, its value and what to write."""
+
+import collections
+import os
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from verl_gsd.trainer import validation
+from verl_gsd.trainer.config import ConfigError, compose_config, parse_line, resolve
+
+
+def check(task, *words):
+    line = parse_line(["algo=grpo", "task=arithmetic", "hardware=cpu", f"task.directory={task}", *words])
+    validation.validate(resolve(compose_config(line)), line)
+
+
+def test_a_right_line_passes(tiny_task):
+    check(tiny_task)
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("actor_rollout_ref.model.path=/no/model", r"actor_rollout_ref\.model\.path=/no/model: no model there"),
+        ("data.train_files=/no/train.parquet", r"data\.train_files=/no/train\.parquet: no such file"),
+        ("trainer.use_v1=false", r"trainer\.use_v1=false.*Leave it true"),
+        ("+algorithm.gsd.alhpa=0.5", r"algorithm\.gsd\.alhpa: no such key\. Keys are poll_interval"),
+        ("algorithm.gsd.poll_interval=0", r"algorithm\.gsd\.poll_interval=0: write a number of seconds above 0"),
+        (
+            "+ray_kwargs.ray_init.runtime_env.env_vars.WANDB_API_KEY=x",
+            r"WANDB_API_KEY: looks like a secret",
+        ),
+        ("trainer.project_name=hf_abcdefghijklmnopqrstuv", r"trainer\.project_name: looks like a secret"),
+        ("actor_rollout_ref.actor.clip_ratio=0.3", r"clip_ratio=0\.3 does nothing: clip_ratio_low and clip_ratio_high"),
+        ("actor_rollout_ref.actor.kl_loss_coef=0.1", r"kl_loss_coef=0\.1 does nothing: .*use_kl_loss is false"),
+        ("algorithm.filter_groups.metric=acc", r"filter_groups\.metric=acc does nothing: .*enable is false"),
+        ("algorithm.lam=0.9", r"algorithm\.lam=0\.9 does nothing: only the estimator gae"),
+        ("critic.optim.lr=1", r"critic\.optim\.lr=1 does nothing: the estimator needs no critic"),
+        ("actor_rollout_ref.actor.loss_scale_factor=8", r"loss_scale_factor=8 does nothing: only loss_agg_mode"),
+    ],
+)
+def test_a_mistake_is_named_with_its_remedy(tiny_task, word, message):
+    with pytest.raises(ConfigError, match=message):
+        check(tiny_task, word)
+
+
+def test_idle_keys_are_fine_where_they_work(tiny_task):
+    check(tiny_task, "actor_rollout_ref.actor.use_kl_loss=true", "actor_rollout_ref.actor.kl_loss_coef=0.1")
+    check(tiny_task, "algorithm.filter_groups.enable=true", "algorithm.filter_groups.metric=acc")
+    check(tiny_task, "algorithm.filter_groups.enable=false")
+
+
+def test_poll_interval_does_nothing_under_a_stock_mode(tiny_task):
+    with pytest.raises(ConfigError, match=r"poll_interval=1 does nothing: .*trainer_mode=gsd_sync"):
+        check(tiny_task, "trainer.v1.trainer_mode=sync", "algorithm.gsd.poll_interval=1")
+
+
+def test_all_mistakes_are_listed_at_once(tiny_task):
+    with pytest.raises(ConfigError) as error:
+        check(tiny_task, "algorithm.lam=0.9", "data.val_files=/no/test.parquet")
+    assert len(str(error.value).splitlines()) == 2
+
+
+def test_missing_columns_are_named(tiny_task, tmp_path):
+    pq.write_table(pa.table({"prompt": ["x"], "answer": ["y"]}), tmp_path / "mine.parquet")
+    with pytest.raises(ConfigError, match=r"mine\.parquet: no column data_source, reward_model"):
+        check(tiny_task, f"data.train_files={tmp_path}/mine.parquet")
+
+
+def test_no_accelerator_and_no_hardware_cpu(tiny_task, monkeypatch):
+    import torch
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    line = parse_line(["algo=grpo", "task=arithmetic", f"task.directory={tiny_task}"])
+    with pytest.raises(ConfigError, match=r"trainer\.device=cuda: no accelerator.*Add hardware=cpu"):
+        validation.validate(resolve(compose_config(line)), line)
+
+
+@pytest.mark.parametrize(
+    ("free", "message"), [(1 << 20, "0.00 GiB free, at least 1 is needed"), (2 << 30, "the disk is 98% full")]
+)
+def test_a_full_disk_is_seen(tiny_task, monkeypatch, free, message):
+    usage = collections.namedtuple("usage", "total used free")
+    monkeypatch.setattr(validation.shutil, "disk_usage", lambda place: usage(100 << 30, 0, free))
+    with pytest.raises(ConfigError, match=rf"trainer\.default_local_dir=.*{message}"):
+        check(tiny_task)
+
+
+def test_no_secret_is_seen_in_an_ordinary_config(tiny_task):
+    """verl's own keys end in _key, _token and the like: none may be taken for a secret."""
+    os.environ["WANDB_API_KEY"] = "not-in-the-config"
+    try:
+        check(tiny_task, "logger=wandb")
+    finally:
+        del os.environ["WANDB_API_KEY"]

@@ -1,0 +1,29 @@
+"""``verl-gsd doctor``: is this machine ready, and if not, what to do about it."""
+
+from __future__ import annotations
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from verl_gsd.cli.console import out
+
+_COLOUR = {"ok": "green", "warn": "yellow", "fail": "red"}
+
+
+def doctor() -> None:
+    """Check versions, vLLM, accelerators, disk, memory, and the plugin here and in a Ray worker."""
+    from verl_gsd.trainer.findings import findings
+
+    table = Table(title="verl-gsd doctor", title_justify="left")
+    for column in ("", "what", "seen", "remedy"):
+        table.add_column(column, overflow="fold")
+    faults = 0
+    with out.status("looking (starts Ray once, about half a minute)"):
+        for finding in findings():
+            faults += finding.state == "fail"
+            state = f"[{_COLOUR[finding.state]}]{finding.state}[/]"
+            table.add_row(state, finding.name, escape(finding.seen), escape(finding.remedy))
+    out.print(table)
+    if faults:
+        raise typer.Exit(1)
