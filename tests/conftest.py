@@ -11,10 +11,10 @@ os.environ["VERL_GSD_CPU"] = "1"
 os.environ.setdefault("VERL_GSD_CACHE", str(Path.home() / ".cache" / "verl_gsd"))
 
 
-@pytest.fixture
-def tiny_task(tmp_path):
+@pytest.fixture(scope="session")
+def tiny_task(tmp_path_factory):
     """The embedded task with two steps of warm start: right files, a policy that knows nothing."""
     from verl_gsd.tasks import embedded
 
     specification = embedded.Specification(train_per_level=4, test_per_level=1, warm_start_steps=2)
-    return embedded.ensure(tmp_path / "task", specification)
+    return embedded.ensure(tmp_path_factory.mktemp("tiny") / "task", specification)

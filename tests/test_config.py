@@ -81,7 +81,7 @@ def test_wrong_words_are_refused_with_what_to_write(words, message):
 
 
 def test_unknown_keys_are_refused_by_name():
-    with pytest.raises(ConfigError, match=r"(?s)learning_rate.*\+KEY=VALUE"):
+    with pytest.raises(ConfigError, match=r"(?s)override '.*learning_rate'.*use \+actor"):
         composed("algo=grpo", "actor_rollout_ref.actor.optim.learning_rate=1")
 
 
@@ -95,3 +95,16 @@ def test_a_written_config_reads_back_equal(tmp_path):
     write_yaml(config, tmp_path / "config.yaml")
     assert OmegaConf.load(tmp_path / "config.yaml") == config
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+
+
+def test_any_hydra_application_lists_the_choices():
+    """What ``python -m verl.trainer.main_ppo +algo=nope`` meets: the groups are in Hydra's own store."""
+    from hydra import compose, initialize_config_module
+    from hydra.errors import MissingConfigException
+
+    groups.store_groups()
+    with (
+        initialize_config_module("verl.trainer.config", version_base=None),
+        pytest.raises(MissingConfigException, match=r"(?s)algo/nope.*dapo.*dr_grpo.*grpo.*gspo"),
+    ):
+        compose("ppo_trainer", overrides=["+algo=nope"])

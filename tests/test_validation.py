@@ -96,3 +96,9 @@ def test_no_secret_is_seen_in_an_ordinary_config(tiny_task):
         check(tiny_task, "logger=wandb")
     finally:
         del os.environ["WANDB_API_KEY"]
+
+
+def test_the_embedded_task_need_not_be_there_yet_but_files_beside_it_must(tmp_path):
+    check(tmp_path / "not_made_yet")
+    with pytest.raises(ConfigError, match=r"data\.val_files=.*/other\.parquet: no such file"):
+        check(tmp_path / "not_made_yet", f"data.val_files={tmp_path}/other.parquet")

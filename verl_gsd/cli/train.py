@@ -37,7 +37,6 @@ def train(
 
     try:
         line, config = _compose(words)
-        _make_task(config, only_look=dry_run)
         from verl_gsd.trainer.validation import validate, validate_with_verl
 
         validate(config, line)
@@ -51,6 +50,7 @@ def train(
 
         print(OmegaConf.to_yaml(config), end="")
         return
+    _make_task(config)
     _run(config, line)
 
 
@@ -104,9 +104,9 @@ def _resumed(line: Line) -> Line:
     return parse_line([*stored, *line.words_given, f"resume={run.path}"])
 
 
-def _make_task(config: DictConfig, *, only_look: bool) -> None:
+def _make_task(config: DictConfig) -> None:
     """The embedded task is made on first use; every other task is expected to be there."""
-    if config.get("task", {}).get("name") != "arithmetic" or only_look:
+    if config.get("task", {}).get("name") != "arithmetic":
         return
     from verl_gsd.cli.prepare import ensure_with_progress
 

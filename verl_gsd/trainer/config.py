@@ -96,9 +96,7 @@ def compose_config(line: Line) -> DictConfig:
         with initialize_config_module(VERL_CONFIG_MODULE, version_base=None):
             return compose(VERL_CONFIG_NAME, overrides=words)
     except (HydraException, OmegaConfBaseException) as error:
-        reason = str(error).strip()
-        hint = " To add a key that verl's config does not list, write +KEY=VALUE." if "not in struct" in reason else ""
-        raise ConfigError(f"{reason}{hint}") from error
+        raise ConfigError(str(error).strip()) from error
 
 
 def resolve(config: DictConfig) -> DictConfig:
