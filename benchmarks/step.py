@@ -2,9 +2,9 @@
 
     .venv/bin/python benchmarks/step.py --steps 12 --rows 64
 
-Each mode trains the embedded task from the same model with the same seeds; what differs is how often the replay buffer
-is looked at (verl's 2 s against 0.1 s). Prints the median, minimum and maximum of verl's own step timer, the first three
-steps left out (kernels warm up), and the ratio of the medians; writes them as JSON with the machine described.
+Each mode trains the embedded task from the same model with the same seeds; what differs is how often the replay
+buffer is looked at (verl's 2 s against 0.1 s). Prints the median, minimum and maximum of verl's own step timer, the
+first three steps left out (kernels warm up), and the ratio of the medians; writes them as JSON with the machine.
 """
 
 from __future__ import annotations
@@ -57,9 +57,8 @@ def main(
         "ratio": medians["gsd_sync"] / medians["sync"],
     }
     for mode, values in seconds.items():
-        print(
-            f"{mode:9} median {medians[mode]:.2f} s  min {min(values):.2f}  max {max(values):.2f}  ({len(values)} steps)"
-        )
+        spread = f"min {min(values):.2f}  max {max(values):.2f}  ({len(values)} steps)"
+        print(f"{mode:9} median {medians[mode]:.2f} s  {spread}")
     print(f"gsd_sync / sync = {result['ratio']:.2f}")
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(result, indent=2) + "\n")
