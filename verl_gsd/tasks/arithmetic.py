@@ -47,14 +47,14 @@ class Problem:
 
 
 LEVELS = (
-    Level("add_3", 3, mixed=False, share=5, passes=0.0),
-    Level("add_4", 4, mixed=False, share=4, passes=0.0),
-    Level("add_5", 5, mixed=False, share=3, passes=0.0),
+    Level("add_3", 3, mixed=False, share=6, passes=0.0),
+    Level("add_4", 4, mixed=False, share=5, passes=0.0),
+    Level("add_5", 5, mixed=False, share=3, passes=0.4),
     Level("add_6", 6, mixed=False, share=2, passes=0.4),
-    Level("add_7", 7, mixed=False, share=1, passes=0.6),
-    Level("add_8", 8, mixed=False, share=1, passes=0.8),
-    Level("mixed_3", 3, mixed=True, share=1, passes=0.7),
-    Level("mixed_4", 4, mixed=True, share=1, passes=0.7),
+    Level("add_7", 7, mixed=False, share=1, passes=0.5),
+    Level("add_8", 8, mixed=False, share=1, passes=0.5),
+    Level("mixed_3", 3, mixed=True, share=0.5, passes=0.8),
+    Level("mixed_4", 4, mixed=True, share=0.5, passes=0.8),
 )
 
 
