@@ -18,9 +18,10 @@ stamp="$extras $(cksum <"$root/pyproject.toml")"
 if [ "$(cat "$root/.venv/.stamp" 2>/dev/null)" != "$stamp" ]; then
   # Where a folder or page of wheels is offered, the CPU build of torch comes from there; elsewhere from PyTorch's own CPU
   # index (https://download.pytorch.org/whl/cpu), which --torch-backend uses for torch alone.
-  if [ -n "${PIP_FIND_LINKS:-}" ]; then
+  links=${PIP_FIND_LINKS:-$("$root/.venv/bin/python" -m pip config get global.find-links 2>/dev/null || true)}
+  if [ -n "$links" ]; then
     source_of_torch=()
-    export UV_FIND_LINKS=$PIP_FIND_LINKS
+    export UV_FIND_LINKS=$links
   else
     source_of_torch=(--torch-backend cpu)
   fi
