@@ -14,6 +14,8 @@ from verl_gsd.evaluation.intervals import wilson
 from verl_gsd.rundir import RunDirectory, read_metrics
 
 pytestmark = pytest.mark.stack
+# Training runs wait behind --full until they have been seen green on this task: a start takes some four minutes here.
+drill = pytest.mark.drill
 
 BINARIES = Path(sys.executable).parent
 TASK = Path(os.environ["VERL_GSD_CACHE"]) / "arithmetic"
@@ -75,6 +77,7 @@ def grpo(task, tmp_path_factory):
     return run, first, second, left
 
 
+@drill
 def test_held_out_accuracy_rises_by_more_than_its_intervals(grpo):
     run, first, _, _ = grpo
     seen = metrics(run, 1)
@@ -85,6 +88,7 @@ def test_held_out_accuracy_rises_by_more_than_its_intervals(grpo):
     assert f"{before:.3f} [" in table and f"{after:.3f} [" in table and "steps │ 40" in table.replace("|", "│")
 
 
+@drill
 def test_two_workers_trained_and_their_weights_changed(grpo):
     run, *_ = grpo
     early, late = (weights(run / f"global_step_{step}", rank_count=2) for step in (20, 40))
@@ -93,6 +97,7 @@ def test_two_workers_trained_and_their_weights_changed(grpo):
         assert sum(not torch.equal(early[rank][name], late[rank][name]) for name in early[rank]) > 10
 
 
+@drill
 def test_the_reference_model_measures_a_divergence_that_grows_from_zero(grpo):
     run, *_ = grpo
     seen = metrics(run, 1)
@@ -100,6 +105,7 @@ def test_the_reference_model_measures_a_divergence_that_grows_from_zero(grpo):
     assert seen[40]["actor/kl_loss"] > 1e-3
 
 
+@drill
 def test_a_resumed_run_goes_on_where_the_checkpoint_stands(grpo):
     run, *_ = grpo
     assert sorted(metrics(run, 2)) == [40, 41, 42]
@@ -112,6 +118,7 @@ def test_a_resumed_run_goes_on_where_the_checkpoint_stands(grpo):
     assert sorted(metrics(run, 1)) == list(range(41)), "the first attempt's metrics are untouched"
 
 
+@drill
 def test_tensorboard_has_the_same_scalars(grpo):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -121,17 +128,20 @@ def test_tensorboard_has_the_same_scalars(grpo):
     assert logged[7] == pytest.approx(metrics(run, 1)[7]["critic/score/mean"])
 
 
+@drill
 def test_a_finished_run_leaves_no_ray_process(grpo):
     *_, left = grpo
     assert left == set()
 
 
+@drill
 def test_a_used_run_directory_is_not_gone_on_with_in_silence(grpo):
     run, *_ = grpo
     again = verl_gsd("train", "algo=grpo", "task=arithmetic", "hardware=cpu", f"trainer.default_local_dir={run}")
     assert again.returncode == 2 and f"resume={run}" in re.sub(r"\s", "", again.stderr)
 
 
+@drill
 def test_verls_own_main_ppo_runs_dapo_and_evicts_silent_groups(task, tmp_path):
     """One flag on an existing launch script: no command of ours is involved."""
     environment = os.environ | {"VERL_GSD_CPU": "1", "VERL_FILE_LOGGER_PATH": str(tmp_path / "metrics.jsonl")}
