@@ -158,7 +158,7 @@ def test_verls_own_main_ppo_runs_dapo_and_evicts_silent_groups(task, tmp_path):
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, done.stdout[-4000:]
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     seen = dict(read_metrics(tmp_path / "metrics.jsonl"))
     assert sorted(seen) == [1, 2, 3]
     assert sum(data.get("training/filter_groups/evicted_samples", 0) for data in seen.values()) > 0

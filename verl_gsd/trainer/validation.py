@@ -136,7 +136,12 @@ _IDLE_KEYS = (
         "only the estimators grpo and grpo_vectorized read it",
     ),
     _Idle(
-        "algorithm.filter_groups",
+        "algorithm.filter_groups.metric",
+        lambda c: not c.algorithm.filter_groups.enable,
+        "algorithm.filter_groups.enable is false",
+    ),
+    _Idle(
+        "algorithm.filter_groups.max_inflight_gen_batches",
         lambda c: not c.algorithm.filter_groups.enable,
         "algorithm.filter_groups.enable is false",
     ),
@@ -177,8 +182,6 @@ def _keys_have_effect(config: DictConfig, line: Line) -> Iterator[str]:
     for key in line.keys:
         for idle in _IDLE_KEYS:
             if (key == idle.prefix or key.startswith(idle.prefix + ".")) and idle.idle(config):
-                if key == "algorithm.filter_groups.enable":
-                    continue
                 yield f"{key}={OmegaConf.select(config, key)} does nothing: {idle.because}."
                 break
 
