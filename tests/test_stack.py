@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -12,10 +13,9 @@ import torch
 
 from verl_gsd.evaluation.intervals import wilson
 from verl_gsd.rundir import RunDirectory, read_metrics
+from verl_gsd.trainer.forkserver import workers_forked
 
 pytestmark = pytest.mark.stack
-# Training runs wait behind --full until they have been seen green on this task: a start takes some four minutes here.
-drill = pytest.mark.drill
 
 BINARIES = Path(sys.executable).parent
 TASK = Path(os.environ["VERL_GSD_CACHE"]) / "arithmetic"
@@ -52,112 +52,100 @@ def task():
     return TASK
 
 
+STEPS = 40
+
+
 @pytest.fixture(scope="module")
 def grpo(task, tmp_path_factory):
     """GRPO with two data-parallel workers, a KL reference model and TensorBoard; then resumed for two steps more."""
     run = tmp_path_factory.mktemp("grpo") / "run"
     before = ray_processes()
     first = verl_gsd(
-        "train",
-        "algo=grpo",
-        "task=arithmetic",
-        "hardware=cpu",
-        "logger=tensorboard",
-        f"trainer.default_local_dir={run}",
-        "trainer.n_gpus_per_node=2",
-        "actor_rollout_ref.actor.use_kl_loss=true",
-        "trainer.total_training_steps=40",
-        "trainer.save_freq=20",
-        "trainer.test_freq=40",
+        *("train", "algo=grpo", "task=arithmetic", "hardware=cpu", "logger=tensorboard"),
+        *(f"trainer.default_local_dir={run}", "trainer.n_gpus_per_node=2"),
+        *("actor_rollout_ref.actor.use_kl_loss=true", f"trainer.total_training_steps={STEPS}"),
+        *("trainer.save_freq=20", f"trainer.test_freq={STEPS}"),
     )
     assert first.returncode == 0, first.stdout + first.stderr
     left = ray_processes() - before
-    second = verl_gsd("train", f"resume={run}", "trainer.total_training_steps=42")
-    assert second.returncode == 0, second.stdout + second.stderr
-    return run, first, second, left
+    resumed = verl_gsd("train", f"resume={run}", f"trainer.total_training_steps={STEPS + 2}")
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    return SimpleNamespace(run=run, printed=first.stdout, left=left)
 
 
-@drill
 def test_held_out_accuracy_rises_by_more_than_its_intervals(grpo):
-    run, first, _, _ = grpo
+    run = grpo.run
     seen = metrics(run, 1)
-    before, after = (seen[step]["val-core/arithmetic/acc/mean@1"] for step in (0, 40))
+    before, after = (seen[step]["val-core/arithmetic/acc/mean@1"] for step in (0, STEPS))
     n = 1024
     assert wilson(round(after * n), n).low > wilson(round(before * n), n).high
-    table = re.sub(r"\s+", " ", first.stdout)
-    assert f"{before:.3f} [" in table and f"{after:.3f} [" in table and "steps │ 40" in table.replace("|", "│")
+    table = re.sub(r"\s+", " ", grpo.printed)
+    assert f"{before:.3f} [" in table and f"{after:.3f} [" in table and f"steps │ {STEPS}" in table.replace("|", "│")
 
 
-@drill
 def test_two_workers_trained_and_their_weights_changed(grpo):
-    run, *_ = grpo
-    early, late = (weights(run / f"global_step_{step}", rank_count=2) for step in (20, 40))
+    run = grpo.run
+    early, late = (weights(run / f"global_step_{step}", rank_count=2) for step in (20, STEPS))
     for rank in range(2):
         assert early[rank].keys() == late[rank].keys()
         assert sum(not torch.equal(early[rank][name], late[rank][name]) for name in early[rank]) > 10
 
 
-@drill
 def test_the_reference_model_measures_a_divergence_that_grows_from_zero(grpo):
-    run, *_ = grpo
+    run = grpo.run
     seen = metrics(run, 1)
     assert seen[1]["actor/kl_loss"] == pytest.approx(0, abs=1e-5)
-    assert seen[40]["actor/kl_loss"] > 1e-3
+    assert seen[STEPS]["actor/kl_loss"] > 1e-3
 
 
-@drill
 def test_a_resumed_run_goes_on_where_the_checkpoint_stands(grpo):
-    run, *_ = grpo
-    assert sorted(metrics(run, 2)) == [40, 41, 42]
-    carried, restored = metrics(run, 1)[40], metrics(run, 2)[40]
+    run = grpo.run
+    assert sorted(metrics(run, 2)) == [STEPS, STEPS + 1, STEPS + 2]
+    carried, restored = metrics(run, 1)[STEPS], metrics(run, 2)[STEPS]
     # Another sample from the same weights: equal within the noise of two samples, and far from where the run began.
     accuracy = "val-core/arithmetic/acc/mean@1"
     assert restored[accuracy] == pytest.approx(carried[accuracy], abs=0.06)
-    assert metrics(run, 2)[41]["actor/kl_loss"] > 1e-3, "the reference is the first model, not the checkpoint"
-    assert RunDirectory(run).latest_checkpoint() == 42
-    assert sorted(metrics(run, 1)) == list(range(41)), "the first attempt's metrics are untouched"
+    assert metrics(run, 2)[STEPS + 1]["actor/kl_loss"] > 1e-3, "the reference is the first model, not the checkpoint"
+    assert RunDirectory(run).latest_checkpoint() == STEPS + 2
+    assert sorted(metrics(run, 1)) == list(range(STEPS + 1)), "the first attempt's metrics are untouched"
 
 
-@drill
 def test_tensorboard_has_the_same_scalars(grpo):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run, *_ = grpo
+    run = grpo.run
     events = EventAccumulator(str(RunDirectory(run).tensorboard)).Reload()
     logged = {event.step: event.value for event in events.Scalars("critic/score/mean")}
     assert logged[7] == pytest.approx(metrics(run, 1)[7]["critic/score/mean"])
 
 
-@drill
 def test_a_finished_run_leaves_no_ray_process(grpo):
-    *_, left = grpo
-    assert left == set()
+    assert grpo.left == set()
 
 
-@drill
 def test_a_used_run_directory_is_not_gone_on_with_in_silence(grpo):
-    run, *_ = grpo
+    run = grpo.run
     again = verl_gsd("train", "algo=grpo", "task=arithmetic", "hardware=cpu", f"trainer.default_local_dir={run}")
     assert again.returncode == 2 and f"resume={run}" in re.sub(r"\s", "", again.stderr)
 
 
-@drill
 def test_verls_own_main_ppo_runs_dapo_and_evicts_silent_groups(task, tmp_path):
-    """One flag on an existing launch script: no command of ours is involved."""
-    environment = os.environ | {"VERL_GSD_CPU": "1", "VERL_FILE_LOGGER_PATH": str(tmp_path / "metrics.jsonl")}
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "verl.trainer.main_ppo"),
-            *("+algo=dapo", "+task=arithmetic", "+hardware=cpu", "+logger=console"),
-            *(f"trainer.default_local_dir={tmp_path}/run", f"hydra.run.dir={tmp_path}/hydra"),
-            *("data.train_batch_size=8", "trainer.total_training_steps=3", "trainer.save_freq=-1"),
-            *("trainer.val_before_train=false", "trainer.test_freq=-1"),
-        ],
-        env=environment,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
+    """One flag on an existing launch script; that the workers are forks makes it start in half the time."""
+    with workers_forked() as command:
+        done = subprocess.run(
+            [
+                *(sys.executable, "-m", "verl.trainer.main_ppo"),
+                *("+algo=dapo", "+task=arithmetic", "+hardware=cpu", "+logger=console"),
+                *(f"trainer.default_local_dir={tmp_path}/run", f"hydra.run.dir={tmp_path}/hydra"),
+                *("data.train_batch_size=8", "trainer.total_training_steps=3", "trainer.save_freq=-1"),
+                *("trainer.val_before_train=false", "trainer.test_freq=-1"),
+                f"ray_kwargs.ray_init.runtime_env.py_executable='{command}'",
+            ],
+            env=os.environ | {"VERL_GSD_CPU": "1", "VERL_FILE_LOGGER_PATH": f"{tmp_path}/metrics.jsonl"},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     seen = dict(read_metrics(tmp_path / "metrics.jsonl"))
     assert sorted(seen) == [1, 2, 3]

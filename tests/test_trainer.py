@@ -48,3 +48,18 @@ def test_names_verl_does_not_know_are_refused_before_ray(monkeypatch):
     ):
         with pytest.raises(ConfigError, match=f"(?s){message}"):
             check(word)
+
+
+def test_a_plugin_that_verl_did_not_load_is_told_apart_from_one_that_raised(monkeypatch):
+    """verl swallows what a plugin raises; our keys would then mean nothing in any worker."""
+    import sys
+
+    from verl_gsd.trainer import validation
+
+    monkeypatch.delitem(sys.modules, validation.PLUGIN)
+    monkeypatch.setenv("VERL_USE_EXTERNAL_PLUGINS", "none")
+    assert "did not load verl_gsd.trainer.plugin (VERL_USE_EXTERNAL_PLUGINS=none)" in next(validation._plugin_absent())
+
+    monkeypatch.delitem(sys.modules, validation.PLUGIN)
+    monkeypatch.setitem(sys.modules, "wrapt", None)  # as if it were not installed
+    assert "could not load verl_gsd.trainer.plugin: ModuleNotFoundError" in next(validation._plugin_absent())

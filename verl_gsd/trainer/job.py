@@ -5,11 +5,15 @@ What verl's ``main_ppo`` does after composing, on a config that is composed and 
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from verl_gsd.trainer.config import ConfigError
+from verl_gsd.trainer.forkserver import workers_forked
 
 #: Exit code of a run that was refused before Ray started; what the log says after ``REFUSAL`` is the reason.
 REFUSED = 64
@@ -18,19 +22,32 @@ REFUSAL = "verl-gsd refuses this config:"
 
 def main(config_file: str) -> None:
     config = OmegaConf.load(config_file)
+    assert isinstance(config, DictConfig)
     OmegaConf.set_struct(config, True)  # as Hydra hands it to main_ppo
+    with _workers(config):
+        from verl_gsd.trainer.validation import validate_with_verl
 
-    from verl_gsd.trainer.validation import validate_with_verl
+        try:
+            validate_with_verl(config)
+        except ConfigError as error:
+            print(f"{REFUSAL}\n{error}", flush=True)
+            sys.exit(REFUSED)
 
-    try:
-        validate_with_verl(config)
-    except ConfigError as error:
-        print(f"{REFUSAL}\n{error}", flush=True)
-        sys.exit(REFUSED)
+        from verl.trainer.main_ppo import TaskRunnerV1, run_ppo
 
-    from verl.trainer.main_ppo import TaskRunnerV1, run_ppo
+        run_ppo(config, task_runner_class=TaskRunnerV1)
 
-    run_ppo(config, task_runner_class=TaskRunnerV1)
+
+@contextmanager
+def _workers(config: DictConfig) -> Iterator[None]:
+    """On a CPU Ray's workers are forks; elsewhere, or where the user names an interpreter, Ray starts them as ever."""
+    runtime_env = config.ray_kwargs.ray_init.runtime_env
+    if os.environ.get("VERL_GSD_CPU") != "1" or runtime_env.py_executable is not None:
+        yield
+        return
+    with workers_forked() as command:
+        runtime_env.py_executable = command
+        yield
 
 
 if __name__ == "__main__":

@@ -7,9 +7,11 @@ which takes seconds to import, and so runs in the training process, before it st
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +28,7 @@ FULLEST_DISK = 0.95
 
 _SECRET_NAME = re.compile(r"(^|_)(key|token|secret|password|passwd|credentials?)($|_)", re.IGNORECASE)
 _SECRET_VALUE = re.compile(r"\b(hf_|sk-|ghp_|xox[bp]-|AKIA)[A-Za-z0-9_-]{12,}")
+PLUGIN = "verl_gsd.trainer.plugin"
 _REQUIRED_COLUMNS = ("data_source", "prompt", "reward_model")
 
 
@@ -35,8 +38,8 @@ def validate(config: DictConfig, line: Line) -> None:
 
 
 def validate_with_verl(config: DictConfig) -> None:
-    """Raise a ``ConfigError`` for names verl does not know and for what verl's own validation refuses."""
-    _raise(list(_unknown_names(config)) or list(_verl_refuses(config)))
+    """Raise a ``ConfigError`` for a plugin verl did not load, an unknown name, or what its validation refuses."""
+    _raise(list(_plugin_absent()) or list(_unknown_names(config)) or list(_verl_refuses(config)))
 
 
 def _raise(problems: list[str]) -> None:
@@ -211,6 +214,23 @@ CHECKS = (
 
 #: verl's own modes and ours. Asking the registry imports vLLM, so it is asked about other names alone.
 _TRAINER_MODES = ("gsd_sync", "sync", "colocate_async", "separate_async")
+
+
+def _plugin_absent() -> Iterator[str]:
+    """verl loads plugins on import and swallows what they raise: import it once more for its exception to be seen."""
+    importlib.import_module("verl")
+    if PLUGIN in sys.modules:
+        return
+    policy = os.environ.get("VERL_USE_EXTERNAL_PLUGINS", "auto")
+    try:
+        importlib.import_module(PLUGIN)
+    except Exception as error:  # whatever it is, it is what verl hid
+        yield f"verl could not load {PLUGIN}: {type(error).__name__}: {error}"
+    else:
+        yield (
+            f"verl did not load {PLUGIN} (VERL_USE_EXTERNAL_PLUGINS={policy}). Install this package where verl is, and "
+            "leave that variable unset or let it name verl_gsd."
+        )
 
 
 def _unknown_names(config: DictConfig) -> Iterator[str]:

@@ -1,0 +1,124 @@
+"""Ray workers as forks of one process that has imported what they all need.
+
+A run is some ten Python processes, and importing torch and its like takes each of them 10 s and more of a laptop's
+core, mostly one after the other. Here one process imports them once, while the run's config is being checked, and every
+Ray worker is a fork of it: Ray is told (``py_executable`` of its runtime environment) to start ``forkclient.py``, which
+hands the command over. On a CPU alone: a process that has touched CUDA cannot be forked.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+import runpy
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+#: The heavy part of what workers import, Ray and what imports Ray left out: Ray reads the numbers of its job on import,
+#: and its random generator, copied into every fork, would give two workers' tasks the same identifier.
+MODULES = (
+    "torch",
+    "torch._inductor.lowering",
+    "functorch.compile",
+    "tensordict",
+    "transformers",
+    "peft",
+    "datasets",
+    "scipy.signal",
+    "fastapi",
+    "openai",
+)
+
+_CLIENT = Path(__file__).with_name("forkclient.py")
+
+
+@contextmanager
+def workers_forked(modules: Sequence[str] = MODULES) -> Iterator[str]:
+    """Start a server that imports ``modules``, and yield the command that Ray is to start its workers with."""
+    with tempfile.TemporaryDirectory(prefix="verl_gsd_") as folder:
+        path = f"{folder}/workers"  # the folder is this user's alone
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+            listener.bind(path)
+            listener.listen(64)  # before anybody is told the path
+            server = subprocess.Popen(
+                [sys.executable, "-m", __name__, str(listener.fileno()), *modules],
+                pass_fds=[listener.fileno()],
+                env={"OMP_NUM_THREADS": "1"} | os.environ,  # read when torch is imported; trainer/cpu.py says why
+            )
+        try:
+            yield shlex.join([sys.executable, "-I", "-S", str(_CLIENT), path])
+        finally:
+            server.kill()
+            server.wait()
+
+
+@dataclass(frozen=True)
+class _Request:
+    """A worker to become: its command line, environment and folder, and where its standard streams go."""
+
+    command: list[str]
+    environment: dict[str, str]
+    folder: str
+    streams: list[int]
+
+
+def _main(listener: socket.socket, modules: Sequence[str]) -> None:
+    for module in modules:
+        importlib.import_module(module)
+    gc.collect()
+    gc.freeze()  # what is shared stays shared: no collection touches it
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # workers that have ended leave no zombie
+    script, *_ = sys.argv = _serve(listener).command
+    sys.path[0] = str(Path(script).parent)
+    runpy.run_path(script, run_name="__main__")
+
+
+def _serve(listener: socket.socket) -> _Request:
+    """Fork a worker for every connection; returns in the workers alone."""
+    while True:
+        connection, _ = listener.accept()
+        request = _receive(connection)
+        if os.fork() == 0:
+            listener.close()
+            _take_over(request)
+            connection.send(b"!")
+            connection.detach()  # open until this process ends, which is how the client knows
+            return request
+        connection.close()
+        for stream in request.streams:
+            os.close(stream)
+
+
+def _receive(connection: socket.socket) -> _Request:
+    size, streams, _, _ = socket.recv_fds(connection, 8, 2)
+    with connection.makefile("rb") as file:
+        content: dict[str, Any] = json.loads(file.read(int.from_bytes(size, "big")))
+    return _Request(**content, streams=streams)
+
+
+def _take_over(request: _Request) -> None:
+    """Make this fork what the client would have become."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    os.environ.clear()
+    os.environ.update(request.environment)
+    os.chdir(request.folder)
+    for target, stream in zip((1, 2), request.streams, strict=True):
+        os.dup2(stream, target)
+        os.close(stream)
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed()  # or every worker draws the same numbers; Python's own generator reseeds itself
+
+
+if __name__ == "__main__":
+    _main(socket.socket(fileno=int(sys.argv[1])), sys.argv[2:])
