@@ -41,6 +41,12 @@ def test_each_algorithm_sets_what_its_paper_states(algo, expected):
         assert config.algorithm.filter_groups.metric == "acc", "a shaped score would let silent groups through"
 
 
+def test_dr_grpo_divides_by_one_constant_whatever_the_micro_batch():
+    """Left null, verl divides by the longest response of each micro-batch."""
+    actor = composed("algo=dr_grpo", "data.max_response_length=6").actor_rollout_ref.actor
+    assert actor.loss_scale_factor == 6
+
+
 def test_every_choice_of_every_group_composes():
     for algo in groups.choices("algo"):
         for task in groups.choices("task"):
