@@ -3,10 +3,12 @@
 import json
 import os
 import shlex
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from verl_gsd.trainer import forkserver
@@ -30,10 +32,10 @@ def script(tmp_path):
     return path
 
 
-def start(command, script, *arguments, word="", folder=None):
+def start(command, script, *arguments, word="", folder=None, **environment):
     return subprocess.run(
         [*shlex.split(command), script, *arguments],
-        env=os.environ | {"WORD": word},
+        env=os.environ | {"WORD": word} | environment,
         cwd=folder,
         capture_output=True,
         text=True,
@@ -76,14 +78,49 @@ def test_a_server_that_cannot_import_costs_time_and_nothing_else(script, capfd):
 def test_nothing_is_left_of_a_server(script):
     with workers_forked([]) as command:
         parent = json.loads(start(command, script).stdout)["parent"]
-        socket = shlex.split(command)[-1]
-        assert Path(socket).is_socket()
+        path = Path(shlex.split(command)[-1])
+        assert path.is_socket()
     with pytest.raises(ProcessLookupError):
         os.kill(parent, 0)
-    assert not Path(socket).parent.exists()
+    assert not path.parent.exists()
     assert "no fork from" in start(command, script).stderr
 
 
+def test_a_fork_that_would_come_too_late_for_its_environment_starts_as_python(script, tmp_path):
+    """PYTHONPATH and the like are read before a fork could take them over."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "helper.py").write_text("NAME = 'helped'")
+    script.write_text("import os, helper; print(helper.NAME, os.getppid())")
+    with workers_forked([]) as command:
+        done = start(command, script, PYTHONPATH=str(tmp_path / "elsewhere"))
+        again = start(command, script, PYTHONPATH=str(tmp_path / "elsewhere"))
+    with workers_forked([], {"PYTHONPATH": str(tmp_path / "elsewhere")}) as command:
+        forked = [start(command, script, PYTHONPATH=str(tmp_path / "elsewhere")).stdout.split() for _ in range(2)]
+    assert done.stdout.split()[0] == again.stdout.split()[0] == "helped"
+    assert done.stdout.split()[1] == str(os.getpid()), "the client itself became Python"
+    assert forked[0] == forked[1] and forked[0][1] != str(os.getpid()), "the same variable from the start: forks"
+
+
+def test_a_request_that_is_cut_off_costs_that_worker_alone(script):
+    with workers_forked([]) as command:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(shlex.split(command)[-1])
+            socket.send_fds(connection, [(100).to_bytes(8, "big")], [1, 2])
+            connection.sendall(b"{half")
+        assert json.loads(start(command, script).stdout)["parent"] != os.getpid()
+
+
+def test_no_worker_outlives_its_server(tmp_path):
+    script = tmp_path / "worker.py"
+    script.write_text("import os, signal, subprocess, sys\nprint(os.getpid(), flush=True)\nsignal.pause()")
+    with workers_forked([]) as command:
+        client = subprocess.Popen([*shlex.split(command), script], stdout=subprocess.PIPE, text=True)
+        worker = psutil.Process(int(client.stdout.readline()))
+    client.wait()
+    assert not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.stack  # imports them all
 def test_what_is_imported_before_forking_does_not_import_ray():
     """Two forks of a process that has used Ray's random generator give two tasks one identifier, and Ray aborts."""
     code = "import importlib, sys\nfor m in sys.argv[1:]: importlib.import_module(m)\nprint('ray' in sys.modules)"

@@ -43,8 +43,15 @@ def test_summary_takes_first_and_last_validation_and_the_median_step():
     summary = summarise(metrics, {"a": 4, "b/c": 2})
     assert (summary.steps, summary.seconds_per_step) == (3, 3.0)
     a, b = summary.held_out
-    assert (a.source, a.first_step, a.before.value, a.last_step, a.after.value, a.after.n) == ("a", 0, 0.25, 3, 0.75, 4)
-    assert (b.source, b.after.value) == ("b/c", 1.0)
+    assert [(one.step, one.value) for one in a.accuracies] == [(0, 0.25), (3, 0.75)]
+    assert a.accuracies[0].interval == wilson(1, 4) and str(a.accuracies[1]) == f"{wilson(3, 4)} at step 3"
+    assert [(one.step, one.value) for one in b.accuracies] == [(0, 0.5), (3, 1.0)]
+
+
+def test_summary_claims_no_interval_where_the_trials_are_unknown_and_no_change_after_one_validation():
+    metrics = [(0, {"val-core/a/acc/mean@1": 0.25}), (1, {"val-core/a/acc/mean@1": math.nan})]
+    (held_out,) = summarise(metrics, {}).held_out
+    assert [str(one) for one in held_out.accuracies] == ["0.250 at step 0"]
 
 
 def test_summary_of_a_run_that_made_no_step():

@@ -1,15 +1,18 @@
 """Starting a process, watching its metrics, and leaving nothing behind."""
 
 import json
+import math
 import subprocess
 import sys
+from pathlib import Path
 
 import psutil
 import pytest
 from omegaconf import OmegaConf
 
-from verl_gsd.rundir import RunDirectory, read_metrics
+from verl_gsd.rundir import MetricsReader, RunDirectory, read_metrics
 from verl_gsd.trainer import launch
+from verl_gsd.trainer.config import ConfigError
 
 
 def line(step, **data):
@@ -23,6 +26,19 @@ def test_metrics_cut_off_by_a_crash_are_read_up_to_the_last_whole_line(tmp_path)
     assert list(read_metrics(tmp_path / "none.jsonl")) == []
 
 
+def test_a_metrics_file_being_written_gives_every_line_once_and_null_as_nan(tmp_path):
+    reader = MetricsReader(tmp_path / "attempt_1.jsonl")
+    assert list(reader.new()) == []
+    with (tmp_path / "attempt_1.jsonl").open("w") as file:
+        file.write(line(0, a=None) + line(1, a=2.0)[:5])
+        file.flush()
+        ((step, data),) = reader.new()
+        assert step == 0 and math.isnan(data["a"])
+        file.write(line(1, a=2.0)[5:])
+        file.flush()
+        assert list(reader.new()) == [(1, {"a": 2.0})]
+
+
 def test_run_directory_counts_attempts_and_knows_its_checkpoint(tmp_path):
     run = RunDirectory(tmp_path)
     assert (run.attempts(), run.latest_checkpoint()) == ([], None)
@@ -33,33 +49,71 @@ def test_run_directory_counts_attempts_and_knows_its_checkpoint(tmp_path):
     assert (run.attempts(), run.latest_checkpoint()) == ([1, 2, 10], 20)
 
 
-def attempt_in(folder, monkeypatch, **environment):
-    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_DIR", "TENSORBOARD_DIR"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NETRC", str(folder / "netrc"))
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    config = OmegaConf.create(
-        {"trainer": {"default_local_dir": str(folder / "run")}, "ray_kwargs": {"ray_init": {"runtime_env": {}}}}
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    return OmegaConf.create(
+        {"trainer": {"default_local_dir": str(tmp_path / "run")}, "ray_kwargs": {"ray_init": {"runtime_env": {}}}}
     )
-    return config, *launch.new_attempt(config, ["algo=grpo"])
 
 
-def test_a_new_attempt_points_verls_loggers_into_the_run(tmp_path, monkeypatch):
-    config, run, attempt = attempt_in(tmp_path, monkeypatch)
-    environment = config.ray_kwargs.ray_init.runtime_env.env_vars
-    assert str(run.metrics(attempt)) == environment.VERL_FILE_LOGGER_PATH
-    assert str(run.tensorboard) == environment.TENSORBOARD_DIR
-    assert environment.WANDB_MODE == "offline"
-    assert OmegaConf.load(run.config) == config
-    assert OmegaConf.load(run.overrides) == ["algo=grpo"]
+def attempt(config, *overrides, resuming=False):
+    return launch.attempt_in(config, list(overrides), resuming)
 
 
-def test_wandb_goes_online_with_a_key_and_the_key_is_written_nowhere(tmp_path, monkeypatch):
+def test_a_new_attempt_points_verls_loggers_into_the_run(config):
+    with attempt(config, "algo=grpo") as (run, number):
+        environment = config.ray_kwargs.ray_init.runtime_env.env_vars
+        assert str(run.metrics(number)) == environment.VERL_FILE_LOGGER_PATH
+        assert str(run.tensorboard) == environment.TENSORBOARD_DIR
+        assert environment.WANDB_MODE == "offline"
+        assert OmegaConf.load(run.config) == config
+        assert OmegaConf.load(run.overrides) == ["algo=grpo"]
+
+
+def test_wandb_goes_online_with_a_key_and_the_key_is_written_nowhere(config, monkeypatch):
     key = "0123456789abcdef" * 2
-    _, run, _ = attempt_in(tmp_path, monkeypatch, WANDB_API_KEY=key)
-    written = [path.read_text() for path in run.path.rglob("*") if path.is_file()]
+    monkeypatch.setenv("WANDB_API_KEY", key)
+    with attempt(config) as (run, _):
+        written = [path.read_text() for path in run.path.rglob("*") if path.is_file()]
     assert written and not any(key in text or "offline" in text for text in written)
+
+
+def test_what_a_user_set_for_a_logger_stays(config, monkeypatch):
+    monkeypatch.setenv("TENSORBOARD_DIR", "/mine")
+    config.ray_kwargs.ray_init.runtime_env.env_vars = {"WANDB_MODE": "disabled"}
+    with attempt(config):
+        environment = config.ray_kwargs.ray_init.runtime_env.env_vars
+        assert environment.WANDB_MODE == "disabled" and "TENSORBOARD_DIR" not in environment
+
+
+def test_a_refused_attempt_leaves_everything_as_it_was(config):
+    with pytest.raises(ConfigError, match="refused"), attempt(config, "first"):
+        raise ConfigError("refused")
+    assert not Path(config.trainer.default_local_dir).exists()
+
+    with attempt(config, "first") as (run, _):
+        run.log(1).touch()
+    with pytest.raises(ConfigError, match="refused"), attempt(config, "second", resuming=True) as (_, number):
+        assert number == 2
+        raise ConfigError("refused")
+    assert OmegaConf.load(run.overrides) == ["first"] and run.attempts() == [1]
+
+
+def test_a_directory_is_one_processs_at_a_time_and_not_gone_on_with_in_silence(config):
+    with attempt(config), pytest.raises(ConfigError, match="another process is training in it"), attempt(config):
+        pass
+    with pytest.raises(ConfigError, match=r"not empty.*Write resume=.* to do so"), attempt(config):
+        pass
+
+
+def test_a_directory_that_cannot_be_made_is_named(config, tmp_path):
+    (tmp_path / "file").touch()
+    config.trainer.default_local_dir = str(tmp_path / "file" / "run")
+    with pytest.raises(ConfigError, match=r"trainer\.default_local_dir=.*/file/run: Not a directory"), attempt(config):
+        pass
 
 
 # A stand-in for verl's process tree: a child in a session of its own, and a grandchild that hides its mark and ignores
@@ -124,7 +178,6 @@ def test_a_failed_run_shows_the_end_of_its_log(tmp_path, monkeypatch):
 
 
 def test_a_refusal_is_a_config_error_without_the_noise_before_it(tmp_path, monkeypatch):
-    from verl_gsd.trainer.config import ConfigError
     from verl_gsd.trainer.job import REFUSAL, REFUSED
 
     body = f"import sys; print('noise'); print({REFUSAL!r}); print('a.b=1: wrong'); sys.exit({REFUSED})"

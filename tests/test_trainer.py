@@ -44,7 +44,11 @@ def test_names_verl_does_not_know_are_refused_before_ray(monkeypatch):
         ("algorithm.adv_estimator=grop", r"adv_estimator=grop: no such name\. Write one of .*grpo"),
         ("actor_rollout_ref.actor.policy_loss.loss_mode=gpso", r"loss_mode=gpso: no such name\. Write one of .*gspo"),
         ("trainer.logger=[wandbb]", r"trainer\.logger=wandbb: no such name\. Write one of .*wandb"),
-        ("actor_rollout_ref.actor.ppo_mini_batch_size=64", r"verl refuses this config: .*ppo_mini_batch_size"),
+        ("actor_rollout_ref.actor.use_dynamic_bsz=false", r"verl refuses this config: .*micro_batch_size"),
+        ("+algorithm.gsd.alhpa=0.5", r"algorithm\.gsd\.alhpa: no such key\. Keys are alpha, ddof, eps, poll_interval"),
+        ("algorithm.gsd.alpha=much", r"algorithm\.gsd: alpha=much: write a finite number"),
+        ("algorithm.gsd.ddof=2", r"algorithm\.gsd: ddof=2: write 0"),
+        ("algorithm.gsd.eps=null", r"algorithm\.gsd\.eps is missing"),
     ):
         with pytest.raises(ConfigError, match=f"(?s){message}"):
             check(word)
@@ -58,8 +62,8 @@ def test_a_plugin_that_verl_did_not_load_is_told_apart_from_one_that_raised(monk
 
     monkeypatch.delitem(sys.modules, validation.PLUGIN)
     monkeypatch.setenv("VERL_USE_EXTERNAL_PLUGINS", "none")
-    assert "did not load verl_gsd.trainer.plugin (VERL_USE_EXTERNAL_PLUGINS=none)" in next(validation._plugin_absent())
+    assert "did not load verl_gsd.trainer.plugin (VERL_USE_EXTERNAL_PLUGINS=none)" in next(validation.plugin_absent())
 
     monkeypatch.delitem(sys.modules, validation.PLUGIN)
     monkeypatch.setitem(sys.modules, "wrapt", None)  # as if it were not installed
-    assert "could not load verl_gsd.trainer.plugin: ModuleNotFoundError" in next(validation._plugin_absent())
+    assert "could not load verl_gsd.trainer.plugin: ModuleNotFoundError" in next(validation.plugin_absent())

@@ -8,15 +8,19 @@ import pyarrow.parquet as pq
 import pytest
 
 from verl_gsd.trainer import validation
-from verl_gsd.trainer.config import ConfigError, compose_config, parse_line, resolve
+from verl_gsd.trainer.config import ConfigError
 
 
-def check(task, *words):
-    line = parse_line(["algo=grpo", "task=arithmetic", "hardware=cpu", f"task.directory={task}", *words])
-    validation.validate(resolve(compose_config(line)), line)
+@pytest.fixture
+def check(compose_fast):
+    def check(task, *words):
+        words = ["algo=grpo", "task=arithmetic", "hardware=cpu", f"task.directory={task}", *words]
+        validation.validate(*compose_fast(*words))
+
+    return check
 
 
-def test_a_right_line_passes(tiny_task):
+def test_a_right_line_passes(check, tiny_task):
     check(tiny_task)
 
 
@@ -26,7 +30,14 @@ def test_a_right_line_passes(tiny_task):
         ("actor_rollout_ref.model.path=/no/model", r"actor_rollout_ref\.model\.path=/no/model: no model there"),
         ("data.train_files=/no/train.parquet", r"data\.train_files=/no/train\.parquet: no such file"),
         ("trainer.use_v1=false", r"trainer\.use_v1=false.*Leave it true"),
-        ("+algorithm.gsd.alhpa=0.5", r"algorithm\.gsd\.alhpa: no such key\. Keys are poll_interval"),
+        (
+            "algorithm.norm_adv_by_std_in_grpo=false",
+            r"norm_adv_by_std_in_grpo=False does nothing: .*write algorithm\.gsd",
+        ),
+        ("trainer.logger=[console,wandb]", r"trainer\.logger=.*: without file there is no RUN/metrics"),
+        ("data.train_files=null", r"data\.train_files=null: write one Parquet file"),
+        ("+trainer.wandb_api_key=0123", r"trainer\.wandb_api_key: looks like a secret"),
+        ("trainer.wandb_proxy='http://me:secret@proxy'", r"trainer\.wandb_proxy: looks like a secret"),
         ("algorithm.gsd.poll_interval=0", r"algorithm\.gsd\.poll_interval=0: write a number of seconds above 0"),
         (
             "+ray_kwargs.ray_init.runtime_env.env_vars.WANDB_API_KEY=x",
@@ -41,55 +52,77 @@ def test_a_right_line_passes(tiny_task):
         ("actor_rollout_ref.actor.loss_scale_factor=8", r"loss_scale_factor=8 does nothing: only loss_agg_mode"),
     ],
 )
-def test_a_mistake_is_named_with_its_remedy(tiny_task, word, message):
+def test_a_mistake_is_named_with_its_remedy(check, tiny_task, word, message):
     with pytest.raises(ConfigError, match=message):
         check(tiny_task, word)
 
 
-def test_idle_keys_are_fine_where_they_work(tiny_task):
+def test_idle_keys_are_fine_where_they_work(check, tiny_task):
     check(tiny_task, "actor_rollout_ref.actor.use_kl_loss=true", "actor_rollout_ref.actor.kl_loss_coef=0.1")
     check(tiny_task, "algorithm.filter_groups.enable=true", "algorithm.filter_groups.metric=acc")
     check(tiny_task, "algorithm.filter_groups.enable=false")
 
 
-def test_poll_interval_does_nothing_under_a_stock_mode(tiny_task):
+def test_a_file_that_is_no_parquet_is_named(check, tiny_task, tmp_path):
+    (tmp_path / "train.parquet").write_text("version https://git-lfs.example/spec/v1")
+    with pytest.raises(ConfigError, match=r"data\.train_files=.*train\.parquet: no Parquet file"):
+        check(tiny_task, f"data.train_files={tmp_path}/train.parquet")
+
+
+def test_settings_of_the_dial_do_nothing_under_verls_own_estimator(check, tiny_task):
+    with pytest.raises(ConfigError, match=r"algorithm\.gsd\.alpha=0\.5 does nothing: only the estimator gsd reads it"):
+        check(tiny_task, "algorithm.adv_estimator=grpo", "algorithm.gsd.alpha=0.5")
+    check(tiny_task, "algorithm.adv_estimator=grpo", "algorithm.norm_adv_by_std_in_grpo=false")
+
+
+def test_the_device_cpu_takes_more_than_its_name(compose_fast, tiny_task, monkeypatch):
+    monkeypatch.delenv("VERL_GSD_CPU")
+    words = ["algo=grpo", "task=arithmetic", f"task.directory={tiny_task}", "trainer.device=cpu"]
+    with pytest.raises(ConfigError, match=r"trainer\.device=cpu: .*Add hardware=cpu"):
+        validation.validate(*compose_fast(*words))
+
+
+def test_a_critic_that_is_switched_on_has_keys_with_effect(check, tiny_task):
+    check(tiny_task, "critic.enable=true", "critic.optim.lr=1")
+
+
+def test_poll_interval_does_nothing_under_a_stock_mode(check, tiny_task):
     with pytest.raises(ConfigError, match=r"poll_interval=1 does nothing: .*trainer_mode=gsd_sync"):
         check(tiny_task, "trainer.v1.trainer_mode=sync", "algorithm.gsd.poll_interval=1")
 
 
-def test_all_mistakes_are_listed_at_once(tiny_task):
+def test_all_mistakes_are_listed_at_once(check, tiny_task):
     with pytest.raises(ConfigError) as error:
         check(tiny_task, "algorithm.lam=0.9", "data.val_files=/no/test.parquet")
     assert len(str(error.value).splitlines()) == 2
 
 
-def test_missing_columns_are_named(tiny_task, tmp_path):
+def test_missing_columns_are_named(check, tiny_task, tmp_path):
     pq.write_table(pa.table({"prompt": ["x"], "answer": ["y"]}), tmp_path / "mine.parquet")
     with pytest.raises(ConfigError, match=r"mine\.parquet: no column data_source, reward_model"):
         check(tiny_task, f"data.train_files={tmp_path}/mine.parquet")
 
 
-def test_no_accelerator_and_no_hardware_cpu(tiny_task, monkeypatch):
+def test_no_accelerator_and_no_hardware_cpu(compose_fast, tiny_task, monkeypatch):
     import torch
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    line = parse_line(["algo=grpo", "task=arithmetic", f"task.directory={tiny_task}"])
     with pytest.raises(ConfigError, match=r"trainer\.device=cuda: no accelerator.*Add hardware=cpu"):
-        validation.validate(resolve(compose_config(line)), line)
+        validation.validate(*compose_fast("algo=grpo", "task=arithmetic", f"task.directory={tiny_task}"))
 
 
 @pytest.mark.parametrize(
     ("free", "message"), [(1 << 20, "0.00 GiB free, at least 1 is needed"), (2 << 30, "the disk is 98% full")]
 )
-def test_a_full_disk_is_seen(tiny_task, monkeypatch, free, message):
+def test_a_full_disk_is_seen(check, tiny_task, monkeypatch, free, message):
     usage = collections.namedtuple("usage", "total used free")
     monkeypatch.setattr(validation.shutil, "disk_usage", lambda place: usage(100 << 30, 0, free))
     with pytest.raises(ConfigError, match=rf"trainer\.default_local_dir=.*{message}"):
         check(tiny_task)
 
 
-def test_no_secret_is_seen_in_an_ordinary_config(tiny_task):
+def test_no_secret_is_seen_in_an_ordinary_config(check, tiny_task):
     """verl's own keys end in _key, _token and the like: none may be taken for a secret."""
     os.environ["WANDB_API_KEY"] = "not-in-the-config"
     try:
@@ -98,7 +131,7 @@ def test_no_secret_is_seen_in_an_ordinary_config(tiny_task):
         del os.environ["WANDB_API_KEY"]
 
 
-def test_the_embedded_task_need_not_be_there_yet_but_files_beside_it_must(tmp_path):
+def test_the_embedded_task_need_not_be_there_yet_but_files_beside_it_must(check, tmp_path):
     check(tmp_path / "not_made_yet")
     with pytest.raises(ConfigError, match=r"data\.val_files=.*/other\.parquet: no such file"):
         check(tmp_path / "not_made_yet", f"data.val_files={tmp_path}/other.parquet")

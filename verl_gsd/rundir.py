@@ -12,6 +12,7 @@ Starting a run and resuming it are attempts 1, 2, ...: verl truncates its metric
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,15 @@ class RunDirectory:
         return self.path / "logs" / f"attempt_{attempt}.log"
 
     @property
+    def lock(self) -> Path:
+        """Held by the process that trains here."""
+        return self.path / ".lock"
+
+    def is_used(self) -> bool:
+        """Whether anything but the lock is there."""
+        return self.path.is_dir() and any(path != self.lock for path in self.path.iterdir())
+
+    @property
     def tensorboard(self) -> Path:
         return self.path / "tensorboard"
 
@@ -51,13 +61,27 @@ class RunDirectory:
         return int(marker.read_text()) if marker.is_file() else None
 
 
+class MetricsReader:
+    """Reads a metrics file that is being written, each line once."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+
+    def new(self) -> Iterator[tuple[int, dict[str, float]]]:
+        """(step, scalars) of every line completed since the last call; NaN where verl logged no number."""
+        if not self._path.is_file():
+            return
+        with self._path.open("rb") as lines:
+            lines.seek(self._offset)
+            for line in lines:
+                if not line.endswith(b"\n"):
+                    return
+                self._offset += len(line)
+                entry = json.loads(line)
+                yield entry["step"], {k: math.nan if v is None else v for k, v in entry["data"].items()}
+
+
 def read_metrics(path: Path) -> Iterator[tuple[int, dict[str, float]]]:
     """(step, scalars) of every complete line; a last line cut off by a crash is left out."""
-    if not path.is_file():
-        return
-    with path.open("rb") as lines:
-        for line in lines:
-            if not line.endswith(b"\n"):
-                return
-            entry = json.loads(line)
-            yield entry["step"], entry["data"]
+    return MetricsReader(path).new()

@@ -14,28 +14,30 @@ from verl_gsd.cli.console import fail, out
 def prepare(
     name: Annotated[str, typer.Argument(help="The task: arithmetic.")],
     directory: Annotated[Path | None, typer.Option(help="Where to; by default where task=NAME looks.")] = None,
-    seed: Annotated[int, typer.Option(help="Problems, weights and warm start are a function of it.")] = 0,
 ) -> None:
     """Make a task's train and test files and, for arithmetic, its warm-started model (about a minute on two cores)."""
-    from verl_gsd.tasks.embedded import Specification
-
     if name != "arithmetic":
         fail(f"prepare {name}: no such task. Write arithmetic.")
     if directory is None:
         from verl_gsd import config
 
         directory = Path(config.load("task", name).task.directory)
-    made = ensure_with_progress(directory, Specification(seed=seed))
+    made = ensure_with_progress(directory)
     out.print(f"{name} is in [bold]{made}[/]")
 
 
-def ensure_with_progress(directory: Path, specification=None) -> Path:
+def ensure_with_progress(directory: Path) -> Path:
     """``tasks.embedded.ensure`` with a bar for the warm start, shown only if there is something to make."""
+    from safetensors import SafetensorError
+
     from verl_gsd.tasks.embedded import Specification, ensure, is_ready
 
-    specification = specification or Specification()
-    if is_ready(directory, specification):
-        return directory
+    specification = Specification()
+    try:
+        if is_ready(directory, specification):
+            return directory
+    except OSError as error:
+        fail(f"task.directory={directory}: {error}")
     with Progress(
         TextColumn("making task arithmetic: warm start"),
         BarColumn(),
@@ -46,5 +48,5 @@ def ensure_with_progress(directory: Path, specification=None) -> Path:
         bar = progress.add_task("", total=specification.warm_start_steps, loss=float("nan"))
         try:
             return ensure(directory, specification, lambda step, loss: progress.update(bar, completed=step, loss=loss))
-        except OSError as error:
+        except (OSError, SafetensorError) as error:  # a full disk, a folder that cannot be written
             fail(f"task.directory={directory}: {error}")

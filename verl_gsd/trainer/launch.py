@@ -17,11 +17,13 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
+from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from verl_gsd.rundir import RunDirectory, read_metrics
+from verl_gsd.rundir import MetricsReader, RunDirectory
 from verl_gsd.trainer import job
 from verl_gsd.trainer.config import ConfigError, write_yaml
 
@@ -30,6 +32,10 @@ MARK = "VERL_GSD_RUN_MARK"
 _LOOK_INTERVAL = 0.5
 _GRACE = 10.0
 
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+#: Where verl's file logger writes. Ours, whatever a user set: progress and result are read from it.
+_METRICS = "VERL_FILE_LOGGER_PATH"
+
 OnStep = Callable[[int, dict[str, float]], None]
 
 
@@ -37,25 +43,54 @@ class RunFailedError(RuntimeError):
     """The run's process ended with an error; the message ends with the last lines of its log."""
 
 
-def new_attempt(config: DictConfig, overrides: list[str]) -> tuple[RunDirectory, int]:
-    """Make the run directory (or the next attempt in it), point verl's loggers into it, and write the config down."""
+@contextmanager
+def attempt_in(config: DictConfig, overrides: list[str], resuming: bool) -> Iterator[tuple[RunDirectory, int]]:
+    """Make the run directory, or the next attempt in it, for this process alone.
+
+    Points verl's loggers into it and writes the config down. An attempt that verl refuses (``ConfigError`` inside the
+    context) leaves everything as it was.
+
+    Raises:
+        ConfigError: the directory cannot be written, or another process is training in it.
+    """
     run = RunDirectory(Path(config.trainer.default_local_dir))
-    attempt = max(run.attempts(), default=0) + 1
-    for folder in (run.metrics(attempt).parent, run.log(attempt).parent):
-        folder.mkdir(parents=True, exist_ok=True)
-    with open_dict(config):
-        OmegaConf.update(config, "ray_kwargs.ray_init.runtime_env.env_vars", _logger_environment(run, attempt))
-    write_yaml(config, run.config)
-    write_yaml(overrides, run.overrides)
-    return run, attempt
+    lock = FileLock(run.lock, blocking=False)
+    try:
+        run.path.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise ConfigError(f"trainer.default_local_dir={run.path}: another process is training in it") from None
+    except OSError as error:
+        raise ConfigError(f"trainer.default_local_dir={run.path}: {error.strerror}. Write another folder.") from error
+    with lock:
+        if not resuming:
+            require_unused(run)
+        attempt = max(run.attempts(), default=0) + 1
+        before = {path: path.read_bytes() for path in (run.config, run.overrides) if path.is_file()}
+        for folder in (run.metrics(attempt).parent, run.log(attempt).parent):
+            folder.mkdir(exist_ok=True)
+        _add_environment(config, _logger_environment(run, attempt))
+        write_yaml(config, run.config)
+        write_yaml(overrides, run.overrides)
+        try:
+            yield run, attempt
+        except ConfigError:
+            if before:
+                for path, content in before.items():
+                    path.write_bytes(content)
+                run.log(attempt).unlink(missing_ok=True)
+            else:
+                shutil.rmtree(run.path)  # made above
+            raise
 
 
-def forget(run: RunDirectory, attempt: int) -> None:
-    """Undo ``new_attempt`` for an attempt that was refused before anything ran."""
-    if attempt == 1:
-        shutil.rmtree(run.path)
-    else:
-        run.log(attempt).unlink()
+def require_unused(run: RunDirectory) -> None:
+    """Raise a ConfigError if something is in the folder: verl would go on with it, and say nothing."""
+    if run.is_used():
+        raise ConfigError(
+            f"trainer.default_local_dir={run.path}: not empty, and verl would go on with what is in it. Write "
+            f"resume={run.path} to do so, or another folder."
+        )
 
 
 def train(run: RunDirectory, attempt: int, on_step: OnStep) -> None:
@@ -64,18 +99,16 @@ def train(run: RunDirectory, attempt: int, on_step: OnStep) -> None:
     Raises:
         ConfigError: verl refuses the config; Ray was not started.
         RunFailedError: the process ended with an error.
-        KeyboardInterrupt: Ctrl-C or SIGTERM.
+        KeyboardInterrupt: Ctrl-C, SIGTERM or SIGHUP.
     """
     mark = uuid.uuid4().hex
-    seen = 0
+    metrics = MetricsReader(run.metrics(attempt))
 
     def report() -> None:
-        nonlocal seen
-        for step, data in list(read_metrics(run.metrics(attempt)))[seen:]:
+        for step, data in metrics.new():
             on_step(step, data)
-            seen += 1
 
-    with _sigterm_interrupts(), run.log(attempt).open("wb") as log, _nothing_left_behind(mark):
+    with _signals_interrupt(), run.log(attempt).open("wb") as log, _nothing_left_behind(mark):
         process = subprocess.Popen(
             [sys.executable, "-m", "verl_gsd.trainer.job", str(run.config)],
             stdin=subprocess.DEVNULL,
@@ -98,14 +131,23 @@ def train(run: RunDirectory, attempt: int, on_step: OnStep) -> None:
         raise RunFailedError(f"exit code {process.returncode}\n{_tail(run.log(attempt))}")
 
 
+def _add_environment(config: DictConfig, environment: dict[str, str]) -> None:
+    """Environment of all Ray workers. What a user set, in the config or in this environment, stays."""
+    runtime_env = config.ray_kwargs.ray_init.runtime_env
+    given = OmegaConf.to_container(runtime_env).get("env_vars") or {}
+    kept = {name: value for name, value in environment.items() if name not in os.environ}
+    with open_dict(config):
+        runtime_env.env_vars = kept | given | {_METRICS: environment[_METRICS]}
+
+
 def _logger_environment(run: RunDirectory, attempt: int) -> dict[str, str]:
-    """Where verl's loggers write, for Ray workers wherever they are. Paths alone: verl prints these."""
+    """Where verl's loggers write. Paths alone: verl prints these."""
     environment = {
-        "VERL_FILE_LOGGER_PATH": str(run.metrics(attempt)),
+        _METRICS: str(run.metrics(attempt)),
         "TENSORBOARD_DIR": str(run.tensorboard),
         "WANDB_DIR": str(run.path),
     }
-    if "WANDB_MODE" not in os.environ and not _wandb_logged_in():
+    if not _wandb_logged_in():
         environment["WANDB_MODE"] = "offline"
     return environment
 
@@ -118,15 +160,14 @@ def _wandb_logged_in() -> bool:
 
 
 @contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
+def _signals_interrupt() -> Iterator[None]:
+    """SIGTERM, and SIGHUP of a terminal that closes, end a run as Ctrl-C does."""
+
     def interrupt(signum: int, frame: object) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
+    with _handled(interrupt, signal.SIGTERM, signal.SIGHUP):
         yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
@@ -134,7 +175,18 @@ def _nothing_left_behind(mark: str) -> Iterator[None]:
     try:
         yield
     finally:
-        end_marked(mark)
+        with _handled(signal.SIG_IGN, *_ENDING):  # an impatient second Ctrl-C must not leave half of it running
+            end_marked(mark)
+
+
+@contextmanager
+def _handled(handler: Any, *signals: signal.Signals) -> Iterator[None]:
+    before = {number: signal.signal(number, handler) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def end_marked(mark: str) -> None:

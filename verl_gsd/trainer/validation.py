@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
@@ -26,8 +27,8 @@ MINIMUM_FREE_BYTES = 1 << 30
 #: Ray refuses to spill objects, and then hangs or fails, above this share of a disk.
 FULLEST_DISK = 0.95
 
-_SECRET_NAME = re.compile(r"(^|_)(key|token|secret|password|passwd|credentials?)($|_)", re.IGNORECASE)
-_SECRET_VALUE = re.compile(r"\b(hf_|sk-|ghp_|xox[bp]-|AKIA)[A-Za-z0-9_-]{12,}")
+_SECRET_NAME = re.compile(r"api_?key|(^|_)(key|token|secret|password|passwd|credentials?)($|_)", re.IGNORECASE)
+_SECRET_VALUE = re.compile(r"\b(hf_|sk-|ghp_|xox[bp]-|AKIA)[A-Za-z0-9_-]{12,}|://[^/@\s]+:[^/@\s]+@")
 PLUGIN = "verl_gsd.trainer.plugin"
 _REQUIRED_COLUMNS = ("data_source", "prompt", "reward_model")
 
@@ -38,8 +39,10 @@ def validate(config: DictConfig, line: Line) -> None:
 
 
 def validate_with_verl(config: DictConfig) -> None:
-    """Raise a ``ConfigError`` for a plugin verl did not load, an unknown name, or what its validation refuses."""
-    _raise(list(_plugin_absent()) or list(_unknown_names(config)) or list(_verl_refuses(config)))
+    """Raise a ``ConfigError`` for a plugin verl did not load, names and settings nobody knows, what verl refuses."""
+    _raise(
+        list(plugin_absent()) or [*_unknown_names(config), *_own_settings_wrong(config)] or list(_verl_refuses(config))
+    )
 
 
 def _raise(problems: list[str]) -> None:
@@ -54,13 +57,20 @@ def _files_exist(config: DictConfig, line: Line) -> Iterator[str]:
         yield f"actor_rollout_ref.model.path={model}: no model there (no config.json). Write a folder or a hub name."
     for key in ("data.train_files", "data.val_files"):
         for file in _as_list(OmegaConf.select(config, key)):
+            if file is None:
+                yield f"{key}=null: write one Parquet file or a list of them."
+                continue
             path = Path(file).expanduser()
             if made(file):
                 continue
             if not path.is_file():
                 yield f"{key}={file}: no such file. Write a Parquet file with columns {', '.join(_REQUIRED_COLUMNS)}."
             elif path.suffix == ".parquet":
-                missing = [c for c in _REQUIRED_COLUMNS if c not in pq.read_schema(path).names]
+                try:
+                    missing = [c for c in _REQUIRED_COLUMNS if c not in pq.read_schema(path).names]
+                except (pa.ArrowException, OSError) as error:
+                    yield f"{key}={file}: no Parquet file ({str(error).splitlines()[0]}). Write one that is whole."
+                    continue
                 if missing:
                     yield f"{key}={file}: no column {', '.join(missing)}. Rename yours to what verl reads."
 
@@ -68,12 +78,16 @@ def _files_exist(config: DictConfig, line: Line) -> Iterator[str]:
 def _made_on_first_use(config: DictConfig) -> Callable[[str], bool]:
     """Whether a path belongs to the embedded task, which the launcher makes once the rest has been found right."""
     task = config.get("task", {})
-    prefix = f"{task.directory}/" if task.get("name") == "arithmetic" else None
-    return lambda path: prefix is not None and str(path).startswith(prefix)
+    made = ("train.parquet", "test.parquet", "model") if task.get("name") == "arithmetic" else ()
+    return lambda path: str(path) in [f"{task.directory}/{name}" for name in made]
 
 
 def _accelerator_present(config: DictConfig, line: Line) -> Iterator[str]:
-    if config.trainer.device == "cpu" or os.environ.get("RAY_ADDRESS"):
+    if config.trainer.device == "cpu":
+        if os.environ.get("VERL_GSD_CPU") != "1":
+            yield "trainer.device=cpu: needs more than the name. Add hardware=cpu, which sets all of it."
+        return
+    if os.environ.get("RAY_ADDRESS"):
         return
     import torch
 
@@ -87,8 +101,10 @@ def _accelerator_present(config: DictConfig, line: Line) -> Iterator[str]:
 def _disk_has_room(config: DictConfig, line: Line) -> Iterator[str]:
     places = {
         "trainer.default_local_dir": Path(config.trainer.default_local_dir),
-        "RAY_TMPDIR": Path(os.environ.get("RAY_TMPDIR", "/tmp")),
+        "RAY_TMPDIR": ray_folder(),
     }
+    if OmegaConf.select(config, "task.directory"):
+        places["task.directory"] = Path(config.task.directory)
     for key, place in places.items():
         existing = next(p for p in (place.absolute(), *place.absolute().parents) if p.exists())
         usage = shutil.disk_usage(existing)
@@ -101,17 +117,29 @@ def _disk_has_room(config: DictConfig, line: Line) -> Iterator[str]:
             )
 
 
+def ray_folder() -> Path:
+    """Where Ray writes its session: RAY_TMPDIR, else TMPDIR, else /tmp."""
+    return Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp")
+
+
 def _modes_allowed(config: DictConfig, line: Line) -> Iterator[str]:
     if not config.trainer.use_v1:
         yield "trainer.use_v1=false: verl's old trainer loads none of our modes. Leave it true."
+    if "file" not in _as_list(config.trainer.logger):
+        yield (
+            f"trainer.logger={config.trainer.logger}: without file there is no RUN/metrics, hence no progress and no "
+            "result. Write logger=console | tensorboard | wandb, or add file to the list."
+        )
 
 
 def _no_secrets(config: DictConfig, line: Line) -> Iterator[str]:
     """verl prints its whole config and sends it to every logger."""
+    written = set(line.keys)
     for key, value in _leaves(config):
-        name = key.rpartition(".")[2]
-        named = isinstance(value, str) and value and _SECRET_NAME.search(name) and name.isupper()
-        if named or (isinstance(value, str) and _SECRET_VALUE.search(value)):
+        # By name only where a user wrote it: verl's own keys have harmless names such as prompt_key.
+        own = key in written or ".env_vars." in key
+        named = own and _SECRET_NAME.search(key.rpartition(".")[2]) and not key.startswith("data.")
+        if isinstance(value, str) and value and (named or _SECRET_VALUE.search(value)):
             yield f"{key}: looks like a secret, and verl logs its whole config. Export it in the environment instead."
 
 
@@ -132,11 +160,23 @@ def _no_kl_loss(config: DictConfig) -> bool:
     return not config.actor_rollout_ref.actor.use_kl_loss
 
 
+def _no_critic(config: DictConfig) -> bool:
+    return not (config.algorithm.adv_estimator == "gae" if config.critic.enable is None else config.critic.enable)
+
+
 _IDLE_KEYS = (
     _Idle(
         "algorithm.norm_adv_by_std_in_grpo",
-        lambda c: c.algorithm.adv_estimator not in ("grpo", "grpo_vectorized"),
-        "only the estimators grpo and grpo_vectorized read it",
+        lambda c: c.algorithm.adv_estimator not in ("grpo", "grpo_vectorized", "grpo_passk"),
+        "only grpo, grpo_vectorized and grpo_passk read it; write algorithm.gsd.alpha, 1 to divide and 0 not to",
+    ),
+    *(
+        _Idle(
+            f"algorithm.gsd.{name}",
+            lambda c: c.algorithm.adv_estimator != "gsd",
+            "only the estimator gsd reads it; write algorithm.adv_estimator=gsd",
+        )
+        for name in ("alpha", "ddof", "eps")
     ),
     _Idle(
         "algorithm.filter_groups.metric",
@@ -177,33 +217,28 @@ _IDLE_KEYS = (
         lambda c: c.actor_rollout_ref.actor.loss_agg_mode != "seq-mean-token-sum-norm",
         "only loss_agg_mode=seq-mean-token-sum-norm reads it",
     ),
-    _Idle("critic", lambda c: c.algorithm.adv_estimator != "gae", "the estimator needs no critic"),
+    _Idle("critic", _no_critic, "the estimator needs no critic and critic.enable is not true"),
 )
 
 
 def _keys_have_effect(config: DictConfig, line: Line) -> Iterator[str]:
     for key in line.keys:
         for idle in _IDLE_KEYS:
-            if (key == idle.prefix or key.startswith(idle.prefix + ".")) and idle.idle(config):
+            below = key == idle.prefix or key.startswith(idle.prefix + ".")
+            if below and key != "critic.enable" and idle.idle(config):
                 yield f"{key}={OmegaConf.select(config, key)} does nothing: {idle.because}."
                 break
 
 
-_KNOWN_GSD_KEYS = {"poll_interval"}
-
-
-def _own_keys_known(config: DictConfig, line: Line) -> Iterator[str]:
-    gsd = OmegaConf.select(config, "algorithm.gsd") or {}
-    for name in set(gsd) - _KNOWN_GSD_KEYS:
-        yield f"algorithm.gsd.{name}: no such key. Keys are {', '.join(sorted(_KNOWN_GSD_KEYS))}."
-    interval = gsd.get("poll_interval")
+def _poll_interval_positive(config: DictConfig, line: Line) -> Iterator[str]:
+    interval = OmegaConf.select(config, "algorithm.gsd.poll_interval")
     if interval is not None and not (isinstance(interval, int | float) and interval > 0):
         yield f"algorithm.gsd.poll_interval={interval}: write a number of seconds above 0, or null for verl's 2 s."
 
 
 CHECKS = (
     _modes_allowed,
-    _own_keys_known,
+    _poll_interval_positive,
     _accelerator_present,
     _files_exist,
     _disk_has_room,
@@ -216,7 +251,7 @@ CHECKS = (
 _TRAINER_MODES = ("gsd_sync", "sync", "colocate_async", "separate_async")
 
 
-def _plugin_absent() -> Iterator[str]:
+def plugin_absent() -> Iterator[str]:
     """verl loads plugins on import and swallows what they raise: import it once more for its exception to be seen."""
     importlib.import_module("verl")
     if PLUGIN in sys.modules:
@@ -253,6 +288,21 @@ def _unknown_names(config: DictConfig) -> Iterator[str]:
     ):
         if value not in known:
             yield f"{key}={value}: no such name. Write one of {', '.join(sorted(map(str, known)))}."
+
+
+def _own_settings_wrong(config: DictConfig) -> Iterator[str]:
+    """Needs the plugins loaded: a stage of somebody else's package has a section of its own under algorithm.gsd."""
+    from verl_gsd.algorithms import chain, dial
+
+    gsd = OmegaConf.select(config, "algorithm.gsd") or {}
+    known = {"alpha", "ddof", "eps", "poll_interval", *chain.registered()}
+    for name in set(gsd) - known:
+        yield f"algorithm.gsd.{name}: no such key. Keys are {', '.join(sorted(known))}."
+    if config.algorithm.adv_estimator == "gsd":
+        try:
+            dial.check_settings(**chain.dial_settings(gsd))
+        except ValueError as error:
+            yield f"algorithm.gsd: {error}"
 
 
 def _verl_refuses(config: DictConfig) -> Iterator[str]:

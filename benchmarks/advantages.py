@@ -1,0 +1,138 @@
+"""Estimator ``gsd`` against verl's ``grpo`` and ``grpo_vectorized``, and the planner, in one run of this script.
+
+    .venv/bin/python benchmarks/advantages.py
+
+Every round times the three estimators one after the other on the same batch, so that whatever else the machine does
+hits all of them alike; printed are medians over the rounds and ratios of medians. Groups of 8, 16 and 32 responses of
+1,024 tokens, an int64 response mask and uuid labels, as verl hands them over. "row part" is what is left of ours
+without the two passes over tokens that any estimator must make.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import resource
+import statistics
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import psutil
+import torch
+import typer
+from omegaconf import OmegaConf
+from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage, compute_grpo_vectorized_outcome_advantage
+
+from verl_gsd import planning
+from verl_gsd.algorithms import chain
+from verl_gsd.trainer.advantage import belongs_to_a_group, gsd_advantage
+
+TOKENS = 1024
+BATCHES = ((512, 8), (8192, 16), (32768, 32))
+CONFIG = OmegaConf.create({"gsd": {"alpha": 1.0, "ddof": 1, "eps": 1e-6}})
+PROMPTS = 10_000_000
+
+
+def batch(rows: int, group_size: int) -> dict[str, torch.Tensor | np.ndarray]:
+    """Binary rewards on the last token, responses of random length, groups in consecutive rows."""
+    generator = torch.Generator().manual_seed(rows)
+    length = torch.randint(64, TOKENS + 1, (rows, 1), generator=generator)
+    position = torch.arange(TOKENS)
+    right = torch.randint(0, 2, (rows, 1), generator=generator).float()
+    uids = [uuid.UUID(int=i + (1 << 64)).hex for i in range(rows // group_size)]
+    return {
+        "token_level_rewards": right * (position == length - 1),
+        "response_mask": (position < length).long(),
+        "index": np.repeat(np.array(uids, dtype=object), group_size),
+    }
+
+
+def interleaved(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median seconds of each function over ``rounds`` rounds that call all of them in turn, after one of warm-up."""
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for turn in range(rounds + 1):
+        for name, function in functions.items():
+            start = time.perf_counter()
+            function()
+            if turn:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def estimators(rows: int, group_size: int, rounds: int) -> dict[str, float]:
+    data = batch(rows, group_size)
+    rewards = data["token_level_rewards"].sum(dim=-1)
+    return interleaved(
+        {
+            "gsd": lambda: gsd_advantage(**data, config=CONFIG),
+            "grpo": lambda: compute_grpo_outcome_advantage(**data),
+            "grpo_vectorized": lambda: compute_grpo_vectorized_outcome_advantage(**data),
+            "row part of gsd": lambda: chain.advantages(
+                rewards, data["index"], CONFIG.gsd, mask=belongs_to_a_group(data["index"])
+            ),
+        },
+        rounds,
+    )
+
+
+def planner() -> dict[str, float]:
+    """Seconds of each planning function on ten million prompts."""
+    generator = np.random.default_rng(0)
+    p = generator.random(PROMPTS)
+    counts = generator.binomial(64, p)
+    coarse = np.round(p * 1024) / 1024  # 1,025 distinct rates
+    tasks: dict[str, Callable[[], object]] = {
+        "silent_rate": lambda: planning.silent_rate(p, 8),
+        "expected_std": lambda: planning.expected_std(p, 8),
+        "fidelity": lambda: planning.fidelity(p, 8),
+        "silent_rate_from_counts": lambda: planning.silent_rate_from_counts(counts, 64, 8),
+        "expected_std_from_counts": lambda: planning.expected_std_from_counts(counts, 64, 8),
+        "posterior_silent_rate": lambda: planning.posterior_silent_rate(counts, 64, 8),
+        **{
+            f"allocate {objective}": lambda objective=objective: planning.allocate(
+                coarse, 8 * PROMPTS, objective=objective
+            )
+            for objective in ("expected_std", "mixed", "fidelity")
+        },
+    }
+    seconds = {}
+    for name, task in tasks.items():
+        start = time.perf_counter()
+        task()
+        seconds[name] = time.perf_counter() - start
+    return seconds
+
+
+def main(
+    rounds: Annotated[int, typer.Option(help="Timed rounds a batch size.")] = 9,
+    output: Annotated[Path, typer.Option(help="Where the figures go.")] = Path("benchmarks/results/advantages.json"),
+) -> None:
+    """Measure, print the ratios, write everything down."""
+    result: dict[str, object] = {
+        "machine": f"{psutil.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB, {platform.machine()}",
+        "threads": torch.get_num_threads(),
+        "planner_seconds": planner(),
+        "planner_peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+    }
+    for name, seconds in result["planner_seconds"].items():
+        print(f"planner {name:26} {seconds:6.2f} s for {PROMPTS:,} prompts")
+    print(f"planner peak memory of the process {result['planner_peak_gib']:.2f} GiB")
+    for rows, group_size in BATCHES:
+        medians = estimators(rows, group_size, rounds)
+        result[f"{rows} rows"] = medians
+        print(
+            f"{rows:6} rows in groups of {group_size}: "
+            + "  ".join(f"{k} {1e3 * v:.1f} ms" for k, v in medians.items())
+        )
+        for other in ("grpo", "grpo_vectorized"):
+            print(f"       {other} / gsd = {medians[other] / medians['gsd']:.2f}")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)

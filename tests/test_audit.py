@@ -1,0 +1,67 @@
+"""What the auditor reads off a config, and the contradictions it names."""
+
+import pytest
+
+from verl_gsd.audit import RATES, audit
+from verl_gsd.planning import gain
+
+
+@pytest.fixture
+def audited(compose_fast):
+    return lambda *words: audit(compose_fast("task=arithmetic", "hardware=cpu", *words)[0])
+
+
+@pytest.mark.parametrize(
+    ("words", "alpha", "ddof", "eps", "said"),
+    [
+        (["algo=grpo"], 1, 1, 1e-6, "divides by sigma (GRPO)"),
+        (["algo=dr_grpo"], 0, 1, 1e-6, "keeps sigma (Dr. GRPO)"),
+        (["algo=gspo"], 1, 1, 1e-6, "divides by sigma (GRPO)"),
+        (["algo=gsd", "algorithm.gsd.alpha=-1", "algorithm.gsd.ddof=0", "algorithm.gsd.eps=0"], -1, 0, 0, "sigma^-1"),
+        (["algo=gsd", "algorithm.gsd.alpha=2"], 2, 1, 1e-6, "all mixed groups weigh the same"),
+        (["algo=grpo", "algorithm.adv_estimator=grpo"], 1, 1, 1e-6, "divides by sigma (GRPO)"),
+        (["algo=dr_grpo", "algorithm.adv_estimator=grpo_vectorized"], 0, 1, 1e-6, "keeps sigma (Dr. GRPO)"),
+        (["algo=grpo", "algorithm.adv_estimator=rloo"], 0, 1, 0, "G/(G-1) times Dr. GRPO"),
+    ],
+)
+def test_the_operation_on_sigma_is_read_off_the_config(audited, words, alpha, ddof, eps, said):
+    seen = audited(*words)
+    operation = seen.operation
+    assert (operation.alpha, operation.ddof, operation.eps) == (alpha, ddof, eps)
+    assert said in operation.words and said in "\n".join(seen.lines())
+    assert seen.warnings == ()
+    curve = gain(RATES, 8, alpha)
+    assert seen.gains == pytest.approx((curve / curve[-1]).tolist())
+
+
+def test_gains_tell_grpo_from_dr_grpo_where_it_matters(audited):
+    hard = RATES.index(0.05)
+    assert audited("algo=grpo").gains[hard] > 1.3 * audited("algo=dr_grpo").gains[hard]
+
+
+def test_other_estimators_are_not_described(audited):
+    seen = audited("algo=grpo", "algorithm.adv_estimator=reinforce_plus_plus")
+    assert seen.operation is None and "not an operation on the group's sigma" in "\n".join(seen.lines())
+
+
+def test_dapo_evicts_silent_groups(audited):
+    assert "evicted and replaced" in "\n".join(audited("algo=dapo").lines())
+    assert "kept, with gain 0" in "\n".join(audited("algo=grpo").lines())
+
+
+@pytest.mark.parametrize(
+    ("words", "warning"),
+    [
+        (["algo=grpo", "actor_rollout_ref.actor.loss_agg_mode=seq-mean-token-sum-norm"], "is Dr. GRPO's"),
+        (["algo=dr_grpo", "actor_rollout_ref.actor.loss_scale_factor=null"], "longest response of each micro-batch"),
+        (["algo=dapo", "algorithm.filter_groups.metric=reward"], "filter_groups.metric=reward: a shaped score"),
+        (["algo=dapo", "reward.reward_model.enable=true"], "verl fills acc with the model's score"),
+        (["algo=dapo", "reward.custom_reward_function.path=null"], "with verl's own scorers"),
+        (["algo=grpo", "algorithm.use_kl_in_reward=true"], "less a KL penalty"),
+        (["algo=grpo", "actor_rollout_ref.rollout.n=1"], "every group is silent"),
+    ],
+)
+def test_contradictions_are_named_with_what_to_write(audited, words, warning):
+    found = [text for text in audited(*words).warnings if warning in text]
+    assert len(found) == 1
+    assert any(remedy in found[0] for remedy in ("Write ", "name a ", "Filter with ")), "it says what to do"

@@ -1,0 +1,86 @@
+"""Stages: what takes part, in which order, and that a new one needs no other file."""
+
+import pytest
+import torch
+
+from verl_gsd.algorithms import chain
+from verl_gsd.algorithms.dial import dial_advantage
+
+SETTINGS = {"alpha": 0.5, "ddof": 1, "eps": 1e-6}
+REWARDS = torch.tensor([1.0, 0.0, 0.0, 3.0, 1.0])
+INDEX = ["a", "a", "a", "b", "b"]
+
+
+@pytest.fixture(autouse=True)
+def stages(monkeypatch):
+    """Whatever a test registers is forgotten after it."""
+    monkeypatch.setattr(chain, "_STAGES", dict(chain._STAGES))
+
+
+def test_without_stages_the_chain_is_the_dial():
+    mask = torch.tensor([True, True, True, True, False])
+    expected = dial_advantage(REWARDS, INDEX, **SETTINGS, mask=mask)
+    assert torch.equal(chain.advantages(REWARDS, INDEX, SETTINGS, mask=mask), expected)
+
+
+def test_a_stage_takes_part_where_the_config_has_its_section():
+    @chain.register_stage("doubling", "weight")
+    def doubling(rows, advantages, section):
+        return torch.full_like(advantages, section["factor"])
+
+    plain = chain.advantages(REWARDS, INDEX, SETTINGS)
+    assert torch.equal(chain.advantages(REWARDS, INDEX, SETTINGS | {"doubling": None}), plain)
+    assert torch.equal(chain.advantages(REWARDS, INDEX, SETTINGS | {"doubling": {"factor": 2.0}}), 2 * plain)
+
+
+def test_a_centring_stage_replaces_the_mean_and_sigma_stays_that_of_the_rewards():
+    @chain.register_stage("from_zero", "centre")
+    def from_zero(rows, section):
+        return rows.rewards
+
+    got = chain.advantages(REWARDS, INDEX, SETTINGS | {"from_zero": {}})
+    sigma = torch.tensor([3**-0.5] * 3 + [2**0.5] * 2)
+    torch.testing.assert_close(got, REWARDS / (sigma + 1e-6) ** 0.5)
+
+
+def test_weights_see_what_stands_before_them_in_the_order_of_their_names():
+    seen = []
+    for name in ("b_second", "a_first"):
+
+        @chain.register_stage(name, "weight")
+        def stage(rows, advantages, section, name=name):
+            seen.append((name, advantages[0].item()))
+            return torch.full_like(advantages, 10.0)
+
+    plain = chain.advantages(REWARDS, INDEX, SETTINGS)[0].item()
+    chain.advantages(REWARDS, INDEX, SETTINGS | {"a_first": {}, "b_second": {}})
+    assert seen == [("a_first", pytest.approx(plain)), ("b_second", pytest.approx(10 * plain))]
+
+
+def test_two_centring_stages_are_refused():
+    for name in ("one", "two"):
+        chain.register_stage(name, "centre")(lambda rows, section, name=name: rows.rewards)
+    with pytest.raises(ValueError, match=r"algorithm\.gsd has one and two: each replaces the group's mean"):
+        chain.advantages(REWARDS, INDEX, SETTINGS | {"one": {}, "two": {}})
+
+
+def test_a_name_is_registered_once_and_registering_the_same_function_again_is_harmless():
+    def mine(rows, advantages, section):
+        return advantages
+
+    for _ in range(2):
+        chain.register_stage("mine", "weight")(mine)
+    with pytest.raises(ValueError, match=r"stage 'mine' is registered already, by"):
+        chain.register_stage("mine", "weight")(lambda rows, advantages, section: advantages)
+
+
+def test_a_stage_says_which_column_it_misses():
+    @chain.register_stage("hungry", "weight")
+    def hungry(rows, advantages, section):
+        return rows.column("accuracy", "hungry")
+
+    with pytest.raises(ValueError, match=r"algorithm\.gsd\.hungry needs accuracy of every row"):
+        chain.advantages(REWARDS, INDEX, SETTINGS | {"hungry": {}})
+    ones = torch.ones(5)
+    got = chain.advantages(REWARDS, INDEX, SETTINGS | {"hungry": {}}, columns={"accuracy": ones})
+    assert torch.equal(got, chain.advantages(REWARDS, INDEX, SETTINGS))

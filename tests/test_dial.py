@@ -1,0 +1,163 @@
+"""The dial against a slow reference, its special cases, and the gradient it promises."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from verl_gsd.algorithms.dial import dial_advantage
+
+alphas = st.floats(-3, 3) | st.sampled_from([0.0, 1.0, 2.0, -1.0])
+rewards = st.sampled_from([0.0, 1.0]) | st.floats(-10, 10, width=32).map(lambda value: round(value, 3))
+batches = st.lists(st.tuples(st.integers(0, 4), rewards), min_size=1, max_size=40)
+
+
+def reference(rows, alpha, ddof, eps):
+    result = []
+    for label, reward in rows:
+        members = [other for name, other in rows if name == label]
+        if len(set(members)) == 1:
+            result.append(0.0)
+            continue
+        mu = math.fsum(members) / len(members)
+        sigma = math.sqrt(math.fsum((other - mu) ** 2 for other in members) / (len(members) - ddof))
+        result.append((reward - mu) / (sigma + eps) ** alpha)
+    return result
+
+
+@given(batches, alphas, st.sampled_from([0, 1]), st.sampled_from([0.0, 1e-6, 0.1]))
+def test_advantages_are_the_formula(rows, alpha, ddof, eps):
+    index, values = zip(*rows, strict=True)
+    got = dial_advantage(torch.tensor(values, dtype=torch.float64), index, alpha=alpha, ddof=ddof, eps=eps)
+    assert got.tolist() == pytest.approx(reference(rows, alpha, ddof, eps), rel=1e-9, abs=1e-9)
+
+
+@given(batches, alphas)
+def test_advantages_of_a_group_sum_to_zero(rows, alpha):
+    index, values = zip(*rows, strict=True)
+    got = dial_advantage(torch.tensor(values, dtype=torch.float64), index, alpha=alpha, eps=1e-3)
+    for label in set(index):
+        members = [value for name, value in zip(index, got.tolist(), strict=True) if name == label]
+        assert sum(members) == pytest.approx(0, abs=1e-9 * max(1.0, *map(abs, members)) * len(members))
+
+
+def test_alpha_0_is_dr_grpo_and_alpha_1_is_grpo():
+    values = torch.tensor([1.0, 0.0, 0.0, 0.0], dtype=torch.float64)
+    assert dial_advantage(values, [0] * 4, alpha=0).tolist() == [0.75, -0.25, -0.25, -0.25]
+    # A+ = sqrt((G-k)/k), A- = -sqrt(k/(G-k))
+    exact = [math.sqrt(3)] + [-math.sqrt(1 / 3)] * 3
+    assert dial_advantage(values, [0] * 4, ddof=0, eps=0).tolist() == pytest.approx(exact, rel=1e-12)
+
+
+@pytest.mark.parametrize("correct", range(1, 8))
+def test_mean_absolute_advantage_and_sum_of_squares_for_binary_rewards(correct):
+    values = torch.tensor([1.0] * correct + [0.0] * (8 - correct), dtype=torch.float64)
+    sigma = math.sqrt(correct * (8 - correct)) / 8
+    grpo, dr = (dial_advantage(values, [0] * 8, alpha=alpha, ddof=0, eps=0) for alpha in (1, 0))
+    assert grpo.abs().mean().item() == pytest.approx(2 * sigma)
+    assert dr.abs().mean().item() == pytest.approx(2 * sigma**2)
+    assert grpo.square().sum().item() == pytest.approx(8), "the same for every mixed group: it says nothing"
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_grpo_and_dr_grpo_differ_by_a_constant_in_groups_of_two_and_three(size):
+    ratios = set()
+    for correct in range(1, size):
+        values = torch.tensor([1.0] * correct + [0.0] * (size - correct), dtype=torch.float64)
+        grpo, dr = (dial_advantage(values, [0] * size, alpha=alpha, ddof=0, eps=0) for alpha in (1, 0))
+        ratios |= {round(ratio, 9) for ratio in (grpo / dr).tolist()}
+    assert len(ratios) == 1
+
+
+def test_rloo_is_dr_grpo_times_g_over_g_minus_1():
+    values = torch.tensor([0.3, 0.9, 0.1, 0.4, 0.8], dtype=torch.float64)
+    rloo = [value - (values.sum().item() - value) / 4 for value in values.tolist()]
+    assert dial_advantage(values, [0] * 5, alpha=0).tolist() == pytest.approx([4 / 5 * one for one in rloo])
+
+
+def test_groups_that_are_unanimous_or_of_one_get_exactly_zero():
+    values = torch.tensor([0.7] * 7 + [0.3])
+    for alpha in (-2, 0, 1, 5):
+        for eps in (0.0, 1e-6):
+            assert dial_advantage(values, [0] * 7 + [1], alpha=alpha, eps=eps).tolist() == [0.0] * 8
+
+
+def test_a_masked_row_gets_zero_and_does_not_count():
+    values = torch.tensor([1.0, 0.0, 1.0, 0.0])
+    mask = torch.tensor([True, True, False, True])
+    got = dial_advantage(values, ["a"] * 4, mask=mask)
+    assert got[2] == 0
+    assert torch.equal(got[mask], dial_advantage(values[mask], ["a"] * 3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_dtype_is_kept(dtype):
+    assert dial_advantage(torch.tensor([0, 1], dtype=dtype), [0, 0]).dtype == dtype
+    assert dial_advantage(torch.tensor([0, 1], dtype=torch.float16), [0, 0]).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"alpha": float("nan")}, "alpha=nan: write a finite number"),
+        ({"alpha": float("inf")}, "alpha=inf"),
+        ({"ddof": 2}, r"ddof=2: write 0 \(population\) or 1"),
+        ({"eps": -1e-6}, "eps=-1e-06: write a finite number, 0 or more"),
+        ({"alpha": 60.0, "eps": 0.0}, r"row 2: .*alpha=60\.0 .*nearer to 0 or a larger eps"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        dial_advantage(torch.tensor([0.0, 1.0, 0.0, 0.01]), [0, 0, 1, 1], **settings)
+
+
+class Policy(torch.nn.Module):
+    """A softmax over five answers to one prompt, by a small network: no direction of its gradient is special."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(3)
+        self.net = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Tanh(), torch.nn.Linear(6, 5)).double()
+
+    def forward(self, answers):
+        return self.net(torch.linspace(-1, 1, 4).double()).log_softmax(0)[answers]
+
+    def gradient(self, answers, weights):
+        """d/d theta of (1/G) sum_i w_i log pi(y_i), flat."""
+        self.zero_grad()
+        (torch.as_tensor(weights) * self(answers)).mean().backward()
+        return torch.cat([parameter.grad.flatten() for parameter in self.parameters()])
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.0, 2.0, -1.0, 0.5])
+@pytest.mark.parametrize("shift", [0.0, 3.0])
+def test_the_gradient_is_sigma_to_the_2_minus_alpha_times_the_difference_of_mean_scores(alpha, shift):
+    """Theorem 1 (alpha = 1) and its continuation: g = sigma^(2-alpha) (s+ - s-), whatever constant is added."""
+    policy, answers = Policy(), torch.tensor([0, 1, 1, 2, 3, 4, 4, 0])
+    right = torch.tensor([1, 0, 1, 0, 0, 1, 0, 0], dtype=torch.float64)
+    g = policy.gradient(answers, dial_advantage(right + shift, [0] * 8, alpha=alpha, ddof=0, eps=0))
+    # A mean over the right (wrong) responses is the sum with weights G/k (G/(G-k)), divided by G.
+    difference = policy.gradient(answers, right * 8 / 3) - policy.gradient(answers, (1 - right) * 8 / 5)
+    sigma = math.sqrt(3 * 5) / 8
+    assert g.norm() > 1e-3
+    torch.testing.assert_close(g, sigma ** (2 - alpha) * difference, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.0, 0.5])
+def test_for_graded_rewards_the_gradient_is_the_regression_slope_of_score_on_reward(alpha):
+    """g = sigma^(2-alpha) b with b = Cov(R, s) / Var(R)."""
+    policy, answers = Policy(), torch.tensor([0, 1, 2, 3, 4, 2])
+    graded = torch.tensor([0.1, 0.9, 0.4, 0.4, 0.75, 0.0], dtype=torch.float64)
+    g = policy.gradient(answers, dial_advantage(graded, [0] * 6, alpha=alpha, ddof=0, eps=0))
+    variance = graded.var(correction=0)
+    slope = policy.gradient(answers, (graded - graded.mean()) / variance)
+    torch.testing.assert_close(g, variance.sqrt() ** (2 - alpha) * slope, rtol=1e-9, atol=1e-12)
+
+
+def test_ddof_1_scales_a_groups_gradient_by_a_power_of_its_size():
+    values = torch.tensor([1.0, 0, 0, 1, 0, 0], dtype=torch.float64)
+    for alpha in (0.0, 0.5, 1.0, 2.0):
+        paper, verl = (dial_advantage(values, [0] * 6, alpha=alpha, ddof=ddof, eps=0) for ddof in (0, 1))
+        torch.testing.assert_close(verl, (5 / 6) ** (alpha / 2) * paper)

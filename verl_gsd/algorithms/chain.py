@@ -1,0 +1,140 @@
+"""From rewards to advantages, in the order every algorithm here shares:
+
+    centre -> divide by (sigma + eps)^alpha -> multiply by the weights
+
+The dial in the middle is always there (alpha = 0 divides by 1). What stands at either end is a *stage*: a function
+registered under a name, taking part where the config has a section of that name, ``algorithm.gsd.<name>``. So a new
+algorithm is one file with one ``register_stage`` and one YAML with its section.
+
+sigma is the standard deviation of the group's original rewards, whichever stages take part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+
+from verl_gsd.algorithms import dial
+from verl_gsd.groups import GroupStats, Labels, float_rows, group_stats
+
+Place = Literal["centre", "weight"]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a stage can know about a batch of N responses.
+
+    Attributes:
+        rewards: (N,) float.
+        stats: the groups and their figures, in float64.
+        columns: further knowledge, one entry a row, by name (verifier accuracy, judge scores); what is there depends on
+            the trainer.
+    """
+
+    rewards: torch.Tensor
+    stats: GroupStats
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+    def column(self, name: str, stage: str) -> Any:
+        """A column that ``stage`` cannot do without.
+
+        Raises:
+            ValueError: the trainer did not provide it.
+        """
+        if name not in self.columns:
+            raise ValueError(f"algorithm.gsd.{stage} needs {name} of every row, which this trainer does not provide")
+        return self.columns[name]
+
+
+#: A centring stage returns (N,) centred rewards from (rows, its config section).
+Centre = Callable[[Rows, Mapping[str, Any]], torch.Tensor]
+#: A weighting stage returns (N,) factors from (rows, the advantages so far, its config section).
+Weight = Callable[[Rows, torch.Tensor, Mapping[str, Any]], torch.Tensor]
+
+_STAGES: dict[str, tuple[Place, Callable]] = {}
+
+
+def register_stage(name: str, place: Place) -> Callable[[Callable], Callable]:
+    """Register a stage that takes part where the config has ``algorithm.gsd.<name>``.
+
+    Args:
+        name: of the stage and of its config section.
+        place: ``centre`` replaces the subtraction of the group's mean (at most one such stage takes part); ``weight``
+            multiplies the divided advantages (any number do, in the order of their names).
+
+    Raises:
+        ValueError: another function is registered under that name.
+    """
+
+    def register(function: Callable) -> Callable:
+        if _STAGES.setdefault(name, (place, function)) != (place, function):
+            raise ValueError(f"stage {name!r} is registered already, by {_STAGES[name][1].__module__}")
+        return function
+
+    return register
+
+
+def advantages(
+    rewards: torch.Tensor,
+    index: Labels,
+    gsd: Mapping[str, Any],
+    *,
+    mask: torch.Tensor | None = None,
+    columns: Mapping[str, Any] | None = None,
+) -> torch.Tensor:
+    """Run the chain that ``gsd``, the config section ``algorithm.gsd``, describes.
+
+    Args:
+        rewards, index, mask: as ``dial.dial_advantage``.
+        gsd: ``alpha``, ``ddof``, ``eps`` and a section for every stage that takes part.
+        columns: see ``Rows.columns``.
+
+    Returns:
+        (N,) in the rewards' dtype, float32 at least.
+
+    Raises:
+        ValueError: a setting of the dial is missing, two centring stages take part, or a stage refuses the rows.
+    """
+    settings = dial_settings(gsd)
+    rewards = float_rows(rewards, "rewards")
+    rows = Rows(rewards, group_stats(rewards.double(), index, mask), columns or {})
+    centred = _centre(rows, gsd)
+    result = dial.divide(centred, rows.stats, **settings)
+    for name, stage in stages(gsd, "weight").items():
+        result = result * stage(rows, result, gsd[name])
+    return result
+
+
+def dial_settings(gsd: Mapping[str, Any]) -> dict[str, Any]:
+    """``alpha``, ``ddof`` and ``eps`` of a config section ``algorithm.gsd``; a ValueError names one that is missing."""
+    settings = {name: gsd.get(name) for name in ("alpha", "ddof", "eps")}
+    for name, value in settings.items():
+        if value is None:
+            raise ValueError(f"algorithm.gsd.{name} is missing: add algo=gsd, or another of our algorithms")
+    return settings
+
+
+def _centre(rows: Rows, gsd: Mapping[str, Any]) -> torch.Tensor:
+    centres = stages(gsd, "centre")
+    if len(centres) > 1:
+        raise ValueError(f"algorithm.gsd has {' and '.join(centres)}: each replaces the group's mean. Leave one out.")
+    for name, stage in centres.items():
+        return stage(rows, gsd[name])
+    return dial.centre(rows.rewards, rows.stats)
+
+
+def registered() -> list[str]:
+    """Names of all stages, taking part or not."""
+    return sorted(_STAGES)
+
+
+def stages(gsd: Mapping[str, Any], place: Place) -> dict[str, Callable]:
+    """The stages of ``place`` that take part under ``gsd``, by name."""
+    return {
+        name: function
+        for name, (where, function) in sorted(_STAGES.items())
+        if where == place and gsd.get(name) is not None
+    }

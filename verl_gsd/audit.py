@@ -1,0 +1,154 @@
+"""What a resolved config does to a group's standard deviation, said before it runs.
+
+Under the identity of arXiv 2607.00152 an algorithm of the GRPO family is one operation on sigma, so that its gain
+sigma^(2 - alpha) tells which prompts it learns from. The auditor reads the operation off the config and names settings
+that contradict each other. It computes nothing a trainer would use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from omegaconf import DictConfig, OmegaConf
+
+from verl_gsd.planning import gain
+
+#: Solve rates at which the gain is shown; it is symmetric about one half.
+RATES = (0.01, 0.05, 0.1, 0.25, 0.5)
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A_i = scale * (R_i - mu) / (sigma + eps)^alpha, with sigma's divisor G - ddof.
+
+    Attributes:
+        words: what it does to sigma.
+        scale: a constant for groups of one size.
+    """
+
+    words: str
+    alpha: float
+    ddof: int
+    eps: float
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What was read off a config.
+
+    Attributes:
+        operation: None where the estimator is not an operation on the group's sigma.
+        group_size: responses to a prompt.
+        silent_groups: what becomes of unanimous groups.
+        gains: gain at each of ``RATES`` relative to that at one half, for groups of ``group_size``.
+        warnings: settings that contradict each other, each with what to write.
+    """
+
+    estimator: str
+    operation: Operation | None
+    group_size: int
+    silent_groups: str
+    gains: tuple[float, ...]
+    warnings: tuple[str, ...]
+
+    def lines(self) -> Iterator[str]:
+        """The audit in words, a line a fact."""
+        if self.operation is None:
+            yield f"{self.estimator}: not an operation on the group's sigma; nothing more can be said"
+        else:
+            formula = f"(R - mu) / (sigma + {self.operation.eps:g})^{self.operation.alpha:g}"
+            yield f"{self.estimator}: {self.operation.words}; A = {formula}, ddof {self.operation.ddof}"
+            curve = "  ".join(f"p={rate:g}: {value:.2f}" for rate, value in zip(RATES, self.gains, strict=True))
+            yield f"gain sigma^{2 - self.operation.alpha:g}, relative to p=0.5, G={self.group_size}: {curve}"
+        yield self.silent_groups
+        for warning in self.warnings:
+            yield f"warning: {warning}"
+
+
+def audit(config: DictConfig) -> Audit:
+    """Read what ``config``, a resolved verl config, does to sigma."""
+    group_size = int(config.actor_rollout_ref.rollout.n)
+    operation = _operation(config.algorithm, group_size)
+    gains: tuple[float, ...] = ()
+    if operation is not None and group_size > 1:
+        curve = np.asarray(gain(RATES, group_size, operation.alpha))
+        gains = tuple((curve / curve[-1]).tolist())
+    evicts = config.algorithm.filter_groups.enable
+    silent = "evicted and replaced by other prompts" if evicts else "kept, with gain 0"
+    return Audit(
+        str(config.algorithm.adv_estimator),
+        operation,
+        group_size,
+        f"unanimous groups: {silent}",
+        gains,
+        tuple(_contradictions(config, operation, group_size)),
+    )
+
+
+def _operation(algorithm: DictConfig, group_size: int) -> Operation | None:
+    estimator = str(algorithm.adv_estimator)
+    if estimator == "gsd":
+        gsd = algorithm.gsd
+        return Operation(_words(gsd.alpha), gsd.alpha, gsd.ddof, gsd.eps)
+    if estimator in ("grpo", "grpo_vectorized"):
+        alpha = 1.0 if algorithm.norm_adv_by_std_in_grpo else 0.0
+        return Operation(_words(alpha), alpha, 1, 1e-6)
+    if estimator in ("rloo", "rloo_vectorized") and group_size > 1:
+        return Operation("keeps sigma (RLOO: G/(G-1) times Dr. GRPO)", 0.0, 1, 0.0, group_size / (group_size - 1))
+    return None
+
+
+def _words(alpha: float) -> str:
+    named: dict[float, str] = {
+        1: "divides by sigma (GRPO)",
+        0: "keeps sigma (Dr. GRPO)",
+        2: "divides by sigma^2 (all mixed groups weigh the same)",
+    }
+    return named.get(alpha, f"divides by sigma^{alpha:g}")
+
+
+def _contradictions(config: DictConfig, operation: Operation | None, group_size: int) -> Iterator[str]:
+    algorithm, actor = config.algorithm, config.actor_rollout_ref.actor
+    if group_size == 1:
+        yield "actor_rollout_ref.rollout.n=1: every group is silent, nothing is learned. Write 2 or more."
+    if actor.loss_agg_mode == "seq-mean-token-sum-norm":
+        if operation is not None and operation.alpha == 1:
+            yield (
+                "actor_rollout_ref.actor.loss_agg_mode=seq-mean-token-sum-norm is Dr. GRPO's, whose point is to keep "
+                "sigma, and alpha is 1. Write algorithm.gsd.alpha=0, or GRPO's loss_agg_mode=seq-mean-token-mean."
+            )
+        if actor.loss_scale_factor is None:
+            yield (
+                "actor_rollout_ref.actor.loss_scale_factor=null: verl then divides by the longest response of each "
+                "micro-batch. Write a constant, such as data.max_response_length."
+            )
+    if operation is not None and algorithm.use_kl_in_reward:
+        yield (
+            "algorithm.use_kl_in_reward=true: sigma is then that of the reward less a KL penalty, and no group is "
+            "unanimous. Write actor_rollout_ref.actor.use_kl_loss=true instead."
+        )
+    if algorithm.filter_groups.enable:
+        yield from _filter_contradictions(config)
+
+
+def _filter_contradictions(config: DictConfig) -> Iterator[str]:
+    metric = config.algorithm.filter_groups.metric
+    if metric != "acc":
+        yield (
+            f"algorithm.filter_groups.metric={metric}: a shaped score is rarely equal within a group and lets silent "
+            "groups through. Write acc, the verifier's verdict."
+        )
+    elif config.reward.reward_model.enable:
+        yield (
+            "algorithm.filter_groups.metric=acc with reward.reward_model.enable=true: verl fills acc with the model's "
+            "score, which is rarely equal within a group. Filter with a verifier, or not at all."
+        )
+    elif OmegaConf.select(config, "reward.custom_reward_function.path") is None:
+        yield (
+            "algorithm.filter_groups.metric=acc with verl's own scorers: most return a number alone, and verl fills "
+            "acc with it. Right as long as that number is 0 or 1; otherwise name a reward.custom_reward_function that "
+            "returns score and acc."
+        )

@@ -1,0 +1,140 @@
+"""Who belongs together: the responses to one prompt, and what their rewards amount to.
+
+The only place that groups rows; everything else (advantages, anchors, losses, records) asks here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import torch
+
+#: One hashable label a row, such as verl's ``uid``: rows with equal labels are one group, wherever they stand.
+Labels: TypeAlias = Sequence[Hashable] | np.ndarray | torch.Tensor
+
+
+@dataclass(frozen=True)
+class GroupStats:
+    """The groups of N rows, numbered 0, 1, ... by their first row.
+
+    Attributes:
+        group: (N,) int64, the number of each row's group; -1 for a row of no group.
+        size: (n_groups,) int64, rows in each group.
+        mean: (n_groups,), mean reward mu.
+        std: (n_groups,), population standard deviation sigma = sqrt(mean((R - mu)^2)); exactly 0 where unanimous.
+        unanimous: (n_groups,) bool, all rewards equal. Decided by max == min, because the float standard deviation of
+            seven rewards of 0.7 is 6e-8.
+    """
+
+    group: torch.Tensor
+    size: torch.Tensor
+    mean: torch.Tensor
+    std: torch.Tensor
+    unanimous: torch.Tensor
+
+    def per_row(self, values: torch.Tensor, elsewhere: float | bool = 0) -> torch.Tensor:
+        """A figure per group, (n_groups,), as one per row, (N,); ``elsewhere`` in rows of no group."""
+        return values[self.group.clamp(min=0)].masked_fill(self.group < 0, elsewhere)
+
+
+def group_stats(rewards: torch.Tensor, index: Labels, mask: torch.Tensor | None = None) -> GroupStats:
+    """Group rows by label and describe each group's rewards.
+
+    Sums run in float64: a group's figures depend on its rewards alone, not on where in the batch they stand.
+
+    Args:
+        rewards: (N,), one a response.
+        index: N hashable labels.
+        mask: (N,) bool; False is a row of no group, which counts nowhere.
+
+    Returns:
+        Groups, with ``mean`` and ``std`` in the rewards' dtype, float32 at least.
+
+    Raises:
+        ValueError: the batch is empty, lengths differ, the mask removes every row, or a reward that counts is NaN or
+            infinite; the message names the row.
+    """
+    rewards = float_rows(rewards, "rewards")
+    group = group_numbers(index, len(rewards), mask).to(rewards.device)
+    require_finite(rewards, "rewards", where=group >= 0)
+    counted = group >= 0
+    member, value = group[counted], rewards[counted].double()
+    size = torch.bincount(member)
+    n_groups = len(size)
+
+    def total(values: torch.Tensor) -> torch.Tensor:
+        return values.new_zeros(n_groups).index_add_(0, member, values)
+
+    mean = total(value) / size
+    variance = total((value - mean[member]).square()) / size
+    low, high = (
+        value.new_zeros(n_groups).scatter_reduce_(0, member, value, extreme, include_self=False)
+        for extreme in ("amin", "amax")
+    )
+    unanimous = low == high
+    std = variance.sqrt().masked_fill(unanimous, 0)
+    return GroupStats(group, size, mean.to(rewards.dtype), std.to(rewards.dtype), unanimous)
+
+
+def group_numbers(index: Labels, n_rows: int, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Number the groups of ``index`` by their first row: (n_rows,) int64, -1 where ``mask`` is False.
+
+    Raises:
+        ValueError: no rows, lengths differ, a label is not hashable, or the mask removes every row.
+    """
+    if n_rows == 0:
+        raise ValueError("the batch is empty: 0 rows")
+    labels = index.tolist() if isinstance(index, np.ndarray | torch.Tensor) else index
+    if len(labels) != n_rows:
+        raise ValueError(f"index has {len(labels)} labels for {n_rows} rows")
+    counted = [True] * n_rows if mask is None else bool_rows(mask, n_rows, "mask").tolist()
+    if not any(counted):
+        raise ValueError(f"the mask removes every row: all {n_rows} are False")
+    numbers: dict[Hashable, int] = {}
+    try:
+        return torch.tensor(
+            [
+                numbers.setdefault(label, len(numbers)) if counts else -1
+                for label, counts in zip(labels, counted, strict=True)
+            ]
+        )
+    except TypeError:
+        row = next(row for row, label in enumerate(labels) if not isinstance(label, Hashable))
+        raise ValueError(
+            f"index[{row}] is {labels[row]!r}, of type {type(labels[row]).__name__}: a label must be hashable"
+        ) from None
+
+
+def float_rows(values: torch.Tensor, name: str) -> torch.Tensor:
+    """``values`` as a float tensor (N,): its own dtype if that is float32 or wider, float32 otherwise.
+
+    Raises:
+        ValueError: it is not one-dimensional.
+    """
+    if values.ndim != 1:
+        raise ValueError(f"{name} has shape {tuple(values.shape)}; write one number a row, shape (N,)")
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def bool_rows(values: torch.Tensor, n_rows: int, name: str) -> torch.Tensor:
+    """``values``, checked to be bool of shape (n_rows,).
+
+    Raises:
+        ValueError: it is not.
+    """
+    if values.dtype != torch.bool or values.shape != (n_rows,):
+        raise ValueError(
+            f"{name} is {values.dtype} of shape {tuple(values.shape)}; write torch.bool of shape ({n_rows},)"
+        )
+    return values
+
+
+def require_finite(values: torch.Tensor, name: str, where: torch.Tensor) -> None:
+    """Raise a ValueError naming the first row ``where`` holds and ``values`` is NaN or infinite."""
+    bad = torch.nonzero(where & ~values.isfinite())
+    if len(bad):
+        row = int(bad[0])
+        raise ValueError(f"{name}[{row}] is {values[row].item()}; every reward that counts must be a finite number")

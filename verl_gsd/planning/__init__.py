@@ -1,0 +1,37 @@
+"""Before a run: how often groups are silent, how strong their signal is, how large they should be, who gets how many.
+
+For binary rewards and a prompt solved at rate p (arXiv 2607.00152); numpy and scipy alone. Functions take scalars or
+arrays, broadcast, and return floats where they were given scalars.
+"""
+
+from verl_gsd.planning.allocation import allocate
+from verl_gsd.planning.counts import (
+    disagreement_from_counts,
+    expected_std_from_counts,
+    posterior_expected_std,
+    posterior_silent_rate,
+    silent_rate_from_counts,
+)
+from verl_gsd.planning.rates import (
+    expected_std,
+    fidelity,
+    gain,
+    mixed_rate,
+    required_group_size,
+    silent_rate,
+)
+
+__all__ = [
+    "allocate",
+    "disagreement_from_counts",
+    "expected_std",
+    "expected_std_from_counts",
+    "fidelity",
+    "gain",
+    "mixed_rate",
+    "posterior_expected_std",
+    "posterior_silent_rate",
+    "required_group_size",
+    "silent_rate",
+    "silent_rate_from_counts",
+]

@@ -1,0 +1,137 @@
+r"""A prompt whose solve rate is not known: ``correct`` of ``n`` earlier responses were right.
+
+Putting correct/n in place of p is biased: it overstates silence, since a small sample agrees by chance. Drawing G of
+the n responses without replacement is not, and needs G <= n. Where there are too few, a Beta prior is updated instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.special import betaln, gammaln
+
+from verl_gsd.planning.rates import as_given, refuse
+
+
+def silent_rate_from_counts(correct: ArrayLike, n: ArrayLike, group_size: int) -> np.ndarray | float:
+    """Unbiased estimate of p^G + (1-p)^G: [C(c,G) + C(n-c,G)] / C(n,G).
+
+    Raises:
+        ValueError: counts are not whole numbers with 0 <= correct <= n, or ``group_size`` exceeds ``n`` (naming the
+            entry).
+    """
+    return _over_distinct(correct, n, group_size, _silent)
+
+
+def expected_std_from_counts(correct: ArrayLike, n: ArrayLike, group_size: int) -> np.ndarray | float:
+    """Unbiased estimate of E[sigma_hat]: the mean of sqrt(j (G-j)) / G, j hypergeometric.
+
+    Raises:
+        ValueError: as ``silent_rate_from_counts``.
+    """
+    return _over_distinct(correct, n, group_size, _expected_std)
+
+
+def disagreement_from_counts(correct: ArrayLike, n: ArrayLike) -> np.ndarray | float:
+    """Unbiased estimate of p (1-p): c (n-c) / (n (n-1)).
+
+    Raises:
+        ValueError: counts are not whole numbers with 0 <= correct <= n, or n < 2 (naming the entry).
+    """
+    c, total = _checked(correct, n, least=2)
+    return as_given(c * (total - c) / (total * (total - 1)))
+
+
+def posterior_silent_rate(
+    correct: ArrayLike, n: ArrayLike, group_size: int, prior: tuple[float, float] = (1.0, 1.0)
+) -> np.ndarray | float:
+    """E[p^G + (1-p)^G] under the posterior Beta(a + c, b + n - c); ``n`` may be 0.
+
+    Args:
+        prior: (a, b), both above 0; (1, 1) is uniform.
+
+    Raises:
+        ValueError: counts, group size or prior are out of range (naming the entry).
+    """
+    a, b = _posterior(correct, n, group_size, prior)
+    agree = np.exp(betaln(a + group_size, b) - betaln(a, b)) + np.exp(betaln(a, b + group_size) - betaln(a, b))
+    return as_given(agree)
+
+
+def posterior_expected_std(
+    correct: ArrayLike, n: ArrayLike, group_size: int, prior: tuple[float, float] = (1.0, 1.0)
+) -> np.ndarray | float:
+    """E[sigma_hat] under the posterior: the mean of sqrt(k (G-k)) / G, k beta-binomial; ``n`` may be 0.
+
+    Raises:
+        ValueError: as ``posterior_silent_rate``.
+    """
+    a, b = _posterior(correct, n, group_size, prior)
+    total = np.zeros(a.shape)
+    for k in range(1, group_size):
+        log_ways = _log_choose(group_size, k)
+        weight = np.sqrt(k * (group_size - k)) / group_size
+        total += weight * np.exp(log_ways + betaln(a + k, b + group_size - k) - betaln(a, b))
+    return as_given(total)
+
+
+def _over_distinct(
+    correct: ArrayLike, n: ArrayLike, group_size: int, estimate: Callable[[np.ndarray, np.ndarray, int], np.ndarray]
+) -> np.ndarray | float:
+    """``estimate`` once for every distinct pair of counts."""
+    c, total = _checked(correct, n)
+    _check_size(group_size)
+    refuse(total < group_size, total, "n", f"group_size={group_size} or more, or use the posterior_* functions")
+    pairs, back = np.unique(c * (total.max(initial=0) + 1) + total, return_inverse=True)
+    distinct_c, distinct_n = np.divmod(pairs, total.max(initial=0) + 1)
+    return as_given(estimate(distinct_c, distinct_n, group_size)[back].reshape(c.shape))
+
+
+def _silent(c: np.ndarray, n: np.ndarray, size: int) -> np.ndarray:
+    right, wrong = np.ones(len(c)), np.ones(len(c))
+    for j in range(size):  # the quotient of binomials, factor by factor: exact zeros where c < G
+        right *= np.maximum(c - j, 0) / (n - j)
+        wrong *= np.maximum(n - c - j, 0) / (n - j)
+    return right + wrong
+
+
+def _expected_std(c: np.ndarray, n: np.ndarray, size: int) -> np.ndarray:
+    total = np.zeros(len(c))
+    for j in range(1, size):
+        log_share = _log_choose(c, j) + _log_choose(n - c, size - j) - _log_choose(n, size)
+        total += np.sqrt(j * (size - j)) / size * np.exp(log_share)
+    return total
+
+
+def _log_choose(n: np.ndarray | int, k: int) -> np.ndarray:
+    """log C(n, k); -inf where k > n."""
+    n = np.asarray(n, dtype=float)
+    possible = np.maximum(n, k)
+    ways = gammaln(possible + 1) - gammaln(k + 1) - gammaln(possible - k + 1)
+    return np.where(n >= k, ways, -np.inf)
+
+
+def _posterior(
+    correct: ArrayLike, n: ArrayLike, group_size: int, prior: tuple[float, float]
+) -> tuple[np.ndarray, np.ndarray]:
+    c, total = _checked(correct, n, least=0)
+    _check_size(group_size)
+    if not (len(prior) == 2 and min(prior) > 0 and np.isfinite(prior).all()):
+        raise ValueError(f"prior={prior}: write two numbers above 0")
+    return c + prior[0], total - c + prior[1]
+
+
+def _check_size(group_size: int) -> None:
+    if not (np.ndim(group_size) == 0 and group_size >= 1 and group_size == int(group_size)):
+        raise ValueError(f"group_size={group_size}: write a whole number, 1 or more")
+
+
+def _checked(correct: ArrayLike, n: ArrayLike, least: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Counts as int64 arrays of one shape, or a ValueError naming the first entry that is out of range."""
+    c, total = np.broadcast_arrays(np.asarray(correct), np.asarray(n))
+    refuse(~((total >= least) & (total == np.floor(total))), total, "n", f"a whole number, {least} or more")
+    refuse(~((c >= 0) & (c == np.floor(c))), c, "correct", "a whole number, 0 or more")
+    refuse(c > total, c, "correct", "no more than n of the same entry")
+    return c.astype(np.int64), total.astype(np.int64)

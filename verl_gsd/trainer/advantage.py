@@ -1,0 +1,51 @@
+"""The estimator ``gsd``: the chain of ``algorithms/chain.py`` as an advantage function of verl.
+
+Works under verl's stock trainers too. There it is called with the rows' uids and the ``algorithm`` config and nothing
+else, which is all that the dial needs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from verl.trainer.ppo.core_algos import register_adv_est
+
+from verl_gsd.algorithms import chain
+
+
+@register_adv_est("gsd")
+def gsd_advantage(
+    token_level_rewards: torch.Tensor,
+    response_mask: torch.Tensor,
+    index: np.ndarray,
+    config: DictConfig,
+    **_: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Advantages of a batch of N responses of at most T tokens.
+
+    Args:
+        token_level_rewards: (N, T) float; a response's reward is their sum.
+        response_mask: (N, T), 1 on the response's tokens. A row whose mask was emptied (rollout correction rejects rows
+            that way) still counts in its group.
+        index: (N,), verl's ``uid``. Padding rows, whose uid starts with ``pad``, belong to no group.
+        config: the config section ``algorithm``; ``config.gsd`` describes the chain.
+
+    Returns:
+        Advantages and returns, one and the same (N, T) tensor: the response's advantage on each of its tokens.
+
+    Raises:
+        ValueError: ``config.gsd`` is missing or incomplete, or the chain refuses the batch.
+    """
+    with torch.no_grad():
+        rewards = token_level_rewards.sum(dim=-1)
+        row = chain.advantages(rewards, index, config.get("gsd") or {}, mask=belongs_to_a_group(index))
+        advantages = row.unsqueeze(-1) * response_mask
+    return advantages, advantages
+
+
+def belongs_to_a_group(uids: np.ndarray) -> torch.Tensor:
+    """(N,) bool: False for the rows verl pads a batch with."""
+    return torch.tensor([not str(uid).startswith("pad") for uid in uids])
