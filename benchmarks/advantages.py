@@ -29,7 +29,7 @@ from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage, compute_
 
 from verl_gsd import planning
 from verl_gsd.algorithms import chain
-from verl_gsd.trainer.advantage import belongs_to_a_group, gsd_advantage
+from verl_gsd.trainer.advantage import gsd_advantage, not_padding
 
 TOKENS = 1024
 BATCHES = ((512, 8), (8192, 16), (32768, 32))
@@ -72,7 +72,7 @@ def estimators(rows: int, group_size: int, rounds: int) -> dict[str, float]:
             "grpo": lambda: compute_grpo_outcome_advantage(**data),
             "grpo_vectorized": lambda: compute_grpo_vectorized_outcome_advantage(**data),
             "row part of gsd": lambda: chain.advantages(
-                rewards, data["index"], CONFIG.gsd, mask=belongs_to_a_group(data["index"])
+                rewards, data["index"], CONFIG.gsd, mask=not_padding(data["index"])
             ),
         },
         rounds,

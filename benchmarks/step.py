@@ -1,6 +1,6 @@
 """Seconds a step of verl's trainer mode ``sync`` and of ``gsd_sync`` on the CPU platform, in one run of this script.
 
-    .venv/bin/python benchmarks/step.py --steps 12 --rows 64
+    .venv/bin/python benchmarks/step.py
 
 Each mode trains the embedded task from the same model with the same seeds; what differs is how often the replay
 buffer is looked at (verl's 2 s against 0.1 s). Prints the median, minimum and maximum of verl's own step timer, the
@@ -43,7 +43,7 @@ def step_seconds(mode: str, steps: int, rows: int, folder: Path) -> list[float]:
 
 def main(
     steps: Annotated[int, typer.Option(help="Steps of each mode, the warm-up of 3 included.")] = 12,
-    rows: Annotated[int, typer.Option(help="Responses a step, in groups of 8.")] = 64,
+    rows: Annotated[int, typer.Option(help="Responses a step, in groups of 8.")] = 16,
     output: Annotated[Path, typer.Option(help="Where the figures go.")] = Path("benchmarks/results/step.json"),
 ) -> None:
     """Measure both modes and print their ratio; the bar is at most one half."""

@@ -27,6 +27,7 @@ def test_dry_run_prints_the_resolved_config_and_makes_nothing(tmp_path, monkeypa
     assert config["trainer"]["total_training_steps"] == 7
     assert config["algorithm"]["filter_groups"]["enable"] is True
     assert "${" not in done.stdout
+    assert "divides by sigma (GRPO)" in flat(done.stderr) and "evicted and replaced" in flat(done.stderr)
     assert list(tmp_path.iterdir()) == [], "a dry run leaves nothing behind"
 
 

@@ -5,6 +5,8 @@ The only place that groups rows; everything else (advantages, anchors, losses, r
 
 from __future__ import annotations
 
+import itertools
+from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -90,22 +92,22 @@ def group_numbers(index: Labels, n_rows: int, mask: torch.Tensor | None = None) 
     labels = index.tolist() if isinstance(index, np.ndarray | torch.Tensor) else index
     if len(labels) != n_rows:
         raise ValueError(f"index has {len(labels)} labels for {n_rows} rows")
-    counted = [True] * n_rows if mask is None else bool_rows(mask, n_rows, "mask").tolist()
-    if not any(counted):
+    if mask is not None and not bool_rows(mask, n_rows, "mask").any():
         raise ValueError(f"the mask removes every row: all {n_rows} are False")
-    numbers: dict[Hashable, int] = {}
+    counted = labels if mask is None else itertools.compress(labels, mask.tolist())
+    # A label met for the first time gets the number of labels met before it; the loop over rows is map's, in C.
+    numbers: defaultdict[Hashable, int] = defaultdict()
+    numbers.default_factory = numbers.__len__
     try:
-        return torch.tensor(
-            [
-                numbers.setdefault(label, len(numbers)) if counts else -1
-                for label, counts in zip(labels, counted, strict=True)
-            ]
-        )
+        found = torch.from_numpy(np.fromiter(map(numbers.__getitem__, counted), dtype=np.int64))
     except TypeError:
         row = next(row for row, label in enumerate(labels) if not isinstance(label, Hashable))
         raise ValueError(
             f"index[{row}] is {labels[row]!r}, of type {type(labels[row]).__name__}: a label must be hashable"
         ) from None
+    if mask is None:
+        return found
+    return torch.full((n_rows,), -1).masked_scatter(mask.cpu(), found)
 
 
 def float_rows(values: torch.Tensor, name: str) -> torch.Tensor:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from verl_gsd.cli.console import fail, out
+from verl_gsd.cli.console import err, fail, out
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -41,6 +41,7 @@ def train(
 
         validate(config, line)
         _require_steps_left(config, line)
+        _say_what_it_does(config)
         if dry_run:
             with redirect_stdout(sys.stderr):  # verl prints as it validates; standard output is the config alone
                 validate_with_verl(config)
@@ -105,6 +106,14 @@ def _resumed(line: Line) -> Line:
         if key.startswith("trainer.resume_"):
             raise ConfigError(f"{key}: resume= goes on from the run's last checkpoint. Leave it out.")
     return parse_line([*stored, *line.words_given, f"resume={run.path}"])
+
+
+def _say_what_it_does(config: DictConfig) -> None:
+    """The audit, to standard error: standard output is the config under --dry-run."""
+    from verl_gsd.audit import audit
+
+    for text in audit(config).lines():
+        err.print(text, style="yellow" if text.startswith("warning") else None, markup=False, highlight=False)
 
 
 def _require_steps_left(config: DictConfig, line: Line) -> None:

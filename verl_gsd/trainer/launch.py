@@ -161,12 +161,14 @@ def _wandb_logged_in() -> bool:
 
 @contextmanager
 def _signals_interrupt() -> Iterator[None]:
-    """SIGTERM, and SIGHUP of a terminal that closes, end a run as Ctrl-C does."""
+    """SIGTERM, and SIGHUP of a terminal that closes, end a run as Ctrl-C does; a second one changes nothing."""
 
     def interrupt(signum: int, frame: object) -> None:
+        for number in _ENDING:
+            signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    with _handled(interrupt, signal.SIGTERM, signal.SIGHUP):
+    with _handled(interrupt, *_ENDING):
         yield
 
 
@@ -175,7 +177,7 @@ def _nothing_left_behind(mark: str) -> Iterator[None]:
     try:
         yield
     finally:
-        with _handled(signal.SIG_IGN, *_ENDING):  # an impatient second Ctrl-C must not leave half of it running
+        with _handled(signal.SIG_IGN, *_ENDING):  # an impatient Ctrl-C must not leave half of it running
             end_marked(mark)
 
 
