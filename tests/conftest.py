@@ -6,7 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
+# No test fails for being slow on a busy machine.
+settings.register_profile("project", deadline=None)
+settings.load_profile("project")
 # Before anything imports verl: the tests run on a CPU wherever they run.
 os.environ["VERL_GSD_CPU"] = "1"
 # A warm-started model is made once a machine and kept; tests of the making use folders of their own.

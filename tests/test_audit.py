@@ -30,7 +30,7 @@ def test_the_operation_on_sigma_is_read_off_the_config(audited, words, alpha, dd
     assert (operation.alpha, operation.ddof, operation.eps) == (alpha, ddof, eps)
     assert said in operation.words and said in "\n".join(seen.lines())
     assert seen.warnings == ()
-    curve = gain(RATES, 8, alpha)
+    curve = gain(RATES, 8, alpha, ddof=ddof, eps=eps)
     assert seen.gains == pytest.approx((curve / curve[-1]).tolist())
 
 
@@ -41,7 +41,7 @@ def test_gains_tell_grpo_from_dr_grpo_where_it_matters(audited):
 
 def test_other_estimators_are_not_described(audited):
     seen = audited("algo=grpo", "algorithm.adv_estimator=reinforce_plus_plus")
-    assert seen.operation is None and "not an operation on the group's sigma" in "\n".join(seen.lines())
+    assert seen.operation is None and "is not described here" in "\n".join(seen.lines())
 
 
 def test_dapo_evicts_silent_groups(audited):
@@ -53,6 +53,14 @@ def test_dapo_evicts_silent_groups(audited):
     ("words", "warning"),
     [
         (["algo=grpo", "actor_rollout_ref.actor.loss_agg_mode=seq-mean-token-sum-norm"], "is Dr. GRPO's"),
+        (
+            [
+                "algo=grpo",
+                "algorithm.adv_estimator=grpo",
+                "actor_rollout_ref.actor.loss_agg_mode=seq-mean-token-sum-norm",
+            ],
+            "Write algorithm.norm_adv_by_std_in_grpo=false",
+        ),
         (["algo=dr_grpo", "actor_rollout_ref.actor.loss_scale_factor=null"], "longest response of each micro-batch"),
         (["algo=dapo", "algorithm.filter_groups.metric=reward"], "filter_groups.metric=reward: a shaped score"),
         (["algo=dapo", "reward.reward_model.enable=true"], "verl fills acc with the model's score"),

@@ -84,3 +84,31 @@ def test_a_stage_says_which_column_it_misses():
     ones = torch.ones(5)
     got = chain.advantages(REWARDS, INDEX, SETTINGS | {"hungry": {}}, columns={"accuracy": ones})
     assert torch.equal(got, chain.advantages(REWARDS, INDEX, SETTINGS))
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (torch.ones(5, 1), r"stage bad returned shape \(5, 1\) for rewards \(5,\)"),
+        (torch.tensor([1, 1, float("nan"), 1, 1]), r"stage bad\[2\] is nan"),
+    ],
+)
+def test_what_a_stage_returns_is_checked(returned, message):
+    chain.register_stage("bad", "weight")(lambda rows, advantages, section: returned)
+    with pytest.raises(ValueError, match=message):
+        chain.advantages(REWARDS, INDEX, SETTINGS | {"bad": {}})
+
+
+def test_a_stage_changes_neither_the_dtype_nor_a_row_of_no_group():
+    factor = torch.tensor([2, 2, 2, float("nan"), 2], dtype=torch.float64)
+    chain.register_stage("wide", "weight")(lambda rows, advantages, section: factor)
+    mask = torch.tensor([True, True, True, False, True])
+    got = chain.advantages(REWARDS, INDEX, SETTINGS | {"wide": {}}, mask=mask)
+    assert got.dtype == torch.float32 and got[3] == 0
+
+
+def test_a_stage_needs_a_place_and_a_name_of_its_own():
+    with pytest.raises(ValueError, match="place='center': write one of centre, weight"):
+        chain.register_stage("mine", "center")
+    with pytest.raises(ValueError, match=r"algorithm\.gsd\.alpha is a setting of the dial"):
+        chain.register_stage("alpha", "weight")

@@ -113,6 +113,23 @@ def test_settings_out_of_range_are_refused(settings, message):
         dial_advantage(torch.tensor([0.0, 1.0, 0.0, 0.01]), [0, 0, 1, 1], **settings)
 
 
+@given(batches, alphas)
+def test_float32_rewards_near_zero_lose_no_more_than_float32_rounding(rows, alpha):
+    index, values = zip(*rows, strict=True)
+    got = dial_advantage(torch.tensor(values), index, alpha=alpha, eps=1e-3)
+    exact = dial_advantage(torch.tensor(values, dtype=torch.float32).double(), index, alpha=alpha, eps=1e-3)
+    # mu is rounded to float32 before it is subtracted: an error of half an ulp of the largest reward, then divided.
+    scale = max(abs(value) for value in values) * 6e-8 * max(20.0 ** -min(alpha, 0), 1e-3 ** -max(alpha, 0))
+    torch.testing.assert_close(got.double(), exact, rtol=1e-5, atol=2 * scale + 1e-12)
+
+
+def test_rewards_whose_spread_is_no_number_are_refused_and_not_silenced():
+    with pytest.raises(ValueError, match=r"row 0: .*or scale the rewards"):
+        dial_advantage(torch.tensor([1e200, -1e200], dtype=torch.float64), [0, 0])
+    large = dial_advantage(torch.tensor([1e30, -1e30]), [0, 0], alpha=2.0)
+    assert large.tolist() == pytest.approx([5e-31, -5e-31], rel=1e-5)
+
+
 class Policy(torch.nn.Module):
     """A softmax over five answers to one prompt, by a small network: no direction of its gradient is special."""
 

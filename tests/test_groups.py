@@ -118,8 +118,29 @@ def test_bad_input_is_refused_and_named(rewards, index, mask, message):
 
 
 def test_a_label_that_cannot_be_a_label_is_refused():
-    with pytest.raises(ValueError, match=r"index\[1\] is \[1\], of type list: a label must be hashable"):
+    with pytest.raises(ValueError, match=r"index\[1\] is \[1\], of type list: write hashable labels"):
         group_stats(torch.tensor([0.0, 1.0]), ["a", [1]])
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        (list(torch.tensor([1, 1])), r"index\[0\] is tensor\(1\), of type Tensor: write hashable labels"),
+        (np.array([float("nan")] * 2), r"index\[0\] is nan"),
+        ([("a", [1])] * 2, r"index\[0\] is \('a', \[1\]\), of type tuple"),
+        (np.array([[1], [1]]), r"index has shape \(2, 1\); write one label a row"),
+    ],
+)
+def test_labels_that_would_split_a_group_in_silence_are_refused(index, message):
+    with pytest.raises(ValueError, match=message):
+        group_stats(torch.tensor([0.0, 1.0]), index)
+
+
+def test_a_label_of_a_row_of_no_group_is_not_looked_at():
+    mask = torch.tensor([False, True, True])
+    assert group_stats(torch.tensor([0.0, 1.0, 0.0]), [[0], "a", "a"], mask).group.tolist() == [-1, 0, 0]
+    with pytest.raises(ValueError, match=r"index\[2\] is \[1\]"):
+        group_stats(torch.tensor([0.0, 1.0, 0.0]), [[0], "a", [1]], mask)
 
 
 def test_a_row_of_no_group_may_hold_anything():

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -41,13 +42,19 @@ def test_spot_values_of_the_paper():
 
 
 @pytest.mark.parametrize(
-    ("tolerance", "smallest"), [(0.1, [7, 9, 22, 42]), (0.05, [11, 14, 36, 69]), (0.01, [51, 61, 144, 273])]
+    ("tolerance", "smallest", "laws"),
+    [
+        (0.1, [7, 9, 22, 42], [5, 6, 14, 26]),
+        (0.05, [11, 14, 36, 69], [10, 12, 28, 53]),
+        (0.01, [51, 61, 144, 273], [50, 60, 139, 263]),
+    ],
 )
-def test_group_sizes_for_a_fidelity(tolerance, smallest):
+def test_group_sizes_for_a_fidelity(tolerance, smallest, laws):
     p = np.array([0.5, 0.3, 0.1, 0.05])
     assert planning.required_group_size(p, tolerance).tolist() == smallest
     assert planning.required_group_size(1 - p, tolerance).tolist() == smallest
     law = 1 / (8 * tolerance * p * (1 - p))
+    assert law.round().tolist() == laws
     assert (law < smallest).all(), "the paper's law understates the need"
 
 
@@ -63,6 +70,36 @@ def test_the_required_size_is_the_smallest_that_serves(p, tolerance, criterion):
     size = int(planning.required_group_size(p, tolerance, criterion))
     assert reached(p, size) >= 1 - tolerance
     assert size == 2 or reached(p, size - 1) < 1 - tolerance
+
+
+def test_sizes_of_one_function_are_taken_by_the_others():
+    sizes = planning.required_group_size([0.5, 0.3], [0.1, 0.05])
+    assert sizes.tolist() == [7, 14]
+    assert (planning.fidelity([0.5, 0.3], sizes) >= [0.9, 0.95]).all()
+    both = planning.silent_rate_from_counts(3, 64, sizes)
+    assert both.tolist() == [planning.silent_rate_from_counts(3, 64, int(size)) for size in sizes]
+    both = planning.posterior_expected_std(3, 64, sizes)
+    assert both.tolist() == [planning.posterior_expected_std(3, 64, int(size)) for size in sizes]
+
+
+def test_large_groups_are_summed_where_it_matters():
+    """Above 1024 the sum runs over likely counts alone."""
+    for p, size in ((0.5, 1500), (0.001, 3000), (0.9, 1100)):
+        chances = scipy.stats.binom(size, p).pmf(np.arange(size + 1))
+        slow = sum(chance * sigma(k, size) for k, chance in enumerate(chances))
+        assert planning.expected_std(p, size) == pytest.approx(slow, rel=1e-9)
+    assert planning.required_group_size(1e-6, 0.1) == pytest.approx(2041495, rel=1e-3)
+    assert planning.required_group_size(0.5, 1e-6) == 500001
+
+
+@given(st.floats(0.01, 0.99), st.integers(2, 20), st.sampled_from([0.0, 1.0, 2.0]), st.sampled_from([0, 1]))
+def test_gain_is_the_weight_the_dial_gives(p, size, alpha, ddof):
+    eps = 0.1
+    slow = sum(
+        binomial(k, size, p) * sigma(k, size) ** 2 / (sigma(k, size) * math.sqrt(size / (size - ddof)) + eps) ** alpha
+        for k in range(1, size)
+    )
+    assert planning.gain(p, size, alpha, ddof=ddof, eps=eps) == pytest.approx(slow, rel=1e-10)
 
 
 def test_no_size_serves_at_the_ends():
@@ -173,15 +210,24 @@ def test_fidelity_gives_nothing_beyond_the_minimum_where_nothing_helps():
         (lambda: planning.fidelity(float("nan"), 8), r"p is nan; write a rate"),
         (lambda: planning.expected_std(0.5, [8, 0]), r"group_size\[1\] is 0; write a whole number"),
         (lambda: planning.expected_std(0.5, 2.5), r"group_size is 2\.5"),
-        (lambda: planning.silent_rate_from_counts([1, 2], [8, 3], 4), r"n\[1\] is 3; write group_size=4 or more"),
+        (lambda: planning.silent_rate([[0.1, 0.2], [0.3, 1.2]], 8), r"p\[1, 1\] is 1\.2"),
+        (lambda: planning.silent_rate(0.5, [8, float("inf")]), r"group_size\[1\] is inf"),
+        (lambda: planning.gain(0.5, 8, float("nan")), "alpha=nan: write a finite number"),
+        (lambda: planning.silent_rate_from_counts([1, 2], [8, 3], 4), r"n\[1\] is 3.*; write the group size or more"),
+        (lambda: planning.silent_rate_from_counts(1, 2**40, 8), r"n is 1.*; write a whole number"),
         (lambda: planning.silent_rate_from_counts([1, 9], 8, 4), r"correct\[1\] is 9; write no more than n"),
         (lambda: planning.silent_rate_from_counts(-1, 8, 4), r"correct is -1"),
         (lambda: planning.silent_rate_from_counts(1.5, 8, 4), r"correct is 1\.5"),
         (lambda: planning.posterior_silent_rate(1, 2, 8, prior=(0, 1)), r"prior=\(0, 1\): write two numbers above 0"),
-        (lambda: planning.required_group_size(0.5, 0), "tolerance=0: write a number between 0 and 1"),
+        (lambda: planning.required_group_size(0.5, [0.1, 0]), r"tolerance\[1\] is 0.*; write a number between 0 and 1"),
+        (lambda: planning.required_group_size(0.5, 1e-17), "tolerance is 1e-17; write a number between 0 and 1"),
         (lambda: planning.required_group_size(0.5, 0.1, "sigma"), "criterion='sigma': write one of fidelity, mixed"),
         (lambda: planning.allocate([0.5, -0.1], 10), r"p\[1\] is -0\.1"),
         (lambda: planning.allocate([], 10), "p is empty"),
+        (lambda: planning.allocate([[0.1, 0.5]], 16), r"p has shape \(1, 2\); write one rate a prompt"),
+        (lambda: planning.allocate([0.5], 10.5), "total=10.5: write a whole number"),
+        (lambda: planning.allocate([0.5], float("nan")), "total=nan: write a whole number"),
+        (lambda: planning.allocate([0.5], 10, minimum=2.5), "minimum=2.5: write a whole number"),
         (lambda: planning.allocate([0.5] * 3, 5), "total=5 does not give 3 prompts the minimum of 2 each"),
         (lambda: planning.allocate([0.5] * 3, 50, maximum=8), "total=50 is more than 3 prompts may take"),
         (lambda: planning.allocate([0.5], 10, minimum=4, maximum=3), "maximum=3 is below minimum=4"),
@@ -240,3 +286,19 @@ def test_big_math_allocation(big_math):
         assert planning.mixed_rate(interior, group_sizes).mean() == pytest.approx(mixed, abs=5e-4)
     assert planning.expected_std(interior, 8).mean() == pytest.approx(0.2594, abs=5e-5)
     assert planning.mixed_rate(interior, 8).mean() == pytest.approx(0.627, abs=5e-4)
+
+
+def test_big_math_rollouts_in_proportion_to_difficulty_are_worse_than_equal_shares(big_math):
+    """8 a prompt on average in proportion to 1/(p(1-p)), fractions by lot."""
+    p, share = SOLVED[1:-1] / 64, big_math[1:-1] / big_math[1:-1].sum()
+    wanted = 8 / (p * (1 - p)) / (share @ (1 / (p * (1 - p))))
+    lower = np.floor(wanted)
+    for value, figure in ((planning.expected_std, 0.1691), (planning.mixed_rate, 0.413)):
+        mean = (lower + 1 - wanted) * value(p, lower) + (wanted - lower) * value(p, lower + 1)
+        assert share @ mean == pytest.approx(figure, abs=5e-4)
+        assert share @ mean < share @ value(p, 8)
+
+
+def test_big_math_dynamic_sampling_factor(big_math):
+    silent = big_math / big_math.sum() @ planning.silent_rate(SOLVED / 64, 8)
+    assert 1 / (1 - silent) == pytest.approx(1.80, abs=0.006)

@@ -46,9 +46,6 @@ def test_names_verl_does_not_know_are_refused_before_ray(monkeypatch):
         ("trainer.logger=[wandbb]", r"trainer\.logger=wandbb: no such name\. Write one of .*wandb"),
         ("actor_rollout_ref.actor.use_dynamic_bsz=false", r"verl refuses this config: .*micro_batch_size"),
         ("+algorithm.gsd.alhpa=0.5", r"algorithm\.gsd\.alhpa: no such key\. Keys are alpha, ddof, eps, poll_interval"),
-        ("algorithm.gsd.alpha=much", r"algorithm\.gsd: alpha=much: write a finite number"),
-        ("algorithm.gsd.ddof=2", r"algorithm\.gsd: ddof=2: write 0"),
-        ("algorithm.gsd.eps=null", r"algorithm\.gsd\.eps is missing"),
     ):
         with pytest.raises(ConfigError, match=f"(?s){message}"):
             check(word)

@@ -35,6 +35,10 @@ def test_a_right_line_passes(check, tiny_task):
             r"norm_adv_by_std_in_grpo=False does nothing: .*write algorithm\.gsd",
         ),
         ("trainer.logger=[console,wandb]", r"trainer\.logger=.*: without file there is no RUN/metrics"),
+        ("algorithm.gsd.alpha=much", r"algorithm\.gsd: alpha=much: write a finite number"),
+        ("algorithm.gsd.alpha=true", r"algorithm\.gsd: alpha=True: write a finite number"),
+        ("algorithm.gsd.ddof=2", r"algorithm\.gsd: ddof=2: write 0"),
+        ("algorithm.gsd.eps=null", r"algorithm\.gsd\.eps is missing"),
         ("data.train_files=null", r"data\.train_files=null: write one Parquet file"),
         ("+trainer.wandb_api_key=0123", r"trainer\.wandb_api_key: looks like a secret"),
         ("trainer.wandb_proxy='http://me:secret@proxy'", r"trainer\.wandb_proxy: looks like a secret"),
@@ -84,6 +88,11 @@ def test_the_device_cpu_takes_more_than_its_name(compose_fast, tiny_task, monkey
 
 def test_a_critic_that_is_switched_on_has_keys_with_effect(check, tiny_task):
     check(tiny_task, "critic.enable=true", "critic.optim.lr=1")
+
+
+def test_what_divides_does_nothing_where_nothing_is_divided_by(check, tiny_task):
+    with pytest.raises(ConfigError, match=r"algorithm\.gsd\.eps=0\.1 does nothing: alpha=0"):
+        check(tiny_task, "algorithm.gsd.alpha=0", "algorithm.gsd.eps=0.1")
 
 
 def test_poll_interval_does_nothing_under_a_stock_mode(check, tiny_task):

@@ -76,7 +76,9 @@ def test_the_trainer_passes_the_raw_algorithm_section_and_uids_as_index():
 def test_padding_rows_have_a_uid_that_starts_with_pad_and_uids_of_real_rows_cannot():
     assert 'f"pad{uuid.uuid4().hex}"' in source(padding_utils)
     assert "is_padding=True" in source(padding_utils)
-    assert not set("0123456789abcdef-") & {"p"}, "a uuid never starts so"
+    assert "uuid.uuid4()" in source(trainer_base.PPOTrainer._submit_batch_to_rollout) or "uuid.uuid4()" in source(
+        trainer_base
+    ), "hexadecimal: no p"
 
 
 def test_verls_grpo_divides_by_the_sample_std_plus_1e_6():
@@ -85,6 +87,21 @@ def test_verls_grpo_divides_by_the_sample_std_plus_1e_6():
     rewards = torch.tensor([[1.0], [0.0], [0.0]])
     got, _ = core_algos.compute_grpo_outcome_advantage(rewards, torch.ones(3, 1), np.array(["a"] * 3))
     assert got[0, 0].item() == pytest.approx((2 / 3) / (3**-0.5 + 1e-6), rel=1e-6)
+
+
+def test_the_vectorised_grpo_and_rloo_are_what_the_auditor_says():
+    rewards, mask, index = torch.tensor([[1.0], [0.0], [0.0]]), torch.ones(3, 1), np.array(["a"] * 3)
+    normed, _ = core_algos.compute_grpo_vectorized_outcome_advantage(rewards, mask, index)
+    plain, _ = core_algos.compute_grpo_vectorized_outcome_advantage(rewards, mask, index, norm_adv_by_std_in_grpo=False)
+    assert normed[0, 0].item() == pytest.approx((2 / 3) / (3**-0.5 + 1e-6), rel=1e-6)
+    assert plain[0, 0].item() == pytest.approx(2 / 3, rel=1e-6)
+    rloo, _ = core_algos.compute_rloo_outcome_advantage(rewards, mask, index)
+    assert rloo[:, 0].tolist() == pytest.approx([1.0, -0.5, -0.5]), "G/(G-1) times the centred reward"
+
+
+def test_the_filter_evicts_where_the_float_std_is_zero_and_ignores_max_num_gen_batches():
+    text = source(replay_buffer)
+    assert "np.std(" in text and "max_num_gen_batches" not in text
 
 
 def test_a_constant_to_divide_token_sums_by_must_be_given():

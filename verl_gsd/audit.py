@@ -57,12 +57,12 @@ class Audit:
     def lines(self) -> Iterator[str]:
         """The audit in words, a line a fact."""
         if self.operation is None:
-            yield f"{self.estimator}: not an operation on the group's sigma; nothing more can be said"
+            yield f"{self.estimator}: what it does to the group's sigma is not described here"
         else:
             formula = f"(R - mu) / (sigma + {self.operation.eps:g})^{self.operation.alpha:g}"
             yield f"{self.estimator}: {self.operation.words}; A = {formula}, ddof {self.operation.ddof}"
-            curve = "  ".join(f"p={rate:g}: {value:.2f}" for rate, value in zip(RATES, self.gains, strict=True))
-            yield f"gain sigma^{2 - self.operation.alpha:g}, relative to p=0.5, G={self.group_size}: {curve}"
+            curve = "  ".join(f"p={rate:g}: {value:.2f}" for rate, value in zip(RATES, self.gains, strict=False))
+            yield f"gain relative to p=0.5, G={self.group_size}: {curve or 'none'}"
         yield self.silent_groups
         for warning in self.warnings:
             yield f"warning: {warning}"
@@ -74,9 +74,9 @@ def audit(config: DictConfig) -> Audit:
     operation = _operation(config.algorithm, group_size)
     gains: tuple[float, ...] = ()
     if operation is not None and group_size > 1:
-        curve = np.asarray(gain(RATES, group_size, operation.alpha))
+        curve = np.asarray(gain(RATES, group_size, operation.alpha, ddof=operation.ddof, eps=operation.eps))
         gains = tuple((curve / curve[-1]).tolist())
-    evicts = config.algorithm.filter_groups.enable
+    evicts = _filters(config)
     silent = "evicted and replaced by other prompts" if evicts else "kept, with gain 0"
     return Audit(
         str(config.algorithm.adv_estimator),
@@ -112,13 +112,13 @@ def _words(alpha: float) -> str:
 
 def _contradictions(config: DictConfig, operation: Operation | None, group_size: int) -> Iterator[str]:
     algorithm, actor = config.algorithm, config.actor_rollout_ref.actor
-    if group_size == 1:
-        yield "actor_rollout_ref.rollout.n=1: every group is silent, nothing is learned. Write 2 or more."
+    if group_size < 2:
+        yield f"actor_rollout_ref.rollout.n={group_size}: every group is silent, nothing is learned. Write 2 or more."
     if actor.loss_agg_mode == "seq-mean-token-sum-norm":
         if operation is not None and operation.alpha == 1:
             yield (
                 "actor_rollout_ref.actor.loss_agg_mode=seq-mean-token-sum-norm is Dr. GRPO's, whose point is to keep "
-                "sigma, and alpha is 1. Write algorithm.gsd.alpha=0, or GRPO's loss_agg_mode=seq-mean-token-mean."
+                f"sigma, and it is divided by. Write {_dividing_off(algorithm)}, or GRPO's seq-mean-token-mean."
             )
         if actor.loss_scale_factor is None:
             yield (
@@ -130,8 +130,17 @@ def _contradictions(config: DictConfig, operation: Operation | None, group_size:
             "algorithm.use_kl_in_reward=true: sigma is then that of the reward less a KL penalty, and no group is "
             "unanimous. Write actor_rollout_ref.actor.use_kl_loss=true instead."
         )
-    if algorithm.filter_groups.enable:
+    if _filters(config):
         yield from _filter_contradictions(config)
+
+
+def _filters(config: DictConfig) -> bool:
+    return bool(OmegaConf.select(config, "algorithm.filter_groups.enable"))
+
+
+def _dividing_off(algorithm: DictConfig) -> str:
+    gsd = algorithm.adv_estimator == "gsd"
+    return "algorithm.gsd.alpha=0" if gsd else "algorithm.norm_adv_by_std_in_grpo=false"
 
 
 def _filter_contradictions(config: DictConfig) -> Iterator[str]:

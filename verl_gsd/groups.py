@@ -45,7 +45,7 @@ class GroupStats:
 def group_stats(rewards: torch.Tensor, index: Labels, mask: torch.Tensor | None = None) -> GroupStats:
     """Group rows by label and describe each group's rewards.
 
-    Sums run in float64: a group's figures depend on its rewards alone, not on where in the batch they stand.
+    Sums run in float64: where a group's rows stand in the batch changes its figures by float64 rounding at most.
 
     Args:
         rewards: (N,), one a response.
@@ -89,25 +89,41 @@ def group_numbers(index: Labels, n_rows: int, mask: torch.Tensor | None = None) 
     """
     if n_rows == 0:
         raise ValueError("the batch is empty: 0 rows")
-    labels = index.tolist() if isinstance(index, np.ndarray | torch.Tensor) else index
-    if len(labels) != n_rows:
-        raise ValueError(f"index has {len(labels)} labels for {n_rows} rows")
+    if isinstance(index, np.ndarray | torch.Tensor):
+        if index.ndim != 1:
+            raise ValueError(f"index has shape {tuple(index.shape)}; write one label a row, shape ({n_rows},)")
+        index = index.tolist()
+    if len(index) != n_rows:
+        raise ValueError(f"index has {len(index)} labels for {n_rows} rows")
     if mask is not None and not bool_rows(mask, n_rows, "mask").any():
         raise ValueError(f"the mask removes every row: all {n_rows} are False")
-    counted = labels if mask is None else itertools.compress(labels, mask.tolist())
+    counted = index if mask is None else itertools.compress(index, mask.tolist())
     # A label met for the first time gets the number of labels met before it; the loop over rows is map's, in C.
     numbers: defaultdict[Hashable, int] = defaultdict()
     numbers.default_factory = numbers.__len__
     try:
         found = torch.from_numpy(np.fromiter(map(numbers.__getitem__, counted), dtype=np.int64))
     except TypeError:
-        row = next(row for row, label in enumerate(labels) if not isinstance(label, Hashable))
+        found = None
+    # A tensor is equal to no other, and a NaN not to itself: each such row would be a group of its own, in silence.
+    if found is None or any(isinstance(label, torch.Tensor) or label != label for label in numbers):
+        kept = range(n_rows) if mask is None else itertools.compress(range(n_rows), mask.tolist())
+        row = next(row for row in kept if not _is_label(index[row]))
         raise ValueError(
-            f"index[{row}] is {labels[row]!r}, of type {type(labels[row]).__name__}: a label must be hashable"
-        ) from None
+            f"index[{row}] is {index[row]!r}, of type {type(index[row]).__name__}: write hashable labels, equal "
+            "within a group"
+        )
     if mask is None:
         return found
     return torch.full((n_rows,), -1).masked_scatter(mask.cpu(), found)
+
+
+def _is_label(label: object) -> bool:
+    try:
+        hash(label)
+    except TypeError:
+        return False
+    return not isinstance(label, torch.Tensor) and label == label
 
 
 def float_rows(values: torch.Tensor, name: str) -> torch.Tensor:
@@ -139,4 +155,4 @@ def require_finite(values: torch.Tensor, name: str, where: torch.Tensor) -> None
     bad = torch.nonzero(where & ~values.isfinite())
     if len(bad):
         row = int(bad[0])
-        raise ValueError(f"{name}[{row}] is {values[row].item()}; every reward that counts must be a finite number")
+        raise ValueError(f"{name}[{row}] is {values[row].item()}; every row that counts needs a finite number")

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
 from verl_gsd.algorithms import dial
-from verl_gsd.groups import GroupStats, Labels, float_rows, group_stats
+from verl_gsd.algorithms.settings import DIAL_SETTINGS, dial_settings
+from verl_gsd.groups import GroupStats, Labels, float_rows, group_stats, require_finite
 
 Place = Literal["centre", "weight"]
 
@@ -66,8 +67,12 @@ def register_stage(name: str, place: Place) -> Callable[[Callable], Callable]:
             multiplies the divided advantages (any number do, in the order of their names).
 
     Raises:
-        ValueError: another function is registered under that name.
+        ValueError: no such place, or the name is a setting of the dial's or another function's.
     """
+    if place not in get_args(Place):
+        raise ValueError(f"place={place!r}: write one of {', '.join(get_args(Place))}")
+    if name in DIAL_SETTINGS:
+        raise ValueError(f"stage {name!r}: algorithm.gsd.{name} is a setting of the dial. Choose another name.")
 
     def register(function: Callable) -> Callable:
         if _STAGES.setdefault(name, (place, function)) != (place, function):
@@ -104,17 +109,8 @@ def advantages(
     centred = _centre(rows, gsd)
     result = dial.divide(centred, rows.stats, **settings)
     for name, stage in stages(gsd, "weight").items():
-        result = result * stage(rows, result, gsd[name])
+        result = result * _one_a_row(stage(rows, result, gsd[name]), rows, name)
     return result
-
-
-def dial_settings(gsd: Mapping[str, Any]) -> dict[str, Any]:
-    """``alpha``, ``ddof`` and ``eps`` of a config section ``algorithm.gsd``; a ValueError names one that is missing."""
-    settings = {name: gsd.get(name) for name in ("alpha", "ddof", "eps")}
-    for name, value in settings.items():
-        if value is None:
-            raise ValueError(f"algorithm.gsd.{name} is missing: add algo=gsd, or another of our algorithms")
-    return settings
 
 
 def _centre(rows: Rows, gsd: Mapping[str, Any]) -> torch.Tensor:
@@ -122,8 +118,16 @@ def _centre(rows: Rows, gsd: Mapping[str, Any]) -> torch.Tensor:
     if len(centres) > 1:
         raise ValueError(f"algorithm.gsd has {' and '.join(centres)}: each replaces the group's mean. Leave one out.")
     for name, stage in centres.items():
-        return stage(rows, gsd[name])
+        return _one_a_row(stage(rows, gsd[name]), rows, name)
     return dial.centre(rows.rewards, rows.stats)
+
+
+def _one_a_row(values: torch.Tensor, rows: Rows, stage: str) -> torch.Tensor:
+    """What a stage returned, in the rewards' dtype and 0 in rows of no group; a ValueError if it cannot be used."""
+    if values.shape != rows.rewards.shape:
+        raise ValueError(f"stage {stage} returned shape {tuple(values.shape)} for rewards {tuple(rows.rewards.shape)}")
+    require_finite(values, f"stage {stage}", where=rows.stats.group >= 0)
+    return values.to(rows.rewards.dtype).masked_fill(rows.stats.group < 0, 0)
 
 
 def registered() -> list[str]:

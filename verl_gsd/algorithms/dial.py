@@ -21,10 +21,9 @@ How this differs from the paper:
 
 from __future__ import annotations
 
-import math
-
 import torch
 
+from verl_gsd.algorithms.settings import check_dial_settings
 from verl_gsd.groups import GroupStats, Labels, float_rows, group_stats
 
 
@@ -60,7 +59,10 @@ def dial_advantage(
 
 
 def centre(rewards: torch.Tensor, stats: GroupStats) -> torch.Tensor:
-    """R_i - mu, (N,) in the rewards' dtype; 0 in rows of no group. ``stats`` in float64."""
+    """R_i - mu, (N,) in the rewards' dtype; 0 in rows of no group. ``stats`` in float64.
+
+    mu is rounded to that dtype first, as verl does, so that float32 rewards far from zero lose digits: pass float64.
+    """
     return (rewards - stats.per_row(stats.mean).to(rewards.dtype)).masked_fill(stats.group < 0, 0)
 
 
@@ -74,33 +76,20 @@ def divide(centred: torch.Tensor, stats: GroupStats, *, alpha: float, ddof: int,
     Raises:
         ValueError: alpha, ddof or eps is out of range, or a result is no finite number.
     """
-    check_settings(alpha, ddof, eps)
-    # sigma is rounded before eps is added and only then raised to alpha, in float64 again: at alpha = 1 this is bit for
-    # bit what verl's grpo computes.
+    check_dial_settings(alpha, ddof, eps)
+    # sigma is rounded before eps is added, and only then raised to alpha, in float64; the quotient is rounded once. At
+    # alpha = 1 this is bit for bit what verl's grpo computes from 0/1 rewards.
     size = stats.size.double()
     sigma = (stats.std * (size / (size - ddof).clamp(min=1)).sqrt()).to(centred.dtype)
-    divisor = (sigma + eps).double().pow(alpha).to(centred.dtype)
+    divisor = (sigma + eps).double().pow(alpha)
     silent = stats.per_row(stats.unanimous, elsewhere=True)  # a group of one is unanimous too
-    advantages = (centred / stats.per_row(divisor, elsewhere=1)).masked_fill(silent, 0)
-    overflow = torch.nonzero(~advantages.isfinite())
-    if len(overflow):
-        row = int(overflow[0])
+    exact = (centred.double() / stats.per_row(divisor, elsewhere=1)).masked_fill(silent, 0)
+    advantages = exact.to(centred.dtype)
+    lost = ~silent & ~(stats.per_row(sigma, elsewhere=1).isfinite() & advantages.isfinite())
+    if lost.any():
+        row = int(torch.nonzero(lost)[0])
         raise ValueError(
-            f"row {row}: its group's sigma {stats.per_row(stats.std)[row].item():.3g} to the power alpha={alpha} makes "
-            f"its advantage {advantages[row].item()}; write an alpha nearer to 0 or a larger eps"
+            f"row {row}: with alpha={alpha} and its group's sigma {stats.per_row(stats.std)[row].item():.3g} its "
+            f"advantage is {advantages[row].item()}; write an alpha nearer to 0 or a larger eps, or scale the rewards"
         )
     return advantages
-
-
-def check_settings(alpha: float, ddof: int, eps: float) -> None:
-    """Raise a ValueError that names the setting which is out of range."""
-    if not _is_finite_number(alpha):
-        raise ValueError(f"alpha={alpha}: write a finite number; 1 is GRPO, 0 is Dr. GRPO")
-    if ddof not in (0, 1):
-        raise ValueError(f"ddof={ddof}: write 0 (population) or 1 (sample)")
-    if not (_is_finite_number(eps) and eps >= 0):
-        raise ValueError(f"eps={eps}: write a finite number, 0 or more")
-
-
-def _is_finite_number(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)

@@ -16,7 +16,7 @@ from verl_gsd.planning.rates import expected_std, fidelity, mixed_rate, refuse
 
 Objective = Literal["expected_std", "mixed", "fidelity"]
 
-#: Gains closer than this are equal: prompts at p and 1-p must not be told apart by rounding.
+#: Decimals of a gain: prompts at p and 1-p must not be told apart by rounding. A smaller gain counts as none.
 _DIGITS = 13
 
 
@@ -45,20 +45,25 @@ def allocate(
         ValueError: a rate is outside [0, 1] (naming the entry), bounds contradict each other or ``total``, or the
             objective has another name.
     """
-    rates = np.atleast_1d(np.asarray(p, dtype=float))
+    rates = np.asarray(p, dtype=float)
+    if rates.ndim != 1:
+        raise ValueError(f"p has shape {rates.shape}; write one rate a prompt, shape (n_prompts,)")
     refuse(~((rates >= 0) & (rates <= 1)), rates, "p", "a rate between 0 and 1")
+    total, minimum = _whole(total, "total"), _whole(minimum, "minimum")
+    maximum = None if maximum is None else _whole(maximum, "maximum")
     _check(len(rates), total, objective, minimum, maximum)
     distinct, which, prompts = np.unique(rates, return_inverse=True, return_counts=True)
     steps = total - minimum * len(rates)  # each raises one prompt's group by one
     limit = steps if maximum is None else min(steps, maximum - minimum)
-    depth = min(16, limit)
+    # Gains are listed as far as somewhat more than equal shares need, and further where a rate has used its list up.
+    listed = list(_gains(distinct, objective, minimum, min(16 + steps // len(rates), limit)))
     while True:
-        gains = _gains(distinct, objective, minimum, depth)
-        raised, partly, some = _take_largest(gains, prompts, steps)
-        # A rate all of whose listed steps were taken may have more that are worth taking: list more.
-        if depth == limit or raised.max() < depth:
+        raised, partly, some = _take_largest(listed, prompts, steps)
+        short = [rate for rate, gains in enumerate(listed) if raised[rate] == len(gains) < limit]
+        if not short:
             break
-        depth = min(2 * depth, limit)
+        for rate in short:
+            (listed[rate],) = _gains(distinct[[rate]], objective, minimum, min(2 * len(listed[rate]), limit))
     sizes = minimum + raised[which]
     sizes[np.flatnonzero(which == partly)[:some]] += 1
     return sizes
@@ -69,31 +74,38 @@ def _gains(rates: np.ndarray, objective: Objective, minimum: int, depth: int) ->
     sizes = np.arange(minimum, minimum + depth + 1)
     if objective == "fidelity":
         interior = (rates > 0) & (rates < 1)
-        return np.where(interior[:, None], -np.asarray(fidelity(rates[:, None], sizes[:-1])), -np.inf)
+        lowest_first = -np.asarray(fidelity(rates[:, None], sizes[:-1])).round(_DIGITS)
+        return np.where(interior[:, None], lowest_first, -np.inf)
     value = {"expected_std": expected_std, "mixed": mixed_rate}[objective](rates[:, None], sizes)
     return np.diff(value, axis=1).round(_DIGITS)
 
 
-def _take_largest(gains: np.ndarray, prompts: np.ndarray, steps: int) -> tuple[np.ndarray, int, int]:
+def _take_largest(listed: list[np.ndarray], prompts: np.ndarray, steps: int) -> tuple[np.ndarray, int, int]:
     """Take ``steps`` steps in the order of their gain, smaller groups first among equals.
 
     Args:
-        gains: (n_rates, depth), one row a rate.
-        prompts: (n_rates,), how many prompts have the rate; each can take every step of its row once.
+        listed: the gains of each rate's steps, in order; a prompt of that rate can take each once.
+        prompts: (n_rates,), how many prompts have the rate.
 
     Returns:
-        Steps taken by all prompts of each rate (n_rates,), and the rate of which ``some`` prompts take one more.
+        Steps taken by all prompts of each rate, (n_rates,), and the rate of which how many prompts take one more.
     """
-    n_rates, depth = gains.shape
-    rate, step = np.divmod(np.arange(gains.size), max(depth, 1))
-    order = np.lexsort((step, -gains.ravel()))
+    rate: np.ndarray = np.repeat(np.arange(len(listed)), [len(gains) for gains in listed])
+    step = np.concatenate([np.arange(len(gains)) for gains in listed])
+    order = np.lexsort((step, -np.concatenate(listed)))
     used = np.cumsum(prompts[rate[order]])
     whole = int(np.searchsorted(used, steps, side="right"))
-    raised = np.bincount(rate[order[:whole]], minlength=n_rates)
+    raised = np.bincount(rate[order[:whole]], minlength=len(listed))
     if whole == len(order):
         return raised, 0, 0
     before = int(used[whole - 1]) if whole else 0
     return raised, int(rate[order[whole]]), steps - before
+
+
+def _whole(value: int, name: str) -> int:
+    if not (np.ndim(value) == 0 and np.isfinite(value) and value == int(value)):
+        raise ValueError(f"{name}={value}: write a whole number")
+    return int(value)
 
 
 def _check(n_prompts: int, total: int, objective: str, minimum: int, maximum: int | None) -> None:

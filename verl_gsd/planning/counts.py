@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import betaln, gammaln
 
-from verl_gsd.planning.rates import as_given, refuse
+from verl_gsd.planning.rates import as_given, refuse, refuse_sizes
 
 
-def silent_rate_from_counts(correct: ArrayLike, n: ArrayLike, group_size: int) -> np.ndarray | float:
+def silent_rate_from_counts(correct: ArrayLike, n: ArrayLike, group_size: ArrayLike) -> np.ndarray | float:
     """Unbiased estimate of p^G + (1-p)^G: [C(c,G) + C(n-c,G)] / C(n,G).
 
     Raises:
@@ -25,7 +25,7 @@ def silent_rate_from_counts(correct: ArrayLike, n: ArrayLike, group_size: int) -
     return _over_distinct(correct, n, group_size, _silent)
 
 
-def expected_std_from_counts(correct: ArrayLike, n: ArrayLike, group_size: int) -> np.ndarray | float:
+def expected_std_from_counts(correct: ArrayLike, n: ArrayLike, group_size: ArrayLike) -> np.ndarray | float:
     """Unbiased estimate of E[sigma_hat]: the mean of sqrt(j (G-j)) / G, j hypergeometric.
 
     Raises:
@@ -40,12 +40,12 @@ def disagreement_from_counts(correct: ArrayLike, n: ArrayLike) -> np.ndarray | f
     Raises:
         ValueError: counts are not whole numbers with 0 <= correct <= n, or n < 2 (naming the entry).
     """
-    c, total = _checked(correct, n, least=2)
+    c, total, _ = _checked(correct, n, least=2)
     return as_given(c * (total - c) / (total * (total - 1)))
 
 
 def posterior_silent_rate(
-    correct: ArrayLike, n: ArrayLike, group_size: int, prior: tuple[float, float] = (1.0, 1.0)
+    correct: ArrayLike, n: ArrayLike, group_size: ArrayLike, prior: tuple[float, float] = (1.0, 1.0)
 ) -> np.ndarray | float:
     """E[p^G + (1-p)^G] under the posterior Beta(a + c, b + n - c); ``n`` may be 0.
 
@@ -55,38 +55,46 @@ def posterior_silent_rate(
     Raises:
         ValueError: counts, group size or prior are out of range (naming the entry).
     """
-    a, b = _posterior(correct, n, group_size, prior)
-    agree = np.exp(betaln(a + group_size, b) - betaln(a, b)) + np.exp(betaln(a, b + group_size) - betaln(a, b))
+    a, b, size = _posterior(correct, n, group_size, prior)
+    agree = np.exp(betaln(a + size, b) - betaln(a, b)) + np.exp(betaln(a, b + size) - betaln(a, b))
     return as_given(agree)
 
 
 def posterior_expected_std(
-    correct: ArrayLike, n: ArrayLike, group_size: int, prior: tuple[float, float] = (1.0, 1.0)
+    correct: ArrayLike, n: ArrayLike, group_size: ArrayLike, prior: tuple[float, float] = (1.0, 1.0)
 ) -> np.ndarray | float:
     """E[sigma_hat] under the posterior: the mean of sqrt(k (G-k)) / G, k beta-binomial; ``n`` may be 0.
 
     Raises:
         ValueError: as ``posterior_silent_rate``.
     """
-    a, b = _posterior(correct, n, group_size, prior)
-    total = np.zeros(a.shape)
-    for k in range(1, group_size):
-        log_ways = _log_choose(group_size, k)
-        weight = np.sqrt(k * (group_size - k)) / group_size
-        total += weight * np.exp(log_ways + betaln(a + k, b + group_size - k) - betaln(a, b))
-    return as_given(total)
+    a, b, sizes = _posterior(correct, n, group_size, prior)
+    result = np.zeros(a.shape)
+    for size in np.unique(sizes):
+        here = sizes == size
+        for k in range(1, int(size)):
+            weight = np.sqrt(k * (size - k)) / size
+            log_chance = betaln(a[here] + k, b[here] + size - k) - betaln(a[here], b[here])
+            result[here] += weight * np.exp(_log_choose(size, k) + log_chance)
+    return as_given(result)
 
 
 def _over_distinct(
-    correct: ArrayLike, n: ArrayLike, group_size: int, estimate: Callable[[np.ndarray, np.ndarray, int], np.ndarray]
+    correct: ArrayLike,
+    n: ArrayLike,
+    group_size: ArrayLike,
+    estimate: Callable[[np.ndarray, np.ndarray, int], np.ndarray],
 ) -> np.ndarray | float:
-    """``estimate`` once for every distinct pair of counts."""
-    c, total = _checked(correct, n)
-    _check_size(group_size)
-    refuse(total < group_size, total, "n", f"group_size={group_size} or more, or use the posterior_* functions")
-    pairs, back = np.unique(c * (total.max(initial=0) + 1) + total, return_inverse=True)
-    distinct_c, distinct_n = np.divmod(pairs, total.max(initial=0) + 1)
-    return as_given(estimate(distinct_c, distinct_n, group_size)[back].reshape(c.shape))
+    """``estimate`` once for every distinct pair of counts, a group size at a time."""
+    c, total, sizes = _checked(correct, n, group_size)
+    refuse(total < sizes, total, "n", "the group size or more, or use the posterior_* functions")
+    result = np.empty(c.shape)
+    for size in np.unique(sizes):
+        here = sizes == size
+        key = (c[here] << 32) + total[here]
+        pairs, back = np.unique(key, return_inverse=True)
+        result[here] = estimate(pairs >> 32, pairs & (2**32 - 1), int(size))[back.ravel()]
+    return as_given(result)
 
 
 def _silent(c: np.ndarray, n: np.ndarray, size: int) -> np.ndarray:
@@ -114,24 +122,27 @@ def _log_choose(n: np.ndarray | int, k: int) -> np.ndarray:
 
 
 def _posterior(
-    correct: ArrayLike, n: ArrayLike, group_size: int, prior: tuple[float, float]
-) -> tuple[np.ndarray, np.ndarray]:
-    c, total = _checked(correct, n, least=0)
-    _check_size(group_size)
-    if not (len(prior) == 2 and min(prior) > 0 and np.isfinite(prior).all()):
+    correct: ArrayLike, n: ArrayLike, group_size: ArrayLike, prior: tuple[float, float]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    c, total, sizes = _checked(correct, n, group_size, least=0)
+    if not (np.shape(prior) == (2,) and min(prior) > 0 and np.isfinite(prior).all()):
         raise ValueError(f"prior={prior}: write two numbers above 0")
-    return c + prior[0], total - c + prior[1]
+    return c + prior[0], total - c + prior[1], sizes
 
 
-def _check_size(group_size: int) -> None:
-    if not (np.ndim(group_size) == 0 and group_size >= 1 and group_size == int(group_size)):
-        raise ValueError(f"group_size={group_size}: write a whole number, 1 or more")
-
-
-def _checked(correct: ArrayLike, n: ArrayLike, least: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """Counts as int64 arrays of one shape, or a ValueError naming the first entry that is out of range."""
-    c, total = np.broadcast_arrays(np.asarray(correct), np.asarray(n))
-    refuse(~((total >= least) & (total == np.floor(total))), total, "n", f"a whole number, {least} or more")
+def _checked(
+    correct: ArrayLike, n: ArrayLike, group_size: ArrayLike = 1, least: int = 1
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Counts and sizes as int64 arrays of one shape, or a ValueError naming the first entry that is out of range."""
+    c, total, sizes = (np.asarray(values, dtype=float) for values in (correct, n, group_size))
+    refuse(
+        ~((total >= least) & (total < 2**31) & (total == np.floor(total))),
+        total,
+        "n",
+        f"a whole number, {least} or more",
+    )
     refuse(~((c >= 0) & (c == np.floor(c))), c, "correct", "a whole number, 0 or more")
+    refuse_sizes(sizes)
+    c, total, sizes = np.broadcast_arrays(c, total, sizes)
     refuse(c > total, c, "correct", "no more than n of the same entry")
-    return c.astype(np.int64), total.astype(np.int64)
+    return c.astype(np.int64), total.astype(np.int64), sizes.astype(np.int64)

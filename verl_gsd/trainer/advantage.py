@@ -41,7 +41,7 @@ def gsd_advantage(
     """
     with torch.no_grad():
         rewards = token_level_rewards.sum(dim=-1)
-        row = chain.advantages(rewards, index, config.get("gsd") or {}, mask=not_padding(index))
+        row = chain.advantages(rewards, index, (config and config.get("gsd")) or {}, mask=not_padding(index))
         # A copy in the advantages' dtype and a product in place: half the time of a product of float and int64.
         advantages = response_mask.to(row.dtype, copy=True).mul_(row.unsqueeze(-1))
     return advantages, advantages
@@ -49,5 +49,5 @@ def gsd_advantage(
 
 def not_padding(uids: np.ndarray) -> torch.Tensor | None:
     """(N,) bool, False for the rows verl pads a batch with, or None where there are none."""
-    padding = [uid for uid in set(uids.tolist()) if str(uid).startswith("pad")]
+    padding = [uid for uid in set(uids) if str(uid).startswith("pad")]
     return torch.from_numpy(~np.isin(uids, padding)) if padding else None

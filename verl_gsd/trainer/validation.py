@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from verl_gsd.algorithms.settings import DIAL_SETTINGS, dial_settings
 from verl_gsd.trainer.config import ConfigError, Line
 
 #: What a run writes at the very least: logs, metrics, Ray's session. Checkpoints come on top.
@@ -176,7 +177,15 @@ _IDLE_KEYS = (
             lambda c: c.algorithm.adv_estimator != "gsd",
             "only the estimator gsd reads it; write algorithm.adv_estimator=gsd",
         )
-        for name in ("alpha", "ddof", "eps")
+        for name in DIAL_SETTINGS
+    ),
+    *(
+        _Idle(
+            f"algorithm.gsd.{name}",
+            lambda c: c.algorithm.gsd.alpha == 0,
+            "alpha=0 divides by nothing",
+        )
+        for name in ("ddof", "eps")
     ),
     _Idle(
         "algorithm.filter_groups.metric",
@@ -230,6 +239,14 @@ def _keys_have_effect(config: DictConfig, line: Line) -> Iterator[str]:
                 break
 
 
+def _dial_settings_in_range(config: DictConfig, line: Line) -> Iterator[str]:
+    if config.algorithm.adv_estimator == "gsd":
+        try:
+            dial_settings(OmegaConf.select(config, "algorithm.gsd") or {})
+        except ValueError as error:
+            yield f"algorithm.gsd: {error}"
+
+
 def _poll_interval_positive(config: DictConfig, line: Line) -> Iterator[str]:
     interval = OmegaConf.select(config, "algorithm.gsd.poll_interval")
     if interval is not None and not (isinstance(interval, int | float) and interval > 0):
@@ -238,6 +255,7 @@ def _poll_interval_positive(config: DictConfig, line: Line) -> Iterator[str]:
 
 CHECKS = (
     _modes_allowed,
+    _dial_settings_in_range,
     _poll_interval_positive,
     _accelerator_present,
     _files_exist,
@@ -292,17 +310,12 @@ def _unknown_names(config: DictConfig) -> Iterator[str]:
 
 def _own_settings_wrong(config: DictConfig) -> Iterator[str]:
     """Needs the plugins loaded: a stage of somebody else's package has a section of its own under algorithm.gsd."""
-    from verl_gsd.algorithms import chain, dial
+    from verl_gsd.algorithms import chain
 
     gsd = OmegaConf.select(config, "algorithm.gsd") or {}
-    known = {"alpha", "ddof", "eps", "poll_interval", *chain.registered()}
+    known = {*DIAL_SETTINGS, "poll_interval", *chain.registered()}
     for name in set(gsd) - known:
         yield f"algorithm.gsd.{name}: no such key. Keys are {', '.join(sorted(known))}."
-    if config.algorithm.adv_estimator == "gsd":
-        try:
-            dial.check_settings(**chain.dial_settings(gsd))
-        except ValueError as error:
-            yield f"algorithm.gsd: {error}"
 
 
 def _verl_refuses(config: DictConfig) -> Iterator[str]:
