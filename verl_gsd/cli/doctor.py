@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import typer
 from rich.markup import escape
 from rich.table import Table
@@ -18,6 +20,7 @@ def doctor() -> None:
     table = Table(title="verl-gsd doctor", title_justify="left")
     for column in ("", "what", "seen", "remedy"):
         table.add_column(column, overflow="fold")
+    warnings.filterwarnings("ignore", module="verl")  # engines that are not installed: not this table's business
     faults = 0
     with out.status("looking (starts Ray once, about half a minute)"):
         for finding in findings():

@@ -112,12 +112,15 @@ def plugin_state() -> str:
             return problem
         modes = importlib.import_module("verl.trainer.ppo.v1.trainer_base").TRAINER_REGISTRY
         importlib.import_module("verl.trainer.ppo.v1")
+        estimators = importlib.import_module("verl.trainer.ppo.core_algos").ADV_ESTIMATOR_REGISTRY
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     if not any(point.value == "verl_gsd.trainer.plugin" for point in _entry_points()):
         return "the entry point verl.plugins does not name verl_gsd: the package is on the path but not installed"
     if "gsd_sync" not in modes:
         return "loaded, but trainer mode gsd_sync is not registered"
+    if "gsd" not in estimators:
+        return "loaded, but estimator gsd is not registered"
     return ""
 
 
@@ -127,7 +130,7 @@ def _entry_points() -> list[importlib.metadata.EntryPoint]:
 
 def _plugin_finding(name: str, problem: str) -> Finding:
     if not problem:
-        return Finding(name, "ok", "loaded, gsd_sync registered")
+        return Finding(name, "ok", "loaded; gsd, gsd_sync registered")
     return Finding(name, "fail", problem, "pip install verl-gsd there; VERL_USE_EXTERNAL_PLUGINS must not exclude it")
 
 
