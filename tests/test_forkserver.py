@@ -58,12 +58,23 @@ def test_a_fork_is_the_process_that_was_asked_for(script, tmp_path):
 
 
 def test_the_client_waits_for_its_worker_and_passes_on_what_it_prints(tmp_path):
-    script = tmp_path / "worker.py"
-    script.write_text("import time\ntime.sleep(0.2)\nprint('done', flush=True)\nraise RuntimeError('in a worker')\n")
+    """The worker goes on only when the test lets it: a client that had not waited would have ended by then."""
+    script, gate = tmp_path / "worker.py", tmp_path / "gate"
+    os.mkfifo(gate)
+    script.write_text(
+        f"print('here', flush=True)\nopen({str(gate)!r}).read()\n"
+        "print('done', flush=True)\nraise RuntimeError('in it')\n"
+    )
     with workers_forked([]) as command:
-        done = start(command, script)
-    assert done.stdout == "done\n"
-    assert "RuntimeError: in a worker" in done.stderr
+        client = subprocess.Popen(
+            [*shlex.split(command), script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert client.stdout.readline() == "here\n"
+        with gate.open("w"):  # opens once the worker reads, and lets it go when closed
+            assert client.poll() is None
+        printed, said = client.communicate(timeout=60)
+    assert printed == "done\n"
+    assert "RuntimeError: in it" in said
 
 
 def test_a_server_that_cannot_import_costs_time_and_nothing_else(script, capfd):

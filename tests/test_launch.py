@@ -177,6 +177,18 @@ def test_a_failed_run_shows_the_end_of_its_log(tmp_path, monkeypatch):
         run_with_job_stub(tmp_path, monkeypatch, "raise ValueError('the disk is full')")
 
 
+def test_a_failed_run_names_the_first_exception_though_verl_went_on_for_long_after_it(tmp_path, monkeypatch):
+    body = (
+        "print('\\x1b[36m(Worker pid=7)\\x1b[0m ZeroDivisionError: the cause')\n"
+        "for i in range(100): print('went on', i)\n"
+        "raise RuntimeError('too many failed groups')"
+    )
+    with pytest.raises(
+        launch.RunFailedError, match=r"(?s)first exception: \(Worker pid=7\) ZeroDivisionError: the cause"
+    ):
+        run_with_job_stub(tmp_path, monkeypatch, body)
+
+
 def test_a_refusal_is_a_config_error_without_the_noise_before_it(tmp_path, monkeypatch):
     from verl_gsd.trainer.job import REFUSAL, REFUSED
 

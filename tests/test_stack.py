@@ -225,8 +225,13 @@ def test_ctrl_c_twice_in_the_middle_of_a_run_leaves_no_process_and_says_how_to_g
 
 @pytest.mark.drill
 def test_a_crash_leaves_no_process_and_shows_the_cause(task, tmp_path):
+    """A verifier that raises: verl goes on over groups that all fail, and gives up on other grounds."""
     start = time.time()
+    (tmp_path / "reward.py").write_text(
+        "def compute_score(*_, **__):\n    raise ArithmeticError('broken on purpose')\n"
+    )
     words = ["algo=grpo", *SMALL, f"trainer.default_local_dir={tmp_path}/run"]
-    done = verl_gsd("train", *words, "reward.custom_reward_function.name=no_such_function")
-    assert done.returncode == 1 and "no_such_function" in done.stderr
+    done = verl_gsd("train", *words, f"reward.custom_reward_function.path={tmp_path}/reward.py")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "ArithmeticError: broken on purpose" in done.stderr
     assert of_a_run_since(start) == []

@@ -6,7 +6,7 @@ pytest.importorskip("verl")
 from verl.trainer.ppo.v1 import get_trainer_cls
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
-from verl_gsd.trainer.config import compose_config, parse_line, resolve
+from verl_gsd.trainer.config import ConfigError, compose_config, parse_line, resolve
 
 
 def trainer(*words):
@@ -25,13 +25,25 @@ def test_the_replay_buffer_is_polled_as_asked(words, seconds):
     assert config.trainer.v1.trainer_mode == built.trainer_mode == "sync", "verl compares the mode with 'sync'"
 
 
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("+algorithm.gsd.alhpa=0.5", r"algorithm\.gsd\.alhpa: no such key"),
+        ("algorithm.gsd.alpha=much", "alpha=much: write a finite number"),
+        ("algorithm.gsd.poll_interval=0", r"poll_interval=0: write a number of seconds above 0"),
+    ],
+)
+def test_under_verls_own_command_the_trainer_itself_refuses_our_section(word, message):
+    with pytest.raises(ConfigError, match=message):
+        trainer(word)
+
+
 def test_a_stock_mode_is_left_as_verl_made_it():
     built, _ = trainer("trainer.v1.trainer_mode=sync")
     assert type(built) is PPOTrainerSync and built.replay_buffer.poll_interval == 2.0
 
 
 def test_names_verl_does_not_know_are_refused_before_ray(monkeypatch):
-    from verl_gsd.trainer.config import ConfigError
     from verl_gsd.trainer.validation import validate_with_verl
 
     def check(*words):
@@ -45,6 +57,11 @@ def test_names_verl_does_not_know_are_refused_before_ray(monkeypatch):
         ("actor_rollout_ref.actor.policy_loss.loss_mode=gpso", r"loss_mode=gpso: no such name\. Write one of .*gspo"),
         ("trainer.logger=[wandbb]", r"trainer\.logger=wandbb: no such name\. Write one of .*wandb"),
         ("actor_rollout_ref.actor.use_dynamic_bsz=false", r"verl refuses this config: .*micro_batch_size"),
+        (
+            "reward.custom_reward_function.name=no_such_function",
+            r"custom_reward_function\.path=pkg://verl_gsd\.tasks\.arithmetic name=no_such_function: AttributeError",
+        ),
+        ("reward.custom_reward_function.path=/no/reward.py", r"path=/no/reward\.py name=compute_score: FileNotFound"),
         ("+algorithm.gsd.alhpa=0.5", r"algorithm\.gsd\.alhpa: no such key\. Keys are alpha, ddof, eps, poll_interval"),
     ):
         with pytest.raises(ConfigError, match=f"(?s){message}"):

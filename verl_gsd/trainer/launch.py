@@ -9,6 +9,7 @@ running does not carry it and is left alone.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -36,11 +37,14 @@ _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 #: Where verl's file logger writes. Ours, whatever a user set: progress and result are read from it.
 _METRICS = "VERL_FILE_LOGGER_PATH"
 
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+_EXCEPTION = re.compile(r"^.*\b\w+(Error|Exception): .+$", re.MULTILINE)
+
 OnStep = Callable[[int, dict[str, float]], None]
 
 
 class RunFailedError(RuntimeError):
-    """The run's process ended with an error; the message ends with the last lines of its log."""
+    """The run's process ended with an error; the message has the first exception and the last lines of its log."""
 
 
 @contextmanager
@@ -128,7 +132,7 @@ def train(run: RunDirectory, attempt: int, on_step: OnStep) -> None:
     if process.returncode == job.REFUSED:
         raise ConfigError(run.log(attempt).read_text(encoding="utf-8").partition(job.REFUSAL)[2].strip())
     if process.returncode != 0:
-        raise RunFailedError(f"exit code {process.returncode}\n{_tail(run.log(attempt))}")
+        raise RunFailedError(f"exit code {process.returncode}\n{_what_happened(run.log(attempt))}")
 
 
 def _add_environment(config: DictConfig, environment: dict[str, str]) -> None:
@@ -187,8 +191,8 @@ def _handled(handler: Any, *signals: signal.Signals) -> Iterator[None]:
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 def end_marked(mark: str) -> None:
@@ -219,5 +223,9 @@ def _quietly(action: Callable[[], None]) -> None:
         action()
 
 
-def _tail(log: Path, lines: int = 25) -> str:
-    return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+def _what_happened(log: Path, lines: int = 25) -> str:
+    """The first exception a log names and its last lines: verl often goes on for long after what went wrong."""
+    text = _COLOURS.sub("", log.read_text(encoding="utf-8", errors="replace"))
+    first = _EXCEPTION.search(text)
+    heading = f"first exception: {first[0].strip()}\n...\n" if first else ""
+    return heading + "\n".join(text.splitlines()[-lines:])

@@ -9,12 +9,21 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from verl.trainer.ppo.v1.trainer_base import register_trainer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
+from verl_gsd.trainer.config import ConfigError
+from verl_gsd.trainer.validation import own_problems
+
 
 @register_trainer("gsd_sync")
 class GSDTrainerSync(PPOTrainerSync):
-    """verl's ``sync`` trainer with ``algorithm.gsd.poll_interval`` (seconds; null leaves verl's 2 s)."""
+    """verl's ``sync`` trainer with ``algorithm.gsd.poll_interval`` (seconds; null leaves verl's 2 s).
+
+    Raises:
+        ConfigError: ``algorithm.gsd`` is wrong. ``verl-gsd train`` says so earlier; verl's own ``main_ppo`` does not.
+    """
 
     def __init__(self, config: DictConfig):
+        if problems := own_problems(config):
+            raise ConfigError("\n".join(problems))
         # verl compares this string with "sync" in several places and reads the mode's options under its name.
         with open_dict(config):
             config.trainer.v1.trainer_mode = "sync"

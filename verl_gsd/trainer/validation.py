@@ -42,7 +42,9 @@ def validate(config: DictConfig, line: Line) -> None:
 def validate_with_verl(config: DictConfig) -> None:
     """Raise a ``ConfigError`` for a plugin verl did not load, names and settings nobody knows, what verl refuses."""
     _raise(
-        list(plugin_absent()) or [*_unknown_names(config), *_own_settings_wrong(config)] or list(_verl_refuses(config))
+        list(plugin_absent())
+        or [*_unknown_names(config), *_reward_function_missing(config), *_own_keys_unknown(config)]
+        or list(_verl_refuses(config))
     )
 
 
@@ -308,7 +310,26 @@ def _unknown_names(config: DictConfig) -> Iterator[str]:
             yield f"{key}={value}: no such name. Write one of {', '.join(sorted(map(str, known)))}."
 
 
-def _own_settings_wrong(config: DictConfig) -> Iterator[str]:
+def _reward_function_missing(config: DictConfig) -> Iterator[str]:
+    """verl loads it in its reward workers and then goes on over groups that all fail."""
+    from verl.utils.import_utils import load_extern_object
+
+    function = config.reward.custom_reward_function
+    if function.path:
+        try:
+            load_extern_object(module_path=function.path, object_name=function.name)
+        except Exception as error:  # the user's module is imported: it may raise anything
+            reason = f"{type(error).__name__}: {error}"
+            yield f"reward.custom_reward_function.path={function.path} name={function.name}: {reason}"
+
+
+def own_problems(config: DictConfig) -> list[str]:
+    """What is wrong with our own section ``algorithm.gsd``, for a trainer that verl's own command started."""
+    line = Line({}, ())
+    return [*_own_keys_unknown(config), *_dial_settings_in_range(config, line), *_poll_interval_positive(config, line)]
+
+
+def _own_keys_unknown(config: DictConfig) -> Iterator[str]:
     """Needs the plugins loaded: a stage of somebody else's package has a section of its own under algorithm.gsd."""
     from verl_gsd.algorithms import chain
 
