@@ -17,7 +17,9 @@ fi
 stamp="$extras $(cksum <"$root/pyproject.toml")"
 if [ "$(cat "$root/.venv/.stamp" 2>/dev/null)" != "$stamp" ]; then
   # From the project's folder: pyproject.toml's [tool.uv] keeps torchvision and its companions out.
-  install() { (cd "$root" && VIRTUAL_ENV="$root/.venv" .venv/bin/uv pip install --quiet "$@" -e ".[$extras]"); }
+  # Byte code now, as pip does: a run starts a dozen processes that import torch and verl, and where the environment
+  # says PYTHONDONTWRITEBYTECODE every one of them would compile the sources again (two minutes a run on two cores).
+  install() { (cd "$root" && VIRTUAL_ENV="$root/.venv" .venv/bin/uv pip install --quiet --compile-bytecode "$@" -e ".[$extras]"); }
   # The CPU build of torch: from the folder or page of wheels that pip is pointed to, if there is one and it has it;
   # otherwise from PyTorch's own CPU index (https://download.pytorch.org/whl/cpu), which --torch-backend uses for torch.
   links=${PIP_FIND_LINKS:-$("$root/.venv/bin/python" -m pip config get global.find-links 2>/dev/null || true)}

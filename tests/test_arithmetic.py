@@ -149,3 +149,15 @@ def test_model_and_tokenizer_load_as_a_user_would_load_them(tmp_path):
     assert tokenizer.decode(ids) == "<|user|>1+2+3=<|assistant|>6<eos>"
     prompt = tokenizer.apply_chat_template(chat[:1], add_generation_prompt=True, return_dict=False)
     assert ids[: len(prompt)] == prompt, "a conversation must begin with its prompt"
+
+
+def test_every_prompt_and_answer_fits_the_configured_lengths(tiny_task, compose_fast):
+    """verl cuts a prompt that is too long at its left, and says so in a worker's log alone."""
+    from transformers import AutoTokenizer
+
+    config, _ = compose_fast("algo=grpo", "task=arithmetic", "hardware=cpu")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_task / "model")
+    for row in pq.read_table(tiny_task / "train.parquet").to_pylist():
+        prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False)
+        answer = tokenizer.encode(row["reward_model"]["ground_truth"])
+        assert len(prompt) <= config.data.max_prompt_length and len(answer) < config.data.max_response_length
