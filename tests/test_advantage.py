@@ -12,7 +12,7 @@ from verl.protocol import DataProto
 from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage, compute_grpo_vectorized_outcome_advantage
 from verl.trainer.ppo.ray_trainer import compute_advantage
 
-from verl_gsd.trainer.advantage import gsd_advantage
+from verl_gsd.trainer.advantage import gsd_advantage, sessions_of
 
 TOKENS = 3
 
@@ -117,3 +117,28 @@ def test_a_stock_trainer_without_our_settings_is_told_at_the_first_call(config, 
 def test_a_reward_that_is_no_number_is_named():
     with pytest.raises(ValueError, match=r"rewards\[1\] is nan"):
         gsd_advantage(**batch([1.0, float("nan")]), index=labels(2), config=algorithm())
+
+
+def advantage_a_row(rewards, uids):
+    return gsd_advantage(**batch(rewards), index=np.array(uids, dtype=object), config=algorithm())[0][:, -1]
+
+
+def test_a_session_with_several_outputs_counts_once_and_all_of_them_get_its_advantage():
+    """Equal to the group of last outputs alone, spread over the rows: verl does this for its own grpo only."""
+    keys = ["a_0_0", "a_1_1", "a_0_1", "a_1_0", "a_2_0", "b_0_10", "b_0_9", "b_1_0"]
+    rewards, uids = [1, 0, 1, 0, 0, 1, 1, 0], [key[0] for key in keys]
+    last = [2, 1, 4, 5, 7]
+    single = advantage_a_row([rewards[row] for row in last], [uids[row] for row in last])
+    with sessions_of(keys):
+        several = advantage_a_row(rewards, uids)
+    assert torch.equal(several, single[[0, 1, 0, 1, 2, 3, 3, 4]])
+    assert not torch.equal(several, advantage_a_row(rewards, uids))
+
+
+def test_sessions_with_one_output_each_change_nothing_and_padding_stays_out():
+    rewards, uids = [1, 0, 0, 0], ["a", "a", "a", "pad"]
+    alone = advantage_a_row(rewards, uids)
+    with sessions_of(["a_0_0", "a_1_0", "a_2_0", "pad_0_0"]):
+        assert torch.equal(advantage_a_row(rewards, uids), alone)
+    with sessions_of(["a_0_0", "a_0_1", "a_2_0", "pad_0_0"]):
+        assert advantage_a_row(rewards, uids)[3] == 0

@@ -7,30 +7,25 @@ import signal
 import subprocess
 import sys
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import psutil
 import pytest
 import torch
+from omegaconf import OmegaConf
+from running import BINARIES, metrics, ray_processes, remembered, replayed, train_until_killed, verl_gsd
 
 from verl_gsd.evaluation.intervals import wilson
+from verl_gsd.records import read_records
 from verl_gsd.rundir import RunDirectory, read_metrics
 from verl_gsd.trainer.forkserver import workers_forked
 
 pytestmark = pytest.mark.stack
 
-BINARIES = Path(sys.executable).parent
 TASK = Path(os.environ["VERL_GSD_CACHE"]) / "arithmetic"
-
-
-def verl_gsd(*words, **kwargs):
-    return subprocess.run([BINARIES / "verl-gsd", *words], capture_output=True, text=True, timeout=1800, **kwargs)
-
-
-def metrics(run, attempt):
-    return dict(read_metrics(RunDirectory(run).metrics(attempt)))
 
 
 def weights(checkpoint, rank_count):
@@ -43,12 +38,6 @@ def weights(checkpoint, rank_count):
     return shards
 
 
-def ray_processes():
-    return {
-        process.pid for process in psutil.process_iter(["name"]) if process.info["name"] in ("raylet", "gcs_server")
-    }
-
-
 @pytest.fixture(scope="module")
 def task():
     done = verl_gsd("prepare", "arithmetic")
@@ -56,40 +45,48 @@ def task():
     return TASK
 
 
-STEPS = 40
+SAVED, KILLED, STEPS = 20, 25, 28
+HELD_OUT = 1024
 
 
 @pytest.fixture(scope="module")
 def grpo(task, tmp_path_factory):
-    """GRPO with two data-parallel workers, a KL reference model and TensorBoard; then resumed for two steps more."""
+    """GRPO with two data-parallel workers, a KL reference model and TensorBoard; killed in a step, then resumed."""
     run = tmp_path_factory.mktemp("grpo") / "run"
     before = ray_processes()
-    first = verl_gsd(
-        *("train", "algo=grpo", "task=arithmetic", "hardware=cpu", "logger=tensorboard"),
+    code, killed = train_until_killed(
+        *("algo=grpo", "task=arithmetic", "hardware=cpu", "logger=tensorboard"),
         *(f"trainer.default_local_dir={run}", "trainer.n_gpus_per_node=2"),
         *("actor_rollout_ref.actor.use_kl_loss=true", f"trainer.total_training_steps={STEPS}"),
-        *("trainer.save_freq=20", f"trainer.test_freq={STEPS}"),
+        *(f"trainer.save_freq={SAVED}", f"trainer.test_freq={STEPS}"),
+        step=KILLED,
     )
-    assert first.returncode == 0, first.stdout + first.stderr
     left = ray_processes() - before
-    resumed = verl_gsd("train", f"resume={run}", f"trainer.total_training_steps={STEPS + 2}")
-    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
-    return SimpleNamespace(run=run, printed=first.stdout, left=left)
+    resumed = verl_gsd("train", f"resume={run}")
+    assert resumed.returncode == 0, killed + resumed.stdout + resumed.stderr
+    left |= ray_processes() - before
+    return SimpleNamespace(run=run, killed=killed, code=code, printed=resumed.stdout, left=left)
+
+
+def test_a_killed_run_says_how_to_go_on_and_the_resumed_one_ends_with_its_result(grpo):
+    assert grpo.code == 1
+    assert f"resume={grpo.run}" in re.sub(r"\s", "", grpo.killed)
+    seen = metrics(grpo.run, 2)
+    table = re.sub(r"\s+", " ", grpo.printed)
+    for step in (SAVED, STEPS):
+        assert f"{seen[step]['val-core/arithmetic/acc/mean@1']:.3f} [" in table
+    assert f"steps │ {STEPS - SAVED}" in table.replace("|", "│")
 
 
 def test_held_out_accuracy_rises_by_more_than_its_intervals(grpo):
-    run = grpo.run
-    seen = metrics(run, 1)
-    before, after = (seen[step]["val-core/arithmetic/acc/mean@1"] for step in (0, STEPS))
-    n = 1024
-    assert wilson(round(after * n), n).low > wilson(round(before * n), n).high
-    table = re.sub(r"\s+", " ", grpo.printed)
-    assert f"{before:.3f} [" in table and f"{after:.3f} [" in table and f"steps │ {STEPS}" in table.replace("|", "│")
+    before = metrics(grpo.run, 1)[0]["val-core/arithmetic/acc/mean@1"]
+    after = metrics(grpo.run, 2)[STEPS]["val-core/arithmetic/acc/mean@1"]
+    assert wilson(round(after * HELD_OUT), HELD_OUT).low > wilson(round(before * HELD_OUT), HELD_OUT).high
 
 
 def test_two_workers_trained_and_their_weights_changed(grpo):
     run = grpo.run
-    early, late = (weights(run / f"global_step_{step}", rank_count=2) for step in (20, STEPS))
+    early, late = (weights(run / f"global_step_{step}", rank_count=2) for step in (SAVED, STEPS))
     for rank in range(2):
         assert early[rank].keys() == late[rank].keys()
         assert sum(not torch.equal(early[rank][name], late[rank][name]) for name in early[rank]) > 10
@@ -99,20 +96,51 @@ def test_the_reference_model_measures_a_divergence_that_grows_from_zero(grpo):
     run = grpo.run
     seen = metrics(run, 1)
     assert seen[1]["actor/kl_loss"] == pytest.approx(0, abs=1e-5)
-    assert seen[STEPS]["actor/kl_loss"] > 1e-3
+    assert seen[KILLED]["actor/kl_loss"] > 1e-3
 
 
 def test_a_resumed_run_goes_on_where_the_checkpoint_stands(grpo):
     run = grpo.run
-    assert sorted(metrics(run, 2)) == [STEPS, STEPS + 1, STEPS + 2]
-    first, carried, restored = metrics(run, 1)[0], metrics(run, 1)[STEPS], metrics(run, 2)[STEPS]
-    # Another sample from the same weights: equal within the noise of two samples, and not where the run began.
-    before, carried, restored = (data["val-core/arithmetic/acc/mean@1"] for data in (first, carried, restored))
-    assert restored == pytest.approx(carried, abs=0.05)
-    assert abs(restored - carried) < abs(restored - before)
-    assert metrics(run, 2)[STEPS + 1]["actor/kl_loss"] > 1e-3, "the reference is the first model, not the checkpoint"
-    assert RunDirectory(run).latest_checkpoint() == STEPS + 2
-    assert sorted(metrics(run, 1)) == list(range(STEPS + 1)), "the first attempt's metrics are untouched"
+    assert sorted(metrics(run, 2)) == list(range(SAVED, STEPS + 1))
+    before, restored = metrics(run, 1)[0], metrics(run, 2)[SAVED]
+    before, restored = (data["val-core/arithmetic/acc/mean@1"] for data in (before, restored))
+    assert restored > wilson(round(before * HELD_OUT), HELD_OUT).high, "not the weights the run began with"
+    assert metrics(run, 2)[SAVED + 1]["actor/kl_loss"] > 1e-3, "the reference is the first model, not the checkpoint"
+    assert RunDirectory(run).latest_checkpoint() == STEPS
+    assert sorted(metrics(run, 1))[: KILLED + 1] == list(range(KILLED + 1)), "the first attempt's are untouched"
+
+
+def test_every_group_of_a_killed_and_resumed_run_is_recorded_once_and_remembered_as_recorded(grpo):
+    records = read_records(grpo.run)
+    batch = OmegaConf.load(RunDirectory(grpo.run).config).data.train_batch_size
+    steps = Counter(records["step"].to_pylist())
+    assert steps == dict.fromkeys(range(1, STEPS + 1), batch), "no step without its groups, none twice"
+    attempts = dict(zip(records["step"].to_pylist(), records["attempt"].to_pylist(), strict=True))
+    assert attempts == {step: 1 if step <= SAVED else 2 for step in steps}
+    assert set(records["fate"].to_pylist()) == {"trained"} and set(records["size"].to_pylist()) == {8}
+    for step in (SAVED, STEPS):
+        assert remembered(grpo.run / f"global_step_{step}") == replayed(records, step)
+
+
+def test_records_agree_with_what_verl_logs(grpo):
+    records = read_records(grpo.run).to_pylist()
+    for attempt, step in ((1, 7), (2, STEPS)):
+        rows = [row for row in records if row["step"] == step]
+        logged = metrics(grpo.run, attempt)[step]
+        assert np.mean([row["mean"] for row in rows]) == pytest.approx(logged["critic/score/mean"])
+        mean_length = sum(row["tokens"] for row in rows) / sum(row["size"] for row in rows)
+        assert mean_length == pytest.approx(logged["response_length/mean"])
+        assert logged["group/frac_mixed"] == np.mean([row["kind"] == "mixed" for row in rows])
+        assert logged["group/count/trained"] == len(rows)
+        assert logged["dial/gain/mean"] == pytest.approx(np.mean([row["gain"] for row in rows]))
+
+
+def test_what_we_do_costs_at_most_a_twentieth_of_a_step(grpo):
+    """A ratio within one run, of medians."""
+    seen = [data for _, data in sorted(metrics(grpo.run, 1).items()) if "timing_s/gsd_read" in data]
+    ours = [data["timing_s/gsd_read"] + data["timing_s/gsd_write"] for data in seen]
+    assert len(seen) >= KILLED
+    assert np.median(ours) <= 0.05 * np.median([data["timing_s/step"] for data in seen])
 
 
 def test_tensorboard_has_the_same_scalars(grpo):
@@ -120,8 +148,9 @@ def test_tensorboard_has_the_same_scalars(grpo):
 
     run = grpo.run
     events = EventAccumulator(str(RunDirectory(run).tensorboard)).Reload()
-    logged = {event.step: event.value for event in events.Scalars("critic/score/mean")}
-    assert logged[7] == pytest.approx(metrics(run, 1)[7]["critic/score/mean"])
+    for name in ("critic/score/mean", "group/frac_mixed", "timing_s/gsd_read"):
+        logged = {event.step: event.value for event in events.Scalars(name)}
+        assert logged[7] == pytest.approx(metrics(run, 1)[7][name])
 
 
 def test_a_finished_run_leaves_no_ray_process(grpo):
@@ -164,6 +193,18 @@ def test_verls_own_main_ppo_runs_dapo_and_evicts_silent_groups(task, tmp_path):
             groups[row["uid"].rsplit("_", 2)[0]].append(row["score"])
         assert [len(scores) for scores in groups.values()] == [8] * 8
         assert all(0 < sum(scores) < 8 for scores in groups.values()), "what is trained on disagrees"
+
+    # Every group generated is in the records, by what became of it.
+    records = read_records(tmp_path / "run").to_pylist()
+    for step, data in seen.items():
+        rows = [row for row in records if row["step"] == step]
+        fates = Counter(row["fate"] for row in rows)
+        assert fates["trained"] == 8
+        assert fates["filtered"] == data.get("training/filter_groups/evicted_samples", 0)
+        assert fates["surplus"] == data.get("training/filter_groups/discarded_surplus_samples", 0)
+        assert all((row["kind"] == "mixed") == (row["fate"] != "filtered") for row in rows)
+        assert data["group/count/filtered"] == fates["filtered"]
+        assert data["group/frac_mixed"] == pytest.approx((len(rows) - fates["filtered"]) / len(rows))
 
 
 def test_solve_rates_spread_as_group_relative_training_needs(task):

@@ -1,12 +1,15 @@
-"""The trainer mode gsd_sync, as verl builds it; no Ray."""
+"""Our trainer modes, as verl builds them; no Ray."""
 
 import pytest
 
 pytest.importorskip("verl")
-from verl.trainer.ppo.v1 import get_trainer_cls
-from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+import pyarrow as pa
+from datasets import Dataset
+from verl.trainer.ppo.v1 import PPOTrainerColocateAsync, PPOTrainerSeparateAsync, PPOTrainerSync, get_trainer_cls
+from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
 
 from verl_gsd.trainer.config import ConfigError, compose_config, parse_line, resolve
+from verl_gsd.trainer.dataset import indices_are_unique
 
 
 def trainer(*words):
@@ -31,6 +34,8 @@ def test_the_replay_buffer_is_polled_as_asked(words, seconds):
         ("+algorithm.gsd.alhpa=0.5", r"algorithm\.gsd\.alhpa: no such key"),
         ("algorithm.gsd.alpha=much", "alpha=much: write a finite number"),
         ("algorithm.gsd.poll_interval=0", r"poll_interval=0: write a number of seconds above 0"),
+        ("algorithm.gsd.state=new", r"algorithm\.gsd\.state=new: write fresh"),
+        ("reward.reward_model.enable=true", r"enable_resource_pool=false: a colocated reward model .* Write reward"),
     ],
 )
 def test_under_verls_own_command_the_trainer_itself_refuses_our_section(word, message):
@@ -43,8 +48,83 @@ def test_a_stock_mode_is_left_as_verl_made_it():
     assert type(built) is PPOTrainerSync and built.replay_buffer.poll_interval == 2.0
 
 
+SEPARATE = (
+    *("trainer.v1.trainer_mode=gsd_separate_async", "data.train_batch_size=32"),
+    *("actor_rollout_ref.actor.ppo_mini_batch_size=8", "trainer.v1.separate_async.parameter_sync_step=4"),
+    *("actor_rollout_ref.rollout.nnodes=1", "actor_rollout_ref.rollout.n_gpus_per_node=1"),
+    "actor_rollout_ref.rollout.checkpoint_engine.backend=nccl",
+)
+
+
+@pytest.mark.parametrize(
+    ("words", "base", "mode", "buffer"),
+    [
+        ((), PPOTrainerSync, "sync", ReplayBuffer),
+        (["trainer.v1.trainer_mode=gsd_colocate_async"], PPOTrainerColocateAsync, "colocate_async", ReplayBufferAsync),
+        (SEPARATE, PPOTrainerSeparateAsync, "separate_async", ReplayBufferAsync),
+    ],
+)
+def test_each_mode_is_verls_own_with_its_buffer_watched(words, base, mode, buffer):
+    built, config = trainer(*words)
+    assert isinstance(built, base) and isinstance(built.replay_buffer, buffer)
+    assert type(built.replay_buffer).__name__ == f"Watched{buffer.__name__}"
+    assert config.trainer.v1.trainer_mode == built.trainer_mode == mode
+    assert built.parameter_sync_step == (4 if mode == "separate_async" else 1), "read under verl's own name"
+
+
+def test_under_verls_own_command_metrics_are_kept_too():
+    assert trainer("trainer.logger=wandb")[1].trainer.logger == ["wandb", "file"]
+    assert trainer("trainer.logger=[file,console]")[1].trainer.logger == ["file", "console"]
+
+
+class Data:
+    """As verl's data set: a table of Hugging Face's."""
+
+    def __init__(self, *rows):
+        self.dataframe = Dataset.from_list([{"data_source": source, "extra_info": extra} for source, extra in rows])
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (Data(("a", {"index": 0}), ("b", {"index": 0}), ("a", {"index": 1})), ""),
+        (Data(("a", {"index": 3}), ("a", {"index": 3})), "extra_info.index=3 of a appears 2 times"),
+        (Data(("a", {"split": "train"}), ("a", {"split": "train"})), "extra_info has no index"),
+        (Data(("a", {"index": 0}), ("a", {"index": None})), "int64 with 1 missing"),
+        (Data(("a", {"index": "x"}), ("a", {"index": "y"})), "is string"),
+        (object(), "object has no table"),
+    ],
+)
+def test_indices_that_tell_no_prompts_apart_are_not_used_and_the_log_says_why(data, reason, caplog):
+    assert indices_are_unique(data) == (reason == "")
+    assert reason in caplog.text
+
+
+def test_rows_that_were_filtered_out_do_not_count():
+    data = Data(("a", {"index": 0}), ("a", {"index": 0}))
+    data.dataframe = data.dataframe.select([1])
+    assert isinstance(data.dataframe.data.table, pa.Table) and indices_are_unique(data)
+
+
+@pytest.mark.parametrize(("mode", "wanted"), [("sync", "gsd_sync"), ("colocate_async", "gsd_colocate_async")])
+def test_a_stage_that_needs_groups_refuses_a_stock_mode_by_name(mode, wanted, monkeypatch):
+    from verl_gsd.algorithms import chain
+    from verl_gsd.trainer.own_section import own_problems, stages_need_our_trainer
+
+    monkeypatch.setattr(chain, "_STAGES", dict(chain._STAGES))
+    monkeypatch.setattr(chain, "_NEEDING_GROUPS", set())
+    chain.register_stage("anchor_stub", "weight", needs_groups=True)(lambda rows, advantages, section: advantages)
+    words = ["algo=grpo", "task=arithmetic", "hardware=cpu", "+algorithm.gsd.anchor_stub.window=3"]
+    config = resolve(compose_config(parse_line([*words, f"trainer.v1.trainer_mode={mode}"])))
+    (problem,) = stages_need_our_trainer(config)
+    assert problem.startswith(f"trainer.v1.trainer_mode={mode}: algorithm.gsd.anchor_stub needs to see whole groups.")
+    assert problem.endswith(f"Write trainer.v1.trainer_mode={wanted}.")
+    config = resolve(compose_config(parse_line([*words, f"trainer.v1.trainer_mode={wanted}"])))
+    assert list(stages_need_our_trainer(config)) == own_problems(config) == []
+
+
 def test_names_verl_does_not_know_are_refused_before_ray(monkeypatch):
-    from verl_gsd.trainer.validation import validate_with_verl
+    from verl_gsd.trainer.validation_with_verl import validate_with_verl
 
     def check(*words):
         words = ["algo=grpo", "task=arithmetic", "hardware=cpu", *words]
@@ -72,7 +152,7 @@ def test_a_plugin_that_verl_did_not_load_is_told_apart_from_one_that_raised(monk
     """verl swallows what a plugin raises; our keys would then mean nothing in any worker."""
     import sys
 
-    from verl_gsd.trainer import validation
+    from verl_gsd.trainer import validation_with_verl as validation
 
     monkeypatch.delitem(sys.modules, validation.PLUGIN)
     monkeypatch.setenv("VERL_USE_EXTERNAL_PLUGINS", "none")

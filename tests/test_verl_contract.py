@@ -16,7 +16,9 @@ import verl
 from verl.protocol import DataProto
 from verl.trainer import main_ppo
 from verl.trainer.ppo import core_algos, padding_utils, ray_trainer
-from verl.trainer.ppo.v1 import replay_buffer, trainer_base
+from verl.trainer.ppo.metric_utils import compute_timing_metrics
+from verl.trainer.ppo.v1 import replay_buffer, trainer_base, trainer_separate_async
+from verl.trainer.ppo.v1.utils import compute_advantage_for_multi_trajectories
 from verl.utils import tracking
 from verl.workers.utils import losses
 
@@ -127,6 +129,57 @@ def test_the_replay_buffer_is_built_in_one_place_and_sleeps_its_poll_interval():
     assert callable(trainer_base.PPOTrainer._build_replay_buffer)
     assert inspect.signature(replay_buffer.ReplayBuffer.__init__).parameters["poll_interval"].default == 2.0
     assert "time.sleep(self.poll_interval)" in source(replay_buffer)
+
+
+def test_groups_leave_the_buffer_by_three_doors():
+    """``replay.py`` stands at them: eviction, which clears; the surplus, which is only cleared; the batch."""
+    text = source(replay_buffer)
+    assert text.count("self._clear_groups(") == 2
+    assert "self._clear_groups(partition_id, evicted_uids)" in source(replay_buffer.ReplayBuffer._evict_terminal_groups)
+    assert "self._clear_groups(partition_id, surplus_uids)" in source(replay_buffer.ReplayBuffer.sample)
+    for kind in (replay_buffer.ReplayBuffer, replay_buffer.ReplayBufferAsync):
+        assert source(kind.sample).count("self._materialize_batch(") == 1
+    assert source(replay_buffer).count("tq.kv_clear(") == 2, "in _clear_groups and in _materialize_batch"
+    asynchronous = source(replay_buffer.ReplayBufferAsync)
+    for name in ("_evict_terminal_groups", "_clear_groups", "_materialize_batch", "_sync_metadata_from_transfer_queue"):
+        assert f"def {name}" not in asynchronous
+
+
+def test_dynamic_sampling_ends_a_step_only_when_nothing_runs():
+    """Why a group that is held back counts as running."""
+    text = source(replay_buffer.ReplayBuffer.sample)
+    assert "len(self.pending_keys[partition_id]) + len(self.running_keys[partition_id])" in text
+    assert "(not dapo_enabled or inflight_count == 0)" in text
+
+
+def test_a_checkpoint_is_announced_last_and_saved_after_the_step():
+    save = source(trainer_base.PPOTrainer._save_checkpoint)
+    assert save.index("latest_checkpointed_iteration.txt") > save.index("data.pt") > save.index("save_checkpoint(")
+    fit = source(trainer_base.PPOTrainer.fit)
+    assert fit.index("self.step(") < fit.index("self._save_checkpoint()") < fit.index("self.logger.log(data=metrics")
+
+
+def test_asynchronous_modes_store_prompts_and_the_synchronous_one_does_not():
+    text = source(trainer_base.PPOTrainer._submit_batch_to_rollout)
+    assert 'if self.trainer_mode != "sync"' in text and "fields=batch.select(" in text
+
+
+def test_the_last_output_of_a_session_speaks_for_it_in_verls_grpo_alone():
+    text = source(compute_advantage_for_multi_trajectories)
+    assert "adv_estimator != core_algos.AdvantageEstimator.GRPO" in text and 'key.rsplit("_", 2)' in text
+
+
+def test_all_timers_of_a_step_are_logged():
+    """Ours are entries of timing_raw."""
+    seconds = compute_timing_metrics(
+        DataProto.from_dict({name: torch.ones(1, 2) for name in ("responses", "attention_mask", "response_mask")}),
+        {"gsd_read": 0.5},
+    )
+    assert seconds["timing_s/gsd_read"] == 0.5
+
+
+def test_separate_async_refuses_what_a_cpu_has_for_weights():
+    assert 'checkpoint_engine.backend != "naive"' in source(trainer_separate_async)
 
 
 def test_loggers_read_where_to_write_from_the_environment_and_the_file_logger_truncates():

@@ -42,6 +42,26 @@ class GroupStats:
         return values[self.group.clamp(min=0)].masked_fill(self.group < 0, elsewhere)
 
 
+@dataclass(frozen=True, eq=False)
+class Group:
+    """The responses to one prompt, all of whose sessions have ended: k rows, one a session that gave a response.
+
+    Attributes:
+        uid: verl's name of this visit to the prompt.
+        data_source, index: the prompt's key, which is the same at every visit.
+        rewards: (k,) float64.
+        accuracies: (k,) float64, the verifier's verdict in [0, 1]; NaN where it gave none.
+        tokens: (k,) int64, tokens of each response.
+    """
+
+    uid: str
+    data_source: str
+    index: int
+    rewards: np.ndarray
+    accuracies: np.ndarray
+    tokens: np.ndarray
+
+
 def group_stats(rewards: torch.Tensor, index: Labels, mask: torch.Tensor | None = None) -> GroupStats:
     """Group rows by label and describe each group's rewards.
 

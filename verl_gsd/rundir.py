@@ -4,7 +4,8 @@
     RUN/overrides.yaml          the command line it was composed from
     RUN/metrics/attempt_A.jsonl one line a step, every scalar verl logs, the first validation included
     RUN/logs/attempt_A.log      everything verl, Ray and vLLM printed
-    RUN/global_step_N/          verl's checkpoints
+    RUN/records/attempt_A/      one Parquet file a step, a row a prompt group (records.py)
+    RUN/global_step_N/          verl's checkpoints; global_step_N/gsd what remembers beside the weights
 
 Starting a run and resuming it are attempts 1, 2, ...: verl truncates its metrics file on opening, so each has its own.
 """
@@ -52,8 +53,12 @@ class RunDirectory:
         return self.path / "tensorboard"
 
     def attempts(self) -> list[int]:
-        """Numbers of the attempts made so far, ascending."""
-        return sorted(int(path.stem.removeprefix("attempt_")) for path in self.path.glob("logs/attempt_*.log"))
+        """Numbers of the attempts made so far, ascending; those under verl's own command have records and no log."""
+        made = [*self.path.glob("logs/attempt_*.log"), *self.path.glob("records/attempt_*")]
+        return sorted({int(path.stem.removeprefix("attempt_")) for path in made})
+
+    def checkpoint(self, step: int) -> Path:
+        return self.path / f"global_step_{step}"
 
     def latest_checkpoint(self) -> int | None:
         """The step verl would resume from, or None."""

@@ -46,7 +46,10 @@ class Rows:
             ValueError: the trainer did not provide it.
         """
         if name not in self.columns:
-            raise ValueError(f"algorithm.gsd.{stage} needs {name} of every row, which this trainer does not provide")
+            raise ValueError(
+                f"algorithm.gsd.{stage} needs {name} of every row, which this trainer mode does not "
+                "provide. Write trainer.v1.trainer_mode=gsd_sync."
+            )
         return self.columns[name]
 
 
@@ -56,15 +59,17 @@ Centre = Callable[[Rows, Mapping[str, Any]], torch.Tensor]
 Weight = Callable[[Rows, torch.Tensor, Mapping[str, Any]], torch.Tensor]
 
 _STAGES: dict[str, tuple[Place, Callable]] = {}
+_NEEDING_GROUPS: set[str] = set()
 
 
-def register_stage(name: str, place: Place) -> Callable[[Callable], Callable]:
+def register_stage(name: str, place: Place, *, needs_groups: bool = False) -> Callable[[Callable], Callable]:
     """Register a stage that takes part where the config has ``algorithm.gsd.<name>``.
 
     Args:
         name: of the stage and of its config section.
         place: ``centre`` replaces the subtraction of the group's mean (at most one such stage takes part); ``weight``
             multiplies the divided advantages (any number do, in the order of their names).
+        needs_groups: it reads columns or a memory that only a trainer which sees whole groups provides.
 
     Raises:
         ValueError: no such place, or the name is a setting of the dial's or another function's.
@@ -77,6 +82,8 @@ def register_stage(name: str, place: Place) -> Callable[[Callable], Callable]:
     def register(function: Callable) -> Callable:
         if _STAGES.setdefault(name, (place, function)) != (place, function):
             raise ValueError(f"stage {name!r} is registered already, by {_STAGES[name][1].__module__}")
+        if needs_groups:
+            _NEEDING_GROUPS.add(name)
         return function
 
     return register
@@ -133,6 +140,11 @@ def _one_a_row(values: torch.Tensor, rows: Rows, stage: str) -> torch.Tensor:
 def registered() -> list[str]:
     """Names of all stages, taking part or not."""
     return sorted(_STAGES)
+
+
+def needing_groups(gsd: Mapping[str, Any]) -> list[str]:
+    """The stages that take part under ``gsd`` and need a trainer that sees whole groups."""
+    return sorted(name for name in _NEEDING_GROUPS if gsd.get(name) is not None)
 
 
 def stages(gsd: Mapping[str, Any], place: Place) -> dict[str, Callable]:

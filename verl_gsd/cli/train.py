@@ -37,7 +37,8 @@ def train(
 
     try:
         line, config = _compose(words)
-        from verl_gsd.trainer.validation import validate, validate_with_verl
+        from verl_gsd.trainer.validation import validate
+        from verl_gsd.trainer.validation_with_verl import validate_with_verl
 
         validate(config, line)
         _require_steps_left(config, line)
@@ -102,6 +103,8 @@ def _resumed(line: Line) -> Line:
             f"resume={line.resume}: the run saved no checkpoint. Start anew, with trainer.save_freq=N above 0."
         )
     stored = yaml.safe_load(run.overrides.read_text(encoding="utf-8"))
+    # Asked for once, at an earlier resume: the memory that was fresh then is not to be thrown away now.
+    stored = [word for word in stored if not word.startswith(("algorithm.gsd.state=", "+algorithm.gsd.state="))]
     for key in line.keys:
         if key.startswith("trainer.resume_"):
             raise ConfigError(f"{key}: resume= goes on from the run's last checkpoint. Leave it out.")

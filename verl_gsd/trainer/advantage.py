@@ -1,11 +1,14 @@
 """The estimator ``gsd``: the chain of ``algorithms/chain.py`` as an advantage function of verl.
 
 Works under verl's stock trainers too. There it is called with the rows' uids and the ``algorithm`` config and nothing
-else, which is all that the dial needs.
+else, which is all that the dial needs. Our own trainers say more, in the same process (``sessions_of``).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -14,6 +17,31 @@ from omegaconf import DictConfig
 from verl.trainer.ppo.core_algos import register_adv_est
 
 from verl_gsd.algorithms import chain
+
+#: (N,) for the batch at hand: the row of each row's session that speaks for it. None where nobody said.
+_SPEAKER: ContextVar[torch.Tensor | None] = ContextVar("_SPEAKER", default=None)
+
+
+@contextmanager
+def sessions_of(keys: Sequence[str]) -> Iterator[None]:
+    """Within it, the estimator knows which rows are outputs of one session.
+
+    An agent loop may put several outputs of one session into the batch, all with the session's reward. One response is
+    one session: its last output counts in the group, and the others get its advantage.
+
+    Args:
+        keys: N row keys of verl's, ``<uid>_<session>_<output>``.
+    """
+    session, output = zip(*(key.rsplit("_", 1) for key in keys), strict=True)
+    last: dict[str, tuple[int, int]] = {}
+    for row, name in enumerate(session):
+        last[name] = max(last.get(name, (-1, -1)), (int(output[row]), row))
+    several = len(last) < len(keys)
+    token = _SPEAKER.set(torch.tensor([last[name][1] for name in session]) if several else None)
+    try:
+        yield
+    finally:
+        _SPEAKER.reset(token)
 
 
 @register_adv_est("gsd")
@@ -41,7 +69,13 @@ def gsd_advantage(
     """
     with torch.no_grad():
         rewards = token_level_rewards.sum(dim=-1)
-        row = chain.advantages(rewards, index, (config and config.get("gsd")) or {}, mask=not_padding(index))
+        mask, speaker = not_padding(index), _SPEAKER.get()
+        if speaker is not None:
+            speaks = speaker == torch.arange(len(speaker))
+            mask = speaks if mask is None else mask & speaks
+        row = chain.advantages(rewards, index, (config and config.get("gsd")) or {}, mask=mask)
+        if speaker is not None:
+            row = row[speaker]
         # A copy in the advantages' dtype and a product in place: half the time of a product of float and int64.
         advantages = response_mask.to(row.dtype, copy=True).mul_(row.unsqueeze(-1))
     return advantages, advantages

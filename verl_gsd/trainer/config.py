@@ -28,6 +28,14 @@ _GROUP_ORDER = ("task", "hardware", "algo", "logger")
 _DEFAULT_GROUPS = {"logger": "console"}
 
 
+#: verl's trainer modes and ours over them.
+OUR_MODES = {
+    "sync": "gsd_sync",
+    "colocate_async": "gsd_colocate_async",
+    "separate_async": "gsd_separate_async",
+}
+
+
 class ConfigError(ValueError):
     """A configuration that cannot run; the message names the key, the value and what to write instead."""
 

@@ -16,7 +16,8 @@ from typing import Literal
 
 import psutil
 
-from verl_gsd.trainer.validation import FULLEST_DISK, MINIMUM_FREE_BYTES, plugin_absent, ray_folder
+from verl_gsd.trainer.validation import FULLEST_DISK, MINIMUM_FREE_BYTES, ray_folder
+from verl_gsd.trainer.validation_with_verl import plugin_absent
 
 _INSTALL = "./scripts/setup.sh, or on a GPU machine pip install verl-gsd[gpu]"
 

@@ -27,7 +27,7 @@ def main(config_file: str) -> None:
     with _workers(config):
         from verl.utils.device import auto_set_device
 
-        from verl_gsd.trainer.validation import validate_with_verl
+        from verl_gsd.trainer.validation_with_verl import validate_with_verl
 
         auto_set_device(config)  # as main_ppo does
 

@@ -36,6 +36,8 @@ _GRACE = 10.0
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 #: Where verl's file logger writes. Ours, whatever a user set: progress and result are read from it.
 _METRICS = "VERL_FILE_LOGGER_PATH"
+#: Which attempt the trainer's records belong to.
+_ATTEMPT = "VERL_GSD_ATTEMPT"
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _EXCEPTION = re.compile(r"^.*\b\w+(Error|Exception): .+$", re.MULTILINE)
@@ -141,13 +143,14 @@ def _add_environment(config: DictConfig, environment: dict[str, str]) -> None:
     given = OmegaConf.to_container(runtime_env).get("env_vars") or {}
     kept = {name: value for name, value in environment.items() if name not in os.environ}
     with open_dict(config):
-        runtime_env.env_vars = kept | given | {_METRICS: environment[_METRICS]}
+        runtime_env.env_vars = kept | given | {name: environment[name] for name in (_METRICS, _ATTEMPT)}
 
 
 def _logger_environment(run: RunDirectory, attempt: int) -> dict[str, str]:
     """Where verl's loggers write. Paths alone: verl prints these."""
     environment = {
         _METRICS: str(run.metrics(attempt)),
+        _ATTEMPT: str(attempt),
         "TENSORBOARD_DIR": str(run.tensorboard),
         "WANDB_DIR": str(run.path),
     }

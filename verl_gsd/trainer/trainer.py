@@ -1,37 +1,181 @@
-"""Our trainer modes: verl's V1 trainers, seen from inside.
+"""Our trainer modes: verl's three V1 trainers, with groups seen whole, remembered and written down.
 
-So far ``gsd_sync`` is verl's synchronous trainer with one knob: how often the replay buffer is looked at.
+One mixin over all of them, and no method of verl's copied: what is asked of verl is done by ``super()``.
 """
 
 from __future__ import annotations
 
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import transfer_queue as tq
 from omegaconf import DictConfig, OmegaConf, open_dict
-from verl.trainer.ppo.v1.trainer_base import register_trainer
+from verl.trainer.ppo.v1.trainer_base import PPOTrainer, register_trainer
+from verl.trainer.ppo.v1.trainer_colocate_async import PPOTrainerColocateAsync
+from verl.trainer.ppo.v1.trainer_separate_async import PPOTrainerSeparateAsync
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
-from verl_gsd.trainer.config import ConfigError
-from verl_gsd.trainer.validation import own_problems
+from verl_gsd import records
+from verl_gsd.audit import audit
+from verl_gsd.groups import Group
+from verl_gsd.prompts import PromptKey, PromptStore, prompt_hash
+from verl_gsd.rundir import RunDirectory
+from verl_gsd.trainer import advantage, replay
+from verl_gsd.trainer.config import OUR_MODES, ConfigError
+from verl_gsd.trainer.dataset import indices_are_unique
+from verl_gsd.trainer.metrics import group_metrics
+from verl_gsd.trainer.own_section import own_problems
+from verl_gsd.trainer.state import Memory, memory_settings, restore_state, save_state
 
 
-@register_trainer("gsd_sync")
-class GSDTrainerSync(PPOTrainerSync):
-    """verl's ``sync`` trainer with ``algorithm.gsd.poll_interval`` (seconds; null leaves verl's 2 s).
+class GroupTrainer(PPOTrainer):
+    """What every trainer mode of ours adds to verl's; listens to the replay buffer (``replay.GroupListener``).
+
+    A subclass names verl's trainer as its next base and verl's mode in ``verl_mode``. What learns from groups is a
+    memory in ``self.memories``: saved before a checkpoint is announced, restored with it. Everything observed in a step
+    is committed once, at the step's end.
 
     Raises:
         ConfigError: ``algorithm.gsd`` is wrong. ``verl-gsd train`` says so earlier; verl's own ``main_ppo`` does not.
     """
 
+    verl_mode: ClassVar[str]
+
     def __init__(self, config: DictConfig):
         if problems := own_problems(config):
             raise ConfigError("\n".join(problems))
-        # verl compares this string with "sync" in several places and reads the mode's options under its name.
+        self._run = RunDirectory(Path(config.trainer.default_local_dir))
+        self._attempt = int(os.environ.get("VERL_GSD_ATTEMPT") or 1 + max(self._run.attempts(), default=0))
+        operation = audit(config).operation
+        self._alpha = operation.alpha if operation else None
+        self._prompt_of: dict[str, PromptKey] = {}  # by uid, of every group that has not left the buffer
+        self._left: list[records.Left] = []
+        self.prompts = PromptStore()
+        self.memories: dict[str, Memory] = {"prompts": self.prompts}
         with open_dict(config):
-            config.trainer.v1.trainer_mode = "sync"
+            # verl compares this string with "sync" in several places and reads the mode's options under its name.
+            config.trainer.v1.trainer_mode = self.verl_mode
+            config.trainer.logger = _with_file(config.trainer.logger)
         super().__init__(config)
+
+    def fit(self, agent_loop_manager):
+        # Where verl's file logger writes, unless verl-gsd has said so already.
+        os.environ.setdefault("VERL_FILE_LOGGER_PATH", str(self._run.metrics(self._attempt)))
+        super().fit(agent_loop_manager)
+
+    # Groups
+
+    def key_of(self, uid: str) -> PromptKey:
+        return self._prompt_of[uid]
+
+    def on_finished(self, group: Group) -> None:
+        """A group is whole; what judges or completes groups does it here."""
+
+    def is_ready(self, group: Group) -> bool:
+        """Whether a whole group may be used; one that is not is held back, however full the buffer."""
+        return True
+
+    def on_left(self, group: Group, fate: records.Fate) -> None:
+        del self._prompt_of[group.uid]
+        self._left.append(records.Left(group, fate))
 
     def _build_replay_buffer(self):
         buffer = super()._build_replay_buffer()
+        replay.watch(buffer, self)
         poll_interval = OmegaConf.select(self.config, "algorithm.gsd.poll_interval")
         if poll_interval is not None:
             buffer.poll_interval = float(poll_interval)
         return buffer
+
+    def _init_dataloader(self):
+        super()._init_dataloader()
+        self._unique_indices = indices_are_unique(self.train_dataset)
+
+    def _submit_batch_to_rollout(self, batch):
+        self._remember_prompts(list(batch["uid"]), batch)
+        return super()._submit_batch_to_rollout(batch)
+
+    def _remember_prompts(self, uids: Sequence[str], batch: Any) -> None:
+        columns = "index" if self._unique_indices else "raw_prompt"
+        for uid, source, value in zip(uids, list(batch["data_source"]), list(batch[columns]), strict=True):
+            self._prompt_of[uid] = (str(source), int(value) if self._unique_indices else prompt_hash(value))
+
+    # Steps
+
+    def _compute_advantage(self, batch, metrics):
+        with advantage.sessions_of(batch.keys):
+            return super()._compute_advantage(batch, metrics)
+
+    def step(self, metrics, timing_raw):
+        batch = super().step(metrics, timing_raw)
+        start = time.perf_counter()
+        left, self._left = self._left, []
+        table = records.describe(left, step=self.global_steps, attempt=self._attempt, alpha=self._alpha)
+        metrics.update(group_metrics(table, self.prompts))
+        records.write_step(self._run.path, table, step=self.global_steps, attempt=self._attempt)
+        for row in table.select(["data_source", "index", "correct", "total"]).to_pylist():
+            if row["total"]:
+                self.prompts.observe(
+                    (row["data_source"], row["index"]), row["correct"], row["total"], self.global_steps
+                )
+        timing_raw["gsd_read"], self.replay_buffer.read_seconds = self.replay_buffer.read_seconds, 0.0
+        timing_raw["gsd_write"] = time.perf_counter() - start
+        return batch
+
+    # Checkpoints
+
+    def _save_checkpoint(self):
+        save_state(self._run.checkpoint(self.global_steps), self.memories, memory_settings(self.config))
+        super()._save_checkpoint()  # announces the checkpoint at its end
+
+    def _load_checkpoint(self):
+        super()._load_checkpoint()
+        if self.global_steps == 0:
+            return
+        if self.config.trainer.resume_mode == "resume_path":
+            checkpoint = Path(self.config.trainer.resume_from_path)
+        else:
+            checkpoint = self._run.checkpoint(self.global_steps)
+        if OmegaConf.select(self.config, "algorithm.gsd.state") != "fresh":
+            restore_state(checkpoint, self.memories, memory_settings(self.config))
+        if self.verl_mode != "sync":
+            self._remember_restored_prompts()
+
+    def _remember_restored_prompts(self) -> None:
+        """Groups that a checkpoint held in the queue: asynchronous modes store their prompts there."""
+        tags = (tq.kv_list(replay.PARTITION) or {}).get(replay.PARTITION, {})
+        uids = [key for key, tag in tags.items() if tag.get("is_prompt")]
+        if uids:
+            column = "index" if self._unique_indices else "raw_prompt"
+            fields = ["data_source", column]
+            self._remember_prompts(uids, tq.kv_batch_get(uids, replay.PARTITION, select_fields=fields))
+
+
+def _with_file(logger: Any) -> list[str]:
+    """The loggers and, last, verl's file logger, which keeps a line of metrics a step."""
+    names = [logger] if isinstance(logger, str) else list(logger)
+    return names if "file" in names else [*names, "file"]
+
+
+@register_trainer(OUR_MODES["sync"])
+class GSDTrainerSync(GroupTrainer, PPOTrainerSync):
+    """verl's ``sync``: rollout and update take turns."""
+
+    verl_mode = "sync"
+
+
+@register_trainer(OUR_MODES["colocate_async"])
+class GSDTrainerColocateAsync(GroupTrainer, PPOTrainerColocateAsync):
+    """verl's ``colocate_async``: on the same devices, with rollouts that a step may interrupt."""
+
+    verl_mode = "colocate_async"
+
+
+@register_trainer(OUR_MODES["separate_async"])
+class GSDTrainerSeparateAsync(GroupTrainer, PPOTrainerSeparateAsync):
+    """verl's ``separate_async``: on devices of their own. Held by contract tests; not run by ours: it needs NCCL."""
+
+    verl_mode = "separate_async"

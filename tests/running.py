@@ -1,0 +1,65 @@
+"""Running training on the real stack, for the tests that do."""
+
+import json
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from verl_gsd.prompts import PromptStore
+from verl_gsd.rundir import RunDirectory, read_metrics
+from verl_gsd.trainer.state import restore_state
+
+BINARIES = Path(sys.executable).parent
+
+
+def verl_gsd(*words, **kwargs):
+    return subprocess.run([BINARIES / "verl-gsd", *words], capture_output=True, text=True, timeout=1800, **kwargs)
+
+
+def train_until_killed(*words, step, **kwargs):
+    """Kill the training process, as a machine short of memory would, in the step after ``step``: (code, printed)."""
+    with subprocess.Popen(
+        [BINARIES / "verl-gsd", "train", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **kwargs
+    ) as training:
+        printed = ""
+        for line in training.stdout:
+            printed += line
+            if line.startswith(f"step {step:4d}/"):
+                (job,) = (p for p in psutil.Process(training.pid).children() if "verl_gsd.trainer.job" in p.cmdline())
+                job.kill()
+        return training.wait(), printed
+
+
+def metrics(run, attempt):
+    """The metrics of one attempt, by step."""
+    return dict(read_metrics(RunDirectory(run).metrics(attempt)))
+
+
+def ray_processes():
+    return {
+        process.pid for process in psutil.process_iter(["name"]) if process.info["name"] in ("raylet", "gcs_server")
+    }
+
+
+def remembered(checkpoint):
+    """The memory of prompts in a checkpoint: {(source, index): (visits, correct, total)}."""
+    store = PromptStore()
+    settings = json.loads((checkpoint / "gsd" / "state.json").read_text())["settings"]
+    restore_state(checkpoint, {"prompts": store}, settings)
+    state = store.state_dict()
+    keys = [(state["sources"][source], index) for source, index in zip(state["source"], state["index"], strict=True)]
+    return dict(zip(keys, zip(state["visits"], state["correct"], state["total"], strict=True), strict=True))
+
+
+def replayed(records, last_step):
+    """The same, from the records of all steps up to ``last_step``."""
+    memory = defaultdict(lambda: (0, 0.0, 0))
+    for row in records.to_pylist():
+        if row["step"] <= last_step and row["total"]:
+            key = (row["data_source"], row["index"])
+            memory[key] = tuple(np.add(memory[key], (1, row["correct"], row["total"])))
+    return dict(memory)

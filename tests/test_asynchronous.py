@@ -1,0 +1,87 @@
+"""colocate_async on the real stack, with sessions that fail and sessions that return nothing; killed and resumed."""
+
+import os
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from running import metrics, remembered, replayed, train_until_killed, verl_gsd
+
+from verl_gsd.records import read_records
+
+pytestmark = pytest.mark.stack
+
+BATCH, SAVED, KILLED, STEPS = 8, 2, 3, 5
+
+FAULTS = """
+from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
+from verl_gsd.tasks import arithmetic
+
+class FaultyLoopStub(SingleTurnAgentLoop):
+    async def run(self, sampling_params, **kwargs):
+        output = await super().run(sampling_params, **kwargs)
+        return [] if kwargs["session_id"] == 7 and kwargs["index"] % 3 == 0 else output
+
+def faulty_score_stub(data_source, solution_str, ground_truth, extra_info=None, **_):
+    if extra_info["index"] % 5 == 1:
+        raise ArithmeticError("broken on purpose")
+    return arithmetic.compute_score(data_source, solution_str, ground_truth)
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("asynchronous")
+    assert verl_gsd("prepare", "arithmetic").returncode == 0
+    (folder / "faults_stub.py").write_text(FAULTS)
+    (folder / "loops.yaml").write_text("- {name: faulty_stub, _target_: faults_stub.FaultyLoopStub}\n")
+    environment = os.environ | {"PYTHONPATH": str(folder)}
+    code, printed = train_until_killed(
+        *("algo=dapo", "task=arithmetic", "hardware=cpu", "trainer.v1.trainer_mode=gsd_colocate_async"),
+        *(f"trainer.default_local_dir={folder}/run", f"data.train_batch_size={BATCH}"),
+        *(f"trainer.total_training_steps={STEPS}", f"trainer.save_freq={SAVED}"),
+        *("trainer.val_before_train=false", "trainer.test_freq=-1"),
+        *(
+            "reward.custom_reward_function.path=pkg://faults_stub",
+            "reward.custom_reward_function.name=faulty_score_stub",
+        ),
+        *("actor_rollout_ref.rollout.agent.default_agent_loop=faulty_stub",),
+        f"actor_rollout_ref.rollout.agent.agent_loop_config_path={folder}/loops.yaml",
+        step=KILLED,
+        env=environment,
+    )
+    assert code == 1, printed
+    resumed = verl_gsd("train", f"resume={folder}/run", env=environment)
+    assert resumed.returncode == 0, printed + resumed.stdout + resumed.stderr
+    return SimpleNamespace(path=Path(folder / "run"), records=read_records(folder / "run"))
+
+
+def test_each_step_trains_whole_groups_and_every_other_group_is_recorded_by_its_fate(run):
+    rows = run.records.to_pylist()
+    for step in range(1, STEPS + 1):
+        fates = Counter(row["fate"] for row in rows if row["step"] == step)
+        logged = metrics(run.path, 1 if step <= SAVED else 2)[step]
+        assert fates["trained"] == BATCH
+        assert fates["filtered"] == logged.get("training/filter_groups/evicted_samples", 0)
+        assert fates["failed"] == logged.get("training/rollout_failure/evicted_samples", 0)
+    fates = Counter(row["fate"] for row in rows)
+    assert fates.keys() == {"trained", "filtered", "failed"}
+
+
+def test_failed_sessions_and_sessions_without_a_response_are_seen_for_what_they_are(run):
+    for row in run.records.to_pylist():
+        assert (row["fate"] == "failed") == (row["index"] % 5 == 1)
+        if row["fate"] == "failed":
+            assert row["size"] == 0 and row["kind"] is None
+        else:
+            assert row["size"] == row["total"] == (7 if row["index"] % 3 == 0 else 8)
+
+
+def test_after_an_asynchronous_resume_nothing_is_lost_or_counted_twice(run):
+    attempts = dict(zip(run.records["step"].to_pylist(), run.records["attempt"].to_pylist(), strict=True))
+    assert attempts == {step: 1 if step <= SAVED else 2 for step in range(1, STEPS + 1)}
+    # 40 prompts of the first pass over the data: a prompt that left twice would be recorded twice.
+    assert max(Counter(run.records["index"].to_pylist()).values()) == 1
+    for step in (SAVED, STEPS):
+        assert remembered(run.path / f"global_step_{step}") == replayed(run.records, step)

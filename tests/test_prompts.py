@@ -1,0 +1,86 @@
+"""The memory of prompts: what it keeps, what it forgets, what it weighs."""
+
+import subprocess
+import sys
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from verl_gsd.prompts import PromptStore, prompt_hash
+
+keys = st.tuples(st.sampled_from(["gsm8k", "math"]), st.integers(-2, 5))
+visits = st.lists(st.tuples(keys, st.integers(0, 8), st.integers(1, 8)), max_size=40)
+
+
+@given(visits)
+def test_counts_are_sums_over_visits(visits):
+    store, slow = PromptStore(), {}
+    for step, (key, correct, total) in enumerate(visits):
+        store.observe(key, correct, total, step)
+        slow[key] = np.add(slow.get(key, (0, 0, 0)), (1, correct, total))
+    asked = [*slow, ("math", 99), ("nobody", 0)]
+    found = np.stack(store.counts(asked), axis=1)
+    assert found.tolist() == [*(list(counts) for counts in slow.values()), [0, 0, 0], [0, 0, 0]]
+    assert len(store) == len(slow)
+
+
+@given(visits, visits)
+def test_a_restored_store_goes_on_as_the_saved_one(before, after):
+    store, restored = PromptStore(capacity=6), PromptStore(capacity=6)
+    for step, (key, correct, total) in enumerate(before):
+        store.observe(key, correct, total, step)
+    restored.load_state_dict(store.state_dict())
+    for one in (store, restored):
+        for step, (key, correct, total) in enumerate(after, start=100):
+            one.observe(key, correct, total, step)
+    first, second = store.state_dict(), restored.state_dict()
+    assert first["sources"] == second["sources"]
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+
+
+def test_the_longest_unseen_are_forgotten_first():
+    store = PromptStore(capacity=32)
+    for index in range(32):
+        store.observe(("math", index), 1, 2, step=index)
+    store.observe(("math", 0), 1, 2, step=40)
+    store.observe(("math", 32), 1, 2, step=41)
+    seen, _, _ = store.counts([("math", index) for index in (0, 1, 2, 3, 31, 32)])
+    assert seen.tolist() == [2, 0, 0, 1, 1, 1]
+    assert len(store) == 31
+
+    smaller = PromptStore(capacity=2)
+    smaller.load_state_dict(store.state_dict())
+    assert smaller.counts([("math", 0), ("math", 32), ("math", 31)])[0].tolist() == [2, 1, 0]
+
+
+@pytest.mark.parametrize("prompt_count", [50_000, 88_000])  # the second has just made its dictionary grow
+def test_a_prompt_weighs_at_most_200_bytes_so_that_a_million_fit_a_gigabyte(prompt_count):
+    tracemalloc.start()
+    store = PromptStore()
+    for index in range(prompt_count):
+        store.observe(("math", index + 10**7), 3, 8, step=1)
+    used, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert used <= 200 * len(store)
+    assert peak <= 2**30 / 1_000_000 * len(store)
+
+
+def test_a_capacity_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="capacity=0"):
+        PromptStore(capacity=0)
+
+
+def test_a_prompts_hash_is_the_same_in_every_process_and_for_any_text():
+    prompt = [{"role": "user", "content": "naïve \ud800 ?"}]
+    again = subprocess.run(
+        [sys.executable, "-c", f"from verl_gsd.prompts import prompt_hash; print(prompt_hash({prompt!r}))"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert int(again.stdout) == prompt_hash(prompt) != prompt_hash([{"role": "system", "content": "naïve \ud800 ?"}])
+    assert 0 <= prompt_hash(prompt) < 2**63
+    assert prompt_hash([{"role": "user", "content": object()}]) == prompt_hash([{"role": "user", "content": object()}])

@@ -1,0 +1,162 @@
+"""What a run writes down: figures, fates, crashes and resumes."""
+
+import itertools
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from verl_gsd.groups import Group
+from verl_gsd.prompts import PromptStore
+from verl_gsd.records import SCHEMA, Left, describe, read_records, write_step
+from verl_gsd.trainer.metrics import group_metrics
+
+
+def group(rewards, accuracies=None, index=7, source="math"):
+    rewards = np.array(rewards, dtype=np.float64)
+    accuracies = rewards if accuracies is None else np.array(accuracies, dtype=np.float64)
+    return Group("uid", source, index, rewards, accuracies, np.full(len(rewards), 5))
+
+
+def rows(*left, step=1, attempt=1, alpha=1.0):
+    return describe([Left(*entry) for entry in left], step=step, attempt=attempt, alpha=alpha)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0, 2.0, 3.0])
+def test_figures_of_a_group(alpha):
+    (row,) = rows((group([0, 1, 1, 1]), "trained"), step=3, attempt=2, alpha=alpha).to_pylist()
+    sigma = np.sqrt(3 * 1) / 4
+    assert row == {
+        **{"step": 3, "attempt": 2, "fate": "trained", "data_source": "math", "index": 7, "size": 4, "tokens": 20},
+        **{"correct": 3.0, "total": 4, "mean": 0.75, "kind": "mixed"},
+        **{"std": pytest.approx(sigma), "gain": pytest.approx(sigma ** (2 - alpha))},
+    }
+
+
+@pytest.mark.parametrize(
+    ("rewards", "accuracies", "kind"),
+    [
+        ([1, 1], None, "all_right"),
+        ([0, 0], None, "all_wrong"),
+        ([0.7] * 7, [1] * 7, "all_right"),
+        ([-1, -1], [np.nan, np.nan], "all_wrong"),
+        ([0.3, 0.4], [0, 0], "mixed"),  # a shaped reward teaches where the verdicts agree
+        ([1], None, "all_right"),
+    ],
+)
+def test_kinds(rewards, accuracies, kind):
+    (row,) = rows((group(rewards, accuracies), "filtered"), alpha=2.0).to_pylist()
+    assert row["kind"] == kind
+    assert (row["gain"] == 0) == (kind != "mixed")
+
+
+def test_a_group_without_responses_and_an_estimator_without_a_gain_have_nulls():
+    table = rows((group([]), "failed"), (group([0, 1]), "trained"))
+    empty, whole = table.to_pylist()
+    assert [empty[name] for name in ("size", "total", "tokens")] == [0, 0, 0]
+    assert [empty[name] for name in ("mean", "std", "kind", "gain")] == [None] * 4
+    assert whole["gain"] == pytest.approx(0.5)
+    assert rows((group([0, 1]), "trained"), alpha=None)["gain"].null_count == 1
+    assert rows().schema.equals(SCHEMA) and len(rows()) == 0
+
+
+def test_a_reward_that_is_no_number_is_an_error_and_not_a_record():
+    with pytest.raises(ValueError, match=r"rewards\[1\] is nan"):
+        rows((group([0, np.nan]), "trained"))
+
+
+def write(run, step, attempt, index=0):
+    table = rows((group([0, 1], index=index), "trained"), step=step, attempt=attempt)
+    return write_step(run, table, step=step, attempt=attempt)
+
+
+def test_a_resumed_attempt_supersedes_what_was_undone_with_its_weights(tmp_path):
+    for step in range(1, 7):
+        write(tmp_path, step, attempt=1)
+    for step in (4, 5):  # resumed from step 3, stopped at 5: step 6 of the first attempt never was
+        write(tmp_path, step, attempt=2)
+    read = read_records(tmp_path)
+    assert list(zip(read["step"].to_pylist(), read["attempt"].to_pylist(), strict=True)) == [
+        *((step, 1) for step in (1, 2, 3)),
+        *((step, 2) for step in (4, 5)),
+    ]
+    write(tmp_path, 3, attempt=10)  # tenth after second, not between first and second
+    assert read_records(tmp_path)["attempt"].to_pylist() == [1, 1, 10]
+
+
+def test_a_crashed_runs_directory_is_readable_and_a_damaged_file_is_named(tmp_path):
+    assert len(read_records(tmp_path)) == 0
+    path = write(tmp_path, 1, attempt=1)
+    (path.parent / "step_000002.tmp").write_bytes(path.read_bytes()[:100])
+    (tmp_path / "records" / "attempt_2").mkdir()
+    assert read_records(tmp_path)["step"].to_pylist() == [1]
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"step_000001\.parquet: not readable as records"):
+        read_records(tmp_path)
+
+
+def test_records_of_a_newer_version_are_refused(tmp_path):
+    path = write(tmp_path, 1, attempt=1)
+    pq.write_table(pq.read_table(path).replace_schema_metadata({"verl_gsd.records": "99"}), path)
+    with pytest.raises(ValueError, match="version 99"):
+        read_records(tmp_path)
+
+
+def test_a_full_disk_leaves_no_half_file(tmp_path, monkeypatch):
+    def full_disk_stub(table, where, **_):
+        where.write_bytes(b"PAR1")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pq, "write_table", full_disk_stub)
+    with pytest.raises(OSError, match="No space"):
+        write(tmp_path, 1, attempt=1)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_metrics_count_every_fate_once():
+    table = rows(
+        (group([0, 0, 0, 1]), "trained"),
+        (group([0, 1, 1, 1]), "trained"),
+        (group([0] * 4), "filtered"),
+        (group([1] * 4), "filtered"),
+        (group([0, 1]), "surplus"),
+        (group([1]), "stale"),
+        (group([]), "failed"),
+    )
+    metrics = group_metrics(table, PromptStore())
+    assert {name: metrics[f"group/count/{name}"] for name in ("trained", "filtered", "surplus", "stale", "failed")} == {
+        **{"trained": 2, "filtered": 2, "surplus": 1, "stale": 1, "failed": 1}
+    }
+    assert metrics["group/count/one_sample"] == 1
+    assert metrics["group/frac_mixed"] == 3 / 6
+    assert metrics["group/frac_all_correct"] == 2 / 6
+    assert metrics["group/frac_all_wrong"] == 1 / 6
+    sigmas = [np.sqrt(3) / 4, np.sqrt(3) / 4, 0, 0, 0.5, 0]
+    assert metrics["group/std/mean"] == metrics["dial/gain/mean"] == pytest.approx(np.mean(sigmas))
+    assert metrics["group/std/p50"] == pytest.approx(np.median(sigmas))
+    assert metrics["group/frac_tokens_silent"] == pytest.approx((20 + 20 + 5) / (20 * 4 + 10 + 5))
+    share = np.array([sigmas[0], sigmas[1], 0.5]) / sum(sigmas)
+    for name, value in zip(("hard", "easy", "between"), share, strict=True):
+        assert metrics[f"dial/gain_share/{name}"] == pytest.approx(value)
+
+
+def test_silence_is_predicted_from_earlier_visits_alone():
+    prompts = PromptStore()
+    table = rows((group([1] * 8, index=1), "trained"), (group([0, 1] * 4, index=2), "trained"))
+    assert "group/silent/predicted" not in group_metrics(table, prompts)
+    prompts.observe(("math", 1), 8, 8, step=1)
+    metrics = group_metrics(table, prompts)
+    assert metrics["group/silent/observed"] == 1, "of the prompts known before"
+    exact = sum(np.prod([(9 + i) / (10 + i) for i in range(8)]) for _ in range(1))  # all right under Beta(9, 1)
+    exact += np.prod([(1 + i) / (10 + i) for i in range(8)])
+    assert metrics["group/silent/predicted"] == pytest.approx(exact)
+
+
+def test_no_metric_is_reduced_by_accident_of_its_name():
+    """verl takes the maximum, minimum or sum of a metric whose name has such a syllable."""
+    prompts = PromptStore()
+    prompts.observe(("math", 7), 1, 2, step=0)
+    names = group_metrics(rows((group([0, 1]), "trained")), prompts).keys()
+    assert len(names) >= 17
+    for name, syllable in itertools.product(names, ("max", "min", "sum", "total")):
+        assert syllable not in name

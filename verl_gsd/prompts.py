@@ -1,0 +1,134 @@
+"""What a run remembers of each prompt: how often it was visited and how its responses came out.
+
+A prompt is known by its key, (data source, dataset index). verl's own uid is new at every visit, and its dataset index
+defaults to 0 where a file has none, so uniqueness is checked at start (``trainer/dataset.py``), and where keys are not
+unique a hash of the prompt's text takes the index's place (``prompt_hash``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+
+PromptKey: TypeAlias = tuple[str, int]
+
+#: A prompt's place in the store: 32 bytes, next to some 110 of the dictionary that finds it.
+_ROW: np.dtype = np.dtype(
+    [
+        ("source", np.int32),
+        ("last_step", np.int32),
+        ("index", np.int64),
+        ("visits", np.int32),
+        ("total", np.int32),
+        ("correct", np.float64),
+    ]
+)
+
+
+class PromptStore:
+    """A bounded memory of prompts, at most 200 bytes each.
+
+    When it is full, the sixteenth of its prompts that were not visited for longest is forgotten.
+
+    Args:
+        capacity: prompts remembered at most.
+
+    Raises:
+        ValueError: ``capacity`` is not positive.
+    """
+
+    def __init__(self, capacity: int = 1_000_000) -> None:
+        if capacity < 1:
+            raise ValueError(f"capacity={capacity}: write a number of prompts, 1 or more")
+        self.capacity = capacity
+        self._sources: list[str] = []
+        self._places: list[dict[int, int]] = []  # by source: dataset index -> row
+        self._rows = np.zeros(0, _ROW)
+        self._size = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    def observe(self, key: PromptKey, correct: float, total: int, step: int) -> None:
+        """Add one visit: ``total`` responses in trainer step ``step``, of which ``correct`` (a sum of accuracies)."""
+        place = self._find_or_add(key)  # may move the rows
+        row = self._rows[place]
+        row["visits"] += 1
+        row["correct"] += correct
+        row["total"] += total
+        row["last_step"] = step
+
+    def counts(self, keys: Sequence[PromptKey]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(visits, correct, total) over all visits, an entry a key: int, float, int; zeros for a prompt not known."""
+        found = np.zeros(len(keys), _ROW)
+        for entry, key in enumerate(keys):
+            place = self._find(key)
+            if place is not None:
+                found[entry] = self._rows[place]
+        return found["visits"], found["correct"], found["total"]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything remembered: the sources' names, and an array (n_prompts,) a column."""
+        rows = self._rows[: self._size]
+        return {"sources": list(self._sources)} | {name: rows[name].copy() for name in _ROW.names or ()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what ``state_dict`` gave; a store of a smaller capacity keeps what was visited last."""
+        rows = np.zeros(len(state["index"]), _ROW)
+        for name in _ROW.names or ():
+            rows[name] = state[name]
+        self._sources = list(state["sources"])
+        self._take(rows)
+        if self._size > self.capacity:
+            self._forget(self._size - self.capacity)
+
+    def metrics(self) -> dict[str, float]:
+        """How many prompts are known, and how often each was visited on average."""
+        visits = self._rows["visits"][: self._size]
+        return {"prompts/known": float(self._size), "prompts/visits/mean": float(visits.mean()) if self._size else 0.0}
+
+    def _find(self, key: PromptKey) -> int | None:
+        source, index = key
+        return self._places[self._sources.index(source)].get(index) if source in self._sources else None
+
+    def _find_or_add(self, key: PromptKey) -> int:
+        place = self._find(key)
+        if place is not None:
+            return place
+        if self._size == self.capacity:
+            self._forget(max(1, self.capacity // 16))
+        source, index = key
+        if source not in self._sources:
+            self._sources.append(source)
+            self._places.append({})
+        if self._size == len(self._rows):
+            more = min(max(1024, len(self._rows) // 4), self.capacity - len(self._rows))
+            self._rows = np.concatenate([self._rows, np.zeros(more, _ROW)])
+        place, self._size = self._size, self._size + 1
+        number = self._sources.index(source)
+        self._rows[place]["source"], self._rows[place]["index"] = number, index
+        self._places[number][index] = place
+        return place
+
+    def _forget(self, count: int) -> None:
+        oldest = np.argsort(self._rows["last_step"][: self._size], kind="stable")[:count]
+        self._take(np.delete(self._rows[: self._size], oldest))
+
+    def _take(self, rows: np.ndarray) -> None:
+        self._rows, self._size = rows, len(rows)
+        self._places = [{} for _ in self._sources]
+        for place, (source, index) in enumerate(zip(rows["source"].tolist(), rows["index"].tolist(), strict=True)):
+            self._places[source][index] = place
+
+
+def prompt_hash(prompt: Any) -> int:
+    """A hash of a prompt's messages that is the same in every process: 63 bits, 0 to 2^63 - 1.
+
+    What JSON cannot hold (an image) counts by its type alone.
+    """
+    text = json.dumps(prompt, sort_keys=True, default=lambda value: type(value).__name__)
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big") >> 1

@@ -1,0 +1,154 @@
+"""What a run writes down: one Parquet file a step, a row a prompt group, with its fate.
+
+    RUN/records/attempt_A/step_NNNNNN.parquet
+
+A file is whole or not there. An attempt that resumed at step S goes on with step S + 1: what an earlier attempt wrote
+from there on was undone with its weights, and ``read_records`` leaves it out. Groups still waiting when training ends
+are in no file.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from verl_gsd.groups import Group, group_stats
+
+#: How a group left the replay buffer: into an update; evicted because its rewards agreed; left over when the batch was
+#: full; too old; or with sessions that failed and none that could be used.
+Fate = Literal["trained", "filtered", "surplus", "stale", "failed"]
+FATES: tuple[Fate, ...] = ("trained", "filtered", "surplus", "stale", "failed")
+
+VERSION = 1
+SCHEMA = pa.schema(
+    [
+        ("step", pa.int32()),  # the trainer step in which the group left
+        ("attempt", pa.int32()),
+        ("fate", pa.string()),
+        ("data_source", pa.string()),
+        ("index", pa.int64()),  # the prompt's dataset index, or its hash where indices are not unique
+        ("size", pa.int32()),  # responses
+        ("correct", pa.float64()),  # sum of the responses' accuracies
+        ("total", pa.int32()),  # responses that have an accuracy
+        ("mean", pa.float64()),  # of the rewards; null, as the next three, for a group without responses
+        ("std", pa.float64()),  # population standard deviation sigma of the rewards
+        ("kind", pa.string()),  # mixed | all_right | all_wrong
+        ("gain", pa.float64()),  # sigma^(2 - alpha), 0 where unanimous; null where the estimator has no such gain
+        ("tokens", pa.int64()),  # of all responses
+    ],
+    metadata={"verl_gsd.records": str(VERSION)},
+)
+
+_STEP = re.compile(r"step_(\d+)\.parquet")
+
+
+@dataclass(frozen=True)
+class Left:
+    """A group that left the buffer, and how."""
+
+    group: Group
+    fate: Fate
+
+
+def describe(left: Sequence[Left], *, step: int, attempt: int, alpha: float | None) -> pa.Table:
+    """The records of one step, a row a group, in the order they left.
+
+    Args:
+        alpha: the dial's exponent, for the gain sigma^(2 - alpha) of arXiv 2607.00152; None where the estimator is no
+            operation on sigma, and the gain is null.
+    """
+    groups = [entry.group for entry in left]
+    sizes = np.array([len(group.rewards) for group in groups], dtype=np.int64)
+    mean, std = np.full(len(groups), np.nan), np.full(len(groups), np.nan)
+    unanimous: np.ndarray = np.zeros(len(groups), dtype=bool)
+    if sizes.sum():
+        rewards = torch.from_numpy(np.concatenate([group.rewards for group in groups]))
+        stats = group_stats(rewards, np.repeat(np.arange(len(groups)), sizes))
+        for figure, found in ((mean, stats.mean), (std, stats.std), (unanimous, stats.unanimous)):
+            figure[sizes > 0] = found.numpy()
+    accuracies = [group.accuracies[~np.isnan(group.accuracies)] for group in groups]
+    correct = np.array([values.sum() for values in accuracies])
+    total = np.array([len(values) for values in accuracies])
+    # Unanimous without an accuracy: a reward above zero is what a verifier gives a right answer.
+    right = np.where(total > 0, 2 * correct > total, mean > 0)
+    kind = np.where(unanimous, np.where(right, "all_right", "all_wrong"), "mixed")
+    empty = sizes == 0
+    gain = np.zeros(len(groups))
+    mixed = ~empty & ~unanimous
+    if alpha is not None:
+        gain[mixed] = std[mixed] ** (2 - alpha)
+    columns = {
+        "step": np.full(len(groups), step),
+        "attempt": np.full(len(groups), attempt),
+        "fate": [entry.fate for entry in left],
+        "data_source": [group.data_source for group in groups],
+        "index": [group.index for group in groups],
+        "size": sizes,
+        "correct": correct,
+        "total": total,
+        "mean": pa.array(mean, mask=empty),
+        "std": pa.array(std, mask=empty),
+        "kind": pa.array(kind.astype(object), pa.string(), mask=empty),
+        "gain": pa.array(gain, mask=empty | (alpha is None)),
+        "tokens": np.array([group.tokens.sum() for group in groups], dtype=np.int64),
+    }
+    return pa.table({name: pa.array(columns[name]).cast(SCHEMA.field(name).type) for name in SCHEMA.names}, SCHEMA)
+
+
+def write_step(run: Path, table: pa.Table, *, step: int, attempt: int) -> Path:
+    """Write one step's records below the run directory ``run``, whole or not at all; returns the file.
+
+    Raises:
+        OSError: there is no room, or no right to write.
+    """
+    path = run / "records" / f"attempt_{attempt}" / f"step_{step:06d}.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    building = path.with_suffix(".tmp")
+    try:
+        pq.write_table(table, building, compression="zstd")
+        building.replace(path)
+    finally:
+        building.unlink(missing_ok=True)
+    return path
+
+
+def read_records(run: Path) -> pa.Table:
+    """All records that count of a run, in order of step, crashed and resumed runs included.
+
+    Raises:
+        ValueError: a file is damaged or was written by a newer version; the message names it.
+    """
+    tables = [_read(path) for path in _current_files(run)]
+    return pa.concat_tables(tables) if tables else SCHEMA.empty_table()
+
+
+def _current_files(run: Path) -> Iterator[Path]:
+    steps: dict[int, Path] = {}
+    for attempt in sorted(int(path.name.removeprefix("attempt_")) for path in (run / "records").glob("attempt_*")):
+        found = {
+            int(match[1]): path
+            for path in (run / "records" / f"attempt_{attempt}").iterdir()
+            if (match := _STEP.fullmatch(path.name))
+        }
+        if found:
+            steps = {step: path for step, path in steps.items() if step < min(found)} | found
+    return (steps[step] for step in sorted(steps))
+
+
+def _read(path: Path) -> pa.Table:
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{path}: not readable as records: {error}") from error
+    version = int((table.schema.metadata or {}).get(b"verl_gsd.records", b"0"))
+    if not 1 <= version <= VERSION:
+        raise ValueError(f"{path}: records of version {version}, this package reads up to {VERSION}; update it")
+    return table

@@ -1,0 +1,112 @@
+"""Keys that do nothing for the algorithm chosen: written on the line, they are an error and not a surprise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from omegaconf import DictConfig, OmegaConf
+
+from verl_gsd.algorithms.settings import DIAL_SETTINGS
+from verl_gsd.trainer.config import Line
+from verl_gsd.trainer.own_section import is_ours
+
+
+@dataclass(frozen=True)
+class _Idle:
+    """A key (or everything below it) that has no effect while ``idle`` holds."""
+
+    prefix: str
+    idle: Callable[[DictConfig], bool]
+    because: str
+
+
+def _no_reference(config: DictConfig) -> bool:
+    return not (config.actor_rollout_ref.actor.use_kl_loss or config.algorithm.use_kl_in_reward)
+
+
+def _no_kl_loss(config: DictConfig) -> bool:
+    return not config.actor_rollout_ref.actor.use_kl_loss
+
+
+def _no_critic(config: DictConfig) -> bool:
+    return not (config.algorithm.adv_estimator == "gae" if config.critic.enable is None else config.critic.enable)
+
+
+_IDLE_KEYS = (
+    _Idle(
+        "algorithm.norm_adv_by_std_in_grpo",
+        lambda c: c.algorithm.adv_estimator not in ("grpo", "grpo_vectorized", "grpo_passk"),
+        "only grpo, grpo_vectorized and grpo_passk read it; write algorithm.gsd.alpha, 1 to divide and 0 not to",
+    ),
+    *(
+        _Idle(
+            f"algorithm.gsd.{name}",
+            lambda c: c.algorithm.adv_estimator != "gsd",
+            "only the estimator gsd reads it; write algorithm.adv_estimator=gsd",
+        )
+        for name in DIAL_SETTINGS
+    ),
+    *(
+        _Idle(
+            f"algorithm.gsd.{name}",
+            lambda c: c.algorithm.gsd.alpha == 0,
+            "alpha=0 divides by nothing",
+        )
+        for name in ("ddof", "eps")
+    ),
+    _Idle(
+        "algorithm.filter_groups.metric",
+        lambda c: not c.algorithm.filter_groups.enable,
+        "algorithm.filter_groups.enable is false",
+    ),
+    _Idle(
+        "algorithm.filter_groups.max_inflight_gen_batches",
+        lambda c: not c.algorithm.filter_groups.enable,
+        "algorithm.filter_groups.enable is false",
+    ),
+    _Idle(
+        "algorithm.filter_groups.max_num_gen_batches",
+        lambda c: True,
+        "verl's V1 replay buffer ignores it; write algorithm.filter_groups.max_inflight_gen_batches",
+    ),
+    _Idle("algorithm.kl_ctrl", lambda c: not c.algorithm.use_kl_in_reward, "algorithm.use_kl_in_reward is false"),
+    _Idle("algorithm.kl_penalty", lambda c: not c.algorithm.use_kl_in_reward, "algorithm.use_kl_in_reward is false"),
+    _Idle("algorithm.lam", lambda c: c.algorithm.adv_estimator != "gae", "only the estimator gae reads it"),
+    _Idle(
+        "algorithm.gsd.poll_interval",
+        lambda c: not is_ours(c),
+        "only our trainer modes read it; write trainer.v1.trainer_mode=gsd_sync",
+    ),
+    _Idle(
+        "algorithm.gsd.state",
+        lambda c: not is_ours(c),
+        "only our trainer modes remember; write trainer.v1.trainer_mode=gsd_sync",
+    ),
+    _Idle("actor_rollout_ref.actor.kl_loss_coef", _no_kl_loss, "actor_rollout_ref.actor.use_kl_loss is false"),
+    _Idle("actor_rollout_ref.actor.kl_loss_type", _no_kl_loss, "actor_rollout_ref.actor.use_kl_loss is false"),
+    _Idle("actor_rollout_ref.ref", _no_reference, "no KL term is on, so there is no reference model"),
+    _Idle(
+        "actor_rollout_ref.actor.clip_ratio",
+        lambda c: (
+            c.actor_rollout_ref.actor.clip_ratio_low is not None
+            and c.actor_rollout_ref.actor.clip_ratio_high is not None
+        ),
+        "clip_ratio_low and clip_ratio_high are set and win; write those",
+    ),
+    _Idle(
+        "actor_rollout_ref.actor.loss_scale_factor",
+        lambda c: c.actor_rollout_ref.actor.loss_agg_mode != "seq-mean-token-sum-norm",
+        "only loss_agg_mode=seq-mean-token-sum-norm reads it",
+    ),
+    _Idle("critic", _no_critic, "the estimator needs no critic and critic.enable is not true"),
+)
+
+
+def keys_have_effect(config: DictConfig, line: Line) -> Iterator[str]:
+    for key in line.keys:
+        for idle in _IDLE_KEYS:
+            below = key == idle.prefix or key.startswith(idle.prefix + ".")
+            if below and key != "critic.enable" and idle.idle(config):
+                yield f"{key}={OmegaConf.select(config, key)} does nothing: {idle.because}."
+                break

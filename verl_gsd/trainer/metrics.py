@@ -1,0 +1,82 @@
+"""The numbers of one step's groups, whatever became of them.
+
+verl's reducers go by substrings of a name (max, min, sum, total): none of these has one by accident.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+
+from verl_gsd.planning import posterior_silent_rate
+from verl_gsd.prompts import PromptStore
+from verl_gsd.records import FATES
+
+#: Solve rates up to which a prompt counts as hard, and from which as easy, in ``dial/gain_share``.
+HARD, EASY = 0.25, 0.75
+
+
+def group_metrics(table: pa.Table, prompts: PromptStore) -> dict[str, float]:
+    """``group/*`` and ``dial/*`` of one step.
+
+    Args:
+        table: the step's records (``records.describe``).
+        prompts: what earlier steps knew of the prompts; not yet told of this one.
+
+    Returns:
+        ``group/count/<fate>`` and ``group/count/one_sample`` (groups of one, which have no baseline and teach nothing);
+        of groups with responses: ``group/frac_{mixed,all_correct,all_wrong}``, ``group/std/{mean,p10,p50,p90}``,
+        ``group/frac_tokens_silent`` (tokens spent on unanimous groups); of groups whose prompt was visited before:
+        ``group/silent/{observed,predicted}``, the second from earlier visits alone: a lasting gap means rollouts that
+        are not independent or a noisy verifier; where the config is an operation on sigma ``dial/gain/mean`` and
+        ``dial/gain_share/{hard,between,easy}``, by the group's accuracy.
+    """
+    fate = np.array(table["fate"].to_pylist(), dtype=object)
+    metrics = {f"group/count/{name}": float((fate == name).sum()) for name in FATES}
+    size = table["size"].to_numpy()
+    metrics["group/count/one_sample"] = float((size == 1).sum())
+    table = table.filter(pa.array(size > 0))
+    if len(table) == 0:
+        return metrics
+    size, std = table["size"].to_numpy(), table["std"].to_numpy()
+    kind = np.array(table["kind"].to_pylist(), dtype=object)
+    for name, of_kind in (("mixed", "mixed"), ("all_correct", "all_right"), ("all_wrong", "all_wrong")):
+        metrics[f"group/frac_{name}"] = float((kind == of_kind).mean())
+    metrics["group/std/mean"] = float(std.mean())
+    for percent in (10, 50, 90):
+        metrics[f"group/std/p{percent}"] = float(np.percentile(std, percent))
+    silent = kind != "mixed"
+    tokens = table["tokens"].to_numpy()
+    metrics["group/frac_tokens_silent"] = float(tokens[silent].sum() / max(tokens.sum(), 1))
+    return metrics | _silence_predicted(table, prompts, silent) | _gain(table)
+
+
+def _silence_predicted(table: pa.Table, prompts: PromptStore, silent: np.ndarray) -> dict[str, float]:
+    keys = list(zip(table["data_source"].to_pylist(), table["index"].to_pylist(), strict=True))
+    _, correct, total = prompts.counts(keys)
+    # The prediction is for a rate of right and wrong: accuracies between them have none.
+    known = (total > 0) & (correct == np.rint(correct))
+    if not known.any():
+        return {}
+    predicted = posterior_silent_rate(
+        correct[known].astype(int), total[known], table["size"].to_numpy()[known].astype(int)
+    )
+    return {
+        "group/silent/observed": float(silent[known].mean()),
+        "group/silent/predicted": float(np.mean(predicted)),
+    }
+
+
+def _gain(table: pa.Table) -> dict[str, float]:
+    if table["gain"].null_count:
+        return {}
+    gain = table["gain"].to_numpy()
+    metrics = {"dial/gain/mean": float(gain.mean())}
+    rated = table["total"].to_numpy() > 0
+    if gain[rated].sum() > 0:
+        rate, share = table["correct"].to_numpy()[rated] / table["total"].to_numpy()[rated], gain[rated]
+        share = share / share.sum()
+        metrics["dial/gain_share/hard"] = float(share[rate <= HARD].sum())
+        metrics["dial/gain_share/easy"] = float(share[rate >= EASY].sum())
+        metrics["dial/gain_share/between"] = float(share[(rate > HARD) & (rate < EASY)].sum())
+    return metrics

@@ -1,0 +1,95 @@
+"""What can be wrong with our own part of a config: the section ``algorithm.gsd`` and the trainer mode."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from omegaconf import DictConfig, OmegaConf
+
+from verl_gsd.algorithms.settings import DIAL_SETTINGS, dial_settings
+from verl_gsd.rundir import RunDirectory
+from verl_gsd.trainer.config import OUR_MODES, ConfigError, Line
+from verl_gsd.trainer.state import check_state, memory_settings
+
+
+def is_ours(config: DictConfig) -> bool:
+    """Whether the trainer mode is one of ours, which see whole groups and remember."""
+    return config.trainer.v1.trainer_mode in OUR_MODES.values()
+
+
+def _dial_settings_in_range(config: DictConfig, line: Line) -> Iterator[str]:
+    if config.algorithm.adv_estimator == "gsd":
+        try:
+            dial_settings(OmegaConf.select(config, "algorithm.gsd") or {})
+        except ValueError as error:
+            yield f"algorithm.gsd: {error}"
+
+
+def _poll_interval_positive(config: DictConfig, line: Line) -> Iterator[str]:
+    interval = OmegaConf.select(config, "algorithm.gsd.poll_interval")
+    if interval is not None and not (isinstance(interval, int | float) and interval > 0):
+        yield f"algorithm.gsd.poll_interval={interval}: write a number of seconds above 0, or null for verl's 2 s."
+
+
+def _state_named(config: DictConfig, line: Line) -> Iterator[str]:
+    state = OmegaConf.select(config, "algorithm.gsd.state")
+    if state not in (None, "fresh"):
+        yield (
+            f"algorithm.gsd.state={state}: write fresh to go on with a checkpoint's weights and an empty memory, or "
+            "leave it out."
+        )
+
+
+def _groups_have_rewards(config: DictConfig, line: Line) -> Iterator[str]:
+    model = config.reward.reward_model
+    if is_ours(config) and model.enable and not model.enable_resource_pool:
+        yield (
+            "reward.reward_model.enable=true with reward.reward_model.enable_resource_pool=false: a colocated reward "
+            "model scores after groups were chosen, so that nothing is known of a group when it is whole. Write "
+            "reward.reward_model.enable_resource_pool=true."
+        )
+
+
+def memory_restorable(config: DictConfig, line: Line) -> Iterator[str]:
+    """What would keep a run named by ``resume=`` from taking up its memory."""
+    if line.resume is None or not is_ours(config) or OmegaConf.select(config, "algorithm.gsd.state") == "fresh":
+        return
+    run = RunDirectory(line.resume)
+    step = run.latest_checkpoint()
+    if step is not None:
+        try:
+            check_state(run.checkpoint(step), memory_settings(config))
+        except ConfigError as error:
+            yield str(error)
+
+
+CHECKS = (_dial_settings_in_range, _poll_interval_positive, _state_named, _groups_have_rewards)
+
+
+def own_problems(config: DictConfig) -> list[str]:
+    """All that is wrong with our own part, for a trainer that verl's own command started."""
+    line = Line({}, ())
+    return [*own_keys_unknown(config), *(problem for check in CHECKS for problem in check(config, line))]
+
+
+def own_keys_unknown(config: DictConfig) -> Iterator[str]:
+    """Needs the plugins loaded: a stage of somebody else's package has a section of its own under algorithm.gsd."""
+    from verl_gsd.algorithms import chain
+
+    gsd = OmegaConf.select(config, "algorithm.gsd") or {}
+    known = {*DIAL_SETTINGS, "poll_interval", "state", *chain.registered()}
+    for name in set(gsd) - known:
+        yield f"algorithm.gsd.{name}: no such key. Keys are {', '.join(sorted(known))}."
+
+
+def stages_need_our_trainer(config: DictConfig) -> Iterator[str]:
+    """Needs the plugins loaded, for the same reason."""
+    from verl_gsd.algorithms import chain
+
+    mode = config.trainer.v1.trainer_mode
+    gsd = OmegaConf.select(config, "algorithm.gsd") or {}
+    for name in chain.needing_groups(gsd) if not is_ours(config) else ():
+        yield (
+            f"trainer.v1.trainer_mode={mode}: algorithm.gsd.{name} needs to see whole groups. Write "
+            f"trainer.v1.trainer_mode={OUR_MODES.get(mode, 'gsd_sync')}."
+        )

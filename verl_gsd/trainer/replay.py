@@ -1,0 +1,155 @@
+"""Where groups become whole: verl's replay buffer, watched.
+
+Agent loops and reward workers see one response at a time. Only the replay buffer knows when the last session of a
+prompt has ended, and it alone evicts. ``watch`` puts a class of ours before the buffer's own, so that every trainer
+mode and sampler of verl stays as it is, and a listener is told of each group twice: when it is whole, and when it
+leaves.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import numpy as np
+import transfer_queue as tq
+from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
+
+from verl_gsd.groups import Group
+from verl_gsd.prompts import PromptKey
+from verl_gsd.records import Fate
+from verl_gsd.trainer.config import ConfigError
+
+#: Validation goes through the same buffer, in a partition of its own that is not ours.
+PARTITION = "train"
+
+
+class GroupListener(Protocol):
+    """Who is told. All calls come from the trainer's own thread."""
+
+    def key_of(self, uid: str) -> PromptKey:
+        """The prompt that ``uid`` is a visit to."""
+
+    def on_finished(self, group: Group) -> None:
+        """All sessions of ``group`` have ended; called once."""
+
+    def is_ready(self, group: Group) -> bool:
+        """Whether ``group`` may be sampled or evicted; asked at every look until it is."""
+
+    def on_left(self, group: Group, fate: Fate) -> None:
+        """``group`` left the buffer; called once."""
+
+
+class _Watched(ReplayBuffer):
+    """Stands before the class of a built buffer; see ``watch``."""
+
+    _listener: GroupListener
+    _whole: dict[str, Group]
+    _evicting: dict[str, Fate]
+    #: Seconds spent reading rows since the trainer last took them.
+    read_seconds: float
+
+    def _sync_metadata_from_transfer_queue(self) -> None:
+        super()._sync_metadata_from_transfer_queue()
+        finished, failed = self.finished_keys[PARTITION], self.failure_keys[PARTITION]
+        new = (finished | failed) - self._whole.keys()
+        if new:
+            start = time.perf_counter()
+            for group in _read_groups(sorted(new), self.partitions[PARTITION], self._listener):
+                self._whole[group.uid] = group
+                self._listener.on_finished(group)
+            self.read_seconds += time.perf_counter() - start
+        # A group that is not ready counts as running: dynamic sampling waits for what runs before it ends a step.
+        for uid in finished | failed:
+            if not self._listener.is_ready(self._whole[uid]):
+                finished.discard(uid)
+                failed.discard(uid)
+                self.running_keys[PARTITION].add(uid)
+
+    def _evict_terminal_groups(self, global_steps, partition_id, eviction_reasons):
+        stale, filtered, failed, _ = eviction_reasons
+        # The reasons overlap; the later here the stronger.
+        reasons: tuple[tuple[Iterable[str], Fate], ...] = (
+            (filtered, "filtered"),
+            (failed, "failed"),
+            (stale, "stale"),
+        )
+        self._evicting = {uid: fate for uids, fate in reasons for uid in uids}
+        try:
+            return super()._evict_terminal_groups(global_steps, partition_id, eviction_reasons)
+        finally:
+            self._evicting = {}
+
+    def _clear_groups(self, partition_id, uids):
+        leaving = sorted(uids)
+        super()._clear_groups(partition_id, uids)
+        if partition_id == PARTITION:
+            for uid in leaving:
+                # Cleared, but not by an eviction: what was left when the batch was full.
+                self._leave(uid, self._evicting.get(uid, "surplus"))
+
+    def _materialize_batch(self, partition_id, selected_prompt_uids, partition_snapshot):
+        batch = super()._materialize_batch(partition_id, selected_prompt_uids, partition_snapshot)
+        if partition_id == PARTITION:
+            with_rows = {_uid_of(key) for key in batch.keys}
+            for uid in selected_prompt_uids:
+                self._leave(uid, "trained" if uid in with_rows else "failed")
+        return batch
+
+    def _leave(self, uid: str, fate: Fate) -> None:
+        self._listener.on_left(self._whole.pop(uid), fate)
+
+
+def watch(buffer: Any, listener: GroupListener) -> None:
+    """Tell ``listener`` of every group of ``buffer`` from now on.
+
+    Raises:
+        ConfigError: the buffer is a custom sampler that does not build on verl's.
+    """
+    if not isinstance(buffer, ReplayBuffer):
+        raise ConfigError(
+            f"trainer.v1.sampler.custom_sampler.name={type(buffer).__name__}: groups are watched in verl's replay "
+            "buffer. Write a subclass of verl.trainer.ppo.v1.replay_buffer.ReplayBuffer."
+        )
+    kind = type(buffer)
+    buffer.__class__ = type(f"Watched{kind.__name__}", (_Watched, kind), {})
+    buffer._listener = listener
+    buffer._whole, buffer._evicting, buffer.read_seconds = {}, {}, 0.0
+
+
+def _read_groups(uids: list[str], partition: dict[str, dict], listener: GroupListener) -> list[Group]:
+    """One read of the queue for all ``uids``. A session's last output speaks for the session."""
+    wanted = set(uids)
+    last_output: dict[str, dict[str, tuple[int, str]]] = defaultdict(dict)  # uid -> session -> (output, row key)
+    for key in partition:
+        uid, session, output = key.rsplit("_", 2)
+        if uid in wanted and (int(output), key) > last_output[uid].get(session, (-1, "")):
+            last_output[uid][session] = (int(output), key)
+    keys = [key for uid in uids for _, key in last_output[uid].values()]
+    rewards: dict[str, float] = {}
+    accuracies: dict[str, float] = {}
+    if keys:
+        data = tq.kv_batch_get(keys=keys, partition_id=PARTITION, select_fields=["rm_scores", "extra_fields"])
+        for key, scores, extra in zip(keys, list(data["rm_scores"]), list(data["extra_fields"]), strict=True):
+            rewards[key] = float(scores.double().sum())
+            extra = getattr(extra, "data", extra)
+            accuracies[key] = float((extra.get("reward_extra_info") or {}).get("acc", np.nan))
+    groups = []
+    for uid in uids:
+        rows = [key for _, key in last_output[uid].values()]
+        groups.append(
+            Group(
+                uid,
+                *listener.key_of(uid),
+                rewards=np.array([rewards[key] for key in rows], dtype=np.float64),
+                accuracies=np.array([accuracies[key] for key in rows], dtype=np.float64),
+                tokens=np.array([partition[key]["response_len"] for key in rows], dtype=np.int64),
+            )
+        )
+    return groups
+
+
+def _uid_of(key: str) -> str:
+    return key.rsplit("_", 2)[0]

@@ -1,0 +1,137 @@
+"""What remembers beside the weights: saved with verl's checkpoint, restored with it, exactly.
+
+    RUN/global_step_N/gsd/state.json          plain values, settings, a digest of the arrays
+    RUN/global_step_N/gsd/arrays.safetensors  arrays
+
+The folder is written whole before verl announces the checkpoint, so that an announced checkpoint has it. Nothing in it
+is executable: JSON and safetensors alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from omegaconf import DictConfig
+from safetensors.numpy import load, save
+
+from verl_gsd.trainer.config import ConfigError
+
+VERSION = 1
+FOLDER = "gsd"
+
+#: What to write where a checkpoint's memory cannot be used.
+REMEDY = "Write algorithm.gsd.state=fresh to go on with its weights and an empty memory."
+
+
+class Memory(Protocol):
+    """Anything that remembers. ``state_dict`` holds what JSON can hold, and numpy arrays at its top level."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+def save_state(checkpoint: Path, memories: Mapping[str, Memory], settings: Mapping[str, Any]) -> None:
+    """Write all ``memories`` below the folder ``checkpoint``, whole or not at all.
+
+    Args:
+        settings: what the memories' meaning depends on, as plain JSON; compared when they are restored.
+
+    Raises:
+        OSError: there is no room, or no right to write.
+    """
+    values: dict[str, dict[str, Any]] = {}
+    arrays: dict[str, np.ndarray] = {}
+    for name, memory in memories.items():
+        state = memory.state_dict()
+        arrays |= {f"{name}/{key}": value for key, value in state.items() if isinstance(value, np.ndarray)}
+        values[name] = {key: value for key, value in state.items() if not isinstance(value, np.ndarray)}
+    packed = save({key: np.ascontiguousarray(value) for key, value in arrays.items()})
+    content = {
+        "version": VERSION,
+        "settings": dict(settings),
+        "values": values,
+        "arrays_sha256": hashlib.sha256(packed).hexdigest(),
+    }
+    building, folder = checkpoint / f"{FOLDER}.tmp", checkpoint / FOLDER
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir(parents=True)
+    try:
+        _write(building / "arrays.safetensors", packed)
+        _write(building / "state.json", (json.dumps(content, indent=1) + "\n").encode())
+        shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was killed before it announced this step
+        building.rename(folder)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def memory_settings(config: DictConfig) -> dict[str, Any]:
+    """What a memory's keys mean: a prompt's index counts the rows of these files."""
+    files = config.data.train_files
+    return {"data.train_files": [files] if isinstance(files, str) else list(files)}
+
+
+def check_state(checkpoint: Path, settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The values and arrays below ``checkpoint``, by memory and by memory/key.
+
+    Raises:
+        ConfigError: nothing of ours is there, it is damaged, written by a newer version, or by a run whose ``settings``
+            were others; the message says which, and what to write.
+    """
+    folder = checkpoint / FOLDER
+    if not folder.is_dir():
+        raise ConfigError(f"{checkpoint}: a checkpoint without verl-gsd's memory ({FOLDER}/). {REMEDY}")
+    content, arrays = _read(folder)
+    for key in settings.keys() | content["settings"].keys():
+        before, now = (json.dumps(of.get(key)) for of in (content["settings"], settings))
+        if before != now:
+            raise ConfigError(f"{key}={now}: the memory in {folder} was made with {before}. Write that, or: {REMEDY}")
+    return content["values"], arrays
+
+
+def restore_state(checkpoint: Path, memories: Mapping[str, Memory], settings: Mapping[str, Any]) -> None:
+    """Give all ``memories`` what ``save_state`` wrote below ``checkpoint``.
+
+    Raises:
+        ConfigError: as ``check_state``, or the memories saved there are others.
+    """
+    values, arrays = check_state(checkpoint, settings)
+    if values.keys() != memories.keys():
+        raise ConfigError(
+            f"{checkpoint / FOLDER}: holds the memory of {', '.join(sorted(values))}, this run has "
+            f"{', '.join(sorted(memories))}. {REMEDY}"
+        )
+    for name, memory in memories.items():
+        own = {key.removeprefix(f"{name}/"): value for key, value in arrays.items() if key.startswith(f"{name}/")}
+        memory.load_state_dict(values[name] | own)
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    try:
+        content = json.loads((folder / "state.json").read_bytes())
+        packed = (folder / "arrays.safetensors").read_bytes()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{folder}: damaged ({error}). {REMEDY}") from error
+    if not isinstance(content, dict) or not {"version", "settings", "values", "arrays_sha256"} <= content.keys():
+        raise ConfigError(f"{folder / 'state.json'}: not written by verl-gsd. {REMEDY}")
+    if content["version"] > VERSION:
+        raise ConfigError(
+            f"{folder}: version {content['version']}, this package reads up to {VERSION}. Update it, or: {REMEDY}"
+        )
+    if hashlib.sha256(packed).hexdigest() != content["arrays_sha256"]:
+        raise ConfigError(f"{folder / 'arrays.safetensors'}: damaged (its digest is not state.json's). {REMEDY}")
+    return content, load(packed)
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,96 @@
+"""What only verl can say is wrong, asked in the training process before it starts Ray: importing verl takes seconds."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Collection, Iterator
+
+from omegaconf import DictConfig
+
+from verl_gsd.trainer.config import OUR_MODES
+from verl_gsd.trainer.own_section import own_keys_unknown, stages_need_our_trainer
+from verl_gsd.trainer.validation import as_list, raise_problems
+
+PLUGIN = "verl_gsd.trainer.plugin"
+
+
+def validate_with_verl(config: DictConfig) -> None:
+    """Raise a ``ConfigError`` for a plugin verl did not load, names and settings nobody knows, what verl refuses."""
+    raise_problems(
+        list(plugin_absent())
+        or [
+            *_unknown_names(config),
+            *_reward_function_missing(config),
+            *own_keys_unknown(config),
+            *stages_need_our_trainer(config),
+        ]
+        or list(_verl_refuses(config))
+    )
+
+
+#: verl's own modes and ours. Asking the registry imports vLLM, so it is asked about other names alone.
+_TRAINER_MODES = (*OUR_MODES, *OUR_MODES.values())
+
+
+def plugin_absent() -> Iterator[str]:
+    """verl loads plugins on import and swallows what they raise: import it once more for its exception to be seen."""
+    importlib.import_module("verl")
+    if PLUGIN in sys.modules:
+        return
+    policy = os.environ.get("VERL_USE_EXTERNAL_PLUGINS", "auto")
+    try:
+        importlib.import_module(PLUGIN)
+    except Exception as error:  # whatever it is, it is what verl hid
+        yield f"verl could not load {PLUGIN}: {type(error).__name__}: {error}"
+    else:
+        yield (
+            f"verl did not load {PLUGIN} (VERL_USE_EXTERNAL_PLUGINS={policy}). Install this package where verl is, and "
+            "leave that variable unset or let it name verl_gsd."
+        )
+
+
+def _unknown_names(config: DictConfig) -> Iterator[str]:
+    """Names that verl would only look up in a worker."""
+    from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, POLICY_LOSS_REGISTRY
+    from verl.utils.tracking import Tracking
+
+    mode = config.trainer.v1.trainer_mode
+    modes: Collection[str] = _TRAINER_MODES
+    if mode not in modes:
+        from verl.trainer.ppo.v1 import trainer_base
+
+        modes = trainer_base.TRAINER_REGISTRY
+    loss = config.actor_rollout_ref.actor.policy_loss.loss_mode
+    for key, known, value in (
+        ("trainer.v1.trainer_mode", modes, mode),
+        ("algorithm.adv_estimator", ADV_ESTIMATOR_REGISTRY, config.algorithm.adv_estimator),
+        ("actor_rollout_ref.actor.policy_loss.loss_mode", POLICY_LOSS_REGISTRY, loss),
+        *(("trainer.logger", Tracking.supported_backend, name) for name in as_list(config.trainer.logger)),
+    ):
+        if value not in known:
+            yield f"{key}={value}: no such name. Write one of {', '.join(sorted(map(str, known)))}."
+
+
+def _reward_function_missing(config: DictConfig) -> Iterator[str]:
+    """verl loads it in its reward workers and then goes on over groups that all fail."""
+    from verl.utils.import_utils import load_extern_object
+
+    function = config.reward.custom_reward_function
+    if function.path:
+        try:
+            load_extern_object(module_path=function.path, object_name=function.name)
+        except Exception as error:  # the user's module is imported: it may raise anything
+            reason = f"{type(error).__name__}: {error}"
+            yield f"reward.custom_reward_function.path={function.path} name={function.name}: {reason}"
+
+
+def _verl_refuses(config: DictConfig) -> Iterator[str]:
+    from verl.trainer.ppo.utils import need_critic, need_reference_policy
+    from verl.utils.config import validate_config
+
+    try:
+        validate_config(config, need_reference_policy(config), need_critic(config))
+    except Exception as error:  # assertions, type errors, whatever verl's dataclasses raise: all say what is wrong
+        yield f"verl refuses this config: {error}"
