@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from running import metrics, remembered, replayed, train_until_killed, verl_gsd
 
 from verl_gsd.records import read_records
@@ -83,5 +84,8 @@ def test_after_an_asynchronous_resume_nothing_is_lost_or_counted_twice(run):
     assert attempts == {step: 1 if step <= SAVED else 2 for step in range(1, STEPS + 1)}
     # 40 prompts of the first pass over the data: a prompt that left twice would be recorded twice.
     assert max(Counter(run.records["index"].to_pylist()).values()) == 1
+    # What was fetched from the data set was recorded or still waits at the end.
+    fetched = torch.load(run.path / f"global_step_{STEPS}" / "data.pt", weights_only=False)["_num_yielded"]
+    assert fetched == len(run.records) + metrics(run.path, 2)[STEPS]["group/count/waiting"]
     for step in (SAVED, STEPS):
         assert remembered(run.path / f"global_step_{step}") == replayed(run.records, step)

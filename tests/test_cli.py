@@ -5,7 +5,9 @@ import re
 import yaml
 from typer.testing import CliRunner
 
+from verl_gsd.cli import train
 from verl_gsd.cli.main import app
+from verl_gsd.trainer.config import parse_line
 
 LINE = ["algo=dapo", "task=arithmetic", "hardware=cpu"]
 
@@ -48,6 +50,17 @@ def test_a_run_without_a_checkpoint_cannot_be_resumed(tmp_path):
     (tmp_path / "overrides.yaml").write_text("[algo=grpo]")
     done = invoke("train", f"resume={tmp_path}")
     assert done.exit_code == 2 and "saved no checkpoint" in flat(done.stderr)
+
+
+def test_where_an_earlier_start_began_and_its_fresh_memory_are_not_asked_for_again(tmp_path):
+    once = ["++algorithm.gsd.state=fresh", "trainer.resume_mode=resume_path", "trainer.resume_from_path=/global_step_2"]
+    (tmp_path / "overrides.yaml").write_text(yaml.safe_dump([*LINE, *once, "trainer.total_training_steps=7"]))
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("3")
+    line = train._resumed(parse_line([f"resume={tmp_path}", "trainer.total_training_steps=9"]))
+    assert "trainer.total_training_steps" in line.keys
+    assert not {"algorithm.gsd.state", "trainer.resume_mode", "trainer.resume_from_path"} & set(line.keys)
+    line = train._resumed(parse_line([f"resume={tmp_path}", "algorithm.gsd.state=fresh"]))
+    assert "algorithm.gsd.state" in line.keys
 
 
 def test_prepare_names_the_tasks_it_knows(tmp_path):

@@ -84,3 +84,11 @@ def test_a_prompts_hash_is_the_same_in_every_process_and_for_any_text():
     assert int(again.stdout) == prompt_hash(prompt) != prompt_hash([{"role": "system", "content": "naïve \ud800 ?"}])
     assert 0 <= prompt_hash(prompt) < 2**63
     assert prompt_hash([{"role": "user", "content": object()}]) == prompt_hash([{"role": "user", "content": object()}])
+
+
+def test_prompts_that_differ_in_an_image_or_an_array_alone_are_two():
+    image = pytest.importorskip("PIL.Image")
+    black, white = (image.new("RGB", (2, 2), colour) for colour in ("black", "white"))
+    for one, other in ((black, white), (b"\x00", b"\x01"), (np.zeros(2), np.ones(2))):
+        first, again, second = (prompt_hash([{"content": value}]) for value in (one, one, other))
+        assert first == again != second

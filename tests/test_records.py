@@ -42,12 +42,24 @@ def test_figures_of_a_group(alpha):
         ([-1, -1], [np.nan, np.nan], "all_wrong"),
         ([0.3, 0.4], [0, 0], "mixed"),  # a shaped reward teaches where the verdicts agree
         ([1], None, "all_right"),
+        ([-1, -1], None, "all_wrong"),  # a verifier that returns a number: verl takes it for the accuracy too
+        ([100, 100], None, "all_right"),
     ],
 )
 def test_kinds(rewards, accuracies, kind):
     (row,) = rows((group(rewards, accuracies), "filtered"), alpha=2.0).to_pylist()
     assert row["kind"] == kind
     assert (row["gain"] == 0) == (kind != "mixed")
+
+
+@pytest.mark.parametrize("rewards", [[-1, 1, -1, 1], [2, 2, 0, 0], [100, 0, 0, 0], [0, 1, np.inf, 0]])
+def test_what_is_no_accuracy_does_not_count_as_one(rewards):
+    (row,) = rows((group([0, 1, 0, 1], rewards), "trained")).to_pylist()
+    valid = [value for value in rewards if 0 <= value <= 1]
+    assert (row["correct"], row["total"]) == (sum(valid), len(valid))
+    prompts = PromptStore()
+    prompts.observe(("math", 7), row["correct"], row["total"], step=1)
+    group_metrics(rows((group([0, 1, 0, 1], rewards), "trained")), prompts)
 
 
 def test_a_group_without_responses_and_an_estimator_without_a_gain_have_nulls():
@@ -89,6 +101,7 @@ def test_a_crashed_runs_directory_is_readable_and_a_damaged_file_is_named(tmp_pa
     path = write(tmp_path, 1, attempt=1)
     (path.parent / "step_000002.tmp").write_bytes(path.read_bytes()[:100])
     (tmp_path / "records" / "attempt_2").mkdir()
+    (tmp_path / "records" / "attempt_1.bak").mkdir()
     assert read_records(tmp_path)["step"].to_pylist() == [1]
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ValueError, match=r"step_000001\.parquet: not readable as records"):

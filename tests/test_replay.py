@@ -1,6 +1,7 @@
 """Groups in verl's own replay buffer over a real queue: told of once when whole and once, by fate, on leaving."""
 
 import itertools
+import math
 from collections import Counter
 
 import pytest
@@ -69,14 +70,18 @@ def buffer(kind=ReplayBuffer, listener=None, **settings):
     return built, listener
 
 
-def put(uid, scores, *, step=1, status="finished", partition="train", outputs=1):
+ACCURACY = object()
+
+
+def put(uid, scores, *, step=1, status="finished", partition="train", outputs=1, verdict=ACCURACY):
     """A prompt's rows and status, as an agent loop worker writes them."""
     keys, fields, tags = [], [], []
     for (session, score), output in itertools.product(enumerate(scores), range(outputs)):
         keys.append(f"{uid}_{session}_{output}")
         # An accuracy that is the score; the reward is spread over two tokens.
         tokens = torch.tensor([0.0, score]) if output == outputs - 1 else torch.tensor([9.0, 9.0])
-        fields.append({"rm_scores": tokens, "extra_fields": {"reward_extra_info": {"acc": score}}})
+        said = score if verdict is ACCURACY else verdict
+        fields.append({"rm_scores": tokens, "extra_fields": {"reward_extra_info": {"acc": said}}})
         tags.append({"status": "success", "response_len": 2 + session})
     if keys:
         tq.kv_batch_put(keys=keys, fields=list_of_dict_to_tensordict(fields), tags=tags, partition_id=partition)
@@ -101,6 +106,7 @@ def test_the_last_output_speaks_for_a_session():
     put("a1", [1.0, 0.0], outputs=11)
     built._sync_metadata_from_transfer_queue()
     assert listener.whole[0].rewards.tolist() == [1.0, 0.0]
+    assert listener.whole[0].tokens.tolist() == [22, 33], "the tokens of all its outputs count"
 
 
 def test_dynamic_sampling_filters_silent_groups_and_drops_the_surplus():
@@ -175,6 +181,54 @@ def test_asynchronous_eviction_names_the_strongest_reason():
     built.sample(global_steps=5, partition_id="train", batch_size=1)
     assert dict(listener.left) == {"a1": "stale", "b2": "filtered", "c3": "failed", "d4": "trained"}
     assert sum(refilled) == 3
+
+
+@pytest.mark.parametrize("verdict", [None, "correct", [1, 0], torch.ones(2)])
+def test_a_verdict_that_is_no_number_is_none(verdict):
+    built, listener = buffer()
+    put("a1", [1.0, 0.0], verdict=verdict)
+    built._sync_metadata_from_transfer_queue()
+    assert all(math.isnan(accuracy) for accuracy in listener.whole[0].accuracies)
+
+
+def test_a_reward_that_is_no_number_is_named_by_its_prompt():
+    built, _ = buffer()
+    put("a17", [1.0, math.nan])
+    with pytest.raises(ValueError, match=r"data_source=math, index=17 is nan"):
+        built._sync_metadata_from_transfer_queue()
+
+
+def test_nothing_is_kept_of_groups_that_left():
+    built, listener = buffer(filter_groups_metric="acc", refill_fn=lambda count: put(f"r{next(numbers)}", [1.0, 0.0]))
+    numbers = itertools.count()
+    for step in range(200):
+        put(f"s{next(numbers)}", [1.0, 1.0], step=step)
+        built.sample(global_steps=step, partition_id="train", batch_size=1)
+        assert built._whole == {}
+    assert len(listener.left) == len(dict(listener.left)) == next(numbers)
+
+
+def test_a_sampler_of_its_own_may_choose_and_may_not_take_past_verls_methods():
+    class Newest(ReplayBuffer):
+        def _select_prompt_uids(self, partition_id, sampleable_keys, batch_size):
+            chosen, partition, steps = super()._select_prompt_uids(partition_id, sampleable_keys, len(sampleable_keys))
+            return chosen[-batch_size:], partition, steps
+
+    class Thief(ReplayBuffer):
+        def sample(self, global_steps, partition_id, batch_size):
+            self._sync_metadata_from_transfer_queue()
+            tq.kv_clear(keys=["a1"], partition_id=partition_id)
+
+    built, listener = buffer(Newest, train_batch_size=2, gen_batch_size=1)
+    put("a1", [1.0, 0.0], step=1)
+    put("b2", [1.0, 0.0], step=2)
+    built.sample(global_steps=2, partition_id="train", batch_size=1)
+    assert listener.left == [("b2", "trained")]
+
+    built, _ = buffer(Thief, train_batch_size=2, gen_batch_size=1)
+    built.sample(global_steps=1, partition_id="train", batch_size=1)
+    with pytest.raises(RuntimeError, match="WatchedThief took 1 groups out of the queue"):
+        built.sample(global_steps=2, partition_id="train", batch_size=1)
 
 
 def test_validation_is_not_looked_at():

@@ -20,7 +20,7 @@ from running import BINARIES, metrics, ray_processes, remembered, replayed, trai
 
 from verl_gsd.evaluation.intervals import wilson
 from verl_gsd.records import read_records
-from verl_gsd.rundir import RunDirectory, read_metrics
+from verl_gsd.rundir import RunDirectory
 from verl_gsd.trainer.forkserver import workers_forked
 
 pytestmark = pytest.mark.stack
@@ -169,21 +169,21 @@ def test_verls_own_main_ppo_runs_dapo_and_evicts_silent_groups(task, tmp_path):
         done = subprocess.run(
             [
                 *(sys.executable, "-m", "verl.trainer.main_ppo"),
-                *("+algo=dapo", "+task=arithmetic", "+hardware=cpu", "+logger=console"),
+                *("+algo=dapo", "+task=arithmetic", "+hardware=cpu", "trainer.logger=[console]"),
                 *(f"trainer.default_local_dir={tmp_path}/run", f"hydra.run.dir={tmp_path}/hydra"),
                 *("data.train_batch_size=8", "trainer.total_training_steps=3", "trainer.save_freq=-1"),
                 *("trainer.val_before_train=false", "trainer.test_freq=-1"),
                 f"trainer.rollout_data_dir={tmp_path}/rollouts",
                 f"ray_kwargs.ray_init.runtime_env.py_executable='{command}'",
             ],
-            env=os.environ | {"VERL_GSD_CPU": "1", "VERL_FILE_LOGGER_PATH": f"{tmp_path}/metrics.jsonl"},
+            env=os.environ | {"VERL_GSD_CPU": "1"},
             cwd=tmp_path,
             capture_output=True,
             text=True,
             timeout=1800,
         )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    seen = dict(read_metrics(tmp_path / "metrics.jsonl"))
+    seen = metrics(tmp_path / "run", 1)
     assert sorted(seen) == [1, 2, 3]
     assert sum(data.get("training/filter_groups/evicted_samples", 0) for data in seen.values()) > 0
     for step in seen:
@@ -196,6 +196,7 @@ def test_verls_own_main_ppo_runs_dapo_and_evicts_silent_groups(task, tmp_path):
 
     # Every group generated is in the records, by what became of it.
     records = read_records(tmp_path / "run").to_pylist()
+    assert {row["fate"] for row in records} == {"trained", "filtered", "surplus"}
     for step, data in seen.items():
         rows = [row for row in records if row["step"] == step]
         fates = Counter(row["fate"] for row in rows)

@@ -89,6 +89,10 @@ def spoil(checkpoint, how):
     elif how == "no settings":
         del content["settings"]
         (folder / "state.json").write_text(json.dumps(content))
+    elif how == "settings no table":
+        (folder / "state.json").write_text(json.dumps(content | {"settings": [1]}))
+    elif how == "values no table":
+        (folder / "state.json").write_text(json.dumps(content | {"values": {"anchor": [1], "other": {}}}))
     elif how == "newer":
         (folder / "state.json").write_text(json.dumps(content | {"version": 99}))
     elif how == "flipped":
@@ -104,6 +108,8 @@ def spoil(checkpoint, how):
         ("cut json", "damaged"),
         ("foreign json", "not written by verl-gsd"),
         ("no settings", "not written by verl-gsd"),
+        ("settings no table", "not written by verl-gsd"),
+        ("values no table", "the memory anchor is damaged"),
         ("newer", "version 99, this package reads up to 1. Update it"),
         ("flipped", "damaged"),
         ("no arrays", "damaged"),
@@ -116,9 +122,8 @@ def test_what_cannot_be_restored_is_refused_with_a_remedy(checkpoint, how, messa
 
 
 def test_another_runs_memory_is_refused_by_the_key_that_differs(checkpoint):
-    with pytest.raises(
-        ConfigError, match=r'data\.train_files=\["/data/other"\]: .* made with \["/data/train.parquet"\]'
-    ):
+    message = r"data\.train_files: .* made with \['/data/train.parquet'\], and this is \['/data/other'\]"
+    with pytest.raises(ConfigError, match=message):
         restored(checkpoint, settings={"data.train_files": ["/data/other"]})
     with pytest.raises(ConfigError, match="holds the memory of anchor, other, this run has anchor"):
         restored(checkpoint, names=("anchor",))

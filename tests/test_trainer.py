@@ -9,7 +9,7 @@ from verl.trainer.ppo.v1 import PPOTrainerColocateAsync, PPOTrainerSeparateAsync
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
 
 from verl_gsd.trainer.config import ConfigError, compose_config, parse_line, resolve
-from verl_gsd.trainer.dataset import indices_are_unique
+from verl_gsd.trainer.dataset import fingerprints, indices_are_unique
 
 
 def trainer(*words):
@@ -75,6 +75,31 @@ def test_each_mode_is_verls_own_with_its_buffer_watched(words, base, mode, buffe
 def test_under_verls_own_command_metrics_are_kept_too():
     assert trainer("trainer.logger=wandb")[1].trainer.logger == ["wandb", "file"]
     assert trainer("trainer.logger=[file,console]")[1].trainer.logger == ["file", "console"]
+
+
+def test_rollouts_read_from_a_file_are_refused():
+    with pytest.raises(ConfigError, match=r"skip\.rollout_tq\.enable=true: .* Write skip"):
+        trainer("skip.rollout_tq.enable=true")
+
+
+def test_a_checkpoint_without_our_memory_is_refused_before_anything_starts(tmp_path):
+    (tmp_path / "global_step_7").mkdir()
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("7")
+    words = (f"trainer.default_local_dir={tmp_path}",)
+    for where in ((), ("trainer.resume_mode=resume_path", f"trainer.resume_from_path={tmp_path}/global_step_7")):
+        with pytest.raises(ConfigError, match=r"global_step_7: .* Write algorithm\.gsd\.state=fresh"):
+            trainer(*words, *where)
+    trainer(*words, "algorithm.gsd.state=fresh")
+    trainer(*words, "trainer.resume_mode=disable")
+
+
+def test_a_data_set_is_known_by_its_content_and_not_by_its_place(tmp_path):
+    files = [tmp_path / name for name in ("a", "b", "c", "d")]
+    for path, content in zip(files, (b"x" * 3_000_000, b"x" * 3_000_000, b"x" * 2_999_999 + b"y", b""), strict=True):
+        path.write_bytes(content)
+    first, moved, other, empty = fingerprints([str(path) for path in files])
+    assert first == moved and len({first, other, empty}) == 3
+    assert fingerprints("hdfs://there/train.parquet") == ["hdfs://there/train.parquet"]
 
 
 class Data:

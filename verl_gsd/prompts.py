@@ -128,7 +128,14 @@ class PromptStore:
 def prompt_hash(prompt: Any) -> int:
     """A hash of a prompt's messages that is the same in every process: 63 bits, 0 to 2^63 - 1.
 
-    What JSON cannot hold (an image) counts by its type alone.
+    Arrays count by their entries, bytes and images by their bytes, anything else that JSON cannot hold by its type.
     """
-    text = json.dumps(prompt, sort_keys=True, default=lambda value: type(value).__name__)
+    text = json.dumps(prompt, sort_keys=True, default=_plain)
     return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big") >> 1
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    content = value.tobytes() if hasattr(value, "tobytes") else value
+    return hashlib.sha256(content).hexdigest() if isinstance(content, bytes) else type(value).__name__

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import torch
 
 from verl_gsd.groups import Group, group_stats
+from verl_gsd.rundir import RunDirectory
 
 #: How a group left the replay buffer: into an update; evicted because its rewards agreed; left over when the batch was
 #: full; too old; or with sessions that failed and none that could be used.
@@ -37,7 +38,7 @@ SCHEMA = pa.schema(
         ("index", pa.int64()),  # the prompt's dataset index, or its hash where indices are not unique
         ("size", pa.int32()),  # responses
         ("correct", pa.float64()),  # sum of the responses' accuracies
-        ("total", pa.int32()),  # responses that have an accuracy
+        ("total", pa.int32()),  # responses that have an accuracy, a number in [0, 1]
         ("mean", pa.float64()),  # of the rewards; null, as the next three, for a group without responses
         ("std", pa.float64()),  # population standard deviation sigma of the rewards
         ("kind", pa.string()),  # mixed | all_right | all_wrong
@@ -47,6 +48,7 @@ SCHEMA = pa.schema(
     metadata={"verl_gsd.records": str(VERSION)},
 )
 
+_ATTEMPT = re.compile(r"attempt_(\d+)")
 _STEP = re.compile(r"step_(\d+)\.parquet")
 
 
@@ -74,7 +76,7 @@ def describe(left: Sequence[Left], *, step: int, attempt: int, alpha: float | No
         stats = group_stats(rewards, np.repeat(np.arange(len(groups)), sizes))
         for figure, found in ((mean, stats.mean), (std, stats.std), (unanimous, stats.unanimous)):
             figure[sizes > 0] = found.numpy()
-    accuracies = [group.accuracies[~np.isnan(group.accuracies)] for group in groups]
+    accuracies = [group.accuracies[(group.accuracies >= 0) & (group.accuracies <= 1)] for group in groups]
     correct = np.array([values.sum() for values in accuracies])
     total = np.array([len(values) for values in accuracies])
     # Unanimous without an accuracy: a reward above zero is what a verifier gives a right answer.
@@ -109,7 +111,7 @@ def write_step(run: Path, table: pa.Table, *, step: int, attempt: int) -> Path:
     Raises:
         OSError: there is no room, or no right to write.
     """
-    path = run / "records" / f"attempt_{attempt}" / f"step_{step:06d}.parquet"
+    path = RunDirectory(run).records(attempt) / f"step_{step:06d}.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
     building = path.with_suffix(".tmp")
     try:
@@ -132,12 +134,9 @@ def read_records(run: Path) -> pa.Table:
 
 def _current_files(run: Path) -> Iterator[Path]:
     steps: dict[int, Path] = {}
-    for attempt in sorted(int(path.name.removeprefix("attempt_")) for path in (run / "records").glob("attempt_*")):
-        found = {
-            int(match[1]): path
-            for path in (run / "records" / f"attempt_{attempt}").iterdir()
-            if (match := _STEP.fullmatch(path.name))
-        }
+    attempts = {int(match[1]): path for path in (run / "records").glob("*") if (match := _ATTEMPT.fullmatch(path.name))}
+    for _, folder in sorted(attempts.items()):
+        found = {int(match[1]): path for path in folder.iterdir() if (match := _STEP.fullmatch(path.name))}
         if found:
             steps = {step: path for step, path in steps.items() if step < min(found)} | found
     return (steps[step] for step in sorted(steps))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,9 +54,12 @@ class RunDirectory:
         return self.path / "tensorboard"
 
     def attempts(self) -> list[int]:
-        """Numbers of the attempts made so far, ascending; those under verl's own command have records and no log."""
-        made = [*self.path.glob("logs/attempt_*.log"), *self.path.glob("records/attempt_*")]
-        return sorted({int(path.stem.removeprefix("attempt_")) for path in made})
+        """Numbers of the attempts made so far, ascending; those under verl's own command have no log."""
+        made = (path for folder in ("logs", "metrics", "records") for path in (self.path / folder).glob("attempt_*"))
+        return sorted({int(match[1]) for path in made if (match := re.fullmatch(r"attempt_(\d+)", path.stem))})
+
+    def records(self, attempt: int) -> Path:
+        return self.path / "records" / f"attempt_{attempt}"
 
     def checkpoint(self, step: int) -> Path:
         return self.path / f"global_step_{step}"

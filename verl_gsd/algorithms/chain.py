@@ -46,10 +46,7 @@ class Rows:
             ValueError: the trainer did not provide it.
         """
         if name not in self.columns:
-            raise ValueError(
-                f"algorithm.gsd.{stage} needs {name} of every row, which this trainer mode does not "
-                "provide. Write trainer.v1.trainer_mode=gsd_sync."
-            )
+            raise ValueError(f"algorithm.gsd.{stage} needs {name} of every row, which this trainer does not provide")
         return self.columns[name]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections import Counter
 from contextlib import redirect_stdout
@@ -103,8 +104,9 @@ def _resumed(line: Line) -> Line:
             f"resume={line.resume}: the run saved no checkpoint. Start anew, with trainer.save_freq=N above 0."
         )
     stored = yaml.safe_load(run.overrides.read_text(encoding="utf-8"))
-    # Asked for once, at an earlier resume: the memory that was fresh then is not to be thrown away now.
-    stored = [word for word in stored if not word.startswith(("algorithm.gsd.state=", "+algorithm.gsd.state="))]
+    # Asked for once, at an earlier start: where that began, and with what memory, is not where this one does.
+    once = re.compile(r"\+*(algorithm\.gsd\.state|trainer\.resume_\w+)=")
+    stored = [word for word in stored if not once.match(word)]
     for key in line.keys:
         if key.startswith("trainer.resume_"):
             raise ConfigError(f"{key}: resume= goes on from the run's last checkpoint. Leave it out.")

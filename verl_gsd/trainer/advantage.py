@@ -1,14 +1,15 @@
 """The estimator ``gsd``: the chain of ``algorithms/chain.py`` as an advantage function of verl.
 
 Works under verl's stock trainers too. There it is called with the rows' uids and the ``algorithm`` config and nothing
-else, which is all that the dial needs. Our own trainers say more, in the same process (``sessions_of``).
+else, which is all that the dial needs. Our own trainers say more, in the same process (``batch_of``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,31 +18,47 @@ from omegaconf import DictConfig
 from verl.trainer.ppo.core_algos import register_adv_est
 
 from verl_gsd.algorithms import chain
+from verl_gsd.trainer.config import OUR_MODES
 
-#: (N,) for the batch at hand: the row of each row's session that speaks for it. None where nobody said.
-_SPEAKER: ContextVar[torch.Tensor | None] = ContextVar("_SPEAKER", default=None)
+
+@dataclass(frozen=True)
+class _Batch:
+    """What our trainers know of the batch at hand, beyond what verl passes on.
+
+    Attributes:
+        speaker: (N,) the row that speaks for each row's session; None where every session has one row.
+        columns: see ``chain.Rows.columns``.
+    """
+
+    speaker: torch.Tensor | None
+    columns: Mapping[str, Any]
+
+
+_BATCH: ContextVar[_Batch | None] = ContextVar("_BATCH", default=None)
 
 
 @contextmanager
-def sessions_of(keys: Sequence[str]) -> Iterator[None]:
-    """Within it, the estimator knows which rows are outputs of one session.
+def batch_of(keys: Sequence[str], columns: Mapping[str, Any]) -> Iterator[None]:
+    """Within it, the estimator knows the rows' sessions and ``columns``.
 
     An agent loop may put several outputs of one session into the batch, all with the session's reward. One response is
     one session: its last output counts in the group, and the others get its advantage.
 
     Args:
         keys: N row keys of verl's, ``<uid>_<session>_<output>``.
+        columns: (N,) each, for the chain's stages.
     """
     session, output = zip(*(key.rsplit("_", 1) for key in keys), strict=True)
     last: dict[str, tuple[int, int]] = {}
     for row, name in enumerate(session):
         last[name] = max(last.get(name, (-1, -1)), (int(output[row]), row))
     several = len(last) < len(keys)
-    token = _SPEAKER.set(torch.tensor([last[name][1] for name in session]) if several else None)
+    speaker = torch.tensor([last[name][1] for name in session]) if several else None
+    token = _BATCH.set(_Batch(speaker, columns))
     try:
         yield
     finally:
-        _SPEAKER.reset(token)
+        _BATCH.reset(token)
 
 
 @register_adv_est("gsd")
@@ -65,20 +82,33 @@ def gsd_advantage(
         Advantages and returns, one and the same (N, T) tensor: the response's advantage on each of its tokens.
 
     Raises:
-        ValueError: ``config.gsd`` is missing or incomplete, or the chain refuses the batch.
+        ValueError: ``config.gsd`` is missing or incomplete, one of its stages needs a trainer mode of ours, or the
+            chain refuses the batch.
     """
     with torch.no_grad():
         rewards = token_level_rewards.sum(dim=-1)
-        mask, speaker = not_padding(index), _SPEAKER.get()
+        gsd, batch = (config and config.get("gsd")) or {}, _BATCH.get()
+        if batch is None:
+            _refuse_stages_that_need_groups(gsd)
+            batch = _Batch(None, {})
+        mask, speaker = not_padding(index), batch.speaker
         if speaker is not None:
             speaks = speaker == torch.arange(len(speaker))
             mask = speaks if mask is None else mask & speaks
-        row = chain.advantages(rewards, index, (config and config.get("gsd")) or {}, mask=mask)
+        row = chain.advantages(rewards, index, gsd, mask=mask, columns=batch.columns)
         if speaker is not None:
             row = row[speaker]
         # A copy in the advantages' dtype and a product in place: half the time of a product of float and int64.
         advantages = response_mask.to(row.dtype, copy=True).mul_(row.unsqueeze(-1))
     return advantages, advantages
+
+
+def _refuse_stages_that_need_groups(gsd: Mapping[str, Any]) -> None:
+    for name in chain.needing_groups(gsd):
+        raise ValueError(
+            f"algorithm.gsd.{name} needs to see whole groups, and verl's own trainer modes do not. Write "
+            f"trainer.v1.trainer_mode={', '.join(OUR_MODES.values())}, whichever yours is."
+        )
 
 
 def not_padding(uids: np.ndarray) -> torch.Tensor | None:

@@ -55,7 +55,7 @@ def _silence_predicted(table: pa.Table, prompts: PromptStore, silent: np.ndarray
     keys = list(zip(table["data_source"].to_pylist(), table["index"].to_pylist(), strict=True))
     _, correct, total = prompts.counts(keys)
     # The prediction is for a rate of right and wrong: accuracies between them have none.
-    known = (total > 0) & (correct == np.rint(correct))
+    known = (total > 0) & (correct == np.rint(correct)) & (table["total"].to_numpy() > 0)
     if not known.any():
         return {}
     predicted = posterior_silent_rate(
@@ -73,7 +73,7 @@ def _gain(table: pa.Table) -> dict[str, float]:
     gain = table["gain"].to_numpy()
     metrics = {"dial/gain/mean": float(gain.mean())}
     rated = table["total"].to_numpy() > 0
-    if gain[rated].sum() > 0:
+    if 0 < gain[rated].sum() < np.inf:
         rate, share = table["correct"].to_numpy()[rated] / table["total"].to_numpy()[rated], gain[rated]
         share = share / share.sum()
         metrics["dial/gain_share/hard"] = float(share[rate <= HARD].sum())

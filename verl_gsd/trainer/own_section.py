@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
 from verl_gsd.algorithms.settings import DIAL_SETTINGS, dial_settings
 from verl_gsd.rundir import RunDirectory
 from verl_gsd.trainer.config import OUR_MODES, ConfigError, Line
-from verl_gsd.trainer.state import check_state, memory_settings
+from verl_gsd.trainer.dataset import fingerprints
+from verl_gsd.trainer.state import check_state
 
 
 def is_ours(config: DictConfig) -> bool:
@@ -50,20 +52,50 @@ def _groups_have_rewards(config: DictConfig, line: Line) -> Iterator[str]:
         )
 
 
-def memory_restorable(config: DictConfig, line: Line) -> Iterator[str]:
-    """What would keep a run named by ``resume=`` from taking up its memory."""
-    if line.resume is None or not is_ours(config) or OmegaConf.select(config, "algorithm.gsd.state") == "fresh":
-        return
-    run = RunDirectory(line.resume)
-    step = run.latest_checkpoint()
-    if step is not None:
-        try:
-            check_state(run.checkpoint(step), memory_settings(config))
-        except ConfigError as error:
-            yield str(error)
+def memory_settings(config: DictConfig) -> dict[str, object]:
+    """What a memory's keys and counts mean: prompts of these files, judged by this function."""
+    return {
+        "data.train_files": fingerprints(config.data.train_files),
+        "reward.custom_reward_function.name": config.reward.custom_reward_function.name,
+    }
 
 
-CHECKS = (_dial_settings_in_range, _poll_interval_positive, _state_named, _groups_have_rewards)
+def checkpoint_to_resume(config: DictConfig) -> Path | None:
+    """The checkpoint folder verl will go on from, as it reads ``trainer.resume_mode``."""
+    if config.trainer.resume_mode == "resume_path" and config.trainer.resume_from_path:
+        return Path(config.trainer.resume_from_path)
+    run = RunDirectory(Path(config.trainer.default_local_dir))
+    step = run.latest_checkpoint() if config.trainer.resume_mode == "auto" else None
+    return None if step is None else run.checkpoint(step)
+
+
+def _memory_restorable(config: DictConfig, line: Line) -> Iterator[str]:
+    if is_ours(config) and OmegaConf.select(config, "algorithm.gsd.state") != "fresh":
+        checkpoint = checkpoint_to_resume(config)
+        if checkpoint is not None:
+            try:
+                check_state(checkpoint, memory_settings(config))
+            except ConfigError as error:
+                yield str(error)
+
+
+def _rollouts_are_generated(config: DictConfig, line: Line) -> Iterator[str]:
+    if is_ours(config) and config.skip.rollout_tq.enable:
+        yield (
+            "skip.rollout_tq.enable=true: rollouts read from a file belong to no prompt that "
+            f"trainer.v1.trainer_mode={config.trainer.v1.trainer_mode} could know. Write skip.rollout_tq.enable=false, "
+            "or a trainer mode of verl's."
+        )
+
+
+CHECKS = (
+    _dial_settings_in_range,
+    _poll_interval_positive,
+    _state_named,
+    _groups_have_rewards,
+    _rollouts_are_generated,
+    _memory_restorable,
+)
 
 
 def own_problems(config: DictConfig) -> list[str]:

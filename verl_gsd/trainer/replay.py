@@ -8,6 +8,7 @@ leaves.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Iterable
@@ -33,13 +34,13 @@ class GroupListener(Protocol):
         """The prompt that ``uid`` is a visit to."""
 
     def on_finished(self, group: Group) -> None:
-        """All sessions of ``group`` have ended; called once."""
+        """All sessions of ``group`` have ended; called once, and again if the run is resumed while it waits."""
 
     def is_ready(self, group: Group) -> bool:
         """Whether ``group`` may be sampled or evicted; asked at every look until it is."""
 
     def on_left(self, group: Group, fate: Fate) -> None:
-        """``group`` left the buffer; called once."""
+        """``group`` left the buffer; called once. What learns from groups learns here."""
 
 
 class _Watched(ReplayBuffer):
@@ -54,6 +55,11 @@ class _Watched(ReplayBuffer):
     def _sync_metadata_from_transfer_queue(self) -> None:
         super()._sync_metadata_from_transfer_queue()
         finished, failed = self.finished_keys[PARTITION], self.failure_keys[PARTITION]
+        if gone := self._whole.keys() - finished - failed:
+            raise RuntimeError(
+                f"{type(self).__name__} took {len(gone)} groups out of the queue past verl's own methods, so that they "
+                "cannot be followed. A custom sampler selects in _select_prompt_uids and leaves the rest to verl."
+            )
         new = (finished | failed) - self._whole.keys()
         if new:
             start = time.perf_counter()
@@ -99,7 +105,10 @@ class _Watched(ReplayBuffer):
         return batch
 
     def _leave(self, uid: str, fate: Fate) -> None:
-        self._listener.on_left(self._whole.pop(uid), fate)
+        group = self._whole.pop(uid, None)
+        if group is None:  # a custom sampler dropped it while it ran
+            group = Group(uid, *self._listener.key_of(uid), np.zeros(0), np.zeros(0), np.zeros(0, np.int64))
+        self._listener.on_left(group, fate)
 
 
 def watch(buffer: Any, listener: GroupListener) -> None:
@@ -120,13 +129,15 @@ def watch(buffer: Any, listener: GroupListener) -> None:
 
 
 def _read_groups(uids: list[str], partition: dict[str, dict], listener: GroupListener) -> list[Group]:
-    """One read of the queue for all ``uids``. A session's last output speaks for the session."""
+    """One read of the queue for all ``uids``. A session's last output speaks for the session; all its tokens count."""
     wanted = set(uids)
     last_output: dict[str, dict[str, tuple[int, str]]] = defaultdict(dict)  # uid -> session -> (output, row key)
-    for key in partition:
+    tokens: dict[tuple[str, str], int] = defaultdict(int)
+    for key, tag in partition.items():
         uid, session, output = key.rsplit("_", 2)
-        if uid in wanted and (int(output), key) > last_output[uid].get(session, (-1, "")):
-            last_output[uid][session] = (int(output), key)
+        if uid in wanted:
+            last_output[uid][session] = max(last_output[uid].get(session, (-1, "")), (int(output), key))
+            tokens[uid, session] += tag["response_len"]
     keys = [key for uid in uids for _, key in last_output[uid].values()]
     rewards: dict[str, float] = {}
     accuracies: dict[str, float] = {}
@@ -135,20 +146,36 @@ def _read_groups(uids: list[str], partition: dict[str, dict], listener: GroupLis
         for key, scores, extra in zip(keys, list(data["rm_scores"]), list(data["extra_fields"]), strict=True):
             rewards[key] = float(scores.double().sum())
             extra = getattr(extra, "data", extra)
-            accuracies[key] = float((extra.get("reward_extra_info") or {}).get("acc", np.nan))
+            accuracies[key] = _number((extra.get("reward_extra_info") or {}).get("acc"))
     groups = []
     for uid in uids:
         rows = [key for _, key in last_output[uid].values()]
+        source, index = listener.key_of(uid)
+        for key in rows:
+            if not math.isfinite(rewards[key]):
+                raise ValueError(
+                    f"the reward of a response to data_source={source}, index={index} is {rewards[key]}: a reward "
+                    "function must return a finite number"
+                )
         groups.append(
             Group(
                 uid,
-                *listener.key_of(uid),
+                source,
+                index,
                 rewards=np.array([rewards[key] for key in rows], dtype=np.float64),
                 accuracies=np.array([accuracies[key] for key in rows], dtype=np.float64),
-                tokens=np.array([partition[key]["response_len"] for key in rows], dtype=np.int64),
+                tokens=np.array([tokens[uid, session] for session in last_output[uid]], dtype=np.int64),
             )
         )
     return groups
+
+
+def _number(value: Any) -> float:
+    """What a verifier returned under a name of its own choosing, as a number; NaN if it is none."""
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):  # None, text, a list, a tensor of several
+        return math.nan
 
 
 def _uid_of(key: str) -> str:

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from omegaconf import DictConfig
 from safetensors.numpy import load, save
 
 from verl_gsd.trainer.config import ConfigError
@@ -53,7 +52,7 @@ def save_state(checkpoint: Path, memories: Mapping[str, Memory], settings: Mappi
         state = memory.state_dict()
         arrays |= {f"{name}/{key}": value for key, value in state.items() if isinstance(value, np.ndarray)}
         values[name] = {key: value for key, value in state.items() if not isinstance(value, np.ndarray)}
-    packed = save({key: np.ascontiguousarray(value) for key, value in arrays.items()})
+    packed = save({key: np.asarray(value, order="C") for key, value in arrays.items()})
     content = {
         "version": VERSION,
         "settings": dict(settings),
@@ -72,12 +71,6 @@ def save_state(checkpoint: Path, memories: Mapping[str, Memory], settings: Mappi
         shutil.rmtree(building, ignore_errors=True)
 
 
-def memory_settings(config: DictConfig) -> dict[str, Any]:
-    """What a memory's keys mean: a prompt's index counts the rows of these files."""
-    files = config.data.train_files
-    return {"data.train_files": [files] if isinstance(files, str) else list(files)}
-
-
 def check_state(checkpoint: Path, settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The values and arrays below ``checkpoint``, by memory and by memory/key.
 
@@ -89,10 +82,13 @@ def check_state(checkpoint: Path, settings: Mapping[str, Any]) -> tuple[dict[str
     if not folder.is_dir():
         raise ConfigError(f"{checkpoint}: a checkpoint without verl-gsd's memory ({FOLDER}/). {REMEDY}")
     content, arrays = _read(folder)
-    for key in settings.keys() | content["settings"].keys():
-        before, now = (json.dumps(of.get(key)) for of in (content["settings"], settings))
+    for key, now in settings.items():
+        before = content["settings"].get(key)
         if before != now:
-            raise ConfigError(f"{key}={now}: the memory in {folder} was made with {before}. Write that, or: {REMEDY}")
+            raise ConfigError(
+                f"{key}: the memory in {folder} was made with {before}, and this is {now}. Use what it was made with, "
+                f"or: {REMEDY}"
+            )
     return content["values"], arrays
 
 
@@ -110,7 +106,10 @@ def restore_state(checkpoint: Path, memories: Mapping[str, Memory], settings: Ma
         )
     for name, memory in memories.items():
         own = {key.removeprefix(f"{name}/"): value for key, value in arrays.items() if key.startswith(f"{name}/")}
-        memory.load_state_dict(values[name] | own)
+        try:
+            memory.load_state_dict(values[name] | own)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError(f"{checkpoint / FOLDER}: the memory {name} is damaged ({error!r}). {REMEDY}") from error
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -119,7 +118,8 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         packed = (folder / "arrays.safetensors").read_bytes()
     except (OSError, ValueError) as error:
         raise ConfigError(f"{folder}: damaged ({error}). {REMEDY}") from error
-    if not isinstance(content, dict) or not {"version", "settings", "values", "arrays_sha256"} <= content.keys():
+    kinds = {"version": int, "settings": dict, "values": dict, "arrays_sha256": str}
+    if not isinstance(content, dict) or not all(isinstance(content.get(key), kind) for key, kind in kinds.items()):
         raise ConfigError(f"{folder / 'state.json'}: not written by verl-gsd. {REMEDY}")
     if content["version"] > VERSION:
         raise ConfigError(

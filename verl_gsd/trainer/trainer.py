@@ -27,8 +27,8 @@ from verl_gsd.trainer import advantage, replay
 from verl_gsd.trainer.config import OUR_MODES, ConfigError
 from verl_gsd.trainer.dataset import indices_are_unique
 from verl_gsd.trainer.metrics import group_metrics
-from verl_gsd.trainer.own_section import own_problems
-from verl_gsd.trainer.state import Memory, memory_settings, restore_state, save_state
+from verl_gsd.trainer.own_section import checkpoint_to_resume, memory_settings, own_problems
+from verl_gsd.trainer.state import Memory, restore_state, save_state
 
 
 class GroupTrainer(PPOTrainer):
@@ -48,7 +48,7 @@ class GroupTrainer(PPOTrainer):
         if problems := own_problems(config):
             raise ConfigError("\n".join(problems))
         self._run = RunDirectory(Path(config.trainer.default_local_dir))
-        self._attempt = int(os.environ.get("VERL_GSD_ATTEMPT") or 1 + max(self._run.attempts(), default=0))
+        self._attempt = _attempt(self._run)
         operation = audit(config).operation
         self._alpha = operation.alpha if operation else None
         self._prompt_of: dict[str, PromptKey] = {}  # by uid, of every group that has not left the buffer
@@ -62,8 +62,10 @@ class GroupTrainer(PPOTrainer):
         super().__init__(config)
 
     def fit(self, agent_loop_manager):
-        # Where verl's file logger writes, unless verl-gsd has said so already.
-        os.environ.setdefault("VERL_FILE_LOGGER_PATH", str(self._run.metrics(self._attempt)))
+        # Where verl's file logger writes; it makes no folder. verl-gsd has said so already, and a user may have.
+        metrics = self._run.metrics(self._attempt)
+        if Path(os.environ.setdefault("VERL_FILE_LOGGER_PATH", str(metrics))) == metrics:
+            metrics.parent.mkdir(parents=True, exist_ok=True)
         super().fit(agent_loop_manager)
 
     # Groups
@@ -93,20 +95,25 @@ class GroupTrainer(PPOTrainer):
     def _init_dataloader(self):
         super()._init_dataloader()
         self._unique_indices = indices_are_unique(self.train_dataset)
+        self._settings = memory_settings(self.config) | {
+            "prompts are known by": "data_source and index" if self._unique_indices else "data_source and text"
+        }
 
     def _submit_batch_to_rollout(self, batch):
         self._remember_prompts(list(batch["uid"]), batch)
         return super()._submit_batch_to_rollout(batch)
 
     def _remember_prompts(self, uids: Sequence[str], batch: Any) -> None:
-        columns = "index" if self._unique_indices else "raw_prompt"
-        for uid, source, value in zip(uids, list(batch["data_source"]), list(batch[columns]), strict=True):
+        columns = set(batch.keys())  # of a TensorDict, which takes ``in`` for something else
+        sources = list(batch["data_source"]) if "data_source" in columns else ["unknown"] * len(uids)
+        values = list(batch["index" if self._unique_indices else "raw_prompt"])
+        for uid, source, value in zip(uids, sources, values, strict=True):
             self._prompt_of[uid] = (str(source), int(value) if self._unique_indices else prompt_hash(value))
 
     # Steps
 
     def _compute_advantage(self, batch, metrics):
-        with advantage.sessions_of(batch.keys):
+        with advantage.batch_of(batch.keys, {}):
             return super()._compute_advantage(batch, metrics)
 
     def step(self, metrics, timing_raw):
@@ -114,8 +121,9 @@ class GroupTrainer(PPOTrainer):
         start = time.perf_counter()
         left, self._left = self._left, []
         table = records.describe(left, step=self.global_steps, attempt=self._attempt, alpha=self._alpha)
-        metrics.update(group_metrics(table, self.prompts))
         records.write_step(self._run.path, table, step=self.global_steps, attempt=self._attempt)
+        metrics.update(group_metrics(table, self.prompts))
+        metrics["group/count/waiting"] = float(len(self._prompt_of))  # generated, being generated, not used yet
         for row in table.select(["data_source", "index", "correct", "total"]).to_pylist():
             if row["total"]:
                 self.prompts.observe(
@@ -128,20 +136,15 @@ class GroupTrainer(PPOTrainer):
     # Checkpoints
 
     def _save_checkpoint(self):
-        save_state(self._run.checkpoint(self.global_steps), self.memories, memory_settings(self.config))
+        save_state(self._run.checkpoint(self.global_steps), self.memories, self._settings)
         super()._save_checkpoint()  # announces the checkpoint at its end
 
     def _load_checkpoint(self):
+        checkpoint = checkpoint_to_resume(self.config)
+        if checkpoint is not None and OmegaConf.select(self.config, "algorithm.gsd.state") != "fresh":
+            restore_state(checkpoint, self.memories, self._settings)
         super()._load_checkpoint()
-        if self.global_steps == 0:
-            return
-        if self.config.trainer.resume_mode == "resume_path":
-            checkpoint = Path(self.config.trainer.resume_from_path)
-        else:
-            checkpoint = self._run.checkpoint(self.global_steps)
-        if OmegaConf.select(self.config, "algorithm.gsd.state") != "fresh":
-            restore_state(checkpoint, self.memories, memory_settings(self.config))
-        if self.verl_mode != "sync":
+        if checkpoint is not None and self.verl_mode != "sync":
             self._remember_restored_prompts()
 
     def _remember_restored_prompts(self) -> None:
@@ -149,9 +152,13 @@ class GroupTrainer(PPOTrainer):
         tags = (tq.kv_list(replay.PARTITION) or {}).get(replay.PARTITION, {})
         uids = [key for key, tag in tags.items() if tag.get("is_prompt")]
         if uids:
-            column = "index" if self._unique_indices else "raw_prompt"
-            fields = ["data_source", column]
-            self._remember_prompts(uids, tq.kv_batch_get(uids, replay.PARTITION, select_fields=fields))
+            self._remember_prompts(uids, tq.kv_batch_get(uids, replay.PARTITION))
+
+
+def _attempt(run: RunDirectory) -> int:
+    """The number verl-gsd gave this attempt, if none of its records are there; otherwise the next one."""
+    given = int(os.environ.get("VERL_GSD_ATTEMPT") or 0)
+    return given if given and not run.records(given).exists() else 1 + max(run.attempts(), default=0)
 
 
 def _with_file(logger: Any) -> list[str]:

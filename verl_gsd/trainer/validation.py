@@ -138,7 +138,6 @@ def _no_secrets(config: DictConfig, line: Line) -> Iterator[str]:
 CHECKS = (
     _modes_allowed,
     *own_section.CHECKS,
-    own_section.memory_restorable,
     _accelerator_present,
     _files_exist,
     _disk_has_room,
