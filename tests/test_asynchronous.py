@@ -1,14 +1,18 @@
-"""colocate_async on the real stack, with sessions that fail and sessions that return nothing; killed and resumed."""
+"""colocate_async on the real stack: HA-DW over GSPO, two workers, failing and empty sessions; killed and resumed."""
 
+import json
 import os
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from running import metrics, remembered, replayed, train_until_killed, verl_gsd
 
+from verl_gsd.algorithms.hadw import HadwMemory
+from verl_gsd.groups import Group
 from verl_gsd.records import read_records
 
 pytestmark = pytest.mark.stack
@@ -39,7 +43,8 @@ def run(tmp_path_factory):
     (folder / "loops.yaml").write_text("- {name: faulty_stub, _target_: faults_stub.FaultyLoopStub}\n")
     environment = os.environ | {"PYTHONPATH": str(folder)}
     code, printed = train_until_killed(
-        *("algo=dapo", "task=arithmetic", "hardware=cpu", "trainer.v1.trainer_mode=gsd_colocate_async"),
+        *("algo=hadw_gspo", "task=arithmetic", "hardware=cpu", "trainer.v1.trainer_mode=gsd_colocate_async"),
+        *("algorithm.filter_groups.enable=true", "algorithm.filter_groups.metric=acc", "trainer.n_gpus_per_node=2"),
         *(f"trainer.default_local_dir={folder}/run", f"data.train_batch_size={BATCH}"),
         *(f"trainer.total_training_steps={STEPS}", f"trainer.save_freq={SAVED}"),
         *("trainer.val_before_train=false", "trainer.test_freq=-1"),
@@ -89,3 +94,35 @@ def test_after_an_asynchronous_resume_nothing_is_lost_or_counted_twice(run):
     assert fetched == len(run.records) + metrics(run.path, 2)[STEPS]["group/count/waiting"]
     for step in (SAVED, STEPS):
         assert remembered(run.path / f"global_step_{step}") == replayed(run.records, step)
+
+
+def test_the_anchor_goes_on_from_the_checkpoint_along_the_path_its_records_give(run):
+    """Replaying the recorded counts through a fresh memory gives the path bit for bit."""
+    fresh, path = HadwMemory({"preset": "hard"}), []
+    for step in range(1, STEPS + 1):
+        rows = [row for row in run.records.to_pylist() if row["step"] == step]
+        assert {row["hadw_anchor"] for row in rows if row["total"]} == {fresh.bank.value("arithmetic")}
+        fresh.commit([as_group(row) for row in rows])
+        path.append(fresh.bank.value("arithmetic"))
+        logged = metrics(run.path, 1 if step <= SAVED else 2)[step]
+        assert logged["hadw/anchor/after"] == path[-1]
+        if step in (SAVED, STEPS):
+            saved = json.loads((run.path / f"global_step_{step}" / "gsd" / "state.json").read_text())
+            assert saved["values"]["hadw"]["bank"] == fresh.state_dict()["bank"]
+    assert len(set(path)) == STEPS, "it moves"
+
+
+def as_group(row):
+    right = round(row["correct"])
+    verdicts = np.array([1.0] * right + [0.0] * (row["total"] - right))
+    tokens = np.zeros(row["total"], np.int64)
+    return Group(str(row["index"]), row["data_source"], row["index"], verdicts, verdicts, tokens)
+
+
+def test_factors_are_applied_from_the_second_step_on(run):
+    assert "hadw/phi/mean" in metrics(run.path, 1)[2]
+    for row in run.records.to_pylist():
+        if row["step"] > 1 and row["total"]:
+            distance = row["correct"] / row["total"] - row["hadw_anchor"]
+            assert row["hadw_factor_right"] == pytest.approx(1.3 * np.exp(-distance))
+            assert row["hadw_factor_wrong"] == pytest.approx(1.3 * np.exp(distance))

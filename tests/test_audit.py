@@ -73,3 +73,9 @@ def test_contradictions_are_named_with_what_to_write(audited, words, warning):
     found = [text for text in audited(*words).warnings if warning in text]
     assert len(found) == 1
     assert any(remedy in found[0] for remedy in ("Write ", "name a ", "Filter with ")), "it says what to do"
+
+
+def test_hadw_is_said_to_weigh(audited):
+    assert "then weighed by HA-DW's factor (arXiv 2601.08521), anchor hard" in list(audited("algo=hadw_dapo").lines())
+    off = audited("algo=hadw", "algorithm.gsd.hadw.preset=off")
+    assert not any("weighed" in line for line in off.lines())

@@ -30,6 +30,7 @@ def test_figures_of_a_group(alpha):
         **{"step": 3, "attempt": 2, "fate": "trained", "data_source": "math", "index": 7, "size": 4, "tokens": 20},
         **{"correct": 3.0, "total": 4, "mean": 0.75, "kind": "mixed"},
         **{"std": pytest.approx(sigma), "gain": pytest.approx(sigma ** (2 - alpha))},
+        **{"hadw_anchor": None, "hadw_factor_right": None, "hadw_factor_wrong": None},
     }
 
 

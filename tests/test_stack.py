@@ -163,13 +163,13 @@ def test_a_used_run_directory_is_not_gone_on_with_in_silence(grpo):
     assert again.returncode == 2 and f"resume={run}" in re.sub(r"\s", "", again.stderr)
 
 
-def test_verls_own_main_ppo_runs_dapo_and_evicts_silent_groups(task, tmp_path):
+def test_verls_own_main_ppo_runs_hadw_over_dapo_and_evicts_silent_groups(task, tmp_path):
     """One flag on an existing launch script; that the workers are forks makes it start in half the time."""
     with workers_forked() as command:
         done = subprocess.run(
             [
                 *(sys.executable, "-m", "verl.trainer.main_ppo"),
-                *("+algo=dapo", "+task=arithmetic", "+hardware=cpu", "trainer.logger=[console]"),
+                *("+algo=hadw_dapo", "+task=arithmetic", "+hardware=cpu", "trainer.logger=[console]"),
                 *(f"trainer.default_local_dir={tmp_path}/run", f"hydra.run.dir={tmp_path}/hydra"),
                 *("data.train_batch_size=8", "trainer.total_training_steps=3", "trainer.save_freq=-1"),
                 *("trainer.val_before_train=false", "trainer.test_freq=-1"),
@@ -206,6 +206,11 @@ def test_verls_own_main_ppo_runs_dapo_and_evicts_silent_groups(task, tmp_path):
         assert all((row["kind"] == "mixed") == (row["fate"] != "filtered") for row in rows)
         assert data["group/count/filtered"] == fates["filtered"]
         assert data["group/frac_mixed"] == pytest.approx((len(rows) - fates["filtered"]) / len(rows))
+        # The anchor saw the evicted groups too.
+        accuracy = sum(row["correct"] for row in rows) / sum(row["total"] for row in rows)
+        assert data["hadw/accuracy"] == pytest.approx(accuracy)
+    anchors = [{row["hadw_anchor"] for row in records if row["step"] == step} for step in seen]
+    assert anchors[0] == {None} and all(len(met) == 1 for met in anchors) and anchors[1] != anchors[2]
 
 
 def test_solve_rates_spread_as_group_relative_training_needs(task):

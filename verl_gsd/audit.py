@@ -42,6 +42,7 @@ class Audit:
     Attributes:
         operation: None where the estimator is not an operation on the group's sigma.
         group_size: responses to a prompt.
+        weighed_by: what multiplies the advantages after that, in words.
         silent_groups: what becomes of unanimous groups.
         gains: gain at each of ``RATES`` relative to that at one half, for groups of ``group_size``.
         warnings: settings that contradict each other, each with what to write.
@@ -50,6 +51,7 @@ class Audit:
     estimator: str
     operation: Operation | None
     group_size: int
+    weighed_by: str
     silent_groups: str
     gains: tuple[float, ...]
     warnings: tuple[str, ...]
@@ -63,6 +65,8 @@ class Audit:
             yield f"{self.estimator}: {self.operation.words}; A = {formula}, ddof {self.operation.ddof}"
             curve = "  ".join(f"p={rate:g}: {value:.2f}" for rate, value in zip(RATES, self.gains, strict=False))
             yield f"gain relative to p=0.5, G={self.group_size}: {curve or 'none'}"
+        if self.weighed_by:
+            yield f"then weighed by {self.weighed_by}"
         yield self.silent_groups
         for warning in self.warnings:
             yield f"warning: {warning}"
@@ -82,6 +86,7 @@ def audit(config: DictConfig) -> Audit:
         str(config.algorithm.adv_estimator),
         operation,
         group_size,
+        _weighed_by(config),
         f"unanimous groups: {silent}",
         gains,
         tuple(_contradictions(config, operation, group_size)),
@@ -99,6 +104,13 @@ def _operation(algorithm: DictConfig, group_size: int) -> Operation | None:
     if estimator in ("rloo", "rloo_vectorized") and group_size > 1:
         return Operation("keeps sigma (RLOO: G/(G-1) times Dr. GRPO)", 0.0, 1, 0.0, group_size / (group_size - 1))
     return None
+
+
+def _weighed_by(config: DictConfig) -> str:
+    hadw = OmegaConf.select(config, "algorithm.gsd.hadw")
+    if config.algorithm.adv_estimator != "gsd" or hadw is None or hadw.get("preset") == "off":
+        return ""
+    return f"HA-DW's factor (arXiv 2601.08521), anchor {hadw.get('preset') or 'hard'}"
 
 
 def _words(alpha: float) -> str:

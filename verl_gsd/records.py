@@ -10,8 +10,8 @@ are in no file.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -44,6 +44,10 @@ SCHEMA = pa.schema(
         ("kind", pa.string()),  # mixed | all_right | all_wrong
         ("gain", pa.float64()),  # sigma^(2 - alpha), 0 where unanimous; null where the estimator has no such gain
         ("tokens", pa.int64()),  # of all responses
+        # Of HA-DW, null without it: the anchor the group met, and its factors for right and for wrong responses.
+        ("hadw_anchor", pa.float64()),
+        ("hadw_factor_right", pa.float64()),
+        ("hadw_factor_wrong", pa.float64()),
     ],
     metadata={"verl_gsd.records": str(VERSION)},
 )
@@ -54,10 +58,11 @@ _STEP = re.compile(r"step_(\d+)\.parquet")
 
 @dataclass(frozen=True)
 class Left:
-    """A group that left the buffer, and how."""
+    """A group that left the buffer, how, and what an algorithm has to say of it by the names of columns."""
 
     group: Group
     fate: Fate
+    further: Mapping[str, float | None] = field(default_factory=dict)
 
 
 def describe(left: Sequence[Left], *, step: int, attempt: int, alpha: float | None) -> pa.Table:
@@ -102,6 +107,8 @@ def describe(left: Sequence[Left], *, step: int, attempt: int, alpha: float | No
         "gain": pa.array(gain, mask=empty | (alpha is None)),
         "tokens": np.array([group.tokens.sum() for group in groups], dtype=np.int64),
     }
+    for name in SCHEMA.names[len(columns) :]:
+        columns[name] = [entry.further.get(name) for entry in left]
     return pa.table({name: pa.array(columns[name]).cast(SCHEMA.field(name).type) for name in SCHEMA.names}, SCHEMA)
 
 

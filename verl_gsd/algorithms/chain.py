@@ -11,15 +11,15 @@ sigma is the standard deviation of the group's original rewards, whichever stage
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 
 from verl_gsd.algorithms import dial
 from verl_gsd.algorithms.settings import DIAL_SETTINGS, dial_settings
-from verl_gsd.groups import GroupStats, Labels, float_rows, group_stats, require_finite
+from verl_gsd.groups import Group, GroupStats, Labels, float_rows, group_stats, require_finite
 
 Place = Literal["centre", "weight"]
 
@@ -50,23 +50,49 @@ class Rows:
         return self.columns[name]
 
 
+class StageMemory(Protocol):
+    """What a stage knows of groups beyond the batch, fed by a trainer that sees them whole.
+
+    Within a trainer step it does not change; ``commit`` ends the step.
+    """
+
+    def columns(self, rows: Sequence[Group | None], left: Sequence[Group]) -> Mapping[str, Any]:
+        """Columns for ``Rows``, from each row's group (None: no group) and the groups that left in this step so far."""
+
+    def record(self, group: Group) -> Mapping[str, float | None]:
+        """Further columns of a group's record, in the state before ``commit``."""
+
+    def commit(self, left: Sequence[Group]) -> None:
+        """Learn from every group that left in the step, whatever its fate."""
+
+    def metrics(self) -> Mapping[str, float]:
+        """Of the step committed last."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
 #: A centring stage returns (N,) centred rewards from (rows, its config section).
 Centre = Callable[[Rows, Mapping[str, Any]], torch.Tensor]
 #: A weighting stage returns (N,) factors from (rows, the advantages so far, its config section).
 Weight = Callable[[Rows, torch.Tensor, Mapping[str, Any]], torch.Tensor]
 
 _STAGES: dict[str, tuple[Place, Callable]] = {}
-_NEEDING_GROUPS: set[str] = set()
+_MEMORIES: dict[str, Callable[[Mapping[str, Any]], StageMemory]] = {}
 
 
-def register_stage(name: str, place: Place, *, needs_groups: bool = False) -> Callable[[Callable], Callable]:
+def register_stage(
+    name: str, place: Place, *, memory: Callable[[Mapping[str, Any]], StageMemory] | None = None
+) -> Callable[[Callable], Callable]:
     """Register a stage that takes part where the config has ``algorithm.gsd.<name>``.
 
     Args:
         name: of the stage and of its config section.
         place: ``centre`` replaces the subtraction of the group's mean (at most one such stage takes part); ``weight``
             multiplies the divided advantages (any number do, in the order of their names).
-        needs_groups: it reads columns or a memory that only a trainer which sees whole groups provides.
+        memory: builds, from the config section, what the stage knows of groups beyond the batch; only a trainer that
+            sees whole groups can feed it. A ValueError of its says what is wrong with the section.
 
     Raises:
         ValueError: no such place, or the name is a setting of the dial's or another function's.
@@ -79,8 +105,8 @@ def register_stage(name: str, place: Place, *, needs_groups: bool = False) -> Ca
     def register(function: Callable) -> Callable:
         if _STAGES.setdefault(name, (place, function)) != (place, function):
             raise ValueError(f"stage {name!r} is registered already, by {_STAGES[name][1].__module__}")
-        if needs_groups:
-            _NEEDING_GROUPS.add(name)
+        if memory is not None:
+            _MEMORIES[name] = memory
         return function
 
     return register
@@ -141,7 +167,15 @@ def registered() -> list[str]:
 
 def needing_groups(gsd: Mapping[str, Any]) -> list[str]:
     """The stages that take part under ``gsd`` and need a trainer that sees whole groups."""
-    return sorted(name for name in _NEEDING_GROUPS if gsd.get(name) is not None)
+    return sorted(name for name in _MEMORIES if gsd.get(name) is not None)
+
+
+def build_memory(name: str, gsd: Mapping[str, Any]) -> StageMemory:
+    """The memory of stage ``name``; a ValueError that names the section where that is wrong."""
+    try:
+        return _MEMORIES[name](gsd[name])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"algorithm.gsd.{name}: {error}") from error
 
 
 def stages(gsd: Mapping[str, Any], place: Place) -> dict[str, Callable]:

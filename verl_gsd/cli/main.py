@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from verl_gsd.cli import doctor, prepare, train
+from verl_gsd.cli import audit_bias, doctor, prepare, train
 
 app = typer.Typer(
     help="Group-relative reinforcement learning in verl, visible and right.",
@@ -14,3 +14,4 @@ app = typer.Typer(
 app.command(no_args_is_help=True)(train.train)
 app.command()(prepare.prepare)
 app.command()(doctor.doctor)
+app.command()(audit_bias.audit_bias)

@@ -6,6 +6,8 @@ else, which is all that the dial needs. Our own trainers say more, in the same p
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -17,8 +19,13 @@ import torch
 from omegaconf import DictConfig
 from verl.trainer.ppo.core_algos import register_adv_est
 
+from verl_gsd import algorithms
 from verl_gsd.algorithms import chain
 from verl_gsd.trainer.config import OUR_MODES
+
+# Every algorithm of ours registers its stages: a new one is a file in that folder.
+for _module in pkgutil.iter_modules(algorithms.__path__):
+    importlib.import_module(f"{algorithms.__name__}.{_module.name}")
 
 
 @dataclass(frozen=True)

@@ -53,8 +53,11 @@ def _groups_have_rewards(config: DictConfig, line: Line) -> Iterator[str]:
 
 
 def memory_settings(config: DictConfig) -> dict[str, object]:
-    """What a memory's keys and counts mean: prompts of these files, judged by this function."""
-    return {
+    """What a memory's keys and counts mean: prompts of these files, judged by this function, under these settings."""
+    gsd = OmegaConf.to_container(OmegaConf.select(config, "algorithm.gsd") or OmegaConf.create())
+    assert isinstance(gsd, dict)
+    sections = {f"algorithm.gsd.{name}": section for name, section in gsd.items() if isinstance(section, dict)}
+    return sections | {
         "data.train_files": fingerprints(config.data.train_files),
         "reward.custom_reward_function.name": config.reward.custom_reward_function.name,
     }
@@ -101,7 +104,11 @@ CHECKS = (
 def own_problems(config: DictConfig) -> list[str]:
     """All that is wrong with our own part, for a trainer that verl's own command started."""
     line = Line({}, ())
-    return [*own_keys_unknown(config), *(problem for check in CHECKS for problem in check(config, line))]
+    return [
+        *own_keys_unknown(config),
+        *stages_wrong(config),
+        *(problem for check in CHECKS for problem in check(config, line)),
+    ]
 
 
 def own_keys_unknown(config: DictConfig) -> Iterator[str]:
@@ -114,14 +121,19 @@ def own_keys_unknown(config: DictConfig) -> Iterator[str]:
         yield f"algorithm.gsd.{name}: no such key. Keys are {', '.join(sorted(known))}."
 
 
-def stages_need_our_trainer(config: DictConfig) -> Iterator[str]:
-    """Needs the plugins loaded, for the same reason."""
+def stages_wrong(config: DictConfig) -> Iterator[str]:
+    """Stages whose section is wrong, or which need a trainer mode of ours. Needs the plugins loaded, too."""
     from verl_gsd.algorithms import chain
 
     mode = config.trainer.v1.trainer_mode
     gsd = OmegaConf.select(config, "algorithm.gsd") or {}
-    for name in chain.needing_groups(gsd) if not is_ours(config) else ():
-        yield (
-            f"trainer.v1.trainer_mode={mode}: algorithm.gsd.{name} needs to see whole groups. Write "
-            f"trainer.v1.trainer_mode={OUR_MODES.get(mode, 'gsd_sync')}."
-        )
+    for name in chain.needing_groups(gsd):
+        try:
+            chain.build_memory(name, gsd)
+        except ValueError as error:
+            yield f"{error}."
+        if not is_ours(config):
+            yield (
+                f"trainer.v1.trainer_mode={mode}: algorithm.gsd.{name} needs to see whole groups. Write "
+                f"trainer.v1.trainer_mode={OUR_MODES.get(mode, 'gsd_sync')}."
+            )

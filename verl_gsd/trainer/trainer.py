@@ -19,6 +19,7 @@ from verl.trainer.ppo.v1.trainer_separate_async import PPOTrainerSeparateAsync
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
 from verl_gsd import records
+from verl_gsd.algorithms import chain
 from verl_gsd.audit import audit
 from verl_gsd.groups import Group
 from verl_gsd.prompts import PromptKey, PromptStore, prompt_hash
@@ -53,8 +54,11 @@ class GroupTrainer(PPOTrainer):
         self._alpha = operation.alpha if operation else None
         self._prompt_of: dict[str, PromptKey] = {}  # by uid, of every group that has not left the buffer
         self._left: list[records.Left] = []
+        self._training: dict[str, Group] = {}  # by uid, the groups of the batch at hand
         self.prompts = PromptStore()
-        self.memories: dict[str, Memory] = {"prompts": self.prompts}
+        gsd = OmegaConf.select(config, "algorithm.gsd") or {}
+        self._stages = {name: chain.build_memory(name, gsd) for name in chain.needing_groups(gsd)}
+        self.memories: dict[str, Memory] = {"prompts": self.prompts, **self._stages}
         with open_dict(config):
             # verl compares this string with "sync" in several places and reads the mode's options under its name.
             config.trainer.v1.trainer_mode = self.verl_mode
@@ -82,7 +86,10 @@ class GroupTrainer(PPOTrainer):
 
     def on_left(self, group: Group, fate: records.Fate) -> None:
         del self._prompt_of[group.uid]
-        self._left.append(records.Left(group, fate))
+        further = {name: value for stage in self._stages.values() for name, value in stage.record(group).items()}
+        self._left.append(records.Left(group, fate, further))
+        if fate == "trained":
+            self._training[group.uid] = group
 
     def _build_replay_buffer(self):
         buffer = super()._build_replay_buffer()
@@ -113,13 +120,16 @@ class GroupTrainer(PPOTrainer):
     # Steps
 
     def _compute_advantage(self, batch, metrics):
-        with advantage.batch_of(batch.keys, {}):
+        rows = [self._training.get(key.rsplit("_", 2)[0]) for key in batch.keys]  # None: verl's padding
+        left = [entry.group for entry in self._left]
+        columns = {name: of for stage in self._stages.values() for name, of in stage.columns(rows, left).items()}
+        with advantage.batch_of(batch.keys, columns):
             return super()._compute_advantage(batch, metrics)
 
     def step(self, metrics, timing_raw):
         batch = super().step(metrics, timing_raw)
         start = time.perf_counter()
-        left, self._left = self._left, []
+        left, self._left, self._training = self._left, [], {}
         table = records.describe(left, step=self.global_steps, attempt=self._attempt, alpha=self._alpha)
         records.write_step(self._run.path, table, step=self.global_steps, attempt=self._attempt)
         metrics.update(group_metrics(table, self.prompts))
@@ -129,6 +139,9 @@ class GroupTrainer(PPOTrainer):
                 self.prompts.observe(
                     (row["data_source"], row["index"]), row["correct"], row["total"], self.global_steps
                 )
+        for stage in self._stages.values():
+            stage.commit([entry.group for entry in left])
+            metrics.update(stage.metrics())
         timing_raw["gsd_read"], self.replay_buffer.read_seconds = self.replay_buffer.read_seconds, 0.0
         timing_raw["gsd_write"] = time.perf_counter() - start
         return batch

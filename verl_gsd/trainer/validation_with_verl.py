@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator
 from omegaconf import DictConfig
 
 from verl_gsd.trainer.config import OUR_MODES
-from verl_gsd.trainer.own_section import own_keys_unknown, stages_need_our_trainer
+from verl_gsd.trainer.own_section import own_keys_unknown, stages_wrong
 from verl_gsd.trainer.validation import as_list, raise_problems
 
 PLUGIN = "verl_gsd.trainer.plugin"
@@ -24,7 +24,7 @@ def validate_with_verl(config: DictConfig) -> None:
             *_unknown_names(config),
             *_reward_function_missing(config),
             *own_keys_unknown(config),
-            *stages_need_our_trainer(config),
+            *stages_wrong(config),
         ]
         or list(_verl_refuses(config))
     )

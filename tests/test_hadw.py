@@ -1,0 +1,355 @@
+"""HA-DW's mathematics: unit vectors, closed forms against enumeration, the anchors' habits, sources."""
+
+import itertools
+import json
+import math
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import scipy.special
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from verl_gsd.algorithms import chain
+from verl_gsd.algorithms.dial import dial_advantage
+from verl_gsd.algorithms.hadw import AnchorBank, FixedAnchor, HadwMemory, HardAnchor, Settings, SoftAnchor, hadw_factor
+from verl_gsd.evaluation.bias import baseline_bias, bias_by_rate
+from verl_gsd.groups import Group
+from verl_gsd.records import Left, describe
+
+ANCHORS = [SoftAnchor, HardAnchor, lambda: SoftAnchor(floor=0, cap=1, seeds=2), lambda: FixedAnchor(0.4)]
+
+
+@pytest.mark.parametrize(
+    ("rewards", "expected"),
+    [([1, 0, 0, 0], [2.76718, -0.45805, -0.45805, -0.45805]), ([1, 1, 1, 0], [0.55946, 0.55946, 0.55946, -2.26558])],
+)
+def test_unit_vectors(rewards, expected):
+    rewards = torch.tensor(rewards, dtype=torch.float64)
+    advantages = dial_advantage(rewards, [0] * 4, eps=0)
+    phi = hadw_factor(advantages, rewards.mean().expand(4), 0.6)
+    assert (advantages * phi).tolist() == pytest.approx(expected, abs=5e-6)
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "right", "wrong"),
+    [(0.2, math.exp(0.4), math.exp(-0.4)), (0.9, math.exp(-0.3), math.exp(0.3)), (0.6, 1, 1)],
+)
+def test_the_four_cells(accuracy, right, wrong):
+    phi = hadw_factor(torch.tensor([2.0, -0.5, 0.0]), torch.full((3,), accuracy), 0.6, lambda_scale=1.5)
+    assert phi.tolist() == pytest.approx([1.5 * right, 1.5 * wrong, 1.5])
+
+
+def test_before_anything_was_observed_the_factor_is_one():
+    phi = hadw_factor(torch.tensor([1.0, -1.0]), torch.tensor([0.5, 0.5]), torch.tensor([math.nan, 0.5]))
+    assert phi.tolist() == pytest.approx([1.0, 1.3])
+
+
+@pytest.mark.parametrize("accuracy", [-0.1, 1.1, math.nan])
+def test_an_accuracy_out_of_range_is_named_where_it_matters(accuracy):
+    accuracies = torch.tensor([accuracy, 0.5, accuracy])
+    with pytest.raises(ValueError, match=r"group_accuracy\[2\] is"):
+        hadw_factor(torch.tensor([0.0, 1.0, 1.0]), accuracies, 0.5)
+    assert hadw_factor(torch.tensor([0.0, 1.0, 0.0]), accuracies, 0.5)[1] > 0
+
+
+def expected_baseline(p, size):
+    """E[p_hat | mixed] by enumeration."""
+    k = np.arange(1, size)
+    weight = scipy.special.comb(size, k) * p**k * (1 - p) ** (size - k)
+    return weight @ (k / size) / weight.sum()
+
+
+@pytest.mark.parametrize("size", [2, 4, 8, 16])
+@pytest.mark.parametrize("p", [0.01, 0.05, 0.3, 0.5, 0.9])
+def test_lemma_2_and_theorem_1(p, size):
+    mixed = 1 - p**size - (1 - p) ** size
+    bias = (p * (1 - p) ** size + p ** (size + 1) - p**size) / mixed  # A - E[A_hat | S]
+    assert bias == pytest.approx(expected_baseline(p, size) - p, abs=1e-12)
+    assert np.sign(round(bias, 12)) == np.sign(0.5 - p)
+
+    assert baseline_bias(p, size) == pytest.approx(expected_baseline(p, size) - p, abs=1e-12)
+
+
+def test_bias_at_group_size_eight():
+    figures = [expected_baseline(p, 8) - p for p in (0.01, 0.05, 0.1, 0.2, 0.25, 0.4)]
+    assert np.round(figures, 3).tolist() == [0.119, 0.099, 0.076, 0.040, 0.028, 0.006]
+
+
+@pytest.mark.parametrize(
+    ("upper", "figures"), [(0.25, [1.000, 1.000, 0.8278, 0.7811]), (0.5, [1.000, 0.7770, 0.6897, 0.6409])]
+)
+def test_theorem_2_on_average(upper, figures):
+    """How often a hard prompt's baseline is above its rate, p uniform on (0, upper), at eps = 0."""
+    nodes, weights = np.polynomial.legendre.leggauss(400)
+    rates = upper * (nodes + 1) / 2
+    for size, figure in zip((2, 4, 6, 8), figures, strict=True):
+        above = []
+        for p in rates:
+            k = np.arange(1, size)
+            weight = scipy.special.comb(size, k) * p**k * (1 - p) ** (size - k)
+            above.append(weight[k > size * p].sum() / weight.sum())
+        assert weights @ np.array(above) / 2 == pytest.approx(figure, abs=2e-3)
+
+
+@pytest.mark.parametrize("make", ANCHORS)
+@given(st.lists(st.tuples(st.integers(0, 8), st.just(8)), max_size=40), st.integers(0, 40))
+def test_a_restored_anchor_goes_on_bit_for_bit(make, batches, cut):
+    whole, first = make(), make()
+    for batch in batches:
+        whole.observe(*batch)
+    for batch in batches[:cut]:
+        first.observe(*batch)
+    second = make()
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    for batch in batches[cut:]:
+        second.observe(*batch)
+    assert second.value == whole.value and second.state_dict() == whole.state_dict()
+    assert whole.value is None or 0 <= whole.value <= 1
+
+
+def test_the_first_batch_seeds_and_the_hard_anchor_is_a_moving_mean():
+    accuracies = [0.5, 0.25, 1.0, 0.0]
+    anchor = HardAnchor(window=3)
+    assert anchor.value is None
+    values = []
+    for accuracy in accuracies:
+        anchor.observe(accuracy * 8, 8)
+        values.append(anchor.value)
+    assert values == pytest.approx([0.5, 0.375, 1.75 / 3, 1.25 / 3])
+    soft = SoftAnchor()
+    soft.observe(4, 8)
+    assert soft.value == 0.5
+
+
+def test_the_papers_rule_freezes_and_a_floor_unfreezes_it():
+    frozen, floored = SoftAnchor(floor=0, cap=1, seeds=2), SoftAnchor()
+    for anchor in (frozen, floored):
+        for _ in range(12):
+            anchor.observe(0.7 * 7, 7)  # a rate whose float standard deviation over equal values is not 0
+        for _ in range(200):
+            anchor.observe(1, 7)
+    assert frozen.value == pytest.approx(0.7) and frozen.rate == 0
+    assert floored.value == pytest.approx(1 / 7, abs=1e-3)
+
+
+@pytest.mark.parametrize("make", [SoftAnchor, HardAnchor])
+@pytest.mark.parametrize(("responses", "spread"), [(16, 0.091), (64, 0.045), (256, 0.022)])
+def test_noise_on_stationary_batches(make, responses, spread):
+    """Groups of eight from prompts of which most are nearly always or nearly never solved."""
+    rng = np.random.default_rng(0)
+    anchor, values = make(), []
+    for _ in range(4_000):
+        rates = rng.beta(0.4, 0.4, responses // 8)
+        anchor.observe(int(rng.binomial(8, rates).sum()), responses)
+        values.append(anchor.value)
+    assert np.std(values[100:]) == pytest.approx(spread, rel=0.12)
+
+
+def test_lag_on_a_ramp():
+    anchor, lags = SoftAnchor(), []
+    for accuracy in np.linspace(0.3, 0.7, 200):
+        anchor.observe(accuracy * 8, 8)
+        lags.append(accuracy - anchor.value)
+    assert max(lags) == pytest.approx(0.026, abs=0.002)
+
+
+def test_sources_have_anchors_of_their_own_once_they_have_shown_enough():
+    bank = AnchorBank(HardAnchor, n_min=64)
+    assert bank.value("easy") is None
+    bank.observe([("easy", 28, 32), ("hard", 8, 32), ("hard", 0, 0)])
+    assert bank.value("easy") == bank.value("hard") == bank.value("unseen") == 36 / 64
+    bank.observe([("easy", 28, 32), ("hard", 8, 32)])
+    assert (bank.value("easy"), bank.value("hard")) == (28 / 32, 8 / 32)
+    bank.observe([])
+    restored = AnchorBank(HardAnchor, n_min=64)
+    restored.load_state_dict(json.loads(json.dumps(bank.state_dict())))
+    assert [restored.value(name) for name in ("easy", "hard", "unseen")] == [28 / 32, 8 / 32, 36 / 64]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: FixedAnchor(1.5), "1.5 correct of 1"),
+        (lambda: HardAnchor(0), "of 0"),
+        (lambda: SoftAnchor(floor=0.3, cap=0.2), "floor=0.3, cap=0.2"),
+        (lambda: HardAnchor().observe(9, 8), "9 correct of 8"),
+        (lambda: SoftAnchor().observe(0, 0), "0 correct of 0"),
+        (lambda: HardAnchor().observe(math.nan, 8), "nan correct of 8"),
+        (lambda: hadw_factor(torch.ones(1), torch.ones(1), 0.5, lambda_scale=0), "lambda_scale=0"),
+    ],
+)
+def test_bad_input_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+UIDS = itertools.count()
+
+
+def group(correct, size=8, source="math", index=0):
+    accuracies = np.array([1.0] * correct + [0.0] * (size - correct))
+    return Group(f"uid{next(UIDS)}", source, index, accuracies, accuracies, np.ones(size, np.int64))
+
+
+def chained(memory, groups, section, left=(), alpha=1.0):
+    """Advantages of a batch, a row a response, through the chain as a trainer runs it."""
+    rewards = torch.from_numpy(np.concatenate([entry.rewards for entry in groups]))
+    index = np.repeat(np.arange(len(groups)), [len(entry.rewards) for entry in groups])
+    gsd = {"alpha": alpha, "ddof": 1, "eps": 1e-6, "hadw": section}
+    columns = memory.columns([groups[number] for number in index], list(left) or groups)
+    return chain.advantages(rewards, index, gsd, columns=columns)
+
+
+def test_within_a_step_the_anchor_is_frozen_and_every_group_moves_it_once_after():
+    section = {"preset": "hard"}
+    memory, batch, evicted = HadwMemory(section), [group(2), group(6)], [group(0), group(8), group(8)]
+    base = dial_advantage(torch.cat([torch.from_numpy(entry.rewards) for entry in batch]), [0] * 8 + [1] * 8)
+    assert torch.equal(chained(memory, batch, section), base), "nothing was observed yet"
+    memory.commit(batch + evicted)
+    accuracy = (2 + 6 + 0 + 8 + 8) / 40
+    assert memory.bank.value("math") == accuracy
+    once, again = (chained(memory, batch, section) for _ in range(2))
+    phi = hadw_factor(base, torch.tensor([0.25] * 8 + [0.75] * 8), accuracy)
+    assert torch.equal(once, again) and torch.allclose(once, base * phi)
+    assert memory.record(batch[0]) == {
+        "hadw_anchor": accuracy,
+        "hadw_factor_right": pytest.approx(1.3 * math.exp(accuracy - 0.25)),
+        "hadw_factor_wrong": pytest.approx(1.3 * math.exp(0.25 - accuracy)),
+    }
+
+
+def test_include_current_weighs_with_an_anchor_that_has_seen_the_batch():
+    section = {"preset": "hard", "include_current": True}
+    memory, batch = HadwMemory(section), [group(2)]
+    weighed = chained(memory, batch, section, left=[*batch, group(8)])
+    base = dial_advantage(torch.from_numpy(batch[0].rewards), [0] * 8)
+    assert torch.allclose(weighed, base * hadw_factor(base, torch.full((8,), 0.25), 10 / 16))
+    assert memory.bank.value("math") is None, "only commit moves it"
+
+
+def test_off_is_bit_identical_to_the_base_and_remembers_nothing():
+    section = {"preset": "off"}
+    memory, batch = HadwMemory(section), [group(3), group(5)]
+    memory.commit([group(1)])
+    base = dial_advantage(torch.cat([torch.from_numpy(entry.rewards) for entry in batch]), [0] * 8 + [1] * 8)
+    assert torch.equal(chained(memory, batch, section), base)
+    assert memory.record(batch[0]) == {} and memory.metrics() == {}
+
+
+@pytest.mark.parametrize("preset", ["hard", "soft", "paper", "fixed", 0.4])
+def test_twenty_steps_are_ten_a_restart_and_ten(preset):
+    rng = np.random.default_rng(0)
+    steps = [[group(int(k), source=f"s{k % 2}") for k in rng.integers(0, 9, 6)] for _ in range(20)]
+    whole, first, second = (HadwMemory({"preset": preset, "n_min": 32}) for _ in range(3))
+    for step in steps:
+        whole.commit(step)
+    for step in steps[:10]:
+        first.commit(step)
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    for step in steps[10:]:
+        second.commit(step)
+    assert second.state_dict() == whole.state_dict()
+    assert second.record(group(3, source="s1")) == whole.record(group(3, source="s1"))
+
+
+def test_accuracies_that_are_none_are_named_and_graded_ones_are_rescaled():
+    graded = Group("graded", "code", 17, np.zeros(2), np.array([-1.0, 0.5]), np.ones(2, np.int64))
+    with pytest.raises(ValueError, match=r"data_source=code, index=17 has -1\.0\. .*accuracy_range=\[low,high\]"):
+        HadwMemory({"preset": "hard"}).commit([graded])
+    memory = HadwMemory({"preset": "hard", "accuracy_range": [-1, 1]})
+    memory.commit([graded])
+    assert memory.bank.value("code") == 0.375
+    silent = Group("silent", "code", 3, np.zeros(1), np.array([np.nan]), np.ones(1, np.int64))
+    with pytest.raises(ValueError, match="has nan"):
+        memory.columns([silent], [silent])
+
+
+def test_metrics_of_a_step():
+    section = {"preset": "soft"}
+    memory, batch = HadwMemory(section), [group(2), group(6), group(8)]
+    memory.commit([group(4)])
+    memory.metrics()
+    weighed = chained(memory, batch, section)
+    memory.commit([*batch, group(0)])
+    metrics = memory.metrics()
+    assert metrics["hadw/accuracy"] == 0.5 and metrics["hadw/anchor/before"] == metrics["hadw/anchor/after"] == 0.5
+    assert metrics["hadw/steps_unmoved"] == 1 and metrics["hadw/rate"] == 0.05
+    cells = {name: metrics[f"hadw/cell/{name}"] for name in ("hard_right", "hard_wrong", "easy_right", "easy_wrong")}
+    assert cells == {"hard_right": 2, "hard_wrong": 6, "easy_right": 6, "easy_wrong": 2}
+    assert metrics["hadw/frac_degenerate"] == 0.5
+    assert metrics["hadw/net_advantage"] == pytest.approx(float(weighed[:16].mean()))
+    assert metrics["hadw/phi/min"] == pytest.approx(1.3 * math.exp(-0.25))
+    assert memory.metrics() == {}
+
+
+def test_the_papers_anchor_warns_when_it_is_frozen(caplog):
+    memory = HadwMemory({"preset": "paper"})
+    for correct in [4] * 3 + [8] * 10:
+        memory.commit([group(correct)])
+    assert "the anchor is frozen at 0.500 while accuracy is 1.000" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"preset": "sfot"}, r"preset=sfot: write hard, soft, paper, fixed, off, or a number"),
+        ({"preset": 1.2}, r"preset=1\.2"),
+        ({"lambda_scale": 0}, r"lambda_scale=0: write a finite number above 0"),
+        ({"n_min": 0}, r"n_min=0"),
+        ({"accuracy_range": [1, 0]}, r"accuracy_range=\[1,0\]"),
+        ({"lamda": 1}, r"lamda: no such key\. Keys are preset"),
+    ],
+)
+def test_settings_out_of_range_are_refused(section, message):
+    with pytest.raises(ValueError, match=message):
+        Settings.of(section)
+    with pytest.raises(ValueError, match=r"algorithm\.gsd\.hadw: "):
+        chain.build_memory("hadw", {"hadw": section})
+
+
+def test_bias_in_records_by_solve_rate():
+    left = [Left(group(1, index=1), "trained"), Left(group(7, index=2), "trained"), Left(group(0, index=3), "filtered")]
+    tables = [describe(left, step=step, attempt=1, alpha=1.0) for step in (1, 2)]
+    bins = bias_by_rate(pa.concat_tables(tables))
+    assert [(entry.low, entry.groups, entry.rate) for entry in bins] == [(0.1, 1, 0.125), (0.7, 1, 0.875)], (
+        "the first step has no anchor yet"
+    )
+    anchor = 8 / 24
+    for entry, rate in zip(bins, (0.125, 0.875), strict=True):
+        assert entry.bias == pytest.approx(expected_baseline(rate, 8) - rate)
+        assert entry.factor_right == pytest.approx(1.3 * math.exp(anchor - rate))
+        assert entry.factor_wrong == pytest.approx(1.3 * math.exp(rate - anchor))
+
+
+@pytest.mark.parametrize("algo", ["grpo", "gspo", "dapo"])
+def test_weighing_the_advantage_is_weighing_inside_the_clipped_objective(algo, compose_fast):
+    """By autograd through verl's own losses, with ratios inside and outside the clip."""
+    core_algos = pytest.importorskip("verl.trainer.ppo.core_algos")
+    from verl.utils.config import omega_conf_to_dataclass
+
+    config, _ = compose_fast(f"algo={algo}", "task=arithmetic", "hardware=cpu")
+    actor = omega_conf_to_dataclass(config.actor_rollout_ref.actor)
+    generator = torch.Generator().manual_seed(0)
+    old = -torch.rand(16, 5, generator=generator, dtype=torch.float64)
+    advantages = torch.randn(16, 1, generator=generator, dtype=torch.float64).expand(16, 5)
+    phi = torch.rand(16, 1, generator=generator, dtype=torch.float64) + 0.5
+    mask = torch.ones(16, 5)
+    loss = core_algos.get_policy_loss_fn(actor.policy_loss.loss_mode)
+    noise = torch.randn(16, 5, generator=generator, dtype=torch.float64) * (0.3 if algo != "gspo" else 1e-3)
+
+    def gradient(weigh_rows, advantages):
+        new = (old + noise).requires_grad_()
+        total = torch.zeros((), dtype=torch.float64)
+        for row in range(16):
+            part = slice(row, row + 1)
+            words = {"response_mask": mask[part], "loss_agg_mode": actor.loss_agg_mode, "config": actor}
+            total = total + weigh_rows[row, 0] * loss(old[part], new[part], advantages[part], **words)[0]
+        total.backward()
+        return new.grad
+
+    inside = gradient(phi, advantages)
+    before = gradient(torch.ones_like(phi), advantages * phi)
+    assert torch.allclose(inside, before, rtol=1e-12, atol=0) and (inside == 0).any() and (inside != 0).any()
