@@ -27,6 +27,8 @@ def test_a_right_line_passes(check, tiny_task):
 @pytest.mark.parametrize(
     ("word", "message"),
     [
+        ("actor_rollout_ref.rollout.n=0", r"actor_rollout_ref\.rollout\.n=0: write a whole number of 1 or more"),
+        ("data.train_batch_size=0", r"data\.train_batch_size=0: write a whole number"),
         ("actor_rollout_ref.model.path=/no/model", r"actor_rollout_ref\.model\.path=/no/model: no model there"),
         ("data.train_files=/no/train.parquet", r"data\.train_files=/no/train\.parquet: no such file"),
         ("trainer.use_v1=false", r"trainer\.use_v1=false.*Leave it true"),

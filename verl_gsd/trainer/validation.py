@@ -114,6 +114,13 @@ def ray_folder() -> Path:
     return Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp")
 
 
+def _groups_have_members(config: DictConfig, line: Line) -> Iterator[str]:
+    for key in ("actor_rollout_ref.rollout.n", "data.train_batch_size"):
+        value = OmegaConf.select(config, key)
+        if not (isinstance(value, int) and value >= 1):
+            yield f"{key}={value}: write a whole number of 1 or more."
+
+
 def _modes_allowed(config: DictConfig, line: Line) -> Iterator[str]:
     if not config.trainer.use_v1:
         yield "trainer.use_v1=false: verl's old trainer loads none of our modes. Leave it true."
@@ -137,6 +144,7 @@ def _no_secrets(config: DictConfig, line: Line) -> Iterator[str]:
 
 CHECKS = (
     _modes_allowed,
+    _groups_have_members,
     *own_section.CHECKS,
     _accelerator_present,
     _files_exist,
