@@ -16,6 +16,7 @@ fi
 # What the environment was made from: the same stamp means nothing to do.
 stamp="$extras $(cksum <"$root/pyproject.toml")"
 if [ "$(cat "$root/.venv/.stamp" 2>/dev/null)" != "$stamp" ]; then
+  echo "setup: installing into $root/.venv (a minute, more where packages are not cached)" >&2
   # From the project's folder: pyproject.toml's [tool.uv] keeps torchvision and its companions out.
   # Byte code now, as pip does: a run starts a dozen processes that import torch and verl, and where the environment
   # says PYTHONDONTWRITEBYTECODE every one of them would compile the sources again (two minutes a run on two cores).

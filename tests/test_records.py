@@ -98,7 +98,9 @@ def test_a_resumed_attempt_supersedes_what_was_undone_with_its_weights(tmp_path)
 
 
 def test_a_crashed_runs_directory_is_readable_and_a_damaged_file_is_named(tmp_path):
-    assert len(read_records(tmp_path)) == 0
+    assert len(read_records(str(tmp_path))) == 0
+    with pytest.raises(FileNotFoundError, match="no such run directory"):
+        read_records(tmp_path / "elsewhere")
     path = write(tmp_path, 1, attempt=1)
     (path.parent / "step_000002.tmp").write_bytes(path.read_bytes()[:100])
     (tmp_path / "records" / "attempt_2").mkdir()

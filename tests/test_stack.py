@@ -75,7 +75,8 @@ def test_a_killed_run_says_how_to_go_on_and_the_resumed_one_ends_with_its_result
     table = re.sub(r"\s+", " ", grpo.printed)
     for step in (SAVED, STEPS):
         assert f"{seen[step]['val-core/arithmetic/acc/mean@1']:.3f} [" in table
-    assert f"steps │ {STEPS - SAVED}" in table.replace("|", "│")
+    assert f"steps of this attempt │ {STEPS - SAVED}" in table.replace("|", "│")
+    assert f"run directory {grpo.run}" in grpo.printed
 
 
 def test_held_out_accuracy_rises_by_more_than_its_intervals(grpo):

@@ -29,6 +29,15 @@ def test_a_right_line_passes(check, tiny_task):
     [
         ("actor_rollout_ref.rollout.n=0", r"actor_rollout_ref\.rollout\.n=0: write a whole number of 1 or more"),
         ("data.train_batch_size=0", r"data\.train_batch_size=0: write a whole number"),
+        ("trainer.total_training_steps=abc", r"trainer\.total_training_steps=abc: write a whole number of 1 or more"),
+        ("trainer.save_freq=often", r"trainer\.save_freq=often: write a whole number of -1 or more"),
+        ("actor_rollout_ref.actor.optim.lr=high", r"optim\.lr=high: write a number"),
+        (
+            "+trainer.total_trainings_steps=3",
+            r"\+trainer\.total_trainings_steps: no such key\. Did you mean trainer\.total_training_steps\?",
+        ),
+        ("algorithm.gamma=0.9", r"algorithm\.gamma=0\.9 does nothing"),
+        ("actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=3", r"packs by tokens"),
         ("actor_rollout_ref.model.path=/no/model", r"actor_rollout_ref\.model\.path=/no/model: no model there"),
         ("data.train_files=/no/train.parquet", r"data\.train_files=/no/train\.parquet: no such file"),
         ("trainer.use_v1=false", r"trainer\.use_v1=false.*Leave it true"),
@@ -146,3 +155,18 @@ def test_the_embedded_task_need_not_be_there_yet_but_files_beside_it_must(check,
     check(tmp_path / "not_made_yet")
     with pytest.raises(ConfigError, match=r"data\.val_files=.*/other\.parquet: no such file"):
         check(tmp_path / "not_made_yet", f"data.val_files={tmp_path}/other.parquet")
+
+
+def test_a_key_verl_reads_without_listing_it_may_be_added(check, tiny_task):
+    check(tiny_task, "+actor_rollout_ref.model.override_config.attention_dropout=0.1")
+
+
+def test_a_checkpoint_without_weights_is_refused_and_a_whole_one_named(check, tiny_task, tmp_path):
+    run = tmp_path / "run"
+    for step in (10, 20):
+        (run / f"global_step_{step}" / "gsd").mkdir(parents=True)
+    (run / "global_step_10" / "actor").mkdir()
+    (run / "latest_checkpointed_iteration.txt").write_text("20")
+    message = r"global_step_20: no actor/ there.*resume_from_path=.*global_step_10"
+    with pytest.raises(ConfigError, match=message):
+        check(tiny_task, f"trainer.default_local_dir={run}")

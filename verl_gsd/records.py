@@ -129,12 +129,16 @@ def write_step(run: Path, table: pa.Table, *, step: int, attempt: int) -> Path:
     return path
 
 
-def read_records(run: Path) -> pa.Table:
-    """All records that count of a run, in order of step, crashed and resumed runs included.
+def read_records(run: Path | str) -> pa.Table:
+    """All records that count of a run, in order of step, crashed and resumed runs included; none before its first step.
 
     Raises:
+        FileNotFoundError: there is no such folder.
         ValueError: a file is damaged or was written by a newer version; the message names it.
     """
+    run = Path(run)
+    if not run.is_dir():
+        raise FileNotFoundError(f"{run}: no such run directory")
     tables = [_read(path) for path in _current_files(run)]
     return pa.concat_tables(tables) if tables else SCHEMA.empty_table()
 

@@ -24,7 +24,7 @@ def audit_bias(
         if not len(records):
             fail(f"{run}: no records there. Write the folder of a run whose trainer mode was one of ours (gsd_sync).")
         bins = bias_by_rate(records, float(preset) if preset.replace(".", "", 1).isdigit() else preset)
-    except ValueError as error:
+    except (FileNotFoundError, ValueError) as error:
         fail(str(error))
     table = Table("solve rate", "mixed groups", "mean rate", "baseline - rate", "Phi right", "Phi wrong")
     for entry in bins:

@@ -101,7 +101,8 @@ def _resumed(line: Line) -> Line:
         raise ConfigError(f"resume={line.resume}: no run there (no {run.overrides.name}). Write a run's folder.")
     if run.latest_checkpoint() is None:
         raise ConfigError(
-            f"resume={line.resume}: the run saved no checkpoint. Start anew, with trainer.save_freq=N above 0."
+            f"resume={line.resume}: the run saved no checkpoint. Start anew, with trainer.save_freq=N above 0 and not "
+            "above the step it stopped at."
         )
     stored = yaml.safe_load(run.overrides.read_text(encoding="utf-8"))
     # Asked for once, at an earlier start: where that began, and with what memory, is not where this one does.
@@ -153,8 +154,10 @@ def _run(config: DictConfig, line: Line) -> None:
     run = RunDirectory(Path(config.trainer.default_local_dir))
     try:
         with launch.attempt_in(config, line.words, resuming=line.resume is not None) as (run, attempt):
-            out.print(f"run directory [bold]{run.path}[/]; Ray, verl and vLLM print to {run.log(attempt).name} in logs")
-            with out.status("starting Ray, the trainer and vLLM (minutes, on few cores)") as status:
+            out.print(f"run directory [bold]{run.path}[/]", soft_wrap=True)
+            out.print(f"Ray, verl and vLLM print to {run.log(attempt).relative_to(run.path)} in it")
+            out.print("starting Ray, the trainer and vLLM: a minute or two on few cores")
+            with out.status("starting") as status:
                 launch.train(run, attempt, lambda step, data: _show(step, total, data, status))
     except KeyboardInterrupt:
         out.print(_how_to_resume(run))
@@ -164,7 +167,10 @@ def _run(config: DictConfig, line: Line) -> None:
     except launch.RunFailedError as error:
         out.print(_how_to_resume(run))
         fail(f"the run failed: {error}\nthe whole log is {run.log(attempt)}", code=1)
-    out.print(_table(run, list(read_metrics(run.metrics(attempt))), held_out))
+    out.print(_table(list(read_metrics(run.metrics(attempt))), held_out))
+    out.print(f"run directory [bold]{run.path}[/]", soft_wrap=True)
+    if "wandb" in config.trainer.logger and launch.wandb_is_offline():
+        out.print(f"wandb was offline: wandb sync {run.path}/wandb/offline-run-*", soft_wrap=True)
 
 
 def _show(step: int, total: int | None, data: dict[str, float], status) -> None:
@@ -200,7 +206,7 @@ def held_out_prompts(config: DictConfig) -> Counter[str]:
     )
 
 
-def _table(run: RunDirectory, metrics: list, prompts: Counter[str]) -> Table:
+def _table(metrics: list, prompts: Counter[str]) -> Table:
     from verl_gsd.evaluation.summary import summarise
 
     summary = summarise(metrics, prompts)
@@ -210,10 +216,9 @@ def _table(run: RunDirectory, metrics: list, prompts: Counter[str]) -> Table:
         table.add_row(f"held-out accuracy, {held_out.source}{size}", " -> ".join(map(str, held_out.accuracies)))
     if summary.held_out:
         table.add_row("intervals", "95%, Wilson" if prompts else "none: how many prompts verl used is not known")
-    table.add_row("steps", str(summary.steps))
+    table.add_row("steps of this attempt", str(summary.steps))
     if summary.seconds_per_step is not None:
         table.add_row("seconds a step (median)", f"{summary.seconds_per_step:.2f}")
-    table.add_row("run directory", str(run.path))
     return table
 
 

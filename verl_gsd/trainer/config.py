@@ -7,9 +7,11 @@ order on the line; single keys come last and win.
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
@@ -23,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from verl_gsd import config as groups
 
 VERL_CONFIG_NAME = "ppo_trainer"
+_UNKNOWN_KEY = re.compile(r"Could not override '([^']+)'")
 #: The order in which groups are merged: what the task needs, what the machine allows, what the algorithm is.
 _GROUP_ORDER = ("task", "hardware", "algo", "logger")
 _DEFAULT_GROUPS = {"logger": "console"}
@@ -114,7 +117,26 @@ def compose_config(line: Line) -> DictConfig:
         with initialize_config_dir(str(verl_config_directory()), version_base=None):
             return compose(VERL_CONFIG_NAME, overrides=words)
     except (HydraException, OmegaConfBaseException) as error:
+        unknown = _UNKNOWN_KEY.search(str(error))
+        if unknown and line.overrides:
+            known = list(_dotted(OmegaConf.to_container(compose_config(replace(line, overrides=())))))
+            raise ConfigError(no_such_key(unknown[1], known)) from error
         raise ConfigError(str(error).strip()) from error
+
+
+def no_such_key(key: str, known: Sequence[str]) -> str:
+    """The complaint about a key that is not there, with those of ``known`` that may have been meant."""
+    meant = difflib.get_close_matches(key, known, n=3, cutoff=0.8)
+    meant += [other for other in known if other.endswith(f".{key}")][:3]
+    if meant:
+        return f"{key}: no such key. Did you mean {' or '.join(meant)}?"
+    return f"{key}: no such key. One that verl reads and does not list is written +{key}=VALUE."
+
+
+def _dotted(node: object, prefix: str = "") -> Iterator[str]:
+    for name, value in node.items() if isinstance(node, dict) else ():
+        yield f"{prefix}{name}"
+        yield from _dotted(value, f"{prefix}{name}.")
 
 
 def verl_config_directory() -> Path:
@@ -155,7 +177,7 @@ def _key(word: str) -> str:
     try:
         override = OverridesParser.create().parse_override(word)
     except HydraException as error:
-        raise ConfigError(f"{word!r} is not KEY=VALUE: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"{word!r} is not KEY=VALUE. Quote a value that has commas, braces or spaces.") from error
     return override.key_or_group + (f"@{override.package}" if override.package else "")
 
 

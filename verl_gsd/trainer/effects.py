@@ -72,6 +72,19 @@ _IDLE_KEYS = (
     ),
     _Idle("algorithm.kl_ctrl", lambda c: not c.algorithm.use_kl_in_reward, "algorithm.use_kl_in_reward is false"),
     _Idle("algorithm.kl_penalty", lambda c: not c.algorithm.use_kl_in_reward, "algorithm.use_kl_in_reward is false"),
+    _Idle(
+        "algorithm.gamma",
+        lambda c: c.algorithm.adv_estimator in ("gsd", "grpo", "grpo_vectorized", "grpo_passk", "rloo"),
+        "an outcome's reward is not discounted by this estimator",
+    ),
+    *(
+        _Idle(
+            f"actor_rollout_ref.actor.{size}",
+            lambda c: c.actor_rollout_ref.actor.use_dynamic_bsz,
+            "use_dynamic_bsz=true packs by tokens; write ppo_max_token_len_per_gpu, or turn that off",
+        )
+        for size in ("ppo_micro_batch_size_per_gpu", "ppo_micro_batch_size")
+    ),
     _Idle("algorithm.lam", lambda c: c.algorithm.adv_estimator != "gae", "only the estimator gae reads it"),
     _Idle(
         "algorithm.gsd.poll_interval",

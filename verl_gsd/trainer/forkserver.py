@@ -42,7 +42,20 @@ MODULES = (
     "openai",
 )
 
+#: Environment variable: a folder for the server's socket, made and removed by somebody who outlives it.
+FOLDER = "VERL_GSD_SOCKET_FOLDER"
+
 _CLIENT = Path(__file__).with_name("forkclient.py")
+
+
+@contextmanager
+def _folder() -> Iterator[str]:
+    """This user's alone; under /tmp, since a socket's path may have no more than some hundred characters."""
+    if given := os.environ.get(FOLDER):
+        yield given
+    else:
+        with tempfile.TemporaryDirectory(prefix="verl_gsd_", dir="/tmp") as made:
+            yield made
 
 
 @contextmanager
@@ -52,8 +65,7 @@ def workers_forked(modules: Sequence[str] = MODULES, environment: Mapping[str, s
     Args:
         environment: what workers will have in theirs beyond this process's; some of it is read on import.
     """
-    # The folder is this user's alone; under /tmp, since a socket's path may have no more than some hundred characters.
-    with tempfile.TemporaryDirectory(prefix="verl_gsd_", dir="/tmp") as folder:
+    with _folder() as folder:
         path = f"{folder}/workers"
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
             listener.bind(path)

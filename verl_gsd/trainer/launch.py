@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -25,7 +26,7 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from verl_gsd.rundir import MetricsReader, RunDirectory
-from verl_gsd.trainer import job
+from verl_gsd.trainer import forkserver, job
 from verl_gsd.trainer.config import ConfigError, write_yaml
 
 MARK = "VERL_GSD_RUN_MARK"
@@ -114,13 +115,19 @@ def train(run: RunDirectory, attempt: int, on_step: OnStep) -> None:
         for step, data in metrics.new():
             on_step(step, data)
 
-    with _signals_interrupt(), run.log(attempt).open("wb") as log, _nothing_left_behind(mark):
+    with (
+        _signals_interrupt(),
+        run.log(attempt).open("wb") as log,
+        # Of the run's process, which may be killed before it removes it; short, for a socket's path.
+        tempfile.TemporaryDirectory(prefix="verl_gsd_", dir="/tmp") as folder,
+        _nothing_left_behind(mark),
+    ):
         process = subprocess.Popen(
             [sys.executable, "-m", "verl_gsd.trainer.job", str(run.config)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=os.environ | {MARK: mark},
+            env=os.environ | {MARK: mark, forkserver.FOLDER: folder},
             start_new_session=True,  # Ctrl-C reaches this process alone, which then ends the others in order
         )
         while True:
@@ -154,16 +161,17 @@ def _logger_environment(run: RunDirectory, attempt: int) -> dict[str, str]:
         "TENSORBOARD_DIR": str(run.tensorboard),
         "WANDB_DIR": str(run.path),
     }
-    if not _wandb_logged_in():
+    if wandb_is_offline():
         environment["WANDB_MODE"] = "offline"
     return environment
 
 
-def _wandb_logged_in() -> bool:
+def wandb_is_offline() -> bool:
+    """Whether nobody is logged in to wandb, so that its files stay in the run directory."""
     if os.environ.get("WANDB_API_KEY"):
-        return True
+        return False
     netrc = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
-    return netrc.is_file() and "wandb" in netrc.read_text(errors="replace")
+    return not (netrc.is_file() and "wandb" in netrc.read_text(errors="replace"))
 
 
 @contextmanager

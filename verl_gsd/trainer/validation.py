@@ -7,6 +7,7 @@ once and not once per mistake. What is asked here takes no time: ``validation_wi
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 import shutil
@@ -114,11 +115,50 @@ def ray_folder() -> Path:
     return Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp")
 
 
-def _groups_have_members(config: DictConfig, line: Line) -> Iterator[str]:
-    for key in ("actor_rollout_ref.rollout.n", "data.train_batch_size"):
-        value = OmegaConf.select(config, key)
-        if not (isinstance(value, int) and value >= 1):
-            yield f"{key}={value}: write a whole number of 1 or more."
+#: Numbers whose absence or kind verl notices minutes later, in the words of whatever used them.
+_COUNTS = (
+    "actor_rollout_ref.rollout.n",
+    "data.train_batch_size",
+    "data.max_prompt_length",
+    "data.max_response_length",
+    "trainer.n_gpus_per_node",
+    "trainer.nnodes",
+    "trainer.total_epochs",
+    "trainer.total_training_steps",
+    "trainer.save_freq",
+    "trainer.test_freq",
+)
+_MAY_BE_OFF = ("trainer.save_freq", "trainer.test_freq")
+
+
+def _numbers_are_numbers(config: DictConfig, line: Line) -> Iterator[str]:
+    for key in _COUNTS:
+        value, least = OmegaConf.select(config, key), -1 if key in _MAY_BE_OFF else 1
+        if value is None and key == "trainer.total_training_steps":
+            continue  # all epochs
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            yield f"{key}={value}: write a whole number of {least} or more."
+    rate = config.actor_rollout_ref.actor.optim.lr
+    if not (isinstance(rate, int | float) and rate >= 0):
+        yield f"actor_rollout_ref.actor.optim.lr={rate}: write a number of 0 or more."
+
+
+def _appended_keys_are_meant(config: DictConfig, line: Line) -> Iterator[str]:
+    """``+key=`` adds whatever it says, a misspelt key too."""
+    for word in line.overrides:
+        section, _, name = word.lstrip("+").partition("=")[0].rpartition(".")
+        siblings = OmegaConf.select(config, section) if word.startswith("+") and section else None
+        others = [str(other) for other in siblings if other != name] if isinstance(siblings, DictConfig) else []
+        if meant := difflib.get_close_matches(name, others, n=1, cutoff=0.9):
+            yield f"+{section}.{name}: no such key. Did you mean {section}.{meant[0]}?"
+
+
+def _checkpoint_is_whole(config: DictConfig, line: Line) -> Iterator[str]:
+    checkpoint = own_section.checkpoint_to_resume(config)
+    if checkpoint is not None and not (checkpoint / "actor").is_dir():
+        whole = sorted(path.parent.name for path in checkpoint.parent.glob("global_step_*/actor"))
+        instead = f"resume_path trainer.resume_from_path={checkpoint.parent / whole[-1]}" if whole else "disable"
+        yield f"{checkpoint}: no actor/ there, so no weights. Write trainer.resume_mode={instead} in a new run."
 
 
 def _modes_allowed(config: DictConfig, line: Line) -> Iterator[str]:
@@ -144,7 +184,9 @@ def _no_secrets(config: DictConfig, line: Line) -> Iterator[str]:
 
 CHECKS = (
     _modes_allowed,
-    _groups_have_members,
+    _numbers_are_numbers,
+    _appended_keys_are_meant,
+    _checkpoint_is_whole,
     *own_section.CHECKS,
     _accelerator_present,
     _files_exist,
