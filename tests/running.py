@@ -1,6 +1,5 @@
 """Running training on the real stack, for the tests that do."""
 
-import json
 import subprocess
 import sys
 from collections import defaultdict
@@ -11,7 +10,7 @@ import psutil
 
 from verl_gsd.prompts import PromptStore
 from verl_gsd.rundir import RunDirectory, read_metrics
-from verl_gsd.trainer.state import restore_state
+from verl_gsd.trainer.state import check_state
 
 BINARIES = Path(sys.executable).parent
 
@@ -48,8 +47,9 @@ def ray_processes():
 def remembered(checkpoint):
     """The memory of prompts in a checkpoint: {(source, index): (visits, correct, total)}."""
     store = PromptStore()
-    settings = json.loads((checkpoint / "gsd" / "state.json").read_text())["settings"]
-    restore_state(checkpoint, {"prompts": store}, settings)
+    values, arrays = check_state(checkpoint, {})
+    columns = {name.removeprefix("prompts/"): of for name, of in arrays.items() if name.startswith("prompts/")}
+    store.load_state_dict(values["prompts"] | columns)
     state = store.state_dict()
     keys = [(state["sources"][source], index) for source, index in zip(state["source"], state["index"], strict=True)]
     return dict(zip(keys, zip(state["visits"], state["correct"], state["total"], strict=True), strict=True))

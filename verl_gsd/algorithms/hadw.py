@@ -170,7 +170,7 @@ class HadwMemory:
             return torch.ones_like(advantages)
         accuracy, anchor = rows.columns["accuracy"], rows.columns["anchor"]
         phi = hadw_factor(advantages, accuracy, anchor, lambda_scale=self.settings.lambda_scale)
-        counts = advantages != 0
+        counts = (advantages != 0) & ~anchor.isnan()
         if counts.any():
             size, hard = advantages[counts].abs(), (accuracy < anchor)[counts]
             right, weighed = advantages[counts] > 0, advantages[counts] * phi[counts]
@@ -212,16 +212,16 @@ class HadwMemory:
         self._unmoved = self._unmoved + 1 if before == after else 0
         self._metrics |= {
             "hadw/accuracy": accuracy,
-            "hadw/anchor/before": _or_nan(before),
             "hadw/anchor/after": _or_nan(after),
-            "hadw/innovation": accuracy - before if before is not None else 0.0,
             "hadw/steps_unmoved": float(self._unmoved),
             "hadw/frac_degenerate": _share_unanimous(left),
         }
+        if before is not None:
+            self._metrics |= {"hadw/anchor/before": before, "hadw/innovation": accuracy - before}
         rate = getattr(self.bank.overall, "rate", None)
         if rate is not None:
             self._metrics["hadw/rate"] = rate
-            self._innovations = [*self._innovations, self._metrics["hadw/innovation"]][-10:]
+            self._innovations = [*self._innovations, self._metrics.get("hadw/innovation", 0.0)][-10:]
             if rate < 1e-3 and abs(np.mean(self._innovations)) > 0.05:
                 logger.warning(
                     "algorithm.gsd.hadw.preset=%s: the anchor is frozen at %.3f while accuracy is %.3f. Write "
