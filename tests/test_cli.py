@@ -2,11 +2,14 @@
 
 import re
 
+import numpy as np
 import yaml
 from typer.testing import CliRunner
 
 from verl_gsd.cli import train
 from verl_gsd.cli.main import app
+from verl_gsd.groups import Group
+from verl_gsd.records import Left, describe, write_step
 from verl_gsd.trainer.config import parse_line
 
 LINE = ["algo=dapo", "task=arithmetic", "hardware=cpu"]
@@ -66,3 +69,21 @@ def test_where_an_earlier_start_began_and_its_fresh_memory_are_not_asked_for_aga
 def test_prepare_names_the_tasks_it_knows(tmp_path):
     done = invoke("prepare", "gsm9k")
     assert done.exit_code == 2 and "Write arithmetic" in flat(done.stderr)
+
+
+def test_audit_bias_shows_a_runs_bias_and_says_what_it_is_not(tmp_path):
+    groups = [Group(str(k), "math", k, *(np.array([1.0] * k + [0.0] * (8 - k)),) * 2, np.ones(8)) for k in (1, 7)]
+    for step in (1, 2):
+        table = describe([Left(group, "trained") for group in groups], step=step, attempt=1, alpha=1.0)
+        write_step(tmp_path, table, step=step, attempt=1)
+    done = invoke("audit-bias", str(tmp_path), "--preset", "0.5")
+    assert done.exit_code == 0, done.output
+    assert re.search(r"0\.1 to 0\.3 │ 2 +│ 0\.125", done.output) and "does not turn it" in flat(done.output)
+    for words, message in (
+        ([str(tmp_path / "nowhere")], "no such run directory"),
+        ([str(tmp_path), "--preset", "sfot"], "preset=sfot: write hard"),
+    ):
+        done = invoke("audit-bias", *words)
+        assert done.exit_code == 2 and message in flat(done.stderr)
+    (tmp_path / "empty").mkdir()
+    assert "no records there" in flat(invoke("audit-bias", str(tmp_path / "empty")).stderr)
