@@ -1,4 +1,4 @@
-"""What HA-DW adds to a step at 1,024 rows: its columns, its factor, its commit, beside the chain it weighs.
+"""What HA-DW adds to a step at 1,024 rows: columns, factor, records, commit, beside the chain it weighs.
 
     .venv/bin/python benchmarks/hadw.py
 
@@ -51,8 +51,10 @@ def main(
         start = time.perf_counter()
         chain.advantages(rewards, index, DIAL)
         middle = time.perf_counter()
-        columns = memory.columns(rows, groups)
+        columns = memory.columns([memory.adopt(group) for group in rows], groups)
         chain.advantages(rewards, index, DIAL | {"hadw": {"preset": "hard"}}, columns=columns)
+        for group in groups:
+            memory.record(group)
         memory.commit(groups)
         memory.metrics()
         end = time.perf_counter()

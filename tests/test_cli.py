@@ -76,9 +76,10 @@ def test_audit_bias_shows_a_runs_bias_and_says_what_it_is_not(tmp_path):
     for step in (1, 2):
         table = describe([Left(group, "trained") for group in groups], step=step, attempt=1, alpha=1.0)
         write_step(tmp_path, table, step=step, attempt=1)
-    done = invoke("audit-bias", str(tmp_path), "--preset", "0.5")
+    words = ["audit-bias", str(tmp_path), "--preset", "0.5"]
+    done = CliRunner().invoke(app, words, env={"COLUMNS": "140"})
     assert done.exit_code == 0, done.output
-    assert re.search(r"0\.1 to 0\.3 │ 2 +│ 0\.125", done.output) and "does not turn it" in flat(done.output)
+    assert re.search(r"0\.1 to 0\.3 │ +2 +│ +0% +│ +0\.125", done.output) and "does not turn it" in flat(done.output)
     for words, message in (
         ([str(tmp_path / "nowhere")], "no such run directory"),
         ([str(tmp_path), "--preset", "sfot"], "preset=sfot: write hard"),

@@ -11,6 +11,7 @@ import scipy.special
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from verl_gsd.algorithms import chain
 from verl_gsd.algorithms.dial import dial_advantage
@@ -227,6 +228,7 @@ def test_include_current_weighs_with_an_anchor_that_has_seen_the_batch():
     weighed = chained(memory, batch, section, left=[*batch, group(8)])
     base = dial_advantage(torch.from_numpy(batch[0].rewards), [0] * 8)
     assert torch.allclose(weighed, base * hadw_factor(base, torch.full((8,), 0.25), 10 / 16))
+    assert memory.record(batch[0])["hadw_anchor"] == 10 / 16, "the records have the anchor that was used"
     assert memory.bank.value("math") is None, "only commit moves it"
 
 
@@ -259,12 +261,19 @@ def test_accuracies_that_are_none_are_named_and_graded_ones_are_rescaled():
     graded = Group("graded", "code", 17, np.zeros(2), np.array([-1.0, 0.5]), np.ones(2, np.int64))
     with pytest.raises(ValueError, match=r"data_source=code, index=17 has -1\.0\. .*accuracy_range=\[low,high\]"):
         HadwMemory({"preset": "hard"}).commit([graded])
-    memory = HadwMemory({"preset": "hard", "accuracy_range": [-1, 1]})
-    memory.commit([graded])
+    memory = HadwMemory({"preset": "hard", "accuracy_range": OmegaConf.create([-1, 1])})
+    adopted = memory.adopt(graded)
+    memory.commit([adopted])
     assert memory.bank.value("code") == 0.375
+    (row,) = describe([Left(adopted, "trained")], step=1, attempt=1, alpha=1.0).to_pylist()
+    assert (row["correct"], row["total"]) == (0.75, 2), "what is recorded is what was observed"
     silent = Group("silent", "code", 3, np.zeros(1), np.array([np.nan]), np.ones(1, np.int64))
     with pytest.raises(ValueError, match="has nan"):
         memory.columns([silent], [silent])
+
+
+def test_what_yaml_makes_of_off_is_off():
+    assert Settings.of({"preset": False}).preset == "off"
 
 
 def test_metrics_of_a_step():
@@ -299,7 +308,12 @@ def test_the_papers_anchor_warns_when_it_is_frozen(caplog):
         ({"preset": 1.2}, r"preset=1\.2"),
         ({"lambda_scale": 0}, r"lambda_scale=0: write a finite number above 0"),
         ({"n_min": 0}, r"n_min=0"),
-        ({"accuracy_range": [1, 0]}, r"accuracy_range=\[1,0\]"),
+        ({"accuracy_range": [1, 0]}, r"accuracy_range=\[1, 0\]"),
+        ({"include_current": "no"}, r"include_current=no: write true or false"),
+        ({"n_min": True}, r"n_min=True"),
+        ({"accuracy_range": [1]}, r"accuracy_range=\[1\]"),
+        ({"accuracy_range": 5}, r"accuracy_range=5"),
+        ({"accuracy_range": [-math.inf, 1]}, r"accuracy_range=\[-inf, 1\]"),
         ({"lamda": 1}, r"lamda: no such key\. Keys are preset"),
     ],
 )
@@ -313,15 +327,19 @@ def test_settings_out_of_range_are_refused(section, message):
 def test_bias_in_records_by_solve_rate():
     left = [Left(group(1, index=1), "trained"), Left(group(7, index=2), "trained"), Left(group(0, index=3), "filtered")]
     tables = [describe(left, step=step, attempt=1, alpha=1.0) for step in (1, 2)]
-    bins = bias_by_rate(pa.concat_tables(tables))
-    assert [(entry.low, entry.groups, entry.rate) for entry in bins] == [(0.1, 1, 0.125), (0.7, 1, 0.875)], (
-        "the first step has no anchor yet"
-    )
+    bins = bias_by_rate(pa.concat_tables(tables), lambda_scale=1.5)
+    assert [(entry.low, entry.groups, entry.visited_once, entry.rate) for entry in bins] == [
+        (0.1, 2, 0.0, 0.125),
+        (0.7, 2, 0.0, 0.875),
+    ]
+    first = bias_by_rate(tables[0])
+    assert [entry.visited_once for entry in first] == [1.0, 1.0]
+    assert all(math.isnan(entry.factor_right) and not math.isnan(entry.bias) for entry in first), "no anchor yet"
     anchor = 8 / 24
     for entry, rate in zip(bins, (0.125, 0.875), strict=True):
         assert entry.bias == pytest.approx(expected_baseline(rate, 8) - rate)
-        assert entry.factor_right == pytest.approx(1.3 * math.exp(anchor - rate))
-        assert entry.factor_wrong == pytest.approx(1.3 * math.exp(rate - anchor))
+        assert entry.factor_right == pytest.approx(1.5 * math.exp(anchor - rate))
+        assert entry.factor_wrong == pytest.approx(1.5 * math.exp(rate - anchor))
 
 
 @pytest.mark.parametrize("algo", ["grpo", "gspo", "dapo"])

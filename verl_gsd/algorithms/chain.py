@@ -56,6 +56,9 @@ class StageMemory(Protocol):
     Within a trainer step it does not change; ``commit`` ends the step.
     """
 
+    def adopt(self, group: Group) -> Group:
+        """``group`` as the run is to see and record it, once it has left the buffer."""
+
     def columns(self, rows: Sequence[Group | None], left: Sequence[Group]) -> Mapping[str, Any]:
         """Columns for ``Rows``, from each row's group (None: no group) and the groups that left in this step so far."""
 
@@ -67,6 +70,9 @@ class StageMemory(Protocol):
 
     def metrics(self) -> Mapping[str, float]:
         """Of the step committed last."""
+
+    def depends_on(self) -> dict[str, Any]:
+        """Settings that must be the same when the state is restored, as plain JSON."""
 
     def state_dict(self) -> dict[str, Any]: ...
 

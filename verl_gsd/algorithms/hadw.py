@@ -21,7 +21,7 @@ How this differs from the paper:
 - C is the value before the current batch, as the paper defines it; the authors' code includes the batch.
 - Mixtures of data sets have an anchor each (``AnchorBank``).
 - We do not claim unbiasedness: conditioning on mixed groups rescales a prompt's gradient, it does not turn it, and the
-  paper's lambda_scale serves right and wrong responses at once nowhere from G = 4 on.
+  paper's lambda_scale of 1.3 lies in the joint interval for right and wrong responses nowhere from G = 4 on.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import copy
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -113,12 +113,15 @@ class Settings:
             raise ValueError(f"preset={self.preset}: write {', '.join(PRESETS)}, or a number in [0, 1]")
         if not (_is_number(self.lambda_scale) and 0 < self.lambda_scale < math.inf):
             raise ValueError(f"lambda_scale={self.lambda_scale}: write a finite number above 0")
-        if not (isinstance(self.n_min, int) and self.n_min >= 1):
+        if not isinstance(self.include_current, bool):
+            raise ValueError(f"include_current={self.include_current}: write true or false")
+        if not (isinstance(self.n_min, int) and not isinstance(self.n_min, bool) and self.n_min >= 1):
             raise ValueError(f"n_min={self.n_min}: write a number of responses, 1 or more")
         if self.accuracy_range is not None:
-            low, high = self.accuracy_range
-            if not low < high:
-                raise ValueError(f"accuracy_range=[{low},{high}]: write the lowest and the highest accuracy")
+            ends = list(self.accuracy_range) if isinstance(self.accuracy_range, Sequence) else []
+            finite = len(ends) == 2 and all(_is_number(end) and math.isfinite(end) for end in ends)
+            if not (finite and ends[0] < ends[1]):
+                raise ValueError(f"accuracy_range={self.accuracy_range}: write [lowest,highest], two numbers")
 
     @classmethod
     def of(cls, section: Mapping[str, Any]) -> Settings:
@@ -126,7 +129,10 @@ class Settings:
         known = [field.name for field in fields(cls)]
         if unknown := set(section) - set(known):
             raise ValueError(f"{', '.join(sorted(map(str, unknown)))}: no such key. Keys are {', '.join(known)}")
-        return cls(**{key: value for key, value in section.items() if value is not None})
+        given = {key: value for key, value in section.items() if value is not None}
+        if given.get("preset") is False:  # what YAML makes of off
+            given["preset"] = "off"
+        return cls(**given)
 
 
 class HadwMemory:
@@ -141,8 +147,16 @@ class HadwMemory:
         self.bank = AnchorBank(self._anchor, self.settings.n_min)
         self._unmoved = 0
         self._innovations: list[float] = []
-        self._accuracies: dict[str, float] = {}  # by uid, of the groups of the step at hand
+        self._weighing = self.bank  # what the step at hand is weighed with
+        self._accuracies: dict[str, float] = {}  # by uid, sums over the responses of the groups of the step at hand
         self._metrics: dict[str, float] = {}
+
+    def adopt(self, group: Group) -> Group:
+        """``group`` with its accuracies in [0, 1], if the verifier is graded."""
+        if self.settings.accuracy_range is None:
+            return group
+        low, high = self.settings.accuracy_range
+        return replace(group, accuracies=(group.accuracies - low) / (high - low))
 
     def columns(self, rows: Sequence[Group | None], left: Sequence[Group]) -> dict[str, Any]:
         """What the stage reads: the group's accuracy and the anchor of each row; NaN where there is neither.
@@ -153,10 +167,10 @@ class HadwMemory:
         """
         if self.settings.preset == "off":
             return {"hadw": self}
-        bank = self.bank
         if self.settings.include_current:
-            bank = copy.deepcopy(bank)
-            bank.observe(self._counts(left))
+            self._weighing = copy.deepcopy(self.bank)
+            self._weighing.observe(self._counts(left))
+        bank = self._weighing
         groups = {group.uid: group for group in rows if group is not None}
         anchor = {source: _or_nan(bank.value(source)) for source in {group.data_source for group in groups.values()}}
         known = {uid: (self._accuracy(group), anchor[group.data_source]) for uid, group in groups.items()}
@@ -189,7 +203,7 @@ class HadwMemory:
 
     def record(self, group: Group) -> dict[str, float | None]:
         """What the records say of a group: the anchor it met, and the factors of right and of wrong responses."""
-        anchor = self.bank.value(group.data_source)
+        anchor = self._weighing.value(group.data_source)
         if anchor is None or not len(group.rewards) or self.settings.preset == "off":
             return {}
         distance, scale = self._accuracy(group) - anchor, self.settings.lambda_scale
@@ -207,6 +221,7 @@ class HadwMemory:
             return
         before, accuracy = self.bank.overall.value, math.fsum(correct for _, correct, _ in counts) / total
         self.bank.observe(counts)
+        self._weighing = self.bank
         self._accuracies.clear()
         after = self.bank.overall.value
         self._unmoved = self._unmoved + 1 if before == after else 0
@@ -236,6 +251,11 @@ class HadwMemory:
         taken, self._metrics = self._metrics, {}
         return taken
 
+    def depends_on(self) -> dict[str, Any]:
+        """The settings under which the anchors mean what they do, as plain JSON."""
+        wide = self.settings.accuracy_range
+        return {"preset": self.settings.preset, "n_min": self.settings.n_min, "accuracy_range": wide and list(wide)}
+
     def state_dict(self) -> dict[str, Any]:
         """Plain JSON."""
         return {"bank": self.bank.state_dict(), "unmoved": self._unmoved, "innovations": list(self._innovations)}
@@ -243,6 +263,7 @@ class HadwMemory:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up what ``state_dict`` gave."""
         self.bank.load_state_dict(state["bank"])
+        self._weighing = self.bank
         self._unmoved, self._innovations = state["unmoved"], list(state["innovations"])
 
     def _anchor(self) -> Anchor:
@@ -252,31 +273,30 @@ class HadwMemory:
     def _counts(self, groups: Sequence[Group]) -> list[tuple[str, float, int]]:
         if self.settings.preset == "off":
             return []
-        return [
-            (group.data_source, self._accuracy(group) * len(group.rewards), len(group.rewards))
-            for group in groups
-            if len(group.rewards)
-        ]
+        return [(group.data_source, self._sum(group), len(group.rewards)) for group in groups if len(group.rewards)]
 
     def _accuracy(self, group: Group) -> float:
-        """p_hat of a group with responses.
+        """p_hat of a group with responses."""
+        return self._sum(group) / len(group.rewards)
+
+    def _sum(self, group: Group) -> float:
+        """The sum of a group's accuracies.
 
         Raises:
             ValueError: a response has no accuracy in [0, 1].
         """
-        if group.uid in self._accuracies:
-            return self._accuracies[group.uid]
-        low, high = self.settings.accuracy_range or (0.0, 1.0)
-        verdicts = group.accuracies.tolist()
-        for verdict in verdicts:
-            if not low <= verdict <= high:
-                raise ValueError(
-                    f"algorithm.gsd.hadw reads acc, the verifier's verdict in [{low:g}, {high:g}], and a response to "
-                    f"data_source={group.data_source}, index={group.index} has {verdict}. Return acc from the reward "
-                    "function; for a graded verifier write algorithm.gsd.hadw.accuracy_range=[low,high]"
-                )
-        mean = math.fsum(verdicts) / len(verdicts)
-        self._accuracies[group.uid] = (mean - low) / (high - low)
+        if group.uid not in self._accuracies:
+            verdicts = group.accuracies.tolist()
+            for verdict in verdicts:
+                if not 0 <= verdict <= 1:
+                    scaled = " after accuracy_range" if self.settings.accuracy_range else ""
+                    where = f"data_source={group.data_source}, index={group.index}"
+                    raise ValueError(
+                        f"algorithm.gsd.hadw reads acc, the verifier's verdict in [0, 1], and a response to {where} "
+                        f"has {verdict}{scaled}. Return acc from the reward function; for a graded verifier write "
+                        "algorithm.gsd.hadw.accuracy_range=[low,high]"
+                    )
+            self._accuracies[group.uid] = math.fsum(verdicts)
         return self._accuracies[group.uid]
 
 

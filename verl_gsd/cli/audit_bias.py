@@ -14,22 +14,32 @@ from verl_gsd.cli.console import fail, out
 def audit_bias(
     run: Annotated[Path, typer.Argument(help="A run's folder; any algorithm's, as long as its trainer mode is ours.")],
     preset: Annotated[str, typer.Option(help="HA-DW's anchor: hard, soft, paper, fixed, or a number.")] = "hard",
+    lambda_scale: Annotated[float, typer.Option(help="HA-DW's constant.")] = 1.3,
 ) -> None:
     """The bias of group-relative advantages by solve rate (Lemma 2 of HA-DW's paper), and HA-DW's factors there."""
     from verl_gsd.evaluation.bias import CAVEATS, bias_by_rate
     from verl_gsd.records import read_records
 
+    if preset == "off":
+        fail("--preset off: weighs nothing. Write hard, soft, paper, fixed, or a number.")
     try:
         records = read_records(run)
         if not len(records):
             fail(f"{run}: no records there. Write the folder of a run whose trainer mode was one of ours (gsd_sync).")
-        bins = bias_by_rate(records, float(preset) if preset.replace(".", "", 1).isdigit() else preset)
+        anchor = float(preset) if preset.replace(".", "", 1).isdigit() else preset
+        bins = bias_by_rate(records, anchor, lambda_scale)
     except (FileNotFoundError, ValueError) as error:
         fail(str(error))
-    table = Table("solve rate", "mixed groups", "mean rate", "baseline - rate", "Phi right", "Phi wrong")
+    table = Table(
+        *("solve rate", "mixed groups", "visited once", "mean rate", "baseline - rate", "Phi right", "Phi wrong"),
+        title=f"HA-DW as preset={preset}, lambda_scale={lambda_scale:g}, whatever the run's own algorithm",
+        title_justify="left",
+    )
     for entry in bins:
-        figures = (f"{entry.rate:.3f}", f"{entry.bias:+.3f}", f"{entry.factor_right:.2f}", f"{entry.factor_wrong:.2f}")
-        table.add_row(f"{entry.low:g} to {entry.high:g}", str(entry.groups), *figures)
+        table.add_row(
+            *(f"{entry.low:g} to {entry.high:g}", str(entry.groups), f"{entry.visited_once:.0%}", f"{entry.rate:.3f}"),
+            *(f"{entry.bias:+.3f}", f"{entry.factor_right:.2f}", f"{entry.factor_wrong:.2f}"),
+        )
     out.print(table)
     for caveat in CAVEATS:
         out.print(f"- {caveat}")

@@ -21,8 +21,9 @@ BINS = ((0.0, 0.1), (0.1, 0.3), (0.3, 0.5), (0.5, 0.7), (0.7, 0.9), (0.9, 1.0))
 CAVEATS = (
     "The bias is that of the baseline among mixed groups. Averaged over all groups the advantage is unbiased, and "
     "conditioning on mixed groups rescales a prompt's gradient, it does not turn it.",
-    "Solve rates are pooled over a prompt's visits in this run, while the policy moved; a prompt visited once has the "
-    "rate of its one group.",
+    "Solve rates are pooled over a prompt's visits in this run, while the policy moved. A prompt visited once has the "
+    "rate of its one group, which stands here because it was mixed: hard prompts then look easier than they are, and "
+    "their bias smaller than it is.",
     "lambda_scale multiplies every factor alike: under AdamW without a KL term it is nearly inert but for clipping.",
 )
 
@@ -33,14 +34,17 @@ class Bin:
 
     Attributes:
         groups: how many.
+        visited_once: share of them whose prompt has no other visit.
         rate: their prompts' mean solve rate.
         bias: mean of E[p_hat | S] - p at their rates and sizes.
-        factor_right, factor_wrong: mean HA-DW factors for right and for wrong responses.
+        factor_right, factor_wrong: mean HA-DW factors for right and for wrong responses where there was an anchor
+            already; NaN where there was none.
     """
 
     low: float
     high: float
     groups: int
+    visited_once: float
     rate: float
     bias: float
     factor_right: float
@@ -60,36 +64,42 @@ def baseline_bias(p: float, group_size: int) -> float:
     return float("nan") if mixed <= 0 else (p - p**group_size) / mixed - p
 
 
-def bias_by_rate(records: pa.Table, preset: str | float = "hard") -> list[Bin]:
-    """The bias in a run's records, by solve rate, and what HA-DW with ``preset`` would have done.
+def bias_by_rate(records: pa.Table, preset: str | float = "hard", lambda_scale: float = 1.3) -> list[Bin]:
+    """The bias in a run's records, by solve rate, and what HA-DW would have done with these settings.
 
     The anchor is replayed from the recorded counts, as a run with HA-DW would have moved it.
+
+    Raises:
+        ValueError: a setting is out of range.
     """
-    rows = [row for row in records.to_pylist() if row["total"]]
-    pooled: dict[tuple[str, int], list[float]] = defaultdict(lambda: [0.0, 0])
-    for row in rows:
-        counts = pooled[row["data_source"], row["index"]]
-        counts[0] += row["correct"]
-        counts[1] += row["total"]
+    by_step: dict[int, list[dict]] = defaultdict(list)
+    pooled: dict[tuple[str, int], list[float]] = defaultdict(lambda: [0.0, 0, 0])
+    for row in records.to_pylist():
+        if row["total"]:
+            by_step[row["step"]].append(row)
+            counts = pooled[row["data_source"], row["index"]]
+            pooled[row["data_source"], row["index"]] = np.add(counts, (row["correct"], row["total"], 1)).tolist()
     found: list[list[tuple[float | None, ...]]] = [[] for _ in BINS]
-    memory = HadwMemory({"preset": preset})
-    for step in sorted({row["step"] for row in rows}):
-        left = [(row, _as_group(row, number)) for number, row in enumerate(rows) if row["step"] == step]
-        for row, group in left:
-            met = memory.record(group)
-            if row["kind"] != "mixed" or not 0 < row["correct"] < row["total"] or not met:
-                continue
-            correct, total = pooled[row["data_source"], row["index"]]
-            rate = correct / total
-            place = next(number for number, (_, high) in enumerate(BINS) if rate < high or high == 1)
-            factors = (met["hadw_factor_right"], met["hadw_factor_wrong"])
-            found[place].append((rate, baseline_bias(rate, row["size"]), *factors))
-        memory.commit([group for _, group in left])
-    return [
-        Bin(low, high, len(figures), *(float(value) for value in np.mean(figures, axis=0)))
-        for (low, high), figures in zip(BINS, found, strict=True)
-        if figures
-    ]
+    memory = HadwMemory({"preset": preset, "lambda_scale": lambda_scale})
+    for _, rows in sorted(by_step.items()):
+        groups = [_as_group(row, number) for number, row in enumerate(rows)]
+        for row, group in zip(rows, groups, strict=True):
+            if row["kind"] == "mixed" and 0 < row["correct"] < row["total"]:
+                correct, total, visits = pooled[row["data_source"], row["index"]]
+                rate, met = correct / total, memory.record(group)
+                factors = [met.get(name, np.nan) for name in ("hadw_factor_right", "hadw_factor_wrong")]
+                place = next(number for number, (_, high) in enumerate(BINS) if rate < high or high == 1)
+                found[place].append((visits == 1, rate, baseline_bias(rate, row["size"]), *factors))
+        memory.commit(groups)
+    filled = [(ends, np.array(figures, float)) for ends, figures in zip(BINS, found, strict=True) if figures]
+    return [_bin(low, high, figures) for (low, high), figures in filled]
+
+
+def _bin(low: float, high: float, figures: np.ndarray) -> Bin:
+    met = ~np.isnan(figures[:, -1])
+    factors = figures[met, 3:].mean(axis=0) if met.any() else np.full(2, np.nan)
+    once, rate, bias, right, wrong = (float(value) for value in (*figures[:, :3].mean(axis=0), *factors))
+    return Bin(low, high, len(figures), once, rate, bias, right, wrong)
 
 
 def _as_group(row: dict, number: int) -> Group:

@@ -53,11 +53,8 @@ def _groups_have_rewards(config: DictConfig, line: Line) -> Iterator[str]:
 
 
 def memory_settings(config: DictConfig) -> dict[str, object]:
-    """What a memory's keys and counts mean: prompts of these files, judged by this function, under these settings."""
-    gsd = OmegaConf.to_container(OmegaConf.select(config, "algorithm.gsd") or OmegaConf.create())
-    assert isinstance(gsd, dict)
-    sections = {f"algorithm.gsd.{name}": section for name, section in gsd.items() if isinstance(section, dict)}
-    return sections | {
+    """What a memory's keys and counts mean: prompts of these files, judged by this function."""
+    return {
         "data.train_files": fingerprints(config.data.train_files),
         "reward.custom_reward_function.name": config.reward.custom_reward_function.name,
     }
@@ -77,7 +74,8 @@ def _memory_restorable(config: DictConfig, line: Line) -> Iterator[str]:
         checkpoint = checkpoint_to_resume(config)
         if checkpoint is not None:
             try:
-                check_state(checkpoint, memory_settings(config))
+                sections = [name for name, value in config.algorithm.gsd.items() if isinstance(value, DictConfig)]
+                check_state(checkpoint, memory_settings(config), names={"prompts", *sections})
             except ConfigError as error:
                 yield str(error)
 
@@ -132,6 +130,11 @@ def stages_wrong(config: DictConfig) -> Iterator[str]:
             chain.build_memory(name, gsd)
         except ValueError as error:
             yield f"{error}."
+        if config.algorithm.adv_estimator != "gsd":
+            yield (
+                f"algorithm.adv_estimator={config.algorithm.adv_estimator}: algorithm.gsd.{name} weighs what the "
+                "estimator gsd computes and no other. Write algorithm.adv_estimator=gsd."
+            )
         if not is_ours(config):
             yield (
                 f"trainer.v1.trainer_mode={mode}: algorithm.gsd.{name} needs to see whole groups. Write "

@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -71,12 +71,18 @@ def save_state(checkpoint: Path, memories: Mapping[str, Memory], settings: Mappi
         shutil.rmtree(building, ignore_errors=True)
 
 
-def check_state(checkpoint: Path, settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def check_state(
+    checkpoint: Path, settings: Mapping[str, Any], names: Collection[str] | None = None
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The values and arrays below ``checkpoint``, by memory and by memory/key.
+
+    Args:
+        settings: the run's that must be the same; what else was saved with the memory is not compared.
+        names: the run's memories; None leaves them out of account.
 
     Raises:
         ConfigError: nothing of ours is there, it is damaged, written by a newer version, or by a run whose ``settings``
-            were others; the message says which, and what to write.
+            or memories were others; the message says which, and what to write.
     """
     folder = checkpoint / FOLDER
     if not folder.is_dir():
@@ -89,6 +95,11 @@ def check_state(checkpoint: Path, settings: Mapping[str, Any]) -> tuple[dict[str
                 f"{key}: the memory in {folder} was made with {before}, and this is {now}. Use what it was made with, "
                 f"or: {REMEDY}"
             )
+    if names is not None and content["values"].keys() != set(names):
+        raise ConfigError(
+            f"{folder}: holds the memory of {', '.join(sorted(content['values']))}, this run has "
+            f"{', '.join(sorted(names))}. {REMEDY}"
+        )
     return content["values"], arrays
 
 
@@ -96,14 +107,9 @@ def restore_state(checkpoint: Path, memories: Mapping[str, Memory], settings: Ma
     """Give all ``memories`` what ``save_state`` wrote below ``checkpoint``.
 
     Raises:
-        ConfigError: as ``check_state``, or the memories saved there are others.
+        ConfigError: as ``check_state``, or a memory refuses what it is given.
     """
-    values, arrays = check_state(checkpoint, settings)
-    if values.keys() != memories.keys():
-        raise ConfigError(
-            f"{checkpoint / FOLDER}: holds the memory of {', '.join(sorted(values))}, this run has "
-            f"{', '.join(sorted(memories))}. {REMEDY}"
-        )
+    values, arrays = check_state(checkpoint, settings, memories.keys())
     for name, memory in memories.items():
         own = {key.removeprefix(f"{name}/"): value for key, value in arrays.items() if key.startswith(f"{name}/")}
         try:

@@ -53,7 +53,7 @@ class GroupTrainer(PPOTrainer):
         operation = audit(config).operation
         self._alpha = operation.alpha if operation else None
         self._prompt_of: dict[str, PromptKey] = {}  # by uid, of every group that has not left the buffer
-        self._left: list[records.Left] = []
+        self._left: list[tuple[Group, records.Fate]] = []  # in the step at hand
         self._training: dict[str, Group] = {}  # by uid, the groups of the batch at hand
         self.prompts = PromptStore()
         gsd = OmegaConf.select(config, "algorithm.gsd") or {}
@@ -86,8 +86,9 @@ class GroupTrainer(PPOTrainer):
 
     def on_left(self, group: Group, fate: records.Fate) -> None:
         del self._prompt_of[group.uid]
-        further = {name: value for stage in self._stages.values() for name, value in stage.record(group).items()}
-        self._left.append(records.Left(group, fate, further))
+        for stage in self._stages.values():
+            group = stage.adopt(group)
+        self._left.append((group, fate))
         if fate == "trained":
             self._training[group.uid] = group
 
@@ -103,7 +104,8 @@ class GroupTrainer(PPOTrainer):
         super()._init_dataloader()
         self._unique_indices = indices_are_unique(self.train_dataset)
         self._settings = memory_settings(self.config) | {
-            "prompts are known by": "data_source and index" if self._unique_indices else "data_source and text"
+            "prompts are known by": "data_source and index" if self._unique_indices else "data_source and text",
+            **{f"algorithm.gsd.{name}": stage.depends_on() for name, stage in self._stages.items()},
         }
 
     def _submit_batch_to_rollout(self, batch):
@@ -121,7 +123,7 @@ class GroupTrainer(PPOTrainer):
 
     def _compute_advantage(self, batch, metrics):
         rows = [self._training.get(key.rsplit("_", 2)[0]) for key in batch.keys]  # None: verl's padding
-        left = [entry.group for entry in self._left]
+        left = [group for group, _ in self._left]
         columns = {name: of for stage in self._stages.values() for name, of in stage.columns(rows, left).items()}
         with advantage.batch_of(batch.keys, columns):
             return super()._compute_advantage(batch, metrics)
@@ -129,7 +131,12 @@ class GroupTrainer(PPOTrainer):
     def step(self, metrics, timing_raw):
         batch = super().step(metrics, timing_raw)
         start = time.perf_counter()
-        left, self._left, self._training = self._left, [], {}
+        stages = self._stages.values()
+        left = [
+            records.Left(group, fate, {name: value for stage in stages for name, value in stage.record(group).items()})
+            for group, fate in self._left
+        ]
+        self._left, self._training = [], {}
         table = records.describe(left, step=self.global_steps, attempt=self._attempt, alpha=self._alpha)
         records.write_step(self._run.path, table, step=self.global_steps, attempt=self._attempt)
         metrics.update(group_metrics(table, self.prompts))
@@ -139,7 +146,7 @@ class GroupTrainer(PPOTrainer):
                 self.prompts.observe(
                     (row["data_source"], row["index"]), row["correct"], row["total"], self.global_steps
                 )
-        for stage in self._stages.values():
+        for stage in stages:
             stage.commit([entry.group for entry in left])
             metrics.update(stage.metrics())
         timing_raw["gsd_read"], self.replay_buffer.read_seconds = self.replay_buffer.read_seconds, 0.0
