@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import psutil
 
+from verl_gsd.algorithms.hadw import HadwMemory
+from verl_gsd.groups import Group
 from verl_gsd.prompts import PromptStore
 from verl_gsd.rundir import RunDirectory, read_metrics
 from verl_gsd.trainer.state import check_state
@@ -63,3 +65,27 @@ def replayed(records, last_step):
             key = (row["data_source"], row["index"])
             memory[key] = tuple(np.add(memory[key], (1, row["correct"], row["total"])))
     return dict(memory)
+
+
+def replayed_anchors(run, records, last_step):
+    """HA-DW's anchor after each step, from the recorded counts through a fresh memory: bit for bit what the run had.
+
+    Asserts that every group met the anchor of the step before, and that every checkpoint holds the anchor of its step.
+    """
+    fresh, path = HadwMemory({"preset": "hard"}), {}
+    for step in range(1, last_step + 1):
+        rows = [row for row in records.to_pylist() if row["step"] == step]
+        assert {row["hadw_anchor"] for row in rows if row["total"]} == {fresh.bank.value("arithmetic")}
+        fresh.commit([_as_group(row) for row in rows])
+        path[step] = fresh.bank.value("arithmetic")
+        if (run / f"global_step_{step}").is_dir():
+            saved, _ = check_state(run / f"global_step_{step}", {})
+            assert saved["hadw"]["bank"] == fresh.state_dict()["bank"]
+    return path
+
+
+def _as_group(row):
+    right = round(row["correct"])
+    verdicts = np.array([1.0] * right + [0.0] * (row["total"] - right))
+    tokens = np.zeros(row["total"], np.int64)
+    return Group(str(row["index"]), row["data_source"], row["index"], verdicts, verdicts, tokens)

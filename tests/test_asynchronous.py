@@ -1,6 +1,5 @@
 """colocate_async on the real stack: HA-DW over GSPO, two workers, failing and empty sessions; killed and resumed."""
 
-import json
 import os
 from collections import Counter
 from pathlib import Path
@@ -9,10 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from running import metrics, remembered, replayed, train_until_killed, verl_gsd
+from running import metrics, remembered, replayed, replayed_anchors, train_until_killed, verl_gsd
 
-from verl_gsd.algorithms.hadw import HadwMemory
-from verl_gsd.groups import Group
 from verl_gsd.records import read_records
 
 pytestmark = pytest.mark.stack
@@ -97,26 +94,10 @@ def test_after_an_asynchronous_resume_nothing_is_lost_or_counted_twice(run):
 
 
 def test_the_anchor_goes_on_from_the_checkpoint_along_the_path_its_records_give(run):
-    """Replaying the recorded counts through a fresh memory gives the path bit for bit."""
-    fresh, path = HadwMemory({"preset": "hard"}), []
-    for step in range(1, STEPS + 1):
-        rows = [row for row in run.records.to_pylist() if row["step"] == step]
-        assert {row["hadw_anchor"] for row in rows if row["total"]} == {fresh.bank.value("arithmetic")}
-        fresh.commit([as_group(row) for row in rows])
-        path.append(fresh.bank.value("arithmetic"))
-        logged = metrics(run.path, 1 if step <= SAVED else 2)[step]
-        assert logged["hadw/anchor/after"] == path[-1]
-        if step in (SAVED, STEPS):
-            saved = json.loads((run.path / f"global_step_{step}" / "gsd" / "state.json").read_text())
-            assert saved["values"]["hadw"]["bank"] == fresh.state_dict()["bank"]
-    assert len(set(path)) == STEPS, "it moves"
-
-
-def as_group(row):
-    right = round(row["correct"])
-    verdicts = np.array([1.0] * right + [0.0] * (row["total"] - right))
-    tokens = np.zeros(row["total"], np.int64)
-    return Group(str(row["index"]), row["data_source"], row["index"], verdicts, verdicts, tokens)
+    path = replayed_anchors(run.path, run.records, STEPS)
+    for step, value in path.items():
+        assert metrics(run.path, 1 if step <= SAVED else 2)[step]["hadw/anchor/after"] == value
+    assert len(set(path.values())) == STEPS, "it moves"
 
 
 def test_factors_are_applied_from_the_second_step_on(run):

@@ -16,7 +16,16 @@ import psutil
 import pytest
 import torch
 from omegaconf import OmegaConf
-from running import BINARIES, metrics, ray_processes, remembered, replayed, train_until_killed, verl_gsd
+from running import (
+    BINARIES,
+    metrics,
+    ray_processes,
+    remembered,
+    replayed,
+    replayed_anchors,
+    train_until_killed,
+    verl_gsd,
+)
 
 from verl_gsd.evaluation.intervals import wilson
 from verl_gsd.records import read_records
@@ -283,3 +292,22 @@ def test_a_crash_leaves_no_process_and_shows_the_cause(task, tmp_path):
     assert done.returncode == 1, done.stdout + done.stderr
     assert "ArithmeticError: broken on purpose" in done.stderr
     assert of_a_run_since(start) == []
+
+
+@pytest.mark.drill
+def test_hadw_over_dapo_with_two_workers_goes_on_exactly_after_a_kill(task, tmp_path):
+    run, steps = tmp_path / "run", 5
+    code, printed = train_until_killed(
+        *("algo=hadw_dapo", *SMALL, "trainer.n_gpus_per_node=2", f"trainer.default_local_dir={run}"),
+        *(f"trainer.total_training_steps={steps}", "trainer.save_freq=2", "trainer.test_freq=-1"),
+        step=3,
+    )
+    assert code == 1, printed
+    resumed = verl_gsd("train", f"resume={run}")
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    records = read_records(run)
+    assert set(records["fate"].to_pylist()) >= {"trained", "filtered"}
+    path = replayed_anchors(run, records, steps)
+    assert len(set(path.values())) == steps, "it moves"
+    for step, value in path.items():
+        assert metrics(run, 1 if step <= 2 else 2)[step]["hadw/anchor/after"] == value
