@@ -22,7 +22,7 @@ import torch
 import typer
 
 from verl_gsd.algorithms import chain
-from verl_gsd.algorithms.hadw import HadwMemory
+from verl_gsd.algorithms.hadw_memory import HadwMemory
 from verl_gsd.groups import Group
 
 GROUPS, SIZE = 128, 8

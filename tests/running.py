@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from verl_gsd.algorithms.hadw import HadwMemory
+from verl_gsd.algorithms.hadw_memory import HadwMemory
 from verl_gsd.groups import Group
 from verl_gsd.prompts import PromptStore
 from verl_gsd.rundir import RunDirectory, read_metrics

@@ -15,7 +15,8 @@ from omegaconf import OmegaConf
 
 from verl_gsd.algorithms import chain
 from verl_gsd.algorithms.dial import dial_advantage
-from verl_gsd.algorithms.hadw import AnchorBank, FixedAnchor, HadwMemory, HardAnchor, Settings, SoftAnchor, hadw_factor
+from verl_gsd.algorithms.hadw import AnchorBank, FixedAnchor, HardAnchor, SoftAnchor, hadw_factor
+from verl_gsd.algorithms.hadw_memory import HadwMemory, Settings
 from verl_gsd.evaluation.bias import baseline_bias, bias_by_rate
 from verl_gsd.groups import Group
 from verl_gsd.records import Left, describe

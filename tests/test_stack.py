@@ -142,6 +142,7 @@ def test_records_agree_with_what_verl_logs(grpo):
         assert mean_length == pytest.approx(logged["response_length/mean"])
         assert logged["group/frac_mixed"] == np.mean([row["kind"] == "mixed" for row in rows])
         assert logged["group/count/trained"] == len(rows)
+        assert logged["prompts/known"] == len({row["index"] for row in records if row["step"] <= step})
         assert logged["dial/gain/mean"] == pytest.approx(np.mean([row["gain"] for row in rows]))
 
 

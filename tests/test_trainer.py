@@ -72,6 +72,12 @@ def test_each_mode_is_verls_own_with_its_buffer_watched(words, base, mode, buffe
     assert built.parameter_sync_step == (4 if mode == "separate_async" else 1), "read under verl's own name"
 
 
+def test_a_stage_under_an_estimator_that_does_not_run_it_is_refused():
+    config = resolve(compose_config(parse_line(["algo=hadw", "task=arithmetic", "algorithm.adv_estimator=grpo"])))
+    with pytest.raises(ConfigError, match=r"adv_estimator=grpo: algorithm\.gsd\.hadw weighs .* Write algorithm"):
+        get_trainer_cls("gsd_sync")(config)
+
+
 def test_under_verls_own_command_metrics_are_kept_too():
     assert trainer("trainer.logger=wandb")[1].trainer.logger == ["wandb", "file"]
     assert trainer("trainer.logger=[file,console]")[1].trainer.logger == ["file", "console"]

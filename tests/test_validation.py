@@ -163,10 +163,11 @@ def test_a_key_verl_reads_without_listing_it_may_be_added(check, tiny_task):
 
 def test_a_checkpoint_without_weights_is_refused_and_a_whole_one_named(check, tiny_task, tmp_path):
     run = tmp_path / "run"
-    for step in (10, 20):
+    for step in (90, 100, 110):
         (run / f"global_step_{step}" / "gsd").mkdir(parents=True)
-    (run / "global_step_10" / "actor").mkdir()
-    (run / "latest_checkpointed_iteration.txt").write_text("20")
-    message = r"global_step_20: no actor/ there.*resume_from_path=.*global_step_10"
+    for step in (90, 100):
+        (run / f"global_step_{step}" / "actor").mkdir()
+    (run / "latest_checkpointed_iteration.txt").write_text("110")
+    message = r"global_step_110: no actor/ there.*resume_from_path=.*global_step_100 "
     with pytest.raises(ConfigError, match=message):
         check(tiny_task, f"trainer.default_local_dir={run}")

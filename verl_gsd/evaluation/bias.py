@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from verl_gsd.algorithms.hadw import HadwMemory
+from verl_gsd.algorithms.hadw_memory import HadwMemory
 from verl_gsd.groups import Group
 
 BINS = ((0.0, 0.1), (0.1, 0.3), (0.3, 0.5), (0.5, 0.7), (0.7, 0.9), (0.9, 1.0))

@@ -45,7 +45,7 @@ _IDLE_KEYS = (
             lambda c: c.algorithm.adv_estimator != "gsd",
             "only the estimator gsd reads it; write algorithm.adv_estimator=gsd",
         )
-        for name in (*DIAL_SETTINGS, "hadw")
+        for name in DIAL_SETTINGS
     ),
     *(
         _Idle(

@@ -146,6 +146,7 @@ class GroupTrainer(PPOTrainer):
                 self.prompts.observe(
                     (row["data_source"], row["index"]), row["correct"], row["total"], self.global_steps
                 )
+        metrics.update(self.prompts.metrics())
         for stage in stages:
             stage.commit([entry.group for entry in left])
             metrics.update(stage.metrics())

@@ -156,8 +156,9 @@ def _appended_keys_are_meant(config: DictConfig, line: Line) -> Iterator[str]:
 def _checkpoint_is_whole(config: DictConfig, line: Line) -> Iterator[str]:
     checkpoint = own_section.checkpoint_to_resume(config)
     if checkpoint is not None and not (checkpoint / "actor").is_dir():
-        whole = sorted(path.parent.name for path in checkpoint.parent.glob("global_step_*/actor"))
-        instead = f"resume_path trainer.resume_from_path={checkpoint.parent / whole[-1]}" if whole else "disable"
+        whole = [path.parent for path in checkpoint.parent.glob("global_step_*/actor")]
+        last = max(whole, key=lambda folder: int(folder.name.rpartition("_")[2]), default=None)
+        instead = f"resume_path trainer.resume_from_path={last}" if last else "disable"
         yield f"{checkpoint}: no actor/ there, so no weights. Write trainer.resume_mode={instead} in a new run."
 
 
