@@ -36,3 +36,14 @@ def check_dial_settings(alpha: Any, ddof: Any, eps: Any) -> None:
 
 def _is_finite_number(value: Any) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool) and abs(float(value)) < math.inf
+
+
+GVPO_NORMALIZERS = ("k-1", "k", "none")
+
+
+def check_gvpo_settings(beta: Any, normalizer: Any) -> None:
+    """Raise a ValueError that names the setting of GVPO's loss which is out of range."""
+    if not (_is_finite_number(beta) and beta > 0):
+        raise ValueError(f"beta={beta}: write a finite number above 0; the paper's is 0.1")
+    if normalizer not in GVPO_NORMALIZERS:
+        raise ValueError(f"normalizer={normalizer}: write one of {', '.join(GVPO_NORMALIZERS)}")
