@@ -155,12 +155,13 @@ def describe(
     """Figures of one mini-batch, (N,) each, in float64; groups of one and rows of no group count in one figure alone.
 
     Returns:
-        ``gvpo/groups_of_one``; and of the other groups: ``gvpo/mse``, the mean over groups of sum (beta (s - mean s)
-        - A)^2 / (k - 1), in units of the reward squared; ``gvpo/s_std`` and ``gvpo/beta_s_std``, the mean over groups of
-        the standard deviation (divisor k - 1) of s, in nats, and of beta s; ``gvpo/sequence_kl``, the mean of -s, in
-        nats: with responses from pi_theta' an unbiased estimate of KL(pi_theta' || pi_theta). Where they are defined:
-        ``gvpo/pull_over_push``, mean |beta (s - mean s)| over mean |A|; ``gvpo/s_length_correlation``, of s with the
-        response's ``tokens``.
+        ``gvpo/groups_of_one``, and of the other groups:
+        ``gvpo/mse``, the mean over groups of sum (beta (s - mean s) - A)^2 / (k - 1), in units of the reward squared;
+        ``gvpo/s_std``, the mean over groups of the standard deviation of s (divisor k - 1), in nats; ``gvpo/beta_s_std``;
+        ``gvpo/sequence_kl``, the mean of -s in nats, which for responses from pi_theta' estimates
+        KL(pi_theta' || pi_theta) without bias;
+        and where they are defined ``gvpo/pull_over_push``, mean |beta (s - mean s)| over mean |A|, and
+        ``gvpo/s_length_correlation``, of s with the response's ``tokens``.
     """
     size = _sizes(group)
     metrics = {"gvpo/groups_of_one": float((size == 1).sum())}
