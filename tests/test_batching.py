@@ -67,7 +67,7 @@ def test_full_groups_need_no_padding_and_work_is_evened_out(group_size):
 
 
 def test_missing_sessions_are_spread_over_the_mini_batches():
-    """Two of eight groups lost most of their sessions: two mini-batches of four groups each, not one of eight and none."""
+    """Two of eight groups lost most of their sessions: two mini-batches of as many rows, not 16 and 10."""
     sizes = [4] * 6 + [1, 1]
     group = np.repeat(np.arange(8), sizes).tolist()
     places = np.array(layout(group, [1.0] * len(group), mini_rows=16, workers=2))

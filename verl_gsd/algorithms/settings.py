@@ -41,9 +41,14 @@ def _is_finite_number(value: Any) -> bool:
 GVPO_NORMALIZERS = ("k-1", "k", "none")
 
 
-def check_gvpo_settings(beta: Any, normalizer: Any) -> None:
+GVPO_REFERENCES = ("old", "ref")
+
+
+def check_gvpo_settings(beta: Any, normalizer: Any, reference: Any = "old") -> None:
     """Raise a ValueError that names the setting of GVPO's loss which is out of range."""
     if not (_is_finite_number(beta) and beta > 0):
         raise ValueError(f"beta={beta}: write a finite number above 0; the paper's is 0.1")
     if normalizer not in GVPO_NORMALIZERS:
         raise ValueError(f"normalizer={normalizer}: write one of {', '.join(GVPO_NORMALIZERS)}")
+    if reference not in GVPO_REFERENCES:
+        raise ValueError(f"reference={reference}: write one of {', '.join(GVPO_REFERENCES)}")

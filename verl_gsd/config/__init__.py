@@ -32,7 +32,12 @@ def load(group: str, name: str) -> DictConfig:
 
 
 def store_groups() -> None:
-    """Register every YAML file below this folder; each merges at the root of the config (package ``_global_``)."""
+    """Register every YAML file below this folder; each merges at the root of the config (package ``_global_``).
+
+    And the functions they interpolate with: ``${verl_gsd.equal:a,b}``, ``${verl_gsd.quotient:a,b}`` (at least 1).
+    """
+    OmegaConf.register_new_resolver("verl_gsd.equal", lambda a, b: a == b, replace=True)
+    OmegaConf.register_new_resolver("verl_gsd.quotient", lambda a, b: max(1, a // b), replace=True)
     store = ConfigStore.instance()
     for group in GROUPS:
         for name in _files(group):

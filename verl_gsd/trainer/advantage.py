@@ -28,24 +28,26 @@ for _module in pkgutil.iter_modules(algorithms.__path__):
     importlib.import_module(f"{algorithms.__name__}.{_module.name}")
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Batch:
-    """What our trainers know of the batch at hand, beyond what verl passes on.
+    """What our trainers know of the batch at hand, beyond what verl passes on, and what they want to know in turn.
 
     Attributes:
         speaker: (N,) the row that speaks for each row's session; None where every session has one row.
         columns: see ``chain.Rows.columns``.
+        advantages: (N,), one a row, once the estimator has run.
     """
 
     speaker: torch.Tensor | None
     columns: Mapping[str, Any]
+    advantages: torch.Tensor | None = None
 
 
 _BATCH: ContextVar[_Batch | None] = ContextVar("_BATCH", default=None)
 
 
 @contextmanager
-def batch_of(keys: Sequence[str], columns: Mapping[str, Any]) -> Iterator[None]:
+def batch_of(keys: Sequence[str], columns: Mapping[str, Any]) -> Iterator[_Batch]:
     """Within it, the estimator knows the rows' sessions and ``columns``.
 
     An agent loop may put several outputs of one session into the batch, all with the session's reward. One response is
@@ -61,9 +63,10 @@ def batch_of(keys: Sequence[str], columns: Mapping[str, Any]) -> Iterator[None]:
         last[name] = max(last.get(name, (-1, -1)), (int(output[row]), row))
     several = len(last) < len(keys)
     speaker = torch.tensor([last[name][1] for name in session]) if several else None
-    token = _BATCH.set(_Batch(speaker, columns))
+    batch = _Batch(speaker, columns)
+    token = _BATCH.set(batch)
     try:
-        yield
+        yield batch
     finally:
         _BATCH.reset(token)
 
@@ -105,6 +108,7 @@ def gsd_advantage(
         row = chain.advantages(rewards, index, gsd, mask=mask, columns=batch.columns)
         if speaker is not None:
             row = row[speaker]
+        batch.advantages = row
         # A copy in the advantages' dtype and a product in place: half the time of a product of float and int64.
         advantages = response_mask.to(row.dtype, copy=True).mul_(row.unsqueeze(-1))
     return advantages, advantages

@@ -35,7 +35,7 @@ def layout(
         multiple: of rows that the whole must be, itself a multiple of ``mini_rows``; that many by default.
 
     Returns:
-        Row numbers, or ``PADDING``, by place in the batch: worker by worker, and for each its slice of every mini-batch.
+        Row numbers, or ``PADDING``, by place in the batch: worker by worker, for each its slices of the mini-batches.
 
     Raises:
         ValueError: a group is larger than ``group_size`` or than a mini-batch, or ``group_size`` does not divide a
@@ -93,7 +93,8 @@ def _deal(work: Sequence[float], room: Sequence[int], bins: int, capacity: int) 
         The items of each bin, in ascending order, or None where one found no room.
     """
     items: list[list[int]] = [[] for _ in range(bins)]
-    load, used = np.zeros(bins), np.zeros(bins, dtype=int)
+    load = np.zeros(bins)
+    used: np.ndarray = np.zeros(bins, dtype=int)
     for item in sorted(range(len(work)), key=lambda item: (-room[item], -work[item])):
         free = used + room[item] <= capacity
         if not free.any():

@@ -114,7 +114,7 @@ def own_keys_unknown(config: DictConfig) -> Iterator[str]:
     from verl_gsd.algorithms import chain
 
     gsd = OmegaConf.select(config, "algorithm.gsd") or {}
-    known = {*DIAL_SETTINGS, "poll_interval", "state", *chain.registered()}
+    known = {*DIAL_SETTINGS, "poll_interval", "state", "gvpo", *chain.registered()}
     for name in set(gsd) - known:
         yield f"algorithm.gsd.{name}: no such key. Keys are {', '.join(sorted(known))}."
 

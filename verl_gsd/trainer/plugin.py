@@ -20,5 +20,6 @@ if cpu.requested():
 
 config.store_groups()
 
-wrapt.when_imported("verl.trainer.ppo.core_algos")(lambda _: importlib.import_module("verl_gsd.trainer.advantage"))
+for ours in ("verl_gsd.trainer.advantage", "verl_gsd.trainer.losses"):
+    wrapt.when_imported("verl.trainer.ppo.core_algos")(lambda _, ours=ours: importlib.import_module(ours))
 wrapt.when_imported("verl.trainer.ppo.v1.trainer_sync")(lambda _: importlib.import_module("verl_gsd.trainer.trainer"))

@@ -27,12 +27,13 @@ from verl_gsd.rundir import RunDirectory
 from verl_gsd.trainer import advantage, replay
 from verl_gsd.trainer.config import OUR_MODES, ConfigError
 from verl_gsd.trainer.dataset import indices_are_unique
+from verl_gsd.trainer.gvpo_trainer import GVPOSteps
 from verl_gsd.trainer.metrics import group_metrics
 from verl_gsd.trainer.own_section import checkpoint_to_resume, memory_settings, own_problems
 from verl_gsd.trainer.state import Memory, restore_state, save_state
 
 
-class GroupTrainer(PPOTrainer):
+class GroupTrainer(GVPOSteps, PPOTrainer):
     """What every trainer mode of ours adds to verl's; listens to the replay buffer (``replay.GroupListener``).
 
     A subclass names verl's trainer as its next base and verl's mode in ``verl_mode``. What learns from groups is a
@@ -125,8 +126,9 @@ class GroupTrainer(PPOTrainer):
         rows = [self._training.get(key.rsplit("_", 2)[0]) for key in batch.keys]  # None: verl's padding
         left = [group for group, _ in self._left]
         columns = {name: of for stage in self._stages.values() for name, of in stage.columns(rows, left).items()}
-        with advantage.batch_of(batch.keys, columns):
-            return super()._compute_advantage(batch, metrics)
+        with advantage.batch_of(batch.keys, columns) as at_hand:
+            batch = super()._compute_advantage(batch, metrics)
+        return self._put_columns(batch, at_hand.advantages)
 
     def step(self, metrics, timing_raw):
         batch = super().step(metrics, timing_raw)

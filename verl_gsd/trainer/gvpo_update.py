@@ -1,0 +1,204 @@
+"""What GVPO asks of a trainer: rows in an order that keeps groups together, columns for the loss, a route a step."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from verl_gsd.algorithms import gvpo
+from verl_gsd.trainer import gvpo_rows
+from verl_gsd.trainer.batching import PADDING, layout, mini_batch_of
+
+logger = logging.getLogger(__name__)
+
+Route = Literal["whole", "prepass"]
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """Of a config: responses a prompt, rows a mini-batch and a micro-batch, updates a step, tokens a micro-batch."""
+
+    group: int
+    mini_rows: int
+    micro_rows: int | None
+    micro_tokens: int | None
+    updates: int
+
+    @classmethod
+    def of(cls, config: DictConfig) -> _Sizes:
+        actor, group = config.actor_rollout_ref.actor, int(config.actor_rollout_ref.rollout.n)
+        sequence_parallel = int(OmegaConf.select(actor, "fsdp_config.ulysses_sequence_parallel_size") or 1)
+        dynamic = actor.use_dynamic_bsz
+        return cls(
+            group=group,
+            mini_rows=int(actor.ppo_mini_batch_size) * group,
+            micro_rows=None if dynamic else int(actor.ppo_micro_batch_size_per_gpu),
+            micro_tokens=int(actor.ppo_max_token_len_per_gpu) * sequence_parallel if dynamic else None,
+            updates=int(actor.ppo_epochs) * -(-int(config.data.train_batch_size) // int(actor.ppo_mini_batch_size)),
+        )
+
+
+class GVPOUpdate:
+    """One step after another: ``place`` the rows, give their ``columns``, tell the workers the ``route``.
+
+    Args:
+        config: the trainer's.
+
+    Attributes:
+        workers: among which the batch at hand is spread.
+    """
+
+    def __init__(self, config: DictConfig) -> None:
+        self._grouping: str = config.algorithm.gsd.gvpo.grouping
+        self._normalizer: str = config.actor_rollout_ref.actor.policy_loss.normalizer
+        self._sizes = _Sizes.of(config)
+        self._route: Route | None = None
+        self.workers = 1
+
+    def place(
+        self,
+        keys: Sequence[str],
+        tokens: Sequence[int],
+        workload: Sequence[float],
+        *,
+        padding_tokens: int,
+        workers: int,
+        multiple: int,
+    ) -> tuple[list[int], dict[str, float]]:
+        """Choose the route of this step and place its rows.
+
+        Args:
+            keys: (N,) verl's ``<uid>_<session>_<output>``, without padding.
+            tokens, workload: (N,) of each row.
+            padding_tokens: of a row of padding.
+            workers: among which the batch is spread.
+            multiple: of rows that verl needs.
+
+        Returns:
+            ``batching.layout``'s places, and metrics ``gvpo/{route_whole,padding_rows,missing_sessions}``.
+
+        Raises:
+            ValueError: ``grouping=whole`` and a group is not a session a row, at most n of them, or does not fit a
+                micro-batch.
+        """
+        sizes, self.workers = self._sizes, workers
+        uids = [key.rsplit("_", 2)[0] for key in keys]
+        numbers = {uid: number for number, uid in enumerate(dict.fromkeys(uids))}
+        group = [numbers[uid] for uid in uids]
+        obstacle = self._obstacle_to_whole(keys, group, tokens, padding_tokens)
+        if self._grouping == "whole" and obstacle:
+            raise ValueError(
+                f"algorithm.gsd.gvpo.grouping=whole: {obstacle}. Write algorithm.gsd.gvpo.grouping=prepass, or auto."
+            )
+        if self._grouping == "auto" and sizes.updates == 1:
+            self._take("prepass", "with one update a step the log-probabilities are known, and no pass is made")
+        elif self._grouping == "prepass" or obstacle:
+            self._take("prepass", obstacle or "algorithm.gsd.gvpo.grouping=prepass")
+        else:
+            self._take("whole", "every group fits a micro-batch")
+        places = layout(
+            group,
+            workload,
+            mini_rows=sizes.mini_rows,
+            workers=workers,
+            group_size=sizes.group if self._route == "whole" else None,
+            multiple=multiple,
+        )
+        sessions = Counter(session.rsplit("_", 1)[0] for session in {key.rsplit("_", 1)[0] for key in keys})
+        return places, {
+            "gvpo/route_whole": float(self._route == "whole"),
+            "gvpo/padding_rows": float(places.count(PADDING)),
+            "gvpo/missing_sessions": float(sum(max(0, sizes.group - found) for found in sessions.values())),
+        }
+
+    def _obstacle_to_whole(
+        self, keys: Sequence[str], group: Sequence[int], tokens: Sequence[int], padding_tokens: int
+    ) -> str:
+        """Why groups cannot be kept whole in micro-batches; empty where they can."""
+        sizes = self._sizes
+        if len({key.rsplit("_", 1)[0] for key in keys}) < len(keys):
+            return "a session has several outputs, and a micro-batch holds groups of one row a session"
+        rows = Counter(group)
+        if rows and max(rows.values()) > sizes.group:
+            return f"a group has {max(rows.values())} responses and actor_rollout_ref.rollout.n={sizes.group}"
+        if sizes.mini_rows // self.workers % sizes.group:
+            return (
+                f"actor_rollout_ref.actor.ppo_mini_batch_size={sizes.mini_rows // sizes.group} prompts cannot be dealt "
+                f"to {self.workers} workers evenly"
+            )
+        if sizes.micro_rows is not None and sizes.micro_rows % sizes.group:
+            return (
+                f"actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu={sizes.micro_rows} is no multiple of "
+                f"actor_rollout_ref.rollout.n={sizes.group}"
+            )
+        of_group: defaultdict[int, int] = defaultdict(int)
+        for number, length in zip(group, tokens, strict=True):
+            of_group[number] += length
+        longest = max((of_group[g] + (sizes.group - rows[g]) * padding_tokens for g in of_group), default=0)
+        if sizes.micro_tokens is not None and longest > sizes.micro_tokens:
+            return (
+                f"a group has {longest} tokens, and actor_rollout_ref.actor.ppo_max_token_len_per_gpu allows a "
+                f"micro-batch {sizes.micro_tokens}"
+            )
+        return ""
+
+    def _take(self, route: Route, reason: str) -> None:
+        if route != self._route:
+            logger.warning("GVPO: grouping %s from this step on: %s", route, reason)
+        self._route = route
+
+    def columns(self, keys: Sequence[str], advantages: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What the loss has to know of each row, ``gvpo_rows``: (N,) each.
+
+        Args:
+            keys: of the batch as it is placed, padding included (its uid starts with ``pad``).
+            advantages: (N,) A_i.
+        """
+        mini_batch = mini_batch_of(len(keys), mini_rows=self._sizes.mini_rows, workers=self.workers)
+        columns = {
+            gvpo_rows.RESPONSE: torch.full((len(keys),), -1),
+            gvpo_rows.GROUP: torch.full((len(keys),), -1),
+            gvpo_rows.SIZE: torch.zeros(len(keys), dtype=torch.int64),
+            gvpo_rows.COEFFICIENT: torch.zeros(len(keys)),
+            gvpo_rows.ADVANTAGE: advantages.float(),
+        }
+        for j in np.unique(mini_batch):
+            rows = [row for row in np.flatnonzero(mini_batch == j) if not keys[row].startswith("pad")]
+            sessions = [keys[row].rsplit("_", 1)[0] for row in rows]
+            responses = {session: number for number, session in enumerate(dict.fromkeys(sessions))}
+            uids = [session.rsplit("_", 1)[0] for session in responses]
+            groups = {uid: number for number, uid in enumerate(dict.fromkeys(uids))}
+            group = torch.tensor([groups[uid] for uid in uids], dtype=torch.int64)
+            size = torch.bincount(group, minlength=1)[group]
+            coefficient = gvpo.coefficients(group, self._normalizer).float()
+            response = torch.tensor([responses[session] for session in sessions], dtype=torch.int64)
+            columns[gvpo_rows.RESPONSE][rows] = response
+            columns[gvpo_rows.GROUP][rows] = group[response]
+            columns[gvpo_rows.SIZE][rows] = size[response]
+            columns[gvpo_rows.COEFFICIENT][rows] = coefficient[response]
+        return columns
+
+    def instructions(self, *, theta_is_old: bool) -> dict[str, Any]:
+        """For the workers' update: verl's ``extra_info``.
+
+        Args:
+            theta_is_old: the batch's old log-probabilities are those of the policy about to be updated.
+        """
+        instructions: dict[str, Any] = {"gvpo_route": self._route, "gvpo_theta_is_old": theta_is_old}
+        if self._route == "whole":
+            instructions["force_group_size"] = self._sizes.group
+            if self._sizes.micro_rows is not None:  # verl counts groups then, not rows
+                instructions["micro_batch_size_per_gpu"] = self._sizes.micro_rows // self._sizes.group
+        return instructions
+
+
+def own_names(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """``metrics`` with ``gvpo/...`` for what verl calls ``actor/gvpo/...`` because a worker reported it."""
+    return {name.removeprefix("actor/") if name.startswith("actor/gvpo/") else name: metrics[name] for name in metrics}
