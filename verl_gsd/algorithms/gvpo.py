@@ -157,7 +157,8 @@ def describe(
     Returns:
         ``gvpo/groups_of_one``, and of the other groups:
         ``gvpo/mse``, the mean over groups of sum (beta (s - mean s) - A)^2 / (k - 1), in units of the reward squared;
-        ``gvpo/s_std``, the mean over groups of the standard deviation of s (divisor k - 1) in nats; ``gvpo/beta_s_std``;
+        ``gvpo/s_std``, the mean over groups of the standard deviation of s, divisor k - 1, in nats;
+        ``gvpo/beta_s_std``;
         ``gvpo/sequence_kl``, the mean of -s in nats, which for responses from pi_theta' estimates
         KL(pi_theta' || pi_theta) without bias;
         and where they are defined ``gvpo/pull_over_push``, mean |beta (s - mean s)| over mean |A|, and

@@ -94,9 +94,7 @@ class Figures:
         """All that was added, by any worker. A collective: every worker calls it."""
         total = self._reduced(self._by_response, torch.distributed.ReduceOp.SUM)
         rows = total[:, 5].clamp(min=1)
-        return Responses(
-            total[:, 0], total[:, 1], total[:, 2], total[:, 3] / rows, (total[:, 4] / rows).round().long()
-        )
+        return Responses(total[:, 0], total[:, 1], total[:, 2], total[:, 3] / rows, (total[:, 4] / rows).round().long())
 
     def split_groups(self) -> int:
         """How many groups lie in more than one micro-batch. A collective: every worker calls it."""

@@ -99,8 +99,10 @@ class GVPOUpdate:
             )
         if self._grouping == "auto" and sizes.updates == 1:
             self._take("prepass", "with one update a step the log-probabilities are known, and no pass is made")
-        elif self._grouping == "prepass" or obstacle:
-            self._take("prepass", obstacle or "algorithm.gsd.gvpo.grouping=prepass")
+        elif self._grouping == "prepass":
+            self._take("prepass", "algorithm.gsd.gvpo.grouping says so")
+        elif obstacle:
+            self._take("prepass", obstacle)
         else:
             self._take("whole", "every group fits a micro-batch")
         places = layout(

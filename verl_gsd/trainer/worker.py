@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from tensordict import TensorDict
@@ -102,9 +101,7 @@ class GVPOTrainingWorker(TrainingWorker):
 
     def _metrics(self, figures: Figures) -> dict[str, float]:
         seen = figures.responses()
-        found = gvpo.describe(
-            seen.log_ratio, seen.advantage, seen.group, beta=self._settings.beta, tokens=seen.tokens
-        )
+        found = gvpo.describe(seen.log_ratio, seen.advantage, seen.group, beta=self._settings.beta, tokens=seen.tokens)
         return found | {"gvpo/split_groups": float(figures.split_groups())}
 
 
