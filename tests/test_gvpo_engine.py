@@ -167,7 +167,13 @@ def runs(tiny_task, tmp_path_factory, compose_fast):
     with (folder / "log").open("w") as log:
         command = [sys.executable, HERE / "gvpo_engine.py", folder]
         program = subprocess.Popen(command, env=os.environ | {"VERL_GSD_CPU": "1"}, stdout=log, stderr=log)
-        wanted = {name: expected(tiny_task, *of_case) for name, of_case in to_expect.items()}
+        wanted, known = {}, {}
+        for name, (present, mini_batches, config) in to_expect.items():
+            actor = config.actor_rollout_ref.actor
+            same = str(([[row["key"] for row in of_one] for of_one in mini_batches], actor.policy_loss, actor.ppo_epochs))
+            if same not in known:  # most cases divide the same mini-batches in other ways
+                known[same] = expected(tiny_task, present, mini_batches, config)
+            wanted[name] = known[same]
         assert program.wait(timeout=900) == 0, (folder / "log").read_text()[-6000:]
     found = torch.load(folder / "found1.pt", weights_only=False) | torch.load(folder / "found2.pt", weights_only=False)
     return {name: (found[name], wanted.get(name)) for name in found}
