@@ -170,7 +170,9 @@ def runs(tiny_task, tmp_path_factory, compose_fast):
         wanted, known = {}, {}
         for name, (present, mini_batches, config) in to_expect.items():
             actor = config.actor_rollout_ref.actor
-            same = str(([[row["key"] for row in of_one] for of_one in mini_batches], actor.policy_loss, actor.ppo_epochs))
+            same = str(
+                ([[row["key"] for row in of_one] for of_one in mini_batches], actor.policy_loss, actor.ppo_epochs)
+            )
             if same not in known:  # most cases divide the same mini-batches in other ways
                 known[same] = expected(tiny_task, present, mini_batches, config)
             wanted[name] = known[same]

@@ -42,7 +42,7 @@ class Audit:
     Attributes:
         operation: None where the estimator is not an operation on the group's sigma.
         group_size: responses to a prompt.
-        weighed_by: what multiplies the advantages after that, in words.
+        weighed_by: what becomes of the advantages after that, in words.
         silent_groups: what becomes of unanimous groups.
         gains: gain at each of ``RATES`` relative to that at one half, for groups of ``group_size``.
         warnings: settings that contradict each other, each with what to write.
@@ -66,7 +66,7 @@ class Audit:
             curve = "  ".join(f"p={rate:g}: {value:.2f}" for rate, value in zip(RATES, self.gains, strict=False))
             yield f"gain relative to p=0.5, G={self.group_size}: {curve or 'none'}"
         if self.weighed_by:
-            yield f"then weighed by {self.weighed_by}"
+            yield f"then {self.weighed_by}"
         yield self.silent_groups
         for warning in self.warnings:
             yield f"warning: {warning}"
@@ -81,12 +81,13 @@ def audit(config: DictConfig) -> Audit:
         curve = np.asarray(gain(RATES, group_size, operation.alpha, ddof=operation.ddof, eps=operation.eps))
         gains = tuple((curve / curve[-1]).tolist())
     evicts = _filters(config)
-    silent = "evicted and replaced by other prompts" if evicts else "kept, with gain 0"
+    kept = "kept, and pulled towards the reference policy alone" if _is_gvpo(config) else "kept, with gain 0"
+    silent = "evicted and replaced by other prompts" if evicts else kept
     return Audit(
         str(config.algorithm.adv_estimator),
         operation,
         group_size,
-        _weighed_by(config),
+        _weighed_by(config) or _fitted_by(config),
         f"unanimous groups: {silent}",
         gains,
         tuple(_contradictions(config, operation, group_size)),
@@ -110,7 +111,19 @@ def _weighed_by(config: DictConfig) -> str:
     hadw = OmegaConf.select(config, "algorithm.gsd.hadw")
     if config.algorithm.adv_estimator != "gsd" or hadw is None or hadw.get("preset") == "off":
         return ""
-    return f"HA-DW's factor (arXiv 2601.08521), anchor {hadw.get('preset') or 'hard'}"
+    return f"weighed by HA-DW's factor (arXiv 2601.08521), anchor {hadw.get('preset') or 'hard'}"
+
+
+def _is_gvpo(config: DictConfig) -> bool:
+    return OmegaConf.select(config, "actor_rollout_ref.actor.policy_loss.loss_mode") == "gvpo"
+
+
+def _fitted_by(config: DictConfig) -> str:
+    if not _is_gvpo(config):
+        return ""
+    loss = config.actor_rollout_ref.actor.policy_loss
+    against = {"old": "the policy before the step", "ref": "the reference model"}.get(loss.get("reference"), "?")
+    return f"fitted by {loss.get('beta')} times the log-ratio to {against}, centred too (GVPO, arXiv 2504.19599)"
 
 
 def _words(alpha: float) -> str:
@@ -144,6 +157,8 @@ def _contradictions(config: DictConfig, operation: Operation | None, group_size:
         )
     if _filters(config):
         yield from _filter_contradictions(config)
+    if _is_gvpo(config):
+        yield from _gvpo_contradictions(config)
 
 
 def _filters(config: DictConfig) -> bool:
@@ -172,4 +187,29 @@ def _filter_contradictions(config: DictConfig) -> Iterator[str]:
             "algorithm.filter_groups.metric=acc with verl's own scorers: most return a number alone, and verl fills "
             "acc with it. Right as long as that number is 0 or 1; otherwise name a reward.custom_reward_function that "
             "returns score and acc."
+        )
+
+
+def _gvpo_contradictions(config: DictConfig) -> Iterator[str]:
+    actor, rollout, batch = (
+        config.actor_rollout_ref.actor,
+        config.actor_rollout_ref.rollout,
+        config.data.train_batch_size,
+    )
+    loss, mini_batch = actor.policy_loss, actor.ppo_mini_batch_size
+    if loss.get("reference") == "old" and actor.ppo_epochs == 1 and mini_batch >= batch:
+        yield (
+            f"actor_rollout_ref.actor.ppo_mini_batch_size={mini_batch} of data.train_batch_size={batch}, one epoch and "
+            "policy_loss.reference=old: every update starts from the old policy, where GVPO is REINFORCE with the "
+            "group's mean as baseline, times beta. Write a smaller mini-batch; the paper's is a quarter."
+        )
+    if rollout.top_p < 1 or (rollout.top_k or -1) > 0:
+        yield (
+            f"actor_rollout_ref.rollout.top_p={rollout.top_p} and top_k={rollout.top_k}: a sampler that cannot give "
+            "every response does not meet GVPO's condition for its one optimum (Theorem 3.2). Write top_p=1, top_k=-1."
+        )
+    if loss.get("var") is not loss.get("cov"):
+        yield (
+            f"actor_rollout_ref.actor.policy_loss.var={loss.get('var')} and cov={loss.get('cov')}: in the paper's "
+            "Table 2 training diverged with either term left out."
         )

@@ -50,9 +50,10 @@ class Group:
         uid: verl's name of this visit to the prompt.
         data_source, index: the prompt's key, which is the same at every visit.
         rewards: (k,) float64.
-        accuracies: (k,) float64, what the verifier called ``acc``; NaN where that is no number. verl fills it with the
-            reward where a verifier returns nothing else, so that it need not lie in [0, 1].
-        tokens: (k,) int64, tokens of each session's responses.
+        accuracies: (k,) float64, what the verifier called ``acc``; NaN where that is no number, and for a response of
+            an earlier visit. verl fills it with the reward where a verifier returns nothing else, so that it need not
+            lie in [0, 1].
+        tokens: (k,) int64, tokens generated for each session's responses.
     """
 
     uid: str

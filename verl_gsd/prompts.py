@@ -1,4 +1,4 @@
-"""What a run remembers of each prompt: how often it was visited and how its responses came out.
+"""What a run remembers of each prompt: how often it was visited, how its responses came out, and some of them.
 
 A prompt is known by its key, (data source, dataset index). verl's own uid is new at every visit, and its dataset index
 defaults to 0 where a file has none, so uniqueness is checked at start (``trainer/dataset.py``), and where keys are not
@@ -10,11 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
-PromptKey: TypeAlias = tuple[str, int]
+from verl_gsd.responses import PromptKey, ResponseStore
+
+__all__ = ["PromptKey", "PromptStore", "prompt_hash"]
 
 #: A prompt's place in the store: 32 bytes, next to some 110 of the dictionary that finds it.
 _ROW: np.dtype = np.dtype(
@@ -30,12 +32,15 @@ _ROW: np.dtype = np.dtype(
 
 
 class PromptStore:
-    """A bounded memory of prompts, at most 200 bytes each.
+    """A bounded memory of prompts, at most 200 bytes each, and what an algorithm stores of their responses.
 
     When it is full, the sixteenth of its prompts that were not visited for longest is forgotten.
 
     Args:
         capacity: prompts remembered at most.
+
+    Attributes:
+        responses: earlier responses, bounded by their tokens; empty unless an algorithm stores some.
 
     Raises:
         ValueError: ``capacity`` is not positive.
@@ -45,6 +50,7 @@ class PromptStore:
         if capacity < 1:
             raise ValueError(f"capacity={capacity}: write a number of prompts, 1 or more")
         self.capacity = capacity
+        self.responses = ResponseStore()
         self._sources: list[str] = []
         self._places: list[dict[int, int]] = []  # by source: dataset index -> row
         self._rows = np.zeros(0, _ROW)
@@ -72,9 +78,10 @@ class PromptStore:
         return found["visits"], found["correct"], found["total"]
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything remembered: the sources' names, and an array (n_prompts,) a column."""
+        """Everything remembered: the sources' names, an array (n_prompts,) a column, and the responses."""
         rows = self._rows[: self._size]
-        return {"sources": list(self._sources)} | {name: rows[name].copy() for name in _ROW.names or ()}
+        counts = {name: rows[name].copy() for name in _ROW.names or ()}
+        return {"sources": list(self._sources)} | counts | self.responses.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up what ``state_dict`` gave; a store of a smaller capacity keeps what was visited last."""
@@ -82,6 +89,7 @@ class PromptStore:
         for name in _ROW.names or ():
             rows[name] = state[name]
         self._sources = list(state["sources"])
+        self.responses.load_state_dict(state)
         self._take(rows)
         if self._size > self.capacity:
             self._forget(self._size - self.capacity)
@@ -116,6 +124,8 @@ class PromptStore:
 
     def _forget(self, count: int) -> None:
         oldest = np.argsort(self._rows["last_step"][: self._size], kind="stable")[:count]
+        for row in self._rows[oldest]:
+            self.responses.forget((self._sources[row["source"]], int(row["index"])))
         self._take(np.delete(self._rows[: self._size], oldest))
 
     def _take(self, rows: np.ndarray) -> None:

@@ -33,7 +33,32 @@ def _no_critic(config: DictConfig) -> bool:
     return not (config.algorithm.adv_estimator == "gae" if config.critic.enable is None else config.critic.enable)
 
 
+def _is_gvpo(config: DictConfig) -> bool:
+    return OmegaConf.select(config, "actor_rollout_ref.actor.policy_loss.loss_mode") == "gvpo"
+
+
 _IDLE_KEYS = (
+    *(
+        _Idle(f"actor_rollout_ref.actor.{clip}", _is_gvpo, "GVPO has no ratio and clips nothing")
+        for clip in ("clip_ratio", "clip_ratio_low", "clip_ratio_high", "clip_ratio_c")
+    ),
+    _Idle(
+        "actor_rollout_ref.actor.loss_agg_mode",
+        lambda c: (
+            _is_gvpo(c)
+            and not c.actor_rollout_ref.actor.entropy_coeff
+            and not (c.actor_rollout_ref.actor.use_kl_loss and c.actor_rollout_ref.actor.kl_loss_coef)
+        ),
+        "GVPO averages its own loss over groups, and no other term is on",
+    ),
+    *(
+        _Idle(
+            f"actor_rollout_ref.actor.policy_loss.{name}",
+            lambda c: not _is_gvpo(c),
+            "only policy_loss.loss_mode=gvpo reads it; write algo=gvpo",
+        )
+        for name in ("beta", "reference", "normalizer", "var", "cov")
+    ),
     _Idle(
         "algorithm.norm_adv_by_std_in_grpo",
         lambda c: c.algorithm.adv_estimator not in ("grpo", "grpo_vectorized", "grpo_passk"),

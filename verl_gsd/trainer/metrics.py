@@ -54,8 +54,8 @@ def group_metrics(table: pa.Table, prompts: PromptStore) -> dict[str, float]:
 def _silence_predicted(table: pa.Table, prompts: PromptStore, silent: np.ndarray) -> dict[str, float]:
     keys = list(zip(table["data_source"].to_pylist(), table["index"].to_pylist(), strict=True))
     _, correct, total = prompts.counts(keys)
-    # The prediction is for a rate of right and wrong: accuracies between them have none.
-    known = (total > 0) & (correct == np.rint(correct)) & (table["total"].to_numpy() > 0)
+    # The prediction is for a rate of right and wrong, all of this visit: accuracies between them have none.
+    known = (total > 0) & (correct == np.rint(correct)) & (table["total"].to_numpy() == table["size"].to_numpy())
     if not known.any():
         return {}
     predicted = posterior_silent_rate(

@@ -11,6 +11,7 @@ from verl_gsd.algorithms.settings import DIAL_SETTINGS, dial_settings
 from verl_gsd.rundir import RunDirectory
 from verl_gsd.trainer.config import OUR_MODES, ConfigError, Line
 from verl_gsd.trainer.dataset import fingerprints
+from verl_gsd.trainer.gvpo_section import gvpo_wrong
 from verl_gsd.trainer.state import check_state
 
 
@@ -69,13 +70,21 @@ def checkpoint_to_resume(config: DictConfig) -> Path | None:
     return None if step is None else run.checkpoint(step)
 
 
+#: Sections of algorithm.gsd that are no stage of the chain.
+_NO_STAGES = ("gvpo",)
+
+
+def _stage_sections(config: DictConfig) -> list[str]:
+    gsd = OmegaConf.select(config, "algorithm.gsd") or {}
+    return [name for name, value in gsd.items() if isinstance(value, DictConfig) and name not in _NO_STAGES]
+
+
 def _memory_restorable(config: DictConfig, line: Line) -> Iterator[str]:
     if is_ours(config) and OmegaConf.select(config, "algorithm.gsd.state") != "fresh":
         checkpoint = checkpoint_to_resume(config)
         if checkpoint is not None:
             try:
-                sections = [name for name, value in config.algorithm.gsd.items() if isinstance(value, DictConfig)]
-                check_state(checkpoint, memory_settings(config), names={"prompts", *sections})
+                check_state(checkpoint, memory_settings(config), names={"prompts", *_stage_sections(config)})
             except ConfigError as error:
                 yield str(error)
 
@@ -95,6 +104,7 @@ CHECKS = (
     _state_named,
     _groups_have_rewards,
     _rollouts_are_generated,
+    gvpo_wrong,
     _memory_restorable,
 )
 
@@ -114,7 +124,7 @@ def own_keys_unknown(config: DictConfig) -> Iterator[str]:
     from verl_gsd.algorithms import chain
 
     gsd = OmegaConf.select(config, "algorithm.gsd") or {}
-    known = {*DIAL_SETTINGS, "poll_interval", "state", "gvpo", *chain.registered()}
+    known = {*DIAL_SETTINGS, "poll_interval", "state", *_NO_STAGES, *chain.registered()}
     for name in set(gsd) - known:
         yield f"algorithm.gsd.{name}: no such key. Keys are {', '.join(sorted(known))}."
 
@@ -125,11 +135,13 @@ def stages_wrong(config: DictConfig) -> Iterator[str]:
 
     mode = config.trainer.v1.trainer_mode
     gsd = OmegaConf.select(config, "algorithm.gsd") or {}
-    for name in chain.needing_groups(gsd):
+    needing = chain.needing_groups(gsd)
+    for name in needing:
         try:
             chain.build_memory(name, gsd)
         except ValueError as error:
             yield f"{error}."
+    for name in [*needing, *(section for section in _NO_STAGES if gsd.get(section) is not None)]:
         if config.algorithm.adv_estimator != "gsd":
             yield (
                 f"algorithm.adv_estimator={config.algorithm.adv_estimator}: algorithm.gsd.{name} weighs what the "

@@ -1,9 +1,9 @@
 """The entry point ``verl.plugins``: what verl gains when this package is installed.
 
-Loaded by every process that imports verl, those vLLM spawns included, so it must be cheap: estimators and trainer
-modes, which pull in much of verl and vLLM, are registered when and only if verl's own are imported. verl swallows an
-exception raised here; what must be there is therefore looked up afterwards, by the training process before it starts
-Ray and by ``verl-gsd doctor``.
+Loaded by every process that imports verl, those vLLM spawns included, so it must be cheap: estimators, losses and
+trainer modes, which pull in much of verl and vLLM, are registered when and only if verl's own are imported. verl
+swallows an exception raised here; what must be there is therefore looked up afterwards, by the training process before
+it starts Ray and by ``verl-gsd doctor``.
 """
 
 from __future__ import annotations
@@ -20,6 +20,6 @@ if cpu.requested():
 
 config.store_groups()
 
-for ours in ("verl_gsd.trainer.advantage", "verl_gsd.trainer.losses"):
-    wrapt.when_imported("verl.trainer.ppo.core_algos")(lambda _, ours=ours: importlib.import_module(ours))
+wrapt.when_imported("verl.trainer.ppo.core_algos")(lambda _: importlib.import_module("verl_gsd.trainer.advantage"))
+wrapt.when_imported("verl.trainer.ppo.core_algos")(lambda _: importlib.import_module("verl_gsd.trainer.losses"))
 wrapt.when_imported("verl.trainer.ppo.v1.trainer_sync")(lambda _: importlib.import_module("verl_gsd.trainer.trainer"))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,6 +21,7 @@ from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 from verl_gsd.groups import Group
 from verl_gsd.prompts import PromptKey
 from verl_gsd.records import Fate
+from verl_gsd.trainer import history
 from verl_gsd.trainer.config import ConfigError
 
 #: Validation goes through the same buffer, in a partition of its own that is not ours.
@@ -32,6 +33,16 @@ class GroupListener(Protocol):
 
     def key_of(self, uid: str) -> PromptKey:
         """The prompt that ``uid`` is a visit to."""
+
+    def complete(self, uids: Sequence[str], rows: Mapping[str, Mapping[str, Any]]) -> Mapping[str, dict[str, Any]]:
+        """The sessions of these groups have ended; put into the queue what is still to be theirs.
+
+        Args:
+            rows: key -> tag of all rows of the partition.
+
+        Returns:
+            key -> tag of the rows that were put.
+        """
 
     def on_finished(self, group: Group) -> None:
         """All sessions of ``group`` have ended; called once, and again if the run is resumed while it waits."""
@@ -63,6 +74,8 @@ class _Watched(ReplayBuffer):
         new = (finished | failed) - self._whole.keys()
         if new:
             start = time.perf_counter()
+            rows = self.partitions[PARTITION]
+            rows.update(self._listener.complete(sorted(new), rows))
             for group in _read_groups(sorted(new), self.partitions[PARTITION], self._listener):
                 self._whole[group.uid] = group
                 self._listener.on_finished(group)
@@ -129,15 +142,22 @@ def watch(buffer: Any, listener: GroupListener) -> None:
 
 
 def _read_groups(uids: list[str], partition: dict[str, dict], listener: GroupListener) -> list[Group]:
-    """One read of the queue for all ``uids``. A session's last output speaks for the session; all its tokens count."""
+    """One read of the queue for all ``uids``. A session's last output speaks for the session; all its tokens count.
+
+    A response of an earlier visit has a reward, and neither an accuracy nor tokens: it was counted when it was made.
+    """
     wanted = set(uids)
     last_output: dict[str, dict[str, tuple[int, str]]] = defaultdict(dict)  # uid -> session -> (output, row key)
     tokens: dict[tuple[str, str], int] = defaultdict(int)
+    earlier: set[str] = set()
     for key, tag in partition.items():
         uid, session, output = key.rsplit("_", 2)
         if uid in wanted:
             last_output[uid][session] = max(last_output[uid].get(session, (-1, "")), (int(output), key))
-            tokens[uid, session] += tag["response_len"]
+            if history.TAG in tag:
+                earlier.add(key)
+            else:
+                tokens[uid, session] += tag["response_len"]
     keys = [key for uid in uids for _, key in last_output[uid].values()]
     rewards: dict[str, float] = {}
     accuracies: dict[str, float] = {}
@@ -146,7 +166,8 @@ def _read_groups(uids: list[str], partition: dict[str, dict], listener: GroupLis
         for key, scores, extra in zip(keys, list(data["rm_scores"]), list(data["extra_fields"]), strict=True):
             rewards[key] = float(scores.double().sum())
             extra = getattr(extra, "data", extra)
-            accuracies[key] = _number((extra.get("reward_extra_info") or {}).get("acc"))
+            verdict = math.nan if key in earlier else _number((extra.get("reward_extra_info") or {}).get("acc"))
+            accuracies[key] = verdict
     groups = []
     for uid in uids:
         rows = [key for _, key in last_output[uid].values()]

@@ -5,9 +5,10 @@ One mixin over all of them, and no method of verl's copied: what is asked of ver
 
 from __future__ import annotations
 
+import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,9 +29,12 @@ from verl_gsd.trainer import advantage, replay
 from verl_gsd.trainer.config import OUR_MODES, ConfigError
 from verl_gsd.trainer.dataset import indices_are_unique
 from verl_gsd.trainer.gvpo_trainer import GVPOSteps
+from verl_gsd.trainer.history import SESSIONS, History, history_size
 from verl_gsd.trainer.metrics import group_metrics
 from verl_gsd.trainer.own_section import checkpoint_to_resume, memory_settings, own_problems
 from verl_gsd.trainer.state import Memory, restore_state, save_state
+
+logger = logging.getLogger(__name__)
 
 
 class GroupTrainer(GVPOSteps, PPOTrainer):
@@ -51,13 +55,16 @@ class GroupTrainer(GVPOSteps, PPOTrainer):
             raise ConfigError("\n".join(problems))
         self._run = RunDirectory(Path(config.trainer.default_local_dir))
         self._attempt = _attempt(self._run)
-        operation = audit(config).operation
-        self._alpha = operation.alpha if operation else None
+        found = audit(config)
+        self._alpha = found.operation.alpha if found.operation else None
+        for warning in found.warnings:
+            logger.warning(warning)
         self._prompt_of: dict[str, PromptKey] = {}  # by uid, of every group that has not left the buffer
         self._left: list[tuple[Group, records.Fate]] = []  # in the step at hand
         self._training: dict[str, Group] = {}  # by uid, the groups of the batch at hand
         self.prompts = PromptStore()
         gsd = OmegaConf.select(config, "algorithm.gsd") or {}
+        self._history = _history(config, self.prompts)
         self._stages = {name: chain.build_memory(name, gsd) for name in chain.needing_groups(gsd)}
         self.memories: dict[str, Memory] = {"prompts": self.prompts, **self._stages}
         with open_dict(config):
@@ -77,6 +84,9 @@ class GroupTrainer(GVPOSteps, PPOTrainer):
 
     def key_of(self, uid: str) -> PromptKey:
         return self._prompt_of[uid]
+
+    def complete(self, uids: Sequence[str], rows: Mapping[str, Mapping[str, Any]]) -> Mapping[str, dict[str, Any]]:
+        return self._history.complete(uids, rows, self.key_of) if self._history else {}
 
     def on_finished(self, group: Group) -> None:
         """A group is whole; what judges or completes groups does it here."""
@@ -110,7 +120,10 @@ class GroupTrainer(GVPOSteps, PPOTrainer):
         }
 
     def _submit_batch_to_rollout(self, batch):
-        self._remember_prompts(list(batch["uid"]), batch)
+        uids = list(batch["uid"])
+        self._remember_prompts(uids, batch)
+        if self._history:
+            self._history.plan(uids, [self._prompt_of[uid] for uid in uids], batch)
         return super()._submit_batch_to_rollout(batch)
 
     def _remember_prompts(self, uids: Sequence[str], batch: Any) -> None:
@@ -138,6 +151,9 @@ class GroupTrainer(GVPOSteps, PPOTrainer):
             records.Left(group, fate, {name: value for stage in stages for name, value in stage.record(group).items()})
             for group, fate in self._left
         ]
+        if self._history:
+            trained = {uid: (group.data_source, group.index) for uid, group in self._training.items()}
+            metrics.update(self._history.remember(batch.keys, batch.tags, trained, self.global_steps))
         self._left, self._training = [], {}
         table = records.describe(left, step=self.global_steps, attempt=self._attempt, alpha=self._alpha)
         records.write_step(self._run.path, table, step=self.global_steps, attempt=self._attempt)
@@ -175,13 +191,22 @@ class GroupTrainer(GVPOSteps, PPOTrainer):
         tags = (tq.kv_list(replay.PARTITION) or {}).get(replay.PARTITION, {})
         uids = [key for key, tag in tags.items() if tag.get("is_prompt")]
         if uids:
-            self._remember_prompts(uids, tq.kv_batch_get(uids, replay.PARTITION))
+            prompts = tq.kv_batch_get(uids, replay.PARTITION)
+            self._remember_prompts(uids, prompts)
+            if self._history:
+                self._history.replan(uids, list(prompts[SESSIONS]))
 
 
 def _attempt(run: RunDirectory) -> int:
     """The number verl-gsd gave this attempt, if none of its records are there; otherwise the next one."""
     given = int(os.environ.get("VERL_GSD_ATTEMPT") or 0)
     return given if given and not run.records(given).exists() else 1 + max(run.attempts(), default=0)
+
+
+def _history(config: DictConfig, prompts: PromptStore) -> History | None:
+    share = OmegaConf.select(config, "algorithm.gsd.gvpo.history_fraction") or 0.0
+    size = int(config.actor_rollout_ref.rollout.n)
+    return History(share, size, prompts.responses, replay.PARTITION) if history_size(share, size) else None
 
 
 def _with_file(logger: Any) -> list[str]:

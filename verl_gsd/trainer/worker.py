@@ -10,7 +10,6 @@ exact, and the first that is possible is taken:
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -29,7 +28,7 @@ from verl_gsd.trainer.gvpo_rows import WEIGHT, Figures, Part
 class GVPOTrainingWorker(TrainingWorker):
     """verl's training worker, with GVPO's weights made for each mini-batch and its figures among the metrics."""
 
-    def set_loss_fn(self, loss_fn: Callable) -> None:
+    def set_loss_fn(self, loss_fn: partial) -> None:
         self._settings: losses.GVPOLossConfig = loss_fn.keywords["config"].policy_loss  # of verl's partial
         super().set_loss_fn(partial(losses.with_rows, loss_fn))
 

@@ -1,0 +1,145 @@
+"""What GVPO asks of a step: the route and why, the rows' places, the loss's columns, orders to the workers."""
+
+import logging
+
+import pytest
+import torch
+
+from verl_gsd.trainer import gvpo_rows
+from verl_gsd.trainer.batching import PADDING, mini_batch_of
+from verl_gsd.trainer.gvpo_update import GVPOUpdate, own_names
+
+WORDS = ("algo=gvpo", "task=arithmetic", "hardware=cpu", "data.train_batch_size=8", "actor_rollout_ref.rollout.n=4")
+STATIC = ("actor_rollout_ref.actor.use_dynamic_bsz=false", "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=8")
+
+
+@pytest.fixture
+def update(compose_fast):
+    def update(*words):
+        return GVPOUpdate(compose_fast(*WORDS, *words)[0])
+
+    return update
+
+
+def keys(groups=8, sessions=4):
+    return [f"uid{group}_{session}_0" for group in range(groups) for session in range(sessions)]
+
+
+def place(update, of=None, length=10, workers=1, padding_tokens=12, multiple=8):
+    of = of or keys()
+    lengths = [length] * len(of)
+    places, metrics = update.place(of, lengths, lengths, padding_tokens=padding_tokens, workers=workers, multiple=multiple)
+    return places, metrics
+
+
+def test_by_default_a_quarter_of_the_batch_is_a_mini_batch_and_groups_are_kept_whole(update, compose_fast):
+    assert compose_fast(*WORDS)[0].actor_rollout_ref.actor.ppo_mini_batch_size == 2
+    by_default = update()
+    places, metrics = place(by_default)
+    assert metrics == {"gvpo/route_whole": 1, "gvpo/padding_rows": 0, "gvpo/missing_sessions": 0}
+    assert sorted(places) == list(range(32))
+    assert by_default.instructions(theta_is_old=True) == {
+        "gvpo_route": "whole",
+        "gvpo_theta_is_old": True,
+        "force_group_size": 4,
+    }
+
+
+def test_micro_batches_of_rows_are_counted_in_groups_under_whole(update):
+    static = update(*STATIC)
+    place(static)
+    assert static.instructions(theta_is_old=False)["micro_batch_size_per_gpu"] == 2
+    rows = update(*STATIC, "algorithm.gsd.gvpo.grouping=prepass")
+    place(rows)
+    assert rows.instructions(theta_is_old=False) == {"gvpo_route": "prepass", "gvpo_theta_is_old": False}
+
+
+LONG = "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=39"
+
+
+@pytest.mark.parametrize(
+    ("words", "of", "workers", "reason"),
+    [
+        ((LONG,), None, 1, "a group has 40 tokens, and .*ppo_max_token_len_per_gpu allows a micro-batch 39"),
+        (("actor_rollout_ref.actor.ppo_max_token_len_per_gpu=41",), keys()[1:], 1, "a group has 42 tokens"),
+        ((), keys(sessions=5), 1, r"a group has 5 responses and actor_rollout_ref\.rollout\.n=4"),
+        ((), [*keys()[:-1], "uid7_2_1"], 1, "a session has several outputs"),
+        ((*STATIC[:1], "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=2"), None, 1, "=2 is no multiple of .*n=4"),
+        (("actor_rollout_ref.actor.ppo_mini_batch_size=1",), None, 2, "=1 prompts cannot be dealt to 2 workers evenly"),
+    ],
+)
+def test_auto_makes_a_pass_where_groups_cannot_be_kept_whole_and_says_why(update, caplog, words, of, workers, reason):
+    of = of or keys()
+    auto = update(*words)
+    with caplog.at_level(logging.WARNING):
+        _, metrics = place(auto, of, workers=workers)
+        place(auto, of, workers=workers)
+    assert metrics["gvpo/route_whole"] == 0
+    (record,) = caplog.records  # once, not at every step
+    assert "grouping prepass from this step on" in record.message
+    whole = update(*words, "algorithm.gsd.gvpo.grouping=whole")
+    with pytest.raises(ValueError, match=rf"grouping=whole: .*{reason}.*Write algorithm\.gsd\.gvpo\.grouping=prepass"):
+        place(whole, of, workers=workers)
+
+
+def test_auto_decides_anew_at_every_step(update):
+    auto = update(LONG)
+    assert [place(auto, length=length)[1]["gvpo/route_whole"] for length in (10, 9, 10)] == [0, 1, 0]
+
+
+def test_with_one_update_a_step_no_pass_is_needed_and_no_group_kept_whole(update):
+    one = update("actor_rollout_ref.actor.ppo_mini_batch_size=8")
+    assert place(one, multiple=32)[1]["gvpo/route_whole"] == 0
+    two = update("actor_rollout_ref.actor.ppo_mini_batch_size=8", "actor_rollout_ref.actor.ppo_epochs=2")
+    assert place(two, multiple=32)[1]["gvpo/route_whole"] == 1
+
+
+@pytest.mark.parametrize("grouping", ["whole", "prepass"])
+def test_missing_sessions_are_filled_and_counted(update, grouping):
+    of = [key for key in keys() if key not in {"uid0_1_0", "uid0_3_0", "uid5_0_0"}]
+    places, metrics = place(update(f"algorithm.gsd.gvpo.grouping={grouping}"), of, workers=2)
+    assert metrics["gvpo/missing_sessions"] == metrics["gvpo/padding_rows"] == places.count(PADDING) == 3
+
+
+@pytest.mark.parametrize("grouping", ["whole", "prepass"])
+def test_columns_number_groups_and_responses_within_each_mini_batch(update, grouping):
+    made = update(f"algorithm.gsd.gvpo.grouping={grouping}")
+    of = [key for key in keys() if key not in {"uid0_1_0", "uid1_0_0", "uid1_1_0", "uid1_3_0"}]
+    places, _ = place(made, of, workers=2)
+    placed = [f"pad{at}_0_0" if row == PADDING else of[row] for at, row in enumerate(places)]
+    columns = made.columns(placed, torch.arange(len(placed), dtype=torch.float64))
+    number = mini_batch_of(len(placed), mini_rows=8, workers=2)
+    assert columns[gvpo_rows.ADVANTAGE].tolist() == list(range(len(placed)))
+    for j in set(number.tolist()):
+        at = [row for row in range(len(placed)) if number[row] == j]
+        real = [row for row in at if not placed[row].startswith("pad")]
+        groups = {}
+        for row in real:
+            groups.setdefault(placed[row].split("_")[0], []).append(row)
+        several = [rows for rows in groups.values() if len(rows) > 1]
+        for rows in groups.values():
+            assert len({int(columns[gvpo_rows.GROUP][row]) for row in rows}) == 1
+            for row in rows:
+                assert columns[gvpo_rows.SIZE][row] == len(rows)
+                wanted = 1 / (len(rows) - 1) / len(several) if len(rows) > 1 else 0
+                assert columns[gvpo_rows.COEFFICIENT][row] == pytest.approx(wanted)
+        assert sorted(columns[gvpo_rows.RESPONSE][real].tolist()) == list(range(len(real)))
+        for row in set(at) - set(real):
+            assert columns[gvpo_rows.RESPONSE][row] == columns[gvpo_rows.GROUP][row] == -1
+            assert columns[gvpo_rows.COEFFICIENT][row] == 0
+
+
+def test_outputs_of_one_session_are_one_response(update):
+    made = update("algorithm.gsd.gvpo.grouping=prepass")
+    of = [*keys()[:-1], "uid7_2_1"]
+    places, metrics = place(made, of)
+    placed = [of[row] for row in places]
+    columns = made.columns(placed, torch.zeros(32))
+    first, second = placed.index("uid7_2_0"), placed.index("uid7_2_1")
+    assert columns[gvpo_rows.RESPONSE][first] == columns[gvpo_rows.RESPONSE][second]
+    assert columns[gvpo_rows.SIZE][first] == 3 and metrics["gvpo/missing_sessions"] == 1
+
+
+def test_figures_of_the_workers_are_named_as_ours():
+    found = own_names({"actor/gvpo/mse": 1.0, "actor/grad_norm": 2.0, "gvpo/route_whole": 0.0})
+    assert found == {"gvpo/mse": 1.0, "actor/grad_norm": 2.0, "gvpo/route_whole": 0.0}

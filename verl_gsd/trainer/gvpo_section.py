@@ -1,0 +1,165 @@
+"""What can be wrong with a config under GVPO."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from omegaconf import DictConfig, OmegaConf
+
+from verl_gsd.algorithms.settings import check_gvpo_settings
+from verl_gsd.trainer.config import Line
+
+GROUPINGS = ("auto", "whole", "prepass")
+_KEYS = ("grouping", "history_fraction", "allow_second_kl")
+_LOSS = "actor_rollout_ref.actor.policy_loss"
+
+
+def gvpo_wrong(config: DictConfig, line: Line) -> Iterator[str]:
+    """Everything that is wrong with GVPO's own settings, or with others under it."""
+    section = OmegaConf.select(config, "algorithm.gsd.gvpo")
+    used = OmegaConf.select(config, f"{_LOSS}.loss_mode") == "gvpo"
+    if not used and section is None:
+        return
+    if not used or section is None:
+        yield (
+            f"{_LOSS}.loss_mode={OmegaConf.select(config, f'{_LOSS}.loss_mode')} "
+            f"{'with' if section is not None else 'without'} algorithm.gsd.gvpo: GVPO is both. Write algo=gvpo, or "
+            "another algo for another loss."
+        )
+        return
+    yield from _settings(config, section)
+    yield from _refused_beside(config)
+    yield from _second_kl(config, section)
+    if section.get("grouping") == "whole":
+        yield from _whole_impossible(config)
+    if section.get("history_fraction"):
+        yield from _history_impossible(config)
+
+
+def _settings(config: DictConfig, section: DictConfig) -> Iterator[str]:
+    for name in set(section) - set(_KEYS):
+        yield f"algorithm.gsd.gvpo.{name}: no such key. Keys are {', '.join(_KEYS)}."
+    if section.get("grouping") not in GROUPINGS:
+        yield f"algorithm.gsd.gvpo.grouping={section.get('grouping')}: write one of {', '.join(GROUPINGS)}."
+    share = section.get("history_fraction")
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1 or math.isnan(share):
+        yield f"algorithm.gsd.gvpo.history_fraction={share}: write a number from 0 to below 1."
+    loss = config.actor_rollout_ref.actor.policy_loss
+    try:
+        check_gvpo_settings(loss.get("beta"), loss.get("normalizer"), loss.get("reference"))
+    except ValueError as error:
+        yield f"{_LOSS}.{error}."
+    for name in ("var", "cov"):
+        if not isinstance(loss.get(name), bool):
+            yield f"{_LOSS}.{name}={loss.get(name)}: write true or false."
+
+
+def _refused_beside(config: DictConfig) -> Iterator[str]:
+    """What would make the weights of a group no longer sum to zero, or mean nothing."""
+    gsd, actor, correction = config.algorithm.gsd, config.actor_rollout_ref.actor, config.algorithm.rollout_correction
+    if gsd.get("alpha") != 0:
+        yield (
+            f"algorithm.gsd.alpha={gsd.get('alpha')}: dividing by a group's sigma^alpha moves GVPO's optimum away from "
+            "pi exp(R / beta). Write algorithm.gsd.alpha=0."
+        )
+    stages = [name for name, value in gsd.items() if isinstance(value, DictConfig) and name != "gvpo"]
+    for name in stages:
+        yield (
+            f"algorithm.gsd.{name}: GVPO's weights must sum to zero within a group, and what it makes of advantages "
+            f"does not. Leave algorithm.gsd.{name} out, or write another algo."
+        )
+    if actor.shuffle:
+        yield (
+            "actor_rollout_ref.actor.shuffle=true: every worker would shuffle its rows by itself, and groups would "
+            "fall apart over mini-batches. Write actor_rollout_ref.actor.shuffle=false."
+        )
+    if correction and correction.get("bypass_mode"):
+        yield (
+            "algorithm.rollout_correction.bypass_mode=true: the inference engine's log-probabilities would stand for "
+            "pi_old's, and its numerical difference for a log-ratio. Write "
+            "algorithm.rollout_correction.bypass_mode=false."
+        )
+    for name in ("rollout_is", "rollout_rs"):
+        if correction and correction.get(name):
+            yield (
+                f"algorithm.rollout_correction.{name}={correction.get(name)}: GVPO needs no importance weights, its "
+                f"optimum is the same for any sampler. Write algorithm.rollout_correction.{name}=null."
+            )
+    if OmegaConf.select(config, "distillation.enabled"):
+        yield "distillation.enabled=true: GVPO goes with no teacher's loss. Write distillation.enabled=false."
+
+
+def _second_kl(config: DictConfig, section: DictConfig) -> Iterator[str]:
+    actor, reference = config.actor_rollout_ref.actor, config.actor_rollout_ref.actor.policy_loss.get("reference")
+    remedy = "or algorithm.gsd.gvpo.allow_second_kl=true if you mean it."
+    if reference == "ref" and not actor.use_kl_loss:
+        yield (
+            f"{_LOSS}.reference=ref with actor_rollout_ref.actor.use_kl_loss=false: the reference model's "
+            "log-probabilities are computed only where that is on. Write actor_rollout_ref.actor.use_kl_loss=true; "
+            "with kl_loss_coef=0 it adds no term."
+        )
+    if section.get("allow_second_kl"):
+        return
+    if actor.use_kl_loss and actor.kl_loss_coef != 0:
+        yield (
+            f"actor_rollout_ref.actor.kl_loss_coef={actor.kl_loss_coef}: GVPO's beta is a KL term already, and its "
+            f"optimum would move. Write actor_rollout_ref.actor.kl_loss_coef=0, {remedy}"
+        )
+    if config.algorithm.use_kl_in_reward:
+        yield (
+            "algorithm.use_kl_in_reward=true: GVPO's beta is a KL term already, and its optimum would move. Write "
+            f"algorithm.use_kl_in_reward=false, {remedy}"
+        )
+
+
+def _whole_impossible(config: DictConfig) -> Iterator[str]:
+    actor, size = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout.n
+    remedy = "or algorithm.gsd.gvpo.grouping=auto."
+    rows = actor.ppo_micro_batch_size_per_gpu
+    if not actor.use_dynamic_bsz and isinstance(rows, int) and rows % size:
+        yield (
+            f"actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu={rows}: with grouping=whole a micro-batch holds "
+            f"whole groups of {size}. Write a multiple of {size}, {remedy}"
+        )
+    workers = config.trainer.nnodes * config.trainer.n_gpus_per_node
+    if actor.strategy in ("fsdp", "fsdp2"):
+        workers //= OmegaConf.select(actor, "fsdp_config.ulysses_sequence_parallel_size") or 1
+        if workers and actor.ppo_mini_batch_size % workers:
+            yield (
+                f"actor_rollout_ref.actor.ppo_mini_batch_size={actor.ppo_mini_batch_size}: with grouping=whole its "
+                f"groups go to {workers} workers evenly. Write a multiple of {workers}, {remedy}"
+            )
+    files = config.data.train_files
+    for file in [files] if isinstance(files, str) else files:
+        if "__rollout_n__" in _columns(Path(str(file)).expanduser()):
+            yield (
+                f"data.train_files={file} has a column __rollout_n__: groups of several sizes do not fit micro-batches "
+                "of whole groups. Write algorithm.gsd.gvpo.grouping=prepass."
+            )
+
+
+def _columns(file: Path) -> list[str]:
+    """Of a Parquet file on this machine; verl says what is wrong with any other."""
+    try:
+        return list(pq.read_schema(file).names)
+    except (OSError, pa.ArrowInvalid):
+        return []
+
+
+def _history_impossible(config: DictConfig) -> Iterator[str]:
+    rollout, share = config.actor_rollout_ref.rollout, config.algorithm.gsd.gvpo.history_fraction
+    if isinstance(share, int | float) and 0 < share < 1 and not min(round(share * rollout.n), rollout.n - 1):
+        yield (
+            f"algorithm.gsd.gvpo.history_fraction={share} of actor_rollout_ref.rollout.n={rollout.n} responses is "
+            f"none. Write {0.5 / rollout.n:.3g} or more, or 0."
+        )
+    if rollout.calculate_log_probs:
+        yield (
+            "actor_rollout_ref.rollout.calculate_log_probs=true: an earlier response has none of this policy, and "
+            "verl's comparison of engines would show the policy's change. Write "
+            "actor_rollout_ref.rollout.calculate_log_probs=false, or algorithm.gsd.gvpo.history_fraction=0."
+        )
