@@ -28,7 +28,9 @@ def keys(groups=8, sessions=4):
 def place(update, of=None, length=10, workers=1, padding_tokens=12, multiple=8):
     of = of or keys()
     lengths = [length] * len(of)
-    places, metrics = update.place(of, lengths, lengths, padding_tokens=padding_tokens, workers=workers, multiple=multiple)
+    places, metrics = update.place(
+        of, lengths, lengths, padding_tokens=padding_tokens, workers=workers, multiple=multiple
+    )
     return places, metrics
 
 
@@ -64,7 +66,12 @@ LONG = "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=39"
         (("actor_rollout_ref.actor.ppo_max_token_len_per_gpu=41",), keys()[1:], 1, "a group has 42 tokens"),
         ((), keys(sessions=5), 1, r"a group has 5 responses and actor_rollout_ref\.rollout\.n=4"),
         ((), [*keys()[:-1], "uid7_2_1"], 1, "a session has several outputs"),
-        ((*STATIC[:1], "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=2"), None, 1, "=2 is no multiple of .*n=4"),
+        (
+            (*STATIC[:1], "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=2"),
+            None,
+            1,
+            "=2 is no multiple of .*n=4",
+        ),
         (("actor_rollout_ref.actor.ppo_mini_batch_size=1",), None, 2, "=1 prompts cannot be dealt to 2 workers evenly"),
     ],
 )

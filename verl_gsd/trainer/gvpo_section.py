@@ -89,6 +89,11 @@ def _refused_beside(config: DictConfig) -> Iterator[str]:
                 f"algorithm.rollout_correction.{name}={correction.get(name)}: GVPO needs no importance weights, its "
                 f"optimum is the same for any sampler. Write algorithm.rollout_correction.{name}=null."
             )
+    if OmegaConf.select(actor, "megatron.dynamic_context_parallel"):
+        yield (
+            "actor_rollout_ref.actor.megatron.dynamic_context_parallel=true: rows then belong to no worker, and "
+            "GVPO's figures are summed over workers. Write false."
+        )
     if OmegaConf.select(config, "distillation.enabled"):
         yield "distillation.enabled=true: GVPO goes with no teacher's loss. Write distillation.enabled=false."
 

@@ -1,0 +1,138 @@
+"""Every mistake under GVPO that can be seen before Ray starts, and what is warned of."""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from verl_gsd.audit import audit
+from verl_gsd.trainer import validation
+from verl_gsd.trainer.config import ConfigError
+
+POLICY = "actor_rollout_ref.actor.policy_loss"
+GVPO = "algorithm.gsd.gvpo"
+
+
+@pytest.fixture
+def check(compose_fast, tiny_task):
+    def check(*words, algo="gvpo"):
+        words = [f"algo={algo}", "task=arithmetic", "hardware=cpu", f"task.directory={tiny_task}", *words]
+        validation.validate(*compose_fast(*words))
+
+    return check
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        (),
+        (f"{POLICY}.reference=ref",),
+        (f"{GVPO}.grouping=whole",),
+        (f"{GVPO}.history_fraction=0.5",),
+        ("algorithm.use_kl_in_reward=true", f"{GVPO}.allow_second_kl=true"),
+        ("actor_rollout_ref.actor.entropy_coeff=0.01", "actor_rollout_ref.actor.loss_agg_mode=seq-mean-token-mean"),
+    ],
+)
+def test_right_lines_pass(check, words):
+    check(*words)
+
+
+STATIC = "actor_rollout_ref.actor.use_dynamic_bsz=false"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((f"{POLICY}.beta=0",), r"policy_loss\.beta=0: write a finite number above 0"),
+        ((f"{POLICY}.beta=-0.1",), r"policy_loss\.beta=-0\.1: write"),
+        ((f"{POLICY}.normalizer=n",), r"policy_loss\.normalizer=n: write one of k-1, k, none"),
+        ((f"{POLICY}.reference=base",), r"policy_loss\.reference=base: write one of old, ref"),
+        ((f"{POLICY}.var=1",), r"policy_loss\.var=1: write true or false"),
+        ((f"{GVPO}.grouping=some",), r"gvpo\.grouping=some: write one of auto, whole, prepass"),
+        ((f"{GVPO}.history_fraction=1",), r"gvpo\.history_fraction=1: write a number from 0 to below 1"),
+        ((f"{GVPO}.history_fraction=nan",), r"gvpo\.history_fraction=nan: write"),
+        ((f"{GVPO}.history_fraction=0.05",), r"history_fraction=0\.05 of .*rollout\.n=8 responses is none.*0\.0625"),
+        ((f"+{GVPO}.fraction=1",), r"algorithm\.gsd\.gvpo\.fraction: no such key"),
+        (("algorithm.gsd.alpha=1",), r"algorithm\.gsd\.alpha=1: .*Write algorithm\.gsd\.alpha=0"),
+        (("+algorithm.gsd.hadw.preset=hard",), r"algorithm\.gsd\.hadw: GVPO's weights must sum to zero"),
+        (("actor_rollout_ref.actor.shuffle=true",), r"actor\.shuffle=true: .*Write .*shuffle=false"),
+        (("algorithm.rollout_correction.bypass_mode=true",), r"bypass_mode=true: .*bypass_mode=false"),
+        (("algorithm.rollout_correction.rollout_is=token",), r"rollout_is=token: GVPO needs no importance weights"),
+        (("algorithm.rollout_correction.rollout_rs=token_k1",), r"rollout_rs=token_k1: GVPO needs no"),
+        (("algorithm.use_kl_in_reward=true",), r"use_kl_in_reward=true: .*allow_second_kl=true if you mean it"),
+        (
+            ("actor_rollout_ref.actor.use_kl_loss=true", "actor_rollout_ref.actor.kl_loss_coef=0.1"),
+            r"kl_loss_coef=0\.1: .*kl_loss_coef=0, or .*allow_second_kl=true",
+        ),
+        (
+            (f"{POLICY}.reference=ref", "actor_rollout_ref.actor.use_kl_loss=false"),
+            r"reference=ref with actor_rollout_ref\.actor\.use_kl_loss=false",
+        ),
+        (
+            (f"{GVPO}.grouping=whole", STATIC, "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=4"),
+            r"ppo_micro_batch_size_per_gpu=4: .*Write a multiple of 8, or",
+        ),
+        (
+            (f"{GVPO}.grouping=whole", "trainer.n_gpus_per_node=2", "actor_rollout_ref.actor.ppo_mini_batch_size=3"),
+            r"ppo_mini_batch_size=3: .*Write a multiple of 2, or",
+        ),
+        (
+            (f"{GVPO}.history_fraction=0.5", "actor_rollout_ref.rollout.calculate_log_probs=true"),
+            r"calculate_log_probs=true: .*or algorithm\.gsd\.gvpo\.history_fraction=0",
+        ),
+        ((f"{POLICY}.loss_mode=vanilla",), r"loss_mode=vanilla with algorithm\.gsd\.gvpo: GVPO is both"),
+        (("actor_rollout_ref.actor.clip_ratio_high=0.3",), r"clip_ratio_high=0\.3 does nothing: GVPO has no ratio"),
+        (
+            ("actor_rollout_ref.actor.loss_agg_mode=token-mean",),
+            r"loss_agg_mode=token-mean does nothing: GVPO averages",
+        ),
+    ],
+)
+def test_a_mistake_is_named_with_what_to_write(check, words, message):
+    with pytest.raises(ConfigError, match=message):
+        check(*words)
+
+
+def test_gvpos_loss_under_another_algorithm_is_refused(check):
+    with pytest.raises(ConfigError, match=r"loss_mode=gvpo without algorithm\.gsd\.gvpo: .*Write algo=gvpo"):
+        check(f"{POLICY}.loss_mode=gvpo", algo="grpo")
+
+
+def test_groups_of_several_sizes_are_refused_under_whole(check, tiny_task, tmp_path):
+    table = pq.read_table(tiny_task / "train.parquet")
+    file = tmp_path / "train.parquet"
+    pq.write_table(table.append_column("__rollout_n__", pa.array([4] * len(table))), file)
+    check(f"data.train_files={file}")
+    with pytest.raises(ConfigError, match=r"has a column __rollout_n__: .*grouping=prepass"):
+        check(f"data.train_files={file}", f"{GVPO}.grouping=whole")
+
+
+def warnings(compose_fast, *words):
+    return audit(compose_fast("algo=gvpo", "task=arithmetic", "hardware=cpu", *words)[0]).warnings
+
+
+def test_the_audit_says_what_gvpo_does(compose_fast):
+    found = audit(compose_fast("algo=gvpo", "task=arithmetic", "hardware=cpu", f"{POLICY}.reference=ref")[0])
+    lines = "\n".join(found.lines())
+    assert "fitted by 0.1 times the log-ratio to the reference model" in lines
+    assert "kept, and pulled towards the reference policy alone" in lines
+    assert not found.warnings
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("actor_rollout_ref.actor.ppo_mini_batch_size=24",), "GVPO is REINFORCE"),
+        (("actor_rollout_ref.rollout.top_p=0.9",), "Theorem 3.2"),
+        (("actor_rollout_ref.rollout.top_k=20",), "Theorem 3.2"),
+        ((f"{POLICY}.var=false",), "diverged with either term left out"),
+    ],
+)
+def test_what_runs_and_may_surprise_is_warned_of(compose_fast, words, message):
+    (warning,) = warnings(compose_fast, *words)
+    assert message in warning
+
+
+def test_two_epochs_or_a_fixed_reference_are_no_reinforce(compose_fast):
+    one = "actor_rollout_ref.actor.ppo_mini_batch_size=24"
+    assert not warnings(compose_fast, one, "actor_rollout_ref.actor.ppo_epochs=2")
+    assert not warnings(compose_fast, one, f"{POLICY}.reference=ref")
