@@ -6,6 +6,7 @@ plugin, verl's own ``main_ppo`` included, composes ``+algo=dr_grpo`` and lists t
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from hydra.core.config_store import ConfigStore
@@ -34,10 +35,13 @@ def load(group: str, name: str) -> DictConfig:
 def store_groups() -> None:
     """Register every YAML file below this folder; each merges at the root of the config (package ``_global_``).
 
-    And the functions they interpolate with: ``${verl_gsd.equal:a,b}``, ``${verl_gsd.quotient:a,b}`` (at least 1).
+    And the functions they interpolate with: ``${verl_gsd.equal:a,b}``, ``${verl_gsd.quotient:a,b}`` (at least 1), and
+    ``${verl_gsd.rate_an_update:rate,batch,mini_batch}``, the learning rate of each of several updates that share a
+    batch, by the square-root rule from that of one update.
     """
     OmegaConf.register_new_resolver("verl_gsd.equal", lambda a, b: a == b, replace=True)
     OmegaConf.register_new_resolver("verl_gsd.quotient", lambda a, b: max(1, a // b), replace=True)
+    OmegaConf.register_new_resolver("verl_gsd.rate_an_update", _rate_an_update, replace=True)
     store = ConfigStore.instance()
     for group in GROUPS:
         for name in _files(group):
@@ -48,3 +52,7 @@ def store_groups() -> None:
                 package="_global_",
                 provider="verl-gsd",
             )
+
+
+def _rate_an_update(rate: float, batch: int, mini_batch: int) -> float:
+    return rate / math.sqrt(max(1, batch / max(1, mini_batch)))
