@@ -1,5 +1,6 @@
 """Running training on the real stack, for the tests that do."""
 
+import os
 import subprocess
 import sys
 from collections import defaultdict
@@ -15,6 +16,7 @@ from verl_gsd.rundir import RunDirectory, read_metrics
 from verl_gsd.trainer.state import check_state
 
 BINARIES = Path(sys.executable).parent
+TASK = Path(os.environ["VERL_GSD_CACHE"]) / "arithmetic"
 
 
 def verl_gsd(*words, **kwargs):

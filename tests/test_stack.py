@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,6 +17,7 @@ import torch
 from omegaconf import OmegaConf
 from running import (
     BINARIES,
+    TASK,
     metrics,
     ray_processes,
     remembered,
@@ -33,8 +33,6 @@ from verl_gsd.rundir import RunDirectory
 from verl_gsd.trainer.forkserver import workers_forked
 
 pytestmark = pytest.mark.stack
-
-TASK = Path(os.environ["VERL_GSD_CACHE"]) / "arithmetic"
 
 
 def weights(checkpoint, rank_count):

@@ -1,0 +1,160 @@
+"""GVPO on the real stack: groups kept whole over two workers with sessions missing; and earlier responses with a pass
+before each mini-batch, killed and resumed."""
+
+import json
+import os
+from collections import Counter, defaultdict
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from running import TASK, metrics, remembered, replayed, train_until_killed, verl_gsd
+
+from verl_gsd.evaluation.intervals import wilson
+from verl_gsd.prompts import PromptStore
+from verl_gsd.records import read_records
+from verl_gsd.trainer.state import check_state
+
+pytestmark = pytest.mark.stack
+
+BATCH, SIZE = 8, 8
+COMMON = ("algo=gvpo", "task=arithmetic", "hardware=cpu", f"data.train_batch_size={BATCH}")
+SHORT = (
+    *("actor_rollout_ref.actor.ppo_mini_batch_size=4", "trainer.val_before_train=false", "trainer.test_freq=-1"),
+    "actor_rollout_ref.actor.optim.lr_warmup_steps=0",
+)
+
+FAULTS = """
+from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
+
+class SilentLoopStub(SingleTurnAgentLoop):
+    async def run(self, sampling_params, **kwargs):
+        output = await super().run(sampling_params, **kwargs)
+        return [] if kwargs["session_id"] > 4 and kwargs["index"] % 2 else output
+"""
+
+
+@pytest.fixture(scope="module")
+def task():
+    assert verl_gsd("prepare", "arithmetic").returncode == 0
+    return TASK
+
+
+@pytest.fixture(scope="module")
+def whole(task, tmp_path_factory):
+    """Three steps of two mini-batches with two workers; of every second prompt three sessions say nothing."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "silent_stub.py").write_text(FAULTS)
+    (folder / "loops.yaml").write_text("- {name: silent_stub, _target_: silent_stub.SilentLoopStub}\n")
+    done = verl_gsd(
+        *("train", *COMMON, *SHORT, "algorithm.gsd.gvpo.grouping=whole", "trainer.n_gpus_per_node=2"),
+        *(f"trainer.default_local_dir={folder}/run", "trainer.total_training_steps=3", "trainer.save_freq=-1"),
+        "actor_rollout_ref.rollout.agent.default_agent_loop=silent_stub",
+        f"actor_rollout_ref.rollout.agent.agent_loop_config_path={folder}/loops.yaml",
+        env=os.environ | {"PYTHONPATH": str(folder)},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return SimpleNamespace(seen=metrics(folder / "run", 1), records=read_records(folder / "run").to_pylist())
+
+
+def test_groups_are_kept_whole_and_missing_sessions_filled_and_counted(whole):
+    for step, seen in whole.seen.items():
+        assert seen["gvpo/route_whole"] == 1 and seen["gvpo/split_groups"] == 0
+        rows = [row for row in whole.records if row["step"] == step]
+        missing = sum(SIZE - row["size"] for row in rows)
+        assert missing == 3 * sum(row["index"] % 2 for row in rows) > 0
+        assert seen["gvpo/missing_sessions"] == seen["gvpo/padding_rows"] == missing
+
+
+def test_the_second_mini_batch_is_tilted_by_what_the_first_one_changed(whole):
+    for seen in whole.seen.values():
+        assert seen["gvpo/s_std"] > 0 and seen["gvpo/pull_over_push"] > 0
+        assert seen["gvpo/beta_s_std"] == pytest.approx(0.1 * seen["gvpo/s_std"])
+        assert 0 < seen["actor/grad_norm"] < np.inf and seen["gvpo/mse"] > 0
+
+
+SAVED, KILLED, STEPS, PROMPTS = 4, 5, 6, 16
+
+
+@pytest.fixture(scope="module")
+def history(task, tmp_path_factory):
+    """Sixteen prompts, so that the second visits begin with step 3; killed in step 6 and resumed from step 4."""
+    folder = tmp_path_factory.mktemp("history")
+    pq.write_table(pq.read_table(task / "train.parquet").take(list(range(0, 16 * 40, 40))), folder / "train.parquet")
+    code, printed = train_until_killed(
+        *(*COMMON, *SHORT, "algorithm.gsd.gvpo.grouping=prepass", "algorithm.gsd.gvpo.history_fraction=0.5"),
+        *(f"trainer.default_local_dir={folder}/run", f"data.train_files={folder}/train.parquet"),
+        *(f"trainer.total_training_steps={STEPS}", f"trainer.save_freq={SAVED}"),
+        f"trainer.rollout_data_dir={folder}/rollouts",
+        step=KILLED,
+    )
+    assert code == 1, printed
+    resumed = verl_gsd("train", f"resume={folder}/run")
+    assert resumed.returncode == 0, printed + resumed.stdout + resumed.stderr
+    dumped = {
+        step: [json.loads(line) for line in (folder / "rollouts" / f"{step}.jsonl").read_text().splitlines()]
+        for step in range(1, STEPS + 1)
+    }
+    seen = {step: metrics(folder / "run", 1 if step <= SAVED else 2)[step] for step in range(1, STEPS + 1)}
+    return SimpleNamespace(run=folder / "run", seen=seen, dumped=dumped, records=read_records(folder / "run"))
+
+
+def earlier(row):
+    return int(row["uid"].rsplit("_", 2)[1]) >= SIZE
+
+
+def test_from_the_second_visit_on_half_of_each_group_is_not_generated(history):
+    for step, rows in history.dumped.items():
+        groups = defaultdict(Counter)
+        for row in rows:
+            groups[row["uid"].rsplit("_", 2)[0]][earlier(row)] += 1
+        expected = {False: SIZE} if step <= 2 else {False: SIZE // 2, True: SIZE // 2}
+        assert [dict(counts) for counts in groups.values()] == [expected] * BATCH
+        seen = history.seen[step]
+        assert seen["gvpo/history/share"] == (0 if step <= 2 else 0.5)
+        assert seen["gvpo/history/responses_saved"] == (0 if step <= 2 else BATCH * SIZE / 2)
+        assert seen["gvpo/history/shortage"] == 0
+        assert seen["gvpo/history/prompts"] == min(PROMPTS, BATCH * step)
+        assert (seen["gvpo/history/tokens_saved"] > 0) == (step > 2)
+
+
+def test_the_earlier_responses_are_those_of_the_visit_before_across_a_kill_and_a_resume(history):
+    generated = defaultdict(dict)  # prompt -> step -> its new responses and their scores
+    for step, rows in history.dumped.items():
+        for row in rows:
+            if not earlier(row):
+                generated[row["input"]].setdefault(step, Counter())[row["output"], row["score"]] += 1
+    for step, rows in history.dumped.items():
+        for prompt in {row["input"] for row in rows if earlier(row)}:
+            mine = Counter((row["output"], row["score"]) for row in rows if earlier(row) and row["input"] == prompt)
+            before = generated[prompt][max(visit for visit in generated[prompt] if visit < step)]
+            assert mine.total() == SIZE // 2 and mine <= before
+
+
+def test_they_are_trained_on_and_counted_where_they_were_made(history):
+    for row in history.records.to_pylist():
+        assert (row["size"], row["total"]) == (SIZE, SIZE if row["step"] <= 2 else SIZE // 2)
+    for step in (SAVED, STEPS):
+        assert remembered(history.run / f"global_step_{step}") == replayed(history.records, step)
+    for seen in history.seen.values():
+        assert seen["gvpo/route_whole"] == 0 and seen["gvpo/missing_sessions"] == 0 and seen["gvpo/s_std"] > 0
+        assert 0 < seen["actor/grad_norm"] < np.inf
+
+
+def test_the_checkpoint_holds_what_the_next_visit_takes(history):
+    values, arrays = check_state(history.run / f"global_step_{STEPS}", {})
+    store = PromptStore()
+    store.load_state_dict(values["prompts"] | {name.removeprefix("prompts/"): array for name, array in arrays.items()})
+    state = store.state_dict()
+    assert len(state["response_reward"]) == PROMPTS * SIZE // 2
+    assert set(state["response_step"].tolist()) == {STEPS - 1, STEPS}
+
+
+@pytest.mark.drill
+def test_gvpo_learns(task, tmp_path):
+    done = verl_gsd("train", *COMMON[:3], f"trainer.default_local_dir={tmp_path}/run", "trainer.save_freq=-1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    seen = metrics(tmp_path / "run", 1)
+    before, after = (round(1024 * seen[step]["val-core/arithmetic/acc/mean@1"]) for step in (0, 40))
+    assert wilson(after, 1024).low > wilson(before, 1024).high
