@@ -89,12 +89,13 @@ class Updater:
             **{"temperature": 1.0, "dataloader_kwargs": {"shuffle": False}, "calculate_entropy": False},
             **{"distillation_use_topk": False, "distillation_only": False},
         }
+        # The same rows in the same mini-batches for all three.
+        update = GVPOUpdate(config if route != "vanilla" else config_of("prepass", task))
+        lengths = [len(row["input_ids"]) for row in made]
+        sizes = {"padding_tokens": 128, "workers": 1, "multiple": MINI_BATCH * SIZE}
+        places, _ = update.place(keys, lengths, lengths, **sizes)
+        made, keys = [made[row] for row in places], [keys[row] for row in places]
         if route != "vanilla":
-            update = GVPOUpdate(config)
-            lengths = [len(row["input_ids"]) for row in made]
-            sizes = {"padding_tokens": 128, "workers": 1, "multiple": MINI_BATCH * SIZE}
-            places, _ = update.place(keys, lengths, lengths, **sizes)
-            made, keys = [made[row] for row in places], [keys[row] for row in places]
             columns = update.columns(keys, torch.stack([row["advantages"][0] for row in made]))
             made = [row | {name: values[at] for name, values in columns.items()} for at, row in enumerate(made)]
             self.info |= update.instructions(theta_is_old=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
@@ -40,7 +41,7 @@ def store_groups() -> None:
     batch, by the square-root rule from that of one update.
     """
     OmegaConf.register_new_resolver("verl_gsd.equal", lambda a, b: a == b, replace=True)
-    OmegaConf.register_new_resolver("verl_gsd.quotient", lambda a, b: max(1, a // b), replace=True)
+    OmegaConf.register_new_resolver("verl_gsd.quotient", _quotient, replace=True)
     OmegaConf.register_new_resolver("verl_gsd.rate_an_update", _rate_an_update, replace=True)
     store = ConfigStore.instance()
     for group in GROUPS:
@@ -54,5 +55,11 @@ def store_groups() -> None:
             )
 
 
-def _rate_an_update(rate: float, batch: int, mini_batch: int) -> float:
+def _quotient(whole: Any, parts: int) -> Any:
+    return max(1, whole // parts) if isinstance(whole, int) else whole
+
+
+def _rate_an_update(rate: float, batch: Any, mini_batch: Any) -> float:
+    if not (isinstance(batch, int) and isinstance(mini_batch, int)):
+        return rate  # what is no number is named by the checks of a resolved config
     return rate / math.sqrt(max(1, batch / max(1, mini_batch)))
