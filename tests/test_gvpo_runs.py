@@ -1,5 +1,6 @@
-"""GVPO on the real stack: groups kept whole over two workers with sessions missing; and earlier responses with a pass
-before each mini-batch, killed and resumed."""
+"""GVPO on the real stack: earlier responses in every group, with a pass before each mini-batch until the run is killed,
+and with groups kept whole when it is resumed; as drills, whole groups over two workers with sessions missing, and forty
+steps that learn."""
 
 import json
 import os
@@ -58,6 +59,7 @@ def whole(task, tmp_path_factory):
     return SimpleNamespace(seen=metrics(folder / "run", 1), records=read_records(folder / "run").to_pylist())
 
 
+@pytest.mark.drill
 def test_groups_are_kept_whole_and_missing_sessions_filled_and_counted(whole):
     for step, seen in whole.seen.items():
         assert seen["gvpo/route_whole"] == 1 and seen["gvpo/split_groups"] == 0
@@ -67,6 +69,7 @@ def test_groups_are_kept_whole_and_missing_sessions_filled_and_counted(whole):
         assert seen["gvpo/missing_sessions"] == seen["gvpo/padding_rows"] == missing
 
 
+@pytest.mark.drill
 def test_the_second_mini_batch_is_tilted_by_what_the_first_one_changed(whole):
     for seen in whole.seen.values():
         assert seen["gvpo/s_std"] > 0 and seen["gvpo/pull_over_push"] > 0
@@ -74,14 +77,14 @@ def test_the_second_mini_batch_is_tilted_by_what_the_first_one_changed(whole):
         assert 0 < seen["actor/grad_norm"] < np.inf and seen["gvpo/mse"] > 0
 
 
-SAVED, KILLED, STEPS, PROMPTS = 4, 5, 6, 16
+SAVED, KILLED, STEPS = 2, 3, 4
 
 
 @pytest.fixture(scope="module")
 def history(task, tmp_path_factory):
-    """Sixteen prompts, so that the second visits begin with step 3; killed in step 6 and resumed from step 4."""
+    """The same eight prompts at every step; killed in step 4 and resumed from step 2, on the other route."""
     folder = tmp_path_factory.mktemp("history")
-    pq.write_table(pq.read_table(task / "train.parquet").take(list(range(0, 16 * 40, 40))), folder / "train.parquet")
+    pq.write_table(pq.read_table(task / "train.parquet").take(list(range(0, BATCH * 80, 80))), folder / "train.parquet")
     code, printed = train_until_killed(
         *(*COMMON, *SHORT, "algorithm.gsd.gvpo.grouping=prepass", "algorithm.gsd.gvpo.history_fraction=0.5"),
         *(f"trainer.default_local_dir={folder}/run", f"data.train_files={folder}/train.parquet"),
@@ -90,7 +93,7 @@ def history(task, tmp_path_factory):
         step=KILLED,
     )
     assert code == 1, printed
-    resumed = verl_gsd("train", f"resume={folder}/run")
+    resumed = verl_gsd("train", f"resume={folder}/run", "algorithm.gsd.gvpo.grouping=whole")
     assert resumed.returncode == 0, printed + resumed.stdout + resumed.stderr
     dumped = {
         step: [json.loads(line) for line in (folder / "rollouts" / f"{step}.jsonl").read_text().splitlines()]
@@ -109,14 +112,14 @@ def test_from_the_second_visit_on_half_of_each_group_is_not_generated(history):
         groups = defaultdict(Counter)
         for row in rows:
             groups[row["uid"].rsplit("_", 2)[0]][earlier(row)] += 1
-        expected = {False: SIZE} if step <= 2 else {False: SIZE // 2, True: SIZE // 2}
+        expected = {False: SIZE} if step == 1 else {False: SIZE // 2, True: SIZE // 2}
         assert [dict(counts) for counts in groups.values()] == [expected] * BATCH
         seen = history.seen[step]
-        assert seen["gvpo/history/share"] == (0 if step <= 2 else 0.5)
-        assert seen["gvpo/history/responses_saved"] == (0 if step <= 2 else BATCH * SIZE / 2)
+        assert seen["gvpo/history/share"] == (0 if step == 1 else 0.5)
+        assert seen["gvpo/history/responses_saved"] == (0 if step == 1 else BATCH * SIZE / 2)
         assert seen["gvpo/history/shortage"] == 0
-        assert seen["gvpo/history/prompts"] == min(PROMPTS, BATCH * step)
-        assert (seen["gvpo/history/tokens_saved"] > 0) == (step > 2)
+        assert seen["gvpo/history/prompts"] == BATCH
+        assert (seen["gvpo/history/tokens_saved"] > 0) == (step > 1)
 
 
 def test_the_earlier_responses_are_those_of_the_visit_before_across_a_kill_and_a_resume(history):
@@ -134,12 +137,13 @@ def test_the_earlier_responses_are_those_of_the_visit_before_across_a_kill_and_a
 
 def test_they_are_trained_on_and_counted_where_they_were_made(history):
     for row in history.records.to_pylist():
-        assert (row["size"], row["total"]) == (SIZE, SIZE if row["step"] <= 2 else SIZE // 2)
+        assert (row["size"], row["total"]) == (SIZE, SIZE if row["step"] == 1 else SIZE // 2)
     for step in (SAVED, STEPS):
         assert remembered(history.run / f"global_step_{step}") == replayed(history.records, step)
-    for seen in history.seen.values():
-        assert seen["gvpo/route_whole"] == 0 and seen["gvpo/missing_sessions"] == 0 and seen["gvpo/s_std"] > 0
-        assert 0 < seen["actor/grad_norm"] < np.inf
+    for step, seen in history.seen.items():
+        assert seen["gvpo/route_whole"] == (step > SAVED) and seen["gvpo/missing_sessions"] == 0
+        assert seen["gvpo/s_std"] > 0 and 0 < seen["actor/grad_norm"] < np.inf
+    assert [history.seen[step]["gvpo/split_groups"] for step in (SAVED + 1, STEPS)] == [0, 0]
 
 
 def test_the_checkpoint_holds_what_the_next_visit_takes(history):
@@ -147,8 +151,8 @@ def test_the_checkpoint_holds_what_the_next_visit_takes(history):
     store = PromptStore()
     store.load_state_dict(values["prompts"] | {name.removeprefix("prompts/"): array for name, array in arrays.items()})
     state = store.state_dict()
-    assert len(state["response_reward"]) == PROMPTS * SIZE // 2
-    assert set(state["response_step"].tolist()) == {STEPS - 1, STEPS}
+    assert len(state["response_reward"]) == BATCH * SIZE // 2
+    assert set(state["response_step"].tolist()) == {STEPS}
 
 
 @pytest.mark.drill
