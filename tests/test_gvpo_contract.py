@@ -1,7 +1,9 @@
 """What GVPO assumes of verl, a fact a test: an upgrade that changes one fails here, by name."""
 
+import contextlib
 import importlib.util
 import inspect
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,7 +11,6 @@ import pytest
 import torch
 
 pytest.importorskip("verl")
-import transfer_queue as tq
 import verl
 from tensordict import TensorDict
 from verl.trainer.ppo import core_algos, padding_utils
@@ -18,6 +19,8 @@ from verl.utils import tensordict_utils as tu
 from verl.workers import engine_workers
 from verl.workers.engine.utils import prepare_micro_batches
 from verl.workers.utils import losses
+
+from verl_gsd.trainer.worker import GVPOTrainingWorker
 
 pytestmark = pytest.mark.stack
 
@@ -46,6 +49,33 @@ def test_megatron_scales_any_loss_by_its_micro_batches_and_asks_for_the_same_sum
     assert 'scaled_loss = loss * data["num_micro_batch"]' in text
     assert "loss, metrics = loss_function(model_output=model_output, data=data, dp_group=" in text
     assert "tu.assign_non_tensor(data, dp_size=self.get_data_parallel_size())" in text
+
+
+def test_megatron_has_an_empty_output_on_all_pipeline_stages_but_the_last():
+    text = (Path(verl.__file__).parent / "workers/engine/megatron/transformer_impl.py").read_text()
+    assert re.search(
+        r"if mpu\.is_pipeline_last_stage\(.*?return postprocess_batch_func.*?else:\n\s+return \{\}|output = \{\}",
+        text,
+        re.S,
+    )
+
+
+class StageWithoutOutputStub:
+    """The engine of such a stage."""
+
+    def eval_mode(self, **_):
+        return contextlib.nullcontext()
+
+    def infer_batch(self, data, loss_function):
+        return {}
+
+
+def test_such_a_stage_makes_no_weights_and_goes_on():
+    worker = GVPOTrainingWorker.__new__(GVPOTrainingWorker)
+    worker.engine, worker.model_config = StageWithoutOutputStub(), {}
+    sizes = {"infer_max_token_len_per_gpu": 1, "micro_batch_size_per_gpu": 1}
+    worker.engine_config = SimpleNamespace(use_fused_kernels=False, use_dynamic_bsz=True, **sizes)
+    assert worker._log_prob_now(TensorDict({"row": torch.arange(2)}, batch_size=2)) is None
 
 
 def test_a_mini_batch_is_the_same_slice_of_every_workers_share():
@@ -113,4 +143,3 @@ def test_old_log_probabilities_are_the_policys_own_at_the_first_update_of_a_step
 def test_an_agent_loop_looks_for_its_sessions_in_a_column():
     file = importlib.util.find_spec("verl.trainer.ppo.v1.agent_loop_tq").origin
     assert 'prompt.pop("__rollout_n__", config.n' in Path(file).read_text()
-    assert callable(tq.kv_batch_put)

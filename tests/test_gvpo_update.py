@@ -64,6 +64,8 @@ LONG = "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=39"
     [
         ((LONG,), None, 1, "a group has 40 tokens, and .*ppo_max_token_len_per_gpu allows a micro-batch 39"),
         (("actor_rollout_ref.actor.ppo_max_token_len_per_gpu=41",), keys()[1:], 1, "a group has 42 tokens"),
+        (("actor_rollout_ref.actor.ppo_max_token_len_per_gpu=47",), keys(groups=7), 1, "a group has 48 tokens"),
+        (("+actor_rollout_ref.actor.megatron.virtual_pipeline_model_parallel_size=2",), None, 1, "virtual pipeline"),
         ((), keys(sessions=5), 1, r"a group has 5 responses and actor_rollout_ref\.rollout\.n=4"),
         ((), [*keys()[:-1], "uid7_2_1"], 1, "a session has several outputs"),
         (

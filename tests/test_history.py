@@ -1,5 +1,6 @@
 """Earlier responses in verl's own replay buffer over a real queue."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,7 +15,7 @@ from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
 from verl_gsd.responses import ResponseStore
 from verl_gsd.trainer import replay
-from verl_gsd.trainer.history import SESSIONS, TAG, History, history_size
+from verl_gsd.trainer.history import PLANNED, SESSIONS, TAG, History, history_size
 
 pytestmark = pytest.mark.stack
 
@@ -76,7 +77,7 @@ def submitted(history, uid, own=None):
     return int(batch[SESSIONS][0])
 
 
-def answered(uid, sessions, step, outputs=1, **further):
+def answered(uid, sessions, step, outputs=1, tag=None, **further):
     """Rows as agent loop workers write them: response ``session`` has ``2 + session`` tokens, the second a tool's."""
     keys, fields, tags = [], [], []
     for session in sessions:
@@ -103,7 +104,7 @@ def answered(uid, sessions, step, outputs=1, **further):
                 | further
             )
             lengths = {"prompt_len": 5, "response_len": 2 + session, "seq_len": 7 + session}
-            tags.append({"status": "success", "global_steps": step, **lengths})
+            tags.append({"status": "success", "global_steps": step, **lengths, **(tag or {})})
     if keys:
         tq.kv_batch_put(keys=keys, fields=list_of_dict_to_tensordict(fields), tags=tags, partition_id="train")
     tq.kv_put(key=uid, partition_id="train", tag={"is_prompt": True, "status": "finished", "global_steps": step})
@@ -116,7 +117,7 @@ def trained(history, buffer, step, groups=1):
 
 
 def visited_once(share=0.5):
-    history = History(share, SIZE, ResponseStore(), "train")
+    history = History(share, SIZE, 100, ResponseStore(), "train")
     buffer, listener = watched(history)
     assert submitted(history, "first") == SIZE
     answered("first", range(SIZE), step=1)
@@ -179,6 +180,52 @@ def test_what_is_remembered_is_of_the_latest_visit():
     assert [response.step for response in more._store.recall(KEY)] == [2, 1, 1], "older ones where one is not enough"
 
 
+def test_a_larger_group_of_the_data_sets_own_is_completed_behind_its_sessions():
+    history, buffer, listener = visited_once()
+    generated = submitted(history, "second", own=9)
+    assert generated == 7
+    answered("second", range(generated), step=2)
+    batch, metrics = trained(history, buffer, step=2)
+    assert {"second_9_0", "second_10_0"} <= set(batch.keys) and len(listener.left[1][0].rewards) == 9
+    assert metrics["gvpo/history/shortage"] == 0
+
+
+def test_prompts_submitted_without_a_history_get_none():
+    history, buffer, listener = visited_once()
+    history.take_up(["second"], TensorDict({"uid": NonTensorStack("second")}, batch_size=[1]))
+    answered("second", range(SIZE), step=2)
+    buffer._sync_metadata_from_transfer_queue()
+    assert len(listener.whole[1].rewards) == SIZE
+
+
+def test_responses_longer_than_this_run_allows_are_not_used():
+    history, _, _ = visited_once()
+    shorter = History(0.5, SIZE, 2, history._store, "train")
+    assert submitted(shorter, "second") == SIZE - 1, "one of two tokens is left, one of three is too long"
+
+
+@pytest.mark.parametrize("acc", [np.bool_(True), torch.tensor(1.0), 1, True])
+def test_a_verdict_of_any_kind_of_number_is_kept(acc):
+    history = History(0.5, SIZE, 100, ResponseStore(), "train")
+    buffer, _ = watched(history)
+    answered("first", range(SIZE), step=1, extra_fields={"reward_extra_info": {"acc": acc, "why": "text"}})
+    trained(history, buffer, step=1)
+    assert history._store.recall(KEY)[0].verdict == {"acc": 1.0}
+
+
+def test_earlier_responses_have_the_age_they_have():
+    history, buffer, _ = visited_once()
+    submitted(history, "second")
+    versions = {"min_global_steps": 8, "max_global_steps": 8}
+    answered("second", range(2), step=9, extra_fields={"reward_extra_info": {}} | versions, tag=versions)
+    batch, _ = trained(history, buffer, step=9)
+    tags = dict(zip(batch.keys, batch.tags, strict=True))
+    assert tags["second_0_0"]["max_global_steps"] == 8
+    assert tags["second_4_0"]["min_global_steps"] == tags["second_4_0"]["max_global_steps"] == 0
+    extra = tq.kv_batch_get(keys=["second_4_0"], partition_id="train")[0]["extra_fields"]
+    assert getattr(extra, "data", extra)["max_global_steps"] == 0
+
+
 def test_a_data_sets_own_number_of_sessions_is_lessened_and_one_is_always_new():
     history, _, _ = visited_once(share=0.75)
     assert [submitted(history, f"again{n}", own=n) for n in (6, 3, 1)] == [3, 1, 1]
@@ -209,17 +256,18 @@ def test_responses_forgotten_meanwhile_are_counted():
 def test_a_group_that_a_checkpoint_held_is_completed_once():
     history, _, _ = visited_once()
     resumed, listener = watched(history)
-    history.replan(["second"], [2])
+    prompts = TensorDict({SESSIONS: torch.tensor([2]), PLANNED: torch.tensor([2])}, batch_size=[1])
+    history.take_up(["second"], prompts)
     answered("second", range(2), step=2)
     resumed._sync_metadata_from_transfer_queue()
     again, told = watched(history)
-    history.replan(["second"], [2])
+    history.take_up(["second"], prompts)
     again._sync_metadata_from_transfer_queue()
     assert len(told.whole[0].rewards) == len(listener.whole[0].rewards) == SIZE
 
 
 def test_sessions_of_several_outputs_are_not_remembered():
-    history = History(0.5, SIZE, ResponseStore(), "train")
+    history = History(0.5, SIZE, 100, ResponseStore(), "train")
     buffer, _ = watched(history)
     answered("first", range(SIZE), step=1, outputs=2)
     _, metrics = trained(history, buffer, step=1)

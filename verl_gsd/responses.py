@@ -90,6 +90,8 @@ class ResponseStore:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up what ``state_dict`` gave; a store of a smaller capacity keeps what was stored last."""
         self._of, self._tokens = {}, 0
+        if "response_length" not in state:  # of a checkpoint made before responses were remembered
+            return
         by_key: dict[PromptKey, list[Response]] = {}
         for key, response in _unpacked(state):
             by_key.setdefault(key, []).append(response)

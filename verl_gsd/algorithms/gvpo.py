@@ -68,7 +68,7 @@ def gvpo_loss(
     s = torch.where(counted, log_ratio, 0).double()
     advantages = (rewards.double() - stats.per_row(stats.mean)).masked_fill(~counted, 0)
     residual = beta * centred(s, group) - advantages
-    loss = 0.5 * (coefficients(group, normalizer) * residual.square()).sum()
+    loss = 0.5 * (group_coefficients(group, normalizer) * residual.square()).sum()
     metrics = describe(s.detach(), advantages, group, beta=beta)
     if alone := int(metrics["gvpo/groups_of_one"]):
         warnings.warn(f"GVPO: {alone} of {len(stats.size)} groups are of one response and teach nothing", stacklevel=2)
@@ -91,7 +91,7 @@ def gvpo_row_loss(
         log_prob: (B, T), with a gradient, of the responses' tokens.
         response_mask: (B, T), 1 on tokens that count.
         weights: (B,), w_i of ``gvpo_weights`` over whole groups; used detached.
-        coefficients: (B,), c_i of ``coefficients`` over the whole mini-batch.
+        coefficients: (B,), c_i of ``group_coefficients`` over the whole mini-batch.
     """
     of_response = torch.where(response_mask.bool(), log_prob, 0).sum(dim=-1)
     return -beta * ((coefficients * weights).detach().to(log_prob.dtype) * of_response).sum()
@@ -102,13 +102,15 @@ def gvpo_weights(advantages: torch.Tensor, tilt: torch.Tensor, group: torch.Tens
 
     Args:
         advantages: (N,), A_i = R_i - mean R over the group's rows.
-        tilt: (N,), s_i, or what ``tilt`` leaves of it; both it and its mean from the same pass over the model.
+        tilt: (N,), s_i, or what ``tilt_of`` leaves of it; both it and its mean from the same pass over the model.
         group: (N,) int64, numbers of groups; -1 is a row of no group and gets 0.
     """
     return (advantages - beta * centred(tilt, group)).masked_fill(group < 0, 0)
 
 
-def tilt(log_ratio: torch.Tensor, log_reference: torch.Tensor, *, var: bool = True, cov: bool = True) -> torch.Tensor:
+def tilt_of(
+    log_ratio: torch.Tensor, log_reference: torch.Tensor, *, var: bool = True, cov: bool = True
+) -> torch.Tensor:
     """What a weight is tilted by: s_i = l_i - l'_i, or one of its two terms alone (Table 2).
 
     The gradient of Var(l) is that of l_i, that of Cov(l, l') is -l'_i; leaving out both leaves REINFORCE.
@@ -122,7 +124,7 @@ def tilt(log_ratio: torch.Tensor, log_reference: torch.Tensor, *, var: bool = Tr
     return var * (log_ratio + log_reference) - cov * log_reference
 
 
-def coefficients(group: torch.Tensor, normalizer: str = "k-1") -> torch.Tensor:
+def group_coefficients(group: torch.Tensor, normalizer: str = "k-1") -> torch.Tensor:
     """c_i = 1 / ((k_g - 1) P) of the row's group g, where P groups have two rows or more; (N,) float64, 0 elsewhere.
 
     Args:
@@ -169,7 +171,7 @@ def describe(
     kept = _per_row(size, group) >= 2
     if not kept.any():
         return metrics
-    share = coefficients(group)
+    share = group_coefficients(group)
     s, pull, push = log_ratio.double(), beta * centred(log_ratio.double(), group), advantages.double()
     per_group = torch.zeros(len(size), dtype=torch.float64, device=group.device)
     variance = per_group.index_add(0, group[kept], (share * centred(s, group).square())[kept])  # / P each

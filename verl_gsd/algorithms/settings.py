@@ -1,4 +1,4 @@
-"""The settings of the dial, checked without torch, so that a command line can be refused at once."""
+"""The settings of algorithms, checked without torch, so that a command line can be refused at once."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 DIAL_SETTINGS = ("alpha", "ddof", "eps")
+GVPO_NORMALIZERS = ("k-1", "k", "none")
+GVPO_REFERENCES = ("old", "ref")
 
 
 def dial_settings(gsd: Mapping[str, Any]) -> dict[str, Any]:
@@ -36,12 +38,6 @@ def check_dial_settings(alpha: Any, ddof: Any, eps: Any) -> None:
 
 def _is_finite_number(value: Any) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool) and abs(float(value)) < math.inf
-
-
-GVPO_NORMALIZERS = ("k-1", "k", "none")
-
-
-GVPO_REFERENCES = ("old", "ref")
 
 
 def check_gvpo_settings(beta: Any, normalizer: Any, reference: Any = "old") -> None:

@@ -51,6 +51,25 @@ _IDLE_KEYS = (
         ),
         "GVPO averages its own loss over groups, and no other term is on",
     ),
+    _Idle(
+        "actor_rollout_ref.actor.use_kl_loss",
+        lambda c: (
+            _is_gvpo(c)
+            and c.actor_rollout_ref.actor.use_kl_loss
+            and c.actor_rollout_ref.actor.kl_loss_coef == 0
+            and c.actor_rollout_ref.actor.policy_loss.get("reference") == "old"
+        ),
+        "at kl_loss_coef=0 with policy_loss.reference=old nobody reads the reference model",
+    ),
+    _Idle(
+        "algorithm.gsd.gvpo.allow_second_kl",
+        lambda c: (
+            c.algorithm.gsd.gvpo.allow_second_kl
+            and not c.algorithm.use_kl_in_reward
+            and not (c.actor_rollout_ref.actor.use_kl_loss and c.actor_rollout_ref.actor.kl_loss_coef)
+        ),
+        "no second KL term is on",
+    ),
     *(
         _Idle(
             f"actor_rollout_ref.actor.policy_loss.{name}",

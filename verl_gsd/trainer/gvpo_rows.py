@@ -37,18 +37,29 @@ class Part:
         numbers[found] = torch.unique(self.group[found], return_inverse=True)[1]
         return numbers
 
-    def require_whole_groups(self) -> None:
-        """Raise a RuntimeError that names a group of which some responses are elsewhere."""
-        here = self.group_here()
-        counts = torch.bincount(here[here >= 0], minlength=1)[here.clamp(min=0)]
-        split = torch.nonzero((here >= 0) & (counts != self.size))
-        if len(split):
-            row = int(split[0])
-            raise RuntimeError(
-                f"algorithm.gsd.gvpo.grouping=whole: a micro-batch holds {int(counts[row])} of the "
-                f"{int(self.size[row])} responses of group {int(self.group[row])}, and their weights need them all. "
-                "Something rearranged the rows; write algorithm.gsd.gvpo.grouping=prepass, which does not mind."
+    def split(self, run: int | None = None) -> str:
+        """What is wrong where a group's responses are not all among these rows; empty where they are.
+
+        Args:
+            run: look at each so many consecutive rows by themselves, which is how verl forms micro-batches of groups.
+        """
+        group = self.group_here()
+        if run is not None:
+            group = torch.where(
+                group >= 0, group * len(group) + torch.arange(len(group), device=group.device) // run, -1
             )
+            found = group >= 0
+            group[found] = torch.unique(group[found], return_inverse=True)[1]
+        counts = torch.bincount(group[group >= 0], minlength=1)[group.clamp(min=0)]
+        parts = torch.nonzero((group >= 0) & (counts != self.size))
+        if not len(parts):
+            return ""
+        row = int(parts[0])
+        return (
+            f"algorithm.gsd.gvpo.grouping=whole: a micro-batch holds {int(counts[row])} of the {int(self.size[row])} "
+            f"responses of group {int(self.group[row])}, and their weights need them all. Something rearranged the "
+            "rows; write algorithm.gsd.gvpo.grouping=prepass, which does not mind."
+        )
 
 
 @dataclass(frozen=True)
@@ -95,6 +106,10 @@ class Figures:
         total = self._reduced(self._by_response, torch.distributed.ReduceOp.SUM)
         rows = total[:, 5].clamp(min=1)
         return Responses(total[:, 0], total[:, 1], total[:, 2], total[:, 3] / rows, (total[:, 4] / rows).round().long())
+
+    def anywhere(self, here: bool) -> bool:
+        """Whether it holds on any worker. A collective: every worker calls it."""
+        return bool(self._reduced(torch.tensor(int(here)), torch.distributed.ReduceOp.MAX))
 
     def split_groups(self) -> int:
         """How many groups lie in more than one micro-batch. A collective: every worker calls it."""

@@ -72,6 +72,10 @@ def _refused_beside(config: DictConfig) -> Iterator[str]:
             f"algorithm.gsd.{name}: GVPO's weights must sum to zero within a group, and what it makes of advantages "
             f"does not. Leave algorithm.gsd.{name} out, or write another algo."
         )
+    if config.critic.enable:
+        yield "critic.enable=true: GVPO has no use for a critic, and its batches would be cut to fit it. Write false."
+    if isinstance(config.trainer.critic_warmup, int) and config.trainer.critic_warmup > 1:
+        yield f"trainer.critic_warmup={config.trainer.critic_warmup}: GVPO has no critic to warm up. Write 0."
     if actor.shuffle:
         yield (
             "actor_rollout_ref.actor.shuffle=true: every worker would shuffle its rows by itself, and groups would "
@@ -125,6 +129,8 @@ def _whole_impossible(config: DictConfig) -> Iterator[str]:
     actor, size = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout.n
     remedy = "or algorithm.gsd.gvpo.grouping=auto."
     rows = actor.ppo_micro_batch_size_per_gpu
+    if not all(isinstance(number, int) and number > 0 for number in (size, actor.ppo_mini_batch_size)):
+        return  # named where counts are checked
     if not actor.use_dynamic_bsz and isinstance(rows, int) and rows % size:
         yield (
             f"actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu={rows}: with grouping=whole a micro-batch holds "
@@ -132,7 +138,7 @@ def _whole_impossible(config: DictConfig) -> Iterator[str]:
         )
     workers = config.trainer.nnodes * config.trainer.n_gpus_per_node
     if actor.strategy in ("fsdp", "fsdp2"):
-        workers //= OmegaConf.select(actor, "fsdp_config.ulysses_sequence_parallel_size") or 1
+        workers //= sequence_parallel(actor)
         if workers and actor.ppo_mini_batch_size % workers:
             yield (
                 f"actor_rollout_ref.actor.ppo_mini_batch_size={actor.ppo_mini_batch_size}: with grouping=whole its "
@@ -147,6 +153,14 @@ def _whole_impossible(config: DictConfig) -> Iterator[str]:
             )
 
 
+def sequence_parallel(actor: DictConfig) -> int:
+    """Over how many workers verl spreads one sequence: Ulysses, by its key or the deprecated one, or Megatron's."""
+    keys = ("fsdp_config.ulysses_sequence_parallel_size", "ulysses_sequence_parallel_size")
+    if actor.strategy == "megatron":
+        keys = ("megatron.context_parallel_size",)
+    return max(int(OmegaConf.select(actor, key) or 1) for key in keys)
+
+
 def _columns(file: Path) -> list[str]:
     """Of a Parquet file on this machine; verl says what is wrong with any other."""
     try:
@@ -157,10 +171,17 @@ def _columns(file: Path) -> list[str]:
 
 def _history_impossible(config: DictConfig) -> Iterator[str]:
     rollout, share = config.actor_rollout_ref.rollout, config.algorithm.gsd.gvpo.history_fraction
+    if not (isinstance(rollout.n, int) and rollout.n > 0):
+        return  # named where counts are checked
     if isinstance(share, int | float) and 0 < share < 1 and not min(round(share * rollout.n), rollout.n - 1):
         yield (
             f"algorithm.gsd.gvpo.history_fraction={share} of actor_rollout_ref.rollout.n={rollout.n} responses is "
             f"none. Write {0.5 / rollout.n:.3g} or more, or 0."
+        )
+    if rollout.get("enable_rollout_routing_replay"):
+        yield (
+            "actor_rollout_ref.rollout.enable_rollout_routing_replay=true: an earlier response has no routes of this "
+            "policy to replay. Write false, or algorithm.gsd.gvpo.history_fraction=0."
         )
     if rollout.calculate_log_probs:
         yield (

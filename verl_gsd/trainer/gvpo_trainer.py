@@ -26,7 +26,9 @@ class GVPOSteps(PPOTrainer):
     def __init__(self, config: DictConfig):
         loss = OmegaConf.select(config, "actor_rollout_ref.actor.policy_loss.loss_mode")
         self._gvpo = GVPOUpdate(config) if loss == "gvpo" else None
-        self._places: list[int] = []  # of the batch that is being balanced
+        # Of the batch that is being balanced: verl asks for its size halfway, with neither at hand.
+        self._unplaced: tuple[Any, dict[str, Any]] | None = None
+        self._places: list[int] = []
         super().__init__(config)
 
     def _init_resource_pool_mgr(self):
@@ -54,6 +56,7 @@ class GVPOSteps(PPOTrainer):
         multiple = super()._get_required_batch_multiple(dp_size)
         if not self._gvpo:
             return multiple
+        assert self._unplaced is not None
         batch, metrics = self._unplaced
         lengths = [tag["seq_len"] for tag in batch.tags]
         self._places, found = self._gvpo.place(

@@ -13,8 +13,11 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from verl_gsd.algorithms import gvpo
+from verl_gsd.groups import group_numbers
 from verl_gsd.trainer import gvpo_rows
 from verl_gsd.trainer.batching import PADDING, layout, mini_batch_of
+from verl_gsd.trainer.gvpo_section import sequence_parallel
+from verl_gsd.trainer.keys import is_padding, session_of, uid_of
 
 logger = logging.getLogger(__name__)
 
@@ -23,25 +26,27 @@ Route = Literal["whole", "prepass"]
 
 @dataclass(frozen=True)
 class _Sizes:
-    """Of a config: responses a prompt, rows a mini-batch and a micro-batch, updates a step, tokens a micro-batch."""
+    """Of a config: responses a prompt, rows a mini-batch and a micro-batch, tokens a micro-batch, updates a step, and
+    whether Megatron's virtual pipeline is on."""
 
     group: int
     mini_rows: int
     micro_rows: int | None
     micro_tokens: int | None
     updates: int
+    virtual_pipeline: bool
 
     @classmethod
     def of(cls, config: DictConfig) -> _Sizes:
         actor, group = config.actor_rollout_ref.actor, int(config.actor_rollout_ref.rollout.n)
-        sequence_parallel = int(OmegaConf.select(actor, "fsdp_config.ulysses_sequence_parallel_size") or 1)
         dynamic = actor.use_dynamic_bsz
         return cls(
             group=group,
             mini_rows=int(actor.ppo_mini_batch_size) * group,
             micro_rows=None if dynamic else int(actor.ppo_micro_batch_size_per_gpu),
-            micro_tokens=int(actor.ppo_max_token_len_per_gpu) * sequence_parallel if dynamic else None,
+            micro_tokens=int(actor.ppo_max_token_len_per_gpu) * sequence_parallel(actor) if dynamic else None,
             updates=int(actor.ppo_epochs) * -(-int(config.data.train_batch_size) // int(actor.ppo_mini_batch_size)),
+            virtual_pipeline=bool(OmegaConf.select(actor, "megatron.virtual_pipeline_model_parallel_size")),
         )
 
 
@@ -82,17 +87,16 @@ class GVPOUpdate:
             multiple: of rows that verl needs.
 
         Returns:
-            ``batching.layout``'s places, and metrics ``gvpo/{route_whole,padding_rows,missing_sessions}``.
+            ``batching.layout``'s places, and metrics ``gvpo/{route_whole,padding_rows,missing_sessions}``, the last of
+            groups that have some: one without any is in no batch.
 
         Raises:
             ValueError: ``grouping=whole`` and a group is not a session a row, at most n of them, or does not fit a
                 micro-batch.
         """
         sizes, self.workers = self._sizes, workers
-        uids = [key.rsplit("_", 2)[0] for key in keys]
-        numbers = {uid: number for number, uid in enumerate(dict.fromkeys(uids))}
-        group = [numbers[uid] for uid in uids]
-        obstacle = self._obstacle_to_whole(keys, group, tokens, padding_tokens)
+        group = group_numbers([uid_of(key) for key in keys], len(keys)).tolist()
+        obstacle = self._obstacle_to_whole(keys, group, tokens, padding_tokens, multiple)
         if self._grouping == "whole" and obstacle:
             raise ValueError(
                 f"algorithm.gsd.gvpo.grouping=whole: {obstacle}. Write algorithm.gsd.gvpo.grouping=prepass, or auto."
@@ -113,7 +117,7 @@ class GVPOUpdate:
             group_size=sizes.group if self._route == "whole" else None,
             multiple=multiple,
         )
-        sessions = Counter(session.rsplit("_", 1)[0] for session in {key.rsplit("_", 1)[0] for key in keys})
+        sessions = Counter(uid_of(f"{session}_0") for session in {session_of(key) for key in keys})
         return places, {
             "gvpo/route_whole": float(self._route == "whole"),
             "gvpo/padding_rows": float(places.count(PADDING)),
@@ -121,11 +125,13 @@ class GVPOUpdate:
         }
 
     def _obstacle_to_whole(
-        self, keys: Sequence[str], group: Sequence[int], tokens: Sequence[int], padding_tokens: int
+        self, keys: Sequence[str], group: Sequence[int], tokens: Sequence[int], padding_tokens: int, multiple: int
     ) -> str:
         """Why groups cannot be kept whole in micro-batches; empty where they can."""
         sizes = self._sizes
-        if len({key.rsplit("_", 1)[0] for key in keys}) < len(keys):
+        if sizes.virtual_pipeline:
+            return "Megatron's virtual pipeline needs numbers of micro-batches that groups may not allow"
+        if len({session_of(key) for key in keys}) < len(keys):
             return "a session has several outputs, and a micro-batch holds groups of one row a session"
         rows = Counter(group)
         if rows and max(rows.values()) > sizes.group:
@@ -144,6 +150,8 @@ class GVPOUpdate:
         for number, length in zip(group, tokens, strict=True):
             of_group[number] += length
         longest = max((of_group[g] + (sizes.group - rows[g]) * padding_tokens for g in of_group), default=0)
+        if len(of_group) * sizes.group % multiple:  # then there will be groups of padding alone
+            longest = max(longest, sizes.group * padding_tokens)
         if sizes.micro_tokens is not None and longest > sizes.micro_tokens:
             return (
                 f"a group has {longest} tokens, and actor_rollout_ref.actor.ppo_max_token_len_per_gpu allows a "
@@ -172,19 +180,18 @@ class GVPOUpdate:
             gvpo_rows.ADVANTAGE: advantages.float(),
         }
         for j in np.unique(mini_batch):
-            rows = [row for row in np.flatnonzero(mini_batch == j) if not keys[row].startswith("pad")]
-            sessions = [keys[row].rsplit("_", 1)[0] for row in rows]
-            responses = {session: number for number, session in enumerate(dict.fromkeys(sessions))}
-            uids = [session.rsplit("_", 1)[0] for session in responses]
-            groups = {uid: number for number, uid in enumerate(dict.fromkeys(uids))}
-            group = torch.tensor([groups[uid] for uid in uids], dtype=torch.int64)
-            size = torch.bincount(group, minlength=1)[group]
-            coefficient = gvpo.coefficients(group, self._normalizer).float()
-            response = torch.tensor([responses[session] for session in sessions], dtype=torch.int64)
+            rows = [row for row in np.flatnonzero(mini_batch == j) if not is_padding(keys[row])]
+            if not rows:
+                continue
+            response = group_numbers([session_of(keys[row]) for row in rows], len(rows))
+            group = group_numbers([uid_of(keys[row]) for row in rows], len(rows))
+            # The group of each response, once.
+            of_response = torch.zeros(int(response.max()) + 1, dtype=torch.int64).scatter_(0, response, group)
             columns[gvpo_rows.RESPONSE][rows] = response
-            columns[gvpo_rows.GROUP][rows] = group[response]
-            columns[gvpo_rows.SIZE][rows] = size[response]
-            columns[gvpo_rows.COEFFICIENT][rows] = coefficient[response]
+            columns[gvpo_rows.GROUP][rows] = group
+            columns[gvpo_rows.SIZE][rows] = torch.bincount(of_response)[group]
+            coefficient = gvpo.group_coefficients(of_response, self._normalizer)
+            columns[gvpo_rows.COEFFICIENT][rows] = coefficient[response].float()
         return columns
 
     def instructions(self, *, theta_is_old: bool) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,13 +24,22 @@ from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
 from verl_gsd.prompts import PromptKey
 from verl_gsd.responses import Response, ResponseStore
+from verl_gsd.trainer.keys import session_number, session_of, uid_of
 
-#: The column in which verl's agent loops look for how many sessions to start.
-SESSIONS = "__rollout_n__"
+#: The column in which verl's agent loops look for how many sessions to start, and ours for what is to be added.
+SESSIONS, PLANNED = "__rollout_n__", "__gvpo_history__"
 #: The tag of a row that was not generated in this step: the step it was generated for.
 TAG = "generated_in"
 #: Columns that depend on the response and that only its generation could fill.
 _NOT_REMADE = ("rollout_log_probs", "routed_experts", "teacher_ids", "teacher_logprobs")
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Of one visit to a prompt: sessions in all, and how many of them are earlier responses."""
+
+    sessions: int
+    earlier: int
 
 
 class History:
@@ -37,28 +47,33 @@ class History:
 
     Args:
         share: of each group, in (0, 1).
-        group_size: responses a prompt.
+        group_size: responses a prompt, where the data set has no number of its own.
+        longest: tokens of a response at most; longer ones, of a run that allowed them, are not used.
         store: what is remembered of every prompt.
         partition: of verl's queue.
     """
 
-    def __init__(self, share: float, group_size: int, store: ResponseStore, partition: str) -> None:
+    def __init__(self, share: float, group_size: int, longest: int, store: ResponseStore, partition: str) -> None:
         self._wanted = history_size(share, group_size)
-        self._group_size, self._store, self._partition = group_size, store, partition
-        self._planned: dict[str, int] = {}  # by uid, of groups that have not left
+        self._group_size, self._longest = group_size, longest
+        self._store, self._partition = store, partition
+        self._planned: dict[str, _Plan] = {}  # by uid, of groups that have not ended
         self._shortage = 0
 
     def plan(self, uids: Sequence[str], keys: Sequence[PromptKey], batch: TensorDict) -> None:
         """Ask verl for fewer sessions of those prompts in ``batch`` that were visited before."""
-        # A TensorDict takes ``in`` for something else.
-        own = list(batch[SESSIONS]) if SESSIONS in batch.keys() else [self._group_size] * len(uids)  # noqa: SIM118
-        known = [min(self._wanted, len(self._store.recall(key)), int(n) - 1) for key, n in zip(keys, own, strict=True)]
-        batch[SESSIONS] = torch.tensor([int(n) - found for n, found in zip(own, known, strict=True)])
-        self._planned.update(zip(uids, known, strict=True))
+        columns = set(batch.keys())  # a TensorDict takes ``in`` for something else
+        own = [int(n) for n in batch[SESSIONS]] if SESSIONS in columns else [self._group_size] * len(uids)
+        earlier = [min(self._wanted, len(self._recall(key)), n - 1) for key, n in zip(keys, own, strict=True)]
+        batch[SESSIONS] = torch.tensor(own) - torch.tensor(earlier)
+        batch[PLANNED] = torch.tensor(earlier)
+        self.take_up(uids, batch)
 
-    def replan(self, uids: Sequence[str], sessions: Sequence[int]) -> None:
-        """Take up what was planned for groups that a checkpoint held, from the sessions asked for."""
-        self._planned.update({uid: self._group_size - int(n) for uid, n in zip(uids, sessions, strict=True)})
+    def take_up(self, uids: Sequence[str], prompts: TensorDict) -> None:
+        """Know what was planned for ``prompts``; nothing for those that were submitted without a history."""
+        if PLANNED in set(prompts.keys()):
+            for uid, generated, earlier in zip(uids, prompts[SESSIONS], prompts[PLANNED], strict=True):
+                self._planned[uid] = _Plan(int(generated) + int(earlier), int(earlier))
 
     def complete(
         self, uids: Sequence[str], rows: Mapping[str, Mapping[str, Any]], key_of: Callable[[str], PromptKey]
@@ -74,27 +89,27 @@ class History:
         Raises:
             ValueError: rows have a column that cannot be remade for an earlier response.
         """
-        named = {uid: [f"{uid}_{self._group_size + at}_0" for at in range(self._planned.pop(uid, 0))] for uid in uids}
-        # A group that a checkpoint held may be complete already.
-        named = {uid: keys for uid, keys in named.items() if keys and keys[0] not in rows}
+        plans = {uid: plan for uid in uids if (plan := self._planned.pop(uid, None)) and plan.earlier}
         first: dict[str, str] = {}
-        for key in rows:
-            uid = key.rsplit("_", 2)[0]
-            if uid in named:
-                first[uid] = min(key, first.get(uid, key))
-        templates = list(first.values())
-        if not templates:  # not one session of theirs gave a response
-            self._shortage += sum(map(len, named.values()))
-            return {}
-        data = tq.kv_batch_get(keys=templates, partition_id=self._partition)
+        for key, tag in rows.items():
+            uid = uid_of(key)
+            if uid in plans:
+                if TAG in tag:  # a checkpoint held it complete
+                    del plans[uid]
+                    first.pop(uid, None)
+                else:
+                    first[uid] = min(key, first.get(uid, key))
+        planned = sum(plan.earlier for plan in plans.values())
         keys, fields, tags = [], [], []
-        for at, template in enumerate(templates):
-            uid = template.rsplit("_", 2)[0]
-            for key, response in zip(named[uid], self._store.recall(key_of(uid)), strict=False):
-                keys.append(key)
-                fields.append(_row(data[at], response, session=int(key.rsplit("_", 2)[1])))
-                tags.append(_tag(rows[template], response))
-        self._shortage += sum(map(len, named.values())) - len(keys)
+        if first:  # else not one session of theirs gave a response
+            data = tq.kv_batch_get(keys=list(first.values()), partition_id=self._partition)
+            for at, (uid, template) in enumerate(first.items()):
+                for number, response in enumerate(self._recall(key_of(uid))[: plans[uid].earlier]):
+                    session = plans[uid].sessions + number
+                    keys.append(f"{uid}_{session}_0")
+                    fields.append(_row(data[at], response, session))
+                    tags.append(_tag(rows[template], response))
+        self._shortage += planned - len(keys)
         if keys:
             tq.kv_batch_put(
                 keys=keys, partition_id=self._partition, fields=list_of_dict_to_tensordict(fields), tags=tags
@@ -117,13 +132,13 @@ class History:
         """
         real = {key: tag for key, tag in zip(keys, tags, strict=True) if not tag.get("is_padding")}
         earlier = {key: tag for key, tag in real.items() if TAG in tag}
-        prompts = {key.rsplit("_", 2)[0] for key in real}
+        prompts = {uid_of(key) for key in real}
         self._store_some(real.keys() - earlier.keys(), key_of, step)
         metrics = {
             "share": len(earlier) / max(1, len(real)),
             "responses_saved": float(len(earlier)),
             "tokens_saved": float(sum(tag["response_len"] for tag in earlier.values())),
-            "first_visits": 1 - len({key.rsplit("_", 2)[0] for key in earlier}) / max(1, len(prompts)),
+            "first_visits": 1 - len({uid_of(key) for key in earlier}) / max(1, len(prompts)),
             "shortage": float(self._shortage),
             "prompts": float(len(self._store)),
         }
@@ -132,18 +147,19 @@ class History:
         self._shortage = 0
         return {f"gvpo/history/{name}": value for name, value in metrics.items()}
 
+    def _recall(self, key: PromptKey) -> list[Response]:
+        return [response for response in self._store.recall(key) if len(response.tokens) <= self._longest]
+
     def _store_some(self, generated: set[str], key_of: Mapping[str, PromptKey], step: int) -> None:
-        sessions: defaultdict[str, list[str]] = defaultdict(list)
+        outputs: defaultdict[str, list[str]] = defaultdict(list)
         for key in generated:
-            sessions[key.rsplit("_", 1)[0]].append(key)
+            outputs[session_of(key)].append(key)
         by_prompt: defaultdict[str, list[str]] = defaultdict(list)
-        for session, outputs in sessions.items():
-            if len(outputs) == 1:  # a session of several outputs is no one row
-                by_prompt[session.rsplit("_", 1)[0]].append(outputs[0])
+        for rows in outputs.values():
+            if len(rows) == 1:  # a session of several outputs is no one row
+                by_prompt[uid_of(rows[0])].append(rows[0])
         chosen = [
-            key
-            for uid in sorted(by_prompt)
-            for key in sorted(by_prompt[uid], key=lambda key: int(key.rsplit("_", 2)[1]))[: self._wanted]
+            key for uid in sorted(by_prompt) for key in sorted(by_prompt[uid], key=session_number)[: self._wanted]
         ]
         if not chosen:
             return
@@ -151,7 +167,7 @@ class History:
         data = tq.kv_batch_get(keys=chosen, partition_id=self._partition, select_fields=fields)
         found: defaultdict[str, list[Response]] = defaultdict(list)
         for key, *values in zip(chosen, *(list(data[name]) for name in fields), strict=True):
-            found[key.rsplit("_", 2)[0]].append(_response(*values, step=step))
+            found[uid_of(key)].append(_response(*values, step=step))
         for uid, responses in found.items():
             self._store.store(key_of[uid], responses, keep=self._wanted)
 
@@ -161,23 +177,31 @@ def history_size(share: float, group_size: int) -> int:
     return min(round(share * group_size), group_size - 1)
 
 
+def as_number(value: Any) -> float:
+    """What a verifier returned under a name of its own choosing, as a number; NaN if it is none."""
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):  # None, text, a list, a tensor of several
+        return math.nan
+
+
 def _response(tokens: torch.Tensor, mask: torch.Tensor, scores: torch.Tensor, extra: Any, *, step: int) -> Response:
     verdict = (getattr(extra, "data", extra) or {}).get("reward_extra_info") or {}
+    numbers = {name: as_number(value) for name, value in verdict.items()}
     return Response(
         tokens.numpy().astype(np.int32),
         mask.numpy().astype(bool),
         float(scores.double().sum()),
         step,
-        {name: float(value) for name, value in verdict.items() if _is_number(value)},
+        {name: value for name, value in numbers.items() if math.isfinite(value)},
     )
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, bool | int | float | np.number) and math.isfinite(value)
+def _row(template: Mapping[str, Any], response: Response, session: int) -> dict[str, Any]:
+    """A row of the queue for ``response``, like ``template``, a row of the same prompt.
 
-
-def _row(template: Mapping[str, Any], response: Response, *, session: int) -> dict[str, Any]:
-    """A row of the queue for ``response``, like ``template``, a row of the same prompt."""
+    What belongs to neither, such as the number of turns and the time taken, stays the template's.
+    """
     row = {name: template[name] for name in template.keys()}  # noqa: SIM118, a TensorDict
     unmade = [name for name in _NOT_REMADE if name in row]
     if row["position_ids"].dim() > 1 or getattr(row.get("multi_modal_inputs"), "data", row.get("multi_modal_inputs")):
@@ -199,16 +223,23 @@ def _row(template: Mapping[str, Any], response: Response, *, session: int) -> di
         "input_ids": ids,
         "position_ids": torch.arange(len(ids)),
         "rm_scores": scores,
-        "extra_fields": extra | {"reward_extra_info": dict(response.verdict)},
+        "extra_fields": _dated(extra, response) | {"reward_extra_info": dict(response.verdict)},
         "session_id": session,
     }
 
 
 def _tag(template: Mapping[str, Any], response: Response) -> dict[str, Any]:
     length = len(response.tokens)
-    return {
-        **template,
+    return _dated(template, response) | {
         "response_len": length,
         "seq_len": template["prompt_len"] + length,
         TAG: response.step,
     }
+
+
+def _dated(values: Mapping[str, Any], response: Response) -> dict[str, Any]:
+    """``values`` with the weights' version that made ``response``: step s generates with those of step s - 1."""
+    dates = {
+        name: response.step - 1 for name in ("min_global_steps", "max_global_steps") if values.get(name) is not None
+    }
+    return dict(values) | dates

@@ -105,13 +105,14 @@ def gvpo_policy_loss(
     if WEIGHT in rows.keys():  # noqa: SIM118, a TensorDict takes ``in`` for something else
         weights = rows[WEIGHT]
     else:
-        part.require_whole_groups()
+        if split := part.split():
+            raise RuntimeError(split)
         reference = torch.nested.to_padded_tensor(rows[settings.reference_column], 0.0)
         mask = response_mask.bool()
         s = torch.where(mask, log_prob.detach().float() - reference.float(), 0).sum(dim=-1)
         log_reference = torch.where(mask, reference.float(), 0).sum(dim=-1)
         figures.add(part, s, log_reference, mask.sum(dim=-1))
-        tilt = gvpo.tilt(s, log_reference, var=settings.var, cov=settings.cov)
+        tilt = gvpo.tilt_of(s, log_reference, var=settings.var, cov=settings.cov)
         weights = gvpo.gvpo_weights(part.advantage, tilt, part.group_here(), beta=settings.beta)
     loss = gvpo.gvpo_row_loss(log_prob, response_mask, weights, part.coefficient, beta=settings.beta)
     return config.global_batch_info["dp_size"] * loss, {}

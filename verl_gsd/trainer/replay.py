@@ -23,6 +23,7 @@ from verl_gsd.prompts import PromptKey
 from verl_gsd.records import Fate
 from verl_gsd.trainer import history
 from verl_gsd.trainer.config import ConfigError
+from verl_gsd.trainer.keys import uid_of
 
 #: Validation goes through the same buffer, in a partition of its own that is not ours.
 PARTITION = "train"
@@ -112,7 +113,7 @@ class _Watched(ReplayBuffer):
     def _materialize_batch(self, partition_id, selected_prompt_uids, partition_snapshot):
         batch = super()._materialize_batch(partition_id, selected_prompt_uids, partition_snapshot)
         if partition_id == PARTITION:
-            with_rows = {_uid_of(key) for key in batch.keys}
+            with_rows = {uid_of(key) for key in batch.keys}
             for uid in selected_prompt_uids:
                 self._leave(uid, "trained" if uid in with_rows else "failed")
         return batch
@@ -166,7 +167,9 @@ def _read_groups(uids: list[str], partition: dict[str, dict], listener: GroupLis
         for key, scores, extra in zip(keys, list(data["rm_scores"]), list(data["extra_fields"]), strict=True):
             rewards[key] = float(scores.double().sum())
             extra = getattr(extra, "data", extra)
-            verdict = math.nan if key in earlier else _number((extra.get("reward_extra_info") or {}).get("acc"))
+            verdict = (
+                math.nan if key in earlier else history.as_number((extra.get("reward_extra_info") or {}).get("acc"))
+            )
             accuracies[key] = verdict
     groups = []
     for uid in uids:
@@ -189,15 +192,3 @@ def _read_groups(uids: list[str], partition: dict[str, dict], listener: GroupLis
             )
         )
     return groups
-
-
-def _number(value: Any) -> float:
-    """What a verifier returned under a name of its own choosing, as a number; NaN if it is none."""
-    try:
-        return float(value)
-    except (TypeError, ValueError, RuntimeError):  # None, text, a list, a tensor of several
-        return math.nan
-
-
-def _uid_of(key: str) -> str:
-    return key.rsplit("_", 2)[0]

@@ -29,7 +29,8 @@ from verl_gsd.trainer import advantage, replay
 from verl_gsd.trainer.config import OUR_MODES, ConfigError
 from verl_gsd.trainer.dataset import indices_are_unique
 from verl_gsd.trainer.gvpo_trainer import GVPOSteps
-from verl_gsd.trainer.history import SESSIONS, History, history_size
+from verl_gsd.trainer.history import History, history_size
+from verl_gsd.trainer.keys import uid_of
 from verl_gsd.trainer.metrics import group_metrics
 from verl_gsd.trainer.own_section import checkpoint_to_resume, memory_settings, own_problems
 from verl_gsd.trainer.state import Memory, restore_state, save_state
@@ -136,7 +137,7 @@ class GroupTrainer(GVPOSteps, PPOTrainer):
     # Steps
 
     def _compute_advantage(self, batch, metrics):
-        rows = [self._training.get(key.rsplit("_", 2)[0]) for key in batch.keys]  # None: verl's padding
+        rows = [self._training.get(uid_of(key)) for key in batch.keys]  # None: verl's padding
         left = [group for group, _ in self._left]
         columns = {name: of for stage in self._stages.values() for name, of in stage.columns(rows, left).items()}
         with advantage.batch_of(batch.keys, columns) as at_hand:
@@ -194,7 +195,7 @@ class GroupTrainer(GVPOSteps, PPOTrainer):
             prompts = tq.kv_batch_get(uids, replay.PARTITION)
             self._remember_prompts(uids, prompts)
             if self._history:
-                self._history.replan(uids, list(prompts[SESSIONS]))
+                self._history.take_up(uids, prompts)
 
 
 def _attempt(run: RunDirectory) -> int:
@@ -205,8 +206,8 @@ def _attempt(run: RunDirectory) -> int:
 
 def _history(config: DictConfig, prompts: PromptStore) -> History | None:
     share = OmegaConf.select(config, "algorithm.gsd.gvpo.history_fraction") or 0.0
-    size = int(config.actor_rollout_ref.rollout.n)
-    return History(share, size, prompts.responses, replay.PARTITION) if history_size(share, size) else None
+    size, longest = int(config.actor_rollout_ref.rollout.n), int(config.data.max_response_length)
+    return History(share, size, longest, prompts.responses, replay.PARTITION) if history_size(share, size) else None
 
 
 def _with_file(logger: Any) -> list[str]:

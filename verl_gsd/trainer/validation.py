@@ -118,6 +118,7 @@ def ray_folder() -> Path:
 #: Numbers whose absence or kind verl notices minutes later, in the words of whatever used them.
 _COUNTS = (
     "actor_rollout_ref.rollout.n",
+    "actor_rollout_ref.actor.ppo_mini_batch_size",
     "data.train_batch_size",
     "data.max_prompt_length",
     "data.max_response_length",

@@ -22,7 +22,7 @@ from verl.workers.utils.padding import response_from_nested
 
 from verl_gsd.algorithms import gvpo
 from verl_gsd.trainer import losses
-from verl_gsd.trainer.gvpo_rows import WEIGHT, Figures, Part
+from verl_gsd.trainer.gvpo_rows import WEIGHT, Figures, Part, Responses
 
 
 class GVPOTrainingWorker(TrainingWorker):
@@ -39,19 +39,25 @@ class GVPOTrainingWorker(TrainingWorker):
     def train_batch(self, data: TensorDict) -> TensorDict:
         part = Part.of(data)
         figures = Figures(part, self.engine.get_data_parallel_group(), get_device_id())
-        log_prob = None
+        if tu.get(data, "gvpo_route") == "whole":
+            split = part.split(run=tu.get(data, "force_group_size"))
+            # All workers or none: one that raised by itself would leave the others waiting for it.
+            if figures.anywhere(bool(split)):
+                raise RuntimeError(split or "algorithm.gsd.gvpo.grouping=whole: another worker has part of a group")
+        log_prob, seen = None, None
         if self._theta_is_old:
             log_prob = data["old_log_probs"]
         elif tu.get(data, "gvpo_route") == "prepass":
             log_prob = self._log_prob_now(data)
         if log_prob is not None:
             figures.add(part, *self._against_reference(log_prob, data))
-            weights = self._weights(figures)
+            seen = figures.responses()
+            weights = self._weights(seen)
             data[WEIGHT] = torch.where(part.response >= 0, weights[part.response.clamp(min=0)], 0)
         with losses.collecting(figures):
             output = super().train_batch(data)
+        found = self._metrics(figures, seen or figures.responses())
         self._theta_is_old = False
-        found = self._metrics(figures)
         if output is not None:
             tu.assign_non_tensor(output, metrics=tu.get(output, "metrics") | found)
         return output
@@ -75,7 +81,7 @@ class GVPOTrainingWorker(TrainingWorker):
             micro_batch_size_per_gpu=config.micro_batch_size_per_gpu,
         )
         with self.engine.eval_mode(disable_auto_offload=True):
-            output = self.engine.infer_batch(rows, loss_function=None)["model_output"]
+            output = self.engine.infer_batch(rows, loss_function=None).get("model_output", {})
         return response_from_nested(output["log_probs"], data["response_mask"]) if "log_probs" in output else None
 
     def _against_reference(self, log_prob: torch.Tensor, data: TensorDict) -> tuple[torch.Tensor, ...]:
@@ -91,16 +97,18 @@ class GVPOTrainingWorker(TrainingWorker):
 
         return of_row(difference), of_row(reference), of_row(counts.to(difference.dtype))
 
-    def _weights(self, figures: Figures) -> torch.Tensor:
+    def _weights(self, seen: Responses) -> torch.Tensor:
         """(S,) float32 on the CPU: the weight of every response of the mini-batch, the same on every worker."""
-        seen, settings = figures.responses(), self._settings
-        tilt = gvpo.tilt(seen.log_ratio, seen.log_reference, var=settings.var, cov=settings.cov)
+        settings = self._settings
+        tilt = gvpo.tilt_of(seen.log_ratio, seen.log_reference, var=settings.var, cov=settings.cov)
         weights = gvpo.gvpo_weights(seen.advantage, tilt, seen.group, beta=settings.beta)
         return weights.to("cpu", torch.float32)
 
-    def _metrics(self, figures: Figures) -> dict[str, float]:
-        seen = figures.responses()
+    def _metrics(self, figures: Figures, seen: Responses) -> dict[str, float]:
         found = gvpo.describe(seen.log_ratio, seen.advantage, seen.group, beta=self._settings.beta, tokens=seen.tokens)
+        if self._theta_is_old and self._settings.reference == "old":
+            # s is 0 there whatever the policy does, and would only dilute the mean over a step's updates.
+            found = {name: found[name] for name in found.keys() & {"gvpo/groups_of_one", "gvpo/mse"}}
         return found | {"gvpo/split_groups": float(figures.split_groups())}
 
 
