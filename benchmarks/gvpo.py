@@ -4,7 +4,7 @@
 
 One worker, four mini-batches, micro-batches of as many tokens each. Every round updates once with verl's loss, with
 groups kept whole and with a pass before each mini-batch, one after the other; printed are medians and the medians of
-the rounds' ratios. Peak memory is that of a process of its own for each.
+the rounds' ratios. Peak memory is what updates add to a process of their own that has its model.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import multiprocessing
 import os
 import platform
-import resource
+import re
 import socket
 import statistics
 import sys
@@ -130,9 +130,13 @@ def _make(task: Path) -> None:
 def _peak(route: str, task: Path) -> float:
     _prepare()
     updater = Updater(route, task)
+    before = psutil.Process().memory_info().rss
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     for _ in range(3):
         updater.update()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert peak is not None
+    return int(peak[1]) / 1024 - before / 2**20
 
 
 def _times(rounds: int, task: Path) -> list[dict[str, float]]:

@@ -53,11 +53,7 @@ def test_megatron_scales_any_loss_by_its_micro_batches_and_asks_for_the_same_sum
 
 def test_megatron_has_an_empty_output_on_all_pipeline_stages_but_the_last():
     text = (Path(verl.__file__).parent / "workers/engine/megatron/transformer_impl.py").read_text()
-    assert re.search(
-        r"if mpu\.is_pipeline_last_stage\(.*?return postprocess_batch_func.*?else:\n\s+return \{\}|output = \{\}",
-        text,
-        re.S,
-    )
+    assert re.search(r"output = \{\}\n.{0,200}?if mpu\.is_pipeline_last_stage\(", text, re.S)
 
 
 class StageWithoutOutputStub:

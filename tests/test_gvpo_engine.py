@@ -56,7 +56,7 @@ FURTHER = {
     "sessions missing, prepass": (2, ["grouping=prepass"], {"without": [0, 1, 2, 9, 13]}),
     "sessions missing, whole": (2, ["grouping=whole", "rows=4"], {"without": [0, 1, 2, 9, 13]}),
     "two outputs in a session": (2, ["grouping=prepass"], {"joined": [5, 6]}),
-    "rows rearranged behind our back": (1, ["grouping=whole", "rows=4"], {"rearranged": True, "fails": True}),
+    "rows rearranged behind our back": (2, ["grouping=whole", "rows=4"], {"rearranged": True, "fails": True}),
 }
 _SHORT = {
     "grouping": "algorithm.gsd.gvpo.grouping",

@@ -7,7 +7,7 @@ import pytest
 
 from verl_gsd.trainer import state
 from verl_gsd.trainer.config import ConfigError
-from verl_gsd.trainer.state import restore_state, save_state
+from verl_gsd.trainer.state import forget_rotated, restore_state, save_state
 
 SETTINGS = {"data.train_files": ["/data/train.parquet"]}
 
@@ -127,3 +127,13 @@ def test_another_runs_memory_is_refused_by_the_key_that_differs(checkpoint):
         restored(checkpoint, settings={"data.train_files": ["/data/other"]})
     with pytest.raises(ConfigError, match="holds the memory of anchor, other, this run has anchor"):
         restored(checkpoint, names=("anchor",))
+
+
+def test_memory_goes_where_verl_removed_the_weights(tmp_path):
+    for step, kept in ((2, False), (4, True)):
+        (tmp_path / f"global_step_{step}" / "gsd").mkdir(parents=True)
+        (tmp_path / f"global_step_{step}" / "gsd" / "state.json").write_text("{}")
+        if kept:
+            (tmp_path / f"global_step_{step}" / "actor").mkdir()
+    forget_rotated(tmp_path)
+    assert sorted(path.parent.name for path in tmp_path.glob("*/gsd")) == ["global_step_4"]

@@ -45,9 +45,8 @@ class Part:
         """
         group = self.group_here()
         if run is not None:
-            group = torch.where(
-                group >= 0, group * len(group) + torch.arange(len(group), device=group.device) // run, -1
-            )
+            share = torch.arange(len(group), device=group.device) // run
+            group = torch.where(group >= 0, group * len(group) + share, -1)
             found = group >= 0
             group[found] = torch.unique(group[found], return_inverse=True)[1]
         counts = torch.bincount(group[group >= 0], minlength=1)[group.clamp(min=0)]

@@ -155,9 +155,8 @@ def _whole_impossible(config: DictConfig) -> Iterator[str]:
 
 def sequence_parallel(actor: DictConfig) -> int:
     """Over how many workers verl spreads one sequence: Ulysses, by its key or the deprecated one, or Megatron's."""
-    keys = ("fsdp_config.ulysses_sequence_parallel_size", "ulysses_sequence_parallel_size")
-    if actor.strategy == "megatron":
-        keys = ("megatron.context_parallel_size",)
+    ulysses = ["fsdp_config.ulysses_sequence_parallel_size", "ulysses_sequence_parallel_size"]
+    keys = ["megatron.context_parallel_size"] if actor.strategy == "megatron" else ulysses
     return max(int(OmegaConf.select(actor, key) or 1) for key in keys)
 
 

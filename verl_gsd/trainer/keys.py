@@ -1,4 +1,4 @@
-"""verl's names of rows: ``<uid>_<session>_<output>``, one a row of the queue; a padding row's uid starts with ``pad``."""
+"""verl's names of rows in its queue: ``<uid>_<session>_<output>``; a padding row's uid starts with ``pad``."""
 
 from __future__ import annotations
 

@@ -167,10 +167,8 @@ def _read_groups(uids: list[str], partition: dict[str, dict], listener: GroupLis
         for key, scores, extra in zip(keys, list(data["rm_scores"]), list(data["extra_fields"]), strict=True):
             rewards[key] = float(scores.double().sum())
             extra = getattr(extra, "data", extra)
-            verdict = (
-                math.nan if key in earlier else history.as_number((extra.get("reward_extra_info") or {}).get("acc"))
-            )
-            accuracies[key] = verdict
+            verdict = (extra.get("reward_extra_info") or {}).get("acc")
+            accuracies[key] = math.nan if key in earlier else history.as_number(verdict)
     groups = []
     for uid in uids:
         rows = [key for _, key in last_output[uid].values()]

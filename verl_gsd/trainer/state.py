@@ -71,6 +71,13 @@ def save_state(checkpoint: Path, memories: Mapping[str, Memory], settings: Mappi
         shutil.rmtree(building, ignore_errors=True)
 
 
+def forget_rotated(run: Path) -> None:
+    """Remove the memory beside weights that verl removed: it keeps ``trainer.max_actor_ckpt_to_keep`` of them."""
+    for checkpoint in run.glob("global_step_*"):
+        if (checkpoint / FOLDER).is_dir() and not (checkpoint / "actor").exists():
+            shutil.rmtree(checkpoint / FOLDER)
+
+
 def check_state(
     checkpoint: Path, settings: Mapping[str, Any], names: Collection[str] | None = None
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

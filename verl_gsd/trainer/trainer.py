@@ -33,7 +33,7 @@ from verl_gsd.trainer.history import History, history_size
 from verl_gsd.trainer.keys import uid_of
 from verl_gsd.trainer.metrics import group_metrics
 from verl_gsd.trainer.own_section import checkpoint_to_resume, memory_settings, own_problems
-from verl_gsd.trainer.state import Memory, restore_state, save_state
+from verl_gsd.trainer.state import Memory, forget_rotated, restore_state, save_state
 
 logger = logging.getLogger(__name__)
 
@@ -178,6 +178,8 @@ class GroupTrainer(GVPOSteps, PPOTrainer):
     def _save_checkpoint(self):
         save_state(self._run.checkpoint(self.global_steps), self.memories, self._settings)
         super()._save_checkpoint()  # announces the checkpoint at its end
+        if self.config.trainer.max_actor_ckpt_to_keep:
+            forget_rotated(self._run.path)
 
     def _load_checkpoint(self):
         checkpoint = checkpoint_to_resume(self.config)
