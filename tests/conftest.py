@@ -58,3 +58,25 @@ def compose_fast():
         return resolve(config), line
 
     return compose
+
+
+@pytest.fixture(scope="module")
+def _queue_of_the_module():
+    import ray
+    import transfer_queue as tq
+    from omegaconf import OmegaConf
+
+    ray.init(address="local", num_cpus=8, include_dashboard=False)
+    tq.init(OmegaConf.create({"backend": {"SimpleStorage": {"num_data_storage_units": 1}}}))
+    yield tq
+    tq.close()
+    ray.shutdown()
+
+
+@pytest.fixture
+def queue(_queue_of_the_module):
+    """verl's queue, running, and empty at a test's start."""
+    yield
+    for partition, items in (_queue_of_the_module.kv_list() or {}).items():
+        if items:
+            _queue_of_the_module.kv_clear(keys=list(items), partition_id=partition)

@@ -6,9 +6,7 @@ import torch
 
 pytest.importorskip("verl")
 
-import ray
 import transfer_queue as tq
-from omegaconf import OmegaConf
 from tensordict import NonTensorStack, TensorDict
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
@@ -17,26 +15,9 @@ from verl_gsd.responses import ResponseStore
 from verl_gsd.trainer import replay
 from verl_gsd.trainer.history import PLANNED, SESSIONS, TAG, History, history_size
 
-pytestmark = pytest.mark.stack
+pytestmark = [pytest.mark.stack, pytest.mark.usefixtures("queue")]
 
 KEY, SIZE = ("maths", 7), 4
-
-
-@pytest.fixture(scope="module")
-def queue():
-    ray.init(address="local", num_cpus=8, include_dashboard=False)
-    tq.init(OmegaConf.create({"backend": {"SimpleStorage": {"num_data_storage_units": 1}}}))
-    yield
-    tq.close()
-    ray.shutdown()
-
-
-@pytest.fixture(autouse=True)
-def empty_queue(queue):
-    yield
-    for partition, items in (tq.kv_list() or {}).items():
-        if items:
-            tq.kv_clear(keys=list(items), partition_id=partition)
 
 
 class Listener:

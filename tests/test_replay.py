@@ -9,33 +9,14 @@ import torch
 
 pytest.importorskip("verl")
 
-import ray
 import transfer_queue as tq
-from omegaconf import OmegaConf
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
 from verl_gsd.trainer import replay
 from verl_gsd.trainer.config import ConfigError
 
-pytestmark = pytest.mark.stack
-
-
-@pytest.fixture(scope="module")
-def queue():
-    ray.init(address="local", num_cpus=8, include_dashboard=False)
-    tq.init(OmegaConf.create({"backend": {"SimpleStorage": {"num_data_storage_units": 1}}}))
-    yield
-    tq.close()
-    ray.shutdown()
-
-
-@pytest.fixture(autouse=True)
-def empty_queue(queue):
-    yield
-    for partition, items in (tq.kv_list() or {}).items():
-        if items:
-            tq.kv_clear(keys=list(items), partition_id=partition)
+pytestmark = [pytest.mark.stack, pytest.mark.usefixtures("queue")]
 
 
 class Listener:
