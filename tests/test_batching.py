@@ -75,11 +75,23 @@ def test_missing_sessions_are_spread_over_the_mini_batches():
     assert sorted((places[found == j] != PADDING).sum() for j in range(2)) == [13, 13]
 
 
+@pytest.mark.parametrize(("n_groups", "expected"), [(20, [5, 5, 5, 5]), (25, [5, 5, 5, 5, 5]), (30, [6, 6, 6, 6, 6])])
+def test_mini_batches_have_as_many_groups_whatever_those_cost(n_groups, expected):
+    """The loss is a mean over a mini-batch's groups: few long ones together would weigh more."""
+    work = np.random.default_rng(1).lognormal(7, 1, n_groups).repeat(8)
+    group = np.repeat(np.arange(n_groups), 8)
+    places = np.array(layout(group.tolist(), work.tolist(), mini_rows=48, workers=1, group_size=8))
+    found = mini_batch_of(len(places), mini_rows=48, workers=1)
+    counts = [len({group[row] for row in places[found == j] if row != PADDING}) for j in range(found.max() + 1)]
+    assert sorted(counts) == expected
+
+
 @pytest.mark.parametrize(
     ("words", "settings"),
     [
         ("a group of 5 rows does not fit groups of 4", {"mini_rows": 16, "workers": 2, "group_size": 4}),
         ("a group of 5 rows does not fit a mini-batch of 4 rows", {"mini_rows": 4, "workers": 2}),
+        ("a mini-batch of 9 rows cannot be shared by 2 workers evenly", {"mini_rows": 9, "workers": 2}),
         (r"a worker's 8 rows of a mini-batch \(16 over 2 workers\)", {"mini_rows": 16, "workers": 2, "group_size": 5}),
     ],
 )

@@ -156,7 +156,7 @@ def test_bad_rows_are_named():
     s[3] = math.inf
     with pytest.raises(ValueError, match=r"log_ratio\[3\] is inf"):
         gvpo_loss(s, rewards, labels)
-    with pytest.raises(ValueError, match="log_ratio has 14 rows and rewards 13"):
+    with pytest.raises(ValueError, match=r"rewards has shape \(13,\); write one number a row, shape \(14,\)"):
         gvpo_loss(batch()[0], rewards[1:], labels[1:])
 
 
@@ -330,3 +330,42 @@ def test_it_converges_to_the_one_optimum_from_any_sampler(sampler):
 @pytest.mark.parametrize("broken", [std_normalised, mixed_centring, weights_not_detached])
 def test_what_copies_do_does_not(broken):
     assert trained(broken, SAMPLERS["uniform"]) > 0.02
+
+
+# What the row form is given
+
+
+def test_low_precision_is_widened():
+    group, far = torch.zeros(8, dtype=torch.int64), 9000 + 10 * torch.arange(8.0)
+    found = gvpo.gvpo_weights(torch.zeros(8, dtype=torch.float16), far.half(), group, beta=BETA)
+    assert found.dtype == torch.float32 and found.isfinite().all() and abs(found.sum()) < 1e-2
+    log_prob = torch.full((1, 16000), -8.0, dtype=torch.float16, requires_grad=True)
+    tiny = torch.tensor([1e-5], dtype=torch.float16)
+    loss = gvpo.gvpo_row_loss(log_prob, torch.ones(1, 16000), tiny, torch.tensor([1.0]), beta=BETA)
+    assert loss.dtype == torch.float32 and loss.isfinite()
+
+
+def test_whole_numbers_as_rewards_are_exact():
+    loss, _ = gvpo_loss(torch.zeros(2, dtype=torch.float64), torch.tensor([2**24 + 1, 2**24]), ["a", "a"])
+    assert loss == 0.25
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (
+            lambda: gvpo.gvpo_row_loss(torch.zeros(2, 3), torch.ones(2, 3), torch.ones(2, 1), torch.ones(2), beta=1),
+            "weights",
+        ),
+        (
+            lambda: gvpo.gvpo_row_loss(torch.zeros(2, 3), torch.ones(2, 3), torch.ones(2), torch.ones(1), beta=1),
+            "coeff",
+        ),
+        (lambda: gvpo.gvpo_row_loss(torch.zeros(6), torch.ones(6), torch.ones(6), torch.ones(6), beta=1), r"\(B, T\)"),
+        (lambda: gvpo.gvpo_weights(torch.ones(1), torch.ones(2), torch.tensor([0, 0]), beta=1), "advantages"),
+        (lambda: gvpo.gvpo_weights(torch.ones(2), torch.ones(2, 1), torch.tensor([0, 0]), beta=1), "tilt"),
+    ],
+)
+def test_shapes_are_refused_and_not_broadcast(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()

@@ -58,6 +58,8 @@ LINES = [
         f"{GVPO}.history_fraction=nan": r"gvpo\.history_fraction=nan: write",
         "actor_rollout_ref.actor.use_kl_loss=true": "",
         "actor_rollout_ref.actor.kl_loss_coef=0.1": r"kl_loss_coef=0\.1: .*kl_loss_coef=0, or .*allow_second_kl=true",
+        f"{GVPO}.allow_second_kl=no": r"allow_second_kl=no: write true or false",
+        f"{POLICY}.beta=-1": r"policy_loss\.beta=-1",
         f"{GVPO}.grouping=whole": "",
         "actor_rollout_ref.actor.use_dynamic_bsz=false": "",
         "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=4": r"_per_gpu=4: .*Write a multiple of 8, or",
@@ -73,6 +75,24 @@ LINES = [
         f"{POLICY}.reference=ref": r"reference=ref with actor_rollout_ref\.actor\.use_kl_loss=false",
         "actor_rollout_ref.actor.use_kl_loss=false": "",
     },
+    {
+        "actor_rollout_ref.rollout.n=5": "",
+        "trainer.n_gpus_per_node=2": "",
+        "actor_rollout_ref.actor.ppo_mini_batch_size=5": r"25 rows are not shared by 2 workers evenly",
+        "critic.enable=true": r"critic\.enable=true: .*Write false",
+    },
+    {
+        "actor_rollout_ref.actor.use_dynamic_bsz=false": "",
+        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=32": r"a worker has 48 rows of a mini-batch .*Write a divisor",
+    },
+    {
+        f"{GVPO}.grouping=whole": "",
+        "trainer.n_gpus_per_node=two": r"trainer\.n_gpus_per_node=two: write a whole number",
+        "actor_rollout_ref.rollout.top_p=x": "",
+        "actor_rollout_ref.actor.ppo_epochs=two": r"ppo_epochs=two: write a whole number",
+        "data.train_files=null": r"data\.train_files=null",
+    },
+    {"algorithm.gsd.gvpo=null": r"loss_mode=gvpo without algorithm\.gsd\.gvpo"},
     {f"{POLICY}.loss_mode=vanilla": r"loss_mode=vanilla with algorithm\.gsd\.gvpo: GVPO is both"},
 ]
 

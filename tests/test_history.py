@@ -265,4 +265,4 @@ def test_columns_that_cannot_be_remade_are_refused(further):
 
 
 def test_a_share_is_rounded_and_leaves_one_new_response():
-    assert [history_size(share, 8) for share in (0, 0.05, 0.0625, 0.25, 0.5, 0.99)] == [0, 0, 0, 2, 4, 7]
+    assert [history_size(share, 8) for share in (0, 0.05, 0.0625, 0.25, 0.5, 0.99)] == [0, 0, 1, 2, 4, 7]

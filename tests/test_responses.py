@@ -34,15 +34,13 @@ def test_the_latest_are_kept_and_older_ones_fill_up():
 
 
 def test_prompts_stored_longest_ago_are_forgotten_when_tokens_run_out():
-    store = ResponseStore(capacity=10)
+    store = ResponseStore(capacity=210)  # two responses of four tokens, and what their objects take
     for index in range(3):
         store.store(("maths", index), [response(4)], keep=1)
     assert [len(store.recall(("maths", index))) for index in range(3)] == [0, 1, 1]
     store.store(("maths", 1), [response(4, step=2)], keep=1)  # now the latest
     store.store(("maths", 5), [response(4)], keep=1)
     assert [len(store.recall(("maths", index))) for index in (1, 2, 5)] == [1, 0, 1]
-    store.store(("maths", 6), [response(11)], keep=1)
-    assert len(store) == 0, "one that is larger than all there is room for is not kept"
 
 
 @given(
@@ -51,10 +49,10 @@ def test_prompts_stored_longest_ago_are_forgotten_when_tokens_run_out():
     )
 )
 def test_what_is_restored_goes_on_like_what_was_saved(visits):
-    store = ResponseStore(capacity=40)
+    store = ResponseStore(capacity=440)
     for step, (source, index, length, judged) in enumerate(visits):
         store.store((source, index), [response(length, step, **({"acc": 0.5} if judged else {}))], keep=2)
-    copy = ResponseStore(capacity=40)
+    copy = ResponseStore(capacity=440)
     copy.load_state_dict(store.state_dict())
     for each in (store, copy):
         each.store(("a", 1), [response(9, 99)], keep=2)
@@ -78,3 +76,27 @@ def test_a_forgotten_prompt_takes_its_responses_along():
 def test_a_capacity_must_be_positive():
     with pytest.raises(ValueError, match="capacity=0"):
         ResponseStore(capacity=0)
+
+
+def test_a_response_larger_than_all_room_drives_no_other_out():
+    store = ResponseStore(capacity=10 + 1000)
+    store.store(("maths", 1), [response(4)], keep=1)
+    store.store(("maths", 2), [response(2000)], keep=1)
+    assert len(store.recall(("maths", 1))) == 1 and not store.recall(("maths", 2))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"response_tokens": np.zeros(3, np.int32)},
+        {"response_source": np.array([4], np.int32)},
+        {"response_reward": np.zeros(2)},
+        {"response_sources": "maths"},
+        {"response_length": np.array([-4], np.int32)},
+    ],
+)
+def test_arrays_that_do_not_belong_together_are_refused(damage):
+    store = ResponseStore()
+    store.store(KEY, [response()], keep=1)
+    with pytest.raises(ValueError):
+        ResponseStore().load_state_dict(store.state_dict() | damage)

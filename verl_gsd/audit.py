@@ -203,7 +203,8 @@ def _gvpo_contradictions(config: DictConfig) -> Iterator[str]:
             "policy_loss.reference=old: every update starts from the old policy, where GVPO is REINFORCE with the "
             "group's mean as baseline, times beta. Write a smaller mini-batch; the paper's is a quarter."
         )
-    if (1 if rollout.top_p is None else rollout.top_p) < 1 or (rollout.top_k or -1) > 0:
+    top_p, top_k = (value if isinstance(value, int | float) else 1 for value in (rollout.top_p, rollout.top_k or -1))
+    if top_p < 1 or top_k > 0:
         yield (
             f"actor_rollout_ref.rollout.top_p={rollout.top_p} and top_k={rollout.top_k}: a sampler that cannot give "
             "every response does not meet GVPO's condition for its one optimum (Theorem 3.2). Write top_p=1, top_k=-1."

@@ -12,6 +12,10 @@ import numpy as np
 PromptKey: TypeAlias = tuple[str, int]
 
 
+#: What a response takes beside its tokens, in tokens.
+_OVERHEAD = 100
+
+
 @dataclass(frozen=True, eq=False)
 class Response:
     """One response of j tokens.
@@ -35,7 +39,8 @@ class ResponseStore:
     """A bounded memory of responses; the prompts whose responses were stored longest ago are forgotten first.
 
     Args:
-        capacity: tokens stored at most, some five bytes each: by default 1.25 GiB of them.
+        capacity: tokens stored at most, five bytes each, and a response counts for 100 more, which is what its object
+            takes: by default 1.25 GiB of them.
 
     Raises:
         ValueError: ``capacity`` is not positive.
@@ -54,6 +59,8 @@ class ResponseStore:
     def store(self, key: PromptKey, responses: Sequence[Response], *, keep: int) -> None:
         """Remember ``responses`` to a prompt, and of its older ones as many as make ``keep``."""
         kept = [*responses, *self.recall(key)][:keep]
+        while _tokens(kept) > self.capacity:
+            kept.pop()
         self.forget(key)
         if kept:
             self._of[key] = kept
@@ -92,11 +99,29 @@ class ResponseStore:
         self._of, self._tokens = {}, 0
         if "response_length" not in state:  # of a checkpoint made before responses were remembered
             return
+        _require_consistent(state)
         by_key: dict[PromptKey, list[Response]] = {}
         for key, response in _unpacked(state):
             by_key.setdefault(key, []).append(response)
         for key, responses in by_key.items():
             self.store(key, responses, keep=len(responses))
+
+
+def _require_consistent(state: Mapping[str, Any]) -> None:
+    """Raise a ValueError where the arrays do not belong together."""
+    lengths, n_tokens = state["response_length"], len(state["response_tokens"])
+    if (lengths < 0).any() or lengths.sum() != n_tokens or len(state["response_mask"]) != n_tokens:
+        raise ValueError(f"responses of {int(lengths.sum())} tokens in all, and {n_tokens} tokens")
+    names = [
+        name
+        for name in ("index", "reward", "step", "verdict", "source")
+        if len(state[f"response_{name}"]) != len(lengths)
+    ]
+    sources = state["response_source"]
+    if names or not isinstance(state["response_sources"], list):
+        raise ValueError(f"{len(lengths)} responses, and another number of {', '.join(names) or 'sources'}")
+    if len(sources) and not 0 <= sources.min() <= sources.max() < len(state["response_sources"]):
+        raise ValueError("a response of a source that has no name")
 
 
 def _unpacked(state: Mapping[str, Any]) -> Iterator[tuple[PromptKey, Response]]:
@@ -118,4 +143,4 @@ def _unpacked(state: Mapping[str, Any]) -> Iterator[tuple[PromptKey, Response]]:
 
 
 def _tokens(responses: Sequence[Response]) -> int:
-    return sum(len(response.tokens) for response in responses)
+    return sum(len(response.tokens) + _OVERHEAD for response in responses)

@@ -59,14 +59,14 @@ def gvpo_loss(
     """
     check_gvpo_settings(beta, normalizer)
     log_ratio = float_rows(log_ratio, "log_ratio")
-    rewards = float_rows(rewards, "rewards").to(log_ratio.device)
-    if len(rewards) != len(log_ratio):
-        raise ValueError(f"log_ratio has {len(log_ratio)} rows and rewards {len(rewards)}")
-    stats = group_stats(rewards.double(), index, mask)
+    float_rows(rewards, "rewards")
+    rewards = rewards.to(log_ratio.device, torch.float64)  # whole numbers beyond float32's are exact
+    _require_rows(len(log_ratio), rewards=rewards)
+    stats = group_stats(rewards, index, mask)
     group, counted = stats.group, stats.group >= 0
     require_finite(log_ratio.detach(), "log_ratio", where=counted)
     s = torch.where(counted, log_ratio, 0).double()
-    advantages = (rewards.double() - stats.per_row(stats.mean)).masked_fill(~counted, 0)
+    advantages = (rewards - stats.per_row(stats.mean)).masked_fill(~counted, 0)
     residual = beta * centred(s, group) - advantages
     loss = 0.5 * (group_coefficients(group, normalizer) * residual.square()).sum()
     metrics = describe(s.detach(), advantages, group, beta=beta)
@@ -92,9 +92,21 @@ def gvpo_row_loss(
         response_mask: (B, T), 1 on tokens that count.
         weights: (B,), w_i of ``gvpo_weights`` over whole groups; used detached.
         coefficients: (B,), c_i of ``group_coefficients`` over the whole mini-batch.
+
+    Returns:
+        A scalar in ``log_prob``'s dtype, float32 at least.
+
+    Raises:
+        ValueError: shapes do not match.
     """
+    if log_prob.ndim != 2 or response_mask.shape != log_prob.shape:
+        raise ValueError(
+            f"log_prob is {tuple(log_prob.shape)} and response_mask {tuple(response_mask.shape)}: write (B, T)"
+        )
+    _require_rows(len(log_prob), weights=weights, coefficients=coefficients)
+    log_prob = log_prob.to(torch.promote_types(log_prob.dtype, torch.float32))
     of_response = torch.where(response_mask.bool(), log_prob, 0).sum(dim=-1)
-    return -beta * ((coefficients * weights).detach().to(log_prob.dtype) * of_response).sum()
+    return -beta * ((coefficients.double() * weights.double()).detach().to(log_prob.dtype) * of_response).sum()
 
 
 def gvpo_weights(advantages: torch.Tensor, tilt: torch.Tensor, group: torch.Tensor, *, beta: float) -> torch.Tensor:
@@ -104,8 +116,15 @@ def gvpo_weights(advantages: torch.Tensor, tilt: torch.Tensor, group: torch.Tens
         advantages: (N,), A_i = R_i - mean R over the group's rows.
         tilt: (N,), s_i, or what ``tilt_of`` leaves of it; both it and its mean from the same pass over the model.
         group: (N,) int64, numbers of groups; -1 is a row of no group and gets 0.
+
+    Returns:
+        (N,) in the wider of both dtypes, float32 at least.
+
+    Raises:
+        ValueError: shapes do not match.
     """
-    return (advantages - beta * centred(tilt, group)).masked_fill(group < 0, 0)
+    _require_rows(len(group), advantages=advantages, tilt=tilt)
+    return (float_rows(advantages, "advantages") - beta * centred(tilt, group)).masked_fill(group < 0, 0)
 
 
 def tilt_of(
@@ -139,7 +158,8 @@ def group_coefficients(group: torch.Tensor, normalizer: str = "k-1") -> torch.Te
 
 
 def centred(values: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
-    """``values`` less the mean of their group, (N,); 0 in rows of no group."""
+    """``values`` less the mean of their group, (N,), float32 at least; 0 in rows of no group."""
+    values = float_rows(values, "values")
     size = _sizes(group)
     member = group >= 0
     sums = values.new_zeros(len(size)).index_add(0, group[member], values[member])
@@ -190,6 +210,12 @@ def describe(
         if (pair.amax(dim=1) > pair.amin(dim=1)).all():
             metrics["gvpo/s_length_correlation"] = float(torch.corrcoef(pair)[0, 1])
     return metrics
+
+
+def _require_rows(n_rows: int, **columns: torch.Tensor) -> None:
+    for name, column in columns.items():
+        if column.shape != (n_rows,):
+            raise ValueError(f"{name} has shape {tuple(column.shape)}; write one number a row, shape ({n_rows},)")
 
 
 def _sizes(group: torch.Tensor) -> torch.Tensor:

@@ -38,8 +38,8 @@ def layout(
         Row numbers, or ``PADDING``, by place in the batch: worker by worker, for each its slices of the mini-batches.
 
     Raises:
-        ValueError: a group is larger than ``group_size`` or than a mini-batch, or ``group_size`` does not divide a
-            worker's slice of a mini-batch.
+        ValueError: a group is larger than ``group_size`` or than a mini-batch, or a mini-batch cannot be shared by the
+            workers evenly, in groups of ``group_size`` where that is given.
     """
     members: list[list[int]] = [[] for _ in range(max(group, default=-1) + 1)]
     for row, number in enumerate(group):
@@ -54,12 +54,15 @@ def layout(
             f"a worker's {slice_rows} rows of a mini-batch ({mini_rows} over {workers} workers) are no whole number of "
             f"groups of {group_size}"
         )
+    if mini_rows % workers:
+        raise ValueError(f"a mini-batch of {mini_rows} rows cannot be shared by {workers} workers evenly")
     work = np.asarray(workload, dtype=float)
     of_group = [float(work[rows].sum()) for rows in members]
     room = [group_size or len(rows) for rows in members]
     step = (multiple or mini_rows) // mini_rows
     n_mini = step * max(1, math.ceil(sum(room) / mini_rows / step))
-    while (mini_batches := _deal(of_group, room, n_mini, mini_rows)) is None:
+    # Mini-batches with as many groups each: one with fewer would weigh every group of its own more.
+    while (mini_batches := _deal(of_group, room, n_mini, mini_rows, evenly=True)) is None:
         n_mini += step
     places = np.full((workers, n_mini, slice_rows), PADDING)
     for j, groups in enumerate(mini_batches):
@@ -86,8 +89,13 @@ def _filled(rows: list[int], size: int) -> list[int]:
     return rows + [PADDING] * (size - len(rows))
 
 
-def _deal(work: Sequence[float], room: Sequence[int], bins: int, capacity: int) -> list[list[int]] | None:
+def _deal(
+    work: Sequence[float], room: Sequence[int], bins: int, capacity: int, *, evenly: bool = False
+) -> list[list[int]] | None:
     """Give every item to a bin with room for it, large ones first and each to the bin with the least work so far.
+
+    Args:
+        evenly: rather to the bin with the fewest items.
 
     Returns:
         The items of each bin, in ascending order, or None where one found no room.
@@ -99,7 +107,8 @@ def _deal(work: Sequence[float], room: Sequence[int], bins: int, capacity: int) 
         free = used + room[item] <= capacity
         if not free.any():
             return None
-        chosen = int(np.lexsort((used, load, ~free))[0])
+        items_so_far = [len(found) if evenly else 0 for found in items]
+        chosen = int(np.lexsort((load, items_so_far, ~free))[0])
         items[chosen].append(item)
         load[chosen] += work[item]
         used[chosen] += room[item]

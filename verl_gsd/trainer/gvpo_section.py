@@ -34,6 +34,9 @@ def gvpo_wrong(config: DictConfig, line: Line) -> Iterator[str]:
     yield from _settings(config, section)
     yield from _refused_beside(config)
     yield from _second_kl(config, section)
+    if not _counts(config):
+        return  # named where counts are checked
+    yield from _batches_impossible(config)
     if section.get("grouping") == "whole":
         yield from _whole_impossible(config)
     if section.get("history_fraction"):
@@ -48,11 +51,15 @@ def _settings(config: DictConfig, section: DictConfig) -> Iterator[str]:
     share = section.get("history_fraction")
     if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1 or math.isnan(share):
         yield f"algorithm.gsd.gvpo.history_fraction={share}: write a number from 0 to below 1."
+    if not isinstance(section.get("allow_second_kl"), bool):
+        yield f"algorithm.gsd.gvpo.allow_second_kl={section.get('allow_second_kl')}: write true or false."
     loss = config.actor_rollout_ref.actor.policy_loss
-    try:
-        check_gvpo_settings(loss.get("beta"), loss.get("normalizer"), loss.get("reference"))
-    except ValueError as error:
-        yield f"{_LOSS}.{error}."
+    right = {"beta": 1.0, "normalizer": "k", "reference": "old"}
+    for name in right:
+        try:
+            check_gvpo_settings(**right | {name: loss.get(name)})
+        except ValueError as error:
+            yield f"{_LOSS}.{error}."
     for name in ("var", "cov"):
         if not isinstance(loss.get(name), bool):
             yield f"{_LOSS}.{name}={loss.get(name)}: write true or false."
@@ -111,7 +118,7 @@ def _second_kl(config: DictConfig, section: DictConfig) -> Iterator[str]:
             "log-probabilities are computed only where that is on. Write actor_rollout_ref.actor.use_kl_loss=true; "
             "with kl_loss_coef=0 it adds no term."
         )
-    if section.get("allow_second_kl"):
+    if section.get("allow_second_kl") is True:
         return
     if actor.use_kl_loss and actor.kl_loss_coef != 0:
         yield (
@@ -125,27 +132,53 @@ def _second_kl(config: DictConfig, section: DictConfig) -> Iterator[str]:
         )
 
 
+def _counts(config: DictConfig) -> bool:
+    """Whether the numbers that the checks below reckon with are counts."""
+    actor, trainer = config.actor_rollout_ref.actor, config.trainer
+    numbers = (config.actor_rollout_ref.rollout.n, actor.ppo_mini_batch_size, trainer.nnodes, trainer.n_gpus_per_node)
+    return all(isinstance(number, int) and number > 0 for number in numbers)
+
+
+def _workers(config: DictConfig) -> int:
+    """Data-parallel workers; 0 where that is the engine's to say."""
+    actor = config.actor_rollout_ref.actor
+    if actor.strategy not in ("fsdp", "fsdp2"):
+        return 0
+    return config.trainer.nnodes * config.trainer.n_gpus_per_node // sequence_parallel(actor)
+
+
+def _batches_impossible(config: DictConfig) -> Iterator[str]:
+    actor, size, workers = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout.n, _workers(config)
+    rows = actor.ppo_mini_batch_size * size
+    named = f"actor_rollout_ref.actor.ppo_mini_batch_size={actor.ppo_mini_batch_size} of {size} responses each"
+    if workers and rows % workers:
+        yield f"{named}: {rows} rows are not shared by {workers} workers evenly. Write another mini-batch."
+        return
+    micro = actor.ppo_micro_batch_size_per_gpu
+    if workers and not actor.use_dynamic_bsz and isinstance(micro, int) and (micro < 1 or rows // workers % micro):
+        yield (
+            f"actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu={micro}: a worker has {rows // workers} rows of a "
+            f"mini-batch ({named}). Write a divisor of that, or actor_rollout_ref.actor.use_dynamic_bsz=true."
+        )
+
+
 def _whole_impossible(config: DictConfig) -> Iterator[str]:
     actor, size = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout.n
     remedy = "or algorithm.gsd.gvpo.grouping=auto."
     rows = actor.ppo_micro_batch_size_per_gpu
-    if not all(isinstance(number, int) and number > 0 for number in (size, actor.ppo_mini_batch_size)):
-        return  # named where counts are checked
     if not actor.use_dynamic_bsz and isinstance(rows, int) and rows % size:
         yield (
             f"actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu={rows}: with grouping=whole a micro-batch holds "
             f"whole groups of {size}. Write a multiple of {size}, {remedy}"
         )
-    workers = config.trainer.nnodes * config.trainer.n_gpus_per_node
-    if actor.strategy in ("fsdp", "fsdp2"):
-        workers //= sequence_parallel(actor)
-        if workers and actor.ppo_mini_batch_size % workers:
-            yield (
-                f"actor_rollout_ref.actor.ppo_mini_batch_size={actor.ppo_mini_batch_size}: with grouping=whole its "
-                f"groups go to {workers} workers evenly. Write a multiple of {workers}, {remedy}"
-            )
+    workers = _workers(config)
+    if workers and actor.ppo_mini_batch_size % workers:
+        yield (
+            f"actor_rollout_ref.actor.ppo_mini_batch_size={actor.ppo_mini_batch_size}: with grouping=whole its "
+            f"groups go to {workers} workers evenly. Write a multiple of {workers}, {remedy}"
+        )
     files = config.data.train_files
-    for file in [files] if isinstance(files, str) else files:
+    for file in [files] if isinstance(files, str) else files or []:
         if "__rollout_n__" in _columns(Path(str(file)).expanduser()):
             yield (
                 f"data.train_files={file} has a column __rollout_n__: groups of several sizes do not fit micro-batches "
@@ -157,7 +190,8 @@ def sequence_parallel(actor: DictConfig) -> int:
     """Over how many workers verl spreads one sequence: Ulysses, by its key or the deprecated one, or Megatron's."""
     ulysses = ["fsdp_config.ulysses_sequence_parallel_size", "ulysses_sequence_parallel_size"]
     keys = ["megatron.context_parallel_size"] if actor.strategy == "megatron" else ulysses
-    return max(int(OmegaConf.select(actor, key) or 1) for key in keys)
+    found = [OmegaConf.select(actor, key) for key in keys]
+    return max([1, *(size for size in found if isinstance(size, int))])
 
 
 def _columns(file: Path) -> list[str]:
@@ -170,9 +204,9 @@ def _columns(file: Path) -> list[str]:
 
 def _history_impossible(config: DictConfig) -> Iterator[str]:
     rollout, share = config.actor_rollout_ref.rollout, config.algorithm.gsd.gvpo.history_fraction
-    if not (isinstance(rollout.n, int) and rollout.n > 0):
-        return  # named where counts are checked
-    if isinstance(share, int | float) and 0 < share < 1 and not min(round(share * rollout.n), rollout.n - 1):
+    if rollout.n == 1:
+        yield "actor_rollout_ref.rollout.n=1: a group of one has no room for an earlier response. Write 2 or more."
+    elif isinstance(share, int | float) and share * rollout.n < 0.5:
         yield (
             f"algorithm.gsd.gvpo.history_fraction={share} of actor_rollout_ref.rollout.n={rollout.n} responses is "
             f"none. Write {0.5 / rollout.n:.3g} or more, or 0."

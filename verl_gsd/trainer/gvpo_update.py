@@ -109,6 +109,11 @@ class GVPOUpdate:
             self._take("prepass", obstacle)
         else:
             self._take("whole", "every group fits a micro-batch")
+        if (largest := max(Counter(group).values(), default=0)) > sizes.mini_rows:
+            raise ValueError(
+                f"a group has {largest} rows and actor_rollout_ref.actor.ppo_mini_batch_size="
+                f"{sizes.mini_rows // sizes.group} allows {sizes.mini_rows} in a mini-batch. Write a larger one."
+            )
         places = layout(
             group,
             workload,

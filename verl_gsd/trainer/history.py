@@ -173,15 +173,15 @@ class History:
 
 
 def history_size(share: float, group_size: int) -> int:
-    """Earlier responses in a group: ``share`` of it, rounded, and at least one response is new."""
-    return min(round(share * group_size), group_size - 1)
+    """Earlier responses in a group: ``share`` of it, rounded, a half up, and at least one response is new."""
+    return min(math.floor(share * group_size + 0.5), group_size - 1)
 
 
 def as_number(value: Any) -> float:
     """What a verifier returned under a name of its own choosing, as a number; NaN if it is none."""
     try:
         return float(value)
-    except (TypeError, ValueError, RuntimeError):  # None, text, a list, a tensor of several
+    except (TypeError, ValueError, RuntimeError, OverflowError):  # None, text, a tensor of several, 10**400
         return math.nan
 
 

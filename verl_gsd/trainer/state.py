@@ -121,7 +121,7 @@ def restore_state(checkpoint: Path, memories: Mapping[str, Memory], settings: Ma
         own = {key.removeprefix(f"{name}/"): value for key, value in arrays.items() if key.startswith(f"{name}/")}
         try:
             memory.load_state_dict(values[name] | own)
-        except (KeyError, TypeError, ValueError) as error:
+        except (IndexError, KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"{checkpoint / FOLDER}: the memory {name} is damaged ({error!r}). {REMEDY}") from error
 
 

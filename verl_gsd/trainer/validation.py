@@ -119,6 +119,8 @@ def ray_folder() -> Path:
 _COUNTS = (
     "actor_rollout_ref.rollout.n",
     "actor_rollout_ref.actor.ppo_mini_batch_size",
+    "actor_rollout_ref.actor.ppo_epochs",
+    "actor_rollout_ref.actor.ppo_max_token_len_per_gpu",
     "data.train_batch_size",
     "data.max_prompt_length",
     "data.max_response_length",
