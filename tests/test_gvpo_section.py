@@ -83,7 +83,7 @@ LINES = [
     },
     {
         "actor_rollout_ref.actor.use_dynamic_bsz=false": "",
-        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=32": r"a worker has 48 rows of a mini-batch .*Write a divisor",
+        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=32": r"a worker has 48 rows .*Write a divisor",
     },
     {
         f"{GVPO}.grouping=whole": "",
