@@ -92,7 +92,7 @@ class GVPOUpdate:
 
         Raises:
             ValueError: ``grouping=whole`` and a group is not a session a row, at most n of them, or does not fit a
-                micro-batch.
+                micro-batch; or a group does not fit a mini-batch.
         """
         sizes, self.workers = self._sizes, workers
         group = group_numbers([uid_of(key) for key in keys], len(keys)).tolist()

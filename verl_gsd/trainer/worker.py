@@ -52,7 +52,7 @@ class GVPOTrainingWorker(TrainingWorker):
         if log_prob is not None:
             figures.add(part, *self._against_reference(log_prob, data))
             seen = figures.responses()
-            weights = self._weights(seen)
+            weights = self._weights(seen).to(part.response.device, torch.float32)
             data[WEIGHT] = torch.where(part.response >= 0, weights[part.response.clamp(min=0)], 0)
         with losses.collecting(figures):
             output = super().train_batch(data)
@@ -98,11 +98,10 @@ class GVPOTrainingWorker(TrainingWorker):
         return of_row(difference), of_row(reference), of_row(counts.to(difference.dtype))
 
     def _weights(self, seen: Responses) -> torch.Tensor:
-        """(S,) float32 on the CPU: the weight of every response of the mini-batch, the same on every worker."""
+        """(S,) float64: the weight of every response of the mini-batch, the same on every worker."""
         settings = self._settings
         tilt = gvpo.tilt_of(seen.log_ratio, seen.log_reference, var=settings.var, cov=settings.cov)
-        weights = gvpo.gvpo_weights(seen.advantage, tilt, seen.group, beta=settings.beta)
-        return weights.to("cpu", torch.float32)
+        return gvpo.gvpo_weights(seen.advantage, tilt, seen.group, beta=settings.beta)
 
     def _metrics(self, figures: Figures, seen: Responses) -> dict[str, float]:
         found = gvpo.describe(seen.log_ratio, seen.advantage, seen.group, beta=self._settings.beta, tokens=seen.tokens)
