@@ -121,6 +121,8 @@ def test_any_hydra_application_lists_the_choices():
             r"no such key\. One that verl reads and does not list is written \+nothing\.like\.this=",
         ),
         ("grpo", r"'grpo' is not KEY=VALUE"),
+        ("actor_rollout_ref.actor.policy_loss.beta=0.2", r"under the algorithm chosen\. It belongs to algo=gvpo"),
+        ("algorithm.gsd.gvpo.history_fraction=0.5", r"under the algorithm chosen\. It belongs to algo=gvpo"),
     ],
 )
 def test_a_key_that_is_not_there_is_answered_with_those_that_may_be_meant(word, message):

@@ -138,6 +138,7 @@ def test_the_audit_says_what_gvpo_does(compose_fast):
         (("actor_rollout_ref.rollout.top_p=0.9",), "Theorem 3.2"),
         (("actor_rollout_ref.rollout.top_k=20",), "Theorem 3.2"),
         ((f"{POLICY}.var=false",), "diverged with either term left out"),
+        ((f"{GVPO}.history_fraction=0.5", "trainer.total_epochs=1"), "every prompt is visited once"),
     ],
 )
 def test_what_runs_and_may_surprise_is_warned_of(compose_fast, words, message):

@@ -209,6 +209,11 @@ def _gvpo_contradictions(config: DictConfig) -> Iterator[str]:
             f"actor_rollout_ref.rollout.top_p={rollout.top_p} and top_k={rollout.top_k}: a sampler that cannot give "
             "every response does not meet GVPO's condition for its one optimum (Theorem 3.2). Write top_p=1, top_k=-1."
         )
+    if OmegaConf.select(config, "algorithm.gsd.gvpo.history_fraction") and config.trainer.total_epochs == 1:
+        yield (
+            "algorithm.gsd.gvpo.history_fraction with trainer.total_epochs=1: every prompt is visited once, and none has "
+            "earlier responses. Write more epochs, or history_fraction=0."
+        )
     if loss.get("var") is not loss.get("cov"):
         yield (
             f"actor_rollout_ref.actor.policy_loss.var={loss.get('var')} and cov={loss.get('cov')}: in the paper's "

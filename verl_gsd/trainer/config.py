@@ -126,6 +126,10 @@ def compose_config(line: Line) -> DictConfig:
 
 def no_such_key(key: str, known: Sequence[str]) -> str:
     """The complaint about a key that is not there, with those of ``known`` that may have been meant."""
+    if algos := [
+        name for name in groups.choices("algo") if OmegaConf.select(groups.load("algo", name), key) is not None
+    ]:
+        return f"{key}: no such key under the algorithm chosen. It belongs to algo={_listed(algos)}."
     meant = difflib.get_close_matches(key, known, n=3, cutoff=0.8)
     meant += [other for other in known if other.endswith(f".{key}")][:3]
     if meant:
