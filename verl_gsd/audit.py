@@ -211,8 +211,8 @@ def _gvpo_contradictions(config: DictConfig) -> Iterator[str]:
         )
     if OmegaConf.select(config, "algorithm.gsd.gvpo.history_fraction") and config.trainer.total_epochs == 1:
         yield (
-            "algorithm.gsd.gvpo.history_fraction with trainer.total_epochs=1: every prompt is visited once, and none has "
-            "earlier responses. Write more epochs, or history_fraction=0."
+            "algorithm.gsd.gvpo.history_fraction with trainer.total_epochs=1: every prompt is visited once, and none "
+            "has earlier responses. Write more epochs, or history_fraction=0."
         )
     if loss.get("var") is not loss.get("cov"):
         yield (
