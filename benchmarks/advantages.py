@@ -10,8 +10,6 @@ without the two passes over tokens that any estimator must make.
 
 from __future__ import annotations
 
-import json
-import platform
 import resource
 import statistics
 import time
@@ -21,7 +19,7 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import psutil
+import publishing
 import torch
 import typer
 from omegaconf import OmegaConf
@@ -113,7 +111,7 @@ def main(
 ) -> None:
     """Measure, print the ratios, write everything down."""
     result: dict[str, object] = {
-        "machine": f"{psutil.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB, {platform.machine()}",
+        "machine": publishing.machine(),
         "threads": torch.get_num_threads(),
         "planner_seconds": planner(),
         "planner_peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
@@ -130,8 +128,7 @@ def main(
         )
         for other in ("grpo", "grpo_vectorized"):
             print(f"       {other} / gsd = {medians[other] / medians['gsd']:.2f}")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(result, indent=2) + "\n")
+    publishing.write(result, output)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,8 @@ the rounds' ratios. Peak memory is what updates add to a process of their own th
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
-import platform
 import re
 import socket
 import statistics
@@ -24,6 +22,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import psutil
+import publishing
 import torch
 import typer
 
@@ -165,7 +164,7 @@ def main(
     peaks = {route: measured(_peak, route, task) for route in ROUTES}
     times = measured(_times, rounds, task)
     result: dict[str, Any] = {
-        "machine": f"{psutil.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB, {platform.machine()}",
+        "machine": publishing.machine(),
         "rows": GROUPS * SIZE,
         "mini_batches": GROUPS // MINI_BATCH,
         "rounds": rounds,
@@ -179,8 +178,7 @@ def main(
         result[f"{route}_peak_of_vanilla"] = peaks[route] / peaks["vanilla"]
     for name, value in result.items():
         print(f"{name}: {value}")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(result, indent=2) + "\n")
+    publishing.write(result, output)
 
 
 if __name__ == "__main__":

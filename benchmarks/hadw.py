@@ -9,15 +9,13 @@ queue, so this is all it costs.
 from __future__ import annotations
 
 import itertools
-import json
-import platform
 import statistics
 import time
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import psutil
+import publishing
 import torch
 import typer
 
@@ -62,7 +60,7 @@ def main(
         added.append((end - middle) - (middle - start))
     without, added = without[5:], added[5:]
     result = {
-        "machine": f"{psutil.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB, {platform.machine()}",
+        "machine": publishing.machine(),
         "rows": GROUPS * SIZE,
         "chain_ms": 1e3 * statistics.median(without),
         "hadw_adds_ms": 1e3 * statistics.median(added),
@@ -70,8 +68,7 @@ def main(
     }
     for name, value in result.items():
         print(f"{name}: {value}")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(result, indent=2) + "\n")
+    publishing.write(result, output)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,6 @@ first three steps left out (kernels warm up), and the ratio of the medians; writ
 
 from __future__ import annotations
 
-import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -18,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Annotated
 
-import psutil
+import publishing
 import typer
 
 from verl_gsd.rundir import RunDirectory, read_metrics
@@ -51,7 +49,7 @@ def main(
         seconds = {mode: step_seconds(mode, steps, rows, Path(folder)) for mode in ("sync", "gsd_sync")}
     medians = {mode: statistics.median(values) for mode, values in seconds.items()}
     result = {
-        "machine": f"{psutil.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB, {platform.machine()}",
+        "machine": publishing.machine(),
         "rows": rows,
         "seconds": seconds,
         "ratio": medians["gsd_sync"] / medians["sync"],
@@ -60,8 +58,7 @@ def main(
         spread = f"min {min(values):.2f}  max {max(values):.2f}  ({len(values)} steps)"
         print(f"{mode:9} median {medians[mode]:.2f} s  {spread}")
     print(f"gsd_sync / sync = {result['ratio']:.2f}")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(result, indent=2) + "\n")
+    publishing.write(result, output)
 
 
 if __name__ == "__main__":

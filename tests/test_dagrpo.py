@@ -120,7 +120,7 @@ def test_the_dtype_is_kept_float32_at_least(dtype):
     ("change", "words"),
     [
         ({"delta": math.nan}, "delta=nan"),
-        ({"scores": torch.tensor([1.0, 2.0])}, "scores has 2 rows and rewards 4"),
+        ({"scores": torch.tensor([1.0, 2.0])}, r"scores has shape \(2,\); write one number a row, shape \(4,\)"),
         ({"scores": torch.tensor([1.0, 2.0, math.inf, 0.0])}, r"scores\[2\] is inf"),
     ],
 )

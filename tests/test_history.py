@@ -13,7 +13,8 @@ from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
 from verl_gsd.responses import ResponseStore
 from verl_gsd.trainer import replay
-from verl_gsd.trainer.history import PLANNED, SESSIONS, TAG, History, history_size
+from verl_gsd.trainer.history import PLANNED, SESSIONS, History, history_size
+from verl_gsd.trainer.keys import GENERATED_IN
 
 pytestmark = [pytest.mark.stack, pytest.mark.usefixtures("queue")]
 
@@ -98,7 +99,7 @@ def trained(history, buffer, step, groups=1):
 
 
 def visited_once(share=0.5):
-    history = History(share, SIZE, 100, ResponseStore(), "train")
+    history = History(share, SIZE, 100, ResponseStore())
     buffer, listener = watched(history)
     assert submitted(history, "first") == SIZE
     answered("first", range(SIZE), step=1)
@@ -125,7 +126,9 @@ def test_from_the_second_visit_on_earlier_responses_take_sessions_places():
         assert extra == {"raw": "kept", "reward_extra_info": {"acc": session / 2}}
         assert int(row["session_id"]) == 4 + session
     tags = dict(zip(batch.keys, batch.tags, strict=True))
-    assert tags["second_5_0"] | {TAG: 1, "response_len": 3, "seq_len": 8, "global_steps": 3} == tags["second_5_0"]
+    assert (
+        tags["second_5_0"] | {GENERATED_IN: 1, "response_len": 3, "seq_len": 8, "global_steps": 3} == tags["second_5_0"]
+    )
     assert metrics == {
         "gvpo/history/share": 0.5,
         "gvpo/history/responses_saved": 2,
@@ -181,13 +184,13 @@ def test_prompts_submitted_without_a_history_get_none():
 
 def test_responses_longer_than_this_run_allows_are_not_used():
     history, _, _ = visited_once()
-    shorter = History(0.5, SIZE, 2, history._store, "train")
+    shorter = History(0.5, SIZE, 2, history._store)
     assert submitted(shorter, "second") == SIZE - 1, "one of two tokens is left, one of three is too long"
 
 
 @pytest.mark.parametrize("acc", [np.bool_(True), torch.tensor(1.0), 1, True])
 def test_a_verdict_of_any_kind_of_number_is_kept(acc):
-    history = History(0.5, SIZE, 100, ResponseStore(), "train")
+    history = History(0.5, SIZE, 100, ResponseStore())
     buffer, _ = watched(history)
     answered("first", range(SIZE), step=1, extra_fields={"reward_extra_info": {"acc": acc, "why": "text"}})
     trained(history, buffer, step=1)
@@ -248,7 +251,7 @@ def test_a_group_that_a_checkpoint_held_is_completed_once():
 
 
 def test_sessions_of_several_outputs_are_not_remembered():
-    history = History(0.5, SIZE, 100, ResponseStore(), "train")
+    history = History(0.5, SIZE, 100, ResponseStore())
     buffer, _ = watched(history)
     answered("first", range(SIZE), step=1, outputs=2)
     _, metrics = trained(history, buffer, step=1)

@@ -42,7 +42,7 @@ class Audit:
     Attributes:
         operation: None where the estimator is not an operation on the group's sigma.
         group_size: responses to a prompt.
-        weighed_by: what becomes of the advantages after that, in words.
+        afterwards: what becomes of the advantages after that, in words.
         silent_groups: what becomes of unanimous groups.
         gains: gain at each of ``RATES`` relative to that at one half, for groups of ``group_size``.
         warnings: settings that contradict each other, each with what to write.
@@ -51,7 +51,7 @@ class Audit:
     estimator: str
     operation: Operation | None
     group_size: int
-    weighed_by: str
+    afterwards: str
     silent_groups: str
     gains: tuple[float, ...]
     warnings: tuple[str, ...]
@@ -65,8 +65,8 @@ class Audit:
             yield f"{self.estimator}: {self.operation.words}; A = {formula}, ddof {self.operation.ddof}"
             curve = "  ".join(f"p={rate:g}: {value:.2f}" for rate, value in zip(RATES, self.gains, strict=False))
             yield f"gain relative to p=0.5, G={self.group_size}: {curve or 'none'}"
-        if self.weighed_by:
-            yield f"then {self.weighed_by}"
+        if self.afterwards:
+            yield f"then {self.afterwards}"
         yield self.silent_groups
         for warning in self.warnings:
             yield f"warning: {warning}"
@@ -81,7 +81,7 @@ def audit(config: DictConfig) -> Audit:
         curve = np.asarray(gain(RATES, group_size, operation.alpha, ddof=operation.ddof, eps=operation.eps))
         gains = tuple((curve / curve[-1]).tolist())
     evicts = _filters(config)
-    kept = "kept, and pulled towards the reference policy alone" if _is_gvpo(config) else "kept, with gain 0"
+    kept = "kept, and pulled towards the reference policy alone" if is_gvpo(config) else "kept, with gain 0"
     silent = "evicted and replaced by other prompts" if evicts else kept
     return Audit(
         str(config.algorithm.adv_estimator),
@@ -114,12 +114,13 @@ def _weighed_by(config: DictConfig) -> str:
     return f"weighed by HA-DW's factor (arXiv 2601.08521), anchor {hadw.get('preset') or 'hard'}"
 
 
-def _is_gvpo(config: DictConfig) -> bool:
+def is_gvpo(config: DictConfig) -> bool:
+    """Whether the policy loss is GVPO's."""
     return OmegaConf.select(config, "actor_rollout_ref.actor.policy_loss.loss_mode") == "gvpo"
 
 
 def _fitted_by(config: DictConfig) -> str:
-    if not _is_gvpo(config):
+    if not is_gvpo(config):
         return ""
     loss = config.actor_rollout_ref.actor.policy_loss
     against = {"old": "the policy before the step", "ref": "the reference model"}.get(loss.get("reference"), "?")
@@ -157,7 +158,7 @@ def _contradictions(config: DictConfig, operation: Operation | None, group_size:
         )
     if _filters(config):
         yield from _filter_contradictions(config)
-    if _is_gvpo(config):
+    if is_gvpo(config):
         yield from _gvpo_contradictions(config)
 
 

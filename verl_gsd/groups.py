@@ -172,6 +172,13 @@ def bool_rows(values: torch.Tensor, n_rows: int, name: str) -> torch.Tensor:
     return values
 
 
+def require_rows(n_rows: int, **columns: torch.Tensor) -> None:
+    """Raise a ValueError naming the first of ``columns`` whose shape is not (n_rows,)."""
+    for name, column in columns.items():
+        if column.shape != (n_rows,):
+            raise ValueError(f"{name} has shape {tuple(column.shape)}; write one number a row, shape ({n_rows},)")
+
+
 def require_finite(values: torch.Tensor, name: str, where: torch.Tensor) -> None:
     """Raise a ValueError naming the first row ``where`` holds and ``values`` is NaN or infinite."""
     bad = torch.nonzero(where & ~values.isfinite())

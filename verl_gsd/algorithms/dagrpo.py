@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 
 from verl_gsd.algorithms import dial
-from verl_gsd.groups import GroupStats, Labels, float_rows, group_stats, require_finite
+from verl_gsd.groups import GroupStats, Labels, float_rows, group_stats, require_finite, require_rows
 
 
 def rectified_advantage(
@@ -105,8 +105,7 @@ def pairs_by_size(rewards: torch.Tensor, scores: torch.Tensor, stats: GroupStats
         ValueError: lengths differ, or a score that counts is infinite.
     """
     scores = float_rows(scores, "scores").to(rewards.device)
-    if len(scores) != len(rewards):
-        raise ValueError(f"scores has {len(scores)} rows and rewards {len(rewards)}")
+    require_rows(len(rewards), scores=scores)
     require_finite(scores.nan_to_num(nan=0.0, posinf=math.inf, neginf=-math.inf), "scores", where=stats.group >= 0)
     size = stats.per_row(stats.size)
     for k in stats.size.unique().tolist():

@@ -27,7 +27,7 @@ import warnings
 import torch
 
 from verl_gsd.algorithms.settings import check_gvpo_settings
-from verl_gsd.groups import Labels, float_rows, group_stats, require_finite
+from verl_gsd.groups import Labels, float_rows, group_stats, require_finite, require_rows
 
 
 def gvpo_loss(
@@ -61,7 +61,7 @@ def gvpo_loss(
     log_ratio = float_rows(log_ratio, "log_ratio")
     float_rows(rewards, "rewards")
     rewards = rewards.to(log_ratio.device, torch.float64)  # whole numbers beyond float32's are exact
-    _require_rows(len(log_ratio), rewards=rewards)
+    require_rows(len(log_ratio), rewards=rewards)
     stats = group_stats(rewards, index, mask)
     group, counted = stats.group, stats.group >= 0
     require_finite(log_ratio.detach(), "log_ratio", where=counted)
@@ -103,7 +103,7 @@ def gvpo_row_loss(
         raise ValueError(
             f"log_prob is {tuple(log_prob.shape)} and response_mask {tuple(response_mask.shape)}: write (B, T)"
         )
-    _require_rows(len(log_prob), weights=weights, coefficients=coefficients)
+    require_rows(len(log_prob), weights=weights, coefficients=coefficients)
     log_prob = log_prob.to(torch.promote_types(log_prob.dtype, torch.float32))
     of_response = torch.where(response_mask.bool(), log_prob, 0).sum(dim=-1)
     return -beta * ((coefficients.double() * weights.double()).detach().to(log_prob.dtype) * of_response).sum()
@@ -123,7 +123,7 @@ def gvpo_weights(advantages: torch.Tensor, tilt: torch.Tensor, group: torch.Tens
     Raises:
         ValueError: shapes do not match.
     """
-    _require_rows(len(group), advantages=advantages, tilt=tilt)
+    require_rows(len(group), advantages=advantages, tilt=tilt)
     return (float_rows(advantages, "advantages") - beta * centred(tilt, group)).masked_fill(group < 0, 0)
 
 
@@ -149,7 +149,11 @@ def group_coefficients(group: torch.Tensor, normalizer: str = "k-1") -> torch.Te
     Args:
         group: (N,) int64, numbers of groups of one mini-batch over all workers; -1 is a row of no group.
         normalizer: see ``gvpo_loss``.
+
+    Raises:
+        ValueError: there is no such normaliser.
     """
+    check_gvpo_settings(1.0, normalizer)
     size = _sizes(group)
     divisor = {"k-1": size - 1, "k": size, "none": torch.ones_like(size)}[normalizer].clamp(min=1)
     several = size >= 2
@@ -210,12 +214,6 @@ def describe(
         if (pair.amax(dim=1) > pair.amin(dim=1)).all():
             metrics["gvpo/s_length_correlation"] = float(torch.corrcoef(pair)[0, 1])
     return metrics
-
-
-def _require_rows(n_rows: int, **columns: torch.Tensor) -> None:
-    for name, column in columns.items():
-        if column.shape != (n_rows,):
-            raise ValueError(f"{name} has shape {tuple(column.shape)}; write one number a row, shape ({n_rows},)")
 
 
 def _sizes(group: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from omegaconf import DictConfig, OmegaConf
 
 from verl_gsd.algorithms.settings import DIAL_SETTINGS
+from verl_gsd.audit import is_gvpo
 from verl_gsd.trainer.config import Line
 from verl_gsd.trainer.own_section import is_ours
 
@@ -33,19 +34,15 @@ def _no_critic(config: DictConfig) -> bool:
     return not (config.algorithm.adv_estimator == "gae" if config.critic.enable is None else config.critic.enable)
 
 
-def _is_gvpo(config: DictConfig) -> bool:
-    return OmegaConf.select(config, "actor_rollout_ref.actor.policy_loss.loss_mode") == "gvpo"
-
-
 _IDLE_KEYS = (
     *(
-        _Idle(f"actor_rollout_ref.actor.{clip}", _is_gvpo, "GVPO has no ratio and clips nothing")
+        _Idle(f"actor_rollout_ref.actor.{clip}", is_gvpo, "GVPO has no ratio and clips nothing")
         for clip in ("clip_ratio", "clip_ratio_low", "clip_ratio_high", "clip_ratio_c")
     ),
     _Idle(
         "actor_rollout_ref.actor.loss_agg_mode",
         lambda c: (
-            _is_gvpo(c)
+            is_gvpo(c)
             and not c.actor_rollout_ref.actor.entropy_coeff
             and not (c.actor_rollout_ref.actor.use_kl_loss and c.actor_rollout_ref.actor.kl_loss_coef)
         ),
@@ -54,7 +51,7 @@ _IDLE_KEYS = (
     _Idle(
         "actor_rollout_ref.actor.use_kl_loss",
         lambda c: (
-            _is_gvpo(c)
+            is_gvpo(c)
             and c.actor_rollout_ref.actor.use_kl_loss
             and c.actor_rollout_ref.actor.kl_loss_coef == 0
             and c.actor_rollout_ref.actor.policy_loss.get("reference") == "old"
@@ -73,7 +70,7 @@ _IDLE_KEYS = (
     *(
         _Idle(
             f"actor_rollout_ref.actor.policy_loss.{name}",
-            lambda c: not _is_gvpo(c),
+            lambda c: not is_gvpo(c),
             "only policy_loss.loss_mode=gvpo reads it; write algo=gvpo",
         )
         for name in ("beta", "reference", "normalizer", "var", "cov")

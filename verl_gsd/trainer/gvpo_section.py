@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from omegaconf import DictConfig, OmegaConf
 
 from verl_gsd.algorithms.settings import check_gvpo_settings
+from verl_gsd.audit import is_gvpo
 from verl_gsd.trainer.config import Line
 
 GROUPINGS = ("auto", "whole", "prepass")
@@ -21,7 +22,7 @@ _LOSS = "actor_rollout_ref.actor.policy_loss"
 def gvpo_wrong(config: DictConfig, line: Line) -> Iterator[str]:
     """Everything that is wrong with GVPO's own settings, or with others under it."""
     section = OmegaConf.select(config, "algorithm.gsd.gvpo")
-    used = OmegaConf.select(config, f"{_LOSS}.loss_mode") == "gvpo"
+    used = is_gvpo(config)
     if not used and section is None:
         return
     if not used or section is None:

@@ -6,13 +6,14 @@ from typing import Any
 
 import ray
 import transfer_queue as tq
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from tensordict import TensorDict
 from verl.trainer.ppo.padding_utils import SYNTHETIC_PADDING_SEQ_LEN
 from verl.trainer.ppo.utils import Role
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl.utils.seqlen_balancing import calculate_workload, log_seqlen_unbalance
 
+from verl_gsd.audit import is_gvpo
 from verl_gsd.trainer.batching import PADDING
 from verl_gsd.trainer.gvpo_update import GVPOUpdate, own_names
 from verl_gsd.trainer.worker import GVPOActorWorker, GVPODetachActorWorker
@@ -24,8 +25,7 @@ class GVPOSteps(PPOTrainer):
     """Groups kept inside mini-batches, and workers that weigh them; verl's own steps under any other policy loss."""
 
     def __init__(self, config: DictConfig):
-        loss = OmegaConf.select(config, "actor_rollout_ref.actor.policy_loss.loss_mode")
-        self._gvpo = GVPOUpdate(config) if loss == "gvpo" else None
+        self._gvpo = GVPOUpdate(config) if is_gvpo(config) else None
         # Of the batch that is being balanced: verl asks for its size halfway, with neither at hand.
         self._unplaced: tuple[Any, dict[str, Any]] | None = None
         self._places: list[int] = []

@@ -24,12 +24,11 @@ from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
 from verl_gsd.prompts import PromptKey
 from verl_gsd.responses import Response, ResponseStore
-from verl_gsd.trainer.keys import session_number, session_of, uid_of
+from verl_gsd.trainer.keys import GENERATED_IN, session_number, session_of, uid_of
+from verl_gsd.trainer.replay import PARTITION, as_number
 
 #: The column in which verl's agent loops look for how many sessions to start, and ours for what is to be added.
 SESSIONS, PLANNED = "__rollout_n__", "__gvpo_history__"
-#: The tag of a row that was not generated in this step: the step it was generated for.
-TAG = "generated_in"
 #: Columns that depend on the response and that only its generation could fill.
 _NOT_REMADE = ("rollout_log_probs", "routed_experts", "teacher_ids", "teacher_logprobs")
 
@@ -50,13 +49,12 @@ class History:
         group_size: responses a prompt, where the data set has no number of its own.
         longest: tokens of a response at most; longer ones, of a run that allowed them, are not used.
         store: what is remembered of every prompt.
-        partition: of verl's queue.
     """
 
-    def __init__(self, share: float, group_size: int, longest: int, store: ResponseStore, partition: str) -> None:
+    def __init__(self, share: float, group_size: int, longest: int, store: ResponseStore) -> None:
         self._wanted = history_size(share, group_size)
         self._group_size, self._longest = group_size, longest
-        self._store, self._partition = store, partition
+        self._store = store
         self._planned: dict[str, _Plan] = {}  # by uid, of groups that have not ended
         self._shortage = 0
 
@@ -94,7 +92,7 @@ class History:
         for key, tag in rows.items():
             uid = uid_of(key)
             if uid in plans:
-                if TAG in tag:  # a checkpoint held it complete
+                if GENERATED_IN in tag:  # a checkpoint held it complete
                     del plans[uid]
                     first.pop(uid, None)
                 else:
@@ -102,7 +100,7 @@ class History:
         planned = sum(plan.earlier for plan in plans.values())
         keys, fields, tags = [], [], []
         if first:  # else not one session of theirs gave a response
-            data = tq.kv_batch_get(keys=list(first.values()), partition_id=self._partition)
+            data = tq.kv_batch_get(keys=list(first.values()), partition_id=PARTITION)
             for at, (uid, template) in enumerate(first.items()):
                 for number, response in enumerate(self._recall(key_of(uid))[: plans[uid].earlier]):
                     session = plans[uid].sessions + number
@@ -111,9 +109,7 @@ class History:
                     tags.append(_tag(rows[template], response))
         self._shortage += planned - len(keys)
         if keys:
-            tq.kv_batch_put(
-                keys=keys, partition_id=self._partition, fields=list_of_dict_to_tensordict(fields), tags=tags
-            )
+            tq.kv_batch_put(keys=keys, partition_id=PARTITION, fields=list_of_dict_to_tensordict(fields), tags=tags)
         return dict(zip(keys, tags, strict=True))
 
     def remember(
@@ -131,7 +127,7 @@ class History:
             without any, ``shortage``, responses planned and not there, and ``prompts`` that have a history now.
         """
         real = {key: tag for key, tag in zip(keys, tags, strict=True) if not tag.get("is_padding")}
-        earlier = {key: tag for key, tag in real.items() if TAG in tag}
+        earlier = {key: tag for key, tag in real.items() if GENERATED_IN in tag}
         prompts = {uid_of(key) for key in real}
         self._store_some(real.keys() - earlier.keys(), key_of, step)
         metrics = {
@@ -143,7 +139,7 @@ class History:
             "prompts": float(len(self._store)),
         }
         if earlier:
-            metrics["age"] = float(np.mean([step - tag[TAG] for tag in earlier.values()]))
+            metrics["age"] = float(np.mean([step - tag[GENERATED_IN] for tag in earlier.values()]))
         self._shortage = 0
         return {f"gvpo/history/{name}": value for name, value in metrics.items()}
 
@@ -164,7 +160,7 @@ class History:
         if not chosen:
             return
         fields = ["responses", "response_mask", "rm_scores", "extra_fields"]
-        data = tq.kv_batch_get(keys=chosen, partition_id=self._partition, select_fields=fields)
+        data = tq.kv_batch_get(keys=chosen, partition_id=PARTITION, select_fields=fields)
         found: defaultdict[str, list[Response]] = defaultdict(list)
         for key, *values in zip(chosen, *(list(data[name]) for name in fields), strict=True):
             found[uid_of(key)].append(_response(*values, step=step))
@@ -175,14 +171,6 @@ class History:
 def history_size(share: float, group_size: int) -> int:
     """Earlier responses in a group: ``share`` of it, rounded, a half up, and at least one response is new."""
     return min(math.floor(share * group_size + 0.5), group_size - 1)
-
-
-def as_number(value: Any) -> float:
-    """What a verifier returned under a name of its own choosing, as a number; NaN if it is none."""
-    try:
-        return float(value)
-    except (TypeError, ValueError, RuntimeError, OverflowError):  # None, text, a tensor of several, 10**400
-        return math.nan
 
 
 def _response(tokens: torch.Tensor, mask: torch.Tensor, scores: torch.Tensor, extra: Any, *, step: int) -> Response:
@@ -233,7 +221,7 @@ def _tag(template: Mapping[str, Any], response: Response) -> dict[str, Any]:
     return _dated(template, response) | {
         "response_len": length,
         "seq_len": template["prompt_len"] + length,
-        TAG: response.step,
+        GENERATED_IN: response.step,
     }
 
 

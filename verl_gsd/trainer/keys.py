@@ -1,6 +1,9 @@
-"""verl's names of rows in its queue: ``<uid>_<session>_<output>``; a padding row's uid starts with ``pad``."""
+"""Names and tags of rows in verl's queue. A name is ``<uid>_<session>_<output>``; padding's uid starts with ``pad``."""
 
 from __future__ import annotations
+
+#: The tag of a row that was not generated in this step: the step it was generated for.
+GENERATED_IN = "generated_in"
 
 
 def uid_of(key: str) -> str:

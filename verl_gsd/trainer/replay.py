@@ -21,9 +21,8 @@ from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 from verl_gsd.groups import Group
 from verl_gsd.prompts import PromptKey
 from verl_gsd.records import Fate
-from verl_gsd.trainer import history
 from verl_gsd.trainer.config import ConfigError
-from verl_gsd.trainer.keys import uid_of
+from verl_gsd.trainer.keys import GENERATED_IN, uid_of
 
 #: Validation goes through the same buffer, in a partition of its own that is not ours.
 PARTITION = "train"
@@ -155,7 +154,7 @@ def _read_groups(uids: list[str], partition: dict[str, dict], listener: GroupLis
         uid, session, output = key.rsplit("_", 2)
         if uid in wanted:
             last_output[uid][session] = max(last_output[uid].get(session, (-1, "")), (int(output), key))
-            if history.TAG in tag:
+            if GENERATED_IN in tag:
                 earlier.add(key)
             else:
                 tokens[uid, session] += tag["response_len"]
@@ -168,7 +167,7 @@ def _read_groups(uids: list[str], partition: dict[str, dict], listener: GroupLis
             rewards[key] = float(scores.double().sum())
             extra = getattr(extra, "data", extra)
             verdict = (extra.get("reward_extra_info") or {}).get("acc")
-            accuracies[key] = math.nan if key in earlier else history.as_number(verdict)
+            accuracies[key] = math.nan if key in earlier else as_number(verdict)
     groups = []
     for uid in uids:
         rows = [key for _, key in last_output[uid].values()]
@@ -190,3 +189,11 @@ def _read_groups(uids: list[str], partition: dict[str, dict], listener: GroupLis
             )
         )
     return groups
+
+
+def as_number(value: Any) -> float:
+    """What a verifier returned under a name of its own choosing, as a number; NaN if it is none."""
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):  # None, text, a tensor of several, 10**400
+        return math.nan

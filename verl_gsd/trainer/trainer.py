@@ -209,7 +209,7 @@ def _attempt(run: RunDirectory) -> int:
 def _history(config: DictConfig, prompts: PromptStore) -> History | None:
     share = OmegaConf.select(config, "algorithm.gsd.gvpo.history_fraction") or 0.0
     size, longest = int(config.actor_rollout_ref.rollout.n), int(config.data.max_response_length)
-    return History(share, size, longest, prompts.responses, replay.PARTITION) if history_size(share, size) else None
+    return History(share, size, longest, prompts.responses) if history_size(share, size) else None
 
 
 def _with_file(logger: Any) -> list[str]:
