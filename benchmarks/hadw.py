@@ -21,7 +21,7 @@ import typer
 
 from verl_gsd.algorithms import chain
 from verl_gsd.algorithms.hadw_memory import HadwMemory
-from verl_gsd.groups import Group
+from verl_gsd.groups import Group, Member
 
 GROUPS, SIZE = 128, 8
 DIAL = {"alpha": 1.0, "ddof": 1, "eps": 1e-6}
@@ -49,7 +49,7 @@ def main(
         start = time.perf_counter()
         chain.advantages(rewards, index, DIAL)
         middle = time.perf_counter()
-        columns = memory.columns([memory.adopt(group) for group in rows], groups)
+        columns = memory.columns([Member(memory.adopt(group), 0) for group in rows], groups)
         chain.advantages(rewards, index, DIAL | {"hadw": {"preset": "hard"}}, columns=columns)
         for group in groups:
             memory.record(group)

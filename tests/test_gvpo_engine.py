@@ -165,7 +165,7 @@ def runs(tiny_task, tmp_path_factory, compose_fast):
     for workers, of_them in cases.items():
         torch.save(of_them, folder / f"cases{workers}.pt")
     with (folder / "log").open("w") as log:
-        command = [sys.executable, HERE / "gvpo_engine.py", folder]
+        command = [sys.executable, HERE / "engine_workers.py", folder]
         program = subprocess.Popen(command, env=os.environ | {"VERL_GSD_CPU": "1"}, stdout=log, stderr=log)
         wanted, known = {}, {}
         for name, (present, mini_batches, config) in to_expect.items():
@@ -199,7 +199,7 @@ def configured(compose_fast, task, words, extra):
 
 
 def prepared(config, rows, workers, extra):
-    """(the case for ``gvpo_engine.py``, the rows of each mini-batch)."""
+    """(the case for ``engine_workers.py``, the rows of each mini-batch)."""
     update, keys = GVPOUpdate(config), [row["key"] for row in rows]
     lengths = [len(row["prompt"]) + len(row["response"]) for row in rows]
     mini_rows = config.actor_rollout_ref.actor.ppo_mini_batch_size * K
@@ -242,7 +242,7 @@ def prepared(config, rows, workers, extra):
     flags = {"calculate_entropy": False, "distillation_use_topk": False, "distillation_only": False}
     epochs = {"epochs": config.actor_rollout_ref.actor.ppo_epochs, "dataloader_kwargs": {"shuffle": False}}
     case = {
-        "config": OmegaConf.to_container(config.actor_rollout_ref),
+        "config": OmegaConf.to_container(config),
         "rows": engine_rows,
         "extra_info": size | flags | epochs | update.instructions(theta_is_old=True),
         "fails": extra.get("fails", False),

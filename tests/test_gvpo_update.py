@@ -7,7 +7,8 @@ import torch
 
 from verl_gsd.trainer import gvpo_rows
 from verl_gsd.trainer.batching import PADDING, mini_batch_of
-from verl_gsd.trainer.gvpo_update import GVPOUpdate, own_names
+from verl_gsd.trainer.gvpo_update import GVPOUpdate
+from verl_gsd.trainer.metrics import own_names
 
 WORDS = ("algo=gvpo", "task=arithmetic", "hardware=cpu", "data.train_batch_size=8", "actor_rollout_ref.rollout.n=4")
 STATIC = ("actor_rollout_ref.actor.use_dynamic_bsz=false", "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=8")

@@ -18,7 +18,7 @@ from verl_gsd.algorithms.dial import dial_advantage
 from verl_gsd.algorithms.hadw import AnchorBank, FixedAnchor, HardAnchor, SoftAnchor, hadw_factor
 from verl_gsd.algorithms.hadw_memory import HadwMemory, Settings
 from verl_gsd.evaluation.bias import baseline_bias, bias_by_rate
-from verl_gsd.groups import Group
+from verl_gsd.groups import Group, Member
 from verl_gsd.records import Left, describe
 
 ANCHORS = [SoftAnchor, HardAnchor, lambda: SoftAnchor(floor=0, cap=1, seeds=2), lambda: FixedAnchor(0.4)]
@@ -201,7 +201,7 @@ def chained(memory, groups, section, left=(), alpha=1.0):
     rewards = torch.from_numpy(np.concatenate([entry.rewards for entry in groups]))
     index = np.repeat(np.arange(len(groups)), [len(entry.rewards) for entry in groups])
     gsd = {"alpha": alpha, "ddof": 1, "eps": 1e-6, "hadw": section}
-    columns = memory.columns([groups[number] for number in index], list(left) or groups)
+    columns = memory.columns([Member(groups[number], None) for number in index], list(left) or groups)
     return chain.advantages(rewards, index, gsd, columns=columns)
 
 
@@ -270,7 +270,7 @@ def test_accuracies_that_are_none_are_named_and_graded_ones_are_rescaled():
     assert (row["correct"], row["total"]) == (0.75, 2), "what is recorded is what was observed"
     silent = Group("silent", "code", 3, np.zeros(1), np.array([np.nan]), np.ones(1, np.int64))
     with pytest.raises(ValueError, match="has nan"):
-        memory.columns([silent], [silent])
+        memory.columns([Member(silent, 0)], [silent])
 
 
 def test_what_yaml_makes_of_off_is_off():

@@ -31,6 +31,9 @@ class Listener:
     def complete(self, uids, rows):
         return self.history.complete(uids, rows, self.key_of)
 
+    def amend(self, groups, rows):
+        return {}
+
     def on_finished(self, group):
         self.whole.append(group)
 
@@ -176,7 +179,7 @@ def test_a_larger_group_of_the_data_sets_own_is_completed_behind_its_sessions():
 
 def test_prompts_submitted_without_a_history_get_none():
     history, buffer, listener = visited_once()
-    history.take_up(["second"], TensorDict({"uid": NonTensorStack("second")}, batch_size=[1]))
+    history.take_up(["second"], [KEY], TensorDict({"uid": NonTensorStack("second")}, batch_size=[1]))
     answered("second", range(SIZE), step=2)
     buffer._sync_metadata_from_transfer_queue()
     assert len(listener.whole[1].rewards) == SIZE
@@ -241,11 +244,11 @@ def test_a_group_that_a_checkpoint_held_is_completed_once():
     history, _, _ = visited_once()
     resumed, listener = watched(history)
     prompts = TensorDict({SESSIONS: torch.tensor([2]), PLANNED: torch.tensor([2])}, batch_size=[1])
-    history.take_up(["second"], prompts)
+    history.take_up(["second"], [KEY], prompts)
     answered("second", range(2), step=2)
     resumed._sync_metadata_from_transfer_queue()
     again, told = watched(history)
-    history.take_up(["second"], prompts)
+    history.take_up(["second"], [KEY], prompts)
     again._sync_metadata_from_transfer_queue()
     assert len(told.whole[0].rewards) == len(listener.whole[0].rewards) == SIZE
 

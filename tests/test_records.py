@@ -30,7 +30,9 @@ def test_figures_of_a_group(alpha):
         **{"step": 3, "attempt": 2, "fate": "trained", "data_source": "math", "index": 7, "size": 4, "tokens": 20},
         **{"correct": 3.0, "total": 4, "mean": 0.75, "kind": "mixed"},
         **{"std": pytest.approx(sigma), "gain": pytest.approx(sigma ** (2 - alpha))},
-        **{"hadw_anchor": None, "hadw_factor_right": None, "hadw_factor_wrong": None},
+        **{"hadw_anchor": None, "hadw_factor_right": None, "hadw_factor_wrong": None, "demonstrations": 0},
+        **{"dagrpo_pairs": None, "dagrpo_pairs_kept": None, "dagrpo_pairs_contradicted": None},
+        **{"judge_failed": None, "judge_score": None},
     }
 
 
@@ -116,6 +118,16 @@ def test_records_of_a_newer_version_are_refused(tmp_path):
     pq.write_table(pq.read_table(path).replace_schema_metadata({"verl_gsd.records": "99"}), path)
     with pytest.raises(ValueError, match="version 99"):
         read_records(tmp_path)
+
+
+def test_records_of_an_older_version_have_null_where_it_wrote_nothing(tmp_path):
+    path = write(tmp_path, 1, attempt=1)
+    old = pq.read_table(path).drop_columns(["demonstrations", "judge_score"])
+    pq.write_table(old.replace_schema_metadata({"verl_gsd.records": "1"}), path)
+    write(tmp_path, 2, attempt=1)
+    found = read_records(tmp_path)
+    assert found.schema.names == SCHEMA.names
+    assert found["demonstrations"].to_pylist() == [None] * (len(found) // 2) + [0] * (len(found) // 2)
 
 
 def test_a_full_disk_leaves_no_half_file(tmp_path, monkeypatch):

@@ -31,6 +31,9 @@ class Listener:
     def complete(self, uids, rows):
         return {}
 
+    def amend(self, groups, rows):
+        return {}
+
     def on_finished(self, group):
         self.whole.append(group)
 

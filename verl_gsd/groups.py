@@ -46,6 +46,8 @@ class GroupStats:
 class Group:
     """The responses to one prompt, all of whose sessions have ended: k rows, one a session that gave a response.
 
+    Demonstrations that stand in the group, in the place of a response or beside it, are none of the k rows.
+
     Attributes:
         uid: verl's name of this visit to the prompt.
         data_source, index: the prompt's key, which is the same at every visit.
@@ -54,6 +56,9 @@ class Group:
             an earlier visit. verl fills it with the reward where a verifier returns nothing else, so that it need not
             lie in [0, 1].
         tokens: (k,) int64, tokens generated for each session's responses.
+        keys: k names, each of the row in the batch that speaks for the response.
+        scores: (k,) float64, a judge's; NaN where it failed. None where nobody was asked.
+        demonstrations: how many stand in the group.
     """
 
     uid: str
@@ -62,6 +67,17 @@ class Group:
     rewards: np.ndarray
     accuracies: np.ndarray
     tokens: np.ndarray
+    keys: tuple[str, ...] = ()
+    scores: np.ndarray | None = None
+    demonstrations: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """What a row of a batch is: response number ``place`` of ``group``, or, with None, one of its demonstrations."""
+
+    group: Group
+    place: int | None
 
 
 def group_stats(rewards: torch.Tensor, index: Labels, mask: torch.Tensor | None = None) -> GroupStats:

@@ -28,7 +28,7 @@ from verl_gsd.rundir import RunDirectory
 Fate = Literal["trained", "filtered", "surplus", "stale", "failed"]
 FATES: tuple[Fate, ...] = ("trained", "filtered", "surplus", "stale", "failed")
 
-VERSION = 1
+VERSION = 2
 SCHEMA = pa.schema(
     [
         ("step", pa.int32()),  # the trainer step in which the group left
@@ -48,6 +48,15 @@ SCHEMA = pa.schema(
         ("hadw_anchor", pa.float64()),
         ("hadw_factor_right", pa.float64()),
         ("hadw_factor_wrong", pa.float64()),
+        # Demonstrations in the group: in the place of a response, which is described here all the same, or beside them.
+        ("demonstrations", pa.int32()),
+        # Of DaGRPO, null where nobody judged: pairs of a better and a worse response, those the mask kept, those on
+        # which the judge contradicts the verifier; judgements that failed, and the mean of the others.
+        ("dagrpo_pairs", pa.int32()),
+        ("dagrpo_pairs_kept", pa.int32()),
+        ("dagrpo_pairs_contradicted", pa.int32()),
+        ("judge_failed", pa.int32()),
+        ("judge_score", pa.float64()),
     ],
     metadata={"verl_gsd.records": str(VERSION)},
 )
@@ -107,7 +116,8 @@ def describe(left: Sequence[Left], *, step: int, attempt: int, alpha: float | No
         "gain": pa.array(gain, mask=empty | (alpha is None)),
         "tokens": np.array([group.tokens.sum() for group in groups], dtype=np.int64),
     }
-    for name in SCHEMA.names[len(columns) :]:
+    columns["demonstrations"] = [group.demonstrations for group in groups]
+    for name in set(SCHEMA.names) - set(columns):
         columns[name] = [entry.further.get(name) for entry in left]
     return pa.table({name: pa.array(columns[name]).cast(SCHEMA.field(name).type) for name in SCHEMA.names}, SCHEMA)
 
@@ -140,7 +150,8 @@ def read_records(run: Path | str) -> pa.Table:
     if not run.is_dir():
         raise FileNotFoundError(f"{run}: no such run directory")
     tables = [_read(path) for path in _current_files(run)]
-    return pa.concat_tables(tables) if tables else SCHEMA.empty_table()
+    # Columns that an older version did not write are null.
+    return pa.concat_tables([SCHEMA.empty_table(), *tables], promote_options="default")
 
 
 def _current_files(run: Path) -> Iterator[Path]:

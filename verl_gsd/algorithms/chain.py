@@ -6,7 +6,7 @@ The dial in the middle is always there (alpha = 0 divides by 1). What stands at 
 registered under a name, taking part where the config has a section of that name, ``algorithm.gsd.<name>``. So a new
 algorithm is one file with one ``register_stage`` and one YAML with its section.
 
-sigma is the standard deviation of the group's original rewards, whichever stages take part.
+sigma is the standard deviation of the group's original rewards, unless the centring stage leaves rows out of it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 
 from verl_gsd.algorithms import dial
 from verl_gsd.algorithms.settings import DIAL_SETTINGS, dial_settings
-from verl_gsd.groups import Group, GroupStats, Labels, float_rows, group_stats, require_finite
+from verl_gsd.groups import Group, GroupStats, Labels, Member, float_rows, group_stats, require_finite
 
 Place = Literal["centre", "weight"]
 
@@ -59,8 +59,8 @@ class StageMemory(Protocol):
     def adopt(self, group: Group) -> Group:
         """``group`` as the run is to see and record it, once it has left the buffer."""
 
-    def columns(self, rows: Sequence[Group | None], left: Sequence[Group]) -> Mapping[str, Any]:
-        """Columns for ``Rows``, from each row's group (None: no group) and the groups that left in this step so far."""
+    def columns(self, rows: Sequence[Member | None], left: Sequence[Group]) -> Mapping[str, Any]:
+        """Columns for ``Rows``, from what each row is (None: of no group) and the groups that left in this step."""
 
     def record(self, group: Group) -> Mapping[str, float | None]:
         """Further columns of a group's record, in the state before ``commit``."""
@@ -79,8 +79,9 @@ class StageMemory(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
-#: A centring stage returns (N,) centred rewards from (rows, its config section).
-Centre = Callable[[Rows, Mapping[str, Any]], torch.Tensor]
+#: A centring stage returns (N,) centred rewards from (rows, its config section); beside them, where sigma is to be that
+#: of fewer rows, those rows' groups.
+Centre = Callable[[Rows, Mapping[str, Any]], torch.Tensor | tuple[torch.Tensor, GroupStats]]
 #: A weighting stage returns (N,) factors from (rows, the advantages so far, its config section).
 Weight = Callable[[Rows, torch.Tensor, Mapping[str, Any]], torch.Tensor]
 
@@ -142,20 +143,22 @@ def advantages(
     settings = dial_settings(gsd)
     rewards = float_rows(rewards, "rewards")
     rows = Rows(rewards, group_stats(rewards.double(), index, mask), columns or {})
-    centred = _centre(rows, gsd)
-    result = dial.divide(centred, rows.stats, **settings)
+    centred, stats = _centre(rows, gsd)
+    result = dial.divide(centred, stats, **settings)
     for name, stage in stages(gsd, "weight").items():
         result = result * _one_a_row(stage(rows, result, gsd[name]), rows, name)
     return result
 
 
-def _centre(rows: Rows, gsd: Mapping[str, Any]) -> torch.Tensor:
+def _centre(rows: Rows, gsd: Mapping[str, Any]) -> tuple[torch.Tensor, GroupStats]:
     centres = stages(gsd, "centre")
     if len(centres) > 1:
         raise ValueError(f"algorithm.gsd has {' and '.join(centres)}: each replaces the group's mean. Leave one out.")
     for name, stage in centres.items():
-        return _one_a_row(stage(rows, gsd[name]), rows, name)
-    return dial.centre(rows.rewards, rows.stats)
+        found = stage(rows, gsd[name])
+        centred, stats = found if isinstance(found, tuple) else (found, rows.stats)
+        return _one_a_row(centred, rows, name), stats
+    return dial.centre(rows.rewards, rows.stats), rows.stats
 
 
 def _one_a_row(values: torch.Tensor, rows: Rows, stage: str) -> torch.Tensor:

@@ -13,6 +13,7 @@ takes the place of R_i - mean R, and is divided by (sigma + eps)^alpha as ever, 
 - With delta >= 0 a pair on which the judge contradicts the verifier is dropped, whatever the gap. ``signed=False``
   measures |gap| instead.
 - A score of NaN is a failed judgement: its pairs are kept.
+- ``kept_rows`` is the other reading, a mask on responses instead of pairs.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -62,14 +64,55 @@ def rectified_advantage(
 
 
 def rectified(
-    rewards: torch.Tensor, scores: torch.Tensor, stats: GroupStats, *, delta: float, signed: bool = True
+    rewards: torch.Tensor,
+    scores: torch.Tensor,
+    stats: GroupStats,
+    *,
+    delta: float,
+    signed: bool = True,
+    alone: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """(1/G) sum_j M_ij (R_i - R_j), (N,) in the rewards' dtype: what takes the place of R_i - mean R."""
+    """(1/G) sum_j M_ij (R_i - R_j), (N,) in the rewards' dtype: what takes the place of R_i - mean R.
+
+    Args:
+        alone: (N,) bool, rows without any pair, whatever their scores.
+    """
     centred = torch.zeros(len(rewards), dtype=torch.float64, device=rewards.device)
     for pairs in pairs_by_size(rewards, scores, stats):
-        kept = pairs.kept(delta, signed=signed)
+        kept = pairs.kept(delta, signed=signed, alone=alone)
         centred[pairs.row] = (pairs.difference * kept).sum(dim=-1) / pairs.row.shape[1]
     return centred.to(rewards.dtype)
+
+
+def kept_rows(
+    rewards: torch.Tensor,
+    scores: torch.Tensor,
+    stats: GroupStats,
+    *,
+    delta: float,
+    by: Literal["min", "mean", "max"],
+    signed: bool = True,
+) -> torch.Tensor:
+    """The mask on responses: those whose gaps to the rows of another reward reach ``delta``, by their min, mean or max.
+
+    A row without a known gap is kept. Mean and sigma are then those of the kept rows, so that a class left empty
+    silences its group.
+
+    Returns:
+        (N,) bool; False in rows of no group.
+    """
+    keep = stats.group >= 0
+    for pairs in pairs_by_size(rewards, scores, stats):
+        gap = pairs.gap if signed else pairs.gap.abs()
+        known = (pairs.difference != 0) & ~gap.isnan()
+        if by == "mean":
+            found = gap.masked_fill(~known, 0).sum(dim=-1) / known.sum(dim=-1).clamp(min=1)
+        elif by == "min":
+            found = gap.masked_fill(~known, math.inf).amin(dim=-1)
+        else:
+            found = gap.masked_fill(~known, -math.inf).amax(dim=-1)
+        keep[pairs.row] = (found >= delta) | ~known.any(dim=-1)
+    return keep
 
 
 @dataclass(frozen=True)
@@ -86,8 +129,11 @@ class Pairs:
     difference: torch.Tensor
     gap: torch.Tensor
 
-    def kept(self, delta: float, *, signed: bool = True) -> torch.Tensor:
+    def kept(self, delta: float, *, signed: bool = True, alone: torch.Tensor | None = None) -> torch.Tensor:
         """(g, k, k) bool: pairs of unequal rewards whose gap reaches ``delta`` or is not known; symmetric.
+
+        Args:
+            alone: (N,) bool, rows of the batch without any pair.
 
         Raises:
             ValueError: ``delta`` is NaN.
@@ -95,7 +141,11 @@ class Pairs:
         if math.isnan(delta):
             raise ValueError("delta=nan: write a number on the judge's scale, or -inf to keep every pair")
         gap = self.gap if signed else self.gap.abs()
-        return (self.difference != 0) & ((gap >= delta) | gap.isnan())
+        kept = (self.difference != 0) & ((gap >= delta) | gap.isnan())
+        if alone is not None:
+            apart = alone[self.row]
+            kept &= ~(apart.unsqueeze(2) | apart.unsqueeze(1))
+        return kept
 
 
 def pairs_by_size(rewards: torch.Tensor, scores: torch.Tensor, stats: GroupStats) -> Iterator[Pairs]:

@@ -18,7 +18,7 @@ import torch
 from verl_gsd.algorithms.anchors import Anchor, AnchorBank, FixedAnchor, HardAnchor, SoftAnchor
 from verl_gsd.algorithms.chain import Rows, register_stage
 from verl_gsd.algorithms.hadw import hadw_factor
-from verl_gsd.groups import Group
+from verl_gsd.groups import Group, Member
 
 logger = logging.getLogger(__name__)
 
@@ -103,11 +103,11 @@ class HadwMemory:
         low, high = self.settings.accuracy_range
         return replace(group, accuracies=(group.accuracies - low) / (high - low))
 
-    def columns(self, rows: Sequence[Group | None], left: Sequence[Group]) -> dict[str, Any]:
+    def columns(self, rows: Sequence[Member | None], left: Sequence[Group]) -> dict[str, Any]:
         """What the stage reads: the group's accuracy and the anchor of each row; NaN where there is neither.
 
         Args:
-            rows: each row's group; None for a row of no group.
+            rows: what each row is; None for a row of no group.
             left: groups that left the buffer in this step so far.
         """
         if self.settings.preset == "off":
@@ -116,11 +116,11 @@ class HadwMemory:
             self._weighing = copy.deepcopy(self.bank)
             self._weighing.observe(self._counts(left))
         bank = self._weighing
-        groups = {group.uid: group for group in rows if group is not None}
+        groups = {row.group.uid: row.group for row in rows if row is not None}
         anchor = {source: _or_nan(bank.value(source)) for source in {group.data_source for group in groups.values()}}
         known = {uid: (self._accuracy(group), anchor[group.data_source]) for uid, group in groups.items()}
         nobody = (math.nan, math.nan)
-        columns = torch.tensor([nobody if group is None else known[group.uid] for group in rows], dtype=torch.float64)
+        columns = torch.tensor([nobody if row is None else known[row.group.uid] for row in rows], dtype=torch.float64)
         return {"accuracy": columns[:, 0], "anchor": columns[:, 1], "hadw": self}
 
     def weigh(self, rows: Rows, advantages: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,9 @@ from typing import Any
 DIAL_SETTINGS = ("alpha", "ddof", "eps")
 GVPO_NORMALIZERS = ("k-1", "k", "none")
 GVPO_REFERENCES = ("old", "ref")
+DEMONSTRATION_RATIOS = ("shaped", "one")
+#: Losses of the policy's own rows whose tokens are added up by verl's aggregation and nothing else.
+ON_POLICY_LOSSES = ("vanilla", "gspo")
 
 
 def dial_settings(gsd: Mapping[str, Any]) -> dict[str, Any]:
@@ -48,3 +51,17 @@ def check_gvpo_settings(beta: Any, normalizer: Any, reference: Any = "old") -> N
         raise ValueError(f"normalizer={normalizer}: write one of {', '.join(GVPO_NORMALIZERS)}")
     if reference not in GVPO_REFERENCES:
         raise ValueError(f"reference={reference}: write one of {', '.join(GVPO_REFERENCES)}")
+
+
+def check_on_policy(loss: Any) -> None:
+    """Raise a ValueError if ``loss`` is not one of those that demonstrations can stand beside."""
+    if loss not in ON_POLICY_LOSSES:
+        raise ValueError(f"on_policy={loss}: write one of {', '.join(ON_POLICY_LOSSES)}")
+
+
+def check_ratio(ratio: Any, gamma: Any) -> None:
+    """Raise a ValueError that names the setting of a demonstration's ratio which is out of range."""
+    if ratio not in DEMONSTRATION_RATIOS:
+        raise ValueError(f"ratio={ratio}: write one of {', '.join(DEMONSTRATION_RATIOS)}")
+    if not (_is_finite_number(gamma) and gamma > 0):
+        raise ValueError(f"gamma={gamma}: write a finite number above 0; the paper's is 0.1")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from verl_gsd.cli import audit_bias, doctor, prepare, train
+from verl_gsd.cli import audit_bias, doctor, judge, prepare, train
 
 app = typer.Typer(
     help="Group-relative reinforcement learning in verl, visible and right.",
@@ -15,3 +15,4 @@ app.command(no_args_is_help=True)(train.train)
 app.command()(prepare.prepare)
 app.command()(doctor.doctor)
 app.command()(audit_bias.audit_bias)
+app.add_typer(judge.app, name="judge")

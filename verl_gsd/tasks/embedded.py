@@ -23,7 +23,7 @@ from verl_gsd.tasks import arithmetic
 
 MANIFEST = "manifest.json"
 #: Raised whenever what ``ensure`` writes changes while the specification below does not.
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +110,8 @@ def _build(directory: Path, specification: Specification, on_step: Callable[[int
 
 
 def _write_parquet(problems: list[arithmetic.Problem], split: str, first_index: int, path: Path) -> None:
-    """verl's schema: a chat, the answer, and ``extra_info.index``, unique over both files of the task."""
+    """verl's schema: a chat, the answer, and ``extra_info.index``, unique over both files; an expert would write the
+    answer and no more."""
     from verl_gsd.tasks.byte_llama import chat_prompt
 
     rows = [
@@ -120,6 +121,7 @@ def _write_parquet(problems: list[arithmetic.Problem], split: str, first_index: 
             "ability": "arithmetic",
             "reward_model": {"style": "rule", "ground_truth": problem.answer},
             "extra_info": {"index": index, "split": split, "level": problem.level},
+            "demonstration": problem.answer,
         }
         for index, problem in enumerate(problems, start=first_index)
     ]

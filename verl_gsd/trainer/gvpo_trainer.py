@@ -4,21 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import ray
 import transfer_queue as tq
 from omegaconf import DictConfig
 from tensordict import TensorDict
 from verl.trainer.ppo.padding_utils import SYNTHETIC_PADDING_SEQ_LEN
-from verl.trainer.ppo.utils import Role
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl.utils.seqlen_balancing import calculate_workload, log_seqlen_unbalance
 
 from verl_gsd.audit import is_gvpo
 from verl_gsd.trainer.batching import PADDING
-from verl_gsd.trainer.gvpo_update import GVPOUpdate, own_names
-from verl_gsd.trainer.worker import GVPOActorWorker, GVPODetachActorWorker
-
-_ACTORS = (Role.Actor, Role.ActorRollout, Role.ActorRolloutRef)
+from verl_gsd.trainer.gvpo_update import GVPOUpdate
 
 
 class GVPOSteps(PPOTrainer):
@@ -30,13 +25,6 @@ class GVPOSteps(PPOTrainer):
         self._unplaced: tuple[Any, dict[str, Any]] | None = None
         self._places: list[int] = []
         super().__init__(config)
-
-    def _init_resource_pool_mgr(self):
-        super()._init_resource_pool_mgr()
-        if self._gvpo:
-            worker = GVPODetachActorWorker if self.trainer_mode == "separate_async" else GVPOActorWorker
-            for role in self.role_worker_mapping.keys() & set(_ACTORS):
-                self.role_worker_mapping[role] = ray.remote(worker)
 
     def _balance_batch(self, batch, metrics, logging_prefix="global_seqlen", keep_minibatch=False):
         if not self._gvpo:
@@ -78,10 +66,6 @@ class GVPOSteps(PPOTrainer):
         return tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=columns)
 
     def _update_actor(self, batch, metrics):
-        if not self._gvpo:
-            return super()._update_actor(batch, metrics)
-        batch.extra_info.update(self._gvpo.instructions(theta_is_old=self.local_trigger_step == 0))
-        found: dict[str, Any] = {}
-        batch = super()._update_actor(batch, found)
-        metrics.update(own_names(found))
-        return batch
+        if self._gvpo:
+            batch.extra_info.update(self._gvpo.instructions(theta_is_old=self.local_trigger_step == 0))
+        return super()._update_actor(batch, metrics)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -211,8 +211,3 @@ class GVPOUpdate:
             if self._sizes.micro_rows is not None:  # verl counts groups then, not rows
                 instructions["micro_batch_size_per_gpu"] = self._sizes.micro_rows // self._sizes.group
         return instructions
-
-
-def own_names(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """``metrics`` with ``gvpo/...`` for what verl calls ``actor/gvpo/...`` because a worker reported it."""
-    return {name.removeprefix("actor/") if name.startswith("actor/gvpo/") else name: metrics[name] for name in metrics}

@@ -24,13 +24,13 @@ from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
 from verl_gsd.prompts import PromptKey
 from verl_gsd.responses import Response, ResponseStore
-from verl_gsd.trainer.keys import GENERATED_IN, session_number, session_of, uid_of
-from verl_gsd.trainer.replay import PARTITION, as_number
+from verl_gsd.trainer.keys import GENERATED_IN, uid_of
+from verl_gsd.trainer.parts import Part
+from verl_gsd.trainer.queue_rows import dated, only_outputs, read_responses, row_of, tag_of, unmade_columns
+from verl_gsd.trainer.replay import PARTITION
 
 #: The column in which verl's agent loops look for how many sessions to start, and ours for what is to be added.
 SESSIONS, PLANNED = "__rollout_n__", "__gvpo_history__"
-#: Columns that depend on the response and that only its generation could fill.
-_NOT_REMADE = ("rollout_log_probs", "routed_experts", "teacher_ids", "teacher_logprobs")
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class _Plan:
     earlier: int
 
 
-class History:
+class History(Part):
     """Plans, fills in and remembers.
 
     Args:
@@ -65,9 +65,9 @@ class History:
         earlier = [min(self._wanted, len(self._recall(key)), n - 1) for key, n in zip(keys, own, strict=True)]
         batch[SESSIONS] = torch.tensor(own) - torch.tensor(earlier)
         batch[PLANNED] = torch.tensor(earlier)
-        self.take_up(uids, batch)
+        self.take_up(uids, keys, batch)
 
-    def take_up(self, uids: Sequence[str], prompts: TensorDict) -> None:
+    def take_up(self, uids: Sequence[str], keys: Sequence[PromptKey], prompts: TensorDict) -> None:
         """Know what was planned for ``prompts``; nothing for those that were submitted without a history."""
         if PLANNED in set(prompts.keys()):
             for uid, generated, earlier in zip(uids, prompts[SESSIONS], prompts[PLANNED], strict=True):
@@ -147,23 +147,10 @@ class History:
         return [response for response in self._store.recall(key) if len(response.tokens) <= self._longest]
 
     def _store_some(self, generated: set[str], key_of: Mapping[str, PromptKey], step: int) -> None:
-        outputs: defaultdict[str, list[str]] = defaultdict(list)
-        for key in generated:
-            outputs[session_of(key)].append(key)
-        by_prompt: defaultdict[str, list[str]] = defaultdict(list)
-        for rows in outputs.values():
-            if len(rows) == 1:  # a session of several outputs is no one row
-                by_prompt[uid_of(rows[0])].append(rows[0])
-        chosen = [
-            key for uid in sorted(by_prompt) for key in sorted(by_prompt[uid], key=session_number)[: self._wanted]
-        ]
-        if not chosen:
-            return
-        fields = ["responses", "response_mask", "rm_scores", "extra_fields"]
-        data = tq.kv_batch_get(keys=chosen, partition_id=PARTITION, select_fields=fields)
+        chosen = [key for keys in only_outputs(generated).values() for key in keys[: self._wanted]]
         found: defaultdict[str, list[Response]] = defaultdict(list)
-        for key, *values in zip(chosen, *(list(data[name]) for name in fields), strict=True):
-            found[uid_of(key)].append(_response(*values, step=step))
+        for key, response in zip(chosen, read_responses(chosen, step), strict=True):
+            found[uid_of(key)].append(response)
         for uid, responses in found.items():
             self._store.store(key_of[uid], responses, keep=self._wanted)
 
@@ -173,61 +160,15 @@ def history_size(share: float, group_size: int) -> int:
     return min(math.floor(share * group_size + 0.5), group_size - 1)
 
 
-def _response(tokens: torch.Tensor, mask: torch.Tensor, scores: torch.Tensor, extra: Any, *, step: int) -> Response:
-    verdict = (getattr(extra, "data", extra) or {}).get("reward_extra_info") or {}
-    numbers = {name: as_number(value) for name, value in verdict.items()}
-    return Response(
-        tokens.numpy().astype(np.int32),
-        mask.numpy().astype(bool),
-        float(scores.double().sum()),
-        step,
-        {name: value for name, value in numbers.items() if math.isfinite(value)},
-    )
-
-
 def _row(template: Mapping[str, Any], response: Response, session: int) -> dict[str, Any]:
-    """A row of the queue for ``response``, like ``template``, a row of the same prompt.
-
-    What belongs to neither, such as the number of turns and the time taken, stays the template's.
-    """
-    row = {name: template[name] for name in template.keys()}  # noqa: SIM118, a TensorDict
-    unmade = [name for name in _NOT_REMADE if name in row]
-    if row["position_ids"].dim() > 1 or getattr(row.get("multi_modal_inputs"), "data", row.get("multi_modal_inputs")):
-        unmade.append("multi_modal_inputs")
-    if unmade:
+    if unmade := unmade_columns(template):
         raise ValueError(
             f"algorithm.gsd.gvpo.history_fraction: rows have {', '.join(unmade)}, which an earlier response has not. "
             "Write algorithm.gsd.gvpo.history_fraction=0, or leave out what makes it."
         )
-    tokens, mask = torch.from_numpy(response.tokens.astype(np.int64)), torch.from_numpy(response.mask.astype(np.int64))
-    scores = torch.zeros(len(tokens), dtype=row["rm_scores"].dtype)
-    scores[-1] = response.reward
-    extra = dict(getattr(row["extra_fields"], "data", row["extra_fields"]))
-    ids = torch.cat([row["prompts"], tokens])
-    return row | {
-        "responses": tokens,
-        "response_mask": mask,
-        "loss_mask": mask,
-        "input_ids": ids,
-        "position_ids": torch.arange(len(ids)),
-        "rm_scores": scores,
-        "extra_fields": _dated(extra, response) | {"reward_extra_info": dict(response.verdict)},
-        "session_id": session,
-    }
+    row = row_of(template, response, session)
+    return row | {"extra_fields": dated(row["extra_fields"], response)}
 
 
 def _tag(template: Mapping[str, Any], response: Response) -> dict[str, Any]:
-    length = len(response.tokens)
-    return _dated(template, response) | {
-        "response_len": length,
-        "seq_len": template["prompt_len"] + length,
-        GENERATED_IN: response.step,
-    }
-
-
-def _dated(values: Mapping[str, Any], response: Response) -> dict[str, Any]:
-    """``values`` with the weights' version that made ``response``: step s generates with those of step s - 1."""
-    dates = {
-        name: response.step - 1 for name in ("min_global_steps", "max_global_steps") if values.get(name) is not None
-    }
-    return dict(values) | dates
+    return dated(tag_of(template, response), response) | {GENERATED_IN: response.step}

@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 #: The tag of a row that was not generated in this step: the step it was generated for.
 GENERATED_IN = "generated_in"
+#: The tag of a demonstration: by whom, ``expert`` or ``self``.
+DEMONSTRATED_BY = "demonstrated_by"
+#: The step it was generated for, if the policy generated it; 0 for an expert's.
+DEMONSTRATED_IN = "demonstrated_in"
+#: And of one that stands in the place of a response: that one's reward, accuracy and tokens, which still count.
+REPLACED = "replaced"
 
 
 def uid_of(key: str) -> str:
@@ -20,5 +29,14 @@ def session_number(key: str) -> int:
     return int(key.rsplit("_", 2)[1])
 
 
+def output_number(key: str) -> int:
+    return int(key.rsplit("_", 1)[1])
+
+
 def is_padding(key: str) -> bool:
     return key.startswith("pad")
+
+
+def is_own(tag: Mapping[str, Any]) -> bool:
+    """Whether the policy generated the row in this step: it is no demonstration and no earlier response."""
+    return GENERATED_IN not in tag and DEMONSTRATED_BY not in tag

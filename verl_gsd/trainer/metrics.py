@@ -5,6 +5,10 @@ verl's reducers go by substrings of a name (max, min, sum, total): none of these
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 
@@ -14,6 +18,8 @@ from verl_gsd.records import FATES
 
 #: Solve rates up to which a prompt counts as hard, and from which as easy, in ``dial/gain_share``.
 HARD, EASY = 0.25, 0.75
+
+_OWN = re.compile("^actor/((?:gvpo|dagrpo)/)")
 
 
 def group_metrics(table: pa.Table, prompts: PromptStore) -> dict[str, float]:
@@ -80,3 +86,8 @@ def _gain(table: pa.Table) -> dict[str, float]:
         metrics["dial/gain_share/easy"] = float(share[rate >= EASY].sum())
         metrics["dial/gain_share/between"] = float(share[(rate > HARD) & (rate < EASY)].sum())
     return metrics
+
+
+def own_names(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """``metrics`` by our names: ``gvpo/...`` for what verl calls ``actor/gvpo/...`` because a worker reported it."""
+    return {_OWN.sub(r"\1", name): value for name, value in metrics.items()}

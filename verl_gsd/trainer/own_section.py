@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from verl_gsd.algorithms.settings import DIAL_SETTINGS, dial_settings
 from verl_gsd.rundir import RunDirectory
 from verl_gsd.trainer.config import OUR_MODES, ConfigError, Line
+from verl_gsd.trainer.dagrpo_section import dagrpo_wrong
 from verl_gsd.trainer.dataset import fingerprints
 from verl_gsd.trainer.gvpo_section import gvpo_wrong
 from verl_gsd.trainer.state import check_state
@@ -105,6 +106,7 @@ CHECKS = (
     _groups_have_rewards,
     _rollouts_are_generated,
     gvpo_wrong,
+    dagrpo_wrong,
     _memory_restorable,
 )
 

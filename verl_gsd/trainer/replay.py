@@ -22,7 +22,15 @@ from verl_gsd.groups import Group
 from verl_gsd.prompts import PromptKey
 from verl_gsd.records import Fate
 from verl_gsd.trainer.config import ConfigError
-from verl_gsd.trainer.keys import GENERATED_IN, uid_of
+from verl_gsd.trainer.keys import (
+    DEMONSTRATED_BY,
+    GENERATED_IN,
+    REPLACED,
+    output_number,
+    session_number,
+    session_of,
+    uid_of,
+)
 
 #: Validation goes through the same buffer, in a partition of its own that is not ours.
 PARTITION = "train"
@@ -42,6 +50,16 @@ class GroupListener(Protocol):
 
         Returns:
             key -> tag of the rows that were put.
+        """
+
+    def amend(self, groups: Sequence[Group], rows: Mapping[str, Mapping[str, Any]]) -> Mapping[str, dict | None]:
+        """These groups are whole; replace what is to be replaced of their rows in the queue.
+
+        Args:
+            rows: key -> tag of all rows of the partition.
+
+        Returns:
+            key -> tag of the rows that were put, key -> None of those that were removed.
         """
 
     def on_finished(self, group: Group) -> None:
@@ -76,9 +94,15 @@ class _Watched(ReplayBuffer):
             start = time.perf_counter()
             rows = self.partitions[PARTITION]
             rows.update(self._listener.complete(sorted(new), rows))
-            for group in _read_groups(sorted(new), self.partitions[PARTITION], self._listener):
+            groups = _read_groups(sorted(new), rows, self._listener)
+            for group in groups:
                 self._whole[group.uid] = group
                 self._listener.on_finished(group)
+            for key, tag in self._listener.amend(groups, rows).items():
+                if tag is None:
+                    del rows[key]
+                else:
+                    rows[key] = tag
             self.read_seconds += time.perf_counter() - start
         # A group that is not ready counts as running: dynamic sampling waits for what runs before it ends a step.
         for uid in finished | failed:
@@ -144,33 +168,42 @@ def watch(buffer: Any, listener: GroupListener) -> None:
 def _read_groups(uids: list[str], partition: dict[str, dict], listener: GroupListener) -> list[Group]:
     """One read of the queue for all ``uids``. A session's last output speaks for the session; all its tokens count.
 
-    A response of an earlier visit has a reward, and neither an accuracy nor tokens: it was counted when it was made.
+    A response of an earlier visit has a reward, and neither an accuracy nor tokens: it was counted when it was made. A
+    demonstration has none of them; what it replaced, its tag says.
     """
     wanted = set(uids)
-    last_output: dict[str, dict[str, tuple[int, str]]] = defaultdict(dict)  # uid -> session -> (output, row key)
-    tokens: dict[tuple[str, str], int] = defaultdict(int)
-    earlier: set[str] = set()
+    last: dict[str, dict[int, str]] = defaultdict(dict)  # uid -> session -> row key
+    tokens: dict[str, int] = defaultdict(int)  # by uid_session
+    demonstrations: dict[str, int] = defaultdict(int)
     for key, tag in partition.items():
-        uid, session, output = key.rsplit("_", 2)
-        if uid in wanted:
-            last_output[uid][session] = max(last_output[uid].get(session, (-1, "")), (int(output), key))
-            if GENERATED_IN in tag:
-                earlier.add(key)
-            else:
-                tokens[uid, session] += tag["response_len"]
-    keys = [key for uid in uids for _, key in last_output[uid].values()]
+        uid, session = uid_of(key), session_number(key)
+        if uid not in wanted:
+            continue
+        if DEMONSTRATED_BY in tag:
+            demonstrations[uid] += 1
+            if REPLACED not in tag:
+                continue
+        other = last[uid].get(session)
+        if other is None or output_number(other) < output_number(key):
+            last[uid][session] = key
+        tokens[session_of(key)] += 0 if GENERATED_IN in tag or DEMONSTRATED_BY in tag else tag["response_len"]
+    spoken = [key for uid in uids for key in last[uid].values()]
     rewards: dict[str, float] = {}
     accuracies: dict[str, float] = {}
-    if keys:
-        data = tq.kv_batch_get(keys=keys, partition_id=PARTITION, select_fields=["rm_scores", "extra_fields"])
-        for key, scores, extra in zip(keys, list(data["rm_scores"]), list(data["extra_fields"]), strict=True):
+    for key in spoken:
+        if REPLACED in partition[key]:
+            rewards[key], accuracies[key], tokens[session_of(key)] = partition[key][REPLACED]
+    read = [key for key in spoken if key not in rewards]
+    if read:
+        data = tq.kv_batch_get(keys=read, partition_id=PARTITION, select_fields=["rm_scores", "extra_fields"])
+        for key, scores, extra in zip(read, list(data["rm_scores"]), list(data["extra_fields"]), strict=True):
             rewards[key] = float(scores.double().sum())
             extra = getattr(extra, "data", extra)
             verdict = (extra.get("reward_extra_info") or {}).get("acc")
-            accuracies[key] = math.nan if key in earlier else as_number(verdict)
+            accuracies[key] = math.nan if GENERATED_IN in partition[key] else as_number(verdict)
     groups = []
     for uid in uids:
-        rows = [key for _, key in last_output[uid].values()]
+        rows = list(last[uid].values())
         source, index = listener.key_of(uid)
         for key in rows:
             if not math.isfinite(rewards[key]):
@@ -185,7 +218,9 @@ def _read_groups(uids: list[str], partition: dict[str, dict], listener: GroupLis
                 index,
                 rewards=np.array([rewards[key] for key in rows], dtype=np.float64),
                 accuracies=np.array([accuracies[key] for key in rows], dtype=np.float64),
-                tokens=np.array([tokens[uid, session] for session in last_output[uid]], dtype=np.int64),
+                tokens=np.array([tokens[session_of(key)] for key in rows], dtype=np.int64),
+                keys=tuple(rows),
+                demonstrations=demonstrations[uid],
             )
         )
     return groups

@@ -12,8 +12,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import ray
 import transfer_queue as tq
 from omegaconf import DictConfig, OmegaConf, open_dict
+from tensordict import TensorDict
+from verl.trainer.ppo.utils import Role
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer, register_trainer
 from verl.trainer.ppo.v1.trainer_colocate_async import PPOTrainerColocateAsync
 from verl.trainer.ppo.v1.trainer_separate_async import PPOTrainerSeparateAsync
@@ -22,20 +25,25 @@ from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl_gsd import records
 from verl_gsd.algorithms import chain
 from verl_gsd.audit import audit
-from verl_gsd.groups import Group
+from verl_gsd.groups import Group, Member
 from verl_gsd.prompts import PromptKey, PromptStore, prompt_hash
 from verl_gsd.rundir import RunDirectory
 from verl_gsd.trainer import advantage, replay
 from verl_gsd.trainer.config import OUR_MODES, ConfigError
+from verl_gsd.trainer.dagrpo_parts import dagrpo_parts
 from verl_gsd.trainer.dataset import indices_are_unique
 from verl_gsd.trainer.gvpo_trainer import GVPOSteps
 from verl_gsd.trainer.history import History, history_size
-from verl_gsd.trainer.keys import uid_of
-from verl_gsd.trainer.metrics import group_metrics
+from verl_gsd.trainer.keys import DEMONSTRATED_BY, is_own, session_of, uid_of
+from verl_gsd.trainer.metrics import group_metrics, own_names
 from verl_gsd.trainer.own_section import checkpoint_to_resume, memory_settings, own_problems
+from verl_gsd.trainer.parts import Part
 from verl_gsd.trainer.state import Memory, forget_rotated, restore_state, save_state
+from verl_gsd.trainer.worker import actor_worker
 
 logger = logging.getLogger(__name__)
+
+_ACTORS = {Role.Actor, Role.ActorRollout, Role.ActorRolloutRef}
 
 
 class GroupTrainer(GVPOSteps, PPOTrainer):
@@ -65,7 +73,7 @@ class GroupTrainer(GVPOSteps, PPOTrainer):
         self._training: dict[str, Group] = {}  # by uid, the groups of the batch at hand
         self.prompts = PromptStore()
         gsd = OmegaConf.select(config, "algorithm.gsd") or {}
-        self._history = _history(config, self.prompts)
+        self._parts: list[Part] = [*_history(config, self.prompts), *dagrpo_parts(config, self)]
         self._stages = {name: chain.build_memory(name, gsd) for name in chain.needing_groups(gsd)}
         self.memories: dict[str, Memory] = {"prompts": self.prompts, **self._stages}
         with open_dict(config):
@@ -79,7 +87,11 @@ class GroupTrainer(GVPOSteps, PPOTrainer):
         metrics = self._run.metrics(self._attempt)
         if Path(os.environ.setdefault("VERL_FILE_LOGGER_PATH", str(metrics))) == metrics:
             metrics.parent.mkdir(parents=True, exist_ok=True)
-        super().fit(agent_loop_manager)
+        try:
+            super().fit(agent_loop_manager)
+        finally:
+            for part in self._parts:
+                part.close()
 
     # Groups
 
@@ -87,17 +99,28 @@ class GroupTrainer(GVPOSteps, PPOTrainer):
         return self._prompt_of[uid]
 
     def complete(self, uids: Sequence[str], rows: Mapping[str, Mapping[str, Any]]) -> Mapping[str, dict[str, Any]]:
-        return self._history.complete(uids, rows, self.key_of) if self._history else {}
+        put: dict[str, dict[str, Any]] = {}
+        for part in self._parts:
+            put |= part.complete(uids, {**rows, **put}, self.key_of)
+        return put
 
     def on_finished(self, group: Group) -> None:
-        """A group is whole; what judges or completes groups does it here."""
+        """A group is whole; what only looks does it here."""
+
+    def amend(self, groups: Sequence[Group], rows: Mapping[str, Mapping[str, Any]]) -> Mapping[str, dict | None]:
+        changes: dict[str, dict[str, Any] | None] = {}
+        for part in self._parts:
+            changes |= part.amend(groups, rows)
+        return changes
 
     def is_ready(self, group: Group) -> bool:
         """Whether a whole group may be used; one that is not is held back, however full the buffer."""
-        return True
+        return all([part.is_ready(group) for part in self._parts])
 
     def on_left(self, group: Group, fate: records.Fate) -> None:
         del self._prompt_of[group.uid]
+        for part in self._parts:
+            group = part.leave(group)
         for stage in self._stages.values():
             group = stage.adopt(group)
         self._left.append((group, fate))
@@ -112,6 +135,12 @@ class GroupTrainer(GVPOSteps, PPOTrainer):
             buffer.poll_interval = float(poll_interval)
         return buffer
 
+    def _init_resource_pool_mgr(self):
+        super()._init_resource_pool_mgr()
+        worker = actor_worker(self.config, separate=self.verl_mode == "separate_async")
+        for role in self.role_worker_mapping.keys() & _ACTORS if worker else ():
+            self.role_worker_mapping[role] = ray.remote(worker)
+
     def _init_dataloader(self):
         super()._init_dataloader()
         self._unique_indices = indices_are_unique(self.train_dataset)
@@ -123,8 +152,8 @@ class GroupTrainer(GVPOSteps, PPOTrainer):
     def _submit_batch_to_rollout(self, batch):
         uids = list(batch["uid"])
         self._remember_prompts(uids, batch)
-        if self._history:
-            self._history.plan(uids, [self._prompt_of[uid] for uid in uids], batch)
+        for part in self._parts:
+            part.plan(uids, [self._prompt_of[uid] for uid in uids], batch)
         return super()._submit_batch_to_rollout(batch)
 
     def _remember_prompts(self, uids: Sequence[str], batch: Any) -> None:
@@ -137,24 +166,53 @@ class GroupTrainer(GVPOSteps, PPOTrainer):
     # Steps
 
     def _compute_advantage(self, batch, metrics):
-        rows = [self._training.get(uid_of(key)) for key in batch.keys]  # None: verl's padding
+        rows = self._members(batch)
         left = [group for group, _ in self._left]
         columns = {name: of for stage in self._stages.values() for name, of in stage.columns(rows, left).items()}
         with advantage.batch_of(batch.keys, columns) as at_hand:
             batch = super()._compute_advantage(batch, metrics)
+        further = {name: of for part in self._parts for name, of in part.columns(batch, at_hand.advantages).items()}
+        if further:
+            fields = TensorDict(further, batch_size=len(batch.keys))
+            batch = tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
         return self._put_columns(batch, at_hand.advantages)
 
+    def _members(self, batch: Any) -> list[Member | None]:
+        """What each row of ``batch`` is; None: verl's padding."""
+        places = {
+            uid: {session_of(key): place for place, key in enumerate(group.keys)}
+            for uid, group in self._training.items()
+        }
+        rows: list[Member | None] = []
+        for key, tag in zip(batch.keys, batch.tags, strict=True):
+            group = self._training.get(uid_of(key))
+            place = None if group is None or DEMONSTRATED_BY in tag else places[group.uid][session_of(key)]
+            rows.append(None if group is None else Member(group, place))
+        return rows
+
+    def _update_actor(self, batch, metrics):
+        for part in self._parts:
+            batch.extra_info.update(part.instructions(self.global_steps))
+        found: dict[str, Any] = {}
+        batch = super()._update_actor(batch, found)
+        metrics.update(own_names(found))
+        return batch
+
     def step(self, metrics, timing_raw):
-        batch = super().step(metrics, timing_raw)
         start = time.perf_counter()
+        batch = super().step(metrics, timing_raw)
+        seconds, start = time.perf_counter() - start, time.perf_counter()
         stages = self._stages.values()
         left = [
             records.Left(group, fate, {name: value for stage in stages for name, value in stage.record(group).items()})
             for group, fate in self._left
         ]
-        if self._history:
-            trained = {uid: (group.data_source, group.index) for uid, group in self._training.items()}
-            metrics.update(self._history.remember(batch.keys, batch.tags, trained, self.global_steps))
+        trained = {uid: (group.data_source, group.index) for uid, group in self._training.items()}
+        for part in self._parts:
+            metrics.update(part.remember(batch.keys, batch.tags, trained, self.global_steps))
+            for name, spent in part.timing().items():
+                timing_raw[f"gsd_{name}"] = spent
+                metrics[f"{name}/share_of_step"] = spent / seconds
         self._left, self._training = [], {}
         table = records.describe(left, step=self.global_steps, attempt=self._attempt, alpha=self._alpha)
         records.write_step(self._run.path, table, step=self.global_steps, attempt=self._attempt)
@@ -172,6 +230,14 @@ class GroupTrainer(GVPOSteps, PPOTrainer):
         timing_raw["gsd_read"], self.replay_buffer.read_seconds = self.replay_buffer.read_seconds, 0.0
         timing_raw["gsd_write"] = time.perf_counter() - start
         return batch
+
+    # What verl reports of a batch is of the policy's own rows.
+
+    def _compute_metrics(self, batch, *args, **kwargs):
+        return super()._compute_metrics(_own_rows(batch), *args, **kwargs)
+
+    def _log_rollout_data(self, batch, *args, **kwargs):
+        return super()._log_rollout_data(_own_rows(batch), *args, **kwargs)
 
     # Checkpoints
 
@@ -196,8 +262,8 @@ class GroupTrainer(GVPOSteps, PPOTrainer):
         if uids:
             prompts = tq.kv_batch_get(uids, replay.PARTITION)
             self._remember_prompts(uids, prompts)
-            if self._history:
-                self._history.take_up(uids, prompts)
+            for part in self._parts:
+                part.take_up(uids, [self._prompt_of[uid] for uid in uids], prompts)
 
 
 def _attempt(run: RunDirectory) -> int:
@@ -206,10 +272,15 @@ def _attempt(run: RunDirectory) -> int:
     return given if given and not run.records(given).exists() else 1 + max(run.attempts(), default=0)
 
 
-def _history(config: DictConfig, prompts: PromptStore) -> History | None:
+def _own_rows(batch: Any) -> Any:
+    """``batch``, a ``KVBatchMeta``, without demonstrations and earlier responses; padding stays."""
+    return batch.select_keys([key for key, tag in zip(batch.keys, batch.tags, strict=True) if is_own(tag)])
+
+
+def _history(config: DictConfig, prompts: PromptStore) -> list[Part]:
     share = OmegaConf.select(config, "algorithm.gsd.gvpo.history_fraction") or 0.0
     size, longest = int(config.actor_rollout_ref.rollout.n), int(config.data.max_response_length)
-    return History(share, size, longest, prompts.responses) if history_size(share, size) else None
+    return [History(share, size, longest, prompts.responses)] if history_size(share, size) else []
 
 
 def _with_file(logger: Any) -> list[str]:

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from verl_gsd.trainer import own_section
 from verl_gsd.trainer.config import ConfigError, Line
+from verl_gsd.trainer.dagrpo_section import demonstration_column
 from verl_gsd.trainer.effects import keys_have_effect
 
 #: What a run writes at the very least: logs, metrics, Ray's session. Checkpoints come on top.
@@ -45,6 +46,7 @@ def raise_problems(problems: list[str]) -> None:
 
 def _files_exist(config: DictConfig, line: Line) -> Iterator[str]:
     made = _made_on_first_use(config)
+    column = demonstration_column(config)
     model = str(config.actor_rollout_ref.model.path)
     if _is_local(model) and not made(model) and not (Path(model).expanduser() / "config.json").is_file():
         yield f"actor_rollout_ref.model.path={model}: no model there (no config.json). Write a folder or a hub name."
@@ -60,12 +62,18 @@ def _files_exist(config: DictConfig, line: Line) -> Iterator[str]:
                 yield f"{key}={file}: no such file. Write a Parquet file with columns {', '.join(_REQUIRED_COLUMNS)}."
             elif path.suffix == ".parquet":
                 try:
-                    missing = [c for c in _REQUIRED_COLUMNS if c not in pq.read_schema(path).names]
+                    names = pq.read_schema(path).names
+                    missing = [c for c in _REQUIRED_COLUMNS if c not in names]
                 except (pa.ArrowException, OSError) as error:
                     yield f"{key}={file}: no Parquet file ({str(error).splitlines()[0]}). Write one that is whole."
                     continue
                 if missing:
                     yield f"{key}={file}: no column {', '.join(missing)}. Rename yours to what verl reads."
+                if key == "data.train_files" and column and column not in names:
+                    yield (
+                        f"algorithm.gsd.dagrpo.demonstrations.column={column}: {key}={file} has no such column. It has "
+                        f"{', '.join(names)}."
+                    )
 
 
 def _made_on_first_use(config: DictConfig) -> Callable[[str], bool]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from functools import partial
 
 import torch
+from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDict
 from verl.experimental.separation.engine_workers import DetachActorWorker
 from verl.utils import tensordict_utils as tu
@@ -21,7 +22,9 @@ from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 from verl.workers.utils.padding import response_from_nested
 
 from verl_gsd.algorithms import gvpo
+from verl_gsd.audit import is_gvpo
 from verl_gsd.trainer import losses
+from verl_gsd.trainer.dagrpo_worker import DagrpoActorWorker, DagrpoDetachActorWorker
 from verl_gsd.trainer.gvpo_rows import WEIGHT, Figures, Part, Responses
 
 
@@ -121,3 +124,16 @@ class GVPODetachActorWorker(DetachActorWorker):
     """The worker of verl's ``separate_async`` trainer, with GVPO's actor."""
 
     actor_worker_cls = GVPOTrainingWorker
+
+
+def actor_worker(config: DictConfig, *, separate: bool) -> type | None:
+    """The worker that the policy loss of ``config`` needs; None: verl's own.
+
+    Args:
+        separate: for verl's ``separate_async`` trainer.
+    """
+    if is_gvpo(config):
+        return GVPODetachActorWorker if separate else GVPOActorWorker
+    if OmegaConf.select(config, "algorithm.gsd.dagrpo") is not None:
+        return DagrpoDetachActorWorker if separate else DagrpoActorWorker
+    return None

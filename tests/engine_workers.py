@@ -1,4 +1,4 @@
-"""Workers of verl's real FSDP2 engine under GVPO: ``python gvpo_engine.py FOLDER``, which holds ``cases<WORKERS>.pt``.
+"""Workers of ours on verl's real FSDP2 engine: ``python engine_workers.py FOLDER``, which holds ``cases<WORKERS>.pt``.
 
 For each case they make verl's actor from the resolved config, take their rows, run one ``update_actor`` and keep the
 whole gradient of every update, and the metrics, in ``found<WORKERS>.pt``.
@@ -13,6 +13,8 @@ from pathlib import Path
 import torch
 from omegaconf import OmegaConf
 
+OURS = ("gvpo/", "dagrpo/")
+
 
 def gradients(module):
     whole = {}
@@ -25,9 +27,10 @@ def gradients(module):
 def run(case, rank, world):
     from verl.utils import tensordict_utils as tu
 
-    from verl_gsd.trainer.worker import GVPOActorWorker
+    from verl_gsd.trainer.worker import actor_worker
 
-    worker = GVPOActorWorker(config=OmegaConf.create(case["config"]), role="actor")
+    config = OmegaConf.create(case["config"])
+    worker = actor_worker(config, separate=False)(config=config.actor_rollout_ref, role="actor")
     worker.init_model()
     engine, seen = worker.actor.engine, []
     step = engine.optimizer_step
@@ -46,7 +49,7 @@ def run(case, rank, world):
         if not case.get("fails"):
             raise
         return {"error": f"{type(error).__name__}: {error}"}
-    return {"gradients": seen, "metrics": {name: metrics[name] for name in metrics if name.startswith("gvpo/")}}
+    return {"gradients": seen, "metrics": {name: metrics[name] for name in metrics if name.startswith(OURS)}}
 
 
 def work(folder, world, rank, port):

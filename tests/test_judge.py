@@ -1,0 +1,464 @@
+"""Who asks the scorer: everything is answered once, in time or counted, and nothing fails in silence."""
+
+import asyncio
+import contextlib
+import math
+import queue
+import threading
+
+import numpy as np
+import pytest
+
+from verl_gsd.judge import judge as judge_module
+from verl_gsd.judge.cache import ScoreCache
+from verl_gsd.judge.judge import Judge
+from verl_gsd.judge.scorer import REASONS, JudgementError, Question
+from verl_gsd.judge.stub import StubScorer
+
+PATIENCE = 60  # seconds, for what has to happen; a test that passes waits for none of it
+
+
+def question(response):
+    return Question("6 times 7?", "42", str(response))
+
+
+class Controlled:
+    """Answers when the test says so.
+
+    ``started`` gets every question with the future that answers it, ``cancelled`` every one that was given up.
+    """
+
+    identity = "controlled"
+
+    def __init__(self):
+        self.started, self.cancelled = queue.Queue(), queue.Queue()
+        self.open = self.most_open = self.closed = 0
+
+    async def score(self, question):
+        answer = asyncio.get_running_loop().create_future()
+        self.open += 1
+        self.most_open = max(self.most_open, self.open)
+        self.started.put((question, answer))
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            self.cancelled.put(question)
+            raise
+        finally:
+            self.open -= 1
+
+    async def close(self):
+        self.closed += 1
+
+    def next(self):
+        return self.started.get(timeout=PATIENCE)
+
+
+class Answering:
+    """Answers at once, by the response; what is an exception is raised."""
+
+    identity = "answering"
+
+    def __init__(self, answers):
+        self.answers, self.asked = answers, []
+
+    async def score(self, question):
+        self.asked.append(question.response)
+        answer = self.answers[question.response]
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    async def close(self):
+        pass
+
+
+def give(answer, value):
+    """Answer a future of the judge's event loop."""
+    if isinstance(value, BaseException):
+        answer.get_loop().call_soon_threadsafe(answer.set_exception, value)
+    else:
+        answer.get_loop().call_soon_threadsafe(answer.set_result, value)
+
+
+def settle(judge):
+    """Wait until the judge's event loop has done what it was given so far."""
+    for _ in range(5):
+        asyncio.run_coroutine_threadsafe(asyncio.sleep(0), judge._loop).result(PATIENCE)
+
+
+def wait(judge, name):
+    for _ in range(10_000):
+        if judge.is_done(name):
+            return
+        settle(judge)
+    raise AssertionError(f"{name} was never done")
+
+
+def taken(judge, name):
+    wait(judge, name)
+    return judge.take(name)
+
+
+@pytest.fixture
+def running():
+    """Judges, each closed when the test ends."""
+    judges = []
+
+    def start(scorer, *arguments, **options):
+        judges.append(Judge(scorer, *arguments, **options))
+        return judges[-1]
+
+    yield start
+    for judge in judges:
+        judge.close()
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that stands until it is set."""
+    now = [100.0]
+    monkeypatch.setattr(judge_module, "monotonic", lambda: now[0])
+    return now
+
+
+def test_scores_come_in_the_order_of_the_questions(running):
+    judge = running(Controlled())
+    judge.ask("a", [question(1), question(2), question(3)])
+    scorer = judge._scorer
+    opened = [scorer.next() for _ in range(3)]
+    assert not judge.is_done("a") and judge.answered("a") is None
+    for asked, answer in reversed(opened):
+        give(answer, int(asked.response))
+    wait(judge, "a")
+    scores = judge.take("a")
+    assert scores.dtype == np.float64 and scores.tolist() == [1, 2, 3]
+    with pytest.raises(KeyError):
+        judge.take("a")
+
+
+def test_no_questions_are_answered_at_once(running, clock):
+    judge = running(Controlled())
+    judge.ask("a", [])
+    assert judge.is_done("a") and judge.answered("a") == 100.0
+    assert judge.take("a").shape == (0,)
+
+
+def test_a_name_is_used_once_at_a_time(running):
+    judge = running(Answering({"1": 1}))
+    judge.ask("a", [question(1)])
+    with pytest.raises(ValueError, match="a: asked already"):
+        judge.ask("a", [question(1)])
+    judge.take("a")
+    judge.ask("a", [question(1)])
+    assert taken(judge, "a").tolist() == [1]
+
+
+def test_a_judgement_that_failed_is_no_score(running):
+    answers = {reason: JudgementError(reason) for reason in REASONS}
+    answers |= {"right": 7, "nan": math.nan, "inf": math.inf}
+    judge = running(Answering(answers))
+    judge.ask("a", [question(name) for name in answers])
+    scores = taken(judge, "a")
+    assert [name for name, score in zip(answers, scores, strict=True) if not np.isnan(score)] == ["right"]
+    found = judge.metrics()
+    assert {name: found[f"judge/failures/{name}"] for name in REASONS} == dict.fromkeys(REASONS, 1) | {"off_scale": 3}
+    assert found["judge/failures/any"] == len(REASONS) + 2
+    assert found["judge/responses"] == found["judge/calls"] == len(answers)
+
+
+def test_the_names_of_metrics_are_all_there_and_are_averaged_by_verl(running):
+    """verl takes the maximum, minimum or sum of names that say so."""
+    judge = running(Answering({"1": 1}))
+    found = judge.metrics()
+    counts = {f"judge/{name}" for name in ("responses", "calls", "cache_hits", "shared", "failures/any")}
+    assert found.keys() == counts | {f"judge/failures/{reason}" for reason in REASONS} and set(found.values()) == {0}
+    judge.ask("a", [question(1)])
+    taken(judge, "a")
+    found = judge.metrics()
+    assert {"judge/latency/p50", "judge/latency/p95"} < found.keys()
+    assert not any(word in name for name in found for word in ("max", "min", "sum", "total"))
+    assert all(type(value) is float for value in found.values())
+    assert judge.metrics()["judge/responses"] == 0 and "judge/latency/p50" not in judge.metrics()
+
+
+def test_what_the_budget_leaves_open_is_given_up_and_counted(running, clock):
+    scorer = Controlled()
+    judge = running(scorer, budget_s=10)
+    judge.ask("a", [question(1), question(2), question(3)])
+    opened = dict(scorer.next() for _ in range(3))
+    give(opened[question(2)], 5)
+    settle(judge)
+    clock[0] = 109.9
+    assert not judge.is_done("a")
+    clock[0] = 110.0
+    assert judge.is_done("a") and judge.answered("a") is None
+    np.testing.assert_array_equal(judge.take("a"), [np.nan, 5, np.nan])
+    assert {scorer.cancelled.get(timeout=PATIENCE).response for _ in range(2)} == {"1", "3"}
+    found = judge.metrics()
+    assert found["judge/failures/over_budget"] == found["judge/failures/any"] == 2
+
+
+def test_each_name_has_a_budget_of_its_own(running, clock):
+    judge = running(Controlled(), budget_s=10)
+    judge.ask("a", [question(1)])
+    clock[0] = 106.0
+    judge.ask("b", [question(2)])
+    clock[0] = 111.0
+    assert judge.is_done("a") and not judge.is_done("b")
+
+
+def test_an_answer_after_its_name_was_taken_changes_nothing(running, clock):
+    scorer = Controlled()
+    judge = running(scorer)
+    judge.ask("a", [question(1)])
+    _, answer = scorer.next()
+    loop_is_held, go_on = threading.Event(), threading.Event()
+
+    def hold():
+        answer.set_exception(JudgementError("refused"))  # heard when the loop goes on, by when the name is taken
+        loop_is_held.set()
+        go_on.wait(PATIENCE)
+
+    answer.get_loop().call_soon_threadsafe(hold)
+    loop_is_held.wait(PATIENCE)
+    scores = judge.take("a")
+    go_on.set()
+    settle(judge)
+    assert np.isnan(scores).all()
+    found = judge.metrics()
+    assert found["judge/failures/any"] == found["judge/failures/over_budget"] == 1
+
+
+def test_no_more_calls_are_open_than_allowed_whoever_asked(running):
+    scorer = Controlled()
+    judge = running(scorer, concurrency=3)
+    for name in "abcd":
+        judge.ask(name, [question(f"{name}{number}") for number in range(5)])
+    for number in range(20):
+        give(scorer.next()[1], number % 11)
+    for name in "abcd":
+        assert np.isfinite(taken(judge, name)).all()
+    assert scorer.most_open == 3
+
+
+def test_the_wait_for_a_turn_is_no_latency(running, clock):
+    scorer = Controlled()
+    judge = running(scorer, concurrency=1, budget_s=1000)
+    judge.ask("a", [question(1), question(2)])
+    _, answer = scorer.next()
+    clock[0] += 30
+    give(answer, 1)
+    _, answer = scorer.next()
+    clock[0] += 10
+    give(answer, 2)
+    wait(judge, "a")
+    assert judge.answered("a") == 140.0
+    assert judge.metrics()["judge/latency/p50"] == 20.0  # of 30 and 10, not of 30 and 40
+
+
+def test_failures_are_no_latency(running, clock):
+    judge = running(Answering({"1": JudgementError("timed_out")}))
+    judge.ask("a", [question(1)])
+    taken(judge, "a")
+    assert "judge/latency/p50" not in judge.metrics()
+
+
+def test_equal_questions_in_flight_are_asked_once(running):
+    scorer = Controlled()
+    judge = running(scorer)
+    judge.ask("a", [question(1), question(1), question(2)])
+    judge.ask("b", [question(1)])
+    opened = dict(scorer.next() for _ in range(2))
+    settle(judge)
+    assert opened.keys() == {question(1), question(2)} and scorer.started.empty()
+    give(opened[question(1)], 7)
+    give(opened[question(2)], JudgementError("refused"))
+    np.testing.assert_array_equal(taken(judge, "a"), [7, 7, np.nan])
+    assert taken(judge, "b").tolist() == [7]
+    found = judge.metrics()
+    assert [found[f"judge/{name}"] for name in ("responses", "calls", "shared", "cache_hits")] == [4, 2, 2, 0]
+
+
+def test_a_question_goes_on_while_somebody_waits_for_it(running):
+    scorer = Controlled()
+    judge = running(scorer)
+    judge.ask("a", [question(1)])
+    judge.ask("b", [question(1)])
+    _, answer = scorer.next()
+    assert np.isnan(judge.take("a")).all()
+    settle(judge)
+    give(answer, 3)
+    assert taken(judge, "b").tolist() == [3]
+    assert scorer.cancelled.empty()
+
+
+def test_a_question_that_was_given_up_can_be_asked_again(running):
+    scorer = Controlled()
+    judge = running(scorer)
+    judge.ask("a", [question(1)])
+    scorer.next()
+    judge.take("a")
+    judge.ask("a", [question(1)])
+    _, answer = scorer.next()
+    give(answer, 4)
+    assert taken(judge, "a").tolist() == [4]
+
+
+def test_a_question_that_never_had_its_turn_can_be_given_up(running):
+    scorer = Controlled()
+    judge = running(scorer, concurrency=1)
+    judge.ask("a", [question(1)])
+    _, answer = scorer.next()
+    judge.ask("b", [question(2)])
+    judge.drop("b")
+    judge.ask("c", [question(2)])
+    give(answer, 1)
+    _, answer = scorer.next()
+    give(answer, 2)
+    assert (taken(judge, "a").tolist(), taken(judge, "c").tolist()) == ([1], [2])
+
+
+def test_what_is_dropped_is_cancelled_and_not_counted(running):
+    scorer = Controlled()
+    judge = running(scorer)
+    judge.drop("never asked")
+    judge.ask("a", [question(1)])
+    scorer.next()
+    judge.drop("a")
+    assert scorer.cancelled.get(timeout=PATIENCE) == question(1)
+    assert judge.metrics()["judge/failures/any"] == 0
+    with pytest.raises(KeyError):
+        judge.is_done("a")
+
+
+def test_the_cache_is_looked_at_first_and_told_afterwards(running, tmp_path):
+    with ScoreCache(tmp_path / "scores") as cache:
+        scorer = Answering({"1": 1, "2": 2, "bad": JudgementError("unreadable"), "nan": math.nan})
+        judge = running(scorer, cache)
+        for name in "ab":
+            judge.ask(name, [question(response) for response in scorer.answers])
+            np.testing.assert_array_equal(taken(judge, name), [1, 2, np.nan, np.nan])
+            found = judge.metrics()
+            while asyncio.run_coroutine_threadsafe(_others(), judge._loop).result(PATIENCE):
+                settle(judge)  # what is written to the cache
+        assert found["judge/cache_hits"] == 2 and found["judge/calls"] == 2
+        assert scorer.asked == ["1", "2", "bad", "nan", "bad", "nan"]  # a failure is not remembered
+        assert sorted(row.score for row in cache.rows()) == [1, 2]
+        assert {row.identity for row in cache.rows()} == {"answering"}
+
+
+async def _others():
+    return len(asyncio.all_tasks()) > 1
+
+
+def test_scores_paid_for_reach_the_cache_before_a_judge_is_closed(tmp_path):
+    with ScoreCache(tmp_path / "scores") as cache:
+        judge = Judge(Answering({str(number): number for number in range(50)}), cache)
+        judge.ask("a", [question(number) for number in range(50)])
+        wait(judge, "a")
+        judge.close()
+        assert len(list(cache.rows())) == 50
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("judge")]
+
+
+def test_a_cache_that_cannot_be_written_loses_no_score(running, tmp_path):
+    written, go_on = threading.Event(), threading.Event()
+
+    class Stuck(ScoreCache):
+        def put(self, *_):
+            written.set()
+            go_on.wait(PATIENCE)
+
+    with Stuck(tmp_path / "scores") as cache:
+        judge = running(Answering({"1": 1, "2": 2}), cache)
+        judge.ask("a", [question(1), question(2)])
+        assert taken(judge, "a").tolist() == [1, 2]
+        assert written.wait(PATIENCE)
+        go_on.set()
+        judge.close()
+
+
+@pytest.mark.parametrize("bug", [TypeError("a bug of ours"), "7", None, ValueError("another")])
+def test_what_is_no_failure_of_a_judgement_surfaces(running, bug):
+    judge = running(Answering({"1": 1, "2": bug, "3": JudgementError("refused")}))
+    judge.ask("a", [question(1), question(2), question(3)])
+    judge.ask("b", [question(1)])
+    with pytest.raises((TypeError, ValueError)) as failure:
+        taken(judge, "a")
+    if isinstance(bug, Exception):
+        assert failure.value is bug
+    with pytest.raises(KeyError):
+        judge.take("a")
+    assert taken(judge, "b").tolist() == [1]
+
+
+def test_a_bug_is_told_without_waiting_for_the_others(running):
+    scorer = Controlled()
+    judge = running(scorer)
+    judge.ask("a", [question(1), question(2)])
+    opened = dict(scorer.next() for _ in range(2))
+    give(opened[question(1)], ZeroDivisionError())
+    wait(judge, "a")
+    with pytest.raises(ZeroDivisionError):
+        judge.take("a")
+    assert scorer.cancelled.get(timeout=PATIENCE) == question(2)
+
+
+def test_a_judge_is_closed_while_questions_are_open():
+    scorer = Controlled()
+    judge = Judge(scorer, concurrency=1)
+    judge.ask("a", [question(1), question(2)])
+    scorer.next()
+    judge.close()
+    judge.close()
+    assert scorer.closed == 1 and scorer.cancelled.get_nowait() == question(1)
+    assert not judge._thread.is_alive()
+    assert judge.is_done("a") and np.isnan(judge.take("a")).all()
+    assert judge.metrics()["judge/failures/over_budget"] == 2
+    judge.drop("b")
+    with pytest.raises(RuntimeError, match="closed"):
+        judge.ask("c", [question(1)])
+
+
+def test_a_scorer_that_cannot_be_closed_is_told_and_the_thread_ends():
+    class Unwilling(StubScorer):
+        async def close(self):
+            raise OSError("no")
+
+    judge = Judge(Unwilling())
+    with pytest.raises(OSError):
+        judge.close()
+    assert not judge._thread.is_alive()
+    judge.close()
+
+
+def test_a_scorer_that_hears_no_cancellation_is_left_behind(monkeypatch):
+    monkeypatch.setattr(judge_module, "_CLOSING_S", 0.05)
+    started = threading.Event()
+
+    class Deaf(StubScorer):
+        async def score(self, question):
+            started.set()
+            while True:
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.Event().wait()
+
+    judge = Judge(Deaf())
+    judge.ask("a", [question(1)])
+    started.wait(PATIENCE)
+    judge.close()
+    assert not judge._thread.is_alive()
+
+
+def test_the_thread_holds_no_crashing_trainer_back():
+    judge = Judge(StubScorer())
+    assert judge._thread.daemon
+    judge.close()
+
+
+def test_the_stub_judges_a_group(running):
+    judge = running(StubScorer())
+    judge.ask("a", [question("It is 42"), question("It is 17")])
+    right, wrong = taken(judge, "a")
+    assert right == 10 > wrong

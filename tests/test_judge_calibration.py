@@ -1,0 +1,252 @@
+"""A judge against the verifier: AUC and the mask's figures against loops, synthetic judges against closed forms."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import norm
+
+from verl_gsd.evaluation.judging import SPREAD, calibrate, judge_sweep, synthetic_scores
+from verl_gsd.evaluation.masking import mask_report
+from verl_gsd.judge.calibration import auc, auc_with_interval, histograms, within_group_auc
+
+score = st.one_of(st.integers(0, 10).map(float), st.just(math.nan))
+rows = st.lists(st.tuples(score, st.booleans(), st.integers(0, 3)), min_size=1, max_size=24)
+
+
+def arrays(rows):
+    scores, correct, group = zip(*rows, strict=True)
+    return np.array(scores), np.array(correct), list(group)
+
+
+def by_loop(scores, correct, group=None):
+    """(wins of the right response, ties half; pairs), over all pairs or those within groups."""
+    won = pairs = 0.0
+    for i in np.flatnonzero(correct):
+        for j in np.flatnonzero(~correct):
+            if (group is not None and group[i] != group[j]) or math.isnan(scores[i]) or math.isnan(scores[j]):
+                continue
+            pairs += 1
+            won += (scores[i] > scores[j]) + (scores[i] == scores[j]) / 2
+    return won, pairs
+
+
+@given(rows)
+def test_auc_is_what_the_loop_says(rows):
+    scores, correct, group = arrays(rows)
+    won, pairs = by_loop(scores, correct)
+    expected = won / pairs if pairs else math.nan
+    assert auc(scores, correct) == pytest.approx(expected, abs=1e-12, nan_ok=True)
+    overall = auc_with_interval(scores, correct, group)
+    assert (overall.value, overall.pairs) == (pytest.approx(expected, abs=1e-12, nan_ok=True), pairs)
+
+
+@given(rows)
+def test_auc_within_groups_is_what_the_loop_says(rows):
+    scores, correct, group = arrays(rows)
+    won, pairs = by_loop(scores, correct, group)
+    found = within_group_auc(scores, correct, [f"problem {label}" for label in group])
+    assert found.pairs == pairs
+    assert found.value == pytest.approx(won / pairs if pairs else math.nan, abs=1e-12, nan_ok=True)
+
+
+def test_a_judge_of_difficulty_is_found_out():
+    correct = np.array([True, True, True, False, True, False, False, False])
+    scores = np.array([9.0, 9, 9, 9, 2, 2, 2, 2])
+    group = ["easy"] * 4 + ["hard"] * 4
+    assert auc(scores, correct) == 0.75 and within_group_auc(scores, correct, group).value == 0.5
+
+
+def test_the_interval_covers_as_often_as_it_says():
+    """Responses to one problem share a random part, as a judge's do: an interval that forgets it is too narrow."""
+    covered = {"overall": 0, "within": 0}
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        group = np.repeat(np.arange(60), 6)
+        correct = rng.random(360) < 0.5
+        scores = rng.normal(size=60)[group] + rng.normal(size=360) + correct
+        found = auc_with_interval(scores, correct, group), within_group_auc(scores, correct, group)
+        # Differences of two latent values: variance 2 within a group, 4 between groups.
+        for name, area, d in zip(covered, found, (1 / 2, 1 / math.sqrt(2)), strict=True):
+            covered[name] += area.low <= norm.cdf(d) <= area.high
+    assert all(52 <= count <= 60 for count in covered.values()), covered
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_interval_is_a_function_of_the_rows(seed):
+    rng = np.random.default_rng(seed)
+    scores, correct, group = rng.integers(0, 11, 80).astype(float), rng.random(80) < 0.5, np.repeat(np.arange(10), 8)
+    once, again = (within_group_auc(scores, correct, group) for _ in range(2))
+    assert once == again and once.low < once.value < once.high
+    alone = within_group_auc(scores, correct, [0] * 80)
+    assert math.isnan(alone.low) and math.isnan(alone.high) and alone.value == auc(scores, correct)
+
+
+def test_histograms_by_class():
+    scores = np.array([0, 10, 9.6, 2.4, math.nan, -3, 12, math.nan])
+    correct = np.array([True, True, True, False, False, False, False, True])
+    found = histograms(scores, correct)
+    assert found["right"].counts.tolist() == [1, *[0] * 9, 2] and found["right"].failed == 1
+    assert found["wrong"].counts.tolist() == [1, 0, 1, *[0] * 7, 1]
+    assert (found["right"].failed_share, found["wrong"].failed_share) == (0.25, 0.25)
+    assert math.isnan(histograms(scores[:3], correct[:3])["wrong"].failed_share)
+
+
+@pytest.mark.parametrize(
+    ("scores", "correct", "message"),
+    [
+        ([1.0, 2.0], [True], r"shape \(2,\), correct \(1,\)"),
+        ([1.0, 2.0], [1, 0], "of int64"),
+        ([1.0, math.inf], [True, False], r"scores\[1\] is inf"),
+    ],
+)
+def test_rows_that_do_not_fit_are_refused(scores, correct, message):
+    for measure in (auc, histograms, lambda *rows: within_group_auc(*rows, [0] * 2)):
+        with pytest.raises(ValueError, match=message):
+            measure(np.array(scores), np.array(correct))
+
+
+def mask_by_loop(scores, correct, group, delta):
+    """(pairs, kept pairs, rows of mixed groups and the silent of them by class, groups and the silent, |A| sums)."""
+    rows, silent = {True: 0, False: 0}, {True: 0, False: 0}
+    pairs = kept = groups = silent_groups = 0
+    push, whole, cosines = 0.0, 0.0, []
+    for label in dict.fromkeys(group):
+        mine = [row for row, other in enumerate(group) if other == label]
+        counts = {row: 0 for row in mine}
+        opposite = {row: 0 for row in mine}
+        for i in mine:
+            for j in mine:
+                if correct[i] and not correct[j]:
+                    gap = scores[i] - scores[j]
+                    keep = math.isnan(gap) or gap >= delta
+                    pairs, kept = pairs + 1, kept + keep
+                    for row in (i, j):
+                        opposite[row] += 1
+                        counts[row] += keep
+        if not any(opposite.values()):
+            continue
+        groups += 1
+        silent_groups += not any(counts.values())
+        sigma = np.std([float(correct[row]) for row in mine], ddof=1) + 1e-6
+        for row in mine:
+            rows[bool(correct[row])] += 1
+            silent[bool(correct[row])] += counts[row] == 0
+            push += counts[row] / len(mine) / sigma
+            whole += opposite[row] / len(mine) / sigma
+        if any(counts.values()):
+            a, b = np.array(list(counts.values())), np.array(list(opposite.values()))
+            cosines.append(a @ b / math.sqrt((a @ a) * (b @ b)))
+    return pairs, kept, rows, silent, groups, silent_groups, push, whole, cosines
+
+
+@given(rows)
+def test_the_masks_figures_are_what_the_loop_says(rows):
+    scores, correct, group = arrays(rows)
+    deltas = (-math.inf, 0.0, 1.0, 3.0, 5.0)
+    found = mask_report(scores, correct, group, deltas)
+    gaps = [
+        scores[i] - scores[j] for i in np.flatnonzero(correct) for j in np.flatnonzero(~correct) if group[i] == group[j]
+    ]
+    known = [gap for gap in gaps if not math.isnan(gap)]
+    assert found.pairs == len(gaps)
+    for share, count, whole in (
+        (found.unknown, len(gaps) - len(known), len(gaps)),
+        (found.contradicted, sum(gap < 0 for gap in known), len(known)),
+        (found.tied, sum(gap == 0 for gap in known), len(known)),
+    ):
+        assert share == pytest.approx(count / whole if whole else math.nan, nan_ok=True)
+    for entry, delta in zip(found.by_delta, deltas, strict=True):
+        pairs, kept, rows_, silent, groups, silent_groups, push, whole, cosines = mask_by_loop(
+            scores, correct, group, delta
+        )
+        assert (found.mixed_groups, entry.delta) == (groups, delta)
+        expected = {
+            "kept": (kept, pairs),
+            "right_silenced": (silent[True], rows_[True]),
+            "wrong_silenced": (silent[False], rows_[False]),
+            "groups_silenced": (silent_groups, groups),
+            "signal": (push, whole),
+            "alignment": (sum(cosines), len(cosines)),
+        }
+        for name, (part, all_) in expected.items():
+            assert getattr(entry, name) == pytest.approx(part / all_ if all_ else math.nan, nan_ok=True), name
+
+
+def chances(quality):
+    """The probabilities of scores 0..10 for a right and for a wrong response, by the latent value's distribution."""
+    half = norm.ppf(quality) / math.sqrt(2)
+    edges = [-math.inf, *(np.arange(10) + 0.5), math.inf]
+    spread = SPREAD / math.sqrt(1 + half**2)
+    return tuple(np.diff(norm.cdf(edges, 5 + side * spread * half, spread)) for side in (1, -1))
+
+
+@pytest.mark.parametrize("quality", [0.5, 0.6, 0.7, 0.8, 0.9, 0.99])
+def test_a_synthetic_judge_has_the_quality_asked_for(quality):
+    right, wrong = chances(quality)
+    exact = sum(right[k] * (wrong[:k].sum() + wrong[k] / 2) for k in range(11))
+    assert 0 <= quality - exact < 0.005, "rounding and clipping take no more"
+    n = 20_000
+    correct = np.arange(n) % 2 == 0
+    scores = synthetic_scores(correct, quality, np.random.default_rng(7))
+    assert set(scores) <= set(range(11))
+    # Five standard errors of an AUC of two samples of n/2 each, at its largest.
+    assert auc(scores, correct) == pytest.approx(exact, abs=5 * math.sqrt(1 / (12 * n / 2) * 2))
+    for chosen, probability in ((correct, right), (~correct, wrong)):
+        share = np.bincount(scores[chosen].astype(int), minlength=11) / chosen.sum()
+        assert share == pytest.approx(probability, abs=5 * 0.5 / math.sqrt(n / 2))
+
+
+def test_a_judge_that_never_errs_keeps_every_pair_of_the_papers_deltas():
+    correct = np.array([True, False] * 8)
+    scores = synthetic_scores(correct, 1.0, np.random.default_rng(0))
+    assert set(scores[correct]) == {8.0} and set(scores[~correct]) == {2.0}
+
+
+@pytest.mark.parametrize("quality", [0.4, 1.01, math.nan])
+def test_a_quality_out_of_range_is_refused(quality):
+    with pytest.raises(ValueError, match="write an AUC from"):
+        synthetic_scores(np.array([True]), quality, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("quality", [0.5, 0.8])
+@pytest.mark.parametrize("delta", [1.0, 3.0, 5.0])
+def test_the_signal_left_is_the_chance_that_a_pair_is_kept(quality, delta):
+    """Groups of one make have pairs of equal weight: what is left is P(right - wrong >= delta)."""
+    right, wrong = chances(quality)
+    expected = sum(right[i] * wrong[j] for i in range(11) for j in range(11) if i - j >= delta)
+    correct = np.tile([True] * 3 + [False] * 5, 1000)
+    (found,) = judge_sweep(correct, np.repeat(np.arange(1000), 8), (quality,), (delta,), seeds=range(4))
+    # 4000 groups of eight scores: the pairs of a group are dependent, so that a group counts for no more than one.
+    assert found.mask.signal == pytest.approx(expected, abs=5 * 0.5 / math.sqrt(4000))
+    assert found.mask.kept == pytest.approx(found.mask.signal)
+    assert found.auc == pytest.approx(quality, abs=0.02)
+
+
+def test_better_judges_keep_more_and_larger_deltas_less():
+    rng = np.random.default_rng(3)
+    correct, group = rng.random(800) < 0.4, np.repeat(np.arange(100), 8)
+    sweep = judge_sweep(correct, group)
+    assert [(entry.quality, entry.mask.delta) for entry in sweep] == [
+        (quality, delta) for quality in (0.5, 0.6, 0.7, 0.8, 0.9, 1.0) for delta in (1.0, 3.0, 5.0)
+    ]
+    signal = np.array([entry.mask.signal for entry in sweep]).reshape(6, 3)
+    assert (np.diff(signal, axis=0) > 0).all() and (np.diff(signal[:-1], axis=1) < 0).all()
+    assert (signal[-1] == 1).all() and sweep == judge_sweep(correct, group)
+
+
+def test_what_cannot_be_said_is_said():
+    scores, group = np.array([1.0, 11.0, 3.0, 4.0]), [0, 0, 1, 1]
+    every = np.array([True] * 4)
+    found = calibrate(scores, every, group)
+    assert math.isnan(found.overall.value) and found.sweep == () and found.mask.pairs == 0
+    first, second = found.cannot_say()
+    assert first.startswith("All 4 responses are right") and "off the scale of 0 to 10: 1," in second
+    apart = calibrate(scores, np.array([True, True, False, False]), group)
+    assert apart.overall.pairs == 4 and "No group has a right and a wrong response" in apart.cannot_say()[0]
+    failed = calibrate(np.array([math.nan, 1.0]), np.array([True, False]), [0, 0])
+    assert failed.mask.pairs == 1 and failed.mask.unknown == 1 and "failed judgement" in failed.cannot_say()[0]
+    assert all(entry.kept == 1 for entry in failed.mask.by_delta)
+    assert calibrate(np.array([8.0, 1.0]), np.array([True, False]), [0, 0]).cannot_say() == []

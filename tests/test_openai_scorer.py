@@ -1,0 +1,293 @@
+"""The judge behind HTTP, against a server that does everything wrong: every failure has its reason, none is a score."""
+
+import asyncio
+import datetime
+import email.utils
+import json
+import logging
+import socket
+import traceback
+
+import pytest
+from hostile_server import (
+    JSON,
+    HostileServer,
+    completion,
+    endless,
+    endless_failure,
+    hang,
+    http,
+    trickle,
+)
+
+from verl_gsd.judge import openai_scorer
+from verl_gsd.judge.openai_scorer import OpenAIScorer
+from verl_gsd.judge.scorer import JudgementError, Question
+
+QUESTION = Question("What is 6 times 7?", "42", "Six sevens are forty-two. 42")
+KEY = "sk-very-secret-0123456789"
+
+
+@pytest.fixture(autouse=True)
+def waits(monkeypatch):
+    """No proxy, no key but ours, and the seconds that were to be waited between calls, which are not waited."""
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", "VERL_GSD_JUDGE_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    waited = []
+
+    async def wait(seconds):
+        waited.append(seconds)
+
+    monkeypatch.setattr(openai_scorer, "_sleep", wait)
+    return waited
+
+
+def ask(server, question=QUESTION, **options):
+    """(score or reason, HTTP requests made)"""
+
+    async def asked():
+        scorer = OpenAIScorer(server.url, "judge-7b", **options)
+        try:
+            return await scorer.score(question), scorer.calls
+        except JudgementError as error:
+            assert error.__context__ is None and error.__cause__ is None
+            return error.reason, scorer.calls
+        finally:
+            await scorer.close()
+
+    return asyncio.run(asked())
+
+
+def test_a_grade_is_a_score():
+    with HostileServer(completion("7")) as server:
+        assert ask(server) == (7.0, 1)
+    (request,), (head,) = server.requests, server.headers
+    assert "accept-encoding: identity" in head.lower() and head.startswith("POST /v1/chat/completions ")
+    assert request["temperature"] == 0 and request["model"] == "judge-7b" and request["max_tokens"] <= 16
+    assert request["structured_outputs"] == {"choice": [str(score) for score in range(11)]}
+
+
+def test_the_other_forms_of_an_answer():
+    with HostileServer(completion('{"score": 3}'), completion("It is sound.\n9")) as server:
+        assert ask(server, answer="json_schema", max_tokens=99) == (3.0, 1)
+        assert ask(server, answer="text", max_tokens=99) == (9.0, 1)
+    schema, text = server.requests
+    assert schema["response_format"]["json_schema"]["schema"]["properties"]["score"]["enum"] == list(range(11))
+    assert schema["max_tokens"] == text["max_tokens"] == 99
+    assert "response_format" not in text and "structured_outputs" not in text
+
+
+UNREADABLE = {
+    "truncated JSON": http(200, b'{"choices": [{"message": {"content": "7', JSON),
+    "no JSON": http(200, b"<html>7</html>", "Content-Type: text/html"),
+    "not UTF-8": http(200, b'{"choices": [{"message": {"content": "\xff7"}}]}', JSON),
+    "nested without end": http(200, b"[" * 200_000, JSON),
+    "nothing": http(200, b"", JSON),
+    "no content": http(204),
+    "compressed": http(200, b"\x1f\x8b\x08\x00junk", JSON, "Content-Encoding: gzip"),
+    "a list": http(200, b"[7]", JSON),
+    "a number": http(200, b"7", JSON),
+    "null": http(200, b"null", JSON),
+    "no choices": http(200, b'{"choices": []}', JSON),
+    "choices of text": http(200, b'{"choices": "7"}', JSON),
+    "choices by name": http(200, b'{"choices": {"0": {"message": {"content": "7"}}}}', JSON),
+    "no message": http(200, b'{"choices": [{"message": null}]}', JSON),
+    "an error with 200": http(200, b'{"error": {"message": "7"}}', JSON),
+    "content null": completion(None),
+    "content a list": completion([{"type": "text", "text": "7"}]),
+    "content a number": completion(7),
+    "content true": completion(True),
+    "a word": completion("ten"),
+    "empty": completion(""),
+    "two": completion("10 10"),
+    "a share": completion("7/10"),
+    "cut off": completion("It is sound.\n1", ending="length"),
+}
+
+
+@pytest.mark.parametrize("answer", UNREADABLE.values(), ids=UNREADABLE)
+def test_what_is_no_score_is_asked_for_once_more(answer):
+    with HostileServer(answer) as server:
+        assert ask(server, retries=5) == ("unreadable", 2)
+    with HostileServer(answer, completion("4")) as server:
+        assert ask(server) == (4.0, 2)
+    with HostileServer(answer) as server:
+        assert ask(server, retries=0) == ("unreadable", 1)
+
+
+@pytest.mark.parametrize("score", ["11", "-1", "999999999999999999999", '{"score": 11}'])
+def test_a_grade_off_the_scale_is_none(score):
+    with HostileServer(completion(score)) as server:
+        assert ask(server, retries=5) == ("off_scale", 2)
+
+
+def test_a_bad_answer_of_each_kind_is_one_bad_answer_too_many():
+    with HostileServer(completion("11"), completion("eleven"), completion("1")) as server:
+        assert ask(server, retries=5) == ("unreadable", 2)
+
+
+@pytest.mark.parametrize(
+    "answer, reason",
+    [
+        (http(429, b"slow down"), "rate_limited"),
+        (http(500, b"7"), "server_error"),
+        (http(503, b'{"error": {"message": "7"}}', JSON), "server_error"),
+        (http(500, b"[" * 200_000, JSON), "server_error"),
+        (endless_failure, "server_error"),
+        (http(200, b'{"choices": [{"message": {"content": "7"}', JSON, length=100_000), "connection"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n7", "connection"),
+        (b"", "connection"),
+        (b"220 mail ready\r\n", "connection"),
+        (http(200, b"", "Content-Length: 7"), "connection"),
+    ],
+)
+def test_what_passes_is_tried_again_until_retries_run_out(answer, reason, waits):
+    with HostileServer(answer) as server:
+        assert ask(server, retries=3) == (reason, 4)
+    assert len(waits) == 3 and all(0 <= wait <= 2 * 30 for wait in waits)
+    with HostileServer(answer, answer, completion("6")) as server:
+        assert ask(server, retries=2) == (6.0, 3)
+
+
+@pytest.mark.parametrize("answer", [hang, trickle])
+def test_a_call_ends_at_its_deadline(answer):
+    with HostileServer(answer) as server:
+        assert ask(server, retries=1, timeout_s=0.2) == ("timed_out", 2)
+
+
+def test_a_body_without_end_is_given_up():
+    with HostileServer(endless) as server:
+        assert ask(server, timeout_s=600) == ("unreadable", 2)
+
+
+def test_nobody_there():
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+
+        class Nobody:
+            url = f"http://127.0.0.1:{port}/v1"
+
+        assert ask(Nobody) == ("connection", 3)
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 422])
+def test_a_refusal_is_final(status):
+    with HostileServer(http(status, b'{"error": {"message": "7"}}', JSON)) as server:
+        assert ask(server) == ("refused", 1)
+
+
+@pytest.mark.parametrize("location", ["/v1/elsewhere", "http://127.0.0.1:1/v1", "http://[", "//:x", "\x00\xff"])
+@pytest.mark.parametrize("status", [301, 307])
+def test_redirects_are_not_followed(status, location):
+    with HostileServer(http(status, b"", f"Location: {location}"), completion("7")) as server:
+        outcome, calls = ask(server, retries=0)
+    assert outcome in ("refused", "connection") and calls == len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "retry_after, least",
+    [("3", 3), ("2.5", 2.5), ("1000000", 30), ("9" * 500, 30)]
+    + [
+        (nonsense, 0) for nonsense in ("-5", "nan", "inf", "soon", "1e3", "Fri, 99 Foo 99999 99:99:99 GMT", "\xff", "٣")
+    ],
+)
+def test_a_server_that_says_when_is_obeyed_within_reason(retry_after, least, waits):
+    with HostileServer(
+        http(429, b"", f"Retry-After: {retry_after}").decode().encode("utf-8"), completion("5")
+    ) as server:
+        assert ask(server) == (5.0, 2)
+    (wait,) = waits
+    assert least <= wait <= least + 0.5  # the first back-off is half a second at most
+
+
+@pytest.mark.parametrize("days, least", [(1, 30), (-1, 0)])
+def test_a_date_in_retry_after(days, least, waits):
+    when = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(days=days)
+    answer = http(503, b"", f"Retry-After: {email.utils.format_datetime(when, usegmt=True)}")
+    with HostileServer(answer, completion("5")) as server:
+        assert ask(server) == (5.0, 2)
+    assert least <= waits[0] <= least + 0.5
+
+
+def test_the_key_goes_to_the_server_and_nowhere_else(monkeypatch, caplog):
+    monkeypatch.setenv("VERL_GSD_JUDGE_API_KEY", KEY)
+    monkeypatch.setenv("OPENAI_API_KEY", "another-secret")
+    monkeypatch.setenv("OPENAI_ADMIN_KEY", "another-secret")
+    caplog.set_level(logging.DEBUG)
+    answers = [completion("11"), http(401), http(429), http(500), b"", endless, http(200, KEY.encode())]
+    seen = []
+    for answer in answers:
+        with HostileServer(answer) as server:
+            scorer = OpenAIScorer(server.url, "judge-7b", retries=1)
+
+            async def failing(scorer=scorer):
+                try:
+                    await scorer.score(QUESTION)
+                finally:
+                    await scorer.close()
+
+            with pytest.raises(JudgementError) as failure:
+                asyncio.run(failing())
+            seen += [*traceback.format_exception(failure.value), repr(failure.value), repr(scorer), scorer.identity]
+        assert f"bearer {KEY}" in server.headers[0].lower() and "another-secret" not in server.headers[0]
+    seen += [record.getMessage() + str(record.args) for record in caplog.records]
+    assert not any(KEY in text or QUESTION.response in text for text in seen)
+
+
+def test_without_a_key_a_local_server_is_asked_without_one(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "another-secret")
+    with HostileServer(completion("1")) as server:
+        assert ask(server) == (1.0, 1)
+    assert "bearer none" in server.headers[0].lower()
+
+
+@pytest.mark.parametrize("key", ["secret\nX-Evil: 1", "sécret", "secret\x1b"])
+def test_a_key_that_no_header_takes_is_refused_without_being_shown(monkeypatch, key):
+    monkeypatch.setenv("MY_KEY", key)
+    with pytest.raises(ValueError, match="MY_KEY") as failure:
+        OpenAIScorer("http://localhost:1/v1", "judge-7b", api_key_env="MY_KEY")
+    assert "cret" not in str(failure.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://me:hunter2@localhost/v1",
+        "http://hunter2@localhost/v1",
+        "http://h/v1?key=hunter2",
+        "hunter2",
+        "ftp://hunter2/",
+    ],
+)
+def test_a_url_with_a_secret_or_none_at_all_is_refused_without_being_shown(url):
+    with pytest.raises(ValueError, match=r"judge\.base_url") as failure:
+        OpenAIScorer(url, "judge-7b")
+    assert "hunter2" not in str(failure.value)
+
+
+def test_the_identity_tells_what_a_score_depends_on_and_not_where_it_came_from():
+    scorer = OpenAIScorer("http://judge.example.org/v1", "judge-7b", answer="text")
+    for part in ("openai", "judge-7b", "v1", "text", "temperature=0"):
+        assert part in scorer.identity
+    assert "example" not in scorer.identity and scorer.identity.count("\n") == 0
+
+
+@pytest.mark.parametrize("text", ["lone \ud800 surrogate", "nul \x00 byte", "", "9" * 3_000_000, "\u202e\uffff"])
+def test_any_text_can_be_asked_about(text):
+    with HostileServer(completion("2")) as server:
+        assert ask(server, Question(text, text, text)) == (2.0, 1)
+    json.dumps(server.requests)
+
+
+def test_a_scorer_cancelled_lets_go(waits):
+    async def cancelled(url):
+        scorer = OpenAIScorer(url, "judge-7b")
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(scorer.score(QUESTION), 0.2)
+        await scorer.close()
+        return scorer.calls
+
+    with HostileServer(hang) as server:
+        assert asyncio.run(cancelled(server.url)) == 1
+    assert waits == []

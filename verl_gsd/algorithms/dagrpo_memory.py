@@ -1,0 +1,195 @@
+"""DaGRPO in a trainer: its place in the chain, the scores of the rows at hand, and what its mask did.
+
+The equations are in ``dagrpo.py``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from verl_gsd.algorithms.chain import Rows, register_stage
+from verl_gsd.algorithms.dagrpo import Pairs, kept_rows, pairs_by_size, rectified
+from verl_gsd.algorithms.dagrpo_settings import Settings
+from verl_gsd.algorithms.dial import centre
+from verl_gsd.groups import Group, GroupStats, Member, group_stats
+
+
+class DagrpoMemory:
+    """DaGRPO's stage: reads each row's score off its group, masks, and counts what it masked.
+
+    Args:
+        section: see ``Settings``.
+    """
+
+    def __init__(self, section: Mapping[str, Any]) -> None:
+        self.settings = Settings.of(section)
+        self._steps = 0
+        self._delta = self.settings.delta.at(0)
+        self._counts: Counter[str] = Counter()  # of the step at hand
+        self._metrics: dict[str, float] = {}
+
+    def adopt(self, group: Group) -> Group:
+        """``group`` as it is."""
+        return group
+
+    def columns(self, rows: Sequence[Member | None], left: Sequence[Group]) -> dict[str, Any]:
+        """``judge_score`` (N,), NaN where there is none; and (N,) bool: ``judge_failed``, where one was asked for, and
+        ``demonstration``."""
+        score = np.full(len(rows), math.nan)
+        failed: np.ndarray = np.zeros(len(rows), bool)
+        demonstration: np.ndarray = np.zeros(len(rows), bool)
+        for number, row in enumerate(rows):
+            if row is None:
+                continue
+            if row.place is None:
+                demonstration[number] = True
+            elif row.group.scores is not None:
+                score[number] = row.group.scores[row.place]
+                failed[number] = math.isnan(score[number])
+        columns = {"judge_score": score, "judge_failed": failed, "demonstration": demonstration}
+        return {name: torch.from_numpy(column) for name, column in columns.items()} | {"dagrpo": self}
+
+    def centre(self, rows: Rows) -> torch.Tensor | tuple[torch.Tensor, GroupStats]:
+        """The rewards less what they are measured against, and a note of what was masked."""
+        settings, score = self.settings, rows.columns["judge_score"]
+        alone = rows.columns["judge_failed"] if settings.fail_closed else None
+        self._delta = self._delta_of(rows, score)
+        mask: dict[str, Any] = {"delta": self._delta, "signed": settings.signed}
+        mixed = ~rows.stats.per_row(rows.stats.unanimous, elsewhere=True)
+        if settings.mask == "pairs":
+            centred, stats = rectified(rows.rewards, score, rows.stats, alone=alone, **mask), rows.stats
+            alive = _with_pairs(rows, score, alone, **mask)
+        else:
+            keep = kept_rows(rows.rewards, score, rows.stats, by=settings.mask, **mask)
+            keep = keep if alone is None else keep & ~alone
+            centred, stats = _of_kept(rows, keep)
+            alive = keep & ~stats.per_row(stats.unanimous, elsewhere=True)
+        self._count(rows, score, alone, mixed, alive)
+        if settings.rescale and (n_alive := int((mixed & alive).sum())):
+            centred = centred * (int(mixed.sum()) / n_alive)
+        return centred, stats
+
+    def record(self, group: Group) -> dict[str, float | None]:
+        """What the records say of a group's own responses: pairs of unequal rewards, how many reached delta, how many
+        the judge sees the other way round, and its mean score."""
+        if group.scores is None or len(group.rewards) < 2:
+            return {}
+        rewards, scores = torch.from_numpy(group.rewards), torch.from_numpy(group.scores)
+        alone = scores.isnan() if self.settings.fail_closed else None
+        mask = {"delta": self._delta, "signed": self.settings.signed, "alone": alone}
+        pairs = pairs_by_size(rewards, scores, group_stats(rewards, [0] * len(rewards)))
+        counts = _pair_counts(pairs, torch.ones(len(rewards), dtype=torch.bool), **mask)
+        judged = group.scores[~np.isnan(group.scores)]
+        return {
+            "dagrpo_pairs": counts["pairs"],
+            "dagrpo_pairs_kept": counts["kept"],
+            "dagrpo_pairs_contradicted": counts["contradicted"],
+            "judge_failed": float(len(group.scores) - len(judged)),
+            "judge_score": float(judged.mean()) if len(judged) else None,
+        }
+
+    def commit(self, left: Sequence[Group]) -> None:
+        """End of a step: ``dagrpo/*`` of its batches; delta moves on."""
+        counts, self._counts = self._counts, Counter()
+        self._steps += 1
+        self._metrics = {} if math.isinf(self._delta) else {"dagrpo/delta": self._delta}
+        for name, part, whole in (
+            ("pairs/kept", "kept", "pairs"),
+            ("pairs/judged", "judged", "pairs"),
+            ("pairs/contradicted", "contradicted", "judged"),
+            ("pairs/tied", "tied", "judged"),
+            ("masked/right", "silent_right", "right"),
+            ("masked/wrong", "silent_wrong", "wrong"),
+            ("masked/groups", "silent_groups", "groups"),
+        ):
+            if counts[whole]:
+                self._metrics[f"dagrpo/{name}"] = counts[part] / counts[whole]
+
+    def metrics(self) -> dict[str, float]:
+        """Of the step committed last: ``dagrpo/delta``; of the policy's pairs of unequal rewards the shares
+        ``pairs/kept`` and ``pairs/judged`` (both scores known), of the judged ones ``pairs/contradicted`` (the judge
+        prefers the worse) and ``pairs/tied``; ``masked/{right,wrong}``, the share of responses above (below) their
+        group's mean that lost all pairs, and ``masked/groups``, of mixed groups."""
+        taken, self._metrics = self._metrics, {}
+        return taken
+
+    def depends_on(self) -> dict[str, Any]:
+        """Nothing: the count of steps means the same under any settings."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return {"steps": self._steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what ``state_dict`` gave."""
+        self._steps = int(state["steps"])
+
+    def _delta_of(self, rows: Rows, score: torch.Tensor) -> float:
+        delta = self.settings.delta
+        if delta.quantile is None:
+            return delta.at(self._steps)
+        found = [
+            (pairs.gap if self.settings.signed else pairs.gap.abs())[(pairs.difference > 0) & ~pairs.gap.isnan()]
+            for pairs in pairs_by_size(rows.rewards, score, rows.stats)
+        ]
+        gaps = torch.cat(found) if found else score[:0]
+        # numpy's, because torch's takes 2^24 numbers at most.
+        return float(np.quantile(gaps.numpy(), delta.quantile)) if len(gaps) else -math.inf
+
+    def _count(
+        self, rows: Rows, score: torch.Tensor, alone: torch.Tensor | None, mixed: torch.Tensor, alive: torch.Tensor
+    ) -> None:
+        """Of the policy's own responses: a demonstration's pairs are never judged, and would hide what is masked."""
+        own = ~rows.columns["demonstration"]
+        mask = {"delta": self._delta, "signed": self.settings.signed, "alone": alone}
+        self._counts.update(_pair_counts(pairs_by_size(rows.rewards, score, rows.stats), own, **mask))
+        right = rows.rewards > rows.stats.per_row(rows.stats.mean)
+        for name, of_class in (("right", own & mixed & right), ("wrong", own & mixed & ~right)):
+            self._counts[name] += int(of_class.sum())
+            self._counts[f"silent_{name}"] += int((of_class & ~alive).sum())
+        groups = len(rows.stats.group[mixed].unique())
+        self._counts["groups"] += groups
+        self._counts["silent_groups"] += groups - len(rows.stats.group[mixed & alive].unique())
+
+
+@register_stage("dagrpo", "centre", memory=DagrpoMemory)
+def _stage(rows: Rows, section: Mapping[str, Any]) -> torch.Tensor | tuple[torch.Tensor, GroupStats]:
+    return rows.column("dagrpo", "dagrpo").centre(rows)
+
+
+def _of_kept(rows: Rows, keep: torch.Tensor) -> tuple[torch.Tensor, GroupStats]:
+    """Rewards less the mean of the kept rows of their group, and those rows' groups; 0 in rows that are not kept."""
+    if not keep.any():
+        return torch.zeros_like(rows.rewards), rows.stats
+    stats = group_stats(rows.rewards.double(), rows.stats.group, keep)
+    return centre(rows.rewards, stats), stats
+
+
+def _with_pairs(rows: Rows, score: torch.Tensor, alone: torch.Tensor | None, **mask: Any) -> torch.Tensor:
+    """(N,) bool: rows that have a pair left."""
+    found = torch.zeros(len(rows.rewards), dtype=torch.bool)
+    for pairs in pairs_by_size(rows.rewards, score, rows.stats):
+        found[pairs.row] = pairs.kept(**mask, alone=alone).any(dim=-1)
+    return found
+
+
+def _pair_counts(blocks: Iterable[Pairs], own: torch.Tensor, **mask: Any) -> dict[str, int]:
+    """Of the pairs of unequal rewards among the rows ``own``, each once: how many there are, are kept, judged,
+    contradicted, tied."""
+    counts = Counter(pairs=0, kept=0, judged=0, contradicted=0, tied=0)
+    for pairs in blocks:
+        counted = own[pairs.row]
+        pair = (pairs.difference > 0) & counted.unsqueeze(2) & counted.unsqueeze(1)
+        counts["pairs"] += int(pair.sum())
+        counts["kept"] += int((pair & pairs.kept(**mask)).sum())
+        counts["judged"] += int((pair & ~pairs.gap.isnan()).sum())
+        counts["contradicted"] += int((pair & (pairs.gap < 0)).sum())
+        counts["tied"] += int((pair & (pairs.gap == 0)).sum())
+    return dict(counts)

@@ -1,0 +1,112 @@
+"""The config section ``algorithm.gsd.dagrpo``, without its ``judge`` and ``demonstrations``; needs no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+MASKS = ("pairs", "min", "mean", "max")
+#: Sub-sections that other parts read.
+PARTS = ("judge", "demonstrations")
+
+
+@dataclass(frozen=True)
+class Delta:
+    """The gap from which a pair counts, on the judge's scale: fixed, going from one value to another, or a quantile.
+
+    Attributes:
+        first, last: at step 1 and from step ``steps`` + 1 on, linear between; equal where fixed.
+        steps: 0 where fixed.
+        quantile: of the gaps of the batch at hand, in [0, 1]; the paper's open question of an adaptive delta.
+    """
+
+    first: float = -math.inf
+    last: float = -math.inf
+    steps: int = 0
+    quantile: float | None = None
+
+    def at(self, steps_done: int) -> float:
+        """delta after ``steps_done`` steps, where it is no quantile."""
+        if not self.steps:
+            return self.first
+        return self.first + (self.last - self.first) * min(1.0, steps_done / self.steps)
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether no pair is ever masked for its gap, so that no judge is needed."""
+        return self.quantile is None and self.first == self.last == -math.inf
+
+    @classmethod
+    def of(cls, value: Any) -> Delta:
+        """From a number, ``{from: 1, to: 5, steps: 200}`` or ``{quantile: 0.25}``; a ValueError says what is wrong."""
+        if _is_number(value) and not math.isnan(value):
+            return cls(float(value), float(value))
+        if isinstance(value, Mapping):
+            found: dict[Any, Any] = dict(value)
+            quantile: Any = found.get("quantile")
+            if set(found) == {"quantile"} and _is_number(quantile) and 0 <= quantile <= 1:
+                return cls(quantile=float(quantile))
+            ends: list[Any] = [found.get("from"), found.get("to")]
+            steps: Any = found.get("steps")
+            counts = isinstance(steps, int) and not isinstance(steps, bool) and steps >= 1
+            if set(found) == {"from", "to", "steps"} and counts and all(map(_is_finite, ends)):
+                return cls(float(ends[0]), float(ends[1]), steps)
+        raise ValueError(
+            f"delta={value}: write a number on the judge's scale (-.inf keeps every pair), {{from: 1, to: 5, steps: "
+            "200}, or {quantile: 0.25} of each batch's gaps"
+        )
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the mask is.
+
+    Attributes:
+        delta: see ``Delta``.
+        signed: the better response's score less the worse one's; False: the gap whatever its sign.
+        mask: ``pairs``, or ``min``, ``mean``, ``max``: a mask on responses, by that of their gaps to the other class.
+        rescale: multiply a batch's advantages by N / N_kept, rows of mixed groups over those that are not masked.
+        fail_closed: a failed judgement masks its pairs instead of keeping them.
+        probe_every: steps between two measurements of the cosine between the gradients of positives and negatives;
+            None for none.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    delta: Delta
+    signed: bool = True
+    mask: Literal["pairs", "min", "mean", "max"] = "pairs"
+    rescale: bool = False
+    fail_closed: bool = False
+    probe_every: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("signed", "rescale", "fail_closed"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name}={getattr(self, name)}: write true or false")
+        if self.mask not in MASKS:
+            raise ValueError(f"mask={self.mask}: write one of {', '.join(MASKS)}")
+        every = self.probe_every
+        if every is not None and not (isinstance(every, int) and not isinstance(every, bool) and every >= 1):
+            raise ValueError(f"probe_every={every}: write a number of steps, 1 or more, or null")
+
+    @classmethod
+    def of(cls, section: Mapping[str, Any]) -> Settings:
+        """From the config section; a ValueError for a key nobody reads or a value that is missing."""
+        known = [field.name for field in fields(cls)]
+        if unknown := set(section) - set(known) - set(PARTS):
+            names = ", ".join(sorted(map(str, unknown)))
+            raise ValueError(f"{names}: no such key. Keys are {', '.join([*known, *PARTS])}")
+        given = {key: value for key, value in section.items() if key in known and value is not None}
+        return cls(**given | {"delta": Delta.of(section.get("delta"))})
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_finite(value: Any) -> bool:
+    return _is_number(value) and math.isfinite(value)

@@ -1,0 +1,1 @@
+"""Expert and self demonstrations (DaGRPO's anchors): what may stand for one, and why not."""

@@ -1,0 +1,122 @@
+"""What DaGRPO's mask does to a set of responses, given a judge's scores of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from verl_gsd.algorithms.dagrpo import pairs_by_size, rectified_advantage
+from verl_gsd.groups import Labels, group_numbers, group_stats
+
+DELTAS = (-math.inf, 0.0, 1.0, 3.0, 5.0)
+
+
+@dataclass(frozen=True)
+class Mask:
+    """What is left at one delta. Shares in [0, 1]; NaN where there is nothing to take a share of.
+
+    Attributes:
+        delta: the gap from which a pair counts.
+        kept: share of the pairs of a right and a wrong response of one group that are kept, those with a failed
+            judgement included.
+        right_silenced, wrong_silenced: share of the right, of the wrong rows of mixed groups that lost all their pairs.
+        groups_silenced: share of mixed groups that lost all their pairs.
+        signal: mean over mixed groups of sum_i A_i (2 correct_i - 1), relative to delta = -inf. A_i is the advantage
+            of a run with DaGRPO as it comes (divided by the group's standard deviation), and the sum is that of
+            |A_i|: what is left of the push of right responses up and of wrong ones down.
+        alignment: mean over mixed groups that are not silenced of the cosine between A and that of delta = -inf. Below
+            1, the judge has moved weight between responses of one class; 1 - alignment^2 of the square of what is left
+            is then no part of GRPO's direction.
+    """
+
+    delta: float
+    kept: float
+    right_silenced: float
+    wrong_silenced: float
+    groups_silenced: float
+    signal: float
+    alignment: float
+
+
+@dataclass(frozen=True)
+class MaskReport:
+    """The mask's behaviour on one set of groups.
+
+    Attributes:
+        mixed_groups: groups with a right and a wrong response.
+        pairs: of a right and a wrong response of one group.
+        unknown: share of pairs with a failed judgement, which are kept.
+        contradicted, tied: share of the other pairs in which the judge prefers the wrong response, or neither.
+        by_delta: one entry a delta.
+    """
+
+    mixed_groups: int
+    pairs: int
+    unknown: float
+    contradicted: float
+    tied: float
+    by_delta: tuple[Mask, ...]
+
+
+def mask_report(scores: np.ndarray, correct: np.ndarray, group: Labels, deltas: Sequence[float] = DELTAS) -> MaskReport:
+    """How DaGRPO's mask, as ``algorithms.dagrpo`` has it, treats these scores.
+
+    Args:
+        scores: (N,) float, NaN where the judgement failed.
+        correct: (N,) bool.
+        group: N labels.
+
+    Raises:
+        ValueError: there are no rows, lengths differ, a score is infinite, or a delta is NaN; the message names it.
+    """
+    rewards, index = torch.from_numpy(correct.astype(float)), group_numbers(group, len(correct))
+    found = list(pairs_by_size(rewards, torch.from_numpy(scores.astype(float)), group_stats(rewards, index)))
+    gaps = [pairs.gap[pairs.difference > 0] for pairs in found]
+    gap = torch.cat([*gaps, torch.zeros(0, dtype=torch.float64)])
+    known = gap[~gap.isnan()]
+    kept = [
+        sum(int((pairs.kept(delta) & (pairs.difference > 0)).sum()) for pairs in found) / max(len(gap), 1)
+        for delta in deltas
+    ]
+    whole = _advantages(scores, correct, index, -math.inf)
+    mixed_groups = len(np.unique(index.numpy()[whole != 0]))
+    masks = tuple(
+        _mask(_advantages(scores, correct, index, delta), whole, correct, index.numpy(), delta, share)
+        for delta, share in zip(deltas, kept, strict=True)
+    )
+    unknown = _ratio(len(gap) - len(known), len(gap))
+    contradicted, tied = (_ratio(int(chosen.sum()), len(known)) for chosen in (known < 0, known == 0))
+    return MaskReport(mixed_groups, len(gap), unknown, contradicted, tied, masks)
+
+
+def _advantages(scores: np.ndarray, correct: np.ndarray, index: torch.Tensor, delta: float) -> np.ndarray:
+    rewards, judged = torch.from_numpy(correct.astype(float)), torch.from_numpy(scores.astype(float))
+    return rectified_advantage(rewards, judged, index, delta=delta).numpy()
+
+
+def _mask(
+    advantage: np.ndarray, whole: np.ndarray, correct: np.ndarray, group: np.ndarray, delta: float, kept: float
+) -> Mask:
+    """Figures of one delta; a row's advantage is 0 if and only if all its pairs are masked, as they agree in sign."""
+    mixed, silent = whole != 0, advantage == 0
+    right, wrong = (_ratio(int((silent & mixed & of).sum()), int((mixed & of).sum())) for of in (correct, ~correct))
+    left, before = (np.bincount(group, weights=values**2) for values in (advantage, whole))
+    dot = np.bincount(group, weights=advantage * whole)
+    cosine = dot[left > 0] / np.sqrt(left[left > 0] * before[left > 0])
+    return Mask(
+        delta,
+        kept if mixed.any() else math.nan,
+        right,
+        wrong,
+        groups_silenced=_ratio(int(((left == 0) & (before > 0)).sum()), int((before > 0).sum())),
+        signal=_ratio(float(np.abs(advantage).sum()), float(np.abs(whole).sum())),
+        alignment=float(cosine.mean()) if len(cosine) else math.nan,
+    )
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else math.nan

@@ -1,0 +1,40 @@
+"""Scores a list of questions outside a run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from itertools import islice
+
+import numpy as np
+
+from verl_gsd.judge.judge import Judge
+from verl_gsd.judge.scorer import Question
+
+_POLL_S = 0.02
+
+
+def score_all(
+    judge: Judge, questions: Iterable[Question], *, window: int, on_scored: Callable[[int], None] = lambda done: None
+) -> np.ndarray:
+    """A score a question, (N,) float64, NaN where the judgement failed.
+
+    Args:
+        window: questions given to the judge at once, at most; a multiple of its concurrency keeps it busy.
+        on_scored: called with the number of questions that have a score or have failed.
+    """
+    rows = enumerate(questions)
+    waiting: list[int] = []
+    scores: dict[int, float] = {}
+    while True:
+        for row, question in islice(rows, window - len(waiting)):
+            judge.ask(str(row), [question])
+            waiting.append(row)
+        if not waiting:
+            return np.array([scores[row] for row in range(len(scores))], float)
+        done = [row for row in waiting if judge.is_done(str(row))]
+        scores |= {row: float(judge.take(str(row))[0]) for row in done}
+        waiting = [row for row in waiting if row not in scores]
+        on_scored(len(scores))
+        if not done:
+            time.sleep(_POLL_S)

@@ -1,0 +1,31 @@
+"""A prompt as the text that a judge reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def problem_text(prompt: Any) -> str:
+    """A text as it is, a chat of one message as its content, a longer one with a line ``role: content`` a message.
+
+    Raises:
+        ValueError: it is neither a text nor a list of messages.
+    """
+    if isinstance(prompt, str):
+        return prompt
+    messages = list(prompt) if isinstance(prompt, Sequence) or hasattr(prompt, "tolist") else []
+    if not messages or not all(isinstance(message, Mapping) and "content" in message for message in messages):
+        raise ValueError(f"a prompt is a text or a list of messages (role, content), not {type(prompt).__name__}")
+    contents = [_content(message["content"]) for message in messages]
+    if len(contents) == 1:
+        return contents[0]
+    return "\n".join(f"{message.get('role')}: {text}" for message, text in zip(messages, contents, strict=True))
+
+
+def _content(content: Any) -> str:
+    """A message's text; of one in parts, such as images between texts, the texts."""
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, Sequence) else []
+    return "".join(str(part.get("text", "")) for part in parts if isinstance(part, Mapping))

@@ -1,0 +1,149 @@
+"""Tables of responses on disk: Parquet, JSON lines or CSV, read with errors that name the row, written whole.
+
+Rows are numbered from 0. A file is written back in the format it was read in, so that what it had is kept as it was.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+SUFFIXES = (".parquet", ".jsonl", ".csv")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class Sheet:
+    """A file's rows.
+
+    Attributes:
+        path: the file.
+        names: its columns, in order; of JSON lines, every key that occurs.
+        rows: a table, of Parquet; of JSON lines and CSV one dict a row.
+    """
+
+    path: Path
+    names: list[str]
+    rows: pa.Table | list[dict[str, Any]]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def column(self, name: str, read: Callable[[Any], T]) -> list[T]:
+        """A column, each value as ``read`` has it; None stands for a null and for a key that a row lacks.
+
+        Raises:
+            ValueError: there is no such column, or ``read`` refuses a value by raising a ValueError; the message names
+                file, column and row.
+        """
+        if self.names.count(name) != 1:
+            found = "there twice" if name in self.names else "not there"
+            raise ValueError(f"{self.path}: column {name} is {found}. Columns are {', '.join(self.names) or 'none'}")
+        rows = self.rows
+        values = [row.get(name) for row in rows] if isinstance(rows, list) else rows.column(name).to_pylist()
+        cells = []
+        for row, value in enumerate(values):
+            try:
+                cells.append(read(value))
+            except ValueError as error:
+                raise ValueError(f"{self.path}, row {row} (the first is 0), column {name}: {error}") from error
+        return cells
+
+    def write(self, path: Path, name: str, numbers: Sequence[float]) -> None:
+        """Write all rows with a further column ``name``, null where a number is NaN; whole or not at all.
+
+        Raises:
+            ValueError: there is a column of that name, or ``path`` does not end as the file that was read.
+            OSError: there is no room, or no right to write.
+        """
+        self.require_writable(path, name)
+        values = [None if math.isnan(number) else float(number) for number in numbers]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        building = path.with_name(path.name + ".tmp")
+        try:
+            if not isinstance(self.rows, list):
+                table = self.rows.append_column(name, pa.array(values, pa.float64()))
+                pq.write_table(table, building, compression="zstd")
+            elif path.suffix == ".jsonl":
+                _write_lines(building, self.rows, name, values)
+            else:
+                _write_csv(building, self.names, self.rows, name, values)
+            building.replace(path)
+        finally:
+            building.unlink(missing_ok=True)
+
+    def require_writable(self, path: Path, name: str) -> None:
+        """Raise the ValueError that ``write`` would raise: before the work, not after it."""
+        if name in self.names:
+            raise ValueError(f"{self.path}: has a column {name} already; drop it, or read the file it was made from")
+        if path.suffix != self.path.suffix:
+            raise ValueError(f"{path}: write a name that ends in {self.path.suffix}, as {self.path.name} does")
+
+
+def read_sheet(path: Path) -> Sheet:
+    """Read a Parquet, JSON lines or CSV file (UTF-8; CSV with a header).
+
+    Raises:
+        ValueError: it is not readable as what its name ends in; the message names the file and, where it can, the line.
+    """
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"{path}: write the name of a file that ends in {', '.join(SUFFIXES)}")
+    try:
+        if path.suffix == ".parquet":
+            table = pq.read_table(path)
+            return Sheet(path, table.column_names, table)
+        with path.open(encoding="utf-8-sig", newline="") as lines:
+            return _read_lines(path, lines) if path.suffix == ".jsonl" else _read_csv(path, lines)
+    except (OSError, pa.ArrowException, UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: not readable: {error}") from error
+
+
+def _read_lines(path: Path, lines: Iterable[str]) -> Sheet:
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}, line {number} (the first is 1): not JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise ValueError(f'{path}, line {number} (the first is 1): write an object, {{"column": value, ...}}')
+        rows.append(row)
+    return Sheet(path, list(dict.fromkeys(key for row in rows for key in row)), rows)
+
+
+def _read_csv(path: Path, lines: Iterable[str]) -> Sheet:
+    csv.field_size_limit(sys.maxsize)  # a response may be longer than the 128 KiB the module allows
+    reader = csv.DictReader(lines, strict=True)
+    names = list(reader.fieldnames or ())
+    rows = []
+    for number, row in enumerate(reader):
+        if None in row or None in row.values():
+            raise ValueError(f"{path}, row {number} (the first is 0): write {len(names)} fields, as the header does")
+        rows.append(row)
+    return Sheet(path, names, rows)
+
+
+def _write_lines(path: Path, rows: list[dict[str, Any]], name: str, values: Sequence[float | None]) -> None:
+    with path.open("w", encoding="utf-8") as lines:
+        for row, value in zip(rows, values, strict=True):
+            # In ASCII, which has a way to write every string that was read, lone surrogates included.
+            lines.write(json.dumps(row | {name: value}) + "\n")
+
+
+def _write_csv(
+    path: Path, names: list[str], rows: list[dict[str, Any]], name: str, values: Sequence[float | None]
+) -> None:
+    with path.open("w", encoding="utf-8", newline="") as lines:
+        writer = csv.DictWriter(lines, [*names, name])
+        writer.writeheader()
+        writer.writerows(row | {name: value} for row, value in zip(rows, values, strict=True))

@@ -1,0 +1,108 @@
+"""What can be wrong with a config under DaGRPO, beside its own sections (``stages_wrong`` looks into those)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from omegaconf import DictConfig, OmegaConf
+
+from verl_gsd.algorithms.dagrpo_settings import Settings
+from verl_gsd.algorithms.settings import check_on_policy, check_ratio
+from verl_gsd.demonstrations import settings as demonstrations
+from verl_gsd.judge import settings as judge
+from verl_gsd.trainer.config import Line
+
+_LOSS = "actor_rollout_ref.actor.policy_loss"
+_SECTION = "algorithm.gsd.dagrpo"
+
+
+def is_dagrpo_loss(config: DictConfig) -> bool:
+    """Whether the policy loss is the one that knows demonstrations."""
+    return OmegaConf.select(config, f"{_LOSS}.loss_mode") == "dagrpo"
+
+
+def dagrpo_wrong(config: DictConfig, line: Line) -> Iterator[str]:
+    """Everything that is wrong with DaGRPO's settings, or with others under them."""
+    section = OmegaConf.select(config, _SECTION)
+    shown = section is not None and section.get("demonstrations") is not None
+    if is_dagrpo_loss(config) != shown:
+        yield (
+            f"{_LOSS}.loss_mode={OmegaConf.select(config, f'{_LOSS}.loss_mode')} {'with' if shown else 'without'} "
+            f"{_SECTION}.demonstrations: demonstrations need both. Write algo=dagrpo or dagrpo_anchors, or neither."
+        )
+        return
+    if section is None:
+        return
+    judged = section.get("judge") is not None
+    try:
+        own = Settings.of(section)
+    except ValueError as error:
+        yield f"{_SECTION}: {error}."
+        return
+    if judged:
+        yield from _judge_wrong(config)
+    named = f"{_SECTION}.delta={section.get('delta')}"
+    if judged and own.delta.keeps_all and not own.fail_closed:
+        yield f"{named} with {_SECTION}.judge: no score is ever looked at. Write a finite delta, or judge=null."
+    if not judged and not own.delta.keeps_all:
+        yield f"{named} without {_SECTION}.judge: there are no scores. Write delta=-.inf, or algo=dagrpo_mask."
+    if own.probe_every is not None and config.actor_rollout_ref.actor.strategy not in ("fsdp", "fsdp2"):
+        yield (
+            f"{_SECTION}.probe_every={own.probe_every} with actor_rollout_ref.actor.strategy="
+            f"{config.actor_rollout_ref.actor.strategy}: gradients are probed on FSDP alone. Write null."
+        )
+    if shown:
+        yield from _demonstrations_wrong(config)
+
+
+def _judge_wrong(config: DictConfig) -> Iterator[str]:
+    try:
+        settings = judge.Settings.of(config.algorithm.gsd.dagrpo.judge)
+    except ValueError as error:
+        yield f"{_SECTION}.judge.{error}."
+        return
+    model = config.reward.reward_model
+    if settings.scorer == "reward_model" and not (model.enable and model.enable_resource_pool):
+        yield (
+            f"{_SECTION}.judge.scorer=reward_model with reward.reward_model.enable={model.enable} and "
+            f"enable_resource_pool={model.enable_resource_pool}: no reward model can be asked while groups wait. Write "
+            "true for both, or another scorer."
+        )
+
+
+def _demonstrations_wrong(config: DictConfig) -> Iterator[str]:
+    try:
+        settings = demonstrations.Settings.of(config.algorithm.gsd.dagrpo.demonstrations)
+    except ValueError as error:
+        yield f"{_SECTION}.demonstrations.{error}."
+        return
+    loss, rollout = config.actor_rollout_ref.actor.policy_loss, config.actor_rollout_ref.rollout
+    try:
+        check_ratio(loss.get("ratio"), loss.get("gamma"))
+        check_on_policy(loss.get("on_policy"))
+    except ValueError as error:
+        yield f"{_LOSS}.{error}."
+    if isinstance(rollout.n, int) and settings.per_group >= rollout.n:
+        yield (
+            f"{_SECTION}.demonstrations.per_group={settings.per_group} of actor_rollout_ref.rollout.n={rollout.n}: no "
+            "response of the policy's own would be left. Write a smaller number."
+        )
+    correction = config.algorithm.rollout_correction
+    if correction and correction.get("bypass_mode"):
+        yield (
+            "algorithm.rollout_correction.bypass_mode=true: the inference engine has no log-probabilities of a "
+            "demonstration. Write algorithm.rollout_correction.bypass_mode=false."
+        )
+    if rollout.get("enable_rollout_routing_replay"):
+        yield (
+            "actor_rollout_ref.rollout.enable_rollout_routing_replay=true: a demonstration has no routes to replay. "
+            "Write false."
+        )
+    if config.critic.enable:
+        yield "critic.enable=true: a critic would learn from demonstrations' masked tokens. Write critic.enable=false."
+
+
+def demonstration_column(config: DictConfig) -> str | None:
+    """The column of the training data that has demonstrations; None where none is read."""
+    section = OmegaConf.select(config, f"{_SECTION}.demonstrations")
+    return None if section is None or section.get("source") != "expert" else section.get("column")

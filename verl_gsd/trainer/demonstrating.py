@@ -1,0 +1,196 @@
+"""DaGRPO's demonstrations in the trainer process: verified, and put where a group needs them.
+
+A demonstration takes the place of the group's last session: with ``all_fail`` that of a response which failed like its
+siblings and still counts as generated, with ``always`` that of one which is not generated at all. Until the update its
+tokens are masked, so that whatever verl computes of the policy's own tokens (entropy, the comparison of engines,
+rollout correction, KL in the reward) leaves them out; then the mask is put back and the loss knows the row by its
+column.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+import transfer_queue as tq
+from tensordict import TensorDict
+from verl.utils.tensordict_utils import list_of_dict_to_tensordict
+
+from verl_gsd.demonstrations.settings import Settings
+from verl_gsd.demonstrations.tokens import REASONS, succeeded
+from verl_gsd.groups import Group
+from verl_gsd.prompts import PromptKey
+from verl_gsd.responses import Response
+from verl_gsd.trainer.demonstration_pools import Pool
+from verl_gsd.trainer.keys import (
+    DEMONSTRATED_BY,
+    DEMONSTRATED_IN,
+    REPLACED,
+    is_own,
+    session_number,
+    session_of,
+)
+from verl_gsd.trainer.losses import DEMONSTRATION
+from verl_gsd.trainer.parts import Part, Tags
+from verl_gsd.trainer.queue_rows import row_of, tag_of, unmade_columns
+from verl_gsd.trainer.replay import PARTITION
+
+#: The column in which verl's agent loops look for how many sessions to start, and ours for how many were left out.
+SESSIONS, LEFT_OUT = "__rollout_n__", "__demonstrations__"
+#: Seconds that the verifier has for demonstrations, counted from when they are needed.
+VERIFIER_S = 60.0
+
+
+class Demonstrating(Part):
+    """Puts a group's demonstrations into the queue, and gives the update what it must know of them.
+
+    Args:
+        pool: has the demonstrations.
+        group_size: responses a prompt, where the data set has no number of its own.
+    """
+
+    def __init__(self, settings: Settings, pool: Pool, group_size: int) -> None:
+        self._settings, self._pool, self._group_size = settings, pool, group_size
+        self._left_out: dict[str, int] = {}  # by uid, sessions that were not asked for
+        self._amended: dict[str, int] = {}  # by uid, demonstrations in the group
+        self._wanted = self._found = 0
+        self._probability = 0.0
+
+    def plan(self, uids: Sequence[str], keys: Sequence[PromptKey], batch: TensorDict) -> None:
+        self._pool.look_up(uids, keys, batch)
+        if self._settings.mode == "always":  # verified now: it must be known how many sessions to leave out
+            own = [int(n) for n in batch[SESSIONS]] if SESSIONS in set(batch.keys()) else [self._group_size] * len(uids)
+            deadline = _deadline()
+            found = [len(self._demonstrations(uid, deadline)) for uid in uids]
+            left_out = [min(number, sessions - 1) for number, sessions in zip(found, own, strict=True)]
+            batch[SESSIONS] = torch.tensor(own) - torch.tensor(left_out)
+            batch[LEFT_OUT] = torch.tensor(left_out)
+            self._left_out |= dict(zip(uids, left_out, strict=True))
+
+    def take_up(self, uids: Sequence[str], keys: Sequence[PromptKey], prompts: TensorDict) -> None:
+        self._pool.look_up(uids, keys, prompts)
+        if LEFT_OUT in set(prompts.keys()):
+            self._left_out |= dict(zip(uids, (int(n) for n in prompts[LEFT_OUT]), strict=True))
+
+    def amend(self, groups: Sequence[Group], rows: Tags) -> dict[str, dict[str, Any] | None]:
+        chosen: dict[str, list[Response]] = {}
+        deadline = _deadline()
+        for group in groups:
+            if group.demonstrations:  # a checkpoint held it amended
+                self._amended[group.uid] = group.demonstrations
+            elif group.keys and self._wants(group):
+                # At least one response stays, or the places that stand empty are filled.
+                room = self._left_out.get(group.uid) or len(group.keys) - 1
+                found = self._demonstrations(group.uid, deadline)[:room]
+                self._wanted += 1
+                if found:
+                    self._found += 1
+                    chosen[group.uid] = found
+        return self._put([group for group in groups if group.uid in chosen], chosen, rows) if chosen else {}
+
+    def leave(self, group: Group) -> Group:
+        self._pool.forget(group.uid)
+        self._left_out.pop(group.uid, None)
+        return replace(group, demonstrations=self._amended.pop(group.uid, 0))
+
+    def columns(self, batch: Any, advantages: torch.Tensor) -> dict[str, torch.Tensor]:
+        shown = [number for number, tag in enumerate(batch.tags) if DEMONSTRATED_BY in tag]
+        column = torch.zeros(len(batch.keys), dtype=torch.bool)
+        column[shown] = True
+        if shown:
+            keys = [batch.keys[number] for number in shown]
+            data = tq.kv_batch_get(keys=keys, partition_id=PARTITION, select_fields=["loss_mask", "old_log_probs"])
+            masks, log_probs = list(data["loss_mask"]), list(data["old_log_probs"])
+            counted = torch.cat([of[mask.bool()] for of, mask in zip(log_probs, masks, strict=True)])
+            self._probability = float(counted.double().exp().mean())
+            fields = [
+                {"response_mask": mask, "advantages": mask * advantages[number], "returns": mask * advantages[number]}
+                for number, mask in zip(shown, masks, strict=True)
+            ]
+            tq.kv_batch_put(keys=keys, partition_id=PARTITION, fields=list_of_dict_to_tensordict(fields))
+        return {DEMONSTRATION: column}
+
+    def remember(
+        self, keys: Sequence[str], tags: Sequence[Mapping[str, Any]], key_of: Mapping[str, PromptKey], step: int
+    ) -> dict[str, float]:
+        """``dagrpo/demonstrations/``: ``share`` of the batch's rows; ``wanted`` and ``found``, groups that called for
+        one and that have one; ``token_probability``, its mean under the policy before the update; of the policy's own
+        ``known``, prompts that have one, and ``age`` of those used, in steps; ``rejected/<reason>``."""
+        real = [(key, tag) for key, tag in zip(keys, tags, strict=True) if not tag.get("is_padding")]
+        shown = [tag for _, tag in real if DEMONSTRATED_BY in tag]
+        metrics = {
+            "share": len(shown) / max(1, len(real)),
+            "wanted": float(self._wanted),
+            "found": float(self._found),
+            **{f"rejected/{reason}": float(self._pool.rejected[reason]) for reason in REASONS},
+            **self._pool.remember([key for key, tag in real if is_own(tag)], key_of, step),
+        }
+        if shown:
+            metrics["token_probability"] = self._probability
+        if ages := [step - tag[DEMONSTRATED_IN] for tag in shown if tag[DEMONSTRATED_IN]]:
+            metrics["age"] = float(np.mean(ages))
+        self._pool.rejected.clear()
+        self._wanted = self._found = 0
+        return {f"dagrpo/demonstrations/{name}": value for name, value in metrics.items()}
+
+    def _demonstrations(self, uid: str, deadline: float) -> list[Response]:
+        return self._pool.demonstrations(uid, deadline)[: self._settings.per_group]
+
+    def _wants(self, group: Group) -> bool:
+        if self._settings.mode == "always":
+            return True
+        where = f"data_source={group.data_source}, index={group.index}"
+        return not any(succeeded(accuracy, where) for accuracy in group.accuracies.tolist())
+
+    def _put(
+        self, groups: Sequence[Group], chosen: Mapping[str, Sequence[Response]], rows: Tags
+    ) -> dict[str, dict[str, Any] | None]:
+        templates = [group.keys[0] for group in groups]
+        data = tq.kv_batch_get(keys=templates, partition_id=PARTITION)
+        changes: dict[str, dict[str, Any] | None] = {}
+        keys, fields, tags = [], [], []
+        for at, group in enumerate(groups):
+            added = bool(self._left_out.get(group.uid))
+            places = sorted(group.keys, key=session_number)
+            for number, response in enumerate(chosen[group.uid]):
+                made = {DEMONSTRATED_BY: self._settings.source, DEMONSTRATED_IN: response.step}
+                tag = tag_of(rows[templates[at]], response) | made
+                if added:
+                    session = session_number(places[-1]) + 1 + number
+                else:
+                    place = places[-1 - number]
+                    session, replaced = session_number(place), group.keys.index(place)
+                    tag[REPLACED] = [float(of[replaced]) for of in (group.rewards, group.accuracies, group.tokens)]
+                    changes |= {key: None for key in rows if session_of(key) == session_of(place)}
+                keys.append(f"{group.uid}_{session}_0")
+                fields.append(_masked(data[at], response, session))
+                tags.append(tag)
+            self._amended[group.uid] = len(chosen[group.uid])
+        gone = [key for key in changes if key not in keys]
+        if gone:
+            tq.kv_clear(keys=gone, partition_id=PARTITION)
+        tq.kv_batch_put(keys=keys, partition_id=PARTITION, fields=list_of_dict_to_tensordict(fields), tags=tags)
+        return changes | dict(zip(keys, tags, strict=True))
+
+
+def _deadline() -> float:
+    return time.monotonic() + VERIFIER_S
+
+
+def _masked(template: Any, response: Response, session: int) -> dict[str, Any]:
+    """A row for ``response`` whose tokens count nowhere until the update; the loss's own mask has them."""
+    unmade = [name for name in unmade_columns(template) if name != "rollout_log_probs"]
+    if unmade:
+        raise ValueError(
+            f"algorithm.gsd.dagrpo.demonstrations: rows have {', '.join(unmade)}, which a demonstration has not. Leave "
+            "out what makes it, or write algorithm.gsd.dagrpo.demonstrations=null."
+        )
+    row = row_of(template, response, session)
+    row["response_mask"] = torch.zeros_like(row["loss_mask"])
+    if "rollout_log_probs" in row:
+        row["rollout_log_probs"] = torch.zeros(len(row["responses"]), dtype=row["rollout_log_probs"].dtype)
+    return row

@@ -1,0 +1,188 @@
+"""Where demonstrations come from: a column of the data, verified by the run's verifier, or the policy's successes."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from tensordict import NonTensorData, TensorDict
+
+from verl_gsd.demonstrations.tokens import Reason, expert_texts, expert_tokens, own_tokens, succeeded
+from verl_gsd.prompts import PromptKey
+from verl_gsd.responses import Response, ResponseStore
+from verl_gsd.trainer import verifying
+from verl_gsd.trainer.keys import uid_of
+from verl_gsd.trainer.queue_rows import only_outputs, read_responses
+
+
+class Pool(Protocol):
+    """Demonstrations of the prompts at hand.
+
+    Attributes:
+        rejected: what was no demonstration, by reason, since somebody cleared it.
+    """
+
+    rejected: Counter[Reason]
+
+    def look_up(self, uids: Sequence[str], keys: Sequence[PromptKey], batch: TensorDict) -> None:
+        """Prompts about to be generated, a row each."""
+
+    def demonstrations(self, uid: str, deadline: float) -> list[Response]:
+        """Those of a prompt that was looked up; waits for the verifier until ``deadline`` by time.monotonic."""
+
+    def forget(self, uid: str) -> None:
+        """The visit is over."""
+
+    def remember(self, own: Sequence[str], key_of: Mapping[str, PromptKey], step: int) -> dict[str, float]:
+        """Rows that the policy generated and was trained on, still in the queue; returns metrics."""
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """An expert's text that the verifier has been asked about: number ``number`` of the prompt ``key``."""
+
+    key: PromptKey
+    number: int
+    tokens: np.ndarray
+    answer: Any = None
+
+
+class Experts:
+    """An expert's texts in a column of the data: checked and sent to the verifier when their prompt is generated, once
+    a run.
+
+    Args:
+        column: of the data.
+        longest: tokens of a response at most.
+        tokenizer: gives the policy's.
+        template: further arguments of its chat template.
+        workers: gives verl's reward workers.
+    """
+
+    def __init__(
+        self,
+        column: str,
+        *,
+        longest: int,
+        tokenizer: Callable[[], Any],
+        template: Mapping[str, Any],
+        workers: Callable[[], Sequence[Any]],
+    ) -> None:
+        self.rejected: Counter[Reason] = Counter()
+        self._column, self._longest, self._tokenizer, self._template = column, longest, tokenizer, dict(template)
+        self._workers = workers
+        self._of: dict[str, list[_Candidate]] = {}  # by uid
+        self._verdicts: dict[tuple[PromptKey, int], verifying.Verdict | None] = {}  # None: rejected
+
+    def look_up(self, uids: Sequence[str], keys: Sequence[PromptKey], batch: TensorDict) -> None:
+        names = [name for name in batch.keys() if not isinstance(batch.get(name), NonTensorData)]  # noqa: SIM118
+        columns = {name: list(batch[name]) for name in names}
+        if self._column not in columns:
+            raise ValueError(
+                f"algorithm.gsd.dagrpo.demonstrations.column={self._column}: the data has no such column. It has "
+                f"{', '.join(sorted(columns))}."
+            )
+        for number, (uid, key) in enumerate(zip(uids, keys, strict=True)):
+            self._of[uid] = self._candidates(key, {name: values[number] for name, values in columns.items()})
+
+    def demonstrations(self, uid: str, deadline: float) -> list[Response]:
+        found = []
+        for candidate in self._of.get(uid, ()):
+            place = (candidate.key, candidate.number)
+            if place not in self._verdicts:
+                answer = verifying.verdict(candidate.answer, max(0.0, deadline - time.monotonic()))
+                self._verdicts[place] = self._accepted(candidate.key, answer)
+            verdict = self._verdicts[place]
+            if verdict is not None:
+                tokens = candidate.tokens
+                found.append(Response(tokens, np.ones(len(tokens), bool), verdict.reward, 0, verdict.info))
+        return found
+
+    def forget(self, uid: str) -> None:
+        self._of.pop(uid, None)
+
+    def remember(self, own: Sequence[str], key_of: Mapping[str, PromptKey], step: int) -> dict[str, float]:
+        return {}
+
+    def _candidates(self, key: PromptKey, columns: Mapping[str, Any]) -> list[_Candidate]:
+        try:
+            texts = expert_texts(columns[self._column])
+        except ValueError as error:
+            raise ValueError(f"column {self._column} of data_source={key[0]}, index={key[1]}: {error}") from None
+        if not texts:
+            self.rejected["missing"] += 1
+            return []
+        tokenizer = self._tokenizer()
+        prompt = tokenizer.apply_chat_template(
+            columns["raw_prompt"], add_generation_prompt=True, tokenize=False, **self._template
+        )
+        found = []
+        for number, text in enumerate(texts):
+            tokens = expert_tokens(text, tokenizer, prompt=prompt, longest=self._longest)
+            if isinstance(tokens, str):
+                self.rejected[tokens] += 1
+                continue
+            answer = None
+            if (key, number) not in self._verdicts:
+                ids = tokenizer.encode(prompt, add_special_tokens=False)
+                answer = verifying.submit(self._workers(), columns, ids, tokens.tolist())
+            found.append(_Candidate(key, number, tokens, answer))
+        return found
+
+    def _accepted(self, key: PromptKey, verdict: verifying.Verdict | None) -> verifying.Verdict | None:
+        if verdict is None:
+            self.rejected["unverified"] += 1
+        elif not succeeded(verdict.info.get("acc", np.nan), f"data_source={key[0]}, index={key[1]} (a demonstration)"):
+            self.rejected["failed_verification"] += 1
+            return None
+        return verdict
+
+
+class OwnSuccesses:
+    """The policy's own earlier successes on the same prompt, verified when they were made; the latest first.
+
+    Args:
+        store: of responses, in which nothing else is.
+        keep: responses of a prompt at most.
+        longest: tokens of a response at most.
+        tokenizer: gives the policy's.
+    """
+
+    def __init__(self, store: ResponseStore, *, keep: int, longest: int, tokenizer: Callable[[], Any]) -> None:
+        self.rejected: Counter[Reason] = Counter()
+        self._store, self._keep, self._longest, self._tokenizer = store, keep, longest, tokenizer
+        self._key_of: dict[str, PromptKey] = {}
+
+    def look_up(self, uids: Sequence[str], keys: Sequence[PromptKey], batch: TensorDict) -> None:
+        self._key_of |= dict(zip(uids, keys, strict=True))
+
+    def demonstrations(self, uid: str, deadline: float) -> list[Response]:
+        stored = self._store.recall(self._key_of[uid])
+        if not stored:
+            self.rejected["missing"] += 1
+        found = []
+        for response in stored:
+            tokens = own_tokens(response.tokens, self._tokenizer(), longest=self._longest)
+            if isinstance(tokens, str):
+                self.rejected[tokens] += 1
+            else:
+                found.append(response)
+        return found
+
+    def forget(self, uid: str) -> None:
+        self._key_of.pop(uid, None)
+
+    def remember(self, own: Sequence[str], key_of: Mapping[str, PromptKey], step: int) -> dict[str, float]:
+        keys = [key for rows in only_outputs(own).values() for key in rows]
+        by_prompt: dict[PromptKey, list[Response]] = {}
+        for key, response in zip(keys, read_responses(keys, step), strict=True):
+            prompt = key_of[uid_of(key)]
+            if succeeded(response.verdict.get("acc", np.nan), f"data_source={prompt[0]}, index={prompt[1]}"):
+                by_prompt.setdefault(prompt, []).append(response)
+        for prompt, responses in by_prompt.items():
+            self._store.store(prompt, responses[: self._keep], keep=self._keep)
+        return {"known": float(len(self._store))}

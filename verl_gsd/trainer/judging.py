@@ -1,0 +1,124 @@
+"""DaGRPO's judge in the trainer process: whole groups are judged while others are still generated.
+
+A group is judged when its last session has ended and its outcomes differ: only such groups form pairs. Until its scores
+are there, or its time is up, it counts as running.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import transfer_queue as tq
+
+from verl_gsd.groups import Group
+from verl_gsd.judge.cache import ScoreCache
+from verl_gsd.judge.judge import Judge
+from verl_gsd.judge.problem import problem_text
+from verl_gsd.judge.scorer import Question, Scorer
+from verl_gsd.judge.settings import Settings
+from verl_gsd.prompts import PromptKey
+from verl_gsd.trainer.parts import Part, Tags
+from verl_gsd.trainer.replay import PARTITION
+
+
+class Judging(Part):
+    """Asks for scores, holds groups back for them, and gives them to the groups that leave.
+
+    Args:
+        scorer: makes it; called at the first group.
+        tokenizer: gives the policy's; called at the first group.
+    """
+
+    def __init__(self, settings: Settings, scorer: Callable[[], Scorer], tokenizer: Callable[[], Any]) -> None:
+        self._settings, self._scorer, self._tokenizer = settings, scorer, tokenizer
+        self._judge: Judge | None = None
+        self._cache: ScoreCache | None = None
+        self._waiting: set[str] = set()
+        self._asked: set[str] = set()
+        self._ended_at = self._ready_at = 0.0  # of the last group in this step, by time.monotonic
+        self._tokens = self._shared = 0
+
+    def amend(self, groups: Sequence[Group], rows: Tags) -> dict[str, dict[str, Any] | None]:
+        self._ended_at = time.monotonic()
+        mixed = [group for group in groups if len(group.rewards) and group.rewards.min() != group.rewards.max()]
+        keys = [key for group in mixed for key in group.keys]
+        if not keys:
+            return {}
+        fields = ["responses", "raw_prompt", "reward_model"]
+        data = tq.kv_batch_get(keys=keys, partition_id=PARTITION, select_fields=fields)
+        found = zip(*(list(data[name]) for name in fields), strict=True)
+        by_key = dict(zip(keys, found, strict=True))
+        for group in mixed:
+            responses = [by_key[key][0] for key in group.keys]
+            _, prompt, truth = by_key[group.keys[0]]
+            self._ask(group.uid, responses, getattr(prompt, "data", prompt), getattr(truth, "data", truth))
+        return {}
+
+    def is_ready(self, group: Group) -> bool:
+        if group.uid not in self._waiting:
+            return True
+        if not self._running().is_done(group.uid):
+            return False
+        self._waiting.discard(group.uid)
+        self._ready_at = max(self._ready_at, self._running().answered(group.uid) or time.monotonic())
+        return True
+
+    def leave(self, group: Group) -> Group:
+        if group.uid not in self._asked:
+            return group
+        self._asked.discard(group.uid)
+        self._waiting.discard(group.uid)
+        return replace(group, scores=self._running().take(group.uid))
+
+    def remember(
+        self, keys: Sequence[str], tags: Sequence[Mapping[str, Any]], key_of: Mapping[str, PromptKey], step: int
+    ) -> dict[str, float]:
+        """``judge/*`` (see ``Judge.metrics``), and ``dagrpo/shared_prefix``: of the tokens of mixed groups, the share
+        in what all their responses begin with."""
+        shared = {"dagrpo/shared_prefix": self._shared / self._tokens} if self._tokens else {}
+        self._tokens = self._shared = 0
+        return shared | (self._judge.metrics() if self._judge else {})
+
+    def timing(self) -> dict[str, float]:
+        """``judge``: seconds from the end of the last group's last session to the last score."""
+        stalled = max(0.0, self._ready_at - self._ended_at) if self._ready_at else 0.0
+        self._ready_at = 0.0
+        return {"judge": stalled}
+
+    def close(self) -> None:
+        if self._judge:
+            self._judge.close()
+            if self._cache:
+                self._cache.close()
+
+    def _running(self) -> Judge:
+        if self._judge is None:
+            settings = self._settings
+            self._cache = ScoreCache(Path(settings.cache).expanduser(), settings.cache_mb) if settings.cache else None
+            self._judge = Judge(
+                self._scorer(), self._cache, concurrency=settings.concurrency, budget_s=settings.budget_s
+            )
+        return self._judge
+
+    def _ask(self, uid: str, responses: Sequence[Any], prompt: Any, truth: Any) -> None:
+        problem, reference = problem_text(prompt), str((truth or {}).get("ground_truth", "") or "")
+        tokenizer = self._tokenizer()
+        tokens = [np.asarray(response) for response in responses]
+        texts = [tokenizer.decode(row, skip_special_tokens=True) for row in tokens]
+        self._running().ask(uid, [Question(problem, reference, text) for text in texts])
+        self._asked.add(uid)
+        self._waiting.add(uid)
+        self._tokens += sum(len(row) for row in tokens)
+        self._shared += shared_prefix(tokens) * len(tokens)
+
+
+def shared_prefix(rows: Sequence[np.ndarray]) -> int:
+    """How many tokens all ``rows`` begin with alike."""
+    length = min(len(row) for row in rows)
+    alike = np.all(np.stack([row[:length] for row in rows]) == rows[0][:length], axis=0)
+    return int(length if alike.all() else alike.argmin())

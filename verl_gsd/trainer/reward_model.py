@@ -1,0 +1,47 @@
+"""verl's own reward model as a judge: what its reward workers ask of it, whichever function gives the reward."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+
+from verl_gsd.judge.scorer import JudgementError, Question
+from verl_gsd.trainer.verifying import as_data
+
+
+class RewardModelScorer:
+    """Scores by verl's discriminative reward model, ``reward.reward_model``, on that model's own scale.
+
+    A prompt of several messages is given to it as one message of their texts.
+
+    Args:
+        workers: verl's reward workers.
+        tokenizer: the policy's; verl's workers decode with it.
+        model: its path, for the cache.
+        timeout_s: seconds for a score.
+    """
+
+    def __init__(self, workers: Sequence[Any], tokenizer: Any, model: str, *, timeout_s: float) -> None:
+        self._workers, self._tokenizer, self._timeout_s = workers, tokenizer, timeout_s
+        self.identity = f"reward_model {model}"
+
+    async def score(self, question: Question) -> float:
+        tokens = self._tokenizer.encode(question.response, add_special_tokens=False)
+        chat = [{"role": "user", "content": question.problem}]
+        data = as_data({"raw_prompt": chat}, [], tokens)
+        try:
+            answer = random.choice(self._workers).compute_score_disrm.remote(data)
+            return float((await asyncio.wait_for(answer, self._timeout_s))["reward_score"])
+        except asyncio.TimeoutError:
+            raise JudgementError("timed_out") from None
+        except ray.exceptions.RayError as error:
+            raise JudgementError("server_error", type(error).__name__) from None
+        except (KeyError, TypeError, ValueError) as error:
+            raise JudgementError("unreadable", type(error).__name__) from None
+
+    async def close(self) -> None:
+        """Nothing to give back."""

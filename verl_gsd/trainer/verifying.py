@@ -1,0 +1,77 @@
+"""The run's own verifier, asked about a response that no agent loop made: verl's reward workers."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from tensordict import TensorDict
+from verl import DataProto
+
+from verl_gsd.trainer.queue_rows import verdict_of
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the verifier says: the reward, and by name the finite numbers beside it."""
+
+    reward: float
+    info: Mapping[str, float]
+
+
+def submit(
+    workers: Sequence[Any], columns: Mapping[str, Any], prompt: Sequence[int], response: Sequence[int]
+) -> ray.ObjectRef:
+    """Send one response to one of verl's reward ``workers``, as verl's agent loops do.
+
+    Args:
+        columns: the prompt's, of the data set (``data_source``, ``reward_model``, ``extra_info``, ``raw_prompt``, ...).
+        prompt, response: tokens.
+    """
+    return random.choice(workers).compute_score.remote(as_data(columns, prompt, response))
+
+
+def as_data(columns: Mapping[str, Any], prompt: Sequence[int], response: Sequence[int]) -> DataProto:
+    """One response as verl's reward workers take it; arguments as ``submit``."""
+    ids = torch.tensor([*prompt, *response]).unsqueeze(0)
+    batch = {
+        "prompts": ids[:, : len(prompt)],
+        "responses": ids[:, len(prompt) :],
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "position_ids": torch.arange(ids.shape[1]).unsqueeze(0),
+    }
+    further = dict(columns) | {
+        "__num_turns__": 2,  # as verl counts a question and its answer
+        "tool_extra_fields": {},
+        "prompt_len": len(prompt),
+        "response_len": len(response),
+    }
+    return DataProto(
+        batch=TensorDict(batch, batch_size=1), non_tensor_batch={name: _one(value) for name, value in further.items()}
+    )
+
+
+def verdict(answer: ray.ObjectRef, timeout_s: float) -> Verdict | None:
+    """What the verifier said; None where it failed or took longer, with a line in the log."""
+    try:
+        result = ray.get(answer, timeout=timeout_s)
+        return Verdict(float(result["reward_score"]), verdict_of(result))
+    except (ray.exceptions.RayError, TimeoutError, KeyError, TypeError, ValueError) as error:
+        logger.warning("a demonstration could not be verified: %s", type(error).__name__)
+        return None
+
+
+def _one(value: Any) -> np.ndarray:
+    """An array of one object, whatever it is: numpy would take a list apart."""
+    array: np.ndarray = np.empty(1, dtype=object)
+    array[0] = value
+    return array
