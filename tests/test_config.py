@@ -74,7 +74,10 @@ def test_poll_interval_is_short_on_the_cpu_and_verls_elsewhere(hardware, interva
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["algo=nope"], r"algo=nope: no such choice\. Write algo= one of dagrpo \| .* dapo \| dr_grpo \| grpo \| gsd \| gspo"),
+        (
+            ["algo=nope"],
+            r"algo=nope: no such choice\. Write algo= one of dagrpo \| .* \| grpo \| gsd \| gspo",
+        ),
         (["algo=grpo", "task=nope"], r"task=nope: no such choice\. Write task= one of arithmetic"),
         (["algo=_base"], r"algo=_base: no such choice"),
         ([], r"algo is missing\. Add algo= one of"),

@@ -31,8 +31,8 @@ def actor(**settings):
 
 
 def batch(seed=0, dtype=torch.float32):
-    """Rows of several lengths, one with tool tokens in between; ratios of tokens and of whole responses on both sides of
-    the clip, advantages of both signs."""
+    """Rows of several lengths, one with tool tokens; ratios of tokens and of whole responses on both sides of the clip,
+    advantages of both signs."""
     generator = torch.Generator().manual_seed(seed)
     old = -0.5 - 3 * torch.rand(ROWS, WIDTH, generator=generator, dtype=dtype)
     noise = 0.3 * torch.randn(ROWS, WIDTH, generator=generator, dtype=dtype)
@@ -70,13 +70,16 @@ def coefficients(mask, loss_agg_mode):
     """What each token's loss is multiplied by: the aggregation, spelled out."""
     found = torch.zeros(mask.shape, dtype=torch.float64)
     for row, col in mask.nonzero().tolist():
-        found[row, col] = GLOBAL["dp_size"] * {
-            "token-mean": 1 / GLOBAL["batch_num_tokens"],
-            "token-sum": 1,
-            "seq-mean-token-sum": 1 / GLOBAL["global_batch_size"],
-            "seq-mean-token-sum-norm": 1 / GLOBAL["global_batch_size"] / mask.shape[1],
-            "seq-mean-token-mean": 1 / GLOBAL["global_batch_size"] / int(mask[row].sum()),
-        }[loss_agg_mode]  # fmt: skip
+        found[row, col] = (
+            GLOBAL["dp_size"]
+            * {
+                "token-mean": 1 / GLOBAL["batch_num_tokens"],
+                "token-sum": 1,
+                "seq-mean-token-sum": 1 / GLOBAL["global_batch_size"],
+                "seq-mean-token-sum-norm": 1 / GLOBAL["global_batch_size"] / mask.shape[1],
+                "seq-mean-token-mean": 1 / GLOBAL["global_batch_size"] / int(mask[row].sum()),
+            }[loss_agg_mode]
+        )
     return found
 
 
@@ -186,7 +189,8 @@ def test_weights_that_correct_for_the_rollout_are_for_own_rows_alone(on_policy):
 def test_demonstrations_alone_and_none_of_them_have_the_same_figures_all_finite(on_policy, loss_agg_mode):
     config, of = actor(on_policy=on_policy), batch()
     alone, none = (
-        evaluated("dagrpo", of, config, demonstrations=shown, loss_agg_mode=loss_agg_mode) for shown in (range(ROWS), ())
+        evaluated("dagrpo", of, config, demonstrations=shown, loss_agg_mode=loss_agg_mode)
+        for shown in (range(ROWS), ())
     )
     assert set(alone[1]) == set(none[1]) == NAMES
     for loss, metrics, gradient in (alone, none):

@@ -170,6 +170,8 @@ def others(rows, row):
 
 
 def is_kept_pair(a, b, delta, signed, closed):
+    if a.demonstration or b.demonstration:
+        return True
     if closed and (a.failed or b.failed):
         return False
     return math.isnan(gap(a, b)) or gap(a, b, signed) >= delta
@@ -187,8 +189,9 @@ def alive_by_hand(rows, mask, delta, signed=True, closed=False):
     if mask == "pairs":
         return [any(is_kept_pair(row, other, delta, signed, closed) for other in others(rows, row)) for row in rows]
     kept = [is_kept_row(rows, row, delta, mask, signed, closed) for row in rows]
-    left = [{of.reward for of, is_kept in zip(rows, kept, strict=True) if is_kept and of.label == row.label}
-            for row in rows]  # fmt: skip
+    left = [
+        {of.reward for of, stays in zip(rows, kept, strict=True) if stays and of.label == row.label} for row in rows
+    ]
     return [is_kept and len(rewards) > 1 for is_kept, rewards in zip(kept, left, strict=True)]
 
 
@@ -232,8 +235,8 @@ def test_with_a_mask_on_pairs_the_chain_is_the_rectified_advantage(groups, delta
 def test_without_a_threshold_every_mask_is_the_dial(groups, mask, alpha, rescale):
     section = {"delta": -INF, "mask": mask, "rescale": rescale}
     rows = batch_of(*groups)[1]
-    expected = dial_advantage(torch.tensor([row.reward for row in rows]).double(), [row.label for row in rows],
-                              alpha=alpha)  # fmt: skip
+    rewards, labels = torch.tensor([row.reward for row in rows], dtype=torch.float64), [row.label for row in rows]
+    expected = dial_advantage(rewards, labels, alpha=alpha)
     assert through(section, *groups, alpha=alpha) == pytest.approx(expected.tolist(), rel=1e-9, abs=1e-12)
 
 
@@ -267,8 +270,9 @@ def test_a_class_left_empty_silences_its_group_and_no_other():
     silenced, other = group([1, 0, 0], [8, 3, 7]), group([1, 0, 1], [9, 1, 8])
     assert through({"delta": 3, "mask": "min"}, silenced, other) == pytest.approx([0, 0, 0, 1 / 3, -2 / 3, 1 / 3])
     assert through({"delta": 3, "mask": "mean"}, silenced) == pytest.approx([0.5, -0.5, 0])
-    assert through({"delta": 3, "mask": "mean"}, silenced, alpha=1.0, eps=0.0) == pytest.approx([0.5**0.5, -(0.5**0.5), 0])
-    # With delta = 7 all rows of both are dropped.
+    root = 0.5**0.5
+    assert through({"delta": 3, "mask": "mean"}, silenced, alpha=1.0, eps=0.0) == pytest.approx([root, -root, 0])
+    # Every row of both is dropped.
     assert through({"delta": 10, "mask": "min", "rescale": True}, silenced, other) == [0.0] * 6
 
 
@@ -479,8 +483,14 @@ NAMES = {
 }
 
 
+def is_paired(rows, row):
+    """Whether a response of the policy's own has another of its group to be compared with."""
+    return not row.demonstration and any(not other.demonstration for other in others(rows, row))
+
+
 def counted_by_hand(batches, mask, delta, signed, closed):
-    """The step's figures; right and wrong are above and below their group's mean, demonstrations included in that."""
+    """The step's figures, of responses that form a pair with another; right and wrong are above and below their group's
+    mean, demonstrations included in that."""
     pairs = kept = judged = contradicted = tied = mixed_groups = silent = 0
     classes = {"right": [], "wrong": []}
     for groups in batches:
@@ -495,15 +505,15 @@ def counted_by_hand(batches, mask, delta, signed, closed):
                 tied += gap(a, b) == 0
         for row, is_alive in zip(rows, alive, strict=True):
             of_group = [other.reward for other in rows if other.label == row.label]
-            if not row.demonstration and len(set(of_group)) > 1:
+            if is_paired(rows, row):
                 mean = sum(of_group) / len(of_group)
                 if row.reward != mean:
                     classes["right" if row.reward > mean else "wrong"].append(not is_alive)
         for label in range(len(groups)):
             of_group = [number for number, row in enumerate(rows) if row.label == label]
-            if len({rows[number].reward for number in of_group}) > 1:
-                mixed_groups += 1
-                silent += not any(alive[number] for number in of_group)
+            paired = [number for number in of_group if is_paired(rows, rows[number])]
+            mixed_groups += bool(paired)
+            silent += bool(paired) and not any(alive[number] for number in paired)
     shares = {
         "pairs/kept": (kept, pairs),
         "pairs/judged": (judged, pairs),
@@ -522,8 +532,6 @@ steps = st.lists(st.lists(groups_of(binary), min_size=1, max_size=3), max_size=3
 
 @given(st.lists(steps, min_size=1, max_size=3), deltas, masks, st.booleans(), st.booleans())
 def test_the_figures_of_a_step_are_those_counted_by_hand_over_its_batches(run, delta, mask, signed, closed):
-    if closed:  # whether a failed judgement masks a pair with a demonstration has a test of its own
-        run = [[[group(of.rewards, of.scores) for of in batch] for batch in step] for step in run]
     section = {"delta": delta, "mask": mask, "signed": signed, "fail_closed": closed}
     memory = DagrpoMemory(section)
     for step in run:
@@ -558,6 +566,13 @@ def test_the_figures_of_a_step_by_example_and_their_names():
     assert not [name for name in found for word in ("max", "min", "sum", "total") if word in name]
 
 
+def figures(section, *groups):
+    memory = DagrpoMemory(section)
+    chained(memory, groups, section)
+    memory.commit([])
+    return memory.metrics()
+
+
 def test_demonstrations_are_not_counted():
     section = {"delta": 3}
     memory = DagrpoMemory(section)
@@ -566,20 +581,12 @@ def test_demonstrations_are_not_counted():
     found = memory.metrics()
     assert found["dagrpo/pairs/kept"] == found["dagrpo/pairs/judged"] == 1, "the one pair of two own responses"
     assert found["dagrpo/masked/right"] == found["dagrpo/masked/wrong"] == 0
-    assert "dagrpo/pairs/kept" not in _figures(section, group([0, 0, 0], demonstrations=1))
-
-
-def _figures(section, *groups):
-    memory = DagrpoMemory(section)
-    chained(memory, groups, section)
-    memory.commit([])
-    return memory.metrics()
+    assert "dagrpo/pairs/kept" not in figures(section, group([0, 0, 0], demonstrations=1))
 
 
 def test_a_response_at_its_groups_mean_is_neither_right_nor_wrong():
-    """Its docstring: right is above the mean, wrong below."""
-    # The middle one lost its pairs, and the other two have theirs.
-    found = _figures({"delta": 5}, group([1, 0.5, 0], [9, 5, 1]))
+    """The middle one lost its pairs, and the other two have theirs."""
+    found = figures({"delta": 5}, group([1, 0.5, 0], [9, 5, 1]))
     assert found["dagrpo/pairs/kept"] == 1 / 3
     assert found["dagrpo/masked/right"] == 0 and found["dagrpo/masked/wrong"] == 0
 

@@ -87,7 +87,9 @@ def audit(config: DictConfig) -> Audit:
         str(config.algorithm.adv_estimator),
         operation,
         group_size,
-        _weighed_by(config) or _fitted_by(config),
+        ", then ".join(
+            filter(None, (_masked_by(config), _weighed_by(config), _fitted_by(config), _demonstrated(config)))
+        ),
         f"unanimous groups: {silent}",
         gains,
         tuple(_contradictions(config, operation, group_size)),
@@ -105,6 +107,23 @@ def _operation(algorithm: DictConfig, group_size: int) -> Operation | None:
     if estimator in ("rloo", "rloo_vectorized") and group_size > 1:
         return Operation("keeps sigma (RLOO: G/(G-1) times Dr. GRPO)", 0.0, 1, 0.0, group_size / (group_size - 1))
     return None
+
+
+def _masked_by(config: DictConfig) -> str:
+    dagrpo = OmegaConf.select(config, "algorithm.gsd.dagrpo")
+    if dagrpo is None or dagrpo.get("judge") is None:
+        return ""
+    delta, judge = dagrpo.get("delta"), dagrpo.judge.get("scorer")
+    return f"summed over the pairs whose scores by a judge ({judge}) differ by {delta} (DaGRPO, arXiv 2512.06337)"
+
+
+def _demonstrated(config: DictConfig) -> str:
+    shown = OmegaConf.select(config, "algorithm.gsd.dagrpo.demonstrations")
+    if shown is None:
+        return ""
+    who = {"expert": "an expert's response", "self": "an earlier success of the policy's own"}.get(shown.source, "?")
+    where = {"all_fail": "a group that failed", "always": "every group"}.get(shown.mode, "?")
+    return f"joined by {who} in {where}, whose sigma it moves"
 
 
 def _weighed_by(config: DictConfig) -> str:
@@ -125,6 +144,10 @@ def _fitted_by(config: DictConfig) -> str:
     loss = config.actor_rollout_ref.actor.policy_loss
     against = {"old": "the policy before the step", "ref": "the reference model"}.get(loss.get("reference"), "?")
     return f"fitted by {loss.get('beta')} times the log-ratio to {against}, centred too (GVPO, arXiv 2504.19599)"
+
+
+#: What may become of the advantages, in the order it does.
+_AFTERWARDS = (_masked_by, _weighed_by, _fitted_by, _demonstrated)
 
 
 def _words(alpha: float) -> str:

@@ -71,15 +71,16 @@ def rectified(
     delta: float,
     signed: bool = True,
     alone: torch.Tensor | None = None,
+    exempt: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """(1/G) sum_j M_ij (R_i - R_j), (N,) in the rewards' dtype: what takes the place of R_i - mean R.
 
     Args:
-        alone: (N,) bool, rows without any pair, whatever their scores.
+        alone, exempt: see ``Pairs.kept``.
     """
     centred = torch.zeros(len(rewards), dtype=torch.float64, device=rewards.device)
     for pairs in pairs_by_size(rewards, scores, stats):
-        kept = pairs.kept(delta, signed=signed, alone=alone)
+        kept = pairs.kept(delta, signed=signed, alone=alone, exempt=exempt)
         centred[pairs.row] = (pairs.difference * kept).sum(dim=-1) / pairs.row.shape[1]
     return centred.to(rewards.dtype)
 
@@ -100,7 +101,11 @@ def kept_rows(
 
     Returns:
         (N,) bool; False in rows of no group.
+
+    Raises:
+        ValueError: ``delta`` is NaN.
     """
+    _require_delta(delta)
     keep = stats.group >= 0
     for pairs in pairs_by_size(rewards, scores, stats):
         gap = pairs.gap if signed else pairs.gap.abs()
@@ -129,23 +134,36 @@ class Pairs:
     difference: torch.Tensor
     gap: torch.Tensor
 
-    def kept(self, delta: float, *, signed: bool = True, alone: torch.Tensor | None = None) -> torch.Tensor:
+    def kept(
+        self,
+        delta: float,
+        *,
+        signed: bool = True,
+        alone: torch.Tensor | None = None,
+        exempt: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """(g, k, k) bool: pairs of unequal rewards whose gap reaches ``delta`` or is not known; symmetric.
 
         Args:
-            alone: (N,) bool, rows of the batch without any pair.
+            alone: (N,) bool, rows of the batch whose pairs are dropped.
+            exempt: (N,) bool, rows whose pairs are kept in any case.
 
         Raises:
             ValueError: ``delta`` is NaN.
         """
-        if math.isnan(delta):
-            raise ValueError("delta=nan: write a number on the judge's scale, or -inf to keep every pair")
+        _require_delta(delta)
         gap = self.gap if signed else self.gap.abs()
-        kept = (self.difference != 0) & ((gap >= delta) | gap.isnan())
+        kept = (gap >= delta) | gap.isnan()
         if alone is not None:
-            apart = alone[self.row]
-            kept &= ~(apart.unsqueeze(2) | apart.unsqueeze(1))
-        return kept
+            kept &= ~self._either(alone)
+        if exempt is not None:
+            kept |= self._either(exempt)
+        return kept & (self.difference != 0)
+
+    def _either(self, rows: torch.Tensor) -> torch.Tensor:
+        """(g, k, k): whether one of the pair is among ``rows``, (N,) bool."""
+        of_group = rows[self.row]
+        return of_group.unsqueeze(2) | of_group.unsqueeze(1)
 
 
 def pairs_by_size(rewards: torch.Tensor, scores: torch.Tensor, stats: GroupStats) -> Iterator[Pairs]:
@@ -166,3 +184,8 @@ def pairs_by_size(rewards: torch.Tensor, scores: torch.Tensor, stats: GroupStats
         reward, score = rewards.double()[row], scores.double()[row]
         difference = reward.unsqueeze(2) - reward.unsqueeze(1)
         yield Pairs(row, difference, difference.sign() * (score.unsqueeze(2) - score.unsqueeze(1)))
+
+
+def _require_delta(delta: float) -> None:
+    if math.isnan(delta):
+        raise ValueError("delta=nan: write a number on the judge's scale, or -inf to keep every pair")

@@ -58,19 +58,21 @@ class DagrpoMemory:
     def centre(self, rows: Rows) -> torch.Tensor | tuple[torch.Tensor, GroupStats]:
         """The rewards less what they are measured against, and a note of what was masked."""
         settings, score = self.settings, rows.columns["judge_score"]
-        alone = rows.columns["judge_failed"] if settings.fail_closed else None
+        failed = rows.columns["judge_failed"] if settings.fail_closed else None
         self._delta = self._delta_of(rows, score)
         mask: dict[str, Any] = {"delta": self._delta, "signed": settings.signed}
-        mixed = ~rows.stats.per_row(rows.stats.unanimous, elsewhere=True)
+        with_pair: dict[str, Any] = mask | {"alone": failed, "exempt": rows.columns["demonstration"]}
+        blocks = list(pairs_by_size(rows.rewards, score, rows.stats))
         if settings.mask == "pairs":
-            centred, stats = rectified(rows.rewards, score, rows.stats, alone=alone, **mask), rows.stats
-            alive = _with_pairs(rows, score, alone, **mask)
+            centred, stats = rectified(rows.rewards, score, rows.stats, **with_pair), rows.stats
+            alive = _rows_with(blocks, [pairs.kept(**with_pair) for pairs in blocks], len(score))
         else:
             keep = kept_rows(rows.rewards, score, rows.stats, by=settings.mask, **mask)
-            keep = keep if alone is None else keep & ~alone
+            keep = keep if failed is None else keep & ~failed
             centred, stats = _of_kept(rows, keep)
             alive = keep & ~stats.per_row(stats.unanimous, elsewhere=True)
-        self._count(rows, score, alone, mixed, alive)
+        self._count(rows, blocks, alive, with_pair)
+        mixed = ~rows.stats.per_row(rows.stats.unanimous, elsewhere=True)
         if settings.rescale and (n_alive := int((mixed & alive).sum())):
             centred = centred * (int(mixed.sum()) / n_alive)
         return centred, stats
@@ -84,7 +86,7 @@ class DagrpoMemory:
         alone = scores.isnan() if self.settings.fail_closed else None
         mask = {"delta": self._delta, "signed": self.settings.signed, "alone": alone}
         pairs = pairs_by_size(rewards, scores, group_stats(rewards, [0] * len(rewards)))
-        counts = _pair_counts(pairs, torch.ones(len(rewards), dtype=torch.bool), **mask)
+        counts = _pair_counts(pairs, torch.ones(len(rewards), dtype=torch.bool), mask)
         judged = group.scores[~np.isnan(group.scores)]
         return {
             "dagrpo_pairs": counts["pairs"],
@@ -113,9 +115,9 @@ class DagrpoMemory:
 
     def metrics(self) -> dict[str, float]:
         """Of the step committed last: ``dagrpo/delta``; of the policy's pairs of unequal rewards the shares
-        ``pairs/kept`` and ``pairs/judged`` (both scores known), of the judged ones ``pairs/contradicted`` (the judge
-        prefers the worse) and ``pairs/tied``; ``masked/{right,wrong}``, the share of responses above (below) their
-        group's mean that lost all pairs, and ``masked/groups``, of mixed groups."""
+        ``pairs/kept`` (which reach delta, or are not judged) and ``pairs/judged`` (both scores known), of those judged
+        ``pairs/contradicted`` (the judge prefers the worse) and ``pairs/tied``; ``masked/{right,wrong}``, the share of
+        responses above (below) their group's mean that were masked, and ``masked/groups``, of groups wholly masked."""
         taken, self._metrics = self._metrics, {}
         return taken
 
@@ -130,6 +132,7 @@ class DagrpoMemory:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up what ``state_dict`` gave."""
         self._steps = int(state["steps"])
+        self._delta = self.settings.delta.at(self._steps)
 
     def _delta_of(self, rows: Rows, score: torch.Tensor) -> float:
         delta = self.settings.delta
@@ -143,20 +146,19 @@ class DagrpoMemory:
         # numpy's, because torch's takes 2^24 numbers at most.
         return float(np.quantile(gaps.numpy(), delta.quantile)) if len(gaps) else -math.inf
 
-    def _count(
-        self, rows: Rows, score: torch.Tensor, alone: torch.Tensor | None, mixed: torch.Tensor, alive: torch.Tensor
-    ) -> None:
-        """Of the policy's own responses: a demonstration's pairs are never judged, and would hide what is masked."""
+    def _count(self, rows: Rows, blocks: Sequence[Pairs], alive: torch.Tensor, mask: Mapping[str, Any]) -> None:
+        """Of the policy's own responses and groups that have pairs of their own: with a demonstration every group of
+        failures is mixed, and its pairs are never judged, which would hide what is masked."""
         own = ~rows.columns["demonstration"]
-        mask = {"delta": self._delta, "signed": self.settings.signed, "alone": alone}
-        self._counts.update(_pair_counts(pairs_by_size(rows.rewards, score, rows.stats), own, **mask))
-        right = rows.rewards > rows.stats.per_row(rows.stats.mean)
-        for name, of_class in (("right", own & mixed & right), ("wrong", own & mixed & ~right)):
-            self._counts[name] += int(of_class.sum())
-            self._counts[f"silent_{name}"] += int((of_class & ~alive).sum())
-        groups = len(rows.stats.group[mixed].unique())
+        self._counts.update(_pair_counts(blocks, own, mask))
+        paired = own & _rows_with(blocks, [_among(pairs, own) for pairs in blocks], len(own))
+        mean = rows.stats.per_row(rows.stats.mean)
+        for name, of_class in (("right", rows.rewards > mean), ("wrong", rows.rewards < mean)):
+            self._counts[name] += int((paired & of_class).sum())
+            self._counts[f"silent_{name}"] += int((paired & of_class & ~alive).sum())
+        groups = len(rows.stats.group[paired].unique())
         self._counts["groups"] += groups
-        self._counts["silent_groups"] += groups - len(rows.stats.group[mixed & alive].unique())
+        self._counts["silent_groups"] += groups - len(rows.stats.group[paired & alive].unique())
 
 
 @register_stage("dagrpo", "centre", memory=DagrpoMemory)
@@ -172,21 +174,25 @@ def _of_kept(rows: Rows, keep: torch.Tensor) -> tuple[torch.Tensor, GroupStats]:
     return centre(rows.rewards, stats), stats
 
 
-def _with_pairs(rows: Rows, score: torch.Tensor, alone: torch.Tensor | None, **mask: Any) -> torch.Tensor:
-    """(N,) bool: rows that have a pair left."""
-    found = torch.zeros(len(rows.rewards), dtype=torch.bool)
-    for pairs in pairs_by_size(rows.rewards, score, rows.stats):
-        found[pairs.row] = pairs.kept(**mask, alone=alone).any(dim=-1)
+def _rows_with(blocks: Sequence[Pairs], chosen: Sequence[torch.Tensor], n_rows: int) -> torch.Tensor:
+    """(n_rows,) bool: rows in a pair of ``chosen``, (g, k, k) bool for each of ``blocks``."""
+    found = torch.zeros(n_rows, dtype=torch.bool)
+    for pairs, of_block in zip(blocks, chosen, strict=True):
+        found[pairs.row] = of_block.any(dim=-1)
     return found
 
 
-def _pair_counts(blocks: Iterable[Pairs], own: torch.Tensor, **mask: Any) -> dict[str, int]:
-    """Of the pairs of unequal rewards among the rows ``own``, each once: how many there are, are kept, judged,
-    contradicted, tied."""
+def _among(pairs: Pairs, own: torch.Tensor) -> torch.Tensor:
+    """(g, k, k) bool: pairs of unequal rewards, both of ``own``."""
+    of_group = own[pairs.row]
+    return (pairs.difference != 0) & of_group.unsqueeze(2) & of_group.unsqueeze(1)
+
+
+def _pair_counts(blocks: Iterable[Pairs], own: torch.Tensor, mask: Mapping[str, Any]) -> dict[str, int]:
+    """Of the pairs among the rows ``own``, each once: how many there are, are kept, judged, contradicted, tied."""
     counts = Counter(pairs=0, kept=0, judged=0, contradicted=0, tied=0)
     for pairs in blocks:
-        counted = own[pairs.row]
-        pair = (pairs.difference > 0) & counted.unsqueeze(2) & counted.unsqueeze(1)
+        pair = _among(pairs, own) & (pairs.difference > 0)
         counts["pairs"] += int(pair.sum())
         counts["kept"] += int((pair & pairs.kept(**mask)).sum())
         counts["judged"] += int((pair & ~pairs.gap.isnan()).sum())

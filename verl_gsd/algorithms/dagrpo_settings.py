@@ -19,7 +19,8 @@ class Delta:
     Attributes:
         first, last: at step 1 and from step ``steps`` + 1 on, linear between; equal where fixed.
         steps: 0 where fixed.
-        quantile: of the gaps of the batch at hand, in [0, 1]; the paper's open question of an adaptive delta.
+        quantile: of the gaps of the batch at hand, in [0, 1]; the paper's open question of an adaptive delta. A judge
+            that often contradicts the verifier makes it negative, and then keeps such pairs.
     """
 
     first: float = -math.inf
@@ -29,9 +30,9 @@ class Delta:
 
     def at(self, steps_done: int) -> float:
         """delta after ``steps_done`` steps, where it is no quantile."""
-        if not self.steps:
-            return self.first
-        return self.first + (self.last - self.first) * min(1.0, steps_done / self.steps)
+        if steps_done >= self.steps:
+            return self.last
+        return self.first + (self.last - self.first) * steps_done / self.steps
 
     @property
     def keeps_all(self) -> bool:
@@ -41,6 +42,8 @@ class Delta:
     @classmethod
     def of(cls, value: Any) -> Delta:
         """From a number, ``{from: 1, to: 5, steps: 200}`` or ``{quantile: 0.25}``; a ValueError says what is wrong."""
+        if value == "-.inf":  # what YAML reads as a number, a command line does not
+            value = -math.inf
         if _is_number(value) and not math.isnan(value):
             return cls(float(value), float(value))
         if isinstance(value, Mapping):

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from verl_gsd.algorithms.settings import DIAL_SETTINGS
 from verl_gsd.audit import is_gvpo
 from verl_gsd.trainer.config import Line
+from verl_gsd.trainer.dagrpo_section import is_dagrpo_loss
 from verl_gsd.trainer.own_section import is_ours
 
 
@@ -33,6 +34,20 @@ def _no_kl_loss(config: DictConfig) -> bool:
 def _no_critic(config: DictConfig) -> bool:
     return not (config.algorithm.adv_estimator == "gae" if config.critic.enable is None else config.critic.enable)
 
+
+def _not_scored_by(scorers: tuple[str, ...]) -> Callable[[DictConfig], bool]:
+    return lambda config: config.algorithm.gsd.dagrpo.judge.scorer not in scorers
+
+
+#: Keys of a judge, by the scorers that read them.
+_READ_BY = {
+    "base_url": ("openai",),
+    "api_key_env": ("openai",),
+    "answer": ("openai",),
+    "retries": ("openai",),
+    "model": ("openai", "distilled"),
+    "timeout_s": ("openai", "reward_model"),
+}
 
 _IDLE_KEYS = (
     *(
@@ -74,6 +89,45 @@ _IDLE_KEYS = (
             "only policy_loss.loss_mode=gvpo reads it; write algo=gvpo",
         )
         for name in ("beta", "reference", "normalizer", "var", "cov")
+    ),
+    *(
+        _Idle(
+            f"algorithm.gsd.dagrpo.judge.{name}",
+            _not_scored_by(scorers),
+            f"only judge.scorer={' and '.join(scorers)} reads it",
+        )
+        for name, scorers in _READ_BY.items()
+    ),
+    _Idle(
+        "algorithm.gsd.dagrpo.judge.cache_mb",
+        lambda c: c.algorithm.gsd.dagrpo.judge.cache is None,
+        "algorithm.gsd.dagrpo.judge.cache is null",
+    ),
+    *(
+        _Idle(
+            f"algorithm.gsd.dagrpo.{name}",
+            lambda c: OmegaConf.select(c, "algorithm.gsd.dagrpo.judge") is None,
+            "nobody judges, and every pair counts; write algo=dagrpo or dagrpo_mask",
+        )
+        for name in ("signed", "mask", "rescale", "fail_closed")
+    ),
+    _Idle(
+        "algorithm.gsd.dagrpo.demonstrations.column",
+        lambda c: c.algorithm.gsd.dagrpo.demonstrations.source == "self",
+        "algorithm.gsd.dagrpo.demonstrations.source=self reads no column",
+    ),
+    _Idle(
+        "actor_rollout_ref.actor.policy_loss.gamma",
+        lambda c: c.actor_rollout_ref.actor.policy_loss.get("ratio") == "one",
+        "policy_loss.ratio=one is not shaped",
+    ),
+    *(
+        _Idle(
+            f"actor_rollout_ref.actor.policy_loss.{name}",
+            lambda c: not is_dagrpo_loss(c),
+            "only policy_loss.loss_mode=dagrpo reads it; write algo=dagrpo or dagrpo_anchors",
+        )
+        for name in ("on_policy", "ratio", "gamma")
     ),
     _Idle(
         "algorithm.norm_adv_by_std_in_grpo",

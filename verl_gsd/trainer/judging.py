@@ -41,10 +41,11 @@ class Judging(Part):
         self._waiting: set[str] = set()
         self._asked: set[str] = set()
         self._ended_at = self._ready_at = 0.0  # of the last group in this step, by time.monotonic
+        self._spent = 0.0
         self._tokens = self._shared = 0
 
     def amend(self, groups: Sequence[Group], rows: Tags) -> dict[str, dict[str, Any] | None]:
-        self._ended_at = time.monotonic()
+        start = self._ended_at = time.monotonic()
         mixed = [group for group in groups if len(group.rewards) and group.rewards.min() != group.rewards.max()]
         keys = [key for group in mixed for key in group.keys]
         if not keys:
@@ -57,6 +58,8 @@ class Judging(Part):
             responses = [by_key[key][0] for key in group.keys]
             _, prompt, truth = by_key[group.keys[0]]
             self._ask(group.uid, responses, getattr(prompt, "data", prompt), getattr(truth, "data", truth))
+        self._ended_at = time.monotonic()
+        self._spent += self._ended_at - start
         return {}
 
     def is_ready(self, group: Group) -> bool:
@@ -85,10 +88,10 @@ class Judging(Part):
         return shared | (self._judge.metrics() if self._judge else {})
 
     def timing(self) -> dict[str, float]:
-        """``judge``: seconds from the end of the last group's last session to the last score."""
+        """``judge``: seconds spent on asking, and from the end of the last group's last session to the last score."""
         stalled = max(0.0, self._ready_at - self._ended_at) if self._ready_at else 0.0
-        self._ready_at = 0.0
-        return {"judge": stalled}
+        spent, self._spent, self._ready_at = self._spent + stalled, 0.0, 0.0
+        return {"judge": spent}
 
     def close(self) -> None:
         if self._judge:

@@ -236,9 +236,6 @@ class GroupTrainer(GVPOSteps, PPOTrainer):
     def _compute_metrics(self, batch, *args, **kwargs):
         return super()._compute_metrics(_own_rows(batch), *args, **kwargs)
 
-    def _log_rollout_data(self, batch, *args, **kwargs):
-        return super()._log_rollout_data(_own_rows(batch), *args, **kwargs)
-
     # Checkpoints
 
     def _save_checkpoint(self):

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Collection, Iterator
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from verl_gsd.trainer.config import OUR_MODES
 from verl_gsd.trainer.own_section import own_keys_unknown, stages_wrong
@@ -25,6 +25,7 @@ def validate_with_verl(config: DictConfig) -> None:
             *_reward_function_missing(config),
             *own_keys_unknown(config),
             *stages_wrong(config),
+            *_judge_absent(config),
         ]
         or list(_verl_refuses(config))
     )
@@ -84,6 +85,19 @@ def _reward_function_missing(config: DictConfig) -> Iterator[str]:
         except Exception as error:  # the user's module is imported: it may raise anything
             reason = f"{type(error).__name__}: {error}"
             yield f"reward.custom_reward_function.path={function.path} name={function.name}: {reason}"
+
+
+def _judge_absent(config: DictConfig) -> Iterator[str]:
+    """A judge that does not answer now would leave every pair unjudged, step after step."""
+    section = OmegaConf.select(config, "algorithm.gsd.dagrpo.judge")
+    if section is not None and section.get("scorer") == "openai":
+        from verl_gsd.judge.build import served_model
+        from verl_gsd.judge.settings import Settings
+
+        try:
+            served_model(Settings.of(section))
+        except ValueError as error:
+            yield f"algorithm.gsd.dagrpo.judge.{error}."
 
 
 def _verl_refuses(config: DictConfig) -> Iterator[str]:

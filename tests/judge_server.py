@@ -1,0 +1,61 @@
+"""vLLM's own OpenAI-compatible server with a small model, started as recipes/dagrpo says."""
+
+import os
+import socket
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+ENVIRONMENT = {
+    "VERL_GSD_CPU": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "OMP_NUM_THREADS": "1",
+}
+
+
+def build_judge(folder: Path):
+    """A judge that knows nothing of grading: random weights so large that every text gives another grade."""
+    import torch
+
+    from verl_gsd.tasks import byte_llama
+
+    tokenizer = byte_llama.build_tokenizer()
+    model = byte_llama.build_model(tokenizer, seed=3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter *= 10
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+@contextmanager
+def serving(model: Path, log: Path):
+    """The base URL of a server that answers for ``model`` under the name ``judge``."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
+    command += ["--served-model-name", "judge", "--dtype", "float32", "--max-model-len", "4096", "--enforce-eager"]
+    command += ["--gpu-memory-utilization", "0.2", "--host", "127.0.0.1", "--port", str(port)]
+    with log.open("w") as out:
+        server = subprocess.Popen(command, env=os.environ | ENVIRONMENT, stdout=out, stderr=out, cwd=log.parent)
+    url = f"http://127.0.0.1:{port}/v1"
+    try:
+        while not _answers(url):
+            assert server.poll() is None, log.read_text()[-4000:]
+        yield url
+    finally:
+        server.terminate()
+        server.wait(timeout=60)
+
+
+def _answers(url):
+    try:
+        return httpx.get(f"{url}/models", timeout=1).status_code == 200
+    except httpx.HTTPError:
+        return False

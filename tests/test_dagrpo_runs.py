@@ -1,0 +1,198 @@
+"""DaGRPO on the real stack, against vLLM's own OpenAI server: judged, demonstrated to, killed, and resumed with the
+policy's own successes for demonstrations; as drills, the other arms of the comparison."""
+
+import asyncio
+from collections import defaultdict
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from judge_server import build_judge, serving
+from running import TASK, metrics, remembered, replayed, train_until_killed, verl_gsd
+from test_gvpo_engine import log_probs
+
+from verl_gsd.judge.cache import ScoreCache
+from verl_gsd.judge.openai_scorer import OpenAIScorer
+from verl_gsd.records import read_records
+
+pytestmark = pytest.mark.stack
+
+BATCH, SIZE, SAVED, KILLED, STEPS = 16, 8, 2, 3, 6
+DELTA, GAMMA = 2, 0.1
+JUDGE = "algorithm.gsd.dagrpo.judge"
+SHORT = (
+    *("task=arithmetic", "hardware=cpu", f"data.train_batch_size={BATCH}", "trainer.val_before_train=false"),
+    *("trainer.test_freq=-1", "actor_rollout_ref.actor.optim.lr_warmup_steps=0"),
+    "actor_rollout_ref.actor.optim.lr=1e-5",
+)
+
+
+@pytest.fixture(scope="module")
+def problems(tmp_path_factory):
+    """The same sixteen prompts at every step, by index: of the hardest levels, which a group may well fail."""
+    assert verl_gsd("prepare", "arithmetic").returncode == 0
+    rows = pq.read_table(TASK / "train.parquet")
+    hard = [n for n, extra in enumerate(rows["extra_info"].to_pylist()) if extra["level"] in ("mixed_4", "add_8")]
+    file = tmp_path_factory.mktemp("problems") / "train.parquet"
+    pq.write_table(rows.take(hard[:BATCH]), file)
+    return SimpleNamespace(file=file, by_index={row["extra_info"]["index"]: row for row in rows.to_pylist()})
+
+
+@pytest.fixture(scope="module")
+def run(problems, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dagrpo")
+    build_judge(folder / "judge")
+    cache = folder / "cache.sqlite"
+    with serving(folder / "judge", folder / "judge.log") as url:
+        code, printed = train_until_killed(
+            *("algo=dagrpo", *SHORT, f"data.train_files={problems.file}", f"{JUDGE}.base_url={url}"),
+            *(f"{JUDGE}.cache={cache}", f"algorithm.gsd.dagrpo.delta={DELTA}", "algorithm.gsd.dagrpo.probe_every=2"),
+            *(f"trainer.default_local_dir={folder}/run", f"trainer.total_training_steps={STEPS}"),
+            f"trainer.save_freq={SAVED}",
+            step=KILLED,
+        )
+        assert code == 1, printed
+        with ScoreCache(cache) as scores:
+            at_kill = list(scores.rows())
+        resumed = verl_gsd(
+            *("train", f"resume={folder}/run", "algorithm.gsd.dagrpo.demonstrations.source=self"),
+        )
+        assert resumed.returncode == 0, printed + resumed.stdout + resumed.stderr
+
+        async def asked_again():
+            scorer = OpenAIScorer(url, "judge")
+            again = [await scorer.score(judged.question) for judged in at_kill[:8]]
+            await scorer.close()
+            return again
+
+        again = asyncio.run(asked_again())
+    path = folder / "run"
+    seen = {step: metrics(path, 1 if step <= SAVED else 2)[step] for step in range(1, STEPS + 1)}
+    return SimpleNamespace(
+        path=path, seen=seen, records=read_records(path), at_kill=at_kill, again=again, cache=cache, printed=printed
+    )
+
+
+def test_groups_whose_outcomes_differ_are_judged_by_that_server_and_no_other_is(run):
+    assert [judged.score for judged in run.at_kill[:8]] == run.again
+    for row in run.records.to_pylist():
+        assert (row["dagrpo_pairs"] is not None) == (row["kind"] == "mixed")
+        if row["kind"] == "mixed":
+            assert row["judge_failed"] == 0 and 0 <= row["judge_score"] <= 10
+            assert row["dagrpo_pairs"] == row["correct"] * (row["total"] - row["correct"])
+    for seen in run.seen.values():
+        assert seen["judge/responses"] > 0 and seen["judge/failures/any"] == 0
+
+
+def test_the_mask_keeps_some_pairs_and_drops_others_as_the_scores_in_the_cache_say(run):
+    """Every group's pairs counted again from what the cache holds of its prompt."""
+    kept = sum(row["dagrpo_pairs_kept"] or 0 for row in run.records.to_pylist())
+    pairs = sum(row["dagrpo_pairs"] or 0 for row in run.records.to_pylist())
+    assert 0 < kept < pairs
+    for step, seen in run.seen.items():
+        rows = [row for row in run.records.to_pylist() if row["step"] == step and row["dagrpo_pairs"]]
+        assert seen["dagrpo/pairs/kept"] == pytest.approx(
+            sum(row["dagrpo_pairs_kept"] for row in rows) / sum(row["dagrpo_pairs"] for row in rows)
+        )
+
+
+def test_exactly_the_groups_that_failed_have_a_demonstration_and_still_count_as_failed(run):
+    for row in run.records.to_pylist():
+        assert row["total"] == row["size"] == SIZE, "what it replaced still counts"
+        if row["step"] <= SAVED:
+            assert row["demonstrations"] == (1 if row["kind"] == "all_wrong" else 0)
+    for seen in (run.seen[step] for step in (1, SAVED)):
+        assert seen["dagrpo/demonstrations/found"] == seen["dagrpo/demonstrations/wanted"] > 0
+        assert seen["dagrpo/demonstrations/share"] == seen["dagrpo/demonstrations/found"] / (BATCH * SIZE)
+
+
+def test_the_experts_tokens_reach_the_loss_exactly(run, problems):
+    """At the first step the policy is the model on disk and every ratio is 1: a group's own rows add up to -A of its
+    demonstration, and its demonstration to -A f(p). What verl logs as the loss is then known from the outside."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(TASK / "model", dtype=torch.float64)
+    tokenizer = AutoTokenizer.from_pretrained(TASK / "model")
+    rows = [row for row in run.records.to_pylist() if row["step"] == 1 and row["demonstrations"]]
+    # Rewards 0 seven times and 1 once, centred over their pairs and divided by the sample's sigma.
+    advantage = (SIZE - 1) / SIZE / (np.sqrt(1 / SIZE) + 1e-6)
+    loss, probabilities = 0.0, []
+    for row in rows:
+        problem = problems.by_index[row["index"]]
+        prompt = tokenizer.apply_chat_template(problem["prompt"], add_generation_prompt=True, return_dict=False)
+        response = [*tokenizer.encode(problem["demonstration"], add_special_tokens=False), tokenizer.eos_token_id]
+        with torch.no_grad():
+            p = log_probs(model, {"prompt": torch.tensor(prompt), "response": torch.tensor(response)}).exp()
+        loss += advantage * (1 - float((p / (p + GAMMA)).mean())) / (BATCH * SIZE)
+        probabilities += p.tolist()
+    assert loss > 0
+    assert run.seen[1]["actor/pg_loss"] == pytest.approx(loss, rel=1e-3)
+    assert run.seen[1]["dagrpo/demonstrations/token_probability"] == pytest.approx(np.mean(probabilities), rel=1e-4)
+
+
+def test_what_verl_reports_of_rewards_is_of_the_policys_own_responses(run):
+    for step, seen in run.seen.items():
+        rows = [row for row in run.records.to_pylist() if row["step"] == step]
+        shown = sum(row["demonstrations"] for row in rows)
+        # The responses that were replaced failed: they are missing in verl's mean, and no expert is in it.
+        assert seen["critic/score/mean"] == pytest.approx(sum(row["correct"] for row in rows) / (BATCH * SIZE - shown))
+        assert 0 < seen["actor/grad_norm"] < np.inf
+
+
+def test_the_cache_and_the_memory_go_on_after_a_kill(run):
+    with ScoreCache(run.cache) as scores:
+        later = list(scores.rows())
+    known = {(judged.question, judged.score) for judged in later}
+    assert {(judged.question, judged.score) for judged in run.at_kill} <= known and len(known) == len(later)
+    assert run.seen[SAVED + 1]["judge/cache_hits"] > 0, "the first step of a new process knows what was asked before"
+    steps = dict(zip(run.records["step"].to_pylist(), run.records["attempt"].to_pylist(), strict=True))
+    assert steps == {step: 1 if step <= SAVED else 2 for step in range(1, STEPS + 1)}
+    for step in (SAVED, STEPS):
+        assert remembered(run.path / f"global_step_{step}") == replayed(run.records, step)
+
+
+def test_the_policys_own_success_is_shown_where_the_prompt_fails_later(run):
+    succeeded = defaultdict(set)
+    for row in run.records.to_pylist():
+        if row["step"] > SAVED:
+            before = any(step < row["step"] for step in succeeded[row["index"]])
+            assert row["demonstrations"] == (1 if row["kind"] == "all_wrong" and before else 0)
+            if row["correct"]:
+                succeeded[row["index"]].add(row["step"])
+    shown = [step for step in range(SAVED + 1, STEPS + 1) if run.seen[step]["dagrpo/demonstrations/found"]]
+    assert shown and all(run.seen[step]["dagrpo/demonstrations/age"] >= 1 for step in shown)
+
+
+def test_gradients_are_probed_on_the_steps_asked_for(run):
+    for step, seen in run.seen.items():
+        assert ("dagrpo/probe/cosine" in seen) == (step % 2 == 0)
+        if step % 2 == 0:
+            assert -1 <= seen["dagrpo/probe/cosine"] <= 1
+
+
+@pytest.mark.drill
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("algo=dagrpo_mask", f"{JUDGE}.scorer=stub", "algorithm.gsd.dagrpo.mask=mean", "algorithm.gsd.dagrpo.delta=7"),
+        ("algo=dagrpo_anchors", "algorithm.gsd.dagrpo.demonstrations.mode=always", "trainer.n_gpus_per_node=2"),
+    ],
+    ids=["the mask alone, on responses", "demonstrations alone, in every group, two workers"],
+)
+def test_the_other_arms_run(problems, tmp_path, words):
+    run = tmp_path / "run"
+    done = verl_gsd(
+        *("train", *words, *SHORT, f"data.train_files={problems.file}", f"trainer.default_local_dir={run}"),
+        *("trainer.total_training_steps=3", "trainer.save_freq=-1"),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    seen, records = metrics(run, 1), read_records(run).to_pylist()
+    assert all(0 < seen[step]["actor/grad_norm"] < np.inf for step in (1, 2, 3))
+    if "algo=dagrpo_mask" in words:
+        assert any(seen[step].get("dagrpo/masked/wrong", 0) > 0 for step in (1, 2, 3))
+        assert {row["demonstrations"] for row in records} == {0}
+    else:
+        assert {row["size"] for row in records} == {SIZE - 1} and {row["demonstrations"] for row in records} == {1}
+        assert {row["dagrpo_pairs"] for row in records} == {None}

@@ -1,0 +1,148 @@
+"""Every mistake under DaGRPO that can be seen before Ray starts, and what the audit says of it."""
+
+import re
+
+import pyarrow.parquet as pq
+import pytest
+
+from verl_gsd.audit import audit
+from verl_gsd.trainer import validation
+from verl_gsd.trainer.config import ConfigError
+
+DAGRPO, POLICY = "algorithm.gsd.dagrpo", "actor_rollout_ref.actor.policy_loss"
+JUDGE, SHOWN = f"{DAGRPO}.judge", f"{DAGRPO}.demonstrations"
+
+
+@pytest.fixture
+def check(compose_fast, tiny_task):
+    def check(*words, algo="dagrpo"):
+        words = [f"algo={algo}", "task=arithmetic", "hardware=cpu", f"task.directory={tiny_task}", *words]
+        validation.validate(*compose_fast(*words))
+
+    return check
+
+
+@pytest.mark.parametrize(
+    ("algo", "words"),
+    [
+        ("dagrpo", ()),
+        ("dagrpo_mask", (f"{DAGRPO}.delta={{quantile:0.25}}", f"{DAGRPO}.mask=mean", f"{JUDGE}.scorer=stub")),
+        ("dagrpo_anchors", (f"{SHOWN}.mode=always", f"{SHOWN}.per_group=3", f"{POLICY}.on_policy=gspo")),
+        ("dagrpo", (f"{SHOWN}.source=self", f"{DAGRPO}.delta={{from:1,to:5,steps:9}}", f"{DAGRPO}.probe_every=5")),
+        ("dagrpo_anchors", ("+algorithm.gsd.hadw.preset=hard",)),
+    ],
+)
+def test_right_lines_pass(check, algo, words):
+    check(*words, algo=algo)
+
+
+#: Lines with as many mistakes as go together, each with what is said of it: all are named at once.
+LINES = [
+    {
+        f"{JUDGE}.timeout_s=0": r"judge\.timeout_s=0: write a number of seconds",
+        f"{SHOWN}.mode=never": r"demonstrations\.mode=never: write one of all_fail, always",
+    },
+    {
+        f"{JUDGE}.base_url=http://me:hunter2@judge/v1": r"judge\.base_url: looks like a secret",
+        f"{SHOWN}.per_group=8": r"per_group=8 of actor_rollout_ref\.rollout\.n=8: no response",
+        f"{POLICY}.ratio=two": r"policy_loss\.ratio=two: write one of shaped, one",
+        "algorithm.rollout_correction.bypass_mode=true": r"bypass_mode=true: .*no log-probabilities of a demonstration",
+        "critic.enable=true": r"critic\.enable=true: a critic would learn",
+    },
+    {
+        f"{JUDGE}.scorer=stub": "",
+        f"{JUDGE}.base_url=http://judge/v1": r"base_url=http://judge/v1 does nothing: only judge\.scorer=openai",
+        f"{SHOWN}.source=self": "",
+        f"{SHOWN}.column=solution": r"column=solution does nothing: .*source=self reads no column",
+        f"{POLICY}.ratio=one": "",
+        f"{POLICY}.gamma=0.2": r"gamma=0\.2 does nothing: policy_loss\.ratio=one is not shaped",
+    },
+    {f"{POLICY}.on_policy=clip_cov": r"policy_loss\.on_policy=clip_cov: write one of vanilla, gspo"},
+    {f"{POLICY}.gamma=0": r"policy_loss\.gamma=0: write a finite number above 0"},
+    {f"{JUDGE}.scorer=oracle": r"judge\.scorer=oracle: write one of openai, reward_model, distilled, stub"},
+    {f"{JUDGE}.scorer=distilled": r"judge\.model=None: no head\.json there"},
+    {f"{JUDGE}.scorer=reward_model": r"judge\.scorer=reward_model with reward\.reward_model\.enable=False"},
+    {f"{JUDGE}.concurrency=0": r"judge\.concurrency=0: write a whole number"},
+    {f"+{JUDGE}.urls=x": r"judge\.urls: no such key"},
+    {f"+{SHOWN}.kolumn=x": r"demonstrations\.kolumn: no such key"},
+    {f"{DAGRPO}.delta=high": r"algorithm\.gsd\.dagrpo: delta=high: write a number"},
+    {f"{DAGRPO}.delta=-inf": r"delta=-inf with algorithm\.gsd\.dagrpo\.judge: no score is ever looked at"},
+    {f"{JUDGE}=null": r"delta=3 without algorithm\.gsd\.dagrpo\.judge: there are no scores"},
+    {f"{SHOWN}=null": r"loss_mode=dagrpo without algorithm\.gsd\.dagrpo\.demonstrations"},
+    {f"{POLICY}.loss_mode=vanilla": r"loss_mode=vanilla with algorithm\.gsd\.dagrpo\.demonstrations"},
+    {f"{DAGRPO}.probe_every=0": r"probe_every=0: write a number of steps"},
+    {f"{DAGRPO}.mask=median": r"mask=median: write one of pairs, min, mean, max"},
+]
+
+
+@pytest.mark.parametrize("line", LINES, ids=lambda line: next(iter(line)))
+def test_mistakes_are_named_with_what_to_write(check, line):
+    with pytest.raises(ConfigError) as refused:
+        check(*line)
+    said = str(refused.value).splitlines()
+    for message in filter(None, line.values()):
+        assert any(re.search(message, one) for one in said), said
+    assert "hunter2" not in str(refused.value)
+
+
+def test_a_column_that_is_not_there_is_named_with_those_that_are(check, tiny_task, tmp_path):
+    copy = tmp_path / "train.parquet"
+    pq.write_table(pq.read_table(tiny_task / "train.parquet"), copy)
+    check(f"data.train_files={copy}")
+    with pytest.raises(
+        ConfigError, match=r"column=solution: data\.train_files=.* has no such column. It has .*ability"
+    ):
+        check(f"data.train_files={copy}", f"{SHOWN}.column=solution")
+
+
+def test_knobs_of_a_mask_that_nobody_judges_for_do_nothing(check):
+    with pytest.raises(ConfigError, match=r"mask=min does nothing: nobody judges"):
+        check(f"+{DAGRPO}.mask=min", algo="dagrpo_anchors")
+
+
+def test_gvpo_goes_with_none_of_it(check):
+    with pytest.raises(ConfigError, match=r"algorithm\.gsd\.dagrpo: GVPO's weights must sum to zero"):
+        check(f"+{DAGRPO}.delta=-.inf", algo="gvpo")
+
+
+def test_a_task_that_is_made_anew_is_not_asked_for_its_columns(check, tmp_path):
+    check(f"task.directory={tmp_path}/task")
+
+
+def test_the_audit_says_what_is_masked_and_who_is_shown(compose_fast, tiny_task):
+    def words(algo, *further):
+        config, _ = compose_fast(f"algo={algo}", "task=arithmetic", "hardware=cpu", *further)
+        return "\n".join(audit(config).lines())
+
+    both = words("dagrpo", "+algorithm.gsd.hadw.preset=soft")
+    assert "scores by a judge (openai) differ by 3" in both and "an expert's response in a group that failed" in both
+    assert both.index("DaGRPO") < both.index("HA-DW's factor") < both.index("joined by")
+    anchors = words("dagrpo_anchors", f"{SHOWN}.source=self", f"{SHOWN}.mode=always")
+    assert "judge" not in anchors and "an earlier success of the policy's own in every group" in anchors
+    assert "judge" not in words("grpo")
+
+
+def test_the_arithmetic_data_has_a_demonstration_that_its_own_verifier_accepts(tiny_task):
+    from verl_gsd.tasks.arithmetic import compute_score
+
+    for row in pq.read_table(tiny_task / "train.parquet").to_pylist():
+        truth = row["reward_model"]["ground_truth"]
+        assert compute_score(row["data_source"], row["demonstration"], truth)["acc"] == 1.0
+
+
+class TestTheJudge:
+    """Asked before Ray starts whether it is there."""
+
+    def problems(self, compose_fast, url, *words):
+        pytest.importorskip("verl")
+        from verl_gsd.trainer.validation_with_verl import _judge_absent
+
+        config, _ = compose_fast("algo=dagrpo", "task=arithmetic", "hardware=cpu", f"{JUDGE}.base_url={url}", *words)
+        return "".join(_judge_absent(config))
+
+    def test_no_server(self, compose_fast):
+        said = self.problems(compose_fast, "http://127.0.0.1:9/v1")
+        assert re.search(r"judge\.base_url=http://127\.0\.0\.1:9/v1: no judge answers there .* scorer=stub", said)
+
+    def test_another_kind_of_scorer_is_not_looked_for(self, compose_fast):
+        assert self.problems(compose_fast, "http://127.0.0.1:9/v1", f"{JUDGE}.scorer=stub") == ""
