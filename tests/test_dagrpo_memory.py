@@ -1,219 +1,40 @@
-"""DaGRPO's stage in the chain: its settings, whose scores it reads, what it masks, counts and remembers."""
+"""DaGRPO's stage in the chain: whose scores it reads, what it masks, and what it remembers."""
 
 import itertools
 import json
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
+from dagrpo_groups import (
+    INF,
+    NAN,
+    SCORES,
+    R,
+    alive_by_hand,
+    batch_of,
+    batches,
+    chained,
+    deltas,
+    gap,
+    group,
+    is_kept_row,
+    masks,
+    mixed_by_hand,
+    through,
+)
 from hypothesis import given
 from hypothesis import strategies as st
-from omegaconf import OmegaConf
 
 from verl_gsd.algorithms import chain
 from verl_gsd.algorithms.dagrpo import rectified_advantage
 from verl_gsd.algorithms.dagrpo_memory import DagrpoMemory
-from verl_gsd.algorithms.dagrpo_settings import Delta, Settings
+from verl_gsd.algorithms.dagrpo_settings import Delta
 from verl_gsd.algorithms.dial import dial_advantage
 from verl_gsd.algorithms.hadw import hadw_factor
 from verl_gsd.algorithms.hadw_memory import HadwMemory
-from verl_gsd.groups import Group, Member
-from verl_gsd.records import Left, describe
-
-NAN, INF = math.nan, math.inf
-UIDS = itertools.count()
-R, SCORES = [1, 0, 1, 0], [8, 3, 5, 4]
-
-
-# Settings
-
-
-@pytest.mark.parametrize("wrap", [dict, OmegaConf.create], ids=["dict", "OmegaConf"])
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [
-        (3, Delta(3.0, 3.0)),
-        (-0.5, Delta(-0.5, -0.5)),
-        (-INF, Delta(-INF, -INF)),
-        (INF, Delta(INF, INF)),
-        ({"from": 1, "to": 5, "steps": 200}, Delta(1.0, 5.0, 200)),
-        ({"from": 5, "to": -1.5, "steps": 1}, Delta(5.0, -1.5, 1)),
-        ({"quantile": 0.25}, Delta(quantile=0.25)),
-        ({"quantile": 0}, Delta(quantile=0.0)),
-        ({"quantile": 1}, Delta(quantile=1.0)),
-    ],
-)
-def test_a_delta_is_a_number_a_way_or_a_quantile(wrap, value, expected):
-    section = wrap({"delta": value, "judge": {"scorer": "stub"}, "demonstrations": None})
-    assert Settings.of(section) == Settings(expected)
-    assert Delta.of(section["delta"]) == expected
-
-
-def test_only_a_delta_that_is_minus_infinity_for_good_needs_no_judge():
-    assert Delta.of(-INF).keeps_all
-    for value in (-100, INF, {"quantile": 0.0}, {"from": -5, "to": -5, "steps": 1}):
-        assert not Delta.of(value).keeps_all
-
-
-def test_every_key_of_the_section_is_read_and_null_is_the_default():
-    given_ = {"signed": False, "mask": "mean", "rescale": True, "fail_closed": True, "probe_every": 7}
-    expected = Settings(Delta(1.0, 1.0), False, "mean", True, True, 7)
-    assert Settings.of(OmegaConf.create({"delta": 1} | given_)) == expected
-    assert Settings.of(OmegaConf.create({"delta": 1} | dict.fromkeys(given_))) == Settings(Delta(1.0, 1.0))
-
-
-@pytest.mark.parametrize("wrap", [dict, OmegaConf.create], ids=["dict", "OmegaConf"])
-@pytest.mark.parametrize(
-    ("section", "words"),
-    [
-        ({"delta": None}, "delta=None: write a number on the judge's scale"),
-        ({"signed": True}, "delta=None"),
-        ({"delta": NAN}, "delta=nan"),
-        ({"delta": "3"}, "delta=3"),
-        ({"delta": True}, "delta=True"),
-        ({"delta": [1, 3]}, r"delta=\[1, 3\]"),
-        ({"delta": {}}, r"delta=\{\}"),
-        ({"delta": {"quantile": 1.5}}, r"delta=\{'quantile': 1\.5\}"),
-        ({"delta": {"quantile": -0.1}}, "delta="),
-        ({"delta": {"quantile": NAN}}, "delta="),
-        ({"delta": {"quantile": True}}, "delta="),
-        ({"delta": {"quantile": "0.5"}}, "delta="),
-        ({"delta": {"quantile": 0.5, "steps": 3}}, "delta="),
-        ({"delta": {"from": 1, "to": 5}}, "delta="),
-        ({"delta": {"from": 1, "steps": 5}}, "delta="),
-        ({"delta": {"from": 1, "to": 5, "steps": 0}}, "delta="),
-        ({"delta": {"from": 1, "to": 5, "steps": 2.0}}, "delta="),
-        ({"delta": {"from": 1, "to": 5, "steps": True}}, "delta="),
-        ({"delta": {"from": -INF, "to": 5, "steps": 2}}, "delta="),
-        ({"delta": {"from": 1, "to": NAN, "steps": 2}}, "delta="),
-        ({"delta": {"from": "1", "to": 5, "steps": 2}}, "delta="),
-        ({"delta": {"from": 1, "to": 5, "steps": 2, "quantile": 0.5}}, "delta="),
-        ({"delta": 3, "signed": "no"}, "signed=no: write true or false"),
-        ({"delta": 3, "rescale": 1}, "rescale=1: write true or false"),
-        ({"delta": 3, "fail_closed": "yes"}, "fail_closed=yes: write true or false"),
-        ({"delta": 3, "mask": "median"}, "mask=median: write one of pairs, min, mean, max"),
-        ({"delta": 3, "mask": ["min"]}, r"mask=\['min'\]"),
-        ({"delta": 3, "probe_every": 0}, "probe_every=0: write a number of steps, 1 or more, or null"),
-        ({"delta": 3, "probe_every": 2.0}, r"probe_every=2\.0"),
-        ({"delta": 3, "probe_every": True}, "probe_every=True"),
-        ({"delta": 3, "detla": 3, "margin": 1}, "detla, margin: no such key. Keys are delta, signed, mask, .*judge"),
-    ],
-)
-def test_a_wrong_value_is_refused_and_its_key_named(wrap, section, words):
-    with pytest.raises(ValueError, match=words):
-        Settings.of(wrap(section))
-    with pytest.raises(ValueError, match=r"algorithm\.gsd\.dagrpo: "):
-        chain.build_memory("dagrpo", wrap({"dagrpo": section}))
-
-
-# The stage. A batch is written as its groups; a group's demonstrations stand in the places of its last responses.
-
-
-@dataclass
-class Row:
-    """A row of a batch as the references below see it."""
-
-    label: int
-    reward: float
-    score: float
-    demonstration: bool = False
-    failed: bool = False
-
-
-def group(rewards, scores=None, demonstrations=0):
-    rewards = np.array(rewards, np.float64)
-    scores = None if scores is None else np.array(scores, np.float64)
-    tokens = np.ones(len(rewards), np.int64)
-    return Group(f"uid{next(UIDS)}", "math", 0, rewards, rewards, tokens, (), scores, demonstrations)
-
-
-def batch_of(*groups):
-    """(members, rows): what each row of the batch is, and the same for a reference."""
-    members, rows = [], []
-    for label, of in enumerate(groups):
-        own = len(of.rewards) - of.demonstrations
-        for place in range(own):
-            score = NAN if of.scores is None else float(of.scores[place])
-            members.append(Member(of, place))
-            rows.append(Row(label, float(of.rewards[place]), score, failed=of.scores is not None and math.isnan(score)))
-        for _ in range(of.demonstrations):
-            members.append(Member(of, None))
-            rows.append(Row(label, 1.0, NAN, demonstration=True))
-    return members, rows
-
-
-def chained(memory, groups, section, *, alpha=0.0, ddof=1, eps=1e-6, order=None, **sections):
-    """Advantages of a batch through the chain, as a trainer runs it."""
-    members, rows = batch_of(*groups)
-    order = range(len(rows)) if order is None else order
-    rewards = torch.tensor([rows[row].reward for row in order], dtype=torch.float64)
-    gsd = {"alpha": alpha, "ddof": ddof, "eps": eps, "dagrpo": section} | sections
-    columns = memory.columns([members[row] for row in order], groups)
-    return chain.advantages(rewards, [rows[row].label for row in order], gsd, columns=columns)
-
-
-def through(section, *groups, **settings):
-    return chained(DagrpoMemory(section), groups, section, **settings).tolist()
-
-
-def gap(a, b, signed=True):
-    """The better one's score less the worse one's."""
-    found = a.score - b.score if a.reward > b.reward else b.score - a.score
-    return found if signed else abs(found)
-
-
-def others(rows, row):
-    """The rows of another reward in a row's group."""
-    return [other for other in rows if other.label == row.label and other.reward != row.reward]
-
-
-def is_kept_pair(a, b, delta, signed, closed):
-    if a.demonstration or b.demonstration:
-        return True
-    if closed and (a.failed or b.failed):
-        return False
-    return math.isnan(gap(a, b)) or gap(a, b, signed) >= delta
-
-
-def is_kept_row(rows, row, delta, by, signed, closed):
-    if closed and row.failed:
-        return False
-    gaps = [gap(row, other, signed) for other in others(rows, row) if not math.isnan(gap(row, other))]
-    return not gaps or {"min": min, "max": max, "mean": lambda of: sum(of) / len(of)}[by](gaps) >= delta
-
-
-def alive_by_hand(rows, mask, delta, signed=True, closed=False):
-    """One bool a row: whether anything is left that moves it."""
-    if mask == "pairs":
-        return [any(is_kept_pair(row, other, delta, signed, closed) for other in others(rows, row)) for row in rows]
-    kept = [is_kept_row(rows, row, delta, mask, signed, closed) for row in rows]
-    left = [
-        {of.reward for of, stays in zip(rows, kept, strict=True) if stays and of.label == row.label} for row in rows
-    ]
-    return [is_kept and len(rewards) > 1 for is_kept, rewards in zip(kept, left, strict=True)]
-
-
-def mixed_by_hand(rows):
-    return [bool(others(rows, row)) for row in rows]
-
-
-score = st.one_of(st.integers(0, 10).map(float), st.just(NAN))
-binary, graded = (st.sampled_from(values) for values in ([0.0, 1.0], [0.0, 0.5, 1.0]))
-
-
-@st.composite
-def groups_of(draw, reward=graded, demonstrated=True):
-    size = draw(st.integers(1, 5))
-    rewards = draw(st.lists(reward, min_size=size, max_size=size))
-    scores = draw(st.one_of(st.none(), st.lists(score, min_size=size, max_size=size)))
-    return group(rewards, scores, draw(st.integers(0, size - 1)) if demonstrated else 0)
-
-
-batches = st.lists(groups_of(), min_size=1, max_size=4)
-deltas = st.sampled_from([-INF, -2.0, 0.0, 1.0, 3.0, 5.0, INF])
-masks = st.sampled_from(["pairs", "min", "mean", "max"])
+from verl_gsd.groups import Member
 
 
 def test_the_examples_of_the_definition():
@@ -467,173 +288,3 @@ def test_a_demonstration_is_weighed_by_the_accuracy_of_the_policys_own_responses
     found = both({"delta": 3}, {"preset": 0.5, "lambda_scale": 1.0}, failed, alpha=0.0)
     factor = torch.tensor([math.exp(-0.5)] * 3 + [math.exp(0.5)], dtype=torch.float64)
     torch.testing.assert_close(found, plain * factor)
-
-
-# Figures of a step
-
-NAMES = {
-    "dagrpo/delta",
-    "dagrpo/pairs/kept",
-    "dagrpo/pairs/judged",
-    "dagrpo/pairs/contradicted",
-    "dagrpo/pairs/tied",
-    "dagrpo/masked/right",
-    "dagrpo/masked/wrong",
-    "dagrpo/masked/groups",
-}
-
-
-def is_paired(rows, row):
-    """Whether a response of the policy's own has another of its group to be compared with."""
-    return not row.demonstration and any(not other.demonstration for other in others(rows, row))
-
-
-def counted_by_hand(batches, mask, delta, signed, closed):
-    """The step's figures, of responses that form a pair with another; right and wrong are above and below their group's
-    mean, demonstrations included in that."""
-    pairs = kept = judged = contradicted = tied = mixed_groups = silent = 0
-    classes = {"right": [], "wrong": []}
-    for groups in batches:
-        rows = batch_of(*groups)[1]
-        alive = alive_by_hand(rows, mask, delta, signed, closed)
-        for a, b in itertools.combinations([row for row in rows if not row.demonstration], 2):
-            if a.label == b.label and a.reward != b.reward:
-                pairs += 1
-                kept += is_kept_pair(a, b, delta, signed, closed)
-                judged += not math.isnan(gap(a, b))
-                contradicted += gap(a, b) < 0
-                tied += gap(a, b) == 0
-        for row, is_alive in zip(rows, alive, strict=True):
-            of_group = [other.reward for other in rows if other.label == row.label]
-            if is_paired(rows, row):
-                mean = sum(of_group) / len(of_group)
-                if row.reward != mean:
-                    classes["right" if row.reward > mean else "wrong"].append(not is_alive)
-        for label in range(len(groups)):
-            of_group = [number for number, row in enumerate(rows) if row.label == label]
-            paired = [number for number in of_group if is_paired(rows, rows[number])]
-            mixed_groups += bool(paired)
-            silent += bool(paired) and not any(alive[number] for number in paired)
-    shares = {
-        "pairs/kept": (kept, pairs),
-        "pairs/judged": (judged, pairs),
-        "pairs/contradicted": (contradicted, judged),
-        "pairs/tied": (tied, judged),
-        "masked/right": (sum(classes["right"]), len(classes["right"])),
-        "masked/wrong": (sum(classes["wrong"]), len(classes["wrong"])),
-        "masked/groups": (silent, mixed_groups),
-    }
-    found = {f"dagrpo/{name}": part / whole for name, (part, whole) in shares.items() if whole}
-    return found if math.isinf(delta) else found | {"dagrpo/delta": delta}
-
-
-steps = st.lists(st.lists(groups_of(binary), min_size=1, max_size=3), max_size=3)
-
-
-@given(st.lists(steps, min_size=1, max_size=3), deltas, masks, st.booleans(), st.booleans())
-def test_the_figures_of_a_step_are_those_counted_by_hand_over_its_batches(run, delta, mask, signed, closed):
-    section = {"delta": delta, "mask": mask, "signed": signed, "fail_closed": closed}
-    memory = DagrpoMemory(section)
-    for step in run:
-        for groups in step:
-            chained(memory, groups, section)
-        memory.commit([])
-        found = memory.metrics()
-        assert found == pytest.approx(counted_by_hand(step, mask, delta, signed, closed))
-        assert set(found) <= NAMES
-        assert memory.metrics() == {}, "they are of one step and taken once"
-
-
-def test_the_figures_of_a_step_by_example_and_their_names():
-    section = {"delta": 3}
-    memory = DagrpoMemory(section)
-    # Gaps 5, 4, 2, 1; then -7 and 0, both masked, and a pair that nobody judged; then a group of no difference.
-    chained(memory, [group(R, SCORES), group([1, 0, 0], [2, 9, 2])], section)
-    chained(memory, [group([1, 0]), group([0, 0, 0], [1, 2, 3])], section)
-    memory.commit([])
-    found = memory.metrics()
-    assert found == {
-        "dagrpo/delta": 3,
-        "dagrpo/pairs/kept": 3 / 7,
-        "dagrpo/pairs/judged": 6 / 7,
-        "dagrpo/pairs/contradicted": 1 / 6,
-        "dagrpo/pairs/tied": 1 / 6,
-        "dagrpo/masked/right": 2 / 4,
-        "dagrpo/masked/wrong": 2 / 5,
-        "dagrpo/masked/groups": 1 / 3,
-    }
-    assert set(found) == NAMES
-    assert not [name for name in found for word in ("max", "min", "sum", "total") if word in name]
-
-
-def figures(section, *groups):
-    memory = DagrpoMemory(section)
-    chained(memory, groups, section)
-    memory.commit([])
-    return memory.metrics()
-
-
-def test_demonstrations_are_not_counted():
-    section = {"delta": 3}
-    memory = DagrpoMemory(section)
-    chained(memory, [group([0, 0, 0], demonstrations=1), group([1, 0, 0], [9, 1, 5], demonstrations=1)], section)
-    memory.commit([])
-    found = memory.metrics()
-    assert found["dagrpo/pairs/kept"] == found["dagrpo/pairs/judged"] == 1, "the one pair of two own responses"
-    assert found["dagrpo/masked/right"] == found["dagrpo/masked/wrong"] == 0
-    assert "dagrpo/pairs/kept" not in figures(section, group([0, 0, 0], demonstrations=1))
-
-
-def test_a_response_at_its_groups_mean_is_neither_right_nor_wrong():
-    """The middle one lost its pairs, and the other two have theirs."""
-    found = figures({"delta": 5}, group([1, 0.5, 0], [9, 5, 1]))
-    assert found["dagrpo/pairs/kept"] == 1 / 3
-    assert found["dagrpo/masked/right"] == 0 and found["dagrpo/masked/wrong"] == 0
-
-
-def test_the_records_have_a_groups_own_pairs_and_judgements():
-    section = {"delta": 3}
-    memory, of = DagrpoMemory(section), group(R, [8, NAN, 2, 4])
-    chained(memory, [of], section)
-    # Pairs: 8 over 4 kept, 2 over 4 contradicted, two that nobody could judge kept.
-    assert memory.record(of) == {
-        "dagrpo_pairs": 4,
-        "dagrpo_pairs_kept": 3,
-        "dagrpo_pairs_contradicted": 1,
-        "judge_failed": 1,
-        "judge_score": pytest.approx(14 / 3),
-    }
-    closed = DagrpoMemory(section | {"fail_closed": True})
-    assert closed.record(of)["dagrpo_pairs_kept"] == 1
-    assert DagrpoMemory({"delta": 3, "signed": False}).record(group(R, [8, 9, 2, 4]))["dagrpo_pairs_kept"] == 2
-    nobody = memory.record(group(R, [NAN] * 4))
-    assert (nobody["judge_failed"], nobody["judge_score"], nobody["dagrpo_pairs_kept"]) == (4, None, 4)
-    assert memory.record(group(R)) == memory.record(group([1], [5])) == memory.record(group([], [])) == {}
-    (row,) = describe([Left(of, "trained", memory.record(of))], step=1, attempt=1, alpha=1.0).to_pylist()
-    assert (row["dagrpo_pairs"], row["dagrpo_pairs_kept"], row["judge_failed"]) == (4, 3, 1)
-
-
-@given(groups_of(demonstrated=False), deltas, st.booleans(), st.booleans())
-def test_a_group_is_recorded_as_its_step_counted_it(of, delta, signed, closed):
-    section = {"delta": delta, "signed": signed, "fail_closed": closed}
-    memory = DagrpoMemory(section)
-    chained(memory, [of], section)
-    recorded = memory.record(of)
-    memory.commit([of])
-    found = memory.metrics()
-    if recorded and recorded["dagrpo_pairs"]:
-        assert recorded["dagrpo_pairs_kept"] == pytest.approx(found["dagrpo/pairs/kept"] * recorded["dagrpo_pairs"])
-        judged = round(found["dagrpo/pairs/judged"] * recorded["dagrpo_pairs"])
-        contradicted = judged * found.get("dagrpo/pairs/contradicted", 0)
-        assert recorded["dagrpo_pairs_contradicted"] == pytest.approx(contradicted)
-
-
-def test_a_record_has_the_delta_of_its_step():
-    section = {"delta": {"from": 1, "to": 5, "steps": 1}}
-    memory, kept = DagrpoMemory(section), []
-    for _ in range(2):
-        of = group(R, SCORES)
-        chained(memory, [of], section)
-        kept.append(memory.record(of)["dagrpo_pairs_kept"])
-        memory.commit([of])
-    assert kept == [4, 1]

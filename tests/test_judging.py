@@ -134,3 +134,43 @@ def test_a_group_that_is_evicted_unjudged_asks_for_nothing_more(judging):
     buffer._sync_metadata_from_transfer_queue()
     buffer._clear_groups("train", {"a1"})
     assert part._asked == part._waiting == set()
+
+
+@pytest.mark.parametrize(
+    ("answer", "found"),
+    [({"reward_score": 1.25}, 1.25), ({}, "unreadable"), (RuntimeError("broken"), "server_error"), (None, "timed_out")],
+    ids=["a score", "no score", "a worker that fails", "a worker that does not answer"],
+)
+def test_verls_reward_model_is_asked_through_its_own_workers(answer, found):
+    """Through a stub of the worker: a reward model needs a pool of accelerators."""
+    import asyncio
+
+    import ray
+
+    from verl_gsd.judge.scorer import Question
+    from verl_gsd.tasks.byte_llama import build_tokenizer
+    from verl_gsd.trainer.reward_model import RewardModelScorer
+
+    @ray.remote(num_cpus=0)
+    class StubRewardWorker:
+        def compute_score_disrm(self, data):
+            if answer is None:
+                threading.Event().wait()
+            if isinstance(answer, Exception):
+                raise answer
+            assert data.non_tensor_batch["raw_prompt"][0] == [{"role": "user", "content": "3+8="}]
+            assert data.batch["responses"].tolist() == [[16, 16]] and data.batch["attention_mask"].tolist() == [[1, 1]]
+            return answer
+
+    worker = StubRewardWorker.remote()
+    scorer = RewardModelScorer([worker], build_tokenizer(), "rm-7b", timeout_s=0.5 if answer is None else 60)
+    try:
+        asked = scorer.score(Question("3+8=", "11", "11"))
+        if isinstance(found, float):
+            assert asyncio.run(asked) == found
+        else:
+            with pytest.raises(JudgementError) as failure:
+                asyncio.run(asked)
+            assert failure.value.reason == found
+    finally:
+        ray.kill(worker)

@@ -1,0 +1,124 @@
+"""Batches for DaGRPO's stage, written as their groups, and what is left of them counted by hand."""
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from hypothesis import strategies as st
+
+from verl_gsd.algorithms import chain
+from verl_gsd.algorithms.dagrpo_memory import DagrpoMemory
+from verl_gsd.groups import Group, Member
+
+NAN, INF = math.nan, math.inf
+UIDS = itertools.count()
+R, SCORES = [1, 0, 1, 0], [8, 3, 5, 4]
+
+# The stage. A batch is written as its groups; a group's demonstrations stand in the places of its last responses.
+
+
+@dataclass
+class Row:
+    """A row of a batch as the references below see it."""
+
+    label: int
+    reward: float
+    score: float
+    demonstration: bool = False
+    failed: bool = False
+
+
+def group(rewards, scores=None, demonstrations=0):
+    rewards = np.array(rewards, np.float64)
+    scores = None if scores is None else np.array(scores, np.float64)
+    tokens = np.ones(len(rewards), np.int64)
+    return Group(f"uid{next(UIDS)}", "math", 0, rewards, rewards, tokens, (), scores, demonstrations)
+
+
+def batch_of(*groups):
+    """(members, rows): what each row of the batch is, and the same for a reference."""
+    members, rows = [], []
+    for label, of in enumerate(groups):
+        own = len(of.rewards) - of.demonstrations
+        for place in range(own):
+            score = NAN if of.scores is None else float(of.scores[place])
+            members.append(Member(of, place))
+            rows.append(Row(label, float(of.rewards[place]), score, failed=of.scores is not None and math.isnan(score)))
+        for _ in range(of.demonstrations):
+            members.append(Member(of, None))
+            rows.append(Row(label, 1.0, NAN, demonstration=True))
+    return members, rows
+
+
+def chained(memory, groups, section, *, alpha=0.0, ddof=1, eps=1e-6, order=None, **sections):
+    """Advantages of a batch through the chain, as a trainer runs it."""
+    members, rows = batch_of(*groups)
+    order = range(len(rows)) if order is None else order
+    rewards = torch.tensor([rows[row].reward for row in order], dtype=torch.float64)
+    gsd = {"alpha": alpha, "ddof": ddof, "eps": eps, "dagrpo": section} | sections
+    columns = memory.columns([members[row] for row in order], groups)
+    return chain.advantages(rewards, [rows[row].label for row in order], gsd, columns=columns)
+
+
+def through(section, *groups, **settings):
+    return chained(DagrpoMemory(section), groups, section, **settings).tolist()
+
+
+def gap(a, b, signed=True):
+    """The better one's score less the worse one's."""
+    found = a.score - b.score if a.reward > b.reward else b.score - a.score
+    return found if signed else abs(found)
+
+
+def others(rows, row):
+    """The rows of another reward in a row's group."""
+    return [other for other in rows if other.label == row.label and other.reward != row.reward]
+
+
+def is_kept_pair(a, b, delta, signed, closed):
+    if a.demonstration or b.demonstration:
+        return True
+    if closed and (a.failed or b.failed):
+        return False
+    return math.isnan(gap(a, b)) or gap(a, b, signed) >= delta
+
+
+def is_kept_row(rows, row, delta, by, signed, closed):
+    if closed and row.failed:
+        return False
+    gaps = [gap(row, other, signed) for other in others(rows, row) if not math.isnan(gap(row, other))]
+    return not gaps or {"min": min, "max": max, "mean": lambda of: sum(of) / len(of)}[by](gaps) >= delta
+
+
+def alive_by_hand(rows, mask, delta, signed=True, closed=False):
+    """One bool a row: whether anything is left that moves it."""
+    if mask == "pairs":
+        return [any(is_kept_pair(row, other, delta, signed, closed) for other in others(rows, row)) for row in rows]
+    kept = [is_kept_row(rows, row, delta, mask, signed, closed) for row in rows]
+    left = [
+        {of.reward for of, stays in zip(rows, kept, strict=True) if stays and of.label == row.label} for row in rows
+    ]
+    return [is_kept and len(rewards) > 1 for is_kept, rewards in zip(kept, left, strict=True)]
+
+
+def mixed_by_hand(rows):
+    return [bool(others(rows, row)) for row in rows]
+
+
+score = st.one_of(st.integers(0, 10).map(float), st.just(NAN))
+binary, graded = (st.sampled_from(values) for values in ([0.0, 1.0], [0.0, 0.5, 1.0]))
+
+
+@st.composite
+def groups_of(draw, reward=graded, demonstrated=True):
+    size = draw(st.integers(1, 5))
+    rewards = draw(st.lists(reward, min_size=size, max_size=size))
+    scores = draw(st.one_of(st.none(), st.lists(score, min_size=size, max_size=size)))
+    return group(rewards, scores, draw(st.integers(0, size - 1)) if demonstrated else 0)
+
+
+batches = st.lists(groups_of(), min_size=1, max_size=4)
+deltas = st.sampled_from([-INF, -2.0, 0.0, 1.0, 3.0, 5.0, INF])
+masks = st.sampled_from(["pairs", "min", "mean", "max"])

@@ -1,0 +1,194 @@
+"""What DaGRPO's mask did, in metrics and records, against counting by hand."""
+
+import itertools
+import math
+
+import pytest
+from dagrpo_groups import (
+    NAN,
+    SCORES,
+    R,
+    alive_by_hand,
+    batch_of,
+    binary,
+    chained,
+    deltas,
+    gap,
+    group,
+    groups_of,
+    is_kept_pair,
+    masks,
+    others,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+
+from verl_gsd.algorithms.dagrpo_memory import DagrpoMemory
+from verl_gsd.records import Left, describe
+
+NAMES = {
+    "dagrpo/delta",
+    "dagrpo/pairs/kept",
+    "dagrpo/pairs/judged",
+    "dagrpo/pairs/contradicted",
+    "dagrpo/pairs/tied",
+    "dagrpo/masked/right",
+    "dagrpo/masked/wrong",
+    "dagrpo/masked/groups",
+}
+
+
+def is_paired(rows, row):
+    """Whether a response of the policy's own has another of its group to be compared with."""
+    return not row.demonstration and any(not other.demonstration for other in others(rows, row))
+
+
+def counted_by_hand(batches, mask, delta, signed, closed):
+    """The step's figures, of responses that form a pair with another; right and wrong are above and below their group's
+    mean, demonstrations included in that."""
+    pairs = kept = judged = contradicted = tied = mixed_groups = silent = 0
+    classes = {"right": [], "wrong": []}
+    for groups in batches:
+        rows = batch_of(*groups)[1]
+        alive = alive_by_hand(rows, mask, delta, signed, closed)
+        for a, b in itertools.combinations([row for row in rows if not row.demonstration], 2):
+            if a.label == b.label and a.reward != b.reward:
+                pairs += 1
+                kept += is_kept_pair(a, b, delta, signed, closed)
+                judged += not math.isnan(gap(a, b))
+                contradicted += gap(a, b) < 0
+                tied += gap(a, b) == 0
+        for row, is_alive in zip(rows, alive, strict=True):
+            of_group = [other.reward for other in rows if other.label == row.label]
+            if is_paired(rows, row):
+                mean = sum(of_group) / len(of_group)
+                if row.reward != mean:
+                    classes["right" if row.reward > mean else "wrong"].append(not is_alive)
+        for label in range(len(groups)):
+            of_group = [number for number, row in enumerate(rows) if row.label == label]
+            paired = [number for number in of_group if is_paired(rows, rows[number])]
+            mixed_groups += bool(paired)
+            silent += bool(paired) and not any(alive[number] for number in paired)
+    shares = {
+        "pairs/kept": (kept, pairs),
+        "pairs/judged": (judged, pairs),
+        "pairs/contradicted": (contradicted, judged),
+        "pairs/tied": (tied, judged),
+        "masked/right": (sum(classes["right"]), len(classes["right"])),
+        "masked/wrong": (sum(classes["wrong"]), len(classes["wrong"])),
+        "masked/groups": (silent, mixed_groups),
+    }
+    found = {f"dagrpo/{name}": part / whole for name, (part, whole) in shares.items() if whole}
+    return found if math.isinf(delta) else found | {"dagrpo/delta": delta}
+
+
+steps = st.lists(st.lists(groups_of(binary), min_size=1, max_size=3), max_size=3)
+
+
+@given(st.lists(steps, min_size=1, max_size=3), deltas, masks, st.booleans(), st.booleans())
+def test_the_figures_of_a_step_are_those_counted_by_hand_over_its_batches(run, delta, mask, signed, closed):
+    section = {"delta": delta, "mask": mask, "signed": signed, "fail_closed": closed}
+    memory = DagrpoMemory(section)
+    for step in run:
+        for groups in step:
+            chained(memory, groups, section)
+        memory.commit([])
+        found = memory.metrics()
+        assert found == pytest.approx(counted_by_hand(step, mask, delta, signed, closed))
+        assert set(found) <= NAMES
+        assert memory.metrics() == {}, "they are of one step and taken once"
+
+
+def test_the_figures_of_a_step_by_example_and_their_names():
+    section = {"delta": 3}
+    memory = DagrpoMemory(section)
+    # Gaps 5, 4, 2, 1; then -7 and 0, both masked, and a pair that nobody judged; then a group of no difference.
+    chained(memory, [group(R, SCORES), group([1, 0, 0], [2, 9, 2])], section)
+    chained(memory, [group([1, 0]), group([0, 0, 0], [1, 2, 3])], section)
+    memory.commit([])
+    found = memory.metrics()
+    assert found == {
+        "dagrpo/delta": 3,
+        "dagrpo/pairs/kept": 3 / 7,
+        "dagrpo/pairs/judged": 6 / 7,
+        "dagrpo/pairs/contradicted": 1 / 6,
+        "dagrpo/pairs/tied": 1 / 6,
+        "dagrpo/masked/right": 2 / 4,
+        "dagrpo/masked/wrong": 2 / 5,
+        "dagrpo/masked/groups": 1 / 3,
+    }
+    assert set(found) == NAMES
+    assert not [name for name in found for word in ("max", "min", "sum", "total") if word in name]
+
+
+def figures(section, *groups):
+    memory = DagrpoMemory(section)
+    chained(memory, groups, section)
+    memory.commit([])
+    return memory.metrics()
+
+
+def test_demonstrations_are_not_counted():
+    section = {"delta": 3}
+    memory = DagrpoMemory(section)
+    chained(memory, [group([0, 0, 0], demonstrations=1), group([1, 0, 0], [9, 1, 5], demonstrations=1)], section)
+    memory.commit([])
+    found = memory.metrics()
+    assert found["dagrpo/pairs/kept"] == found["dagrpo/pairs/judged"] == 1, "the one pair of two own responses"
+    assert found["dagrpo/masked/right"] == found["dagrpo/masked/wrong"] == 0
+    assert "dagrpo/pairs/kept" not in figures(section, group([0, 0, 0], demonstrations=1))
+
+
+def test_a_response_at_its_groups_mean_is_neither_right_nor_wrong():
+    """The middle one lost its pairs, and the other two have theirs."""
+    found = figures({"delta": 5}, group([1, 0.5, 0], [9, 5, 1]))
+    assert found["dagrpo/pairs/kept"] == 1 / 3
+    assert found["dagrpo/masked/right"] == 0 and found["dagrpo/masked/wrong"] == 0
+
+
+def test_the_records_have_a_groups_own_pairs_and_judgements():
+    section = {"delta": 3}
+    memory, of = DagrpoMemory(section), group(R, [8, NAN, 2, 4])
+    chained(memory, [of], section)
+    # Pairs: 8 over 4 kept, 2 over 4 contradicted, two that nobody could judge kept.
+    assert memory.record(of) == {
+        "dagrpo_pairs": 4,
+        "dagrpo_pairs_kept": 3,
+        "dagrpo_pairs_contradicted": 1,
+        "judge_failed": 1,
+        "judge_score": pytest.approx(14 / 3),
+    }
+    closed = DagrpoMemory(section | {"fail_closed": True})
+    assert closed.record(of)["dagrpo_pairs_kept"] == 1
+    assert DagrpoMemory({"delta": 3, "signed": False}).record(group(R, [8, 9, 2, 4]))["dagrpo_pairs_kept"] == 2
+    nobody = memory.record(group(R, [NAN] * 4))
+    assert (nobody["judge_failed"], nobody["judge_score"], nobody["dagrpo_pairs_kept"]) == (4, None, 4)
+    assert memory.record(group(R)) == memory.record(group([1], [5])) == memory.record(group([], [])) == {}
+    (row,) = describe([Left(of, "trained", memory.record(of))], step=1, attempt=1, alpha=1.0).to_pylist()
+    assert (row["dagrpo_pairs"], row["dagrpo_pairs_kept"], row["judge_failed"]) == (4, 3, 1)
+
+
+@given(groups_of(demonstrated=False), deltas, st.booleans(), st.booleans())
+def test_a_group_is_recorded_as_its_step_counted_it(of, delta, signed, closed):
+    section = {"delta": delta, "signed": signed, "fail_closed": closed}
+    memory = DagrpoMemory(section)
+    chained(memory, [of], section)
+    recorded = memory.record(of)
+    memory.commit([of])
+    found = memory.metrics()
+    if recorded and recorded["dagrpo_pairs"]:
+        assert recorded["dagrpo_pairs_kept"] == pytest.approx(found["dagrpo/pairs/kept"] * recorded["dagrpo_pairs"])
+        judged = round(found["dagrpo/pairs/judged"] * recorded["dagrpo_pairs"])
+        contradicted = judged * found.get("dagrpo/pairs/contradicted", 0)
+        assert recorded["dagrpo_pairs_contradicted"] == pytest.approx(contradicted)
+
+
+def test_a_record_has_the_delta_of_its_step():
+    section = {"delta": {"from": 1, "to": 5, "steps": 1}}
+    memory, kept = DagrpoMemory(section), []
+    for _ in range(2):
+        of = group(R, SCORES)
+        chained(memory, [of], section)
+        kept.append(memory.record(of)["dagrpo_pairs_kept"])
+        memory.commit([of])
+    assert kept == [4, 1]
