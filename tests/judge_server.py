@@ -9,12 +9,7 @@ from pathlib import Path
 
 import httpx
 
-ENVIRONMENT = {
-    "VERL_GSD_CPU": "1",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "OMP_NUM_THREADS": "1",
-}
+ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1"}
 
 
 def build_judge(folder: Path):

@@ -1,11 +1,12 @@
-"""DaGRPO on the real stack, against vLLM's own OpenAI server: judged, demonstrated to, killed, and resumed with the
-policy's own successes for demonstrations; as drills, the other arms of the comparison."""
+"""DaGRPO on the real stack, against vLLM's own OpenAI server: judged, shown what an expert and what the policy itself
+got right, killed and resumed; as drills, the other arms of the comparison."""
 
 import asyncio
 from collections import defaultdict
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -19,7 +20,9 @@ from verl_gsd.records import read_records
 
 pytestmark = pytest.mark.stack
 
-BATCH, SIZE, SAVED, KILLED, STEPS = 16, 8, 2, 3, 6
+BATCH, SIZE, SAVED, KILLED, STEPS = 32, 8, 2, 3, 5
+#: Prompts that have an expert's demonstration; the others have what the policy gets right by itself.
+SHOWN = 12
 DELTA, GAMMA = 2, 0.1
 JUDGE = "algorithm.gsd.dagrpo.judge"
 SHORT = (
@@ -31,13 +34,16 @@ SHORT = (
 
 @pytest.fixture(scope="module")
 def problems(tmp_path_factory):
-    """The same sixteen prompts at every step, by index: of the hardest levels, which a group may well fail."""
+    """The same prompts at every step, by index: of the hardest levels, which a group may well fail."""
     assert verl_gsd("prepare", "arithmetic").returncode == 0
     rows = pq.read_table(TASK / "train.parquet")
     hard = [n for n, extra in enumerate(rows["extra_info"].to_pylist()) if extra["level"] in ("mixed_4", "add_8")]
     file = tmp_path_factory.mktemp("problems") / "train.parquet"
-    pq.write_table(rows.take(hard[:BATCH]), file)
-    return SimpleNamespace(file=file, by_index={row["extra_info"]["index"]: row for row in rows.to_pylist()})
+    chosen = rows.take(hard[:BATCH]).to_pylist()
+    for row in chosen[SHOWN:]:
+        row["demonstration"] = None
+    pq.write_table(pa.Table.from_pylist(chosen, rows.schema), file)
+    return SimpleNamespace(file=file, by_index={row["extra_info"]["index"]: row for row in chosen})
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +54,7 @@ def run(problems, tmp_path_factory):
     with serving(folder / "judge", folder / "judge.log") as url:
         code, printed = train_until_killed(
             *("algo=dagrpo", *SHORT, f"data.train_files={problems.file}", f"{JUDGE}.base_url={url}"),
+            "algorithm.gsd.dagrpo.demonstrations.source=expert_or_self",
             *(f"{JUDGE}.cache={cache}", f"algorithm.gsd.dagrpo.delta={DELTA}", "algorithm.gsd.dagrpo.probe_every=2"),
             *(f"trainer.default_local_dir={folder}/run", f"trainer.total_training_steps={STEPS}"),
             f"trainer.save_freq={SAVED}",
@@ -56,9 +63,7 @@ def run(problems, tmp_path_factory):
         assert code == 1, printed
         with ScoreCache(cache) as scores:
             at_kill = list(scores.rows())
-        resumed = verl_gsd(
-            *("train", f"resume={folder}/run", "algorithm.gsd.dagrpo.demonstrations.source=self"),
-        )
+        resumed = verl_gsd("train", f"resume={folder}/run")
         assert resumed.returncode == 0, printed + resumed.stdout + resumed.stderr
 
         async def asked_again():
@@ -98,14 +103,26 @@ def test_the_mask_keeps_some_pairs_and_drops_others_as_the_scores_in_the_cache_s
         )
 
 
-def test_exactly_the_groups_that_failed_have_a_demonstration_and_still_count_as_failed(run):
+def test_groups_that_failed_have_an_experts_demonstration_or_what_the_policy_got_right_before_a_restart_included(
+    run, problems
+):
+    succeeded, only_before = defaultdict(set), 0
     for row in run.records.to_pylist():
         assert row["total"] == row["size"] == SIZE, "what it replaced still counts"
-        if row["step"] <= SAVED:
-            assert row["demonstrations"] == (1 if row["kind"] == "all_wrong" else 0)
-    for seen in (run.seen[step] for step in (1, SAVED)):
-        assert seen["dagrpo/demonstrations/found"] == seen["dagrpo/demonstrations/wanted"] > 0
+        expert, earlier = problems.by_index[row["index"]]["demonstration"], succeeded[row["index"]]
+        own = not expert and any(step < row["step"] for step in earlier)
+        assert row["demonstrations"] == (1 if row["kind"] == "all_wrong" and (expert or own) else 0)
+        if row["demonstrations"] and own and row["step"] > SAVED:
+            only_before += max(earlier) <= SAVED
+        if row["correct"]:
+            earlier.add(row["step"])
+    assert only_before, "a success of before the kill was shown after it"
+    for step, seen in run.seen.items():
+        rows = [row for row in run.records.to_pylist() if row["step"] == step]
+        assert seen["dagrpo/demonstrations/wanted"] == sum(row["kind"] == "all_wrong" for row in rows) > 0
+        assert seen["dagrpo/demonstrations/found"] == sum(row["demonstrations"] for row in rows)
         assert seen["dagrpo/demonstrations/share"] == seen["dagrpo/demonstrations/found"] / (BATCH * SIZE)
+        assert seen.get("dagrpo/demonstrations/age", 1) >= 1
 
 
 def test_the_experts_tokens_reach_the_loss_exactly(run, problems):
@@ -151,18 +168,6 @@ def test_the_cache_and_the_memory_go_on_after_a_kill(run):
     assert steps == {step: 1 if step <= SAVED else 2 for step in range(1, STEPS + 1)}
     for step in (SAVED, STEPS):
         assert remembered(run.path / f"global_step_{step}") == replayed(run.records, step)
-
-
-def test_the_policys_own_success_is_shown_where_the_prompt_fails_later(run):
-    succeeded = defaultdict(set)
-    for row in run.records.to_pylist():
-        if row["step"] > SAVED:
-            before = any(step < row["step"] for step in succeeded[row["index"]])
-            assert row["demonstrations"] == (1 if row["kind"] == "all_wrong" and before else 0)
-            if row["correct"]:
-                succeeded[row["index"]].add(row["step"])
-    shown = [step for step in range(SAVED + 1, STEPS + 1) if run.seen[step]["dagrpo/demonstrations/found"]]
-    assert shown and all(run.seen[step]["dagrpo/demonstrations/age"] >= 1 for step in shown)
 
 
 def test_gradients_are_probed_on_the_steps_asked_for(run):

@@ -18,7 +18,7 @@ from agent_rows import answer, columns_of, demonstrations_in, prompts, sampled, 
 from verl_gsd.demonstrations.settings import Settings
 from verl_gsd.prompts import PromptStore
 from verl_gsd.trainer.demonstrating import LEFT_OUT, SESSIONS, Demonstrating
-from verl_gsd.trainer.demonstration_pools import Experts, OwnSuccesses
+from verl_gsd.trainer.demonstration_pools import Experts, ExpertsOrOwn, OwnSuccesses
 from verl_gsd.trainer.keys import DEMONSTRATED_BY, DEMONSTRATED_IN, REPLACED
 from verl_gsd.trainer.losses import DEMONSTRATION
 
@@ -281,6 +281,26 @@ def test_the_policys_own_success_stands_for_an_expert_after_a_restart_too(proble
     found = part.remember(batch.keys, batch.tags, {f"b{n}": key_of(problems)(f"b{n}") for n in (0, 1)}, 7)
     assert found["dagrpo/demonstrations/age"] == 2 and found["dagrpo/demonstrations/rejected/missing"] == 1
     assert found["dagrpo/demonstrations/known"] == 1, "a demonstration is no new success"
+
+
+def test_the_policys_own_success_is_shown_where_no_expert_is(experts, problems, tokenizer):
+    store = PromptStore()
+    pool = ExpertsOrOwn(experts, OwnSuccesses(store.responses, keep=1, longest=8, tokenizer=lambda: tokenizer))
+    part = Demonstrating(Settings(source="expert_or_self"), pool, SIZE)
+    buffer, _ = watched(part, key_of=key_of(problems))
+    keys = {uid: key_of(problems)(uid) for uid in ("a0", "a1", "b0", "b1")}
+    right = [problem["reward_model"]["ground_truth"] for problem in problems]
+    for uids, texts, step in ((("a0", "a1"), [[right[0]], [right[1]]], 3), (("b0", "b1"), [["x"] * 3] * 2, 5)):
+        planned(part, problems, uids[0])
+        planned(part, problems, uids[1], changed={"demonstration": "wrong"})
+        for uid, of in zip(uids, texts, strict=True):
+            answer(uid, problems[int(uid[1:])], tokenizer, ["x", *of], step=step)
+        batch, rows = sampled(buffer, 2, step=step)
+        found = part.remember(batch.keys, batch.tags, keys, step)
+    tags = dict(zip(batch.keys, batch.tags, strict=True))
+    assert (tags["b0_3_0"][DEMONSTRATED_BY], tags["b1_3_0"][DEMONSTRATED_BY]) == ("expert", "self")
+    assert texts_of(rows, tokenizer)["b1_3"] == f"{right[1]}<eos>" and found["dagrpo/demonstrations/age"] == 2
+    assert found["dagrpo/demonstrations/rejected/missing"] == 0
 
 
 def test_a_verifier_without_a_verdict_is_named(experts, problems, tokenizer):

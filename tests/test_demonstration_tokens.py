@@ -72,7 +72,7 @@ def test_a_verdict_that_is_none_is_an_error_and_not_a_failure():
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({"source": "both"}, "source=both: write one of expert, self"),
+        ({"source": "both"}, "source=both: write one of expert, self, expert_or_self"),
         ({"mode": "never"}, "mode=never: write one of all_fail, always"),
         ({"per_group": 0}, "per_group=0: write"),
         ({"per_group": True}, "per_group=True: write"),

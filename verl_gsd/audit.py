@@ -121,9 +121,10 @@ def _demonstrated(config: DictConfig) -> str:
     shown = OmegaConf.select(config, "algorithm.gsd.dagrpo.demonstrations")
     if shown is None:
         return ""
-    who = {"expert": "an expert's response", "self": "an earlier success of the policy's own"}.get(shown.source, "?")
+    own = "an earlier success of the policy's own"
+    who = {"expert": "an expert's response", "self": own, "expert_or_self": f"an expert's response or {own}"}
     where = {"all_fail": "a group that failed", "always": "every group"}.get(shown.mode, "?")
-    return f"joined by {who} in {where}, whose sigma it moves"
+    return f"joined by {who.get(shown.source, '?')} in {where}, whose sigma it moves"
 
 
 def _weighed_by(config: DictConfig) -> str:

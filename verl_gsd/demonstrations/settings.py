@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-SOURCES = ("expert", "self")
+SOURCES = ("expert", "self", "expert_or_self")
 MODES = ("all_fail", "always")
 
 
@@ -15,7 +15,8 @@ class Settings:
     """Where demonstrations come from and which groups have them.
 
     Attributes:
-        source: ``expert``, a column of the data; ``self``, the policy's own earlier successes on the same prompt.
+        source: ``expert``, a column of the data; ``self``, the policy's own earlier successes on the same prompt;
+            ``expert_or_self``, these where no expert's is accepted.
         column: of the data, a text or a list of texts a prompt; null where it has none.
         mode: ``all_fail``: groups in which every rollout failed; ``always``: every group that has one.
         per_group: demonstrations in a group at most.
@@ -24,7 +25,7 @@ class Settings:
         ValueError: a value is out of range.
     """
 
-    source: Literal["expert", "self"] = "expert"
+    source: Literal["expert", "self", "expert_or_self"] = "expert"
     column: str = "demonstration"
     mode: Literal["all_fail", "always"] = "all_fail"
     per_group: int = 1

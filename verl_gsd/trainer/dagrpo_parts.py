@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -14,7 +14,7 @@ from verl_gsd.judge.build import scorer_of
 from verl_gsd.judge.scorer import Scorer
 from verl_gsd.trainer.dagrpo_worker import PROBE
 from verl_gsd.trainer.demonstrating import Demonstrating
-from verl_gsd.trainer.demonstration_pools import Experts, OwnSuccesses, Pool
+from verl_gsd.trainer.demonstration_pools import Experts, ExpertsOrOwn, OwnSuccesses, Pool
 from verl_gsd.trainer.judging import Judging
 from verl_gsd.trainer.parts import Part
 from verl_gsd.trainer.reward_model import RewardModelScorer
@@ -63,21 +63,18 @@ def _judging(settings: judge.Settings, config: DictConfig, trainer: Any) -> Judg
 
 def _demonstrating(settings: demonstrations.Settings, config: DictConfig, trainer: Any) -> Demonstrating:
     longest = int(config.data.max_response_length)
-    pool: Pool
-    if settings.source == "self":
-        pool = OwnSuccesses(
-            trainer.prompts.responses, keep=settings.per_group, longest=longest, tokenizer=lambda: trainer.tokenizer
-        )
-    else:
-        template: Mapping[str, Any] = config.data.get("apply_chat_template_kwargs") or {}
-        pool = Experts(
-            settings.column,
-            longest=longest,
-            tokenizer=lambda: trainer.tokenizer,
-            template=template,
-            workers=lambda: _workers(trainer),
-        )
-    return Demonstrating(settings, pool, int(config.actor_rollout_ref.rollout.n))
+    own = OwnSuccesses(
+        trainer.prompts.responses, keep=settings.per_group, longest=longest, tokenizer=lambda: trainer.tokenizer
+    )
+    experts = Experts(
+        settings.column,
+        longest=longest,
+        tokenizer=lambda: trainer.tokenizer,
+        template=config.data.get("apply_chat_template_kwargs") or {},
+        workers=lambda: _workers(trainer),
+    )
+    pools: dict[str, Pool] = {"expert": experts, "self": own, "expert_or_self": ExpertsOrOwn(experts, own)}
+    return Demonstrating(settings, pools[settings.source], int(config.actor_rollout_ref.rollout.n))
 
 
 def _workers(trainer: Any) -> Sequence[Any]:

@@ -105,4 +105,4 @@ def _demonstrations_wrong(config: DictConfig) -> Iterator[str]:
 def demonstration_column(config: DictConfig) -> str | None:
     """The column of the training data that has demonstrations; None where none is read."""
     section = OmegaConf.select(config, f"{_SECTION}.demonstrations")
-    return None if section is None or section.get("source") != "expert" else section.get("column")
+    return None if section is None or section.get("source") == "self" else section.get("column")

@@ -157,7 +157,7 @@ class Demonstrating(Part):
             added = bool(self._left_out.get(group.uid))
             places = sorted(group.keys, key=session_number)
             for number, response in enumerate(chosen[group.uid]):
-                made = {DEMONSTRATED_BY: self._settings.source, DEMONSTRATED_IN: response.step}
+                made = {DEMONSTRATED_BY: "self" if response.step else "expert", DEMONSTRATED_IN: response.step}
                 tag = tag_of(rows[templates[at]], response) | made
                 if added:
                     session = session_number(places[-1]) + 1 + number

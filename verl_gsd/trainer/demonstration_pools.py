@@ -186,3 +186,26 @@ class OwnSuccesses:
         for prompt, responses in by_prompt.items():
             self._store.store(prompt, responses[: self._keep], keep=self._keep)
         return {"known": float(len(self._store))}
+
+
+class ExpertsOrOwn:
+    """An expert's where one is accepted, the policy's own earlier successes otherwise."""
+
+    def __init__(self, experts: Experts, own: OwnSuccesses) -> None:
+        self.rejected = experts.rejected = own.rejected = Counter()
+        self._pools = (experts, own)
+
+    def look_up(self, uids: Sequence[str], keys: Sequence[PromptKey], batch: TensorDict) -> None:
+        for pool in self._pools:
+            pool.look_up(uids, keys, batch)
+
+    def demonstrations(self, uid: str, deadline: float) -> list[Response]:
+        experts, own = self._pools
+        return experts.demonstrations(uid, deadline) or own.demonstrations(uid, deadline)
+
+    def forget(self, uid: str) -> None:
+        for pool in self._pools:
+            pool.forget(uid)
+
+    def remember(self, own: Sequence[str], key_of: Mapping[str, PromptKey], step: int) -> dict[str, float]:
+        return self._pools[1].remember(own, key_of, step)
