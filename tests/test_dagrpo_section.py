@@ -29,7 +29,8 @@ def check(compose_fast, tiny_task):
         ("dagrpo_mask", (f"{DAGRPO}.delta={{quantile:0.25}}", f"{DAGRPO}.mask=mean", f"{JUDGE}.scorer=stub")),
         ("dagrpo_anchors", (f"{SHOWN}.mode=always", f"{SHOWN}.per_group=3", f"{POLICY}.on_policy=gspo")),
         ("dagrpo", (f"{SHOWN}.source=self", f"{DAGRPO}.delta={{from:1,to:5,steps:9}}", f"{DAGRPO}.probe_every=5")),
-        ("dagrpo_anchors", ("+algorithm.gsd.hadw.preset=hard",)),
+        ("dagrpo_anchors", ("+algorithm.gsd.hadw.preset=hard", f"{SHOWN}.source=expert_or_self")),
+        ("dagrpo", (f"{JUDGE}.api_key_env=OPENAI_API_KEY",)),
     ],
 )
 def test_right_lines_pass(check, algo, words):
@@ -43,7 +44,7 @@ LINES = [
         f"{SHOWN}.mode=never": r"demonstrations\.mode=never: write one of all_fail, always",
     },
     {
-        f"{JUDGE}.base_url=http://me:hunter2@judge/v1": r"judge\.base_url: looks like a secret",
+        f"{JUDGE}.base_url=http://me:hunter2@judge/v1": r"judge\.base_url: (looks like|holds credentials)",
         f"{SHOWN}.per_group=8": r"per_group=8 of actor_rollout_ref\.rollout\.n=8: no response",
         f"{POLICY}.ratio=two": r"policy_loss\.ratio=two: write one of shaped, one",
         "algorithm.rollout_correction.bypass_mode=true": r"bypass_mode=true: .*no log-probabilities of a demonstration",
@@ -62,6 +63,14 @@ LINES = [
     {f"{JUDGE}.scorer=oracle": r"judge\.scorer=oracle: write one of openai, reward_model, distilled, stub"},
     {f"{JUDGE}.scorer=distilled": r"judge\.model=None: no head\.json there"},
     {f"{JUDGE}.scorer=reward_model": r"judge\.scorer=reward_model with reward\.reward_model\.enable=False"},
+    {f"{JUDGE}.base_url='http://judge/v1?key=hunter2'": r"judge\.base_url: holds credentials or a query"},
+    {f"{JUDGE}.base_url=judge": r"judge\.base_url: no URL"},
+    {f"{JUDGE}.api_key_env=sk-hunter2": r"judge\.api_key_env: write the name of an environment variable"},
+    {"algorithm.use_kl_in_reward=true": r"use_kl_in_reward=true: with a penalty .*use_kl_loss=true"},
+    {
+        f"{DAGRPO}.probe_every=5": "",
+        "actor_rollout_ref.actor.ulysses_sequence_parallel_size=2": r"probe_every=5 .*over 2 workers: only FSDP's",
+    },
     {f"{JUDGE}.concurrency=0": r"judge\.concurrency=0: write a whole number"},
     {f"+{JUDGE}.urls=x": r"judge\.urls: no such key"},
     {f"+{SHOWN}.kolumn=x": r"demonstrations\.kolumn: no such key"},
@@ -98,6 +107,11 @@ def test_a_column_that_is_not_there_is_named_with_those_that_are(check, tiny_tas
 def test_knobs_of_a_mask_that_nobody_judges_for_do_nothing(check):
     with pytest.raises(ConfigError, match=r"mask=min does nothing: nobody judges"):
         check(f"+{DAGRPO}.mask=min", algo="dagrpo_anchors")
+
+
+def test_keys_of_parts_that_are_not_there_are_answered_and_not_stumbled_over(check):
+    with pytest.raises(ConfigError, match=r"cache_mb=4 does nothing: algorithm\.gsd\.dagrpo\.judge\.cache is null"):
+        check(f"+{JUDGE}.cache_mb=4", algo="dagrpo_anchors")
 
 
 def test_gvpo_goes_with_none_of_it(check):

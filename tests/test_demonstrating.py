@@ -158,6 +158,17 @@ def test_a_prompt_seen_again_needs_no_verifier(experts, problems, tokenizer):
         experts._workers = lambda: pytest.fail("asked again")
 
 
+def test_a_word_that_nobody_needed_is_known_at_the_next_visit(experts, problems, tokenizer):
+    for uid in ("a0", "b0"):
+        experts.look_up([uid], [key_of(problems)(uid)], prompts([uid], [problems[0]]))
+        (candidate,) = experts._of[uid]
+        if uid == "a0":
+            ray.wait([candidate.answer])
+            experts.forget(uid)
+            experts._workers = lambda: pytest.fail("asked again")
+    assert len(experts.demonstrations("b0", 0.0)) == 1
+
+
 def test_several_texts_of_one_prompt_fill_as_many_places_and_leave_one_response(experts, problems, tokenizer):
     part = Demonstrating(Settings(per_group=7), experts, SIZE)
     buffer, listener = watched(part, key_of=key_of(problems))
@@ -318,7 +329,7 @@ def test_a_column_that_is_not_there_is_named_with_those_that_are(experts, proble
         planned(Demonstrating(Settings(), experts, SIZE), problems, "a0")
 
 
-def test_the_verifier_is_waited_for_until_the_deadline_and_no_longer(problems, tokenizer):
+def test_the_verifier_is_waited_for_until_the_deadline_and_no_longer(problems, tokenizer, worker):
     @ray.remote(num_cpus=0)
     class StubWorker:
         """Stands for a reward worker that does not answer."""
@@ -326,10 +337,15 @@ def test_the_verifier_is_waited_for_until_the_deadline_and_no_longer(problems, t
         def compute_score(self, data):
             threading.Event().wait()
 
-    worker = StubWorker.remote()
-    pool = Experts("demonstration", longest=8, tokenizer=lambda: tokenizer, template={}, workers=lambda: [worker])
+    stub, workers = StubWorker.remote(), []
+    pool = Experts("demonstration", longest=8, tokenizer=lambda: tokenizer, template={}, workers=lambda: workers)
+    workers[:] = [stub]
     pool.look_up(["a0"], [key_of(problems)("a0")], prompts(["a0"], [problems[0]]))
     assert pool.demonstrations("a0", time.monotonic()) == []
     assert pool.rejected["unverified"] == 1
+    pool.forget("a0")
+    workers[:] = [worker]
+    pool.look_up(["b0"], [key_of(problems)("b0")], prompts(["b0"], [problems[0]]))
+    assert len(pool.demonstrations("b0", time.monotonic() + 60)) == 1, "and is asked again at the next visit"
 
-    ray.kill(worker)
+    ray.kill(stub)

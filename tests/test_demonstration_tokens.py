@@ -49,6 +49,8 @@ def test_a_response_of_the_policys_own_that_was_cut_off_is_none(tokenizer):
     whole = np.array([*tokenizer.encode("11"), tokenizer.eos_token_id], np.int32)
     assert own_tokens(whole, tokenizer, longest=3).tolist() == whole.tolist()
     assert own_tokens(whole[:-1], tokenizer, longest=3) == "no_eos"
+    other_end = np.array([*whole[:-1], tokenizer.convert_tokens_to_ids("<|user|>")], np.int32)
+    assert not isinstance(own_tokens(other_end, tokenizer, longest=3), str), "a model may stop at another special token"
     assert own_tokens(whole, tokenizer, longest=2) == "too_long"
     assert own_tokens(whole[:0], tokenizer, longest=2) == "empty"
 

@@ -311,25 +311,12 @@ def test_a_question_that_never_had_its_turn_can_be_given_up(running):
     judge.ask("a", [question(1)])
     _, answer = scorer.next()
     judge.ask("b", [question(2)])
-    judge.drop("b")
+    judge.take("b")
     judge.ask("c", [question(2)])
     give(answer, 1)
     _, answer = scorer.next()
     give(answer, 2)
     assert (taken(judge, "a").tolist(), taken(judge, "c").tolist()) == ([1], [2])
-
-
-def test_what_is_dropped_is_cancelled_and_not_counted(running):
-    scorer = Controlled()
-    judge = running(scorer)
-    judge.drop("never asked")
-    judge.ask("a", [question(1)])
-    scorer.next()
-    judge.drop("a")
-    assert scorer.cancelled.get(timeout=PATIENCE) == question(1)
-    assert judge.metrics()["judge/failures/any"] == 0
-    with pytest.raises(KeyError):
-        judge.is_done("a")
 
 
 def test_the_cache_is_looked_at_first_and_told_afterwards(running, tmp_path):
@@ -416,7 +403,6 @@ def test_a_judge_is_closed_while_questions_are_open():
     assert not judge._thread.is_alive()
     assert judge.is_done("a") and np.isnan(judge.take("a")).all()
     assert judge.metrics()["judge/failures/over_budget"] == 2
-    judge.drop("b")
     with pytest.raises(RuntimeError, match="closed"):
         judge.ask("c", [question(1)])
 

@@ -87,9 +87,7 @@ def audit(config: DictConfig) -> Audit:
         str(config.algorithm.adv_estimator),
         operation,
         group_size,
-        ", then ".join(
-            filter(None, (_masked_by(config), _weighed_by(config), _fitted_by(config), _demonstrated(config)))
-        ),
+        ", then ".join(words for of in _AFTERWARDS if (words := of(config))),
         f"unanimous groups: {silent}",
         gains,
         tuple(_contradictions(config, operation, group_size)),

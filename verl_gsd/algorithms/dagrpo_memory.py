@@ -5,6 +5,7 @@ The equations are in ``dagrpo.py``.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +20,8 @@ from verl_gsd.algorithms.dagrpo_settings import Settings
 from verl_gsd.algorithms.dial import centre
 from verl_gsd.groups import Group, GroupStats, Member, group_stats
 
+logger = logging.getLogger(__name__)
+
 
 class DagrpoMemory:
     """DaGRPO's stage: reads each row's score off its group, masks, and counts what it masked.
@@ -31,7 +34,10 @@ class DagrpoMemory:
         self.settings = Settings.of(section)
         self._steps = 0
         self._delta = self.settings.delta.at(0)
+        self._delta_by_uid: dict[str, float] = {}  # of the step at hand
+        self._uids: set[str] = set()  # of the batch at hand
         self._counts: Counter[str] = Counter()  # of the step at hand
+        self._has_warned = False
         self._metrics: dict[str, float] = {}
 
     def adopt(self, group: Group) -> Group:
@@ -52,6 +58,7 @@ class DagrpoMemory:
             elif row.group.scores is not None:
                 score[number] = row.group.scores[row.place]
                 failed[number] = math.isnan(score[number])
+        self._uids = {row.group.uid for row in rows if row is not None}
         columns = {"judge_score": score, "judge_failed": failed, "demonstration": demonstration}
         return {name: torch.from_numpy(column) for name, column in columns.items()} | {"dagrpo": self}
 
@@ -60,6 +67,7 @@ class DagrpoMemory:
         settings, score = self.settings, rows.columns["judge_score"]
         failed = rows.columns["judge_failed"] if settings.fail_closed else None
         self._delta = self._delta_of(rows, score)
+        self._delta_by_uid |= dict.fromkeys(self._uids, self._delta)
         mask: dict[str, Any] = {"delta": self._delta, "signed": settings.signed}
         with_pair: dict[str, Any] = mask | {"alone": failed, "exempt": rows.columns["demonstration"]}
         blocks = list(pairs_by_size(rows.rewards, score, rows.stats))
@@ -84,7 +92,8 @@ class DagrpoMemory:
             return {}
         rewards, scores = torch.from_numpy(group.rewards), torch.from_numpy(group.scores)
         alone = scores.isnan() if self.settings.fail_closed else None
-        mask = {"delta": self._delta, "signed": self.settings.signed, "alone": alone}
+        delta = self._delta_by_uid.get(group.uid, self._delta)
+        mask = {"delta": delta, "signed": self.settings.signed, "alone": alone}
         pairs = pairs_by_size(rewards, scores, group_stats(rewards, [0] * len(rewards)))
         counts = _pair_counts(pairs, torch.ones(len(rewards), dtype=torch.bool), mask)
         judged = group.scores[~np.isnan(group.scores)]
@@ -100,6 +109,7 @@ class DagrpoMemory:
         """End of a step: ``dagrpo/*`` of its batches; delta moves on."""
         counts, self._counts = self._counts, Counter()
         self._steps += 1
+        self._delta_by_uid.clear()
         self._metrics = {} if math.isinf(self._delta) else {"dagrpo/delta": self._delta}
         for name, part, whole in (
             ("pairs/kept", "kept", "pairs"),
@@ -112,6 +122,15 @@ class DagrpoMemory:
         ):
             if counts[whole]:
                 self._metrics[f"dagrpo/{name}"] = counts[part] / counts[whole]
+        if counts["judged"] >= 20 and not counts["kept"] and not self._has_warned:
+            self._has_warned = True
+            logger.warning(
+                "algorithm.gsd.dagrpo.delta=%g: the mask dropped all %d judged pairs of a step, %d of which the judge "
+                "scored alike. Write a smaller delta, or ask a judge that tells more apart: verl-gsd judge calibrate.",
+                self._delta,
+                counts["judged"],
+                counts["tied"],
+            )
 
     def metrics(self) -> dict[str, float]:
         """Of the step committed last: ``dagrpo/delta``; of the policy's pairs of unequal rewards the shares

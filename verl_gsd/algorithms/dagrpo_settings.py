@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal
+
+from verl_gsd.sections import settings_of
 
 MASKS = ("pairs", "min", "mean", "max")
 #: Sub-sections that other parts read.
@@ -99,12 +101,7 @@ class Settings:
     @classmethod
     def of(cls, section: Mapping[str, Any]) -> Settings:
         """From the config section; a ValueError for a key nobody reads or a value that is missing."""
-        known = [field.name for field in fields(cls)]
-        if unknown := set(section) - set(known) - set(PARTS):
-            names = ", ".join(sorted(map(str, unknown)))
-            raise ValueError(f"{names}: no such key. Keys are {', '.join([*known, *PARTS])}")
-        given = {key: value for key, value in section.items() if key in known and value is not None}
-        return cls(**given | {"delta": Delta.of(section.get("delta"))})
+        return settings_of(cls, section, beside=PARTS, delta=Delta.of(section.get("delta")))
 
 
 def _is_number(value: Any) -> bool:

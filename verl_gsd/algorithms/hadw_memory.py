@@ -9,7 +9,7 @@ import copy
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from verl_gsd.algorithms.anchors import Anchor, AnchorBank, FixedAnchor, HardAnc
 from verl_gsd.algorithms.chain import Rows, register_stage
 from verl_gsd.algorithms.hadw import hadw_factor
 from verl_gsd.groups import Group, Member
+from verl_gsd.sections import settings_of
 
 logger = logging.getLogger(__name__)
 
@@ -71,13 +72,8 @@ class Settings:
     @classmethod
     def of(cls, section: Mapping[str, Any]) -> Settings:
         """From a config section; a ValueError for a key nobody reads."""
-        known = [field.name for field in fields(cls)]
-        if unknown := set(section) - set(known):
-            raise ValueError(f"{', '.join(sorted(map(str, unknown)))}: no such key. Keys are {', '.join(known)}")
-        given = {key: value for key, value in section.items() if value is not None}
-        if given.get("preset") is False:  # what YAML makes of off
-            given["preset"] = "off"
-        return cls(**given)
+        # YAML makes false of off.
+        return settings_of(cls, section, **{"preset": "off"} if section.get("preset") is False else {})
 
 
 class HadwMemory:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal
+
+from verl_gsd.sections import settings_of
 
 SOURCES = ("expert", "self", "expert_or_self")
 MODES = ("all_fail", "always")
@@ -44,7 +46,4 @@ class Settings:
     @classmethod
     def of(cls, section: Mapping[str, Any]) -> Settings:
         """From the config section; a ValueError for a key nobody reads."""
-        known = [field.name for field in fields(cls)]
-        if unknown := set(section) - set(known):
-            raise ValueError(f"{', '.join(sorted(map(str, unknown)))}: no such key. Keys are {', '.join(known)}")
-        return cls(**{key: value for key, value in section.items() if value is not None})
+        return settings_of(cls, section)

@@ -18,9 +18,10 @@ class Tokenizer(Protocol):
     """What is asked of a Hugging Face tokenizer."""
 
     eos_token_id: int
-    all_special_ids: list[int]
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
+
+    def decode(self, tokens: Sequence[int], *, skip_special_tokens: bool) -> str: ...
 
 
 def expert_texts(value: Any) -> list[str]:
@@ -29,10 +30,10 @@ def expert_texts(value: Any) -> list[str]:
     Raises:
         ValueError: it holds something else.
     """
-    if value is None or value == "":
+    if value is None:
         return []
     if isinstance(value, str):
-        return [value]
+        return [value] if value else []
     if isinstance(value, list | tuple | np.ndarray) and all(isinstance(text, str) for text in value):
         return [text for text in value if text]
     raise ValueError(f"a demonstration is a text or a list of texts, and this is {type(value).__name__}")
@@ -52,7 +53,7 @@ def expert_tokens(text: str, tokenizer: Tokenizer, *, prompt: str, longest: int)
         tokens = [*tokens, tokenizer.eos_token_id]
     opened = prompt.split()[-1:]  # such as <think>, where the template's generation prompt ends with it
     repeats = bool(opened) and opened[0].startswith("<") and text.lstrip().startswith(opened[0])
-    if repeats or set(tokens[:-1]) & set(tokenizer.all_special_ids):
+    if repeats or _has_special(tokens[:-1], tokenizer):
         return "template"
     return _fitting(tokens, longest)
 
@@ -61,9 +62,15 @@ def own_tokens(tokens: np.ndarray, tokenizer: Tokenizer, *, longest: int) -> np.
     """An earlier response of the policy's as a demonstration: (j,) int32, or why it is none."""
     if not len(tokens):
         return "empty"
-    if int(tokens[-1]) != tokenizer.eos_token_id:
+    # A model may end with another special token than its tokenizer's EOS, and a text that was cut off ends with none.
+    if not _has_special(tokens[-1:].tolist(), tokenizer):
         return "no_eos"
     return _fitting(tokens, longest)
+
+
+def _has_special(tokens: Sequence[int], tokenizer: Tokenizer) -> bool:
+    whole, rest = (tokenizer.decode(list(tokens), skip_special_tokens=skip) for skip in (False, True))
+    return whole != rest
 
 
 def _fitting(tokens: Sequence[int] | np.ndarray, longest: int) -> np.ndarray | Reason:

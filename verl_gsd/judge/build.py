@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from verl_gsd.judge.scorer import Scorer
-from verl_gsd.judge.settings import Settings
+from verl_gsd.judge.settings import Settings, api_key
 
 #: Seconds that a server may take to say which models it has.
 LISTING_S = 10.0
@@ -41,31 +40,31 @@ def scorer_of(settings: Settings) -> Scorer:
 
 
 def served_model(settings: Settings) -> str:
-    """``settings.model``, if the server has it, or the only one it has.
+    """``settings.model``, or the only one that the server has.
 
     Raises:
-        ValueError: it does not answer, or has another, or several to choose from.
+        ValueError: the server does not answer, has not the model, or several to choose from.
     """
     import openai
 
-    where = f"base_url={settings.base_url}"
-    key = os.environ.get(settings.api_key_env) or "none"
+    where, key = f"base_url={settings.base_url}", api_key(settings.api_key_env)
     try:
         with openai.OpenAI(base_url=settings.base_url, api_key=key, timeout=LISTING_S, max_retries=0) as client:
-            models = [model.id for model in client.models.list().data or []]
+            models = [str(model.id) for model in client.models.list().data or []]
     except openai.AuthenticationError:
         raise ValueError(f"{where}: the server refuses the key. Export it as {settings.api_key_env}") from None
     except (openai.OpenAIError, ValueError, TypeError, AttributeError) as error:
+        if settings.model is not None and isinstance(error, openai.APIStatusError):
+            return settings.model  # a server that answers, and lists nothing
         raise ValueError(
             f"{where}: no judge answers there ({type(error).__name__}). Start a server, as recipes/dagrpo says, or "
             "write scorer=stub for a first run without one"
         ) from None
-    if settings.model is not None:
-        if settings.model not in models:
-            raise ValueError(
-                f"model={settings.model}: the judge at {settings.base_url} has {', '.join(models) or 'none'}"
-            )
-        return settings.model
-    if len(models) != 1:
-        raise ValueError(f"model=null: the judge at {settings.base_url} has {', '.join(models) or 'none'}. Name one")
-    return models[0]
+    listed = ", ".join(models[:20]) or "none"
+    if settings.model is None and len(models) == 1:
+        return models[0]
+    if settings.model is None:
+        raise ValueError(f"model=null: the judge at {settings.base_url} has {listed}. Name one")
+    if settings.model not in models:
+        raise ValueError(f"model={settings.model}: the judge at {settings.base_url} has {listed}")
+    return settings.model

@@ -58,6 +58,10 @@ class Judgement:
     score: float
 
 
+#: Keys read since the last write that are remembered, 200 bytes each.
+_READS = 100_000
+
+
 class ScoreCache:
     """Scores by scorer and question in one SQLite file, for any number of processes and threads at once.
 
@@ -97,6 +101,8 @@ class ScoreCache:
                 if found:
                     self._reads.pop(key, None)
                     self._reads[key] = found[0] is not None
+                    if len(self._reads) > _READS:  # nothing is written: the oldest is the first to be forgotten anyway
+                        del self._reads[next(iter(self._reads))]
         except sqlite3.Error as error:
             self._complain(error)
             return None

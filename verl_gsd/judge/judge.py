@@ -85,7 +85,7 @@ class Judge:
         if self._is_closed:
             raise RuntimeError("a judge that is closed is asked")
         if name in self._asked:
-            raise ValueError(f"{name}: asked already; take or drop it first")
+            raise ValueError(f"{name}: asked already; take it first")
         keys = [digest(question.problem, question.reference, question.response) for question in questions]
         now = monotonic()
         asked = _Asked(np.full(len(keys), np.nan), now, len(keys), answered=None if keys else now)
@@ -121,25 +121,25 @@ class Judge:
             KeyError: nothing was asked under the name, or it was taken.
             Exception: what the scorer raised that was no JudgementError, as it was.
         """
-        asked = self._asked[name]
-        missing = self._forget(name)
+        asked = self._asked.pop(name)
+        with self._lock:
+            asked.is_forgotten = True
+            missing = asked.missing
+        if missing and not self._is_closed:
+            self._loop.call_soon_threadsafe(self._leave, asked)
         if asked.error is not None:
             raise asked.error
         with self._lock:
             self._counts["over_budget"] += missing
         return asked.scores
 
-    def drop(self, name: str) -> None:
-        """Forget a name, whatever became of it; one that was never asked is fine."""
-        if name in self._asked:
-            self._forget(name)
-
     def metrics(self) -> dict[str, float]:
         """What happened since the last call, by name.
 
         ``judge/responses``: asked about; of these ``judge/cache_hits`` were known, ``judge/shared`` waited for an equal
         question, and for the rest the scorer was called, ``judge/calls``. ``judge/latency/p50`` and ``p95``: seconds
-        that calls took which gave a score, without the wait for their turn; left out where there was none.
+        that calls took which gave a score, their retries included and the wait for their turn not; left out where there
+        was none.
         ``judge/failures/REASON`` and ``any``: responses that got no score.
         """
         with self._lock:
@@ -164,16 +164,6 @@ class Judge:
             self._thread.join()
             self._loop.close()
             self._cache_writer.shutdown()
-
-    def _forget(self, name: str) -> int:
-        """How many answers were missing; they are not waited for any more."""
-        asked = self._asked.pop(name)
-        with self._lock:
-            asked.is_forgotten = True
-            missing = asked.missing
-        if missing and not self._is_closed:
-            self._loop.call_soon_threadsafe(self._leave, asked)
-        return missing
 
     # What follows runs in the event loop.
 

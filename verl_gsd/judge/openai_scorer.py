@@ -5,18 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 import re
 import time
 from email.utils import mktime_tz, parsedate_tz
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 import openai
 from tenacity import AsyncRetrying, RetryCallState, stop_after_attempt, wait_random_exponential
 
 from verl_gsd.judge.prompt import PROMPT_VERSION, messages, parse_score
 from verl_gsd.judge.scorer import HIGHEST, LOWEST, JudgementError, Question, Reason
+from verl_gsd.judge.settings import api_key, require_plain
 
 Answer = Literal["choice", "json_schema", "text"]
 
@@ -75,10 +74,8 @@ class OpenAIScorer:
         answer: Answer = "choice",
         max_tokens: int = 512,
     ) -> None:
-        _require_plain(base_url)
-        key = os.environ.get(api_key_env, "").strip() or "none"
-        if not (key.isascii() and key.isprintable()):
-            raise ValueError(f"{api_key_env}: the key in it has characters that no key has; set it again")
+        require_plain(base_url)
+        key = api_key(api_key_env)
         self.identity = f"openai model={model} prompt={PROMPT_VERSION} answer={answer} temperature=0"
         self._timeout_s = timeout_s
         self._retries = retries
@@ -211,12 +208,3 @@ def _constraint(answer: Answer, max_tokens: int) -> dict[str, Any]:
         return {"max_tokens": max_tokens}
     schema = {"name": "grade", "strict": True, "schema": _SCHEMA}
     return {"max_tokens": max_tokens, "response_format": {"type": "json_schema", "json_schema": schema}}
-
-
-def _require_plain(base_url: str) -> None:
-    """Raise a ValueError, which does not repeat it, for a URL that is none or that may hold a secret."""
-    parts = urlsplit(base_url)
-    if "@" in parts.netloc or parts.query:
-        raise ValueError("judge.base_url holds credentials or a query: write the URL alone, the key in the environment")
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("judge.base_url is no URL: write one such as http://localhost:8000/v1")

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
+import os
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from verl_gsd.sections import settings_of
 
 SCORERS = ("openai", "reward_model", "distilled", "stub")
 ANSWERS = ("choice", "json_schema", "text")
@@ -63,16 +68,35 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not (isinstance(value, str) and value):
                 raise ValueError(f"{name}={value}: write a text, or null")
-        if self.scorer == "openai" and not str(self.base_url or "").startswith(("http://", "https://")):
-            # The value is not repeated: it may hold a password.
-            raise ValueError("base_url: write where the judge is, such as http://localhost:8000/v1")
+        if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", self.api_key_env):  # not repeated: it may be the key itself
+            raise ValueError("api_key_env: write the name of an environment variable, and export the key there")
+        if self.scorer == "openai":
+            require_plain(self.base_url)
         if self.scorer == "distilled" and not (Path(self.model or "") / "head.json").is_file():
             raise ValueError(f"model={self.model}: no head.json there. Write a folder that verl-gsd judge distill made")
 
     @classmethod
     def of(cls, section: Mapping[str, Any]) -> Settings:
         """From the config section; a ValueError for a key nobody reads."""
-        known = [field.name for field in fields(cls)]
-        if unknown := set(section) - set(known):
-            raise ValueError(f"{', '.join(sorted(map(str, unknown)))}: no such key. Keys are {', '.join(known)}")
-        return cls(**{key: value for key, value in section.items() if value is not None})
+        return settings_of(cls, section)
+
+
+def require_plain(base_url: str | None) -> None:
+    """Raise a ValueError, which does not repeat it, for a URL that is none or that may hold a secret."""
+    parts = urlsplit(base_url or "")
+    if "@" in parts.netloc or parts.query:
+        raise ValueError("base_url: holds credentials or a query. Write the URL alone, the key in the environment")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("base_url: no URL. Write one such as http://localhost:8000/v1")
+
+
+def api_key(variable: str) -> str:
+    """The key in the environment variable, or a word for servers that ask for none.
+
+    Raises:
+        ValueError: what is there can be no key.
+    """
+    key = os.environ.get(variable, "").strip() or "none"
+    if not (key.isascii() and key.isprintable()):
+        raise ValueError(f"{variable}: the key in it has characters that no key has. Set it again")
+    return key

@@ -11,6 +11,7 @@ from verl_gsd.algorithms.settings import check_on_policy, check_ratio
 from verl_gsd.demonstrations import settings as demonstrations
 from verl_gsd.judge import settings as judge
 from verl_gsd.trainer.config import Line
+from verl_gsd.trainer.gvpo_section import sequence_parallel
 
 _LOSS = "actor_rollout_ref.actor.policy_loss"
 _SECTION = "algorithm.gsd.dagrpo"
@@ -46,10 +47,17 @@ def dagrpo_wrong(config: DictConfig, line: Line) -> Iterator[str]:
         yield f"{named} with {_SECTION}.judge: no score is ever looked at. Write a finite delta, or judge=null."
     if not judged and not own.delta.keeps_all:
         yield f"{named} without {_SECTION}.judge: there are no scores. Write delta=-.inf, or algo=dagrpo_mask."
-    if own.probe_every is not None and config.actor_rollout_ref.actor.strategy not in ("fsdp", "fsdp2"):
+    actor = config.actor_rollout_ref.actor
+    if own.probe_every is not None and (actor.strategy not in ("fsdp", "fsdp2") or sequence_parallel(actor) > 1):
         yield (
-            f"{_SECTION}.probe_every={own.probe_every} with actor_rollout_ref.actor.strategy="
-            f"{config.actor_rollout_ref.actor.strategy}: gradients are probed on FSDP alone. Write null."
+            f"{_SECTION}.probe_every={own.probe_every} with actor_rollout_ref.actor.strategy={actor.strategy} and "
+            f"sequences over {sequence_parallel(actor)} workers: only FSDP's gradients of whole sequences are probed. "
+            "Write null."
+        )
+    if judged and config.algorithm.use_kl_in_reward:
+        yield (
+            "algorithm.use_kl_in_reward=true: with a penalty of its own every response differs from every other, and "
+            "pairs of two right ones would be masked or kept. Write actor_rollout_ref.actor.use_kl_loss=true instead."
         )
     if shown:
         yield from _demonstrations_wrong(config)

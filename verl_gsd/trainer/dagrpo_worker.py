@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -35,8 +36,12 @@ class DagrpoTrainingWorker(TrainingWorker):
     def _probe(self, data: TensorDict) -> dict[str, float]:
         """Of the mini-batch's policy loss: the cosine between the gradients that its rows of positive and of negative
         advantage give, and both norms. Two more passes; FSDP engines, whose gradients are shards."""
-        positive, negative = (self._gradient(data, half) for half in (torch.relu, lambda a: -torch.relu(-a)))
-        products = torch.stack([positive @ negative, positive @ positive, negative @ negative]).to(get_device_id())
+        positive = self._gradient(data, torch.relu)
+        negative = self._gradient(data, lambda advantages: -torch.relu(-advantages))
+        products = torch.zeros(3, dtype=torch.float64, device=get_device_id())
+        for of_positive, of_negative in zip(positive, negative, strict=True):  # in float64 one parameter at a time
+            p, n = of_positive.flatten().double(), of_negative.flatten().double()
+            products += torch.stack([p @ n, p @ p, n @ n]).to(products.device)
         torch.distributed.all_reduce(products, group=self.engine.get_data_parallel_group())
         product, of_positive, of_negative = products.tolist()
         norms = {"norm_positive": of_positive**0.5, "norm_negative": of_negative**0.5}
@@ -44,8 +49,8 @@ class DagrpoTrainingWorker(TrainingWorker):
             norms["cosine"] = product / (of_positive * of_negative) ** 0.5
         return {f"dagrpo/probe/{name}": value for name, value in norms.items()}
 
-    def _gradient(self, data: TensorDict, half) -> torch.Tensor:
-        """This worker's shards of the policy loss's gradient, one after the other, with ``half`` of the advantages."""
+    def _gradient(self, data: TensorDict, half: Callable[[torch.Tensor], torch.Tensor]) -> list[torch.Tensor]:
+        """This worker's shards of the policy loss's gradient, with ``half`` of the advantages."""
         rows = data.copy()
         advantages = data["advantages"]
         rows["advantages"] = torch.nested.nested_tensor_from_jagged(half(advantages.values()), advantages.offsets())
@@ -61,8 +66,8 @@ class DagrpoTrainingWorker(TrainingWorker):
         self.engine.optimizer_zero_grad()
         self.engine.forward_backward_batch(rows, partial(losses.with_rows, self._policy_loss_alone), forward_only=False)
         shards = [parameter.grad for parameter in self.engine.module.parameters() if parameter.grad is not None]
-        gradient = torch.cat([getattr(shard, "_local_tensor", shard).flatten().double() for shard in shards])
-        self.engine.optimizer_zero_grad()
+        gradient = [getattr(shard, "_local_tensor", shard) for shard in shards]
+        self.engine.optimizer_zero_grad()  # forgets them, and leaves the tensors to us
         return gradient
 
 

@@ -29,6 +29,7 @@ from verl_gsd.trainer.demonstration_pools import Pool
 from verl_gsd.trainer.keys import (
     DEMONSTRATED_BY,
     DEMONSTRATED_IN,
+    PARTITION,
     REPLACED,
     is_own,
     session_number,
@@ -37,11 +38,10 @@ from verl_gsd.trainer.keys import (
 from verl_gsd.trainer.losses import DEMONSTRATION
 from verl_gsd.trainer.parts import Part, Tags
 from verl_gsd.trainer.queue_rows import row_of, tag_of, unmade_columns
-from verl_gsd.trainer.replay import PARTITION
 
 #: The column in which verl's agent loops look for how many sessions to start, and ours for how many were left out.
 SESSIONS, LEFT_OUT = "__rollout_n__", "__demonstrations__"
-#: Seconds that the verifier has for demonstrations, counted from when they are needed.
+#: Seconds in all that a step waits for the verifier's word on demonstrations; mostly it came while others generated.
 VERIFIER_S = 60.0
 
 
@@ -57,16 +57,17 @@ class Demonstrating(Part):
         self._settings, self._pool, self._group_size = settings, pool, group_size
         self._left_out: dict[str, int] = {}  # by uid, sessions that were not asked for
         self._amended: dict[str, int] = {}  # by uid, demonstrations in the group
+        self._chosen: dict[str, list[Response]] = {}  # by uid, where sessions were left out for them
         self._wanted = self._found = 0
-        self._probability = 0.0
+        self._waited = 0.0
+        self._probabilities: list[torch.Tensor] = []
 
     def plan(self, uids: Sequence[str], keys: Sequence[PromptKey], batch: TensorDict) -> None:
         self._pool.look_up(uids, keys, batch)
         if self._settings.mode == "always":  # verified now: it must be known how many sessions to leave out
             own = [int(n) for n in batch[SESSIONS]] if SESSIONS in set(batch.keys()) else [self._group_size] * len(uids)
-            deadline = _deadline()
-            found = [len(self._demonstrations(uid, deadline)) for uid in uids]
-            left_out = [min(number, sessions - 1) for number, sessions in zip(found, own, strict=True)]
+            self._chosen |= {uid: self._demonstrations(uid) for uid in uids}
+            left_out = [min(len(self._chosen[uid]), sessions - 1) for uid, sessions in zip(uids, own, strict=True)]
             batch[SESSIONS] = torch.tensor(own) - torch.tensor(left_out)
             batch[LEFT_OUT] = torch.tensor(left_out)
             self._left_out |= dict(zip(uids, left_out, strict=True))
@@ -78,14 +79,13 @@ class Demonstrating(Part):
 
     def amend(self, groups: Sequence[Group], rows: Tags) -> dict[str, dict[str, Any] | None]:
         chosen: dict[str, list[Response]] = {}
-        deadline = _deadline()
         for group in groups:
             if group.demonstrations:  # a checkpoint held it amended
                 self._amended[group.uid] = group.demonstrations
             elif group.keys and self._wants(group):
                 # At least one response stays, or the places that stand empty are filled.
                 room = self._left_out.get(group.uid) or len(group.keys) - 1
-                found = self._demonstrations(group.uid, deadline)[:room]
+                found = (self._chosen.get(group.uid) or self._demonstrations(group.uid))[:room]
                 self._wanted += 1
                 if found:
                     self._found += 1
@@ -94,6 +94,7 @@ class Demonstrating(Part):
 
     def leave(self, group: Group) -> Group:
         self._pool.forget(group.uid)
+        self._chosen.pop(group.uid, None)
         self._left_out.pop(group.uid, None)
         return replace(group, demonstrations=self._amended.pop(group.uid, 0))
 
@@ -105,8 +106,7 @@ class Demonstrating(Part):
             keys = [batch.keys[number] for number in shown]
             data = tq.kv_batch_get(keys=keys, partition_id=PARTITION, select_fields=["loss_mask", "old_log_probs"])
             masks, log_probs = list(data["loss_mask"]), list(data["old_log_probs"])
-            counted = torch.cat([of[mask.bool()] for of, mask in zip(log_probs, masks, strict=True)])
-            self._probability = float(counted.double().exp().mean())
+            self._probabilities += [of[mask.bool()].double().exp() for of, mask in zip(log_probs, masks, strict=True)]
             fields = [
                 {"response_mask": mask, "advantages": mask * advantages[number], "returns": mask * advantages[number]}
                 for number, mask in zip(shown, masks, strict=True)
@@ -119,7 +119,8 @@ class Demonstrating(Part):
     ) -> dict[str, float]:
         """``dagrpo/demonstrations/``: ``share`` of the batch's rows; ``wanted`` and ``found``, groups that called for
         one and that have one; ``token_probability``, its mean under the policy before the update; of the policy's own
-        ``known``, prompts that have one, and ``age`` of those used, in steps; ``rejected/<reason>``."""
+        ``known``, prompts that have one, and ``age`` of those used, in steps; ``rejected/<reason>``, candidates of
+        groups that called for one."""
         real = [(key, tag) for key, tag in zip(keys, tags, strict=True) if not tag.get("is_padding")]
         shown = [tag for _, tag in real if DEMONSTRATED_BY in tag]
         metrics = {
@@ -129,16 +130,21 @@ class Demonstrating(Part):
             **{f"rejected/{reason}": float(self._pool.rejected[reason]) for reason in REASONS},
             **self._pool.remember([key for key, tag in real if is_own(tag)], key_of, step),
         }
-        if shown:
-            metrics["token_probability"] = self._probability
+        if self._probabilities:
+            metrics["token_probability"] = float(torch.cat(self._probabilities).mean())
         if ages := [step - tag[DEMONSTRATED_IN] for tag in shown if tag[DEMONSTRATED_IN]]:
             metrics["age"] = float(np.mean(ages))
         self._pool.rejected.clear()
+        self._probabilities.clear()
         self._wanted = self._found = 0
+        self._waited = 0.0
         return {f"dagrpo/demonstrations/{name}": value for name, value in metrics.items()}
 
-    def _demonstrations(self, uid: str, deadline: float) -> list[Response]:
-        return self._pool.demonstrations(uid, deadline)[: self._settings.per_group]
+    def _demonstrations(self, uid: str) -> list[Response]:
+        start = time.monotonic()
+        found = self._pool.demonstrations(uid, deadline=start + max(0.0, VERIFIER_S - self._waited))
+        self._waited += time.monotonic() - start
+        return found[: self._settings.per_group]
 
     def _wants(self, group: Group) -> bool:
         if self._settings.mode == "always":
@@ -175,10 +181,6 @@ class Demonstrating(Part):
             tq.kv_clear(keys=gone, partition_id=PARTITION)
         tq.kv_batch_put(keys=keys, partition_id=PARTITION, fields=list_of_dict_to_tensordict(fields), tags=tags)
         return changes | dict(zip(keys, tags, strict=True))
-
-
-def _deadline() -> float:
-    return time.monotonic() + VERIFIER_S
 
 
 def _masked(template: Any, response: Response, session: int) -> dict[str, Any]:

@@ -43,7 +43,7 @@ class Pool(Protocol):
 
 @dataclass(frozen=True)
 class _Candidate:
-    """An expert's text that the verifier has been asked about: number ``number`` of the prompt ``key``."""
+    """An expert's text as tokens: number ``number`` of the prompt ``key``; ``answer``, where the verifier was asked."""
 
     key: PromptKey
     number: int
@@ -52,8 +52,8 @@ class _Candidate:
 
 
 class Experts:
-    """An expert's texts in a column of the data: checked and sent to the verifier when their prompt is generated, once
-    a run.
+    """An expert's texts in a column of the data: checked, and sent to the verifier until it has answered, when their
+    prompt is generated.
 
     Args:
         column: of the data.
@@ -75,8 +75,8 @@ class Experts:
         self.rejected: Counter[Reason] = Counter()
         self._column, self._longest, self._tokenizer, self._template = column, longest, tokenizer, dict(template)
         self._workers = workers
-        self._of: dict[str, list[_Candidate]] = {}  # by uid
-        self._verdicts: dict[tuple[PromptKey, int], verifying.Verdict | None] = {}  # None: rejected
+        self._of: dict[str, list[_Candidate | Reason]] = {}  # by uid
+        self._verdicts: dict[tuple[PromptKey, int], verifying.Verdict] = {}
 
     def look_up(self, uids: Sequence[str], keys: Sequence[PromptKey], batch: TensorDict) -> None:
         names = [name for name in batch.keys() if not isinstance(batch.get(name), NonTensorData)]  # noqa: SIM118
@@ -92,39 +92,38 @@ class Experts:
     def demonstrations(self, uid: str, deadline: float) -> list[Response]:
         found = []
         for candidate in self._of.get(uid, ()):
-            place = (candidate.key, candidate.number)
-            if place not in self._verdicts:
-                answer = verifying.verdict(candidate.answer, max(0.0, deadline - time.monotonic()))
-                self._verdicts[place] = self._accepted(candidate.key, answer)
-            verdict = self._verdicts[place]
-            if verdict is not None:
-                tokens = candidate.tokens
-                found.append(Response(tokens, np.ones(len(tokens), bool), verdict.reward, 0, verdict.info))
+            accepted = candidate if isinstance(candidate, str) else self._accepted(candidate, deadline)
+            if isinstance(accepted, str):
+                self.rejected[accepted] += 1
+            else:
+                found.append(accepted)
         return found
 
     def forget(self, uid: str) -> None:
-        self._of.pop(uid, None)
+        for candidate in self._of.pop(uid, ()):
+            # An answer that nobody needed this time is known at the next visit.
+            if isinstance(candidate, _Candidate) and candidate.answer and verifying.is_there(candidate.answer):
+                self._verdict(candidate, deadline=0.0)
 
     def remember(self, own: Sequence[str], key_of: Mapping[str, PromptKey], step: int) -> dict[str, float]:
         return {}
 
-    def _candidates(self, key: PromptKey, columns: Mapping[str, Any]) -> list[_Candidate]:
+    def _candidates(self, key: PromptKey, columns: Mapping[str, Any]) -> list[_Candidate | Reason]:
         try:
             texts = expert_texts(columns[self._column])
         except ValueError as error:
             raise ValueError(f"column {self._column} of data_source={key[0]}, index={key[1]}: {error}") from None
         if not texts:
-            self.rejected["missing"] += 1
-            return []
+            return ["missing"]
         tokenizer = self._tokenizer()
         prompt = tokenizer.apply_chat_template(
             columns["raw_prompt"], add_generation_prompt=True, tokenize=False, **self._template
         )
-        found = []
+        found: list[_Candidate | Reason] = []
         for number, text in enumerate(texts):
             tokens = expert_tokens(text, tokenizer, prompt=prompt, longest=self._longest)
             if isinstance(tokens, str):
-                self.rejected[tokens] += 1
+                found.append(tokens)
                 continue
             answer = None
             if (key, number) not in self._verdicts:
@@ -133,13 +132,25 @@ class Experts:
             found.append(_Candidate(key, number, tokens, answer))
         return found
 
-    def _accepted(self, key: PromptKey, verdict: verifying.Verdict | None) -> verifying.Verdict | None:
+    def _accepted(self, candidate: _Candidate, deadline: float) -> Response | Reason:
+        verdict = self._verdict(candidate, deadline)
         if verdict is None:
-            self.rejected["unverified"] += 1
-        elif not succeeded(verdict.info.get("acc", np.nan), f"data_source={key[0]}, index={key[1]} (a demonstration)"):
-            self.rejected["failed_verification"] += 1
-            return None
-        return verdict
+            return "unverified"
+        source, index = candidate.key
+        where = f"data_source={source}, index={index} (a demonstration)"
+        if not succeeded(verdict.info.get("acc", np.nan), where):
+            return "failed_verification"
+        return Response(candidate.tokens, np.ones(len(candidate.tokens), bool), verdict.reward, 0, verdict.info)
+
+    def _verdict(self, candidate: _Candidate, deadline: float) -> verifying.Verdict | None:
+        """What the verifier says; one that failed or was late is asked again at the next visit."""
+        place = (candidate.key, candidate.number)
+        if place not in self._verdicts:
+            verdict = verifying.verdict(candidate.answer, max(0.0, deadline - time.monotonic()))
+            if verdict is None:
+                return None
+            self._verdicts[place] = verdict
+        return self._verdicts[place]
 
 
 class OwnSuccesses:

@@ -35,8 +35,13 @@ def _no_critic(config: DictConfig) -> bool:
     return not (config.algorithm.adv_estimator == "gae" if config.critic.enable is None else config.critic.enable)
 
 
+def _dagrpo(config: DictConfig, key: str, default: str | None) -> str | None:
+    found = OmegaConf.select(config, f"algorithm.gsd.dagrpo.{key}")
+    return default if found is None else found
+
+
 def _not_scored_by(scorers: tuple[str, ...]) -> Callable[[DictConfig], bool]:
-    return lambda config: config.algorithm.gsd.dagrpo.judge.scorer not in scorers
+    return lambda config: _dagrpo(config, "judge.scorer", "openai") not in scorers
 
 
 #: Keys of a judge, by the scorers that read them.
@@ -100,7 +105,7 @@ _IDLE_KEYS = (
     ),
     _Idle(
         "algorithm.gsd.dagrpo.judge.cache_mb",
-        lambda c: c.algorithm.gsd.dagrpo.judge.cache is None,
+        lambda c: _dagrpo(c, "judge.cache", None) is None,
         "algorithm.gsd.dagrpo.judge.cache is null",
     ),
     *(
@@ -113,7 +118,7 @@ _IDLE_KEYS = (
     ),
     _Idle(
         "algorithm.gsd.dagrpo.demonstrations.column",
-        lambda c: c.algorithm.gsd.dagrpo.demonstrations.source == "self",
+        lambda c: _dagrpo(c, "demonstrations.source", "expert") == "self",
         "algorithm.gsd.dagrpo.demonstrations.source=self reads no column",
     ),
     _Idle(

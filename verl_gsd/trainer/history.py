@@ -24,10 +24,9 @@ from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
 from verl_gsd.prompts import PromptKey
 from verl_gsd.responses import Response, ResponseStore
-from verl_gsd.trainer.keys import GENERATED_IN, uid_of
+from verl_gsd.trainer.keys import GENERATED_IN, PARTITION, uid_of
 from verl_gsd.trainer.parts import Part
 from verl_gsd.trainer.queue_rows import dated, only_outputs, read_responses, row_of, tag_of, unmade_columns
-from verl_gsd.trainer.replay import PARTITION
 
 #: The column in which verl's agent loops look for how many sessions to start, and ours for what is to be added.
 SESSIONS, PLANNED = "__rollout_n__", "__gvpo_history__"

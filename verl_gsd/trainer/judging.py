@@ -1,7 +1,8 @@
 """DaGRPO's judge in the trainer process: whole groups are judged while others are still generated.
 
-A group is judged when its last session has ended and its outcomes differ: only such groups form pairs. Until its scores
-are there, or its time is up, it counts as running.
+A group is judged when it is seen to be whole and its outcomes differ: only such groups form pairs. Until its scores are
+there, or its time is up, it counts as running. The buffer is looked at while a trainer samples: what ends during an
+update of an asynchronous trainer is judged after it.
 """
 
 from __future__ import annotations
@@ -22,16 +23,16 @@ from verl_gsd.judge.problem import problem_text
 from verl_gsd.judge.scorer import Question, Scorer
 from verl_gsd.judge.settings import Settings
 from verl_gsd.prompts import PromptKey
+from verl_gsd.trainer.keys import PARTITION
 from verl_gsd.trainer.parts import Part, Tags
-from verl_gsd.trainer.replay import PARTITION
 
 
 class Judging(Part):
     """Asks for scores, holds groups back for them, and gives them to the groups that leave.
 
     Args:
-        scorer: makes it; called at the first group.
-        tokenizer: gives the policy's; called at the first group.
+        scorer: makes it; called when the first prompts are submitted.
+        tokenizer: gives the policy's.
     """
 
     def __init__(self, settings: Settings, scorer: Callable[[], Scorer], tokenizer: Callable[[], Any]) -> None:
@@ -43,6 +44,9 @@ class Judging(Part):
         self._ended_at = self._ready_at = 0.0  # of the last group in this step, by time.monotonic
         self._spent = 0.0
         self._tokens = self._shared = 0
+
+    def plan(self, uids: Sequence[str], keys: Sequence[PromptKey], batch: Any) -> None:
+        self._running()  # what is wrong with a scorer is said before anything is generated
 
     def amend(self, groups: Sequence[Group], rows: Tags) -> dict[str, dict[str, Any] | None]:
         start = self._ended_at = time.monotonic()
@@ -74,6 +78,9 @@ class Judging(Part):
     def leave(self, group: Group) -> Group:
         if group.uid not in self._asked:
             return group
+        if self._ready_at:  # the first of a batch that leaves: it was waited for until now
+            self._spent += max(0.0, self._ready_at - self._ended_at)
+            self._ready_at = 0.0
         self._asked.discard(group.uid)
         self._waiting.discard(group.uid)
         return replace(group, scores=self._running().take(group.uid))
@@ -88,14 +95,15 @@ class Judging(Part):
         return shared | (self._judge.metrics() if self._judge else {})
 
     def timing(self) -> dict[str, float]:
-        """``judge``: seconds spent on asking, and from the end of the last group's last session to the last score."""
-        stalled = max(0.0, self._ready_at - self._ended_at) if self._ready_at else 0.0
-        spent, self._spent, self._ready_at = self._spent + stalled, 0.0, 0.0
+        """``judge``: seconds spent on asking, and in each batch from the end of its last session to the last score."""
+        spent, self._spent = self._spent, 0.0
         return {"judge": spent}
 
     def close(self) -> None:
-        if self._judge:
-            self._judge.close()
+        try:
+            if self._judge:
+                self._judge.close()
+        finally:
             if self._cache:
                 self._cache.close()
 
@@ -109,7 +117,8 @@ class Judging(Part):
         return self._judge
 
     def _ask(self, uid: str, responses: Sequence[Any], prompt: Any, truth: Any) -> None:
-        problem, reference = problem_text(prompt), str((truth or {}).get("ground_truth", "") or "")
+        answer = (truth or {}).get("ground_truth")
+        problem, reference = problem_text(prompt), "" if answer is None else str(answer)
         tokenizer = self._tokenizer()
         tokens = [np.asarray(response) for response in responses]
         texts = [tokenizer.decode(row, skip_special_tokens=True) for row in tokens]

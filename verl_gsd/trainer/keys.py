@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
+
+#: The partition of training rows. Validation goes through the same buffer, in a partition of its own that is not ours.
+PARTITION = "train"
 
 #: The tag of a row that was not generated in this step: the step it was generated for.
 GENERATED_IN = "generated_in"
@@ -40,3 +44,11 @@ def is_padding(key: str) -> bool:
 def is_own(tag: Mapping[str, Any]) -> bool:
     """Whether the policy generated the row in this step: it is no demonstration and no earlier response."""
     return GENERATED_IN not in tag and DEMONSTRATED_BY not in tag
+
+
+def as_number(value: Any) -> float:
+    """What a verifier returned under a name of its own choosing, as a number; NaN if it is none."""
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):  # None, text, a tensor of several, 10**400
+        return math.nan

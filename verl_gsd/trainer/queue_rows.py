@@ -12,8 +12,7 @@ import torch
 import transfer_queue as tq
 
 from verl_gsd.responses import Response
-from verl_gsd.trainer.keys import session_number, session_of, uid_of
-from verl_gsd.trainer.replay import PARTITION, as_number
+from verl_gsd.trainer.keys import PARTITION, as_number, session_number, session_of, uid_of
 
 #: Columns that depend on the response and that only its generation could fill.
 _NOT_REMADE = ("rollout_log_probs", "routed_experts", "teacher_ids", "teacher_logprobs")

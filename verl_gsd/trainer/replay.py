@@ -25,15 +25,14 @@ from verl_gsd.trainer.config import ConfigError
 from verl_gsd.trainer.keys import (
     DEMONSTRATED_BY,
     GENERATED_IN,
+    PARTITION,
     REPLACED,
+    as_number,
     output_number,
     session_number,
     session_of,
     uid_of,
 )
-
-#: Validation goes through the same buffer, in a partition of its own that is not ours.
-PARTITION = "train"
 
 
 class GroupListener(Protocol):
@@ -224,11 +223,3 @@ def _read_groups(uids: list[str], partition: dict[str, dict], listener: GroupLis
             )
         )
     return groups
-
-
-def as_number(value: Any) -> float:
-    """What a verifier returned under a name of its own choosing, as a number; NaN if it is none."""
-    try:
-        return float(value)
-    except (TypeError, ValueError, RuntimeError, OverflowError):  # None, text, a tensor of several, 10**400
-        return math.nan

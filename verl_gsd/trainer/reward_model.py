@@ -33,8 +33,8 @@ class RewardModelScorer:
         tokens = self._tokenizer.encode(question.response, add_special_tokens=False)
         chat = [{"role": "user", "content": question.problem}]
         data = as_data({"raw_prompt": chat}, [], tokens)
+        answer = random.choice(self._workers).compute_score_disrm.remote(data)
         try:
-            answer = random.choice(self._workers).compute_score_disrm.remote(data)
             return float((await asyncio.wait_for(answer, self._timeout_s))["reward_score"])
         except asyncio.TimeoutError:
             raise JudgementError("timed_out") from None
@@ -42,6 +42,8 @@ class RewardModelScorer:
             raise JudgementError("server_error", type(error).__name__) from None
         except (KeyError, TypeError, ValueError) as error:
             raise JudgementError("unreadable", type(error).__name__) from None
+        finally:
+            ray.cancel(answer)  # verl's workers go on asking for hours; nothing where it has answered
 
     async def close(self) -> None:
         """Nothing to give back."""

@@ -34,7 +34,7 @@ from verl_gsd.trainer.dagrpo_parts import dagrpo_parts
 from verl_gsd.trainer.dataset import indices_are_unique
 from verl_gsd.trainer.gvpo_trainer import GVPOSteps
 from verl_gsd.trainer.history import History, history_size
-from verl_gsd.trainer.keys import DEMONSTRATED_BY, is_own, session_of, uid_of
+from verl_gsd.trainer.keys import DEMONSTRATED_BY, PARTITION, is_own, session_of, uid_of
 from verl_gsd.trainer.metrics import group_metrics, own_names
 from verl_gsd.trainer.own_section import checkpoint_to_resume, memory_settings, own_problems
 from verl_gsd.trainer.parts import Part
@@ -91,7 +91,10 @@ class GroupTrainer(GVPOSteps, PPOTrainer):
             super().fit(agent_loop_manager)
         finally:
             for part in self._parts:
-                part.close()
+                try:
+                    part.close()
+                except Exception:  # the run's own end, good or bad, is what is to be seen
+                    logger.exception("%s could not be closed", type(part).__name__)
 
     # Groups
 
@@ -254,10 +257,10 @@ class GroupTrainer(GVPOSteps, PPOTrainer):
 
     def _remember_restored_prompts(self) -> None:
         """Groups that a checkpoint held in the queue: asynchronous modes store their prompts there."""
-        tags = (tq.kv_list(replay.PARTITION) or {}).get(replay.PARTITION, {})
+        tags = (tq.kv_list(PARTITION) or {}).get(PARTITION, {})
         uids = [key for key, tag in tags.items() if tag.get("is_prompt")]
         if uids:
-            prompts = tq.kv_batch_get(uids, replay.PARTITION)
+            prompts = tq.kv_batch_get(uids, PARTITION)
             self._remember_prompts(uids, prompts)
             for part in self._parts:
                 part.take_up(uids, [self._prompt_of[uid] for uid in uids], prompts)

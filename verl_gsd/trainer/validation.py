@@ -189,7 +189,9 @@ def _no_secrets(config: DictConfig, line: Line) -> Iterator[str]:
     for key, value in _leaves(config):
         # By name only where a user wrote it: verl's own keys have harmless names such as prompt_key.
         own = key in written or ".env_vars." in key
-        named = own and _SECRET_NAME.search(key.rpartition(".")[2]) and not key.startswith("data.")
+        name = key.rpartition(".")[2]
+        # A name that ends in _env holds the name of a variable.
+        named = own and _SECRET_NAME.search(name) and not key.startswith("data.") and not name.endswith("_env")
         if isinstance(value, str) and value and (named or _SECRET_VALUE.search(value)):
             yield f"{key}: looks like a secret, and verl logs its whole config. Export it in the environment instead."
 

@@ -39,6 +39,11 @@ def submit(
     return random.choice(workers).compute_score.remote(as_data(columns, prompt, response))
 
 
+def is_there(answer: ray.ObjectRef) -> bool:
+    """Whether the verifier has answered."""
+    return bool(ray.wait([answer], timeout=0)[0])
+
+
 def as_data(columns: Mapping[str, Any], prompt: Sequence[int], response: Sequence[int]) -> DataProto:
     """One response as verl's reward workers take it; arguments as ``submit``."""
     ids = torch.tensor([*prompt, *response]).unsqueeze(0)
