@@ -56,7 +56,7 @@ class HostileServer:
     An answer is bytes, after which the connection is closed, or a coroutine function of the writer. A context manager.
 
     Attributes:
-        requests: the JSON bodies received.
+        requests: the JSON bodies received; None of a request without one.
         headers: what each came with, as text.
     """
 
@@ -89,9 +89,9 @@ class HostileServer:
     async def _serve(self, reader, writer):
         try:
             head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-            length = next(int(line[15:]) for line in head.lower().split("\r\n") if line.startswith("content-length:"))
+            lengths = [int(line[15:]) for line in head.lower().split("\r\n") if line.startswith("content-length:")]
             self.headers.append(head)
-            self.requests.append(json.loads(await reader.readexactly(length)))
+            self.requests.append(json.loads(await reader.readexactly(lengths[0])) if lengths else None)
             answer = self.script[min(len(self.requests), len(self.script)) - 1]
             if isinstance(answer, bytes):
                 writer.write(answer)

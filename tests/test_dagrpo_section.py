@@ -71,6 +71,15 @@ LINES = [
         f"{DAGRPO}.probe_every=5": "",
         "actor_rollout_ref.actor.ulysses_sequence_parallel_size=2": r"probe_every=5 .*over 2 workers: only FSDP's",
     },
+    {f"{DAGRPO}=3": r"algorithm\.gsd\.dagrpo=3: write a section"},
+    {f"{JUDGE}=false": r"judge\.False: write a section with keys, or null"},
+    {f"{SHOWN}=false": r"demonstrations\.False: write a section with keys, or null"},
+    {f"{JUDGE}.scorer=null": r"judge\.scorer=null: write a value"},
+    {f"{JUDGE}.budget_s=null": r"judge\.budget_s=null: write a value"},
+    {f"{JUDGE}.cache=/": r"judge\.cache=/: no file can be made there"},
+    {f"{DAGRPO}.delta=11": r"delta=11: scores go from 0 to 10, so that no judged pair reaches 11"},
+    {f"{DAGRPO}.delta=-10": r"delta=-10: scores go from 0 to 10, so that every pair reaches -10"},
+    {f"{DAGRPO}.delta={10**400}": r"delta=10+: write a number"},
     {f"{JUDGE}.concurrency=0": r"judge\.concurrency=0: write a whole number"},
     {f"+{JUDGE}.urls=x": r"judge\.urls: no such key"},
     {f"+{SHOWN}.kolumn=x": r"demonstrations\.kolumn: no such key"},
@@ -102,6 +111,8 @@ def test_a_column_that_is_not_there_is_named_with_those_that_are(check, tiny_tas
         ConfigError, match=r"column=solution: data\.train_files=.* has no such column. It has .*ability"
     ):
         check(f"data.train_files={copy}", f"{SHOWN}.column=solution")
+    with pytest.raises(ConfigError, match=r"column=extra_info: .* has struct<.* there. Write a column of texts"):
+        check(f"data.train_files={copy}", f"{SHOWN}.column=extra_info")
 
 
 def test_knobs_of_a_mask_that_nobody_judges_for_do_nothing(check):

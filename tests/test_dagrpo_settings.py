@@ -5,6 +5,7 @@ import math
 import pytest
 from omegaconf import OmegaConf
 
+import verl_gsd.algorithms.dagrpo_memory  # noqa: F401, registers the stage
 from verl_gsd.algorithms import chain
 from verl_gsd.algorithms.dagrpo_settings import Delta, Settings
 
@@ -38,11 +39,14 @@ def test_only_a_delta_that_is_minus_infinity_for_good_needs_no_judge():
         assert not Delta.of(value).keeps_all
 
 
-def test_every_key_of_the_section_is_read_and_null_is_the_default():
+def test_every_key_of_the_section_is_read_and_null_is_no_value_but_where_it_means_none():
     given_ = {"signed": False, "mask": "mean", "rescale": True, "fail_closed": True, "probe_every": 7}
     expected = Settings(Delta(1.0, 1.0), False, "mean", True, True, 7)
     assert Settings.of(OmegaConf.create({"delta": 1} | given_)) == expected
-    assert Settings.of(OmegaConf.create({"delta": 1} | dict.fromkeys(given_))) == Settings(Delta(1.0, 1.0))
+    assert Settings.of(OmegaConf.create({"delta": 1, "probe_every": None})) == Settings(Delta(1.0, 1.0))
+    for key in given_.keys() - {"probe_every"}:
+        with pytest.raises(ValueError, match=f"{key}=null: write a value, or leave it out"):
+            Settings.of({"delta": 1, key: None})
 
 
 @pytest.mark.parametrize("wrap", [dict, OmegaConf.create], ids=["dict", "OmegaConf"])

@@ -105,7 +105,11 @@ class Settings:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Whether it is a number, infinite ones included; one that no float can hold is none."""
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and float(value) is not None
+    except OverflowError:
+        return False
 
 
 def _is_finite(value: Any) -> bool:

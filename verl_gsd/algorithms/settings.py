@@ -40,7 +40,10 @@ def check_dial_settings(alpha: Any, ddof: Any, eps: Any) -> None:
 
 
 def _is_finite_number(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and abs(float(value)) < math.inf
+    try:
+        return isinstance(value, numbers.Real) and not isinstance(value, bool) and abs(float(value)) < math.inf
+    except OverflowError:  # 10**400
+        return False
 
 
 def check_gvpo_settings(beta: Any, normalizer: Any, reference: Any = "old") -> None:

@@ -51,6 +51,8 @@ def score(
 
     try:
         sheet = read_sheet(file)
+        if cache is not None and cache.resolve() in (output.resolve(), file.resolve()):
+            fail(f"--cache {cache}: is a table of this line too. Write a file of its own")
         sheet.require_writable(output, SCORE)
         questions = _questions(sheet, problem_column, response_column, reference_column)
         settings = Settings(

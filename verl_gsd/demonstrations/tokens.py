@@ -34,8 +34,9 @@ def expert_texts(value: Any) -> list[str]:
         return []
     if isinstance(value, str):
         return [value] if value else []
-    if isinstance(value, list | tuple | np.ndarray) and all(isinstance(text, str) for text in value):
-        return [text for text in value if text]
+    texts = value.tolist() if isinstance(value, np.ndarray) else value
+    if isinstance(texts, list | tuple) and all(text is None or isinstance(text, str) for text in texts):
+        return [text for text in texts if text]
     raise ValueError(f"a demonstration is a text or a list of texts, and this is {type(value).__name__}")
 
 
@@ -49,7 +50,9 @@ def expert_tokens(text: str, tokenizer: Tokenizer, *, prompt: str, longest: int)
     if not text.strip():
         return "empty"
     tokens = tokenizer.encode(text, add_special_tokens=False)
-    if not tokens or tokens[-1] != tokenizer.eos_token_id:
+    if not tokens:
+        return "empty"
+    if tokens[-1] != tokenizer.eos_token_id:
         tokens = [*tokens, tokenizer.eos_token_id]
     opened = prompt.split()[-1:]  # such as <think>, where the template's generation prompt ends with it
     repeats = bool(opened) and opened[0].startswith("<") and text.lstrip().startswith(opened[0])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from pathlib import Path
 
 from verl_gsd.judge.scorer import Scorer
@@ -9,6 +11,8 @@ from verl_gsd.judge.settings import Settings, api_key
 
 #: Seconds that a server may take to say which models it has.
 LISTING_S = 10.0
+#: And bytes.
+LISTING_BYTES = 1 << 20
 
 
 def scorer_of(settings: Settings) -> Scorer:
@@ -47,20 +51,19 @@ def served_model(settings: Settings) -> str:
     """
     import openai
 
-    where, key = f"base_url={settings.base_url}", api_key(settings.api_key_env)
+    where = f"base_url={settings.base_url}"
     try:
-        with openai.OpenAI(base_url=settings.base_url, api_key=key, timeout=LISTING_S, max_retries=0) as client:
-            models = [str(model.id) for model in client.models.list().data or []]
+        models = _listed(settings)
     except openai.AuthenticationError:
         raise ValueError(f"{where}: the server refuses the key. Export it as {settings.api_key_env}") from None
-    except (openai.OpenAIError, ValueError, TypeError, AttributeError) as error:
+    except openai.OpenAIError as error:
         if settings.model is not None and isinstance(error, openai.APIStatusError):
             return settings.model  # a server that answers, and lists nothing
         raise ValueError(
             f"{where}: no judge answers there ({type(error).__name__}). Start a server, as recipes/dagrpo says, or "
             "write scorer=stub for a first run without one"
         ) from None
-    listed = ", ".join(models[:20]) or "none"
+    listed = ", ".join(model[:80] for model in models[:20]) or "none"
     if settings.model is None and len(models) == 1:
         return models[0]
     if settings.model is None:
@@ -68,3 +71,35 @@ def served_model(settings: Settings) -> str:
     if settings.model not in models:
         raise ValueError(f"model={settings.model}: the judge at {settings.base_url} has {listed}")
     return settings.model
+
+
+def _listed(settings: Settings) -> list[str]:
+    """The names that the server lists, of a bounded answer in bounded time; what is no name is left out.
+
+    Raises:
+        openai.OpenAIError: there is no answer that could be read.
+    """
+    import openai
+
+    late = time.monotonic() + LISTING_S
+    with openai.OpenAI(
+        base_url=settings.base_url,
+        api_key=api_key(settings.api_key_env),
+        timeout=LISTING_S,
+        max_retries=0,
+        default_headers={"Accept-Encoding": "identity"},
+        http_client=openai.DefaultHttpxClient(follow_redirects=False),
+    ) as client:
+        body = b""
+        with client.models.with_streaming_response.list() as response:
+            for chunk in response.iter_bytes():
+                body += chunk
+                if len(body) > LISTING_BYTES or time.monotonic() > late:
+                    raise openai.OpenAIError("the list of models has no end")
+    try:
+        entries = json.loads(body)["data"]
+        names = [entry["id"] for entry in entries]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise openai.OpenAIError("no list of models") from None
+    # isprintable: no control characters for a terminal, and no lone surrogates.
+    return [name for name in names if isinstance(name, str) and name and name.isprintable()]

@@ -43,7 +43,7 @@ def as_score(value: Any) -> float:
         return math.nan
     try:
         score = math.inf if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         score = math.inf
     if math.isinf(score):
         raise ValueError(f"{_shown(value)} is no score: write a finite number, or null where the judgement failed")

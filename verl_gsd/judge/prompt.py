@@ -19,7 +19,7 @@ _TAIL = 4096
 _GRADE = re.compile(r"(?:score\s*:\s*)?(-?[0-9]+)", re.ASCII | re.IGNORECASE)
 #: Where a chat template's control token may begin: <|im_end|>, </s>, [/INST]. A tokenizer would take one that a text
 #: spells out for the real thing, and what comes after it would no longer be the text of a user.
-_CONTROL = re.compile(r"<(?=[|｜/\w])|\[(?=/?[A-Z_]+\])")
+_CONTROL = re.compile(r"<(?=[|｜/\w])|\[(?=[|/]?[A-Za-z]\w{2,}\|?\])")
 
 
 def digest(*texts: str) -> bytes:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -10,6 +13,7 @@ from verl_gsd.algorithms.dagrpo_settings import Settings
 from verl_gsd.algorithms.settings import check_on_policy, check_ratio
 from verl_gsd.demonstrations import settings as demonstrations
 from verl_gsd.judge import settings as judge
+from verl_gsd.judge.scorer import HIGHEST
 from verl_gsd.trainer.config import Line
 from verl_gsd.trainer.gvpo_section import sequence_parallel
 
@@ -25,7 +29,10 @@ def is_dagrpo_loss(config: DictConfig) -> bool:
 def dagrpo_wrong(config: DictConfig, line: Line) -> Iterator[str]:
     """Everything that is wrong with DaGRPO's settings, or with others under them."""
     section = OmegaConf.select(config, _SECTION)
-    shown = section is not None and section.get("demonstrations") is not None
+    if section is not None and not isinstance(section, DictConfig):
+        yield f"{_SECTION}={section}: write a section with keys, or null."
+        return
+    shown = OmegaConf.select(config, f"{_SECTION}.demonstrations") is not None
     if is_dagrpo_loss(config) != shown:
         yield (
             f"{_LOSS}.loss_mode={OmegaConf.select(config, f'{_LOSS}.loss_mode')} {'with' if shown else 'without'} "
@@ -41,7 +48,7 @@ def dagrpo_wrong(config: DictConfig, line: Line) -> Iterator[str]:
         yield f"{_SECTION}: {error}."
         return
     if judged:
-        yield from _judge_wrong(config)
+        yield from _judge_wrong(config, own)
     named = f"{_SECTION}.delta={section.get('delta')}"
     if judged and own.delta.keeps_all and not own.fail_closed:
         yield f"{named} with {_SECTION}.judge: no score is ever looked at. Write a finite delta, or judge=null."
@@ -63,12 +70,26 @@ def dagrpo_wrong(config: DictConfig, line: Line) -> Iterator[str]:
         yield from _demonstrations_wrong(config)
 
 
-def _judge_wrong(config: DictConfig) -> Iterator[str]:
+def _judge_wrong(config: DictConfig, own: Settings) -> Iterator[str]:
     try:
         settings = judge.Settings.of(config.algorithm.gsd.dagrpo.judge)
     except ValueError as error:
         yield f"{_SECTION}.judge.{error}."
         return
+    for delta in {own.delta.first, own.delta.last} if settings.scorer != "reward_model" else ():
+        if delta > HIGHEST or -math.inf < delta <= -HIGHEST:
+            what = "no judged pair" if delta > 0 else "every pair"
+            yield (
+                f"{_SECTION}.delta={config.algorithm.gsd.dagrpo.delta}: scores go from 0 to {HIGHEST}, so that {what} "
+                f"reaches {delta:g}. Write a number above -{HIGHEST} and up to {HIGHEST}."
+            )
+    if settings.cache is not None:
+        place = Path(settings.cache).expanduser()
+        existing = next(folder for folder in (place.absolute(), *place.absolute().parents) if folder.exists())
+        if place.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+            yield (
+                f"{_SECTION}.judge.cache={settings.cache}: no file can be made there. Write the path of one, or null."
+            )
     model = config.reward.reward_model
     if settings.scorer == "reward_model" and not (model.enable and model.enable_resource_pool):
         yield (
@@ -113,4 +134,4 @@ def _demonstrations_wrong(config: DictConfig) -> Iterator[str]:
 def demonstration_column(config: DictConfig) -> str | None:
     """The column of the training data that has demonstrations; None where none is read."""
     section = OmegaConf.select(config, f"{_SECTION}.demonstrations")
-    return None if section is None or section.get("source") == "self" else section.get("column")
+    return None if not isinstance(section, DictConfig) or section.get("source") == "self" else section.get("column")

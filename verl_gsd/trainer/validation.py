@@ -62,7 +62,8 @@ def _files_exist(config: DictConfig, line: Line) -> Iterator[str]:
                 yield f"{key}={file}: no such file. Write a Parquet file with columns {', '.join(_REQUIRED_COLUMNS)}."
             elif path.suffix == ".parquet":
                 try:
-                    names = pq.read_schema(path).names
+                    schema = pq.read_schema(path)
+                    names = schema.names
                     missing = [c for c in _REQUIRED_COLUMNS if c not in names]
                 except (pa.ArrowException, OSError) as error:
                     yield f"{key}={file}: no Parquet file ({str(error).splitlines()[0]}). Write one that is whole."
@@ -74,6 +75,18 @@ def _files_exist(config: DictConfig, line: Line) -> Iterator[str]:
                         f"algorithm.gsd.dagrpo.demonstrations.column={column}: {key}={file} has no such column. It has "
                         f"{', '.join(names)}."
                     )
+                elif key == "data.train_files" and column and not _is_of_texts(schema.field(column).type):
+                    kind = schema.field(column).type
+                    yield (
+                        f"algorithm.gsd.dagrpo.demonstrations.column={column}: {key}={file} has {kind} there. Write a "
+                        "column of texts, or of lists of texts."
+                    )
+
+
+def _is_of_texts(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return _is_of_texts(kind.value_type)
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)
 
 
 def _made_on_first_use(config: DictConfig) -> Callable[[str], bool]:

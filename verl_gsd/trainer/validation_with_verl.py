@@ -90,12 +90,14 @@ def _reward_function_missing(config: DictConfig) -> Iterator[str]:
 def _judge_absent(config: DictConfig) -> Iterator[str]:
     """A judge that does not answer now would leave every pair unjudged, step after step."""
     section = OmegaConf.select(config, "algorithm.gsd.dagrpo.judge")
-    if section is not None and section.get("scorer") == "openai":
+    if section is not None:
         from verl_gsd.judge.build import served_model
         from verl_gsd.judge.settings import Settings
 
         try:
-            served_model(Settings.of(section))
+            settings = Settings.of(section)
+            if settings.scorer == "openai":
+                served_model(settings)
         except ValueError as error:
             yield f"algorithm.gsd.dagrpo.judge.{error}."
 

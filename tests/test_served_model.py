@@ -1,0 +1,66 @@
+"""Asking a judge's server what it has: bounded in time and size, believed no further than it must be."""
+
+import json
+
+import pytest
+from hostile_server import JSON, HostileServer, endless, http, trickle
+
+from verl_gsd.judge import build
+from verl_gsd.judge.build import served_model
+from verl_gsd.judge.settings import Settings
+
+
+def models(*ids):
+    return http(200, json.dumps({"object": "list", "data": [{"id": one} for one in ids]}).encode(), JSON)
+
+
+def asked(answer, **settings):
+    with HostileServer(answer) as server:
+        return served_model(Settings(base_url=server.url, **settings))
+
+
+def test_the_only_model_is_the_one():
+    assert asked(models("judge-7b")) == "judge-7b"
+    assert asked(models("a", "b"), model="b") == "b"
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (models("a", "b"), "has a, b. Name one"),
+        (models(), "has none. Name one"),
+        (models(5, None, ["a"], ""), "has none. Name one"),
+        (models("\x1b]0;owned\x07\nerror fine"), "has none. Name one"),
+        (models("\ud800"), "has none. Name one"),
+        (http(200, b"[" * 100_000, JSON), "no judge answers there"),
+        (http(200, b"<html>", "Content-Type: text/html"), "no judge answers there"),
+        (http(302, b"", "Location: http://127.0.0.1:9/v1/models"), "no judge answers there"),
+        (http(401, b'{"error": {"message": "sk-test-hunter2 is wrong"}}', JSON), "Export it as VERL_GSD_JUDGE_API_KEY"),
+        (http(500, b"", JSON), "no judge answers there"),
+        (endless, "no judge answers there"),
+    ],
+)
+def test_what_is_no_list_of_one_model_is_refused(answer, message, monkeypatch):
+    monkeypatch.setenv("VERL_GSD_JUDGE_API_KEY", "sk-test-hunter2")
+    with pytest.raises(ValueError, match=message) as refused:
+        asked(answer)
+    assert "hunter2" not in str(refused.value)
+
+
+def test_a_list_that_comes_byte_by_byte_is_given_up(monkeypatch):
+    monkeypatch.setattr(build, "LISTING_S", 0.2)
+    with pytest.raises(ValueError, match="no judge answers there"):
+        asked(trickle)
+
+
+def test_a_server_that_lists_nothing_is_taken_at_its_word_where_the_model_is_named():
+    assert asked(http(404, b"", JSON), model="judge-7b") == "judge-7b"
+    with pytest.raises(ValueError, match=r"model=judge-7b: the judge at .* has other"):
+        asked(models("other"), model="judge-7b")
+
+
+def test_a_key_with_a_newline_at_its_end_is_a_key(monkeypatch):
+    monkeypatch.setenv("VERL_GSD_JUDGE_API_KEY", "sk-test\n")
+    with HostileServer(models("a")) as server:
+        served_model(Settings(base_url=server.url))
+    assert "authorization: bearer sk-test\r\n" in server.headers[0].lower()
