@@ -85,7 +85,8 @@ class Demonstrating(Part):
             elif group.keys and self._wants(group):
                 # At least one response stays, or the places that stand empty are filled.
                 room = self._left_out.get(group.uid) or len(group.keys) - 1
-                found = (self._chosen.get(group.uid) or self._demonstrations(group.uid))[:room]
+                found = self._chosen[group.uid] if group.uid in self._chosen else self._demonstrations(group.uid)
+                found = found[:room]
                 self._wanted += 1
                 if found:
                     self._found += 1
