@@ -130,6 +130,13 @@ def test_gvpo_goes_with_none_of_it(check):
         check(f"+{DAGRPO}.delta=-.inf", algo="gvpo")
 
 
+def test_a_cache_that_is_there_or_can_be_made_is_right(check, tmp_path):
+    there = tmp_path / "there.sqlite"
+    there.touch()
+    for file in (there, tmp_path / "not" / "yet" / "there.sqlite"):
+        check(f"{JUDGE}.cache={file}")
+
+
 def test_a_task_that_is_made_anew_is_not_asked_for_its_columns(check, tmp_path):
     check(f"task.directory={tmp_path}/task")
 

@@ -84,9 +84,9 @@ def _judge_wrong(config: DictConfig, own: Settings) -> Iterator[str]:
                 f"reaches {delta:g}. Write a number above -{HIGHEST} and up to {HIGHEST}."
             )
     if settings.cache is not None:
-        place = Path(settings.cache).expanduser()
-        existing = next(folder for folder in (place.absolute(), *place.absolute().parents) if folder.exists())
-        if place.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        place = Path(settings.cache).expanduser().absolute()
+        folder = next((folder for folder in place.parents if folder.exists()), place)
+        if place.is_dir() or not os.access(place if place.is_file() else folder, os.W_OK):
             yield (
                 f"{_SECTION}.judge.cache={settings.cache}: no file can be made there. Write the path of one, or null."
             )
