@@ -34,7 +34,7 @@ def calibrate(
     from verl_gsd.evaluation.judging import calibrate as measure
     from verl_gsd.evaluation.masking import DELTAS
     from verl_gsd.judge.cells import as_label, as_score, as_verdict
-    from verl_gsd.judge.sheets import read_sheet
+    from verl_gsd.sheets import read_sheet
 
     try:
         sheet = read_sheet(file)

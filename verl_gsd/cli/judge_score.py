@@ -15,7 +15,7 @@ from verl_gsd.cli.console import fail, out
 if TYPE_CHECKING:
     from verl_gsd.judge.scorer import Question, Scorer
     from verl_gsd.judge.settings import Settings
-    from verl_gsd.judge.sheets import Sheet
+    from verl_gsd.sheets import Sheet
 
 SCORE = "judge_score"
 
@@ -47,7 +47,7 @@ def score(
     from verl_gsd.judge.judge import Judge
     from verl_gsd.judge.offline import score_all
     from verl_gsd.judge.settings import Settings
-    from verl_gsd.judge.sheets import read_sheet
+    from verl_gsd.sheets import read_sheet
 
     try:
         sheet = read_sheet(file)

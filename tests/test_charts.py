@@ -1,0 +1,43 @@
+"""One page that needs nothing beside it; how it looks in a browser is test_browser's."""
+
+import altair as alt
+import pytest
+
+from verl_gsd.charts import Section, Table, page, write_page, write_png
+
+POINTS = alt.Chart(alt.Data(values=[{"step": 1, "rate": 0.5}, {"step": 2, "rate": 0.25}])).mark_line()
+CHART = POINTS.encode(x="step:Q", y="rate:Q")
+
+
+def test_a_page_loads_nothing_from_anywhere():
+    written = page("A run", [Section("rate", "Rate", ["In words."], CHART)])
+    assert "default-src 'none'" in written
+    assert "<script src" not in written and '<link rel="stylesheet"' not in written
+
+
+def test_text_of_a_policy_stays_text_wherever_it_stands():
+    hostile = "</script><script>alert(1)</script><!--"
+    chart = alt.Chart(alt.Data(values=[{"step": hostile, "rate": 1}])).mark_bar().encode(x="step:N", y="rate:Q")
+    with_it = page(hostile, [Section("a", hostile, [hostile], chart, Table([hostile], [[hostile]]))])
+    without = page("", [Section("a", "", [""], chart.properties(data=alt.Data(values=[])), Table([""], [[""]]))])
+    for mark in ("<script>", "</script>", "<!--", "alert(1)</script"):
+        assert with_it.count(mark) == without.count(mark)
+
+
+def test_sections_have_names_of_their_own():
+    with pytest.raises(ValueError, match="name of its own"):
+        page("", [Section("a", ""), Section("a", "")])
+
+
+def test_files_are_whole_or_not_there(tmp_path):
+    write_png(CHART, tmp_path / "new" / "rate.png")
+    assert (tmp_path / "new" / "rate.png").read_bytes().startswith(b"\x89PNG")
+    write_page(tmp_path / "page.html", "A run", [Section("rate", "Rate", chart=CHART)], refresh=5)
+    assert 'http-equiv="refresh" content="5"' in (tmp_path / "page.html").read_text()
+    with pytest.raises(ValueError):
+        write_page(
+            tmp_path / "nan.html",
+            "",
+            [Section("a", "", chart=CHART.properties(data=alt.Data(values=[{"x": float("nan")}])))],
+        )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "page.html"]

@@ -1,0 +1,1 @@
+"""What a run's records and metrics amount to: one page, PNGs, and in words what is wrong."""
