@@ -190,7 +190,7 @@ def test_gradients_are_probed_on_the_steps_asked_for(run):
         ("algo=dagrpo_mask", f"{JUDGE}.scorer=stub", "algorithm.gsd.dagrpo.mask=mean", "algorithm.gsd.dagrpo.delta=7"),
         ("algo=dagrpo_anchors", "algorithm.gsd.dagrpo.demonstrations.mode=always", "trainer.n_gpus_per_node=2"),
     ],
-    ids=["the mask alone, on responses", "demonstrations alone, in every group, two workers"],
+    ids=["the mask alone, on responses", "demonstrations alone, in every group that has one, two workers"],
 )
 def test_the_other_arms_run(problems, tmp_path, words):
     run = tmp_path / "run"
@@ -205,5 +205,8 @@ def test_the_other_arms_run(problems, tmp_path, words):
         assert any(seen[step].get("dagrpo/masked/wrong", 0) > 0 for step in (1, 2, 3))
         assert {row["demonstrations"] for row in records} == {0}
     else:
-        assert {row["size"] for row in records} == {SIZE - 1} and {row["demonstrations"] for row in records} == {1}
+        for row in records:
+            shown = problems.by_index[row["index"]]["demonstration"] is not None
+            assert (row["size"], row["demonstrations"]) == ((SIZE - 1, 1) if shown else (SIZE, 0))
+        assert len({row["size"] for row in records}) == 2, "prompts with a demonstration, and prompts without"
         assert {row["dagrpo_pairs"] for row in records} == {None}
