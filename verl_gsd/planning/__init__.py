@@ -4,7 +4,7 @@ For binary rewards and a prompt solved at rate p (arXiv 2607.00152); numpy and s
 arrays, broadcast, and return floats where they were given scalars.
 """
 
-from verl_gsd.planning.allocation import allocate
+from verl_gsd.planning.allocation import allocate, allocate_from_counts
 from verl_gsd.planning.counts import (
     disagreement_from_counts,
     expected_std_from_counts,
@@ -23,6 +23,7 @@ from verl_gsd.planning.rates import (
 
 __all__ = [
     "allocate",
+    "allocate_from_counts",
     "disagreement_from_counts",
     "expected_std",
     "expected_std_from_counts",

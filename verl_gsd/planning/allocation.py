@@ -3,6 +3,9 @@
 Both E[sigma_hat] and the probability of a mixed group are concave in the group size, so that taking the largest next
 gain is optimal for them. With the rates known exactly it gains 1 to 4 % over equal shares on Big-Math; no more is
 promised. ``fidelity`` raises the lowest first instead: it makes estimates equally faithful, and yields less signal.
+
+Rates from few responses are not known exactly. Drawn from Big-Math, 8 responses a prompt taken for rates lose 5 %
+against equal shares, and 4 lose 15 %; as counts (``allocate_from_counts``) they lose nothing, and 64 gain 2 %.
 """
 
 from __future__ import annotations
@@ -12,7 +15,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
+from verl_gsd.planning.counts import posterior
+from verl_gsd.planning.greedy import share_out
 from verl_gsd.planning.rates import expected_std, fidelity, mixed_rate, refuse
+from verl_gsd.planning.urn import expected_std_by_size, fidelity_by_size, mixed_gain_by_size
 
 Objective = Literal["expected_std", "mixed", "fidelity"]
 
@@ -53,20 +59,57 @@ def allocate(
     maximum = None if maximum is None else _whole(maximum, "maximum")
     _check(len(rates), total, objective, minimum, maximum)
     distinct, which, prompts = np.unique(rates, return_inverse=True, return_counts=True)
-    steps = total - minimum * len(rates)  # each raises one prompt's group by one
-    limit = steps if maximum is None else min(steps, maximum - minimum)
-    # Gains are listed as far as somewhat more than equal shares need, and further where a rate has used its list up.
-    listed = list(_gains(distinct, objective, minimum, min(16 + steps // len(rates), limit)))
-    while True:
-        raised, partly, some = _take_largest(listed, prompts, steps)
-        short = [rate for rate, gains in enumerate(listed) if raised[rate] == len(gains) < limit]
-        if not short:
-            break
-        for rate in short:
-            (listed[rate],) = _gains(distinct[[rate]], objective, minimum, min(2 * len(listed[rate]), limit))
-    sizes = minimum + raised[which]
-    sizes[np.flatnonzero(which == partly)[:some]] += 1
-    return sizes
+
+    def gains(entries: np.ndarray, depth: int) -> np.ndarray:
+        return _gains(distinct[entries], objective, minimum, depth)
+
+    return share_out(gains, which, prompts, total, minimum, maximum)
+
+
+def allocate_from_counts(
+    correct: ArrayLike,
+    total: ArrayLike,
+    rollouts: int,
+    *,
+    objective: Objective = "expected_std",
+    prior: tuple[float, float] = (1.0, 1.0),
+    minimum: int = 2,
+    maximum: int | None = None,
+) -> np.ndarray:
+    """Group sizes that sum to ``rollouts``, for prompts of which few responses are known or none.
+
+    A solve rate has the posterior Beta(a + correct, b + total - correct), and the objective is its expectation under
+    that: a prompt whose few responses were all wrong is not taken for one at 0, which would have the minimum for ever.
+
+    Args:
+        correct, total: (n_prompts,), right responses and responses, real numbers: verdicts may be fractions and old
+            ones count less. Cost grows with the number of distinct pairs and the square of the largest group.
+        rollouts: to share out.
+        objective: as of ``allocate``; ``fidelity`` is E[sigma_hat] over E[sqrt(p (1-p))].
+        prior: (a, b), both above 0; (1, 1) is uniform.
+        minimum, maximum: as of ``allocate``.
+
+    Returns:
+        (n_prompts,) int64. Between equal gains the smaller group comes first; prompts of equal counts differ by at most
+        one, the earlier ones having more.
+
+    Raises:
+        ValueError: counts or prior are out of range (naming the entry), bounds contradict each other or ``rollouts``,
+            or the objective has another name.
+    """
+    a, b = posterior(correct, total, prior)
+    if a.ndim != 1:
+        raise ValueError(f"correct has shape {a.shape}; write one count a prompt, shape (n_prompts,)")
+    rollouts, minimum = _whole(rollouts, "rollouts"), _whole(minimum, "minimum")
+    maximum = None if maximum is None else _whole(maximum, "maximum")
+    _check(len(a), rollouts, objective, minimum, maximum, names=("correct", "rollouts"))
+    distinct, which, prompts = np.unique(np.stack([a, b]), axis=1, return_inverse=True, return_counts=True)
+
+    def gains(entries: np.ndarray, depth: int) -> np.ndarray:
+        a, b = distinct[:, entries]
+        return _posterior_gains(a, b, objective, minimum, depth)
+
+    return share_out(gains, which.ravel(), prompts, rollouts, minimum, maximum)
 
 
 def _gains(rates: np.ndarray, objective: Objective, minimum: int, depth: int) -> np.ndarray:
@@ -80,26 +123,15 @@ def _gains(rates: np.ndarray, objective: Objective, minimum: int, depth: int) ->
     return np.diff(value, axis=1).round(_DIGITS)
 
 
-def _take_largest(listed: list[np.ndarray], prompts: np.ndarray, steps: int) -> tuple[np.ndarray, int, int]:
-    """Take ``steps`` steps in the order of their gain, smaller groups first among equals.
-
-    Args:
-        listed: the gains of each rate's steps, in order; a prompt of that rate can take each once.
-        prompts: (n_rates,), how many prompts have the rate.
-
-    Returns:
-        Steps taken by all prompts of each rate, (n_rates,), and the rate of which how many prompts take one more.
-    """
-    rate: np.ndarray = np.repeat(np.arange(len(listed)), [len(gains) for gains in listed])
-    step = np.concatenate([np.arange(len(gains)) for gains in listed])
-    order = np.lexsort((step, -np.concatenate(listed)))
-    used = np.cumsum(prompts[rate[order]])
-    whole = int(np.searchsorted(used, steps, side="right"))
-    raised = np.bincount(rate[order[:whole]], minlength=len(listed))
-    if whole == len(order):
-        return raised, 0, 0
-    before = int(used[whole - 1]) if whole else 0
-    return raised, int(rate[order[whole]]), steps - before
+def _posterior_gains(a: np.ndarray, b: np.ndarray, objective: Objective, minimum: int, depth: int) -> np.ndarray:
+    """``_gains`` of rates with the posteriors Beta(a, b), each (n,)."""
+    if objective == "fidelity":
+        found = -fidelity_by_size(a, b, minimum + depth - 1)[:, minimum - 1 :]
+    elif objective == "mixed":
+        found = mixed_gain_by_size(a, b, minimum + depth - 1)[:, minimum - 1 :]
+    else:
+        found = np.diff(expected_std_by_size(a, b, minimum + depth)[:, minimum - 1 :], axis=1)
+    return found.round(_DIGITS)
 
 
 def _whole(value: int, name: str) -> int:
@@ -108,16 +140,24 @@ def _whole(value: int, name: str) -> int:
     return int(value)
 
 
-def _check(n_prompts: int, total: int, objective: str, minimum: int, maximum: int | None) -> None:
+def _check(
+    n_prompts: int,
+    total: int,
+    objective: str,
+    minimum: int,
+    maximum: int | None,
+    names: tuple[str, str] = ("p", "total"),
+) -> None:
+    prompts, rollouts = names
     if objective not in ("expected_std", "mixed", "fidelity"):
         raise ValueError(f"objective={objective!r}: write one of expected_std, mixed, fidelity")
     if n_prompts == 0:
-        raise ValueError("p is empty: there is no prompt to allocate to")
+        raise ValueError(f"{prompts} is empty: there is no prompt to allocate to")
     if minimum < 1:
         raise ValueError(f"minimum={minimum}: write 1 or more")
     if maximum is not None and maximum < minimum:
         raise ValueError(f"maximum={maximum} is below minimum={minimum}")
     if total < minimum * n_prompts:
-        raise ValueError(f"total={total} does not give {n_prompts} prompts the minimum of {minimum} each")
+        raise ValueError(f"{rollouts}={total} does not give {n_prompts} prompts the minimum of {minimum} each")
     if maximum is not None and total > maximum * n_prompts:
-        raise ValueError(f"total={total} is more than {n_prompts} prompts may take, at most {maximum} each")
+        raise ValueError(f"{rollouts}={total} is more than {n_prompts} prompts may take, at most {maximum} each")

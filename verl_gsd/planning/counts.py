@@ -47,7 +47,7 @@ def disagreement_from_counts(correct: ArrayLike, n: ArrayLike) -> np.ndarray | f
 def posterior_silent_rate(
     correct: ArrayLike, n: ArrayLike, group_size: ArrayLike, prior: tuple[float, float] = (1.0, 1.0)
 ) -> np.ndarray | float:
-    """E[p^G + (1-p)^G] under the posterior Beta(a + c, b + n - c); ``n`` may be 0.
+    """E[p^G + (1-p)^G] under the posterior Beta(a + c, b + n - c); counts may be fractions, and ``n`` 0.
 
     Args:
         prior: (a, b), both above 0; (1, 1) is uniform.
@@ -55,7 +55,7 @@ def posterior_silent_rate(
     Raises:
         ValueError: counts, group size or prior are out of range (naming the entry).
     """
-    a, b, size = _posterior(correct, n, group_size, prior)
+    a, b, size = _posterior_at(correct, n, group_size, prior)
     agree = np.exp(betaln(a + size, b) - betaln(a, b)) + np.exp(betaln(a, b + size) - betaln(a, b))
     return as_given(agree)
 
@@ -63,12 +63,14 @@ def posterior_silent_rate(
 def posterior_expected_std(
     correct: ArrayLike, n: ArrayLike, group_size: ArrayLike, prior: tuple[float, float] = (1.0, 1.0)
 ) -> np.ndarray | float:
-    """E[sigma_hat] under the posterior: the mean of sqrt(k (G-k)) / G, k beta-binomial; ``n`` may be 0.
+    """E[sigma_hat] under the posterior: the mean of sqrt(k (G-k)) / G, k beta-binomial.
+
+    Counts may be fractions, and ``n`` 0.
 
     Raises:
         ValueError: as ``posterior_silent_rate``.
     """
-    a, b, sizes = _posterior(correct, n, group_size, prior)
+    a, b, sizes = _posterior_at(correct, n, group_size, prior)
     result = np.zeros(a.shape)
     for size in np.unique(sizes):
         here = sizes == size
@@ -121,13 +123,31 @@ def _log_choose(n: np.ndarray | int, k: int) -> np.ndarray:
     return np.where(n >= k, ways, -np.inf)
 
 
-def _posterior(
-    correct: ArrayLike, n: ArrayLike, group_size: ArrayLike, prior: tuple[float, float]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    c, total, sizes = _checked(correct, n, group_size, least=0)
+def posterior(correct: ArrayLike, n: ArrayLike, prior: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
+    """a + correct and b + n - correct of one shape: of the posterior Beta; counts may be fractions, and ``n`` 0.
+
+    Raises:
+        ValueError: not 0 <= correct <= n, or not a, b > 0 (naming the entry).
+    """
+    c, total = np.asarray(correct, dtype=float), np.asarray(n, dtype=float)
+    refuse(~((total >= 0) & np.isfinite(total)), total, "n", "a number, 0 or more")
+    refuse(~((c >= 0) & np.isfinite(c)), c, "correct", "a number, 0 or more")
+    c, total = np.broadcast_arrays(c, total)
+    # A sum of shares such as 0.1 exceeds what they are shares of by rounding.
+    refuse(c > total * (1 + 1e-9), c, "correct", "no more than n of the same entry")
     if not (np.shape(prior) == (2,) and min(prior) > 0 and np.isfinite(prior).all()):
         raise ValueError(f"prior={prior}: write two numbers above 0")
-    return c + prior[0], total - c + prior[1], sizes
+    return c + prior[0], np.maximum(total - c, 0) + prior[1]
+
+
+def _posterior_at(
+    correct: ArrayLike, n: ArrayLike, group_size: ArrayLike, prior: tuple[float, float]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """``posterior`` and the group sizes, broadcast to one shape."""
+    sizes = np.asarray(group_size, dtype=float)
+    refuse_sizes(sizes)
+    a, b, sizes = np.broadcast_arrays(*posterior(correct, n, prior), sizes)
+    return a, b, sizes
 
 
 def _checked(

@@ -107,19 +107,23 @@ def required_group_size(
     p, _ = _checked(p, 1)
     p, wanted = np.broadcast_arrays(p, wanted)
     pairs, back = np.unique(np.stack([np.minimum(p, 1 - p).ravel(), wanted.ravel()]), axis=1, return_inverse=True)
-    sizes = np.array([_smallest(criteria[criterion], rate, least) if rate else np.inf for rate, least in pairs.T])
+    sizes = np.full(pairs.shape[1], np.inf)
+    some = pairs[0] > 0
+    sizes[some] = _smallest(criteria[criterion], *pairs[:, some])
     return as_given(sizes[back.ravel()].reshape(p.shape))
 
 
-def _smallest(reached: Callable[[float, float], float], rate: float, wanted: float) -> float:
-    """The smallest group size, 2 or more, at which the increasing function ``reached`` is at least ``wanted``."""
-    high = 2.0
-    while reached(rate, high) < wanted:
-        high *= 2
-    low = high // 2  # not enough, or 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if reached(rate, middle) < wanted else (low, middle)
+def _smallest(reached: Callable, rates: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """(n,) the smallest group sizes, 2 or more, at which the increasing function ``reached`` is at least ``wanted``."""
+    high = np.full(len(rates), 2.0)
+    growing = np.arange(len(rates))
+    while len(growing := growing[reached(rates[growing], high[growing]) < wanted[growing]]):
+        high[growing] *= 2
+    low: np.ndarray = high // 2  # not enough, or 1
+    while len(open_ := np.flatnonzero(high - low > 1)):
+        middle = (low[open_] + high[open_]) // 2
+        short = reached(rates[open_], middle) < wanted[open_]
+        low[open_[short]], high[open_[~short]] = middle[short], middle[~short]
     return high
 
 

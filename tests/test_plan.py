@@ -1,0 +1,337 @@
+"""``verl-gsd plan`` as a user types it, and the mathematics of its tables."""
+
+import json
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from verl_gsd import planning
+from verl_gsd.cli.main import app
+from verl_gsd.groups import Group
+from verl_gsd.planning import summary
+from verl_gsd.records import Left, describe, write_step
+
+BIG_MATH = Path(__file__).parents[2] / "shared" / "data" / "bigmath_solve_counts_k64.json"
+
+
+def invoke(*words):
+    return CliRunner().invoke(app, ["plan", *map(str, words)], env={"COLUMNS": "160"})
+
+
+def flat(text):
+    return re.sub(r"\s+", " ", text)
+
+
+def figures(output, name):
+    """The numbers of the first printed row of that name, in order; None for a dash."""
+    (line, *_) = [line for line in output.splitlines() if line.startswith(f"│ {name} ")]
+    cells = [cell.strip(" %") for cell in line.strip("│").split("│")[1:]]
+    return [None if cell == "-" else float(cell) for cell in cells]
+
+
+def refused(done, message):
+    assert done.exit_code == 2, done.output
+    assert message in flat(done.stderr), done.stderr
+    return True
+
+
+@pytest.fixture
+def rates(tmp_path):
+    """1000 prompts that were tried 16 times, in a training set of verl's form."""
+    rng = np.random.default_rng(0)
+    correct = rng.binomial(16, rng.beta(0.5, 0.5, 1000))
+    columns = {
+        "data_source": ["maths"] * 1000,
+        "prompt": [[{"role": "user", "content": f"{place}+1="}] for place in range(1000)],
+        "extra_info": [{"index": place} for place in range(1000)],
+        "rate": correct / 16,
+    }
+    path = tmp_path / "rates.parquet"
+    pq.write_table(pa.table(columns), path)
+    return path, correct
+
+
+# The mathematics
+
+
+def test_a_promise_is_the_mean_over_prompts():
+    p = np.array([0.0, 0.25, 0.5, 1.0])
+    correct, total = np.array([0, 2, 4, 4]), np.array([8, 8, 8, 4])
+    found = summary.promise(p, correct, total, 8)
+    assert found.silent == pytest.approx(np.mean([1, 0.75**8 + 0.25**8, 2 * 0.5**8, 1]))
+    assert found.gain == pytest.approx(np.mean([planning.expected_std(rate, 8) for rate in p]))
+    assert found.fidelity == pytest.approx(np.mean(planning.fidelity([0.25, 0.5], 8)), abs=1e-15)
+    assert found.unbiased.prompts == 3, "one has too few responses"
+    assert found.unbiased.silent == pytest.approx(1 / 3) and found.unbiased.gain > 0
+    assert summary.promise(p, correct, total, 9).unbiased is None
+    assert summary.promise(p, None, None, 8).unbiased is None
+    assert math.isnan(summary.promise(p[[0, 3]], None, None, 8).fidelity)
+
+
+@given(st.lists(st.integers(0, 64), min_size=1, max_size=30), st.integers(2, 12), st.sampled_from([0.0, 1.0, 2.0, 0.5]))
+def test_shares_of_the_gradient_are_shares_and_those_of_mirrored_prompts_mirrored(solved, size, alpha):
+    p = np.array(solved) / 64
+    for group_size in (size, None):
+        shares = summary.by_bin(p, summary.gradient_mass(p, alpha, group_size))
+        if ((p == 0) | (p == 1)).all():
+            assert np.isnan(shares).all()
+            continue
+        assert shares.sum() == pytest.approx(1) and shares[0] == shares[-1] == 0
+        mirrored = summary.by_bin(1 - p, summary.gradient_mass(1 - p, alpha, group_size))
+        assert mirrored == pytest.approx(shares[::-1], abs=1e-9)
+
+
+def test_bins_are_the_papers():
+    p = np.array([0, 0.09, 0.1, 0.39, 0.4, 0.5, 0.6, 0.61, 0.9, 0.91, 1])
+    assert summary.bin_of(p).tolist() == [0, 1, 2, 2, 3, 3, 3, 4, 4, 5, 6]
+
+
+def test_mass_of_large_groups_is_the_limit():
+    p = np.array([0.1, 0.3, 0.5, 0.0])
+    for alpha in (0.0, 1.0, 2.0):
+        large = summary.gradient_mass(p, alpha, 200_000)
+        assert summary.gradient_mass(p, alpha) == pytest.approx(large, rel=1e-4)
+
+
+def test_targets_are_exact_sizes():
+    found = summary.target(np.array([0.5, 0.3, 0.1, 0.0]), "fidelity", 0.95)
+    assert found.smallest.tolist() == [11, 14, 36, math.inf]
+    assert [found.reached(size) for size in (10, 11, 14, 36)] == [0, 0.25, 0.5, 0.75]
+    assert [found.quantile(share) for share in (0.1, 0.25, 0.26, 0.75, 0.9)] == [11, 11, 14, 36, math.inf]
+    with pytest.raises(ValueError, match="mixed=1: write a number between 0 and 1"):
+        summary.target(np.array([0.5]), "mixed", 1.0)
+
+
+def test_factor_of_dynamic_sampling():
+    assert summary.sampling_factor(0.5) == 2 and summary.sampling_factor(1.0) == math.inf
+
+
+# What is printed
+
+
+def test_figures_of_several_group_sizes_side_by_side(rates):
+    path, correct = rates
+    words = ("--column", "rate", "--samples", 16, "--group-size", 4, "--group-size", "8,32", "--target", "mixed=0.9")
+    done = invoke("--solve-rates", path, *words)
+    assert done.exit_code == 0, done.output
+    p = correct / 16
+    silent = [100 * float(np.mean(planning.silent_rate(p, size))) for size in (4, 8, 32)]
+    assert figures(done.output, "silent groups, plug-in") == pytest.approx(silent, abs=0.0051)
+    unbiased = [100 * float(np.mean(planning.silent_rate_from_counts(correct, 16, size))) for size in (4, 8)]
+    *shown, last = figures(done.output, "silent groups, unbiased")
+    assert shown == pytest.approx(unbiased, abs=0.0051) and last is None, "32 cannot be drawn of 16"
+    assert figures(done.output, "prompts, if unbiased") == [1000, 1000, 0]
+    assert figures(done.output, "draws per mixed, plug-in") == pytest.approx(
+        [1 / (1 - share / 100) for share in silent], abs=0.0051
+    )
+    reached = [100 * float(np.mean(planning.required_group_size(p, 0.1, "mixed") <= size)) for size in (4, 8, 32)]
+    assert figures(done.output, "prompts of mixed >= 0.9") == pytest.approx(reached, abs=0.051)
+    assert "1000 prompts from" in done.output and "16 responses behind each" in done.output
+
+
+def test_gradient_by_difficulty_for_every_exponent(rates):
+    path, correct = rates
+    done = invoke("--solve-rates", path, "--column", "rate", "--alpha", 2, "--alpha", 1)
+    p = correct / 16
+    tables = done.output.split("Where the gradient comes from")
+    for text, size in zip(tables[1:], (None, 8), strict=True):
+        assert ("limit of large groups" if size is None else "groups of 8") in text
+        for place, name in enumerate(summary.BINS):
+            shares = [summary.by_bin(p)] + [
+                summary.by_bin(p, summary.gradient_mass(p, alpha, size)) for alpha in (1.0, 0.0, 2.0)
+            ]
+            assert figures(text, name) == pytest.approx([100 * share[place] for share in shares], abs=0.051)
+    assert "unbiased figures need G responses" in flat(done.output).replace("Unbiased", "unbiased")
+    assert "silent groups, unbiased" not in done.output
+
+
+def test_big_math_is_the_papers_table():
+    if not BIG_MATH.is_file():
+        pytest.skip(f"the Big-Math counts are not at {BIG_MATH}")
+    done = invoke("--solve-rates", BIG_MATH, "--group-size", "4,8,16,32,64")
+    assert done.exit_code == 0, done.output
+    assert figures(done.output, "silent groups, plug-in") == [59.27, 44.28, 32.24, 23.01, 16.53]
+    unbiased = figures(done.output, "silent groups, unbiased")
+    assert unbiased == pytest.approx([58.59, 43.07, 30.19, 19.64, 11.18], abs=0.006)
+    assert figures(done.output, "draws per mixed, plug-in")[1] == pytest.approx(1.80, abs=0.011)
+    assert figures(done.output, "0")[0] == 4.0 and figures(done.output, "1")[0] == 7.2
+    assert figures(done.output, "ends: below .1, above .9")[1:] == [24.7, 13.9]
+    assert figures(done.output, ".4 to .6")[1:] == [17.5, 22.8]
+
+
+def test_what_was_left_out_is_said(tmp_path):
+    path = tmp_path / "rates.csv"
+    path.write_text("name,rate\na,0.5\nb,\nc,nan\n")
+    done = invoke("--solve-rates", path, "--column", "rate")
+    assert done.exit_code == 0, done.output
+    assert "1 prompts from" in done.output and "Left out: 2 of 3 rows have no value" in flat(done.output)
+
+
+def test_prompts_that_nothing_helps_are_no_crash(tmp_path):
+    path = tmp_path / "rates.csv"
+    path.write_text("name,rate\na,0\nb,1\n")
+    done = invoke("--solve-rates", path, "--column", "rate", "--target", "fidelity=0.9", "--plot", tmp_path / "p.html")
+    assert done.exit_code == 0, done.output
+    assert figures(done.output, "draws per mixed, plug-in") == [math.inf]
+    assert figures(done.output, "fidelity 0.9") == [None] * 5 + [100]
+    assert figures(done.output, ".4 to .6") == [0, None, None]
+
+
+def test_mistakes_are_named_before_anything_is_written(tmp_path, rates):
+    path, _ = rates
+    given_ = ("--solve-rates", path, "--column", "rate")
+    refused(invoke("--solve-rates", path), "say which column holds the rate")
+    refused(invoke("--solve-rates", tmp_path / "none.csv"), "no such file")
+    refused(invoke(*given_, "--group-size", "8,x"), "--group-size x: write whole numbers, 2 or more")
+    refused(invoke(*given_, "--group-size", 1), "--group-size 1: write whole numbers")
+    refused(invoke(*given_, "--target", "0.9"), "--target 0.9: write fidelity=X or mixed=X")
+    refused(invoke(*given_, "--target", "mixed=1.5"), "--target mixed=1.5: write")
+    refused(invoke(*given_, "--alpha", "nan"), "alpha=nan: write a finite number")
+    refused(invoke(*given_, "--plot", tmp_path / "p.jpg"), "ends in .html or .png")
+    refused(invoke(*given_, "--minimum", 3), "--minimum 3: does nothing without --allocate")
+    refused(invoke(*given_, "--samples", 7), "of 7 responses are")
+    out = tmp_path / "out.parquet"
+    allocate = (*given_, "--allocate", out)
+    refused(invoke(*allocate, "--group-size", "4,8"), "--group-size 4,8: with --allocate write one")
+    refused(invoke(*allocate, "--objective", "std"), "objective='std': write one of expected_std, mixed, fidelity")
+    refused(invoke(*allocate, "--minimum", 9), "does not give 1000 prompts the minimum of 9 each")
+    refused(invoke(*allocate, "--maximum", 7), "more than 1000 prompts may take, at most 7 each")
+    refused(invoke(*allocate, "--batch-size", 0), "batch_size=0: write a number of rows")
+    refused(invoke(*given_, "--allocate", tmp_path / "out.jsonl"), "write a name that ends in .parquet")
+    refused(invoke(*given_, "--allocate", path), "is there already")
+    refused(invoke(*allocate, "--maximum", 7, "--plot", tmp_path / "p.html"), "at most 7 each")
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+# Pictures
+
+
+def test_pictures_are_a_page_or_a_png(tmp_path, rates):
+    path, _ = rates
+    for name in ("plan.html", "plan.png"):
+        words = ("--column", "rate", "--samples", 16, "--target", "mixed=0.9", "--plot", tmp_path / name)
+        done = invoke("--solve-rates", path, *words)
+        assert done.exit_code == 0 and f"{name} has the pictures" in done.output, done.output
+    assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
+    page = (tmp_path / "plan.html").read_text()
+    data = [json.loads(found) for found in re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', page)]
+    assert len(data) == 3
+    histogram, silence, mass = (one["data"]["values"] for one in data)
+    assert sum(bar["prompts"] for bar in histogram) == 1000
+    assert {(one["estimate"], one["size"]) for one in silence} >= {("plug-in", 64), ("unbiased", 16)}
+    assert max(one["size"] for one in silence if one["estimate"] == "unbiased") == 16
+    for series in ("prompts", "GRPO", "Dr. GRPO"):
+        assert sum(bar["share"] for bar in mass if bar["of"] == series) == pytest.approx(1)
+
+
+# Allocation
+
+
+def written(path):
+    table = pq.read_table(path)
+    return table, table.column("__rollout_n__").to_numpy()
+
+
+def test_a_training_set_with_a_group_size_for_each_prompt(tmp_path, rates):
+    path, correct = rates
+    out = tmp_path / "new" / "out.parquet"
+    done = invoke("--solve-rates", path, "--column", "rate", "--samples", 16, "--allocate", out)
+    assert done.exit_code == 0, done.output
+    table, sizes = written(out)
+    assert table.schema.field("__rollout_n__").type == pa.int64()
+    assert table.drop_columns(["__rollout_n__"]).equals(pq.read_table(path)), "rows, columns and their order are kept"
+    assert sizes.sum() == 8 * 1000 and sizes.min() >= 2
+    assert sizes.tolist() == planning.allocate_from_counts(correct, np.full(1000, 16), 8000).tolist()
+    said = flat(done.output)
+    worth = [planning.posterior_expected_std(correct, 16, one).mean() for one in (np.full(1000, 8), sizes)]
+    assert f"mean gain {worth[0]:.4f} -> {worth[1]:.4f} ({worth[1] / worth[0] - 1:+.1%})" in said
+    assert "8000 = 8 x 1000" in said and "data.train_files=" in said and "--batch-size B" in said
+    assert [file.name for file in out.parent.iterdir()] == [out.name]
+    again = invoke("--solve-rates", out, "--column", "rate", "--allocate", tmp_path / "twice.parquet")
+    refused(again, "has a column __rollout_n__ already")
+
+
+def test_rates_without_counts_are_taken_as_exact_which_is_said(tmp_path, rates):
+    path, correct = rates
+    words = ("--objective", "mixed", "--minimum", 3, "--maximum", 9, "--group-size", 6)
+    done = invoke("--solve-rates", path, "--column", "rate", "--allocate", tmp_path / "out.parquet", *words)
+    assert done.exit_code == 0, done.output
+    _, sizes = written(tmp_path / "out.parquet")
+    exact = planning.allocate(correct / 16, 6000, objective="mixed", minimum=3, maximum=9)
+    assert sizes.tolist() == exact.tolist() and (sizes.min(), sizes.max()) == (3, 9)
+    assert "Rates were taken as exact" in flat(done.output)
+
+
+def test_each_batch_of_rows_is_exact_if_asked_for(tmp_path, rates):
+    path, _ = rates
+    words = ("--column", "rate", "--samples", 16, "--allocate", tmp_path / "out.parquet", "--batch-size", 64)
+    done = invoke("--solve-rates", path, *words)
+    assert done.exit_code == 0 and "data.shuffle=false" in flat(done.output), done.output
+    _, sizes = written(tmp_path / "out.parquet")
+    for start in range(0, 1000, 64):
+        batch = sizes[start : start + 64]
+        assert batch.sum() == 8 * len(batch)
+    assert len(set(sizes.tolist())) > 2
+
+
+def test_a_run_says_how_its_own_training_set_is_best_shared_out(tmp_path, rates):
+    path, _ = rates
+    groups = [
+        Group("u", "maths", index, *(np.array([1.0] * right + [0.0] * (8 - right)),) * 2, np.ones(8, dtype=int))
+        for index, right in ((999, 4), (3, 0), (500, 7), (7, 8))
+    ]
+    for step in (1, 2, 3, 4):
+        table = describe([Left(group, "trained") for group in groups], step=step, attempt=1, alpha=1.0)
+        write_step(tmp_path / "run", table, step=step, attempt=1)
+    out = tmp_path / "out.parquet"
+    done = invoke("--solve-rates", tmp_path / "run", "--data", path, "--allocate", out)
+    assert done.exit_code == 0, done.output
+    _, sizes = written(out)
+    assert "996 rows have no solve rate and get 8 each" in flat(done.output)
+    assert sizes.sum() == 8000 and (np.delete(sizes, [3, 7, 500, 999]) == 8).all()
+    shared = planning.allocate_from_counts([16, 0, 28, 32], [32] * 4, 32)
+    assert sizes[[999, 3, 500, 7]].tolist() == shared.tolist() and len(set(shared.tolist())) > 1
+    refused(invoke("--solve-rates", tmp_path / "run", "--allocate", tmp_path / "b.parquet"), "holds no training set")
+    strange = pq.read_table(path).slice(10, 20)
+    pq.write_table(strange, tmp_path / "strange.parquet")
+    words = ("--data", tmp_path / "strange.parquet", "--allocate", tmp_path / "b.parquet")
+    refused(invoke("--solve-rates", tmp_path / "run", *words), "none of its 20 rows is a prompt")
+    assert not (tmp_path / "b.parquet").exists()
+
+
+def test_a_full_disk_leaves_no_half_file(tmp_path, rates, monkeypatch):
+    path, _ = rates
+
+    def full_disk_stub(table, where, **_):
+        where.write_bytes(b"PAR1")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pq, "write_table", full_disk_stub)
+    done = invoke("--solve-rates", path, "--column", "rate", "--allocate", tmp_path / "out.parquet")
+    refused(done, "No space left on device")
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_what_was_written_loads_as_verl_loads_it(tmp_path, rates):
+    """By the hub's library, whose own metadata of a file's columns must not hide a column more."""
+    import datasets
+
+    path, _ = rates
+    own = tmp_path / "own.parquet"
+    datasets.load_dataset("parquet", data_files=str(path), cache_dir=str(tmp_path / "a"))["train"].to_parquet(str(own))
+    assert b"huggingface" in (pq.read_schema(own).metadata or {}), "what is tested against"
+    done = invoke("--solve-rates", own, "--column", "rate", "--allocate", tmp_path / "out.parquet")
+    assert done.exit_code == 0, done.output
+    loaded = datasets.load_dataset("parquet", data_files=str(tmp_path / "out.parquet"), cache_dir=str(tmp_path / "b"))[
+        "train"
+    ]
+    row = loaded[0]
+    assert type(row["__rollout_n__"]) is int and row["prompt"] == pq.read_table(own)["prompt"][0].as_py()

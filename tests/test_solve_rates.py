@@ -1,0 +1,287 @@
+"""Solve rates from tables, histograms, verl's dumps and our records, and what is said of bad ones."""
+
+import json
+import math
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from verl_gsd.groups import Group
+from verl_gsd.prompts import prompt_hash
+from verl_gsd.records import Left, describe, write_step
+from verl_gsd.sheets import read_sheet
+from verl_gsd.solve_rates import join, read_solve_rates
+
+SUFFIXES = ("parquet", "jsonl", "csv")
+
+
+def table(path, **columns):
+    """A file of ``columns`` in the format of its name."""
+    if path.suffix == ".parquet":
+        pq.write_table(pa.table(columns), path)
+        return path
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        cells = [",".join("" if cell is None else str(cell) for cell in row.values()) for row in rows]
+        path.write_text("\n".join([",".join(columns), *cells]) + "\n")
+    return path
+
+
+def visits(run, step, *groups, attempt=1, fate="trained"):
+    """Records of one step: (index, accuracies) a group."""
+    left = []
+    for index, verdicts in groups:
+        accuracies = np.array(verdicts, dtype=float)
+        group = Group("u", "math", index, np.nan_to_num(accuracies), accuracies, np.ones(len(verdicts), dtype=int))
+        left.append(Left(group, fate))
+    return write_step(run, describe(left, step=step, attempt=attempt, alpha=1.0), step=step, attempt=attempt)
+
+
+def dump(folder, step, *lines, **fields):
+    """verl's dump of one step: (prompt's text, its uid, score) a line."""
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{step}.jsonl"
+    rows = [
+        {"input": text, "output": "o", "gts": "7", "score": score, "step": step, "uid": uid} | fields
+        for text, uid, score in lines
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_rate_with_its_samples_gives_counts(tmp_path, suffix):
+    path = table(tmp_path / f"rates.{suffix}", rate=[0.25, 1.0, 0.0], name=["a", "b", "c"])
+    found = read_solve_rates(path, column="rate", samples=8)
+    assert (found.rate.tolist(), found.correct.tolist(), found.total.tolist()) == ([0.25, 1, 0], [2, 8, 0], [8] * 3)
+    assert found.correct.dtype == found.total.dtype == np.int64 and found.rate.dtype == np.float64
+    assert found.skipped == () and found.row.tolist() == [0, 1, 2] and found.keys is None
+    alone = read_solve_rates(path, column="rate")
+    assert alone.rate.tolist() == [0.25, 1, 0] and alone.correct is None and alone.total is None
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_counts_and_totals_of_their_own_columns(tmp_path, suffix):
+    path = table(tmp_path / f"counts.{suffix}", right=[1, 6], of=[4, 8])
+    found = read_solve_rates(path, correct_column="right", total_column="of")
+    assert (found.rate.tolist(), found.correct.tolist(), found.total.tolist()) == ([0.25, 0.75], [1, 6], [4, 8])
+    found = read_solve_rates(path, correct_column="right", samples=10)
+    assert found.rate.tolist() == [0.1, 0.6]
+
+
+@given(st.integers(1, 1024), st.data())
+def test_rates_written_as_float32_or_with_a_few_digits_are_counts_again(tmp_path_factory, samples, data):
+    correct = data.draw(st.lists(st.integers(0, samples), min_size=1, max_size=5))
+    path = tmp_path_factory.mktemp("rates") / "rates.parquet"
+    pq.write_table(pa.table({"rate": pa.array([c / samples for c in correct], pa.float32())}), path)
+    assert read_solve_rates(path, column="rate", samples=samples).correct.tolist() == correct
+    short = table(path.with_suffix(".csv"), rate=[f"{c / samples:.5f}" for c in correct])
+    found = read_solve_rates(short, column="rate", samples=samples)
+    assert found.correct.tolist() == correct
+    assert found.rate.tolist() == [c / samples for c in correct], "of counts that are known, the exact rate"
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_rows_without_a_rate_are_left_out_counted_and_named(tmp_path, suffix):
+    rates = [0.5, None, math.nan, 0.25] if suffix != "csv" else ["0.5", "", "nan", "0.25"]
+    path = table(tmp_path / f"rates.{suffix}", rate=rates, of=[4, 4, 4, 0])
+    found = read_solve_rates(path, column="rate")
+    assert found.rate.tolist() == [0.5, 0.25] and found.row.tolist() == [0, 3] and found.n_rows == 4
+    assert found.skipped == ("2 of 4 rows have no value (null or NaN) in column rate; the first is row 1",)
+    found = read_solve_rates(path, column="rate", total_column="of")
+    assert found.row.tolist() == [0]
+    assert found.skipped[1] == "1 of 4 rows have no responses (null, NaN or 0) in column of; the first is row 3"
+
+
+def test_verls_data_sets_say_which_prompt_is_which(tmp_path):
+    columns = {"data_source": ["a", "a"], "extra_info": [{"index": 5}, {"index": 9}], "rate": [None, 0.5]}
+    assert read_solve_rates(table(tmp_path / "a.parquet", **columns), column="rate").keys == [("a", 9)]
+    columns["extra_info"] = [{"index": 0}, {"index": 0}]
+    assert read_solve_rates(table(tmp_path / "b.parquet", **columns), column="rate").keys is None
+
+
+def test_a_histogram_is_as_many_prompts(tmp_path):
+    path = tmp_path / "counts.json"
+    path.write_text("[2, 0, 1, 3]")
+    found = read_solve_rates(path)
+    assert found.correct.tolist() == [0, 0, 2, 3, 3, 3] and set(found.total.tolist()) == {3}
+    assert read_solve_rates(path, samples=3).rate.tolist() == found.rate.tolist()
+
+
+def test_dumps_are_pooled_by_prompt_over_steps(tmp_path):
+    dump(tmp_path / "dumps", 2, ("one", "u_0_0", 1), ("one", "u_1_0", 0), ("two", "v_0_0", 0))
+    dump(tmp_path / "dumps", 10, ("two", "w_0_0", 1), ("two", "w_1_0", 1), ("one", "pad9_0_0", 0))
+    (tmp_path / "dumps" / "notes.txt").write_text("not a dump")
+    found = read_solve_rates(tmp_path / "dumps")
+    assert (found.correct.tolist(), found.total.tolist()) == ([1, 2], [2, 3]), "padding is no response"
+    assert found.keys is None and found.row is None
+    assert read_solve_rates(tmp_path / "dumps" / "10.jsonl").total.tolist() == [2], "one dump is not a table of prompts"
+
+
+def test_a_session_of_several_outputs_is_one_response(tmp_path):
+    path = dump(tmp_path / "dumps", 1, ("one", "u_0_0", 1), ("one then", "u_0_1", 1), ("one", "u_1_0", 0))
+    assert read_solve_rates(path.parent).total.tolist() == [2]
+
+
+def test_equal_texts_with_other_answers_are_other_prompts(tmp_path):
+    dump(tmp_path / "dumps", 1, ("one", "u_0_0", 1))
+    dump(tmp_path / "dumps", 2, ("one", "v_0_0", 0), gts=["8"])
+    assert read_solve_rates(tmp_path / "dumps").correct.tolist() == [1, 0]
+
+
+def test_a_validation_dump_has_verdicts_beside_rewards(tmp_path):
+    path = dump(tmp_path / "dumps", 1, ("one", "u_0_0", -1.0), ("one", "u_1_0", 2.5), acc=True)
+    assert read_solve_rates(path.parent).correct.tolist() == [2]
+    with pytest.raises(ValueError, match=r"1\.jsonl, line 1 .*field score: -1 is no verdict, 0 to 1"):
+        read_solve_rates(path.parent, column="score")
+    with pytest.raises(ValueError, match=r"line 1 .*has no field passed. Fields are input, output"):
+        read_solve_rates(path.parent, column="passed")
+
+
+def test_fractions_of_a_verdict_are_rates_without_counts(tmp_path):
+    dump(tmp_path / "dumps", 1, ("one", "u_0_0", 0.5), ("one", "u_1_0", 1))
+    found = read_solve_rates(tmp_path / "dumps")
+    assert found.rate.tolist() == [0.75] and found.correct is None and found.total is None
+
+
+def test_a_dump_cut_off_by_a_crash_is_read_up_to_there(tmp_path):
+    dump(tmp_path / "dumps", 1, ("one", "u_0_0", None), ("one", "u_1_0", 1))
+    path = dump(tmp_path / "dumps", 2, ("two", "v_0_0", 0), ("two", "v_1_0", 1))
+    path.write_text(path.read_text()[:-20])
+    found = read_solve_rates(tmp_path / "dumps")
+    assert found.correct.tolist() == [1, 0] and found.total.tolist() == [1, 1]
+    assert [reason.split(";")[0] for reason in found.skipped] == [
+        "1 responses without a score",
+        "1 files end in the middle of a line",
+    ]
+    assert "1.jsonl, line 1" in found.skipped[0] and "2.jsonl, line 2" in found.skipped[1]
+    path.write_text("{\n" + path.read_text())
+    with pytest.raises(ValueError, match=r"2\.jsonl, line 1 \(the first is 1\): not JSON"):
+        read_solve_rates(tmp_path / "dumps")
+
+
+def test_records_are_pooled_by_prompt_whatever_became_of_a_group(tmp_path):
+    visits(tmp_path, 1, (7, [0, 1, 1, 1]), (3, [0, 0]))
+    visits(tmp_path, 2, (7, [1, 1]), (3, [0, 0, 1]), (4, [1]), fate="filtered")
+    visits(tmp_path, 2, (3, [1, 1]), attempt=2)  # resumed after step 1: the other step 2 was undone
+    visits(tmp_path, 3, (5, [np.nan, np.nan]), attempt=2)
+    found = read_solve_rates(tmp_path)
+    assert found.keys == [("math", 3), ("math", 7)]
+    assert (found.correct.tolist(), found.total.tolist()) == ([2, 3], [4, 4])
+    assert found.skipped == (
+        "1 of 4 groups have no response with an accuracy; the first is row 3 of the records, in step 3",
+    )
+
+
+def test_records_of_a_crashed_run_count_up_to_there_and_a_damaged_file_is_named(tmp_path):
+    whole = visits(tmp_path, 1, (7, [0, 1]))
+    (whole.parent / "step_000002.tmp").write_bytes(whole.read_bytes()[:50])
+    assert read_solve_rates(tmp_path).total.tolist() == [2]
+    (whole.parent / "step_000002.parquet").write_bytes(whole.read_bytes()[:50])
+    with pytest.raises(ValueError, match=r"step_000002\.parquet: not readable as records"):
+        read_solve_rates(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize(
+    ("columns", "options", "message"),
+    [
+        ({"r": [0.5, 17]}, {"column": "r"}, r"row 1 .*column r: '?17(\.0)?'? is no rate, 0 to 1.*--correct-column"),
+        ({"r": [0.5, -0.1]}, {"column": "r"}, r"row 1 .*-0\.1'? is no rate"),
+        ({"r": ["half", "1"]}, {"column": "r"}, r"row 0 .*'half' is no number"),
+        ({"r": [0.5, 0.3]}, {"column": "r", "samples": 8}, r"row 1 .*0\.3 of 8 responses are 2\.400 right ones"),
+        ({"r": [3, 9]}, {"correct_column": "r", "samples": 8}, "row 1 .*column r: 9 right of 8 responses"),
+        ({"r": [3, 2.5]}, {"correct_column": "r", "samples": 8}, r"row 1 .*2\.5'? is no count"),
+        ({"r": [3], "n": [2]}, {"correct_column": "r", "total_column": "n"}, "row 0 .*3 right of 2"),
+        ({"r": [3]}, {"correct_column": "r"}, "correct_column=r: of how many"),
+        ({"r": [3]}, {"column": "r", "correct_column": "r"}, "write one of them"),
+        ({"r": [3]}, {"column": "r", "samples": 8, "total_column": "r"}, "write one of them"),
+        ({"r": [0.5]}, {"column": "r", "samples": 0}, "samples=0: write how many"),
+        ({"r": [0.5], "s": [1]}, {}, r"say which column holds the rate.*Columns are r, s"),
+        ({"r": [0.5], "s": [1]}, {"column": "t"}, r"column t is not there. Columns are r, s"),
+    ],
+)
+def test_what_is_no_rate_stops_with_file_and_row(tmp_path, suffix, columns, options, message):
+    path = table(tmp_path / f"rates.{suffix}", **columns)
+    with pytest.raises(ValueError, match=message) as caught:
+        read_solve_rates(path, **options)
+    if "row" in message:
+        assert str(path) in str(caught.value)
+
+
+def test_a_source_that_holds_no_rate_is_named(tmp_path):
+    for name, content, options, message in (
+        ("empty.csv", "", {"column": "r"}, "no rows"),
+        ("header.csv", "r\n", {"column": "r"}, "no rows"),
+        ("empty.jsonl", "", {"column": "r"}, "no rows"),
+        ("none.csv", "r,s\n,1\nnan,2\n", {"column": "r"}, "no row has a solve rate: 2 of 2 rows have no value"),
+        ("rates.xlsx", "", {}, "write a file that ends in .parquet, .jsonl, .csv or .json"),
+        ("h.json", "{}", {}, "write a list"),
+        ("h.json", "[1, -2]", {}, "entry 1 is -2"),
+        ("h.json", "[1, true]", {}, "entry 1 is True"),
+        ("h.json", "[0, 0]", {}, "0 prompts"),
+        ("h.json", "[1, 2", {}, "not readable as JSON"),
+        ("h.json", "[1, 2]", {"samples": 8}, "counts out of 1, and samples=8"),
+        ("h.json", "[1, 2]", {"column": "r"}, "column=r: has no meaning"),
+    ):
+        (tmp_path / name).write_text(content)
+        with pytest.raises(ValueError, match=message) as caught:
+            read_solve_rates(tmp_path / name, **options)
+        assert name in str(caught.value)
+    with pytest.raises(FileNotFoundError, match="nowhere: no such file"):
+        read_solve_rates(tmp_path / "nowhere")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ValueError, match="folder: holds neither records nor dumps"):
+        read_solve_rates(tmp_path / "folder")
+    dump(tmp_path / "folder", 1)
+    with pytest.raises(ValueError, match="folder: no response has a verdict"):
+        read_solve_rates(tmp_path / "folder")
+    with pytest.raises(ValueError, match=r"samples=4: has no meaning, since .* holds verl's dumps"):
+        read_solve_rates(tmp_path / "folder", samples=4)
+    visits(tmp_path / "run", 1, (1, [np.nan]))
+    with pytest.raises(ValueError, match="no group of its 1 records has a response"):
+        read_solve_rates(tmp_path / "run")
+
+
+def test_a_training_set_is_joined_by_key_wherever_its_rows_stand(tmp_path):
+    visits(tmp_path / "run", 1, (7, [0, 1, 1, 1]), (3, [0, 0]))
+    rates = read_solve_rates(tmp_path / "run")
+    data = {"data_source": ["math"] * 3, "extra_info": [{"index": i} for i in (7, 1, 3)]}
+    entries = join(rates, read_sheet(table(tmp_path / "data.parquet", **data)))
+    assert entries.tolist() == [1, -1, 0] and rates.rate[entries[0]] == 0.75
+    strange = data | {"data_source": ["physics"] * 3}
+    with pytest.raises(ValueError, match="none of its 3 rows is a prompt"):
+        join(rates, read_sheet(table(tmp_path / "strange.parquet", **strange)))
+
+
+def test_a_table_is_joined_by_key_before_it_is_joined_by_row(tmp_path):
+    sources, extra = ["a"] * 2, [{"index": 1}, {"index": 2}]
+    rates = read_solve_rates(
+        table(tmp_path / "rates.parquet", data_source=sources, extra_info=extra, rate=[0.1, 0.2]), column="rate"
+    )
+    turned = read_sheet(table(tmp_path / "data.parquet", data_source=sources, extra_info=extra[::-1]))
+    assert join(rates, turned).tolist() == [1, 0]
+
+
+def test_a_table_without_keys_is_joined_row_by_row_if_it_has_as_many(tmp_path):
+    rates = read_solve_rates(table(tmp_path / "rates.csv", name=["x", "y", "z"], rate=["", 0.1, 0.2]), column="rate")
+    assert join(rates, read_sheet(table(tmp_path / "data.csv", text=["a", "b", "c"]))).tolist() == [-1, 0, 1]
+    with pytest.raises(ValueError, match="has 3 rows, which cannot be matched with the 2 rows"):
+        join(rates, read_sheet(table(tmp_path / "short.csv", text=["a", "b"])))
+    dump(tmp_path / "dumps", 1, ("one", "u_0_0", 1))
+    with pytest.raises(ValueError, match="cannot be matched"):
+        join(read_solve_rates(tmp_path / "dumps"), read_sheet(tmp_path / "data.csv"))
+
+
+def test_prompts_that_a_run_knew_by_their_text_are_found_by_it(tmp_path):
+    prompts = [[{"role": "user", "content": text}] for text in ("one", "two")]
+    visits(tmp_path / "run", 1, (prompt_hash(prompts[1]), [0, 1]))
+    data = {"data_source": ["math"] * 2, "prompt": prompts, "extra_info": [{"index": 0}] * 2}
+    entries = join(read_solve_rates(tmp_path / "run"), read_sheet(table(tmp_path / "data.parquet", **data)))
+    assert entries.tolist() == [-1, 0]

@@ -1,1 +1,0 @@
-"""Solve rates of prompts, from whatever a user has: tables, rollout dumps, records of a run."""

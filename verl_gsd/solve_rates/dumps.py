@@ -1,0 +1,121 @@
+"""Solve rates from what verl dumps of its rollouts and validations: STEP.jsonl, a line a response.
+
+Of verl 0.9.1 a line has input, output, gts, score and step, of its V1 trainer a uid PROMPT_SESSION_OUTPUT too, and of a
+validation whatever the verifier returned. The uid of a prompt is new at every visit, so that prompts are told apart by
+their text and their reference answer.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from verl_gsd.prompts import prompt_hash
+from verl_gsd.solve_rates.rates import SolveRates, pooled
+from verl_gsd.solve_rates.tables import as_number
+
+_STEP = re.compile(r"(\d+)\.jsonl")
+_OUTPUT = re.compile(r"(?<=_\d)_\d+$")
+_FIELDS = {"input", "output", "gts", "score", "step"}
+
+
+def dumps_in(path: Path) -> list[Path]:
+    """A folder's dumps in the order of their steps, or ``path`` itself if it is one; none where it is neither."""
+    if path.is_dir():
+        found = {int(match[1]): file for file in path.iterdir() if (match := _STEP.fullmatch(file.name))}
+        return [file for _, file in sorted(found.items())]
+    return [path] if path.suffix == ".jsonl" and _is_dump(path) else []
+
+
+def read_dumps(path: Path, files: list[Path], field: str | None) -> SolveRates:
+    """``read_solve_rates`` of dumps."""
+    reader = _Reader(path, field)
+    for file in files:
+        reader.read(file)
+    return reader.rates()
+
+
+class _Reader:
+    """Sums of verdicts by prompt, over files."""
+
+    def __init__(self, path: Path, field: str | None) -> None:
+        self._path, self._field = path, field
+        self._places: dict[int, int] = {}
+        self._correct: list[float] = []
+        self._total: list[int] = []
+        self._skipped: dict[str, list[str]] = {}
+
+    def read(self, file: Path) -> None:
+        sessions: set[str] = set()  # one with several outputs has a line for each, all with its score
+        for number, row in self._lines(file):
+            uid = row.get("uid")
+            if isinstance(uid, str):
+                session = _OUTPUT.sub("", uid)
+                if uid.startswith("pad") or session in sessions:
+                    continue
+                sessions.add(session)
+            self._count(row, f"{file}, line {number} (the first is 1)")
+
+    def _count(self, row: dict[str, Any], where: str) -> None:
+        if "input" not in row:
+            raise ValueError(f"{where}: has no field input, as verl's dumps do")
+        if self._field is None:
+            self._field = "acc" if "acc" in row else "score"
+        if self._field not in row:
+            raise ValueError(f"{where}: has no field {self._field}. Fields are {', '.join(row)}")
+        try:
+            verdict = as_number(row[self._field])
+        except ValueError as error:
+            raise ValueError(f"{where}, field {self._field}: {error}") from None
+        if math.isnan(verdict):
+            self._skipped.setdefault(f"responses without a {self._field}", []).append(where)
+            return
+        if not 0 <= verdict <= 1:
+            raise ValueError(
+                f"{where}, field {self._field}: {verdict:g} is no verdict, 0 to 1. Name a field that holds one (column)"
+            )
+        place = self._places.setdefault(prompt_hash([row["input"], row.get("gts")]), len(self._total))
+        if place == len(self._total):
+            self._correct.append(0.0)
+            self._total.append(0)
+        self._correct[place] += verdict
+        self._total[place] += 1
+
+    def _lines(self, file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+        try:
+            with file.open("rb") as lines:
+                for number, line in enumerate(lines, start=1):
+                    try:
+                        row = json.loads(line)
+                    except (ValueError, RecursionError) as error:
+                        where = f"{file}, line {number} (the first is 1)"
+                        if not line.endswith(b"\n"):  # the writer was stopped in the middle of it
+                            self._skipped.setdefault("files end in the middle of a line", []).append(where)
+                            return
+                        raise ValueError(f"{where}: not JSON: {error}") from error
+                    if not isinstance(row, dict):
+                        raise ValueError(f"{file}, line {number} (the first is 1): no object, as verl's dumps hold")
+                    yield number, row
+        except OSError as error:
+            raise ValueError(f"{file}: not readable: {error}") from error
+
+    def rates(self) -> SolveRates:
+        skipped = tuple(f"{len(places)} {what}; the first is {places[0]}" for what, places in self._skipped.items())
+        if not self._total:
+            raise ValueError(f"{self._path}: no response has a verdict" + "".join(f"; {reason}" for reason in skipped))
+        return pooled(self._path, np.array(self._correct), np.array(self._total, dtype=np.int64), None, skipped)
+
+
+def _is_dump(file: Path) -> bool:
+    try:
+        with file.open("rb") as lines:
+            row = json.loads(lines.readline())
+    except (OSError, ValueError, RecursionError):
+        return False  # whoever reads it as a table says what is wrong
+    return isinstance(row, dict) and row.keys() >= _FIELDS
