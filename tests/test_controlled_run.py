@@ -1,69 +1,79 @@
-"""The controlled run of arXiv 2607.00152: independent Bernoulli policies, one a prompt, and no language model."""
+"""The controlled run of arXiv 2607.00152, from Big-Math's own counts: its published figures."""
 
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from verl_gsd import planning
-from verl_gsd.algorithms.dial import dial_advantage
+from verl_gsd.lab import drawing
+from verl_gsd.lab.algorithms import ALGORITHMS
+from verl_gsd.lab.prompts import Prompts, starting_rates
+from verl_gsd.lab.published import of_controlled_run, of_data
+from verl_gsd.lab.simulation import first_update, simulate
 
 BIG_MATH = Path(__file__).parents[2] / "shared" / "data" / "bigmath_solve_counts_k64.json"
-SOLVED = np.arange(1, 64)
-GROUP_SIZE, RATE, STEPS, DRAWS = 8, 0.5, 150, 4
 
 
 @pytest.fixture(scope="module")
-def interior():
-    """Share of Big-Math's prompts solved 1 to 63 times out of 64."""
+def big_math():
+    """Its 215,608 prompts, each solved so many times out of 64."""
     if not BIG_MATH.is_file():
         pytest.skip(f"the Big-Math counts are not at {BIG_MATH}")
-    counts = np.array(json.loads(BIG_MATH.read_text()))[1:-1]
-    return counts / counts.sum()
+    correct = np.repeat(np.arange(65), json.loads(BIG_MATH.read_text()))
+    return Prompts("Big-Math", correct / 64, correct, np.full(len(correct), 64))
 
 
-def train(interior, alpha, redraw, prompt_count=6000):
-    """(final solve rates, groups drawn a prompt and step, share of redraws above p = .9, rates at the start)."""
-    torch.manual_seed(0)
-    quantiles = (np.arange(prompt_count) + 0.5) / prompt_count
-    start = torch.from_numpy(SOLVED[np.searchsorted(interior.cumsum(), quantiles)] / 64).clip(0.02, 0.98)
-    logit = start.logit()
-    index = torch.arange(prompt_count).repeat_interleave(GROUP_SIZE)
-    drawn = redrawn = redrawn_mastered = 0
-    for _ in range(STEPS):
-        p = logit.sigmoid()
-        rewards = torch.bernoulli(p.repeat_interleave(GROUP_SIZE))
-        drawn += prompt_count
-        for _ in range(DRAWS - 1 if redraw else 0):
-            groups = rewards.view(-1, GROUP_SIZE)
-            silent = groups.amin(dim=1) == groups.amax(dim=1)
-            groups[silent] = torch.bernoulli(p[silent, None].expand(-1, GROUP_SIZE))
-            drawn, redrawn = drawn + int(silent.sum()), redrawn + int(silent.sum())
-            redrawn_mastered += int((p[silent] > 0.9).sum())
-        advantages = dial_advantage(rewards, index, alpha=alpha, ddof=0, eps=0)
-        score = rewards - p[index]  # d log pi / d logit
-        logit = logit + RATE * (advantages * score).view(-1, GROUP_SIZE).mean(dim=1)
-    return logit.sigmoid(), drawn / (prompt_count * STEPS), redrawn_mastered / max(redrawn, 1), start
+@pytest.fixture(scope="module")
+def start(big_math):
+    return starting_rates(big_math, 6000)
 
 
-@pytest.mark.parametrize(("alpha", "share"), [(1, 17.0), (0, 14.3)])
-def test_share_of_the_first_update_that_goes_to_the_extremes(interior, alpha, share):
+@pytest.fixture(scope="module")
+def runs(start):
+    return {name: simulate(ALGORITHMS[name], start) for name in ("grpo", "dr_grpo", "dapo_redraw")}
+
+
+@pytest.fixture(scope="module")
+def figures(start, runs):
+    of_runs = {name: [run] for name, run in runs.items()}
+    return {figure.quantity: figure for figure in of_controlled_run(start, of_runs, group_size=8, steps=150)}
+
+
+def test_every_figure_of_the_data_set_is_found_again(big_math):
+    figures = of_data(big_math)
+    assert len(figures) == 16
+    assert {figure.quantity: figure.difference for figure in figures if figure.difference} == {}
+
+
+@pytest.mark.parametrize(("name", "algorithm", "share"), [("GRPO", "grpo", 17.0), ("Dr. GRPO", "dr_grpo", 14.3)])
+def test_the_first_update_goes_to_the_extremes_as_published(start, figures, name, algorithm, share):
     """In expectation; one run of 6000 prompts scatters by .4 around it."""
-    p = (SOLVED / 64).clip(0.02, 0.98)
-    update = interior * planning.gain(p, GROUP_SIZE, alpha=alpha, ddof=0)
-    assert 100 * update[(p < 0.1) | (p > 0.9)].sum() / update.sum() == pytest.approx(share, abs=0.8)
+    figure = figures[f"first update at p below .1 or above .9, {name}, %"]
+    assert figure.published == share
+    assert figure.recomputed == pytest.approx(share, abs=0.8)
+    update = first_update(ALGORITHMS[algorithm], start)
+    seen = 100 * update[(start < 0.1) | (start > 0.9)].sum() / update.sum()
+    assert seen == pytest.approx(figure.recomputed, abs=0.3)
 
 
-def test_dividing_by_sigma_helps_the_hardest_and_redrawing_spends_on_the_mastered(interior):
-    hardest = {}
-    for name, alpha, redraw in (("grpo", 1, False), ("dr_grpo", 0, False), ("dapo", 1, True)):
-        p, drawn, mastered, start = train(interior, alpha, redraw)
-        hardest[name] = float(p[start.argsort(stable=True)[: len(start) // 4]].mean())
-        if redraw:
-            assert drawn == pytest.approx(3.5, abs=0.05)
-            assert mastered == pytest.approx(0.986, abs=0.003)
-    assert hardest["grpo"] == pytest.approx(0.99, abs=0.005)
-    assert hardest["dr_grpo"] == pytest.approx(0.88, abs=0.02)  # .887 to .899 by seed
-    assert hardest["dapo"] > hardest["grpo"]
+def test_dividing_by_sigma_helps_the_hardest(runs, figures):
+    assert figures["hardest quarter in the end, grpo"].recomputed == pytest.approx(0.99, abs=0.005)
+    # .887 to .899 by seed
+    assert figures["hardest quarter in the end, dr_grpo"].recomputed == pytest.approx(0.88, abs=0.02)
+    assert runs["dapo_redraw"].quarters[-1, 0] > runs["grpo"].quarters[-1, 0]
+
+
+def test_redrawing_spends_on_the_mastered(start, figures, monkeypatch):
+    assert figures["rollouts of dapo_redraw over those of grpo"].recomputed == pytest.approx(3.5, abs=0.05)
+    redrawn, respond = [], drawing.respond
+
+    def watched(p, prompt, *rest):
+        if len(prompt) < len(p):
+            redrawn.append((len(prompt), int((p[prompt] > 0.9).sum())))
+        return respond(p, prompt, *rest)
+
+    monkeypatch.setattr(drawing, "respond", watched)
+    simulate(ALGORITHMS["dapo_redraw"], start)
+    drawn, mastered = np.sum(redrawn, axis=0)
+    assert mastered / drawn == pytest.approx(0.986, abs=0.003)

@@ -1,0 +1,416 @@
+"""The lab's runs against closed forms, exact enumeration, and the functions that training uses."""
+
+import dataclasses
+import itertools
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import verl_gsd.config
+from verl_gsd import planning
+from verl_gsd.algorithms.dial import dial_advantage
+from verl_gsd.algorithms.gvpo import gvpo_loss
+from verl_gsd.algorithms.hadw import FixedAnchor, HardAnchor
+from verl_gsd.lab import updates
+from verl_gsd.lab.algorithms import ALGORITHMS, RATE, SAME, Algorithm, algorithm
+from verl_gsd.lab.drawing import ROUNDS, Batch, again, one_each, others
+from verl_gsd.lab.experiment import SEEDS, experiment, n_runs
+from verl_gsd.lab.prompts import Prompts, mixture, starting_rates
+from verl_gsd.lab.published import Figure, of_controlled_run, of_data, of_no_data
+from verl_gsd.lab.simulation import Run, first_update, simulate
+from verl_gsd.lab.summary import line_of, shares
+
+DIAL = {"grpo": 1.0, "dr_grpo": 0.0, "alpha=0.5": 0.5, "alpha=2": 2.0}
+
+
+def batch_of(*correct, group_size=8, prompts=None):
+    """Groups with so many right responses, the right ones first."""
+    rewards = torch.stack([(torch.arange(group_size) < k).double() for k in correct])
+    prompt = torch.arange(len(correct)) if prompts is None else torch.tensor(prompts)
+    return Batch(prompt, rewards, len(correct), float(rewards.sum()))
+
+
+def logits(*p):
+    return torch.tensor(p, dtype=torch.float64).logit()
+
+
+def rng(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+# The dial
+
+
+@settings(deadline=None)
+@given(
+    size=st.integers(2, 20),
+    share=st.floats(0.01, 0.99),
+    alpha=st.floats(-2, 3),
+    p=st.floats(0.01, 0.99),
+)
+def test_a_logit_moves_by_its_groups_gain_and_nothing_else(size, share, alpha, p):
+    """Theorem 1 with s+ - s- = 1."""
+    k = min(max(round(share * size), 1), size - 1)
+    sigma = math.sqrt(k * (size - k)) / size
+    (moved,) = updates.dial(alpha)(logits(p), batch_of(k, group_size=size), 1.0)
+    assert float(moved) == pytest.approx(sigma ** (2 - alpha), rel=1e-9)
+
+
+@pytest.mark.parametrize(("name", "alpha"), DIAL.items())
+def test_first_updates_are_the_planners_gains_in_expectation(name, alpha):
+    for p in (0.05, 0.3, 0.5, 0.9):
+        moved = first_update(ALGORITHMS[name], np.full(2000, p)) / RATE
+        error = moved.std() / math.sqrt(len(moved))
+        assert abs(moved.mean() - planning.gain(p, 8, alpha=alpha)) < 5 * error
+        assert alpha != 1 or planning.gain(p, 8, alpha=alpha) == planning.expected_std(p, 8)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.6])
+def test_trajectories_of_grpo_have_the_mean_of_all_that_can_happen(p):
+    """Three steps of groups of 4: every sequence of counts, weighed by its probability."""
+    size, expected = 4, 0.0
+    for counts in itertools.product(range(size + 1), repeat=3):
+        logit, chance = math.log(p / (1 - p)), 1.0
+        for k in counts:
+            q = 1 / (1 + math.exp(-logit))
+            chance *= math.comb(size, k) * q**k * (1 - q) ** (size - k)
+            logit += RATE * math.sqrt(k * (size - k)) / size
+        expected += chance / (1 + math.exp(-logit))
+    run = simulate(ALGORITHMS["grpo"], np.full(20_000, p), group_size=size, steps=3)
+    error = run.final.std() / math.sqrt(len(run.final))
+    assert abs(run.final.mean() - expected) < 5 * error
+
+
+def test_a_prompt_that_stands_twice_in_a_batch_moves_by_both_groups():
+    logit = logits(0.3, 0.5)
+    moved = updates.dial(1.0)(logit, batch_of(4, 2, prompts=[0, 0]), 1.0)
+    assert moved.tolist() == pytest.approx([0.5 + math.sqrt(12) / 8, 0.0])
+
+
+# Silent groups
+
+
+def test_the_functions_of_training_give_silent_groups_nothing_so_that_leaving_them_out_changes_nothing():
+    batch, logit = batch_of(0, 3, 8, 1), logits(0.1, 0.4, 0.9, 0.2)
+    rewards = batch.rewards.flatten()
+    advantages = dial_advantage(rewards, batch.index, alpha=2.0, ddof=0, eps=0.0)
+    everything = updates.ascend(logit, batch, advantages)
+    assert torch.equal(updates.dial(2.0)(logit, batch, 1.0), everything)
+    assert everything[[0, 2]].tolist() == [0, 0]
+    leaf, reference = logit.clone().requires_grad_(), logits(0.2, 0.3, 0.8, 0.4)
+    ratio = updates.log_probs(leaf, batch) - updates.log_probs(reference, batch)
+    loss, _ = gvpo_loss(ratio.flatten(), rewards, batch.index, beta=0.7)
+    (slope,) = torch.autograd.grad(4 * loss, leaf)
+    assert torch.allclose(updates.gvpo(0.7, reference=reference)(logit, batch, 1.0), -slope, rtol=1e-12, atol=1e-15)
+    assert slope[[0, 2]].abs().max() < 1e-15
+
+
+@pytest.mark.parametrize("name", [name for name in ALGORITHMS if name not in ("dagrpo", "dagrpo_anchors")])
+def test_a_batch_of_silent_groups_moves_nothing(name):
+    start = logits(0.001, 0.999)
+    one = ALGORITHMS[name]
+    assert one.start(start, rng())(start, batch_of(0, 8), one.rate).tolist() == [0, 0]
+
+
+# Drawing
+
+
+def test_replacing_silent_groups_by_other_prompts_costs_one_over_the_mixed_share():
+    p = torch.from_numpy(starting_rates(mixture(), 6000))
+    batch = others(p, 8, rng())
+    assert len(batch.prompt) == 6000
+    assert (batch.rewards.amin(dim=1) < batch.rewards.amax(dim=1)).all()
+    silent = float(np.mean(planning.silent_rate(p.numpy(), 8)))
+    assert batch.generated / 6000 == pytest.approx(1 / (1 - silent), rel=0.03)
+
+
+def test_a_hard_prompts_share_of_dapos_groups_is_its_chance_to_be_mixed():
+    p = torch.tensor([0.05, 0.5], dtype=torch.float64).repeat(3000)
+    batch = others(p, 8, rng())
+    mixed = planning.mixed_rate([0.05, 0.5], 8)
+    assert float((batch.prompt % 2 == 0).double().mean()) == pytest.approx(mixed[0] / mixed.sum(), abs=0.02)
+
+
+def test_redrawing_the_same_prompt_takes_up_to_four_draws():
+    p = torch.tensor([0.05, 0.5, 0.99], dtype=torch.float64).repeat(2000)
+    batch = again(p, 8, rng())
+    silent = planning.silent_rate(p.numpy(), 8)
+    assert batch.generated / len(p) == pytest.approx(np.mean(1 + silent + silent**2 + silent**3), rel=0.02)
+    assert torch.equal(batch.prompt, torch.arange(len(p)))
+
+
+def test_dapo_ends_a_step_where_next_to_nothing_is_mixed():
+    p = torch.full((400,), 1 - 1e-4, dtype=torch.float64)
+    batch = others(p, 8, rng())
+    assert len(batch.prompt) < 400
+    assert 400 * (ROUNDS - 1) < batch.generated <= 400 * ROUNDS
+
+
+# HA-DW
+
+
+def test_hadw_is_grpo_until_it_has_an_anchor_and_multiplies_both_kinds_after():
+    logit, batch = logits(0.3, 0.6), batch_of(2, 6)
+    update = updates.hadw(HardAnchor(), lambda_scale=1.3)
+    assert torch.equal(update(logit, batch, 0.5), updates.dial(1.0)(logit, batch, 0.5))
+    anchor = 8 / 16  # of the first batch
+    expected = []
+    for k, p in ((2, 0.3), (6, 0.6)):
+        sigma, distance = math.sqrt(k * (8 - k)) / 8, k / 8 - anchor
+        right, wrong = 1.3 * math.exp(-distance), 1.3 * math.exp(distance)
+        expected.append(0.5 * sigma * (right * (1 - p) + wrong * p))
+    assert update(logit, batch, 0.5).tolist() == pytest.approx(expected, rel=1e-12)
+
+
+def test_hadw_with_a_factor_of_one_is_grpo():
+    logit, batch = logits(0.3, 0.7), batch_of(3, 3)
+    update = updates.hadw(FixedAnchor(3 / 8), lambda_scale=1.0)
+    assert torch.equal(update(logit, batch, 0.5), updates.dial(1.0)(logit, batch, 0.5))
+
+
+def test_the_anchor_sees_every_group_generated_evicted_ones_too():
+    anchor = HardAnchor()
+    batch = dataclasses.replace(
+        batch_of(4), generated=3, right=20.0
+    )  # beside it, one group all right, one all wrong...
+    updates.hadw(anchor)(logits(0.5), batch, 0.5)
+    assert anchor.value == 20 / 24
+
+
+# DaGRPO
+
+
+def test_dagrpo_that_keeps_every_pair_is_the_dial():
+    logit, batch = logits(0.1, 0.4, 0.9, 0.2), batch_of(0, 3, 8, 1)
+    update = updates.dagrpo(rng(), delta=-math.inf, demonstrations=False)
+    assert torch.allclose(update(logit, batch, 0.5), updates.dial(1.0)(logit, batch, 0.5), rtol=1e-12, atol=1e-15)
+
+
+def test_the_mask_takes_from_a_prompt_what_share_of_its_pairs_it_drops():
+    logit, batch = logits(0.4), batch_of(3)
+    judged = updates.judge_scores(batch.rewards, 0.9, rng(7))[0]
+    kept = sum(float(judged[right] - judged[wrong] >= 3) for right in range(3) for wrong in range(3, 8)) / 15
+    assert 0 < kept < 1
+    moved = updates.dagrpo(rng(7), delta=3.0, demonstrations=False)(logit, batch, 1.0)
+    assert float(moved) == pytest.approx(kept * math.sqrt(15) / 8)
+
+
+def test_a_demonstration_teaches_where_everything_failed():
+    """One of 8 right: A+ = sqrt 7 with the ratio's gradient, A- = -1/sqrt 7 with the score -p."""
+    p, gamma = 0.02, 0.1
+    moved = updates.dagrpo(rng(), delta=3.0, demonstrations=True)(logits(p), batch_of(0), 1.0)
+    of_demonstration = math.sqrt(7) * gamma * p / (p + gamma) ** 2 * (1 - p)
+    of_failures = 7 * (-1 / math.sqrt(7)) * -p
+    assert float(moved) == pytest.approx((of_demonstration + of_failures) / 8, rel=1e-9)
+    without = updates.dagrpo(rng(), delta=3.0, demonstrations=False)(logits(p), batch_of(0), 1.0)
+    assert float(without) == 0
+
+
+def test_the_judge_is_right_as_often_as_it_is_said_to_be():
+    scores = updates.judge_scores(batch_of(*[4] * 500).rewards, 0.9, rng())
+    right, wrong = scores[:, :4].reshape(-1, 1), scores[:, 4:].reshape(1, -1)
+    found = float(((right > wrong).double() + 0.5 * (right == wrong).double()).mean())
+    assert found == pytest.approx(0.9, abs=0.02)  # rounding costs .003, and 2000 scores of each kind scatter
+    assert set(scores.unique().tolist()) <= set(range(11))
+
+
+# GVPO
+
+
+def test_one_step_of_gvpo_is_reinforce():
+    (moved,) = updates.gvpo(0.1)(logits(0.3), batch_of(3), 1.0)
+    assert float(moved) == pytest.approx(0.1 * (15 / 64) * 8 / 7)
+
+
+def test_further_steps_over_a_batch_are_pulled_back():
+    beta, rate, d = 0.5, 2.0, 0.0
+    for _ in range(4):
+        d += rate / 4 * beta * (1 - beta * d) * (15 / 64) * 8 / 7
+    (moved,) = updates.gvpo(beta, passes=4)(logits(0.3), batch_of(3), rate)
+    assert float(moved) == pytest.approx(d, rel=1e-9)
+
+
+def test_a_fixed_reference_ends_at_the_reference_tilted_by_the_reward():
+    """pi* ~ pi' exp(R/beta): the logit 1/beta above its start, whatever that was (Theorem 3.1)."""
+    beta, start = 2.0, np.linspace(0.2, 0.7, 40)
+    one = Algorithm("gvpo", "", one_each, lambda logit, generator: updates.gvpo(beta, reference=logit), 1.0)
+    end = simulate(one, start, steps=100).final
+    moved = np.log(end / (1 - end)) - np.log(start / (1 - start))
+    assert moved == pytest.approx(np.full(40, 1 / beta), abs=1e-6)
+
+
+# Runs
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_algorithm_lifts_hard_and_easy_prompts_and_does_so_again_with_the_same_seed(name):
+    start = starting_rates(mixture(), 200)
+    run, same, other = (simulate(ALGORITHMS[name], start, steps=15, seed=seed) for seed in (3, 3, 4))
+    assert np.array_equal(run.final, same.final) and np.array_equal(run.rollouts, same.rollouts)
+    assert not np.array_equal(run.final, other.final)
+    assert (run.quarters[-1] > run.quarters[0]).all()
+    assert run.quarters.shape == (16, 4) and run.rollouts[0] == 0
+    assert run.quarters[-1].mean() == pytest.approx(run.final.mean())
+    cost = np.diff(run.rollouts)
+    assert (cost == 8).all() if ALGORITHMS[name].draw is one_each else (cost > 8).all()
+
+
+def test_dr_grpo_leaves_the_hardest_behind_at_the_rate_at_which_grpo_does_not():
+    start = starting_rates(mixture(), 1000)
+    grpo, dr_grpo = (simulate(ALGORITHMS[name], start).quarters[-1] for name in ("grpo", "dr_grpo"))
+    assert grpo[0] - dr_grpo[0] > 0.05
+    assert abs(grpo[3] - dr_grpo[3]) < 0.02
+
+
+@pytest.mark.parametrize(
+    "start", [np.array([0.1, 0.2, 0.3]), np.array([0.0, 0.1, 0.2, 0.3]), np.array([0.3, 0.1, 0.2, 0.4])]
+)
+def test_impossible_starts_are_refused(start):
+    with pytest.raises(ValueError, match="write 4 or more, ascending"):
+        simulate(ALGORITHMS["grpo"], start)
+
+
+def test_impossible_sizes_are_refused():
+    start = np.full(4, 0.5)
+    with pytest.raises(ValueError, match="group_size=1"):
+        simulate(ALGORITHMS["grpo"], start, group_size=1)
+    with pytest.raises(ValueError, match="steps=0"):
+        simulate(ALGORITHMS["grpo"], start, steps=0)
+
+
+def test_hadws_first_update_is_shown_with_an_anchor():
+    start = starting_rates(mixture(), 400)
+    weighed, plain = (first_update(ALGORITHMS[name], start) for name in ("hadw", "grpo"))
+    hard = slice(0, 100)
+    # Below the anchor (about .5) right responses of a hard prompt, most of its score, count 1.3 e^(.5 - p_hat) times.
+    assert weighed[hard].sum() / plain[hard].sum() > 1.5
+
+
+# The table of algorithms
+
+
+def test_every_algorithm_that_a_run_can_have_is_here_or_said_to_be_another():
+    files = Path(verl_gsd.config.__file__).parent.glob("algo/[!_]*.yaml")
+    assert {file.stem for file in files} <= {*ALGORITHMS, *SAME}
+
+
+def test_any_alpha_is_an_algorithm():
+    (moved,) = algorithm("alpha=-1").start(logits(0.5), rng())(logits(0.5), batch_of(4), 1.0)
+    assert float(moved) == pytest.approx(0.5**3)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("nope", "write one of grpo, dr_grpo"),
+        ("alpha=x", "finite number"),
+        ("alpha=nan", "finite number"),
+        ("alpha=", "finite number"),
+        ("gspo", "Write grpo"),
+        ("hadw_gspo", "Write hadw"),
+        ("gsd", "alpha=X"),
+    ],
+)
+def test_a_name_that_is_none_is_refused_with_what_to_write(name, says):
+    with pytest.raises(ValueError, match=f"^{name}: .*{says}"):
+        algorithm(name)
+
+
+# Prompts
+
+
+def test_the_mixture_is_as_wide_as_big_math():
+    """Published: 4.0 and 7.2 % never and always solved; silent in groups of 8, 44.28 plug-in and 43.07 unbiased."""
+    prompts = mixture()
+    assert 100 * (prompts.correct == 0).mean() == pytest.approx(4.0, abs=1.5)
+    assert 100 * (prompts.correct == prompts.total).mean() == pytest.approx(7.2, abs=0.5)
+    assert 100 * np.mean(planning.silent_rate(prompts.rate, 8)) == pytest.approx(44.28, abs=0.6)
+    silent = planning.silent_rate_from_counts(prompts.correct, prompts.total, 8)
+    assert 100 * np.mean(silent) == pytest.approx(43.07, abs=0.6)
+
+
+def test_runs_start_at_quantiles_of_the_rates_in_between():
+    prompts = Prompts("a file", np.array([0.0, 1.0, 0.5, 0.001, 0.999, 0.25]), None, None)
+    assert starting_rates(prompts, 8).tolist() == [0.02, 0.02, 0.25, 0.25, 0.5, 0.5, 0.98, 0.98]
+
+
+def test_rates_of_nought_and_one_alone_are_refused():
+    with pytest.raises(ValueError, match=r"^a file: all 3 solve rates are 0 or 1"):
+        starting_rates(Prompts("a file", np.array([0.0, 1.0, 1.0]), None, None), 8)
+
+
+# Published and recomputed
+
+
+def test_figures_that_follow_from_p_and_g_alone_agree():
+    figures = of_no_data()
+    assert len(figures) == 33
+    assert {figure.quantity: figure.difference for figure in figures if figure.difference} == {}
+
+
+def test_a_difference_is_that_of_what_is_shown():
+    assert Figure("", 17.0, 16.64, 1).difference == -0.4
+    assert Figure("", 17.0, None, 1).difference is None
+    assert Figure("", 17.0, 16.64, 1, comparable=False).difference is None
+
+
+def test_without_counts_nothing_unbiased_is_claimed():
+    rates_alone = of_data(Prompts("a file", np.array([0.25, 0.5]), None, None))
+    unbiased = [figure for figure in rates_alone if "unbiased" in figure.quantity]
+    assert len(unbiased) == 5
+    assert all(figure.recomputed is None and "needs counts" in figure.note for figure in unbiased)
+
+
+def test_prompts_with_too_few_responses_are_left_out_and_that_is_said():
+    prompts = Prompts("a file", np.array([0.5, 0.25]), np.array([4, 4]), np.array([8, 16]))
+    notes = {figure.quantity: figure.note for figure in of_data(prompts) if "unbiased" in figure.quantity}
+    assert notes["silent groups, G = 8, unbiased, %"] == ""
+    assert notes["silent groups, G = 16, unbiased, %"] == "of the 1 prompts with 16 responses or more"
+    assert notes["silent groups, G = 32, unbiased, %"] == "no prompt has 32 responses"
+
+
+def test_a_controlled_run_of_other_settings_is_not_compared():
+    start = starting_rates(mixture(), 40)
+    figures = of_controlled_run(start, {"grpo": [simulate(ALGORITHMS["grpo"], start, steps=3)]}, group_size=8, steps=3)
+    assert [figure.difference for figure in figures] == [None] * 3
+    assert all(figure.recomputed is not None for figure in figures)
+
+
+def test_the_controlled_run_is_repeated_with_other_seeds():
+    seen = []
+    names = ["hadw", "dapo_redraw"]
+    results = experiment(mixture(), names, n_prompts=40, steps=3, seed=5, on_run=seen.append)
+    assert seen == ["hadw"] + ["dapo_redraw"] * SEEDS
+    assert n_runs(names) == len(seen)
+    figure = results.tables["of the controlled run"][-1]
+    start = starting_rates(mixture(), 40)
+    drawn = [simulate(ALGORITHMS["dapo_redraw"], start, steps=3, seed=seed).rollouts[-1] / 24 for seed in (5, 6, 7)]
+    assert figure.recomputed == pytest.approx(np.mean(drawn))
+    assert f"{min(drawn):.2f} to {max(drawn):.2f} over 3 seeds" == figure.note
+    assert results.runs["dapo_redraw"].rollouts[-1] / 24 == drawn[0]
+
+
+# In numbers
+
+
+def test_a_run_in_numbers():
+    quarters = np.array([[0.1, 0.3, 0.5, 0.7], [0.3, 0.5, 0.7, 0.9], [0.7, 0.9, 0.9, 0.9]])
+    run = Run(np.full(4, 0.4), quarters[-1], quarters, np.array([0.0, 8.0, 20.0]))
+    line = line_of(run)
+    assert (line.steps, line.rollouts, line.all_rollouts) == (2, 20, 20)
+    assert (line.final, line.final_hardest, line.final_easiest) == (pytest.approx(0.85), 0.7, 0.9)
+    assert line.at_mean == pytest.approx(0.3 + 0.4 * (0.8 - 0.6) / (0.85 - 0.6))
+    early = line_of(dataclasses.replace(run, quarters=quarters[:2], rollouts=run.rollouts[:2]))
+    assert (early.steps, early.rollouts, early.at_mean) == (None, None, None)
+
+
+def test_shares_are_of_the_weights():
+    rates = np.array([0.05, 0.1, 0.99, 1.0])
+    assert shares(rates, (0, 0.1, 0.5, 1)).tolist() == [0.25, 0.25, 0.5]
+    assert shares(rates, (0, 0.1, 0.5, 1), np.array([3.0, 1, 0, 0])).tolist() == [0.75, 0.25, 0]
+    assert shares(rates, (0, 0.1, 0.5, 1), np.zeros(4)).tolist() == [0, 0, 0]

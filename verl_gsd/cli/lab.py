@@ -1,0 +1,134 @@
+"""``verl-gsd lab``: the group-std paper's figures recomputed, and every algorithm on prompts without a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from verl_gsd.cli.console import fail, out
+
+if TYPE_CHECKING:
+    from verl_gsd.lab.experiment import Results
+    from verl_gsd.lab.prompts import Prompts
+
+
+def lab(
+    solve_rates: Annotated[
+        Path | None,
+        typer.Option(
+            help="Solve rates to start from: a table, dumps or a run, as plan reads them. Without: a mixture."
+        ),
+    ] = None,
+    column: Annotated[str | None, typer.Option(help="Of --solve-rates: the column with the rate.")] = None,
+    samples: Annotated[int | None, typer.Option(help="Of --solve-rates: responses behind each rate or count.")] = None,
+    correct_column: Annotated[
+        str | None, typer.Option(help="In place of --column: a column that counts right responses.")
+    ] = None,
+    total_column: Annotated[
+        str | None, typer.Option(help="In place of --samples: a column that counts responses.")
+    ] = None,
+    algo: Annotated[
+        list[str] | None, typer.Option(help="Only this algorithm; may be given again. alpha=X is the dial at any X.")
+    ] = None,
+    prompts: Annotated[int, typer.Option(min=4, help="Prompts, at quantiles of the solve rates.")] = 6000,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of every run.")] = 150,
+    group_size: Annotated[int, typer.Option(min=2, help="Responses in a group.")] = 8,
+    seed: Annotated[int, typer.Option(min=0, help="The same numbers for the same seed.")] = 0,
+    output: Annotated[Path | None, typer.Option(help="Write a page there, FILE.html.")] = None,
+    png: Annotated[Path | None, typer.Option(help="Write every chart into that folder.")] = None,
+) -> None:
+    """What each algorithm does to easy and hard prompts, on Bernoulli logits, and the paper's figures recomputed."""
+    if output is not None and (output.suffix != ".html" or output.is_dir()):
+        fail(f"--output {output}: write the name of a file that ends in .html")
+    if png is not None and png.exists() and not png.is_dir():
+        fail(f"--png {png}: is a file; write a folder")
+    options = {"column": column, "samples": samples, "correct_column": correct_column, "total_column": total_column}
+    given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None]
+    if solve_rates is None and given:
+        fail(f"{given[0]}: describes the file of --solve-rates. Write that too, or leave this out")
+    from verl_gsd.lab.algorithms import ALGORITHMS, algorithm
+
+    names = list(dict.fromkeys(algo or ALGORITHMS))
+    try:
+        for name in names:
+            algorithm(name)
+        start = _prompts(solve_rates, options)
+        results = _run(start, names, prompts, group_size, steps, seed)
+    except (OSError, ValueError) as error:
+        fail(str(error))
+    _print(results)
+    try:
+        _write(results, output, png)
+    except OSError as error:
+        fail(f"not written: {error}", code=1)
+
+
+def _prompts(path: Path | None, options: dict[str, Any]) -> Prompts:
+    from verl_gsd.lab.prompts import measured, mixture
+    from verl_gsd.solve_rates import read_solve_rates
+
+    if path is None:
+        return mixture()
+    rates = read_solve_rates(path, **options)
+    for skipped in rates.skipped:
+        out.print(f"Left out: {escape(skipped)}", highlight=False)
+    return measured(rates)
+
+
+def _run(start: Prompts, names: list[str], n_prompts: int, group_size: int, steps: int, seed: int) -> Results:
+    import torch
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from verl_gsd.lab.experiment import experiment, n_runs
+
+    torch.set_num_threads(1)  # tensors are small: more threads wait for each other
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=out, transient=True) as shown:
+        bar = shown.add_task("runs", total=n_runs(names))
+        return experiment(
+            start,
+            names,
+            n_prompts=n_prompts,
+            group_size=group_size,
+            steps=steps,
+            seed=seed,
+            on_run=lambda name: shown.advance(bar),
+        )
+
+
+def _print(results: Results) -> None:
+    from verl_gsd.lab import words
+
+    for title, figures in results.tables.items():
+        _table(f"arXiv 2607.00152, figures {title}", words.FIGURES_HEADER, words.figure_rows(figures))
+    out.print(escape(words.data_remark(results)), highlight=False)
+    out.print(f"\n{escape(words.setting(results))}", highlight=False)
+    _table("Runs", words.RUNS_HEADER, words.run_rows(results))
+    out.print(escape(words.legend()), highlight=False)
+    for caveat in words.caveats(results):
+        out.print(f"- {escape(caveat)}", highlight=False)
+
+
+def _table(title: str, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    table = Table(*header, title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    out.print(table)
+
+
+def _write(results: Results, output: Path | None, png: Path | None) -> None:
+    from verl_gsd.charts import write_page, write_png
+    from verl_gsd.lab.page import TITLE, charts_of, sections
+
+    if output is not None:
+        write_page(output, TITLE, sections(results))
+        out.print(f"{escape(str(output))} has the page.", highlight=False)
+    if png is not None:
+        charts = charts_of(results)
+        for name, chart in charts.items():
+            write_png(chart, png / f"{name}.png")
+        out.print(f"{escape(str(png))} has {len(charts)} charts.", highlight=False)

@@ -1,0 +1,88 @@
+"""The lab's page: sections of text, tables and charts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import altair as alt
+
+from verl_gsd.charts import Panel, Section, Table
+from verl_gsd.lab import pictures, words
+from verl_gsd.lab.experiment import Results
+
+TITLE = "What each algorithm does to easy and hard prompts"
+
+
+def sections(results: Results) -> list[Section]:
+    """The page from top to bottom: what was found, algorithm by algorithm, and the paper's figures."""
+    charts = charts_of(results)
+    panels = [Panel(slug, name, charts[slug]) for name, slug in _slugs(results).items()]
+    grey = "In grey, GRPO's." if "grpo" in results.runs else ""
+    found = [
+        Section(
+            "in-short",
+            "In short",
+            [words.setting(results), words.legend()],
+            table=Table(words.RUNS_HEADER, words.run_rows(results)),
+        ),
+        Section("caveats", "What this cannot show", words.caveats(results)),
+        Section(
+            "first-update",
+            "Where the first update goes",
+            ["Shares, in percent, of the change of all logits at the start, by solve rate; at any learning rate."],
+            charts["first-update"],
+        ),
+        Section(
+            "quarters",
+            "Easy and hard prompts over the steps",
+            [f"Mean solve rate of the prompts in each quarter by their rate at the start. {grey}".strip()],
+            panels=panels,
+        ),
+        Section(
+            "algorithms",
+            "What stands behind the names",
+            table=Table(words.ALGORITHMS_HEADER, words.algorithm_rows(results)),
+        ),
+        Section(
+            "by-rollouts",
+            "The hardest quarter by rollouts",
+            ["What a step costs counts here. As far as the run that generated least."],
+            charts["by-rollouts"],
+        ),
+        Section(
+            "final-rates",
+            "Solve rates in the end",
+            [f"Shares of the prompts, in percent, after {results.steps} steps."],
+            charts["final-rates"],
+        ),
+    ]
+    for number, (title, figures) in enumerate(results.tables.items()):
+        text = ["Figures of arXiv 2607.00152, published and recomputed."]
+        if number:
+            text.append(words.data_remark(results))
+        table = Table(words.FIGURES_HEADER, words.figure_rows(figures))
+        found.append(Section(f"paper-{number}", f"The paper's figures {title}", text, table=table))
+    return found
+
+
+def charts_of(results: Results) -> Mapping[str, alt.TopLevelMixin]:
+    """Every chart by the name of its section or panel, which is a file name too."""
+    runs = results.runs
+    whole = {
+        "first-update": pictures.first_update(next(iter(runs.values())).start, results.first_updates),
+        "by-rollouts": pictures.hardest_by_rollouts(runs),
+        "final-rates": pictures.final_rates(runs),
+    }
+    reference = runs.get("grpo")
+    quarters = {
+        slug: pictures.by_quarter(runs[name], None if name == "grpo" else reference)
+        for name, slug in _slugs(results).items()
+    }
+    return whole | quarters
+
+
+def _slugs(results: Results) -> dict[str, str]:
+    """Each algorithm's name as a link may hold it: ``alpha=-0.5`` as, say, ``quarters-03-alpha-0-5``."""
+    plain = {name: re.sub(r"[^A-Za-z0-9]+", "-", name) for name in results.runs}
+    return {name: f"quarters-{place:02d}-{slug}" for place, (name, slug) in enumerate(plain.items(), 1)}

@@ -1,0 +1,139 @@
+"""Charts of the lab's runs, by name."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import altair as alt
+import numpy as np
+
+from verl_gsd.charts import COLOURS
+from verl_gsd.lab.algorithms import algorithm
+from verl_gsd.lab.simulation import QUARTERS, Run
+from verl_gsd.lab.summary import FINAL_EDGES, START_EDGES, shares
+
+_FAMILIES = ("dial", "dapo", "hadw", "dagrpo", "gvpo")
+#: Of the first, second, ... member of a family.
+_DASHES = ([1, 0], [6, 3], [2, 2], [8, 2, 2, 2])
+_QUARTER_COLOURS = (COLOURS[1], COLOURS[5], COLOURS[4], COLOURS[0])
+_GREY = "#b0b0b0"
+#: Points a line at most.
+_POINTS = 75
+_ROW = 24
+
+
+def first_update(start: np.ndarray, updates: Mapping[str, np.ndarray]) -> alt.TopLevelMixin:
+    """Where each algorithm's update at the start goes, by solve rate; the prompts themselves above."""
+    rows = {"(prompts)": shares(start, START_EDGES)}
+    rows |= {name: shares(start, START_EDGES, update) for name, update in updates.items()}
+    return _cells(rows, START_EDGES, "solve rate at the start")
+
+
+def final_rates(runs: Mapping[str, Run]) -> alt.TopLevelMixin:
+    """How solve rates are distributed after each run; those at the start above."""
+    start = next(iter(runs.values())).start
+    rows = {"(start)": shares(start, FINAL_EDGES)}
+    rows |= {name: shares(run.final, FINAL_EDGES) for name, run in runs.items()}
+    return _cells(rows, FINAL_EDGES, "solve rate in the end")
+
+
+def hardest_by_rollouts(runs: Mapping[str, Run]) -> alt.TopLevelMixin:
+    """The hardest quarter's solve rate by what was generated, as far as the run that generated least."""
+    points = [
+        {"algorithm": name, "rollouts": round(float(run.rollouts[step])), "rate": _rounded(run.quarters[step, 0])}
+        for name, run in runs.items()
+        for step in _steps(run)[1:]
+    ]
+    first = next(iter(runs.values()))
+    ends = [min(int(run.rollouts[step]) for run in runs.values()) for step in (_steps(first)[1], -1)]
+    scale = alt.Scale(type="log", domain=ends, nice=False)
+    x = alt.X("rollouts:Q", title="rollouts a prompt so far (log)", scale=scale)
+    return _lines(points, list(runs), x)
+
+
+def by_quarter(run: Run, beside: Run | None = None) -> alt.TopLevelMixin:
+    """Solve rate of each quarter over the steps, those of ``beside`` in grey."""
+    layers = [_quarters(run).encode(color=_quarter_colour(), tooltip=["quarter:N", "step:Q", "rate:Q"])]
+    if beside is not None:
+        layers.insert(0, _quarters(beside).encode(detail="quarter:N", color=alt.value(_GREY)))
+    return alt.layer(*layers).properties(height=190)
+
+
+def _quarter_colour() -> alt.Color:
+    scale = alt.Scale(domain=list(QUARTERS), range=list(_QUARTER_COLOURS))
+    return alt.Color("quarter:N", title=None, scale=scale, legend=alt.Legend(columns=4))
+
+
+def _quarters(run: Run) -> alt.Chart:
+    points = [
+        {"quarter": quarter, "step": step, "rate": _rounded(run.quarters[step, number])}
+        for number, quarter in enumerate(QUARTERS)
+        for step in _steps(run)
+    ]
+    rate = alt.Y("rate:Q", title="solve rate", scale=alt.Scale(domain=[0, 1]))
+    return (
+        alt.Chart(alt.Data(values=points))
+        .mark_line()
+        .encode(x=alt.X("step:Q", title="step", scale=alt.Scale(nice=False)), y=rate)
+    )
+
+
+def _lines(points: list[dict[str, Any]], names: Sequence[str], x: alt.X) -> alt.TopLevelMixin:
+    """The hardest quarter's rate, a line an algorithm: a colour a family, a dash a member."""
+    families = [algorithm(name).family for name in names]
+    colours = [COLOURS[_FAMILIES.index(family)] for family in families]
+    dashes = [_DASHES[families[:place].count(family) % len(_DASHES)] for place, family in enumerate(families)]
+    rate = alt.Y("rate:Q", title="hardest quarter's solve rate", scale=alt.Scale(domain=[0, 1]))
+    legend = alt.Legend(columns=3, symbolSize=300)
+    return (
+        alt.Chart(alt.Data(values=points))
+        .mark_line(clip=True)
+        .encode(
+            x=x,
+            y=rate,
+            color=alt.Color(
+                "algorithm:N", title=None, scale=alt.Scale(domain=list(names), range=colours), legend=legend
+            ),
+            strokeDash=alt.StrokeDash(
+                "algorithm:N", title=None, scale=alt.Scale(domain=list(names), range=dashes), legend=legend
+            ),
+            tooltip=["algorithm:N", x.shorthand, "rate:Q"],
+        )
+        .properties(height=340)
+    )
+
+
+def _cells(rows: Mapping[str, np.ndarray], edges: Sequence[float], title: str) -> alt.TopLevelMixin:
+    """Shares in percent, a row an algorithm, a column an interval of solve rates, darker where more."""
+    cells = [
+        {
+            "algorithm": name,
+            "from": f"{low:g}",
+            "interval": f"{low:g} to {high:g}",
+            "share": round(100 * float(share), 1),
+        }
+        for name, of_row in rows.items()
+        for (low, high), share in zip(itertools.pairwise(edges), of_row, strict=True)
+    ]
+    axis = alt.Axis(labelAngle=0, orient="top", labelOverlap=False)  # lower edges alone: a phone has room for no more
+    base = alt.Chart(alt.Data(values=cells)).encode(
+        x=alt.X("from:N", title=f"{title}: from ... to the next", sort=[f"{low:g}" for low in edges[:-1]], axis=axis),
+        y=alt.Y("algorithm:N", title=None, sort=list(rows)),
+        tooltip=["algorithm:N", "interval:N", "share:Q"],
+    )
+    shades = alt.Scale(range=["#ffffff", COLOURS[0]], interpolate="rgb", domain=[0, 60], clamp=True)
+    ink = alt.condition("datum.share > 55", alt.value("white"), alt.value("#1a1a1a"))
+    tiles = base.mark_rect(stroke="#e5e5e5").encode(color=alt.Color("share:Q", legend=None, scale=shades))
+    figures = base.mark_text(fontSize=12).encode(text=alt.Text("share:Q", format=".1f"), color=ink)
+    return alt.layer(tiles, figures).properties(height=_ROW * len(rows))
+
+
+def _steps(run: Run) -> list[int]:
+    last = len(run.quarters) - 1
+    return sorted({round(step) for step in np.linspace(0, last, min(last, _POINTS) + 1)})
+
+
+def _rounded(value: np.ndarray | float) -> float:
+    return round(float(value), 4)
