@@ -27,9 +27,42 @@ def test_counts_are_sums_over_visits(visits):
     assert len(store) == len(slow)
 
 
+half_lives = st.none() | st.floats(0.1, 1e4)
+
+
+@given(visits, half_lives, st.integers(0, 50))
+def test_what_is_recent_halves_with_every_half_life(visits, half_life, later):
+    store = PromptStore(half_life=half_life)
+    for step, (key, correct, total) in enumerate(visits):
+        store.observe(key, correct, total, step)
+    now = len(visits) + later
+    asked = [*{key for key, _, _ in visits}, ("math", 99)]
+    slow = np.zeros((len(asked), 2))
+    for step, (key, correct, total) in enumerate(visits):
+        share = 1.0 if half_life is None else 0.5 ** ((now - step) / half_life)
+        slow[asked.index(key)] += share * np.array([correct, total])
+    found = store.recent(asked, now)
+    assert np.stack(found, axis=1) == pytest.approx(slow, rel=1e-9, abs=1e-300)
+    assert [values.dtype for values in found] == [np.float64] * 2
+    if half_life is None:
+        assert np.array_equal(found, store.counts(asked)[1:])
+
+
+@given(visits, half_lives)
+def test_a_checkpoint_from_before_anything_was_forgotten_is_taken_up(visits, half_life):
+    before, after = PromptStore(), PromptStore(half_life=half_life)
+    for step, (key, correct, total) in enumerate(visits):
+        before.observe(key, correct, total, step)
+    old = {name: value for name, value in before.state_dict().items() if not name.startswith("recent_")}
+    after.load_state_dict(old)
+    for key, last in {key: step for step, (key, _, _) in enumerate(visits)}.items():
+        _, correct, total = before.counts([key])
+        assert after.recent([key], last) == (correct, total)
+
+
 @given(visits, visits)
 def test_a_restored_store_goes_on_as_the_saved_one(before, after):
-    store, restored = PromptStore(capacity=6), PromptStore(capacity=6)
+    store, restored = PromptStore(capacity=6, half_life=3.7), PromptStore(capacity=6, half_life=3.7)
     for step, (key, correct, total) in enumerate(before):
         store.observe(key, correct, total, step)
     restored.load_state_dict(store.state_dict())
@@ -68,9 +101,12 @@ def test_a_prompt_weighs_at_most_200_bytes_so_that_a_million_fit_a_gigabyte(prom
     assert peak <= 2**30 / 1_000_000 * len(store)
 
 
-def test_a_capacity_of_nothing_is_refused():
+def test_a_capacity_of_nothing_and_a_half_life_of_nothing_are_refused():
     with pytest.raises(ValueError, match="capacity=0"):
         PromptStore(capacity=0)
+    for half_life in (0, -1, float("nan")):
+        with pytest.raises(ValueError, match="half_life="):
+            PromptStore(half_life=half_life)
 
 
 def test_a_prompts_hash_is_the_same_in_every_process_and_for_any_text():

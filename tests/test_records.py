@@ -9,7 +9,7 @@ import pytest
 from verl_gsd.groups import Group
 from verl_gsd.prompts import PromptStore
 from verl_gsd.records import SCHEMA, Left, describe, read_records, write_step
-from verl_gsd.trainer.metrics import group_metrics
+from verl_gsd.trainer.metrics import group_metrics, with_prediction
 
 
 def group(rewards, accuracies=None, index=7, source="math"):
@@ -32,7 +32,7 @@ def test_figures_of_a_group(alpha):
         **{"std": pytest.approx(sigma), "gain": pytest.approx(sigma ** (2 - alpha))},
         **{"hadw_anchor": None, "hadw_factor_right": None, "hadw_factor_wrong": None, "demonstrations": 0},
         **{"dagrpo_pairs": None, "dagrpo_pairs_kept": None, "dagrpo_pairs_contradicted": None},
-        **{"judge_failed": None, "judge_score": None},
+        **{"judge_failed": None, "judge_score": None, "asked": None, "silent_predicted": None},
     }
 
 
@@ -62,7 +62,8 @@ def test_what_is_no_accuracy_does_not_count_as_one(rewards):
     assert (row["correct"], row["total"]) == (sum(valid), len(valid))
     prompts = PromptStore()
     prompts.observe(("math", 7), row["correct"], row["total"], step=1)
-    group_metrics(rows((group([0, 1, 0, 1], rewards), "trained")), prompts)
+    table = with_prediction(rows((group([0, 1, 0, 1], rewards), "trained")), prompts, 2, (1.0, 1.0))
+    assert (table["silent_predicted"].null_count == 0) == (len(valid) == len(rewards))
 
 
 def test_a_group_without_responses_and_an_estimator_without_a_gain_have_nulls():
@@ -151,7 +152,7 @@ def test_metrics_count_every_fate_once():
         (group([1]), "stale"),
         (group([]), "failed"),
     )
-    metrics = group_metrics(table, PromptStore())
+    metrics = group_metrics(table)
     assert {name: metrics[f"group/count/{name}"] for name in ("trained", "filtered", "surplus", "stale", "failed")} == {
         **{"trained": 2, "filtered": 2, "surplus": 1, "stale": 1, "failed": 1}
     }
@@ -170,21 +171,34 @@ def test_metrics_count_every_fate_once():
 
 def test_silence_is_predicted_from_earlier_visits_alone():
     prompts = PromptStore()
-    table = rows((group([1] * 8, index=1), "trained"), (group([0, 1] * 4, index=2), "trained"))
-    assert "group/silent/predicted" not in group_metrics(table, prompts)
+    left = (group([1] * 8, index=1), "trained"), (group([0, 1] * 4, index=2), "trained"), (group([], index=1), "failed")
+    table = with_prediction(rows(*left), prompts, 2, (1.0, 1.0))
+    assert table["silent_predicted"].to_pylist() == [None] * 3
+    assert "group/silent/predicted" not in group_metrics(table)
     prompts.observe(("math", 1), 8, 8, step=1)
-    metrics = group_metrics(table, prompts)
-    assert metrics["group/silent/observed"] == 1, "of the prompts known before"
-    exact = sum(np.prod([(9 + i) / (10 + i) for i in range(8)]) for _ in range(1))  # all right under Beta(9, 1)
+    exact = np.prod([(9 + i) / (10 + i) for i in range(8)])  # all right under Beta(9, 1)
     exact += np.prod([(1 + i) / (10 + i) for i in range(8)])
+    table = with_prediction(rows(*left), prompts, 2, (1.0, 1.0))
+    assert table.schema.equals(SCHEMA)
+    assert table["silent_predicted"].to_pylist() == [pytest.approx(exact), None, None]
+    metrics = group_metrics(table)
+    assert metrics["group/silent/observed"] == 1, "of the prompts known before"
     assert metrics["group/silent/predicted"] == pytest.approx(exact)
+
+
+def test_a_prediction_forgets_as_the_memory_does_and_starts_from_its_prior():
+    prompts = PromptStore(half_life=4)
+    prompts.observe(("math", 7), 2, 2, step=1)
+    (found,) = with_prediction(rows((group([1, 1]), "trained")), prompts, 9, (2.0, 1.0))["silent_predicted"].to_pylist()
+    a, b = 2 + 2 / 4, 1.0  # two half-lives later
+    assert found == pytest.approx((a * (a + 1) + b * (b + 1)) / ((a + b) * (a + b + 1)))
 
 
 def test_no_metric_is_reduced_by_accident_of_its_name():
     """verl takes the maximum, minimum or sum of a metric whose name has such a syllable."""
     prompts = PromptStore()
     prompts.observe(("math", 7), 1, 2, step=0)
-    names = group_metrics(rows((group([0, 1]), "trained")), prompts).keys()
+    names = group_metrics(with_prediction(rows((group([0, 1]), "trained")), prompts, 1, (1.0, 1.0))).keys()
     assert len(names) >= 17
     for name, syllable in itertools.product(names, ("max", "min", "sum", "total")):
         assert syllable not in name

@@ -8,6 +8,7 @@ from datasets import Dataset
 from verl.trainer.ppo.v1 import PPOTrainerColocateAsync, PPOTrainerSeparateAsync, PPOTrainerSync, get_trainer_cls
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
 
+from verl_gsd.trainer.budgeting import Budgeting
 from verl_gsd.trainer.config import ConfigError, compose_config, parse_line, resolve
 from verl_gsd.trainer.dataset import fingerprints, indices_are_unique
 
@@ -35,6 +36,7 @@ def test_the_replay_buffer_is_polled_as_asked(words, seconds):
         ("algorithm.gsd.alpha=much", "alpha=much: write a finite number"),
         ("algorithm.gsd.poll_interval=0", r"poll_interval=0: write a number of seconds above 0"),
         ("algorithm.gsd.state=new", r"algorithm\.gsd\.state=new: write fresh"),
+        ("+algorithm.gsd.budget.minimum=1", r"algorithm\.gsd\.budget: minimum=1: write 2 rollouts or more"),
         ("reward.reward_model.enable=true", r"enable_resource_pool=false: a colocated reward model .* Write reward"),
     ],
 )
@@ -76,6 +78,14 @@ def test_a_stage_under_an_estimator_that_does_not_run_it_is_refused():
     config = resolve(compose_config(parse_line(["algo=hadw", "task=arithmetic", "algorithm.adv_estimator=grpo"])))
     with pytest.raises(ConfigError, match=r"adv_estimator=grpo: algorithm\.gsd\.hadw weighs .* Write algorithm"):
         get_trainer_cls("gsd_sync")(config)
+
+
+def test_a_budget_is_the_first_to_say_how_many_rollouts_and_memory_forgets_at_its_rate():
+    built, _ = trainer("budget=adaptive")
+    assert type(built._parts[0]) is Budgeting and built.prompts.half_life == 100
+    assert built.memories.keys() == {"prompts"}, "a checkpoint made without a budget goes on with one"
+    without, _ = trainer("budget=uniform")
+    assert without._parts == [] and without.prompts.half_life is None
 
 
 def test_under_verls_own_command_metrics_are_kept_too():

@@ -145,8 +145,14 @@ def _fitted_by(config: DictConfig) -> str:
     return f"fitted by {loss.get('beta')} times the log-ratio to {against}, centred too (GVPO, arXiv 2504.19599)"
 
 
+def _budgeted(config: DictConfig) -> str:
+    if OmegaConf.select(config, "algorithm.gsd.budget") is None:
+        return ""
+    return "weighed by G / the prompt's own rollouts (budget), so that those with more count as much"
+
+
 #: What may become of the advantages, in the order it does.
-_AFTERWARDS = (_masked_by, _weighed_by, _fitted_by, _demonstrated)
+_AFTERWARDS = (_masked_by, _budgeted, _weighed_by, _fitted_by, _demonstrated)
 
 
 def _words(alpha: float) -> str:
@@ -182,6 +188,11 @@ def _contradictions(config: DictConfig, operation: Operation | None, group_size:
         yield from _filter_contradictions(config)
     if is_gvpo(config):
         yield from _gvpo_contradictions(config)
+    if OmegaConf.select(config, "algorithm.gsd.budget") is not None and config.trainer.total_epochs == 1:
+        yield (
+            "algorithm.gsd.budget with trainer.total_epochs=1: every prompt is visited once, nothing is known of any, "
+            "and all have as many rollouts. Write more epochs, or budget=uniform."
+        )
 
 
 def _filters(config: DictConfig) -> bool:

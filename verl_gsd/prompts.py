@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from verl_gsd.responses import PromptKey, ResponseStore
 
 __all__ = ["PromptKey", "PromptStore", "prompt_hash"]
 
-#: A prompt's place in the store: 32 bytes, next to some 110 of the dictionary that finds it.
+#: A prompt's place in the store: 48 bytes, next to some 110 of the dictionary that finds it.
 _ROW: np.dtype = np.dtype(
     [
         ("source", np.int32),
@@ -27,8 +28,22 @@ _ROW: np.dtype = np.dtype(
         ("visits", np.int32),
         ("total", np.int32),
         ("correct", np.float64),
+        # As the last two, forgetting: what they amounted to at last_step.
+        ("recent_correct", np.float64),
+        ("recent_total", np.float64),
     ]
 )
+
+
+@dataclass(frozen=True)
+class Known:
+    """The prompts of a store: sources' names, and (n_prompts,) each the number of the source, the index, the counts."""
+
+    sources: tuple[str, ...]
+    source: np.ndarray
+    index: np.ndarray
+    correct: np.ndarray
+    total: np.ndarray
 
 
 class PromptStore:
@@ -38,18 +53,21 @@ class PromptStore:
 
     Args:
         capacity: prompts remembered at most.
+        half_life: trainer steps after which a visit counts half in what is recent; None forgets nothing there.
 
     Attributes:
         responses: earlier responses, bounded by their tokens; empty unless an algorithm stores some.
 
     Raises:
-        ValueError: ``capacity`` is not positive.
+        ValueError: ``capacity`` or ``half_life`` is not positive.
     """
 
-    def __init__(self, capacity: int = 1_000_000) -> None:
+    def __init__(self, capacity: int = 1_000_000, half_life: float | None = None) -> None:
         if capacity < 1:
             raise ValueError(f"capacity={capacity}: write a number of prompts, 1 or more")
-        self.capacity = capacity
+        if half_life is not None and not half_life > 0:
+            raise ValueError(f"half_life={half_life}: write a number of steps above 0, or null to forget nothing")
+        self.capacity, self.half_life = capacity, half_life
         self.responses = ResponseStore()
         self._sources: list[str] = []
         self._places: list[dict[int, int]] = []  # by source: dataset index -> row
@@ -63,19 +81,42 @@ class PromptStore:
         """Add one visit: ``total`` responses in trainer step ``step``, of which ``correct`` (a sum of accuracies)."""
         place = self._find_or_add(key)  # may move the rows
         row = self._rows[place]
+        kept = self._kept(step - row["last_step"])
         row["visits"] += 1
         row["correct"] += correct
         row["total"] += total
+        row["recent_correct"] = kept * row["recent_correct"] + correct
+        row["recent_total"] = kept * row["recent_total"] + total
         row["last_step"] = step
 
     def counts(self, keys: Sequence[PromptKey]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(visits, correct, total) over all visits, an entry a key: int, float, int; zeros for a prompt not known."""
-        found = np.zeros(len(keys), _ROW)
-        for entry, key in enumerate(keys):
-            place = self._find(key)
-            if place is not None:
-                found[entry] = self._rows[place]
+        found = self._rows_of(keys)
         return found["visits"], found["correct"], found["total"]
+
+    def recent(self, keys: Sequence[PromptKey], step: int) -> tuple[np.ndarray, np.ndarray]:
+        """(correct, total) as they count in trainer step ``step``, no earlier than the last one observed.
+
+        A visit of a steps ago counts 2^(-a / half_life), and 1 without a half-life.
+
+        Returns:
+            Two float64 arrays, an entry a key: sums of accuracies and of responses; zeros for a prompt not known.
+        """
+        found = self._rows_of(keys)
+        kept = self._kept(step - found["last_step"])
+        return kept * found["recent_correct"], kept * found["recent_total"]
+
+    def known(self, step: int) -> Known:
+        """Every prompt, with counts as ``recent`` has them; a prompt stands where it stood until some are forgotten."""
+        rows = self._rows[: self._size]
+        kept = self._kept(step - rows["last_step"])
+        return Known(
+            tuple(self._sources),
+            rows["source"],
+            rows["index"],
+            kept * rows["recent_correct"],
+            kept * rows["recent_total"],
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Everything remembered: the sources' names, an array (n_prompts,) a column, and the responses."""
@@ -87,7 +128,8 @@ class PromptStore:
         """Take up what ``state_dict`` gave; a store of a smaller capacity keeps what was visited last."""
         rows = np.zeros(len(state["index"]), _ROW)
         for name in _ROW.names or ():
-            rows[name] = state[name]
+            # A checkpoint older than what is recent: nothing was forgotten yet.
+            rows[name] = state[name] if name in state else state[name.removeprefix("recent_")]
         self._sources = list(state["sources"])
         self.responses.load_state_dict(state)
         self._take(rows)
@@ -98,6 +140,18 @@ class PromptStore:
         """How many prompts are known, and how often each was visited on average."""
         visits = self._rows["visits"][: self._size]
         return {"prompts/known": float(self._size), "prompts/visits/mean": float(visits.mean()) if self._size else 0.0}
+
+    def _kept(self, age: np.ndarray | int) -> np.ndarray | float:
+        """What is left of a visit ``age`` steps ago."""
+        return np.exp2(-np.asarray(age, dtype=float) / self.half_life) if self.half_life is not None else 1.0
+
+    def _rows_of(self, keys: Sequence[PromptKey]) -> np.ndarray:
+        found = np.zeros(len(keys), _ROW)
+        for entry, key in enumerate(keys):
+            place = self._find(key)
+            if place is not None:
+                found[entry] = self._rows[place]
+        return found
 
     def _find(self, key: PromptKey) -> int | None:
         source, index = key

@@ -10,7 +10,7 @@ are in no file.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -28,7 +28,7 @@ from verl_gsd.rundir import RunDirectory
 Fate = Literal["trained", "filtered", "surplus", "stale", "failed"]
 FATES: tuple[Fate, ...] = ("trained", "filtered", "surplus", "stale", "failed")
 
-VERSION = 2
+VERSION = 3
 SCHEMA = pa.schema(
     [
         ("step", pa.int32()),  # the trainer step in which the group left
@@ -57,6 +57,11 @@ SCHEMA = pa.schema(
         ("dagrpo_pairs_contradicted", pa.int32()),
         ("judge_failed", pa.int32()),
         ("judge_score", pa.float64()),
+        # Rollouts that a budget asked for, which is the size but for sessions that failed; null without one.
+        ("asked", pa.int32()),
+        # The probability that earlier visits alone gave of a unanimous group of this size; null at the first one, and
+        # where the responses' accuracies are not all known.
+        ("silent_predicted", pa.float64()),
     ],
     metadata={"verl_gsd.records": str(VERSION)},
 )
@@ -139,19 +144,34 @@ def write_step(run: Path, table: pa.Table, *, step: int, attempt: int) -> Path:
     return path
 
 
-def read_records(run: Path | str) -> pa.Table:
+def read_records(
+    run: Path | str, columns: Sequence[str] | None = None, *, on_damaged: Callable[[str], None] | None = None
+) -> pa.Table:
     """All records that count of a run, in order of step, crashed and resumed runs included; none before its first step.
+
+    Args:
+        columns: names of ``SCHEMA``, all by default; the fewer, the faster.
+        on_damaged: told of each file that cannot be read, which is then left out.
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: a file is damaged or was written by a newer version; the message names it.
+        ValueError: a file is damaged or was written by a newer version, and there is no ``on_damaged``; the message
+            names it.
     """
     run = Path(run)
     if not run.is_dir():
         raise FileNotFoundError(f"{run}: no such run directory")
-    tables = [_read(path) for path in _current_files(run)]
+    tables = []
+    for path in _current_files(run):
+        try:
+            tables.append(_read(path, columns))
+        except ValueError as error:
+            if on_damaged is None:
+                raise
+            on_damaged(str(error))
     # Columns that an older version did not write are null.
-    return pa.concat_tables([SCHEMA.empty_table(), *tables], promote_options="default")
+    table = pa.concat_tables([SCHEMA.empty_table(), *tables], promote_options="default")
+    return table if columns is None else table.select(columns)
 
 
 def _current_files(run: Path) -> Iterator[Path]:
@@ -164,9 +184,10 @@ def _current_files(run: Path) -> Iterator[Path]:
     return (steps[step] for step in sorted(steps))
 
 
-def _read(path: Path) -> pa.Table:
+def _read(path: Path, columns: Sequence[str] | None) -> pa.Table:
     try:
-        table = pq.read_table(path)
+        with pq.ParquetFile(path) as file:
+            table = file.read(columns)
     except (pa.ArrowInvalid, OSError) as error:
         raise ValueError(f"{path}: not readable as records: {error}") from error
     version = int((table.schema.metadata or {}).get(b"verl_gsd.records", b"0"))

@@ -1,4 +1,4 @@
-"""``verl-gsd prepare arithmetic``: make a task's data (and here its model) before a run asks for it."""
+"""``verl-gsd prepare arithmetic | maths``: make what a run reads before it asks for it."""
 
 from __future__ import annotations
 
@@ -10,20 +10,67 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from verl_gsd.cli.console import fail, out
 
+app = typer.Typer(help="Make what a run reads: the embedded task, or mathematics from a table.", no_args_is_help=True)
 
-def prepare(
-    name: Annotated[str, typer.Argument(help="The task: arithmetic.")],
-    directory: Annotated[Path | None, typer.Option(help="Where to; by default where task=NAME looks.")] = None,
+
+@app.command()
+def arithmetic(
+    directory: Annotated[Path | None, typer.Option(help="Where to; by default where task=arithmetic looks.")] = None,
 ) -> None:
-    """Make a task's train and test files and, for arithmetic, its warm-started model (about a minute on two cores)."""
-    if name != "arithmetic":
-        fail(f"prepare {name}: no such task. Write arithmetic.")
+    """The embedded task: train and test files and a warm-started model (about a minute on two cores)."""
     if directory is None:
         from verl_gsd import config
 
-        directory = Path(config.load("task", name).task.directory)
+        directory = Path(config.load("task", "arithmetic").task.directory)
     made = ensure_with_progress(directory)
-    out.print(f"{name} is in [bold]{made}[/]")
+    out.print(f"arithmetic is in [bold]{made}[/]")
+
+
+@app.command(no_args_is_help=True)
+def maths(
+    input: Annotated[Path, typer.Option(help="Problems: .parquet, .jsonl or .csv.")],
+    output: Annotated[Path, typer.Option(help="Where to: .parquet, with verl's columns.")],
+    problem_column: Annotated[str, typer.Option(help="Texts, or lists of messages.")] = "problem",
+    answer_column: Annotated[
+        str, typer.Option(help="Answers, or solutions whose last \\boxed{} is one, or verl's reward_model.")
+    ] = "answer",
+    demonstration_column: Annotated[
+        str | None, typer.Option(help="Texts, lists of them, or lists of messages: an expert's responses.")
+    ] = None,
+    data_source: Annotated[
+        str | None, typer.Option(help="Its name in metrics and records; by default the input's.")
+    ] = None,
+    suffix: Annotated[
+        str | None, typer.Option(help="Written after every problem; by default what asks for \\boxed{}.")
+    ] = None,
+    judged_by_model: Annotated[
+        bool, typer.Option("--judged-by-model", help="No answers: the reward is a model's.")
+    ] = False,
+) -> None:
+    """Problems, answers and demonstrations of a table, as verl reads them: for the recipes, and data of your own."""
+    from verl_gsd.sheets import read_sheet
+    from verl_gsd.tasks.maths_data import SUFFIX, verl_table, write_table
+
+    if output.suffix != ".parquet":
+        fail(f"--output {output}: write a name that ends in .parquet")
+    try:
+        table = verl_table(
+            read_sheet(input),
+            data_source or input.stem,
+            problem=problem_column,
+            answer=None if judged_by_model else answer_column,
+            demonstration=demonstration_column,
+            suffix=SUFFIX if suffix is None else suffix,
+        )
+        write_table(table, output)
+    except (ValueError, OSError) as error:
+        fail(str(error))
+    shown = (
+        ""
+        if demonstration_column is None
+        else (f", {len(table) - table.column('demonstration').null_count} with demonstrations")
+    )
+    out.print(f"{len(table)} problems{shown} are in [bold]{output}[/]", soft_wrap=True)
 
 
 def ensure_with_progress(directory: Path) -> Path:

@@ -28,7 +28,7 @@ def train(
         list[str],
         typer.Argument(
             metavar="KEY=VALUE...",
-            help="algo=, task=, hardware=, logger= choose; resume=RUN goes on with a run; any verl key overrides.",
+            help="recipe=, or algo= and task=; hardware=, logger=; resume=RUN goes on with a run; any verl key.",
         ),
     ],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and stop.")] = False,
@@ -73,7 +73,8 @@ def _compose(words: list[str]) -> tuple[Line, DictConfig]:
     config = composing.compose_config(line)
     with open_dict(config):
         if line.resume is None and "trainer.default_local_dir" not in line.keys:
-            name = f"{line.choices['task']}-{line.choices['algo']}-{datetime.now():%Y%m%d-%H%M%S}"
+            chosen = [line.choices[group] for group in ("recipe", "task", "algo") if group in line.choices]
+            name = f"{'-'.join(chosen)}-{datetime.now():%Y%m%d-%H%M%S}".replace("/", "-")
             config.trainer.default_local_dir = f"runs/{name}"
         elif line.resume is not None:
             config.trainer.default_local_dir = str(line.resume)
@@ -115,10 +116,11 @@ def _resumed(line: Line) -> Line:
 
 
 def _say_what_it_does(config: DictConfig) -> None:
-    """The audit, to standard error: standard output is the config under --dry-run."""
+    """The audit and the estimate of memory, to standard error: standard output is the config under --dry-run."""
     from verl_gsd.audit import audit
+    from verl_gsd.trainer.sizing import estimate
 
-    for text in audit(config).lines():
+    for text in (*audit(config).lines(), *estimate(config)):
         err.print(text, style="yellow" if text.startswith("warning") else None, markup=False, highlight=False)
 
 

@@ -1,4 +1,5 @@
-"""Hydra config groups ``algo/ task/ hardware/ logger/``: one YAML file a choice, and nothing else to register.
+"""Hydra config groups ``algo/ task/ hardware/ budget/ sampler/ logger/ recipe/``: one YAML file a choice, and nothing
+else to register. Recipes have a folder a paper, so that their names have one too: ``recipe=gvpo/qwen2.5_math_7b``.
 
 ``store_groups`` puts each file into Hydra's ConfigStore, so that any Hydra application in a process that loaded the
 plugin, verl's own ``main_ppo`` included, composes ``+algo=dr_grpo`` and lists the choices on ``+algo=nope``.
@@ -13,22 +14,29 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
-GROUPS = ("algo", "task", "hardware", "logger")
+GROUPS = ("algo", "task", "hardware", "budget", "sampler", "logger", "recipe")
 _HERE = Path(__file__).parent
+#: Beside the package in a checkout, inside it in a wheel.
+_RECIPES = next((p for p in (_HERE.parent / "recipes", _HERE.parents[1] / "recipes") if p.is_dir()), _HERE / "recipe")
 
 
 def choices(group: str) -> list[str]:
     """The names that ``group=NAME`` accepts, sorted; files whose name starts with ``_`` are shared parts."""
-    return [name for name in _files(group) if not name.startswith("_")]
+    return [name for name in _files(group) if not name.rpartition("/")[2].startswith("_")]
+
+
+def _folder(group: str) -> Path:
+    return _RECIPES if group == "recipe" else _HERE / group
 
 
 def _files(group: str) -> list[str]:
-    return sorted(path.stem for path in (_HERE / group).glob("*.yaml"))
+    folder = _folder(group)
+    return sorted(path.relative_to(folder).as_posix().removesuffix(".yaml") for path in folder.rglob("*.yaml"))
 
 
 def load(group: str, name: str) -> DictConfig:
     """One YAML file as it is, interpolations open."""
-    node = OmegaConf.load(_HERE / group / f"{name}.yaml")
+    node = OmegaConf.load(_folder(group) / f"{name}.yaml")
     assert isinstance(node, DictConfig)
     return node
 
@@ -46,9 +54,10 @@ def store_groups() -> None:
     store = ConfigStore.instance()
     for group in GROUPS:
         for name in _files(group):
+            folder, _, stem = f"{group}/{name}".rpartition("/")
             store.store(
-                group=group,
-                name=name,
+                group=folder,
+                name=stem,
                 node=load(group, name),
                 package="_global_",
                 provider="verl-gsd",

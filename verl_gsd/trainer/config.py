@@ -1,8 +1,9 @@
 """From the words on a command line to a resolved config: compose, complete with a run directory, write down.
 
 ``verl-gsd train algo=grpo task=arithmetic hardware=cpu trainer.total_training_steps=80`` composes verl's own
-``ppo_trainer`` with our groups over it. Groups are applied in the order task, hardware, algo, logger, whatever their
-order on the line; single keys come last and win.
+``ppo_trainer`` with our groups over it. Groups are applied in the order hardware, recipe, task, algo, budget, sampler,
+logger, whatever their order on the line; single keys come last and win. A recipe brings its algo, which ``algo=``
+replaces below the recipe's own keys, and its data and sizes, which a ``task=`` overrides.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ from verl_gsd import config as groups
 
 VERL_CONFIG_NAME = "ppo_trainer"
 _UNKNOWN_KEY = re.compile(r"Could not override '([^']+)'")
-#: The order in which groups are merged: what the task needs, what the machine allows, what the algorithm is.
-_GROUP_ORDER = ("task", "hardware", "algo", "logger")
+#: The order in which groups are merged: what the machine allows, a whole experiment, what the task needs, what the
+#: algorithm is.
+_GROUP_ORDER = ("hardware", "recipe", "task", "algo", "budget", "sampler", "logger")
 _DEFAULT_GROUPS = {"logger": "console"}
 
 
@@ -92,10 +94,11 @@ def parse_line(words: Sequence[str]) -> Line:
             given.append(key)
         else:
             overrides[key] = word
-    if resume is None:
+    if resume is None and "recipe" not in chosen:
         for group in ("algo", "task"):
             if group not in chosen:
-                raise ConfigError(f"{group} is missing. Add {group}= one of {_listed(groups.choices(group))}.")
+                others = _listed(groups.choices(group))
+                raise ConfigError(f"{group} is missing. Add {group}= one of {others}, or recipe=PAPER/NAME.")
     return Line(
         {group: chosen[group] for group in _GROUP_ORDER if group in chosen},
         tuple(overrides.values()),
@@ -110,7 +113,9 @@ def compose_config(line: Line) -> DictConfig:
     Raises:
         ConfigError: Hydra refuses an override (an unknown key, an unreadable value).
     """
-    words = [f"+{group}={name}" for group, name in line.choices.items()] + list(line.overrides)
+    replaced = {"algo"} if "recipe" in line.choices else set()  # it is there already, chosen by the recipe
+    chosen = [f"{'' if group in replaced else '+'}{group}={name}" for group, name in line.choices.items()]
+    words = chosen + list(line.overrides)
     groups.store_groups()
     GlobalHydra.instance().clear()
     try:
@@ -126,10 +131,10 @@ def compose_config(line: Line) -> DictConfig:
 
 def no_such_key(key: str, known: Sequence[str]) -> str:
     """The complaint about a key that is not there, with those of ``known`` that may have been meant."""
-    if algos := [
-        name for name in groups.choices("algo") if OmegaConf.select(groups.load("algo", name), key) is not None
-    ]:
-        return f"{key}: no such key under the algorithm chosen. It belongs to algo={_listed(algos)}."
+    for group, chosen in (("algo", "the algorithm"), ("budget", "the budget"), ("sampler", "the sampler")):
+        files = {name: groups.load(group, name) for name in groups.choices(group)}
+        if having := [name for name, file in files.items() if OmegaConf.select(file, key) is not None]:
+            return f"{key}: no such key under {chosen} chosen. It belongs to {group}={_listed(having)}."
     meant = difflib.get_close_matches(key, known, n=3, cutoff=0.8)
     meant += [other for other in known if other.endswith(f".{key}")][:3]
     if meant:

@@ -196,6 +196,12 @@ _IDLE_KEYS = (
         lambda c: not is_ours(c),
         "only our trainer modes remember; write trainer.v1.trainer_mode=gsd_sync",
     ),
+    _Idle(
+        "data.shuffle",
+        # verl has it decide, too, whether data.train_max_samples are the first ones.
+        lambda c: OmegaConf.select(c, "algorithm.gsd.sampler") is not None and c.data.train_max_samples <= 0,
+        "algorithm.gsd.sampler draws the prompts; write sampler=uniform to have verl's order",
+    ),
     _Idle("actor_rollout_ref.actor.kl_loss_coef", _no_kl_loss, "actor_rollout_ref.actor.use_kl_loss is false"),
     _Idle("actor_rollout_ref.actor.kl_loss_type", _no_kl_loss, "actor_rollout_ref.actor.use_kl_loss is false"),
     _Idle("actor_rollout_ref.ref", _no_reference, "no KL term is on, so there is no reference model"),

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from omegaconf import DictConfig, OmegaConf
 
 from verl_gsd.algorithms.settings import check_gvpo_settings
 from verl_gsd.audit import is_gvpo
 from verl_gsd.trainer.config import Line
+from verl_gsd.trainer.dataset import files_with
 
 GROUPINGS = ("auto", "whole", "prepass")
 _KEYS = ("grouping", "history_fraction", "allow_second_kl")
@@ -74,7 +72,8 @@ def _refused_beside(config: DictConfig) -> Iterator[str]:
             f"algorithm.gsd.alpha={gsd.get('alpha')}: dividing by a group's sigma^alpha moves GVPO's optimum away from "
             "pi exp(R / beta). Write algorithm.gsd.alpha=0."
         )
-    stages = [name for name, value in gsd.items() if isinstance(value, DictConfig) and name != "gvpo"]
+    # A budget has its own reason against GVPO, said in budget_section.py.
+    stages = [name for name, value in gsd.items() if isinstance(value, DictConfig) and name not in ("gvpo", "budget")]
     for name in stages:
         yield (
             f"algorithm.gsd.{name}: GVPO's weights must sum to zero within a group, and what it makes of advantages "
@@ -178,13 +177,11 @@ def _whole_impossible(config: DictConfig) -> Iterator[str]:
             f"actor_rollout_ref.actor.ppo_mini_batch_size={actor.ppo_mini_batch_size}: with grouping=whole its "
             f"groups go to {workers} workers evenly. Write a multiple of {workers}, {remedy}"
         )
-    files = config.data.train_files
-    for file in [files] if isinstance(files, str) else files or []:
-        if "__rollout_n__" in _columns(Path(str(file)).expanduser()):
-            yield (
-                f"data.train_files={file} has a column __rollout_n__: groups of several sizes do not fit micro-batches "
-                "of whole groups. Write algorithm.gsd.gvpo.grouping=prepass."
-            )
+    for file in files_with("__rollout_n__", config.data.train_files):
+        yield (
+            f"data.train_files={file} has a column __rollout_n__: groups of several sizes do not fit micro-batches of "
+            "whole groups. Write algorithm.gsd.gvpo.grouping=prepass."
+        )
 
 
 def sequence_parallel(actor: DictConfig) -> int:
@@ -193,14 +190,6 @@ def sequence_parallel(actor: DictConfig) -> int:
     keys = ["megatron.context_parallel_size"] if actor.strategy == "megatron" else ulysses
     found = [OmegaConf.select(actor, key) for key in keys]
     return max([1, *(size for size in found if isinstance(size, int))])
-
-
-def _columns(file: Path) -> list[str]:
-    """Of a Parquet file on this machine; verl says what is wrong with any other."""
-    try:
-        return list(pq.read_schema(file).names)
-    except (OSError, pa.ArrowInvalid):
-        return []
 
 
 def _history_impossible(config: DictConfig) -> Iterator[str]:

@@ -5,13 +5,16 @@ What verl's ``main_ppo`` does after composing, on a config that is composed and 
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from omegaconf import DictConfig, OmegaConf
 
+from verl_gsd.trainer import cluster
 from verl_gsd.trainer.config import ConfigError
 from verl_gsd.trainer.forkserver import workers_forked
 
@@ -20,10 +23,17 @@ REFUSED = 64
 REFUSAL = "verl-gsd refuses this config:"
 
 
+#: Of Linux' prctl: the signal this process gets when its parent ends.
+_PR_SET_PDEATHSIG = 1
+
+
 def main(config_file: str) -> None:
+    _end_with_parent()
     config = OmegaConf.load(config_file)
     assert isinstance(config, DictConfig)
     OmegaConf.set_struct(config, True)  # as Hydra hands it to main_ppo
+    if cluster.is_job():
+        cluster.join(config)
     with _workers(config):
         from verl.utils.device import auto_set_device
 
@@ -39,14 +49,22 @@ def main(config_file: str) -> None:
 
         from verl.trainer.main_ppo import TaskRunnerV1, run_ppo
 
-        run_ppo(config, task_runner_class=TaskRunnerV1)
+        gpus = config.trainer.nnodes * config.trainer.n_gpus_per_node
+        run_ppo(config, cluster.InTurn(TaskRunnerV1, gpus) if cluster.is_job() else TaskRunnerV1)
+
+
+def _end_with_parent() -> None:
+    """Train for nobody: where the launcher is killed, nothing else ends a run that has left its session."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 @contextmanager
 def _workers(config: DictConfig) -> Iterator[None]:
-    """On a CPU Ray's workers are forks; elsewhere, or where the user names an interpreter, Ray starts them as ever."""
+    """On a CPU Ray's workers are forks; elsewhere, where the user names an interpreter, or on a cluster, whose other
+    nodes cannot reach this process, Ray starts them as ever."""
     runtime_env = config.ray_kwargs.ray_init.runtime_env
-    if os.environ.get("VERL_GSD_CPU") != "1" or runtime_env.py_executable is not None:
+    if os.environ.get("VERL_GSD_CPU") != "1" or runtime_env.py_executable is not None or cluster.is_job():
         yield
         return
     environment = OmegaConf.to_container(runtime_env).get("env_vars") or {}

@@ -22,12 +22,34 @@ HARD, EASY = 0.25, 0.75
 _OWN = re.compile("^actor/((?:gvpo|dagrpo)/)")
 
 
-def group_metrics(table: pa.Table, prompts: PromptStore) -> dict[str, float]:
+def with_prediction(table: pa.Table, prompts: PromptStore, step: int, prior: tuple[float, float]) -> pa.Table:
+    """One step's records with their column ``silent_predicted``.
+
+    Args:
+        table: of ``records.describe``.
+        prompts: what earlier steps knew of the prompts; not yet told of this one.
+        step: the trainer step of the records.
+        prior: Beta(a, b) of a solve rate before a prompt's first visit.
+    """
+    keys = list(zip(table["data_source"].to_pylist(), table["index"].to_pylist(), strict=True))
+    size = table["size"].to_numpy()
+    _, counted, visited = prompts.counts(keys)
+    # The prediction is for a rate of right and wrong, all of this visit: accuracies between them have none.
+    known = (visited > 0) & (counted == np.rint(counted)) & (table["total"].to_numpy() == size) & (size > 0)
+    predicted = np.zeros(len(table))
+    if known.any():
+        correct, total = prompts.recent([key for key, is_known in zip(keys, known, strict=True) if is_known], step)
+        predicted[known] = posterior_silent_rate(correct, total, size[known], prior)
+    name = "silent_predicted"
+    column = pa.array(predicted, mask=~known)
+    return table.set_column(table.schema.get_field_index(name), table.schema.field(name), column)
+
+
+def group_metrics(table: pa.Table) -> dict[str, float]:
     """``group/*`` and ``dial/*`` of one step.
 
     Args:
-        table: the step's records (``records.describe``).
-        prompts: what earlier steps knew of the prompts; not yet told of this one.
+        table: the step's records, ``with_prediction``.
 
     Returns:
         ``group/count/<fate>`` and ``group/count/one_sample`` (groups of one, which have no baseline and teach nothing);
@@ -54,23 +76,12 @@ def group_metrics(table: pa.Table, prompts: PromptStore) -> dict[str, float]:
     silent = kind != "mixed"
     tokens = table["tokens"].to_numpy()
     metrics["group/frac_tokens_silent"] = float(tokens[silent].sum() / max(tokens.sum(), 1))
-    return metrics | _silence_predicted(table, prompts, silent) | _gain(table)
-
-
-def _silence_predicted(table: pa.Table, prompts: PromptStore, silent: np.ndarray) -> dict[str, float]:
-    keys = list(zip(table["data_source"].to_pylist(), table["index"].to_pylist(), strict=True))
-    _, correct, total = prompts.counts(keys)
-    # The prediction is for a rate of right and wrong, all of this visit: accuracies between them have none.
-    known = (total > 0) & (correct == np.rint(correct)) & (table["total"].to_numpy() == table["size"].to_numpy())
-    if not known.any():
-        return {}
-    predicted = posterior_silent_rate(
-        correct[known].astype(int), total[known], table["size"].to_numpy()[known].astype(int)
-    )
-    return {
-        "group/silent/observed": float(silent[known].mean()),
-        "group/silent/predicted": float(np.mean(predicted)),
-    }
+    predicted = table["silent_predicted"].to_numpy()  # NaN for null
+    known = ~np.isnan(predicted)
+    if known.any():
+        metrics["group/silent/observed"] = float(silent[known].mean())
+        metrics["group/silent/predicted"] = float(predicted[known].mean())
+    return metrics | _gain(table)
 
 
 def _gain(table: pa.Table) -> dict[str, float]:

@@ -9,10 +9,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from verl_gsd.algorithms.settings import DIAL_SETTINGS, dial_settings
 from verl_gsd.rundir import RunDirectory
+from verl_gsd.trainer.budget_section import budget_wrong
 from verl_gsd.trainer.config import OUR_MODES, ConfigError, Line
 from verl_gsd.trainer.dagrpo_section import dagrpo_wrong
 from verl_gsd.trainer.dataset import fingerprints
 from verl_gsd.trainer.gvpo_section import gvpo_wrong
+from verl_gsd.trainer.sampler_section import sampler_wrong
 from verl_gsd.trainer.state import check_state
 
 
@@ -71,13 +73,13 @@ def checkpoint_to_resume(config: DictConfig) -> Path | None:
     return None if step is None else run.checkpoint(step)
 
 
-#: Sections of algorithm.gsd that are no stage of the chain.
-_NO_STAGES = ("gvpo",)
+#: Sections of algorithm.gsd that need our trainers and keep nothing of their own in a checkpoint.
+_NO_MEMORIES = ("gvpo", "budget", "sampler")
 
 
 def _stage_sections(config: DictConfig) -> list[str]:
     gsd = OmegaConf.select(config, "algorithm.gsd") or {}
-    return [name for name, value in gsd.items() if isinstance(value, DictConfig) and name not in _NO_STAGES]
+    return [name for name, value in gsd.items() if isinstance(value, DictConfig) and name not in _NO_MEMORIES]
 
 
 def _memory_restorable(config: DictConfig, line: Line) -> Iterator[str]:
@@ -107,6 +109,8 @@ CHECKS = (
     _rollouts_are_generated,
     gvpo_wrong,
     dagrpo_wrong,
+    budget_wrong,
+    sampler_wrong,
     _memory_restorable,
 )
 
@@ -126,7 +130,7 @@ def own_keys_unknown(config: DictConfig) -> Iterator[str]:
     from verl_gsd.algorithms import chain
 
     gsd = OmegaConf.select(config, "algorithm.gsd") or {}
-    known = {*DIAL_SETTINGS, "poll_interval", "state", *_NO_STAGES, *chain.registered()}
+    known = {*DIAL_SETTINGS, "poll_interval", "state", *_NO_MEMORIES, *chain.registered()}
     for name in set(gsd) - known:
         yield f"algorithm.gsd.{name}: no such key. Keys are {', '.join(sorted(known))}."
 
@@ -143,8 +147,9 @@ def stages_wrong(config: DictConfig) -> Iterator[str]:
             chain.build_memory(name, gsd)
         except ValueError as error:
             yield f"{error}."
-    for name in [*needing, *(section for section in _NO_STAGES if gsd.get(section) is not None)]:
-        if config.algorithm.adv_estimator != "gsd":
+    for name in [*needing, *(section for section in _NO_MEMORIES if gsd.get(section) is not None)]:
+        # Which prompts are drawn is no estimator's affair.
+        if name != "sampler" and config.algorithm.adv_estimator != "gsd":
             yield (
                 f"algorithm.adv_estimator={config.algorithm.adv_estimator}: algorithm.gsd.{name} weighs what the "
                 "estimator gsd computes and no other. Write algorithm.adv_estimator=gsd."

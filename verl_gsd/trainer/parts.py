@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from tensordict import TensorDict
 
-from verl_gsd.groups import Group
+from verl_gsd.groups import Group, Member
 from verl_gsd.prompts import PromptKey
 
 #: A row's tag in verl's queue, by the row's key.
@@ -50,6 +50,10 @@ class Part:
         """``group`` left the buffer; returns what the run is to see of it."""
         return group
 
+    def known(self, rows: Sequence[Member | None]) -> dict[str, torch.Tensor]:
+        """Columns (N,) for the stages of the chain, of a batch whose rows are these (None: of no group)."""
+        return {}
+
     def columns(self, batch: Any, advantages: torch.Tensor) -> dict[str, torch.Tensor]:
         """``batch``, a ``KVBatchMeta``, has its advantages (N,); returns further columns (N,) for its update."""
         return {}
@@ -62,6 +66,10 @@ class Part:
         self, keys: Sequence[str], tags: Sequence[Mapping[str, Any]], key_of: Mapping[str, PromptKey], step: int
     ) -> dict[str, float]:
         """The end of a step: ``keys``, padding included, were trained on and are in the queue yet; returns metrics."""
+        return {}
+
+    def record(self, group: Group) -> dict[str, float | None]:
+        """Further columns of the record of ``group``, which left in the step that ends; asked once, before metrics."""
         return {}
 
     def timing(self) -> dict[str, float]:

@@ -28,16 +28,21 @@ from verl_gsd.audit import audit
 from verl_gsd.groups import Group, Member
 from verl_gsd.prompts import PromptKey, PromptStore, prompt_hash
 from verl_gsd.rundir import RunDirectory
-from verl_gsd.trainer import advantage, replay
+from verl_gsd.trainer import advantage, budget_section, replay
+from verl_gsd.trainer.budget_section import budget_of
+from verl_gsd.trainer.budgeting import Budgeting
 from verl_gsd.trainer.config import OUR_MODES, ConfigError
 from verl_gsd.trainer.dagrpo_parts import dagrpo_parts
-from verl_gsd.trainer.dataset import indices_are_unique
+from verl_gsd.trainer.dataset import UNKNOWN_SOURCE, indices_are_unique, prompt_keys
 from verl_gsd.trainer.gvpo_trainer import GVPOSteps
 from verl_gsd.trainer.history import History, history_size
 from verl_gsd.trainer.keys import DEMONSTRATED_BY, PARTITION, is_own, session_of, uid_of
-from verl_gsd.trainer.metrics import group_metrics, own_names
+from verl_gsd.trainer.metrics import group_metrics, own_names, with_prediction
 from verl_gsd.trainer.own_section import checkpoint_to_resume, memory_settings, own_problems
 from verl_gsd.trainer.parts import Part
+from verl_gsd.trainer.pictures import Pictures, table_is_due
+from verl_gsd.trainer.sampler import DisagreementSampler, forget_anothers_place, loader_of
+from verl_gsd.trainer.sampler_section import sampler_of
 from verl_gsd.trainer.state import Memory, forget_rotated, restore_state, save_state
 from verl_gsd.trainer.worker import actor_worker
 
@@ -58,6 +63,7 @@ class GroupTrainer(GVPOSteps, PPOTrainer):
     """
 
     verl_mode: ClassVar[str]
+    train_dataloader: Any
 
     def __init__(self, config: DictConfig):
         if problems := own_problems(config):
@@ -71,9 +77,17 @@ class GroupTrainer(GVPOSteps, PPOTrainer):
         self._prompt_of: dict[str, PromptKey] = {}  # by uid, of every group that has not left the buffer
         self._left: list[tuple[Group, records.Fate]] = []  # in the step at hand
         self._training: dict[str, Group] = {}  # by uid, the groups of the batch at hand
-        self.prompts = PromptStore()
+        self._expected = budget_of(config) or budget_section.Settings()  # of prompts, with or without a budget
+        self._drawing = sampler_of(config)
+        self._sampler: DisagreementSampler | None = None  # where prompts are drawn by what is known of them
+        self.prompts = PromptStore(half_life=(self._drawing or self._expected).half_life)
+        self._pictures = Pictures(self.prompts, self._expected.prior)
         gsd = OmegaConf.select(config, "algorithm.gsd") or {}
-        self._parts: list[Part] = [*_history(config, self.prompts), *dagrpo_parts(config, self)]
+        self._parts: list[Part] = [
+            *self._budgeting(config),
+            *_history(config, self.prompts),
+            *dagrpo_parts(config, self),
+        ]
         self._stages = {name: chain.build_memory(name, gsd) for name in chain.needing_groups(gsd)}
         self.memories: dict[str, Memory] = {"prompts": self.prompts, **self._stages}
         with open_dict(config):
@@ -95,6 +109,10 @@ class GroupTrainer(GVPOSteps, PPOTrainer):
                     part.close()
                 except Exception:  # the run's own end, good or bad, is what is to be seen
                     logger.exception("%s could not be closed", type(part).__name__)
+
+    def _budgeting(self, config: DictConfig) -> list[Part]:
+        budget, size = budget_of(config), int(config.actor_rollout_ref.rollout.n)
+        return [Budgeting(budget, size, self.prompts, lambda: self.global_steps)] if budget else []
 
     # Groups
 
@@ -151,6 +169,17 @@ class GroupTrainer(GVPOSteps, PPOTrainer):
             "prompts are known by": "data_source and index" if self._unique_indices else "data_source and text",
             **{f"algorithm.gsd.{name}": stage.depends_on() for name, stage in self._stages.items()},
         }
+        if self._drawing is not None:
+            self._sampler = DisagreementSampler(
+                prompt_keys(self.train_dataset, self._unique_indices),
+                self.prompts,
+                count=self.config.data.train_batch_size,
+                explore=self._drawing.explore,
+                seed=self.config.data.seed or 0,
+                step=lambda: self.global_steps,
+                prior=self._expected.prior,
+            )
+            self.train_dataloader = loader_of(self.train_dataloader, self._sampler)
 
     def _submit_batch_to_rollout(self, batch):
         uids = list(batch["uid"])
@@ -161,7 +190,7 @@ class GroupTrainer(GVPOSteps, PPOTrainer):
 
     def _remember_prompts(self, uids: Sequence[str], batch: Any) -> None:
         columns = set(batch.keys())  # of a TensorDict, which takes ``in`` for something else
-        sources = list(batch["data_source"]) if "data_source" in columns else ["unknown"] * len(uids)
+        sources = list(batch["data_source"]) if "data_source" in columns else [UNKNOWN_SOURCE] * len(uids)
         values = list(batch["index" if self._unique_indices else "raw_prompt"])
         for uid, source, value in zip(uids, sources, values, strict=True):
             self._prompt_of[uid] = (str(source), int(value) if self._unique_indices else prompt_hash(value))
@@ -172,6 +201,7 @@ class GroupTrainer(GVPOSteps, PPOTrainer):
         rows = self._members(batch)
         left = [group for group, _ in self._left]
         columns = {name: of for stage in self._stages.values() for name, of in stage.columns(rows, left).items()}
+        columns |= {name: of for part in self._parts for name, of in part.known(rows).items()}
         with advantage.batch_of(batch.keys, columns) as at_hand:
             batch = super()._compute_advantage(batch, metrics)
         further = {name: of for part in self._parts for name, of in part.columns(batch, at_hand.advantages).items()}
@@ -206,10 +236,7 @@ class GroupTrainer(GVPOSteps, PPOTrainer):
         batch = super().step(metrics, timing_raw)
         seconds, start = time.perf_counter() - start, time.perf_counter()
         stages = self._stages.values()
-        left = [
-            records.Left(group, fate, {name: value for stage in stages for name, value in stage.record(group).items()})
-            for group, fate in self._left
-        ]
+        left = [records.Left(group, fate, self._further(group)) for group, fate in self._left]
         trained = {uid: (group.data_source, group.index) for uid, group in self._training.items()}
         for part in self._parts:
             metrics.update(part.remember(batch.keys, batch.tags, trained, self.global_steps))
@@ -218,8 +245,9 @@ class GroupTrainer(GVPOSteps, PPOTrainer):
                 metrics[f"{name}/share_of_step"] = spent / seconds
         self._left, self._training = [], {}
         table = records.describe(left, step=self.global_steps, attempt=self._attempt, alpha=self._alpha)
+        table = with_prediction(table, self.prompts, self.global_steps, self._expected.prior)
         records.write_step(self._run.path, table, step=self.global_steps, attempt=self._attempt)
-        metrics.update(group_metrics(table, self.prompts))
+        metrics.update(group_metrics(table))
         metrics["group/count/waiting"] = float(len(self._prompt_of))  # generated, being generated, not used yet
         for row in table.select(["data_source", "index", "correct", "total"]).to_pylist():
             if row["total"]:
@@ -230,9 +258,21 @@ class GroupTrainer(GVPOSteps, PPOTrainer):
         for stage in stages:
             stage.commit([entry.group for entry in left])
             metrics.update(stage.metrics())
+        if self._sampler is not None:
+            metrics.update(self._sampler.metrics())
+            timing_raw["gsd_draw"], self._sampler.seconds = self._sampler.seconds, 0.0
         timing_raw["gsd_read"], self.replay_buffer.read_seconds = self.replay_buffer.read_seconds, 0.0
-        timing_raw["gsd_write"] = time.perf_counter() - start
+        timing_raw["gsd_write"], start = time.perf_counter() - start, time.perf_counter()
+        due = table_is_due(self.config, self.global_steps, self.total_training_steps)
+        groups = [entry.group for entry in left]
+        self._pictures.show(self.logger.logger, self.global_steps, table, groups, prompts_too=due)
+        timing_raw["gsd_show"] = time.perf_counter() - start
         return batch
+
+    def _further(self, group: Group) -> dict[str, float | None]:
+        """What stages and parts have to say of ``group`` in its record."""
+        told = [stage.record(group) for stage in self._stages.values()] + [part.record(group) for part in self._parts]
+        return {name: value for columns in told for name, value in columns.items()}
 
     # What verl reports of a batch is of the policy's own rows.
 
@@ -252,6 +292,7 @@ class GroupTrainer(GVPOSteps, PPOTrainer):
         if checkpoint is not None and OmegaConf.select(self.config, "algorithm.gsd.state") != "fresh":
             restore_state(checkpoint, self.memories, self._settings)
         super()._load_checkpoint()
+        forget_anothers_place(self.train_dataloader)
         if checkpoint is not None and self.verl_mode != "sync":
             self._remember_restored_prompts()
 

@@ -22,6 +22,7 @@ from verl_gsd.trainer import own_section
 from verl_gsd.trainer.config import ConfigError, Line
 from verl_gsd.trainer.dagrpo_section import demonstration_column
 from verl_gsd.trainer.effects import keys_have_effect
+from verl_gsd.trainer.sizing import does_not_fit
 
 #: What a run writes at the very least: logs, metrics, Ray's session. Checkpoints come on top.
 MINIMUM_FREE_BYTES = 1 << 30
@@ -33,9 +34,14 @@ _SECRET_VALUE = re.compile(r"\b(hf_|sk-|ghp_|xox[bp]-|AKIA)[A-Za-z0-9_-]{12,}|:/
 _REQUIRED_COLUMNS = ("data_source", "prompt", "reward_model")
 
 
-def validate(config: DictConfig, line: Line) -> None:
-    """Raise one ``ConfigError`` that lists every problem found in the resolved ``config``, without importing verl."""
-    raise_problems([problem for check in CHECKS for problem in check(config, line)])
+def validate(config: DictConfig, line: Line, runs_here: bool = True) -> None:
+    """Raise one ``ConfigError`` that lists every problem found in the resolved ``config``, without importing verl.
+
+    Args:
+        runs_here: whether this machine's files, accelerators and disks are those of the run.
+    """
+    checks = CHECKS if runs_here else [check for check in CHECKS if check not in _OF_THIS_MACHINE]
+    raise_problems([problem for check in checks for problem in check(config, line)])
 
 
 def raise_problems(problems: list[str]) -> None:
@@ -194,9 +200,14 @@ def _modes_allowed(config: DictConfig, line: Line) -> Iterator[str]:
             f"trainer.logger={config.trainer.logger}: without file there is no RUN/metrics, hence no progress and no "
             "result. Write logger=console | tensorboard | wandb, or add file to the list."
         )
+    if config.algorithm.adv_estimator == "remax":
+        yield (
+            "algorithm.adv_estimator=remax: its baseline is the reward of a greedy response, which verl's V1 trainers "
+            "do not generate. Write gsd, rloo, reinforce_plus_plus or reinforce_plus_plus_baseline."
+        )
 
 
-def _no_secrets(config: DictConfig, line: Line) -> Iterator[str]:
+def no_secrets(config: DictConfig, line: Line) -> Iterator[str]:
     """verl prints its whole config and sends it to every logger."""
     written = set(line.keys)
     for key, value in _leaves(config):
@@ -218,9 +229,11 @@ CHECKS = (
     _accelerator_present,
     _files_exist,
     _disk_has_room,
-    _no_secrets,
+    does_not_fit,
+    no_secrets,
     keys_have_effect,
 )
+_OF_THIS_MACHINE = (_accelerator_present, _files_exist, _disk_has_room)
 
 
 def _is_local(path: str) -> bool:

@@ -1,0 +1,272 @@
+"""Rollouts shared out: the weights of the update, the part that asks for them, and mistakes named before Ray starts."""
+
+import itertools
+import re
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tensordict import TensorDict
+
+from verl_gsd.algorithms import chain
+from verl_gsd.algorithms.budget import equal_prompts
+from verl_gsd.audit import audit
+from verl_gsd.groups import Group, Member, group_stats
+from verl_gsd.planning import posterior_silent_rate
+from verl_gsd.prompts import PromptStore
+from verl_gsd.trainer import validation
+from verl_gsd.trainer.budget_section import Settings
+from verl_gsd.trainer.budgeting import Budgeting
+from verl_gsd.trainer.config import ConfigError
+
+BUDGET, DAGRPO = "algorithm.gsd.budget", "algorithm.gsd.dagrpo"
+DIAL = {"alpha": 1.0, "ddof": 0, "eps": 0.0}
+
+outcomes = st.lists(st.lists(st.floats(-3, 3), min_size=2, max_size=5), min_size=1, max_size=5)
+
+
+def update(rewards, scores, labels, rollouts, gsd):
+    """The gradient of a loss that averages over rows, (D,): sum_j A_j s_j / N, with scores s_j (N, D)."""
+    columns = {} if rollouts is None else {"rollouts": torch.tensor(rollouts)}
+    advantages = chain.advantages(torch.tensor(rewards, dtype=torch.float64), labels, gsd, columns=columns)
+    return (advantages[:, None] * scores).sum(dim=0) / len(rewards)
+
+
+@given(outcomes, st.lists(st.integers(1, 4), min_size=5, max_size=5), st.sampled_from([0.0, 0.5, 1.0]))
+def test_a_prompts_part_in_the_update_does_not_grow_with_its_rollouts(groups, times, alpha):
+    """A group with each response several times over is the same prompt seen more often. Its part, of one prompt among
+    B, is that of the group as it was: with whatever sizes, the update is the mean over prompts of their groups' own."""
+    gsd, size = DIAL | {"alpha": alpha}, 2
+    rewards, labels, rollouts, scores, own = [], [], [], [], []
+    generator = torch.Generator().manual_seed(0)
+    for number, group in enumerate(groups):
+        group = [round(value, 1) for value in group]
+        size = len(group) * times[number]
+        of_responses = torch.randn(len(group), 3, dtype=torch.float64, generator=generator)
+        own.append(update(group, of_responses, [0] * len(group), None, gsd))
+        rewards += group * times[number]
+        labels += [number] * size
+        rollouts += [size] * size
+        scores.append(of_responses.repeat(times[number], 1))
+    weighed = update(rewards, torch.cat(scores), labels, rollouts, gsd | {"budget": {}})
+    torch.testing.assert_close(weighed, torch.stack(own).mean(dim=0), rtol=1e-9, atol=1e-12)
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(0, 3))
+def test_weights_are_mean_size_over_size_and_add_up_to_the_rows(sizes, ignored):
+    labels = [number for number, size in enumerate(sizes) for _ in range(size)] + [99] * ignored
+    mask = torch.tensor([label != 99 for label in labels])
+    rollouts = torch.tensor([0 if label == 99 else sizes[label] for label in labels])
+    stats = group_stats(torch.zeros(len(labels)), labels, mask)
+    weight = equal_prompts(rollouts, stats)
+    slow = [1.0 if label == 99 else np.mean(sizes) / sizes[label] for label in labels]
+    assert weight.tolist() == pytest.approx(slow)
+    assert float(weight[mask].sum()) == pytest.approx(sum(sizes))
+
+
+def test_equal_sizes_change_nothing_and_a_failed_rollout_weighs_as_it_does_with_equal_groups():
+    rewards, labels = torch.tensor([1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 1.0]), [0, 0, 0, 0, 1, 1, 1]  # one of 4 failed
+    columns = {"rollouts": torch.full((7,), 4)}
+    plain = chain.advantages(rewards, labels, DIAL)
+    assert torch.equal(chain.advantages(rewards, labels, DIAL | {"budget": {}}, columns=columns), plain)
+
+
+def test_a_trainer_that_does_not_say_what_was_asked_for_is_refused():
+    """verl's own modes run our estimator too, and know nothing of a budget."""
+    with pytest.raises(ValueError, match=r"algorithm\.gsd\.budget needs rollouts of every row"):
+        chain.advantages(torch.tensor([0.0, 1.0]), [0, 0], DIAL | {"budget": {}})
+
+
+@pytest.mark.parametrize(("rollouts", "row"), [([2, 3, 2], 0), ([2, 2, 0], 2), ([2, 2, float("nan")], 2)])
+def test_rollouts_that_are_no_groups_are_named(rollouts, row):
+    stats = group_stats(torch.zeros(3), ["a", "a", "b"])
+    with pytest.raises(ValueError, match=rf"rollouts\[{row}\] is"):
+        equal_prompts(torch.tensor(rollouts), stats)
+
+
+# The part
+
+
+def batch(n):
+    return TensorDict({"index": torch.arange(n)}, batch_size=n)
+
+
+def planned(part, keys, step=1):
+    """The rollouts that ``part`` asks for, by uid, and the metrics of that."""
+    uids, at_hand = [f"uid{number}" for number in range(len(keys))], batch(len(keys))
+    part.plan(uids, keys, at_hand)
+    return dict(zip(uids, at_hand["__rollout_n__"].tolist(), strict=True)), part.remember([], [], {}, step)
+
+
+keys_seen = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 8), st.integers(1, 8)), max_size=30)
+
+
+@given(
+    keys_seen,
+    st.sampled_from(["expected_std", "mixed"]),
+    st.none() | st.integers(9, 20),
+    st.none() | st.floats(0.5, 100),
+)
+def test_every_batch_has_as_many_rollouts_as_with_equal_groups(seen, objective, maximum, half_life):
+    settings = Settings(objective=objective, minimum=3, maximum=maximum, half_life=half_life)
+    store = PromptStore(half_life=half_life)
+    for step, (index, correct, total) in enumerate(seen):
+        store.observe(("math", index), min(correct, total), total, step)
+    part = Budgeting(settings, 8, store, lambda: len(seen))
+    keys = [("math", index) for index in range(10)]
+    asked, metrics = planned(part, keys)
+    sizes = list(asked.values())
+    assert sum(sizes) == 8 * len(keys) and min(sizes) >= 3 and max(sizes) <= (maximum or 80)
+    silent = posterior_silent_rate(*store.recent(keys, len(seen)), np.array(sizes), settings.prior)
+    assert metrics["budget/mixed/expected"] == pytest.approx(1 - np.mean(silent))
+    if objective == "mixed":
+        assert metrics["budget/mixed/expected"] >= metrics["budget/mixed/expected_if_equal"] - 1e-9
+    assert metrics["budget/share/floor"] == sizes.count(3) / 10
+    assert metrics["budget/share/known"] == len({index for index, _, _ in seen}) / 10
+    assert ("budget/share/cap" in metrics) == (maximum is not None)
+    assert metrics["budget/rollouts/p50"] == np.median(sizes)
+    for name, syllable in itertools.product(metrics, ("max", "min", "sum", "total")):
+        assert syllable not in name
+
+
+def test_prompts_that_nobody_visited_have_equal_groups_and_what_is_known_of_them_counts_less_and_less():
+    store, now = PromptStore(half_life=10), [1]
+    part = Budgeting(Settings(half_life=10), 8, store, lambda: now[0])
+    keys = [("math", index) for index in range(4)]
+    assert set(planned(part, keys)[0].values()) == {8}
+    for index, correct in enumerate((0, 4, 8, 5)):
+        store.observe(("math", index), correct, 8, step=1)
+    now[0] = 2
+    soon, _ = planned(part, keys)
+    assert soon["uid0"] == soon["uid2"] != soon["uid1"], "a rate and one minus it are worth the same"
+    now[0] = 1000
+    assert set(planned(part, keys)[0].values()) == {8}, "forgotten"
+
+
+def test_a_group_is_known_by_what_was_asked_for_whatever_came_of_it():
+    part = Budgeting(Settings(), 4, PromptStore(), lambda: 1)
+    planned(part, [("math", 1), ("math", 2)])
+    group = Group("uid0", "math", 1, np.zeros(3), np.zeros(3), np.ones(3, np.int64))  # one of 4 failed
+    assert part.known([Member(group, 0), None, Member(group, 2)])["rollouts"].tolist() == [4, 0, 4]
+    assert part.record(group) == {"asked": 4}
+
+
+def test_a_column_of_somebody_elses_is_an_error():
+    at_hand = batch(1)
+    at_hand["__rollout_n__"] = torch.tensor([3])
+    with pytest.raises(ValueError, match=r"column __rollout_n__, and algorithm\.gsd\.budget sets one"):
+        Budgeting(Settings(), 4, PromptStore(), lambda: 1).plan(["uid0"], [("math", 1)], at_hand)
+
+
+# The section
+
+
+@pytest.fixture
+def check(compose_fast, tiny_task):
+    def check(*words, algo="grpo"):
+        words = [f"algo={algo}", "task=arithmetic", "hardware=cpu", f"task.directory={tiny_task}", *words]
+        validation.validate(*compose_fast("budget=adaptive", *words))
+
+    return check
+
+
+@pytest.mark.parametrize("algo", ["grpo", "dr_grpo", "gspo", "gsd", "hadw", "hadw_gspo", "dagrpo", "dagrpo_anchors"])
+def test_what_goes_with_a_budget(check, algo):
+    check(algo=algo)
+    check(f"{BUDGET}.maximum=20", f"{BUDGET}.prior=[0.5,0.5]", f"{BUDGET}.half_life=null", algo=algo)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([f"{BUDGET}.objective=fidelity"], r"budget: objective=fidelity: write one of expected_std, mixed"),
+        ([f"{BUDGET}.prior=1"], r"budget: prior=1: write \[a,b\]"),
+        ([f"{BUDGET}.prior=[1,0]"], r"budget: prior=\[1, 0\]: write \[a,b\]"),
+        ([f"{BUDGET}.prior=[1]"], r"budget: prior=\[1\]: write \[a,b\]"),
+        ([f"{BUDGET}.prior=[1,true]"], r"budget: prior=\[1, True\]: write \[a,b\]"),
+        ([f"{BUDGET}.minimum=1"], r"budget: minimum=1: write 2 rollouts or more; a group of one has no baseline"),
+        ([f"{BUDGET}.minimum=2.5"], r"budget: minimum=2\.5: write 2 rollouts or more"),
+        ([f"{BUDGET}.minimum=null"], r"budget: minimum=null: write a value"),
+        ([f"{BUDGET}.maximum=many"], r"budget: maximum=many: write a number of rollouts, or null"),
+        ([f"{BUDGET}.half_life=0"], r"budget: half_life=0: write a number of steps above 0, or null"),
+        ([f"+{BUDGET}.floor=2"], r"budget: floor: no such key"),
+        ([f"{BUDGET}=3"], r"budget: 3: write a section with keys, or null"),
+        ([f"{BUDGET}.minimum=8"], r"budget\.minimum=8 with actor_rollout_ref\.rollout\.n=8: the mean must lie between"),
+        ([f"{BUDGET}.maximum=8"], r"budget\.maximum=8 with actor_rollout_ref\.rollout\.n=8: the mean must lie between"),
+        (
+            ["trainer.v1.trainer_mode=gsd_colocate_async"],
+            r"trainer_mode=gsd_colocate_async: .*Write trainer\.v1\.trainer_mode=gsd_sync, or budget=uniform",
+        ),
+        (["trainer.v1.trainer_mode=sync"], r"trainer_mode=sync: .*Write trainer\.v1\.trainer_mode=gsd_sync"),
+        (
+            ["algorithm.filter_groups.enable=true"],
+            r"filter_groups\.enable=true: dynamic sampling .*Write algorithm\.filter_groups\.enable=false, or budget=u",
+        ),
+        (
+            ["trainer.v1.sampler.sync_refill_failed_groups=true"],
+            r"sync_refill_failed_groups=true: a group that takes a failed one's place .*Write false",
+        ),
+    ],
+)
+def test_mistakes_are_named_with_what_to_write(check, words, message):
+    with pytest.raises(ConfigError, match=message):
+        check(*words)
+
+
+@pytest.mark.parametrize(
+    ("algo", "words", "message"),
+    [
+        ("dapo", (), r"filter_groups\.enable=true: dynamic sampling"),
+        *(
+            ("gvpo", (f"algorithm.gsd.gvpo.grouping={grouping}",), r"loss_mode=gvpo: its updates take whole groups")
+            for grouping in ("whole", "prepass", "auto")
+        ),
+        ("dagrpo_anchors", (f"{DAGRPO}.demonstrations.mode=always",), r"mode=always: .*Write all_fail, or budget="),
+    ],
+)
+def test_algorithms_whose_groups_have_sizes_of_their_own_are_refused(check, algo, words, message):
+    with pytest.raises(ConfigError) as refused:
+        check(*words, algo=algo)
+    (said,) = str(refused.value).splitlines()
+    assert re.search(message, said)
+
+
+def test_training_data_with_sizes_of_its_own_is_refused(check, tiny_task, tmp_path):
+    rows = pq.read_table(tiny_task / "train.parquet")
+    pq.write_table(rows.append_column("__rollout_n__", [[4] * len(rows)]), tmp_path / "train.parquet")
+    with pytest.raises(ConfigError, match=r"data\.train_files=.*train\.parquet has a column __rollout_n__"):
+        check(f"data.train_files={tmp_path}/train.parquet")
+    check(f"data.val_files={tmp_path}/train.parquet")  # verl's own, for validation
+
+
+def test_uniform_is_no_budget(compose_fast, tiny_task):
+    words = ("algo=dapo", "task=arithmetic", "hardware=cpu", "budget=uniform", f"task.directory={tiny_task}")
+    config, line = compose_fast(*words)
+    validation.validate(config, line)
+    assert config.algorithm.gsd.budget is None
+
+
+def test_the_audit_says_what_a_budget_does_and_where_it_does_nothing(compose_fast):
+    config, _ = compose_fast("algo=hadw", "task=arithmetic", "hardware=cpu", "budget=adaptive")
+    assert "then weighed by G / the prompt's own rollouts (budget)" in "\n".join(audit(config).lines())
+    assert audit(config).warnings == ()
+    config.trainer.total_epochs = 1
+    (warning,) = audit(config).warnings
+    assert "total_epochs=1: every prompt is visited once" in warning and "Write more epochs" in warning
+
+
+def test_a_key_of_a_budget_that_was_not_chosen_is_answered_with_its_name():
+    from verl_gsd.trainer.config import compose_config, parse_line
+
+    with pytest.raises(ConfigError, match=r"minimum: no such key under the budget chosen. It belongs to budget=adapt"):
+        compose_config(parse_line(["algo=grpo", "task=arithmetic", f"{BUDGET}.minimum=3"]))
+
+
+def test_the_defaults_are_those_of_the_file():
+    from verl_gsd.config import load
+
+    section = load("budget", "adaptive").algorithm.gsd.budget
+    assert Settings.of(section) == Settings(half_life=section.half_life)

@@ -1,0 +1,271 @@
+"""Prompts drawn by expected disagreement: the mathematics, the order, and a resume that draws what would have come."""
+
+import copy
+import io
+import itertools
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torchdata.stateful_dataloader import StatefulDataLoader
+from torchdata.stateful_dataloader.sampler import RandomSampler
+
+from verl_gsd.planning.visits import chances, draw, effective_number, expected_disagreement
+from verl_gsd.prompts import PromptStore
+from verl_gsd.trainer.config import ConfigError
+from verl_gsd.trainer.dataset import PromptKeys
+from verl_gsd.trainer.sampler import DisagreementSampler, forget_anothers_place, loader_of
+
+shares = st.floats(0, 1)
+
+
+@given(st.floats(0, 50), shares, st.tuples(st.floats(0.1, 5), st.floats(0.1, 5)))
+def test_expected_disagreement_is_the_posteriors_mean(total, share, prior):
+    right = share * total
+    posterior = scipy.stats.beta(prior[0] + right, prior[1] + total - right)
+    slow = 2 * (posterior.mean() - posterior.moment(2))
+    assert expected_disagreement(right, total, prior) == pytest.approx(slow, rel=1e-9, abs=1e-12)
+
+
+@given(st.integers(0, 20), shares, st.integers(2, 9))
+def test_it_is_the_expected_variance_of_a_group_of_any_size(total, share, size):
+    right = round(share * total)
+    groups = scipy.stats.betabinom(size, 1 + right, 1 + total - right)
+    variance = sum(groups.pmf(k) * k * (size - k) / size**2 for k in range(size + 1))
+    assert expected_disagreement(right, total) == pytest.approx(2 * size / (size - 1) * variance)
+
+
+def test_what_is_split_is_worth_most_and_what_is_settled_least():
+    split, unknown, mastered, long_mastered = expected_disagreement(
+        np.array([400, 0, 8, 80]), np.array([800, 0, 8, 80])
+    )
+    assert 0.5 > split > 0.49 and unknown == pytest.approx(1 / 3)
+    assert mastered == pytest.approx(0.1636, abs=5e-5) and 0 < long_mastered < mastered
+    with pytest.raises(ValueError, match=r"correct\[1\] is 3; write no less than 0 and no more than total"):
+        expected_disagreement(np.array([1, 3]), np.array([2, 2]))
+
+
+def inclusion(chance, count):
+    """Each place's probability to be among ``count`` draws one after another without replacement, by enumeration."""
+    found = np.zeros(len(chance))
+    for order in itertools.permutations(range(len(chance)), count):
+        probability, left = 1.0, 1.0
+        for place in order:
+            probability *= chance[place] / left
+            left -= chance[place]
+        found[list(order)] += probability
+    return found
+
+
+def test_draws_are_one_after_another_without_replacement():
+    chance = chances(np.array([0.5, 0.3, 0.05, 0.02, 1 / 3]), explore=0.1)
+    rng, rounds = np.random.default_rng(0), 40_000
+    drawn = np.array([draw(chance, 3, rng) for _ in range(rounds)])
+    assert all(len(set(row)) == 3 for row in drawn.tolist())
+    first, among = np.bincount(drawn[:, 0], minlength=5), np.bincount(drawn.ravel(), minlength=5)
+    for seen, expected in ((first, chance), (among, inclusion(chance, 3))):
+        assert np.abs(seen / rounds - expected).max() < 5 * math.sqrt(0.25 / rounds)
+    assert sorted(draw(chance, 5, rng)) == [0, 1, 2, 3, 4]
+    with pytest.raises(ValueError, match="count=6: write no more than there are, 5"):
+        draw(chance, 6, rng)
+
+
+@given(st.lists(st.floats(1e-6, 0.5), min_size=1, max_size=6), st.floats(0.001, 1), st.integers(1, 6))
+def test_no_prompt_starves(weights, explore, count):
+    chance = chances(np.array(weights), explore)
+    assert chance.sum() == pytest.approx(1)
+    bound = 1 - (1 - explore / len(weights)) ** min(count, len(weights))
+    assert (inclusion(chance, min(count, len(weights))) >= bound - 1e-9).all()
+
+
+def test_the_effective_number_is_that_of_equal_chances():
+    assert effective_number(np.full(7, 1 / 7)) == pytest.approx(7)
+    assert effective_number(np.array([1 - 3e-9, 1e-9, 1e-9, 1e-9])) == pytest.approx(1)
+
+
+# Against the memory of prompts
+
+observations = st.lists(
+    st.tuples(st.sampled_from(["a", "b", "elsewhere"]), st.integers(-2, 9), st.integers(0, 4)), max_size=60
+)
+
+
+@given(observations, st.integers(1, 12), st.sampled_from([None, 3.0]))
+def test_rows_are_weighed_by_what_the_memory_says_of_their_keys(visits, capacity, half_life):
+    """Whatever is forgotten on the way, and where rows of the data set are of one prompt."""
+    store = PromptStore(capacity, half_life)
+    rows = [("a", 3), ("b", 3), ("a", -1), ("b", 0), ("a", 3), ("c", 0), ("a", 9)]
+    keys = PromptKeys(("a", "b", "c"), np.array([0, 1, 0, 1, 0, 2, 0]), np.array([index for _, index in rows]))
+    sampler = DisagreementSampler(keys, store, count=1, explore=0.1, seed=0, step=lambda: step)
+    for step, (source, index, correct) in enumerate(visits):
+        store.observe((source, index), correct, 4, step)
+        if step % 3 == 0:
+            found = sampler._rows.counts(store.known(step))
+            assert np.array_equal(found, store.recent(rows, step))
+
+
+class Run:
+    """A trainer's loop without the trainer: draws a batch at each step's start, and observes it at the step's end."""
+
+    def __init__(self, n_prompts=50, count=8, batch_size=None, explore=0.1, half_life=5.0, capacity=1000, seed=1):
+        self.step = 0
+        self.rates = np.linspace(0, 1, n_prompts)
+        self.store = PromptStore(capacity, half_life)
+        self.batch_size = batch_size or count
+        self.sampler = DisagreementSampler(
+            PromptKeys(("s",), np.zeros(n_prompts, int), np.arange(n_prompts)),
+            self.store,
+            count=count,
+            explore=explore,
+            seed=seed,
+            step=lambda: self.step,
+        )
+        stock = StatefulDataLoader(list(range(n_prompts)), batch_size=self.batch_size, drop_last=True, collate_fn=list)
+        self.loader = loader_of(stock, self.sampler)
+        self.iterator = None
+
+    def fetch(self):
+        """As verl does (``_fetch_one_gen_batch``)."""
+        try:
+            if self.iterator is None:
+                self.iterator = iter(self.loader)
+            return next(self.iterator)
+        except StopIteration:
+            self.iterator = iter(self.loader)
+            return next(self.iterator)
+
+    def steps(self, count, fetched=8):
+        drawn = []
+        for _ in range(count):
+            self.step += 1
+            prompts = [prompt for _ in range(fetched // self.batch_size) for prompt in self.fetch()]
+            drawn.append(prompts)
+            outcomes = np.random.default_rng([self.step, 7])
+            for prompt in prompts:
+                self.store.observe(("s", prompt), outcomes.binomial(8, self.rates[prompt]), 8, self.step)
+        return drawn
+
+    def saved(self):
+        file = io.BytesIO()
+        torch.save(self.loader.state_dict(), file)
+        return self.step, copy.deepcopy(self.store.state_dict()), file.getvalue()
+
+    def restore(self, saved):
+        self.step = saved[0]
+        self.store.load_state_dict(saved[1])
+        self.loader.load_state_dict(torch.load(io.BytesIO(saved[2]), weights_only=False))
+        forget_anothers_place(self.loader)
+        return self
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        {},
+        {"batch_size": 1},  # as verl fetches where groups are refilled or generated ahead
+        {"batch_size": 1, "count": 12},  # a checkpoint in the midst of a draw
+        {"capacity": 20},  # a memory that forgets
+        {"half_life": None},
+        {"n_prompts": 8},  # a pass is one draw
+    ],
+)
+def test_a_resume_draws_what_an_uninterrupted_run_draws(words):
+    whole, stopped = Run(**words), Run(**words)
+    expected = whole.steps(14)
+    done = []
+    for length in (1, 5, 2, 6):  # passes are of six draws, but for the last case
+        done += stopped.steps(length)
+        stopped = Run(**words).restore(stopped.saved())
+    assert done == expected
+
+
+def test_another_seed_draws_others_and_so_does_another_outcome():
+    first, other_seed, other_outcomes = Run(), Run(seed=2), Run()
+    other_outcomes.rates = np.full(50, 0.5)
+    assert first.steps(1) == other_outcomes.steps(1) != other_seed.steps(1), "nothing is known at the first draw"
+    assert first.steps(5) != other_outcomes.steps(5), "later ones know what came out"
+
+
+def test_a_batch_has_no_prompt_twice_and_a_pass_its_length():
+    run = Run(n_prompts=50, count=8)
+    assert len(run.loader) == 6 and len(run.sampler) == len(list(run.sampler)) == 48
+    assert all(len(set(batch)) == 8 for batch in Run().steps(30))
+
+
+def test_prompts_that_disagree_are_revisited_and_none_is_forgotten():
+    run = Run(n_prompts=60, count=6, batch_size=6, explore=0.1, half_life=None)
+    visits = np.bincount(np.concatenate(run.steps(400, fetched=6)), minlength=60)
+    settled, split = visits[(run.rates < 0.05) | (run.rates > 0.95)], visits[abs(run.rates - 0.5) < 0.2]
+    assert split.mean() > 3 * settled.mean()
+    assert settled.min() > 0
+    figures = run.sampler.metrics()
+    assert figures["sampler/frac_new"] == 0
+    assert figures["sampler/disagreement/drawn"] > figures["sampler/disagreement/everywhere"]
+    assert 20 < figures["sampler/effective_prompts"] < 60
+
+
+def test_a_first_draw_knows_nothing_and_says_so():
+    run = Run()
+    run.steps(1)
+    assert run.sampler.metrics() == {
+        "sampler/frac_new": 1.0,
+        "sampler/disagreement/drawn": pytest.approx(1 / 3),
+        "sampler/disagreement/everywhere": pytest.approx(1 / 3),
+        "sampler/effective_prompts": pytest.approx(50),
+    }
+    assert run.sampler.seconds > 0
+
+
+def stock_loader(sampler=None, **words):
+    data = list(range(50))
+    generator = torch.Generator()
+    return StatefulDataLoader(
+        data, batch_size=8, drop_last=True, sampler=sampler or RandomSampler(data, generator=generator), **words
+    )
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_run_may_change_its_sampler_on_resume(workers, caplog):
+    stock = stock_loader(num_workers=workers)
+    batches = iter(stock)
+    next(batches)
+    ours = Run()
+    ours.loader.load_state_dict(stock.state_dict())
+    forget_anothers_place(ours.loader)
+    assert "not this sampler's" in caplog.text
+    assert ours.steps(2) == Run().steps(2)
+
+    back = stock_loader()
+    back.load_state_dict(ours.loader.state_dict())
+    forget_anothers_place(back)
+    assert len(next(iter(back))) == 8
+
+
+@pytest.mark.parametrize("sampler", [None, torch.utils.data.SequentialSampler(range(50))])
+def test_verls_own_samplers_keep_their_place(sampler):
+    first = stock_loader(sampler)
+    batches = iter(first)
+    next(batches)
+    state = first.state_dict()
+    rest = [batch.tolist() for batch in batches]
+    again = stock_loader(sampler)
+    again.load_state_dict(state)
+    forget_anothers_place(again)
+    assert [batch.tolist() for batch in again] == rest
+
+
+def test_a_place_in_other_data_is_none():
+    ours, smaller = Run(), Run(n_prompts=20)
+    ours.steps(3)
+    smaller.restore(ours.saved())
+    assert smaller.steps(1) and max(smaller.sampler.state_dict()["waiting"], default=0) < 20
+    assert smaller.sampler.state_dict()["draws"] == 1
+
+
+def test_fewer_prompts_than_a_draw_are_refused():
+    with pytest.raises(ConfigError, match=r"data\.train_batch_size=8: the training data has 7 prompts"):
+        Run(n_prompts=7)

@@ -1,0 +1,123 @@
+"""``verl-gsd status``, ``logs`` and ``stop``: jobs that ``verl-gsd submit`` made."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from verl_gsd.cli.console import err, fail, out
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobDetails, JobSubmissionClient
+
+Address = Annotated[
+    str | None,
+    typer.Option(envvar="RAY_API_SERVER_ADDRESS", metavar="http://HEAD:8265", help="The cluster's job server."),
+]
+Identifier = Annotated[str, typer.Argument(metavar="ID", help="The job, as submit and status name it.")]
+_STATE_STYLE = {"SUCCEEDED": "green", "FAILED": "red", "STOPPED": "yellow"}
+
+
+def status(
+    identifier: Annotated[str | None, typer.Argument(metavar="[ID]", help="One job; all of ours without it.")] = None,
+    address: Address = None,
+) -> None:
+    """What became of the jobs submitted to a cluster."""
+    from verl_gsd.jobs.cluster import connect, job, our_jobs
+
+    with _refusals_told():
+        client = connect(address)
+        jobs = our_jobs(client) if identifier is None else [job(client, identifier)]
+    table = Table("job", "state", "since", "run directory")
+    for entry in jobs:
+        table.add_row(*_row(entry))
+    out.print(table)
+    if identifier is not None and jobs[0].message:
+        out.print(escape(jobs[0].message), soft_wrap=True, highlight=False)
+
+
+def logs(
+    identifier: Identifier,
+    address: Address = None,
+    following: Annotated[bool, typer.Option("--follow", help="Go on until the job has ended.")] = False,
+) -> None:
+    """A job's log so far. What verl, Ray and vLLM print is in the run directory's logs."""
+    from verl_gsd.jobs.cluster import connect, job
+
+    with _refusals_told():
+        client = connect(address)
+        job(client, identifier)
+        if not following:
+            _write(client.get_job_logs(identifier))
+            return
+    watch(client, identifier)
+
+
+def stop(identifier: Identifier, address: Address = None) -> None:
+    """End a job; its run can be resumed from its last checkpoint."""
+    from verl_gsd.jobs.cluster import connect, job
+    from verl_gsd.jobs.submission import RUN
+
+    with _refusals_told():
+        client = connect(address)
+        run = (job(client, identifier).metadata or {}).get(RUN)
+        running = client.stop_job(identifier)
+    if not running:
+        out.print(f"{identifier} had ended before", highlight=False)
+        return
+    out.print(f"{identifier} is being stopped", highlight=False)
+    if run:
+        out.print(f"go on with: verl-gsd submit --resume {run}", soft_wrap=True, highlight=False)
+
+
+def watch(client: JobSubmissionClient, identifier: str) -> None:
+    """Show a job's log until it has ended; the exit code is 0 where it succeeded, 1 where not.
+
+    Ctrl-C ends the watching alone.
+    """
+    from verl_gsd.jobs.following import LostError, follow
+
+    again = f"verl-gsd logs {identifier} --follow"
+    try:
+        state = follow(client, identifier, _write, on_drop=lambda: err.print("connection lost; attaching again"))
+    except KeyboardInterrupt:
+        fail(f"no longer watching; the job goes on. Again: {again}; to end it: verl-gsd stop {identifier}", code=130)
+    except LostError as error:
+        fail(f"the cluster does not answer: {error}\nThe job may go on; look again with: {again}", code=1)
+    out.print(f"job {identifier}: [{_STATE_STYLE.get(state.value, 'bold')}]{state.value}[/]", soft_wrap=True)
+    if state.value != "SUCCEEDED":
+        with suppress(Exception):  # the state is known; why is a courtesy
+            out.print(escape(client.get_job_info(identifier).message or ""), soft_wrap=True, highlight=False)
+        raise typer.Exit(1)
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _row(job: JobDetails) -> tuple[str, str, str, str]:
+    from verl_gsd.jobs.submission import RUN
+
+    state = str(job.status.value)
+    moment = job.end_time or job.start_time
+    since = f"{datetime.fromtimestamp(moment / 1000):%Y-%m-%d %H:%M:%S}" if moment else ""
+    styled = f"[{_STATE_STYLE.get(state, 'bold')}]{state}[/]"
+    return escape(job.submission_id or ""), styled, since, escape((job.metadata or {}).get(RUN, ""))
+
+
+@contextmanager
+def _refusals_told() -> Iterator[None]:
+    from verl_gsd.jobs.cluster import ClusterError
+
+    try:
+        yield
+    except ClusterError as error:
+        fail(str(error))

@@ -1,0 +1,130 @@
+"""``verl-gsd submit``: a run, or a sweep of runs, as jobs of a Ray cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from verl_gsd.cli.console import err, fail, out
+from verl_gsd.cli.jobs import Address, watch
+
+if TYPE_CHECKING:
+    from verl_gsd.jobs.submission import Submission
+
+
+def submit(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE...", help="As for verl-gsd train; files are the cluster's."),
+    ] = None,
+    address: Address = None,
+    runs: Annotated[
+        str, typer.Option(metavar="FOLDER", help="Where runs go, on storage that all nodes of the cluster share.")
+    ] = "~/verl_gsd_runs",
+    resume: Annotated[
+        str | None, typer.Option(metavar="RUN", help="Go on with this run of the cluster from its last checkpoint.")
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(metavar="1,2,3", help="One job a seed.")] = None,
+    sweep: Annotated[str | None, typer.Option(metavar="KEY=A,B", help="One job a value (times one a seed).")] = None,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Show the log until the job has ended.")] = True,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be sent, and send nothing.")] = False,
+) -> None:
+    """Train on a Ray cluster, e.g. verl-gsd submit algo=gvpo task=... --address http://head:8265."""
+    from verl_gsd.jobs.cluster import ClusterError, connect
+    from verl_gsd.jobs.package import PackagingError, unpacked_wheel
+    from verl_gsd.trainer.config import ConfigError
+
+    try:
+        submissions = _planned(words or [], runs, resume, seeds, sweep)
+        with unpacked_wheel() as package:
+            if dry_run:
+                print(_described(submissions, package), end="")
+                return
+            client = connect(address)
+            for submission in submissions:
+                client.submit_job(
+                    entrypoint=submission.entrypoint,
+                    submission_id=submission.identifier,
+                    runtime_env=_runtime_environment(package),
+                    metadata=submission.metadata,
+                )
+                out.print(f"job [bold]{submission.identifier}[/], run directory {submission.run}", soft_wrap=True)
+    except (ConfigError, PackagingError, ClusterError) as error:
+        fail(str(error))
+    except RuntimeError as error:  # Ray's, for whatever the cluster refuses
+        fail(f"{address}: {error}")
+    if len(submissions) > 1:
+        out.print("one run at a time trains on a cluster (verl's queue is one a cluster); the others wait their turn")
+    if wait and len(submissions) == 1:
+        watch(client, submissions[0].identifier)
+    else:
+        out.print("they go on by themselves: verl-gsd status, verl-gsd logs ID --follow, verl-gsd stop ID")
+
+
+def _runtime_environment(package: Path) -> dict[str, object]:
+    """The shipped package, and nothing else: variables and secrets are those of the cluster's nodes."""
+    return {"working_dir": str(package)}
+
+
+def _planned(
+    words: Sequence[str], runs: str, resume: str | None, seeds: str | None, sweep: str | None
+) -> list[Submission]:
+    from omegaconf import OmegaConf
+
+    from verl_gsd.jobs.submission import new_runs, resumed_run
+    from verl_gsd.trainer.config import ConfigError, parse_line
+    from verl_gsd.trainer.validation import no_secrets, raise_problems
+
+    now = datetime.now()
+    if resumes := [word for word in words if word.startswith("resume=")]:
+        raise ConfigError(f"{resumes[-1]}: write --resume {resumes[-1].partition('=')[2]}, a folder on the cluster.")
+    if resume is not None:
+        if seeds or sweep:
+            raise ConfigError("--resume: goes on with one run. Leave --seeds and --sweep out.")
+        submission = resumed_run(resume, words, now)
+        given = OmegaConf.from_dotlist([word.lstrip("+") for word in words])
+        raise_problems(list(no_secrets(given, parse_line(submission.words))))
+        return [submission]
+    submissions = new_runs(words, runs, now, seeds, sweep)
+    for submission in submissions:
+        _check(submission, say=submission is submissions[0])
+    return submissions
+
+
+def _check(submission: Submission, say: bool) -> None:
+    """What ``verl-gsd train`` checks of a line, except what only the cluster's machines can tell."""
+    from verl_gsd.audit import audit
+    from verl_gsd.trainer.config import compose_config, parse_line, resolve
+    from verl_gsd.trainer.validation import validate
+
+    line = parse_line(submission.words)
+    config = resolve(compose_config(line))
+    validate(config, line, runs_here=False)
+    for text in audit(config).lines() if say else ():
+        err.print(text, style="yellow" if text.startswith("warning") else None, markup=False, highlight=False)
+
+
+def _described(submissions: Sequence[Submission], package: Path) -> str:
+    import yaml
+
+    (distribution,) = package.glob("verl_gsd-*.dist-info")
+    shown = _runtime_environment(package) | {"working_dir": f"{distribution.name.removesuffix('.dist-info')}, unpacked"}
+    return yaml.safe_dump_all(
+        (
+            {
+                "submission_id": submission.identifier,
+                "run": submission.run,
+                "entrypoint": submission.entrypoint,
+                "runtime_env": shown,
+                "metadata": submission.metadata,
+            }
+            for submission in submissions
+        ),
+        sort_keys=False,
+        width=1000,
+        explicit_start=len(submissions) > 1,
+    )

@@ -1,0 +1,140 @@
+"""What verl's loggers drop, because it is no number: histograms, and a table of prompts, for those that show them.
+
+    histogram/{sigma,accuracy}                  every step, over its groups, whatever became of them
+    histogram/hadw_factor_{right,wrong}         of each group, with HA-DW
+    histogram/judge_score                       of each response, with DaGRPO's judge
+    table/prompts                               where verl validates or saves, and at the end: at most 200 prompts
+
+wandb gets ``wandb.Histogram`` and ``wandb.Table``, TensorBoard its histograms and a table in Markdown. verl logs a
+step's numbers when it is over and under its number: what is logged here, before that and under the same number, stands
+beside them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from omegaconf import DictConfig
+
+from verl_gsd.groups import Group
+from verl_gsd.prompts import PromptStore
+
+logger = logging.getLogger(__name__)
+
+TABLE_ROWS = 200
+COLUMNS = ("data_source", "index", "visits", "solve_rate", "kind", "fate")
+
+
+class Pictures:
+    """Shows a step's groups. Never raises: a run of days must not end because a picture of it could not be drawn, by a
+    full disk or a library's new version. What failed first is in the log, once for each logger.
+
+    Args:
+        prompts: what is known of prompts.
+        prior: (a, b) of Beta, of a prompt's solve rate before its first visit.
+    """
+
+    def __init__(self, prompts: PromptStore, prior: tuple[float, float]) -> None:
+        self._prompts, self._prior = prompts, prior
+        self._failed: set[str] = set()
+
+    def show(
+        self, loggers: Mapping[str, Any], step: int, table: pa.Table, groups: Sequence[Group], *, prompts_too: bool
+    ) -> None:
+        """Show histograms of the step's records ``table`` and its ``groups``, and with ``prompts_too`` the table.
+
+        Args:
+            loggers: verl's, by name (``Tracking.logger``).
+        """
+        for name in _DRAW.keys() & loggers.keys():
+            try:
+                rows = prompt_rows(table, self._prompts, step, self._prior) if prompts_too else None
+                _DRAW[name](loggers[name], step, values_shown(table, groups), rows)
+            except Exception:
+                if name not in self._failed:
+                    logger.exception("step %d: %s does not show its pictures; this is said once", step, name)
+                self._failed.add(name)
+
+
+def values_shown(table: pa.Table, groups: Sequence[Group]) -> dict[str, np.ndarray]:
+    """What there is of each histogram, by its name: float64, finite, at least one.
+
+    Args:
+        table: the step's records (``records.describe``).
+        groups: the same groups.
+    """
+    total = table["total"].to_numpy()
+    rated = total > 0
+    values = {
+        "sigma": _numbers(table["std"]),
+        "accuracy": table["correct"].to_numpy()[rated] / total[rated],
+        "hadw_factor_right": _numbers(table["hadw_factor_right"]),
+        "hadw_factor_wrong": _numbers(table["hadw_factor_wrong"]),
+        "judge_score": np.concatenate([np.zeros(0), *(group.scores for group in groups if group.scores is not None)]),
+    }
+    finite = {name: of[np.isfinite(of)] for name, of in values.items()}
+    return {name: of for name, of in finite.items() if len(of)}
+
+
+def prompt_rows(table: pa.Table, prompts: PromptStore, step: int, prior: tuple[float, float]) -> list[tuple]:
+    """A row of ``COLUMNS`` for each of the step's groups, and of more than ``TABLE_ROWS`` for as many evenly spaced.
+
+    Visits, and the mean (a + correct) / (a + b + total) of the solve rate under the prior Beta(a, b), are what
+    ``prompts`` knows at ``step``.
+    """
+    chosen = np.unique(np.linspace(0, len(table) - 1, min(TABLE_ROWS, len(table))).astype(int))
+    entries = table.take(chosen).to_pylist()
+    keys = [(entry["data_source"], entry["index"]) for entry in entries]
+    visits, _, _ = prompts.counts(keys)
+    correct, total = prompts.recent(keys, step)
+    rate = (prior[0] + correct) / (sum(prior) + total)
+    return [
+        (entry["data_source"], entry["index"], int(seen), float(solved), entry["kind"], entry["fate"])
+        for entry, seen, solved in zip(entries, visits, rate, strict=True)
+    ]
+
+
+def table_is_due(config: DictConfig, step: int, last: int) -> bool:
+    """Whether verl validates or saves at ``step``, or it is the ``last``."""
+    return step >= last or any(
+        freq > 0 and step % freq == 0 for freq in (config.trainer.test_freq, config.trainer.save_freq)
+    )
+
+
+def _wandb(wandb: Any, step: int, histograms: Mapping[str, np.ndarray], rows: Sequence[tuple] | None) -> None:
+    data: dict[str, Any] = {f"histogram/{name}": wandb.Histogram(of) for name, of in histograms.items()}
+    if rows is not None:
+        data["table/prompts"] = wandb.Table(columns=list(COLUMNS), data=[list(row) for row in rows])
+    wandb.log(data, step=step)
+
+
+def _tensorboard(adapter: Any, step: int, histograms: Mapping[str, np.ndarray], rows: Sequence[tuple] | None) -> None:
+    for name, of in histograms.items():
+        adapter.writer.add_histogram(f"histogram/{name}", of, step)
+    if rows is not None:
+        adapter.writer.add_text("table/prompts", markdown(rows), step)
+
+
+_DRAW: dict[str, Callable[[Any, int, Mapping[str, np.ndarray], Sequence[tuple] | None], None]] = {
+    "wandb": _wandb,
+    "tensorboard": _tensorboard,
+}
+
+
+def markdown(rows: Sequence[tuple]) -> str:
+    """``rows`` as a table; a data set's own names cannot be read as markup."""
+    lines = [COLUMNS, ("---",) * len(COLUMNS), *([_cell(value) for value in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(value: Any) -> str:
+    text = f"{value:.3f}" if isinstance(value, float) else "" if value is None else str(value)
+    return "".join(c if c.isalnum() or c in " .-" else f"&#{ord(c)};" for c in text)
+
+
+def _numbers(column: pa.ChunkedArray) -> np.ndarray:
+    return column.drop_null().to_numpy()

@@ -1,0 +1,212 @@
+"""Whether a config fits its GPUs, said before Ray starts: ``planning/memory.py`` against ``hardware.gpu_memory_gib``.
+
+Estimates, so that only what exceeds a GPU by a tenth is refused; what comes within a tenth of it is warned of.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from verl_gsd.planning.memory import SHAPES, Shape, kv_cache_gib, state_gib, update_gib, weights_gib
+from verl_gsd.trainer.config import Line
+from verl_gsd.trainer.gvpo_section import sequence_parallel
+
+#: Shares of a GPU's memory above which an estimate is warned of, and refused.
+TIGHT, TOO_MUCH = 0.9, 1.1
+#: Of vLLM's share, beside weights and KV cache: its own activations and graphs, in GiB. A round figure.
+_VLLM_OWN_GIB = 3.0
+
+_ACTOR, _ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
+
+
+def does_not_fit(config: DictConfig, line: Line) -> Iterator[str]:
+    """What cannot be held, or not be read, by what the hardware group says there is."""
+    yield from _gpus_missing(config)
+    shape = shape_of(config)
+    if shape is None or not _counts(config):
+        return
+    length, actor = _length(config), config.actor_rollout_ref.actor
+    if length > shape.positions:
+        yield (
+            f"data.max_prompt_length={config.data.max_prompt_length} and data.max_response_length="
+            f"{config.data.max_response_length}: {length} tokens, and {config.actor_rollout_ref.model.path} reads "
+            f"{shape.positions}: verl would cut responses there without a word. Write less, or a model that reads more."
+        )
+    room = actor.ppo_max_token_len_per_gpu * sequence_parallel(actor)
+    if actor.use_dynamic_bsz and room < length:
+        yield (
+            f"{_ACTOR}.ppo_max_token_len_per_gpu={actor.ppo_max_token_len_per_gpu}: verl fails on a sequence that does "
+            f"not fit a micro-batch, and one may have {length} tokens. Write {-(-length // sequence_parallel(actor))} "
+            "or more."
+        )
+    memory = _memory(config)
+    if memory is None:
+        return
+    yield from _update_too_large(config, shape, memory)
+    yield from _rollout_too_large(config, shape, memory)
+
+
+def estimate(config: DictConfig) -> Iterator[str]:
+    """The estimate in words, for a user to see before a run; nothing where no hardware group says what a GPU holds."""
+    memory, path = _memory(config), config.actor_rollout_ref.model.path
+    if memory is None or not _counts(config):
+        return
+    shape = shape_of(config)
+    if shape is None:
+        yield f"memory: not estimated; the shape of {path} is not known here (one in a folder is)"
+        return
+    update, rollout = _update(config, shape), config.actor_rollout_ref.rollout
+    share = rollout.gpu_memory_utilization * memory
+    cached = int(_cache_gib(config, shape, memory) / kv_cache_gib(shape, _length(config), _parallel(config)))
+    yield (
+        f"memory of {memory:g} GiB a GPU, estimated: an update {sum(update.values()):.0f}; generation {share:.0f} and "
+        f"{_resident(config, shape):.0f} of weights and optimiser, {cached} sequences of full length in its cache"
+    )
+    if TIGHT * memory < sum(update.values()) <= TOO_MUCH * memory:
+        yield f"warning: that update may not fit. {_smaller(config, update)}"
+    if cached < rollout.n:
+        yield (
+            f"warning: {_ROLLOUT}.n={rollout.n} responses of {_length(config)} tokens do not fit the KV cache "
+            f"together, {cached} do: the others wait. Write a larger {_ROLLOUT}.gpu_memory_utilization or "
+            "tensor_model_parallel_size."
+        )
+
+
+def shape_of(config: DictConfig) -> Shape | None:
+    """Of the policy: from its folder, or if it is a recipe's; None where it is not known here."""
+    path = str(config.actor_rollout_ref.model.path)
+    file = Path(path).expanduser() / "config.json"
+    if not file.is_file():
+        return SHAPES.get(path)
+    try:
+        found: Any = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return Shape.of(found) if isinstance(found, dict) else None
+
+
+def _gpus_missing(config: DictConfig) -> Iterator[str]:
+    hardware, trainer, model = config.get("hardware", {}), config.trainer, config.reward.reward_model
+    if hardware.get("gpus_per_node") is None:
+        return
+    there = hardware.nodes * hardware.gpus_per_node
+    apart = model.nnodes * model.n_gpus_per_node if model.enable and model.enable_resource_pool else 0
+    needed = trainer.nnodes * trainer.n_gpus_per_node + apart
+    if needed > there:
+        also = f" and {apart} for the reward model (reward.reward_model.n_gpus_per_node)" if apart else ""
+        yield (
+            f"trainer.n_gpus_per_node={trainer.n_gpus_per_node} on {trainer.nnodes} nodes{also}: hardware="
+            f"{hardware.name} has {there} GPUs. Write fewer, or a hardware group that has {needed}."
+        )
+
+
+def _update_too_large(config: DictConfig, shape: Shape, memory: float) -> Iterator[str]:
+    parts = _update(config, shape)
+    if sum(parts.values()) > TOO_MUCH * memory:
+        said = ", ".join(f"{value:.1f} {name}" for name, value in parts.items())
+        yield (
+            f"hardware.gpu_memory_gib={memory:g}: an update needs about {sum(parts.values()):.0f} GiB of every GPU "
+            f"({said}; {shape.parameters / 1e9:.2f}e9 parameters over {_shards(config)} GPUs, {_tokens(config)} tokens "
+            f"a micro-batch). {_smaller(config, parts)}"
+        )
+
+
+def _smaller(config: DictConfig, parts: dict[str, float]) -> str:
+    """What to write, by what takes the most."""
+    actor = config.actor_rollout_ref.actor
+    if parts["states"] > parts["logits"] + parts["activations"]:
+        return f"Write {_ACTOR}.fsdp_config.offload_policy=true (with strategy=fsdp2), or use more GPUs."
+    if not actor.use_dynamic_bsz:
+        return f"Write {_ACTOR}.ppo_micro_batch_size_per_gpu below {actor.ppo_micro_batch_size_per_gpu}."
+    if actor.ppo_max_token_len_per_gpu * sequence_parallel(actor) > _length(config):
+        least = -(-_length(config) // sequence_parallel(actor))
+        return f"Write {_ACTOR}.ppo_max_token_len_per_gpu below {actor.ppo_max_token_len_per_gpu}, {least} or more."
+    return f"Write {_ACTOR}.ulysses_sequence_parallel_size=2 or more, or a smaller data.max_response_length."
+
+
+def _rollout_too_large(config: DictConfig, shape: Shape, memory: float) -> Iterator[str]:
+    rollout, length = config.actor_rollout_ref.rollout, _length(config)
+    named = f"{_ROLLOUT}.gpu_memory_utilization={rollout.gpu_memory_utilization}"
+    one = kv_cache_gib(shape, length, _parallel(config))
+    share = rollout.gpu_memory_utilization * memory
+    weights = weights_gib(shape, _parallel(config))
+    if weights + one > TOO_MUCH * share:
+        yield (
+            f"{named} of {memory:g} GiB: {share:.1f} GiB, and weights take {weights:.1f} and one sequence of {length} "
+            f"tokens {one:.1f}. Write a larger share, or {_ROLLOUT}.tensor_model_parallel_size above "
+            f"{_parallel(config)}."
+        )
+    resident = _resident(config, shape)
+    if share + resident > TOO_MUCH * memory:
+        yield (
+            f"{named} of {memory:g} GiB: beside these {share:.0f} GiB the policy's weights and optimiser keep "
+            f"{resident:.0f} on the GPU. Write a smaller share, or {_ACTOR}.fsdp_config.param_offload=true and "
+            "optimizer_offload=true."
+        )
+
+
+def _update(config: DictConfig, shape: Shape) -> dict[str, float]:
+    streamed = bool(config.actor_rollout_ref.actor.fsdp_config.offload_policy)
+    return update_gib(shape, _shards(config), _tokens(config), streamed=streamed)
+
+
+def _resident(config: DictConfig, shape: Shape) -> float:
+    """What the actor keeps on a GPU while vLLM generates: 4 bytes a parameter of weights, 8 of Adam, in GiB."""
+    fsdp = config.actor_rollout_ref.actor.fsdp_config
+    if fsdp.offload_policy:
+        return 0.0
+    states = state_gib(shape, _shards(config))
+    return states * ((0 if fsdp.param_offload else 1) + (0 if fsdp.optimizer_offload else 2)) / 3
+
+
+def _cache_gib(config: DictConfig, shape: Shape, memory: float) -> float:
+    share = config.actor_rollout_ref.rollout.gpu_memory_utilization * memory
+    return max(0.0, share - weights_gib(shape, _parallel(config)) - _VLLM_OWN_GIB)
+
+
+def _memory(config: DictConfig) -> float | None:
+    """GiB of a GPU; None where no hardware group says so, or another engine's sharding is not described here."""
+    value = OmegaConf.select(config, "hardware.gpu_memory_gib")
+    return value if config.actor_rollout_ref.actor.strategy in ("fsdp", "fsdp2") else None
+
+
+def _shards(config: DictConfig) -> int:
+    gpus = config.trainer.nnodes * config.trainer.n_gpus_per_node
+    size = config.actor_rollout_ref.actor.fsdp_config.fsdp_size
+    return gpus if size < 0 else min(size, gpus)
+
+
+def _length(config: DictConfig) -> int:
+    return config.data.max_prompt_length + config.data.max_response_length
+
+
+def _tokens(config: DictConfig) -> int:
+    """Of the largest micro-batch, on one GPU."""
+    actor = config.actor_rollout_ref.actor
+    if actor.use_dynamic_bsz:
+        return actor.ppo_max_token_len_per_gpu
+    return (actor.ppo_micro_batch_size_per_gpu or 1) * _length(config) // sequence_parallel(actor)
+
+
+def _parallel(config: DictConfig) -> int:
+    return config.actor_rollout_ref.rollout.tensor_model_parallel_size
+
+
+def _counts(config: DictConfig) -> bool:
+    """Whether the numbers reckoned with are numbers; what is not is named by another check."""
+    data, actor, rollout = config.data, config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
+    whole = (
+        data.max_prompt_length,
+        data.max_response_length,
+        actor.ppo_max_token_len_per_gpu,
+        rollout.n,
+        rollout.tensor_model_parallel_size,
+        config.trainer.nnodes,
+        config.trainer.n_gpus_per_node,
+    )
+    return all(isinstance(n, int) and n > 0 for n in whole) and isinstance(rollout.gpu_memory_utilization, int | float)
