@@ -1,9 +1,9 @@
-"""One page that needs nothing beside it; how it looks in a browser is test_browser's."""
+"""One page that needs nothing beside it; how it looks in a browser is test_report_browser's."""
 
 import altair as alt
 import pytest
 
-from verl_gsd.charts import Section, Table, page, write_page, write_png
+from verl_gsd.charts import Notice, Panel, Section, Table, page, write_page, write_png
 
 POINTS = alt.Chart(alt.Data(values=[{"step": 1, "rate": 0.5}, {"step": 2, "rate": 0.25}])).mark_line()
 CHART = POINTS.encode(x="step:Q", y="rate:Q")
@@ -18,8 +18,13 @@ def test_a_page_loads_nothing_from_anywhere():
 def test_text_of_a_policy_stays_text_wherever_it_stands():
     hostile = "</script><script>alert(1)</script><!--"
     chart = alt.Chart(alt.Data(values=[{"step": hostile, "rate": 1}])).mark_bar().encode(x="step:N", y="rate:Q")
-    with_it = page(hostile, [Section("a", hostile, [hostile], chart, Table([hostile], [[hostile]]))])
-    without = page("", [Section("a", "", [""], chart.properties(data=alt.Data(values=[])), Table([""], [[""]]))])
+    empty = chart.properties(data=alt.Data(values=[]))
+
+    def with_text(text, drawn):
+        parts = {"notices": [Notice(text, text, [text])], "panels": [Panel("b", text, drawn)]}
+        return page(text, [Section("a", text, [text], drawn, Table([text], [[text]]), **parts), Section("c", text)])
+
+    with_it, without = with_text(hostile, chart), with_text("text", empty)
     for mark in ("<script>", "</script>", "<!--", "alert(1)</script"):
         assert with_it.count(mark) == without.count(mark)
 
@@ -27,6 +32,8 @@ def test_text_of_a_policy_stays_text_wherever_it_stands():
 def test_sections_have_names_of_their_own():
     with pytest.raises(ValueError, match="name of its own"):
         page("", [Section("a", ""), Section("a", "")])
+    with pytest.raises(ValueError, match="name of its own"):
+        page("", [Section("a", "", panels=[Panel("a", "", CHART)])])
 
 
 def test_files_are_whole_or_not_there(tmp_path):
@@ -41,3 +48,8 @@ def test_files_are_whole_or_not_there(tmp_path):
             [Section("a", "", chart=CHART.properties(data=alt.Data(values=[{"x": float("nan")}])))],
         )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "page.html"]
+
+
+def test_a_page_of_several_sections_links_to_them():
+    assert 'href="#b"' in page("", [Section(name, "A title") for name in "abc"])
+    assert "<nav>" not in page("", [Section("a", "A title")])

@@ -5,62 +5,16 @@ All text is escaped, data too: what a policy or a judge wrote may stand in a pag
 
 from __future__ import annotations
 
-import functools
 import html
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import altair as alt
-import vl_convert
 
+from verl_gsd.charts.assets import DRAW, STYLE, library
+from verl_gsd.charts.parts import Notice, Section, Table
 from verl_gsd.charts.theme import styled
-
-_STYLE = """
-:root { color-scheme: light; }
-body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: white; margin: 0 auto; max-width: 1100px;
-  padding: 0 1rem 3rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin: 2rem 0 .25rem; }
-p { margin: .25rem 0 .75rem; max-width: 75ch; }
-.chart { width: 100%; min-height: 40px; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .75rem .25rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid #e5e5e5; }
-caption { text-align: left; }
-details > summary { cursor: pointer; }
-"""
-
-_DRAW = """
-for (const place of document.querySelectorAll(".chart")) {
-  const specification = JSON.parse(document.getElementById(place.dataset.of).textContent);
-  vegaEmbed(place, specification, { actions: false, renderer: "svg" })
-    .catch(error => { place.textContent = "This chart could not be drawn: " + error; console.error(error); });
-}
-"""
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows of cells, each shown as ``str`` gives it."""
-
-    header: Sequence[str]
-    rows: Sequence[Sequence[object]]
-
-
-@dataclass(frozen=True)
-class Section:
-    """A heading with, in this order, paragraphs, a chart and a table, each where there is one.
-
-    Attributes:
-        name: of the section in links and for its chart: letters, digits and hyphens, unique on the page.
-    """
-
-    name: str
-    title: str
-    text: Sequence[str] = ()
-    chart: alt.TopLevelMixin | None = None
-    table: Table | None = None
 
 
 def page(title: str, sections: Sequence[Section], *, refresh: int | None = None) -> str:
@@ -70,9 +24,9 @@ def page(title: str, sections: Sequence[Section], *, refresh: int | None = None)
         refresh: seconds after which a browser asks for the page again; never where None.
 
     Raises:
-        ValueError: two sections share a name.
+        ValueError: two sections or panels share a name.
     """
-    names = [section.name for section in sections]
+    names = [name for section in sections for name in (section.name, *(panel.name for panel in section.panels))]
     if len(set(names)) < len(names):
         raise ValueError(f"sections {names}: give each a name of its own")
     body = "\n".join(_section(section) for section in sections)
@@ -87,13 +41,14 @@ def page(title: str, sections: Sequence[Section], *, refresh: int | None = None)
 <meta http-equiv="Content-Security-Policy" content="{policy}">
 <link rel="icon" href="data:,">
 {again}<title>{html.escape(title)}</title>
-<style>{_STYLE}</style>
+<style>{STYLE}</style>
 </head>
 <body>
 <h1>{html.escape(title)}</h1>
+{_links(sections)}
 {body}
-<script>{_library()}</script>
-<script>{_DRAW}</script>
+<script>{library()}</script>
+<script>{DRAW}</script>
 </body>
 </html>
 """
@@ -115,27 +70,48 @@ def write_page(path: Path, title: str, sections: Sequence[Section], *, refresh: 
         building.unlink(missing_ok=True)
 
 
+def _links(sections: Sequence[Section]) -> str:
+    if len(sections) < 3:
+        return ""
+    links = (f'<a href="#{section.name}">{html.escape(section.title)}</a>' for section in sections)
+    return f"<nav>{' '.join(links)}</nav>"
+
+
 def _section(section: Section) -> str:
     parts = [f'<section id="{section.name}">', f"<h2>{html.escape(section.title)}</h2>"]
     parts += [f"<p>{html.escape(paragraph)}</p>" for paragraph in section.text]
+    parts += [_notice(notice) for notice in section.notices]
     if section.chart is not None:
-        label = html.escape(section.title, quote=True)
-        parts.append(f'<div class="chart" role="img" aria-label="{label}" data-of="{section.name}-data"></div>')
-        # In a script element only "</" and "<!--" could end the text early: no "<" is left in it.
-        data = json.dumps(styled(section.chart), allow_nan=False).replace("<", "\\u003c")
-        parts.append(f'<script type="application/json" id="{section.name}-data">{data}</script>')
-    if section.table is not None:
-        head = "".join(f'<th scope="col">{html.escape(str(cell))}</th>' for cell in section.table.header)
-        rows = [
-            f"<tr>{''.join(f'<td>{html.escape(str(cell))}</td>' for cell in row)}</tr>" for row in section.table.rows
-        ]
-        parts.append(
-            f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+        parts.append(_chart(section.name, section.title, section.chart))
+    if section.panels:
+        panels = (
+            f'<div id="{panel.name}"><h3>{html.escape(panel.title)}</h3>'
+            f"{_chart(panel.name, panel.title, panel.chart)}</div>"
+            for panel in section.panels
         )
+        parts.append(f'<div class="panels">{"".join(panels)}</div>')
+    if section.table is not None:
+        parts.append(_table(section.table))
     return "\n".join([*parts, "</section>"])
 
 
-@functools.cache
-def _library() -> str:
-    """Vega, Vega-Lite and what puts them into a page: as text of a script element."""
-    return vl_convert.javascript_bundle().replace("</script", "<\\/script")
+def _table(table: Table) -> str:
+    head = "".join(f'<th scope="col">{html.escape(str(cell))}</th>' for cell in table.header)
+    rows = "".join(f"<tr>{''.join(f'<td>{html.escape(str(cell))}</td>' for cell in row)}</tr>" for row in table.rows)
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+
+
+def _notice(notice: Notice) -> str:
+    text = f"<p>{html.escape(notice.text)}</p>" if notice.text else ""
+    write = "<br>".join(f"<code>{html.escape(line)}</code>" for line in notice.write)
+    return f'<div class="notice"><strong>{html.escape(notice.title)}</strong>{text}{write}</div>'
+
+
+def _chart(name: str, title: str, chart: alt.TopLevelMixin) -> str:
+    label = html.escape(title, quote=True)
+    # In a script element only "</" and "<!--" could end the text early: no "<" is left in it.
+    data = json.dumps(styled(chart), allow_nan=False).replace("<", "\\u003c")
+    return (
+        f'<div class="chart" role="img" aria-label="{label}" data-of="{name}-data"></div>'
+        f'<script type="application/json" id="{name}-data">{data}</script>'
+    )

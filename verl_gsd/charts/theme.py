@@ -14,10 +14,18 @@ KINDS = {"mixed": "#009E73", "all_right": "#56B4E9", "all_wrong": "#D55E00"}
 
 _CONFIG = {
     "background": "white",
+    "aria": False,  # a page labels a chart as a whole; a label of every mark costs time to draw and is read by nobody
     "font": "system-ui, sans-serif",
     "range": {"category": list(COLOURS)},
     "axis": {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal", "gridColor": "#e5e5e5"},
-    "legend": {"orient": "top", "labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal", "columns": 3},
+    "legend": {
+        "orient": "top",
+        "labelFontSize": 12,
+        "titleFontSize": 12,
+        "titleFontWeight": "normal",
+        "columns": 3,
+        "layout": {"top": {"direction": "vertical", "anchor": "start"}},
+    },
     "view": {"stroke": None},
     "line": {"strokeWidth": 2},
 }

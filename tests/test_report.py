@@ -1,0 +1,335 @@
+"""From a run's files to a page: reading, counting, and what a user gets."""
+
+import collections
+import math
+import re
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from report_runs import HOSTILE, config, everything, group, metrics, records
+from typer.testing import CliRunner
+
+from verl_gsd.cli.main import app
+from verl_gsd.records import FATES, Left, describe
+from verl_gsd.report.build import read_runs, require_content, sections_of
+from verl_gsd.report.figures import by_accuracy, sigma_cells, thinned
+from verl_gsd.report.reading import Run, names_of, read_run
+from verl_gsd.report.steps import USES, by_step
+
+MIXED, WRONG, RIGHT = [0, 1, 1, 1], [0, 0, 0, 0], [1, 1, 1, 1]
+
+
+def report(*words):
+    return CliRunner().invoke(app, ["report", *map(str, words)], env={"COLUMNS": "300", "NO_COLOR": "1"})
+
+
+# Reading
+
+
+def test_runs_are_named_by_their_folder_and_longer_where_that_is_not_enough(tmp_path):
+    paths = [tmp_path / name for name in ("a/run", "b/run", "b/other")]
+    assert names_of(paths) == ["a/run", "b/run", "other"]
+    with pytest.raises(ValueError, match="given twice"):
+        names_of([tmp_path / "a", tmp_path / "b" / ".." / "a"])
+
+
+def test_what_a_resume_undid_is_in_neither_records_nor_metrics(tmp_path):
+    for step in (1, 2, 3, 4):
+        records(tmp_path, step, (MIXED, "trained"))
+    for step in (3, 4):
+        records(tmp_path, step, (WRONG, "trained"), attempt=2)
+    validation = {"validation": 1, "val-core/math/acc/mean@1": 0.5}
+    metrics(tmp_path, [(step, {"actor/entropy": 1.0}) for step in (1, 2, 3, 4, 5)])
+    metrics(tmp_path, [(2, validation), (3, {"actor/entropy": 2.0}), (4, {"actor/entropy": 2.0})], attempt=2)
+    run = read_run(tmp_path, "run")
+    table = by_step(run)
+    assert run.attempts == 2
+    assert table["step"].tolist() == [1, 2, 3, 4], "step 5 was made by weights that were given up"
+    assert table["actor/entropy"].tolist() == [1, 1, 2, 2]
+    assert table["silent"].tolist() == [0, 0, 1, 1]
+    assert table["val-core/math/acc/mean@1"][1] == 0.5, "the validation before step 3 is of step 2's weights"
+
+
+def test_a_resume_that_made_no_step_undoes_nothing(tmp_path):
+    metrics(tmp_path, [(step, {"actor/entropy": 1.0}) for step in (1, 2, 3)])
+    metrics(tmp_path, [(2, {"validation": 1, "val-core/math/acc/mean@1": 0.5})], attempt=2)
+    assert read_run(tmp_path, "run").metrics["step"].tolist() == [1, 2, 3]
+
+
+def test_what_is_damaged_is_left_out_and_said(tmp_path):
+    for step in (1, 2, 3):
+        cut = records(tmp_path, step, (MIXED, "trained"))
+    cut.write_bytes(cut.read_bytes()[:200])
+    path = metrics(tmp_path, [(1, {"actor/entropy": 1.0}), (2, {"actor/entropy": 0.5}), (3, {"actor/entropy": 0.2})])
+    first, _, last = path.read_text().splitlines()
+    path.write_text(f'{first}\nnot json\n[1, 2]\n{{"step": 2}}\n{last[:30]}')
+    (tmp_path / "config.yaml").write_text("a: [1")
+    run = read_run(tmp_path, "run")
+    assert run.records["step"].to_pylist() == [1, 2]
+    assert run.metrics["step"].tolist() == [1], "a last line that is being written is no damage, and no line yet"
+    assert len(run.skipped) == 3
+    for sentence, said in zip(run.skipped, ("step_000003", "3 lines are not metrics", "config.yaml"), strict=True):
+        assert said in sentence
+    page = tmp_path / "report.html"
+    assert report(tmp_path).exit_code == 0
+    assert "left out" in page.read_text() and "step_000003" in page.read_text()
+
+
+def test_metrics_that_are_no_numbers_are_not_read(tmp_path):
+    metrics(tmp_path, [(1, {"a": None, "b": "text", "c": 2, "d": [1]})])
+    read = read_run(tmp_path, "run").metrics
+    assert math.isnan(read["a"][0]) and read["c"][0] == 2
+    assert not {"b", "d"} & read.keys()
+
+
+# Counting
+
+
+@st.composite
+def tables(draw):
+    """Records of a few steps, with groups of any kind and fate."""
+    rows = []
+    for step in sorted(draw(st.sets(st.integers(1, 9), min_size=1, max_size=4))):
+        for _ in range(draw(st.integers(1, 5))):
+            rewards = draw(st.lists(st.sampled_from([0.0, 0.3, 1.0]), max_size=4))
+            further = draw(
+                st.fixed_dictionaries(
+                    {},
+                    optional={
+                        "silent_predicted": st.floats(0, 1),
+                        "dagrpo_pairs": st.integers(0, 4),
+                        "dagrpo_pairs_kept": st.integers(0, 4),
+                        "judge_score": st.floats(0, 10),
+                        "hadw_anchor": st.floats(0, 1),
+                    },
+                )
+            )
+            left = Left(group(rewards, demonstrations=draw(st.integers(0, 1))), draw(st.sampled_from(FATES)), further)
+            rows.append(describe([left], step=step, attempt=1, alpha=draw(st.sampled_from([0.0, 1.0]))))
+    return pa.concat_tables(rows)
+
+
+def by_step_slowly(table):
+    """Of each step, from rows as they are, what by_step must say."""
+    found = {}
+    for step in sorted(set(table["step"].to_pylist())):
+        rows = [row for row in table.to_pylist() if row["step"] == step]
+        whole = [row for row in rows if row["size"]]
+        trained = [row for row in whole if row["fate"] == "trained"]
+        mixed = [row for row in trained if row["kind"] == "mixed"]
+        seen = [row for row in rows if row["silent_predicted"] is not None]
+        likely = [row for row in seen if row["silent_predicted"] < 0.5]
+        paired = [row for row in rows if None not in (row["dagrpo_pairs"], row["dagrpo_pairs_kept"])]
+        scored = [row["judge_score"] for row in rows if row["judge_score"] is not None]
+        anchors = [row["hadw_anchor"] for row in mixed if row["hadw_anchor"] is not None]
+        rated = [row for row in trained if row["total"]]
+        hard = [row["gain"] for row in rated if row["correct"] / row["total"] <= 0.25]
+        uses = collections.Counter()
+        for row in rows:
+            taught = "taught" if row["kind"] == "mixed" or row["demonstrations"] else "silent"
+            uses[taught if row["fate"] == "trained" else row["fate"]] += row["size"]
+        found[step] = {
+            "groups": len(rows),
+            "rollouts": sum(row["size"] for row in rows),
+            "tokens": sum(row["tokens"] for row in rows),
+            "tokens_per_response": over(sum(row["tokens"] for row in rows), sum(row["size"] for row in rows)),
+            "silent": mean([row["kind"] != "mixed" for row in whole]),
+            "all_wrong": mean([row["kind"] == "all_wrong" for row in whole]),
+            "alone": mean([row["size"] == 1 for row in whole]),
+            "sigma": mean([row["std"] for row in whole]),
+            "accuracy": over(sum(row["correct"] for row in rows), sum(row["total"] for row in rows)),
+            "failed": mean([row["fate"] == "failed" for row in rows]),
+            "anchor": mean(anchors),
+            "gain_hard": over(sum(hard), sum(row["gain"] for row in rated)),
+            "pairs_kept": over(sum(r["dagrpo_pairs_kept"] for r in paired), sum(r["dagrpo_pairs"] for r in paired)),
+            "judge_score": mean(scored),
+            "seen_silent": mean([row["kind"] != "mixed" for row in seen]),
+            "seen_predicted": mean([row["silent_predicted"] for row in seen]),
+            "likely_groups": len(likely),
+            "likely_silent": sum(row["kind"] != "mixed" for row in likely),
+            **{f"rollouts_{use}": uses[use] for use in USES},
+        }
+    return found
+
+
+def over(part, whole):
+    return part / whole if whole else (math.nan if part == 0 else math.inf)
+
+
+def mean(values):
+    return over(sum(values), len(values))
+
+
+@settings(max_examples=50)
+@given(tables())
+def test_steps_are_counted_as_a_loop_counts_them(table):
+    found = by_step(Run("run", table, {"step": np.zeros(0, np.int64)}, {}, 1, ()))
+    slowly = by_step_slowly(table)
+    assert found["step"].tolist() == list(slowly)
+    for row, of_step in enumerate(slowly.values()):
+        for name, value in of_step.items():
+            assert found[name][row] == pytest.approx(value, nan_ok=True), name
+    uses = np.sum([found[f"rollouts_{use}"] for use in USES], axis=0)
+    assert uses == pytest.approx(found["rollouts"]), "every rollout has one use"
+
+
+@given(st.lists(st.one_of(st.none(), st.floats(-5, 5)), min_size=1, max_size=60), st.integers(1, 20))
+def test_thinned_lines_are_short_and_keep_what_is_there(values, at_most):
+    column = np.array([np.nan if value is None else value for value in values])
+    table = {"step": np.arange(1, len(values) + 1), "a": column}
+    thin = thinned(table, ["a", "absent"], at_most)
+    known = column[~np.isnan(column)]
+    assert len(thin["a"]) <= at_most and np.isnan(thin["absent"]).all()
+    assert not np.isnan(thin["a"]).any()
+    assert (thin["low"] < thin["step"]).all() and (thin["step"] < thin["high"]).all()
+    assert (thin["high"][:-1] == thin["low"][1:]).all()
+    if len(known) <= at_most:
+        assert thin["a"].tolist() == known.tolist()
+        assert thin["step"].tolist() == table["step"][~np.isnan(column)].tolist()
+    elif len(known) % len(thin["a"]) == 0:
+        assert thin["a"].mean() == pytest.approx(known.mean())
+
+
+@settings(max_examples=50)
+@given(tables())
+def test_sigma_cells_share_out_each_span_of_steps(table):
+    cells = sigma_cells(table)
+    whole = [row for row in table.to_pylist() if row["size"]]
+    for low in set(cells["low"].tolist()):
+        here = cells["low"] == low
+        assert cells["share"][here].sum() == pytest.approx(1)
+        of_span = [row for row in whole if low < row["step"] < cells["high"][here][0]]
+        silent = np.mean([row["kind"] != "mixed" for row in of_span])
+        assert cells["share"][here & (cells["above"] <= 0)].sum() == pytest.approx(silent)
+        for row in of_span:
+            if row["kind"] == "mixed":
+                inside = (cells["below"][here] <= row["std"] + 1e-9) & (row["std"] <= cells["above"][here] + 1e-9)
+                assert inside.any()
+
+
+def test_gradient_mass_by_accuracy(tmp_path):
+    records(tmp_path, 1, (MIXED, "trained"), ([0, 0, 0, 1], "trained"), ([1, 1, 0, 0], "surplus"), (RIGHT, "trained"))
+    found = by_accuracy(read_run(tmp_path, "run").records)
+    sigma = math.sqrt(3) / 4
+    groups = {low: share for low, share in zip(found["low"].tolist(), found["groups"].tolist(), strict=True) if share}
+    assert groups == pytest.approx({0.2: 1 / 3, 0.7: 1 / 3, 0.9: 1 / 3}), "1 is in the last bin, surplus in none"
+    assert found["gain_share"][[2, 7]].tolist() == pytest.approx([0.5, 0.5])
+    assert found["gain"][2] == pytest.approx(sigma) and found["gain"][9] == 0
+
+
+def test_bins_of_accuracy_are_not_shifted_by_rounding(tmp_path):
+    records(tmp_path, 1, *(([1.0] * right + [0.0] * (10 - right), "trained") for right in range(1, 10)))
+    assert by_accuracy(read_run(tmp_path, "run").records)["groups"].tolist() == pytest.approx([0] + [1 / 9] * 9)
+
+
+# What a user gets
+
+
+def names(sections):
+    return [section.name for section in sections]
+
+
+def test_a_page_has_all_of_what_a_run_has(tmp_path):
+    run = everything(tmp_path / "run")
+    result = report(run, "--png", tmp_path / "png")
+    assert result.exit_code == 0, result.output
+    assert str(run / "report.html") in result.output
+    sections = sections_of(read_runs([run]))
+    assert names(sections) == [
+        *("words", "runs", "accuracy", "sigma", "silence", "difficulty", "waste"),
+        *("policy", "hadw", "dagrpo", "gvpo", "allotment"),
+    ]
+    drawn = {f"{panel.name}.png" for section in sections for panel in section.panels}
+    assert {path.name for path in (tmp_path / "png").iterdir()} == drawn
+    assert len(drawn) > 25
+
+
+def test_a_section_is_there_only_where_there_is_something_to_show(tmp_path):
+    records(tmp_path, 1, (MIXED, "trained"), (WRONG, "trained"), alpha=None)
+    sections = sections_of(read_runs([tmp_path]))
+    assert names(sections) == ["words", "runs", "accuracy", "sigma", "silence", "waste", "policy"]
+
+
+def test_a_stock_trainers_run_has_metrics_alone(tmp_path):
+    metrics(tmp_path, [(step, {"actor/entropy": 1.0, "critic/score/mean": 0.5}) for step in (1, 2, 3)])
+    assert report(tmp_path).exit_code == 0
+    sections = {section.name: section for section in sections_of(read_runs([tmp_path]))}
+    assert list(sections) == ["words", "runs", "accuracy", "policy"]
+    assert [panel.title for panel in sections["accuracy"].panels] == ["Mean score of the batch"]
+
+
+def test_runs_are_drawn_together_in_the_colour_that_each_has_everywhere(tmp_path):
+    runs = [everything(tmp_path / "with", steps=3), everything(tmp_path / "other", steps=5, seed=1), tmp_path / "stock"]
+    metrics(runs[2], [(1, {"actor/entropy": 1.0})])
+    result = report(*runs, "--output", tmp_path / "both.html")
+    assert result.exit_code == 0, result.output
+    assert not (runs[0] / "report.html").exists()
+    seen = set()
+    for section in sections_of(read_runs(runs)):
+        for panel in section.panels:
+            colour = panel.chart.to_dict()["encoding"]["color"]
+            if colour["field"] == "run":
+                seen.add((tuple(colour["scale"]["domain"]), tuple(colour["scale"]["range"])))
+    assert len(seen) == 1 and seen.pop()[0] == ("with", "other", "stock")
+
+
+def test_long_runs_are_thinned_before_they_are_drawn(tmp_path):
+    metrics(tmp_path, [(step, {"actor/entropy": 1.0}) for step in range(1, 1001)])
+    for step in range(1, 231):
+        records(tmp_path, step, (MIXED, "trained"), (WRONG, "trained"))
+    for section in sections_of(read_runs([tmp_path])):
+        for panel in section.panels:
+            assert len(panel.chart.to_dict()["data"]["values"]) <= 600, panel.name
+
+
+def test_text_that_others_wrote_stays_text(tmp_path):
+    run = everything(tmp_path / "a <b> & c", source=HOSTILE)
+    assert report(run, "--output", tmp_path / "page.html").exit_code == 0
+    written = (tmp_path / "page.html").read_text()
+    assert HOSTILE.split("=")[0] not in written
+    assert "<img src=x" not in written
+    assert "&lt;img src=x" in written, "and it is shown"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["{empty}"], "neither records nor metrics"),
+        (["{run}", "{empty}"], "neither records nor metrics"),
+        (["{absent}"], "no such run directory"),
+        (["{run}", "{run}"], "given twice"),
+        (["{run}", "--output", "page.pdf"], "ends in .html"),
+        (["{run}", "--port", "1"], "no effect without --watch"),
+        (["{run}", "--watch", "--png", "x"], "leave out --output and --png"),
+        (["{run}", "--output", "{file}/page.html"], "where there is room"),
+        ([f"{{many}}/{number}" for number in range(9)], "colours tell 8 apart"),
+    ],
+)
+def test_a_mistake_is_named_and_nothing_is_written(tmp_path, words, said):
+    places = {name: tmp_path / name for name in ("run", "empty", "absent", "file", "many")}
+    records(places["run"], 1, (MIXED, "trained"))
+    places["empty"].mkdir()
+    places["file"].write_text("")
+    for number in range(9):
+        (places["many"] / str(number)).mkdir(parents=True)
+    before = sorted(tmp_path.rglob("*"))
+    result = report(*(word.format(**places) for word in words))
+    assert result.exit_code == 2
+    assert said in re.sub(r"\s+", " ", result.output)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_run_of_which_nothing_can_be_read_says_what_is_there(tmp_path):
+    path = records(tmp_path, 1, (MIXED, "trained"))
+    path.write_bytes(b"PAR1")
+    with pytest.raises(ValueError, match=r"neither records nor metrics there.*step_000001"):
+        require_content(read_runs([tmp_path]))
+
+
+def test_a_run_of_one_step_with_nothing_but_failures(tmp_path):
+    records(tmp_path, 1, (group([]), "failed"), (group([]), "failed"))
+    config(tmp_path)
+    assert report(tmp_path).exit_code == 0

@@ -1,0 +1,138 @@
+"""A report in a real browser: every chart is drawn, on a desk and on a phone, and nothing in it runs.
+
+Where there is no browser these tests are skipped; with VERL_GSD_BROWSER=required they fail.
+"""
+
+import io
+import os
+import shutil
+import threading
+from http.server import ThreadingHTTPServer
+
+import pytest
+from report_runs import HOSTILE, everything, metrics, records
+
+from verl_gsd.charts import write_page
+from verl_gsd.report import watch
+from verl_gsd.report.build import read_runs, sections_of, title_of
+
+SIZES = {"desk": (1280, 900), "phone": (390, 844)}
+FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage")
+DRAWN = "performance.getEntriesByName('drawn').length > 0"
+#: An empty chart is white, and its axes grey.
+COLOURS_OF_A_CHART = 8
+
+
+@pytest.fixture(scope="module")
+def browser():
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if path is None:
+        missing = "no chromium found"
+        pytest.fail(missing) if os.environ.get("VERL_GSD_BROWSER") == "required" else pytest.skip(missing)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=path, args=list(FLAGS))
+        yield started
+        started.close()
+
+
+@pytest.fixture(params=SIZES)
+def visit(request, browser):
+    """(address) -> a page there whose charts are drawn; what a console said or asked of a network is an error."""
+    width, height = SIZES[request.param]
+    context = browser.new_context(viewport={"width": width, "height": height})
+    said = []
+
+    def go(address):
+        page = context.new_page()
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("dialog", lambda dialog: said.append(dialog.message))
+        page.on("request", lambda asked: said.append(asked.url) if asked.url != address else None)
+        page.goto(address)
+        page.wait_for_function(DRAWN, timeout=120_000)
+        return page
+
+    yield go
+    context.close()
+    assert [line for line in said if not line.startswith("data:")] == []
+
+
+def write(path, runs):
+    read = read_runs(runs)
+    sections = sections_of(read)
+    write_page(path, title_of(read), sections)
+    return path.as_uri(), sections
+
+
+def check(page, sections):
+    """Every section is there, every chart has been drawn, and the page fits its width."""
+    from PIL import Image
+
+    for section in sections:
+        assert page.locator(f"section#{section.name} > h2").inner_text() == section.title
+    charts = page.locator(".chart").all()
+    assert len(charts) == sum(len(section.panels) for section in sections)
+    for chart in charts:
+        name = chart.get_attribute("data-of")
+        assert chart.locator("svg").count() == 1, name
+        picture = Image.open(io.BytesIO(chart.screenshot())).convert("RGB")
+        found = picture.getcolors(picture.width * picture.height)
+        assert len(found) >= COLOURS_OF_A_CHART, name
+        white = dict((colour, count) for count, colour in found).get((255, 255, 255), 0)
+        assert white < 0.995 * picture.width * picture.height, name
+        assert any(max(colour) - min(colour) > 60 for _, colour in found), f"{name}: nothing but grey"
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "it scrolls sideways"
+
+
+def test_everything_is_drawn(visit, tmp_path):
+    address, sections = write(tmp_path / "page.html", [everything(tmp_path / "run")])
+    assert len(sections) == 12
+    check(visit(address), sections)
+
+
+def test_runs_are_drawn_together(visit, tmp_path):
+    long = "a_run_with_a_name_as_long_as_those_that_people_give_to_their_runs_2026_07_30"
+    runs = [everything(tmp_path / long), everything(tmp_path / "other", steps=5, seed=1), tmp_path / "stock"]
+    metrics(runs[2], [(step, {"actor/entropy": 0.5}) for step in range(1, 60)])
+    address, sections = write(tmp_path / "page.html", runs)
+    check(visit(address), sections)
+
+
+def test_a_run_of_one_step_is_drawn(visit, tmp_path):
+    records(tmp_path / "run", 1, ([0, 1, 1, 1], "trained"), ([0, 0, 0, 0], "trained"), ([1, 1, 1, 1], "filtered"))
+    address, sections = write(tmp_path / "page.html", [tmp_path / "run"])
+    check(visit(address), sections)
+
+
+def test_text_that_others_wrote_is_shown_and_does_not_run(visit, tmp_path):
+    run = everything(tmp_path / "<b onclick=alert(1)>bold", source=HOSTILE)
+    address, sections = write(tmp_path / "page.html", [run])
+    page = visit(address)
+    assert page.evaluate("window.hostile") is None
+    assert page.locator("img, b").count() == 0
+    assert HOSTILE in page.locator("section#accuracy").inner_text()
+    assert "<b onclick=alert(1)>bold" in page.locator("h1").inner_text()
+    check(page, sections)
+
+
+def test_a_served_page_shows_a_step_that_was_made_since(browser, tmp_path, monkeypatch):
+    monkeypatch.setattr(watch, "REFRESH", 1)
+    records(tmp_path, 1, ([0, 1, 1, 1], "trained"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), watch.handler(watch.Pages([tmp_path]))) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            page = browser.new_page()
+            page.goto(f"http://127.0.0.1:{server.server_port}/")
+            steps = page.locator("section#runs td").nth(1)
+            assert steps.inner_text() == "1"
+            records(tmp_path, 2, ([0, 1, 1, 1], "trained"))
+            page.wait_for_function(
+                "document.querySelectorAll('section#runs td')[1]?.innerText === '2'", timeout=120_000
+            )
+            page.close()
+        finally:
+            server.shutdown()
+            thread.join()

@@ -1,0 +1,110 @@
+"""What a finding is, and from where on one is made: every threshold is here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from verl_gsd.report.reading import Columns
+from verl_gsd.report.steps import column
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something wrong: ``title`` says what, ``text`` what it means; ``write`` are keys for the command line, each with
+    a comment."""
+
+    title: str
+    text: str
+    write: tuple[str, ...] = ()
+
+
+#: Of a table with a row a step (``steps.by_step``) and a config's dotted keys. It yields nothing where all is well, or
+#: where the table does not have what it looks at.
+Finder = Callable[[Columns, Mapping[str, Any]], Iterator[Finding]]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """From where on something is worth a reader's time. Shares are in [0, 1]."""
+
+    #: Steps that "now" and "at first" mean, a third of the run at most; and steps below which no trend is one.
+    window: int = 20
+    trend: int = 12
+    silent: float = 0.5
+    alone: float = 0.05
+    failed: float = 0.02
+    surplus: float = 0.2
+    stale: float = 0.1
+    #: Observed silence less predicted, where a mixed group was likelier; groups it takes; standard errors.
+    noise: float = 0.15
+    noise_groups: int = 100
+    noise_errors: float = 4.0
+    #: Steps without a move of more than this, at this distance from the accuracy.
+    frozen_steps: int = 10
+    frozen_span: float = 1e-3
+    frozen_distance: float = 0.05
+    #: Of what it was at first.
+    entropy: float = 0.2
+    length: float = 0.5
+    #: Responses cut at the longest length allowed.
+    clipped: float = 0.3
+    #: Held-out accuracy below its best, twice running.
+    accuracy: float = 0.05
+    judge_failed: float = 0.05
+    tied: float = 0.5
+    contradicted: float = 0.3
+    kept: float = 0.1
+    judge_of_step: float = 0.5
+    #: Demonstrations found of those wanted.
+    demonstrations: float = 0.1
+    pull: float = 2.0
+    #: Mixed groups that a budget expects, less those it got, at steps whose prompts it mostly knows.
+    budget: float = 0.15
+    budget_known: float = 0.9
+
+
+LIMITS = Limits()
+
+
+def now(table: Columns, name: str) -> float:
+    """Mean of the last steps that have the column; NaN where none has."""
+    return _mean(column(table, name), last=True)
+
+
+def at_first(table: Columns, name: str) -> float:
+    """Mean of the first steps that have the column; NaN where none has."""
+    return _mean(column(table, name), last=False)
+
+
+def steps_with(table: Columns, name: str) -> int:
+    return int((~np.isnan(column(table, name))).sum())
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.0f} %" if share >= 0.095 or share == 0 else f"{100 * share:.1f} %"
+
+
+def number_of(config: Mapping[str, Any], key: str) -> float | None:
+    """The key's value if it is a number."""
+    value = config.get(key)
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def scaled(config: Mapping[str, Any], key: str, factor: float, why: str) -> tuple[str, ...]:
+    """``key=value`` with ``factor`` times what it is, a whole number where that is one; ``...`` where it is not known,
+    and nothing where it would stay what it is."""
+    value = config.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return (f"{key}=...  # {why}",)
+    wanted = max(1, int(value * factor)) if isinstance(value, int) else value * factor
+    return () if wanted == value else (f"{key}={wanted:g}  # {why}; it is {value:g}",)
+
+
+def _mean(values: np.ndarray, *, last: bool) -> float:
+    known = values[~np.isnan(values)]
+    size = max(1, min(LIMITS.window, len(known) // 3))
+    return float((known[-size:] if last else known[:size]).mean()) if len(known) else float("nan")

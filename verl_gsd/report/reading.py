@@ -1,0 +1,131 @@
+"""Runs as a report sees them: records, metrics and config of what counts, and what had to be left out."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import yaml
+
+from verl_gsd.records import SCHEMA, read_records
+from verl_gsd.rundir import MetricsReader, RunDirectory
+
+#: Columns of equal length by name, a row a step.
+Columns = dict[str, np.ndarray]
+
+#: Of the records a report needs all but these.
+_UNREAD = {"index", "attempt", "data_source", "mean"}
+#: verl logs it with every training step, and not with a validation before the first.
+_TRAINED = "training/global_step"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run, read.
+
+    Attributes:
+        name: its folder's, longer where two runs would share it.
+        records: a row a group (``records.SCHEMA``), without what a report does not read.
+        metrics: ``step`` int64 and float64 columns by verl's names, NaN where a step has none.
+        config: dotted key -> value; empty where there is no config.
+        attempts: how often it was started.
+        skipped: what could not be read, a sentence each.
+    """
+
+    name: str
+    records: pa.Table
+    metrics: Columns
+    config: Mapping[str, Any]
+    attempts: int
+    skipped: tuple[str, ...]
+
+    def is_empty(self) -> bool:
+        """Whether there is nothing to report."""
+        return not len(self.records) and not len(self.metrics["step"])
+
+
+def read_run(path: Path, name: str) -> Run:
+    """Read the run in the folder ``path``; what is damaged is left out and said in ``Run.skipped``.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+    """
+    skipped: list[str] = []
+    columns = [column for column in SCHEMA.names if column not in _UNREAD]
+    records = read_records(path, columns, on_damaged=skipped.append)
+    attempts = RunDirectory(path).attempts()
+    metrics = _read_metrics(RunDirectory(path), attempts, skipped)
+    config = _read_config(RunDirectory(path).config, skipped)
+    return Run(name, records, metrics, config, len(attempts), tuple(skipped))
+
+
+def names_of(paths: Sequence[Path]) -> list[str]:
+    """A name for each folder: the shortest end of its path that no other one has.
+
+    Raises:
+        ValueError: two are the same folder.
+    """
+    parts = [path.resolve().parts for path in paths]
+    names = []
+    for path, own in zip(paths, parts, strict=True):
+        if parts.count(own) > 1:
+            raise ValueError(f"{path}: given twice; name each run once")
+        depth = 1
+        while sum(other[-depth:] == own[-depth:] for other in parts) > 1:
+            depth += 1
+        names.append("/".join(own[-depth:]))
+    return names
+
+
+def _read_metrics(run: RunDirectory, attempts: Sequence[int], skipped: list[str]) -> Columns:
+    """Of all attempts. One that resumed at step S undid what earlier ones logged from S + 1 on, as in ``records``."""
+    steps: dict[int, dict[str, float]] = {}
+    for attempt in attempts:
+        lines = _lines(run.metrics(attempt), skipped)
+        if trained := [step for step, data in lines if _TRAINED in data]:
+            steps = {step: data for step, data in steps.items() if step < min(trained)}
+        for step, data in lines:
+            steps[step] = steps.get(step, {}) | data
+    order = sorted(steps)
+    names = dict.fromkeys(name for step in order for name in steps[step])
+    columns = {name: np.array([steps[step].get(name, math.nan) for step in order], dtype=float) for name in names}
+    return {"step": np.array(order, dtype=np.int64)} | columns
+
+
+def _lines(path: Path, skipped: list[str]) -> list[tuple[int, dict[str, float]]]:
+    lines: list[tuple[int, dict[str, float]]] = []
+    reader, damaged = MetricsReader(path), 0
+    while True:
+        try:
+            for step, data in reader.new():
+                numbers = {name: float(value) for name, value in data.items() if isinstance(value, int | float)}
+                lines.append((int(step), numbers))
+            break
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
+            damaged += 1  # the reader stands behind the line that it could not read
+    if damaged:
+        skipped.append(f"{path}: {damaged} lines are not metrics")
+    return lines
+
+
+def _read_config(path: Path, skipped: list[str]) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = yaml.load(path.read_text(), Loader=yaml.CSafeLoader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        skipped.append(f"{path}: not readable as a config: {error}")
+        return {}
+    return dict(_flat(content, "")) if isinstance(content, dict) else {}
+
+
+def _flat(node: Any, key: str) -> list[tuple[str, Any]]:
+    if not isinstance(node, dict):
+        return [(key, node)]
+    return [pair for name, below in node.items() for pair in _flat(below, f"{key}.{name}" if key else str(name))]

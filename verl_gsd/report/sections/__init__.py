@@ -1,0 +1,1 @@
+"""The page, part by part: each is there where a run has something to show."""
