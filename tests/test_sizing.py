@@ -1,0 +1,159 @@
+"""What a GPU must hold, by hand, and what is refused and warned of because of it."""
+
+import json
+import re
+
+import pytest
+from omegaconf import OmegaConf
+
+from verl_gsd.planning.memory import GIB, SHAPES, Shape, kv_cache_gib, state_gib, update_gib, weights_gib
+from verl_gsd.trainer import sizing
+from verl_gsd.trainer.config import Line
+
+#: h 8, i 16, 2 heads and 1 KV head of 4, V 10: of a layer, q and o 2 x 8 x 8, k and v 2 x 8 x 4, MLP 3 x 8 x 16, norms
+#: 16.
+TINY = Shape(2, 8, 16, 2, 1, 4, 10, True, 32)
+
+
+def test_parameters_by_hand():
+    assert TINY.layer_parameters == 128 + 64 + 384 + 16 == 592
+    assert TINY.parameters == 80 + 2 * 592 + 8
+    untied = Shape(2, 8, 16, 2, 1, 4, 10, False, 32)
+    assert untied.parameters == TINY.parameters + 80
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        ("Qwen/Qwen2.5-Math-1.5B", 1_543_714_304),
+        ("Qwen/Qwen2.5-Math-7B", 7_615_616_512),
+        ("Qwen/Qwen3-4B-Base", 4_022_468_096),
+        ("Qwen/Qwen3-8B-Base", 8_190_735_360),
+        ("meta-llama/Llama-3.2-3B-Instruct", 3_212_749_824),
+        ("meta-llama/Llama-3.1-8B-Instruct", 8_030_261_248),
+    ],
+)
+def test_the_recipes_models_have_as_many_parameters_as_published(name, published):
+    """Independent of the shapes: biases and norms of queries and keys are left out."""
+    assert SHAPES[name].parameters == pytest.approx(published, rel=1e-4)
+    assert SHAPES[name].parameters <= published
+
+
+def test_memory_by_hand():
+    parts = update_gib(TINY, 4, 100)
+    assert {name: value * GIB for name, value in parts.items() if name != "overhead"} == pytest.approx(
+        {
+            "states": 16 * 1272 / 4,
+            "gathered": 12 * 592,
+            "activations": 100 * (2 * 8 * 2 + 4 * (64 + 64)),
+            "logits": 8 * 100 * 10,
+        }
+    )
+    assert update_gib(TINY, 4, 100, streamed=True)["states"] == 0
+    assert state_gib(TINY, 4) * GIB == pytest.approx(12 * 1272 / 4)
+    assert weights_gib(TINY, 2) * GIB == pytest.approx(1272)
+    assert kv_cache_gib(TINY, 100, 1) * GIB == pytest.approx(4 * 2 * 4 * 100)
+    assert kv_cache_gib(TINY, 100, 4) == kv_cache_gib(TINY, 100, 1), "one KV head is copied, not shared"
+
+
+def test_memory_of_a_model_one_knows():
+    shape = SHAPES["Qwen/Qwen2.5-Math-7B"]
+    parts = update_gib(shape, 8, 16384)
+    assert parts["logits"] == 152064 / 8192 == 18.5625
+    assert parts["states"] == pytest.approx(14.18, abs=0.01)
+    assert kv_cache_gib(shape, 1024, 1) * 1024 == pytest.approx(56), "56 KiB a token"
+
+
+def test_shapes_are_read_from_config_json():
+    llama = {
+        "num_hidden_layers": 2,
+        "hidden_size": 8,
+        "intermediate_size": 16,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "vocab_size": 10,
+        "tie_word_embeddings": True,
+        "max_position_embeddings": 32,
+    }
+    assert Shape.of(llama) == TINY
+    assert Shape.of({"num_attention_heads": 2}) is None
+    assert Shape.of(llama | {"num_experts": 8}) is None, "not dense"
+
+
+@pytest.fixture
+def sized(compose_fast):
+    def sized(recipe, hardware, **keys):
+        config, _ = compose_fast(f"recipe={recipe}", f"hardware={hardware}")
+        for key, value in keys.items():
+            OmegaConf.update(config, key.replace("__", "."), value)
+        return config
+
+    return sized
+
+
+ACTOR, ROLLOUT = "actor_rollout_ref__actor__", "actor_rollout_ref__rollout__"
+OFFLOADED = f"{ACTOR}fsdp_config__offload_policy"
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"trainer__n_gpus_per_node": 9}, r"n_gpus_per_node=9 on 1 nodes: hardware=8xa100_80g has 8 GPUs"),
+        ({"data__max_response_length": 3073}, r"4097 tokens, and Qwen/Qwen2\.5-Math-7B reads 4096"),
+        ({f"{ACTOR}ppo_max_token_len_per_gpu": 4000}, r"ppo_max_token_len_per_gpu=4000: .*Write 4096 or more"),
+        (
+            {f"{ACTOR}ppo_max_token_len_per_gpu": 65536},
+            r"about 13\d GiB .*74\.2 logits.*ppo_max_token_len_per_gpu below 65536, 4096 or more",
+        ),
+        (
+            {f"{ACTOR}use_dynamic_bsz": False, f"{ACTOR}ppo_micro_batch_size_per_gpu": 16},
+            r"65536 tokens a micro-batch\)\. Write .*ppo_micro_batch_size_per_gpu below 16",
+        ),
+        ({f"{ROLLOUT}gpu_memory_utilization": 0.15}, r"11\.8 GiB, and weights take 14\.2 and one sequence"),
+        ({f"{ROLLOUT}gpu_memory_utilization": 0.99}, r"beside these 78 GiB the policy's .* keep 11 on the GPU"),
+    ],
+)
+def test_what_cannot_fit_is_refused_with_what_to_change(sized, keys, said):
+    config = sized("gvpo/qwen2.5_math_7b", "8xa100_80g", **keys)
+    (problem,) = sizing.does_not_fit(config, Line({}, ()))
+    assert re.search(said, problem), problem
+
+
+def test_what_offloading_saves(sized):
+    whole = sized("hadw/qwen3_8b_base", "1xh200", **{OFFLOADED: False})
+    first, second = sizing.does_not_fit(whole, Line({}, ()))
+    assert "122.1 states" in first and "Write actor_rollout_ref.actor.fsdp_config.offload_policy=true" in first
+    assert "keep 92 on the GPU" in second
+    assert list(sizing.does_not_fit(sized("hadw/qwen3_8b_base", "1xh200"), Line({}, ()))) == []
+
+
+def test_nodes_do_not_shard_for_each_other(sized):
+    parts = [
+        sizing._update(sized("gvpo/qwen2.5_math_7b", hardware), SHAPES["Qwen/Qwen2.5-Math-7B"])
+        for hardware in ("8xh800", "multi_node")
+    ]
+    assert parts[0] == parts[1]
+
+
+def test_what_fits_is_said_and_what_is_tight_warned_of(sized):
+    (line,) = sizing.estimate(sized("gvpo/qwen2.5_math_7b", "8xa100_80g"))
+    # 52.3 of an update; .7 x 79 and 12 x 7.615e9 / 8; (55.3 - 14.2 - 3) / (4096 x 56 KiB)
+    assert "an update 52; generation 55 and 11 of weights and optimiser, 174 sequences of full length" in line
+    tight = list(
+        sizing.estimate(sized("gvpo/qwen2.5_math_7b", "8xa100_80g", **{f"{ACTOR}ppo_max_token_len_per_gpu": 32768}))
+    )
+    assert tight[1].startswith("warning: that update may not fit. Write actor_rollout_ref.actor.ppo_max_token_len")
+    few = list(
+        sizing.estimate(sized("gvpo/qwen2.5_math_7b", "8xa100_80g", **{f"{ROLLOUT}gpu_memory_utilization": 0.22}))
+    )
+    assert "rollout.n=5 responses of 4096 tokens do not fit the KV cache together, 0 do" in few[1]
+
+
+def test_what_is_not_known_is_not_refused(sized, tmp_path):
+    config = sized("gvpo/qwen2.5_math_7b", "8xa100_80g", actor_rollout_ref__model__path="someone/new")
+    assert list(sizing.does_not_fit(config, Line({}, ()))) == []
+    assert "not estimated; the shape of someone/new" in next(sizing.estimate(config))
+    assert list(sizing.estimate(sized("gvpo/qwen2.5_math_7b", "cpu"))) == []
+    (tmp_path / "config.json").write_text(json.dumps({"num_hidden_layers": "many"}))
+    config.actor_rollout_ref.model.path = str(tmp_path)
+    assert sizing.shape_of(config) is None
