@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# A run on Slurm: a Ray cluster over the nodes of one allocation, and on it the job that verl-gsd submit sends anywhere.
+#   RUNS=/shared/runs sbatch --nodes=2 --gpus-per-node=8 scripts/slurm.sh recipe=gvpo/qwen2.5_math_7b hardware=multi_node
+#   RUNS=/shared/runs sbatch ... scripts/slurm.sh --resume /shared/runs/RUN
+# RUNS lies on storage that all nodes share; so does the environment that has verl-gsd on its PATH when this is submitted.
+#SBATCH --job-name=verl-gsd
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --exclusive
+#SBATCH --time=24:00:00
+set -euo pipefail
+: "${RUNS:?a folder that all nodes share, for the run directories}"
+gpus=${SLURM_GPUS_ON_NODE:?ask for accelerators: --gpus-per-node=N}
+nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+head=${nodes%%$'\n'*}
+port=$((20000 + SLURM_JOB_ID % 20000)) # of its own, where nodes are shared
+
+# The cluster's token: this job's alone, in the environment, which srun hands to the nodes.
+export RAY_AUTH_MODE=token
+RAY_AUTH_TOKEN=${RAY_AUTH_TOKEN:-$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')}
+export RAY_AUTH_TOKEN
+unset RAY_ADDRESS
+
+srun --nodes=1 --ntasks=1 --overlap --nodelist="$head" \
+  ray start --head --port="$port" --dashboard-host=0.0.0.0 --dashboard-port=$((port + 1)) --num-gpus="$gpus" --block &
+trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT # srun ends what it started
+timeout 300 bash -c "until (: >/dev/tcp/$head/$((port + 1))) 2>/dev/null; do sleep 1; done"
+if ((SLURM_JOB_NUM_NODES > 1)); then
+  srun --nodes=$((SLURM_JOB_NUM_NODES - 1)) --ntasks-per-node=1 --overlap --exclude="$head" \
+    ray start --address="$head:$port" --num-gpus="$gpus" --block &
+fi
+
+verl-gsd submit "$@" trainer.nnodes="$SLURM_JOB_NUM_NODES" trainer.n_gpus_per_node="$gpus" \
+  --runs "$RUNS" --address "http://$head:$((port + 1))"

@@ -1,0 +1,330 @@
+"""Jobs without a cluster: what would be sent, and how a log is followed where connections drop."""
+
+import asyncio
+import importlib.metadata
+import json
+import re
+import shlex
+import subprocess
+import sys
+from datetime import datetime
+
+import aiohttp
+import pytest
+import tenacity
+import yaml
+import yarl
+from hypothesis import given
+from hypothesis import strategies as st
+from multidict import CIMultiDict, CIMultiDictProxy
+from ray.job_submission import JobStatus
+from typer.testing import CliRunner
+
+from verl_gsd.cli.main import app
+from verl_gsd.jobs import following, package
+from verl_gsd.jobs.following import LostError, follow
+from verl_gsd.jobs.submission import SEED_KEYS, new_runs, resumed_run
+from verl_gsd.trainer.config import ConfigError, parse_line
+
+NOW = datetime(2026, 11, 25, 10, 30)
+LINE = ["algo=gsd", "task=arithmetic", "hardware=cpu"]
+
+
+def test_a_job_runs_train_on_the_cluster_in_a_folder_of_its_own():
+    (one,) = new_runs(LINE, "/shared/runs/", NOW)
+    assert one.identifier == "arithmetic-gsd-20261125-103000"
+    assert one.run == f"/shared/runs/{one.identifier}"
+    (recipe,) = new_runs(["recipe=gvpo/qwen2.5_math_7b"], "~/runs", NOW)
+    assert recipe.run == "~/runs/gvpo-qwen2.5_math_7b-20261125-103000"
+    assert shlex.split(one.entrypoint) == [
+        *("python", "-m", "verl_gsd.cli", "train", *LINE),
+        f"trainer.default_local_dir={one.run}",
+    ]
+
+
+def test_a_sweep_is_every_combination_once_and_each_sets_every_seed():
+    jobs = new_runs(LINE, "/runs", NOW, seeds="1,2,3", sweep="algorithm.gsd.alpha=0,0.5,1")
+    assert len({job.identifier for job in jobs}) == len({job.run for job in jobs}) == 9
+    seen = set()
+    for job in jobs:
+        values = dict(word.split("=", 1) for word in job.words)
+        (seed,) = {values[key] for key in SEED_KEYS}
+        seen.add((values["algorithm.gsd.alpha"], seed))
+        assert f"-alpha_{values['algorithm.gsd.alpha']}-seed_{seed}" in job.identifier
+    assert seen == {(alpha, seed) for alpha in ("0", "0.5", "1") for seed in "123"}
+
+
+def test_a_group_can_be_swept_and_so_can_a_range():
+    assert [job.words[-2] for job in new_runs(["task=arithmetic"], "/r", NOW, sweep="algo=grpo,gvpo")] == [
+        "algo=grpo",
+        "algo=gvpo",
+    ]
+    assert len(new_runs(LINE, "/r", NOW, sweep="data.seed=range(0,4)")) == 4
+
+
+@pytest.mark.parametrize(
+    ("words", "options", "said"),
+    [
+        ([], {"runs": "runs"}, "--runs runs: a folder on the cluster"),
+        (["trainer.default_local_dir=runs/a"], {}, "trainer.default_local_dir runs/a: a folder on the cluster"),
+        (["trainer.default_local_dir=/a"], {"seeds": "1,2"}, "every job of a sweep needs its own folder"),
+        (["data.seed=3"], {"seeds": "1,2"}, "data.seed=3: a sweep sets data.seed"),
+        (["algorithm.gsd.alpha=1"], {"sweep": "algorithm.gsd.alpha=0,1"}, "a sweep sets algorithm.gsd.alpha"),
+        ([], {"runs": "/a$b"}, "--runs /a$b: '$' means something to Hydra"),
+        ([], {"seeds": "1,x"}, "write whole numbers"),
+        ([], {"seeds": "1,1"}, "a value is there twice"),
+        ([], {"sweep": "alpha"}, "write KEY=VALUE,VALUE"),
+        ([], {"sweep": "~algorithm.gsd.alpha"}, "write KEY=VALUE,VALUE"),
+    ],
+)
+def test_a_contradiction_names_the_key_and_says_what_to_write(words, options, said):
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        new_runs([*LINE, *words], **{"runs": "/runs", "now": NOW, **options})
+
+
+FOLDERS = st.text(
+    st.characters(codec="utf-8", exclude_categories=("Cc", "Zl", "Zp"), exclude_characters='"\\$'), min_size=1
+)
+
+
+@given(FOLDERS.filter(lambda name: name.strip("/")))
+def test_any_folder_survives_the_shell_and_hydras_grammar(name):
+    """The entrypoint passes a shell and then Hydra; what comes out is the folder that was written."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    (one,) = new_runs(LINE, f"/runs/{name}", NOW)
+    word = shlex.split(one.entrypoint)[-1]
+    assert OverridesParser.create().parse_override(word).value() == one.run
+
+
+def test_a_resume_names_the_run_and_leaves_its_words_to_the_cluster():
+    job = resumed_run("/runs/my run", ["trainer.total_training_steps=9"], NOW)
+    words = shlex.split(job.entrypoint)[4:]
+    assert words == ["trainer.total_training_steps=9", "resume=/runs/my run"]
+    assert str(parse_line(words).resume) == job.run == "/runs/my run"
+    assert re.fullmatch(r"[\w.+-]+", job.identifier)
+    with pytest.raises(ConfigError, match="--resume goes on where the run is"):
+        resumed_run("/runs/a", ["trainer.default_local_dir=/b"], NOW)
+    with pytest.raises(ConfigError, match="absolute path"):
+        resumed_run("runs/a", [], NOW)
+
+
+def submit(*words, **environment):
+    return CliRunner().invoke(app, ["submit", *words], env=environment)
+
+
+def test_a_dry_run_prints_what_would_be_sent_and_no_secret(monkeypatch):
+    token = "0123456789abcdef" * 4
+    done = submit(
+        *(*LINE, "--seeds", "1,2", "--dry-run", "--runs", "~/runs"),
+        **{"RAY_AUTH_TOKEN": token, "WANDB_API_KEY": token, "HF_TOKEN": token},
+    )
+    assert done.exit_code == 0, done.output
+    jobs = list(yaml.safe_load_all(done.stdout))
+    assert [set(job) for job in jobs] == [{"submission_id", "run", "entrypoint", "runtime_env", "metadata"}] * 2
+    version = importlib.metadata.version("verl-gsd")
+    assert jobs[0]["runtime_env"] == {"working_dir": f"verl_gsd-{version}, unpacked"}
+    assert 'trainer.default_local_dir="~/runs/' in jobs[0]["entrypoint"]
+    assert token not in done.output
+    assert "sigma" in done.stderr, "the audit, as train has it"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["algorithm.gsd.alpa=1"], "no such key. Did you mean algorithm.gsd.alpha"),
+        (["algo=nope"], "algo=nope: no such choice"),
+        (["+trainer.api_key=abc"], "looks like a secret"),
+        (["resume=/runs/a"], "write --resume /runs/a"),
+        (["--resume", "/runs/a", "+trainer.api_key=abc"], "looks like a secret"),
+        (["--resume", "/runs/a", "--seeds", "1,2"], "Leave --seeds and --sweep out"),
+        ([], "which cluster? Write --address http://HEAD:8265"),
+        (["--address", "head:8265"], "write that of the job server"),
+    ],
+)
+def test_a_mistake_is_refused_here_before_anything_is_sent(words, said, monkeypatch):
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+    line = [] if "--resume" in words else LINE
+    done = submit(*line, *words)
+    assert done.exit_code == 2 and said in re.sub(r"\s+", " ", done.output), done.output
+
+
+def test_files_of_the_cluster_are_not_looked_for_here():
+    done = submit(*LINE, "data.train_files=/only/on/the/cluster.parquet", "--dry-run")
+    assert done.exit_code == 0, done.output
+
+
+def test_nobody_at_the_address_is_said_so(monkeypatch):
+    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):  # Ray would prefer them to what it is told
+        monkeypatch.setenv(name, "http://another.invalid:1")
+    done = CliRunner().invoke(app, ["status", "--address", "http://127.0.0.1:9"])
+    assert done.exit_code == 2 and "http://127.0.0.1:9: no job server answers" in re.sub(r"\s+", " ", done.output)
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    with package.unpacked_wheel() as folder:
+        yield folder
+
+
+def test_what_is_shipped_is_the_wheel_and_verl_can_find_its_plugin_in_it(shipped):
+    names = {path.name for path in shipped.iterdir()}
+    assert names == {"verl_gsd", f"verl_gsd-{importlib.metadata.version('verl-gsd')}.dist-info"}
+    assert (shipped / "verl_gsd/config/algo/gsd.yaml").is_file() and (shipped / "verl_gsd/recipes").is_dir()
+    (distribution,) = importlib.metadata.distributions(path=[str(shipped)])
+    assert [point.value for point in distribution.entry_points if point.group == "verl.plugins"] == [
+        "verl_gsd.trainer.plugin"
+    ]
+    assert not list(shipped.rglob("__pycache__"))
+
+
+def test_in_front_of_an_installed_copy_the_shipped_one_is_imported_and_found(shipped, tmp_path):
+    """As on a node whose image has another version of ours: Ray puts the job's folder first."""
+    code = (
+        "import importlib.metadata as m, verl_gsd, json;"
+        "print(json.dumps([verl_gsd.__file__, *(str(p.dist.locate_file('')) "
+        "for p in m.entry_points(group='verl.plugins') if p.name == 'verl_gsd')]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={"PYTHONPATH": str(shipped)}, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert json.loads(done.stdout) == [str(shipped / "verl_gsd/__init__.py"), str(shipped)], done.stderr
+
+
+def test_an_installation_ships_the_same_files_as_a_checkout(shipped, tmp_path):
+    """In a process that runs from an unpacked copy, which is what an installation is."""
+    code = (
+        "import sys, shutil; from verl_gsd.jobs.package import unpacked_wheel\n"
+        "with unpacked_wheel() as folder: shutil.copytree(folder, sys.argv[1])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "copy")],
+        env={"PYTHONPATH": str(shipped)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    listed = [
+        {p.relative_to(root): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+        for root in (
+            shipped,
+            tmp_path / "copy",
+        )
+    ]
+    assert listed[1] == {name: content for name, content in listed[0].items() if "__pycache__" not in name.parts}
+
+
+def test_a_wheel_that_does_not_build_says_why(tmp_path):
+    with pytest.raises(package.PackagingError, match=r"could not be built:\n(.|\n)+"):
+        package._built(tmp_path, tmp_path / "wheel")
+    assert not list(tmp_path.rglob("*.whl"))
+
+
+class StubServer:
+    """Stands in for Ray's job client. Sends a log from its beginning at each connection, and drops it as scripted."""
+
+    def __init__(self, log, drops, statuses=(JobStatus.SUCCEEDED,), size=3):
+        self.log, self.size = log, size
+        self.drops, self.statuses = list(drops), list(statuses)
+        self.connections = 0
+
+    async def tail_job_logs(self, job):
+        self.connections += 1
+        end, error = self.drops.pop(0) if self.drops else (len(self.log), None)
+        for start in range(0, end, self.size):
+            yield self.log[start : min(start + self.size, end)]
+        if error == "silence":
+            await asyncio.Event().wait()
+        elif error is not None:
+            raise error
+
+    def get_job_status(self, job):
+        status = self.statuses[0] if len(self.statuses) == 1 else self.statuses.pop(0)
+        if isinstance(status, Exception):
+            raise status
+        return status
+
+
+def followed(server, **kwargs):
+    shown, drops = [], []
+    state = follow(server, "job", shown.append, on_drop=lambda: drops.append(1), wait=tenacity.wait_none(), **kwargs)
+    return state, "".join(shown), len(drops)
+
+
+LOG = "step 1\nstep 2\nστεπ 3\n"
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, len(LOG)),
+            st.sampled_from([aiohttp.ClientConnectionError(), RuntimeError("closed"), ConnectionResetError()]),
+        ),
+        max_size=6,
+    ),
+    st.integers(1, 8),
+)
+def test_every_character_is_shown_once_whatever_drops(drops, size):
+    server = StubServer(LOG, drops, size=size)
+    assert followed(server) == (JobStatus.SUCCEEDED, LOG, len(drops))
+    assert server.connections == len(drops) + 1
+
+
+def test_a_stream_that_ends_before_the_job_is_a_drop():
+    server = StubServer(LOG, [(5, None)], statuses=[JobStatus.RUNNING, JobStatus.FAILED])
+    assert followed(server) == (JobStatus.FAILED, LOG, 1)
+
+
+def test_a_server_that_is_away_when_asked_for_the_state_is_asked_again():
+    server = StubServer(LOG, [], statuses=[ConnectionRefusedError(), JobStatus.SUCCEEDED])
+    assert followed(server) == (JobStatus.SUCCEEDED, LOG, 1)
+
+
+def test_silence_is_looked_into_and_called_no_drop(monkeypatch):
+    monkeypatch.setattr(following, "SILENCE", 0.01)
+    server = StubServer(LOG, [(9, "silence"), (12, "silence")], statuses=[JobStatus.RUNNING, JobStatus.SUCCEEDED])
+    assert followed(server) == (JobStatus.SUCCEEDED, LOG, 0)
+    assert server.connections == 3
+
+
+def handshake(status):
+    request = aiohttp.RequestInfo(yarl.URL("http://head:8265"), "GET", CIMultiDictProxy(CIMultiDict()))
+    return aiohttp.WSServerHandshakeError(request, (), status=status, message="refused")
+
+
+@pytest.mark.parametrize("error", [handshake(403), handshake(404), RuntimeError("Request failed with status code 404")])
+def test_a_refusal_is_not_asked_again(error):
+    server = StubServer(LOG, [(3, error)])
+    with pytest.raises(LostError):
+        followed(server)
+    assert server.connections == 1
+
+
+def test_a_cluster_that_stays_away_is_given_up(monkeypatch):
+    monkeypatch.setattr(following, "PATIENCE", 0.0)
+    server = StubServer(LOG, [(0, ConnectionRefusedError("away"))] * 9)
+    with pytest.raises(LostError, match="away"):
+        followed(server)
+
+
+def test_a_job_joins_its_cluster_whatever_the_config_says_of_one_of_its_own(compose_fast, monkeypatch):
+    from verl_gsd.trainer import cluster
+
+    config, _ = compose_fast(*LINE)
+    assert config.ray_kwargs.ray_init.address == "local" and config.ray_kwargs.ray_init.num_gpus == 1
+    cluster.join(config)
+    init = config.ray_kwargs.ray_init
+    assert (init.address, init.num_gpus, init.num_cpus) == ("auto", None, None)
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    assert not cluster.is_job()
+
+
+def test_ray_names_what_we_rely_on_as_we_do():
+    from ray._common.constants import HEAD_NODE_RESOURCE_NAME
+    from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
+
+    from verl_gsd.trainer import cluster
+
+    assert cluster._JOB == RAY_JOB_CONFIG_JSON_ENV_VAR
+    assert set(cluster._TURN) == {HEAD_NODE_RESOURCE_NAME}

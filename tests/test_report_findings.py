@@ -1,0 +1,183 @@
+"""Each finding where it must be made, and where it must not."""
+
+import numpy as np
+import pytest
+
+from verl_gsd.report.findings import LIMITS, findings
+from verl_gsd.report.findings import of_algorithms as algorithms
+from verl_gsd.report.findings import of_groups as groups
+from verl_gsd.report.findings import of_judge as judge
+from verl_gsd.report.findings import of_policy as policy
+from verl_gsd.report.findings.finding import now, scaled
+
+STEPS = 30
+
+
+def table(**columns):
+    """``STEPS`` steps; ``__`` in a name stands for a slash; a number stands for every step."""
+    made = {"step": np.arange(1, STEPS + 1)}
+    return made | {
+        name.replace("__", "/"): np.broadcast_to(values, STEPS).astype(float) for name, values in columns.items()
+    }
+
+
+def falling(first, last):
+    return np.linspace(first, last, STEPS)
+
+
+def known_after(step, values):
+    return np.where(np.arange(STEPS) >= step, values, np.nan)
+
+
+def of_sessions(**shares):
+    uses = ("taught", "silent", "filtered", "surplus", "stale", "failed")
+    return table(rollouts=100, **{f"rollouts_{use}": 100 * shares.get(use, 0) for use in uses})
+
+
+def seen(groups, silent, predicted):
+    variance = groups * predicted * (1 - predicted)
+    sums = {"groups": groups, "silent": groups * silent, "predicted": groups * predicted, "variance": variance}
+    return table(**{f"likely_{name}": value / STEPS for name, value in sums.items()})
+
+
+HELD_OUT = "val-core/math/acc/mean@1"
+
+
+def held_out(*values):
+    column = np.full(STEPS, np.nan)
+    column[: len(values)] = values
+    return table() | {HELD_OUT: column}
+
+
+LATE = np.repeat([0.1, 0.9], STEPS // 2)
+SOFT = {"algorithm.gsd.hadw.preset": "soft"}
+FIXED = {"algorithm.gsd.hadw.preset": "fixed"}
+NUMBER = {"algorithm.gsd.hadw.preset": 0.5}
+LONGEST = {"data.max_response_length": 512}
+FAILING = {"judge_failed": 0.2}
+
+FIRES = [
+    (groups.silent, table(silent=0.6, all_wrong=0.5, all_right=0.1), {}, "algo=dagrpo_anchors"),
+    (groups.silent, table(silent=0.6, all_wrong=0.1, all_right=0.5), {}, "rollout.n=..."),
+    (
+        groups.silent,
+        table(silent=0.6, all_wrong=0.5, all_right=0.1),
+        {"actor_rollout_ref.rollout.n": 8},
+        "rollout.n=16",
+    ),
+    (groups.silent, table(silent=LATE, all_wrong=LATE, all_right=0), {}, "algo=dapo"),
+    (groups.noisy, seen(600, 0.5, 0.1), {}, "temperature"),
+    (groups.alone, table(alone=0.1), {}, "rollout.n=8"),
+    (groups.unused, of_sessions(taught=0.7, surplus=0.3), {}, "gen_batch_size"),
+    (groups.unused, of_sessions(taught=0.7, stale=0.3), {}, "max_off_policy_strategy=wait"),
+    (groups.failed, table(failed=0.1), {}, "sync_refill_failed_groups=true"),
+    (policy.entropy, table(actor__entropy=falling(1, 0.01)), {}, "clip_ratio_high=0.28"),
+    (policy.length, table(tokens_per_response=falling(400, 50)), {}, "loss_agg_mode=token-mean"),
+    (policy.length, table(response_length__mean=falling(400, 50)), {}, "loss_agg_mode=token-mean"),
+    (policy.cut, table(response_length__max=512, response_length__clip_ratio=0.5), LONGEST, "max_response_length=1024"),
+    (policy.unlearning, held_out(0.3, 0.5, 0.4, 0.41), {}, "optim.lr"),
+    (algorithms.frozen, table(anchor=0.4, accuracy=0.6), {}, "preset=hard"),
+    (algorithms.frozen, table(anchor=known_after(1, 0.4), accuracy=0.6), SOFT, "preset=hard"),
+    (algorithms.pulled, table(gvpo__pull_over_push=5), {}, "policy_loss.beta"),
+    (algorithms.budgeted, table(budget__share__known=1, budget__mixed__expected=0.7, mixed=0.4), {}, "half_life"),
+    (
+        algorithms.undemonstrated,
+        table(
+            dagrpo__demonstrations__wanted=10,
+            dagrpo__demonstrations__found=0,
+            dagrpo__demonstrations__rejected__empty=3,
+        ),
+        {},
+        "source=expert_or_self",
+    ),
+    (judge.failing, table(**FAILING), {}, "base_url"),
+    (judge.failing, table(**FAILING, judge__failures__over_budget=9, judge__failures__connection=1), {}, "budget_s"),
+    (judge.failing, table(**FAILING, judge__failures__unreadable=9), {}, "answer=choice"),
+    (judge.waited_for, table(judge__share_of_step=0.8), {}, "concurrency"),
+    (judge.tied, table(dagrpo__pairs__tied=0.8), {}, "quantile"),
+    (judge.contradicting, table(pairs_contradicted=0.5), {}, "judge.model"),
+    (judge.masked, table(pairs_kept=0.01), {"algorithm.gsd.dagrpo.delta": 3.0}, "delta=1.5"),
+]
+
+QUIET = [
+    (groups.silent, table(silent=0.5), {}),
+    (groups.silent, table(silent=np.repeat([0.9, 0.1], STEPS // 2)), {}),
+    (groups.noisy, seen(600, 0.2, 0.1), {}),
+    (groups.noisy, seen(50, 0.9, 0.1), {}),
+    (groups.noisy, seen(105, 0.60, 0.44), {}),
+    (groups.alone, table(alone=0.01), {}),
+    (groups.unused, of_sessions(taught=0.85, surplus=0.1, stale=0.05), {}),
+    (groups.unused, of_sessions(taught=0.1, filtered=0.9), {}),
+    (groups.failed, table(failed=0.01), {}),
+    (policy.entropy, table(actor__entropy=falling(1, 0.5)), {}),
+    (policy.entropy, table(actor__entropy=known_after(STEPS - 5, falling(1, 0))), {}),
+    (policy.length, table(tokens_per_response=falling(400, 300)), {}),
+    (policy.cut, table(response_length__max=512, response_length__clip_ratio=0.1), LONGEST),
+    (policy.cut, table(response_length__max=100, response_length__clip_ratio=0.9), LONGEST),
+    (policy.cut, table(response_length__max=512, response_length__clip_ratio=0.9), {}),
+    (policy.unlearning, held_out(0.3, 0.5, 0.4, 0.48), {}),
+    (policy.unlearning, held_out(0.5, 0.3), {}),
+    (algorithms.frozen, table(anchor=falling(0.4, 0.5), accuracy=0.6), {}),
+    (algorithms.frozen, table(anchor=0.4, accuracy=0.42), {}),
+    (algorithms.frozen, table(anchor=0.4, accuracy=0.6), FIXED),
+    (algorithms.frozen, table(anchor=0.4, accuracy=0.6), NUMBER),
+    (algorithms.frozen, table(anchor=known_after(STEPS - 5, 0.4), accuracy=0.6), {}),
+    (algorithms.pulled, table(gvpo__pull_over_push=0.5), {}),
+    (algorithms.budgeted, table(budget__share__known=1, budget__mixed__expected=0.7, mixed=0.65), {}),
+    (algorithms.budgeted, table(budget__share__known=0.5, budget__mixed__expected=0.7, mixed=0.4), {}),
+    (algorithms.undemonstrated, table(dagrpo__demonstrations__wanted=10, dagrpo__demonstrations__found=5), {}),
+    (algorithms.undemonstrated, table(dagrpo__demonstrations__wanted=0, dagrpo__demonstrations__found=0), {}),
+    (judge.failing, table(judge_failed=0.01), {}),
+    (judge.waited_for, table(judge__share_of_step=0.1), {}),
+    (judge.tied, table(dagrpo__pairs__tied=0.2), {}),
+    (judge.contradicting, table(pairs_contradicted=0.1), {}),
+    (judge.masked, table(pairs_kept=0.5), {}),
+]
+
+
+@pytest.mark.parametrize(("finder", "steps", "config", "written"), FIRES)
+def test_it_is_said_once_with_what_to_write(finder, steps, config, written):
+    (finding,) = finder(steps, config)
+    assert any(written in line for line in finding.write), finding.write
+    assert finding.title and finding.text
+    assert "nan" not in " ".join([finding.title, finding.text, *finding.write])
+    assert finding in findings(steps, config), "it is among those that a page shows"
+
+
+@pytest.mark.parametrize(("finder", "steps", "config"), QUIET)
+def test_nothing_is_said(finder, steps, config):
+    assert list(finder(steps, config)) == []
+
+
+def test_of_a_run_without_anything_nothing_is_said():
+    assert findings({"step": np.zeros(0, np.int64)}, {}) == []
+    assert findings(table(), {}) == []
+
+
+def test_every_finder_is_tested_both_ways():
+    from verl_gsd.report.findings.find import FINDERS
+
+    assert {case[0] for case in FIRES} == {case[0] for case in QUIET} == set(FINDERS)
+
+
+def test_now_is_the_last_steps_that_have_a_value():
+    assert now(table(a=np.arange(STEPS)), "a") == np.arange(STEPS - STEPS // 3, STEPS).mean()
+    assert LIMITS.window > STEPS // 3
+    assert now(table(a=np.where(np.arange(STEPS) == 3, 7, np.nan)), "a") == 7
+    assert np.isnan(now(table(), "a"))
+
+
+@pytest.mark.parametrize(
+    ("value", "factor", "line"),
+    [
+        (8, 2, ("a.b=16  # why; it is 8",)),
+        (3, 0.5, ("a.b=1  # why; it is 3",)),
+        (1, 0.5, ()),
+        (1e-6, 0.5, ("a.b=5e-07  # why; it is 1e-06",)),
+        (None, 2, ("a.b=...  # why",)),
+        (True, 2, ("a.b=...  # why",)),
+        ("${x}", 2, ("a.b=...  # why",)),
+    ],
+)
+def test_a_key_is_scaled_where_its_value_is_known(value, factor, line):
+    assert scaled({"a.b": value}, "a.b", factor, "why") == line
