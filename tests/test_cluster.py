@@ -132,6 +132,7 @@ from verl_gsd.jobs.package import unpacked_wheel
 client = connect(os.environ["RAY_API_SERVER_ADDRESS"])
 with unpacked_wheel() as package:
     job = client.submit_job(entrypoint=shlex.join(sys.argv[1:]), runtime_env={"working_dir": str(package)})
+print("JOB", job, flush=True)
 sys.exit(follow(client, job, lambda text: print(text, end="")) != "SUCCEEDED")
 """
 
@@ -187,7 +188,7 @@ from verl_gsd.trainer.cluster import _take_turn
 ray.init(address="auto")
 turn = _take_turn()
 print("TURN of", os.getpid())
-threading.Event().wait(0 if os.environ.get("OF_THE_SECOND") else None)
+threading.Event().wait()
 """
 
 
@@ -196,20 +197,24 @@ def turns(printed):
     return [int(process) for process in re.findall(r"^TURN of (\d+)$", printed, re.MULTILINE)]
 
 
-def test_runs_take_turns_and_one_that_is_killed_gives_its_turn_back(cluster):
+def test_runs_take_turns_and_one_that_is_killed_or_stopped_gives_its_turn_back(cluster):
     """verl's queue is one a cluster: two runs at a time would train on each other's responses."""
-    client = [sys.executable, "-c", CLIENT]
+    command = [sys.executable, "-c", CLIENT, "python", "-c", TURN]
     options = {"env": cluster.environment, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    with subprocess.Popen([*client, "python", "-c", TURN], **options) as first:
-        printed = read_until(first, "TURN of")
-        with subprocess.Popen([*client, "env", "OF_THE_SECOND=1", "python", "-c", TURN], **options) as second:
-            waited = read_until(second, "verl-gsd: another run trains on this cluster")
-            assert not turns(waited)
-            os.kill(*turns(printed), signal.SIGKILL)
-            assert turns(second.stdout.read())
-        assert second.returncode == 0
+    with subprocess.Popen(command, **options) as first:
+        holding = read_until(first, "TURN of")
+        with subprocess.Popen(command, **options) as second:
+            waiting = read_until(second, "verl-gsd: another run trains on this cluster")
+            assert not turns(waiting)
+            os.kill(*turns(holding), signal.SIGKILL)
+            assert turns(read_until(second, "TURN of"))
+            job = re.search(r"^JOB (\S+)$", waiting, re.MULTILINE)[1]
+            stopped = verl_gsd("stop", job, env=cluster.environment)
+            assert stopped.returncode == 0, stopped.stderr
+            second.stdout.read()
         first.stdout.read()
-    assert first.returncode == 1
+    assert (first.returncode, second.returncode) == (1, 1)
+    assert re.search(rf"{job}\W+STOPPED", verl_gsd("status", job, env=cluster.environment | {"COLUMNS": "200"}).stdout)
 
 
 LINE = (
@@ -221,7 +226,7 @@ KILLED, MORE = 3, 3
 
 @pytest.mark.drill
 def test_a_job_outlives_its_client_and_goes_on_exactly_after_a_kill_of_its_driver(cluster, tmp_path):
-    """Four minutes on two idle cores: two starts of the stack, a dozen steps."""
+    """Six minutes on two cores that had other work: two starts of the stack, a dozen steps."""
     endless = "trainer.total_training_steps=600"  # a log comes a second after what it tells
     submitting = watching("submit", *LINE, endless, f"--runs={tmp_path}", environment=cluster.environment)
     printed = read_until(submitting, "step    1/")

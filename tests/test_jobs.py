@@ -320,6 +320,18 @@ def test_a_job_joins_its_cluster_whatever_the_config_says_of_one_of_its_own(comp
     assert not cluster.is_job()
 
 
+def test_a_training_process_whose_launcher_is_killed_ends():
+    """It has left the launcher's session, so that nothing else would end it, on a cluster least of all."""
+    child = "from verl_gsd.trainer.job import _end_with_parent as f; f(); print('ready', flush=True); input()"
+    launcher = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}], start_new_session=True)"
+    with subprocess.Popen(
+        [sys.executable, "-c", launcher], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.kill()
+        assert process.stdout.read() == "", "the end of the file: nobody holds the other end any more"
+
+
 def test_ray_names_what_we_rely_on_as_we_do():
     from ray._common.constants import HEAD_NODE_RESOURCE_NAME
     from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
