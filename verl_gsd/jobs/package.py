@@ -4,8 +4,8 @@ Ray puts a job's working directory in front of the path of its driver and of eve
 package and the entry point by which verl finds it are the shipped ones, whether the image has none of ours, another
 version, or an editable copy. Ray's other ways do not serve: a wheel in ``py_modules`` is installed with its
 dependencies, torch and verl again beside the image's; ``pip`` makes a virtual environment on every node, from a
-registry that a cluster may not reach; and actors that have a runtime environment of their own, which verl's have, were
-seen to lose ``py_modules`` beside a working directory (ray-project/ray#61080).
+registry that a cluster may not reach; and actors that have a runtime environment of their own, as verl's do, are
+reported to lose ``py_modules`` beside a working directory (ray-project/ray#61080).
 """
 
 from __future__ import annotations
