@@ -41,7 +41,7 @@ def lines(
             most = max(most, len(thin["step"]))
     if not rows:
         return None
-    points = alt.OverlayMarkDef(size=25) if most <= _SHOWN else False
+    points = alt.OverlayMarkDef(size=25 if most > 1 else 60) if most <= _SHOWN else False
     chart = alt.Chart(alt.Data(values=rows)).mark_line(color=COLOURS[0], point=points)
     flat = not any(row["value"] for row in rows)  # an axis of nothing but 0 has no scale
     scale = alt.Scale(domain=[0, 1]) if flat else alt.Scale(zero=zero)
