@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -372,3 +373,12 @@ def test_weighing_the_advantage_is_weighing_inside_the_clipped_objective(algo, c
     inside = gradient(phi, advantages)
     before = gradient(torch.ones_like(phi), advantages * phi)
     assert torch.allclose(inside, before, rtol=1e-12, atol=0) and (inside == 0).any() and (inside != 0).any()
+
+
+def test_under_a_budget_every_prompt_counts_as_much():
+    equal, budgeted = HadwMemory({"preset": "hard"}), HadwMemory({"preset": "hard"})
+    equal.commit([group(2), group(6), group(8)])
+    sizes = {2: 4, 6: 16, 8: 4}  # of the same accuracies 1/4, 3/4 and 1
+    budgeted.commit([replace(group(right * size // 8, size=size), asked=size) for right, size in sizes.items()])
+    assert budgeted.bank.overall.value == equal.bank.overall.value == pytest.approx(2 / 3)
+    assert budgeted.metrics()["hadw/accuracy"] == pytest.approx(2 / 3)

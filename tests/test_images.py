@@ -92,7 +92,8 @@ STUBS = {
     "scontrol": "echo localhost; echo node2",
     "srun": 'echo "srun $*" >>"$SEEN"; case "$*" in *--head*) exec python3 -c "$LISTEN";; *) exec sleep 300;; esac',
     "verl-gsd": 'echo "verl-gsd $* token=${#RAY_AUTH_TOKEN} mode=$RAY_AUTH_MODE address=${RAY_ADDRESS-unset}" >>"$SEEN"'
-    "; exit 7",
+    # A job ends after the nodes were asked for, which happens beside it.
+    '; until grep -q -- --exclude "$SEEN"; do :; done; exit 7',
 }
 #: In place of Ray's head: something that listens where its job server would.
 LISTEN = """

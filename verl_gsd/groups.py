@@ -59,6 +59,7 @@ class Group:
         keys: k names, each of the row in the batch that speaks for the response.
         scores: (k,) float64, a judge's; NaN where it failed. None where nobody was asked.
         demonstrations: how many stand in the group.
+        asked: rollouts that a budget asked for; None where every prompt has as many.
     """
 
     uid: str
@@ -70,6 +71,7 @@ class Group:
     keys: tuple[str, ...] = ()
     scores: np.ndarray | None = None
     demonstrations: int = 0
+    asked: int | None = None
 
 
 @dataclass(frozen=True, eq=False)

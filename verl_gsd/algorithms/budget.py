@@ -16,8 +16,7 @@ multiplied by
   is what a budget is for, and no weight takes it away.
 - Terms beside the policy's loss (``use_kl_loss``, ``entropy_coeff``) have no advantage to weigh: they count rows.
 - The factor is positive and one for a whole group: signs, clips and sums to zero stay as they are, and so do HA-DW's
-  factors and DaGRPO's masks, which are of groups of any size. HA-DW's anchor is the accuracy of all responses, so that
-  it leans towards the prompts that have more of them.
+  factors and DaGRPO's masks, which are of groups of any size. HA-DW's anchor is then the mean over prompts.
 """
 
 from __future__ import annotations

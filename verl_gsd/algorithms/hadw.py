@@ -20,6 +20,7 @@ How this differs from the paper:
   feeds on its own noise. floor = 0, cap = 1, seeds = 2 is the rule as written.
 - C is the value before the current batch, as the paper defines it; the authors' code includes the batch.
 - Mixtures of data sets have an anchor each (``AnchorBank``).
+- Where a budget gives prompts different numbers of responses, y is the mean over prompts.
 - We do not claim unbiasedness: conditioning on mixed groups rescales a prompt's gradient, it does not turn it, and the
   paper's lambda_scale of 1.3 lies in the joint interval for right and wrong responses nowhere from G = 4 on.
 

@@ -212,9 +212,16 @@ class HadwMemory:
         return PRESETS[preset]() if isinstance(preset, str) else FixedAnchor(preset)
 
     def _counts(self, groups: Sequence[Group]) -> list[tuple[str, float, int]]:
-        if self.settings.preset == "off":
+        """(source, correct, total) of every group with responses. Under a budget, which gives more rollouts to prompts
+        that disagree, each prompt counts as much: as the mean number asked for."""
+        groups = [group for group in groups if len(group.rewards)]
+        if self.settings.preset == "off" or not groups:
             return []
-        return [(group.data_source, self._sum(group), len(group.rewards)) for group in groups if len(group.rewards)]
+        asked = [group.asked for group in groups if group.asked is not None]
+        if asked:
+            size = round(math.fsum(asked) / len(asked))
+            return [(group.data_source, size * self._accuracy(group), size) for group in groups]
+        return [(group.data_source, self._sum(group), len(group.rewards)) for group in groups]
 
     def _accuracy(self, group: Group) -> float:
         """p_hat of a group with responses."""

@@ -11,10 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import altair as alt
+import vl_convert
 
 from verl_gsd.charts.assets import DRAW, STYLE, library
 from verl_gsd.charts.parts import Notice, Section, Table
 from verl_gsd.charts.theme import styled
+
+#: What an axis and its title take below a chart's own height, in pixels.
+_AXES = 40
 
 
 def page(title: str, sections: Sequence[Section], *, refresh: int | None = None) -> str:
@@ -109,9 +113,15 @@ def _notice(notice: Notice) -> str:
 
 def _chart(name: str, title: str, chart: alt.TopLevelMixin) -> str:
     label = html.escape(title, quote=True)
+    specification = styled(chart)
+    # Its place is kept until it is drawn: nothing below moves, and a page that is loaded again stays where it was.
+    height = specification.get("height")
+    place = f' style="min-height: {height + _AXES}px"' if isinstance(height, int) else ""
+    # Compiled here: a browser draws Vega in three quarters of the time that Vega-Lite takes it.
+    compiled = vl_convert.vegalite_to_vega(json.dumps(specification, allow_nan=False))
     # In a script element only "</" and "<!--" could end the text early: no "<" is left in it.
-    data = json.dumps(styled(chart), allow_nan=False).replace("<", "\\u003c")
+    data = json.dumps(compiled).replace("<", "\\u003c")
     return (
-        f'<div class="chart" role="img" aria-label="{label}" data-of="{name}-data"></div>'
+        f'<div class="chart" role="img" aria-label="{label}" data-of="{name}-data"{place}></div>'
         f'<script type="application/json" id="{name}-data">{data}</script>'
     )

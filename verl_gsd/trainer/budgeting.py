@@ -9,6 +9,7 @@ prompt's part in the update what it is with equal groups.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,9 @@ class Budgeting(Part):
     def known(self, rows: Sequence[Member | None]) -> dict[str, torch.Tensor]:
         """``rollouts``, asked for of each row's prompt; 0 in rows of no group."""
         return {"rollouts": torch.tensor([0 if row is None else self._asked[row.group.uid] for row in rows])}
+
+    def leave(self, group: Group) -> Group:
+        return replace(group, asked=self._asked[group.uid])
 
     def record(self, group: Group) -> dict[str, float | None]:
         return {"asked": self._asked.pop(group.uid)}

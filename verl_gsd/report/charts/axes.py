@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,15 +13,17 @@ from verl_gsd.charts import COLOURS
 
 #: Formats of an axis.
 SHARE, NUMBER, LARGE = "~%", "", "~s"
+#: Steps that a phone has room to name.
+_FEW = 8
 
 
-def step_axis(name: str = "step") -> alt.X:
-    return alt.X(
-        f"{name}:Q",
-        title="step",
-        axis=alt.Axis(format="d", tickMinStep=1, grid=False),
-        scale=alt.Scale(nice=False, zero=False),
-    )
+def step_axis(steps: Sequence[float], name: str = "step") -> alt.X:
+    """Of the field ``name``, with whole numbers alone: ``steps`` are those it shows."""
+    first, last = math.ceil(min(steps)), math.floor(max(steps))
+    # Vega halves the steps of a short axis, whatever tickMinStep says.
+    few = {"values": list(range(first, last + 1))} if last - first <= _FEW else {}
+    axis = alt.Axis(format="d", tickMinStep=1, grid=False, **few)
+    return alt.X(f"{name}:Q", title="step", axis=axis, scale=alt.Scale(nice=False, zero=False))
 
 
 def run_colours(tables: Mapping[str, Any]) -> alt.Color:

@@ -46,7 +46,7 @@ def lines(
     flat = not any(row["value"] for row in rows)  # an axis of nothing but 0 has no scale
     scale = alt.Scale(domain=[0, 1]) if flat else alt.Scale(zero=zero)
     encodings: dict[str, Any] = {
-        "x": step_axis(),
+        "x": step_axis([row["step"] for row in rows]),
         "y": alt.Y("value:Q", title=y, axis=alt.Axis(format=number) if number else alt.Axis(), scale=scale),
     }
     if len(tables) > 1:
@@ -86,7 +86,7 @@ def stacked(table: Columns, series: Mapping[str, tuple[str, str]], y: str) -> al
         alt.Chart(alt.Data(values=rows))
         .mark_rect()
         .encode(
-            x=step_axis("low"),
+            x=step_axis([*thin["low"], *thin["high"]], "low"),
             x2="high:Q",
             y=alt.Y("from:Q", title=y, axis=alt.Axis(format=SHARE), scale=alt.Scale(domain=[0, 1])),
             y2="to:Q",
@@ -106,7 +106,7 @@ def heat_map(cells: Columns, y: str) -> alt.Chart:
         alt.Chart(alt.Data(values=rows))
         .mark_rect()
         .encode(
-            x=step_axis("low"),
+            x=step_axis([*cells["low"], *cells["high"]], "low"),
             x2="high:Q",
             y=alt.Y("below:Q", title=y, scale=alt.Scale(nice=False)),
             y2="above:Q",
