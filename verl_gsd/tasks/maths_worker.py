@@ -28,6 +28,7 @@ def main() -> None:
         read = [parse(rf"\boxed{{{text}}}", latex, parsing_timeout=None) for text in (truth, answer)]
         return all(read) and verify(*read, timeout_seconds=None)
 
+    are_equal("0.5", r"\frac{1}{2}")  # the first one imports what all need: no answer's time is spent on that
     print("ready", file=answers, flush=True)
     for line in sys.stdin:
         try:
