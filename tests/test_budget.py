@@ -190,6 +190,8 @@ def test_what_goes_with_a_budget(check, algo):
         ([f"{BUDGET}.minimum=1"], r"budget: minimum=1: write 2 rollouts or more; a group of one has no baseline"),
         ([f"{BUDGET}.minimum=2.5"], r"budget: minimum=2\.5: write 2 rollouts or more"),
         ([f"{BUDGET}.minimum=null"], r"budget: minimum=null: write a value"),
+        ([f"{BUDGET}.maximum=0"], r"budget\.maximum=0 with actor_rollout_ref\.rollout\.n"),
+        (["+trainer.v1.sync.parameter_sync_step=2"], r"parameter_sync_step=2: .* Write 1, or budget=uniform"),
         ([f"{BUDGET}.maximum=many"], r"budget: maximum=many: write a number of rollouts, or null"),
         ([f"{BUDGET}.half_life=0"], r"budget: half_life=0: write a number of steps above 0, or null"),
         ([f"+{BUDGET}.floor=2"], r"budget: floor: no such key"),

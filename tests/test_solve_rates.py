@@ -127,6 +127,8 @@ def test_dumps_are_pooled_by_prompt_over_steps(tmp_path):
 def test_a_session_of_several_outputs_is_one_response(tmp_path):
     path = dump(tmp_path / "dumps", 1, ("one", "u_0_0", 1), ("one then", "u_0_1", 1), ("one", "u_1_0", 0))
     assert read_solve_rates(path.parent).total.tolist() == [2]
+    dump(tmp_path / "many", 1, ("one", "u_12_0", 1), ("one then", "u_12_1", 1), ("one", "u_13_0", 0))
+    assert read_solve_rates(tmp_path / "many").total.tolist() == [2], "sessions of two digits"
 
 
 def test_equal_texts_with_other_answers_are_other_prompts(tmp_path):
@@ -267,6 +269,11 @@ def test_a_table_is_joined_by_key_before_it_is_joined_by_row(tmp_path):
     )
     turned = read_sheet(table(tmp_path / "data.parquet", data_source=sources, extra_info=extra[::-1]))
     assert join(rates, turned).tolist() == [1, 0]
+    others = [{"index": 2}, {"index": 3}]  # as many rows, one of which the rates do not know
+    assert join(rates, read_sheet(table(tmp_path / "o.parquet", data_source=sources, extra_info=others))).tolist() == [
+        1,
+        -1,
+    ]
 
 
 def test_a_table_without_keys_is_joined_row_by_row_if_it_has_as_many(tmp_path):

@@ -85,7 +85,7 @@ def test_a_budget_is_the_first_to_say_how_many_rollouts_and_memory_forgets_at_it
     assert type(built._parts[0]) is Budgeting and built.prompts.half_life == 100
     assert built.memories.keys() == {"prompts"}, "a checkpoint made without a budget goes on with one"
     without, _ = trainer("budget=uniform")
-    assert without._parts == [] and without.prompts.half_life is None
+    assert without._parts == [] and without.prompts.half_life == 100
 
 
 def test_under_verls_own_command_metrics_are_kept_too():

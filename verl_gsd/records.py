@@ -95,7 +95,7 @@ def describe(left: Sequence[Left], *, step: int, attempt: int, alpha: float | No
         stats = group_stats(rewards, np.repeat(np.arange(len(groups)), sizes))
         for figure, found in ((mean, stats.mean), (std, stats.std), (unanimous, stats.unanimous)):
             figure[sizes > 0] = found.numpy()
-    accuracies = [group.accuracies[(group.accuracies >= 0) & (group.accuracies <= 1)] for group in groups]
+    accuracies = [_accuracies(group) for group in groups]
     correct = np.array([values.sum() for values in accuracies])
     total = np.array([len(values) for values in accuracies])
     # Unanimous without an accuracy: a reward above zero is what a verifier gives a right answer.
@@ -125,6 +125,13 @@ def describe(left: Sequence[Left], *, step: int, attempt: int, alpha: float | No
     for name in set(SCHEMA.names) - set(columns):
         columns[name] = [entry.further.get(name) for entry in left]
     return pa.table({name: pa.array(columns[name]).cast(SCHEMA.field(name).type) for name in SCHEMA.names}, SCHEMA)
+
+
+def _accuracies(group: Group) -> np.ndarray:
+    """Those of a group's responses that have one. None has where one lies outside [0, 1]: verl fills ``acc`` with the
+    reward where a verifier returns nothing else, and of rewards 1 and -1 the ones alone would look like all right."""
+    known = group.accuracies[~np.isnan(group.accuracies)]
+    return known if ((known >= 0) & (known <= 1)).all() else known[:0]
 
 
 def write_step(run: Path, table: pa.Table, *, step: int, attempt: int) -> Path:

@@ -74,6 +74,10 @@ def sentences(
         f"Train with data.train_files={path} actor_rollout_ref.rollout.n={group_size} in trainer mode gsd_sync (or "
         "verl's sync) without algorithm.filter_groups: others take whichever groups finish first."
     )
+    said.append(
+        "A prompt then weighs in the update by its rows, more where it has more of them; budget=adaptive, which does "
+        "this during a run, weighs prompts alike."
+    )
     if batch_size is None:
         said.append(
             f"A shuffled batch's rows add up to {group_size} each on average only, and verl fills up with padding to "

@@ -21,7 +21,7 @@ from verl_gsd.solve_rates.rates import SolveRates, pooled
 from verl_gsd.solve_rates.tables import as_number
 
 _STEP = re.compile(r"(\d+)\.jsonl")
-_OUTPUT = re.compile(r"(?<=_\d)_\d+$")
+_OUTPUT = re.compile(r"(_\d+)_\d+$")
 _FIELDS = {"input", "output", "gts", "score", "step"}
 
 
@@ -56,7 +56,7 @@ class _Reader:
         for number, row in self._lines(file):
             uid = row.get("uid")
             if isinstance(uid, str):
-                session = _OUTPUT.sub("", uid)
+                session = _OUTPUT.sub(r"\1", uid)
                 if uid.startswith("pad") or session in sessions:
                     continue
                 sessions.add(session)

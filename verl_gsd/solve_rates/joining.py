@@ -31,7 +31,7 @@ def join(rates: SolveRates, sheet: Sheet) -> np.ndarray:
     """For every row of a training set, the entry of ``rates`` that is the same prompt's: (n_rows,) int64, -1 for none.
 
     By (data_source, extra_info.index) where both have them, by a hash of column prompt where a run knew its prompts by
-    their text, and row by row where the rates are a table of as many rows.
+    their text, and row by row where keys find nothing and the rates are a table of as many rows.
 
     Raises:
         ValueError: none of these can be, or no row of the training set has a rate.
@@ -41,7 +41,9 @@ def join(rates: SolveRates, sheet: Sheet) -> np.ndarray:
         place = {key: entry for entry, key in enumerate(rates.keys)}
         known = (keys for keys in (keys_by_index(sheet), _keys_by_text(sheet)) if keys is not None)
         found = [np.array([place.get(key, -1) for key in keys]) for keys in known]
-    if rates.row is not None and rates.n_rows == len(sheet):
+    found = [entries for entries in found if (entries >= 0).any()] or found
+    by_keys = bool(found) and bool((found[0] >= 0).any())
+    if not by_keys and rates.row is not None and rates.n_rows == len(sheet):
         row_by_row: np.ndarray = np.full(len(sheet), -1)
         row_by_row[rates.row] = np.arange(len(rates))
         found.append(row_by_row)

@@ -81,7 +81,8 @@ def budget_wrong(config: DictConfig, line: Line) -> Iterator[str]:
         return
     assert settings is not None
     size = config.actor_rollout_ref.rollout.n
-    if isinstance(size, int) and not settings.minimum < size < (settings.maximum or math.inf):
+    largest = math.inf if settings.maximum is None else settings.maximum
+    if isinstance(size, int) and not settings.minimum < size < largest:
         bound = "minimum" if settings.minimum >= size else "maximum"
         yield (
             f"{_SECTION}.{bound}={getattr(settings, bound)} with actor_rollout_ref.rollout.n={size}: the mean must lie "
@@ -114,6 +115,12 @@ def _sizes_do_not_hold(config: DictConfig) -> Iterator[str]:
         yield (
             "trainer.v1.sampler.sync_refill_failed_groups=true: a group that takes a failed one's place has another "
             f"size under {_SECTION}. Write false, or budget=uniform."
+        )
+    triggers = OmegaConf.select(config, "trainer.v1.sync.parameter_sync_step")
+    if triggers not in (None, 1):
+        yield (
+            f"trainer.v1.sync.parameter_sync_step={triggers}: a step's groups come in {triggers} pieces, in none of "
+            f"which the rollouts of {_SECTION} add up. Write 1, or budget=uniform."
         )
     if is_gvpo(config):
         yield (

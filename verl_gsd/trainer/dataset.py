@@ -94,9 +94,12 @@ def prompt_keys(dataset: Any, unique: bool) -> PromptKeys:
         sources = table.column("data_source").combine_chunks().cast(pa.string()).fill_null("None")
         index = pc.struct_field(table.column("extra_info"), "index").to_numpy()
     else:
-        rows = [dataset[row] for row in range(len(dataset))]
-        sources = pa.array([str(row.get("data_source", UNKNOWN_SOURCE)) for row in rows])
-        index = np.array([prompt_hash(row["raw_prompt"]) for row in rows])
+        known = []  # one row at a time: a prompt may hold images
+        for number in range(len(dataset)):
+            row = dataset[number]
+            known.append((str(row.get("data_source", UNKNOWN_SOURCE)), prompt_hash(row["raw_prompt"])))
+        sources = pa.array([source for source, _ in known])
+        index = np.array([text for _, text in known])
     named = sources.dictionary_encode()
     return PromptKeys(tuple(map(str, named.dictionary.to_pylist())), named.indices.to_numpy(), index.astype(np.int64))
 

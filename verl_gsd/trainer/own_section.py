@@ -154,7 +154,7 @@ def stages_wrong(config: DictConfig) -> Iterator[str]:
                 f"algorithm.adv_estimator={config.algorithm.adv_estimator}: algorithm.gsd.{name} weighs what the "
                 "estimator gsd computes and no other. Write algorithm.adv_estimator=gsd."
             )
-        if not is_ours(config):
+        if not is_ours(config) and name != "budget":  # which says more of modes itself
             yield (
                 f"trainer.v1.trainer_mode={mode}: algorithm.gsd.{name} needs to see whole groups. Write "
                 f"trainer.v1.trainer_mode={OUR_MODES.get(mode, 'gsd_sync')}."

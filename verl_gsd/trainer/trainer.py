@@ -48,6 +48,9 @@ from verl_gsd.trainer.worker import actor_worker
 
 logger = logging.getLogger(__name__)
 
+#: Steps after which a visit counts half in what is expected of a prompt, unless a budget or a sampler says otherwise.
+HALF_LIFE = 100.0
+
 _ACTORS = {Role.Actor, Role.ActorRollout, Role.ActorRolloutRef}
 
 
@@ -77,7 +80,8 @@ class GroupTrainer(GVPOSteps, PPOTrainer):
         self._prompt_of: dict[str, PromptKey] = {}  # by uid, of every group that has not left the buffer
         self._left: list[tuple[Group, records.Fate]] = []  # in the step at hand
         self._training: dict[str, Group] = {}  # by uid, the groups of the batch at hand
-        self._expected = budget_of(config) or budget_section.Settings()  # of prompts, with or without a budget
+        # What is expected of prompts, with a budget or without one: the policy moves on either way.
+        self._expected = budget_of(config) or budget_section.Settings(half_life=HALF_LIFE)
         self._drawing = sampler_of(config)
         self._sampler: DisagreementSampler | None = None  # where prompts are drawn by what is known of them
         self.prompts = PromptStore(half_life=(self._drawing or self._expected).half_life)

@@ -22,7 +22,8 @@ def silent(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
     wrong, right = now(table, "all_wrong"), now(table, "all_right")
     filtered = config.get("algorithm.filter_groups.enable") is True
     write: list[str] = []
-    if not filtered:
+    # A budget refuses dynamic sampling.
+    if not filtered and config.get("algorithm.gsd.budget.objective") is None:
         write.append("algo=dapo  # or algorithm.filter_groups.enable=true with metric=acc: others take their places")
     write += scaled(config, _SIZE, 2, "a larger group agrees less often")
     if wrong >= right and config.get("algorithm.gsd.dagrpo.demonstrations.source") is None:
@@ -114,7 +115,9 @@ def failed(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
             f"{percent(now(table, 'failed'))} of the groups failed",
             "No session of theirs gave a response that could be used: an agent loop or a verifier raised, or a server "
             "went away. RUN/logs says which.",
-            ("trainer.v1.sampler.sync_refill_failed_groups=true  # and data.gen_batch_size=1: others step in",),
+            ()
+            if config.get("algorithm.gsd.budget.objective") is not None  # which refuses that
+            else ("trainer.v1.sampler.sync_refill_failed_groups=true  # and data.gen_batch_size=1: others step in",),
         )
 
 

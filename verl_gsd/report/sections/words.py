@@ -22,6 +22,15 @@ def wrong(views: Views) -> Section:
             for finding in findings(view.table, view.run.config)
         ]
         notices += [Notice(f"{prefix}left out", reason) for reason in view.run.skipped]
+        if not len(view.run.records):
+            notices.append(
+                Notice(
+                    f"{prefix}no records, so that nothing is known of groups",
+                    "What is looked for in groups (silence, noise, waste, anchors, judges) was not looked at. A "
+                    "trainer mode of ours writes records.",
+                    ("trainer.v1.trainer_mode=gsd_sync  # or gsd_colocate_async, gsd_separate_async",),
+                )
+            )
     text = f"What stands out in the last {LIMITS.window} steps, or a third of a shorter run, and what to write instead."
     quiet = (
         "Nothing of what is looked for was found: silence, noise, waste, collapse, a frozen anchor, a judge that fails."
