@@ -3,6 +3,7 @@
 import functools
 import gc
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -80,3 +81,19 @@ def queue(_queue_of_the_module):
     for partition, items in (_queue_of_the_module.kv_list() or {}).items():
         if items:
             _queue_of_the_module.kv_clear(keys=list(items), partition_id=partition)
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A real browser, headless. Without one its tests are skipped, or fail where VERL_GSD_BROWSER=required."""
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if path is None:
+        missing = "no Chromium on the PATH"
+        pytest.fail(missing) if os.environ.get("VERL_GSD_BROWSER") == "required" else pytest.skip(missing)
+    from playwright.sync_api import sync_playwright
+
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage"]
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=path, args=flags)
+        yield started
+        started.close()

@@ -98,7 +98,7 @@ def cluster():
 
 
 PROBE = """
-import importlib.metadata, json, os, pathlib, time
+import importlib.metadata, json, os, pathlib
 import ray
 from ray.util import list_named_actors
 ray.init(address="auto", runtime_env={"env_vars": {"OF_THE_DRIVER": "1"}}, log_to_driver=False)
@@ -110,13 +110,11 @@ class Worker:
         (point,) = importlib.metadata.entry_points(group="verl.plugins")
         return verl_gsd.__file__, str(point.dist.locate_file("")), ray.get_runtime_context().get_node_id()
 
-deadline = time.monotonic() + 120  # a run that ended a moment ago gives back what it had
-while ray.available_resources().get("GPU") != 2 and time.monotonic() < deadline:
-    time.sleep(0.5)
 own = {"env_vars": {"OF_THE_ACTOR": "1"}}
 workers = [Worker.options(runtime_env=own, num_gpus=1).remote() for _ in range(2)]
 print("PROBE", json.dumps({
-    "workers": ray.get([worker.look.remote() for worker in workers]),
+    # Ray waits until there are two accelerators: a run that ended a moment ago gives back what it had.
+    "workers": ray.get([worker.look.remote() for worker in workers], timeout=120),
     "driver": str(pathlib.Path.cwd()),
     "actors": [actor["name"] for actor in list_named_actors(all_namespaces=True)],
 }))

@@ -94,25 +94,19 @@ def test_a_page_and_pictures_are_written(tmp_path):
     assert not list(tmp_path.rglob("*.tmp"))
 
 
-def test_a_page_draws_all_its_charts_in_a_browser(tmp_path):
-    browsers = pytest.importorskip("playwright.sync_api")
+def test_a_page_draws_all_its_charts_in_a_browser(tmp_path, browser):
     page = tmp_path / "lab.html"
     assert lab(*SMALL, "--algo", "grpo", "--algo", "dapo", "--output", page).exit_code == 0
-    with browsers.sync_playwright() as running:
-        try:
-            browser = running.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
-        except browsers.Error as error:
-            pytest.skip(f"no browser: {error}")
-        tab, complaints = browser.new_page(viewport={"width": 390, "height": 800}), []
-        tab.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-        tab.on("pageerror", lambda error: complaints.append(str(error)))
-        tab.goto(page.as_uri())
-        tab.wait_for_function("performance.getEntriesByName('drawn').length")
-        marks = tab.eval_on_selector_all(".chart", "places => places.map(p => p.querySelectorAll('svg path').length)")
-        assert complaints == []
-        assert len(marks) == 5 and min(marks) > 5
-        assert tab.evaluate("document.documentElement.scrollWidth") <= 390
-        browser.close()
+    tab, complaints = browser.new_page(viewport={"width": 390, "height": 800}), []
+    tab.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    tab.on("pageerror", lambda error: complaints.append(str(error)))
+    tab.goto(page.as_uri())
+    tab.wait_for_function("performance.getEntriesByName('drawn').length", timeout=120_000)
+    marks = tab.eval_on_selector_all(".chart", "places => places.map(p => p.querySelectorAll('svg path').length)")
+    assert complaints == []
+    assert len(marks) == 5 and min(marks) > 5
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+    tab.close()
 
 
 def test_markup_in_a_files_name_is_text(tmp_path):

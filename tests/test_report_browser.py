@@ -4,8 +4,6 @@ Where there is no browser these tests are skipped; with VERL_GSD_BROWSER=require
 """
 
 import io
-import os
-import shutil
 import threading
 from http.server import ThreadingHTTPServer
 
@@ -17,24 +15,9 @@ from verl_gsd.report import watch
 from verl_gsd.report.build import read_runs, sections_of, title_of
 
 SIZES = {"desk": (1280, 900), "phone": (390, 844)}
-FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage")
 DRAWN = "performance.getEntriesByName('drawn').length > 0"
 #: Pixels of a chart that are of a colour, its legends left out: a single point has more.
 COLOURED = 20
-
-
-@pytest.fixture(scope="module")
-def browser():
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if path is None:
-        missing = "no chromium found"
-        pytest.fail(missing) if os.environ.get("VERL_GSD_BROWSER") == "required" else pytest.skip(missing)
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=path, args=list(FLAGS))
-        yield started
-        started.close()
 
 
 @pytest.fixture(params=SIZES)

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from verl_gsd.cli.console import fail, out
+from verl_gsd.cli.rate_options import Column, CorrectColumn, Samples, TotalColumn
 
 if TYPE_CHECKING:
     from verl_gsd.lab.experiment import Results
@@ -23,14 +24,10 @@ def lab(
             help="Solve rates to start from: a table, dumps or a run, as plan reads them. Without: a mixture."
         ),
     ] = None,
-    column: Annotated[str | None, typer.Option(help="Of --solve-rates: the column with the rate.")] = None,
-    samples: Annotated[int | None, typer.Option(help="Of --solve-rates: responses behind each rate or count.")] = None,
-    correct_column: Annotated[
-        str | None, typer.Option(help="In place of --column: a column that counts right responses.")
-    ] = None,
-    total_column: Annotated[
-        str | None, typer.Option(help="In place of --samples: a column that counts responses.")
-    ] = None,
+    column: Column = None,
+    samples: Samples = None,
+    correct_column: CorrectColumn = None,
+    total_column: TotalColumn = None,
     algo: Annotated[
         list[str] | None, typer.Option(help="Only this algorithm; may be given again. alpha=X is the dial at any X.")
     ] = None,

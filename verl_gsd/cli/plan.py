@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from verl_gsd.cli.console import fail, out
+from verl_gsd.cli.rate_options import Column, CorrectColumn, Samples, TotalColumn
 
 if TYPE_CHECKING:
     from verl_gsd.planning.summary import Target
@@ -25,14 +26,10 @@ def plan(
             "folder; or a .json list whose entry k says how many prompts were solved k times.",
         ),
     ],
-    column: Annotated[str | None, typer.Option(help="Its column with the solve rate; of dumps, the verdict.")] = None,
-    samples: Annotated[int | None, typer.Option(help="How many responses are behind each rate or count.")] = None,
-    correct_column: Annotated[
-        str | None, typer.Option(help="In place of --column: a column that counts right responses.")
-    ] = None,
-    total_column: Annotated[
-        str | None, typer.Option(help="In place of --samples: a column that counts responses.")
-    ] = None,
+    column: Column = None,
+    samples: Samples = None,
+    correct_column: CorrectColumn = None,
+    total_column: TotalColumn = None,
     group_size: Annotated[list[str], typer.Option(help="Responses a prompt; several, or 4,8,16, side by side.")] = [  # noqa: B006
         "8"
     ],
