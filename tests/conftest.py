@@ -83,9 +83,12 @@ def queue(_queue_of_the_module):
             _queue_of_the_module.kv_clear(keys=list(items), partition_id=partition)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
-    """A real browser, headless. Without one its tests are skipped, or fail where VERL_GSD_BROWSER=required."""
+    """A real browser, headless. Without one its tests are skipped, or fail where VERL_GSD_BROWSER=required.
+
+    It ends with the module: while it lives its event loop runs in this thread, where no other test could start one.
+    """
     path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if path is None:
         missing = "no Chromium on the PATH"

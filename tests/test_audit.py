@@ -75,6 +75,12 @@ def test_contradictions_are_named_with_what_to_write(audited, words, warning):
     assert any(remedy in found[0] for remedy in ("Write ", "name a ", "Filter with ")), "it says what to do"
 
 
+def test_a_sampler_is_said_to_change_what_is_trained(audited):
+    (said,) = (text for text in audited("algo=grpo", "sampler=disagreement").lines() if text.startswith("prompts: "))
+    assert "the average over what is drawn; 0.1 of the chance is the same for all" in said
+    assert not any(text.startswith("prompts: ") for text in audited("algo=grpo", "sampler=uniform").lines())
+
+
 def test_hadw_is_said_to_weigh(audited):
     assert "then weighed by HA-DW's factor (arXiv 2601.08521), anchor hard" in list(audited("algo=hadw_dapo").lines())
     off = audited("algo=hadw", "algorithm.gsd.hadw.preset=off")

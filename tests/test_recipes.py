@@ -15,7 +15,7 @@ from verl_gsd.trainer.config import ConfigError, Line, compose_config, parse_lin
 RECIPES = groups.choices("recipe")
 HARDWARE = groups.choices("hardware")
 #: Checks that look at this machine rather than at the config.
-OF_THE_MACHINE = {"_files_exist", "_accelerator_present", "_disk_has_room"}
+OF_THE_MACHINE = {"_files_exist", "accelerator_present", "_disk_has_room"}
 
 
 @pytest.fixture(autouse=True)

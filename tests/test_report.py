@@ -78,6 +78,18 @@ def test_what_is_damaged_is_left_out_and_said(tmp_path):
     assert "left out" in page.read_text() and "step_000003" in page.read_text()
 
 
+def test_a_step_without_records_is_said_and_a_thousand_damaged_files_are_not_all_named(tmp_path):
+    for step in (1, 2, 5, 6):
+        records(tmp_path, step, (MIXED, "trained"))
+    (missing,) = read_run(tmp_path, "run").left_out()
+    assert missing.endswith("records: no file of step 3, 4")
+    for path in (tmp_path / "records" / "attempt_1").glob("*.parquet"):
+        path.write_bytes(b"nothing")
+    *named, more = read_run(tmp_path, "run").left_out()
+    assert len(named) == 3 and more == "and 2 more"
+    assert all("not readable as records" in sentence for sentence in named)
+
+
 def test_metrics_that_are_no_numbers_are_not_read(tmp_path):
     metrics(tmp_path, [(1, {"a": None, "b": "text", "c": 2, "d": [1]})])
     read = read_run(tmp_path, "run").metrics

@@ -60,6 +60,10 @@ def test_without_it_nothing_changes(check):
             ("budget=adaptive", f"{SECTION}.half_life=5"),
             r"sampler\.half_life=5 with algorithm\.gsd\.budget\.half_life=100: both read one memory",
         ),
+        (
+            ("data.train_batch_size=4096",),
+            r"train_batch_size=4096: .* draws distinct prompts, and .* Write that or less",
+        ),
         (("data.shuffle=true",), r"data\.shuffle=True does nothing: algorithm\.gsd\.sampler draws the prompts"),
     ],
 )

@@ -44,6 +44,7 @@ class Audit:
         group_size: responses to a prompt.
         afterwards: what becomes of the advantages after that, in words.
         silent_groups: what becomes of unanimous groups.
+        prompts: which are drawn, in words; empty where each is visited once a pass.
         gains: gain at each of ``RATES`` relative to that at one half, for groups of ``group_size``.
         warnings: settings that contradict each other, each with what to write.
     """
@@ -53,6 +54,7 @@ class Audit:
     group_size: int
     afterwards: str
     silent_groups: str
+    prompts: str
     gains: tuple[float, ...]
     warnings: tuple[str, ...]
 
@@ -68,6 +70,8 @@ class Audit:
         if self.afterwards:
             yield f"then {self.afterwards}"
         yield self.silent_groups
+        if self.prompts:
+            yield f"prompts: {self.prompts}"
         for warning in self.warnings:
             yield f"warning: {warning}"
 
@@ -89,6 +93,7 @@ def audit(config: DictConfig) -> Audit:
         group_size,
         ", then ".join(words for of in _AFTERWARDS if (words := of(config))),
         f"unanimous groups: {silent}",
+        _drawn(config),
         gains,
         tuple(_contradictions(config, operation, group_size)),
     )
@@ -149,6 +154,16 @@ def _budgeted(config: DictConfig) -> str:
     if OmegaConf.select(config, "algorithm.gsd.budget") is None:
         return ""
     return "weighed by G / the prompt's own rollouts (budget), so that those with more count as much"
+
+
+def _drawn(config: DictConfig) -> str:
+    sampler = OmegaConf.select(config, "algorithm.gsd.sampler")
+    if sampler is None:
+        return ""
+    return (
+        "drawn by how much earlier visits have their answers disagree, so that what is trained is the average over "
+        f"what is drawn; {sampler.get('explore', 0.1)} of the chance is the same for all (sampler)"
+    )
 
 
 #: What may become of the advantages, in the order it does.

@@ -10,7 +10,7 @@ are in no file.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -169,7 +169,7 @@ def read_records(
     if not run.is_dir():
         raise FileNotFoundError(f"{run}: no such run directory")
     tables = []
-    for path in _current_files(run):
+    for path in _current_files(run).values():
         try:
             tables.append(_read(path, columns))
         except ValueError as error:
@@ -181,14 +181,21 @@ def read_records(
     return table if columns is None else table.select(columns)
 
 
-def _current_files(run: Path) -> Iterator[Path]:
+def steps_missing(run: Path | str) -> list[int]:
+    """Steps between the first and the last recorded that have no file; every step trains, and writes one."""
+    steps = _current_files(Path(run))
+    return sorted(set(range(min(steps, default=0), max(steps, default=0))) - set(steps))
+
+
+def _current_files(run: Path) -> dict[int, Path]:
+    """The files that count, by step, in order."""
     steps: dict[int, Path] = {}
     attempts = {int(match[1]): path for path in (run / "records").glob("*") if (match := _ATTEMPT.fullmatch(path.name))}
     for _, folder in sorted(attempts.items()):
         found = {int(match[1]): path for path in folder.iterdir() if (match := _STEP.fullmatch(path.name))}
         if found:
             steps = {step: path for step, path in steps.items() if step < min(found)} | found
-    return (steps[step] for step in sorted(steps))
+    return dict(sorted(steps.items()))
 
 
 def _read(path: Path, columns: Sequence[str] | None) -> pa.Table:

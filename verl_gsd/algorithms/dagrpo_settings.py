@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from verl_gsd.sections import settings_of
+from verl_gsd.sections import is_finite, is_number, is_whole, settings_of
 
 MASKS = ("pairs", "min", "mean", "max")
 #: Sub-sections that other parts read.
@@ -46,17 +46,17 @@ class Delta:
         """From a number, ``{from: 1, to: 5, steps: 200}`` or ``{quantile: 0.25}``; a ValueError says what is wrong."""
         if value == "-.inf":  # what YAML reads as a number, a command line does not
             value = -math.inf
-        if _is_number(value) and not math.isnan(value):
+        if is_number(value) and not math.isnan(value):
             return cls(float(value), float(value))
         if isinstance(value, Mapping):
             found: dict[Any, Any] = dict(value)
             quantile: Any = found.get("quantile")
-            if set(found) == {"quantile"} and _is_number(quantile) and 0 <= quantile <= 1:
+            if set(found) == {"quantile"} and is_number(quantile) and 0 <= quantile <= 1:
                 return cls(quantile=float(quantile))
             ends: list[Any] = [found.get("from"), found.get("to")]
             steps: Any = found.get("steps")
-            counts = isinstance(steps, int) and not isinstance(steps, bool) and steps >= 1
-            if set(found) == {"from", "to", "steps"} and counts and all(map(_is_finite, ends)):
+            counts = is_whole(steps, 1)
+            if set(found) == {"from", "to", "steps"} and counts and all(map(is_finite, ends)):
                 return cls(float(ends[0]), float(ends[1]), steps)
         raise ValueError(
             f"delta={value}: write a number on the judge's scale (-.inf keeps every pair), {{from: 1, to: 5, steps: "
@@ -95,22 +95,10 @@ class Settings:
         if self.mask not in MASKS:
             raise ValueError(f"mask={self.mask}: write one of {', '.join(MASKS)}")
         every = self.probe_every
-        if every is not None and not (isinstance(every, int) and not isinstance(every, bool) and every >= 1):
+        if every is not None and not is_whole(every, 1):
             raise ValueError(f"probe_every={every}: write a number of steps, 1 or more, or null")
 
     @classmethod
     def of(cls, section: Mapping[str, Any]) -> Settings:
         """From the config section; a ValueError for a key nobody reads or a value that is missing."""
         return settings_of(cls, section, beside=PARTS, delta=Delta.of(section.get("delta")))
-
-
-def _is_number(value: Any) -> bool:
-    """Whether it is a number, infinite ones included; one that no float can hold is none."""
-    try:
-        return isinstance(value, int | float) and not isinstance(value, bool) and float(value) is not None
-    except OverflowError:
-        return False
-
-
-def _is_finite(value: Any) -> bool:
-    return _is_number(value) and math.isfinite(value)

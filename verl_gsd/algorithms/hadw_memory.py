@@ -19,7 +19,7 @@ from verl_gsd.algorithms.anchors import Anchor, AnchorBank, FixedAnchor, HardAnc
 from verl_gsd.algorithms.chain import Rows, register_stage
 from verl_gsd.algorithms.hadw import hadw_factor
 from verl_gsd.groups import Group, Member
-from verl_gsd.sections import settings_of
+from verl_gsd.sections import is_finite, is_number, is_whole, settings_of
 
 logger = logging.getLogger(__name__)
 
@@ -55,17 +55,17 @@ class Settings:
 
     def __post_init__(self) -> None:
         named = isinstance(self.preset, str) and self.preset in PRESETS
-        if not (named or (_is_number(self.preset) and 0 <= float(self.preset) <= 1)):
+        if not (named or (is_number(self.preset) and 0 <= float(self.preset) <= 1)):
             raise ValueError(f"preset={self.preset}: write {', '.join(PRESETS)}, or a number in [0, 1]")
-        if not (_is_number(self.lambda_scale) and 0 < self.lambda_scale < math.inf):
+        if not (is_finite(self.lambda_scale) and self.lambda_scale > 0):
             raise ValueError(f"lambda_scale={self.lambda_scale}: write a finite number above 0")
         if not isinstance(self.include_current, bool):
             raise ValueError(f"include_current={self.include_current}: write true or false")
-        if not (isinstance(self.n_min, int) and not isinstance(self.n_min, bool) and self.n_min >= 1):
+        if not is_whole(self.n_min, 1):
             raise ValueError(f"n_min={self.n_min}: write a number of responses, 1 or more")
         if self.accuracy_range is not None:
             ends = list(self.accuracy_range) if isinstance(self.accuracy_range, Sequence) else []
-            finite = len(ends) == 2 and all(_is_number(end) and math.isfinite(end) for end in ends)
+            finite = len(ends) == 2 and all(map(is_finite, ends))
             if not (finite and ends[0] < ends[1]):
                 raise ValueError(f"accuracy_range={self.accuracy_range}: write [lowest,highest], two numbers")
 
@@ -260,7 +260,3 @@ def _share_unanimous(groups: Sequence[Group]) -> float:
 
 def _or_nan(value: float | None) -> float:
     return math.nan if value is None else value
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

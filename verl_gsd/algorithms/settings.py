@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
-import numbers
 from collections.abc import Mapping
 from typing import Any
+
+from verl_gsd.sections import is_finite
 
 DIAL_SETTINGS = ("alpha", "ddof", "eps")
 GVPO_NORMALIZERS = ("k-1", "k", "none")
@@ -31,24 +31,17 @@ def dial_settings(gsd: Mapping[str, Any]) -> dict[str, Any]:
 
 def check_dial_settings(alpha: Any, ddof: Any, eps: Any) -> None:
     """Raise a ValueError that names the setting which is out of range."""
-    if not _is_finite_number(alpha):
+    if not is_finite(alpha):
         raise ValueError(f"alpha={alpha}: write a finite number; 1 is GRPO, 0 is Dr. GRPO")
     if ddof not in (0, 1):
         raise ValueError(f"ddof={ddof}: write 0 (population) or 1 (sample)")
-    if not (_is_finite_number(eps) and eps >= 0):
+    if not (is_finite(eps) and eps >= 0):
         raise ValueError(f"eps={eps}: write a finite number, 0 or more")
-
-
-def _is_finite_number(value: Any) -> bool:
-    try:
-        return isinstance(value, numbers.Real) and not isinstance(value, bool) and abs(float(value)) < math.inf
-    except OverflowError:  # 10**400
-        return False
 
 
 def check_gvpo_settings(beta: Any, normalizer: Any, reference: Any = "old") -> None:
     """Raise a ValueError that names the setting of GVPO's loss which is out of range."""
-    if not (_is_finite_number(beta) and beta > 0):
+    if not (is_finite(beta) and beta > 0):
         raise ValueError(f"beta={beta}: write a finite number above 0; the paper's is 0.1")
     if normalizer not in GVPO_NORMALIZERS:
         raise ValueError(f"normalizer={normalizer}: write one of {', '.join(GVPO_NORMALIZERS)}")
@@ -66,5 +59,5 @@ def check_ratio(ratio: Any, gamma: Any) -> None:
     """Raise a ValueError that names the setting of a demonstration's ratio which is out of range."""
     if ratio not in DEMONSTRATION_RATIOS:
         raise ValueError(f"ratio={ratio}: write one of {', '.join(DEMONSTRATION_RATIOS)}")
-    if not (_is_finite_number(gamma) and gamma > 0):
+    if not (is_finite(gamma) and gamma > 0):
         raise ValueError(f"gamma={gamma}: write a finite number above 0; the paper's is 0.1")

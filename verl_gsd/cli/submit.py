@@ -99,11 +99,11 @@ def _check(submission: Submission, say: bool) -> None:
     """What ``verl-gsd train`` checks of a line, except what only the cluster's machines can tell."""
     from verl_gsd.audit import audit
     from verl_gsd.trainer.config import compose_config, parse_line, resolve
-    from verl_gsd.trainer.validation import validate
+    from verl_gsd.trainer.validation import OF_THIS_MACHINE, validate
 
     line = parse_line(submission.words)
     config = resolve(compose_config(line))
-    validate(config, line, runs_here=False)
+    validate(config, line, leave_out=OF_THIS_MACHINE)
     for text in audit(config).lines() if say else ():
         err.print(text, style="yellow" if text.startswith("warning") else None, markup=False, highlight=False)
 

@@ -38,13 +38,15 @@ def train(
 
     try:
         line, config = _compose(words)
-        from verl_gsd.trainer.validation import validate
+        from verl_gsd.trainer.validation import accelerator_present, validate
         from verl_gsd.trainer.validation_with_verl import validate_with_verl
 
-        validate(config, line)
+        validate(config, line, leave_out=[accelerator_present] if dry_run else ())
         _require_steps_left(config, line)
         _say_what_it_does(config)
         if dry_run:
+            for problem in accelerator_present(config, line):
+                err.print(f"warning: {problem}", style="yellow", markup=False, highlight=False)
             with redirect_stdout(sys.stderr):  # verl prints as it validates; standard output is the config alone
                 validate_with_verl(config)
     except ConfigError as error:
@@ -118,9 +120,10 @@ def _resumed(line: Line) -> Line:
 def _say_what_it_does(config: DictConfig) -> None:
     """The audit and the estimate of memory, to standard error: standard output is the config under --dry-run."""
     from verl_gsd.audit import audit
+    from verl_gsd.trainer.planned_sizes import planned_sizes
     from verl_gsd.trainer.sizing import estimate
 
-    for text in (*audit(config).lines(), *estimate(config)):
+    for text in (*audit(config).lines(), *planned_sizes(config), *estimate(config)):
         err.print(text, style="yellow" if text.startswith("warning") else None, markup=False, highlight=False)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from verl_gsd.sections import settings_of
+from verl_gsd.sections import is_whole, settings_of
 
 SOURCES = ("expert", "self", "expert_or_self")
 MODES = ("all_fail", "always")
@@ -40,7 +40,7 @@ class Settings:
         if not isinstance(self.column, str) or not self.column:
             raise ValueError(f"column={self.column}: write the name of a column of data.train_files")
         number = self.per_group
-        if not (isinstance(number, int) and not isinstance(number, bool) and number >= 1):
+        if not is_whole(number, 1):
             raise ValueError(f"per_group={number}: write a number of demonstrations, 1 or more")
 
     @classmethod

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from verl_gsd.judge.problem import problem_text
+from verl_gsd.sections import is_number
 
 #: 0, 0.0 and False are one key, as are 1, 1.0 and True.
 _VERDICTS: dict[Any, bool] = {
@@ -25,7 +26,7 @@ def as_reference(value: Any) -> str:
     """A reference answer: a text, a number as Python writes it, or a null, which is none; a ValueError otherwise."""
     if value is None or isinstance(value, str):
         return value or ""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if not is_number(value):
         raise ValueError(f"{_shown(value)} is no reference answer: write a text, a number, or null where there is none")
     return str(value)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Mapping
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from verl_gsd.sections import settings_of
+from verl_gsd.sections import is_finite, is_whole, settings_of
 
 SCORERS = ("openai", "reward_model", "distilled", "stub")
 ANSWERS = ("choice", "json_schema", "text")
@@ -58,11 +57,11 @@ class Settings:
                 raise ValueError(f"{name}={getattr(self, name)}: write one of {', '.join(choices)}")
         for name, least in (("concurrency", 1), ("retries", 0), ("cache_mb", 1)):
             value = getattr(self, name)
-            if not (isinstance(value, int) and not isinstance(value, bool) and value >= least):
+            if not is_whole(value, least):
                 raise ValueError(f"{name}={value}: write a whole number of {least} or more")
         for name in ("timeout_s", "budget_s"):
             value = getattr(self, name)
-            if not (isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf):
+            if not (is_finite(value) and value > 0):
                 raise ValueError(f"{name}={value}: write a number of seconds above 0")
         for name in ("base_url", "model", "api_key_env", "cache"):
             value = getattr(self, name)

@@ -45,7 +45,7 @@ def require_content(runs: Sequence[Run]) -> None:
     """
     for run in runs:
         if run.is_empty():
-            why = f" What is there cannot be read: {'; '.join(run.skipped)}." if run.skipped else ""
+            why = f" What is there cannot be read: {'; '.join(run.left_out())}." if run.skipped else ""
             raise ValueError(
                 f"{run.name}: neither records nor metrics there.{why} Write the folder of a run that has made a step "
                 "(trainer.default_local_dir)"

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import yaml
 
-from verl_gsd.records import SCHEMA, read_records
+from verl_gsd.records import SCHEMA, read_records, steps_missing
 from verl_gsd.rundir import MetricsReader, RunDirectory
 
 #: Columns of equal length by name, a row a step.
@@ -21,6 +21,8 @@ Columns = dict[str, np.ndarray]
 
 #: Of the records a report needs all but these.
 _UNREAD = {"index", "attempt", "data_source", "mean"}
+#: As many files that cannot be read are named; of a folder that is damaged as a whole nobody wants a thousand.
+_NAMED = 3
 #: verl logs it with every training step, and not with a validation before the first.
 _TRAINED = "training/global_step"
 
@@ -49,6 +51,11 @@ class Run:
         """Whether there is nothing to report."""
         return not len(self.records) and not len(self.metrics["step"])
 
+    def left_out(self) -> list[str]:
+        """What could not be read: the first few sentences, and how many more there are."""
+        few, more = self.skipped[:_NAMED], len(self.skipped) - _NAMED
+        return [*few, *([f"and {more} more"] if more > 0 else [])]
+
 
 def read_run(path: Path, name: str) -> Run:
     """Read the run in the folder ``path``; what is damaged is left out and said in ``Run.skipped``.
@@ -59,6 +66,8 @@ def read_run(path: Path, name: str) -> Run:
     skipped: list[str] = []
     columns = [column for column in SCHEMA.names if column not in _UNREAD]
     records = read_records(path, columns, on_damaged=skipped.append)
+    if missing := steps_missing(path):
+        skipped.append(f"{RunDirectory(path).path / 'records'}: no file of step {', '.join(map(str, missing))}")
     attempts = RunDirectory(path).attempts()
     metrics = _read_metrics(RunDirectory(path), attempts, skipped)
     config = _read_config(RunDirectory(path).config, skipped)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from verl_gsd.sections import is_whole
 from verl_gsd.sheets import SUFFIXES
 from verl_gsd.solve_rates.dumps import dumps_in, read_dumps
 from verl_gsd.solve_rates.rates import SolveRates, pooled
@@ -100,7 +101,7 @@ def _read_histogram(path: Path, samples: int | None) -> SolveRates:
     if not isinstance(found, list) or len(found) < 2:
         raise ValueError(f"{path}: write a list: entry k, how many prompts were solved k times out of N, k = 0 to N")
     for solved, prompts in enumerate(found):
-        if not isinstance(prompts, int) or isinstance(prompts, bool) or not 0 <= prompts <= _MOST:
+        if not (is_whole(prompts, 0) and prompts <= _MOST):
             raise ValueError(f"{path}: entry {solved} is {prompts!r}; write a number of prompts, 0 to {_MOST:.0e}")
     n = len(found) - 1
     if samples is not None and samples != n:

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from verl_gsd.audit import is_gvpo
-from verl_gsd.sections import settings_of
+from verl_gsd.sections import is_finite, is_whole, settings_of
 from verl_gsd.trainer.config import OUR_MODES, Line
 from verl_gsd.trainer.dataset import files_with
 
@@ -38,13 +38,13 @@ class Settings:
     def __post_init__(self) -> None:
         if self.objective not in get_args(Objective):
             raise ValueError(f"objective={self.objective}: write one of {', '.join(get_args(Objective))}")
-        if len(self.prior) != 2 or not all(_is_positive(value) for value in self.prior):
+        if len(self.prior) != 2 or not all(is_finite(value) and value > 0 for value in self.prior):
             raise ValueError(f"prior={list(self.prior)}: write [a,b], two numbers above 0")
-        if not (_is_whole(self.minimum) and self.minimum >= 2):
+        if not is_whole(self.minimum, 2):
             raise ValueError(f"minimum={self.minimum}: write 2 rollouts or more; a group of one has no baseline")
-        if self.maximum is not None and not _is_whole(self.maximum):
+        if self.maximum is not None and not is_whole(self.maximum, 1):
             raise ValueError(f"maximum={self.maximum}: write a number of rollouts, or null")
-        if self.half_life is not None and not _is_positive(self.half_life):
+        if self.half_life is not None and not (is_finite(self.half_life) and self.half_life > 0):
             raise ValueError(f"half_life={self.half_life}: write a number of steps above 0, or null")
 
     @classmethod
@@ -133,11 +133,3 @@ def _sizes_do_not_hold(config: DictConfig) -> Iterator[str]:
             "algorithm.gsd.dagrpo.demonstrations.mode=always: a demonstration in every group decides whether it is "
             f"mixed, which is what {_SECTION} shares out rollouts for. Write all_fail, or budget=uniform."
         )
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_positive(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf

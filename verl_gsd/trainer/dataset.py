@@ -56,6 +56,17 @@ def files_with(column: str, files: str | Sequence[str] | None) -> list[str]:
     ]
 
 
+def rows_of(files: str | Sequence[str] | None) -> int | None:
+    """Rows of ``files`` together; None where one is no Parquet file on this machine."""
+    try:
+        return sum(
+            pq.read_metadata(Path(str(file)).expanduser()).num_rows
+            for file in ([files] if isinstance(files, str) else files or [])
+        )
+    except (OSError, pa.ArrowInvalid):
+        return None
+
+
 def _column_names(file: Path) -> list[str]:
     try:
         return list(pq.read_schema(file).names)

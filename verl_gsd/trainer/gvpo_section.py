@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 from omegaconf import DictConfig, OmegaConf
 
 from verl_gsd.algorithms.settings import check_gvpo_settings
 from verl_gsd.audit import is_gvpo
+from verl_gsd.sections import is_number
 from verl_gsd.trainer.config import Line
 from verl_gsd.trainer.dataset import files_with
 
@@ -48,7 +48,7 @@ def _settings(config: DictConfig, section: DictConfig) -> Iterator[str]:
     if section.get("grouping") not in GROUPINGS:
         yield f"algorithm.gsd.gvpo.grouping={section.get('grouping')}: write one of {', '.join(GROUPINGS)}."
     share = section.get("history_fraction")
-    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1 or math.isnan(share):
+    if not (is_number(share) and 0 <= share < 1):
         yield f"algorithm.gsd.gvpo.history_fraction={share}: write a number from 0 to below 1."
     if not isinstance(section.get("allow_second_kl"), bool):
         yield f"algorithm.gsd.gvpo.allow_second_kl={section.get('allow_second_kl')}: write true or false."

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from verl_gsd.sections import settings_of
+from verl_gsd.sections import is_finite, is_number, settings_of
 from verl_gsd.trainer.config import Line
+from verl_gsd.trainer.dataset import rows_of
 
 _SECTION = "algorithm.gsd.sampler"
 
@@ -27,11 +27,11 @@ class Settings:
     half_life: float | None = None
 
     def __post_init__(self) -> None:
-        if not (_is_number(self.explore) and 0 < self.explore <= 1):
+        if not (is_number(self.explore) and 0 < self.explore <= 1):
             raise ValueError(
                 f"explore={self.explore}: write a share above 0, so that no prompt waits for ever, and up to 1"
             )
-        if self.half_life is not None and not (_is_number(self.half_life) and 0 < self.half_life < math.inf):
+        if self.half_life is not None and not (is_finite(self.half_life) and self.half_life > 0):
             raise ValueError(f"half_life={self.half_life}: write a number of steps above 0, or null")
 
     @classmethod
@@ -73,13 +73,15 @@ def sampler_wrong(config: DictConfig, line: Line) -> Iterator[str]:
             f"data.sampler={config.data.sampler} with {_SECTION}: prompts are drawn by one of them, and verl's V1 "
             "trainers do not read data.sampler. Leave it out, or write sampler=uniform."
         )
+    rows, batch = rows_of(config.data.train_files), config.data.train_batch_size
+    if rows is not None and isinstance(batch, int) and rows < batch:
+        yield (
+            f"data.train_batch_size={batch}: {_SECTION} draws distinct prompts, and data.train_files has {rows}. Write "
+            "that or less."
+        )
     budget = OmegaConf.select(config, "algorithm.gsd.budget")
     if isinstance(budget, DictConfig) and budget.get("half_life") != settings.half_life:
         yield (
             f"{_SECTION}.half_life={settings.half_life} with algorithm.gsd.budget.half_life={budget.get('half_life')}: "
             "both read one memory, which forgets at one rate. Write the same, or leave the sampler's out."
         )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

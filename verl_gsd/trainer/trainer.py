@@ -41,6 +41,7 @@ from verl_gsd.trainer.metrics import group_metrics, own_names, with_prediction
 from verl_gsd.trainer.own_section import checkpoint_to_resume, memory_settings, own_problems
 from verl_gsd.trainer.parts import Part
 from verl_gsd.trainer.pictures import Pictures, table_is_due
+from verl_gsd.trainer.planned_sizes import planned_sizes
 from verl_gsd.trainer.sampler import DisagreementSampler, forget_anothers_place, loader_of
 from verl_gsd.trainer.sampler_section import sampler_of
 from verl_gsd.trainer.state import Memory, forget_rotated, restore_state, save_state
@@ -75,8 +76,8 @@ class GroupTrainer(GVPOSteps, PPOTrainer):
         self._attempt = _attempt(self._run)
         found = audit(config)
         self._alpha = found.operation.alpha if found.operation else None
-        for warning in found.warnings:
-            logger.warning(warning)
+        for warning in (*found.warnings, *planned_sizes(config)):
+            logger.warning(warning.removeprefix("warning: "))
         self._prompt_of: dict[str, PromptKey] = {}  # by uid, of every group that has not left the buffer
         self._left: list[tuple[Group, records.Fate]] = []  # in the step at hand
         self._training: dict[str, Group] = {}  # by uid, the groups of the batch at hand

@@ -11,13 +11,14 @@ import difflib
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from verl_gsd.sections import is_finite, is_whole
 from verl_gsd.trainer import own_section
 from verl_gsd.trainer.config import ConfigError, Line
 from verl_gsd.trainer.dagrpo_section import demonstration_column
@@ -31,16 +32,18 @@ FULLEST_DISK = 0.95
 
 _SECRET_NAME = re.compile(r"api_?key|(^|_)(key|token|secret|password|passwd|credentials?)($|_)", re.IGNORECASE)
 _SECRET_VALUE = re.compile(r"\b(hf_|sk-|ghp_|xox[bp]-|AKIA)[A-Za-z0-9_-]{12,}|://[^/@\s]+:[^/@\s]+@")
+
+Check = Callable[[DictConfig, Line], Iterator[str]]
 _REQUIRED_COLUMNS = ("data_source", "prompt", "reward_model")
 
 
-def validate(config: DictConfig, line: Line, runs_here: bool = True) -> None:
+def validate(config: DictConfig, line: Line, leave_out: Collection[Check] = ()) -> None:
     """Raise one ``ConfigError`` that lists every problem found in the resolved ``config``, without importing verl.
 
     Args:
-        runs_here: whether this machine's files, accelerators and disks are those of the run.
+        leave_out: checks of ``CHECKS`` not to make; ``OF_THIS_MACHINE`` for a run on another one.
     """
-    checks = CHECKS if runs_here else [check for check in CHECKS if check not in _OF_THIS_MACHINE]
+    checks = (check for check in CHECKS if check not in leave_out)
     raise_problems([problem for check in checks for problem in check(config, line)])
 
 
@@ -102,7 +105,8 @@ def _made_on_first_use(config: DictConfig) -> Callable[[str], bool]:
     return lambda path: str(path) in [f"{task.directory}/{name}" for name in made]
 
 
-def _accelerator_present(config: DictConfig, line: Line) -> Iterator[str]:
+def accelerator_present(config: DictConfig, line: Line) -> Iterator[str]:
+    """Whether what ``trainer.device`` names is on this machine, or a cluster is named that may have it."""
     if config.trainer.device == "cpu":
         if os.environ.get("VERL_GSD_CPU") != "1":
             yield "trainer.device=cpu: needs more than the name. Add hardware=cpu, which sets all of it."
@@ -166,10 +170,10 @@ def _numbers_are_numbers(config: DictConfig, line: Line) -> Iterator[str]:
         value, least = OmegaConf.select(config, key), -1 if key in _MAY_BE_OFF else 1
         if value is None and key == "trainer.total_training_steps":
             continue  # all epochs
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        if not is_whole(value, least):
             yield f"{key}={value}: write a whole number of {least} or more."
     rate = config.actor_rollout_ref.actor.optim.lr
-    if not (isinstance(rate, int | float) and rate >= 0):
+    if not (is_finite(rate) and rate >= 0):
         yield f"actor_rollout_ref.actor.optim.lr={rate}: write a number of 0 or more."
 
 
@@ -226,14 +230,15 @@ CHECKS = (
     _appended_keys_are_meant,
     _checkpoint_is_whole,
     *own_section.CHECKS,
-    _accelerator_present,
+    accelerator_present,
     _files_exist,
     _disk_has_room,
     does_not_fit,
     no_secrets,
     keys_have_effect,
 )
-_OF_THIS_MACHINE = (_accelerator_present, _files_exist, _disk_has_room)
+#: Whether this machine's files, accelerators and disks are such as the run needs.
+OF_THIS_MACHINE = (accelerator_present, _files_exist, _disk_has_room)
 
 
 def _is_local(path: str) -> bool:

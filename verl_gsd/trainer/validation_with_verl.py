@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Collection, Iterator
 
 from omegaconf import DictConfig, OmegaConf
@@ -107,6 +108,8 @@ def _verl_refuses(config: DictConfig) -> Iterator[str]:
     from verl.utils.config import validate_config
 
     try:
-        validate_config(config, need_reference_policy(config), need_critic(config))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Disabled critic")  # no algorithm of a group has one
+            validate_config(config, need_reference_policy(config), need_critic(config))
     except Exception as error:  # assertions, type errors, whatever verl's dataclasses raise: all say what is wrong
         yield f"verl refuses this config: {error}"

@@ -10,6 +10,7 @@ import numpy as np
 
 from verl_gsd.report.reading import Columns
 from verl_gsd.report.steps import column
+from verl_gsd.sections import is_number
 
 
 @dataclass(frozen=True)
@@ -91,14 +92,14 @@ def percent(share: float) -> str:
 def number_of(config: Mapping[str, Any], key: str) -> float | None:
     """The key's value if it is a number."""
     value = config.get(key)
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    return float(value) if is_number(value) else None
 
 
 def scaled(config: Mapping[str, Any], key: str, factor: float, why: str) -> tuple[str, ...]:
     """``key=value`` with ``factor`` times what it is, a whole number where that is one; ``...`` where it is not known,
     and nothing where it would stay what it is."""
     value = config.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if not is_number(value):
         return (f"{key}=...  # {why}",)
     wanted = max(1, int(value * factor)) if isinstance(value, int) else value * factor
     return () if wanted == value else (f"{key}={wanted:g}  # {why}; it is {value:g}",)

@@ -21,7 +21,7 @@ def wrong(views: Views) -> Section:
             Notice(prefix + finding.title, finding.text, finding.write)
             for finding in findings(view.table, view.run.config)
         ]
-        notices += [Notice(f"{prefix}left out", reason) for reason in view.run.skipped]
+        notices += [Notice(f"{prefix}left out: {reason}") for reason in view.run.left_out()]
         if not len(view.run.records):
             notices.append(
                 Notice(

@@ -1,0 +1,48 @@
+"""A training set with group sizes of its own: what is said of them, and of settings that do not go with them."""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from verl_gsd.trainer.planned_sizes import planned_sizes
+
+UNSHUFFLED = "data.shuffle=false"
+
+
+@pytest.fixture
+def said(compose_fast, tmp_path):
+    def said(sizes, *words):
+        path = tmp_path / "planned.parquet"
+        pq.write_table(pa.table({"data_source": ["a"] * len(sizes), "__rollout_n__": sizes}), path)
+        line = ("algo=grpo", "task=arithmetic", "hardware=cpu", f"data.train_files={path}", *words)
+        config, _ = compose_fast(*line, "data.train_batch_size=2", "actor_rollout_ref.rollout.n=8")
+        return list(planned_sizes(config))
+
+    return said
+
+
+def test_batches_that_add_up_are_described_and_no_more(said):
+    assert len(said([2, 14, 10, 6, 8], UNSHUFFLED)) == 1, "the last of five rows is in no batch"
+    assert said([2, 14, 10, 6], UNSHUFFLED) == ["groups: of the sizes in column __rollout_n__, 2 to 14, 8 on average"]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "words", "warning"),
+    [
+        ([2, 6, 4, 4], [UNSHUFFLED], r"asks for 4 rollouts a prompt and actor_rollout_ref.rollout.n=8"),
+        ([2, 10, 14, 6], [UNSHUFFLED], "add up to 8 x 2 on average only"),
+        ([2, 14, 10, 6], [], "Allocate with --batch-size 2 and write data.shuffle=false"),
+        ([2, 14, 10, 6], ["sampler=disagreement"], "algorithm.gsd.sampler with column __rollout_n__"),
+        ([2, 14], [UNSHUFFLED, "algo=dapo"], "algorithm.filter_groups.enable=true with column"),
+        ([2, 14], [UNSHUFFLED, "trainer.v1.trainer_mode=gsd_colocate_async"], "gsd_colocate_async with column"),
+    ],
+)
+def test_what_does_not_go_with_them_is_warned_of(said, sizes, words, warning):
+    _, *warnings = said(sizes, *words)
+    assert any(warning in text for text in warnings)
+    assert all(text.startswith("warning: ") for text in warnings)
+    assert all("rite " in text for text in warnings), "it says what to do"
+
+
+def test_without_the_column_nothing_is_said(compose_fast, tiny_task):
+    assert not list(planned_sizes(compose_fast("algo=grpo", "task=arithmetic", f"task.directory={tiny_task}")[0]))
