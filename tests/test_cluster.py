@@ -202,7 +202,7 @@ def test_runs_take_turns_and_one_that_is_killed_or_stopped_gives_its_turn_back(c
     with subprocess.Popen(command, **options) as first:
         holding = read_until(first, "TURN of")
         with subprocess.Popen(command, **options) as second:
-            waiting = read_until(second, "verl-gsd: another run trains on this cluster")
+            waiting = read_until(second, "verl-gsd waits: another run trains on this cluster")
             assert not turns(waiting)
             os.kill(*turns(holding), signal.SIGKILL)
             assert turns(read_until(second, "TURN of"))
@@ -239,14 +239,14 @@ def test_a_job_outlives_its_client_and_goes_on_exactly_after_a_kill_of_its_drive
         (driver,) = (
             process
             for process in psutil.process_iter(["cmdline"])
-            if (process.info["cmdline"] or [])[1:] == ["-m", "verl_gsd.trainer.job", f"{run}/config.yaml"]
+            if (process.info["cmdline"] or [])[1:4] == ["-m", "verl_gsd.trainer.job", f"{run}/config.yaml"]
         )
         driver.kill()
         followed += following.stdout.read()
     assert following.returncode == 1, followed
     for step in range(1, KILLED + 1):
         assert followed.count(f"step    {step}/") == 1, "from its beginning, each line once"
-    assert f"resume={run}" in re.sub(r"\s", "", followed)
+    assert f"verl-gsdsubmit--resume{run}" in re.sub(r"\s", "", followed)
     assert f"job {job}: FAILED" in followed
     listed = verl_gsd("status", env=cluster.environment | {"COLUMNS": "400"})
     assert re.search(rf"{job}\W+FAILED\W.*{run}", listed.stdout)

@@ -5,12 +5,16 @@ import importlib.metadata
 import json
 import re
 import shlex
+import socket
 import subprocess
 import sys
+import threading
 from datetime import datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import aiohttp
 import pytest
+import ray
 import tenacity
 import yaml
 import yarl
@@ -21,7 +25,7 @@ from ray.job_submission import JobStatus
 from typer.testing import CliRunner
 
 from verl_gsd.cli.main import app
-from verl_gsd.jobs import following, package
+from verl_gsd.jobs import cluster, following, package
 from verl_gsd.jobs.following import LostError, follow
 from verl_gsd.jobs.submission import SEED_KEYS, new_runs, resumed_run
 from verl_gsd.trainer.config import ConfigError, parse_line
@@ -52,6 +56,12 @@ def test_a_sweep_is_every_combination_once_and_each_sets_every_seed():
         seen.add((values["algorithm.gsd.alpha"], seed))
         assert f"-alpha_{values['algorithm.gsd.alpha']}-seed_{seed}" in job.identifier
     assert seen == {(alpha, seed) for alpha in ("0", "0.5", "1") for seed in "123"}
+
+
+def test_values_that_an_identifier_cannot_tell_apart_are_numbered():
+    jobs = new_runs(LINE, "/r", NOW, sweep="trainer.project_name=a/b,a-b")
+    assert jobs[0].identifier.endswith("project_name_a-b") and jobs[1].identifier.endswith("project_name_a-b-2")
+    assert jobs[0].run != jobs[1].run
 
 
 def test_a_group_can_be_swept_and_so_can_a_range():
@@ -149,8 +159,9 @@ def test_a_mistake_is_refused_here_before_anything_is_sent(words, said, monkeypa
     assert done.exit_code == 2 and said in re.sub(r"\s+", " ", done.output), done.output
 
 
-def test_files_of_the_cluster_are_not_looked_for_here():
-    done = submit(*LINE, "data.train_files=/only/on/the/cluster.parquet", "--dry-run")
+def test_files_and_checkpoints_of_the_cluster_are_not_looked_for_here():
+    checkpoint = ("trainer.resume_mode=resume_path", "trainer.resume_from_path=/only/there/run/global_step_40")
+    done = submit(*LINE, "data.train_files=/only/on/the/cluster.parquet", *checkpoint, "--dry-run")
     assert done.exit_code == 0, done.output
 
 
@@ -159,6 +170,41 @@ def test_nobody_at_the_address_is_said_so(monkeypatch):
         monkeypatch.setenv(name, "http://another.invalid:1")
     done = CliRunner().invoke(app, ["status", "--address", "http://127.0.0.1:9"])
     assert done.exit_code == 2 and "http://127.0.0.1:9: no job server answers" in re.sub(r"\s+", " ", done.output)
+
+
+class ServerStub(BaseHTTPRequestHandler):
+    """A job server that is what it says it is, and fails at all else."""
+
+    def do_GET(self):
+        version = json.dumps({"version": "4", "ray_version": ray.__version__, "ray_commit": "", "session_name": ""})
+        self.send_response(200 if self.path == "/api/version" else 500)
+        self.end_headers()
+        self.wfile.write(version.encode() if self.path == "/api/version" else b"the disk is full")
+
+    do_POST = do_PUT = do_GET  # noqa: N815  # names that http.server looks for
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.mark.parametrize("words", [["status"], ["status", "a"], ["logs", "a"], ["stop", "a"], ["submit", *LINE]])
+def test_a_server_that_fails_is_named_with_what_it_says(words, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with ThreadingHTTPServer(("127.0.0.1", 0), ServerStub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        done = CliRunner().invoke(app, [*words, "--address", address])
+        server.shutdown()
+    said = re.sub(r"\s+", " ", done.output)
+    assert done.exit_code == 2 and f"{address}: Request failed with status code 500" in said, done.output
+    assert "no such job" not in said
+
+
+def test_a_server_that_accepts_and_says_nothing_is_not_waited_for_for_ever(monkeypatch):
+    monkeypatch.setattr(cluster, "TIMEOUT_S", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        done = CliRunner().invoke(app, ["status", "--address", f"http://127.0.0.1:{server.getsockname()[1]}"])
+    assert done.exit_code == 2 and "no job server answers there" in re.sub(r"\s+", " ", done.output)
 
 
 @pytest.fixture(scope="module")
@@ -322,7 +368,10 @@ def test_a_job_joins_its_cluster_whatever_the_config_says_of_one_of_its_own(comp
 
 def test_a_training_process_whose_launcher_is_killed_ends():
     """It has left the launcher's session, so that nothing else would end it, on a cluster least of all."""
-    child = "from verl_gsd.trainer.job import _end_with_parent as f; f(); print('ready', flush=True); input()"
+    child = (
+        "import os; from verl_gsd.trainer.job import _end_with; _end_with(os.getppid()); "
+        "print('ready', flush=True); input()"
+    )
     launcher = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}], start_new_session=True)"
     with subprocess.Popen(
         [sys.executable, "-c", launcher], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -330,6 +379,12 @@ def test_a_training_process_whose_launcher_is_killed_ends():
         assert process.stdout.readline() == "ready\n"
         process.kill()
         assert process.stdout.read() == "", "the end of the file: nobody holds the other end any more"
+
+
+def test_a_training_process_whose_launcher_ended_before_it_looked_does_not_begin():
+    code = "from verl_gsd.trainer.job import main; main('no such file', 1 << 30)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.strip() == "the launcher has ended"
 
 
 def test_ray_names_what_we_rely_on_as_we_do():

@@ -162,7 +162,7 @@ def run_with_job_stub(tmp_path, monkeypatch, body):
     stub.chmod(0o755)
     monkeypatch.setattr(launch.sys, "executable", str(stub))
     seen = []
-    launch.train(run, 1, lambda step, data: seen.append((step, data)))
+    launch.train(run, 1, lambda step, data: seen.append((step, data)), seen.append)
     return seen
 
 
@@ -170,6 +170,11 @@ def test_steps_are_reported_once_and_in_order(tmp_path, monkeypatch):
     metrics = tmp_path / "run" / "metrics" / "attempt_1.jsonl"
     body = f"open({str(metrics)!r}, 'w').write({(line(0, a=1) + line(1, a=2))!r})"
     assert run_with_job_stub(tmp_path, monkeypatch, body) == [(0, {"a": 1}), (1, {"a": 2})]
+
+
+def test_what_a_run_waits_for_is_told_once_and_nothing_else_of_its_log(tmp_path, monkeypatch):
+    body = "print('Ray says much'); print('verl-gsd waits: another run trains'); print('verl-gsd waits: for m', end='')"
+    assert run_with_job_stub(tmp_path, monkeypatch, body) == ["verl-gsd waits: another run trains"]
 
 
 def test_a_failed_run_shows_the_end_of_its_log(tmp_path, monkeypatch):

@@ -33,6 +33,11 @@ def score(answer, truth):
         ("", None),
         (r"\boxed{" + "9" * 2000 + "}", None),
         (r"\boxed{}", ""),
+        (r"$\boxed{1}$, so there are $\boxed 2$ of them.", "2"),
+        (r"we get \boxed 9.", "9"),
+        (r"\boxed {7} and \boxedly{8}", "7"),
+        (r"\fbox{12}", "12"),
+        (r"\boxed{\begin{array}{c}1\\{2}\end{array}}", r"\begin{array}{c}1\\{2}\end{array}"),
     ],
 )
 def test_the_last_box_is_the_answer(text, found):
@@ -165,6 +170,7 @@ def test_a_reward_model_needs_no_answers(tmp_path):
         ({"problem": "", "answer": "2"}, [], "row 0 (the first is 0), column problem: write a text"),
         ({"problem": "x?", "answer": None}, [], "row 0 (the first is 0), column answer: write a text, a number"),
         ({"problem": "x?", "answer": "\\boxed{2"}, [], "column answer: no answer in"),
+        ({"problem": "x?", "answer": "As one sees. " * 30}, [], "write it alone, or a solution that has it in"),
         ({"problem": "x?", "answer": "2"}, ["--answer-column", "final"], "column final is not there"),
         ({"problem": "x?", "answer": "2", "d": 3}, ["--demonstration-column", "d"], "column d: write a text, a list"),
         ({"problem": "x?", "answer": "2"}, ["--output", "x.json"], "ends in .parquet"),

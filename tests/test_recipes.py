@@ -14,8 +14,6 @@ from verl_gsd.trainer.config import ConfigError, Line, compose_config, parse_lin
 
 RECIPES = groups.choices("recipe")
 HARDWARE = groups.choices("hardware")
-#: Checks that look at this machine rather than at the config.
-OF_THE_MACHINE = {"_files_exist", "accelerator_present", "_disk_has_room"}
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +60,7 @@ def composed(recipe, *words, resolved=True):
 
 def problems(config, *words):
     line = Line({}, words)
-    checks = [check for check in validation.CHECKS if check.__name__ not in OF_THE_MACHINE]
+    checks = [check for check in validation.CHECKS if check not in validation.OF_THIS_MACHINE]
     return [problem for check in checks for problem in check(config, line)]
 
 

@@ -6,13 +6,14 @@ import re
 import pytest
 from omegaconf import OmegaConf
 
-from verl_gsd.planning.memory import GIB, SHAPES, Shape, kv_cache_gib, state_gib, update_gib, weights_gib
+from verl_gsd.planning.memory import GIB, SHAPES, Shape, kv_cache_gib, states_gib, update_gib, weights_gib
 from verl_gsd.trainer import sizing
 from verl_gsd.trainer.config import Line
 
 #: h 8, i 16, 2 heads and 1 KV head of 4, V 10: of a layer, q and o 2 x 8 x 8, k and v 2 x 8 x 4, MLP 3 x 8 x 16, norms
 #: 16.
 TINY = Shape(2, 8, 16, 2, 1, 4, 10, True, 32)
+SEVEN = SHAPES["Qwen/Qwen2.5-Math-7B"]
 
 
 def test_parameters_by_hand():
@@ -40,7 +41,7 @@ def test_the_recipes_models_have_as_many_parameters_as_published(name, published
 
 
 def test_memory_by_hand():
-    parts = update_gib(TINY, 4, 100)
+    parts = update_gib(TINY, 4, 100, states=states_gib(TINY, 4))
     assert {name: value * GIB for name, value in parts.items() if name != "overhead"} == pytest.approx(
         {
             "states": 16 * 1272 / 4,
@@ -49,8 +50,8 @@ def test_memory_by_hand():
             "logits": 8 * 100 * 10,
         }
     )
-    assert update_gib(TINY, 4, 100, streamed=True)["states"] == 0
-    assert state_gib(TINY, 4) * GIB == pytest.approx(12 * 1272 / 4)
+    assert update_gib(TINY, 4, 100, states=0, logits=False)["logits"] == 0
+    assert states_gib(TINY, 4, copies=3, width=2) * GIB == pytest.approx(6 * 1272 / 4)
     assert weights_gib(TINY, 2) * GIB == pytest.approx(1272)
     assert kv_cache_gib(TINY, 100, 1) * GIB == pytest.approx(4 * 2 * 4 * 100)
     assert kv_cache_gib(TINY, 100, 4) == kv_cache_gib(TINY, 100, 1), "one KV head is copied, not shared"
@@ -58,7 +59,7 @@ def test_memory_by_hand():
 
 def test_memory_of_a_model_one_knows():
     shape = SHAPES["Qwen/Qwen2.5-Math-7B"]
-    parts = update_gib(shape, 8, 16384)
+    parts = update_gib(shape, 8, 16384, states=states_gib(shape, 8))
     assert parts["logits"] == 152064 / 8192 == 18.5625
     assert parts["states"] == pytest.approx(14.18, abs=0.01)
     assert kv_cache_gib(shape, 1024, 1) * 1024 == pytest.approx(56), "56 KiB a token"
@@ -110,7 +111,9 @@ OFFLOADED = f"{ACTOR}fsdp_config__offload_policy"
             r"65536 tokens a micro-batch\)\. Write .*ppo_micro_batch_size_per_gpu below 16",
         ),
         ({f"{ROLLOUT}gpu_memory_utilization": 0.15}, r"11\.8 GiB, and weights take 14\.2 and one sequence"),
-        ({f"{ROLLOUT}gpu_memory_utilization": 0.99}, r"beside these 78 GiB the policy's .* keep 11 on the GPU"),
+        ({f"{ROLLOUT}gpu_memory_utilization": 0.9}, r"beside these 71 GiB the policy's .* keep 11 on the GPU"),
+        ({f"{ROLLOUT}max_model_len": 2000}, r"max_model_len=2000: prompt and response may have 4096 tokens"),
+        ({f"{ROLLOUT}free_cache_engine": False}, r"55\.3 vLLM awake;.*Write .*rollout\.free_cache_engine=true"),
     ],
 )
 def test_what_cannot_fit_is_refused_with_what_to_change(sized, keys, said):
@@ -127,11 +130,50 @@ def test_what_offloading_saves(sized):
     assert list(sizing.does_not_fit(sized("hadw/qwen3_8b_base", "1xh200"), Line({}, ()))) == []
 
 
+def test_offloading_that_verl_does_not_do_saves_nothing(sized):
+    parts = sizing._update(sized("gvpo/qwen2.5_math_7b", "1xh200", **{f"{ACTOR}strategy": "fsdp"}), SEVEN)
+    assert parts["states"] == pytest.approx(113.5, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("keys", "states", "resident"),
+    [
+        ({}, 16, 12),
+        ({"actor_rollout_ref__model__lora_rank": 32}, 4, 4),
+        ({f"{ACTOR}fsdp_config__model_dtype": "bfloat16"}, 8, 6),
+        ({f"{ACTOR}fsdp_config__optimizer_offload": True}, 16, 4),
+    ],
+)
+def test_states_are_as_many_bytes_a_parameter_as_are_kept(sized, keys, states, resident):
+    config = sized("gvpo/qwen2.5_math_7b", "8xa100_80g", **keys)
+    unit = SEVEN.parameters / 8 / GIB
+    assert sizing._update(config, SEVEN)["states"] == pytest.approx(states * unit)
+    assert sizing._resident(config, SEVEN) == pytest.approx(resident * unit)
+
+
+def test_fused_kernels_make_no_logits(sized):
+    config = sized("gvpo/qwen2.5_math_7b", "8xa100_80g", actor_rollout_ref__model__use_fused_kernels=True)
+    assert sizing._update(config, SEVEN)["logits"] == 0
+
+
+def test_vllm_starts_only_with_room_for_as_long_a_sequence_as_the_model_reads(sized):
+    """131,072 tokens of Llama 3.1 8B are 16 GiB, and a GPU's share is 23.7 with 15 of weights."""
+    few = {f"{ROLLOUT}gpu_memory_utilization": 0.3}
+    (problem,) = sizing.does_not_fit(sized("gvpo/llama_3.1_8b_instruct", "8xa100_80g", **few), Line({}, ()))
+    assert "one sequence of 131072 tokens, without which vLLM does not start, 16.0" in problem
+    shorter = few | {f"{ROLLOUT}max_model_len": 4096}
+    assert list(sizing.does_not_fit(sized("gvpo/llama_3.1_8b_instruct", "8xa100_80g", **shorter), Line({}, ()))) == []
+
+
+def test_sizes_that_are_no_numbers_are_another_checks(sized):
+    for key, value in (("hardware__gpu_memory_gib", "80GB"), (f"{ACTOR}fsdp_config__fsdp_size", None)):
+        assert (
+            list(sizing.does_not_fit(sized("gvpo/qwen2.5_math_7b", "8xa100_80g", **{key: value}), Line({}, ()))) == []
+        )
+
+
 def test_nodes_do_not_shard_for_each_other(sized):
-    parts = [
-        sizing._update(sized("gvpo/qwen2.5_math_7b", hardware), SHAPES["Qwen/Qwen2.5-Math-7B"])
-        for hardware in ("8xh800", "multi_node")
-    ]
+    parts = [sizing._update(sized("gvpo/qwen2.5_math_7b", hardware), SEVEN) for hardware in ("8xh800", "multi_node")]
     assert parts[0] == parts[1]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -32,7 +33,7 @@ def status(
     """What became of the jobs submitted to a cluster."""
     from verl_gsd.jobs.cluster import connect, job, our_jobs
 
-    with _refusals_told():
+    with _refusals_told(address):
         client = connect(address)
         jobs = our_jobs(client) if identifier is None else [job(client, identifier)]
     table = Table("job", "state", "since", "run directory")
@@ -51,13 +52,13 @@ def logs(
     """A job's log so far. What verl, Ray and vLLM print is in the run directory's logs."""
     from verl_gsd.jobs.cluster import connect, job
 
-    with _refusals_told():
+    with _refusals_told(address):
         client = connect(address)
         job(client, identifier)
         if not following:
             _write(client.get_job_logs(identifier))
             return
-    watch(client, identifier)
+    watch(client, identifier, address)
 
 
 def stop(identifier: Identifier, address: Address = None) -> None:
@@ -65,7 +66,7 @@ def stop(identifier: Identifier, address: Address = None) -> None:
     from verl_gsd.jobs.cluster import connect, job
     from verl_gsd.jobs.submission import RUN
 
-    with _refusals_told():
+    with _refusals_told(address):
         client = connect(address)
         run = (job(client, identifier).metadata or {}).get(RUN)
         running = client.stop_job(identifier)
@@ -74,10 +75,10 @@ def stop(identifier: Identifier, address: Address = None) -> None:
         return
     out.print(f"{identifier} is being stopped", highlight=False)
     if run:
-        out.print(f"go on with: verl-gsd submit --resume {run}", soft_wrap=True, highlight=False)
+        out.print(f"go on with: verl-gsd submit --resume {shlex.quote(run)}", soft_wrap=True, markup=False)
 
 
-def watch(client: JobSubmissionClient, identifier: str) -> None:
+def watch(client: JobSubmissionClient, identifier: str, address: str | None) -> None:
     """Show a job's log until it has ended; the exit code is 0 where it succeeded, 1 where not.
 
     Ctrl-C ends the watching alone.
@@ -86,7 +87,8 @@ def watch(client: JobSubmissionClient, identifier: str) -> None:
 
     again = f"verl-gsd logs {identifier} --follow"
     try:
-        state = follow(client, identifier, _write, on_drop=lambda: err.print("connection lost; attaching again"))
+        with _refusals_told(address):
+            state = follow(client, identifier, _write, on_drop=lambda: err.print("connection lost; attaching again"))
     except KeyboardInterrupt:
         fail(f"no longer watching; the job goes on. Again: {again}; to end it: verl-gsd stop {identifier}", code=130)
     except LostError as error:
@@ -114,10 +116,14 @@ def _row(job: JobDetails) -> tuple[str, str, str, str]:
 
 
 @contextmanager
-def _refusals_told() -> Iterator[None]:
-    from verl_gsd.jobs.cluster import ClusterError
+def _refusals_told(address: str | None) -> Iterator[None]:
+    from verl_gsd.jobs.cluster import ClusterError, answering
+    from verl_gsd.jobs.following import LostError
 
     try:
-        yield
+        with answering(address or ""):
+            yield
+    except LostError:
+        raise
     except ClusterError as error:
         fail(str(error))

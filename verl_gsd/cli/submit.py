@@ -30,11 +30,13 @@ def submit(
     ] = None,
     seeds: Annotated[str | None, typer.Option(metavar="1,2,3", help="One job a seed.")] = None,
     sweep: Annotated[str | None, typer.Option(metavar="KEY=A,B", help="One job a value (times one a seed).")] = None,
-    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Show the log until the job has ended.")] = True,
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="Show the log until the job has ended; of one job.")
+    ] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be sent, and send nothing.")] = False,
 ) -> None:
     """Train on a Ray cluster, e.g. verl-gsd submit algo=gvpo task=... --address http://head:8265."""
-    from verl_gsd.jobs.cluster import ClusterError, connect
+    from verl_gsd.jobs.cluster import ClusterError, answering, connect
     from verl_gsd.jobs.package import PackagingError, unpacked_wheel
     from verl_gsd.trainer.config import ConfigError
 
@@ -46,23 +48,22 @@ def submit(
                 return
             client = connect(address)
             for submission in submissions:
-                client.submit_job(
-                    entrypoint=submission.entrypoint,
-                    submission_id=submission.identifier,
-                    runtime_env=_runtime_environment(package),
-                    metadata=submission.metadata,
-                )
+                with answering(address or ""):
+                    client.submit_job(
+                        entrypoint=submission.entrypoint,
+                        submission_id=submission.identifier,
+                        runtime_env=_runtime_environment(package),
+                        metadata=submission.metadata,
+                    )
                 out.print(f"job [bold]{submission.identifier}[/], run directory {submission.run}", soft_wrap=True)
     except (ConfigError, PackagingError, ClusterError) as error:
         fail(str(error))
-    except RuntimeError as error:  # Ray's, for whatever the cluster refuses
-        fail(f"{address}: {error}")
+    if wait and len(submissions) == 1:
+        watch(client, submissions[0].identifier, address)
+        return
     if len(submissions) > 1:
         out.print("one run at a time trains on a cluster (verl's queue is one a cluster); the others wait their turn")
-    if wait and len(submissions) == 1:
-        watch(client, submissions[0].identifier)
-    else:
-        out.print("they go on by themselves: verl-gsd status, verl-gsd logs ID --follow, verl-gsd stop ID")
+    out.print("not waited for: verl-gsd status, verl-gsd logs ID --follow, verl-gsd stop ID")
 
 
 def _runtime_environment(package: Path) -> dict[str, object]:
@@ -73,6 +74,7 @@ def _runtime_environment(package: Path) -> dict[str, object]:
 def _planned(
     words: Sequence[str], runs: str, resume: str | None, seeds: str | None, sweep: str | None
 ) -> list[Submission]:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
     from omegaconf import OmegaConf
 
     from verl_gsd.jobs.submission import new_runs, resumed_run
@@ -86,8 +88,12 @@ def _planned(
         if seeds or sweep:
             raise ConfigError("--resume: goes on with one run. Leave --seeds and --sweep out.")
         submission = resumed_run(resume, words, now)
-        given = OmegaConf.from_dotlist([word.lstrip("+") for word in words])
-        raise_problems(list(no_secrets(given, parse_line(submission.words))))
+        line = parse_line(submission.words)
+        given = OmegaConf.create()
+        for override in map(OverridesParser.create().parse_override, line.overrides):
+            if not override.is_delete():
+                OmegaConf.update(given, override.key_or_group, override.value(), force_add=True)
+        raise_problems(list(no_secrets(given, line)))
         return [submission]
     submissions = new_runs(words, runs, now, seeds, sweep)
     for submission in submissions:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import sys
 from collections import Counter
 from contextlib import redirect_stdout
@@ -163,7 +164,12 @@ def _run(config: DictConfig, line: Line) -> None:
             out.print(f"Ray, verl and vLLM print to {run.log(attempt).relative_to(run.path)} in it")
             out.print("starting Ray, the trainer and vLLM: a minute or two on few cores")
             with out.status("starting") as status:
-                launch.train(run, attempt, lambda step, data: _show(step, total, data, status))
+                launch.train(
+                    run,
+                    attempt,
+                    on_step=lambda step, data: _show(step, total, data, status),
+                    on_wait=lambda text: out.print(text, markup=False, highlight=False),
+                )
     except KeyboardInterrupt:
         out.print(_how_to_resume(run))
         fail("interrupted; no process of this run is left", code=130)
@@ -228,7 +234,10 @@ def _table(metrics: list, prompts: Counter[str]) -> Table:
 
 
 def _how_to_resume(run: RunDirectory) -> str:
+    from verl_gsd.trainer.cluster import is_job
+
     step = run.latest_checkpoint()
     if step is None:
         return "no checkpoint was saved yet"
-    return f"last checkpoint: step {step}; go on with: verl-gsd train resume={run.path}"
+    command = "submit --resume " if is_job() else "train resume="
+    return f"last checkpoint: step {step}; go on with: verl-gsd {command}{shlex.quote(str(run.path))}"

@@ -7,12 +7,17 @@ Ray takes the token of a cluster with ``RAY_AUTH_MODE=token`` from ``RAY_AUTH_TO
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
 
 from verl_gsd.jobs.submission import RUN
+
+#: Seconds that a server may take for an answer, or for the next part of it.
+TIMEOUT_S = 60.0
 
 
 class ClusterError(RuntimeError):
@@ -33,12 +38,26 @@ def connect(address: str | None) -> JobSubmissionClient:
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # read when Ray is imported
     os.environ["RAY_API_SERVER_ADDRESS"] = address  # Ray lets RAY_ADDRESS win over what it is told
 
-    import requests
-    from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
+    class Client(JobSubmissionClient):
+        """Ray's waits for ever for a server that accepts and does not answer."""
+
+        def _do_request(self, *words: Any, **options: Any) -> Any:
+            return super()._do_request(*words, **{"timeout": TIMEOUT_S} | options)
+
+    with answering(address):
+        return Client(address)
+
+
+@contextmanager
+def answering(address: str) -> Iterator[None]:
+    """Whatever goes wrong between us and the job server at ``address``, as a ``ClusterError``."""
+    import requests
+    from ray.exceptions import AuthenticationError
+
     try:
-        return JobSubmissionClient(address)
+        yield
     except AuthenticationError as error:
         raise ClusterError(
             f"{address} wants a token, and none or another was given. Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, or "
@@ -47,7 +66,9 @@ def connect(address: str | None) -> JobSubmissionClient:
     except (ConnectionError, requests.RequestException) as error:
         raise ClusterError(f"{address}: no job server answers there. It is the head's dashboard.") from error
     except RuntimeError as error:
-        raise ClusterError(f"{address}: {error}") from error
+        if isinstance(error, ClusterError):
+            raise
+        raise ClusterError(f"{address}: {error}") from error  # Ray's, for whatever the server refuses
 
 
 def our_jobs(client: JobSubmissionClient) -> list[JobDetails]:
@@ -65,6 +86,8 @@ def job(client: JobSubmissionClient, identifier: str) -> JobDetails:
     try:
         return client.get_job_info(identifier)
     except RuntimeError as error:
+        if "status code 404" not in str(error):
+            raise
         names = [job.submission_id for job in our_jobs(client)]
         known = f"It has {', '.join(map(str, names))}." if names else "It has none of ours."
         raise ClusterError(f"{identifier}: the cluster knows no such job. {known}") from error

@@ -15,6 +15,8 @@ import aiohttp
 import requests
 import tenacity
 
+from verl_gsd.jobs.cluster import ClusterError
+
 if TYPE_CHECKING:
     from ray.job_submission import JobStatus, JobSubmissionClient
 
@@ -27,7 +29,7 @@ PATIENCE = 600.0
 _DROPPED = (aiohttp.ClientError, requests.RequestException, OSError, RuntimeError)
 
 
-class LostError(RuntimeError):
+class LostError(ClusterError):
     """The cluster did not answer for ``PATIENCE`` seconds, or refused to go on showing the log."""
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import re
 import shlex
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -69,15 +70,19 @@ def new_runs(
     for place in places:
         _require_anchored(_value(place), _PLACE)
     name = f"{_name(words)}-{now:%Y%m%d-%H%M%S}"
+    combinations = list(itertools.product(*(axis.points for axis in axes)))
+    if len(set(combinations)) < len(combinations):
+        raise ConfigError("--seeds, --sweep: a value is there twice. Leave one out.")
+    named: Counter[str] = Counter()
     submissions = []
-    for combination in itertools.product(*(axis.points for axis in axes)):
+    for combination in combinations:
         identifier = "-".join([name, *(_plain(point.label) for point in combination)])
+        named[identifier] += 1  # what is left of [a] and (a) in an identifier is the same
+        identifier += f"-{named[identifier]}" if named[identifier] > 1 else ""
         run = _value(places[-1]) if places else f"{runs.rstrip('/')}/{identifier}"
         placed = () if places else (f"{_PLACE}={_quoted(run)}",)
         swept = [word for point in combination for word in point.words]
         submissions.append(Submission(identifier, run, (*words, *swept, *placed)))
-    if len({submission.identifier for submission in submissions}) < len(submissions):
-        raise ConfigError("--seeds, --sweep: a value is there twice. Leave one out.")
     return submissions
 
 

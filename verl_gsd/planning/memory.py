@@ -79,33 +79,39 @@ SHAPES = {
 }
 
 
-def state_gib(shape: Shape, shards: int) -> float:
-    """What stays between updates, for a shard: float32 weights (4 bytes) and Adam's two moments (8), in GiB."""
-    return 12 * shape.parameters / shards / GIB
+def states_gib(shape: Shape, shards: int, *, copies: int = 4, width: int = 4) -> float:
+    """``copies`` numbers of ``width`` bytes a parameter, for one of ``shards``, in GiB.
+
+    Of a model that is trained in float32 there are four in an update (weights, gradients, Adam's two moments) and three
+    between updates; of one that is frozen below an adapter, the weights alone.
+    """
+    return copies * width * shape.parameters / shards / GIB
 
 
-def update_gib(shape: Shape, shards: int, tokens: int, *, streamed: bool = False) -> dict[str, float]:
+def update_gib(shape: Shape, shards: int, tokens: int, *, states: float, logits: bool = True) -> dict[str, float]:
     """The parts of an update's peak on one GPU, in GiB, under FSDP2 with bfloat16 compute and checkpointed layers.
 
-    - ``states``: 16 P / shards bytes: float32 weights, gradients and Adam's moments. 0 where FSDP2's offload policy
-      streams them from the CPU.
+    - ``states``: as given, of ``states_gib``; 0 where FSDP2's offload policy streams them from the CPU.
     - ``gathered``: two units in flight, unsharded: bfloat16 weights and float32 gradients of the largest, 2 x 6 bytes
       a parameter; a unit is a layer, or the embedding.
     - ``activations``: 2 h bytes a token and layer (its checkpointed input), and one layer's own, made again for its
       backward: 2 (8 h + 4 i) bytes a token, twice, with their gradients.
-    - ``logits``: 8 V bytes a token: bfloat16 logits and their gradient, and one float32 copy.
+    - ``logits``: 8 V bytes a token: bfloat16 logits and their gradient, and one float32 copy. 0 where fused kernels never
+      make them.
 
     Args:
         shards: GPUs that share one copy of the states.
+        states: what weights, gradients and the optimiser take of one GPU, in GiB.
+        logits: whether all of a micro-batch's are made at once.
         tokens: of the largest micro-batch, on one GPU.
     """
     unit = max(shape.layer_parameters, shape.vocab * shape.hidden)
     one_layer = 2 * 2 * (8 * shape.hidden + 4 * shape.intermediate)
     return {
-        "states": 0.0 if streamed else 16 * shape.parameters / shards / GIB,
+        "states": states,
         "gathered": 2 * 6 * unit / GIB,
         "activations": tokens * (2 * shape.hidden * shape.layers + one_layer) / GIB,
-        "logits": 8 * tokens * shape.vocab / GIB,
+        "logits": 8 * tokens * shape.vocab / GIB if logits else 0.0,
         "overhead": OVERHEAD_GIB,
     }
 

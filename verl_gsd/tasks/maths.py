@@ -11,9 +11,11 @@ from __future__ import annotations
 import json
 import logging
 import queue
+import re
 import select
 import subprocess
 import sys
+from collections import deque
 from typing import Any
 
 logger = logging.getLogger(__name__)
@@ -26,7 +28,9 @@ START_S = 120.0
 #: Processes that compare, in each of verl's reward workers: others wait for one.
 PROCESSES = 2
 
-_BOXED = r"\boxed{"
+#: A box, and where no brace follows, what stands in it: authors of MATH write ``\boxed 2`` too.
+_BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*(?:\{|(?P<bare>[^\s{}$\\]+))")
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 
 
 class _Worker:
@@ -78,7 +82,7 @@ def compute_score(
 
     Returns:
         ``score`` and ``acc``, 0.0 or 1.0, the same; ``unverified`` is 1.0 where the comparison took more than
-        ``TIMEOUT_S`` seconds or too much memory, which counts as wrong.
+        ``TIMEOUT_S`` seconds or ended its process, which counts as wrong.
 
     Raises:
         RuntimeError: math-verify does not start.
@@ -90,16 +94,19 @@ def compute_score(
 
 
 def last_boxed(text: str) -> str | None:
-    r"""What is in the last ``\boxed{}`` of a text, stripped; None where there is none or its braces do not close."""
-    start = text.rfind(_BOXED)
-    if start < 0:
+    r"""What is in the last ``\boxed{}``, ``\fbox{}`` or ``\boxed x`` of a text, stripped; None where there is none, its
+    braces do not close, or it has more than ``LONGEST_ANSWER`` characters."""
+    last = deque(_BOX.finditer(text), maxlen=1)
+    if not last:
         return None
-    start += len(_BOXED)
+    (box,) = last
+    if box["bare"] is not None:
+        return box["bare"].rstrip(".,;")
     depth = 1
-    for end in range(start, min(len(text), start + LONGEST_ANSWER + 1)):
-        depth += {"{": 1, "}": -1}.get(text[end], 0) if text[end - 1] != "\\" else 0
+    for brace in _BRACE.finditer(text, box.end(), box.end() + LONGEST_ANSWER + 1):
+        depth += {"{": 1, "}": -1}.get(brace[0], 0)  # an escaped one is a letter
         if not depth:
-            return text[start:end].strip()
+            return text[box.end() : brace.start()].strip()
     return None
 
 

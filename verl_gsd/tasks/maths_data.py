@@ -15,6 +15,9 @@ from verl_gsd.tasks.maths import last_boxed
 #: After every problem: HA-DW's (arXiv 2601.08521).
 SUFFIX = r" Let's think step by step and output the final answer within \boxed{}."
 
+#: A text of more characters without a box is a solution and no answer.
+_LONGEST_UNBOXED = 300
+
 
 def verl_table(
     sheet: Sheet,
@@ -91,8 +94,8 @@ def _answer(value: Any) -> str:
         raise ValueError("write a text, a number, or a reward_model with a ground_truth")
     boxed = last_boxed(value)
     found = value.strip() if boxed is None else boxed
-    if not found or "\\boxed" in found:
-        raise ValueError(f"no answer in {value[-60:]!r}")
+    if not found or "\\boxed" in found or (boxed is None and len(found) > _LONGEST_UNBOXED):
+        raise ValueError(f"no answer in {value[-60:]!r}; write it alone, or a solution that has it in \\boxed{{}}")
     return found
 
 

@@ -1,6 +1,7 @@
-"""The process that compares two answers by math-verify: a JSON pair a line in, ``right`` or ``wrong`` a line out.
+"""The process that compares two answers by math-verify: a JSON pair a line in, ``right``, ``wrong`` or ``unknown`` a line out.
 
-Its limits are its parent's: it is killed when it does not answer. It ends with its input.
+Its limits are its parent's: it is killed when it does not answer, and when it does not know. It ends with its input.
+math-verify catches most of what goes wrong inside it, a lack of memory too, and then finds two answers different.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ def main() -> None:
     print("ready", file=answers, flush=True)
     for line in sys.stdin:
         try:
-            right = are_equal(*json.loads(line))
+            verdict = "right" if are_equal(*json.loads(line)) else "wrong"
         except (MemoryError, RecursionError):
-            right = False
-        print("right" if right else "wrong", file=answers, flush=True)
+            verdict = "unknown"
+        print(verdict, file=answers, flush=True)
 
 
 if __name__ == "__main__":

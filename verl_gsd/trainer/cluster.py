@@ -15,6 +15,8 @@ from typing import Any
 
 from omegaconf import DictConfig, open_dict
 
+#: How a line begins that is for whoever waits: the launcher shows it.
+WAITING = "verl-gsd waits: "
 #: What Ray's job server hands the driver that it starts.
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 #: Two never fit; thousandths, which Ray Serve and others take, do beside it.
@@ -61,11 +63,15 @@ def _take_turn() -> Any:
 
     turn = placement_group([_TURN], name="verl_gsd_turn")
     if not turn.wait(5):
-        print("verl-gsd: another run trains on this cluster; waiting for it to end", flush=True)
+        _say("another run trains on this cluster")
         while not turn.wait(60):
             pass
-    # A run of verl's own takes no turn, and the queue of one that was killed goes a moment after it.
+    # The queue of a run that was killed goes a moment after it; a run of verl's own takes no turn.
+    looks = 0
     while any(actor["name"] == _QUEUE for actor in list_named_actors(all_namespaces=True)):
+        if looks == 10:
+            _say(f"a run that is not ours has verl's queue ({_QUEUE}) on this cluster")
+        looks += 1
         time.sleep(1)
     return turn
 
@@ -75,5 +81,9 @@ def _await_gpus(count: int) -> None:
 
     deadline = time.monotonic() + _ARRIVAL
     while (free := ray.available_resources().get("GPU", 0)) < count and time.monotonic() < deadline:
-        print(f"verl-gsd: {free:g} of {count} accelerators are free; waiting", flush=True)
+        _say(f"{free:g} of {count} accelerators are free")
         time.sleep(5)
+
+
+def _say(what: str) -> None:
+    print(f"{WAITING}{what}", flush=True)

@@ -1,4 +1,4 @@
-"""One training run as a process of its own: ``python -m verl_gsd.trainer.job RUN/config.yaml``.
+"""One training run as a process of its own: ``python -m verl_gsd.trainer.job RUN/config.yaml LAUNCHER``, a process id.
 
 What verl's ``main_ppo`` does after composing, on a config that is composed and written down already.
 """
@@ -27,8 +27,8 @@ REFUSAL = "verl-gsd refuses this config:"
 _PR_SET_PDEATHSIG = 1
 
 
-def main(config_file: str) -> None:
-    _end_with_parent()
+def main(config_file: str, launcher: int) -> None:
+    _end_with(launcher)
     config = OmegaConf.load(config_file)
     assert isinstance(config, DictConfig)
     OmegaConf.set_struct(config, True)  # as Hydra hands it to main_ppo
@@ -53,10 +53,12 @@ def main(config_file: str) -> None:
         run_ppo(config, cluster.InTurn(TaskRunnerV1, gpus) if cluster.is_job() else TaskRunnerV1)
 
 
-def _end_with_parent() -> None:
+def _end_with(launcher: int) -> None:
     """Train for nobody: where the launcher is killed, nothing else ends a run that has left its session."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != launcher:  # killed before that was said
+        sys.exit("the launcher has ended")
 
 
 @contextmanager
@@ -79,4 +81,4 @@ def _workers(config: DictConfig) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], int(sys.argv[2]))

@@ -19,14 +19,14 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import psutil
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from verl_gsd.rundir import MetricsReader, RunDirectory
-from verl_gsd.trainer import forkserver, job
+from verl_gsd.trainer import cluster, forkserver, job
 from verl_gsd.trainer.config import ConfigError, write_yaml
 
 MARK = "VERL_GSD_RUN_MARK"
@@ -100,8 +100,9 @@ def require_unused(run: RunDirectory) -> None:
         )
 
 
-def train(run: RunDirectory, attempt: int, on_step: OnStep) -> None:
-    """Run RUN/config.yaml to its end, calling ``on_step`` for every metrics line as it is written.
+def train(run: RunDirectory, attempt: int, on_step: OnStep, on_wait: Callable[[str], None]) -> None:
+    """Run RUN/config.yaml to its end, calling ``on_step`` for every metrics line as it is written, and ``on_wait`` with
+    what a run on a cluster says that it waits for.
 
     Raises:
         ConfigError: verl refuses the config; Ray was not started.
@@ -112,18 +113,21 @@ def train(run: RunDirectory, attempt: int, on_step: OnStep) -> None:
     metrics = MetricsReader(run.metrics(attempt))
 
     def report() -> None:
+        for text in _said(reading):
+            on_wait(text)
         for step, data in metrics.new():
             on_step(step, data)
 
     with (
         _signals_interrupt(),
         run.log(attempt).open("wb") as log,
+        run.log(attempt).open("rb") as reading,
         # Of the run's process, which may be killed before it removes it; short, for a socket's path.
         tempfile.TemporaryDirectory(prefix="verl_gsd_", dir="/tmp") as folder,
         _nothing_left_behind(mark),
     ):
         process = subprocess.Popen(
-            [sys.executable, "-m", "verl_gsd.trainer.job", str(run.config)],
+            [sys.executable, "-m", "verl_gsd.trainer.job", str(run.config), str(os.getpid())],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -137,11 +141,21 @@ def train(run: RunDirectory, attempt: int, on_step: OnStep) -> None:
                 report()
             else:
                 break
-    report()
+        report()
     if process.returncode == job.REFUSED:
         raise ConfigError(run.log(attempt).read_text(encoding="utf-8").partition(job.REFUSAL)[2].strip())
     if process.returncode != 0:
         raise RunFailedError(f"exit code {process.returncode}\n{_what_happened(run.log(attempt))}")
+
+
+def _said(log: BinaryIO) -> Iterator[str]:
+    """Of the lines completed since the last call those that are for whoever waits."""
+    for line in iter(log.readline, b""):
+        if not line.endswith(b"\n"):
+            log.seek(-len(line), os.SEEK_CUR)
+            return
+        if line.startswith(cluster.WAITING.encode()):
+            yield line.decode(errors="replace").strip()
 
 
 def _add_environment(config: DictConfig, environment: dict[str, str]) -> None:

@@ -82,7 +82,7 @@ def _stage_sections(config: DictConfig) -> list[str]:
     return [name for name, value in gsd.items() if isinstance(value, DictConfig) and name not in _NO_MEMORIES]
 
 
-def _memory_restorable(config: DictConfig, line: Line) -> Iterator[str]:
+def memory_restorable(config: DictConfig, line: Line) -> Iterator[str]:
     if is_ours(config) and OmegaConf.select(config, "algorithm.gsd.state") != "fresh":
         checkpoint = checkpoint_to_resume(config)
         if checkpoint is not None:
@@ -111,7 +111,7 @@ CHECKS = (
     dagrpo_wrong,
     budget_wrong,
     sampler_wrong,
-    _memory_restorable,
+    memory_restorable,
 )
 
 

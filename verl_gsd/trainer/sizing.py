@@ -1,6 +1,7 @@
 """Whether a config fits its GPUs, said before Ray starts: ``planning/memory.py`` against ``hardware.gpu_memory_gib``.
 
-Estimates, so that only what exceeds a GPU by a tenth is refused; what comes within a tenth of it is warned of.
+An update's peak is an estimate: what exceeds a GPU by a tenth is refused, what comes within a tenth of it warned of.
+What vLLM's share must hold, and what lies beside it, are counts of bytes that have to be there: any excess is refused.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from verl_gsd.planning.memory import SHAPES, Shape, kv_cache_gib, state_gib, update_gib, weights_gib
+from verl_gsd.planning.memory import SHAPES, Shape, kv_cache_gib, states_gib, update_gib, weights_gib
+from verl_gsd.sections import is_finite
 from verl_gsd.trainer.config import Line
 from verl_gsd.trainer.gvpo_section import sequence_parallel
 
@@ -20,6 +22,9 @@ from verl_gsd.trainer.gvpo_section import sequence_parallel
 TIGHT, TOO_MUCH = 0.9, 1.1
 #: Of vLLM's share, beside weights and KV cache: its own activations and graphs, in GiB. A round figure.
 _VLLM_OWN_GIB = 3.0
+
+#: A part of an update's memory where vLLM keeps its own.
+_AWAKE = "vLLM awake"
 
 _ACTOR, _ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
 
@@ -62,13 +67,16 @@ def estimate(config: DictConfig) -> Iterator[str]:
         return
     update, rollout = _update(config, shape), config.actor_rollout_ref.rollout
     share = rollout.gpu_memory_utilization * memory
-    cached = int(_cache_gib(config, shape, memory) / kv_cache_gib(shape, _length(config), _parallel(config)))
+    cache = max(0.0, share - weights_gib(shape, _parallel(config)) - _VLLM_OWN_GIB)
+    cached = int(cache / kv_cache_gib(shape, _length(config), _parallel(config)))
     yield (
         f"memory of {memory:g} GiB a GPU, estimated: an update {sum(update.values()):.0f}; generation {share:.0f} and "
         f"{_resident(config, shape):.0f} of weights and optimiser, {cached} sequences of full length in its cache"
     )
     if TIGHT * memory < sum(update.values()) <= TOO_MUCH * memory:
         yield f"warning: that update may not fit. {_smaller(config, update)}"
+    if TIGHT * memory < share + _resident(config, shape) <= memory:
+        yield f"warning: generation leaves little beside it. Write a smaller {_ROLLOUT}.gpu_memory_utilization."
     if cached < rollout.n:
         yield (
             f"warning: {_ROLLOUT}.n={rollout.n} responses of {_length(config)} tokens do not fit the KV cache "
@@ -101,7 +109,8 @@ def _gpus_missing(config: DictConfig) -> Iterator[str]:
         also = f" and {apart} for the reward model (reward.reward_model.n_gpus_per_node)" if apart else ""
         yield (
             f"trainer.n_gpus_per_node={trainer.n_gpus_per_node} on {trainer.nnodes} nodes{also}: hardware="
-            f"{hardware.name} has {there} GPUs. Write fewer, or a hardware group that has {needed}."
+            f"{hardware.name} has {there} GPUs. Write fewer, hardware.nodes=N if there are more nodes of "
+            f"{hardware.gpus_per_node}, or another hardware group."
         )
 
 
@@ -112,13 +121,16 @@ def _update_too_large(config: DictConfig, shape: Shape, memory: float) -> Iterat
         yield (
             f"hardware.gpu_memory_gib={memory:g}: an update needs about {sum(parts.values()):.0f} GiB of every GPU "
             f"({said}; {shape.parameters / 1e9:.2f}e9 parameters over {_shards(config)} GPUs, {_tokens(config)} tokens "
-            f"a micro-batch). {_smaller(config, parts)}"
+            f"a micro-batch). {_smaller(config, parts)} An estimate: hardware.gpu_memory_gib=null is for who knows "
+            "better."
         )
 
 
 def _smaller(config: DictConfig, parts: dict[str, float]) -> str:
     """What to write, by what takes the most."""
     actor = config.actor_rollout_ref.actor
+    if parts.get(_AWAKE, 0) > parts["states"]:
+        return f"Write {_ROLLOUT}.free_cache_engine=true (and enable_sleep_mode=true)."
     if parts["states"] > parts["logits"] + parts["activations"]:
         return f"Write {_ACTOR}.fsdp_config.offload_policy=true (with strategy=fsdp2), or use more GPUs."
     if not actor.use_dynamic_bsz:
@@ -132,17 +144,25 @@ def _smaller(config: DictConfig, parts: dict[str, float]) -> str:
 def _rollout_too_large(config: DictConfig, shape: Shape, memory: float) -> Iterator[str]:
     rollout, length = config.actor_rollout_ref.rollout, _length(config)
     named = f"{_ROLLOUT}.gpu_memory_utilization={rollout.gpu_memory_utilization}"
-    one = kv_cache_gib(shape, length, _parallel(config))
+    # vLLM starts if one sequence as long as it may serve fits its cache: as the model reads, unless it is told less.
+    served = rollout.max_model_len or shape.positions
+    if rollout.max_model_len and served < length:
+        yield (
+            f"{_ROLLOUT}.max_model_len={served}: prompt and response may have {length} tokens, and verl cuts responses "
+            f"there without a word. Write {length} or more, or leave it out."
+        )
+    one = kv_cache_gib(shape, served, _parallel(config))
     share = rollout.gpu_memory_utilization * memory
     weights = weights_gib(shape, _parallel(config))
-    if weights + one > TOO_MUCH * share:
+    if weights + one > share:
+        shorter = f", {_ROLLOUT}.max_model_len={length}" if served > length else ""
         yield (
-            f"{named} of {memory:g} GiB: {share:.1f} GiB, and weights take {weights:.1f} and one sequence of {length} "
-            f"tokens {one:.1f}. Write a larger share, or {_ROLLOUT}.tensor_model_parallel_size above "
-            f"{_parallel(config)}."
+            f"{named} of {memory:g} GiB: {share:.1f} GiB, and weights take {weights:.1f} and one sequence of {served} "
+            f"tokens, without which vLLM does not start, {one:.1f}. Write a larger share{shorter}, or "
+            f"{_ROLLOUT}.tensor_model_parallel_size above {_parallel(config)}."
         )
     resident = _resident(config, shape)
-    if share + resident > TOO_MUCH * memory:
+    if share + resident > memory:
         yield (
             f"{named} of {memory:g} GiB: beside these {share:.0f} GiB the policy's weights and optimiser keep "
             f"{resident:.0f} on the GPU. Write a smaller share, or {_ACTOR}.fsdp_config.param_offload=true and "
@@ -151,34 +171,55 @@ def _rollout_too_large(config: DictConfig, shape: Shape, memory: float) -> Itera
 
 
 def _update(config: DictConfig, shape: Shape) -> dict[str, float]:
-    streamed = bool(config.actor_rollout_ref.actor.fsdp_config.offload_policy)
-    return update_gib(shape, _shards(config), _tokens(config), streamed=streamed)
+    model, rollout = config.actor_rollout_ref.model, config.actor_rollout_ref.rollout
+    copies = 1 if _has_adapter(config) else 4  # weights, and if they are trained gradients and Adam's moments
+    parts = update_gib(
+        shape,
+        _shards(config),
+        _tokens(config),
+        states=0.0 if _streamed(config) else _states(config, shape, copies),
+        logits=not model.use_fused_kernels,
+    )
+    if not (rollout.free_cache_engine and rollout.get("enable_sleep_mode", True)):
+        parts[_AWAKE] = rollout.gpu_memory_utilization * (_memory(config) or 0)
+    return parts
 
 
 def _resident(config: DictConfig, shape: Shape) -> float:
-    """What the actor keeps on a GPU while vLLM generates: 4 bytes a parameter of weights, 8 of Adam, in GiB."""
-    fsdp = config.actor_rollout_ref.actor.fsdp_config
-    if fsdp.offload_policy:
+    """What the actor keeps on a GPU while vLLM generates: weights, and Adam's two moments, in GiB."""
+    if _streamed(config):
         return 0.0
-    states = state_gib(shape, _shards(config))
-    return states * ((0 if fsdp.param_offload else 1) + (0 if fsdp.optimizer_offload else 2)) / 3
+    fsdp = config.actor_rollout_ref.actor.fsdp_config
+    moments = 0 if fsdp.optimizer_offload or _has_adapter(config) else 2
+    return _states(config, shape, (0 if fsdp.param_offload else 1) + moments)
 
 
-def _cache_gib(config: DictConfig, shape: Shape, memory: float) -> float:
-    share = config.actor_rollout_ref.rollout.gpu_memory_utilization * memory
-    return max(0.0, share - weights_gib(shape, _parallel(config)) - _VLLM_OWN_GIB)
+def _states(config: DictConfig, shape: Shape, copies: int) -> float:
+    half = "16" in str(config.actor_rollout_ref.actor.fsdp_config.model_dtype)
+    return states_gib(shape, _shards(config), copies=copies, width=2 if half else 4)
+
+
+def _streamed(config: DictConfig) -> bool:
+    """Whether the states live in the machine's memory: verl reads that key under FSDP2 alone."""
+    actor = config.actor_rollout_ref.actor
+    return bool(actor.strategy == "fsdp2" and actor.fsdp_config.offload_policy)
+
+
+def _has_adapter(config: DictConfig) -> bool:
+    """Whether the policy's own weights are frozen; the adapter's size is left out."""
+    return (config.actor_rollout_ref.model.lora_rank or 0) > 0
 
 
 def _memory(config: DictConfig) -> float | None:
     """GiB of a GPU; None where no hardware group says so, or another engine's sharding is not described here."""
     value = OmegaConf.select(config, "hardware.gpu_memory_gib")
-    return value if config.actor_rollout_ref.actor.strategy in ("fsdp", "fsdp2") else None
+    return value if is_finite(value) and config.actor_rollout_ref.actor.strategy in ("fsdp", "fsdp2") else None
 
 
 def _shards(config: DictConfig) -> int:
     gpus = config.trainer.nnodes * config.trainer.n_gpus_per_node
     size = config.actor_rollout_ref.actor.fsdp_config.fsdp_size
-    return gpus if size < 0 else min(size, gpus)
+    return min(size, gpus) if isinstance(size, int) and size > 0 else gpus
 
 
 def _length(config: DictConfig) -> int:

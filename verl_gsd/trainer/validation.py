@@ -237,8 +237,14 @@ CHECKS = (
     no_secrets,
     keys_have_effect,
 )
-#: Whether this machine's files, accelerators and disks are such as the run needs.
-OF_THIS_MACHINE = (accelerator_present, _files_exist, _disk_has_room)
+#: Whether this machine's files, checkpoints, accelerators and disks are such as the run needs.
+OF_THIS_MACHINE = (
+    accelerator_present,
+    _files_exist,
+    _disk_has_room,
+    _checkpoint_is_whole,
+    own_section.memory_restorable,
+)
 
 
 def _is_local(path: str) -> bool:
