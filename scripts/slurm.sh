@@ -13,7 +13,15 @@ set -euo pipefail
 gpus=${SLURM_GPUS_ON_NODE:?ask for accelerators: --gpus-per-node=N}
 nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head=${nodes%%$'\n'*}
-port=$((20000 + SLURM_JOB_ID % 20000)) # of its own, where nodes are shared
+port=$((20000 + 2 * (SLURM_JOB_ID % 6000))) # this and the next are the job's own, where nodes are shared
+# The allocation's size, before the words of the line, which may say otherwise: to the hardware group, for a recipe may
+# leave some of its GPUs to a reward model. A resume has the size of its run.
+case " $* " in
+  *" --resume"*) size=() ;;
+  *" hardware="*) size=("hardware.nodes=$SLURM_JOB_NUM_NODES" "hardware.gpus_per_node=$gpus") ;;
+  *) size=("trainer.nnodes=$SLURM_JOB_NUM_NODES" "trainer.n_gpus_per_node=$gpus") ;;
+esac
+case " $* " in *" hardware=cpu "*) size=("trainer.nnodes=$SLURM_JOB_NUM_NODES" "trainer.n_gpus_per_node=$gpus") ;; esac
 
 # The cluster's token: this job's alone, in the environment, which srun hands to the nodes.
 export RAY_AUTH_MODE=token
@@ -24,11 +32,19 @@ unset RAY_ADDRESS
 srun --nodes=1 --ntasks=1 --overlap --nodelist="$head" \
   ray start --head --port="$port" --dashboard-host=0.0.0.0 --dashboard-port=$((port + 1)) --num-gpus="$gpus" --block &
 trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT # srun ends what it started
-timeout 300 bash -c "until (: >/dev/tcp/$head/$((port + 1))) 2>/dev/null; do sleep 1; done"
+ray=$!
+for ((waited = 0; ; waited++)); do
+  if (: >"/dev/tcp/$head/$((port + 1))") 2>/dev/null; then break; fi
+  if ! kill -0 "$ray" 2>/dev/null || ((waited == 300)); then
+    echo "slurm.sh: Ray's head on $head did not come up; what it printed is above" >&2
+    exit 1
+  fi
+  sleep 1
+done
 if ((SLURM_JOB_NUM_NODES > 1)); then
   srun --nodes=$((SLURM_JOB_NUM_NODES - 1)) --ntasks-per-node=1 --overlap --exclude="$head" \
     ray start --address="$head:$port" --num-gpus="$gpus" --block &
 fi
 
-verl-gsd submit "$@" trainer.nnodes="$SLURM_JOB_NUM_NODES" trainer.n_gpus_per_node="$gpus" \
+verl-gsd submit "${size[@]}" "$@" \
   --runs "$RUNS" --address "http://$head:$((port + 1))"

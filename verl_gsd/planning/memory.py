@@ -96,8 +96,8 @@ def update_gib(shape: Shape, shards: int, tokens: int, *, states: float, logits:
       a parameter; a unit is a layer, or the embedding.
     - ``activations``: 2 h bytes a token and layer (its checkpointed input), and one layer's own, made again for its
       backward: 2 (8 h + 4 i) bytes a token, twice, with their gradients.
-    - ``logits``: 8 V bytes a token: bfloat16 logits and their gradient, and one float32 copy. 0 where fused kernels never
-      make them.
+    - ``logits``: 8 V bytes a token: bfloat16 logits and their gradient, and one float32 copy. 0 where fused
+      kernels never make them.
 
     Args:
         shards: GPUs that share one copy of the states.

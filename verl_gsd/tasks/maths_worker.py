@@ -1,4 +1,4 @@
-"""The process that compares two answers by math-verify: a JSON pair a line in, ``right``, ``wrong`` or ``unknown`` a line out.
+"""The process that compares two answers by math-verify: a JSON pair a line in; ``right``, ``wrong`` or ``unknown`` out.
 
 Its limits are its parent's: it is killed when it does not answer, and when it does not know. It ends with its input.
 math-verify catches most of what goes wrong inside it, a lack of memory too, and then finds two answers different.
