@@ -2,6 +2,9 @@
 
 import functools
 import inspect
+import re
+import shlex
+from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -12,6 +15,7 @@ from verl_gsd.audit import audit
 from verl_gsd.trainer import validation
 from verl_gsd.trainer.config import ConfigError, Line, compose_config, parse_line, resolve, verl_config_directory
 
+ROOT = Path(__file__).parents[1]
 RECIPES = groups.choices("recipe")
 HARDWARE = groups.choices("hardware")
 
@@ -196,37 +200,36 @@ def test_the_table_above_has_every_recipe():
     assert {words[0] for words in STATED} == set(RECIPES)
 
 
-#: Lines of the folders' READMEs that change more than one key: sweeps, ablations, baselines.
-VARIANTS = [
-    ("gvpo/qwen2.5_math_7b", f"{ACTOR}.policy_loss.var=false", f"{ACTOR}.policy_loss.cov=false"),
-    (
-        "gvpo/qwen2.5_math_7b",
-        f"{ACTOR}.policy_loss.var=false",
-        f"{ACTOR}.entropy_coeff=0.001",
-        f"{ACTOR}.optim.lr=1e-6",
-    ),
-    ("gvpo/qwen2.5_math_1.5b", "algorithm.gsd.gvpo.history_fraction=0.5"),
-    ("gvpo/qwen2.5_math_7b", "algo=grpo"),
-    ("gvpo/qwen2.5_math_7b", "algo=dr_grpo"),
-    (
-        "gvpo/qwen2.5_math_7b",
-        "algo=grpo",
-        "algorithm.adv_estimator=reinforce_plus_plus",
-        f"{ACTOR}.loss_agg_mode=token-mean",
-    ),
-    ("hadw/qwen3_4b_base", "algorithm.gsd.hadw.preset=0.5"),
-    ("hadw/qwen3_4b_base", f"{ROLLOUT}.n=4"),
-    ("hadw/qwen3_4b_base", "algo=gspo"),
-    ("dagrpo/qwen2.5_math_7b", "algorithm.gsd.dagrpo.demonstrations.mode=always"),
-    ("gsd/qwen2.5_math_1.5b", "algorithm.gsd.alpha=2"),
-    ("gsd/qwen2.5_math_1.5b", "algo=dapo"),
-]
+def lines_of_the_pages():
+    """{line: words} of every train or submit line of a recipe that a page shows, without options and remarks."""
+    found = {}
+    for page in sorted([ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("recipes/**/README.md")]):
+        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+        names = {f"${name}": value for name, value in re.findall(r'`([A-Z])="?([^"`]+)"?`', text)}
+        for line in re.findall(
+            r"^    (verl-gsd (?:train|submit) .*recipe=.*|verl-gsd train \$.*)$", text, re.MULTILINE
+        ):
+            written = functools.reduce(lambda line, name: line.replace(name, names[name]), names, line)
+            words = [word for word in shlex.split(written, comments=True)[2:] if re.match(r"[\w.+]+=[^.]", word)]
+            found[f"{page.parent.name}: {line.partition('#')[0].strip()}"] = words
+    return found
 
 
-@pytest.mark.parametrize("words", VARIANTS, ids=" ".join)
-def test_lines_of_the_readmes_pass(words):
-    keys = [word for word in words[1:] if not word.startswith("algo=")]
-    assert problems(composed(words[0], "hardware=8xa100_80g", *words[1:]), *keys) == []
+LINES = lines_of_the_pages()
+
+
+def test_the_pages_have_lines_of_every_paper():
+    recipes = {
+        word.partition("=")[2].partition("/")[0] for words in LINES.values() for word in words if "recipe=" in word
+    }
+    assert recipes == {"gsd", "hadw", "dagrpo", "gvpo"} and len(LINES) > 30
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_lines_of_the_pages_pass(line):
+    recipe, *words = sorted(LINES[line], key=lambda word: not word.startswith("recipe="))
+    keys = [word for word in words if word.partition("=")[0] not in groups.GROUPS]
+    assert problems(composed(recipe.partition("=")[2], *words), *keys) == []
 
 
 def test_remax_is_refused_since_verl_makes_no_greedy_response():
