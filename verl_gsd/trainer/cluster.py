@@ -45,16 +45,23 @@ class InTurn:
     """verl's task runner class, an instance of which is made when the cluster is this run's."""
 
     runner: Any
-    gpus: int
+    config: DictConfig
     _turn: Any = field(default=None, init=False)
 
     def options(self, **options: Any) -> InTurn:
-        return InTurn(self.runner.options(**options), self.gpus)
+        return InTurn(self.runner.options(**options), self.config)
 
     def remote(self) -> Any:
         self._turn = _take_turn()
-        _await_gpus(self.gpus)
+        _await_accelerators(accelerators(self.config))
         return self.runner.remote()
+
+
+def accelerators(config: DictConfig) -> int:
+    """How many a run needs: to train, and for a reward model that has its own."""
+    trainer, model = config.trainer, config.reward.reward_model
+    apart = model.nnodes * model.n_gpus_per_node if model.enable and model.enable_resource_pool else 0
+    return trainer.nnodes * trainer.n_gpus_per_node + apart
 
 
 def _take_turn() -> Any:
@@ -76,11 +83,12 @@ def _take_turn() -> Any:
     return turn
 
 
-def _await_gpus(count: int) -> None:
+def _await_accelerators(count: int) -> None:
     import ray
+    from verl.utils.device import get_resource_name
 
     deadline = time.monotonic() + _ARRIVAL
-    while (free := ray.available_resources().get("GPU", 0)) < count and time.monotonic() < deadline:
+    while (free := ray.available_resources().get(get_resource_name(), 0)) < count and time.monotonic() < deadline:
         _say(f"{free:g} of {count} accelerators are free")
         time.sleep(5)
 

@@ -49,8 +49,7 @@ def main(config_file: str, launcher: int) -> None:
 
         from verl.trainer.main_ppo import TaskRunnerV1, run_ppo
 
-        gpus = config.trainer.nnodes * config.trainer.n_gpus_per_node
-        run_ppo(config, cluster.InTurn(TaskRunnerV1, gpus) if cluster.is_job() else TaskRunnerV1)
+        run_ppo(config, cluster.InTurn(TaskRunnerV1, config) if cluster.is_job() else TaskRunnerV1)
 
 
 def _end_with(launcher: int) -> None:

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from verl_gsd.planning.memory import SHAPES, Shape, kv_cache_gib, states_gib, update_gib, weights_gib
 from verl_gsd.sections import is_finite
+from verl_gsd.trainer.cluster import accelerators
 from verl_gsd.trainer.config import Line
 from verl_gsd.trainer.gvpo_section import sequence_parallel
 
@@ -99,13 +100,13 @@ def shape_of(config: DictConfig) -> Shape | None:
 
 
 def _gpus_missing(config: DictConfig) -> Iterator[str]:
-    hardware, trainer, model = config.get("hardware", {}), config.trainer, config.reward.reward_model
+    hardware, trainer = config.get("hardware", {}), config.trainer
     if hardware.get("gpus_per_node") is None:
         return
     there = hardware.nodes * hardware.gpus_per_node
-    apart = model.nnodes * model.n_gpus_per_node if model.enable and model.enable_resource_pool else 0
-    needed = trainer.nnodes * trainer.n_gpus_per_node + apart
+    needed = accelerators(config)
     if needed > there:
+        apart = needed - trainer.nnodes * trainer.n_gpus_per_node
         also = f" and {apart} for the reward model (reward.reward_model.n_gpus_per_node)" if apart else ""
         yield (
             f"trainer.n_gpus_per_node={trainer.n_gpus_per_node} on {trainer.nnodes} nodes{also}: hardware="
