@@ -2,6 +2,7 @@
 
 import functools
 import gc
+import importlib
 import os
 import shutil
 from pathlib import Path
@@ -16,6 +17,19 @@ settings.load_profile("project")
 os.environ["VERL_GSD_CPU"] = "1"
 # A warm-started model is made once a machine and kept; tests of the making use folders of their own.
 os.environ.setdefault("VERL_GSD_CACHE", str(Path.home() / ".cache" / "verl_gsd"))
+# The consoles are as wide as a test's COLUMNS says, whichever test imports them first.
+os.environ.pop("COLUMNS", None)
+importlib.import_module("verl_gsd.cli.console")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--killed", action="store_true", help="kill and resume every run on the stack, not only some")
+
+
+@pytest.fixture(scope="session")
+def killed(request):
+    """Whether runs that need not be are killed and resumed: a further start of the stack each."""
+    return request.config.getoption("--killed")
 
 
 def pytest_collection_finish():

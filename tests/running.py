@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+import torch
 
 from verl_gsd.algorithms.hadw_memory import HadwMemory
 from verl_gsd.groups import Group
@@ -37,9 +38,42 @@ def train_until_killed(*words, step, **kwargs):
         return training.wait(), printed
 
 
+def train_through(run, *words, last, killed_after=None, saved=None, between=lambda: None, **kwargs):
+    """Train in the folder ``run`` to its step ``last``: in one go, or killed after a step and resumed from ``saved``.
+
+    Args:
+        between: called when the run has been killed, or has ended.
+
+    Returns:
+        {step: the attempt that counts}, and what was printed.
+    """
+    line = (*words, f"trainer.default_local_dir={run}", f"trainer.total_training_steps={last}")
+    if killed_after is None:
+        done = verl_gsd("train", *line, **kwargs)
+        assert done.returncode == 0, done.stdout + done.stderr
+        between()
+        return dict.fromkeys(range(1, last + 1), 1), done.stdout
+    code, printed = train_until_killed(*line, step=killed_after, **kwargs)
+    assert code == 1, printed
+    between()
+    resumed = verl_gsd("train", f"resume={run}", **kwargs)
+    assert resumed.returncode == 0, printed + resumed.stdout + resumed.stderr
+    return {step: 1 if step <= saved else 2 for step in range(1, last + 1)}, printed + resumed.stdout
+
+
 def metrics(run, attempt):
     """The metrics of one attempt, by step."""
     return dict(read_metrics(RunDirectory(run).metrics(attempt)))
+
+
+def weights(checkpoint, rank_count):
+    """Every shard of a checkpoint's model, as whole local tensors."""
+    shards = []
+    for rank in range(rank_count):
+        file = checkpoint / "actor" / f"model_world_size_{rank_count}_rank_{rank}.pt"
+        state = torch.load(file, weights_only=False)  # ours: written by the run above
+        shards.append({name: getattr(value, "_local_tensor", value) for name, value in state.items()})
+    return shards
 
 
 def ray_processes():

@@ -1,4 +1,5 @@
-"""colocate_async on the real stack: HA-DW over GSPO, two workers, failing and empty sessions; killed and resumed."""
+"""colocate_async on the real stack: HA-DW over GSPO, two workers, failing and empty sessions; with ``--killed`` killed
+and resumed."""
 
 import os
 from collections import Counter
@@ -8,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from running import metrics, remembered, replayed, replayed_anchors, train_until_killed, verl_gsd
+from running import metrics, remembered, replayed, replayed_anchors, train_through, verl_gsd, weights
 
 from verl_gsd.records import read_records
 
@@ -33,17 +34,17 @@ def faulty_score_stub(data_source, solution_str, ground_truth, extra_info=None, 
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory, killed):
     folder = tmp_path_factory.mktemp("asynchronous")
     assert verl_gsd("prepare", "arithmetic").returncode == 0
     (folder / "faults_stub.py").write_text(FAULTS)
     (folder / "loops.yaml").write_text("- {name: faulty_stub, _target_: faults_stub.FaultyLoopStub}\n")
     environment = os.environ | {"PYTHONPATH": str(folder)}
-    code, printed = train_until_killed(
+    attempts, _ = train_through(
+        folder / "run",
         *("algo=hadw_gspo", "task=arithmetic", "hardware=cpu", "trainer.v1.trainer_mode=gsd_colocate_async"),
         *("algorithm.filter_groups.enable=true", "algorithm.filter_groups.metric=acc", "trainer.n_gpus_per_node=2"),
-        *(f"trainer.default_local_dir={folder}/run", f"data.train_batch_size={BATCH}"),
-        *(f"trainer.total_training_steps={STEPS}", f"trainer.save_freq={SAVED}"),
+        *(f"data.train_batch_size={BATCH}", f"trainer.save_freq={SAVED}"),
         *("trainer.val_before_train=false", "trainer.test_freq=-1"),
         *(
             "reward.custom_reward_function.path=pkg://faults_stub",
@@ -51,20 +52,19 @@ def run(tmp_path_factory):
         ),
         *("actor_rollout_ref.rollout.agent.default_agent_loop=faulty_stub",),
         f"actor_rollout_ref.rollout.agent.agent_loop_config_path={folder}/loops.yaml",
-        step=KILLED,
+        last=STEPS,
+        killed_after=KILLED if killed else None,
+        saved=SAVED,
         env=environment,
     )
-    assert code == 1, printed
-    resumed = verl_gsd("train", f"resume={folder}/run", env=environment)
-    assert resumed.returncode == 0, printed + resumed.stdout + resumed.stderr
-    return SimpleNamespace(path=Path(folder / "run"), records=read_records(folder / "run"))
+    return SimpleNamespace(path=Path(folder / "run"), records=read_records(folder / "run"), attempts=attempts)
 
 
 def test_each_step_trains_whole_groups_and_every_other_group_is_recorded_by_its_fate(run):
     rows = run.records.to_pylist()
     for step in range(1, STEPS + 1):
         fates = Counter(row["fate"] for row in rows if row["step"] == step)
-        logged = metrics(run.path, 1 if step <= SAVED else 2)[step]
+        logged = metrics(run.path, run.attempts[step])[step]
         assert fates["trained"] == BATCH
         assert fates["filtered"] == logged.get("training/filter_groups/evicted_samples", 0)
         assert fates["failed"] == logged.get("training/rollout_failure/evicted_samples", 0)
@@ -81,14 +81,21 @@ def test_failed_sessions_and_sessions_without_a_response_are_seen_for_what_they_
             assert row["size"] == row["total"] == (7 if row["index"] % 3 == 0 else 8)
 
 
-def test_after_an_asynchronous_resume_nothing_is_lost_or_counted_twice(run):
+def test_two_workers_trained_and_their_weights_changed(run):
+    early, late = (weights(run.path / f"global_step_{step}", rank_count=2) for step in (SAVED, STEPS))
+    for rank in range(2):
+        assert early[rank].keys() == late[rank].keys()
+        assert sum(not torch.equal(early[rank][name], late[rank][name]) for name in early[rank]) > 10
+
+
+def test_nothing_is_lost_or_counted_twice(run):
     attempts = dict(zip(run.records["step"].to_pylist(), run.records["attempt"].to_pylist(), strict=True))
-    assert attempts == {step: 1 if step <= SAVED else 2 for step in range(1, STEPS + 1)}
+    assert attempts == run.attempts
     # 40 prompts of the first pass over the data: a prompt that left twice would be recorded twice.
     assert max(Counter(run.records["index"].to_pylist()).values()) == 1
     # What was fetched from the data set was recorded or still waits at the end.
     fetched = torch.load(run.path / f"global_step_{STEPS}" / "data.pt", weights_only=False)["_num_yielded"]
-    assert fetched == len(run.records) + metrics(run.path, 2)[STEPS]["group/count/waiting"]
+    assert fetched == len(run.records) + metrics(run.path, run.attempts[STEPS])[STEPS]["group/count/waiting"]
     for step in (SAVED, STEPS):
         assert remembered(run.path / f"global_step_{step}") == replayed(run.records, step)
 
@@ -96,7 +103,7 @@ def test_after_an_asynchronous_resume_nothing_is_lost_or_counted_twice(run):
 def test_the_anchor_goes_on_from_the_checkpoint_along_the_path_its_records_give(run):
     path = replayed_anchors(run.path, run.records, STEPS)
     for step, value in path.items():
-        assert metrics(run.path, 1 if step <= SAVED else 2)[step]["hadw/anchor/after"] == value
+        assert metrics(run.path, run.attempts[step])[step]["hadw/anchor/after"] == value
     assert len(set(path.values())) == STEPS, "it moves"
 
 

@@ -1,5 +1,5 @@
 """DaGRPO on the real stack, against vLLM's own OpenAI server: judged, shown what an expert and what the policy itself
-got right, killed and resumed; as drills, the other arms of the comparison."""
+got right; with ``--killed`` killed and resumed; as drills, the other arms of the comparison."""
 
 import asyncio
 from collections import defaultdict
@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from judge_server import build_judge, serving
-from running import TASK, metrics, remembered, replayed, train_until_killed, verl_gsd
+from running import TASK, metrics, remembered, replayed, train_through, verl_gsd
 from test_gvpo_engine import log_probs
 
 from verl_gsd.judge.cache import ScoreCache
@@ -53,24 +53,28 @@ def problems(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run(problems, tmp_path_factory):
+def run(problems, tmp_path_factory, killed):
     folder = tmp_path_factory.mktemp("dagrpo")
     build_judge(folder / "judge")
     cache = folder / "cache.sqlite"
     with serving(folder / "judge", folder / "judge.log") as url:
-        code, printed = train_until_killed(
+        at_kill = []
+
+        def keep_scores():
+            with ScoreCache(cache) as scores:
+                at_kill.extend(scores.rows())
+
+        attempts, _ = train_through(
+            folder / "run",
             *("algo=dagrpo", *SHORT, f"data.train_files={problems.file}", f"{JUDGE}.base_url={url}"),
             "algorithm.gsd.dagrpo.demonstrations.source=expert_or_self",
             *(f"{JUDGE}.cache={cache}", f"algorithm.gsd.dagrpo.delta={DELTA}", "algorithm.gsd.dagrpo.probe_every=2"),
-            *(f"trainer.default_local_dir={folder}/run", f"trainer.total_training_steps={STEPS}"),
             f"trainer.save_freq={SAVED}",
-            step=KILLED,
+            last=STEPS,
+            killed_after=KILLED if killed else None,
+            saved=SAVED,
+            between=keep_scores,
         )
-        assert code == 1, printed
-        with ScoreCache(cache) as scores:
-            at_kill = list(scores.rows())
-        resumed = verl_gsd("train", f"resume={folder}/run")
-        assert resumed.returncode == 0, printed + resumed.stdout + resumed.stderr
 
         async def asked_again():
             scorer = OpenAIScorer(url, "judge")
@@ -80,9 +84,15 @@ def run(problems, tmp_path_factory):
 
         again = asyncio.run(asked_again())
     path = folder / "run"
-    seen = {step: metrics(path, 1 if step <= SAVED else 2)[step] for step in range(1, STEPS + 1)}
+    seen = {step: metrics(path, attempt)[step] for step, attempt in attempts.items()}
     return SimpleNamespace(
-        path=path, seen=seen, records=read_records(path), at_kill=at_kill, again=again, cache=cache, printed=printed
+        path=path,
+        attempts=attempts,
+        seen=seen,
+        records=read_records(path),
+        at_kill=at_kill,
+        again=again,
+        cache=cache,
     )
 
 
@@ -109,9 +119,7 @@ def test_the_mask_keeps_some_pairs_and_drops_others_as_the_scores_in_the_cache_s
         )
 
 
-def test_groups_that_failed_have_an_experts_demonstration_or_what_the_policy_got_right_before_a_restart_included(
-    run, problems
-):
+def test_groups_that_failed_have_an_experts_demonstration_or_what_the_policy_got_right_before(run, problems):
     succeeded, only_before = defaultdict(set), 0
     for row in run.records.to_pylist():
         assert row["total"] == row["size"] == SIZE, "what it replaced still counts"
@@ -122,7 +130,7 @@ def test_groups_that_failed_have_an_experts_demonstration_or_what_the_policy_got
             only_before += max(earlier) <= SAVED
         if row["correct"]:
             earlier.add(row["step"])
-    assert only_before, "a success of before the kill was shown after it"
+    assert only_before, "a success of before the checkpoint alone, and with --killed of the attempt before, was shown"
     for step, seen in run.seen.items():
         rows = [row for row in run.records.to_pylist() if row["step"] == step]
         assert seen["dagrpo/demonstrations/wanted"] == sum(row["kind"] == "all_wrong" for row in rows) > 0
@@ -164,14 +172,14 @@ def test_what_verl_reports_of_rewards_is_of_the_policys_own_responses(run):
         assert 0 < seen["actor/grad_norm"] < np.inf
 
 
-def test_the_cache_and_the_memory_go_on_after_a_kill(run):
+def test_the_cache_and_the_memory_keep_what_was_seen(run):
     with ScoreCache(run.cache) as scores:
         later = list(scores.rows())
     known = {(judged.question, judged.score) for judged in later}
     assert {(judged.question, judged.score) for judged in run.at_kill} <= known and len(known) == len(later)
-    assert run.seen[SAVED + 1]["judge/cache_hits"] > 0, "the first step of a new process knows what was asked before"
+    assert run.seen[SAVED + 1]["judge/cache_hits"] > 0, "with --killed by another process"
     steps = dict(zip(run.records["step"].to_pylist(), run.records["attempt"].to_pylist(), strict=True))
-    assert steps == {step: 1 if step <= SAVED else 2 for step in range(1, STEPS + 1)}
+    assert steps == run.attempts
     for step in (SAVED, STEPS):
         assert remembered(run.path / f"global_step_{step}") == replayed(run.records, step)
 

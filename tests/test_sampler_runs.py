@@ -1,4 +1,5 @@
-"""Training on the real stack with prompts drawn by disagreement, killed and resumed: what was drawn, and shown."""
+"""Training on the real stack with prompts drawn by disagreement: what was drawn, and shown; with ``--killed`` killed
+and resumed."""
 
 from collections import Counter
 from types import SimpleNamespace
@@ -6,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from omegaconf import OmegaConf
-from running import metrics, train_until_killed, verl_gsd
+from running import metrics, train_through, verl_gsd
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from verl_gsd.prompts import PromptStore
@@ -15,24 +16,26 @@ from verl_gsd.rundir import RunDirectory
 
 pytestmark = pytest.mark.stack
 
-SAVED, KILLED, STEPS = 6, 8, 12
+SAVED, KILLED, STEPS = 6, 7, 12
 PROMPTS, BATCH, SIZE = 60, 12, 8  # a pass is of five steps
 
 
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory):
-    """With a budget, which shares the memory of prompts; killed in a step, then resumed."""
+def drawn(tmp_path_factory, killed):
+    """With a budget, which shares the memory of prompts."""
     run = tmp_path_factory.mktemp("sampler") / "run"
-    code, killed = train_until_killed(
+    assert verl_gsd("prepare", "arithmetic").returncode == 0
+    attempts, _ = train_through(
+        run,
         *("algo=grpo", "task=arithmetic", "hardware=cpu", "sampler=disagreement", "budget=adaptive"),
-        *("logger=tensorboard", f"trainer.default_local_dir={run}", f"trainer.total_training_steps={STEPS}"),
-        *(f"trainer.save_freq={SAVED}", "trainer.test_freq=-1", "trainer.val_before_train=false"),
+        *("logger=tensorboard", "trainer.test_freq=-1", "trainer.val_before_train=false"),
         *(f"data.train_max_samples={PROMPTS}", f"data.train_batch_size={BATCH}"),
-        step=KILLED,
+        f"trainer.save_freq={SAVED}",
+        last=STEPS,
+        killed_after=KILLED if killed else None,
+        saved=SAVED,
     )
-    resumed = verl_gsd("train", f"resume={run}")
-    assert code == 1 and resumed.returncode == 0, killed + resumed.stdout + resumed.stderr
-    seen = {step: line for attempt in (1, 2) for step, line in metrics(run, attempt).items() if step}
+    seen = {step: metrics(run, attempt)[step] for step, attempt in attempts.items()}
     return SimpleNamespace(run=run, records=read_records(run).to_pylist(), metrics=seen)
 
 

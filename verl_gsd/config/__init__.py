@@ -7,6 +7,7 @@ plugin, verl's own ``main_ppo`` included, composes ``+algo=dr_grpo`` and lists t
 
 from __future__ import annotations
 
+import functools
 import math
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,9 @@ def load(group: str, name: str) -> DictConfig:
     return node
 
 
+@functools.cache
 def store_groups() -> None:
-    """Register every YAML file below this folder; each merges at the root of the config (package ``_global_``).
+    """Register every YAML file below this folder, once; each merges at the root of the config (package ``_global_``).
 
     And the functions they interpolate with: ``${verl_gsd.equal:a,b}``, ``${verl_gsd.quotient:a,b}`` (at least 1), and
     ``${verl_gsd.rate_an_update:rate,batch,mini_batch}``, the learning rate of each of several updates that share a

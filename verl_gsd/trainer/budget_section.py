@@ -42,7 +42,7 @@ class Settings:
             raise ValueError(f"prior={list(self.prior)}: write [a,b], two numbers above 0")
         if not is_whole(self.minimum, 2):
             raise ValueError(f"minimum={self.minimum}: write 2 rollouts or more; a group of one has no baseline")
-        if self.maximum is not None and not is_whole(self.maximum, 1):
+        if self.maximum is not None and not is_whole(self.maximum, 0):
             raise ValueError(f"maximum={self.maximum}: write a number of rollouts, or null")
         if self.half_life is not None and not (is_finite(self.half_life) and self.half_life > 0):
             raise ValueError(f"half_life={self.half_life}: write a number of steps above 0, or null")
