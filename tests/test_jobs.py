@@ -47,7 +47,7 @@ def test_a_job_runs_train_on_the_cluster_in_a_folder_of_its_own():
 
 
 def test_a_sweep_is_every_combination_once_and_each_sets_every_seed():
-    jobs = new_runs(LINE, "/runs", NOW, seeds="1,2,3", sweep="algorithm.gsd.alpha=0,0.5,1")
+    jobs = new_runs(LINE, "/runs", NOW, seeds="1,2,3", sweeps=["algorithm.gsd.alpha=0,0.5,1"])
     assert len({job.identifier for job in jobs}) == len({job.run for job in jobs}) == 9
     seen = set()
     for job in jobs:
@@ -59,32 +59,35 @@ def test_a_sweep_is_every_combination_once_and_each_sets_every_seed():
 
 
 def test_values_that_an_identifier_cannot_tell_apart_are_numbered():
-    jobs = new_runs(LINE, "/r", NOW, sweep="trainer.project_name=a/b,a-b")
+    jobs = new_runs(LINE, "/r", NOW, sweeps=["trainer.project_name=a/b,a-b"])
     assert jobs[0].identifier.endswith("project_name_a-b") and jobs[1].identifier.endswith("project_name_a-b-2")
     assert jobs[0].run != jobs[1].run
 
 
 def test_a_group_can_be_swept_and_so_can_a_range():
-    assert [job.words[-2] for job in new_runs(["task=arithmetic"], "/r", NOW, sweep="algo=grpo,gvpo")] == [
+    assert [job.words[-2] for job in new_runs(["task=arithmetic"], "/r", NOW, sweeps=["algo=grpo,gvpo"])] == [
         "algo=grpo",
         "algo=gvpo",
     ]
-    assert len(new_runs(LINE, "/r", NOW, sweep="data.seed=range(0,4)")) == 4
+    assert len(new_runs(LINE, "/r", NOW, sweeps=["data.seed=range(0,4)"])) == 4
+    assert len(new_runs(LINE, "/r", NOW, sweeps=["algorithm.gsd.alpha=0,1", "trainer.total_epochs=1,2,3"])) == 6
 
 
 @pytest.mark.parametrize(
     ("words", "options", "said"),
     [
         ([], {"runs": "runs"}, "--runs runs: a folder on the cluster"),
-        (["trainer.default_local_dir=runs/a"], {}, "trainer.default_local_dir runs/a: a folder on the cluster"),
+        (["trainer.default_local_dir=runs/a"], {}, "trainer.default_local_dir=runs/a: a folder on the cluster"),
         (["trainer.default_local_dir=/a"], {"seeds": "1,2"}, "every job of a sweep needs its own folder"),
         (["data.seed=3"], {"seeds": "1,2"}, "data.seed=3: a sweep sets data.seed"),
-        (["algorithm.gsd.alpha=1"], {"sweep": "algorithm.gsd.alpha=0,1"}, "a sweep sets algorithm.gsd.alpha"),
+        (["algorithm.gsd.alpha=1"], {"sweeps": ["algorithm.gsd.alpha=0,1"]}, "a sweep sets algorithm.gsd.alpha"),
         ([], {"runs": "/a$b"}, "--runs /a$b: '$' means something to Hydra"),
         ([], {"seeds": "1,x"}, "write whole numbers"),
+        ([], {"seeds": "1,"}, "write whole numbers"),
+        ([], {"seeds": "1,2", "sweeps": ["data.seed=1,2"]}, "data.seed: swept twice"),
         ([], {"seeds": "1,1"}, "a value is there twice"),
-        ([], {"sweep": "alpha"}, "write KEY=VALUE,VALUE"),
-        ([], {"sweep": "~algorithm.gsd.alpha"}, "write KEY=VALUE,VALUE"),
+        ([], {"sweeps": ["alpha"]}, "write KEY=VALUE,VALUE"),
+        ([], {"sweeps": ["~algorithm.gsd.alpha"]}, "write KEY=VALUE,VALUE"),
     ],
 )
 def test_a_contradiction_names_the_key_and_says_what_to_write(words, options, said):
@@ -144,6 +147,9 @@ def test_a_dry_run_prints_what_would_be_sent_and_no_secret(monkeypatch):
     [
         (["algorithm.gsd.alpa=1"], "no such key. Did you mean algorithm.gsd.alpha"),
         (["algo=nope"], "algo=nope: no such choice"),
+        (["algorithm.adv_estimator=gae2"], "adv_estimator=gae2: no such name"),
+        (["data.train_files=relative.parquet"], "data.train_files=relative.parquet: a file on the cluster"),
+        (["data.seed=1,2"], "several values. Write one; verl-gsd submit --sweep"),
         (["+trainer.api_key=abc"], "looks like a secret"),
         (["resume=/runs/a"], "write --resume /runs/a"),
         (["--resume", "/runs/a", "+trainer.api_key=abc"], "looks like a secret"),

@@ -138,6 +138,17 @@ def test_a_table_becomes_what_verl_reads(tmp_path):
     assert [path.name for path in output.parent.iterdir()] == ["train.parquet"]
 
 
+def test_a_solution_without_a_box_among_others_is_no_answer(tmp_path):
+    rows = [{"problem": "1+1?", "answer": r"\boxed{2}"}, {"problem": "1+2?", "answer": "no box here"}]
+    (tmp_path / "math.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    words = ["--input", str(tmp_path / "math.jsonl"), "--output", str(tmp_path / "o.parquet")]
+    done = CliRunner().invoke(app, ["prepare", "maths", *words], env={"COLUMNS": "300"})
+    assert done.exit_code == 2 and "row 1 (the first is 0), column answer: no \\boxed{}" in done.output
+    done = CliRunner().invoke(app, ["prepare", "maths", *words, "--judged-by-model", "--answer-column", "answer"])
+    assert done.exit_code == 2 and "has no effect beside --judged-by-model" in done.output
+    assert not (tmp_path / "o.parquet").exists()
+
+
 def test_verls_own_columns_can_be_read_too(tmp_path):
     """As published sets have them: a system message, the answer in reward_model, an expert's chat."""
     row = {

@@ -232,6 +232,19 @@ def test_lines_of_the_pages_pass(line):
     assert problems(composed(recipe.partition("=")[2], *words), *keys) == []
 
 
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_embedded_task_takes_data_model_and_sizes_in_a_recipes_place(recipe):
+    """What is left is the algorithm: as many updates a step as it has, its verifier, and one worker."""
+    config = composed(recipe, "task=arithmetic", "hardware=cpu")
+    alone = composed("gsd/qwen2.5_math_7b", "task=arithmetic", "hardware=cpu")
+    assert problems(config) == []
+    assert (config.data.train_files, config.trainer.n_gpus_per_node) == (alone.data.train_files, 1)
+    assert not config.reward.reward_model.enable
+    updates = config.data.train_batch_size // config.actor_rollout_ref.actor.ppo_mini_batch_size
+    assert updates == (4 if recipe.startswith("gvpo") else 1)
+    assert not [text for text in audit(config).warnings if "GVPO is REINFORCE" in text]
+
+
 def test_remax_is_refused_since_verl_makes_no_greedy_response():
     """The paper's fourth baseline. Fails when verl's V1 trainers learn to."""
     trainer_base = pytest.importorskip("verl.trainer.ppo.v1.trainer_base")

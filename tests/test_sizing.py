@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from verl_gsd.planning.memory import GIB, SHAPES, Shape, kv_cache_gib, states_gib, update_gib, weights_gib
 from verl_gsd.trainer import sizing
 from verl_gsd.trainer.config import Line
+from verl_gsd.trainer.layout import layout_impossible
 
 #: h 8, i 16, 2 heads and 1 KV head of 4, V 10: of a layer, q and o 2 x 8 x 8, k and v 2 x 8 x 4, MLP 3 x 8 x 16, norms
 #: 16.
@@ -165,11 +166,27 @@ def test_vllm_starts_only_with_room_for_as_long_a_sequence_as_the_model_reads(si
     assert list(sizing.does_not_fit(sized("gvpo/llama_3.1_8b_instruct", "8xa100_80g", **shorter), Line({}, ()))) == []
 
 
-def test_sizes_that_are_no_numbers_are_another_checks(sized):
-    for key, value in (("hardware__gpu_memory_gib", "80GB"), (f"{ACTOR}fsdp_config__fsdp_size", None)):
-        assert (
-            list(sizing.does_not_fit(sized("gvpo/qwen2.5_math_7b", "8xa100_80g", **{key: value}), Line({}, ()))) == []
-        )
+def test_a_size_that_is_no_number_does_not_switch_the_check_off(sized):
+    text = sized("gvpo/qwen2.5_math_7b", "8xa100_80g", hardware__gpu_memory_gib="80GB")
+    (problem,) = sizing.does_not_fit(text, Line({}, ()))
+    assert problem.startswith("hardware.gpu_memory_gib=80GB: write GiB")
+    for key in ("hardware__gpu_memory_gib", f"{ACTOR}fsdp_config__fsdp_size"):
+        assert list(sizing.does_not_fit(sized("gvpo/qwen2.5_math_7b", "8xa100_80g", **{key: None}), Line({}, ()))) == []
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({f"{ROLLOUT}tensor_model_parallel_size": 3}, r"tensor_model_parallel_size=3: 8 accelerators .* divisor of 8"),
+        ({f"{ROLLOUT}tensor_model_parallel_size": "two"}, "tensor_model_parallel_size=two: 8 accelerators"),
+        ({f"{ACTOR}ppo_mini_batch_size": 3}, "15 rows are not shared by 8 workers evenly"),
+    ],
+)
+def test_what_workers_cannot_share_evenly_is_refused_whatever_the_algorithm(sized, keys, said):
+    for recipe in ("gvpo/qwen2.5_math_7b", "hadw/qwen3_4b_base"):
+        config = sized(recipe, "8xa100_80g", **keys, **{f"{ROLLOUT}n": 5, "trainer__nnodes": 1})
+        assert any(re.search(said, problem) for problem in layout_impossible(config, Line({}, ())))
+    assert not list(layout_impossible(sized("hadw/qwen3_4b_base", "8xa100_80g"), Line({}, ())))
 
 
 def test_nodes_do_not_shard_for_each_other(sized):
@@ -194,7 +211,7 @@ def test_what_fits_is_said_and_what_is_tight_warned_of(sized):
 def test_what_is_not_known_is_not_refused(sized, tmp_path):
     config = sized("gvpo/qwen2.5_math_7b", "8xa100_80g", actor_rollout_ref__model__path="someone/new")
     assert list(sizing.does_not_fit(config, Line({}, ()))) == []
-    assert "not estimated; the shape of someone/new" in next(sizing.estimate(config))
+    assert "is not estimated; the shape of someone/new" in next(sizing.estimate(config))
     assert list(sizing.estimate(sized("gvpo/qwen2.5_math_7b", "cpu"))) == []
     (tmp_path / "config.json").write_text(json.dumps({"num_hidden_layers": "many"}))
     config.actor_rollout_ref.model.path = str(tmp_path)

@@ -32,6 +32,12 @@ def test_a_right_line_passes(check, tiny_task):
         ("trainer.total_training_steps=abc", r"trainer\.total_training_steps=abc: write a whole number of 1 or more"),
         ("trainer.save_freq=often", r"trainer\.save_freq=often: write a whole number of -1 or more"),
         ("actor_rollout_ref.actor.optim.lr=high", r"optim\.lr=high: write a number"),
+        ("actor_rollout_ref.actor.optim.weight_decay=x", r"weight_decay=x: write a number of 0 or more"),
+        ("actor_rollout_ref.rollout.top_p=1.5", r"top_p=1\.5: write a number of 0 to 1"),
+        ("actor_rollout_ref.rollout.temperature=0", r"temperature=0: write a number above 0"),
+        ("data.seed=one", r"data\.seed=one: write a whole number, or null"),
+        ("data.train_batch_size=4096", r"train_batch_size=4096: data\.train_files has \d+ rows\. Write that or less"),
+        ("budgt=adaptive", r"budgt=adaptive: no such group\. Did you mean budget="),
         (
             "+trainer.total_trainings_steps=3",
             r"\+trainer\.total_trainings_steps: no such key\. Did you mean trainer\.total_training_steps\?",

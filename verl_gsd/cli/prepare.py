@@ -30,10 +30,13 @@ def arithmetic(
 def maths(
     input: Annotated[Path, typer.Option(help="Problems: .parquet, .jsonl or .csv.")],
     output: Annotated[Path, typer.Option(help="Where to: .parquet, with verl's columns.")],
-    problem_column: Annotated[str, typer.Option(help="Texts, or lists of messages.")] = "problem",
+    problem_column: Annotated[str, typer.Option(help="Texts, or chats, whose last user's message is it.")] = "problem",
     answer_column: Annotated[
-        str, typer.Option(help="Answers, or solutions whose last \\boxed{} is one, or verl's reward_model.")
-    ] = "answer",
+        str | None,
+        typer.Option(
+            help="Answers, or solutions whose last \\boxed{} is one, or verl's reward_model; without it, answer."
+        ),
+    ] = None,
     demonstration_column: Annotated[
         str | None, typer.Option(help="Texts, lists of them, or lists of messages: an expert's responses.")
     ] = None,
@@ -53,12 +56,14 @@ def maths(
 
     if output.suffix != ".parquet":
         fail(f"--output {output}: write a name that ends in .parquet")
+    if judged_by_model and answer_column is not None:
+        fail(f"--answer-column {answer_column}: has no effect beside --judged-by-model")
     try:
         table = verl_table(
             read_sheet(input),
             data_source or input.stem,
             problem=problem_column,
-            answer=None if judged_by_model else answer_column,
+            answer=None if judged_by_model else answer_column or "answer",
             demonstration=demonstration_column,
             suffix=SUFFIX if suffix is None else suffix,
         )

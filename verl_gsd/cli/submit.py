@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -29,7 +31,9 @@ def submit(
         str | None, typer.Option(metavar="RUN", help="Go on with this run of the cluster from its last checkpoint.")
     ] = None,
     seeds: Annotated[str | None, typer.Option(metavar="1,2,3", help="One job a seed.")] = None,
-    sweep: Annotated[str | None, typer.Option(metavar="KEY=A,B", help="One job a value (times one a seed).")] = None,
+    sweep: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=A,B", help="One job a value (times one a seed); may be repeated.")
+    ] = None,
     wait: Annotated[
         bool, typer.Option("--wait/--no-wait", help="Show the log until the job has ended; of one job.")
     ] = True,
@@ -41,7 +45,7 @@ def submit(
     from verl_gsd.trainer.config import ConfigError
 
     try:
-        submissions = _planned(words or [], runs, resume, seeds, sweep)
+        submissions = _planned(words or [], runs, resume, seeds, sweep or [])
         with unpacked_wheel() as package:
             if dry_run:
                 print(_described(submissions, package), end="")
@@ -72,7 +76,7 @@ def _runtime_environment(package: Path) -> dict[str, object]:
 
 
 def _planned(
-    words: Sequence[str], runs: str, resume: str | None, seeds: str | None, sweep: str | None
+    words: Sequence[str], runs: str, resume: str | None, seeds: str | None, sweeps: Sequence[str]
 ) -> list[Submission]:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from omegaconf import OmegaConf
@@ -85,7 +89,7 @@ def _planned(
     if resumes := [word for word in words if word.startswith("resume=")]:
         raise ConfigError(f"{resumes[-1]}: write --resume {resumes[-1].partition('=')[2]}, a folder on the cluster.")
     if resume is not None:
-        if seeds or sweep:
+        if seeds or sweeps:
             raise ConfigError("--resume: goes on with one run. Leave --seeds and --sweep out.")
         submission = resumed_run(resume, words, now)
         line = parse_line(submission.words)
@@ -95,23 +99,44 @@ def _planned(
                 OmegaConf.update(given, override.key_or_group, override.value(), force_add=True)
         raise_problems(list(no_secrets(given, line)))
         return [submission]
-    submissions = new_runs(words, runs, now, seeds, sweep)
+    submissions = new_runs(words, runs, now, seeds, sweeps)
+    said: set[str] = set()
     for submission in submissions:
-        _check(submission, say=submission is submissions[0])
+        lines = [text for text in _check(submission) if text not in said]
+        if said and lines:
+            err.print(f"{submission.identifier}:", markup=False, highlight=False)
+        for text in lines:
+            err.print(text, style="yellow" if text.startswith("warning") else None, markup=False, highlight=False)
+        said.update(lines)
     return submissions
 
 
-def _check(submission: Submission, say: bool) -> None:
-    """What ``verl-gsd train`` checks of a line, except what only the cluster's machines can tell."""
+def _check(submission: Submission) -> list[str]:
+    """What ``verl-gsd train`` checks of a line, except what only the cluster's machines can tell; what there is to say.
+
+    Raises:
+        ConfigError: it is refused.
+    """
+    from omegaconf import OmegaConf
+
     from verl_gsd.audit import audit
-    from verl_gsd.trainer.config import compose_config, parse_line, resolve
-    from verl_gsd.trainer.validation import OF_THIS_MACHINE, validate
+    from verl_gsd.trainer.config import ConfigError, compose_config, parse_line, resolve
+    from verl_gsd.trainer.sizing import estimate
+    from verl_gsd.trainer.validation import OF_THIS_MACHINE, as_list, validate
+    from verl_gsd.trainer.validation_with_verl import validate_with_verl
 
     line = parse_line(submission.words)
     config = resolve(compose_config(line))
     validate(config, line, leave_out=OF_THIS_MACHINE)
-    for text in audit(config).lines() if say else ():
-        err.print(text, style="yellow" if text.startswith("warning") else None, markup=False, highlight=False)
+    with redirect_stdout(sys.stderr):  # verl prints as it validates
+        validate_with_verl(config, runs_here=False)
+    for key in ("data.train_files", "data.val_files"):
+        for file in as_list(OmegaConf.select(config, key)):
+            if not str(file).startswith(("/", "~")) and "://" not in str(file):
+                raise ConfigError(
+                    f"{key}={file}: a file on the cluster. Write an absolute path, or one that begins ~/."
+                )
+    return [*audit(config).lines(), *estimate(config)]
 
 
 def _described(submissions: Sequence[Submission], package: Path) -> str:

@@ -48,9 +48,9 @@ class Submission:
 
 
 def new_runs(
-    words: Sequence[str], runs: str, now: datetime, seeds: str | None = None, sweep: str | None = None
+    words: Sequence[str], runs: str, now: datetime, seeds: str | None = None, sweeps: Sequence[str] = ()
 ) -> list[Submission]:
-    """One job a combination of ``seeds`` ("1,2,3") and ``sweep`` ("KEY=A,B", Hydra's grammar), each with its own run.
+    """One job a combination of ``seeds`` ("1,2,3") and ``sweeps`` ("KEY=A,B", Hydra's grammar), each with its own run.
 
     Args:
         words: the line, as ``verl-gsd train`` takes it.
@@ -59,16 +59,19 @@ def new_runs(
     Raises:
         ConfigError: a sweep cannot be read or contradicts the line, or a folder is relative to nothing.
     """
-    _require_anchored(runs, "--runs")
-    axes = _axes(seeds, sweep)
+    _require_anchored(runs, "--runs ")
+    axes = _axes(seeds, sweeps)
     places = [word for word in words if _key(word) == _PLACE]
-    for key, word in itertools.product([key for axis in axes for key in axis.keys], words):
+    swept = [key for axis in axes for key in axis.keys]
+    if repeated := [key for key in swept if swept.count(key) > 1]:
+        raise ConfigError(f"{repeated[0]}: swept twice. Write all its values in one --sweep, or leave --seeds out.")
+    for key, word in itertools.product(swept, words):
         if _key(word) == key:
             raise ConfigError(f"{word}: a sweep sets {key}. Leave one of the two out.")
     if places and axes:
         raise ConfigError(f"{places[-1]}: every job of a sweep needs its own folder. Write --runs FOLDER instead.")
     for place in places:
-        _require_anchored(_value(place), _PLACE)
+        _require_anchored(_value(place), f"{_PLACE}=")
     name = f"{_name(words)}-{now:%Y%m%d-%H%M%S}"
     combinations = list(itertools.product(*(axis.points for axis in axes)))
     if len(set(combinations)) < len(combinations):
@@ -81,8 +84,8 @@ def new_runs(
         identifier += f"-{named[identifier]}" if named[identifier] > 1 else ""
         run = _value(places[-1]) if places else f"{runs.rstrip('/')}/{identifier}"
         placed = () if places else (f"{_PLACE}={_quoted(run)}",)
-        swept = [word for point in combination for word in point.words]
-        submissions.append(Submission(identifier, run, (*words, *swept, *placed)))
+        chosen = [word for point in combination for word in point.words]
+        submissions.append(Submission(identifier, run, (*words, *chosen, *placed)))
     return submissions
 
 
@@ -93,7 +96,7 @@ def resumed_run(run: str, words: Sequence[str], now: datetime) -> Submission:
         ConfigError: the folder is relative to nothing, or the words would move the run.
     """
     run = run.rstrip("/")
-    _require_anchored(run, "--resume")
+    _require_anchored(run, "--resume ")
     for word in words:
         if _key(word) in (_PLACE, "resume"):
             raise ConfigError(f"{word}: --resume goes on where the run is. Leave it out.")
@@ -113,15 +116,15 @@ class _Axis:
     points: tuple[_Point, ...]
 
 
-def _axes(seeds: str | None, sweep: str | None) -> list[_Axis]:
+def _axes(seeds: str | None, sweeps: Sequence[str]) -> list[_Axis]:
     axes = []
-    if sweep is not None:
+    for sweep in sweeps:
         key, values = _swept(sweep, f"--sweep {sweep}")
         written, short = sweep.partition("=")[0], key.rpartition(".")[2]
         points = (_Point(f"{short}_{value}", (f"{written}={value}",)) for value in values)
         axes.append(_Axis((key,), tuple(points)))
     if seeds is not None:
-        _, values = _swept(f"seed={seeds}", f"--seeds {seeds}")
+        values = seeds.split(",")
         if not all(re.fullmatch(r"0|[1-9]\d*", value) for value in values):
             raise ConfigError(f"--seeds {seeds}: write whole numbers, e.g. --seeds 1,2,3.")
         points = (_Point(f"seed_{seed}", tuple(f"{key}={seed}" for key in SEED_KEYS)) for seed in values)
@@ -178,6 +181,6 @@ def _quoted(path: str) -> str:
 
 def _require_anchored(path: str, option: str) -> None:
     if not path.startswith(("/", "~/")):
-        raise ConfigError(f"{option} {path}: a folder on the cluster. Write an absolute path, or one that begins ~/.")
+        raise ConfigError(f"{option}{path}: a folder on the cluster. Write an absolute path, or one that begins ~/.")
     if found := re.search(r"[\x00-\x1f\"\\$]", path):
-        raise ConfigError(f"{option} {path}: {found[0]!r} means something to Hydra. Write a folder without it.")
+        raise ConfigError(f"{option}{path}: {found[0]!r} means something to Hydra. Write a folder without it.")

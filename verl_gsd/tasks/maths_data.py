@@ -42,6 +42,8 @@ def verl_table(
         ValueError: a column is not there or a row's value is no such thing; the message names file, column and row.
     """
     answers = sheet.column(answer, _answer) if answer else [""] * len(sheet)
+    if answer:
+        _require_boxes_alike(sheet, answer)
     problems = sheet.column(problem, _problem)
     rows = [
         {
@@ -97,6 +99,16 @@ def _answer(value: Any) -> str:
     if not found or "\\boxed" in found or (boxed is None and len(found) > _LONGEST_UNBOXED):
         raise ValueError(f"no answer in {value[-60:]!r}; write it alone, or a solution that has it in \\boxed{{}}")
     return found
+
+
+def _require_boxes_alike(sheet: Sheet, column: str) -> None:
+    """Of a column of solutions one without a box would become an answer that no response equals."""
+    boxed = sheet.column(column, lambda value: isinstance(value, str) and last_boxed(value) is not None)
+    if any(boxed) and not all(boxed):
+        raise ValueError(
+            f"{sheet.path}: row {boxed.index(False)} (the first is 0), column {column}: no \\boxed{{}}, which others "
+            "have. Write the answer into one, or leave the row out"
+        )
 
 
 def _demonstrations(value: Any) -> list[str] | None:

@@ -81,7 +81,7 @@ def parse_line(words: Sequence[str]) -> Line:
     overrides: dict[str, str] = {}
     resume = None
     given = []
-    for word in words:
+    for word in map(_with_home, words):
         key, _, value = word.partition("=")
         if key == "resume":  # a path, whatever its characters
             resume = Path(value).expanduser()
@@ -92,6 +92,8 @@ def parse_line(words: Sequence[str]) -> Line:
                 raise ConfigError(f"{key}={value}: no such choice. Write {key}= one of {_listed(groups.choices(key))}.")
             chosen[key] = value
             given.append(key)
+        elif meant := difflib.get_close_matches(key, groups.GROUPS, n=1, cutoff=0.75):
+            raise ConfigError(f"{key}={value}: no such group. Did you mean {meant[0]}=?")
         else:
             overrides[key] = word
     if resume is None and "recipe" not in chosen:
@@ -182,11 +184,19 @@ def write_yaml(value: DictConfig | list[str], path: Path) -> None:
     temporary.replace(path)
 
 
+def _with_home(word: str) -> str:
+    """``KEY=~/FOLDER`` as a shell would have it in an assignment; Hydra gives ``~`` a meaning of its own."""
+    key, _, value = word.partition("=")
+    return f'{key}="{Path(value).expanduser()}"' if key != "resume" and value.startswith("~/") else word
+
+
 def _key(word: str) -> str:
     try:
         override = OverridesParser.create().parse_override(word)
     except HydraException as error:
         raise ConfigError(f"{word!r} is not KEY=VALUE. Quote a value that has commas, braces or spaces.") from error
+    if override.is_sweep_override():
+        raise ConfigError(f"{word}: several values. Write one; verl-gsd submit --sweep makes a run of each.")
     return override.key_or_group + (f"@{override.package}" if override.package else "")
 
 

@@ -15,7 +15,7 @@ from verl_gsd.demonstrations import settings as demonstrations
 from verl_gsd.judge import settings as judge
 from verl_gsd.judge.scorer import HIGHEST
 from verl_gsd.trainer.config import Line
-from verl_gsd.trainer.gvpo_section import sequence_parallel
+from verl_gsd.trainer.layout import sequence_parallel
 
 _LOSS = "actor_rollout_ref.actor.policy_loss"
 _SECTION = "algorithm.gsd.dagrpo"

@@ -11,6 +11,7 @@ from verl_gsd.audit import is_gvpo
 from verl_gsd.sections import is_number
 from verl_gsd.trainer.config import Line
 from verl_gsd.trainer.dataset import files_with
+from verl_gsd.trainer.layout import workers_of
 
 GROUPINGS = ("auto", "whole", "prepass")
 _KEYS = ("grouping", "history_fraction", "allow_second_kl")
@@ -139,21 +140,12 @@ def _counts(config: DictConfig) -> bool:
     return all(isinstance(number, int) and number > 0 for number in numbers)
 
 
-def _workers(config: DictConfig) -> int:
-    """Data-parallel workers; 0 where that is the engine's to say."""
-    actor = config.actor_rollout_ref.actor
-    if actor.strategy not in ("fsdp", "fsdp2"):
-        return 0
-    return config.trainer.nnodes * config.trainer.n_gpus_per_node // sequence_parallel(actor)
-
-
 def _batches_impossible(config: DictConfig) -> Iterator[str]:
-    actor, size, workers = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout.n, _workers(config)
+    actor, size, workers = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout.n, workers_of(config)
     rows = actor.ppo_mini_batch_size * size
     named = f"actor_rollout_ref.actor.ppo_mini_batch_size={actor.ppo_mini_batch_size} of {size} responses each"
     if workers and rows % workers:
-        yield f"{named}: {rows} rows are not shared by {workers} workers evenly. Write another mini-batch."
-        return
+        return  # layout.py says so
     micro = actor.ppo_micro_batch_size_per_gpu
     if workers and not actor.use_dynamic_bsz and isinstance(micro, int) and (micro < 1 or rows // workers % micro):
         yield (
@@ -171,7 +163,7 @@ def _whole_impossible(config: DictConfig) -> Iterator[str]:
             f"actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu={rows}: with grouping=whole a micro-batch holds "
             f"whole groups of {size}. Write a multiple of {size}, {remedy}"
         )
-    workers = _workers(config)
+    workers = workers_of(config)
     if workers and actor.ppo_mini_batch_size % workers:
         yield (
             f"actor_rollout_ref.actor.ppo_mini_batch_size={actor.ppo_mini_batch_size}: with grouping=whole its "
@@ -182,14 +174,6 @@ def _whole_impossible(config: DictConfig) -> Iterator[str]:
             f"data.train_files={file} has a column __rollout_n__: groups of several sizes do not fit micro-batches of "
             "whole groups. Write algorithm.gsd.gvpo.grouping=prepass."
         )
-
-
-def sequence_parallel(actor: DictConfig) -> int:
-    """Over how many workers verl spreads one sequence: Ulysses, by its key or the deprecated one, or Megatron's."""
-    ulysses = ["fsdp_config.ulysses_sequence_parallel_size", "ulysses_sequence_parallel_size"]
-    keys = ["megatron.context_parallel_size"] if actor.strategy == "megatron" else ulysses
-    found = [OmegaConf.select(actor, key) for key in keys]
-    return max([1, *(size for size in found if isinstance(size, int))])
 
 
 def _history_impossible(config: DictConfig) -> Iterator[str]:

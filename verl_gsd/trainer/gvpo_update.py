@@ -16,8 +16,8 @@ from verl_gsd.algorithms import gvpo
 from verl_gsd.groups import group_numbers
 from verl_gsd.trainer import gvpo_rows
 from verl_gsd.trainer.batching import PADDING, layout, mini_batch_of
-from verl_gsd.trainer.gvpo_section import sequence_parallel
 from verl_gsd.trainer.keys import is_padding, session_of, uid_of
+from verl_gsd.trainer.layout import sequence_parallel
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from verl_gsd.sections import is_finite, is_number, settings_of
 from verl_gsd.trainer.config import Line
-from verl_gsd.trainer.dataset import rows_of
 
 _SECTION = "algorithm.gsd.sampler"
 
@@ -72,12 +71,6 @@ def sampler_wrong(config: DictConfig, line: Line) -> Iterator[str]:
         yield (
             f"data.sampler={config.data.sampler} with {_SECTION}: prompts are drawn by one of them, and verl's V1 "
             "trainers do not read data.sampler. Leave it out, or write sampler=uniform."
-        )
-    rows, batch = rows_of(config.data.train_files), config.data.train_batch_size
-    if rows is not None and isinstance(batch, int) and rows < batch:
-        yield (
-            f"data.train_batch_size={batch}: {_SECTION} draws distinct prompts, and data.train_files has {rows}. Write "
-            "that or less."
         )
     budget = OmegaConf.select(config, "algorithm.gsd.budget")
     if isinstance(budget, DictConfig) and budget.get("half_life") != settings.half_life:

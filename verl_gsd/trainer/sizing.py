@@ -17,7 +17,7 @@ from verl_gsd.planning.memory import SHAPES, Shape, kv_cache_gib, states_gib, up
 from verl_gsd.sections import is_finite
 from verl_gsd.trainer.cluster import accelerators
 from verl_gsd.trainer.config import Line
-from verl_gsd.trainer.gvpo_section import sequence_parallel
+from verl_gsd.trainer.layout import sequence_parallel
 
 #: Shares of a GPU's memory above which an estimate is warned of, and refused.
 TIGHT, TOO_MUCH = 0.9, 1.1
@@ -33,6 +33,9 @@ _ACTOR, _ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
 def does_not_fit(config: DictConfig, line: Line) -> Iterator[str]:
     """What cannot be held, or not be read, by what the hardware group says there is."""
     yield from _gpus_missing(config)
+    given = OmegaConf.select(config, "hardware.gpu_memory_gib")
+    if given is not None and not (is_finite(given) and given > 0):
+        yield f"hardware.gpu_memory_gib={given}: write GiB, a number above 0, or null to leave memory unchecked."
     shape = shape_of(config)
     if shape is None or not _counts(config):
         return
@@ -64,7 +67,7 @@ def estimate(config: DictConfig) -> Iterator[str]:
         return
     shape = shape_of(config)
     if shape is None:
-        yield f"memory: not estimated; the shape of {path} is not known here (one in a folder is)"
+        yield f"warning: memory is not estimated; the shape of {path} is not known here (one in a folder is)"
         return
     update, rollout = _update(config, shape), config.actor_rollout_ref.rollout
     share = rollout.gpu_memory_utilization * memory

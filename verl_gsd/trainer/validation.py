@@ -8,6 +8,7 @@ once and not once per mistake. What is asked here takes no time: ``validation_wi
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import re
 import shutil
@@ -22,7 +23,9 @@ from verl_gsd.sections import is_finite, is_whole
 from verl_gsd.trainer import own_section
 from verl_gsd.trainer.config import ConfigError, Line
 from verl_gsd.trainer.dagrpo_section import demonstration_column
+from verl_gsd.trainer.dataset import rows_of
 from verl_gsd.trainer.effects import keys_have_effect
+from verl_gsd.trainer.layout import layout_impossible
 from verl_gsd.trainer.sizing import does_not_fit
 
 #: What a run writes at the very least: logs, metrics, Ray's session. Checkpoints come on top.
@@ -69,6 +72,8 @@ def _files_exist(config: DictConfig, line: Line) -> Iterator[str]:
                 continue
             if not path.is_file():
                 yield f"{key}={file}: no such file. Write a Parquet file with columns {', '.join(_REQUIRED_COLUMNS)}."
+            elif path.suffix not in (".parquet", ".json", ".jsonl"):
+                yield f"{key}={file}: verl reads Parquet and JSON lines. Write a file that ends so (verl-gsd prepare)."
             elif path.suffix == ".parquet":
                 try:
                     schema = pq.read_schema(path)
@@ -163,6 +168,16 @@ _COUNTS = (
     "trainer.test_freq",
 )
 _MAY_BE_OFF = ("trainer.save_freq", "trainer.test_freq")
+#: Others with their bounds.
+_NUMBERS = {
+    "actor_rollout_ref.actor.optim.lr": (0, math.inf),
+    "actor_rollout_ref.actor.optim.weight_decay": (0, math.inf),
+    "actor_rollout_ref.actor.clip_ratio": (0, math.inf),
+    "actor_rollout_ref.actor.clip_ratio_low": (0, math.inf),
+    "actor_rollout_ref.actor.clip_ratio_high": (0, math.inf),
+    "actor_rollout_ref.rollout.top_p": (0, 1),
+    "actor_rollout_ref.rollout.gpu_memory_utilization": (0, 1),
+}
 
 
 def _numbers_are_numbers(config: DictConfig, line: Line) -> Iterator[str]:
@@ -172,9 +187,25 @@ def _numbers_are_numbers(config: DictConfig, line: Line) -> Iterator[str]:
             continue  # all epochs
         if not is_whole(value, least):
             yield f"{key}={value}: write a whole number of {least} or more."
-    rate = config.actor_rollout_ref.actor.optim.lr
-    if not (is_finite(rate) and rate >= 0):
-        yield f"actor_rollout_ref.actor.optim.lr={rate}: write a number of 0 or more."
+    for key, (least, most) in _NUMBERS.items():
+        value = OmegaConf.select(config, key, default=least)  # an engine may not have it
+        if not (is_finite(value) and least <= value <= most):
+            upper = "or more" if most == math.inf else f"to {most:g}"
+            yield f"{key}={value}: write a number of {least:g} {upper}."
+    for key in ("data.seed", "actor_rollout_ref.actor.optim.lr_warmup_steps"):
+        value = OmegaConf.select(config, key)
+        if value is not None and not is_whole(value, -1):
+            yield f"{key}={value}: write a whole number, or null."
+    temperature = config.actor_rollout_ref.rollout.temperature
+    if not (is_finite(temperature) and temperature > 0):
+        yield f"actor_rollout_ref.rollout.temperature={temperature}: write a number above 0; at 0 no group disagrees."
+
+
+def _batch_fits_data(config: DictConfig, line: Line) -> Iterator[str]:
+    """verl makes no step of a smaller data set, and divides by their number when everything stands."""
+    rows, batch = rows_of(config.data.train_files), config.data.train_batch_size
+    if rows is not None and is_whole(batch, 1) and rows < batch:
+        yield f"data.train_batch_size={batch}: data.train_files has {rows} rows. Write that or less."
 
 
 def _appended_keys_are_meant(config: DictConfig, line: Line) -> Iterator[str]:
@@ -232,7 +263,9 @@ CHECKS = (
     *own_section.CHECKS,
     accelerator_present,
     _files_exist,
+    _batch_fits_data,
     _disk_has_room,
+    layout_impossible,
     does_not_fit,
     no_secrets,
     keys_have_effect,
@@ -241,6 +274,7 @@ CHECKS = (
 OF_THIS_MACHINE = (
     accelerator_present,
     _files_exist,
+    _batch_fits_data,
     _disk_has_room,
     _checkpoint_is_whole,
     own_section.memory_restorable,

@@ -17,16 +17,20 @@ from verl_gsd.trainer.validation import as_list, raise_problems
 PLUGIN = "verl_gsd.trainer.plugin"
 
 
-def validate_with_verl(config: DictConfig) -> None:
-    """Raise a ``ConfigError`` for a plugin verl did not load, names and settings nobody knows, what verl refuses."""
+def validate_with_verl(config: DictConfig, runs_here: bool = True) -> None:
+    """Raise a ``ConfigError`` for a plugin verl did not load, names and settings nobody knows, what verl refuses.
+
+    Args:
+        runs_here: whether the run's verifier and judge can be reached from this machine.
+    """
     raise_problems(
         list(plugin_absent())
         or [
             *_unknown_names(config),
-            *_reward_function_missing(config),
             *own_keys_unknown(config),
             *stages_wrong(config),
-            *_judge_absent(config),
+            *(_reward_function_missing(config) if runs_here else ()),
+            *(_judge_absent(config) if runs_here else ()),
         ]
         or list(_verl_refuses(config))
     )
