@@ -42,7 +42,6 @@ def task():
 
 
 SAVED, KILLED, STEPS = 20, 21, 22
-HELD_OUT = 1024
 
 
 @pytest.fixture(scope="module")
