@@ -205,6 +205,7 @@ def test_mistakes_are_named_before_anything_is_written(tmp_path, rates):
     refused(invoke(*allocate, "--minimum", 9), "does not give 1000 prompts the minimum of 9 each")
     refused(invoke(*allocate, "--maximum", 7), "more than 1000 prompts may take, at most 7 each")
     refused(invoke(*allocate, "--batch-size", 0), "batch_size=0: write a number of rows")
+    refused(invoke(*allocate, "--batch-size", 100_000), "batch_size=100000: ")
     refused(invoke(*given_, "--allocate", tmp_path / "out.jsonl"), "write a name that ends in .parquet")
     refused(invoke(*given_, "--allocate", path), "is there already")
     refused(invoke(*allocate, "--maximum", 7, "--plot", tmp_path / "p.html"), "at most 7 each")

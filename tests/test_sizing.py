@@ -212,7 +212,11 @@ def test_what_is_not_known_is_not_refused(sized, tmp_path):
     config = sized("gvpo/qwen2.5_math_7b", "8xa100_80g", actor_rollout_ref__model__path="someone/new")
     assert list(sizing.does_not_fit(config, Line({}, ()))) == []
     assert "is not estimated; the shape of someone/new" in next(sizing.estimate(config))
-    assert list(sizing.estimate(sized("gvpo/qwen2.5_math_7b", "cpu"))) == []
+    (small,) = sizing.estimate(sized("gvpo/qwen2.5_math_7b", "cpu"))
+    assert "has 7.6e9 parameters, and hardware=cpu is for small models. Add task=arithmetic" in small
+    OmegaConf.set_struct(config, False)
+    del config.hardware
+    assert next(sizing.estimate(config)).startswith("warning: no hardware= on the line")
     (tmp_path / "config.json").write_text(json.dumps({"num_hidden_layers": "many"}))
     config.actor_rollout_ref.model.path = str(tmp_path)
     assert sizing.shape_of(config) is None

@@ -39,7 +39,7 @@ def submit(
     ] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be sent, and send nothing.")] = False,
 ) -> None:
-    """Train on a Ray cluster, e.g. verl-gsd submit algo=gvpo task=... --address http://head:8265."""
+    """Train on a Ray cluster, e.g. verl-gsd submit recipe=gvpo/qwen2.5_math_7b hardware=8xa100_80g --runs /shared."""
     from verl_gsd.jobs.cluster import ClusterError, answering, connect
     from verl_gsd.jobs.package import PackagingError, unpacked_wheel
     from verl_gsd.trainer.config import ConfigError

@@ -64,6 +64,8 @@ def allocate_rows(
     """
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: write a number of rows, 1 or more")
+    if batch_size is not None and batch_size > len(sheet):
+        raise ValueError(f"batch_size={batch_size}: {sheet.path} has {len(sheet)} rows; write that or less")
     entries = join(rates, sheet)
     known = entries >= 0
     # What is known of a prompt, and what is made of that: by its counts' posterior, or by its rate.

@@ -24,6 +24,8 @@ TIGHT, TOO_MUCH = 0.9, 1.1
 #: Of vLLM's share, beside weights and KV cache: its own activations and graphs, in GiB. A round figure.
 _VLLM_OWN_GIB = 3.0
 
+#: A model of more is not for a CPU: the embedded one has a million.
+_CPU_PARAMETERS = 2e8
 #: A part of an update's memory where vLLM keeps its own.
 _AWAKE = "vLLM awake"
 
@@ -62,10 +64,16 @@ def does_not_fit(config: DictConfig, line: Line) -> Iterator[str]:
 
 def estimate(config: DictConfig) -> Iterator[str]:
     """The estimate in words, for a user to see before a run; nothing where no hardware group says what a GPU holds."""
-    memory, path = _memory(config), config.actor_rollout_ref.model.path
+    memory, path, shape = _memory(config), config.actor_rollout_ref.model.path, shape_of(config)
+    if config.get("hardware") is None:
+        yield "warning: no hardware= on the line: memory is not estimated, and accelerators are verl's default"
+    elif config.trainer.device == "cpu" and shape is not None and shape.parameters > _CPU_PARAMETERS:
+        yield (
+            f"warning: {path} has {shape.parameters / 1e9:.1f}e9 parameters, and hardware=cpu is for small models. Add "
+            "task=arithmetic for one."
+        )
     if memory is None or not _counts(config):
         return
-    shape = shape_of(config)
     if shape is None:
         yield f"warning: memory is not estimated; the shape of {path} is not known here (one in a folder is)"
         return

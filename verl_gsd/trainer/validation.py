@@ -122,8 +122,8 @@ def accelerator_present(config: DictConfig, line: Line) -> Iterator[str]:
 
     if not (torch.cuda.is_available() or hasattr(torch, "npu")):
         yield (
-            f"trainer.device={config.trainer.device}: no accelerator on this machine. Add hardware=cpu, or set "
-            "RAY_ADDRESS to a cluster that has one."
+            f"trainer.device={config.trainer.device}: no accelerator on this machine. Add hardware=cpu, send it "
+            "to a cluster that has one (verl-gsd submit), or set RAY_ADDRESS to that."
         )
 
 
