@@ -20,7 +20,7 @@ scripts/setup.sh
 # Words may name tests of one kind alone: that there are none of the other (pytest's 5) is no failure.
 ran=no
 tests() { if .venv/bin/python -m pytest "$@"; then ran=yes; else [ $? = 5 ]; fi; }
-tests -m "not stack and not drill" --numprocesses logical "$@"
+tests -m "not stack and not drill" --numprocesses logical --maxprocesses 4 "$@"
 # A run on the stack has all cores to itself.
 [ -z "$runs" ] || tests -m "$runs" "${killed[@]}" "$@"
 [ $ran = yes ] || { echo "test.sh: there are no such tests" >&2; exit 5; }
