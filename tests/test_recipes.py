@@ -4,6 +4,7 @@ import functools
 import inspect
 import re
 import shlex
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -210,7 +211,8 @@ def lines_of_the_pages():
             r"^    (verl-gsd (?:train|submit) .*recipe=.*|verl-gsd train \$.*)$", text, re.MULTILINE
         ):
             written = functools.reduce(lambda line, name: line.replace(name, names[name]), names, line)
-            words = [word for word in shlex.split(written, comments=True)[2:] if re.match(r"[\w.+]+=[^.]", word)]
+            after = pairwise(shlex.split(written, comments=True)[1:])
+            words = [word for option, word in after if option[:2] != "--" and re.match(r"[\w.+]+=[^.]", word)]
             found[f"{page.parent.name}: {line.partition('#')[0].strip()}"] = words
     return found
 

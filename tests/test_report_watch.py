@@ -29,7 +29,9 @@ def served(tmp_path):
     run = tmp_path / "run"
     records(run, 1, (MIXED, "trained"))
     (run / "secret.txt").write_text("secret")
-    script = "import sys; from verl_gsd.cli.main import app; app(sys.argv[1:])"
+    # As a terminal has it, whoever started the tests: what a shell runs in the background ignores Ctrl-C.
+    ctrl_c = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    script = ctrl_c + "import sys; from verl_gsd.cli.main import app; app(sys.argv[1:])"
     command = [sys.executable, "-u", "-c", script, "report", str(run), "--watch", "--port", "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     url = process.stdout.readline().split()[0]
