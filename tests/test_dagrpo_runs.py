@@ -1,5 +1,5 @@
 """DaGRPO on the real stack, against vLLM's own OpenAI server: judged, shown what an expert and what the policy itself
-got right; with ``--killed`` killed and resumed; as drills, the other arms of the comparison."""
+got right, killed and resumed; as drills, the other arms of the comparison."""
 
 import asyncio
 from collections import defaultdict
@@ -53,7 +53,7 @@ def problems(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run(problems, tmp_path_factory, killed):
+def run(problems, tmp_path_factory):
     folder = tmp_path_factory.mktemp("dagrpo")
     build_judge(folder / "judge")
     cache = folder / "cache.sqlite"
@@ -71,7 +71,7 @@ def run(problems, tmp_path_factory, killed):
             *(f"{JUDGE}.cache={cache}", f"algorithm.gsd.dagrpo.delta={DELTA}", "algorithm.gsd.dagrpo.probe_every=2"),
             f"trainer.save_freq={SAVED}",
             last=STEPS,
-            killed_after=KILLED if killed else None,
+            killed_after=KILLED,
             saved=SAVED,
             between=keep_scores,
         )
@@ -130,7 +130,7 @@ def test_groups_that_failed_have_an_experts_demonstration_or_what_the_policy_got
             only_before += max(earlier) <= SAVED
         if row["correct"]:
             earlier.add(row["step"])
-    assert only_before, "a success of before the checkpoint alone, and with --killed of the attempt before, was shown"
+    assert only_before, "a success of before the kill was shown after it"
     for step, seen in run.seen.items():
         rows = [row for row in run.records.to_pylist() if row["step"] == step]
         assert seen["dagrpo/demonstrations/wanted"] == sum(row["kind"] == "all_wrong" for row in rows) > 0
@@ -177,7 +177,7 @@ def test_the_cache_and_the_memory_keep_what_was_seen(run):
         later = list(scores.rows())
     known = {(judged.question, judged.score) for judged in later}
     assert {(judged.question, judged.score) for judged in run.at_kill} <= known and len(known) == len(later)
-    assert run.seen[SAVED + 1]["judge/cache_hits"] > 0, "with --killed by another process"
+    assert run.seen[SAVED + 1]["judge/cache_hits"] > 0, "the first step of a new process knows what was asked before"
     steps = dict(zip(run.records["step"].to_pylist(), run.records["attempt"].to_pylist(), strict=True))
     assert steps == run.attempts
     for step in (SAVED, STEPS):

@@ -1,6 +1,5 @@
-"""Jobs without a cluster: what would be sent, and how a log is followed where connections drop."""
+"""Jobs without a cluster: what would be sent, and what is said where that fails."""
 
-import asyncio
 import importlib.metadata
 import json
 import re
@@ -12,21 +11,15 @@ import threading
 from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import aiohttp
 import pytest
 import ray
-import tenacity
 import yaml
-import yarl
 from hypothesis import given
 from hypothesis import strategies as st
-from multidict import CIMultiDict, CIMultiDictProxy
-from ray.job_submission import JobStatus
 from typer.testing import CliRunner
 
 from verl_gsd.cli.main import app
-from verl_gsd.jobs import cluster, following, package
-from verl_gsd.jobs.following import LostError, follow
+from verl_gsd.jobs import cluster, package
 from verl_gsd.jobs.submission import SEED_KEYS, new_runs, resumed_run
 from verl_gsd.trainer.config import ConfigError, parse_line
 
@@ -271,93 +264,6 @@ def test_a_wheel_that_does_not_build_says_why(tmp_path):
     with pytest.raises(package.PackagingError, match=r"could not be built:\n(.|\n)+"):
         package._built(tmp_path, tmp_path / "wheel")
     assert not list(tmp_path.rglob("*.whl"))
-
-
-class StubServer:
-    """Stands in for Ray's job client. Sends a log from its beginning at each connection, and drops it as scripted."""
-
-    def __init__(self, log, drops, statuses=(JobStatus.SUCCEEDED,), size=3):
-        self.log, self.size = log, size
-        self.drops, self.statuses = list(drops), list(statuses)
-        self.connections = 0
-
-    async def tail_job_logs(self, job):
-        self.connections += 1
-        end, error = self.drops.pop(0) if self.drops else (len(self.log), None)
-        for start in range(0, end, self.size):
-            yield self.log[start : min(start + self.size, end)]
-        if error == "silence":
-            await asyncio.Event().wait()
-        elif error is not None:
-            raise error
-
-    def get_job_status(self, job):
-        status = self.statuses[0] if len(self.statuses) == 1 else self.statuses.pop(0)
-        if isinstance(status, Exception):
-            raise status
-        return status
-
-
-def followed(server, **kwargs):
-    shown, drops = [], []
-    state = follow(server, "job", shown.append, on_drop=lambda: drops.append(1), wait=tenacity.wait_none(), **kwargs)
-    return state, "".join(shown), len(drops)
-
-
-LOG = "step 1\nstep 2\nστεπ 3\n"
-
-
-@given(
-    st.lists(
-        st.tuples(
-            st.integers(0, len(LOG)),
-            st.sampled_from([aiohttp.ClientConnectionError(), RuntimeError("closed"), ConnectionResetError()]),
-        ),
-        max_size=6,
-    ),
-    st.integers(1, 8),
-)
-def test_every_character_is_shown_once_whatever_drops(drops, size):
-    server = StubServer(LOG, drops, size=size)
-    assert followed(server) == (JobStatus.SUCCEEDED, LOG, len(drops))
-    assert server.connections == len(drops) + 1
-
-
-def test_a_stream_that_ends_before_the_job_is_a_drop():
-    server = StubServer(LOG, [(5, None)], statuses=[JobStatus.RUNNING, JobStatus.FAILED])
-    assert followed(server) == (JobStatus.FAILED, LOG, 1)
-
-
-def test_a_server_that_is_away_when_asked_for_the_state_is_asked_again():
-    server = StubServer(LOG, [], statuses=[ConnectionRefusedError(), JobStatus.SUCCEEDED])
-    assert followed(server) == (JobStatus.SUCCEEDED, LOG, 1)
-
-
-def test_silence_is_looked_into_and_called_no_drop(monkeypatch):
-    monkeypatch.setattr(following, "SILENCE", 0.01)
-    server = StubServer(LOG, [(9, "silence"), (12, "silence")], statuses=[JobStatus.RUNNING, JobStatus.SUCCEEDED])
-    assert followed(server) == (JobStatus.SUCCEEDED, LOG, 0)
-    assert server.connections == 3
-
-
-def handshake(status):
-    request = aiohttp.RequestInfo(yarl.URL("http://head:8265"), "GET", CIMultiDictProxy(CIMultiDict()))
-    return aiohttp.WSServerHandshakeError(request, (), status=status, message="refused")
-
-
-@pytest.mark.parametrize("error", [handshake(403), handshake(404), RuntimeError("Request failed with status code 404")])
-def test_a_refusal_is_not_asked_again(error):
-    server = StubServer(LOG, [(3, error)])
-    with pytest.raises(LostError):
-        followed(server)
-    assert server.connections == 1
-
-
-def test_a_cluster_that_stays_away_is_given_up(monkeypatch):
-    monkeypatch.setattr(following, "PATIENCE", 0.0)
-    server = StubServer(LOG, [(0, ConnectionRefusedError("away"))] * 9)
-    with pytest.raises(LostError, match="away"):
-        followed(server)
 
 
 def test_a_job_joins_its_cluster_whatever_the_config_says_of_one_of_its_own(compose_fast, monkeypatch):

@@ -37,6 +37,8 @@ def score(answer, truth):
         (r"we get \boxed 9.", "9"),
         (r"\boxed {7} and \boxedly{8}", "7"),
         (r"\fbox{12}", "12"),
+        (r"\boxed{\{x : x > 1}", r"\{x : x > 1"),
+        (r"\boxed{1\\}", r"1\\"),
         (r"\boxed{\begin{array}{c}1\\{2}\end{array}}", r"\begin{array}{c}1\\{2}\end{array}"),
     ],
 )

@@ -189,6 +189,11 @@ def test_what_workers_cannot_share_evenly_is_refused_whatever_the_algorithm(size
     assert not list(layout_impossible(sized("hadw/qwen3_4b_base", "8xa100_80g"), Line({}, ())))
 
 
+def test_replicas_with_accelerators_of_their_own_need_not_divide_the_trainers(sized):
+    apart = {"trainer__v1__trainer_mode": "gsd_separate_async", f"{ROLLOUT}tensor_model_parallel_size": 3}
+    assert not list(layout_impossible(sized("hadw/qwen3_4b_base", "8xa100_80g", **apart), Line({}, ())))
+
+
 def test_nodes_do_not_shard_for_each_other(sized):
     parts = [sizing._update(sized("gvpo/qwen2.5_math_7b", hardware), SEVEN) for hardware in ("8xh800", "multi_node")]
     assert parts[0] == parts[1]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from omegaconf import DictConfig, OmegaConf
 
 from verl_gsd.sections import is_whole
-from verl_gsd.trainer.config import Line
+from verl_gsd.trainer.config import OUR_MODES, Line
 
 
 def sequence_parallel(actor: DictConfig) -> int:
@@ -37,6 +37,8 @@ def layout_impossible(config: DictConfig, line: Line) -> Iterator[str]:
             f"actor_rollout_ref.actor.ppo_mini_batch_size={actor.ppo_mini_batch_size} of {rollout.n} responses each: "
             f"{rows} rows are not shared by {workers} workers evenly. Write another mini-batch."
         )
+    if trainer.v1.trainer_mode in ("separate_async", OUR_MODES["separate_async"]):
+        return  # replicas have accelerators of their own
     parallel, accelerators = rollout.tensor_model_parallel_size, trainer.nnodes * trainer.n_gpus_per_node
     if not is_whole(parallel, 1) or accelerators % parallel:
         yield (

@@ -1,0 +1,102 @@
+"""A job's log as it is followed where connections drop."""
+
+import asyncio
+
+import aiohttp
+import pytest
+import tenacity
+import yarl
+from hypothesis import given
+from hypothesis import strategies as st
+from multidict import CIMultiDict, CIMultiDictProxy
+from ray.job_submission import JobStatus
+
+from verl_gsd.jobs import following
+from verl_gsd.jobs.following import LostError, follow
+
+
+class StubServer:
+    """Stands in for Ray's job client. Sends a log from its beginning at each connection, and drops it as scripted."""
+
+    def __init__(self, log, drops, statuses=(JobStatus.SUCCEEDED,), size=3):
+        self.log, self.size = log, size
+        self.drops, self.statuses = list(drops), list(statuses)
+        self.connections = 0
+
+    async def tail_job_logs(self, job):
+        self.connections += 1
+        end, error = self.drops.pop(0) if self.drops else (len(self.log), None)
+        for start in range(0, end, self.size):
+            yield self.log[start : min(start + self.size, end)]
+        if error == "silence":
+            await asyncio.Event().wait()
+        elif error is not None:
+            raise error
+
+    def get_job_status(self, job):
+        status = self.statuses[0] if len(self.statuses) == 1 else self.statuses.pop(0)
+        if isinstance(status, Exception):
+            raise status
+        return status
+
+
+def followed(server, **kwargs):
+    shown, drops = [], []
+    state = follow(server, "job", shown.append, on_drop=lambda: drops.append(1), wait=tenacity.wait_none(), **kwargs)
+    return state, "".join(shown), len(drops)
+
+
+LOG = "step 1\nstep 2\nστεπ 3\n"
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, len(LOG)),
+            st.sampled_from([aiohttp.ClientConnectionError(), RuntimeError("closed"), ConnectionResetError()]),
+        ),
+        max_size=6,
+    ),
+    st.integers(1, 8),
+)
+def test_every_character_is_shown_once_whatever_drops(drops, size):
+    server = StubServer(LOG, drops, size=size)
+    assert followed(server) == (JobStatus.SUCCEEDED, LOG, len(drops))
+    assert server.connections == len(drops) + 1
+
+
+def test_a_stream_that_ends_before_the_job_is_a_drop():
+    server = StubServer(LOG, [(5, None)], statuses=[JobStatus.RUNNING, JobStatus.FAILED])
+    assert followed(server) == (JobStatus.FAILED, LOG, 1)
+
+
+def test_a_server_that_is_away_when_asked_for_the_state_is_asked_again():
+    server = StubServer(LOG, [], statuses=[ConnectionRefusedError(), JobStatus.SUCCEEDED])
+    assert followed(server) == (JobStatus.SUCCEEDED, LOG, 1)
+
+
+def test_silence_is_looked_into_and_called_no_drop(monkeypatch):
+    monkeypatch.setattr(following, "SILENCE", 0.01)
+    server = StubServer(LOG, [(9, "silence"), (12, "silence")], statuses=[JobStatus.RUNNING, JobStatus.SUCCEEDED])
+    assert followed(server) == (JobStatus.SUCCEEDED, LOG, 0)
+    assert server.connections == 3
+
+
+def handshake(status):
+    request = aiohttp.RequestInfo(yarl.URL("http://head:8265"), "GET", CIMultiDictProxy(CIMultiDict()))
+    return aiohttp.WSServerHandshakeError(request, (), status=status, message="refused")
+
+
+@pytest.mark.parametrize("error", [handshake(403), handshake(404), RuntimeError("Request failed with status code 404")])
+def test_a_refusal_is_not_asked_again(error):
+    server = StubServer(LOG, [(3, error)])
+    with pytest.raises(LostError):
+        followed(server)
+    assert server.connections == 1
+
+
+def test_a_cluster_that_stays_away_is_given_up(monkeypatch):
+    monkeypatch.setattr(following, "PATIENCE", 0.0)
+    server = StubServer(LOG, [(0, ConnectionRefusedError("away"))] * 9)
+    with pytest.raises(LostError, match="away"):
+        followed(server)
