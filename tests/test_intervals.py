@@ -1,12 +1,15 @@
 """Intervals against their defining equation, and the summary that quotes them."""
 
+import itertools
 import math
 
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from verl_gsd.evaluation.intervals import wilson
+from verl_gsd.evaluation import intervals
+from verl_gsd.evaluation.intervals import bootstrap_mean, mean_by_question, paired, wilson
 from verl_gsd.evaluation.summary import summarise
 
 Z = 1.959963984540054
@@ -31,6 +34,218 @@ def test_wilson_known_value():
 def test_impossible_counts_are_refused(correct, n):
     with pytest.raises(ValueError, match=f"correct={correct} of n={n}"):
         wilson(correct, n)
+
+
+# Over questions
+
+#: Of Student's t with 3 and with 4 degrees of freedom, from a table.
+T_3, T_4 = 3.182446, 2.776445
+
+
+def test_the_mean_over_questions_has_students_interval():
+    found = mean_by_question(np.array([0.2, 0.4, 0.6, 0.8]))
+    half = T_3 * math.sqrt(0.2 / 3) / 2  # squares of the deviations: .09 + .01 + .01 + .09
+    assert (found.value, found.n) == (pytest.approx(0.5), 4)
+    assert (found.low, found.high) == (pytest.approx(0.5 - half, abs=1e-6), pytest.approx(0.5 + half, abs=1e-6))
+    assert str(found) == f"0.500 [{0.5 - half:.3f}, {0.5 + half:.3f}]"
+
+
+def test_its_ends_stay_in_the_unit_interval():
+    found = mean_by_question(np.array([0.0, 1.0, 0.0]))
+    assert (found.low, found.value, found.high) == (0, pytest.approx(1 / 3), 1)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_where_all_questions_agree_it_is_wilsons_for_as_many_trials(share):
+    found = mean_by_question(np.full(20, share))
+    trials = wilson(round(20 * share), 20)
+    assert (found.value, found.low, found.high, found.n) == pytest.approx((share, trials.low, trials.high, 20))
+    assert found.high - found.low > 0.1
+
+
+def test_a_share_that_no_whole_number_of_trials_has_still_solves_the_score_equation():
+    found = mean_by_question(np.full(7, 0.5))
+    for end in (found.low, found.high):
+        assert abs(end - 0.5) == pytest.approx(Z * math.sqrt(end * (1 - end) / 7))
+
+
+def test_rounding_is_no_spread():
+    figures = np.array([0.3, 0.1 + 0.2] * 5)
+    assert mean_by_question(figures).high == pytest.approx(mean_by_question(np.full(10, 0.3)).high)
+
+
+def test_of_one_question_nothing_is_known():
+    found = mean_by_question(np.array([0.5]))
+    assert (found.value, found.low, found.high, found.n) == (0.5, 0, 1, 1)
+
+
+def test_samples_of_a_question_are_no_trials_of_their_own():
+    """Questions of rate 0 or 1, 8 samples each: the interval over questions covers the mean, that over samples not."""
+    rng = np.random.default_rng(0)
+    clustered, pooled = 0, 0
+    for _ in range(500):
+        figures = rng.integers(0, 2, 40).astype(float)
+        found, samples = mean_by_question(figures), wilson(int(8 * figures.sum()), 320)
+        clustered += found.low <= 0.5 <= found.high
+        pooled += samples.low <= 0.5 <= samples.high
+    assert 0.92 < clustered / 500 < 0.98
+    assert pooled / 500 < 0.7
+
+
+@pytest.mark.parametrize(
+    ("figures", "said"),
+    [
+        ([], "figures of shape"),
+        ([[0.5]], "figures of shape"),
+        ([0.5, math.nan], r"figures\[1\]=nan"),
+        ([0.5, 1.0, 1.5], r"figures\[2\]=1.5"),
+        ([-0.5], r"figures\[0\]=-0.5"),
+    ],
+)
+def test_what_is_no_share_is_refused_by_its_row(figures, said):
+    with pytest.raises(ValueError, match=said):
+        mean_by_question(np.array(figures))
+
+
+# Paired
+
+
+def by_enumeration(differences):
+    """p of the sign-flip test, pattern by pattern."""
+    sums = [
+        abs(sum(s * d for s, d in zip(signs, differences, strict=True)))
+        for signs in itertools.product((1, -1), repeat=len(differences))
+    ]
+    return sum(value >= abs(sum(differences)) - 1e-12 for value in sums) / len(sums)
+
+
+def test_three_wins_of_sizes_1_2_3():
+    found = paired(np.zeros(3), np.array([1.0, 2.0, 3.0]))
+    assert found.p_value == 2 / 8, "of the 8 patterns +++ and --- alone have a sum as large"
+    assert (found.wins, found.ties, found.losses) == (3, 0, 0)
+    assert found.difference.value == 2 and found.difference.n == 3
+    half = 4.302653 / math.sqrt(3)  # t(2), and a standard deviation of 1
+    assert found.difference.low == pytest.approx(2 - half, abs=1e-6)
+    assert found.difference.high == pytest.approx(2 + half, abs=1e-6)
+
+
+def test_it_is_second_minus_first():
+    found = paired(np.array([0.5, 0.5, 0.5, 0.2]), np.array([0.4, 0.3, 0.5, 0.4]))
+    assert (found.wins, found.ties, found.losses) == (1, 1, 2)
+    assert found.difference.value == pytest.approx(-0.025)
+    # -.1 -.2 +.2: sums of -.1, +.1 are as large as the one seen, and all 8 patterns have .1, .3 or .5
+    assert found.p_value == 1
+
+
+@given(st.lists(st.integers(-4, 4), min_size=1, max_size=8))
+@settings(deadline=None)
+def test_p_is_the_share_of_patterns_whatever_the_ties(tenths):
+    first = np.linspace(0, 1, len(tenths))
+    second = first + np.array(tenths) / 10
+    found = paired(first, second)
+    moved = [tenth for tenth in tenths if tenth]
+    assert found.p_value == pytest.approx(by_enumeration(moved))
+    assert found.ties == len(tenths) - len(moved)
+
+
+def test_five_seeds_cannot_be_significant():
+    assert paired(np.zeros(5), np.full(5, 0.9)).p_value == 2 / 32
+
+
+def test_sums_that_rounding_parts_are_the_same():
+    # .1 + .2 - .3 is not 0 in floats, nor is it the same in every order
+    assert paired(np.zeros(3), np.array([0.1, 0.2, -0.3])).p_value == 1
+    assert paired(np.array([0.3]), np.array([0.1 + 0.2])).ties == 1
+
+
+def test_no_difference_at_all():
+    found = paired(np.array([0.3, 0.7]), np.array([0.3, 0.7]))
+    assert (found.p_value, found.ties) == (1, 2)
+    assert (found.difference.low, found.difference.high) == (0, 0)
+
+
+def test_one_unit_has_no_interval():
+    found = paired(np.array([0.3]), np.array([0.7]))
+    assert found.p_value == 1
+    assert (found.difference.low, found.difference.high) == (-math.inf, math.inf)
+
+
+def test_random_patterns_agree_with_all_patterns(monkeypatch):
+    rng = np.random.default_rng(3)
+    first = rng.random(16)
+    for second in (first + rng.normal(0.2, 0.5, 16), first + rng.choice([-0.1, 0.1, 0.2], 16)):
+        exact = paired(first, second).p_value
+        with monkeypatch.context() as patched:
+            patched.setattr(intervals, "_EXACT", 0)
+            drawn = paired(first, second).p_value
+        assert drawn != exact
+        assert drawn == pytest.approx(exact, abs=5 * math.sqrt(exact / 100_000))
+
+
+def test_random_patterns_count_the_one_seen_and_repeat_with_their_seed():
+    first, second = np.zeros(60), np.full(60, 0.5)
+    assert paired(first, second).p_value == 1 / 100_001
+    rng = np.random.default_rng(0)
+    second = rng.normal(0.1, 1, 60)
+    assert paired(first, second, seed=4) == paired(first, second, seed=4)
+    assert paired(first, second, seed=4).p_value != paired(first, second, seed=5).p_value
+
+
+def test_of_equal_methods_one_in_twenty_is_significant():
+    rng = np.random.default_rng(1)
+    p = np.array([paired(rng.normal(size=10), rng.normal(size=10)).p_value for _ in range(400)])
+    assert 0.02 < (p <= 0.05).mean() < 0.08
+    assert 0.4 < (p <= 0.5).mean() < 0.6
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "said"),
+    [
+        ([1.0, 2.0], [1.0], "first has 2 units and second 1"),
+        ([], [], "first of shape"),
+        ([1.0, 2.0], [1.0, math.nan], r"second\[1\]=nan"),
+        ([math.inf], [1.0], r"first\[0\]=inf"),
+    ],
+)
+def test_units_that_do_not_pair_are_refused(first, second, said):
+    with pytest.raises(ValueError, match=said):
+        paired(np.array(first), np.array(second))
+
+
+# Bootstrap
+
+
+def test_the_bootstrap_of_two_values_is_known():
+    """Means of two drawn from {0, 1} are 0, 1/2, 1 with chances 1/4, 1/2, 1/4."""
+    found = bootstrap_mean(np.array([0.0, 1.0]))
+    assert (found.value, found.low, found.high, found.n) == (0.5, 0, 1, 2)
+    found = bootstrap_mean(np.array([0.0, 1.0]), confidence=0.4)
+    assert (found.low, found.high) == (0.5, 0.5)
+
+
+def test_the_bootstrap_of_many_values_is_the_normal_interval_and_repeats_with_its_seed():
+    values = np.random.default_rng(0).random(400)
+    found, half = bootstrap_mean(values), Z * values.std() / 20
+    assert found.value == pytest.approx(values.mean())
+    assert found.high - found.value == pytest.approx(half, rel=0.05)
+    assert found.value - found.low == pytest.approx(half, rel=0.05)
+    assert found == bootstrap_mean(values) != bootstrap_mean(values, seed=1)
+
+
+def test_five_seeds_are_too_few_for_the_bootstrap_as_its_docstring_says():
+    rng = np.random.default_rng(2)
+    found = [bootstrap_mean(values, draws=500) for values in rng.normal(size=(3000, 5))]
+    assert 0.82 < np.mean([one.low <= 0 <= one.high for one in found]) < 0.86
+
+
+def test_one_seed_has_no_bootstrap_interval():
+    found = bootstrap_mean(np.array([0.4]))
+    assert (found.value, found.low, found.high) == (0.4, -math.inf, math.inf)
+    with pytest.raises(ValueError, match="values of shape"):
+        bootstrap_mean(np.array([]))
+
+
+# The summary that quotes them
 
 
 def test_summary_takes_first_and_last_validation_and_the_median_step():
