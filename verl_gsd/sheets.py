@@ -9,10 +9,11 @@ import csv
 import json
 import math
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -96,20 +97,49 @@ def read_sheet(path: Path) -> Sheet:
     Raises:
         ValueError: it is not readable as what its name ends in; the message names the file and, where it can, the line.
     """
-    if path.suffix not in SUFFIXES:
-        raise ValueError(f"{path}: write the name of a file that ends in {', '.join(SUFFIXES)}")
-    try:
+    with _naming(path):
         if path.suffix == ".parquet":
             table = pq.read_table(path)
             return Sheet(path, table.column_names, table)
-        with path.open(encoding="utf-8-sig", newline="") as lines:
-            return _read_lines(path, lines) if path.suffix == ".jsonl" else _read_csv(path, lines)
+    rows = list(stream_rows(path))
+    if path.suffix == ".csv":
+        with _open_text(path) as lines:
+            return Sheet(path, _header(lines), rows)
+    return Sheet(path, list(dict.fromkeys(key for row in rows for key in row)), rows)
+
+
+def stream_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of such a file one by one, for files that memory does not hold.
+
+    Raises:
+        ValueError: as ``read_sheet``, when the row is reached.
+    """
+    with _naming(path):
+        if path.suffix == ".parquet":
+            with pq.ParquetFile(path) as file:
+                for batch in file.iter_batches(1024):
+                    yield from batch.to_pylist()
+            return
+        with _open_text(path) as lines:
+            yield from _lines(path, lines) if path.suffix == ".jsonl" else _csv_rows(path, lines)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """What a reader raises, as a ValueError that names the file."""
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"{path}: write the name of a file that ends in {', '.join(SUFFIXES)}")
+    try:
+        yield
     except (OSError, pa.ArrowException, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path}: not readable: {error}") from error
 
 
-def _read_lines(path: Path, lines: Iterable[str]) -> Sheet:
-    rows = []
+def _open_text(path: Path) -> TextIO:
+    return path.open(encoding="utf-8-sig", newline="")
+
+
+def _lines(path: Path, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
@@ -117,20 +147,21 @@ def _read_lines(path: Path, lines: Iterable[str]) -> Sheet:
             raise ValueError(f"{path}, line {number} (the first is 1): not JSON: {error}") from error
         if not isinstance(row, dict):
             raise ValueError(f'{path}, line {number} (the first is 1): write an object, {{"column": value, ...}}')
-        rows.append(row)
-    return Sheet(path, list(dict.fromkeys(key for row in rows for key in row)), rows)
+        yield row
 
 
-def _read_csv(path: Path, lines: Iterable[str]) -> Sheet:
+def _header(lines: Iterable[str]) -> list[str]:
+    return list(csv.DictReader(lines, strict=True).fieldnames or ())
+
+
+def _csv_rows(path: Path, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
     csv.field_size_limit(sys.maxsize)  # a response may be longer than the 128 KiB the module allows
     reader = csv.DictReader(lines, strict=True)
     names = list(reader.fieldnames or ())
-    rows = []
     for number, row in enumerate(reader):
         if None in row or None in row.values():
             raise ValueError(f"{path}, row {number} (the first is 0): write {len(names)} fields, as the header does")
-        rows.append(row)
-    return Sheet(path, names, rows)
+        yield row
 
 
 def _write_lines(path: Path, rows: list[dict[str, Any]], name: str, values: Sequence[float | None]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from verl_gsd.cli import audit_bias, doctor, jobs, judge, lab, plan, prepare, report, submit, train
+from verl_gsd.cli import audit_bias, compare, doctor, evaluate, jobs, judge, lab, plan, prepare, report, submit, train
 
 app = typer.Typer(
     help="Group-relative reinforcement learning in verl, visible and right.",
@@ -16,10 +16,12 @@ app.command(no_args_is_help=True)(submit.submit)
 app.command()(jobs.status)
 app.command()(jobs.logs)
 app.command()(jobs.stop)
-app.add_typer(prepare.app, name="prepare")
+app.command(no_args_is_help=True)(prepare.prepare)
+app.command("eval", no_args_is_help=True)(evaluate.evaluate)
 app.command()(doctor.doctor)
 app.command()(audit_bias.audit_bias)
 app.command(no_args_is_help=True)(plan.plan)
 app.command()(report.report)
 app.command()(lab.lab)
+app.command(no_args_is_help=True)(compare.compare)
 app.add_typer(judge.app, name="judge")

@@ -1,47 +1,78 @@
-"""``verl-gsd prepare arithmetic | maths``: make what a run reads before it asks for it."""
+"""``verl-gsd prepare NAME``: make what a run reads before it asks for it."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 from verl_gsd.cli.console import fail, out
 
-app = typer.Typer(help="Make what a run reads: the embedded task, or mathematics from a table.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from verl_gsd.preparation.prepare import Wish
+    from verl_gsd.preparation.prepared import Prepared
+    from verl_gsd.preparation.sources import Source
+
+EMBEDDED = "arithmetic"
 
 
-@app.command()
-def arithmetic(
-    directory: Annotated[Path | None, typer.Option(help="Where to; by default where task=arithmetic looks.")] = None,
-) -> None:
-    """The embedded task: train and test files and a warm-started model (about a minute on two cores)."""
-    if directory is None:
-        from verl_gsd import config
-
-        directory = Path(config.load("task", "arithmetic").task.directory)
-    made = ensure_with_progress(directory)
-    out.print(f"arithmetic is in [bold]{made}[/]")
+def data_folder() -> Path:
+    """Where prepared data sets lie, and recipes look for them."""
+    return Path(os.environ.get("VERL_GSD_DATA") or Path.home() / "data")
 
 
-@app.command(no_args_is_help=True)
-def maths(
-    input: Annotated[Path, typer.Option(help="Problems: .parquet, .jsonl or .csv.")],
-    output: Annotated[Path, typer.Option(help="Where to: .parquet, with verl's columns.")],
-    problem_column: Annotated[str, typer.Option(help="Texts, or chats, whose last user's message is it.")] = "problem",
-    answer_column: Annotated[
+def prepare(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="arithmetic, gsm8k, math, dapo17k, openr1_math_46k, bigmath, tldr, a benchmark of `verl-gsd eval`; or "
+            "a name of your own for the table --input.",
+        ),
+    ],
+    input: Annotated[
+        Path | None,
+        typer.Option(help="In the hub's place: a downloaded folder, or a .parquet, .jsonl or .csv file."),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Below it, in NAME; $VERL_GSD_DATA or ~/data, where recipes look.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="What a file has: train or test.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Whose chat template is checked and lengths are counted by: a folder or a hub name."),
+    ] = None,
+    max_prompt_length: Annotated[int | None, typer.Option(help="Tokens; longer training prompts are left out.")] = None,
+    against: Annotated[
         str | None,
         typer.Option(
-            help="Answers, or solutions whose last \\boxed{} is one, or verl's reward_model; without it, answer."
+            help="Data sets whose test problems are left out of training: names with commas, or none. By default all "
+            "that are prepared."
         ),
+    ] = None,
+    overlap_words: Annotated[
+        int, typer.Option(help="How many words in a row make a training problem one of them.")
+    ] = 13,
+    skip_unusable: Annotated[
+        bool, typer.Option("--skip-unusable", help="Count rows without a problem or an answer instead of stopping.")
+    ] = False,
+    problem_column: Annotated[
+        str | None, typer.Option(help="Texts, or chats, whose last user's message is it; problem.")
+    ] = None,
+    answer_column: Annotated[
+        str | None,
+        typer.Option(help="Answers, or solutions whose last \\boxed{} is one, or verl's reward_model; answer."),
     ] = None,
     demonstration_column: Annotated[
         str | None, typer.Option(help="Texts, lists of them, or lists of messages: an expert's responses.")
     ] = None,
-    data_source: Annotated[
-        str | None, typer.Option(help="Its name in metrics and records; by default the input's.")
+    index_column: Annotated[
+        str | None, typer.Option(help="Whole numbers, each once; by default a row's number.")
     ] = None,
     suffix: Annotated[
         str | None, typer.Option(help="Written after every problem; by default what asks for \\boxed{}.")
@@ -50,32 +81,149 @@ def maths(
         bool, typer.Option("--judged-by-model", help="No answers: the reward is a model's.")
     ] = False,
 ) -> None:
-    """Problems, answers and demonstrations of a table, as verl reads them: for the recipes, and data of your own."""
-    from verl_gsd.sheets import read_sheet
-    from verl_gsd.tasks.maths_data import SUFFIX, verl_table, write_table
+    """Problems, answers and demonstrations as verl reads them, in DATA/NAME, with a manifest of what was left out.
 
-    if output.suffix != ".parquet":
-        fail(f"--output {output}: write a name that ends in .parquet")
-    if judged_by_model and answer_column is not None:
-        fail(f"--answer-column {answer_column}: has no effect beside --judged-by-model")
+    Stopped half-way, the same line goes on from there. The columns are for a table of your own; its test split comes
+    first, so that training problems can be held against it.
+    """
+    from verl_gsd.preparation.prepare import Wish
+
+    columns = {
+        "--problem-column": problem_column,
+        "--answer-column": answer_column,
+        "--demonstration-column": demonstration_column,
+        "--index-column": index_column,
+        "--suffix": suffix,
+        "--judged-by-model": "" if judged_by_model else None,
+    }
+    given = {option: value for option, value in columns.items() if value is not None}
+    if name == EMBEDDED:
+        _embedded(input, data)
+        return
+    if max_prompt_length is not None and (model is None or max_prompt_length < 1):
+        fail(f"--max-prompt-length {max_prompt_length}: needs --model, whose tokens are counted, and 1 or more")
     try:
-        table = verl_table(
-            read_sheet(input),
-            data_source or input.stem,
-            problem=problem_column,
-            answer=None if judged_by_model else answer_column or "answer",
-            demonstration=demonstration_column,
-            suffix=SUFFIX if suffix is None else suffix,
+        source = _source(name, input, split, given)
+        folder = data or data_folder()
+        wish = Wish(
+            name,
+            source,
+            folder,
+            input,
+            model,
+            max_prompt_length,
+            _against(against, folder, source),
+            overlap_words,
+            skip_unusable,
         )
-        write_table(table, output)
+        made, shown = _prepare(wish)
     except (ValueError, OSError) as error:
         fail(str(error))
-    shown = (
-        ""
-        if demonstration_column is None
-        else (f", {len(table) - table.column('demonstration').null_count} with demonstrations")
-    )
-    out.print(f"{len(table)} problems{shown} are in [bold]{output}[/]", soft_wrap=True)
+    _say(made, shown, wish)
+
+
+def _source(name: str, input: Path | None, split: str | None, given: dict[str, str]) -> Source:
+    """The named source, or the table that the columns describe."""
+    import dataclasses
+
+    from verl_gsd.preparation import sources
+
+    if split not in (None, "train", "test"):
+        raise ValueError(f"--split {split}: write train or test")
+    if not all(letter.isalnum() or letter in "_-." for letter in name) or name.startswith("."):
+        raise ValueError(f"{name}: write a name of letters, digits, _, - and .")
+    known = sources.SOURCES.get(name)
+    if known is None:
+        if input is None:
+            raise ValueError(f"{name}: write one of {', '.join([EMBEDDED, *sources.SOURCES])}, or --input with a table")
+        if "--judged-by-model" in given and "--answer-column" in given:
+            raise ValueError(f"--answer-column {given['--answer-column']}: has no effect beside --judged-by-model")
+        answer = None if "--judged-by-model" in given else given.get("--answer-column", "answer")
+        return sources.table(
+            given.get("--problem-column", "problem"),
+            answer,
+            given.get("--demonstration-column"),
+            given.get("--index-column"),
+            suffix=given.get("--suffix", sources.BOXED),
+            split=split or "train",
+        )
+    if given:
+        option, value = next(iter(given.items()))
+        raise ValueError(f"{option} {value}: {name} has columns of its own. Write another NAME for a table of yours")
+    is_file = input is not None and input.is_file()
+    if split is not None and not is_file:
+        raise ValueError(f"--split {split}: is for a file; of the hub and of a folder every split is prepared")
+    if is_file and split is None and len(known.splits) > 1:
+        raise ValueError(f"--input {input}: which split is it? Write --split {' or --split '.join(known.splits)}")
+    if is_file and split is not None and split not in known.splits:
+        raise ValueError(f"--split {split}: {name} has only {', '.join(known.splits)}")
+    return dataclasses.replace(known, splits={split: known.splits[split]}) if split else known
+
+
+def _against(words: str | None, folder: Path, source: Source) -> list[Prepared]:
+    """The prepared data sets whose test problems are kept out of training."""
+    from verl_gsd.preparation.prepared import all_of
+
+    if words == "none":
+        return []
+    there = {made.name: made for made in all_of(folder) if "test" in made.splits and made.verifier is not None}
+    if words is None:
+        return list(there.values()) if source.verifier is not None else []
+    missing = [name for name in words.split(",") if name not in there]
+    if missing:
+        raise ValueError(
+            f"--against {missing[0]}: no test split of it below {folder}. Run verl-gsd prepare {missing[0]} first, or "
+            f"write some of {', '.join(there) or 'none'}"
+        )
+    return [there[name] for name in dict.fromkeys(words.split(","))]
+
+
+def _prepare(wish: Wish) -> tuple[Prepared, str | None]:
+    from verl_gsd.preparation.prepare import prepare
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=out) as progress:
+        bars = {split: progress.add_task(split, total=None, visible=False) for split in wish.source.splits}
+
+        def show(split: str, read: int, kept: int) -> None:
+            said = f"{wish.name} {split}: {read} rows read, {kept} kept"
+            progress.update(bars[split], description=said, visible=True)
+
+        return prepare(wish, show)
+
+
+def _say(made: Prepared, shown: str | None, wish: Wish) -> None:
+    table = Table("split", "rows", "read", "left out")
+    for split in wish.source.splits:
+        of = made.splits[split]
+        reasons = [f"{n} {reason.replace('_', ' ')}" for reason, n in of["left_out"].items()]
+        table.add_row(split, str(of["rows"]), str(of["read"]), ", ".join(reasons) or "none")
+        if of["contaminated_by_set"]:
+            found = ", ".join(f"{name} {n}" for name, n in of["contaminated_by_set"].items())
+            out.print(f"{split}: problems that an evaluation set has: {found}", highlight=False, soft_wrap=True)
+        if split == "train" and not of["against"]:
+            out.print("No evaluation set is prepared: training problems were held against none.", highlight=False)
+    out.print(table)
+    if shown is not None:
+        out.print("The first prompt, as the model reads it:")
+        out.print(escape(repr(shown)), highlight=False, soft_wrap=True)
+    else:
+        out.print("Without --model neither chat template nor lengths were checked.", highlight=False)
+    out.print(f"{made.name} is in [bold]{escape(str(made.folder))}[/]", soft_wrap=True)
+
+
+def _embedded(input: Path | None, data: Path | None) -> None:
+    """The embedded task: train and test files and a warm-started model (about a minute on two cores)."""
+    if input is not None:
+        fail(f"--input {input}: arithmetic is made, not read")
+    if data is None:
+        from verl_gsd import config
+
+        directory = Path(config.load("task", EMBEDDED).task.directory)
+    else:
+        directory = data / EMBEDDED
+    made = ensure_with_progress(directory)
+    out.print(f"arithmetic is in [bold]{made}[/]")
 
 
 def ensure_with_progress(directory: Path) -> Path:

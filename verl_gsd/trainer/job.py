@@ -28,7 +28,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main(config_file: str, launcher: int) -> None:
-    _end_with(launcher)
+    end_with(launcher)
     config = OmegaConf.load(config_file)
     assert isinstance(config, DictConfig)
     OmegaConf.set_struct(config, True)  # as Hydra hands it to main_ppo
@@ -52,7 +52,7 @@ def main(config_file: str, launcher: int) -> None:
         run_ppo(config, cluster.InTurn(TaskRunnerV1, config) if cluster.is_job() else TaskRunnerV1)
 
 
-def _end_with(launcher: int) -> None:
+def end_with(launcher: int) -> None:
     """Train for nobody: where the launcher is killed, nothing else ends a run that has left its session."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

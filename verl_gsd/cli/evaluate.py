@@ -1,0 +1,158 @@
+"""``verl-gsd eval``: a checkpoint on benchmarks, with intervals, and against another."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.progress import Progress, TaskID
+
+from verl_gsd.cli.console import fail, out
+from verl_gsd.cli.judge_score import progress
+from verl_gsd.cli.prepare import data_folder
+
+if TYPE_CHECKING:
+    from verl_gsd.evaluation.benches import Bench
+    from verl_gsd.evaluation.results import Result
+    from verl_gsd.trainer.evaluating import OnProgress, Second
+
+#: Where a run's evaluations lie, beside its checkpoints.
+FOLDER = "evaluation"
+
+
+def evaluate(
+    checkpoint: Annotated[str, typer.Option(help="RUN/global_step_N, or a model: its folder or name on the hub.")],
+    bench: Annotated[
+        str,
+        typer.Option(
+            help="Names with commas: arithmetic, aime24, aime25, amc23, math500, minerva, olympiadbench, arc_c, "
+            "gpqa_diamond, mmlu_pro, or any prepared data set with a test split."
+        ),
+    ],
+    output: Annotated[
+        Path | None, typer.Option(help="Where to; by default RUN/evaluation/global_step_N, or evaluation/MODEL.")
+    ] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="Another evaluation's folder, or its checkpoint: compare with it, paired.")
+    ] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(min=1, help="Responses a question; by default 32 for aime24, aime25, amc23 and else 1."),
+    ] = None,
+    temperature: Annotated[float, typer.Option(min=0.0, help="Of sampling; 0 takes the most probable token.")] = 0.6,
+    top_p: Annotated[float, typer.Option(help="Of sampling, above 0 and up to 1.")] = 1.0,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="A response's; by default the run's data.max_response_length, or 8192.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
+    tensor_parallel: Annotated[int, typer.Option(min=1, help="GPUs that one model is spread over.")] = 1,
+    data: Annotated[
+        Path | None, typer.Option(help="The folder of prepared data sets; $VERL_GSD_DATA or ~/data.")
+    ] = None,
+    verifier_url: Annotated[
+        str | None,
+        typer.Option(help="A server of an LLM verifier such as http://localhost:8000/v1, asked beside the rules."),
+    ] = None,
+    verifier_model: Annotated[str | None, typer.Option(help="Its model, as the server names it.")] = None,
+) -> None:
+    """Evaluate a checkpoint: merge its shards, generate with vLLM, verify, and say how sure the figures are.
+
+    Stopped half-way, the same line goes on from there.
+    """
+    from verl_gsd.cli.evaluate_tables import summary, table
+    from verl_gsd.trainer.config import ConfigError
+    from verl_gsd.trainer.evaluating import Sampling, model_of
+    from verl_gsd.trainer.evaluating import evaluate as evaluate_model
+    from verl_gsd.writing import whole
+
+    try:
+        if not 0 < top_p <= 1:
+            raise ValueError(f"--top-p {top_p}: write a share above 0 and up to 1")
+        if temperature == 0 and (samples or 1) > 1:
+            raise ValueError(
+                f"--samples {samples}: at temperature 0 all are the same. Write --samples 1, or a temperature"
+            )
+        if (verifier_url is None) != (verifier_model is None):
+            raise ValueError("--verifier-url and --verifier-model: write both, or neither")
+        benches = _benches(bench, data or data_folder())
+        folder = output or _folder_of(checkpoint)
+        compared = _compared(against, benches)
+        out.print("Loading the model's weights, merged first if they are a run's.", highlight=False)
+        model = model_of(checkpoint, folder)
+        sampling = Sampling(temperature, top_p, max_tokens or _longest_response(checkpoint), seed)
+        with progress() as shown:
+            results = evaluate_model(
+                model,
+                benches,
+                folder,
+                sampling,
+                samples=samples,
+                tensor_parallel=tensor_parallel,
+                second=_second(verifier_url, verifier_model),
+                on_progress=_bars(shown),
+            )
+        out.print(table(results, compared))
+        with whole(folder / "results.json") as building:
+            building.write_text(json.dumps(summary(results, compared), indent=1) + "\n", encoding="utf-8")
+    except (ValueError, OSError, ConfigError) as error:
+        fail(str(error))
+    out.print(f"Results, responses and settings are in [bold]{escape(str(folder))}[/].", soft_wrap=True)
+
+
+def _benches(words: str, data: Path) -> list[Bench]:
+    from verl_gsd import config
+    from verl_gsd.evaluation.benches import ARITHMETIC, find
+
+    arithmetic = Path(config.load("task", ARITHMETIC).task.directory)
+    return [find(name.strip(), data, arithmetic) for name in dict.fromkeys(words.split(","))]
+
+
+def _folder_of(checkpoint: str) -> Path:
+    path = Path(checkpoint)
+    return path.parent / FOLDER / path.name if path.name.startswith("global_step_") else Path(FOLDER) / path.name
+
+
+def _compared(against: Path | None, benches: Sequence[Bench]) -> dict[str, Result]:
+    """The other evaluation's results, by benchmark."""
+    from verl_gsd.evaluation.results import read_result
+
+    if against is None:
+        return {}
+    folder = (
+        _folder_of(str(against))
+        if against.name.startswith("global_step_") and (against.parent.name != FOLDER)
+        else against
+    )
+    if not folder.is_dir():
+        raise ValueError(f"--against {against}: {folder} is not there. Run verl-gsd eval for it first")
+    return {bench.name: read_result(folder / bench.name) for bench in benches}
+
+
+def _longest_response(checkpoint: str) -> int:
+    """What the run was trained with."""
+    from omegaconf import OmegaConf
+
+    from verl_gsd.rundir import RunDirectory
+
+    config = RunDirectory(Path(checkpoint).parent).config
+    return int(OmegaConf.load(config).data.max_response_length) if config.is_file() else 8192
+
+
+def _second(url: str | None, model: str | None) -> Second | None:
+    return None
+
+
+def _bars(shown: Progress) -> OnProgress:
+    """A bar for everything that is done."""
+    bars: dict[str, TaskID] = {}
+
+    def show(said: str, done: int, total: int) -> None:
+        if said not in bars:
+            bars[said] = shown.add_task(said, total=total)
+        shown.update(bars[said], completed=done)
+
+    return show

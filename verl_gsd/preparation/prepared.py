@@ -1,0 +1,91 @@
+"""What was prepared: the files and the manifest of one data set.
+
+DATA/NAME/train.parquet, test.parquet   verl's columns
+DATA/NAME/manifest.json                 what they were made of and how, hashes, and what was left out
+DATA/NAME/left_out_SPLIT.jsonl          each row left out for another reason than being a duplicate
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from verl_gsd.preparation.reading import sha256
+from verl_gsd.writing import whole
+
+MANIFEST, LEFT_OUT = "manifest.json", "left_out_{split}.jsonl"
+#: Of the manifest; raised whenever rows are made otherwise from the same source.
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A data set that was prepared.
+
+    Attributes:
+        folder: DATA/NAME.
+        verifier: the module whose ``compute_score`` verifies responses; None where a reward model judges.
+        splits: name -> what the manifest says of it: origin, settings, rows, read, sha256, left_out.
+    """
+
+    folder: Path
+    verifier: str | None
+    splits: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    def file(self, split: str) -> Path:
+        """The rows of ``split``.
+
+        Raises:
+            ValueError: it has no such split, or the file is not the one that was prepared.
+        """
+        if split not in self.splits:
+            raise ValueError(f"{self.folder}: has no split {split}, only {', '.join(self.splits)}")
+        path = self.folder / f"{split}.parquet"
+        if not path.is_file() or sha256(path) != self.splits[split]["sha256"]:
+            raise ValueError(f"{path}: is not what {MANIFEST} says. Run verl-gsd prepare {self.name} again")
+        return path
+
+
+def write(prepared: Prepared) -> None:
+    """Write the manifest, whole or not at all."""
+    manifest = {
+        "format": FORMAT,
+        "name": prepared.name,
+        "verifier": prepared.verifier,
+        "splits": dict(prepared.splits),
+    }
+    with whole(prepared.folder / MANIFEST) as building:
+        building.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read(folder: Path) -> Prepared | None:
+    """What was prepared in ``folder``; None where nothing was.
+
+    Raises:
+        ValueError: its manifest is none of ours.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        return None
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if manifest["format"] != FORMAT:
+            raise ValueError(f"{path}: of format {manifest['format']}, this package reads {FORMAT}")
+        return Prepared(folder, manifest["verifier"], manifest["splits"])
+    except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{path}: not a manifest of verl-gsd prepare ({error!r}). Remove it and prepare again"
+        ) from error
+
+
+def all_of(data: Path) -> list[Prepared]:
+    """Those prepared below ``data``, by name."""
+    found = [read(path.parent) for path in sorted(data.glob(f"*/{MANIFEST}"))]
+    return [prepared for prepared in found if prepared is not None]

@@ -1,0 +1,136 @@
+"""Rows of a data set, one by one, from the hub, from a folder downloaded from it, or from a file.
+
+From the hub and from folders by the ``datasets`` library, streamed. A file of JSON lines is read line by line instead:
+where a column holds texts and numbers, ``datasets`` 5.2 gives ``"033"`` back as 33 without a word.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from verl_gsd.preparation.sources import Source
+from verl_gsd.sheets import SUFFIXES, stream_rows
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the rows of one split are read from.
+
+    Attributes:
+        path: a file, or a folder as one gets by downloading a repository; None for the hub.
+        repository, revision: of the hub, pinned, so that what is resumed is what was begun.
+        split: the repository's name of it.
+    """
+
+    path: Path | None
+    repository: str | None
+    revision: str | None
+    split: str
+
+    def described(self) -> dict[str, Any]:
+        """For the manifest: the repository and its revision, or the file's or folder's name and hash."""
+        if self.path is None:
+            return {"repository": self.repository, "revision": self.revision, "split": self.split}
+        return {"path": self.path.name, "sha256": sha256(self.path), "split": self.split}
+
+    def name(self, row: int) -> str:
+        """A row, in words, for a message."""
+        where = str(self.path) if self.path else f"{self.repository}, split {self.split}"
+        return f"{where}, row {row} (the first is 0)"
+
+
+def find(source: Source, path: Path | None, split: str) -> Origin:
+    """Where ``split`` of ``source`` is.
+
+    Raises:
+        ValueError: ``path`` is not there or of no kind that is read; or the hub does not answer, or refuses.
+    """
+    theirs = source.splits[split]
+    if path is not None:
+        if not path.exists():
+            raise ValueError(f"--input {path}: is not there")
+        if path.is_file() and path.suffix not in SUFFIXES:
+            raise ValueError(f"--input {path}: write a folder, or a file that ends in {', '.join(SUFFIXES)}")
+        return Origin(path, None, None, theirs)
+    if source.repository is None:
+        raise ValueError("--input: write the file that has the rows")
+    import httpx
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled
+
+    try:
+        revision = HfApi().dataset_info(source.repository).sha
+    except GatedRepoError as error:
+        raise ValueError(
+            f"{source.repository}: its authors ask for consent. Give it on its page, then `hf auth login`, or download "
+            "it and write --input FOLDER"
+        ) from error
+    except (HfHubHTTPError, httpx.HTTPError, OfflineModeIsEnabled, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{source.repository}: the hub does not give it ({reason}). Write --input FOLDER") from error
+    return Origin(None, source.repository, revision, theirs)
+
+
+def rows(source: Source, origin: Origin, skip: int = 0) -> Iterator[dict[str, Any]]:
+    """The rows from number ``skip`` on.
+
+    Raises:
+        ValueError: columns are not there, or the data is not readable.
+    """
+    if origin.path is not None and origin.path.is_file():
+        for number, row in enumerate(itertools.islice(stream_rows(origin.path), skip, None), start=skip):
+            # Of JSON lines each row has keys of its own; one that lacks a key has a null, as elsewhere.
+            if number == 0 or origin.path.suffix != ".jsonl":
+                _require_columns(source, str(origin.path), list(row))
+            yield {name: row.get(name) for name in source.columns}
+        return
+    yield from itertools.islice(_streamed(source, origin), skip, None)
+
+
+def _streamed(source: Source, origin: Origin) -> Iterator[dict[str, Any]]:
+    import datasets
+
+    datasets.disable_progress_bars()
+    place = str(origin.path or origin.repository)
+    for config in source.configs:
+        try:
+            configs = datasets.get_dataset_config_names(place, revision=origin.revision)
+            if config is not None and config not in configs:
+                # A folder whose README names no configs has all its files in one.
+                if origin.path is None or configs != ["default"] or len(source.configs) > 1:
+                    raise ValueError(f"{place}: no part {config}; it has {', '.join(configs)}")
+                config = None
+            data = datasets.load_dataset(
+                place, config, split=origin.split, revision=origin.revision, streaming=True, trust_remote_code=None
+            )
+            names = data.column_names or list(next(iter(data), {}))
+            _require_columns(source, place, names)
+            yield from data.select_columns(list(source.columns))
+        except (OSError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+            raise ValueError(f"{place}: not readable: {error}") from error
+        except ValueError as error:
+            raise ValueError(str(error) if place in str(error) else f"{place}: {error}") from error
+
+
+def _require_columns(source: Source, place: str, names: list[str]) -> None:
+    missing = [name for name in source.columns if name not in names]
+    if missing:
+        raise ValueError(f"{place}: column {missing[0]} is not there. Columns are {', '.join(names) or 'none'}")
+
+
+def sha256(path: Path) -> str:
+    """Of a file, or of the names and contents of a folder's files, hidden ones aside."""
+    if path.is_file():
+        with path.open("rb") as content:
+            return hashlib.file_digest(content, "sha256").hexdigest()
+    whole = hashlib.sha256()
+    for file in sorted(path.rglob("*")):
+        inner = file.relative_to(path)
+        if file.is_file() and not any(part.startswith(".") for part in inner.parts):
+            whole.update(f"{inner.as_posix()}\0{sha256(file)}\n".encode())
+    return whole.hexdigest()

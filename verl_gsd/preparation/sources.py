@@ -1,0 +1,249 @@
+"""The data sets that have a name here: where each lies, which columns are read, and how a row becomes a problem.
+
+A further one is an entry of ``SOURCES``. Repositories, splits and columns are those of Hugging Face's hub as cards and
+users have them; none was loaded here, where there is no hub.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from verl_gsd.preparation import cells
+from verl_gsd.preparation.item import BOXED, BOXED_LETTER, Item
+
+Row = Mapping[str, Any]
+
+MATHS, CHOICE = "verl_gsd.tasks.maths", "verl_gsd.tasks.choice"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set.
+
+    Attributes:
+        repository: on the hub; None for a table of the user's own.
+        splits: ours (``train``, ``test``) -> the repository's.
+        columns: what ``read`` reads.
+        read: a row as an item.
+        configs: of the repository, one after another.
+        suffix: what is written after every problem.
+        verifier: the module whose ``compute_score`` verifies responses; None where a reward model judges.
+        has_demonstrations: whether items have any.
+        further: columns kept beside verl's, with their types.
+    """
+
+    repository: str | None
+    splits: Mapping[str, str]
+    columns: tuple[str, ...]
+    read: Callable[[Row], Item]
+    configs: tuple[str | None, ...] = (None,)
+    suffix: str = BOXED
+    verifier: str | None = MATHS
+    has_demonstrations: bool = False
+    further: Mapping[str, pa.DataType] = field(default_factory=dict)
+
+
+def table(
+    problem: str,
+    answer: str | None,
+    demonstration: str | None = None,
+    index: str | None = None,
+    suffix: str = BOXED,
+    split: str = "train",
+) -> Source:
+    """A table of the user's own, by the names of its columns; ``answer`` None where a reward model judges.
+
+    Of a column of solutions a row without a box is refused: it would become an answer that no response equals.
+    """
+    boxed: bool | None = None  # whether the first answer has a box
+
+    def read(row: Row) -> Item:
+        nonlocal boxed
+        if answer:
+            has_box = cells.has_box(row[answer])
+            boxed = has_box if boxed is None else boxed
+            if boxed != has_box:
+                raise ValueError(
+                    f"column {answer}: {'no' if boxed else 'a'} \\boxed{{}}, unlike the first row. Write all answers "
+                    "alone, or all within one"
+                )
+        return Item(
+            _cell(row, problem, cells.problem),
+            _cell(row, answer, cells.answer) if answer else "",
+            demonstration=_cell(row, demonstration, cells.demonstrations) if demonstration else None,
+            index=_cell(row, index, cells.index) if index else None,
+        )
+
+    return Source(
+        None,
+        {split: split},
+        tuple(name for name in (problem, answer, demonstration, index) if name),
+        read,
+        suffix=suffix,
+        verifier=MATHS if answer else None,
+        has_demonstrations=demonstration is not None,
+    )
+
+
+def _cell(row: Row, name: str, read: Callable[[Any], Any]) -> Any:
+    try:
+        return read(row[name])
+    except ValueError as error:
+        raise ValueError(f"column {name}: {error}") from error
+
+
+def _by_columns(problem: str, answer: str) -> Callable[[Row], Item]:
+    return lambda row: Item(_cell(row, problem, cells.problem), _cell(row, answer, cells.answer))
+
+
+def _gsm8k(row: Row) -> Item:
+    """The answer stands behind ``####``, with thousands separated."""
+    _, marker, final = _cell(row, "answer", cells.text).rpartition("####")
+    if not marker or not final.strip():
+        raise ValueError("column answer: no answer behind ####")
+    return Item(_cell(row, "question", cells.problem), final.strip().replace(",", ""))
+
+
+#: What DAPO's file puts around every problem, which asks for another form of answer than we verify.
+_DAPO_BEFORE = (
+    "Solve the following math problem step by step. The last line of your response should be of the form Answer: "
+    "$Answer (without quotes) where $Answer is the answer to the problem."
+)
+_DAPO_AFTER = 'Remember to put your answer on its own line after "Answer:".'
+
+
+def _dapo(row: Row) -> Item:
+    asked = _cell(row, "prompt", cells.problem).removeprefix(_DAPO_BEFORE).removesuffix(_DAPO_AFTER).strip()
+    return Item(asked, _cell(row, "reward_model", cells.answer))
+
+
+def _openr1(row: Row) -> Item:
+    return Item(
+        _cell(row, "prompt", cells.problem),
+        _cell(row, "reward_model", cells.answer),
+        demonstration=_cell(row, "target", cells.demonstrations),
+    )
+
+
+def _bigmath(row: Row) -> Item:
+    item, rate = _by_columns("problem", "answer")(row), row["llama8b_solve_rate"]
+    if rate is not None and not (isinstance(rate, float | int) and 0 <= rate <= 1):
+        raise ValueError(f"column llama8b_solve_rate: write a share in [0, 1] or null, not {rate!r}")
+    return Item(item.problem, item.answer, further={"llama8b_solve_rate": rate})
+
+
+def _tldr(row: Row) -> Item:
+    return Item(_cell(row, "prompt", cells.text), _cell(row, "completion", cells.text))
+
+
+def _olympiadbench(row: Row) -> Item:
+    """One answer, in a list, between dollars; several stand inside it."""
+    final = _cell(row, "final_answer", lambda value: cells.answer(cells.listed(value)))
+    return Item(_cell(row, "question", cells.problem), final.replace("$", "").strip())
+
+
+def _with_options(question: str, right: int, options: list[str]) -> Item:
+    first = options.pop(right)
+    return Item(question, first, (first, *options))
+
+
+def _arc(row: Row) -> Item:
+    """``answerKey`` is one of the labels, letters or digits."""
+    choices = row["choices"]
+    if not isinstance(choices, Mapping) or not {"text", "label"} <= set(choices):
+        raise ValueError("column choices: write {text: [...], label: [...]}")
+    labels = list(choices["label"])
+    if row["answerKey"] not in labels or len(labels) != len(choices["text"]):
+        raise ValueError(f"column answerKey: {row['answerKey']!r} is none of the labels {labels}")
+    options = _cell(choices, "text", cells.options)
+    return _with_options(_cell(row, "question", cells.problem), labels.index(row["answerKey"]), options)
+
+
+_GPQA_OPTIONS = ("Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
+
+
+def _gpqa(row: Row) -> Item:
+    return _with_options(
+        _cell(row, "Question", cells.problem), 0, [_cell(row, name, cells.text) for name in _GPQA_OPTIONS]
+    )
+
+
+def _mmlu_pro(row: Row) -> Item:
+    options, right = _cell(row, "options", cells.options), row["answer_index"]
+    if not isinstance(right, int) or not 0 <= right < len(options):
+        raise ValueError(f"column answer_index: {right!r} is the number of none of {len(options)} options")
+    return _with_options(_cell(row, "question", cells.problem), right, options)
+
+
+def _benchmark(repository: str, split: str, problem: str, answer: str) -> Source:
+    return Source(repository, {"test": split}, (problem, answer), _by_columns(problem, answer))
+
+
+def _choices(repository: str, config: str | None, split: str, columns: tuple[str, ...], read: Any) -> Source:
+    return Source(
+        repository,
+        {"test": split},
+        columns,
+        read,
+        configs=(config,),
+        suffix=BOXED_LETTER,
+        verifier=CHOICE,
+    )
+
+
+_MATH_SUBJECTS = (
+    "algebra",
+    "counting_and_probability",
+    "geometry",
+    "intermediate_algebra",
+    "number_theory",
+    "prealgebra",
+    "precalculus",
+)
+_BOTH = {"train": "train", "test": "test"}
+
+SOURCES: dict[str, Source] = {
+    "gsm8k": Source("openai/gsm8k", _BOTH, ("question", "answer"), _gsm8k, configs=("main",)),
+    "math": Source(
+        "EleutherAI/hendrycks_math",
+        _BOTH,
+        ("problem", "solution"),
+        _by_columns("problem", "solution"),
+        configs=_MATH_SUBJECTS,
+    ),
+    "dapo17k": Source("BytedTsinghua-SIA/DAPO-Math-17k", {"train": "train"}, ("prompt", "reward_model"), _dapo),
+    "openr1_math_46k": Source(
+        "Elliott/Openr1-Math-46k-8192",
+        {"train": "train"},
+        ("prompt", "reward_model", "target"),
+        _openr1,
+        has_demonstrations=True,
+    ),
+    "bigmath": Source(
+        "SynthLabsAI/Big-Math-RL-Verified",
+        {"train": "train"},
+        ("problem", "answer", "llama8b_solve_rate"),
+        _bigmath,
+        further={"llama8b_solve_rate": pa.float64()},
+    ),
+    "tldr": Source("trl-lib/tldr", _BOTH, ("prompt", "completion"), _tldr, suffix="", verifier=None),
+    "aime24": _benchmark("HuggingFaceH4/aime_2024", "train", "problem", "answer"),
+    "aime25": _benchmark("math-ai/aime25", "test", "problem", "answer"),
+    "amc23": _benchmark("math-ai/amc23", "test", "question", "answer"),
+    "math500": _benchmark("HuggingFaceH4/MATH-500", "test", "problem", "answer"),
+    "minerva": _benchmark("math-ai/minervamath", "test", "question", "answer"),
+    "olympiadbench": Source(
+        "Hothan/OlympiadBench",
+        {"test": "train"},
+        ("question", "final_answer"),
+        _olympiadbench,
+        configs=("OE_TO_maths_en_COMP",),
+    ),
+    "arc_c": _choices("allenai/ai2_arc", "ARC-Challenge", "test", ("question", "choices", "answerKey"), _arc),
+    "gpqa_diamond": _choices("Idavidrein/gpqa", "gpqa_diamond", "train", ("Question", *_GPQA_OPTIONS), _gpqa),
+    "mmlu_pro": _choices("TIGER-Lab/MMLU-Pro", None, "test", ("question", "options", "answer_index"), _mmlu_pro),
+}

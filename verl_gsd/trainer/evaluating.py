@@ -1,0 +1,178 @@
+"""A model on benchmarks: prompts, responses, verdicts, results, each kept on disk so that what was stopped goes on.
+
+OUTPUT/model                the merged weights of a run's checkpoint
+OUTPUT/generation.log       what vLLM printed
+OUTPUT/BENCH/               settings, responses and the result (evaluation/answers.py, evaluation/results.py)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from verl_gsd.evaluation.answers import Answers, Verdicts, read_answers, verify
+from verl_gsd.evaluation.benches import Bench
+from verl_gsd.evaluation.results import SETTINGS, Result, result_of, write_result
+from verl_gsd.preparation.chats import Template
+from verl_gsd.trainer import merging
+from verl_gsd.trainer.config import ConfigError
+from verl_gsd.trainer.generation import Job, Task, generate
+from verl_gsd.writing import whole
+
+#: Told what is being done, how much of it is, and how much there is.
+OnProgress = Callable[[str, int, int], None]
+
+#: What else says of responses whether they are right: figures for the result.
+Second = Callable[[Bench, Answers, Verdicts], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model to evaluate: the folder or hub name that is loaded, and what a result says of its weights."""
+
+    path: str
+    described: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How responses are drawn. At temperature 0 the most probable token is taken; ``max_tokens`` are a response's."""
+
+    temperature: float
+    top_p: float
+    max_tokens: int
+    seed: int
+
+
+def model_of(checkpoint: str, folder: Path) -> Model:
+    """RUN/global_step_N, merged into ``folder``/model; a model's own folder, or its name on the hub, as it is.
+
+    Raises:
+        ConfigError: it is none of them, or not whole.
+        OSError: there is no room, or no right to write.
+    """
+    path = Path(checkpoint)
+    if (path / "config.json").is_file():
+        weights = sorted([*path.glob("*.safetensors"), *path.glob("*.bin")])
+        if not weights:
+            raise ConfigError(f"--checkpoint {path}: has no weights (*.safetensors)")
+        return Model(str(path), {"checkpoint": str(path.resolve()), "files": merging.identity(weights)})
+    if path.exists() or path.name.startswith("global_step_"):
+        made_of = merging.shards(path)
+        merging.merge(path, folder / "model")
+        return Model(str(folder / "model"), {"checkpoint": str(path.resolve()), "files": made_of})
+    if checkpoint.count("/") != 1:
+        raise ConfigError(f"--checkpoint {checkpoint}: is not there")
+    return Model(checkpoint, {"checkpoint": checkpoint, "files": None})
+
+
+def evaluate(
+    model: Model,
+    benches: Sequence[Bench],
+    folder: Path,
+    sampling: Sampling,
+    *,
+    samples: int | None,
+    tensor_parallel: int,
+    second: Second | None,
+    on_progress: OnProgress,
+) -> dict[str, Result]:
+    """The results by benchmark, computed and written below ``folder``.
+
+    Args:
+        samples: responses a question; None for each benchmark's own number.
+        second: a second opinion on the responses; None for none.
+
+    Raises:
+        ValueError: a prompt does not fit, responses of other settings are there, or one of their files is damaged.
+        ConfigError: vLLM failed.
+        OSError: there is no room, or no right to write.
+    """
+    import torch
+
+    on_cpu = not torch.cuda.is_available()
+    dtype = "float32" if on_cpu else "bfloat16"
+    template = Template(model.path)
+    tasks, settings = [], {}
+    for bench in benches:
+        prompts = [template.tokens(question.chat) for question in bench.questions]
+        _require_room(bench, prompts, sampling.max_tokens, template)
+        tasks.append(Task(str((folder / bench.name).resolve()), prompts, bench.samples(samples)))
+        settings[bench.name] = _settings(bench, model, template, sampling, bench.samples(samples), dtype)
+    for name, wanted in settings.items():
+        _begin(folder / name, wanted)
+    parts = sum(task.parts() for task in tasks)
+    generate(
+        Job(model.path, dtype, **asdict(sampling), tensor_parallel=tensor_parallel, on_cpu=on_cpu, tasks=tasks),
+        folder / "generation.log",
+        lambda: on_progress("parts generated", parts - sum(len(task.missing()) for task in tasks), parts),
+    )
+    return {
+        bench.name: _result(bench, folder / bench.name, settings[bench.name], second, on_progress) for bench in benches
+    }
+
+
+def _settings(
+    bench: Bench, model: Model, template: Template, sampling: Sampling, samples: int, dtype: str
+) -> dict[str, Any]:
+    """All that a result depends on; two models are compared where all but the model is the same."""
+    first = bench.questions[0].chat
+    return {
+        "model": model.described,
+        "bench": bench.name,
+        "bench_sha256": bench.sha256,
+        "verifier": bench.verifier,
+        "first_prompt": template.text(first),
+        "chat_template_sha256": template.sha256,
+        **asdict(sampling),
+        "samples": samples,
+        "dtype": dtype,
+        "verl_gsd": version("verl-gsd"),
+    }
+
+
+def _require_room(bench: Bench, prompts: list[list[int]], max_tokens: int, template: Template) -> None:
+    longest = max(range(len(prompts)), key=lambda place: len(prompts[place]))
+    needed, read = len(prompts[longest]) + max_tokens, template.context_length()
+    if read is not None and needed > read:
+        raise ValueError(
+            f"--max-tokens {max_tokens}: {bench.name}, row {longest} has a prompt of {len(prompts[longest])} tokens, "
+            f"and the model reads {read}. Write --max-tokens {max(read - len(prompts[longest]), 1)} or less"
+        )
+
+
+def _begin(folder: Path, wanted: dict[str, Any]) -> None:
+    """Write down what the responses in ``folder`` depend on; those made otherwise are not gone on with."""
+    path = folder / SETTINGS
+    if not path.is_file():
+        with whole(path) as building:
+            building.write_text(json.dumps(wanted, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        return
+    try:
+        before = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: not readable ({error}). Remove {folder} and run the same line") from error
+    other = next((key for key in {**wanted, **before} if before.get(key) != wanted.get(key)), None)
+    if other is not None:
+        raise ValueError(
+            f"{folder}: has responses made with {other}={before.get(other)!r:.100}, and this line says "
+            f"{wanted.get(other)!r:.100}. Write another --output, or remove that folder"
+        )
+
+
+def _result(
+    bench: Bench, folder: Path, settings: dict[str, Any], second: Second | None, on_progress: OnProgress
+) -> Result:
+    answers = read_answers(folder, len(bench.questions), settings["samples"])
+    said, total = f"{bench.name} verified", answers.tokens.size
+    verdicts = verify(bench, answers, lambda done: on_progress(said, done, total))
+    indices = np.array([question.index for question in bench.questions], dtype=np.int64)
+    result = result_of(settings, indices, answers, verdicts, second(bench, answers, verdicts) if second else {})
+    write_result(folder, result)
+    return result

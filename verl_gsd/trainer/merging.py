@@ -1,0 +1,98 @@
+"""A checkpoint of verl's as one model in Hugging Face's form, by verl's own merger in a process of its own.
+
+verl's merger stores bfloat16, whatever the run's precision. It unpickles the shards: merge what you, or somebody you
+trust, trained.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from verl_gsd.rundir import RunDirectory
+from verl_gsd.trainer.config import ConfigError
+
+_STEP = re.compile(r"global_step_(\d+)")
+#: In a merged model's folder: which shards it was made of.
+MADE_OF = "verl_gsd_made_of.json"
+
+
+def shards(checkpoint: Path) -> dict[str, list[int]]:
+    """The files of RUN/global_step_N that hold the policy, by name: size, and time of the last change.
+
+    Raises:
+        ConfigError: it is no checkpoint, was broken off while it was written, or is of a kind that is not merged; the
+            message names the file.
+    """
+    match = _STEP.fullmatch(checkpoint.name)
+    if not checkpoint.is_dir() or match is None:
+        raise ConfigError(f"--checkpoint {checkpoint}: write a run's folder RUN/global_step_N, or a model's")
+    saved = RunDirectory(checkpoint.parent).latest_checkpoint()
+    if saved is None or saved < int(match[1]):
+        raise ConfigError(
+            f"--checkpoint {checkpoint}: was broken off while it was written: the run's last whole checkpoint is "
+            f"{'none' if saved is None else f'global_step_{saved}'}"
+        )
+    actor = checkpoint / "actor"
+    if not actor.is_dir():
+        raise ConfigError(
+            f"--checkpoint {checkpoint}: has no actor/; verl keeps trainer.max_actor_ckpt_to_keep of them"
+        )
+    if (actor / "lora_train_meta.json").exists():
+        raise ConfigError(f"--checkpoint {checkpoint}: has adapters (LoRA), which are not merged here")
+    try:
+        world = int(json.loads((actor / "fsdp_config.json").read_text())["world_size"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{actor / 'fsdp_config.json'}: not readable ({error!r}): no checkpoint of FSDP") from error
+    files = [actor / f"model_world_size_{world}_rank_{rank}.pt" for rank in range(world)]
+    for file in [*files, actor / "huggingface" / "config.json"]:
+        if not file.is_file() or not file.stat().st_size:
+            raise ConfigError(f"{file}: is not there, or empty: the checkpoint is not whole")
+    return identity(files)
+
+
+def identity(files: Sequence[Path]) -> dict[str, list[int]]:
+    """What tells weights from others without reading them: name, size, and time of the last change in nanoseconds."""
+    return {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
+
+
+def merge(checkpoint: Path, target: Path) -> None:
+    """Make the model of RUN/global_step_N in ``target``, whole or not at all; one made of the same shards is kept.
+
+    Raises:
+        ConfigError: as ``shards``, or verl's merger fails; the message has its last line.
+        OSError: there is no room, or no right to write.
+    """
+    made_of = shards(checkpoint)
+    marker = target / MADE_OF
+    if marker.is_file() and json.loads(marker.read_text(encoding="utf-8")) == made_of:
+        return
+    building = target.with_name(target.name + ".tmp")
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir(parents=True)
+    try:
+        actor = checkpoint / "actor"
+        command = ["-m", "verl.model_merger", "merge", "--backend", "fsdp", "--local_dir", str(actor)]
+        done = subprocess.run(
+            [sys.executable, *command, "--target_dir", str(building)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            env=os.environ | {"PYTHONWARNINGS": "ignore"},
+        )
+        if done.returncode != 0 or not list(building.glob("*.safetensors")):
+            last = next((line for line in reversed(done.stdout.splitlines()) if line.strip()), "it printed nothing")
+            raise ConfigError(f"--checkpoint {checkpoint}: verl's merger failed: {last[:500]}")
+        (building / MADE_OF).write_text(json.dumps(made_of), encoding="utf-8")
+        shutil.rmtree(target, ignore_errors=True)
+        building.rename(target)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
