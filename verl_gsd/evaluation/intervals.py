@@ -136,8 +136,9 @@ def bootstrap_mean(values: np.ndarray, draws: int = 10_000, seed: int = 0, confi
     if len(values) == 1:
         return Estimate(float(values[0]), -math.inf, math.inf, 1)
     drawn = np.random.default_rng(seed).integers(0, len(values), (draws, len(values)))
-    low, high = np.quantile(values[drawn].mean(axis=1), [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Estimate(float(values.mean()), float(low), float(high), len(values))
+    means = values[drawn].mean(axis=1)
+    low, high = (float(np.quantile(means, share)) for share in ((1 - confidence) / 2, (1 + confidence) / 2))
+    return Estimate(float(values.mean()), low, high, len(values))
 
 
 def _checked(values: np.ndarray, name: str) -> np.ndarray:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from verl_gsd.evaluation.intervals import Proportion, wilson
 
-_ACCURACY = re.compile(r"^val-core/(?P<source>.+)/acc/mean@\d+$")
+#: What verl calls a held-out accuracy.
+ACCURACY = re.compile(r"^val-core/(?P<source>.+)/acc/mean@\d+$")
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def summarise(metrics: Sequence[tuple[int, Mapping[str, float]]], prompts: Mappi
     seen: dict[str, list[Accuracy]] = {}
     for step, data in metrics:
         for name, value in data.items():
-            if (match := _ACCURACY.match(name)) and not math.isnan(value):
+            if (match := ACCURACY.match(name)) and not math.isnan(value):
                 n = prompts.get(match["source"])
                 interval = wilson(round(value * n), n) if n else None
                 seen.setdefault(match["source"], []).append(Accuracy(step, value, interval))
