@@ -1,0 +1,163 @@
+"""``verl-gsd compare`` as a user meets it: tables, files, and mistakes."""
+
+import json
+import re
+import shutil
+
+import pytest
+from comparison_runs import write_run
+from report_runs import HOSTILE
+from typer.testing import CliRunner
+
+from verl_gsd.cli.main import app
+
+
+def compare(*words):
+    return CliRunner().invoke(app, ["compare", *map(str, words)], env={"COLUMNS": "250", "NO_COLOR": "1"})
+
+
+def cells(result, label, table):
+    """The cells of that label's row in the table of that number, without its name."""
+    found = [line.strip("│").split("│") for line in result.output.splitlines() if re.match(rf"│ {label} +│", line)]
+    return [cell.strip() for cell in found[table][1:]]
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Two methods, two seeds each, of which hadw generates less a step and learns more."""
+    made = []
+    for seed in (1, 2):
+        made.append(write_run(tmp_path / "grpo" / f"seed_{seed}", [10] * 4, {0: 0.0, 4: 0.4}, total=4))
+        made.append(write_run(tmp_path / "hadw" / f"seed_{seed}", [5] * 4, {0: 0.0, 4: 0.3 + seed / 10}, total=4))
+    return made
+
+
+def test_methods_are_compared_at_equal_tokens_and_what_was_found_is_written(tmp_path, runs):
+    output, page = tmp_path / "out" / "c.json", tmp_path / "out" / "c.html"
+    result = compare(*runs, "--output", output, "--page", page)
+    assert result.exit_code == 0, result.output
+    assert "hadw seed 1, with 20: no budget is above that" in result.output
+    assert cells(result, "grpo", 0)[:2] == ["1, 2", "0.050 [0.050, 0.050]"]
+    assert cells(result, "hadw", 0)[4] == "0.450 [0.400, 0.500]"
+    assert cells(result, "hadw", 1)[0].startswith("+0.250 [-0.385, +0.885]")
+    assert cells(result, "hadw", 1)[2:] == ["2, 0, 0", "0.5", "0.5", "no difference seen at 95%"]
+    assert cells(result, "grpo", 1)[:2] == ["4", "40"], "the table of ends has the baseline, that of differences not"
+    content = json.loads(output.read_text())
+    assert [curve["label"] for curve in content["curves"]] == ["grpo", "hadw"] * 2
+    assert sorted(file.name for file in output.parent.iterdir()) == ["c.html", "c.json"]
+    written = page.read_text()
+    for said in ("grpo", "hadw", "no difference seen at 95%", "generated tokens"):
+        assert said in written
+    own = re.sub(r"<script>.*?</script>", "", written, flags=re.DOTALL)
+    own = own.replace("https://vega.github.io/schema/", "")
+    assert "://" not in own and "src=" not in own, "nothing is loaded from anywhere"
+
+
+def test_another_baseline_turns_the_sign(runs):
+    result = compare(*runs, "--baseline", "hadw")
+    assert cells(result, "grpo", 1)[0].startswith("-0.250")
+
+
+def test_a_comparison_goes_on_when_its_runs_are_gone(tmp_path, runs):
+    earlier, later = tmp_path / "earlier.json", tmp_path / "later.json"
+    assert compare(*runs, "--output", earlier).exit_code == 0
+    shutil.rmtree(tmp_path / "grpo")
+    third = write_run(tmp_path / "hadw" / "seed_3", [5] * 4, {0: 0.0, 4: 0.3}, total=4)
+    result = compare(earlier, third, "--output", later)
+    assert result.exit_code == 0, result.output
+    assert cells(result, "hadw", 0)[0] == "1, 2, 3"
+    assert cells(result, "grpo", 0)[0] == "1, 2 (partial: 2 of 3 seeds)"
+    assert len(json.loads(later.read_text())["curves"]) == 5
+    again = compare(earlier, runs[1])
+    assert again.exit_code == 2 and "both are hadw seed 1" in again.output
+
+
+def test_a_label_may_be_written(tmp_path, runs):
+    word = tmp_path / "a=b" / "seed_1"
+    shutil.copytree(runs[1], word)
+    result = compare(runs[0], f"mine={runs[1]}", word)
+    assert result.exit_code == 0, result.output
+    assert cells(result, "mine", 0) and cells(result, "a=b", 0), "a folder may have the sign in its name"
+
+
+def test_a_run_that_goes_on_is_left_out_unless_asked_for(tmp_path, runs):
+    write_run(tmp_path / "hadw" / "seed_3", [5] * 3, {0: 0.0, 2: 0.9}, total=4)
+    write_run(tmp_path / "hadw" / "seed_4", [5], {}, total=4)
+    runs += [tmp_path / "hadw" / "seed_3", tmp_path / "hadw" / "seed_4"]
+    result = compare(*runs)
+    assert result.exit_code == 0
+    assert re.search(r"Left out: .*seed_3: unfinished, at step 2 of 4; --unfinished", result.output)
+    assert re.search(r"Left out: .*seed_4: at step 1 of 4, and no validation so far", result.output)
+    assert cells(result, "hadw", 0)[0] == "1, 2"
+    result = compare(*runs, "--unfinished")
+    assert cells(result, "hadw", 0)[0] == "1, 2, 3"
+    assert "hadw seed 3, with 10: no budget is above that" in result.output
+    result = compare(*runs[-2:])
+    assert result.exit_code == 2
+    assert re.search("no finished run to compare. Left out: .*seed_3.* Left out: .*seed_4", result.output)
+
+
+def test_of_several_data_sources_one_is_compared(tmp_path, runs):
+    for run in runs:
+        path = run / "metrics" / "attempt_1.jsonl"
+        path.write_text(path.read_text().replace('"val-core/math/', '"val-core/code/acc/mean@1": 0.5, "val-core/math/'))
+    result = compare(*runs)
+    assert result.exit_code == 2 and "held-out prompts of code, math" in result.output
+    result = compare(*runs, "--source", "code", "--output", tmp_path / "c.json")
+    assert cells(result, "hadw", 0)[4].startswith("0.500")
+    result = compare(tmp_path / "c.json", "--source", "math")
+    assert result.exit_code == 2 and "a file has curves of code alone" in result.output
+
+
+def test_text_that_others_wrote_stays_text(tmp_path):
+    run = write_run(tmp_path / "<b>[bold]x" / "seed_1", [5], {1: 0.5}, source=HOSTILE)
+    result = compare(run, "--page", tmp_path / "c.html")
+    assert result.exit_code == 0, result.output
+    assert "[bold]x" in result.output
+    written = (tmp_path / "c.html").read_text()
+    assert "<img src=x" not in written and "&lt;img src=x" in written
+    assert "<b>" not in re.sub(r"<script>.*?</script>", "", written, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["{tmp}/absent"], "absent: neither a run directory nor a file"),
+        (["mine={tmp}/absent"], "absent: neither a run directory nor a file"),
+        (["={tmp}/absent"], "write LABEL=FOLDER"),
+        (["{run}", "{run}"], "both are grpo seed 1"),
+        (["{run}", "{elsewhere}"], "data.val_files is 'test.parquet' and 'other.parquet'"),
+        (["{run}", "{file}"], "file.json: no comparison of this version"),
+        (["mine={file}"], "file.json: no such run directory"),
+        (["{run}", "--baseline", "dapo"], "--baseline dapo: no run of that. Write one of grpo"),
+        (["{run}", "--output", "c.txt"], "--output c.txt: write the name of a file that ends in .json"),
+        (["{run}", "--page", "{tmp}"], "write the name of a file that ends in .html"),
+    ],
+)
+def test_a_mistake_is_named_and_nothing_is_written(tmp_path, words, said):
+    places = {"tmp": tmp_path, "file": tmp_path / "file.json"}
+    places["run"] = write_run(tmp_path / "grpo" / "seed_1", [5], {1: 0.5})
+    places["elsewhere"] = write_run(tmp_path / "a" / "seed_1", [5], {1: 0.5}, data__val_files="other.parquet")
+    places["file"].write_text("{}")
+    before = sorted(tmp_path.rglob("*"))
+    outputs = (
+        [] if {"--output", "--page"} & set(words) else ["--output", tmp_path / "c.json", "--page", tmp_path / "c.html"]
+    )
+    result = compare(*(word.format(**places) for word in words), *outputs)
+    assert result.exit_code == 2, result.output
+    assert said in " ".join(result.output.split())
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_where_nothing_can_be_written_it_is_said_and_nothing_is_left(tmp_path, runs):
+    (tmp_path / "file").write_text("")
+    result = compare(*runs, "--output", tmp_path / "file" / "c.json")
+    assert result.exit_code == 1 and "not written" in result.output
+
+
+def test_more_methods_than_colours_are_a_table_and_no_page(tmp_path):
+    runs = [write_run(tmp_path / f"m{number}" / "seed_1", [5], {1: 0.5}) for number in range(9)]
+    assert compare(*runs).exit_code == 0
+    result = compare(*runs, "--output", tmp_path / "c.json", "--page", tmp_path / "c.html")
+    assert result.exit_code == 2 and "colours tell 8 apart" in result.output
+    assert not list(tmp_path.glob("c.*"))

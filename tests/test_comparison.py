@@ -1,0 +1,272 @@
+"""Comparison at equal generated tokens: known answers, and what may be said of them."""
+
+import itertools
+import json
+import math
+
+import pytest
+
+from verl_gsd.charts import page
+from verl_gsd.evaluation import comparison_words as words
+from verl_gsd.evaluation.comparison import compare, holm, mean_accuracy
+from verl_gsd.evaluation.comparison_file import read_curves, write_comparison
+from verl_gsd.evaluation.comparison_page import sections
+from verl_gsd.evaluation.curves import Curve
+from verl_gsd.evaluation.intervals import Estimate, Paired
+
+T_4 = 2.776445  # of Student's t with 4 degrees of freedom
+
+
+def curve(label="grpo", seed=1, tokens=(0, 100), accuracy=(0.0, 1.0), **further):
+    steps = tuple(range(len(tokens)))
+    return Curve(label, seed, "math", steps, tuple(tokens), tuple(accuracy), f"{label}/{seed}", **further)
+
+
+def line(label, seed, end, tokens=100):
+    """A run that begins at 0 and is at ``end`` in the end."""
+    return curve(label, seed, (0, tokens), (0.0, end))
+
+
+def rows(comparison):
+    return {row.label: row for row in comparison.rows}
+
+
+def test_no_curve_is_drawn_beyond_the_shortest_run():
+    found = compare([line("grpo", 1, 0.8, tokens=200), line("hadw", 1, 0.4, tokens=120)], "grpo")
+    assert (found.budgets, found.shortest.label) == ((30, 60, 90, 120), "hadw")
+    grpo, hadw = rows(found)["grpo"], rows(found)["hadw"]
+    assert [cell.accuracy.value for cell in grpo.cells] == pytest.approx([0.12, 0.24, 0.36, 0.48])
+    assert [cell.accuracy.value for cell in hadw.cells] == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    assert (grpo.end_tokens.value, grpo.end_accuracy.value) == (200, 0.8), "where it ended is at more tokens"
+    assert grpo.cells[-1].against is None and grpo.p_adjusted is None
+    assert hadw.cells[-1].against.difference.value == pytest.approx(-0.08)
+
+
+def test_seeds_are_paired_and_the_interval_is_students():
+    base, gains = (0.3, 0.5, 0.4, 0.6, 0.2), (0.01, 0.02, 0.03, 0.04, 0.05)
+    curves = [line("grpo", seed, end) for seed, end in enumerate(base)]
+    # In another order: pairs are by seed.
+    curves += [line("hadw", seed, base[seed] + gains[seed]) for seed in (3, 1, 4, 0, 2)]
+    row = rows(compare(curves, "grpo"))["hadw"]
+    against = row.cells[-1].against
+    half = T_4 * math.sqrt(0.00025 / 5)
+    assert against.difference.value == pytest.approx(0.03)
+    assert against.difference.high - 0.03 == pytest.approx(half, rel=1e-5)
+    assert (against.p_value, row.p_adjusted) == (2 / 32, 2 / 32)
+    assert (against.wins, against.ties, against.losses) == (5, 0, 0)
+    assert row.seeds == (0, 1, 2, 3, 4)
+
+
+def test_only_seeds_of_both_are_paired_and_all_are_in_the_mean():
+    curves = [line("grpo", seed, 0.4) for seed in (1, 2)] + [line("hadw", seed, seed / 10) for seed in (2, 3, 6)]
+    cell = rows(compare(curves, "grpo"))["hadw"].cells[-1]
+    assert cell.accuracy.value == pytest.approx(11 / 30) and cell.accuracy.n == 3
+    assert cell.against.difference.n == 1 and cell.against.difference.value == pytest.approx(-0.2)
+    apart = compare([line("grpo", 1, 0.4), line("hadw", 2, 0.4)], "grpo")
+    assert rows(apart)["hadw"].cells[-1].against is None and apart.tests == 0
+    _, (row,) = words.against_table(apart)
+    assert row[-1] == "no seed of both was validated by then"
+
+
+def test_before_its_first_validation_a_run_has_no_accuracy():
+    late = curve("hadw", 1, (60, 100), (0.5, 0.9))
+    found = compare([line("grpo", 1, 1.0), line("grpo", 2, 1.0), late, line("hadw", 2, 1.0)], "grpo")
+    cells = rows(found)["hadw"].cells
+    assert [cell.accuracy.n for cell in cells] == [1, 1, 2, 2]
+    assert [cell.against.difference.n for cell in cells] == [1, 1, 2, 2]
+    _, table = words.accuracy_table(found)
+    assert table[1][2] == "0.250, 1 of 2 seeds"
+    alone = compare([line("grpo", 1, 1.0), late], "grpo")
+    assert rows(alone)["hadw"].cells[0].accuracy is None
+    assert words.accuracy_table(alone)[1][1][2] == "none so far"
+
+
+def test_the_mean_over_tokens_is_the_area_over_what_all_have():
+    bent = curve("hadw", 1, (0, 50, 100), (0.0, 0.8, 0.8))
+    assert mean_accuracy(bent, 0, 100) == pytest.approx(0.6)
+    assert mean_accuracy(bent, 25, 75) == pytest.approx((0.6 * 25 + 0.8 * 25) / 50)
+    found = compare([curve("grpo", 1, (20, 80), (0.5, 0.5)), bent], "grpo")
+    assert rows(found)["hadw"].area.value == pytest.approx(mean_accuracy(bent, 20, 80))
+    assert rows(found)["grpo"].area.value == pytest.approx(0.5)
+    nothing = compare([curve("grpo", 1, (100, 120), (0.5, 0.5)), bent], "grpo")
+    assert rows(nothing)["hadw"].area is None, "what all have is one point"
+
+
+def test_budgets_may_be_named():
+    curves = [line("grpo", 1, 1.0), line("hadw", 1, 0.5)]
+    assert compare(curves, "grpo", [10, 50]).budgets == (10, 50)
+    for budgets in ([101], [50, 10], [50, 50], [-1], []):
+        with pytest.raises(ValueError, match=r"write rising numbers of tokens up to 100, of grpo seed 1"):
+            compare(curves, "grpo", budgets)
+
+
+def test_the_baseline_stands_first_and_must_be_there():
+    curves = [line(label, 1, 0.5) for label in ("hadw", "grpo", "gvpo")]
+    assert [row.label for row in compare(curves, "grpo").rows] == ["grpo", "hadw", "gvpo"]
+    with pytest.raises(ValueError, match=r"--baseline dapo: no run of that. Write one of hadw, grpo, gvpo"):
+        compare(curves, "dapo")
+    with pytest.raises(ValueError, match="both are grpo seed 1"):
+        compare([*curves, line("grpo", 1, 0.5)], "grpo")
+
+
+# Holm
+
+
+def holm_by_definition(p):
+    order = sorted(p, key=p.get)
+    return {
+        key: max(min(1, (len(p) - place) * p[before]) for place, before in enumerate(order[: order.index(key) + 1]))
+        for key in order
+    }
+
+
+def test_holms_p_values():
+    assert holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "c": 0.06, "b": 0.06})
+    assert holm({"a": 0.5, "b": 0.6}) == {"a": 1, "b": 1}
+    assert holm({}) == {}
+    for values in itertools.product((0.001, 0.02, 0.3), repeat=4):
+        p = dict(zip("abcd", values, strict=True))
+        assert holm(p) == pytest.approx(holm_by_definition(p))
+
+
+def test_every_label_counts_as_a_comparison():
+    curves = [line("grpo", seed, 0.4) for seed in range(8)]
+    curves += [line(label, seed, 0.5 + seed / 100) for label in ("hadw", "gvpo") for seed in range(8)]
+    found = compare(curves, "grpo")
+    assert found.tests == 2
+    assert [row.p_adjusted for row in found.rows] == [None, 4 / 256, 4 / 256]
+    assert all(row.cells[-1].against.p_value == 2 / 256 for row in found.rows[1:])
+
+
+# Words
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "p", "said"),
+    [
+        (0.01, 0.05, 0.04, "better"),
+        (-0.05, -0.01, 0.04, "worse"),
+        (-0.01, 0.05, 0.2, words.TIE),
+        (0.0, 0.0, 1.0, words.TIE),
+        (0.01, 0.05, 0.06, "better by the interval, not by the test"),
+        (-0.05, -0.01, 0.06, "worse by the interval, not by the test"),
+        (-0.05, 0.01, 0.05, "worse by the test, not by the interval"),
+    ],
+)
+def test_a_tie_is_called_one_and_a_loss_too(low, high, p, said):
+    assert words.verdict(Paired(Estimate((low + high) / 2, low, high, 5), p, 0, 0, 0), p) == said
+
+
+def test_one_seed_says_nothing():
+    found = compare([line("grpo", 1, 0.1), line("hadw", 1, 0.9)], "grpo")
+    header, (row,) = words.against_table(found)
+    assert row == ["hadw", "+0.800", "1", "1, 0, 0", "1", "1", "one seed says nothing"]
+    assert len(header) == len(row)
+
+
+def test_fewer_seeds_are_called_partial_and_what_they_cannot_show_is_said():
+    curves = [line("grpo", seed, seed / 10) for seed in (1, 2, 3)] + [line("hadw", seed, 0.4) for seed in (1, 3)]
+    found = compare(curves, "grpo")
+    assert [row[1] for row in words.accuracy_table(found)[1]] == ["1, 2, 3", "1, 3 (partial: 2 of 3 seeds)"]
+    (said,) = [caveat for caveat in words.caveats(found) if "no p below" in caveat]
+    assert "Seeds of both: 2" in said and "no p below 0.5" in said and "from 6 seeds on" in said
+    many = [line(label, seed, 0.5 + seed / 100) for label in ("grpo", "hadw") for seed in range(6)]
+    assert not any("no p below" in caveat for caveat in words.caveats(compare(many, "grpo")))
+
+
+# The page
+
+
+def test_a_page_has_each_seed_and_a_band_over_what_all_seeds_have():
+    curves = [curve("grpo", 1, (0, 40, 100), (0.1, 0.3, 0.5)), curve("grpo", 2, (20, 80), (0.2, 0.4))]
+    curves.append(line("hadw", 1, 0.5))
+    chart = sections(compare(curves, "grpo"))[0].chart.to_dict()
+    band, seeds, mean = chart["layer"]
+    assert [layer["mark"]["type"] for layer in chart["layer"]] == ["area", "line", "line"]
+    points = seeds["data"]["values"]
+    assert len(points) == 7 and {point["method"] for point in points} == {"grpo", "hadw"}
+    of_grpo = [point for point in mean["data"]["values"] if point["method"] == "grpo"]
+    assert (of_grpo[0]["tokens"], of_grpo[-1]["tokens"]) == (20, 80)
+    assert of_grpo[-1]["accuracy"] == pytest.approx((0.4 + 0.3 + 0.2 * 40 / 60) / 2, abs=1e-4)
+    assert of_grpo[-1]["low"] < of_grpo[-1]["accuracy"] < of_grpo[-1]["high"]
+    of_hadw = [point for point in band["data"]["values"] if point["method"] == "hadw"]
+    assert all(point["low"] == point["accuracy"] == point["high"] for point in of_hadw), "one seed has no band"
+
+
+def test_more_methods_than_colours_are_no_page():
+    curves = [line(f"method-{number}", 1, 0.5) for number in range(9)]
+    with pytest.raises(ValueError, match="9 methods: colours tell 8 apart"):
+        sections(compare(curves, "method-0"))
+
+
+def test_one_label_alone_is_shown():
+    found = compare([line("grpo", seed, 0.5) for seed in (1, 2)], "grpo")
+    assert [section.name for section in sections(found)] == ["accuracy", "ends", "caveats"]
+    assert "grpo" in page("title", sections(found))
+
+
+# The file
+
+
+def test_curves_come_back_from_a_file_as_they_were(tmp_path):
+    curves = [line("grpo", 1, 0.5), line("grpo", 2, 0.25), curve("hadw", 1, total_steps=9, validation={"k": [1, None]})]
+    found = compare(curves, "grpo")
+    path = tmp_path / "new" / "c.json"
+    write_comparison(path, found)
+    assert read_curves(path) == curves
+    assert compare(read_curves(path), "grpo") == found
+    assert [file.name for file in path.parent.iterdir()] == ["c.json"]
+    content = json.loads(path.read_text())
+    assert (content["shortest"], content["baseline"], content["budgets"][-1]) == ("grpo seed 1", "grpo", 100)
+    against = content["rows"][1]["cells"][-1]["against"]
+    assert against["difference"] == {"value": 0.5, "low": None, "high": None, "n": 1}, "JSON has no infinity"
+
+
+def changed(content, key, value):
+    *above, last = key
+    node = content
+    for name in above:
+        node = node[name]
+    if value is KeyError:
+        del node[last]
+    else:
+        node[last] = value
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        (["verl_gsd_comparison"], 2, "no comparison of this version"),
+        (["verl_gsd_comparison"], KeyError, "no comparison of this version"),
+        (["curves"], {}, "curves: write a list"),
+        (["curves", 1], [], r"curves\[1\]: write an object of label, seed"),
+        (["curves", 1, "seed"], KeyError, r"curves\[1\]: write an object"),
+        (["curves", 1, "more"], 1, r"curves\[1\]: write an object"),
+        (["curves", 1, "label"], "", r"curves\[1\].label='': write a name"),
+        (["curves", 1, "label"], "\x1b[31m", r"curves\[1\].label='\\x1b\[31m': write a name"),
+        (["curves", 1, "seed"], True, r"curves\[1\].seed='True': write a whole number"),
+        (["curves", 1, "seed"], 2**60, r"curves\[1\].seed"),
+        (["curves", 1, "steps"], [0, 1.5], r"curves\[1\].steps='\[0, 1.5\]': write a list of whole numbers"),
+        (["curves", 1, "accuracy"], [0, "1"], r"curves\[1\].accuracy"),
+        (["curves", 1, "accuracy"], [0.5, math.nan], r"curves\[1\]: accuracy\[1\]=nan: write a share"),
+        (["curves", 1, "tokens"], [5, 4], r"curves\[1\]: tokens\[1\]=4: write more than the 5"),
+        (["curves", 1, "tokens"], [5], r"curves\[1\]: 2 steps, 1 tokens"),
+        (["curves", 1, "total_steps"], "9", r"curves\[1\].total_steps"),
+        (["curves", 1, "validation"], [], r"curves\[1\].validation"),
+    ],
+)
+def test_a_file_that_is_none_of_ours_is_refused_by_its_field(tmp_path, key, value, said):
+    path = tmp_path / "c.json"
+    write_comparison(path, compare([line("grpo", 1, 0.5), line("grpo", 2, 0.25)], "grpo"))
+    content = json.loads(path.read_text())
+    changed(content, key, value)
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="c.json: " + said):
+        read_curves(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"3"])
+def test_what_is_no_json_is_refused(tmp_path, content):
+    (tmp_path / "c.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"c.json: (not readable as JSON|no comparison)"):
+        read_curves(tmp_path / "c.json")

@@ -1,0 +1,186 @@
+"""Learning curves: read from runs, and what may be compared."""
+
+import math
+
+import pytest
+import report_runs
+from comparison_runs import write_run
+
+from verl_gsd.evaluation.curves import Curve, require_comparable
+from verl_gsd.evaluation.run_curves import NothingYetError, read_curve
+
+
+def curve(**changed):
+    whole = {"label": "a", "seed": 1, "data_source": "math", "steps": (1, 2), "tokens": (10, 30), "run": "there"}
+    return Curve(**whole | {"accuracy": (0.2, 0.6)} | changed)
+
+
+# Reading
+
+
+def test_all_that_was_generated_counts_up_to_a_validation(tmp_path):
+    run = write_run(tmp_path / "grpo" / "seed_3", [10, 20, 30, 40], {0: 0.1, 2: 0.2, 4: 0.4}, total=4)
+    found = read_curve(run)
+    assert (found.label, found.seed, found.data_source, found.run) == ("grpo", 3, "math", str(run))
+    assert (found.steps, found.tokens, found.accuracy) == ((0, 2, 4), (0, 30, 100), (0.1, 0.2, 0.4))
+    assert (found.total_steps, found.finished) == (4, True)
+    assert found.validation["data.val_files"] == "test.parquet"
+    assert found.validation["metric"] == "val-core/math/acc/mean@1"
+
+
+def test_a_step_that_was_undone_counts_neither_its_tokens_nor_its_accuracy(tmp_path):
+    run = write_run(tmp_path / "seed_1", [10, 20, 1000, 1000, 1000], {2: 0.2, 4: 0.9, 5: 0.9})
+    write_run(run, [30, 40], {2: 0.25, 4: 0.4}, first=3, attempt=2)
+    found = read_curve(run)
+    assert (found.steps, found.tokens) == ((2, 4), (30, 100))
+    assert found.accuracy == (0.25, 0.4), "a resume validates the weights of step 2 again"
+
+
+def test_what_follows_the_last_validation_is_no_part_and_the_run_unfinished(tmp_path):
+    found = read_curve(write_run(tmp_path / "seed_1", [10, 20, 30], {1: 0.1, 2: 0.2}, total=5))
+    assert (found.tokens, found.finished) == ((10, 30), False)
+    assert read_curve(write_run(tmp_path / "seed_2", [10], {1: 0.1})).finished, "nobody said how long it is to be"
+
+
+def test_an_accuracy_that_verl_could_not_compute_is_none(tmp_path):
+    run = write_run(tmp_path / "seed_1", [10, 20], {1: None, 2: 0.2})
+    assert read_curve(run).steps == (2,)
+
+
+def test_of_several_data_sources_one_is_named(tmp_path):
+    run = write_run(tmp_path / "seed_1", [10, 20], {2: 0.2})
+    report_runs.metrics(run, [(1, {"val-core/a/b/acc/mean@4": 0.5}), (2, {"val-core/math/acc/mean@1": 0.2})])
+    with pytest.raises(ValueError, match=r"held-out prompts of a/b, math. Write one, as in --source a/b"):
+        read_curve(run)
+    assert read_curve(run, source="a/b").accuracy == (0.5,)
+    with pytest.raises(ValueError, match=r"--source c: .* has a/b, math"):
+        read_curve(run, source="c")
+
+
+def test_accuracies_of_different_numbers_of_samples_are_no_curve(tmp_path):
+    run = write_run(tmp_path / "seed_1", [10, 20], {})
+    report_runs.metrics(run, [(1, {"val-core/a/acc/mean@4": 0.5}), (2, {"val-core/a/acc/mean@8": 0.2})])
+    with pytest.raises(ValueError, match="mean@4 and val-core/a/acc/mean@8"):
+        read_curve(run)
+
+
+@pytest.mark.parametrize(
+    ("folder", "label", "seed"),
+    [
+        ("grpo/seed_12", "grpo", 12),
+        ("runs/arithmetic-grpo-20260102-030405-seed_2", "arithmetic-grpo", 2),
+        ("runs/arithmetic-grpo-20260102-030405-alpha_0.5-seed_0", "arithmetic-grpo-alpha_0.5", 0),
+        ("runs/20260102-030405", "hadw", 7),
+    ],
+)
+def test_a_run_is_called_by_its_folder_or_by_its_line(tmp_path, folder, label, seed):
+    run = write_run(tmp_path / folder, [10], {1: 0.1}, data__seed=seed)
+    (run / "overrides.yaml").write_text("- task=arithmetic\n- algo=hadw\n- algorithm.gsd.alpha=1\n")
+    found = read_curve(run)
+    assert (found.label, found.seed) == (label, seed)
+    assert read_curve(run, label="mine").label == "mine"
+
+
+def test_a_name_that_nothing_says_is_asked_for(tmp_path):
+    with pytest.raises(ValueError, match=r"no seed in its name nor in its config \(data.seed\)"):
+        read_curve(write_run(tmp_path / "run", [10], {1: 0.1}), label="a")
+    with pytest.raises(ValueError, match=r"nothing says what it is called. Write LABEL="):
+        read_curve(write_run(tmp_path / "other", [10], {1: 0.1}, data__seed=1))
+    with pytest.raises(ValueError, match=r"its folder says seed 2 and its config data.seed=1"):
+        read_curve(write_run(tmp_path / "seed_2", [10], {1: 0.1}, data__seed=1))
+
+
+def test_a_run_without_a_config_is_compared_and_its_validation_not_known(tmp_path):
+    run = write_run(tmp_path / "a" / "seed_1", [10], {1: 0.1})
+    (run / "config.yaml").unlink()
+    assert read_curve(run).validation == {"metric": "val-core/math/acc/mean@1"}
+
+
+def test_a_run_that_has_no_curve_says_why(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such run directory"):
+        read_curve(tmp_path / "absent")
+    with pytest.raises(ValueError, match=r"no val-core/\*/acc/mean@N .* trainer.test_freq=10"):
+        read_curve(write_run(tmp_path / "untested" / "seed_1", [10, 20], {}, total=2))
+    with pytest.raises(NothingYetError, match="at step 2 of 9, and no validation so far"):
+        read_curve(write_run(tmp_path / "young" / "seed_1", [10, 20], {}, total=9))
+    stock = tmp_path / "stock" / "seed_1"
+    report_runs.metrics(stock, [(1, {"val-core/math/acc/mean@1": 0.1})])
+    with pytest.raises(ValueError, match="stock/seed_1: no records"):
+        read_curve(stock)
+
+
+def test_steps_without_records_are_named(tmp_path):
+    run = write_run(tmp_path / "seed_1", [10] * 9, {3: 0.1, 8: 0.2})
+    for step in (1, 4, 5, 6, 7, 9):
+        (run / "records" / "attempt_1" / f"step_{step:06d}.parquet").unlink()
+    with pytest.raises(ValueError, match="no records of step 1, 4, 5 and 2 more, so"):
+        read_curve(run)
+
+
+def test_damage_is_named_by_file_and_line(tmp_path):
+    run = write_run(tmp_path / "seed_1", [10, 20, 30], {1: 0.1, 2: 0.2})
+    metrics = run / "metrics" / "attempt_1.jsonl"
+    first, second, third = metrics.read_text().splitlines()
+    for bad in (
+        "not json",
+        "[1]",
+        '{"step": 2}',
+        second.replace("0.2", '"much"'),
+        second.replace('"step": 2', '"step": "x"'),
+    ):
+        metrics.write_text("\n".join([first, bad, third]) + "\n")
+        with pytest.raises(ValueError, match=r"attempt_1.jsonl: line 2 is no line of metrics"):
+            read_curve(run)
+    metrics.write_text("\n".join([first, second.replace("0.2", "1.5"), third]) + "\n")
+    with pytest.raises(ValueError, match=r"seed_1: accuracy\[1\]=1.5: write a share"):
+        read_curve(run)
+    metrics.write_text("\n".join([first, second, third]) + "\n")
+    (run / "config.yaml").write_text("a: [1")
+    with pytest.raises(ValueError, match=r"config.yaml: not readable"):
+        read_curve(run)
+    (run / "records" / "attempt_1" / "step_000002.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ValueError, match=r"step_000002.parquet: not readable as records"):
+        read_curve(run)
+
+
+# The curve itself
+
+
+def test_between_two_validations_accuracy_is_on_the_line_and_beyond_them_nowhere():
+    found = curve()
+    assert [found.at(tokens) for tokens in (10, 15, 20, 30)] == pytest.approx([0.2, 0.3, 0.4, 0.6])
+    assert math.isnan(found.at(9.9))
+    with pytest.raises(ValueError, match="a seed 1: has no accuracy at 31 tokens, its last is at 30"):
+        found.at(31)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"steps": (1,)}, "1 steps, 2 tokens, 2 accuracies"),
+        ({"steps": (), "tokens": (), "accuracy": ()}, "0 steps"),
+        ({"steps": (2, 2)}, r"steps\[1\]=2: write more than the 2 before"),
+        ({"tokens": (10, 10)}, r"tokens\[1\]=10"),
+        ({"tokens": (-1, 10)}, r"tokens\[0\]=-1"),
+        ({"accuracy": (0.2, math.nan)}, r"accuracy\[1\]=nan"),
+        ({"accuracy": (-0.1, 0.2)}, r"accuracy\[0\]=-0.1"),
+    ],
+)
+def test_what_is_no_curve_is_refused(changed, said):
+    with pytest.raises(ValueError, match=said):
+        curve(**changed)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"seed": 2, "data_source": "code"}, "here and there: data source is 'math' and 'code'"),
+        ({"seed": 2, "validation": {"data.val_files": "b"}}, "here and there: data.val_files is 'a' and 'b'"),
+        ({}, "here and there: both are a seed 1. Leave one out, or write LABEL=RUN"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_by_name(changed, said):
+    one = curve(run="here", validation={"data.val_files": "a", "metric": "m"})
+    require_comparable([one, curve(seed=2), curve(label="b", validation={"metric": "m"})])
+    with pytest.raises(ValueError, match=said):
+        require_comparable([one, curve(seed=5), curve(**changed)])
