@@ -160,15 +160,15 @@ def _source(name: str, input: Path | None, split: str | None, given: dict[str, s
     return dataclasses.replace(known, splits={split: known.splits[split]}) if split else known
 
 
-def _against(words: str | None, folder: Path, source: Source) -> list[Prepared]:
-    """The prepared data sets whose test problems are kept out of training."""
+def _against(words: str | None, folder: Path, source: Source) -> list[Prepared] | None:
+    """The prepared data sets whose test problems are kept out of training, or None for no such thing."""
     from verl_gsd.preparation.prepared import all_of
 
-    if words == "none":
-        return []
+    if words == "none" or (words is None and source.verifier is None):
+        return None
     there = {made.name: made for made in all_of(folder) if "test" in made.splits and made.verifier is not None}
     if words is None:
-        return list(there.values()) if source.verifier is not None else []
+        return list(there.values())
     missing = [name for name in words.split(",") if name not in there]
     if missing:
         raise ValueError(

@@ -248,7 +248,9 @@ class SplitBuilder:
             for path in self._chunks():
                 table = pq.read_table(path)
                 keep = [key.hex() not in conflicting for key in table.column(_KEY).to_pylist()]
-                writer.write_table(table.filter(pa.array(keep)).select(self._schema.names).cast(self._schema))
+                writer.write_table(
+                    table.filter(pa.array(keep, pa.bool_())).select(self._schema.names).cast(self._schema)
+                )
         return made
 
 

@@ -37,7 +37,8 @@ class Wish:
         path: a file or folder in the place of the hub.
         model: whose chat template is applied; None leaves it and lengths unchecked.
         longest: tokens a prompt may have; None for any number.
-        against: prepared data sets whose test problems are left out.
+        against: prepared data sets whose test problems are left out, beside those of its own test split; None where
+            nothing is.
         overlap_words: words that a problem must share with one of them.
         skip_unusable: count rows without a problem or an answer, rather than stop.
     """
@@ -48,7 +49,7 @@ class Wish:
     path: Path | None = None
     model: str | None = None
     longest: int | None = None
-    against: Sequence[Prepared] = ()
+    against: Sequence[Prepared] | None = ()
     overlap_words: int = 13
     skip_unusable: bool = False
 
@@ -106,7 +107,7 @@ def _is_there(before: Prepared, split: str, settings: dict[str, Any]) -> bool:
 
 def _against(wish: Wish, split: str, files: dict[str, Path], before: Prepared | None) -> dict[str, tuple[Path, str]]:
     """The files whose problems ``split`` must not have, with what stands behind each problem, by their data set."""
-    if split == "test":
+    if split == "test" or wish.against is None:
         return {}
     sets = {
         other.name: (other.file("test"), str(other.splits["test"]["suffix"]))

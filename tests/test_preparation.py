@@ -1,0 +1,372 @@
+"""Preparing data: what is left out and why, what goes on after a stop, and what is never half-written."""
+
+import json
+
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from verl_gsd.cli.main import app
+from verl_gsd.preparation import build, prepare, prepared, sources
+from verl_gsd.preparation.chats import Template
+from verl_gsd.preparation.item import BOXED, Item, shuffled
+from verl_gsd.preparation.overlap import Overlap
+from verl_gsd.preparation.prepare import Wish
+from verl_gsd.tasks import byte_llama, maths
+
+LONG = "A train leaves at nine and travels at forty miles an hour towards the town of"
+
+
+def lines(path, *rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def run(tmp_path, name, *words, code=0):
+    done = CliRunner().invoke(app, ["prepare", name, "--data", str(tmp_path / "data"), *words], env={"COLUMNS": "300"})
+    assert done.exit_code == code, done.output + done.stderr
+    return done.stderr if code else done.output
+
+
+def made(tmp_path, name, split="train"):
+    return pq.read_table(tmp_path / "data" / name / f"{split}.parquet").to_pylist()
+
+
+def asked(rows):
+    return [row["prompt"][0]["content"].removesuffix(BOXED) for row in rows]
+
+
+def test_duplicates_go_and_problems_with_two_answers_go_altogether(tmp_path):
+    rows = [("One?", "1"), ("Two?", "2"), ("one? ", "1"), ("Two?", "3"), ("Three?", "3"), ("two?", "2")]
+    file = lines(tmp_path / "t.jsonl", *({"problem": problem, "answer": answer} for problem, answer in rows))
+    run(tmp_path, "mine", "--input", str(file))
+    assert asked(made(tmp_path, "mine")) == ["One?", "Three?"]
+    assert [row["extra_info"]["index"] for row in made(tmp_path, "mine")] == [0, 4], "a row keeps its number"
+    of = prepared.read(tmp_path / "data" / "mine").splits["train"]
+    assert (of["read"], of["rows"]) == (6, 2)
+    assert of["left_out"] == {"conflicting": 2, "duplicate": 2}
+
+
+def test_a_test_split_is_kept_as_it_is(tmp_path):
+    """Published figures are means over all rows, the doubled ones of MMLU-Pro included."""
+    file = lines(tmp_path / "t.jsonl", *[{"problem": "One?", "answer": "1"}] * 2)
+    run(tmp_path, "mine", "--input", str(file), "--split", "test")
+    assert asked(made(tmp_path, "mine", "test")) == ["One?", "One?"]
+
+
+def test_training_is_held_against_every_prepared_test_split(tmp_path):
+    test = lines(tmp_path / "e.jsonl", {"problem": f"{LONG} Leeds. When is it there?", "answer": "1"})
+    short = lines(tmp_path / "s.jsonl", {"problem": "What is $1+1$?", "answer": "2"})
+    run(tmp_path, "long", "--input", str(test), "--split", "test")
+    run(tmp_path, "short", "--input", str(short), "--split", "test")
+    train = lines(
+        tmp_path / "t.jsonl",
+        {"problem": f"Problem 7. {LONG.upper()}\n York, say.", "answer": "3"},
+        {"problem": "what is 1 + 1", "answer": "2"},
+        {"problem": "A train leaves at nine.", "answer": "4"},
+        {"problem": "What is 1+1? And 1+2?", "answer": "5"},
+    )
+    said = run(tmp_path, "mine", "--input", str(train))
+    assert "problems that an evaluation set has: long 1, short 1" in said
+    assert asked(made(tmp_path, "mine")) == ["A train leaves at nine.", "What is 1+1? And 1+2?"]
+    left = (tmp_path / "data" / "mine" / "left_out_train.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in left] == [
+        {"row": 0, "reason": "contaminated", "detail": "long"},
+        {"row": 1, "reason": "contaminated", "detail": "short"},
+    ]
+    run(tmp_path, "mine", "--input", str(train), "--against", "long")
+    assert len(made(tmp_path, "mine")) == 3
+    assert "held against none" in run(tmp_path, "mine", "--input", str(train), "--against", "none")
+    assert len(made(tmp_path, "mine")) == 4
+    assert "no test split of it" in run(tmp_path, "mine", "--input", str(train), "--against", "longer", code=2)
+
+
+@pytest.mark.parametrize(
+    ("problem", "found"),
+    [
+        ("a b c d", "set"),
+        ("x a b, c! D y", "set"),
+        ("a b c", None),
+        ("a b c x d", None),
+        ("求 解 方 程", "cjk"),
+        ("请求解方程。", "cjk"),
+        ("求解方", None),
+        ("p q", "pair"),
+        ("P, $q$?", "pair"),
+        ("p q r", None),
+        ("", None),
+    ],
+)
+def test_overlap_is_a_run_of_words(problem, found):
+    overlap = Overlap(4)
+    overlap.add("set", ["0 a b c d 1"])
+    overlap.add("cjk", ["求解方程"])
+    overlap.add("pair", ["p q"])
+    assert overlap.find(problem) == found
+
+
+@given(st.lists(st.sampled_from("abcd"), max_size=12), st.lists(st.sampled_from("abcd"), max_size=12))
+def test_overlap_finds_what_a_slow_search_finds(evaluation, training):
+    overlap = Overlap(3)
+    overlap.add("set", [" ".join(evaluation)])
+    runs = {tuple(evaluation[start : start + 3]) for start in range(len(evaluation) - 2)}
+    slow = any(tuple(training[start : start + 3]) in runs for start in range(len(training) - 2))
+    if len(evaluation) < 3:
+        slow = evaluation == training != []
+    assert (overlap.find(" ".join(training)) == "set") == slow
+
+
+class _Source:
+    """Rows that can be counted, and that break off."""
+
+    def __init__(self, count, broken_at=None):
+        self.count, self.broken_at, self.read = count, broken_at, []
+
+    def rows(self, skip):
+        for number in range(skip, self.count):
+            if number == self.broken_at:
+                raise KeyboardInterrupt
+            self.read.append(number)
+            yield {"problem": f"Problem {number % 7}?", "answer": str(number % 7 + (number == 12))}
+
+
+def builder(tmp_path, settings=None):
+    source = sources.table("problem", "answer")
+    rules = build.Rules("mine")
+    return build.SplitBuilder(source, "train", rules, tmp_path, settings or {"made": 1}, lambda row: f"row {row}")
+
+
+def test_what_was_stopped_goes_on_where_it_was(tmp_path, monkeypatch):
+    """Duplicates and contradictions of what earlier chunks have are found after it as they were before."""
+    monkeypatch.setattr(build, "CHUNK", 4)
+    whole = builder(tmp_path / "whole")
+    file = whole.build(_Source(15).rows, lambda read, kept: None)
+    expected, counts = pq.read_table(file).to_pylist(), whole.counts()
+    assert len(expected) == 6 and counts.left_out == {"duplicate": 7, "conflicting": 2}
+
+    broken, told = _Source(15, broken_at=10), []
+    with pytest.raises(KeyboardInterrupt):
+        builder(tmp_path / "x").build(broken.rows, lambda read, kept: told.append((read, kept)))
+    assert broken.read == list(range(10)) and told[-1] == (8, 7)
+    again, going_on = _Source(15), builder(tmp_path / "x")
+    file = going_on.build(again.rows, lambda read, kept: None)
+    assert again.read == list(range(8, 15)), "two chunks of four were there"
+    assert pq.read_table(file).to_pylist() == expected and going_on.counts() == counts
+
+    other = _Source(15)
+    builder(tmp_path / "x", {"made": 2}).build(other.rows, lambda read, kept: None)
+    assert other.read == list(range(15)), "chunks made otherwise are thrown away"
+
+
+def test_the_same_line_again_reads_nothing(tmp_path, monkeypatch):
+    file = lines(tmp_path / "t.jsonl", {"problem": "One?", "answer": "1"})
+    run(tmp_path, "mine", "--input", str(file))
+    before = (tmp_path / "data" / "mine" / "train.parquet").stat().st_mtime_ns
+    monkeypatch.setattr(prepare, "rows", lambda *_: pytest.fail("read again"))
+    run(tmp_path, "mine", "--input", str(file))
+    assert (tmp_path / "data" / "mine" / "train.parquet").stat().st_mtime_ns == before
+
+
+def test_a_file_that_was_touched_is_not_what_was_prepared(tmp_path):
+    file = lines(tmp_path / "t.jsonl", {"problem": "One?", "answer": "1"})
+    run(tmp_path, "mine", "--input", str(file), "--split", "test")
+    target = tmp_path / "data" / "mine" / "test.parquet"
+    target.write_bytes(target.read_bytes() + b"x")
+    with pytest.raises(ValueError, match=r"test.parquet: is not what manifest.json says. Run verl-gsd prepare mine"):
+        prepared.read(tmp_path / "data" / "mine").file("test")
+    run(tmp_path, "mine", "--input", str(file), "--split", "test")
+    assert prepared.read(tmp_path / "data" / "mine").file("test") == target
+
+
+def test_a_row_that_cannot_be_used_leaves_the_set_before_as_it_was(tmp_path):
+    file = lines(tmp_path / "t.jsonl", {"problem": "One?", "answer": "1"})
+    run(tmp_path, "mine", "--input", str(file))
+    folder = tmp_path / "data" / "mine"
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in (".json", ".parquet")}
+    broken = lines(tmp_path / "u.jsonl", {"problem": "One?", "answer": "1"}, {"problem": "Two?", "answer": None})
+    said = run(tmp_path, "mine", "--input", str(broken), code=2)
+    assert "u.jsonl, row 1 (the first is 0), column answer: write a text, a number" in said
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in (".json", ".parquet")} == before
+    run(tmp_path, "mine", "--input", str(broken), "--skip-unusable")
+    of = prepared.read(folder).splits["train"]
+    assert (of["read"], of["rows"], of["left_out"]) == (2, 1, {"unusable": 1})
+    assert "none is left: 1 unusable" in run(
+        tmp_path, "empty", "--input", str(lines(tmp_path / "v.jsonl", {"problem": "", "answer": "1"})),
+        "--skip-unusable", code=2,
+    )  # fmt: skip
+
+
+def test_indices_of_the_table_are_kept_and_must_be_unique(tmp_path):
+    rows = [{"problem": f"{n}?", "answer": "1", "id": number} for n, number in enumerate([7, 3, 7])]
+    words = ["--index-column", "id"]
+    said = run(tmp_path, "mine", "--input", str(lines(tmp_path / "t.jsonl", *rows)), *words, code=2)
+    assert "t.jsonl, row 2 (the first is 0): index 7 is row 0's, too" in said
+    run(tmp_path, "mine", "--input", str(lines(tmp_path / "t.jsonl", *rows[:2])), *words)
+    assert [row["extra_info"]["index"] for row in made(tmp_path, "mine")] == [7, 3]
+    said = run(tmp_path, "mine", "--input", str(lines(tmp_path / "t.jsonl", rows[0] | {"id": "x"})), *words, code=2)
+    assert "column id: write a whole number, 0 or more, not str 'x'" in said
+
+
+def test_indices_of_two_splits_differ(tmp_path):
+    for split in ("test", "train"):
+        file = lines(tmp_path / f"{split}.jsonl", {"problem": f"{split}?", "answer": "1"})
+        run(tmp_path, "mine", "--input", str(file), "--split", split)
+    assert made(tmp_path, "mine")[0]["extra_info"]["index"] != made(tmp_path, "mine", "test")[0]["extra_info"]["index"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    byte_llama.build_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def test_the_template_is_shown_and_long_prompts_go(tmp_path, tokenizer):
+    file = lines(tmp_path / "t.jsonl", {"problem": "1?", "answer": "1"}, {"problem": "2" * 60 + "?", "answer": "1"})
+    length = 2 + len("1?" + BOXED)  # bytes, and a token a role
+    words = ["--model", str(tokenizer), "--max-prompt-length"]
+    said = run(tmp_path, "mine", "--input", str(file), *words, str(length))
+    assert "<|user|>1? Let's think step by step" in said and "<|assistant|>" in said
+    assert len(made(tmp_path, "mine")) == 1
+    assert prepared.read(tmp_path / "data" / "mine").splits["train"]["left_out"] == {"too_long": 1}
+    assert "none is left: 2 too_long" in run(tmp_path, "mine", "--input", str(file), *words, str(length - 1), code=2)
+    said = run(tmp_path, "mine", "--input", str(file), "--max-prompt-length", "9", code=2)
+    assert "--max-prompt-length 9: needs --model" in said
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (None, "has no chat template, which verl applies"),
+        ("{{ raise_exception('no such role') }}", "its chat template refuses the prompt: no such role"),
+        ("{% for m in messages %}{{ m['role'] }}{% endfor %}", "does not keep the problem's text"),
+        ("{% for m in messages %}{{ m['content'] }}{% endfor %}", "does not begin an answer"),
+    ],
+)
+def test_a_template_that_would_spoil_training_is_refused(tmp_path, template, message):
+    tokenizer = byte_llama.build_tokenizer()
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match=message):
+        Template(str(tmp_path / "model")).text([{"role": "user", "content": "1+1?"}])
+
+
+def test_a_model_without_a_tokenizer_is_said(tmp_path):
+    file = lines(tmp_path / "t.jsonl", {"problem": "1?", "answer": "1"})
+    assert "no tokenizer of it" in run(tmp_path, "mine", "--input", str(file), "--model", str(tmp_path), code=2)
+
+
+@given(st.integers(2, 10), st.text(max_size=5))
+def test_options_are_shuffled_by_the_question_alone(count, question):
+    order = shuffled(question, count)
+    assert sorted(order) == list(range(count)) and order == shuffled(question, count)
+
+
+def test_questions_are_the_same_whatever_the_order_of_their_options():
+    first, second = (Item("Which?", "yes", ("yes", *others)) for others in (("no", "never"), ("never", "no")))
+    assert first.key() == second.key() != Item("Which?", "yes", ("yes", "no")).key()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nameless"], "nameless: write one of arithmetic, gsm8k, math, dapo17k"),
+        (["../x", "--input", "t.jsonl"], "../x: write a name of letters"),
+        (["mine", "--input", "absent.jsonl"], "--input absent.jsonl: is not there"),
+        (["mine", "--input", "t.txt"], "--input t.txt: write a folder, or a file that ends in .parquet, .jsonl, .csv"),
+        (["gsm8k", "--input", "t.jsonl"], "which split is it? Write --split train or --split test"),
+        (["aime24", "--input", "t.jsonl", "--split", "train"], "--split train: aime24 has only test"),
+        (["gsm8k", "--split", "test"], "--split test: is for a file"),
+        (["mine", "--input", "t.jsonl", "--split", "dev"], "--split dev: write train or test"),
+        (["gsm8k", "--suffix", "x"], "--suffix x: gsm8k has columns of its own"),
+        (["mine", "--input", "t.jsonl", "--judged-by-model", "--answer-column", "a"], "no effect beside --judged-by"),
+        (["mine", "--input", "t.jsonl", "--overlap-words", "1"], "--overlap-words 1: write 2 or more"),
+        (["arithmetic", "--input", "t.jsonl"], "--input t.jsonl: arithmetic is made, not read"),
+    ],
+)
+def test_mistakes_are_named(tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    lines(tmp_path / "t.jsonl", {"problem": "1?", "answer": "1"})
+    (tmp_path / "t.txt").write_text("")
+    run(tmp_path, "other", "--input", "t.jsonl", "--split", "test")
+    assert message in " ".join(run(tmp_path, *words, code=2).split())
+
+
+# A table of the user's own
+
+
+def test_a_table_becomes_what_verl_reads(tmp_path):
+    file = lines(
+        tmp_path / "math.jsonl",
+        {"problem": "1+1?", "solution": r"As one sees, \boxed{2}.", "long": "Well. \\boxed{2}"},
+        {"problem": "1/2+1?", "solution": r"\boxed{\frac{3}{2}}", "long": None},
+    )
+    run(tmp_path, "mine", "--input", str(file), "--answer-column", "solution", "--demonstration-column", "long")
+    first, second = made(tmp_path, "mine")
+    assert first == {
+        "data_source": "mine",
+        "prompt": [{"role": "user", "content": "1+1?" + BOXED}],
+        "reward_model": {"style": "rule", "ground_truth": "2"},
+        "extra_info": {"index": 0, "split": "train"},
+        "demonstration": [r"Well. \boxed{2}"],
+    }
+    assert (second["reward_model"]["ground_truth"], second["extra_info"]["index"]) == (r"\frac{3}{2}", 1)
+    assert second["demonstration"] is None
+    assert maths.compute_score("math", r"\boxed{1.5}", r"\frac{3}{2}")["acc"] == 1.0
+    names = {path.name for path in (tmp_path / "data" / "mine").iterdir()}
+    assert names == {"train.parquet", "manifest.json", "left_out_train.jsonl", ".lock"}
+
+
+def test_a_solution_without_a_box_among_others_is_no_answer(tmp_path):
+    file = lines(
+        tmp_path / "m.jsonl", {"problem": "1+1?", "answer": r"\boxed{2}"}, {"problem": "1+2?", "answer": "no box here"}
+    )
+    said = run(tmp_path, "mine", "--input", str(file), code=2)
+    assert "row 1 (the first is 0), column answer: no \\boxed{}, unlike the first row" in said
+
+
+def test_a_reward_model_needs_no_answers(tmp_path):
+    (tmp_path / "posts.csv").write_text("post\nA long story.\n")
+    words = ["--input", str(tmp_path / "posts.csv"), "--problem-column", "post"]
+    run(tmp_path, "posts", *words, "--judged-by-model", "--suffix", " TL;DR:")
+    (row,) = made(tmp_path, "posts")
+    assert row["prompt"][0]["content"] == "A long story. TL;DR:" and row["reward_model"]["style"] == "model"
+
+
+@pytest.mark.parametrize(
+    ("row", "words", "message"),
+    [
+        ({"problem": "", "answer": "2"}, [], "row 0 (the first is 0), column problem: write a text"),
+        ({"problem": "x?", "answer": None}, [], "row 0 (the first is 0), column answer: write a text, a number"),
+        ({"problem": "x?", "answer": "\\boxed{2"}, [], "column answer: no answer in"),
+        ({"problem": "x?", "answer": "As one sees. " * 30}, [], "write it alone, or a solution that has it in"),
+        ({"problem": "x?", "answer": "2"}, ["--answer-column", "final"], "column final is not there"),
+        ({"problem": "x?", "answer": "2", "d": 3}, ["--demonstration-column", "d"], "column d: write a text, a list"),
+        ({"problem": "x?", "answer": float("nan")}, [], "column answer: write a text, a number"),
+    ],
+)
+def test_a_row_that_cannot_be_read_is_named_and_nothing_written(tmp_path, row, words, message):
+    file = lines(tmp_path / "rows.jsonl", row)
+    said = run(tmp_path, "mine", "--input", str(file), *words, code=2)
+    assert message in " ".join(said.split()) and "rows.jsonl" in said
+    assert not list((tmp_path / "data").rglob("*.parquet"))
+
+
+def test_what_is_no_json_is_named_with_its_line(tmp_path):
+    (tmp_path / "t.jsonl").write_text('{"problem": "1?", "answer": "1"}\n{nonsense\n')
+    assert "t.jsonl, line 2 (the first is 1): not JSON" in run(
+        tmp_path, "mine", "--input", str(tmp_path / "t.jsonl"), code=2
+    )
+
+
+def test_the_wish_says_what_rows_depend_on(tmp_path):
+    """Whatever changes the rows is in the settings, or a second call would keep the first one's."""
+    file = lines(tmp_path / "t.jsonl", {"problem": "1?", "answer": "1"})
+    wish = Wish("mine", sources.table("problem", "answer"), tmp_path / "data", file)
+    before, _ = prepare.prepare(wish, lambda *_: None)
+    other = Wish("mine", sources.table("problem", "answer", suffix="!"), tmp_path / "data", file)
+    prepare.prepare(other, lambda *_: None)
+    assert made(tmp_path, "mine")[0]["prompt"][0]["content"] == "1?!"
+    assert before.splits["train"]["suffix"] == BOXED
