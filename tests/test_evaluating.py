@@ -1,0 +1,344 @@
+"""Evaluating a checkpoint, all but vLLM: what is refused, what goes on, and what figures amount to."""
+
+import json
+import os
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from verl_gsd.cli.evaluate_tables import summary, table
+from verl_gsd.cli.main import app
+from verl_gsd.evaluation import benches
+from verl_gsd.evaluation.answers import Answers, Verdicts, part_file, parts, read_answers, verify, write_part
+from verl_gsd.evaluation.results import Result, compare, read_result, result_of, write_result
+from verl_gsd.tasks import byte_llama
+from verl_gsd.trainer import evaluating, merging
+from verl_gsd.trainer.config import ConfigError
+from verl_gsd.trainer.generation import Job, Task
+
+MARKER = "latest_checkpointed_iteration.txt"
+ASKED = [{"role": "user", "content": "?"}]
+SETTINGS = {"model": {"checkpoint": "a"}, "bench": "mini", "temperature": 0.6}
+
+
+def result(correct, samples=4, **settings):
+    correct = np.array(correct)
+    return Result(SETTINGS | settings, np.arange(len(correct)), samples, correct, {"unverified": 0.0, "cut_off": 0.0})
+
+
+@pytest.fixture
+def mini(tmp_path):
+    """A benchmark of 70 sums, prepared as a user would."""
+    rows = ({"problem": f"{n}+1?", "answer": n + 1} for n in range(70))
+    (tmp_path / "mini.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["prepare", "mini", "--input", str(tmp_path / "mini.jsonl"), "--split", "test", "--suffix", ""]
+    done = CliRunner().invoke(app, [*words, "--data", str(tmp_path / "data")])
+    assert done.exit_code == 0, done.output
+    return benches.find("mini", tmp_path / "data", tmp_path / "arithmetic")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """The embedded task's model with random weights, in the merger's form."""
+    folder = tmp_path_factory.mktemp("model")
+    tokenizer = byte_llama.build_tokenizer()
+    byte_llama.build_model(tokenizer, seed=0).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def evaluate(*words, code=0):
+    done = CliRunner().invoke(app, ["eval", *map(str, words)], env={"COLUMNS": "300"})
+    assert done.exit_code == code, done.output + done.stderr
+    return " ".join((done.stderr if code else done.output).split())
+
+
+# Figures
+
+
+def test_figures_are_those_of_the_papers_formulas():
+    of = result([4, 2, 0, 1])
+    assert of.average().value == pytest.approx(7 / 16)
+    spread = np.std([1, 0.5, 0, 0.25], ddof=1) / 2 * 3.182446305284263  # t of 3 degrees of freedom at .975
+    assert (of.average().low, of.average().high) == pytest.approx((max(7 / 16 - spread, 0), min(7 / 16 + spread, 1)))
+    passing = of.passing()
+    assert list(passing) == [2, 4]
+    # Of four samples with c right: 1 - C(4 - c, 2) / C(4, 2).
+    assert passing[2].value == pytest.approx((1 + 5 / 6 + 0 + 1 / 2) / 4)
+    assert passing[4].value == pytest.approx(3 / 4)
+
+
+def test_one_sample_has_an_average_and_no_further_pass_at_k():
+    assert result([1, 0], samples=1).passing() == {}
+    assert list(result([1, 0], samples=6).passing()) == [2, 4]
+
+
+def test_two_models_are_compared_question_by_question():
+    pair = compare(result([0, 0, 1, 2], model={"checkpoint": "a"}), result([1, 2, 4, 2], model={"checkpoint": "b"}))
+    assert pair.difference.value == pytest.approx((1 + 2 + 3 + 0) / 16)
+    assert (pair.wins, pair.ties, pair.losses) == (3, 1, 0)
+    assert pair.p_value == pytest.approx(2 / 8), "of three differences all have one sign in two of eight patterns"
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (result([1], temperature=1.0), "temperature was 0.6 there and is 1.0 here"),
+        (result([1], bench_sha256="x"), "bench_sha256 was None there and is 'x' here"),
+        (result([1, 1]), "the questions, or the samples of each, are others"),
+        (result([1], samples=2), "the questions, or the samples of each, are others"),
+    ],
+)
+def test_what_was_measured_otherwise_is_not_compared(other, message):
+    with pytest.raises(ValueError, match=message):
+        compare(result([1]), other)
+
+
+def test_a_result_is_read_back_as_it_was(tmp_path):
+    of = result([4, 2, 0, 1])
+    write_result(tmp_path, of)
+    again = read_result(tmp_path)
+    assert (again.settings, again.samples, again.figures) == (of.settings, of.samples, of.figures)
+    assert again.correct.tolist() == [4, 2, 0, 1] and again.average() == of.average()
+    written = json.loads((tmp_path / "result.json").read_text())
+    assert written["average"]["value"] == 7 / 16 and written["pass_at_k"]["4"]["value"] == 3 / 4
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"format": 2}, {"correct": [5, 0, 0, 0]}, {"correct": [1]}, {"correct": "x"}, {"settings": 3}, {"samples": 0}],
+)
+def test_what_is_no_result_is_refused_by_name(tmp_path, change):
+    write_result(tmp_path, result([4, 2, 0, 1]))
+    file = tmp_path / "result.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(ValueError, match=r"result.json: not a result of verl-gsd eval"):
+        read_result(tmp_path)
+
+
+def test_the_table_and_the_summary_say_the_same():
+    results, others = {"mini": result([4, 2, 0, 1])}, {"mini": result([0, 0, 0, 0], model={"checkpoint": "base"})}
+    rows = [list(column.cells) for column in table(results, others).columns]
+    summed = summary(results, others)["mini"]
+    assert rows[3][0] == "0.438 [0.000, 1.000]" and summed["average"]["value"] == 7 / 16
+    assert rows[5][0].startswith("0.438 [") and summed["against"]["difference"]["value"] == 7 / 16
+    assert summed["against"]["model"] == "base" and rows[7][0] == "3, 1, 0"
+
+
+# Responses on disk
+
+
+def answers_of(mini, texts):
+    """``texts``: one a question, twice each."""
+    shape = (len(mini.questions), 2)
+    return Answers([[text, text] for text in texts], np.full(shape, 3), np.zeros(shape, bool))
+
+
+def test_responses_are_verified_and_unverified_ones_counted(mini, monkeypatch):
+    texts = [f"It is \\boxed{{{n + 1 + (n % 2)}}}." for n in range(70)]
+    told = []
+    verdicts = verify(mini, answers_of(mini, texts), told.append)
+    assert verdicts.correct.tolist() == [[n % 2 == 0] * 2 for n in range(70)] and told[-1] == 140
+    assert not verdicts.unverified.any()
+
+    module = benches.importlib.import_module(mini.verifier)
+    given_up = lambda source, text, truth: {"score": 0.0, "acc": 0.0, "unverified": float(truth == "1")}  # noqa: E731
+    monkeypatch.setattr(module, "compute_score", given_up)
+    answers = answers_of(mini, texts)
+    verdicts = verify(mini, answers, told.append)
+    of = result_of(SETTINGS, np.arange(70), answers, verdicts, {"second": 1.0})
+    assert of.figures == {"unverified": 1 / 70, "cut_off": 0.0, "tokens": 3.0, "second": 1.0}
+
+
+def rows_of(part, samples):
+    return [
+        {"question": question, "sample": sample, "text": f"{question} {sample}", "tokens": 3, "cut_off": sample == 1}
+        for question in part
+        for sample in range(samples)
+    ]
+
+
+def test_parts_come_back_in_order_and_a_missing_one_is_named(tmp_path):
+    assert [len(part) for part in parts(70)] == [64, 6]
+    for number, part in enumerate(parts(70)):
+        write_part(tmp_path, number, rows_of(part, 2))
+    answers = read_answers(tmp_path, 70, 2)
+    assert answers.texts[69] == ["69 0", "69 1"] and answers.cut_off.sum() == 70 and answers.tokens.sum() == 420
+    task = Task(str(tmp_path), [[1]] * 70, 2)
+    assert task.missing() == [] and task.parts() == 2
+    part_file(tmp_path, 1).unlink()
+    assert task.missing() == [1]
+    with pytest.raises(ValueError, match=r"part_00001.parquet: not readable as responses"):
+        read_answers(tmp_path, 70, 2)
+    write_part(tmp_path, 1, rows_of(range(64, 69), 2))
+    with pytest.raises(ValueError, match=r"part_00001.parquet: responses to other questions"):
+        read_answers(tmp_path, 70, 2)
+    part_file(tmp_path, 1).write_bytes(b"half")
+    with pytest.raises(ValueError, match=r"part_00001.parquet: not readable as responses"):
+        read_answers(tmp_path, 70, 2)
+
+
+def generate_stub(job: Job, log, on_part):
+    """In vLLM's place: every answer right, and one sample of the first question cut off."""
+    for task in job.tasks:
+        for number in task.missing():
+            rows = rows_of(parts(len(task.prompts))[number], task.samples)
+            write_part(
+                evaluating.Path(task.folder),
+                number,
+                [
+                    row | {"text": str(row["question"] + 1), "cut_off": row["question"] + row["sample"] == 0}
+                    for row in rows
+                ],
+            )
+    on_part()
+
+
+def test_an_evaluation_from_prompts_to_files(tmp_path, mini, model, monkeypatch):
+    jobs = []
+    monkeypatch.setattr(evaluating, "generate", lambda job, *more: (jobs.append(job), generate_stub(job, *more)))
+    line = ["--checkpoint", model, "--bench", "mini", "--data", tmp_path / "data", "--output", tmp_path / "o"]
+    said = evaluate(*line, "--samples", "2", "--max-tokens", "8")
+    assert "avg@2 │ 1.000" in said and "0.7% cut off" in said
+    (job,) = jobs
+    assert (job.temperature, job.top_p, job.max_tokens, job.model) == (0.6, 1.0, 8, str(model))
+    assert bytes(token for token in job.tasks[0].prompts[3] if token < 256) and len(job.tasks[0].prompts) == 70
+    written = json.loads((tmp_path / "o" / "mini" / "result.json").read_text())
+    assert written["settings"]["first_prompt"] == "<|user|>0+1?<|assistant|>"
+    assert written["settings"]["verifier"] == "verl_gsd.tasks.maths" and written["settings"]["samples"] == 2
+    assert set(written["settings"]["model"]["files"]) == {"model.safetensors"}
+    summed = json.loads((tmp_path / "o" / "results.json").read_text())
+    assert summed["mini"]["average"]["value"] == 1.0
+
+    # The same line goes on with what is there; a line that means something else does not.
+    evaluate(*line, "--samples", "2", "--max-tokens", "8", "--against", tmp_path / "o")
+    said = evaluate(*line, "--samples", "2", "--max-tokens", "8", "--seed", "1", code=2)
+    assert "has responses made with seed=0, and this line says 1. Write another --output" in said
+    said = evaluate(*line, "--samples", "1", code=2)
+    assert "has responses made with max_tokens=8, and this line says 8192" in said or "--max-tokens 8192" in said
+    os.utime(model / "model.safetensors")
+    assert "made with model=" in evaluate(*line, "--samples", "2", "--max-tokens", "8", code=2), "other weights"
+
+
+def test_a_prompt_that_the_model_does_not_read_is_named(tmp_path, mini, model):
+    line = ["--checkpoint", model, "--bench", "mini", "--data", tmp_path / "data", "--output", tmp_path / "o"]
+    said = evaluate(*line, "--max-tokens", "4090", code=2)
+    assert "--max-tokens 4090: mini, row 10 has a prompt of 7 tokens, and the model reads 4096" in said
+    assert "Write --max-tokens 4089 or less" in said and not (tmp_path / "o" / "mini").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--bench", "absent"], "--bench absent: not in"),
+        (["--bench", "arithmetic"], "Run verl-gsd prepare arithmetic"),
+        (["--bench", "mini", "--samples", "2", "--temperature", "0"], "--samples 2: at temperature 0 all are the same"),
+        (["--bench", "mini", "--top-p", "0"], "--top-p 0.0: write a share above 0"),
+        (["--bench", "mini", "--verifier-url", "http://x"], "write both, or neither"),
+        (["--bench", "mini", "--against", "nowhere"], "--against nowhere: nowhere is not there"),
+    ],
+)
+def test_mistakes_are_named(tmp_path, mini, model, monkeypatch, words, message):
+    monkeypatch.setenv("VERL_GSD_CACHE", str(tmp_path / "cache"))
+    said = evaluate("--checkpoint", model, "--data", tmp_path / "data", "--output", tmp_path / "o", *words, code=2)
+    assert message in said
+
+
+# Benchmarks and checkpoints that are not whole
+
+
+def test_a_benchmark_file_that_was_touched_is_refused(mini, tmp_path):
+    mini.file.write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"test.parquet: is not what manifest.json says"):
+        benches.find("mini", tmp_path / "data", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": [], "reward_model": {"ground_truth": "1"}, "extra_info": {"index": 0}}, "write a text as"),
+        ({"prompt": ASKED, "reward_model": {"ground_truth": 3}, "extra_info": {"index": 0}},
+         "row 0 .the first is 0.: write a text as reward_model.ground_truth"),
+        ({"prompt": ASKED, "reward_model": {"a": "3"}, "extra_info": {"index": 0}},
+         "row 0 .the first is 0.: not verl's columns: KeyError"),
+        ({"question": "?"}, "not readable as verl's columns|not verl's columns"),
+    ],
+)  # fmt: skip
+def test_a_benchmark_of_other_columns_is_refused_by_row(tmp_path, row, message):
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "test.parquet")
+    with pytest.raises(ValueError, match=message):
+        benches._bench("mini", tmp_path / "test.parquet", "verl_gsd.tasks.maths")
+
+
+def test_an_index_that_two_questions_have_is_named(tmp_path):
+    row = {
+        "prompt": [{"role": "user", "content": "?"}],
+        "reward_model": {"ground_truth": "3"},
+        "extra_info": {"index": 4},
+    }
+    pq.write_table(pa.Table.from_pylist([row, row]), tmp_path / "test.parquet")
+    with pytest.raises(ValueError, match=r"test.parquet: index 4 is there twice"):
+        benches._bench("mini", tmp_path / "test.parquet", "verl_gsd.tasks.maths")
+
+
+@pytest.fixture
+def checkpoint(tmp_path, model):
+    """What verl writes, the shards' contents aside."""
+    folder = tmp_path / "run" / "global_step_4"
+    actor = folder / "actor"
+    (actor / "huggingface").mkdir(parents=True)
+    (actor / "huggingface" / "config.json").write_bytes((model / "config.json").read_bytes())
+    (actor / "fsdp_config.json").write_text('{"FSDP_version": 2, "world_size": 2}')
+    for rank in range(2):
+        (actor / f"model_world_size_2_rank_{rank}.pt").write_bytes(b"weights")
+    (tmp_path / "run" / "latest_checkpointed_iteration.txt").write_text("4")
+    return folder
+
+
+def test_a_whole_checkpoint_has_its_shards(checkpoint):
+    assert set(merging.shards(checkpoint)) == {"model_world_size_2_rank_0.pt", "model_world_size_2_rank_1.pt"}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda c: (c.parent / MARKER).write_text("3"), "whole checkpoint is global_step_3"),
+        (lambda c: (c.parent / MARKER).unlink(), "last whole checkpoint is none"),
+        (lambda c: (c / "actor" / "model_world_size_2_rank_1.pt").unlink(), "rank_1.pt: is not there, or empty"),
+        (lambda c: (c / "actor" / "model_world_size_2_rank_1.pt").write_bytes(b""), "rank_1.pt: is not there, or em"),
+        (lambda c: (c / "actor" / "huggingface" / "config.json").unlink(), "config.json: is not there"),
+        (lambda c: (c / "actor" / "fsdp_config.json").write_text("{"), "fsdp_config.json: not readable"),
+        (lambda c: (c / "actor" / "lora_train_meta.json").write_text("{}"), "has adapters"),
+        (lambda c: (c / "actor").rename(c / "critic"), "has no actor/"),
+    ],
+)  # fmt: skip
+def test_a_checkpoint_that_is_not_whole_is_refused(checkpoint, tmp_path, spoil, message):
+    spoil(checkpoint)
+    with pytest.raises(ConfigError, match=message):
+        merging.merge(checkpoint, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_shards_that_are_damaged_leave_nothing(checkpoint, tmp_path):
+    """verl's merger says so, in its own process."""
+    with pytest.raises(ConfigError, match=r"global_step_4: verl's merger failed: .+"):
+        merging.merge(checkpoint, tmp_path / "merged")
+    assert not list(tmp_path.glob("merged*"))
+
+
+@pytest.mark.parametrize("name", ["global_step_9", "elsewhere"])
+def test_a_checkpoint_that_is_not_there_is_named(tmp_path, name):
+    with pytest.raises(ConfigError, match=name):
+        evaluating.model_of(str(tmp_path / name), tmp_path / "o")
+
+
+def test_verdicts_keep_their_places(mini):
+    """Threads finish in any order; each verdict is its own response's."""
+    texts = [str(n + 1) if n % 3 else "no number" for n in range(70)]
+    verdicts = verify(mini, answers_of(mini, texts), lambda _: None)
+    assert isinstance(verdicts, Verdicts)
+    assert verdicts.correct[:, 0].tolist() == [n % 3 != 0 for n in range(70)]
