@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 from running import metrics, remembered, replayed, replayed_anchors, train_through, verl_gsd, weights
+from safetensors.torch import load_file
 
 from verl_gsd.records import read_records
+from verl_gsd.trainer import merging
 
 pytestmark = pytest.mark.stack
 
@@ -86,6 +88,17 @@ def test_two_workers_trained_and_their_weights_changed(run):
     for rank in range(2):
         assert early[rank].keys() == late[rank].keys()
         assert sum(not torch.equal(early[rank][name], late[rank][name]) for name in early[rank]) > 10
+
+
+def test_the_shards_of_two_workers_merge_into_one_model(run, tmp_path):
+    """Each worker's rows, one after the other, in the bfloat16 that verl's merger writes."""
+    checkpoint = run.path / f"global_step_{STEPS}"
+    merging.merge(checkpoint, tmp_path / "model")
+    merged = load_file(tmp_path / "model" / "model.safetensors")
+    first, second = weights(checkpoint, rank_count=2)
+    assert len(merged) > 10
+    for name, tensor in merged.items():
+        assert torch.equal(tensor, torch.cat([first[name], second[name]]).bfloat16()), name
 
 
 def test_nothing_is_lost_or_counted_twice(run):

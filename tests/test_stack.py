@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import psutil
+import pyarrow.parquet as pq
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -285,3 +286,62 @@ def test_hadw_over_dapo_with_two_workers_goes_on_exactly_after_a_kill(task, tmp_
     assert len(set(path.values())) == steps, "it moves"
     for step, value in path.items():
         assert metrics(run, 1 if step <= 2 else 2)[step]["hadw/anchor/after"] == value
+
+
+# The trained policy, evaluated: prepared questions, merged shards, vLLM, and the model it was before beside it.
+
+QUESTIONS, SAMPLES = 192, 4
+
+
+@pytest.fixture(scope="module")
+def evaluated(grpo, tmp_path_factory):
+    """The warm-started model and the checkpoint on 192 held-out problems as a table of a user's own."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    rows = pq.read_table(TASK / "test.parquet").slice(0, QUESTIONS).to_pylist()
+    with (folder / "sums.jsonl").open("w") as table:
+        for row in rows:
+            answer = row["reward_model"]["ground_truth"]
+            table.write(json.dumps({"problem": row["prompt"][0]["content"], "answer": answer}) + "\n")
+    model = ("--model", str(TASK / "model"))
+    table = ("--input", str(folder / "sums.jsonl"), "--split", "test", "--suffix", "", "--data", str(folder))
+    made = verl_gsd("prepare", "sums", *table, *model)
+    assert made.returncode == 0, made.stderr
+    how = ("--bench", "sums", "--data", str(folder), "--samples", str(SAMPLES), "--temperature", "1")
+    before, after = folder / "before", folder / "after"
+    first = verl_gsd("eval", "--checkpoint", str(TASK / "model"), *how, "--max-tokens", "8", "--output", str(before))
+    assert first.returncode == 0, first.stdout + first.stderr
+    line = ("eval", "--checkpoint", str(grpo.run / f"global_step_{STEPS}"), *how, "--output", str(after))
+    second = verl_gsd(*line, "--against", str(before), env=os.environ | {"COLUMNS": "200"})
+    assert second.returncode == 0, second.stdout + second.stderr
+    return SimpleNamespace(before=before, after=after, line=line, printed=second.stdout)
+
+
+def test_the_merged_checkpoint_answers_better_than_what_it_began_with(evaluated):
+    found = json.loads((evaluated.after / "results.json").read_text())["sums"]
+    against = found["against"]
+    assert against["difference"]["low"] > 0 and against["p_value"] < 0.01, found
+    assert found["pass_at_k"]["4"]["value"] > found["pass_at_k"]["2"]["value"] > found["average"]["value"]
+    assert found["unverified"] == 0 and f"avg@{SAMPLES}" in evaluated.printed
+
+
+def test_the_evaluation_agrees_with_the_runs_own_validation(grpo, evaluated):
+    """On the same weights, bfloat16 aside, and on a part of the same problems at the same temperature."""
+    held_out = wilson(round(metrics(grpo.run, 2)[STEPS]["val-core/arithmetic/acc/mean@1"] * HELD_OUT), HELD_OUT)
+    found = json.loads((evaluated.after / "results.json").read_text())["sums"]["average"]
+    assert found["low"] < held_out.high and held_out.low < found["high"]
+
+
+def test_a_part_that_is_missing_is_generated_again_as_it_was(evaluated):
+    """As after a stop: the other parts stay, and what is drawn anew does not depend on them."""
+    folder = evaluated.after / "sums"
+    files = sorted((folder / "responses").iterdir())
+    assert len(files) == 3
+    before = {file: (file.stat().st_mtime_ns, pq.read_table(file).to_pylist()) for file in files}
+    result = json.loads((folder / "result.json").read_text())
+    files[1].unlink()
+    again = verl_gsd(*evaluated.line)
+    assert again.returncode == 0, again.stdout + again.stderr
+    after = {file: (file.stat().st_mtime_ns, pq.read_table(file).to_pylist()) for file in files}
+    assert [after[file][0] == before[file][0] for file in files] == [True, False, True]
+    assert {file: rows for file, (_, rows) in after.items()} == {file: rows for file, (_, rows) in before.items()}
+    assert json.loads((folder / "result.json").read_text()) == result
