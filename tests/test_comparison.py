@@ -177,20 +177,29 @@ def test_fewer_seeds_are_called_partial_and_what_they_cannot_show_is_said():
 # The page
 
 
-def test_a_page_has_each_seed_and_a_band_over_what_all_seeds_have():
+def test_a_page_has_every_mean_and_each_seed_with_a_band_over_what_all_seeds_have():
     curves = [curve("grpo", 1, (0, 40, 100), (0.1, 0.3, 0.5)), curve("grpo", 2, (20, 80), (0.2, 0.4))]
     curves.append(line("hadw", 1, 0.5))
-    chart = sections(compare(curves, "grpo"))[0].chart.to_dict()
-    band, seeds, mean = chart["layer"]
-    assert [layer["mark"]["type"] for layer in chart["layer"]] == ["area", "line", "line"]
-    points = seeds["data"]["values"]
-    assert len(points) == 7 and {point["method"] for point in points} == {"grpo", "hadw"}
-    of_grpo = [point for point in mean["data"]["values"] if point["method"] == "grpo"]
-    assert (of_grpo[0]["tokens"], of_grpo[-1]["tokens"]) == (20, 80)
-    assert of_grpo[-1]["accuracy"] == pytest.approx((0.4 + 0.3 + 0.2 * 40 / 60) / 2, abs=1e-4)
-    assert of_grpo[-1]["low"] < of_grpo[-1]["accuracy"] < of_grpo[-1]["high"]
-    of_hadw = [point for point in band["data"]["values"] if point["method"] == "hadw"]
-    assert all(point["low"] == point["accuracy"] == point["high"] for point in of_hadw), "one seed has no band"
+    of = {section.name: section for section in sections(compare(curves, "grpo"), ["a run was left out"])}
+    assert list(of) == ["accuracy", "against", "seeds", "ends", "caveats"]
+    assert "a run was left out" in of["accuracy"].text
+    means, end = of["accuracy"].chart.to_dict()["layer"]
+    assert {point["method"] for point in means["data"]["values"]} == {"grpo", "hadw"}
+    assert end["data"]["values"] == [{"tokens": 80}]
+    grpo, hadw = (panel.chart.to_dict()["layer"] for panel in of["seeds"].panels)
+    assert [layer["mark"]["type"] for layer in grpo] == ["area", "line", "line"]
+    assert [layer["mark"]["type"] for layer in hadw] == ["line", "area", "line", "line"]
+    assert hadw[0]["data"] == grpo[2]["data"], "the baseline's mean stands behind the others"
+    assert [point["seed"] for point in grpo[1]["data"]["values"]] == [1, 1, 1, 2, 2]
+    assert grpo[0]["encoding"]["y"]["field"] == "low" and grpo[0]["encoding"]["y2"]["field"] == "high"
+    mean = grpo[2]["data"]["values"]
+    assert (mean[0]["tokens"], mean[-1]["tokens"]) == (20, 80)
+    assert mean[-1]["accuracy"] == pytest.approx((0.4 + 0.3 + 0.2 * 40 / 60) / 2, abs=1e-4)
+    assert mean[-1]["low"] < mean[-1]["accuracy"] < mean[-1]["high"]
+    alone = hadw[3]["data"]["values"]
+    assert all(point["low"] == point["accuracy"] == point["high"] for point in alone), "one seed has no band"
+    domains = [layer["encoding"]["y"]["scale"]["domain"] for layer in (means, *grpo, *hadw)]
+    assert domains == [[0, 0.5]] * len(domains), "charts can be held against each other"
 
 
 def test_more_methods_than_colours_are_no_page():
@@ -201,7 +210,7 @@ def test_more_methods_than_colours_are_no_page():
 
 def test_one_label_alone_is_shown():
     found = compare([line("grpo", seed, 0.5) for seed in (1, 2)], "grpo")
-    assert [section.name for section in sections(found)] == ["accuracy", "ends", "caveats"]
+    assert [section.name for section in sections(found)] == ["accuracy", "seeds", "ends", "caveats"]
     assert "grpo" in page("title", sections(found))
 
 

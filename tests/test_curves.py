@@ -99,6 +99,8 @@ def test_a_run_without_a_config_is_compared_and_its_validation_not_known(tmp_pat
 def test_a_run_that_has_no_curve_says_why(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such run directory"):
         read_curve(tmp_path / "absent")
+    with pytest.raises(ValueError, match="neither records nor metrics there"):
+        read_curve(tmp_path)
     with pytest.raises(ValueError, match=r"no val-core/\*/acc/mean@N .* trainer.test_freq=10"):
         read_curve(write_run(tmp_path / "untested" / "seed_1", [10, 20], {}, total=2))
     with pytest.raises(NothingYetError, match="at step 2 of 9, and no validation so far"):
@@ -174,9 +176,9 @@ def test_what_is_no_curve_is_refused(changed, said):
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"seed": 2, "data_source": "code"}, "here and there: data source is 'math' and 'code'"),
-        ({"seed": 2, "validation": {"data.val_files": "b"}}, "here and there: data.val_files is 'a' and 'b'"),
-        ({}, "here and there: both are a seed 1. Leave one out, or write LABEL=RUN"),
+        ({"seed": 2, "data_source": "code"}, "^here and there: data source is 'math' and 'code'"),
+        ({"seed": 2, "validation": {"data.val_files": "b"}}, "^here and there: data.val_files is 'a' and 'b'"),
+        ({}, "^here and there: both are a seed 1. Leave one out, or write LABEL=RUN"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_by_name(changed, said):

@@ -60,6 +60,10 @@ def read_curve(run: Path, label: str | None = None, source: str | None = None) -
         made = max(tokens, default=0)
         if total is not None and made < total:
             raise NothingYetError(f"{run}: at step {made} of {total}, and no validation so far")
+        if not layout.attempts():
+            raise ValueError(
+                f"{run}: neither records nor metrics there. Write a run's folder (trainer.default_local_dir)"
+            )
         raise ValueError(f"{run}: no val-core/*/acc/mean@N in its metrics. Train with trainer.test_freq=10, say")
     if not tokens:
         raise ValueError(f"{run}: no records, so that nobody knows its tokens. Trainer mode gsd_sync writes them")
