@@ -1,21 +1,17 @@
-"""The verifier of mathematics, from threads and on hostile text, and tables made into what verl reads."""
+"""The verifier of mathematics, from threads and on hostile text."""
 
-import json
 import subprocess
 import sys
+from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from types import SimpleNamespace
 
 import psutil
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from typer.testing import CliRunner
 
-from verl_gsd.cli.main import app
-from verl_gsd.sheets import read_sheet
 from verl_gsd.tasks import maths
-from verl_gsd.tasks.maths_data import SUFFIX, verl_table
+from verl_gsd.tasks.maths_worker import LEAST_S, patience_s
 
 
 def score(answer, truth):
@@ -72,28 +68,108 @@ def test_what_is_no_answer_is_wrong(solution):
     assert maths.compute_score("math", solution, "3") == {"score": 0.0, "acc": 0.0, "unverified": 0.0}
 
 
-def test_equal_texts_need_no_process(monkeypatch):
+def test_equal_texts_and_plain_answers_need_no_process(monkeypatch):
     monkeypatch.setattr(maths, "_are_equal", lambda *_: pytest.fail("asked"))
     assert score("9^{9^{9^{9}}}", " 9^{9^{9^{9}}} ")["score"] == 1.0
+    assert score("1,000", "1000")["score"] == score(r"50\%", "0.5")["score"] == 1.0
+    assert score(r"(0,1]", "(0,2]") == {"score": 0.0, "acc": 0.0, "unverified": 0.0}
 
 
-def test_what_takes_for_ever_is_ended_and_the_next_is_verified(monkeypatch):
-    """A comparison that no signal ends, since it is one power of large integers."""
-    monkeypatch.setattr(maths, "TIMEOUT_S", 0.5)
-    assert score("9^{9^{9^{9}}}", "3") == {"score": 0.0, "acc": 0.0, "unverified": 1.0}
+def test_a_response_without_a_box_is_right_where_it_says_so():
+    assert maths.compute_score("math", r"The answer is $x=\frac{1}{2}$.", "0.5")["score"] == 1.0
+    assert maths.compute_score("math", "6 + 6 = 12\n#### 12", "12")["score"] == 1.0
+    assert maths.compute_score("math", "6 + 6 are twelve, which is 12 = 12", "12")["score"] == 0.0
+
+
+@pytest.fixture
+def pool(monkeypatch):
+    """The words that processes answer in this test, and the processes it starts. Nothing is remembered from before."""
+    monkeypatch.setattr(maths, "_verdicts", OrderedDict())
     monkeypatch.setattr(maths, "TIMEOUT_S", 120.0)
-    assert score("6/2", "3")["score"] == 1.0
+    words, started, ask, start = [], [], maths._Worker.ask, maths._Worker.__init__
+    monkeypatch.setattr(maths._Worker, "ask", lambda *args: words.append(ask(*args)) or words[-1])
+    monkeypatch.setattr(maths._Worker, "__init__", lambda self: started.append(self) or start(self))
+    return SimpleNamespace(words=words, started=started)
 
 
-def test_a_worker_that_died_is_replaced(monkeypatch):
-    monkeypatch.setattr(maths, "TIMEOUT_S", 120.0)
-    assert score("6/2", "3")["score"] == 1.0
+def the_next_worker():
     worker = maths._idle.get()
     maths._idle.put(worker)
-    worker._process.kill()
-    worker._process.wait()
-    assert score("6/2", "3")["unverified"] == 1.0
-    assert score("6/2", "3")["score"] == 1.0
+    return psutil.Process(worker._process.pid)
+
+
+#: Numbers that no power or factorial shows.
+ENDLESS = [rf"9^{{(9^{{(9+{number})}})}}" for number in range(3)]
+
+
+def test_hostile_answers_cost_a_bounded_time_and_no_process(pool):
+    """Of two hundred most are not looked at; the others are each given up once, by a fork."""
+    assert score("6/2+0", r"\sqrt{9}")["score"] == 1.0
+    process = the_next_worker()
+    towers = [f"9^{{9^{{9^{{{number}}}}}}}" for number in range(60, 110)]
+    powers = [f"x^{{{10**6 + number}}}" for number in range(50)]
+    factorials = [f"{99999 + number}!" for number in range(50)]
+    asked = [*towers, *powers, *factorials, *ENDLESS * 17]
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda answer: score(answer, r"\sqrt{2}"), asked))
+    assert found == [{"score": 0.0, "acc": 0.0, "unverified": 1.0}] * 201
+    assert pool.words == ["right"] + ["late"] * len(ENDLESS)
+    assert score(r"\frac{2}{\sqrt{2}}", r"\sqrt{2}")["score"] == 1.0
+    assert process.is_running() and len(pool.started) <= maths.PROCESSES
+
+
+def test_a_group_of_equal_answers_costs_one(pool):
+    with ThreadPoolExecutor(8) as threads:
+        verdicts = list(threads.map(lambda _: score("6/2+0", r"\sqrt{9}"), range(8)))
+    assert verdicts == [{"score": 1.0, "acc": 1.0, "unverified": 0.0}] * 8
+    assert pool.words == ["right"]
+
+
+def test_what_is_remembered_is_bounded(monkeypatch, pool):
+    monkeypatch.setattr(maths, "REMEMBERED", 2)
+    for answer in ("x+1", "x+2", "x+1", "x+3", "x+1", "x+2"):
+        assert score(answer, "x")["score"] == 0.0
+    assert len(pool.words) == 4, "the second x+2 was forgotten, x+1 was not"
+    assert len(maths._verdicts) == 2
+
+
+def test_patience_shrinks_and_does_not_end():
+    assert [patience_s(2.0, late) for late in (0, 1, 3, 100)] == [2.0, 1.0, 0.5, LEAST_S]
+    assert patience_s(0.1, 0) == patience_s(0.1, 9) == 0.1
+
+
+def test_a_comparison_whose_fork_ends_is_asked_again(pool):
+    """It may have been no fault of the pair: memory was short, say."""
+    assert score("6/2+0", "3")["score"] == 1.0
+    process = the_next_worker()
+    (fork,) = process.children()
+    fork.kill()
+    assert score("6/2-0", "3") == {"score": 0.0, "acc": 0.0, "unverified": 1.0}
+    assert score("6/2-0", "3")["score"] == 1.0
+    assert pool.words == ["right", "lost", "right"] and process == the_next_worker()
+
+
+def test_a_process_that_says_nothing_is_ended_and_the_next_is_verified(monkeypatch, pool):
+    assert score("6/2+0", "3")["score"] == 1.0
+    process = the_next_worker()
+    (fork,) = process.children()
+    fork.suspend()
+    monkeypatch.setattr(maths, "TIMEOUT_S", 0.5)
+    assert score("6/2-0", "3") == {"score": 0.0, "acc": 0.0, "unverified": 1.0}
+    fork.resume()
+    fork.wait(60)  # nobody asks it any more
+    monkeypatch.setattr(maths, "TIMEOUT_S", 120.0)
+    assert score("6/2-0+0", "3")["score"] == 1.0
+    assert pool.words == ["right", "stuck", "right"] and not process.is_running()
+
+
+def test_a_worker_that_died_is_replaced(pool):
+    assert score("6/2+0", "3")["score"] == 1.0
+    process = the_next_worker()
+    process.kill()
+    process.wait()
+    assert score("6/2-0", "3")["unverified"] == 1.0
+    assert score("6/2-0", "3")["score"] == 1.0
 
 
 def test_a_process_that_does_not_start_is_an_error_and_not_a_wrong_answer(monkeypatch):
@@ -104,94 +180,9 @@ def test_a_process_that_does_not_start_is_an_error_and_not_a_wrong_answer(monkey
 
 def test_processes_end_with_whoever_asked_them():
     code = (
-        "from verl_gsd.tasks import maths; maths.compute_score('m', r'\\boxed{6/2}', '3');"
+        "from verl_gsd.tasks import maths; maths.compute_score('m', r'\\boxed{6/2+0}', '3');"
         "print(maths._idle.get()._process.pid)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     with suppress(psutil.NoSuchProcess):
         psutil.Process(int(done.stdout)).wait(60)  # raises if it goes on
-
-
-def test_a_table_becomes_what_verl_reads(tmp_path):
-    (tmp_path / "math.jsonl").write_text(
-        "\n".join(
-            json.dumps(row)
-            for row in (
-                {"problem": "1+1?", "solution": r"As one sees, \boxed{2}.", "long": "Well. \\boxed{2}"},
-                {"problem": "1/2+1?", "solution": r"\boxed{\frac{3}{2}}", "long": None},
-            )
-        )
-    )
-    output = tmp_path / "made" / "train.parquet"
-    words = ["--input", str(tmp_path / "math.jsonl"), "--output", str(output), "--answer-column", "solution"]
-    done = CliRunner().invoke(app, ["prepare", "maths", *words, "--demonstration-column", "long"])
-    assert done.exit_code == 0 and "2 problems, 1 with demonstrations" in done.output, done.output
-    first, second = pq.read_table(output).to_pylist()
-    assert first == {
-        "data_source": "math",
-        "prompt": [{"role": "user", "content": "1+1?" + SUFFIX}],
-        "reward_model": {"style": "rule", "ground_truth": "2"},
-        "extra_info": {"index": 0},
-        "demonstration": [r"Well. \boxed{2}"],
-    }
-    assert (second["reward_model"]["ground_truth"], second["extra_info"]["index"]) == (r"\frac{3}{2}", 1)
-    assert second["demonstration"] is None
-    assert maths.compute_score("math", second["demonstration"] or r"\boxed{1.5}", r"\frac{3}{2}")["acc"] == 1.0
-    assert [path.name for path in output.parent.iterdir()] == ["train.parquet"]
-
-
-def test_a_solution_without_a_box_among_others_is_no_answer(tmp_path):
-    rows = [{"problem": "1+1?", "answer": r"\boxed{2}"}, {"problem": "1+2?", "answer": "no box here"}]
-    (tmp_path / "math.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    words = ["--input", str(tmp_path / "math.jsonl"), "--output", str(tmp_path / "o.parquet")]
-    done = CliRunner().invoke(app, ["prepare", "maths", *words], env={"COLUMNS": "300"})
-    assert done.exit_code == 2 and "row 1 (the first is 0), column answer: no \\boxed{}" in done.output
-    done = CliRunner().invoke(app, ["prepare", "maths", *words, "--judged-by-model", "--answer-column", "answer"])
-    assert done.exit_code == 2 and "has no effect beside --judged-by-model" in done.output
-    assert not (tmp_path / "o.parquet").exists()
-
-
-def test_verls_own_columns_can_be_read_too(tmp_path):
-    """As published sets have them: a system message, the answer in reward_model, an expert's chat."""
-    row = {
-        "prompt": [{"role": "system", "content": "Think."}, {"role": "user", "content": "1+1?"}],
-        "reward_model": {"style": "rule", "ground_truth": "2"},
-        "target": [{"role": "assistant", "content": r"\boxed{2}"}],
-    }
-    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "set.parquet")
-    sheet = read_sheet(tmp_path / "set.parquet")
-    table = verl_table(sheet, "openr1", problem="prompt", answer="reward_model", demonstration="target", suffix="")
-    (made,) = table.to_pylist()
-    assert made["prompt"] == [{"role": "user", "content": "1+1?"}]
-    assert made["reward_model"]["ground_truth"] == "2" and made["demonstration"] == [r"\boxed{2}"]
-
-
-def test_a_reward_model_needs_no_answers(tmp_path):
-    (tmp_path / "posts.csv").write_text("post\nA long story.\n")
-    output = tmp_path / "posts.parquet"
-    words = ["--input", str(tmp_path / "posts.csv"), "--output", str(output), "--problem-column", "post"]
-    assert (
-        CliRunner().invoke(app, ["prepare", "maths", *words, "--judged-by-model", "--suffix", " TL;DR:"]).exit_code == 0
-    )
-    (made,) = pq.read_table(output).to_pylist()
-    assert made["prompt"][0]["content"] == "A long story. TL;DR:" and made["reward_model"]["style"] == "model"
-
-
-@pytest.mark.parametrize(
-    ("row", "words", "message"),
-    [
-        ({"problem": "", "answer": "2"}, [], "row 0 (the first is 0), column problem: write a text"),
-        ({"problem": "x?", "answer": None}, [], "row 0 (the first is 0), column answer: write a text, a number"),
-        ({"problem": "x?", "answer": "\\boxed{2"}, [], "column answer: no answer in"),
-        ({"problem": "x?", "answer": "As one sees. " * 30}, [], "write it alone, or a solution that has it in"),
-        ({"problem": "x?", "answer": "2"}, ["--answer-column", "final"], "column final is not there"),
-        ({"problem": "x?", "answer": "2", "d": 3}, ["--demonstration-column", "d"], "column d: write a text, a list"),
-        ({"problem": "x?", "answer": "2"}, ["--output", "x.json"], "ends in .parquet"),
-    ],
-)
-def test_a_row_that_cannot_be_read_is_named_and_nothing_written(tmp_path, row, words, message):
-    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
-    paths = ["--input", str(tmp_path / "rows.jsonl"), "--output", str(tmp_path / "x.parquet")]
-    done = CliRunner().invoke(app, ["prepare", "maths", *paths, *words])
-    assert done.exit_code == 2 and message in " ".join(done.stderr.split()), done.stderr
-    assert not (tmp_path / "x.parquet").exists()

@@ -1,0 +1,61 @@
+"""The verifier of multiple choice."""
+
+import pytest
+
+from verl_gsd.tasks.choice import compute_score, final_letter
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        (r"so \boxed{B}.", "B"),
+        (r"\boxed{A} no: \boxed{\text{B}}", "B"),
+        (r"\boxed{(B)}", "B"),
+        (r"\boxed{\textbf{(B)}}", "B"),
+        (r"\boxed{\mathrm{B}}", "B"),
+        (r"\boxed{B. 42}", "B"),
+        (r"\boxed{B: 42}", "B"),
+        (r"\boxed{(B) 42}", "B"),
+        (r"\boxed{$B$}", "B"),
+        (r"\boxed B", "B"),
+        (r"\boxed{42}. The answer is B.", None),
+        (r"\boxed{B", None),
+        (r"\boxed{BC}", None),
+        (r"\boxed{A man}", None),
+        (r"\boxed{K}", None),
+        (r"\boxed{B = 2}", None),
+        (r"\boxed{}", None),
+        ("The answer is (B) since it floats.", "B"),
+        ("The answer is B.", "B"),
+        ("The answer is B because it floats.", "B"),
+        ("The correct answer is option B\nDone.", "B"),
+        ("Answer: B", "B"),
+        ("**Answer:** **(B)**", "B"),
+        ("**Answer**: B", "B"),
+        (r"the answer is $\text{(B)}$", "B"),
+        ("Answer: A. No, it sinks. ANSWER: B", "B"),
+        ("the answer is B. But the answer is a rock", "B"),
+        ("The answer is A man.", None),
+        ("The answer is I think unclear", None),
+        ("The answer is b", None),
+        ("(B)", None),
+        ("B", None),
+        ("", None),
+    ],
+)
+def test_the_letter_that_a_response_decides_for(text, letter):
+    assert final_letter(text) == letter
+    right = float(letter == "B")
+    assert compute_score("arc", text, "B") == {"score": right, "acc": right, "unverified": 0.0}
+    assert compute_score("arc", text, "C")["score"] == 0.0
+
+
+@pytest.mark.parametrize("solution", [None, 3, "answer is " * 10**5, "\\" * 10**6, "answer:" + " " * 10**6])
+def test_what_is_no_answer_is_wrong(solution):
+    assert compute_score("arc", solution, "B") == {"score": 0.0, "acc": 0.0, "unverified": 0.0}
+
+
+@pytest.mark.parametrize("truth", ["", "AB", "K", "b", "2", None, "(A)"])
+def test_a_reference_that_is_no_letter_is_an_error(truth):
+    with pytest.raises(ValueError, match="of data_source=arc: write one letter, A to J"):
+        compute_score("arc", r"\boxed{A}", truth)

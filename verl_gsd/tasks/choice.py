@@ -1,0 +1,55 @@
+r"""The verifier of multiple choice (ARC-C, GPQA, MMLU-Pro): the letter a response decides for.
+
+The letter is the last box's, ``\boxed{B}``, ``\boxed{\text{(B)}}``, ``\boxed{B. 42}``; without any box that of the
+last ``answer is (B)`` or ``Answer: B``. A capital counts where it cannot be a word: in brackets, or with nothing, a
+mark, or a reason behind it. The text of an option alone is no letter.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from typing import Any
+
+from verl_gsd.tasks.answers import BOX, last_boxed
+
+LETTERS = "ABCDEFGHIJ"
+
+_LETTER = r"(?:\(([A-J])\)|([A-J])(?=\s*(?:[.:;,)]|$|(?:because|since|as|for)\b)))"
+_AT_FIRST = re.compile(_LETTER, re.M)
+_ANNOUNCED = re.compile(rf"\banswer\s*(?:is\b|[:=])[\s:]*(?:(?:option|choice)\s)?(?-i:{_LETTER})", re.I | re.M)
+#: What letters are dressed in.
+_DRESS = re.compile(r"\\(?:text|mathrm|mathbf|textbf)(?![A-Za-z])|[*${}]")
+
+
+def compute_score(
+    data_source: str, solution_str: Any, ground_truth: Any, extra_info: dict | None = None, **_: Any
+) -> dict[str, float]:
+    """Verify one response: right if it decides for the letter ``ground_truth``.
+
+    The signature is the one verl calls reward functions with. Any text is safe, from any thread.
+
+    Args:
+        ground_truth: a letter, A to J.
+
+    Returns:
+        ``score`` and ``acc``, 0.0 or 1.0, the same; ``unverified``, which is 0.0: a letter can always be compared.
+
+    Raises:
+        ValueError: ``ground_truth`` is no such letter.
+    """
+    truth = str(ground_truth).strip()
+    if len(truth) != 1 or truth not in LETTERS:
+        raise ValueError(f"ground_truth={truth[:40]!r} of data_source={data_source}: write one letter, A to J")
+    right = isinstance(solution_str, str) and final_letter(solution_str) == truth
+    return {"score": float(right), "acc": float(right), "unverified": 0.0}
+
+
+def final_letter(text: str) -> str | None:
+    """The letter that a response decides for; None where it is not said."""
+    if BOX.search(text):
+        found = _AT_FIRST.match(_DRESS.sub("", last_boxed(text) or "").strip())
+    else:
+        last = deque(_ANNOUNCED.finditer(_DRESS.sub("", text)), maxlen=1)
+        found = last[0] if last else None
+    return found and (found[1] or found[2])
