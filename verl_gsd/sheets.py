@@ -18,6 +18,8 @@ from typing import Any, TextIO, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from verl_gsd.writing import whole
+
 SUFFIXES = (".parquet", ".jsonl", ".csv")
 
 T = TypeVar("T")
@@ -69,9 +71,7 @@ class Sheet:
         """
         self.require_writable(path, name)
         values = [None if math.isnan(number) else float(number) for number in numbers]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        building = path.with_name(path.name + ".tmp")
-        try:
+        with whole(path) as building:
             if not isinstance(self.rows, list):
                 table = self.rows.append_column(name, pa.array(values, pa.float64()))
                 pq.write_table(table, building, compression="zstd")
@@ -79,9 +79,6 @@ class Sheet:
                 _write_lines(building, self.rows, name, values)
             else:
                 _write_csv(building, self.names, self.rows, name, values)
-            building.replace(path)
-        finally:
-            building.unlink(missing_ok=True)
 
     def require_writable(self, path: Path, name: str) -> None:
         """Raise the ValueError that ``write`` would raise: before the work, not after it."""

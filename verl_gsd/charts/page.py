@@ -16,6 +16,7 @@ import vl_convert
 from verl_gsd.charts.assets import DRAW, STYLE, library
 from verl_gsd.charts.parts import Notice, Section, Table
 from verl_gsd.charts.theme import styled
+from verl_gsd.writing import whole
 
 #: What an axis and its title take below a chart's own height, in pixels.
 _AXES = 40
@@ -65,13 +66,8 @@ def write_page(path: Path, title: str, sections: Sequence[Section], *, refresh: 
         OSError: there is no room, or no right to write.
     """
     content = page(title, sections, refresh=refresh)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    building = path.with_name(path.name + ".tmp")
-    try:
+    with whole(path) as building:
         building.write_text(content, encoding="utf-8")
-        building.replace(path)
-    finally:
-        building.unlink(missing_ok=True)
 
 
 def _links(sections: Sequence[Section]) -> str:

@@ -7,6 +7,8 @@ from pathlib import Path
 import altair as alt
 import vl_convert
 
+from verl_gsd.writing import whole
+
 #: Okabe and Ito's eight, in the order series take them; yellow last, which is faint on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#F0E442")
 #: What became of a group's outcomes has one colour everywhere.
@@ -56,10 +58,5 @@ def write_png(chart: alt.TopLevelMixin, path: Path) -> None:
     if specification.get("width") == "container":
         specification["width"] = _PNG_WIDTH
     picture = vl_convert.vegalite_to_png(specification, scale=_SCALE)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    building = path.with_name(path.name + ".tmp")
-    try:
+    with whole(path) as building:
         building.write_bytes(picture)
-        building.replace(path)
-    finally:
-        building.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ from rich.markup import escape
 
 from verl_gsd.cli.console import fail, out
 from verl_gsd.cli.judge_score import SCORE, Device, File, progress, score
+from verl_gsd.writing import whole
 
 app = typer.Typer(help="DaGRPO's judge outside a run: score, calibrate, distill.", no_args_is_help=True)
 
@@ -47,14 +48,11 @@ def calibrate(
         fail(str(error))
     show(found)
     if json_:
-        building = json_.with_name(json_.name + ".tmp")
         try:
-            building.write_text(json.dumps(plain(found), indent=2) + "\n", encoding="utf-8")
-            building.replace(json_)
+            with whole(json_) as building:
+                building.write_text(json.dumps(plain(found), indent=2) + "\n", encoding="utf-8")
         except OSError as error:
             fail(f"{json_}: {error}")
-        finally:
-            building.unlink(missing_ok=True)
 
 
 @app.command()

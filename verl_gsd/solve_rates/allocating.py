@@ -18,6 +18,7 @@ from verl_gsd.planning.allocation import Objective
 from verl_gsd.sheets import Sheet
 from verl_gsd.solve_rates.joining import join
 from verl_gsd.solve_rates.rates import SolveRates
+from verl_gsd.writing import whole
 
 COLUMN = "__rollout_n__"
 
@@ -104,13 +105,8 @@ def write_allocation(sheet: Sheet, sizes: np.ndarray, path: Path) -> None:
         OSError: there is no room, or no right to write.
     """
     table = require_allocatable(sheet, path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    building = path.with_name(path.name + ".tmp")
-    try:
+    with whole(path) as building:
         pq.write_table(table.append_column(COLUMN, pa.array(sizes, pa.int64())), building, compression="zstd")
-        building.replace(path)
-    finally:
-        building.unlink(missing_ok=True)
 
 
 def require_allocatable(sheet: Sheet, path: Path) -> pa.Table:
