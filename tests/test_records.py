@@ -1,6 +1,7 @@
 """What a run writes down: figures, fates, crashes and resumes."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -33,6 +34,7 @@ def test_figures_of_a_group(alpha):
         **{"hadw_anchor": None, "hadw_factor_right": None, "hadw_factor_wrong": None, "demonstrations": 0},
         **{"dagrpo_pairs": None, "dagrpo_pairs_kept": None, "dagrpo_pairs_contradicted": None},
         **{"judge_failed": None, "judge_score": None, "asked": None, "silent_predicted": None},
+        **{"unverified": None},
     }
 
 
@@ -127,6 +129,12 @@ def test_records_of_an_older_version_have_null_where_it_wrote_nothing(tmp_path):
     write(tmp_path, 2, attempt=1)
     found = read_records(tmp_path)
     assert found.schema.names == SCHEMA.names
+    # Of version 3, and as a report reads it.
+    write(tmp_path / "third", 1, attempt=1)
+    (path,) = (tmp_path / "third").rglob("*.parquet")
+    third = pq.read_table(path).drop_columns(["unverified"])
+    pq.write_table(third.replace_schema_metadata({"verl_gsd.records": "3"}), path)
+    assert read_records(tmp_path / "third", ["step", "unverified"]).to_pylist() == [{"step": 1, "unverified": None}]
     assert found["demonstrations"].to_pylist() == [None] * (len(found) // 2) + [0] * (len(found) // 2)
 
 
@@ -168,6 +176,19 @@ def test_metrics_count_every_fate_once():
         assert metrics[f"dial/gain_share/{name}"] == pytest.approx(value)
 
 
+def test_the_share_of_verdicts_that_could_not_be_had_is_of_verifiers_that_say_so():
+    silent = group([0, 1]), "trained"
+    assert "verifier/unverified" not in group_metrics(rows(silent))
+    told = [
+        (replace(group([0, 0, 0, 1]), unverified=2), "filtered"),
+        (replace(group([1] * 4), unverified=0), "surplus"),
+    ]
+    none = replace(group([]), unverified=None), "failed"
+    table = rows(silent, *told, none)
+    assert table["unverified"].to_pylist() == [None, 2, 0, None]
+    assert group_metrics(table)["verifier/unverified"] == 2 / 8
+
+
 def test_silence_is_predicted_from_earlier_visits_alone():
     prompts = PromptStore()
     left = (group([1] * 8, index=1), "trained"), (group([0, 1] * 4, index=2), "trained"), (group([], index=1), "failed")
@@ -197,7 +218,9 @@ def test_no_metric_is_reduced_by_accident_of_its_name():
     """verl takes the maximum, minimum or sum of a metric whose name has such a syllable."""
     prompts = PromptStore()
     prompts.observe(("math", 7), 1, 2, step=0)
-    names = group_metrics(with_prediction(rows((group([0, 1]), "trained")), prompts, 1, (1.0, 1.0))).keys()
+    told = replace(group([0, 1]), unverified=1)
+    names = group_metrics(with_prediction(rows((told, "trained")), prompts, 1, (1.0, 1.0))).keys()
+    assert "verifier/unverified" in names
     assert len(names) >= 17
     for name, syllable in itertools.product(names, ("max", "min", "sum", "total")):
         assert syllable not in name

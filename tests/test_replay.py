@@ -60,7 +60,7 @@ def buffer(kind=ReplayBuffer, listener=None, **settings):
 ACCURACY = object()
 
 
-def put(uid, scores, *, step=1, status="finished", partition="train", outputs=1, verdict=ACCURACY):
+def put(uid, scores, *, step=1, status="finished", partition="train", outputs=1, verdict=ACCURACY, unverified=None):
     """A prompt's rows and status, as an agent loop worker writes them."""
     keys, fields, tags = [], [], []
     for (session, score), output in itertools.product(enumerate(scores), range(outputs)):
@@ -68,7 +68,8 @@ def put(uid, scores, *, step=1, status="finished", partition="train", outputs=1,
         # An accuracy that is the score; the reward is spread over two tokens.
         tokens = torch.tensor([0.0, score]) if output == outputs - 1 else torch.tensor([9.0, 9.0])
         said = score if verdict is ACCURACY else verdict
-        fields.append({"rm_scores": tokens, "extra_fields": {"reward_extra_info": {"acc": said}}})
+        info = {"acc": said} if unverified is None else {"acc": said, "unverified": unverified[session]}
+        fields.append({"rm_scores": tokens, "extra_fields": {"reward_extra_info": info}})
         tags.append({"status": "success", "response_len": 2 + session})
     if keys:
         tq.kv_batch_put(keys=keys, fields=list_of_dict_to_tensordict(fields), tags=tags, partition_id=partition)
@@ -176,6 +177,16 @@ def test_a_verdict_that_is_no_number_is_none(verdict):
     put("a1", [1.0, 0.0], verdict=verdict)
     built._sync_metadata_from_transfer_queue()
     assert all(math.isnan(accuracy) for accuracy in listener.whole[0].accuracies)
+
+
+def test_what_could_not_be_verified_is_counted_where_the_verifier_says_so():
+    built, listener = buffer()
+    put("a1", [1.0, 0.0, 0.0], unverified=[0.0, 1.0, 1.0])
+    put("b2", [1.0, 0.0], unverified=[0.0, 0.0])
+    put("c3", [1.0, 0.0])
+    put("d4", [1.0, 0.0], unverified=["?", None])
+    built._sync_metadata_from_transfer_queue()
+    assert {group.uid: group.unverified for group in listener.whole} == {"a1": 2, "b2": 0, "c3": None, "d4": None}
 
 
 def test_a_reward_that_is_no_number_is_named_by_its_prompt():

@@ -60,6 +60,7 @@ class Group:
         scores: (k,) float64, a judge's; NaN where it failed. None where nobody was asked.
         demonstrations: how many stand in the group.
         asked: rollouts that a budget asked for; None where every prompt has as many.
+        unverified: responses that the verifier could not verify, and took for wrong; None where it says no such thing.
     """
 
     uid: str
@@ -72,6 +73,7 @@ class Group:
     scores: np.ndarray | None = None
     demonstrations: int = 0
     asked: int | None = None
+    unverified: int | None = None
 
 
 @dataclass(frozen=True, eq=False)

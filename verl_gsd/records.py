@@ -28,7 +28,7 @@ from verl_gsd.rundir import RunDirectory
 Fate = Literal["trained", "filtered", "surplus", "stale", "failed"]
 FATES: tuple[Fate, ...] = ("trained", "filtered", "surplus", "stale", "failed")
 
-VERSION = 3
+VERSION = 4
 SCHEMA = pa.schema(
     [
         ("step", pa.int32()),  # the trainer step in which the group left
@@ -62,6 +62,8 @@ SCHEMA = pa.schema(
         # The probability that earlier visits alone gave of a unanimous group of this size; null at the first one, and
         # where the responses' accuracies are not all known.
         ("silent_predicted", pa.float64()),
+        # Responses that the verifier could not verify, and took for wrong; null where it says no such thing.
+        ("unverified", pa.int32()),
     ],
     metadata={"verl_gsd.records": str(VERSION)},
 )
@@ -122,6 +124,7 @@ def describe(left: Sequence[Left], *, step: int, attempt: int, alpha: float | No
         "tokens": np.array([group.tokens.sum() for group in groups], dtype=np.int64),
     }
     columns["demonstrations"] = [group.demonstrations for group in groups]
+    columns["unverified"] = [group.unverified for group in groups]
     for name in set(SCHEMA.names) - set(columns):
         columns[name] = [entry.further.get(name) for entry in left]
     return pa.table({name: pa.array(columns[name]).cast(SCHEMA.field(name).type) for name in SCHEMA.names}, SCHEMA)

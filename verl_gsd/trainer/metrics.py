@@ -57,7 +57,8 @@ def group_metrics(table: pa.Table) -> dict[str, float]:
         ``group/frac_tokens_silent`` (tokens spent on unanimous groups); of groups whose prompt was visited before:
         ``group/silent/{observed,predicted}``, the second from earlier visits alone: a lasting gap means rollouts that
         are not independent or a noisy verifier; where the config is an operation on sigma ``dial/gain/mean`` and
-        ``dial/gain_share/{hard,between,easy}``, by the group's accuracy.
+        ``dial/gain_share/{hard,between,easy}``, by the group's accuracy; where the verifier says what it could not
+        verify ``verifier/unverified``, its share of the responses with a verdict.
     """
     fate = np.array(table["fate"].to_pylist(), dtype=object)
     metrics = {f"group/count/{name}": float((fate == name).sum()) for name in FATES}
@@ -81,7 +82,13 @@ def group_metrics(table: pa.Table) -> dict[str, float]:
     if known.any():
         metrics["group/silent/observed"] = float(silent[known].mean())
         metrics["group/silent/predicted"] = float(predicted[known].mean())
-    return metrics | _gain(table)
+    return metrics | _gain(table) | _verifier(table)
+
+
+def _verifier(table: pa.Table) -> dict[str, float]:
+    table = table.filter(table["unverified"].is_valid())
+    verdicts = table["total"].to_numpy().sum()
+    return {"verifier/unverified": float(table["unverified"].to_numpy().sum() / verdicts)} if verdicts else {}
 
 
 def _gain(table: pa.Table) -> dict[str, float]:

@@ -189,6 +189,7 @@ def _read_groups(uids: list[str], partition: dict[str, dict], listener: GroupLis
     spoken = [key for uid in uids for key in last[uid].values()]
     rewards: dict[str, float] = {}
     accuracies: dict[str, float] = {}
+    unverified: dict[str, float] = {}  # what the verifier says of it, if anything
     for key in spoken:
         if REPLACED in partition[key]:
             rewards[key], accuracies[key], tokens[session_of(key)] = partition[key][REPLACED]
@@ -198,11 +199,16 @@ def _read_groups(uids: list[str], partition: dict[str, dict], listener: GroupLis
         for key, scores, extra in zip(read, list(data["rm_scores"]), list(data["extra_fields"]), strict=True):
             rewards[key] = float(scores.double().sum())
             extra = getattr(extra, "data", extra)
-            verdict = (extra.get("reward_extra_info") or {}).get("acc")
-            accuracies[key] = math.nan if GENERATED_IN in partition[key] else as_number(verdict)
+            said = extra.get("reward_extra_info") or {}
+            if GENERATED_IN in partition[key]:
+                accuracies[key] = math.nan
+            else:
+                accuracies[key] = as_number(said.get("acc"))
+                unverified[key] = as_number(said.get("unverified"))
     groups = []
     for uid in uids:
         rows = list(last[uid].values())
+        told = [unverified[key] for key in rows if not math.isnan(unverified.get(key, math.nan))]
         source, index = listener.key_of(uid)
         for key in rows:
             if not math.isfinite(rewards[key]):
@@ -220,6 +226,7 @@ def _read_groups(uids: list[str], partition: dict[str, dict], listener: GroupLis
                 tokens=np.array([tokens[session_of(key)] for key in rows], dtype=np.int64),
                 keys=tuple(rows),
                 demonstrations=demonstrations[uid],
+                unverified=sum(value > 0 for value in told) if told else None,
             )
         )
     return groups
