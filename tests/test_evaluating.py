@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from filelock import FileLock
 from typer.testing import CliRunner
 
 from verl_gsd.cli.evaluate_tables import summary, table
@@ -218,6 +219,11 @@ def test_an_evaluation_from_prompts_to_files(tmp_path, mini, model, monkeypatch)
     evaluate(*line, "--samples", "2", "--max-tokens", "8", "--against", tmp_path / "o")
     said = evaluate(*line, "--samples", "2", "--max-tokens", "8", "--seed", "1", code=2)
     assert "has responses made with seed=0, and this line says 1. Write another --output" in said
+    said = evaluate(*line, "--samples", "3", "--max-tokens", "8", "--against", tmp_path / "o", code=2)
+    assert "mini: samples was 2 there and is 3 here" in said and len(jobs) == 2, "before anything is generated"
+    with FileLock(tmp_path / "o" / ".lock"):
+        said = evaluate(*line, "--samples", "2", "--max-tokens", "8", code=2)
+    assert "another process evaluates into it" in said
     said = evaluate(*line, "--samples", "1", code=2)
     assert "has responses made with max_tokens=8, and this line says 8192" in said or "--max-tokens 8192" in said
     os.utime(model / "model.safetensors")

@@ -92,6 +92,7 @@ def evaluate(
                 sampling,
                 samples=samples,
                 tensor_parallel=tensor_parallel,
+                against=compared,
                 second=_second(verifier_url, verifier_model),
                 on_progress=_bars(shown),
             )
@@ -138,8 +139,11 @@ def _longest_response(checkpoint: str) -> int:
 
     from verl_gsd.rundir import RunDirectory
 
-    config = RunDirectory(Path(checkpoint).parent).config
-    return int(OmegaConf.load(config).data.max_response_length) if config.is_file() else 8192
+    path = Path(checkpoint)
+    config = RunDirectory(path.parent).config
+    if not path.name.startswith("global_step_") or not config.is_file():
+        return 8192
+    return int(OmegaConf.load(config).data.max_response_length)
 
 
 def _second(url: str | None, model: str | None) -> Second | None:

@@ -101,19 +101,27 @@ def read_result(folder: Path) -> Result:
         raise ValueError(f"{path}: not a result of verl-gsd eval ({error})") from error
 
 
+def require_comparable(first: Mapping[str, Any], second: Mapping[str, Any]) -> None:
+    """Refuse to compare results whose settings differ in anything but the model.
+
+    Raises:
+        ValueError: they do; the message names what.
+    """
+    for name in sorted({*first, *second} - {"model"}):
+        if first.get(name) != second.get(name):
+            raise ValueError(
+                f"{second.get('bench')}: {name} was {first.get(name)!r:.80} there and is {second.get(name)!r:.80} here."
+                " Measured otherwise, they cannot be compared question by question: evaluate both with the same options"
+            )
+
+
 def compare(first: Result, second: Result) -> Paired:
     """How the second model does against the first, question by question.
 
     Raises:
-        ValueError: they were measured with different settings; the message names the first of them.
+        ValueError: as ``require_comparable``, or the questions are others.
     """
-    for name in sorted({*first.settings, *second.settings} - {"model"}):
-        before, now = first.settings.get(name), second.settings.get(name)
-        if before != now:
-            raise ValueError(
-                f"{name} was {before!r:.80} there and is {now!r:.80} here: measured otherwise, they cannot be compared "
-                "question by question. Evaluate both with the same options"
-            )
+    require_comparable(first.settings, second.settings)
     if first.indices.tolist() != second.indices.tolist() or first.samples != second.samples:
         raise ValueError("the questions, or the samples of each, are others there")
     return paired(first.correct / first.samples, second.correct / second.samples)

@@ -8,17 +8,19 @@ OUTPUT/BENCH/               settings, responses and the result (evaluation/answe
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from verl_gsd.evaluation.answers import Answers, Verdicts, read_answers, verify
 from verl_gsd.evaluation.benches import Bench
-from verl_gsd.evaluation.results import SETTINGS, Result, result_of, write_result
+from verl_gsd.evaluation.results import SETTINGS, Result, require_comparable, result_of, write_result
 from verl_gsd.preparation.chats import Template
 from verl_gsd.trainer import merging
 from verl_gsd.trainer.config import ConfigError
@@ -80,18 +82,22 @@ def evaluate(
     *,
     samples: int | None,
     tensor_parallel: int,
+    against: Mapping[str, Result],
     second: Second | None,
     on_progress: OnProgress,
 ) -> dict[str, Result]:
     """The results by benchmark, computed and written below ``folder``.
 
     Args:
-        samples: responses a question; None for each benchmark's own number.
+        samples: responses a question; None for each benchmark's own number, or 1 at temperature 0.
+        against: results that these are to be compared with: settings that do not allow it are refused before anything
+            is generated.
         second: a second opinion on the responses; None for none.
 
     Raises:
-        ValueError: a prompt does not fit, responses of other settings are there, or one of their files is damaged.
-        ConfigError: vLLM failed.
+        ValueError: a prompt does not fit, responses of other settings are there, one of their files is damaged, or
+            ``against`` was measured otherwise.
+        ConfigError: vLLM failed, or another process evaluates into ``folder``.
         OSError: there is no room, or no right to write.
     """
     import torch
@@ -103,19 +109,34 @@ def evaluate(
     for bench in benches:
         prompts = [template.tokens(question.chat) for question in bench.questions]
         _require_room(bench, prompts, sampling.max_tokens, template)
-        tasks.append(Task(str((folder / bench.name).resolve()), prompts, bench.samples(samples)))
-        settings[bench.name] = _settings(bench, model, template, sampling, bench.samples(samples), dtype)
+        drawn = 1 if sampling.temperature == 0 else bench.samples(samples)
+        tasks.append(Task(str((folder / bench.name).resolve()), prompts, drawn))
+        settings[bench.name] = _settings(bench, model, template, sampling, drawn, dtype)
+        if bench.name in against:
+            require_comparable(against[bench.name].settings, settings[bench.name])
     for name, wanted in settings.items():
         _begin(folder / name, wanted)
     parts = sum(task.parts() for task in tasks)
-    generate(
-        Job(model.path, dtype, **asdict(sampling), tensor_parallel=tensor_parallel, on_cpu=on_cpu, tasks=tasks),
-        folder / "generation.log",
-        lambda: on_progress("parts generated", parts - sum(len(task.missing()) for task in tasks), parts),
-    )
+    with _alone(folder):
+        generate(
+            Job(model.path, dtype, **asdict(sampling), tensor_parallel=tensor_parallel, on_cpu=on_cpu, tasks=tasks),
+            folder / "generation.log",
+            lambda: on_progress("parts generated", parts - sum(len(task.missing()) for task in tasks), parts),
+        )
     return {
         bench.name: _result(bench, folder / bench.name, settings[bench.name], second, on_progress) for bench in benches
     }
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    try:
+        with FileLock(folder / ".lock", blocking=False):
+            yield
+    except Timeout:
+        raise ConfigError(
+            f"--output {folder}: another process evaluates into it. Wait for it, or write another"
+        ) from None
 
 
 def _settings(
