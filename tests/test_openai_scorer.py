@@ -20,7 +20,7 @@ from hostile_server import (
     trickle,
 )
 
-from verl_gsd.judge import openai_scorer
+from verl_gsd.judge import openai_client
 from verl_gsd.judge.openai_scorer import OpenAIScorer
 from verl_gsd.judge.scorer import JudgementError, Question
 
@@ -38,7 +38,7 @@ def waits(monkeypatch):
     async def wait(seconds):
         waited.append(seconds)
 
-    monkeypatch.setattr(openai_scorer, "_sleep", wait)
+    monkeypatch.setattr(openai_client, "_sleep", wait)
     return waited
 
 
