@@ -131,7 +131,8 @@ def test_text_that_others_wrote_stays_text(tmp_path):
         (["mine={file}"], "file.json: no such run directory"),
         (["{run}", "--baseline", "dapo"], "--baseline dapo: no run of that. Write one of grpo"),
         (["{run}", "--output", "c.txt"], "--output c.txt: write the name of a file that ends in .json"),
-        (["{run}", "--page", "{tmp}"], "write the name of a file that ends in .html"),
+        (["{run}", "--page", "c.htm"], "--page c.htm: write the name of a file that ends in .html"),
+        (["{run}", "--page", "{folder}"], "folder.html: write the name of a file that ends in .html"),
     ],
 )
 def test_a_mistake_is_named_and_nothing_is_written(tmp_path, words, said):
@@ -139,6 +140,8 @@ def test_a_mistake_is_named_and_nothing_is_written(tmp_path, words, said):
     places["run"] = write_run(tmp_path / "grpo" / "seed_1", [5], {1: 0.5})
     places["elsewhere"] = write_run(tmp_path / "a" / "seed_1", [5], {1: 0.5}, data__val_files="other.parquet")
     places["file"].write_text("{}")
+    places["folder"] = tmp_path / "folder.html"
+    places["folder"].mkdir()
     before = sorted(tmp_path.rglob("*"))
     outputs = (
         [] if {"--output", "--page"} & set(words) else ["--output", tmp_path / "c.json", "--page", tmp_path / "c.html"]

@@ -79,6 +79,7 @@ def test_before_its_first_validation_a_run_has_no_accuracy():
     alone = compare([line("grpo", 1, 1.0), late], "grpo")
     assert rows(alone)["hadw"].cells[0].accuracy is None
     assert words.accuracy_table(alone)[1][1][2] == "none so far"
+    assert rows(alone)["hadw"].p_adjusted == 1, "the test is at the largest budget"
 
 
 def test_the_mean_over_tokens_is_the_area_over_what_all_have():
@@ -172,6 +173,11 @@ def test_fewer_seeds_are_called_partial_and_what_they_cannot_show_is_said():
     assert "Seeds of both: 2" in said and "no p below 0.5" in said and "from 6 seeds on" in said
     many = [line(label, seed, 0.5 + seed / 100) for label in ("grpo", "hadw") for seed in range(6)]
     assert not any("no p below" in caveat for caveat in words.caveats(compare(many, "grpo")))
+    many += [line("gvpo", seed, 0.5 + seed / 100) for seed in range(6)]
+    (said,) = [caveat for caveat in words.caveats(compare(many, "grpo")) if "no p below" in caveat]
+    assert "Seeds of both: 6" in said and "Holm's of 2" in said and "from 7 seeds on" in said
+    (said,) = [caveat for caveat in words.caveats(compare(many[:-2], "grpo")) if "no p below" in caveat]
+    assert "Seeds of both: 4" in said, "gvpo has fewest"
 
 
 # The page
