@@ -14,6 +14,7 @@ from verl_gsd.cli.evaluate_tables import summary, table
 from verl_gsd.cli.main import app
 from verl_gsd.evaluation import benches
 from verl_gsd.evaluation.answers import Answers, Verdicts, part_file, parts, read_answers, verify, write_part
+from verl_gsd.evaluation.opinion import opinion
 from verl_gsd.evaluation.results import Result, compare, read_result, result_of, write_result
 from verl_gsd.tasks import byte_llama
 from verl_gsd.trainer import evaluating, merging
@@ -252,6 +253,49 @@ def test_mistakes_are_named(tmp_path, mini, model, monkeypatch, words, message):
     monkeypatch.setenv("VERL_GSD_CACHE", str(tmp_path / "cache"))
     said = evaluate("--checkpoint", model, "--data", tmp_path / "data", "--output", tmp_path / "o", *words, code=2)
     assert message in said
+
+
+# A second opinion
+
+
+def test_a_second_opinion_is_counted_beside_the_verifiers_and_asked_for_once(mini, tmp_path):
+    answers = answers_of(mini, [str(n + 1) for n in range(70)])
+    verdicts = verify(mini, answers, lambda _: None)
+    asked = []
+
+    def ask(questions, told):
+        """Right about the reference, but of two questions nothing, and of five the contrary."""
+        asked.append(len(questions))
+        told(len(questions))
+        said = []
+        for question in questions:
+            number = int(question.reference) - 1
+            assert question.problem == f"{number}+1?"
+            said.append(None if number < 2 and len(asked) < 3 else number not in range(60, 65))
+        return said
+
+    told = []
+    found = opinion(mini, tmp_path, answers, verdicts, "v", ask, told.append)
+    assert found == {"second_failed": 4 / 140, "second_accuracy": 126 / 136, "second_agreement": 126 / 136}
+    assert asked == [128, 12] and told[-1] == 140 and told == sorted(told)
+    found = opinion(mini, tmp_path, answers, verdicts, "v", ask, told.append)
+    assert asked == [128, 12, 4], "what failed alone"
+    assert found == {"second_failed": 0.0, "second_accuracy": 130 / 140, "second_agreement": 130 / 140}
+    opinion(mini, tmp_path, answers, verdicts, "another", ask, told.append)
+    assert asked[3:] == [128, 12], "another model's are not its"
+    silent = lambda questions, told: [None] * len(questions)  # noqa: E731
+    assert opinion(mini, tmp_path, answers, verdicts, "silent", silent, told.append) == {"second_failed": 1.0}
+    file = tmp_path / "opinion" / "part_00001.json"
+    file.write_text('{"model": "silent", "verdicts": [true]}')
+    with pytest.raises(ValueError, match=r"part_00001.json: not readable .not 12 verdicts"):
+        opinion(mini, tmp_path, answers, verdicts, "silent", silent, told.append)
+
+
+def test_an_llm_verifier_that_is_not_there_is_said_before_anything_is_generated(tmp_path, mini, model, monkeypatch):
+    monkeypatch.setattr(evaluating, "generate", lambda *_: pytest.fail("generated"))
+    words = ["--verifier-url", "http://127.0.0.1:9/v1", "--verifier-model", "v"]
+    said = evaluate("--checkpoint", model, "--bench", "mini", "--data", tmp_path / "data", *words, code=2)
+    assert "--verifier-url, --verifier-model: " in said and "no judge answers there" in said
 
 
 # Benchmarks and checkpoints that are not whole

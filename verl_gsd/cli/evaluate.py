@@ -78,6 +78,7 @@ def evaluate(
             )
         if (verifier_url is None) != (verifier_model is None):
             raise ValueError("--verifier-url and --verifier-model: write both, or neither")
+        second = _second(verifier_url, verifier_model)
         benches = _benches(bench, data or data_folder())
         folder = output or _folder_of(checkpoint)
         compared = _compared(against, benches)
@@ -93,7 +94,7 @@ def evaluate(
                 samples=samples,
                 tensor_parallel=tensor_parallel,
                 against=compared,
-                second=_second(verifier_url, verifier_model),
+                second=second,
                 on_progress=_bars(shown),
             )
         out.print(table(results, compared))
@@ -147,7 +148,26 @@ def _longest_response(checkpoint: str) -> int:
 
 
 def _second(url: str | None, model: str | None) -> Second | None:
-    return None
+    """The LLM verifier at ``url``."""
+    if url is None or model is None:
+        return None
+    from verl_gsd.evaluation.opinion import opinion
+    from verl_gsd.judge.build import served_model
+    from verl_gsd.judge.settings import Settings
+    from verl_gsd.judge.verdicts import verify_all
+
+    try:
+        served_model(Settings(base_url=url, model=model))  # now, and not when all is generated
+    except ValueError as error:
+        raise ValueError(f"--verifier-url, --verifier-model: {error}") from error
+
+    def second(bench, folder, answers, verdicts, on_done):  # as evaluating.Second
+        def ask(questions, told):
+            return verify_all(questions, base_url=url, model=model, on_done=told)[0]
+
+        return opinion(bench, folder, answers, verdicts, model, ask, on_done)
+
+    return second
 
 
 def _bars(shown: Progress) -> OnProgress:

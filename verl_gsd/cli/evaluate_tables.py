@@ -29,6 +29,13 @@ def table(results: Mapping[str, Result], compared: Mapping[str, Result]) -> Tabl
         unverified, cut_off = result.figures["unverified"], result.figures["cut_off"]
         if unverified or cut_off:
             shown.add_row("", "", f"{cut_off:.1%} cut off", f"{unverified:.2%} not verified, counted as wrong")
+        if "second_failed" in result.figures:
+            said = [
+                f"{name} {result.figures[f'second_{name}']:.3f}"
+                for name in ("accuracy", "agreement")
+                if (f"second_{name}" in result.figures)
+            ]
+            shown.add_row("", "", "second opinion", ", ".join([*said, f"failed {result.figures['second_failed']:.1%}"]))
     return shown
 
 

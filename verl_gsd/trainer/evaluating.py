@@ -30,8 +30,8 @@ from verl_gsd.writing import whole
 #: Told what is being done, how much of it is, and how much there is.
 OnProgress = Callable[[str, int, int], None]
 
-#: What else says of responses whether they are right: figures for the result.
-Second = Callable[[Bench, Answers, Verdicts], dict[str, float]]
+#: What else says of the responses in OUTPUT/BENCH whether they are right: figures for the result.
+Second = Callable[[Bench, Path, Answers, Verdicts, Callable[[int], None]], dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -194,6 +194,11 @@ def _result(
     said, total = f"{bench.name} verified", answers.tokens.size
     verdicts = verify(bench, answers, lambda done: on_progress(said, done, total))
     indices = np.array([question.index for question in bench.questions], dtype=np.int64)
-    result = result_of(settings, indices, answers, verdicts, second(bench, answers, verdicts) if second else {})
+    more = (
+        second(bench, folder, answers, verdicts, lambda done: on_progress(f"{bench.name}, second opinion", done, total))
+        if second
+        else {}
+    )
+    result = result_of(settings, indices, answers, verdicts, more)
     write_result(folder, result)
     return result
