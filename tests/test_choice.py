@@ -19,7 +19,7 @@ from verl_gsd.tasks.choice import compute_score, final_letter
         (r"\boxed{$B$}", "B"),
         (r"\boxed B", "B"),
         (r"\boxed{42}. The answer is B.", None),
-        (r"\boxed{B", None),
+        (r"The answer is B. \boxed{A", None),
         (r"\boxed{BC}", None),
         (r"\boxed{A man}", None),
         (r"\boxed{K}", None),
