@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import Counter
 
 import numpy as np
 import pyarrow as pa
@@ -10,12 +11,13 @@ import pytest
 from filelock import FileLock
 from typer.testing import CliRunner
 
-from verl_gsd.cli.evaluate_tables import summary, table
+from verl_gsd.cli.evaluate_tables import table, write_summary
 from verl_gsd.cli.main import app
 from verl_gsd.evaluation import benches
 from verl_gsd.evaluation.answers import Answers, Verdicts, part_file, parts, read_answers, verify, write_part
 from verl_gsd.evaluation.opinion import opinion
 from verl_gsd.evaluation.results import Result, compare, read_result, result_of, write_result
+from verl_gsd.judge.prompt import VERDICT_VERSION
 from verl_gsd.tasks import byte_llama
 from verl_gsd.trainer import evaluating, merging
 from verl_gsd.trainer.config import ConfigError
@@ -122,10 +124,14 @@ def test_what_is_no_result_is_refused_by_name(tmp_path, change):
         read_result(tmp_path)
 
 
-def test_the_table_and_the_summary_say_the_same():
+def test_the_table_and_the_summary_say_the_same(tmp_path):
     results, others = {"mini": result([4, 2, 0, 1])}, {"mini": result([0, 0, 0, 0], model={"checkpoint": "base"})}
     rows = [list(column.cells) for column in table(results, others).columns]
-    summed = summary(results, others)["mini"]
+    write_result(tmp_path / "earlier", result([1], bench="earlier"))
+    write_summary(tmp_path, results, others)
+    summed = json.loads((tmp_path / "results.json").read_text())
+    assert summed["earlier"]["average"] == {"value": 0.25, "low": 0.0, "high": 1.0, "n": 1}, "of a line before"
+    summed = summed["mini"]
     assert rows[3][0] == "0.438 [0.000, 1.000]" and summed["average"]["value"] == 7 / 16
     assert rows[5][0].startswith("0.438 [") and summed["against"]["difference"]["value"] == 7 / 16
     assert summed["against"]["model"] == "base" and rows[7][0] == "3, 1, 0"
@@ -234,8 +240,8 @@ def test_an_evaluation_from_prompts_to_files(tmp_path, mini, model, monkeypatch)
 def test_a_prompt_that_the_model_does_not_read_is_named(tmp_path, mini, model):
     line = ["--checkpoint", model, "--bench", "mini", "--data", tmp_path / "data", "--output", tmp_path / "o"]
     said = evaluate(*line, "--max-tokens", "4090", code=2)
-    assert "--max-tokens 4090: mini, row 10 has a prompt of 7 tokens, and the model reads 4096" in said
-    assert "Write --max-tokens 4089 or less" in said and not (tmp_path / "o" / "mini").exists()
+    assert "--max-tokens 4090: mini, row 69 has a prompt of 7 tokens, and the model reads 4096" in said
+    assert "Write --max-tokens 4089, which all" in said and not (tmp_path / "o" / "mini").exists()
 
 
 @pytest.mark.parametrize(
@@ -246,7 +252,7 @@ def test_a_prompt_that_the_model_does_not_read_is_named(tmp_path, mini, model):
         (["--bench", "mini", "--samples", "2", "--temperature", "0"], "--samples 2: at temperature 0 all are the same"),
         (["--bench", "mini", "--top-p", "0"], "--top-p 0.0: write a share above 0"),
         (["--bench", "mini", "--verifier-url", "http://x"], "write both, or neither"),
-        (["--bench", "mini", "--against", "nowhere"], "--against nowhere: nowhere is not there"),
+        (["--bench", "mini", "--against", "nowhere"], "--against nowhere: no evaluation in evaluation/nowhere"),
     ],
 )
 def test_mistakes_are_named(tmp_path, mini, model, monkeypatch, words, message):
@@ -272,21 +278,28 @@ def test_a_second_opinion_is_counted_beside_the_verifiers_and_asked_for_once(min
             number = int(question.reference) - 1
             assert question.problem == f"{number}+1?"
             said.append(None if number < 2 and len(asked) < 3 else number not in range(60, 65))
-        return said
+        return said, Counter({"timed_out": said.count(None)} if None in said else {})
 
     told = []
     found = opinion(mini, tmp_path, answers, verdicts, "v", ask, told.append)
-    assert found == {"second_failed": 4 / 140, "second_accuracy": 126 / 136, "second_agreement": 126 / 136}
+    whose = {"second_model": "v", "second_prompt": VERDICT_VERSION}
+    shares = {"second_failed": 4 / 140, "second_accuracy": 126 / 136, "second_agreement": 126 / 136}
+    assert found == whose | shares | {"second_failed_timed_out": 4.0}
     assert asked == [128, 12] and told[-1] == 140 and told == sorted(told)
     found = opinion(mini, tmp_path, answers, verdicts, "v", ask, told.append)
     assert asked == [128, 12, 4], "what failed alone"
-    assert found == {"second_failed": 0.0, "second_accuracy": 130 / 140, "second_agreement": 130 / 140}
+    assert found == whose | {"second_failed": 0.0, "second_accuracy": 130 / 140, "second_agreement": 130 / 140}
+    others = answers_of(mini, [str(n + 1) + ("." if n == 69 else "") for n in range(70)])
+    opinion(mini, tmp_path, others, verdicts, "v", ask, told.append)
+    assert asked[3:] == [12], "other texts than it was asked about"
+    asked[3:] = []
     opinion(mini, tmp_path, answers, verdicts, "another", ask, told.append)
     assert asked[3:] == [128, 12], "another model's are not its"
-    silent = lambda questions, told: [None] * len(questions)  # noqa: E731
-    assert opinion(mini, tmp_path, answers, verdicts, "silent", silent, told.append) == {"second_failed": 1.0}
+    silent = lambda questions, told: ([None] * len(questions), Counter(refused=len(questions)))  # noqa: E731
+    found = opinion(mini, tmp_path, answers, verdicts, "silent", silent, told.append)
+    assert (found["second_failed"], found["second_failed_refused"]) == (1.0, 140.0) and "second_accuracy" not in found
     file = tmp_path / "opinion" / "part_00001.json"
-    file.write_text('{"model": "silent", "verdicts": [true]}')
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"verdicts": [True]}))
     with pytest.raises(ValueError, match=r"part_00001.json: not readable .not 12 verdicts"):
         opinion(mini, tmp_path, answers, verdicts, "silent", silent, told.append)
 

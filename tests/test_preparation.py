@@ -47,6 +47,38 @@ def test_duplicates_go_and_problems_with_two_answers_go_altogether(tmp_path):
     of = prepared.read(tmp_path / "data" / "mine").splits["train"]
     assert (of["read"], of["rows"]) == (6, 2)
     assert of["left_out"] == {"conflicting": 2, "duplicate": 2}
+    left = [json.loads(line) for line in (tmp_path / "data" / "mine" / "left_out_train.jsonl").read_text().splitlines()]
+    assert left == [{"row": row, "reason": "conflicting", "detail": ""} for row in (1, 3)], "but for duplicates"
+
+
+def test_answers_that_are_the_same_number_do_not_conflict(tmp_path):
+    rows = [("Half?", "0.5"), ("Half?", r"\frac{1}{2}"), ("Thousand?", "1,000"), ("Thousand?", "1000")]
+    file = lines(tmp_path / "t.jsonl", *({"problem": problem, "answer": answer} for problem, answer in rows))
+    run(tmp_path, "mine", "--input", str(file))
+    assert asked(made(tmp_path, "mine")) == ["Half?", "Thousand?"]
+
+
+def test_two_summaries_of_a_post_do_not_conflict(tmp_path):
+    file = lines(tmp_path / "t.jsonl", *({"prompt": "A post.", "completion": text} for text in ("Short.", "Brief.")))
+    run(tmp_path, "tldr", "--input", str(file), "--split", "train")
+    (row,) = made(tmp_path, "tldr")
+    assert row["reward_model"] == {"style": "model", "ground_truth": "Short."}
+    assert prepared.read(tmp_path / "data" / "tldr").splits["train"]["left_out"] == {"duplicate": 1}
+
+
+def test_a_contaminated_problem_that_comes_again_is_a_duplicate(tmp_path):
+    run(
+        tmp_path,
+        "e",
+        "--input",
+        str(lines(tmp_path / "e.jsonl", {"problem": "One?", "answer": "1"})),
+        "--split",
+        "test",
+    )
+    file = lines(tmp_path / "t.jsonl", *[{"problem": "One?", "answer": "1"}] * 3, {"problem": "Two?", "answer": "2"})
+    run(tmp_path, "mine", "--input", str(file))
+    left = prepared.read(tmp_path / "data" / "mine").splits["train"]["left_out"]
+    assert left == {"contaminated": 1, "duplicate": 2}
 
 
 def test_a_test_split_is_kept_as_it_is(tmp_path):
@@ -63,7 +95,7 @@ def test_training_is_held_against_every_prepared_test_split(tmp_path):
     run(tmp_path, "short", "--input", str(short), "--split", "test")
     train = lines(
         tmp_path / "t.jsonl",
-        {"problem": f"Problem 7. {LONG.upper()}\n York, say.", "answer": "3"},
+        {"problem": f"Problem 7. {LONG.upper()}\n Leeds! When will it be?", "answer": "3"},
         {"problem": "what is 1 + 1", "answer": "2"},
         {"problem": "A train leaves at nine.", "answer": "4"},
         {"problem": "What is 1+1? And 1+2?", "answer": "5"},
@@ -83,38 +115,69 @@ def test_training_is_held_against_every_prepared_test_split(tmp_path):
     assert "no test split of it" in run(tmp_path, "mine", "--input", str(train), "--against", "longer", code=2)
 
 
+PHRASE = "where $m$ and $n$ are relatively prime positive integers. Find $m+n$."
+
+
 @pytest.mark.parametrize(
     ("problem", "found"),
     [
-        ("a b c d", "set"),
-        ("x a b, c! D y", "set"),
-        ("a b c", None),
-        ("a b c x d", None),
-        ("求 解 方 程", "cjk"),
-        ("请求解方程。", "cjk"),
-        ("求解方", None),
+        ("0 a b c d 1", "set"),
+        ("Then: 0 A, b... c D 1?!", "set"),
+        ("x a b c d 1", "set"),  # two of three runs of four words
+        ("x a b c d y", None),  # one of three
+        ("求 解 方 程 组 的", "cjk"),
+        ("请求解方程组的。", "cjk"),
+        ("求解方程", None),
         ("p q", "pair"),
         ("P, $q$?", "pair"),
         ("p q r", None),
         ("", None),
     ],
 )
-def test_overlap_is_a_run_of_words(problem, found):
+def test_overlap_is_half_the_runs_of_a_problem(problem, found):
     overlap = Overlap(4)
     overlap.add("set", ["0 a b c d 1"])
-    overlap.add("cjk", ["求解方程"])
+    overlap.add("cjk", ["求解方程组的"])
     overlap.add("pair", ["p q"])
     assert overlap.find(problem) == found
 
 
-@given(st.lists(st.sampled_from("abcd"), max_size=12), st.lists(st.sampled_from("abcd"), max_size=12))
+def test_a_phrase_that_many_problems_end_with_is_no_copy():
+    overlap = Overlap(13)
+    drawing = "[asy] import graph; size(5cm); real lsf = 0.5; pen dps = linewidth(0.7) + fontsize(10); [/asy]"
+    evaluation = f"{LONG} Leeds, {LONG} York. The ratio of the two times is $\\frac{{m}}{{n}}$, {PHRASE} {drawing}"
+    overlap.add("aime", [evaluation, "Which of the seven gases do most plants absorb?"])
+    assert overlap.find(f"The area of the triangle is $\\frac{{m}}{{n}}$, {PHRASE}") is None
+    assert overlap.find(f"What is shaded? {drawing}") is None
+    assert overlap.find(f"Solve this. {evaluation}") == "aime"
+    assert overlap.find("Which of the seven gases do most plants absorb? Answer with a word.") == "aime"
+    assert overlap.find("Which of the seven gases do animals absorb?") is None
+
+
+def test_options_do_not_hide_a_question(tmp_path):
+    """Of an evaluation problem with options the question alone is looked for."""
+    row = {"question": "Which of the seven gases do most plants absorb?", "options": ["O2", "CO2"], "answer_index": 1}
+    run(tmp_path, "mmlu_pro", "--input", str(lines(tmp_path / "e.jsonl", row)))
+    file = lines(
+        tmp_path / "t.jsonl", {"problem": row["question"], "answer": "CO2"}, {"problem": "Two?", "answer": "2"}
+    )
+    assert "mmlu_pro 1" in run(tmp_path, "mine", "--input", str(file))
+
+
+@given(st.lists(st.sampled_from("abcd"), max_size=14), st.lists(st.sampled_from("abcd"), max_size=14))
 def test_overlap_finds_what_a_slow_search_finds(evaluation, training):
-    overlap = Overlap(3)
+    overlap = Overlap(7)
     overlap.add("set", [" ".join(evaluation)])
-    runs = {tuple(evaluation[start : start + 3]) for start in range(len(evaluation) - 2)}
-    slow = any(tuple(training[start : start + 3]) in runs for start in range(len(training) - 2))
-    if len(evaluation) < 3:
+
+    def runs(words, length):
+        return {tuple(words[start : start + length]) for start in range(len(words) - length + 1)}
+
+    if len(evaluation) < 6:
         slow = evaluation == training != []
+    elif len(evaluation) == 6:
+        slow = bool(runs(evaluation, 6) & runs(training, 6))
+    else:
+        slow = 2 * len(runs(evaluation, 7) & runs(training, 7)) >= len(runs(evaluation, 7))
     assert (overlap.find(" ".join(training)) == "set") == slow
 
 
@@ -205,6 +268,9 @@ def test_indices_of_the_table_are_kept_and_must_be_unique(tmp_path):
     assert "t.jsonl, row 2 (the first is 0): index 7 is row 0's, too" in said
     run(tmp_path, "mine", "--input", str(lines(tmp_path / "t.jsonl", *rows[:2])), *words)
     assert [row["extra_info"]["index"] for row in made(tmp_path, "mine")] == [7, 3]
+    test = lines(tmp_path / "e.jsonl", {"problem": "e?", "answer": "1", "id": 3})
+    said = run(tmp_path, "mine", "--input", str(test), "--split", "test", *words, code=2)
+    assert "e.jsonl, row 0 (the first is 0): index 3 is in the other split, too" in said
     said = run(tmp_path, "mine", "--input", str(lines(tmp_path / "t.jsonl", rows[0] | {"id": "x"})), *words, code=2)
     assert "column id: write a whole number, 0 or more, not str 'x'" in said
 
@@ -282,8 +348,9 @@ def test_questions_are_the_same_whatever_the_order_of_their_options():
         (["mine", "--input", "t.jsonl", "--split", "dev"], "--split dev: write train or test"),
         (["gsm8k", "--suffix", "x"], "--suffix x: gsm8k has columns of its own"),
         (["mine", "--input", "t.jsonl", "--judged-by-model", "--answer-column", "a"], "no effect beside --judged-by"),
+        (["arithmetic", "--split", "test"], "--split: has no effect on arithmetic"),
         (["mine", "--input", "t.jsonl", "--overlap-words", "1"], "--overlap-words 1: write 2 or more"),
-        (["arithmetic", "--input", "t.jsonl"], "--input t.jsonl: arithmetic is made, not read"),
+        (["arithmetic", "--input", "t.jsonl"], "--input: has no effect on arithmetic, which is made"),
     ],
 )
 def test_mistakes_are_named(tmp_path, monkeypatch, words, message):
@@ -324,7 +391,16 @@ def test_a_solution_without_a_box_among_others_is_no_answer(tmp_path):
         tmp_path / "m.jsonl", {"problem": "1+1?", "answer": r"\boxed{2}"}, {"problem": "1+2?", "answer": "no box here"}
     )
     said = run(tmp_path, "mine", "--input", str(file), code=2)
-    assert "row 1 (the first is 0), column answer: no \\boxed{}, unlike the first row" in said
+    assert "m.jsonl, row 1 (the first is 0): its answer is in no \\boxed{}, and row 0's is. Write all" in said
+
+
+def test_what_reads_a_table_is_part_of_what_rows_depend_on(tmp_path):
+    """The same columns in other roles, or another judge, are another data set."""
+    file = lines(tmp_path / "t.jsonl", {"problem": "One?", "answer": "1"})
+    run(tmp_path, "mine", "--input", str(file), "--judged-by-model", "--demonstration-column", "answer")
+    run(tmp_path, "mine", "--input", str(file))
+    (row,) = made(tmp_path, "mine")
+    assert row["reward_model"] == {"style": "rule", "ground_truth": "1"} and "demonstration" not in row
 
 
 def test_a_reward_model_needs_no_answers(tmp_path):

@@ -248,4 +248,4 @@ def test_a_hub_that_does_not_answer_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     done = CliRunner().invoke(app, ["prepare", "aime24", "--data", str(tmp_path)], env={"COLUMNS": "300"})
     assert done.exit_code == 2 and "HuggingFaceH4/aime_2024: the hub does not give it" in done.stderr, done.output
-    assert "Write --input FOLDER" in done.stderr
+    assert "name the folder as --input" in done.stderr

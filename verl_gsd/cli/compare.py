@@ -44,8 +44,8 @@ def compare(
     from verl_gsd.evaluation.comparison_page import TITLE, sections
 
     try:
-        curves, notices = _curves(runs, source, unfinished)
-        found = compared(curves, baseline or curves[0].label)
+        curves, notices, first = _curves(runs, source, unfinished)
+        found = compared(curves, baseline or first)
         drawn = sections(found, notices) if page else []
     except (OSError, ValueError) as error:
         fail(str(error))
@@ -62,13 +62,15 @@ def compare(
             out.print(escape(str(path)), soft_wrap=True, highlight=False)
 
 
-def _curves(runs: list[str], source: str | None, unfinished: bool) -> tuple[list[Curve], list[str]]:
-    """The curves that take part, and a sentence for each run that does not, or not with all its steps."""
+def _curves(runs: list[str], source: str | None, unfinished: bool) -> tuple[list[Curve], list[str], str]:
+    """The curves that take part, a sentence for each run that does not, or not with all its steps, and the first's
+    label, whether it takes part or not."""
     from verl_gsd.evaluation.comparison_file import read_curves
     from verl_gsd.evaluation.run_curves import NothingYetError, read_curve
 
     curves: list[Curve] = []
     notices: list[str] = []
+    first = ""
     for word in runs:
         label, place = _named(word)
         if not place.exists():
@@ -79,6 +81,9 @@ def _curves(runs: list[str], source: str | None, unfinished: bool) -> tuple[list
             notices.append(f"Left out: {error}.")
             continue
         for curve in read:
+            first = first or curve.label
+            if curve.total_steps is None:
+                notices.append(f"{curve.run}: nothing says how long it was to be; taken as far as it is.")
             if curve.finished or unfinished:
                 curves.append(curve)
             if not curve.finished:
@@ -88,7 +93,7 @@ def _curves(runs: list[str], source: str | None, unfinished: bool) -> tuple[list
         raise ValueError(" ".join(["no finished run to compare.", *notices]))
     if source is not None and (other := {curve.data_source for curve in curves} - {source}):
         raise ValueError(f"--source {source}: a file has curves of {other.pop()} alone. Leave it out, or --source")
-    return curves, notices
+    return curves, notices, first
 
 
 def _named(word: str) -> tuple[str | None, Path]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -37,7 +36,8 @@ def evaluate(
         Path | None, typer.Option(help="Where to; by default RUN/evaluation/global_step_N, or evaluation/MODEL.")
     ] = None,
     against: Annotated[
-        Path | None, typer.Option(help="Another evaluation's folder, or its checkpoint: compare with it, paired.")
+        Path | None,
+        typer.Option(help="Another evaluation's folder, or the checkpoint it is of: compare with it, paired."),
     ] = None,
     samples: Annotated[
         int | None,
@@ -63,11 +63,10 @@ def evaluate(
 
     Stopped half-way, the same line goes on from there.
     """
-    from verl_gsd.cli.evaluate_tables import summary, table
+    from verl_gsd.cli.evaluate_tables import table, write_summary
     from verl_gsd.trainer.config import ConfigError
-    from verl_gsd.trainer.evaluating import Sampling, model_of
+    from verl_gsd.trainer.evaluating import Sampling, alone, model_of
     from verl_gsd.trainer.evaluating import evaluate as evaluate_model
-    from verl_gsd.writing import whole
 
     try:
         if not 0 < top_p <= 1:
@@ -83,25 +82,25 @@ def evaluate(
         folder = output or _folder_of(checkpoint)
         compared = _compared(against, benches)
         out.print("Loading the model's weights, merged first if they are a run's.", highlight=False)
-        model = model_of(checkpoint, folder)
-        sampling = Sampling(temperature, top_p, max_tokens or _longest_response(checkpoint), seed)
-        with progress() as shown:
+        with alone(folder), progress() as shown:
             results = evaluate_model(
-                model,
+                model_of(checkpoint, folder),
                 benches,
                 folder,
-                sampling,
+                Sampling(temperature, top_p, max_tokens or int(_of_run(checkpoint, "max_response_length", 8192)), seed),
+                template_options=_of_run(checkpoint, "apply_chat_template_kwargs", {}),
                 samples=samples,
                 tensor_parallel=tensor_parallel,
                 against=compared,
                 second=second,
                 on_progress=_bars(shown),
             )
+            write_summary(folder, results, compared)
         out.print(table(results, compared))
-        with whole(folder / "results.json") as building:
-            building.write_text(json.dumps(summary(results, compared), indent=1) + "\n", encoding="utf-8")
     except (ValueError, OSError, ConfigError) as error:
         fail(str(error))
+    except RuntimeError as error:  # a verifier that does not start
+        fail(str(error), code=1)
     out.print(f"Results, responses and settings are in [bold]{escape(str(folder))}[/].", soft_wrap=True)
 
 
@@ -109,7 +108,9 @@ def _benches(words: str, data: Path) -> list[Bench]:
     from verl_gsd import config
     from verl_gsd.evaluation.benches import ARITHMETIC, find
 
-    arithmetic = Path(config.load("task", ARITHMETIC).task.directory)
+    # Where --data is, or where task=arithmetic looks.
+    inside = data / ARITHMETIC
+    arithmetic = inside if inside.is_dir() else Path(config.load("task", ARITHMETIC).task.directory)
     return [find(name.strip(), data, arithmetic) for name in dict.fromkeys(words.split(","))]
 
 
@@ -120,31 +121,25 @@ def _folder_of(checkpoint: str) -> Path:
 
 def _compared(against: Path | None, benches: Sequence[Bench]) -> dict[str, Result]:
     """The other evaluation's results, by benchmark."""
-    from verl_gsd.evaluation.results import read_result
+    from verl_gsd.evaluation.results import RESULT, read_result
 
     if against is None:
         return {}
-    folder = (
-        _folder_of(str(against))
-        if against.name.startswith("global_step_") and (against.parent.name != FOLDER)
-        else against
-    )
+    is_evaluation = any((against / bench.name / RESULT).is_file() for bench in benches)
+    folder = against if is_evaluation else _folder_of(str(against))
     if not folder.is_dir():
-        raise ValueError(f"--against {against}: {folder} is not there. Run verl-gsd eval for it first")
+        raise ValueError(f"--against {against}: no evaluation in {folder}. Run verl-gsd eval for it first")
     return {bench.name: read_result(folder / bench.name) for bench in benches}
 
 
-def _longest_response(checkpoint: str) -> int:
-    """What the run was trained with."""
-    from omegaconf import OmegaConf
-
+def _of_run(checkpoint: str, key: str, otherwise: Any) -> Any:
+    """What the run of a checkpoint was trained with, ``data.<key>`` of its config."""
+    from verl_gsd.evaluation.run_names import at_key, read_yaml
     from verl_gsd.rundir import RunDirectory
 
     path = Path(checkpoint)
-    config = RunDirectory(path.parent).config
-    if not path.name.startswith("global_step_") or not config.is_file():
-        return 8192
-    return int(OmegaConf.load(config).data.max_response_length)
+    config = read_yaml(RunDirectory(path.parent).config) if path.name.startswith("global_step_") else None
+    return at_key(config, f"data.{key}") or otherwise
 
 
 def _second(url: str | None, model: str | None) -> Second | None:
@@ -163,7 +158,7 @@ def _second(url: str | None, model: str | None) -> Second | None:
 
     def second(bench, folder, answers, verdicts, on_done):  # as evaluating.Second
         def ask(questions, told):
-            return verify_all(questions, base_url=url, model=model, on_done=told)[0]
+            return verify_all(questions, base_url=url, model=model, on_done=told)
 
         return opinion(bench, folder, answers, verdicts, model, ask, on_done)
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from verl_gsd.evaluation.results import Result, compare
+from verl_gsd.evaluation.comparison_file import finite
+from verl_gsd.evaluation.results import RESULT, Result, compare, read_result
+from verl_gsd.writing import whole
 
 
 def table(results: Mapping[str, Result], compared: Mapping[str, Result]) -> Table:
@@ -39,9 +43,17 @@ def table(results: Mapping[str, Result], compared: Mapping[str, Result]) -> Tabl
     return shown
 
 
-def summary(results: Mapping[str, Result], compared: Mapping[str, Result]) -> dict[str, Any]:
-    """The same for OUTPUT/results.json, by benchmark."""
-    return {name: _summed_up(result, compared.get(name)) for name, result in results.items()}
+def write_summary(folder: Path, results: Mapping[str, Result], compared: Mapping[str, Result]) -> None:
+    """OUTPUT/results.json: the same by benchmark, those included that earlier lines evaluated into ``folder``.
+
+    Raises:
+        ValueError: a result there is damaged.
+        OSError: there is no room, or no right to write.
+    """
+    earlier = {path.parent.name: read_result(path.parent) for path in sorted(folder.glob(f"*/{RESULT}"))}
+    summed = {name: _summed_up(result, compared.get(name)) for name, result in {**earlier, **results}.items()}
+    with whole(folder / "results.json") as building:
+        building.write_text(json.dumps(finite(summed), indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def _summed_up(result: Result, other: Result | None) -> dict[str, Any]:

@@ -98,7 +98,17 @@ def prepare(
     }
     given = {option: value for option, value in columns.items() if value is not None}
     if name == EMBEDDED:
-        _embedded(input, data)
+        others: dict[str, object] = {
+            "--input": input,
+            "--split": split,
+            "--model": model,
+            "--against": against,
+            **given,
+        }
+        others |= {"--max-prompt-length": max_prompt_length, "--skip-unusable": skip_unusable or None}
+        if without := [option for option, value in others.items() if value is not None]:
+            fail(f"{without[0]}: has no effect on {name}, which is made and not read")
+        _embedded(data)
         return
     if max_prompt_length is not None and (model is None or max_prompt_length < 1):
         fail(f"--max-prompt-length {max_prompt_length}: needs --model, whose tokens are counted, and 1 or more")
@@ -166,7 +176,7 @@ def _against(words: str | None, folder: Path, source: Source) -> list[Prepared] 
 
     if words == "none" or (words is None and source.verifier is None):
         return None
-    there = {made.name: made for made in all_of(folder) if "test" in made.splits and made.verifier is not None}
+    there = {made.name: made for made in all_of(folder) if made.splits.get("test", {}).get("verifier")}
     if words is None:
         return list(there.values())
     missing = [name for name in words.split(",") if name not in there]
@@ -212,10 +222,8 @@ def _say(made: Prepared, shown: str | None, wish: Wish) -> None:
     out.print(f"{made.name} is in [bold]{escape(str(made.folder))}[/]", soft_wrap=True)
 
 
-def _embedded(input: Path | None, data: Path | None) -> None:
+def _embedded(data: Path | None) -> None:
     """The embedded task: train and test files and a warm-started model (about a minute on two cores)."""
-    if input is not None:
-        fail(f"--input {input}: arithmetic is made, not read")
     if data is None:
         from verl_gsd import config
 

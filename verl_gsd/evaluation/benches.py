@@ -74,9 +74,10 @@ def find(name: str, data: Path, arithmetic: Path) -> Bench:
     made = prepared.read(data / name)
     if made is None:
         raise ValueError(f"--bench {name}: not in {data / name}. Run verl-gsd prepare {name}")
-    if made.verifier is None or not made.verifier.startswith("verl_gsd.tasks."):
+    file, verifier = made.file("test"), made.splits["test"].get("verifier")
+    if not isinstance(verifier, str) or not verifier.startswith("verl_gsd.tasks."):
         raise ValueError(f"--bench {name}: its reward is a model's; it has no answers to verify")
-    return _bench(name, made.file("test"), made.verifier)
+    return _bench(name, file, verifier)
 
 
 def _bench(name: str, file: Path, verifier: str) -> Bench:

@@ -27,7 +27,7 @@ def write_comparison(path: Path, comparison: Comparison) -> None:
     """
     content = {_MARK: _VERSION, **dataclasses.asdict(comparison), "shortest": comparison.shortest.name}
     with whole(path) as building:
-        building.write_text(json.dumps(_finite(content), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        building.write_text(json.dumps(finite(content), indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def read_curves(path: Path) -> list[Curve]:
@@ -91,10 +91,10 @@ def _curve(entry: Any, where: str) -> Curve:
         raise ValueError(f"{where}: {error}") from error
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """JSON knows no infinity."""
     if isinstance(value, dict):
-        return {key: _finite(below) for key, below in value.items()}
+        return {key: finite(below) for key, below in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(below) for below in value]
+        return [finite(below) for below in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -42,7 +42,7 @@ def _one(n: int, c: int, k: int) -> float:
     if n - c < k:
         return 1.0  # k samples cannot all be wrong
     # log1p and expm1: neither a tiny chance nor one close to 1 loses its digits.
-    return float(-np.expm1(np.log1p(-k / np.arange(n - c + 1, n + 1)).sum()))
+    return float(0.0 - np.expm1(np.log1p(-k / np.arange(n - c + 1, n + 1)).sum()))
 
 
 def _whole(values: np.ndarray, name: str) -> np.ndarray:

@@ -31,14 +31,15 @@ class Result:
         indices: (Q,) int64, the questions'.
         samples: n, of each question.
         correct: (Q,) int64, right samples of each.
-        figures: scalars: unverified and cut_off (shares of samples), tokens (mean).
+        figures: unverified and cut_off (shares of samples), tokens (mean), and of a second opinion what
+            ``opinion.opinion`` says.
     """
 
     settings: Mapping[str, Any]
     indices: np.ndarray
     samples: int
     correct: np.ndarray
-    figures: Mapping[str, float]
+    figures: Mapping[str, float | str]
 
     def average(self) -> Estimate:
         """avg@n: the mean over questions of the share of right samples."""
@@ -52,7 +53,11 @@ class Result:
 
 
 def result_of(
-    settings: Mapping[str, Any], indices: np.ndarray, answers: Answers, verdicts: Verdicts, more: Mapping[str, float]
+    settings: Mapping[str, Any],
+    indices: np.ndarray,
+    answers: Answers,
+    verdicts: Verdicts,
+    more: Mapping[str, float | str],
 ) -> Result:
     """The result of all samples; ``more`` are further figures."""
     figures = {

@@ -4,8 +4,8 @@
     DATA/NAME/.building_SPLIT/chunk_00000.parquet   of CHUNK rows those kept, and in its metadata what was left out
     DATA/NAME/SPLIT.parquet                     all of them, made when the last chunk is there
 
-A chunk is whole or not there, and so is the file. Memory holds one chunk, and two short hashes and an index a row kept.
-Of a test split nothing is left out: published figures are means over all of it.
+A chunk is whole or not there, and so is the file. Memory holds one chunk, and two short hashes a distinct problem.
+Of a test split nothing is left out but what is unusable: published figures are means over all of it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import itertools
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -27,13 +27,15 @@ from verl_gsd.preparation.chats import Template
 from verl_gsd.preparation.item import Item, schema, verl_row
 from verl_gsd.preparation.overlap import Overlap
 from verl_gsd.preparation.sources import Row, Source
+from verl_gsd.tasks.plain import canonical
 from verl_gsd.writing import whole
 
 #: Rows read between two chunks.
 CHUNK = 5000
 
-#: Why a row is left out: the same problem with the same answer came before; it came with another one, wherever it
-#: stands; an evaluation set has it; its prompt has too many tokens; it has no problem or no answer.
+#: Why a row is left out, in the order in which it is asked: it has no problem or no answer; the same problem with the
+#: same answer came before; it came with another one, wherever it stands; an evaluation set has it; its prompt has too
+#: many tokens.
 Reason = Literal["duplicate", "conflicting", "contaminated", "too_long", "unusable"]
 
 _KEY, _ANSWER, _ROW = "_key", "_answer", "_row"
@@ -49,6 +51,7 @@ class Rules:
         overlap: evaluation sets whose problems are left out; None where nothing is.
         template: the model's, whose prompts may have ``longest`` tokens; None leaves both unchecked.
         skip_unusable: leave a row without a problem or an answer out, rather than raise.
+        taken: indices of the data set's other split, where the source gives them.
     """
 
     data_source: str
@@ -56,6 +59,7 @@ class Rules:
     template: Template | None = None
     longest: int | None = None
     skip_unusable: bool = False
+    taken: Collection[int] = ()
 
 
 @dataclass
@@ -70,13 +74,23 @@ class Counts:
 
 @dataclass
 class _Chunk:
-    """Of ``read`` rows those kept, and the others: [row number, reason, detail], duplicates only counted."""
+    """Of ``read`` rows those kept, and the others: [row number, reason, detail], duplicates only counted.
+
+    Attributes:
+        known: [key, answer] of problems that are left out, as hexadecimal digits: they may come again.
+        conflicting: keys of problems with two answers.
+        indices: [index, row] of the source's own.
+        boxes: the first row whose answer is in a box, and the first whose is not, of a table where that is asked.
+    """
 
     read: int = 0
     rows: list[dict[str, Any]] = field(default_factory=list)
     others: list[tuple[int, str, str]] = field(default_factory=list)
     duplicates: int = 0
+    known: list[tuple[str, str]] = field(default_factory=list)
     conflicting: list[str] = field(default_factory=list)
+    indices: list[tuple[int, int]] = field(default_factory=list)
+    boxes: dict[str, int] = field(default_factory=dict)
 
 
 class SplitBuilder:
@@ -133,6 +147,7 @@ class SplitBuilder:
             on_chunk(read, kept)
             if chunk.read < CHUNK:
                 break
+        self._require_boxes_alike()
         return self._assemble()
 
     def counts(self) -> Counts:
@@ -152,8 +167,12 @@ class SplitBuilder:
 
     def others(self) -> Iterator[dict[str, Any]]:
         """Every row left out but duplicates: its number, reason, and detail."""
+        conflicting = {key for path in self._chunks() for key in _meta(path)["conflicting"]}
         for path in self._chunks():
-            for row, reason, detail in _meta(path)["others"]:
+            table = pq.read_table(path, columns=[_KEY, _ROW])
+            kept = zip(*(table.column(name).to_pylist() for name in (_KEY, _ROW)), strict=True)
+            first = [(row, "conflicting", "") for key, row in kept if key.hex() in conflicting]
+            for row, reason, detail in sorted([*first, *map(tuple, _meta(path)["others"])]):
                 yield {"row": row, "reason": reason, "detail": detail}
 
     def discard(self) -> None:
@@ -168,11 +187,11 @@ class SplitBuilder:
             made.write_text(self._settings, encoding="utf-8")
         metas = []
         for path in self._chunks():
-            table = pq.read_table(path, columns=[_KEY, _ANSWER, _ROW, "extra_info"])
-            keys, answers, numbers, extra = (table.column(name).to_pylist() for name in table.column_names)
-            self._answers.update(zip(keys, answers, strict=True))
-            self._indices.update((info["index"], number) for info, number in zip(extra, numbers, strict=True))
-            metas.append(_meta(path) | {"kept": len(table)})
+            table, meta = pq.read_table(path, columns=[_KEY, _ANSWER]), _meta(path)
+            self._answers.update(zip(table.column(_KEY).to_pylist(), table.column(_ANSWER).to_pylist(), strict=True))
+            self._answers.update((bytes.fromhex(key), bytes.fromhex(answer)) for key, answer in meta["known"])
+            self._indices.update(meta["indices"])
+            metas.append(meta | {"kept": len(table)})
         return metas
 
     def _chunks(self) -> list[Path]:
@@ -194,22 +213,28 @@ class SplitBuilder:
 
     def _sort(self, number: int, item: Item, chunk: _Chunk) -> None:
         """Put one item where it belongs."""
-        key, answer = item.key(), _digest(item.answer)
-        index = self._first + number if item.index is None else item.index
-        if self._indices.setdefault(index, number) != number:
-            raise ValueError(
-                f"{self._name_of(number)}: index {index} is row {self._indices[index]}'s, too. Give each row its own"
-            )
+        index = self._first + number
+        if item.index is not None:
+            index = item.index
+            self._take(index, number)
+            chunk.indices.append((index, number))
+        if item.boxed is not None:
+            chunk.boxes.setdefault("boxed" if item.boxed else "bare", number)
+        key, answer = item.key(), _digest(canonical(item.answer))
         if self._split != "test":
-            if key in self._answers:
-                if self._answers[key] == answer:
-                    chunk.duplicates += 1
-                else:
-                    chunk.conflicting.append(key.hex())
-                    chunk.others.append((number, "conflicting", ""))
+            before = self._answers.get(key)
+            # Two summaries of a post are no contradiction: only where answers are verified there is one right answer.
+            if before == answer or (before is not None and self._source.verifier is None):
+                chunk.duplicates += 1
                 return
+            if before is not None:
+                chunk.conflicting.append(key.hex())
+                chunk.others.append((number, "conflicting", ""))
+                return
+            self._answers[key] = answer
             if self._rules.overlap and (found := self._rules.overlap.find(item.problem)):
                 chunk.others.append((number, "contaminated", found))
+                chunk.known.append((key.hex(), answer.hex()))
                 return
         style = "rule" if self._source.verifier else "model"
         made = verl_row(
@@ -224,9 +249,32 @@ class SplitBuilder:
             tokens = len(self._rules.template.tokens(made["prompt"]))
             if self._rules.longest is not None and tokens > self._rules.longest and self._split != "test":
                 chunk.others.append((number, "too_long", f"{tokens} tokens"))
+                chunk.known.append((key.hex(), answer.hex()))
                 return
-        self._answers[key] = answer
         chunk.rows.append(made | {_KEY: key, _ANSWER: answer, _ROW: number})
+
+    def _take(self, index: int, number: int) -> None:
+        """An index of the source's own, which no other row may have."""
+        if self._indices.setdefault(index, number) != number:
+            raise ValueError(
+                f"{self._name_of(number)}: index {index} is row {self._indices[index]}'s, too. Give each row its own"
+            )
+        if index in self._rules.taken:
+            raise ValueError(
+                f"{self._name_of(number)}: index {index} is in the other split, too. Give each row of both its own"
+            )
+
+    def _require_boxes_alike(self) -> None:
+        """Of a column of solutions one without a box would become an answer that no response equals."""
+        first: dict[str, int] = {}
+        for path in self._chunks():
+            for kind, row in _meta(path)["boxes"].items():
+                first.setdefault(kind, row)
+        if len(first) == 2:
+            raise ValueError(
+                f"{self._name_of(first['bare'])}: its answer is in no \\boxed{{}}, and row {first['boxed']}'s is. "
+                "Write all answers alone, or all within one"
+            )
 
     def _write(self, number: int, chunk: _Chunk) -> None:
         described = {
@@ -234,6 +282,9 @@ class SplitBuilder:
             "duplicates": chunk.duplicates,
             "conflicting": chunk.conflicting,
             "others": chunk.others,
+            "known": chunk.known,
+            "indices": chunk.indices,
+            "boxes": chunk.boxes,
         }
         helping = [pa.field(_KEY, pa.binary(16)), pa.field(_ANSWER, pa.binary(8)), pa.field(_ROW, pa.int64())]
         columns = pa.schema([*self._schema, *helping], metadata={_META: json.dumps(described)})
@@ -255,7 +306,10 @@ class SplitBuilder:
 
 
 def _meta(path: Path) -> dict[str, Any]:
-    return json.loads((pq.read_schema(path).metadata or {})[_META])
+    try:
+        return json.loads((pq.read_schema(path).metadata or {})[_META])
+    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
+        raise ValueError(f"{path}: damaged ({error!r:.200}). Remove {path.parent} and run the same line") from error
 
 
 def _digest(text: str) -> bytes:

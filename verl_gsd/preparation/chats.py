@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 Chat = Sequence[dict[str, str]]
@@ -12,21 +12,25 @@ Chat = Sequence[dict[str, str]]
 class Template:
     """The tokenizer of ``model``, a folder or a name on the hub, with its chat template, as training applies it.
 
+    Args:
+        revision: of the hub's.
+        options: what the template is given beside the chat: a run's ``data.apply_chat_template_kwargs``.
+
     Raises:
         ValueError: there is no tokenizer, or it has no chat template.
     """
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, revision: str | None = None, options: Mapping[str, Any] | None = None) -> None:
         from transformers import AutoTokenizer
 
         try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(model)
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(model, revision=revision)
         except (OSError, ValueError, KeyError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ValueError(f"--model {model}: no tokenizer of it: {reason}") from error
         if not getattr(self._tokenizer, "chat_template", None):
             raise ValueError(f"--model {model}: its tokenizer has no chat template, which verl applies to every prompt")
-        self._model = model
+        self._model, self._revision, self.options = model, revision, dict(options or {})
         template = self._tokenizer.chat_template
         self.sha256 = hashlib.sha256(str(template).encode()).hexdigest()
 
@@ -40,7 +44,9 @@ class Template:
 
         try:
             shown, asked = (
-                self._tokenizer.apply_chat_template(list(chat), tokenize=False, add_generation_prompt=asking)
+                self._tokenizer.apply_chat_template(
+                    list(chat), tokenize=False, add_generation_prompt=asking, **self.options
+                )
                 for asking in (False, True)
             )
         except (TemplateError, TypeError) as error:
@@ -66,5 +72,5 @@ class Template:
         """Tokens that the model's config says it reads; None where it does not say."""
         from transformers import AutoConfig
 
-        config = AutoConfig.from_pretrained(self._model)
+        config = AutoConfig.from_pretrained(self._model, revision=self._revision)
         return getattr(config, "max_position_embeddings", None)

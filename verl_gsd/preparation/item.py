@@ -40,6 +40,7 @@ class Item:
         demonstration: an expert's responses.
         further: columns of the source that are kept beside verl's.
         index: its number where the source gives one.
+        boxed: whether its answer stood in a box, of a table whose answers must be alike in that.
     """
 
     problem: str
@@ -48,6 +49,7 @@ class Item:
     demonstration: list[str] | None = None
     further: Mapping[str, Any] = field(default_factory=dict)
     index: int | None = None
+    boxed: bool | None = None
 
     def key(self) -> bytes:
         """16 bytes that two items share if they ask the same, capitals and white space aside."""

@@ -84,11 +84,12 @@ def prepare(wish: Wish, on_chunk: Callable[[str, int, int], None]) -> tuple[Prep
             if before is not None and _is_there(before, split, settings):
                 files[split] = before.file(split)
                 continue
-            built[split] = _builder(wish, split, origins[split], template, sets, settings)
+            taken = _indices(before, split) if wish.source.reads else set()  # others' indices are ours
+            built[split] = _builder(wish, split, origins[split], template, sets, settings, taken)
             files[split] = built[split].build(_reader(wish.source, origins[split]), partial(on_chunk, split))
             described[split] = settings | _counted(wish.name, split, built[split], files[split])
         shown = template.text(_first_prompt(files[min(files)])) if template else None
-        made = Prepared(folder, wish.source.verifier, described)
+        made = Prepared(folder, described)
         _take_up(made, files, built)
         return made, shown
 
@@ -111,13 +112,11 @@ def _against(wish: Wish, split: str, files: dict[str, Path], before: Prepared | 
         return {}
     sets = {
         other.name: (other.file("test"), str(other.splits["test"]["suffix"]))
-        for other in wish.against
-        if other.name != wish.name
+        for other in (*wish.against, *([before] if before and "test" in before.splits and "test" not in files else []))
+        if other.name != wish.name or other is before
     }
     if "test" in files:
         sets[wish.name] = files["test"], wish.source.suffix
-    elif before is not None and "test" in before.splits:
-        sets[wish.name] = before.file("test"), str(before.splits["test"]["suffix"])
     return sets
 
 
@@ -129,6 +128,8 @@ def _settings(
         "made_by": f"verl-gsd {version('verl-gsd')}, format {FORMAT}",
         "origin": origin.described(),
         "columns": list(wish.source.columns),
+        "reads": wish.source.reads,
+        "verifier": wish.source.verifier,
         "suffix": wish.source.suffix,
         "model": wish.model,
         "chat_template_sha256": template.sha256 if template else None,
@@ -146,14 +147,24 @@ def _builder(
     template: Template | None,
     sets: dict[str, tuple[Path, str]],
     settings: dict[str, Any],
+    taken: set[int],
 ) -> SplitBuilder:
     overlap = Overlap(wish.overlap_words) if sets else None
     for name, (path, suffix) in sets.items():
         assert overlap is not None
         overlap.add(name, _problems(path, suffix))
-    rules = Rules(wish.name, overlap, template, wish.longest, wish.skip_unusable)
+    rules = Rules(wish.name, overlap, template, wish.longest, wish.skip_unusable, taken)
     first = 0 if split == "train" else SPLIT_STRIDE
     return SplitBuilder(wish.source, split, rules, wish.data / wish.name, settings, origin.name, first)
+
+
+def _indices(before: Prepared | None, split: str) -> set[int]:
+    """Those of the data set's other split."""
+    if before is None:
+        return set()
+    files = [before.file(other) for other in before.splits if other != split]
+    tables = [pq.read_table(file, columns=["extra_info"]).column(0).to_pylist() for file in files]
+    return {row["index"] for table in tables for row in table}
 
 
 def _reader(source: Source, origin: Origin) -> Callable[[int], Iterator[Row]]:
@@ -161,9 +172,9 @@ def _reader(source: Source, origin: Origin) -> Callable[[int], Iterator[Row]]:
 
 
 def _problems(path: Path, suffix: str) -> Iterator[str]:
-    """What a prepared file's chats ask, without what was written after it."""
+    """What a prepared file's chats ask, without options and what was written after it."""
     for prompt in pq.read_table(path, columns=["prompt"]).column(0).to_pylist():
-        yield prompt[-1]["content"].removesuffix(suffix)
+        yield prompt[-1]["content"].removesuffix(suffix).split("\n\nA. ")[0]
 
 
 def _first_prompt(path: Path) -> list[dict[str, str]]:

@@ -27,12 +27,11 @@ class Prepared:
 
     Attributes:
         folder: DATA/NAME.
-        verifier: the module whose ``compute_score`` verifies responses; None where a reward model judges.
-        splits: name -> what the manifest says of it: origin, settings, rows, read, sha256, left_out.
+        splits: name -> what the manifest says of it: origin, settings, rows, read, sha256, left_out; and ``verifier``,
+            the module whose ``compute_score`` verifies responses, null where a reward model judges.
     """
 
     folder: Path
-    verifier: str | None
     splits: Mapping[str, Mapping[str, Any]]
 
     @property
@@ -58,7 +57,6 @@ def write(prepared: Prepared) -> None:
     manifest = {
         "format": FORMAT,
         "name": prepared.name,
-        "verifier": prepared.verifier,
         "splits": dict(prepared.splits),
     }
     with whole(prepared.folder / MANIFEST) as building:
@@ -78,8 +76,8 @@ def read(folder: Path) -> Prepared | None:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
             raise ValueError(f"{path}: of format {manifest['format']}, this package reads {FORMAT}")
-        return Prepared(folder, manifest["verifier"], manifest["splits"])
-    except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        return Prepared(folder, {name: dict(split) for name, split in manifest["splits"].items()})
+    except (AttributeError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(
             f"{path}: not a manifest of verl-gsd prepare ({error!r}). Remove it and prepare again"
         ) from error

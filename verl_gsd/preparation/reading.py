@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from verl_gsd.preparation.sources import Source
 from verl_gsd.sheets import SUFFIXES, stream_rows
@@ -59,21 +59,33 @@ def find(source: Source, path: Path | None, split: str) -> Origin:
         return Origin(path, None, None, theirs)
     if source.repository is None:
         raise ValueError("--input: write the file that has the rows")
+    revision = hub_revision("dataset", source.repository)
+    return Origin(None, source.repository, revision, theirs)
+
+
+def hub_revision(kind: Literal["dataset", "model"], name: str) -> str | None:
+    """The newest revision of a repository on Hugging Face's hub.
+
+    Raises:
+        ValueError: the hub does not answer, or refuses; the message says what to do.
+    """
     import httpx
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
     try:
-        revision = HfApi().dataset_info(source.repository).sha
+        return (HfApi().dataset_info(name) if kind == "dataset" else HfApi().model_info(name)).sha
     except GatedRepoError as error:
         raise ValueError(
-            f"{source.repository}: its authors ask for consent. Give it on its page, then `hf auth login`, or download "
-            "it and write --input FOLDER"
+            f"{name}: its authors ask for consent. Give it on its page, then `hf auth login`, or download it and name "
+            "the folder"
         ) from error
-    except (HfHubHTTPError, httpx.HTTPError, OfflineModeIsEnabled, OSError) as error:
+    except (HfHubHTTPError, httpx.HTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{source.repository}: the hub does not give it ({reason}). Write --input FOLDER") from error
-    return Origin(None, source.repository, revision, theirs)
+        raise ValueError(
+            f"{name}: the hub does not give it ({reason}). Download it where it does, and name the folder"
+            f"{' as --input' if kind == 'dataset' else ''}"
+        ) from error
 
 
 def rows(source: Source, origin: Origin, skip: int = 0) -> Iterator[dict[str, Any]]:

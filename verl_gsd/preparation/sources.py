@@ -34,6 +34,7 @@ class Source:
         verifier: the module whose ``compute_score`` verifies responses; None where a reward model judges.
         has_demonstrations: whether items have any.
         further: columns kept beside verl's, with their types.
+        reads: what each column of a table of the user's own is for, in words.
     """
 
     repository: str | None
@@ -45,6 +46,7 @@ class Source:
     verifier: str | None = MATHS
     has_demonstrations: bool = False
     further: Mapping[str, pa.DataType] = field(default_factory=dict)
+    reads: str = ""
 
 
 def table(
@@ -55,34 +57,23 @@ def table(
     suffix: str = BOXED,
     split: str = "train",
 ) -> Source:
-    """A table of the user's own, by the names of its columns; ``answer`` None where a reward model judges.
-
-    Of a column of solutions a row without a box is refused: it would become an answer that no response equals.
-    """
-    boxed: bool | None = None  # whether the first answer has a box
+    """A table of the user's own, by the names of its columns; ``answer`` None where a reward model judges."""
 
     def read(row: Row) -> Item:
-        nonlocal boxed
-        if answer:
-            has_box = cells.has_box(row[answer])
-            boxed = has_box if boxed is None else boxed
-            if boxed != has_box:
-                raise ValueError(
-                    f"column {answer}: {'no' if boxed else 'a'} \\boxed{{}}, unlike the first row. Write all answers "
-                    "alone, or all within one"
-                )
         return Item(
             _cell(row, problem, cells.problem),
             _cell(row, answer, cells.answer) if answer else "",
             demonstration=_cell(row, demonstration, cells.demonstrations) if demonstration else None,
             index=_cell(row, index, cells.index) if index else None,
+            boxed=cells.has_box(row[answer]) if answer and isinstance(row[answer], str) else None,
         )
 
     return Source(
         None,
         {split: split},
-        tuple(name for name in (problem, answer, demonstration, index) if name),
+        tuple(dict.fromkeys(name for name in (problem, answer, demonstration, index) if name)),
         read,
+        reads=f"problem={problem}, answer={answer}, demonstration={demonstration}, index={index}",
         suffix=suffix,
         verifier=MATHS if answer else None,
         has_demonstrations=demonstration is not None,

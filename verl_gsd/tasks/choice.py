@@ -2,7 +2,8 @@ r"""The verifier of multiple choice (ARC-C, GPQA, MMLU-Pro): the letter a respon
 
 The letter is the last box's, ``\boxed{B}``, ``\boxed{\text{(B)}}``, ``\boxed{B. 42}``; without any box that of the
 last ``answer is (B)`` or ``Answer: B``. A capital counts where it cannot be a word: in brackets, or with nothing, a
-mark, or a reason behind it. The text of an option alone is no letter.
+mark, or a reason behind it; a response may be nothing else. Who names two has decided for none, and the text of an
+option alone is no letter.
 """
 
 from __future__ import annotations
@@ -17,9 +18,15 @@ LETTERS = "ABCDEFGHIJ"
 
 _LETTER = r"(?:\(([A-J])\)|([A-J])(?=\s*(?:[.:;,)]|$|(?:because|since|as|for)\b)))"
 _AT_FIRST = re.compile(_LETTER, re.M)
-_ANNOUNCED = re.compile(rf"\banswer\s*(?:is\b|[:=])[\s:]*(?:(?:option|choice)\s)?(?-i:{_LETTER})", re.I | re.M)
+_ALONE = re.compile(r"\(([A-J])\)|([A-J])\.?")
+_ANNOUNCED = re.compile(
+    rf"\b(?:answer|(?:right|correct) (?:option|choice))\s*(?:is\b|[:=])[\s:]*(?:(?:option|choice)\s)?(?-i:{_LETTER})",
+    re.I | re.M,
+)
 #: What letters are dressed in.
-_DRESS = re.compile(r"\\(?:text|mathrm|mathbf|textbf)(?![A-Za-z])|[*${}]")
+_DRESS = re.compile(r"\\(?:text|mathrm|mathbf|textbf|rm|bf)(?![A-Za-z])|\\[()]|[*${}]")
+#: A second letter: who names two decides for none.
+_ANOTHER = re.compile(r"[.)]*\s*(?:,|/|;|&|\bor\b|\band\b)\s*\(?[A-J](?![A-Za-z])")
 
 
 def compute_score(
@@ -48,8 +55,12 @@ def compute_score(
 def final_letter(text: str) -> str | None:
     """The letter that a response decides for; None where it is not said."""
     if BOX.search(text):
-        found = _AT_FIRST.match(_DRESS.sub("", last_boxed(text) or "").strip())
+        text = _DRESS.sub("", last_boxed(text) or "").strip()
+        found = _AT_FIRST.match(text)
     else:
-        last = deque(_ANNOUNCED.finditer(_DRESS.sub("", text)), maxlen=1)
-        found = last[0] if last else None
-    return found and (found[1] or found[2])
+        text = _DRESS.sub("", text).strip()
+        last = deque(_ANNOUNCED.finditer(text), maxlen=1)
+        found = last[0] if last else _ALONE.fullmatch(text)
+    if found is None or _ANOTHER.match(text, found.end()):
+        return None
+    return found[1] or found[2]

@@ -23,6 +23,7 @@ from typing import Any
 
 from verl_gsd.tasks.answers import LONGEST_ANSWER, final_answer
 from verl_gsd.tasks.answers import last_boxed as last_boxed  # what reads reference solutions finds it here
+from verl_gsd.tasks.notation import is_wrong_by_sight, usual
 from verl_gsd.tasks.plain import plain_equal
 from verl_gsd.tasks.screen import is_monstrous
 
@@ -102,8 +103,11 @@ def compute_score(
     answer, truth = final_answer(solution_str) if isinstance(solution_str, str) else None, str(ground_truth).strip()
     if answer is None or len(answer) > LONGEST_ANSWER:
         return _verdict(False)
+    answer, truth = usual(answer), usual(truth)
     if answer == truth:
         return _verdict(True)
+    if is_wrong_by_sight(answer, truth):
+        return _verdict(False)
     right = plain_equal(answer, truth)
     if right is None and not (is_monstrous(answer) or is_monstrous(truth)):
         right = _are_equal(answer, truth)

