@@ -49,8 +49,6 @@ from verl_gsd.tasks.choice import compute_score, final_letter
         ("The answer is A man.", None),
         ("The answer is I think unclear", None),
         ("The answer is b", None),
-        ("(B)", None),
-        ("B", None),
         ("", None),
     ],
 )

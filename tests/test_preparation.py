@@ -386,6 +386,20 @@ def test_a_table_becomes_what_verl_reads(tmp_path):
     assert names == {"train.parquet", "manifest.json", "left_out_train.jsonl", ".lock"}
 
 
+def test_verls_own_columns_can_be_read_too(tmp_path):
+    """As published sets have them: a system message, the answer in reward_model, an expert's chat."""
+    row = {
+        "prompt": [{"role": "system", "content": "Think."}, {"role": "user", "content": "1+1?"}],
+        "reward_model": {"style": "rule", "ground_truth": "2"},
+        "target": [{"role": "assistant", "content": r"\boxed{2}"}],
+    }
+    words = ["--problem-column", "prompt", "--answer-column", "reward_model", "--demonstration-column", "target"]
+    run(tmp_path, "mine", "--input", str(lines(tmp_path / "t.jsonl", row)), *words, "--suffix", "")
+    (found,) = made(tmp_path, "mine")
+    assert found["prompt"] == [{"role": "user", "content": "1+1?"}]
+    assert found["reward_model"]["ground_truth"] == "2" and found["demonstration"] == [r"\boxed{2}"]
+
+
 def test_a_solution_without_a_box_among_others_is_no_answer(tmp_path):
     file = lines(
         tmp_path / "m.jsonl", {"problem": "1+1?", "answer": r"\boxed{2}"}, {"problem": "1+2?", "answer": "no box here"}
