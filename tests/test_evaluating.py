@@ -18,6 +18,7 @@ from verl_gsd.evaluation.answers import Answers, Verdicts, part_file, parts, rea
 from verl_gsd.evaluation.opinion import opinion
 from verl_gsd.evaluation.results import Result, compare, read_result, result_of, write_result
 from verl_gsd.judge.prompt import VERDICT_VERSION
+from verl_gsd.preparation.chats import Template
 from verl_gsd.tasks import byte_llama
 from verl_gsd.trainer import evaluating, merging
 from verl_gsd.trainer.config import ConfigError
@@ -393,10 +394,52 @@ def test_shards_that_are_damaged_leave_nothing(checkpoint, tmp_path):
     assert not list(tmp_path.glob("merged*"))
 
 
-@pytest.mark.parametrize("name", ["global_step_9", "elsewhere"])
-def test_a_checkpoint_that_is_not_there_is_named(tmp_path, name):
-    with pytest.raises(ConfigError, match=name):
-        evaluating.model_of(str(tmp_path / name), tmp_path / "o")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("global_step_9", "global_step_9: is not there. The run's last checkpoint is global_step_4"),
+        ("x", "x: is not th"),
+    ],
+)
+def test_a_checkpoint_that_is_not_there_is_named(checkpoint, name, message):
+    with pytest.raises(ConfigError, match=message):
+        evaluating.model_of(str(checkpoint.parent / name), checkpoint.parent / "o")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("data: [", "config.yaml: not readable"),
+        ("", "8192"),
+        ("data: {max_response_length: abc}", "no data.max_response_length, or of no use: 'abc'"),
+        ("data: {max_response_length: -5}", "of no use: -5. Write --max-tokens"),
+    ],
+)
+def test_a_runs_config_that_does_not_say_how_long_is_named(checkpoint, config, message, mini, tmp_path):
+    """Before anything is merged."""
+    (checkpoint.parent / "config.yaml").write_text(config)
+    said = evaluate("--checkpoint", checkpoint, "--bench", "mini", "--data", tmp_path / "data", code=2)
+    assert message in said or (message == "8192" and "verl's merger failed" in said)
+
+
+def test_the_runs_chat_template_options_are_used(mini, model):
+    """A run that trained with thinking off is asked with thinking off."""
+    template = Template(str(model), options={"add_generation_prompt_twice": True})
+    template._tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}"
+        "{% if add_generation_prompt_twice %}>{% endif %}>{% endif %}"
+    )
+    assert template.text(mini.questions[0].chat) == "0+1?>>"
+    settings = evaluating._settings(
+        mini, evaluating.Model("m", {}), template, evaluating.Sampling(1.0, 1.0, 8, 0), 1, "float32"
+    )
+    assert settings["chat_template_options"] == {"add_generation_prompt_twice": True}
+
+
+@pytest.mark.parametrize("name", ["../mini", "a/b", "model", ""])
+def test_a_benchmarks_name_is_no_path(tmp_path, name):
+    with pytest.raises(ValueError, match=r"write a name of letters|write another name"):
+        benches.find(name, tmp_path, tmp_path)
 
 
 def test_verdicts_keep_their_places(mini):

@@ -339,7 +339,12 @@ def test_questions_are_the_same_whatever_the_order_of_their_options():
     ("words", "message"),
     [
         (["nameless"], "nameless: write one of arithmetic, gsm8k, math, dapo17k"),
-        (["../x", "--input", "t.jsonl"], "../x: write a name of letters"),
+        (["../x", "--input", "t.jsonl"], "'../x': write a name of letters"),
+        (["", "--input", "t.jsonl"], "'': write a name of letters"),
+        (["none", "--input", "t.jsonl"], "none: write another name"),
+        (["mine", "--input", "t.jsonl", "--answer-column", ""], "--answer-column: is empty"),
+        (["mine", "--input", "t.jsonl", "--model", ""], "--model: is empty"),
+        (["mine", "--input", "t.jsonl", "--overlap-words", "100000"], "--overlap-words 100000: write 2 to 1000"),
         (["mine", "--input", "absent.jsonl"], "--input absent.jsonl: is not there"),
         (["mine", "--input", "t.txt"], "--input t.txt: write a folder, or a file that ends in .parquet, .jsonl, .csv"),
         (["gsm8k", "--input", "t.jsonl"], "which split is it? Write --split train or --split test"),
@@ -349,7 +354,7 @@ def test_questions_are_the_same_whatever_the_order_of_their_options():
         (["gsm8k", "--suffix", "x"], "--suffix x: gsm8k has columns of its own"),
         (["mine", "--input", "t.jsonl", "--judged-by-model", "--answer-column", "a"], "no effect beside --judged-by"),
         (["arithmetic", "--split", "test"], "--split: has no effect on arithmetic"),
-        (["mine", "--input", "t.jsonl", "--overlap-words", "1"], "--overlap-words 1: write 2 or more"),
+        (["mine", "--input", "t.jsonl", "--overlap-words", "1"], "--overlap-words 1: write 2 to 1000"),
         (["arithmetic", "--input", "t.jsonl"], "--input: has no effect on arithmetic, which is made"),
     ],
 )
@@ -442,6 +447,100 @@ def test_a_row_that_cannot_be_read_is_named_and_nothing_written(tmp_path, row, w
     said = run(tmp_path, "mine", "--input", str(file), *words, code=2)
     assert message in " ".join(said.split()) and "rows.jsonl" in said
     assert not list((tmp_path / "data").rglob("*.parquet"))
+
+
+def test_what_somebody_else_put_there_is_not_written_over(tmp_path):
+    (tmp_path / "data" / "mine").mkdir(parents=True)
+    theirs = tmp_path / "data" / "mine" / "train.parquet"
+    theirs.write_bytes(b"theirs")
+    file = lines(tmp_path / "t.jsonl", {"problem": "One?", "answer": "1"})
+    said = run(tmp_path, "mine", "--input", str(file), code=2)
+    assert "train.parquet: is there, and was not prepared here. Move it" in said and theirs.read_bytes() == b"theirs"
+
+
+def test_a_damaged_manifest_stops_its_own_data_set_alone(tmp_path):
+    file = lines(tmp_path / "t.jsonl", {"problem": "One?", "answer": "1"})
+    for content in ("{", '{"format": 2}', '{"format": 1, "splits": null}', '{"format": 1, "splits": ["test"]}'):
+        (tmp_path / "data" / "other").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data" / "other" / "manifest.json").write_text(content)
+        assert "Not looked at: " in run(tmp_path, "mine", "--input", str(file)), content
+        assert "other/manifest.json: " in run(tmp_path, "other", "--input", str(file), code=2), content
+
+
+def test_a_missing_chunk_is_no_shorter_data_set(tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "CHUNK", 4)
+    with pytest.raises(KeyboardInterrupt):
+        builder(tmp_path / "x").build(_Source(15, broken_at=13).rows, lambda read, kept: None)
+    chunks = sorted((tmp_path / "x" / ".building_train").glob("chunk_*"))
+    content = chunks[1].read_bytes()
+    chunks[1].unlink()
+    with pytest.raises(ValueError, match=r"a chunk is missing. Remove that folder"):
+        builder(tmp_path / "x").build(_Source(15).rows, lambda read, kept: None)
+    chunks[1].write_bytes(content[:100])
+    with pytest.raises(ValueError, match=r"chunk_00001.parquet: damaged .+ Remove .+ and run the same line"):
+        builder(tmp_path / "x").build(_Source(15).rows, lambda read, kept: None)
+
+
+def test_what_earlier_chunks_had_is_known_after_a_stop(tmp_path, monkeypatch):
+    """Boxes, and the indices of rows that were left out."""
+    monkeypatch.setattr(build, "CHUNK", 2)
+    rows = [{"problem": f"{n}?", "answer": "1", "id": n} for n in range(4)]
+    boxed = [*rows[:3], {"problem": "3?", "answer": r"\boxed{1}", "id": 3}]
+    again = [rows[0], rows[0] | {"id": 7}, rows[2], rows[3] | {"id": 7}]  # row 1 is a duplicate
+    for name, table, message in (
+        ("a", boxed, "row 0 (the first is 0): its answer"),
+        ("b", again, "index 7 is row 1's"),
+    ):
+        words = ["--input", str(lines(tmp_path / f"{name}.jsonl", *table)), "--index-column", "id"]
+        for _ in range(2):
+            assert message in run(tmp_path, name, *words, code=2)
+    assert not list((tmp_path / "data").rglob("train.parquet"))
+
+
+def test_training_that_has_not_met_a_new_test_split_is_said(tmp_path):
+    file = lines(tmp_path / "t.jsonl", {"problem": "One?", "answer": "1"}, {"problem": "Two?", "answer": "2"})
+    run(tmp_path, "mine", "--input", str(file))
+    test = lines(tmp_path / "e.jsonl", {"problem": "One?", "answer": "1"})
+    said = run(tmp_path, "new", "--input", str(test), "--split", "test")
+    assert "mine's training problems were not held against these: run its line again" in said
+    run(tmp_path, "mine", "--input", str(file))
+    assert asked(made(tmp_path, "mine")) == ["Two?"]
+    assert "were not held" not in run(tmp_path, "new", "--input", str(test), "--split", "test")
+
+
+def test_splits_may_be_judged_otherwise(tmp_path):
+    test = lines(tmp_path / "e.jsonl", {"problem": "One?", "answer": "1"})
+    run(tmp_path, "mine", "--input", str(test), "--split", "test")
+    train = lines(tmp_path / "t.jsonl", {"problem": "Two?"})
+    run(tmp_path, "mine", "--input", str(train), "--judged-by-model")
+    splits = prepared.read(tmp_path / "data" / "mine").splits
+    assert {name: split["verifier"] for name, split in splits.items()} == {
+        "test": "verl_gsd.tasks.maths",
+        "train": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("value", "kept"), [(1e-7, "0.0000001"), (2.0, "2"), (0.1, "0.1"), (10**20, "1" + "0" * 20), (-1.5, "-1.5")]
+)
+def test_numbers_are_written_as_one_answers(tmp_path, value, kept):
+    run(tmp_path, "mine", "--input", str(lines(tmp_path / "t.jsonl", {"problem": "One?", "answer": value})))
+    (row,) = made(tmp_path, "mine")
+    assert row["reward_model"]["ground_truth"] == kept
+    assert maths.compute_score("mine", rf"\boxed{{{kept}}}", kept)["acc"] == 1.0
+
+
+def test_columns_that_are_there_twice_are_refused(tmp_path):
+    (tmp_path / "t.csv").write_text("problem,answer,answer\nOne?,1,2\n")
+    assert "t.csv: column answer is there twice" in run(tmp_path, "mine", "--input", str(tmp_path / "t.csv"), code=2)
+
+
+def test_half_a_character_is_named_by_row(tmp_path):
+    (tmp_path / "t.jsonl").write_text('{"problem": "One?", "answer": "1"}\n{"problem": "\\ud800", "answer": "1"}\n')
+    said = run(tmp_path, "mine", "--input", str(tmp_path / "t.jsonl"), code=2)
+    assert "t.jsonl, row 1 (the first is 0), half a character" in said
+    run(tmp_path, "mine", "--input", str(tmp_path / "t.jsonl"), "--skip-unusable")
+    assert asked(made(tmp_path, "mine")) == ["One?"]
 
 
 def test_what_is_no_json_is_named_with_its_line(tmp_path):

@@ -243,6 +243,36 @@ def test_a_row_that_cannot_be_read_is_named_and_nothing_made(tmp_path, name, row
     assert not list((tmp_path / "data").rglob("*.parquet")) and not list((tmp_path / "data").rglob("manifest.json"))
 
 
+def test_a_folder_of_plain_files_is_read_as_the_files_are(tmp_path):
+    """The library would make 33 of 033 where another answer is a number, and 7 of 007 in CSV."""
+    (tmp_path / "hub").mkdir()
+    rows = [{"problem": "P?", "answer": "033"}, {"problem": "Q?", "answer": 4}]
+    (tmp_path / "hub" / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prepared(tmp_path, "math500", tmp_path / "hub")
+    made = pq.read_table(tmp_path / "data" / "math500" / "test.parquet").to_pylist()
+    assert [row["reward_model"]["ground_truth"] for row in made] == ["033", "4"]
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"train.jsonl": ""}, "no split test; it has train"),
+        ({"test.jsonl": ""}, "of 0 rows of test none is left"),
+        ({"test.jsonl": "{"}, "test.jsonl, line 1 (the first is 1): not JSON"),
+        ({"README.md": "---\nconfigs: [\n---\n", "test.jsonl": "{}"}, "not readable: "),
+        ({"note.txt.gz": ""}, "hub"),
+        ({"test.parquet": "version https://git-lfs.github.com/spec/v1"}, "test.parquet: not readable"),
+    ],
+)
+def test_a_folder_that_is_none_is_said(tmp_path, files, message):
+    (tmp_path / "hub").mkdir()
+    for name, content in files.items():
+        (tmp_path / "hub" / name).write_text(content)
+    line = ["prepare", "math500", "--input", str(tmp_path / "hub"), "--data", str(tmp_path / "data")]
+    done = CliRunner().invoke(app, line, env={"COLUMNS": "400"})
+    assert done.exit_code == 2 and message in done.stderr and "hub" in done.stderr, done.output + done.stderr
+
+
 def test_a_hub_that_does_not_answer_is_said(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

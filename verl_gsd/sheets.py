@@ -114,6 +114,7 @@ def stream_rows(path: Path) -> Iterator[dict[str, Any]]:
     with _naming(path):
         if path.suffix == ".parquet":
             with pq.ParquetFile(path) as file:
+                _require_once(path, file.schema_arrow.names)
                 for batch in file.iter_batches(1024):
                     yield from batch.to_pylist()
             return
@@ -147,6 +148,11 @@ def _lines(path: Path, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
         yield row
 
 
+def _require_once(path: Path, names: Sequence[str]) -> None:
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"{path}: column {repeated[0]} is there twice. Rename one")
+
+
 def _header(lines: Iterable[str]) -> list[str]:
     return list(csv.DictReader(lines, strict=True).fieldnames or ())
 
@@ -155,6 +161,7 @@ def _csv_rows(path: Path, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
     csv.field_size_limit(sys.maxsize)  # a response may be longer than the 128 KiB the module allows
     reader = csv.DictReader(lines, strict=True)
     names = list(reader.fieldnames or ())
+    _require_once(path, names)
     for number, row in enumerate(reader):
         if None in row or None in row.values():
             raise ValueError(f"{path}, row {number} (the first is 0): write {len(names)} fields, as the header does")

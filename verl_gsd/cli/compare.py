@@ -82,6 +82,8 @@ def _curves(runs: list[str], source: str | None, unfinished: bool) -> tuple[list
             continue
         for curve in read:
             first = first or curve.label
+            if not set(curve.validation) - {"metric"}:
+                notices.append(f"{curve.run}: nothing says how it was validated; taken for validated as the others.")
             if curve.total_steps is None:
                 notices.append(f"{curve.run}: nothing says how long it was to be; taken as far as it is.")
             if curve.finished or unfinished:

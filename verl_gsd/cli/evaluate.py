@@ -41,9 +41,13 @@ def evaluate(
     ] = None,
     samples: Annotated[
         int | None,
-        typer.Option(min=1, help="Responses a question; by default 32 for aime24, aime25, amc23 and else 1."),
+        typer.Option(
+            min=1, max=100_000, help="Responses a question; by default 32 for aime24, aime25, amc23 and else 1."
+        ),
     ] = None,
-    temperature: Annotated[float, typer.Option(min=0.0, help="Of sampling; 0 takes the most probable token.")] = 0.6,
+    temperature: Annotated[
+        float, typer.Option(min=0.0, max=10.0, help="Of sampling; 0 takes the most probable token.")
+    ] = 0.6,
     top_p: Annotated[float, typer.Option(help="Of sampling, above 0 and up to 1.")] = 1.0,
     max_tokens: Annotated[
         int | None, typer.Option(min=1, help="A response's; by default the run's data.max_response_length, or 8192.")
@@ -82,13 +86,14 @@ def evaluate(
         folder = output or _folder_of(checkpoint)
         compared = _compared(against, benches)
         out.print("Loading the model's weights, merged first if they are a run's.", highlight=False)
+        longest, template_options = _of_run(checkpoint)
         with alone(folder), progress() as shown:
             results = evaluate_model(
                 model_of(checkpoint, folder),
                 benches,
                 folder,
-                Sampling(temperature, top_p, max_tokens or int(_of_run(checkpoint, "max_response_length", 8192)), seed),
-                template_options=_of_run(checkpoint, "apply_chat_template_kwargs", {}),
+                Sampling(temperature, top_p, max_tokens or longest, seed),
+                template_options=template_options,
                 samples=samples,
                 tensor_parallel=tensor_parallel,
                 against=compared,
@@ -132,14 +137,22 @@ def _compared(against: Path | None, benches: Sequence[Bench]) -> dict[str, Resul
     return {bench.name: read_result(folder / bench.name) for bench in benches}
 
 
-def _of_run(checkpoint: str, key: str, otherwise: Any) -> Any:
-    """What the run of a checkpoint was trained with, ``data.<key>`` of its config."""
+def _of_run(checkpoint: str) -> tuple[int, dict[str, Any]]:
+    """What the run of a checkpoint was trained with: tokens of a response, and what its chat template was given; of a
+    model that is no run's 8192, and nothing."""
     from verl_gsd.evaluation.run_names import at_key, read_yaml
     from verl_gsd.rundir import RunDirectory
+    from verl_gsd.sections import is_whole
 
     path = Path(checkpoint)
-    config = read_yaml(RunDirectory(path.parent).config) if path.name.startswith("global_step_") else None
-    return at_key(config, f"data.{key}") or otherwise
+    file = RunDirectory(path.parent).config
+    config = read_yaml(file) if path.name.startswith("global_step_") else None
+    if config is None:
+        return 8192, {}
+    longest, options = (at_key(config, f"data.{key}") for key in ("max_response_length", "apply_chat_template_kwargs"))
+    if not is_whole(longest, 1) or not isinstance(options or {}, dict):
+        raise ValueError(f"{file}: no data.max_response_length, or of no use: {longest!r:.80}. Write --max-tokens")
+    return longest, options or {}
 
 
 def _second(url: str | None, model: str | None) -> Second | None:

@@ -97,6 +97,14 @@ def prepare(
         "--judged-by-model": "" if judged_by_model else None,
     }
     given = {option: value for option, value in columns.items() if value is not None}
+    if empty := [
+        option
+        for option, value in {**given, "--model": model}.items()
+        if value == "" and option not in ("--suffix", "--judged-by-model")
+    ]:
+        fail(f"{empty[0]}: is empty. Write a value, or leave it out")
+    if not 2 <= overlap_words <= 1000:
+        fail(f"--overlap-words {overlap_words}: write 2 to 1000; 13 by default")
     if name == EMBEDDED:
         others: dict[str, object] = {
             "--input": input,
@@ -127,8 +135,12 @@ def prepare(
             skip_unusable,
         )
         made, shown = _prepare(wish)
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         fail(str(error))
+    except OSError as error:
+        fail(f"--data {data or data_folder()}: not written: {error}")
+    except KeyboardInterrupt:
+        fail("stopped. The same line goes on from here", code=130)
     _say(made, shown, wish)
 
 
@@ -137,11 +149,11 @@ def _source(name: str, input: Path | None, split: str | None, given: dict[str, s
     import dataclasses
 
     from verl_gsd.preparation import sources
+    from verl_gsd.preparation.prepared import require_name
 
     if split not in (None, "train", "test"):
         raise ValueError(f"--split {split}: write train or test")
-    if not all(letter.isalnum() or letter in "_-." for letter in name) or name.startswith("."):
-        raise ValueError(f"{name}: write a name of letters, digits, _, - and .")
+    require_name(name)
     known = sources.SOURCES.get(name)
     if known is None:
         if input is None:
@@ -176,16 +188,21 @@ def _against(words: str | None, folder: Path, source: Source) -> list[Prepared] 
 
     if words == "none" or (words is None and source.verifier is None):
         return None
-    there = {made.name: made for made in all_of(folder) if made.splits.get("test", {}).get("verifier")}
+    there = {made.name: made for made in all_of(folder, _notice) if made.splits.get("test", {}).get("verifier")}
     if words is None:
         return list(there.values())
-    missing = [name for name in words.split(",") if name not in there]
+    names = [name.strip() for name in words.split(",") if name.strip()]
+    missing = [name for name in names or [words] if name not in there]
     if missing:
         raise ValueError(
             f"--against {missing[0]}: no test split of it below {folder}. Run verl-gsd prepare {missing[0]} first, or "
             f"write some of {', '.join(there) or 'none'}"
         )
-    return [there[name] for name in dict.fromkeys(words.split(","))]
+    return [there[name] for name in dict.fromkeys(names)]
+
+
+def _notice(text: str) -> None:
+    out.print(f"Not looked at: {escape(text)}", highlight=False, soft_wrap=True)
 
 
 def _prepare(wish: Wish) -> tuple[Prepared, str | None]:
@@ -214,12 +231,28 @@ def _say(made: Prepared, shown: str | None, wish: Wish) -> None:
         if split == "train" and not of["against"]:
             out.print("No evaluation set is prepared: training problems were held against none.", highlight=False)
     out.print(table)
+    if "test" in wish.source.splits and made.splits["test"]["verifier"]:
+        _say_what_has_not_met(made, wish.data)
     if shown is not None:
         out.print("The first prompt, as the model reads it:")
         out.print(escape(repr(shown)), highlight=False, soft_wrap=True)
     else:
         out.print("Without --model neither chat template nor lengths were checked.", highlight=False)
     out.print(f"{made.name} is in [bold]{escape(str(made.folder))}[/]", soft_wrap=True)
+
+
+def _say_what_has_not_met(made: Prepared, data: Path) -> None:
+    """Training splits that were prepared before this test split."""
+    from verl_gsd.preparation.prepared import all_of
+
+    for other in all_of(data, lambda _: None):
+        train = other.splits.get("train", {})
+        if train.get("verifier") and made.name not in train["against"]:
+            out.print(
+                f"{other.name}'s training problems were not held against these: run its line again.",
+                highlight=False,
+                soft_wrap=True,
+            )
 
 
 def _embedded(data: Path | None) -> None:

@@ -71,6 +71,7 @@ def find(name: str, data: Path, arithmetic: Path) -> Bench:
         if not embedded.is_ready(arithmetic):
             raise ValueError(f"--bench {name}: not in {arithmetic}. Run verl-gsd prepare {name}")
         return _bench(name, arithmetic / "test.parquet", "verl_gsd.tasks.arithmetic")
+    prepared.require_name(name)
     made = prepared.read(data / name)
     if made is None:
         raise ValueError(f"--bench {name}: not in {data / name}. Run verl-gsd prepare {name}")

@@ -102,7 +102,7 @@ def read_result(folder: Path) -> Result:
         if indices.shape != correct.shape or not ((correct >= 0) & (correct <= samples)).all() or samples < 1:
             raise ValueError("its correct is no list of numbers from 0 to samples, one a question")
         return Result(dict(content["settings"]), indices, samples, correct, dict(content["figures"]))
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, OverflowError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: not a result of verl-gsd eval ({error})") from error
 
 

@@ -187,7 +187,7 @@ class SplitBuilder:
             made.write_text(self._settings, encoding="utf-8")
         metas = []
         for path in self._chunks():
-            table, meta = pq.read_table(path, columns=[_KEY, _ANSWER]), _meta(path)
+            meta, table = _meta(path), pq.read_table(path, columns=[_KEY, _ANSWER])
             self._answers.update(zip(table.column(_KEY).to_pylist(), table.column(_ANSWER).to_pylist(), strict=True))
             self._answers.update((bytes.fromhex(key), bytes.fromhex(answer)) for key, answer in meta["known"])
             self._indices.update(meta["indices"])
@@ -195,7 +195,10 @@ class SplitBuilder:
         return metas
 
     def _chunks(self) -> list[Path]:
-        return sorted(self._building.glob("chunk_*.parquet"))
+        found = sorted(self._building.glob("chunk_*.parquet"))
+        if [path.name for path in found] != [f"chunk_{number:05d}.parquet" for number in range(len(found))]:
+            raise ValueError(f"{self._building}: a chunk is missing. Remove that folder and run the same line")
+        return found
 
     def _chunk(self, numbered: Iterator[tuple[int, Row]]) -> _Chunk:
         chunk = _Chunk()
@@ -203,6 +206,7 @@ class SplitBuilder:
             chunk.read += 1
             try:
                 item = self._source.read(row)
+                item.require_writable()
             except ValueError as error:
                 if not self._rules.skip_unusable:
                     raise ValueError(f"{self._name_of(number)}, {error}") from error

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import math
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any
 
 from verl_gsd.tasks.maths import last_boxed
@@ -41,7 +42,7 @@ def answer(value: Any) -> str:
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        value = str(int(value)) if value == int(value) else str(value)
+        value = str(int(value)) if value == int(value) else f"{Decimal(str(value)):f}"
     if not isinstance(value, str):
         raise ValueError(f"write a text, a number, or a reward_model with a ground_truth, not {_shown(value)}")
     boxed = last_boxed(value)
@@ -65,7 +66,7 @@ def demonstrations(value: Any) -> list[str] | None:
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not all(isinstance(one, str) for one in texts):
         raise ValueError("write a text, a list of texts, a chat with an assistant's message, or null")
-    return texts or None
+    return [text for text in texts if text.strip()] or None
 
 
 def index(value: Any) -> int:

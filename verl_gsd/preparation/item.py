@@ -51,6 +51,14 @@ class Item:
     index: int | None = None
     boxed: bool | None = None
 
+    def require_writable(self) -> None:
+        """Raise a ValueError for a text that no file can have: a lone surrogate, as JSON may spell out."""
+        for text in (self.problem, self.answer, *self.options, *(self.demonstration or ())):
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(f"half a character, {text[error.start]!r}: write the whole of it") from None
+
     def key(self) -> bytes:
         """16 bytes that two items share if they ask the same, capitals and white space aside."""
         asked = "\0".join((self.problem, *sorted(self.options)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from verl_gsd.preparation import prepared as prepared_sets
 from verl_gsd.preparation.build import Rules, SplitBuilder
@@ -70,8 +71,9 @@ def prepare(wish: Wish, on_chunk: Callable[[str, int, int], None]) -> tuple[Prep
     """
     folder = wish.data / wish.name
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):
+    with _alone(folder):
         before = prepared_sets.read(folder)
+        _require_own(folder, before, wish.source)
         described = dict(before.splits) if before else {}
         template = Template(wish.model) if wish.model else None
         origins = {split: find(wish.source, wish.path, split) for split in wish.source.splits}
@@ -87,11 +89,28 @@ def prepare(wish: Wish, on_chunk: Callable[[str, int, int], None]) -> tuple[Prep
             taken = _indices(before, split) if wish.source.reads else set()  # others' indices are ours
             built[split] = _builder(wish, split, origins[split], template, sets, settings, taken)
             files[split] = built[split].build(_reader(wish.source, origins[split]), partial(on_chunk, split))
-            described[split] = settings | _counted(wish.name, split, built[split], files[split])
+            described[split] = settings | _counted(wish, split, built[split], files[split])
         shown = template.text(_first_prompt(files[min(files)])) if template else None
         made = Prepared(folder, described)
         _take_up(made, files, built)
         return made, shown
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    try:
+        with FileLock(folder / ".lock", blocking=False):
+            yield
+    except Timeout:
+        raise ValueError(f"{folder}: another process prepares it. Wait for it") from None
+
+
+def _require_own(folder: Path, before: Prepared | None, source: Source) -> None:
+    """What somebody else put there is not written over."""
+    for split in source.splits:
+        path = folder / f"{split}.parquet"
+        if path.exists() and (before is None or split not in before.splits):
+            raise ValueError(f"{path}: is there, and was not prepared here. Move it, or write another NAME")
 
 
 def _is_there(before: Prepared, split: str, settings: dict[str, Any]) -> bool:
@@ -182,12 +201,13 @@ def _first_prompt(path: Path) -> list[dict[str, str]]:
         return next(file.iter_batches(1, columns=["prompt"])).to_pylist()[0]["prompt"]
 
 
-def _counted(name: str, split: str, builder: SplitBuilder, file: Path) -> dict[str, Any]:
+def _counted(wish: Wish, split: str, builder: SplitBuilder, file: Path) -> dict[str, Any]:
     """What the manifest says of a split beside its settings."""
     counts = builder.counts()
     if not counts.kept:
         reasons = ", ".join(f"{n} {reason}" for reason, n in counts.left_out.items() if n) or "there are none"
-        raise ValueError(f"{name}: of {counts.read} rows of {split} none is left: {reasons}")
+        place = wish.path or wish.source.repository
+        raise ValueError(f"{place}: of {counts.read} rows of {split} none is left: {reasons}")
     return {
         "read": counts.read,
         "rows": counts.kept,

@@ -8,7 +8,7 @@ DATA/NAME/left_out_SPLIT.jsonl          each row left out for another reason tha
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from verl_gsd.preparation.reading import sha256
 from verl_gsd.writing import whole
 
 MANIFEST, LEFT_OUT = "manifest.json", "left_out_{split}.jsonl"
+#: Words of a command line, and names beside benchmarks in an evaluation's folder.
+_RESERVED = {"none", "model"}
 #: Of the manifest; raised whenever rows are made otherwise from the same source.
 FORMAT = 1
 
@@ -75,7 +77,9 @@ def read(folder: Path) -> Prepared | None:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
-            raise ValueError(f"{path}: of format {manifest['format']}, this package reads {FORMAT}")
+            raise ValueError(
+                f"{path}: of format {manifest['format']}, this package reads {FORMAT}. Write another NAME, or update it"
+            )
         return Prepared(folder, {name: dict(split) for name, split in manifest["splits"].items()})
     except (AttributeError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(
@@ -83,7 +87,27 @@ def read(folder: Path) -> Prepared | None:
         ) from error
 
 
-def all_of(data: Path) -> list[Prepared]:
-    """Those prepared below ``data``, by name."""
-    found = [read(path.parent) for path in sorted(data.glob(f"*/{MANIFEST}"))]
-    return [prepared for prepared in found if prepared is not None]
+def require_name(name: str) -> None:
+    """Refuse what can be no data set's name: it becomes a folder's, and a word in a list.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if not name or name.startswith(".") or not all(letter.isalnum() or letter in "_-." for letter in name):
+        raise ValueError(f"{name!r}: write a name of letters, digits, _, - and .")
+    if name in _RESERVED or len(name) > 100:
+        raise ValueError(f"{name:.100}: write another name")
+
+
+def all_of(data: Path, on_damaged: Callable[[str], None]) -> list[Prepared]:
+    """Those prepared below ``data``, by name; ``on_damaged`` is told of a folder whose manifest is none of ours."""
+    found = []
+    for path in sorted(data.glob(f"*/{MANIFEST}")):
+        try:
+            made = read(path.parent)
+        except ValueError as error:
+            on_damaged(str(error))
+            continue
+        if made is not None:
+            found.append(made)
+    return found

@@ -1,7 +1,8 @@
 """Rows of a data set, one by one, from the hub, from a folder downloaded from it, or from a file.
 
-From the hub and from folders by the ``datasets`` library, streamed. A file of JSON lines is read line by line instead:
-where a column holds texts and numbers, ``datasets`` 5.2 gives ``"033"`` back as 33 without a word.
+By the ``datasets`` library, streamed, which also says what files a folder has for a split. A file of JSON lines, CSV or
+Parquet is read by our own readers: where a column holds texts and numbers, ``datasets`` 5.2 gives ``"033"`` back as 33
+without a word.
 """
 
 from __future__ import annotations
@@ -105,28 +106,43 @@ def rows(source: Source, origin: Origin, skip: int = 0) -> Iterator[dict[str, An
 
 
 def _streamed(source: Source, origin: Origin) -> Iterator[dict[str, Any]]:
-    import datasets
-
-    datasets.disable_progress_bars()
     place = str(origin.path or origin.repository)
     for config in source.configs:
         try:
-            configs = datasets.get_dataset_config_names(place, revision=origin.revision)
-            if config is not None and config not in configs:
-                # A folder whose README names no configs has all its files in one.
-                if origin.path is None or configs != ["default"] or len(source.configs) > 1:
-                    raise ValueError(f"{place}: no part {config}; it has {', '.join(configs)}")
-                config = None
-            data = datasets.load_dataset(
-                place, config, split=origin.split, revision=origin.revision, streaming=True, trust_remote_code=None
-            )
+            files, data = _split(place, config, origin, is_one_of_many=len(source.configs) > 1)
+            if files is not None:
+                for file in files:
+                    yield from rows(source, Origin(file, None, None, origin.split))
+                continue
             names = data.column_names or list(next(iter(data), {}))
             _require_columns(source, place, names)
             yield from data.select_columns(list(source.columns))
-        except (OSError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-            raise ValueError(f"{place}: not readable: {error}") from error
-        except ValueError as error:
-            raise ValueError(str(error) if place in str(error) else f"{place}: {error}") from error
+        except Exception as error:  # of datasets, of what it reads with, and of a README's YAML
+            said = str(error) or type(error).__name__
+            raise ValueError(said if place in said else f"{place}: not readable: {said}") from error
+
+
+def _split(place: str, config: str | None, origin: Origin, is_one_of_many: bool) -> tuple[list[Path] | None, Any]:
+    """One part's split: the files of a folder that are read as files are, or what ``datasets`` streams."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    configs = datasets.get_dataset_config_names(place, revision=origin.revision)
+    if config is not None and config not in configs:
+        # A folder whose README names no parts has all its files in one.
+        if origin.path is None or configs != ["default"] or is_one_of_many:
+            raise ValueError(f"{place}: no part {config}; it has {', '.join(configs)}")
+        config = None
+    if origin.path is not None:
+        found = datasets.load_dataset_builder(place, config).config.data_files or {}
+        if origin.split not in found:
+            raise ValueError(
+                f"{place}: no split {origin.split}; it has {', '.join(map(str, found)) or 'no data files'}"
+            )
+        files = [Path(file) for file in found[origin.split]]
+        if all(file.is_file() and file.suffix in SUFFIXES for file in files):
+            return files, None
+    return None, datasets.load_dataset(place, config, split=origin.split, revision=origin.revision, streaming=True)
 
 
 def _require_columns(source: Source, place: str, names: list[str]) -> None:

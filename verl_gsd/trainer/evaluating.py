@@ -72,7 +72,7 @@ def model_of(checkpoint: str, folder: Path) -> Model:
         made_of = merging.shards(path)
         merging.merge(path, folder / "model")
         return Model(str(folder / "model"), {"checkpoint": str(path.resolve()), "files": made_of})
-    if checkpoint.count("/") != 1:
+    if checkpoint.count("/") != 1 or checkpoint[0] in "/.~":
         raise ConfigError(f"--checkpoint {checkpoint}: is not there")
     revision = hub_revision("model", checkpoint)
     return Model(checkpoint, {"checkpoint": checkpoint, "revision": revision}, revision)
@@ -109,6 +109,8 @@ def evaluate(
     import torch
 
     on_cpu = not torch.cuda.is_available()
+    if on_cpu and tensor_parallel > 1:
+        raise ConfigError(f"--tensor-parallel {tensor_parallel}: there is no GPU here. Leave it out")
     dtype = "float32" if on_cpu else "bfloat16"
     template = Template(model.path, model.revision, template_options)
     tasks, settings = [], {}

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from verl_gsd.rundir import RunDirectory
@@ -31,9 +32,15 @@ def shards(checkpoint: Path) -> dict[str, list[int]]:
             message names the file.
     """
     match = _STEP.fullmatch(checkpoint.name)
-    if not checkpoint.is_dir() or match is None:
+    if match is None:
         raise ConfigError(f"--checkpoint {checkpoint}: write a run's folder RUN/global_step_N, or a model's")
-    saved = RunDirectory(checkpoint.parent).latest_checkpoint()
+    try:
+        saved = RunDirectory(checkpoint.parent).latest_checkpoint()
+    except ValueError as error:
+        raise ConfigError(f"--checkpoint {checkpoint}: the run's latest_checkpointed_iteration.txt: {error}") from error
+    if not checkpoint.is_dir():
+        last = "none" if saved is None else f"global_step_{saved}"
+        raise ConfigError(f"--checkpoint {checkpoint}: is not there. The run's last checkpoint is {last}")
     if saved is None or saved < int(match[1]):
         raise ConfigError(
             f"--checkpoint {checkpoint}: was broken off while it was written: the run's last whole checkpoint is "
@@ -71,8 +78,9 @@ def merge(checkpoint: Path, target: Path) -> None:
     """
     made_of = shards(checkpoint)
     marker = target / MADE_OF
-    if marker.is_file() and json.loads(marker.read_text(encoding="utf-8")) == made_of:
-        return
+    with suppress(OSError, ValueError):  # none, or a damaged one: it is merged anew
+        if json.loads(marker.read_text(encoding="utf-8")) == made_of:
+            return
     building = target.with_name(target.name + ".tmp")
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
