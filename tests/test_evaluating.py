@@ -444,7 +444,7 @@ def test_a_benchmarks_name_is_no_path(tmp_path, name):
 
 def test_verdicts_keep_their_places(mini):
     """Threads finish in any order; each verdict is its own response's."""
-    texts = [str(n + 1) if n % 3 else "no number" for n in range(70)]
+    texts = [str(n + 1) if n % 3 == 1 else "no number" for n in range(70)]
     verdicts = verify(mini, answers_of(mini, texts), lambda _: None)
     assert isinstance(verdicts, Verdicts)
-    assert verdicts.correct[:, 0].tolist() == [n % 3 != 0 for n in range(70)]
+    assert verdicts.correct[:, 0].tolist() == [n % 3 == 1 for n in range(70)]

@@ -1,6 +1,7 @@
 """Preparing data: what is left out and why, what goes on after a stop, and what is never half-written."""
 
 import json
+from contextlib import suppress
 
 import pyarrow.parquet as pq
 import pytest
@@ -195,9 +196,9 @@ class _Source:
             yield {"problem": f"Problem {number % 7}?", "answer": str(number % 7 + (number == 12))}
 
 
-def builder(tmp_path, settings=None):
+def builder(tmp_path, settings=None, overlap=None):
     source = sources.table("problem", "answer")
-    rules = build.Rules("mine")
+    rules = build.Rules("mine", overlap)
     return build.SplitBuilder(source, "train", rules, tmp_path, settings or {"made": 1}, lambda row: f"row {row}")
 
 
@@ -217,6 +218,18 @@ def test_what_was_stopped_goes_on_where_it_was(tmp_path, monkeypatch):
     file = going_on.build(again.rows, lambda read, kept: None)
     assert again.read == list(range(8, 15)), "two chunks of four were there"
     assert pq.read_table(file).to_pylist() == expected and going_on.counts() == counts
+
+    overlap = Overlap(13)
+    overlap.add("set", ["Problem 3?"])
+    counted = []
+    for name, broken_at in (("y", None), ("z", 8)):
+        for source in [_Source(15, broken_at), _Source(15)][: 1 if broken_at is None else 2]:
+            made_of = builder(tmp_path / name, overlap=overlap)
+            with suppress(KeyboardInterrupt):
+                made_of.build(source.rows, lambda read, kept: None)
+        counted.append(made_of.counts())
+    assert counted[0] == counted[1], "a problem that was left out is known after the stop"
+    assert counted[0].left_out["contaminated"] == 1 and counted[0].left_out["duplicate"] == 7
 
     other = _Source(15)
     builder(tmp_path / "x", {"made": 2}).build(other.rows, lambda read, kept: None)
