@@ -186,3 +186,12 @@ def test_what_cannot_be_compared_is_refused_by_name(changed, said):
     require_comparable([one, curve(seed=2), curve(label="b", validation={"metric": "m"})])
     with pytest.raises(ValueError, match=said):
         require_comparable([one, curve(seed=5), curve(**changed)])
+
+
+def test_a_file_below_the_home_folder_is_called_as_on_any_machine(tmp_path, monkeypatch):
+    run = write_run(tmp_path / "seed_1", [10], {1: 0.1}, total=1)
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("test.parquet", str(tmp_path / "data" / "test.parquet")))
+    assert read_curve(run).validation["data.val_files"] == str(tmp_path / "data" / "test.parquet")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert read_curve(run).validation["data.val_files"] == "~/data/test.parquet"

@@ -6,6 +6,7 @@ import math
 import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -73,7 +74,7 @@ def read_curve(run: Path, label: str | None = None, source: str | None = None) -
         raise ValueError(f"{run}: no records of step {_listed(missing)}, so that nobody knows what they generated")
     so_far = np.cumsum([tokens.get(step, 0) for step in range(steps[-1] + 1)]).tolist()
     label, seed = label_and_seed(run, config, label)
-    known = {key: at_key(config, key) for key in VALIDATION} if config else {}
+    known = {key: _anywhere(at_key(config, key)) for key in VALIDATION} if config else {}
     try:
         return Curve(
             label,
@@ -88,6 +89,12 @@ def read_curve(run: Path, label: str | None = None, source: str | None = None) -
         )
     except ValueError as error:
         raise ValueError(f"{run}: {error}") from error
+
+
+def _anywhere(value: Any) -> Any:
+    """A file below the home folder by ``~``: results are compared over machines, and say nothing of one."""
+    home = str(Path.home())
+    return f"~{value.removeprefix(home)}" if isinstance(value, str) and value.startswith(f"{home}/") else value
 
 
 def _tokens(run: Path) -> dict[int, int]:
