@@ -7,36 +7,15 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from typer.testing import CliRunner
+from prepare_runs import Source, asked, builder, lines, made, run
 
-from verl_gsd.cli.main import app
-from verl_gsd.preparation import build, prepare, prepared, sources
+from verl_gsd.preparation import build, prepare, prepared
 from verl_gsd.preparation.chats import Template
 from verl_gsd.preparation.item import BOXED, Item, shuffled
 from verl_gsd.preparation.overlap import Overlap
-from verl_gsd.preparation.prepare import Wish
-from verl_gsd.tasks import byte_llama, maths
+from verl_gsd.tasks import byte_llama
 
 LONG = "A train leaves at nine and travels at forty miles an hour towards the town of"
-
-
-def lines(path, *rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def run(tmp_path, name, *words, code=0):
-    done = CliRunner().invoke(app, ["prepare", name, "--data", str(tmp_path / "data"), *words], env={"COLUMNS": "300"})
-    assert done.exit_code == code, done.output + done.stderr
-    return done.stderr if code else done.output
-
-
-def made(tmp_path, name, split="train"):
-    return pq.read_table(tmp_path / "data" / name / f"{split}.parquet").to_pylist()
-
-
-def asked(rows):
-    return [row["prompt"][0]["content"].removesuffix(BOXED) for row in rows]
 
 
 def test_duplicates_go_and_problems_with_two_answers_go_altogether(tmp_path):
@@ -182,39 +161,19 @@ def test_overlap_finds_what_a_slow_search_finds(evaluation, training):
     assert (overlap.find(" ".join(training)) == "set") == slow
 
 
-class _Source:
-    """Rows that can be counted, and that break off."""
-
-    def __init__(self, count, broken_at=None):
-        self.count, self.broken_at, self.read = count, broken_at, []
-
-    def rows(self, skip):
-        for number in range(skip, self.count):
-            if number == self.broken_at:
-                raise KeyboardInterrupt
-            self.read.append(number)
-            yield {"problem": f"Problem {number % 7}?", "answer": str(number % 7 + (number == 12))}
-
-
-def builder(tmp_path, settings=None, overlap=None):
-    source = sources.table("problem", "answer")
-    rules = build.Rules("mine", overlap)
-    return build.SplitBuilder(source, "train", rules, tmp_path, settings or {"made": 1}, lambda row: f"row {row}")
-
-
 def test_what_was_stopped_goes_on_where_it_was(tmp_path, monkeypatch):
     """Duplicates and contradictions of what earlier chunks have are found after it as they were before."""
     monkeypatch.setattr(build, "CHUNK", 4)
     whole = builder(tmp_path / "whole")
-    file = whole.build(_Source(15).rows, lambda read, kept: None)
+    file = whole.build(Source(15).rows, lambda read, kept: None)
     expected, counts = pq.read_table(file).to_pylist(), whole.counts()
     assert len(expected) == 6 and counts.left_out == {"duplicate": 7, "conflicting": 2}
 
-    broken, told = _Source(15, broken_at=10), []
+    broken, told = Source(15, broken_at=10), []
     with pytest.raises(KeyboardInterrupt):
         builder(tmp_path / "x").build(broken.rows, lambda read, kept: told.append((read, kept)))
     assert broken.read == list(range(10)) and told[-1] == (8, 7)
-    again, going_on = _Source(15), builder(tmp_path / "x")
+    again, going_on = Source(15), builder(tmp_path / "x")
     file = going_on.build(again.rows, lambda read, kept: None)
     assert again.read == list(range(8, 15)), "two chunks of four were there"
     assert pq.read_table(file).to_pylist() == expected and going_on.counts() == counts
@@ -223,7 +182,7 @@ def test_what_was_stopped_goes_on_where_it_was(tmp_path, monkeypatch):
     overlap.add("set", ["Problem 3?"])
     counted = []
     for name, broken_at in (("y", None), ("z", 8)):
-        for source in [_Source(15, broken_at), _Source(15)][: 1 if broken_at is None else 2]:
+        for source in [Source(15, broken_at), Source(15)][: 1 if broken_at is None else 2]:
             made_of = builder(tmp_path / name, overlap=overlap)
             with suppress(KeyboardInterrupt):
                 made_of.build(source.rows, lambda read, kept: None)
@@ -231,7 +190,7 @@ def test_what_was_stopped_goes_on_where_it_was(tmp_path, monkeypatch):
     assert counted[0] == counted[1], "a problem that was left out is known after the stop"
     assert counted[0].left_out["contaminated"] == 1 and counted[0].left_out["duplicate"] == 7
 
-    other = _Source(15)
+    other = Source(15)
     builder(tmp_path / "x", {"made": 2}).build(other.rows, lambda read, kept: None)
     assert other.read == list(range(15)), "chunks made otherwise are thrown away"
 
@@ -377,198 +336,3 @@ def test_mistakes_are_named(tmp_path, monkeypatch, words, message):
     (tmp_path / "t.txt").write_text("")
     run(tmp_path, "other", "--input", "t.jsonl", "--split", "test")
     assert message in " ".join(run(tmp_path, *words, code=2).split())
-
-
-# A table of the user's own
-
-
-def test_a_table_becomes_what_verl_reads(tmp_path):
-    file = lines(
-        tmp_path / "math.jsonl",
-        {"problem": "1+1?", "solution": r"As one sees, \boxed{2}.", "long": "Well. \\boxed{2}"},
-        {"problem": "1/2+1?", "solution": r"\boxed{\frac{3}{2}}", "long": None},
-    )
-    run(tmp_path, "mine", "--input", str(file), "--answer-column", "solution", "--demonstration-column", "long")
-    first, second = made(tmp_path, "mine")
-    assert first == {
-        "data_source": "mine",
-        "prompt": [{"role": "user", "content": "1+1?" + BOXED}],
-        "reward_model": {"style": "rule", "ground_truth": "2"},
-        "extra_info": {"index": 0, "split": "train"},
-        "demonstration": [r"Well. \boxed{2}"],
-    }
-    assert (second["reward_model"]["ground_truth"], second["extra_info"]["index"]) == (r"\frac{3}{2}", 1)
-    assert second["demonstration"] is None
-    assert maths.compute_score("math", r"\boxed{1.5}", r"\frac{3}{2}")["acc"] == 1.0
-    names = {path.name for path in (tmp_path / "data" / "mine").iterdir()}
-    assert names == {"train.parquet", "manifest.json", "left_out_train.jsonl", ".lock"}
-
-
-def test_verls_own_columns_can_be_read_too(tmp_path):
-    """As published sets have them: a system message, the answer in reward_model, an expert's chat."""
-    row = {
-        "prompt": [{"role": "system", "content": "Think."}, {"role": "user", "content": "1+1?"}],
-        "reward_model": {"style": "rule", "ground_truth": "2"},
-        "target": [{"role": "assistant", "content": r"\boxed{2}"}],
-    }
-    words = ["--problem-column", "prompt", "--answer-column", "reward_model", "--demonstration-column", "target"]
-    run(tmp_path, "mine", "--input", str(lines(tmp_path / "t.jsonl", row)), *words, "--suffix", "")
-    (found,) = made(tmp_path, "mine")
-    assert found["prompt"] == [{"role": "user", "content": "1+1?"}]
-    assert found["reward_model"]["ground_truth"] == "2" and found["demonstration"] == [r"\boxed{2}"]
-
-
-def test_a_solution_without_a_box_among_others_is_no_answer(tmp_path):
-    file = lines(
-        tmp_path / "m.jsonl", {"problem": "1+1?", "answer": r"\boxed{2}"}, {"problem": "1+2?", "answer": "no box here"}
-    )
-    said = run(tmp_path, "mine", "--input", str(file), code=2)
-    assert "m.jsonl, row 1 (the first is 0): its answer is in no \\boxed{}, and row 0's is. Write all" in said
-
-
-def test_what_reads_a_table_is_part_of_what_rows_depend_on(tmp_path):
-    """The same columns in other roles, or another judge, are another data set."""
-    file = lines(tmp_path / "t.jsonl", {"problem": "One?", "answer": "1"})
-    run(tmp_path, "mine", "--input", str(file), "--judged-by-model", "--demonstration-column", "answer")
-    run(tmp_path, "mine", "--input", str(file))
-    (row,) = made(tmp_path, "mine")
-    assert row["reward_model"] == {"style": "rule", "ground_truth": "1"} and "demonstration" not in row
-
-
-def test_a_reward_model_needs_no_answers(tmp_path):
-    (tmp_path / "posts.csv").write_text("post\nA long story.\n")
-    words = ["--input", str(tmp_path / "posts.csv"), "--problem-column", "post"]
-    run(tmp_path, "posts", *words, "--judged-by-model", "--suffix", " TL;DR:")
-    (row,) = made(tmp_path, "posts")
-    assert row["prompt"][0]["content"] == "A long story. TL;DR:" and row["reward_model"]["style"] == "model"
-
-
-@pytest.mark.parametrize(
-    ("row", "words", "message"),
-    [
-        ({"problem": "", "answer": "2"}, [], "row 0 (the first is 0), column problem: write a text"),
-        ({"problem": "x?", "answer": None}, [], "row 0 (the first is 0), column answer: write a text, a number"),
-        ({"problem": "x?", "answer": "\\boxed{2"}, [], "column answer: no answer in"),
-        ({"problem": "x?", "answer": "As one sees. " * 30}, [], "write it alone, or a solution that has it in"),
-        ({"problem": "x?", "answer": "2"}, ["--answer-column", "final"], "column final is not there"),
-        ({"problem": "x?", "answer": "2", "d": 3}, ["--demonstration-column", "d"], "column d: write a text, a list"),
-        ({"problem": "x?", "answer": float("nan")}, [], "column answer: write a text, a number"),
-    ],
-)
-def test_a_row_that_cannot_be_read_is_named_and_nothing_written(tmp_path, row, words, message):
-    file = lines(tmp_path / "rows.jsonl", row)
-    said = run(tmp_path, "mine", "--input", str(file), *words, code=2)
-    assert message in " ".join(said.split()) and "rows.jsonl" in said
-    assert not list((tmp_path / "data").rglob("*.parquet"))
-
-
-def test_what_somebody_else_put_there_is_not_written_over(tmp_path):
-    (tmp_path / "data" / "mine").mkdir(parents=True)
-    theirs = tmp_path / "data" / "mine" / "train.parquet"
-    theirs.write_bytes(b"theirs")
-    file = lines(tmp_path / "t.jsonl", {"problem": "One?", "answer": "1"})
-    said = run(tmp_path, "mine", "--input", str(file), code=2)
-    assert "train.parquet: is there, and was not prepared here. Move it" in said and theirs.read_bytes() == b"theirs"
-
-
-def test_a_damaged_manifest_stops_its_own_data_set_alone(tmp_path):
-    file = lines(tmp_path / "t.jsonl", {"problem": "One?", "answer": "1"})
-    for content in ("{", '{"format": 2}', '{"format": 1, "splits": null}', '{"format": 1, "splits": ["test"]}'):
-        (tmp_path / "data" / "other").mkdir(parents=True, exist_ok=True)
-        (tmp_path / "data" / "other" / "manifest.json").write_text(content)
-        assert "Not looked at: " in run(tmp_path, "mine", "--input", str(file)), content
-        assert "other/manifest.json: " in run(tmp_path, "other", "--input", str(file), code=2), content
-
-
-def test_a_missing_chunk_is_no_shorter_data_set(tmp_path, monkeypatch):
-    monkeypatch.setattr(build, "CHUNK", 4)
-    with pytest.raises(KeyboardInterrupt):
-        builder(tmp_path / "x").build(_Source(15, broken_at=13).rows, lambda read, kept: None)
-    chunks = sorted((tmp_path / "x" / ".building_train").glob("chunk_*"))
-    content = chunks[1].read_bytes()
-    chunks[1].unlink()
-    with pytest.raises(ValueError, match=r"a chunk is missing. Remove that folder"):
-        builder(tmp_path / "x").build(_Source(15).rows, lambda read, kept: None)
-    chunks[1].write_bytes(content[:100])
-    with pytest.raises(ValueError, match=r"chunk_00001.parquet: damaged .+ Remove .+ and run the same line"):
-        builder(tmp_path / "x").build(_Source(15).rows, lambda read, kept: None)
-
-
-def test_what_earlier_chunks_had_is_known_after_a_stop(tmp_path, monkeypatch):
-    """Boxes, and the indices of rows that were left out."""
-    monkeypatch.setattr(build, "CHUNK", 2)
-    rows = [{"problem": f"{n}?", "answer": "1", "id": n} for n in range(4)]
-    boxed = [*rows[:3], {"problem": "3?", "answer": r"\boxed{1}", "id": 3}]
-    again = [rows[0], rows[0] | {"id": 7}, rows[2], rows[3] | {"id": 7}]  # row 1 is a duplicate
-    for name, table, message in (
-        ("a", boxed, "row 0 (the first is 0): its answer"),
-        ("b", again, "index 7 is row 1's"),
-    ):
-        words = ["--input", str(lines(tmp_path / f"{name}.jsonl", *table)), "--index-column", "id"]
-        for _ in range(2):
-            assert message in run(tmp_path, name, *words, code=2)
-    assert not list((tmp_path / "data").rglob("train.parquet"))
-
-
-def test_training_that_has_not_met_a_new_test_split_is_said(tmp_path):
-    file = lines(tmp_path / "t.jsonl", {"problem": "One?", "answer": "1"}, {"problem": "Two?", "answer": "2"})
-    run(tmp_path, "mine", "--input", str(file))
-    test = lines(tmp_path / "e.jsonl", {"problem": "One?", "answer": "1"})
-    said = run(tmp_path, "new", "--input", str(test), "--split", "test")
-    assert "mine's training problems were not held against these: run its line again" in said
-    run(tmp_path, "mine", "--input", str(file))
-    assert asked(made(tmp_path, "mine")) == ["Two?"]
-    assert "were not held" not in run(tmp_path, "new", "--input", str(test), "--split", "test")
-
-
-def test_splits_may_be_judged_otherwise(tmp_path):
-    test = lines(tmp_path / "e.jsonl", {"problem": "One?", "answer": "1"})
-    run(tmp_path, "mine", "--input", str(test), "--split", "test")
-    train = lines(tmp_path / "t.jsonl", {"problem": "Two?"})
-    run(tmp_path, "mine", "--input", str(train), "--judged-by-model")
-    splits = prepared.read(tmp_path / "data" / "mine").splits
-    assert {name: split["verifier"] for name, split in splits.items()} == {
-        "test": "verl_gsd.tasks.maths",
-        "train": None,
-    }
-
-
-@pytest.mark.parametrize(
-    ("value", "kept"), [(1e-7, "0.0000001"), (2.0, "2"), (0.1, "0.1"), (10**20, "1" + "0" * 20), (-1.5, "-1.5")]
-)
-def test_numbers_are_written_as_one_answers(tmp_path, value, kept):
-    run(tmp_path, "mine", "--input", str(lines(tmp_path / "t.jsonl", {"problem": "One?", "answer": value})))
-    (row,) = made(tmp_path, "mine")
-    assert row["reward_model"]["ground_truth"] == kept
-    assert maths.compute_score("mine", rf"\boxed{{{kept}}}", kept)["acc"] == 1.0
-
-
-def test_columns_that_are_there_twice_are_refused(tmp_path):
-    (tmp_path / "t.csv").write_text("problem,answer,answer\nOne?,1,2\n")
-    assert "t.csv: column answer is there twice" in run(tmp_path, "mine", "--input", str(tmp_path / "t.csv"), code=2)
-
-
-def test_half_a_character_is_named_by_row(tmp_path):
-    (tmp_path / "t.jsonl").write_text('{"problem": "One?", "answer": "1"}\n{"problem": "\\ud800", "answer": "1"}\n')
-    said = run(tmp_path, "mine", "--input", str(tmp_path / "t.jsonl"), code=2)
-    assert "t.jsonl, row 1 (the first is 0), half a character" in said
-    run(tmp_path, "mine", "--input", str(tmp_path / "t.jsonl"), "--skip-unusable")
-    assert asked(made(tmp_path, "mine")) == ["One?"]
-
-
-def test_what_is_no_json_is_named_with_its_line(tmp_path):
-    (tmp_path / "t.jsonl").write_text('{"problem": "1?", "answer": "1"}\n{nonsense\n')
-    assert "t.jsonl, line 2 (the first is 1): not JSON" in run(
-        tmp_path, "mine", "--input", str(tmp_path / "t.jsonl"), code=2
-    )
-
-
-def test_the_wish_says_what_rows_depend_on(tmp_path):
-    """Whatever changes the rows is in the settings, or a second call would keep the first one's."""
-    file = lines(tmp_path / "t.jsonl", {"problem": "1?", "answer": "1"})
-    wish = Wish("mine", sources.table("problem", "answer"), tmp_path / "data", file)
-    before, _ = prepare.prepare(wish, lambda *_: None)
-    other = Wish("mine", sources.table("problem", "answer", suffix="!"), tmp_path / "data", file)
-    prepare.prepare(other, lambda *_: None)
-    assert made(tmp_path, "mine")[0]["prompt"][0]["content"] == "1?!"
-    assert before.splits["train"]["suffix"] == BOXED
