@@ -93,14 +93,6 @@ def test_the_mean_over_tokens_is_the_area_over_what_all_have():
     assert rows(nothing)["hadw"].area is None, "what all have is one point"
 
 
-def test_budgets_may_be_named():
-    curves = [line("grpo", 1, 1.0), line("hadw", 1, 0.5)]
-    assert compare(curves, "grpo", [10, 50]).budgets == (10, 50)
-    for budgets in ([101], [50, 10], [50, 50], [-1], []):
-        with pytest.raises(ValueError, match=r"write rising numbers of tokens up to 100, of grpo seed 1"):
-            compare(curves, "grpo", budgets)
-
-
 def test_the_baseline_stands_first_and_must_be_there():
     curves = [line(label, 1, 0.5) for label in ("hadw", "grpo", "gvpo")]
     assert [row.label for row in compare(curves, "grpo").rows] == ["grpo", "hadw", "gvpo"]

@@ -1,4 +1,4 @@
-"""Evaluating a checkpoint, all but vLLM: what is refused, what goes on, and what figures amount to."""
+"""Evaluating a checkpoint, all but vLLM: what is refused, and what goes on."""
 
 import json
 import os
@@ -11,12 +11,11 @@ import pytest
 from filelock import FileLock
 from typer.testing import CliRunner
 
-from verl_gsd.cli.evaluate_tables import table, write_summary
 from verl_gsd.cli.main import app
 from verl_gsd.evaluation import benches
 from verl_gsd.evaluation.answers import Answers, Verdicts, part_file, parts, read_answers, verify, write_part
 from verl_gsd.evaluation.opinion import opinion
-from verl_gsd.evaluation.results import Result, compare, read_result, result_of, write_result
+from verl_gsd.evaluation.results import result_of
 from verl_gsd.judge.prompt import VERDICT_VERSION
 from verl_gsd.preparation.chats import Template
 from verl_gsd.tasks import byte_llama
@@ -27,11 +26,6 @@ from verl_gsd.trainer.generation import Job, Task
 MARKER = "latest_checkpointed_iteration.txt"
 ASKED = [{"role": "user", "content": "?"}]
 SETTINGS = {"model": {"checkpoint": "a"}, "bench": "mini", "temperature": 0.6}
-
-
-def result(correct, samples=4, **settings):
-    correct = np.array(correct)
-    return Result(SETTINGS | settings, np.arange(len(correct)), samples, correct, {"unverified": 0.0, "cut_off": 0.0})
 
 
 @pytest.fixture
@@ -59,83 +53,6 @@ def evaluate(*words, code=0):
     done = CliRunner().invoke(app, ["eval", *map(str, words)], env={"COLUMNS": "300"})
     assert done.exit_code == code, done.output + done.stderr
     return " ".join((done.stderr if code else done.output).split())
-
-
-# Figures
-
-
-def test_figures_are_those_of_the_papers_formulas():
-    of = result([4, 2, 0, 1])
-    assert of.average().value == pytest.approx(7 / 16)
-    spread = np.std([1, 0.5, 0, 0.25], ddof=1) / 2 * 3.182446305284263  # t of 3 degrees of freedom at .975
-    assert (of.average().low, of.average().high) == pytest.approx((max(7 / 16 - spread, 0), min(7 / 16 + spread, 1)))
-    passing = of.passing()
-    assert list(passing) == [2, 4]
-    # Of four samples with c right: 1 - C(4 - c, 2) / C(4, 2).
-    assert passing[2].value == pytest.approx((1 + 5 / 6 + 0 + 1 / 2) / 4)
-    assert passing[4].value == pytest.approx(3 / 4)
-
-
-def test_one_sample_has_an_average_and_no_further_pass_at_k():
-    assert result([1, 0], samples=1).passing() == {}
-    assert list(result([1, 0], samples=6).passing()) == [2, 4]
-
-
-def test_two_models_are_compared_question_by_question():
-    pair = compare(result([0, 0, 1, 2], model={"checkpoint": "a"}), result([1, 2, 4, 2], model={"checkpoint": "b"}))
-    assert pair.difference.value == pytest.approx((1 + 2 + 3 + 0) / 16)
-    assert (pair.wins, pair.ties, pair.losses) == (3, 1, 0)
-    assert pair.p_value == pytest.approx(2 / 8), "of three differences all have one sign in two of eight patterns"
-
-
-@pytest.mark.parametrize(
-    ("other", "message"),
-    [
-        (result([1], temperature=1.0), "temperature was 0.6 there and is 1.0 here"),
-        (result([1], bench_sha256="x"), "bench_sha256 was None there and is 'x' here"),
-        (result([1, 1]), "the questions, or the samples of each, are others"),
-        (result([1], samples=2), "the questions, or the samples of each, are others"),
-    ],
-)
-def test_what_was_measured_otherwise_is_not_compared(other, message):
-    with pytest.raises(ValueError, match=message):
-        compare(result([1]), other)
-
-
-def test_a_result_is_read_back_as_it_was(tmp_path):
-    of = result([4, 2, 0, 1])
-    write_result(tmp_path, of)
-    again = read_result(tmp_path)
-    assert (again.settings, again.samples, again.figures) == (of.settings, of.samples, of.figures)
-    assert again.correct.tolist() == [4, 2, 0, 1] and again.average() == of.average()
-    written = json.loads((tmp_path / "result.json").read_text())
-    assert written["average"]["value"] == 7 / 16 and written["pass_at_k"]["4"]["value"] == 3 / 4
-    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
-
-
-@pytest.mark.parametrize(
-    "change",
-    [{"format": 2}, {"correct": [5, 0, 0, 0]}, {"correct": [1]}, {"correct": "x"}, {"settings": 3}, {"samples": 0}],
-)
-def test_what_is_no_result_is_refused_by_name(tmp_path, change):
-    write_result(tmp_path, result([4, 2, 0, 1]))
-    file = tmp_path / "result.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | change))
-    with pytest.raises(ValueError, match=r"result.json: not a result of verl-gsd eval"):
-        read_result(tmp_path)
-
-
-def test_the_table_and_the_summary_say_the_same(tmp_path):
-    results, others = {"mini": result([4, 2, 0, 1])}, {"mini": result([0, 0, 0, 0], model={"checkpoint": "base"})}
-    rows = [list(column.cells) for column in table(results, others).columns]
-    write_result(tmp_path / "earlier", result([1], bench="earlier"))
-    write_summary(tmp_path, results, others)
-    summed = json.loads((tmp_path / "results.json").read_text())
-    assert summed["earlier"]["average"] == {"value": 0.25, "low": 0.0, "high": 1.0, "n": 1}, "of a line before"
-    summed = summed["mini"]
-    assert rows[3][0] == "0.438 [0.000, 1.000]" and summed["average"]["value"] == 7 / 16
-    assert rows[5][0].startswith("0.438 [") and summed["against"]["difference"]["value"] == 7 / 16
-    assert summed["against"]["model"] == "base" and rows[7][0] == "3, 1, 0"
 
 
 # Responses on disk

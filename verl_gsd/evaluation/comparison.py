@@ -83,15 +83,12 @@ class Comparison:
         return tuple(sorted({curve.seed for curve in self.curves}))
 
 
-def compare(curves: Sequence[Curve], baseline: str, budgets: Sequence[int] | None = None) -> Comparison:
-    """Compare the labels of ``curves`` with that of the baseline.
-
-    Args:
-        budgets: generated tokens; by default a quarter, half, three quarters and all of what the shortest run has.
+def compare(curves: Sequence[Curve], baseline: str) -> Comparison:
+    """Compare the labels of ``curves`` with that of the baseline, at a quarter, half, three quarters and all of what the
+    shortest run generated.
 
     Raises:
-        ValueError: the curves cannot be compared (``require_comparable``), none is of the baseline, or a budget is
-            beyond the shortest run.
+        ValueError: the curves cannot be compared (``require_comparable``), or none is of the baseline.
     """
     require_comparable(curves)
     labels = list(dict.fromkeys(curve.label for curve in curves))
@@ -99,10 +96,7 @@ def compare(curves: Sequence[Curve], baseline: str, budgets: Sequence[int] | Non
         raise ValueError(f"--baseline {baseline}: no run of that. Write one of {', '.join(labels)}")
     shortest = min(curves, key=lambda curve: curve.tokens[-1])
     common = shortest.tokens[-1]
-    if budgets is None:
-        budgets = list(dict.fromkeys(math.ceil(share * common) for share in _SHARES))
-    if not budgets or not 0 <= min(budgets) <= max(budgets) <= common or list(budgets) != sorted(set(budgets)):
-        raise ValueError(f"budgets={list(budgets)}: write rising numbers of tokens up to {common}, of {shortest.name}")
+    budgets = list(dict.fromkeys(math.ceil(share * common) for share in _SHARES))
     labels.sort(key=lambda label: label != baseline)  # stable: the others keep their order
     of = {label: {curve.seed: curve for curve in curves if curve.label == label} for label in labels}
     others = {label: of[baseline] if label != baseline else {} for label in labels}
