@@ -84,8 +84,8 @@ class Comparison:
 
 
 def compare(curves: Sequence[Curve], baseline: str) -> Comparison:
-    """Compare the labels of ``curves`` with that of the baseline, at a quarter, half, three quarters and all of what the
-    shortest run generated.
+    """Compare the labels of ``curves`` with that of the baseline, at a quarter, half, three quarters and all of what
+    the shortest run generated.
 
     Raises:
         ValueError: the curves cannot be compared (``require_comparable``), or none is of the baseline.
