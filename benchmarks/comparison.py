@@ -1,13 +1,14 @@
 """Six algorithms over five seeds on the embedded task, on the real stack: hours of runs, one after another, resumable.
 
-    .venv/bin/python benchmarks/comparison.py RUNS [--seeds 1,2,3,4,5]
+    .venv/bin/python benchmarks/comparison.py RUNS [--seeds 1,2,3,4,5] [--have benchmarks/results/comparison.json]
     .venv/bin/verl-gsd compare RUNS/*/seed_* --baseline grpo --output benchmarks/results/comparison.json
 
 Forty steps each, held-out accuracy after every tenth, some seven minutes a run on two cores. DAPO, which generates 2.7
 times as much a step, makes twenty and is looked at after every fifth. Seeds are the outer loop,
 so that what is there when the script is stopped compares the algorithms on the same seeds. The same line goes on: a run
 that has its last step is left alone, one that was broken off is resumed from its last checkpoint. One that fails is
-said, and tried again by the next call.
+said, and tried again by the next call. Runs that are known by their curves alone, from a comparison of another day that
+`--have` names, are not made again: `compare` takes that file beside the folders.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from verl_gsd.evaluation.comparison_file import read_curves
 from verl_gsd.jobs.submission import SEED_KEYS
 from verl_gsd.rundir import RunDirectory, read_metrics
 
@@ -67,12 +69,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path)
     parser.add_argument("--seeds", default="1,2,3,4,5")
+    parser.add_argument("--have", type=Path, help="a comparison whose runs are not made again")
     arguments = parser.parse_args()
+    had = {(curve.label, curve.seed) for curve in (read_curves(arguments.have) if arguments.have else [])}
     failed = []
     for seed in map(int, arguments.seeds.split(",")):
         for name, words in ALGORITHMS.items():
             run = arguments.runs / name / f"seed_{seed}"
-            if not is_done(run, words) and train(run.resolve(), words, seed):
+            if (name, seed) in had or is_done(run, words):
+                continue
+            if train(run.resolve(), words, seed):
                 failed.append(run)
     print("\n".join(f"failed: {run}" for run in failed) or "all runs are there")
     return bool(failed)
