@@ -1,5 +1,6 @@
 """Running training on the real stack, for the tests that do."""
 
+import json
 import os
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from verl_gsd.trainer.state import check_state
 
 BINARIES = Path(sys.executable).parent
 TASK = Path(os.environ["VERL_GSD_CACHE"]) / "arithmetic"
+#: The p below which a rise of held-out accuracy is one: about what two 95% intervals that lie apart stand for.
+SURE = 0.005
 
 
 def verl_gsd(*words, **kwargs):
@@ -64,6 +67,18 @@ def train_through(run, *words, last, killed_after=None, saved=None, between=lamb
 def metrics(run, attempt):
     """The metrics of one attempt, by step."""
     return dict(read_metrics(RunDirectory(run).metrics(attempt)))
+
+
+def validated(run, step):
+    """(Q,) scores of the held-out prompts after ``step``, in their order; the run has ``validation_kept``'s word."""
+    rows = map(json.loads, (run / "validation" / f"{step}.jsonl").read_text().splitlines())
+    scores = {row["input"]: row["score"] for row in rows}
+    return np.array([score for _, score in sorted(scores.items())])
+
+
+def validation_kept(run):
+    """The word with which verl writes what it validates on, for ``validated``."""
+    return f"trainer.validation_data_dir={run}/validation"
 
 
 def weights(checkpoint, rank_count):

@@ -10,9 +10,19 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from running import TASK, metrics, remembered, replayed, train_until_killed, verl_gsd
+from running import (
+    SURE,
+    TASK,
+    metrics,
+    remembered,
+    replayed,
+    train_until_killed,
+    validated,
+    validation_kept,
+    verl_gsd,
+)
 
-from verl_gsd.evaluation.intervals import wilson
+from verl_gsd.evaluation.intervals import paired
 from verl_gsd.prompts import PromptStore
 from verl_gsd.records import read_records
 from verl_gsd.trainer.state import check_state
@@ -157,8 +167,9 @@ def test_the_checkpoint_holds_what_the_next_visit_takes(history):
 
 @pytest.mark.drill
 def test_gvpo_learns(task, tmp_path):
-    done = verl_gsd("train", *COMMON[:3], f"trainer.default_local_dir={tmp_path}/run", "trainer.save_freq=-1")
+    run = tmp_path / "run"
+    kept = (f"trainer.default_local_dir={run}", "trainer.save_freq=-1", validation_kept(run))
+    done = verl_gsd("train", *COMMON[:3], *kept)
     assert done.returncode == 0, done.stdout + done.stderr
-    seen = metrics(tmp_path / "run", 1)
-    before, after = (round(1024 * seen[step]["val-core/arithmetic/acc/mean@1"]) for step in (0, 40))
-    assert wilson(after, 1024).low > wilson(before, 1024).high
+    found = paired(validated(run, 0), validated(run, 40))
+    assert found.difference.low > 0 and found.p_value < SURE, found
