@@ -80,6 +80,12 @@ def test_a_label_may_be_written(tmp_path, runs):
     assert cells(result, "mine", 0) and cells(result, "a=b", 0), "a folder may have the sign in its name"
 
 
+def test_one_run_is_not_two_methods(runs):
+    result = compare(runs[0], f"mine={runs[0]}")
+    assert result.exit_code == 2
+    assert f"{runs[0]} and mine={runs[0]}: both are {runs[0]}. Leave one out" in result.output.replace("\n", "")
+
+
 def test_a_run_that_goes_on_is_left_out_unless_asked_for(tmp_path, runs):
     write_run(tmp_path / "hadw" / "seed_3", [5] * 3, {0: 0.0, 2: 0.9}, total=4)
     write_run(tmp_path / "hadw" / "seed_4", [5], {}, total=4)

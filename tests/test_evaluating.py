@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from verl_gsd.cli.main import app
 from verl_gsd.evaluation import benches
 from verl_gsd.evaluation.answers import Answers, Verdicts, part_file, parts, read_answers, verify, write_part
+from verl_gsd.evaluation.intervals import mean_by_question
 from verl_gsd.evaluation.opinion import opinion
 from verl_gsd.evaluation.results import result_of
 from verl_gsd.judge.prompt import VERDICT_VERSION
@@ -201,12 +202,15 @@ def test_a_second_opinion_is_counted_beside_the_verifiers_and_asked_for_once(min
     told = []
     found = opinion(mini, tmp_path, answers, verdicts, "v", ask, told.append)
     whose = {"second_model": "v", "second_prompt": VERDICT_VERSION}
-    shares = {"second_failed": 4 / 140, "second_accuracy": 126 / 136, "second_agreement": 126 / 136}
+    right = mean_by_question(np.repeat([1.0, 0.0], [63, 5]))  # of two questions nothing is known
+    accuracy = {"second_accuracy": 126 / 136, "second_accuracy_low": right.low, "second_accuracy_high": right.high}
+    shares = {"second_failed": 4 / 140, **accuracy, "second_agreement": 126 / 136}
     assert found == whose | shares | {"second_failed_timed_out": 4.0}
     assert asked == [128, 12] and told[-1] == 140 and told == sorted(told)
     found = opinion(mini, tmp_path, answers, verdicts, "v", ask, told.append)
     assert asked == [128, 12, 4], "what failed alone"
-    assert found == whose | {"second_failed": 0.0, "second_accuracy": 130 / 140, "second_agreement": 130 / 140}
+    assert found["second_accuracy_low"] > right.low, "of more questions"
+    assert (found["second_failed"], found["second_accuracy"], found["second_agreement"]) == (0.0, 13 / 14, 13 / 14)
     others = answers_of(mini, [str(n + 1) + ("." if n == 69 else "") for n in range(70)])
     opinion(mini, tmp_path, others, verdicts, "v", ask, told.append)
     assert asked[3:] == [12], "other texts than it was asked about"

@@ -183,11 +183,26 @@ def test_half_a_character_is_named_by_row(tmp_path):
     assert asked(made(tmp_path, "mine")) == ["One?"]
 
 
-def test_what_is_no_json_is_named_with_its_line(tmp_path):
-    (tmp_path / "t.jsonl").write_text('{"problem": "1?", "answer": "1"}\n{nonsense\n')
-    assert "t.jsonl, line 2 (the first is 1): not JSON" in run(
-        tmp_path, "mine", "--input", str(tmp_path / "t.jsonl"), code=2
-    )
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [("{nonsense", "not JSON"), ('{"problem": "2?", "answer": "2", "answer": "3"}', "key 'answer' is there twice")],
+)
+def test_what_is_no_json_is_named_with_its_line(tmp_path, line, message):
+    (tmp_path / "t.jsonl").write_text(f'{{"problem": "1?", "answer": "1"}}\n{line}\n')
+    said = run(tmp_path, "mine", "--input", str(tmp_path / "t.jsonl"), code=2)
+    assert "t.jsonl, line 2 (the first is 1): not JSON" in said and message in said
+
+
+def test_an_empty_line_is_no_row(tmp_path):
+    (tmp_path / "t.jsonl").write_text('{"problem": "1?", "answer": "1"}\n\n{"problem": "2?", "answer": "2"}\n \n')
+    run(tmp_path, "mine", "--input", str(tmp_path / "t.jsonl"))
+    assert asked(made(tmp_path, "mine")) == ["1?", "2?"]
+
+
+@pytest.mark.parametrize(("problem", "answer"), [("\u200b\u2060", "1"), ("1?", "\ufeff"), ("1?", "\u200e \x00")])
+def test_a_text_of_which_nothing_is_to_be_seen_is_none(tmp_path, problem, answer):
+    file = lines(tmp_path / "t.jsonl", {"problem": problem, "answer": answer})
+    assert "t.jsonl, row 0 (the first is 0)" in run(tmp_path, "mine", "--input", str(file), code=2)
 
 
 def test_the_wish_says_what_rows_depend_on(tmp_path):

@@ -11,9 +11,9 @@ from verl_gsd.evaluation.results import Result, compare, read_result, write_resu
 SETTINGS = {"model": {"checkpoint": "a"}, "bench": "mini", "temperature": 0.6}
 
 
-def result(correct, samples=4, **settings):
-    correct = np.array(correct)
-    return Result(SETTINGS | settings, np.arange(len(correct)), samples, correct, {"unverified": 0.0, "cut_off": 0.0})
+def result(correct, samples=4, figures=None, **settings):
+    correct, figures = np.array(correct), {"unverified": 0.0, "cut_off": 0.0} | (figures or {})
+    return Result(SETTINGS | settings, np.arange(len(correct)), samples, correct, figures)
 
 
 def test_figures_are_those_of_the_papers_formulas():
@@ -75,6 +75,16 @@ def test_what_is_no_result_is_refused_by_name(tmp_path, change):
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(ValueError, match=r"result.json: not a result of verl-gsd eval"):
         read_result(tmp_path)
+
+
+def test_the_table_has_a_second_opinion_with_its_interval():
+    said = {"second_failed": 0.5, "second_accuracy": 0.25, "second_accuracy_low": 0.1, "second_accuracy_high": 0.4}
+    one = result([4, 2, 0, 1], figures=said | {"second_agreement": 0.75})
+    assert "accuracy 0.250 [0.100, 0.400], agreement 0.750, failed 50.0%" in list(
+        table({"mini": one}, {}).columns[3].cells
+    )
+    none = result([4, 2, 0, 1], figures={"second_failed": 1.0})
+    assert "failed 100.0%" in list(table({"mini": none}, {}).columns[3].cells)
 
 
 def test_the_table_and_the_summary_say_the_same(tmp_path):

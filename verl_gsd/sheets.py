@@ -139,13 +139,24 @@ def _open_text(path: Path) -> TextIO:
 
 def _lines(path: Path, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
+        if line.isspace():
+            continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=_each_once)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}, line {number} (the first is 1): not JSON: {error}") from error
         if not isinstance(row, dict):
             raise ValueError(f'{path}, line {number} (the first is 1): write an object, {{"column": value, ...}}')
         yield row
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; of a key that is there twice one value would be lost without a word."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)!r} is there twice")
+    return found
 
 
 def _require_once(path: Path, names: Sequence[str]) -> None:

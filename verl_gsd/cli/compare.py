@@ -71,10 +71,13 @@ def _curves(runs: list[str], source: str | None, unfinished: bool) -> tuple[list
     curves: list[Curve] = []
     notices: list[str] = []
     first = ""
+    folders: dict[Path, str] = {}
     for word in runs:
         label, place = _named(word)
         if not place.exists():
             raise ValueError(f"{place}: neither a run directory nor a file of earlier results is there")
+        if (twin := folders.setdefault(place.resolve(), word)) != word:
+            raise ValueError(f"{twin} and {word}: both are {place}. Leave one out")
         try:
             read = [read_curve(place, label, source)] if place.is_dir() or label else read_curves(place)
         except NothingYetError as error:

@@ -34,13 +34,17 @@ def table(results: Mapping[str, Result], compared: Mapping[str, Result]) -> Tabl
         if unverified or cut_off:
             shown.add_row("", "", f"{cut_off:.1%} cut off", f"{unverified:.2%} not verified, counted as wrong")
         if "second_failed" in result.figures:
-            said = [
-                f"{name} {result.figures[f'second_{name}']:.3f}"
-                for name in ("accuracy", "agreement")
-                if (f"second_{name}" in result.figures)
-            ]
-            shown.add_row("", "", "second opinion", ", ".join([*said, f"failed {result.figures['second_failed']:.1%}"]))
+            shown.add_row("", "", "second opinion", _second(result.figures))
     return shown
+
+
+def _second(figures: Mapping[str, float | str]) -> str:
+    failed = f"failed {figures['second_failed']:.1%}"
+    if "second_accuracy" not in figures:
+        return failed
+    low, high = figures["second_accuracy_low"], figures["second_accuracy_high"]
+    accuracy = f"accuracy {figures['second_accuracy']:.3f} [{low:.3f}, {high:.3f}]"
+    return f"{accuracy}, agreement {figures['second_agreement']:.3f}, {failed}"
 
 
 def write_summary(folder: Path, results: Mapping[str, Result], compared: Mapping[str, Result]) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 
 from verl_gsd.evaluation.answers import Answers, Verdicts, parts
 from verl_gsd.evaluation.benches import Bench
+from verl_gsd.evaluation.intervals import mean_by_question
 from verl_gsd.judge.problem import problem_text
 from verl_gsd.judge.prompt import VERDICT_VERSION
 from verl_gsd.judge.scorer import Question, Reason
@@ -41,8 +42,9 @@ def opinion(
     Returns:
         ``second_model`` and ``second_prompt``, whose opinion it is and the version of what it was asked; counts
         ``second_failed_<reason>`` of what failed this time; and shares of samples: ``second_failed``, without a
-        verdict; of those with one ``second_accuracy``, right by the model, and ``second_agreement``, on which it says
-        what the verifier says. Where all failed the last two are missing.
+        verdict; of those with one ``second_agreement``, on which it says what the verifier says. ``second_accuracy``,
+        with ``second_accuracy_low`` and ``_high``, is the mean over questions of the share of their samples with a
+        verdict that are right by the model, with its 95% interval over questions. Where all failed, these are missing.
 
     Raises:
         ValueError: a part's file is damaged; the message names it.
@@ -69,14 +71,17 @@ def opinion(
                 building.write_text(json.dumps(of | {"verdicts": known}) + "\n", encoding="utf-8")
         said += known
         on_done(len(said))
-    there = np.array([verdict is not None for verdict in said])
+    there = np.array([verdict is not None for verdict in said]).reshape(verdicts.correct.shape)
     figures: dict[str, float | str] = {"second_model": model, "second_prompt": VERDICT_VERSION}
     figures |= {f"second_failed_{reason}": float(count) for reason, count in sorted(failures.items())}
     figures["second_failed"] = float((~there).mean())
     if there.any():
-        second = np.array([bool(verdict) for verdict in said])[there]
-        figures["second_accuracy"] = float(second.mean())
-        figures["second_agreement"] = float((second == verdicts.correct.ravel()[there]).mean())
+        right = np.array([bool(verdict) for verdict in said]).reshape(there.shape)
+        judged = there.any(axis=1)
+        accuracy = mean_by_question(right.sum(axis=1)[judged] / there.sum(axis=1)[judged])
+        figures["second_accuracy"] = accuracy.value
+        figures |= {"second_accuracy_low": accuracy.low, "second_accuracy_high": accuracy.high}
+        figures["second_agreement"] = float((right == verdicts.correct)[there].mean())
     return figures
 
 

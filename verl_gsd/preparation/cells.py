@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import math
+import unicodedata
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
@@ -22,14 +23,14 @@ def problem(value: Any) -> str:
     if isinstance(value, list):
         asked = [message["content"] for message in value if _is_by(message, "user")]
         value = asked[-1] if asked else None
-    if not isinstance(value, str) or not value.strip():
+    if not isinstance(value, str) or not _is_visible(value):
         raise ValueError("write a text, or a chat with a user's message")
     return value.strip()
 
 
 def text(value: Any) -> str:
     """A text that is not empty, stripped."""
-    if not isinstance(value, str) or not value.strip():
+    if not isinstance(value, str) or not _is_visible(value):
         raise ValueError(f"write a text, not {_shown(value)}")
     return value.strip()
 
@@ -47,7 +48,7 @@ def answer(value: Any) -> str:
         raise ValueError(f"write a text, a number, or a reward_model with a ground_truth, not {_shown(value)}")
     boxed = last_boxed(value)
     found = value.strip() if boxed is None else boxed
-    if not found or "\\boxed" in found or (boxed is None and len(found) > _LONGEST_UNBOXED):
+    if not _is_visible(found) or "\\boxed" in found or (boxed is None and len(found) > _LONGEST_UNBOXED):
         raise ValueError(f"no answer in {value[-60:]!r}; write it alone, or a solution that has it in \\boxed{{}}")
     return found
 
@@ -66,7 +67,7 @@ def demonstrations(value: Any) -> list[str] | None:
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not all(isinstance(one, str) for one in texts):
         raise ValueError("write a text, a list of texts, a chat with an assistant's message, or null")
-    return [text for text in texts if text.strip()] or None
+    return [text for text in texts if _is_visible(text)] or None
 
 
 def index(value: Any) -> int:
@@ -94,6 +95,11 @@ def listed(value: Any) -> Any:
             return value
         return found if isinstance(found, list) and all(isinstance(one, str) for one in found) else value
     return value
+
+
+def _is_visible(value: str) -> bool:
+    """Whether anything is to be seen: zero-width spaces and marks of direction are no text."""
+    return any(not character.isspace() and unicodedata.category(character) not in ("Cf", "Cc") for character in value)
 
 
 def _is_by(message: Any, role: str) -> bool:
