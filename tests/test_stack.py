@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
+from contextlib import suppress
 from types import SimpleNamespace
 
 import numpy as np
@@ -313,12 +314,37 @@ def evaluated(grpo, tmp_path_factory):
     assert made.returncode == 0, made.stderr
     how = ("--bench", "sums", "--data", str(folder), "--samples", str(SAMPLES), "--temperature", "1")
     before, after = folder / "before", folder / "after"
-    first = verl_gsd("eval", "--checkpoint", str(TASK / "model"), *how, "--max-tokens", "8", "--output", str(before))
+    line = ("eval", "--checkpoint", str(TASK / "model"), *how, "--max-tokens", "8", "--output", str(before))
+    stopped = evaluate_until_stopped(line, before / "sums" / "responses")
+    first = verl_gsd(*line)
     assert first.returncode == 0, first.stdout + first.stderr
     line = ("eval", "--checkpoint", str(grpo.run / f"global_step_{STEPS}"), *how, "--output", str(after))
     second = verl_gsd(*line, "--against", str(before), env=os.environ | {"COLUMNS": "200"})
     assert second.returncode == 0, second.stdout + second.stderr
-    return SimpleNamespace(before=before, after=after, line=line, printed=second.stdout)
+    return SimpleNamespace(before=before, after=after, line=line, printed=second.stdout, stopped=stopped)
+
+
+def evaluate_until_stopped(line, responses):
+    """Send SIGTERM when the first part of the responses is there: what is left, and what there is."""
+    with subprocess.Popen([BINARIES / "verl-gsd", *line], stderr=subprocess.PIPE, text=True) as evaluating:
+        while evaluating.poll() is None and not list(responses.glob("part_*.parquet")):
+            with suppress(subprocess.TimeoutExpired):
+                evaluating.wait(0.05)
+        evaluating.terminate()
+        _, said = evaluating.communicate()
+    words = [process.info["cmdline"] or () for process in psutil.process_iter(["cmdline"])]
+    left = [found for found in words if "verl_gsd.trainer.generation" in found]
+    parts = {file: file.stat().st_mtime_ns for file in responses.iterdir()}
+    return SimpleNamespace(code=evaluating.returncode, said=said, left=left, parts=parts)
+
+
+def test_an_evaluation_that_is_stopped_leaves_no_process_and_the_same_line_goes_on(evaluated):
+    stopped = evaluated.stopped
+    assert stopped.code == 130 and "The same line goes on from here" in stopped.said
+    assert not stopped.left, "vLLM would keep the memory that the next line needs"
+    assert 1 <= len(stopped.parts) < HELD_OUT // PART
+    assert {file: file.stat().st_mtime_ns for file in stopped.parts} == stopped.parts, "not generated again"
+    assert json.loads((evaluated.before / "results.json").read_text())["sums"]["questions"] == HELD_OUT
 
 
 def test_the_merged_checkpoint_answers_better_than_what_it_began_with(evaluated):

@@ -106,6 +106,8 @@ def evaluate(
         fail(str(error))
     except RuntimeError as error:  # a verifier that does not start
         fail(str(error), code=1)
+    except KeyboardInterrupt:
+        fail("stopped; no process of it is left. The same line goes on from here", code=130)
     out.print(f"Results, responses and settings are in [bold]{escape(str(folder))}[/].", soft_wrap=True)
 
 
