@@ -24,7 +24,7 @@ from typing import Any
 from verl_gsd.tasks.answers import LONGEST_ANSWER, final_answer
 from verl_gsd.tasks.answers import last_boxed as last_boxed  # what reads reference solutions finds it here
 from verl_gsd.tasks.notation import is_wrong_by_sight, usual
-from verl_gsd.tasks.plain import plain_equal
+from verl_gsd.tasks.plain import is_side, plain_equal
 from verl_gsd.tasks.screen import is_monstrous
 
 logger = logging.getLogger(__name__)
@@ -108,6 +108,8 @@ def compute_score(
         return _verdict(True)
     if is_wrong_by_sight(answer, truth):
         return _verdict(False)
+    if is_side(answer, truth):
+        return _verdict(True)
     right = plain_equal(answer, truth)
     if right is None and not (is_monstrous(answer) or is_monstrous(truth)):
         right = _are_equal(answer, truth)

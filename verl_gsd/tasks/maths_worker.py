@@ -19,11 +19,15 @@ import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Any
 
 #: Bytes of address space: sympy on ``9^{9^{9^9}}`` would take all there is.
 MEMORY = 4 << 30
 #: Comparisons that count as recent, and the seconds that any of them gets.
 RECENT, LEAST_S = 100, 0.25
+#: What two numbers may differ by, as a part of the larger, to be one number: of decimals, and of any others, which
+#: are computed to so many digits.
+NEAR, NEAREST, DIGITS = 1e-5, 1e-20, 30
 #: What most answers are like: a fork starts with what their parsing has cached. A fraction, a surd, an interval, a
 #: union, a polynomial, a set, an equation, a matrix, a word.
 _USUAL = (
@@ -80,9 +84,30 @@ def _comparison() -> Callable[[str, str], bool]:
         return parse(rf"\boxed{{{text}}}", latex, parsing_timeout=None)
 
     def are_equal(answer: str, truth: str) -> bool:
-        return all((read(truth), read(answer))) and verify(read(truth), read(answer), timeout_seconds=None)
+        gold, found = read(truth), read(answer)
+        # x > 3 is (3, oo), whichever of the two is the reference.
+        is_right = gold and found and verify(gold, found, allow_set_relation_comp=True, timeout_seconds=None)
+        return bool(is_right) and are_near(gold, found)
 
     return are_equal
+
+
+def are_near(gold: Sequence[Any], found: Sequence[Any]) -> bool:
+    """Whether two parsed answers, if both are numbers, differ by little in proportion.
+
+    math-verify compares to 15 places behind the point and rounds decimals to six, so that to it 2^-60 and -2^-60, and
+    1e-19 and 3e-19, are the same. Rational numbers without a decimal among them are compared exactly.
+    """
+    from sympy import Expr, Float, N
+
+    numbers = [[one.doit() for one in parsed if isinstance(one, Expr) and one.is_number] for parsed in (gold, found)]
+    if not all(numbers):
+        return True
+    (a, *_), (b, *_) = numbers
+    if a.is_Rational and b.is_Rational:
+        return bool(a == b)
+    near = NEAR if a.has(Float) or b.has(Float) else NEAREST
+    return bool(abs(N(a - b, DIGITS)) <= near * max(abs(N(a, DIGITS)), abs(N(b, DIGITS))))
 
 
 class _Fork:
