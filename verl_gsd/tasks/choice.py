@@ -1,6 +1,7 @@
 r"""The verifier of multiple choice (ARC-C, GPQA, MMLU-Pro): the letter a response decides for.
 
-The letter is the last box's, ``\boxed{B}``, ``\boxed{\text{(B)}}``, ``\boxed{B. 42}``; without any box that of the
+The letter is the last box's, ``\boxed{B}``, ``\boxed{\text{(B)}}``, ``\boxed{B. 42}``, ``\boxed{\text{Option B}}``,
+``\boxed{B (42)}``; without any box that of the
 last ``answer is (B)`` or ``Answer: B``. A capital counts where it cannot be a word: in brackets, or with nothing, a
 mark, or a reason behind it; a response may be nothing else. Who names two has decided for none, and the text of an
 option alone is no letter.
@@ -16,8 +17,8 @@ from verl_gsd.tasks.answers import BOX, last_boxed
 
 LETTERS = "ABCDEFGHIJ"
 
-_LETTER = r"(?:\(([A-J])\)|([A-J])(?=\s*(?:[.:;,)]|$|(?:because|since|as|for)\b)))"
-_AT_FIRST = re.compile(_LETTER, re.M)
+_LETTER = r"(?:\(([A-J])\)|([A-J])(?=\s*(?:[.:;,()]|\\[,;:! ]|\\q?quad\b|$|(?:because|since|as|for)\b)))"
+_AT_FIRST = re.compile(rf"(?:(?:option|choice|answer)\b[\s:]*)?(?-i:{_LETTER})", re.I | re.M)
 _ALONE = re.compile(r"\(([A-J])\)|([A-J])\.?")
 _ANNOUNCED = re.compile(
     rf"\b(?:answer|(?:right|correct) (?:option|choice))\s*(?:is\b|[:=])[\s:]*(?:(?:option|choice)\s)?(?-i:{_LETTER})",
@@ -25,8 +26,11 @@ _ANNOUNCED = re.compile(
 )
 #: What letters are dressed in.
 _DRESS = re.compile(r"\\(?:text|mathrm|mathbf|textbf|rm|bf)(?![A-Za-z])|\\[()]|[*${}]")
-#: A second letter: who names two decides for none.
-_ANOTHER = re.compile(r"[.)]*\s*(?:,|/|;|&|\bor\b|\band\b)\s*\(?[A-J](?![A-Za-z])")
+#: A second letter: who names two decides for none. ``A, I think`` is no second one, nor the ``F`` of ``C (5 F)``.
+_ANOTHER = re.compile(
+    r"[.)]*\s*(?:(?:,|/|;|&|\+|\bor\b|\band\b)\s*\(?(?!I\s[a-z])[A-J](?![A-Za-z])|\([A-J]\))"
+    r"|[.)]*\s*:[^,;]*[,;]\s*\(?[A-J]\)?\s*:"
+)
 
 
 def compute_score(
