@@ -60,7 +60,7 @@ def train(run: Path, words: tuple[str, ...], seed: int) -> int:
     if RunDirectory(run).latest_checkpoint() is not None:
         return subprocess.run([*command, f"resume={run}"]).returncode
     if RunDirectory(run).is_used():  # broken off before its first checkpoint
-        run.rename(run.with_name(f"{run.name}.broken_off_{len(list(run.parent.iterdir()))}"))
+        run.rename(run.with_name(f"broken_off_{len(list(run.parent.iterdir()))}_{run.name}"))
     seeds = [f"{key}={seed}" for key in SEED_KEYS]
     return subprocess.run([*command, *COMMON, *words, *seeds, f"trainer.default_local_dir={run}"]).returncode
 

@@ -98,6 +98,9 @@ def test_a_run_that_goes_on_is_left_out_unless_asked_for(tmp_path, runs):
     result = compare(*runs, "--unfinished")
     assert cells(result, "hadw", 0)[0] == "1, 2, 3"
     assert "hadw seed 3, with 10: no budget is above that" in result.output
+    write_run(tmp_path / "early" / "seed_1", [5], {}, total=4)
+    result = compare(tmp_path / "early" / "seed_1", *runs[:2])
+    assert result.exit_code == 2 and "baseline" in result.output and "early" in result.output, "not another baseline"
     result = compare(*runs[-2:])
     assert result.exit_code == 2
     assert re.search("no finished run to compare. Left out: .*seed_3.* Left out: .*seed_4", result.output)

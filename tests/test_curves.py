@@ -6,6 +6,8 @@ import pytest
 import report_runs
 from comparison_runs import write_run
 
+from verl_gsd.evaluation.comparison import compare
+from verl_gsd.evaluation.comparison_words import caveats
 from verl_gsd.evaluation.curves import Curve, require_comparable
 from verl_gsd.evaluation.run_curves import NothingYetError, read_curve
 
@@ -195,3 +197,28 @@ def test_a_file_below_the_home_folder_is_called_as_on_any_machine(tmp_path, monk
     assert read_curve(run).validation["data.val_files"] == str(tmp_path / "data" / "test.parquet")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert read_curve(run).validation["data.val_files"] == "~/data/test.parquet"
+
+
+def test_of_a_choice_of_held_out_prompts_it_matters_how_it_is_made(tmp_path):
+    """verl chooses data.val_max_samples by data.seed where data.shuffle is on, and takes the first ones else."""
+    chosen = {"data__val_max_samples": 64, "data__shuffle": True}
+    one = read_curve(write_run(tmp_path / "a" / "seed_1", [5], {1: 0.5}, **chosen))
+    other = read_curve(write_run(tmp_path / "b" / "seed_1", [5], {1: 0.5}, **chosen | {"data__shuffle": False}))
+    with pytest.raises(ValueError, match=r"data\.shuffle is True and False"):
+        require_comparable([one, other])
+    assert any("a choice of its own" in said for said in caveats(compare([one], "a")))
+    assert any("on the same prompts" in said for said in caveats(compare([other], "b")))
+    everything = chosen | {"data__val_max_samples": -1}
+    for place, shuffle in enumerate((True, False), start=1):
+        run = write_run(tmp_path / "c" / f"seed_{place}", [5], {1: 0.5}, **everything | {"data__shuffle": shuffle})
+        assert "data.shuffle" not in read_curve(run).validation
+
+
+@pytest.mark.parametrize("key", ["data__apply_chat_template_kwargs", "actor_rollout_ref__model__path"])
+def test_another_prompt_or_first_model_cannot_be_compared(tmp_path, key):
+    curves = [
+        read_curve(write_run(tmp_path / label / "seed_1", [5], {1: 0.5}, **{key: value}))
+        for label, value in (("a", "one"), ("b", "other"))
+    ]
+    with pytest.raises(ValueError, match=f"{key.replace('__', '.')} is 'one' and 'other'"):
+        require_comparable(curves)

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -51,8 +52,8 @@ def test_the_mean_over_questions_has_students_interval():
 
 
 def test_its_ends_stay_in_the_unit_interval():
-    found = mean_by_question(np.array([0.0, 1.0, 0.0]))
-    assert (found.low, found.value, found.high) == (0, pytest.approx(1 / 3), 1)
+    found = mean_by_question(np.array([0.0, 0.99, 0.0]))
+    assert (found.low, found.value, found.high) == (0, pytest.approx(0.33), 1)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
@@ -61,6 +62,22 @@ def test_where_all_questions_agree_it_is_wilsons_for_as_many_trials(share):
     trials = wilson(round(20 * share), 20)
     assert (found.value, found.low, found.high, found.n) == pytest.approx((share, trials.low, trials.high, 20))
     assert found.high - found.low > 0.1
+
+
+@pytest.mark.parametrize(("questions", "rate"), [(100, 0.97), (100, 0.95), (500, 0.99), (30, 0.9), (198, 0.5)])
+def test_of_one_sample_a_question_it_holds_the_rate_as_often_as_it_says(questions, rate):
+    """Summed over all that can happen. Student's holds .97 of 100 questions in 85 of 100 cases."""
+    holds = 0.0
+    for solved in range(questions + 1):
+        found = mean_by_question(np.repeat([1.0, 0.0], [solved, questions - solved]))
+        holds += scipy.stats.binom(questions, rate).pmf(solved) * (found.low <= rate <= found.high)
+    assert 0.93 < holds < 0.99
+
+
+def test_a_wrong_answer_raises_no_end():
+    ends = [mean_by_question(np.repeat([1.0, 0.0], [solved, 30 - solved])) for solved in range(31)]
+    assert all(a.low < b.low and a.high < b.high for a, b in itertools.pairwise(ends[1:-1]))
+    assert ends[29].low < ends[30].low and ends[0].high < ends[1].high
 
 
 def test_a_share_that_no_whole_number_of_trials_has_still_solves_the_score_equation():

@@ -81,6 +81,7 @@ def _curves(runs: list[str], source: str | None, unfinished: bool) -> tuple[list
         try:
             read = [read_curve(place, label, source)] if place.is_dir() or label else read_curves(place)
         except NothingYetError as error:
+            first = first or error.label
             notices.append(f"Left out: {error}.")
             continue
         for curve in read:

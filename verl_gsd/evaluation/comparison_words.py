@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from verl_gsd.evaluation.comparison import Comparison, Row
 from verl_gsd.evaluation.intervals import Estimate, Paired
+from verl_gsd.evaluation.run_curves import SHUFFLE, VALIDATED
 
 #: What neither the interval nor the test parts.
 TIE = "no difference seen at 95%"
@@ -33,7 +34,7 @@ def caveats(comparison: Comparison) -> list[str]:
         "Between two validations an accuracy is on the line between them; before a run's first one it has none.",
         "Intervals of means are bootstrap percentiles over seeds: from five seeds a 95% interval holds the mean in "
         "some 84 of 100 cases. Differences have Student's interval over the seeds of both.",
-        "An interval is over training seeds. All seeds are validated on the same prompts, whose choice it leaves out.",
+        "An interval is over training seeds. " + _validated_on(comparison),
     ]
     if comparison.tests:
         said.append(
@@ -48,6 +49,12 @@ def caveats(comparison: Comparison) -> list[str]:
             f"{needed} seeds on."
         )
     return said
+
+
+def _validated_on(comparison: Comparison) -> str:
+    if any(curve.validation.get(SHUFFLE) for curve in comparison.curves):
+        return f"Each seed is validated on a choice of its own ({VALIDATED}, {SHUFFLE}), all methods of a seed on one."
+    return "All seeds are validated on the same prompts, whose choice it leaves out."
 
 
 def accuracy_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:

@@ -69,9 +69,11 @@ def mean_by_question(figures: np.ndarray, confidence: float = 0.95) -> Estimate:
 
         mean +- t(Q - 1) * s / sqrt(Q),   s^2 with divisor Q - 1
 
-    Where all figures are the same, s is 0 and says nothing, as when all 30 questions were solved. Then it is Wilson's
-    interval for Q trials: no figures in [0, 1] of that mean are spread more than zeros and ones, so that it is too
-    wide rather than too narrow. Of one question nothing is known but that its mean lies in [0, 1].
+    Where all figures are 0 or 1, as of one sample a question, it is Wilson's interval for Q trials: near 0 and 1
+    Student's is too narrow, and its ends move the wrong way (29 of 30 solved would have a higher lower end than 30).
+    Where all are the same, s is 0 and says nothing; Wilson's is then too wide rather than too narrow, for no figures in
+    [0, 1] of that mean are spread more than zeros and ones. Of one question nothing is known but that its mean lies in
+    [0, 1].
 
     Args:
         figures: (Q,) in [0, 1]: a question's share of right samples, or its pass@k.
@@ -84,8 +86,8 @@ def mean_by_question(figures: np.ndarray, confidence: float = 0.95) -> Estimate:
         raise ValueError(f"figures[{outside[0]}]={figures[outside[0]]}: write shares in [0, 1]")
     if len(figures) == 1:
         return Estimate(float(figures[0]), 0.0, 1.0, 1)
-    if np.ptp(figures) <= _TIED:
-        return _wilson(float(figures[0]), len(figures), confidence)
+    if np.ptp(figures) <= _TIED or np.isin(figures, (0, 1)).all():
+        return _wilson(float(figures.mean()), len(figures), confidence)
     found = _student(figures, confidence)
     return Estimate(found.value, max(0.0, found.low), min(1.0, found.high), found.n)
 

@@ -16,13 +16,17 @@ from verl_gsd.evaluation.summary import ACCURACY
 from verl_gsd.records import read_records
 from verl_gsd.rundir import RunDirectory, read_metrics
 
+#: Of so many held-out prompts, if it is above 0, verl takes the first ones, or with ``SHUFFLE`` a choice by data.seed.
+VALIDATED, SHUFFLE = "data.val_max_samples", "data.shuffle"
 #: What an accuracy depends on beside the policy, and the policy's training has no part in.
 VALIDATION = (
     "data.val_files",
-    "data.val_max_samples",
+    VALIDATED,
     "data.filter_overlong_prompts",
     "data.max_prompt_length",
     "data.max_response_length",
+    "data.apply_chat_template_kwargs",
+    "actor_rollout_ref.model.path",  # where training began; of methods that began elsewhere nothing can be said
     *(f"actor_rollout_ref.rollout.val_kwargs.{name}" for name in ("n", "do_sample", "temperature", "top_k", "top_p")),
     "reward.custom_reward_function.path",
     "reward.custom_reward_function.name",
@@ -33,7 +37,15 @@ _TRAINED = "training/global_step"
 
 
 class NothingYetError(ValueError):
-    """A run that goes on, and has no validation so far."""
+    """A run that goes on, and has no validation so far.
+
+    Attributes:
+        label: what it is called.
+    """
+
+    def __init__(self, message: str, label: str) -> None:
+        super().__init__(message)
+        self.label = label
 
 
 def read_curve(run: Path, label: str | None = None, source: str | None = None) -> Curve:
@@ -60,7 +72,8 @@ def read_curve(run: Path, label: str | None = None, source: str | None = None) -
     if not metrics:
         made = max(tokens, default=0)
         if total is not None and made < total:
-            raise NothingYetError(f"{run}: at step {made} of {total}, and no validation so far")
+            said = f"{run}: at step {made} of {total}, and no validation so far"
+            raise NothingYetError(said, label_and_seed(run, config, label)[0])
         if not layout.attempts():
             raise ValueError(
                 f"{run}: neither records nor metrics there. Write a run's folder (trainer.default_local_dir)"
@@ -75,6 +88,8 @@ def read_curve(run: Path, label: str | None = None, source: str | None = None) -
     so_far = np.cumsum([tokens.get(step, 0) for step in range(steps[-1] + 1)]).tolist()
     label, seed = label_and_seed(run, config, label)
     known = {key: _anywhere(at_key(config, key)) for key in VALIDATION} if config else {}
+    if (known.get(VALIDATED) or 0) > 0:
+        known[SHUFFLE] = at_key(config, SHUFFLE)
     try:
         return Curve(
             label,

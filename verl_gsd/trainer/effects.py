@@ -198,8 +198,12 @@ _IDLE_KEYS = (
     ),
     _Idle(
         "data.shuffle",
-        # verl has it decide, too, whether data.train_max_samples are the first ones.
-        lambda c: OmegaConf.select(c, "algorithm.gsd.sampler") is not None and c.data.train_max_samples <= 0,
+        # verl has it decide, too, whether data.train_max_samples and data.val_max_samples are the first ones.
+        lambda c: (
+            OmegaConf.select(c, "algorithm.gsd.sampler") is not None
+            and c.data.train_max_samples <= 0
+            and c.data.val_max_samples <= 0
+        ),
         "algorithm.gsd.sampler draws the prompts; write sampler=uniform to have verl's order",
     ),
     _Idle("actor_rollout_ref.actor.kl_loss_coef", _no_kl_loss, "actor_rollout_ref.actor.use_kl_loss is false"),
