@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections import Counter
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from filelock import FileLock
 from typer.testing import CliRunner
 
+from verl_gsd.cli.evaluate import _of_run
 from verl_gsd.cli.main import app
 from verl_gsd.evaluation import benches
 from verl_gsd.evaluation.answers import Answers, Verdicts, part_file, parts, read_answers, verify, write_part
@@ -150,10 +152,60 @@ def test_an_evaluation_from_prompts_to_files(tmp_path, mini, model, monkeypatch)
     with FileLock(tmp_path / "o" / ".lock"):
         said = evaluate(*line, "--samples", "2", "--max-tokens", "8", code=2)
     assert "another process evaluates into it" in said
-    said = evaluate(*line, "--samples", "1", code=2)
-    assert "has responses made with max_tokens=8, and this line says 8192" in said or "--max-tokens 8192" in said
+    said = evaluate(*line, "--samples", "2", "--max-tokens", "9", code=2)
+    assert "has responses made with max_tokens=8, and this line says 9" in said
     os.utime(model / "model.safetensors")
     assert "made with model=" in evaluate(*line, "--samples", "2", "--max-tokens", "8", code=2), "other weights"
+
+
+@pytest.fixture
+def two_models(tmp_path, model, monkeypatch):
+    """Two folders of one name, whose models answer differently: the second's every third answer is wrong."""
+    folders = [tmp_path / "a" / "m", tmp_path / "b" / "m"]
+    for folder in folders:
+        shutil.copytree(model, folder)
+
+    def generate(job, log, on_part):
+        generate_stub(job, log, on_part)
+        for task in job.tasks if job.model == str(folders[1]) else ():
+            for number in range(task.parts()):
+                rows = pq.read_table(part_file(evaluating.Path(task.folder), number)).to_pylist()
+                spoilt = [row | ({"text": "no number"} if row["question"] % 3 == 0 else {}) for row in rows]
+                write_part(evaluating.Path(task.folder), number, spoilt)
+
+    monkeypatch.setattr(evaluating, "generate", generate)
+    monkeypatch.chdir(tmp_path)
+    return folders
+
+
+def test_a_checkpoint_is_compared_with_another_by_that_ones_own_evaluation(tmp_path, mini, two_models):
+    good, bad = two_models
+    line = ["--bench", "mini", "--data", tmp_path / "data", "--samples", "2", "--max-tokens", "8"]
+    evaluate("--checkpoint", good, *line)
+    said = evaluate("--checkpoint", bad, *line, "--output", "o", "--against", good)
+    assert f"Compared with {good}." in said and "0, 46, 24" in said, "24 of 70 went worse"
+    found = json.loads((tmp_path / "o" / "results.json").read_text())["mini"]
+    assert found["model"] == str(bad) and (found["temperature"], found["max_tokens"]) == (0.6, 8)
+    assert found["against"]["model"] == str(good)
+    assert found["against"]["difference"]["value"] == pytest.approx(-24 / 70)
+    said = evaluate("--checkpoint", good, *line, "--output", "p", "--against", bad, code=2)
+    assert f"--against {bad}: evaluation/m is an evaluation of {good}. Evaluate it again" in said
+    os.utime(good / "model.safetensors")
+    said = evaluate("--checkpoint", bad, *line, "--output", "o", "--against", good, code=2)
+    assert f"is an evaluation of {good}, before its weights changed" in said
+
+
+def test_an_output_folder_is_one_models(tmp_path, mini, two_models):
+    good, bad = two_models
+    shutil.copytree(tmp_path / "data" / "mini", tmp_path / "data" / "other")
+    line = ["--data", tmp_path / "data", "--samples", "2", "--max-tokens", "8", "--output", "o"]
+    evaluate("--checkpoint", good, "--bench", "mini", *line)
+    said = evaluate("--checkpoint", bad, "--bench", "other", *line, code=2)
+    assert f"--output o: has mini by {good}, as its weights were then, and this line is of {bad}" in said
+    assert "or remove o/mini" in said
+    assert not (tmp_path / "o" / "other").exists()
+    evaluate("--checkpoint", good, "--bench", "other", *line)
+    assert list(json.loads((tmp_path / "o" / "results.json").read_text())) == ["mini", "other"]
 
 
 def test_a_prompt_that_the_model_does_not_read_is_named(tmp_path, mini, model):
@@ -331,7 +383,6 @@ def test_a_checkpoint_that_is_not_there_is_named(checkpoint, name, message):
     ("config", "message"),
     [
         ("data: [", "config.yaml: not readable"),
-        ("", "8192"),
         ("data: {max_response_length: abc}", "no data.max_response_length, or of no use: 'abc'"),
         ("data: {max_response_length: -5}", "of no use: -5. Write --max-tokens"),
     ],
@@ -340,7 +391,12 @@ def test_a_runs_config_that_does_not_say_how_long_is_named(checkpoint, config, m
     """Before anything is merged."""
     (checkpoint.parent / "config.yaml").write_text(config)
     said = evaluate("--checkpoint", checkpoint, "--bench", "mini", "--data", tmp_path / "data", code=2)
-    assert message in said or (message == "8192" and "verl's merger failed" in said)
+    assert message in said
+
+
+def test_a_run_whose_config_is_empty_has_verls_own_length(checkpoint):
+    (checkpoint.parent / "config.yaml").write_text("")
+    assert _of_run(str(checkpoint)) == (8192, {})
 
 
 def test_the_runs_chat_template_options_are_used(mini, model):

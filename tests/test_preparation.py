@@ -195,6 +195,28 @@ def test_what_was_stopped_goes_on_where_it_was(tmp_path, monkeypatch):
     assert other.read == list(range(15)), "chunks made otherwise are thrown away"
 
 
+def test_what_was_stopped_between_its_files_and_its_manifest_goes_on(tmp_path, monkeypatch):
+    file = lines(tmp_path / "t.jsonl", {"problem": "One?", "answer": "1"})
+    path = tmp_path / "data" / "mine" / "train.parquet"
+
+    def stopped(made):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(prepared, "write", stopped)
+        assert "The same line goes on" in run(tmp_path, "mine", "--input", str(file), code=130)
+    assert path.is_file() and not (path.parent / "manifest.json").exists()
+    theirs, ours = b"somebody's", path.read_bytes()
+    path.write_bytes(theirs)
+    said = run(tmp_path, "mine", "--input", str(file), code=2)
+    assert "was not prepared here" in said and path.read_bytes() == theirs
+    path.write_bytes(ours)
+    run(tmp_path, "mine", "--input", str(file))
+    assert asked(made(tmp_path, "mine")) == ["One?"]
+    names = {left.name for left in path.parent.iterdir()}
+    assert names == {"train.parquet", "manifest.json", "left_out_train.jsonl", ".lock"}, "nothing is left of the stop"
+
+
 def test_the_same_line_again_reads_nothing(tmp_path, monkeypatch):
     file = lines(tmp_path / "t.jsonl", {"problem": "One?", "answer": "1"})
     run(tmp_path, "mine", "--input", str(file))

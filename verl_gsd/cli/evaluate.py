@@ -102,6 +102,8 @@ def evaluate(
             )
             write_summary(folder, results, compared)
         out.print(table(results, compared))
+        for other in sorted({result.settings["model"]["checkpoint"] for result in compared.values()}):
+            out.print(f"Compared with {escape(other)}.", soft_wrap=True, highlight=False)
     except (ValueError, OSError, ConfigError) as error:
         fail(str(error))
     except RuntimeError as error:  # a verifier that does not start
@@ -136,7 +138,25 @@ def _compared(against: Path | None, benches: Sequence[Bench]) -> dict[str, Resul
     folder = against if is_evaluation else _folder_of(str(against))
     if not folder.is_dir():
         raise ValueError(f"--against {against}: no evaluation in {folder}. Run verl-gsd eval for it first")
-    return {bench.name: read_result(folder / bench.name) for bench in benches}
+    results = {bench.name: read_result(folder / bench.name) for bench in benches}
+    if not is_evaluation:
+        for result in results.values():
+            _require_of(result, against, folder)
+    return results
+
+
+def _require_of(result: Result, checkpoint: Path, folder: Path) -> None:
+    """Refuse another model's evaluation: folders of evaluations are named by the last part of a checkpoint's name."""
+    from verl_gsd.trainer.evaluating import described_by
+
+    made = result.settings["model"]
+    is_it = made["checkpoint"] in (str(checkpoint), str(checkpoint.resolve()))
+    if is_it and (not checkpoint.exists() or described_by(checkpoint)["files"] == made.get("files")):
+        return
+    other = f"{made['checkpoint']}{', before its weights changed' if is_it else ''}"
+    raise ValueError(
+        f"--against {checkpoint}: {folder} is an evaluation of {other}. Evaluate it again, or name an evaluation"
+    )
 
 
 def _of_run(checkpoint: str) -> tuple[int, dict[str, Any]]:

@@ -61,7 +61,10 @@ def write_summary(folder: Path, results: Mapping[str, Result], compared: Mapping
 
 
 def _summed_up(result: Result, other: Result | None) -> dict[str, Any]:
+    made_with = {name: result.settings.get(name) for name in ("temperature", "top_p", "max_tokens", "seed")}
     summed: dict[str, Any] = {
+        "model": result.settings["model"]["checkpoint"],
+        **made_with,
         "questions": len(result.correct),
         "samples": result.samples,
         "average": asdict(result.average()),

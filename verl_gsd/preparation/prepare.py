@@ -25,6 +25,8 @@ from verl_gsd.writing import whole
 
 #: Between the indices of two splits of a data set, which must not share any.
 SPLIT_STRIDE = 1 << 32
+#: The hashes of files that are being put in their places.
+_TAKING_UP = ".taking_up.json"
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,8 @@ def _require_own(folder: Path, before: Prepared | None, source: Source) -> None:
     """What somebody else put there is not written over."""
     for split in source.splits:
         path = folder / f"{split}.parquet"
-        if path.exists() and (before is None or split not in before.splits):
+        is_ours = (before is not None and split in before.splits) or _is_taken_up(folder, split)
+        if path.exists() and not is_ours:
             raise ValueError(f"{path}: is there, and was not prepared here. Move it, or write another NAME")
 
 
@@ -218,11 +221,25 @@ def _counted(wish: Wish, split: str, builder: SplitBuilder, file: Path) -> dict[
 
 
 def _take_up(made: Prepared, files: dict[str, Path], built: dict[str, SplitBuilder]) -> None:
-    """Put the files in their places, the manifest last: until it is there, files are not what the old one says."""
+    """Put the files in their places, the manifest last: until it is there, files are not what the old one says, and
+    ``_TAKING_UP`` says that they are ours."""
     for split, builder in built.items():
         with whole(made.folder / LEFT_OUT.format(split=split)) as building, building.open("w") as lines:
             lines.writelines(json.dumps(other) + "\n" for other in builder.others())
+    with whole(made.folder / _TAKING_UP) as building:
+        building.write_text(json.dumps({split: made.splits[split]["sha256"] for split in built}))
+    for split in built:
         files[split].replace(made.folder / f"{split}.parquet")
     prepared_sets.write(made)
+    (made.folder / _TAKING_UP).unlink()
     for builder in built.values():
         builder.discard()
+
+
+def _is_taken_up(folder: Path, split: str) -> bool:
+    """Whether a call that was stopped before its manifest put the file of ``split`` there."""
+    try:
+        hashes = dict(json.loads((folder / _TAKING_UP).read_text()))
+        return bool(hashes.get(split) == sha256(folder / f"{split}.parquet"))
+    except (OSError, ValueError, TypeError):
+        return False

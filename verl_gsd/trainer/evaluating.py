@@ -63,19 +63,34 @@ def model_of(checkpoint: str, folder: Path) -> Model:
         OSError: there is no room, or no right to write.
     """
     path = Path(checkpoint)
-    if (path / "config.json").is_file():
-        weights = sorted([*path.glob("*.safetensors"), *path.glob("*.bin")])
-        if not weights:
-            raise ConfigError(f"--checkpoint {path}: has no weights (*.safetensors)")
-        return Model(str(path), {"checkpoint": str(path.resolve()), "files": merging.identity(weights)})
     if path.exists() or path.name.startswith("global_step_"):
-        made_of = merging.shards(path)
+        described = described_by(path)
+        if _is_model(path):
+            return Model(str(path), described)
         merging.merge(path, folder / "model")
-        return Model(str(folder / "model"), {"checkpoint": str(path.resolve()), "files": made_of})
+        return Model(str(folder / "model"), described)
     if checkpoint.count("/") != 1 or checkpoint[0] in "/.~":
         raise ConfigError(f"--checkpoint {checkpoint}: is not there")
     revision = hub_revision("model", checkpoint)
     return Model(checkpoint, {"checkpoint": checkpoint, "revision": revision}, revision)
+
+
+def described_by(path: Path) -> dict[str, Any]:
+    """What a result says of the weights in a folder, a checkpoint's or a model's.
+
+    Raises:
+        ConfigError: it is neither, or not whole.
+    """
+    if not _is_model(path):
+        return {"checkpoint": str(path.resolve()), "files": merging.shards(path)}
+    weights = sorted([*path.glob("*.safetensors"), *path.glob("*.bin")])
+    if not weights:
+        raise ConfigError(f"--checkpoint {path}: has no weights (*.safetensors)")
+    return {"checkpoint": str(path.resolve()), "files": merging.identity(weights)}
+
+
+def _is_model(path: Path) -> bool:
+    return (path / "config.json").is_file()
 
 
 def evaluate(
@@ -122,6 +137,7 @@ def evaluate(
         if bench.name in against:
             require_comparable(against[bench.name].settings, settings[bench.name])
     _require_room(benches, tasks, sampling.max_tokens, template)
+    _require_one_model(folder, {bench.name for bench in benches}, model)
     for task, wanted in zip(tasks, settings.values(), strict=True):
         _begin(Path(task.folder), wanted, is_begun=len(task.missing()) < task.parts())
     parts = sum(task.parts() for task in tasks)
@@ -204,6 +220,23 @@ def _require_room(benches: Sequence[Bench], tasks: Sequence[Task], max_tokens: i
     raise ValueError(
         f"--max-tokens {max_tokens}: {found}. Write --max-tokens {read - longest}, which all of these benchmarks allow"
     )
+
+
+def _require_one_model(folder: Path, benches: set[str], model: Model) -> None:
+    """An output folder has one model's results, for its results.json is read as one model's."""
+    for path in sorted(folder.glob(f"*/{SETTINGS}")):
+        bench = path.parent.name
+        if bench in benches:
+            continue  # ``_begin`` looks at all of its settings
+        try:
+            other = dict(json.loads(path.read_text(encoding="utf-8"))["model"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError(f"{path}: not readable ({error!r}). Remove {path.parent}") from error
+        if other != model.described:
+            raise ConfigError(
+                f"--output {folder}: has {bench} by {other.get('checkpoint')}, as its weights were then, and this line "
+                f"is of {model.described['checkpoint']}. Write another --output, or remove {path.parent}"
+            )
 
 
 def _begin(folder: Path, wanted: dict[str, Any], is_begun: bool) -> None:
