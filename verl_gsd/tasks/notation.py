@@ -10,15 +10,15 @@ import re
 from itertools import pairwise
 
 from verl_gsd.tasks import units
-from verl_gsd.tasks.plain import contradict
+from verl_gsd.tasks.plain import MOST_SIDES, contradict
 
-_SCIENTIFIC = re.compile(r"(?<![\w.\\])([-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+))[eE]([-+]?[0-9]{1,3})(?![\w.])")
+_SCIENTIFIC = re.compile(r"(?<![\w.\\])([-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+))[eE]([-+]?[0-9]{1,3})(?![\w.])")
 _TIMES = re.compile(
     r"\s*(?:\\times|\\cdot|×|\*)\s*10\s*\^\s*(?:\{\s*([-+]?[0-9]{1,3})\s*\}|([-+]?[0-9]{1,3})(?![0-9]))"
 )
 _ABOUT = re.compile(r"\s*(?:\\approx|\\simeq|≈)\s*")
 #: All of an answer, where a number is in it; a word alone is a text to math-verify.
-_TEXT = re.compile(r"\\(?:text|mathrm|mbox|textbf)\{([^{}]*[0-9][^{}]*)\}")
+_TEXT = re.compile(r"\\(?:text|mathrm|mbox|textbf)\{([^{}0-9]*[0-9][^{}]*)\}")
 _PERIODIC = re.compile(r"(?<![\w.])([0-9]{0,9})\.([0-9]{0,9})\\overline\{([0-9]{1,9})\}")
 _BASED = re.compile(r"[0-9]+_(?:[0-9]|\{[0-9]+\})")
 _HALF_OF_DAY = re.compile(r"[0-9]\W*(?:text\W*)?([ap])\.?\s?m\b", re.I)
@@ -50,7 +50,7 @@ def is_wrong_by_sight(answer: str, truth: str) -> bool:
     """Whether ``answer`` is an equation of plain numbers that does not hold, or both are numbers written to a base,
     which stands below them, and are written otherwise; or one is in the morning and the other is not; or a word behind
     a number of one alone makes another number of it, as ``squared`` does."""
-    if any(contradict(one, other) for one, other in pairwise(answer.split("="))):
+    if any(contradict(one, other) for one, other in pairwise(answer.split("=", MOST_SIDES))):
         return True
     bases = [re.sub(r"[{}]", "", text) for text in (answer, truth) if _BASED.fullmatch(text)]
     halves = [half[1].lower() for half in map(_HALF_OF_DAY.search, (answer, truth)) if half]

@@ -19,6 +19,8 @@ from verl_gsd.tasks import units
 
 #: Of more characters than this nothing is plain.
 LONGEST = 200
+#: Of more signs of equality than this, what stands behind is no plain side.
+MOST_SIDES = 9
 #: Decimals that differ by less, and by a smaller part of the larger, may be one and the same to math-verify, which
 #: rounds to six places.
 NEAR = Fraction(1, 10**5)
@@ -86,7 +88,7 @@ def contradict(one: str, other: str) -> bool:
 
 def is_side(answer: str, truth: str) -> bool:
     """Whether ``answer`` is an equation of plain numbers, and ``truth`` equal to one of its sides."""
-    sides = answer.split("=")
+    sides = answer.split("=", MOST_SIDES)
     return len(sides) > 1 and None not in map(_read, sides) and any(plain_equal(side, truth) for side in sides)
 
 

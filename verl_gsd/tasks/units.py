@@ -27,7 +27,7 @@ _SHORT = re.compile("cm|mm|km|kg|mg|ml|ft|in|lb|oz|mi|hr|yd|am|pm", re.I)
 _POWER = r"(?:\^(?:[23]|\{[23]\})|[²³])?"
 _IN_TEXT = re.compile(rf"(?:\\[,\ ])?\s*\\(?:text|mathrm)\{{\s*([A-Za-z][A-Za-z /.]*)\}}{_POWER}")
 _BARE = re.compile(rf"\s+([A-Za-z][A-Za-z /.]*){_POWER}")
-_CHANGING = re.compile(r"[0-9](?:\\[,\ ])?\s*(?:\\(?:text|mathrm)\{)?\s*(squared|cubed|base|if|mod|modulo|factorial)\b")
+_CHANGING = re.compile(r"[0-9](?:\\[,\ ])?\s*(?:\\(?:text|mathrm)\{\s*)?(squared|cubed|base|if|mod|modulo|factorial)\b")
 #: Of more characters than this nothing is a unit.
 _LONGEST = 40
 
