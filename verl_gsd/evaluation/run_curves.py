@@ -15,6 +15,7 @@ from verl_gsd.evaluation.run_names import at_key, label_and_seed, read_yaml
 from verl_gsd.evaluation.summary import ACCURACY
 from verl_gsd.records import read_records
 from verl_gsd.rundir import RunDirectory, read_metrics
+from verl_gsd.sections import is_whole
 
 #: Of so many held-out prompts, if it is above 0, verl takes the first ones, or with ``SHUFFLE`` a choice by data.seed.
 VALIDATED, SHUFFLE = "data.val_max_samples", "data.shuffle"
@@ -88,7 +89,7 @@ def read_curve(run: Path, label: str | None = None, source: str | None = None) -
     so_far = np.cumsum([tokens.get(step, 0) for step in range(steps[-1] + 1)]).tolist()
     label, seed = label_and_seed(run, config, label)
     known = {key: _anywhere(at_key(config, key)) for key in VALIDATION} if config else {}
-    if (known.get(VALIDATED) or 0) > 0:
+    if is_whole(known.get(VALIDATED), 1):
         known[SHUFFLE] = at_key(config, SHUFFLE)
     try:
         return Curve(
