@@ -1,33 +1,21 @@
 """The planner on the counts of Big-Math: the paper's figures."""
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
+from big_math import COUNTS
 
 from verl_gsd import planning
-
-BIG_MATH = Path(__file__).parents[2] / "shared" / "data" / "bigmath_solve_counts_k64.json"
-
-
-@pytest.fixture(scope="module")
-def big_math():
-    if not BIG_MATH.is_file():
-        pytest.skip(f"the Big-Math counts are not at {BIG_MATH}")
-    return np.array(json.loads(BIG_MATH.read_text()))
-
 
 SOLVED = np.arange(65)
 
 
-def test_big_math_ends(big_math):
-    assert big_math.sum() == 215_608
-    assert np.round(100 * big_math[[0, -1]] / big_math.sum(), 1).tolist() == [4.0, 7.2]
+def test_big_math_ends():
+    assert COUNTS.sum() == 215_608
+    assert np.round(100 * COUNTS[[0, -1]] / COUNTS.sum(), 1).tolist() == [4.0, 7.2]
 
 
-def test_big_math_silent_rates(big_math):
-    share = big_math / big_math.sum()
+def test_big_math_silent_rates():
+    share = COUNTS / COUNTS.sum()
     group_sizes = (4, 8, 16, 32, 64)
     plug_in = [round(100 * share @ planning.silent_rate(SOLVED / 64, size), 2) for size in group_sizes]
     unbiased = [round(100 * share @ planning.silent_rate_from_counts(SOLVED, 64, size), 2) for size in group_sizes]
@@ -36,17 +24,17 @@ def test_big_math_silent_rates(big_math):
     assert unbiased == pytest.approx([58.59, 43.07, 30.19, 19.64, 11.18], abs=0.006)
 
 
-def test_big_math_gradient_mass(big_math):
+def test_big_math_gradient_mass():
     p = SOLVED / 64
     for alpha, at_the_ends, in_the_middle in ((0, 13.9, 22.8), (1, 24.7, 17.5)):
-        mass = big_math * (p * (1 - p)) ** ((2 - alpha) / 2)
+        mass = COUNTS * (p * (1 - p)) ** ((2 - alpha) / 2)
         mass = 100 * mass / mass.sum()
         assert round(mass[(p < 0.1) | (p > 0.9)].sum(), 1) == at_the_ends
         assert round(mass[(p >= 0.4) & (p <= 0.6)].sum(), 1) == in_the_middle
 
 
-def test_big_math_allocation(big_math):
-    interior = np.repeat(SOLVED[1:-1] / 64, big_math[1:-1])
+def test_big_math_allocation():
+    interior = np.repeat(SOLVED[1:-1] / 64, COUNTS[1:-1])
     for objective, mean_std, mixed in (
         ("expected_std", 0.2627, 0.644),
         ("mixed", 0.2607, 0.652),
@@ -59,9 +47,9 @@ def test_big_math_allocation(big_math):
     assert planning.mixed_rate(interior, 8).mean() == pytest.approx(0.627, abs=5e-4)
 
 
-def test_big_math_rollouts_in_proportion_to_difficulty_are_worse_than_equal_shares(big_math):
+def test_big_math_rollouts_in_proportion_to_difficulty_are_worse_than_equal_shares():
     """8 a prompt on average in proportion to 1/(p(1-p)), fractions by lot."""
-    p, share = SOLVED[1:-1] / 64, big_math[1:-1] / big_math[1:-1].sum()
+    p, share = SOLVED[1:-1] / 64, COUNTS[1:-1] / COUNTS[1:-1].sum()
     wanted = 8 / (p * (1 - p)) / (share @ (1 / (p * (1 - p))))
     lower = np.floor(wanted)
     for value, figure in ((planning.expected_std, 0.1691), (planning.mixed_rate, 0.413)):
@@ -70,8 +58,8 @@ def test_big_math_rollouts_in_proportion_to_difficulty_are_worse_than_equal_shar
         assert share @ mean < share @ value(p, 8)
 
 
-def test_big_math_dynamic_sampling_factor(big_math):
-    silent = big_math / big_math.sum() @ planning.silent_rate(SOLVED / 64, 8)
+def test_big_math_dynamic_sampling_factor():
+    silent = COUNTS / COUNTS.sum() @ planning.silent_rate(SOLVED / 64, 8)
     assert 1 / (1 - silent) == pytest.approx(1.80, abs=0.006)
 
 
@@ -80,8 +68,8 @@ def true_change(p, sizes, group_size=8):
     return planning.expected_std(p, sizes).mean() / planning.expected_std(p, group_size).mean() - 1
 
 
-def test_big_math_few_responses_are_worse_than_none_if_taken_for_rates_and_not_as_counts(big_math):
-    p = np.repeat(SOLVED / 64, big_math)
+def test_big_math_few_responses_are_worse_than_none_if_taken_for_rates_and_not_as_counts():
+    p = np.repeat(SOLVED / 64, COUNTS)
     rng = np.random.default_rng(0)
     for samples, as_rates, as_counts in ((4, -0.149, 0.0), (8, -0.053, 0.0), (16, -0.001, 0.009), (64, 0.025, 0.025)):
         correct = rng.binomial(samples, p)

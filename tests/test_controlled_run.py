@@ -1,10 +1,8 @@
 """The controlled run of arXiv 2607.00152, from Big-Math's own counts: its published figures."""
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
+from big_math import COUNTS
 
 from verl_gsd.lab import drawing
 from verl_gsd.lab.algorithms import ALGORITHMS
@@ -12,15 +10,11 @@ from verl_gsd.lab.prompts import Prompts, starting_rates
 from verl_gsd.lab.published import of_controlled_run, of_data
 from verl_gsd.lab.simulation import first_update, simulate
 
-BIG_MATH = Path(__file__).parents[2] / "shared" / "data" / "bigmath_solve_counts_k64.json"
-
 
 @pytest.fixture(scope="module")
 def big_math():
     """Its 215,608 prompts, each solved so many times out of 64."""
-    if not BIG_MATH.is_file():
-        pytest.skip(f"the Big-Math counts are not at {BIG_MATH}")
-    correct = np.repeat(np.arange(65), json.loads(BIG_MATH.read_text()))
+    correct = np.repeat(np.arange(65), COUNTS)
     return Prompts("Big-Math", correct / 64, correct, np.full(len(correct), 64))
 
 

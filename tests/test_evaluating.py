@@ -1,4 +1,4 @@
-"""Evaluating a checkpoint, all but vLLM: what is refused, and what goes on."""
+"""Evaluating a checkpoint, all but vLLM: what is written, what goes on, and a second opinion."""
 
 import json
 import os
@@ -6,65 +6,34 @@ import shutil
 from collections import Counter
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from evaluation_runs import answers_of, evaluate, prepared_sums, random_model
 from filelock import FileLock
-from typer.testing import CliRunner
 
-from verl_gsd.cli.evaluate import _of_run
-from verl_gsd.cli.main import app
 from verl_gsd.evaluation import benches
-from verl_gsd.evaluation.answers import Answers, Verdicts, part_file, parts, read_answers, verify, write_part
+from verl_gsd.evaluation.answers import part_file, parts, read_answers, verify, write_part
 from verl_gsd.evaluation.intervals import mean_by_question
 from verl_gsd.evaluation.opinion import opinion
 from verl_gsd.evaluation.results import result_of
 from verl_gsd.judge.prompt import VERDICT_VERSION
-from verl_gsd.preparation.chats import Template
-from verl_gsd.tasks import byte_llama
-from verl_gsd.trainer import evaluating, merging
-from verl_gsd.trainer.config import ConfigError
+from verl_gsd.trainer import evaluating
 from verl_gsd.trainer.generation import Job, Task
 
-MARKER = "latest_checkpointed_iteration.txt"
-ASKED = [{"role": "user", "content": "?"}]
 SETTINGS = {"model": {"checkpoint": "a"}, "bench": "mini", "temperature": 0.6}
 
 
 @pytest.fixture
 def mini(tmp_path):
-    """A benchmark of 70 sums, prepared as a user would."""
-    rows = ({"problem": f"{n}+1?", "answer": n + 1} for n in range(70))
-    (tmp_path / "mini.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    words = ["prepare", "mini", "--input", str(tmp_path / "mini.jsonl"), "--split", "test", "--suffix", ""]
-    done = CliRunner().invoke(app, [*words, "--data", str(tmp_path / "data")])
-    assert done.exit_code == 0, done.output
-    return benches.find("mini", tmp_path / "data", tmp_path / "arithmetic")
+    return prepared_sums(tmp_path)
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """The embedded task's model with random weights, in the merger's form."""
-    folder = tmp_path_factory.mktemp("model")
-    tokenizer = byte_llama.build_tokenizer()
-    byte_llama.build_model(tokenizer, seed=0).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-def evaluate(*words, code=0):
-    done = CliRunner().invoke(app, ["eval", *map(str, words)], env={"COLUMNS": "300"})
-    assert done.exit_code == code, done.output + done.stderr
-    return " ".join((done.stderr if code else done.output).split())
+    return random_model(tmp_path_factory.mktemp("model"))
 
 
 # Responses on disk
-
-
-def answers_of(mini, texts):
-    """``texts``: one a question, twice each."""
-    shape = (len(mini.questions), 2)
-    return Answers([[text, text] for text in texts], np.full(shape, 3), np.zeros(shape, bool))
 
 
 def test_responses_are_verified_and_unverified_ones_counted(mini, monkeypatch):
@@ -283,145 +252,3 @@ def test_an_llm_verifier_that_is_not_there_is_said_before_anything_is_generated(
     words = ["--verifier-url", "http://127.0.0.1:9/v1", "--verifier-model", "v"]
     said = evaluate("--checkpoint", model, "--bench", "mini", "--data", tmp_path / "data", *words, code=2)
     assert "--verifier-url, --verifier-model: " in said and "no judge answers there" in said
-
-
-# Benchmarks and checkpoints that are not whole
-
-
-def test_a_benchmark_file_that_was_touched_is_refused(mini, tmp_path):
-    mini.file.write_bytes(b"x")
-    with pytest.raises(ValueError, match=r"test.parquet: is not what manifest.json says"):
-        benches.find("mini", tmp_path / "data", tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ({"prompt": [], "reward_model": {"ground_truth": "1"}, "extra_info": {"index": 0}}, "write a text as"),
-        ({"prompt": ASKED, "reward_model": {"ground_truth": 3}, "extra_info": {"index": 0}},
-         "row 0 .the first is 0.: write a text as reward_model.ground_truth"),
-        ({"prompt": ASKED, "reward_model": {"a": "3"}, "extra_info": {"index": 0}},
-         "row 0 .the first is 0.: not verl's columns: KeyError"),
-        ({"question": "?"}, "not readable as verl's columns|not verl's columns"),
-    ],
-)  # fmt: skip
-def test_a_benchmark_of_other_columns_is_refused_by_row(tmp_path, row, message):
-    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "test.parquet")
-    with pytest.raises(ValueError, match=message):
-        benches._bench("mini", tmp_path / "test.parquet", "verl_gsd.tasks.maths")
-
-
-def test_an_index_that_two_questions_have_is_named(tmp_path):
-    row = {
-        "prompt": [{"role": "user", "content": "?"}],
-        "reward_model": {"ground_truth": "3"},
-        "extra_info": {"index": 4},
-    }
-    pq.write_table(pa.Table.from_pylist([row, row]), tmp_path / "test.parquet")
-    with pytest.raises(ValueError, match=r"test.parquet: index 4 is there twice"):
-        benches._bench("mini", tmp_path / "test.parquet", "verl_gsd.tasks.maths")
-
-
-@pytest.fixture
-def checkpoint(tmp_path, model):
-    """What verl writes, the shards' contents aside."""
-    folder = tmp_path / "run" / "global_step_4"
-    actor = folder / "actor"
-    (actor / "huggingface").mkdir(parents=True)
-    (actor / "huggingface" / "config.json").write_bytes((model / "config.json").read_bytes())
-    (actor / "fsdp_config.json").write_text('{"FSDP_version": 2, "world_size": 2}')
-    for rank in range(2):
-        (actor / f"model_world_size_2_rank_{rank}.pt").write_bytes(b"weights")
-    (tmp_path / "run" / "latest_checkpointed_iteration.txt").write_text("4")
-    return folder
-
-
-def test_a_whole_checkpoint_has_its_shards(checkpoint):
-    assert set(merging.shards(checkpoint)) == {"model_world_size_2_rank_0.pt", "model_world_size_2_rank_1.pt"}
-
-
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (lambda c: (c.parent / MARKER).write_text("3"), "whole checkpoint is global_step_3"),
-        (lambda c: (c.parent / MARKER).unlink(), "last whole checkpoint is none"),
-        (lambda c: (c / "actor" / "model_world_size_2_rank_1.pt").unlink(), "rank_1.pt: is not there, or empty"),
-        (lambda c: (c / "actor" / "model_world_size_2_rank_1.pt").write_bytes(b""), "rank_1.pt: is not there, or em"),
-        (lambda c: (c / "actor" / "huggingface" / "config.json").unlink(), "config.json: is not there"),
-        (lambda c: (c / "actor" / "fsdp_config.json").write_text("{"), "fsdp_config.json: not readable"),
-        (lambda c: (c / "actor" / "lora_train_meta.json").write_text("{}"), "has adapters"),
-        (lambda c: (c / "actor").rename(c / "critic"), "has no actor/"),
-    ],
-)  # fmt: skip
-def test_a_checkpoint_that_is_not_whole_is_refused(checkpoint, tmp_path, spoil, message):
-    spoil(checkpoint)
-    with pytest.raises(ConfigError, match=message):
-        merging.merge(checkpoint, tmp_path / "merged")
-    assert not (tmp_path / "merged").exists()
-
-
-def test_shards_that_are_damaged_leave_nothing(checkpoint, tmp_path):
-    """verl's merger says so, in its own process."""
-    with pytest.raises(ConfigError, match=r"global_step_4: verl's merger failed: .+"):
-        merging.merge(checkpoint, tmp_path / "merged")
-    assert not list(tmp_path.glob("merged*"))
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("global_step_9", "global_step_9: is not there. The run's last checkpoint is global_step_4"),
-        ("x", "x: is not th"),
-    ],
-)
-def test_a_checkpoint_that_is_not_there_is_named(checkpoint, name, message):
-    with pytest.raises(ConfigError, match=message):
-        evaluating.model_of(str(checkpoint.parent / name), checkpoint.parent / "o")
-
-
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        ("data: [", "config.yaml: not readable"),
-        ("data: {max_response_length: abc}", "no data.max_response_length, or of no use: 'abc'"),
-        ("data: {max_response_length: -5}", "of no use: -5. Write --max-tokens"),
-    ],
-)
-def test_a_runs_config_that_does_not_say_how_long_is_named(checkpoint, config, message, mini, tmp_path):
-    """Before anything is merged."""
-    (checkpoint.parent / "config.yaml").write_text(config)
-    said = evaluate("--checkpoint", checkpoint, "--bench", "mini", "--data", tmp_path / "data", code=2)
-    assert message in said
-
-
-def test_a_run_whose_config_is_empty_has_verls_own_length(checkpoint):
-    (checkpoint.parent / "config.yaml").write_text("")
-    assert _of_run(str(checkpoint)) == (8192, {})
-
-
-def test_the_runs_chat_template_options_are_used(mini, model):
-    """A run that trained with thinking off is asked with thinking off."""
-    template = Template(str(model), options={"add_generation_prompt_twice": True})
-    template._tokenizer.chat_template = (
-        "{% for m in messages %}{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}"
-        "{% if add_generation_prompt_twice %}>{% endif %}>{% endif %}"
-    )
-    assert template.text(mini.questions[0].chat) == "0+1?>>"
-    settings = evaluating._settings(
-        mini, evaluating.Model("m", {}), template, evaluating.Sampling(1.0, 1.0, 8, 0), 1, "float32"
-    )
-    assert settings["chat_template_options"] == {"add_generation_prompt_twice": True}
-
-
-@pytest.mark.parametrize("name", ["../mini", "a/b", "model", ""])
-def test_a_benchmarks_name_is_no_path(tmp_path, name):
-    with pytest.raises(ValueError, match=r"write a name of letters|write another name"):
-        benches.find(name, tmp_path, tmp_path)
-
-
-def test_verdicts_keep_their_places(mini):
-    """Threads finish in any order; each verdict is its own response's."""
-    texts = [str(n + 1) if n % 3 == 1 else "no number" for n in range(70)]
-    verdicts = verify(mini, answers_of(mini, texts), lambda _: None)
-    assert isinstance(verdicts, Verdicts)
-    assert verdicts.correct[:, 0].tolist() == [n % 3 == 1 for n in range(70)]

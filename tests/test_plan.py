@@ -3,8 +3,8 @@
 import json
 import math
 import re
-from pathlib import Path
 
+import big_math
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,8 +18,6 @@ from verl_gsd.cli.main import app
 from verl_gsd.groups import Group
 from verl_gsd.planning import summary
 from verl_gsd.records import Left, describe, write_step
-
-BIG_MATH = Path(__file__).parents[2] / "shared" / "data" / "bigmath_solve_counts_k64.json"
 
 
 def invoke(*words):
@@ -154,9 +152,7 @@ def test_gradient_by_difficulty_for_every_exponent(rates):
 
 
 def test_big_math_is_the_papers_table():
-    if not BIG_MATH.is_file():
-        pytest.skip(f"the Big-Math counts are not at {BIG_MATH}")
-    done = invoke("--solve-rates", BIG_MATH, "--group-size", "4,8,16,32,64")
+    done = invoke("--solve-rates", big_math.FILE, "--group-size", "4,8,16,32,64")
     assert done.exit_code == 0, done.output
     assert figures(done.output, "silent groups, plug-in") == [59.27, 44.28, 32.24, 23.01, 16.53]
     unbiased = figures(done.output, "silent groups, unbiased")

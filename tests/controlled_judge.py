@@ -1,0 +1,106 @@
+"""Scorers that answer when and as a test says, and how to wait for the judge that asks them."""
+
+import asyncio
+import contextlib
+import queue
+
+from verl_gsd.judge.judge import Judge
+from verl_gsd.judge.scorer import Question
+
+PATIENCE = 60  # seconds, for what has to happen; a test that passes waits for none of it
+
+
+def question(response):
+    return Question("6 times 7?", "42", str(response))
+
+
+class Controlled:
+    """Answers when the test says so.
+
+    ``started`` gets every question with the future that answers it, ``cancelled`` every one that was given up.
+    """
+
+    identity = "controlled"
+
+    def __init__(self):
+        self.started, self.cancelled = queue.Queue(), queue.Queue()
+        self.open = self.most_open = self.closed = 0
+
+    async def score(self, question):
+        answer = asyncio.get_running_loop().create_future()
+        self.open += 1
+        self.most_open = max(self.most_open, self.open)
+        self.started.put((question, answer))
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            self.cancelled.put(question)
+            raise
+        finally:
+            self.open -= 1
+
+    async def close(self):
+        self.closed += 1
+
+    def next(self):
+        return self.started.get(timeout=PATIENCE)
+
+
+class Answering:
+    """Answers at once, by the response; what is an exception is raised."""
+
+    identity = "answering"
+
+    def __init__(self, answers):
+        self.answers, self.asked = answers, []
+
+    async def score(self, question):
+        self.asked.append(question.response)
+        answer = self.answers[question.response]
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    async def close(self):
+        pass
+
+
+def give(answer, value):
+    """Answer a future of the judge's event loop."""
+    if isinstance(value, BaseException):
+        answer.get_loop().call_soon_threadsafe(answer.set_exception, value)
+    else:
+        answer.get_loop().call_soon_threadsafe(answer.set_result, value)
+
+
+def settle(judge):
+    """Wait until the judge's event loop has done what it was given so far."""
+    for _ in range(5):
+        asyncio.run_coroutine_threadsafe(asyncio.sleep(0), judge._loop).result(PATIENCE)
+
+
+def wait(judge, name):
+    for _ in range(10_000):
+        if judge.is_done(name):
+            return
+        settle(judge)
+    raise AssertionError(f"{name} was never done")
+
+
+def taken(judge, name):
+    wait(judge, name)
+    return judge.take(name)
+
+
+@contextlib.contextmanager
+def judges():
+    """A way to start judges, each closed in the end."""
+    started = []
+
+    def start(scorer, *arguments, **options):
+        started.append(Judge(scorer, *arguments, **options))
+        return started[-1]
+
+    yield start
+    for judge in started:
+        judge.close()
