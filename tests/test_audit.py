@@ -63,7 +63,6 @@ def test_dapo_evicts_silent_groups(audited):
         ),
         (["algo=dr_grpo", "actor_rollout_ref.actor.loss_scale_factor=null"], "longest response of each micro-batch"),
         (["algo=dapo", "algorithm.filter_groups.metric=reward"], "filter_groups.metric=reward: a shaped score"),
-        (["algo=dapo", "reward.reward_model.enable=true"], "verl fills acc with the model's score"),
         (["algo=dapo", "reward.custom_reward_function.path=null"], "with verl's own scorers"),
         (["algo=grpo", "algorithm.use_kl_in_reward=true"], "less a KL penalty"),
         (["algo=grpo", "actor_rollout_ref.rollout.n=1"], "every group is silent"),
@@ -73,6 +72,14 @@ def test_contradictions_are_named_with_what_to_write(audited, words, warning):
     found = [text for text in audited(*words).warnings if warning in text]
     assert len(found) == 1
     assert any(remedy in found[0] for remedy in ("Write ", "name a ", "Filter with ")), "it says what to do"
+
+
+def test_a_reward_model_without_a_verifier_gets_no_advice_about_acc(audited):
+    """Its groups have none: own_section.py rejects the metrics that would read one."""
+    for metric in ("acc", "reward"):
+        words = ["reward.reward_model.enable=true", f"algorithm.filter_groups.metric={metric}"]
+        found = audited("algo=dapo", "reward.custom_reward_function.path=null", *words).warnings
+        assert not any("filter_groups.metric" in text for text in found)
 
 
 def test_a_sampler_is_said_to_change_what_is_trained(audited):

@@ -18,7 +18,8 @@ from verl_gsd.trainer.config import ConfigError, Line, compose_config, parse_lin
 
 ROOT = Path(__file__).parents[1]
 RECIPES = groups.choices("recipe")
-HARDWARE = groups.choices("hardware")
+#: hardware=gpu is whatever this machine has (test_engines.py).
+HARDWARE = [name for name in groups.choices("hardware") if name != "gpu"]
 
 
 @pytest.fixture(autouse=True)

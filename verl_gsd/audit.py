@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
+from verl_gsd.config.attention import FLASH
 from verl_gsd.planning import gain
 
 #: Solve rates at which the gain is shown; it is symmetric about one half.
@@ -45,6 +46,7 @@ class Audit:
         afterwards: what becomes of the advantages after that, in words.
         silent_groups: what becomes of unanimous groups.
         prompts: which are drawn, in words; empty where each is visited once a pass.
+        attention: what the policy computes attention with, in words; empty where the engine decides.
         gains: gain at each of ``RATES`` relative to that at one half, for groups of ``group_size``.
         warnings: settings that contradict each other, each with what to write.
     """
@@ -55,6 +57,7 @@ class Audit:
     afterwards: str
     silent_groups: str
     prompts: str
+    attention: str
     gains: tuple[float, ...]
     warnings: tuple[str, ...]
 
@@ -72,6 +75,8 @@ class Audit:
         yield self.silent_groups
         if self.prompts:
             yield f"prompts: {self.prompts}"
+        if self.attention:
+            yield f"attention: {self.attention}"
         for warning in self.warnings:
             yield f"warning: {warning}"
 
@@ -94,6 +99,7 @@ def audit(config: DictConfig) -> Audit:
         ", then ".join(words for of in _AFTERWARDS if (words := of(config))),
         f"unanimous groups: {silent}",
         _drawn(config),
+        _attention(config),
         gains,
         tuple(_contradictions(config, operation, group_size)),
     )
@@ -166,6 +172,15 @@ def _drawn(config: DictConfig) -> str:
     )
 
 
+def _attention(config: DictConfig) -> str:
+    actor, model = config.actor_rollout_ref.actor, config.actor_rollout_ref.model
+    if actor.strategy not in ("fsdp", "fsdp2"):
+        return ""
+    chosen = OmegaConf.select(model, "override_config.attn_implementation") or FLASH
+    rows = "packed rows, sequence by sequence" if model.use_remove_padding else "padded rows"
+    return f"{chosen} on {rows}"
+
+
 #: What may become of the advantages, in the order it does.
 _AFTERWARDS = (_masked_by, _budgeted, _weighed_by, _fitted_by, _demonstrated)
 
@@ -221,17 +236,15 @@ def _dividing_off(algorithm: DictConfig) -> str:
 
 def _filter_contradictions(config: DictConfig) -> Iterator[str]:
     metric = config.algorithm.filter_groups.metric
+    has_verifier = OmegaConf.select(config, "reward.custom_reward_function.path") is not None
+    if config.reward.reward_model.enable and not has_verifier:
+        return  # its groups have no acc, and own_section.py rejects what would read one
     if metric != "acc":
         yield (
             f"algorithm.filter_groups.metric={metric}: a shaped score is rarely equal within a group and lets silent "
             "groups through. Write acc, the verifier's verdict."
         )
-    elif config.reward.reward_model.enable:
-        yield (
-            "algorithm.filter_groups.metric=acc with reward.reward_model.enable=true: verl fills acc with the model's "
-            "score, which is rarely equal within a group. Filter with a verifier, or not at all."
-        )
-    elif OmegaConf.select(config, "reward.custom_reward_function.path") is None:
+    elif not has_verifier:
         yield (
             "algorithm.filter_groups.metric=acc with verl's own scorers: most return a number alone, and verl fills "
             "acc with it. Right as long as that number is 0 or 1; otherwise name a reward.custom_reward_function that "

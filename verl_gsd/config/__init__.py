@@ -15,6 +15,8 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
+from verl_gsd.config.attention import attention_here
+
 GROUPS = ("algo", "task", "hardware", "budget", "sampler", "logger", "recipe")
 _HERE = Path(__file__).parent
 #: Beside the package in a checkout, inside it in a wheel.
@@ -46,13 +48,16 @@ def load(group: str, name: str) -> DictConfig:
 def store_groups() -> None:
     """Register every YAML file below this folder, once; each merges at the root of the config (package ``_global_``).
 
-    And the functions they interpolate with: ``${verl_gsd.equal:a,b}``, ``${verl_gsd.quotient:a,b}`` (at least 1), and
+    And the functions they interpolate with: ``${verl_gsd.equal:a,b}``, ``${verl_gsd.quotient:a,b}`` (at least 1),
     ``${verl_gsd.rate_an_update:rate,batch,mini_batch}``, the learning rate of each of several updates that share a
-    batch, by the square-root rule from that of one update.
+    batch, by the square-root rule from that of one update, ``${verl_gsd.attention:}``, the attention that this
+    environment trains with, and ``${verl_gsd.strategy:engine}``, the strategy of an engine: FSDP2 for verl's ``dp``.
     """
     OmegaConf.register_new_resolver("verl_gsd.equal", lambda a, b: a == b, replace=True)
     OmegaConf.register_new_resolver("verl_gsd.quotient", _quotient, replace=True)
     OmegaConf.register_new_resolver("verl_gsd.rate_an_update", _rate_an_update, replace=True)
+    OmegaConf.register_new_resolver("verl_gsd.attention", attention_here, replace=True)
+    OmegaConf.register_new_resolver("verl_gsd.strategy", lambda e: "fsdp2" if e == "dp" else e, replace=True)
     store = ConfigStore.instance()
     for group in GROUPS:
         for name in _files(group):

@@ -88,14 +88,17 @@ def states_gib(shape: Shape, shards: int, *, copies: int = 4, width: int = 4) ->
     return copies * width * shape.parameters / shards / GIB
 
 
-def update_gib(shape: Shape, shards: int, tokens: int, *, states: float, logits: bool = True) -> dict[str, float]:
+def update_gib(
+    shape: Shape, shards: int, tokens: int, *, states: float, logits: bool = True, sdpa: bool = False
+) -> dict[str, float]:
     """The parts of an update's peak on one GPU, in GiB, under FSDP2 with bfloat16 compute and checkpointed layers.
 
     - ``states``: as given, of ``states_gib``; 0 where FSDP2's offload policy streams them from the CPU.
     - ``gathered``: two units in flight, unsharded: bfloat16 weights and float32 gradients of the largest, 2 x 6 bytes
       a parameter; a unit is a layer, or the embedding.
     - ``activations``: 2 h bytes a token and layer (its checkpointed input), and one layer's own, made again for its
-      backward: 2 (8 h + 4 i) bytes a token, twice, with their gradients.
+      backward: 2 (8 h + 4 i) bytes a token, twice, with their gradients. SDPA adds 2 x 2 h bytes: where rows are
+      packed, two copies of each sequence's output, and elsewhere repeated keys and values.
     - ``logits``: 8 V bytes a token: bfloat16 logits and their gradient, and one float32 copy. 0 where fused
       kernels never make them.
 
@@ -103,10 +106,11 @@ def update_gib(shape: Shape, shards: int, tokens: int, *, states: float, logits:
         shards: GPUs that share one copy of the states.
         states: what weights, gradients and the optimiser take of one GPU, in GiB.
         logits: whether all of a micro-batch's are made at once.
+        sdpa: whether attention is PyTorch's instead of flash-attn's.
         tokens: of the largest micro-batch, on one GPU.
     """
     unit = max(shape.layer_parameters, shape.vocab * shape.hidden)
-    one_layer = 2 * 2 * (8 * shape.hidden + 4 * shape.intermediate)
+    one_layer = 2 * 2 * ((10 if sdpa else 8) * shape.hidden + 4 * shape.intermediate)
     return {
         "states": states,
         "gathered": 2 * 6 * unit / GIB,
@@ -114,6 +118,11 @@ def update_gib(shape: Shape, shards: int, tokens: int, *, states: float, logits:
         "logits": 8 * tokens * shape.vocab / GIB if logits else 0.0,
         "overhead": OVERHEAD_GIB,
     }
+
+
+def padded_mask_gib(rows: int, length: int) -> float:
+    """SDPA's mask of ``rows`` rows padded to ``length``: one byte an entry, and its copy in bfloat16, in GiB."""
+    return 3 * rows * length**2 / GIB
 
 
 def weights_gib(shape: Shape, tensor_parallel: int) -> float:

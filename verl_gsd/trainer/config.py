@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from verl_gsd import config as groups
+from verl_gsd.trainer.engines import drop_other_engines
 
 VERL_CONFIG_NAME = "ppo_trainer"
 _UNKNOWN_KEY = re.compile(r"Could not override '([^']+)'")
@@ -109,6 +110,18 @@ def parse_line(words: Sequence[str]) -> Line:
     )
 
 
+def store_groups() -> None:
+    """``config.store_groups``, and what asks the driver: ``${verl_gsd.gpus:count}`` and ``memory_gib``."""
+    groups.store_groups()
+    OmegaConf.register_new_resolver("verl_gsd.gpus", _gpus_here, replace=True)
+
+
+def _gpus_here(what: str) -> int | None:
+    from verl_gsd.trainer import gpus  # it needs this module
+
+    return {"count": gpus.count_here, "memory_gib": gpus.memory_gib_here}[what]()
+
+
 def compose_config(line: Line) -> DictConfig:
     """verl's ``ppo_trainer`` with the line's groups and overrides over it; interpolations still open.
 
@@ -118,17 +131,19 @@ def compose_config(line: Line) -> DictConfig:
     replaced = {"algo"} if "recipe" in line.choices else set()  # it is there already, chosen by the recipe
     chosen = [f"{'' if group in replaced else '+'}{group}={name}" for group, name in line.choices.items()]
     words = chosen + list(line.overrides)
-    groups.store_groups()
+    store_groups()
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(verl_config_directory()), version_base=None):
-            return compose(VERL_CONFIG_NAME, overrides=words)
+            config = compose(VERL_CONFIG_NAME, overrides=words)
     except (HydraException, OmegaConfBaseException) as error:
         unknown = _UNKNOWN_KEY.search(str(error))
         if unknown and line.overrides:
             known = list(_dotted(OmegaConf.to_container(compose_config(replace(line, overrides=())))))
             raise ConfigError(no_such_key(unknown[1], known)) from error
         raise ConfigError(str(error).strip()) from error
+    drop_other_engines(config)
+    return config
 
 
 def no_such_key(key: str, known: Sequence[str]) -> str:
@@ -158,7 +173,9 @@ def verl_config_directory() -> Path:
     """
     spec = importlib.util.find_spec("verl")
     if spec is None or spec.origin is None:
-        raise ConfigError("verl is not installed: ./scripts/setup.sh, or on a GPU machine pip install verl-gsd[gpu]")
+        raise ConfigError(
+            "verl is not installed. Run ./scripts/setup.sh in a checkout and use its environment (.venv)."
+        )
     return Path(spec.origin).parent / "trainer" / "config"
 
 

@@ -11,6 +11,7 @@ from verl_gsd.algorithms.settings import DIAL_SETTINGS
 from verl_gsd.audit import is_gvpo
 from verl_gsd.trainer.config import Line
 from verl_gsd.trainer.dagrpo_section import is_dagrpo_loss
+from verl_gsd.trainer.engines import engine_of
 from verl_gsd.trainer.own_section import is_ours
 
 
@@ -221,6 +222,14 @@ _IDLE_KEYS = (
         "actor_rollout_ref.actor.loss_scale_factor",
         lambda c: c.actor_rollout_ref.actor.loss_agg_mode != "seq-mean-token-sum-norm",
         "only loss_agg_mode=seq-mean-token-sum-norm reads it",
+    ),
+    *(
+        _Idle(
+            f"actor_rollout_ref.{role}.fsdp_config",
+            lambda c: engine_of(c) != "dp",
+            "only model_engine=dp reads it",
+        )
+        for role in ("actor", "ref")
     ),
     _Idle("critic", _no_critic, "the estimator needs no critic and critic.enable is not true"),
 )

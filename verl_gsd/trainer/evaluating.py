@@ -26,6 +26,7 @@ from verl_gsd.preparation.reading import hub_revision
 from verl_gsd.trainer import merging
 from verl_gsd.trainer.config import ConfigError
 from verl_gsd.trainer.generation import Job, Task, generate
+from verl_gsd.trainer.validation import cpu_engine_problem
 from verl_gsd.writing import whole
 
 #: Told what is being done, how much of it is, and how much there is.
@@ -126,6 +127,8 @@ def evaluate(
     on_cpu = not torch.cuda.is_available()
     if on_cpu and tensor_parallel > 1:
         raise ConfigError(f"--tensor-parallel {tensor_parallel}: there is no GPU here. Leave it out")
+    if on_cpu and (problem := cpu_engine_problem()):
+        raise ConfigError(f"no GPU is visible, and {problem}")
     dtype = "float32" if on_cpu else "bfloat16"
     template = Template(model.path, model.revision, template_options)
     tasks, settings = [], {}

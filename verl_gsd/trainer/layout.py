@@ -6,8 +6,12 @@ from collections.abc import Iterator
 
 from omegaconf import DictConfig, OmegaConf
 
+from verl_gsd.config.attention import FLASH, SDPA, flash_attention_problem
 from verl_gsd.sections import is_whole
 from verl_gsd.trainer.config import OUR_MODES, Line
+
+#: Which attention the policy computes with. flash-attn's where the key is missing.
+ATTENTION = "actor_rollout_ref.model.override_config.attn_implementation"
 
 
 def sequence_parallel(actor: DictConfig) -> int:
@@ -16,6 +20,38 @@ def sequence_parallel(actor: DictConfig) -> int:
     keys = ["megatron.context_parallel_size"] if actor.strategy == "megatron" else ulysses
     found = [OmegaConf.select(actor, key) for key in keys]
     return max([1, *(size for size in found if isinstance(size, int))])
+
+
+def attention_of(config: DictConfig) -> str:
+    """The attention implementation that verl's FSDP engine loads the policy with."""
+    return OmegaConf.select(config, ATTENTION) or FLASH
+
+
+def attention_reason(config: DictConfig) -> Iterator[str]:
+    """Why a GPU run computes attention without flash-attn, for the console and the log."""
+    problem = flash_attention_problem()
+    if problem and config.trainer.device != "cpu" and attention_of(config) == SDPA:
+        yield f"attention: {SDPA} is used because {problem} on the machine that starts the run"
+
+
+def check_attention(config: DictConfig, line: Line) -> Iterator[str]:
+    """Sequences that verl would split over GPUs without flash-attn, whose function is the only one it patches."""
+    actor, attention = config.actor_rollout_ref.actor, attention_of(config)
+    if actor.strategy not in ("fsdp", "fsdp2") or sequence_parallel(actor) < 2 or "flash" in attention:
+        return
+    yield (
+        f"actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size={sequence_parallel(actor)}: verl splits "
+        f"sequences over GPUs in flash-attn alone, and the run uses {ATTENTION}={attention}. Set the size to 1, or "
+        "install flash-attn on the machines that train."
+    )
+
+
+def check_flash_attention(config: DictConfig, line: Line) -> Iterator[str]:
+    """A run with flash-attn on a machine that cannot import it: verl fails when it loads the model."""
+    is_fsdp = config.actor_rollout_ref.actor.strategy in ("fsdp", "fsdp2")
+    if is_fsdp and attention_of(config) == FLASH and (problem := flash_attention_problem()):
+        chosen = "" if OmegaConf.select(config, ATTENTION) else " (verl's default)"
+        yield f"{ATTENTION}={FLASH}{chosen}: {problem}. Set +{ATTENTION}=sdpa, or install flash-attn."
 
 
 def workers_of(config: DictConfig) -> int:

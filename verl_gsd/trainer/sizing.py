@@ -13,17 +13,20 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from verl_gsd.planning.memory import SHAPES, Shape, kv_cache_gib, states_gib, update_gib, weights_gib
+from verl_gsd.config.attention import SDPA
+from verl_gsd.planning.memory import SHAPES, Shape, kv_cache_gib, padded_mask_gib, states_gib, update_gib, weights_gib
 from verl_gsd.sections import is_finite
 from verl_gsd.trainer.cluster import accelerators
 from verl_gsd.trainer.config import Line
-from verl_gsd.trainer.layout import sequence_parallel
+from verl_gsd.trainer.layout import attention_of, sequence_parallel
 
 #: Shares of a GPU's memory above which an estimate is warned of, and refused.
 TIGHT, TOO_MUCH = 0.9, 1.1
 #: Of vLLM's share, beside weights and KV cache: its own activations and graphs, in GiB. A round figure.
 _VLLM_OWN_GIB = 3.0
 
+#: Seconds of AdamW on one CPU thread per 1e9 parameters, as measured, and seconds per update that are warned of.
+_ADAMW_S, SLOW_OPTIMIZER_S = 8.65, 15.0
 #: A model of more is not for a CPU: the embedded one has a million.
 _CPU_PARAMETERS = 2e8
 #: A part of an update's memory where vLLM keeps its own.
@@ -66,7 +69,10 @@ def estimate(config: DictConfig) -> Iterator[str]:
     """The estimate in words, for a user to see before a run; nothing where no hardware group says what a GPU holds."""
     memory, path, shape = _memory(config), config.actor_rollout_ref.model.path, shape_of(config)
     if config.get("hardware") is None:
-        yield "warning: no hardware= on the line: memory is not estimated, and accelerators are verl's default"
+        yield (
+            "warning: no hardware= on the line: memory is not estimated, and the number of GPUs is verl's default. Set "
+            "hardware=gpu for the GPUs of this machine, or another hardware group."
+        )
     elif config.trainer.device == "cpu" and shape is not None and shape.parameters > _CPU_PARAMETERS:
         yield (
             f"warning: {path} has {shape.parameters / 1e9:.1f}e9 parameters, and hardware=cpu is for small models. Add "
@@ -87,6 +93,18 @@ def estimate(config: DictConfig) -> Iterator[str]:
     )
     if TIGHT * memory < sum(update.values()) <= TOO_MUCH * memory:
         yield f"warning: that update may not fit. {_smaller(config, update)}"
+    if config.actor_rollout_ref.actor.use_dynamic_bsz and not config.actor_rollout_ref.model.use_remove_padding:
+        yield (
+            "warning: actor_rollout_ref.model.use_remove_padding=false with use_dynamic_bsz=true: a micro-batch of "
+            f"{config.actor_rollout_ref.actor.ppo_max_token_len_per_gpu} tokens is padded to its longest row, and the "
+            "estimate does not count the padding. Set use_remove_padding=true."
+        )
+    if _streamed(config) and (seconds := _cpu_optimizer_s(config, shape)) > SLOW_OPTIMIZER_S:
+        yield (
+            f"warning: {_ACTOR}.fsdp_config.offload_policy=true: the CPU makes the optimizer's step, about "
+            f"{seconds:.0f} s per update with {_threads(config)} threads per worker. Set "
+            "+ray_kwargs.ray_init.runtime_env.env_vars.OMP_NUM_THREADS to the cores that a worker can use."
+        )
     if TIGHT * memory < share + _resident(config, shape) <= memory:
         yield f"warning: generation leaves little beside it. Write a smaller {_ROLLOUT}.gpu_memory_utilization."
     if cached < rollout.n:
@@ -191,7 +209,12 @@ def _update(config: DictConfig, shape: Shape) -> dict[str, float]:
         _tokens(config),
         states=0.0 if _streamed(config) else _states(config, shape, copies),
         logits=not model.use_fused_kernels,
+        sdpa=attention_of(config) == SDPA,
     )
+    if attention_of(config) == SDPA and not model.use_remove_padding:
+        # A micro-batch of full-length rows. Packed rows need no mask (trainer/attention.py).
+        rows = max(1, _tokens(config) * sequence_parallel(config.actor_rollout_ref.actor) // _length(config))
+        parts["attention mask"] = padded_mask_gib(rows, _length(config))
     if not (rollout.free_cache_engine and rollout.get("enable_sleep_mode", True)):
         parts[_AWAKE] = rollout.gpu_memory_utilization * (_memory(config) or 0)
     return parts
@@ -215,6 +238,17 @@ def _streamed(config: DictConfig) -> bool:
     """Whether the states live in the machine's memory: verl reads that key under FSDP2 alone."""
     actor = config.actor_rollout_ref.actor
     return bool(actor.strategy == "fsdp2" and actor.fsdp_config.offload_policy)
+
+
+def _threads(config: DictConfig) -> int:
+    """Of a training worker: Ray gives an actor one unless the run's environment says otherwise."""
+    given = OmegaConf.select(config, "ray_kwargs.ray_init.runtime_env.env_vars.OMP_NUM_THREADS")
+    return int(given) if str(given).isdecimal() and int(given) else 1
+
+
+def _cpu_optimizer_s(config: DictConfig, shape: Shape) -> float:
+    """Of one update whose optimizer runs on the CPU, if threads share the work evenly."""
+    return 0.0 if _has_adapter(config) else _ADAMW_S * shape.parameters / 1e9 / _shards(config) / _threads(config)
 
 
 def _has_adapter(config: DictConfig) -> bool:

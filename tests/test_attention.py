@@ -1,0 +1,258 @@
+"""Attention over packed rows equals attention under transformers' mask of T x T, and makes no such mask."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import Gemma3TextConfig, LlamaConfig, Qwen2Config, Qwen3Config
+from transformers import masking_utils as masks
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from verl_gsd.config import attention as environment
+from verl_gsd.trainer.attention import Blocks, install, packed_attention, packed_mask
+
+HERE = Path(__file__).parent
+LENGTHS = (5, 1, 9, 2, 1)
+T = sum(LENGTHS)
+
+
+@pytest.fixture
+def installed():
+    """transformers' attention ``sdpa`` replaced by ours, and put back."""
+    before = (masks.ALL_MASK_ATTENTION_FUNCTIONS["sdpa"], ALL_ATTENTION_FUNCTIONS["sdpa"])
+    install()
+    yield
+    masks.ALL_MASK_ATTENTION_FUNCTIONS.register("sdpa", before[0])
+    ALL_ATTENTION_FUNCTIONS.register("sdpa", before[1])
+
+
+def packed_function(base, lengths=LENGTHS):
+    """The mask function ``base`` within each of the packed sequences, as transformers builds it."""
+    positions = torch.cat([torch.arange(length) for length in lengths]).unsqueeze(0)
+    packed = masks.find_packed_sequence_indices(positions)
+    return base if packed is None else masks.and_masks(base, masks.packed_sequence_mask_function(packed))
+
+
+def arguments(function, length=T):
+    return {"batch_size": 1, "q_length": length, "kv_length": length, "mask_function": function}
+
+
+PATTERNS = {
+    "causal": masks.causal_mask_function,
+    "a window of 3": masks.sliding_window_causal_mask_function(3),
+    "a window of 1": masks.sliding_window_causal_mask_function(1),
+    "a window longer than any sequence": masks.sliding_window_causal_mask_function(50),
+    "chunks of 4": masks.chunked_causal_mask_function(4, torch.zeros(1, dtype=torch.int64)),
+}
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_outputs_and_gradients_are_those_under_the_whole_mask(pattern, kv_heads):
+    function = packed_function(PATTERNS[pattern])
+    whole = masks.sdpa_mask(**arguments(function), allow_is_causal_skip=False)
+    blocks = packed_mask(**arguments(function), allow_is_causal_skip=False)
+    assert isinstance(blocks, Blocks) and sum(blocks.lengths) == T
+    layer = torch.nn.Module()
+    layer.num_key_value_groups = 4 // kv_heads
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (
+        torch.randn(1, heads, T, 8, generator=generator, dtype=torch.float64) for heads in (4, kv_heads, kv_heads)
+    )
+    upstream = torch.randn(1, T, 4, 8, generator=generator, dtype=torch.float64)
+    found = []
+    for attend, mask in ((packed_attention, blocks), (sdpa_attention_forward, whole)):
+        leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+        output, weights = attend(layer, *leaves, mask, scaling=0.3)
+        assert weights is None
+        (output * upstream).sum().backward()
+        found.append([output.detach(), *(leaf.grad for leaf in leaves)])
+    for mine, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_causal_blocks_are_recognised_and_have_no_mask():
+    for pattern in ("causal", "a window longer than any sequence"):
+        blocks = packed_mask(**arguments(packed_function(PATTERNS[pattern])), allow_is_causal_skip=False)
+        assert blocks.lengths == list(LENGTHS) and blocks.masks == [None] * len(LENGTHS)
+    blocks = packed_mask(**arguments(packed_function(PATTERNS["a window of 3"])), allow_is_causal_skip=False)
+    assert [mask.shape[-1] for mask in blocks.masks] == list(LENGTHS)
+
+
+def test_what_is_not_packed_goes_through_transformers_own_mask():
+    causal = masks.causal_mask_function
+    assert packed_mask(**arguments(causal)) is None, "one causal sequence needs no mask"
+    padding = torch.ones(2, T, dtype=torch.bool)
+    padding[1, -3:] = False
+    padded = arguments(causal) | {"batch_size": 2, "attention_mask": padding}
+    torch.testing.assert_close(packed_mask(**padded), masks.sdpa_mask(**padded))
+    both_ways = arguments(masks.bidirectional_mask_function)
+    torch.testing.assert_close(packed_mask(**both_ways), masks.sdpa_mask(**both_ways))
+
+
+def test_blocks_seen_both_ways_keep_their_mask():
+    """Images in a packed row are seen both ways within a causal text."""
+    image = torch.full((1, T), -1)
+    image[0, 7:10] = 0
+    function = packed_function(masks.or_masks(masks.causal_mask_function, masks.blockwise_overlay(image)))
+    blocks = packed_mask(**arguments(function), allow_is_causal_skip=False)
+    assert blocks.lengths == list(LENGTHS)
+    assert blocks.masks[2][0, 0, 1, 3], "the third sequence begins at 6"
+
+
+MODELS = {
+    "llama": LlamaConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=64,
+    ),
+    "qwen2": Qwen2Config(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=64,
+    ),
+    "qwen3": Qwen3Config(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=64,
+    ),
+    "gemma3, windows of 4 in every other layer": Gemma3TextConfig(
+        **{"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 8},
+        **{"num_key_value_heads": 2, "vocab_size": 64, "sliding_window": 4},
+        layer_types=["sliding_attention", "full_attention"],
+    ),
+}
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes the most elements of any tensor that an operation returns."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        output = function(*args, **(kwargs or {}))
+        for tensor in output if isinstance(output, tuple | list) else [output]:
+            if isinstance(tensor, torch.Tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return output
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_models_keep_packed_sequences_apart(installed, name):
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(MODELS[name], attn_implementation="sdpa").double().eval()
+    ids = torch.randint(0, 64, (1, T))
+    positions = torch.cat([torch.arange(length) for length in LENGTHS]).unsqueeze(0)
+    with torch.no_grad():
+        packed = model(input_ids=ids, position_ids=positions, use_cache=False).logits[0]
+        apart = [model(input_ids=part, use_cache=False).logits[0] for part in ids.split(LENGTHS, dim=1)]
+    torch.testing.assert_close(packed, torch.cat(apart), rtol=1e-10, atol=1e-12)
+
+
+def test_no_tensor_of_a_packed_update_grows_with_the_square_of_its_length(installed):
+    from transformers import AutoModelForCausalLM
+
+    lengths = [64] * 64
+    model = AutoModelForCausalLM.from_config(MODELS["qwen2"], attn_implementation="sdpa")
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.train()
+    ids = torch.randint(0, 64, (1, sum(lengths)))
+    positions = torch.cat([torch.arange(length) for length in lengths]).unsqueeze(0)
+    with LargestTensor() as largest:
+        model(input_ids=ids, position_ids=positions, use_cache=False).logits.float().square().mean().backward()
+    assert largest.elements <= 4 * 64 * sum(lengths), "of which a mask of T x T has 16 times as many"
+    torch.testing.assert_close(model.lm_head.weight.grad.isfinite().all(), torch.tensor(True))
+
+
+def test_transformers_own_sdpa_still_makes_a_mask_of_the_whole_row():
+    """When this fails, transformers keeps packed rows apart without T x T entries, and ``attention.install`` can go."""
+    mask = masks.sdpa_mask(**arguments(packed_function(masks.causal_mask_function)), allow_is_causal_skip=False)
+    assert isinstance(mask, torch.Tensor) and mask.shape == (1, 1, T, T)
+
+
+def test_verls_fsdp_engine_brings_ours():
+    """In a process of its own: the plugin installs it when verl's engine is imported, and not before."""
+    program = (
+        "import verl\n"
+        "from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS as functions\n"
+        "before = functions['sdpa'].__module__\n"
+        "import verl.workers.engine.fsdp.transformer_impl\n"
+        "print('found', before, functions['sdpa'].__module__)\n"
+    )
+    environ = os.environ | {"VERL_GSD_CPU": "1"}
+    output = subprocess.run([sys.executable, "-c", program], env=environ, capture_output=True, text=True, check=True)
+    found = next(line for line in output.stdout.splitlines() if line.startswith("found"))
+    assert found.split()[1:] == ["transformers.integrations.sdpa_attention", "verl_gsd.trainer.attention"]
+
+
+def test_flash_attention_is_chosen_where_it_can_be_imported(tmp_path, monkeypatch):
+    def here():
+        environment.flash_attention_problem.cache_clear()
+        for name in [name for name in sys.modules if name.partition(".")[0] == "flash_attn"]:
+            monkeypatch.delitem(sys.modules, name)
+        importlib.invalidate_caches()
+        return environment.attention_here(), environment.flash_attention_problem()
+
+    if importlib.util.find_spec("flash_attn") is None:
+        assert here() == ("sdpa", "flash-attn is not installed")
+    package = tmp_path / "flash_attn"
+    package.mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    (package / "__init__.py").write_text("raise ImportError('undefined symbol: _ZN3c10')\n")
+    chosen, problem = here()
+    assert chosen == "sdpa" and "undefined symbol" in problem
+    (package / "__init__.py").write_text("")
+    assert here() == ("flash_attention_2", "")
+    monkeypatch.undo()
+    environment.flash_attention_problem.cache_clear()
+
+
+@pytest.mark.stack
+def test_packed_log_probabilities_on_the_engine_are_those_of_rows_by_themselves(tiny_task, tmp_path, compose_fast):
+    """verl's FSDP2 engine, rows of unequal lengths: packed in several ways against padded rows."""
+    words = ["algo=grpo", "task=arithmetic", "hardware=cpu", f"task.directory={tiny_task}"]
+    packing = "actor_rollout_ref.model.use_remove_padding=true"
+    tokens = "actor_rollout_ref.rollout.log_prob_max_token_len_per_gpu"
+    cases = {
+        "padded": [],
+        "packed, all rows": [packing],
+        "packed into 48 tokens": [packing, f"{tokens}=48"],
+        "packed, four rows at a time": [
+            packing,
+            "actor_rollout_ref.actor.use_dynamic_bsz=false",
+            "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=4",
+            "actor_rollout_ref.rollout.log_prob_use_dynamic_bsz=false",
+            "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=4",
+        ],
+    }
+    configs = {name: OmegaConf.to_container(compose_fast(*words, *more)[0]) for name, more in cases.items()}
+    torch.save(configs, tmp_path / "configs.pt")
+    with (tmp_path / "log").open("w") as log:
+        command = [sys.executable, HERE / "attention_worker.py", tmp_path]
+        done = subprocess.run(command, env=os.environ | {"VERL_GSD_CPU": "1"}, stdout=log, stderr=log)
+    assert done.returncode == 0, (tmp_path / "log").read_text()[-6000:]
+    found = torch.load(tmp_path / "found.pt")
+    for name in cases:
+        assert len(found[name]) == len(found["padded"]) > 50
+        torch.testing.assert_close(found[name], found["padded"], rtol=0, atol=1e-5)
+    assert found["padded"].std() > 0.1

