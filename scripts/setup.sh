@@ -1,32 +1,58 @@
 #!/usr/bin/env bash
-# Make .venv with everything a CPU needs, or reuse it; takes seconds the second time.
-#   PYTHON=python3.11       the interpreter to build on
-#   EXTRAS=cpu,dev          extras of this package to install
+# Make a virtual environment with everything that this machine needs, or reuse it. The second time takes seconds.
+#   EXTRAS=cpu,dev | gpu,dev   extras of this package to install; by default gpu,dev where nvidia-smi lists a GPU
+#   VENV=.venv                 the environment's folder
+#   PYTHON=python3.11          the interpreter to build on; by default the first of python3.11, python3.12, python3.10
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-extras=${EXTRAS:-cpu,dev}
+venv=$(realpath --canonicalize-missing "${VENV:-$root/.venv}")
 
-if [ ! -x "$root/.venv/bin/python" ]; then
-  python=${PYTHON:-python3.11}
-  command -v "$python" >/dev/null || { echo "setup: no $python here. Install Python 3.11 or name another: PYTHON=python3.12" >&2; exit 1; }
-  "$python" -m venv "$root/.venv"
+has_gpu() { nvidia-smi --list-gpus 2>/dev/null | grep -q '^GPU '; }
+if [ -n "${EXTRAS:-}" ]; then extras=$EXTRAS; elif has_gpu; then extras=gpu,dev; else extras=cpu,dev; fi
+engine_of() { case ",$1," in *,gpu,*) echo gpu ;; *,cpu,*) echo cpu ;; *) echo none ;; esac; }
+engine=$(engine_of "$extras")
+case $extras in
+  *cpu*gpu* | *gpu*cpu*) echo "setup: EXTRAS=$extras: cpu and gpu bring two builds of vLLM. Set one of them." >&2; exit 1 ;;
+esac
+
+# The two builds of vLLM write into one folder, so that neither can be installed over the other.
+before=$(cut -d' ' -f1 "$venv/.stamp" 2>/dev/null || true)
+if [ -n "$before" ] && [ "$(engine_of "$before")" != none ] && [ "$(engine_of "$before")" != "$engine" ]; then
+  echo "setup: $venv was made with EXTRAS=$before, and now EXTRAS=$extras." >&2
+  echo "setup: Set VENV=$venv-$engine for a second environment, EXTRAS=$before to keep this one, or remove the folder." >&2
+  exit 1
 fi
-[ -x "$root/.venv/bin/uv" ] || "$root/.venv/bin/python" -m pip install --quiet --disable-pip-version-check uv
+
+if [ ! -x "$venv/bin/python" ]; then
+  for python in ${PYTHON:-python3.11 python3.12 python3.10}; do
+    # A name that a version manager offers may lead nowhere: run it.
+    if "$python" -c '' 2>/dev/null; then break; fi
+    python=
+  done
+  [ -n "$python" ] || { echo "setup: no ${PYTHON:-Python 3.11, 3.12 or 3.10} here. Install one, or set PYTHON=..." >&2; exit 1; }
+  "$python" -m venv "$venv"
+fi
+[ -x "$venv/bin/uv" ] || "$venv/bin/python" -m pip install --quiet --disable-pip-version-check uv
 
 # What the environment was made from: the same stamp means nothing to do.
-stamp="$extras $(cksum <"$root/pyproject.toml")"
-if [ "$(cat "$root/.venv/.stamp" 2>/dev/null)" != "$stamp" ]; then
-  echo "setup: installing into $root/.venv (a minute, more where packages are not cached)" >&2
-  # From the project's folder: pyproject.toml's [tool.uv] keeps torchvision and its companions out.
+stamp="$extras $(cat "$root/pyproject.toml" "$root/scripts/cpu-overrides.txt" | cksum)"
+if [ "$(cat "$venv/.stamp" 2>/dev/null)" != "$stamp" ]; then
+  echo "setup: installing EXTRAS=$extras into $venv (a minute, more where packages are not cached)" >&2
   # Byte code now, as pip does: a run starts a dozen processes that import torch and verl, and where the environment
-  # says PYTHONDONTWRITEBYTECODE every one of them would compile the sources again (two minutes a run on two cores).
-  install() { (cd "$root" && VIRTUAL_ENV="$root/.venv" .venv/bin/uv pip install --quiet --compile-bytecode "$@" -e ".[$extras]"); }
-  # The CPU build of torch: from the folder or page of wheels that pip is pointed to, if there is one and it has it;
-  # otherwise from PyTorch's own CPU index (https://download.pytorch.org/whl/cpu), which --torch-backend uses for torch.
-  links=${PIP_FIND_LINKS:-$("$root/.venv/bin/python" -m pip config get global.find-links 2>/dev/null || true)}
-  [ -z "$links" ] || export UV_FIND_LINKS="$(echo $links | tr ' ' ',')" # pip separates by white space, uv by commas
-  if [ -z "$links" ] || ! install; then
-    install --torch-backend cpu
-  fi
-  echo "$stamp" >"$root/.venv/.stamp"
+  # says PYTHONDONTWRITEBYTECODE every one of them would compile the sources again (two minutes per run on two cores).
+  install() { (cd "$root" && VIRTUAL_ENV="$venv" "$venv/bin/uv" pip install --quiet --compile-bytecode "$@" -e ".[$extras]"); }
+  # A folder or page of wheels that pip is pointed to. pip separates several by white space, uv by commas.
+  links=${PIP_FIND_LINKS:-$("$venv/bin/python" -m pip config get global.find-links 2>/dev/null || true)}
+  if [ -n "$links" ]; then UV_FIND_LINKS=$(echo "$links" | xargs | tr ' ' ','); export UV_FIND_LINKS; fi
+  case $engine in
+    # torch, vLLM and transformers in the versions that verl's extra vllm pins, with CUDA.
+    gpu) install ;;
+    # The CPU build of torch: from those wheels if they have it, otherwise from PyTorch's own CPU index
+    # (https://download.pytorch.org/whl/cpu), which --torch-backend uses for torch alone.
+    *)
+      cpu=(--overrides "$root/scripts/cpu-overrides.txt")
+      if [ -z "$links" ] || ! install "${cpu[@]}"; then install "${cpu[@]}" --torch-backend cpu; fi
+      ;;
+  esac
+  echo "$stamp" >"$venv/.stamp"
 fi
