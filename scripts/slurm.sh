@@ -9,6 +9,15 @@
 #SBATCH --exclusive
 #SBATCH --time=24:00:00
 set -euo pipefail
+for word in "$@"; do
+  case $word in
+    --no-wait | --dry-run)
+      echo "slurm.sh: $word would end this script at once, and the cluster with it. Leave it out, or run" \
+        "verl-gsd submit $word without Slurm." >&2
+      exit 2
+      ;;
+  esac
+done
 : "${RUNS:?a folder that all nodes share, for the run directories}"
 gpus=${SLURM_GPUS_ON_NODE:?ask for accelerators: --gpus-per-node=N}
 nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
@@ -46,5 +55,6 @@ if ((SLURM_JOB_NUM_NODES > 1)); then
     ray start --address="$head:$port" --num-gpus="$gpus" --block &
 fi
 
+# One job, or one per seed and value of a sweep; it ends when all have ended, with a code other than 0 if one failed.
 verl-gsd submit "${size[@]}" "$@" \
   --runs "$RUNS" --address "http://$head:$((port + 1))"

@@ -9,7 +9,6 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-import tomllib
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -17,6 +16,11 @@ from running import BINARIES
 
 from verl_gsd.trainer.config import compose_config, parse_line, resolve
 from verl_gsd.trainer.sizing import does_not_fit
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # pytest brings it there
 
 ROOT = Path(__file__).parents[1]
 IMAGES = sorted(path for path in (ROOT / "docker").glob("Dockerfile*") if path.suffix != ".dockerignore")
@@ -184,6 +188,13 @@ def test_a_recipe_for_a_reward_model_fits_the_allocation(compose_fast):
     config, line = compose_fast(*groups, "hardware.nodes=1", "hardware.gpus_per_node=8")
     assert not list(does_not_fit(config, line))
     assert config.trainer.n_gpus_per_node < 8
+
+
+@pytest.mark.parametrize("word", ["--no-wait", "--dry-run"])
+def test_the_slurm_script_rejects_what_would_end_it_at_once(slurm, word):
+    done, seen = slurm("algo=gvpo", "task=arithmetic", word)
+    assert done.returncode == 2 and f"{word} would end this script" in done.stderr
+    assert not seen.exists(), "nothing was started"
 
 
 def test_a_head_that_does_not_come_up_is_said_so_at_once(slurm):

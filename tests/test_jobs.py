@@ -306,4 +306,4 @@ def test_ray_names_what_we_rely_on_as_we_do():
     from verl_gsd.trainer import cluster
 
     assert cluster._JOB == RAY_JOB_CONFIG_JSON_ENV_VAR
-    assert set(cluster._TURN) == {HEAD_NODE_RESOURCE_NAME}
+    assert set(cluster._LOCK) == {HEAD_NODE_RESOURCE_NAME}

@@ -1,18 +1,23 @@
 """The file of scores: shared, bounded, never in the way, and trusted no further than a number."""
 
 import logging
+import re
 import sqlite3
 import subprocess
 import sys
 import threading
 import zlib
+from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from verl_gsd.judge import cache as cache_module
 from verl_gsd.judge.cache import ScoreCache
+from verl_gsd.judge.disks import journal_mode, mounts
 from verl_gsd.judge.scorer import Question
+from verl_gsd.trainer.dagrpo_section import dagrpo_wrong
 
 WHO = "openai model=judge-7b"
 
@@ -107,32 +112,184 @@ def test_what_is_no_score_is_not_stored(path, score):
         assert cache.get(WHO, question()) is None
 
 
+#: /proc/mounts of a compute node, as it was recorded but for the names; a space in a folder's name is written \\040.
+MOUNTS = """\
+proc /proc proc rw,nosuid,nodev,noexec,relatime 0 0
+/dev/nvme0n1p2 / ext4 rw,relatime 0 0
+systemd-1 /home autofs rw,relatime,fd=51,pgrp=1,timeout=0,minproto=5,maxproto=5,direct 0 0
+filer:/home /home nfs4 rw,relatime,vers=4.2,rsize=1048576,proto=tcp,sec=sys,local_lock=none,addr=10.0.0.2 0 0
+tmpfs /home/local tmpfs rw,nosuid,nodev,size=24683656k 0 0
+filer:/old /old nfs rw,relatime,vers=3,nolock,proto=tcp,local_lock=all,addr=10.0.0.2 0 0
+mgs@o2ib:/scratch /scratch lustre rw,seclabel,flock,lazystatfs 0 0
+mgs@o2ib:/flash /flash lustre rw,seclabel,localflock,lazystatfs 0 0
+mgs@o2ib:/plain /plain lustre rw,seclabel,lazystatfs 0 0
+beegfs_nodev /work beegfs rw,relatime,cfgFile=/etc/beegfs/beegfs-client.conf 0 0
+gpfs0 /gpfs/with\\040space gpfs rw,relatime 0 0
+//filer/share /share cifs rw,relatime,vers=3.1.1,nobrl,cache=strict 0 0
+me@host:/ /mnt/remote fuse.sshfs rw,nosuid,nodev,relatime 0 0
+fuse-overlayfs /container fuse.fuse-overlayfs rw,nodev,noatime 0 0
+/dev/sdb1 /media/stick fuseblk rw,relatime 0 0
+"""
+
+
+def record_mounts(folder, text, monkeypatch=None):
+    """Have psutil read ``text`` for /proc/mounts."""
+    (folder / "proc/self").mkdir(parents=True)
+    (folder / "proc/self/mounts").write_text(text)
+    if monkeypatch is not None:
+        monkeypatch.setattr(psutil, "PROCFS_PATH", str(folder / "proc"))
+    return folder / "proc"
+
+
+@pytest.fixture
+def nfs(path, tmp_path, monkeypatch):
+    """As if the folder of ``path`` were on NFS; the folder that stands in for /proc."""
+    return record_mounts(
+        tmp_path, f"/dev/sda / ext4 rw 0 0\nfiler:/ {path.parent} nfs4 rw,local_lock=none 0 0\n", monkeypatch
+    )
+
+
+@pytest.mark.parametrize(
+    ("place", "mode"),
+    [
+        ("/tmp/judge.sqlite", "wal"),
+        ("/home/me/.cache/verl_gsd/judge.sqlite", "truncate"),
+        ("/home/local/judge.sqlite", "wal"),
+        ("/homes/judge.sqlite", "wal"),
+        ("/scratch/me/judge.sqlite", "truncate"),
+        ("/gpfs/with space/judge.sqlite", "truncate"),
+        ("/container/judge.sqlite", "truncate"),
+        ("/media/stick/judge.sqlite", "wal"),
+    ],
+)
+def test_a_network_disk_has_a_rollback_journal_and_a_local_one_a_write_ahead_log(tmp_path, monkeypatch, place, mode):
+    record_mounts(tmp_path, MOUNTS, monkeypatch)
+    assert journal_mode(Path(place), mounts()) == mode
+
+
+@pytest.mark.parametrize(
+    ("place", "disk"),
+    [
+        ("/old/judge.sqlite", "/old is nfs with local_lock=all"),
+        ("/flash/judge.sqlite", "/flash is lustre with localflock"),
+        ("/plain/judge.sqlite", "/plain is lustre without flock"),
+        ("/work/me/judge.sqlite", "/work is beegfs"),
+        ("/share/judge.sqlite", "/share is cifs with nobrl"),
+        ("/mnt/remote/judge.sqlite", "/mnt/remote is fuse.sshfs"),
+    ],
+)
+def test_a_disk_whose_locks_stay_on_one_host_is_rejected_with_a_remedy(tmp_path, monkeypatch, place, disk):
+    record_mounts(tmp_path, MOUNTS, monkeypatch)
+    with pytest.raises(ValueError, match=rf"{disk}, .*Use a file on a local disk, for example /"):
+        journal_mode(Path(place), mounts())
+
+
+def test_a_cache_on_such_a_disk_is_rejected_before_a_file_is_made(path, tmp_path, monkeypatch):
+    record_mounts(tmp_path, f"beegfs_nodev {tmp_path} beegfs rw 0 0\n", monkeypatch)
+    with pytest.raises(ValueError, match=r"scores\.sqlite: .*beegfs"):
+        ScoreCache(path)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("cache", "said"),
+    [
+        ("/work/me/judge.sqlite", r"/work is beegfs.*Use a file on a local disk"),
+        ("hdfs://namenode/judge.sqlite", r"local file\. Set the key to a path"),
+        ("/home/me/judge.sqlite", None),
+    ],
+)
+def test_a_run_is_told_of_its_disk_before_it_starts(compose_fast, tmp_path, monkeypatch, cache, said):
+    record_mounts(tmp_path, MOUNTS, monkeypatch)
+    key = f"algorithm.gsd.dagrpo.judge.cache={cache}"
+    problems = list(dagrpo_wrong(*compose_fast("algo=dagrpo", "task=arithmetic", "hardware=cpu", key)))
+    if said is None:
+        assert not [problem for problem in problems if "locks" in problem]
+    else:
+        assert [problem for problem in problems if re.search(f"{key}: .*{said}", problem)]
+
+
+def test_on_a_network_disk_no_memory_is_shared(path, nfs):
+    """An existing file with a write-ahead log is converted."""
+    path.parent.mkdir()
+    with sqlite3.connect(path) as local:
+        local.execute("PRAGMA journal_mode = WAL")
+    local.close()
+    with ScoreCache(path) as cache:
+        cache.put(WHO, question(), 7)
+        assert cache.get(WHO, question()) == 7.0
+        assert not [file for file in path.parent.iterdir() if file.name.endswith(("-wal", "-shm"))]
+    assert path.read_bytes()[18:20] == bytes([1, 1]), "SQLite's mark of a rollback journal"
+
+
+def test_a_file_that_another_process_uses_with_a_write_ahead_log_is_rejected(path, monkeypatch, request):
+    monkeypatch.setattr(cache_module, "_BUSY_S", 0.0)
+    with ScoreCache(path) as cache:
+        cache.put(WHO, question(), 7)
+        request.getfixturevalue("nfs")
+        with pytest.raises(ValueError, match=r"scores\.sqlite: .*another process.*End that process"):
+            ScoreCache(path)
+        assert cache.get(WHO, question()) == 7.0
+
+
+def test_an_index_that_points_to_another_row_gives_no_score_on_a_network_disk(path, nfs):
+    """As after a lock that a file server lost: the index is of one moment, the rows are of another."""
+    with ScoreCache(path) as cache:
+        cache.put(WHO, question("first"), 1)
+        cache.put(WHO, question("second"), 2)
+    with sqlite3.connect(path) as other:
+        ((first,), (second,)) = other.execute("SELECT rowid FROM judgement ORDER BY rowid")
+        (rows_page,) = other.execute("SELECT rootpage FROM sqlite_master WHERE name = 'judgement'").fetchone()
+        (size,) = other.execute("PRAGMA page_size").fetchone()
+    other.close()
+    content = bytearray(path.read_bytes())
+    start = (rows_page - 1) * size + 8  # a leaf of two cells; behind its header lie their places, in the order of rows
+    content[start : start + 4] = content[start + 2 : start + 4] + content[start : start + 2]
+    for place, row in ((start, first), (start + 2, second)):
+        cell = (rows_page - 1) * size + int.from_bytes(content[place : place + 2], "big")
+        while content[cell] & 0x80:  # the length of the row
+            cell += 1
+        content[cell + 1] = row
+    path.write_bytes(content)
+    with ScoreCache(path) as cache:
+        assert cache.get(WHO, question("first")) is None and cache.get(WHO, question("second")) is None
+
+
 WRITER = """
 import sys
 from pathlib import Path
+import psutil
+from verl_gsd.judge import cache as cache_module
 from verl_gsd.judge.cache import ScoreCache
 from verl_gsd.judge.scorer import Question
 
-path, name = sys.argv[1:]
+path, name, psutil.PROCFS_PATH, count = sys.argv[1:]
+cache_module._BUSY_S = 600.0  # nobody gives up, however slow this machine is
 print("ready", flush=True)
 sys.stdin.readline()
 with ScoreCache(Path(path)) as cache:
-    for number in range(200):
+    assert Path(path + "-wal").exists() == (psutil.PROCFS_PATH == "/proc")
+    for number in range(int(count)):
         cache.put("both", Question("p", "", str(number)), number)
         cache.put(name, Question("p", "", str(number)), number)
         assert cache.get(name, Question("p", "", str(number))) == number
 """
 
 
-def test_processes_make_and_write_one_file_at_once(path, caplog):
+@pytest.mark.parametrize(("disk", "count"), [("local", 200), ("network", 40)])
+def test_processes_make_and_write_one_file_at_once(path, disk, count, request):
+    proc = request.getfixturevalue("nfs") if disk == "network" else "/proc"
     names = ["first", "second", "third"]
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(path), name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            [sys.executable, "-c", WRITER, str(path), name, str(proc), str(count)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            text=True,
         )
         for name in names
-    ]  # fmt: skip
+    ]
     for process in processes:
         assert process.stdout.readline() == "ready\n"
     for process in processes:
@@ -143,7 +300,8 @@ def test_processes_make_and_write_one_file_at_once(path, caplog):
         assert (process.returncode, errors) == (0, "")
     with ScoreCache(path) as cache:
         for name in ["both", *names]:
-            assert [cache.get(name, Question("p", "", str(number))) for number in range(200)] == list(range(200))
+            assert [cache.get(name, Question("p", "", str(number))) for number in range(count)] == list(range(count))
+        assert cache._writer.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
 def test_threads_share_one_cache(path):

@@ -1,13 +1,20 @@
 """State that survives: exact, whole or absent, never executable, refused when it is another run's."""
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from omegaconf import OmegaConf
+from verl.utils.checkpoint.checkpoint_manager import BaseCheckpointManager
 
+from verl_gsd.rundir import RunDirectory
 from verl_gsd.trainer import state
 from verl_gsd.trainer.config import ConfigError
-from verl_gsd.trainer.state import forget_rotated, restore_state, save_state
+from verl_gsd.trainer.state import remove_rotated_states, restore_state, save_state
+from verl_gsd.trainer.trainer import GSDTrainerSync
 
 SETTINGS = {"data.train_files": ["/data/train.parquet"]}
 
@@ -129,11 +136,91 @@ def test_another_runs_memory_is_refused_by_the_key_that_differs(checkpoint):
         restored(checkpoint, names=("anchor",))
 
 
-def test_memory_goes_where_verl_removed_the_weights(tmp_path):
-    for step, kept in ((2, False), (4, True)):
-        (tmp_path / f"global_step_{step}" / "gsd").mkdir(parents=True)
-        (tmp_path / f"global_step_{step}" / "gsd" / "state.json").write_text("{}")
-        if kept:
-            (tmp_path / f"global_step_{step}" / "actor").mkdir()
-    forget_rotated(tmp_path)
-    assert sorted(path.parent.name for path in tmp_path.glob("*/gsd")) == ["global_step_4"]
+class WorkerOnADisk:
+    """verl's own rotation in the place of a group of workers; ``disk`` is where they see the run's folder."""
+
+    def __init__(self, run, disk):
+        self._run, self._disk = run, disk
+        self._manager = BaseCheckpointManager(model=None, optimizer=None)
+
+    def save_checkpoint(self, local_path, remote_path, global_step, max_ckpt_to_keep):
+        place = self._disk / Path(local_path).relative_to(self._run)
+        self._manager.ensure_checkpoint_capacity(max_ckpt_to_keep)
+        place.mkdir(parents=True)
+        self._manager.register_checkpoint(str(place), max_ckpt_to_keep)
+
+
+@pytest.fixture
+def attempt(tmp_path):
+    """(workers' disk, further keys of ``trainer``) -> a trainer of the run tmp_path/run that can save, and only that.
+
+    Its ``_save_checkpoint`` is ours over verl's own, on verl's own list of checkpoints.
+    """
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    run = tmp_path / "run"
+
+    def build(disk, **keys):
+        trainer = object.__new__(GSDTrainerSync)
+        trainer._run, trainer._saved_steps, trainer._settings = RunDirectory(run), [], SETTINGS
+        trainer.memories = {"anchor": EveryKind()}
+        keys = {"default_local_dir": str(run), "default_hdfs_dir": None, "max_actor_ckpt_to_keep": None} | keys
+        trainer.config = OmegaConf.create({"trainer": keys, "actor_rollout_ref": {"actor": {}}})
+        trainer.actor_rollout_wg, trainer.use_critic, trainer.trainer_mode = WorkerOnADisk(run, disk), False, "sync"
+        trainer.train_dataloader = SimpleNamespace(state_dict=dict)
+        trainer.checkpoint_callback = SimpleNamespace(on_save=lambda **_: None)
+        return trainer
+
+    yield build
+    torch.distributed.destroy_process_group()
+
+
+def save(trainer, *steps):
+    for step in steps:
+        trainer.global_steps = step
+        trainer._save_checkpoint()
+
+
+def steps_with(name, disk):
+    return sorted(int(path.parent.name.rpartition("_")[2]) for path in disk.glob(f"global_step_*/{name}"))
+
+
+@pytest.mark.parametrize("disk", ["run", "disk of another node"])
+@pytest.mark.parametrize("keep", [1, 2, 3, None])
+def test_state_stays_with_the_checkpoints_that_verl_keeps_wherever_the_weights_lie(attempt, tmp_path, keep, disk):
+    run, disk = tmp_path / "run", tmp_path / disk
+    first = attempt(disk, max_actor_ckpt_to_keep=keep)
+    for step in range(10, 60, 10):
+        save(first, step)
+        assert steps_with("gsd", run) == steps_with("actor", disk)
+        restored(run / f"global_step_{step}", names=("anchor",))
+    resumed = attempt(disk, max_actor_ckpt_to_keep=keep)  # verl's list of checkpoints begins anew
+    for step in range(60, 110, 10):
+        save(resumed, step)
+        assert steps_with("gsd", run) == steps_with("actor", disk)
+    assert len(steps_with("gsd", run)) == (2 * keep if keep else 10), "each attempt leaves no more than it may"
+
+
+def test_verls_older_key_for_a_single_checkpoint_counts(attempt, tmp_path):
+    save(attempt(tmp_path / "elsewhere", remove_previous_ckpt_in_save=True), 10, 20, 30)
+    assert steps_with("gsd", tmp_path / "run") == steps_with("actor", tmp_path / "elsewhere") == [30]
+
+
+def test_state_stays_beside_weights_that_are_there_and_where_a_resume_would_begin(tmp_path):
+    """An asynchronous save removes and announces later than it returns."""
+    run = RunDirectory(tmp_path)
+    for step in (10, 20, 30, 40):
+        save_state(run.checkpoint(step), {"anchor": EveryKind()}, SETTINGS)
+    (run.checkpoint(10) / "actor").mkdir()
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("20")
+    remove_rotated_states(run, [10, 20, 30, 40], keep=1)
+    assert steps_with("gsd", tmp_path) == [10, 20, 40]
+    (run.checkpoint(10) / "actor").rmdir()
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("40")
+    remove_rotated_states(run, [10, 20, 30, 40], keep=1)
+    assert steps_with("gsd", tmp_path) == [40]
+
+
+@pytest.mark.parametrize("keep", [None, 0, -1, "1"])
+def test_verl_removes_nothing_unless_the_number_is_whole_and_positive(attempt, tmp_path, keep):
+    save(attempt(tmp_path / "elsewhere", max_actor_ckpt_to_keep=keep), 10, 20)
+    assert steps_with("gsd", tmp_path / "run") == steps_with("actor", tmp_path / "elsewhere") == [10, 20]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated
@@ -58,7 +58,7 @@ def logs(
         if not following:
             _write(client.get_job_logs(identifier))
             return
-    watch(client, identifier, address)
+    watch(client, [identifier], address)
 
 
 def stop(identifier: Identifier, address: Address = None) -> None:
@@ -78,26 +78,54 @@ def stop(identifier: Identifier, address: Address = None) -> None:
         out.print(f"go on with: verl-gsd submit --resume {shlex.quote(run)}", soft_wrap=True, markup=False)
 
 
-def watch(client: JobSubmissionClient, identifier: str, address: str | None) -> None:
-    """Show a job's log until it has ended; the exit code is 0 where it succeeded, 1 where not.
+def watch(client: JobSubmissionClient, identifiers: Sequence[str], address: str | None) -> None:
+    """Show the logs of jobs one after another, each until its job has ended.
 
-    Ctrl-C ends the watching alone.
+    Runs take turns on a cluster, so the later jobs mostly wait while the log of an earlier one is shown. A job that
+    ends in the meantime is not missed: its log is then shown from the beginning.
+
+    Raises:
+        typer.Exit: code 1 if a job did not succeed or the cluster stopped answering; 130 after Ctrl-C, which ends the
+            watching and no job.
     """
+    states: dict[str, str] = {}
+    try:
+        for position, identifier in enumerate(identifiers, start=1):
+            if len(identifiers) > 1:
+                out.print(f"log of job [bold]{identifier}[/] ({position} of {len(identifiers)})", soft_wrap=True)
+            states[identifier] = _watch_one(client, identifier, address)
+    except KeyboardInterrupt:
+        left = [identifier for identifier in identifiers if identifier not in states]
+        fail(
+            f"No longer watching; these jobs keep running or waiting: {', '.join(left)}\n"
+            "To follow one, run: verl-gsd logs ID --follow\n"
+            "To stop one, run: verl-gsd stop ID",
+            code=130,
+        )
+    failed = [f"{identifier} ({state})" for identifier, state in states.items() if state != "SUCCEEDED"]
+    if failed and len(identifiers) > 1:
+        err.print(f"{len(failed)} of {len(identifiers)} jobs did not succeed: {', '.join(failed)}", soft_wrap=True)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _watch_one(client: JobSubmissionClient, identifier: str, address: str | None) -> str:
+    """Show a job's log until it has ended, and its final state; ``unknown`` if the cluster stopped answering."""
     from verl_gsd.jobs.following import LostError, follow
 
-    again = f"verl-gsd logs {identifier} --follow"
     try:
         with _refusals_told(address):
             state = follow(client, identifier, _write, on_drop=lambda: err.print("connection lost; attaching again"))
-    except KeyboardInterrupt:
-        fail(f"no longer watching; the job goes on. Again: {again}; to end it: verl-gsd stop {identifier}", code=130)
     except LostError as error:
-        fail(f"the cluster does not answer: {error}\nThe job may go on; look again with: {again}", code=1)
+        again = f"verl-gsd logs {identifier} --follow"
+        message = f"error: the cluster does not answer: {error}\nThe job may still run. To look again, run: {again}"
+        err.print(message, markup=False, soft_wrap=True)
+        return "unknown"
     out.print(f"job {identifier}: [{_STATE_STYLE.get(state.value, 'bold')}]{state.value}[/]", soft_wrap=True)
     if state.value != "SUCCEEDED":
         with suppress(Exception):  # the state is known; why is a courtesy
             out.print(escape(client.get_job_info(identifier).message or ""), soft_wrap=True, highlight=False)
-        raise typer.Exit(1)
+    return str(state.value)
 
 
 def _write(text: str) -> None:

@@ -34,9 +34,7 @@ def submit(
     sweep: Annotated[
         list[str] | None, typer.Option(metavar="KEY=A,B", help="One job a value (times one a seed); may be repeated.")
     ] = None,
-    wait: Annotated[
-        bool, typer.Option("--wait/--no-wait", help="Show the log until the job has ended; of one job.")
-    ] = True,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Show the logs until all jobs have ended.")] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be sent, and send nothing.")] = False,
 ) -> None:
     """Train on a Ray cluster, e.g. verl-gsd submit recipe=gvpo/qwen2.5_math_7b hardware=8xa100_80g --runs /shared."""
@@ -62,12 +60,12 @@ def submit(
                 out.print(f"job [bold]{submission.identifier}[/], run directory {submission.run}", soft_wrap=True)
     except (ConfigError, PackagingError, ClusterError) as error:
         fail(str(error))
-    if wait and len(submissions) == 1:
-        watch(client, submissions[0].identifier, address)
-        return
     if len(submissions) > 1:
         out.print("one run at a time trains on a cluster (verl's queue is one a cluster); the others wait their turn")
-    out.print("not waited for: verl-gsd status, verl-gsd logs ID --follow, verl-gsd stop ID")
+    if wait:
+        watch(client, [submission.identifier for submission in submissions], address)
+    else:
+        out.print("not waited for: verl-gsd status, verl-gsd logs ID --follow, verl-gsd stop ID")
 
 
 def _runtime_environment(package: Path) -> dict[str, object]:

@@ -11,9 +11,10 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from time import monotonic
+from time import monotonic, perf_counter, sleep
 from typing import Any
 
+from verl_gsd.judge import disks
 from verl_gsd.judge.prompt import digest
 from verl_gsd.judge.scorer import Question
 
@@ -65,17 +66,21 @@ _READS = 100_000
 class ScoreCache:
     """Scores by scorer and question in one SQLite file, for any number of processes and threads at once.
 
+    On a network disk, processes of several hosts may share the file (``disks.py`` says on which).
+
     The cache saves calls and nobody depends on it: where the file cannot be read or written later on (a full disk, a
     lock that another process keeps), that is logged once, scores are neither found nor stored, and no error is raised;
     writing is tried again after a minute.
 
     Args:
-        path: the file, made where there is none, its folder included; while it is open SQLite keeps two more beside it.
+        path: the file, made where there is none, its folder included; while it is open SQLite keeps one or two more
+            beside it.
         limit_mb: MiB the file grows to; the judgements used longest ago make room. One that would take a tenth of it
             alone is not stored.
 
     Raises:
-        ValueError: the file is no cache, or one of another version, or cannot be opened; the message names it.
+        ValueError: the file is no cache, or one of another version, or cannot be opened, or it lies on a disk where
+            several hosts could damage it; the message names it.
         OSError: its folder cannot be made.
     """
 
@@ -89,24 +94,28 @@ class ScoreCache:
         self._has_complained = False
         self._no_writes_before = -math.inf
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._writer = _opened(path)
-        self._reader = _connected(path)  # its own: who reads waits for no writer
+        journal = _journal_mode(path)
+        self._is_shared = journal != "wal"  # several hosts may have the file open
+        self._writer, self._reader = _opened(path, journal)
 
     def get(self, identity: str, question: Question) -> float | None:
         """The score that ``identity`` gave, or None; writes nothing to the file."""
         key = _key(identity, question)
         try:
             with self._reading:
-                found = self._reader.execute(f"SELECT {_SCORE} FROM judgement WHERE key = ?", (key,)).fetchone()
+                # If a file server loses a lock, the index may point to another row, so its texts are compared.
+                columns = f"{_SCORE}, texts" if self._is_shared else _SCORE
+                found = self._reader.execute(f"SELECT {columns} FROM judgement WHERE key = ?", (key,)).fetchone()
+                score = found[0] if found and (not self._is_shared or _belongs(found[1], key)) else None
                 if found:
                     self._reads.pop(key, None)
-                    self._reads[key] = found[0] is not None
+                    self._reads[key] = score is not None
                     if len(self._reads) > _READS:  # nothing is written: the oldest is the first to be forgotten anyway
                         del self._reads[next(iter(self._reads))]
         except sqlite3.Error as error:
             self._complain(error)
             return None
-        return found[0] if found else None
+        return score
 
     def put(self, identity: str, question: Question, score: float) -> None:
         """Remember a score, if that can be done; where another process keeps the file, waits for it some seconds.
@@ -167,15 +176,21 @@ class ScoreCache:
         with self._reading:
             reads, self._reads = self._reads, {}
         try:
-            with self._writing, self._writer:
-                self._writer.execute("BEGIN IMMEDIATE")
-                for key, is_sound in reads.items():
-                    change = f"UPDATE judgement SET used = {_NEXT_USE}" if is_sound else "DELETE FROM judgement"
-                    self._writer.execute(f"{change} WHERE key = ?", (key,))
-                self._writer.execute(statement, values)
-                if self._size() > self._limit:  # pages that become free are used again: the file grows no further
-                    while self._size() > _KEEP * self._limit and self._writer.execute(_DELETE_OLDEST).rowcount:
-                        pass
+            with self._writing:
+                with self._writer:
+                    self._writer.execute("BEGIN IMMEDIATE")
+                    start = perf_counter()
+                    for key, is_sound in reads.items():
+                        change = f"UPDATE judgement SET used = {_NEXT_USE}" if is_sound else "DELETE FROM judgement"
+                        self._writer.execute(f"{change} WHERE key = ?", (key,))
+                    self._writer.execute(statement, values)
+                    if self._size() > self._limit:  # pages that become free are used again: the file grows no further
+                        while self._size() > _KEEP * self._limit and self._writer.execute(_DELETE_OLDEST).rowcount:
+                            pass
+                if self._is_shared:
+                    # Others ask for the lock ten times a second. If each commit waits for a server, they would find it
+                    # taken every time until they give up, so it stays free for as long as it was held.
+                    sleep(perf_counter() - start)
         except sqlite3.Error as error:
             self._complain(error)
 
@@ -192,32 +207,57 @@ class ScoreCache:
             logger.warning("%s: scores are not cached for now: %s", self._path, error)
 
 
-def _connected(path: Path) -> sqlite3.Connection:
+def _journal_mode(path: Path) -> str:
+    try:
+        return disks.journal_mode(path, disks.mounts())
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _connected(path: Path, journal: str) -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
     connection.execute("PRAGMA trusted_schema = OFF")
-    connection.execute("PRAGMA synchronous = NORMAL")
+    # A power failure may damage a file under NORMAL, unless its journal is a write-ahead log.
+    connection.execute(f"PRAGMA synchronous = {'NORMAL' if journal == 'wal' else 'FULL'}")
     connection.execute(f"PRAGMA journal_size_limit = {_JOURNAL_BYTES}")
     return connection
 
 
-def _opened(path: Path) -> sqlite3.Connection:
-    """A connection to a cache, made where the file is empty; a file of anything else is left as it is."""
+def _opened(path: Path, journal: str) -> tuple[sqlite3.Connection, sqlite3.Connection]:
+    """Two connections to a cache, made where the file is empty; a file of anything else is left as it is."""
     try:
-        connection = _connected(path)
-        if _is_cache(connection):
-            connection.execute("PRAGMA journal_mode = WAL")
-            return connection
-        connection.close()
+        writer = _connected(path, journal)
+        if _is_cache(writer):
+            _set_journal_mode(path, writer, journal)
+            reader = _connected(path, journal)  # its own: with a write-ahead log, who reads waits for no writer
+            _set_journal_mode(path, reader, journal)  # a reader ends the journal of a writer that crashed
+            return writer, reader
+        writer.close()
         reason = f"is no cache of judgements of version {VERSION}"
     except sqlite3.Error as error:
         reason = f"cannot be used as a cache of judgements ({error})"
     raise ValueError(f"{path}: {reason}; delete it, or name another file")
 
 
+def _set_journal_mode(path: Path, connection: sqlite3.Connection, journal: str) -> None:
+    if journal == "wal":
+        connection.execute("PRAGMA journal_mode = wal")
+        return
+    try:
+        (found,) = connection.execute(f"PRAGMA journal_mode = {journal}").fetchone()
+    except sqlite3.OperationalError as error:  # the file has a write-ahead log, and somebody uses it
+        found = str(error)
+    if found != journal:
+        raise ValueError(
+            f"{path}: lies on a network disk, and another process has it open in a mode that is unsafe there: {found}. "
+            "End that process, or name another file"
+        )
+
+
 def _is_cache(connection: sqlite3.Connection) -> bool:
     questions = ("PRAGMA application_id", "PRAGMA user_version", "SELECT count(*) FROM sqlite_master")
     with connection:
-        connection.execute("BEGIN EXCLUSIVE")  # of two processes that find it empty one makes it
+        connection.execute("BEGIN IMMEDIATE")  # of two processes that find it empty one makes it
         stamp = tuple(connection.execute(question).fetchone()[0] for question in questions)
         if not any(stamp):
             for statement in _SCHEMA:
@@ -231,6 +271,11 @@ def _texts(question: Question) -> tuple[str, str, str]:
 
 def _key(identity: str, question: Question) -> bytes:
     return digest(identity, *_texts(question))
+
+
+def _belongs(texts: object, key: bytes) -> bool:
+    read = _unpacked(texts)
+    return read is not None and _key(*read) == key
 
 
 def _unpacked(texts: object) -> tuple[str, Question] | None:

@@ -13,9 +13,11 @@ from verl_gsd.algorithms.dagrpo_settings import Settings
 from verl_gsd.algorithms.settings import check_on_policy, check_ratio
 from verl_gsd.demonstrations import settings as demonstrations
 from verl_gsd.judge import settings as judge
+from verl_gsd.judge.disks import journal_mode, mounts
 from verl_gsd.judge.scorer import HIGHEST
 from verl_gsd.trainer.config import Line
 from verl_gsd.trainer.layout import sequence_parallel
+from verl_gsd.trainer.remote_paths import scheme_of
 
 _LOSS = "actor_rollout_ref.actor.policy_loss"
 _SECTION = "algorithm.gsd.dagrpo"
@@ -83,13 +85,19 @@ def _judge_wrong(config: DictConfig, own: Settings) -> Iterator[str]:
                 f"{_SECTION}.delta={config.algorithm.gsd.dagrpo.delta}: scores go from 0 to {HIGHEST}, so that {what} "
                 f"reaches {delta:g}. Write a number above -{HIGHEST} and up to {HIGHEST}."
             )
-    if settings.cache is not None:
+    if settings.cache is not None and scheme_of(settings.cache):
+        yield f"{_SECTION}.judge.cache={settings.cache}: the cache is a local file. Set the key to a path, or to null."
+    elif settings.cache is not None:
         place = Path(settings.cache).expanduser().absolute()
         folder = next((folder for folder in place.parents if folder.exists()), place)
         if place.is_dir() or not os.access(place if place.is_file() else folder, os.W_OK):
             yield (
                 f"{_SECTION}.judge.cache={settings.cache}: no file can be made there. Write the path of one, or null."
             )
+        try:
+            journal_mode(place, mounts())
+        except ValueError as error:
+            yield f"{_SECTION}.judge.cache={settings.cache}: {error}."
     model = config.reward.reward_model
     if settings.scorer == "reward_model" and not (model.enable and model.enable_resource_pool):
         yield (

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from verl_gsd.prompts import prompt_hash
+from verl_gsd.trainer.remote_paths import scheme_of
 
 logger = logging.getLogger(__name__)
 
@@ -52,17 +53,17 @@ def files_with(column: str, files: str | Sequence[str] | None) -> list[str]:
     return [
         str(file)
         for file in ([files] if isinstance(files, str) else files or [])
-        if column in _column_names(Path(str(file)).expanduser())
+        if not scheme_of(str(file)) and column in _column_names(Path(str(file)).expanduser())
     ]
 
 
 def rows_of(files: str | Sequence[str] | None) -> int | None:
     """Rows of ``files`` together; None where one is no Parquet file on this machine."""
+    names = [str(file) for file in ([files] if isinstance(files, str) else files or [])]
+    if any(map(scheme_of, names)):
+        return None  # pyarrow would connect to the storage
     try:
-        return sum(
-            pq.read_metadata(Path(str(file)).expanduser()).num_rows
-            for file in ([files] if isinstance(files, str) else files or [])
-        )
+        return sum(pq.read_metadata(Path(name).expanduser()).num_rows for name in names)
     except (OSError, pa.ArrowInvalid):
         return None
 

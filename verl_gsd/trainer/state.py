@@ -13,13 +13,15 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from safetensors.numpy import load, save
 
+from verl_gsd.rundir import RunDirectory
 from verl_gsd.trainer.config import ConfigError
 
 VERSION = 1
@@ -55,6 +57,7 @@ def save_state(checkpoint: Path, memories: Mapping[str, Memory], settings: Mappi
     packed = save({key: np.asarray(value, order="C") for key, value in arrays.items()})
     content = {
         "version": VERSION,
+        "torch": version("torch"),  # verl's shards beside it are read by the same minor version alone
         "settings": dict(settings),
         "values": values,
         "arrays_sha256": hashlib.sha256(packed).hexdigest(),
@@ -71,11 +74,35 @@ def save_state(checkpoint: Path, memories: Mapping[str, Memory], settings: Mappi
         shutil.rmtree(building, ignore_errors=True)
 
 
-def forget_rotated(run: Path) -> None:
-    """Remove the memory beside weights that verl removed: it keeps ``trainer.max_actor_ckpt_to_keep`` of them."""
-    for checkpoint in run.glob("global_step_*"):
-        if (checkpoint / FOLDER).is_dir() and not (checkpoint / "actor").exists():
-            shutil.rmtree(checkpoint / FOLDER)
+def remove_rotated_states(run: RunDirectory, saved: Sequence[int], keep: int | None) -> None:
+    """Remove our state from those checkpoints of this process whose weights verl has removed.
+
+    verl keeps the ``keep`` newest checkpoints that one process saved. It never touches those of an earlier attempt,
+    because a resumed process starts with an empty list (verl/utils/checkpoint/checkpoint_manager.py). The same rule
+    is applied here and not read off the disk: if each node has a disk of its own, the driver may see no weights at all.
+    State stays beside weights that are visible here, and in the checkpoint that a resume would load.
+
+    Args:
+        saved: steps of all checkpoints that this process saved, oldest first.
+        keep: ``trainer.max_actor_ckpt_to_keep``; verl removes nothing unless it is a whole number above 0.
+    """
+    if not isinstance(keep, int) or keep < 1:
+        return
+    announced = run.latest_checkpoint()
+    for step in saved[:-keep]:
+        checkpoint = run.checkpoint(step)
+        if step != announced and not (checkpoint / "actor").exists():
+            shutil.rmtree(checkpoint / FOLDER, ignore_errors=True)
+
+
+def torch_of(checkpoint: Path) -> str | None:
+    """The version of torch that wrote ``checkpoint``; None if its state does not name one, or there is no state."""
+    try:
+        content = json.loads((checkpoint / FOLDER / "state.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+    named = content.get("torch") if isinstance(content, dict) else None
+    return named if isinstance(named, str) else None
 
 
 def check_state(
