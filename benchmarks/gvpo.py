@@ -12,11 +12,9 @@ from __future__ import annotations
 import multiprocessing
 import os
 import re
-import socket
 import statistics
-import sys
 import tempfile
-import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,6 +23,7 @@ import psutil
 import publishing
 import torch
 import typer
+from gpu_check.device import be_the_only_worker
 
 GROUPS, SIZE, MINI_BATCH = 16, 8, 4
 ROUTES = {"vanilla": "dr_grpo", "whole": "gvpo", "prepass": "gvpo"}
@@ -44,6 +43,8 @@ def config_of(route: str, task: Path) -> Any:
 
 def rows(generator: torch.Generator) -> list[dict[str, torch.Tensor]]:
     """GROUPS groups of SIZE rows: 48 to 80 tokens of prompt, 32 to 256 of response."""
+    from gpu_check.updater import row
+
     made = []
     for _ in range(GROUPS):
         prompt = torch.randint(5, 256, (int(torch.randint(48, 81, (), generator=generator)),), generator=generator)
@@ -51,72 +52,19 @@ def rows(generator: torch.Generator) -> list[dict[str, torch.Tensor]]:
             response = torch.randint(
                 5, 256, (int(torch.randint(32, 257, (), generator=generator)),), generator=generator
             )
-            mask, ids = torch.ones_like(response), torch.cat([prompt, response])
-            made.append(
-                {
-                    "prompts": prompt,
-                    "responses": response,
-                    "input_ids": ids,
-                    "position_ids": torch.arange(len(ids)),
-                    "response_mask": mask,
-                    "loss_mask": mask,
-                    "old_log_probs": -5.5 * torch.ones(len(response)),
-                    "advantages": torch.randn((), generator=generator) * torch.ones(len(response)),
-                }
-            )
+            made.append(row(prompt, response, torch.randn((), generator=generator), -5.5))
     return made
 
 
-class Updater:
-    """A worker of verl's with one route's loss, and its batch."""
+def updater_of(route: str, task: Path) -> Callable[[], float]:
+    """A function that makes one step's updates with one route's loss and returns their seconds."""
+    from gpu_check.updater import Updater, placed, step
 
-    def __init__(self, route: str, task: Path) -> None:
-        from verl.utils import tensordict_utils as tu
-        from verl.workers.engine_workers import ActorRolloutRefWorker
-
-        from verl_gsd.trainer.gvpo_update import GVPOUpdate
-        from verl_gsd.trainer.worker import GVPOActorWorker
-
-        config, made = config_of(route, task), rows(torch.Generator().manual_seed(0))
-        self.worker = (ActorRolloutRefWorker if route == "vanilla" else GVPOActorWorker)(
-            config=config.actor_rollout_ref, role="actor"
-        )
-        self.worker.init_model()
-        keys = [f"uid{row // SIZE}_{row % SIZE}_0" for row in range(len(made))]
-        self.info = {
-            **{"global_batch_size": MINI_BATCH * SIZE, "mini_batch_size": MINI_BATCH * SIZE, "epochs": 1, "seed": 1},
-            **{"temperature": 1.0, "dataloader_kwargs": {"shuffle": False}, "calculate_entropy": False},
-            **{"distillation_use_topk": False, "distillation_only": False},
-        }
-        # The same rows in the same mini-batches for all three.
-        update = GVPOUpdate(config if route != "vanilla" else config_of("prepass", task))
-        lengths = [len(row["input_ids"]) for row in made]
-        sizes = {"padding_tokens": 128, "workers": 1, "multiple": MINI_BATCH * SIZE}
-        places, _ = update.place(keys, lengths, lengths, **sizes)
-        made, keys = [made[row] for row in places], [keys[row] for row in places]
-        if route != "vanilla":
-            columns = update.columns(keys, torch.stack([row["advantages"][0] for row in made]))
-            made = [row | {name: values[at] for name, values in columns.items()} for at, row in enumerate(made)]
-            self.info |= update.instructions(theta_is_old=True)
-        self.rows = tu.list_of_dict_to_tensordict(made)
-
-    def update(self) -> float:
-        """Seconds of one step's updates."""
-        from verl.utils import tensordict_utils as tu
-
-        data = self.rows.copy()
-        tu.assign_non_tensor(data, **self.info)
-        start = time.perf_counter()
-        self.worker.update_actor(data)
-        return time.perf_counter() - start
-
-
-def _prepare() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": "0", "WORLD_SIZE": "1"}
-    sys.stdout.flush()
+    config, made = config_of(route, task), rows(torch.Generator().manual_seed(0))
+    if route == "vanilla":  # the same rows in the same mini-batches for all three
+        made = placed(config_of("prepass", task), made)[1]
+    data, updater = step(config, made), Updater(config)
+    return lambda: updater.update(data)
 
 
 def _make(task: Path) -> None:
@@ -127,23 +75,23 @@ def _make(task: Path) -> None:
 
 
 def _peak(route: str, task: Path) -> float:
-    _prepare()
-    updater = Updater(route, task)
+    be_the_only_worker()
+    update = updater_of(route, task)
     before = psutil.Process().memory_info().rss
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     for _ in range(3):
-        updater.update()
+        update()
     peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert peak is not None
     return int(peak[1]) / 1024 - before / 2**20
 
 
 def _times(rounds: int, task: Path) -> list[dict[str, float]]:
-    _prepare()
-    updaters = {route: Updater(route, task) for route in ROUTES}
-    for updater in updaters.values():
-        updater.update()
-    return [{route: updater.update() for route, updater in updaters.items()} for _ in range(rounds)]
+    be_the_only_worker()
+    updates = {route: updater_of(route, task) for route in ROUTES}
+    for update in updates.values():
+        update()
+    return [{route: update() for route, update in updates.items()} for _ in range(rounds)]
 
 
 def main(

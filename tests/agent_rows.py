@@ -69,15 +69,16 @@ def answer(uid, problem, tokenizer, texts, *, verdicts=None, step=1, outputs=1, 
     for session, text in enumerate(texts):
         accuracy = float(text == truth) if verdicts is None else verdicts[session]
         tokens = [*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id]
+        context = list(prompt)  # a later output's prompt is all that came before it
         for output in range(outputs):
-            ids, mask = torch.tensor([*prompt, *tokens]), torch.ones(len(tokens), dtype=torch.int64)
+            ids, mask = torch.tensor([*context, *tokens]), torch.ones(len(tokens), dtype=torch.int64)
             scores = torch.zeros(len(tokens))
             scores[-1] = accuracy
             keys.append(f"{uid}_{session}_{output}")
             fields.append(
                 {
-                    "prompts": ids[: len(prompt)],
-                    "responses": ids[len(prompt) :],
+                    "prompts": ids[: len(context)],
+                    "responses": ids[len(context) :],
                     "response_mask": mask,
                     "loss_mask": mask,
                     "input_ids": ids,
@@ -90,10 +91,11 @@ def answer(uid, problem, tokenizer, texts, *, verdicts=None, step=1, outputs=1, 
                 }
                 | problem
             )
-            lengths = {"prompt_len": len(prompt), "response_len": len(tokens), "seq_len": len(ids)}
+            lengths = {"prompt_len": len(context), "response_len": len(tokens), "seq_len": len(ids)}
             tags.append(
                 {"status": "success", "global_steps": step, "min_global_steps": 0, "max_global_steps": 0} | lengths
             )
+            context = ids.tolist()
     tq.kv_batch_put(keys=keys, partition_id="train", fields=list_of_dict_to_tensordict(fields), tags=tags)
     tag = {"is_prompt": True, "status": "finished" if ended else "running", "global_steps": step}
     tq.kv_put(key=uid, partition_id="train", tag=tag)

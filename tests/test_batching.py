@@ -1,4 +1,4 @@
-"""Layouts: every row once, every group inside one mini-batch, and whole where it must be."""
+"""Layouts: every row once, every group inside one mini-batch, groups spread evenly, and whole where they must be."""
 
 import numpy as np
 import pytest
@@ -6,51 +6,105 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from verl_gsd.trainer.batching import PADDING, layout, mini_batch_of
+from verl_gsd.trainer.budget_section import Settings
+from verl_gsd.trainer.budgeting import rollouts_of
 
 
 @st.composite
-def batches(draw):
-    group_size, workers = draw(st.integers(1, 5)), draw(st.integers(1, 3))
-    groups_a_slice = draw(st.integers(1, 3))
-    sizes = draw(st.lists(st.integers(1, group_size), min_size=1, max_size=14))
-    group = np.repeat(np.arange(len(sizes)), sizes)
-    group = np.array(draw(st.permutations(group.tolist())))
-    work = draw(st.lists(st.floats(1, 100), min_size=len(group), max_size=len(group)))
-    return group, work, group_size, workers, groups_a_slice * group_size * workers
+def batches(draw, largest=9):
+    """Groups of 1 to ``largest`` responses of one to three rows each: (group, response, work, settings)."""
+    sizes = draw(st.lists(st.integers(1, largest), min_size=1, max_size=14))
+    outputs = draw(st.lists(st.integers(1, 3), min_size=sum(sizes), max_size=sum(sizes)))
+    of_response = np.repeat(np.arange(len(sizes)), sizes)
+    response = draw(st.permutations(np.repeat(np.arange(sum(sizes)), outputs).tolist()))
+    work = draw(st.lists(st.floats(1, 100), min_size=len(response), max_size=len(response)))
+    settings = {"mini_batches": draw(st.integers(1, len(sizes))), "workers": draw(st.integers(1, 4))}
+    return of_response[response], np.array(response), work, settings
 
 
-def slices(places, mini_rows, workers):
-    """(workers, mini-batches, rows a slice)."""
-    return np.array(places).reshape(workers, -1, mini_rows // workers)
+def even(counts):
+    return max(counts) - min(counts) <= 1
 
 
-@given(batches(), st.booleans(), st.sampled_from([1, 2, 3]))
-def test_every_row_stands_once_and_its_group_in_one_mini_batch(batch, whole, step):
-    group, work, group_size, workers, mini_rows = batch
-    size = group_size if whole else None
-    places = layout(
-        group.tolist(), work, mini_rows=mini_rows, workers=workers, group_size=size, multiple=step * mini_rows
-    )
-    assert len(places) % (step * mini_rows) == 0
+def mini_batches_of(places, labels, settings):
+    """label -> the mini-batches that its rows are in."""
+    number = mini_batch_of(len(places), **settings)
+    found = {}
+    for place, row in enumerate(places):
+        if row != PADDING:
+            found.setdefault(int(labels[row]), set()).add(int(number[place]))
+    return found
+
+
+@given(batches(), st.integers(1, 4))
+def test_there_are_as_many_mini_batches_as_asked_for_whatever_the_sizes(batch, slice_multiple):
+    group, response, work, settings = batch
+    places = layout(group.tolist(), response.tolist(), work, slice_multiple=slice_multiple, **settings)
+    n_mini, workers = settings["mini_batches"], settings["workers"]
+    assert sorted(row for row in places if row != PADDING) == list(range(len(group))), "every row once"
+    of_group = mini_batches_of(places, group, settings)
+    assert all(len(found) == 1 for found in of_group.values()), "a group in one mini-batch"
+    counts = [sum(found == {j} for found in of_group.values()) for j in range(n_mini)]
+    several = {int(g) for g in group if len(set(response[group == g].tolist())) > 1}
+    assert min(counts) >= 1 and even(counts)
+    assert even([sum(of_group[g] == {j} for g in several) for j in range(n_mini)]), "what the loss is the mean over"
+    rows = [
+        int((mini_batch_of(len(places), **settings)[np.array(places) != PADDING] == j).sum()) for j in range(n_mini)
+    ]
+    slice_rows = len(places) // workers // n_mini
+    assert slice_rows * workers * n_mini == len(places) and slice_rows % slice_multiple == 0
+    assert slice_rows - slice_multiple < max(rows) / workers, "no more padding than the fullest mini-batch needs"
+
+
+def test_groups_of_one_response_are_spread_by_themselves():
+    """By rows alone both groups of one response would meet in one mini-batch, and its loss be the mean over none."""
+    rows, responses = [10, 9, 8, 7], [1, 2, 2, 1]
+    group = np.repeat(np.arange(4), rows)
+    response = [2 * int(g) + (row == 0 and responses[g] > 1) for g in range(4) for row in range(rows[g])]
+    settings = {"mini_batches": 2, "workers": 1}
+    places = layout(group.tolist(), response, [1.0] * len(group), **settings)
+    of_group = mini_batches_of(places, group, settings)
+    assert of_group[0] != of_group[3] and of_group[1] != of_group[2]
+
+
+@given(batches(), st.integers(0, 3), st.sampled_from([1, 2]))
+def test_groups_stand_whole_where_they_must(batch, spare, slice_multiple):
+    group, response, work, settings = batch
+    size = int(np.bincount(group).max()) + spare
+    asked = settings | {"group_size": size, "slice_multiple": slice_multiple * size}
+    places = layout(group.tolist(), response.tolist(), work, **asked)
     assert sorted(row for row in places if row != PADDING) == list(range(len(group)))
-    found = mini_batch_of(len(places), mini_rows=mini_rows, workers=workers)
-    for number in set(group.tolist()):
-        at = [place for place, row in enumerate(places) if row != PADDING and group[row] == number]
-        assert len({found[place] for place in at}) == 1
-        if whole:
-            start = min(at) // group_size * group_size
-            assert set(at) <= set(range(start, start + group_size)), "consecutive, aligned, on one worker"
-            filling = [places[place] for place in range(start, start + group_size) if place not in at]
-            assert all(row == PADDING for row in filling)
+    assert all(len(found) == 1 for found in mini_batches_of(places, group, settings).values())
+    slice_rows = len(places) // settings["workers"] // settings["mini_batches"]
+    assert slice_rows % (slice_multiple * size) == 0
+    for start in range(0, len(places), size):
+        standing = [row for row in places[start : start + size] if row != PADDING]
+        assert len({int(group[row]) for row in standing}) <= 1, "one group per run of rows"
+        assert not standing or len(standing) == (group == group[standing[0]]).sum()
 
 
-@given(batches(), st.booleans())
-def test_no_more_padding_than_whole_groups_would_need(batch, whole):
-    group, work, group_size, workers, mini_rows = batch
-    size = group_size if whole else None
-    places = layout(group.tolist(), work, mini_rows=mini_rows, workers=workers, group_size=size)
-    n_groups = len(set(group.tolist()))
-    assert len(places) <= -(-n_groups * group_size // mini_rows) * mini_rows
+@given(st.integers(1, 6), st.integers(1, 4), st.integers(1, 4), st.sampled_from([1, 2, 4]), st.booleans(), st.data())
+def test_groups_of_one_size_need_no_padding(size, per_slice, n_mini, workers, whole, data):
+    n_groups = per_slice * n_mini * workers
+    work = data.draw(st.lists(st.floats(1, 100), min_size=n_groups * size, max_size=n_groups * size))
+    group = np.repeat(np.arange(n_groups), size).tolist()
+    settings = {"mini_batches": n_mini, "workers": workers, "group_size": size if whole else None}
+    places = layout(group, list(range(len(group))), work, **settings)
+    assert sorted(places) == list(range(len(group)))
+
+
+@pytest.mark.parametrize("prompts", [128, 256, 1024])
+def test_planned_sizes_cost_neither_an_update_nor_padding(prompts):
+    """Sizes that add up to 8 per prompt made five mini-batches of four, a quarter of them padding."""
+    generator = np.random.default_rng(0)
+    correct = generator.binomial(8, generator.beta(0.4, 0.4, prompts)).astype(float)
+    sizes = rollouts_of(correct, np.full(prompts, 8.0), 8, Settings())
+    assert sizes.min() < 8 < sizes.max()
+    group, settings = np.repeat(np.arange(prompts), sizes), {"mini_batches": 4, "workers": 8}
+    places = layout(group.tolist(), list(range(len(group))), generator.random(len(group)), **settings)
+    assert len(places) == 8 * prompts
+    of_group = mini_batches_of(places, group, settings)
+    assert [sum(found == {j} for found in of_group.values()) for j in range(4)] == [prompts // 4] * 4
 
 
 @pytest.mark.parametrize("group_size", [4, None])
@@ -58,9 +112,10 @@ def test_full_groups_need_no_padding_and_work_is_evened_out(group_size):
     generator = np.random.default_rng(0)
     group = np.repeat(np.arange(24), 4)
     work = generator.gamma(1.0, 1000.0, size=96)
-    places = layout(group.tolist(), work.tolist(), mini_rows=32, workers=2, group_size=group_size)
+    settings = {"mini_batches": 3, "workers": 2, "group_size": group_size}
+    places = layout(group.tolist(), list(range(96)), work.tolist(), **settings)
     assert len(places) == 96 and PADDING not in places
-    load = work[slices(places, 32, 2)].sum(axis=-1)
+    load = work[np.array(places).reshape(2, 3, 16)].sum(axis=-1)
     assert load.max() / load.min() < 1.25
     in_order = work.reshape(2, 3, 16).sum(axis=-1)
     assert load.max() / load.min() < in_order.max() / in_order.min()
@@ -70,8 +125,9 @@ def test_missing_sessions_are_spread_over_the_mini_batches():
     """Two of eight groups lost most of their sessions: two mini-batches of as many rows, not 16 and 10."""
     sizes = [4] * 6 + [1, 1]
     group = np.repeat(np.arange(8), sizes).tolist()
-    places = np.array(layout(group, [1.0] * len(group), mini_rows=16, workers=2))
-    found = mini_batch_of(len(places), mini_rows=16, workers=2)
+    settings = {"mini_batches": 2, "workers": 2}
+    places = np.array(layout(group, list(range(len(group))), [1.0] * len(group), **settings))
+    found = mini_batch_of(len(places), **settings)
     assert sorted((places[found == j] != PADDING).sum() for j in range(2)) == [13, 13]
 
 
@@ -80,21 +136,19 @@ def test_mini_batches_have_as_many_groups_whatever_those_cost(n_groups, expected
     """The loss is a mean over a mini-batch's groups: few long ones together would weigh more."""
     work = np.random.default_rng(1).lognormal(7, 1, n_groups).repeat(8)
     group = np.repeat(np.arange(n_groups), 8)
-    places = np.array(layout(group.tolist(), work.tolist(), mini_rows=48, workers=1, group_size=8))
-    found = mini_batch_of(len(places), mini_rows=48, workers=1)
-    counts = [len({group[row] for row in places[found == j] if row != PADDING}) for j in range(found.max() + 1)]
-    assert sorted(counts) == expected
+    settings = {"mini_batches": len(expected), "workers": 1}
+    places = layout(group.tolist(), list(range(len(group))), work.tolist(), group_size=8, **settings)
+    of_group = mini_batches_of(places, group, settings)
+    assert sorted(sum(found == {j} for found in of_group.values()) for j in range(len(expected))) == expected
 
 
 @pytest.mark.parametrize(
     ("words", "settings"),
     [
-        ("a group of 5 rows does not fit groups of 4", {"mini_rows": 16, "workers": 2, "group_size": 4}),
-        ("a group of 5 rows does not fit a mini-batch of 4 rows", {"mini_rows": 4, "workers": 2}),
-        ("a mini-batch of 9 rows cannot be shared by 2 workers evenly", {"mini_rows": 9, "workers": 2}),
-        (r"a worker's 8 rows of a mini-batch \(16 over 2 workers\)", {"mini_rows": 16, "workers": 2, "group_size": 5}),
+        ("a group of 5 rows does not fit groups of 4", {"mini_batches": 1, "group_size": 4}),
+        ("1 groups do not fill 2 mini-batches", {"mini_batches": 2}),
     ],
 )
 def test_what_cannot_be_laid_out_is_refused(words, settings):
     with pytest.raises(ValueError, match=words):
-        layout([0] * 5, [1.0] * 5, **settings)
+        layout([0] * 5, list(range(5)), [1.0] * 5, workers=2, **settings)

@@ -223,7 +223,7 @@ def test_mistakes_are_named_with_what_to_write(check, words, message):
     [
         ("dapo", (), r"filter_groups\.enable=true: dynamic sampling"),
         *(
-            ("gvpo", (f"algorithm.gsd.gvpo.grouping={grouping}",), r"loss_mode=gvpo: its updates take whole groups")
+            ("gvpo", (f"algorithm.gsd.gvpo.grouping={grouping}",), r"loss_mode=gvpo: .* scales a group's advantages")
             for grouping in ("whole", "prepass", "auto")
         ),
         ("dagrpo_anchors", (f"{DAGRPO}.demonstrations.mode=always",), r"mode=always: .*Write all_fail, or budget="),

@@ -191,6 +191,40 @@ def test_a_session_of_several_outputs_is_replaced_whole(experts, problems, token
     assert listener.left["a0"][0].tokens.tolist() == [4, 4, 6, 12]
 
 
+@pytest.mark.parametrize("mode", ["all_fail", "always"])
+def test_in_sessions_of_several_outputs_a_demonstration_answers_the_prompt_itself(experts, problems, tokenizer, mode):
+    part = Demonstrating(Settings(mode=mode), experts, SIZE)
+    buffer, _ = watched(part, key_of=key_of(problems))
+    planned(part, problems, "a0")
+    answer("a0", problems[0], tokenizer, WRONG[:3] if mode == "always" else WRONG, outputs=3)
+    batch, rows = sampled(buffer, 1)
+    (key,) = demonstrations_in(batch)["a0"]
+    row, tag = rows[key], dict(zip(batch.keys, batch.tags, strict=True))[key]
+    prompt = tokenizer.apply_chat_template(problems[0]["raw_prompt"], add_generation_prompt=True, return_dict=False)
+    assert row["prompts"].tolist() == prompt
+    assert row["input_ids"].tolist() == [*prompt, *row["responses"].tolist()]
+    assert row["position_ids"].tolist() == list(range(len(row["input_ids"])))
+    assert len(rows["a0_0_2"]["prompts"]) > len(prompt), "a later output's prompt is another one"
+    lengths = [len(row[name]) for name in ("prompts", "responses", "input_ids")]
+    assert [tag[name] for name in ("prompt_len", "response_len", "seq_len")] == lengths
+    assert row["session_id"] == 3 and row["extra_fields"]["reward_extra_info"]["acc"] == 1.0
+    assert [other for other in batch.keys if other.startswith("a0_3_")] == [key]
+
+
+def test_the_first_session_is_the_template_where_it_failed_too(experts, problems, tokenizer):
+    """Session 0 gave nothing, and the others are in the queue in no order."""
+    part = Demonstrating(Settings(per_group=3), experts, SIZE)
+    buffer, _ = watched(part, key_of=key_of(problems))
+    truth = problems[0]["demonstration"]
+    planned(part, problems, "a0", changed={"demonstration": [truth, f" {truth}"]})
+    answer("a0", problems[0], tokenizer, WRONG, outputs=2)
+    tq.kv_clear(keys=["a0_0_0", "a0_0_1"], partition_id="train")
+    batch, rows = sampled(buffer, 1)
+    assert sorted(batch.keys) == ["a0_1_0", "a0_1_1", "a0_2_0", "a0_3_0"]
+    for key in ("a0_2_0", "a0_3_0"):
+        assert rows[key]["prompts"].tolist() == rows["a0_1_0"]["prompts"].tolist()
+
+
 def test_always_leaves_a_session_out_and_adds_the_demonstration(experts, problems, tokenizer):
     part = Demonstrating(Settings(mode="always"), experts, SIZE)
     buffer, listener = watched(part, key_of=key_of(problems))

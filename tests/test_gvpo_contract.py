@@ -84,6 +84,27 @@ def test_a_mini_batch_is_the_same_slice_of_every_workers_share():
     assert "actor_output = self.train_batch(mini_batch_td)" in text
 
 
+def test_a_number_of_mini_batches_is_read_where_there_is_no_size_in_rows():
+    """And verl's trainer sets the size alone, so that ours is what a worker finds when it has dropped that."""
+    text = source(engine_workers.TrainingWorker.train_mini_batch)
+    assert 'num_mini_batch = tu.pop(data, key="num_mini_batch", default=None)' in text
+    assert "mini_batch_size_per_gpu = batch_size_per_dp // num_mini_batch" in text
+    update = source(trainer_base.PPOTrainer._update_actor)
+    assert "mini_batch_size" in update and "num_mini_batch" not in update
+
+
+def test_fixed_micro_batches_must_leave_no_rest():
+    rows = TensorDict({"row": torch.arange(9)}, batch_size=9)
+    tu.assign_non_tensor(rows, use_dynamic_bsz=False, micro_batch_size_per_gpu=2)
+    with pytest.raises(AssertionError, match="must be divisible"):
+        prepare_micro_batches(rows)
+
+
+def test_a_step_samples_its_prompts_in_pieces_of_one_size():
+    text = source(trainer_base.PPOTrainer.step)
+    assert "sample_batch_size = train_batch_size // self.parameter_sync_step" in text
+
+
 def test_a_micro_batch_counts_groups_where_their_size_is_forced():
     rows = TensorDict({"row": torch.arange(8)}, batch_size=8)
     tu.assign_non_tensor(rows, use_dynamic_bsz=False, micro_batch_size_per_gpu=1, force_group_size=4)

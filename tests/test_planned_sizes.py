@@ -44,5 +44,10 @@ def test_what_does_not_go_with_them_is_warned_of(said, sizes, words, warning):
     assert all("rite " in text for text in warnings), "it says what to do"
 
 
+@pytest.mark.parametrize("words", [[UNSHUFFLED], [], ["trainer.v1.trainer_mode=gsd_colocate_async"]])
+def test_gvpo_counts_groups_and_has_nothing_to_warn_of(said, words):
+    assert len(said([2, 6, 4, 4], "algo=gvpo", *words)) == 1
+
+
 def test_without_the_column_nothing_is_said(compose_fast, tiny_task):
     assert not list(planned_sizes(compose_fast("algo=grpo", "task=arithmetic", f"task.directory={tiny_task}")[0]))

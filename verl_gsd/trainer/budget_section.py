@@ -124,9 +124,8 @@ def _sizes_do_not_hold(config: DictConfig) -> Iterator[str]:
         )
     if is_gvpo(config):
         yield (
-            "actor_rollout_ref.actor.policy_loss.loss_mode=gvpo: its updates take whole groups, and groups of several "
-            "sizes do not fill its mini-batches, so that padding would cost further optimiser steps. Write "
-            "budget=uniform, or another algo."
+            f"actor_rollout_ref.actor.policy_loss.loss_mode=gvpo: {_SECTION} scales a group's advantages by its size, "
+            "and GVPO's optimum is pi exp(R / beta) for unscaled ones. Set budget=uniform, or use another algo."
         )
     if OmegaConf.select(config, "algorithm.gsd.dagrpo.demonstrations.mode") == "always":
         yield (

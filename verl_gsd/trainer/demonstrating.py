@@ -156,7 +156,8 @@ class Demonstrating(Part):
     def _put(
         self, groups: Sequence[Group], chosen: Mapping[str, Sequence[Response]], rows: Tags
     ) -> dict[str, dict[str, Any] | None]:
-        templates = [group.keys[0] for group in groups]
+        # Output 0 of a session answers the prompt itself: a later output's prompt is the context of a later turn.
+        templates = [f"{session_of(min(group.keys, key=session_number))}_0" for group in groups]
         data = tq.kv_batch_get(keys=templates, partition_id=PARTITION)
         changes: dict[str, dict[str, Any] | None] = {}
         keys, fields, tags = [], [], []

@@ -41,9 +41,9 @@ class GVPOSteps(PPOTrainer):
         return batch
 
     def _get_required_batch_multiple(self, dp_size):
-        multiple = super()._get_required_batch_multiple(dp_size)
+        """Under GVPO the rows of the batch as it is placed: verl pads to a multiple of what is returned here."""
         if not self._gvpo:
-            return multiple
+            return super()._get_required_batch_multiple(dp_size)
         assert self._unplaced is not None
         batch, metrics = self._unplaced
         lengths = [tag["seq_len"] for tag in batch.tags]
@@ -51,9 +51,9 @@ class GVPOSteps(PPOTrainer):
             batch.keys,
             lengths,
             [calculate_workload(length) for length in lengths],
+            prompts=self.config.data.train_batch_size // self.parameter_sync_step,
             padding_tokens=SYNTHETIC_PADDING_SEQ_LEN,
             workers=dp_size,
-            multiple=multiple,
         )
         metrics.update(found)
         return len(self._places)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,26 +27,40 @@ Route = Literal["whole", "prepass"]
 
 @dataclass(frozen=True)
 class _Sizes:
-    """Of a config: responses a prompt, rows a mini-batch and a micro-batch, tokens a micro-batch, updates a step, and
-    whether Megatron's virtual pipeline is on."""
+    """What a config says of batches.
+
+    Attributes:
+        group: responses per prompt.
+        mini_prompts: prompts per mini-batch over all workers.
+        micro_rows, micro_tokens: of a worker's micro-batch, the first where its size is fixed, the second elsewhere.
+        log_prob_rows: sizes of fixed micro-batches in which log-probabilities are computed.
+        epochs: over a batch's mini-batches.
+        virtual_pipeline: whether Megatron's is on.
+    """
 
     group: int
-    mini_rows: int
+    mini_prompts: int
     micro_rows: int | None
     micro_tokens: int | None
-    updates: int
+    log_prob_rows: tuple[int, ...]
+    epochs: int
     virtual_pipeline: bool
 
     @classmethod
     def of(cls, config: DictConfig) -> _Sizes:
         actor, group = config.actor_rollout_ref.actor, int(config.actor_rollout_ref.rollout.n)
         dynamic = actor.use_dynamic_bsz
+        log_prob = [config.actor_rollout_ref.rollout]
+        if actor.use_kl_loss or config.algorithm.use_kl_in_reward:
+            log_prob.append(config.actor_rollout_ref.ref)
+        fixed = [of.log_prob_micro_batch_size_per_gpu for of in log_prob if not of.log_prob_use_dynamic_bsz]
         return cls(
             group=group,
-            mini_rows=int(actor.ppo_mini_batch_size) * group,
+            mini_prompts=int(actor.ppo_mini_batch_size),
             micro_rows=None if dynamic else int(actor.ppo_micro_batch_size_per_gpu),
             micro_tokens=int(actor.ppo_max_token_len_per_gpu) * sequence_parallel(actor) if dynamic else None,
-            updates=int(actor.ppo_epochs) * -(-int(config.data.train_batch_size) // int(actor.ppo_mini_batch_size)),
+            log_prob_rows=tuple(int(rows) for rows in fixed if rows),
+            epochs=int(actor.ppo_epochs),
             virtual_pipeline=bool(OmegaConf.select(actor, "megatron.virtual_pipeline_model_parallel_size")),
         )
 
@@ -57,7 +72,7 @@ class GVPOUpdate:
         config: the trainer's.
 
     Attributes:
-        workers: among which the batch at hand is spread.
+        workers, mini_batches: among which the batch at hand is spread.
     """
 
     def __init__(self, config: DictConfig) -> None:
@@ -65,7 +80,8 @@ class GVPOUpdate:
         self._normalizer: str = config.actor_rollout_ref.actor.policy_loss.normalizer
         self._sizes = _Sizes.of(config)
         self._route: Route | None = None
-        self.workers = 1
+        self._warned_of_updates = False
+        self.workers, self.mini_batches = 1, 1
 
     def place(
         self,
@@ -73,35 +89,42 @@ class GVPOUpdate:
         tokens: Sequence[int],
         workload: Sequence[float],
         *,
+        prompts: int,
         padding_tokens: int,
         workers: int,
-        multiple: int,
     ) -> tuple[list[int], dict[str, float]]:
         """Choose the route of this step and place its rows.
+
+        A mini-batch is counted in groups, not in rows: its number of updates is the config's whatever the groups'
+        sizes are. Rows of padding fill its mini-batches up to the one with the most rows.
 
         Args:
             keys: (N,) verl's ``<uid>_<session>_<output>``, without padding.
             tokens, workload: (N,) of each row.
+            prompts: that the step samples, and that the config's number of updates is for.
             padding_tokens: of a row of padding.
             workers: among which the batch is spread.
-            multiple: of rows that verl needs.
 
         Returns:
-            ``batching.layout``'s places, and metrics ``gvpo/{route_whole,padding_rows,missing_sessions}``, the last of
-            groups that have some: one without any is in no batch.
+            ``batching.layout``'s places, and metrics ``gvpo/{route_whole,padding_rows,missing_sessions,
+            missing_updates}``: sessions of groups that have some (one without any is in no batch), and updates that the
+            config states and that the batch has too few groups for.
 
         Raises:
             ValueError: ``grouping=whole`` and a group is not a session a row, at most n of them, or does not fit a
-                micro-batch; or a group does not fit a mini-batch.
+                micro-batch.
         """
         sizes, self.workers = self._sizes, workers
         group = group_numbers([uid_of(key) for key in keys], len(keys)).tolist()
-        obstacle = self._obstacle_to_whole(keys, group, tokens, padding_tokens, multiple)
+        stated = math.ceil(prompts / sizes.mini_prompts)
+        self.mini_batches = min(stated, 1 + max(group))
+        self._warn_of_updates(stated, 1 + max(group))
+        obstacle = self._obstacle_to_whole(keys, group, tokens, padding_tokens)
         if self._grouping == "whole" and obstacle:
             raise ValueError(
                 f"algorithm.gsd.gvpo.grouping=whole: {obstacle}. Write algorithm.gsd.gvpo.grouping=prepass, or auto."
             )
-        if self._grouping == "auto" and sizes.updates == 1:
+        if self._grouping == "auto" and stated * sizes.epochs == 1:
             self._take("prepass", "with one update a step the log-probabilities are known, and no pass is made")
         elif self._grouping == "prepass":
             self._take("prepass", "algorithm.gsd.gvpo.grouping says so")
@@ -109,28 +132,40 @@ class GVPOUpdate:
             self._take("prepass", obstacle)
         else:
             self._take("whole", "every group fits a micro-batch")
-        if (largest := max(Counter(group).values(), default=0)) > sizes.mini_rows:
-            raise ValueError(
-                f"a group has {largest} rows and actor_rollout_ref.actor.ppo_mini_batch_size="
-                f"{sizes.mini_rows // sizes.group} allows {sizes.mini_rows} in a mini-batch. Write a larger one."
-            )
         places = layout(
             group,
+            group_numbers([session_of(key) for key in keys], len(keys)).tolist(),
             workload,
-            mini_rows=sizes.mini_rows,
+            mini_batches=self.mini_batches,
             workers=workers,
             group_size=sizes.group if self._route == "whole" else None,
-            multiple=multiple,
+            slice_multiple=self._slice_multiple(),
         )
         sessions = Counter(uid_of(f"{session}_0") for session in {session_of(key) for key in keys})
         return places, {
             "gvpo/route_whole": float(self._route == "whole"),
             "gvpo/padding_rows": float(places.count(PADDING)),
             "gvpo/missing_sessions": float(sum(max(0, sizes.group - found) for found in sessions.values())),
+            "gvpo/missing_updates": float(sizes.epochs * (stated - self.mini_batches)),
         }
 
+    def _warn_of_updates(self, stated: int, groups: int) -> None:
+        if groups < stated and not self._warned_of_updates:
+            self._warned_of_updates = True
+            logger.warning(
+                "GVPO: a step has responses to %d prompts and its config states %d mini-batches. Each mini-batch needs "
+                "a prompt, so the step has %d. The metric gvpo/missing_updates counts them; this is logged once.",
+                *(groups, stated, groups),
+            )
+
+    def _slice_multiple(self) -> int:
+        """Of how many rows a worker's slice must be. verl cuts a slice into fixed micro-batches for an update, and all
+        of a worker's slices together for log-probabilities; both must leave no rest."""
+        of_log_prob = (rows // math.gcd(rows, self.mini_batches) for rows in self._sizes.log_prob_rows)
+        return math.lcm(self._sizes.micro_rows or 1, *of_log_prob)
+
     def _obstacle_to_whole(
-        self, keys: Sequence[str], group: Sequence[int], tokens: Sequence[int], padding_tokens: int, multiple: int
+        self, keys: Sequence[str], group: Sequence[int], tokens: Sequence[int], padding_tokens: int
     ) -> str:
         """Why groups cannot be kept whole in micro-batches; empty where they can."""
         sizes = self._sizes
@@ -141,10 +176,10 @@ class GVPOUpdate:
         rows = Counter(group)
         if rows and max(rows.values()) > sizes.group:
             return f"a group has {max(rows.values())} responses and actor_rollout_ref.rollout.n={sizes.group}"
-        if sizes.mini_rows // self.workers % sizes.group:
+        if sizes.mini_prompts % self.workers:
             return (
-                f"actor_rollout_ref.actor.ppo_mini_batch_size={sizes.mini_rows // sizes.group} prompts cannot be dealt "
-                f"to {self.workers} workers evenly"
+                f"actor_rollout_ref.actor.ppo_mini_batch_size={sizes.mini_prompts} prompts cannot be dealt to "
+                f"{self.workers} workers evenly"
             )
         if sizes.micro_rows is not None and sizes.micro_rows % sizes.group:
             return (
@@ -155,7 +190,7 @@ class GVPOUpdate:
         for number, length in zip(group, tokens, strict=True):
             of_group[number] += length
         longest = max((of_group[g] + (sizes.group - rows[g]) * padding_tokens for g in of_group), default=0)
-        if len(of_group) * sizes.group % multiple:  # then there will be groups of padding alone
+        if len(of_group) % (self.mini_batches * self.workers):  # then there will be groups of padding alone
             longest = max(longest, sizes.group * padding_tokens)
         if sizes.micro_tokens is not None and longest > sizes.micro_tokens:
             return (
@@ -176,7 +211,7 @@ class GVPOUpdate:
             keys: of the batch as it is placed, padding included (its uid starts with ``pad``).
             advantages: (N,) A_i.
         """
-        mini_batch = mini_batch_of(len(keys), mini_rows=self._sizes.mini_rows, workers=self.workers)
+        mini_batch = mini_batch_of(len(keys), mini_batches=self.mini_batches, workers=self.workers)
         columns = {
             gvpo_rows.RESPONSE: torch.full((len(keys),), -1),
             gvpo_rows.GROUP: torch.full((len(keys),), -1),
@@ -205,7 +240,11 @@ class GVPOUpdate:
         Args:
             theta_is_old: the batch's old log-probabilities are those of the policy about to be updated.
         """
-        instructions: dict[str, Any] = {"gvpo_route": self._route, "gvpo_theta_is_old": theta_is_old}
+        instructions: dict[str, Any] = {
+            "gvpo_route": self._route,
+            "gvpo_theta_is_old": theta_is_old,
+            "num_mini_batch": self.mini_batches,  # verl's own key, which it reads where there is no mini_batch_size
+        }
         if self._route == "whole":
             instructions["force_group_size"] = self._sizes.group
             if self._sizes.micro_rows is not None:  # verl counts groups then, not rows

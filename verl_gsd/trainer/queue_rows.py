@@ -66,10 +66,13 @@ def unmade_columns(template: Mapping[str, Any]) -> list[str]:
 
 
 def row_of(template: Mapping[str, Any], response: Response, session: int) -> dict[str, Any]:
-    """A row for ``response``, like ``template``, a row of the same prompt.
+    """A row for ``response``, like ``template``.
 
-    What belongs to neither, such as the number of turns and the time taken, stays the template's; so do the versions
-    of the weights that the template was made with.
+    Columns of neither the prompt nor the response, such as the number of turns and the time taken, stay the template's;
+    so do the versions of the weights that the template was made with.
+
+    Args:
+        template: output 0 of a session of the same prompt. A later output's prompt is the context of a later turn.
     """
     row = {name: template[name] for name in template.keys()}  # noqa: SIM118, a TensorDict
     tokens, mask = torch.from_numpy(response.tokens.astype(np.int64)), torch.from_numpy(response.mask.astype(np.int64))
@@ -90,7 +93,7 @@ def row_of(template: Mapping[str, Any], response: Response, session: int) -> dic
 
 
 def tag_of(template: Mapping[str, Any], response: Response) -> dict[str, Any]:
-    """The tag of such a row, like ``template``, a tag of the same prompt."""
+    """The tag of such a row, like ``template``, the tag of the same row as in ``row_of``."""
     length = len(response.tokens)
     return dict(template) | {"response_len": length, "seq_len": template["prompt_len"] + length}
 

@@ -37,6 +37,7 @@ class GVPOTrainingWorker(TrainingWorker):
 
     def train_mini_batch(self, data: TensorDict) -> TensorDict:
         self._theta_is_old = tu.get(data, "gvpo_theta_is_old")
+        tu.pop(data, "mini_batch_size", default=None)  # in rows; ours are num_mini_batch slices, however many rows
         return super().train_mini_batch(data=data)
 
     def train_batch(self, data: TensorDict) -> TensorDict:
