@@ -35,34 +35,40 @@ CONFIG = OmegaConf.create({"gsd": {"alpha": 1.0, "ddof": 1, "eps": 1e-6}})
 PROMPTS = 10_000_000
 
 
-def batch(rows: int, group_size: int) -> dict[str, torch.Tensor | np.ndarray]:
-    """Binary rewards on the last token, responses of random length, groups in consecutive rows."""
+def batch(rows: int, group_size: int, device: torch.device) -> dict[str, torch.Tensor | np.ndarray]:
+    """Binary rewards on the last token, responses of random length, groups in consecutive rows, on ``device``."""
     generator = torch.Generator().manual_seed(rows)
     length = torch.randint(64, TOKENS + 1, (rows, 1), generator=generator)
     position = torch.arange(TOKENS)
     right = torch.randint(0, 2, (rows, 1), generator=generator).float()
     uids = [uuid.UUID(int=i + (1 << 64)).hex for i in range(rows // group_size)]
     return {
-        "token_level_rewards": right * (position == length - 1),
-        "response_mask": (position < length).long(),
+        "token_level_rewards": (right * (position == length - 1)).to(device),
+        "response_mask": (position < length).long().to(device),
         "index": np.repeat(np.array(uids, dtype=object), group_size),
     }
 
 
-def interleaved(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each function over ``rounds`` rounds that call all of them in turn, after one of warm-up."""
+def interleaved(functions: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, float]:
+    """Median seconds of each function over ``rounds`` rounds that call all of them in turn, after one of warm-up.
+
+    A function has ended when ``device`` has done what it was given.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for turn in range(rounds + 1):
         for name, function in functions.items():
             start = time.perf_counter()
             function()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
             if turn:
                 seconds[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def estimators(rows: int, group_size: int, rounds: int) -> dict[str, float]:
-    data = batch(rows, group_size)
+def estimators(rows: int, group_size: int, rounds: int, device: torch.device) -> dict[str, float]:
+    """Median seconds of each estimator on one batch whose tensors are on ``device``."""
+    data = batch(rows, group_size, device)
     rewards = data["token_level_rewards"].sum(dim=-1)
     return interleaved(
         {
@@ -74,6 +80,7 @@ def estimators(rows: int, group_size: int, rounds: int) -> dict[str, float]:
             ),
         },
         rounds,
+        device,
     )
 
 
@@ -120,7 +127,7 @@ def main(
         print(f"planner {name:26} {seconds:6.2f} s for {PROMPTS:,} prompts")
     print(f"planner peak memory of the process {result['planner_peak_gib']:.2f} GiB")
     for rows, group_size in BATCHES:
-        medians = estimators(rows, group_size, rounds)
+        medians = estimators(rows, group_size, rounds, torch.device("cpu"))
         result[f"{rows} rows"] = medians
         print(
             f"{rows:6} rows in groups of {group_size}: "

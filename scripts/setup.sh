@@ -7,7 +7,7 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=$(realpath --canonicalize-missing "${VENV:-$root/.venv}")
 
-has_gpu() { nvidia-smi --list-gpus 2>/dev/null | grep -q '^GPU '; }
+has_gpu() { nvidia-smi --list-gpus 2>/dev/null | grep '^GPU ' >/dev/null; }
 if [ -n "${EXTRAS:-}" ]; then extras=$EXTRAS; elif has_gpu; then extras=gpu,dev; else extras=cpu,dev; fi
 engine_of() { case ",$1," in *,gpu,*) echo gpu ;; *,cpu,*) echo cpu ;; *) echo none ;; esac; }
 engine=$(engine_of "$extras")
@@ -38,6 +38,7 @@ fi
 stamp="$extras $(cat "$root/pyproject.toml" "$root/scripts/cpu-overrides.txt" | cksum)"
 if [ "$(cat "$venv/.stamp" 2>/dev/null)" != "$stamp" ]; then
   echo "setup: installing EXTRAS=$extras into $venv (a minute, more where packages are not cached)" >&2
+  echo "$extras (incomplete)" >"$venv/.stamp"
   # Byte code now, as pip does: a run starts a dozen processes that import torch and verl, and where the environment
   # says PYTHONDONTWRITEBYTECODE every one of them would compile the sources again (two minutes per run on two cores).
   install() { (cd "$root" && VIRTUAL_ENV="$venv" "$venv/bin/uv" pip install --quiet --compile-bytecode "$@" -e ".[$extras]"); }

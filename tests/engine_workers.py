@@ -20,7 +20,7 @@ def gradients(module):
     whole = {}
     for name, parameter in module.named_parameters():
         gradient = parameter.grad
-        whole[name] = (gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient).clone()
+        whole[name] = (gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient).to("cpu", copy=True)
     return whole
 
 

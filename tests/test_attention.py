@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,18 +17,31 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from verl_gsd.config import attention as environment
-from verl_gsd.trainer.attention import Blocks, install, packed_attention, packed_mask
+from verl_gsd.trainer.attention import Blocks, NotKeptApartError, install, packed_attention, packed_mask
 
 HERE = Path(__file__).parent
 LENGTHS = (5, 1, 9, 2, 1)
 T = sum(LENGTHS)
 
 
+class StubOfAnEngine:
+    """verl's engine as far as the check goes: it runs a model on a micro-batch that is packed into one row."""
+
+    def __init__(self, model, **config):
+        self.model, self.model_config = model, SimpleNamespace(hf_config=model.config)
+
+    def forward_step(self, micro_batch, loss_function=None, forward_only=True):
+        rows = micro_batch["input_ids"].unbind()
+        positions = torch.cat([torch.arange(len(row)) for row in rows]).unsqueeze(0)
+        with torch.no_grad():
+            return self.model(input_ids=torch.cat(rows).unsqueeze(0), position_ids=positions, use_cache=False).logits[0]
+
+
 @pytest.fixture
 def installed():
     """transformers' attention ``sdpa`` replaced by ours, and put back."""
     before = (masks.ALL_MASK_ATTENTION_FUNCTIONS["sdpa"], ALL_ATTENTION_FUNCTIONS["sdpa"])
-    install()
+    install(SimpleNamespace(FSDPEngineWithLMHead=StubOfAnEngine))
     yield
     masks.ALL_MASK_ATTENTION_FUNCTIONS.register("sdpa", before[0])
     ALL_ATTENTION_FUNCTIONS.register("sdpa", before[1])
@@ -169,6 +183,29 @@ def test_models_keep_packed_sequences_apart(installed, name):
     torch.testing.assert_close(packed, torch.cat(apart), rtol=1e-10, atol=1e-12)
 
 
+def test_a_model_that_does_not_keep_packed_sequences_apart_is_rejected(installed):
+    """Falcon makes its mask without position ids: its packed sequences attended to each other without a message."""
+    from transformers import AutoModelForCausalLM, FalconConfig
+    from verl.utils import tensordict_utils as tu
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": 64}
+    models = {"falcon": FalconConfig(**sizes, alibi=False), "llama": MODELS["llama"]}
+    rows = [torch.randint(0, 64, (length,)) for length in (5, 3)]
+    one, several = (tu.list_of_dict_to_tensordict([{"input_ids": row} for row in of]) for of in (rows[:1], rows))
+    for name, config in models.items():
+        engine = StubOfAnEngine(AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval())
+        engine.forward_step(one)
+        if name == "falcon":
+            with pytest.raises(NotKeptApartError, match="use_remove_padding=false") as error:
+                engine.forward_step(several)
+            assert "falcon" in str(error.value)
+        else:
+            engine.forward_step(several)
+        tu.assign_non_tensor(several, use_remove_padding=False)
+        engine.forward_step(several)
+        tu.assign_non_tensor(several, use_remove_padding=True)
+
+
 def test_no_tensor_of_a_packed_update_grows_with_the_square_of_its_length(installed):
     from transformers import AutoModelForCausalLM
 
@@ -205,12 +242,25 @@ def test_verls_fsdp_engine_brings_ours():
     assert found.split()[1:] == ["transformers.integrations.sdpa_attention", "verl_gsd.trainer.attention"]
 
 
-def test_flash_attention_is_chosen_where_it_can_be_imported(tmp_path, monkeypatch):
-    def here():
+@pytest.fixture
+def forgetful():
+    """A function that forgets what is known of flash-attn, called at the end too."""
+    imported = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "flash_attn"}
+
+    def forget():
         environment.flash_attention_problem.cache_clear()
         for name in [name for name in sys.modules if name.partition(".")[0] == "flash_attn"]:
-            monkeypatch.delitem(sys.modules, name)
+            del sys.modules[name]
         importlib.invalidate_caches()
+
+    yield forget
+    forget()
+    sys.modules.update(imported)
+
+
+def test_flash_attention_is_chosen_where_it_can_be_imported(tmp_path, monkeypatch, forgetful):
+    def here():
+        forgetful()
         return environment.attention_here(), environment.flash_attention_problem()
 
     if importlib.util.find_spec("flash_attn") is None:
@@ -223,8 +273,6 @@ def test_flash_attention_is_chosen_where_it_can_be_imported(tmp_path, monkeypatc
     assert chosen == "sdpa" and "undefined symbol" in problem
     (package / "__init__.py").write_text("")
     assert here() == ("flash_attention_2", "")
-    monkeypatch.undo()
-    environment.flash_attention_problem.cache_clear()
 
 
 @pytest.mark.stack

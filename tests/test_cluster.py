@@ -1,4 +1,4 @@
-"""Jobs on a real Ray cluster of two nodes, on this machine, whose job server wants a token.
+"""Jobs and other runs on a real Ray cluster of two nodes, on this machine, whose job server wants a token.
 
 The nodes have one logical accelerator each, so that a run of two workers needs both. Nothing is replaced.
 """
@@ -19,10 +19,13 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+from omegaconf import OmegaConf
 from running import BINARIES, metrics, replayed_anchors, verl_gsd
 
 from verl_gsd.records import read_records
 from verl_gsd.rundir import RunDirectory
+from verl_gsd.trainer.cluster import joins
+from verl_gsd.trainer.config import ConfigError
 
 pytestmark = pytest.mark.stack
 
@@ -85,6 +88,9 @@ def cluster():
                 address=f"http://127.0.0.1:{dashboard}",
                 environment=environment | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}"},
                 token=environment["RAY_AUTH_TOKEN"],
+                gcs=f"127.0.0.1:{gcs}",
+                client=f"ray://127.0.0.1:{client_server}",
+                folder=first,
             )
         finally:
             family = [p for node in nodes for p in psutil.Process(node.pid).children(recursive=True)]
@@ -180,11 +186,12 @@ def read_until(process, start):
     return printed
 
 
+WAITS = "verl-gsd waits: another run trains on this cluster"
 TURN = """
 import os, threading, ray
-from verl_gsd.trainer.cluster import _take_turn
+from verl_gsd.trainer.cluster import take_lock
 ray.init(address="auto")
-turn = _take_turn()
+take_lock()
 print("TURN of", os.getpid())
 threading.Event().wait()
 """
@@ -202,7 +209,7 @@ def test_runs_take_turns_and_one_that_is_killed_or_stopped_gives_its_turn_back(c
     with subprocess.Popen(command, **options) as first:
         holding = read_until(first, "TURN of")
         with subprocess.Popen(command, **options) as second:
-            waiting = read_until(second, "verl-gsd waits: another run trains on this cluster")
+            waiting = read_until(second, WAITS)
             assert not turns(waiting)
             os.kill(*turns(holding), signal.SIGKILL)
             assert turns(read_until(second, "TURN of"))
@@ -219,6 +226,183 @@ LINE = (
     *("algo=hadw", "task=arithmetic", "hardware=cpu", "data.train_batch_size=4", "trainer.val_before_train=false"),
     *("trainer.nnodes=2", "trainer.n_gpus_per_node=1", "trainer.save_freq=2", "trainer.test_freq=-1"),
 )
+
+RESOLVING = """
+import json, os, sys
+import ray
+from omegaconf import OmegaConf
+from verl_gsd.trainer import cluster
+for address, temporary, environment in json.loads(sys.argv[1]):
+    os.environ["RAY_ADDRESS"] = environment
+    init = {"address": address, "_temp_dir": temporary}
+    joins = cluster.joins(OmegaConf.create({"ray_kwargs": {"ray_init": init}}))
+    ray.init(**init, include_dashboard=False, log_to_driver=False)
+    print("CASE", joins, len(ray.nodes()), flush=True)
+    ray.shutdown()
+"""
+
+
+def test_joining_is_decided_as_ray_decides_it(cluster):
+    """A cluster of the run's own has one node, this one has two."""
+    with tempfile.TemporaryDirectory(prefix="gsd_", dir="/tmp", ignore_cleanup_errors=True) as empty:
+        joined = [
+            (cluster.gcs, None, ""),  # an address
+            (None, None, cluster.gcs),  # RAY_ADDRESS
+            ("auto", None, cluster.gcs),
+            (None, cluster.folder, ""),  # what `ray start` left on this node
+            (None, None, cluster.client),  # Ray Client
+        ]
+        own = [("local", None, cluster.gcs), (None, empty, ""), (None, empty, "local")]
+        done = subprocess.run(
+            [sys.executable, "-c", RESOLVING, json.dumps(joined + own)],
+            env=cluster.environment,
+            capture_output=True,
+            text=True,
+        )
+    assert done.returncode == 0, done.stdout + done.stderr
+    cases = re.findall(r"^CASE (\w+) (\d+)$", done.stdout, re.MULTILINE)
+    assert cases == [("True", "2")] * len(joined) + [("False", "1")] * len(own)
+
+
+@pytest.mark.parametrize("variable", ["", "nonsense"])
+def test_an_address_that_ray_cannot_resolve_is_rejected_before_ray_starts(monkeypatch, variable):
+    monkeypatch.setenv("RAY_ADDRESS", variable)
+    address, key = (None, "RAY_ADDRESS=nonsense") if variable else ("nonsense", "ray_init.address=nonsense")
+    with pytest.raises(ConfigError, match=f"{key}.*HOST:PORT.*address=local"):
+        joins(OmegaConf.create({"ray_kwargs": {"ray_init": {"address": address}}}))
+
+
+#: A run that has verl's queue, in a process that answers whether the queue is still there.
+FIRST = """
+import sys
+import ray
+import verl
+import transfer_queue as tq
+from omegaconf import OmegaConf
+ray.init(log_to_driver=False)
+tq.init(OmegaConf.create({"backend": {"SimpleStorage": {"num_data_storage_units": 1}}}))
+queue = ray.get_actor("TransferQueueController", namespace="transfer_queue")
+print("QUEUE made", flush=True)
+for _ in sys.stdin:
+    try:
+        ray.get(queue.get_config.remote())
+        print("QUEUE there", flush=True)
+    except ray.exceptions.RayActorError:
+        print("QUEUE gone", flush=True)
+"""
+
+#: A second run without our patch of the queue.
+ATTACHING = """
+import ray
+import verl
+import transfer_queue as tq
+ray.init(log_to_driver=False)
+tq.init.__wrapped__({"controller": {"polling_mode": True}})
+tq.close()
+"""
+
+
+@pytest.fixture
+def unsubmitted(cluster):
+    """The environment of a run that joins the cluster without being a job."""
+    return cluster.environment | {"RAY_ADDRESS": cluster.gcs, "VERL_GSD_CPU": "1"}
+
+
+@pytest.fixture
+def first(unsubmitted):
+    """A run that has the queue; ``first.queue()`` asks it whether it still has."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", FIRST], env=unsubmitted, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+    def queue():
+        process.stdin.write("?\n")
+        process.stdin.flush()
+        return read_until(process, "QUEUE").splitlines()[-1]
+
+    assert "QUEUE made" in read_until(process, "QUEUE made")
+    yield SimpleNamespace(queue=queue, kill=process.kill)
+    process.kill()
+    process.wait()
+    process.stdin.close()
+    process.stdout.close()
+
+
+def test_patch_still_needed_because_a_second_run_ends_the_first_ones_queue(first, unsubmitted):
+    """If TransferQueue closes only what it made, cluster.lock_queue need only keep two runs off one queue."""
+    assert first.queue() == "QUEUE there"
+    subprocess.run([sys.executable, "-c", ATTACHING], env=unsubmitted, check=True, capture_output=True)
+    assert first.queue() == "QUEUE gone"
+
+
+#: A run whose driver has the lock, as under `verl-gsd train`, and whose task runner makes the queue.
+LOCKED = """
+import sys
+import ray
+from verl_gsd.trainer.cluster import take_lock
+ray.init(namespace=sys.argv[1] or None, log_to_driver=False)
+take_lock()
+
+@ray.remote
+class TaskRunner:
+    def run(self):
+        import verl
+        import transfer_queue as tq
+        tq.init({"backend": {"SimpleStorage": {"num_data_storage_units": 1}}})
+        tq.init({"backend": {"SimpleStorage": {"num_data_storage_units": 1}}})  # it has one now
+        tq.close()
+        return hasattr(tq.init, "__wrapped__")
+
+print("RAN", ray.get(TaskRunner.remote().run.remote()))
+"""
+
+
+@pytest.mark.parametrize("namespace", ["", "shared"])
+def test_a_runs_task_runner_does_not_wait_for_the_lock_of_its_own_driver(unsubmitted, namespace):
+    done = subprocess.run(
+        [sys.executable, "-c", LOCKED, namespace], env=unsubmitted, capture_output=True, text=True, timeout=900
+    )
+    assert "RAN True" in done.stdout and "verl-gsd waits" not in done.stdout, done.stdout + done.stderr
+
+
+#: As hardware=cpu, but on a cluster that is there.
+JOINING = (
+    *("ray_kwargs.ray_init.address=null", "ray_kwargs.ray_init.num_cpus=null", "ray_kwargs.ray_init.num_gpus=null"),
+    "data.train_batch_size=4",
+)
+
+
+def test_under_verls_own_command_a_second_run_waits_and_leaves_the_first_ones_queue(first, unsubmitted, tiny_task):
+    words = ("+algo=grpo", "+task=arithmetic", "+hardware=cpu", f"task.directory={tiny_task}", *JOINING)
+    command = [sys.executable, "-m", "verl.trainer.main_ppo", *words, "trainer.n_gpus_per_node=4"]  # there are two
+    with subprocess.Popen(
+        command, env=unsubmitted, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as second:
+        printed = ""
+        for line in second.stdout:  # of the task runner: Ray says before it whose line it is
+            printed += line
+            if WAITS in line:
+                break
+        assert WAITS in printed, printed
+        assert first.queue() == "QUEUE there"
+        first.kill()
+        printed += second.stdout.read()
+    assert "Total available GPUs" in printed, "it had its turn, and failed for another reason"
+
+
+def test_a_run_that_joins_without_being_a_job_takes_the_lock_and_forks_no_workers(first, unsubmitted, tmp_path):
+    words = ("train", *LINE, *JOINING, f"trainer.default_local_dir={tmp_path}/run")
+    with watching(*words, environment=unsubmitted) as second:
+        printed = read_until(second, WAITS)
+        assert WAITS in printed, printed
+        commands = [process.cmdline() for process in psutil.Process(second.pid).children(recursive=True)]
+        assert any("verl_gsd.trainer.job" in command for command in commands)
+        assert not any("verl_gsd.trainer.forkserver" in command for command in commands)
+        second.send_signal(signal.SIGINT)
+        second.stdout.read()
+    assert first.queue() == "QUEUE there"
+
+
 KILLED, MORE = 3, 3
 
 

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from gvpo_cases import log_probs
 from judge_server import build_judge, serving
 from running import TASK, metrics, remembered, replayed, train_through, verl_gsd
-from test_gvpo_engine import log_probs
 
 from verl_gsd.judge.cache import ScoreCache
 from verl_gsd.judge.openai_scorer import OpenAIScorer

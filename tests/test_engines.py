@@ -1,5 +1,6 @@
 """verl's engines under our hardware groups: what composes, what is rejected by name, and where FSDP2's settings go."""
 
+import json
 import os
 
 import pytest
@@ -10,9 +11,15 @@ from verl_gsd import config as groups
 from verl_gsd.audit import audit
 from verl_gsd.cli import train as command
 from verl_gsd.config.attention import attention_here
-from verl_gsd.trainer import engines, validation
+from verl_gsd.trainer import cluster, engines, gpus, validation
 from verl_gsd.trainer.config import ConfigError, Line, compose_config, parse_line, resolve
-from verl_gsd.trainer.layout import attention_reason, check_attention, check_flash_attention
+from verl_gsd.trainer.layout import (
+    CRITIC_ATTENTION,
+    attention_reason,
+    check_attention,
+    check_flash_attention,
+    check_model_attention,
+)
 from verl_gsd.trainer.own_section import own_problems
 
 GPU = [name for name in groups.choices("hardware") if name != "cpu"]
@@ -136,6 +143,75 @@ def test_flash_attention_that_cannot_be_imported_is_rejected_before_ray(compose_
     assert list(check_flash_attention(config, line)) == []
 
 
+@pytest.mark.skipif(attention_here() != "sdpa", reason="flash-attn can be imported here")
+def test_a_critic_trains_with_the_attention_of_its_machine_too(compose_fast):
+    config, line = compose_fast("recipe=gsd/qwen2.5_math_7b", "hardware=8xa100_80g", "algorithm.adv_estimator=gae")
+    assert OmegaConf.select(config, CRITIC_ATTENTION) == "sdpa" and list(check_flash_attention(config, line)) == []
+    with open_dict(config):
+        config.critic.model.override_config = {}
+    (problem,) = check_flash_attention(config, line)
+    assert problem.startswith(CRITIC_ATTENTION)
+
+
+def test_a_cluster_has_packages_of_its_own(compose_fast, monkeypatch):
+    """Flash-attn and Megatron are needed where the run trains, not on a login node that joins a cluster."""
+    config, line = compose_fast("recipe=gsd/qwen2.5_math_7b", "hardware=8xa100_80g", "model_engine=megatron")
+    config.ray_kwargs.ray_init.address = "local"
+    (problem,) = validation.check_packages(config, line)
+    assert "megatron.core" in problem
+    config.ray_kwargs.ray_init.address = "ray://head:10001"
+    assert list(validation.check_packages(config, line)) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "packed", "key"),
+    [
+        ({"model_type": "qwen2_5_vl"}, True, "use_remove_padding=false"),
+        ({"model_type": "qwen2_5_vl"}, False, None),
+        ({"model_type": "gemma2", "attn_logit_softcapping": 50.0}, False, "attn_implementation=eager"),
+        ({"model_type": "gpt_oss"}, True, "flash-attn"),
+        ({"model_type": "qwen2"}, True, None),
+        ([], True, None),
+    ],
+)
+def test_models_that_sdpa_does_not_compute_are_rejected(compose_fast, tmp_path, content, packed, key):
+    config, line = compose_fast("recipe=gsd/qwen2.5_math_7b", "hardware=8xa100_80g")
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    config.actor_rollout_ref.model.path = str(tmp_path)
+    config.actor_rollout_ref.model.use_remove_padding = packed
+    OmegaConf.update(config, ATTENTION, "sdpa", force_add=True)
+    problems = list(check_model_attention(config, line))
+    assert len(problems) == (key is not None) and all(key in problem for problem in problems)
+    OmegaConf.update(config, ATTENTION, "flash_attention_2")
+    assert list(check_model_attention(config, line)) == []
+
+
+def test_rollouts_of_their_own_count_among_the_gpus_that_a_run_needs(compose_fast):
+    config, _ = compose_fast("recipe=gsd/qwen2.5_math_7b", "hardware=8xa100_80g")
+    assert cluster.accelerators(config) == 8
+    config.actor_rollout_ref.rollout.nnodes = 1
+    assert cluster.accelerators(config) == 8, "verl reads that key in one mode alone"
+    config.trainer.v1.trainer_mode = "gsd_separate_async"
+    assert cluster.accelerators(config) == 16
+
+
+def test_a_cluster_of_the_runs_own_is_a_key_of_every_gpu_group():
+    assert composed("hardware=8xa100_80g").ray_kwargs.ray_init.address is None
+    word = "ray_kwargs.ray_init.address=local"
+    assert composed("hardware=8xa100_80g", word).ray_kwargs.ray_init.address == "local"
+
+
+def test_main_ppo_settles_what_is_read_off_its_machine():
+    """verl would resolve it in a process on any node of the cluster."""
+    from verl.utils import device
+
+    config = compose_config(parse_line(["algo=grpo", "task=arithmetic", "hardware=gpu"]))
+    assert "verl_gsd.gpus" in OmegaConf.to_yaml(config)
+    device.auto_set_device(config)
+    left = OmegaConf.to_yaml(config)
+    assert "verl_gsd.gpus:count" not in left and "verl_gsd.attention" not in left
+
+
 def test_a_gpu_run_under_the_cpu_switch_is_rejected(compose_fast, monkeypatch):
     config, line = compose_fast("recipe=gsd/qwen2.5_math_7b", "hardware=8xa100_80g")
     monkeypatch.setenv("VERL_GSD_CPU", "1")
@@ -190,8 +266,10 @@ def test_hardware_gpu_is_what_the_driver_reports(tmp_path, monkeypatch, shown, c
     (tmp_path / "nvidia-smi").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    gpus._visible_here.cache_clear()
     if shown is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
     config = resolve(compose_config(parse_line(["algo=grpo", "task=arithmetic", "hardware=gpu"])))
     assert (config.trainer.nnodes, config.trainer.n_gpus_per_node) == (1, count)
     assert config.hardware.gpu_memory_gib == gib
+    gpus._visible_here.cache_clear()

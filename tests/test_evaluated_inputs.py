@@ -1,5 +1,8 @@
 """Evaluating: benchmarks and checkpoints that are not whole are refused and named, before anything is generated."""
 
+import json
+from importlib.metadata import version
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -11,6 +14,7 @@ from verl_gsd.evaluation.answers import Verdicts, verify
 from verl_gsd.preparation.chats import Template
 from verl_gsd.trainer import evaluating, merging
 from verl_gsd.trainer.config import ConfigError
+from verl_gsd.trainer.state import check_state, save_state, torch_of
 
 MARKER = "latest_checkpointed_iteration.txt"
 ASKED = [{"role": "user", "content": "?"}]
@@ -103,6 +107,65 @@ def test_shards_that_are_damaged_leave_nothing(checkpoint, tmp_path):
     with pytest.raises(ConfigError, match=r"global_step_4: verl's merger failed: .+"):
         merging.merge(checkpoint, tmp_path / "merged")
     assert not list(tmp_path.glob("merged*"))
+
+
+def saved_by(checkpoint, torch):
+    """Our state beside the shards, as the trainer writes it, with the torch that it names."""
+    save_state(checkpoint, {}, {})
+    file = checkpoint / "gsd" / "state.json"
+    content = json.loads(file.read_text())
+    assert content["torch"] == version("torch")
+    named = {"torch": torch} if torch else {}
+    file.write_text(json.dumps({key: value for key, value in content.items() if key != "torch"} | named))
+    assert check_state(checkpoint, {}, ()) == ({}, {}), "with or without the key"
+
+
+@pytest.mark.parametrize("torch", ["2.1.0", "1.13.1+cu117", "99.0.0a1"])
+def test_a_checkpoint_of_another_torch_is_refused_by_name_before_it_is_read(checkpoint, tmp_path, torch):
+    """The shards here are damaged: whoever reads them complains about something else."""
+    saved_by(checkpoint, torch)
+    with pytest.raises(ConfigError) as error:
+        merging.merge(checkpoint, tmp_path / "merged")
+    for part in (
+        f"torch {torch} saved it",
+        f"has torch {version('torch')}",
+        "verl.model_merger",
+        "where it was trained",
+    ):
+        assert part in str(error.value)
+    assert "merger failed" not in str(error.value) and not list(tmp_path.glob("merged*"))
+
+
+def test_a_checkpoint_of_another_torch_that_is_merged_already_is_used(checkpoint, tmp_path):
+    saved_by(checkpoint, "2.1.0")
+    target = tmp_path / "merged"
+    target.mkdir()
+    (target / merging.MADE_OF).write_text(json.dumps(merging.shards(checkpoint)))
+    merging.merge(checkpoint, target)
+
+
+def test_a_checkpoint_of_this_minor_version_is_read(checkpoint, tmp_path):
+    saved_by(checkpoint, ".".join([*version("torch").split(".")[:2], "99+cu999"]))
+    with pytest.raises(ConfigError, match="merger failed") as error:
+        merging.merge(checkpoint, tmp_path / "merged")
+    assert "where it was trained" not in str(error.value)
+
+
+@pytest.mark.parametrize("has_state", [True, False])
+def test_a_checkpoint_that_names_no_torch_is_tried_and_the_likely_cause_is_named(checkpoint, tmp_path, has_state):
+    if has_state:
+        saved_by(checkpoint, None)
+    with pytest.raises(ConfigError) as error:
+        merging.merge(checkpoint, tmp_path / "merged")
+    for part in ("merger failed", f"this is torch {version('torch')}", "where it was trained"):
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"torch": 2.11}'])
+def test_a_state_that_is_damaged_names_no_torch(checkpoint, content):
+    (checkpoint / "gsd").mkdir()
+    (checkpoint / "gsd" / "state.json").write_text(content)
+    assert torch_of(checkpoint) is None
 
 
 @pytest.mark.parametrize(

@@ -133,9 +133,11 @@ def test_no_accelerator_and_no_hardware_cpu(compose_fast, tiny_task, monkeypatch
     import torch
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(validation.gpus, "query", lambda: None)  # a stub of a machine without nvidia-smi
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match=r"trainer\.device=cuda: no accelerator.*Add hardware=cpu"):
-        validation.validate(*compose_fast("algo=grpo", "task=arithmetic", f"task.directory={tiny_task}"))
+        here = "+ray_kwargs.ray_init.address=local"  # whatever cluster runs on this machine
+        validation.validate(*compose_fast("algo=grpo", "task=arithmetic", f"task.directory={tiny_task}", here))
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,11 @@ def advantages(
     """
     settings = dial_settings(gsd)
     rewards = float_rows(rewards, "rewards")
-    rows = Rows(rewards, group_stats(rewards.double(), index, mask), columns or {})
+    columns = {  # a trainer makes its columns on the CPU
+        name: column.to(rewards.device) if isinstance(column, torch.Tensor) else column
+        for name, column in (columns or {}).items()
+    }
+    rows = Rows(rewards, group_stats(rewards.double(), index, mask), columns)
     centred, stats = _centre(rows, gsd)
     result = dial.divide(centred, stats, **settings)
     for name, stage in stages(gsd, "weight").items():

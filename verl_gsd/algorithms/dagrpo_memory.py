@@ -73,7 +73,7 @@ class DagrpoMemory:
         blocks = list(pairs_by_size(rows.rewards, score, rows.stats))
         if settings.mask == "pairs":
             centred, stats = rectified(rows.rewards, score, rows.stats, **with_pair), rows.stats
-            alive = _rows_with(blocks, [pairs.kept(**with_pair) for pairs in blocks], len(score))
+            alive = _rows_with(blocks, [pairs.kept(**with_pair) for pairs in blocks], rows.rewards)
         else:
             keep = kept_rows(rows.rewards, score, rows.stats, by=settings.mask, **mask)
             keep = keep if failed is None else keep & ~failed
@@ -163,14 +163,14 @@ class DagrpoMemory:
         ]
         gaps = torch.cat(found) if found else score[:0]
         # numpy's, because torch's takes 2^24 numbers at most.
-        return float(np.quantile(gaps.numpy(), delta.quantile)) if len(gaps) else -math.inf
+        return float(np.quantile(gaps.cpu().numpy(), delta.quantile)) if len(gaps) else -math.inf
 
     def _count(self, rows: Rows, blocks: Sequence[Pairs], alive: torch.Tensor, mask: Mapping[str, Any]) -> None:
         """Of the policy's own responses and groups that have pairs of their own: with a demonstration every group of
         failures is mixed, and its pairs are never judged, which would hide what is masked."""
         own = ~rows.columns["demonstration"]
         self._counts.update(_pair_counts(blocks, own, mask))
-        paired = own & _rows_with(blocks, [_among(pairs, own) for pairs in blocks], len(own))
+        paired = own & _rows_with(blocks, [_among(pairs, own) for pairs in blocks], rows.rewards)
         mean = rows.stats.per_row(rows.stats.mean)
         for name, of_class in (("right", rows.rewards > mean), ("wrong", rows.rewards < mean)):
             self._counts[name] += int((paired & of_class).sum())
@@ -193,9 +193,9 @@ def _of_kept(rows: Rows, keep: torch.Tensor) -> tuple[torch.Tensor, GroupStats]:
     return centre(rows.rewards, stats), stats
 
 
-def _rows_with(blocks: Sequence[Pairs], chosen: Sequence[torch.Tensor], n_rows: int) -> torch.Tensor:
-    """(n_rows,) bool: rows in a pair of ``chosen``, (g, k, k) bool for each of ``blocks``."""
-    found = torch.zeros(n_rows, dtype=torch.bool)
+def _rows_with(blocks: Sequence[Pairs], chosen: Sequence[torch.Tensor], rewards: torch.Tensor) -> torch.Tensor:
+    """(N,) bool: rows in a pair of ``chosen``, (g, k, k) bool for each of ``blocks``; on the device of ``rewards``."""
+    found = torch.zeros(len(rewards), dtype=torch.bool, device=rewards.device)
     for pairs, of_block in zip(blocks, chosen, strict=True):
         found[pairs.row] = of_block.any(dim=-1)
     return found

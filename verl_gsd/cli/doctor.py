@@ -14,7 +14,7 @@ _COLOUR = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
 def doctor() -> None:
-    """Check versions, vLLM, accelerators, disk, memory, and the plugin here and in a Ray worker."""
+    """Check versions, vLLM, GPUs (driver, memory, NCCL, attention), disk, memory, and the plugin here and in Ray."""
     from verl_gsd.trainer.findings import findings
 
     table = Table(title="verl-gsd doctor", title_justify="left")
@@ -22,7 +22,7 @@ def doctor() -> None:
         table.add_column(column, overflow="fold")
     warnings.filterwarnings("ignore", module="verl")  # engines that are not installed: not this table's business
     faults = 0
-    with out.status("looking (starts Ray once, about half a minute)"):
+    with out.status("checking (imports vLLM and starts Ray once: a minute, on two cores)"):
         for finding in findings():
             faults += finding.state == "fail"
             state = f"[{_COLOUR[finding.state]}]{finding.state}[/]"

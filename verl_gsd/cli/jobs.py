@@ -121,6 +121,8 @@ def _watch_one(client: JobSubmissionClient, identifier: str, address: str | None
         message = f"error: the cluster does not answer: {error}\nThe job may still run. To look again, run: {again}"
         err.print(message, markup=False, soft_wrap=True)
         return "unknown"
+    except typer.Exit:  # what the cluster answered is printed; the other jobs are watched all the same
+        return "unknown"
     out.print(f"job {identifier}: [{_STATE_STYLE.get(state.value, 'bold')}]{state.value}[/]", soft_wrap=True)
     if state.value != "SUCCEEDED":
         with suppress(Exception):  # the state is known; why is a courtesy

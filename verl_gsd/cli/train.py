@@ -39,14 +39,14 @@ def train(
 
     try:
         line, config = _compose(words)
-        from verl_gsd.trainer.validation import accelerator_present, validate
+        from verl_gsd.trainer.validation import OF_THIS_ENVIRONMENT, validate
         from verl_gsd.trainer.validation_with_verl import validate_with_verl
 
-        validate(config, line, leave_out=[accelerator_present] if dry_run else ())
+        validate(config, line, leave_out=OF_THIS_ENVIRONMENT if dry_run else ())
         _require_steps_left(config, line)
         _say_what_it_does(config)
         if dry_run:
-            for problem in accelerator_present(config, line):
+            for problem in (problem for check in OF_THIS_ENVIRONMENT for problem in check(config, line)):
                 err.print(f"warning: {problem}", style="yellow", markup=False, highlight=False)
             with redirect_stdout(sys.stderr):  # verl prints as it validates; standard output is the config alone
                 validate_with_verl(config)
@@ -66,7 +66,9 @@ def _compose(words: list[str]) -> tuple[Line, DictConfig]:
 
     from verl_gsd.rundir import RunDirectory
     from verl_gsd.trainer import config as composing
+    from verl_gsd.trainer.config import ConfigError
     from verl_gsd.trainer.launch import require_unused
+    from verl_gsd.trainer.remote_paths import scheme_of
 
     line = composing.parse_line(words)
     if line.resume is not None:
@@ -81,6 +83,11 @@ def _compose(words: list[str]) -> tuple[Line, DictConfig]:
             config.trainer.default_local_dir = f"runs/{name}"
         elif line.resume is not None:
             config.trainer.default_local_dir = str(line.resume)
+        if scheme_of(str(config.trainer.default_local_dir)):
+            raise ConfigError(
+                f"trainer.default_local_dir={config.trainer.default_local_dir}: a run is written to a folder of this "
+                "machine. Set the key to a local folder, or to one on storage that is mounted here."
+            )
         place = Path(config.trainer.default_local_dir).expanduser().absolute()
         config.trainer.default_local_dir = str(place)
         if "trainer.project_name" not in line.keys:
@@ -121,10 +128,11 @@ def _resumed(line: Line) -> Line:
 def _say_what_it_does(config: DictConfig) -> None:
     """The audit and the estimate of memory, to standard error: standard output is the config under --dry-run."""
     from verl_gsd.audit import audit
+    from verl_gsd.trainer.layout import attention_reason
     from verl_gsd.trainer.planned_sizes import planned_sizes
     from verl_gsd.trainer.sizing import estimate
 
-    for text in (*audit(config).lines(), *planned_sizes(config), *estimate(config)):
+    for text in (*audit(config).lines(), *attention_reason(config), *planned_sizes(config), *estimate(config)):
         err.print(text, style="yellow" if text.startswith("warning") else None, markup=False, highlight=False)
 
 
@@ -204,11 +212,13 @@ def held_out_prompts(config: DictConfig) -> Counter[str]:
     import pyarrow.parquet as pq
     from omegaconf import ListConfig
 
+    from verl_gsd.trainer.remote_paths import scheme_of
+
     data = config.data
-    files = [
-        Path(file).expanduser()
-        for file in (data.val_files if isinstance(data.val_files, ListConfig) else [data.val_files])
-    ]
+    names = data.val_files if isinstance(data.val_files, ListConfig) else [data.val_files]
+    if any(scheme_of(name) for name in names):
+        return Counter()
+    files = [Path(name).expanduser() for name in names]
     # verl leaves rows out by their length in tokens or by number, or reads files of another kind.
     if data.filter_overlong_prompts or (data.val_max_samples or -1) > 0 or any(f.suffix != ".parquet" for f in files):
         return Counter()

@@ -17,6 +17,9 @@ from typing import Any, Literal
 from verl_gsd.preparation.sources import Source
 from verl_gsd.sheets import SUFFIXES, stream_rows
 
+#: Bytes of a file that are hashed at a time.
+_BLOCK = 1 << 20
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -154,8 +157,11 @@ def _require_columns(source: Source, place: str, names: list[str]) -> None:
 def sha256(path: Path) -> str:
     """Of a file, or of the names and contents of a folder's files, hidden ones aside."""
     if path.is_file():
+        digest = hashlib.sha256()
         with path.open("rb") as content:
-            return hashlib.file_digest(content, "sha256").hexdigest()
+            while block := content.read(_BLOCK):  # hashlib.file_digest came with Python 3.11
+                digest.update(block)
+        return digest.hexdigest()
     whole = hashlib.sha256()
     for file in sorted(path.rglob("*")):
         inner = file.relative_to(path)

@@ -7,11 +7,13 @@ on each block, so here the row is split into its sequences and each gets ``scale
 mask. Memory then grows with T, and time with the sum of squares of the sequences' lengths.
 
 ``install`` puts this in place of transformers' ``sdpa`` in processes that load verl's FSDP engine. Rows that are not
-packed, and masks that do not divide into blocks, go through transformers' own functions.
+packed, and masks that do not divide into blocks, go through transformers' own functions. A model that asks transformers
+for no mask of the packed row would let its sequences attend to each other without a message: the engine then raises.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -21,9 +23,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from verl_gsd.config.attention import SDPA, attention_here, flash_attention_problem
-
-__all__ = ["Blocks", "attention_here", "flash_attention_problem", "install"]
+from verl_gsd.config.attention import SDPA
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,49 @@ class Blocks:
     masks: list[torch.Tensor | None]
 
 
-def install() -> None:
-    """Replace transformers' attention ``sdpa`` and its mask in this process."""
+class NotKeptApartError(RuntimeError):
+    """A model computes attention over a packed row without a mask that keeps its sequences apart."""
+
+
+def install(engine_module: Any) -> None:
+    """Replace transformers' attention ``sdpa`` and its mask in this process, and have verl's engine check its models.
+
+    Args:
+        engine_module: ``verl.workers.engine.fsdp.transformer_impl``.
+    """
     ALL_MASK_ATTENTION_FUNCTIONS.register(SDPA, packed_mask)
     ALL_ATTENTION_FUNCTIONS.register(SDPA, packed_attention)
+    engine = engine_module.FSDPEngineWithLMHead
+    engine.forward_step = checked(engine.forward_step)
+
+
+#: How many masks of packed rows this process has made as ``Blocks``.
+_made = 0
+
+
+def checked(forward_step: Callable) -> Callable:
+    """verl's ``forward_step`` of one micro-batch, which raises ``NotKeptApartError`` where no ``Blocks`` were made.
+
+    Only for packed micro-batches of several rows under SDPA.
+    """
+    from verl.utils import tensordict_utils as tu
+
+    @functools.wraps(forward_step)
+    def step(self: Any, micro_batch: Any, *args: Any, **kwargs: Any) -> Any:
+        before = _made
+        result = forward_step(self, micro_batch, *args, **kwargs)
+        is_packed = tu.get_non_tensor_data(data=micro_batch, key="use_remove_padding", default=True)
+        attention = getattr(self.model_config.hf_config, "_attn_implementation", None)
+        if is_packed and attention == SDPA and len(micro_batch) > 1 and _made == before:
+            raise NotKeptApartError(
+                f"actor_rollout_ref.model.use_remove_padding=true with attn_implementation={SDPA}: this model "
+                f"({self.model_config.hf_config.model_type}) makes no mask for packed rows, so that their sequences "
+                "would attend to each other. Set actor_rollout_ref.model.use_remove_padding=false, or install "
+                "flash-attn on the machines that train."
+            )
+        return result
+
+    return step
 
 
 def packed_mask(
@@ -75,6 +114,8 @@ def packed_mask(
             device=device,
             **further,
         )
+    global _made
+    _made += 1
     if _is_causal(mask_function, lengths, q_offset, device):
         return Blocks(lengths, [None] * len(lengths))
     masks, start = [], q_offset
@@ -129,7 +170,8 @@ def _block_lengths(mask_function: Callable, length: int, offset: int, device: to
 def _is_causal(mask_function: Callable, lengths: list[int], offset: int, device: torch.device | str) -> bool:
     """Whether every token sees its block's first token, itself and not its successor.
 
-    All mask functions of transformers show an interval of earlier tokens: one that has both ends has what is between.
+    Causal masks of transformers show an interval of earlier tokens: one that has both ends has what is between. An
+    overlay that looks ahead, such as an image's, also shows a token its successor.
     """
     sizes = torch.tensor(lengths, device=device)
     query = torch.arange(sum(lengths), device=device) + offset

@@ -76,8 +76,23 @@ def _is_importable(name: str) -> bool:
         return False
 
 
+#: What a hardware group reads off the machine that starts the run. verl resolves it in a process on any node.
+_OF_THE_MACHINE = (
+    "hardware.gpus_per_node",
+    "hardware.gpu_memory_gib",
+    "actor_rollout_ref.model.override_config.attn_implementation",
+    "critic.model.override_config.attn_implementation",
+)
+
+
+def _settle(config: DictConfig) -> None:
+    for key in _OF_THE_MACHINE:
+        if (value := OmegaConf.select(config, key)) is not None:
+            OmegaConf.update(config, key, value)
+
+
 def patch_main(device: Any) -> None:
-    """Make verl's own ``main_ppo`` drop other engines' sections too.
+    """Make verl's own ``main_ppo`` drop other engines' sections too, and settle what is read off its machine.
 
     ``auto_set_device`` is the first function that it calls with the composed config.
     """
@@ -87,6 +102,7 @@ def patch_main(device: Any) -> None:
         config = args[0] if args else kwargs["config"]
         if isinstance(config, DictConfig) and "actor_rollout_ref" in config:
             drop_other_engines(config)
+            _settle(config)
         return wrapped(*args, **kwargs)
 
     device.auto_set_device = dropping(device.auto_set_device)

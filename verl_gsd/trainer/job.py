@@ -34,22 +34,31 @@ def main(config_file: str, launcher: int) -> None:
     OmegaConf.set_struct(config, True)  # as Hydra hands it to main_ppo
     if cluster.is_job():
         cluster.join(config)
-    with _workers(config):
+    with _refusals():
+        joins = cluster.joins(config)
+    with _workers(config, joins):
         from verl.utils.device import auto_set_device
 
         from verl_gsd.trainer.validation_with_verl import validate_with_verl
 
         auto_set_device(config)  # as main_ppo does
 
-        try:
+        with _refusals():
             validate_with_verl(config)
-        except ConfigError as error:
-            print(f"{REFUSAL}\n{error}", flush=True)
-            sys.exit(REFUSED)
 
         from verl.trainer.main_ppo import TaskRunnerV1, run_ppo
 
-        run_ppo(config, cluster.InTurn(TaskRunnerV1, config) if cluster.is_job() else TaskRunnerV1)
+        run_ppo(config, cluster.ClusterLock(TaskRunnerV1, config) if joins else TaskRunnerV1)
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Print the reason of a ConfigError and exit: the launcher reads the reason from the log."""
+    try:
+        yield
+    except ConfigError as error:
+        print(f"{REFUSAL}\n{error}", flush=True)
+        sys.exit(REFUSED)
 
 
 def end_with(launcher: int) -> None:
@@ -61,11 +70,14 @@ def end_with(launcher: int) -> None:
 
 
 @contextmanager
-def _workers(config: DictConfig) -> Iterator[None]:
-    """On a CPU Ray's workers are forks; elsewhere, where the user names an interpreter, or on a cluster, whose other
-    nodes cannot reach this process, Ray starts them as ever."""
+def _workers(config: DictConfig, joins: bool) -> Iterator[None]:
+    """Let Ray fork its workers from this process's fork server on a CPU.
+
+    Ray starts them in its own way if there are GPUs, if the user names an interpreter, or if the run ``joins`` a
+    cluster: the cluster's other nodes cannot reach the fork server, and its workers would end with this run.
+    """
     runtime_env = config.ray_kwargs.ray_init.runtime_env
-    if os.environ.get("VERL_GSD_CPU") != "1" or runtime_env.py_executable is not None or cluster.is_job():
+    if os.environ.get("VERL_GSD_CPU") != "1" or runtime_env.py_executable is not None or joins:
         yield
         return
     environment = OmegaConf.to_container(runtime_env).get("env_vars") or {}

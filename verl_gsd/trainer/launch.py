@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from verl_gsd.rundir import MetricsReader, RunDirectory
-from verl_gsd.trainer import cluster, forkserver, job
+from verl_gsd.trainer import cluster, forkserver, job, weight_sockets
 from verl_gsd.trainer.config import ConfigError, write_yaml
 
 MARK = "VERL_GSD_RUN_MARK"
@@ -208,6 +208,7 @@ def _nothing_left_behind(mark: str) -> Iterator[None]:
     finally:
         with _handled(signal.SIG_IGN, *_ENDING):  # an impatient Ctrl-C must not leave half of it running
             end_marked(mark)
+            weight_sockets.remove_unused()
 
 
 @contextmanager

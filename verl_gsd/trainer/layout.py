@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -12,6 +15,7 @@ from verl_gsd.trainer.config import OUR_MODES, Line
 
 #: Which attention the policy computes with. flash-attn's where the key is missing.
 ATTENTION = "actor_rollout_ref.model.override_config.attn_implementation"
+CRITIC_ATTENTION = "critic.model.override_config.attn_implementation"
 
 
 def sequence_parallel(actor: DictConfig) -> int:
@@ -48,10 +52,49 @@ def check_attention(config: DictConfig, line: Line) -> Iterator[str]:
 
 def check_flash_attention(config: DictConfig, line: Line) -> Iterator[str]:
     """A run with flash-attn on a machine that cannot import it: verl fails when it loads the model."""
-    is_fsdp = config.actor_rollout_ref.actor.strategy in ("fsdp", "fsdp2")
-    if is_fsdp and attention_of(config) == FLASH and (problem := flash_attention_problem()):
-        chosen = "" if OmegaConf.select(config, ATTENTION) else " (verl's default)"
-        yield f"{ATTENTION}={FLASH}{chosen}: {problem}. Set +{ATTENTION}=sdpa, or install flash-attn."
+    keys = [(ATTENTION, config.actor_rollout_ref.actor.strategy)]
+    if config.critic.enable or (config.critic.enable is None and config.algorithm.adv_estimator == "gae"):
+        keys.append((CRITIC_ATTENTION, config.critic.strategy))
+    for key, strategy in keys:
+        named = OmegaConf.select(config, key)
+        if strategy in ("fsdp", "fsdp2") and (named or FLASH) == FLASH and (problem := flash_attention_problem()):
+            chosen = "" if named else " (verl's default)"
+            yield f"{key}={FLASH}{chosen}: {problem}. Set ++{key}=sdpa, or install flash-attn."
+
+
+#: Model types whose attention verl replaces by flash-attn's where rows are packed.
+_FLASH_ONLY = ("qwen2_vl", "qwen2_5_vl", "glm4v", "kimi_vl")
+
+
+def check_model_attention(config: DictConfig, line: Line) -> Iterator[str]:
+    """Models in folders of this machine that SDPA does not compute as they are defined."""
+    actor, model = config.actor_rollout_ref.actor, config.actor_rollout_ref.model
+    if actor.strategy not in ("fsdp", "fsdp2") or attention_of(config) != SDPA:
+        return
+    content = model_config(str(model.path))
+    kind = content.get("model_type")
+    if model.use_remove_padding and kind in _FLASH_ONLY:
+        yield (
+            f"actor_rollout_ref.model.path={model.path}: verl computes the attention of {kind} over packed rows with "
+            f"flash-attn alone, and the run uses {SDPA}. Set actor_rollout_ref.model.use_remove_padding=false, or "
+            "install flash-attn on the machines that train."
+        )
+    if content.get("attn_logit_softcapping"):
+        yield (
+            f"actor_rollout_ref.model.path={model.path}: {kind} caps its attention logits, and {SDPA} leaves the cap "
+            f"out. Set {ATTENTION}=eager and actor_rollout_ref.model.use_remove_padding=false, or install flash-attn."
+        )
+    if kind == "gpt_oss":
+        yield f"actor_rollout_ref.model.path={model.path}: {kind} does not support {SDPA}. Install flash-attn."
+
+
+def model_config(path: str) -> dict[str, Any]:
+    """The content of a model's ``config.json`` in a folder of this machine; empty where there is none to read."""
+    try:
+        content = json.loads((Path(path).expanduser() / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def workers_of(config: DictConfig) -> int:

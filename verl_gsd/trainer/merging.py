@@ -14,10 +14,12 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 
 from verl_gsd.rundir import RunDirectory
 from verl_gsd.trainer.config import ConfigError
+from verl_gsd.trainer.state import torch_of
 
 _STEP = re.compile(r"global_step_(\d+)")
 #: In a merged model's folder: which shards it was made of.
@@ -73,14 +75,21 @@ def merge(checkpoint: Path, target: Path) -> None:
     """Make the model of RUN/global_step_N in ``target``, whole or not at all; one made of the same shards is kept.
 
     Raises:
-        ConfigError: as ``shards``, or verl's merger fails; the message has its last line.
+        ConfigError: as ``shards``; another minor version of torch saved the shards; or verl's merger fails, and the
+            message has its last line.
         OSError: there is no room, or no right to write.
     """
     made_of = shards(checkpoint)
+    saved_by, here = torch_of(checkpoint), version("torch")
     marker = target / MADE_OF
     with suppress(OSError, ValueError):  # none, or a damaged one: it is merged anew
         if json.loads(marker.read_text(encoding="utf-8")) == made_of:
             return
+    if saved_by is not None and _minor(saved_by) != _minor(here):
+        raise ConfigError(
+            f"--checkpoint {checkpoint}: torch {saved_by} saved it, and this environment has torch {here}. Only the "
+            f"same minor version reads its shards. {_elsewhere(checkpoint)}, or install torch {_minor(saved_by)} here"
+        )
     building = target.with_name(target.name + ".tmp")
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
@@ -98,9 +107,27 @@ def merge(checkpoint: Path, target: Path) -> None:
         )
         if done.returncode != 0 or not list(building.glob("*.safetensors")):
             last = next((line for line in reversed(done.stdout.splitlines()) if line.strip()), "it printed nothing")
-            raise ConfigError(f"--checkpoint {checkpoint}: verl's merger failed: {last[:500]}")
+            cause = "" if saved_by else _likely_cause(checkpoint, here)
+            raise ConfigError(f"--checkpoint {checkpoint}: verl's merger failed: {last[:500]}{cause}")
         (building / MADE_OF).write_text(json.dumps(made_of), encoding="utf-8")
         shutil.rmtree(target, ignore_errors=True)
         building.rename(target)
     finally:
         shutil.rmtree(building, ignore_errors=True)
+
+
+def _minor(torch: str) -> str:
+    return ".".join(torch.split(".")[:2])
+
+
+def _elsewhere(checkpoint: Path) -> str:
+    command = f"python -m verl.model_merger merge --backend fsdp --local_dir {checkpoint / 'actor'} --target_dir MODEL"
+    return f"Run `{command}` where it was trained and use --checkpoint MODEL"
+
+
+def _likely_cause(checkpoint: Path, here: str) -> str:
+    """For a checkpoint that does not name its torch: saved by verl's own trainer or by an early verl-gsd."""
+    return (
+        f". The checkpoint does not name the torch that saved it, and this is torch {here}, which reads shards of "
+        f"torch {_minor(here)} alone. {_elsewhere(checkpoint)}"
+    )

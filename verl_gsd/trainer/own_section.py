@@ -13,6 +13,7 @@ from verl_gsd.trainer.budget_section import budget_wrong
 from verl_gsd.trainer.config import OUR_MODES, ConfigError, Line
 from verl_gsd.trainer.dagrpo_section import dagrpo_wrong
 from verl_gsd.trainer.dataset import fingerprints
+from verl_gsd.trainer.engines import check_engine
 from verl_gsd.trainer.gvpo_section import gvpo_wrong
 from verl_gsd.trainer.sampler_section import sampler_wrong
 from verl_gsd.trainer.state import check_state
@@ -54,6 +55,25 @@ def _groups_have_rewards(config: DictConfig, line: Line) -> Iterator[str]:
             "model scores after groups were chosen, so that nothing is known of a group when it is whole. Write "
             "reward.reward_model.enable_resource_pool=true."
         )
+
+
+def check_accuracies_known(config: DictConfig, line: Line) -> Iterator[str]:
+    """Report settings that read ``acc`` where a reward model alone gives the rewards: it returns a score and no acc."""
+    if not config.reward.reward_model.enable or config.reward.custom_reward_function.path is not None:
+        return
+    alone = "a reward model without reward.custom_reward_function.path returns a score and no acc"
+    metric = OmegaConf.select(config, "algorithm.filter_groups.metric")
+    if OmegaConf.select(config, "algorithm.filter_groups.enable") and metric != "reward":
+        yield (
+            f"algorithm.filter_groups.metric={metric}: {alone}. Set algorithm.filter_groups.metric=reward, or "
+            "algorithm.filter_groups.enable=false."
+        )
+    for section in ("hadw", "dagrpo.demonstrations", "budget", "sampler"):
+        if OmegaConf.select(config, f"algorithm.gsd.{section}") is not None:
+            yield (
+                f"algorithm.gsd.{section} reads acc, the verifier's verdict, and {alone}. Set "
+                f"reward.custom_reward_function.path to a function that returns both, or algorithm.gsd.{section}=null."
+            )
 
 
 def memory_settings(config: DictConfig) -> dict[str, object]:
@@ -106,6 +126,7 @@ CHECKS = (
     _poll_interval_positive,
     _state_named,
     _groups_have_rewards,
+    check_accuracies_known,
     _rollouts_are_generated,
     gvpo_wrong,
     dagrpo_wrong,
@@ -118,6 +139,8 @@ CHECKS = (
 def own_problems(config: DictConfig) -> list[str]:
     """All that is wrong with our own part, for a trainer that verl's own command started."""
     line = Line({}, ())
+    if problems := list(check_engine(config, line)):
+        return problems
     return [
         *own_keys_unknown(config),
         *stages_wrong(config),

@@ -12,14 +12,23 @@ import importlib
 
 import wrapt
 
-from verl_gsd import config
-from verl_gsd.trainer import cpu
+from verl_gsd.trainer import cpu, engines, reward_model_patch, weight_sockets
+from verl_gsd.trainer.config import store_groups
 
 if cpu.requested():
     cpu.activate()
 
-config.store_groups()
+store_groups()
+weight_sockets.install()
 
 wrapt.when_imported("verl.trainer.ppo.core_algos")(lambda _: importlib.import_module("verl_gsd.trainer.advantage"))
 wrapt.when_imported("verl.trainer.ppo.core_algos")(lambda _: importlib.import_module("verl_gsd.trainer.losses"))
 wrapt.when_imported("verl.trainer.ppo.v1.trainer_sync")(lambda _: importlib.import_module("verl_gsd.trainer.trainer"))
+wrapt.when_imported("verl.experimental.reward_loop.reward_loop")(reward_model_patch.add_extra_info)
+wrapt.when_imported("verl.workers.engine.fsdp.transformer_impl")(
+    lambda engine: importlib.import_module("verl_gsd.trainer.attention").install(engine)
+)
+wrapt.when_imported("verl.utils.device")(engines.patch_main)
+wrapt.when_imported("transfer_queue")(
+    lambda queue: importlib.import_module("verl_gsd.trainer.cluster").lock_queue(queue)
+)

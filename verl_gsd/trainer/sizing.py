@@ -6,10 +6,8 @@ What vLLM's share must hold, and what lies beside it, are counts of bytes that h
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -18,7 +16,7 @@ from verl_gsd.planning.memory import SHAPES, Shape, kv_cache_gib, padded_mask_gi
 from verl_gsd.sections import is_finite
 from verl_gsd.trainer.cluster import accelerators
 from verl_gsd.trainer.config import Line
-from verl_gsd.trainer.layout import attention_of, sequence_parallel
+from verl_gsd.trainer.layout import attention_of, model_config, sequence_parallel
 
 #: Shares of a GPU's memory above which an estimate is warned of, and refused.
 TIGHT, TOO_MUCH = 0.9, 1.1
@@ -103,7 +101,7 @@ def estimate(config: DictConfig) -> Iterator[str]:
         yield (
             f"warning: {_ACTOR}.fsdp_config.offload_policy=true: the CPU makes the optimizer's step, about "
             f"{seconds:.0f} s per update with {_threads(config)} threads per worker. Set "
-            "+ray_kwargs.ray_init.runtime_env.env_vars.OMP_NUM_THREADS to the cores that a worker can use."
+            "++ray_kwargs.ray_init.runtime_env.env_vars.OMP_NUM_THREADS to the cores that a worker can use."
         )
     if TIGHT * memory < share + _resident(config, shape) <= memory:
         yield f"warning: generation leaves little beside it. Write a smaller {_ROLLOUT}.gpu_memory_utilization."
@@ -118,14 +116,9 @@ def estimate(config: DictConfig) -> Iterator[str]:
 def shape_of(config: DictConfig) -> Shape | None:
     """Of the policy: from its folder, or if it is a recipe's; None where it is not known here."""
     path = str(config.actor_rollout_ref.model.path)
-    file = Path(path).expanduser() / "config.json"
-    if not file.is_file():
+    if not (Path(path).expanduser() / "config.json").is_file():
         return SHAPES.get(path)
-    try:
-        found: Any = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return Shape.of(found) if isinstance(found, dict) else None
+    return Shape.of(model_config(path))
 
 
 def _gpus_missing(config: DictConfig) -> Iterator[str]:

@@ -37,6 +37,7 @@ from verl_gsd.trainer.dataset import UNKNOWN_SOURCE, indices_are_unique, prompt_
 from verl_gsd.trainer.gvpo_trainer import GVPOSteps
 from verl_gsd.trainer.history import History, history_size
 from verl_gsd.trainer.keys import DEMONSTRATED_BY, PARTITION, is_own, session_of, uid_of
+from verl_gsd.trainer.layout import attention_reason
 from verl_gsd.trainer.metrics import group_metrics, own_names, with_prediction
 from verl_gsd.trainer.own_section import checkpoint_to_resume, memory_settings, own_problems
 from verl_gsd.trainer.parts import Part
@@ -44,7 +45,7 @@ from verl_gsd.trainer.pictures import Pictures, table_is_due
 from verl_gsd.trainer.planned_sizes import planned_sizes
 from verl_gsd.trainer.sampler import DisagreementSampler, forget_anothers_place, loader_of
 from verl_gsd.trainer.sampler_section import sampler_of
-from verl_gsd.trainer.state import Memory, forget_rotated, restore_state, save_state
+from verl_gsd.trainer.state import Memory, remove_rotated_states, restore_state, save_state
 from verl_gsd.trainer.worker import actor_worker
 
 logger = logging.getLogger(__name__)
@@ -78,6 +79,7 @@ class GroupTrainer(GVPOSteps, PPOTrainer):
         self._alpha = found.operation.alpha if found.operation else None
         for warning in (*found.warnings, *planned_sizes(config)):
             logger.warning(warning.removeprefix("warning: "))
+        print(f"verl-gsd: attention: {found.attention or 'the engine decides'}", *attention_reason(config), sep="\n")
         self._prompt_of: dict[str, PromptKey] = {}  # by uid, of every group that has not left the buffer
         self._left: list[tuple[Group, records.Fate]] = []  # in the step at hand
         self._training: dict[str, Group] = {}  # by uid, the groups of the batch at hand
@@ -95,6 +97,7 @@ class GroupTrainer(GVPOSteps, PPOTrainer):
         ]
         self._stages = {name: chain.build_memory(name, gsd) for name in chain.needing_groups(gsd)}
         self.memories: dict[str, Memory] = {"prompts": self.prompts, **self._stages}
+        self._saved_steps: list[int] = []  # of this process
         with open_dict(config):
             # verl compares this string with "sync" in several places and reads the mode's options under its name.
             config.trainer.v1.trainer_mode = self.verl_mode
@@ -289,8 +292,10 @@ class GroupTrainer(GVPOSteps, PPOTrainer):
     def _save_checkpoint(self):
         save_state(self._run.checkpoint(self.global_steps), self.memories, self._settings)
         super()._save_checkpoint()  # announces the checkpoint at its end
-        if self.config.trainer.max_actor_ckpt_to_keep:
-            forget_rotated(self._run.path)
+        self._saved_steps.append(self.global_steps)
+        trainer = self.config.trainer
+        keep = 1 if trainer.get("remove_previous_ckpt_in_save") else trainer.max_actor_ckpt_to_keep
+        remove_rotated_states(self._run, self._saved_steps, keep)
 
     def _load_checkpoint(self):
         checkpoint = checkpoint_to_resume(self.config)

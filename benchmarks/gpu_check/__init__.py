@@ -1,0 +1,1 @@
+"""The parts of ``scripts/gpu_check.sh``: each is a module with ``check(report)``. ``__main__`` runs one."""

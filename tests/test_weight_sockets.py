@@ -1,0 +1,365 @@
+"""Each run's weights travel through a folder of its own, which no other user can enter and which does not stay."""
+
+import multiprocessing
+import os
+import re
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from verl_gsd.trainer import weight_sockets
+
+HANDLE = "ipc:///tmp/rl-colocate-zmq-01000000-replica-0-rank-0.sock"
+#: Seconds until a process that waits for weights counts as hung.
+HUNG = 900
+NOBODY = 65534
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+
+
+@pytest.fixture
+def prefix(monkeypatch):
+    """Where folders begin, short and with /tmp's mode, so that no run on this machine is touched."""
+    with tempfile.TemporaryDirectory(prefix="gsd_", dir="/tmp") as folder:
+        Path(folder).chmod(0o1777)
+        monkeypatch.setattr(weight_sockets, "_PREFIX", f"{folder}/weights_")
+        yield f"{folder}/weights_"
+        weight_sockets._hold.cache_clear()
+
+
+def folders(prefix):
+    return sorted(path.name for path in Path(prefix).parent.iterdir())
+
+
+HOLDER = """
+import sys
+from verl_gsd.trainer import weight_sockets
+weight_sockets._PREFIX = sys.argv[1]
+print(weight_sockets.private_handle(sys.argv[2], sys.argv[3]), flush=True)
+sys.stdin.read()
+"""
+
+
+def holder(prefix, node):
+    """(process of a run, the socket's path): the process holds the folder until it is killed."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, prefix, HANDLE, node], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    return process, process.stdout.readline().strip()
+
+
+def end(process):
+    process.kill()
+    process.wait()
+    process.stdin.close()
+    process.stdout.close()
+
+
+def test_the_folder_is_for_this_user_alone_and_verls_name_stays(prefix):
+    handle = weight_sockets.private_handle(HANDLE, "ab" * 28)
+    path = Path(handle.removeprefix("ipc://"))
+    assert path.name == Path(HANDLE).name and path.parent == Path(f"{prefix}{'ab' * 8}")
+    status = path.parent.lstat()
+    assert stat.S_IMODE(status.st_mode) == 0o700 and status.st_uid == os.geteuid()
+
+
+def test_a_socket_of_any_replica_can_be_bound():
+    """Linux allows 107 characters."""
+    path = f"{weight_sockets._PREFIX}{'ab' * 8}/rl-colocate-zmq-ffffffff-replica-9999-rank-99.sock"
+    with socket.socket(socket.AF_UNIX) as bound, pytest.raises(FileNotFoundError):  # not "AF_UNIX path too long"
+        bound.bind(path)
+
+
+def loose(folder):
+    folder.mkdir()
+    folder.chmod(0o750)
+
+
+def symbolic_link(folder):
+    target = folder.with_name("target")
+    target.mkdir(mode=0o700)
+    folder.symlink_to(target)
+
+
+def dangling_link(folder):
+    folder.symlink_to(folder.with_name("nowhere"))
+
+
+def of_another_user(folder):
+    folder.mkdir(mode=0o700)
+    os.chown(folder, NOBODY, NOBODY)
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (loose, "mode is 0750"),
+        (symbolic_link, "directory"),
+        (dangling_link, "directory"),
+        (Path.touch, "directory"),
+        pytest.param(of_another_user, f"user id {NOBODY}", marks=as_root),
+    ],
+)
+def test_a_folder_that_is_not_private_is_rejected_and_left_alone(prefix, make, reason):
+    folder = Path(f"{prefix}{'ab' * 8}")
+    make(folder)
+    before = folders(prefix)
+    with pytest.raises(weight_sockets.UnsafeFolderError, match=f"(?s){folder}.*{reason}.*Remove the folder"):
+        weight_sockets.private_handle(HANDLE, "ab" * 28)
+    assert folders(prefix) == before
+
+
+@pytest.mark.parametrize("make", [symbolic_link, Path.touch, pytest.param(of_another_user, marks=as_root)])
+def test_cleaning_removes_only_this_users_own_folders(prefix, make):
+    make(Path(f"{prefix}ab"))
+    before = folders(prefix)
+    weight_sockets.remove_unused()
+    assert folders(prefix) == before
+
+
+@as_root
+def test_another_user_can_neither_bind_nor_connect_there(prefix):
+    """verl's receiver unpickles what the other end sends."""
+    path = weight_sockets.private_handle(HANDLE, "ab" * 28).removeprefix("ipc://")
+    for command in (f"echo > {path}", f"cat {path}", f"mv {Path(path).parent} {prefix}other"):
+        done = subprocess.run(["sh", "-c", command], user=NOBODY, group=NOBODY, extra_groups=[], capture_output=True)
+        assert done.returncode != 0, command
+    assert folders(prefix) == [Path(path).parent.name] and not Path(path).exists()
+
+
+def test_sender_and_receiver_make_the_folder_whichever_comes_first_while_others_clean_up(prefix):
+    holders = [
+        subprocess.Popen(
+            [sys.executable, "-c", HOLDER, prefix, HANDLE, "ab"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(4)
+    ]
+    while not folders(prefix):
+        weight_sockets.remove_unused()
+    for _ in range(100):
+        weight_sockets.remove_unused()
+    handles = {process.stdout.readline() for process in holders}
+    weight_sockets.remove_unused()
+    assert handles == {f"ipc://{prefix}ab/{Path(HANDLE).name}\n"} and folders(prefix) == ["weights_ab"]
+    for process in holders:
+        end(process)
+
+
+def test_a_folder_that_is_removed_before_it_is_locked_is_made_again(prefix, monkeypatch):
+    real = weight_sockets.fcntl.flock
+    removed = []
+
+    def flock_after_another_runs_cleaning_stub(descriptor, operation):
+        if not removed:
+            removed.append(Path(f"{prefix}ab"))
+            removed[0].rmdir()
+        real(descriptor, operation)
+
+    monkeypatch.setattr(weight_sockets.fcntl, "flock", flock_after_another_runs_cleaning_stub)
+    weight_sockets.private_handle(HANDLE, "ab")
+    assert removed and removed[0].is_dir()
+
+
+def test_a_killed_runs_folder_is_removed_when_the_next_run_starts_and_a_living_ones_is_not(prefix):
+    killed, path = holder(prefix, "aa")
+    living, _ = holder(prefix, "bb")
+    Path(path.removeprefix("ipc://")).touch()  # a socket that was never removed
+    weight_sockets.remove_unused()
+    assert folders(prefix) == ["weights_aa", "weights_bb"], "both are held"
+    end(killed)
+    following, _ = holder(prefix, "cc")
+    assert folders(prefix) == ["weights_bb", "weights_cc"]
+    end(living)
+    end(following)
+    weight_sockets.remove_unused()
+    assert folders(prefix) == []
+
+
+def test_the_launcher_removes_the_folder_at_the_end(prefix):
+    from verl_gsd.trainer import launch
+
+    run, _ = holder(prefix, "ab")
+    with launch._nothing_left_behind("no process has this mark"):
+        end(run)
+        assert folders(prefix) == ["weights_ab"]
+    assert folders(prefix) == []
+
+
+REPLICA = 987  # no run on this machine has as many
+
+
+def _run_on_a_cluster_of_its_own(model, monkeypatch):
+    """What verl calls the socket of a run, on either side, with this plugin and without."""
+    import ray
+    from verl.workers.config import HFModelConfig, RolloutConfig
+    from verl.workers.rollout.replica import RolloutMode
+    from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
+    from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer
+    from verl.workers.rollout.vllm_rollout.vllm_rollout import ServerAdapter
+
+    environment = {"RANK": "0", "RAY_LOCAL_WORLD_SIZE": "1", "VERL_REPLICA_RANK": "", "VERL_RAY_JOB_ID": ""}
+    for name, value in (environment | {"CUDA_VISIBLE_DEVICES": ""}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv(weight_sockets.NODE, "")
+    config = RolloutConfig(name="vllm", tensor_model_parallel_size=1)
+    arguments = {"config": config, "model_config": HFModelConfig(path=str(model)), "replica_rank": REPLICA}
+    plain = ServerAdapter.__new__(ServerAdapter)
+    ray.init(address="local", include_dashboard=False, num_cpus=1, log_to_driver=False)
+    try:
+        sender = ServerAdapter(**arguments, device_mesh=None)
+        ServerAdapter.__init__.__wrapped__(plain, **arguments, device_mesh=None)
+        vLLMHttpServer(
+            **arguments,
+            rollout_mode=RolloutMode.HYBRID,
+            workers=[],
+            node_rank=0,
+            gpus_per_node=1,
+            nnodes=1,
+            cuda_visible_devices="0",
+        )
+        worker = SimpleNamespace(local_rank=0, model_runner=SimpleNamespace(vllm_config=None))
+        return SimpleNamespace(
+            sender=sender.zmq_handle,
+            receiver=vLLMColocateWorkerExtension._get_zmq_handle(worker),
+            verls_sender=plain.zmq_handle,
+            verls_receiver=vLLMColocateWorkerExtension._get_zmq_handle.__wrapped__(worker),
+        )
+    finally:
+        ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_task):
+    """Two runs, each on a Ray cluster of its own, as ``hardware=cpu`` or a GPU machine without a cluster has them."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        return [_run_on_a_cluster_of_its_own(tiny_task / "model", monkeypatch) for _ in range(2)]
+
+
+class _Processes:
+    """Senders and receivers of two runs, as forks of a process that has imported what they need and nothing else."""
+
+    def __init__(self):
+        self._context = multiprocessing.get_context("forkserver")
+        # Not weight_transfer itself: until Python 3.12 the fork server does not know where this folder is.
+        self._context.set_forkserver_preload(["verl.workers.rollout.vllm_rollout.bucketed_weight_transfer"])
+        self.started = []
+
+    def _start(self, target, *arguments):
+        process = self._context.Process(target=target, args=arguments, daemon=True)
+        process.start()
+        self.started.append(process)
+
+    def send(self, handle, value):
+        """Returns once the sender has bound its socket."""
+        import weight_transfer
+
+        bound = self._context.Event()
+        self._start(weight_transfer.send, handle, value, bound)
+        assert bound.wait(HUNG)
+
+    def receive(self, handle):
+        import weight_transfer
+
+        loaded = self._context.Queue()
+        self._start(weight_transfer.receive, handle, loaded)
+        return loaded
+
+
+@pytest.fixture
+def processes():
+    made = _Processes()
+    yield made
+    for process in made.started:
+        process.kill()
+        process.join()
+
+
+@pytest.mark.stack
+def test_two_runs_load_their_own_weights(runs, processes):
+    first, second = runs
+    for run in runs:
+        assert run.sender == run.receiver, "both sides compute the same path without talking to each other"
+    processes.send(second.sender, 2.0)
+    at_first = processes.receive(first.receiver)
+    processes.send(first.sender, 1.0)
+    at_second = processes.receive(second.receiver)
+    assert at_first.get(timeout=HUNG) == [1.0] and at_second.get(timeout=HUNG) == [2.0]
+    assert first.sender != second.sender
+    for process in processes.started:
+        process.join(HUNG)
+        assert process.exitcode == 0
+
+
+@pytest.mark.stack
+def test_patch_still_needed_because_two_runs_share_verls_own_sockets(runs, processes):
+    """If verl names a run's sockets after the run, weight_sockets.py can go, once /tmp is private as well."""
+    first, second = runs
+    assert {first.verls_sender, first.verls_receiver, second.verls_sender, second.verls_receiver} == {
+        f"ipc:///tmp/rl-colocate-zmq-01000000-replica-{REPLICA}-rank-0.sock"
+    }
+    processes.send(second.verls_sender, 2.0)
+    assert processes.receive(first.verls_receiver).get(timeout=HUNG) == [2.0], "the second run's weights"
+    processes.send(first.verls_sender, 1.0)
+    assert processes.receive(second.verls_receiver).get(timeout=HUNG) == [1.0], "the first run's weights"
+
+
+@pytest.mark.stack
+def test_delta_weights_and_split_servers_ask_the_patched_method():
+    """``update_verl_delta_weights`` and ``update_weights_from_ipc`` are verl's only other users of the name."""
+    import inspect
+
+    from verl.workers.rollout.vllm_rollout import utils, vllm_pd_replica, vllm_rollout
+
+    extension = inspect.getsource(utils.vLLMColocateWorkerExtension)
+    assert extension.count("self._get_zmq_handle()") == 2 and extension.count("ipc://") == 1
+    sender = inspect.getsource(vllm_rollout)
+    assert sender.count("zmq_handle=self.zmq_handle") == 2 and sender.count("ipc://") == 1
+    assert "ipc://" not in inspect.getsource(vllm_pd_replica)
+    assert "VERL_ZMQ_BASE_TRAINER_RANK" in inspect.getsource(utils.vLLMColocateWorkerExtension._get_zmq_handle)
+
+
+ENGINE = """
+import sys
+from vllm import LLM
+
+if __name__ == "__main__":
+    model, executor = sys.argv[1:]
+    engine = LLM(
+        model=model, dtype="float32", enforce_eager=True, max_model_len=64, gpu_memory_utilization=0.05,
+        distributed_executor_backend=executor,
+        worker_extension_cls="verl.workers.rollout.vllm_rollout.utils.vLLMColocateWorkerExtension",
+    )
+    print("HANDLES", engine.collective_rpc("_get_zmq_handle"))
+"""
+
+
+@pytest.mark.stack
+@pytest.mark.parametrize("executor", ["uni", "mp"])
+def test_vllm_loads_the_plugin_in_the_process_that_receives(tiny_task, tmp_path, executor):
+    """As verl starts vLLM: the engine and, with "mp", the worker are processes that vLLM spawns."""
+    script = tmp_path / "engine.py"
+    script.write_text(ENGINE)
+    environment = {"VERL_GSD_CPU": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    # verl first, as in its actor: vLLM asks for its own version, which verl_gsd.trainer.cpu answers.
+    code = f"import verl, runpy, sys; sys.argv[0] = {str(script)!r}; runpy.run_path(sys.argv[0], run_name='__main__')"
+    done = subprocess.run(
+        [sys.executable, "-c", code, tiny_task / "model", executor],
+        env=os.environ | environment | {weight_sockets.NODE: "cd" * 28, "VERL_RAY_JOB_ID": "01000000"},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    name = "rl-colocate-zmq-01000000-replica-0-rank-0.sock"
+    (handles,) = re.findall(r"^HANDLES (.*)$", done.stdout, re.MULTILINE)
+    assert handles == f"['ipc://{weight_sockets._PREFIX}{'cd' * 8}/{name}']"
+    weight_sockets.remove_unused()
+    assert not Path(f"{weight_sockets._PREFIX}{'cd' * 8}").exists()
