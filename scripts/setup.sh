@@ -15,6 +15,13 @@ case $extras in
   *cpu*gpu* | *gpu*cpu*) echo "setup: EXTRAS=$extras: cpu and gpu bring two builds of vLLM. Set one of them." >&2; exit 1 ;;
 esac
 
+for extra in ${extras//,/ }; do
+  case $extra in
+    cpu | gpu | dev) ;;
+    *) echo "setup: EXTRAS=$extras: there is no extra $extra. Use cpu, gpu and dev." >&2; exit 1 ;;
+  esac
+done
+
 # The two builds of vLLM write into one folder, so that neither can be installed over the other.
 before=$(cut -d' ' -f1 "$venv/.stamp" 2>/dev/null || true)
 if [ -n "$before" ] && [ "$(engine_of "$before")" != none ] && [ "$(engine_of "$before")" != "$engine" ]; then
@@ -24,6 +31,9 @@ if [ -n "$before" ] && [ "$(engine_of "$before")" != none ] && [ "$(engine_of "$
 fi
 
 if [ ! -x "$venv/bin/python" ]; then
+  if [ -n "$(ls -A "$venv" 2>/dev/null)" ]; then
+    echo "setup: VENV=$venv has files and no environment in it. Set VENV to a new folder." >&2; exit 1
+  fi
   for python in ${PYTHON:-python3.11 python3.12 python3.10}; do
     # A name that a version manager offers may lead nowhere: run it.
     if "$python" -c '' 2>/dev/null; then break; fi
@@ -56,4 +66,5 @@ if [ "$(cat "$venv/.stamp" 2>/dev/null)" != "$stamp" ]; then
       ;;
   esac
   echo "$stamp" >"$venv/.stamp"
+  echo "setup: done. To check the environment, run: $venv/bin/verl-gsd doctor" >&2
 fi

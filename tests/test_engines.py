@@ -225,8 +225,8 @@ def test_a_gpu_run_under_the_cpu_switch_is_rejected(compose_fast, monkeypatch):
 
 def test_the_gpu_build_of_vllm_is_no_engine_for_a_cpu(compose_fast, tmp_path, monkeypatch):
     config, line = compose_fast("algo=grpo", "task=arithmetic", "hardware=cpu")
-    assert list(validation.check_platform(config, line)) == []
     monkeypatch.setattr("sys.path", [str(tmp_path)])  # an environment with these distributions and no others
+    assert list(validation.check_platform(config, line)) == []
     (tmp_path / "vllm-0.24.0.dist-info").mkdir()
     (tmp_path / "vllm-0.24.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.24.0\n")
     (problem,) = validation.check_platform(config, line)

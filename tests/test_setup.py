@@ -88,6 +88,24 @@ def test_two_builds_of_vllm_never_meet_in_one_environment(machine):
     assert "EXTRAS=cpu,dev" in done.stderr and "VENV=" in done.stderr
 
 
+def test_a_misspelt_extra_and_a_folder_of_other_files_are_rejected(machine, tmp_path):
+    done = machine("no driver")("setup.sh", EXTRAS="gpus,dev")
+    assert done.returncode == 1 and "gpus" in done.stderr and done.calls == []
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("")
+    done = machine("no driver")("setup.sh", VENV=str(tmp_path / "mine"))
+    assert done.returncode == 1 and "VENV=" in done.stderr and done.calls == []
+
+
+def test_an_installation_that_broke_off_is_remembered(machine, tmp_path):
+    run = machine("no driver")
+    script(tmp_path / "venv" / "bin" / "uv", "exit 1")
+    assert run("setup.sh").returncode != 0
+    done = machine("gpu")("setup.sh")
+    assert done.returncode == 1 and "EXTRAS=cpu,dev" in done.stderr, "half of the other build may be there"
+    assert machine("no driver")("setup.sh").returncode == 0
+
+
 def test_an_interpreter_that_is_not_there_is_named(machine, tmp_path):
     done = machine("no driver")("setup.sh", VENV=str(tmp_path / "new"), PYTHON="python9.9")
     assert done.returncode == 1 and "python9.9" in done.stderr and "PYTHON=" in done.stderr

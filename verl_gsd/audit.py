@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from verl_gsd.config.attention import FLASH
+from verl_gsd.config.attention import FLASH, SDPA
 from verl_gsd.planning import gain
 
 #: Solve rates at which the gain is shown; it is symmetric about one half.
@@ -177,8 +177,10 @@ def _attention(config: DictConfig) -> str:
     if actor.strategy not in ("fsdp", "fsdp2"):
         return ""
     chosen = OmegaConf.select(model, "override_config.attn_implementation") or FLASH
-    rows = "packed rows, sequence by sequence" if model.use_remove_padding else "padded rows"
-    return f"{chosen} on {rows}"
+    rows = "packed rows" if model.use_remove_padding else "padded rows"
+    # Others compute the whole row under a mask.
+    apart = model.use_remove_padding and chosen in (SDPA, FLASH)
+    return f"{chosen} on {rows}{', sequence by sequence' if apart else ''}"
 
 
 #: What may become of the advantages, in the order it does.

@@ -178,7 +178,7 @@ def policy_loss(name: str, settings: Any, mode: str, *, is_weighted: bool = Fals
         loss.backward()
         seen = figures.responses()
         return {"loss": loss.detach(), "gradient": log_prob.grad, "s": seen.log_ratio, "l'": seen.log_reference} | {
-            name: getattr(value, "value", value) for name, value in metrics.items()
+            metric: getattr(value, "value", value) for metric, value in metrics.items()
         }
 
     return run

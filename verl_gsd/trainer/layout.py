@@ -33,9 +33,9 @@ def attention_of(config: DictConfig) -> str:
 
 def attention_reason(config: DictConfig) -> Iterator[str]:
     """Why a GPU run computes attention without flash-attn, for the console and the log."""
-    problem = flash_attention_problem()
-    if problem and config.trainer.device != "cpu" and attention_of(config) == SDPA:
-        yield f"attention: {SDPA} is used because {problem} on the machine that starts the run"
+    problem, is_fsdp = flash_attention_problem(), config.actor_rollout_ref.actor.strategy in ("fsdp", "fsdp2")
+    if problem and is_fsdp and config.trainer.device != "cpu" and attention_of(config) == SDPA:
+        yield f"attention: {problem} on the machine that starts the run, which would be faster than {SDPA}"
 
 
 def check_attention(config: DictConfig, line: Line) -> Iterator[str]:

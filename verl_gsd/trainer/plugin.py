@@ -29,6 +29,9 @@ wrapt.when_imported("verl.workers.engine.fsdp.transformer_impl")(
     lambda engine: importlib.import_module("verl_gsd.trainer.attention").install(engine)
 )
 wrapt.when_imported("verl.utils.device")(engines.patch_main)
+wrapt.when_imported("verl.utils.torch_functional")(
+    lambda module: importlib.import_module("verl_gsd.trainer.log_probs").patch(module)
+)
 wrapt.when_imported("transfer_queue")(
     lambda queue: importlib.import_module("verl_gsd.trainer.cluster").lock_queue(queue)
 )
