@@ -86,8 +86,8 @@ def test_without_the_command_hdfs_the_remedy_is_named(check, path, monkeypatch):
     key = "data.train_files" if path == FILE else "actor_rollout_ref.model.path"
     with pytest.raises(ConfigError, match=rf"{key}={path}: .*command hdfs.*Install the Hadoop client"):
         check(f"{key}={path}")
-    monkeypatch.setenv("RAY_ADDRESS", "head:6379")  # another machine reads it
-    check(f"{key}={path}")
+    monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")  # another machine reads it
+    check(f"{key}={path}", "ray_kwargs.ray_init.address=null")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("gcsfs") is not None, reason="gcsfs is installed, so gs:// is read")
