@@ -8,7 +8,7 @@ verl no longer loops over tokens: the patch can then go.
 
 from __future__ import annotations
 
-from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -16,7 +16,7 @@ import torch
 CHUNK = 1024
 
 
-def patch(torch_functional: ModuleType) -> None:
+def patch(torch_functional: Any) -> None:
     """Replace verl's fallback; ``torch_functional`` is the module ``verl.utils.torch_functional``."""
     torch_functional.logprobs_from_logits_v2 = log_probs
 
