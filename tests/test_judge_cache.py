@@ -123,7 +123,7 @@ filer:/old /old nfs rw,relatime,vers=3,nolock,proto=tcp,local_lock=all,addr=10.0
 mgs@o2ib:/scratch /scratch lustre rw,seclabel,flock,lazystatfs 0 0
 mgs@o2ib:/flash /flash lustre rw,seclabel,localflock,lazystatfs 0 0
 mgs@o2ib:/plain /plain lustre rw,seclabel,lazystatfs 0 0
-beegfs_nodev /work beegfs rw,relatime,cfgFile=/etc/beegfs/beegfs-client.conf 0 0
+beegfs_nodev /bee beegfs rw,relatime,cfgFile=/etc/beegfs/beegfs-client.conf 0 0
 gpfs0 /gpfs/with\\040space gpfs rw,relatime 0 0
 //filer/share /share cifs rw,relatime,vers=3.1.1,nobrl,cache=strict 0 0
 me@host:/ /mnt/remote fuse.sshfs rw,nosuid,nodev,relatime 0 0
@@ -173,7 +173,7 @@ def test_a_network_disk_has_a_rollback_journal_and_a_local_one_a_write_ahead_log
         ("/old/judge.sqlite", "/old is nfs with local_lock=all"),
         ("/flash/judge.sqlite", "/flash is lustre with localflock"),
         ("/plain/judge.sqlite", "/plain is lustre without flock"),
-        ("/work/me/judge.sqlite", "/work is beegfs"),
+        ("/bee/me/judge.sqlite", "/bee is beegfs"),
         ("/share/judge.sqlite", "/share is cifs with nobrl"),
         ("/mnt/remote/judge.sqlite", "/mnt/remote is fuse.sshfs"),
     ],
@@ -194,7 +194,7 @@ def test_a_cache_on_such_a_disk_is_rejected_before_a_file_is_made(path, tmp_path
 @pytest.mark.parametrize(
     ("cache", "said"),
     [
-        ("/work/me/judge.sqlite", r"/work is beegfs.*Use a file on a local disk"),
+        ("/bee/me/judge.sqlite", r"/bee is beegfs.*Use a file on a local disk"),
         ("hdfs://namenode/judge.sqlite", r"local file\. Set the key to a path"),
         ("/home/me/judge.sqlite", None),
     ],
