@@ -121,35 +121,14 @@ def test_blocks_seen_both_ways_keep_their_mask():
     assert blocks.masks[2][0, 0, 1, 3], "the third sequence begins at 6"
 
 
+SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+SIZES |= {"num_key_value_heads": 2, "vocab_size": 64}
 MODELS = {
-    "llama": LlamaConfig(
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=64,
-    ),
-    "qwen2": Qwen2Config(
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=64,
-    ),
-    "qwen3": Qwen3Config(
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=64,
-    ),
+    "llama": LlamaConfig(**SIZES),
+    "qwen2": Qwen2Config(**SIZES),
+    "qwen3": Qwen3Config(**SIZES),
     "gemma3, windows of 4 in every other layer": Gemma3TextConfig(
-        **{"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 8},
-        **{"num_key_value_heads": 2, "vocab_size": 64, "sliding_window": 4},
-        layer_types=["sliding_attention", "full_attention"],
+        **SIZES, head_dim=8, sliding_window=4, layer_types=["sliding_attention", "full_attention"]
     ),
 }
 

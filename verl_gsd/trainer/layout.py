@@ -35,7 +35,7 @@ def attention_reason(config: DictConfig) -> Iterator[str]:
     """Why a GPU run computes attention without flash-attn, for the console and the log."""
     problem, is_fsdp = flash_attention_problem(), config.actor_rollout_ref.actor.strategy in ("fsdp", "fsdp2")
     if problem and is_fsdp and config.trainer.device != "cpu" and attention_of(config) == SDPA:
-        yield f"attention: {problem} on the machine that starts the run, which would be faster than {SDPA}"
+        yield f"attention: {problem} on the machine that starts the run"
 
 
 def check_attention(config: DictConfig, line: Line) -> Iterator[str]:
