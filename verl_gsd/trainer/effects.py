@@ -193,6 +193,11 @@ _IDLE_KEYS = (
         "only our trainer modes read it; write trainer.v1.trainer_mode=gsd_sync",
     ),
     _Idle(
+        "algorithm.gsd.limits",
+        lambda c: not is_ours(c),
+        "only our trainer modes watch a run; set trainer.v1.trainer_mode=gsd_sync",
+    ),
+    _Idle(
         "algorithm.gsd.state",
         lambda c: not is_ours(c),
         "only our trainer modes remember; write trainer.v1.trainer_mode=gsd_sync",

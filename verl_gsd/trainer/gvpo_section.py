@@ -74,7 +74,8 @@ def _refused_beside(config: DictConfig) -> Iterator[str]:
             "pi exp(R / beta). Write algorithm.gsd.alpha=0."
         )
     # A budget has its own reason against GVPO, said in budget_section.py.
-    stages = [name for name, value in gsd.items() if isinstance(value, DictConfig) and name not in ("gvpo", "budget")]
+    others = ("gvpo", "budget", "limits")
+    stages = [name for name, value in gsd.items() if isinstance(value, DictConfig) and name not in others]
     for name in stages:
         yield (
             f"algorithm.gsd.{name}: GVPO's weights must sum to zero within a group, and what it makes of advantages "

@@ -15,6 +15,7 @@ from verl_gsd.trainer.dagrpo_section import dagrpo_wrong
 from verl_gsd.trainer.dataset import fingerprints
 from verl_gsd.trainer.engines import check_engine
 from verl_gsd.trainer.gvpo_section import gvpo_wrong
+from verl_gsd.trainer.limits_section import check_limits
 from verl_gsd.trainer.sampler_section import sampler_wrong
 from verl_gsd.trainer.state import check_state
 
@@ -95,11 +96,14 @@ def checkpoint_to_resume(config: DictConfig) -> Path | None:
 
 #: Sections of algorithm.gsd that need our trainers and keep nothing of their own in a checkpoint.
 _NO_MEMORIES = ("gvpo", "budget", "sampler")
+#: The section of algorithm.gsd that belongs to no algorithm.
+_LIMITS = "limits"
 
 
 def _stage_sections(config: DictConfig) -> list[str]:
     gsd = OmegaConf.select(config, "algorithm.gsd") or {}
-    return [name for name, value in gsd.items() if isinstance(value, DictConfig) and name not in _NO_MEMORIES]
+    others = (*_NO_MEMORIES, _LIMITS)
+    return [name for name, value in gsd.items() if isinstance(value, DictConfig) and name not in others]
 
 
 def memory_restorable(config: DictConfig, line: Line) -> Iterator[str]:
@@ -132,6 +136,7 @@ CHECKS = (
     dagrpo_wrong,
     budget_wrong,
     sampler_wrong,
+    check_limits,
     memory_restorable,
 )
 
@@ -153,7 +158,7 @@ def own_keys_unknown(config: DictConfig) -> Iterator[str]:
     from verl_gsd.algorithms import chain
 
     gsd = OmegaConf.select(config, "algorithm.gsd") or {}
-    known = {*DIAL_SETTINGS, "poll_interval", "state", *_NO_MEMORIES, *chain.registered()}
+    known = {*DIAL_SETTINGS, "poll_interval", "state", _LIMITS, *_NO_MEMORIES, *chain.registered()}
     for name in set(gsd) - known:
         yield f"algorithm.gsd.{name}: no such key. Keys are {', '.join(sorted(known))}."
 
