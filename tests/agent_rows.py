@@ -20,6 +20,15 @@ class PartsListener:
     def complete(self, uids, rows):
         return {key: tag for part in self.parts for key, tag in part.complete(uids, rows, self.key_of).items()}
 
+    def on_look(self, detail, state, failures):
+        pass
+
+    def on_rewards(self, rewards):
+        pass
+
+    def on_choosing(self):
+        pass
+
     def on_finished(self, group):
         pass
 
@@ -84,6 +93,7 @@ def answer(uid, problem, tokenizer, texts, *, verdicts=None, step=1, outputs=1, 
                     "input_ids": ids,
                     "position_ids": torch.arange(len(ids)),
                     "rm_scores": scores,
+                    "metrics": {"compute_score": 0.5},
                     "rollout_log_probs": torch.full((len(tokens),), -0.5),
                     "extra_fields": {"reward_extra_info": {"acc": accuracy, "score": accuracy}},
                     "session_id": session,

@@ -135,6 +135,14 @@ def test_a_failed_making_leaves_nothing_and_a_foreign_folder_is_left_alone(tmp_p
     assert (foreign / "thesis.tex").read_text() == "years of work"
 
 
+def test_what_a_killed_making_left_is_removed_by_the_next(tmp_path):
+    left = tmp_path / "task.tmp" / "model"
+    left.mkdir(parents=True)
+    (left / "half_written").touch()
+    folder = embedded.ensure(tmp_path / "task", TINY)
+    assert not left.parent.exists() and not (folder / "model" / "half_written").exists()
+
+
 def test_model_and_tokenizer_load_as_a_user_would_load_them(tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -1,5 +1,7 @@
 """What the auditor reads off a config, and the contradictions it names."""
 
+import re
+
 import pytest
 
 from verl_gsd.audit import RATES, audit
@@ -86,6 +88,46 @@ def test_a_sampler_is_said_to_change_what_is_trained(audited):
     (said,) = (text for text in audited("algo=grpo", "sampler=disagreement").lines() if text.startswith("prompts: "))
     assert "the average over what is drawn; 0.1 of the chance is the same for all" in said
     assert not any(text.startswith("prompts: ") for text in audited("algo=grpo", "sampler=uniform").lines())
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["data.train_files=/mine.parquet"],
+            r"task=arithmetic with another data\.train_files: the verifier \(reward\.custom_reward_function\.path="
+            r"pkg://verl_gsd\.tasks\.arithmetic\) and the held-out set \(data\.val_files=.*/arithmetic/test\.parquet\) "
+            r"are the task's\. Set these keys to change that\.",
+        ),
+        (
+            ["data.train_files=/mine.parquet", "data.val_files=[/a.parquet,/b.parquet]"],
+            r"task=arithmetic with another data\.train_files and another data\.val_files: the verifier \(.*\) is the "
+            r"task's\. Set this key to change that\.",
+        ),
+        (
+            ["reward.custom_reward_function.path=mine.py"],
+            r"with another reward\.custom_reward_function\.path: the held-out set \(.*\) is the",
+        ),
+        (
+            ["actor_rollout_ref.model.path=/mine"],
+            r"with another actor_rollout_ref\.model\.path: the verifier \(.*\) and",
+        ),
+        (["recipe=gsd/qwen2.5_math_1.5b"], r"task=arithmetic with a recipe: the verifier \(.*tasks\.arithmetic\) and"),
+        (
+            ["recipe=gsd/qwen2.5_math_1.5b", "data.train_files=/mine.parquet"],
+            r"task=arithmetic with a recipe and another data\.train_files: the verifier",
+        ),
+    ],
+)
+def test_a_task_with_other_data_says_what_stays_the_tasks(audited, words, said):
+    assert len([line for line in audited("algo=grpo", *words).lines() if re.search(said, line)]) == 1
+
+
+def test_a_task_alone_or_replaced_as_a_whole_says_nothing(audited, compose_fast):
+    replaced = ["data.train_files=/a", "data.val_files=/b", "reward.custom_reward_function.path=c.py"]
+    assert audited("algo=grpo").task == audited("algo=grpo", *replaced).task == ""
+    config, _ = compose_fast("recipe=gsd/qwen2.5_math_1.5b", "hardware=cpu", "data.train_files=/mine.parquet")
+    assert audit(config).task == ""
 
 
 def test_hadw_is_said_to_weigh(audited):

@@ -111,7 +111,7 @@ def test_a_column_that_is_not_there_is_named_with_those_that_are(check, tiny_tas
         ConfigError, match=r"column=solution: data\.train_files=.* has no such column. It has .*ability"
     ):
         check(f"data.train_files={copy}", f"{SHOWN}.column=solution")
-    with pytest.raises(ConfigError, match=r"column=extra_info: .* has struct<.* there. Write a column of texts"):
+    with pytest.raises(ConfigError, match=r"column=extra_info: .* has struct<.* there\. Set it to a column of texts"):
         check(f"data.train_files={copy}", f"{SHOWN}.column=extra_info")
 
 

@@ -34,6 +34,15 @@ class Listener:
     def amend(self, groups, rows):
         return {}
 
+    def on_look(self, detail, state, failures):
+        pass
+
+    def on_rewards(self, rewards):
+        pass
+
+    def on_choosing(self):
+        pass
+
     def on_finished(self, group):
         self.whole.append(group)
 
@@ -81,6 +90,7 @@ def answered(uid, sessions, step, outputs=1, tag=None, **further):
                     "input_ids": ids,
                     "position_ids": torch.arange(len(ids)),
                     "rm_scores": scores,
+                    "metrics": {"compute_score": 0.5},
                     "extra_fields": {"raw": "kept", "reward_extra_info": {"acc": session / 2, "why": "text"}},
                     "multi_modal_inputs": {},
                     "session_id": session,

@@ -4,15 +4,18 @@ import json
 import math
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
+from checkpoint_files import write_checkpoint
 from omegaconf import OmegaConf
 
 from verl_gsd.rundir import MetricsReader, RunDirectory, read_metrics
-from verl_gsd.trainer import launch
+from verl_gsd.trainer import forkserver, launch, lost_metrics
 from verl_gsd.trainer.config import ConfigError
+from verl_gsd.trainer.messages import RunStoppedError
 
 
 def line(step, **data):
@@ -47,6 +50,81 @@ def test_run_directory_counts_attempts_and_knows_its_checkpoint(tmp_path):
         run.log(attempt).touch()
     (tmp_path / "latest_checkpointed_iteration.txt").write_text("20")
     assert (run.attempts(), run.latest_checkpoint()) == ([1, 2, 10], 20)
+
+
+def resumed(config, tmp_path, **keys):
+    """An attempt that resumes the run in tmp_path/run."""
+    config.trainer.update({"resume_mode": "auto"} | keys)
+    with attempt(config, "again", resuming=True) as (run, _):
+        return run
+
+
+def test_a_resume_from_an_older_checkpoint_makes_it_the_newest(config, tmp_path):
+    run = RunDirectory(tmp_path / "run")
+    run.path.mkdir()
+    for step in (8, 10):
+        write_checkpoint(run.path, step)
+    resumed(config, tmp_path, resume_mode="resume_path", resume_from_path=str(run.checkpoint(8)))
+    assert run.marker.read_text() == "8", "also if the attempt ends before it saves one"
+    with pytest.raises(ConfigError), attempt(config, "again", resuming=True):
+        raise ConfigError("refused")
+    config.trainer.resume_from_path = str(run.checkpoint(10))
+    with pytest.raises(ConfigError), attempt(config, "again", resuming=True):
+        assert run.marker.read_text() == "10"
+        raise ConfigError("refused")
+    assert run.marker.read_text() == "8", "as it was before the attempt that was rejected"
+
+
+def test_a_checkpoint_of_another_run_changes_nothing_in_this_one(config, tmp_path):
+    run = RunDirectory(tmp_path / "run")
+    for path in (run.path, tmp_path / "other"):
+        path.mkdir()
+        write_checkpoint(path, 4)
+    other = str(tmp_path / "other" / "global_step_2")
+    resumed(config, tmp_path, resume_mode="resume_path", resume_from_path=other)
+    assert run.latest_checkpoint() == 4
+
+
+def test_a_marker_that_a_full_disk_left_empty_is_written_again_for_verl(config, tmp_path):
+    run = RunDirectory(tmp_path / "run")
+    run.path.mkdir()
+    write_checkpoint(run.path, 4)
+    run.marker.write_text("")
+    resumed(config, tmp_path)
+    assert run.marker.read_text() == "4"
+
+
+def test_what_a_killed_attempt_left_half_written_is_removed_and_nothing_else(config, tmp_path):
+    run = RunDirectory(tmp_path / "run")
+    run.path.mkdir()
+    checkpoint = write_checkpoint(run.path, 4)
+    whole = sorted(run.path.rglob("*"))
+    (checkpoint / "gsd.tmp").mkdir()
+    run.records(1).mkdir(parents=True)
+    step = run.records(1) / "step_000001.parquet"
+    left = [checkpoint / "gsd.tmp" / "state.json", checkpoint / "gsd" / "metrics.json.tmp", step.with_suffix(".tmp")]
+    left += [run.path / "config.yaml.tmp", run.path / "latest_checkpointed_iteration.txt.tmp"]
+    for path in (*left, step, run.path / "mine.tmp"):
+        path.touch()
+    resumed(config, tmp_path)
+    assert not any(path.exists() for path in left) and not (checkpoint / "gsd.tmp").exists()
+    assert step.exists() and (run.path / "mine.tmp").exists() and set(whole) <= set(run.path.rglob("*"))
+
+
+def test_metrics_that_a_kill_lost_are_there_when_the_attempt_has_ended(config, tmp_path):
+    with pytest.raises(launch.RunFailedError), attempt(config) as (run, number):
+        lost_metrics.save(write_checkpoint(run.path, 3), number, 3, {"training/global_step": 3, "a": 0.5})
+        run.metrics(number).write_text(line(2, a=1.0) + line(3, a=1.0)[:9])
+        raise launch.RunFailedError("killed")
+    assert list(read_metrics(run.metrics(1))) == [(2, {"a": 1.0}), (3, {"training/global_step": 3, "a": 0.5})]
+
+
+def test_metrics_that_a_kill_of_the_launcher_lost_are_there_at_the_resume(config, tmp_path):
+    run = RunDirectory(tmp_path / "run")
+    run.path.mkdir()
+    lost_metrics.save(write_checkpoint(run.path, 3), 1, 3, {"training/global_step": 3})
+    resumed(config, tmp_path)
+    assert list(read_metrics(run.metrics(1))) == [(3, {"training/global_step": 3})]
 
 
 @pytest.fixture
@@ -162,8 +240,21 @@ def run_with_job_stub(tmp_path, monkeypatch, body):
     stub.chmod(0o755)
     monkeypatch.setattr(launch.sys, "executable", str(stub))
     seen = []
-    launch.train(run, 1, lambda step, data: seen.append((step, data)), seen.append)
+    launch.train(
+        run,
+        1,
+        on_step=lambda step, data: seen.append((step, data)),
+        on_wait=seen.append,
+        on_message=lambda *message: seen.append(message),
+    )
     return seen
+
+
+def messages(tmp_path, *entries):
+    """Code of a stand-in for the training process that writes messages."""
+    path = str(tmp_path / "run" / "messages" / "attempt_1.jsonl")
+    written = f"from verl_gsd.trainer.messages import MessageWriter\nwriter = MessageWriter(pathlib.Path({path!r}))\n"
+    return "import os, pathlib, signal, sys\n" + written + "".join(f"writer.write(*{entry!r})\n" for entry in entries)
 
 
 def test_steps_are_reported_once_and_in_order(tmp_path, monkeypatch):
@@ -192,6 +283,79 @@ def test_a_failed_run_names_the_first_exception_though_verl_went_on_for_long_aft
         launch.RunFailedError, match=r"(?s)first exception: \(Worker pid=7\) ZeroDivisionError: the cause"
     ):
         run_with_job_stub(tmp_path, monkeypatch, body)
+
+
+def test_notes_and_warnings_are_reported_while_the_run_lasts(tmp_path, monkeypatch):
+    body = messages(tmp_path, ("note", "3 prompts are left out"), ("warning", "rewards fail"))
+    assert run_with_job_stub(tmp_path, monkeypatch, body) == [
+        ("note", "3 prompts are left out"),
+        ("warning", "rewards fail"),
+    ]
+
+
+def test_a_run_that_says_why_it_stops_ends_with_that_and_the_log_of_the_process_to_blame(tmp_path, monkeypatch):
+    body = messages(tmp_path, ("warning", "no response for 60 s"), ("stop", "vLLM's engine died: process id 77", 77))
+    body += (
+        "print('\x1b[36m(vLLMHttpServer pid=77)\x1b[0m loading')\n"
+        "print('\x1b[36m(vLLMHttpServer pid=77)\x1b[0m (EngineCore pid=78) CUDA out of memory. Tried to allocate')\n"
+        "print('\x1b[36m(TaskRunnerV1 pid=5)\x1b[0m KeyError: what followed')\n"
+        "sys.exit(1)"
+    )
+    with pytest.raises(RunStoppedError) as raised:
+        run_with_job_stub(tmp_path, monkeypatch, body)
+    assert str(raised.value).splitlines() == [
+        "vLLM's engine died: process id 77",
+        "likely cause: A GPU ran out of memory. Set actor_rollout_ref.rollout.gpu_memory_utilization or "
+        "actor_rollout_ref.actor.ppo_max_token_len_per_gpu lower.",
+        "last lines of process 77:",
+        "loading",
+        "CUDA out of memory. Tried to allocate",
+    ]
+
+
+def test_a_run_that_stops_and_then_hangs_is_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(launch, "_STOPPING", 0.1)
+    body = messages(tmp_path, ("stop", "vLLM's engine died")) + "signal.pause()"
+    with pytest.raises(RunStoppedError, match=r"^vLLM's engine died$"):
+        run_with_job_stub(tmp_path, monkeypatch, body)
+
+
+@pytest.mark.parametrize(
+    ("name", "ended"),
+    [("SIGKILL", r"killed by SIGKILL \(out of memory\?\)\n"), ("SIGSEGV", r"killed by SIGSEGV\n")],
+)
+def test_a_process_that_a_signal_ends_is_reported_by_the_signals_name(tmp_path, monkeypatch, name, ended):
+    body = f"import os, signal\nprint('the last line', flush=True)\nos.kill(os.getpid(), signal.{name})"
+    with pytest.raises(launch.RunFailedError, match=f"^the run's process was {ended}the last line$"):
+        run_with_job_stub(tmp_path, monkeypatch, body)
+
+
+def test_the_kernels_count_of_killed_processes_is_named_if_it_rose(tmp_path, monkeypatch):
+    counts = iter((3, 5))
+    monkeypatch.setattr(launch.memory_kills, "oom_kills", lambda: next(counts))
+    with pytest.raises(
+        launch.RunFailedError,
+        match=r"killed by SIGKILL\. The kernel ended 2 processes for lack of memory while the run",
+    ):
+        run_with_job_stub(tmp_path, monkeypatch, "import os\nos.kill(os.getpid(), 9)")
+
+
+def test_the_likely_cause_is_named_and_no_line_is_longer_than_a_screen(tmp_path, monkeypatch):
+    body = "print('step:1 - ' + 'actor/loss:0.1 - ' * 300)\nraise OSError(28, 'No space left on device')"
+    with pytest.raises(launch.RunFailedError, match=r"exit code 1\nlikely cause: A disk is full\. Free") as raised:
+        run_with_job_stub(tmp_path, monkeypatch, body)
+    assert max(map(len, str(raised.value).splitlines()[2:])) < 350
+
+
+def test_the_launchers_folder_is_gone_after_any_end(tmp_path, monkeypatch):
+    """What a launcher that was killed has left goes at the next start (test_weight_sockets)."""
+    name = f"import os, sys\nprint(os.environ[{forkserver.FOLDER!r}])\n"
+    for end in ("", "sys.exit(1)", "os.kill(os.getpid(), 9)"):
+        folder = tmp_path / f"end_{len(end)}"
+        with suppress(launch.RunFailedError):
+            run_with_job_stub(folder, monkeypatch, name + end)
+        made = Path((folder / "run" / "logs" / "attempt_1.log").read_text().splitlines()[0])
+        assert made.parent == Path("/tmp") and made.name.startswith("verl_gsd_run_") and not made.exists()
 
 
 def test_a_refusal_is_a_config_error_without_the_noise_before_it(tmp_path, monkeypatch):

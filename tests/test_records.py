@@ -34,7 +34,7 @@ def test_figures_of_a_group(alpha):
         **{"hadw_anchor": None, "hadw_factor_right": None, "hadw_factor_wrong": None, "demonstrations": 0},
         **{"dagrpo_pairs": None, "dagrpo_pairs_kept": None, "dagrpo_pairs_contradicted": None},
         **{"judge_failed": None, "judge_score": None, "asked": None, "silent_predicted": None},
-        **{"unverified": None},
+        **{"unverified": None, "failed_rewards": 0},
     }
 
 
@@ -135,6 +135,12 @@ def test_records_of_an_older_version_have_null_where_it_wrote_nothing(tmp_path):
     third = pq.read_table(path).drop_columns(["unverified"])
     pq.write_table(third.replace_schema_metadata({"verl_gsd.records": "3"}), path)
     assert read_records(tmp_path / "third", ["step", "unverified"]).to_pylist() == [{"step": 1, "unverified": None}]
+    # Of version 4.
+    write(tmp_path / "fourth", 1, attempt=1)
+    (path,) = (tmp_path / "fourth").rglob("*.parquet")
+    fourth = pq.read_table(path).drop_columns(["failed_rewards"])
+    pq.write_table(fourth.replace_schema_metadata({"verl_gsd.records": "4"}), path)
+    assert read_records(tmp_path / "fourth")["failed_rewards"].to_pylist() == [None]
     assert found["demonstrations"].to_pylist() == [None] * (len(found) // 2) + [0] * (len(found) // 2)
 
 

@@ -15,6 +15,9 @@ from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
 from verl_gsd.trainer import replay
 from verl_gsd.trainer.config import ConfigError
+from verl_gsd.trainer.messages import RunStoppedError
+from verl_gsd.trainer.reward_failures import Failure
+from verl_gsd.trainer.reward_monitor import LostReward
 
 pytestmark = [pytest.mark.stack, pytest.mark.usefixtures("queue")]
 
@@ -23,7 +26,8 @@ class Listener:
     """Writes down what it is told; holds back whose uid is in ``unready``."""
 
     def __init__(self):
-        self.whole, self.left, self.unready = [], [], set()
+        self.whole, self.left, self.rewards, self.looks = [], [], [], []
+        self.unready, self.chosen = set(), 0
 
     def key_of(self, uid):
         return "math", int(uid.strip("abcdefghijklmnopqrstuvwxyz"))
@@ -33,6 +37,15 @@ class Listener:
 
     def amend(self, groups, rows):
         return {}
+
+    def on_look(self, detail, state, failures):
+        self.looks.append((detail, state, failures))
+
+    def on_rewards(self, rewards):
+        self.rewards.append(rewards)
+
+    def on_choosing(self):
+        self.chosen += 1
 
     def on_finished(self, group):
         self.whole.append(group)
@@ -58,10 +71,16 @@ def buffer(kind=ReplayBuffer, listener=None, **settings):
 
 
 ACCURACY = object()
+MEASURED = {"generate_sequences": 1.0, "compute_score": 0.5}
 
 
-def put(uid, scores, *, step=1, status="finished", partition="train", outputs=1, verdict=ACCURACY, unverified=None):
-    """A prompt's rows and status, as an agent loop worker writes them."""
+FAILURE = Failure("raised", "KeyError", "'x'", "Traceback ...")
+
+
+def put(
+    uid, scores, *, step=1, status="finished", partition="train", outputs=1, verdict=ACCURACY, unverified=None, lost=()
+):
+    """A prompt's rows and status, as an agent loop worker writes them; the rewards of sessions ``lost`` failed."""
     keys, fields, tags = [], [], []
     for (session, score), output in itertools.product(enumerate(scores), range(outputs)):
         keys.append(f"{uid}_{session}_{output}")
@@ -69,7 +88,9 @@ def put(uid, scores, *, step=1, status="finished", partition="train", outputs=1,
         tokens = torch.tensor([0.0, score]) if output == outputs - 1 else torch.tensor([9.0, 9.0])
         said = score if verdict is ACCURACY else verdict
         info = {"acc": said} if unverified is None else {"acc": said, "unverified": unverified[session]}
-        fields.append({"rm_scores": tokens, "extra_fields": {"reward_extra_info": info}})
+        info = FAILURE.as_info() if session in lost else info
+        prompt = {"data_source": "math", "index": 17}
+        fields.append(prompt | {"rm_scores": tokens, "extra_fields": {"reward_extra_info": info}, "metrics": MEASURED})
         tags.append({"status": "success", "response_len": 2 + session})
     if keys:
         tq.kv_batch_put(keys=keys, fields=list_of_dict_to_tensordict(fields), tags=tags, partition_id=partition)
@@ -189,11 +210,132 @@ def test_what_could_not_be_verified_is_counted_where_the_verifier_says_so():
     assert {group.uid: group.unverified for group in listener.whole} == {"a1": 2, "b2": 0, "c3": None, "d4": None}
 
 
-def test_a_reward_that_is_no_number_is_named_by_its_prompt():
-    built, _ = buffer()
-    put("a17", [1.0, math.nan])
-    with pytest.raises(ValueError, match=r"data_source=math, index=17 is nan"):
+def rows_in_queue(partition="train"):
+    return {key for key, tag in tq.kv_list().get(partition, {}).items() if not tag.get("is_prompt")}
+
+
+def test_a_response_whose_reward_failed_leaves_its_group_and_the_rest_is_trained_on():
+    built, listener = buffer()
+    put("a1", [1.0, 0.0, 0.0], outputs=2, lost=[1])
+    put("b2", [1.0, 0.0])
+    batch, _ = built.sample(global_steps=1, partition_id="train", batch_size=2)
+    whole = {group.uid: group for group in listener.whole}
+    assert whole["a1"].failed_rewards == 1 and whole["b2"].failed_rewards == 0
+    assert whole["a1"].rewards.tolist() == [1.0, 0.0] and whole["a1"].tokens.tolist() == [4, 8]
+    left = {"a1_0_0", "a1_0_1", "a1_2_0", "a1_2_1", "b2_0_0", "b2_1_0"}
+    assert set(batch.keys) == left == rows_in_queue(), "no output of the session is left"
+    assert dict(listener.left) == {"a1": "trained", "b2": "trained"}
+    (rewards,) = listener.rewards
+    assert (rewards.partition, rewards.groups, rewards.responses, rewards.seconds) == ("train", 2, 5, (0.5,) * 5)
+    assert rewards.lost == (LostReward("math", 1, FAILURE),)
+
+
+@pytest.mark.parametrize("reward", [math.nan, math.inf])
+def test_a_reward_that_the_agent_loop_gave_counts_as_failed_if_it_is_no_number(reward):
+    built, listener = buffer()
+    put("a17", [1.0, reward])
+    built._sync_metadata_from_transfer_queue()
+    assert listener.whole[0].rewards.tolist() == [1.0] and listener.whole[0].failed_rewards == 1
+    assert listener.rewards[0].lost == (
+        LostReward("math", 17, Failure("not_finite", f"returned {reward}"), by_agent_loop=True),
+    )
+
+
+@pytest.mark.parametrize("metric", ["acc", "reward"])
+def test_a_group_without_rewards_is_a_failed_one_and_dynamic_sampling_goes_on(metric):
+    """verl's filter raises on a finished group without rows."""
+    built, listener = buffer(filter_groups_metric=metric, max_inflight_gen_batches=2)
+    put("a1", [1.0, 0.0], lost=[0, 1])
+    put("b2", [1.0, 0.0, 1.0], lost=[0])
+    for _ in range(2):
         built._sync_metadata_from_transfer_queue()
+        assert built.failure_keys["train"] == {"a1"} and built.finished_keys["train"] == {"b2"}
+    assert tq.kv_list()["train"]["a1"]["status"] == "failure"
+    batch, _ = built.sample(global_steps=1, partition_id="train", batch_size=2)
+    assert set(batch.keys) == {"b2_1_0", "b2_2_0"}
+    assert dict(listener.left) == {"a1": "failed", "b2": "trained"}
+
+
+def test_a_group_without_rewards_is_replaced_where_verl_replaces_failed_ones():
+    refilled = []
+    built, listener = buffer(sync_refill_failed_groups=True, refill_fn=lambda count: refilled.append(put("d4", [1.0])))
+    put("c3", [1.0], lost=[0])
+    built.sample(global_steps=1, partition_id="train", batch_size=1)
+    assert len(refilled) == 1 and listener.left == [("c3", "failed"), ("d4", "trained")]
+
+    built, listener = buffer(ReplayBufferAsync, refill_fn=lambda count: None)
+    put("a1", [1.0, 0.0], lost=[0, 1])
+    put("b2", [1.0, 0.0], lost=[1])  # verl evicts failed groups, and this one is none
+    built.sample(global_steps=1, partition_id="train", batch_size=1)
+    assert dict(listener.left) == {"a1": "failed", "b2": "trained"}
+
+
+def test_failed_sessions_are_looked_into_when_they_appear_and_before_their_batch_is_used():
+    built, listener = buffer()
+    put("a1", [1.0, 0.0])
+    put("b2", [1.0], status="running")
+    built._sync_metadata_from_transfer_queue()
+    assert [failures for *_, failures in listener.looks] == [False]
+    put("b2", [1.0], status="failure")
+    for _ in range(2):
+        built._sync_metadata_from_transfer_queue()
+    assert [failures for *_, failures in listener.looks] == [False, True, False], "once for each failure"
+    built.sample(global_steps=1, partition_id="train", batch_size=2)
+    assert [failures for *_, failures in listener.looks][3:] == [False, True]
+
+
+@pytest.mark.parametrize("partition", ["train", "val"])
+def test_a_batch_that_a_death_has_cut_short_is_not_used(partition):
+    class Dead(Listener):
+        def on_look(self, detail, state, failures):
+            if failures:
+                raise RunStoppedError("the engine died")
+
+    built, listener = buffer(listener=Dead())
+    put("a1", [1.0, 0.0], partition=partition)
+    put("b2", [1.0], status="failure", partition=partition)
+    with pytest.raises(RunStoppedError):
+        built.sample(global_steps=1, partition_id=partition, batch_size=2)
+    assert not listener.left and len(tq.kv_list()[partition]) == 5, "everything is still in the queue"
+
+
+def test_what_the_trainer_waits_for_is_described_and_changes_with_every_response():
+    built, listener = buffer()
+    put("a1", [1.0], status="running")
+    built._sync_metadata_from_transfer_queue()
+    put("a1", [1.0, 0.0], status="running")
+    for _ in range(2):
+        built._sync_metadata_from_transfer_queue()
+    details, states, _ = zip(*listener.looks, strict=True)
+    assert details[0] == "train: 1 responses finished, 1 of 1 prompts unfinished"
+    assert states[0] != states[1] == states[2]
+
+
+def test_a_run_can_be_stopped_before_a_batch_is_chosen():
+    class Strict(Listener):
+        def on_choosing(self):
+            if any(rewards.lost for rewards in self.rewards):
+                raise RuntimeError("too many")
+
+    built, listener = buffer(listener=Strict())
+    put("a1", [1.0], lost=[0])  # verl would raise an error of its own on a batch without rows
+    with pytest.raises(RuntimeError, match="too many"):
+        built.sample(global_steps=1, partition_id="train", batch_size=1)
+    assert listener.left == []
+
+
+def test_a_validation_does_not_see_responses_whose_reward_failed():
+    built, listener = buffer()
+    put("a1", [1.0, 0.0], partition="val", outputs=2, lost=[1])
+    put("b2", [1.0, math.nan], partition="val")
+    batch, _ = built.sample(global_steps=1, partition_id="val", batch_size=2)
+    assert set(batch.keys) == {"a1_0_0", "a1_0_1", "b2_0_0"} == rows_in_queue("val")
+    (rewards,) = listener.rewards
+    assert (rewards.partition, rewards.responses, listener.chosen) == ("val", 4, 0)
+    assert {(loss.index, loss.failure.what, loss.by_agent_loop) for loss in rewards.lost} == {
+        (17, "KeyError", False),
+        (17, "returned nan", True),
+    }
 
 
 def test_nothing_is_kept_of_groups_that_left():

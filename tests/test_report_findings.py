@@ -8,6 +8,7 @@ from verl_gsd.report.findings import of_algorithms as algorithms
 from verl_gsd.report.findings import of_groups as groups
 from verl_gsd.report.findings import of_judge as judge
 from verl_gsd.report.findings import of_policy as policy
+from verl_gsd.report.findings import of_rewards as rewards
 from verl_gsd.report.findings.finding import now, scaled
 
 STEPS = 30
@@ -55,6 +56,7 @@ FIXED = {"algorithm.gsd.hadw.preset": "fixed"}
 NUMBER = {"algorithm.gsd.hadw.preset": 0.5}
 LONGEST = {"data.max_response_length": 512}
 FAILING = {"judge_failed": 0.2}
+MODE = "trainer.v1.trainer_mode"
 
 FIRES = [
     (groups.silent, table(silent=0.6, all_wrong=0.5, all_right=0.1), {}, "algo=dagrpo_anchors"),
@@ -71,6 +73,16 @@ FIRES = [
     (groups.unused, of_sessions(taught=0.7, surplus=0.3), {}, "gen_batch_size"),
     (groups.unused, of_sessions(taught=0.7, stale=0.3), {}, "max_off_policy_strategy=wait"),
     (groups.failed, table(failed=0.1), {}, "sync_refill_failed_groups=true"),
+    (rewards.failing, table(lost_rewards=0.1, rollouts=64), {}, "custom_reward_function.path"),
+    (rewards.failing, table(lost_rewards=LATE, rollouts=64, reward__failures__raised=1), {}, "custom_reward_function"),
+    (
+        rewards.failing,
+        table(lost_rewards=1, rollouts=64, reward__failures__too_slow=1),
+        {"algorithm.gsd.limits.reward_seconds": 30.0, "reward.num_workers": 8},
+        "reward_seconds=60",
+    ),
+    (rewards.slow, table(reward__share_of_step=0.9), {"reward.num_workers": 8}, "reward.num_workers=16"),
+    (rewards.slow, table(reward__share_of_step=0.9), {MODE: "gsd_sync"}, "reward.num_workers"),
     (policy.entropy, table(actor__entropy=falling(1, 0.01)), {}, "clip_ratio_high=0.28"),
     (policy.length, table(tokens_per_response=falling(400, 50)), {}, "loss_agg_mode=token-mean"),
     (policy.length, table(response_length__mean=falling(400, 50)), {}, "loss_agg_mode=token-mean"),
@@ -109,6 +121,10 @@ QUIET = [
     (groups.unused, of_sessions(taught=0.85, surplus=0.1, stale=0.05), {}),
     (groups.unused, of_sessions(taught=0.1, filtered=0.9), {}),
     (groups.failed, table(failed=0.01), {}),
+    (rewards.failing, table(lost_rewards=0, rollouts=64), {}),
+    (rewards.failing, table(rollouts=64), {}),
+    (rewards.slow, table(reward__share_of_step=0.3), {}),
+    (rewards.slow, table(reward__share_of_step=0.9), {MODE: "gsd_colocate_async"}),
     (policy.entropy, table(actor__entropy=falling(1, 0.5)), {}),
     (policy.entropy, table(actor__entropy=known_after(STEPS - 5, falling(1, 0))), {}),
     (policy.length, table(tokens_per_response=falling(400, 300)), {}),
@@ -147,6 +163,13 @@ def test_it_is_said_once_with_what_to_write(finder, steps, config, written):
 @pytest.mark.parametrize(("finder", "steps", "config"), QUIET)
 def test_nothing_is_said(finder, steps, config):
     assert list(finder(steps, config)) == []
+
+
+def test_lost_rewards_are_counted_over_the_whole_run_with_their_kinds():
+    counts = {"reward__failures__raised": known_after(STEPS - 2, 3), "reward__failures__none": known_after(0, 0.5)}
+    (finding,) = rewards.failing(table(lost_rewards=falling(0, 1.4), rollouts=9.3, **counts), {})
+    assert finding.title == "21 of 300 responses (7.0 %) lost their reward"
+    assert "none 15, raised 6" in finding.text and "too_slow" not in finding.text
 
 
 def test_of_a_run_without_anything_nothing_is_said():

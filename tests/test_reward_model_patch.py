@@ -30,7 +30,9 @@ from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopWorkerTQ
 from verl_gsd import records
 from verl_gsd.trainer import own_section
 from verl_gsd.trainer.config import Line
+from verl_gsd.trainer.messages import MessageWriter
 from verl_gsd.trainer.queue_rows import verdict_of
+from verl_gsd.trainer.reward_monitor import RewardMonitor
 
 pytestmark = pytest.mark.stack
 
@@ -170,7 +172,7 @@ def test_dynamic_sampling_by_the_reward_evicts_what_scored_alike(agent_loop, tok
 
 
 @pytest.mark.usefixtures("queue")
-def test_validation_reports_the_mean_reward_and_no_accuracy(agent_loop, config, tokenizer):
+def test_validation_reports_the_mean_reward_and_no_accuracy(agent_loop, config, tokenizer, tmp_path):
     from verl_gsd.trainer.trainer import GSDTrainerSync
 
     class AgentLoopStub:
@@ -183,6 +185,8 @@ def test_validation_reports_the_mean_reward_and_no_accuracy(agent_loop, config, 
     trainer = object.__new__(GSDTrainerSync)
     trainer.config, trainer.tokenizer, trainer.global_steps = config, tokenizer, 1
     trainer.replay_buffer, _ = watched(key_of=key_of)
+    messages = MessageWriter(tmp_path / "messages.jsonl")
+    trainer._rewards = RewardMonitor.of(config, messages, batch_groups=2, overlaps=False)
     trainer.agent_loop_manager = AgentLoopStub()
     trainer.reward_loop_manager = SimpleNamespace(reward_loop_worker_handles=agent_loop.reward_loop_worker_handles)
     raw_prompt = np.empty(2, dtype=object)

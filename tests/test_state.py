@@ -1,6 +1,8 @@
 """State that survives: exact, whole or absent, never executable, refused when it is another run's."""
 
 import json
+import os
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,9 +12,11 @@ import torch
 from omegaconf import OmegaConf
 from verl.utils.checkpoint.checkpoint_manager import BaseCheckpointManager
 
+from verl_gsd.checkpoints import whole_checkpoints
 from verl_gsd.rundir import RunDirectory
 from verl_gsd.trainer import state
 from verl_gsd.trainer.config import ConfigError
+from verl_gsd.trainer.progress import Progress
 from verl_gsd.trainer.state import remove_rotated_states, restore_state, save_state
 from verl_gsd.trainer.trainer import GSDTrainerSync
 
@@ -162,7 +166,8 @@ def attempt(tmp_path):
     def build(disk, **keys):
         trainer = object.__new__(GSDTrainerSync)
         trainer._run, trainer._saved_steps, trainer._settings = RunDirectory(run), [], SETTINGS
-        trainer.memories = {"anchor": EveryKind()}
+        trainer._progress = Progress()
+        trainer.memories, trainer._at_hand = {"anchor": EveryKind()}, None
         keys = {"default_local_dir": str(run), "default_hdfs_dir": None, "max_actor_ckpt_to_keep": None} | keys
         trainer.config = OmegaConf.create({"trainer": keys, "actor_rollout_ref": {"actor": {}}})
         trainer.actor_rollout_wg, trainer.use_critic, trainer.trainer_mode = WorkerOnADisk(run, disk), False, "sync"
@@ -182,6 +187,30 @@ def save(trainer, *steps):
 
 def steps_with(name, disk):
     return sorted(int(path.parent.name.rpartition("_")[2]) for path in disk.glob(f"global_step_*/{name}"))
+
+
+class KilledWhileSaving:
+    """The place of a group of workers; the whole process is killed when half of the weights are written."""
+
+    def save_checkpoint(self, local_path, remote_path, global_step, max_ckpt_to_keep):
+        Path(local_path).mkdir(parents=True)
+        (Path(local_path) / "model_world_size_1_rank_0.pt").write_bytes(b"PK\x03\x04 half of it")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_killed_while_it_saves_leaves_the_checkpoint_before_as_the_newest(attempt, tmp_path):
+    run = RunDirectory(tmp_path / "run")
+    save(attempt(run.path), 10)
+    trainer = attempt(run.path)
+    trainer.actor_rollout_wg = KilledWhileSaving()
+    if (child := os.fork()) == 0:
+        save(trainer, 20)
+        os._exit(0)  # not reached
+    _, status = os.waitpid(child, 0)
+    assert os.WTERMSIG(status) == signal.SIGKILL and (run.checkpoint(20) / "gsd").is_dir()
+    assert run.latest_checkpoint() == 10 and run.marker.read_text() == "10"
+    restored(run.checkpoint(10), names=("anchor",))
+    assert run.checkpoint(20) not in list(whole_checkpoints(run.path)), "whatever the marker says"
 
 
 @pytest.mark.parametrize("disk", ["run", "disk of another node"])

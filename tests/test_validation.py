@@ -2,10 +2,12 @@
 
 import collections
 import os
+import shutil
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from checkpoint_files import write_checkpoint
 
 from verl_gsd.trainer import validation
 from verl_gsd.trainer.config import ConfigError
@@ -36,7 +38,10 @@ def test_a_right_line_passes(check, tiny_task):
         ("actor_rollout_ref.rollout.top_p=1.5", r"top_p=1\.5: write a number of 0 to 1"),
         ("actor_rollout_ref.rollout.temperature=0", r"temperature=0: write a number above 0"),
         ("data.seed=one", r"data\.seed=one: write a whole number, or null"),
-        ("data.train_batch_size=4096", r"train_batch_size=4096: data\.train_files has \d+ rows\. Write that or less"),
+        (
+            "data.train_batch_size=4096",
+            r"train_batch_size=4096: data\.train_files has \d+ rows\. Set it to that or less",
+        ),
         ("budgt=adaptive", r"budgt=adaptive: no such group\. Did you mean budget="),
         (
             "+trainer.total_trainings_steps=3",
@@ -56,7 +61,7 @@ def test_a_right_line_passes(check, tiny_task):
         ("algorithm.gsd.alpha=true", r"algorithm\.gsd: alpha=True: write a finite number"),
         ("algorithm.gsd.ddof=2", r"algorithm\.gsd: ddof=2: write 0"),
         ("algorithm.gsd.eps=null", r"algorithm\.gsd\.eps is missing"),
-        ("data.train_files=null", r"data\.train_files=null: write one Parquet file"),
+        ("data.train_files=null", r"data\.train_files=null: set it to one Parquet file"),
         ("+trainer.wandb_api_key=0123", r"trainer\.wandb_api_key: looks like a secret"),
         ("trainer.wandb_proxy='http://me:secret@proxy'", r"trainer\.wandb_proxy: looks like a secret"),
         ("algorithm.gsd.poll_interval=0", r"algorithm\.gsd\.poll_interval=0: write a number of seconds above 0"),
@@ -172,10 +177,8 @@ def test_a_key_verl_reads_without_listing_it_may_be_added(check, tiny_task):
 def test_a_checkpoint_without_weights_is_refused_and_a_whole_one_named(check, tiny_task, tmp_path):
     run = tmp_path / "run"
     for step in (90, 100, 110):
-        (run / f"global_step_{step}" / "gsd").mkdir(parents=True)
-    for step in (90, 100):
-        (run / f"global_step_{step}" / "actor").mkdir()
-    (run / "latest_checkpointed_iteration.txt").write_text("110")
+        write_checkpoint(run, step)
+    shutil.rmtree(run / "global_step_110" / "actor")
     message = r"global_step_110: no actor/ there.*resume_from_path=.*global_step_100 "
     with pytest.raises(ConfigError, match=message):
         check(tiny_task, f"trainer.default_local_dir={run}")

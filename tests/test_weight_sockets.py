@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from verl_gsd.trainer import weight_sockets
+from verl_gsd.trainer import private_folders, weight_sockets
 
 HANDLE = "ipc:///tmp/rl-colocate-zmq-01000000-replica-0-rank-0.sock"
 #: Seconds until a process that waits for weights counts as hung.
@@ -27,9 +27,10 @@ def prefix(monkeypatch):
     """Where folders begin, short and with /tmp's mode, so that no run on this machine is touched."""
     with tempfile.TemporaryDirectory(prefix="gsd_", dir="/tmp") as folder:
         Path(folder).chmod(0o1777)
-        monkeypatch.setattr(weight_sockets, "_PREFIX", f"{folder}/weights_")
+        monkeypatch.setattr(private_folders, "_PREFIX", f"{folder}/")
+        monkeypatch.setattr(private_folders, "_nodes_held", set())
         yield f"{folder}/weights_"
-        weight_sockets._hold.cache_clear()
+        private_folders._hold.cache_clear()
 
 
 def folders(prefix):
@@ -38,8 +39,8 @@ def folders(prefix):
 
 HOLDER = """
 import sys
-from verl_gsd.trainer import weight_sockets
-weight_sockets._PREFIX = sys.argv[1]
+from verl_gsd.trainer import private_folders, weight_sockets
+private_folders._PREFIX = sys.argv[1].removesuffix("weights_")
 print(weight_sockets.private_handle(sys.argv[2], sys.argv[3]), flush=True)
 sys.stdin.read()
 """
@@ -70,7 +71,7 @@ def test_the_folder_is_for_this_user_alone_and_verls_name_stays(prefix):
 
 def test_a_socket_of_any_replica_can_be_bound():
     """Linux allows 107 characters."""
-    path = f"{weight_sockets._PREFIX}{'ab' * 8}/rl-colocate-zmq-ffffffff-replica-9999-rank-99.sock"
+    path = f"{private_folders._PREFIX}weights_{'ab' * 8}/rl-colocate-zmq-ffffffff-replica-9999-rank-99.sock"
     with socket.socket(socket.AF_UNIX) as bound, pytest.raises(FileNotFoundError):  # not "AF_UNIX path too long"
         bound.bind(path)
 
@@ -109,7 +110,7 @@ def test_a_folder_that_is_not_private_is_rejected_and_left_alone(prefix, make, r
     folder = Path(f"{prefix}{'ab' * 8}")
     make(folder)
     before = folders(prefix)
-    with pytest.raises(weight_sockets.UnsafeFolderError, match=f"(?s){folder}.*{reason}.*Remove the folder"):
+    with pytest.raises(private_folders.UnsafeFolderError, match=f"(?s){folder}.*{reason}.*Remove the folder"):
         weight_sockets.private_handle(HANDLE, "ab" * 28)
     assert folders(prefix) == before
 
@@ -118,7 +119,7 @@ def test_a_folder_that_is_not_private_is_rejected_and_left_alone(prefix, make, r
 def test_cleaning_removes_only_this_users_own_folders(prefix, make):
     make(Path(f"{prefix}ab"))
     before = folders(prefix)
-    weight_sockets.remove_unused()
+    private_folders.remove_unused()
     assert folders(prefix) == before
 
 
@@ -143,18 +144,18 @@ def test_sender_and_receiver_make_the_folder_whichever_comes_first_while_others_
         for _ in range(4)
     ]
     while not folders(prefix):
-        weight_sockets.remove_unused()
+        private_folders.remove_unused()
     for _ in range(100):
-        weight_sockets.remove_unused()
+        private_folders.remove_unused()
     handles = {process.stdout.readline() for process in holders}
-    weight_sockets.remove_unused()
+    private_folders.remove_unused()
     assert handles == {f"ipc://{prefix}ab/{Path(HANDLE).name}\n"} and folders(prefix) == ["weights_ab"]
     for process in holders:
         end(process)
 
 
 def test_a_folder_that_is_removed_before_it_is_locked_is_made_again(prefix, monkeypatch):
-    real = weight_sockets.fcntl.flock
+    real = private_folders.fcntl.flock
     removed = []
 
     def flock_after_another_runs_cleaning_stub(descriptor, operation):
@@ -163,7 +164,7 @@ def test_a_folder_that_is_removed_before_it_is_locked_is_made_again(prefix, monk
             removed[0].rmdir()
         real(descriptor, operation)
 
-    monkeypatch.setattr(weight_sockets.fcntl, "flock", flock_after_another_runs_cleaning_stub)
+    monkeypatch.setattr(private_folders.fcntl, "flock", flock_after_another_runs_cleaning_stub)
     weight_sockets.private_handle(HANDLE, "ab")
     assert removed and removed[0].is_dir()
 
@@ -172,15 +173,98 @@ def test_a_killed_runs_folder_is_removed_when_the_next_run_starts_and_a_living_o
     killed, path = holder(prefix, "aa")
     living, _ = holder(prefix, "bb")
     Path(path.removeprefix("ipc://")).touch()  # a socket that was never removed
-    weight_sockets.remove_unused()
+    private_folders.remove_unused()
     assert folders(prefix) == ["weights_aa", "weights_bb"], "both are held"
     end(killed)
     following, _ = holder(prefix, "cc")
     assert folders(prefix) == ["weights_bb", "weights_cc"]
     end(living)
     end(following)
-    weight_sockets.remove_unused()
+    private_folders.remove_unused()
     assert folders(prefix) == []
+
+
+SENDER = """
+import sys
+from multiprocessing import resource_tracker, shared_memory
+from verl.workers.rollout.vllm_rollout import bucketed_weight_transfer as transfer
+from verl_gsd.trainer import private_folders, weight_sockets
+private_folders._PREFIX = sys.argv[1].removesuffix("weights_")
+resource_tracker.register = lambda *_: None  # ended with the run, before it could clean up
+weight_sockets.private_handle("ipc:///tmp/x", sys.argv[2])
+names = [f"{sys.argv[3]}_{sys.argv[2]}_{i}" for i in range(2)]
+segments = [transfer.create_shared_memory(4096, name) for name in names]
+sender = transfer.BucketedWeightSender("ipc:///tmp/nowhere", use_shm=True)
+sender.shm, transfer.is_support_ipc = segments[0], lambda: False
+sender._cleanup()
+print("SEGMENTS", *names, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.stack  # imports verl
+def test_memory_of_a_transfer_that_was_cut_off_goes_with_the_folder_and_a_living_runs_stays(prefix):
+    shared, name = Path("/dev/shm"), f"verl_weights_test_{os.getpid()}"
+    senders = {
+        node: subprocess.Popen(
+            [sys.executable, "-c", SENDER, prefix, node, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for node in ("aa", "bb")
+    }
+    foreign = shared / f"{name}_of_a_run_without_a_folder"
+    foreign.touch()
+    try:
+        printed = [next(line for line in process.stdout if "SEGMENTS" in line) for process in senders.values()]
+        sent, cut_off = zip(*(line.split()[1:] for line in printed), strict=True)
+        assert not any((shared / segment).exists() for segment in sent), "verl removes the memory of a whole transfer"
+        assert all((shared / segment).exists() for segment in cut_off)
+        for node, segment in zip(senders, cut_off, strict=True):
+            assert [path.name for path in Path(f"{prefix}{node}").iterdir()] == [f"shm.{segment}"]
+        end(senders["aa"])
+        private_folders.remove_unused()
+        assert [(shared / segment).exists() for segment in cut_off] == [False, True]
+        assert folders(prefix) == ["weights_bb"] and foreign.exists()
+        end(senders["bb"])
+        private_folders.remove_unused()
+        assert not (shared / cut_off[1]).exists() and folders(prefix) == []
+    finally:
+        for process in senders.values():
+            process.kill()
+            process.wait()
+        for path in shared.glob(f"{name}*"):
+            path.unlink()
+
+
+def test_a_launchers_folder_is_removed_at_its_end_or_at_the_next_start(prefix):
+    with private_folders.of_run() as folder:
+        private_folders.remove_unused()
+        assert Path(folder).is_dir() and stat.S_IMODE(Path(folder).stat().st_mode) == 0o700
+        assert len(f"{folder}/workers") < 100
+    assert folders(prefix) == []
+    code = (
+        "import sys; from verl_gsd.trainer import private_folders; private_folders._PREFIX = sys.argv[1]\n"
+        "with private_folders.of_run() as folder: print(folder, flush=True); sys.stdin.read()"
+    )
+    base = prefix.removesuffix("weights_")
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", code, base], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    left = Path(launcher.stdout.readline().strip())
+    (left / "workers").touch()
+    private_folders.remove_unused()
+    assert (left / "workers").exists()
+    end(launcher)
+    private_folders.remove_unused()
+    assert folders(prefix) == []
+
+
+def test_only_folders_of_runs_are_removed(prefix):
+    """A user's folders may have names that begin alike."""
+    others = [Path(f"{prefix.removesuffix('weights_')}{name}") for name in ("x7f_2a", "runs", "weights")]
+    for path in others:
+        path.mkdir(mode=0o700)
+    private_folders.remove_unused()
+    assert all(path.is_dir() for path in others)
 
 
 def test_the_launcher_removes_the_folder_at_the_end(prefix):
@@ -326,6 +410,39 @@ def test_delta_weights_and_split_servers_ask_the_patched_method():
     assert "VERL_ZMQ_BASE_TRAINER_RANK" in inspect.getsource(utils.vLLMColocateWorkerExtension._get_zmq_handle)
 
 
+@pytest.mark.stack
+def test_vllms_own_sockets_are_in_the_folder(prefix, monkeypatch):
+    """The server's process sets VLLM_RPC_BASE_PATH, which vLLM reads for each socket, and its children inherit it."""
+    from vllm import envs
+    from vllm.utils import network_utils
+
+    monkeypatch.setenv(weight_sockets.NODE, "ef" * 28)
+    monkeypatch.setenv("VLLM_RPC_BASE_PATH", "")
+    monkeypatch.delenv("VLLM_RPC_BASE_PATH")
+
+    class Server:
+        def __init__(self):
+            self.path = network_utils.get_open_zmq_ipc_path()
+
+    weight_sockets._patch_server(SimpleNamespace(vLLMHttpServer=Server))
+    folder = f"{prefix}{'ef' * 8}"
+    assert Path(Server().path.removeprefix("ipc://")).parent == Path(folder)
+    assert folder == envs.VLLM_RPC_BASE_PATH and Path(folder).is_dir()
+    # A socket of vLLM's has a UUID for a name.
+    assert len(f"{private_folders._PREFIX}weights_{'e' * 16}/{'u' * 36}") < 107
+
+
+@pytest.mark.stack
+def test_patch_still_needed_because_verl_names_segments_at_random():
+    import inspect
+
+    from verl.workers.rollout.vllm_rollout import bucketed_weight_transfer as transfer
+
+    text = inspect.getsource(transfer.BucketedWeightSender._init_buffer)
+    assert 'f"verl_weights_{uuid.uuid4().hex}"' in text and "create_shared_memory(self.bucket_size, shm_name)" in text
+    assert "self.shm.unlink()" in inspect.getsource(transfer.BucketedWeightSender._cleanup.__wrapped__)
+
+
 ENGINE = """
 import sys
 from vllm import LLM
@@ -360,6 +477,6 @@ def test_vllm_loads_the_plugin_in_the_process_that_receives(tiny_task, tmp_path,
     assert done.returncode == 0, done.stdout + done.stderr
     name = "rl-colocate-zmq-01000000-replica-0-rank-0.sock"
     (handles,) = re.findall(r"^HANDLES (.*)$", done.stdout, re.MULTILINE)
-    assert handles == f"['ipc://{weight_sockets._PREFIX}{'cd' * 8}/{name}']"
-    weight_sockets.remove_unused()
-    assert not Path(f"{weight_sockets._PREFIX}{'cd' * 8}").exists()
+    assert handles == f"['ipc://{private_folders._PREFIX}weights_{'cd' * 8}/{name}']"
+    private_folders.remove_unused()
+    assert not Path(f"{private_folders._PREFIX}weights_{'cd' * 8}").exists()

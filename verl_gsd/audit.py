@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
+from verl_gsd import config as groups
 from verl_gsd.config.attention import FLASH, SDPA
 from verl_gsd.planning import gain
 
@@ -45,6 +46,7 @@ class Audit:
         group_size: responses to a prompt.
         afterwards: what becomes of the advantages after that, in words.
         silent_groups: what becomes of unanimous groups.
+        task: which parts of a chosen task stay, where a line mixes it with other data; empty where nothing is mixed.
         prompts: which are drawn, in words; empty where each is visited once a pass.
         attention: what the policy computes attention with, in words; empty where the engine decides.
         gains: gain at each of ``RATES`` relative to that at one half, for groups of ``group_size``.
@@ -56,6 +58,7 @@ class Audit:
     group_size: int
     afterwards: str
     silent_groups: str
+    task: str
     prompts: str
     attention: str
     gains: tuple[float, ...]
@@ -73,6 +76,8 @@ class Audit:
         if self.afterwards:
             yield f"then {self.afterwards}"
         yield self.silent_groups
+        if self.task:
+            yield self.task
         if self.prompts:
             yield f"prompts: {self.prompts}"
         if self.attention:
@@ -98,11 +103,39 @@ def audit(config: DictConfig) -> Audit:
         group_size,
         ", then ".join(words for of in _AFTERWARDS if (words := of(config))),
         f"unanimous groups: {silent}",
+        _mixed(config),
         _drawn(config),
         _attention(config),
         gains,
         tuple(_contradictions(config, operation, group_size)),
     )
+
+
+#: What a task brings, by the key that replaces it.
+_OF_A_TASK = {
+    "data.train_files": "the training prompts",
+    "data.val_files": "the held-out set",
+    "reward.custom_reward_function.path": "the verifier",
+    "actor_rollout_ref.model.path": "the model",
+}
+#: Those that a user may take for replaced, because they belong to data.
+_EASILY_FORGOTTEN = ("reward.custom_reward_function.path", "data.val_files")
+
+
+def _mixed(config: DictConfig) -> str:
+    name = OmegaConf.select(config, "task.name")
+    if name is None:
+        return ""
+    own = OmegaConf.merge(groups.load("task", name), {"task": config.task})
+    stays = {key: OmegaConf.select(config, key) == OmegaConf.select(own, key) for key in _OF_A_TASK}
+    others = ["a recipe"] if "recipe" in config else []
+    others += [f"another {key}" for key, is_the_tasks in stays.items() if not is_the_tasks]
+    kept = [f"{_OF_A_TASK[key]} ({key}={OmegaConf.select(config, key)})" for key in _EASILY_FORGOTTEN if stays[key]]
+    if not others or not kept:
+        return ""
+    are = "is" if len(kept) == 1 else "are"
+    keys = "this key" if len(kept) == 1 else "these keys"
+    return f"task={name} with {' and '.join(others)}: {' and '.join(kept)} {are} the task's. Set {keys} to change that."
 
 
 def _operation(algorithm: DictConfig, group_size: int) -> Operation | None:

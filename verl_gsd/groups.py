@@ -61,6 +61,7 @@ class Group:
         demonstrations: how many stand in the group.
         asked: rollouts that a budget asked for; None where every prompt has as many.
         unverified: responses that the verifier could not verify, and took for wrong; None where it says no such thing.
+        failed_rewards: responses whose reward failed. They are none of the k rows, and nothing is trained on them.
     """
 
     uid: str
@@ -74,6 +75,7 @@ class Group:
     demonstrations: int = 0
     asked: int | None = None
     unverified: int | None = None
+    failed_rewards: int = 0
 
 
 @dataclass(frozen=True, eq=False)

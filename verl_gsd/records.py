@@ -28,7 +28,7 @@ from verl_gsd.rundir import RunDirectory
 Fate = Literal["trained", "filtered", "surplus", "stale", "failed"]
 FATES: tuple[Fate, ...] = ("trained", "filtered", "surplus", "stale", "failed")
 
-VERSION = 4
+VERSION = 5
 SCHEMA = pa.schema(
     [
         ("step", pa.int32()),  # the trainer step in which the group left
@@ -64,6 +64,8 @@ SCHEMA = pa.schema(
         ("silent_predicted", pa.float64()),
         # Responses that the verifier could not verify, and took for wrong; null where it says no such thing.
         ("unverified", pa.int32()),
+        # Responses that left the group because their reward failed; they count in no other column.
+        ("failed_rewards", pa.int32()),
     ],
     metadata={"verl_gsd.records": str(VERSION)},
 )
@@ -125,6 +127,7 @@ def describe(left: Sequence[Left], *, step: int, attempt: int, alpha: float | No
     }
     columns["demonstrations"] = [group.demonstrations for group in groups]
     columns["unverified"] = [group.unverified for group in groups]
+    columns["failed_rewards"] = [group.failed_rewards for group in groups]
     for name in set(SCHEMA.names) - set(columns):
         columns[name] = [entry.further.get(name) for entry in left]
     return pa.table({name: pa.array(columns[name]).cast(SCHEMA.field(name).type) for name in SCHEMA.names}, SCHEMA)

@@ -20,6 +20,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from verl_gsd.checkpoints import step_of, whole_checkpoints
+
+#: A metric that verl logs with every training step, and not with a validation before the first.
+TRAINED = "training/global_step"
+
 
 @dataclass(frozen=True)
 class RunDirectory:
@@ -68,10 +73,27 @@ class RunDirectory:
     def checkpoint(self, step: int) -> Path:
         return self.path / f"global_step_{step}"
 
+    @property
+    def marker(self) -> Path:
+        """verl writes the step of the newest checkpoint here when the checkpoint is whole."""
+        return self.path / "latest_checkpointed_iteration.txt"
+
     def latest_checkpoint(self) -> int | None:
-        """The step verl would resume from, or None."""
-        marker = self.path / "latest_checkpointed_iteration.txt"
-        return int(marker.read_text()) if marker.is_file() else None
+        """The step to resume from: verl's own, or the newest whole checkpoint's if verl's marker cannot be read."""
+        if not self.marker.is_file():
+            return None
+        step = self._announced()
+        return step if step is not None else next(map(step_of, whole_checkpoints(self.path)), None)
+
+    def marker_is_damaged(self) -> bool:
+        """Whether verl's marker is there without a step in it: the disk was full while verl wrote it."""
+        return self.marker.is_file() and self._announced() is None
+
+    def _announced(self) -> int | None:
+        try:
+            return int(self.marker.read_bytes())
+        except ValueError:
+            return None
 
 
 class MetricsReader:

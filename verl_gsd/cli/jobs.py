@@ -75,7 +75,8 @@ def stop(identifier: Identifier, address: Address = None) -> None:
         return
     out.print(f"{identifier} is being stopped", highlight=False)
     if run:
-        out.print(f"go on with: verl-gsd submit --resume {shlex.quote(run)}", soft_wrap=True, markup=False)
+        out.print("To resume its run, run:")
+        out.print(f"verl-gsd submit --resume {shlex.quote(run)}", soft_wrap=True, markup=False, highlight=False)
 
 
 def watch(client: JobSubmissionClient, identifiers: Sequence[str], address: str | None) -> None:

@@ -28,7 +28,7 @@ def submit(
         str, typer.Option(metavar="FOLDER", help="Where runs go, on storage that all nodes of the cluster share.")
     ] = "~/verl_gsd_runs",
     resume: Annotated[
-        str | None, typer.Option(metavar="RUN", help="Go on with this run of the cluster from its last checkpoint.")
+        str | None, typer.Option(metavar="RUN", help="Resume this run of the cluster, or RUN/global_step_N.")
     ] = None,
     seeds: Annotated[str | None, typer.Option(metavar="1,2,3", help="One job a seed.")] = None,
     sweep: Annotated[

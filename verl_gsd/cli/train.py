@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import sys
 from collections import Counter
 from contextlib import redirect_stdout
@@ -29,7 +28,7 @@ def train(
         list[str],
         typer.Argument(
             metavar="KEY=VALUE...",
-            help="recipe=, or algo= and task=; hardware=, logger=; resume=RUN goes on with a run; any verl key.",
+            help="recipe=, or algo= and task=; hardware=, logger=; resume=RUN or RUN/global_step_N; any verl key.",
         ),
     ],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and stop.")] = False,
@@ -49,7 +48,10 @@ def train(
             for problem in (problem for check in OF_THIS_ENVIRONMENT for problem in check(config, line)):
                 err.print(f"warning: {problem}", style="yellow", markup=False, highlight=False)
             with redirect_stdout(sys.stderr):  # verl prints as it validates; standard output is the config alone
-                validate_with_verl(config)
+                messages = validate_with_verl(config)
+            for message in messages:
+                style = "yellow" if message.kind == "warning" else None
+                err.print(f"{message.kind}: {message.text}", style=style, markup=False, highlight=False)
     except ConfigError as error:
         fail(str(error))
     if dry_run:
@@ -71,6 +73,7 @@ def _compose(words: list[str]) -> tuple[Line, DictConfig]:
     from verl_gsd.trainer.remote_paths import scheme_of
 
     line = composing.parse_line(words)
+    checkpoint = _chosen_checkpoint(line)
     if line.resume is not None:
         line = _resumed(line)
     if line.choices.get("hardware") == "cpu":
@@ -83,6 +86,8 @@ def _compose(words: list[str]) -> tuple[Line, DictConfig]:
             config.trainer.default_local_dir = f"runs/{name}"
         elif line.resume is not None:
             config.trainer.default_local_dir = str(line.resume)
+            if checkpoint is not None:
+                config.trainer.resume_mode, config.trainer.resume_from_path = "resume_path", str(checkpoint)
         if scheme_of(str(config.trainer.default_local_dir)):
             raise ConfigError(
                 f"trainer.default_local_dir={config.trainer.default_local_dir}: a run is written to a folder of this "
@@ -99,6 +104,14 @@ def _compose(words: list[str]) -> tuple[Line, DictConfig]:
     return line, composing.resolve(config)
 
 
+def _chosen_checkpoint(line: Line) -> Path | None:
+    """The checkpoint that resume=RUN/global_step_N names; None for resume=RUN."""
+    from verl_gsd.checkpoints import step_of
+
+    place = None if line.resume is None else line.resume.absolute()
+    return place if place is not None and step_of(place) is not None else None
+
+
 def _resumed(line: Line) -> Line:
     """The stored line of the run to go on with, and the new words over it."""
     import yaml
@@ -107,10 +120,23 @@ def _resumed(line: Line) -> Line:
     from verl_gsd.trainer.config import ConfigError, parse_line
 
     assert line.resume is not None
-    run = RunDirectory(line.resume.absolute())
+    chosen = _chosen_checkpoint(line)
+    run = RunDirectory(chosen.parent if chosen else line.resume.absolute())
+    if chosen and not chosen.is_dir():
+        raise ConfigError(f"resume={line.resume}: is not there. Set resume= to a run's folder or a checkpoint in it.")
     if not run.overrides.is_file():
         raise ConfigError(f"resume={line.resume}: no run there (no {run.overrides.name}). Write a run's folder.")
-    if run.latest_checkpoint() is None:
+    newest = run.latest_checkpoint()
+    if newest is not None and run.marker_is_damaged() and not chosen:
+        err.print(
+            f"warning: {run.marker}: no step in it (was the disk full?). Resuming from global_step_{newest}, the "
+            "newest whole checkpoint.",
+            style="yellow",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+    if newest is None and not chosen:
         raise ConfigError(
             f"resume={line.resume}: the run saved no checkpoint. Start anew, with trainer.save_freq=N above 0 and not "
             "above the step it stopped at."
@@ -121,7 +147,7 @@ def _resumed(line: Line) -> Line:
     stored = [word for word in stored if not once.match(word)]
     for key in line.keys:
         if key.startswith("trainer.resume_"):
-            raise ConfigError(f"{key}: resume= goes on from the run's last checkpoint. Leave it out.")
+            raise ConfigError(f"{key}: resume= says where to resume. Leave it out, or set resume=RUN/global_step_N.")
     return parse_line([*stored, *line.words_given, f"resume={run.path}"])
 
 
@@ -137,12 +163,14 @@ def _say_what_it_does(config: DictConfig) -> None:
 
 
 def _require_steps_left(config: DictConfig, line: Line) -> None:
-    from verl_gsd.rundir import RunDirectory
+    from verl_gsd.checkpoints import step_of
     from verl_gsd.trainer.config import ConfigError
+    from verl_gsd.trainer.own_section import checkpoint_to_resume
 
-    if line.resume is None:
+    checkpoint = checkpoint_to_resume(config)
+    if line.resume is None or checkpoint is None:
         return
-    done, total = RunDirectory(line.resume).latest_checkpoint(), config.trainer.total_training_steps
+    done, total = step_of(checkpoint), config.trainer.total_training_steps
     if done is not None and total is not None and done >= total:
         raise ConfigError(
             f"trainer.total_training_steps={total}: the run has made {done} steps. Write a number above that."
@@ -162,6 +190,7 @@ def _run(config: DictConfig, line: Line) -> None:
     from verl_gsd.rundir import RunDirectory, read_metrics
     from verl_gsd.trainer import launch
     from verl_gsd.trainer.config import ConfigError
+    from verl_gsd.trainer.messages import RunStoppedError
 
     held_out = held_out_prompts(config)
     total = config.trainer.total_training_steps
@@ -177,15 +206,17 @@ def _run(config: DictConfig, line: Line) -> None:
                     attempt,
                     on_step=lambda step, data: _show(step, total, data, status),
                     on_wait=lambda text: out.print(text, markup=False, highlight=False),
+                    on_message=_show_message,
                 )
     except KeyboardInterrupt:
-        out.print(_how_to_resume(run))
+        _show_how_to_resume(run)
         fail("interrupted; no process of this run is left", code=130)
     except ConfigError as error:
         fail(str(error))
-    except launch.RunFailedError as error:
-        out.print(_how_to_resume(run))
-        fail(f"the run failed: {error}\nthe whole log is {run.log(attempt)}", code=1)
+    except (RunStoppedError, launch.RunFailedError) as error:
+        _show_how_to_resume(run)
+        ended = "was stopped" if isinstance(error, RunStoppedError) else "failed"
+        fail(f"the run {ended}: {error}\nthe whole log is {run.log(attempt)}", code=1)
     out.print(_table(list(read_metrics(run.metrics(attempt))), held_out))
     out.print(f"run directory [bold]{run.path}[/]", soft_wrap=True)
     if "wandb" in config.trainer.logger and launch.wandb_is_offline():
@@ -203,6 +234,12 @@ def _show(step: int, total: int | None, data: dict[str, float], status) -> None:
     status.update("training")
 
 
+def _show_message(kind: str, text: str) -> None:
+    """A note or a warning of the trainer's."""
+    shown, style = (f"warning: {text}", "yellow") if kind == "warning" else (text, None)
+    out.print(shown, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
 def _is_accuracy(name: str) -> bool:
     return name.startswith("val-core/") and "/acc/mean@" in name
 
@@ -212,11 +249,15 @@ def held_out_prompts(config: DictConfig) -> Counter[str]:
     import pyarrow.parquet as pq
     from omegaconf import ListConfig
 
+    from verl_gsd.trainer.data_files import has_own_dataset
+    from verl_gsd.trainer.dataset import files_with
     from verl_gsd.trainer.remote_paths import scheme_of
 
     data = config.data
     names = data.val_files if isinstance(data.val_files, ListConfig) else [data.val_files]
-    if any(scheme_of(name) for name in names):
+    if any(scheme_of(name) for name in names) or has_own_dataset(config):
+        return Counter()
+    if len(files_with("data_source", names)) < len(names):  # a reward model needs no such column
         return Counter()
     files = [Path(name).expanduser() for name in names]
     # verl leaves rows out by their length in tokens or by number, or reads files of another kind.
@@ -243,11 +284,13 @@ def _table(metrics: list, prompts: Counter[str]) -> Table:
     return table
 
 
-def _how_to_resume(run: RunDirectory) -> str:
-    from verl_gsd.trainer.cluster import is_job
+def _show_how_to_resume(run: RunDirectory) -> None:
+    """The command is one line by itself, however narrow the terminal: it is meant to be pasted into a shell."""
+    from verl_gsd.trainer.own_section import resume_command
 
     step = run.latest_checkpoint()
     if step is None:
-        return "no checkpoint was saved yet"
-    command = "submit --resume " if is_job() else "train resume="
-    return f"last checkpoint: step {step}; go on with: verl-gsd {command}{shlex.quote(str(run.path))}"
+        out.print("no checkpoint was saved yet")
+        return
+    out.print(f"last checkpoint: step {step}. To resume from it, run:", highlight=False)
+    out.print(resume_command(run.path), soft_wrap=True, markup=False, highlight=False)

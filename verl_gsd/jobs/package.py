@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from importlib import metadata
 from pathlib import Path, PurePosixPath
 
 import verl_gsd
+from verl_gsd.trainer import private_folders
 
 _DISTRIBUTION = "verl-gsd"
 
@@ -35,7 +35,7 @@ def unpacked_wheel() -> Iterator[Path]:
     Raises:
         PackagingError: a checkout without hatchling or whose wheel fails to build; an installation that is incomplete.
     """
-    with tempfile.TemporaryDirectory(prefix="verl_gsd_") as folder:
+    with private_folders.of_run() as folder:
         target = Path(folder) / "package"
         checkout = Path(verl_gsd.__file__).resolve().parents[1]
         if (checkout / "pyproject.toml").is_file():

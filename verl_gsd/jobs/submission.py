@@ -90,7 +90,10 @@ def new_runs(
 
 
 def resumed_run(run: str, words: Sequence[str], now: datetime) -> Submission:
-    """A job that goes on with ``run``, a folder on the cluster, from its last checkpoint, with ``words`` over its line.
+    """A job that resumes ``run``, a folder on the cluster, with ``words`` over its line.
+
+    Args:
+        run: the run's folder, for its last checkpoint, or RUN/global_step_N for that one.
 
     Raises:
         ConfigError: the folder is relative to nothing, or the words would move the run.
@@ -100,8 +103,9 @@ def resumed_run(run: str, words: Sequence[str], now: datetime) -> Submission:
     for word in words:
         if _key(word) in (_PLACE, "resume"):
             raise ConfigError(f"{word}: --resume goes on where the run is. Leave it out.")
-    name = run.rpartition("/")[2]
-    return Submission(_plain(f"{name}-resumed-{now:%Y%m%d-%H%M%S}"), run, (*words, f"resume={run}"))
+    folder = re.sub(r"/global_step_\d+$", "", run)
+    name = folder.rpartition("/")[2]
+    return Submission(_plain(f"{name}-resumed-{now:%Y%m%d-%H%M%S}"), folder, (*words, f"resume={run}"))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ import hashlib
 import json
 import math
 import shutil
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -95,11 +94,12 @@ class Distilled:
         about |= {"encoder_identity": self.encoder_identity, "whole": self.head.whole, "penalty": self.penalty}
         about |= {"agreement": agreed, "head_sha256": hashlib.sha256(head).hexdigest()}
         folder.parent.mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(prefix=folder.name + ".", dir=folder.parent))
+        building = folder.with_name(folder.name + ".tmp")
+        shutil.rmtree(building, ignore_errors=True)  # of a process that was killed
+        building.mkdir()
         try:
             (building / HEAD).write_bytes(head)
             (building / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-            building.chmod(0o755)  # a temporary folder is private; a cluster's workers may be other users
             building.rename(folder)
         finally:
             shutil.rmtree(building, ignore_errors=True)

@@ -22,6 +22,7 @@ def by_step(run: Run) -> Columns:
     ``mixed, all_right, all_wrong, silent, alone``: shares of the groups with responses, the last of groups of one;
     ``sigma``, its mean;
     ``rollouts_<use>, tokens_<use>`` for each of ``USES``, in numbers; ``failed``, the share of all groups;
+    ``lost_rewards``, responses without a reward, in numbers, which are none of the rollouts;
     ``seen_silent, seen_predicted``: of groups whose prompt was seen before, the share silent and as predicted;
     ``likely_{groups,silent,predicted,variance}``: of those that were predicted to be mixed rather than silent, sums;
     ``gain_{hard,between,easy}``: shares of the gain that was trained on, by the group's accuracy;
@@ -101,6 +102,7 @@ def _of_groups(records: pa.Table, by: _Steps) -> Columns:
         "rollouts": by.total(size),
         "tokens": by.total(tokens),
         "tokens_per_response": by.ratio(tokens, size),
+        "lost_rewards": by.total(numbers(records, "failed_rewards")),
         **{kind: by.mean(is_kind, whole) for kind, is_kind in kinds.items()},
         "silent": by.mean(1 - kinds["mixed"], whole),
         "alone": by.mean((size == 1).astype(float), whole),

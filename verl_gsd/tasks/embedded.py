@@ -11,7 +11,6 @@ import hashlib
 import json
 import random
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -72,12 +71,13 @@ def ensure(
             return directory
         if directory.exists() and any(directory.iterdir()) and not (directory / MANIFEST).is_file():
             raise FileExistsError(f"{directory} is not empty and not a task of ours: write another task.directory")
-        building = Path(tempfile.mkdtemp(prefix=directory.name + ".", dir=directory.parent))
+        building = directory.with_name(directory.name + ".tmp")  # nobody else's: the lock is held
+        shutil.rmtree(building, ignore_errors=True)  # of a process that was killed
+        building.mkdir()
         try:
             _build(building, specification, on_step)
             if directory.exists():
                 shutil.rmtree(directory)
-            building.chmod(0o755)  # a temporary folder is private; a cluster's workers may be other users
             building.rename(directory)
         finally:
             shutil.rmtree(building, ignore_errors=True)

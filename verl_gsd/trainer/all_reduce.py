@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+
+from verl_gsd.trainer import private_folders
 
 #: Seconds for the whole measurement; importing torch in eight processes and starting NCCL takes most of it.
 LIMIT_S = 180.0
@@ -37,7 +38,7 @@ def measure(ranks: int, backend: str = "nccl", limit_s: float = LIMIT_S) -> floa
     Raises:
         AllReduceError: a rank failed, computed a wrong sum, or did not end within ``limit_s`` seconds.
     """
-    with tempfile.TemporaryDirectory(prefix="verl_gsd_") as name:
+    with private_folders.of_run() as name:
         folder = Path(name)
         processes: list[subprocess.Popen] = []
         try:

@@ -18,7 +18,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -26,6 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
+from verl_gsd.trainer import private_folders
 
 #: The heavy part of what workers import, Ray and what imports Ray left out: Ray reads the numbers of its job on import,
 #: and its random generator, copied into every fork, would give two workers' tasks the same identifier.
@@ -42,7 +43,7 @@ MODULES = (
     "openai",
 )
 
-#: Environment variable: a folder for the server's socket, made and removed by somebody who outlives it.
+#: Environment variable: a folder for the server's socket, which the launcher has made (``private_folders.of_run``).
 FOLDER = "VERL_GSD_SOCKET_FOLDER"
 
 _CLIENT = Path(__file__).with_name("forkclient.py")
@@ -50,11 +51,12 @@ _CLIENT = Path(__file__).with_name("forkclient.py")
 
 @contextmanager
 def _folder() -> Iterator[str]:
-    """This user's alone; under /tmp, since a socket's path may have no more than some hundred characters."""
+    """The launcher's, which is held here too: the launcher may be killed first. Without a launcher, a new one."""
     if given := os.environ.get(FOLDER):
+        private_folders.hold(given)
         yield given
     else:
-        with tempfile.TemporaryDirectory(prefix="verl_gsd_", dir="/tmp") as made:
+        with private_folders.of_run() as made:
             yield made
 
 

@@ -11,12 +11,15 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from verl_gsd.rundir import RunDirectory
 from verl_gsd.trainer import cluster
 from verl_gsd.trainer.config import ConfigError
 from verl_gsd.trainer.forkserver import workers_forked
+from verl_gsd.trainer.messages import MessageWriter
 
 #: Exit code of a run that was refused before Ray started; what the log says after ``REFUSAL`` is the reason.
 REFUSED = 64
@@ -36,6 +39,9 @@ def main(config_file: str, launcher: int) -> None:
         cluster.join(config)
     with _refusals():
         joins = cluster.joins(config)
+    if not joins:
+        # On a cluster of this run's own nobody restarts Ray's control service. Ray's default is 60 s.
+        os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "15")
     with _workers(config, joins):
         from verl.utils.device import auto_set_device
 
@@ -44,7 +50,11 @@ def main(config_file: str, launcher: int) -> None:
         auto_set_device(config)  # as main_ppo does
 
         with _refusals():
-            validate_with_verl(config)
+            messages = validate_with_verl(config)
+        run = RunDirectory(Path(config.trainer.default_local_dir))
+        writer = MessageWriter(run.messages(max(run.attempts(), default=1)))
+        for message in messages:
+            writer.write(message.kind, message.text)
 
         from verl.trainer.main_ppo import TaskRunnerV1, run_ppo
 

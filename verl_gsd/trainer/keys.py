@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-#: The partition of training rows. Validation goes through the same buffer, in a partition of its own that is not ours.
-PARTITION = "train"
+#: The partition of training rows, and that of validation, which goes through the same buffer.
+PARTITION, VALIDATION = "train", "val"
 
 #: The tag of a row that was not generated in this step: the step it was generated for.
 GENERATED_IN = "generated_in"

@@ -1,20 +1,20 @@
 """Start a run in a process of its own, watch it, and leave nothing behind.
 
 verl, Ray and vLLM print thousands of lines; they go to RUN/logs. Progress is read from the metrics file that verl's own
-``file`` logger writes. Whatever ends the run (its end, an error, Ctrl-C, SIGTERM), every process that descends from it
-is ended: they all carry a mark in their environment, which survives Ray's daemonising. A cluster that was already
-running does not carry it and is left alone.
+``file`` logger writes, and what the trainer tells the user from its file of messages. Whatever ends the run (its end,
+an error, Ctrl-C, SIGTERM), every process that descends from it is ended: they all carry a mark in their environment,
+which survives Ray's daemonising. A cluster that was already running does not carry it and is left alone.
 """
 
 from __future__ import annotations
 
+import math
 import os
-import re
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -25,14 +25,24 @@ import psutil
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from verl_gsd.checkpoints import step_of
 from verl_gsd.rundir import MetricsReader, RunDirectory
-from verl_gsd.trainer import cluster, forkserver, job, weight_sockets
+from verl_gsd.trainer import cluster, forkserver, job, lost_metrics, memory_kills, private_folders
+from verl_gsd.trainer.causes import likely_cause
 from verl_gsd.trainer.config import ConfigError, write_yaml
+from verl_gsd.trainer.messages import Kind, Message, MessageReader, RunStoppedError
+from verl_gsd.trainer.own_section import checkpoint_to_resume
+from verl_gsd.trainer.run_log import first_exception, last_lines, last_lines_of
+from verl_gsd.writing import whole
 
 MARK = "VERL_GSD_RUN_MARK"
 #: Seconds between two looks at the metrics file, and for processes to end by themselves before they are killed.
 _LOOK_INTERVAL = 0.5
 _GRACE = 10.0
+#: A disk with fewer free bytes is full: a step's records and a line of the log still fit, a checkpoint does not.
+_FULL = 4 << 20
+#: Seconds that a trainer has to end by itself once it has said why the run stops. It may wait for a dead process.
+_STOPPING = 15.0
 
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 #: Where verl's file logger writes. Ours, whatever a user set: progress and result are read from it.
@@ -40,14 +50,15 @@ _METRICS = "VERL_FILE_LOGGER_PATH"
 #: Which attempt the trainer's records belong to.
 _ATTEMPT = "VERL_GSD_ATTEMPT"
 
-_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
-_EXCEPTION = re.compile(r"^.*\b\w+(Error|Exception): .+$", re.MULTILINE)
+#: Lines of a log that are shown, of the run and of the process that is to blame; and lines searched for a cause.
+_SHOWN, _SHOWN_OF_PROCESS, _SEARCHED = 25, 15, 2_000
 
 OnStep = Callable[[int, dict[str, float]], None]
+OnMessage = Callable[[Kind, str], None]
 
 
 class RunFailedError(RuntimeError):
-    """The run's process ended with an error; the message has the first exception and the last lines of its log."""
+    """The run's process ended with an error; the message has the likely cause and the last lines of its log."""
 
 
 @contextmanager
@@ -55,7 +66,9 @@ def attempt_in(config: DictConfig, overrides: list[str], resuming: bool) -> Iter
     """Make the run directory, or the next attempt in it, for this process alone.
 
     Points verl's loggers into it and writes the config down. An attempt that verl refuses (``ConfigError`` inside the
-    context) leaves everything as it was.
+    context) leaves everything as it was. A resume removes what a killed attempt left half written. If the attempt
+    resumes a checkpoint of this run other than the newest, that checkpoint is the newest from here on: the steps after
+    it are made again.
 
     Raises:
         ConfigError: the directory cannot be written, or another process is training in it.
@@ -73,12 +86,17 @@ def attempt_in(config: DictConfig, overrides: list[str], resuming: bool) -> Iter
         if not resuming:
             require_unused(run)
         attempt = max(run.attempts(), default=0) + 1
-        before = {path: path.read_bytes() for path in (run.config, run.overrides) if path.is_file()}
+        files = (run.config, run.overrides, run.marker)
+        before = {path: path.read_bytes() for path in files if path.is_file()}
         for folder in (run.metrics(attempt).parent, run.log(attempt).parent):
             folder.mkdir(exist_ok=True)
         _add_environment(config, _logger_environment(run, attempt))
         write_yaml(config, run.config)
         write_yaml(overrides, run.overrides)
+        if resuming:
+            _remove_half_written(run)
+            lost_metrics.restore(run)
+            _announce(run, checkpoint_to_resume(config))
         try:
             yield run, attempt
         except ConfigError:
@@ -89,6 +107,26 @@ def attempt_in(config: DictConfig, overrides: list[str], resuming: bool) -> Iter
             else:
                 shutil.rmtree(run.path)  # made above
             raise
+        finally:
+            if run.path.is_dir():
+                lost_metrics.restore(run)
+
+
+def _announce(run: RunDirectory, checkpoint: Path | None) -> None:
+    """Make ``checkpoint`` the run's newest in verl's marker, which may be damaged or name a later step."""
+    step = None if checkpoint is None or checkpoint.parent != run.path else step_of(checkpoint)
+    if step is not None and (run.marker_is_damaged() or run.latest_checkpoint() != step):
+        with whole(run.marker) as path:
+            path.write_text(str(step))
+
+
+def _remove_half_written(run: RunDirectory) -> None:
+    """What writers of ours that were killed have left: they write beside a file and rename."""
+    names = ("*.yaml.tmp", f"{run.marker.name}.tmp", "records/attempt_*/*.tmp", "global_step_*/gsd/*.tmp")
+    for path in (path for name in names for path in run.path.glob(name)):
+        path.unlink(missing_ok=True)
+    for folder in run.path.glob("global_step_*/gsd.tmp"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def require_unused(run: RunDirectory) -> None:
@@ -100,32 +138,45 @@ def require_unused(run: RunDirectory) -> None:
         )
 
 
-def train(run: RunDirectory, attempt: int, on_step: OnStep, on_wait: Callable[[str], None]) -> None:
-    """Run RUN/config.yaml to its end, calling ``on_step`` for every metrics line as it is written, and ``on_wait`` with
-    what a run on a cluster says that it waits for.
+def train(
+    run: RunDirectory, attempt: int, on_step: OnStep, on_wait: Callable[[str], None], on_message: OnMessage
+) -> None:
+    """Run RUN/config.yaml to its end.
+
+    Args:
+        on_step: called for every metrics line as it is written.
+        on_wait: called with what a run on a cluster says that it waits for.
+        on_message: called with the trainer's notes and warnings.
 
     Raises:
         ConfigError: verl refuses the config; Ray was not started.
+        RunStoppedError: the trainer stopped the run, and said why.
         RunFailedError: the process ended with an error.
         KeyboardInterrupt: Ctrl-C, SIGTERM or SIGHUP.
     """
-    mark = uuid.uuid4().hex
-    metrics = MetricsReader(run.metrics(attempt))
+    mark, kills = uuid.uuid4().hex, memory_kills.oom_kills()
+    metrics, messages = MetricsReader(run.metrics(attempt)), MessageReader(run.messages(attempt))
+    stops: list[Message] = []
 
     def report() -> None:
         for text in _said(reading):
             on_wait(text)
         for step, data in metrics.new():
             on_step(step, data)
+        for message in messages.new():
+            if message.kind == "stop":
+                stops.append(message)
+            else:
+                on_message(message.kind, message.text)
 
     with (
         signals_interrupt(),
         run.log(attempt).open("wb") as log,
         run.log(attempt).open("rb") as reading,
-        # Of the run's process, which may be killed before it removes it; short, for a socket's path.
-        tempfile.TemporaryDirectory(prefix="verl_gsd_", dir="/tmp") as folder,
+        private_folders.of_run() as folder,  # of the run's process, which may be killed before it removes it
         _nothing_left_behind(mark),
     ):
+        private_folders.remove_unused()
         process = subprocess.Popen(
             [sys.executable, "-m", "verl_gsd.trainer.job", str(run.config), str(os.getpid())],
             stdin=subprocess.DEVNULL,
@@ -134,18 +185,25 @@ def train(run: RunDirectory, attempt: int, on_step: OnStep, on_wait: Callable[[s
             env=os.environ | {MARK: mark, forkserver.FOLDER: folder},
             start_new_session=True,  # Ctrl-C reaches this process alone, which then ends the others in order
         )
-        while True:
+        last_look = math.inf
+        while time.monotonic() < last_look:
             try:
                 process.wait(_LOOK_INTERVAL)
             except subprocess.TimeoutExpired:
                 report()
+                if stops:
+                    last_look = min(last_look, time.monotonic() + _STOPPING)
             else:
                 break
         report()
-    if process.returncode == job.REFUSED:
+        code = process.poll()
+    if stops and code != 0:
+        raise RunStoppedError(_why_stopped(stops[-1], run.log(attempt)))
+    if code == job.REFUSED:
         raise ConfigError(run.log(attempt).read_text(encoding="utf-8").partition(job.REFUSAL)[2].strip())
-    if process.returncode != 0:
-        raise RunFailedError(f"exit code {process.returncode}\n{_what_happened(run.log(attempt))}")
+    if code != 0:
+        assert code is not None  # only a stop ends the loop before the process has ended
+        raise RunFailedError(_why_failed(code, run.log(attempt), memory_kills.killed_since(kills)))
 
 
 def _said(log: BinaryIO) -> Iterator[str]:
@@ -208,7 +266,7 @@ def _nothing_left_behind(mark: str) -> Iterator[None]:
     finally:
         with _handled(signal.SIG_IGN, *_ENDING):  # an impatient Ctrl-C must not leave half of it running
             end_marked(mark)
-            weight_sockets.remove_unused()
+            private_folders.remove_unused()
 
 
 @contextmanager
@@ -249,9 +307,47 @@ def _quietly(action: Callable[[], None]) -> None:
         action()
 
 
-def _what_happened(log: Path, lines: int = 25) -> str:
-    """The first exception a log names and its last lines: verl often goes on for long after what went wrong."""
-    text = _COLOURS.sub("", log.read_text(encoding="utf-8", errors="replace"))
-    first = _EXCEPTION.search(text)
-    heading = f"first exception: {first[0].strip()}\n...\n" if first else ""
-    return heading + "\n".join(text.splitlines()[-lines:])
+def _why_stopped(stop: Message, log: Path) -> str:
+    """What the trainer said, and what the process that it names printed last."""
+    if stop.pid is None:
+        return stop.text
+    lines = last_lines_of(log, stop.pid, _SEARCHED)
+    parts = [stop.text]
+    cause = likely_cause("\n".join(lines))
+    if cause and cause not in stop.text:
+        parts.append(f"likely cause: {cause}")
+    if lines:
+        parts += [f"last lines of process {stop.pid}:", *lines[-_SHOWN_OF_PROCESS:]]
+    return "\n".join(parts)
+
+
+def _why_failed(code: int, log: Path, killed: str | None) -> str:
+    """How the run's process ended, the likely cause, the first exception in its log, and the log's last lines.
+
+    verl often continues for long after what went wrong, so that the last lines alone do not explain it.
+    """
+    parts = [_how_it_ended(code, killed)]
+    if cause := _full_disk(log) or likely_cause("\n".join(last_lines(log, _SEARCHED))):
+        parts.append(f"likely cause: {cause}")
+    if first := first_exception(log):
+        parts += [f"first exception: {first}", "..."]
+    return "\n".join([*parts, *last_lines(log, _SHOWN)])
+
+
+def _full_disk(log: Path) -> str | None:
+    """One sentence if the run's disk is full. Neither the log nor the trainer's messages can then tell."""
+    free = shutil.disk_usage(log.parent).free
+    if free >= _FULL:
+        return None
+    return f"The disk of {log.parent.parent} is full ({free} bytes are free). Free some before you resume the run."
+
+
+def _how_it_ended(code: int, killed: str | None) -> str:
+    if code >= 0:
+        return f"exit code {code}" + (f". {killed}" if killed else "")
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    guess = " (out of memory?)" if name == "SIGKILL" and not killed else ""
+    return f"the run's process was killed by {name}{guess}" + (f". {killed}" if killed else "")

@@ -1,6 +1,8 @@
 """Messages of a running trainer to its user, in a file that outlives the trainer's process.
 
-    RUN/messages/attempt_A.jsonl   {"kind": "note" | "warning" | "stop", "text": ...}, one object per line
+    RUN/messages/attempt_A.jsonl   {"kind": "note" | "warning" | "stop", "text": ..., "pid": ...}, one object per line
+
+``pid`` is there if the message is about one process: the launcher adds the last lines that this process logged.
 
 The trainer writes and the launcher prints. A file is used because everything else that a Ray worker prints can be lost
 when the worker, its node or Ray's log monitor dies. The last "stop" message says why the run ended.
@@ -28,6 +30,7 @@ class RunStoppedError(RuntimeError):
 class Message(NamedTuple):
     kind: Kind
     text: str
+    pid: int | None = None
 
 
 class MessageWriter:
@@ -39,11 +42,16 @@ class MessageWriter:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def write(self, kind: Kind, text: str) -> None:
-        """Write one message. Never raises: the run's own end, good or bad, is what the user must see."""
+    def write(self, kind: Kind, text: str, pid: int | None = None) -> None:
+        """Write one message. Never raises: the run's own end, good or bad, is what the user must see.
+
+        Args:
+            pid: of the process that the message is about, if it is one process whose own log explains more.
+        """
         text = text if len(text) <= _LONGEST else text[:_LONGEST] + "\n[cut]"
         print(f"verl-gsd: {kind}: {text}", file=sys.stderr, flush=True)
-        line = (json.dumps({"kind": kind, "text": text}) + "\n").encode()
+        entry = {"kind": kind, "text": text} | ({} if pid is None else {"pid": pid})
+        line = (json.dumps(entry) + "\n").encode()
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
@@ -74,8 +82,9 @@ class MessageReader:
                 self._offset += len(line)
                 try:
                     entry = json.loads(line)
-                    message = Message(entry["kind"], str(entry["text"]))
-                except (ValueError, KeyError, TypeError):
+                    pid = entry.get("pid")
+                    message = Message(entry["kind"], str(entry["text"]), pid if type(pid) is int else None)
+                except (ValueError, KeyError, TypeError, AttributeError):
                     continue
                 if message.kind in get_args(Kind):
                     yield message

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
 from verl_gsd.algorithms.settings import DIAL_SETTINGS, dial_settings
+from verl_gsd.checkpoints import step_of, whole_checkpoints
 from verl_gsd.rundir import RunDirectory
 from verl_gsd.trainer.budget_section import budget_wrong
+from verl_gsd.trainer.cluster import is_job
 from verl_gsd.trainer.config import OUR_MODES, ConfigError, Line
 from verl_gsd.trainer.dagrpo_section import dagrpo_wrong
 from verl_gsd.trainer.dataset import fingerprints
@@ -17,7 +20,7 @@ from verl_gsd.trainer.engines import check_engine
 from verl_gsd.trainer.gvpo_section import gvpo_wrong
 from verl_gsd.trainer.limits_section import check_limits
 from verl_gsd.trainer.sampler_section import sampler_wrong
-from verl_gsd.trainer.state import check_state
+from verl_gsd.trainer.state import REMEDY, DamagedStateError, check_state
 
 
 def is_ours(config: DictConfig) -> bool:
@@ -87,11 +90,46 @@ def memory_settings(config: DictConfig) -> dict[str, object]:
 
 def checkpoint_to_resume(config: DictConfig) -> Path | None:
     """The checkpoint folder verl will go on from, as it reads ``trainer.resume_mode``."""
-    if config.trainer.resume_mode == "resume_path" and config.trainer.resume_from_path:
-        return Path(config.trainer.resume_from_path)
+    mode, path = (OmegaConf.select(config, f"trainer.resume_{name}") for name in ("mode", "from_path"))
+    if mode == "resume_path" and path:
+        return Path(path)
     run = RunDirectory(Path(config.trainer.default_local_dir))
-    step = run.latest_checkpoint() if config.trainer.resume_mode == "auto" else None
+    step = run.latest_checkpoint() if mode == "auto" else None
     return None if step is None else run.checkpoint(step)
+
+
+def other_checkpoint(config: DictConfig, line: Line, damaged: Path) -> str | None:
+    """A sentence that offers a whole checkpoint of the same run instead of ``damaged``; None if there is no other.
+
+    An older one is preferred: a newer one was not announced, and may be of a branch that was given up.
+    """
+    step = step_of(damaged)
+    others = [path for path in whole_checkpoints(damaged.parent, all_ranks(config)) if path != damaged]
+    others = [path for path in others if not is_ours(config) or _has_whole_state(path)]
+    others.sort(key=lambda path: step is not None and (step_of(path) or 0) > step)  # stable: newest first in each
+    if not others:
+        return None
+    if line.resume is None:
+        return f"Set trainer.resume_mode=resume_path trainer.resume_from_path={others[0]} to use a whole checkpoint."
+    return f"The newest whole checkpoint is {others[0].name}. To resume from it, run:\n{resume_command(others[0])}"
+
+
+def resume_command(place: Path) -> str:
+    """The command that resumes a run's folder or one of its checkpoints, as one line for a shell."""
+    return f"verl-gsd {'submit --resume ' if is_job() else 'train resume='}{shlex.quote(str(place))}"
+
+
+def all_ranks(config: DictConfig) -> bool:
+    """Whether this machine must have the checkpoint files of every rank: on several nodes each may have its own."""
+    return OmegaConf.select(config, "trainer.nnodes") == 1
+
+
+def _has_whole_state(checkpoint: Path) -> bool:
+    try:
+        check_state(checkpoint, {})
+    except ConfigError:
+        return False
+    return True
 
 
 #: Sections of algorithm.gsd that need our trainers and keep nothing of their own in a checkpoint.
@@ -112,6 +150,9 @@ def memory_restorable(config: DictConfig, line: Line) -> Iterator[str]:
         if checkpoint is not None:
             try:
                 check_state(checkpoint, memory_settings(config), names={"prompts", *_stage_sections(config)})
+            except DamagedStateError as error:
+                offer = other_checkpoint(config, line, checkpoint)
+                yield f"{error.problem}. {offer}\nOr: {REMEDY}" if offer else str(error)
             except ConfigError as error:
                 yield str(error)
 

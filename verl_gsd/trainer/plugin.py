@@ -12,7 +12,7 @@ import importlib
 
 import wrapt
 
-from verl_gsd.trainer import cpu, engines, reward_model_patch, weight_sockets
+from verl_gsd.trainer import cpu, engines, prompt_truncation, reward_failures, reward_model_patch, weight_sockets
 from verl_gsd.trainer.config import store_groups
 
 if cpu.requested():
@@ -25,6 +25,11 @@ wrapt.when_imported("verl.trainer.ppo.core_algos")(lambda _: importlib.import_mo
 wrapt.when_imported("verl.trainer.ppo.core_algos")(lambda _: importlib.import_module("verl_gsd.trainer.losses"))
 wrapt.when_imported("verl.trainer.ppo.v1.trainer_sync")(lambda _: importlib.import_module("verl_gsd.trainer.trainer"))
 wrapt.when_imported("verl.experimental.reward_loop.reward_loop")(reward_model_patch.add_extra_info)
+wrapt.when_imported("verl.experimental.reward_loop.reward_loop")(reward_failures.install)
+wrapt.when_imported("verl.experimental.agent_loop.agent_loop")(prompt_truncation.install)
+wrapt.when_imported("verl.workers.rollout.vllm_rollout.vllm_async_server")(
+    lambda server: importlib.import_module("verl_gsd.trainer.engine_health").install(server)
+)
 wrapt.when_imported("verl.workers.engine.fsdp.transformer_impl")(
     lambda engine: importlib.import_module("verl_gsd.trainer.attention").install(engine)
 )

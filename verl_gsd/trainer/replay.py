@@ -11,7 +11,8 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,16 +28,45 @@ from verl_gsd.trainer.keys import (
     GENERATED_IN,
     PARTITION,
     REPLACED,
+    VALIDATION,
     as_number,
     output_number,
     session_number,
     session_of,
     uid_of,
 )
+from verl_gsd.trainer.reward_failures import MARK, Failure, failure_of_score
+from verl_gsd.trainer.reward_monitor import LostReward
+
+
+@dataclass(frozen=True)
+class Rewards:
+    """What was read of the rewards of groups that are new in a partition.
+
+    Attributes:
+        groups, responses: how many; a response that lost its reward counts too.
+        lost: responses without a reward. They are no longer in the queue.
+        seconds: that responses waited for their reward, as far as verl measured it.
+    """
+
+    partition: str
+    groups: int
+    responses: int
+    lost: tuple[LostReward, ...]
+    seconds: tuple[float, ...] = ()
 
 
 class GroupListener(Protocol):
     """Who is told. All calls come from the trainer's own thread."""
+
+    def on_look(self, detail: str, state: Hashable, failures: bool) -> None:
+        """The buffer has looked into the queue, or is about to hand out a batch. Raises if the run must end.
+
+        Args:
+            detail: what the trainer waits for.
+            state: changes if and only if the queue's groups have made progress.
+            failures: sessions have failed since the last call, or the batch has groups with failed sessions.
+        """
 
     def key_of(self, uid: str) -> PromptKey:
         """The prompt that ``uid`` is a visit to."""
@@ -64,6 +94,12 @@ class GroupListener(Protocol):
     def on_finished(self, group: Group) -> None:
         """All sessions of ``group`` have ended; called once, and again if the run is resumed while it waits."""
 
+    def on_rewards(self, rewards: Rewards) -> None:
+        """Rewards were read. Raises if the run must end."""
+
+    def on_choosing(self) -> None:
+        """A batch is about to be chosen to train on. Raises if the run must end."""
+
     def is_ready(self, group: Group) -> bool:
         """Whether ``group`` may be sampled or evicted; asked at every look until it is."""
 
@@ -77,11 +113,17 @@ class _Watched(ReplayBuffer):
     _listener: GroupListener
     _whole: dict[str, Group]
     _evicting: dict[str, Fate]
+    _failures: frozenset[str]
+    #: Whole groups that were not ready at the last look.
+    _held_back: int
     #: Seconds spent reading rows since the trainer last took them.
     read_seconds: float
 
     def _sync_metadata_from_transfer_queue(self) -> None:
         super()._sync_metadata_from_transfer_queue()
+        failures = frozenset[str]().union(*self.failure_keys.values())
+        self._listener.on_look(*self._waiting_for(), failures=not failures <= self._failures)
+        self._failures = failures
         finished, failed = self.finished_keys[PARTITION], self.failure_keys[PARTITION]
         if gone := self._whole.keys() - finished - failed:
             raise RuntimeError(
@@ -93,7 +135,16 @@ class _Watched(ReplayBuffer):
             start = time.perf_counter()
             rows = self.partitions[PARTITION]
             rows.update(self._listener.complete(sorted(new), rows))
-            groups = _read_groups(sorted(new), rows, self._listener)
+            groups, rewards, lost = _read_groups(sorted(new), rows, self._listener)
+            self._drop(lost, rows, PARTITION)
+            if emptied := finished & {group.uid for group in groups if group.failed_rewards and not group.keys}:
+                # In verl a finished group has responses. What has none is a failed one, at the next look as well.
+                tags = [{"status": "failure"} for _ in emptied]
+                tq.kv_batch_put(keys=sorted(emptied), partition_id=PARTITION, tags=tags)
+                finished -= emptied
+                failed |= emptied
+                self._failures |= emptied  # no session has failed, and no process needs to be looked at
+            self._listener.on_rewards(rewards)
             for group in groups:
                 self._whole[group.uid] = group
                 self._listener.on_finished(group)
@@ -104,11 +155,48 @@ class _Watched(ReplayBuffer):
                     rows[key] = tag
             self.read_seconds += time.perf_counter() - start
         # A group that is not ready counts as running: dynamic sampling waits for what runs before it ends a step.
+        self._held_back = 0
         for uid in finished | failed:
             if not self._listener.is_ready(self._whole[uid]):
+                self._held_back += 1
                 finished.discard(uid)
                 failed.discard(uid)
                 self.running_keys[PARTITION].add(uid)
+
+    def _drop(self, lost: Iterable[str], rows: dict[str, dict[str, Any]], partition: str) -> None:
+        """Take all rows of the sessions ``lost``, ``<uid>_<session>`` each, out of the queue and of ``rows``."""
+        sessions = set(lost)
+        keys = [key for key in rows if session_of(key) in sessions] if sessions else []
+        if keys:
+            tq.kv_clear(keys=keys, partition_id=partition)
+            for key in keys:
+                del rows[key]
+
+    def _select_prompt_uids(self, partition_id, sampleable_keys, batch_size):
+        if partition_id == PARTITION:
+            self._listener.on_choosing()
+        return super()._select_prompt_uids(partition_id, sampleable_keys, batch_size)
+
+    def _waiting_for(self) -> tuple[str, Hashable]:
+        """What the trainer waits for, and a state that changes with every response that finishes."""
+        looks = [
+            (
+                partition,
+                len(rows),
+                *(len(keys[partition]) for keys in (self.pending_keys, self.running_keys)),
+                *(len(keys[partition]) for keys in (self.finished_keys, self.failure_keys)),
+            )
+            for partition, rows in sorted(self.partitions.items())
+        ]
+        told = [
+            f"{partition}: {rows} responses finished, {pending + running} of "
+            f"{pending + running + finished + failed} prompts unfinished"
+            for partition, rows, pending, running, finished, failed in looks
+            if pending + running + finished + failed
+        ]
+        if self._held_back:
+            told.append(f"{self._held_back} prompts are being judged")
+        return "; ".join(told) or "none requested", (*looks, self._held_back)
 
     def _evict_terminal_groups(self, global_steps, partition_id, eviction_reasons):
         stale, filtered, failed, _ = eviction_reasons
@@ -133,6 +221,13 @@ class _Watched(ReplayBuffer):
                 self._leave(uid, self._evicting.get(uid, "surplus"))
 
     def _materialize_batch(self, partition_id, selected_prompt_uids, partition_snapshot):
+        if failed := self.failure_keys[partition_id].intersection(selected_prompt_uids):
+            # Their sessions may have failed because a process died after the last look.
+            self._listener.on_look("choosing a batch", ("batch", *sorted(failed)), failures=True)
+        if partition_id == VALIDATION:
+            rewards, lost = _read_validation(set(selected_prompt_uids), partition_snapshot)
+            self._drop(lost, partition_snapshot, VALIDATION)
+            self._listener.on_rewards(rewards)
         batch = super()._materialize_batch(partition_id, selected_prompt_uids, partition_snapshot)
         if partition_id == PARTITION:
             with_rows = {uid_of(key) for key in batch.keys}
@@ -162,13 +257,19 @@ def watch(buffer: Any, listener: GroupListener) -> None:
     buffer.__class__ = type(f"Watched{kind.__name__}", (_Watched, kind), {})
     buffer._listener = listener
     buffer._whole, buffer._evicting, buffer.read_seconds = {}, {}, 0.0
+    buffer._failures, buffer._held_back = frozenset(), 0
 
 
-def _read_groups(uids: list[str], partition: dict[str, dict], listener: GroupListener) -> list[Group]:
+def _read_groups(
+    uids: list[str], partition: dict[str, dict], listener: GroupListener
+) -> tuple[list[Group], Rewards, list[str]]:
     """One read of the queue for all ``uids``. A session's last output speaks for the session; all its tokens count.
 
     A response of an earlier visit has a reward, and neither an accuracy nor tokens: it was counted when it was made. A
-    demonstration has none of them; what it replaced, its tag says.
+    demonstration has none of them; what it replaced, its tag says. A response that lost its reward is not in its group.
+
+    Returns:
+        The groups, what was read of their rewards, and the sessions that lost them.
     """
     wanted = set(uids)
     last: dict[str, dict[int, str]] = defaultdict(dict)  # uid -> session -> row key
@@ -190,32 +291,33 @@ def _read_groups(uids: list[str], partition: dict[str, dict], listener: GroupLis
     rewards: dict[str, float] = {}
     accuracies: dict[str, float] = {}
     unverified: dict[str, float] = {}  # what the verifier says of it, if anything
+    lost: dict[str, LostReward] = {}
+    seconds: list[float] = []
     for key in spoken:
         if REPLACED in partition[key]:
             rewards[key], accuracies[key], tokens[session_of(key)] = partition[key][REPLACED]
     read = [key for key in spoken if key not in rewards]
     if read:
-        data = tq.kv_batch_get(keys=read, partition_id=PARTITION, select_fields=["rm_scores", "extra_fields"])
-        for key, scores, extra in zip(read, list(data["rm_scores"]), list(data["extra_fields"]), strict=True):
+        fields = ["rm_scores", "extra_fields", "metrics"]
+        data = tq.kv_batch_get(keys=read, partition_id=PARTITION, select_fields=fields)
+        for key, scores, extra, measured in zip(read, *(list(data[name]) for name in fields), strict=True):
             rewards[key] = float(scores.double().sum())
             extra = getattr(extra, "data", extra)
             said = extra.get("reward_extra_info") or {}
             if GENERATED_IN in partition[key]:
                 accuracies[key] = math.nan
-            else:
-                accuracies[key] = as_number(said.get("acc"))
-                unverified[key] = as_number(said.get("unverified"))
+                continue
+            accuracies[key] = as_number(said.get("acc"))
+            unverified[key] = as_number(said.get("unverified"))
+            waited = getattr(measured, "data", measured).get("compute_score")
+            seconds += [] if waited is None else [float(waited)]  # None: the agent loop gave the reward itself
+            if failure := _failure(rewards[key], said):
+                lost[key] = LostReward(*listener.key_of(uid_of(key)), failure, by_agent_loop=MARK not in said)
     groups = []
     for uid in uids:
-        rows = list(last[uid].values())
+        rows = [key for key in last[uid].values() if key not in lost]
         told = [unverified[key] for key in rows if not math.isnan(unverified.get(key, math.nan))]
         source, index = listener.key_of(uid)
-        for key in rows:
-            if not math.isfinite(rewards[key]):
-                raise ValueError(
-                    f"the reward of a response to data_source={source}, index={index} is {rewards[key]}: a reward "
-                    "function must return a finite number"
-                )
         groups.append(
             Group(
                 uid,
@@ -227,6 +329,40 @@ def _read_groups(uids: list[str], partition: dict[str, dict], listener: GroupLis
                 keys=tuple(rows),
                 demonstrations=demonstrations[uid],
                 unverified=sum(value > 0 for value in told) if told else None,
+                failed_rewards=sum(key in lost for key in last[uid].values()),
             )
         )
-    return groups
+    read_now = sum(GENERATED_IN not in partition[key] for key in read)
+    told_rewards = Rewards(PARTITION, len(groups), read_now, tuple(lost.values()), tuple(seconds))
+    return groups, told_rewards, [session_of(key) for key in lost]
+
+
+def _read_validation(uids: set[str], partition: Mapping[str, Mapping[str, Any]]) -> tuple[Rewards, list[str]]:
+    """What a validation's prompts ``uids`` have for rewards, and the sessions that lost theirs."""
+    last: dict[str, str] = {}  # session -> row key
+    for key in partition:
+        other = last.get(session_of(key))
+        if uid_of(key) in uids and (other is None or output_number(other) < output_number(key)):
+            last[session_of(key)] = key
+    keys = list(last.values())
+    failures: dict[str, tuple[Failure, bool]] = {}
+    if keys:
+        fields = ["rm_scores", "extra_fields"]
+        data = tq.kv_batch_get(keys=keys, partition_id=VALIDATION, select_fields=fields)
+        for key, scores, extra in zip(keys, *(list(data[name]) for name in fields), strict=True):
+            said = getattr(extra, "data", extra).get("reward_extra_info") or {}
+            if failure := _failure(float(scores.double().sum()), said):
+                failures[key] = failure, MARK not in said
+    lost = []
+    if failures:
+        fields = ["data_source", "index"]
+        data = tq.kv_batch_get(keys=list(failures), partition_id=VALIDATION, select_fields=fields)
+        prompts = zip(*([getattr(of, "data", of) for of in list(data[name])] for name in fields), strict=True)
+        for (source, index), (failure, by_agent_loop) in zip(prompts, failures.values(), strict=True):
+            lost.append(LostReward(str(source), int(index), failure, by_agent_loop))
+    return Rewards(VALIDATION, len(uids), len(keys), tuple(lost)), [session_of(key) for key in failures]
+
+
+def _failure(reward: float, said: Mapping[str, Any]) -> Failure | None:
+    """How a reward failed, if it did. That of a reward function is marked; an agent loop's own reward is not."""
+    return Failure.of_info(said) or failure_of_score(reward)

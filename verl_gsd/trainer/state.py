@@ -31,6 +31,18 @@ FOLDER = "gsd"
 REMEDY = "Write algorithm.gsd.state=fresh to go on with its weights and an empty memory."
 
 
+class DamagedStateError(ConfigError):
+    """The memory in a checkpoint is cut off or overwritten. An older checkpoint may be whole.
+
+    Attributes:
+        problem: the file and what is wrong with it, without what to do.
+    """
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"{problem}. {REMEDY}")
+        self.problem = problem
+
+
 class Memory(Protocol):
     """Anything that remembers. ``state_dict`` holds what JSON can hold, and numpy arrays at its top level."""
 
@@ -115,8 +127,9 @@ def check_state(
         names: the run's memories; None leaves them out of account.
 
     Raises:
-        ConfigError: nothing of ours is there, it is damaged, written by a newer version, or by a run whose ``settings``
-            or memories were others; the message says which, and what to write.
+        DamagedStateError: it is damaged.
+        ConfigError: nothing of ours is there, it was written by a newer version, or by a run whose ``settings`` or
+            memories were others; the message says which, and what to write.
     """
     folder = checkpoint / FOLDER
     if not folder.is_dir():
@@ -157,16 +170,16 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         content = json.loads((folder / "state.json").read_bytes())
         packed = (folder / "arrays.safetensors").read_bytes()
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{folder}: damaged ({error}). {REMEDY}") from error
+        raise DamagedStateError(f"{folder}: damaged ({error})") from error
     kinds = {"version": int, "settings": dict, "values": dict, "arrays_sha256": str}
     if not isinstance(content, dict) or not all(isinstance(content.get(key), kind) for key, kind in kinds.items()):
-        raise ConfigError(f"{folder / 'state.json'}: not written by verl-gsd. {REMEDY}")
+        raise DamagedStateError(f"{folder / 'state.json'}: not written by verl-gsd")
     if content["version"] > VERSION:
         raise ConfigError(
             f"{folder}: version {content['version']}, this package reads up to {VERSION}. Update it, or: {REMEDY}"
         )
     if hashlib.sha256(packed).hexdigest() != content["arrays_sha256"]:
-        raise ConfigError(f"{folder / 'arrays.safetensors'}: damaged (its digest is not state.json's). {REMEDY}")
+        raise DamagedStateError(f"{folder / 'arrays.safetensors'}: damaged (its digest is not state.json's)")
     return content, load(packed)
 
 

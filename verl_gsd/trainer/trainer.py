@@ -5,10 +5,11 @@ One mixin over all of them, and no method of verl's copied: what is asked of ver
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,7 +29,7 @@ from verl_gsd.audit import audit
 from verl_gsd.groups import Group, Member
 from verl_gsd.prompts import PromptKey, PromptStore, prompt_hash
 from verl_gsd.rundir import RunDirectory
-from verl_gsd.trainer import advantage, budget_section, replay
+from verl_gsd.trainer import advantage, budget_section, lost_metrics, replay
 from verl_gsd.trainer.budget_section import budget_of
 from verl_gsd.trainer.budgeting import Budgeting
 from verl_gsd.trainer.config import OUR_MODES, ConfigError
@@ -38,14 +39,22 @@ from verl_gsd.trainer.gvpo_trainer import GVPOSteps
 from verl_gsd.trainer.history import History, history_size
 from verl_gsd.trainer.keys import DEMONSTRATED_BY, PARTITION, is_own, session_of, uid_of
 from verl_gsd.trainer.layout import attention_reason
+from verl_gsd.trainer.limits_section import limits_of
+from verl_gsd.trainer.messages import MessageWriter, RunStoppedError
 from verl_gsd.trainer.metrics import group_metrics, own_names, with_prediction
 from verl_gsd.trainer.own_section import checkpoint_to_resume, memory_settings, own_problems
 from verl_gsd.trainer.parts import Part
 from verl_gsd.trainer.pictures import Pictures, table_is_due
 from verl_gsd.trainer.planned_sizes import planned_sizes
+from verl_gsd.trainer.progress import LEAST, Progress
+from verl_gsd.trainer.prompt_lengths import examine
+from verl_gsd.trainer.prompt_truncation import obey_truncation
+from verl_gsd.trainer.reward_failures import mark_failures
+from verl_gsd.trainer.reward_monitor import RewardMonitor
 from verl_gsd.trainer.sampler import DisagreementSampler, forget_anothers_place, loader_of
 from verl_gsd.trainer.sampler_section import sampler_of
 from verl_gsd.trainer.state import Memory, remove_rotated_states, restore_state, save_state
+from verl_gsd.trainer.watchdog import Watchdog
 from verl_gsd.trainer.worker import actor_worker
 
 logger = logging.getLogger(__name__)
@@ -69,6 +78,7 @@ class GroupTrainer(GVPOSteps, PPOTrainer):
 
     verl_mode: ClassVar[str]
     train_dataloader: Any
+    _rollout_moe_lb_metrics_accumulator: Any
 
     def __init__(self, config: DictConfig):
         if problems := own_problems(config):
@@ -76,6 +86,11 @@ class GroupTrainer(GVPOSteps, PPOTrainer):
         self._run = RunDirectory(Path(config.trainer.default_local_dir))
         self._attempt = _attempt(self._run)
         found = audit(config)
+        self.messages = MessageWriter(self._run.messages(self._attempt))
+        limits = limits_of(config)
+        # A reward that hangs is no progress until it counts as failed.
+        self._progress = Progress(limits.quiet_seconds, least=max(LEAST, 2 * limits.reward_seconds))
+        self._watchdog = Watchdog(self._progress, self.messages)
         self._alpha = found.operation.alpha if found.operation else None
         for warning in (*found.warnings, *planned_sizes(config)):
             logger.warning(warning.removeprefix("warning: "))
@@ -98,11 +113,36 @@ class GroupTrainer(GVPOSteps, PPOTrainer):
         self._stages = {name: chain.build_memory(name, gsd) for name in chain.needing_groups(gsd)}
         self.memories: dict[str, Memory] = {"prompts": self.prompts, **self._stages}
         self._saved_steps: list[int] = []  # of this process
+        self._at_hand: tuple[Any, dict, dict, float] | None = None  # the step's batch, verl's metrics, its start
         with open_dict(config):
             # verl compares this string with "sync" in several places and reads the mode's options under its name.
             config.trainer.v1.trainer_mode = self.verl_mode
             config.trainer.logger = _with_file(config.trainer.logger)
+        mark_failures(config, limits.reward_seconds)
+        obey_truncation(config)
         super().__init__(config)
+        self._rewards = RewardMonitor.of(
+            config,
+            self.messages,
+            batch_groups=config.data.train_batch_size // self.parameter_sync_step,
+            overlaps=self.verl_mode != "sync",
+        )
+
+    def init(self):
+        self._watchdog.start()
+        try:
+            super().init()
+        except Exception as error:
+            self._explain(error)
+            self._watchdog.end()
+            raise
+
+    def _explain(self, error: Exception) -> None:
+        """Tell the user why ``error`` ends the run, if we know more than the error says."""
+        if not isinstance(error, RunStoppedError):
+            self._watchdog.explain(error)
+        elif str(error) != self._watchdog.fault:  # which the user knows already
+            self.messages.write("stop", str(error))
 
     def fit(self, agent_loop_manager):
         # Where verl's file logger writes; it makes no folder. verl-gsd has said so already, and a user may have.
@@ -111,7 +151,11 @@ class GroupTrainer(GVPOSteps, PPOTrainer):
             metrics.parent.mkdir(parents=True, exist_ok=True)
         try:
             super().fit(agent_loop_manager)
+        except Exception as error:
+            self._explain(error)
+            raise
         finally:
+            self._watchdog.end()
             for part in self._parts:
                 try:
                     part.close()
@@ -132,6 +176,19 @@ class GroupTrainer(GVPOSteps, PPOTrainer):
         for part in self._parts:
             put |= part.complete(uids, {**rows, **put}, self.key_of)
         return put
+
+    def on_look(self, detail: str, state: Hashable, failures: bool) -> None:
+        self._progress.look(detail, state)
+        self._watchdog.check(failures)
+
+    def on_rewards(self, rewards: replay.Rewards) -> None:
+        if rewards.partition == PARTITION:
+            self._rewards.saw(self.global_steps, rewards.groups, rewards.responses, rewards.lost, rewards.seconds)
+        else:
+            self._rewards.saw_validation(self.global_steps, rewards.responses, rewards.lost)
+
+    def on_choosing(self) -> None:
+        self._rewards.check(self.global_steps)
 
     def on_finished(self, group: Group) -> None:
         """A group is whole; what only looks does it here."""
@@ -171,6 +228,7 @@ class GroupTrainer(GVPOSteps, PPOTrainer):
             self.role_worker_mapping[role] = ray.remote(worker)
 
     def _init_dataloader(self):
+        self._examine_prompts()
         super()._init_dataloader()
         self._unique_indices = indices_are_unique(self.train_dataset)
         self._settings = memory_settings(self.config) | {
@@ -188,6 +246,17 @@ class GroupTrainer(GVPOSteps, PPOTrainer):
                 prior=self._expected.prior,
             )
             self.train_dataloader = loader_of(self.train_dataloader, self._sampler)
+
+    def _examine_prompts(self) -> None:
+        """Count the prompts that verl-gsd's own command has not counted: all under verl's ``main_ppo``."""
+        launched = "VERL_GSD_ATTEMPT" in os.environ
+        found = examine(
+            self.config, remote=True if launched else None, tokenizer=self.tokenizer, processor=self.processor
+        )
+        for message in found.messages:
+            self.messages.write(message.kind, message.text)
+        if found.problems:
+            raise RunStoppedError("\n".join(found.problems))
 
     def _submit_batch_to_rollout(self, batch):
         uids = list(batch["uid"])
@@ -231,7 +300,21 @@ class GroupTrainer(GVPOSteps, PPOTrainer):
             rows.append(None if group is None else Member(group, place))
         return rows
 
+    def _compute_old_log_prob(self, batch, metrics):
+        self._progress.begin("computing log-probabilities")
+        return super()._compute_old_log_prob(batch, metrics)
+
+    def _compute_ref_log_prob(self, batch, metrics):
+        self._progress.begin("computing log-probabilities of the reference model")
+        return super()._compute_ref_log_prob(batch, metrics)
+
+    def on_step_end(self):
+        self._progress.begin("sending the weights to vLLM")
+        super().on_step_end()
+        self._progress.begin("ending the step")
+
     def _update_actor(self, batch, metrics):
+        self._progress.begin("updating the actor")
         for part in self._parts:
             batch.extra_info.update(part.instructions(self.global_steps))
         found: dict[str, Any] = {}
@@ -240,7 +323,7 @@ class GroupTrainer(GVPOSteps, PPOTrainer):
         return batch
 
     def step(self, metrics, timing_raw):
-        start = time.perf_counter()
+        begun = start = time.perf_counter()
         batch = super().step(metrics, timing_raw)
         seconds, start = time.perf_counter() - start, time.perf_counter()
         stages = self._stages.values()
@@ -256,6 +339,7 @@ class GroupTrainer(GVPOSteps, PPOTrainer):
         table = with_prediction(table, self.prompts, self.global_steps, self._expected.prior)
         records.write_step(self._run.path, table, step=self.global_steps, attempt=self._attempt)
         metrics.update(group_metrics(table))
+        metrics.update(self._rewards.end_step(self.global_steps, seconds))
         metrics["group/count/waiting"] = float(len(self._prompt_of))  # generated, being generated, not used yet
         for row in table.select(["data_source", "index", "correct", "total"]).to_pylist():
             if row["total"]:
@@ -275,12 +359,17 @@ class GroupTrainer(GVPOSteps, PPOTrainer):
         groups = [entry.group for entry in left]
         self._pictures.show(self.logger.logger, self.global_steps, table, groups, prompts_too=due)
         timing_raw["gsd_show"] = time.perf_counter() - start
+        self._at_hand = batch, metrics, timing_raw, begun
         return batch
 
     def _further(self, group: Group) -> dict[str, float | None]:
         """What stages and parts have to say of ``group`` in its record."""
         told = [stage.record(group) for stage in self._stages.values()] + [part.record(group) for part in self._parts]
         return {name: value for columns in told for name, value in columns.items()}
+
+    def _validate(self):
+        metrics = super()._validate()
+        return metrics | self._rewards.end_validation(self.global_steps)
 
     # What verl reports of a batch is of the policy's own rows.
 
@@ -290,12 +379,28 @@ class GroupTrainer(GVPOSteps, PPOTrainer):
     # Checkpoints
 
     def _save_checkpoint(self):
-        save_state(self._run.checkpoint(self.global_steps), self.memories, self._settings)
+        self._progress.begin("saving a checkpoint")
+        checkpoint = self._run.checkpoint(self.global_steps)
+        save_state(checkpoint, self.memories, self._settings)
+        if self._at_hand is not None:
+            lost_metrics.save(checkpoint, self._attempt, self.global_steps, self._metrics_so_far(*self._at_hand))
         super()._save_checkpoint()  # announces the checkpoint at its end
         self._saved_steps.append(self.global_steps)
         trainer = self.config.trainer
         keep = 1 if trainer.get("remove_previous_ckpt_in_save") else trainer.max_actor_ckpt_to_keep
         remove_rotated_states(self._run, self._saved_steps, keep)
+
+    def _metrics_so_far(self, batch, metrics, timing_raw, begun) -> dict[str, Any]:
+        """What verl will log of the step, as far as it is known before the checkpoint is announced."""
+        metrics, timing = dict(metrics), {**timing_raw, "step": time.perf_counter() - begun}
+        epoch = (self.global_steps - 1) // self.steps_per_epoch
+        counted = self._rollout_moe_lb_metrics_accumulator
+        self._rollout_moe_lb_metrics_accumulator = copy.deepcopy(counted)  # verl will count the batch itself
+        try:
+            self._compute_metrics(batch, metrics, timing, global_steps=self.global_steps, epoch=epoch)
+        finally:
+            self._rollout_moe_lb_metrics_accumulator = counted
+        return metrics
 
     def _load_checkpoint(self):
         checkpoint = checkpoint_to_resume(self.config)

@@ -20,10 +20,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from verl_gsd import checkpoints
 from verl_gsd.sections import is_finite, is_whole
 from verl_gsd.trainer import cluster, gpus, own_section
 from verl_gsd.trainer.config import ConfigError, Line
 from verl_gsd.trainer.dagrpo_section import demonstration_column
+from verl_gsd.trainer.data_files import FILE_KEYS, check_truncation, file_problems, has_own_dataset
 from verl_gsd.trainer.dataset import rows_of
 from verl_gsd.trainer.effects import keys_have_effect
 from verl_gsd.trainer.engines import check_engine, check_engine_installed
@@ -40,7 +42,6 @@ _SECRET_NAME = re.compile(r"api_?key|(^|_)(key|token|secret|password|passwd|cred
 _SECRET_VALUE = re.compile(r"\b(hf_|sk-|ghp_|xox[bp]-|AKIA)[A-Za-z0-9_-]{12,}|://[^/@\s]+:[^/@\s]+@")
 
 Check = Callable[[DictConfig, Line], Iterator[str]]
-_REQUIRED_COLUMNS = ("data_source", "prompt", "reward_model")
 
 
 def validate(config: DictConfig, line: Line, leave_out: Collection[Check] = ()) -> None:
@@ -72,43 +73,31 @@ def _files_exist(config: DictConfig, line: Line) -> Iterator[str]:
             yield f"actor_rollout_ref.model.path={model}: {problem}"
     elif _is_local(model) and not made(model) and not (Path(model).expanduser() / "config.json").is_file():
         yield f"actor_rollout_ref.model.path={model}: no model there (no config.json). Write a folder or a hub name."
-    for key in ("data.train_files", "data.val_files"):
+    for key in FILE_KEYS:
         for file in as_list(OmegaConf.select(config, key)):
             if file is None:
-                yield f"{key}=null: write one Parquet file or a list of them."
-                continue
-            if scheme_of(str(file)):
+                yield f"{key}=null: set it to one Parquet file or a list of them."
+            elif scheme_of(str(file)):
                 if not joins_cluster and (problem := missing_here(str(file))):
                     yield f"{key}={file}: {problem}"
-                continue
-            path = Path(file).expanduser()
-            if made(file):
-                continue
-            if not path.is_file():
-                yield f"{key}={file}: no such file. Write a Parquet file with columns {', '.join(_REQUIRED_COLUMNS)}."
-            elif path.suffix not in (".parquet", ".json", ".jsonl"):
-                yield f"{key}={file}: verl reads Parquet and JSON lines. Write a file that ends so (verl-gsd prepare)."
-            elif path.suffix == ".parquet":
-                try:
-                    schema = pq.read_schema(path)
-                    names = schema.names
-                    missing = [c for c in _REQUIRED_COLUMNS if c not in names]
-                except (pa.ArrowException, OSError) as error:
-                    yield f"{key}={file}: no Parquet file ({str(error).splitlines()[0]}). Write one that is whole."
-                    continue
-                if missing:
-                    yield f"{key}={file}: no column {', '.join(missing)}. Rename yours to what verl reads."
-                if key == "data.train_files" and column and column not in names:
-                    yield (
-                        f"algorithm.gsd.dagrpo.demonstrations.column={column}: {key}={file} has no such column. It has "
-                        f"{', '.join(names)}."
-                    )
-                elif key == "data.train_files" and column and not _is_of_texts(schema.field(column).type):
-                    kind = schema.field(column).type
-                    yield (
-                        f"algorithm.gsd.dagrpo.demonstrations.column={column}: {key}={file} has {kind} there. Write a "
-                        "column of texts, or of lists of texts."
-                    )
+            elif not made(file):
+                yield from file_problems(key, str(file), config)
+                if key == "data.train_files" and column:
+                    yield from _demonstrations_absent(column, str(file))
+
+
+def _demonstrations_absent(column: str, file: str) -> Iterator[str]:
+    """A Parquet file of training prompts without the column that demonstrations are to come from."""
+    try:
+        schema = pq.read_schema(file)
+    except (pa.ArrowException, OSError):
+        return  # file_problems reports what is no Parquet file
+    key = f"algorithm.gsd.dagrpo.demonstrations.column={column}"
+    if column not in schema.names:
+        yield f"{key}: data.train_files={file} has no such column. It has {', '.join(schema.names)}."
+    elif not _is_of_texts(schema.field(column).type):
+        kind = schema.field(column).type
+        yield f"{key}: data.train_files={file} has {kind} there. Set it to a column of texts, or of lists of texts."
 
 
 def _remote_paths_are_read(config: DictConfig, line: Line) -> Iterator[str]:
@@ -118,7 +107,7 @@ def _remote_paths_are_read(config: DictConfig, line: Line) -> Iterator[str]:
         yield f"actor_rollout_ref.model.path={model}: {problem}"
     elif model.endswith("/"):
         yield f"actor_rollout_ref.model.path={model}: verl rejects a path that ends in a slash. Use it without one."
-    for key in ("data.train_files", "data.val_files"):
+    for key in FILE_KEYS:
         for file in map(str, as_list(OmegaConf.select(config, key))):
             if scheme_of(file) and (problem := file_never_read(file)):
                 yield f"{key}={file}: {problem}"
@@ -248,9 +237,13 @@ def _numbers_are_numbers(config: DictConfig, line: Line) -> Iterator[str]:
 
 def _batch_fits_data(config: DictConfig, line: Line) -> Iterator[str]:
     """verl makes no step of a smaller data set, and divides by their number when everything stands."""
-    rows, batch = rows_of(config.data.train_files), config.data.train_batch_size
-    if rows is not None and is_whole(batch, 1) and rows < batch:
-        yield f"data.train_batch_size={batch}: data.train_files has {rows} rows. Write that or less."
+    rows, batch, most = rows_of(config.data.train_files), config.data.train_batch_size, config.data.train_max_samples
+    if not rows or not is_whole(batch, 1) or has_own_dataset(config):
+        return  # file_problems reports files without rows
+    if rows < batch:
+        yield f"data.train_batch_size={batch}: data.train_files has {rows} rows. Set it to that or less."
+    elif is_whole(most, 1) and most < batch:
+        yield f"data.train_batch_size={batch}: data.train_max_samples={most} is less. Set it to {batch} or more."
 
 
 def _appended_keys_are_meant(config: DictConfig, line: Line) -> Iterator[str]:
@@ -265,11 +258,11 @@ def _appended_keys_are_meant(config: DictConfig, line: Line) -> Iterator[str]:
 
 def _checkpoint_is_whole(config: DictConfig, line: Line) -> Iterator[str]:
     checkpoint = own_section.checkpoint_to_resume(config)
-    if checkpoint is not None and not (checkpoint / "actor").is_dir():
-        whole = [path.parent for path in checkpoint.parent.glob("global_step_*/actor")]
-        last = max(whole, key=lambda folder: int(folder.name.rpartition("_")[2]), default=None)
-        instead = f"resume_path trainer.resume_from_path={last}" if last else "disable"
-        yield f"{checkpoint}: no actor/ there, so no weights. Write trainer.resume_mode={instead} in a new run."
+    if checkpoint is None:
+        return
+    if problem := checkpoints.damage(checkpoint, own_section.all_ranks(config)):
+        offer = own_section.other_checkpoint(config, line, checkpoint)
+        yield f"{problem}. {offer or 'No other checkpoint of the run is whole: start a new run.'}"
 
 
 def _modes_allowed(config: DictConfig, line: Line) -> Iterator[str]:
@@ -356,6 +349,7 @@ CHECKS = (
     check_packages,
     _remote_paths_are_read,
     _files_exist,
+    check_truncation,
     _batch_fits_data,
     _disk_has_room,
     layout_impossible,

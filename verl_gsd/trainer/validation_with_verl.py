@@ -11,17 +11,25 @@ from collections.abc import Collection, Iterator
 from omegaconf import DictConfig, OmegaConf
 
 from verl_gsd.trainer.config import OUR_MODES
+from verl_gsd.trainer.messages import Message
 from verl_gsd.trainer.own_section import own_keys_unknown, stages_wrong
+from verl_gsd.trainer.prompt_lengths import examine
 from verl_gsd.trainer.validation import as_list, raise_problems
 
 PLUGIN = "verl_gsd.trainer.plugin"
 
 
-def validate_with_verl(config: DictConfig, runs_here: bool = True) -> None:
-    """Raise a ``ConfigError`` for a plugin verl did not load, names and settings nobody knows, what verl refuses.
+def validate_with_verl(config: DictConfig, runs_here: bool = True) -> list[Message]:
+    """Check what needs verl: the plugin, names, the reward function, the judge, the data, and verl's own checks.
 
     Args:
-        runs_here: whether the run's verifier and judge can be reached from this machine.
+        runs_here: whether the run's data, verifier and judge can be reached from this machine.
+
+    Returns:
+        What the user should know of the data.
+
+    Raises:
+        ConfigError: lists every problem found.
     """
     raise_problems(
         list(plugin_absent())
@@ -34,6 +42,11 @@ def validate_with_verl(config: DictConfig, runs_here: bool = True) -> None:
         ]
         or list(_verl_refuses(config))
     )
+    if not runs_here:
+        return []
+    found = examine(config, remote=False)
+    raise_problems(found.problems)
+    return found.messages
 
 
 #: verl's own modes and ours. Asking the registry imports vLLM, so it is asked about other names alone.

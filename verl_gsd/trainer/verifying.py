@@ -15,6 +15,7 @@ from tensordict import TensorDict
 from verl import DataProto
 
 from verl_gsd.trainer.queue_rows import verdict_of
+from verl_gsd.trainer.reward_failures import Failure
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +70,9 @@ def verdict(answer: ray.ObjectRef, timeout_s: float) -> Verdict | None:
     """What the verifier said; None where it failed or took longer, with a line in the log."""
     try:
         result = ray.get(answer, timeout=timeout_s)
+        if failure := Failure.of_info(result["reward_extra_info"]):
+            logger.warning("a demonstration could not be verified: the reward function %s", failure.described())
+            return None
         return Verdict(float(result["reward_score"]), verdict_of(result))
     except (ray.exceptions.RayError, TimeoutError, KeyError, TypeError, ValueError) as error:
         logger.warning("a demonstration could not be verified: %s", type(error).__name__)

@@ -55,6 +55,8 @@ class Limits:
     clipped: float = 0.3
     #: Held-out accuracy below its best, twice running.
     accuracy: float = 0.05
+    #: The slowest reward as a share of its step.
+    reward_of_step: float = 0.5
     judge_failed: float = 0.05
     tied: float = 0.5
     contradicted: float = 0.3

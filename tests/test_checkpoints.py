@@ -1,0 +1,139 @@
+"""Which checkpoints are whole: told from their files, without unpickling one."""
+
+import inspect
+import shutil
+
+import pytest
+import torch
+from checkpoint_files import write_checkpoint
+
+from verl_gsd.checkpoints import damage, step_of, whole_checkpoints
+from verl_gsd.rundir import RunDirectory
+
+MODEL = "actor/model_world_size_2_rank_1.pt"
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    return write_checkpoint(tmp_path, 8, ranks=2)
+
+
+def cut(path, share=0.5):
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+
+
+def overwrite_the_first_kilobyte(path):
+    content = path.read_bytes()
+    path.write_bytes(bytes(100) + content[100:])
+
+
+def test_a_whole_checkpoint_has_no_damage(checkpoint):
+    assert damage(checkpoint) is None
+    assert step_of(checkpoint) == 8 and step_of(checkpoint.parent) is None
+
+
+@pytest.mark.parametrize(
+    ("file", "spoil", "message"),
+    [
+        (MODEL, lambda path: path.unlink(), "is missing"),
+        (MODEL, cut, "is cut off or overwritten: it is no file of torch.save"),
+        (MODEL, lambda path: cut(path, 0.99), "is cut off"),
+        (MODEL, overwrite_the_first_kilobyte, "is cut off or overwritten"),
+        (MODEL, lambda path: path.write_bytes(b""), "is empty"),
+        ("actor/optim_world_size_2_rank_0.pt", lambda path: path.unlink(), "is missing"),
+        ("actor/extra_state_world_size_2_rank_1.pt", cut, "is cut off"),
+        ("actor/fsdp_config.json", lambda path: path.unlink(), "the number of ranks is not known"),
+        ("actor/fsdp_config.json", cut, "is missing or damaged"),
+        ("actor/huggingface/config.json", cut, "is cut off"),
+        ("actor/huggingface/model.safetensors", cut, "its header announces another size"),
+        ("actor/huggingface/model.safetensors", lambda path: cut(path, 0.1), "is cut off"),
+        ("data.pt", lambda path: path.unlink(), "would train on the first prompts again"),
+        ("data.pt", cut, "is cut off"),
+        ("actor", shutil.rmtree, "no actor/ there, so no weights"),
+    ],
+)
+def test_damage_is_named_by_file(checkpoint, file, spoil, message):
+    spoil(checkpoint / file)
+    found = damage(checkpoint)
+    assert found is not None and message in found
+    assert found.startswith(str(checkpoint if file == "actor" else checkpoint / file))
+
+
+def test_an_optimizer_that_is_not_saved_at_all_is_no_damage(checkpoint):
+    for path in checkpoint.glob("actor/optim_*"):
+        path.unlink()
+    assert damage(checkpoint) is None
+
+
+def test_a_node_with_a_disk_of_its_own_has_its_own_ranks_alone(checkpoint):
+    for path in checkpoint.glob("actor/*rank_1.pt"):
+        path.unlink()
+    assert damage(checkpoint, all_ranks=False) is None and "is missing" in damage(checkpoint)
+
+
+def test_nothing_is_unpickled(checkpoint, monkeypatch):
+    def refuse_stub(*_, **__):
+        raise AssertionError("unpickled")
+
+    monkeypatch.setattr(torch, "load", refuse_stub)
+    monkeypatch.setattr("pickle.loads", refuse_stub)
+    assert damage(checkpoint) is None
+
+
+def test_whole_checkpoints_come_newest_first(tmp_path):
+    for step in (8, 10, 9):
+        write_checkpoint(tmp_path, step)
+    (tmp_path / "global_step_9" / "data.pt").unlink()
+    (tmp_path / "global_step_final").mkdir()
+    assert [path.name for path in whole_checkpoints(tmp_path)] == ["global_step_10", "global_step_8"]
+
+
+@pytest.mark.parametrize("content", [b"", b"1\x00\x00", b"\xff", b"ten"])
+def test_a_marker_without_a_step_is_damaged_and_the_newest_whole_checkpoint_counts(tmp_path, content):
+    run = RunDirectory(tmp_path)
+    assert run.latest_checkpoint() is None and not run.marker_is_damaged()
+    run.marker.write_bytes(content)
+    assert run.marker_is_damaged() and run.latest_checkpoint() is None
+    write_checkpoint(tmp_path, 4, marker=False)
+    write_checkpoint(tmp_path, 6, marker=False)
+    cut(tmp_path / "global_step_6" / "data.pt")
+    assert run.latest_checkpoint() == 4
+    run.marker.write_text("2")
+    assert run.latest_checkpoint() == 2 and not run.marker_is_damaged()
+
+
+def test_verl_names_a_checkpoint_when_all_its_files_are_written():
+    """What makes a process that is killed while it saves harmless, and an empty marker possible."""
+    from verl.trainer.ppo.v1.trainer_base import PPOTrainer
+
+    text = inspect.getsource(PPOTrainer._save_checkpoint)
+    marker = text.index('open(local_latest_checkpointed_iteration, "w")')
+    written = (
+        "self.actor_rollout_wg.save_checkpoint(",
+        "self.critic_wg.save_checkpoint(",
+        "torch.save(",
+        "tq.save_check",
+    )
+    assert all(text.index(call) < marker for call in written)
+
+
+def test_verl_reads_a_marker_as_a_number_and_begins_anew_where_its_checkpoint_is_gone(tmp_path, capsys):
+    from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
+
+    write_checkpoint(tmp_path, 8)
+    assert find_latest_ckpt_path(str(tmp_path)) == str(tmp_path / "global_step_8")
+    shutil.rmtree(tmp_path / "global_step_8")
+    assert find_latest_ckpt_path(str(tmp_path)) is None, "which is why a missing folder is damage"
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("")
+    with pytest.raises(ValueError, match="invalid literal"):
+        find_latest_ckpt_path(str(tmp_path))
+
+
+def test_fsdp_names_its_files_as_they_are_looked_for():
+    from verl.utils.checkpoint import fsdp_checkpoint_manager
+
+    text = inspect.getsource(fsdp_checkpoint_manager.FSDPCheckpointManager.save_checkpoint)
+    for kind in ("model", "optim", "extra_state"):
+        assert f'f"{kind}_world_size_{{self.world_size}}_rank_{{self.rank}}.pt"' in text
+    assert '"fsdp_config.json"' in text and "world_size=self.world_size" in text
+    assert text.index("torch.save(extra_state_dict") < text.index('"fsdp_config.json"')

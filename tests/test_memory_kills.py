@@ -1,0 +1,51 @@
+"""The kernel's counters of processes killed for lack of memory."""
+
+from verl_gsd.trainer import memory_kills
+from verl_gsd.trainer.memory_kills import killed_since, oom_kills
+
+
+def tree(tmp_path, cgroup, vmstat="nr_free_pages 1\noom_kill 2\nthp 3\n", **files):
+    proc, cgroups = tmp_path / "proc", tmp_path / "cgroup"
+    (proc / "self").mkdir(parents=True)
+    if vmstat is not None:
+        (proc / "vmstat").write_text(vmstat)
+    (proc / "self" / "cgroup").write_text(cgroup)
+    for name, content in files.items():
+        path = cgroups / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    return oom_kills(proc, cgroups)
+
+
+EVENTS = "low 0\nhigh 0\nmax 9\noom 5\noom_kill 4\noom_group_kill 0\n"
+
+
+def test_the_machines_and_the_containers_counter_are_read(tmp_path):
+    assert tree(tmp_path / "machine", "0::/\n") == 2
+    assert tree(tmp_path / "version_2", "0::/user/a\n", **{"user/a/memory.events": EVENTS}) == 4
+    control = "oom_kill_disable 0\nunder_oom 0\noom_kill 7\n"
+    cgroup = "9:name=systemd:/\n4:memory:/docker/ab\n3:cpu,cpuacct:/\n"
+    assert tree(tmp_path / "version_1", cgroup, **{"memory/docker/ab/memory.oom_control": control}) == 7
+
+
+def test_a_containers_path_on_its_host_leads_nowhere_and_its_root_is_read(tmp_path):
+    assert tree(tmp_path, "0::/system.slice/docker-ab.scope\n", **{"memory.events": EVENTS}) == 4
+
+
+def test_without_any_counter_there_is_no_number(tmp_path):
+    assert tree(tmp_path / "none", "0::/\n", vmstat=None) is None
+    assert tree(tmp_path / "old kernel", "0::/\n", vmstat="nr_free_pages 1\n") is None
+    assert oom_kills(tmp_path / "nowhere", tmp_path / "nowhere") is None
+
+
+def test_this_machine_has_a_counter():
+    assert isinstance(oom_kills(), int)
+
+
+def test_a_rise_is_one_sentence_and_no_rise_is_none(monkeypatch):
+    monkeypatch.setattr(memory_kills, "oom_kills", lambda: 5)
+    assert killed_since(4) == "The kernel ended 1 process for lack of memory while the run ran."
+    assert killed_since(2) == "The kernel ended 3 processes for lack of memory while the run ran."
+    assert killed_since(5) is None and killed_since(None) is None
+    monkeypatch.setattr(memory_kills, "oom_kills", lambda: None)
+    assert killed_since(5) is None

@@ -1,0 +1,38 @@
+"""Messages: each read once, whole, in order, whatever else is in the file."""
+
+import json
+
+from verl_gsd.trainer.messages import Message, MessageReader, MessageWriter, read_messages
+
+
+def test_what_is_written_is_read_once_and_in_order(tmp_path):
+    path = tmp_path / "messages" / "attempt_1.jsonl"
+    reader = MessageReader(path)
+    assert list(reader.new()) == []
+    writer = MessageWriter(path)
+    writer.write("note", "first\nof two lines")
+    writer.write("stop", "the engine died", pid=7)
+    assert list(reader.new()) == [Message("note", "first\nof two lines"), Message("stop", "the engine died", 7)]
+    assert list(reader.new()) == []
+    writer.write("warning", "third")
+    assert list(reader.new()) == [Message("warning", "third")] and len(read_messages(path)) == 3
+
+
+def test_a_line_that_is_no_message_is_skipped_and_one_that_is_not_complete_is_read_later(tmp_path):
+    path = tmp_path / "attempt_1.jsonl"
+    whole = json.dumps({"kind": "note", "text": "whole", "pid": "no number"}) + "\n"
+    path.write_text('[1]\n{"kind": "other", "text": ""}\nnoise\n' + whole + whole[:9])
+    reader = MessageReader(path)
+    assert list(reader.new()) == [Message("note", "whole")]
+    with path.open("a") as file:
+        file.write(whole[9:])
+    assert list(reader.new()) == [Message("note", "whole")]
+
+
+def test_long_text_is_cut_and_a_file_that_cannot_be_written_ends_nothing(tmp_path, capsys):
+    path = tmp_path / "attempt_1.jsonl"
+    MessageWriter(path).write("warning", "x" * 100_000)
+    (message,) = read_messages(path)
+    assert len(message.text) < 10_000 and message.text.endswith("[cut]")
+    MessageWriter(path / "below_a_file").write("stop", "read me on standard error")
+    assert "stop: read me on standard error" in capsys.readouterr().err

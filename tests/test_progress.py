@@ -1,0 +1,81 @@
+"""When a run that makes no progress counts as stuck."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from verl_gsd.trainer.progress import FACTOR, FIRST, LEAST, STARTING, WAITING, Progress
+
+
+class Clock:
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+def test_a_phase_that_has_not_ended_once_may_take_an_hour(clock):
+    progress = Progress(clock=clock)
+    clock.now += 50
+    assert progress.quiet() == (50, FIRST, STARTING)
+    progress.begin("saving a checkpoint")
+    assert progress.quiet() == (0, FIRST, "saving a checkpoint")
+
+
+@given(st.lists(st.floats(0, 1e4), min_size=1, max_size=8))
+def test_a_phase_may_be_quiet_for_ten_times_its_longest_quiet_time_so_far(seconds):
+    clock = Clock()
+    progress = Progress(clock=clock)
+    for spent in seconds:
+        progress.begin("updating")
+        clock.now += spent
+        progress.begin("saving")
+        clock.now += 3 * spent  # of another phase, which does not count
+    progress.begin("updating")
+    assert progress.quiet()[1] == pytest.approx(max(LEAST, FACTOR * max(seconds)))
+
+
+def test_every_response_that_finishes_is_progress(clock):
+    progress = Progress(clock=clock)
+    for finished in range(4):
+        clock.now += 100
+        progress.look(f"{finished} responses", finished)
+        assert progress.quiet() == (0, FIRST, f"{WAITING} ({finished} responses)")
+    clock.now += 30
+    progress.look("3 responses", 3)
+    assert progress.quiet()[0] == 30
+    progress.begin("updating")
+    progress.look("0 responses", 0)
+    # 100 s between two responses; the start before the first does not count.
+    assert progress.quiet()[1] == FACTOR * 100
+
+
+def test_looks_alike_in_different_steps_are_progress(clock):
+    progress = Progress(clock=clock)
+    progress.look("0", 0)
+    clock.now += 5
+    progress.begin("updating")
+    clock.now += 5
+    progress.look("0", 0)
+    assert progress.quiet()[0] == 0
+
+
+def test_a_limit_that_the_user_set_holds_in_every_phase(clock):
+    progress = Progress(7.0, clock=clock)
+    for phase in ("updating", "saving", "updating"):
+        assert progress.quiet()[1] == 7.0
+        clock.now += 1000
+        progress.begin(phase)
+
+
+def test_a_reward_function_may_take_as_long_as_it_is_given(clock):
+    progress = Progress(least=2 * FIRST, clock=clock)
+    assert progress.quiet()[1] == 2 * FIRST
+    progress.begin(STARTING)
+    assert progress.quiet()[1] == 2 * FIRST

@@ -1,0 +1,194 @@
+"""Lost rewards counted, told and limited; slow ones named."""
+
+import itertools
+
+import pytest
+
+from verl_gsd.trainer.messages import MessageWriter, RunStoppedError, read_messages
+from verl_gsd.trainer.reward_failures import Failure
+from verl_gsd.trainer.reward_monitor import LostReward, RewardMonitor, function_of
+
+RAISED = Failure("raised", "KeyError", "'x'", "Traceback (most recent call last):\n  File bad.py\nKeyError: 'x'\n")
+NONE = Failure("none", "returned None")
+SLOW = Failure("too_slow", "took longer than 300 s")
+
+
+def loss(failure=RAISED, index=17, **further):
+    return LostReward("math", index, failure, **further)
+
+
+@pytest.fixture
+def monitor(tmp_path):
+    """(settings) -> (a monitor, a function that returns its messages so far)."""
+
+    def build(**settings):
+        path = tmp_path / "messages.jsonl"
+        settings = {"function": "score of bad.py", "limit": 0.05, "batch_groups": 8, "workers": 4} | settings
+        built = RewardMonitor(MessageWriter(path), **{"overlaps": False} | settings)
+        return built, lambda: [(message.kind, message.text) for message in read_messages(path)]
+
+    return build
+
+
+def test_the_first_of_each_kind_is_told_with_its_traceback_and_once(monitor):
+    built, messages = monitor(limit=1.0)
+    built.saw(3, 1, 8, [loss(), loss(index=18)], [])
+    built.saw(4, 1, 8, [loss(), loss(NONE)], [])
+    first, second = messages()
+    assert first[0] == second[0] == "warning"
+    assert "in step 3: score of bad.py raised KeyError: 'x' (data_source=math, index=17)" in first[1]
+    assert "algorithm.gsd.limits.failed_rewards=1" in first[1]
+    assert first[1].endswith("\n    Traceback (most recent call last):\n      File bad.py\n    KeyError: 'x'")
+    assert "in step 4: score of bad.py returned None (data_source=math, index=17)" in second[1]
+
+
+def test_an_agent_loops_own_reward_is_not_blamed_on_the_reward_function(monitor):
+    built, messages = monitor(limit=1.0)
+    built.saw(1, 1, 8, [loss(Failure("not_finite", "returned nan"), by_agent_loop=True)], [])
+    ((_, text),) = messages()
+    assert "the agent loop returned nan" in text and "bad.py" not in text
+
+
+def test_metrics_of_a_step_and_none_of_the_step_before(monitor):
+    built, _ = monitor(limit=1.0)
+    built.saw(1, 1, 8, [loss(), loss(NONE), loss(NONE)], [1.0, 3.0])
+    built.saw(1, 1, 4, [], [2.0])
+    metrics = built.end_step(1, 10.0)
+    assert metrics["reward/failed"] == 3 and metrics["reward/failed_share"] == 3 / 12
+    assert metrics["reward/failures/raised"] == 1 and metrics["reward/failures/none"] == 2
+    assert metrics["reward/failures/too_slow"] == 0
+    assert (metrics["reward/seconds/mean"], metrics["reward/seconds/max"]) == (2.0, 3.0)
+    assert metrics["reward/share_of_step"] == 0.3
+    nothing = built.end_step(2, 10.0)
+    assert nothing["reward/failed"] == nothing["reward/failed_share"] == 0
+    assert "reward/seconds/mean" not in nothing, "no agent loop measured any"
+
+
+def test_no_metric_but_the_longest_wait_is_reduced_by_accident_of_its_name(monitor):
+    """verl takes the maximum, minimum or sum of a metric whose name has such a syllable."""
+    built, _ = monitor()
+    built.saw(1, 1, 8, [], [1.0])
+    names = built.end_step(1, 10.0).keys() | built.end_validation(1).keys()
+    found = {name for name, part in itertools.product(names, ("max", "min", "sum", "total")) if part in name}
+    assert found == {"reward/seconds/max"}
+
+
+def test_a_step_above_the_limit_is_stopped_before_it_trains(monitor):
+    built, messages = monitor()
+    built.saw(5, 4, 20, [loss(NONE)], [])
+    built.check(5)  # 5% of 20
+    built.saw(5, 1, 8, [loss(index=4)], [])
+    with pytest.raises(RunStoppedError) as stopped:
+        built.check(5)
+    text = str(stopped.value)
+    assert "In step 5, 2 of 28 responses lost their reward (returned None 1, KeyError 1): 7.1%" in text
+    assert "algorithm.gsd.limits.failed_rewards=0.05" in text and "Step 5 was not trained" in text
+    assert "score of bad.py raised KeyError: 'x' (data_source=math, index=4)" in text, "the first with a traceback"
+    assert "File bad.py" in text and "reward_seconds" not in text
+    assert [kind for kind, _ in messages()] == ["warning", "warning"], "the trainer writes what stops it"
+
+
+def test_what_to_set_for_slow_rewards_is_said_where_there_are_some(monitor):
+    built, _ = monitor()
+    built.saw(5, 1, 8, [loss(SLOW)], [])
+    with pytest.raises(RunStoppedError, match=r"algorithm\.gsd\.limits\.reward_seconds"):
+        built.check(5)
+
+
+def test_a_batch_of_groups_is_enough_where_no_batch_is_ever_chosen(monitor):
+    """Dynamic sampling replaces groups without rewards for as long as there are any."""
+    built, _ = monitor(batch_groups=8)
+    for _ in range(7):
+        built.saw(1, 1, 4, [loss()] * 4, [])
+    with pytest.raises(RunStoppedError):
+        built.saw(1, 1, 4, [loss()] * 4, [])
+
+
+@pytest.mark.parametrize(("limit", "lost"), [(1.0, 8), (0.0, 0)])
+def test_the_ends_of_the_limit(monitor, limit, lost):
+    built, _ = monitor(limit=limit)
+    built.saw(1, 8, 8, [loss()] * lost, [])
+    built.check(1)
+
+
+def test_a_step_without_responses_is_within_any_limit(monitor):
+    built, _ = monitor(limit=0.0)
+    built.check(1)
+    assert built.end_step(1, 1.0)["reward/failed_share"] == 0
+
+
+def test_counts_are_told_when_they_double_and_not_at_every_step(monitor):
+    built, messages = monitor()
+    for step in range(1, 1025):
+        built.saw(step, 8, 64, [loss()], [])
+        built.end_step(step, 1.0)
+    told = [text for _, text in messages() if text.startswith("Step")]
+    assert told[0] == "Step 1: 1 of 64 responses lost their reward (KeyError 1); 1 so far in this run."
+    assert len(told) == 11
+    built.saw(1025, 8, 64, [loss()] * 3, [])
+    built.end_step(1025, 1.0)
+    assert messages()[-1][1].startswith("Step 1025: 3 of 64"), "a share that grows is told at once"
+
+
+# Validation
+
+
+def test_a_validation_is_counted_and_told_of_by_itself(monitor):
+    built, messages = monitor(limit=0.1)
+    built.saw_validation(0, 10, [loss()])
+    built.saw_validation(0, 10, [])
+    assert built.end_validation(0) == {"val/failed_rewards": 1.0}
+    first, count = messages()
+    assert "in the validation at step 0" in first[1]
+    assert "In the validation at step 0, 1 of 20 responses lost their reward (KeyError 1)" in count[1]
+    assert "count as wrong in val-core/*/acc" in count[1] and "acc_success_only" in count[1]
+    assert built.end_validation(1) == {"val/failed_rewards": 0.0}
+    assert built.end_step(1, 1.0)["reward/failed"] == 0 and len(messages()) == 2
+
+
+def test_a_validation_above_the_limit_stops_the_run(monitor):
+    built, _ = monitor(limit=0.1)
+    built.saw_validation(4, 10, [loss()] * 2)
+    with pytest.raises(RunStoppedError, match=r"In the validation at step 4, 2 of 10 .* accuracies are not reported"):
+        built.end_validation(4)
+
+
+def test_a_validation_without_any_reward_is_stopped_whatever_the_limit(monitor):
+    """verl cannot read a batch without rows."""
+    built, _ = monitor(limit=1.0)
+    with pytest.raises(RunStoppedError, match="no reward at all"):
+        built.saw_validation(0, 2, [loss()] * 2)
+
+
+# Time
+
+
+def slow_steps(built, *shares):
+    for step, share in enumerate(shares, 1):
+        built.saw(step, 1, 8, [], [1.0, 10 * share])
+        built.end_step(step, 10.0)
+
+
+def test_slow_rewards_are_named_once(monitor):
+    built, messages = monitor()
+    slow_steps(built, 0.9, 0.2, 0.9)
+    assert messages() == [], "one slow step, for example the first, is none"
+    slow_steps(built, 0.8, 0.8, 0.8, 0.1, 0.8, 0.8)
+    ((kind, text),) = messages()
+    assert kind == "warning" and "in step 1 a response waited 8.0 s of 10.0 s for score of bad.py" in text
+    assert "reward.num_workers above 4" in text
+
+
+def test_rewards_that_overlap_with_the_update_do_not_slow_a_step(monitor):
+    built, messages = monitor(overlaps=True)
+    slow_steps(built, 0.9, 0.9, 0.9)
+    assert messages() == []
+
+
+def test_a_reward_function_has_a_name(compose_fast):
+    config, _ = compose_fast("algo=gsd", "task=arithmetic", "hardware=cpu")
+    assert function_of(config) == "compute_score of pkg://verl_gsd.tasks.arithmetic"
+    config.reward.custom_reward_function.path = None
+    assert function_of(config) == "verl's own reward function"
+    config.reward.reward_model.enable, config.reward.reward_model.model_path = True, "me/judge"
+    assert function_of(config) == "the reward model me/judge"

@@ -1,0 +1,219 @@
+"""The watchdog against a real Ray cluster with processes that die. Runs of the whole stack are in test_faults.py."""
+
+import inspect
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+from types import SimpleNamespace
+
+import pytest
+import ray
+
+from verl_gsd.trainer import engine_health, watchdog
+from verl_gsd.trainer.messages import MessageWriter, RunStoppedError, read_messages
+from verl_gsd.trainer.progress import Progress
+from verl_gsd.trainer.watchdog import EXIT_CODE, Watchdog
+
+
+@ray.remote(num_cpus=0)
+class AgentLoopWorkerTQ:
+    """Stands for verl's, by its name."""
+
+    def pid(self):
+        return os.getpid()
+
+
+@ray.remote(num_cpus=0)
+class RewardLoopWorker:
+    """Stands for verl's whose reward function cannot be imported."""
+
+    def __init__(self):
+        raise KeyError("my own mistake")
+
+
+@ray.remote(num_cpus=0)
+class Sandbox:
+    """An actor of a user's."""
+
+    def pid(self):
+        return os.getpid()
+
+
+@pytest.fixture
+def cluster():
+    """A cluster for each test: the watchdog looks at all actors of a job, the dead ones of another test too."""
+    ray.init(address="local", num_cpus=2, include_dashboard=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def watch(tmp_path):
+    messages = tmp_path / "messages.jsonl"
+    return SimpleNamespace(dog=Watchdog(Progress(), MessageWriter(messages)), messages=messages)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_the_death_of_an_actor_is_found_when_sessions_fail_and_told_once(watch):
+    kept, killed = AgentLoopWorkerTQ.remote(), AgentLoopWorkerTQ.options(name="my_worker").remote()
+    ray.get(kept.pid.remote())
+    watch.dog.check(failures=True)
+    pid = ray.get(killed.pid.remote())
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(ray.exceptions.RayActorError):
+        ray.get(killed.pid.remote())
+    for _ in range(2):
+        with pytest.raises(RunStoppedError, match=rf"The agent worker my_worker \(process {pid} on .*\) died\. It was"):
+            watch.dog.check(failures=True)
+    (message,) = read_messages(watch.messages)
+    assert message.kind == "stop" and message.pid == pid and message.text == watch.dog.fault
+
+
+@pytest.mark.usefixtures("cluster")
+def test_actors_that_were_ended_on_purpose_are_no_deaths(watch):
+    dropped, ended, left = (AgentLoopWorkerTQ.remote() for _ in range(3))
+    for actor in (dropped, ended, left):
+        ray.get(actor.pid.remote())
+    del dropped
+    ray.kill(ended)
+    left.__ray_terminate__.remote()
+    for actor in (ended, left):
+        with pytest.raises(ray.exceptions.RayActorError):
+            ray.get(actor.pid.remote())
+    watch.dog.check(failures=True)
+    assert not read_messages(watch.messages)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_the_death_of_an_actor_that_is_not_verls_is_reported_and_ends_nothing(watch):
+    sandbox = Sandbox.remote()
+    os.kill(ray.get(sandbox.pid.remote()), signal.SIGKILL)
+    with pytest.raises(ray.exceptions.RayActorError):
+        ray.get(sandbox.pid.remote())
+    for _ in range(2):
+        watch.dog.check(failures=True)
+    (message,) = read_messages(watch.messages)
+    assert message.kind == "warning" and "Sandbox" in message.text
+
+
+@pytest.mark.usefixtures("cluster")
+def test_an_actor_that_fails_to_start_is_a_death_with_its_exception(watch):
+    actor = RewardLoopWorker.remote()
+    with pytest.raises(ray.exceptions.RayActorError):
+        ray.get(actor.__ray_ready__.remote())
+    with pytest.raises(RunStoppedError, match=r"It failed while it started: KeyError: 'my own mistake'$"):
+        watch.dog.check(failures=True)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_an_exception_that_a_death_has_caused_is_explained(watch):
+    actor = AgentLoopWorkerTQ.remote()
+    os.kill(ray.get(actor.pid.remote()), signal.SIGKILL)
+    with pytest.raises(ray.exceptions.RayActorError) as caught:
+        ray.get(actor.pid.remote())
+    watch.dog.explain(caught.value)
+    assert "died" in watch.dog.fault
+    other = Watchdog(Progress(), MessageWriter(watch.messages))
+    other.end()  # the run is over: what dies now is of no interest
+    other.explain(caught.value)
+    assert other.fault is None
+
+
+def run_that_waits_for_ever(body, folder):
+    """Run ``body`` in a process whose main thread then waits for ever; returns its exit code and messages."""
+    script = """
+        import os, signal, threading, ray
+        from verl_gsd.trainer import watchdog
+        from verl_gsd.trainer.messages import MessageWriter
+        from verl_gsd.trainer.progress import Progress
+        from pathlib import Path
+        watchdog._LOOK_INTERVAL = watchdog._GRACE = 0.1
+        ray.init(address="local", num_cpus=2, include_dashboard=False)
+
+        @ray.remote(num_cpus=0)
+        class AgentLoopWorkerTQ:
+            def pid(self):
+                return os.getpid()
+
+        messages = MessageWriter(Path("messages.jsonl"))
+    """
+    script = textwrap.dedent(script) + textwrap.dedent(body) + "\nthreading.Event().wait()\n"
+    done = subprocess.run([sys.executable, "-c", script], cwd=folder, capture_output=True, text=True, timeout=300)
+    return done.returncode, read_messages(folder / "messages.jsonl")
+
+
+def test_a_trainer_that_waits_where_nothing_interrupts_it_is_ended(tmp_path):
+    body = """
+        worker = AgentLoopWorkerTQ.remote()
+        watchdog.Watchdog(Progress(), messages).start()
+        os.kill(ray.get(worker.pid.remote()), signal.SIGKILL)
+    """
+    code, (message,) = run_that_waits_for_ever(body, tmp_path)
+    assert code == EXIT_CODE and message.kind == "stop" and "died" in message.text
+
+
+def test_a_run_without_progress_is_warned_of_then_ended(tmp_path):
+    body = """
+        progress = Progress(2.0)
+        progress.look("train: 0 responses finished, 4 of 4 prompts unfinished", 0)
+        watchdog.Watchdog(progress, messages).start()
+    """
+    code, messages = run_that_waits_for_ever(body, tmp_path)
+    assert code == EXIT_CODE and [message.kind for message in messages] == ["warning", "stop"]
+    for message in messages:
+        assert "waiting for responses (train: 0 responses finished, 4 of 4 prompts unfinished)" in message.text
+        assert "algorithm.gsd.limits.quiet_seconds" in message.text
+
+
+# What we assume of others.
+
+
+def test_verls_actors_are_known_by_the_names_of_their_classes():
+    from transfer_queue.controller import TransferQueueController
+    from transfer_queue.storage.simple_storage import SimpleStorageUnit
+    from verl.checkpoint_engine.base import CheckpointEngineWorker
+    from verl.experimental.reward_loop.reward_loop import RewardLoopWorker
+    from verl.experimental.reward_loop.reward_manager.remote import RewardComputeWorker
+    from verl.single_controller.ray import base
+    from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopWorkerTQ
+    from verl.workers.rollout.router import GlobalRequestLoadBalancer
+    from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer
+
+    actors = (TransferQueueController, SimpleStorageUnit, AgentLoopWorkerTQ, RewardComputeWorker)
+    classes = (RewardLoopWorker, vLLMHttpServer, GlobalRequestLoadBalancer, CheckpointEngineWorker)
+    names = {kind.__name__ for kind in (*classes, *(actor.__ray_metadata__.modified_class for actor in actors))}
+    assert "class WorkerDict" in inspect.getsource(base.create_colocated_worker_cls)
+    for part in watchdog._ROLES:
+        assert [name for name in (*names, "WorkerDict") if part in name], f"no class of verl's is called {part}"
+
+
+def test_vllm_tells_of_a_dead_engine_and_of_how_its_processes_ended():
+    async_llm = pytest.importorskip("vllm.v1.engine.async_llm")
+    from vllm.v1.engine.core_client import BackgroundResources
+    from vllm.v1.engine.utils import CoreEngineProcManager
+
+    assert isinstance(async_llm.AsyncLLM.errored, property)
+    assert "engine_core.resources.engine_dead" in inspect.getsource(async_llm.AsyncLLM.errored.fget)
+    assert "engine_manager" in BackgroundResources.__dataclass_fields__
+    assert "exitcode" in inspect.getsource(CoreEngineProcManager.finished_procs)
+
+
+@pytest.mark.parametrize(
+    ("codes", "kills", "expected"),
+    [
+        ({"EngineCore": -9}, 2, r"EngineCore was killed by SIGKILL\. The kernel of its machine ended 2 processes"),
+        ({"EngineCore": -9}, 0, "so somebody or a container's limit killed it"),
+        ({"EngineCore": -9}, None, "ran out of memory, or somebody killed it"),
+        ({"EngineCore_DP0": 1}, 0, "ended with exit code 1.*lower actor_rollout_ref.rollout.gpu_memory_utilization"),
+        ({}, None, "vLLM does not tell how"),
+    ],
+)
+def test_an_engines_end_is_described(codes, kills, expected):
+    death = watchdog.engine_death("vllm_server_0_0", "10.0.0.1", engine_health.EngineDeath(7, codes, kills))
+    assert death.pid == 7
+    text = death.message()
+    assert text.startswith("The engine of vLLM server vllm_server_0_0 (process 7 on 10.0.0.1) died. ")
+    assert re.search(expected, text), text

@@ -1,0 +1,117 @@
+"""Whether the files of one of verl's checkpoints are whole, told without reading the weights or unpickling anything.
+
+A run that is killed, or whose disk is full, leaves files that are missing, empty or cut off. A file of ``torch.save``
+is a zip archive: its table of contents stands at its end and says where each record begins.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+_STEP = re.compile(r"global_step_(\d+)")
+#: A rank's part of a model that FSDP shards, and what belongs to it.
+_SHARD = re.compile(r"(?P<kind>\w+)_world_size_(?P<world>\d+)_rank_(?P<rank>\d+)\.pt")
+#: Each record of a zip archive begins so.
+_RECORD = b"PK\x03\x04"
+
+
+def step_of(checkpoint: Path) -> int | None:
+    """The step of RUN/global_step_N; None for a folder of another name."""
+    match = _STEP.fullmatch(checkpoint.name)
+    return int(match[1]) if match else None
+
+
+def damage(checkpoint: Path, all_ranks: bool = True) -> str | None:
+    """What is wrong with the files that verl wrote below RUN/global_step_N; None if they are whole.
+
+    Args:
+        all_ranks: whether every rank's files must be there. On several nodes without a shared disk each node has its
+            own ranks' files alone.
+    """
+    return next(_problems(checkpoint, all_ranks), None)
+
+
+def whole_checkpoints(run: Path, all_ranks: bool = True) -> Iterator[Path]:
+    """The checkpoints of a run whose files are whole, newest first."""
+    steps = {step: path for path in run.glob("global_step_*") if (step := step_of(path)) is not None}
+    for _, path in sorted(steps.items(), reverse=True):
+        if damage(path, all_ranks) is None:
+            yield path
+
+
+def _problems(checkpoint: Path, all_ranks: bool) -> Iterator[str]:
+    if not (checkpoint / "actor").is_dir():
+        yield f"{checkpoint}: no actor/ there, so no weights"
+        return
+    for role in ("actor", "critic"):
+        if (checkpoint / role).is_dir():
+            yield from _shards_missing(checkpoint / role, all_ranks)
+    if not (checkpoint / "data.pt").is_file():
+        yield f"{checkpoint / 'data.pt'}: is missing, so that verl would train on the first prompts again"
+    for path in sorted(checkpoint.rglob("*")):
+        if path.relative_to(checkpoint).parts[0] != "gsd" and (problem := _file_problem(path)):
+            yield f"{path}: {problem}"
+
+
+def _shards_missing(folder: Path, all_ranks: bool) -> Iterator[str]:
+    shards = [match for path in folder.iterdir() if (match := _SHARD.fullmatch(path.name))]
+    if not shards:
+        return  # Megatron's, which have other names
+    try:
+        world = int(json.loads((folder / "fsdp_config.json").read_bytes())["world_size"])
+    except (OSError, ValueError, KeyError, TypeError):
+        yield f"{folder / 'fsdp_config.json'}: is missing or damaged: the number of ranks is not known"
+        return
+    ranks = range(world) if all_ranks else ()
+    kinds = sorted({match["kind"] for match in shards} | {"model"})
+    for name in (f"{kind}_world_size_{world}_rank_{rank}.pt" for kind in kinds for rank in ranks):
+        if not (folder / name).is_file():
+            yield f"{folder / name}: is missing"
+
+
+def _file_problem(path: Path) -> str | None:
+    if path.suffix not in (".pt", ".json", ".safetensors", ".pkl"):
+        return None
+    try:
+        size = path.stat().st_size
+        if not size:
+            return "is empty"
+        if path.suffix == ".pt":
+            return None if _is_whole_archive(path) else "is cut off or overwritten: it is no file of torch.save"
+        if path.suffix == ".json":
+            json.loads(path.read_bytes())
+        elif path.suffix == ".safetensors" and _safetensors_size(path) != size:
+            return "is cut off: its header announces another size"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return "is cut off or overwritten"
+    return None
+
+
+def _is_whole_archive(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+            for record in archive.infolist():
+                file.seek(record.header_offset)
+                if file.read(len(_RECORD)) != _RECORD:
+                    return False
+            return True
+    except zipfile.BadZipFile:
+        return False
+
+
+def _safetensors_size(path: Path) -> int:
+    """Bytes that a file of safetensors has by its header: the header's length, the header, and the tensors."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > os.fstat(file.fileno()).st_size:
+            raise ValueError(f"a header of {length} bytes")
+        header = json.loads(file.read(length))
+    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    return 8 + length + max(ends, default=0)

@@ -1,0 +1,290 @@
+"""Rewards that fail: what verl's reward workers do when a reward function raises, hangs, or returns no score.
+
+verl 0.9.1 has no answer to it. An exception ends the session in the agent loop, and the response is gone without a
+trace in any metric. None ends the run. ``install`` wraps ``RewardLoopWorker.compute_score``: under a trainer mode of
+ours a failed reward becomes a score of 0.0 with a mark in ``reward_extra_info``. ``trainer/replay.py`` finds the mark
+and takes the response out of its group. No other trainer looks for it, so under verl's own modes, which would train on
+the 0.0, the wrapper does nothing.
+
+A call that hangs in a thread cannot be ended. Its thread is lost, and the worker gets new threads instead, as many as
+Python gives to a pool (CPUs + 4, at most 32). A worker that cannot start further threads fails all its calls, and the
+run then stops because too many rewards fail.
+
+A call that keeps the interpreter to itself (a regular expression that backtracks without end, ``time.sleep`` in an
+async function) stops the whole worker, this module included. Python's ``faulthandler`` then prints where it hangs and
+ends the worker, and the run with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import faulthandler
+import functools
+import math
+import time
+import traceback
+import weakref
+from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from types import ModuleType, TracebackType
+from typing import Any, Literal, get_args
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+#: How a reward can fail.
+Kind = Literal["raised", "none", "not_finite", "not_a_number", "no_score", "too_slow"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+#: The entry of ``reward_extra_info`` that says so.
+MARK = "verl_gsd_failed_reward"
+#: Where a trainer of ours tells verl's reward workers how many seconds a call may take, and that marks are looked for.
+_SECONDS = "trainer.v1.gsd_reward_seconds"
+
+#: An exception's text can have the response in it, which is untrusted and long.
+_LONGEST_TEXT, _LONGEST_TRACEBACK = 300, 4_000
+
+#: A worker whose loop has not moved for this many times the seconds that a call may take is ended, but not before this
+#: many seconds: a busy machine can stop any process for some.
+_STUCK, _STUCK_AT_LEAST = 1.5, 60.0
+_STDERR = 2
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A reward that failed.
+
+    Attributes:
+        kind: how.
+        what: the same in words, for a count: ``KeyError``, ``returned None``. Few different ones in a run.
+        text: what the exception says; empty without one.
+        trace: the exception's traceback; empty without one.
+    """
+
+    kind: Kind
+    what: str
+    text: str = ""
+    trace: str = ""
+
+    def described(self) -> str:
+        """``raised KeyError: 'x'``, ``returned None``: what the reward function did."""
+        if self.kind == "raised":
+            return f"raised {self.what}" + (f": {self.text}" if self.text else "")
+        return self.what
+
+    def as_info(self) -> dict[str, Any]:
+        """The ``reward_extra_info`` of a response whose reward failed like this."""
+        return {MARK: asdict(self)}
+
+    @classmethod
+    def of_info(cls, info: Mapping[str, Any] | None) -> Failure | None:
+        """The failure that ``reward_extra_info`` is marked with; None without a mark."""
+        mark = (info or {}).get(MARK)
+        return cls(**mark) if isinstance(mark, dict) else None
+
+
+def failure_of_score(score: Any) -> Failure | None:
+    """What is wrong with a reward function's score; None if it is a finite number."""
+    if score is None:
+        return Failure("none", "returned None")
+    try:
+        number = None if isinstance(score, str | bytes) else float(score)
+    except (TypeError, ValueError, RuntimeError, OverflowError):  # a list, a tensor of several, 10**400
+        number = None
+    if number is None:
+        return Failure("not_a_number", f"returned a score of type {type(score).__name__}")
+    return None if math.isfinite(number) else Failure("not_finite", f"returned {number}")
+
+
+def failure_of_error(error: Exception) -> Failure:
+    """The failure that an exception from ``RewardLoopWorker.compute_score`` means."""
+    if isinstance(error, _TooSlowError):
+        return Failure("too_slow", str(error))
+    if isinstance(error, KeyError) and error.args == ("score",) and _raised_in_verl(error):
+        return Failure("no_score", "returned a dict without score")
+    try:
+        text = str(error)
+    except Exception:  # somebody else's code
+        text = ""
+    trace = "".join(traceback.format_exception(type(error), error, _of_the_function(error), limit=-12))
+    return Failure(
+        "raised", _plain(type(error).__name__), _plain(text)[:_LONGEST_TEXT], _last_lines(_plain(trace, "\n"))
+    )
+
+
+def mark_failures(config: DictConfig, seconds: float) -> None:
+    """Make verl's reward workers mark failed rewards. For a trainer that takes marked responses out.
+
+    Args:
+        config: the whole config, which verl gives to its reward workers later.
+        seconds: how long one call of the reward function may take.
+    """
+    with open_dict(config):
+        OmegaConf.update(config, _SECONDS, float(seconds), force_add=True)
+
+
+def install(reward_loop: ModuleType) -> None:
+    """Make reward workers mark rewards that fail, where ``mark_failures`` told them to.
+
+    Args:
+        reward_loop: the module ``verl.experimental.reward_loop.reward_loop``.
+    """
+    worker = reward_loop.RewardLoopWorker
+    original = worker.compute_score
+
+    @functools.wraps(original)
+    async def compute_score(self: Any, data: Any) -> dict[str, Any]:
+        seconds = OmegaConf.select(self.config, _SECONDS)
+        if seconds is None:
+            return await original(self, data)
+        failure: Failure | None
+        try:
+            result = await _within(seconds, original(self, data))
+            failure = failure_of_score(result["reward_score"])
+        except Exception as error:
+            failure = failure_of_error(error)
+        return result if failure is None else {"reward_score": 0.0, "reward_extra_info": failure.as_info()}
+
+    worker.compute_score = compute_score
+
+
+# Calls that may take some seconds
+
+
+class _TooSlowError(Exception):
+    """A call of the reward function took too long."""
+
+
+class _ExitedError(Exception):
+    """A reward function called ``sys.exit``, which would end the worker."""
+
+
+class _Call:
+    """One call of the reward function: since when it runs, the waiting for a thread left out."""
+
+    def __init__(self, threads: _Threads) -> None:
+        self.threads = threads
+        self._since = time.monotonic()
+        self._waits = False
+
+    def waits(self) -> None:
+        self._waits = True
+
+    def run(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Run ``function``, in the thread that was waited for."""
+        self._waits, self._since = False, time.monotonic()
+        self.threads.last_start = self._since
+        try:
+            return function(*args)
+        finally:
+            self._since = time.monotonic()
+
+    def runs_for(self) -> float:
+        """Seconds. A call that waits for a thread runs as long as no thread has begun anything: all of them hang."""
+        since = max(self._since, self.threads.last_start) if self._waits else self._since
+        return time.monotonic() - since
+
+
+_CALL: contextvars.ContextVar[_Call] = contextvars.ContextVar("call")
+
+
+class _Threads(ThreadPoolExecutor):
+    """An event loop's threads; each ``_Call`` knows when its work begins there."""
+
+    def __init__(self) -> None:
+        super().__init__(thread_name_prefix="reward")
+        self.last_start = time.monotonic()
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
+        call = _CALL.get(None)
+        if call is None:
+            return super().submit(function, *args, **kwargs)
+        call.waits()
+        return super().submit(call.run, functools.partial(function, **kwargs), *args)
+
+
+#: By the worker's event loop.
+_THREADS: weakref.WeakKeyDictionary[Any, _Threads] = weakref.WeakKeyDictionary()
+#: Calls that run or wait now.
+_calls = 0
+
+
+def _threads_of(loop: asyncio.AbstractEventLoop, instead_of: _Threads | None = None) -> _Threads:
+    """The threads of ``loop``; new ones if it has none or ``instead_of``, which lost a thread to a call that hangs."""
+    threads = _THREADS.get(loop)
+    if threads is None or threads is instead_of:
+        threads = _THREADS[loop] = _Threads()
+        loop.set_default_executor(threads)
+    return threads
+
+
+async def _within(seconds: float, coroutine: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
+    """The result of ``coroutine``.
+
+    Raises:
+        _TooSlowError: it ran for longer than ``seconds``. It is cancelled, but not what it does in a thread.
+        Exception: whatever it raises.
+    """
+    global _calls
+    loop = asyncio.get_running_loop()
+    call = _Call(_threads_of(loop))
+    token = _CALL.set(call)
+    task = loop.create_task(_without_exit(coroutine))  # which keeps this context
+    _CALL.reset(token)
+    _calls += 1
+    try:
+        while not task.done():
+            left = seconds - call.runs_for()
+            if left <= 0:
+                _threads_of(loop, instead_of=call.threads)
+                raise _TooSlowError(f"took longer than {seconds:g} s")
+            faulthandler.dump_traceback_later(max(_STUCK * seconds, _STUCK_AT_LEAST), exit=True, file=_STDERR)
+            await asyncio.wait({task}, timeout=left)
+        return task.result()
+    finally:
+        _calls -= 1
+        if not _calls:
+            faulthandler.cancel_dump_traceback_later()
+        if not task.done():
+            task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # nobody else asks for it
+            task.cancel()
+
+
+async def _without_exit(coroutine: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
+    try:
+        return await coroutine
+    except SystemExit as error:
+        raise _ExitedError(f"the reward function called sys.exit({error.code!r})") from error
+
+
+# What is said of exceptions
+
+#: Modules between a reward worker and the function that it calls.
+_BETWEEN = (__name__, "verl.experimental.reward_loop.", "verl.trainer.ppo.reward", "concurrent.futures.", "asyncio.")
+
+
+def _of_the_function(error: Exception) -> TracebackType | None:
+    """The traceback from the reward function on; all of it if no reward function raised."""
+    entry = error.__traceback__
+    while entry is not None and str(entry.tb_frame.f_globals.get("__name__")).startswith(_BETWEEN):
+        entry = entry.tb_next
+    return entry or error.__traceback__
+
+
+def _raised_in_verl(error: Exception) -> bool:
+    """Whether the exception comes from a reward manager of verl's, and not from the function that it calls."""
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    return last is not None and str(last.tb_frame.f_globals.get("__name__")).startswith("verl.experimental.reward_loop")
+
+
+def _plain(text: str, kept: str = "") -> str:
+    """``text`` without characters that control a terminal, ``kept`` excepted, and without halves of surrogate pairs."""
+    whole = text.encode("utf-8", "replace").decode("utf-8")
+    return "".join(char if char.isprintable() or char in kept else " " for char in whole)
+
+
+def _last_lines(trace: str) -> str:
+    return trace if len(trace) <= _LONGEST_TRACEBACK else "[cut] ..." + trace[-_LONGEST_TRACEBACK:]
