@@ -129,7 +129,7 @@ def replayed_anchors(run, records, last_step):
         assert {row["hadw_anchor"] for row in rows if row["total"]} == {fresh.bank.value("arithmetic")}
         fresh.commit([_as_group(row) for row in rows])
         path[step] = fresh.bank.value("arithmetic")
-        if (run / f"global_step_{step}").is_dir():
+        if (run / f"global_step_{step}" / "gsd").is_dir():
             saved, _ = check_state(run / f"global_step_{step}", {})
             assert saved["hadw"]["bank"] == fresh.state_dict()["bank"]
     return path

@@ -1,6 +1,8 @@
 """Which checkpoints are whole: told from their files, without unpickling one."""
 
 import inspect
+import json
+import random
 import shutil
 
 import pytest
@@ -137,3 +139,28 @@ def test_fsdp_names_its_files_as_they_are_looked_for():
         assert f'f"{kind}_world_size_{{self.world_size}}_rank_{{self.rank}}.pt"' in text
     assert '"fsdp_config.json"' in text and "world_size=self.world_size" in text
     assert text.index("torch.save(extra_state_dict") < text.index('"fsdp_config.json"')
+
+
+def test_overwritten_bytes_are_damage_or_nothing_but_no_exception(checkpoint):
+    chance, path = random.Random(0), checkpoint / MODEL
+    whole = path.read_bytes()
+    for _ in range(500):
+        content = bytearray(whole)
+        for _ in range(chance.randint(1, 4)):
+            content[-chance.randint(1, 200)] = chance.randrange(256)
+        path.write_bytes(content)
+        assert damage(checkpoint) is None or str(path) in damage(checkpoint)
+
+
+def test_a_later_attempt_is_newer_than_a_later_step(tmp_path):
+    for step, attempt in ((8, 1), (10, 1), (9, 2)):
+        made = write_checkpoint(tmp_path, step)
+        (made / "gsd").mkdir(exist_ok=True)
+        (made / "gsd" / "metrics.json").write_text(json.dumps({"attempt": attempt, "step": step, "data": {}}))
+    assert [step_of(path) for path in whole_checkpoints(tmp_path)] == [9, 10, 8]
+
+
+def test_a_node_without_the_drivers_disk_is_not_asked_for_its_files(checkpoint):
+    (checkpoint / "data.pt").unlink()
+    (checkpoint / "actor" / "fsdp_config.json").unlink()
+    assert damage(checkpoint, all_ranks=False) is None and damage(checkpoint) is not None

@@ -23,6 +23,7 @@ import pytest
 from hostile_server import HostileServer, hang, http
 from running import BINARIES, metrics, remembered, replayed, replayed_anchors, verl_gsd
 
+from verl_gsd.checkpoints import step_of
 from verl_gsd.records import read_records
 from verl_gsd.rundir import RunDirectory
 from verl_gsd.trainer.launch import MARK
@@ -138,6 +139,7 @@ KILLED = {
     "gsd_colocate_async": SERVERS
     | {
         "ray::GlobalRequestLoadBalancer": r"The load balancer of the vLLM servers.* died",
+        "ray::TaskRunnerV1": "killed|died",
         "raylet/raylet": "Ray",
         "gcs/gcs_server": "Ray",
     },
@@ -186,9 +188,10 @@ def whole(run, last, mode):
     for step in range(1, last + 1):
         trained = [row for row in rows if row["step"] == step and row["fate"] == "trained"]
         assert [row["size"] for row in trained] == [SIZE] * PROMPTS, f"step {step} was trained on what was left"
-    for checkpoint in run.glob("global_step_*"):
-        step = int(checkpoint.name.rpartition("_")[2])
-        assert remembered(checkpoint) == replayed(records, step)
+    kept = [folder.parent for folder in run.glob("global_step_*/gsd")]
+    assert run / f"global_step_{last}" in kept
+    for checkpoint in kept:
+        assert remembered(checkpoint) == replayed(records, step_of(checkpoint))
     if mode == "gsd_sync":  # where prompts of one source alone meet the anchor of the step before
         replayed_anchors(run, records, last)
     directory = RunDirectory(run)

@@ -91,3 +91,22 @@ def test_the_first_exception_is_found_and_words_that_only_look_like_one_are_not(
         "Error: no name\nan Exception: none\n" + "x" * 100_000 + f"\n{SERVER}KeyError: 'acc'\nValueError: 2"
     )
     assert first_exception(path) == "(vLLMHttpServer pid=9390) KeyError: 'acc'"
+
+
+def test_the_exception_that_ended_a_run_is_not_one_that_it_survived(tmp_path):
+    path = tmp_path / "log"
+    survived = "ValueError: survived\nverl-gsd: warning: a reward failed\nverl-gsd: KeyError: 'x'\n"
+    path.write_text(
+        f"{survived}step:1 - loss:0.1\nverl-gsd: KeyError: 'y'\n(W pid=1) OSError: ended it\nRayError: last\n"
+    )
+    assert first_exception(path) == "(W pid=1) OSError: ended it"
+    path.write_text(f"{survived}step:1 - loss:0.1\nnothing more\n")
+    assert first_exception(path) == "ValueError: survived"
+
+
+def test_lines_that_only_look_like_exceptions_are_each_looked_at_twice_at_most(tmp_path, monkeypatch):
+    path = tmp_path / "log"
+    path.write_text("x Error: not found\n" * 3000)
+    looked, original = [], run_log._readable
+    monkeypatch.setattr(run_log, "_readable", lambda line: looked.append(line) or original(line))
+    assert first_exception(path) is None and 0 < len(looked) <= 6000

@@ -169,6 +169,24 @@ def test_a_folder_that_is_removed_before_it_is_locked_is_made_again(prefix, monk
     assert removed and removed[0].is_dir()
 
 
+def test_a_folder_that_is_made_again_before_it_is_locked_is_not_removed(prefix, monkeypatch):
+    """Another command removes an unused folder, and a run makes it again, while this one is about to remove it."""
+    folder = Path(f"{prefix}weights_{'a' * 16}")
+    folder.mkdir(mode=0o700)
+    opened = os.open
+
+    def open_and_replace(path, *flags):
+        descriptor = opened(path, *flags)
+        folder.rmdir()
+        folder.mkdir(mode=0o700)
+        return descriptor
+
+    with monkeypatch.context() as patched:
+        patched.setattr(private_folders.os, "open", open_and_replace)
+        private_folders.remove_unused()
+    assert folder.is_dir()
+
+
 def test_a_killed_runs_folder_is_removed_when_the_next_run_starts_and_a_living_ones_is_not(prefix):
     killed, path = holder(prefix, "aa")
     living, _ = holder(prefix, "bb")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import struct
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,18 +31,29 @@ def damage(checkpoint: Path, all_ranks: bool = True) -> str | None:
     """What is wrong with the files that verl wrote below RUN/global_step_N; None if they are whole.
 
     Args:
-        all_ranks: whether every rank's files must be there. On several nodes without a shared disk each node has its
-            own ranks' files alone.
+        all_ranks: whether the files of every rank and of the driver must be there. On several nodes without a shared
+            disk each node has its own alone.
     """
     return next(_problems(checkpoint, all_ranks), None)
 
 
 def whole_checkpoints(run: Path, all_ranks: bool = True) -> Iterator[Path]:
-    """The checkpoints of a run whose files are whole, newest first."""
-    steps = {step: path for path in run.glob("global_step_*") if (step := step_of(path)) is not None}
-    for _, path in sorted(steps.items(), reverse=True):
+    """The checkpoints of a run whose files are whole, newest first.
+
+    A later attempt is newer, whatever the step: it may have resumed an older checkpoint, and given up what followed.
+    """
+    paths = [path for path in run.glob("global_step_*") if step_of(path) is not None]
+    for path in sorted(paths, key=lambda path: (_attempt_of(path), step_of(path)), reverse=True):
         if damage(path, all_ranks) is None:
             yield path
+
+
+def _attempt_of(checkpoint: Path) -> int:
+    """The attempt that saved a checkpoint (``trainer/lost_metrics.py``); 0 if that is not known."""
+    try:
+        return int(json.loads((checkpoint / "gsd" / "metrics.json").read_bytes())["attempt"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
 
 
 def _problems(checkpoint: Path, all_ranks: bool) -> Iterator[str]:
@@ -50,15 +62,15 @@ def _problems(checkpoint: Path, all_ranks: bool) -> Iterator[str]:
         return
     for role in ("actor", "critic"):
         if (checkpoint / role).is_dir():
-            yield from _shards_missing(checkpoint / role, all_ranks)
-    if not (checkpoint / "data.pt").is_file():
+            yield from _shards_missing(checkpoint / role) if all_ranks else ()
+    if all_ranks and not (checkpoint / "data.pt").is_file():  # the driver's node has it
         yield f"{checkpoint / 'data.pt'}: is missing, so that verl would train on the first prompts again"
     for path in sorted(checkpoint.rglob("*")):
         if path.relative_to(checkpoint).parts[0] != "gsd" and (problem := _file_problem(path)):
             yield f"{path}: {problem}"
 
 
-def _shards_missing(folder: Path, all_ranks: bool) -> Iterator[str]:
+def _shards_missing(folder: Path) -> Iterator[str]:
     shards = [match for path in folder.iterdir() if (match := _SHARD.fullmatch(path.name))]
     if not shards:
         return  # Megatron's, which have other names
@@ -67,9 +79,8 @@ def _shards_missing(folder: Path, all_ranks: bool) -> Iterator[str]:
     except (OSError, ValueError, KeyError, TypeError):
         yield f"{folder / 'fsdp_config.json'}: is missing or damaged: the number of ranks is not known"
         return
-    ranks = range(world) if all_ranks else ()
     kinds = sorted({match["kind"] for match in shards} | {"model"})
-    for name in (f"{kind}_world_size_{world}_rank_{rank}.pt" for kind in kinds for rank in ranks):
+    for name in (f"{kind}_world_size_{world}_rank_{rank}.pt" for kind in kinds for rank in range(world)):
         if not (folder / name).is_file():
             yield f"{folder / name}: is missing"
 
@@ -102,7 +113,7 @@ def _is_whole_archive(path: Path) -> bool:
                 if file.read(len(_RECORD)) != _RECORD:
                     return False
             return True
-    except zipfile.BadZipFile:
+    except (zipfile.BadZipFile, NotImplementedError, struct.error):  # what zipfile makes of overwritten bytes
         return False
 
 

@@ -113,8 +113,12 @@ class MetricsReader:
                 if not line.endswith(b"\n"):
                     return
                 self._offset += len(line)
-                entry = json.loads(line)
-                yield entry["step"], {k: math.nan if v is None else v for k, v in entry["data"].items()}
+                try:
+                    entry = json.loads(line)
+                    step, data = entry["step"], entry["data"].items()
+                except (ValueError, KeyError, TypeError, AttributeError):  # a full disk cut a line in two
+                    continue
+                yield step, {name: math.nan if value is None else value for name, value in data}
 
 
 def read_metrics(path: Path) -> Iterator[tuple[int, dict[str, float]]]:

@@ -17,6 +17,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
+#: How every line of a message begins on standard error, so that a log's own lines can be told from it.
+OWN = "verl-gsd: "
+
 Kind = Literal["note", "warning", "stop"]
 
 #: A message is read on a console. Longer text, for example a traceback of somebody else's code, is cut.
@@ -49,7 +52,7 @@ class MessageWriter:
             pid: of the process that the message is about, if it is one process whose own log explains more.
         """
         text = text if len(text) <= _LONGEST else text[:_LONGEST] + "\n[cut]"
-        print(f"verl-gsd: {kind}: {text}", file=sys.stderr, flush=True)
+        print("\n".join(f"{OWN}{line}" for line in f"{kind}: {text}".splitlines()), file=sys.stderr, flush=True)
         entry = {"kind": kind, "text": text} | ({} if pid is None else {"pid": pid})
         line = (json.dumps(entry) + "\n").encode()
         try:
@@ -60,7 +63,7 @@ class MessageWriter:
             finally:
                 os.close(descriptor)
         except OSError as error:
-            print(f"verl-gsd: {self._path} cannot be written: {error}", file=sys.stderr, flush=True)
+            print(f"{OWN}{self._path} cannot be written: {error}", file=sys.stderr, flush=True)
 
 
 class MessageReader:

@@ -89,8 +89,10 @@ def remove_unused() -> None:
                 try:
                     if os.fstat(descriptor).st_uid == os.geteuid():
                         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                        _remove_segments(path)
-                        shutil.rmtree(path)
+                        # Another command may have removed it since it was opened, and a run made it again.
+                        if _is_at(str(path), descriptor):
+                            _remove_segments(path)
+                            shutil.rmtree(path)
                 finally:
                     os.close(descriptor)
 

@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from verl_gsd.trainer.messages import OWN
+
 #: Characters of a line that are shown. verl prints all metrics of a step as one line of 4 kB.
 _LONGEST = 300
 _BLOCK = 1 << 16
@@ -23,25 +25,31 @@ _RAYS_HINT = re.compile(r" \(Ray deduplicates logs by default\..*$")
 #: ``(Name pid=7)``, ``(pid=7)`` or ``(Name pid=7, ip=10.0.0.2)``: how Ray and vLLM mark who printed a line.
 _PREFIX = re.compile(r"\((?:[^()]* )?pid=(\d+)(?:, ip=[^()]*)?\) ?")
 _EXCEPTION = re.compile(r"\b\w+(?:Error|Exception): .+")
+_NAMES_EXCEPTION = re.compile(rb"(?:Error|Exception): ")
 
 
 def first_exception(log: Path) -> str | None:
-    """The first line of ``log`` that names an exception: verl often continues for long after what went wrong."""
+    """The first line of ``log`` that names an exception: verl often continues for long after what went wrong.
+
+    It is looked for after the metrics of the last step, and in the whole log if there is none: what a run survived is
+    not what ended it. Our own messages, which may quote an exception, do not count.
+    """
     with log.open("rb") as file:
         if not file.seek(0, 2):
             return None  # an empty file cannot be mapped
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            position = 0
-            while True:
-                found = _least(content.find(b"Error: ", position), content.find(b"Exception: ", position))
-                if found is None:
-                    return None
-                start = content.rfind(b"\n", 0, found) + 1
-                end = content.find(b"\n", found)
-                line = _readable(content[start : end if end >= 0 else len(content)])
-                if _EXCEPTION.search(line):
-                    return line.strip()
-                position = found + 1
+            last_step = content.rfind(b"step:")
+            return _exception_after(content, max(0, last_step)) or _exception_after(content, 0)
+
+
+def _exception_after(content: mmap.mmap, position: int) -> str | None:
+    for match in _NAMES_EXCEPTION.finditer(content, position):
+        start = content.rfind(b"\n", 0, match.start()) + 1
+        end = content.find(b"\n", match.start())
+        line = _readable(content[start : end if end >= 0 else len(content)])
+        if _EXCEPTION.search(line) and OWN not in line:
+            return line.strip()
+    return None
 
 
 def last_lines(log: Path, lines: int) -> list[str]:
@@ -64,10 +72,6 @@ def last_lines_of(log: Path, pid: int, lines: int) -> list[str]:
                     yield _cut(text)
 
     return _newest(own(), lines)
-
-
-def _least(*positions: int) -> int | None:
-    return min((position for position in positions if position >= 0), default=None)
 
 
 def _newest(newest_first: Iterator[str], count: int) -> list[str]:
