@@ -20,7 +20,10 @@ class PartsListener:
     def complete(self, uids, rows):
         return {key: tag for part in self.parts for key, tag in part.complete(uids, rows, self.key_of).items()}
 
-    def on_look(self, detail, state, failures):
+    def on_look(self, detail, state):
+        pass
+
+    def on_failures(self, chosen):
         pass
 
     def on_rewards(self, rewards):

@@ -34,7 +34,10 @@ class Listener:
     def amend(self, groups, rows):
         return {}
 
-    def on_look(self, detail, state, failures):
+    def on_look(self, detail, state):
+        pass
+
+    def on_failures(self, chosen):
         pass
 
     def on_rewards(self, rewards):

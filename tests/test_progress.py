@@ -43,7 +43,8 @@ def test_a_phase_may_be_quiet_for_ten_times_its_longest_quiet_time_so_far(second
 
 def test_every_response_that_finishes_is_progress(clock):
     progress = Progress(clock=clock)
-    for finished in range(4):
+    progress.begin(WAITING)
+    for finished in range(1, 4):
         clock.now += 100
         progress.look(f"{finished} responses", finished)
         assert progress.quiet() == (0, FIRST, f"{WAITING} ({finished} responses)")
@@ -51,27 +52,36 @@ def test_every_response_that_finishes_is_progress(clock):
     progress.look("3 responses", 3)
     assert progress.quiet()[0] == 30
     progress.begin("updating")
-    progress.look("0 responses", 0)
-    # 100 s between two responses; the start before the first does not count.
+    progress.begin(WAITING)
     assert progress.quiet()[1] == FACTOR * 100
 
 
 def test_looks_alike_in_different_steps_are_progress(clock):
     progress = Progress(clock=clock)
+    progress.begin(WAITING)
     progress.look("0", 0)
     clock.now += 5
     progress.begin("updating")
     clock.now += 5
+    progress.begin(WAITING)
     progress.look("0", 0)
     assert progress.quiet()[0] == 0
 
 
-def test_a_limit_that_the_user_set_holds_in_every_phase(clock):
+def test_a_limit_that_the_user_set_holds_in_every_phase_but_the_start(clock):
     progress = Progress(7.0, clock=clock)
+    assert progress.quiet()[1] == FIRST
     for phase in ("updating", "saving", "updating"):
+        progress.begin(phase)
         assert progress.quiet()[1] == 7.0
         clock.now += 1000
-        progress.begin(phase)
+
+
+def test_time_for_which_the_process_was_suspended_does_not_count(clock):
+    progress = Progress(clock=clock)
+    clock.now += 1000
+    progress.excuse(990)
+    assert progress.quiet()[0] == 10
 
 
 def test_a_reward_function_may_take_as_long_as_it_is_given(clock):

@@ -19,6 +19,7 @@ from verl_gsd.cli.main import app
 from verl_gsd.trainer.messages import MessageWriter, RunStoppedError, read_messages
 from verl_gsd.trainer.prompt_lengths import examine
 from verl_gsd.trainer.prompt_tokens import PromptTokens
+from verl_gsd.trainer.prompt_truncation import obey_truncation
 
 TOOLS = [{"type": "function", "function": {"name": "add", "description": "Adds two numbers.", "parameters": {}}}]
 
@@ -150,6 +151,19 @@ def test_prompts_that_will_be_cut_are_a_warning(examined, truncation, side):
     (warning,) = texts(found)
     assert warning.startswith("warning: data.train_files=") and f"they are cut {side}" in warning
     assert "2 of 3 prompts are longer than data.max_prompt_length=7 tokens (the longest has 10)" in warning
+
+
+@pytest.mark.parametrize("truncation", ["error", "left", "right", "middle"])
+def test_under_a_trainer_mode_of_verls_prompts_are_cut_on_the_left_whatever_the_key_says(examined, truncation):
+    words = ["data.max_prompt_length=7", f"data.truncation={truncation}", "trainer.v1.trainer_mode=sync"]
+    found = examined(LENGTHS, *words)
+    assert found.problems == []
+    (warning,) = texts(found)
+    assert warning.startswith("warning: data.train_files=") and "2 of 3 prompts are longer than" in warning
+    assert "they are cut on the left, because trainer.v1.trainer_mode=sync ignores" in warning
+    assert f"ignores data.truncation={truncation}. Set" in warning
+    assert "Set data.max_prompt_length=10 to keep all prompts whole, or data.filter_overlong_prompts=true to" in warning
+    assert examined(LENGTHS, *words, "data.filter_overlong_prompts=true").problems == []
 
 
 def test_prompts_that_verl_drops_are_counted(examined, tiny_task, tmp_path):
@@ -293,7 +307,7 @@ def test_a_trainer_brings_its_own_tokenizer(examined, tmp_path):
 
 
 def test_verls_own_command_counts_in_the_trainer_and_ours_before_it(compose_fast, tiny_task, tmp_path, monkeypatch):
-    from verl_gsd.trainer.trainer import GroupTrainer
+    from verl_gsd.trainer.trainer import GroupTrainer, GSDTrainerSync
 
     groups = ["algo=grpo", "task=arithmetic", "hardware=cpu", f"task.directory={tiny_task}"]
     config, _ = compose_fast(*groups, "data.max_prompt_length=10")
@@ -309,6 +323,10 @@ def test_verls_own_command_counts_in_the_trainer_and_ours_before_it(compose_fast
     GroupTrainer._examine_prompts(trainer)
     assert [message.kind for message in read_messages(tmp_path / "messages.jsonl")] == ["warning", "warning"]
     config.data.truncation = "error"
+    config.trainer.v1.trainer_mode = GSDTrainerSync.verl_mode  # as a trainer of ours sets it
+    obey_truncation(config)
+    with pytest.raises(RunStoppedError, match=r"prompts are longer than data\.max_prompt_length=10"):
+        GroupTrainer._examine_prompts(trainer)
     monkeypatch.setenv("VERL_GSD_ATTEMPT", "1")
     GroupTrainer._examine_prompts(trainer)
 

@@ -1,22 +1,27 @@
 """Prompts are cut as data.truncation says, by verl's agent loop itself."""
 
 import asyncio
+import functools
 import inspect
 from types import SimpleNamespace
 
 import pytest
+import ray
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from transformers import AutoTokenizer
 from verl.experimental.agent_loop import agent_loop
+from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics, AgentLoopOutput
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
+from verl.trainer.ppo.v1 import agent_loop_tq
 from verl.utils.dataset.rl_dataset import RLHFDataset
 from verl.utils.torch_functional import postprocess_data
 from verl.workers.rollout.replica import TokenOutput
 
 from verl_gsd.trainer.prompt_truncation import cut, obey_truncation
+from verl_gsd.trainer.reward_failures import Failure
 
 
 @given(
@@ -80,7 +85,7 @@ def test_the_agent_loop_gives_the_policy_what_is_left(tiny_task, truncation, exp
     assert prompt_given(tiny_task, truncation, 11) == "<|user|>12+34+56=<|assistant|>"
 
 
-def test_the_agent_loop_fails_on_a_prompt_that_must_not_be_cut(tiny_task):
+def test_an_agent_loop_outside_a_worker_fails_on_a_prompt_that_must_not_be_cut(tiny_task):
     with pytest.raises(
         ValueError, match=r"a prompt has 11 tokens, more than actor_rollout_ref\.rollout\.prompt_length=4"
     ):
@@ -90,6 +95,107 @@ def test_the_agent_loop_fails_on_a_prompt_that_must_not_be_cut(tiny_task):
 @pytest.mark.parametrize("truncation", ["error", "right"])
 def test_under_a_trainer_mode_of_verls_the_agent_loop_cuts_as_before(tiny_task, truncation):
     assert prompt_given(tiny_task, truncation, 4, ours=False) == prompt_given(tiny_task, "left", 4)
+
+
+# A prompt that must not be cut, in verl's agent loop worker
+
+WORKER = agent_loop_tq.AgentLoopWorkerTQ.__ray_metadata__.modified_class
+SHORT, LONG = ({"role": "user", "content": text} for text in ("1+1=", "12+34+56="))  # 6 and 11 tokens
+
+
+class TwoTurns(agent_loop.AgentLoopBase):
+    """A user's own agent loop: builds two contexts, in tasks of their own, and returns an output for each."""
+
+    async def run(self, sampling_params, **kwargs):
+        first = asyncio.create_task(self.ct_build_initial_tokens([SHORT]))
+        second = asyncio.create_task(self.ct_build_initial_tokens(kwargs["raw_prompt"]))
+        return [
+            AgentLoopOutput(
+                prompt_ids=await built, response_ids=[1], response_mask=[1], num_turns=2, metrics=AgentLoopMetrics()
+            )
+            for built in (first, second)
+        ]
+
+
+class RewardWorker:
+    """Stands for Ray's handle of a reward worker at its one method: the number of responses it scored."""
+
+    def __init__(self):
+        self.scored, self.compute_score = 0, SimpleNamespace(remote=self._score)
+
+    async def _score(self, data):
+        self.scored += 1
+        return {"reward_score": 1.0, "reward_extra_info": {"acc": 1.0}}
+
+
+def rows_of(task, monkeypatch, prompts, loop="single_turn_agent", ours=True):
+    """(rows that verl's worker puts into the queue for ``prompts``, all running at once; responses scored)."""
+    rows, scorer = {}, RewardWorker()
+
+    async def put(keys, fields, tags, partition_id):
+        extras = [getattr(extra, "data", extra) for extra in list(fields["extra_fields"])]
+        for key, tag, scores, extra in zip(keys, tags, list(fields["rm_scores"]), extras, strict=True):
+            rows[key] = tag["prompt_len"], float(scores.sum()), extra["reward_extra_info"]
+
+    monkeypatch.setattr(agent_loop_tq.tq, "async_kv_batch_put", put)
+    target = f"{TwoTurns.__module__}.{TwoTurns.__qualname__}"
+    monkeypatch.setitem(agent_loop._agent_loop_registry, "two_turns", {"_target_": target})
+    rollout = {"prompt_length": 10, "response_length": 4}
+    config = {"actor_rollout_ref": {"rollout": rollout}, "data": {"truncation": "error"}, "trainer": {"v1": {}}}
+    worker = object.__new__(WORKER)
+    worker.config, worker.llm_client, worker.reward_loop_worker_handles = OmegaConf.create(config), Server(), [scorer]
+    worker.tokenizer, worker.processor = AutoTokenizer.from_pretrained(task / "model"), None
+    worker.hf_model_type, worker.dataset_cls, worker.tools = "llama", RLHFDataset, []
+    worker.mm_processor_kwargs, worker.distillation_enabled = {}, False
+    if ours:
+        obey_truncation(worker.config)
+    trajectory = {"step": 1, "sample_index": 0, "rollout_n": 0, "validate": False}
+    one = functools.partial(worker._run_agent_loop, {}, trajectory, agent_name=loop, trace=False, session_id=0)
+
+    async def run():
+        sessions = ((f"a{place}", [prompt]) for place, prompt in enumerate(prompts))
+        await asyncio.gather(*(one(uid=uid, raw_prompt=chat, global_steps=1) for uid, chat in sessions))
+
+    asyncio.run(run())
+    return rows, scorer.scored
+
+
+TOO_LONG = Failure(
+    "prompt_too_long",
+    "prompt too long",
+    "built a prompt of 11 tokens, more than actor_rollout_ref.rollout.prompt_length=10, with data.truncation=error",
+).as_info()
+
+
+def test_a_prompt_that_must_not_be_cut_arrives_as_a_failed_reward_and_others_as_they_are(tiny_task, monkeypatch):
+    rows, scored = rows_of(tiny_task, monkeypatch, [SHORT, LONG, SHORT])
+    right = (6, 1.0, {"acc": 1.0})
+    assert rows == {"a0_0_0": right, "a1_0_0": (10, 0.0, TOO_LONG), "a2_0_0": right}
+    assert scored == 2, "nobody needs the reward of a response that is not trained on"
+
+
+def test_so_does_one_of_an_agent_loop_of_the_users_own_in_a_later_turn(tiny_task, monkeypatch):
+    rows, scored = rows_of(tiny_task, monkeypatch, [LONG], loop="two_turns")
+    assert rows == {"a0_0_0": (6, 0.0, TOO_LONG), "a0_0_1": (10, 0.0, TOO_LONG)} and scored == 0
+    rows, scored = rows_of(tiny_task, monkeypatch, [SHORT], loop="two_turns")
+    assert {length for length, *_ in rows.values()} == {6} and scored == 1
+
+
+def test_under_a_trainer_mode_of_verls_no_reward_is_taken_away(tiny_task, monkeypatch):
+    rows, scored = rows_of(tiny_task, monkeypatch, [LONG], ours=False)
+    assert rows == {"a0_0_0": (10, 1.0, {"acc": 1.0})} and scored == 1
+
+
+def test_workers_inherit_what_is_patched():
+    """Ray pickles the class of an agent loop worker itself, and its base by name: a worker imports the patched base."""
+    pickled = ray.cloudpickle.dumps(WORKER)
+    assert b"verl.experimental.agent_loop.agent_loop" in pickled and b"prompt_truncation" not in pickled
+    for name in ("_run_agent_loop", "_compute_score"):
+        patched = getattr(agent_loop.AgentLoopWorker, name)
+        assert getattr(WORKER, name).__wrapped__ is patched, "Ray's wrapper around it"
+        assert patched.__wrapped__.__qualname__ == f"AgentLoopWorker.{name}"
+        assert inspect.iscoroutinefunction(patched)
+    assert "if final_output.reward_score is None and" in inspect.getsource(WORKER._compute_score)
 
 
 def test_verl_does_not_read_the_key_itself():

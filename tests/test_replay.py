@@ -26,7 +26,7 @@ class Listener:
     """Writes down what it is told; holds back whose uid is in ``unready``."""
 
     def __init__(self):
-        self.whole, self.left, self.rewards, self.looks = [], [], [], []
+        self.whole, self.left, self.rewards, self.looks, self.failures = [], [], [], [], []
         self.unready, self.chosen = set(), 0
 
     def key_of(self, uid):
@@ -38,8 +38,11 @@ class Listener:
     def amend(self, groups, rows):
         return {}
 
-    def on_look(self, detail, state, failures):
-        self.looks.append((detail, state, failures))
+    def on_look(self, detail, state):
+        self.looks.append((detail, state))
+
+    def on_failures(self, chosen):
+        self.failures.append(chosen)
 
     def on_rewards(self, rewards):
         self.rewards.append(rewards)
@@ -275,20 +278,20 @@ def test_failed_sessions_are_looked_into_when_they_appear_and_before_their_batch
     put("a1", [1.0, 0.0])
     put("b2", [1.0], status="running")
     built._sync_metadata_from_transfer_queue()
-    assert [failures for *_, failures in listener.looks] == [False]
+    assert listener.failures == []
     put("b2", [1.0], status="failure")
     for _ in range(2):
         built._sync_metadata_from_transfer_queue()
-    assert [failures for *_, failures in listener.looks] == [False, True, False], "once for each failure"
+    assert listener.failures == [False], "once for each failure"
     built.sample(global_steps=1, partition_id="train", batch_size=2)
-    assert [failures for *_, failures in listener.looks][3:] == [False, True]
+    assert listener.failures == [False, True]
 
 
 @pytest.mark.parametrize("partition", ["train", "val"])
 def test_a_batch_that_a_death_has_cut_short_is_not_used(partition):
     class Dead(Listener):
-        def on_look(self, detail, state, failures):
-            if failures:
+        def on_failures(self, chosen):
+            if chosen:
                 raise RunStoppedError("the engine died")
 
     built, listener = buffer(listener=Dead())
@@ -306,9 +309,32 @@ def test_what_the_trainer_waits_for_is_described_and_changes_with_every_response
     put("a1", [1.0, 0.0], status="running")
     for _ in range(2):
         built._sync_metadata_from_transfer_queue()
-    details, states, _ = zip(*listener.looks, strict=True)
+    details, states = zip(*listener.looks, strict=True)
     assert details[0] == "train: 1 responses finished, 1 of 1 prompts unfinished"
     assert states[0] != states[1] == states[2]
+
+
+def test_prompts_that_fail_and_are_replaced_for_ever_are_no_progress():
+    class StopError(Exception):
+        pass
+
+    class Patient(Listener):
+        def on_look(self, detail, state):
+            super().on_look(detail, state)
+            if len(self.looks) == 20:
+                raise StopError
+
+    replaced = itertools.count(2)
+
+    def refill(count):
+        for _ in range(count):
+            put(f"a{next(replaced)}", [], status="failure")
+
+    built, listener = buffer(ReplayBufferAsync, Patient(), refill_fn=refill)
+    put("a1", [], status="failure")
+    with pytest.raises(StopError):
+        built.sample(global_steps=1, partition_id="train", batch_size=1)
+    assert len({state for _, state in listener.looks}) == 1 and next(replaced) > 10
 
 
 def test_a_run_can_be_stopped_before_a_batch_is_chosen():
@@ -336,6 +362,22 @@ def test_a_validation_does_not_see_responses_whose_reward_failed():
         (17, "KeyError", False),
         (17, "returned nan", True),
     }
+
+
+@pytest.mark.parametrize("reward", [0.0, math.nan])
+def test_a_validation_batch_that_lost_all_rewards_keeps_one_response_with_a_reward_of_0(reward):
+    """verl cannot read a batch without rows, and takes a session without a verdict for a failed one."""
+    built, listener = buffer()
+    put("a1", [reward], partition="val", outputs=2, lost=[] if math.isnan(reward) else [0])
+    put("b2", [math.nan], partition="val")
+    batch, _ = built.sample(global_steps=1, partition_id="val", batch_size=2)
+    assert len({key.rsplit("_", 1)[0] for key in batch.keys}) == 1 and set(batch.keys) == rows_in_queue("val")
+    assert (listener.rewards[0].responses, len(listener.rewards[0].lost)) == (2, 2), "it is counted"
+    key = max(batch.keys)
+    data = tq.kv_batch_get(keys=[key], partition_id="val", select_fields=["rm_scores", "extra_fields", "data_source"])
+    (scores,), (extra,) = list(data["rm_scores"]), list(data["extra_fields"])
+    assert scores.tolist() == [0.0, 0.0] and getattr(extra, "data", extra)["reward_extra_info"] == {}
+    assert list(data["data_source"]) == ["math"], "its other columns stay"
 
 
 def test_nothing_is_kept_of_groups_that_left():

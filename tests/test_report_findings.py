@@ -81,6 +81,12 @@ FIRES = [
         {"algorithm.gsd.limits.reward_seconds": 30.0, "reward.num_workers": 8},
         "reward_seconds=60",
     ),
+    (
+        rewards.failing,
+        table(lost_rewards=1, rollouts=64, reward__failures__prompt_too_long=1),
+        {"data.max_prompt_length": 512},
+        "data.max_prompt_length=1024",
+    ),
     (rewards.slow, table(reward__share_of_step=0.9), {"reward.num_workers": 8}, "reward.num_workers=16"),
     (rewards.slow, table(reward__share_of_step=0.9), {MODE: "gsd_sync"}, "reward.num_workers"),
     (policy.entropy, table(actor__entropy=falling(1, 0.01)), {}, "clip_ratio_high=0.28"),

@@ -1,7 +1,9 @@
 """Reward functions that misbehave, in verl's own reward worker and manager: what an agent loop gets for an answer."""
 
 import asyncio
+import concurrent.futures
 import inspect
+import itertools
 import math
 import subprocess
 import sys
@@ -9,6 +11,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,15 +21,18 @@ pytest.importorskip("verl")
 
 import failing_rewards
 import ray
+from omegaconf import OmegaConf
 from tensordict import TensorDict
 from verl import DataProto
 from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics, AgentLoopWorker
 from verl.experimental.reward_loop import reward_loop
+from verl.experimental.reward_loop.reward_manager.limited import RateLimitedRewardManager
 from verl.experimental.reward_loop.reward_manager.naive import NaiveRewardManager
+from verl.experimental.reward_loop.reward_manager.remote import RemoteRewardManager
 from verl.trainer.ppo.metric_utils import process_validation_metrics
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
 
-from verl_gsd.trainer import reward_failures, verifying
+from verl_gsd.trainer import limits_section, reward_failures, verifying
 from verl_gsd.trainer.reward_failures import Failure, failure_of_score, mark_failures
 
 SECONDS = 300.0
@@ -46,14 +52,14 @@ def tokenizer():
 
 @pytest.fixture
 def worker(base_config, tokenizer):
-    """(function, seconds) -> verl's reward worker around the function; seconds=None: under a trainer mode of verl's."""
+    """(function, seconds, manager) -> verl's reward worker; seconds=None: under a trainer mode of verl's."""
 
-    def build(function, seconds=SECONDS):
+    def build(function, seconds=SECONDS, manager=NaiveRewardManager):
         built = object.__new__(reward_loop.RewardLoopWorker)
         built.config = base_config.copy()
         if seconds is not None:
             mark_failures(built.config, seconds)
-        built.manager_of = lambda: NaiveRewardManager(built.config, tokenizer, function)
+        built.manager_of = lambda: manager(built.config, tokenizer, function)
         return built
 
     return build
@@ -84,6 +90,10 @@ def answers(worker, *data):
 def failure(worker, tokenizer, text="4"):
     (result,) = answers(worker, response(tokenizer, text))
     assert result["reward_score"] == 0.0
+    return Failure.of_info(result["reward_extra_info"])
+
+
+def of_result(result):
     return Failure.of_info(result["reward_extra_info"])
 
 
@@ -155,6 +165,45 @@ def test_a_reward_function_that_exits_does_not_end_the_worker(worker, tokenizer,
 
     found = failure(worker(exits if is_async else lambda **_: sys.exit(3)), tokenizer)
     assert found.kind == "raised" and "called sys.exit(3)" in found.text
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError, concurrent.futures.CancelledError])
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_reward_function_whose_own_work_is_cancelled_has_failed(worker, tokenizer, is_async, error):
+    """asyncio's ``CancelledError`` is no ``Exception``, and that of ``concurrent.futures`` becomes asyncio's."""
+
+    def raises(**_):
+        raise error
+
+    async def raises_async(**_):
+        raises()
+
+    found = failure(worker(raises_async if is_async else raises), tokenizer)
+    assert (found.kind, found.what) == ("raised", "CancelledError")
+
+
+def test_a_worker_whose_call_is_cancelled_cancels_the_function(worker, tokenizer):
+    built = worker(None)
+
+    async def ask():
+        begun, ended = asyncio.Event(), []
+
+        async def function(**_):
+            try:
+                begun.set()
+                await asyncio.Event().wait()
+            finally:
+                ended.append(True)
+
+        built.reward_manager = NaiveRewardManager(built.config, tokenizer, function)
+        call = asyncio.ensure_future(built.compute_score(response(tokenizer, "4")))
+        await begun.wait()
+        call.cancel()
+        await asyncio.wait({call})
+        await asyncio.sleep(0)
+        return call.cancelled(), ended
+
+    assert asyncio.run(ask()) == (True, [True])
 
 
 def test_what_a_response_says_cannot_control_a_terminal_or_fill_a_disk(worker, tokenizer):
@@ -231,8 +280,7 @@ def test_calls_that_hang_fail_and_later_ones_have_threads(worker, tokenizer, rel
         return first, await built.compute_score(response(tokenizer, "4"))
 
     first, later = asyncio.run(ask())
-    whats = {Failure.of_info(result["reward_extra_info"]).what for result in first}
-    assert whats == {"took longer than 1 s"}
+    assert {of_result(result).what for result in first} == {"took longer than 1 s"}
     assert later == {"reward_score": 1.0, "reward_extra_info": {"acc": 1.0}}
 
 
@@ -260,6 +308,110 @@ def test_an_async_function_that_hangs_is_cancelled(worker, tokenizer):
 
     assert failure(worker(function, seconds=1.0), tokenizer).kind == "too_slow"
     assert ended == [True]
+
+
+# verl's managers with queues of their own
+
+
+@pytest.fixture
+def rate_limited(monkeypatch):
+    """(settings of ``reward``) -> the class, whose limits its first instance sets for the whole process."""
+
+    def build(**settings):
+        for name in ("_class_initialized", "_semaphore", "_max_concurrent"):
+            monkeypatch.setattr(RateLimitedRewardManager, name, False)
+        return lambda config, *further: RateLimitedRewardManager(
+            OmegaConf.merge({"reward": settings}, config), *further
+        )
+
+    return build
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_an_exception_that_the_rate_limited_manager_catches_is_a_failed_reward(
+    worker, tokenizer, rate_limited, is_async
+):
+    def raises(**_):
+        raise ValueError("no server\x1b")
+
+    async def raises_async(**_):
+        raises()
+
+    found = failure(worker(raises_async if is_async else raises, manager=rate_limited()), tokenizer)
+    assert found == Failure("raised", "an error", "no server ")
+
+
+def test_a_timeout_of_the_rate_limited_manager_is_a_failed_reward_and_its_thread_is_replaced(
+    worker, tokenizer, rate_limited, released
+):
+    def function(solution_str, **_):
+        return 1.0 if solution_str == "4" else float(released.wait())
+
+    built = worker(function, manager=rate_limited(timeout=0.5, max_concurrent=100))
+
+    async def ask():
+        built.reward_manager = built.manager_of()
+        first = await asyncio.gather(*(built.compute_score(response(tokenizer, "5")) for _ in range(40)))
+        return first, await built.compute_score(response(tokenizer, "4"))
+
+    first, later = asyncio.run(ask())
+    found = {(failure.kind, failure.what) for failure in map(of_result, first)}
+    assert found == {("too_slow", "took longer than reward.timeout=0.5 s")}
+    assert later == {"reward_score": 1.0, "reward_extra_info": {"acc": 1.0}}
+
+
+def test_what_a_function_itself_calls_an_error_is_no_failed_reward(worker, tokenizer, rate_limited):
+    built = worker(returning({"score": 1.0, "error": "", "timeout": False}), manager=rate_limited())
+    (result,) = answers(built, response(tokenizer, "4"))
+    assert result["reward_score"] == 1.0 and of_result(result) is None
+
+
+def test_waiting_for_the_rate_limited_managers_turn_does_not_count(worker, tokenizer, rate_limited):
+    """Eight calls of a quarter of a second, one at a time, take two seconds."""
+
+    async def function(**_):
+        await asyncio.sleep(0.25)
+        return 1.0
+
+    built = worker(function, seconds=1.0, manager=rate_limited(max_concurrent=1))
+    results = answers(built, *(response(tokenizer, "4") for _ in range(8)))
+    assert [result["reward_score"] for result in results] == [1.0] * 8
+
+
+def test_waiting_for_an_actor_of_the_remote_manager_does_not_count(worker, tokenizer):
+    class Actor:
+        """One call at a time, as Ray's actors take them."""
+
+        def __init__(self):
+            self.turn = asyncio.Lock()
+
+        async def answer(self, **_):
+            async with self.turn:
+                await asyncio.sleep(0.25)
+                return 1.0
+
+    class OneActor(RemoteRewardManager):
+        def __init__(self, config, tokenizer, function):  # verl's starts Ray's actors
+            self.tokenizer, self.loop, self.reward_router_address = tokenizer, asyncio.get_running_loop(), None
+            self.reward_worker_pool = itertools.repeat(
+                SimpleNamespace(compute_score=SimpleNamespace(remote=Actor().answer))
+            )
+
+    built = worker(None, seconds=1.0, manager=OneActor)
+    results = answers(built, *(response(tokenizer, "4") for _ in range(8)))
+    assert [result["reward_score"] for result in results] == [1.0] * 8
+
+
+def test_a_reward_model_has_at_least_the_time_in_which_verl_asks_it_again(base_config):
+    config = base_config.copy()
+    config.algorithm.gsd.limits.reward_seconds = 300
+    assert limits_section.seconds_for_a_reward(config) == 300
+    config.reward.reward_model.enable = True
+    assert limits_section.seconds_for_a_reward(config) == 300, "a custom function asks the model itself"
+    config.reward.custom_reward_function.path = None
+    assert limits_section.seconds_for_a_reward(config) == 600
+    config.algorithm.gsd.limits.reward_seconds = 900
+    assert limits_section.seconds_for_a_reward(config) == 900
 
 
 SCRIPT = """
@@ -337,6 +489,14 @@ def test_reward_workers_are_actors_of_the_class_that_is_patched():
     assert "ray.remote(RewardLoopWorker)" in text and ").remote(self.config, self.reward_router_address)" in text
     assert inspect.iscoroutinefunction(reward_loop.RewardLoopWorker.compute_score)
     assert inspect.unwrap(reward_loop.RewardLoopWorker.compute_score) is not reward_loop.RewardLoopWorker.compute_score
+
+
+def test_verl_waits_between_its_attempts_to_ask_a_reward_model():
+    post = reward_loop.RewardLoopWorker._post_request
+    attempts = inspect.signature(post).parameters["max_retries"].default
+    text = inspect.getsource(post)
+    assert "backoff_seconds = 2**attempt" in text and "asyncio.sleep(min(backoff_seconds, 30))" in text
+    assert sum(min(2**attempt, 30) for attempt in range(attempts - 1)) == 331 < limits_section._REWARD_MODEL_SECONDS
 
 
 @pytest.mark.parametrize("kind", [ReplayBuffer, ReplayBufferAsync])

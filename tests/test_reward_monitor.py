@@ -11,6 +11,7 @@ from verl_gsd.trainer.reward_monitor import LostReward, RewardMonitor, function_
 RAISED = Failure("raised", "KeyError", "'x'", "Traceback (most recent call last):\n  File bad.py\nKeyError: 'x'\n")
 NONE = Failure("none", "returned None")
 SLOW = Failure("too_slow", "took longer than 300 s")
+LONG = Failure("prompt_too_long", "prompt too long", "built a prompt of 11 tokens, more than the limit")
 
 
 def loss(failure=RAISED, index=17, **further):
@@ -23,8 +24,8 @@ def monitor(tmp_path):
 
     def build(**settings):
         path = tmp_path / "messages.jsonl"
-        settings = {"function": "score of bad.py", "limit": 0.05, "batch_groups": 8, "workers": 4} | settings
-        built = RewardMonitor(MessageWriter(path), **{"overlaps": False} | settings)
+        settings = {"function": "score of bad.py", "limit": 0.05, "batch_groups": 8, "batch_responses": 20} | settings
+        built = RewardMonitor(MessageWriter(path), **{"workers": 4, "overlaps": False} | settings)
         return built, lambda: [(message.kind, message.text) for message in read_messages(path)]
 
     return build
@@ -82,7 +83,8 @@ def test_a_step_above_the_limit_is_stopped_before_it_trains(monitor):
         built.check(5)
     text = str(stopped.value)
     assert "In step 5, 2 of 28 responses lost their reward (returned None 1, KeyError 1): 7.1%" in text
-    assert "algorithm.gsd.limits.failed_rewards=0.05" in text and "Step 5 was not trained" in text
+    assert "algorithm.gsd.limits.failed_rewards=0.05" in text
+    assert "not updated with the batch at hand" in text, "an earlier batch of the step may have been trained on"
     assert "score of bad.py raised KeyError: 'x' (data_source=math, index=4)" in text, "the first with a traceback"
     assert "File bad.py" in text and "reward_seconds" not in text
     assert [kind for kind, _ in messages()] == ["warning", "warning"], "the trainer writes what stops it"
@@ -90,9 +92,23 @@ def test_a_step_above_the_limit_is_stopped_before_it_trains(monitor):
 
 def test_what_to_set_for_slow_rewards_is_said_where_there_are_some(monitor):
     built, _ = monitor()
-    built.saw(5, 1, 8, [loss(SLOW)], [])
+    built.saw(5, 1, 8, [loss(SLOW)] * 2, [])
     with pytest.raises(RunStoppedError, match=r"algorithm\.gsd\.limits\.reward_seconds"):
         built.check(5)
+
+
+def test_a_prompt_that_is_too_long_is_the_agent_loops_and_what_to_set_is_said(monitor):
+    built, messages = monitor()
+    built.saw(5, 1, 8, [loss(LONG)] * 8, [])
+    ((_, text),) = messages()
+    assert "in step 5: the agent loop built a prompt of 11 tokens, more than the limit (data_source=math" in text
+    assert "index=17). Set data.max_prompt_length higher, or data.truncation=left, right or middle" in text
+    with pytest.raises(RunStoppedError) as stopped:
+        built.check(5)
+    text = str(stopped.value)
+    assert "8 of 8 responses lost their reward (prompt too long 8)" in text and "bad.py" not in text
+    assert "Correct the function" not in text and "Set data.max_prompt_length higher" in text
+    assert built.end_step(5, 1.0)["reward/failures/prompt_too_long"] == 8
 
 
 def test_a_batch_of_groups_is_enough_where_no_batch_is_ever_chosen(monitor):
@@ -102,6 +118,39 @@ def test_a_batch_of_groups_is_enough_where_no_batch_is_ever_chosen(monitor):
         built.saw(1, 1, 4, [loss()] * 4, [])
     with pytest.raises(RunStoppedError):
         built.saw(1, 1, 4, [loss()] * 4, [])
+
+
+def test_a_few_responses_read_for_a_step_are_measured_by_a_batch(monitor):
+    """An asynchronous trainer's batch may have been read almost whole in earlier steps."""
+    built, _ = monitor(batch_responses=64)
+    for step in range(1, 101):
+        built.saw(step, 1, 64, [], [])
+        built.check(step)
+        built.end_step(step, 1.0)
+    built.saw(101, 1, 8, [loss()] * 3, [])
+    built.check(101)  # 3 of 64
+    built.saw(101, 1, 8, [loss()], [])
+    with pytest.raises(RunStoppedError, match=r"4 of 16 responses .*: 6\.2% of the 64 that an update takes, more than"):
+        built.check(101)
+
+
+def test_a_single_lost_reward_never_stops_a_run(monitor):
+    built, _ = monitor(limit=0.0, batch_responses=4)
+    built.saw(1, 1, 4, [loss()], [])
+    built.check(1)
+    built.saw_validation(1, 1, [loss()])
+    assert built.end_validation(1) == {"val/failed_rewards": 1.0}
+    built.saw_validation(2, 100, [loss()] * 2)
+    with pytest.raises(RunStoppedError):
+        built.end_validation(2)
+
+
+def test_a_batch_has_the_responses_of_its_groups(compose_fast, tmp_path):
+    config, _ = compose_fast("algo=gsd", "task=arithmetic", "hardware=cpu", "actor_rollout_ref.rollout.n=8")
+    built = RewardMonitor.of(config, MessageWriter(tmp_path / "messages"), batch_groups=8, overlaps=True)
+    built.saw(1, 8, 3, [loss()] * 3, [])  # of 64
+    with pytest.raises(RunStoppedError, match="4 of 4 responses"):
+        built.saw(1, 1, 1, [loss()], [])
 
 
 @pytest.mark.parametrize(("limit", "lost"), [(1.0, 8), (0.0, 0)])
@@ -153,11 +202,10 @@ def test_a_validation_above_the_limit_stops_the_run(monitor):
         built.end_validation(4)
 
 
-def test_a_validation_without_any_reward_is_stopped_whatever_the_limit(monitor):
-    """verl cannot read a batch without rows."""
+def test_a_validation_batch_without_any_reward_is_stopped_by_the_limit_alone(monitor):
     built, _ = monitor(limit=1.0)
-    with pytest.raises(RunStoppedError, match="no reward at all"):
-        built.saw_validation(0, 2, [loss()] * 2)
+    built.saw_validation(0, 2, [loss()] * 2)
+    assert built.end_validation(0) == {"val/failed_rewards": 2.0}
 
 
 # Time

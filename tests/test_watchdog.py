@@ -25,6 +25,26 @@ class AgentLoopWorkerTQ:
     def pid(self):
         return os.getpid()
 
+    def leave(self):
+        ray.actor.exit_actor()
+
+
+@ray.remote(num_cpus=0)
+class vLLMHttpServer:  # noqa: N801 - verl's name
+    """Stands for verl's: what it answers is set by the test."""
+
+    def __init__(self):
+        self.death = None
+
+    def set(self, death):
+        self.death = death
+
+    def verl_gsd_engine_death(self):
+        return self.death
+
+    def pid(self):
+        return os.getpid()
+
 
 @ray.remote(num_cpus=0)
 class RewardLoopWorker:
@@ -60,21 +80,21 @@ def watch(tmp_path):
 def test_the_death_of_an_actor_is_found_when_sessions_fail_and_told_once(watch):
     kept, killed = AgentLoopWorkerTQ.remote(), AgentLoopWorkerTQ.options(name="my_worker").remote()
     ray.get(kept.pid.remote())
-    watch.dog.check(failures=True)
+    watch.dog.look(wait=True)
     pid = ray.get(killed.pid.remote())
     os.kill(pid, signal.SIGKILL)
     with pytest.raises(ray.exceptions.RayActorError):
         ray.get(killed.pid.remote())
     for _ in range(2):
         with pytest.raises(RunStoppedError, match=rf"The agent worker my_worker \(process {pid} on .*\) died\. It was"):
-            watch.dog.check(failures=True)
+            watch.dog.look(wait=True)
     (message,) = read_messages(watch.messages)
     assert message.kind == "stop" and message.pid == pid and message.text == watch.dog.fault
 
 
 @pytest.mark.usefixtures("cluster")
 def test_actors_that_were_ended_on_purpose_are_no_deaths(watch):
-    dropped, ended, left = (AgentLoopWorkerTQ.remote() for _ in range(3))
+    dropped, ended, left = AgentLoopWorkerTQ.remote(), AgentLoopWorkerTQ.remote(), Sandbox.remote()
     for actor in (dropped, ended, left):
         ray.get(actor.pid.remote())
     del dropped
@@ -83,7 +103,48 @@ def test_actors_that_were_ended_on_purpose_are_no_deaths(watch):
     for actor in (ended, left):
         with pytest.raises(ray.exceptions.RayActorError):
             ray.get(actor.pid.remote())
-    watch.dog.check(failures=True)
+    watch.dog.look(wait=True)
+    assert not read_messages(watch.messages)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_worker_of_verls_that_exits_by_itself_is_a_death(watch):
+    worker = AgentLoopWorkerTQ.remote()
+    with pytest.raises(ray.exceptions.RayActorError):
+        ray.get(worker.leave.remote())
+    with pytest.raises(RunStoppedError, match=r"It exited by itself: code that it ran called sys\.exit"):
+        watch.dog.look(wait=True)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_the_engine_inside_a_living_server_is_asked_for_anew_when_sessions_fail(watch):
+    server = vLLMHttpServer.options(name="vllm_server_0_0").remote()
+    watch.dog.look(wait=False)  # asks, and an engine that lives then may be dead when the answer is read
+    ray.get(server.set.remote(engine_health.EngineDeath(7, {"EngineCore": -9}, 0)))
+    with pytest.raises(RunStoppedError, match=r"The engine of vLLM server vllm_server_0_0 .*killed by SIGKILL"):
+        watch.dog.look(wait=True)
+    (message,) = read_messages(watch.messages)
+    assert message.pid == 7
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_server_that_is_gone_is_not_taken_for_a_living_one(watch):
+    server = vLLMHttpServer.options(name="vllm_server_0_0").remote()
+    watch.dog.look(wait=True)
+    os.kill(ray.get(server.pid.remote()), signal.SIGKILL)
+    with pytest.raises(RunStoppedError, match=r"The vLLM server vllm_server_0_0 .*died"):
+        watch.dog.look(wait=True)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_actors_that_died_before_the_run_do_not_end_it(watch):
+    worker = AgentLoopWorkerTQ.remote()
+    os.kill(ray.get(worker.pid.remote()), signal.SIGKILL)
+    with pytest.raises(ray.exceptions.RayActorError):
+        ray.get(worker.pid.remote())
+    watch.dog.start()
+    watch.dog.look(wait=True)
+    watch.dog.end()
     assert not read_messages(watch.messages)
 
 
@@ -94,7 +155,7 @@ def test_the_death_of_an_actor_that_is_not_verls_is_reported_and_ends_nothing(wa
     with pytest.raises(ray.exceptions.RayActorError):
         ray.get(sandbox.pid.remote())
     for _ in range(2):
-        watch.dog.check(failures=True)
+        watch.dog.look(wait=True)
     (message,) = read_messages(watch.messages)
     assert message.kind == "warning" and "Sandbox" in message.text
 
@@ -105,7 +166,7 @@ def test_an_actor_that_fails_to_start_is_a_death_with_its_exception(watch):
     with pytest.raises(ray.exceptions.RayActorError):
         ray.get(actor.__ray_ready__.remote())
     with pytest.raises(RunStoppedError, match=r"It failed while it started: KeyError: 'my own mistake'$"):
-        watch.dog.check(failures=True)
+        watch.dog.look(wait=True)
 
 
 @pytest.mark.usefixtures("cluster")
@@ -158,6 +219,7 @@ def test_a_trainer_that_waits_where_nothing_interrupts_it_is_ended(tmp_path):
 def test_a_run_without_progress_is_warned_of_then_ended(tmp_path):
     body = """
         progress = Progress(2.0)
+        progress.begin("waiting for responses")
         progress.look("train: 0 responses finished, 4 of 4 prompts unfinished", 0)
         watchdog.Watchdog(progress, messages).start()
     """
@@ -168,6 +230,28 @@ def test_a_run_without_progress_is_warned_of_then_ended(tmp_path):
         assert "algorithm.gsd.limits.quiet_seconds" in message.text
 
 
+def test_a_run_that_was_suspended_is_not_ended_when_it_wakes(tmp_path):
+    body = """
+        progress = Progress(3.0)
+        progress.begin("updating")
+        dog = watchdog.Watchdog(progress, messages)
+        dog.start()
+        child = os.fork()
+        if not child:  # stops its parent for longer than the limit
+            threading.Event().wait(1)
+            os.kill(os.getppid(), signal.SIGSTOP)
+            threading.Event().wait(8)
+            os.kill(os.getppid(), signal.SIGCONT)
+            os._exit(0)
+        os.waitpid(child, 0)
+        threading.Event().wait(0.5)  # for the watchdog to have looked again
+        quiet = progress.quiet()[0]
+        os._exit(0 if dog.fault is None and quiet < 3 else 1)
+    """
+    code, messages = run_that_waits_for_ever(body, tmp_path)
+    assert code == 0, messages
+
+
 # What we assume of others.
 
 
@@ -175,6 +259,7 @@ def test_verls_actors_are_known_by_the_names_of_their_classes():
     from transfer_queue.controller import TransferQueueController
     from transfer_queue.storage.simple_storage import SimpleStorageUnit
     from verl.checkpoint_engine.base import CheckpointEngineWorker
+    from verl.experimental.agent_loop.agent_loop import AgentLoopWorker
     from verl.experimental.reward_loop.reward_loop import RewardLoopWorker
     from verl.experimental.reward_loop.reward_manager.remote import RewardComputeWorker
     from verl.single_controller.ray import base
@@ -183,11 +268,11 @@ def test_verls_actors_are_known_by_the_names_of_their_classes():
     from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer
 
     actors = (TransferQueueController, SimpleStorageUnit, AgentLoopWorkerTQ, RewardComputeWorker)
-    classes = (RewardLoopWorker, vLLMHttpServer, GlobalRequestLoadBalancer, CheckpointEngineWorker)
+    classes = (AgentLoopWorker, RewardLoopWorker, vLLMHttpServer, GlobalRequestLoadBalancer, CheckpointEngineWorker)
     names = {kind.__name__ for kind in (*classes, *(actor.__ray_metadata__.modified_class for actor in actors))}
     assert "class WorkerDict" in inspect.getsource(base.create_colocated_worker_cls)
-    for part in watchdog._ROLES:
-        assert [name for name in (*names, "WorkerDict") if part in name], f"no class of verl's is called {part}"
+    others = {"WorkerDict", "SGLangHttpServer", "TRTLLMHttpServer"}  # of packages that are not installed here
+    assert names | others == set(watchdog._ROLES)
 
 
 def test_vllm_tells_of_a_dead_engine_and_of_how_its_processes_ended():
@@ -204,10 +289,12 @@ def test_vllm_tells_of_a_dead_engine_and_of_how_its_processes_ended():
 @pytest.mark.parametrize(
     ("codes", "kills", "expected"),
     [
-        ({"EngineCore": -9}, 2, r"EngineCore was killed by SIGKILL\. The kernel of its machine ended 2 processes"),
+        ({"EngineCore": -9}, 2, r"EngineCore was killed by SIGKILL\. The kernel of its machine ended 2 process"),
         ({"EngineCore": -9}, 0, "so somebody or a container's limit killed it"),
         ({"EngineCore": -9}, None, "ran out of memory, or somebody killed it"),
-        ({"EngineCore_DP0": 1}, 0, "ended with exit code 1.*lower actor_rollout_ref.rollout.gpu_memory_utilization"),
+        ({"EngineCore_DP0": 1}, 0, "ended with exit code 1.*gpu_memory_utilization lower"),
+        ({"EngineCore_DP0": 1}, 1, "gpu_memory_utilization lower.*1 process.* which may also be the cause"),
+        ({"EngineCore": -40}, None, "was killed by signal 40"),
         ({}, None, "vLLM does not tell how"),
     ],
 )

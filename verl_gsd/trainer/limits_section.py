@@ -8,10 +8,13 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from verl_gsd.judge.settings import Settings as JudgeSettings
 from verl_gsd.sections import is_finite, settings_of
 from verl_gsd.trainer.config import Line
 
 _SECTION = "algorithm.gsd.limits"
+#: verl asks a reward model 16 times before it gives up, and waits 331 s in between.
+_REWARD_MODEL_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
@@ -19,10 +22,13 @@ class Limits:
     """When a run is stopped.
 
     Attributes:
-        quiet_seconds: seconds without a finished response and without any other progress. None: the limit adapts to
-            the run (``trainer/progress.py``).
-        reward_seconds: seconds that one call of the reward function may take. The response then counts as failed.
-        failed_rewards: share of a step's responses, in [0, 1], whose reward may fail. The run stops above it.
+        quiet_seconds: seconds without a finished response and without any other progress, once the run has started.
+            None: the limit adapts to the run (``trainer/progress.py``).
+        reward_seconds: seconds that one call of the reward function may take. The response then counts as failed. A
+            reward model without a custom reward function has at least 600 s. It does not apply to the reward managers
+            ``rate_limited``, which has ``reward.timeout``, and ``remote``.
+        failed_rewards: share of a step's responses, in [0, 1], whose reward may fail. The run stops above it, but not
+            for a single one. The share is of the responses that were read for the step, and at least of a batch's.
 
     Raises:
         ValueError: a value is out of range (the message names it).
@@ -61,9 +67,39 @@ def limits_of(config: DictConfig) -> Limits:
     return Limits.of(OmegaConf.select(config, _SECTION))
 
 
+def seconds_for_a_reward(config: DictConfig) -> float:
+    """Seconds that one reward may take: ``reward_seconds``, and for a reward model no less than verl's own patience.
+
+    Raises:
+        ValueError: the section is wrong.
+    """
+    seconds = limits_of(config).reward_seconds
+    model_alone = config.reward.custom_reward_function.path is None and config.reward.reward_model.enable
+    return max(seconds, _REWARD_MODEL_SECONDS) if model_alone else seconds
+
+
+def judge_budget(config: DictConfig) -> float:
+    """Seconds that a group may wait for a judge; 0 without one."""
+    section = OmegaConf.select(config, "algorithm.gsd.dagrpo.judge")
+    budget = None if section is None else section.get("budget_s", JudgeSettings.budget_s)
+    return float(budget) if is_finite(budget) else 0.0
+
+
 def check_limits(config: DictConfig, line: Line) -> Iterator[str]:
-    """Report a section that is wrong."""
+    """Report a section that is wrong, or a limit that ends a run before another one can help it."""
     try:
-        limits_of(config)
+        limits = limits_of(config)
     except ValueError as error:
         yield f"{_SECTION}: {error}."
+        return
+    if limits.quiet_seconds is None:
+        return
+    for key, seconds in (
+        (f"{_SECTION}.reward_seconds", seconds_for_a_reward(config)),
+        ("algorithm.gsd.dagrpo.judge.budget_s", judge_budget(config)),
+    ):
+        if limits.quiet_seconds <= seconds:
+            yield (
+                f"{_SECTION}.quiet_seconds={limits.quiet_seconds:g}: the run would be stopped before {key}={seconds:g} "
+                "has passed. Set quiet_seconds to a larger number, or the other to a smaller one."
+            )

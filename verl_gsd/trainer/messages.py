@@ -14,6 +14,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
@@ -52,7 +53,6 @@ class MessageWriter:
             pid: of the process that the message is about, if it is one process whose own log explains more.
         """
         text = text if len(text) <= _LONGEST else text[:_LONGEST] + "\n[cut]"
-        print("\n".join(f"{OWN}{line}" for line in f"{kind}: {text}".splitlines()), file=sys.stderr, flush=True)
         entry = {"kind": kind, "text": text} | ({} if pid is None else {"pid": pid})
         line = (json.dumps(entry) + "\n").encode()
         try:
@@ -63,7 +63,13 @@ class MessageWriter:
             finally:
                 os.close(descriptor)
         except OSError as error:
-            print(f"{OWN}{self._path} cannot be written: {error}", file=sys.stderr, flush=True)
+            _print(f"{self._path} cannot be written: {error}")
+        _print(f"{kind}: {text}")
+
+
+def _print(text: str) -> None:
+    with suppress(OSError, ValueError):  # the disk of Ray's logs is full, or the stream is closed
+        print("\n".join(f"{OWN}{line}" for line in text.splitlines()), file=sys.stderr, flush=True)
 
 
 class MessageReader:

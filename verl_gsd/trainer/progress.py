@@ -29,7 +29,7 @@ class Progress:
     The trainer's thread writes, the watchdog's thread reads.
 
     Args:
-        limit: seconds that the run may be quiet; None: the limit adapts.
+        limit: seconds that the run may be quiet once it has started; None: the limit adapts.
         least: seconds that an adapting limit is never below.
         clock: a monotonic clock in seconds; the wall clock may jump.
     """
@@ -54,13 +54,20 @@ class Progress:
             self._begin(phase)
 
     def look(self, detail: str, state: Hashable) -> None:
-        """The trainer waits for responses. A ``state`` that differs from the last one is progress."""
+        """The trainer waits. A ``state`` that differs from the last one is progress.
+
+        Args:
+            detail: what it waits for, in addition to the phase.
+        """
         with self._lock:
-            if self._phase != WAITING:
-                self._begin(WAITING)
-            elif state != self._state:
+            if state != self._state:
                 self._made()
             self._detail, self._state = detail, state
+
+    def excuse(self, seconds: float) -> None:
+        """The whole process was suspended for so long, so that nothing could make progress."""
+        with self._lock:
+            self._last += seconds
 
     def quiet(self) -> tuple[float, float, str]:
         """Seconds since the last progress, how many there may be, and what the trainer does."""
@@ -69,8 +76,8 @@ class Progress:
             return self._clock() - self._last, self._limit(), doing
 
     def _limit(self) -> float:
-        if self._fixed is not None:
-            return self._fixed
+        if self._fixed is not None:  # a start takes as long as the model is large, and has no steps to measure
+            return max(self._fixed, FIRST) if self._phase == STARTING else self._fixed
         longest = self._longest.get(self._phase)
         return max(self._least, FIRST if longest is None else FACTOR * longest)
 

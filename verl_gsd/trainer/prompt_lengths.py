@@ -1,8 +1,9 @@
 """Count the prompts that are longer than the run allows, before Ray starts.
 
 verl's dataset drops such prompts if data.filter_overlong_prompts is true. Otherwise verl's agent loop cuts them on the
-left, whatever data.truncation says. ``prompt_truncation.py`` makes the agent loop obey data.truncation. This module
-tells the user how many prompts that concerns. It reads every prompt, so it also finds prompts that verl cannot read.
+left, whatever data.truncation says. Under our trainer modes ``prompt_truncation.py`` makes it obey data.truncation.
+This module tells the user how many prompts that concerns. It reads every prompt, so it also finds prompts that verl
+cannot read.
 
 Rates are in docs/data.md.
 """
@@ -19,7 +20,9 @@ from omegaconf import DictConfig
 from verl_gsd.sections import is_whole
 from verl_gsd.trainer.data_files import FILE_KEYS, files_of, has_own_dataset, prompt_column, prompt_problem
 from verl_gsd.trainer.data_reading import DataFile, Findings, check_joined, open_files, without_progress_bars
+from verl_gsd.trainer.own_section import is_ours
 from verl_gsd.trainer.prompt_tokens import NotCountableError, PromptTokens, prompt_tokens_of, tools_of
+from verl_gsd.trainer.prompt_truncation import is_obeyed
 from verl_gsd.trainer.remote_paths import scheme_of
 
 #: verl's own agent loops. They build a prompt with the continuous token builder; the second passes it tools.
@@ -244,6 +247,13 @@ def _report_cut(file: DataFile, lengths: _Lengths, stays: np.ndarray, config: Di
         return []
     text = f"{len(cut)} of {len(lengths.rows)} prompts are longer than {key}={limit} tokens"
     most, truncation = lengths.tokens[cut].max(), config.data.truncation
+    if not (is_ours(config) or is_obeyed(config)):  # a trainer of ours has set the mode back to verl's
+        because = f"trainer.v1.trainer_mode={config.trainer.v1.trainer_mode} ignores data.truncation={truncation}"
+        found.warn(
+            f"{file}: {text} (the longest has {most}): they are cut on the left, because {because}. Set {key}={most} "
+            "to keep all prompts whole, or data.filter_overlong_prompts=true to drop the longer ones."
+        )
+        return []
     if truncation == "error":
         row, tokens = lengths.rows[cut[0]], lengths.tokens[cut[0]]
         return [f"{file}: {text}: the longest has {most}, the first is row {row} (counted from 0) with {tokens}."]

@@ -1,21 +1,31 @@
 """A patch that makes verl's agent loops obey data.truncation.
 
 verl 0.9.1 cuts a prompt that is longer than rollout.prompt_length on the left, whatever data.truncation says, and only
-the log of an agent loop's worker mentions it. The patch has an effect under our trainer modes alone: under verl's own
-nobody counts the prompts first, and with ``truncation=error`` sessions would fail that verl lets pass.
-``tests/test_prompt_truncation.py`` fails when verl's agent loop reads the key itself: the patch can then go.
+the log of an agent loop's worker mentions it. The patch has an effect under our trainer modes alone: no other trainer
+looks for the mark described below. ``tests/test_prompt_truncation.py`` fails when verl's agent loop reads the key
+itself: the patch can then go.
+
+With ``truncation=error`` a run is rejected if a counted prompt is too long (``prompt_lengths.py``). An agent loop can
+still build one from prompts that cannot be counted. An exception would end the session, and verl counts no sessions
+that fail. The prompt is therefore cut as verl cuts it, and the response is marked as one whose reward failed
+(``reward_failures.py``): nothing is trained on it, it is counted, and the run stops if there are too many.
 """
 
 from __future__ import annotations
 
+import contextvars
 import functools
 from types import ModuleType
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from verl_gsd.trainer.reward_failures import Failure
+
 #: Where a trainer of ours tells verl's agent loops to obey the key.
 _OBEY = "trainer.v1.gsd_obey_truncation"
+#: What an agent loop's worker has found of the response at hand: prompts that are too long and must not be cut.
+_TOO_LONG: contextvars.ContextVar[list[Failure]] = contextvars.ContextVar("too_long")
 
 
 def obey_truncation(config: DictConfig) -> None:
@@ -24,21 +34,53 @@ def obey_truncation(config: DictConfig) -> None:
         OmegaConf.update(config, _OBEY, True, force_add=True)
 
 
+def is_obeyed(config: DictConfig) -> bool:
+    """Whether ``obey_truncation`` was called."""
+    return bool(OmegaConf.select(config, _OBEY))
+
+
 def install(agent_loop: ModuleType) -> None:
-    """Replace verl's cut.
+    """Replace verl's cut, and mark responses to prompts that must not be cut.
 
     Args:
         agent_loop: the module ``verl.experimental.agent_loop.agent_loop``.
     """
-    original = agent_loop.AgentLoopBase._cap_text_prompt_length
+    base, worker = agent_loop.AgentLoopBase, agent_loop.AgentLoopWorker
+    original, run, score = base._cap_text_prompt_length, worker._run_agent_loop, worker._compute_score
 
     @functools.wraps(original)
     def _cap_text_prompt_length(self: Any, prompt_ids: list[int]) -> list[int]:
-        if not OmegaConf.select(self.config, _OBEY):
+        if not is_obeyed(self.config):
             return original(self, prompt_ids)
-        return cut(prompt_ids, int(self.rollout_config.prompt_length), str(self.data_config.get("truncation", "error")))
+        limit, truncation = int(self.rollout_config.prompt_length), str(self.data_config.get("truncation", "error"))
+        found = _TOO_LONG.get(None)
+        if truncation != "error" or found is None or len(prompt_ids) <= limit:
+            return cut(prompt_ids, limit, truncation)
+        found.append(_failure(len(prompt_ids), limit))
+        return original(self, prompt_ids)
 
-    agent_loop.AgentLoopBase._cap_text_prompt_length = _cap_text_prompt_length
+    @functools.wraps(run)
+    async def _run_agent_loop(self: Any, *args: Any, **kwargs: Any) -> Any:
+        token = _TOO_LONG.set([])  # one list for the tasks that the agent loop may start
+        try:
+            return await run(self, *args, **kwargs)
+        finally:
+            _TOO_LONG.reset(token)
+
+    @functools.wraps(score)
+    async def _compute_score(self: Any, outputs: list[Any], kwargs: dict[str, Any]) -> None:
+        if found := _TOO_LONG.get(None):
+            outputs[-1].reward_score = 0.0  # a response that has one is not given to a reward worker
+            outputs[-1].extra_fields["reward_extra_info"] = found[0].as_info()
+        await score(self, outputs, kwargs)
+
+    base._cap_text_prompt_length = _cap_text_prompt_length
+    worker._run_agent_loop, worker._compute_score = _run_agent_loop, _compute_score
+
+
+def _failure(length: int, limit: int) -> Failure:
+    text = f"built a prompt of {length} tokens, more than actor_rollout_ref.rollout.prompt_length={limit}, with "
+    return Failure("prompt_too_long", "prompt too long", text + "data.truncation=error")
 
 
 def cut(tokens: list[int], limit: int, truncation: str) -> list[int]:

@@ -9,6 +9,7 @@ leaves.
 from __future__ import annotations
 
 import math
+import numbers
 import time
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -16,8 +17,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 import transfer_queue as tq
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
+from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
 from verl_gsd.groups import Group
 from verl_gsd.prompts import PromptKey
@@ -59,13 +62,19 @@ class Rewards:
 class GroupListener(Protocol):
     """Who is told. All calls come from the trainer's own thread."""
 
-    def on_look(self, detail: str, state: Hashable, failures: bool) -> None:
-        """The buffer has looked into the queue, or is about to hand out a batch. Raises if the run must end.
+    def on_look(self, detail: str, state: Hashable) -> None:
+        """The buffer has looked into the queue. Raises if the run must end.
 
         Args:
             detail: what the trainer waits for.
-            state: changes if and only if the queue's groups have made progress.
-            failures: sessions have failed since the last call, or the batch has groups with failed sessions.
+            state: changes if and only if a response has finished.
+        """
+
+    def on_failures(self, chosen: bool) -> None:
+        """Sessions have failed since the last look. Raises if the run must end.
+
+        Args:
+            chosen: a batch is about to be used in which sessions have failed.
         """
 
     def key_of(self, uid: str) -> PromptKey:
@@ -116,13 +125,18 @@ class _Watched(ReplayBuffer):
     _failures: frozenset[str]
     #: Whole groups that were not ready at the last look.
     _held_back: int
+    #: Rows at the last look, and how many new ones all looks so far have found.
+    _rows: set[str]
+    _responses: int
     #: Seconds spent reading rows since the trainer last took them.
     read_seconds: float
 
     def _sync_metadata_from_transfer_queue(self) -> None:
         super()._sync_metadata_from_transfer_queue()
         failures = frozenset[str]().union(*self.failure_keys.values())
-        self._listener.on_look(*self._waiting_for(), failures=not failures <= self._failures)
+        self._listener.on_look(*self._waiting_for())
+        if not failures <= self._failures:
+            self._listener.on_failures(chosen=False)
         self._failures = failures
         finished, failed = self.finished_keys[PARTITION], self.failure_keys[PARTITION]
         if gone := self._whole.keys() - finished - failed:
@@ -137,7 +151,9 @@ class _Watched(ReplayBuffer):
             rows.update(self._listener.complete(sorted(new), rows))
             groups, rewards, lost = _read_groups(sorted(new), rows, self._listener)
             self._drop(lost, rows, PARTITION)
-            if emptied := finished & {group.uid for group in groups if group.failed_rewards and not group.keys}:
+            for group in groups:
+                self._whole[group.uid] = group
+            if emptied := set(filter(self._lost_all_rewards, finished)):
                 # In verl a finished group has responses. What has none is a failed one, at the next look as well.
                 tags = [{"status": "failure"} for _ in emptied]
                 tq.kv_batch_put(keys=sorted(emptied), partition_id=PARTITION, tags=tags)
@@ -146,7 +162,6 @@ class _Watched(ReplayBuffer):
                 self._failures |= emptied  # no session has failed, and no process needs to be looked at
             self._listener.on_rewards(rewards)
             for group in groups:
-                self._whole[group.uid] = group
                 self._listener.on_finished(group)
             for key, tag in self._listener.amend(groups, rows).items():
                 if tag is None:
@@ -163,6 +178,11 @@ class _Watched(ReplayBuffer):
                 failed.discard(uid)
                 self.running_keys[PARTITION].add(uid)
 
+    def _lost_all_rewards(self, uid: str) -> bool:
+        """Whether a group of the training partition has no response because every reward failed."""
+        group = self._whole.get(uid)
+        return group is not None and group.failed_rewards > 0 and not group.keys
+
     def _drop(self, lost: Iterable[str], rows: dict[str, dict[str, Any]], partition: str) -> None:
         """Take all rows of the sessions ``lost``, ``<uid>_<session>`` each, out of the queue and of ``rows``."""
         sessions = set(lost)
@@ -178,25 +198,27 @@ class _Watched(ReplayBuffer):
         return super()._select_prompt_uids(partition_id, sampleable_keys, batch_size)
 
     def _waiting_for(self) -> tuple[str, Hashable]:
-        """What the trainer waits for, and a state that changes with every response that finishes."""
-        looks = [
-            (
-                partition,
-                len(rows),
-                *(len(keys[partition]) for keys in (self.pending_keys, self.running_keys)),
-                *(len(keys[partition]) for keys in (self.finished_keys, self.failure_keys)),
-            )
-            for partition, rows in sorted(self.partitions.items())
-        ]
-        told = [
-            f"{partition}: {rows} responses finished, {pending + running} of "
-            f"{pending + running + finished + failed} prompts unfinished"
-            for partition, rows, pending, running, finished, failed in looks
-            if pending + running + finished + failed
-        ]
+        """What the trainer waits for, and a state that changes with every response that finishes.
+
+        Prompts that fail are no progress: verl's asynchronous buffer replaces them for ever.
+        """
+        rows = {key for of_partition in self.partitions.values() for key in of_partition}
+        self._responses += len(rows - self._rows)
+        self._rows = rows
+        told = []
+        for partition, of_partition in sorted(self.partitions.items()):
+            unfinished = len(self.pending_keys[partition]) + len(self.running_keys[partition])
+            failed = len(self.failure_keys[partition])
+            prompts = unfinished + failed + len(self.finished_keys[partition])
+            if prompts:
+                failures = f", {failed} failed" if failed else ""
+                told.append(
+                    f"{partition}: {len(of_partition)} responses finished, {unfinished} of {prompts} prompts "
+                    f"unfinished{failures}"
+                )
         if self._held_back:
             told.append(f"{self._held_back} prompts are being judged")
-        return "; ".join(told) or "none requested", (*looks, self._held_back)
+        return "; ".join(told) or "none requested", (self._responses, self._held_back)
 
     def _evict_terminal_groups(self, global_steps, partition_id, eviction_reasons):
         stale, filtered, failed, _ = eviction_reasons
@@ -221,9 +243,9 @@ class _Watched(ReplayBuffer):
                 self._leave(uid, self._evicting.get(uid, "surplus"))
 
     def _materialize_batch(self, partition_id, selected_prompt_uids, partition_snapshot):
-        if failed := self.failure_keys[partition_id].intersection(selected_prompt_uids):
-            # Their sessions may have failed because a process died after the last look.
-            self._listener.on_look("choosing a batch", ("batch", *sorted(failed)), failures=True)
+        failed = self.failure_keys[partition_id].intersection(selected_prompt_uids)
+        if any(not self._lost_all_rewards(uid) for uid in failed):
+            self._listener.on_failures(chosen=True)  # a process may have died after the last look
         if partition_id == VALIDATION:
             rewards, lost = _read_validation(set(selected_prompt_uids), partition_snapshot)
             self._drop(lost, partition_snapshot, VALIDATION)
@@ -258,6 +280,7 @@ def watch(buffer: Any, listener: GroupListener) -> None:
     buffer._listener = listener
     buffer._whole, buffer._evicting, buffer.read_seconds = {}, {}, 0.0
     buffer._failures, buffer._held_back = frozenset(), 0
+    buffer._rows, buffer._responses = set(), 0
 
 
 def _read_groups(
@@ -338,7 +361,10 @@ def _read_groups(
 
 
 def _read_validation(uids: set[str], partition: Mapping[str, Mapping[str, Any]]) -> tuple[Rewards, list[str]]:
-    """What a validation's prompts ``uids`` have for rewards, and the sessions that lost theirs."""
+    """What a validation's prompts ``uids`` have for rewards, and the sessions to take out because they lost theirs.
+
+    verl cannot read a validation batch without rows. If all lost their rewards, one stays, with a reward of 0.
+    """
     last: dict[str, str] = {}  # session -> row key
     for key in partition:
         other = last.get(session_of(key))
@@ -359,8 +385,25 @@ def _read_validation(uids: set[str], partition: Mapping[str, Mapping[str, Any]])
         data = tq.kv_batch_get(keys=list(failures), partition_id=VALIDATION, select_fields=fields)
         prompts = zip(*([getattr(of, "data", of) for of in list(data[name])] for name in fields), strict=True)
         for (source, index), (failure, by_agent_loop) in zip(prompts, failures.values(), strict=True):
-            lost.append(LostReward(str(source), int(index), failure, by_agent_loop))
-    return Rewards(VALIDATION, len(uids), len(keys), tuple(lost)), [session_of(key) for key in failures]
+            lost.append(LostReward(str(source), _whole_or_text(index), failure, by_agent_loop))
+    out = list(failures)
+    if out and len(out) == len(keys):
+        _set_no_reward(out.pop(0))
+    return Rewards(VALIDATION, len(uids), len(keys), tuple(lost)), [session_of(key) for key in out]
+
+
+def _set_no_reward(key: str) -> None:
+    """Make the reward of a validation's row 0, and its verdict empty: verl then takes the session for a failed one."""
+    data = tq.kv_batch_get(keys=[key], partition_id=VALIDATION, select_fields=["rm_scores", "extra_fields"])
+    (scores,), (extra,) = list(data["rm_scores"]), list(data["extra_fields"])
+    extra = dict(getattr(extra, "data", extra)) | {"reward_extra_info": {}}
+    fields = list_of_dict_to_tensordict([{"rm_scores": torch.zeros_like(scores), "extra_fields": extra}])
+    tq.kv_batch_put(keys=[key], partition_id=VALIDATION, fields=fields)
+
+
+def _whole_or_text(index: Any) -> int | str:
+    """A prompt's index as its data set has it: some have texts. It is only shown."""
+    return int(index) if isinstance(index, numbers.Integral) else str(index)
 
 
 def _failure(reward: float, said: Mapping[str, Any]) -> Failure | None:

@@ -12,7 +12,13 @@ run then stops because too many rewards fail.
 
 A call that keeps the interpreter to itself (a regular expression that backtracks without end, ``time.sleep`` in an
 async function) stops the whole worker, this module included. Python's ``faulthandler`` then prints where it hangs and
-ends the worker, and the run with it.
+ends the worker, and the run with it. It does the same to a worker that was suspended for as long (SIGSTOP, ``docker
+pause``, ``scontrol suspend``) while it computed a reward: the deadline has then passed, and faulthandler acts before
+Python code can move the deadline. Python has no deadline that stands still meanwhile and needs no interpreter.
+
+Two reward managers of verl's let calls wait in queues of their own before the function begins: ``rate_limited`` and
+``remote``. The seconds that a call may take do not apply to them. ``rate_limited`` has a limit (``reward.timeout``); it
+turns the exception or the timeout into a score of 0.0, which counts as a failed reward here.
 """
 
 from __future__ import annotations
@@ -34,7 +40,7 @@ from typing import Any, Literal, get_args
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 #: How a reward can fail.
-Kind = Literal["raised", "none", "not_finite", "not_a_number", "no_score", "too_slow"]
+Kind = Literal["raised", "none", "not_finite", "not_a_number", "no_score", "too_slow", "prompt_too_long"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 #: The entry of ``reward_extra_info`` that says so.
@@ -56,9 +62,9 @@ class Failure:
     """A reward that failed.
 
     Attributes:
-        kind: how.
+        kind: how. ``prompt_too_long`` is the agent loop's (``prompt_truncation.py``); the others are of the function.
         what: the same in words, for a count: ``KeyError``, ``returned None``. Few different ones in a run.
-        text: what the exception says; empty without one.
+        text: what the exception says, or what the agent loop did; empty otherwise.
         trace: the exception's traceback; empty without one.
     """
 
@@ -68,10 +74,10 @@ class Failure:
     trace: str = ""
 
     def described(self) -> str:
-        """``raised KeyError: 'x'``, ``returned None``: what the reward function did."""
+        """``raised KeyError: 'x'``, ``returned None``: what the reward function or the agent loop did."""
         if self.kind == "raised":
             return f"raised {self.what}" + (f": {self.text}" if self.text else "")
-        return self.what
+        return self.text or self.what
 
     def as_info(self) -> dict[str, Any]:
         """The ``reward_extra_info`` of a response whose reward failed like this."""
@@ -103,14 +109,15 @@ def failure_of_error(error: Exception) -> Failure:
         return Failure("too_slow", str(error))
     if isinstance(error, KeyError) and error.args == ("score",) and _raised_in_verl(error):
         return Failure("no_score", "returned a dict without score")
+    if isinstance(error, _SwallowedError):
+        return Failure("raised", "an error", _plain(str(error))[:_LONGEST_TEXT])
+    name = type(error.__cause__ if isinstance(error, _EscapedError) else error).__name__
     try:
         text = str(error)
     except Exception:  # somebody else's code
         text = ""
     trace = "".join(traceback.format_exception(type(error), error, _of_the_function(error), limit=-12))
-    return Failure(
-        "raised", _plain(type(error).__name__), _plain(text)[:_LONGEST_TEXT], _last_lines(_plain(trace, "\n"))
-    )
+    return Failure("raised", _plain(name), _plain(text)[:_LONGEST_TEXT], _last_lines(_plain(trace, "\n")))
 
 
 def mark_failures(config: DictConfig, seconds: float) -> None:
@@ -140,7 +147,8 @@ def install(reward_loop: ModuleType) -> None:
             return await original(self, data)
         failure: Failure | None
         try:
-            result = await _within(seconds, original(self, data))
+            manager = self.reward_manager
+            result = await _within(seconds, _swallows_nothing(manager, original(self, data)), ends=not _queues(manager))
             failure = failure_of_score(result["reward_score"])
         except Exception as error:
             failure = failure_of_error(error)
@@ -156,8 +164,39 @@ class _TooSlowError(Exception):
     """A call of the reward function took too long."""
 
 
-class _ExitedError(Exception):
-    """A reward function called ``sys.exit``, which would end the worker."""
+class _EscapedError(Exception):
+    """A reward function raised its cause, which is no ``Exception`` and would end the worker or the session."""
+
+
+class _SwallowedError(Exception):
+    """A reward manager of verl's caught what the reward function raised, and kept the text alone."""
+
+
+def _queues(manager: Any) -> bool:
+    """Whether calls wait in queues of the manager's, so that nobody here knows when the reward function begins."""
+    from verl.experimental.reward_loop.reward_manager.limited import RateLimitedRewardManager
+    from verl.experimental.reward_loop.reward_manager.remote import RemoteRewardManager
+
+    return isinstance(manager, RateLimitedRewardManager | RemoteRewardManager)
+
+
+async def _swallows_nothing(manager: Any, coroutine: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
+    """The result of ``coroutine``, a call of the manager.
+
+    Raises:
+        _TooSlowError, _SwallowedError: the manager ``rate_limited`` made a score of 0.0 of a timeout or an exception.
+    """
+    from verl.experimental.reward_loop.reward_manager.limited import RateLimitedRewardManager
+
+    result = await coroutine
+    if isinstance(manager, RateLimitedRewardManager):
+        info = result["reward_extra_info"]
+        if "score" not in info:  # which a dict of the function's has, whatever else it calls error
+            if "timeout" in info:
+                raise _TooSlowError(f"took longer than reward.timeout={manager.timeout:g} s")
+            if "error" in info:
+                raise _SwallowedError(info["error"])
+    return result
 
 
 class _Call:
@@ -219,11 +258,17 @@ def _threads_of(loop: asyncio.AbstractEventLoop, instead_of: _Threads | None = N
     return threads
 
 
-async def _within(seconds: float, coroutine: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
+async def _within(
+    seconds: float, coroutine: Coroutine[Any, Any, dict[str, Any]], *, ends: bool = True
+) -> dict[str, Any]:
     """The result of ``coroutine``.
+
+    Args:
+        ends: whether it is ended after ``seconds``. If not, they only limit how long it may block the event loop.
 
     Raises:
         _TooSlowError: it ran for longer than ``seconds``. It is cancelled, but not what it does in a thread.
+        _EscapedError: it raised ``SystemExit`` or ``CancelledError``, and nobody had cancelled it.
         Exception: whatever it raises.
     """
     global _calls
@@ -235,13 +280,18 @@ async def _within(seconds: float, coroutine: Coroutine[Any, Any, dict[str, Any]]
     _calls += 1
     try:
         while not task.done():
-            left = seconds - call.runs_for()
+            left = seconds - call.runs_for() if ends else seconds
             if left <= 0:
-                _threads_of(loop, instead_of=call.threads)
                 raise _TooSlowError(f"took longer than {seconds:g} s")
             faulthandler.dump_traceback_later(max(_STUCK * seconds, _STUCK_AT_LEAST), exit=True, file=_STDERR)
             await asyncio.wait({task}, timeout=left)
-        return task.result()
+        try:
+            return task.result()
+        except asyncio.CancelledError as error:  # not ours: whoever is cancelled here is so while it waits, above
+            raise _EscapedError("the reward function raised CancelledError or was cancelled") from error
+    except _TooSlowError:  # its thread, if it has one, is lost
+        _threads_of(loop, instead_of=call.threads)
+        raise
     finally:
         _calls -= 1
         if not _calls:
@@ -255,7 +305,7 @@ async def _without_exit(coroutine: Coroutine[Any, Any, dict[str, Any]]) -> dict[
     try:
         return await coroutine
     except SystemExit as error:
-        raise _ExitedError(f"the reward function called sys.exit({error.code!r})") from error
+        raise _EscapedError(f"the reward function called sys.exit({error.code!r})") from error
 
 
 # What is said of exceptions

@@ -13,8 +13,16 @@ from verl_gsd.trainer.limits_section import limits_of
 from verl_gsd.trainer.messages import MessageWriter, RunStoppedError
 from verl_gsd.trainer.reward_failures import KINDS, Failure
 
+#: A run is not stopped for fewer lost rewards in a step or a validation, whatever share they are.
+_FEWEST = 2
 #: Rewards are too slow if the slowest takes more than this share of a step, as many steps in a row.
 _SLOW_SHARE, _SLOW_STEPS = 0.5, 2
+
+#: What to do about prompts that are too long.
+_LONGER = (
+    " Set data.max_prompt_length higher, or data.truncation=left, right or middle to cut prompts that are too long, or "
+    "leave such prompts out of the data."
+)
 
 
 @dataclass(frozen=True)
@@ -27,7 +35,7 @@ class LostReward:
     """
 
     data_source: str
-    index: int
+    index: int | str
     failure: Failure
     by_agent_loop: bool = False
 
@@ -62,7 +70,8 @@ class RewardMonitor:
     Args:
         function: the reward function, in words.
         limit: share of the responses, in [0, 1], whose reward may fail.
-        batch_groups: groups that an update takes.
+        batch_groups, batch_responses: groups and responses that an update takes. An asynchronous trainer may read few
+            responses for a step, because the others were read in an earlier one; their share is of a batch.
         workers: number of reward workers.
         overlaps: rewards are computed while the policy is updated, so that slow ones need not slow a step.
     """
@@ -74,11 +83,13 @@ class RewardMonitor:
         function: str,
         limit: float,
         batch_groups: int,
+        batch_responses: int,
         workers: int,
         overlaps: bool,
     ) -> None:
         self._messages, self._function, self._limit = messages, function, limit
-        self._batch_groups, self._workers, self._overlaps = batch_groups, workers, overlaps
+        self._batch_groups, self._batch_responses = batch_groups, batch_responses
+        self._workers, self._overlaps = workers, overlaps
         self._of_step, self._of_validation = _Count(), _Count()
         self._groups = 0
         self._seconds: list[float] = []
@@ -95,6 +106,7 @@ class RewardMonitor:
             function=function_of(config),
             limit=limits_of(config).failed_rewards,
             batch_groups=batch_groups,
+            batch_responses=batch_groups * config.actor_rollout_ref.rollout.n,
             workers=config.reward.num_workers,
             overlaps=overlaps,
         )
@@ -125,7 +137,8 @@ class RewardMonitor:
         Raises:
             RunStoppedError: too many responses of the step lost their reward.
         """
-        self._check(self._of_step, f"step {step}", f"Step {step} was not trained.")
+        consequence = "The model was not updated with the batch at hand."
+        self._check(self._of_step, f"step {step}", consequence, at_least=self._batch_responses)
 
     def end_step(self, step: int, seconds: float) -> dict[str, float]:
         """The step took ``seconds``.
@@ -154,16 +167,9 @@ class RewardMonitor:
     # Validation
 
     def saw_validation(self, step: int, responses: int, lost: Sequence[LostReward]) -> None:
-        """Rewards of a batch of a validation were read; arguments as ``saw``.
-
-        Raises:
-            RunStoppedError: none of the batch has a reward, so that there is nothing to report.
-        """
+        """Rewards of a batch of a validation were read; arguments as ``saw``."""
         self._of_validation.add(responses, lost)
-        where = f"the validation at step {step}"
-        self._tell_first(lost, where)
-        if lost and len(lost) == responses:
-            raise self._stopped(self._of_validation, where, "A batch of it has no reward at all.")
+        self._tell_first(lost, f"the validation at step {step}")
 
     def end_validation(self, step: int) -> dict[str, float]:
         """Returns ``val/failed_rewards``: how many responses lost their reward.
@@ -194,33 +200,44 @@ class RewardMonitor:
                 if self._whats
                 else (
                     " Such a response is not trained on. The run stops if more than "
-                    f"{100 * self._limit:g}% of the responses of a step or a validation lose their reward "
+                    f"{100 * self._limit:g}% of the responses of a step or a validation, and at least {_FEWEST}, lose "
+                    "their reward "
                     f"(algorithm.gsd.limits.failed_rewards={self._limit:g})."
                 )
             )
             self._whats.add(failure.what)
+            case = self._case(loss) + "." + (_LONGER if failure.kind == "prompt_too_long" else "")
             self._messages.write(
                 "warning",
-                f"A response lost its reward in {where}: {self._case(loss)}.{consequence}{_indented(failure.trace)}",
+                f"A response lost its reward in {where}: {case}{consequence}{_indented(failure.trace)}",
             )
 
     def _case(self, loss: LostReward) -> str:
-        who = "the agent loop" if loss.by_agent_loop else self._function
+        of_agent_loop = loss.by_agent_loop or loss.failure.kind == "prompt_too_long"
+        who = "the agent loop" if of_agent_loop else self._function
         return f"{who} {loss.failure.described()} (data_source={loss.data_source}, index={loss.index})"
 
-    def _check(self, count: _Count, where: str, consequence: str) -> None:
-        if count.lost and count.share > self._limit:
-            raise self._stopped(count, where, consequence)
+    def _check(self, count: _Count, where: str, consequence: str, *, at_least: int = 0) -> None:
+        responses = max(count.responses, at_least)
+        if len(count.lost) >= _FEWEST and len(count.lost) / responses > self._limit:
+            raise self._stopped(count, responses, where, consequence)
 
-    def _stopped(self, count: _Count, where: str, consequence: str) -> RunStoppedError:
+    def _stopped(self, count: _Count, responses: int, where: str, consequence: str) -> RunStoppedError:
+        share = f"{100 * len(count.lost) / responses:.1f}%"
+        of_batch = f" of the {responses} that an update takes" if responses > count.responses else ""
         first = next((loss for loss in count.lost if loss.failure.trace), count.lost[0])
-        seconds = " For slow ones set algorithm.gsd.limits.reward_seconds or reward.num_workers higher."
-        slow = any(loss.failure.kind == "too_slow" for loss in count.lost)
+        seconds = (
+            " For slow ones set algorithm.gsd.limits.reward_seconds (with reward.reward_manager.name=rate_limited "
+            "reward.timeout) or reward.num_workers higher."
+        )
+        kinds = {loss.failure.kind for loss in count.lost}
+        function = "" if kinds == {"prompt_too_long"} else " Correct the function."
         return RunStoppedError(
-            f"In {where}, {count.described()}: {100 * count.share:.1f}%, more than "
+            f"In {where}, {count.described()}: {share}{of_batch}, more than "
             f"algorithm.gsd.limits.failed_rewards={self._limit:g} allows. {consequence} For example "
-            f"{self._case(first)}. Correct the function, or set algorithm.gsd.limits.failed_rewards to the share of "
-            f"responses that the run may lose.{seconds if slow else ''}{_indented(first.failure.trace)}"
+            f"{self._case(first)}.{function}{_LONGER if 'prompt_too_long' in kinds else ''}"
+            f"{seconds if 'too_slow' in kinds else ''} Or set algorithm.gsd.limits.failed_rewards to the share of "
+            f"responses that the run may lose.{_indented(first.failure.trace)}"
         )
 
     def _tell_slow(self, step: int, longest: float, seconds: float) -> None:

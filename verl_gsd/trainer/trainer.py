@@ -39,14 +39,14 @@ from verl_gsd.trainer.gvpo_trainer import GVPOSteps
 from verl_gsd.trainer.history import History, history_size
 from verl_gsd.trainer.keys import DEMONSTRATED_BY, PARTITION, is_own, session_of, uid_of
 from verl_gsd.trainer.layout import attention_reason
-from verl_gsd.trainer.limits_section import limits_of
+from verl_gsd.trainer.limits_section import judge_budget, limits_of, seconds_for_a_reward
 from verl_gsd.trainer.messages import MessageWriter, RunStoppedError
 from verl_gsd.trainer.metrics import group_metrics, own_names, with_prediction
 from verl_gsd.trainer.own_section import checkpoint_to_resume, memory_settings, own_problems
 from verl_gsd.trainer.parts import Part
 from verl_gsd.trainer.pictures import Pictures, table_is_due
 from verl_gsd.trainer.planned_sizes import planned_sizes
-from verl_gsd.trainer.progress import LEAST, Progress
+from verl_gsd.trainer.progress import LEAST, WAITING, Progress
 from verl_gsd.trainer.prompt_lengths import examine
 from verl_gsd.trainer.prompt_truncation import obey_truncation
 from verl_gsd.trainer.reward_failures import mark_failures
@@ -88,9 +88,11 @@ class GroupTrainer(GVPOSteps, PPOTrainer):
         found = audit(config)
         self.messages = MessageWriter(self._run.messages(self._attempt))
         limits = limits_of(config)
-        # A reward that hangs is no progress until it counts as failed.
-        self._progress = Progress(limits.quiet_seconds, least=max(LEAST, 2 * limits.reward_seconds))
+        # A reward that hangs is no progress until it counts as failed, a judge that hangs until its budget is spent.
+        patience = max(seconds_for_a_reward(config), judge_budget(config))
+        self._progress = Progress(limits.quiet_seconds, least=max(LEAST, 2 * patience))
         self._watchdog = Watchdog(self._progress, self.messages)
+        self._sessions_failed = False  # told once
         self._alpha = found.operation.alpha if found.operation else None
         for warning in (*found.warnings, *planned_sizes(config)):
             logger.warning(warning.removeprefix("warning: "))
@@ -118,7 +120,7 @@ class GroupTrainer(GVPOSteps, PPOTrainer):
             # verl compares this string with "sync" in several places and reads the mode's options under its name.
             config.trainer.v1.trainer_mode = self.verl_mode
             config.trainer.logger = _with_file(config.trainer.logger)
-        mark_failures(config, limits.reward_seconds)
+        mark_failures(config, seconds_for_a_reward(config))
         obey_truncation(config)
         super().__init__(config)
         self._rewards = RewardMonitor.of(
@@ -177,9 +179,20 @@ class GroupTrainer(GVPOSteps, PPOTrainer):
             put |= part.complete(uids, {**rows, **put}, self.key_of)
         return put
 
-    def on_look(self, detail: str, state: Hashable, failures: bool) -> None:
+    def on_look(self, detail: str, state: Hashable) -> None:
         self._progress.look(detail, state)
-        self._watchdog.check(failures)
+        self._watchdog.check()
+
+    def on_failures(self, chosen: bool) -> None:
+        self._watchdog.look(wait=chosen)
+        if not self._sessions_failed:
+            self._sessions_failed = True
+            self.messages.write(
+                "warning",
+                f"sessions failed in step {self.global_steps}, and every process of the run is alive: an agent loop "
+                "raised. Their responses are lost. Search the log for _run_prompt; docs/metrics.md says what verl does "
+                "with their groups.",
+            )
 
     def on_rewards(self, rewards: replay.Rewards) -> None:
         if rewards.partition == PARTITION:
@@ -307,6 +320,14 @@ class GroupTrainer(GVPOSteps, PPOTrainer):
     def _compute_ref_log_prob(self, batch, metrics):
         self._progress.begin("computing log-probabilities of the reference model")
         return super()._compute_ref_log_prob(batch, metrics)
+
+    def on_sample_begin(self):
+        self._progress.begin(WAITING)
+        super().on_sample_begin()
+
+    def on_validate_begin(self):
+        self._progress.begin("validating")
+        super().on_validate_begin()
 
     def on_step_end(self):
         self._progress.begin("sending the weights to vLLM")

@@ -10,7 +10,7 @@ process therefore looks every few seconds at
 - the engine inside every vLLM server (``engine_health.py``);
 - the run's progress (``progress.py``).
 
-The trainer also asks at once when a session fails (``Watchdog.check``), so that no batch is used that an engine's death
+The trainer also looks at once when a session fails (``Watchdog.look``), so that no batch is used that an engine's death
 has cut short.
 """
 
@@ -43,19 +43,24 @@ _CLOSING = 15.0
 #: Exit code of a trainer's process that the watchdog ended.
 EXIT_CODE = 70
 
+#: Seconds to find out which death has caused an exception that ends the run.
+_EXPLAINING = 10.0
+
 _SERVER = "vLLMHttpServer"
-#: verl's actors: what each is, for a user, by a part of the class name that Ray shows.
+#: verl's actors: what each is, for a user, by the name of its class.
 _ROLES = {
     _SERVER: "vLLM server",
-    "HttpServer": "rollout server",  # of SGLang and TensorRT-LLM
+    "SGLangHttpServer": "SGLang server",
+    "TRTLLMHttpServer": "TensorRT-LLM server",
     "AgentLoopWorker": "agent worker",
+    "AgentLoopWorkerTQ": "agent worker",
     "RewardLoopWorker": "reward worker",
     "RewardComputeWorker": "reward worker",
     "WorkerDict": "training worker",
     "CheckpointEngineWorker": "worker that transfers weights",
-    "StorageUnit": "storage unit of verl's queue",
+    "SimpleStorageUnit": "storage unit of verl's queue",
     "TransferQueueController": "controller of verl's queue",
-    "LoadBalancer": "load balancer of the rollout servers",
+    "GlobalRequestLoadBalancer": "load balancer of the rollout servers",
 }
 
 
@@ -67,12 +72,14 @@ class Death:
         what: the process, for a user, with its name, node and process id.
         how: how it ended and the likely cause, one sentence or more.
         pid: process id under which Ray logged its output; None if it is not known.
+        kind: the actor's class.
         is_fatal: whether the run cannot go on without it.
     """
 
     what: str
     how: str
     pid: int | None
+    kind: str
     is_fatal: bool = True
 
     def message(self) -> str:
@@ -91,23 +98,33 @@ def dead_actors(table: Mapping[str, Mapping[str, Any]], node: str = "", memory: 
     return [_death(actor, memory if actor["Address"]["NodeID"] == node else None) for actor in dead]
 
 
+def _class(actor: Mapping[str, Any]) -> str:
+    """The name of an actor's class, without the function that made it."""
+    return actor["ActorClassName"].rpartition(".")[2]
+
+
 def _on_purpose(actor: Mapping[str, Any]) -> bool:
-    """Whether the program ended the actor: it dropped its handles, killed it, or the actor exited by itself."""
+    """Whether the program ended the actor: it dropped its handles or killed it.
+
+    An actor may also exit by itself. One of verl's never does that in a run: a tool or an agent loop has called
+    ``sys.exit``, and its sessions never end.
+    """
     context = actor["DeathCause"].actor_died_error_context
     reasons = context.DESCRIPTOR.enum_types_by_name["Reason"].values_by_name
     ended = [reasons[name].number for name in ("RAY_KILL", "OUT_OF_SCOPE", "REF_DELETED")]
-    return context.reason in ended or "INTENDED" in context.error_message
+    return context.reason in ended or (_class(actor) not in _ROLES and "INTENDED" in context.error_message)
 
 
 def _death(actor: Mapping[str, Any], memory: str | None) -> Death:
-    cause, kind = actor["DeathCause"], actor["ActorClassName"]
-    role = next((role for name, role in _ROLES.items() if name in kind), None)
+    cause, kind = actor["DeathCause"], _class(actor)
+    role = _ROLES.get(kind)
     name = f" {actor['Name']}" if actor["Name"] else ""
     place = actor["Address"]["IPAddress"] or "no node"
     return Death(
         f"The {role or f'Ray actor {kind}'}{name} (process {actor['Pid']} on {place})",
         _how(cause) + (f" {memory}" if memory else ""),
         actor["Pid"] or None,
+        kind,
         is_fatal=role is not None,
     )
 
@@ -125,6 +142,8 @@ def _how(cause: Any) -> str:
     context = cause.actor_died_error_context
     if context.HasField("node_death_info"):
         return f"Its node left the cluster: {context.node_death_info.reason_message or context.error_message}"
+    if "INTENDED_USER_EXIT" in context.error_message:
+        return "It exited by itself: code that it ran called sys.exit."
     return "It was killed, ran out of memory, or crashed."
 
 
@@ -132,27 +151,30 @@ def engine_death(name: str, node: str, death: engine_health.EngineDeath) -> Deat
     """Describe the death of the engine inside the server ``name`` on ``node``."""
     ends = [f"{process} {_ended(code)}" for process, code in death.exit_codes.items()]
     how = f"{', '.join(ends)}." if ends else "vLLM does not tell how."
-    if death.memory_kills:
-        how += (
-            f" The kernel of its machine ended {death.memory_kills} processes for lack of memory since the server "
-            "started, so this is the likely cause. Use a machine with more memory, or fewer workers per machine."
-        )
-    elif any(code == -9 for code in death.exit_codes.values()):
-        how += (
-            " Likely cause: the machine or the container ran out of memory, or somebody killed it."
-            if death.memory_kills is None
-            else " The kernel ended no process for lack of memory, so somebody or a container's limit killed it."
-        )
+    killed = death.memory_kills
+    kernel = f"The kernel of its machine ended {killed} process(es) for lack of memory since the server started"
+    if any(code == -signal.SIGKILL for code in death.exit_codes.values()):
+        if killed:
+            how += f" {kernel}: this is the likely cause. Use a machine with more memory, or fewer workers per machine."
+        elif killed is None:
+            how += " Likely cause: the machine or the container ran out of memory, or somebody killed it."
+        else:
+            how += " The kernel ended no process for lack of memory, so somebody or a container's limit killed it."
     else:
         how += (
-            " Its log, below, has the cause. If that is GPU memory, lower "
-            "actor_rollout_ref.rollout.gpu_memory_utilization."
+            " Its log has the cause. If that is GPU memory, set actor_rollout_ref.rollout.gpu_memory_utilization lower."
         )
-    return Death(f"The engine of vLLM server {name} (process {death.server_pid} on {node})", how, death.server_pid)
+        how += f" {kernel}, which may also be the cause." if killed else ""
+    return Death(
+        f"The engine of vLLM server {name} (process {death.server_pid} on {node})", how, death.server_pid, _SERVER
+    )
 
 
 def _ended(code: int) -> str:
-    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    if code >= 0:
+        return f"ended with exit code {code}"
+    name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+    return f"was killed by {name}"
 
 
 class Watchdog:
@@ -171,6 +193,8 @@ class Watchdog:
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._warned_of: set[str] = set()
+        self._dead_before: set[str] = set()
+        self._unreachable: set[str] = set()  # servers to which a question failed at the last look
         self._servers: dict[str, Any] = {}  # handles by actor name
         self._asked: dict[str, tuple[Any, float]] = {}  # by actor name: outstanding answers, and since when
         self._thread = threading.Thread(target=self._watch, name="verl_gsd_watchdog", daemon=True)
@@ -181,77 +205,107 @@ class Watchdog:
         return self._fault
 
     def start(self) -> None:
+        """Watch from now on. Actors that are dead already belong to an earlier run in the same Ray job."""
+        self._dead_before = {actor for actor, entry in self._table().items() if entry["State"] == "DEAD"}
         self._thread.start()
 
     def end(self) -> None:
         """The run ends, well or badly. What dies from now on is of no interest."""
         self._ended.set()
 
-    def check(self, failures: bool = False) -> None:
+    def check(self) -> None:
         """Raise if the run must end.
-
-        Args:
-            failures: sessions have just failed, so look at all processes now.
 
         Raises:
             RunStoppedError: a process of the run is dead, or the run is stuck.
         """
-        if failures and self._fault is None:
-            self._find_death(_ANSWER, ask_anew=True)
         if self._fault is not None:
             raise RunStoppedError(self._fault)
 
+    def look(self, wait: bool) -> None:
+        """Look at all processes now, because sessions have failed, and raise if the run must end.
+
+        Args:
+            wait: for the answers of all servers, up to 10 s. A busy server answers late.
+
+        Raises:
+            RunStoppedError: a process of the run is dead or cannot be reached, or the run is stuck.
+        """
+        self._try_to_find_death(_ANSWER if wait else 0.0)
+        self.check()
+        deadline = time.monotonic() + _ANSWER
+        while wait and self._unreachable:  # the death is not in Ray's table yet, or the network has failed
+            if time.monotonic() > deadline:
+                names = ", ".join(sorted(self._unreachable))
+                self._stop(f"Responses failed, and Ray cannot reach these vLLM servers: {names}.", None)
+            else:
+                time.sleep(1)
+                self._try_to_find_death(_ANSWER)
+            self.check()
+
     def explain(self, error: Exception) -> None:
         """Find out whether the death of a process caused ``error``, which ends the run, and tell the user if so."""
+        deadline = time.monotonic() + _EXPLAINING
         # Ray tells a caller of an actor's death before it is in the table.
         for _ in range(3 if isinstance(error, ray.exceptions.RayError) else 1):
-            try:
-                self._find_death(_ANSWER, ask_anew=True)
-            except Exception as failure:  # of Ray, which may be going down; ``error`` is what the user must see
-                self._warn_once("Ray", f"Ray does not tell which processes of the run are alive: {failure!r}")
-                return
-            if self._fault is not None or self._ended.wait(1.0):
+            self._try_to_find_death(max(0.0, deadline - time.monotonic()))
+            if self._fault is not None or self._ended.wait(min(1.0, max(0.0, deadline - time.monotonic()))):
                 return
 
     def _watch(self) -> None:
-        while self._fault is None and not self._ended.wait(_LOOK_INTERVAL):
-            seconds, limit, doing = self._progress.quiet()
-            if seconds > limit:
-                self._stop(_stuck(seconds, doing, self._silent()), None)
-                break
-            if seconds > limit / 2:
-                key = "algorithm.gsd.limits.quiet_seconds"
-                self._warn_once(
-                    doing, f"no progress for {seconds:.0f} s: {doing}. The run stops after {limit:.0f} s ({key})."
-                )
-            try:
-                self._find_death(0.0)
-            except Exception as error:  # of Ray, which may be going down
-                self._warn_once("Ray", f"Ray does not tell which processes of the run are alive: {error!r}")
-        if self._fault is not None:
-            self._ended.wait(_GRACE)
-            # verl closes its loggers and its queue last, which may wait for the process that died.
-            if self._ended.is_set():
-                time.sleep(_CLOSING)
-            os._exit(EXIT_CODE)
+        try:
+            while self._fault is None:
+                begun = time.monotonic()
+                if self._ended.wait(_LOOK_INTERVAL):
+                    break
+                suspended = time.monotonic() - begun - _LOOK_INTERVAL
+                if suspended > _LOOK_INTERVAL:  # by a scheduler or a debugger, with everything else in the process
+                    self._progress.excuse(suspended)
+                self._look_at_progress()
+                self._try_to_find_death(0.0)
+        finally:
+            if self._fault is not None:
+                self._ended.wait(_GRACE)
+                # verl closes its loggers and its queue last, which may wait for the process that died.
+                if self._ended.is_set():
+                    time.sleep(_CLOSING)
+                os._exit(EXIT_CODE)
+
+    def _look_at_progress(self) -> None:
+        seconds, limit, doing = self._progress.quiet()
+        if seconds > limit:
+            self._stop(_stuck(seconds, doing, self._silent()), None)
+        elif seconds > limit / 2:
+            key = "algorithm.gsd.limits.quiet_seconds"
+            self._warn_once(doing, f"no progress for {seconds:.0f} s: {doing}. The run stops at {limit:.0f} s ({key}).")
+
+    def _try_to_find_death(self, answer_within: float) -> None:
+        try:
+            self._find_death(answer_within)
+        except (ray.exceptions.RayError, ValueError, RuntimeError) as error:  # of Ray, which may be going down
+            self._warn_once("Ray", f"Ray does not tell which processes of the run are alive: {error!r}")
 
     def _warn_once(self, about: str, text: str) -> None:
         if about not in self._warned_of:
             self._warned_of.add(about)
             self._messages.write("warning", text)
 
-    def _find_death(self, answer_within: float, ask_anew: bool = False) -> None:
+    @staticmethod
+    def _table() -> dict[str, dict[str, Any]]:
+        """Ray's table of all actors of this job, by id."""
+        return ray._private.state.actors(job_id=ray.JobID.from_hex(ray.get_runtime_context().get_job_id()))
+
+    def _find_death(self, answer_within: float) -> None:
         """Look at all processes.
 
         Args:
-            answer_within: seconds to wait for the servers' answers.
-            ask_anew: an answer that a server gave earlier does not count.
+            answer_within: seconds to wait for answers of the servers to questions asked now. With 0 an answer to the
+                question of an earlier look counts.
         """
         with self._lock:
-            if ask_anew:
+            if answer_within:
                 self._asked.clear()
-            job = ray.get_runtime_context().get_job_id()
-            table = ray._private.state.actors(job_id=ray.JobID.from_hex(job))
+            table = {actor: entry for actor, entry in self._table().items() if actor not in self._dead_before}
             node, memory = ray.get_runtime_context().get_node_id(), killed_since(self._memory_kills)
             dead = dead_actors(table, node, memory)
             deaths = [death for death in dead if death.is_fatal] or self._dead_engines(table, answer_within)
@@ -259,7 +313,8 @@ class Watchdog:
             return
         for death in dead:
             if not death.is_fatal:
-                self._warn_once(death.what, death.message())
+                about = f"{death.message()} The run continues: it is no process of verl's."
+                self._warn_once(death.kind, f"{about} Further deaths of this kind are not reported.")
         if deaths:
             self._stop(
                 " ".join(death.message() for death in deaths[:3])
@@ -271,7 +326,7 @@ class Watchdog:
         servers = {
             actor["Name"]: actor
             for actor in table.values()
-            if _SERVER in actor["ActorClassName"] and actor["State"] == "ALIVE" and actor["Name"]
+            if _class(actor) == _SERVER and actor["State"] == "ALIVE" and actor["Name"]
         }
         for name in servers:
             if name not in self._servers:
@@ -284,11 +339,13 @@ class Watchdog:
         answers = [self._asked[name][0] for name in servers]
         ready, _ = ray.wait(answers, num_returns=len(answers), timeout=answer_within) if answers else ([], [])
         deaths = []
+        self._unreachable = set()
         for name, actor in servers.items():
             if self._asked[name][0] in ready:
                 try:
                     death = ray.get(self._asked.pop(name)[0])
-                except ray.exceptions.RayError:  # the server has died; the next look finds it in the table
+                except ray.exceptions.RayError:  # it has died, which the next look finds in the table, or its node has
+                    self._unreachable.add(name)
                     continue
                 if death is not None:
                     deaths.append(engine_death(name, actor["Address"]["IPAddress"], death))
@@ -311,6 +368,6 @@ def _stuck(seconds: float, doing: str, silent: Iterable[str]) -> str:
     servers = ", ".join(silent)
     return (
         f"The run made no progress for {seconds:.0f} s: {doing}. "
-        + (f"These vLLM servers do not answer: {servers}. " if servers else "All vLLM servers answer. ")
+        + (f"These vLLM servers did not answer for {_ANSWER:.0f} s: {servers}. " if servers else "All servers answer. ")
         + "If the run needs longer, set algorithm.gsd.limits.quiet_seconds to a larger number."
     )

@@ -30,12 +30,14 @@ def failing(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
     if counts.get("too_slow"):
         write += scaled(config, "algorithm.gsd.limits.reward_seconds", 2, "seconds that one call may take")
         write += scaled(config, _WORKERS, 2, "workers that compute rewards")
-    if {kind for _, kind in kinds} != {"too_slow"}:
+    if counts.get("prompt_too_long"):
+        write += scaled(config, "data.max_prompt_length", 2, "tokens that a prompt may have")
+    if not kinds or {kind for _, kind in kinds} - {"too_slow", "prompt_too_long"}:
         write.append(f"{_FUNCTION} returns a finite number, or a dict with score, for every response")
     yield Finding(
         f"{lost:.0f} of {lost + kept:.0f} responses ({percent(lost / (lost + kept))}) lost their reward",
         "Their groups were trained without them, so that what is learnt leaves out the responses that the reward "
-        f"function cannot handle.{how} RUN/messages has the first traceback of each.",
+        f"function cannot handle and prompts that are too long.{how} RUN/messages has the first case of each.",
         tuple(write),
     )
 
