@@ -18,6 +18,9 @@ LINES = {
     "ValueError: Free memory on device cuda:0 (10.2/79.1 GiB) on startup is less than desired GPU memory utilization "
     "(0.6, 47.5 GiB). Decrease GPU memory utilization or reduce GPU memory used by other processes.": "did not find",
     "ValueError: No available memory for the cache blocks. Try increasing `gpu_memory_utilization`": "did not find",
+    "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {'EngineCore': -9}": (
+        "vLLM's engine process died while it started"
+    ),
     "vllm.v1.engine.exceptions.EngineDeadError: EngineCore encountered an issue. See stack trace (above) for the root "
     "cause.": "vLLM's engine process died",
     # Ray 2.60

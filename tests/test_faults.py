@@ -272,7 +272,8 @@ def disk(tmp_path):
 @pytest.mark.parametrize(("spare", "saves"), [(2 << 20, 1), (0, 100)], ids=["a checkpoint", "records"])
 def test_a_disk_that_is_full_ends_a_run_and_spoils_nothing(disk, spare, saves):
     run = disk.path / "run"
-    words = ("algo=hadw", "algorithm.gsd.hadw.preset=hard", f"trainer.default_local_dir={run}", *LINE)
+    all_kept = "trainer.max_actor_ckpt_to_keep=null"  # removing an old checkpoint would make room for the next
+    words = ("algo=hadw", "algorithm.gsd.hadw.preset=hard", f"trainer.default_local_dir={run}", *LINE, all_kept)
     started = Run(*words, prefix=disk.prefix)
     started.await_steps(2)
     if saves > 1:  # from here on without checkpoints, so that something else meets the full disk

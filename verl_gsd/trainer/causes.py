@@ -70,6 +70,11 @@ _CAUSES = (
         "Look into raylet.out and raylet.err in Ray's log folder (/tmp/ray/session_latest/logs) on that node",
     ),
     _Cause(
+        r"Engine core initialization failed",
+        "vLLM's engine process died while it started",
+        f"The log has its first error. Exit code -9 means that it was killed, often for lack of memory: {_HOST_MEMORY}",
+    ),
+    _Cause(
         r"EngineDeadError|EngineCore encountered an issue",
         "vLLM's engine process died",
         f"If it was killed for lack of memory: {_HOST_MEMORY}. On a GPU: {_GPU_MEMORY}",
