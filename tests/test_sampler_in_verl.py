@@ -13,7 +13,8 @@ import torchdata.stateful_dataloader as torchdata
 from verl.trainer.ppo import utils
 from verl.trainer.ppo.v1 import get_trainer_cls, trainer_base
 
-from verl_gsd.trainer.config import ConfigError, compose_config, parse_line, resolve
+from verl_gsd.trainer.config import compose_config, parse_line, resolve
+from verl_gsd.trainer.messages import RunStoppedError
 from verl_gsd.trainer.sampler import DisagreementSampler
 
 
@@ -76,7 +77,7 @@ def test_keys_without_indices_are_hashes_of_the_same_texts(build, tiny_task, tmp
 
 
 def test_a_batch_larger_than_the_data_is_refused_by_name(build):
-    with pytest.raises(ConfigError, match=r"data\.train_batch_size=4096: the training data has \d+ prompts"):
+    with pytest.raises(RunStoppedError, match=r"data\.train_batch_size=4096: data\.train_files has 32 prompts"):
         build("sampler=disagreement", "data.train_batch_size=4096", "actor_rollout_ref.actor.ppo_mini_batch_size=4096")
 
 

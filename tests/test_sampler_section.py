@@ -62,7 +62,7 @@ def test_without_it_nothing_changes(check):
         ),
         (
             ("data.train_batch_size=4096",),
-            r"train_batch_size=4096: data\.train_files has \d+ rows\. Write that or less",
+            r"train_batch_size=4096: data\.train_files has \d+ rows\. Set it to that or less",
         ),
         (("data.shuffle=true",), r"data\.shuffle=True does nothing: algorithm\.gsd\.sampler draws the prompts"),
     ],

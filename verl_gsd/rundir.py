@@ -97,10 +97,15 @@ class RunDirectory:
 
 
 class MetricsReader:
-    """Reads a metrics file that is being written, each line once."""
+    """Reads a metrics file that is being written, each line once.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        skip_damaged: leave out lines that cannot be read. A full disk can cut a line in two while the run goes on.
+    """
+
+    def __init__(self, path: Path, skip_damaged: bool = False) -> None:
         self._path = path
+        self._skip_damaged = skip_damaged
         self._offset = 0
 
     def new(self) -> Iterator[tuple[int, dict[str, float]]]:
@@ -116,8 +121,10 @@ class MetricsReader:
                 try:
                     entry = json.loads(line)
                     step, data = entry["step"], entry["data"].items()
-                except (ValueError, KeyError, TypeError, AttributeError):  # a full disk cut a line in two
-                    continue
+                except (ValueError, KeyError, TypeError, AttributeError):
+                    if self._skip_damaged:
+                        continue
+                    raise
                 yield step, {name: math.nan if value is None else value for name, value in data}
 
 

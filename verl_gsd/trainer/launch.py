@@ -155,7 +155,7 @@ def train(
         KeyboardInterrupt: Ctrl-C, SIGTERM or SIGHUP.
     """
     mark, kills = uuid.uuid4().hex, memory_kills.oom_kills()
-    metrics, messages = MetricsReader(run.metrics(attempt)), MessageReader(run.messages(attempt))
+    metrics, messages = MetricsReader(run.metrics(attempt), skip_damaged=True), MessageReader(run.messages(attempt))
     stops: list[Message] = []
 
     def report() -> None:
