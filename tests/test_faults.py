@@ -1,4 +1,4 @@
-"""Real runs with injected faults: each ends or goes on as docs/faults.md says, without a hang and without silent loss.
+"""Real runs with injected faults: each ends or continues as docs/faults.md says, without a hang and without silent loss.
 
 Two runs are killed ten times each: another kind of process each time, at a random moment. They are resumed after each
 kill. At their end every step must be there once, whole, and the memories must be what the records replay to. Further
@@ -306,7 +306,7 @@ def test_a_full_disk_under_the_judges_cache_costs_calls_and_nothing_else(disk, t
     assert "scores" in RunDirectory(run).log(1).read_text() and "full" in RunDirectory(run).log(1).read_text()
     pairs = [row["dagrpo_pairs_kept"] for row in read_records(run).to_pylist() if row["step"] == 5]
     assert any(pairs), "nobody judged"
-    log("disk full under the judge's cache", "goes on; every score is asked for again", 0)
+    log("disk full under the judge's cache", "continues; every score is asked for again", 0)
 
 
 # A judge that hangs
@@ -336,7 +336,7 @@ def test_a_judge_that_hangs_leaves_groups_unjudged_and_is_named(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [row for row in read_records(run).to_pylist() if row["judge_failed"] is not None]
     assert rows and all(row["judge_failed"] == row["size"] for row in rows if row["kind"] == "mixed")
-    log("judge hangs", "goes on; groups are unjudged", 0)
+    log("judge hangs", "continues; groups are unjudged", 0)
 
 
 # Rewards that misbehave
@@ -365,7 +365,7 @@ def test_responses_whose_reward_fails_leave_their_groups_and_are_counted(name, m
     assert sum(step["reward/failed"] for step in told) == lost
     warnings = [message.text for message in read_messages(RunDirectory(run).messages(1)) if message.kind == "warning"]
     assert any(f"compute_score_{name}" in text for text in warnings) and f"compute_score_{name}" in done.stdout
-    log(f"reward {name}, {mode}", f"goes on; {lost} responses left their groups", 0)
+    log(f"reward {name}, {mode}", f"continues; {lost} responses left their groups", 0)
 
 
 def test_a_run_stops_with_the_traceback_when_too_many_rewards_fail(tmp_path):
@@ -387,7 +387,7 @@ def test_a_slow_reward_is_named_as_what_a_step_waits_for(tmp_path):
     done = verl_gsd("train", *words, "trainer.total_training_steps=3")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "compute_score_is_slow" in done.stdout and "reward.num_workers" in done.stdout
-    log("reward takes 2 s", "goes on; the console names the function", 0)
+    log("reward takes 2 s", "continues; the console names the function", 0)
 
 
 # Engines that are stuck, clocks that jump
@@ -422,4 +422,4 @@ def test_a_clock_that_jumps_changes_nothing(tmp_path):
     assert code == 0, started.printed
     assert not read_messages(RunDirectory(run).messages(1))
     whole(run, 8, "gsd_sync")
-    log("clock jumps by a day, twice", "goes on", 0)
+    log("clock jumps by a day, twice", "continues", 0)
