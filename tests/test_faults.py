@@ -1,4 +1,4 @@
-"""Real runs with injected faults: each ends or continues as docs/faults.md says, without a hang and without silent loss.
+"""Real runs with injected faults: each ends or continues as docs/faults.md says, without a hang or a silent loss.
 
 Two runs are killed ten times each: another kind of process each time, at a random moment. They are resumed after each
 kill. At their end every step must be there once, whole, and the memories must be what the records replay to. Further
