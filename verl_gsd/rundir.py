@@ -100,7 +100,7 @@ class MetricsReader:
     """Reads a metrics file that is being written, each line once.
 
     Args:
-        skip_damaged: leave out lines that cannot be read. A full disk can cut a line in two while the run goes on.
+        skip_damaged: leave out lines that cannot be read. A full disk can cut a line in two, and the run may continue.
     """
 
     def __init__(self, path: Path, skip_damaged: bool = False) -> None:
