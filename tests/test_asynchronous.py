@@ -52,6 +52,8 @@ def run(tmp_path_factory, killed):
             "reward.custom_reward_function.path=pkg://faults_stub",
             "reward.custom_reward_function.name=faulty_score_stub",
         ),
+        # Every fifth prompt's rewards fail on purpose. By default a twentieth would stop the run.
+        "algorithm.gsd.limits.failed_rewards=0.5",
         *("actor_rollout_ref.rollout.agent.default_agent_loop=faulty_stub",),
         f"actor_rollout_ref.rollout.agent.agent_loop_config_path={folder}/loops.yaml",
         last=STEPS,
