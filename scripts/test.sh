@@ -1,27 +1,43 @@
 #!/usr/bin/env bash
-# Everything that must hold, from a clean checkout.
-#   --fast   no Ray: style, types, layers, unit tests
-#   (none)   the above and training runs on the real stack
-#   --full   the above, every run killed and resumed, and the long drills
+# Everything that must hold, from a clean checkout. It prints the time of each part at its end.
+#   --fast   style, types, layers and tests/unit: no verl, no Ray
+#   (none)   the above, tests/contract, tests/engine and tests/stack: training runs on the real stack
+#   --full   the above with every run of tests/stack killed and resumed, and tests/drills
 # Further words go to pytest. VENV names the environment, as for setup.sh.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 cd "$root"
-runs="stack and not drill" killed=()
+folders=(unit contract engine stack) killed=()
 case "${1:-}" in
-  --fast) runs=""; shift ;;
-  --full) runs="stack or drill" killed=(--killed); shift ;;
+  --fast) folders=(unit); shift ;;
+  --full) folders+=(drills) killed=(--killed); shift ;;
 esac
-scripts/setup.sh
+times=()
+part() { # part NAME COMMAND...: run a part and keep its time
+  local name=$1 start=$SECONDS
+  shift
+  "$@"
+  times+=("$(printf '%4d s  %s' $((SECONDS - start)) "$name")")
+}
+show_times() { [ ${#times[@]} = 0 ] || printf '%s\n' "parts and their times:" "${times[@]}"; }
+trap show_times EXIT
+
+part setup scripts/setup.sh
 bin=$(realpath "${VENV:-.venv}")/bin
-"$bin"/ruff check .
-"$bin"/ruff format --check .
-"$bin"/mypy
-"$bin"/lint-imports
-# Words may name tests of one kind alone: that there are none of the other (pytest's 5) is no failure.
-ran=no
-tests() { if "$bin"/python -m pytest "$@"; then ran=yes; else [ $? = 5 ]; fi; }
-tests -m "not stack and not drill" --numprocesses logical --maxprocesses 4 "$@"
-# A run on the stack has all cores to itself.
-[ -z "$runs" ] || tests -m "$runs" "${killed[@]}" "$@"
+static() { "$bin"/ruff check . && "$bin"/ruff format --check . && "$bin"/mypy && "$bin"/lint-imports; }
+part "style, types, layers" static
+# Words may name tests. Then no other file is collected, and a folder without such tests (pytest's 5) is no failure.
+named=no ran=no
+for word in "$@"; do [ ! -e "${word%%::*}" ] || named=yes; done
+tests() {
+  local folder=$1 paths=("tests/$1") workers=()
+  shift
+  [ $named = no ] || paths=()
+  # A run on the stack has all cores to itself.
+  [ "$folder" != unit ] || workers=(--numprocesses logical --maxprocesses 4)
+  if "$bin"/python -m pytest -m "$folder" "${workers[@]}" "${paths[@]}" "$@"; then ran=yes; else [ $? = 5 ]; fi
+}
+for folder in "${folders[@]}"; do
+  if [ "$folder" = stack ]; then part stack tests stack "${killed[@]}" "$@"; else part "$folder" tests "$folder" "$@"; fi
+done
 [ $ran = yes ] || { echo "test.sh: there are no such tests" >&2; exit 5; }

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+HERE = Path(__file__).parent
+
 # No test fails for being slow on a busy machine.
 settings.register_profile("project", deadline=None)
 settings.load_profile("project")
@@ -31,6 +33,13 @@ def pytest_addoption(parser):
 def killed(request):
     """Whether runs that need not be are killed and resumed: a further start of the stack each."""
     return request.config.getoption("--killed")
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items):
+    """The folder is the marker: unit, contract, engine, stack or drills."""
+    for item in items:
+        item.add_marker(item.path.relative_to(HERE).parts[0])
 
 
 def pytest_collection_finish():

@@ -1,0 +1,80 @@
+"""A GVPO step's batch in verl's own trainer and queue: padded, ordered and described as verl's workers will cut it."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("verl")
+
+from agent_rows import answer, columns_of, watched
+from verl.utils import tensordict_utils as tu
+
+from verl_gsd.trainer import gvpo_rows
+from verl_gsd.trainer.gvpo_update import GVPOUpdate
+from verl_gsd.trainer.keys import is_padding, uid_of
+
+pytestmark = pytest.mark.usefixtures("queue")
+
+WORKERS = 2
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    from verl_gsd.tasks.byte_llama import build_tokenizer
+
+    return build_tokenizer()
+
+
+@pytest.fixture
+def trainer(compose_fast, tokenizer):
+    """Ours, with what its balancing asks for and nothing else."""
+    from verl_gsd.trainer.trainer import GSDTrainerSync
+
+    words = ["algo=gvpo", "task=arithmetic", "hardware=cpu", "actor_rollout_ref.rollout.n=4"]
+    words += ["data.train_batch_size=8", "actor_rollout_ref.actor.ppo_mini_batch_size=2"]
+    made = object.__new__(GSDTrainerSync)
+    made.config = compose_fast(*words)[0]
+    made._gvpo, made._unplaced, made._places = GVPOUpdate(made.config), None, []
+    made.parameter_sync_step, made.tokenizer = 1, tokenizer
+    made.actor_rollout_wg = SimpleNamespace(_dispatch_info={"actor": list(range(WORKERS))})
+    return made
+
+
+#: Responses of eight prompts, 32 in all or what is left of 32.
+@pytest.mark.parametrize(
+    "sizes", [[4] * 8, [2, 6, 3, 5, 4, 4, 7, 1], [16, 4, 4, 4, 1, 1, 1, 1], [4, 4, 4, 4, 1, 1, 2, 3], [4, 4, 4]]
+)
+def test_verl_cuts_the_batch_into_the_updates_that_the_config_states(trainer, tokenizer, sizes):
+    problem = {"raw_prompt": [{"role": "user", "content": "1+1="}], "reward_model": {"ground_truth": "2"}}
+    buffer, _ = watched(key_of=lambda uid: ("arithmetic", int(uid[1:])))
+    for number, size in enumerate(sizes):
+        answer(f"a{number}", problem, tokenizer, ["2"] * size)
+    batch, _ = buffer.sample(1, "train", len(sizes))
+    metrics = {}
+    batch = trainer._balance_batch(batch, metrics)
+    trainer._put_columns(batch, torch.arange(len(batch.keys), dtype=torch.float64))
+    told = trainer._gvpo.instructions(theta_is_old=True)
+    expected = min(4, len(sizes))
+    assert told["num_mini_batch"] == expected and metrics["gvpo/missing_updates"] == 4 - expected
+    assert sum(is_padding(key) for key in batch.keys) == metrics["gvpo/padding_rows"] == len(batch.keys) - sum(sizes)
+
+    share = len(batch.keys) // WORKERS  # as verl's dispatch and its workers divide it
+    seen = [set() for _ in range(expected)]
+    for worker in range(WORKERS):
+        rows = tu.get_tensordict({"row": torch.arange(worker * share, (worker + 1) * share)})
+        parts = tu.make_iterator(rows, mini_batch_size=share // expected, epochs=1, dataloader_kwargs={})
+        for j, part in enumerate(parts):
+            seen[j] |= {batch.keys[row] for row in part["row"].tolist()}
+    columns = columns_of(batch.keys)
+    groups = [{uid_of(key) for key in keys if not is_padding(key)} for keys in seen]
+    assert sorted(uid for of in groups for uid in of) == [f"a{number}" for number in range(len(sizes))], "each once"
+    assert np.ptp([len(of) for of in groups]) <= 1
+    for keys, of in zip(seen, groups, strict=True):
+        counted = sum(sizes[int(uid[1:])] > 1 for uid in of)
+        for key in keys:
+            size = 0 if is_padding(key) else sizes[int(uid_of(key)[1:])]
+            assert int(columns[key][gvpo_rows.SIZE]) == size
+            wanted = 1 / (size - 1) / counted if size > 1 else 0
+            assert float(columns[key][gvpo_rows.COEFFICIENT]) == pytest.approx(wanted)

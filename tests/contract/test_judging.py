@@ -1,0 +1,176 @@
+"""The judge in verl's own replay buffer over a real queue: who is asked, who waits, and what a group takes with it."""
+
+import math
+import threading
+
+import numpy as np
+import pytest
+
+pytest.importorskip("verl")
+
+from agent_rows import answer, watched
+
+from verl_gsd.judge.scorer import JudgementError
+from verl_gsd.judge.settings import Settings
+from verl_gsd.trainer.judging import Judging, shared_prefix
+
+pytestmark = pytest.mark.usefixtures("queue")
+
+PROBLEM = {
+    "raw_prompt": [{"role": "user", "content": "3+8="}],
+    "reward_model": {"ground_truth": "11", "style": "rule"},
+    "data_source": "arithmetic",
+}
+
+
+class ScriptedScorer:
+    """Scores a response by its length once ``open`` is set; ``fail`` is judged by nobody."""
+
+    identity = "scripted"
+
+    def __init__(self):
+        self.asked, self.open = [], threading.Event()
+        self.open.set()
+
+    async def score(self, question):
+        import asyncio
+
+        self.asked.append(question)
+        await asyncio.to_thread(self.open.wait)
+        if question.response == "fail":
+            raise JudgementError("server_error")
+        return float(len(question.response))
+
+    async def close(self):
+        pass
+
+
+@pytest.fixture
+def judging():
+    from verl_gsd.tasks.byte_llama import build_tokenizer
+
+    made, tokenizer = [], build_tokenizer()
+
+    def make(**settings):
+        scorer = ScriptedScorer()
+        part = Judging(Settings(scorer="stub", **settings), lambda: scorer, lambda: tokenizer)
+        made.append((part, scorer))
+        return part, scorer, tokenizer
+
+    yield make
+    for part, scorer in made:
+        scorer.open.set()
+        part.close()
+
+
+def key_of(uid):
+    return "arithmetic", int(uid[1:])
+
+
+def until(condition):
+    """Look again and again, as the trainer does."""
+    while not condition():
+        pass
+
+
+def test_a_group_whose_outcomes_differ_is_judged_and_leaves_with_its_scores(judging):
+    part, scorer, tokenizer = judging()
+    buffer, listener = watched(part, key_of=key_of)
+    answer("a1", PROBLEM, tokenizer, ["11", "7", "fail", "123"])
+    answer("a2", PROBLEM, tokenizer, ["11", "11"])
+    answer("a3", PROBLEM, tokenizer, ["7", "8"])
+    buffer.sample(1, "train", 3)
+    scores = {uid: group.scores for uid, (group, _) in listener.left.items()}
+    assert np.array_equal(scores["a1"], [2.0, 1.0, math.nan, 3.0], equal_nan=True)
+    assert scores["a2"] is None and scores["a3"] is None, "a group that agrees forms no pair"
+    assert {(asked.problem, asked.reference) for asked in scorer.asked} == {("3+8=", "11")}
+    assert sorted(asked.response for asked in scorer.asked) == ["11", "123", "7", "fail"], "no end of sequence in it"
+    found = part.remember([], [], {}, 1)
+    assert found["judge/responses"] == 4 and found["judge/failures/server_error"] == 1
+    assert part.timing()["judge"] >= 0
+
+
+def test_until_it_is_judged_a_group_counts_as_running(judging):
+    part, scorer, tokenizer = judging()
+    scorer.open.clear()
+    buffer, listener = watched(part, key_of=key_of)
+    answer("a1", PROBLEM, tokenizer, ["11", "7"])
+    answer("a2", PROBLEM, tokenizer, ["11", "11"])
+    for _ in range(3):
+        buffer._sync_metadata_from_transfer_queue()
+        assert buffer.finished_keys["train"] == {"a2"} and buffer.running_keys["train"] == {"a1"}
+    scorer.open.set()
+    buffer.sample(1, "train", 2)
+    assert listener.left["a1"][0].scores.tolist() == [2.0, 1.0]
+    assert len(scorer.asked) == 2, "asked once, however often one looks"
+
+
+def test_a_judge_that_never_answers_stalls_nobody_past_the_budget(judging):
+    part, scorer, tokenizer = judging(budget_s=0.2)
+    scorer.open.clear()
+    buffer, listener = watched(part, key_of=key_of)
+    answer("a1", PROBLEM, tokenizer, ["11", "7"])
+    buffer.sample(1, "train", 1)
+    assert np.isnan(listener.left["a1"][0].scores).all(), "no answer is no score"
+    assert part.remember([], [], {}, 1)["judge/failures/over_budget"] == 2
+
+
+def test_what_responses_begin_with_alike_is_measured(judging):
+    part, _, tokenizer = judging()
+    buffer, _ = watched(part, key_of=key_of)
+    answer("a1", PROBLEM, tokenizer, ["11", "17", "1"])  # and an end of sequence each: 3 + 3 + 2 tokens
+    buffer.sample(1, "train", 1)
+    assert part.remember([], [], {}, 1)["dagrpo/shared_prefix"] == 3 / 8
+    assert "dagrpo/shared_prefix" not in part.remember([], [], {}, 2)
+    assert shared_prefix([np.array([1, 2, 3]), np.array([1, 2])]) == 2
+    assert shared_prefix([np.array([1]), np.array([2])]) == 0
+
+
+def test_a_group_that_is_evicted_unjudged_asks_for_nothing_more(judging):
+    part, scorer, tokenizer = judging()
+    buffer, _ = watched(part, key_of=key_of)
+    scorer.open.clear()
+    answer("a1", PROBLEM, tokenizer, ["11", "7"])
+    buffer._sync_metadata_from_transfer_queue()
+    buffer._clear_groups("train", {"a1"})
+    assert part._asked == part._waiting == set()
+
+
+@pytest.mark.parametrize(
+    ("answer", "found"),
+    [({"reward_score": 1.25}, 1.25), ({}, "unreadable"), (RuntimeError("broken"), "server_error"), (None, "timed_out")],
+    ids=["a score", "no score", "a worker that fails", "a worker that does not answer"],
+)
+def test_verls_reward_model_is_asked_through_its_own_workers(answer, found):
+    """Through a stub of the worker: a reward model needs a pool of accelerators."""
+    import asyncio
+
+    import ray
+
+    from verl_gsd.judge.scorer import Question
+    from verl_gsd.tasks.byte_llama import build_tokenizer
+    from verl_gsd.trainer.reward_model import RewardModelScorer
+
+    @ray.remote(num_cpus=0)
+    class StubRewardWorker:
+        def compute_score_disrm(self, data):
+            if answer is None:
+                threading.Event().wait()
+            if isinstance(answer, Exception):
+                raise answer
+            assert data.non_tensor_batch["raw_prompt"][0] == [{"role": "user", "content": "3+8="}]
+            assert data.batch["responses"].tolist() == [[16, 16]] and data.batch["attention_mask"].tolist() == [[1, 1]]
+            return answer
+
+    worker = StubRewardWorker.remote()
+    scorer = RewardModelScorer([worker], build_tokenizer(), "rm-7b", timeout_s=0.5 if answer is None else 60)
+    try:
+        asked = scorer.score(Question("3+8=", "11", "11"))
+        if isinstance(found, float):
+            assert asyncio.run(asked) == found
+        else:
+            with pytest.raises(JudgementError) as failure:
+                asyncio.run(asked)
+            assert failure.value.reason == found
+    finally:
+        ray.kill(worker)

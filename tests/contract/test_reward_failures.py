@@ -1,0 +1,517 @@
+"""Reward functions that misbehave, in verl's own reward worker and manager: what an agent loop gets for an answer."""
+
+import asyncio
+import concurrent.futures
+import inspect
+import itertools
+import math
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("verl")
+
+import failing_rewards
+import ray
+from omegaconf import OmegaConf
+from places import SUPPORT
+from tensordict import TensorDict
+from verl import DataProto
+from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics, AgentLoopWorker
+from verl.experimental.reward_loop import reward_loop
+from verl.experimental.reward_loop.reward_manager.limited import RateLimitedRewardManager
+from verl.experimental.reward_loop.reward_manager.naive import NaiveRewardManager
+from verl.experimental.reward_loop.reward_manager.remote import RemoteRewardManager
+from verl.trainer.ppo.metric_utils import process_validation_metrics
+from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
+
+from verl_gsd.trainer import limits_section, reward_failures, verifying
+from verl_gsd.trainer.reward_failures import Failure, failure_of_score, mark_failures
+
+SECONDS = 300.0
+
+
+@pytest.fixture(scope="module")
+def base_config(compose_fast, tiny_task):
+    return compose_fast("algo=gsd", "task=arithmetic", "hardware=cpu", f"task.directory={tiny_task}")[0]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    from verl_gsd.tasks.byte_llama import build_tokenizer
+
+    return build_tokenizer()
+
+
+@pytest.fixture
+def worker(base_config, tokenizer):
+    """(function, seconds, manager) -> verl's reward worker; seconds=None: under a trainer mode of verl's."""
+
+    def build(function, seconds=SECONDS, manager=NaiveRewardManager):
+        built = object.__new__(reward_loop.RewardLoopWorker)
+        built.config = base_config.copy()
+        if seconds is not None:
+            mark_failures(built.config, seconds)
+        built.manager_of = lambda: manager(built.config, tokenizer, function)
+        return built
+
+    return build
+
+
+def response(tokenizer, text, index=0):
+    """One response as an agent loop sends it."""
+    ids = torch.tensor([tokenizer.encode(text, add_special_tokens=False)])
+    columns = {"data_source": "math", "reward_model": {"ground_truth": "4"}, "extra_info": {"index": index}}
+    array = {}
+    for name, value in columns.items():
+        array[name] = np.empty(1, dtype=object)
+        array[name][0] = value
+    batch = TensorDict({"responses": ids, "attention_mask": torch.ones_like(ids)}, batch_size=1)
+    return DataProto(batch=batch, non_tensor_batch=array)
+
+
+def answers(worker, *data):
+    """What the worker returns for each of ``data``, all of them asked at once."""
+
+    async def ask():
+        worker.reward_manager = worker.manager_of()  # which keeps the running loop
+        return await asyncio.gather(*(worker.compute_score(item) for item in data))
+
+    return asyncio.run(ask())
+
+
+def failure(worker, tokenizer, text="4"):
+    (result,) = answers(worker, response(tokenizer, text))
+    assert result["reward_score"] == 0.0
+    return Failure.of_info(result["reward_extra_info"])
+
+
+def of_result(result):
+    return Failure.of_info(result["reward_extra_info"])
+
+
+def returning(value):
+    return lambda **_: value
+
+
+# What fails
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "what"),
+    [
+        (None, "none", "returned None"),
+        (math.nan, "not_finite", "returned nan"),
+        (-math.inf, "not_finite", "returned -inf"),
+        ({"score": np.float32("nan"), "acc": 1.0}, "not_finite", "returned nan"),
+        ({"score": None}, "none", "returned None"),
+        ("1.0", "not_a_number", "returned a score of type str"),
+        ([1.0], "not_a_number", "returned a score of type list"),
+        (torch.ones(2), "not_a_number", "returned a score of type Tensor"),
+        ({"acc": 1.0}, "no_score", "returned a dict without score"),
+    ],
+)
+def test_what_is_no_reward_is_marked(worker, tokenizer, value, kind, what):
+    assert failure(worker(returning(value)), tokenizer) == Failure(kind, what)
+
+
+@pytest.mark.parametrize("value", [1, True, np.float64(0.5), torch.tensor(0.5), -3.0])
+def test_a_finite_number_of_any_type_is_left_as_it_is(worker, tokenizer, value):
+    (result,) = answers(worker(returning(value)), response(tokenizer, "4"))
+    assert result == {"reward_score": value, "reward_extra_info": {"acc": value}}
+    assert failure_of_score(value) is None and Failure.of_info(result["reward_extra_info"]) is None
+
+
+def test_what_a_reward_function_says_beside_its_score_is_kept(worker, tokenizer):
+    (result,) = answers(worker(failing_rewards.compute_score_raises_on_some), response(tokenizer, "4"))
+    assert result == {"reward_score": 1.0, "reward_extra_info": {"score": 1.0, "acc": 1.0}}
+
+
+def test_an_exception_is_marked_with_its_traceback(worker, tokenizer):
+    found = failure(worker(failing_rewards.compute_score_raises), tokenizer, "12")
+    assert (found.kind, found.what, found.text) == ("raised", "KeyError", "'12'")
+    assert found.described() == "raised KeyError: '12'"
+    lines = found.trace.splitlines()
+    assert "failing_rewards.py" in lines[1] and "raise KeyError(solution_str)" in lines[2], (
+        "verl's own frames are left out"
+    )
+
+
+def test_a_missing_score_of_the_users_own_is_an_exception(worker, tokenizer):
+    def function(**_):
+        return {}["score"]
+
+    assert failure(worker(function), tokenizer).what == "KeyError"
+
+
+def test_async_functions_are_held_to_the_same(worker, tokenizer):
+    async def function(**_):
+        raise ValueError("no server")
+
+    assert failure(worker(function), tokenizer).described() == "raised ValueError: no server"
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_reward_function_that_exits_does_not_end_the_worker(worker, tokenizer, is_async):
+    async def exits(**_):
+        sys.exit(3)
+
+    found = failure(worker(exits if is_async else lambda **_: sys.exit(3)), tokenizer)
+    assert found.kind == "raised" and "called sys.exit(3)" in found.text
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError, concurrent.futures.CancelledError])
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_reward_function_whose_own_work_is_cancelled_has_failed(worker, tokenizer, is_async, error):
+    """asyncio's ``CancelledError`` is no ``Exception``, and that of ``concurrent.futures`` becomes asyncio's."""
+
+    def raises(**_):
+        raise error
+
+    async def raises_async(**_):
+        raises()
+
+    found = failure(worker(raises_async if is_async else raises), tokenizer)
+    assert (found.kind, found.what) == ("raised", "CancelledError")
+
+
+def test_a_worker_whose_call_is_cancelled_cancels_the_function(worker, tokenizer):
+    built = worker(None)
+
+    async def ask():
+        begun, ended = asyncio.Event(), []
+
+        async def function(**_):
+            try:
+                begun.set()
+                await asyncio.Event().wait()
+            finally:
+                ended.append(True)
+
+        built.reward_manager = NaiveRewardManager(built.config, tokenizer, function)
+        call = asyncio.ensure_future(built.compute_score(response(tokenizer, "4")))
+        await begun.wait()
+        call.cancel()
+        await asyncio.wait({call})
+        await asyncio.sleep(0)
+        return call.cancelled(), ended
+
+    assert asyncio.run(ask()) == (True, [True])
+
+
+def test_what_a_response_says_cannot_control_a_terminal_or_fill_a_disk(worker, tokenizer):
+    def function(**_):
+        raise ValueError("\x1b[2J\ud800" + "x" * 100_000)
+
+    found = failure(worker(function), tokenizer)
+    assert len(found.text) < 1000 and len(found.trace) < 10_000
+    assert "\x1b" not in found.text + found.trace and "\x1b" not in found.described()
+    found.text.encode(), found.trace.encode()
+
+
+def test_an_exception_whose_text_cannot_be_had_is_marked_all_the_same(worker, tokenizer):
+    class HostileError(Exception):
+        def __str__(self):
+            raise RuntimeError
+
+    def function(**_):
+        raise HostileError
+
+    assert failure(worker(function), tokenizer).described() == "raised HostileError"
+
+
+def test_an_exception_of_a_reward_manager_is_shown_whole(worker, tokenizer):
+    built = worker(returning(1.0))
+    data = response(tokenizer, "4")
+    del data.non_tensor_batch["reward_model"]
+    (result,) = answers(built, data)
+    found = Failure.of_info(result["reward_extra_info"])
+    assert found.what == "KeyError" and "naive.py" in found.trace
+
+
+def test_one_failure_does_not_reach_other_responses(worker, tokenizer):
+    def function(solution_str, **_):
+        return {"4": 1.0, "5": None}.get(solution_str) if solution_str != "6" else {}["key"]
+
+    results = answers(worker(function), *(response(tokenizer, text) for text in ("4", "5", "6", "4")))
+    assert [result["reward_score"] for result in results] == [1.0, 0.0, 0.0, 1.0]
+    kinds = [found and found.kind for found in (Failure.of_info(result["reward_extra_info"]) for result in results)]
+    assert kinds == [None, "none", "raised", None]
+
+
+def test_under_a_trainer_mode_of_verls_nothing_changes(worker, tokenizer):
+    """It would train on the 0.0."""
+    with pytest.raises(KeyError):
+        answers(worker(failing_rewards.compute_score_raises, seconds=None), response(tokenizer, "4"))
+    (result,) = answers(worker(returning(None), seconds=None), response(tokenizer, "4"))
+    assert result["reward_score"] is None
+
+
+# What hangs
+
+
+@pytest.fixture
+def released():
+    """An event that ends what hangs in a thread, when the test has ended."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+def test_calls_that_hang_fail_and_later_ones_have_threads(worker, tokenizer, released):
+    """More calls hang than there are threads."""
+
+    def function(solution_str, **_):
+        return 1.0 if solution_str == "4" else float(released.wait())
+
+    built = worker(function, seconds=1.0)
+
+    async def ask():
+        built.reward_manager = built.manager_of()
+        hanging = [built.compute_score(response(tokenizer, "5")) for _ in range(40)]
+        first = await asyncio.gather(*hanging)
+        return first, await built.compute_score(response(tokenizer, "4"))
+
+    first, later = asyncio.run(ask())
+    assert {of_result(result).what for result in first} == {"took longer than 1 s"}
+    assert later == {"reward_score": 1.0, "reward_extra_info": {"acc": 1.0}}
+
+
+def test_waiting_for_a_thread_does_not_count(worker, tokenizer):
+    """Eight calls of half a second in one thread take four seconds, and none of them takes 1.5."""
+    built = worker(lambda **_: time.sleep(0.5) or 1.0, seconds=1.5)
+
+    async def ask():
+        threads = reward_failures._threads_of(asyncio.get_running_loop())
+        threads._max_workers = 1
+        built.reward_manager = built.manager_of()
+        return await asyncio.gather(*(built.compute_score(response(tokenizer, "4")) for _ in range(8)))
+
+    assert [result["reward_score"] for result in asyncio.run(ask())] == [1.0] * 8
+
+
+def test_an_async_function_that_hangs_is_cancelled(worker, tokenizer):
+    ended = []
+
+    async def function(**_):
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append(True)
+
+    assert failure(worker(function, seconds=1.0), tokenizer).kind == "too_slow"
+    assert ended == [True]
+
+
+# verl's managers with queues of their own
+
+
+@pytest.fixture
+def rate_limited(monkeypatch):
+    """(settings of ``reward``) -> the class, whose limits its first instance sets for the whole process."""
+
+    def build(**settings):
+        for name in ("_class_initialized", "_semaphore", "_max_concurrent"):
+            monkeypatch.setattr(RateLimitedRewardManager, name, False)
+        return lambda config, *further: RateLimitedRewardManager(
+            OmegaConf.merge({"reward": settings}, config), *further
+        )
+
+    return build
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_an_exception_that_the_rate_limited_manager_catches_is_a_failed_reward(
+    worker, tokenizer, rate_limited, is_async
+):
+    def raises(**_):
+        raise ValueError("no server\x1b")
+
+    async def raises_async(**_):
+        raises()
+
+    found = failure(worker(raises_async if is_async else raises, manager=rate_limited()), tokenizer)
+    assert found == Failure("raised", "an error", "no server ")
+
+
+def test_a_timeout_of_the_rate_limited_manager_is_a_failed_reward_and_its_thread_is_replaced(
+    worker, tokenizer, rate_limited, released
+):
+    def function(solution_str, **_):
+        return 1.0 if solution_str == "4" else float(released.wait())
+
+    built = worker(function, manager=rate_limited(timeout=0.5, max_concurrent=100))
+
+    async def ask():
+        built.reward_manager = built.manager_of()
+        first = await asyncio.gather(*(built.compute_score(response(tokenizer, "5")) for _ in range(40)))
+        return first, await built.compute_score(response(tokenizer, "4"))
+
+    first, later = asyncio.run(ask())
+    found = {(failure.kind, failure.what) for failure in map(of_result, first)}
+    assert found == {("too_slow", "took longer than reward.timeout=0.5 s")}
+    assert later == {"reward_score": 1.0, "reward_extra_info": {"acc": 1.0}}
+
+
+def test_what_a_function_itself_calls_an_error_is_no_failed_reward(worker, tokenizer, rate_limited):
+    built = worker(returning({"score": 1.0, "error": "", "timeout": False}), manager=rate_limited())
+    (result,) = answers(built, response(tokenizer, "4"))
+    assert result["reward_score"] == 1.0 and of_result(result) is None
+
+
+def test_waiting_for_the_rate_limited_managers_turn_does_not_count(worker, tokenizer, rate_limited):
+    """Eight calls of a quarter of a second, one at a time, take two seconds."""
+
+    async def function(**_):
+        await asyncio.sleep(0.25)
+        return 1.0
+
+    built = worker(function, seconds=1.0, manager=rate_limited(max_concurrent=1))
+    results = answers(built, *(response(tokenizer, "4") for _ in range(8)))
+    assert [result["reward_score"] for result in results] == [1.0] * 8
+
+
+def test_waiting_for_an_actor_of_the_remote_manager_does_not_count(worker, tokenizer):
+    class Actor:
+        """One call at a time, as Ray's actors take them."""
+
+        def __init__(self):
+            self.turn = asyncio.Lock()
+
+        async def answer(self, **_):
+            async with self.turn:
+                await asyncio.sleep(0.25)
+                return 1.0
+
+    class OneActor(RemoteRewardManager):
+        def __init__(self, config, tokenizer, function):  # verl's starts Ray's actors
+            self.tokenizer, self.loop, self.reward_router_address = tokenizer, asyncio.get_running_loop(), None
+            self.reward_worker_pool = itertools.repeat(
+                SimpleNamespace(compute_score=SimpleNamespace(remote=Actor().answer))
+            )
+
+    built = worker(None, seconds=1.0, manager=OneActor)
+    results = answers(built, *(response(tokenizer, "4") for _ in range(8)))
+    assert [result["reward_score"] for result in results] == [1.0] * 8
+
+
+def test_a_reward_model_has_at_least_the_time_in_which_verl_asks_it_again(base_config):
+    config = base_config.copy()
+    config.algorithm.gsd.limits.reward_seconds = 300
+    assert limits_section.seconds_for_a_reward(config) == 300
+    config.reward.reward_model.enable = True
+    assert limits_section.seconds_for_a_reward(config) == 300, "a custom function asks the model itself"
+    config.reward.custom_reward_function.path = None
+    assert limits_section.seconds_for_a_reward(config) == 600
+    config.algorithm.gsd.limits.reward_seconds = 900
+    assert limits_section.seconds_for_a_reward(config) == 900
+
+
+SCRIPT = """
+import asyncio, sys
+sys.path.insert(0, {tests!r})
+from omegaconf import OmegaConf
+import failing_rewards
+from verl.experimental.reward_loop.reward_loop import RewardLoopWorker
+from verl_gsd.trainer import reward_failures
+
+class Manager:
+    async def run_single(self, data):
+        failing_rewards.chosen = lambda *_: True
+        score = lambda: failing_rewards.compute_score_hangs_alone("math", "4", "4")
+        return await asyncio.get_running_loop().run_in_executor(None, score)
+
+reward_failures._STUCK_AT_LEAST = 0.0
+worker = object.__new__(RewardLoopWorker)
+worker.reward_manager = Manager()
+worker.config = OmegaConf.create({{"reward": {{"custom_reward_function": {{"path": "x"}}}}, "trainer": {{"v1": {{}}}}}})
+reward_failures.mark_failures(worker.config, 1.0)
+asyncio.run(worker.compute_score(None))
+"""
+
+
+def test_a_function_that_stops_the_whole_worker_ends_it_and_its_log_says_where():
+    """A regular expression keeps the interpreter to itself: no thread and no event loop runs beside it."""
+    script = SCRIPT.format(tests=str(SUPPORT))
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1
+    assert "Timeout" in done.stderr and "in compute_score_hangs_alone" in done.stderr
+
+
+@pytest.mark.usefixtures("queue")
+def test_a_worker_in_a_process_of_its_own_has_the_patch(base_config, tokenizer):
+    """As a run has it, with Ray's event loop; and a demonstration whose reward failed is not a verified one."""
+    config = base_config.copy()
+    mark_failures(config, 2.0)
+    config.reward.custom_reward_function.path = failing_rewards.__file__
+    config.reward.custom_reward_function.name = "compute_score_hangs"
+    columns = {"data_source": "math", "reward_model": {"ground_truth": "4"}, "extra_info": {"index": 0}}
+    numbers = [str(number) for number in range(2000)]
+    hanging = [text for text in numbers if failing_rewards.chosen(0.02, text, {"index": 0})][:40]
+    assert len(hanging) == 40 > ThreadPoolExecutor()._max_workers, "or a thread would be left"
+    actor = ray.remote(reward_loop.RewardLoopWorker).options(num_cpus=0).remote(config, None)
+    try:
+        tokens = {text: tokenizer.encode(text, add_special_tokens=False) for text in [*hanging, "4"]}
+        first = [verifying.submit([actor], columns, [1], tokens[text]) for text in hanging]
+        assert [verifying.verdict(answer, 120.0) for answer in first] == [None] * 40
+        whats = {Failure.of_info(ray.get(answer)["reward_extra_info"]).what for answer in first}
+        assert whats == {"took longer than 2 s"}
+        later = verifying.verdict(verifying.submit([actor], columns, [1], tokens["4"]), 120.0)
+        assert later == verifying.Verdict(1.0, {"score": 1.0, "acc": 1.0})
+    finally:
+        ray.kill(actor)
+
+
+# Contracts with verl: each says what is relied on.
+
+
+def test_the_agent_loop_takes_the_score_and_the_info_from_a_random_worker_and_measures_the_wait():
+    text = inspect.getsource(AgentLoopWorker._compute_score)
+    assert 'final_output.reward_score = result["reward_score"]' in text
+    assert 'final_output.extra_fields["reward_extra_info"] = result["reward_extra_info"]' in text
+    assert 'final_output.metrics.compute_score = timing["compute_score"]' in text
+    assert "random.choice(self.reward_loop_worker_handles)" in text
+    # A column of the row, without what nobody set.
+    assert AgentLoopMetrics().model_dump(exclude_unset=True) == {}
+
+
+def test_reward_workers_are_actors_of_the_class_that_is_patched():
+    """Ray pickles it by its name, so that a worker imports the patched one."""
+    text = inspect.getsource(reward_loop.RewardLoopManager)
+    assert "ray.remote(RewardLoopWorker)" in text and ").remote(self.config, self.reward_router_address)" in text
+    assert inspect.iscoroutinefunction(reward_loop.RewardLoopWorker.compute_score)
+    assert inspect.unwrap(reward_loop.RewardLoopWorker.compute_score) is not reward_loop.RewardLoopWorker.compute_score
+
+
+def test_verl_waits_between_its_attempts_to_ask_a_reward_model():
+    post = reward_loop.RewardLoopWorker._post_request
+    attempts = inspect.signature(post).parameters["max_retries"].default
+    text = inspect.getsource(post)
+    assert "backoff_seconds = 2**attempt" in text and "asyncio.sleep(min(backoff_seconds, 30))" in text
+    assert sum(min(2**attempt, 30) for attempt in range(attempts - 1)) == 331 < limits_section._REWARD_MODEL_SECONDS
+
+
+@pytest.mark.parametrize("kind", [ReplayBuffer, ReplayBufferAsync])
+def test_a_finished_group_without_rows_ends_dynamic_sampling(kind):
+    sampler = {"max_off_policy_threshold": None, "max_off_policy_strategy": "drop", "sampler_kwargs": {}}
+    settings = {"refill_fn": lambda count: None, "filter_groups_metric": "acc"}
+    buffer = kind(trainer_mode="sync", trainer_config=None, **sampler, **settings)
+    buffer.finished_keys["train"] = {"a1"}
+    with pytest.raises(RuntimeError, match="missing DAPO metric"):
+        buffer._dapo_filtered_keys("train")
+    assert "self._select_prompt_uids(" in inspect.getsource(kind.sample)
+
+
+def test_verl_counts_sessions_that_fail_in_a_validation_as_wrong_and_says_how_the_others_did():
+    expected = {("math", "a"): 2, ("math", "b"): 2}
+    infos = {"reward": [1.0, 1.0, 0.0], "acc": [1.0, 1.0, 0.0]}
+    found = process_validation_metrics(["math"] * 3, ["a", "b", "b"], infos, expected_acc_counts=expected)["math"]
+    assert found["acc"]["mean@2"] == pytest.approx((0.5 + 0.5) / 2)
+    assert found["acc_success_only"]["mean@1"] == 1.0 and found["acc_success_only"]["mean@2"] == 0.5

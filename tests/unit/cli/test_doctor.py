@@ -1,0 +1,244 @@
+"""``verl-gsd doctor``: what it finds on machines of every kind, each fault with its remedy."""
+
+import pytest
+from nvidia_smi import A100, EIGHT, PYTHON, WHEEL, card, report, stub_nvidia_smi
+from typer.testing import CliRunner
+
+from verl_gsd.cli.main import app
+from verl_gsd.config.attention import FLASH, SDPA
+from verl_gsd.trainer import all_reduce, findings, gpus
+from verl_gsd.trainer.findings import Finding
+
+GIB = 1 << 30
+
+
+def by_name(found):
+    return {finding.name: finding for finding in found}
+
+
+def states(found):
+    return {finding.name: finding.state for finding in found}
+
+
+def test_a_finding_has_a_remedy_if_and_only_if_it_is_not_good(monkeypatch):
+    """Over every finding that the functions below make from values."""
+    machines = (EIGHT, gpus.parse(report(card(0, free="500 MiB"), cuda="12.2")))
+    found = [
+        *(f for machine in machines for build in (WHEEL, None) for f in findings.gpu_findings(machine, build, None)),
+        *findings.gpu_findings(EIGHT, WHEEL, ""),
+        *(findings.attention_finding(*pair) for pair in ((FLASH, ""), (SDPA, "flash-attn is not installed"))),
+        *(
+            findings.vllm_finding(code, "platform cuda", gpu_build=gpu)
+            for code in (None, 0, 1)
+            for gpu in (True, False)
+        ),
+        *(findings.shared_memory_finding(free, 64 * GIB, 8) for free in (GIB // 16, 4 * GIB, 32 * GIB)),
+    ]
+    assert {finding.state for finding in found} == {"ok", "warn", "fail"}
+    for finding in found:
+        assert bool(finding.remedy) == (finding.state != "ok"), finding
+
+
+# Driver and memory
+
+
+def test_a_good_machine_has_nothing_to_mend():
+    found = list(findings.gpu_findings(EIGHT, WHEEL, None))
+    assert set(states(found).values()) == {"ok"} and len(found) == 9
+    assert "580.95.05" in found[0].seen and "13.0" in found[0].seen and "2.11.0+cu130" in found[0].seen
+    assert "79.1 of 79.6 GiB free" in by_name(found)["GPU 7"].seen
+
+
+def test_a_driver_too_old_fails_with_the_driver_to_install():
+    machine = gpus.parse(report(card(0, A100), driver="535.54.03", cuda="12.2"))
+    driver = by_name(findings.gpu_findings(machine, WHEEL, None))["driver"]
+    assert driver.state == "fail" and "535.54.03" in driver.seen and "580" in driver.remedy
+
+
+def test_a_cpu_build_of_torch_fails_with_what_to_install():
+    driver = by_name(findings.gpu_findings(EIGHT, gpus.TorchBuild("2.13.0+cpu", None), None))["driver"]
+    assert driver.state == "fail" and "EXTRAS=gpu" in driver.remedy
+
+
+def test_the_process_that_holds_a_gpu_is_named():
+    machine = gpus.parse(report(card(0), card(1, free="40500 MiB", processes=PYTHON)))
+    found = by_name(findings.gpu_findings(machine, WHEEL, None))
+    assert states(found.values()) == {"driver": "ok", "GPU 0": "ok", "GPU 1": "warn"}
+    assert "pid 4242" in found["GPU 1"].seen and "39.6 of 79.6 GiB" in found["GPU 1"].seen
+
+
+def test_only_visible_gpus_are_listed():
+    assert {"GPU 3"} < states(findings.gpu_findings(EIGHT, WHEEL, "3")).keys() == {"driver", "GPU 3"}
+    hidden = by_name(findings.gpu_findings(EIGHT, WHEEL, "-1"))["accelerators"]
+    assert hidden.state == "fail" and "CUDA_VISIBLE_DEVICES=-1" in hidden.seen
+
+
+@pytest.mark.parametrize(
+    ("output", "code", "state", "seen"),
+    [
+        ("NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.", 9, "fail", "communicate"),
+        (report(), 0, "warn", "no NVIDIA GPU"),
+    ],
+)
+def test_a_machine_whose_gpus_cannot_be_used(tmp_path, monkeypatch, output, code, state, seen):
+    stub_nvidia_smi(tmp_path, monkeypatch, output, code)
+    (finding,) = findings._accelerators()
+    assert finding.state == state and seen in finding.seen and finding.remedy
+
+
+# NCCL
+
+
+def test_one_gpu_needs_no_all_reduce_and_two_do(tmp_path, monkeypatch):
+    """Here two GPUs that a stub of nvidia-smi invents: the ranks are real, and find no GPU."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(gpus, "torch_build", lambda: WHEEL)
+    stub_nvidia_smi(tmp_path, monkeypatch, report(card(0)))
+    assert states(findings._accelerators()) == {"driver": "ok", "GPU 0": "ok", "attention": "ok"}
+    stub_nvidia_smi(tmp_path, monkeypatch, report(card(0), card(1)))
+    nccl = by_name(findings._accelerators())["NCCL"]
+    assert nccl.state == "fail" and "2 GPUs" in nccl.seen and "rank" in nccl.seen and "--shm-size" in nccl.remedy
+
+
+def test_ranks_add_up_and_are_timed():
+    assert all_reduce.measure(2, backend="gloo") > 0
+
+
+def test_a_rank_that_fails_ends_the_others_and_is_named():
+    with pytest.raises(all_reduce.AllReduceError, match=r"rank \d of 2 ended with 1: .*nowhere"):
+        all_reduce.measure(2, backend="nowhere")
+
+
+def test_ranks_that_hang_are_ended():
+    with pytest.raises(all_reduce.AllReduceError, match="no end after 0 s"):
+        all_reduce.measure(2, backend="gloo", limit_s=0)
+
+
+# flash-attn
+
+
+def test_the_attention_of_gpu_groups_is_stated():
+    assert FLASH in findings.attention_finding(FLASH, "").seen
+    without = findings.attention_finding(SDPA, "flash-attn is not installed")
+    assert without.state == "ok" and SDPA in without.seen and "not installed" in without.seen
+
+
+def test_a_flash_attn_that_is_broken_is_a_warning():
+    broken = findings.attention_finding(SDPA, "flash-attn cannot be imported (ImportError: undefined symbol: _ZN3c10)")
+    assert broken.state == "warn" and "undefined symbol" in broken.seen and "pip uninstall flash-attn" in broken.remedy
+
+
+# vLLM
+
+
+@pytest.mark.parametrize(
+    ("code", "output", "gpu_build", "seen"),
+    [
+        (1, "Traceback\nImportError: libcudart.so.13: cannot open shared object file\n", True, "libcudart.so.13"),
+        (-11, "WARNING a kernel\n", True, "SIGSEGV"),
+        (None, "INFO Initializing\n", True, "no end after"),
+        (0, "platform \n", True, "none instead of cuda"),
+        (0, "platform cuda\n", False, "cuda instead of cpu"),
+        (1, "", True, "printed nothing"),
+        (0, "a platform cuda of another kind\n", True, "none instead of cuda"),
+    ],
+)
+def test_a_vllm_that_does_not_import_fails(code, output, gpu_build, seen):
+    finding = findings.vllm_finding(code, output, gpu_build=gpu_build)
+    assert finding.state == "fail" and seen in finding.seen
+
+
+def test_a_vllm_that_imports_names_its_platform():
+    finding = findings.vllm_finding(0, "WARNING something\nplatform cuda\nleaked 5 types\n", gpu_build=True)
+    assert (finding.state, finding.seen) == ("ok", "platform cuda")
+
+
+def test_the_vllm_installed_here_is_imported_in_a_process_of_its_own():
+    code, output = findings._vllm_platform()
+    assert findings.vllm_finding(code, output, gpu_build=findings.is_installed("vllm")).seen.count("platform"), output
+    assert code == 0, output
+
+
+def test_an_import_that_crashes_or_hangs_ends_there(monkeypatch):
+    monkeypatch.setattr(findings, "_IMPORT_VLLM", "import os; print('before', flush=True); os.abort()")
+    assert "SIGABRT: before" in findings.vllm_finding(*findings._vllm_platform(), gpu_build=True).seen
+    monkeypatch.setattr(findings, "_IMPORT_VLLM", "import threading; threading.Event().wait()")
+    monkeypatch.setattr(findings, "_IMPORT_LIMIT_S", 0.1)
+    assert findings._vllm_platform()[0] is None
+
+
+def test_the_cpu_variable_beside_vllm_for_gpus_is_a_warning(monkeypatch):
+    installed = ["vllm"]
+    monkeypatch.setattr(findings, "is_installed", lambda name: name in installed)  # a stub of what is installed
+    monkeypatch.setattr(findings.importlib.metadata, "version", lambda name: "0.24.0")
+    monkeypatch.setattr(findings, "_vllm_platform", lambda: (0, "platform cuda"))
+    monkeypatch.setenv("VERL_GSD_CPU", "1")
+    found = by_name(findings._vllm())
+    assert found["vllm platform"].state == "warn" and "unset VERL_GSD_CPU" in found["vllm platform"].remedy
+    monkeypatch.delenv("VERL_GSD_CPU")
+    assert states(findings._vllm()) == {"vllm": "ok", "vllm import": "ok"}
+    installed.clear()
+    assert states(findings._vllm()) == {"vllm": "fail"}
+
+
+# Shared memory
+
+
+@pytest.mark.parametrize(
+    ("free", "memory", "count", "state", "seen"),
+    [
+        (64 << 20, 512 * GIB, 8, "fail", "NCCL between 8 GPUs"),  # docker's default
+        (64 << 20, 512 * GIB, 1, "warn", "9.3 GiB falls back to the disk"),
+        (4 * GIB, 512 * GIB, 8, "warn", "falls back to the disk"),
+        (16 * GIB, 512 * GIB, 8, "ok", "16.0 GiB free"),
+        (256 * GIB, 512 * GIB, 8, "ok", "256.0 GiB free"),
+        (4 * GIB, 8 * GIB, 0, "ok", "4.0 GiB free"),
+        (2 * GIB, 8 * GIB, 0, "warn", "2.4 GiB falls back to the disk"),
+    ],
+)
+def test_shared_memory_is_held_against_what_ray_and_nccl_take(free, memory, count, state, seen):
+    finding = findings.shared_memory_finding(free, memory, count)
+    assert finding.state == state and seen in finding.seen
+    if state != "ok":
+        assert "--shm-size=" in finding.remedy
+
+
+def test_the_size_that_the_remedy_names_is_enough():
+    for memory, count in ((512, 8), (512, 1), (16, 2)):
+        remedy = findings.shared_memory_finding(0, memory * GIB, count).remedy
+        size = int(remedy.rpartition("=")[2].removesuffix("g"))
+        assert findings.shared_memory_finding(size * GIB, memory * GIB, count).state == "ok", remedy
+
+
+def test_ray_takes_what_we_say_of_shared_memory():
+    """Contract with Ray: the sizes of its object store that the finding reckons with."""
+    from ray._private import ray_constants
+
+    assert ray_constants.DEFAULT_OBJECT_STORE_MEMORY_PROPORTION == findings._RAY_SHARE
+    assert ray_constants.REQUIRE_SHM_SIZE_THRESHOLD == findings._RAY_BYTES
+
+
+# The command
+
+
+def test_a_check_that_raises_is_a_finding(monkeypatch):
+    def _torn():
+        raise OSError("disk gone")
+        yield
+
+    def _after():
+        yield Finding("after", "ok", "reached")
+
+    monkeypatch.setattr(findings, "CHECKS", (_torn, _after))
+    assert [(f.name, f.state) for f in findings.findings()] == [("torn", "fail"), ("after", "ok")]
+
+
+@pytest.mark.parametrize(("state", "code"), [("ok", 0), ("warn", 0), ("fail", 1)])
+def test_doctor_prints_the_remedy_and_fails_if_something_fails(monkeypatch, state, code):
+    def _one():
+        yield Finding("driver", state, "[535]", "Install driver 580" if state != "ok" else "")
+
+    monkeypatch.setattr(findings, "CHECKS", (_one,))
+    done = CliRunner().invoke(app, ["doctor"])
+    assert done.exit_code == code and "[535]" in done.output
+    assert ("Install driver 580" in done.output) == (state != "ok")

@@ -1,0 +1,119 @@
+"""What scripts/setup.sh and demo.sh choose. ``uv`` and ``verl-gsd`` are stubs that write down how they are called, and
+``nvidia-smi`` is one that answers as on several machines."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from places import ROOT
+
+LISTED = "echo 'GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-0)'"
+#: nvidia-smi on machines with one GPU, with a driver that does not run, and without any.
+MACHINES = {"gpu": LISTED, "broken driver": "echo 'NVIDIA-SMI has failed'; exit 9", "no driver": None}
+
+
+def script(path, *lines):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(["#!/bin/sh", *lines, ""]))
+    path.chmod(0o755)
+
+
+@pytest.fixture
+def machine(tmp_path):
+    """(name of a machine) -> (script, *words, **environment) -> the finished process, with the stubs' ``calls``."""
+
+    def on(name):
+        venv, calls, stubs = tmp_path / "venv", tmp_path / "calls", tmp_path / "stubs"
+        for command in ("uv", "verl-gsd"):
+            script(venv / "bin" / command, f'echo "{command} $@" >>{calls}')
+        if not (venv / "bin" / "python").exists():
+            (venv / "bin" / "python").symlink_to(sys.executable)
+        (stubs / "nvidia-smi").unlink(missing_ok=True)
+        if MACHINES[name]:
+            script(stubs / "nvidia-smi", MACHINES[name])
+        else:  # this machine's own must not answer
+            script(stubs / "nvidia-smi", "exit 127")
+
+        def run(which, *words, **environment):
+            calls.unlink(missing_ok=True)
+            kept = {
+                key: value for key, value in os.environ.items() if key not in ("EXTRAS", "PIP_FIND_LINKS", "PYTHON")
+            }
+            paths = {"PATH": f"{stubs}:{os.environ['PATH']}", "VENV": str(venv), "PIP_CONFIG_FILE": os.devnull}
+            done = subprocess.run(
+                ["bash", ROOT / "scripts" / which, *words],
+                env=kept | paths | environment,
+                capture_output=True,
+                text=True,
+            )
+            done.calls = calls.read_text().splitlines() if calls.exists() else []
+            return done
+
+        return run
+
+    return on
+
+
+@pytest.mark.parametrize(
+    ("name", "extras"), [("gpu", "gpu,dev"), ("broken driver", "cpu,dev"), ("no driver", "cpu,dev")]
+)
+def test_a_machine_with_gpus_gets_the_gpu_stack(machine, name, extras):
+    done = machine(name)("setup.sh")
+    assert done.returncode == 0, done.stderr
+    (call,) = done.calls
+    assert call.endswith(f"-e .[{extras}]")
+    for option in ("--overrides", "--torch-backend cpu"):
+        assert (option in call) is (extras == "cpu,dev"), "torchvision and CUDA's torch belong to the GPU stack"
+    assert machine(name)("setup.sh").calls == [], "nothing to do the second time"
+
+
+def test_extras_override_what_the_machine_has(machine):
+    assert machine("gpu")("setup.sh", EXTRAS="cpu,dev").calls[0].endswith("-e .[cpu,dev]")
+    assert "--overrides" in machine("gpu")("setup.sh", EXTRAS="cpu").calls[0]
+
+
+def test_a_folder_of_wheels_is_handed_on(machine):
+    (call,) = machine("no driver")("setup.sh", PIP_FIND_LINKS="/wheels").calls
+    assert "--torch-backend" not in call, "the wheels have torch"
+
+
+def test_two_builds_of_vllm_never_meet_in_one_environment(machine):
+    done = machine("gpu")("setup.sh", EXTRAS="cpu,gpu")
+    assert done.returncode == 1 and "EXTRAS=cpu,gpu" in done.stderr and done.calls == []
+    assert machine("no driver")("setup.sh").returncode == 0
+    done = machine("gpu")("setup.sh")
+    assert done.returncode == 1 and done.calls == []
+    assert "EXTRAS=cpu,dev" in done.stderr and "VENV=" in done.stderr
+
+
+def test_a_misspelt_extra_and_a_folder_of_other_files_are_rejected(machine, tmp_path):
+    done = machine("no driver")("setup.sh", EXTRAS="gpus,dev")
+    assert done.returncode == 1 and "gpus" in done.stderr and done.calls == []
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("")
+    done = machine("no driver")("setup.sh", VENV=str(tmp_path / "mine"))
+    assert done.returncode == 1 and "VENV=" in done.stderr and done.calls == []
+
+
+def test_an_installation_that_broke_off_is_remembered(machine, tmp_path):
+    run = machine("no driver")
+    script(tmp_path / "venv" / "bin" / "uv", "exit 1")
+    assert run("setup.sh").returncode != 0
+    done = machine("gpu")("setup.sh")
+    assert done.returncode == 1 and "EXTRAS=cpu,dev" in done.stderr, "half of the other build may be there"
+    assert machine("no driver")("setup.sh").returncode == 0
+
+
+def test_an_interpreter_that_is_not_there_is_named(machine, tmp_path):
+    done = machine("no driver")("setup.sh", VENV=str(tmp_path / "new"), PYTHON="python9.9")
+    assert done.returncode == 1 and "python9.9" in done.stderr and "PYTHON=" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "hardware"), [("gpu", "hardware=gpu trainer.n_gpus_per_node=1"), ("no driver", "hardware=cpu")]
+)
+def test_the_demo_runs_on_what_was_installed(machine, name, hardware):
+    done = machine(name)("demo.sh", "algo=dapo")
+    assert done.returncode == 0, done.stderr
+    assert done.calls[-1] == f"verl-gsd train algo=grpo task=arithmetic {hardware} algo=dapo"

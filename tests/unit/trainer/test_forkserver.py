@@ -1,0 +1,129 @@
+"""Workers as forks of a server: what a fork must have of its own, and what happens where no server answers."""
+
+import json
+import os
+import shlex
+import socket
+import subprocess
+from pathlib import Path
+
+import psutil
+import pytest
+
+from verl_gsd.trainer.forkserver import workers_forked
+
+REPORT = """
+import json, os, random, signal, sys
+print(json.dumps({
+    "word": os.environ["WORD"], "folder": os.getcwd(), "argv": sys.argv, "path": sys.path[0], "name": __name__,
+    "imported": [name for name in ("imaplib", "poplib", "numpy") if name in sys.modules], "parent": os.getppid(),
+    "default_sigchld": signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL,
+    "drawn": [random.random(), sys.modules["numpy"].random.random() if "numpy" in sys.modules else None],
+}))
+"""
+
+
+@pytest.fixture
+def script(tmp_path):
+    path = tmp_path / "worker.py"
+    path.write_text(REPORT)
+    return path
+
+
+def start(command, script, *arguments, word="", folder=None, **environment):
+    return subprocess.run(
+        [*shlex.split(command), script, *arguments],
+        env=os.environ | {"WORD": word} | environment,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_a_fork_is_the_process_that_was_asked_for(script, tmp_path):
+    with workers_forked(["imaplib", "numpy"]) as command:
+        seen = [json.loads(start(command, script, "-x", word=word, folder=tmp_path).stdout) for word in ("one", "two")]
+    assert [report["word"] for report in seen] == ["one", "two"], "the environment is the client's, not the server's"
+    for report in seen:
+        assert report["folder"] == str(tmp_path) and report["path"] == str(tmp_path)
+        assert report["argv"] == [str(script), "-x"] and report["name"] == "__main__"
+        assert report["imported"] == ["imaplib", "numpy"]
+        assert report["default_sigchld"], "a worker that waits for children of its own must see them end"
+    assert seen[0]["parent"] == seen[1]["parent"] != os.getpid(), "both were forked by the server"
+    for first, second in zip(seen[0]["drawn"], seen[1]["drawn"], strict=True):
+        assert first != second, "forks draw different random numbers"
+
+
+def test_the_client_waits_for_its_worker_and_passes_on_what_it_prints(tmp_path):
+    """The worker goes on only when the test lets it: a client that had not waited would have ended by then."""
+    script, gate = tmp_path / "worker.py", tmp_path / "gate"
+    os.mkfifo(gate)
+    script.write_text(
+        f"print('here', flush=True)\nopen({str(gate)!r}).read()\n"
+        "print('done', flush=True)\nraise RuntimeError('in it')\n"
+    )
+    with workers_forked([]) as command:
+        client = subprocess.Popen(
+            [*shlex.split(command), script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert client.stdout.readline() == "here\n"
+        with gate.open("w"):  # opens once the worker reads, and lets it go when closed
+            assert client.poll() is None
+        printed, said = client.communicate(timeout=60)
+    assert printed == "done\n"
+    assert "RuntimeError: in it" in said
+
+
+def test_a_server_that_cannot_import_costs_time_and_nothing_else(script, capfd):
+    with workers_forked(["imaplib", "no_such_module"]) as command:
+        done = start(command, script, word="here")
+        again = start(command, script, word="again")
+    assert json.loads(done.stdout)["word"] == "here" and json.loads(done.stdout)["imported"] == []
+    assert json.loads(again.stdout)["word"] == "again"
+    assert "no_such_module" in capfd.readouterr().err, "the server says why"
+
+
+def test_nothing_is_left_of_a_server(script):
+    with workers_forked([]) as command:
+        parent = json.loads(start(command, script).stdout)["parent"]
+        path = Path(shlex.split(command)[-1])
+        assert path.is_socket()
+    with pytest.raises(ProcessLookupError):
+        os.kill(parent, 0)
+    assert not path.parent.exists()
+    assert "no fork from" in start(command, script).stderr
+
+
+def test_a_fork_that_would_come_too_late_for_its_environment_starts_as_python(script, tmp_path):
+    """PYTHONPATH and the like are read before a fork could take them over."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "helper.py").write_text("NAME = 'helped'")
+    script.write_text("import os, helper; print(helper.NAME, os.getppid())")
+    with workers_forked([]) as command:
+        done = start(command, script, PYTHONPATH=str(tmp_path / "elsewhere"))
+        again = start(command, script, PYTHONPATH=str(tmp_path / "elsewhere"))
+    with workers_forked([], {"PYTHONPATH": str(tmp_path / "elsewhere")}) as command:
+        forked = [start(command, script, PYTHONPATH=str(tmp_path / "elsewhere")).stdout.split() for _ in range(2)]
+    assert done.stdout.split()[0] == again.stdout.split()[0] == "helped"
+    assert done.stdout.split()[1] == str(os.getpid()), "the client itself became Python"
+    assert forked[0] == forked[1] and forked[0][1] != str(os.getpid()), "the same variable from the start: forks"
+
+
+def test_a_request_that_is_cut_off_costs_that_worker_alone(script):
+    with workers_forked([]) as command:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(shlex.split(command)[-1])
+            socket.send_fds(connection, [(100).to_bytes(8, "big")], [1, 2])
+            connection.sendall(b"{half")
+        assert json.loads(start(command, script).stdout)["parent"] != os.getpid()
+
+
+def test_no_worker_outlives_its_server(tmp_path):
+    script = tmp_path / "worker.py"
+    script.write_text("import os, signal, subprocess, sys\nprint(os.getpid(), flush=True)\nsignal.pause()")
+    with workers_forked([]) as command:
+        client = subprocess.Popen([*shlex.split(command), script], stdout=subprocess.PIPE, text=True)
+        worker = psutil.Process(int(client.stdout.readline()))
+    client.wait()
+    assert not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE
