@@ -1,6 +1,6 @@
 """Gradients of GVPO's and DaGRPO's losses on verl's FSDP2 engine, against plain autograd on the CPU.
 
-The cases of ``tests/test_gvpo_engine.py`` and ``tests/test_dagrpo_engine.py``, on one device: the embedded model, two
+The cases of ``tests/engine/test_gvpo.py`` and ``tests/engine/test_dagrpo.py``, on one device: the embedded model, two
 mini-batches, several micro-batch sizes, rows packed and padded. The engine computes in float32 without TF32, autograd
 in float64. A difference is the L2 norm over all parameters of the error, relative to that of the gradient.
 """

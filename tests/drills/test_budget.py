@@ -14,7 +14,7 @@ from verl_gsd.trainer.budget_section import Settings
 from verl_gsd.trainer.budgeting import rollouts_of
 from verl_gsd.trainer.state import restore_state
 
-#: A drill: test_sampler_runs.py has a budget in every run of the tests, and this one without a sampler.
+#: A drill: stack/test_sampler.py has a budget in every run of the tests, and this one without a sampler.
 PER_LEVEL, BATCH, SIZE, SAVED, KILLED, STEPS = 3, 12, 8, 4, 5, 6
 PASS = 8 * PER_LEVEL // BATCH
 BUDGET = Settings(half_life=3, maximum=20)

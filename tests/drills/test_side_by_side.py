@@ -1,8 +1,9 @@
 """Two runs on one machine at the same time, each with a Ray cluster of its own: each generates with its own policy.
 
-verl alone gives the two runs the same sockets for their weights (tests/test_weight_sockets.py). One run hardly changes
-its policy and the other changes it strongly. If a run's vLLM had loaded the other run's weights, vLLM's probabilities
-of the tokens it drew would differ from the actor's by about as much as the two final policies differ.
+verl alone gives the two runs the same sockets for their weights (tests/contract/test_weight_sockets.py). One run
+hardly changes its policy and the other changes it strongly. If a run's vLLM had loaded the other run's weights,
+vLLM's probabilities of the tokens it drew would differ from the actor's by about as much as the two final policies
+differ.
 """
 
 import subprocess

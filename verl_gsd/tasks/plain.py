@@ -2,9 +2,9 @@ r"""Answers that need no computer algebra: numbers, and tuples and intervals of 
 
 math-verify takes 2 ms of CPU for two integers and 80 ms for two intervals; most answers are these, and here they take
 microseconds. What is not of these forms, or only nearly equal, is left to math-verify. Where an answer is given, it is
-math-verify's (``tests/test_plain.py`` compares), but in these readings of ours: p% is p and also p/100, ``°`` is a
-degree, ``1\,000``, ``+1,000`` and ``1,000^\circ`` are a thousand, 5 million is 5,000,000, and nearly equal is a matter
-of proportion, so that 3e-19 is not 1e-19. Units are dropped, as math-verify drops them: 5 cm is 5.
+math-verify's (``tests/unit/tasks/test_plain.py`` compares), but in these readings of ours: p% is p and also p/100,
+``°`` is a degree, ``1\,000``, ``+1,000`` and ``1,000^\circ`` are a thousand, 5 million is 5,000,000, and nearly equal
+is a matter of proportion, so that 3e-19 is not 1e-19. Units are dropped, as math-verify drops them: 5 cm is 5.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Asked for by ``VERL_GSD_CPU=1`` (``hardware=cpu`` sets it) and inert otherwise, so that a machine with GPUs never picks
 it by itself. ``activate`` runs from the plugin, hence in every process that imports verl: driver, Ray workers, and the
-processes vLLM spawns. Each patch says why it is there; ``tests/test_cpu_patches.py`` says when it can go.
+processes vLLM spawns. Each patch says why it is there; ``tests/contract/test_cpu_patches.py`` says when it can go.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 verl 0.9.1 computes them by flash-attn's cross entropy. Without that package it loops over the rows of the logits, which
 are the tokens of a micro-batch: thousands of small kernels, and for bfloat16 logits a softmax in bfloat16. Here a chunk
-of tokens is one call of PyTorch's cross entropy in float32, as flash-attn's is. ``tests/test_log_probs.py`` fails when
-verl no longer loops over tokens: the patch can then go.
+of tokens is one call of PyTorch's cross entropy in float32, as flash-attn's is. ``tests/contract/test_log_probs.py``
+fails when verl no longer loops over tokens: the patch can then go.
 """
 
 from __future__ import annotations

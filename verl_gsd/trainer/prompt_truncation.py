@@ -2,8 +2,8 @@
 
 verl 0.9.1 cuts a prompt that is longer than rollout.prompt_length on the left, whatever data.truncation says, and only
 the log of an agent loop's worker mentions it. The patch has an effect under our trainer modes alone: no other trainer
-looks for the mark described below. ``tests/test_prompt_truncation.py`` fails when verl's agent loop reads the key
-itself: the patch can then go.
+looks for the mark described below. ``tests/contract/test_prompt_truncation.py`` fails when verl's agent loop reads
+the key itself: the patch can then go.
 
 With ``truncation=error`` a run is rejected if a counted prompt is too long (``prompt_lengths.py``). An agent loop can
 still build one from prompts that cannot be counted. An exception would end the session, and verl counts no sessions

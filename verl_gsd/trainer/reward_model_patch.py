@@ -3,7 +3,7 @@
 verl 0.9.1: ``RewardLoopWorker.compute_score_disrm`` returns ``reward_score`` alone, and the agent loop then reads
 ``reward_extra_info``: every session ends in a KeyError (verl issue 7368). The reward managers return both. No other
 method of the worker makes a result of its own: a generative reward model needs a custom reward function, which a reward
-manager calls. ``tests/test_reward_model_patch.py`` fails when verl mends it: the patch can then go.
+manager calls. ``tests/contract/test_reward_model_patch.py`` fails when verl mends it: the patch can then go.
 """
 
 from __future__ import annotations
