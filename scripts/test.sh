@@ -2,15 +2,15 @@
 # Everything that must hold, from a clean checkout. It prints the time of each part at its end.
 #   --fast   style, types, layers and tests/unit: no verl, no Ray
 #   (none)   the above, tests/contract, tests/engine and tests/stack: training runs on the real stack
-#   --full   the above with every run of tests/stack killed and resumed, and tests/drills
+#   --full   the above and tests/drills: kills, clusters, long runs (hours)
 # Further words go to pytest. VENV names the environment, as for setup.sh.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 cd "$root"
-folders=(unit contract engine stack) killed=()
+folders=(unit contract engine stack)
 case "${1:-}" in
   --fast) folders=(unit); shift ;;
-  --full) folders+=(drills) killed=(--killed); shift ;;
+  --full) folders+=(drills); shift ;;
 esac
 times=()
 part() { # part NAME COMMAND...: run a part and keep its time
@@ -37,7 +37,5 @@ tests() {
   [ "$folder" != unit ] || workers=(--numprocesses logical --maxprocesses 4)
   if "$bin"/python -m pytest -m "$folder" "${workers[@]}" "${paths[@]}" "$@"; then ran=yes; else [ $? = 5 ]; fi
 }
-for folder in "${folders[@]}"; do
-  if [ "$folder" = stack ]; then part stack tests stack "${killed[@]}" "$@"; else part "$folder" tests "$folder" "$@"; fi
-done
+for folder in "${folders[@]}"; do part "$folder" tests "$folder" "$@"; done
 [ $ran = yes ] || { echo "test.sh: there are no such tests" >&2; exit 5; }

@@ -5,6 +5,7 @@ import gc
 import importlib
 import importlib.metadata
 import os
+import pickle
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import pytest
 from hypothesis import settings
 
 HERE = Path(__file__).parent
+#: Minutes of a drill that CI runs beside all other tests.
+SHORT = 8
 
 # No test fails for being slow on a busy machine.
 settings.register_profile("project", deadline=None)
@@ -26,20 +29,30 @@ importlib.import_module("verl_gsd.cli.console")
 
 
 def pytest_addoption(parser):
-    parser.addoption("--killed", action="store_true", help="kill and resume every run on the stack, not only some")
-
-
-@pytest.fixture(scope="session")
-def killed(request):
-    """Whether runs that need not be are killed and resumed: a further start of the stack each."""
-    return request.config.getoption("--killed")
+    text = f"of the drills run one that takes at most {SHORT} minutes, chosen by COMMIT's hash"
+    parser.addoption("--one-drill", metavar="COMMIT", help=text)
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
     """The folder is the marker: unit, contract, engine, stack or drills."""
     for item in items:
         item.add_marker(item.path.relative_to(HERE).parts[0])
+    if commit := config.getoption("--one-drill"):
+        drills = {item.nodeid: _short_drill(item) for item in items}
+        names = sorted(set(drills.values()) - {""})
+        chosen = names[int(commit, 16) % len(names)]
+        config.hook.pytest_deselected(items=[item for item in items if drills[item.nodeid] != chosen])
+        items[:] = [item for item in items if drills[item.nodeid] == chosen]
+
+
+def _short_drill(item):
+    """The short drill that a test belongs to, or "": its file where the file is marked with minutes, else itself."""
+    marker = item.get_closest_marker("minutes")
+    if marker is None or marker.args[0] > SHORT or item.get_closest_marker("drills") is None:
+        return ""
+    of_the_file = any(own.name == "minutes" for own in item.getparent(pytest.Module).own_markers)
+    return str(item.path.name) if of_the_file else item.nodeid
 
 
 def pytest_collection_finish():
@@ -67,30 +80,35 @@ def tiny_task(tmp_path_factory):
 
 @functools.cache
 def _groups_composed(*groups):
+    """A pickle of the composed config, which loads in a tenth of the time that a copy takes."""
     from verl_gsd.trainer.config import compose_config, parse_line
 
-    return compose_config(parse_line(groups))
+    return pickle.dumps(compose_config(parse_line(groups)))
+
+
+@functools.cache
+def _resolved(*words):
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from omegaconf import OmegaConf
+
+    from verl_gsd.trainer.config import parse_line
+
+    line = parse_line(words)
+    config = pickle.loads(_groups_composed(*(f"{group}={name}" for group, name in line.choices.items())))
+    for override in map(OverridesParser.create().parse_override, line.overrides):
+        OmegaConf.update(config, override.key_or_group, override.value(), force_add=True)
+    OmegaConf.resolve(config)
+    return pickle.dumps((config, line))
 
 
 @pytest.fixture(scope="session")
 def compose_fast():
-    """(words) -> (resolved config, parsed line), as the command line has them, in a tenth of the time.
+    """(words) -> (resolved config, parsed line), as the command line has them, in a twentieth of the time.
 
-    Hydra composes a choice of groups once; single keys are set on a copy of that. Composing itself is test_config's.
+    Hydra composes a choice of groups once; single keys are set on a copy of that. Composing itself is test_config's, and
+    so is what a config takes from the environment: here that is read once.
     """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from omegaconf import OmegaConf
-
-    from verl_gsd.trainer.config import parse_line, resolve
-
-    def compose(*words):
-        line = parse_line(words)
-        config = _groups_composed(*(f"{group}={name}" for group, name in line.choices.items())).copy()
-        for override in map(OverridesParser.create().parse_override, line.overrides):
-            OmegaConf.update(config, override.key_or_group, override.value(), force_add=True)
-        return resolve(config), line
-
-    return compose
+    return lambda *words: pickle.loads(_resolved(*words))
 
 
 @pytest.fixture(scope="module")

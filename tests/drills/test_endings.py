@@ -1,4 +1,4 @@
-"""Training on the real stack: verl, Ray and vLLM, nothing replaced. Runs are shared, since a start costs minutes."""
+"""Runs that a user or an error ends: none leaves a process."""
 
 import re
 import signal
@@ -7,11 +7,7 @@ import time
 
 import psutil
 import pytest
-from running import (
-    BINARIES,
-    TASK,
-    verl_gsd,
-)
+from running import BINARIES, TASK, verl_gsd
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +30,7 @@ def of_a_run_since(start):
     return left
 
 
+@pytest.mark.minutes(2)
 def test_ctrl_c_twice_in_the_middle_of_a_run_leaves_no_process_and_says_how_to_go_on(task, tmp_path):
     start = time.time()
     words = ["algo=grpo", *SMALL, f"trainer.default_local_dir={tmp_path}/run", "trainer.save_freq=1"]
@@ -51,6 +48,7 @@ def test_ctrl_c_twice_in_the_middle_of_a_run_leaves_no_process_and_says_how_to_g
     assert of_a_run_since(start) == []
 
 
+@pytest.mark.minutes(2)
 def test_a_crash_leaves_no_process_and_shows_the_cause(task, tmp_path):
     """A verifier that raises: verl goes on over groups that all fail, and gives up on other grounds."""
     start = time.time()

@@ -1,36 +1,21 @@
-"""GVPO on the real stack: earlier responses in every group, with a pass before each mini-batch until the run is killed,
-and with groups kept whole when it is resumed; as drills, whole groups over two workers with sessions missing, and forty
-steps that learn."""
+"""GVPO on the real stack: whole groups over two workers with sessions missing, and forty steps that learn."""
 
 import os
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from running import (
-    SURE,
-    TASK,
-    metrics,
-    validated,
-    validation_kept,
-    verl_gsd,
-)
+from running import SURE, TASK, metrics, validated, validation_kept, verl_gsd
 
 from verl_gsd.evaluation.intervals import paired
 from verl_gsd.records import read_records
 
 BATCH, SIZE = 8, 8
-
-
 COMMON = ("algo=gvpo", "task=arithmetic", "hardware=cpu", f"data.train_batch_size={BATCH}")
-
-
 SHORT = (
     *("actor_rollout_ref.actor.ppo_mini_batch_size=4", "trainer.val_before_train=false", "trainer.test_freq=-1"),
     "actor_rollout_ref.actor.optim.lr_warmup_steps=0",
 )
-
-
 FAULTS = """
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 
@@ -64,6 +49,7 @@ def whole(task, tmp_path_factory):
     return SimpleNamespace(seen=metrics(folder / "run", 1), records=read_records(folder / "run").to_pylist())
 
 
+@pytest.mark.minutes(3)
 def test_groups_are_kept_whole_and_missing_sessions_filled_and_counted(whole):
     for step, seen in whole.seen.items():
         assert seen["gvpo/route_whole"] == 1 and seen["gvpo/split_groups"] == 0
@@ -80,6 +66,7 @@ def test_the_second_mini_batch_is_tilted_by_what_the_first_one_changed(whole):
         assert 0 < seen["actor/grad_norm"] < np.inf and seen["gvpo/mse"] > 0
 
 
+@pytest.mark.minutes(7)
 def test_gvpo_learns(task, tmp_path):
     run = tmp_path / "run"
     kept = (f"trainer.default_local_dir={run}", "trainer.save_freq=-1", validation_kept(run))

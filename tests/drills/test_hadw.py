@@ -1,15 +1,11 @@
-"""Training on the real stack: verl, Ray and vLLM, nothing replaced. Runs are shared, since a start costs minutes."""
+"""HA-DW over DAPO with two workers, killed and resumed."""
 
 import pytest
-from running import (
-    TASK,
-    metrics,
-    replayed_anchors,
-    train_until_killed,
-    verl_gsd,
-)
+from running import TASK, metrics, replayed_anchors, train_until_killed, verl_gsd
 
 from verl_gsd.records import read_records
+
+pytestmark = pytest.mark.minutes(4)
 
 
 @pytest.fixture(scope="module")

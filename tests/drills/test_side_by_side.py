@@ -17,6 +17,8 @@ import torch
 from running import BINARIES, TASK, metrics, verl_gsd, weights
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+pytestmark = pytest.mark.minutes(4)
+
 STEPS = 8
 PROMPTS = 16
 RATES = {"still": 1e-12, "moving": 3e-3}

@@ -124,6 +124,8 @@ except typer.Exit as end:
     sys.exit(end.exit_code)
 """
 
+pytestmark = pytest.mark.minutes(4)
+
 
 def watching(cluster, name, *commands):
     return subprocess.Popen(

@@ -1,81 +1,84 @@
-"""Training on the real stack: verl, Ray and vLLM, nothing replaced. Runs are shared, since a start costs minutes."""
+"""GRPO on the real stack with all that goes with it: an adaptive budget, prompts drawn by disagreement, a third party's
+stage, a reference model and TensorBoard. The run is killed in a step, resumed, and its checkpoint evaluated."""
 
 import json
-import os
 import re
-import subprocess
-import sys
-from collections import Counter, defaultdict
-from contextlib import suppress
+from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
-import psutil
 import pyarrow.parquet as pq
 import pytest
+import third_party
 import torch
 from omegaconf import OmegaConf
 from running import (
-    BINARIES,
     SURE,
     TASK,
     metrics,
-    ray_processes,
+    processes_with,
     remembered,
     replayed,
-    replayed_anchors,
-    train_until_killed,
+    train_through,
     validated,
     validation_kept,
     verl_gsd,
 )
 
 from verl_gsd.evaluation.intervals import paired, wilson
+from verl_gsd.planning import posterior_silent_rate
+from verl_gsd.prompts import PromptStore
 from verl_gsd.records import read_records
 from verl_gsd.rundir import RunDirectory
-from verl_gsd.trainer.forkserver import workers_forked
+from verl_gsd.trainer.budget_section import Settings
+from verl_gsd.trainer.budgeting import rollouts_of
+from verl_gsd.trainer.state import check_state
+
+#: Every prompt is seen some three times.
+PROMPTS, BATCH, SIZE = 240, 24, 8
+SAVED, KILLED, STEPS = 20, 21, 32
+HELD_OUT = 1024
+BUDGET = Settings(half_life=100, maximum=20)
+#: A variable in the environment of every process of the run.
+MARK = "VERL_GSD_TEST_OF_GRPO"
 
 
 @pytest.fixture(scope="module")
-def task():
+def grpo(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("grpo")
+    run = folder / "run"
     done = verl_gsd("prepare", "arithmetic")
     assert done.returncode == 0, done.stderr
-    return TASK
-
-
-SAVED, KILLED, STEPS = 30, 31, 40  # as many as the demo's
-
-
-HELD_OUT = 1024
-
-
-@pytest.fixture(scope="module")
-def grpo(task, tmp_path_factory):
-    """GRPO with a KL reference model and TensorBoard; killed in a step, then resumed."""
-    run = tmp_path_factory.mktemp("grpo") / "run"
-    before = ray_processes()
-    code, killed = train_until_killed(
+    left = []
+    attempts, printed = train_through(
+        run,
         *("algo=grpo", "task=arithmetic", "hardware=cpu", "logger=tensorboard"),
-        *(f"trainer.default_local_dir={run}", f"trainer.total_training_steps={STEPS}"),
-        "actor_rollout_ref.actor.use_kl_loss=true",
+        *("budget=adaptive", f"algorithm.gsd.budget.maximum={BUDGET.maximum}", "sampler=disagreement"),
+        *("+algorithm.gsd.tally={label:groups}", "actor_rollout_ref.actor.use_kl_loss=true"),
+        *(f"data.train_max_samples={PROMPTS}", f"data.train_batch_size={BATCH}"),
         *(f"trainer.save_freq={SAVED}", f"trainer.test_freq={STEPS}", validation_kept(run)),
-        step=KILLED,
+        last=STEPS,
+        killed_after=KILLED,
+        saved=SAVED,
+        between=lambda: left.append(processes_with(MARK, str(folder))),
+        env=third_party.install(folder) | {MARK: str(folder)},
     )
-    left = ray_processes() - before
-    resumed = verl_gsd("train", f"resume={run}")
-    assert resumed.returncode == 0, killed + resumed.stdout + resumed.stderr
-    left |= ray_processes() - before
-    return SimpleNamespace(run=run, killed=killed, code=code, printed=resumed.stdout, left=left)
+    left.append(processes_with(MARK, str(folder)))
+    records = read_records(run)
+    rows = {step: [row for row in records.to_pylist() if row["step"] == step] for step in attempts}
+    seen = {step: metrics(run, attempt)[step] for step, attempt in attempts.items()}
+    return SimpleNamespace(
+        run=run, attempts=attempts, printed=printed, left=left, records=records, rows=rows, seen=seen
+    )
 
 
 def test_a_killed_run_says_how_to_go_on_and_the_resumed_one_ends_with_its_result(grpo):
-    assert grpo.code == 1
-    assert f"resume={grpo.run}" in re.sub(r"\s", "", grpo.killed)
-    seen = metrics(grpo.run, 2)
-    table = re.sub(r"\s+", " ", grpo.printed)
+    assert f"resume={grpo.run}" in re.sub(r"\s", "", grpo.printed)
+    validations = metrics(grpo.run, 2)
+    table = re.sub(r"\s+", " ", grpo.printed).replace("|", "│")
     for step in (SAVED, STEPS):
-        assert f"{seen[step]['val-core/arithmetic/acc/mean@1']:.3f} [" in table
-    assert f"steps of this attempt │ {STEPS - SAVED}" in table.replace("|", "│")
+        assert f"{validations[step]['val-core/arithmetic/acc/mean@1']:.3f} [" in table
+    assert f"steps of this attempt │ {STEPS - SAVED}" in table
     assert f"run directory {grpo.run}" in grpo.printed
 
 
@@ -88,61 +91,42 @@ def test_held_out_accuracy_rises_by_more_than_chance_makes_of_the_same_prompts(g
     assert found.difference.low > 0 and found.p_value < SURE, found
 
 
-def test_the_reference_model_measures_a_divergence_that_grows_from_zero(grpo):
-    run = grpo.run
-    seen = metrics(run, 1)
-    assert seen[1]["actor/kl_loss"] == pytest.approx(0, abs=1e-5)
-    assert seen[KILLED]["actor/kl_loss"] > 1e-3
-
-
 def test_a_resumed_run_goes_on_where_the_checkpoint_stands(grpo):
-    run = grpo.run
-    assert sorted(metrics(run, 2)) == list(range(SAVED, STEPS + 1))
-    restored = paired(validated(run, 0), validated(run, SAVED))
-    assert restored.difference.low > 0, "not the weights the run began with"
-    assert metrics(run, 2)[SAVED + 1]["actor/kl_loss"] > 1e-3, "the reference is the first model, not the checkpoint"
-    assert RunDirectory(run).latest_checkpoint() == STEPS
-    assert sorted(metrics(run, 1))[: KILLED + 1] == list(range(KILLED + 1)), "the first attempt's are untouched"
+    """The divergence from the model that the run began with grows from zero, and does not start again."""
+    divergence = {step: seen["actor/kl_loss"] for step, seen in grpo.seen.items()}
+    assert divergence[1] == pytest.approx(0, abs=1e-5)
+    assert divergence[SAVED + 1] > divergence[SAVED // 2] > divergence[1]
+    assert metrics(grpo.run, 1)[SAVED + 1]["actor/kl_loss"] == pytest.approx(divergence[SAVED + 1], rel=0.5)
+    assert RunDirectory(grpo.run).latest_checkpoint() == STEPS
+    assert sorted(metrics(grpo.run, 2)) == list(range(SAVED, STEPS + 1))
+    assert sorted(metrics(grpo.run, 1))[: KILLED + 1] == list(range(KILLED + 1)), "the first attempt's are untouched"
 
 
-def test_every_group_of_a_killed_and_resumed_run_is_recorded_once_and_remembered_as_recorded(grpo):
-    records = read_records(grpo.run)
-    batch = OmegaConf.load(RunDirectory(grpo.run).config).data.train_batch_size
-    steps = Counter(records["step"].to_pylist())
-    assert steps == dict.fromkeys(range(1, STEPS + 1), batch), "no step without its groups, none twice"
-    attempts = dict(zip(records["step"].to_pylist(), records["attempt"].to_pylist(), strict=True))
-    assert attempts == {step: 1 if step <= SAVED else 2 for step in steps}
-    assert set(records["fate"].to_pylist()) == {"trained"} and set(records["size"].to_pylist()) == {8}
+def test_every_group_is_recorded_once_and_remembered_as_recorded(grpo):
+    steps = Counter(grpo.records["step"].to_pylist())
+    assert steps == dict.fromkeys(range(1, STEPS + 1), BATCH), "no step without its groups, none twice"
+    attempts = dict(zip(grpo.records["step"].to_pylist(), grpo.records["attempt"].to_pylist(), strict=True))
+    assert attempts == grpo.attempts
+    assert set(grpo.records["fate"].to_pylist()) == {"trained"}
     for step in (SAVED, STEPS):
-        assert remembered(grpo.run / f"global_step_{step}") == replayed(records, step)
+        assert remembered(grpo.run / f"global_step_{step}") == replayed(grpo.records, step)
 
 
 def test_records_agree_with_what_verl_logs(grpo):
-    records = read_records(grpo.run).to_pylist()
-    for attempt, step in ((1, 7), (2, STEPS)):
-        rows = [row for row in records if row["step"] == step]
-        logged = metrics(grpo.run, attempt)[step]
-        assert np.mean([row["mean"] for row in rows]) == pytest.approx(logged["critic/score/mean"])
-        mean_length = sum(row["tokens"] for row in rows) / sum(row["size"] for row in rows)
+    for step, rows in grpo.rows.items():
+        logged, sizes = grpo.seen[step], [row["size"] for row in rows]
+        assert np.average([row["mean"] for row in rows], weights=sizes) == pytest.approx(logged["critic/score/mean"])
+        mean_length = sum(row["tokens"] for row in rows) / sum(sizes)
         assert mean_length == pytest.approx(logged["response_length/mean"])
         assert logged["group/frac_mixed"] == np.mean([row["kind"] == "mixed" for row in rows])
         assert logged["group/count/trained"] == len(rows)
-        assert logged["prompts/known"] == len({row["index"] for row in records if row["step"] <= step})
+        known = {row["index"] for earlier in range(1, step + 1) for row in grpo.rows[earlier]}
+        assert logged["prompts/known"] == len(known)
         assert logged["dial/gain/mean"] == pytest.approx(np.mean([row["gain"] for row in rows]))
 
 
-def test_tensorboard_has_the_same_scalars(grpo):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    run = grpo.run
-    events = EventAccumulator(str(RunDirectory(run).tensorboard)).Reload()
-    for name in ("critic/score/mean", "group/frac_mixed", "timing_s/gsd_read"):
-        logged = {event.step: event.value for event in events.Scalars(name)}
-        assert logged[7] == pytest.approx(metrics(run, 1)[7][name])
-
-
-def test_a_finished_run_leaves_no_ray_process(grpo):
-    assert grpo.left == set()
+def test_a_finished_or_killed_run_leaves_no_process(grpo):
+    assert grpo.left == [[], []]
 
 
 def test_a_used_run_directory_is_not_gone_on_with_in_silence(grpo):
@@ -151,160 +135,239 @@ def test_a_used_run_directory_is_not_gone_on_with_in_silence(grpo):
     assert again.returncode == 2 and f"resume={run}" in re.sub(r"\s", "", again.stderr)
 
 
-def test_verls_own_main_ppo_runs_hadw_over_dapo_and_evicts_silent_groups(task, tmp_path):
-    """One flag on an existing launch script; that the workers are forks makes it start in half the time."""
-    with workers_forked() as command:
-        done = subprocess.run(
-            [
-                *(sys.executable, "-m", "verl.trainer.main_ppo"),
-                *("+algo=hadw_dapo", "+task=arithmetic", "+hardware=cpu", "trainer.logger=[console]"),
-                *(f"trainer.default_local_dir={tmp_path}/run", f"hydra.run.dir={tmp_path}/hydra"),
-                *("data.train_batch_size=8", "trainer.total_training_steps=3", "trainer.save_freq=-1"),
-                *("trainer.val_before_train=false", "trainer.test_freq=-1"),
-                f"trainer.rollout_data_dir={tmp_path}/rollouts",
-                f"ray_kwargs.ray_init.runtime_env.py_executable='{command}'",
-            ],
-            env=os.environ | {"VERL_GSD_CPU": "1"},
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=1800,
+# A third party's stage
+
+
+def test_the_memory_of_a_third_partys_stage_is_fed_saved_and_restored(grpo):
+    for step in (SAVED, STEPS):
+        values, _ = check_state(grpo.run / f"global_step_{step}", {})
+        rows = [row for earlier in range(1, step + 1) for row in grpo.rows[earlier]]
+        assert values["tally"] == {"groups": step * BATCH, "correct": sum(row["correct"] for row in rows)}
+    assert {step: seen["tally/groups"] for step, seen in grpo.seen.items()} == {
+        step: step * BATCH for step in grpo.seen
+    }
+
+
+# Rollouts shared out
+
+
+def replay(grpo):
+    """(step, its records, what a fresh memory fed from the records knew of their prompts before it) of every step."""
+    store = PromptStore(half_life=BUDGET.half_life)
+    for step, rows in grpo.rows.items():
+        yield step, rows, store.recent([(row["data_source"], row["index"]) for row in rows], step)
+        for row in rows:
+            store.observe((row["data_source"], row["index"]), row["correct"], row["total"], step)
+
+
+def test_every_step_has_as_many_rollouts_as_with_equal_groups_and_none_is_padding(grpo):
+    for step, rows in grpo.rows.items():
+        assert sum(row["asked"] for row in rows) == BATCH * SIZE
+        assert [row["size"] for row in rows] == [row["total"] for row in rows] == [row["asked"] for row in rows]
+        seen = grpo.seen[step]
+        tokens = seen["prompt_length/mean"] + seen["response_length/mean"]  # of real rows
+        assert seen["global_seqlen/mean"] == pytest.approx(BATCH * SIZE * tokens), "of all rows of the one worker"
+
+
+def test_sizes_are_what_earlier_visits_make_of_them_across_the_resume(grpo):
+    varied = 0
+    for _, rows, (correct, total) in replay(grpo):
+        asked = [row["asked"] for row in rows]
+        expected = rollouts_of(correct, total, SIZE, BUDGET)
+        # Which of two prompts with equal counts has one more is the order of the batch, which records do not keep.
+        pairs, again = (sorted(zip(correct, total, sizes, strict=True)) for sizes in (asked, expected.tolist()))
+        assert pairs == again
+        assert BUDGET.minimum <= min(asked) and max(asked) <= BUDGET.maximum
+        varied += len(set(asked)) > 1
+    assert set(row["asked"] for row in grpo.rows[1]) == {SIZE}, "nobody is known"
+    assert varied > STEPS / 2
+
+
+def test_silence_is_predicted_from_earlier_visits_in_records_and_metrics_alike(grpo):
+    for step, rows, (correct, total) in replay(grpo):
+        known = [place for place, count in enumerate(total) if count]
+        found = [rows[place]["silent_predicted"] for place in known]
+        assert {row["silent_predicted"] for place, row in enumerate(rows) if place not in known} <= {None}
+        expected = posterior_silent_rate(
+            np.asarray(correct)[known], np.asarray(total)[known], [rows[place]["size"] for place in known], BUDGET.prior
         )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    seen = metrics(tmp_path / "run", 1)
-    assert sorted(seen) == [1, 2, 3]
-    assert sum(data.get("training/filter_groups/evicted_samples", 0) for data in seen.values()) > 0
-    for step in seen:
-        groups = defaultdict(list)
-        for line in (tmp_path / "rollouts" / f"{step}.jsonl").read_text().splitlines():
-            row = json.loads(line)
-            groups[row["uid"].rsplit("_", 2)[0]].append(row["score"])
-        assert [len(scores) for scores in groups.values()] == [8] * 8
-        assert all(0 < sum(scores) < 8 for scores in groups.values()), "what is trained on disagrees"
-
-    # Every group generated is in the records, by what became of it.
-    table = read_records(tmp_path / "run")
-    records = table.to_pylist()
-    assert {row["fate"] for row in records} == {"trained", "filtered", "surplus"}
-    for step, data in seen.items():
-        rows = [row for row in records if row["step"] == step]
-        fates = Counter(row["fate"] for row in rows)
-        assert fates["trained"] == 8
-        assert fates["filtered"] == data.get("training/filter_groups/evicted_samples", 0)
-        assert fates["surplus"] == data.get("training/filter_groups/discarded_surplus_samples", 0)
-        assert all((row["kind"] == "mixed") == (row["fate"] != "filtered") for row in rows)
-        assert data["group/count/filtered"] == fates["filtered"]
-        assert data["group/frac_mixed"] == pytest.approx((len(rows) - fates["filtered"]) / len(rows))
-        # The anchor saw the evicted groups too.
-        accuracy = sum(row["correct"] for row in rows) / sum(row["total"] for row in rows)
-        assert data["hadw/accuracy"] == pytest.approx(accuracy)
-    assert {row["hadw_anchor"] for row in records if row["step"] == 1} == {None}
-    replayed_anchors(tmp_path / "run", table, 3)  # every group met the anchor that the steps before it made
+        assert found == pytest.approx(expected.tolist())
+        seen = grpo.seen[step]
+        if known:
+            assert seen["group/silent/predicted"] == pytest.approx(np.mean(found))
+            assert seen["group/silent/observed"] == np.mean([rows[place]["kind"] != "mixed" for place in known])
+        else:
+            assert "group/silent/predicted" not in seen
 
 
-def test_solve_rates_spread_as_group_relative_training_needs(task):
-    """16 samples at temperature 1 for each of 512 prompts of the training set."""
-    import pyarrow.parquet as pq
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def test_metrics_say_who_got_how_many_rollouts(grpo):
+    for step, rows, (_, total) in replay(grpo):
+        asked, seen = [row["asked"] for row in rows], grpo.seen[step]
+        for percent in (10, 50, 90):
+            assert seen[f"budget/rollouts/p{percent}"] == pytest.approx(np.percentile(asked, percent))
+        assert seen["budget/share/floor"] == asked.count(BUDGET.minimum) / BATCH
+        assert seen["budget/share/cap"] == asked.count(BUDGET.maximum) / BATCH
+        assert seen["budget/share/known"] == np.mean(np.asarray(total) > 0)
 
-    from verl_gsd.tasks.arithmetic import compute_score
 
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_pretrained(task / "model")
-    tokenizer = AutoTokenizer.from_pretrained(task / "model")
-    tokenizer.padding_side = "left"
-    rows = pq.read_table(task / "train.parquet").to_pylist()[:512]
-    text = [tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=False) for row in rows]
-    batch = tokenizer(text, return_tensors="pt", padding=True, add_special_tokens=False)
-    tokens = model.generate(
-        **batch, do_sample=True, temperature=1.0, top_k=0, max_new_tokens=4, num_return_sequences=16
+def test_a_groups_rows_weigh_as_much_less_as_there_are_more_of_them(grpo):
+    """The largest advantage of a step, from counts alone: that of a right answer in the group that has fewest for its
+    size, times n over the group's size."""
+    for step, rows in grpo.rows.items():
+        largest = [0.0]
+        for row in rows:
+            size, rate = row["size"], row["correct"] / row["size"]
+            if 0 < rate < 1:
+                sigma = np.sqrt(rate * (1 - rate) * size / (size - 1))
+                largest.append(SIZE / size * (1 - rate) / (sigma + 1e-6))
+        assert grpo.seen[step]["critic/advantages/max"] == pytest.approx(max(largest), rel=1e-5)
+        assert 0 < grpo.seen[step]["actor/grad_norm"] < np.inf
+
+
+# Prompts drawn by disagreement
+
+
+def test_every_step_drew_what_the_steps_before_it_make_of_its_seed(grpo):
+    """From records alone, through a memory and a sampler of its own; the resumed attempt included."""
+    from verl.trainer.ppo.utils import create_rl_dataset
+
+    from verl_gsd.trainer.dataset import prompt_keys
+    from verl_gsd.trainer.sampler import DisagreementSampler
+
+    config = OmegaConf.load(RunDirectory(grpo.run).config)
+    data = create_rl_dataset(config.data.train_files, config.data, None, None, max_samples=PROMPTS)
+    keys = prompt_keys(data, unique=True)
+    settings = config.algorithm.gsd.sampler
+    store, step = PromptStore(half_life=settings.half_life), 0
+    sampler = DisagreementSampler(
+        keys,
+        store,
+        count=BATCH,
+        explore=settings.explore,
+        seed=config.data.seed,
+        step=lambda: step,
+        prior=tuple(config.algorithm.gsd.budget.prior),
     )
-    answers = tokenizer.batch_decode(tokens[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-    truth = [row["reward_model"]["ground_truth"] for row in rows for _ in range(16)]
-    right = [compute_score("arithmetic", answer, wanted)["acc"] for answer, wanted in zip(answers, truth, strict=True)]
-    rates = torch.tensor(right).view(-1, 16).mean(dim=1)
-    assert 0.3 <= rates.mean() <= 0.6
-    assert (rates < 0.1).float().mean() >= 0.15
-    assert (rates > 0.9).float().mean() >= 0.15
+    passes = (row for _ in range(STEPS) for row in sampler)
+    for step, rows in grpo.rows.items():
+        expected = {int(keys.index[next(passes)]) for _ in range(BATCH)}
+        assert {row["index"] for row in rows} == expected and len(rows) == len(expected) == BATCH
+        for row in rows:
+            store.observe((row["data_source"], row["index"]), row["correct"], row["total"], step)
 
 
-SAMPLES, PART = 4, 64
+def test_prompts_are_revisited_and_those_that_disagree_more_often(grpo):
+    visits = Counter(grpo.records["index"].to_pylist())
+    assert max(visits.values()) > STEPS * BATCH / PROMPTS, "not every prompt as often"
+    assert grpo.seen[1]["sampler/frac_new"] == 1 and grpo.seen[STEPS]["sampler/frac_new"] < 0.5
+    late = [grpo.seen[step] for step in range(STEPS // 2, STEPS + 1)]
+    more = [line["sampler/disagreement/drawn"] - line["sampler/disagreement/everywhere"] for line in late]
+    assert np.mean(more) > 0
+    assert all(0 < line["sampler/effective_prompts"] <= PROMPTS + 1e-6 for line in grpo.seen.values())
+
+
+# TensorBoard
+
+
+@pytest.fixture(scope="module")
+def board(grpo):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    everything = {"tensors": 0, "histograms": 0, "scalars": 0}
+    return EventAccumulator(str(RunDirectory(grpo.run).tensorboard), size_guidance=everything).Reload()
+
+
+def test_tensorboard_has_the_same_scalars(grpo, board):
+    for name in (
+        "critic/score/mean",
+        "group/frac_mixed",
+        "timing_s/gsd_read",
+        "timing_s/gsd_draw",
+        "timing_s/gsd_show",
+    ):
+        logged = {event.step: event.value for event in board.Scalars(name)}
+        assert {step: logged[step] for step in (7, STEPS)} == pytest.approx(
+            {step: grpo.seen[step][name] for step in (7, STEPS)}
+        )
+
+
+def test_tensorboard_has_a_histogram_a_step_and_tables_of_prompts(grpo, board):
+    for name in ("sigma", "accuracy"):
+        shown = {event.step: event.histogram_value for event in board.Histograms(f"histogram/{name}")}
+        assert sorted(shown) == list(range(1, STEPS + 1)) and {one.num for one in shown.values()} == {BATCH}
+    sigmas = [row["std"] for row in grpo.rows[STEPS]]
+    assert sum(sigmas) == pytest.approx(board.Histograms("histogram/sigma")[-1].histogram_value.sum, rel=1e-5)
+    tables = {
+        event.step: event.tensor_proto.string_val[0].decode() for event in board.Tensors("table/prompts/text_summary")
+    }
+    assert sorted(tables) == [SAVED, STEPS], "where it saves, which the last step is"
+    visits = Counter(grpo.records["index"].to_pylist())
+    for row in grpo.rows[STEPS]:
+        (line,) = [text for text in tables[STEPS].splitlines() if text.startswith(f"| arithmetic | {row['index']} |")]
+        assert line.split(" | ")[2] == str(visits[row["index"]])
+        assert line.endswith(f"| {'&#95;'.join(row['kind'].split('_'))} | trained |")
+
+
+# The checkpoint, evaluated
+
+
+SAMPLES = 4
 
 
 @pytest.fixture(scope="module")
 def evaluated(grpo, tmp_path_factory):
-    """The warm-started model and the checkpoint on the held-out problems as a table of a user's own."""
+    """(what was found of the checkpoint on the held-out problems as a table of a user's own, what was printed)."""
     folder = tmp_path_factory.mktemp("evaluated")
-    rows = pq.read_table(TASK / "test.parquet").to_pylist()
     with (folder / "sums.jsonl").open("w") as table:
-        for row in rows:
+        for row in pq.read_table(TASK / "test.parquet").to_pylist():
             answer = row["reward_model"]["ground_truth"]
             table.write(json.dumps({"problem": row["prompt"][0]["content"], "answer": answer}) + "\n")
-    model = ("--model", str(TASK / "model"))
     table = ("--input", str(folder / "sums.jsonl"), "--split", "test", "--suffix", "", "--data", str(folder))
-    made = verl_gsd("prepare", "sums", *table, *model)
+    made = verl_gsd("prepare", "sums", *table, "--model", str(TASK / "model"))
     assert made.returncode == 0, made.stderr
-    how = ("--bench", "sums", "--data", str(folder), "--samples", str(SAMPLES), "--temperature", "1")
-    before, after = folder / "before", folder / "after"
-    line = ("eval", "--checkpoint", str(TASK / "model"), *how, "--max-tokens", "8", "--output", str(before))
-    stopped = evaluate_until_stopped(line, before / "sums" / "responses")
-    first = verl_gsd(*line)
-    assert first.returncode == 0, first.stdout + first.stderr
-    line = ("eval", "--checkpoint", str(grpo.run / f"global_step_{STEPS}"), *how, "--output", str(after))
-    second = verl_gsd(*line, "--against", str(before), env=os.environ | {"COLUMNS": "200"})
-    assert second.returncode == 0, second.stdout + second.stderr
-    return SimpleNamespace(before=before, after=after, line=line, printed=second.stdout, stopped=stopped)
-
-
-def evaluate_until_stopped(line, responses):
-    """Send SIGTERM when the first part of the responses is there: what is left, and what there is."""
-    with subprocess.Popen([BINARIES / "verl-gsd", *line], stderr=subprocess.PIPE, text=True) as evaluating:
-        while evaluating.poll() is None and not list(responses.glob("part_*.parquet")):
-            with suppress(subprocess.TimeoutExpired):
-                evaluating.wait(0.05)
-        evaluating.terminate()
-        _, said = evaluating.communicate()
-    words = [process.info["cmdline"] or () for process in psutil.process_iter(["cmdline"])]
-    left = [found for found in words if "verl_gsd.trainer.generation" in found]
-    parts = {file: file.stat().st_mtime_ns for file in responses.iterdir()}
-    return SimpleNamespace(code=evaluating.returncode, said=said, left=left, parts=parts)
-
-
-def test_an_evaluation_that_is_stopped_leaves_no_process_and_the_same_line_goes_on(evaluated):
-    stopped = evaluated.stopped
-    assert stopped.code == 130 and "The same line goes on from here" in stopped.said
-    assert not stopped.left, "vLLM would keep the memory that the next line needs"
-    assert 1 <= len(stopped.parts) < HELD_OUT // PART
-    assert {file: file.stat().st_mtime_ns for file in stopped.parts} == stopped.parts, "not generated again"
-    assert json.loads((evaluated.before / "results.json").read_text())["sums"]["questions"] == HELD_OUT
-
-
-def test_the_merged_checkpoint_answers_better_than_what_it_began_with(evaluated):
-    found = json.loads((evaluated.after / "results.json").read_text())["sums"]
-    against = found["against"]
-    assert against["difference"]["low"] > 0 and against["p_value"] < SURE, found
-    assert found["pass_at_k"]["4"]["value"] > found["pass_at_k"]["2"]["value"] > found["average"]["value"]
-    assert found["unverified"] == 0 and f"avg@{SAMPLES}" in evaluated.printed
+    done = verl_gsd(
+        *("eval", "--checkpoint", str(grpo.run / f"global_step_{STEPS}"), "--bench", "sums", "--data", str(folder)),
+        *("--samples", str(SAMPLES), "--temperature", "1", "--output", str(folder / "found")),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads((folder / "found" / "results.json").read_text())["sums"], done.stdout
 
 
 def test_the_evaluation_agrees_with_the_runs_own_validation(grpo, evaluated):
     """On the same weights, bfloat16 aside, and on the same problems at the same temperature."""
     held_out = wilson(round(metrics(grpo.run, 2)[STEPS]["val-core/arithmetic/acc/mean@1"] * HELD_OUT), HELD_OUT)
-    found = json.loads((evaluated.after / "results.json").read_text())["sums"]["average"]
-    assert found["low"] < held_out.high and held_out.low < found["high"]
+    found, _ = evaluated
+    assert found["average"]["low"] < held_out.high and held_out.low < found["average"]["high"]
 
 
-def test_a_part_that_is_missing_is_generated_again_as_it_was(evaluated):
-    """As after a stop: the other parts stay, and what is drawn anew does not depend on them."""
-    folder = evaluated.after / "sums"
-    files = sorted((folder / "responses").iterdir())
-    assert len(files) == HELD_OUT // PART
-    before = {file: (file.stat().st_mtime_ns, pq.read_table(file).to_pylist()) for file in files}
-    result = json.loads((folder / "result.json").read_text())
-    files[1].unlink()
-    again = verl_gsd(*evaluated.line)
-    assert again.returncode == 0, again.stdout + again.stderr
-    after = {file: (file.stat().st_mtime_ns, pq.read_table(file).to_pylist()) for file in files}
-    assert [file for file in files if after[file][0] != before[file][0]] == [files[1]]
-    assert {file: rows for file, (_, rows) in after.items()} == {file: rows for file, (_, rows) in before.items()}
-    assert json.loads((folder / "result.json").read_text()) == result
+def test_more_samples_solve_more_questions_and_every_answer_was_verified(evaluated):
+    found, printed = evaluated
+    assert found["pass_at_k"]["4"]["value"] > found["pass_at_k"]["2"]["value"] > found["average"]["value"]
+    assert (found["questions"], found["unverified"]) == (HELD_OUT, 0) and f"avg@{SAMPLES}" in printed
+
+
+# The embedded task
+
+
+def test_solve_rates_spread_as_group_relative_training_needs():
+    """8 samples at temperature 1 for each of 256 prompts of the training set."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from verl_gsd.tasks.arithmetic import compute_score
+
+    assert verl_gsd("prepare", "arithmetic").returncode == 0
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(TASK / "model")
+    tokenizer = AutoTokenizer.from_pretrained(TASK / "model")
+    tokenizer.padding_side = "left"
+    rows = pq.read_table(TASK / "train.parquet").to_pylist()[:256]
+    text = [tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=False) for row in rows]
+    batch = tokenizer(text, return_tensors="pt", padding=True, add_special_tokens=False)
+    tokens = model.generate(**batch, do_sample=True, temperature=1.0, top_k=0, max_new_tokens=4, num_return_sequences=8)
+    answers = tokenizer.batch_decode(tokens[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+    truth = [row["reward_model"]["ground_truth"] for row in rows for _ in range(8)]
+    right = [compute_score("arithmetic", answer, wanted)["acc"] for answer, wanted in zip(answers, truth, strict=True)]
+    rates = torch.tensor(right).view(-1, 8).mean(dim=1)
+    assert 0.3 <= rates.mean() <= 0.6
+    assert (rates < 0.1).float().mean() >= 0.15
+    assert (rates > 0.9).float().mean() >= 0.15

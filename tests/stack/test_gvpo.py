@@ -1,6 +1,5 @@
 """GVPO on the real stack: earlier responses in every group, with a pass before each mini-batch until the run is killed,
-and with groups kept whole when it is resumed; as drills, whole groups over two workers with sessions missing, and forty
-steps that learn."""
+and with groups kept whole when it is resumed."""
 
 import json
 from collections import Counter, defaultdict
@@ -9,25 +8,14 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from running import (
-    TASK,
-    metrics,
-    remembered,
-    replayed,
-    train_until_killed,
-    verl_gsd,
-)
+from running import TASK, metrics, remembered, replayed, train_until_killed, verl_gsd
 
 from verl_gsd.prompts import PromptStore
 from verl_gsd.records import read_records
 from verl_gsd.trainer.state import check_state
 
 BATCH, SIZE = 8, 8
-
-
 COMMON = ("algo=gvpo", "task=arithmetic", "hardware=cpu", f"data.train_batch_size={BATCH}")
-
-
 SHORT = (
     *("actor_rollout_ref.actor.ppo_mini_batch_size=4", "trainer.val_before_train=false", "trainer.test_freq=-1"),
     "actor_rollout_ref.actor.optim.lr_warmup_steps=0",

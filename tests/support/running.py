@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 from collections import defaultdict
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -90,10 +91,14 @@ def weights(checkpoint, rank_count):
     return shards
 
 
-def ray_processes():
-    return {
-        process.pid for process in psutil.process_iter(["name"]) if process.info["name"] in ("raylet", "gcs_server")
-    }
+def processes_with(variable, value):
+    """Command lines of the living processes whose environment has ``variable=value``."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "status"]):
+        with suppress(psutil.Error):  # gone, or another user's
+            if process.environ().get(variable) == value and process.info["status"] != psutil.STATUS_ZOMBIE:
+                found.append(" ".join(process.info["cmdline"] or ()))
+    return found
 
 
 def remembered(checkpoint):
