@@ -13,6 +13,7 @@ import random
 import re
 import signal
 import subprocess
+import sys
 import threading
 import time
 from contextlib import suppress
@@ -205,6 +206,50 @@ def test_a_death_while_the_run_starts_is_explained(kind, tmp_path):
     log(f"kill -9 {kind} during the start", started.printed.partition("error ")[2].splitlines()[0], seconds)
 
 
+def main_ppo(run, *words):
+    """verl's own command as a process."""
+    line = ("+algo=hadw", "++algorithm.gsd.hadw.preset=hard", "trainer.v1.trainer_mode=gsd_sync", *LINE)
+    groups = ("task=", "hardware=")
+    return subprocess.Popen(
+        [
+            *(sys.executable, "-m", "verl.trainer.main_ppo", "trainer.logger=[console]"),
+            *(f"+{word}" if word.startswith(groups) else word for word in (*line, *words)),
+            *(f"trainer.default_local_dir={run}", f"hydra.run.dir={run.parent}/hydra"),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=run.parent,
+        env=os.environ | {"VERL_GSD_CPU": "1"},
+    )
+
+
+@pytest.mark.minutes(5)
+def test_under_verls_own_command_a_death_ends_the_run_and_the_same_command_resumes_it(tmp_path):
+    run = tmp_path / "run"
+    with main_ppo(run) as training:
+        printed = ""
+        for line in training.stdout:
+            printed += line
+            if "step:2 -" in line:
+                break
+        family = psutil.Process(training.pid).children(recursive=True)
+        (engine,) = (process for process in family if "VLLM::EngineCore" in process.cmdline())
+        engine.kill()
+        start = time.monotonic()
+        printed += training.stdout.read()
+        code, seconds = training.wait(PATIENCE), time.monotonic() - start
+    assert code != 0 and re.search(SERVERS["VLLM::EngineCore"], printed), printed[-8000:]
+    _, alive = psutil.wait_procs(family, PATIENCE)
+    assert not alive and seconds <= PROMISED
+    log("kill -9 VLLM::EngineCore, main_ppo", "The engine died", seconds)
+    last = RunDirectory(run).latest_checkpoint() + 2
+    with main_ppo(run, f"trainer.total_training_steps={last}") as resumed:
+        printed = resumed.stdout.read()
+    assert resumed.returncode == 0, printed[-8000:]
+    whole(run, last, "gsd_sync")
+
+
 def whole(run, last, mode):
     """Every step is there once, with all its responses; memories and metrics are those of the steps that count."""
     records = read_records(run)
@@ -263,8 +308,8 @@ class SmallDisk:
 
 
 @pytest.fixture
-def disk(tmp_path):
-    made = SmallDisk(tmp_path / "disk", "2g")
+def disk(tmp_path, request):
+    made = SmallDisk(tmp_path / "disk", getattr(request, "param", "2g"))
     yield made
     made.end()
 
@@ -295,17 +340,21 @@ def test_a_disk_that_is_full_ends_a_run_and_spoils_nothing(disk, spare, saves):
 
 
 @pytest.mark.minutes(5)
+@pytest.mark.parametrize("disk", ["50m"], indirect=True)
 def test_a_full_disk_under_the_judges_cache_costs_calls_and_nothing_else(disk, tmp_path):
+    steps = 20  # so that some are left when the disk is full
     cache = "algorithm.gsd.dagrpo.judge.cache"
     words = ("algo=dagrpo_mask", "algorithm.gsd.dagrpo.judge.scorer=stub", f"{cache}={disk.path / 'scores'}", *LINE)
     run = tmp_path / "run"
-    started = Run(*words, f"trainer.default_local_dir={run}", "trainer.total_training_steps=5", prefix=disk.prefix)
+    started = Run(
+        *words, f"trainer.default_local_dir={run}", f"trainer.total_training_steps={steps}", prefix=disk.prefix
+    )
     started.await_steps(2)
     disk.fill(0)
     code, _ = started.end()
     assert code == 0, started.printed
     assert "scores" in RunDirectory(run).log(1).read_text() and "full" in RunDirectory(run).log(1).read_text()
-    pairs = [row["dagrpo_pairs_kept"] for row in read_records(run).to_pylist() if row["step"] == 5]
+    pairs = [row["dagrpo_pairs_kept"] for row in read_records(run).to_pylist() if row["step"] == steps]
     assert any(pairs), "nobody judged"
     log("disk full under the judge's cache", "continues; every score is asked for again", 0)
 
@@ -380,7 +429,7 @@ def test_a_run_stops_with_the_traceback_when_too_many_rewards_fail(tmp_path):
         "compute_score_raises",
         "KeyError",
         "algorithm.gsd.limits.failed_rewards",
-        "data source arithmetic",
+        "data_source=arithmetic",
     ):
         assert expected in started.printed, started.printed
     log("reward raises always", "ends before the first step", 0)
