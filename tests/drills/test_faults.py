@@ -339,7 +339,6 @@ def test_a_disk_that_is_full_ends_a_run_and_spoils_nothing(disk, spare, saves):
     whole(disk.seen(run), last, "gsd_sync")
 
 
-@pytest.mark.minutes(5)
 @pytest.mark.parametrize("disk", ["50m"], indirect=True)
 def test_a_full_disk_under_the_judges_cache_costs_calls_and_nothing_else(disk, tmp_path):
     steps = 20  # so that some are left when the disk is full
@@ -462,7 +461,6 @@ def test_an_engine_that_is_stuck_ends_the_run(tmp_path):
     log("engine stopped (SIGSTOP), limit 40 s", started.printed.partition("error ")[2].splitlines()[0], seconds)
 
 
-@pytest.mark.minutes(6)
 def test_a_clock_that_jumps_changes_nothing(tmp_path):
     library, offset, run = tmp_path / "clock.so", tmp_path / "offset", tmp_path / "run"
     source = SUPPORT / "clock_that_jumps.c"
