@@ -24,10 +24,12 @@ turns the exception or the timeout into a score of 0.0, which counts as a failed
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import faulthandler
 import functools
 import math
+import queue
 import time
 import traceback
 import weakref
@@ -200,10 +202,15 @@ async def _swallows_nothing(manager: Any, coroutine: Coroutine[Any, Any, dict[st
 
 
 class _Call:
-    """One call of the reward function: since when it runs, the waiting for a thread left out."""
+    """One call of the reward function.
 
-    def __init__(self, threads: _Threads) -> None:
-        self.threads = threads
+    Attributes:
+        threads: one of these runs it now; None if no thread does.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.threads: _Threads | None = None
+        self._loop = loop
         self._since = time.monotonic()
         self._waits = False
 
@@ -212,17 +219,15 @@ class _Call:
 
     def run(self, function: Callable[..., Any], *args: Any) -> Any:
         """Run ``function``, in the thread that was waited for."""
-        self._waits, self._since = False, time.monotonic()
-        self.threads.last_start = self._since
+        self._waits, self.threads, self._since = False, _THREADS[self._loop], time.monotonic()
         try:
             return function(*args)
         finally:
-            self._since = time.monotonic()
+            self.threads, self._since = None, time.monotonic()
 
     def runs_for(self) -> float:
-        """Seconds. A call that waits for a thread runs as long as no thread has begun anything: all of them hang."""
-        since = max(self._since, self.threads.last_start) if self._waits else self._since
-        return time.monotonic() - since
+        """Seconds; 0 while the call waits for a thread, which will come: no call that hangs keeps one from others."""
+        return 0.0 if self._waits else time.monotonic() - self._since
 
 
 _CALL: contextvars.ContextVar[_Call] = contextvars.ContextVar("call")
@@ -233,7 +238,6 @@ class _Threads(ThreadPoolExecutor):
 
     def __init__(self) -> None:
         super().__init__(thread_name_prefix="reward")
-        self.last_start = time.monotonic()
 
     def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
         call = _CALL.get(None)
@@ -242,6 +246,15 @@ class _Threads(ThreadPoolExecutor):
         call.waits()
         return super().submit(call.run, functools.partial(function, **kwargs), *args)
 
+    def successors(self) -> _Threads:
+        """New threads that take over what waits for these. Each of these ends when it has nothing to do."""
+        new = _Threads()
+        with contextlib.suppress(queue.Empty):
+            while True:
+                new._work_queue.put(self._work_queue.get_nowait())
+                new._adjust_thread_count()
+        return new
+
 
 #: By the worker's event loop.
 _THREADS: weakref.WeakKeyDictionary[Any, _Threads] = weakref.WeakKeyDictionary()
@@ -249,13 +262,9 @@ _THREADS: weakref.WeakKeyDictionary[Any, _Threads] = weakref.WeakKeyDictionary()
 _calls = 0
 
 
-def _threads_of(loop: asyncio.AbstractEventLoop, instead_of: _Threads | None = None) -> _Threads:
-    """The threads of ``loop``; new ones if it has none or ``instead_of``, which lost a thread to a call that hangs."""
-    threads = _THREADS.get(loop)
-    if threads is None or threads is instead_of:
-        threads = _THREADS[loop] = _Threads()
-        loop.set_default_executor(threads)
-    return threads
+def _use(threads: _Threads, loop: asyncio.AbstractEventLoop) -> None:
+    _THREADS[loop] = threads
+    loop.set_default_executor(threads)
 
 
 async def _within(
@@ -273,7 +282,9 @@ async def _within(
     """
     global _calls
     loop = asyncio.get_running_loop()
-    call = _Call(_threads_of(loop))
+    if loop not in _THREADS:
+        _use(_Threads(), loop)
+    call = _Call(loop)
     token = _CALL.set(call)
     task = loop.create_task(_without_exit(coroutine))  # which keeps this context
     _CALL.reset(token)
@@ -289,13 +300,12 @@ async def _within(
             return task.result()
         except asyncio.CancelledError as error:  # not ours: whoever is cancelled here is so while it waits, above
             raise _EscapedError("the reward function raised CancelledError or was cancelled") from error
-    except _TooSlowError:  # its thread, if it has one, is lost
-        _threads_of(loop, instead_of=call.threads)
-        raise
     finally:
         _calls -= 1
         if not _calls:
             faulthandler.cancel_dump_traceback_later()
+        if call.threads is _THREADS[loop]:  # one of them is lost
+            _use(_THREADS[loop].successors(), loop)
         if not task.done():
             task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # nobody else asks for it
             task.cancel()
