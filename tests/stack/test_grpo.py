@@ -350,7 +350,7 @@ def test_more_samples_solve_more_questions_and_every_answer_was_verified(evaluat
 
 
 def test_solve_rates_spread_as_group_relative_training_needs():
-    """8 samples at temperature 1 for each of 256 prompts of the training set."""
+    """16 samples at temperature 1 for each of 256 prompts of the training set."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from verl_gsd.tasks.arithmetic import compute_score
@@ -363,11 +363,13 @@ def test_solve_rates_spread_as_group_relative_training_needs():
     rows = pq.read_table(TASK / "train.parquet").to_pylist()[:256]
     text = [tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=False) for row in rows]
     batch = tokenizer(text, return_tensors="pt", padding=True, add_special_tokens=False)
-    tokens = model.generate(**batch, do_sample=True, temperature=1.0, top_k=0, max_new_tokens=4, num_return_sequences=8)
+    tokens = model.generate(
+        **batch, do_sample=True, temperature=1.0, top_k=0, max_new_tokens=4, num_return_sequences=16
+    )
     answers = tokenizer.batch_decode(tokens[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-    truth = [row["reward_model"]["ground_truth"] for row in rows for _ in range(8)]
+    truth = [row["reward_model"]["ground_truth"] for row in rows for _ in range(16)]
     right = [compute_score("arithmetic", answer, wanted)["acc"] for answer, wanted in zip(answers, truth, strict=True)]
-    rates = torch.tensor(right).view(-1, 8).mean(dim=1)
+    rates = torch.tensor(right).view(-1, 16).mean(dim=1)
     assert 0.3 <= rates.mean() <= 0.6
     assert (rates < 0.1).float().mean() >= 0.15
     assert (rates > 0.9).float().mean() >= 0.15
