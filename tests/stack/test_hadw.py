@@ -102,7 +102,8 @@ def test_each_step_trains_whole_groups_that_disagree_and_every_other_group_is_re
         assert seen["group/frac_mixed"] == pytest.approx(np.mean([row["kind"] == "mixed" for row in answered]))
         groups = defaultdict(list)
         for row in run.rollouts[step]:
-            groups[row["uid"].rsplit("_", 2)[0]].append(row["score"])
+            if not row["uid"].startswith("pad"):  # rows without which two workers would have unequal parts
+                groups[row["uid"].rsplit("_", 2)[0]].append(row["score"])
         trained = sorted(row["size"] for row in rows if row["fate"] == "trained")
         assert sorted(map(len, groups.values())) == trained
         assert all(0 < sum(scores) < len(scores) for scores in groups.values())
@@ -117,7 +118,7 @@ def test_failed_sessions_and_sessions_without_a_response_are_seen_for_what_they_
         else:
             assert row["size"] == row["total"] == size_of(row) and row["failed_rewards"] == 0
     counted = [seen["reward/failed"] for seen in run.seen.values()]
-    assert [seen.get("reward/failures/ArithmeticError", 0) for seen in run.seen.values()] == counted
+    assert [seen["reward/failures/raised"] for seen in run.seen.values()] == counted
     # Rewards are counted when they come, groups when they leave.
     assert sum(counted) >= sum(row["failed_rewards"] for row in run.records.to_pylist()) > 0
 
