@@ -79,58 +79,85 @@ def tiny_task(tmp_path_factory):
 
 
 @functools.cache
-def _groups_composed(*groups):
+def _groups_composed(compose_config, *groups):
     """A pickle of the composed config, which loads in a tenth of the time that a copy takes."""
-    from verl_gsd.trainer.config import compose_config, parse_line
+    from verl_gsd.trainer.config import parse_line
 
     return pickle.dumps(compose_config(parse_line(groups)))
 
 
-@functools.cache
-def _resolved(*words):
+def _composed(compose_config, line):
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from omegaconf import OmegaConf
 
-    from verl_gsd.trainer.config import parse_line
-
-    line = parse_line(words)
-    config = pickle.loads(_groups_composed(*(f"{group}={name}" for group, name in line.choices.items())))
+    groups = (f"{group}={name}" for group, name in line.choices.items())
+    config = pickle.loads(_groups_composed(compose_config, *groups))
     for override in map(OverridesParser.create().parse_override, line.overrides):
         OmegaConf.update(config, override.key_or_group, override.value(), force_add=True)
+    return config
+
+
+def _resolved(line):
+    from omegaconf import OmegaConf
+
+    from verl_gsd.trainer.config import compose_config
+
+    config = _composed(compose_config, line)
     OmegaConf.resolve(config)
-    return pickle.dumps((config, line))
+    return config
+
+
+@functools.cache
+def _groups_resolved(*words):
+    from verl_gsd.trainer.config import parse_line
+
+    return pickle.dumps(_resolved(parse_line(words)))
 
 
 @pytest.fixture(scope="session")
-def compose_fast():
+def configs_parsed_once():
+    """OmegaConf parses every YAML file and every interpolation again at each use: two thirds of composing a config."""
+    from omegaconf import OmegaConf, base
+
+    load = OmegaConf.load
+
+    @functools.cache
+    def pickled(path, modified_ns, size):
+        return pickle.dumps(load(path))
+
+    def load_once(file):
+        path = Path(file if isinstance(file, str | Path) else file.name)
+        status = path.stat()
+        return pickle.loads(pickled(path, status.st_mtime_ns, status.st_size))
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(OmegaConf, "load", staticmethod(load_once))
+        patched.setattr(base, "parse", functools.cache(base.parse))
+        yield
+
+
+@pytest.fixture(scope="session")
+def compose_fast(configs_parsed_once):
     """(words) -> (resolved config, parsed line), as the command line has them, in a twentieth of the time.
 
-    Hydra composes a choice of groups once; single keys are set on a copy of that. Composing itself is test_config's, and
-    so is what a config takes from the environment: here that is read once.
+    Hydra composes each choice of groups once, and single keys are set on a copy of that. What a config takes from the
+    environment is read once. test_config.py tests composing itself.
     """
-    return lambda *words: pickle.loads(_resolved(*words))
+    from verl_gsd.trainer.config import parse_line
 
+    def compose(*words):
+        line = parse_line(words)
+        return (_resolved(line) if line.overrides else pickle.loads(_groups_resolved(*line.words))), line
 
-@pytest.fixture(scope="module")
-def _queue_of_the_module():
-    import ray
-    import transfer_queue as tq
-    from omegaconf import OmegaConf
-
-    ray.init(address="local", num_cpus=8, include_dashboard=False)
-    tq.init(OmegaConf.create({"backend": {"SimpleStorage": {"num_data_storage_units": 1}}}))
-    yield tq
-    tq.close()
-    ray.shutdown()
+    return compose
 
 
 @pytest.fixture
-def queue(_queue_of_the_module):
-    """verl's queue, running, and empty at a test's start."""
-    yield
-    for partition, items in (_queue_of_the_module.kv_list() or {}).items():
-        if items:
-            _queue_of_the_module.kv_clear(keys=list(items), partition_id=partition)
+def composing_is_fast(configs_parsed_once, monkeypatch):
+    """Commands compose their config as ``compose_fast`` does."""
+    from verl_gsd.trainer import config
+
+    monkeypatch.setattr(config, "compose_config", functools.partial(_composed, config.compose_config))
 
 
 @pytest.fixture(scope="module")

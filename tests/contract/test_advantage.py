@@ -104,9 +104,9 @@ def test_verl_finds_and_calls_it_by_name_with_the_raw_config():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (OmegaConf.create({}), r"algorithm\.gsd\.alpha is missing: add algo=gsd"),
-        (OmegaConf.create({"gsd": {"alpha": 1.0, "ddof": 1}}), r"algorithm\.gsd\.eps is missing"),
-        (algorithm(alpha="much"), "alpha=much: write a finite number"),
+        (OmegaConf.create({}), r"algorithm\.gsd\.alpha.*algo=gsd"),
+        (OmegaConf.create({"gsd": {"alpha": 1.0, "ddof": 1}}), r"algorithm\.gsd\.eps"),
+        (algorithm(alpha="much"), "alpha=much"),
     ],
 )
 def test_a_stock_trainer_without_our_settings_is_told_at_the_first_call(config, message):

@@ -1,92 +1,170 @@
 """What DaGRPO assumes of verl, a fact a test: an upgrade that changes one fails here, by name."""
 
-import inspect
-import re
+import asyncio
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
+import torch
 
 pytest.importorskip("verl")
-from verl.experimental.agent_loop import agent_loop
-from verl.experimental.reward_loop import reward_loop
-from verl.trainer.ppo.v1 import agent_loop_tq, replay_buffer, trainer_base
+from memory_queue import MemoryQueue
+from omegaconf import OmegaConf
+from transfer_queue import KVBatchMeta
+from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics, AgentLoopOutput
+from verl.experimental.reward_loop.reward_loop import RewardLoopWorker
+from verl.utils import tensordict_utils as tu
 from verl.workers.engine import base as engine_base
 from verl.workers.engine.fsdp import transformer_impl
-from verl.workers.utils import losses
+from verl.workers.utils.padding import response_from_nested
+from verl_parts import (
+    AGENT_LOOP_WORKER,
+    actor_config,
+    bare,
+    bare_trainer,
+    compute_metrics,
+    fit,
+    loss_of,
+    micro_batch,
+    names_of_calls,
+)
 
 from verl_gsd.trainer.verifying import as_data
 
-source = inspect.getsource
+
+@pytest.fixture
+def queue(monkeypatch):
+    return MemoryQueue.installed(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    from verl_gsd.tasks.byte_llama import build_tokenizer
+
+    return build_tokenizer()
+
+
+# Rewards
 
 
 def test_agent_loops_ask_a_random_reward_worker_about_one_response_as_we_do():
-    text = source(agent_loop.AgentLoopWorker._compute_score)
-    assert "random.choice(self.reward_loop_worker_handles)" in text and ".compute_score.remote(data)" in text
-    ours = as_data({"data_source": "x", "raw_prompt": [1]}, [1, 2], [3])
-    for name in (*ours.batch.keys(), "__num_turns__", "tool_extra_fields", "prompt_len", "response_len"):
-        assert f'"{name}"' in text, name
-    assert set(ours.non_tensor_batch) == {
-        *("data_source", "raw_prompt", "__num_turns__", "tool_extra_fields", "prompt_len", "response_len")
-    }
-    assert ours.batch["responses"].tolist() == [[3]] and ours.non_tensor_batch["raw_prompt"].tolist() == [[1]]
+    asked, columns = [], {"data_source": "x", "raw_prompt": [1]}
+
+    def handle(number):
+        async def score(data):
+            asked.append((number, data))
+            return {"reward_score": 1.0, "reward_extra_info": {}}
+
+        return SimpleNamespace(compute_score=SimpleNamespace(remote=score))
+
+    handles = [handle(0), handle(1)]
+    worker = bare(AGENT_LOOP_WORKER, processor=None, mm_processor_kwargs={}, reward_loop_worker_handles=handles)
+    for _ in range(40):
+        output = AgentLoopOutput(
+            prompt_ids=[1, 2], response_ids=[3], response_mask=[1], num_turns=2, metrics=AgentLoopMetrics()
+        )
+        asyncio.run(worker._compute_score([output], columns))
+    assert {number for number, _ in asked} == {0, 1}
+    theirs, ours = asked[0][1], as_data(columns, [1, 2], [3])
+    assert ours.batch.keys() == theirs.batch.keys()
+    assert ours.non_tensor_batch.keys() == theirs.non_tensor_batch.keys()
+    for name, column in theirs.batch.items():
+        assert torch.equal(ours.batch[name], column), name
+    for name, column in theirs.non_tensor_batch.items():
+        assert ours.non_tensor_batch[name].tolist() == column.tolist() or name in ("tool_extra_fields", "__num_turns__")
 
 
-def test_a_reward_worker_scores_by_the_reward_model_whatever_function_gives_the_reward():
-    text = source(reward_loop.RewardLoopWorker.compute_score_disrm)
-    assert 'return {"reward_score": rm_score}' in text
-    prepared = source(reward_loop.RewardLoopWorker._preprocess_reward_inputs)
-    used = set(re.findall(r'(?:batch|non_tensor_batch)\["(\w+)"\]', prepared))
-    assert used == {"raw_prompt", "responses", "attention_mask"}
+def test_a_reward_worker_scores_by_the_reward_model_whatever_function_gives_the_reward(tokenizer):
+    """And it reads three columns of a response, so that we give it no others."""
+    function, model = {"path": "mine.py"}, {"model_path": "rm", "rollout": {"name": "vllm"}}
+    config = OmegaConf.create({"reward": {"custom_reward_function": function, "reward_model": model}})
+    worker, posted = bare(RewardLoopWorker, config=config), []
+    worker.input_tokenizer = worker.reward_model_tokenizer = tokenizer
+
+    async def post(payload, endpoint):
+        posted.append(payload["input"])
+        return {"data": [{"probs": [0.25]}]}
+
+    worker._post_request = post
+    data = as_data({"raw_prompt": [{"role": "user", "content": "3+8="}]}, [1], tokenizer.encode("11"))
+    data = data.select(batch_keys=["responses", "attention_mask"], non_tensor_batch_keys=["raw_prompt"])
+    assert asyncio.run(worker.compute_score_disrm(data))["reward_score"] == 0.25
+    assert "3+8=" in posted[0] and "11" in posted[0]
 
 
-def test_the_number_of_sessions_is_read_off_a_column_of_the_prompt():
-    assert 'prompt.pop("__rollout_n__", config.n' in source(agent_loop_tq)
+# Masks
 
 
-def test_rows_have_two_masks_that_begin_equal():
-    assert 'field["loss_mask"] = field["response_mask"]' in source(agent_loop_tq)
-
-
-def test_losses_are_masked_by_one_and_tokens_counted_by_the_other():
+def test_the_loss_is_masked_by_the_response_mask_alone():
     """A demonstration whose response mask is empty until the update counts in no figure of verl's, and then in both."""
-    assert 'data["response_mask"].to(bool)' in source(losses.ppo_loss) and "loss_mask" not in source(
-        losses.ppo_loss
-    ).replace("loss_mask=response_mask", "")
-    assert 'data["loss_mask"].sum()' in source(transformer_impl.FSDPEngine.forward_backward_batch)
+    ones, zeros = [torch.ones(3), torch.ones(2)], [torch.ones(3), torch.zeros(2)]
+    advantages = [torch.ones(3), torch.full((2,), 5.0)]
+    config = actor_config()
+    both, by_one = (
+        loss_of(config, micro_batch([3, 2], advantages=advantages, loss_mask=mask)) for mask in (ones, zeros)
+    )
+    assert both == by_one
+    masked = loss_of(config, micro_batch([3, 2], advantages=advantages, response_mask=zeros, loss_mask=ones))
+    assert masked == loss_of(config, micro_batch([3])) != both
 
 
-def test_old_log_probabilities_are_cut_by_the_masks_lengths_and_not_its_values():
-    text = source(trainer_base.PPOTrainer._compute_old_log_prob)
-    assert 'response_from_nested(data.pop("log_probs"), data["response_mask"])' in text
-    from verl.workers.utils.padding import response_from_nested
-
-    assert "offsets()" in source(response_from_nested) and "values()" in source(response_from_nested)
-
-
-def test_an_empty_mask_leaves_a_row_out_of_entropy_and_of_the_comparison_of_engines():
-    text = source(trainer_base.PPOTrainer._compute_old_log_prob)
-    assert 'loss_mask=data.batch["response_mask"]' in text and "calculate_debug_metrics(data)" in text
-    from verl.utils.debug import metrics
-
-    assert 'batch["response_mask"]' in source(metrics.calculate_debug_metrics)
+def test_the_engine_counts_tokens_by_the_loss_mask_alone(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor, **_: tensor)
+    monkeypatch.setattr(transformer_impl, "prepare_micro_batches", lambda data, **_: ([], None))
+    monkeypatch.setattr(transformer_impl, "postprocess_batch_func", lambda data, **_: data)
+    data = micro_batch([3, 2], loss_mask=[torch.ones(3), torch.zeros(2)])
+    parts = {"get_data_parallel_group": lambda: None, "get_data_parallel_size": lambda: 1}
+    engine = SimpleNamespace(ulysses_sequence_parallel_size=1, **parts)
+    counted = transformer_impl.FSDPEngine.forward_backward_batch(engine, data, loss_function=None)
+    assert tu.get(counted, "batch_num_tokens") == 3
 
 
-def test_rewards_are_not_masked_on_their_way_to_the_estimator():
-    text = source(trainer_base.PPOTrainer._compute_advantage)
-    assert 'data.batch["token_level_scores"] = data.batch["rm_scores"]' in text
+def test_log_probabilities_are_cut_by_the_masks_lengths_and_not_its_values():
+    def nested(*rows):
+        return torch.nested.as_nested_tensor([torch.tensor(row) for row in rows], layout=torch.jagged)
+
+    whole = nested([1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0])
+    cut = [response_from_nested(whole, mask) for mask in (nested([1, 1], [1]), nested([0, 0], [0]))]
+    assert [[row.tolist() for row in each] for each in cut] == 2 * [[[2, 3], [6]]]
 
 
-def test_dynamic_sampling_reads_the_verdict_beside_the_reward():
-    assert 'extra_fields.get("reward_extra_info", {})' in source(replay_buffer.ReplayBuffer._dapo_filtered_keys)
+def old_log_probs(queue, of_the_masked_row):
+    """(figures, the masked row's old log-probabilities) of verl's step for two rows of which one has an empty mask."""
+    rollout = {"temperature": 1.0, "calculate_log_probs": True}
+    actor = {"loss_agg_mode": "token-mean", "loss_scale_factor": None}
+    config = {"algorithm": {}, "actor_rollout_ref": {"rollout": rollout, "actor": actor}}
+    for key, mask, value in (("u_0_0", [1, 1], -1.0), ("u_1_0", [0, 0, 0], of_the_masked_row)):
+        row = {"response_mask": torch.tensor(mask), "responses": torch.ones(len(mask), dtype=torch.int64)}
+        row |= {name: torch.full((2 + len(mask),), value) for name in ("log_probs", "entropy")}
+        row["log_probs"] = row["log_probs"] * torch.linspace(1, 2, len(row["log_probs"]))
+        queue.kv_put(key, "train", row | {"rollout_log_probs": torch.linspace(-0.5, -0.25, len(mask))}, {})
+    workers, metrics = Mock(compute_log_prob=lambda batch: batch), {}
+    batch = KVBatchMeta(partition_id="train", keys=["u_0_0", "u_1_0"], tags=[{}, {}])
+    bare_trainer(config=OmegaConf.create(config), actor_rollout_wg=workers)._compute_old_log_prob(batch, metrics)
+    return metrics, queue.columns("u_1_0")["old_log_probs"].tolist()
 
 
-def test_metrics_of_a_step_are_of_the_rows_it_is_given():
-    parameters = list(inspect.signature(trainer_base.PPOTrainer._compute_metrics).parameters)
-    assert parameters[:2] == ["self", "batch"]
-    text = source(trainer_base.PPOTrainer._compute_metrics)
-    assert "keys=batch.keys" in text and "self.replay_buffer" not in text
-    assert "self._compute_metrics(batch, metrics, self.timing_raw" in source(trainer_base.PPOTrainer.fit)
+def test_an_empty_mask_leaves_a_row_out_of_entropy_and_of_the_comparison_of_engines(queue):
+    metrics, found = old_log_probs(queue, -2.0)
+    others, other = old_log_probs(queue, -9.0)
+    assert metrics == others and {"actor/entropy", "training/rollout_probs_diff_max"} < metrics.keys()
+    assert len(found) == len(other) == 3 and found != other, "but it has log-probabilities"
+
+
+# Steps
+
+
+def test_metrics_of_a_step_are_of_the_rows_it_is_given(monkeypatch):
+    """verl's trainer gives them the batch that the step returned, and no replay buffer."""
+    ran = fit(monkeypatch, steps=2)
+    assert [call.args[0] for call in ran.calls._compute_metrics.call_args_list] == ran.batches
+    metrics, _ = compute_metrics(MemoryQueue.installed(monkeypatch), [1.0, 0.0, 5.0], used=2)
+    assert metrics["critic/score/mean"] == 0.5 and metrics["critic/score/max"] == 1
 
 
 def test_an_update_begins_by_forgetting_gradients_so_that_the_probe_leaves_none():
-    text = source(engine_base.BaseEngine.train_batch)
-    assert text.index("self.optimizer_zero_grad()") < text.index("self.forward_backward_batch(")
+    engine = Mock()
+    engine.is_mp_src_rank_with_outputs.return_value = False
+    engine_base.BaseEngine.train_batch(engine, {}, None)
+    order = [name for name in names_of_calls(engine) if name.startswith(("optimizer", "forward"))]
+    assert order == ["optimizer_zero_grad", "forward_backward_batch", "optimizer_step"]

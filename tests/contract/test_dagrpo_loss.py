@@ -218,7 +218,7 @@ def test_a_demonstrations_token_that_the_policy_thinks_impossible_makes_no_nan()
 def test_without_our_trainer_it_refuses():
     config, of = actor(), batch()
     call = get_policy_loss_fn("dagrpo")
-    words = r"policy_loss\.loss_mode=dagrpo needs a trainer mode of ours"
+    words = r"policy_loss\.loss_mode=dagrpo"
     with pytest.raises(RuntimeError, match=words):
         call(**of, config=config)
 
@@ -238,10 +238,10 @@ def test_without_our_trainer_it_refuses():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"on_policy": "gvpo"}, "on_policy=gvpo: write one of vanilla, gspo"),
+        ({"on_policy": "gvpo"}, "on_policy=gvpo.*vanilla, gspo"),
         ({"on_policy": "dagrpo"}, "on_policy=dagrpo"),
-        ({"ratio": "plain"}, "ratio=plain: write one of shaped, one"),
-        ({"gamma": 0}, "gamma=0: write a finite number above 0"),
+        ({"ratio": "plain"}, "ratio=plain.*shaped, one"),
+        ({"gamma": 0}, "gamma=0"),
         ({"gamma": math.nan}, "gamma=nan"),
     ],
 )

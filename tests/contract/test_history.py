@@ -114,8 +114,8 @@ def trained(history, buffer, step, groups=1):
     return batch, history.remember(batch.keys, batch.tags, {uid: KEY}, step)
 
 
-def visited_once(share=0.5):
-    history = History(share, SIZE, 100, ResponseStore())
+def visited_once(share=0.5, store=None):
+    history = History(share, SIZE, 100, ResponseStore() if store is None else store)
     buffer, listener = watched(history)
     assert submitted(history, "first") == SIZE
     answered("first", range(SIZE), step=1)
@@ -168,16 +168,13 @@ def test_the_group_has_their_rewards_and_counts_them_nowhere_else():
 
 
 def test_what_is_remembered_is_of_the_latest_visit():
-    history, buffer, _ = visited_once()
-    submitted(history, "second")
-    answered("second", range(2), step=2)
-    trained(history, buffer, step=2)
-    assert [response.step for response in history._store.recall(KEY)] == [2, 2]
-    more, buffer, _ = visited_once(share=0.75)
-    submitted(more, "third")
-    answered("third", range(1), step=2)
-    trained(more, buffer, step=2)
-    assert [response.step for response in more._store.recall(KEY)] == [2, 1, 1], "older ones where one is not enough"
+    for share, new, steps in ((0.5, 2, [2, 2]), (0.75, 1, [2, 1, 1])):  # older ones where one is not enough
+        store = ResponseStore()
+        history, buffer, _ = visited_once(share, store)
+        submitted(history, f"second{share}")
+        answered(f"second{share}", range(new), step=2)
+        trained(history, buffer, step=2)
+        assert [response.step for response in store.recall(KEY)] == steps
 
 
 def test_a_larger_group_of_the_data_sets_own_is_completed_behind_its_sessions():
@@ -199,18 +196,20 @@ def test_prompts_submitted_without_a_history_get_none():
 
 
 def test_responses_longer_than_this_run_allows_are_not_used():
-    history, _, _ = visited_once()
-    shorter = History(0.5, SIZE, 2, history._store)
+    store = ResponseStore()
+    visited_once(store=store)
+    shorter = History(0.5, SIZE, 2, store)
     assert submitted(shorter, "second") == SIZE - 1, "one of two tokens is left, one of three is too long"
 
 
 @pytest.mark.parametrize("acc", [np.bool_(True), torch.tensor(1.0), 1, True])
 def test_a_verdict_of_any_kind_of_number_is_kept(acc):
-    history = History(0.5, SIZE, 100, ResponseStore())
+    store = ResponseStore()
+    history = History(0.5, SIZE, 100, store)
     buffer, _ = watched(history)
     answered("first", range(SIZE), step=1, extra_fields={"reward_extra_info": {"acc": acc, "why": "text"}})
     trained(history, buffer, step=1)
-    assert history._store.recall(KEY)[0].verdict == {"acc": 1.0}
+    assert store.recall(KEY)[0].verdict == {"acc": 1.0}
 
 
 def test_earlier_responses_have_the_age_they_have():
@@ -245,9 +244,10 @@ def test_a_group_without_a_session_that_answered_is_left_short_and_counted():
 
 
 def test_responses_forgotten_meanwhile_are_counted():
-    history, buffer, _ = visited_once()
+    store = ResponseStore()
+    history, buffer, _ = visited_once(store=store)
     submitted(history, "second")
-    history._store.forget(KEY)
+    store.forget(KEY)
     answered("second", range(2), step=2)
     batch, metrics = trained(history, buffer, step=2)
     assert len(batch.keys) == 2 and metrics["gvpo/history/shortage"] == 2
@@ -279,7 +279,7 @@ def test_columns_that_cannot_be_remade_are_refused(further):
     history, buffer, _ = visited_once()
     submitted(history, "second")
     answered("second", range(2), step=2, **further)
-    with pytest.raises(ValueError, match=rf"rows have {next(iter(further))}.*history_fraction=0"):
+    with pytest.raises(ValueError, match=rf"{next(iter(further))}.*history_fraction=0"):
         buffer._sync_metadata_from_transfer_queue()
 
 

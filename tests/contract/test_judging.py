@@ -87,7 +87,7 @@ def test_a_group_whose_outcomes_differ_is_judged_and_leaves_with_its_scores(judg
     assert sorted(asked.response for asked in scorer.asked) == ["11", "123", "7", "fail"], "no end of sequence in it"
     found = part.remember([], [], {}, 1)
     assert found["judge/responses"] == 4 and found["judge/failures/server_error"] == 1
-    assert part.timing()["judge"] >= 0
+    assert part.timing()["judge"] > 0 and part.timing()["judge"] == 0, "counted once"
 
 
 def test_until_it_is_judged_a_group_counts_as_running(judging):
@@ -113,6 +113,7 @@ def test_a_judge_that_never_answers_stalls_nobody_past_the_budget(judging):
     buffer.sample(1, "train", 1)
     assert np.isnan(listener.left["a1"][0].scores).all(), "no answer is no score"
     assert part.remember([], [], {}, 1)["judge/failures/over_budget"] == 2
+    assert part.timing()["judge"] > 0.1, "the wait for it is counted"
 
 
 def test_what_responses_begin_with_alike_is_measured(judging):
@@ -136,12 +137,7 @@ def test_a_group_that_is_evicted_unjudged_asks_for_nothing_more(judging):
     assert part._asked == part._waiting == set()
 
 
-@pytest.mark.parametrize(
-    ("answer", "found"),
-    [({"reward_score": 1.25}, 1.25), ({}, "unreadable"), (RuntimeError("broken"), "server_error"), (None, "timed_out")],
-    ids=["a score", "no score", "a worker that fails", "a worker that does not answer"],
-)
-def test_verls_reward_model_is_asked_through_its_own_workers(answer, found):
+def test_verls_reward_model_is_asked_through_its_own_workers():
     """Through a stub of the worker: a reward model needs a pool of accelerators."""
     import asyncio
 
@@ -153,24 +149,31 @@ def test_verls_reward_model_is_asked_through_its_own_workers(answer, found):
 
     @ray.remote(num_cpus=0)
     class StubRewardWorker:
+        """Gives the answers in order, and none when there are no more."""
+
+        def __init__(self, answers):
+            self.answers = list(answers)
+
         def compute_score_disrm(self, data):
-            if answer is None:
+            if not self.answers:
                 threading.Event().wait()
-            if isinstance(answer, Exception):
-                raise answer
             assert data.non_tensor_batch["raw_prompt"][0] == [{"role": "user", "content": "3+8="}]
             assert data.batch["responses"].tolist() == [[16, 16]] and data.batch["attention_mask"].tolist() == [[1, 1]]
+            answer = self.answers.pop(0)
+            if isinstance(answer, Exception):
+                raise answer
             return answer
 
-    worker = StubRewardWorker.remote()
-    scorer = RewardModelScorer([worker], build_tokenizer(), "rm-7b", timeout_s=0.5 if answer is None else 60)
+    def asked(seconds=60):
+        scorer = RewardModelScorer([worker], build_tokenizer(), "rm-7b", timeout_s=seconds)
+        return asyncio.run(scorer.score(Question("3+8=", "11", "11")))
+
+    worker = StubRewardWorker.remote([{"reward_score": 1.25}, {}, RuntimeError("broken")])
     try:
-        asked = scorer.score(Question("3+8=", "11", "11"))
-        if isinstance(found, float):
-            assert asyncio.run(asked) == found
-        else:
+        assert asked() == 1.25
+        for reason, seconds in (("unreadable", 60), ("server_error", 60), ("timed_out", 0.5)):
             with pytest.raises(JudgementError) as failure:
-                asyncio.run(asked)
-            assert failure.value.reason == found
+                asked(seconds)
+            assert failure.value.reason == reason
     finally:
         ray.kill(worker)

@@ -12,6 +12,7 @@ pytest.importorskip("verl")
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from verl.utils.tracking import Tracking
+from verl_parts import fit, names_of_calls
 
 from verl_gsd import records
 from verl_gsd.groups import Group
@@ -174,10 +175,7 @@ def test_a_logger_that_fails_ends_no_run_and_is_mentioned_once(caplog):
         for step in (1, 2):
             loggers = {"tensorboard": Broken(), "wandb": fine, "console": None}
             pictures.show(loggers, step, step_of(GROUPS, step), GROUPS, prompts_too=False)
-    assert (
-        caplog.text.count("OSError: no space left on device") == 1
-        and "step 1: tensorboard does not show" in caplog.text
-    )
+    assert caplog.text.count("OSError: no space left on device") == 1 and "tensorboard" in caplog.text
     assert seen == [
         (step, {"histogram/sigma": 3, "histogram/accuracy": 3, "histogram/judge_score": 3}) for step in (1, 2)
     ]
@@ -189,16 +187,10 @@ def test_records_that_cannot_be_drawn_end_no_run_either(caplog):
     assert "KeyError" in caplog.text
 
 
-def test_verl_hands_its_loggers_out_by_name_and_logs_a_step_after_it():
-    import inspect
-
-    from verl.trainer.ppo.v1.trainer_base import PPOTrainer
-
-    fit = inspect.getsource(PPOTrainer.fit)
-    assert (
-        fit.index("self.logger = Tracking(")
-        < fit.index("self.step(metrics")
-        < fit.index("self.global_steps += 1", fit.index("self.step("))
-    )
-    assert "self.logger.log(data=metrics, step=self.global_steps)" in fit
-    assert 'self.logger["wandb"] = wandb' in inspect.getsource(Tracking.__init__)
+def test_verl_makes_its_loggers_before_the_first_step_and_logs_each_step_after_it_under_its_number(monkeypatch):
+    """That ``Tracking`` hands its loggers out by name is what the runs above show."""
+    ran = fit(monkeypatch, steps=2)
+    of_interest = ("Tracking", "step", "Tracking().log")
+    order = [name for name in names_of_calls(ran.calls) if name in of_interest]
+    assert order == ["Tracking", *2 * ["step", "Tracking().log"]]
+    assert [call.kwargs["step"] for call in ran.calls.Tracking().log.call_args_list] == [1, 2]

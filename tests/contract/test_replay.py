@@ -409,7 +409,7 @@ def test_a_sampler_of_its_own_may_choose_and_may_not_take_past_verls_methods():
 
     built, _ = buffer(Thief, train_batch_size=2, gen_batch_size=1)
     built.sample(global_steps=1, partition_id="train", batch_size=1)
-    with pytest.raises(RuntimeError, match="WatchedThief took 1 groups out of the queue"):
+    with pytest.raises(RuntimeError, match=r"WatchedThief.* 1 "):
         built.sample(global_steps=2, partition_id="train", batch_size=1)
 
 
@@ -436,5 +436,5 @@ def test_a_sampler_that_is_not_verls_is_refused():
     class Sampler:
         pass
 
-    with pytest.raises(ConfigError, match=r"custom_sampler\.name=Sampler: .* Write a subclass"):
+    with pytest.raises(ConfigError, match=r"custom_sampler\.name=Sampler"):
         replay.watch(Sampler(), Listener())

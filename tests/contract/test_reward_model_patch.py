@@ -12,6 +12,7 @@ import pkgutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -22,10 +23,12 @@ import ray
 import torch
 import transfer_queue as tq
 from agent_rows import watched
-from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics, AgentLoopOutput, AgentLoopWorker
+from omegaconf import OmegaConf
+from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics, AgentLoopOutput
 from verl.experimental.reward_loop import reward_manager
 from verl.experimental.reward_loop.reward_loop import RewardLoopWorker
-from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopWorkerTQ
+from verl.experimental.reward_loop.reward_manager.remote import RemoteRewardManager
+from verl_parts import AGENT_LOOP_WORKER, bare
 
 from verl_gsd import records
 from verl_gsd.trainer import own_section
@@ -33,6 +36,7 @@ from verl_gsd.trainer.config import Line
 from verl_gsd.trainer.messages import MessageWriter
 from verl_gsd.trainer.queue_rows import verdict_of
 from verl_gsd.trainer.reward_monitor import RewardMonitor
+from verl_gsd.trainer.verifying import as_data
 
 MODEL = "reward.reward_model"
 SOURCE = "tldr"
@@ -79,7 +83,7 @@ def config(compose_fast, tiny_task):
 
 
 @pytest.fixture(scope="module")
-def worker(_queue_of_the_module, config, address):
+def worker(running_queue, config, address):
     """verl's reward worker, in a process of its own that loads the plugin as any does."""
     actor = ray.remote(RewardLoopWorker).options(num_cpus=0).remote(config, address)
     yield actor
@@ -94,12 +98,15 @@ def tokenizer():
 
 
 @pytest.fixture
-def agent_loop(worker, config):
-    """verl's agent loop worker without its engine, which generates nothing here."""
-    made = object.__new__(AgentLoopWorkerTQ.__ray_metadata__.modified_class)
-    made.config, made.processor, made.mm_processor_kwargs = config, None, {}
-    made.reward_loop_worker_handles, made.distillation_enabled = [worker], False
-    return made
+def agent_loop_of(config):
+    """(reward worker) -> verl's agent loop worker without its engine, which generates nothing here."""
+    parts = {"config": config, "processor": None, "mm_processor_kwargs": {}, "distillation_enabled": False}
+    return lambda worker: bare(AGENT_LOOP_WORKER, reward_loop_worker_handles=[worker], **parts)
+
+
+@pytest.fixture
+def agent_loop(worker, agent_loop_of):
+    return agent_loop_of(worker)
 
 
 def respond(agent_loop, tokenizer, uid, scores, *, validate=False, outputs=1):
@@ -180,8 +187,7 @@ def test_validation_reports_the_mean_reward_and_no_accuracy(agent_loop, config, 
             for uid, score in zip(prompts["uid"], (0.5, -2.0), strict=True):
                 respond(agent_loop, tokenizer, uid, [score], validate=True)
 
-    trainer = object.__new__(GSDTrainerSync)
-    trainer.config, trainer.tokenizer, trainer.global_steps = config, tokenizer, 1
+    trainer = bare(GSDTrainerSync, config=config, tokenizer=tokenizer, global_steps=1)
     trainer.replay_buffer, _ = watched(key_of=key_of)
     messages = MessageWriter(tmp_path / "messages.jsonl")
     trainer._rewards = RewardMonitor.of(config, messages, batch_groups=2, overlaps=False)
@@ -200,14 +206,14 @@ def test_settings_that_read_a_verdict_are_rejected_beside_a_reward_model_alone(c
     words = [f"{MODEL}.enable=true", f"{MODEL}.enable_resource_pool=true", "reward.custom_reward_function.path=null"]
     dapo, _ = compose_fast("algo=dapo", "task=arithmetic", "hardware=cpu", *words)
     (problem,) = own_section.check_accuracies_known(dapo, Line({}, ()))
-    assert "filter_groups.metric=acc" in problem and "Set algorithm.filter_groups.metric=reward" in problem
+    assert all(word in problem for word in ("filter_groups.metric=acc", "algorithm.filter_groups.metric=reward"))
     dapo.algorithm.filter_groups.metric = "reward"
     assert not list(own_section.check_accuracies_known(dapo, Line({}, ())))
     for choice in ("algo=hadw", "budget=adaptive", "sampler=disagreement", "algo=dagrpo"):
         line = [choice] if choice.startswith("algo") else ["algo=grpo", choice]
         config, _ = compose_fast(*line, "task=arithmetic", "hardware=cpu", *words)
         problems = list(own_section.check_accuracies_known(config, Line({}, ())))
-        assert problems and all("Set reward.custom_reward_function.path" in problem for problem in problems), choice
+        assert problems and all("reward.custom_reward_function.path" in problem for problem in problems), choice
         config.reward.custom_reward_function.path = "mine.py"
         assert not list(own_section.check_accuracies_known(config, Line({}, ())))
 
@@ -236,10 +242,22 @@ def test_the_patch_is_still_needed(config, address):
     worker._preprocess_reward_inputs = chat
     assert asyncio.run(original(worker, None)) == {"reward_score": 1.0}
     assert asyncio.run(worker.compute_score_disrm(None)) == {"reward_score": 1.0, "reward_extra_info": {}}
-    assert 'result["reward_extra_info"]' in inspect.getsource(AgentLoopWorker._compute_score)
 
 
-def test_no_other_result_of_verls_reward_workers_lacks_the_key():
+def test_the_agent_loop_asks_for_the_info_that_the_method_lacks(agent_loop_of):
+    async def score(data):
+        return {"reward_score": 1.0}
+
+    output = AgentLoopOutput(
+        prompt_ids=[1], response_ids=[2], response_mask=[1], num_turns=2, metrics=AgentLoopMetrics()
+    )
+    handle = SimpleNamespace(compute_score=SimpleNamespace(remote=score))
+    with pytest.raises(KeyError, match="reward_extra_info"):
+        asyncio.run(agent_loop_of(handle)._compute_score([output], {"raw_prompt": []}))
+
+
+def test_no_other_result_of_verls_reward_workers_lacks_the_key(tokenizer, monkeypatch):
+    """And all of verl's managers give a reward function the two columns that a file must have."""
     scorers = {name for name in vars(RewardLoopWorker) if name.startswith("compute_score")}
     assert scorers == {"compute_score", "compute_score_batch", "compute_score_disrm"}
     managers = []
@@ -248,8 +266,26 @@ def test_no_other_result_of_verls_reward_workers_lacks_the_key():
         managers += [kind for kind in vars(loaded).values() if "run_single" in getattr(kind, "__dict__", {})]
     managers = {kind for kind in managers if not inspect.isabstract(kind)}
     assert len(managers) >= 5
+    config = OmegaConf.create({"reward": {"num_workers": 1}, "trainer": {"experiment_name": "e"}})
+    columns = {"data_source": "s", "reward_model": {"ground_truth": "4"}, "extra_info": {}}
+
+    async def half_of(**asked):
+        return half(**asked)
+
+    def half(data_source, ground_truth, **_):
+        assert (data_source, ground_truth) == ("s", "4")
+        return 0.5
+
+    async def answer(kind):
+        made = kind(config, tokenizer, half)
+        if kind is RemoteRewardManager:  # whose actors are Ray's
+            made.choose_reward_worker = lambda: SimpleNamespace(compute_score=SimpleNamespace(remote=half_of))
+        return await made.run_single(as_data(columns, [1], tokenizer.encode("4")))
+
+    monkeypatch.setattr(importlib.import_module(RemoteRewardManager.__module__), "RewardComputeWorker", MagicMock())
+    monkeypatch.setattr(importlib.import_module(RemoteRewardManager.__module__), "ray", MagicMock())
     for kind in managers:
-        assert '"reward_extra_info": reward_extra_info' in inspect.getsource(kind.run_single), kind
+        assert asyncio.run(answer(kind)) == {"reward_score": 0.5, "reward_extra_info": {"acc": 0.5}}, kind
 
 
 def test_a_reward_model_that_adds_its_own_info_keeps_it():

@@ -1,7 +1,6 @@
 """The sampler in verl's own trainer, no Ray: whose keys it draws, and what we assume of how verl fetches prompts."""
 
-import inspect
-import re
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -9,20 +8,25 @@ import pytest
 pytest.importorskip("verl")
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 import torchdata.stateful_dataloader as torchdata
+from omegaconf import OmegaConf
+from tensordict import TensorDict
+from transfer_queue import KVBatchMeta
 from verl.trainer.ppo import utils
 from verl.trainer.ppo.v1 import get_trainer_cls, trainer_base
+from verl_parts import bare_trainer, names_of_calls
 
-from verl_gsd.trainer.config import compose_config, parse_line, resolve
 from verl_gsd.trainer.messages import RunStoppedError
 from verl_gsd.trainer.sampler import DisagreementSampler
 
 
 @pytest.fixture
-def build(tiny_task):
+def build(compose_fast, tiny_task):
     def build(*words):
-        words = ["algo=grpo", "task=arithmetic", "hardware=cpu", f"task.directory={tiny_task}", *words]
-        config = resolve(compose_config(parse_line(words)))
+        groups = ["task=arithmetic", "hardware=cpu", f"task.directory={tiny_task}"]
+        algorithm = [] if any(word.startswith("algo=") for word in words) else ["algo=grpo"]
+        config, _ = compose_fast(*algorithm, *groups, *words)
         trainer = get_trainer_cls(config.trainer.v1.trainer_mode)(config)
         trainer.tokenizer = trainer.processor = None  # only prompts that are too long need them
         trainer.global_steps = 1
@@ -69,15 +73,18 @@ def test_keys_without_indices_are_hashes_of_the_same_texts(build, tiny_task, tmp
         table.set_column(place, "extra_info", pa.array([{"split": "x"}] * len(table))), tmp_path / "t.parquet"
     )
     trainer = build("sampler=disagreement", f"data.train_files={tmp_path / 't.parquet'}", "data.train_batch_size=4")
-    keys = trainer._sampler._rows
-    for key in indices(trainer):
-        trainer.prompts.observe(key, 3, 8, step=1)
-    correct, _ = keys.counts(trainer.prompts.known(1))
-    assert (correct == 3).sum() == 4, "the memory's keys are found in the data"
+    drawn, everywhere = indices(trainer), []
+    for keys in ((), drawn[:2], drawn[2:]):  # the expected disagreement of all prompts moves by that of each known one
+        for key in keys:
+            trainer.prompts.observe(key, 3, 8, step=1)
+        indices(trainer)
+        everywhere.append(trainer.train_dataloader.sampler.metrics()["sampler/disagreement/everywhere"])
+    unknown, two, four = everywhere
+    assert four - unknown == pytest.approx(2 * (two - unknown)) != 0, "the memory's keys are found in the data"
 
 
 def test_a_batch_larger_than_the_data_is_refused_by_name(build):
-    with pytest.raises(RunStoppedError, match=r"data\.train_batch_size=4096: data\.train_files has 32 prompts"):
+    with pytest.raises(RunStoppedError, match=r"data\.train_batch_size=4096.*32 prompts"):
         build("sampler=disagreement", "data.train_batch_size=4096", "actor_rollout_ref.actor.ppo_mini_batch_size=4096")
 
 
@@ -93,26 +100,66 @@ def test_whatever_verl_fetches_at_once_a_draw_is_of_a_batch(build, words, fetche
     trainer = build("sampler=disagreement", *words)
     assert trainer.train_dataloader.batch_size == fetched
     assert len(set(indices(trainer))) == 24
-    assert trainer._sampler.state_dict()["draws"] == 1
+    assert trainer.train_dataloader.sampler.state_dict()["draws"] == 1
 
 
 # What we assume of verl
 
 
-def test_verl_has_no_hook_for_a_sampler_and_makes_its_loader_in_one_place():
-    text = inspect.getsource(utils.create_rl_sampler)
-    assert re.findall(r"data_config\.(\w+)", text) == ["shuffle", "get"] and 'data_config.get("seed")' in text
-    made = inspect.getsource(trainer_base.PPOTrainer._init_dataloader)
-    assert made.count("StatefulDataLoader(") == 2 and "self.train_dataloader_it = None" in made
+def test_verl_makes_its_sampler_from_two_keys_and_its_loaders_in_one_place(build, monkeypatch):
+    asked, loaders = set(), []
+
+    class Config(dict):
+        def get(self, key, default=None):
+            asked.add(key)
+            return super().get(key, default)
+
+        def __getattr__(self, key):
+            asked.add(key)
+            return self[key]
+
+    order = [list(utils.create_rl_sampler(Config(shuffle=True, seed=3), range(9))) for _ in range(2)]
+    assert order[0] == order[1] != sorted(order[0])
+    assert list(utils.create_rl_sampler(Config(shuffle=False), range(9))) == sorted(order[0])
+    assert asked == {"shuffle", "seed"}, "there is no hook for a sampler"
+
+    class Loader(torchdata.StatefulDataLoader):
+        def __init__(self, **arguments):
+            loaders.append(arguments["dataset"])
+            super().__init__(**arguments)
+
     assert trainer_base.StatefulDataLoader is torchdata.StatefulDataLoader
+    monkeypatch.setattr(trainer_base, "StatefulDataLoader", Loader)
+    trainer = build()
+    assert loaders == [trainer.train_dataset, trainer.val_dataset]
+    assert isinstance(trainer.train_dataloader, Loader) and trainer.train_dataloader_it is None
 
 
-def test_prompts_are_fetched_when_a_step_starts_and_the_place_is_saved_after_it():
-    trainer = trainer_base.PPOTrainer
-    assert "next(self.train_dataloader_it)" in inspect.getsource(trainer._fetch_one_gen_batch)
-    step = inspect.getsource(trainer.step)
-    assert step.index("self.prepare_step()") < step.index("self._step_once(")
-    assert "self._add_batch_to_generate()" in inspect.getsource(trainer.prepare_step)
-    saved = inspect.getsource(trainer._save_checkpoint)
-    assert "torch.save(self.train_dataloader.state_dict(), dataloader_local_path)" in saved
-    assert "self.train_dataloader.load_state_dict(" in inspect.getsource(trainer._load_checkpoint)
+def test_verl_fetches_prompts_when_a_step_starts():
+    calls = Mock()
+    calls._fetch_one_gen_batch.side_effect = lambda: TensorDict({"index": torch.arange(4)}, batch_size=4)
+    calls._step_once.return_value = KVBatchMeta(partition_id="train")
+    config = {"data": {"train_batch_size": 8, "gen_batch_size": 4}, "skip": {"rollout_tq": {"enable": False}}}
+    trainer = bare_trainer(config=OmegaConf.create(config), parameter_sync_step=1)
+    for name in ("_fetch_one_gen_batch", "_submit_batch_to_rollout", "_step_once"):
+        setattr(trainer, name, getattr(calls, name))
+    trainer.step({}, {})
+    assert names_of_calls(calls) == [*2 * ["_fetch_one_gen_batch"], "_submit_batch_to_rollout", "_step_once"]
+
+
+def test_verl_saves_the_loaders_place_with_a_checkpoint_and_restores_it(tmp_path):
+    settings = {"default_local_dir": str(tmp_path), "default_hdfs_dir": None, "resume_mode": "auto"}
+    settings |= {"del_local_ckpt_after_load": False}
+    config = OmegaConf.create({"trainer": settings, "actor_rollout_ref": {"actor": {}}})
+
+    def trainer():
+        data = [{"raw_prompt": "a prompt", "index": index} for index in range(12)]
+        loader = torchdata.StatefulDataLoader(data, batch_size=4)
+        parts = {"actor_rollout_wg": Mock(), "checkpoint_callback": Mock(), "train_dataloader_it": None}
+        return bare_trainer(config=config, train_dataloader=loader, **parts)
+
+    first, second = trainer(), trainer()
+    assert first._fetch_one_gen_batch()["index"].tolist() == [0, 1, 2, 3]
+    first._save_checkpoint()
+    second._load_checkpoint()
+    assert second._fetch_one_gen_batch()["index"].tolist() == [4, 5, 6, 7]

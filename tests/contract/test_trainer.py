@@ -9,20 +9,32 @@ from verl.trainer.ppo.v1 import PPOTrainerColocateAsync, PPOTrainerSeparateAsync
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
 
 from verl_gsd.trainer.budgeting import Budgeting
-from verl_gsd.trainer.config import ConfigError, compose_config, parse_line, resolve
+from verl_gsd.trainer.config import ConfigError
 from verl_gsd.trainer.dataset import fingerprints, indices_are_unique
 
 
-def trainer(*words):
-    config = resolve(compose_config(parse_line(["algo=grpo", "task=arithmetic", "hardware=cpu", *words])))
-    return get_trainer_cls(config.trainer.v1.trainer_mode)(config), config
+@pytest.fixture
+def configure(compose_fast):
+    """(words) -> the resolved config."""
+    return lambda *words: compose_fast("algo=grpo", "task=arithmetic", "hardware=cpu", *words)[0]
+
+
+@pytest.fixture
+def trainer(configure):
+    """(words) -> (the trainer of the mode that they choose, its config)."""
+
+    def trainer(*words):
+        config = configure(*words)
+        return get_trainer_cls(config.trainer.v1.trainer_mode)(config), config
+
+    return trainer
 
 
 @pytest.mark.parametrize(
     ("words", "seconds"),
     [([], 0.1), (["algorithm.gsd.poll_interval=0.5"], 0.5), (["algorithm.gsd.poll_interval=null"], 2.0)],
 )
-def test_the_replay_buffer_is_polled_as_asked(words, seconds):
+def test_the_replay_buffer_is_polled_as_asked(trainer, words, seconds):
     built, config = trainer(*words)
     assert built.replay_buffer.poll_interval == seconds
     assert isinstance(built, PPOTrainerSync)
@@ -32,20 +44,20 @@ def test_the_replay_buffer_is_polled_as_asked(words, seconds):
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("+algorithm.gsd.alhpa=0.5", r"algorithm\.gsd\.alhpa: no such key"),
-        ("algorithm.gsd.alpha=much", "alpha=much: write a finite number"),
-        ("algorithm.gsd.poll_interval=0", r"poll_interval=0: write a number of seconds above 0"),
-        ("algorithm.gsd.state=new", r"algorithm\.gsd\.state=new: write fresh"),
-        ("+algorithm.gsd.budget.minimum=1", r"algorithm\.gsd\.budget: minimum=1: write 2 rollouts or more"),
-        ("reward.reward_model.enable=true", r"enable_resource_pool=false: a colocated reward model .* Write reward"),
+        ("+algorithm.gsd.alhpa=0.5", r"algorithm\.gsd\.alhpa"),
+        ("algorithm.gsd.alpha=much", "alpha=much"),
+        ("algorithm.gsd.poll_interval=0", "poll_interval=0"),
+        ("algorithm.gsd.state=new", r"algorithm\.gsd\.state=new.*fresh"),
+        ("+algorithm.gsd.budget.minimum=1", r"algorithm\.gsd\.budget: minimum=1"),
+        ("reward.reward_model.enable=true", r"enable_resource_pool=false.*reward\."),
     ],
 )
-def test_under_verls_own_command_the_trainer_itself_refuses_our_section(word, message):
+def test_under_verls_own_command_the_trainer_itself_refuses_our_section(trainer, word, message):
     with pytest.raises(ConfigError, match=message):
         trainer(word)
 
 
-def test_a_stock_mode_is_left_as_verl_made_it():
+def test_a_stock_mode_is_left_as_verl_made_it(trainer):
     built, _ = trainer("trainer.v1.trainer_mode=sync")
     assert type(built) is PPOTrainerSync and built.replay_buffer.poll_interval == 2.0
 
@@ -66,7 +78,7 @@ SEPARATE = (
         (SEPARATE, PPOTrainerSeparateAsync, "separate_async", ReplayBufferAsync),
     ],
 )
-def test_each_mode_is_verls_own_with_its_buffer_watched(words, base, mode, buffer):
+def test_each_mode_is_verls_own_with_its_buffer_watched(trainer, words, base, mode, buffer):
     built, config = trainer(*words)
     assert isinstance(built, base) and isinstance(built.replay_buffer, buffer)
     assert type(built.replay_buffer).__name__ == f"Watched{buffer.__name__}"
@@ -74,13 +86,13 @@ def test_each_mode_is_verls_own_with_its_buffer_watched(words, base, mode, buffe
     assert built.parameter_sync_step == (4 if mode == "separate_async" else 1), "read under verl's own name"
 
 
-def test_a_stage_under_an_estimator_that_does_not_run_it_is_refused():
-    config = resolve(compose_config(parse_line(["algo=hadw", "task=arithmetic", "algorithm.adv_estimator=grpo"])))
-    with pytest.raises(ConfigError, match=r"adv_estimator=grpo: algorithm\.gsd\.hadw weighs .* Write algorithm"):
+def test_a_stage_under_an_estimator_that_does_not_run_it_is_refused(compose_fast):
+    config, _ = compose_fast("algo=hadw", "task=arithmetic", "algorithm.adv_estimator=grpo")
+    with pytest.raises(ConfigError, match=r"adv_estimator=grpo.*algorithm\.gsd\.hadw.*algorithm\."):
         get_trainer_cls("gsd_sync")(config)
 
 
-def test_a_budget_is_the_first_to_say_how_many_rollouts_and_memory_forgets_at_its_rate():
+def test_a_budget_is_the_first_to_say_how_many_rollouts_and_memory_forgets_at_its_rate(trainer):
     built, _ = trainer("budget=adaptive")
     assert type(built._parts[0]) is Budgeting and built.prompts.half_life == 100
     assert built.memories.keys() == {"prompts"}, "a checkpoint made without a budget goes on with one"
@@ -88,22 +100,22 @@ def test_a_budget_is_the_first_to_say_how_many_rollouts_and_memory_forgets_at_it
     assert without._parts == [] and without.prompts.half_life == 100
 
 
-def test_under_verls_own_command_metrics_are_kept_too():
+def test_under_verls_own_command_metrics_are_kept_too(trainer):
     assert trainer("trainer.logger=wandb")[1].trainer.logger == ["wandb", "file"]
     assert trainer("trainer.logger=[file,console]")[1].trainer.logger == ["file", "console"]
 
 
-def test_rollouts_read_from_a_file_are_refused():
-    with pytest.raises(ConfigError, match=r"skip\.rollout_tq\.enable=true: .* Write skip"):
+def test_rollouts_read_from_a_file_are_refused(trainer):
+    with pytest.raises(ConfigError, match=r"skip\.rollout_tq\.enable=true.*skip\."):
         trainer("skip.rollout_tq.enable=true")
 
 
-def test_a_checkpoint_without_our_memory_is_refused_before_anything_starts(tmp_path):
+def test_a_checkpoint_without_our_memory_is_refused_before_anything_starts(trainer, tmp_path):
     (tmp_path / "global_step_7").mkdir()
     (tmp_path / "latest_checkpointed_iteration.txt").write_text("7")
     words = (f"trainer.default_local_dir={tmp_path}",)
     for where in ((), ("trainer.resume_mode=resume_path", f"trainer.resume_from_path={tmp_path}/global_step_7")):
-        with pytest.raises(ConfigError, match=r"global_step_7: .* Write algorithm\.gsd\.state=fresh"):
+        with pytest.raises(ConfigError, match=r"global_step_7.*algorithm\.gsd\.state=fresh"):
             trainer(*words, *where)
     trainer(*words, "algorithm.gsd.state=fresh")
     trainer(*words, "trainer.resume_mode=disable")
@@ -148,36 +160,32 @@ def test_rows_that_were_filtered_out_do_not_count():
 
 
 @pytest.mark.parametrize(("mode", "wanted"), [("sync", "gsd_sync"), ("colocate_async", "gsd_colocate_async")])
-def test_a_stage_that_needs_groups_refuses_a_stock_mode_by_name(mode, wanted, monkeypatch):
+def test_a_stage_that_needs_groups_refuses_a_stock_mode_by_name(configure, mode, wanted, monkeypatch):
     from verl_gsd.algorithms import chain
     from verl_gsd.trainer.own_section import own_problems, stages_wrong
 
     monkeypatch.setattr(chain, "_STAGES", dict(chain._STAGES))
     monkeypatch.setattr(chain, "_MEMORIES", dict(chain._MEMORIES))
     chain.register_stage("anchor_stub", "weight", memory=dict)(lambda rows, advantages, section: advantages)
-    words = ["algo=grpo", "task=arithmetic", "hardware=cpu", "+algorithm.gsd.anchor_stub.window=3"]
-    config = resolve(compose_config(parse_line([*words, f"trainer.v1.trainer_mode={mode}"])))
+    window = "+algorithm.gsd.anchor_stub.window=3"
+    config = configure(window, f"trainer.v1.trainer_mode={mode}")
     (problem,) = stages_wrong(config)
-    assert problem.startswith(f"trainer.v1.trainer_mode={mode}: algorithm.gsd.anchor_stub needs to see whole groups.")
-    assert problem.endswith(f"Write trainer.v1.trainer_mode={wanted}.")
-    config = resolve(compose_config(parse_line([*words, f"trainer.v1.trainer_mode={wanted}"])))
+    named = (f"trainer.v1.trainer_mode={mode}", "algorithm.gsd.anchor_stub", f"trainer.v1.trainer_mode={wanted}")
+    assert all(name in problem for name in named)
+    config = configure(window, f"trainer.v1.trainer_mode={wanted}")
     assert list(stages_wrong(config)) == own_problems(config) == []
 
 
-def test_names_verl_does_not_know_are_refused_before_ray(monkeypatch):
+def test_names_verl_does_not_know_are_refused_before_ray(configure):
     from verl_gsd.trainer.validation_with_verl import validate_with_verl
 
-    def check(*words):
-        words = ["algo=grpo", "task=arithmetic", "hardware=cpu", *words]
-        validate_with_verl(resolve(compose_config(parse_line(words))))
-
-    check()
+    validate_with_verl(configure())
     for word, message in (
-        ("trainer.v1.trainer_mode=gsd_snyc", r"trainer_mode=gsd_snyc: no such name\. Write one of .*gsd_sync"),
-        ("algorithm.adv_estimator=grop", r"adv_estimator=grop: no such name\. Write one of .*grpo"),
-        ("actor_rollout_ref.actor.policy_loss.loss_mode=gpso", r"loss_mode=gpso: no such name\. Write one of .*gspo"),
-        ("trainer.logger=[wandbb]", r"trainer\.logger=wandbb: no such name\. Write one of .*wandb"),
-        ("actor_rollout_ref.actor.use_dynamic_bsz=false", r"verl refuses this config: .*micro_batch_size"),
+        ("trainer.v1.trainer_mode=gsd_snyc", r"trainer_mode=gsd_snyc.*gsd_sync"),
+        ("algorithm.adv_estimator=grop", r"adv_estimator=grop.*grpo"),
+        ("actor_rollout_ref.actor.policy_loss.loss_mode=gpso", r"loss_mode=gpso.*gspo"),
+        ("trainer.logger=[wandbb]", r"trainer\.logger=wandbb.*wandb\b"),
+        ("actor_rollout_ref.actor.use_dynamic_bsz=false", "micro_batch_size"),
         (
             "reward.custom_reward_function.name=no_such_function",
             r"custom_reward_function\.path=pkg://verl_gsd\.tasks\.arithmetic name=no_such_function: AttributeError",
@@ -185,11 +193,11 @@ def test_names_verl_does_not_know_are_refused_before_ray(monkeypatch):
         ("reward.custom_reward_function.path=/no/reward.py", r"path=/no/reward\.py name=compute_score: FileNotFound"),
         (
             "+algorithm.gsd.alhpa=0.5",
-            r"algorithm\.gsd\.alhpa: no such key\. Keys are alpha, .*poll_interval",
+            r"algorithm\.gsd\.alhpa.*alpha, .*poll_interval",
         ),
     ):
         with pytest.raises(ConfigError, match=f"(?s){message}"):
-            check(word)
+            validate_with_verl(configure(word))
 
 
 def test_a_plugin_that_verl_did_not_load_is_told_apart_from_one_that_raised(monkeypatch):
@@ -200,8 +208,8 @@ def test_a_plugin_that_verl_did_not_load_is_told_apart_from_one_that_raised(monk
 
     monkeypatch.delitem(sys.modules, validation.PLUGIN)
     monkeypatch.setenv("VERL_USE_EXTERNAL_PLUGINS", "none")
-    assert "did not load verl_gsd.trainer.plugin (VERL_USE_EXTERNAL_PLUGINS=none)" in next(validation.plugin_absent())
+    assert "VERL_USE_EXTERNAL_PLUGINS=none" in next(validation.plugin_absent())
 
     monkeypatch.delitem(sys.modules, validation.PLUGIN)
     monkeypatch.setitem(sys.modules, "wrapt", None)  # as if it were not installed
-    assert "could not load verl_gsd.trainer.plugin: ModuleNotFoundError" in next(validation.plugin_absent())
+    assert "ModuleNotFoundError" in next(validation.plugin_absent())

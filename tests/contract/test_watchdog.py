@@ -1,16 +1,15 @@
 """The watchdog against a real Ray cluster with processes that die. Runs of the whole stack are in test_faults.py."""
 
-import inspect
+import dataclasses
 import os
 import re
 import signal
-import subprocess
-import sys
-import textwrap
 from types import SimpleNamespace
 
+import forks
 import pytest
 import ray
+import watched_runs
 
 from verl_gsd.trainer import engine_health, watchdog
 from verl_gsd.trainer.messages import MessageWriter, RunStoppedError, read_messages
@@ -62,21 +61,23 @@ class Sandbox:
         return os.getpid()
 
 
-@pytest.fixture
-def cluster():
-    """A cluster for each test: the watchdog looks at all actors of a job, the dead ones of another test too."""
-    ray.init(address="local", num_cpus=2, include_dashboard=False)
-    yield
-    ray.shutdown()
+class WatchdogOfTheTest(Watchdog):
+    """Looks when the test says so. Its thread would end this process."""
+
+    def _watch(self):
+        pass
 
 
 @pytest.fixture
-def watch(tmp_path):
+def watch(running_queue, tmp_path):
+    """A watchdog in the Ray job of all tests: what died in another test belongs to an earlier run."""
     messages = tmp_path / "messages.jsonl"
-    return SimpleNamespace(dog=Watchdog(Progress(), MessageWriter(messages)), messages=messages)
+    dog = WatchdogOfTheTest(Progress(), MessageWriter(messages))
+    dog.start()
+    yield SimpleNamespace(dog=dog, messages=messages)
+    dog.end()
 
 
-@pytest.mark.usefixtures("cluster")
 def test_the_death_of_an_actor_is_found_when_sessions_fail_and_told_once(watch):
     kept, killed = AgentLoopWorkerTQ.remote(), AgentLoopWorkerTQ.options(name="my_worker").remote()
     ray.get(kept.pid.remote())
@@ -86,13 +87,12 @@ def test_the_death_of_an_actor_is_found_when_sessions_fail_and_told_once(watch):
     with pytest.raises(ray.exceptions.RayActorError):
         ray.get(killed.pid.remote())
     for _ in range(2):
-        with pytest.raises(RunStoppedError, match=rf"The agent worker my_worker \(process {pid} on .*\) died\. It was"):
+        with pytest.raises(RunStoppedError, match=rf"my_worker \(process {pid} on "):
             watch.dog.look(wait=True)
     (message,) = read_messages(watch.messages)
     assert message.kind == "stop" and message.pid == pid and message.text == watch.dog.fault
 
 
-@pytest.mark.usefixtures("cluster")
 def test_actors_that_were_ended_on_purpose_are_no_deaths(watch):
     dropped, ended, left = AgentLoopWorkerTQ.remote(), AgentLoopWorkerTQ.remote(), Sandbox.remote()
     for actor in (dropped, ended, left):
@@ -107,48 +107,46 @@ def test_actors_that_were_ended_on_purpose_are_no_deaths(watch):
     assert not read_messages(watch.messages)
 
 
-@pytest.mark.usefixtures("cluster")
 def test_a_worker_of_verls_that_exits_by_itself_is_a_death(watch):
     worker = AgentLoopWorkerTQ.remote()
     with pytest.raises(ray.exceptions.RayActorError):
         ray.get(worker.leave.remote())
-    with pytest.raises(RunStoppedError, match=r"It exited by itself: code that it ran called sys\.exit"):
+    with pytest.raises(RunStoppedError, match=r"sys\.exit"):
         watch.dog.look(wait=True)
 
 
-@pytest.mark.usefixtures("cluster")
 def test_the_engine_inside_a_living_server_is_asked_for_anew_when_sessions_fail(watch):
     server = vLLMHttpServer.options(name="vllm_server_0_0").remote()
     watch.dog.look(wait=False)  # asks, and an engine that lives then may be dead when the answer is read
     ray.get(server.set.remote(engine_health.EngineDeath(7, {"EngineCore": -9}, 0)))
-    with pytest.raises(RunStoppedError, match=r"The engine of vLLM server vllm_server_0_0 .*killed by SIGKILL"):
+    with pytest.raises(RunStoppedError, match=r"vLLM server vllm_server_0_0 .*SIGKILL"):
         watch.dog.look(wait=True)
     (message,) = read_messages(watch.messages)
     assert message.pid == 7
 
 
-@pytest.mark.usefixtures("cluster")
 def test_a_server_that_is_gone_is_not_taken_for_a_living_one(watch):
-    server = vLLMHttpServer.options(name="vllm_server_0_0").remote()
+    server = vLLMHttpServer.options(name="vllm_server_0_1").remote()
     watch.dog.look(wait=True)
     os.kill(ray.get(server.pid.remote()), signal.SIGKILL)
-    with pytest.raises(RunStoppedError, match=r"The vLLM server vllm_server_0_0 .*died"):
+    with pytest.raises(RunStoppedError, match=r"vLLM server vllm_server_0_1 "):
         watch.dog.look(wait=True)
 
 
-@pytest.mark.usefixtures("cluster")
 def test_actors_that_died_before_the_run_do_not_end_it(watch):
     worker = AgentLoopWorkerTQ.remote()
     os.kill(ray.get(worker.pid.remote()), signal.SIGKILL)
     with pytest.raises(ray.exceptions.RayActorError):
         ray.get(worker.pid.remote())
-    watch.dog.start()
-    watch.dog.look(wait=True)
-    watch.dog.end()
+    later = WatchdogOfTheTest(Progress(), MessageWriter(watch.messages))
+    later.start()
+    later.look(wait=True)
+    later.end()
     assert not read_messages(watch.messages)
+    with pytest.raises(RunStoppedError):
+        watch.dog.look(wait=True)
 
 
-@pytest.mark.usefixtures("cluster")
 def test_the_death_of_an_actor_that_is_not_verls_is_reported_and_ends_nothing(watch):
     sandbox = Sandbox.remote()
     os.kill(ray.get(sandbox.pid.remote()), signal.SIGKILL)
@@ -160,16 +158,14 @@ def test_the_death_of_an_actor_that_is_not_verls_is_reported_and_ends_nothing(wa
     assert message.kind == "warning" and "Sandbox" in message.text
 
 
-@pytest.mark.usefixtures("cluster")
 def test_an_actor_that_fails_to_start_is_a_death_with_its_exception(watch):
     actor = RewardLoopWorker.remote()
     with pytest.raises(ray.exceptions.RayActorError):
         ray.get(actor.__ray_ready__.remote())
-    with pytest.raises(RunStoppedError, match=r"It failed while it started: KeyError: 'my own mistake'$"):
+    with pytest.raises(RunStoppedError, match=r"KeyError: 'my own mistake'$"):
         watch.dog.look(wait=True)
 
 
-@pytest.mark.usefixtures("cluster")
 def test_an_exception_that_a_death_has_caused_is_explained(watch):
     actor = AgentLoopWorkerTQ.remote()
     os.kill(ray.get(actor.pid.remote()), signal.SIGKILL)
@@ -183,72 +179,40 @@ def test_an_exception_that_a_death_has_caused_is_explained(watch):
     assert other.fault is None
 
 
-def run_that_waits_for_ever(body, folder):
-    """Run ``body`` in a process whose main thread then waits for ever; returns its exit code and messages."""
-    script = """
-        import os, signal, threading, ray
-        from verl_gsd.trainer import watchdog
-        from verl_gsd.trainer.messages import MessageWriter
-        from verl_gsd.trainer.progress import Progress
-        from pathlib import Path
-        watchdog._LOOK_INTERVAL = watchdog._GRACE = 0.1
-        ray.init(address="local", num_cpus=2, include_dashboard=False)
+@pytest.fixture(scope="module")
+def ended(running_queue, tmp_path_factory):
+    """(run) -> (exit status, messages) of runs in processes of their own, all of which start at once."""
+    address, started = ray.get_runtime_context().gcs_address, {}
+    for run in (watched_runs.loses_a_worker, watched_runs.makes_no_progress, watched_runs.is_suspended):
+        folder = tmp_path_factory.mktemp(run.__name__)
+        started[run] = forks.start(folder, run, address), folder
 
-        @ray.remote(num_cpus=0)
-        class AgentLoopWorkerTQ:
-            def pid(self):
-                return os.getpid()
+    def ended(run):
+        process, folder = started[run]
+        process.join(300)
+        return process.exitcode, read_messages(folder / "messages.jsonl")
 
-        messages = MessageWriter(Path("messages.jsonl"))
-    """
-    script = textwrap.dedent(script) + textwrap.dedent(body) + "\nthreading.Event().wait()\n"
-    done = subprocess.run([sys.executable, "-c", script], cwd=folder, capture_output=True, text=True, timeout=300)
-    return done.returncode, read_messages(folder / "messages.jsonl")
+    yield ended
+    for process, _ in started.values():
+        process.kill()
 
 
-def test_a_trainer_that_waits_where_nothing_interrupts_it_is_ended(tmp_path):
-    body = """
-        worker = AgentLoopWorkerTQ.remote()
-        watchdog.Watchdog(Progress(), messages).start()
-        os.kill(ray.get(worker.pid.remote()), signal.SIGKILL)
-    """
-    code, (message,) = run_that_waits_for_ever(body, tmp_path)
-    assert code == EXIT_CODE and message.kind == "stop" and "died" in message.text
+def test_a_trainer_that_waits_where_nothing_interrupts_it_is_ended(ended):
+    code, (message,) = ended(watched_runs.loses_a_worker)
+    assert code == EXIT_CODE and message.kind == "stop" and "AgentLoopWorkerTQ" not in message.text
+    assert "agent worker" in message.text and "died" in message.text
 
 
-def test_a_run_without_progress_is_warned_of_then_ended(tmp_path):
-    body = """
-        progress = Progress(2.0)
-        progress.begin("waiting for responses")
-        progress.look("train: 0 responses finished, 4 of 4 prompts unfinished", 0)
-        watchdog.Watchdog(progress, messages).start()
-    """
-    code, messages = run_that_waits_for_ever(body, tmp_path)
+def test_a_run_without_progress_is_warned_of_then_ended(ended):
+    code, messages = ended(watched_runs.makes_no_progress)
     assert code == EXIT_CODE and [message.kind for message in messages] == ["warning", "stop"]
     for message in messages:
         assert "waiting for responses (train: 0 responses finished, 4 of 4 prompts unfinished)" in message.text
         assert "algorithm.gsd.limits.quiet_seconds" in message.text
 
 
-def test_a_run_that_was_suspended_is_not_ended_when_it_wakes(tmp_path):
-    body = """
-        progress = Progress(3.0)
-        progress.begin("updating")
-        dog = watchdog.Watchdog(progress, messages)
-        dog.start()
-        child = os.fork()
-        if not child:  # stops its parent for longer than the limit
-            threading.Event().wait(1)
-            os.kill(os.getppid(), signal.SIGSTOP)
-            threading.Event().wait(8)
-            os.kill(os.getppid(), signal.SIGCONT)
-            os._exit(0)
-        os.waitpid(child, 0)
-        threading.Event().wait(0.5)  # for the watchdog to have looked again
-        quiet = progress.quiet()[0]
-        os._exit(0 if dog.fault is None and quiet < 3 else 1)
-    """
-    code, messages = run_that_waits_for_ever(body, tmp_path)
+def test_a_run_that_was_suspended_is_not_ended_when_it_wakes(ended):
+    code, messages = ended(watched_runs.is_suspended)
     assert code == 0, messages
 
 
@@ -264,13 +228,16 @@ def test_verls_actors_are_known_by_the_names_of_their_classes():
     from verl.experimental.reward_loop.reward_manager.remote import RewardComputeWorker
     from verl.single_controller.ray import base
     from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopWorkerTQ
+    from verl.workers.engine_workers import ActorRolloutRefWorker
     from verl.workers.rollout.router import GlobalRequestLoadBalancer
     from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer
 
     actors = (TransferQueueController, SimpleStorageUnit, AgentLoopWorkerTQ, RewardComputeWorker)
     classes = (AgentLoopWorker, RewardLoopWorker, vLLMHttpServer, GlobalRequestLoadBalancer, CheckpointEngineWorker)
     names = {kind.__name__ for kind in (*classes, *(actor.__ray_metadata__.modified_class for actor in actors))}
-    assert "class WorkerDict" in inspect.getsource(base.create_colocated_worker_cls)
+    worker = ray.remote(ActorRolloutRefWorker)
+    joined = base.create_colocated_worker_cls({"actor": base.RayClassWithInitArgs(worker)})
+    assert joined.cls.__ray_actor_class__.__name__ == "WorkerDict"
     others = {"WorkerDict", "SGLangHttpServer", "TRTLLMHttpServer"}  # of packages that are not installed here
     assert names | others == set(watchdog._ROLES)
 
@@ -280,10 +247,15 @@ def test_vllm_tells_of_a_dead_engine_and_of_how_its_processes_ended():
     from vllm.v1.engine.core_client import BackgroundResources
     from vllm.v1.engine.utils import CoreEngineProcManager
 
-    assert isinstance(async_llm.AsyncLLM.errored, property)
-    assert "engine_core.resources.engine_dead" in inspect.getsource(async_llm.AsyncLLM.errored.fget)
-    assert "engine_manager" in BackgroundResources.__dataclass_fields__
-    assert "exitcode" in inspect.getsource(CoreEngineProcManager.finished_procs)
+    for is_dead in (False, True):
+        engine = SimpleNamespace(resources=SimpleNamespace(engine_dead=is_dead))
+        client = SimpleNamespace(engine_core=engine, is_running=True)
+        assert async_llm.AsyncLLM.errored.fget(client) is is_dead
+    assert "engine_manager" in {field.name for field in dataclasses.fields(BackgroundResources)}
+    processes = [
+        SimpleNamespace(name=name, exitcode=code) for name, code in (("EngineCore_0", -9), ("EngineCore_1", None))
+    ]
+    assert CoreEngineProcManager.finished_procs(SimpleNamespace(processes=processes)) == {"EngineCore_0": -9}
 
 
 @pytest.mark.parametrize(
@@ -302,5 +274,5 @@ def test_an_engines_end_is_described(codes, kills, expected):
     death = watchdog.engine_death("vllm_server_0_0", "10.0.0.1", engine_health.EngineDeath(7, codes, kills))
     assert death.pid == 7
     text = death.message()
-    assert text.startswith("The engine of vLLM server vllm_server_0_0 (process 7 on 10.0.0.1) died. ")
+    assert "vLLM server vllm_server_0_0 (process 7 on 10.0.0.1)" in text
     assert re.search(expected, text), text

@@ -1,15 +1,17 @@
 """Each run's weights travel through a folder of its own, which no other user can enter and which does not stay."""
 
-import multiprocessing
+import asyncio
+import inspect
 import os
 import re
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
+import forks
 import pytest
+import weight_transfer
 
 from verl_gsd.trainer import private_folders, weight_sockets
 
@@ -32,59 +34,31 @@ def folders(prefix):
     return sorted(path.name for path in Path(prefix).parent.iterdir())
 
 
-def end(process):
-    process.kill()
-    process.wait()
-    process.stdin.close()
-    process.stdout.close()
-
-
-SENDER = """
-import sys
-from multiprocessing import resource_tracker, shared_memory
-from verl.workers.rollout.vllm_rollout import bucketed_weight_transfer as transfer
-from verl_gsd.trainer import private_folders, weight_sockets
-private_folders._PREFIX = sys.argv[1].removesuffix("weights_")
-resource_tracker.register = lambda *_: None  # ended with the run, before it could clean up
-weight_sockets.private_handle("ipc:///tmp/x", sys.argv[2])
-names = [f"{sys.argv[3]}_{sys.argv[2]}_{i}" for i in range(2)]
-segments = [transfer.create_shared_memory(4096, name) for name in names]
-sender = transfer.BucketedWeightSender("ipc:///tmp/nowhere", use_shm=True)
-sender.shm, transfer.is_support_ipc = segments[0], lambda: False
-sender._cleanup()
-print("SEGMENTS", *names, flush=True)
-sys.stdin.read()
-"""
-
-
-def test_memory_of_a_transfer_that_was_cut_off_goes_with_the_folder_and_a_living_runs_stays(prefix):
+def test_memory_of_a_transfer_that_was_cut_off_goes_with_the_folder_and_a_living_runs_stays(prefix, tmp_path):
     shared, name = Path("/dev/shm"), f"verl_weights_test_{os.getpid()}"
+    told = forks.CONTEXT.Queue()
     senders = {
-        node: subprocess.Popen(
-            [sys.executable, "-c", SENDER, prefix, node, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        for node in ("aa", "bb")
+        node: forks.start(tmp_path, weight_transfer.hold_segments, prefix, node, name, told) for node in ("aa", "bb")
     }
     foreign = shared / f"{name}_of_a_run_without_a_folder"
     foreign.touch()
     try:
-        printed = [next(line for line in process.stdout if "SEGMENTS" in line) for process in senders.values()]
-        sent, cut_off = zip(*(line.split()[1:] for line in printed), strict=True)
+        of_node = dict(forks.answer(told, *senders.values()) for _ in senders)
+        sent, cut_off = zip(*(of_node[node] for node in senders), strict=True)
         assert not any((shared / segment).exists() for segment in sent), "verl removes the memory of a whole transfer"
         assert all((shared / segment).exists() for segment in cut_off)
         for node, segment in zip(senders, cut_off, strict=True):
             assert [path.name for path in Path(f"{prefix}{node}").iterdir()] == [f"shm.{segment}"]
-        end(senders["aa"])
+        forks.end(senders["aa"])
         private_folders.remove_unused()
         assert [(shared / segment).exists() for segment in cut_off] == [False, True]
         assert folders(prefix) == ["weights_bb"] and foreign.exists()
-        end(senders["bb"])
+        forks.end(senders["bb"])
         private_folders.remove_unused()
         assert not (shared / cut_off[1]).exists() and folders(prefix) == []
     finally:
         for process in senders.values():
-            process.kill()
-            process.wait()
+            forks.end(process)
         for path in shared.glob(f"{name}*"):
             path.unlink()
 
@@ -92,90 +66,50 @@ def test_memory_of_a_transfer_that_was_cut_off_goes_with_the_folder_and_a_living
 REPLICA = 987  # no run on this machine has as many
 
 
-def _run_on_a_cluster_of_its_own(model, monkeypatch):
-    """What verl calls the socket of a run, on either side, with this plugin and without."""
-    import ray
-    from verl.workers.config import HFModelConfig, RolloutConfig
-    from verl.workers.rollout.replica import RolloutMode
-    from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
-    from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer
-    from verl.workers.rollout.vllm_rollout.vllm_rollout import ServerAdapter
-
-    environment = {"RANK": "0", "RAY_LOCAL_WORLD_SIZE": "1", "VERL_REPLICA_RANK": "", "VERL_RAY_JOB_ID": ""}
-    for name, value in (environment | {"CUDA_VISIBLE_DEVICES": ""}).items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv(weight_sockets.NODE, "")
-    config = RolloutConfig(name="vllm", tensor_model_parallel_size=1)
-    arguments = {"config": config, "model_config": HFModelConfig(path=str(model)), "replica_rank": REPLICA}
-    plain = ServerAdapter.__new__(ServerAdapter)
-    ray.init(address="local", include_dashboard=False, num_cpus=1, log_to_driver=False)
-    try:
-        sender = ServerAdapter(**arguments, device_mesh=None)
-        ServerAdapter.__init__.__wrapped__(plain, **arguments, device_mesh=None)
-        vLLMHttpServer(
-            **arguments,
-            rollout_mode=RolloutMode.HYBRID,
-            workers=[],
-            node_rank=0,
-            gpus_per_node=1,
-            nnodes=1,
-            cuda_visible_devices="0",
-        )
-        worker = SimpleNamespace(local_rank=0, model_runner=SimpleNamespace(vllm_config=None))
-        return SimpleNamespace(
-            sender=sender.zmq_handle,
-            receiver=vLLMColocateWorkerExtension._get_zmq_handle(worker),
-            verls_sender=plain.zmq_handle,
-            verls_receiver=vLLMColocateWorkerExtension._get_zmq_handle.__wrapped__(worker),
-        )
-    finally:
-        ray.shutdown()
-
-
 @pytest.fixture(scope="module")
-def runs(tiny_task):
-    """Two runs, each on a Ray cluster of its own, as ``hardware=cpu`` or a GPU machine without a cluster has them."""
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        return [_run_on_a_cluster_of_its_own(tiny_task / "model", monkeypatch) for _ in range(2)]
+def runs(tiny_task, tmp_path_factory):
+    """What verl calls the sockets of two runs, each on a Ray cluster of its own, with this plugin and without.
+
+    ``hardware=cpu`` and a GPU machine without a cluster have such clusters.
+    """
+    told, folders = forks.CONTEXT.Queue(), [tmp_path_factory.mktemp("run") for _ in range(2)]
+    model = str(tiny_task / "model")
+    started = [forks.start(folder, weight_transfer.name_sockets, model, REPLICA, told) for folder in folders]
+    try:
+        return [SimpleNamespace(**forks.answer(told, *started)) for _ in started]
+    finally:
+        for process in started:
+            process.join(HUNG)
+            forks.end(process)
 
 
 class _Processes:
-    """Senders and receivers of two runs, as forks of a process that has imported what they need and nothing else."""
+    """Senders and receivers of two runs."""
 
-    def __init__(self):
-        self._context = multiprocessing.get_context("forkserver")
-        # Not weight_transfer itself: until Python 3.12 the fork server does not know where this folder is.
-        self._context.set_forkserver_preload(["verl.workers.rollout.vllm_rollout.bucketed_weight_transfer"])
-        self.started = []
+    def __init__(self, folder):
+        self._folder, self.started = folder, []
 
     def _start(self, target, *arguments):
-        process = self._context.Process(target=target, args=arguments, daemon=True)
-        process.start()
-        self.started.append(process)
+        self.started.append(forks.start(self._folder, target, *arguments))
 
     def send(self, handle, value):
         """Returns once the sender has bound its socket."""
-        import weight_transfer
-
-        bound = self._context.Event()
+        bound = forks.CONTEXT.Event()
         self._start(weight_transfer.send, handle, value, bound)
         assert bound.wait(HUNG)
 
     def receive(self, handle):
-        import weight_transfer
-
-        loaded = self._context.Queue()
+        loaded = forks.CONTEXT.Queue()
         self._start(weight_transfer.receive, handle, loaded)
         return loaded
 
 
 @pytest.fixture
-def processes():
-    made = _Processes()
+def processes(tmp_path):
+    made = _Processes(tmp_path)
     yield made
     for process in made.started:
-        process.kill()
-        process.join()
+        forks.end(process)
 
 
 def test_two_runs_load_their_own_weights(runs, processes):
@@ -205,18 +139,62 @@ def test_patch_still_needed_because_two_runs_share_verls_own_sockets(runs, proce
     assert processes.receive(second.verls_receiver).get(timeout=HUNG) == [1.0], "the first run's weights"
 
 
-def test_delta_weights_and_split_servers_ask_the_patched_method():
+def test_delta_weights_and_split_servers_ask_the_patched_method(monkeypatch):
     """``update_verl_delta_weights`` and ``update_weights_from_ipc`` are verl's only other users of the name."""
-    import inspect
+    from verl.workers.rollout.vllm_rollout import bucketed_weight_transfer, utils, vllm_pd_replica, vllm_rollout
 
-    from verl.workers.rollout.vllm_rollout import utils, vllm_pd_replica, vllm_rollout
+    class ReachedError(Exception):
+        pass
 
-    extension = inspect.getsource(utils.vLLMColocateWorkerExtension)
-    assert extension.count("self._get_zmq_handle()") == 2 and extension.count("ipc://") == 1
-    sender = inspect.getsource(vllm_rollout)
-    assert sender.count("zmq_handle=self.zmq_handle") == 2 and sender.count("ipc://") == 1
-    assert "ipc://" not in inspect.getsource(vllm_pd_replica)
-    assert "VERL_ZMQ_BASE_TRAINER_RANK" in inspect.getsource(utils.vLLMColocateWorkerExtension._get_zmq_handle)
+    def transfer(zmq_handle, **_):
+        raise ReachedError(zmq_handle)
+
+    extension, updates = utils.vLLMColocateWorkerExtension, []
+    receiver = SimpleNamespace(_get_zmq_handle=lambda: "ours", update_weights=updates.append)
+    extension.update_verl_delta_weights(receiver, {"names": []})
+    assert updates == [{"names": [], "zmq_handle": "ours"}]
+    monkeypatch.setattr(bucketed_weight_transfer, "BucketedWeightReceiver", transfer)
+    monkeypatch.setattr(utils, "is_quantized_model", lambda _: False)
+    vars(receiver).update(device="cpu", _is_qat_model=False, _is_modelopt_qat=False, _iter_all_models=lambda: ())
+    receiver.model_runner = SimpleNamespace(vllm_config=None)
+    with pytest.raises(ReachedError, match="ours"):
+        extension.update_weights_from_ipc(receiver)
+
+    async def nothing(*_, **__):
+        pass
+
+    async def flushes():
+        yield [("layer", None)], True
+
+    monkeypatch.setattr(vllm_rollout, "BucketedWeightSender", transfer)
+    config = SimpleNamespace(checkpoint_engine=SimpleNamespace(update_weights_bucket_megabytes=1))
+    sender = SimpleNamespace(zmq_handle="ours", use_shm=False, config=config, _execute_method=nothing)
+    sender._delta_weight_transfer_engine_initialized = True
+    for update in (
+        vllm_rollout.ServerAdapter.update_weights(sender, iter(())),
+        vllm_rollout.ServerAdapter._update_delta_weights(sender, flushes(), global_steps=1),
+    ):
+        with pytest.raises(ReachedError, match="ours"):
+            asyncio.run(update)
+
+    for name, value in (("VERL_RAY_JOB_ID", "7"), ("VERL_REPLICA_RANK", "1"), ("VERL_ZMQ_BASE_TRAINER_RANK", "4")):
+        monkeypatch.setenv(name, value)
+    worker = SimpleNamespace(local_rank=2, model_runner=SimpleNamespace(vllm_config=None))
+    split = inspect.unwrap(extension._get_zmq_handle)(worker)
+    assert split.endswith("-replica-1-rank-6.sock"), "servers for prefill and decode differ by this variable"
+    naming = [function for module in (utils, vllm_rollout, vllm_pd_replica) for function in naming_sockets(module)]
+    assert naming == ["vLLMColocateWorkerExtension._get_zmq_handle", "ServerAdapter.__init__"]
+
+
+def naming_sockets(module):
+    """The functions and methods of a module that have a socket's address among their constants."""
+    own = [thing for thing in vars(module).values() if getattr(thing, "__module__", None) == module.__name__]
+    functions = [thing for thing in own if inspect.isfunction(thing)]
+    functions += [method for kind in own if inspect.isclass(kind) for method in vars(kind).values()]
+    for function in map(inspect.unwrap, functions):
+        constants = function.__code__.co_consts if inspect.isfunction(function) else ()
+        if any(isinstance(constant, str) and constant.startswith("ipc://") for constant in constants):
+            yield function.__qualname__
 
 
 def test_vllms_own_sockets_are_in_the_folder(prefix, monkeypatch):
@@ -240,49 +218,27 @@ def test_vllms_own_sockets_are_in_the_folder(prefix, monkeypatch):
     assert len(f"{private_folders._PREFIX}weights_{'e' * 16}/{'u' * 36}") < 107
 
 
-def test_patch_still_needed_because_verl_names_segments_at_random():
-    import inspect
-
+def test_patch_still_needed_because_verl_names_segments_at_random(monkeypatch):
     from verl.workers.rollout.vllm_rollout import bucketed_weight_transfer as transfer
 
-    text = inspect.getsource(transfer.BucketedWeightSender._init_buffer)
-    assert 'f"verl_weights_{uuid.uuid4().hex}"' in text and "create_shared_memory(self.bucket_size, shm_name)" in text
-    assert "self.shm.unlink()" in inspect.getsource(transfer.BucketedWeightSender._cleanup.__wrapped__)
+    names = []
+
+    def create(size, name):
+        names.append(name)
+        return SimpleNamespace(buf=bytearray(size))
+
+    monkeypatch.setattr(transfer, "create_shared_memory", create)
+    for _ in range(2):
+        sender = SimpleNamespace(use_shm=True, bucket_size=64, socket=Mock())
+        transfer.BucketedWeightSender._init_buffer(sender)
+        assert sender.socket.send_pyobj.call_args.args[0]["name"] == names[-1]
+    assert len(set(names)) == 2 and all(name.startswith("verl_weights_") for name in names)
 
 
-ENGINE = """
-import sys
-from vllm import LLM
-
-if __name__ == "__main__":
-    model, executor = sys.argv[1:]
-    engine = LLM(
-        model=model, dtype="float32", enforce_eager=True, max_model_len=64, gpu_memory_utilization=0.05,
-        distributed_executor_backend=executor,
-        worker_extension_cls="verl.workers.rollout.vllm_rollout.utils.vLLMColocateWorkerExtension",
-    )
-    print("HANDLES", engine.collective_rpc("_get_zmq_handle"))
-"""
-
-
-@pytest.mark.parametrize("executor", ["uni", "mp"])
-def test_vllm_loads_the_plugin_in_the_process_that_receives(tiny_task, tmp_path, executor):
-    """As verl starts vLLM: the engine and, with "mp", the worker are processes that vLLM spawns."""
-    script = tmp_path / "engine.py"
-    script.write_text(ENGINE)
-    environment = {"VERL_GSD_CPU": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
-    # verl first, as in its actor: vLLM asks for its own version, which verl_gsd.trainer.cpu answers.
-    code = f"import verl, runpy, sys; sys.argv[0] = {str(script)!r}; runpy.run_path(sys.argv[0], run_name='__main__')"
-    done = subprocess.run(
-        [sys.executable, "-c", code, tiny_task / "model", executor],
-        env=os.environ | environment | {weight_sockets.NODE: "cd" * 28, "VERL_RAY_JOB_ID": "01000000"},
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_vllm_loads_the_plugin_in_the_process_that_receives(vllm_engine):
+    """With the executor "uni" the engine's process receives. Every run on a CPU has that one."""
     name = "rl-colocate-zmq-01000000-replica-0-rank-0.sock"
-    (handles,) = re.findall(r"^HANDLES (.*)$", done.stdout, re.MULTILINE)
+    (handles,) = re.findall(r"^HANDLES (.*)$", vllm_engine.output(), re.MULTILINE)
     assert handles == f"['ipc://{private_folders._PREFIX}weights_{'cd' * 8}/{name}']"
     private_folders.remove_unused()
     assert not Path(f"{private_folders._PREFIX}weights_{'cd' * 8}").exists()

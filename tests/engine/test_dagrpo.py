@@ -1,15 +1,11 @@
 """Demonstrations on verl's real FSDP2 engine: the gradient is the same for every way of dividing the rows, and plain
 autograd's."""
 
-import os
-import subprocess
-import sys
+import json
 
 import pytest
-import torch
 from dagrpo_cases import SETTINGS, case, expected, rows_of_groups
 from gvpo_cases import distance
-from places import SUPPORT
 
 MODE, LOSS = "actor_rollout_ref.actor.loss_agg_mode", "actor_rollout_ref.actor.policy_loss"
 PACKED = "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=40"
@@ -35,7 +31,7 @@ CASES = {
 
 
 @pytest.fixture(scope="module")
-def runs(tiny_task, tmp_path_factory, compose_fast):
+def runs(tiny_task, tmp_path_factory, compose_fast, engine_workers):
     """Every case on the engine: {name: (what it found, the gradients it should have, the cosines)}."""
     folder, rows = tmp_path_factory.mktemp("dagrpo"), rows_of_groups()
     cases, wanted, known = {1: {}, 2: {}}, {}, {}
@@ -47,14 +43,9 @@ def runs(tiny_task, tmp_path_factory, compose_fast):
             known[same] = expected(tiny_task, rows, config)
         wanted[name] = known[same]
         cases[workers][name] = case(config, rows, workers, probed)
-    for workers, of_them in cases.items():
-        torch.save(of_them, folder / f"cases{workers}.pt")
-    with (folder / "log").open("w") as log:
-        command = [sys.executable, SUPPORT / "engine_workers.py", folder]
-        program = subprocess.Popen(command, env=os.environ | {"VERL_GSD_CPU": "1"}, stdout=log, stderr=log)
-        assert program.wait(timeout=900) == 0, (folder / "log").read_text()[-6000:]
-    found = torch.load(folder / "found1.pt", weights_only=False) | torch.load(folder / "found2.pt", weights_only=False)
-    return {name: (found[name], *wanted[name]) for name in found}
+    cases[2]["two workers"]["checkpoint"] = str(folder / "checkpoint")
+    found = engine_workers.begin(folder, cases)()
+    return {name: (found[name], *wanted[name]) for name in found} | {"checkpoint": folder / "checkpoint"}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -77,3 +68,15 @@ def test_the_probe_measures_the_cosine_and_changes_nothing(runs):
         assert found["metrics"]["dagrpo/probe/cosine"] == pytest.approx(cosines, abs=1e-4)
         assert min(found["metrics"]["dagrpo/probe/norm_positive"]) > 0
     assert "dagrpo/probe/cosine" not in runs["all rows at once"][0]["metrics"]
+
+
+def test_verl_names_the_files_of_a_checkpoint_as_we_look_for_them(runs):
+    """And it writes the file that says how many workers there were after the files of the worker that writes it."""
+    files = {path.name: path for path in runs["checkpoint"].iterdir()}
+    kinds = ("model", "optim", "extra_state")
+    assert {f"{kind}_world_size_2_rank_{rank}.pt" for kind in kinds for rank in (0, 1)} <= files.keys()
+    config = files["fsdp_config.json"]
+    assert json.loads(config.read_text())["world_size"] == 2
+    assert config.stat().st_mtime_ns >= max(
+        files[f"{kind}_world_size_2_rank_0.pt"].stat().st_mtime_ns for kind in kinds
+    )

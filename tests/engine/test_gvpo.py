@@ -1,13 +1,7 @@
 """GVPO's gradient on verl's FSDP2 engine: the same for every division of the rows, and the one it should be."""
 
-import os
-import subprocess
-import sys
-
 import pytest
-import torch
 from gvpo_cases import ExpectedGradients, configured, distance, labelled, prepared, with_log_probs
-from places import SUPPORT
 
 DYNAMIC = "actor_rollout_ref.actor.ppo_max_token_len_per_gpu"
 #: name -> (workers, words of the config, what is done to the rows)
@@ -43,7 +37,7 @@ FURTHER = {
 
 
 @pytest.fixture(scope="module")
-def runs(tiny_task, tmp_path_factory, compose_fast):
+def runs(tiny_task, tmp_path_factory, compose_fast, engine_workers):
     """Every case on the engine: {name: (what it found, what it should have)}."""
     folder, rows = tmp_path_factory.mktemp("gvpo"), with_log_probs(tiny_task)
     cases, to_expect = {1: {}, 2: {}}, {}
@@ -53,15 +47,10 @@ def runs(tiny_task, tmp_path_factory, compose_fast):
         cases[workers][name], mini_batches = prepared(config, present, workers, extra)
         if not extra.get("fails"):
             to_expect[name] = (present, mini_batches, config)
-    for workers, of_them in cases.items():
-        torch.save(of_them, folder / f"cases{workers}.pt")
-    with (folder / "log").open("w") as log:
-        command = [sys.executable, SUPPORT / "engine_workers.py", folder]
-        program = subprocess.Popen(command, env=os.environ | {"VERL_GSD_CPU": "1"}, stdout=log, stderr=log)
-        expected = ExpectedGradients(tiny_task)
-        wanted = {name: expected.of(*case) for name, case in to_expect.items()}
-        assert program.wait(timeout=900) == 0, (folder / "log").read_text()[-6000:]
-    found = torch.load(folder / "found1.pt", weights_only=False) | torch.load(folder / "found2.pt", weights_only=False)
+    find = engine_workers.begin(folder, cases)
+    expected = ExpectedGradients(tiny_task)
+    wanted = {name: expected.of(*case) for name, case in to_expect.items()}
+    found = find()
     return {name: (found[name], wanted.get(name)) for name in found}
 
 

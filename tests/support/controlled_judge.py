@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import queue
+import time
 
 from verl_gsd.judge.judge import Judge
 from verl_gsd.judge.scorer import Question
@@ -25,9 +26,11 @@ class Controlled:
     def __init__(self):
         self.started, self.cancelled = queue.Queue(), queue.Queue()
         self.open = self.most_open = self.closed = 0
+        self.loop = None
 
     async def score(self, question):
-        answer = asyncio.get_running_loop().create_future()
+        self.loop = asyncio.get_running_loop()
+        answer = self.loop.create_future()
         self.open += 1
         self.most_open = max(self.most_open, self.open)
         self.started.put((question, answer))
@@ -73,18 +76,21 @@ def give(answer, value):
         answer.get_loop().call_soon_threadsafe(answer.set_result, value)
 
 
-def settle(judge):
-    """Wait until the judge's event loop has done what it was given so far."""
+def settle(scorer):
+    """Wait until the event loop that asked a ``Controlled`` scorer has done what it was given so far."""
     for _ in range(5):
-        asyncio.run_coroutine_threadsafe(asyncio.sleep(0), judge._loop).result(PATIENCE)
+        asyncio.run_coroutine_threadsafe(asyncio.sleep(0), scorer.loop).result(PATIENCE)
+
+
+def wait_until(is_so):
+    end = time.monotonic() + PATIENCE
+    while not is_so():
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.001)
 
 
 def wait(judge, name):
-    for _ in range(10_000):
-        if judge.is_done(name):
-            return
-        settle(judge)
-    raise AssertionError(f"{name} was never done")
+    wait_until(lambda: judge.is_done(name))
 
 
 def taken(judge, name):

@@ -1,17 +1,17 @@
-"""Workers of ours on verl's real FSDP2 engine: ``python engine_workers.py FOLDER``, which holds ``cases<WORKERS>.pt``.
+"""Workers of ours on verl's real FSDP2 engine.
 
 For each case they make verl's actor from the resolved config, take their rows, run one ``update_actor`` and keep the
-whole gradient of every update, and the metrics, in ``found<WORKERS>.pt``.
+whole gradient of every update, and the metrics. ``scripts/gpu_check.sh`` calls ``run`` on a GPU.
 """
 
-import multiprocessing
 import os
-import socket
-import sys
+import traceback
 from pathlib import Path
 
+import forks
 import torch
 from omegaconf import OmegaConf
+from ports import free_ports
 
 OURS = ("gvpo/", "dagrpo/")
 
@@ -26,12 +26,17 @@ def gradients(module):
 
 def run(case, rank, world):
     from verl.utils import tensordict_utils as tu
+    from verl.workers.engine_workers import ActorRolloutRefWorker
 
     from verl_gsd.trainer.worker import actor_worker
 
     config = OmegaConf.create(case["config"])
-    worker = actor_worker(config, separate=False)(config=config.actor_rollout_ref, role="actor")
+    worker = (actor_worker(config, separate=False) or ActorRolloutRefWorker)(
+        config=config.actor_rollout_ref, role="actor"
+    )
     worker.init_model()
+    if case.get("is_inference"):
+        return {"log_probs": log_probs(worker, case)}
     engine, seen = worker.actor.engine, []
     step = engine.optimizer_step
 
@@ -49,36 +54,81 @@ def run(case, rank, world):
         if not case.get("fails"):
             raise
         return {"error": f"{type(error).__name__}: {error}"}
+    if "checkpoint" in case:
+        worker.save_checkpoint(case["checkpoint"])
     return {"gradients": seen, "metrics": {name: metrics[name] for name in metrics if name.startswith(OURS)}}
 
 
-def work(folder, world, rank, port):
-    """One worker: all cases for ``world`` workers, one after the other."""
+def log_probs(worker, case):
+    """(tokens of all responses,) by ``compute_log_prob``."""
+    from verl.utils import tensordict_utils as tu
+    from verl.workers.utils.padding import response_from_nested
+
+    rows = tu.list_of_dict_to_tensordict(case["rows"])
+    tu.assign_non_tensor(rows, **case["extra_info"])
+    return response_from_nested(worker.compute_log_prob(rows)["log_probs"], rows["response_mask"]).values().float()
+
+
+def serve(world, rank, port, orders, answers):
+    """One of ``world`` workers: run the cases of each folder that ``orders`` names, and say that they are done."""
     at = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": str(world)}
     os.environ.update(at)
     torch.set_num_threads(1)
-    cases = torch.load(folder / f"cases{world}.pt", weights_only=False)
-    found = {name: run(case, rank, world) for name, case in cases.items()}
-    if rank == 0:
-        torch.save(found, folder / f"found{world}.pt")
+    while True:
+        folder = Path(orders.get())
+        try:
+            cases = torch.load(folder / f"cases{world}.pt", weights_only=False)
+            found = {name: run(case, rank, world) for name, case in cases.items()}
+            if rank == 0:
+                torch.save(found, folder / f"found{world}.pt")
+            answers.put(None)
+        except Exception:
+            answers.put(traceback.format_exc())
 
 
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+class EngineWorkers:
+    """Workers for all files of tests: one alone and two together. They start with the first cases."""
 
+    def __init__(self, folder):
+        self._folder, self._processes, self._orders, self._answers = folder, [], {}, {}
 
-if __name__ == "__main__":
-    import verl_gsd.trainer.worker  # noqa: F401, once for all that are forked
+    def _start(self):
+        for world in (1, 2):
+            (port,) = free_ports(1)
+            self._orders[world] = [forks.CONTEXT.Queue() for _ in range(world)]
+            self._answers[world] = forks.CONTEXT.Queue()
+            for rank, orders in enumerate(self._orders[world]):
+                place = self._folder / f"{world}_{rank}"
+                place.mkdir(exist_ok=True)
+                process = forks.start(place, serve, world, rank, port, orders, self._answers[world])
+                self._processes.append(process)
 
-    forks = multiprocessing.get_context("fork")
-    workers = []
-    for world in (1, 2):
-        port = free_port()
-        workers += [forks.Process(target=work, args=(Path(sys.argv[1]), world, rank, port)) for rank in range(world)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    sys.exit(max(abs(worker.exitcode) for worker in workers))
+    def begin(self, folder, cases):
+        """Begin to run ``cases``, {number of workers: {name: case}}.
+
+        Returns:
+            a function that waits until they are done. It returns {name: what the case found}.
+        """
+        if not self._processes:
+            self._start()
+        for world, of_world in cases.items():
+            torch.save(of_world, folder / f"cases{world}.pt")
+            for orders in self._orders[world]:
+                orders.put(str(folder))
+        return lambda: self._found(folder, list(cases))
+
+    def _found(self, folder, worlds):
+        found = {}
+        for world in worlds:
+            for _ in range(world):
+                error = forks.answer(self._answers[world], *self._processes)
+                if error is not None:
+                    self.close()  # the other worker waits for this one
+                    raise AssertionError(error)
+            found |= torch.load(folder / f"found{world}.pt", weights_only=False)
+        return found
+
+    def close(self):
+        for process in self._processes:
+            forks.end(process)
+        self._processes = []

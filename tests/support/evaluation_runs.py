@@ -1,13 +1,14 @@
-"""A small benchmark, a small model, and the command that evaluates."""
+"""A small benchmark, a small model and its checkpoint, and the command that evaluates."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 from typer.testing import CliRunner
 
 from verl_gsd.cli.main import app
 from verl_gsd.evaluation import benches
-from verl_gsd.evaluation.answers import Answers
+from verl_gsd.evaluation.answers import Answers, parts, write_part
 from verl_gsd.tasks import byte_llama
 
 
@@ -29,6 +30,19 @@ def random_model(folder):
     return folder
 
 
+def unmerged_checkpoint(run, model):
+    """What verl writes for step 4, the shards' contents aside."""
+    folder = run / "global_step_4"
+    actor = folder / "actor"
+    (actor / "huggingface").mkdir(parents=True)
+    (actor / "huggingface" / "config.json").write_bytes((model / "config.json").read_bytes())
+    (actor / "fsdp_config.json").write_text('{"FSDP_version": 2, "world_size": 2}')
+    for rank in range(2):
+        (actor / f"model_world_size_2_rank_{rank}.pt").write_bytes(b"weights")
+    (run / "latest_checkpointed_iteration.txt").write_text("4")
+    return folder
+
+
 def evaluate(*words, code=0):
     done = CliRunner().invoke(app, ["eval", *map(str, words)], env={"COLUMNS": "300"})
     assert done.exit_code == code, done.output + done.stderr
@@ -39,3 +53,24 @@ def answers_of(mini, texts):
     """``texts``: one a question, twice each."""
     shape = (len(mini.questions), 2)
     return Answers([[text, text] for text in texts], np.full(shape, 3), np.zeros(shape, bool))
+
+
+def rows_of(part, samples):
+    return [
+        {"question": question, "sample": sample, "text": f"{question} {sample}", "tokens": 3, "cut_off": sample == 1}
+        for question in part
+        for sample in range(samples)
+    ]
+
+
+def answer_all(job, log, on_part):
+    """In vLLM's place: every answer right, and one sample of the first question cut off."""
+    for task in job.tasks:
+        for number in task.missing():
+            rows = rows_of(parts(len(task.prompts))[number], task.samples)
+            right = [
+                row | {"text": str(row["question"] + 1), "cut_off": row["question"] + row["sample"] == 0}
+                for row in rows
+            ]
+            write_part(Path(task.folder), number, right)
+    on_part()

@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 
 from verl_gsd import config as groups
 from verl_gsd.trainer import validation
-from verl_gsd.trainer.config import Line, resolve, verl_config_directory
+from verl_gsd.trainer.config import Line, verl_config_directory
 
 RECIPES = groups.choices("recipe")
 #: hardware=gpu is whatever this machine has (test_engines.py).
@@ -15,15 +15,10 @@ HARDWARE = [name for name in groups.choices("hardware") if name != "gpu"]
 
 
 @functools.cache
-def _part(*words, of_verl=False):
+def part(*words, of_verl=False):
     """What a choice of groups says, or verl's own config: plain, interpolations open."""
     with initialize_config_dir(str(verl_config_directory()), version_base=None):
         return OmegaConf.to_container(compose("ppo_trainer" if of_verl else None, overrides=list(words)))
-
-
-@functools.cache
-def _stored():
-    groups.store_groups()
 
 
 def merged(node, over):
@@ -33,22 +28,25 @@ def merged(node, over):
     return node | {key: merged(node.get(key), value) for key, value in over.items()}
 
 
+@functools.cache
 def composed(recipe, *words, resolved=True):
     """As the command line composes, a hundred times over: each group by Hydra once, then verl's, hardware and recipe
-    merged in that order."""
-    _stored()
+    merged in that order. Who gets it shares it with others, and changes nothing in it."""
+    groups.store_groups()
     of_groups = [word for word in words if word.partition("=")[0] in groups.GROUPS]
     hardware = [f"+{word}" for word in of_groups if word.startswith("hardware=")]
     algo = [word for word in of_groups if word.startswith("algo=")]
     rest = [f"+{word}" for word in of_groups if word.startswith("task=")]
-    config = merged(_part(of_verl=True), _part(*hardware))
-    config = OmegaConf.create(merged(config, _part(f"+recipe={recipe}", *algo, *rest, "+logger=console")))
+    config = merged(part(of_verl=True), part(*hardware))
+    config = OmegaConf.create(merged(config, part(f"+recipe={recipe}", *algo, *rest, "+logger=console")))
     for word in words:
         key, _, value = word.partition("=")
         if word not in of_groups:
             assert OmegaConf.select(config, key, throw_on_missing=False) is not None, key
             OmegaConf.update(config, key, OmegaConf.create(f"x: {value}").x)
-    return resolve(config) if resolved else config
+    if resolved:
+        OmegaConf.resolve(config)
+    return config
 
 
 def problems(config, *words):

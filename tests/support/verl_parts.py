@@ -2,7 +2,7 @@
 
 from pathlib import Path
 from types import SimpleNamespace
-from unittest.mock import Mock
+from unittest.mock import MagicMock, Mock
 
 import torch
 import verl
@@ -34,30 +34,55 @@ def names_of_calls(calls):
     return [name for name, *_ in calls.mock_calls]
 
 
-def fit(monkeypatch, steps):
+def fit(monkeypatch, steps, steps_per_epoch=99):
     """Run ``fit`` of verl's trainer for some steps with a mock in the place of each of its parts.
 
     Returns:
-        the mock that recorded all calls in order, and the number of the step in which verl made each call.
+        ``calls``, the mock that recorded all calls in order; ``batches``, what each step returned; and ``steps``, the
+        number of the step in which verl stepped, saved and logged.
     """
     calls, seen_at = Mock(), []
     for name in ("SkipManager", "Tracking", "ValidationGenerationsLogger", "DapoFilteredRewardTableLogger", "tq"):
         monkeypatch.setattr(trainer_base, name, getattr(calls, name))
     settings = {"project_name": "p", "experiment_name": "e", "logger": ["console"], "val_before_train": False}
-    settings |= {"total_epochs": 1, "save_freq": 1, "test_freq": -1}
-    methods = ("step", "_save_checkpoint", "_compute_metrics", "_shutdown_dump_executor")
+    settings |= {"total_epochs": steps, "save_freq": 1, "test_freq": 1}
+    methods = ("step", "_save_checkpoint", "_validate", "_compute_metrics", "_shutdown_dump_executor")
     trainer = bare_trainer(
         config=OmegaConf.create({"trainer": settings, "global_profiler": {"steps": None}}),
-        **{name: getattr(calls, name) for name in methods},
-        **{name: Mock() for name in ("_start_profiling", "_stop_profiling", "checkpoint_manager")},
-        **{"global_steps": 0, "steps_per_epoch": steps, "total_training_steps": steps},
+        **{name: getattr(calls, name) for name in (*methods, "checkpoint_manager")},
+        **{name: Mock() for name in ("_start_profiling", "_stop_profiling")},
+        **{"global_steps": 0, "steps_per_epoch": steps_per_epoch, "total_training_steps": steps},
     )
     for method in (calls.step, calls._save_checkpoint, calls.Tracking.return_value.log):
         method.side_effect = lambda *_, **__: seen_at.append(trainer.global_steps)
     batches = [KVBatchMeta(partition_id="train", keys=[f"row{step}"], tags=[{}]) for step in range(1, steps + 1)]
     calls.step.side_effect = lambda *_: seen_at.append(trainer.global_steps) or batches[trainer.global_steps - 1]
+    calls._validate.return_value = {}
     trainer.fit(Mock())
     return SimpleNamespace(calls=calls, steps=seen_at, batches=batches)
+
+
+def compute_metrics(queue, rewards, used, global_steps=1, times=1):
+    """(metrics, trainer) of verl's ``_compute_metrics`` for the first ``used`` of rows with these rewards.
+
+    The trainer has the attributes that this method needs and no others.
+    """
+    for number, reward in enumerate(rewards):
+        ones = torch.ones(2)
+        row = {name: ones for name in ("prompts", "responses", "response_mask", "advantages", "returns")}
+        queue.kv_put(f"u_{number}_0", "train", row | {"rm_scores": torch.tensor([0.0, reward]), "num_turns": 2})
+    trainer = bare_trainer(
+        config=OmegaConf.create({"actor_rollout_ref": {"rollout": {}, "model": {}}}),
+        _rollout_moe_lb_metrics_accumulator=MagicMock(),
+        _get_n_gpus_for_throughput=lambda: 1,
+    )
+    keys = [f"u_{number}_0" for number in range(used)]
+    tags = [{"min_global_steps": 0, "max_global_steps": 0} for _ in keys]
+    batch = KVBatchMeta(partition_id="train", keys=keys, tags=tags)
+    for _ in range(times):
+        metrics = {}
+        trainer._compute_metrics(batch, metrics, {"step": 2.0}, global_steps=global_steps, epoch=0)
+    return metrics, trainer
 
 
 def actor_config(**settings):

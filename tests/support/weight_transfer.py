@@ -1,8 +1,13 @@
-"""verl's own sender and receiver of weights, as targets of processes that have nothing else to import."""
+"""verl's own sender and receiver of weights, as targets of processes of their own."""
 
 import asyncio
+import os
+import threading
+from multiprocessing import resource_tracker
+from types import SimpleNamespace
 
 import torch
+from verl.workers.rollout.vllm_rollout import bucketed_weight_transfer as transfer
 from verl.workers.rollout.vllm_rollout.bucketed_weight_transfer import BucketedWeightReceiver, BucketedWeightSender
 
 
@@ -30,3 +35,58 @@ def receive(handle, loaded):
     receiver = BucketedWeightReceiver(handle, device=torch.device("cpu"), use_shm=True)
     receiver.receive_weights(lambda weights, is_last: values.update(float(layer[0]) for _, layer in weights))
     loaded.put(sorted(values))
+
+
+def hold_segments(prefix, node, name, told):
+    """Put (node, segments) into the queue ``told``: memory of a transfer that is over, and of one that is cut off."""
+    from verl_gsd.trainer import private_folders, weight_sockets
+
+    private_folders._PREFIX = prefix.removesuffix("weights_")
+    resource_tracker.register = lambda *_: None  # ended with the run, before it could clean up
+    weight_sockets.private_handle("ipc:///tmp/x", node)
+    names = [f"{name}_{node}_{number}" for number in range(2)]
+    segments = [transfer.create_shared_memory(4096, name) for name in names]
+    sender = BucketedWeightSender("ipc:///tmp/nowhere", use_shm=True)
+    sender.shm, transfer.is_support_ipc = segments[0], lambda: False
+    sender._cleanup()
+    told.put((node, names))
+    threading.Event().wait()
+
+
+def name_sockets(model, replica, told):
+    """Put what verl calls a run's socket into the queue ``told``, on either side, with this plugin and without."""
+    import ray
+    from verl.workers.config import HFModelConfig, RolloutConfig
+    from verl.workers.rollout.replica import RolloutMode
+    from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
+    from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer
+    from verl.workers.rollout.vllm_rollout.vllm_rollout import ServerAdapter
+
+    os.environ |= {"RANK": "0", "RAY_LOCAL_WORLD_SIZE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    config = RolloutConfig(name="vllm", tensor_model_parallel_size=1)
+    arguments = {"config": config, "model_config": HFModelConfig(path=model), "replica_rank": replica}
+    plain = ServerAdapter.__new__(ServerAdapter)
+    ray.init(address="local", include_dashboard=False, num_cpus=1, log_to_driver=False)
+    try:
+        sender = ServerAdapter(**arguments, device_mesh=None)
+        ServerAdapter.__init__.__wrapped__(plain, **arguments, device_mesh=None)
+        vLLMHttpServer(
+            **arguments,
+            rollout_mode=RolloutMode.HYBRID,
+            workers=[],
+            node_rank=0,
+            gpus_per_node=1,
+            nnodes=1,
+            cuda_visible_devices="0",
+        )
+        worker = SimpleNamespace(local_rank=0, model_runner=SimpleNamespace(vllm_config=None))
+        told.put(
+            {
+                "sender": sender.zmq_handle,
+                "receiver": vLLMColocateWorkerExtension._get_zmq_handle(worker),
+                "verls_sender": plain.zmq_handle,
+                "verls_receiver": vLLMColocateWorkerExtension._get_zmq_handle.__wrapped__(worker),
+            }
+        )
+    finally:
+        ray.shutdown()

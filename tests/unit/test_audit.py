@@ -16,21 +16,21 @@ def audited(compose_fast):
 @pytest.mark.parametrize(
     ("words", "alpha", "ddof", "eps", "said"),
     [
-        (["algo=grpo"], 1, 1, 1e-6, "divides by sigma (GRPO)"),
-        (["algo=dr_grpo"], 0, 1, 1e-6, "keeps sigma (Dr. GRPO)"),
-        (["algo=gspo"], 1, 1, 1e-6, "divides by sigma (GRPO)"),
-        (["algo=gsd", "algorithm.gsd.alpha=-1", "algorithm.gsd.ddof=0", "algorithm.gsd.eps=0"], -1, 0, 0, "sigma^-1"),
-        (["algo=gsd", "algorithm.gsd.alpha=2"], 2, 1, 1e-6, "all mixed groups weigh the same"),
-        (["algo=grpo", "algorithm.adv_estimator=grpo"], 1, 1, 1e-6, "divides by sigma (GRPO)"),
-        (["algo=dr_grpo", "algorithm.adv_estimator=grpo_vectorized"], 0, 1, 1e-6, "keeps sigma (Dr. GRPO)"),
-        (["algo=grpo", "algorithm.adv_estimator=rloo"], 0, 1, 0, "G/(G-1) times Dr. GRPO"),
+        (["algo=grpo"], 1, 1, 1e-6, r"\(GRPO\)"),
+        (["algo=dr_grpo"], 0, 1, 1e-6, r"\(Dr\. GRPO\)"),
+        (["algo=gspo"], 1, 1, 1e-6, r"\(GRPO\)"),
+        (["algo=gsd", "algorithm.gsd.alpha=-1", "algorithm.gsd.ddof=0", "algorithm.gsd.eps=0"], -1, 0, 0, r"sigma\^-1"),
+        (["algo=gsd", "algorithm.gsd.alpha=2"], 2, 1, 1e-6, r"sigma\^2"),
+        (["algo=grpo", "algorithm.adv_estimator=grpo"], 1, 1, 1e-6, r"\(GRPO\)"),
+        (["algo=dr_grpo", "algorithm.adv_estimator=grpo_vectorized"], 0, 1, 1e-6, r"\(Dr\. GRPO\)"),
+        (["algo=grpo", "algorithm.adv_estimator=rloo"], 0, 1, 0, r"G/\(G-1\)"),
     ],
 )
 def test_the_operation_on_sigma_is_read_off_the_config(audited, words, alpha, ddof, eps, said):
     seen = audited(*words)
     operation = seen.operation
     assert (operation.alpha, operation.ddof, operation.eps) == (alpha, ddof, eps)
-    assert said in operation.words and said in "\n".join(seen.lines())
+    assert re.search(said, operation.words) and operation.words in "\n".join(seen.lines())
     assert seen.warnings == ()
     curve = gain(RATES, 8, alpha, ddof=ddof, eps=eps)
     assert seen.gains == pytest.approx((curve / curve[-1]).tolist())
@@ -43,37 +43,45 @@ def test_gains_tell_grpo_from_dr_grpo_where_it_matters(audited):
 
 def test_other_estimators_are_not_described(audited):
     seen = audited("algo=grpo", "algorithm.adv_estimator=reinforce_plus_plus")
-    assert seen.operation is None and "is not described here" in "\n".join(seen.lines())
+    assert seen.operation is None and not any(line.startswith("gain ") for line in seen.lines())
+    assert any(line.startswith("reinforce_plus_plus: ") for line in seen.lines())
 
 
 def test_dapo_evicts_silent_groups(audited):
-    assert "evicted and replaced" in "\n".join(audited("algo=dapo").lines())
-    assert "kept, with gain 0" in "\n".join(audited("algo=grpo").lines())
+    assert re.search("unanimous groups: .*evicted", "\n".join(audited("algo=dapo").lines()))
+    assert re.search("unanimous groups: .*gain 0", "\n".join(audited("algo=grpo").lines()))
 
 
 @pytest.mark.parametrize(
     ("words", "warning"),
     [
-        (["algo=grpo", "actor_rollout_ref.actor.loss_agg_mode=seq-mean-token-sum-norm"], "is Dr. GRPO's"),
+        (
+            ["algo=grpo", "actor_rollout_ref.actor.loss_agg_mode=seq-mean-token-sum-norm"],
+            "loss_agg_mode=seq-mean-token-sum-norm.*algorithm.gsd.alpha=0",
+        ),
         (
             [
                 "algo=grpo",
                 "algorithm.adv_estimator=grpo",
                 "actor_rollout_ref.actor.loss_agg_mode=seq-mean-token-sum-norm",
             ],
-            "Write algorithm.norm_adv_by_std_in_grpo=false",
+            "loss_agg_mode=seq-mean-token-sum-norm.*algorithm.norm_adv_by_std_in_grpo=false",
         ),
-        (["algo=dr_grpo", "actor_rollout_ref.actor.loss_scale_factor=null"], "longest response of each micro-batch"),
-        (["algo=dapo", "algorithm.filter_groups.metric=reward"], "filter_groups.metric=reward: a shaped score"),
-        (["algo=dapo", "reward.custom_reward_function.path=null"], "with verl's own scorers"),
-        (["algo=grpo", "algorithm.use_kl_in_reward=true"], "less a KL penalty"),
-        (["algo=grpo", "actor_rollout_ref.rollout.n=1"], "every group is silent"),
+        (
+            ["algo=dr_grpo", "actor_rollout_ref.actor.loss_scale_factor=null"],
+            "factor=null.*data.max_response_length",
+        ),
+        (["algo=dapo", "algorithm.filter_groups.metric=reward"], r"filter_groups.metric=reward\b.*\bacc\b"),
+        (
+            ["algo=dapo", "reward.custom_reward_function.path=null"],
+            r"metric=acc\b.*reward.custom_reward_function\b",
+        ),
+        (["algo=grpo", "algorithm.use_kl_in_reward=true"], "algorithm.use_kl_in_reward=true.*use_kl_loss=true"),
+        (["algo=grpo", "actor_rollout_ref.rollout.n=1"], r"rollout.n=1\b.*\b2\b"),
     ],
 )
 def test_contradictions_are_named_with_what_to_write(audited, words, warning):
-    found = [text for text in audited(*words).warnings if warning in text]
-    assert len(found) == 1
-    assert any(remedy in found[0] for remedy in ("Write ", "name a ", "Filter with ")), "it says what to do"
+    assert len([text for text in audited(*words).warnings if re.search(warning, text)]) == 1
 
 
 def test_a_reward_model_without_a_verifier_gets_no_advice_about_acc(audited):
@@ -86,41 +94,33 @@ def test_a_reward_model_without_a_verifier_gets_no_advice_about_acc(audited):
 
 def test_a_sampler_is_said_to_change_what_is_trained(audited):
     (said,) = (text for text in audited("algo=grpo", "sampler=disagreement").lines() if text.startswith("prompts: "))
-    assert "the average over what is drawn; 0.1 of the chance is the same for all" in said
+    assert re.search(r"\b0\.1\b", said)
     assert not any(text.startswith("prompts: ") for text in audited("algo=grpo", "sampler=uniform").lines())
 
 
+TRAINED, HELD_OUT = "data.train_files", "data.val_files"
+VERIFIER, MODEL = "reward.custom_reward_function.path", "actor_rollout_ref.model.path"
+
+
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "others", "kept"),
     [
-        (
-            ["data.train_files=/mine.parquet"],
-            r"task=arithmetic with another data\.train_files: the verifier \(reward\.custom_reward_function\.path="
-            r"pkg://verl_gsd\.tasks\.arithmetic\) and the held-out set \(data\.val_files=.*/arithmetic/test\.parquet\) "
-            r"are the task's\. Set these keys to change that\.",
-        ),
-        (
-            ["data.train_files=/mine.parquet", "data.val_files=[/a.parquet,/b.parquet]"],
-            r"task=arithmetic with another data\.train_files and another data\.val_files: the verifier \(.*\) is the "
-            r"task's\. Set this key to change that\.",
-        ),
-        (
-            ["reward.custom_reward_function.path=mine.py"],
-            r"with another reward\.custom_reward_function\.path: the held-out set \(.*\) is the",
-        ),
-        (
-            ["actor_rollout_ref.model.path=/mine"],
-            r"with another actor_rollout_ref\.model\.path: the verifier \(.*\) and",
-        ),
-        (["recipe=gsd/qwen2.5_math_1.5b"], r"task=arithmetic with a recipe: the verifier \(.*tasks\.arithmetic\) and"),
-        (
-            ["recipe=gsd/qwen2.5_math_1.5b", "data.train_files=/mine.parquet"],
-            r"task=arithmetic with a recipe and another data\.train_files: the verifier",
-        ),
+        ([f"{TRAINED}=/mine.parquet"], {TRAINED}, {VERIFIER, HELD_OUT}),
+        ([f"{TRAINED}=/mine.parquet", f"{HELD_OUT}=[/a.parquet,/b.parquet]"], {TRAINED, HELD_OUT}, {VERIFIER}),
+        ([f"{VERIFIER}=mine.py"], {VERIFIER}, {HELD_OUT}),
+        ([f"{MODEL}=/mine"], {MODEL}, {VERIFIER, HELD_OUT}),
+        (["recipe=gsd/qwen2.5_math_1.5b"], {"recipe"}, {VERIFIER, HELD_OUT}),
+        (["recipe=gsd/qwen2.5_math_1.5b", f"{TRAINED}=/mine.parquet"], {"recipe", TRAINED}, {VERIFIER, HELD_OUT}),
     ],
 )
-def test_a_task_with_other_data_says_what_stays_the_tasks(audited, words, said):
-    assert len([line for line in audited("algo=grpo", *words).lines() if re.search(said, line)]) == 1
+def test_a_task_with_other_data_says_what_stays_the_tasks(audited, words, others, kept):
+    seen = audited("algo=grpo", *words)
+    of_line, of_task = seen.task.split(": ", 1)
+    assert of_line.startswith("task=arithmetic ") and any(seen.task in line for line in seen.lines())
+    named = {"recipe", TRAINED, HELD_OUT, VERIFIER, MODEL}
+    assert {name for name in named if name in of_line} == others
+    values = {VERIFIER: "pkg://verl_gsd.tasks.arithmetic", HELD_OUT: ".*/arithmetic/test.parquet"}
+    assert {name for name in named if re.search(f"{name}={values.get(name, '')}", of_task)} == kept
 
 
 def test_a_task_alone_or_replaced_as_a_whole_says_nothing(audited, compose_fast):
@@ -131,6 +131,6 @@ def test_a_task_alone_or_replaced_as_a_whole_says_nothing(audited, compose_fast)
 
 
 def test_hadw_is_said_to_weigh(audited):
-    assert "then weighed by HA-DW's factor (arXiv 2601.08521), anchor hard" in list(audited("algo=hadw_dapo").lines())
+    assert any(re.search(r"2601\.08521.*\bhard\b", line) for line in audited("algo=hadw_dapo").lines())
     off = audited("algo=hadw", "algorithm.gsd.hadw.preset=off")
-    assert not any("weighed" in line for line in off.lines())
+    assert not any("2601.08521" in line for line in off.lines())

@@ -102,14 +102,14 @@ def test_the_dtype_is_kept_and_float32_at_least(given_dtype, kept):
 @pytest.mark.parametrize(
     ("rewards", "index", "mask", "message"),
     [
-        ([], [], None, "the batch is empty"),
-        ([0.0, 1.0], ["a"], None, "1 labels for 2 rows"),
-        ([0.0, float("nan")], [0, 0], None, r"rewards\[1\] is nan"),
-        ([float("inf"), 0.0], [0, 0], None, r"rewards\[0\] is inf"),
-        ([0.0, 1.0], [0, 0], [False, False], "the mask removes every row"),
-        ([0.0, 1.0], [0, 0], [True], r"mask is torch\.bool of shape \(1,\)"),
-        ([0.0, 1.0], [0, 0], [1, 1], r"mask is torch\.int64 .*write torch\.bool of shape \(2,\)"),
-        ([[0.0, 1.0]], [0], None, r"rewards has shape \(1, 2\)"),
+        ([], [], None, "empty"),
+        ([0.0, 1.0], ["a"], None, r"index\b.*\b1\b.*\b2\b"),
+        ([0.0, float("nan")], [0, 0], None, r"rewards\[1\].*nan"),
+        ([float("inf"), 0.0], [0, 0], None, r"rewards\[0\].*inf"),
+        ([0.0, 1.0], [0, 0], [False, False], r"mask\b.*\b2\b"),
+        ([0.0, 1.0], [0, 0], [True], r"mask\b.*torch\.bool\b.*\(1,\)"),
+        ([0.0, 1.0], [0, 0], [1, 1], r"mask\b.*torch\.int64\b.*torch\.bool\b.*\(2,\)"),
+        ([[0.0, 1.0]], [0], None, r"rewards\b.*\(1, 2\)"),
     ],
 )
 def test_bad_input_is_refused_and_named(rewards, index, mask, message):
@@ -118,17 +118,17 @@ def test_bad_input_is_refused_and_named(rewards, index, mask, message):
 
 
 def test_a_label_that_cannot_be_a_label_is_refused():
-    with pytest.raises(ValueError, match=r"index\[1\] is \[1\], of type list: write hashable labels"):
+    with pytest.raises(ValueError, match=r"index\[1\].*\[1\].*\blist\b"):
         group_stats(torch.tensor([0.0, 1.0]), ["a", [1]])
 
 
 @pytest.mark.parametrize(
     ("index", "message"),
     [
-        (list(torch.tensor([1, 1])), r"index\[0\] is tensor\(1\), of type Tensor: write hashable labels"),
-        (np.array([float("nan")] * 2), r"index\[0\] is nan"),
-        ([("a", [1])] * 2, r"index\[0\] is \('a', \[1\]\), of type tuple"),
-        (np.array([[1], [1]]), r"index has shape \(2, 1\); write one label a row"),
+        (list(torch.tensor([1, 1])), r"index\[0\].*tensor\(1\).*\bTensor\b"),
+        (np.array([float("nan")] * 2), r"index\[0\].*nan"),
+        ([("a", [1])] * 2, r"index\[0\].*\('a', \[1\]\).*\btuple\b"),
+        (np.array([[1], [1]]), r"index\b.*\(2, 1\)"),
     ],
 )
 def test_labels_that_would_split_a_group_in_silence_are_refused(index, message):
@@ -139,7 +139,7 @@ def test_labels_that_would_split_a_group_in_silence_are_refused(index, message):
 def test_a_label_of_a_row_of_no_group_is_not_looked_at():
     mask = torch.tensor([False, True, True])
     assert group_stats(torch.tensor([0.0, 1.0, 0.0]), [[0], "a", "a"], mask).group.tolist() == [-1, 0, 0]
-    with pytest.raises(ValueError, match=r"index\[2\] is \[1\]"):
+    with pytest.raises(ValueError, match=r"index\[2\].*\[1\]"):
         group_stats(torch.tensor([0.0, 1.0, 0.0]), [[0], "a", [1]], mask)
 
 

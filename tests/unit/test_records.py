@@ -78,7 +78,7 @@ def test_a_group_without_responses_and_an_estimator_without_a_gain_have_nulls():
 
 
 def test_a_reward_that_is_no_number_is_an_error_and_not_a_record():
-    with pytest.raises(ValueError, match=r"rewards\[1\] is nan"):
+    with pytest.raises(ValueError, match=r"rewards\[1\].*nan"):
         rows((group([0, np.nan]), "trained"))
 
 
@@ -103,7 +103,7 @@ def test_a_resumed_attempt_supersedes_what_was_undone_with_its_weights(tmp_path)
 
 def test_a_crashed_runs_directory_is_readable_and_a_damaged_file_is_named(tmp_path):
     assert len(read_records(str(tmp_path))) == 0
-    with pytest.raises(FileNotFoundError, match="no such run directory"):
+    with pytest.raises(FileNotFoundError, match="elsewhere"):
         read_records(tmp_path / "elsewhere")
     path = write(tmp_path, 1, attempt=1)
     (path.parent / "step_000002.tmp").write_bytes(path.read_bytes()[:100])
@@ -111,14 +111,14 @@ def test_a_crashed_runs_directory_is_readable_and_a_damaged_file_is_named(tmp_pa
     (tmp_path / "records" / "attempt_1.bak").mkdir()
     assert read_records(tmp_path)["step"].to_pylist() == [1]
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(ValueError, match=r"step_000001\.parquet: not readable as records"):
+    with pytest.raises(ValueError, match=r"step_000001\.parquet: "):
         read_records(tmp_path)
 
 
 def test_records_of_a_newer_version_are_refused(tmp_path):
     path = write(tmp_path, 1, attempt=1)
     pq.write_table(pq.read_table(path).replace_schema_metadata({"verl_gsd.records": "99"}), path)
-    with pytest.raises(ValueError, match="version 99"):
+    with pytest.raises(ValueError, match=r"step_000001\.parquet: .*\b99\b"):
         read_records(tmp_path)
 
 

@@ -60,7 +60,7 @@ def test_weights_see_what_stands_before_them_in_the_order_of_their_names():
 def test_two_centring_stages_are_refused():
     for name in ("one", "two"):
         chain.register_stage(name, "centre")(lambda rows, section, name=name: rows.rewards)
-    with pytest.raises(ValueError, match=r"algorithm\.gsd has one and two: each replaces the group's mean"):
+    with pytest.raises(ValueError, match=r"algorithm\.gsd\b.*\bone\b.*\btwo\b"):
         chain.advantages(REWARDS, INDEX, SETTINGS | {"one": {}, "two": {}})
 
 
@@ -70,7 +70,7 @@ def test_a_name_is_registered_once_and_registering_the_same_function_again_is_ha
 
     for _ in range(2):
         chain.register_stage("mine", "weight")(mine)
-    with pytest.raises(ValueError, match=r"stage 'mine' is registered already, by"):
+    with pytest.raises(ValueError, match="'mine'"):
         chain.register_stage("mine", "weight")(lambda rows, advantages, section: advantages)
 
 
@@ -79,7 +79,7 @@ def test_a_stage_says_which_column_it_misses():
     def hungry(rows, advantages, section):
         return rows.column("accuracy", "hungry")
 
-    with pytest.raises(ValueError, match=r"algorithm\.gsd\.hungry needs accuracy of every row"):
+    with pytest.raises(ValueError, match=r"algorithm\.gsd\.hungry\b.*\baccuracy\b"):
         chain.advantages(REWARDS, INDEX, SETTINGS | {"hungry": {}})
     ones = torch.ones(5)
     got = chain.advantages(REWARDS, INDEX, SETTINGS | {"hungry": {}}, columns={"accuracy": ones})
@@ -89,8 +89,8 @@ def test_a_stage_says_which_column_it_misses():
 @pytest.mark.parametrize(
     ("returned", "message"),
     [
-        (torch.ones(5, 1), r"stage bad returned shape \(5, 1\) for rewards \(5,\)"),
-        (torch.tensor([1, 1, float("nan"), 1, 1]), r"stage bad\[2\] is nan"),
+        (torch.ones(5, 1), r"bad\b.*\(5, 1\).*\(5,\)"),
+        (torch.tensor([1, 1, float("nan"), 1, 1]), r"bad\[2\].*nan"),
     ],
 )
 def test_what_a_stage_returns_is_checked(returned, message):
@@ -108,7 +108,7 @@ def test_a_stage_changes_neither_the_dtype_nor_a_row_of_no_group():
 
 
 def test_a_stage_needs_a_place_and_a_name_of_its_own():
-    with pytest.raises(ValueError, match="place='center': write one of centre, weight"):
+    with pytest.raises(ValueError, match=r"place='center'.*centre, weight"):
         chain.register_stage("mine", "center")
-    with pytest.raises(ValueError, match=r"algorithm\.gsd\.alpha is a setting of the dial"):
+    with pytest.raises(ValueError, match=r"algorithm\.gsd\.alpha\b"):
         chain.register_stage("alpha", "weight")

@@ -45,7 +45,7 @@ def test_every_key_of_the_section_is_read_and_null_is_no_value_but_where_it_mean
     assert Settings.of(OmegaConf.create({"delta": 1} | given_)) == expected
     assert Settings.of(OmegaConf.create({"delta": 1, "probe_every": None})) == Settings(Delta(1.0, 1.0))
     for key in given_.keys() - {"probe_every"}:
-        with pytest.raises(ValueError, match=f"{key}=null: write a value, or leave it out"):
+        with pytest.raises(ValueError, match=f"{key}=null"):
             Settings.of({"delta": 1, key: None})
 
 
@@ -53,7 +53,7 @@ def test_every_key_of_the_section_is_read_and_null_is_no_value_but_where_it_mean
 @pytest.mark.parametrize(
     ("section", "words"),
     [
-        ({"delta": None}, "delta=None: write a number on the judge's scale"),
+        ({"delta": None}, "delta=None"),
         ({"signed": True}, "delta=None"),
         ({"delta": NAN}, "delta=nan"),
         ({"delta": "3"}, "delta=3"),
@@ -75,19 +75,19 @@ def test_every_key_of_the_section_is_read_and_null_is_no_value_but_where_it_mean
         ({"delta": {"from": 1, "to": NAN, "steps": 2}}, "delta="),
         ({"delta": {"from": "1", "to": 5, "steps": 2}}, "delta="),
         ({"delta": {"from": 1, "to": 5, "steps": 2, "quantile": 0.5}}, "delta="),
-        ({"delta": 3, "signed": "no"}, "signed=no: write true or false"),
-        ({"delta": 3, "rescale": 1}, "rescale=1: write true or false"),
-        ({"delta": 3, "fail_closed": "yes"}, "fail_closed=yes: write true or false"),
-        ({"delta": 3, "mask": "median"}, "mask=median: write one of pairs, min, mean, max"),
+        ({"delta": 3, "signed": "no"}, "signed=no"),
+        ({"delta": 3, "rescale": 1}, "rescale=1"),
+        ({"delta": 3, "fail_closed": "yes"}, "fail_closed=yes"),
+        ({"delta": 3, "mask": "median"}, "mask=median.*pairs, min, mean, max"),
         ({"delta": 3, "mask": ["min"]}, r"mask=\['min'\]"),
-        ({"delta": 3, "probe_every": 0}, "probe_every=0: write a number of steps, 1 or more, or null"),
+        ({"delta": 3, "probe_every": 0}, "probe_every=0"),
         ({"delta": 3, "probe_every": 2.0}, r"probe_every=2\.0"),
         ({"delta": 3, "probe_every": True}, "probe_every=True"),
-        ({"delta": 3, "detla": 3, "margin": 1}, "detla, margin: no such key. Keys are delta, signed, mask, .*judge"),
+        ({"delta": 3, "detla": 3, "margin": 1}, "detla, margin: .*delta, signed, mask, .*judge"),
     ],
 )
 def test_a_wrong_value_is_refused_and_its_key_named(wrap, section, words):
     with pytest.raises(ValueError, match=words):
         Settings.of(wrap(section))
-    with pytest.raises(ValueError, match=r"algorithm\.gsd\.dagrpo: "):
+    with pytest.raises(ValueError, match=r"algorithm\.gsd\.dagrpo\b"):
         chain.build_memory("dagrpo", wrap({"dagrpo": section}))

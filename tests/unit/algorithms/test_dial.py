@@ -101,11 +101,11 @@ def test_the_dtype_is_kept(dtype):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"alpha": float("nan")}, "alpha=nan: write a finite number"),
+        ({"alpha": float("nan")}, "alpha=nan"),
         ({"alpha": float("inf")}, "alpha=inf"),
-        ({"ddof": 2}, r"ddof=2: write 0 \(population\) or 1"),
-        ({"eps": -1e-6}, "eps=-1e-06: write a finite number, 0 or more"),
-        ({"alpha": 60.0, "eps": 0.0}, r"row 2: .*alpha=60\.0 .*nearer to 0 or a larger eps"),
+        ({"ddof": 2}, "ddof=2"),
+        ({"eps": -1e-6}, "eps=-1e-06"),
+        ({"alpha": 60.0, "eps": 0.0}, r"row 2\b.*alpha=60\.0\b.*\beps\b"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, message):
@@ -124,7 +124,7 @@ def test_float32_rewards_near_zero_lose_no_more_than_float32_rounding(rows, alph
 
 
 def test_rewards_whose_spread_is_no_number_are_refused_and_not_silenced():
-    with pytest.raises(ValueError, match=r"row 0: .*or scale the rewards"):
+    with pytest.raises(ValueError, match=r"row 0\b.*rewards"):
         dial_advantage(torch.tensor([1e200, -1e200], dtype=torch.float64), [0, 0])
     large = dial_advantage(torch.tensor([1e30, -1e30]), [0, 0], alpha=2.0)
     assert large.tolist() == pytest.approx([5e-31, -5e-31], rel=1e-5)

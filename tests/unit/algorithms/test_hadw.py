@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ import pyarrow as pa
 import pytest
 import scipy.special
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
@@ -53,7 +54,7 @@ def test_before_anything_was_observed_the_factor_is_one():
 @pytest.mark.parametrize("accuracy", [-0.1, 1.1, math.nan])
 def test_an_accuracy_out_of_range_is_named_where_it_matters(accuracy):
     accuracies = torch.tensor([accuracy, 0.5, accuracy])
-    with pytest.raises(ValueError, match=r"group_accuracy\[2\] is"):
+    with pytest.raises(ValueError, match=r"group_accuracy\[2\]"):
         hadw_factor(torch.tensor([0.0, 1.0, 1.0]), accuracies, 0.5)
     assert hadw_factor(torch.tensor([0.0, 1.0, 0.0]), accuracies, 0.5)[1] > 0
 
@@ -98,6 +99,7 @@ def test_theorem_2_on_average(upper, figures):
 
 
 @pytest.mark.parametrize("make", ANCHORS)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(st.integers(0, 8), st.just(8)), max_size=40), st.integers(0, 40))
 def test_a_restored_anchor_goes_on_bit_for_bit(make, batches, cut):
     whole, first = make(), make()
@@ -110,7 +112,13 @@ def test_a_restored_anchor_goes_on_bit_for_bit(make, batches, cut):
     for batch in batches[cut:]:
         second.observe(*batch)
     assert second.value == whole.value and second.state_dict() == whole.state_dict()
-    assert whole.value is None or 0 <= whole.value <= 1
+    rates = [correct / total for correct, total in batches]
+    if isinstance(whole, FixedAnchor):
+        assert whole.value == 0.4
+    elif rates:
+        assert min(rates) - 1e-12 <= whole.value <= max(rates) + 1e-12
+    else:
+        assert whole.value is None
 
 
 def test_the_first_batch_seeds_and_the_hard_anchor_is_a_moving_mean():
@@ -175,12 +183,12 @@ def test_sources_have_anchors_of_their_own_once_they_have_shown_enough():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: FixedAnchor(1.5), "1.5 correct of 1"),
-        (lambda: HardAnchor(0), "of 0"),
+        (lambda: FixedAnchor(1.5), r"\b1\.5\b.*\b1\b"),
+        (lambda: HardAnchor(0), r"window.*\b0\b"),
         (lambda: SoftAnchor(floor=0.3, cap=0.2), "floor=0.3, cap=0.2"),
-        (lambda: HardAnchor().observe(9, 8), "9 correct of 8"),
-        (lambda: SoftAnchor().observe(0, 0), "0 correct of 0"),
-        (lambda: HardAnchor().observe(math.nan, 8), "nan correct of 8"),
+        (lambda: HardAnchor().observe(9, 8), r"\b9\b.*\b8\b"),
+        (lambda: SoftAnchor().observe(0, 0), r"\b0\b.*\b0\b"),
+        (lambda: HardAnchor().observe(math.nan, 8), r"\bnan\b.*\b8\b"),
         (lambda: hadw_factor(torch.ones(1), torch.ones(1), 0.5, lambda_scale=0), "lambda_scale=0"),
     ],
 )
@@ -261,7 +269,7 @@ def test_twenty_steps_are_ten_a_restart_and_ten(preset):
 
 def test_accuracies_that_are_none_are_named_and_graded_ones_are_rescaled():
     graded = Group("graded", "code", 17, np.zeros(2), np.array([-1.0, 0.5]), np.ones(2, np.int64))
-    with pytest.raises(ValueError, match=r"data_source=code, index=17 has -1\.0\. .*accuracy_range=\[low,high\]"):
+    with pytest.raises(ValueError, match=r"data_source=code, index=17\b.*-1\.0\b.*accuracy_range"):
         HadwMemory({"preset": "hard"}).commit([graded])
     memory = HadwMemory({"preset": "hard", "accuracy_range": OmegaConf.create([-1, 1])})
     adopted = memory.adopt(graded)
@@ -270,7 +278,7 @@ def test_accuracies_that_are_none_are_named_and_graded_ones_are_rescaled():
     (row,) = describe([Left(adopted, "trained")], step=1, attempt=1, alpha=1.0).to_pylist()
     assert (row["correct"], row["total"]) == (0.75, 2), "what is recorded is what was observed"
     silent = Group("silent", "code", 3, np.zeros(1), np.array([np.nan]), np.ones(1, np.int64))
-    with pytest.raises(ValueError, match="has nan"):
+    with pytest.raises(ValueError, match=r"index=3\b.*\bnan\b"):
         memory.columns([Member(silent, 0)], [silent])
 
 
@@ -300,29 +308,29 @@ def test_the_papers_anchor_warns_when_it_is_frozen(caplog):
     memory = HadwMemory({"preset": "paper"})
     for correct in [4] * 3 + [8] * 10:
         memory.commit([group(correct)])
-    assert "the anchor is frozen at 0.500 while accuracy is 1.000" in caplog.text
+    assert re.search(r"\b0\.500\b.*\b1\.000\b", caplog.text)
 
 
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({"preset": "sfot"}, r"preset=sfot: write hard, soft, paper, fixed, off, or a number"),
+        ({"preset": "sfot"}, r"preset=sfot: .*hard, soft, paper, fixed, off"),
         ({"preset": 1.2}, r"preset=1\.2"),
-        ({"lambda_scale": 0}, r"lambda_scale=0: write a finite number above 0"),
+        ({"lambda_scale": 0}, r"lambda_scale=0"),
         ({"n_min": 0}, r"n_min=0"),
         ({"accuracy_range": [1, 0]}, r"accuracy_range=\[1, 0\]"),
-        ({"include_current": "no"}, r"include_current=no: write true or false"),
+        ({"include_current": "no"}, r"include_current=no"),
         ({"n_min": True}, r"n_min=True"),
         ({"accuracy_range": [1]}, r"accuracy_range=\[1\]"),
         ({"accuracy_range": 5}, r"accuracy_range=5"),
         ({"accuracy_range": [-math.inf, 1]}, r"accuracy_range=\[-inf, 1\]"),
-        ({"lamda": 1}, r"lamda: no such key\. Keys are preset"),
+        ({"lamda": 1}, r"lamda: .*preset, lambda_scale"),
     ],
 )
 def test_settings_out_of_range_are_refused(section, message):
     with pytest.raises(ValueError, match=message):
         Settings.of(section)
-    with pytest.raises(ValueError, match=r"algorithm\.gsd\.hadw: "):
+    with pytest.raises(ValueError, match=r"algorithm\.gsd\.hadw\b"):
         chain.build_memory("hadw", {"hadw": section})
 
 
@@ -342,37 +350,6 @@ def test_bias_in_records_by_solve_rate():
         assert entry.bias == pytest.approx(expected_baseline(rate, 8) - rate)
         assert entry.factor_right == pytest.approx(1.5 * math.exp(anchor - rate))
         assert entry.factor_wrong == pytest.approx(1.5 * math.exp(rate - anchor))
-
-
-@pytest.mark.parametrize("algo", ["grpo", "gspo", "dapo"])
-def test_weighing_the_advantage_is_weighing_inside_the_clipped_objective(algo, compose_fast):
-    """By autograd through verl's own losses, with ratios inside and outside the clip."""
-    core_algos = pytest.importorskip("verl.trainer.ppo.core_algos")
-    from verl.utils.config import omega_conf_to_dataclass
-
-    config, _ = compose_fast(f"algo={algo}", "task=arithmetic", "hardware=cpu")
-    actor = omega_conf_to_dataclass(config.actor_rollout_ref.actor)
-    generator = torch.Generator().manual_seed(0)
-    old = -torch.rand(16, 5, generator=generator, dtype=torch.float64)
-    advantages = torch.randn(16, 1, generator=generator, dtype=torch.float64).expand(16, 5)
-    phi = torch.rand(16, 1, generator=generator, dtype=torch.float64) + 0.5
-    mask = torch.ones(16, 5)
-    loss = core_algos.get_policy_loss_fn(actor.policy_loss.loss_mode)
-    noise = torch.randn(16, 5, generator=generator, dtype=torch.float64) * (0.3 if algo != "gspo" else 1e-3)
-
-    def gradient(weigh_rows, advantages):
-        new = (old + noise).requires_grad_()
-        total = torch.zeros((), dtype=torch.float64)
-        for row in range(16):
-            part = slice(row, row + 1)
-            words = {"response_mask": mask[part], "loss_agg_mode": actor.loss_agg_mode, "config": actor}
-            total = total + weigh_rows[row, 0] * loss(old[part], new[part], advantages[part], **words)[0]
-        total.backward()
-        return new.grad
-
-    inside = gradient(phi, advantages)
-    before = gradient(torch.ones_like(phi), advantages * phi)
-    assert torch.allclose(inside, before, rtol=1e-12, atol=0) and (inside == 0).any() and (inside != 0).any()
 
 
 def test_under_a_budget_every_prompt_counts_as_much():

@@ -90,10 +90,10 @@ def test_a_token_of_a_tiny_probability_still_has_a_gradient_in_float32():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"ratio": "plain"}, "ratio=plain: write one of shaped, one"),
+        ({"ratio": "plain"}, "ratio=plain: .*shaped, one"),
         ({"ratio": None}, "ratio=None"),
         ({"ratio": ["one"]}, r"ratio=\['one'\]"),
-        ({"ratio": "shaped", "gamma": 0}, "gamma=0: write a finite number above 0"),
+        ({"ratio": "shaped", "gamma": 0}, r"gamma=0\b"),
         ({"ratio": "shaped", "gamma": -0.1}, r"gamma=-0\.1"),
         ({"ratio": "shaped", "gamma": math.nan}, "gamma=nan"),
         ({"ratio": "shaped", "gamma": math.inf}, "gamma=inf"),

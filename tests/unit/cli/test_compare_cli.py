@@ -36,7 +36,7 @@ def test_methods_are_compared_at_equal_tokens_and_what_was_found_is_written(tmp_
     output, page = tmp_path / "out" / "c.json", tmp_path / "out" / "c.html"
     result = compare(*runs, "--output", output, "--page", page)
     assert result.exit_code == 0, result.output
-    assert "hadw seed 1, with 20: no budget is above that" in result.output
+    assert "hadw seed 1, with 20: " in result.output
     assert cells(result, "grpo", 0)[:2] == ["1, 2", "0.050 [0.050, 0.050]"]
     assert cells(result, "hadw", 0)[4] == "0.450 [0.400, 0.500]"
     assert cells(result, "hadw", 1)[0].startswith("+0.250 [-0.385, +0.885]")
@@ -69,7 +69,7 @@ def test_a_comparison_goes_on_when_its_runs_are_gone(tmp_path, runs):
     assert cells(result, "grpo", 0)[0] == "1, 2 (partial: 2 of 3 seeds)"
     assert len(json.loads(later.read_text())["curves"]) == 5
     again = compare(earlier, runs[1])
-    assert again.exit_code == 2 and "both are hadw seed 1" in again.output
+    assert again.exit_code == 2 and "hadw seed 1" in again.output
 
 
 def test_a_label_may_be_written(tmp_path, runs):
@@ -83,7 +83,7 @@ def test_a_label_may_be_written(tmp_path, runs):
 def test_one_run_is_not_two_methods(runs):
     result = compare(runs[0], f"mine={runs[0]}")
     assert result.exit_code == 2
-    assert f"{runs[0]} and mine={runs[0]}: both are {runs[0]}. Leave one out" in result.output.replace("\n", "")
+    assert f"{runs[0]} and mine={runs[0]}: " in result.output.replace("\n", "")
 
 
 def test_a_run_that_goes_on_is_left_out_unless_asked_for(tmp_path, runs):
@@ -92,18 +92,18 @@ def test_a_run_that_goes_on_is_left_out_unless_asked_for(tmp_path, runs):
     runs += [tmp_path / "hadw" / "seed_3", tmp_path / "hadw" / "seed_4"]
     result = compare(*runs)
     assert result.exit_code == 0
-    assert re.search(r"Left out: .*seed_3: unfinished, at step 2 of 4; --unfinished", result.output)
-    assert re.search(r"Left out: .*seed_4: at step 1 of 4, and no validation so far", result.output)
+    assert re.search(r"seed_3: .*step 2 of 4.*--unfinished", result.output)
+    assert re.search(r"seed_4: .*step 1 of 4.*validation", result.output)
     assert cells(result, "hadw", 0)[0] == "1, 2"
     result = compare(*runs, "--unfinished")
     assert cells(result, "hadw", 0)[0] == "1, 2, 3"
-    assert "hadw seed 3, with 10: no budget is above that" in result.output
+    assert "hadw seed 3, with 10: " in result.output
     write_run(tmp_path / "early" / "seed_1", [5], {}, total=4)
     result = compare(tmp_path / "early" / "seed_1", *runs[:2])
     assert result.exit_code == 2 and "baseline" in result.output and "early" in result.output, "not another baseline"
     result = compare(*runs[-2:])
     assert result.exit_code == 2
-    assert re.search("no finished run to compare. Left out: .*seed_3.* Left out: .*seed_4", result.output)
+    assert re.search("(?s)seed_3.*seed_4", result.output)
 
 
 def test_of_several_data_sources_one_is_compared(tmp_path, runs):
@@ -111,11 +111,11 @@ def test_of_several_data_sources_one_is_compared(tmp_path, runs):
         path = run / "metrics" / "attempt_1.jsonl"
         path.write_text(path.read_text().replace('"val-core/math/', '"val-core/code/acc/mean@1": 0.5, "val-core/math/'))
     result = compare(*runs)
-    assert result.exit_code == 2 and "held-out prompts of code, math" in result.output
+    assert result.exit_code == 2 and "code, math" in result.output
     result = compare(*runs, "--source", "code", "--output", tmp_path / "c.json")
     assert cells(result, "hadw", 0)[4].startswith("0.500")
     result = compare(tmp_path / "c.json", "--source", "math")
-    assert result.exit_code == 2 and "a file has curves of code alone" in result.output
+    assert result.exit_code == 2 and re.search("--source math: .*code", result.output)
 
 
 def test_text_that_others_wrote_stays_text(tmp_path):
@@ -131,17 +131,17 @@ def test_text_that_others_wrote_stays_text(tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["{tmp}/absent"], "absent: neither a run directory nor a file"),
-        (["mine={tmp}/absent"], "absent: neither a run directory nor a file"),
-        (["={tmp}/absent"], "write LABEL=FOLDER"),
-        (["{run}", "{run}"], "both are grpo seed 1"),
-        (["{run}", "{elsewhere}"], "data.val_files is 'test.parquet' and 'other.parquet'"),
-        (["{run}", "{file}"], "file.json: no comparison of this version"),
-        (["mine={file}"], "file.json: no such run directory"),
-        (["{run}", "--baseline", "dapo"], "--baseline dapo: no run of that. Write one of grpo"),
-        (["{run}", "--output", "c.txt"], "--output c.txt: write the name of a file that ends in .json"),
-        (["{run}", "--page", "c.htm"], "--page c.htm: write the name of a file that ends in .html"),
-        (["{run}", "--page", "{folder}"], "folder.html: write the name of a file that ends in .html"),
+        (["{tmp}/absent"], "absent: "),
+        (["mine={tmp}/absent"], "absent: "),
+        (["={tmp}/absent"], "LABEL=FOLDER"),
+        (["{run}", "{run}"], "grpo seed 1"),
+        (["{run}", "{elsewhere}"], "data.val_files .*'test.parquet' .*'other.parquet'"),
+        (["{run}", "{file}"], "file.json: .*version"),
+        (["mine={file}"], "file.json: "),
+        (["{run}", "--baseline", "dapo"], "--baseline dapo: .*grpo"),
+        (["{run}", "--output", "c.txt"], r"--output c\.txt: .*\.json"),
+        (["{run}", "--page", "c.htm"], r"--page c\.htm: .*\.html"),
+        (["{run}", "--page", "{folder}"], r"folder\.html: "),
     ],
 )
 def test_a_mistake_is_named_and_nothing_is_written(tmp_path, words, said):
@@ -157,19 +157,19 @@ def test_a_mistake_is_named_and_nothing_is_written(tmp_path, words, said):
     )
     result = compare(*(word.format(**places) for word in words), *outputs)
     assert result.exit_code == 2, result.output
-    assert said in " ".join(result.output.split())
+    assert re.search(said, " ".join(result.output.split()))
     assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_where_nothing_can_be_written_it_is_said_and_nothing_is_left(tmp_path, runs):
     (tmp_path / "file").write_text("")
     result = compare(*runs, "--output", tmp_path / "file" / "c.json")
-    assert result.exit_code == 1 and "not written" in result.output
+    assert result.exit_code == 1 and str(tmp_path / "file") in result.output.replace("\n", "")
 
 
 def test_more_methods_than_colours_are_a_table_and_no_page(tmp_path):
     runs = [write_run(tmp_path / f"m{number}" / "seed_1", [5], {1: 0.5}) for number in range(9)]
     assert compare(*runs).exit_code == 0
     result = compare(*runs, "--output", tmp_path / "c.json", "--page", tmp_path / "c.html")
-    assert result.exit_code == 2 and "colours tell 8 apart" in result.output
+    assert result.exit_code == 2 and "colours" in result.output and " 8 " in result.output
     assert not list(tmp_path.glob("c.*"))

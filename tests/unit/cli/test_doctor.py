@@ -1,7 +1,10 @@
 """``verl-gsd doctor``: what it finds on machines of every kind, each fault with its remedy."""
 
+import json
+import re
+
 import pytest
-from nvidia_smi import A100, EIGHT, PYTHON, WHEEL, card, report, stub_nvidia_smi
+from nvidia_smi import A100, EIGHT, PYTHON, WHEEL, card, report, stub_nvidia_smi, write_program
 from typer.testing import CliRunner
 
 from verl_gsd.cli.main import app
@@ -46,7 +49,7 @@ def test_a_good_machine_has_nothing_to_mend():
     found = list(findings.gpu_findings(EIGHT, WHEEL, None))
     assert set(states(found).values()) == {"ok"} and len(found) == 9
     assert "580.95.05" in found[0].seen and "13.0" in found[0].seen and "2.11.0+cu130" in found[0].seen
-    assert "79.1 of 79.6 GiB free" in by_name(found)["GPU 7"].seen
+    assert "79.1 of 79.6 GiB" in by_name(found)["GPU 7"].seen
 
 
 def test_a_driver_too_old_fails_with_the_driver_to_install():
@@ -76,8 +79,8 @@ def test_only_visible_gpus_are_listed():
 @pytest.mark.parametrize(
     ("output", "code", "state", "seen"),
     [
-        ("NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.", 9, "fail", "communicate"),
-        (report(), 0, "warn", "no NVIDIA GPU"),
+        ("NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.", 9, "fail", "NVIDIA driver"),
+        (report(), 0, "warn", "GPU"),
     ],
 )
 def test_a_machine_whose_gpus_cannot_be_used(tmp_path, monkeypatch, output, code, state, seen):
@@ -90,27 +93,39 @@ def test_a_machine_whose_gpus_cannot_be_used(tmp_path, monkeypatch, output, code
 
 
 def test_one_gpu_needs_no_all_reduce_and_two_do(tmp_path, monkeypatch):
-    """Here two GPUs that a stub of nvidia-smi invents: the ranks are real, and find no GPU."""
+    """Here two GPUs that a stub of nvidia-smi invents."""
+
+    def failing_stub(ranks):
+        raise all_reduce.AllReduceError(f"rank 1 of {ranks} ended with 1")
+
+    monkeypatch.setattr(all_reduce, "measure", failing_stub)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(gpus, "torch_build", lambda: WHEEL)
     stub_nvidia_smi(tmp_path, monkeypatch, report(card(0)))
     assert states(findings._accelerators()) == {"driver": "ok", "GPU 0": "ok", "attention": "ok"}
     stub_nvidia_smi(tmp_path, monkeypatch, report(card(0), card(1)))
     nccl = by_name(findings._accelerators())["NCCL"]
-    assert nccl.state == "fail" and "2 GPUs" in nccl.seen and "rank" in nccl.seen and "--shm-size" in nccl.remedy
+    assert nccl.state == "fail" and "2 GPUs" in nccl.seen and "rank 1 of 2" in nccl.seen and "--shm-size" in nccl.remedy
 
 
-def test_ranks_add_up_and_are_timed():
-    assert all_reduce.measure(2, backend="gloo") > 0
+def test_a_rank_checks_the_sums_and_writes_its_seconds(tmp_path, monkeypatch):
+    """One rank in this process; test_doctor.py of the contract tests measures two."""
+    monkeypatch.setattr(all_reduce, "_DURATION_S", 0.0)
+    monkeypatch.setattr(all_reduce, "_BYTES", 1 << 10)
+    all_reduce.main(0, 1, tmp_path, "gloo")
+    assert json.loads((tmp_path / "seconds.json").read_text()) > 0
 
 
-def test_a_rank_that_fails_ends_the_others_and_is_named():
-    with pytest.raises(all_reduce.AllReduceError, match=r"rank \d of 2 ended with 1: .*nowhere"):
+def test_a_rank_that_fails_ends_the_others_and_is_named(tmp_path, monkeypatch):
+    program = tmp_path / "python"  # -m MODULE RANK RANKS FOLDER BACKEND
+    write_program(program, '[ "$3" = 1 ] && exec sleep 600\necho first\necho "no backend $6"\nexit 7')
+    monkeypatch.setattr(all_reduce.sys, "executable", str(program))
+    with pytest.raises(all_reduce.AllReduceError, match=r"rank 0 of 2 .*7: no backend nowhere"):
         all_reduce.measure(2, backend="nowhere")
 
 
 def test_ranks_that_hang_are_ended():
-    with pytest.raises(all_reduce.AllReduceError, match="no end after 0 s"):
+    with pytest.raises(all_reduce.AllReduceError, match=r" 0 s.*0 of 2"):
         all_reduce.measure(2, backend="gloo", limit_s=0)
 
 
@@ -120,7 +135,7 @@ def test_ranks_that_hang_are_ended():
 def test_the_attention_of_gpu_groups_is_stated():
     assert FLASH in findings.attention_finding(FLASH, "").seen
     without = findings.attention_finding(SDPA, "flash-attn is not installed")
-    assert without.state == "ok" and SDPA in without.seen and "not installed" in without.seen
+    assert without.state == "ok" and SDPA in without.seen and "flash-attn is not installed" in without.seen
 
 
 def test_a_flash_attn_that_is_broken_is_a_warning():
@@ -136,27 +151,21 @@ def test_a_flash_attn_that_is_broken_is_a_warning():
     [
         (1, "Traceback\nImportError: libcudart.so.13: cannot open shared object file\n", True, "libcudart.so.13"),
         (-11, "WARNING a kernel\n", True, "SIGSEGV"),
-        (None, "INFO Initializing\n", True, "no end after"),
-        (0, "platform \n", True, "none instead of cuda"),
-        (0, "platform cuda\n", False, "cuda instead of cpu"),
-        (1, "", True, "printed nothing"),
-        (0, "a platform cuda of another kind\n", True, "none instead of cuda"),
+        (None, "INFO Initializing\n", True, "300 s"),
+        (0, "platform \n", True, "none .*cuda"),
+        (0, "platform cuda\n", False, "cuda .*cpu"),
+        (1, "", True, "exit code 1"),
+        (0, "a platform cuda of another kind\n", True, "none .*cuda"),
     ],
 )
 def test_a_vllm_that_does_not_import_fails(code, output, gpu_build, seen):
     finding = findings.vllm_finding(code, output, gpu_build=gpu_build)
-    assert finding.state == "fail" and seen in finding.seen
+    assert finding.state == "fail" and re.search(seen, finding.seen)
 
 
 def test_a_vllm_that_imports_names_its_platform():
     finding = findings.vllm_finding(0, "WARNING something\nplatform cuda\nleaked 5 types\n", gpu_build=True)
     assert (finding.state, finding.seen) == ("ok", "platform cuda")
-
-
-def test_the_vllm_installed_here_is_imported_in_a_process_of_its_own():
-    code, output = findings._vllm_platform()
-    assert findings.vllm_finding(code, output, gpu_build=findings.is_installed("vllm")).seen.count("platform"), output
-    assert code == 0, output
 
 
 def test_an_import_that_crashes_or_hangs_ends_there(monkeypatch):
@@ -187,13 +196,13 @@ def test_the_cpu_variable_beside_vllm_for_gpus_is_a_warning(monkeypatch):
 @pytest.mark.parametrize(
     ("free", "memory", "count", "state", "seen"),
     [
-        (64 << 20, 512 * GIB, 8, "fail", "NCCL between 8 GPUs"),  # docker's default
-        (64 << 20, 512 * GIB, 1, "warn", "9.3 GiB falls back to the disk"),
-        (4 * GIB, 512 * GIB, 8, "warn", "falls back to the disk"),
-        (16 * GIB, 512 * GIB, 8, "ok", "16.0 GiB free"),
-        (256 * GIB, 512 * GIB, 8, "ok", "256.0 GiB free"),
-        (4 * GIB, 8 * GIB, 0, "ok", "4.0 GiB free"),
-        (2 * GIB, 8 * GIB, 0, "warn", "2.4 GiB falls back to the disk"),
+        (64 << 20, 512 * GIB, 8, "fail", "8 GPUs"),  # docker's default
+        (64 << 20, 512 * GIB, 1, "warn", "9.3 GiB "),
+        (4 * GIB, 512 * GIB, 8, "warn", "9.3 GiB "),
+        (16 * GIB, 512 * GIB, 8, "ok", "16.0 GiB "),
+        (256 * GIB, 512 * GIB, 8, "ok", "256.0 GiB "),
+        (4 * GIB, 8 * GIB, 0, "ok", "4.0 GiB "),
+        (2 * GIB, 8 * GIB, 0, "warn", "2.4 GiB "),
     ],
 )
 def test_shared_memory_is_held_against_what_ray_and_nccl_take(free, memory, count, state, seen):
@@ -208,14 +217,6 @@ def test_the_size_that_the_remedy_names_is_enough():
         remedy = findings.shared_memory_finding(0, memory * GIB, count).remedy
         size = int(remedy.rpartition("=")[2].removesuffix("g"))
         assert findings.shared_memory_finding(size * GIB, memory * GIB, count).state == "ok", remedy
-
-
-def test_ray_takes_what_we_say_of_shared_memory():
-    """Contract with Ray: the sizes of its object store that the finding reckons with."""
-    from ray._private import ray_constants
-
-    assert ray_constants.DEFAULT_OBJECT_STORE_MEMORY_PROPORTION == findings._RAY_SHARE
-    assert ray_constants.REQUIRE_SHM_SIZE_THRESHOLD == findings._RAY_BYTES
 
 
 # The command

@@ -37,7 +37,7 @@ def figures(output, name):
 
 def refused(done, message):
     assert done.exit_code == 2, done.output
-    assert message in flat(done.stderr), done.stderr
+    assert re.search(message, flat(done.stderr)), done.stderr
     return True
 
 
@@ -104,7 +104,7 @@ def test_targets_are_exact_sizes():
     assert found.smallest.tolist() == [11, 14, 36, math.inf]
     assert [found.reached(size) for size in (10, 11, 14, 36)] == [0, 0.25, 0.5, 0.75]
     assert [found.quantile(share) for share in (0.1, 0.25, 0.26, 0.75, 0.9)] == [11, 11, 14, 36, math.inf]
-    with pytest.raises(ValueError, match="mixed=1: write a number between 0 and 1"):
+    with pytest.raises(ValueError, match=r"mixed=1: .*0 and 1"):
         summary.target(np.array([0.5]), "mixed", 1.0)
 
 
@@ -132,7 +132,7 @@ def test_figures_of_several_group_sizes_side_by_side(rates):
     )
     reached = [100 * float(np.mean(planning.required_group_size(p, 0.1, "mixed") <= size)) for size in (4, 8, 32)]
     assert figures(done.output, "prompts of mixed >= 0.9") == pytest.approx(reached, abs=0.051)
-    assert "1000 prompts from" in done.output and "16 responses behind each" in done.output
+    assert re.search("1000 prompts from .* 16 responses", flat(done.output))
 
 
 def test_gradient_by_difficulty_for_every_exponent(rates):
@@ -147,7 +147,7 @@ def test_gradient_by_difficulty_for_every_exponent(rates):
                 summary.by_bin(p, summary.gradient_mass(p, alpha, size)) for alpha in (1.0, 0.0, 2.0)
             ]
             assert figures(text, name) == pytest.approx([100 * share[place] for share in shares], abs=0.051)
-    assert "unbiased figures need G responses" in flat(done.output).replace("Unbiased", "unbiased")
+    assert re.search("unbiased .* G responses", flat(done.output), re.IGNORECASE)
     assert "silent groups, unbiased" not in done.output
 
 
@@ -168,7 +168,7 @@ def test_what_was_left_out_is_said(tmp_path):
     path.write_text("name,rate\na,0.5\nb,\nc,nan\n")
     done = invoke("--solve-rates", path, "--column", "rate")
     assert done.exit_code == 0, done.output
-    assert "1 prompts from" in done.output and "Left out: 2 of 3 rows have no value" in flat(done.output)
+    assert "1 prompts from" in done.output and "2 of 3 rows" in flat(done.output)
 
 
 def test_prompts_that_nothing_helps_are_no_crash(tmp_path):
@@ -184,27 +184,27 @@ def test_prompts_that_nothing_helps_are_no_crash(tmp_path):
 def test_mistakes_are_named_before_anything_is_written(tmp_path, rates):
     path, _ = rates
     given_ = ("--solve-rates", path, "--column", "rate")
-    refused(invoke("--solve-rates", path), "say which column holds the rate")
-    refused(invoke("--solve-rates", tmp_path / "none.csv"), "no such file")
-    refused(invoke(*given_, "--group-size", "8,x"), "--group-size x: write whole numbers, 2 or more")
-    refused(invoke(*given_, "--group-size", 1), "--group-size 1: write whole numbers")
-    refused(invoke(*given_, "--target", "0.9"), "--target 0.9: write fidelity=X or mixed=X")
-    refused(invoke(*given_, "--target", "mixed=1.5"), "--target mixed=1.5: write")
-    refused(invoke(*given_, "--alpha", "nan"), "alpha=nan: write a finite number")
-    refused(invoke(*given_, "--plot", tmp_path / "p.jpg"), "ends in .html or .png")
-    refused(invoke(*given_, "--minimum", 3), "--minimum 3: does nothing without --allocate")
-    refused(invoke(*given_, "--samples", 7), "of 7 responses are")
+    refused(invoke("--solve-rates", path), "column")
+    refused(invoke("--solve-rates", tmp_path / "none.csv"), r"none\.csv")
+    refused(invoke(*given_, "--group-size", "8,x"), "--group-size x: .* 2 ")
+    refused(invoke(*given_, "--group-size", 1), "--group-size 1: .* 2 ")
+    refused(invoke(*given_, "--target", "0.9"), r"--target 0\.9: .*fidelity=X .*mixed=X")
+    refused(invoke(*given_, "--target", "mixed=1.5"), r"--target mixed=1\.5: ")
+    refused(invoke(*given_, "--alpha", "nan"), "alpha=nan: ")
+    refused(invoke(*given_, "--plot", tmp_path / "p.jpg"), r"p\.jpg.*\.html .*\.png")
+    refused(invoke(*given_, "--minimum", 3), "--minimum 3: .*--allocate")
+    refused(invoke(*given_, "--samples", 7), "of 7 responses")
     out = tmp_path / "out.parquet"
     allocate = (*given_, "--allocate", out)
-    refused(invoke(*allocate, "--group-size", "4,8"), "--group-size 4,8: with --allocate write one")
-    refused(invoke(*allocate, "--objective", "std"), "objective='std': write one of expected_std, mixed, fidelity")
-    refused(invoke(*allocate, "--minimum", 9), "does not give 1000 prompts the minimum of 9 each")
-    refused(invoke(*allocate, "--maximum", 7), "more than 1000 prompts may take, at most 7 each")
-    refused(invoke(*allocate, "--batch-size", 0), "batch_size=0: write a number of rows")
+    refused(invoke(*allocate, "--group-size", "4,8"), "--group-size 4,8: .*--allocate")
+    refused(invoke(*allocate, "--objective", "std"), "objective='std': .*expected_std, mixed, fidelity")
+    refused(invoke(*allocate, "--minimum", 9), "1000 prompts .* 9 each")
+    refused(invoke(*allocate, "--maximum", 7), "1000 prompts .* 7 each")
+    refused(invoke(*allocate, "--batch-size", 0), "batch_size=0: ")
     refused(invoke(*allocate, "--batch-size", 100_000), "batch_size=100000: ")
-    refused(invoke(*given_, "--allocate", tmp_path / "out.jsonl"), "write a name that ends in .parquet")
-    refused(invoke(*given_, "--allocate", path), "is there already")
-    refused(invoke(*allocate, "--maximum", 7, "--plot", tmp_path / "p.html"), "at most 7 each")
+    refused(invoke(*given_, "--allocate", tmp_path / "out.jsonl"), r"out\.jsonl.*\.parquet")
+    refused(invoke(*given_, "--allocate", path), r"rates\.parquet")
+    refused(invoke(*allocate, "--maximum", 7, "--plot", tmp_path / "p.html"), " 7 each")
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
@@ -216,7 +216,7 @@ def test_pictures_are_a_page_or_a_png(tmp_path, rates):
     for name in ("plan.html", "plan.png"):
         words = ("--column", "rate", "--samples", 16, "--target", "mixed=0.9", "--plot", tmp_path / name)
         done = invoke("--solve-rates", path, *words)
-        assert done.exit_code == 0 and f"{name} has the pictures" in done.output, done.output
+        assert done.exit_code == 0 and name in done.output, done.output
     assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
     page = (tmp_path / "plan.html").read_text()
     data = [json.loads(found) for found in re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', page)]
@@ -253,7 +253,7 @@ def test_a_training_set_with_a_group_size_for_each_prompt(tmp_path, rates):
     assert "8000 = 8 x 1000" in said and "data.train_files=" in said and "--batch-size B" in said
     assert [file.name for file in out.parent.iterdir()] == [out.name]
     again = invoke("--solve-rates", out, "--column", "rate", "--allocate", tmp_path / "twice.parquet")
-    refused(again, "has a column __rollout_n__ already")
+    refused(again, "__rollout_n__")
 
 
 def test_rates_without_counts_are_taken_as_exact_which_is_said(tmp_path, rates):
@@ -264,7 +264,7 @@ def test_rates_without_counts_are_taken_as_exact_which_is_said(tmp_path, rates):
     _, sizes = written(tmp_path / "out.parquet")
     exact = planning.allocate(correct / 16, 6000, objective="mixed", minimum=3, maximum=9)
     assert sizes.tolist() == exact.tolist() and (sizes.min(), sizes.max()) == (3, 9)
-    assert "Rates were taken as exact" in flat(done.output)
+    assert "exact" in flat(done.output)
 
 
 def test_each_batch_of_rows_is_exact_if_asked_for(tmp_path, rates):
@@ -292,15 +292,15 @@ def test_a_run_says_how_its_own_training_set_is_best_shared_out(tmp_path, rates)
     done = invoke("--solve-rates", tmp_path / "run", "--data", path, "--allocate", out)
     assert done.exit_code == 0, done.output
     _, sizes = written(out)
-    assert "996 rows have no solve rate and get 8 each" in flat(done.output)
+    assert re.search("996 rows .* 8 each", flat(done.output))
     assert sizes.sum() == 8000 and (np.delete(sizes, [3, 7, 500, 999]) == 8).all()
     shared = planning.allocate_from_counts([16, 0, 28, 32], [32] * 4, 32)
     assert sizes[[999, 3, 500, 7]].tolist() == shared.tolist() and len(set(shared.tolist())) > 1
-    refused(invoke("--solve-rates", tmp_path / "run", "--allocate", tmp_path / "b.parquet"), "holds no training set")
+    refused(invoke("--solve-rates", tmp_path / "run", "--allocate", tmp_path / "b.parquet"), "--data")
     strange = pq.read_table(path).slice(10, 20)
     pq.write_table(strange, tmp_path / "strange.parquet")
     words = ("--data", tmp_path / "strange.parquet", "--allocate", tmp_path / "b.parquet")
-    refused(invoke("--solve-rates", tmp_path / "run", *words), "none of its 20 rows is a prompt")
+    refused(invoke("--solve-rates", tmp_path / "run", *words), "20 rows")
     assert not (tmp_path / "b.parquet").exists()
 
 

@@ -60,26 +60,26 @@ def test_a_cell_holds_no_text_one_or_several():
     assert expert_texts("a") == ["a"]
     assert expert_texts(np.array(["a", "", "b"], dtype=object)) == ["a", "b"]
     for wrong in (7, {"text": "a"}, ["a", 7]):
-        with pytest.raises(ValueError, match="a text or a list of texts"):
+        with pytest.raises(ValueError, match=type(wrong).__name__):
             expert_texts(wrong)
 
 
 def test_a_verdict_that_is_none_is_an_error_and_not_a_failure():
     assert succeeded(1.0, "here") and not succeeded(0.0, "here") and not succeeded(0.5, "here")
     for wrong in (float("nan"), -1.0, 2.0):
-        with pytest.raises(ValueError, match="a response to here has"):
+        with pytest.raises(ValueError, match=rf"algorithm\.gsd\.dagrpo\.demonstrations\b.*here\b.*{wrong}"):
             succeeded(wrong, "here")
 
 
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({"source": "both"}, "source=both: write one of expert, self, expert_or_self"),
-        ({"mode": "never"}, "mode=never: write one of all_fail, always"),
-        ({"per_group": 0}, "per_group=0: write"),
-        ({"per_group": True}, "per_group=True: write"),
-        ({"column": 7}, "column=7: write"),
-        ({"colum": "x"}, "colum: no such key"),
+        ({"source": "both"}, "source=both: .*expert, self, expert_or_self"),
+        ({"mode": "never"}, "mode=never: .*all_fail, always"),
+        ({"per_group": 0}, "per_group=0: "),
+        ({"per_group": True}, "per_group=True: "),
+        ({"column": 7}, "column=7: "),
+        ({"colum": "x"}, "colum: .*column"),
     ],
 )
 def test_a_wrong_setting_is_named(section, message):

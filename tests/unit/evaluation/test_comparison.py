@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import re
 
 import pytest
 
@@ -65,7 +66,7 @@ def test_only_seeds_of_both_are_paired_and_all_are_in_the_mean():
     apart = compare([line("grpo", 1, 0.4), line("hadw", 2, 0.4)], "grpo")
     assert rows(apart)["hadw"].cells[-1].against is None and apart.tests == 0
     _, (row,) = words.against_table(apart)
-    assert row[-1] == "no seed of both was validated by then"
+    assert row[1:-1] == ["-"] * 5 and row[-1] not in ("better", "worse", words.TIE)
 
 
 def test_before_its_first_validation_a_run_has_no_accuracy():
@@ -75,10 +76,10 @@ def test_before_its_first_validation_a_run_has_no_accuracy():
     assert [cell.accuracy.n for cell in cells] == [1, 1, 2, 2]
     assert [cell.against.difference.n for cell in cells] == [1, 1, 2, 2]
     _, table = words.accuracy_table(found)
-    assert table[1][2] == "0.250, 1 of 2 seeds"
+    assert table[1][2].startswith("0.250") and "1 of 2" in table[1][2]
     alone = compare([line("grpo", 1, 1.0), late], "grpo")
     assert rows(alone)["hadw"].cells[0].accuracy is None
-    assert words.accuracy_table(alone)[1][1][2] == "none so far"
+    assert not re.search(r"\d", words.accuracy_table(alone)[1][1][2])
     assert rows(alone)["hadw"].p_adjusted == 1, "the test is at the largest budget"
 
 
@@ -96,9 +97,9 @@ def test_the_mean_over_tokens_is_the_area_over_what_all_have():
 def test_the_baseline_stands_first_and_must_be_there():
     curves = [line(label, 1, 0.5) for label in ("hadw", "grpo", "gvpo")]
     assert [row.label for row in compare(curves, "grpo").rows] == ["grpo", "hadw", "gvpo"]
-    with pytest.raises(ValueError, match=r"--baseline dapo: no run of that. Write one of hadw, grpo, gvpo"):
+    with pytest.raises(ValueError, match=r"--baseline dapo: .*hadw, grpo, gvpo"):
         compare(curves, "dapo")
-    with pytest.raises(ValueError, match="both are grpo seed 1"):
+    with pytest.raises(ValueError, match="grpo seed 1"):
         compare([*curves, line("grpo", 1, 0.5)], "grpo")
 
 
@@ -139,37 +140,40 @@ def test_every_label_counts_as_a_comparison():
     [
         (0.01, 0.05, 0.04, "better"),
         (-0.05, -0.01, 0.04, "worse"),
-        (-0.01, 0.05, 0.2, words.TIE),
-        (0.0, 0.0, 1.0, words.TIE),
-        (0.01, 0.05, 0.06, "better by the interval, not by the test"),
-        (-0.05, -0.01, 0.06, "worse by the interval, not by the test"),
-        (-0.05, 0.01, 0.05, "worse by the test, not by the interval"),
+        (-0.01, 0.05, 0.2, re.escape(words.TIE)),
+        (0.0, 0.0, 1.0, re.escape(words.TIE)),
+        (0.01, 0.05, 0.06, "better .*interval.*not.*test"),
+        (-0.05, -0.01, 0.06, "worse .*interval.*not.*test"),
+        (-0.05, 0.01, 0.05, "worse .*test.*not.*interval"),
     ],
 )
 def test_a_tie_is_called_one_and_a_loss_too(low, high, p, said):
-    assert words.verdict(Paired(Estimate((low + high) / 2, low, high, 5), p, 0, 0, 0), p) == said
+    assert re.fullmatch(said, words.verdict(Paired(Estimate((low + high) / 2, low, high, 5), p, 0, 0, 0), p))
 
 
 def test_one_seed_says_nothing():
     found = compare([line("grpo", 1, 0.1), line("hadw", 1, 0.9)], "grpo")
     header, (row,) = words.against_table(found)
-    assert row == ["hadw", "+0.800", "1", "1, 0, 0", "1", "1", "one seed says nothing"]
-    assert len(header) == len(row)
+    assert row[:-1] == ["hadw", "+0.800", "1", "1, 0, 0", "1", "1"] and len(header) == len(row)
+    assert row[-1] not in ("better", "worse", words.TIE)
+
+
+def what_seeds_cannot_show(curves):
+    """The numbers in the caveat about the sign-flip test; None where there is none."""
+    said = [caveat for caveat in words.caveats(compare(curves, "grpo")) if "sign-flip" in caveat]
+    return set(re.findall(r"\d+(?:\.\d+)?", *said)) if said else None
 
 
 def test_fewer_seeds_are_called_partial_and_what_they_cannot_show_is_said():
     curves = [line("grpo", seed, seed / 10) for seed in (1, 2, 3)] + [line("hadw", seed, 0.4) for seed in (1, 3)]
     found = compare(curves, "grpo")
     assert [row[1] for row in words.accuracy_table(found)[1]] == ["1, 2, 3", "1, 3 (partial: 2 of 3 seeds)"]
-    (said,) = [caveat for caveat in words.caveats(found) if "no p below" in caveat]
-    assert "Seeds of both: 2" in said and "no p below 0.5" in said and "from 6 seeds on" in said
+    assert {"2", "0.5", "6"} <= what_seeds_cannot_show(curves), "seeds of both, the least p, seeds needed"
     many = [line(label, seed, 0.5 + seed / 100) for label in ("grpo", "hadw") for seed in range(6)]
-    assert not any("no p below" in caveat for caveat in words.caveats(compare(many, "grpo")))
+    assert what_seeds_cannot_show(many) is None
     many += [line("gvpo", seed, 0.5 + seed / 100) for seed in range(6)]
-    (said,) = [caveat for caveat in words.caveats(compare(many, "grpo")) if "no p below" in caveat]
-    assert "Seeds of both: 6" in said and "Holm's of 2" in said and "from 7 seeds on" in said
-    (said,) = [caveat for caveat in words.caveats(compare(many[:-2], "grpo")) if "no p below" in caveat]
-    assert "Seeds of both: 4" in said, "gvpo has fewest"
+    assert {"6", "2", "7"} <= what_seeds_cannot_show(many), "Holm's of two comparisons"
+    assert {"4", "2", "7"} <= what_seeds_cannot_show(many[:-2]), "gvpo has fewest"
 
 
 # The page
@@ -202,7 +206,7 @@ def test_a_page_has_every_mean_and_each_seed_with_a_band_over_what_all_seeds_hav
 
 def test_more_methods_than_colours_are_no_page():
     curves = [line(f"method-{number}", 1, 0.5) for number in range(9)]
-    with pytest.raises(ValueError, match="9 methods: colours tell 8 apart"):
+    with pytest.raises(ValueError, match=r"\b9\b.*\b8\b"):
         sections(compare(curves, "method-0"))
 
 
@@ -243,20 +247,20 @@ def changed(content, key, value):
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
-        (["verl_gsd_comparison"], 2, "no comparison of this version"),
-        (["verl_gsd_comparison"], KeyError, "no comparison of this version"),
-        (["curves"], {}, "curves: write a list"),
-        (["curves", 1], [], r"curves\[1\]: write an object of label, seed"),
-        (["curves", 1, "seed"], KeyError, r"curves\[1\]: write an object"),
-        (["curves", 1, "more"], 1, r"curves\[1\]: write an object"),
-        (["curves", 1, "label"], "", r"curves\[1\].label='': write a name"),
-        (["curves", 1, "label"], "\x1b[31m", r"curves\[1\].label='\\x1b\[31m': write a name"),
-        (["curves", 1, "seed"], True, r"curves\[1\].seed='True': write a whole number"),
+        (["verl_gsd_comparison"], 2, ".*verl_gsd_comparison: 1"),
+        (["verl_gsd_comparison"], KeyError, ".*verl_gsd_comparison: 1"),
+        (["curves"], {}, "curves: "),
+        (["curves", 1], [], r"curves\[1\]: .*label, seed"),
+        (["curves", 1, "seed"], KeyError, r"curves\[1\]: .*label, seed"),
+        (["curves", 1, "more"], 1, r"curves\[1\]: .*label, seed"),
+        (["curves", 1, "label"], "", r"curves\[1\]\.label='': "),
+        (["curves", 1, "label"], "\x1b[31m", r"curves\[1\]\.label='\\x1b\[31m': "),
+        (["curves", 1, "seed"], True, r"curves\[1\]\.seed='True': "),
         (["curves", 1, "seed"], 2**60, r"curves\[1\].seed"),
-        (["curves", 1, "steps"], [0, 1.5], r"curves\[1\].steps='\[0, 1.5\]': write a list of whole numbers"),
+        (["curves", 1, "steps"], [0, 1.5], r"curves\[1\]\.steps='\[0, 1\.5\]': "),
         (["curves", 1, "accuracy"], [0, "1"], r"curves\[1\].accuracy"),
-        (["curves", 1, "accuracy"], [0.5, math.nan], r"curves\[1\]: accuracy\[1\]=nan: write a share"),
-        (["curves", 1, "tokens"], [5, 4], r"curves\[1\]: tokens\[1\]=4: write more than the 5"),
+        (["curves", 1, "accuracy"], [0.5, math.nan], r"curves\[1\]: accuracy\[1\]=nan: "),
+        (["curves", 1, "tokens"], [5, 4], r"curves\[1\]: tokens\[1\]=4: .*\b5\b"),
         (["curves", 1, "tokens"], [5], r"curves\[1\]: 2 steps, 1 tokens"),
         (["curves", 1, "total_steps"], "9", r"curves\[1\].total_steps"),
         (["curves", 1, "validation"], [], r"curves\[1\].validation"),
@@ -268,12 +272,12 @@ def test_a_file_that_is_none_of_ours_is_refused_by_its_field(tmp_path, key, valu
     content = json.loads(path.read_text())
     changed(content, key, value)
     path.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="c.json: " + said):
+    with pytest.raises(ValueError, match=r"c.json: " + said):
         read_curves(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"3"])
 def test_what_is_no_json_is_refused(tmp_path, content):
     (tmp_path / "c.json").write_bytes(content)
-    with pytest.raises(ValueError, match=r"c.json: (not readable as JSON|no comparison)"):
+    with pytest.raises(ValueError, match=r"c\.json: "):
         read_curves(tmp_path / "c.json")

@@ -52,17 +52,17 @@ def test_an_accuracy_that_verl_could_not_compute_is_none(tmp_path):
 def test_of_several_data_sources_one_is_named(tmp_path):
     run = write_run(tmp_path / "seed_1", [10, 20], {2: 0.2})
     report_runs.metrics(run, [(1, {"val-core/a/b/acc/mean@4": 0.5}), (2, {"val-core/math/acc/mean@1": 0.2})])
-    with pytest.raises(ValueError, match=r"held-out prompts of a/b, math. Write one, as in --source a/b"):
+    with pytest.raises(ValueError, match=r"a/b, math.*--source a/b"):
         read_curve(run)
     assert read_curve(run, source="a/b").accuracy == (0.5,)
-    with pytest.raises(ValueError, match=r"--source c: .* has a/b, math"):
+    with pytest.raises(ValueError, match=r"--source c: .*a/b, math"):
         read_curve(run, source="c")
 
 
 def test_accuracies_of_different_numbers_of_samples_are_no_curve(tmp_path):
     run = write_run(tmp_path / "seed_1", [10, 20], {})
     report_runs.metrics(run, [(1, {"val-core/a/acc/mean@4": 0.5}), (2, {"val-core/a/acc/mean@8": 0.2})])
-    with pytest.raises(ValueError, match="mean@4 and val-core/a/acc/mean@8"):
+    with pytest.raises(ValueError, match=r"val-core/a/acc/mean@4.*val-core/a/acc/mean@8"):
         read_curve(run)
 
 
@@ -84,11 +84,11 @@ def test_a_run_is_called_by_its_folder_or_by_its_line(tmp_path, folder, label, s
 
 
 def test_a_name_that_nothing_says_is_asked_for(tmp_path):
-    with pytest.raises(ValueError, match=r"no seed in its name nor in its config \(data.seed\)"):
+    with pytest.raises(ValueError, match=r"/run: .*data\.seed"):
         read_curve(write_run(tmp_path / "run", [10], {1: 0.1}), label="a")
-    with pytest.raises(ValueError, match=r"nothing says what it is called. Write LABEL="):
+    with pytest.raises(ValueError, match=r"/other: .*LABEL="):
         read_curve(write_run(tmp_path / "other", [10], {1: 0.1}, data__seed=1))
-    with pytest.raises(ValueError, match=r"its folder says seed 2 and its config data.seed=1"):
+    with pytest.raises(ValueError, match=r"/seed_2: .*\b2\b.*data\.seed=1"):
         read_curve(write_run(tmp_path / "seed_2", [10], {1: 0.1}, data__seed=1))
 
 
@@ -99,17 +99,17 @@ def test_a_run_without_a_config_is_compared_and_its_validation_not_known(tmp_pat
 
 
 def test_a_run_that_has_no_curve_says_why(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no such run directory"):
+    with pytest.raises(FileNotFoundError, match="absent"):
         read_curve(tmp_path / "absent")
-    with pytest.raises(ValueError, match="neither records nor metrics there"):
+    with pytest.raises(ValueError, match=rf"{tmp_path}: .*trainer\.default_local_dir"):
         read_curve(tmp_path)
-    with pytest.raises(ValueError, match=r"no val-core/\*/acc/mean@N .* trainer.test_freq=10"):
+    with pytest.raises(ValueError, match=r"untested/seed_1: .*val-core/\*/acc/mean@N.*trainer\.test_freq"):
         read_curve(write_run(tmp_path / "untested" / "seed_1", [10, 20], {}, total=2))
-    with pytest.raises(NothingYetError, match="at step 2 of 9, and no validation so far"):
+    with pytest.raises(NothingYetError, match=r"young/seed_1: .*\b2 of 9\b"):
         read_curve(write_run(tmp_path / "young" / "seed_1", [10, 20], {}, total=9))
     stock = tmp_path / "stock" / "seed_1"
     report_runs.metrics(stock, [(1, {"val-core/math/acc/mean@1": 0.1})])
-    with pytest.raises(ValueError, match="stock/seed_1: no records"):
+    with pytest.raises(ValueError, match=r"stock/seed_1: .*gsd_sync"):
         read_curve(stock)
 
 
@@ -117,7 +117,7 @@ def test_steps_without_records_are_named(tmp_path):
     run = write_run(tmp_path / "seed_1", [10] * 9, {3: 0.1, 8: 0.2})
     for step in (1, 4, 5, 6, 7, 8, 9):
         (run / "records" / "attempt_1" / f"step_{step:06d}.parquet").unlink()
-    with pytest.raises(ValueError, match="no records of step 1, 4, 5 and 3 more, so"):
+    with pytest.raises(ValueError, match="1, 4, 5 and 3 more"):
         read_curve(run)
 
 
@@ -133,17 +133,17 @@ def test_damage_is_named_by_file_and_line(tmp_path):
         second.replace('"step": 2', '"step": "x"'),
     ):
         metrics.write_text("\n".join([first, bad, third]) + "\n")
-        with pytest.raises(ValueError, match=r"attempt_1.jsonl: line 2 is no line of metrics"):
+        with pytest.raises(ValueError, match=r"attempt_1\.jsonl: line 2\b"):
             read_curve(run)
     metrics.write_text("\n".join([first, second.replace("0.2", "1.5"), third]) + "\n")
-    with pytest.raises(ValueError, match=r"seed_1: accuracy\[1\]=1.5: write a share"):
+    with pytest.raises(ValueError, match=r"seed_1: accuracy\[1\]=1\.5\b"):
         read_curve(run)
     metrics.write_text("\n".join([first, second, third]) + "\n")
     (run / "config.yaml").write_text("a: [1")
-    with pytest.raises(ValueError, match=r"config.yaml: not readable"):
+    with pytest.raises(ValueError, match=r"config\.yaml: "):
         read_curve(run)
     (run / "records" / "attempt_1" / "step_000002.parquet").write_bytes(b"PAR1")
-    with pytest.raises(ValueError, match=r"step_000002.parquet: not readable as records"):
+    with pytest.raises(ValueError, match=r"step_000002\.parquet: "):
         read_curve(run)
 
 
@@ -154,7 +154,7 @@ def test_between_two_validations_accuracy_is_on_the_line_and_beyond_them_nowhere
     found = curve()
     assert [found.at(tokens) for tokens in (10, 15, 20, 30)] == pytest.approx([0.2, 0.3, 0.4, 0.6])
     assert math.isnan(found.at(9.9))
-    with pytest.raises(ValueError, match="a seed 1: has no accuracy at 31 tokens, its last is at 30"):
+    with pytest.raises(ValueError, match=r"a seed 1: .*\b31\b.*\b30\b"):
         found.at(31)
 
 
@@ -163,7 +163,7 @@ def test_between_two_validations_accuracy_is_on_the_line_and_beyond_them_nowhere
     [
         ({"steps": (1,)}, "1 steps, 2 tokens, 2 accuracies"),
         ({"steps": (), "tokens": (), "accuracy": ()}, "0 steps"),
-        ({"steps": (2, 2)}, r"steps\[1\]=2: write more than the 2 before"),
+        ({"steps": (2, 2)}, r"steps\[1\]=2: .*\b2\b"),
         ({"tokens": (10, 10)}, r"tokens\[1\]=10"),
         ({"tokens": (-1, 10)}, r"tokens\[0\]=-1"),
         ({"accuracy": (0.2, math.nan)}, r"accuracy\[1\]=nan"),
@@ -178,9 +178,9 @@ def test_what_is_no_curve_is_refused(changed, said):
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"seed": 2, "data_source": "code"}, "^here and there: data source is 'math' and 'code'"),
-        ({"seed": 2, "validation": {"data.val_files": "b"}}, "^here and there: data.val_files is 'a' and 'b'"),
-        ({}, "^here and there: both are a seed 1. Leave one out, or write LABEL=RUN"),
+        ({"seed": 2, "data_source": "code"}, "^here and there: .*'math' and 'code'"),
+        ({"seed": 2, "validation": {"data.val_files": "b"}}, r"^here and there: data\.val_files\b.*'a' and 'b'"),
+        ({}, "^here and there: .*a seed 1.*LABEL=RUN"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_by_name(changed, said):
@@ -204,10 +204,10 @@ def test_of_a_choice_of_held_out_prompts_it_matters_how_it_is_made(tmp_path):
     chosen = {"data__val_max_samples": 64, "data__shuffle": True}
     one = read_curve(write_run(tmp_path / "a" / "seed_1", [5], {1: 0.5}, **chosen))
     other = read_curve(write_run(tmp_path / "b" / "seed_1", [5], {1: 0.5}, **chosen | {"data__shuffle": False}))
-    with pytest.raises(ValueError, match=r"data\.shuffle is True and False"):
+    with pytest.raises(ValueError, match=r"data\.shuffle\b.*True and False"):
         require_comparable([one, other])
-    assert any("a choice of its own" in said for said in caveats(compare([one], "a")))
-    assert any("on the same prompts" in said for said in caveats(compare([other], "b")))
+    assert any("data.shuffle" in said for said in caveats(compare([one], "a")))
+    assert not any("data.shuffle" in said for said in caveats(compare([other], "b"))), "all seeds have the same prompts"
     everything = chosen | {"data__val_max_samples": -1}
     for place, shuffle in enumerate((True, False), start=1):
         run = write_run(tmp_path / "c" / f"seed_{place}", [5], {1: 0.5}, **everything | {"data__shuffle": shuffle})
@@ -220,5 +220,5 @@ def test_another_prompt_or_first_model_cannot_be_compared(tmp_path, key):
         read_curve(write_run(tmp_path / label / "seed_1", [5], {1: 0.5}, **{key: value}))
         for label, value in (("a", "one"), ("b", "other"))
     ]
-    with pytest.raises(ValueError, match=f"{key.replace('__', '.')} is 'one' and 'other'"):
+    with pytest.raises(ValueError, match=f"{key.replace('__', '.')} .*'one' and 'other'"):
         require_comparable(curves)

@@ -2,13 +2,15 @@
 
 import json
 import os
+import re
 import shutil
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from evaluation_runs import answers_of, evaluate, prepared_sums, random_model
+from evaluation_runs import answer_all, answers_of, evaluate, prepared_sums, random_model, rows_of
 from filelock import FileLock
 
 from verl_gsd.evaluation import benches
@@ -18,7 +20,7 @@ from verl_gsd.evaluation.opinion import opinion
 from verl_gsd.evaluation.results import result_of
 from verl_gsd.judge.prompt import VERDICT_VERSION
 from verl_gsd.trainer import evaluating
-from verl_gsd.trainer.generation import Job, Task
+from verl_gsd.trainer.generation import Task
 
 SETTINGS = {"model": {"checkpoint": "a"}, "bench": "mini", "temperature": 0.6}
 
@@ -52,14 +54,6 @@ def test_responses_are_verified_and_unverified_ones_counted(mini, monkeypatch):
     assert of.figures == {"unverified": 1 / 70, "cut_off": 0.0, "tokens": 3.0, "second": 1.0}
 
 
-def rows_of(part, samples):
-    return [
-        {"question": question, "sample": sample, "text": f"{question} {sample}", "tokens": 3, "cut_off": sample == 1}
-        for question in part
-        for sample in range(samples)
-    ]
-
-
 def test_parts_come_back_in_order_and_a_missing_one_is_named(tmp_path):
     assert [len(part) for part in parts(70)] == [64, 6]
     for number, part in enumerate(parts(70)):
@@ -70,35 +64,19 @@ def test_parts_come_back_in_order_and_a_missing_one_is_named(tmp_path):
     assert task.missing() == [] and task.parts() == 2
     part_file(tmp_path, 1).unlink()
     assert task.missing() == [1]
-    with pytest.raises(ValueError, match=r"part_00001.parquet: not readable as responses"):
+    with pytest.raises(ValueError, match=r"part_00001\.parquet: "):
         read_answers(tmp_path, 70, 2)
     write_part(tmp_path, 1, rows_of(range(64, 69), 2))
-    with pytest.raises(ValueError, match=r"part_00001.parquet: responses to other questions"):
+    with pytest.raises(ValueError, match=r"part_00001\.parquet: .*question"):
         read_answers(tmp_path, 70, 2)
     part_file(tmp_path, 1).write_bytes(b"half")
-    with pytest.raises(ValueError, match=r"part_00001.parquet: not readable as responses"):
+    with pytest.raises(ValueError, match=r"part_00001\.parquet: "):
         read_answers(tmp_path, 70, 2)
-
-
-def generate_stub(job: Job, log, on_part):
-    """In vLLM's place: every answer right, and one sample of the first question cut off."""
-    for task in job.tasks:
-        for number in task.missing():
-            rows = rows_of(parts(len(task.prompts))[number], task.samples)
-            write_part(
-                evaluating.Path(task.folder),
-                number,
-                [
-                    row | {"text": str(row["question"] + 1), "cut_off": row["question"] + row["sample"] == 0}
-                    for row in rows
-                ],
-            )
-    on_part()
 
 
 def test_an_evaluation_from_prompts_to_files(tmp_path, mini, model, monkeypatch):
     jobs = []
-    monkeypatch.setattr(evaluating, "generate", lambda job, *more: (jobs.append(job), generate_stub(job, *more)))
+    monkeypatch.setattr(evaluating, "generate", lambda job, *more: (jobs.append(job), answer_all(job, *more)))
     line = ["--checkpoint", model, "--bench", "mini", "--data", tmp_path / "data", "--output", tmp_path / "o"]
     said = evaluate(*line, "--samples", "2", "--max-tokens", "8")
     assert "avg@2 │ 1.000" in said and "0.7% cut off" in said
@@ -115,16 +93,17 @@ def test_an_evaluation_from_prompts_to_files(tmp_path, mini, model, monkeypatch)
     # The same line goes on with what is there; a line that means something else does not.
     evaluate(*line, "--samples", "2", "--max-tokens", "8", "--against", tmp_path / "o")
     said = evaluate(*line, "--samples", "2", "--max-tokens", "8", "--seed", "1", code=2)
-    assert "has responses made with seed=0, and this line says 1. Write another --output" in said
+    assert re.search(r"/o/mini: .*seed=0\b.*\b1\b.*--output", said)
     said = evaluate(*line, "--samples", "3", "--max-tokens", "8", "--against", tmp_path / "o", code=2)
-    assert "mini: samples was 2 there and is 3 here" in said and len(jobs) == 2, "before anything is generated"
+    assert re.search(r"mini: samples\b.*\b2\b.*\b3\b", said) and len(jobs) == 2, "before anything is generated"
     with FileLock(tmp_path / "o" / ".lock"):
         said = evaluate(*line, "--samples", "2", "--max-tokens", "8", code=2)
-    assert "another process evaluates into it" in said
+    assert f"--output {tmp_path / 'o'}: " in said
     said = evaluate(*line, "--samples", "2", "--max-tokens", "9", code=2)
-    assert "has responses made with max_tokens=8, and this line says 9" in said
+    assert re.search(r"/o/mini: .*max_tokens=8\b.*\b9\b", said)
     os.utime(model / "model.safetensors")
-    assert "made with model=" in evaluate(*line, "--samples", "2", "--max-tokens", "8", code=2), "other weights"
+    said = evaluate(*line, "--samples", "2", "--max-tokens", "8", code=2)
+    assert re.search(r"/o/mini: .*model=", said), "other weights"
 
 
 @pytest.fixture
@@ -135,12 +114,12 @@ def two_models(tmp_path, model, monkeypatch):
         shutil.copytree(model, folder)
 
     def generate(job, log, on_part):
-        generate_stub(job, log, on_part)
+        answer_all(job, log, on_part)
         for task in job.tasks if job.model == str(folders[1]) else ():
             for number in range(task.parts()):
-                rows = pq.read_table(part_file(evaluating.Path(task.folder), number)).to_pylist()
+                rows = pq.read_table(part_file(Path(task.folder), number)).to_pylist()
                 spoilt = [row | ({"text": "no number"} if row["question"] % 3 == 0 else {}) for row in rows]
-                write_part(evaluating.Path(task.folder), number, spoilt)
+                write_part(Path(task.folder), number, spoilt)
 
     monkeypatch.setattr(evaluating, "generate", generate)
     monkeypatch.chdir(tmp_path)
@@ -152,16 +131,16 @@ def test_a_checkpoint_is_compared_with_another_by_that_ones_own_evaluation(tmp_p
     line = ["--bench", "mini", "--data", tmp_path / "data", "--samples", "2", "--max-tokens", "8"]
     evaluate("--checkpoint", good, *line)
     said = evaluate("--checkpoint", bad, *line, "--output", "o", "--against", good)
-    assert f"Compared with {good}." in said and "0, 46, 24" in said, "24 of 70 went worse"
+    assert str(good) in said and "0, 46, 24" in said, "24 of 70 went worse"
     found = json.loads((tmp_path / "o" / "results.json").read_text())["mini"]
     assert found["model"] == str(bad) and (found["temperature"], found["max_tokens"]) == (0.6, 8)
     assert found["against"]["model"] == str(good)
     assert found["against"]["difference"]["value"] == pytest.approx(-24 / 70)
     said = evaluate("--checkpoint", good, *line, "--output", "p", "--against", bad, code=2)
-    assert f"--against {bad}: evaluation/m is an evaluation of {good}. Evaluate it again" in said
+    assert re.search(rf"--against {bad}: evaluation/m .*{good}", said)
     os.utime(good / "model.safetensors")
     said = evaluate("--checkpoint", bad, *line, "--output", "o", "--against", good, code=2)
-    assert f"is an evaluation of {good}, before its weights changed" in said
+    assert re.search(rf"--against {good}: .*evaluation/m .*{good}", said)
 
 
 def test_an_output_folder_is_one_models(tmp_path, mini, two_models):
@@ -170,8 +149,7 @@ def test_an_output_folder_is_one_models(tmp_path, mini, two_models):
     line = ["--data", tmp_path / "data", "--samples", "2", "--max-tokens", "8", "--output", "o"]
     evaluate("--checkpoint", good, "--bench", "mini", *line)
     said = evaluate("--checkpoint", bad, "--bench", "other", *line, code=2)
-    assert f"--output o: has mini by {good}, as its weights were then, and this line is of {bad}" in said
-    assert "or remove o/mini" in said
+    assert re.search(rf"--output o: .*mini .*{good}.*{bad}.*o/mini", said)
     assert not (tmp_path / "o" / "other").exists()
     evaluate("--checkpoint", good, "--bench", "other", *line)
     assert list(json.loads((tmp_path / "o" / "results.json").read_text())) == ["mini", "other"]
@@ -180,25 +158,25 @@ def test_an_output_folder_is_one_models(tmp_path, mini, two_models):
 def test_a_prompt_that_the_model_does_not_read_is_named(tmp_path, mini, model):
     line = ["--checkpoint", model, "--bench", "mini", "--data", tmp_path / "data", "--output", tmp_path / "o"]
     said = evaluate(*line, "--max-tokens", "4090", code=2)
-    assert "--max-tokens 4090: mini, row 69 has a prompt of 7 tokens, and the model reads 4096" in said
-    assert "Write --max-tokens 4089, which all" in said and not (tmp_path / "o" / "mini").exists()
+    assert re.search(r"--max-tokens 4090: mini, row 69\b.*\b7\b.*\b4096\b.*--max-tokens 4089\b", said)
+    assert not (tmp_path / "o" / "mini").exists()
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--bench", "absent"], "--bench absent: not in"),
-        (["--bench", "arithmetic"], "Run verl-gsd prepare arithmetic"),
-        (["--bench", "mini", "--samples", "2", "--temperature", "0"], "--samples 2: at temperature 0 all are the same"),
-        (["--bench", "mini", "--top-p", "0"], "--top-p 0.0: write a share above 0"),
-        (["--bench", "mini", "--verifier-url", "http://x"], "write both, or neither"),
-        (["--bench", "mini", "--against", "nowhere"], "--against nowhere: no evaluation in evaluation/nowhere"),
+        (["--bench", "absent"], "--bench absent: .*verl-gsd prepare absent"),
+        (["--bench", "arithmetic"], "--bench arithmetic: .*verl-gsd prepare arithmetic"),
+        (["--bench", "mini", "--samples", "2", "--temperature", "0"], "--samples 2: .*temperature 0"),
+        (["--bench", "mini", "--top-p", "0"], r"--top-p 0\.0: "),
+        (["--bench", "mini", "--verifier-url", "http://x"], r"--verifier-url\b.*--verifier-model\b"),
+        (["--bench", "mini", "--against", "nowhere"], "--against nowhere: .*evaluation/nowhere"),
     ],
 )
 def test_mistakes_are_named(tmp_path, mini, model, monkeypatch, words, message):
     monkeypatch.setenv("VERL_GSD_CACHE", str(tmp_path / "cache"))
     said = evaluate("--checkpoint", model, "--data", tmp_path / "data", "--output", tmp_path / "o", *words, code=2)
-    assert message in said
+    assert re.search(message, said)
 
 
 # A second opinion
@@ -243,7 +221,7 @@ def test_a_second_opinion_is_counted_beside_the_verifiers_and_asked_for_once(min
     assert (found["second_failed"], found["second_failed_refused"]) == (1.0, 140.0) and "second_accuracy" not in found
     file = tmp_path / "opinion" / "part_00001.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"verdicts": [True]}))
-    with pytest.raises(ValueError, match=r"part_00001.json: not readable .not 12 verdicts"):
+    with pytest.raises(ValueError, match=r"part_00001\.json: .*12"):
         opinion(mini, tmp_path, answers, verdicts, "silent", silent, told.append)
 
 
@@ -251,4 +229,4 @@ def test_an_llm_verifier_that_is_not_there_is_said_before_anything_is_generated(
     monkeypatch.setattr(evaluating, "generate", lambda *_: pytest.fail("generated"))
     words = ["--verifier-url", "http://127.0.0.1:9/v1", "--verifier-model", "v"]
     said = evaluate("--checkpoint", model, "--bench", "mini", "--data", tmp_path / "data", *words, code=2)
-    assert "--verifier-url, --verifier-model: " in said and "no judge answers there" in said
+    assert re.search("--verifier-url, --verifier-model: .*http://127.0.0.1:9/v1", said)

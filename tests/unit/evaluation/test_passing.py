@@ -63,13 +63,13 @@ def test_it_is_unbiased():
 @pytest.mark.parametrize(
     ("samples", "correct", "k", "said"),
     [
-        ([8, 4], [1, 1], 5, "row 1: k=5 of samples=4"),
-        ([8, 4], [1, 5], 2, "row 1: correct=5 of samples=4"),
-        ([8, 4], [-1, 0], 2, "row 0: correct=-1"),
+        ([8, 4], [1, 1], 5, r"row 1\b.*k=5\b.*samples=4"),
+        ([8, 4], [1, 5], 2, r"row 1\b.*correct=5\b.*samples=4"),
+        ([8, 4], [-1, 0], 2, r"row 0\b.*correct=-1"),
         ([8], [1], 0, "k=0"),
-        ([8], [1, 2], 1, "shape"),
-        ([8], [0.5], 1, "correct of shape .* float64"),
-        ([[8]], [[1]], 1, "samples of shape"),
+        ([8], [1, 2], 1, r"samples\b.*\(1,\).*correct\b.*\(2,\)"),
+        ([8], [0.5], 1, r"correct\b.*\(1,\).*float64"),
+        ([[8]], [[1]], 1, r"samples\b.*\(1, 1\)"),
     ],
 )
 def test_what_cannot_be_is_refused_by_its_row(samples, correct, k, said):

@@ -1,6 +1,7 @@
 """What an evaluation amounts to: the formulas' figures, two models compared, and files that say so."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -43,10 +44,10 @@ def test_two_models_are_compared_question_by_question():
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (result([1], temperature=1.0), "temperature was 0.6 there and is 1.0 here"),
-        (result([1], bench_sha256="x"), "bench_sha256 was None there and is 'x' here"),
-        (result([1, 1]), "the questions, or the samples of each, are others"),
-        (result([1], samples=2), "the questions, or the samples of each, are others"),
+        (result([1], temperature=1.0), r"temperature\b.*0\.6\b.*1\.0\b"),
+        (result([1], bench_sha256="x"), r"bench_sha256\b.*None\b.*'x'"),
+        (result([1, 1]), "questions.*samples"),
+        (result([1], samples=2), "questions.*samples"),
     ],
 )
 def test_what_was_measured_otherwise_is_not_compared(other, message):
@@ -73,18 +74,17 @@ def test_what_is_no_result_is_refused_by_name(tmp_path, change):
     write_result(tmp_path, result([4, 2, 0, 1]))
     file = tmp_path / "result.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
-    with pytest.raises(ValueError, match=r"result.json: not a result of verl-gsd eval"):
+    with pytest.raises(ValueError, match=r"result\.json: "):
         read_result(tmp_path)
 
 
 def test_the_table_has_a_second_opinion_with_its_interval():
     said = {"second_failed": 0.5, "second_accuracy": 0.25, "second_accuracy_low": 0.1, "second_accuracy_high": 0.4}
     one = result([4, 2, 0, 1], figures=said | {"second_agreement": 0.75})
-    assert "accuracy 0.250 [0.100, 0.400], agreement 0.750, failed 50.0%" in list(
-        table({"mini": one}, {}).columns[3].cells
-    )
+    cells = list(table({"mini": one}, {}).columns[3].cells)
+    assert any(re.search(r"0\.250 \[0\.100, 0\.400\].*0\.750.*50\.0%", cell) for cell in cells)
     none = result([4, 2, 0, 1], figures={"second_failed": 1.0})
-    assert "failed 100.0%" in list(table({"mini": none}, {}).columns[3].cells)
+    assert any("100.0%" in cell for cell in table({"mini": none}, {}).columns[3].cells)
 
 
 def test_the_table_and_the_summary_say_the_same(tmp_path):

@@ -4,22 +4,18 @@ import importlib.metadata
 import json
 import re
 import shlex
-import socket
 import subprocess
 import sys
-import threading
 from datetime import datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-import ray
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+import verl_gsd
 from verl_gsd.cli.main import app
-from verl_gsd.jobs import cluster, package
+from verl_gsd.jobs import package
 from verl_gsd.jobs.submission import SEED_KEYS, new_runs, resumed_run
 from verl_gsd.trainer.config import ConfigError, parse_line
 
@@ -69,22 +65,26 @@ def test_a_group_can_be_swept_and_so_can_a_range():
 @pytest.mark.parametrize(
     ("words", "options", "said"),
     [
-        ([], {"runs": "runs"}, "--runs runs: a folder on the cluster"),
-        (["trainer.default_local_dir=runs/a"], {}, "trainer.default_local_dir=runs/a: a folder on the cluster"),
-        (["trainer.default_local_dir=/a"], {"seeds": "1,2"}, "every job of a sweep needs its own folder"),
-        (["data.seed=3"], {"seeds": "1,2"}, "data.seed=3: a sweep sets data.seed"),
-        (["algorithm.gsd.alpha=1"], {"sweeps": ["algorithm.gsd.alpha=0,1"]}, "a sweep sets algorithm.gsd.alpha"),
-        ([], {"runs": "/a$b"}, "--runs /a$b: '$' means something to Hydra"),
-        ([], {"seeds": "1,x"}, "write whole numbers"),
-        ([], {"seeds": "1,"}, "write whole numbers"),
-        ([], {"seeds": "1,2", "sweeps": ["data.seed=1,2"]}, "data.seed: swept twice"),
-        ([], {"seeds": "1,1"}, "a value is there twice"),
-        ([], {"sweeps": ["alpha"]}, "write KEY=VALUE,VALUE"),
-        ([], {"sweeps": ["~algorithm.gsd.alpha"]}, "write KEY=VALUE,VALUE"),
+        ([], {"runs": "runs"}, "--runs runs: "),
+        (["trainer.default_local_dir=runs/a"], {}, "trainer.default_local_dir=runs/a: "),
+        (["trainer.default_local_dir=/a"], {"seeds": "1,2"}, "trainer.default_local_dir=/a: .*--runs FOLDER"),
+        (["data.seed=3"], {"seeds": "1,2"}, "data.seed=3: .*data.seed"),
+        (
+            ["algorithm.gsd.alpha=1"],
+            {"sweeps": ["algorithm.gsd.alpha=0,1"]},
+            "algorithm.gsd.alpha=1: .*algorithm.gsd.alpha",
+        ),
+        ([], {"runs": "/a$b"}, r"--runs /a\$b: '\$'"),
+        ([], {"seeds": "1,x"}, "--seeds 1,x: "),
+        ([], {"seeds": "1,"}, "--seeds 1,: "),
+        ([], {"seeds": "1,2", "sweeps": ["data.seed=1,2"]}, "data.seed: .*--sweep"),
+        ([], {"seeds": "1,1"}, "--seeds, --sweep: "),
+        ([], {"sweeps": ["alpha"]}, "--sweep alpha: "),
+        ([], {"sweeps": ["~algorithm.gsd.alpha"]}, "--sweep ~algorithm.gsd.alpha: "),
     ],
 )
 def test_a_contradiction_names_the_key_and_says_what_to_write(words, options, said):
-    with pytest.raises(ConfigError, match=re.escape(said)):
+    with pytest.raises(ConfigError, match=said):
         new_runs([*LINE, *words], **{"runs": "/runs", "now": NOW, **options})
 
 
@@ -109,101 +109,32 @@ def test_a_resume_names_the_run_and_leaves_its_words_to_the_cluster():
     assert words == ["trainer.total_training_steps=9", "resume=/runs/my run"]
     assert str(parse_line(words).resume) == job.run == "/runs/my run"
     assert re.fullmatch(r"[\w.+-]+", job.identifier)
-    with pytest.raises(ConfigError, match="--resume goes on where the run is"):
+    with pytest.raises(ConfigError, match=r"trainer.default_local_dir=/b: .*--resume"):
         resumed_run("/runs/a", ["trainer.default_local_dir=/b"], NOW)
-    with pytest.raises(ConfigError, match="absolute path"):
+    with pytest.raises(ConfigError, match="runs/a: "):
         resumed_run("runs/a", [], NOW)
 
 
-def submit(*words, **environment):
-    return CliRunner().invoke(app, ["submit", *words], env=environment)
-
-
-def test_a_dry_run_prints_what_would_be_sent_and_no_secret(monkeypatch):
-    token = "0123456789abcdef" * 4
-    done = submit(
-        *(*LINE, "--seeds", "1,2", "--dry-run", "--runs", "~/runs"),
-        **{"RAY_AUTH_TOKEN": token, "WANDB_API_KEY": token, "HF_TOKEN": token},
-    )
-    assert done.exit_code == 0, done.output
-    jobs = list(yaml.safe_load_all(done.stdout))
-    assert [set(job) for job in jobs] == [{"submission_id", "run", "entrypoint", "runtime_env", "metadata"}] * 2
-    version = importlib.metadata.version("verl-gsd")
-    assert jobs[0]["runtime_env"] == {"working_dir": f"verl_gsd-{version}, unpacked"}
-    assert 'trainer.default_local_dir="~/runs/' in jobs[0]["entrypoint"]
-    assert token not in done.output
-    assert "sigma" in done.stderr, "the audit, as train has it"
+def submit(*words):
+    return CliRunner().invoke(app, ["submit", *words], env={"COLUMNS": "300"})
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["algorithm.gsd.alpa=1"], "no such key. Did you mean algorithm.gsd.alpha"),
-        (["algo=nope"], "algo=nope: no such choice"),
-        (["algorithm.adv_estimator=gae2"], "adv_estimator=gae2: no such name"),
-        (["data.train_files=relative.parquet"], "data.train_files=relative.parquet: a file on the cluster"),
-        (["data.seed=1,2"], "several values. Write one; verl-gsd submit --sweep"),
-        (["+trainer.api_key=abc"], "looks like a secret"),
-        (["resume=/runs/a"], "write --resume /runs/a"),
-        (["--resume", "/runs/a", "+trainer.api_key=abc"], "looks like a secret"),
-        (["--resume", "/runs/a", "--seeds", "1,2"], "Leave --seeds and --sweep out"),
-        ([], "which cluster? Write --address http://HEAD:8265"),
-        (["--address", "head:8265"], "write that of the job server"),
+        (["algorithm.gsd.alpa=1"], r"algorithm\.gsd\.alpa\b.*algorithm\.gsd\.alpha\b"),
+        (["algo=nope"], "algo=nope: .*grpo"),
+        (["data.seed=1,2"], "data.seed=1,2.*verl-gsd submit --sweep"),
+        (["+trainer.api_key=abc"], "trainer.api_key.*secret"),
+        (["resume=/runs/a"], "resume=/runs/a: .*--resume /runs/a"),
+        (["--resume", "/runs/a", "+trainer.api_key=abc"], "trainer.api_key.*secret"),
+        (["--resume", "/runs/a", "--seeds", "1,2"], "--resume: .*--seeds.*--sweep"),
     ],
 )
-def test_a_mistake_is_refused_here_before_anything_is_sent(words, said, monkeypatch):
-    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+def test_a_mistake_is_refused_before_verl_and_a_cluster_are_asked(words, said):
     line = [] if "--resume" in words else LINE
     done = submit(*line, *words)
-    assert done.exit_code == 2 and said in re.sub(r"\s+", " ", done.output), done.output
-
-
-def test_files_and_checkpoints_of_the_cluster_are_not_looked_for_here():
-    checkpoint = ("trainer.resume_mode=resume_path", "trainer.resume_from_path=/only/there/run/global_step_40")
-    done = submit(*LINE, "data.train_files=/only/on/the/cluster.parquet", *checkpoint, "--dry-run")
-    assert done.exit_code == 0, done.output
-
-
-def test_nobody_at_the_address_is_said_so(monkeypatch):
-    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):  # Ray would prefer them to what it is told
-        monkeypatch.setenv(name, "http://another.invalid:1")
-    done = CliRunner().invoke(app, ["status", "--address", "http://127.0.0.1:9"])
-    assert done.exit_code == 2 and "http://127.0.0.1:9: no job server answers" in re.sub(r"\s+", " ", done.output)
-
-
-class ServerStub(BaseHTTPRequestHandler):
-    """A job server that is what it says it is, and fails at all else."""
-
-    def do_GET(self):
-        version = json.dumps({"version": "4", "ray_version": ray.__version__, "ray_commit": "", "session_name": ""})
-        self.send_response(200 if self.path == "/api/version" else 500)
-        self.end_headers()
-        self.wfile.write(version.encode() if self.path == "/api/version" else b"the disk is full")
-
-    do_POST = do_PUT = do_GET  # noqa: N815  # names that http.server looks for
-
-    def log_message(self, *_):
-        pass
-
-
-@pytest.mark.parametrize("words", [["status"], ["status", "a"], ["logs", "a"], ["stop", "a"], ["submit", *LINE]])
-def test_a_server_that_fails_is_named_with_what_it_says(words, monkeypatch):
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    with ThreadingHTTPServer(("127.0.0.1", 0), ServerStub) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        address = f"http://127.0.0.1:{server.server_port}"
-        done = CliRunner().invoke(app, [*words, "--address", address])
-        server.shutdown()
-    said = re.sub(r"\s+", " ", done.output)
-    assert done.exit_code == 2 and f"{address}: Request failed with status code 500" in said, done.output
-    assert "no such job" not in said
-
-
-def test_a_server_that_accepts_and_says_nothing_is_not_waited_for_for_ever(monkeypatch):
-    monkeypatch.setattr(cluster, "TIMEOUT_S", 0.1)
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        done = CliRunner().invoke(app, ["status", "--address", f"http://127.0.0.1:{server.getsockname()[1]}"])
-    assert done.exit_code == 2 and "no job server answers there" in re.sub(r"\s+", " ", done.output)
+    assert done.exit_code == 2 and re.search(said, re.sub(r"\s+", " ", done.output)), done.output
 
 
 @pytest.fixture(scope="module")
@@ -260,10 +191,11 @@ def test_an_installation_ships_the_same_files_as_a_checkout(shipped, tmp_path):
     assert listed[1] == {name: content for name, content in listed[0].items() if "__pycache__" not in name.parts}
 
 
-def test_a_wheel_that_does_not_build_says_why(tmp_path):
-    with pytest.raises(package.PackagingError, match=r"could not be built:\n(.|\n)+"):
-        package._built(tmp_path, tmp_path / "wheel")
-    assert not list(tmp_path.rglob("*.whl"))
+def test_a_wheel_that_does_not_build_says_why(tmp_path, monkeypatch):
+    (tmp_path / "pyproject.toml").write_text("[project")
+    monkeypatch.setattr(verl_gsd, "__file__", str(tmp_path / "verl_gsd" / "__init__.py"))
+    with pytest.raises(package.PackagingError, match=rf"{tmp_path}\b(.|\n)*TOML"), package.unpacked_wheel():
+        pytest.fail("it was built")
 
 
 def test_a_job_joins_its_cluster_whatever_the_config_says_of_one_of_its_own(compose_fast, monkeypatch):
@@ -296,14 +228,4 @@ def test_a_training_process_whose_launcher_is_killed_ends():
 def test_a_training_process_whose_launcher_ended_before_it_looked_does_not_begin():
     code = "from verl_gsd.trainer.job import main; main('no such file', 1 << 30)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr.strip() == "the launcher has ended"
-
-
-def test_ray_names_what_we_rely_on_as_we_do():
-    from ray._common.constants import HEAD_NODE_RESOURCE_NAME
-    from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
-
-    from verl_gsd.trainer import cluster
-
-    assert cluster._JOB == RAY_JOB_CONFIG_JSON_ENV_VAR
-    assert set(cluster._LOCK) == {HEAD_NODE_RESOURCE_NAME}
+    assert done.returncode == 1 and "launcher" in done.stderr and "no such file" not in done.stderr

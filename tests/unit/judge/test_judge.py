@@ -26,9 +26,9 @@ def clock(monkeypatch):
 
 
 def test_scores_come_in_the_order_of_the_questions(running):
-    judge = running(Controlled())
+    scorer = Controlled()
+    judge = running(scorer)
     judge.ask("a", [question(1), question(2), question(3)])
-    scorer = judge._scorer
     opened = [scorer.next() for _ in range(3)]
     assert not judge.is_done("a") and judge.answered("a") is None
     for asked, answer in reversed(opened):
@@ -50,7 +50,7 @@ def test_no_questions_are_answered_at_once(running, clock):
 def test_a_name_is_used_once_at_a_time(running):
     judge = running(Answering({"1": 1}))
     judge.ask("a", [question(1)])
-    with pytest.raises(ValueError, match="a: asked already"):
+    with pytest.raises(ValueError, match=r"\ba\b"):
         judge.ask("a", [question(1)])
     judge.take("a")
     judge.ask("a", [question(1)])
@@ -91,7 +91,7 @@ def test_what_the_budget_leaves_open_is_given_up_and_counted(running, clock):
     judge.ask("a", [question(1), question(2), question(3)])
     opened = dict(scorer.next() for _ in range(3))
     give(opened[question(2)], 5)
-    settle(judge)
+    settle(scorer)
     clock[0] = 109.9
     assert not judge.is_done("a")
     clock[0] = 110.0
@@ -127,7 +127,7 @@ def test_an_answer_after_its_name_was_taken_changes_nothing(running, clock):
     loop_is_held.wait(PATIENCE)
     scores = judge.take("a")
     go_on.set()
-    settle(judge)
+    settle(scorer)
     assert np.isnan(scores).all()
     found = judge.metrics()
     assert found["judge/failures/any"] == found["judge/failures/over_budget"] == 1
@@ -173,7 +173,7 @@ def test_equal_questions_in_flight_are_asked_once(running):
     judge.ask("a", [question(1), question(1), question(2)])
     judge.ask("b", [question(1)])
     opened = dict(scorer.next() for _ in range(2))
-    settle(judge)
+    settle(scorer)
     assert opened.keys() == {question(1), question(2)} and scorer.started.empty()
     give(opened[question(1)], 7)
     give(opened[question(2)], JudgementError("refused"))
@@ -190,7 +190,7 @@ def test_a_question_goes_on_while_somebody_waits_for_it(running):
     judge.ask("b", [question(1)])
     _, answer = scorer.next()
     assert np.isnan(judge.take("a")).all()
-    settle(judge)
+    settle(scorer)
     give(answer, 3)
     assert taken(judge, "b").tolist() == [3]
     assert scorer.cancelled.empty()

@@ -44,11 +44,15 @@ def changed(path, statement, *values):
     connection.close()
 
 
-def count(path):
+def looked_up(path, statement):
     connection = sqlite3.connect(path)
-    (rows,) = connection.execute("SELECT count(*) FROM judgement").fetchone()
+    (value,) = connection.execute(statement).fetchone()
     connection.close()
-    return rows
+    return value
+
+
+def count(path):
+    return looked_up(path, "SELECT count(*) FROM judgement")
 
 
 def test_a_score_is_found_again_by_all_it_depends_on(path):
@@ -107,7 +111,7 @@ def test_rows_come_in_the_order_they_were_stored_while_others_write(path):
 @pytest.mark.parametrize("score", [float("nan"), float("inf"), -float("inf")])
 def test_what_is_no_score_is_not_stored(path, score):
     with ScoreCache(path) as cache:
-        with pytest.raises(ValueError, match="not finite"):
+        with pytest.raises(ValueError, match="score"):
             cache.put(WHO, question(), score)
         assert cache.get(WHO, question()) is None
 
@@ -180,7 +184,7 @@ def test_a_network_disk_has_a_rollback_journal_and_a_local_one_a_write_ahead_log
 )
 def test_a_disk_whose_locks_stay_on_one_host_is_rejected_with_a_remedy(tmp_path, monkeypatch, place, disk):
     record_mounts(tmp_path, MOUNTS, monkeypatch)
-    with pytest.raises(ValueError, match=rf"{disk}, .*Use a file on a local disk, for example /"):
+    with pytest.raises(ValueError, match=rf"{disk}, .* /"):
         journal_mode(Path(place), mounts())
 
 
@@ -194,8 +198,8 @@ def test_a_cache_on_such_a_disk_is_rejected_before_a_file_is_made(path, tmp_path
 @pytest.mark.parametrize(
     ("cache", "said"),
     [
-        ("/bee/me/judge.sqlite", r"/bee is beegfs.*Use a file on a local disk"),
-        ("hdfs://namenode/judge.sqlite", r"local file\. Set the key to a path"),
+        ("/bee/me/judge.sqlite", r"/bee is beegfs"),
+        ("hdfs://namenode/judge.sqlite", "local file"),
         ("/home/me/judge.sqlite", None),
     ],
 )
@@ -227,7 +231,7 @@ def test_a_file_that_another_process_uses_with_a_write_ahead_log_is_rejected(pat
     with ScoreCache(path) as cache:
         cache.put(WHO, question(), 7)
         request.getfixturevalue("nfs")
-        with pytest.raises(ValueError, match=r"scores\.sqlite: .*another process.*End that process"):
+        with pytest.raises(ValueError, match=r"scores\.sqlite: .*process"):
             ScoreCache(path)
         assert cache.get(WHO, question()) == 7.0
 
@@ -301,7 +305,7 @@ def test_processes_make_and_write_one_file_at_once(path, disk, count, request):
     with ScoreCache(path) as cache:
         for name in ["both", *names]:
             assert [cache.get(name, Question("p", "", str(number))) for number in range(count)] == list(range(count))
-        assert cache._writer.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    assert looked_up(path, "PRAGMA integrity_check") == "ok"
 
 
 def test_threads_share_one_cache(path):
@@ -373,13 +377,13 @@ def test_a_limit_is_positive(path):
 def test_a_file_of_something_else_is_named_and_left_alone(path):
     path.parent.mkdir()
     path.write_bytes(b"not a database at all" * 1000)
-    with pytest.raises(ValueError, match=r"scores\.sqlite.*delete it, or name another"):
+    with pytest.raises(ValueError, match=r"scores\.sqlite: "):
         ScoreCache(path)
     assert path.read_bytes() == b"not a database at all" * 1000
     path.unlink()
     changed(path, "CREATE TABLE judgement (key, score, used, texts)")
     content = path.read_bytes()
-    with pytest.raises(ValueError, match=r"scores\.sqlite: is no cache of judgements of version 1; delete it, or name"):
+    with pytest.raises(ValueError, match=r"scores\.sqlite: .*version 1"):
         ScoreCache(path)
     assert path.read_bytes() == content
 
@@ -393,7 +397,7 @@ def test_a_file_of_another_version_is_named(path):
 
 
 def test_a_folder_is_no_file(tmp_path):
-    with pytest.raises(ValueError, match="cannot be used"):
+    with pytest.raises(ValueError, match=str(tmp_path)):
         ScoreCache(tmp_path)
 
 
@@ -502,11 +506,15 @@ def test_a_lock_that_stays_is_waited_for_once_a_minute(path, caplog, monkeypatch
 def test_reading_writes_nothing(path):
     with ScoreCache(path) as cache:
         cache.put(WHO, question(), 1)
-        changes = cache._writer.total_changes
+        other = sqlite3.connect(path)
+        before = other.execute("PRAGMA data_version").fetchone()  # another number after every commit of others
         for _ in range(100):
             cache.get(WHO, question())
             cache.get(WHO, question("unknown"))
-        assert (cache._writer.total_changes, cache._reader.total_changes) == (changes, 0)
+        assert other.execute("PRAGMA data_version").fetchone() == before
+        cache.put(WHO, question("unknown"), 1)
+        assert other.execute("PRAGMA data_version").fetchone() != before
+        other.close()
 
 
 def test_a_closed_cache_that_is_asked_is_a_bug(path):

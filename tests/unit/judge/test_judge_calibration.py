@@ -1,10 +1,11 @@
 """A judge against the verifier: AUC and the mask's figures against loops, synthetic judges against closed forms."""
 
 import math
+import re
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
@@ -33,6 +34,7 @@ def by_loop(scores, correct, group=None):
     return won, pairs
 
 
+@settings(max_examples=50)
 @given(rows)
 def test_auc_is_what_the_loop_says(rows):
     scores, correct, group = arrays(rows)
@@ -43,6 +45,7 @@ def test_auc_is_what_the_loop_says(rows):
     assert (overall.value, overall.pairs) == (pytest.approx(expected, abs=1e-12, nan_ok=True), pairs)
 
 
+@settings(max_examples=50)
 @given(rows)
 def test_auc_within_groups_is_what_the_loop_says(rows):
     scores, correct, group = arrays(rows)
@@ -97,9 +100,9 @@ def test_histograms_by_class():
 @pytest.mark.parametrize(
     ("scores", "correct", "message"),
     [
-        ([1.0, 2.0], [True], r"shape \(2,\), correct \(1,\)"),
-        ([1.0, 2.0], [1, 0], "of int64"),
-        ([1.0, math.inf], [True, False], r"scores\[1\] is inf"),
+        ([1.0, 2.0], [True], r"\(2,\).*correct\b.*\(1,\)"),
+        ([1.0, 2.0], [1, 0], "int64"),
+        ([1.0, math.inf], [True, False], r"scores\[1\].*inf"),
     ],
 )
 def test_rows_that_do_not_fit_are_refused(scores, correct, message):
@@ -142,6 +145,7 @@ def mask_by_loop(scores, correct, group, delta):
     return pairs, kept, rows, silent, groups, silent_groups, push, whole, cosines
 
 
+@settings(max_examples=50)
 @given(rows)
 def test_the_masks_figures_are_what_the_loop_says(rows):
     scores, correct, group = arrays(rows)
@@ -207,22 +211,22 @@ def test_a_judge_that_never_errs_keeps_every_pair_of_the_papers_deltas():
 
 @pytest.mark.parametrize("quality", [0.4, 1.01, math.nan])
 def test_a_quality_out_of_range_is_refused(quality):
-    with pytest.raises(ValueError, match="write an AUC from"):
+    with pytest.raises(ValueError, match=r"AUC"):
         synthetic_scores(np.array([True]), quality, np.random.default_rng(0))
 
 
-@pytest.mark.parametrize("quality", [0.5, 0.8])
-@pytest.mark.parametrize("delta", [1.0, 3.0, 5.0])
-def test_the_signal_left_is_the_chance_that_a_pair_is_kept(quality, delta):
+def test_the_signal_left_is_the_chance_that_a_pair_is_kept():
     """Groups of one make have pairs of equal weight: what is left is P(right - wrong >= delta)."""
-    right, wrong = chances(quality)
-    expected = sum(right[i] * wrong[j] for i in range(11) for j in range(11) if i - j >= delta)
     correct = np.tile([True] * 3 + [False] * 5, 1000)
-    (found,) = judge_sweep(correct, np.repeat(np.arange(1000), 8), (quality,), (delta,), seeds=range(4))
-    # 4000 groups of eight scores: the pairs of a group are dependent, so that a group counts for no more than one.
-    assert found.mask.signal == pytest.approx(expected, abs=5 * 0.5 / math.sqrt(4000))
-    assert found.mask.kept == pytest.approx(found.mask.signal)
-    assert found.auc == pytest.approx(quality, abs=0.02)
+    sweep = judge_sweep(correct, np.repeat(np.arange(1000), 8), (0.5, 0.8), (1.0, 3.0, 5.0), seeds=range(4))
+    assert len(sweep) == 6
+    for found in sweep:
+        right, wrong = chances(found.quality)
+        expected = sum(right[i] * wrong[j] for i in range(11) for j in range(11) if i - j >= found.mask.delta)
+        # 4000 groups of eight scores: the pairs of a group are dependent, so that a group counts for no more than one.
+        assert found.mask.signal == pytest.approx(expected, abs=5 * 0.5 / math.sqrt(4000))
+        assert found.mask.kept == pytest.approx(found.mask.signal)
+        assert found.auc == pytest.approx(found.quality, abs=0.02)
 
 
 def test_better_judges_keep_more_and_larger_deltas_less():
@@ -243,10 +247,10 @@ def test_what_cannot_be_said_is_said():
     found = calibrate(scores, every, group)
     assert math.isnan(found.overall.value) and found.sweep == () and found.mask.pairs == 0
     first, second = found.cannot_say()
-    assert first.startswith("All 4 responses are right") and "off the scale of 0 to 10: 1," in second
+    assert re.search(r"\b4\b.*\bright\b", first) and re.search(r"\b0 to 10: 1\b", second)
     apart = calibrate(scores, np.array([True, True, False, False]), group)
-    assert apart.overall.pairs == 4 and "No group has a right and a wrong response" in apart.cannot_say()[0]
+    assert apart.overall.pairs == 4 and "group" in apart.cannot_say()[0]
     failed = calibrate(np.array([math.nan, 1.0]), np.array([True, False]), [0, 0])
-    assert failed.mask.pairs == 1 and failed.mask.unknown == 1 and "failed judgement" in failed.cannot_say()[0]
+    assert failed.mask.pairs == 1 and failed.mask.unknown == 1 and "failed" in failed.cannot_say()[0]
     assert all(entry.kept == 1 for entry in failed.mask.by_delta)
     assert calibrate(np.array([8.0, 1.0]), np.array([True, False]), [0, 0]).cannot_say() == []

@@ -7,7 +7,7 @@ import threading
 
 import numpy as np
 import pytest
-from controlled_judge import PATIENCE, Answering, Controlled, give, judges, question, settle, taken, wait
+from controlled_judge import PATIENCE, Answering, Controlled, give, judges, question, taken, wait, wait_until
 
 from verl_gsd.judge import judge as judge_module
 from verl_gsd.judge.cache import ScoreCache
@@ -30,16 +30,15 @@ def test_the_cache_is_looked_at_first_and_told_afterwards(running, tmp_path):
             judge.ask(name, [question(response) for response in scorer.answers])
             np.testing.assert_array_equal(taken(judge, name), [1, 2, np.nan, np.nan])
             found = judge.metrics()
-            while asyncio.run_coroutine_threadsafe(_others(), judge._loop).result(PATIENCE):
-                settle(judge)  # what is written to the cache
+            wait_until(lambda: len(list(cache.rows())) == 2)
         assert found["judge/cache_hits"] == 2 and found["judge/calls"] == 2
         assert scorer.asked == ["1", "2", "bad", "nan", "bad", "nan"]  # a failure is not remembered
         assert sorted(row.score for row in cache.rows()) == [1, 2]
         assert {row.identity for row in cache.rows()} == {"answering"}
 
 
-async def _others():
-    return len(asyncio.all_tasks()) > 1
+def judges_threads():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("judge")]
 
 
 def test_scores_paid_for_reach_the_cache_before_a_judge_is_closed(tmp_path):
@@ -49,7 +48,7 @@ def test_scores_paid_for_reach_the_cache_before_a_judge_is_closed(tmp_path):
         wait(judge, "a")
         judge.close()
         assert len(list(cache.rows())) == 50
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("judge")]
+    assert not judges_threads()
 
 
 def test_a_cache_that_cannot_be_written_loses_no_score(running, tmp_path):
@@ -103,7 +102,7 @@ def test_a_judge_is_closed_while_questions_are_open():
     judge.close()
     judge.close()
     assert scorer.closed == 1 and scorer.cancelled.get_nowait() == question(1)
-    assert not judge._thread.is_alive()
+    assert not judges_threads()
     assert judge.is_done("a") and np.isnan(judge.take("a")).all()
     assert judge.metrics()["judge/failures/over_budget"] == 2
     with pytest.raises(RuntimeError, match="closed"):
@@ -118,7 +117,7 @@ def test_a_scorer_that_cannot_be_closed_is_told_and_the_thread_ends():
     judge = Judge(Unwilling())
     with pytest.raises(OSError):
         judge.close()
-    assert not judge._thread.is_alive()
+    assert not judges_threads()
     judge.close()
 
 
@@ -137,12 +136,12 @@ def test_a_scorer_that_hears_no_cancellation_is_left_behind(monkeypatch):
     judge.ask("a", [question(1)])
     started.wait(PATIENCE)
     judge.close()
-    assert not judge._thread.is_alive()
+    assert not judges_threads()
 
 
 def test_the_thread_holds_no_crashing_trainer_back():
     judge = Judge(StubScorer())
-    assert judge._thread.daemon
+    assert judges_threads() and all(thread.daemon for thread in judges_threads())
     judge.close()
 
 

@@ -109,10 +109,14 @@ UNREADABLE = {
 def test_what_is_no_score_is_asked_for_once_more(answer):
     with HostileServer(answer) as server:
         assert ask(server, retries=5) == ("unreadable", 2)
-    with HostileServer(answer, completion("4")) as server:
-        assert ask(server) == (4.0, 2)
-    with HostileServer(answer) as server:
-        assert ask(server, retries=0) == ("unreadable", 1)
+
+
+def test_the_second_answer_counts_and_without_retries_there_is_none():
+    for answer in (UNREADABLE["no JSON"], UNREADABLE["a word"]):
+        with HostileServer(answer, completion("4")) as server:
+            assert ask(server) == (4.0, 2)
+        with HostileServer(answer) as server:
+            assert ask(server, retries=0) == ("unreadable", 1)
 
 
 @pytest.mark.parametrize("score", ["11", "-1", "999999999999999999999", '{"score": 11}'])
@@ -145,6 +149,10 @@ def test_what_passes_is_tried_again_until_retries_run_out(answer, reason, waits)
     with HostileServer(answer) as server:
         assert ask(server, retries=3) == (reason, 4)
     assert len(waits) == 3 and all(0 <= wait <= 2 * 30 for wait in waits)
+
+
+@pytest.mark.parametrize("answer", [http(429, b"slow down"), http(500, b"7"), b""], ids=["limit", "error", "nothing"])
+def test_what_has_passed_gives_a_score(answer):
     with HostileServer(answer, answer, completion("6")) as server:
         assert ask(server, retries=2) == (6.0, 3)
 
@@ -177,8 +185,11 @@ def test_a_refusal_is_final(status):
         assert ask(server) == ("refused", 1)
 
 
-@pytest.mark.parametrize("location", ["/v1/elsewhere", "http://127.0.0.1:1/v1", "http://[", "//:x", "\x00\xff"])
-@pytest.mark.parametrize("status", [301, 307])
+@pytest.mark.parametrize(
+    ("status", "location"),
+    [(307, "/v1/elsewhere")]
+    + [(301, place) for place in ("/v1/elsewhere", "http://127.0.0.1:1/v1", "http://[", "//:x", "\x00\xff")],
+)
 def test_redirects_are_not_followed(status, location):
     with HostileServer(http(status, b"", f"Location: {location}"), completion("7")) as server:
         outcome, calls = ask(server, retries=0)

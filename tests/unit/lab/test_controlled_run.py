@@ -24,8 +24,23 @@ def start(big_math):
 
 
 @pytest.fixture(scope="module")
-def runs(start):
-    return {name: simulate(ALGORITHMS[name], start) for name in ("grpo", "dr_grpo", "dapo_redraw")}
+def redrawn():
+    """Of every redrawing: how many prompts, and how many of them were mastered."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def runs(start, redrawn):
+    respond = drawing.respond
+
+    def watched(p, prompt, *rest):
+        if len(prompt) < len(p):
+            redrawn.append((len(prompt), int((p[prompt] > 0.9).sum())))
+        return respond(p, prompt, *rest)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(drawing, "respond", watched)
+        return {name: simulate(ALGORITHMS[name], start) for name in ("grpo", "dr_grpo", "dapo_redraw")}
 
 
 @pytest.fixture(scope="module")
@@ -58,16 +73,7 @@ def test_dividing_by_sigma_helps_the_hardest(runs, figures):
     assert runs["dapo_redraw"].quarters[-1, 0] > runs["grpo"].quarters[-1, 0]
 
 
-def test_redrawing_spends_on_the_mastered(start, figures, monkeypatch):
+def test_redrawing_spends_on_the_mastered(figures, redrawn):
     assert figures["rollouts of dapo_redraw over those of grpo"].recomputed == pytest.approx(3.5, abs=0.05)
-    redrawn, respond = [], drawing.respond
-
-    def watched(p, prompt, *rest):
-        if len(prompt) < len(p):
-            redrawn.append((len(prompt), int((p[prompt] > 0.9).sum())))
-        return respond(p, prompt, *rest)
-
-    monkeypatch.setattr(drawing, "respond", watched)
-    simulate(ALGORITHMS["dapo_redraw"], start)
     drawn, mastered = np.sum(redrawn, axis=0)
     assert mastered / drawn == pytest.approx(0.986, abs=0.003)

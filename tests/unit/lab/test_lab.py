@@ -59,7 +59,7 @@ def test_a_logit_moves_by_its_groups_gain_and_nothing_else(size, share, alpha, p
 @pytest.mark.parametrize(("name", "alpha"), DIAL.items())
 def test_first_updates_are_the_planners_gains_in_expectation(name, alpha):
     for p in (0.05, 0.3, 0.5, 0.9):
-        moved = first_update(ALGORITHMS[name], np.full(2000, p)) / RATE
+        moved = first_update(ALGORITHMS[name], np.full(1000, p)) / RATE
         error = moved.std() / math.sqrt(len(moved))
         assert abs(moved.mean() - planning.gain(p, 8, alpha=alpha)) < 5 * error
         assert alpha != 1 or planning.gain(p, 8, alpha=alpha) == planning.expected_std(p, 8)

@@ -1,6 +1,7 @@
 """The lab's runs, its table of algorithms, its prompts, and what it sets beside published figures."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +44,7 @@ def test_dr_grpo_leaves_the_hardest_behind_at_the_rate_at_which_grpo_does_not():
     "start", [np.array([0.1, 0.2, 0.3]), np.array([0.0, 0.1, 0.2, 0.3]), np.array([0.3, 0.1, 0.2, 0.4])]
 )
 def test_impossible_starts_are_refused(start):
-    with pytest.raises(ValueError, match="write 4 or more, ascending"):
+    with pytest.raises(ValueError, match=r"start: .*\b4\b"):
         simulate(ALGORITHMS["grpo"], start)
 
 
@@ -74,12 +75,12 @@ def test_every_algorithm_that_a_run_can_have_is_here_or_said_to_be_another():
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("nope", "write one of grpo, dr_grpo"),
-        ("alpha=x", "finite number"),
-        ("alpha=nan", "finite number"),
-        ("alpha=", "finite number"),
-        ("gspo", "Write grpo"),
-        ("hadw_gspo", "Write hadw"),
+        ("nope", "grpo, dr_grpo"),
+        ("alpha=x", "alpha=X"),
+        ("alpha=nan", "alpha=X"),
+        ("alpha=", "alpha=X"),
+        ("gspo", "grpo$"),
+        ("hadw_gspo", "hadw$"),
         ("gsd", "alpha=X"),
     ],
 )
@@ -107,7 +108,7 @@ def test_runs_start_at_quantiles_of_the_rates_in_between():
 
 
 def test_rates_of_nought_and_one_alone_are_refused():
-    with pytest.raises(ValueError, match=r"^a file: all 3 solve rates are 0 or 1"):
+    with pytest.raises(ValueError, match=r"^a file: .*\b3\b"):
         starting_rates(Prompts("a file", np.array([0.0, 1.0, 1.0]), None, None), 8)
 
 
@@ -130,15 +131,15 @@ def test_without_counts_nothing_unbiased_is_claimed():
     rates_alone = of_data(Prompts("a file", np.array([0.25, 0.5]), None, None))
     unbiased = [figure for figure in rates_alone if "unbiased" in figure.quantity]
     assert len(unbiased) == 5
-    assert all(figure.recomputed is None and "needs counts" in figure.note for figure in unbiased)
+    assert all(figure.recomputed is None and figure.note for figure in unbiased)
 
 
 def test_prompts_with_too_few_responses_are_left_out_and_that_is_said():
     prompts = Prompts("a file", np.array([0.5, 0.25]), np.array([4, 4]), np.array([8, 16]))
     notes = {figure.quantity: figure.note for figure in of_data(prompts) if "unbiased" in figure.quantity}
     assert notes["silent groups, G = 8, unbiased, %"] == ""
-    assert notes["silent groups, G = 16, unbiased, %"] == "of the 1 prompts with 16 responses or more"
-    assert notes["silent groups, G = 32, unbiased, %"] == "no prompt has 32 responses"
+    assert re.search(r"\b1\b.*\b16\b", notes["silent groups, G = 16, unbiased, %"])
+    assert re.search(r"\b32\b", notes["silent groups, G = 32, unbiased, %"])
 
 
 def test_a_controlled_run_of_other_settings_is_not_compared():

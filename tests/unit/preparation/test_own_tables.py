@@ -1,5 +1,7 @@
 """Preparing a table of the user's own: what its columns may hold, and what is refused by row."""
 
+import re
+
 import pytest
 from prepare_runs import Source, asked, builder, lines, made, run
 
@@ -50,7 +52,7 @@ def test_a_solution_without_a_box_among_others_is_no_answer(tmp_path):
         tmp_path / "m.jsonl", {"problem": "1+1?", "answer": r"\boxed{2}"}, {"problem": "1+2?", "answer": "no box here"}
     )
     said = run(tmp_path, "mine", "--input", str(file), code=2)
-    assert "m.jsonl, row 1 (the first is 0): its answer is in no \\boxed{}, and row 0's is. Write all" in said
+    assert re.search(r"m\.jsonl, row 1\b.*boxed.*row 0\b", said)
 
 
 def test_what_reads_a_table_is_part_of_what_rows_depend_on(tmp_path):
@@ -73,19 +75,19 @@ def test_a_reward_model_needs_no_answers(tmp_path):
 @pytest.mark.parametrize(
     ("row", "words", "message"),
     [
-        ({"problem": "", "answer": "2"}, [], "row 0 (the first is 0), column problem: write a text"),
-        ({"problem": "x?", "answer": None}, [], "row 0 (the first is 0), column answer: write a text, a number"),
-        ({"problem": "x?", "answer": "\\boxed{2"}, [], "column answer: no answer in"),
-        ({"problem": "x?", "answer": "As one sees. " * 30}, [], "write it alone, or a solution that has it in"),
-        ({"problem": "x?", "answer": "2"}, ["--answer-column", "final"], "column final is not there"),
-        ({"problem": "x?", "answer": "2", "d": 3}, ["--demonstration-column", "d"], "column d: write a text, a list"),
-        ({"problem": "x?", "answer": float("nan")}, [], "column answer: write a text, a number"),
+        ({"problem": "", "answer": "2"}, [], r"row 0\b.*column problem: "),
+        ({"problem": "x?", "answer": None}, [], r"row 0\b.*column answer: .*ground_truth"),
+        ({"problem": "x?", "answer": "\\boxed{2"}, [], r"column answer: .*boxed\{2"),
+        ({"problem": "x?", "answer": "As one sees. " * 30}, [], "column answer: .*boxed"),
+        ({"problem": "x?", "answer": "2"}, ["--answer-column", "final"], r"column final\b.*problem, answer"),
+        ({"problem": "x?", "answer": "2", "d": 3}, ["--demonstration-column", "d"], "column d: .*assistant"),
+        ({"problem": "x?", "answer": float("nan")}, [], "column answer: .*ground_truth"),
     ],
 )
 def test_a_row_that_cannot_be_read_is_named_and_nothing_written(tmp_path, row, words, message):
     file = lines(tmp_path / "rows.jsonl", row)
     said = run(tmp_path, "mine", "--input", str(file), *words, code=2)
-    assert message in " ".join(said.split()) and "rows.jsonl" in said
+    assert re.search(rf"rows\.jsonl\b.*{message}", " ".join(said.split()))
     assert not list((tmp_path / "data").rglob("*.parquet"))
 
 
@@ -95,7 +97,7 @@ def test_what_somebody_else_put_there_is_not_written_over(tmp_path):
     theirs.write_bytes(b"theirs")
     file = lines(tmp_path / "t.jsonl", {"problem": "One?", "answer": "1"})
     said = run(tmp_path, "mine", "--input", str(file), code=2)
-    assert "train.parquet: is there, and was not prepared here. Move it" in said and theirs.read_bytes() == b"theirs"
+    assert "mine/train.parquet: " in said and theirs.read_bytes() == b"theirs"
 
 
 def test_a_damaged_manifest_stops_its_own_data_set_alone(tmp_path):
@@ -103,7 +105,7 @@ def test_a_damaged_manifest_stops_its_own_data_set_alone(tmp_path):
     for content in ("{", '{"format": 2}', '{"format": 1, "splits": null}', '{"format": 1, "splits": ["test"]}'):
         (tmp_path / "data" / "other").mkdir(parents=True, exist_ok=True)
         (tmp_path / "data" / "other" / "manifest.json").write_text(content)
-        assert "Not looked at: " in run(tmp_path, "mine", "--input", str(file)), content
+        assert "other/manifest.json: " in run(tmp_path, "mine", "--input", str(file)), content
         assert "other/manifest.json: " in run(tmp_path, "other", "--input", str(file), code=2), content
 
 
@@ -114,10 +116,10 @@ def test_a_missing_chunk_is_no_shorter_data_set(tmp_path, monkeypatch):
     chunks = sorted((tmp_path / "x" / ".building_train").glob("chunk_*"))
     content = chunks[1].read_bytes()
     chunks[1].unlink()
-    with pytest.raises(ValueError, match=r"a chunk is missing. Remove that folder"):
+    with pytest.raises(ValueError, match=r"\.building_train: "):
         builder(tmp_path / "x").build(Source(15).rows, lambda read, kept: None)
     chunks[1].write_bytes(content[:100])
-    with pytest.raises(ValueError, match=r"chunk_00001.parquet: damaged .+ Remove .+ and run the same line"):
+    with pytest.raises(ValueError, match=r"chunk_00001\.parquet: .*\.building_train"):
         builder(tmp_path / "x").build(Source(15).rows, lambda read, kept: None)
 
 
@@ -128,13 +130,17 @@ def test_what_earlier_chunks_had_is_known_after_a_stop(tmp_path, monkeypatch):
     boxed = [*rows[:3], {"problem": "3?", "answer": r"\boxed{1}", "id": 3}]
     again = [rows[0], rows[0] | {"id": 7}, rows[2], rows[3] | {"id": 7}]  # row 1 is a duplicate
     for name, table, message in (
-        ("a", boxed, "row 0 (the first is 0): its answer"),
-        ("b", again, "index 7 is row 1's"),
+        ("a", boxed, r"row 0\b.*boxed"),
+        ("b", again, r"index 7\b.*row 1\b"),
     ):
         words = ["--input", str(lines(tmp_path / f"{name}.jsonl", *table)), "--index-column", "id"]
         for _ in range(2):
-            assert message in run(tmp_path, name, *words, code=2)
+            assert re.search(message, run(tmp_path, name, *words, code=2))
     assert not list((tmp_path / "data").rglob("train.parquet"))
+
+
+#: What says that a training set was prepared before a test split.
+NOT_HELD = "mine's training problems"
 
 
 def test_training_that_has_not_met_a_new_test_split_is_said(tmp_path):
@@ -142,10 +148,10 @@ def test_training_that_has_not_met_a_new_test_split_is_said(tmp_path):
     run(tmp_path, "mine", "--input", str(file))
     test = lines(tmp_path / "e.jsonl", {"problem": "One?", "answer": "1"})
     said = run(tmp_path, "new", "--input", str(test), "--split", "test")
-    assert "mine's training problems were not held against these: run its line again" in said
+    assert NOT_HELD in said
     run(tmp_path, "mine", "--input", str(file))
     assert asked(made(tmp_path, "mine")) == ["Two?"]
-    assert "were not held" not in run(tmp_path, "new", "--input", str(test), "--split", "test")
+    assert NOT_HELD not in run(tmp_path, "new", "--input", str(test), "--split", "test")
 
 
 def test_splits_may_be_judged_otherwise(tmp_path):
@@ -172,25 +178,26 @@ def test_numbers_are_written_as_one_answers(tmp_path, value, kept):
 
 def test_columns_that_are_there_twice_are_refused(tmp_path):
     (tmp_path / "t.csv").write_text("problem,answer,answer\nOne?,1,2\n")
-    assert "t.csv: column answer is there twice" in run(tmp_path, "mine", "--input", str(tmp_path / "t.csv"), code=2)
+    said = run(tmp_path, "mine", "--input", str(tmp_path / "t.csv"), code=2)
+    assert re.search(r"t\.csv: column answer\b.*twice", said)
 
 
 def test_half_a_character_is_named_by_row(tmp_path):
     (tmp_path / "t.jsonl").write_text('{"problem": "One?", "answer": "1"}\n{"problem": "\\ud800", "answer": "1"}\n')
     said = run(tmp_path, "mine", "--input", str(tmp_path / "t.jsonl"), code=2)
-    assert "t.jsonl, row 1 (the first is 0), half a character" in said
+    assert re.search(r"t\.jsonl, row 1\b.*\\ud800", said)
     run(tmp_path, "mine", "--input", str(tmp_path / "t.jsonl"), "--skip-unusable")
     assert asked(made(tmp_path, "mine")) == ["One?"]
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
-    [("{nonsense", "not JSON"), ('{"problem": "2?", "answer": "2", "answer": "3"}', "key 'answer' is there twice")],
+    [("{nonsense", "JSON"), ('{"problem": "2?", "answer": "2", "answer": "3"}', "'answer'.*twice")],
 )
 def test_what_is_no_json_is_named_with_its_line(tmp_path, line, message):
     (tmp_path / "t.jsonl").write_text(f'{{"problem": "1?", "answer": "1"}}\n{line}\n')
     said = run(tmp_path, "mine", "--input", str(tmp_path / "t.jsonl"), code=2)
-    assert "t.jsonl, line 2 (the first is 1): not JSON" in said and message in said
+    assert re.search(rf"t\.jsonl, line 2\b.*JSON.*{message}|t\.jsonl, line 2\b.*{message}", said)
 
 
 def test_an_empty_line_is_no_row(tmp_path):
@@ -202,7 +209,7 @@ def test_an_empty_line_is_no_row(tmp_path):
 @pytest.mark.parametrize(("problem", "answer"), [("\u200b\u2060", "1"), ("1?", "\ufeff"), ("1?", "\u200e \x00")])
 def test_a_text_of_which_nothing_is_to_be_seen_is_none(tmp_path, problem, answer):
     file = lines(tmp_path / "t.jsonl", {"problem": problem, "answer": answer})
-    assert "t.jsonl, row 0 (the first is 0)" in run(tmp_path, "mine", "--input", str(file), code=2)
+    assert "t.jsonl, row 0 " in run(tmp_path, "mine", "--input", str(file), code=2)
 
 
 def test_the_wish_says_what_rows_depend_on(tmp_path):

@@ -1,6 +1,7 @@
 """Preparing data: what is left out and why, what goes on after a stop, and what is never half-written."""
 
 import json
+import re
 from contextlib import suppress
 
 import pyarrow.parquet as pq
@@ -81,7 +82,7 @@ def test_training_is_held_against_every_prepared_test_split(tmp_path):
         {"problem": "What is 1+1? And 1+2?", "answer": "5"},
     )
     said = run(tmp_path, "mine", "--input", str(train))
-    assert "problems that an evaluation set has: long 1, short 1" in said
+    assert "long 1, short 1" in said
     assert asked(made(tmp_path, "mine")) == ["A train leaves at nine.", "What is 1+1? And 1+2?"]
     left = (tmp_path / "data" / "mine" / "left_out_train.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in left] == [
@@ -90,9 +91,11 @@ def test_training_is_held_against_every_prepared_test_split(tmp_path):
     ]
     run(tmp_path, "mine", "--input", str(train), "--against", "long")
     assert len(made(tmp_path, "mine")) == 3
-    assert "held against none" in run(tmp_path, "mine", "--input", str(train), "--against", "none")
+    said = run(tmp_path, "mine", "--input", str(train), "--against", "none")
+    assert re.search(r"training problems\b.*\bnone\b", said)
     assert len(made(tmp_path, "mine")) == 4
-    assert "no test split of it" in run(tmp_path, "mine", "--input", str(train), "--against", "longer", code=2)
+    said = run(tmp_path, "mine", "--input", str(train), "--against", "longer", code=2)
+    assert re.search(r"--against longer: .*verl-gsd prepare longer\b.*long, short", said)
 
 
 PHRASE = "where $m$ and $n$ are relatively prime positive integers. Find $m+n$."
@@ -204,12 +207,12 @@ def test_what_was_stopped_between_its_files_and_its_manifest_goes_on(tmp_path, m
 
     with monkeypatch.context() as patched:
         patched.setattr(prepared, "write", stopped)
-        assert "The same line goes on" in run(tmp_path, "mine", "--input", str(file), code=130)
+        assert "same line" in run(tmp_path, "mine", "--input", str(file), code=130)
     assert path.is_file() and not (path.parent / "manifest.json").exists()
     theirs, ours = b"somebody's", path.read_bytes()
     path.write_bytes(theirs)
     said = run(tmp_path, "mine", "--input", str(file), code=2)
-    assert "was not prepared here" in said and path.read_bytes() == theirs
+    assert "train.parquet: " in said and path.read_bytes() == theirs
     path.write_bytes(ours)
     run(tmp_path, "mine", "--input", str(file))
     assert asked(made(tmp_path, "mine")) == ["One?"]
@@ -231,7 +234,7 @@ def test_a_file_that_was_touched_is_not_what_was_prepared(tmp_path):
     run(tmp_path, "mine", "--input", str(file), "--split", "test")
     target = tmp_path / "data" / "mine" / "test.parquet"
     target.write_bytes(target.read_bytes() + b"x")
-    with pytest.raises(ValueError, match=r"test.parquet: is not what manifest.json says. Run verl-gsd prepare mine"):
+    with pytest.raises(ValueError, match=r"test\.parquet: .*manifest\.json.*verl-gsd prepare mine"):
         prepared.read(tmp_path / "data" / "mine").file("test")
     run(tmp_path, "mine", "--input", str(file), "--split", "test")
     assert prepared.read(tmp_path / "data" / "mine").file("test") == target
@@ -244,29 +247,27 @@ def test_a_row_that_cannot_be_used_leaves_the_set_before_as_it_was(tmp_path):
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in (".json", ".parquet")}
     broken = lines(tmp_path / "u.jsonl", {"problem": "One?", "answer": "1"}, {"problem": "Two?", "answer": None})
     said = run(tmp_path, "mine", "--input", str(broken), code=2)
-    assert "u.jsonl, row 1 (the first is 0), column answer: write a text, a number" in said
+    assert re.search(r"u\.jsonl, row 1\b.*column answer: ", said)
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in (".json", ".parquet")} == before
     run(tmp_path, "mine", "--input", str(broken), "--skip-unusable")
     of = prepared.read(folder).splits["train"]
     assert (of["read"], of["rows"], of["left_out"]) == (2, 1, {"unusable": 1})
-    assert "none is left: 1 unusable" in run(
-        tmp_path, "empty", "--input", str(lines(tmp_path / "v.jsonl", {"problem": "", "answer": "1"})),
-        "--skip-unusable", code=2,
-    )  # fmt: skip
+    nothing = lines(tmp_path / "v.jsonl", {"problem": "", "answer": "1"})
+    assert "1 unusable" in run(tmp_path, "empty", "--input", str(nothing), "--skip-unusable", code=2)
 
 
 def test_indices_of_the_table_are_kept_and_must_be_unique(tmp_path):
     rows = [{"problem": f"{n}?", "answer": "1", "id": number} for n, number in enumerate([7, 3, 7])]
     words = ["--index-column", "id"]
     said = run(tmp_path, "mine", "--input", str(lines(tmp_path / "t.jsonl", *rows)), *words, code=2)
-    assert "t.jsonl, row 2 (the first is 0): index 7 is row 0's, too" in said
+    assert re.search(r"t\.jsonl, row 2\b.*index 7\b.*row 0\b", said)
     run(tmp_path, "mine", "--input", str(lines(tmp_path / "t.jsonl", *rows[:2])), *words)
     assert [row["extra_info"]["index"] for row in made(tmp_path, "mine")] == [7, 3]
     test = lines(tmp_path / "e.jsonl", {"problem": "e?", "answer": "1", "id": 3})
     said = run(tmp_path, "mine", "--input", str(test), "--split", "test", *words, code=2)
-    assert "e.jsonl, row 0 (the first is 0): index 3 is in the other split, too" in said
+    assert re.search(r"e\.jsonl, row 0\b.*index 3\b.*split", said)
     said = run(tmp_path, "mine", "--input", str(lines(tmp_path / "t.jsonl", rows[0] | {"id": "x"})), *words, code=2)
-    assert "column id: write a whole number, 0 or more, not str 'x'" in said
+    assert re.search(r"column id: .*str 'x'", said)
 
 
 def test_indices_of_two_splits_differ(tmp_path):
@@ -291,18 +292,18 @@ def test_the_template_is_shown_and_long_prompts_go(tmp_path, tokenizer):
     assert "<|user|>1? Let's think step by step" in said and "<|assistant|>" in said
     assert len(made(tmp_path, "mine")) == 1
     assert prepared.read(tmp_path / "data" / "mine").splits["train"]["left_out"] == {"too_long": 1}
-    assert "none is left: 2 too_long" in run(tmp_path, "mine", "--input", str(file), *words, str(length - 1), code=2)
+    assert "2 too_long" in run(tmp_path, "mine", "--input", str(file), *words, str(length - 1), code=2)
     said = run(tmp_path, "mine", "--input", str(file), "--max-prompt-length", "9", code=2)
-    assert "--max-prompt-length 9: needs --model" in said
+    assert re.search("--max-prompt-length 9: .*--model", said)
 
 
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        (None, "has no chat template, which verl applies"),
-        ("{{ raise_exception('no such role') }}", "its chat template refuses the prompt: no such role"),
-        ("{% for m in messages %}{{ m['role'] }}{% endfor %}", "does not keep the problem's text"),
-        ("{% for m in messages %}{{ m['content'] }}{% endfor %}", "does not begin an answer"),
+        (None, "tokenizer.*chat template"),
+        ("{{ raise_exception('no such role') }}", "chat template.*no such role"),
+        ("{% for m in messages %}{{ m['role'] }}{% endfor %}", "chat template.*problem"),
+        ("{% for m in messages %}{{ m['content'] }}{% endfor %}", "chat template.*add_generation_prompt"),
     ],
 )
 def test_a_template_that_would_spoil_training_is_refused(tmp_path, template, message):
@@ -315,7 +316,7 @@ def test_a_template_that_would_spoil_training_is_refused(tmp_path, template, mes
 
 def test_a_model_without_a_tokenizer_is_said(tmp_path):
     file = lines(tmp_path / "t.jsonl", {"problem": "1?", "answer": "1"})
-    assert "no tokenizer of it" in run(tmp_path, "mine", "--input", str(file), "--model", str(tmp_path), code=2)
+    assert f"--model {tmp_path}: " in run(tmp_path, "mine", "--input", str(file), "--model", str(tmp_path), code=2)
 
 
 @given(st.integers(2, 10), st.text(max_size=5))
@@ -329,32 +330,43 @@ def test_questions_are_the_same_whatever_the_order_of_their_options():
     assert first.key() == second.key() != Item("Which?", "yes", ("yes", "no")).key()
 
 
+@pytest.fixture(scope="module")
+def one_table(tmp_path_factory):
+    """A folder with a table, a file of another kind, and one set prepared."""
+    folder = tmp_path_factory.mktemp("tables")
+    table = lines(folder / "t.jsonl", {"problem": "1?", "answer": "1"})
+    (folder / "t.txt").write_text("")
+    run(folder, "other", "--input", str(table), "--split", "test")
+    return folder
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["nameless"], "nameless: write one of arithmetic, gsm8k, math, dapo17k"),
-        (["../x", "--input", "t.jsonl"], "'../x': write a name of letters"),
-        (["", "--input", "t.jsonl"], "'': write a name of letters"),
-        (["none", "--input", "t.jsonl"], "none: write another name"),
-        (["mine", "--input", "t.jsonl", "--answer-column", ""], "--answer-column: is empty"),
-        (["mine", "--input", "t.jsonl", "--model", ""], "--model: is empty"),
-        (["mine", "--input", "t.jsonl", "--overlap-words", "100000"], "--overlap-words 100000: write 2 to 1000"),
-        (["mine", "--input", "absent.jsonl"], "--input absent.jsonl: is not there"),
-        (["mine", "--input", "t.txt"], "--input t.txt: write a folder, or a file that ends in .parquet, .jsonl, .csv"),
-        (["gsm8k", "--input", "t.jsonl"], "which split is it? Write --split train or --split test"),
-        (["aime24", "--input", "t.jsonl", "--split", "train"], "--split train: aime24 has only test"),
-        (["gsm8k", "--split", "test"], "--split test: is for a file"),
-        (["mine", "--input", "t.jsonl", "--split", "dev"], "--split dev: write train or test"),
-        (["gsm8k", "--suffix", "x"], "--suffix x: gsm8k has columns of its own"),
-        (["mine", "--input", "t.jsonl", "--judged-by-model", "--answer-column", "a"], "no effect beside --judged-by"),
-        (["arithmetic", "--split", "test"], "--split: has no effect on arithmetic"),
-        (["mine", "--input", "t.jsonl", "--overlap-words", "1"], "--overlap-words 1: write 2 to 1000"),
-        (["arithmetic", "--input", "t.jsonl"], "--input: has no effect on arithmetic, which is made"),
+        (["nameless"], "nameless: .*arithmetic, gsm8k, math, dapo17k"),
+        (["../x", "--input", "t.jsonl"], r"'\.\./x': "),
+        (["", "--input", "t.jsonl"], "'': "),
+        (["none", "--input", "t.jsonl"], "none: "),
+        (["mine", "--input", "t.jsonl", "--answer-column", ""], "--answer-column: "),
+        (["mine", "--input", "t.jsonl", "--model", ""], "--model: "),
+        (["mine", "--input", "t.jsonl", "--overlap-words", "100000"], r"--overlap-words 100000: .*\b2 to 1000\b"),
+        (["mine", "--input", "absent.jsonl"], r"--input absent\.jsonl: "),
+        (["mine", "--input", "t.txt"], r"--input t\.txt: .*\.parquet, \.jsonl, \.csv"),
+        (["gsm8k", "--input", "t.jsonl"], r"--input t\.jsonl: .*--split train or --split test"),
+        (["aime24", "--input", "t.jsonl", "--split", "train"], "--split train: aime24 .*test"),
+        (["gsm8k", "--split", "test"], "--split test: "),
+        (["mine", "--input", "t.jsonl", "--split", "dev"], "--split dev: .*train or test"),
+        (["gsm8k", "--suffix", "x"], "--suffix x: gsm8k "),
+        (
+            ["mine", "--input", "t.jsonl", "--judged-by-model", "--answer-column", "a"],
+            "--answer-column a: .*--judged-by",
+        ),
+        (["arithmetic", "--split", "test"], "--split: .*arithmetic"),
+        (["mine", "--input", "t.jsonl", "--overlap-words", "1"], r"--overlap-words 1: .*\b2 to 1000\b"),
+        (["arithmetic", "--input", "t.jsonl"], "--input: .*arithmetic"),
     ],
 )
-def test_mistakes_are_named(tmp_path, monkeypatch, words, message):
-    monkeypatch.chdir(tmp_path)
-    lines(tmp_path / "t.jsonl", {"problem": "1?", "answer": "1"})
-    (tmp_path / "t.txt").write_text("")
-    run(tmp_path, "other", "--input", "t.jsonl", "--split", "test")
-    assert message in " ".join(run(tmp_path, *words, code=2).split())
+def test_mistakes_are_named(one_table, monkeypatch, words, message):
+    monkeypatch.chdir(one_table)
+    assert re.search(message, " ".join(run(one_table, *words, code=2).split()))
+    assert [path.name for path in (one_table / "data").glob("*/*.parquet")] == ["test.parquet"], "nothing was made"

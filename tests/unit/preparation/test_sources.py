@@ -1,6 +1,7 @@
 """Every data set that has a name: small folders of the hub's schemas, through the loading code that reads the hub."""
 
 import json
+import re
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -200,7 +201,7 @@ def test_a_training_problem_that_the_test_split_has_is_left_out(tmp_path):
     other = ROWS["gsm8k"][0] + [{"question": "Three?", "answer": "#### 3"}]
     pq.write_table(pa.Table.from_pylist(other), folder / "main" / "train-00000-of-00001.parquet")
     said = prepared(tmp_path, "gsm8k", folder)
-    assert "problems that an evaluation set has: gsm8k 1" in said
+    assert "gsm8k 1" in said
     (row,) = pq.read_table(tmp_path / "data" / "gsm8k" / "train.parquet").to_pylist()
     assert row["prompt"][0]["content"] == "Three?" + BOXED and row["extra_info"]["index"] == 1
 
@@ -217,21 +218,25 @@ def test_the_right_option_is_anywhere(tmp_path):
 @pytest.mark.parametrize(
     ("name", "row", "message"),
     [
-        ("gsm8k", {"question": "Q?", "answer": "no marker"}, "row 0 (the first is 0), column answer: no answer behind"),
-        ("gsm8k", {"question": "Q?"}, "column answer is not there. Columns are question"),
-        ("aime24", {"Problem": "P?", "Answer": "3"}, "column problem is not there. Columns are Problem, Answer"),
-        ("aime24", {"problem": "P?", "answer": None}, "row 0 (the first is 0), column answer: write a text, a number"),
-        ("aime24", {"problem": "P?", "answer": [1, 2]}, "column answer: write a text, a number"),
-        ("mmlu_pro", {"question": "Q?", "options": ["a", "b"], "answer_index": 2}, "2 is the number of none of 2"),
-        ("mmlu_pro", {"question": "Q?", "options": ["a"], "answer_index": 0}, "column options: write a list of two"),
+        ("gsm8k", {"question": "Q?", "answer": "no marker"}, r"row 0\b.*column answer: .*####"),
+        ("gsm8k", {"question": "Q?"}, r"column answer\b.*question"),
+        ("aime24", {"Problem": "P?", "Answer": "3"}, r"column problem\b.*Problem, Answer"),
+        ("aime24", {"problem": "P?", "answer": None}, r"row 0\b.*column answer: .*ground_truth"),
+        ("aime24", {"problem": "P?", "answer": [1, 2]}, "column answer: .*ground_truth"),
+        ("mmlu_pro", {"question": "Q?", "options": ["a", "b"], "answer_index": 2}, r"column answer_index: .*\b2\b"),
+        ("mmlu_pro", {"question": "Q?", "options": ["a"], "answer_index": 0}, "column options: "),
         (
             "arc_c",
             {"question": "Q?", "choices": {"text": ["a"], "label": ["A"]}, "answerKey": "B"},
-            "none of the labels",
+            r"column answerKey: 'B'.*\['A'\]",
         ),
-        ("arc_c", {"question": "Q?", "choices": "a", "answerKey": "B"}, "column choices: write {text"),
-        ("bigmath", {"problem": "P?", "answer": "1", "llama8b_solve_rate": 1.5}, "write a share in [0, 1] or null"),
-        ("math", {"problem": "P?", "solution": "Long. " * 90}, "column solution: no answer in"),
+        ("arc_c", {"question": "Q?", "choices": "a", "answerKey": "B"}, r"column choices: .*\{text"),
+        (
+            "bigmath",
+            {"problem": "P?", "answer": "1", "llama8b_solve_rate": 1.5},
+            r"llama8b_solve_rate: .*\b1\.5\b",
+        ),
+        ("math", {"problem": "P?", "solution": "Long. " * 90}, "column solution: .*Long"),
     ],
 )
 def test_a_row_that_cannot_be_read_is_named_and_nothing_made(tmp_path, name, row, message):
@@ -239,7 +244,7 @@ def test_a_row_that_cannot_be_read_is_named_and_nothing_made(tmp_path, name, row
     split = ["--split", "test"] if len(SOURCES[name].splits) > 1 else []
     line = ["prepare", name, "--input", str(tmp_path / "rows.jsonl"), "--data", str(tmp_path / "data"), *split]
     done = CliRunner().invoke(app, line, env={"COLUMNS": "300"})
-    assert done.exit_code == 2 and message in done.stderr and "rows.jsonl" in done.stderr, done.output
+    assert done.exit_code == 2 and re.search(rf"rows\.jsonl\b.*{message}", done.stderr), done.output
     assert not list((tmp_path / "data").rglob("*.parquet")) and not list((tmp_path / "data").rglob("manifest.json"))
 
 
@@ -256,12 +261,12 @@ def test_a_folder_of_plain_files_is_read_as_the_files_are(tmp_path):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"train.jsonl": ""}, "no split test; it has train"),
-        ({"test.jsonl": ""}, "of 0 rows of test none is left"),
-        ({"test.jsonl": "{"}, "test.jsonl, line 1 (the first is 1): not JSON"),
-        ({"README.md": "---\nconfigs: [\n---\n", "test.jsonl": "{}"}, "not readable: "),
+        ({"train.jsonl": ""}, "hub: .*test.*train"),
+        ({"test.jsonl": ""}, r"hub: .*\b0\b.*test"),
+        ({"test.jsonl": "{"}, r"test\.jsonl, line 1\b.*JSON"),
+        ({"README.md": "---\nconfigs: [\n---\n", "test.jsonl": "{}"}, "hub: "),
         ({"note.txt.gz": ""}, "hub"),
-        ({"test.parquet": "version https://git-lfs.github.com/spec/v1"}, "test.parquet: not readable"),
+        ({"test.parquet": "version https://git-lfs.github.com/spec/v1"}, r"test\.parquet: "),
     ],
 )
 def test_a_folder_that_is_none_is_said(tmp_path, files, message):
@@ -270,12 +275,11 @@ def test_a_folder_that_is_none_is_said(tmp_path, files, message):
         (tmp_path / "hub" / name).write_text(content)
     line = ["prepare", "math500", "--input", str(tmp_path / "hub"), "--data", str(tmp_path / "data")]
     done = CliRunner().invoke(app, line, env={"COLUMNS": "400"})
-    assert done.exit_code == 2 and message in done.stderr and "hub" in done.stderr, done.output + done.stderr
+    assert done.exit_code == 2 and re.search(message, done.stderr), done.output + done.stderr
 
 
 def test_a_hub_that_does_not_answer_is_said(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     done = CliRunner().invoke(app, ["prepare", "aime24", "--data", str(tmp_path)], env={"COLUMNS": "300"})
-    assert done.exit_code == 2 and "HuggingFaceH4/aime_2024: the hub does not give it" in done.stderr, done.output
-    assert "name the folder as --input" in done.stderr
+    assert done.exit_code == 2 and re.search("HuggingFaceH4/aime_2024: .*--input", done.stderr), done.output

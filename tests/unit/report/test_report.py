@@ -32,7 +32,7 @@ def report(*words):
 def test_runs_are_named_by_their_folder_and_longer_where_that_is_not_enough(tmp_path):
     paths = [tmp_path / name for name in ("a/run", "b/run", "b/other")]
     assert names_of(paths) == ["a/run", "b/run", "other"]
-    with pytest.raises(ValueError, match="given twice"):
+    with pytest.raises(ValueError, match=r"/a: "):
         names_of([tmp_path / "a", tmp_path / "b" / ".." / "a"])
 
 
@@ -71,23 +71,23 @@ def test_what_is_damaged_is_left_out_and_said(tmp_path):
     assert run.records["step"].to_pylist() == [1, 2]
     assert run.metrics["step"].tolist() == [1], "a last line that is being written is no damage, and no line yet"
     assert len(run.skipped) == 3
-    for sentence, said in zip(run.skipped, ("step_000003", "3 lines are not metrics", "config.yaml"), strict=True):
-        assert said in sentence
+    for sentence, said in zip(run.skipped, ("step_000003", r"attempt_1\.jsonl: 3\b", r"config\.yaml"), strict=True):
+        assert re.search(said, sentence)
     page = tmp_path / "report.html"
     assert report(tmp_path).exit_code == 0
-    assert "left out" in page.read_text() and "step_000003" in page.read_text()
+    assert "step_000003" in page.read_text()
 
 
 def test_a_step_without_records_is_said_and_a_thousand_damaged_files_are_not_all_named(tmp_path):
     for step in (1, 2, 5, 6):
         records(tmp_path, step, (MIXED, "trained"))
     (missing,) = read_run(tmp_path, "run").left_out()
-    assert missing.endswith("records: no file of step 3, 4")
+    assert re.search(r"records: .*\b3, 4$", missing)
     for path in (tmp_path / "records" / "attempt_1").glob("*.parquet"):
         path.write_bytes(b"nothing")
     *named, more = read_run(tmp_path, "run").left_out()
-    assert len(named) == 3 and more == "and 2 more"
-    assert all("not readable as records" in sentence for sentence in named)
+    assert len(named) == 3 and re.search(r"\b2\b", more)
+    assert all(re.search(r"step_00000\d\.parquet: ", sentence) for sentence in named)
 
 
 def test_metrics_that_are_no_numbers_are_not_read(tmp_path):
@@ -175,7 +175,7 @@ def mean(values):
     return over(sum(values), len(values))
 
 
-@settings(max_examples=50)
+@settings(max_examples=30)
 @given(tables())
 def test_steps_are_counted_as_a_loop_counts_them(table):
     found = by_step(Run("run", table, {"step": np.zeros(0, np.int64)}, {}, 1, ()))
@@ -205,7 +205,7 @@ def test_thinned_lines_are_short_and_keep_what_is_there(values, at_most):
         assert thin["a"].mean() == pytest.approx(known.mean())
 
 
-@settings(max_examples=50)
+@settings(max_examples=30)
 @given(tables())
 def test_sigma_cells_share_out_each_span_of_steps(table):
     cells = sigma_cells(table)
@@ -246,7 +246,7 @@ def names(sections):
 
 def test_a_page_has_all_of_what_a_run_has(tmp_path):
     run = everything(tmp_path / "run")
-    result = report(run, "--png", tmp_path / "png")
+    result = report(run)
     assert result.exit_code == 0, result.output
     assert str(run / "report.html") in result.output
     sections = sections_of(read_runs([run]))
@@ -254,9 +254,7 @@ def test_a_page_has_all_of_what_a_run_has(tmp_path):
         *("words", "runs", "accuracy", "sigma", "silence", "difficulty", "waste"),
         *("policy", "hadw", "dagrpo", "gvpo", "allotment"),
     ]
-    drawn = {f"{panel.name}.png" for section in sections for panel in section.panels}
-    assert {path.name for path in (tmp_path / "png").iterdir()} == drawn
-    assert len(drawn) > 25
+    assert sum(len(section.panels) for section in sections) > 25
 
 
 def test_a_section_is_there_only_where_there_is_something_to_show(tmp_path):
@@ -267,57 +265,54 @@ def test_a_section_is_there_only_where_there_is_something_to_show(tmp_path):
 
 def test_a_stock_trainers_run_has_metrics_alone(tmp_path):
     metrics(tmp_path, [(step, {"actor/entropy": 1.0, "critic/score/mean": 0.5}) for step in (1, 2, 3)])
-    assert report(tmp_path).exit_code == 0
+    assert report(tmp_path, "--png", tmp_path / "png").exit_code == 0
     sections = {section.name: section for section in sections_of(read_runs([tmp_path]))}
     assert list(sections) == ["words", "runs", "accuracy", "policy"]
     assert [panel.title for panel in sections["accuracy"].panels] == ["Mean score of the batch"]
+    drawn = {f"{panel.name}.png" for section in sections.values() for panel in section.panels}
+    assert {path.name for path in (tmp_path / "png").iterdir()} == drawn and len(drawn) > 1
 
 
-def test_runs_are_drawn_together_in_the_colour_that_each_has_everywhere(tmp_path):
-    runs = [everything(tmp_path / "with", steps=3), everything(tmp_path / "other", steps=5, seed=1), tmp_path / "stock"]
+def test_runs_are_drawn_together_in_the_colour_that_each_has_everywhere_and_text_of_others_stays_text(tmp_path):
+    hostile = everything(tmp_path / "a <b> & c", steps=3, source=HOSTILE)
+    runs = [hostile, everything(tmp_path / "other", steps=5, seed=1), tmp_path / "stock"]
     metrics(runs[2], [(1, {"actor/entropy": 1.0})])
     result = report(*runs, "--output", tmp_path / "both.html")
     assert result.exit_code == 0, result.output
     assert not (runs[0] / "report.html").exists()
+    written = (tmp_path / "both.html").read_text()
+    assert HOSTILE.split("=")[0] not in written and "<img src=x" not in written
+    assert "&lt;img src=x" in written, "text that others wrote is shown as text"
     seen = set()
     for section in sections_of(read_runs(runs)):
         for panel in section.panels:
             colour = panel.chart.to_dict()["encoding"]["color"]
             if colour["field"] == "run":
                 seen.add((tuple(colour["scale"]["domain"]), tuple(colour["scale"]["range"])))
-    assert len(seen) == 1 and seen.pop()[0] == ("with", "other", "stock")
+    assert len(seen) == 1 and seen.pop()[0] == ("a <b> & c", "other", "stock")
 
 
 def test_long_runs_are_thinned_before_they_are_drawn(tmp_path):
     metrics(tmp_path, [(step, {"actor/entropy": 1.0}) for step in range(1, 1001)])
-    for step in range(1, 231):
+    for step in range(1, 151):
         records(tmp_path, step, (MIXED, "trained"), (WRONG, "trained"))
     for section in sections_of(read_runs([tmp_path])):
         for panel in section.panels:
             assert len(panel.chart.to_dict()["data"]["values"]) <= 600, panel.name
 
 
-def test_text_that_others_wrote_stays_text(tmp_path):
-    run = everything(tmp_path / "a <b> & c", source=HOSTILE)
-    assert report(run, "--output", tmp_path / "page.html").exit_code == 0
-    written = (tmp_path / "page.html").read_text()
-    assert HOSTILE.split("=")[0] not in written
-    assert "<img src=x" not in written
-    assert "&lt;img src=x" in written, "and it is shown"
-
-
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["{empty}"], "neither records nor metrics"),
-        (["{run}", "{empty}"], "neither records nor metrics"),
-        (["{absent}"], "no such run directory"),
-        (["{run}", "{run}"], "given twice"),
-        (["{run}", "--output", "page.pdf"], "ends in .html"),
-        (["{run}", "--port", "1"], "no effect without --watch"),
-        (["{run}", "--watch", "--png", "x"], "leave out --output and --png"),
-        (["{run}", "--output", "{file}/page.html"], "where there is room"),
-        ([f"{{many}}/{number}" for number in range(9)], "colours tell 8 apart"),
+        (["{empty}"], "empty: "),
+        (["{run}", "{empty}"], "empty: "),
+        (["{absent}"], "absent: "),
+        (["{run}", "{run}"], "run: "),
+        (["{run}", "--output", "page.pdf"], r"--output page\.pdf: .*\.html"),
+        (["{run}", "--port", "1"], "--port.*--watch"),
+        (["{run}", "--watch", "--png", "x"], "--watch.*--output.*--png"),
+        (["{run}", "--output", "{file}/page.html"], "file.*--output"),
+        ([f"{{many}}/{number}" for number in range(9)], r"\b9\b.*\b8\b"),
     ],
 )
 def test_a_mistake_is_named_and_nothing_is_written(tmp_path, words, said):
@@ -330,14 +325,14 @@ def test_a_mistake_is_named_and_nothing_is_written(tmp_path, words, said):
     before = sorted(tmp_path.rglob("*"))
     result = report(*(word.format(**places) for word in words))
     assert result.exit_code == 2
-    assert said in re.sub(r"\s+", " ", result.output)
+    assert re.search(said, re.sub(r"\s+", " ", result.output)), result.output
     assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_run_of_which_nothing_can_be_read_says_what_is_there(tmp_path):
     path = records(tmp_path, 1, (MIXED, "trained"))
     path.write_bytes(b"PAR1")
-    with pytest.raises(ValueError, match=r"neither records nor metrics there.*step_000001"):
+    with pytest.raises(ValueError, match=r"step_000001\.parquet"):
         require_content(read_runs([tmp_path]))
 
 

@@ -3,6 +3,7 @@
 Where there is no browser these tests are skipped; with VERL_GSD_BROWSER=required they fail.
 """
 
+import functools
 import io
 import threading
 from http.server import ThreadingHTTPServer
@@ -42,11 +43,52 @@ def visit(request, browser):
     assert [line for line in said if not line.startswith("data:")] == []
 
 
-def write(path, runs):
-    read = read_runs(runs)
-    sections = sections_of(read)
-    write_page(path, title_of(read), sections)
-    return path.as_uri(), sections
+def everything_of_a_run(folder):
+    return [everything(folder / "run")]
+
+
+def runs_together(folder):
+    long = "a_run_with_a_name_as_long_as_those_that_people_give_to_their_runs_2026_07_30"
+    runs = [everything(folder / long), everything(folder / "other", steps=5, seed=1), folder / "stock"]
+    metrics(runs[2], [(step, {"actor/entropy": 0.5}) for step in range(1, 60)])
+    return runs
+
+
+def one_step(folder):
+    records(folder / "run", 1, ([0, 1, 1, 1], "trained"), ([0, 0, 0, 0], "trained"), ([1, 1, 1, 1], "filtered"))
+    return [folder / "run"]
+
+
+#: No folder's name has a slash, but the name of a run has, where two folders would share it.
+NAMED_BY_OTHERS = "script><img src=x onerror=window.hostile=1>"
+
+
+def text_of_others(folder):
+    hostile = everything(folder / "a<" / NAMED_BY_OTHERS, source=HOSTILE)
+    return [hostile, everything(folder / "b" / NAMED_BY_OTHERS, steps=3)]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """(scenario) -> (address, sections) of the page of its runs, written once for all sizes."""
+
+    @functools.cache
+    def write(scenario):
+        folder = tmp_path_factory.mktemp("runs")
+        read = read_runs(scenario(folder))
+        sections = sections_of(read)
+        write_page(folder / "page.html", title_of(read), sections)
+        return (folder / "page.html").as_uri(), sections
+
+    return write
+
+
+#: Of every chart: its name, how many drawings it has, and its place on the page.
+CHARTS = """[...document.querySelectorAll(".chart")].map(chart => {
+  const { left, top, right, bottom } = chart.getBoundingClientRect();
+  const place = [left + scrollX, top + scrollY, right + scrollX, bottom + scrollY];
+  return [chart.dataset.of, chart.querySelectorAll("svg").length, place];
+})"""
 
 
 def check(page, sections):
@@ -55,13 +97,13 @@ def check(page, sections):
 
     for section in sections:
         assert page.locator(f"section#{section.name} > h2").inner_text() == section.title
-    charts = page.locator(".chart").all()
-    assert len(charts) == sum(len(section.panels) for section in sections)
     page.add_style_tag(content=".role-legend { visibility: hidden }")
-    for chart in charts:
-        name = chart.get_attribute("data-of")
-        assert chart.locator("svg").count() == 1, name
-        picture = Image.open(io.BytesIO(chart.screenshot())).convert("RGB")
+    charts = page.evaluate(CHARTS)
+    assert len(charts) == sum(len(section.panels) for section in sections)
+    seen = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB")
+    for name, drawings, place in charts:
+        assert drawings == 1, name
+        picture = seen.crop(tuple(map(round, place)))
         found = picture.getcolors(picture.width * picture.height)
         assert len(found) > 8, f"{name}: blank"  # edges of letters and axes alone have as many greys
         coloured = sum(count for count, colour in found if max(colour) - min(colour) > 40)
@@ -69,36 +111,20 @@ def check(page, sections):
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "it scrolls sideways"
 
 
-def test_everything_is_drawn(visit, tmp_path):
-    address, sections = write(tmp_path / "page.html", [everything(tmp_path / "run")])
-    assert len(sections) == 12
+@pytest.mark.parametrize("scenario", [everything_of_a_run, runs_together, one_step])
+def test_everything_is_drawn(visit, written, scenario):
+    address, sections = written(scenario)
+    assert len(sections) == {everything_of_a_run: 12}.get(scenario, len(sections))
     check(visit(address), sections)
 
 
-def test_runs_are_drawn_together(visit, tmp_path):
-    long = "a_run_with_a_name_as_long_as_those_that_people_give_to_their_runs_2026_07_30"
-    runs = [everything(tmp_path / long), everything(tmp_path / "other", steps=5, seed=1), tmp_path / "stock"]
-    metrics(runs[2], [(step, {"actor/entropy": 0.5}) for step in range(1, 60)])
-    address, sections = write(tmp_path / "page.html", runs)
-    check(visit(address), sections)
-
-
-def test_a_run_of_one_step_is_drawn(visit, tmp_path):
-    records(tmp_path / "run", 1, ([0, 1, 1, 1], "trained"), ([0, 0, 0, 0], "trained"), ([1, 1, 1, 1], "filtered"))
-    address, sections = write(tmp_path / "page.html", [tmp_path / "run"])
-    check(visit(address), sections)
-
-
-def test_text_that_others_wrote_is_shown_and_does_not_run(visit, tmp_path):
-    # No folder's name has a slash, but the name of a run has, where two folders would share it.
-    folder = "script><img src=x onerror=window.hostile=1>"
-    runs = [everything(tmp_path / "a<" / folder, source=HOSTILE), everything(tmp_path / "b" / folder, steps=3)]
-    address, sections = write(tmp_path / "page.html", runs)
+def test_text_that_others_wrote_is_shown_and_does_not_run(visit, written):
+    address, sections = written(text_of_others)
     page = visit(address)
     assert page.evaluate("window.hostile") is None
     assert page.locator("img").count() == 0
     assert HOSTILE in page.locator("section#accuracy").inner_text()
-    assert f"a</{folder}" in page.locator("h1").inner_text()
+    assert f"a</{NAMED_BY_OTHERS}" in page.locator("h1").inner_text()
     check(page, sections)
 
 

@@ -1,6 +1,8 @@
 """A report that is served: to whom, what, and for how long."""
 
+import re
 import signal
+import socket
 import subprocess
 import sys
 import urllib.error
@@ -77,13 +79,14 @@ def test_a_page_is_made_again_only_when_a_file_has_changed(tmp_path, monkeypatch
 
 def test_a_run_that_has_made_no_step_is_waited_for(tmp_path):
     pages = watch.Pages([tmp_path])
-    assert b"has made no step yet" in pages.current()
+    assert b'id="waiting"' in pages.current()
     records(tmp_path, 1, (MIXED, "trained"))
-    assert b"has made no step yet" not in pages.current()
+    assert b'id="waiting"' not in pages.current()
 
 
-def test_a_port_that_is_taken_is_said(served):
-    url, _, run = served
-    port = url.rstrip("/").rsplit(":", 1)[1]
-    result = CliRunner().invoke(app, ["report", str(run), "--watch", "--port", port], env={"COLUMNS": "200"})
-    assert result.exit_code == 2 and "0 for any that is free" in result.output
+def test_a_port_that_is_taken_is_said(tmp_path):
+    records(tmp_path, 1, (MIXED, "trained"))
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        result = CliRunner().invoke(app, ["report", str(tmp_path), "--watch", "--port", port], env={"COLUMNS": "300"})
+    assert result.exit_code == 2 and re.search(rf"port {port}: .*--port", result.output)

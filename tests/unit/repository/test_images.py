@@ -32,10 +32,6 @@ def instructions(image):
     return [tuple(line.split(maxsplit=1)) for line in joined.splitlines() if line.strip()]
 
 
-def test_there_are_two_images():
-    assert [image.name for image in IMAGES] == ["Dockerfile", "Dockerfile.cpu"]
-
-
 @pytest.mark.parametrize("image", IMAGES, ids=lambda image: image.name)
 def test_hadolint_has_no_complaint(image):
     done = subprocess.run([BINARIES / "hadolint", image], capture_output=True, text=True)
@@ -192,14 +188,14 @@ def test_a_recipe_for_a_reward_model_fits_the_allocation(compose_fast):
 @pytest.mark.parametrize("word", ["--no-wait", "--dry-run"])
 def test_the_slurm_script_rejects_what_would_end_it_at_once(slurm, word):
     done, seen = slurm("algo=gvpo", "task=arithmetic", word)
-    assert done.returncode == 2 and f"{word} would end this script" in done.stderr
+    assert done.returncode == 2 and word in done.stderr
     assert not seen.exists(), "nothing was started"
 
 
 def test_a_head_that_does_not_come_up_is_said_so_at_once(slurm):
     done, _ = slurm("algo=gvpo", "task=arithmetic", srun="echo 'no such partition' >&2; exit 1")
     assert done.returncode == 1
-    assert "no such partition" in done.stderr and "Ray's head on localhost did not come up" in done.stderr
+    assert "no such partition" in done.stderr and "head on localhost" in done.stderr
 
 
 #: Fields of ray.io/v1 that KubeRay's custom resource definition (its main branch of August 2026) knows at each place.

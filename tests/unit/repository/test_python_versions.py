@@ -31,7 +31,8 @@ def test_what_came_later_is_seen(tmp_path):
     assert "hashlib.file_digest" in features_too_new(tmp_path)
 
 
-@pytest.mark.parametrize("size", [0, 1, reading._BLOCK, 2 * reading._BLOCK + 5])
+#: None, a part of the block that is read at once, one whole, and several with a rest.
+@pytest.mark.parametrize("size", [0, 1, 2**20, 2**21 + 5])
 def test_files_are_hashed_without_what_python_3_10_lacks(tmp_path, monkeypatch, size):
     monkeypatch.delattr(hashlib, "file_digest", raising=False)
     content = bytes(range(256)) * (size // 256) + bytes(size % 256)

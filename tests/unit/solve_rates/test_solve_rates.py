@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pyarrow as pa
@@ -93,10 +94,11 @@ def test_rows_without_a_rate_are_left_out_counted_and_named(tmp_path, suffix):
     path = table(tmp_path / f"rates.{suffix}", rate=rates, of=[4, 4, 4, 0])
     found = read_solve_rates(path, column="rate")
     assert found.rate.tolist() == [0.5, 0.25] and found.row.tolist() == [0, 3] and found.n_rows == 4
-    assert found.skipped == ("2 of 4 rows have no value (null or NaN) in column rate; the first is row 1",)
+    (said,) = found.skipped
+    assert re.search(r"\b2 of 4\b.*column rate\b.*row 1\b", said)
     found = read_solve_rates(path, column="rate", total_column="of")
     assert found.row.tolist() == [0]
-    assert found.skipped[1] == "1 of 4 rows have no responses (null, NaN or 0) in column of; the first is row 3"
+    assert re.search(r"\b1 of 4\b.*column of\b.*row 3\b", found.skipped[1])
 
 
 def test_verls_data_sets_say_which_prompt_is_which(tmp_path):
@@ -140,9 +142,9 @@ def test_equal_texts_with_other_answers_are_other_prompts(tmp_path):
 def test_a_validation_dump_has_verdicts_beside_rewards(tmp_path):
     path = dump(tmp_path / "dumps", 1, ("one", "u_0_0", -1.0), ("one", "u_1_0", 2.5), acc=True)
     assert read_solve_rates(path.parent).correct.tolist() == [2]
-    with pytest.raises(ValueError, match=r"1\.jsonl, line 1 .*field score: -1 is no verdict, 0 to 1"):
+    with pytest.raises(ValueError, match=r"1\.jsonl, line 1\b.*field score: -1\b"):
         read_solve_rates(path.parent, column="score")
-    with pytest.raises(ValueError, match=r"line 1 .*has no field passed. Fields are input, output"):
+    with pytest.raises(ValueError, match=r"1\.jsonl, line 1\b.*\bpassed\b.*input, output"):
         read_solve_rates(path.parent, column="passed")
 
 
@@ -158,13 +160,10 @@ def test_a_dump_cut_off_by_a_crash_is_read_up_to_there(tmp_path):
     path.write_text(path.read_text()[:-20])
     found = read_solve_rates(tmp_path / "dumps")
     assert found.correct.tolist() == [1, 0] and found.total.tolist() == [1, 1]
-    assert [reason.split(";")[0] for reason in found.skipped] == [
-        "1 responses without a score",
-        "1 files end in the middle of a line",
-    ]
-    assert "1.jsonl, line 1" in found.skipped[0] and "2.jsonl, line 2" in found.skipped[1]
+    without, cut_off = found.skipped
+    assert re.search(r"^1\b.*score\b.*1\.jsonl, line 1\b", without) and re.search(r"^1\b.*2\.jsonl, line 2\b", cut_off)
     path.write_text("{\n" + path.read_text())
-    with pytest.raises(ValueError, match=r"2\.jsonl, line 1 \(the first is 1\): not JSON"):
+    with pytest.raises(ValueError, match=r"2\.jsonl, line 1\b.*JSON"):
         read_solve_rates(tmp_path / "dumps")
 
 
@@ -176,9 +175,8 @@ def test_records_are_pooled_by_prompt_whatever_became_of_a_group(tmp_path):
     found = read_solve_rates(tmp_path)
     assert found.keys == [("math", 3), ("math", 7)]
     assert (found.correct.tolist(), found.total.tolist()) == ([2, 3], [4, 4])
-    assert found.skipped == (
-        "1 of 4 groups have no response with an accuracy; the first is row 3 of the records, in step 3",
-    )
+    (said,) = found.skipped
+    assert re.search(r"\b1 of 4\b.*row 3\b.*step 3\b", said)
 
 
 def test_records_of_a_crashed_run_count_up_to_there_and_a_damaged_file_is_named(tmp_path):
@@ -186,7 +184,7 @@ def test_records_of_a_crashed_run_count_up_to_there_and_a_damaged_file_is_named(
     (whole.parent / "step_000002.tmp").write_bytes(whole.read_bytes()[:50])
     assert read_solve_rates(tmp_path).total.tolist() == [2]
     (whole.parent / "step_000002.parquet").write_bytes(whole.read_bytes()[:50])
-    with pytest.raises(ValueError, match=r"step_000002\.parquet: not readable as records"):
+    with pytest.raises(ValueError, match=r"step_000002\.parquet: "):
         read_solve_rates(tmp_path)
 
 
@@ -194,19 +192,19 @@ def test_records_of_a_crashed_run_count_up_to_there_and_a_damaged_file_is_named(
 @pytest.mark.parametrize(
     ("columns", "options", "message"),
     [
-        ({"r": [0.5, 17]}, {"column": "r"}, r"row 1 .*column r: '?17(\.0)?'? is no rate, 0 to 1.*--correct-column"),
-        ({"r": [0.5, -0.1]}, {"column": "r"}, r"row 1 .*-0\.1'? is no rate"),
-        ({"r": ["half", "1"]}, {"column": "r"}, r"row 0 .*'half' is no number"),
-        ({"r": [0.5, 0.3]}, {"column": "r", "samples": 8}, r"row 1 .*0\.3 of 8 responses are 2\.400 right ones"),
-        ({"r": [3, 9]}, {"correct_column": "r", "samples": 8}, "row 1 .*column r: 9 right of 8 responses"),
-        ({"r": [3, 2.5]}, {"correct_column": "r", "samples": 8}, r"row 1 .*2\.5'? is no count"),
-        ({"r": [3], "n": [2]}, {"correct_column": "r", "total_column": "n"}, "row 0 .*3 right of 2"),
-        ({"r": [3]}, {"correct_column": "r"}, "correct_column=r: of how many"),
-        ({"r": [3]}, {"column": "r", "correct_column": "r"}, "write one of them"),
-        ({"r": [3]}, {"column": "r", "samples": 8, "total_column": "r"}, "write one of them"),
-        ({"r": [0.5]}, {"column": "r", "samples": 0}, "samples=0: write how many"),
-        ({"r": [0.5], "s": [1]}, {}, r"say which column holds the rate.*Columns are r, s"),
-        ({"r": [0.5], "s": [1]}, {"column": "t"}, r"column t is not there. Columns are r, s"),
+        ({"r": [0.5, 17]}, {"column": "r"}, r"row 1\b.*column r: '?17\b.*--correct-column"),
+        ({"r": [0.5, -0.1]}, {"column": "r"}, r"row 1\b.*column r: '?-0\.1\b"),
+        ({"r": ["half", "1"]}, {"column": "r"}, r"row 0\b.*column r: 'half'"),
+        ({"r": [0.5, 0.3]}, {"column": "r", "samples": 8}, r"row 1\b.*\b0\.3 of 8\b.*\b2\.400\b"),
+        ({"r": [3, 9]}, {"correct_column": "r", "samples": 8}, r"row 1\b.*column r: 9\b.*\b8\b"),
+        ({"r": [3, 2.5]}, {"correct_column": "r", "samples": 8}, r"row 1\b.*column r: '?2\.5\b"),
+        ({"r": [3], "n": [2]}, {"correct_column": "r", "total_column": "n"}, r"row 0\b.*column r: 3\b.*\b2\b"),
+        ({"r": [3]}, {"correct_column": "r"}, "correct_column=r: .*samples.*total_column"),
+        ({"r": [3]}, {"column": "r", "correct_column": "r"}, "column=r .*correct_column=r"),
+        ({"r": [3]}, {"column": "r", "samples": 8, "total_column": "r"}, "samples=8 .*total_column=r"),
+        ({"r": [0.5]}, {"column": "r", "samples": 0}, "samples=0"),
+        ({"r": [0.5], "s": [1]}, {}, r"--column\b.*--correct-column\b.*r, s"),
+        ({"r": [0.5], "s": [1]}, {"column": "t"}, r"column t\b.*r, s"),
     ],
 )
 def test_what_is_no_rate_stops_with_file_and_row(tmp_path, suffix, columns, options, message):
@@ -219,35 +217,35 @@ def test_what_is_no_rate_stops_with_file_and_row(tmp_path, suffix, columns, opti
 
 def test_a_source_that_holds_no_rate_is_named(tmp_path):
     for name, content, options, message in (
-        ("empty.csv", "", {"column": "r"}, "no rows"),
-        ("header.csv", "r\n", {"column": "r"}, "no rows"),
-        ("empty.jsonl", "", {"column": "r"}, "no rows"),
-        ("none.csv", "r,s\n,1\nnan,2\n", {"column": "r"}, "no row has a solve rate: 2 of 2 rows have no value"),
-        ("rates.xlsx", "", {}, "write a file that ends in .parquet, .jsonl, .csv or .json"),
-        ("h.json", "{}", {}, "write a list"),
-        ("h.json", "[1, -2]", {}, "entry 1 is -2"),
-        ("h.json", "[1, true]", {}, "entry 1 is True"),
-        ("h.json", "[0, 0]", {}, "0 prompts"),
-        ("h.json", "[1, 2", {}, "not readable as JSON"),
-        ("h.json", "[1, 2]", {"samples": 8}, "counts out of 1, and samples=8"),
-        ("h.json", "[1, 2]", {"column": "r"}, "column=r: has no meaning"),
+        ("empty.csv", "", {"column": "r"}, r"csv: |jsonl: "),
+        ("header.csv", "r\n", {"column": "r"}, r"csv: |jsonl: "),
+        ("empty.jsonl", "", {"column": "r"}, r"csv: |jsonl: "),
+        ("none.csv", "r,s\n,1\nnan,2\n", {"column": "r"}, r"\b2 of 2\b.*column r\b"),
+        ("rates.xlsx", "", {}, r"\.parquet, \.jsonl, \.csv or \.json"),
+        ("h.json", "{}", {}, "list"),
+        ("h.json", "[1, -2]", {}, r"entry 1\b.*-2"),
+        ("h.json", "[1, true]", {}, r"entry 1\b.*True"),
+        ("h.json", "[0, 0]", {}, r"\b0 prompts"),
+        ("h.json", "[1, 2", {}, "JSON"),
+        ("h.json", "[1, 2]", {"samples": 8}, r"\b1\b.*samples=8"),
+        ("h.json", "[1, 2]", {"column": "r"}, "column=r"),
     ):
         (tmp_path / name).write_text(content)
         with pytest.raises(ValueError, match=message) as caught:
             read_solve_rates(tmp_path / name, **options)
         assert name in str(caught.value)
-    with pytest.raises(FileNotFoundError, match="nowhere: no such file"):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
         read_solve_rates(tmp_path / "nowhere")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(ValueError, match="folder: holds neither records nor dumps"):
+    with pytest.raises(ValueError, match=r"folder: .*trainer mode"):
         read_solve_rates(tmp_path / "folder")
     dump(tmp_path / "folder", 1)
-    with pytest.raises(ValueError, match="folder: no response has a verdict"):
+    with pytest.raises(ValueError, match=r"folder: .*verdict"):
         read_solve_rates(tmp_path / "folder")
-    with pytest.raises(ValueError, match=r"samples=4: has no meaning, since .* holds verl's dumps"):
+    with pytest.raises(ValueError, match=r"samples=4: .*dumps"):
         read_solve_rates(tmp_path / "folder", samples=4)
     visits(tmp_path / "run", 1, (1, [np.nan]))
-    with pytest.raises(ValueError, match="no group of its 1 records has a response"):
+    with pytest.raises(ValueError, match=r"/run: .*\b1\b"):
         read_solve_rates(tmp_path / "run")
 
 
@@ -258,7 +256,7 @@ def test_a_training_set_is_joined_by_key_wherever_its_rows_stand(tmp_path):
     entries = join(rates, read_sheet(table(tmp_path / "data.parquet", **data)))
     assert entries.tolist() == [1, -1, 0] and rates.rate[entries[0]] == 0.75
     strange = data | {"data_source": ["physics"] * 3}
-    with pytest.raises(ValueError, match="none of its 3 rows is a prompt"):
+    with pytest.raises(ValueError, match=r"strange\.parquet: .*\b3\b.*/run"):
         join(rates, read_sheet(table(tmp_path / "strange.parquet", **strange)))
 
 
@@ -279,10 +277,10 @@ def test_a_table_is_joined_by_key_before_it_is_joined_by_row(tmp_path):
 def test_a_table_without_keys_is_joined_row_by_row_if_it_has_as_many(tmp_path):
     rates = read_solve_rates(table(tmp_path / "rates.csv", name=["x", "y", "z"], rate=["", 0.1, 0.2]), column="rate")
     assert join(rates, read_sheet(table(tmp_path / "data.csv", text=["a", "b", "c"]))).tolist() == [-1, 0, 1]
-    with pytest.raises(ValueError, match="has 3 rows, which cannot be matched with the 2 rows"):
+    with pytest.raises(ValueError, match=r"rates\.csv: .*\b3 rows\b.*\b2 rows\b.*short\.csv"):
         join(rates, read_sheet(table(tmp_path / "short.csv", text=["a", "b"])))
     dump(tmp_path / "dumps", 1, ("one", "u_0_0", 1))
-    with pytest.raises(ValueError, match="cannot be matched"):
+    with pytest.raises(ValueError, match=r"dumps: .*data\.csv"):
         join(read_solve_rates(tmp_path / "dumps"), read_sheet(tmp_path / "data.csv"))
 
 

@@ -9,7 +9,7 @@ import pytest
 from verl_gsd.tasks import arithmetic, embedded
 from verl_gsd.tasks.arithmetic import LEVELS, compute_score
 
-TINY = embedded.Specification(seed=3, train_per_level=6, test_per_level=2, warm_start_steps=2)
+TINY = embedded.Specification(seed=3, train_per_level=6, test_per_level=2, warm_start_steps=1)
 
 
 def evaluate(question: str) -> int:
@@ -83,11 +83,16 @@ def test_any_other_text_is_wrong_and_harmless(text):
     assert compute_score("arithmetic", text, "12") == {"score": 0.0, "acc": 0.0}
 
 
-def test_folder_is_complete_and_follows_verls_schema(tmp_path):
-    folder = embedded.ensure(tmp_path / "task", TINY)
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """The task's folder, made once for all who only look at it."""
+    return embedded.ensure(tmp_path_factory.mktemp("made") / "task", TINY)
+
+
+def test_folder_is_complete_and_follows_verls_schema(made):
     indices, questions = [], set()
     for split, per_level in (("train", 6), ("test", 2)):
-        rows = pq.read_table(folder / f"{split}.parquet").to_pylist()
+        rows = pq.read_table(made / f"{split}.parquet").to_pylist()
         assert len(rows) == per_level * len(LEVELS)
         for row in rows:
             (message,) = row["prompt"]
@@ -97,25 +102,25 @@ def test_folder_is_complete_and_follows_verls_schema(tmp_path):
             questions.add(message["content"])
     assert sorted(indices) == list(range(len(indices))), "the dataset index must be unique over both files"
     assert len(questions) == len(indices), "a test question must not be a training question"
-    assert not list(tmp_path.glob("task.?*/")), "no half-made folder is left"
+    assert not list(made.parent.glob("task.?*/")), "no half-made folder is left"
 
 
-def test_same_seed_same_weights_other_seed_other_weights(tmp_path):
-    def weights(name, seed):
-        folder = embedded.ensure(tmp_path / name, embedded.Specification(seed, 6, 2, 2))
+def test_a_folder_is_made_once_the_same_by_the_same_seed_and_again_when_it_should_differ(made, tmp_path):
+    left = tmp_path / "task.tmp" / "model"  # of a making that was killed
+    left.mkdir(parents=True)
+    (left / "half_written").touch()
+    steps = []
+
+    def make(specification):
+        folder = embedded.ensure(tmp_path / "task", specification, lambda step, loss: steps.append(step))
         return (folder / "model" / "model.safetensors").read_bytes()
 
-    assert weights("a", 3) == weights("b", 3) != weights("c", 4)
-
-
-def test_a_folder_is_made_once_and_again_when_it_should_differ(tmp_path):
-    steps = []
-    make = lambda spec: embedded.ensure(tmp_path / "task", spec, lambda step, loss: steps.append(step))  # noqa: E731
-    make(TINY)
-    make(TINY)
-    assert steps == [1, 2]
-    make(embedded.Specification(seed=4, train_per_level=6, test_per_level=2, warm_start_steps=3))
-    assert steps == [1, 2, 1, 2, 3]
+    first = make(TINY)
+    assert not left.parent.exists() and not (tmp_path / "task" / "model" / "half_written").exists()
+    assert first == make(TINY) == (made / "model" / "model.safetensors").read_bytes()
+    assert steps == [1]
+    assert make(embedded.Specification(seed=4, train_per_level=6, test_per_level=2, warm_start_steps=2)) != first
+    assert steps == [1, 1, 2]
     assert json.loads((tmp_path / "task" / "manifest.json").read_text())["seed"] == 4
 
 
@@ -135,18 +140,10 @@ def test_a_failed_making_leaves_nothing_and_a_foreign_folder_is_left_alone(tmp_p
     assert (foreign / "thesis.tex").read_text() == "years of work"
 
 
-def test_what_a_killed_making_left_is_removed_by_the_next(tmp_path):
-    left = tmp_path / "task.tmp" / "model"
-    left.mkdir(parents=True)
-    (left / "half_written").touch()
-    folder = embedded.ensure(tmp_path / "task", TINY)
-    assert not left.parent.exists() and not (folder / "model" / "half_written").exists()
-
-
-def test_model_and_tokenizer_load_as_a_user_would_load_them(tmp_path):
+def test_model_and_tokenizer_load_as_a_user_would_load_them(made):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = embedded.ensure(tmp_path / "task", TINY) / "model"
+    folder = made / "model"
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     assert 0.8e6 < sum(p.numel() for p in model.parameters()) < 1.2e6
     assert model.config.max_position_embeddings == 4096
@@ -159,13 +156,13 @@ def test_model_and_tokenizer_load_as_a_user_would_load_them(tmp_path):
     assert ids[: len(prompt)] == prompt, "a conversation must begin with its prompt"
 
 
-def test_every_prompt_and_answer_fits_the_configured_lengths(tiny_task, compose_fast):
+def test_every_prompt_and_answer_fits_the_configured_lengths(made, compose_fast):
     """verl cuts a prompt that is too long at its left, and says so in a worker's log alone."""
     from transformers import AutoTokenizer
 
     config, _ = compose_fast("algo=grpo", "task=arithmetic", "hardware=cpu")
-    tokenizer = AutoTokenizer.from_pretrained(tiny_task / "model")
-    for row in pq.read_table(tiny_task / "train.parquet").to_pylist():
+    tokenizer = AutoTokenizer.from_pretrained(made / "model")
+    for row in pq.read_table(made / "train.parquet").to_pylist():
         prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False)
         answer = tokenizer.encode(row["reward_model"]["ground_truth"])
         assert len(prompt) <= config.data.max_prompt_length and len(answer) < config.data.max_response_length

@@ -130,7 +130,6 @@ def test_what_is_remembered_is_bounded(monkeypatch, pool):
     for answer in ("x+1", "x+2", "x+1", "x+3", "x+1", "x+2"):
         assert score(answer, "x")["score"] == 0.0
     assert len(pool.words) == 4, "the second x+2 was forgotten, x+1 was not"
-    assert len(maths._verdicts) == 2
 
 
 def test_patience_shrinks_and_does_not_end():
@@ -174,15 +173,16 @@ def test_a_worker_that_died_is_replaced(pool):
 
 def test_a_process_that_does_not_start_is_an_error_and_not_a_wrong_answer(monkeypatch):
     monkeypatch.setattr(maths.sys, "executable", "/bin/false")
-    with pytest.raises(RuntimeError, match="is math-verify installed"):
+    with pytest.raises(RuntimeError, match="math-verify"):
         maths._Worker()
 
 
 def test_processes_end_with_whoever_asked_them():
     code = (
         "from verl_gsd.tasks import maths; maths.compute_score('m', r'\\boxed{6/2+0}', '3');"
-        "print(maths._idle.get()._process.pid)"
+        "import psutil; print(*[child.pid for child in psutil.Process().children()])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    (worker,) = map(int, done.stdout.split())
     with suppress(psutil.NoSuchProcess):
-        psutil.Process(int(done.stdout)).wait(60)  # raises if it goes on
+        psutil.Process(worker).wait(60)  # raises if it goes on

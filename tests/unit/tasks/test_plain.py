@@ -1,12 +1,14 @@
 """Plain answers, decided without sympy as math-verify decides them, in its own process."""
 
+import json
+import subprocess
+import sys
 from fractions import Fraction
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from verl_gsd.tasks import maths
 from verl_gsd.tasks.plain import LONGEST, plain_equal
 
 EQUAL = [
@@ -131,9 +133,16 @@ def test_plain_answers(pairs, verdict):
 @pytest.fixture(scope="module")
 def math_verify():
     """What math-verify says of an answer and a truth, in the process that says it in training."""
-    worker = maths._Worker()
-    yield lambda answer, truth: {"right": True, "wrong": False}[worker.ask(answer, truth, 120.0)]
-    worker.kill()
+    command = [sys.executable, "-m", "verl_gsd.tasks.maths_worker", "60"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as worker:
+        assert worker.stdout.readline() == "ready\n"
+
+        def say(answer, truth):
+            print(json.dumps([answer, truth]), file=worker.stdin, flush=True)
+            return {"right": True, "wrong": False}[worker.stdout.readline().strip()]
+
+        yield say
+        worker.stdin.close()
 
 
 def test_the_table_is_math_verifys(math_verify):
@@ -183,17 +192,25 @@ def enclosed(draw, values=VALUES):
 
 def require_agreement(math_verify, answer, truth):
     verdict = plain_equal(answer, truth)
-    assert verdict is None or verdict == math_verify(answer, truth), (answer, truth, verdict)
+    if verdict is not None:
+        assert verdict == math_verify(answer, truth), (answer, truth, verdict)
+    return verdict is not None
 
 
 def examples(count):
     return settings(max_examples=count, derandomize=True, database=None)
 
 
-@examples(100)
-@given(quantities(VALUES | LARGE), st.data())
-def test_numbers_are_decided_as_math_verify_does(math_verify, answer, data):
-    require_agreement(math_verify, answer, data.draw(quantities(VALUES | LARGE)))
+def test_numbers_are_decided_as_math_verify_does(math_verify):
+    decided = []
+
+    @examples(100)
+    @given(quantities(VALUES | LARGE), quantities(VALUES | LARGE))
+    def compare(answer, truth):
+        decided.append(require_agreement(math_verify, answer, truth))
+
+    compare()
+    assert sum(decided) > 0.5 * len(decided), "most are plain"
 
 
 @examples(100)
@@ -204,7 +221,14 @@ def test_two_forms_of_a_number_are_equal_as_math_verify_has_it(math_verify, valu
     require_agreement(math_verify, one, other)
 
 
-@examples(30)
-@given(st.lists(VALUES, min_size=2, max_size=2), st.data())
-def test_tuples_and_intervals_are_decided_as_math_verify_does(math_verify, values, data):
-    require_agreement(math_verify, *(data.draw(enclosed(st.sampled_from(values))) for _ in range(2)))
+def test_tuples_and_intervals_are_decided_as_math_verify_does(math_verify):
+    decided = []
+
+    @examples(30)
+    @given(st.lists(VALUES, min_size=2, max_size=2), st.data())
+    def compare(values, data):
+        answer, truth = (data.draw(enclosed(st.sampled_from(values))) for _ in range(2))
+        decided.append(require_agreement(math_verify, answer, truth))
+
+    compare()
+    assert sum(decided) > 0.2 * len(decided), "many are plain"

@@ -145,8 +145,8 @@ def test_mini_batches_have_as_many_groups_whatever_those_cost(n_groups, expected
 @pytest.mark.parametrize(
     ("words", "settings"),
     [
-        ("a group of 5 rows does not fit groups of 4", {"mini_batches": 1, "group_size": 4}),
-        ("1 groups do not fill 2 mini-batches", {"mini_batches": 2}),
+        ("5 rows .* 4", {"mini_batches": 1, "group_size": 4}),
+        ("1 groups .* 2 mini-batches", {"mini_batches": 2}),
     ],
 )
 def test_what_cannot_be_laid_out_is_refused(words, settings):

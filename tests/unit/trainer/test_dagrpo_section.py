@@ -40,56 +40,56 @@ def test_right_lines_pass(check, algo, words):
 #: Lines with as many mistakes as go together, each with what is said of it: all are named at once.
 LINES = [
     {
-        f"{JUDGE}.timeout_s=0": r"judge\.timeout_s=0: write a number of seconds",
-        f"{SHOWN}.mode=never": r"demonstrations\.mode=never: write one of all_fail, always",
+        f"{JUDGE}.timeout_s=0": r"judge\.timeout_s=0: ",
+        f"{SHOWN}.mode=never": r"demonstrations\.mode=never: .*all_fail, always",
     },
     {
-        f"{JUDGE}.base_url=http://me:hunter2@judge/v1": r"judge\.base_url: (looks like|holds credentials)",
-        f"{SHOWN}.per_group=8": r"per_group=8 of actor_rollout_ref\.rollout\.n=8: no response",
-        f"{POLICY}.ratio=two": r"policy_loss\.ratio=two: write one of shaped, one",
-        "algorithm.rollout_correction.bypass_mode=true": r"bypass_mode=true: .*no log-probabilities of a demonstration",
-        "critic.enable=true": r"critic\.enable=true: a critic would learn",
+        f"{JUDGE}.base_url=http://me:hunter2@judge/v1": r"judge\.base_url: ",
+        f"{SHOWN}.per_group=8": r"per_group=8 of actor_rollout_ref\.rollout\.n=8: ",
+        f"{POLICY}.ratio=two": r"policy_loss\.ratio=two: .*shaped, one",
+        "algorithm.rollout_correction.bypass_mode=true": r"bypass_mode=true: .*bypass_mode=false",
+        "critic.enable=true": r"critic\.enable=true: .*critic\.enable=false",
     },
     {
         f"{JUDGE}.scorer=stub": "",
-        f"{JUDGE}.base_url=http://judge/v1": r"base_url=http://judge/v1 does nothing: only judge\.scorer=openai",
+        f"{JUDGE}.base_url=http://judge/v1": r"base_url=http://judge/v1 .*judge\.scorer=openai",
         f"{SHOWN}.source=self": "",
-        f"{SHOWN}.column=solution": r"column=solution does nothing: .*source=self reads no column",
+        f"{SHOWN}.column=solution": r"column=solution .*source=self",
         f"{POLICY}.ratio=one": "",
-        f"{POLICY}.gamma=0.2": r"gamma=0\.2 does nothing: policy_loss\.ratio=one is not shaped",
+        f"{POLICY}.gamma=0.2": r"gamma=0\.2 .*policy_loss\.ratio=one",
     },
-    {f"{POLICY}.on_policy=clip_cov": r"policy_loss\.on_policy=clip_cov: write one of vanilla, gspo"},
-    {f"{POLICY}.gamma=0": r"policy_loss\.gamma=0: write a finite number above 0"},
-    {f"{JUDGE}.scorer=oracle": r"judge\.scorer=oracle: write one of openai, reward_model, distilled, stub"},
-    {f"{JUDGE}.scorer=distilled": r"judge\.model=None: no head\.json there"},
+    {f"{POLICY}.on_policy=clip_cov": r"policy_loss\.on_policy=clip_cov: .*vanilla, gspo"},
+    {f"{POLICY}.gamma=0": r"policy_loss\.gamma=0: .*0"},
+    {f"{JUDGE}.scorer=oracle": r"judge\.scorer=oracle: .*openai, reward_model, distilled, stub"},
+    {f"{JUDGE}.scorer=distilled": r"judge\.model=None: .*head\.json"},
     {f"{JUDGE}.scorer=reward_model": r"judge\.scorer=reward_model with reward\.reward_model\.enable=False"},
-    {f"{JUDGE}.base_url='http://judge/v1?key=hunter2'": r"judge\.base_url: holds credentials or a query"},
-    {f"{JUDGE}.base_url=judge": r"judge\.base_url: no URL"},
-    {f"{JUDGE}.api_key_env=sk-hunter2": r"judge\.api_key_env: write the name of an environment variable"},
-    {"algorithm.use_kl_in_reward=true": r"use_kl_in_reward=true: with a penalty .*use_kl_loss=true"},
+    {f"{JUDGE}.base_url='http://judge/v1?key=hunter2'": r"judge\.base_url: "},
+    {f"{JUDGE}.base_url=judge": r"judge\.base_url: "},
+    {f"{JUDGE}.api_key_env=sk-hunter2": r"judge\.api_key_env: "},
+    {"algorithm.use_kl_in_reward=true": r"use_kl_in_reward=true: .*use_kl_loss=true"},
     {
         f"{DAGRPO}.probe_every=5": "",
-        "actor_rollout_ref.actor.ulysses_sequence_parallel_size=2": r"probe_every=5 .*over 2 workers: only FSDP's",
+        "actor_rollout_ref.actor.ulysses_sequence_parallel_size=2": r"probe_every=5 .*2 workers.*FSDP",
     },
-    {f"{DAGRPO}=3": r"algorithm\.gsd\.dagrpo=3: write a section"},
-    {f"{JUDGE}=false": r"judge\.False: write a section with keys, or null"},
-    {f"{SHOWN}=false": r"demonstrations\.False: write a section with keys, or null"},
-    {f"{JUDGE}.scorer=null": r"judge\.scorer=null: write a value"},
-    {f"{JUDGE}.budget_s=null": r"judge\.budget_s=null: write a value"},
-    {f"{JUDGE}.cache=/": r"judge\.cache=/: no file can be made there"},
-    {f"{DAGRPO}.delta=11": r"delta=11: scores go from 0 to 10, so that no judged pair reaches 11"},
-    {f"{DAGRPO}.delta=-10": r"delta=-10: scores go from 0 to 10, so that every pair reaches -10"},
-    {f"{DAGRPO}.delta={10**400}": r"delta=10+: write a number"},
-    {f"{JUDGE}.concurrency=0": r"judge\.concurrency=0: write a whole number"},
-    {f"+{JUDGE}.urls=x": r"judge\.urls: no such key"},
-    {f"+{SHOWN}.kolumn=x": r"demonstrations\.kolumn: no such key"},
-    {f"{DAGRPO}.delta=high": r"algorithm\.gsd\.dagrpo: delta=high: write a number"},
-    {f"{DAGRPO}.delta=-inf": r"delta=-inf with algorithm\.gsd\.dagrpo\.judge: no score is ever looked at"},
-    {f"{JUDGE}=null": r"delta=3 without algorithm\.gsd\.dagrpo\.judge: there are no scores"},
+    {f"{DAGRPO}=3": r"algorithm\.gsd\.dagrpo=3: .*null"},
+    {f"{JUDGE}=false": r"judge\.False: .*null"},
+    {f"{SHOWN}=false": r"demonstrations\.False: .*null"},
+    {f"{JUDGE}.scorer=null": r"judge\.scorer=null: "},
+    {f"{JUDGE}.budget_s=null": r"judge\.budget_s=null: "},
+    {f"{JUDGE}.cache=/": r"judge\.cache=/: .*null"},
+    {f"{DAGRPO}.delta=11": r"delta=11: .* 0 to 10, .*no judged pair .*11"},
+    {f"{DAGRPO}.delta=-10": r"delta=-10: .* 0 to 10, .*every pair .*-10"},
+    {f"{DAGRPO}.delta={10**400}": r"delta=10+: "},
+    {f"{JUDGE}.concurrency=0": r"judge\.concurrency=0: "},
+    {f"+{JUDGE}.urls=x": r"judge\.urls: .*base_url"},
+    {f"+{SHOWN}.kolumn=x": r"demonstrations\.kolumn: .*column"},
+    {f"{DAGRPO}.delta=high": r"algorithm\.gsd\.dagrpo: delta=high: "},
+    {f"{DAGRPO}.delta=-inf": r"delta=-inf with algorithm\.gsd\.dagrpo\.judge: "},
+    {f"{JUDGE}=null": r"delta=3 without algorithm\.gsd\.dagrpo\.judge: .*delta=-\.inf"},
     {f"{SHOWN}=null": r"loss_mode=dagrpo without algorithm\.gsd\.dagrpo\.demonstrations"},
     {f"{POLICY}.loss_mode=vanilla": r"loss_mode=vanilla with algorithm\.gsd\.dagrpo\.demonstrations"},
-    {f"{DAGRPO}.probe_every=0": r"probe_every=0: write a number of steps"},
-    {f"{DAGRPO}.mask=median": r"mask=median: write one of pairs, min, mean, max"},
+    {f"{DAGRPO}.probe_every=0": r"probe_every=0: "},
+    {f"{DAGRPO}.mask=median": r"mask=median: .*pairs, min, mean, max"},
 ]
 
 
@@ -107,26 +107,24 @@ def test_a_column_that_is_not_there_is_named_with_those_that_are(check, tiny_tas
     copy = tmp_path / "train.parquet"
     pq.write_table(pq.read_table(tiny_task / "train.parquet"), copy)
     check(f"data.train_files={copy}")
-    with pytest.raises(
-        ConfigError, match=r"column=solution: data\.train_files=.* has no such column. It has .*ability"
-    ):
+    with pytest.raises(ConfigError, match=r"column=solution: data\.train_files=.*ability"):
         check(f"data.train_files={copy}", f"{SHOWN}.column=solution")
-    with pytest.raises(ConfigError, match=r"column=extra_info: .* has struct<.* there\. Set it to a column of texts"):
+    with pytest.raises(ConfigError, match=r"column=extra_info: .*struct<"):
         check(f"data.train_files={copy}", f"{SHOWN}.column=extra_info")
 
 
 def test_knobs_of_a_mask_that_nobody_judges_for_do_nothing(check):
-    with pytest.raises(ConfigError, match=r"mask=min does nothing: nobody judges"):
+    with pytest.raises(ConfigError, match=r"mask=min does nothing"):
         check(f"+{DAGRPO}.mask=min", algo="dagrpo_anchors")
 
 
 def test_keys_of_parts_that_are_not_there_are_answered_and_not_stumbled_over(check):
-    with pytest.raises(ConfigError, match=r"cache_mb=4 does nothing: algorithm\.gsd\.dagrpo\.judge\.cache is null"):
+    with pytest.raises(ConfigError, match=r"cache_mb=4 .*algorithm\.gsd\.dagrpo\.judge\.cache is null"):
         check(f"+{JUDGE}.cache_mb=4", algo="dagrpo_anchors")
 
 
 def test_gvpo_goes_with_none_of_it(check):
-    with pytest.raises(ConfigError, match=r"algorithm\.gsd\.dagrpo: GVPO's weights must sum to zero"):
+    with pytest.raises(ConfigError, match=r"algorithm\.gsd\.dagrpo: .*GVPO"):
         check(f"+{DAGRPO}.delta=-.inf", algo="gvpo")
 
 
@@ -147,10 +145,10 @@ def test_the_audit_says_what_is_masked_and_who_is_shown(compose_fast, tiny_task)
         return "\n".join(audit(config).lines())
 
     both = words("dagrpo", "+algorithm.gsd.hadw.preset=soft")
-    assert "scores by a judge (openai) differ by 3" in both and "an expert's response in a group that failed" in both
+    assert re.search(r"judge \(openai\) .*3", both) and "expert's response" in both
     assert both.index("DaGRPO") < both.index("HA-DW's factor") < both.index("joined by")
     anchors = words("dagrpo_anchors", f"{SHOWN}.source=self", f"{SHOWN}.mode=always")
-    assert "judge" not in anchors and "an earlier success of the policy's own in every group" in anchors
+    assert "judge" not in anchors and "expert's response" not in anchors and "every group" in anchors
     assert "judge" not in words("grpo")
 
 
@@ -166,7 +164,6 @@ class TestTheJudge:
     """Asked before Ray starts whether it is there."""
 
     def problems(self, compose_fast, url, *words):
-        pytest.importorskip("verl")
         from verl_gsd.trainer.validation_with_verl import _judge_absent
 
         config, _ = compose_fast("algo=dagrpo", "task=arithmetic", "hardware=cpu", f"{JUDGE}.base_url={url}", *words)
@@ -174,7 +171,7 @@ class TestTheJudge:
 
     def test_no_server(self, compose_fast):
         said = self.problems(compose_fast, "http://127.0.0.1:9/v1")
-        assert re.search(r"judge\.base_url=http://127\.0\.0\.1:9/v1: no judge answers there .* scorer=stub", said)
+        assert re.search(r"judge\.base_url=http://127\.0\.0\.1:9/v1: .*scorer=stub", said)
 
     def test_another_kind_of_scorer_is_not_looked_for(self, compose_fast):
         assert self.problems(compose_fast, "http://127.0.0.1:9/v1", f"{JUDGE}.scorer=stub") == ""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 import pytest
 import typer
@@ -26,40 +27,39 @@ GPU = [name for name in groups.choices("hardware") if name != "cpu"]
 ACTOR, REF = "actor_rollout_ref.actor", "actor_rollout_ref.ref"
 ATTENTION = "actor_rollout_ref.model.override_config.attn_implementation"
 NO_LINE = Line({}, ())
+RECIPE = "recipe=gsd/qwen2.5_math_7b"
+A100 = (RECIPE, "hardware=8xa100_80g")
+#: Without it Ray is asked for a cluster.
+ALONE = "ray_kwargs.ray_init.address=local"
+
+pytestmark = pytest.mark.usefixtures("configs_parsed_once")
 
 
 def composed(*words):
-    return resolve(compose_config(parse_line(["recipe=gsd/qwen2.5_math_7b", *words])))
+    return resolve(compose_config(parse_line([RECIPE, *words])))
 
 
-@pytest.mark.parametrize("hardware", GPU)
+@pytest.mark.parametrize("hardware", ["8xa100_80g", "1xh200"])
 def test_megatron_composes_with_its_own_keys_alone(hardware):
-    from verl.utils.config import omega_conf_to_dataclass
-
     config = composed(f"hardware={hardware}", "model_engine=megatron")
     for role in ("actor", "ref"):
         section = config.actor_rollout_ref[role]
         assert section.strategy == "megatron" and "fsdp_config" not in section
-    actor = config.actor_rollout_ref.actor
-    with open_dict(actor):
-        actor.rollout_n = 8
-    assert type(omega_conf_to_dataclass(actor)).__name__ == "McoreActorConfig"
     assert list(engines.check_engine(config, NO_LINE)) == []
 
 
 @pytest.mark.parametrize("hardware", GPU)
-def test_fsdp2_shards_actor_and_reference_model_within_a_node(hardware):
-    config = composed(f"hardware={hardware}")
+def test_fsdp2_shards_actor_and_reference_model_within_a_node(compose_fast, hardware):
+    config, _ = compose_fast(RECIPE, f"hardware={hardware}")
     assert OmegaConf.select(config, f"{ACTOR}.strategy") == "fsdp2"
     for role in (ACTOR, REF):
         assert OmegaConf.select(config, f"{role}.fsdp_config.fsdp_size") == config.trainer.n_gpus_per_node
     assert OmegaConf.select(config, ATTENTION) == attention_here()
 
 
-@pytest.mark.parametrize("engine", ["veomni", "torchtitan", "nemo"])
-@pytest.mark.parametrize("hardware", ["8xa100_80g", "1xh200", "cpu"])
+@pytest.mark.parametrize(("engine", "hardware"), [("veomni", "8xa100_80g"), ("torchtitan", "1xh200"), ("nemo", "cpu")])
 def test_other_engines_are_rejected_by_name(engine, hardware, compose_fast):
-    config, line = compose_fast("recipe=gsd/qwen2.5_math_7b", f"hardware={hardware}")
+    config, line = compose_fast(RECIPE, f"hardware={hardware}")
     config.model_engine = engine
     with pytest.raises(ConfigError, match=rf"^model_engine={engine}: .*model_engine=dp.*megatron") as error:
         validation.validate(config, line)
@@ -70,12 +70,12 @@ def test_other_engines_are_rejected_by_name(engine, hardware, compose_fast):
 def test_every_engine_of_verls_composes_or_is_rejected_without_a_traceback(capsys):
     for engine in ("veomni", "torchtitan"):
         with pytest.raises(typer.Exit):
-            command.train(["recipe=gsd/qwen2.5_math_7b", "hardware=8xa100_80g", f"model_engine={engine}"], dry_run=True)
+            command.train([*A100, f"model_engine={engine}"], dry_run=True)
         assert f"model_engine={engine}" in capsys.readouterr().err
 
 
 def test_a_strategy_of_another_engine_is_rejected(compose_fast):
-    config, _ = compose_fast("recipe=gsd/qwen2.5_math_7b", "hardware=8xa100_80g")
+    config, _ = compose_fast(*A100)
     config.actor_rollout_ref.actor.strategy = "megatron"
     (problem,) = engines.check_engine(config, NO_LINE)
     assert f"{ACTOR}.strategy=megatron" in problem and "model_engine=megatron" in problem
@@ -86,7 +86,7 @@ def test_a_strategy_of_another_engine_is_rejected(compose_fast):
 
 
 def test_megatron_that_is_not_installed_is_named(compose_fast):
-    config, _ = compose_fast("recipe=gsd/qwen2.5_math_7b", "hardware=8xa100_80g")
+    config, _ = compose_fast(*A100)
     assert list(engines.check_engine_installed(config, NO_LINE)) == []
     config.model_engine = "megatron"
     (problem,) = engines.check_engine_installed(config, NO_LINE)
@@ -94,30 +94,15 @@ def test_megatron_that_is_not_installed_is_named(compose_fast):
 
 
 def test_a_key_of_fsdp_under_megatron_is_an_error_and_not_a_surprise():
-    words = ["recipe=gsd/qwen2.5_math_7b", "hardware=8xa100_80g", "model_engine=megatron"]
+    words = [*A100, "model_engine=megatron"]
     line = parse_line([*words, f"{ACTOR}.fsdp_config.fsdp_size=4"])
     config = resolve(compose_config(line))
     with pytest.raises(ConfigError, match=r"fsdp_config\.fsdp_size=.*model_engine=dp"):
         validation.validate(config, line, leave_out=validation.OF_THIS_MACHINE)
 
 
-def test_verls_own_main_drops_what_another_engine_has(compose_fast):
-    """``auto_set_device`` is called first in ``main_ppo``. This fails when verl calls it no longer."""
-    import inspect
-
-    from verl.trainer import main_ppo
-    from verl.utils import device
-
-    config, _ = compose_fast("recipe=gsd/qwen2.5_math_7b", "hardware=8xa100_80g")
-    config.model_engine = "megatron"
-    main_ppo.auto_set_device(config)
-    assert "fsdp_config" not in config.actor_rollout_ref.actor and "fsdp_config" not in config.actor_rollout_ref.ref
-    assert main_ppo.auto_set_device is device.auto_set_device
-    assert "auto_set_device" in inspect.unwrap(main_ppo.main).__code__.co_names
-
-
 def test_sequences_are_split_over_gpus_by_flash_attention_alone(compose_fast):
-    config, _ = compose_fast("recipe=gsd/qwen2.5_math_7b", "hardware=8xa100_80g")
+    config, _ = compose_fast(*A100)
     for chosen, problems in (("sdpa", 1), ("eager", 1), ("flash_attention_2", 0)):
         OmegaConf.update(config, ATTENTION, chosen, force_add=True)
         config.actor_rollout_ref.actor.ulysses_sequence_parallel_size = 2
@@ -129,38 +114,28 @@ def test_sequences_are_split_over_gpus_by_flash_attention_alone(compose_fast):
 
 @pytest.mark.skipif(attention_here() != "sdpa", reason="flash-attn can be imported here")
 def test_flash_attention_that_cannot_be_imported_is_rejected_before_ray(compose_fast):
-    config, line = compose_fast("recipe=gsd/qwen2.5_math_7b", "hardware=8xa100_80g")
+    config, line = compose_fast(*A100, ALONE)
     assert list(check_flash_attention(config, line)) == []
     OmegaConf.update(config, ATTENTION, "flash_attention_2", force_add=True)
-    with pytest.raises(ConfigError, match="flash-attn is not installed") as error:
+    with pytest.raises(ConfigError, match="flash-attn") as error:
         validation.validate(config, line)
     assert f"{ATTENTION}=sdpa" in str(error.value)
     with open_dict(config):
         config.actor_rollout_ref.model.override_config = {}
     (problem,) = check_flash_attention(config, line)
-    assert "verl's default" in problem, "no hardware group"
+    assert "default" in problem, "no hardware group"
     config.model_engine, config.actor_rollout_ref.actor.strategy = "megatron", "megatron"
     assert list(check_flash_attention(config, line)) == []
 
 
 @pytest.mark.skipif(attention_here() != "sdpa", reason="flash-attn can be imported here")
 def test_a_critic_trains_with_the_attention_of_its_machine_too(compose_fast):
-    config, line = compose_fast("recipe=gsd/qwen2.5_math_7b", "hardware=8xa100_80g", "algorithm.adv_estimator=gae")
+    config, line = compose_fast(*A100, "algorithm.adv_estimator=gae")
     assert OmegaConf.select(config, CRITIC_ATTENTION) == "sdpa" and list(check_flash_attention(config, line)) == []
     with open_dict(config):
         config.critic.model.override_config = {}
     (problem,) = check_flash_attention(config, line)
     assert problem.startswith(CRITIC_ATTENTION)
-
-
-def test_a_cluster_has_packages_of_its_own(compose_fast, monkeypatch):
-    """Flash-attn and Megatron are needed where the run trains, not on a login node that joins a cluster."""
-    config, line = compose_fast("recipe=gsd/qwen2.5_math_7b", "hardware=8xa100_80g", "model_engine=megatron")
-    config.ray_kwargs.ray_init.address = "local"
-    (problem,) = validation.check_packages(config, line)
-    assert "megatron.core" in problem
-    config.ray_kwargs.ray_init.address = "ray://head:10001"
-    assert list(validation.check_packages(config, line)) == []
 
 
 @pytest.mark.parametrize(
@@ -175,7 +150,7 @@ def test_a_cluster_has_packages_of_its_own(compose_fast, monkeypatch):
     ],
 )
 def test_models_that_sdpa_does_not_compute_are_rejected(compose_fast, tmp_path, content, packed, key):
-    config, line = compose_fast("recipe=gsd/qwen2.5_math_7b", "hardware=8xa100_80g")
+    config, line = compose_fast(*A100)
     (tmp_path / "config.json").write_text(json.dumps(content))
     config.actor_rollout_ref.model.path = str(tmp_path)
     config.actor_rollout_ref.model.use_remove_padding = packed
@@ -187,7 +162,7 @@ def test_models_that_sdpa_does_not_compute_are_rejected(compose_fast, tmp_path, 
 
 
 def test_rollouts_of_their_own_count_among_the_gpus_that_a_run_needs(compose_fast):
-    config, _ = compose_fast("recipe=gsd/qwen2.5_math_7b", "hardware=8xa100_80g")
+    config, _ = compose_fast(*A100)
     assert cluster.accelerators(config) == 8
     config.actor_rollout_ref.rollout.nnodes = 1
     assert cluster.accelerators(config) == 8, "verl reads that key in one mode alone"
@@ -195,25 +170,13 @@ def test_rollouts_of_their_own_count_among_the_gpus_that_a_run_needs(compose_fas
     assert cluster.accelerators(config) == 16
 
 
-def test_a_cluster_of_the_runs_own_is_a_key_of_every_gpu_group():
-    assert composed("hardware=8xa100_80g").ray_kwargs.ray_init.address is None
-    word = "ray_kwargs.ray_init.address=local"
-    assert composed("hardware=8xa100_80g", word).ray_kwargs.ray_init.address == "local"
-
-
-def test_main_ppo_settles_what_is_read_off_its_machine():
-    """verl would resolve it in a process on any node of the cluster."""
-    from verl.utils import device
-
-    config = compose_config(parse_line(["algo=grpo", "task=arithmetic", "hardware=gpu"]))
-    assert "verl_gsd.gpus" in OmegaConf.to_yaml(config)
-    device.auto_set_device(config)
-    left = OmegaConf.to_yaml(config)
-    assert "verl_gsd.gpus:count" not in left and "verl_gsd.attention" not in left
+def test_a_cluster_of_the_runs_own_is_a_key_of_every_gpu_group(compose_fast):
+    assert compose_fast(*A100)[0].ray_kwargs.ray_init.address is None
+    assert compose_fast(*A100, ALONE)[0].ray_kwargs.ray_init.address == "local"
 
 
 def test_a_gpu_run_under_the_cpu_switch_is_rejected(compose_fast, monkeypatch):
-    config, line = compose_fast("recipe=gsd/qwen2.5_math_7b", "hardware=8xa100_80g")
+    config, line = compose_fast(*A100, ALONE)
     monkeypatch.setenv("VERL_GSD_CPU", "1")
     (problem,) = validation.check_platform(config, line)
     assert "VERL_GSD_CPU=1" in problem and "unset VERL_GSD_CPU" in problem
@@ -238,16 +201,16 @@ def test_the_gpu_build_of_vllm_is_no_engine_for_a_cpu(compose_fast, tmp_path, mo
 
 
 def test_why_a_gpu_run_does_without_flash_attention_is_stated(compose_fast):
-    config, _ = compose_fast("recipe=gsd/qwen2.5_math_7b", "hardware=8xa100_80g")
+    config, _ = compose_fast(*A100)
     reason = "flash-attn" if attention_here() == "sdpa" else ""
     assert reason in "".join(attention_reason(config))
     OmegaConf.update(config, ATTENTION, "flash_attention_2", force_add=True)
     assert list(attention_reason(config)) == []
     lines = list(audit(config).lines())
-    assert "attention: flash_attention_2 on packed rows, sequence by sequence" in lines
+    assert any(re.match("attention: flash_attention_2 .*packed", line) for line in lines)
     OmegaConf.update(config, ATTENTION, "sdpa")
     config.actor_rollout_ref.model.use_remove_padding = False
-    assert "attention: sdpa on padded rows" in list(audit(config).lines())
+    assert any(re.match("attention: sdpa .*padded", line) for line in audit(config).lines())
     config.actor_rollout_ref.actor.strategy = "megatron"
     assert not any(line.startswith("attention") for line in audit(config).lines())
 
@@ -259,17 +222,18 @@ REPORT = """<?xml version="1.0" ?><nvidia_smi_log>
 </nvidia_smi_log>"""
 
 
-@pytest.mark.parametrize(("shown", "count", "gib"), [(None, 2, 15), ("0", 1, 23), ("", 1, None)])
-def test_hardware_gpu_is_what_the_driver_reports(tmp_path, monkeypatch, shown, count, gib):
+def test_hardware_gpu_is_what_the_driver_reports(tmp_path, monkeypatch):
     (tmp_path / "report.xml").write_text(REPORT)
     (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\ncat {tmp_path}/report.xml\n")
     (tmp_path / "nvidia-smi").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    gpus._visible_here.cache_clear()
-    if shown is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
-    config = resolve(compose_config(parse_line(["algo=grpo", "task=arithmetic", "hardware=gpu"])))
-    assert (config.trainer.nnodes, config.trainer.n_gpus_per_node) == (1, count)
-    assert config.hardware.gpu_memory_gib == gib
+    unresolved = compose_config(parse_line(["algo=grpo", "task=arithmetic", "hardware=gpu"]))
+    for shown, count, gib in ((None, 2, 15), ("0", 1, 23), ("", 1, None)):
+        gpus._visible_here.cache_clear()
+        if shown is not None:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
+        config = resolve(unresolved)
+        assert (config.trainer.nnodes, config.trainer.n_gpus_per_node) == (1, count)
+        assert config.hardware.gpu_memory_gib == gib
     gpus._visible_here.cache_clear()

@@ -23,6 +23,12 @@ print(json.dumps({
 """
 
 
+@pytest.fixture(autouse=True)
+def threads_as_ray_sets_them(monkeypatch):
+    """A fork is for workers with the same number of threads as its server, which is one as in Ray's workers."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
 @pytest.fixture
 def script(tmp_path):
     path = tmp_path / "worker.py"

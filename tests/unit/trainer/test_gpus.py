@@ -1,10 +1,12 @@
 """GPUs of this machine: what nvidia-smi reports, and what a run on them lacks before Ray starts."""
 
 import json
+import re
 import subprocess
 import sys
 
 import pytest
+import torch
 from nvidia_smi import A100, EIGHT, H100, PYTHON, WHEEL, card, report, stub_nvidia_smi, write_program
 from omegaconf import OmegaConf, open_dict
 
@@ -39,7 +41,7 @@ def test_memory_of_partitions_and_unified_memory_is_not_known():
 
 @pytest.mark.parametrize("text", ["", "Failed to initialize NVML", "<nvidia_smi_log>"])
 def test_other_text_is_named(text):
-    with pytest.raises(GpuQueryError, match="no XML"):
+    with pytest.raises(GpuQueryError, match="XML"):
         gpus.parse(text)
 
 
@@ -60,7 +62,7 @@ def test_nvidia_smi_is_asked_for_its_report(tmp_path, monkeypatch):
         ("NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.\n", 9, "couldn't communicate"),
         ("Failed to initialize NVML: Driver/library version mismatch\n", 18, "version mismatch"),
         ("", 3, "exit code 3"),
-        ("Segmentation fault", 0, "no XML"),
+        ("Segmentation fault", 0, "XML"),
     ],
 )
 def test_a_driver_that_fails_is_named(tmp_path, monkeypatch, output, code, message):
@@ -133,14 +135,13 @@ def test_a_torch_without_cuda_is_named():
 
 
 def test_the_build_of_torch_is_read_without_importing_it():
-    """Here against the torch that is imported."""
+    """In a process of its own, against the torch that is imported here."""
     script = (
         "import sys, json; from verl_gsd.trainer.gpus import torch_build; build = torch_build()\n"
-        "early = 'torch' in sys.modules; import torch\n"
-        "print(json.dumps([early, build.version == torch.__version__, build.cuda == torch.version.cuda]))"
+        "print(json.dumps(['torch' in sys.modules, build.version, build.cuda]))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout.splitlines()[-1]) == [False, True, True]
+    assert json.loads(done.stdout.splitlines()[-1]) == [False, str(torch.__version__), torch.version.cuda]
 
 
 # Fewer or smaller GPUs than asked for
@@ -150,15 +151,15 @@ def test_enough_gpus_pass():
     assert problems(Request("hardware.gpus_per_node=8", 8, 79)) == ""
 
 
-@pytest.mark.parametrize(("variable", "there"), [(None, "8"), ("0,1", "2 that CUDA_VISIBLE_DEVICES=0,1 shows")])
+@pytest.mark.parametrize(("variable", "there"), [(None, " 8\\."), ("0,1", " 2 .*CUDA_VISIBLE_DEVICES=0,1 ")])
 def test_fewer_gpus_than_asked_for_are_named(variable, there):
     problem = problems(Request("trainer.n_gpus_per_node=16", 16), variable=variable)
-    assert f"trainer.n_gpus_per_node=16: the run needs 16 GPUs, and this machine has {there}." in problem
+    assert re.match(rf"trainer\.n_gpus_per_node=16: .* 16 GPUs.*{there}", problem)
 
 
 def test_hidden_gpus_are_named():
     problem = problems(Request("trainer.n_gpus_per_node=1", 1), variable="")
-    assert "CUDA_VISIBLE_DEVICES= hides all 8 GPUs" in problem and "Unset CUDA_VISIBLE_DEVICES" in problem
+    assert re.search("CUDA_VISIBLE_DEVICES= .*8 GPUs.*Unset CUDA_VISIBLE_DEVICES", problem)
 
 
 def test_gpus_smaller_than_the_hardware_group_says_are_named():
@@ -191,7 +192,7 @@ def test_a_gpu_that_others_use_is_no_gpu_for_vllm():
 def test_whoever_holds_memory_is_named():
     busy, hidden = gpus.parse(report(card(0, free="40500 MiB", processes=PYTHON), card(1, free="500 MiB"))).gpus
     assert "/opt/venv/bin/python (pid 4242, 40960 MiB)" in gpus.occupied(busy)
-    assert "not visible" in gpus.occupied(hidden)
+    assert gpus.occupied(hidden) and "pid" not in gpus.occupied(hidden)
     assert gpus.occupied(Gpu("0", "", "", None, None)) == ""
     assert gpus.occupied(EIGHT.gpus[0]) == ""
 
@@ -231,18 +232,18 @@ def test_a_run_that_fits_the_machine_passes(asked):
 @pytest.mark.parametrize(
     ("keys", "hardware", "key"),
     [
-        ([(GPUS, 4)], None, "trainer.n_gpus_per_node=4: the run needs 4 GPUs, and this machine has 2"),
-        ([(GPUS, 4)], {"gpus_per_node": 8}, "trainer.n_gpus_per_node=4: the run needs 4"),
-        ([], {"gpus_per_node": 8}, "hardware.gpus_per_node=8: the run needs 8"),
-        ([(GPUS, 2), (NODES, 2)], None, "trainer.n_gpus_per_node=2, trainer.nnodes=2: the run needs 4"),
+        ([(GPUS, 4)], None, r"trainer\.n_gpus_per_node=4: .* 4 GPUs.* 2\."),
+        ([(GPUS, 4)], {"gpus_per_node": 8}, r"trainer\.n_gpus_per_node=4: .* 4 GPUs"),
+        ([], {"gpus_per_node": 8}, r"hardware\.gpus_per_node=8: .* 8 GPUs"),
+        ([(GPUS, 2), (NODES, 2)], None, r"trainer\.n_gpus_per_node=2, trainer\.nnodes=2: .* 4 GPUs"),
         ([(GPUS, 2), ("reward.reward_model.enable", True), ("reward.reward_model.enable_resource_pool", True),
           ("reward.reward_model.n_gpus_per_node", 1), ("reward.reward_model.nnodes", 1)], None,
-         "trainer.n_gpus_per_node=2, reward.reward_model.n_gpus_per_node=1: the run needs 3"),
-        ([(GPUS, 2)], {"gpu_memory_gib": 139}, "hardware.gpu_memory_gib=139: GPU 0"),
+         r"trainer\.n_gpus_per_node=2, reward\.reward_model\.n_gpus_per_node=1: .* 3 GPUs"),
+        ([(GPUS, 2)], {"gpu_memory_gib": 139}, r"hardware\.gpu_memory_gib=139: GPU 0"),
     ],
 )  # fmt: skip
 def test_what_the_machine_lacks_is_named_with_its_key(asked, keys, hardware, key):
-    assert key in asked(keys, hardware)
+    assert re.search(key, asked(keys, hardware))
 
 
 def test_values_that_are_no_numbers_are_left_to_the_check_of_numbers(asked):
@@ -251,20 +252,15 @@ def test_values_that_are_no_numbers_are_left_to_the_check_of_numbers(asked):
 
 def test_hidden_gpus_do_not_count(asked, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    assert "has 1 that CUDA_VISIBLE_DEVICES=1 shows" in asked([(GPUS, 2)])
+    assert re.search(" 1 .*CUDA_VISIBLE_DEVICES=1 ", asked([(GPUS, 2)]))
 
 
 def test_a_cpu_build_of_torch_on_a_machine_with_gpus_is_named(asked, monkeypatch):
     monkeypatch.setattr(gpus, "torch_build", lambda: TorchBuild("2.13.0+cpu", None))
-    assert "2.13.0+cpu is built without CUDA" in asked([(GPUS, 2)])
+    assert "torch 2.13.0+cpu" in asked([(GPUS, 2)])
 
 
 def test_a_driver_that_fails_ends_the_line(asked, tmp_path):
     (tmp_path / "output").write_text("NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.")
     write_program(tmp_path / "nvidia-smi", f"cat {tmp_path}/output; exit 9")
-    assert "trainer.device=cuda: nvidia-smi fails: NVIDIA-SMI has failed" in asked()
-
-
-def test_a_cluster_has_gpus_of_its_own(asked):
-    """An address of Ray Client, which a run always joins."""
-    assert asked([(GPUS, 64), ("ray_kwargs.ray_init.address", "ray://head:10001")]) == ""
+    assert re.match(r"trainer\.device=cuda: .*NVIDIA-SMI has failed", asked())

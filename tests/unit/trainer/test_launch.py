@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from verl_gsd.rundir import MetricsReader, RunDirectory, read_metrics
 from verl_gsd.trainer import forkserver, launch, lost_metrics
+from verl_gsd.trainer.causes import likely_cause
 from verl_gsd.trainer.config import ConfigError
 from verl_gsd.trainer.messages import RunStoppedError
 
@@ -181,9 +182,9 @@ def test_a_refused_attempt_leaves_everything_as_it_was(config):
 
 
 def test_a_directory_is_one_processs_at_a_time_and_not_gone_on_with_in_silence(config):
-    with attempt(config), pytest.raises(ConfigError, match="another process is training in it"), attempt(config):
+    with attempt(config), pytest.raises(ConfigError, match=r"trainer\.default_local_dir=.*/run: "), attempt(config):
         pass
-    with pytest.raises(ConfigError, match=r"not empty.*Write resume=.* to do so"), attempt(config):
+    with pytest.raises(ConfigError, match=r"trainer\.default_local_dir=.*/run: .*resume=.*/run"), attempt(config):
         pass
 
 
@@ -280,7 +281,7 @@ def test_a_failed_run_names_the_first_exception_though_verl_went_on_for_long_aft
         "raise RuntimeError('too many failed groups')"
     )
     with pytest.raises(
-        launch.RunFailedError, match=r"(?s)first exception: \(Worker pid=7\) ZeroDivisionError: the cause"
+        launch.RunFailedError, match=r"(?s)exit code 1.*\(Worker pid=7\) ZeroDivisionError: the cause\n"
     ):
         run_with_job_stub(tmp_path, monkeypatch, body)
 
@@ -305,8 +306,7 @@ def test_a_run_that_says_why_it_stops_ends_with_that_and_the_log_of_the_process_
         run_with_job_stub(tmp_path, monkeypatch, body)
     assert str(raised.value).splitlines() == [
         "vLLM's engine died: process id 77",
-        "likely cause: A GPU ran out of memory. Set actor_rollout_ref.rollout.gpu_memory_utilization or "
-        "actor_rollout_ref.actor.ppo_max_token_len_per_gpu lower.",
+        f"likely cause: {likely_cause('CUDA out of memory')}",
         "last lines of process 77:",
         "loading",
         "CUDA out of memory. Tried to allocate",
@@ -322,11 +322,11 @@ def test_a_run_that_stops_and_then_hangs_is_ended(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "ended"),
-    [("SIGKILL", r"killed by SIGKILL \(out of memory\?\)\n"), ("SIGSEGV", r"killed by SIGSEGV\n")],
+    [("SIGKILL", r"SIGKILL .*memory.*\n"), ("SIGSEGV", r"SIGSEGV\n")],
 )
 def test_a_process_that_a_signal_ends_is_reported_by_the_signals_name(tmp_path, monkeypatch, name, ended):
     body = f"import os, signal\nprint('the last line', flush=True)\nos.kill(os.getpid(), signal.{name})"
-    with pytest.raises(launch.RunFailedError, match=f"^the run's process was {ended}the last line$"):
+    with pytest.raises(launch.RunFailedError, match=f"{ended}the last line$"):
         run_with_job_stub(tmp_path, monkeypatch, body)
 
 
@@ -335,14 +335,14 @@ def test_the_kernels_count_of_killed_processes_is_named_if_it_rose(tmp_path, mon
     monkeypatch.setattr(launch.memory_kills, "oom_kills", lambda: next(counts))
     with pytest.raises(
         launch.RunFailedError,
-        match=r"killed by SIGKILL\. The kernel ended 2 processes for lack of memory while the run",
+        match=r"SIGKILL\..* 2 processes ",
     ):
         run_with_job_stub(tmp_path, monkeypatch, "import os\nos.kill(os.getpid(), 9)")
 
 
 def test_the_likely_cause_is_named_and_no_line_is_longer_than_a_screen(tmp_path, monkeypatch):
     body = "print('step:1 - ' + 'actor/loss:0.1 - ' * 300)\nraise OSError(28, 'No space left on device')"
-    with pytest.raises(launch.RunFailedError, match=r"exit code 1\nlikely cause: A disk is full\. Free") as raised:
+    with pytest.raises(launch.RunFailedError, match=r"exit code 1\nlikely cause: .*disk") as raised:
         run_with_job_stub(tmp_path, monkeypatch, body)
     assert max(map(len, str(raised.value).splitlines()[2:])) < 350
 

@@ -1,9 +1,7 @@
 """The metrics of a step that was checkpointed and not logged: added once, never twice."""
 
-import inspect
 import json
 import math
-import re
 
 import numpy as np
 import pytest
@@ -90,39 +88,3 @@ def test_a_checkpoint_without_metrics_or_with_damaged_ones_changes_nothing(run, 
     if content is not None:
         file.write_bytes(content)
     assert lost_metrics.restore(run) is None and not run.metrics(2).exists()
-
-
-def test_the_file_is_like_one_of_verls_own_logger(run, monkeypatch):
-    """What follows a restored line was written by verl, and both are read alike."""
-    from verl.utils.tracking import FileLogger
-
-    monkeypatch.setenv("VERL_FILE_LOGGER_PATH", str(run.path / "verls.jsonl"))
-    logger = FileLogger("project", "experiment")
-    logger.log(DATA | {"actor/lr": 0.5, "nan": math.nan}, step=2)
-    logger.finish()
-    lost_metrics.save(run.checkpoint(2), attempt=2, step=2, metrics=DATA | {"nan": math.nan})
-    lost_metrics.restore(run)
-    ours, verls = (json.loads(path.read_text()) for path in (run.metrics(2), run.path / "verls.jsonl"))
-    assert ours == verls and run.metrics(2).read_bytes()[:20] == (run.path / "verls.jsonl").read_bytes()[:20]
-
-
-def test_verl_logs_a_step_after_its_checkpoint_its_weight_transfer_and_its_validation():
-    """``GroupTrainer`` calls verl's ``_compute_metrics`` once more, before the checkpoint, with the time so far."""
-    from verl.trainer.ppo.metric_utils import compute_throughout_metrics
-    from verl.trainer.ppo.v1.trainer_base import PPOTrainer
-
-    text = inspect.getsource(PPOTrainer.fit)
-    calls = (
-        "batch = self.step(",
-        "self._save_checkpoint()",
-        "self.on_step_end()",
-        "val_metrics: dict = self._validate()",
-    )
-    order = [text.index(call) for call in (*calls, "self._compute_metrics(", "tq.kv_clear(")]
-    assert order == sorted(order)
-    assert "epoch=current_epoch" in text and "(self.global_steps - 1) // self.steps_per_epoch" in text
-    assert 'timing_raw["step"]' in inspect.getsource(compute_throughout_metrics)
-    computed = inspect.getsource(PPOTrainer._compute_metrics)
-    assert f'"{TRAINED}": global_steps' in computed
-    kept = set(re.findall(r"self\.(_\w+)", computed)) - {"_get_n_gpus_for_throughput"}
-    assert kept == {"_rollout_moe_lb_metrics_accumulator"}, "the only state that a second call would change"

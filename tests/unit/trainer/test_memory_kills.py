@@ -44,8 +44,7 @@ def test_this_machine_has_a_counter():
 
 def test_a_rise_is_one_sentence_and_no_rise_is_none(monkeypatch):
     monkeypatch.setattr(memory_kills, "oom_kills", lambda: 5)
-    assert killed_since(4) == "The kernel ended 1 process for lack of memory while the run ran."
-    assert killed_since(2) == "The kernel ended 3 processes for lack of memory while the run ran."
+    assert " 1 process " in killed_since(4) and " 3 processes " in killed_since(2)
     assert killed_since(5) is None and killed_since(None) is None
     monkeypatch.setattr(memory_kills, "oom_kills", lambda: None)
     assert killed_since(5) is None

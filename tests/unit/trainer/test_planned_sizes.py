@@ -1,5 +1,7 @@
 """A training set with group sizes of its own: what is said of them, and of settings that do not go with them."""
 
+import re
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -23,25 +25,28 @@ def said(compose_fast, tmp_path):
 
 def test_batches_that_add_up_are_described_and_no_more(said):
     assert len(said([2, 14, 10, 6, 8], UNSHUFFLED)) == 1, "the last of five rows is in no batch"
-    assert said([2, 14, 10, 6], UNSHUFFLED) == ["groups: of the sizes in column __rollout_n__, 2 to 14, 8 on average"]
+    (line,) = said([2, 14, 10, 6], UNSHUFFLED)
+    assert re.search("__rollout_n__, 2 to 14, 8 ", line)
 
 
 @pytest.mark.parametrize(
     ("sizes", "words", "warning"),
     [
-        ([2, 6, 4, 4], [UNSHUFFLED], r"asks for 4 rollouts a prompt and actor_rollout_ref.rollout.n=8"),
-        ([2, 10, 14, 6], [UNSHUFFLED], "add up to 8 x 2 on average only"),
-        ([2, 14, 10, 6], [], "Allocate with --batch-size 2 and write data.shuffle=false"),
-        ([2, 14, 10, 6], ["sampler=disagreement"], "algorithm.gsd.sampler with column __rollout_n__"),
-        ([2, 14], [UNSHUFFLED, "algo=dapo"], "algorithm.filter_groups.enable=true with column"),
-        ([2, 14], [UNSHUFFLED, "trainer.v1.trainer_mode=gsd_colocate_async"], "gsd_colocate_async with column"),
+        ([2, 6, 4, 4], [UNSHUFFLED], r"planned\.parquet .* 4 .*actor_rollout_ref\.rollout\.n=8"),
+        ([2, 10, 14, 6], [UNSHUFFLED], "8 x 2 "),
+        ([2, 14, 10, 6], [], "--batch-size 2 .*data.shuffle=false"),
+        ([2, 14, 10, 6], ["sampler=disagreement"], r"algorithm\.gsd\.sampler .*__rollout_n__.*sampler=uniform"),
+        ([2, 14], [UNSHUFFLED, "algo=dapo"], r"algorithm\.filter_groups\.enable=true .*__rollout_n__"),
+        (
+            [2, 14],
+            [UNSHUFFLED, "trainer.v1.trainer_mode=gsd_colocate_async"],
+            r"trainer_mode=gsd_colocate_async .*__rollout_n__.*gsd_sync",
+        ),
     ],
 )
 def test_what_does_not_go_with_them_is_warned_of(said, sizes, words, warning):
     _, *warnings = said(sizes, *words)
-    assert any(warning in text for text in warnings)
-    assert all(text.startswith("warning: ") for text in warnings)
-    assert all("rite " in text for text in warnings), "it says what to do"
+    assert any(re.match(f"warning: .*{warning}", text) for text in warnings), warnings
 
 
 @pytest.mark.parametrize("words", [[UNSHUFFLED], [], ["trainer.v1.trainer_mode=gsd_colocate_async"]])

@@ -45,7 +45,7 @@ def test_what_is_split_is_worth_most_and_what_is_settled_least():
     )
     assert 0.5 > split > 0.49 and unknown == pytest.approx(1 / 3)
     assert mastered == pytest.approx(0.1636, abs=5e-5) and 0 < long_mastered < mastered
-    with pytest.raises(ValueError, match=r"correct\[1\] is 3; write no less than 0 and no more than total"):
+    with pytest.raises(ValueError, match=r"correct\[1\] is 3; .*0 .*total"):
         expected_disagreement(np.array([1, 3]), np.array([2, 2]))
 
 
@@ -70,7 +70,7 @@ def test_draws_are_one_after_another_without_replacement():
     for seen, expected in ((first, chance), (among, inclusion(chance, 3))):
         assert np.abs(seen / rounds - expected).max() < 5 * math.sqrt(0.25 / rounds)
     assert sorted(draw(chance, 5, rng)) == [0, 1, 2, 3, 4]
-    with pytest.raises(ValueError, match="count=6: write no more than there are, 5"):
+    with pytest.raises(ValueError, match=r"count=6: .*5"):
         draw(chance, 6, rng)
 
 
@@ -100,12 +100,16 @@ def test_rows_are_weighed_by_what_the_memory_says_of_their_keys(visits, capacity
     store = PromptStore(capacity, half_life)
     rows = [("a", 3), ("b", 3), ("a", -1), ("b", 0), ("a", 3), ("c", 0), ("a", 9)]
     keys = PromptKeys(("a", "b", "c"), np.array([0, 1, 0, 1, 0, 2, 0]), np.array([index for _, index in rows]))
-    sampler = DisagreementSampler(keys, store, count=1, explore=0.1, seed=0, step=lambda: step)
+    sampler = DisagreementSampler(keys, store, count=len(rows), explore=0.1, seed=0, step=lambda: step)
     for step, (source, index, correct) in enumerate(visits):
         store.observe((source, index), correct, 4, step)
         if step % 3 == 0:
-            found = sampler._rows.counts(store.known(step))
-            assert np.array_equal(found, store.recent(rows, step))
+            seen, total = store.recent(rows, step)
+            chance = chances(expected_disagreement(seen, total), explore=0.1)
+            drawn = draw(chance, len(rows), np.random.default_rng([0, step // 3]))
+            assert list(sampler) == drawn.tolist()
+            assert sampler.metrics()["sampler/effective_prompts"] == effective_number(chance)
+            assert sampler.metrics()["sampler/frac_new"] == np.mean(total == 0)
 
 
 class Run:
@@ -236,7 +240,7 @@ def test_a_run_may_change_its_sampler_on_resume(workers, caplog):
     ours = Run()
     ours.loader.load_state_dict(stock.state_dict())
     forget_anothers_place(ours.loader)
-    assert "not this sampler's" in caplog.text
+    assert "checkpoint" in caplog.text
     assert ours.steps(2) == Run().steps(2)
 
     back = stock_loader()
@@ -267,5 +271,5 @@ def test_a_place_in_other_data_is_none():
 
 
 def test_fewer_prompts_than_a_draw_are_refused():
-    with pytest.raises(ConfigError, match=r"data\.train_batch_size=8: the training data has 7 prompts"):
+    with pytest.raises(ConfigError, match=r"data\.train_batch_size=8: .*7 prompts"):
         Run(n_prompts=7)

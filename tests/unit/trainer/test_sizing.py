@@ -102,21 +102,21 @@ OFFLOADED = f"{ACTOR}fsdp_config__offload_policy"
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ({"trainer__n_gpus_per_node": 9}, r"n_gpus_per_node=9 on 1 nodes: hardware=8xa100_80g has 8 GPUs"),
-        ({"data__max_response_length": 3073}, r"4097 tokens, and Qwen/Qwen2\.5-Math-7B reads 4096"),
-        ({f"{ACTOR}ppo_max_token_len_per_gpu": 4000}, r"ppo_max_token_len_per_gpu=4000: .*Write 4096 or more"),
+        ({"trainer__n_gpus_per_node": 9}, r"n_gpus_per_node=9 .*hardware=8xa100_80g .*8 GPUs"),
+        ({"data__max_response_length": 3073}, r"max_response_length=3073: .*4097 .*Qwen/Qwen2\.5-Math-7B .*4096"),
+        ({f"{ACTOR}ppo_max_token_len_per_gpu": 4000}, r"ppo_max_token_len_per_gpu=4000: .*4096"),
         (
             {f"{ACTOR}ppo_max_token_len_per_gpu": 65536},
-            r"about 13\d GiB .*74\.2 logits.*ppo_max_token_len_per_gpu below 65536, 4096 or more",
+            r"13\d GiB .*74\.2 logits.*ppo_max_token_len_per_gpu below 65536, 4096",
         ),
         (
             {f"{ACTOR}use_dynamic_bsz": False, f"{ACTOR}ppo_micro_batch_size_per_gpu": 16},
-            r"65536 tokens a micro-batch\)\. Write .*ppo_micro_batch_size_per_gpu below 16",
+            r"65536 tokens.*ppo_micro_batch_size_per_gpu below 16",
         ),
-        ({f"{ROLLOUT}gpu_memory_utilization": 0.15}, r"11\.8 GiB, and weights take 14\.2 and one sequence"),
-        ({f"{ROLLOUT}gpu_memory_utilization": 0.9}, r"beside these 71 GiB the policy's .* keep 11 on the GPU"),
-        ({f"{ROLLOUT}max_model_len": 2000}, r"max_model_len=2000: prompt and response may have 4096 tokens"),
-        ({f"{ROLLOUT}free_cache_engine": False}, r"55\.3 vLLM awake;.*Write .*rollout\.free_cache_engine=true"),
+        ({f"{ROLLOUT}gpu_memory_utilization": 0.15}, r"gpu_memory_utilization=0\.15 .*11\.8 GiB.* 14\.2"),
+        ({f"{ROLLOUT}gpu_memory_utilization": 0.9}, r"gpu_memory_utilization=0\.9 .* 71 GiB .* 11 "),
+        ({f"{ROLLOUT}max_model_len": 2000}, r"max_model_len=2000: .*4096"),
+        ({f"{ROLLOUT}free_cache_engine": False}, r"55\.3 .*rollout\.free_cache_engine=true"),
     ],
 )
 def test_what_cannot_fit_is_refused_with_what_to_change(sized, keys, said):
@@ -128,13 +128,13 @@ def test_what_cannot_fit_is_refused_with_what_to_change(sized, keys, said):
 def test_what_offloading_saves(sized):
     whole = sized("hadw/qwen3_8b_base", "1xh200", **{OFFLOADED: False})
     first, second = sizing.does_not_fit(whole, Line({}, ()))
-    assert "122.1 states" in first and "Write actor_rollout_ref.actor.fsdp_config.offload_policy=true" in first
-    assert "keep 92 on the GPU" in second
+    assert "122.1 states" in first and "actor_rollout_ref.actor.fsdp_config.offload_policy=true" in first
+    assert " 92 on the GPU" in second
     assert list(sizing.does_not_fit(sized("hadw/qwen3_8b_base", "1xh200"), Line({}, ()))) == []
 
 
 def test_offloading_that_verl_does_not_do_saves_nothing(sized):
-    parts = sizing._update(sized("gvpo/qwen2.5_math_7b", "1xh200", **{f"{ACTOR}strategy": "fsdp"}), SEVEN)
+    parts = sizing._update(sized("gsd/qwen2.5_math_7b", "1xh200", **{f"{ACTOR}strategy": "fsdp"}), SEVEN)
     assert parts["states"] == pytest.approx(113.5, abs=0.1)
 
 
@@ -172,7 +172,7 @@ def test_an_optimizer_on_few_threads_is_warned_of(sized):
     threads = "ray_kwargs__ray_init__runtime_env__env_vars__OMP_NUM_THREADS"
     slow = {threads: "1"}
     (warning,) = [line for line in sizing.estimate(sized("hadw/qwen3_8b_base", "1xh200", **slow)) if "OMP_NUM" in line]
-    assert warning.startswith("warning: ") and "about 71 s per update with 1 threads" in warning
+    assert warning.startswith("warning: ") and re.search("71 s .* 1 threads", warning)
     assert not any("OMP_NUM" in line for line in sizing.estimate(sized("hadw/qwen3_8b_base", "1xh200")))
 
 
@@ -185,7 +185,7 @@ def test_vllm_starts_only_with_room_for_as_long_a_sequence_as_the_model_reads(si
     """131,072 tokens of Llama 3.1 8B are 16 GiB, and a GPU's share is 23.7 with 15 of weights."""
     few = {f"{ROLLOUT}gpu_memory_utilization": 0.3}
     (problem,) = sizing.does_not_fit(sized("gvpo/llama_3.1_8b_instruct", "8xa100_80g", **few), Line({}, ()))
-    assert "one sequence of 131072 tokens, without which vLLM does not start, 16.0" in problem
+    assert re.search(r"131072 tokens.* 16\.0", problem)
     shorter = few | {f"{ROLLOUT}max_model_len": 4096}
     assert list(sizing.does_not_fit(sized("gvpo/llama_3.1_8b_instruct", "8xa100_80g", **shorter), Line({}, ()))) == []
 
@@ -193,7 +193,7 @@ def test_vllm_starts_only_with_room_for_as_long_a_sequence_as_the_model_reads(si
 def test_a_size_that_is_no_number_does_not_switch_the_check_off(sized):
     text = sized("gvpo/qwen2.5_math_7b", "8xa100_80g", hardware__gpu_memory_gib="80GB")
     (problem,) = sizing.does_not_fit(text, Line({}, ()))
-    assert problem.startswith("hardware.gpu_memory_gib=80GB: write GiB")
+    assert problem.startswith("hardware.gpu_memory_gib=80GB: ")
     for key in ("hardware__gpu_memory_gib", f"{ACTOR}fsdp_config__fsdp_size"):
         assert list(sizing.does_not_fit(sized("gvpo/qwen2.5_math_7b", "8xa100_80g", **{key: None}), Line({}, ()))) == []
 
@@ -201,9 +201,9 @@ def test_a_size_that_is_no_number_does_not_switch_the_check_off(sized):
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ({f"{ROLLOUT}tensor_model_parallel_size": 3}, r"tensor_model_parallel_size=3: 8 accelerators .* divisor of 8"),
-        ({f"{ROLLOUT}tensor_model_parallel_size": "two"}, "tensor_model_parallel_size=two: 8 accelerators"),
-        ({f"{ACTOR}ppo_mini_batch_size": 3}, "15 rows are not shared by 8 workers evenly"),
+        ({f"{ROLLOUT}tensor_model_parallel_size": 3}, r"tensor_model_parallel_size=3: .* 8"),
+        ({f"{ROLLOUT}tensor_model_parallel_size": "two"}, "tensor_model_parallel_size=two: "),
+        ({f"{ACTOR}ppo_mini_batch_size": 3}, r"ppo_mini_batch_size=3 .*15 rows .*8 workers"),
     ],
 )
 def test_what_workers_cannot_share_evenly_is_refused_whatever_the_algorithm(sized, keys, said):
@@ -219,33 +219,33 @@ def test_replicas_with_accelerators_of_their_own_need_not_divide_the_trainers(si
 
 
 def test_nodes_do_not_shard_for_each_other(sized):
-    parts = [sizing._update(sized("gvpo/qwen2.5_math_7b", hardware), SEVEN) for hardware in ("8xh800", "multi_node")]
+    parts = [sizing._update(sized("gsd/qwen2.5_math_7b", hardware), SEVEN) for hardware in ("8xh800", "multi_node")]
     assert parts[0] == parts[1]
 
 
 def test_what_fits_is_said_and_what_is_tight_warned_of(sized):
     (line,) = sizing.estimate(sized("gvpo/qwen2.5_math_7b", "8xa100_80g"))
     # 52.8 of an update; .7 x 79 and 12 x 7.615e9 / 8; (55.3 - 14.2 - 3) / (4096 x 56 KiB)
-    assert "an update 53; generation 55 and 11 of weights and optimiser, 174 sequences of full length" in line
+    assert re.findall(r"\b(53|55|11|174)\b", line) == ["53", "55", "11", "174"]
     tight = list(
         sizing.estimate(sized("gvpo/qwen2.5_math_7b", "8xa100_80g", **{f"{ACTOR}ppo_max_token_len_per_gpu": 32768}))
     )
-    assert tight[1].startswith("warning: that update may not fit. Write actor_rollout_ref.actor.ppo_max_token_len")
+    assert re.match(r"warning: .*actor_rollout_ref\.actor\.ppo_max_token_len_per_gpu below 32768", tight[1])
     few = list(
         sizing.estimate(sized("gvpo/qwen2.5_math_7b", "8xa100_80g", **{f"{ROLLOUT}gpu_memory_utilization": 0.22}))
     )
-    assert "rollout.n=5 responses of 4096 tokens do not fit the KV cache together, 0 do" in few[1]
+    assert re.search(r"rollout\.n=5 .*4096 tokens.* 0 ", few[1])
 
 
 def test_what_is_not_known_is_not_refused(sized, tmp_path):
     config = sized("gvpo/qwen2.5_math_7b", "8xa100_80g", actor_rollout_ref__model__path="someone/new")
     assert list(sizing.does_not_fit(config, Line({}, ()))) == []
-    assert "is not estimated; the shape of someone/new" in next(sizing.estimate(config))
-    (small,) = sizing.estimate(sized("gvpo/qwen2.5_math_7b", "cpu"))
-    assert "has 7.6e9 parameters, and hardware=cpu is for small models. Add task=arithmetic" in small
+    assert "someone/new" in next(sizing.estimate(config))
+    (small,) = sizing.estimate(sized("gsd/qwen2.5_math_7b", "cpu"))
+    assert re.search(r"7\.6e9 .*hardware=cpu .*task=arithmetic", small)
     OmegaConf.set_struct(config, False)
     del config.hardware
-    assert next(sizing.estimate(config)).startswith("warning: no hardware= on the line")
+    assert re.match("warning: .*hardware=gpu", next(sizing.estimate(config)))
     (tmp_path / "config.json").write_text(json.dumps({"num_hidden_layers": "many"}))
     config.actor_rollout_ref.model.path = str(tmp_path)
     assert sizing.shape_of(config) is None

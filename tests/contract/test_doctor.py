@@ -1,0 +1,21 @@
+"""What ``verl-gsd doctor`` measures and states of torch, vLLM and Ray."""
+
+from ray._private import ray_constants
+
+from verl_gsd.trainer import all_reduce, findings
+
+
+def test_ranks_add_up_and_are_timed():
+    assert all_reduce.measure(2, backend="gloo") > 0
+
+
+def test_the_vllm_installed_here_is_imported_in_a_process_of_its_own():
+    code, output = findings._vllm_platform()
+    assert findings.vllm_finding(code, output, gpu_build=findings.is_installed("vllm")).seen.count("platform"), output
+    assert code == 0, output
+
+
+def test_ray_takes_what_we_say_of_shared_memory():
+    """Contract with Ray: the sizes of its object store that the finding reckons with."""
+    assert ray_constants.DEFAULT_OBJECT_STORE_MEMORY_PROPORTION == findings._RAY_SHARE
+    assert ray_constants.REQUIRE_SHM_SIZE_THRESHOLD == findings._RAY_BYTES

@@ -1,0 +1,59 @@
+"""verl's engines with our hardware groups: what verl's own command and its config classes make of them."""
+
+import inspect
+
+import pytest
+from omegaconf import OmegaConf, open_dict
+from verl.trainer import main_ppo
+from verl.utils import device
+from verl.utils.config import omega_conf_to_dataclass
+
+from verl_gsd import config as groups
+from verl_gsd.trainer import validation
+from verl_gsd.trainer.config import compose_config, parse_line, resolve
+
+
+@pytest.mark.parametrize("hardware", [name for name in groups.choices("hardware") if name != "cpu"])
+def test_verl_makes_a_megatron_actor_of_each_gpu_group(hardware):
+    words = ["recipe=gsd/qwen2.5_math_7b", f"hardware={hardware}", "model_engine=megatron"]
+    actor = resolve(compose_config(parse_line(words))).actor_rollout_ref.actor
+    with open_dict(actor):
+        actor.rollout_n = 8
+    assert type(omega_conf_to_dataclass(actor)).__name__ == "McoreActorConfig"
+
+
+def test_verls_own_main_drops_what_another_engine_has(compose_fast):
+    """``auto_set_device`` is called first in ``main_ppo``. This fails when verl calls it no longer."""
+    config, _ = compose_fast("recipe=gsd/qwen2.5_math_7b", "hardware=8xa100_80g")
+    config.model_engine = "megatron"
+    main_ppo.auto_set_device(config)
+    assert "fsdp_config" not in config.actor_rollout_ref.actor and "fsdp_config" not in config.actor_rollout_ref.ref
+    assert main_ppo.auto_set_device is device.auto_set_device
+    assert "auto_set_device" in inspect.unwrap(main_ppo.main).__code__.co_names
+
+
+def test_a_cluster_has_packages_of_its_own(compose_fast):
+    """Flash-attn and Megatron are needed where the run trains, not on a login node that joins a cluster."""
+    config, line = compose_fast("recipe=gsd/qwen2.5_math_7b", "hardware=8xa100_80g", "model_engine=megatron")
+    config.ray_kwargs.ray_init.address = "local"
+    (problem,) = validation.check_packages(config, line)
+    assert "megatron.core" in problem
+    config.ray_kwargs.ray_init.address = "ray://head:10001"
+    assert list(validation.check_packages(config, line)) == []
+
+
+def test_a_cluster_has_gpus_of_its_own(compose_fast, monkeypatch):
+    """An address of Ray Client, which a run always joins."""
+    monkeypatch.setattr(validation.gpus, "query", lambda: pytest.fail("the GPUs of this machine are asked for"))
+    config, line = compose_fast("recipe=gsd/qwen2.5_math_7b", "hardware=8xa100_80g")
+    config.ray_kwargs.ray_init.address = "ray://head:10001"
+    assert list(validation.accelerator_present(config, line)) == []
+
+
+def test_main_ppo_settles_what_is_read_off_its_machine():
+    """verl would resolve it in a process on any node of the cluster."""
+    config = compose_config(parse_line(["algo=grpo", "task=arithmetic", "hardware=gpu"]))
+    assert "verl_gsd.gpus" in OmegaConf.to_yaml(config)
+    device.auto_set_device(config)
+    left = OmegaConf.to_yaml(config)
+    assert "verl_gsd.gpus:count" not in left and "verl_gsd.attention" not in left
