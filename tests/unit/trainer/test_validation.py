@@ -39,7 +39,7 @@ LINES = [
     },
     {
         "algorithm.gamma=0.9": r"algorithm\.gamma=0\.9 does nothing",
-        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=3": r"_per_gpu=3 .*use_dynamic_bsz=true.*ppo_max_token_len",
+        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=3": r"_per_gpu=3 .*use_dynamic_bsz=true.*ppo_max_token",
         "algorithm.norm_adv_by_std_in_grpo=false": r"norm_adv_by_std_in_grpo=False .*algorithm\.gsd\.alpha",
         "actor_rollout_ref.actor.clip_ratio=0.3": r"clip_ratio=0\.3 .*clip_ratio_low.*clip_ratio_high",
         "actor_rollout_ref.actor.kl_loss_coef=0.1": r"kl_loss_coef=0\.1 .*use_kl_loss is false",
