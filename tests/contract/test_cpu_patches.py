@@ -120,7 +120,7 @@ def test_kept_vllm_weights_still_needed(patched):
 def test_executor_switch_still_needed(processes, executor):
     from vllm.platforms.cpu import CpuPlatform
 
-    config = MagicMock()
+    config = MagicMock(model_config=None)
     config.parallel_config.distributed_executor_backend, config.device_config.device_type = "uni", "cpu"
     with patch.dict(os.environ, {"VLLM_ENABLE_V1_MULTIPROCESSING": processes}):  # the call sets more variables
         CpuPlatform.check_and_update_config(config)

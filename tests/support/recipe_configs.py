@@ -1,6 +1,7 @@
 """Recipes composed as the command line composes them, quickly enough for a hundred times."""
 
 import functools
+import pickle
 
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
@@ -29,16 +30,22 @@ def merged(node, over):
 
 
 @functools.cache
-def composed(recipe, *words, resolved=True):
-    """As the command line composes, a hundred times over: each group by Hydra once, then verl's, hardware and recipe
-    merged in that order. Who gets it shares it with others, and changes nothing in it."""
+def _of_groups(recipe, *of_groups):
     groups.store_groups()
-    of_groups = [word for word in words if word.partition("=")[0] in groups.GROUPS]
     hardware = [f"+{word}" for word in of_groups if word.startswith("hardware=")]
     algo = [word for word in of_groups if word.startswith("algo=")]
     rest = [f"+{word}" for word in of_groups if word.startswith("task=")]
     config = merged(part(of_verl=True), part(*hardware))
-    config = OmegaConf.create(merged(config, part(f"+recipe={recipe}", *algo, *rest, "+logger=console")))
+    config = merged(config, part(f"+recipe={recipe}", *algo, *rest, "+logger=console"))
+    return pickle.dumps(OmegaConf.create(config))
+
+
+@functools.cache
+def composed(recipe, *words, resolved=True):
+    """As the command line composes, a hundred times over: each group by Hydra once, then verl's, hardware and recipe
+    merged in that order. Who gets it shares it with others, and changes nothing in it."""
+    of_groups = [word for word in words if word.partition("=")[0] in groups.GROUPS]
+    config = pickle.loads(_of_groups(recipe, *of_groups))
     for word in words:
         key, _, value = word.partition("=")
         if word not in of_groups:

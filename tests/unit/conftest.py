@@ -1,6 +1,7 @@
 """Unit tests compute with one thread: several processes run them at once, and threads that outnumber the cores wait for
 each other and burn ten times the CPU time."""
 
+import gc
 import os
 import sys
 
@@ -8,6 +9,8 @@ import pytest
 
 # Before anything imports torch.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Configs and charts are made of many small objects, beside which every collection visits those of torch.
+gc.set_threshold(100_000, 20, 100)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -64,9 +64,9 @@ def measure(ranks: int, backend: str = "nccl", limit_s: float = LIMIT_S) -> floa
 
 def _wait(processes: Sequence[subprocess.Popen], folder: Path, limit_s: float) -> None:
     deadline = time.monotonic() + limit_s
-    while any(process.poll() is None for process in processes):
+    while None in (codes := [process.poll() for process in processes]):
         # The others would wait for a rank that failed until their own time limit.
-        if any(process.returncode for process in processes) or time.monotonic() > deadline:
+        if any(codes) or time.monotonic() > deadline:
             break
         time.sleep(_LOOK_INTERVAL)
     for rank, process in enumerate(processes):

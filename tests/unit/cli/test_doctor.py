@@ -116,11 +116,12 @@ def test_a_rank_checks_the_sums_and_writes_its_seconds(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "seconds.json").read_text()) > 0
 
 
-def test_a_rank_that_fails_ends_the_others_and_is_named(tmp_path, monkeypatch):
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_rank_that_fails_ends_the_others_and_is_named(tmp_path, monkeypatch, failing):
     program = tmp_path / "python"  # -m MODULE RANK RANKS FOLDER BACKEND
-    write_program(program, '[ "$3" = 1 ] && exec sleep 600\necho first\necho "no backend $6"\nexit 7')
+    write_program(program, f'[ "$3" != {failing} ] && exec sleep 600\necho first\necho "no backend $6"\nexit 7')
     monkeypatch.setattr(all_reduce.sys, "executable", str(program))
-    with pytest.raises(all_reduce.AllReduceError, match=r"rank 0 of 2 .*7: no backend nowhere"):
+    with pytest.raises(all_reduce.AllReduceError, match=rf"rank {failing} of 2 .*7: no backend nowhere"):
         all_reduce.measure(2, backend="nowhere")
 
 

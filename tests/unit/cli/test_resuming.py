@@ -122,7 +122,7 @@ def test_a_damaged_checkpoint_ends_the_command_before_anything_starts(run, tmp_p
 
 @pytest.mark.parametrize(("job", "command"), [(False, "verl-gsd train resume="), (True, "verl-gsd submit --resume ")])
 def test_the_line_to_resume_is_one_line_on_a_narrow_terminal(run, monkeypatch, capsys, job, command):
-    monkeypatch.setattr(train.out, "width", 40)
+    monkeypatch.setenv("COLUMNS", "40")
     if job:
         monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     train._show_how_to_resume(run)

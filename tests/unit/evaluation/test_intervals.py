@@ -250,7 +250,7 @@ def test_the_bootstrap_of_many_values_is_the_normal_interval_and_repeats_with_it
 
 def test_five_seeds_are_too_few_for_the_bootstrap_as_its_docstring_says():
     rng = np.random.default_rng(2)
-    found = [bootstrap_mean(values, draws=500) for values in rng.normal(size=(3000, 5))]
+    found = [bootstrap_mean(values, draws=500) for values in rng.normal(size=(2000, 5))]
     assert 0.82 < np.mean([one.low <= 0 <= one.high for one in found]) < 0.86
 
 

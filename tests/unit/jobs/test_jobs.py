@@ -119,6 +119,7 @@ def submit(*words):
     return CliRunner().invoke(app, ["submit", *words], env={"COLUMNS": "300"})
 
 
+@pytest.mark.usefixtures("configs_parsed_once")
 @pytest.mark.parametrize(
     ("words", "said"),
     [

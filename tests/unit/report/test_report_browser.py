@@ -47,25 +47,21 @@ def everything_of_a_run(folder):
     return [everything(folder / "run")]
 
 
-def runs_together(folder):
-    long = "a_run_with_a_name_as_long_as_those_that_people_give_to_their_runs_2026_07_30"
-    runs = [everything(folder / long), everything(folder / "other", steps=5, seed=1), folder / "stock"]
-    metrics(runs[2], [(step, {"actor/entropy": 0.5}) for step in range(1, 60)])
-    return runs
-
-
 def one_step(folder):
     records(folder / "run", 1, ([0, 1, 1, 1], "trained"), ([0, 0, 0, 0], "trained"), ([1, 1, 1, 1], "filtered"))
     return [folder / "run"]
 
 
+LONG = "a_run_with_a_name_as_long_as_those_that_people_give_to_their_runs_2026_07_30"
 #: No folder's name has a slash, but the name of a run has, where two folders would share it.
-NAMED_BY_OTHERS = "script><img src=x onerror=window.hostile=1>"
+HOSTILE_NAME = "script><img src=x onerror=window.hostile=1>"
 
 
-def text_of_others(folder):
-    hostile = everything(folder / "a<" / NAMED_BY_OTHERS, source=HOSTILE)
-    return [hostile, everything(folder / "b" / NAMED_BY_OTHERS, steps=3)]
+def runs_together(folder):
+    hostile = everything(folder / "a<" / HOSTILE_NAME, source=HOSTILE)
+    runs = [hostile, everything(folder / "b" / HOSTILE_NAME, steps=5, seed=1), folder / LONG]
+    metrics(runs[2], [(step, {"actor/entropy": 0.5}) for step in range(1, 60)])
+    return runs
 
 
 @pytest.fixture(scope="module")
@@ -111,26 +107,31 @@ def check(page, sections):
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "it scrolls sideways"
 
 
-@pytest.mark.parametrize("scenario", [everything_of_a_run, runs_together, one_step])
+@pytest.mark.parametrize(
+    ("scenario", "visit"),
+    [(everything_of_a_run, "desk"), (everything_of_a_run, "phone"), (one_step, "desk")],
+    indirect=["visit"],
+)
 def test_everything_is_drawn(visit, written, scenario):
     address, sections = written(scenario)
-    assert len(sections) == {everything_of_a_run: 12}.get(scenario, len(sections))
+    assert len(sections) == 12 or scenario is one_step
     check(visit(address), sections)
 
 
-def test_text_that_others_wrote_is_shown_and_does_not_run(visit, written):
-    address, sections = written(text_of_others)
+def test_runs_are_drawn_together_and_text_that_others_wrote_is_shown_and_does_not_run(visit, written):
+    address, sections = written(runs_together)
     page = visit(address)
     assert page.evaluate("window.hostile") is None
     assert page.locator("img").count() == 0
     assert HOSTILE in page.locator("section#accuracy").inner_text()
-    assert f"a</{NAMED_BY_OTHERS}" in page.locator("h1").inner_text()
+    title = page.locator("h1").inner_text()
+    assert f"a</{HOSTILE_NAME}" in title and LONG in title
     check(page, sections)
 
 
 def test_a_served_page_shows_a_step_that_was_made_since(browser, tmp_path, monkeypatch):
     monkeypatch.setattr(watch, "REFRESH", 1)
-    records(tmp_path, 1, ([0, 1, 1, 1], "trained"))
+    metrics(tmp_path, [(1, {"actor/entropy": 0.5})])
     with ThreadingHTTPServer(("127.0.0.1", 0), watch.handler(watch.Pages([tmp_path]))) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -139,7 +140,7 @@ def test_a_served_page_shows_a_step_that_was_made_since(browser, tmp_path, monke
             page.goto(f"http://127.0.0.1:{server.server_port}/")
             steps = page.locator("section#runs td").nth(1)
             assert steps.inner_text() == "1"
-            records(tmp_path, 2, ([0, 1, 1, 1], "trained"))
+            metrics(tmp_path, [(step, {"actor/entropy": 0.5}) for step in (1, 2)])
             page.wait_for_function(
                 "document.querySelectorAll('section#runs td')[1]?.innerText === '2'", timeout=120_000
             )

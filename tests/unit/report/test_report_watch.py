@@ -3,10 +3,10 @@
 import re
 import signal
 import socket
-import subprocess
-import sys
+import threading
 import urllib.error
 import urllib.request
+from http.server import ThreadingHTTPServer
 
 import psutil
 import pytest
@@ -25,44 +25,60 @@ def get(url, **headers):
         return answer.status, answer.read().decode()
 
 
-@pytest.fixture
-def served(tmp_path):
-    """(url, process, run) of a command that serves a run of one step."""
+def test_it_serves_the_page_and_nothing_else(tmp_path):
     run = tmp_path / "run"
     records(run, 1, (MIXED, "trained"))
     (run / "secret.txt").write_text("secret")
-    # As a terminal has it, whoever started the tests: what a shell runs in the background ignores Ctrl-C.
-    ctrl_c = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    script = ctrl_c + "import sys; from verl_gsd.cli.main import app; app(sys.argv[1:])"
-    command = [sys.executable, "-u", "-c", script, "report", str(run), "--watch", "--port", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    url = process.stdout.readline().split()[0]
-    yield url, process, run
-    if process.poll() is None:
-        process.kill()
-    process.wait()
-    process.stdout.close()
-
-
-def test_it_serves_the_page_and_nothing_else_to_this_machine_alone(served):
-    url, process, run = served
-    status, first = get(url)
-    assert status == 200 and 'http-equiv="refresh"' in first
-    for path in ("secret.txt", "../run/secret.txt", "report.html", "records/", "?x"):
+    with ThreadingHTTPServer(("127.0.0.1", 0), watch.handler(watch.Pages([run]))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/"
+        status, first = get(url)
+        assert status == 200 and 'http-equiv="refresh"' in first
+        for path in ("secret.txt", "../run/secret.txt", "report.html", "records/", "?x"):
+            with pytest.raises(urllib.error.HTTPError, match="404"):
+                get(url + path)
         with pytest.raises(urllib.error.HTTPError, match="404"):
-            get(url + path)
-    with pytest.raises(urllib.error.HTTPError, match="404"):
-        get(url, Host="evil.example")
-    with pytest.raises(urllib.error.HTTPError, match="501"):
-        urllib.request.urlopen(url, data=b"x", timeout=60)
-    listening = [c for c in psutil.Process(process.pid).net_connections() if c.status == psutil.CONN_LISTEN]
-    assert [connection.laddr.ip for connection in listening] == ["127.0.0.1"]
-    records(run, 2, (MIXED, "trained"), (MIXED, "trained"))
-    _, later = get(url)
+            get(url, Host="evil.example")
+        with pytest.raises(urllib.error.HTTPError, match="501"):
+            urllib.request.urlopen(url, data=b"x", timeout=60)
+        records(run, 2, (MIXED, "trained"), (MIXED, "trained"))
+        _, later = get(url)
+        server.shutdown()
     assert "<td>1</td><td>1</td><td>1</td>" in first and "<td>2</td><td>1</td><td>3</td>" in later
-    assert not (run / "report.html").exists()
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) == 0
+
+
+def test_the_command_serves_this_machine_alone_until_ctrl_c(tmp_path, monkeypatch):
+    # As a terminal has it, whoever started the tests: what a shell runs in the background ignores Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    seen = {}
+
+    def visit_and_press_ctrl_c(runs, port, *, on_start, real=watch.serve):
+        def visit(url):
+            try:
+                seen["page"] = get(url)
+                seen["listening"] = {
+                    connection.laddr.ip
+                    for connection in psutil.Process().net_connections()
+                    if connection.status == psutil.CONN_LISTEN and f":{connection.laddr.port}/" in url
+                }
+            finally:
+                signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+        def started(url):
+            on_start(url)
+            threading.Thread(target=visit, args=(url,)).start()
+
+        real(runs, port, on_start=started)
+
+    monkeypatch.setattr(watch, "serve", visit_and_press_ctrl_c)
+    try:
+        result = CliRunner().invoke(app, ["report", str(tmp_path), "--watch", "--port", "0"])
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert result.exit_code == 0 and "http://127.0.0.1:" in result.output
+    assert seen["page"][0] == 200 and 'id="waiting"' in seen["page"][1]
+    assert seen["listening"] == {"127.0.0.1"}
+    assert not (tmp_path / "report.html").exists()
 
 
 def test_a_page_is_made_again_only_when_a_file_has_changed(tmp_path, monkeypatch):

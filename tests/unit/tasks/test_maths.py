@@ -99,7 +99,7 @@ def the_next_worker():
 
 
 #: Numbers that no power or factorial shows.
-ENDLESS = [rf"9^{{(9^{{(9+{number})}})}}" for number in range(3)]
+ENDLESS = [rf"9^{{(9^{{(9+{number})}})}}" for number in range(2)]
 
 
 def test_hostile_answers_cost_a_bounded_time_and_no_process(pool):
@@ -109,10 +109,10 @@ def test_hostile_answers_cost_a_bounded_time_and_no_process(pool):
     towers = [f"9^{{9^{{9^{{{number}}}}}}}" for number in range(60, 110)]
     powers = [f"x^{{{10**6 + number}}}" for number in range(50)]
     factorials = [f"{99999 + number}!" for number in range(50)]
-    asked = [*towers, *powers, *factorials, *ENDLESS * 17]
+    asked = [*towers, *powers, *factorials, *ENDLESS * 25]
     with ThreadPoolExecutor(8) as threads:
         found = list(threads.map(lambda answer: score(answer, r"\sqrt{2}"), asked))
-    assert found == [{"score": 0.0, "acc": 0.0, "unverified": 1.0}] * 201
+    assert found == [{"score": 0.0, "acc": 0.0, "unverified": 1.0}] * 200
     assert pool.words == ["right"] + ["late"] * len(ENDLESS)
     assert score(r"\frac{2}{\sqrt{2}}", r"\sqrt{2}")["score"] == 1.0
     assert process.is_running() and len(pool.started) <= maths.PROCESSES

@@ -42,22 +42,25 @@ JOINED = ("answers of two types", "messages of two types")
 
 
 def named_in(problems, files, message):
-    places = [str(file) for file in (files if isinstance(files, list) else [files])]
-    own = [problem for problem in problems if any(place in problem for place in places)]
+    own = [problem for problem in problems if any(str(file) in problem for file in files)]
     return all(any(re.search(rf"{re.escape(key)}=.*{message}", problem) for problem in own) for key in FILE_KEYS)
 
 
-def test_files_that_verl_does_not_read_are_named_all_at_once(check, tmp_path):
-    made = {name: tmp_path / name for name in WRONG if name not in JOINED}
-    for folder in made.values():
-        folder.mkdir()
-    files = {name: WRONG[name][0](folder) for name, folder in made.items()}
-    flat = [file for of in files.values() for file in (of if isinstance(of, list) else [of])]
+@pytest.mark.parametrize("is_parquet", [True, False])
+def test_files_that_verl_does_not_read_are_named_all_at_once(check, tmp_path, is_parquet):
+    """JSON is read after all Parquet files are right."""
+    made = {}
+    for name in WRONG:
+        (tmp_path / name).mkdir()
+        files = WRONG[name][0](tmp_path / name)
+        files = files if isinstance(files, list) else [files]
+        if name not in JOINED and (files[0].suffix == ".parquet") == is_parquet:
+            made[name] = files
     with pytest.raises(ConfigError) as error:
-        check(*(f"{key}=[{','.join(repr(str(file)) for file in flat)}]" for key in FILE_KEYS))
-    problems = str(error.value).splitlines()
-    for name, of in files.items():
-        assert named_in(problems, of, WRONG[name][1]), name
+        check(*(f"{key}={[str(file) for files in made.values() for file in files]}" for key in FILE_KEYS))
+    assert len(made) > 5
+    for name, files in made.items():
+        assert named_in(str(error.value).splitlines(), files, WRONG[name][1]), name
 
 
 @pytest.mark.parametrize("name", JOINED)

@@ -84,7 +84,6 @@ def test_mistakes_are_named_with_their_remedies(check, tiny_task, line):
     with pytest.raises(ConfigError) as refused:
         check(tiny_task, *line)
     problems = str(refused.value).splitlines()
-    assert len(problems) == len(line), problems
     for message in line.values():
         assert any(re.search(message, problem) for problem in problems), message
 
