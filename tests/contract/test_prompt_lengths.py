@@ -17,6 +17,7 @@ from transformers import AutoTokenizer
 from typer.testing import CliRunner
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 from verl.experimental.agent_loop.tool_agent_loop import ToolAgentLoop
+from verl.tools.function_tool import FUNCTION_TOOL_REGISTRY
 from verl.tools.tool_registry import load_all_tools
 from verl.utils.dataset.rl_dataset import RLHFDataset
 from verl.utils.tokenizer import continuous_token_wiring
@@ -250,7 +251,8 @@ def test_the_runs_own_chat_template_and_tokenizer_are_used(examined, tmp_path):
 
 
 @pytest.fixture
-def tools_file(tmp_path):
+def tools_file(tmp_path, monkeypatch):
+    monkeypatch.delitem(FUNCTION_TOOL_REGISTRY, "add", raising=False)  # of another test
     (tmp_path / "tools.py").write_text(
         "from verl.tools.function_tool import function_tool\n\n"
         "@function_tool\ndef add(a: int, b: int) -> int:\n"
@@ -365,8 +367,8 @@ def test_verls_data_set_ignores_the_truncation_and_filters_by_the_template_witho
     file = parquet(tmp_path, [row(prompt=chat) for chat in chats], name="train.parquet")
     shorter = len(tokenizer.apply_chat_template(chats[0], add_generation_prompt=True, return_dict=False))
     settings = {"filter_overlong_prompts": True, "max_prompt_length": shorter, "truncation": truncation}
-    assert len(RLHFDataset(file, tokenizer, settings)) == 1
-    kept = RLHFDataset(file, tokenizer, settings | {"filter_overlong_prompts": False})
+    assert len(RLHFDataset(str(file), tokenizer, settings)) == 1
+    kept = RLHFDataset(str(file), tokenizer, settings | {"filter_overlong_prompts": False})
     assert [kept[number]["raw_prompt"] for number in range(2)] == chats, "whole"
 
 
@@ -387,17 +389,21 @@ def prompt_built(kind, tokenizer, tools, **columns):
     multi_turn |= {"max_tool_response_length": 1, "tool_response_truncate_side": "left"}
     rollout = {"prompt_length": 999, "response_length": 4, "full_determinism": False, "multi_turn": multi_turn}
     config, server = OmegaConf.create({"actor_rollout_ref": {"rollout": rollout}, "trainer": {"v1": {}}}), Server()
-    loop = kind(
-        trainer_config=SimpleNamespace(config=config),
-        server_manager=server,
-        tokenizer=tokenizer,
-        processor=None,
-        dataset_cls=RLHFDataset,
-        data_config=SimpleNamespace(config=OmegaConf.create({})),
-        hf_model_type="llama",
-        tools=SimpleNamespace(tools=tools),
-    )
-    asyncio.run(loop.run({}, raw_prompt=ask("what is the sum"), **columns))
+
+    async def run():  # an agent loop keeps the event loop in which it is made
+        loop = kind(
+            trainer_config=SimpleNamespace(config=config),
+            server_manager=server,
+            tokenizer=tokenizer,
+            processor=None,
+            dataset_cls=RLHFDataset,
+            data_config=SimpleNamespace(config=OmegaConf.create({})),
+            hf_model_type="llama",
+            tools=SimpleNamespace(tools=tools),
+        )
+        await loop.run({}, raw_prompt=ask("what is the sum"), **columns)
+
+    asyncio.run(run())
     return len(server.prompts[0])
 
 

@@ -34,7 +34,7 @@ ON_MACHINES |= dict.fromkeys(LARGEST, HARDWARE) | {"gvpo/summarisation": ["1xh20
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_recipe_passes_on_its_machines(recipe):
-    """tests/contract/test_recipes.py has all recipes on all machines, by verl's checks."""
+    """tests/contract/test_recipes.py has all recipes on all machines."""
     # No server is asked whether it is there.
     stub = ["algorithm.gsd.dagrpo.judge.scorer=stub"] if recipe.startswith("dagrpo") else []
     for hardware in ON_MACHINES[recipe]:
