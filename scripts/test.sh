@@ -37,15 +37,5 @@ tests() {
   [ "$folder" != unit ] || workers=(--numprocesses logical --maxprocesses 4)
   if "$bin"/python -m pytest -m "$folder" "${workers[@]}" "${paths[@]}" "$@"; then ran=yes; else [ $? = 5 ]; fi
 }
-# Contract tests patch and start verl, Ray and vLLM in many ways: each file has a process of its own.
-contract_tests() {
-  if [ $named = yes ]; then tests contract "$@"; return; fi
-  local file
-  named=yes
-  for file in tests/contract/test_*.py; do tests contract "$file" "$@"; done
-  named=no
-}
-for folder in "${folders[@]}"; do
-  if [ "$folder" = contract ]; then part contract contract_tests "$@"; else part "$folder" tests "$folder" "$@"; fi
-done
+for folder in "${folders[@]}"; do part "$folder" tests "$folder" "$@"; done
 [ $ran = yes ] || { echo "test.sh: there are no such tests" >&2; exit 5; }

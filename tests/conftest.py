@@ -15,6 +15,8 @@ from hypothesis import settings
 HERE = Path(__file__).parent
 #: Minutes of a drill that CI runs beside all other tests.
 SHORT = 8
+#: Seconds after which a test hangs, where pyproject.toml says fewer. A test's own runs count.
+HANGS = {"stack": 2400, "drills": 5400}
 
 # No test fails for being slow on a busy machine.
 settings.register_profile("project", deadline=None)
@@ -37,7 +39,10 @@ def pytest_addoption(parser):
 def pytest_collection_modifyitems(config, items):
     """The folder is the marker: unit, contract, engine, stack or drills."""
     for item in items:
-        item.add_marker(item.path.relative_to(HERE).parts[0])
+        folder = item.path.relative_to(HERE).parts[0]
+        item.add_marker(folder)
+        if folder in HANGS:
+            item.add_marker(pytest.mark.timeout(HANGS[folder]))
     if commit := config.getoption("--one-drill"):
         drills = {item.nodeid: _short_drill(item) for item in items}
         names = sorted(set(drills.values()) - {""})

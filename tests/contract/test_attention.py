@@ -1,8 +1,5 @@
 """Attention over packed rows inside verl's FSDP engine: who installs it, and which models it rejects."""
 
-import os
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -56,18 +53,3 @@ def test_a_model_that_does_not_keep_packed_sequences_apart_is_rejected(installed
         tu.assign_non_tensor(several, use_remove_padding=False)
         engine.forward_step(several)
         tu.assign_non_tensor(several, use_remove_padding=True)
-
-
-def test_verls_fsdp_engine_brings_ours():
-    """In a process of its own: the plugin installs it when verl's engine is imported, and not before."""
-    program = (
-        "import verl\n"
-        "from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS as functions\n"
-        "before = functions['sdpa'].__module__\n"
-        "import verl.workers.engine.fsdp.transformer_impl\n"
-        "print('found', before, functions['sdpa'].__module__)\n"
-    )
-    environ = os.environ | {"VERL_GSD_CPU": "1"}
-    output = subprocess.run([sys.executable, "-c", program], env=environ, capture_output=True, text=True, check=True)
-    found = next(line for line in output.stdout.splitlines() if line.startswith("found"))
-    assert found.split()[1:] == ["transformers.integrations.sdpa_attention", "verl_gsd.trainer.attention"]

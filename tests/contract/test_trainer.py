@@ -204,8 +204,11 @@ def test_a_plugin_that_verl_did_not_load_is_told_apart_from_one_that_raised(monk
     """verl swallows what a plugin raises; our keys would then mean nothing in any worker."""
     import sys
 
+    import wrapt
+
     from verl_gsd.trainer import validation_with_verl as validation
 
+    monkeypatch.setattr(wrapt, "when_imported", lambda name: lambda hook: None)  # verl is patched already
     monkeypatch.delitem(sys.modules, validation.PLUGIN)
     monkeypatch.setenv("VERL_USE_EXTERNAL_PLUGINS", "none")
     assert "VERL_USE_EXTERNAL_PLUGINS=none" in next(validation.plugin_absent())

@@ -359,10 +359,10 @@ def test_dynamic_sampling_ends_a_step_only_when_nothing_runs(queue, on_sleep):
     built = buffer(filter_groups_metric="acc")
     queue.put_group("a", [1.0, 0.0])
     queue.put_group("b", [1.0], status="running")
-    queue.put_group("c", [], status="pending")
+    queue.put_group("c", [1.0, 0.0], status="pending")
     on_sleep.functions += [
         lambda: queue.kv_put("b", "train", tag={"status": "finished"}),
-        lambda: queue.kv_put("c", "train", tag={"status": "failure"}),
+        lambda: queue.kv_put("c", "train", tag={"status": "finished"}),
     ]
     batch, _ = built.sample(1, "train", 1)
     assert len(on_sleep.slept) == 2 and len({key.split("_")[0] for key in batch.keys}) == 1

@@ -102,7 +102,8 @@ def test_actors_that_were_ended_on_purpose_are_no_deaths(watch):
     left.__ray_terminate__.remote()
     for actor in (ended, left):
         with pytest.raises(ray.exceptions.RayActorError):
-            ray.get(actor.pid.remote())
+            while True:  # Ray ends it some time after it is told to
+                ray.get(actor.pid.remote())
     watch.dog.look(wait=True)
     assert not read_messages(watch.messages)
 

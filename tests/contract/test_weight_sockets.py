@@ -3,7 +3,6 @@
 import asyncio
 import inspect
 import os
-import re
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -72,15 +71,13 @@ def runs(tiny_task, tmp_path_factory):
 
     ``hardware=cpu`` and a GPU machine without a cluster have such clusters.
     """
-    told, folders = forks.CONTEXT.Queue(), [tmp_path_factory.mktemp("run") for _ in range(2)]
-    model = str(tiny_task / "model")
-    started = [forks.start(folder, weight_transfer.name_sockets, model, REPLICA, told) for folder in folders]
+    told, folder = forks.CONTEXT.Queue(), tmp_path_factory.mktemp("runs")
+    process = forks.start(folder, weight_transfer.name_sockets, str(tiny_task / "model"), REPLICA, told)
     try:
-        return [SimpleNamespace(**forks.answer(told, *started)) for _ in started]
+        return [SimpleNamespace(**forks.answer(told, process)) for _ in range(2)]
     finally:
-        for process in started:
-            process.join(HUNG)
-            forks.end(process)
+        process.join(HUNG)
+        forks.end(process)
 
 
 class _Processes:
@@ -233,12 +230,3 @@ def test_patch_still_needed_because_verl_names_segments_at_random(monkeypatch):
         transfer.BucketedWeightSender._init_buffer(sender)
         assert sender.socket.send_pyobj.call_args.args[0]["name"] == names[-1]
     assert len(set(names)) == 2 and all(name.startswith("verl_weights_") for name in names)
-
-
-def test_vllm_loads_the_plugin_in_the_process_that_receives(vllm_engine):
-    """With the executor "uni" the engine's process receives. Every run on a CPU has that one."""
-    name = "rl-colocate-zmq-01000000-replica-0-rank-0.sock"
-    (handles,) = re.findall(r"^HANDLES (.*)$", vllm_engine.output(), re.MULTILINE)
-    assert handles == f"['ipc://{private_folders._PREFIX}weights_{'cd' * 8}/{name}']"
-    private_folders.remove_unused()
-    assert not Path(f"{private_folders._PREFIX}weights_{'cd' * 8}").exists()

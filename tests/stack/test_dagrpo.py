@@ -1,25 +1,15 @@
-"""DaGRPO on the real stack, against vLLM's own OpenAI server: judged, shown what an expert and what the policy itself
-got right, killed and resumed."""
-
-import asyncio
-from collections import defaultdict
-from types import SimpleNamespace
+"""DaGRPO on the real stack, against vLLM's own OpenAI server: judged, and shown what an expert and what the policy
+itself got right."""
 
 import numpy as np
 import pytest
 import torch
-from dagrpo_problems import BATCH, SHORT, SIZE, write_problems
+from dagrpo_runs import BATCH, SAVED, SIZE, shown_of_its_own, train_judged, write_problems
 from gvpo_cases import log_probs
-from judge_server import build_judge, serving
-from running import TASK, metrics, remembered, replayed, train_through
+from running import TASK, remembered, replayed
 
-from verl_gsd.judge.cache import ScoreCache
-from verl_gsd.judge.openai_scorer import OpenAIScorer
-from verl_gsd.records import read_records
-
-SAVED, KILLED, STEPS = 2, 3, 5
-DELTA, GAMMA = 2, 0.1
-JUDGE = "algorithm.gsd.dagrpo.judge"
+STEPS = 4
+GAMMA = 0.1
 
 
 @pytest.fixture(scope="module")
@@ -29,50 +19,11 @@ def problems(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(problems, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("dagrpo")
-    build_judge(folder / "judge")
-    cache = folder / "cache.sqlite"
-    with serving(folder / "judge", folder / "judge.log") as url:
-        at_kill = []
-
-        def keep_scores():
-            with ScoreCache(cache) as scores:
-                at_kill.extend(scores.rows())
-
-        attempts, _ = train_through(
-            folder / "run",
-            *("algo=dagrpo", *SHORT, f"data.train_files={problems.file}", f"{JUDGE}.base_url={url}"),
-            "algorithm.gsd.dagrpo.demonstrations.source=expert_or_self",
-            *(f"{JUDGE}.cache={cache}", f"algorithm.gsd.dagrpo.delta={DELTA}", "algorithm.gsd.dagrpo.probe_every=2"),
-            f"trainer.save_freq={SAVED}",
-            last=STEPS,
-            killed_after=KILLED,
-            saved=SAVED,
-            between=keep_scores,
-        )
-
-        async def asked_again():
-            scorer = OpenAIScorer(url, "judge")
-            again = [await scorer.score(judged.question) for judged in at_kill[:8]]
-            await scorer.close()
-            return again
-
-        again = asyncio.run(asked_again())
-    path = folder / "run"
-    seen = {step: metrics(path, attempt)[step] for step, attempt in attempts.items()}
-    return SimpleNamespace(
-        path=path,
-        attempts=attempts,
-        seen=seen,
-        records=read_records(path),
-        at_kill=at_kill,
-        again=again,
-        cache=cache,
-    )
+    return train_judged(tmp_path_factory.mktemp("dagrpo"), problems, last=STEPS)
 
 
 def test_groups_whose_outcomes_differ_are_judged_by_that_server_and_no_other_is(run):
-    assert [judged.score for judged in run.at_kill[:8]] == run.again
+    assert run.again and [judged.score for judged in run.early[:8]] == run.again
     for row in run.records.to_pylist():
         assert (row["dagrpo_pairs"] is not None) == (row["kind"] == "mixed")
         if row["kind"] == "mixed":
@@ -95,17 +46,8 @@ def test_the_mask_keeps_some_pairs_and_drops_others_as_the_scores_in_the_cache_s
 
 
 def test_groups_that_failed_have_an_experts_demonstration_or_what_the_policy_got_right_before(run, problems):
-    succeeded, only_before = defaultdict(set), 0
-    for row in run.records.to_pylist():
-        assert row["total"] == row["size"] == SIZE, "what it replaced still counts"
-        expert, earlier = problems.by_index[row["index"]]["demonstration"], succeeded[row["index"]]
-        own = not expert and any(step < row["step"] for step in earlier)
-        assert row["demonstrations"] == (1 if row["kind"] == "all_wrong" and (expert or own) else 0)
-        if row["demonstrations"] and own and row["step"] > SAVED:
-            only_before += max(earlier) <= SAVED
-        if row["correct"]:
-            earlier.add(row["step"])
-    assert only_before, "a success of before the kill was shown after it"
+    assert shown_of_its_own(run, problems)
+    assert {(row["size"], row["total"]) for row in run.records.to_pylist()} == {(SIZE, SIZE)}, "what it replaced counts"
     for step, seen in run.seen.items():
         rows = [row for row in run.records.to_pylist() if row["step"] == step]
         assert seen["dagrpo/demonstrations/wanted"] == sum(row["kind"] == "all_wrong" for row in rows) > 0
@@ -148,13 +90,9 @@ def test_what_verl_reports_of_rewards_is_of_the_policys_own_responses(run):
 
 
 def test_the_cache_and_the_memory_keep_what_was_seen(run):
-    with ScoreCache(run.cache) as scores:
-        later = list(scores.rows())
-    known = {(judged.question, judged.score) for judged in later}
-    assert {(judged.question, judged.score) for judged in run.at_kill} <= known and len(known) == len(later)
-    assert run.seen[SAVED + 1]["judge/cache_hits"] > 0, "the first step of a new process knows what was asked before"
-    steps = dict(zip(run.records["step"].to_pylist(), run.records["attempt"].to_pylist(), strict=True))
-    assert steps == run.attempts
+    questions = [judged.question for judged in run.early]
+    assert len(set(questions)) == len(questions)
+    assert sum(seen["judge/cache_hits"] for seen in run.seen.values()) > 0, "the same prompts at every step"
     for step in (SAVED, STEPS):
         assert remembered(run.path / f"global_step_{step}") == replayed(run.records, step)
 

@@ -1,4 +1,4 @@
-"""A program: import the named modules, then verl, and print what became of Ray and of the CPU platform."""
+"""A program: import the named modules, then parts of verl, and print what became of Ray and what we patched."""
 
 import importlib
 import importlib.metadata
@@ -13,7 +13,18 @@ if __name__ == "__main__":
     from verl.plugin.platform.platform_manager import PlatformRegistry
 
     platform = PlatformRegistry.get("cpu")
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    attention = [ALL_ATTENTION_FUNCTIONS["sdpa"].__module__]
+    importlib.import_module("verl.workers.engine.fsdp.transformer_impl")
+    attention.append(ALL_ATTENTION_FUNCTIONS["sdpa"].__module__)
+    from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
+
     found = {
+        "the extension of vLLM's workers is patched": hasattr(
+            vLLMColocateWorkerExtension._get_zmq_handle, "__wrapped__"
+        ),
+        "attention before and after the engine": attention,
         "ray is imported with the modules": is_ray_imported,
         "cpu platform": None if platform is None else platform.__name__,
         "device": get_platform().device_name,

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import tenacity
 
 ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1"}
 
@@ -41,16 +42,14 @@ def serving(model: Path, log: Path):
         server = subprocess.Popen(command, env=os.environ | ENVIRONMENT, stdout=out, stderr=out, cwd=log.parent)
     url = f"http://127.0.0.1:{port}/v1"
     try:
-        while not _answers(url):
-            assert server.poll() is None, log.read_text()[-4000:]
+        _wait_until_it_answers(url, server, log)
         yield url
     finally:
         server.terminate()
         server.wait(timeout=60)
 
 
-def _answers(url):
-    try:
-        return httpx.get(f"{url}/models", timeout=1).status_code == 200
-    except httpx.HTTPError:
-        return False
+@tenacity.retry(wait=tenacity.wait_fixed(1), retry=tenacity.retry_if_exception_type(httpx.HTTPError))
+def _wait_until_it_answers(url, server, log):
+    assert server.poll() is None, log.read_text()[-4000:]
+    httpx.get(f"{url}/models", timeout=1).raise_for_status()

@@ -30,22 +30,22 @@ def merged(node, over):
 
 
 @functools.cache
-def _of_groups(recipe, *of_groups):
-    groups.store_groups()
-    hardware = [f"+{word}" for word in of_groups if word.startswith("hardware=")]
-    algo = [word for word in of_groups if word.startswith("algo=")]
-    rest = [f"+{word}" for word in of_groups if word.startswith("task=")]
-    config = merged(part(of_verl=True), part(*hardware))
-    config = merged(config, part(f"+recipe={recipe}", *algo, *rest, "+logger=console"))
-    return pickle.dumps(OmegaConf.create(config))
+def _of_machine(*words):
+    """A pickle of verl's own config under a choice of hardware."""
+    return pickle.dumps(OmegaConf.create(merged(part(of_verl=True), part(*words))))
 
 
 @functools.cache
 def composed(recipe, *words, resolved=True):
     """As the command line composes, a hundred times over: each group by Hydra once, then verl's, hardware and recipe
     merged in that order. Who gets it shares it with others, and changes nothing in it."""
+    groups.store_groups()
     of_groups = [word for word in words if word.partition("=")[0] in groups.GROUPS]
-    config = pickle.loads(_of_groups(recipe, *of_groups))
+    hardware = [f"+{word}" for word in of_groups if word.startswith("hardware=")]
+    algo = [word for word in of_groups if word.startswith("algo=")]
+    rest = [f"+{word}" for word in of_groups if word.startswith("task=")]
+    config = pickle.loads(_of_machine(*hardware))
+    config.merge_with(OmegaConf.create(part(f"+recipe={recipe}", *algo, *rest, "+logger=console")))
     for word in words:
         key, _, value = word.partition("=")
         if word not in of_groups:

@@ -41,10 +41,11 @@ def train_until_killed(*words, step, **kwargs):
         return training.wait(), printed
 
 
-def train_through(run, *words, last, killed_after=None, saved=None, between=lambda: None, **kwargs):
+def train_through(run, *words, last, killed_after=None, saved=None, resumed_with=(), between=lambda: None, **kwargs):
     """Train in the folder ``run`` to its step ``last``: in one go, or killed after a step and resumed from ``saved``.
 
     Args:
+        resumed_with: words for the second attempt alone.
         between: called when the run has been killed, or has ended.
 
     Returns:
@@ -59,7 +60,7 @@ def train_through(run, *words, last, killed_after=None, saved=None, between=lamb
     code, printed = train_until_killed(*line, step=killed_after, **kwargs)
     assert code == 1, printed
     between()
-    resumed = verl_gsd("train", f"resume={run}", **kwargs)
+    resumed = verl_gsd("train", f"resume={run}", *resumed_with, **kwargs)
     assert resumed.returncode == 0, printed + resumed.stdout + resumed.stderr
     return {step: 1 if step <= saved else 2 for step in range(1, last + 1)}, printed + resumed.stdout
 

@@ -54,7 +54,16 @@ def hold_segments(prefix, node, name, told):
 
 
 def name_sockets(model, replica, told):
-    """Put what verl calls a run's socket into the queue ``told``, on either side, with this plugin and without."""
+    """Put what verl calls the sockets of two runs into the queue ``told``, one run after the other.
+
+    Each has a Ray cluster of its own. Both have this process: two forks of one process may draw the same node id.
+    """
+    for _ in range(2):
+        told.put(_sockets_of_a_run(model, replica))
+
+
+def _sockets_of_a_run(model, replica):
+    """A run's socket on either side, with this plugin and without."""
     import ray
     from verl.workers.config import HFModelConfig, RolloutConfig
     from verl.workers.rollout.replica import RolloutMode
@@ -62,7 +71,11 @@ def name_sockets(model, replica, told):
     from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer
     from verl.workers.rollout.vllm_rollout.vllm_rollout import ServerAdapter
 
+    from verl_gsd.trainer import weight_sockets
+
     os.environ |= {"RANK": "0", "RAY_LOCAL_WORLD_SIZE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    for name in (weight_sockets.NODE, "VERL_REPLICA_RANK", "VERL_RAY_JOB_ID"):  # of another run
+        os.environ.pop(name, None)
     config = RolloutConfig(name="vllm", tensor_model_parallel_size=1)
     arguments = {"config": config, "model_config": HFModelConfig(path=model), "replica_rank": replica}
     plain = ServerAdapter.__new__(ServerAdapter)
@@ -80,13 +93,11 @@ def name_sockets(model, replica, told):
             cuda_visible_devices="0",
         )
         worker = SimpleNamespace(local_rank=0, model_runner=SimpleNamespace(vllm_config=None))
-        told.put(
-            {
-                "sender": sender.zmq_handle,
-                "receiver": vLLMColocateWorkerExtension._get_zmq_handle(worker),
-                "verls_sender": plain.zmq_handle,
-                "verls_receiver": vLLMColocateWorkerExtension._get_zmq_handle.__wrapped__(worker),
-            }
-        )
+        return {
+            "sender": sender.zmq_handle,
+            "receiver": vLLMColocateWorkerExtension._get_zmq_handle(worker),
+            "verls_sender": plain.zmq_handle,
+            "verls_receiver": vLLMColocateWorkerExtension._get_zmq_handle.__wrapped__(worker),
+        }
     finally:
         ray.shutdown()

@@ -30,6 +30,7 @@ import faulthandler
 import functools
 import math
 import queue
+import threading
 import time
 import traceback
 import weakref
@@ -205,12 +206,11 @@ class _Call:
     """One call of the reward function.
 
     Attributes:
-        threads: one of these runs it now; None if no thread does.
+        thread: runs it now; None if no thread does.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.threads: _Threads | None = None
-        self._loop = loop
+    def __init__(self) -> None:
+        self.thread: threading.Thread | None = None
         self._since = time.monotonic()
         self._waits = False
 
@@ -219,11 +219,11 @@ class _Call:
 
     def run(self, function: Callable[..., Any], *args: Any) -> Any:
         """Run ``function``, in the thread that was waited for."""
-        self._waits, self.threads, self._since = False, _THREADS[self._loop], time.monotonic()
+        self._waits, self.thread, self._since = False, threading.current_thread(), time.monotonic()
         try:
             return function(*args)
         finally:
-            self.threads, self._since = None, time.monotonic()
+            self.thread, self._since = None, time.monotonic()
 
     def runs_for(self) -> float:
         """Seconds; 0 while the call waits for a thread, which will come: no call that hangs keeps one from others."""
@@ -284,7 +284,7 @@ async def _within(
     loop = asyncio.get_running_loop()
     if loop not in _THREADS:
         _use(_Threads(), loop)
-    call = _Call(loop)
+    call = _Call()
     token = _CALL.set(call)
     task = loop.create_task(_without_exit(coroutine))  # which keeps this context
     _CALL.reset(token)
@@ -304,7 +304,7 @@ async def _within(
         _calls -= 1
         if not _calls:
             faulthandler.cancel_dump_traceback_later()
-        if call.threads is _THREADS[loop]:  # one of them is lost
+        if call.thread in _THREADS[loop]._threads:  # it is lost
             _use(_THREADS[loop].successors(), loop)
         if not task.done():
             task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # nobody else asks for it

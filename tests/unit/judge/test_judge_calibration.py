@@ -65,7 +65,7 @@ def test_a_judge_of_difficulty_is_found_out():
 def test_the_interval_covers_as_often_as_it_says():
     """Responses to one problem share a random part, as a judge's do: an interval that forgets it is too narrow."""
     covered = {"overall": 0, "within": 0}
-    for seed in range(40):
+    for seed in range(25):
         rng = np.random.default_rng(seed)
         group = np.repeat(np.arange(60), 6)
         correct = rng.random(360) < 0.5
@@ -74,7 +74,7 @@ def test_the_interval_covers_as_often_as_it_says():
         # Differences of two latent values: variance 2 within a group, 4 between groups.
         for name, area, d in zip(covered, found, (1 / 2, 1 / math.sqrt(2)), strict=True):
             covered[name] += area.low <= norm.cdf(d) <= area.high
-    assert all(34 <= count <= 40 for count in covered.values()), covered
+    assert all(21 <= count <= 25 for count in covered.values()), covered
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -46,6 +46,7 @@ def test_allocation_is_worth_as_much_as_the_slow_greedy_one(p, spare, minimum, m
         assert same == sorted(same, reverse=True) and same[0] - same[-1] <= 1
 
 
+@settings(max_examples=50)
 @given(st.lists(st.sampled_from([0.02, 0.1, 0.25, 0.5, 0.9]), min_size=1, max_size=6), st.integers(0, 60))
 def test_fidelity_raises_the_lowest_first(p, spare):
     sizes = planning.allocate(p, 2 * len(p) + spare, objective="fidelity")
@@ -105,6 +106,7 @@ def test_no_other_allocation_from_counts_is_worth_more(known, spare, minimum, ma
     assert got == pytest.approx(best, abs=1e-10)
 
 
+@settings(max_examples=50)
 @given(st.lists(counts, min_size=1, max_size=5), st.integers(0, 60))
 def test_fidelity_from_counts_raises_the_lowest_first(known, spare):
     correct, total = np.array(known).T

@@ -1,0 +1,44 @@
+"""What importing verl brings with our plugin, in a process that has imported nothing yet."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import verl  # noqa: F401, first: it loads our plugin
+from places import SUPPORT
+
+from verl_gsd.trainer import cpu, forkserver
+
+
+@pytest.fixture(scope="module")
+def found():
+    """What a process found that imports the fork server's modules and then verl, and does not ask for the CPU."""
+    ours = {cpu.SWITCH, *cpu.ENVIRONMENT}
+    environment = {name: value for name, value in os.environ.items() if name not in ours}
+    words = sys.executable, SUPPORT / "import_probe.py", *forkserver.MODULES
+    done = subprocess.run(words, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-6000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_what_is_imported_before_forking_does_not_import_ray(found):
+    """Two forks of a process that has used Ray's random generator give two tasks one identifier, and Ray aborts."""
+    assert not found["ray is imported with the modules"]
+
+
+def test_nothing_is_patched_unless_asked_for_and_verl_has_no_cpu_of_its_own(found):
+    assert found["cpu platform"] is None, "verl brings a CPU platform now: ours can go"
+    assert found["device"] != "cpu" and not found["versions are patched"]
+
+
+def test_verls_fsdp_engine_brings_our_attention(found):
+    """The plugin installs it when verl's engine is imported, and not before."""
+    before, after = found["attention before and after the engine"]
+    assert (before, after) == ("transformers.integrations.sdpa_attention", "verl_gsd.trainer.attention")
+
+
+def test_verls_extension_of_vllms_workers_brings_our_sockets(found):
+    """A worker imports nothing else of verl."""
+    assert found["the extension of vLLM's workers is patched"]
