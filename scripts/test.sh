@@ -33,8 +33,12 @@ tests() {
   local folder=$1 paths=("tests/$1") workers=()
   shift
   [ $named = no ] || paths=()
-  # A run on the stack has all cores to itself.
-  [ "$folder" != unit ] || workers=(--numprocesses logical --maxprocesses 4)
+  case $folder in
+    unit) workers=(--numprocesses logical --maxprocesses 4) ;;
+    # Tests of one file share what starts slowly. Two runs at once: the start of each has long spans on one core.
+    contract) workers=(--numprocesses 2 --dist loadgroup) ;;
+    stack) workers=(--numprocesses 2 --dist loadfile) ;;
+  esac
   if "$bin"/python -m pytest -m "$folder" "${workers[@]}" "${paths[@]}" "$@"; then ran=yes; else [ $? = 5 ]; fi
 }
 for folder in "${folders[@]}"; do part "$folder" tests "$folder" "$@"; done
