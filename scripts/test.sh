@@ -10,7 +10,7 @@ cd "$root"
 folders=(unit contract engine stack)
 case "${1:-}" in
   --fast) folders=(unit); shift ;;
-  --full) folders+=(drills); shift ;;
+  --full) folders+=(drills); export HYPOTHESIS_PROFILE=full; shift ;;
 esac
 times=()
 part() { # part NAME COMMAND...: run a part and keep its time
@@ -34,8 +34,8 @@ tests() {
   shift
   [ $named = no ] || paths=()
   case $folder in
-    unit) workers=(--numprocesses logical --maxprocesses 4) ;;
-    # Tests of one file share what starts slowly. Two runs at once: the start of each has long spans on one core.
+    unit) workers=(--numprocesses logical --maxprocesses 4 --dist loadfile) ;;
+    # Tests that share what starts slowly stay together. Two runs at once: the start of each has long spans on one core.
     contract) workers=(--numprocesses 2 --dist loadgroup) ;;
     stack) workers=(--numprocesses 2 --dist loadfile) ;;
   esac

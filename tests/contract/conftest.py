@@ -12,6 +12,7 @@ HERE = Path(__file__).parent
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
     """Where several processes run the tests, one of them runs all that need Ray or the fork server, which take long to
     start, and each other file has one process."""

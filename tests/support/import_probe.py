@@ -18,12 +18,7 @@ if __name__ == "__main__":
     attention = [ALL_ATTENTION_FUNCTIONS["sdpa"].__module__]
     importlib.import_module("verl.workers.engine.fsdp.transformer_impl")
     attention.append(ALL_ATTENTION_FUNCTIONS["sdpa"].__module__)
-    from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
-
     found = {
-        "the extension of vLLM's workers is patched": hasattr(
-            vLLMColocateWorkerExtension._get_zmq_handle, "__wrapped__"
-        ),
         "attention before and after the engine": attention,
         "ray is imported with the modules": is_ray_imported,
         "cpu platform": None if platform is None else platform.__name__,

@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import norm
 
@@ -34,7 +34,6 @@ def by_loop(scores, correct, group=None):
     return won, pairs
 
 
-@settings(max_examples=50)
 @given(rows)
 def test_auc_is_what_the_loop_says(rows):
     scores, correct, group = arrays(rows)
@@ -45,7 +44,6 @@ def test_auc_is_what_the_loop_says(rows):
     assert (overall.value, overall.pairs) == (pytest.approx(expected, abs=1e-12, nan_ok=True), pairs)
 
 
-@settings(max_examples=50)
 @given(rows)
 def test_auc_within_groups_is_what_the_loop_says(rows):
     scores, correct, group = arrays(rows)
@@ -145,7 +143,6 @@ def mask_by_loop(scores, correct, group, delta):
     return pairs, kept, rows, silent, groups, silent_groups, push, whole, cosines
 
 
-@settings(max_examples=50)
 @given(rows)
 def test_the_masks_figures_are_what_the_loop_says(rows):
     scores, correct, group = arrays(rows)

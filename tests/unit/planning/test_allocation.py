@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.special
 import scipy.stats
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from verl_gsd import planning
@@ -24,7 +24,6 @@ def greedy(p, total, value, minimum, maximum):
     return sizes
 
 
-@settings(max_examples=50)
 @given(
     st.lists(st.sampled_from([0.0, 0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0]), min_size=1, max_size=8),
     st.integers(0, 40),
@@ -46,7 +45,6 @@ def test_allocation_is_worth_as_much_as_the_slow_greedy_one(p, spare, minimum, m
         assert same == sorted(same, reverse=True) and same[0] - same[-1] <= 1
 
 
-@settings(max_examples=50)
 @given(st.lists(st.sampled_from([0.02, 0.1, 0.25, 0.5, 0.9]), min_size=1, max_size=6), st.integers(0, 60))
 def test_fidelity_raises_the_lowest_first(p, spare):
     sizes = planning.allocate(p, 2 * len(p) + spare, objective="fidelity")
@@ -76,7 +74,6 @@ def posterior_value(objective, correct, total, prior):
 counts = st.tuples(st.floats(0, 1), st.floats(0, 30)).map(lambda pair: (pair[0] * pair[1], pair[1]))
 
 
-@settings(max_examples=50)
 @given(
     st.lists(counts, min_size=1, max_size=4),
     st.integers(0, 8),
@@ -106,7 +103,6 @@ def test_no_other_allocation_from_counts_is_worth_more(known, spare, minimum, ma
     assert got == pytest.approx(best, abs=1e-10)
 
 
-@settings(max_examples=50)
 @given(st.lists(counts, min_size=1, max_size=5), st.integers(0, 60))
 def test_fidelity_from_counts_raises_the_lowest_first(known, spare):
     correct, total = np.array(known).T
