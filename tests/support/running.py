@@ -71,10 +71,11 @@ def metrics(run, attempt):
 
 
 def validated(run, step):
-    """(Q,) scores of the held-out prompts after ``step``, in their order; the run has ``validation_kept``'s word."""
-    rows = map(json.loads, (run / "validation" / f"{step}.jsonl").read_text().splitlines())
-    scores = {row["input"]: row["score"] for row in rows}
-    return np.array([score for _, score in sorted(scores.items())])
+    """(Q,) mean scores of validation prompts after ``step``, always in one order; the run has ``validation_kept``."""
+    scores = defaultdict(list)
+    for row in map(json.loads, (run / "validation" / f"{step}.jsonl").read_text().splitlines()):
+        scores[row["input"]].append(row["score"])
+    return np.array([np.mean(of_prompt) for _, of_prompt in sorted(scores.items())])
 
 
 def validation_kept(run):
