@@ -53,8 +53,10 @@ class Paired:
     losses: int
 
 
-def wilson(correct: int, n: int, confidence: float = 0.95) -> Proportion:
+def wilson(correct: float, n: int, confidence: float = 0.95) -> Proportion:
     """Wilson's score interval for ``correct`` successes in ``n`` independent trials.
+
+    ``correct`` need not be whole: of several samples a prompt it is the sum of the prompts' solve rates.
 
     Raises:
         ValueError: ``n`` is not positive or ``correct`` is outside [0, n].

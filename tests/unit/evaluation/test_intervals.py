@@ -279,6 +279,14 @@ def test_summary_takes_first_and_last_validation_and_the_median_step():
     assert [(one.step, one.value) for one in b.accuracies] == [(0, 0.5), (3, 1.0)]
 
 
+def test_summary_of_several_samples_a_prompt_states_their_mean():
+    """384 samples of 48 prompts: 0.635 is between 30 and 31 of 48."""
+    (held_out,) = summarise([(12, {"val-core/a/acc/mean@8": 244 / 384})], {"a": 48}).held_out
+    (found,) = held_out.accuracies
+    assert str(found).startswith("0.635 [")
+    assert wilson(30, 48).low < found.interval.low < wilson(31, 48).low
+
+
 def test_summary_claims_no_interval_where_the_trials_are_unknown_and_no_change_after_one_validation():
     metrics = [(0, {"val-core/a/acc/mean@1": 0.25}), (1, {"val-core/a/acc/mean@1": math.nan})]
     (held_out,) = summarise(metrics, {}).held_out
