@@ -10,7 +10,7 @@ cd "$root"
 folders=(unit contract engine stack)
 case "${1:-}" in
   --fast) folders=(unit); shift ;;
-  --full) folders+=(drills); export HYPOTHESIS_PROFILE=full; shift ;;
+  --full) folders+=(drills); shift ;;
 esac
 times=()
 part() { # part NAME COMMAND...: run a part and keep its time
@@ -33,12 +33,11 @@ tests() {
   local folder=$1 paths=("tests/$1") workers=()
   shift
   [ $named = no ] || paths=()
+  # A run on the stack has all cores: a Ray that is not up in 30 s gives up, and two at once may take longer.
   case $folder in
     unit) workers=(--numprocesses logical --maxprocesses 4 --dist loadfile) ;;
     # Tests that share what starts slowly stay together.
     contract) workers=(--numprocesses 2 --dist loadgroup) ;;
-    # A run on the stack has all cores: a Ray that is not up in 30 s gives up, and two at once may take longer.
-    stack) ;;
   esac
   if "$bin"/python -m pytest -m "$folder" "${workers[@]}" "${paths[@]}" "$@"; then ran=yes; else [ $? = 5 ]; fi
 }

@@ -383,7 +383,7 @@ def test_a_validation_batch_that_lost_all_rewards_keeps_one_response_with_a_rewa
 def test_nothing_is_kept_of_groups_that_left():
     built, listener = buffer(filter_groups_metric="acc", refill_fn=lambda count: put(f"r{next(numbers)}", [1.0, 0.0]))
     numbers = itertools.count()
-    for step in range(40):
+    for step in range(200):
         put(f"s{next(numbers)}", [1.0, 1.0], step=step)
         built.sample(global_steps=step, partition_id="train", batch_size=1)
         assert built._whole == {}

@@ -57,7 +57,7 @@ def summarise(metrics: Sequence[tuple[int, Mapping[str, float]]], prompts: Mappi
         for name, value in data.items():
             if (match := ACCURACY.match(name)) and not math.isnan(value):
                 n = prompts.get(match["source"])
-                interval = wilson(min(value * n, n), n) if n else None
+                interval = wilson(value * n, n) if n and 0 <= value <= 1 else None
                 seen.setdefault(match["source"], []).append(Accuracy(step, value, interval))
     held_out = [HeldOut(source, tuple(dict.fromkeys((all_[0], all_[-1])))) for source, all_ in seen.items()]
     return Summary(held_out, len(seconds), statistics.median(seconds) if seconds else None)

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from verl_gsd.algorithms.dagrpo import kept_rows, pairs_by_size, rectified, rectified_advantage
@@ -57,6 +57,7 @@ def test_it_is_what_the_loop_says_and_sums_to_zero(rows, delta, signed):
         assert abs(float(found[[row for row, other in enumerate(labels) if other == label]].sum())) < 1e-12
 
 
+@settings(max_examples=50)
 @given(batches, st.sampled_from([0.0, 0.5, 1.0, 2.0]))
 def test_without_a_threshold_it_is_the_dial(rows, alpha):
     rewards, scores, labels = tensors(rows)
@@ -64,6 +65,7 @@ def test_without_a_threshold_it_is_the_dial(rows, alpha):
     torch.testing.assert_close(found, dial_advantage(rewards, labels, alpha=alpha), rtol=1e-9, atol=1e-12)
 
 
+@settings(max_examples=50)
 @given(batches, st.booleans())
 def test_kept_pairs_fall_as_delta_rises(rows, signed):
     rewards, scores, labels = tensors(rows)
@@ -75,6 +77,7 @@ def test_kept_pairs_fall_as_delta_rises(rows, signed):
     assert kept == sorted(kept, reverse=True)
 
 
+@settings(max_examples=50)
 @given(batches, deltas)
 def test_swapping_rewards_and_negating_scores_flips_the_sign(rows, delta):
     rewards, scores, labels = tensors(rows)
@@ -151,6 +154,7 @@ def test_rows_that_stand_alone_are_what_the_loop_says_and_sums_stay_zero(rows, d
         assert abs(float(found[[row for row, other in enumerate(labels) if other == label]].sum())) < 1e-12
 
 
+@settings(max_examples=50)
 @given(batches)
 def test_an_infinite_threshold_leaves_only_the_pairs_nobody_could_judge(rows):
     rewards, scores, labels = tensors(rows)
@@ -205,6 +209,7 @@ def test_kept_rows_are_what_the_loop_says(rows, delta, by, signed):
     assert kept(rows, delta=delta, by=by, signed=signed) == expected
 
 
+@settings(max_examples=50)
 @given(counted_batches, deltas, st.sampled_from(["min", "mean", "max"]), st.data())
 def test_the_order_of_rows_does_not_matter_to_which_are_kept(rows, delta, by, data):
     order = data.draw(st.permutations(range(len(rows))))
@@ -212,6 +217,7 @@ def test_the_order_of_rows_does_not_matter_to_which_are_kept(rows, delta, by, da
     assert kept([rows[row] for row in order], delta=delta, by=by) == [found[row] for row in order]
 
 
+@settings(max_examples=50)
 @given(counted_batches, st.sampled_from(["min", "mean", "max"]), st.booleans())
 def test_kept_rows_fall_as_delta_rises_and_by_min_are_fewest(rows, by, signed):
     each = [kept(rows, delta=delta, by=by, signed=signed) for delta in (-math.inf, -5, 0, 1, 3, 5, math.inf)]

@@ -20,7 +20,7 @@ from dagrpo_groups import (
     masks,
     others,
 )
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from verl_gsd.algorithms.dagrpo_memory import DagrpoMemory
@@ -85,6 +85,7 @@ def counted_by_hand(batches, mask, delta, signed, closed):
 steps = st.lists(st.lists(groups_of(binary), min_size=1, max_size=3), max_size=3)
 
 
+@settings(max_examples=50)
 @given(st.lists(steps, min_size=1, max_size=3), deltas, masks, st.booleans(), st.booleans())
 def test_the_figures_of_a_step_are_those_counted_by_hand_over_its_batches(run, delta, mask, signed, closed):
     section = {"delta": delta, "mask": mask, "signed": signed, "fail_closed": closed}
@@ -168,6 +169,7 @@ def test_the_records_have_a_groups_own_pairs_and_judgements():
     assert (row["dagrpo_pairs"], row["dagrpo_pairs_kept"], row["judge_failed"]) == (4, 3, 1)
 
 
+@settings(max_examples=50)
 @given(groups_of(demonstrated=False), deltas, st.booleans(), st.booleans())
 def test_a_group_is_recorded_as_its_step_counted_it(of, delta, signed, closed):
     section = {"delta": delta, "signed": signed, "fail_closed": closed}

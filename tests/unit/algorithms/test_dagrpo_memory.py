@@ -24,7 +24,7 @@ from dagrpo_groups import (
     mixed_by_hand,
     through,
 )
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from verl_gsd.algorithms import chain
@@ -42,6 +42,7 @@ def test_the_examples_of_the_definition():
     assert through({"delta": 3}, group(R, [8, NAN, 5, 4])) == [0.5, -0.5, 0.25, -0.25]
 
 
+@settings(max_examples=50)
 @given(batches, deltas, st.booleans(), st.sampled_from([0.0, 0.5, 1.0]))
 def test_with_a_mask_on_pairs_the_chain_is_the_rectified_advantage(groups, delta, signed, alpha):
     section = {"delta": delta, "signed": signed}
@@ -52,6 +53,7 @@ def test_with_a_mask_on_pairs_the_chain_is_the_rectified_advantage(groups, delta
     assert through(section, *groups, alpha=alpha) == expected.tolist()
 
 
+@settings(max_examples=50)
 @given(batches, masks, st.sampled_from([-1.0, 0.0, 0.5, 1.0, 2.0]), st.booleans())
 def test_without_a_threshold_every_mask_is_the_dial(groups, mask, alpha, rescale):
     section = {"delta": -INF, "mask": mask, "rescale": rescale}
@@ -61,6 +63,7 @@ def test_without_a_threshold_every_mask_is_the_dial(groups, mask, alpha, rescale
     assert through(section, *groups, alpha=alpha) == pytest.approx(expected.tolist(), rel=1e-9, abs=1e-12)
 
 
+@settings(max_examples=50)
 @given(batches, deltas, masks, st.data())
 def test_where_a_row_stands_in_the_batch_does_not_matter(groups, delta, mask, data):
     section = {"delta": delta, "mask": mask}
@@ -97,6 +100,7 @@ def test_a_class_left_empty_silences_its_group_and_no_other():
     assert through({"delta": 10, "mask": "min", "rescale": True}, silenced, other) == [0.0] * 6
 
 
+@settings(max_examples=50)
 @given(batches, deltas, masks, st.booleans(), st.booleans())
 def test_rescale_multiplies_by_rows_of_mixed_groups_over_those_not_masked(groups, delta, mask, signed, closed):
     section = {"delta": delta, "mask": mask, "signed": signed, "fail_closed": closed}

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 import scipy.special
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
@@ -99,6 +99,7 @@ def test_theorem_2_on_average(upper, figures):
 
 
 @pytest.mark.parametrize("make", ANCHORS)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(st.integers(0, 8), st.just(8)), max_size=40), st.integers(0, 40))
 def test_a_restored_anchor_goes_on_bit_for_bit(make, batches, cut):
     whole, first = make(), make()

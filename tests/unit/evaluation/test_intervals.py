@@ -287,6 +287,11 @@ def test_summary_of_several_samples_a_prompt_states_their_mean():
     assert wilson(30, 48).low < found.interval.low < wilson(31, 48).low
 
 
+def test_summary_claims_no_interval_for_what_is_no_share():
+    (held_out,) = summarise([(1, {"val-core/a/acc/mean@1": 1.5})], {"a": 4}).held_out
+    assert [str(one) for one in held_out.accuracies] == ["1.500 at step 1"]
+
+
 def test_summary_claims_no_interval_where_the_trials_are_unknown_and_no_change_after_one_validation():
     metrics = [(0, {"val-core/a/acc/mean@1": 0.25}), (1, {"val-core/a/acc/mean@1": math.nan})]
     (held_out,) = summarise(metrics, {}).held_out

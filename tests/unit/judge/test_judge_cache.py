@@ -280,7 +280,7 @@ with ScoreCache(Path(path)) as cache:
 """
 
 
-@pytest.mark.parametrize(("disk", "count"), [("local", 100), ("network", 20)])
+@pytest.mark.parametrize(("disk", "count"), [("local", 200), ("network", 40)])
 def test_processes_make_and_write_one_file_at_once(path, disk, count, request):
     proc = request.getfixturevalue("nfs") if disk == "network" else "/proc"
     names = ["first", "second", "third"]

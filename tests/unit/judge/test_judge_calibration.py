@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
@@ -34,6 +34,7 @@ def by_loop(scores, correct, group=None):
     return won, pairs
 
 
+@settings(max_examples=50)
 @given(rows)
 def test_auc_is_what_the_loop_says(rows):
     scores, correct, group = arrays(rows)
@@ -44,6 +45,7 @@ def test_auc_is_what_the_loop_says(rows):
     assert (overall.value, overall.pairs) == (pytest.approx(expected, abs=1e-12, nan_ok=True), pairs)
 
 
+@settings(max_examples=50)
 @given(rows)
 def test_auc_within_groups_is_what_the_loop_says(rows):
     scores, correct, group = arrays(rows)
@@ -63,7 +65,7 @@ def test_a_judge_of_difficulty_is_found_out():
 def test_the_interval_covers_as_often_as_it_says():
     """Responses to one problem share a random part, as a judge's do: an interval that forgets it is too narrow."""
     covered = {"overall": 0, "within": 0}
-    for seed in range(25):
+    for seed in range(40):
         rng = np.random.default_rng(seed)
         group = np.repeat(np.arange(60), 6)
         correct = rng.random(360) < 0.5
@@ -72,7 +74,7 @@ def test_the_interval_covers_as_often_as_it_says():
         # Differences of two latent values: variance 2 within a group, 4 between groups.
         for name, area, d in zip(covered, found, (1 / 2, 1 / math.sqrt(2)), strict=True):
             covered[name] += area.low <= norm.cdf(d) <= area.high
-    assert all(21 <= count <= 25 for count in covered.values()), covered
+    assert all(34 <= count <= 40 for count in covered.values()), covered
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -143,6 +145,7 @@ def mask_by_loop(scores, correct, group, delta):
     return pairs, kept, rows, silent, groups, silent_groups, push, whole, cosines
 
 
+@settings(max_examples=50)
 @given(rows)
 def test_the_masks_figures_are_what_the_loop_says(rows):
     scores, correct, group = arrays(rows)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.special
 import scipy.stats
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from verl_gsd import planning
@@ -24,6 +24,7 @@ def greedy(p, total, value, minimum, maximum):
     return sizes
 
 
+@settings(max_examples=50)
 @given(
     st.lists(st.sampled_from([0.0, 0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0]), min_size=1, max_size=8),
     st.integers(0, 40),
@@ -74,6 +75,7 @@ def posterior_value(objective, correct, total, prior):
 counts = st.tuples(st.floats(0, 1), st.floats(0, 30)).map(lambda pair: (pair[0] * pair[1], pair[1]))
 
 
+@settings(max_examples=50)
 @given(
     st.lists(counts, min_size=1, max_size=4),
     st.integers(0, 8),

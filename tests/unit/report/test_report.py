@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from report_runs import HOSTILE, config, everything, group, metrics, records
 from typer.testing import CliRunner
@@ -175,6 +175,7 @@ def mean(values):
     return over(sum(values), len(values))
 
 
+@settings(max_examples=30)
 @given(tables())
 def test_steps_are_counted_as_a_loop_counts_them(table):
     found = by_step(Run("run", table, {"step": np.zeros(0, np.int64)}, {}, 1, ()))
@@ -204,6 +205,7 @@ def test_thinned_lines_are_short_and_keep_what_is_there(values, at_most):
         assert thin["a"].mean() == pytest.approx(known.mean())
 
 
+@settings(max_examples=30)
 @given(tables())
 def test_sigma_cells_share_out_each_span_of_steps(table):
     cells = sigma_cells(table)
