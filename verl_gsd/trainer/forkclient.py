@@ -1,36 +1,60 @@
-"""What Ray starts instead of Python where workers are forked (``forkserver.py``): hand the command over and wait.
+"""What is started instead of Python where workers are forked (``forkserver.py``): hand the command over and wait.
 
     python -I -S forkclient.py SOCKET default_worker.py ARGUMENTS...
+    python -I -S forkclient.py SOCKET -c PROGRAM ARGUMENTS...
 
-Sends the command, this process's environment, folder and standard streams to the server, whose fork then is the worker,
-and stays until that fork has ended. A server that is gone, or that fails to import what workers need, costs time and
-nothing else: the command is run here as Ray would have run it.
+Sends the command, this process's environment, folder and open files to the server, whose fork then is the worker, and
+stays until that fork has ended. Signals that ask the worker to end are passed on, and this process ends as the worker
+did. A server that is gone, or that fails to import what workers need, costs time and nothing else: the command is run
+here as it would have been without a server.
 
 The standard library alone, and nothing from this package: it must start in milliseconds.
 """
 
 import json
 import os
+import signal
 import socket
 import sys
 
 
 def main() -> None:
     path, *command = sys.argv[1:]
-    # pathlib would double what this process takes to start
-    request = json.dumps({"command": command, "environment": dict(os.environ), "folder": os.getcwd()}).encode()  # noqa: PTH109
-    taken = b""
+    numbers = []
+    for name in os.listdir("/dev/fd"):  # noqa: PTH208, pathlib would double what this process takes to start
+        try:
+            if os.get_inheritable(int(name)):  # Python's own files are not
+                numbers.append(int(name))
+        except OSError:
+            pass  # the folder's own
+    request = json.dumps(
+        {
+            "command": command,
+            "environment": dict(os.environ),
+            "folder": os.getcwd(),  # noqa: PTH109
+            "numbers": numbers,
+        }
+    ).encode()
+    taken = ended = b""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         try:
             connection.connect(path)
-            socket.send_fds(connection, [len(request).to_bytes(8, "big")], [1, 2])
+            socket.send_fds(connection, [len(request).to_bytes(8, "big")], numbers)
             connection.sendall(request)
-            taken = connection.recv(1)
-            connection.recv(1)  # end of file: the fork, which holds the other end, has ended
+            if taken := connection.recv(1):
+                for number in (signal.SIGTERM, signal.SIGINT):
+                    signal.signal(number, lambda number, _: connection.send(bytes([number])))
+                ended = connection.recv(2)
         except OSError as error:
             print(f"verl-gsd: no fork from {path} ({error}); starting Python", file=sys.stderr)
     if not taken:
         os.execv(sys.executable, [sys.executable, *command])
+    code = int.from_bytes(ended, "big", signed=True) if ended else 1  # nobody knows once the server is gone
+    if code < 0:
+        if -code in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

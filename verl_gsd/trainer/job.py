@@ -16,7 +16,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from verl_gsd.rundir import RunDirectory
-from verl_gsd.trainer import cluster
+from verl_gsd.trainer import cluster, cpu_before_verl
 from verl_gsd.trainer.config import ConfigError
 from verl_gsd.trainer.forkserver import workers_forked
 from verl_gsd.trainer.messages import MessageWriter
@@ -25,6 +25,15 @@ from verl_gsd.trainer.messages import MessageWriter
 REFUSED = 64
 REFUSAL = "verl-gsd refuses this config:"
 
+
+#: What verl adds to the environment of its workers, where it is not set, and vLLM reads on import.
+#: tests/contract/test_imports.py compares.
+VERLS_ENVIRONMENT = {
+    "VLLM_LOGGING_LEVEL": "WARN",
+    "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "true",
+    "VLLM_DISABLE_COMPILE_CACHE": "1",
+    "VLLM_BATCH_INVARIANT": "0",
+}
 
 #: Of Linux' prctl: the signal this process gets when its parent ends.
 _PR_SET_PDEATHSIG = 1
@@ -90,7 +99,9 @@ def _workers(config: DictConfig, joins: bool) -> Iterator[None]:
     if os.environ.get("VERL_GSD_CPU") != "1" or runtime_env.py_executable is not None or joins:
         yield
         return
-    environment = OmegaConf.to_container(runtime_env).get("env_vars") or {}
+    cpu_before_verl.set_environment()
+    environment = {name: value for name, value in VERLS_ENVIRONMENT.items() if name not in os.environ}
+    environment |= OmegaConf.to_container(runtime_env).get("env_vars") or {}
     with workers_forked(environment={name: str(value) for name, value in environment.items()}) as command:
         runtime_env.py_executable = command
         try:

@@ -125,11 +125,83 @@ def test_a_request_that_is_cut_off_costs_that_worker_alone(script):
         assert json.loads(start(command, script).stdout)["parent"] != os.getpid()
 
 
-def test_no_worker_outlives_its_server(tmp_path):
+SPAWNING = """
+import multiprocessing, os, signal, sys
+
+def child(connection, code):
+    connection.send(("imaplib" in sys.modules, os.getpid(), os.getppid()))
+    connection.send(multiprocessing.current_process().name)
+    if code is None:
+        signal.pause()
+    sys.exit(code)
+
+def spawned(code):
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=child, args=(there, code), name="engine")
+    process.start()
+    there.close()
+    return process, here
+
+if __name__ == "__main__":
+    for act, code in (("join", 3), ("terminate", None), ("kill", None)):
+        process, pipe = spawned(code)
+        imported, pid, parent = pipe.recv()
+        print(imported, parent == os.getppid(), pipe.recv(), flush=True)
+        getattr(process, act)()
+        process.join()
+        print(act, process.exitcode, flush=True)
+        try:
+            pipe.recv()  # nobody else holds the other end: the fork has ended
+        except EOFError:
+            print("ended", flush=True)
+"""
+
+
+def test_what_a_worker_spawns_is_a_fork_too_and_ends_as_the_worker_wants_it_to(tmp_path):
     script = tmp_path / "worker.py"
-    script.write_text("import os, signal, subprocess, sys\nprint(os.getpid(), flush=True)\nsignal.pause()")
+    script.write_text(SPAWNING)
+    with workers_forked(["imaplib"]) as command:
+        done = start(command, script)
+    assert done.returncode == 0, done.stderr
+    started = "True True engine"
+    ends = ["join 3", "ended"], ["terminate -15", "ended"], ["kill -9", "ended"]
+    assert done.stdout.splitlines() == [line for end in ends for line in (started, *end)]
+
+
+@pytest.mark.parametrize(("ending", "code"), [("sys.exit(7)", 7), ("os.kill(os.getpid(), 9)", -9), ("pass", 0)])
+def test_the_client_ends_as_its_worker_does(tmp_path, ending, code):
+    script = tmp_path / "worker.py"
+    script.write_text(f"import os, sys\n{ending}")
     with workers_forked([]) as command:
-        client = subprocess.Popen([*shlex.split(command), script], stdout=subprocess.PIPE, text=True)
-        worker = psutil.Process(int(client.stdout.readline()))
-    client.wait()
-    assert not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE
+        assert start(command, script).returncode == code
+
+
+def test_a_worker_has_the_open_files_of_its_client_under_their_numbers(tmp_path):
+    script = tmp_path / "worker.py"
+    script.write_text("import os, sys\nfor word in sys.argv[1:]: os.write(int(word), word.encode())")
+    pipes = [os.pipe() for _ in range(6)]
+    numbers = [write for _, write in pipes]
+    with workers_forked([]) as command:
+        words = [*shlex.split(command), script, *map(str, numbers)]
+        assert subprocess.run(words, pass_fds=numbers, timeout=60).returncode == 0
+    for read, write in pipes:
+        os.close(write)
+        assert os.read(read, 99) == str(write).encode()
+        os.close(read)
+
+
+def test_no_worker_outlives_its_server_or_its_client(tmp_path):
+    script = tmp_path / "worker.py"
+    script.write_text("import os, signal\nprint(os.getpid(), flush=True)\nsignal.pause()")
+    with workers_forked([]) as command:
+        clients = [
+            subprocess.Popen([*shlex.split(command), script], stdout=subprocess.PIPE, text=True) for _ in range(2)
+        ]
+        workers = [psutil.Process(int(client.stdout.readline())) for client in clients]
+        clients[0].kill()
+        assert not clients[0].stdout.read(), "nobody holds the other end: the worker has ended"
+        assert workers[1].is_running()
+    for client, worker in zip(clients, workers, strict=True):
+        client.wait()
+        assert not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE
