@@ -123,8 +123,6 @@ def _main(listener: socket.socket, modules: Sequence[str]) -> None:
     cpu_before_verl.patch_vllm()
     for module in modules:
         importlib.import_module(module)
-    if title := sys.modules.get("setproctitle"):
-        title.getproctitle()  # it looks for the memory of the title once, and finds it here, but not in a fork
     gc.collect()
     gc.freeze()  # what is shared stays shared: no collection touches it
     executable = f"{listener.getsockname()}.sh"
@@ -245,6 +243,10 @@ def _take_over(request: _Request, connection: socket.socket) -> None:
     """Make this fork what the client would have become."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    if "-c" in request.command and (title := sys.modules.get("setproctitle")):
+        # vLLM's engine names itself. The place of the name is found once, by the environment of the start. Not in
+        # Ray's workers: Ray brings another such library, which then finds nothing.
+        title.getproctitle()
     os.environ.clear()
     os.environ.update(request.environment)
     os.chdir(request.folder)
