@@ -132,6 +132,12 @@ def test_a_finished_or_killed_run_leaves_no_process(grpo):
     assert grpo.left == [[], []]
 
 
+def test_every_worker_and_vllms_engine_is_a_fork(grpo):
+    """The fork server and its client say so in the log where a process has to import everything by itself."""
+    logs = "".join(path.read_text() for path in (grpo.run / "logs").iterdir())
+    assert "TaskRunner" in logs and not re.search("starts as Python|no fork from", logs)
+
+
 def test_a_used_run_directory_is_not_gone_on_with_in_silence(grpo):
     run = grpo.run
     again = verl_gsd("train", "algo=grpo", "task=arithmetic", "hardware=cpu", f"trainer.default_local_dir={run}")

@@ -15,8 +15,9 @@ from running import metrics, remembered, replayed, replayed_anchors, verl_gsd, w
 from safetensors.torch import load_file
 
 from verl_gsd.records import read_records
-from verl_gsd.trainer import merging
+from verl_gsd.trainer import cpu_before_verl, merging
 from verl_gsd.trainer.forkserver import workers_forked
+from verl_gsd.trainer.job import VERLS_ENVIRONMENT
 
 BATCH, SIZE, SAVED, STEPS = 8, 8, 2, 5
 
@@ -43,8 +44,8 @@ def run(tmp_path_factory):
     assert verl_gsd("prepare", "arithmetic").returncode == 0
     (folder / "faults_stub.py").write_text(FAULTS)
     (folder / "loops.yaml").write_text("- {name: faulty_stub, _target_: faults_stub.FaultyLoopStub}\n")
-    environment = os.environ | {"PYTHONPATH": str(folder), "VERL_GSD_CPU": "1"}
-    with workers_forked() as command:
+    environment = cpu_before_verl.ENVIRONMENT | os.environ | {"PYTHONPATH": str(folder), "VERL_GSD_CPU": "1"}
+    with workers_forked(environment=environment | VERLS_ENVIRONMENT) as command:
         done = subprocess.run(
             [
                 *(sys.executable, "-m", "verl.trainer.main_ppo", "+algo=hadw_dapo", "+task=arithmetic"),
