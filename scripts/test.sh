@@ -7,6 +7,8 @@
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 cd "$root"
+# Where this is set, every process compiles the package and the tests again.
+unset PYTHONDONTWRITEBYTECODE
 folders=(unit contract engine stack)
 case "${1:-}" in
   --fast) folders=(unit); shift ;;
