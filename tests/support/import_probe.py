@@ -8,6 +8,8 @@ import os
 import sys
 from unittest.mock import patch
 
+from verl_gsd.trainer import cpu_before_verl
+
 
 class Environment(dict):
     """A copy of the environment that keeps the names somebody asks for, not those of somebody who goes through all."""
@@ -32,12 +34,11 @@ class Environment(dict):
 if __name__ == "__main__":
     environment = Environment(os.environ)
     with patch.object(os, "environ", environment):
-        if environment.get("VERL_GSD_CPU") == "1":
-            from verl_gsd.trainer import cpu_before_verl
-
-            cpu_before_verl.patch_vllm()
+        version = importlib.metadata.version
+        cpu_before_verl.patch_vllm()  # as the fork server does
         for module in sys.argv[1:]:
             importlib.import_module(module)
+        importlib.metadata.version = version
     is_ray_imported = "ray" in sys.modules
     from verl.plugin.platform import get_platform
     from verl.plugin.platform.platform_manager import PlatformRegistry

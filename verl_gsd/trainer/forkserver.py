@@ -7,18 +7,21 @@ and every Ray worker is a fork of it: Ray is told (``py_executable`` of its runt
 does for its engine, starts that client too (``multiprocessing.set_executable``). On a CPU alone: a process that has
 touched CUDA cannot be forked.
 
-The client stands for its fork: it ends as the fork ends, passes on SIGTERM and SIGINT, and takes the fork with it if it
-is killed.
+The client stands for its fork: it ends as the fork ends, and passes on SIGTERM and SIGINT. If it is killed, the server
+kills the fork a moment later. It keeps the files that it has handed over as long as it lives, so that whoever sees them
+closed (multiprocessing's sentinel) also finds how the process ended.
 """
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import gc
 import importlib
 import json
 import multiprocessing
 import os
+import resource
 import runpy
 import selectors
 import shlex
@@ -57,6 +60,9 @@ MODULES = (
 #: Environment variable: a folder for the server's socket, which the launcher has made (``private_folders.of_run``).
 FOLDER = "VERL_GSD_SOCKET_FOLDER"
 
+#: What a client is told: by its fork that it is there, with its process id; by the server how it ended.
+_TAKEN, _ENDED = b"!", b"."
+
 _CLIENT = Path(__file__).with_name("forkclient.py")
 
 
@@ -84,7 +90,7 @@ def workers_forked(modules: Sequence[str] = MODULES, environment: Mapping[str, s
             listener.bind(path)
             listener.listen(64)  # before anybody is told the path
             server = subprocess.Popen(
-                [sys.executable, "-m", __name__, str(listener.fileno()), *modules],
+                [sys.executable, "-m", __name__, str(listener.fileno()), str(os.getpid()), *modules],
                 pass_fds=[listener.fileno()],
                 env=os.environ | dict(environment or {}),
             )
@@ -107,7 +113,8 @@ class _Request:
     """A process to become: its command line, environment and folder, and its open files.
 
     Attributes:
-        command: what stands behind the interpreter's name: a script, or ``-c`` and a program, and arguments.
+        command: what stands behind the interpreter's name: a script and arguments, or ``-c``, a program and arguments,
+            as multiprocessing has it, behind options of the process that asked.
         numbers: the descriptors that the client has.
         files: descriptors of the same files in this process.
     """
@@ -118,27 +125,52 @@ class _Request:
     numbers: list[int]
     files: list[int]
 
+    @property
+    def program(self) -> str | None:
+        return self.command[self.command.index("-c") + 1] if "-c" in self.command else None
 
-def _main(listener: socket.socket, modules: Sequence[str]) -> None:
+    @property
+    def arguments(self) -> list[str]:
+        return self.command[self.command.index("-c") + 2 :] if "-c" in self.command else self.command
+
+
+#: Of Linux' prctl: the signal this process gets when its parent ends.
+_PR_SET_PDEATHSIG = 1
+
+
+def end_with(parent: int, number: signal.Signals = signal.SIGTERM) -> None:
+    """Have this process get a signal when its ``parent`` ends, however that ends; exit if it has ended already."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
+    if os.getppid() != parent:  # killed before that was said
+        sys.exit("the process that started this one has ended")
+
+
+def _main(listener: socket.socket, parent: int, modules: Sequence[str]) -> None:
+    end_with(parent, signal.SIGKILL)  # nobody else ends it where the job is killed
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a worker may have raised its own
+    before = dict(os.environ)
     cpu_before_verl.patch_vllm()
     for module in modules:
         importlib.import_module(module)
+    set_by_imports = {name: value for name, value in os.environ.items() if before.get(name) != value}
     gc.collect()
     gc.freeze()  # what is shared stays shared: no collection touches it
     executable = f"{listener.getsockname()}.sh"
-    command = _serve(listener).command
+    request, connection = _serve(listener)
+    _take_over(request, connection, set_by_imports)
     if os.access(executable, os.X_OK):  # not where /tmp allows no programs
         multiprocessing.set_executable(executable)
-    if "-c" in command:  # as multiprocessing starts it; options before are those of the process that asked
-        _, program, *arguments = command[command.index("-c") :]
-        sys.argv, sys.path[0] = ["-c", *arguments], ""
-        exec(program, {"__name__": "__main__", "__builtins__": __builtins__})
+    if request.program is not None:
+        sys.argv, sys.path[0] = ["-c", *request.arguments], ""
+        exec(request.program, {"__name__": "__main__", "__builtins__": __builtins__})
     else:
-        sys.argv, sys.path[0] = command, str(Path(command[0]).parent)
-        runpy.run_path(command[0], run_name="__main__")
+        sys.argv, sys.path[0] = request.arguments, str(Path(request.arguments[0]).parent)
+        runpy.run_path(request.arguments[0], run_name="__main__")
 
 
-def _serve(listener: socket.socket) -> _Request:
+def _serve(listener: socket.socket) -> tuple[_Request, socket.socket]:
     """Fork a process for every connection, and tell each end of the other's; returns in the forks alone."""
     forks: dict[int, socket.socket] = {}  # by process id: the connection with the client
     ended, wake = socket.socketpair()
@@ -153,45 +185,40 @@ def _serve(listener: socket.socket) -> _Request:
             for key, _ in selector.select():
                 if key.fileobj is listener:
                     connection, _ = listener.accept()
-                    if (request := _receive(connection)) is None:
+                    request = _receive(connection)
+                    if request and (pid := _forked()) is not None:
+                        if pid == 0:
+                            selector.close()
+                            for other in (listener, ended, wake, *forks.values()):
+                                other.close()
+                            return request, connection
+                        forks[pid] = connection
+                        selector.register(connection, selectors.EVENT_READ, pid)
+                    else:
                         connection.close()
-                        continue
-                    if (pid := os.fork()) == 0:
-                        selector.close()
-                        for other in (listener, ended, wake, *forks.values()):
-                            other.close()
-                        _take_over(request, connection)
-                        return request
-                    forks[pid] = connection
-                    selector.register(connection, selectors.EVENT_READ, pid)
-                    _tell(connection, b"!")
-                    for file in request.files:
+                    for file in request.files if request else ():
                         os.close(file)
                 elif key.fileobj is ended:
                     ended.recv(4096)
                     for pid, status in _reaped():
-                        connection = forks.pop(pid)
-                        if connection in selector.get_map():
-                            selector.unregister(connection)
-                        _tell(connection, os.waitstatus_to_exitcode(status).to_bytes(2, "big", signed=True))
-                        connection.close()
-                elif key.data in forks and not _pass_on(forks[key.data], key.data):
+                        if (client := forks.pop(pid, None)) is not None:
+                            if client in selector.get_map():
+                                selector.unregister(client)
+                            with suppress(OSError):  # it was killed
+                                client.send(_ENDED + os.waitstatus_to_exitcode(status).to_bytes(2, "big", signed=True))
+                            client.close()
+                elif key.data in forks:  # a client says nothing: it is gone
+                    os.kill(key.data, signal.SIGKILL)
                     selector.unregister(key.fileobj)
 
 
-def _tell(client: socket.socket, word: bytes) -> None:
-    with suppress(OSError):  # it was killed
-        client.send(word)
-
-
-def _pass_on(client: socket.socket, pid: int) -> bool:
-    """Send the fork the signal that its client got; whether the client lives. A client that was killed got SIGKILL."""
+def _forked() -> int | None:
+    """As ``os.fork``; None if the machine has no room for another process."""
     try:
-        number = client.recv(1)
-    except OSError:
-        number = b""
-    os.kill(pid, number[0] if number else signal.SIGKILL)
-    return bool(number)
+        return os.fork()
+    except OSError as error:
+        print(f"verl-gsd: a worker starts as Python: {error}", file=sys.stderr)
+        return None
 
 
 def _reaped() -> Iterator[tuple[int, int]]:
@@ -210,56 +237,66 @@ SET_LATER = (
 )
 
 
+#: Beginnings of the names of variables that Python and libraries read on import.
+_READ_ON_IMPORT = ("PYTHONPATH", "PYTHONHASHSEED", "HF_", "TRANSFORMERS_", "VLLM_", "OMP_", "KMP_", "GOMP_")
+
+
 def _read_on_import(environment: Mapping[str, str]) -> dict[str, str]:
     """The variables that come too late for a fork: one that differs in them is declined, and starts as Python."""
-    names = ("PYTHONPATH", "PYTHONHASHSEED", "OMP_NUM_THREADS")
-    return {
-        name: value
-        for name, value in environment.items()
-        if name in names or (name.startswith(("HF_", "TRANSFORMERS_", "VLLM_")) and name not in SET_LATER)
-    }
+    return {k: v for k, v in environment.items() if k.startswith(_READ_ON_IMPORT) and k not in SET_LATER}
 
 
 def _receive(connection: socket.socket) -> _Request | None:
     """What a client asks for; None, and a line that says why, if it cannot be had."""
+    files: list[int] = []
+    connection.settimeout(5)  # a client that is stopped must not stop all others
     try:
         size, files, _, _ = socket.recv_fds(connection, 8, 250)
         with connection.makefile("rb") as stream:
             request = _Request(**json.loads(stream.read(int.from_bytes(size, "big"))), files=files)
-    except (OSError, ValueError) as error:  # a client that was killed while it wrote
-        print(f"verl-gsd: a worker's request was cut off: {error}", file=sys.stderr)
-        return None
-    asked, here = _read_on_import(request.environment), _read_on_import(os.environ)
-    if asked == here:
-        return request
-    names = " ".join(sorted({name for name, _ in asked.items() ^ here.items()}))
-    print(f"verl-gsd: a worker starts as Python, for imports read what differs in it: {names}", file=sys.stderr)
+        connection.settimeout(None)
+    except (OSError, ValueError) as error:  # or was killed while it wrote
+        problem = f"its request was cut off: {error}"
+    else:
+        asked, here = _read_on_import(request.environment), _read_on_import(os.environ)
+        if asked == here:
+            return request
+        names = sorted({name for name, _ in asked.items() ^ here.items()})
+        problem = f"imports read what differs in it: {' '.join(names)}"
+    print(f"verl-gsd: a worker starts as Python: {problem}", file=sys.stderr)
     for file in files:
         os.close(file)
     return None
 
 
-def _take_over(request: _Request, connection: socket.socket) -> None:
-    """Make this fork what the client would have become."""
+def _take_over(request: _Request, connection: socket.socket, set_by_imports: Mapping[str, str]) -> None:
+    """Make this fork what the client would have become, and tell the client so."""
+    server = os.getppid()
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    if "-c" in request.command and (title := sys.modules.get("setproctitle")):
-        # vLLM's engine names itself. The place of the name is found once, by the environment of the start. Not in
-        # Ray's workers: Ray brings another such library, which then finds nothing.
-        title.getproctitle()
+    if request.program is not None:
+        end_with(server, signal.SIGKILL)  # the server alone could end it where its client is killed
+        if title := sys.modules.get("setproctitle"):
+            # vLLM's engine names itself. The place of the name is found once, by the environment of the start. Not in
+            # Ray's workers: Ray brings another such library, which then finds nothing.
+            title.getproctitle()
     os.environ.clear()
-    os.environ.update(request.environment)
+    os.environ.update({**set_by_imports, **request.environment})
     os.chdir(request.folder)
     # Out of the way first: a file may have the number that another one is to get. The connection stays open until this
     # process ends, which is how the client knows if the server is gone.
-    connected, *files = (fcntl.fcntl(file, fcntl.F_DUPFD, 512) for file in (connection.detach(), *request.files))
-    os.set_inheritable(connected, False)
+    free = 1 + max(request.numbers, default=2)
+    held = connection.detach(), *request.files
+    connected, *files = (fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, free) for file in held)
+    for file in held:
+        os.close(file)
     for number, file in zip(request.numbers, files, strict=True):
         os.dup2(file, number)
         os.close(file)
     if numpy := sys.modules.get("numpy"):
         numpy.random.seed()  # or every worker draws the same numbers; Python's own generator reseeds itself
+    os.write(connected, _TAKEN + os.getpid().to_bytes(4, "big"))
 
 
 if __name__ == "__main__":
-    _main(socket.socket(fileno=int(sys.argv[1])), sys.argv[2:])
+    _main(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]), sys.argv[3:])

@@ -22,7 +22,7 @@ from typing import Any
 
 from verl_gsd.evaluation.answers import part_file, parts, write_part
 from verl_gsd.trainer.config import ConfigError
-from verl_gsd.trainer.job import end_with
+from verl_gsd.trainer.forkserver import end_with
 from verl_gsd.trainer.launch import signals_interrupt
 
 #: Seconds between two looks at what is done.

@@ -5,9 +5,7 @@ What verl's ``main_ppo`` does after composing, on a config that is composed and 
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from verl_gsd.rundir import RunDirectory
 from verl_gsd.trainer import cluster, cpu_before_verl
 from verl_gsd.trainer.config import ConfigError
-from verl_gsd.trainer.forkserver import workers_forked
+from verl_gsd.trainer.forkserver import end_with, workers_forked
 from verl_gsd.trainer.messages import MessageWriter
 
 #: Exit code of a run that was refused before Ray started; what the log says after ``REFUSAL`` is the reason.
@@ -35,12 +33,9 @@ VERLS_ENVIRONMENT = {
     "VLLM_BATCH_INVARIANT": "0",
 }
 
-#: Of Linux' prctl: the signal this process gets when its parent ends.
-_PR_SET_PDEATHSIG = 1
-
 
 def main(config_file: str, launcher: int) -> None:
-    end_with(launcher)
+    end_with(launcher)  # train for nobody: nothing else ends a run that has left its session
     config = OmegaConf.load(config_file)
     assert isinstance(config, DictConfig)
     OmegaConf.set_struct(config, True)  # as Hydra hands it to main_ppo
@@ -78,14 +73,6 @@ def _refusals() -> Iterator[None]:
     except ConfigError as error:
         print(f"{REFUSAL}\n{error}", flush=True)
         sys.exit(REFUSED)
-
-
-def end_with(launcher: int) -> None:
-    """Train for nobody: where the launcher is killed, nothing else ends a run that has left its session."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != launcher:  # killed before that was said
-        sys.exit("the launcher has ended")
 
 
 @contextmanager

@@ -214,7 +214,7 @@ def test_a_job_joins_its_cluster_whatever_the_config_says_of_one_of_its_own(comp
 def test_a_training_process_whose_launcher_is_killed_ends():
     """It has left the launcher's session, so that nothing else would end it, on a cluster least of all."""
     child = (
-        "import os; from verl_gsd.trainer.job import end_with; end_with(os.getppid()); "
+        "import os; from verl_gsd.trainer.forkserver import end_with; end_with(os.getppid()); "
         "print('ready', flush=True); input()"
     )
     launcher = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}], start_new_session=True)"

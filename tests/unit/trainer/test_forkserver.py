@@ -5,6 +5,7 @@ import os
 import shlex
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -120,9 +121,13 @@ def test_a_request_that_is_cut_off_costs_that_worker_alone(script):
     with workers_forked([]) as command:
         with socket.socket(socket.AF_UNIX) as connection:
             connection.connect(shlex.split(command)[-1])
-            socket.send_fds(connection, [(100).to_bytes(8, "big")], [1, 2])
+            read, write = os.pipe()
+            socket.send_fds(connection, [(100).to_bytes(8, "big")], [1, 2, write])
             connection.sendall(b"{half")
         assert json.loads(start(command, script).stdout)["parent"] != os.getpid()
+        os.close(write)
+        assert os.read(read, 1) == b"", "the server has not kept it"
+        os.close(read)
 
 
 SPAWNING = """
@@ -205,3 +210,37 @@ def test_no_worker_outlives_its_server_or_its_client(tmp_path):
     for client, worker in zip(clients, workers, strict=True):
         client.wait()
         assert not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE
+
+
+PAUSING = """
+if __name__ == "__main__":
+    process, pipe = spawned(None)
+    imported, pid, parent = pipe.recv()
+    assert pipe.recv() == "engine" and parent == os.getppid()
+    print(parent, flush=True)
+    process.join()
+    print("ended", flush=True)
+"""
+
+
+def test_what_was_spawned_ends_with_the_server_and_a_worker_does_not(tmp_path):
+    script = tmp_path / "worker.py"
+    script.write_text(SPAWNING.partition("if __name__")[0] + PAUSING)
+    with workers_forked(["imaplib"]) as command:
+        client = subprocess.Popen([*shlex.split(command), script], stdout=subprocess.PIPE, text=True)
+        server = psutil.Process(int(client.stdout.readline()))
+        server.kill()
+        assert client.stdout.readline() == "ended\n"
+        assert client.wait(60) == 1, "nobody can tell any more how the worker ended"
+
+
+def test_the_server_ends_with_the_process_that_started_it(tmp_path):
+    starter = (
+        "import signal, psutil; from verl_gsd.trainer.forkserver import workers_forked\n"
+        "with workers_forked([]): print(psutil.Process().children()[0].pid, flush=True); signal.pause()"
+    )
+    with subprocess.Popen([sys.executable, "-c", starter], stdout=subprocess.PIPE, text=True) as process:
+        server = psutil.Process(int(process.stdout.readline()))
+        process.kill()
+    psutil.wait_procs([server], timeout=60)
+    assert not server.is_running() or server.status() == psutil.STATUS_ZOMBIE
