@@ -200,7 +200,7 @@ def test_a_verdict_that_is_no_number_is_none(verdict):
     built, listener = buffer()
     put("a1", [1.0, 0.0], verdict=verdict)
     built._sync_metadata_from_transfer_queue()
-    assert all(math.isnan(accuracy) for accuracy in listener.whole[0].accuracies)
+    assert [math.isnan(accuracy) for accuracy in listener.whole[0].accuracies] == [True, True]
 
 
 def test_what_could_not_be_verified_is_counted_where_the_verifier_says_so():

@@ -20,7 +20,7 @@ import psutil
 import pytest
 from omegaconf import OmegaConf
 from ports import free_ports
-from running import BINARIES, metrics, replayed_anchors, verl_gsd
+from running import BINARIES, Started, metrics, replayed_anchors, verl_gsd
 
 from verl_gsd.records import read_records
 from verl_gsd.rundir import RunDirectory
@@ -193,9 +193,9 @@ def test_runs_take_turns_and_one_that_is_killed_or_stopped_gives_its_turn_back(c
     """verl's queue is one a cluster: two runs at a time would train on each other's responses."""
     command = [sys.executable, "-c", CLIENT, "python", "-c", TURN]
     options = {"env": cluster.environment, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    with subprocess.Popen(command, **options) as first:
+    with Started(command, **options) as first:
         holding = read_until(first, "TURN of")
-        with subprocess.Popen(command, **options) as second:
+        with Started(command, **options) as second:
             waiting = read_until(second, WAITS)
             assert not turns(waiting)
             os.kill(*turns(holding), signal.SIGKILL)
@@ -362,9 +362,7 @@ JOINING = (
 def test_under_verls_own_command_a_second_run_waits_and_leaves_the_first_ones_queue(first, unsubmitted, tiny_task):
     words = ("+algo=grpo", "+task=arithmetic", "+hardware=cpu", f"task.directory={tiny_task}", *JOINING)
     command = [sys.executable, "-m", "verl.trainer.main_ppo", *words, "trainer.n_gpus_per_node=4"]  # there are two
-    with subprocess.Popen(
-        command, env=unsubmitted, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as second:
+    with Started(command, env=unsubmitted, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as second:
         printed = ""
         for line in second.stdout:  # of the task runner: Ray says before it whose line it is
             printed += line

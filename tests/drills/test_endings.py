@@ -7,7 +7,7 @@ import time
 
 import psutil
 import pytest
-from running import BINARIES, TASK, verl_gsd
+from running import BINARIES, TASK, Started, verl_gsd
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def of_a_run_since(start):
 def test_ctrl_c_twice_in_the_middle_of_a_run_leaves_no_process_and_says_how_to_go_on(task, tmp_path):
     start = time.time()
     words = ["algo=grpo", *SMALL, f"trainer.default_local_dir={tmp_path}/run", "trainer.save_freq=1"]
-    with subprocess.Popen(
+    with Started(
         [BINARIES / "verl-gsd", "train", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as training:
         for line in training.stdout:

@@ -10,7 +10,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 from places import BINARIES
-from running import SURE, TASK, metrics, validated, validation_kept, verl_gsd
+from running import SURE, TASK, Started, metrics, validated, validation_kept, verl_gsd
 
 from verl_gsd.evaluation.intervals import paired, wilson
 from verl_gsd.records import read_records
@@ -69,7 +69,7 @@ def evaluated(grpo, tmp_path_factory):
 
 def evaluate_until_stopped(line, responses):
     """Send SIGTERM when the first part of the responses is there: what is left, and what there is."""
-    with subprocess.Popen([BINARIES / "verl-gsd", *line], stderr=subprocess.PIPE, text=True) as evaluating:
+    with Started([BINARIES / "verl-gsd", *line], stderr=subprocess.PIPE, text=True) as evaluating:
         while evaluating.poll() is None and not list(responses.glob("part_*.parquet")):
             with suppress(subprocess.TimeoutExpired):
                 evaluating.wait(0.05)

@@ -23,7 +23,7 @@ import psutil
 import pytest
 from hostile_server import HostileServer, hang, http
 from places import SUPPORT
-from running import BINARIES, metrics, remembered, replayed, replayed_anchors, verl_gsd
+from running import BINARIES, Started, metrics, remembered, replayed, replayed_anchors, verl_gsd
 
 from verl_gsd.checkpoints import step_of
 from verl_gsd.records import read_records
@@ -210,7 +210,7 @@ def main_ppo(run, *words):
     """verl's own command as a process."""
     line = ("+algo=hadw", "++algorithm.gsd.hadw.preset=hard", "trainer.v1.trainer_mode=gsd_sync", *LINE)
     groups = ("task=", "hardware=")
-    return subprocess.Popen(
+    return Started(
         [
             *(sys.executable, "-m", "verl.trainer.main_ppo", "trainer.logger=[console]"),
             *(f"+{word}" if word.startswith(groups) else word for word in (*line, *words)),

@@ -59,6 +59,7 @@ def test_groups_are_kept_whole_and_missing_sessions_filled_and_counted(whole):
         assert seen["gvpo/missing_sessions"] == seen["gvpo/padding_rows"] == missing
 
 
+@pytest.mark.minutes(3)
 def test_the_second_mini_batch_is_tilted_by_what_the_first_one_changed(whole):
     for seen in whole.seen.values():
         assert seen["gvpo/s_std"] > 0 and seen["gvpo/pull_over_push"] > 0

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pyarrow.parquet as pq
 import pytest
 import torch
-from running import BINARIES, TASK, metrics, verl_gsd, weights
+from running import BINARIES, TASK, Started, metrics, verl_gsd, weights
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 pytestmark = pytest.mark.minutes(4)
@@ -40,7 +40,7 @@ def train(folder, rate):
         "trainer.val_before_train=false",
     )
     printed, seen = "", set()
-    with subprocess.Popen(
+    with Started(
         [BINARIES / "verl-gsd", "train", *line], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as training:
         for output in training.stdout:

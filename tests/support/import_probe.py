@@ -39,6 +39,7 @@ if __name__ == "__main__":
         for module in sys.argv[1:]:
             importlib.import_module(module)
         importlib.metadata.version = version
+        cpu_before_verl.patch_vllm.cache_clear()
     is_ray_imported = "ray" in sys.modules
     from verl.plugin.platform import get_platform
     from verl.plugin.platform.platform_manager import PlatformRegistry

@@ -23,13 +23,22 @@ TASK = Path(os.environ["VERL_GSD_CACHE"]) / "arithmetic"
 SURE = 0.005
 
 
+class Started(subprocess.Popen):
+    """A process for a ``with`` that kills it where the test fails in it, by its time limit too, and does not wait."""
+
+    def __exit__(self, kind, value, traceback):
+        if kind is not None:
+            self.kill()
+        super().__exit__(kind, value, traceback)
+
+
 def verl_gsd(*words, **kwargs):
     return subprocess.run([BINARIES / "verl-gsd", *words], capture_output=True, text=True, timeout=1800, **kwargs)
 
 
 def train_until_killed(*words, step, **kwargs):
     """Kill the training process, as a machine short of memory would, in the step after ``step``: (code, printed)."""
-    with subprocess.Popen(
+    with Started(
         [BINARIES / "verl-gsd", "train", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **kwargs
     ) as training:
         printed = ""

@@ -35,31 +35,31 @@ def main() -> None:
             "numbers": numbers,
         }
     ).encode()
-    fork = told = b""
+    pid = status = b""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         try:
             connection.connect(path)
             socket.send_fds(connection, [len(request).to_bytes(8, "big")], numbers)
             connection.sendall(request)
             if connection.recv(1) == b"!":
-                fork = connection.recv(4)
+                pid = connection.recv(4)
         except OSError as error:
             print(f"verl-gsd: no fork from {path} ({error}); starting Python", file=sys.stderr)
-        if fork:
+        if pid:
 
             def pass_on(number, _):
                 try:  # noqa: SIM105, contextlib would have to be imported
-                    os.kill(int.from_bytes(fork, "big"), number)
+                    os.kill(int.from_bytes(pid, "big"), number)
                 except ProcessLookupError:
                     pass  # it is ending
 
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, pass_on)
-            while len(told) < 3 and (more := connection.recv(3 - len(told))):
-                told += more
-    if not fork:
+            while len(status) < 3 and (more := connection.recv(3 - len(status))):
+                status += more
+    if not pid:
         os.execv(sys.executable, [sys.executable, *command])
-    code = int.from_bytes(told[1:], "big", signed=True) if told else 1  # nobody knows once the server is gone
+    code = int.from_bytes(status[1:], "big", signed=True) if status else 1  # nobody knows once the server is gone
     if code < 0:
         if -code not in (signal.SIGKILL, signal.SIGSTOP):
             signal.signal(-code, signal.SIG_DFL)

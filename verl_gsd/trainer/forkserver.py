@@ -60,7 +60,7 @@ MODULES = (
 #: Environment variable: a folder for the server's socket, which the launcher has made (``private_folders.of_run``).
 FOLDER = "VERL_GSD_SOCKET_FOLDER"
 
-#: What a client is told: by its fork that it is there, with its process id; by the server how it ended.
+#: What a client is told. By its fork: that the fork runs, and its process id. By the server: how the fork ended.
 _TAKEN, _ENDED = b"!", b"."
 
 _CLIENT = Path(__file__).with_name("forkclient.py")
@@ -138,28 +138,29 @@ class _Request:
 _PR_SET_PDEATHSIG = 1
 
 
-def end_with(parent: int, number: signal.Signals = signal.SIGTERM) -> None:
-    """Have this process get a signal when its ``parent`` ends, however that ends; exit if it has ended already."""
+def end_with(launcher: int, number: signal.Signals = signal.SIGTERM) -> None:
+    """Have this process get a signal when its parent, the ``launcher``, ends in any way; exit if it has ended."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
-    if os.getppid() != parent:  # killed before that was said
-        sys.exit("the process that started this one has ended")
+    if os.getppid() != launcher:  # killed before that was said
+        sys.exit("the launcher of this process has ended")
 
 
-def _main(listener: socket.socket, parent: int, modules: Sequence[str]) -> None:
-    end_with(parent, signal.SIGKILL)  # nobody else ends it where the job is killed
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a worker may have raised its own
-    before = dict(os.environ)
+def _main(listener: socket.socket, job: int, modules: Sequence[str]) -> None:
+    end_with(job, signal.SIGKILL)  # nobody else ends it where the job is killed
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):  # as Ray raises its own, so that a worker's descriptors have room in a fork
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 65536)), hard))
+    server, before = os.getpid(), dict(os.environ)
     cpu_before_verl.patch_vllm()
     for module in modules:
         importlib.import_module(module)
-    set_by_imports = {name: value for name, value in os.environ.items() if before.get(name) != value}
+    imports = _Imports(before, dict(os.environ))
     gc.collect()
     gc.freeze()  # what is shared stays shared: no collection touches it
     executable = f"{listener.getsockname()}.sh"
-    request, connection = _serve(listener)
-    _take_over(request, connection, set_by_imports)
+    request, connection = _serve(listener, imports)
+    _take_over(request, connection, server)
     if os.access(executable, os.X_OK):  # not where /tmp allows no programs
         multiprocessing.set_executable(executable)
     if request.program is not None:
@@ -170,7 +171,7 @@ def _main(listener: socket.socket, parent: int, modules: Sequence[str]) -> None:
         runpy.run_path(request.arguments[0], run_name="__main__")
 
 
-def _serve(listener: socket.socket) -> tuple[_Request, socket.socket]:
+def _serve(listener: socket.socket, imports: _Imports) -> tuple[_Request, socket.socket]:
     """Fork a process for every connection, and tell each end of the other's; returns in the forks alone."""
     forks: dict[int, socket.socket] = {}  # by process id: the connection with the client
     ended, wake = socket.socketpair()
@@ -185,7 +186,7 @@ def _serve(listener: socket.socket) -> tuple[_Request, socket.socket]:
             for key, _ in selector.select():
                 if key.fileobj is listener:
                     connection, _ = listener.accept()
-                    request = _receive(connection)
+                    request = _receive(connection, imports)
                     if request and (pid := _forked()) is not None:
                         if pid == 0:
                             selector.close()
@@ -228,6 +229,19 @@ def _reaped() -> Iterator[tuple[int, int]]:
             yield found
 
 
+@dataclass(frozen=True)
+class _Imports:
+    """This process's environment before the imports and after them: some set variables in it."""
+
+    before: Mapping[str, str]
+    after: Mapping[str, str]
+
+    def on(self, environment: Mapping[str, str]) -> dict[str, str]:
+        """``environment`` with what the imports set, but for variables that had another value in it at the start."""
+        changed = {name: value for name, value in self.after.items() if self.before.get(name) != value}
+        return {**environment, **{n: v for n, v in changed.items() if environment.get(n) == self.before.get(n)}}
+
+
 #: What vLLM and we set in a worker that is to spawn its engine. Nothing reads them on import.
 SET_LATER = (
     "VLLM_WORKER_MULTIPROC_METHOD",
@@ -238,56 +252,59 @@ SET_LATER = (
 
 
 #: Beginnings of the names of variables that Python and libraries read on import.
-_READ_ON_IMPORT = ("PYTHONPATH", "PYTHONHASHSEED", "HF_", "TRANSFORMERS_", "VLLM_", "OMP_", "KMP_", "GOMP_")
+_PREFIXES = ("PYTHONPATH", "PYTHONHASHSEED", "HF_", "TRANSFORMERS_", "VLLM_", "OMP_", "KMP_", "GOMP_")
 
 
 def _read_on_import(environment: Mapping[str, str]) -> dict[str, str]:
     """The variables that come too late for a fork: one that differs in them is declined, and starts as Python."""
-    return {k: v for k, v in environment.items() if k.startswith(_READ_ON_IMPORT) and k not in SET_LATER}
+    return {k: v for k, v in environment.items() if k.startswith(_PREFIXES) and k not in SET_LATER}
 
 
-def _receive(connection: socket.socket) -> _Request | None:
+def _receive(connection: socket.socket, imports: _Imports) -> _Request | None:
     """What a client asks for; None, and a line that says why, if it cannot be had."""
     files: list[int] = []
     connection.settimeout(5)  # a client that is stopped must not stop all others
     try:
         size, files, _, _ = socket.recv_fds(connection, 8, 250)
         with connection.makefile("rb") as stream:
-            request = _Request(**json.loads(stream.read(int.from_bytes(size, "big"))), files=files)
+            asked = json.loads(stream.read(int.from_bytes(size, "big")))
         connection.settimeout(None)
     except (OSError, ValueError) as error:  # or was killed while it wrote
-        problem = f"its request was cut off: {error}"
+        problem = f"a worker's request was cut off: {error}"
     else:
-        asked, here = _read_on_import(request.environment), _read_on_import(os.environ)
-        if asked == here:
+        request = _Request(**asked | {"environment": imports.on(asked["environment"])}, files=files)
+        differing = _read_on_import(request.environment).items() ^ _read_on_import(imports.after).items()
+        if not differing:
             return request
-        names = sorted({name for name, _ in asked.items() ^ here.items()})
-        problem = f"imports read what differs in it: {' '.join(names)}"
-    print(f"verl-gsd: a worker starts as Python: {problem}", file=sys.stderr)
+        names = " ".join(sorted({name for name, _ in differing}))
+        problem = f"a worker starts as Python, for imports read what differs in it: {names}"
+    print(f"verl-gsd: {problem}", file=sys.stderr)
     for file in files:
         os.close(file)
     return None
 
 
-def _take_over(request: _Request, connection: socket.socket, set_by_imports: Mapping[str, str]) -> None:
-    """Make this fork what the client would have become, and tell the client so."""
-    server = os.getppid()
+def _take_over(request: _Request, connection: socket.socket, server: int) -> None:
+    """Make this fork of process ``server`` what the client would have become, and tell the client so."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     if request.program is not None:
-        end_with(server, signal.SIGKILL)  # the server alone could end it where its client is killed
+        # The server alone could end it where its client is killed. multiprocessing's tracker of resources cleans up and
+        # then ends by itself.
+        if "resource_tracker" not in request.program:
+            end_with(server, signal.SIGKILL)
         if title := sys.modules.get("setproctitle"):
             # vLLM's engine names itself. The place of the name is found once, by the environment of the start. Not in
             # Ray's workers: Ray brings another such library, which then finds nothing.
             title.getproctitle()
     os.environ.clear()
-    os.environ.update({**set_by_imports, **request.environment})
+    os.environ.update(request.environment)
     os.chdir(request.folder)
     # Out of the way first: a file may have the number that another one is to get. The connection stays open until this
     # process ends, which is how the client knows if the server is gone.
-    free = 1 + max(request.numbers, default=2)
+    first_free = 1 + max(request.numbers, default=2)
     held = connection.detach(), *request.files
-    connected, *files = (fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, free) for file in held)
+    connected, *files = (fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, first_free) for file in held)
     for file in held:
         os.close(file)
     for number, file in zip(request.numbers, files, strict=True):
@@ -295,7 +312,10 @@ def _take_over(request: _Request, connection: socket.socket, set_by_imports: Map
         os.close(file)
     if numpy := sys.modules.get("numpy"):
         numpy.random.seed()  # or every worker draws the same numbers; Python's own generator reseeds itself
-    os.write(connected, _TAKEN + os.getpid().to_bytes(4, "big"))
+    try:
+        os.write(connected, _TAKEN + os.getpid().to_bytes(4, "big"))
+    except BrokenPipeError:
+        sys.exit("the client of this process was killed")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Make the golden traces: ``python tests/support/golden/make.py``, which takes about 20 s of CPU.
+"""Make the golden traces of some runs: ``python tests/support/golden/make.py RUN...``, which takes a few seconds each.
 
 Run it only when a change of numbers is intended, and explain the change in the commit message: the kept files are what
 today's code is compared with. A change of names, files or classes is no reason: it changes ``driver.py`` alone. The
 checkpoints in ``data/*/saved`` were written by older code on purpose, and runs must still resume from them: if only the
 format of a checkpoint changes, keep the old files and add a run or a folder beside them.
 
-``python tests/support/golden/make.py --recording`` draws the recording anew as well. It needs no other reason than that
-a run must meet something that is not recorded.
+``python tests/support/golden/make.py --recording`` draws the recording anew and makes all runs. Do it only if a run
+must meet something that is not recorded.
 
 The recording, in ``data/``:
 
@@ -141,7 +141,10 @@ def main(arguments):
     traces.DATA.mkdir(exist_ok=True)
     if arguments == ["--recording"]:
         record(traces.DATA)
-    for name in driver.RUNS:
+        arguments = list(driver.RUNS)
+    if not arguments or not driver.RUNS.keys() >= set(arguments):
+        sys.exit(f"make.py: write some of {' '.join(driver.RUNS)}, or --recording for all")
+    for name in arguments:
         with tempfile.TemporaryDirectory() as folder:
             traces.keep(driver.replay(name, Path(folder)), Path(folder), traces.DATA / name)
 

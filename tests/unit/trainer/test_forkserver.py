@@ -1,5 +1,6 @@
 """Workers as forks of a server: what a fork must have of its own, and what happens where no server answers."""
 
+import fcntl
 import json
 import os
 import shlex
@@ -117,6 +118,26 @@ def test_a_fork_that_would_come_too_late_for_its_environment_starts_as_python(sc
     assert forked[0] == forked[1] and forked[0][1] != str(os.getpid()), "the same variable from the start: forks"
 
 
+def test_what_imports_set_in_the_environment_is_set_in_a_fork_too(script, tmp_path, monkeypatch):
+    """Where a client has another value than the server had at its start, it keeps its own."""
+    lines = (
+        "os.environ['KMP_SET'] = 'import'",
+        "os.environ.setdefault('LEFT', 'import')",
+        "os.environ['TAKEN'] = 'import'",
+    )
+    (tmp_path / "sets_variables.py").write_text("\n".join(("import os", *lines)))
+    script.write_text("import json, os; print(json.dumps(dict(os.environ)))")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("LEFT", "start")
+    monkeypatch.setenv("TAKEN", "start")
+    with workers_forked(["sets_variables"]) as command:
+        seen = [json.loads(start(command, script, **own).stdout) for own in ({}, {"TAKEN": "mine", "LEFT": "mine"})]
+    assert [[found.get(name) for name in ("KMP_SET", "LEFT", "TAKEN")] for found in seen] == [
+        ["import", "start", "import"],
+        ["import", "mine", "mine"],
+    ]
+
+
 def test_a_request_that_is_cut_off_costs_that_worker_alone(script):
     with workers_forked([]) as command:
         with socket.socket(socket.AF_UNIX) as connection:
@@ -126,6 +147,7 @@ def test_a_request_that_is_cut_off_costs_that_worker_alone(script):
             connection.sendall(b"{half")
         assert json.loads(start(command, script).stdout)["parent"] != os.getpid()
         os.close(write)
+        os.set_blocking(read, False)
         assert os.read(read, 1) == b"", "the server has not kept it"
         os.close(read)
 
@@ -186,6 +208,9 @@ def test_a_worker_has_the_open_files_of_its_client_under_their_numbers(tmp_path)
     script = tmp_path / "worker.py"
     script.write_text("import os, sys\nfor word in sys.argv[1:]: os.write(int(word), word.encode())")
     pipes = [os.pipe() for _ in range(6)]
+    high = fcntl.fcntl(pipes[-1][1], fcntl.F_DUPFD, 700)
+    os.close(pipes[-1][1])
+    pipes[-1] = (pipes[-1][0], high)
     numbers = [write for _, write in pipes]
     with workers_forked([]) as command:
         words = [*shlex.split(command), script, *map(str, numbers)]
