@@ -28,7 +28,8 @@ part setup scripts/setup.sh
 bin=$(realpath "${VENV:-.venv}")/bin
 static() { "$bin"/ruff check . && "$bin"/ruff format --check . && "$bin"/mypy && "$bin"/lint-imports; }
 part "style, types, layers" static
-# Words that begin with tests/ name tests. Then no other file is collected, and a folder without such tests (pytest's 5) is no failure.
+# Words that begin with tests/ name tests. Then no other file is collected, and a folder without such tests (pytest's 5)
+# is no failure.
 named=no ran=no
 for word in "$@"; do [[ $word != tests/* ]] || named=yes; done
 tests() {
