@@ -25,9 +25,8 @@ import typer
 from omegaconf import OmegaConf
 from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage, compute_grpo_vectorized_outcome_advantage
 
-from verl_gsd import planning
-from verl_gsd.algorithms import chain
-from verl_gsd.trainer.advantage import gsd_advantage, not_padding
+from verl_gsd import chain, planning
+from verl_gsd.trainer.estimator import gsd_advantage, not_padding
 
 TOKENS = 1024
 BATCHES = ((512, 8), (8192, 16), (32768, 32))

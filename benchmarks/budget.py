@@ -29,14 +29,14 @@ import typer
 from rich.progress import track
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from verl_gsd.algorithms import budget as _registers_its_stage  # noqa: F401
-from verl_gsd.algorithms.chain import advantages
+from verl_gsd.algorithms.rollouts import group_size_weights as _registers_its_stage  # noqa: F401
+from verl_gsd.algorithms.rollouts.budget import rollouts_of
+from verl_gsd.algorithms.rollouts.budget_settings import Settings
+from verl_gsd.chain import advantages
 from verl_gsd.planning import posterior_silent_rate
 from verl_gsd.prompts import PromptStore
 from verl_gsd.tasks import embedded
 from verl_gsd.tasks.arithmetic import compute_score
-from verl_gsd.trainer.budget_section import Settings
-from verl_gsd.trainer.budgeting import rollouts_of
 
 PER_LEVEL, BATCH, SIZE, STEPS = 30, 24, 8, 60
 PASS = 8 * PER_LEVEL // BATCH

@@ -18,7 +18,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from verl_gsd.evaluation.comparison_file import read_curves
+from verl_gsd.compare.comparison_file import read_curves
 from verl_gsd.jobs.submission import SEED_KEYS
 from verl_gsd.rundir import RunDirectory, read_metrics
 

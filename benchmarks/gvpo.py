@@ -31,7 +31,7 @@ ROUTES = {"vanilla": "dr_grpo", "whole": "gvpo", "prepass": "gvpo"}
 
 def config_of(route: str, task: Path) -> Any:
     """The resolved config: micro-batches of two groups' tokens, under either algorithm."""
-    from verl_gsd.trainer.config import compose_config, parse_line, resolve
+    from verl_gsd.run.compose import compose_config, parse_line, resolve
 
     actor = "actor_rollout_ref.actor"
     words = [f"algo={ROUTES[route]}", "task=arithmetic", "hardware=cpu", f"task.directory={task}"]

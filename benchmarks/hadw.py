@@ -19,8 +19,8 @@ import publishing
 import torch
 import typer
 
-from verl_gsd.algorithms import chain
-from verl_gsd.algorithms.hadw_memory import HadwMemory
+from verl_gsd import chain
+from verl_gsd.algorithms.hadw.extension import HadwMemory
 from verl_gsd.groups import Group, Member
 
 GROUPS, SIZE = 128, 8

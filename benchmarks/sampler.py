@@ -16,9 +16,9 @@ import numpy as np
 import publishing
 import typer
 
+from verl_gsd.algorithms.rollouts.sampler import DisagreementSampler
 from verl_gsd.prompts import PromptStore
-from verl_gsd.trainer.dataset import PromptKeys
-from verl_gsd.trainer.sampler import DisagreementSampler
+from verl_gsd.run.dataset import PromptKeys
 
 BATCHES = {2_560: 24, 100_000: 256, 1_000_000: 1024}
 

@@ -71,7 +71,7 @@ def _lines_for_a_cpu_pass_in_an_environment_for_gpus(request, monkeypatch):
     """There vLLM is its GPU build, which the checks of a line for a CPU reject. test_engines.py tests that check."""
     is_for_gpus = any(importlib.metadata.distributions(name="vllm"))
     if is_for_gpus and request.path.name != "test_engines.py":
-        monkeypatch.setattr("verl_gsd.trainer.validation.cpu_engine_problem", lambda: "")
+        monkeypatch.setattr("verl_gsd.run.checks.validate.cpu_engine_problem", lambda: "")
 
 
 @pytest.fixture(scope="session")
@@ -86,7 +86,7 @@ def tiny_task(tmp_path_factory):
 @functools.cache
 def _groups_composed(compose_config, *groups):
     """A pickle of the composed config, which loads in a tenth of the time that a copy takes."""
-    from verl_gsd.trainer.config import parse_line
+    from verl_gsd.run.compose import parse_line
 
     return pickle.dumps(compose_config(parse_line(groups)))
 
@@ -105,7 +105,7 @@ def _composed(compose_config, line):
 def _resolved(line):
     from omegaconf import OmegaConf
 
-    from verl_gsd.trainer.config import compose_config
+    from verl_gsd.run.compose import compose_config
 
     config = _composed(compose_config, line)
     OmegaConf.resolve(config)
@@ -114,7 +114,7 @@ def _resolved(line):
 
 @functools.cache
 def _groups_resolved(*words):
-    from verl_gsd.trainer.config import parse_line
+    from verl_gsd.run.compose import parse_line
 
     return pickle.dumps(_resolved(parse_line(words)))
 
@@ -148,7 +148,7 @@ def compose_fast(configs_parsed_once):
     Hydra composes each choice of groups once, and single keys are set on a copy of that. What a config takes from the
     environment is read once. test_config.py tests composing itself.
     """
-    from verl_gsd.trainer.config import parse_line
+    from verl_gsd.run.compose import parse_line
 
     def compose(*words):
         line = parse_line(words)
@@ -160,7 +160,7 @@ def compose_fast(configs_parsed_once):
 @pytest.fixture
 def composing_is_fast(configs_parsed_once, monkeypatch):
     """Commands compose their config as ``compose_fast`` does."""
-    from verl_gsd.trainer import config
+    from verl_gsd.run import compose as config
 
     monkeypatch.setattr(config, "compose_config", functools.partial(_composed, config.compose_config))
 

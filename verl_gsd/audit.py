@@ -181,6 +181,17 @@ def is_gvpo(config: DictConfig) -> bool:
     return OmegaConf.select(config, "actor_rollout_ref.actor.policy_loss.loss_mode") == "gvpo"
 
 
+def is_dagrpo_loss(config: DictConfig) -> bool:
+    """Whether the policy loss is the one that knows demonstrations."""
+    return OmegaConf.select(config, "actor_rollout_ref.actor.policy_loss.loss_mode") == "dagrpo"
+
+
+def demonstration_column(config: DictConfig) -> str | None:
+    """The column of the training data that has demonstrations; None where none is read."""
+    section = OmegaConf.select(config, "algorithm.gsd.dagrpo.demonstrations")
+    return None if not isinstance(section, DictConfig) or section.get("source") == "self" else section.get("column")
+
+
 def _fitted_by(config: DictConfig) -> str:
     if not is_gvpo(config):
         return ""
@@ -273,7 +284,7 @@ def _filter_contradictions(config: DictConfig) -> Iterator[str]:
     metric = config.algorithm.filter_groups.metric
     has_verifier = OmegaConf.select(config, "reward.custom_reward_function.path") is not None
     if config.reward.reward_model.enable and not has_verifier:
-        return  # its groups have no acc, and own_section.py rejects what would read one
+        return  # its groups have no acc, and gsd_section.py rejects what would read one
     if metric != "acc":
         yield (
             f"algorithm.filter_groups.metric={metric}: a shaped score is rarely equal within a group and lets silent "

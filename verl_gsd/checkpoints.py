@@ -49,7 +49,7 @@ def whole_checkpoints(run: Path, all_ranks: bool = True) -> Iterator[Path]:
 
 
 def _attempt_of(checkpoint: Path) -> int:
-    """The attempt that saved a checkpoint (``trainer/lost_metrics.py``); 0 if that is not known."""
+    """The attempt that saved a checkpoint (``run/lost_metrics.py``); 0 if that is not known."""
     try:
         return int(json.loads((checkpoint / "gsd" / "metrics.json").read_bytes())["attempt"])
     except (OSError, ValueError, KeyError, TypeError):

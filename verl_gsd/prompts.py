@@ -1,7 +1,7 @@
 """What a run remembers of each prompt: how often it was visited, how its responses came out, and some of them.
 
 A prompt is known by its key, (data source, dataset index). verl's own uid is new at every visit, and its dataset index
-defaults to 0 where a file has none, so uniqueness is checked at start (``trainer/dataset.py``), and where keys are not
+defaults to 0 where a file has none, so uniqueness is checked at start (``run/dataset.py``), and where keys are not
 unique a hash of the prompt's text takes the index's place (``prompt_hash``).
 """
 
@@ -54,20 +54,27 @@ class PromptStore:
     Args:
         capacity: prompts remembered at most.
         half_life: trainer steps after which a visit counts half in what is recent; None forgets nothing there.
+        prior: (a, b) of Beta, of a prompt's solve rate before its first visit.
 
     Attributes:
+        half_life, prior: as above. An extension may set them before training begins.
         responses: earlier responses, bounded by their tokens; empty unless an algorithm stores some.
 
     Raises:
         ValueError: ``capacity`` or ``half_life`` is not positive.
     """
 
-    def __init__(self, capacity: int = 1_000_000, half_life: float | None = None) -> None:
+    def __init__(
+        self,
+        capacity: int = 1_000_000,
+        half_life: float | None = None,
+        prior: tuple[float, float] = (0.5, 0.5),
+    ) -> None:
         if capacity < 1:
             raise ValueError(f"capacity={capacity}: write a number of prompts, 1 or more")
         if half_life is not None and not half_life > 0:
             raise ValueError(f"half_life={half_life}: write a number of steps above 0, or null to forget nothing")
-        self.capacity, self.half_life = capacity, half_life
+        self.capacity, self.half_life, self.prior = capacity, half_life, prior
         self.responses = ResponseStore()
         self._sources: list[str] = []
         self._places: list[dict[int, int]] = []  # by source: dataset index -> row

@@ -4,7 +4,7 @@
     RUN/overrides.yaml          the command line it was composed from
     RUN/metrics/attempt_A.jsonl one line a step, every scalar verl logs, the first validation included
     RUN/logs/attempt_A.log      everything verl, Ray and vLLM printed
-    RUN/messages/attempt_A.jsonl what the trainer tells the user: notes, warnings, why it stopped (trainer/messages.py)
+    RUN/messages/attempt_A.jsonl what the trainer tells the user: notes, warnings, why it stopped (run/messages.py)
     RUN/records/attempt_A/      one Parquet file a step, a row a prompt group (records.py)
     RUN/global_step_N/          verl's checkpoints; global_step_N/gsd what remembers beside the weights
 

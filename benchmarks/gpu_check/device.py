@@ -67,7 +67,7 @@ def packed(is_packed: bool) -> list[str]:
 
 def compose(*words: str) -> tuple[Any, Any]:
     """(resolved config, parsed line) of a command line's words."""
-    from verl_gsd.trainer.config import compose_config, parse_line, resolve
+    from verl_gsd.run.compose import compose_config, parse_line, resolve
 
     line = parse_line(words)
     return resolve(compose_config(line)), line

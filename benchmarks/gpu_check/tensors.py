@@ -19,13 +19,15 @@ from verl.workers.config import FSDPActorConfig
 
 from gpu_check.device import device
 from gpu_check.record import CheckFailedError, Report
-from verl_gsd.algorithms import dagrpo, gvpo
-from verl_gsd.algorithms.dagrpo_memory import DagrpoMemory
-from verl_gsd.algorithms.hadw_memory import HadwMemory
-from verl_gsd.algorithms.shaping import demonstration_ratio
+from verl_gsd.algorithms.dagrpo import pairs as dagrpo
+from verl_gsd.algorithms.dagrpo.demonstration_ratio import demonstration_ratio
+from verl_gsd.algorithms.dagrpo.mask import DagrpoMemory
+from verl_gsd.algorithms.gvpo import maths as gvpo
+from verl_gsd.algorithms.gvpo import rows as gvpo_rows
+from verl_gsd.algorithms.hadw.extension import HadwMemory
 from verl_gsd.groups import Group, Member, group_stats
-from verl_gsd.trainer import gvpo_rows, losses
-from verl_gsd.trainer.advantage import batch_of, gsd_advantage
+from verl_gsd.trainer import losses
+from verl_gsd.trainer.estimator import batch_of, gsd_advantage
 
 TOLERANCE = 1e-5
 GROUPS, SIZE, TOKENS = 48, 8, 64

@@ -23,9 +23,9 @@ from gpu_check import task
 from gpu_check.device import device, gpu_gib, hardware, is_drill
 from gpu_check.record import CheckFailedError, Report, smi
 from verl_gsd.evaluation.summary import summarise
+from verl_gsd.run.launch import signals_interrupt
 from verl_gsd.rundir import MetricsReader, RunDirectory
 from verl_gsd.tasks import arithmetic, embedded
-from verl_gsd.trainer.launch import signals_interrupt
 
 #: Seconds between two looks of our trainers at the replay buffer; verl's own mode looks every 2 s.
 _POLL = "algorithm.gsd.poll_interval=0.1"

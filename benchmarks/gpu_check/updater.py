@@ -13,8 +13,8 @@ from verl.utils import tensordict_utils as tu
 from verl.workers.engine_workers import ActorRolloutRefWorker
 
 from gpu_check.device import device, synchronize
+from verl_gsd.algorithms.gvpo.placement import GVPOUpdate
 from verl_gsd.audit import is_gvpo
-from verl_gsd.trainer.gvpo_update import GVPOUpdate
 from verl_gsd.trainer.losses import DEMONSTRATION
 from verl_gsd.trainer.worker import actor_worker
 

@@ -12,7 +12,7 @@ from verl.protocol import DataProto
 from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage, compute_grpo_vectorized_outcome_advantage
 from verl.trainer.ppo.ray_trainer import compute_advantage
 
-from verl_gsd.trainer.advantage import batch_of, gsd_advantage
+from verl_gsd.trainer.estimator import batch_of, gsd_advantage
 
 TOKENS = 3
 

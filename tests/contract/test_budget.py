@@ -22,7 +22,7 @@ from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl_parts import AGENT_LOOP_WORKER, bare, bare_trainer
 
-from verl_gsd.algorithms.budget import equal_prompts
+from verl_gsd.algorithms.rollouts.group_size_weights import equal_prompts
 from verl_gsd.groups import group_stats
 
 

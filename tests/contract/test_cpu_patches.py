@@ -17,7 +17,7 @@ verl = pytest.importorskip("verl")
 from verl.plugin.platform import get_platform  # noqa: E402
 from verl.plugin.platform.platform_manager import PlatformRegistry  # noqa: E402
 
-from verl_gsd.trainer import cpu  # noqa: E402
+from verl_gsd.cpu import platform as cpu  # noqa: E402
 
 
 def test_asked_for_the_platform_is_the_cpu():

@@ -9,10 +9,10 @@ from omegaconf import OmegaConf
 from transformers import AutoTokenizer
 from verl.utils.dataset.rl_dataset import RLHFDataset
 
-from verl_gsd.trainer import validation
-from verl_gsd.trainer.config import ConfigError
-from verl_gsd.trainer.data_files import FILE_KEYS, prompt_problem
-from verl_gsd.trainer.prompt_lengths import examine
+from verl_gsd.errors import ConfigError
+from verl_gsd.run.checks import validate as validation
+from verl_gsd.run.checks.data_files import FILE_KEYS, prompt_problem
+from verl_gsd.run.checks.prompt_lengths import examine
 
 
 @pytest.fixture(autouse=True)

@@ -15,13 +15,13 @@ import ray
 import transfer_queue as tq
 from agent_rows import answer, columns_of, demonstrations_in, prompts, sampled, texts_of, watched
 
-from verl_gsd.demonstrations.settings import Settings
+from verl_gsd.algorithms.dagrpo.demonstration_settings import Settings
+from verl_gsd.algorithms.dagrpo.demonstrations import LEFT_OUT, SESSIONS, Demonstrating
+from verl_gsd.algorithms.dagrpo.pools import Experts, ExpertsOrOwn, OwnSuccesses
 from verl_gsd.prompts import PromptStore
 from verl_gsd.trainer import verifying
-from verl_gsd.trainer.demonstrating import LEFT_OUT, SESSIONS, Demonstrating
-from verl_gsd.trainer.demonstration_pools import Experts, ExpertsOrOwn, OwnSuccesses
-from verl_gsd.trainer.keys import DEMONSTRATED_BY, DEMONSTRATED_IN, REPLACED
 from verl_gsd.trainer.losses import DEMONSTRATION
+from verl_gsd.trainer.rows import DEMONSTRATED_BY, DEMONSTRATED_IN, REPLACED
 
 pytestmark = pytest.mark.usefixtures("queue")
 

@@ -2,7 +2,8 @@
 
 from ray._private import ray_constants
 
-from verl_gsd.trainer import all_reduce, findings
+from verl_gsd.run import all_reduce
+from verl_gsd.run import doctor as findings
 
 
 def test_ranks_add_up_and_are_timed():

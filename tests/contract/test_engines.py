@@ -9,8 +9,8 @@ from verl.utils import device
 from verl.utils.config import omega_conf_to_dataclass
 
 from verl_gsd import config as groups
-from verl_gsd.trainer import validation
-from verl_gsd.trainer.config import compose_config, parse_line, resolve
+from verl_gsd.run.checks import validate as validation
+from verl_gsd.run.compose import compose_config, parse_line, resolve
 
 
 @pytest.mark.parametrize("hardware", [name for name in groups.choices("hardware") if name != "cpu"])

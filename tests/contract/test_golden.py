@@ -115,7 +115,7 @@ def test_a_checkpoint_has_the_samplers_place():
 
 
 def test_both_groupings_of_gvpo_give_the_same_gradients_and_are_both_there():
-    """Not the same losses: of a share of the rows a loss means nothing (``algorithms/gvpo.py``)."""
+    """Not the same losses: of a share of the rows a loss means nothing (``algorithms/gvpo/maths.py``)."""
     whole, prepass = traces.kept("gvpo_whole"), traces.kept("gvpo_prepass")
     cut = [[[sorted(of["rows"]) for of in update] for update in run.updates[3]] for run in (whole, prepass)]
     assert cut[0] != cut[1]

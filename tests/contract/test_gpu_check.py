@@ -18,9 +18,10 @@ from gpu_check import device, record, tensors, training, updates
 from gpu_check.__main__ import main
 from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY
 
-from verl_gsd.algorithms import chain
-from verl_gsd.trainer import losses, validation
-from verl_gsd.trainer.config import parse_line
+from verl_gsd import chain
+from verl_gsd.run.checks import validate as validation
+from verl_gsd.run.compose import parse_line
+from verl_gsd.trainer import losses
 
 CPU = torch.device("cpu")
 

@@ -11,9 +11,9 @@ pytest.importorskip("verl")
 from agent_rows import answer, columns_of, watched
 from verl.utils import tensordict_utils as tu
 
-from verl_gsd.trainer import gvpo_rows
-from verl_gsd.trainer.gvpo_update import GVPOUpdate
-from verl_gsd.trainer.keys import is_padding, uid_of
+from verl_gsd.algorithms.gvpo import rows as gvpo_rows
+from verl_gsd.algorithms.gvpo.placement import GVPOUpdate
+from verl_gsd.trainer.rows import is_padding, uid_of
 
 pytestmark = pytest.mark.usefixtures("queue")
 

@@ -11,10 +11,10 @@ from tensordict import NonTensorStack, TensorDict
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
+from verl_gsd.algorithms.gvpo.replayed import PLANNED, SESSIONS, History, history_size
 from verl_gsd.responses import ResponseStore
 from verl_gsd.trainer import replay
-from verl_gsd.trainer.history import PLANNED, SESSIONS, History, history_size
-from verl_gsd.trainer.keys import GENERATED_IN
+from verl_gsd.trainer.rows import GENERATED_IN
 
 pytestmark = pytest.mark.usefixtures("queue")
 

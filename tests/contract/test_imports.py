@@ -10,8 +10,10 @@ import verl  # noqa: F401, first: it loads our plugin
 from places import SUPPORT
 from verl.trainer.constants_ppo import get_ppo_ray_runtime_env
 
-from verl_gsd.trainer import cpu, cpu_before_verl, forkserver
-from verl_gsd.trainer.job import VERLS_ENVIRONMENT
+from verl_gsd.cpu import before_verl as cpu_before_verl
+from verl_gsd.cpu import forkserver
+from verl_gsd.cpu import platform as cpu
+from verl_gsd.run.job import VERLS_ENVIRONMENT
 
 
 @pytest.fixture(scope="module")

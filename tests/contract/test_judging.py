@@ -10,9 +10,9 @@ pytest.importorskip("verl")
 
 from agent_rows import answer, watched
 
+from verl_gsd.algorithms.dagrpo.judging import Judging, shared_prefix
 from verl_gsd.judge.scorer import JudgementError
 from verl_gsd.judge.settings import Settings
-from verl_gsd.trainer.judging import Judging, shared_prefix
 
 pytestmark = pytest.mark.usefixtures("queue")
 
@@ -143,9 +143,9 @@ def test_verls_reward_model_is_asked_through_its_own_workers():
 
     import ray
 
+    from verl_gsd.algorithms.dagrpo.reward_model import RewardModelScorer
     from verl_gsd.judge.scorer import Question
     from verl_gsd.tasks.byte_llama import build_tokenizer
-    from verl_gsd.trainer.reward_model import RewardModelScorer
 
     @ray.remote(num_cpus=0)
     class StubRewardWorker:

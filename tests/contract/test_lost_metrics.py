@@ -8,8 +8,8 @@ from memory_queue import MemoryQueue
 from verl.utils.tracking import FileLogger
 from verl_parts import compute_metrics, fit, names_of_calls
 
+from verl_gsd.run import lost_metrics
 from verl_gsd.rundir import TRAINED, RunDirectory
-from verl_gsd.trainer import lost_metrics
 
 DATA = {TRAINED: 2, "critic/score/mean": 0.25, "actor/lr": 0.5, "timing_s/step": 1e-6, "nan": math.nan}
 

@@ -3,8 +3,8 @@
 import pytest
 from evaluation_runs import random_model, unmerged_checkpoint
 
-from verl_gsd.trainer import merging
-from verl_gsd.trainer.config import ConfigError
+from verl_gsd.errors import ConfigError
+from verl_gsd.evaluation import merge as merging
 
 
 def test_shards_that_are_damaged_leave_nothing(tmp_path):

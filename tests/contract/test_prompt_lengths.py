@@ -25,9 +25,9 @@ from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token
 from verl.workers.rollout.replica import TokenOutput
 
 from verl_gsd.cli.main import app
-from verl_gsd.trainer.messages import MessageWriter, RunStoppedError, read_messages
-from verl_gsd.trainer.prompt_lengths import examine
-from verl_gsd.trainer.prompt_tokens import PromptTokens
+from verl_gsd.run.checks.prompt_lengths import examine
+from verl_gsd.run.checks.prompt_tokens import PromptTokens
+from verl_gsd.run.messages import MessageWriter, RunStoppedError, read_messages
 from verl_gsd.trainer.prompt_truncation import obey_truncation
 
 TOOLS = [{"type": "function", "function": {"name": "add", "description": "Adds two numbers.", "parameters": {}}}]

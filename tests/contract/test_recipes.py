@@ -3,7 +3,7 @@
 import pytest
 from recipe_configs import HARDWARE, RECIPES, composed, problems
 
-from verl_gsd.trainer.validation_with_verl import validate_with_verl
+from verl_gsd.run.checks.with_verl import validate_with_verl
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

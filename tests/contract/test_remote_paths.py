@@ -13,7 +13,7 @@ from verl.utils import hdfs_io
 from verl.utils.fs import copy_to_local
 
 from verl_gsd.cli.main import app
-from verl_gsd.trainer import validation
+from verl_gsd.run.checks import validate as validation
 
 FILE, MODEL = "hdfs://namenode/train.parquet", "hdfs://namenode/models/qwen"
 REMOTE = (f"data.train_files={FILE}", f"data.val_files=[{FILE}]", f"actor_rollout_ref.model.path={MODEL}")

@@ -13,9 +13,9 @@ import transfer_queue as tq
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
+from verl_gsd.errors import ConfigError
+from verl_gsd.run.messages import RunStoppedError
 from verl_gsd.trainer import replay
-from verl_gsd.trainer.config import ConfigError
-from verl_gsd.trainer.messages import RunStoppedError
 from verl_gsd.trainer.reward_failures import Failure
 from verl_gsd.trainer.reward_monitor import LostReward
 

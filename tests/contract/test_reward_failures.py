@@ -35,7 +35,8 @@ from verl.trainer.ppo.metric_utils import process_validation_metrics
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
 from verl_parts import AGENT_LOOP_WORKER, bare
 
-from verl_gsd.trainer import limits_section, verifying
+from verl_gsd.run.checks import limits as limits_section
+from verl_gsd.trainer import verifying
 from verl_gsd.trainer.reward_failures import Failure, failure_of_score, mark_failures
 
 SECONDS = 300.0

@@ -31,11 +31,11 @@ from verl.experimental.reward_loop.reward_manager.remote import RemoteRewardMana
 from verl_parts import AGENT_LOOP_WORKER, bare
 
 from verl_gsd import records
-from verl_gsd.trainer import own_section
-from verl_gsd.trainer.config import Line
-from verl_gsd.trainer.messages import MessageWriter
-from verl_gsd.trainer.queue_rows import verdict_of
+from verl_gsd.run.checks import gsd_section as own_section
+from verl_gsd.run.compose import Line
+from verl_gsd.run.messages import MessageWriter
 from verl_gsd.trainer.reward_monitor import RewardMonitor
+from verl_gsd.trainer.rows import verdict_of
 from verl_gsd.trainer.verifying import as_data
 
 MODEL = "reward.reward_model"

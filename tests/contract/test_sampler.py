@@ -17,8 +17,8 @@ from verl.trainer.ppo import utils
 from verl.trainer.ppo.v1 import get_trainer_cls, trainer_base
 from verl_parts import bare_trainer, names_of_calls
 
-from verl_gsd.trainer.messages import RunStoppedError
-from verl_gsd.trainer.sampler import DisagreementSampler
+from verl_gsd.algorithms.rollouts.sampler import DisagreementSampler
+from verl_gsd.run.messages import RunStoppedError
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from datasets import Dataset
 from verl.trainer.ppo.v1 import PPOTrainerColocateAsync, PPOTrainerSeparateAsync, PPOTrainerSync, get_trainer_cls
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
 
-from verl_gsd.trainer.budgeting import Budgeting
-from verl_gsd.trainer.config import ConfigError
-from verl_gsd.trainer.dataset import fingerprints, indices_are_unique
+from verl_gsd.algorithms.rollouts.budget import Budgeting
+from verl_gsd.errors import ConfigError
+from verl_gsd.run.dataset import fingerprints, indices_are_unique
 
 
 @pytest.fixture
@@ -161,8 +161,8 @@ def test_rows_that_were_filtered_out_do_not_count():
 
 @pytest.mark.parametrize(("mode", "wanted"), [("sync", "gsd_sync"), ("colocate_async", "gsd_colocate_async")])
 def test_a_stage_that_needs_groups_refuses_a_stock_mode_by_name(configure, mode, wanted, monkeypatch):
-    from verl_gsd.algorithms import chain
-    from verl_gsd.trainer.own_section import own_problems, stages_wrong
+    from verl_gsd import chain
+    from verl_gsd.run.checks.gsd_section import own_problems, stages_wrong
 
     monkeypatch.setattr(chain, "_STAGES", dict(chain._STAGES))
     monkeypatch.setattr(chain, "_MEMORIES", dict(chain._MEMORIES))
@@ -177,7 +177,7 @@ def test_a_stage_that_needs_groups_refuses_a_stock_mode_by_name(configure, mode,
 
 
 def test_names_verl_does_not_know_are_refused_before_ray(configure):
-    from verl_gsd.trainer.validation_with_verl import validate_with_verl
+    from verl_gsd.run.checks.with_verl import validate_with_verl
 
     validate_with_verl(configure())
     for word, message in (
@@ -206,7 +206,7 @@ def test_a_plugin_that_verl_did_not_load_is_told_apart_from_one_that_raised(monk
 
     import wrapt
 
-    from verl_gsd.trainer import validation_with_verl as validation
+    from verl_gsd.run.checks import with_verl as validation
 
     monkeypatch.setattr(wrapt, "when_imported", lambda name: lambda hook: None)  # verl is patched already
     monkeypatch.delitem(sys.modules, validation.PLUGIN)

@@ -11,8 +11,8 @@ import pytest
 import ray
 import watched_runs
 
+from verl_gsd.run.messages import MessageWriter, RunStoppedError, read_messages
 from verl_gsd.trainer import engine_health, watchdog
-from verl_gsd.trainer.messages import MessageWriter, RunStoppedError, read_messages
 from verl_gsd.trainer.progress import Progress
 from verl_gsd.trainer.watchdog import EXIT_CODE, Watchdog
 

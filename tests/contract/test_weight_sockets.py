@@ -12,7 +12,8 @@ import forks
 import pytest
 import weight_transfer
 
-from verl_gsd.trainer import private_folders, weight_sockets
+from verl_gsd import private_folders
+from verl_gsd.trainer import weight_sockets
 
 #: Seconds until a process that waits for weights counts as hung.
 HUNG = 900

@@ -22,10 +22,10 @@ from omegaconf import OmegaConf
 from ports import free_ports
 from running import BINARIES, Started, metrics, replayed_anchors, verl_gsd
 
+from verl_gsd.errors import ConfigError
 from verl_gsd.records import read_records
+from verl_gsd.run.cluster_lock import joins
 from verl_gsd.rundir import RunDirectory
-from verl_gsd.trainer.cluster import joins
-from verl_gsd.trainer.config import ConfigError
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +176,7 @@ def read_until(process, start):
 WAITS = "verl-gsd waits: another run trains on this cluster"
 TURN = """
 import os, threading, ray
-from verl_gsd.trainer.cluster import take_lock
+from verl_gsd.run.cluster_lock import take_lock
 ray.init(address="auto")
 take_lock()
 print("TURN of", os.getpid())
@@ -218,7 +218,7 @@ RESOLVING = """
 import json, os, sys
 import ray
 from omegaconf import OmegaConf
-from verl_gsd.trainer import cluster
+from verl_gsd.run import cluster_lock as cluster
 for address, temporary, environment in json.loads(sys.argv[1]):
     os.environ["RAY_ADDRESS"] = environment
     init = {"address": address, "_temp_dir": temporary}
@@ -326,7 +326,7 @@ def test_patch_still_needed_because_a_second_run_ends_the_first_ones_queue(first
 LOCKED = """
 import sys
 import ray
-from verl_gsd.trainer.cluster import take_lock
+from verl_gsd.run.cluster_lock import take_lock
 ray.init(namespace=sys.argv[1] or None, log_to_driver=False)
 take_lock()
 
@@ -381,8 +381,8 @@ def test_a_run_that_joins_without_being_a_job_takes_the_lock_and_forks_no_worker
         printed = read_until(second, WAITS)
         assert WAITS in printed, printed
         commands = [process.cmdline() for process in psutil.Process(second.pid).children(recursive=True)]
-        assert any("verl_gsd.trainer.job" in command for command in commands)
-        assert not any("verl_gsd.trainer.forkserver" in command for command in commands)
+        assert any("verl_gsd.run.job" in command for command in commands)
+        assert not any("verl_gsd.cpu.forkserver" in command for command in commands)
         second.send_signal(signal.SIGINT)
         second.stdout.read()
     assert first.queue() == "QUEUE there"
@@ -407,7 +407,7 @@ def test_a_job_outlives_its_client_and_goes_on_exactly_after_a_kill_of_its_drive
         (driver,) = (
             process
             for process in psutil.process_iter(["cmdline"])
-            if (process.info["cmdline"] or [])[1:4] == ["-m", "verl_gsd.trainer.job", f"{run}/config.yaml"]
+            if (process.info["cmdline"] or [])[1:4] == ["-m", "verl_gsd.run.job", f"{run}/config.yaml"]
         )
         driver.kill()
         followed += following.stdout.read()

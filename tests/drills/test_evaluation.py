@@ -76,7 +76,7 @@ def evaluate_until_stopped(line, responses):
         evaluating.terminate()
         _, said = evaluating.communicate()
     words = [process.info["cmdline"] or () for process in psutil.process_iter(["cmdline"])]
-    left = [found for found in words if "verl_gsd.trainer.generation" in found]
+    left = [found for found in words if "verl_gsd.evaluation.vllm_job" in found]
     parts = {file: file.stat().st_mtime_ns for file in responses.iterdir()}
     return SimpleNamespace(code=evaluating.returncode, said=said, left=left, parts=parts)
 

@@ -27,9 +27,9 @@ from running import BINARIES, Started, metrics, remembered, replayed, replayed_a
 
 from verl_gsd.checkpoints import step_of
 from verl_gsd.records import read_records
+from verl_gsd.run.launch import MARK
+from verl_gsd.run.messages import read_messages
 from verl_gsd.rundir import RunDirectory
-from verl_gsd.trainer.launch import MARK
-from verl_gsd.trainer.messages import read_messages
 
 #: Seconds for a run to end after a fault. A run that hangs fails the test.
 PATIENCE = 180
@@ -89,7 +89,7 @@ class Run:
     def processes(self):
         """{pid: command line} of every process of the run, the launcher included."""
         family = psutil.Process(self.process.pid).children(recursive=True)
-        (job,) = (process for process in family if "verl_gsd.trainer.job" in process.cmdline())
+        (job,) = (process for process in family if "verl_gsd.run.job" in process.cmdline())
         mark, found = job.environ()[MARK], {}
         for process in psutil.process_iter():
             with suppress(psutil.Error):
@@ -146,7 +146,7 @@ KILLED = {
     | {
         "ray::TransferQueueController": r"The controller of verl's queue.* died",
         "ray::TaskRunnerV1": "A process of the run died without a Python error",
-        "verl_gsd.trainer.job": r"killed by SIGKILL",
+        "verl_gsd.run.job": r"killed by SIGKILL",
         LAUNCHER: "",
     },
     "gsd_colocate_async": SERVERS

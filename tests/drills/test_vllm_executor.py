@@ -10,7 +10,8 @@ import pytest
 from places import SUPPORT
 from running import TASK, verl_gsd
 
-from verl_gsd.trainer import private_folders, weight_sockets
+from verl_gsd import private_folders
+from verl_gsd.trainer import weight_sockets
 
 NODE, JOB = "cd" * 28, "01000000"
 
@@ -19,7 +20,7 @@ NODE, JOB = "cd" * 28, "01000000"
 def test_vllm_loads_the_plugin_in_the_process_that_receives():
     """With the executor "uni" the engine's process receives. Every run on a CPU has that one."""
     assert verl_gsd("prepare", "arithmetic").returncode == 0
-    # verl first, as in its actor: vLLM asks for its own version, which verl_gsd.trainer.cpu answers.
+    # verl first, as in its actor: vLLM asks for its own version, which verl_gsd.cpu.platform answers.
     script = str(SUPPORT / "vllm_engine.py")
     code = f"import verl, runpy, sys; sys.argv[0] = {script!r}; runpy.run_path(sys.argv[0], run_name='__main__')"
     environment = {"VERL_GSD_CPU": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}

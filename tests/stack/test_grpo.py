@@ -25,14 +25,14 @@ from running import (
     verl_gsd,
 )
 
+from verl_gsd.algorithms.rollouts.budget import rollouts_of
+from verl_gsd.algorithms.rollouts.budget_settings import Settings
 from verl_gsd.evaluation.intervals import paired, wilson
 from verl_gsd.planning import posterior_silent_rate
 from verl_gsd.prompts import PromptStore
 from verl_gsd.records import read_records
 from verl_gsd.rundir import RunDirectory
-from verl_gsd.trainer.budget_section import Settings
-from verl_gsd.trainer.budgeting import rollouts_of
-from verl_gsd.trainer.state import check_state
+from verl_gsd.state import check_state
 
 #: Every prompt is seen some six times. What is learned of prompts that are held out takes more of them and more steps:
 #: drills/test_evaluation.py.
@@ -240,8 +240,8 @@ def test_every_step_drew_what_the_steps_before_it_make_of_its_seed(grpo):
     """From records alone, through a memory and a sampler of its own; the resumed attempt included."""
     from verl.trainer.ppo.utils import create_rl_dataset
 
-    from verl_gsd.trainer.dataset import prompt_keys
-    from verl_gsd.trainer.sampler import DisagreementSampler
+    from verl_gsd.algorithms.rollouts.sampler import DisagreementSampler
+    from verl_gsd.run.dataset import prompt_keys
 
     config = OmegaConf.load(RunDirectory(grpo.run).config)
     data = create_rl_dataset(config.data.train_files, config.data, None, None)

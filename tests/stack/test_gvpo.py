@@ -12,7 +12,7 @@ from running import TASK, metrics, remembered, replayed, train_until_killed, ver
 
 from verl_gsd.prompts import PromptStore
 from verl_gsd.records import read_records
-from verl_gsd.trainer.state import check_state
+from verl_gsd.state import check_state
 
 BATCH, SIZE = 8, 8
 COMMON = ("algo=gvpo", "task=arithmetic", "hardware=cpu", f"data.train_batch_size={BATCH}")

@@ -14,10 +14,11 @@ import torch
 from running import metrics, remembered, replayed, replayed_anchors, verl_gsd, weights
 from safetensors.torch import load_file
 
+from verl_gsd.cpu import before_verl as cpu_before_verl
+from verl_gsd.cpu.forkserver import workers_forked
+from verl_gsd.evaluation import merge as merging
 from verl_gsd.records import read_records
-from verl_gsd.trainer import cpu_before_verl, merging
-from verl_gsd.trainer.forkserver import workers_forked
-from verl_gsd.trainer.job import VERLS_ENVIRONMENT
+from verl_gsd.run.job import VERLS_ENVIRONMENT
 
 BATCH, SIZE, SAVED, STEPS = 8, 8, 2, 5
 

@@ -8,7 +8,7 @@ from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
 from verl_gsd.trainer import replay
-from verl_gsd.trainer.keys import DEMONSTRATED_BY, session_of, uid_of
+from verl_gsd.trainer.rows import DEMONSTRATED_BY, session_of, uid_of
 
 
 class PartsListener:

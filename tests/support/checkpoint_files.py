@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from verl_gsd.trainer.state import save_state
+from verl_gsd.state import save_state
 
 
 class Memory:

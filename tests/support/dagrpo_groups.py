@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 
-from verl_gsd.algorithms import chain
-from verl_gsd.algorithms.dagrpo_memory import DagrpoMemory
+from verl_gsd import chain
+from verl_gsd.algorithms.dagrpo.mask import DagrpoMemory
 from verl_gsd.groups import Group, Member
 
 NAN, INF = math.nan, math.inf

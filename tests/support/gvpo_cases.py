@@ -8,9 +8,9 @@ a GPU.
 import torch
 from omegaconf import OmegaConf
 
+from verl_gsd.algorithms.gvpo.placement import GVPOUpdate
 from verl_gsd.groups import group_stats
 from verl_gsd.trainer.batching import PADDING, mini_batch_of
-from verl_gsd.trainer.gvpo_update import GVPOUpdate
 
 K, GROUPS, RATE, BETA = 4, 8, 3.0, 0.1
 #: Of every case; a hardware group comes with it.

@@ -8,7 +8,7 @@ import os
 import sys
 from unittest.mock import patch
 
-from verl_gsd.trainer import cpu_before_verl
+from verl_gsd.cpu import before_verl as cpu_before_verl
 
 
 class Environment(dict):

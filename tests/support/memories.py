@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from verl_gsd.trainer.state import restore_state
+from verl_gsd.state import restore_state
 
 SETTINGS = {"data.train_files": ["/data/train.parquet"]}
 

@@ -1,7 +1,7 @@
 """What nvidia-smi prints, and a program in its place."""
 
-from verl_gsd.trainer import gpus
-from verl_gsd.trainer.gpus import TorchBuild
+from verl_gsd.run import gpus
+from verl_gsd.run.gpus import TorchBuild
 
 A100, H100 = "NVIDIA A100-SXM4-40GB", "NVIDIA H100 80GB HBM3"
 WHEEL = TorchBuild("2.11.0+cu130", "13.0")

@@ -7,8 +7,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from verl_gsd import config as groups
-from verl_gsd.trainer import validation
-from verl_gsd.trainer.config import Line, verl_config_directory
+from verl_gsd.run.checks import validate as validation
+from verl_gsd.run.compose import Line, verl_config_directory
 
 RECIPES = groups.choices("recipe")
 #: hardware=gpu is whatever this machine has (test_engines.py).

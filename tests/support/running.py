@@ -12,11 +12,11 @@ import psutil
 import torch
 from places import BINARIES
 
-from verl_gsd.algorithms.hadw_memory import HadwMemory
+from verl_gsd.algorithms.hadw.extension import HadwMemory
 from verl_gsd.groups import Group
 from verl_gsd.prompts import PromptStore
 from verl_gsd.rundir import RunDirectory, read_metrics
-from verl_gsd.trainer.state import check_state
+from verl_gsd.state import check_state
 
 TASK = Path(os.environ["VERL_GSD_CACHE"]) / "arithmetic"
 #: The p below which a rise of held-out accuracy is one: about what two 95% intervals that lie apart stand for.
@@ -45,7 +45,7 @@ def train_until_killed(*words, step, **kwargs):
         for line in training.stdout:
             printed += line
             if line.startswith(f"step {step:4d}/"):
-                (job,) = (p for p in psutil.Process(training.pid).children() if "verl_gsd.trainer.job" in p.cmdline())
+                (job,) = (p for p in psutil.Process(training.pid).children() if "verl_gsd.run.job" in p.cmdline())
                 job.kill()
         return training.wait(), printed
 

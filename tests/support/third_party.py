@@ -5,7 +5,7 @@ from pathlib import Path
 
 #: Weighs nothing, and remembers how many groups and how many correct responses it has seen.
 STAGE = """
-from verl_gsd.algorithms.chain import register_stage
+from verl_gsd.chain import register_stage
 
 
 class Tally:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import ray
 
+from verl_gsd.run.messages import MessageWriter
 from verl_gsd.trainer import watchdog
-from verl_gsd.trainer.messages import MessageWriter
 from verl_gsd.trainer.progress import Progress
 
 

@@ -39,7 +39,8 @@ def receive(handle, loaded):
 
 def hold_segments(prefix, node, name, told):
     """Put (node, segments) into the queue ``told``: memory of a transfer that is over, and of one that is cut off."""
-    from verl_gsd.trainer import private_folders, weight_sockets
+    from verl_gsd import private_folders
+    from verl_gsd.trainer import weight_sockets
 
     private_folders._PREFIX = prefix.removesuffix("weights_")
     resource_tracker.register = lambda *_: None  # ended with the run, before it could clean up

@@ -12,8 +12,8 @@ from rich.table import Table
 from verl_gsd.cli.console import fail, out
 
 if TYPE_CHECKING:
-    from verl_gsd.evaluation.comparison import Comparison
-    from verl_gsd.evaluation.curves import Curve
+    from verl_gsd.compare.comparison import Comparison
+    from verl_gsd.compare.curves import Curve
 
 
 def compare(
@@ -39,9 +39,9 @@ def compare(
         if path is not None and (path.suffix != suffix or path.is_dir()):
             fail(f"{option} {path}: write the name of a file that ends in {suffix}")
     from verl_gsd.charts import write_page
-    from verl_gsd.evaluation.comparison import compare as compared
-    from verl_gsd.evaluation.comparison_file import write_comparison
-    from verl_gsd.evaluation.comparison_page import TITLE, sections
+    from verl_gsd.compare.comparison import compare as compared
+    from verl_gsd.compare.comparison_file import write_comparison
+    from verl_gsd.compare.comparison_page import TITLE, sections
 
     try:
         curves, notices, first = _curves(runs, source, unfinished)
@@ -65,8 +65,8 @@ def compare(
 def _curves(runs: list[str], source: str | None, unfinished: bool) -> tuple[list[Curve], list[str], str]:
     """The curves that take part, a sentence for each run that does not, or not with all its steps, and the first's
     label, whether it takes part or not."""
-    from verl_gsd.evaluation.comparison_file import read_curves
-    from verl_gsd.evaluation.run_curves import NothingYetError, read_curve
+    from verl_gsd.compare.comparison_file import read_curves
+    from verl_gsd.compare.run_curves import NothingYetError, read_curve
 
     curves: list[Curve] = []
     notices: list[str] = []
@@ -113,7 +113,7 @@ def _named(word: str) -> tuple[str | None, Path]:
 
 
 def _print(found: Comparison, notices: list[str]) -> None:
-    from verl_gsd.evaluation import comparison_words as words
+    from verl_gsd.compare import comparison_words as words
 
     out.print(escape(words.setting(found)), highlight=False)
     for notice in notices:

@@ -15,7 +15,7 @@ _COLOUR = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 def doctor() -> None:
     """Check versions, vLLM, GPUs (driver, memory, NCCL, attention), disk, memory, and the plugin here and in Ray."""
-    from verl_gsd.trainer.findings import findings
+    from verl_gsd.run.doctor import findings
 
     table = Table(title="verl-gsd doctor", title_justify="left")
     for column in ("", "what", "seen", "remedy"):

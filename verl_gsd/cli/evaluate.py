@@ -17,7 +17,7 @@ from verl_gsd.cli.prepare import data_folder
 if TYPE_CHECKING:
     from verl_gsd.evaluation.benches import Bench
     from verl_gsd.evaluation.results import Result
-    from verl_gsd.trainer.evaluating import OnProgress, Second
+    from verl_gsd.evaluation.run import OnProgress, Second
 
 #: Where a run's evaluations lie, beside its checkpoints.
 FOLDER = "evaluation"
@@ -68,9 +68,9 @@ def evaluate(
     Stopped half-way, the same line goes on from there.
     """
     from verl_gsd.cli.evaluate_tables import table, write_summary
-    from verl_gsd.trainer.config import ConfigError
-    from verl_gsd.trainer.evaluating import Sampling, alone, model_of
-    from verl_gsd.trainer.evaluating import evaluate as evaluate_model
+    from verl_gsd.errors import ConfigError
+    from verl_gsd.evaluation.run import Sampling, alone, model_of
+    from verl_gsd.evaluation.run import evaluate as evaluate_model
 
     try:
         if not 0 < top_p <= 1:
@@ -147,7 +147,7 @@ def _compared(against: Path | None, benches: Sequence[Bench]) -> dict[str, Resul
 
 def _require_of(result: Result, checkpoint: Path, folder: Path) -> None:
     """Refuse another model's evaluation: folders of evaluations are named by the last part of a checkpoint's name."""
-    from verl_gsd.trainer.evaluating import described_by
+    from verl_gsd.evaluation.run import described_by
 
     made = result.settings["model"]
     is_it = made["checkpoint"] in (str(checkpoint), str(checkpoint.resolve()))
@@ -162,7 +162,7 @@ def _require_of(result: Result, checkpoint: Path, folder: Path) -> None:
 def _of_run(checkpoint: str) -> tuple[int, dict[str, Any]]:
     """What the run of a checkpoint was trained with: tokens of a response, and what its chat template was given; of a
     model that is no run's 8192, and nothing."""
-    from verl_gsd.evaluation.run_names import at_key, read_yaml
+    from verl_gsd.compare.run_names import at_key, read_yaml
     from verl_gsd.rundir import RunDirectory
     from verl_gsd.sections import is_whole
 

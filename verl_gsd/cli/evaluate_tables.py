@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
-from verl_gsd.evaluation.comparison_file import finite
+from verl_gsd.compare.comparison_file import finite
 from verl_gsd.evaluation.results import RESULT, Result, compare, read_result
 from verl_gsd.writing import whole
 

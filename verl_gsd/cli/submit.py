@@ -38,9 +38,9 @@ def submit(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be sent, and send nothing.")] = False,
 ) -> None:
     """Train on a Ray cluster, e.g. verl-gsd submit recipe=gvpo/qwen2.5_math_7b hardware=8xa100_80g --runs /shared."""
+    from verl_gsd.errors import ConfigError
     from verl_gsd.jobs.cluster import ClusterError, answering, connect
     from verl_gsd.jobs.package import PackagingError, unpacked_wheel
-    from verl_gsd.trainer.config import ConfigError
 
     try:
         submissions = _planned(words or [], runs, resume, seeds, sweep or [])
@@ -79,9 +79,10 @@ def _planned(
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from omegaconf import OmegaConf
 
+    from verl_gsd.errors import ConfigError
     from verl_gsd.jobs.submission import new_runs, resumed_run
-    from verl_gsd.trainer.config import ConfigError, parse_line
-    from verl_gsd.trainer.validation import no_secrets, raise_problems
+    from verl_gsd.run.checks.validate import no_secrets, raise_problems
+    from verl_gsd.run.compose import parse_line
 
     now = datetime.now()
     if resumes := [word for word in words if word.startswith("resume=")]:
@@ -118,10 +119,11 @@ def _check(submission: Submission) -> list[str]:
     from omegaconf import OmegaConf
 
     from verl_gsd.audit import audit
-    from verl_gsd.trainer.config import ConfigError, compose_config, parse_line, resolve
-    from verl_gsd.trainer.sizing import estimate
-    from verl_gsd.trainer.validation import OF_THIS_MACHINE, as_list, validate
-    from verl_gsd.trainer.validation_with_verl import validate_with_verl
+    from verl_gsd.errors import ConfigError
+    from verl_gsd.run.checks.memory import estimate
+    from verl_gsd.run.checks.validate import OF_THIS_MACHINE, as_list, validate
+    from verl_gsd.run.checks.with_verl import validate_with_verl
+    from verl_gsd.run.compose import compose_config, parse_line, resolve
 
     line = parse_line(submission.words)
     config = resolve(compose_config(line))

@@ -19,8 +19,8 @@ from verl_gsd.cli.console import err, fail, out
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from verl_gsd.run.compose import Line
     from verl_gsd.rundir import RunDirectory
-    from verl_gsd.trainer.config import Line
 
 
 def train(
@@ -34,12 +34,12 @@ def train(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and stop.")] = False,
 ) -> None:
     """Train on the real stack, e.g. verl-gsd train algo=grpo task=arithmetic hardware=cpu."""
-    from verl_gsd.trainer.config import ConfigError
+    from verl_gsd.errors import ConfigError
 
     try:
         line, config = _compose(words)
-        from verl_gsd.trainer.validation import OF_THIS_ENVIRONMENT, validate
-        from verl_gsd.trainer.validation_with_verl import validate_with_verl
+        from verl_gsd.run.checks.validate import OF_THIS_ENVIRONMENT, validate
+        from verl_gsd.run.checks.with_verl import validate_with_verl
 
         validate(config, line, leave_out=OF_THIS_ENVIRONMENT if dry_run else ())
         _require_steps_left(config, line)
@@ -66,11 +66,11 @@ def train(
 def _compose(words: list[str]) -> tuple[Line, DictConfig]:
     from omegaconf import open_dict
 
+    from verl_gsd.errors import ConfigError
+    from verl_gsd.run import compose as composing
+    from verl_gsd.run.launch import require_unused
+    from verl_gsd.run.remote_paths import scheme_of
     from verl_gsd.rundir import RunDirectory
-    from verl_gsd.trainer import config as composing
-    from verl_gsd.trainer.config import ConfigError
-    from verl_gsd.trainer.launch import require_unused
-    from verl_gsd.trainer.remote_paths import scheme_of
 
     line = composing.parse_line(words)
     checkpoint = _chosen_checkpoint(line)
@@ -116,8 +116,9 @@ def _resumed(line: Line) -> Line:
     """The stored line of the run to go on with, and the new words over it."""
     import yaml
 
+    from verl_gsd.errors import ConfigError
+    from verl_gsd.run.compose import parse_line
     from verl_gsd.rundir import RunDirectory
-    from verl_gsd.trainer.config import ConfigError, parse_line
 
     assert line.resume is not None
     chosen = _chosen_checkpoint(line)
@@ -154,9 +155,9 @@ def _resumed(line: Line) -> Line:
 def _say_what_it_does(config: DictConfig) -> None:
     """The audit and the estimate of memory, to standard error: standard output is the config under --dry-run."""
     from verl_gsd.audit import audit
-    from verl_gsd.trainer.layout import attention_reason
-    from verl_gsd.trainer.planned_sizes import planned_sizes
-    from verl_gsd.trainer.sizing import estimate
+    from verl_gsd.run.checks.memory import estimate
+    from verl_gsd.run.checks.parallelism import attention_reason
+    from verl_gsd.run.checks.sizes_in_data import planned_sizes
 
     for text in (*audit(config).lines(), *attention_reason(config), *planned_sizes(config), *estimate(config)):
         err.print(text, style="yellow" if text.startswith("warning") else None, markup=False, highlight=False)
@@ -164,8 +165,8 @@ def _say_what_it_does(config: DictConfig) -> None:
 
 def _require_steps_left(config: DictConfig, line: Line) -> None:
     from verl_gsd.checkpoints import step_of
-    from verl_gsd.trainer.config import ConfigError
-    from verl_gsd.trainer.own_section import checkpoint_to_resume
+    from verl_gsd.errors import ConfigError
+    from verl_gsd.run.checks.gsd_section import checkpoint_to_resume
 
     checkpoint = checkpoint_to_resume(config)
     if line.resume is None or checkpoint is None:
@@ -187,10 +188,10 @@ def _make_task(config: DictConfig) -> None:
 
 
 def _run(config: DictConfig, line: Line) -> None:
+    from verl_gsd.errors import ConfigError
+    from verl_gsd.run import launch
+    from verl_gsd.run.messages import RunStoppedError
     from verl_gsd.rundir import RunDirectory, read_metrics
-    from verl_gsd.trainer import launch
-    from verl_gsd.trainer.config import ConfigError
-    from verl_gsd.trainer.messages import RunStoppedError
 
     held_out = held_out_prompts(config)
     total = config.trainer.total_training_steps
@@ -249,9 +250,9 @@ def held_out_prompts(config: DictConfig) -> Counter[str]:
     import pyarrow.parquet as pq
     from omegaconf import ListConfig
 
-    from verl_gsd.trainer.data_files import has_own_dataset
-    from verl_gsd.trainer.dataset import files_with
-    from verl_gsd.trainer.remote_paths import scheme_of
+    from verl_gsd.run.checks.data_files import has_own_dataset
+    from verl_gsd.run.dataset import files_with
+    from verl_gsd.run.remote_paths import scheme_of
 
     data = config.data
     names = data.val_files if isinstance(data.val_files, ListConfig) else [data.val_files]
@@ -286,7 +287,7 @@ def _table(metrics: list, prompts: Counter[str]) -> Table:
 
 def _show_how_to_resume(run: RunDirectory) -> None:
     """The command is one line by itself, however narrow the terminal: it is meant to be pasted into a shell."""
-    from verl_gsd.trainer.own_section import resume_command
+    from verl_gsd.run.checks.gsd_section import resume_command
 
     step = run.latest_checkpoint()
     if step is None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from verl_gsd.algorithms.hadw_memory import HadwMemory
+from verl_gsd.algorithms.hadw.extension import Hadw
 from verl_gsd.groups import Group
 
 BINS = ((0.0, 0.1), (0.1, 0.3), (0.3, 0.5), (0.5, 0.7), (0.7, 0.9), (0.9, 1.0))
@@ -80,17 +80,17 @@ def bias_by_rate(records: pa.Table, preset: str | float = "hard", lambda_scale: 
             counts = pooled[row["data_source"], row["index"]]
             pooled[row["data_source"], row["index"]] = np.add(counts, (row["correct"], row["total"], 1)).tolist()
     found: list[list[tuple[float | None, ...]]] = [[] for _ in BINS]
-    memory = HadwMemory({"preset": preset, "lambda_scale": lambda_scale})
+    hadw = Hadw({"preset": preset, "lambda_scale": lambda_scale})
     for _, rows in sorted(by_step.items()):
         groups = [_as_group(row, number) for number, row in enumerate(rows)]
         for row, group in zip(rows, groups, strict=True):
             if row["kind"] == "mixed" and 0 < row["correct"] < row["total"]:
                 correct, total, visits = pooled[row["data_source"], row["index"]]
-                rate, met = correct / total, memory.record(group)
+                rate, met = correct / total, hadw.record(group)
                 factors = [met.get(name, np.nan) for name in ("hadw_factor_right", "hadw_factor_wrong")]
                 place = next(number for number, (_, high) in enumerate(BINS) if rate < high or high == 1)
                 found[place].append((visits == 1, rate, baseline_bias(rate, row["size"]), *factors))
-        memory.commit(groups)
+        hadw.end_step(groups)
     filled = [(ends, np.array(figures, float)) for ends, figures in zip(BINS, found, strict=True) if figures]
     return [_bin(low, high, figures) for (low, high), figures in filled]
 

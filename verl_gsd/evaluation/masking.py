@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from verl_gsd.algorithms.dagrpo import pairs_by_size, rectified_advantage
+from verl_gsd.algorithms.dagrpo.pairs import pairs_by_size, rectified_advantage
 from verl_gsd.groups import Labels, group_numbers, group_stats
 
 DELTAS = (-math.inf, 0.0, 1.0, 3.0, 5.0)

@@ -19,7 +19,7 @@ from importlib import metadata
 from pathlib import Path, PurePosixPath
 
 import verl_gsd
-from verl_gsd.trainer import private_folders
+from verl_gsd import private_folders
 
 _DISTRIBUTION = "verl-gsd"
 

@@ -20,7 +20,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
-from verl_gsd.trainer.config import ConfigError
+from verl_gsd.errors import ConfigError
 
 #: Metadata of a job that is ours; the value is the folder of its run.
 RUN = "verl_gsd_run"

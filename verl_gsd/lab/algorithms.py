@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
-from verl_gsd.algorithms.hadw import HardAnchor, SoftAnchor
-from verl_gsd.algorithms.settings import check_dial_settings
+from verl_gsd.algorithms.hadw.anchors import HardAnchor, SoftAnchor
+from verl_gsd.dial_settings import check_dial_settings
 from verl_gsd.lab.drawing import REDRAWS, ROUNDS, Draw, again, one_each, others
 from verl_gsd.lab.updates import JUDGE_AUC, Update, dagrpo, dial, gvpo, hadw
 

@@ -16,12 +16,12 @@ from dataclasses import replace
 
 import torch
 
-from verl_gsd.algorithms.anchors import Anchor
-from verl_gsd.algorithms.dagrpo import rectified_advantage
-from verl_gsd.algorithms.dial import dial_advantage
-from verl_gsd.algorithms.gvpo import gvpo_loss
-from verl_gsd.algorithms.hadw import hadw_factor
-from verl_gsd.algorithms.shaping import demonstration_ratio
+from verl_gsd.algorithms.dagrpo.demonstration_ratio import demonstration_ratio
+from verl_gsd.algorithms.dagrpo.pairs import rectified_advantage
+from verl_gsd.algorithms.gvpo.maths import gvpo_loss
+from verl_gsd.algorithms.hadw.anchors import Anchor
+from verl_gsd.algorithms.hadw.factor import hadw_factor
+from verl_gsd.dial import dial_advantage
 from verl_gsd.lab.drawing import Batch, is_mixed
 
 #: The judge's chance to score a right response above a wrong one, ties counting half, before scores are rounded.

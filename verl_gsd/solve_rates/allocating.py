@@ -14,13 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from verl_gsd import planning
+from verl_gsd.extension import ROLLOUTS
 from verl_gsd.planning.allocation import Objective
 from verl_gsd.sheets import Sheet
 from verl_gsd.solve_rates.joining import join
 from verl_gsd.solve_rates.rates import SolveRates
 from verl_gsd.writing import whole
 
-COLUMN = "__rollout_n__"
+COLUMN = ROLLOUTS
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from verl_gsd.trainer.memory_kills import oom_kills
+from verl_gsd.run.memory_kills import oom_kills
 
 #: Name of the method that ``install`` adds to verl's server.
 METHOD = "verl_gsd_engine_death"

@@ -12,8 +12,18 @@ import importlib
 
 import wrapt
 
-from verl_gsd.trainer import cpu, engines, prompt_truncation, reward_failures, reward_model_patch, weight_sockets
-from verl_gsd.trainer.config import store_groups
+from verl_gsd import extension
+from verl_gsd.cpu import platform as cpu
+from verl_gsd.run import engines
+from verl_gsd.run.compose import store_groups
+from verl_gsd.trainer import prompt_truncation, reward_failures, reward_model_patch, weight_sockets
+
+
+def _register_losses() -> None:
+    for declaration in extension.declarations():
+        if declaration.loss is not None:
+            importlib.import_module(declaration.loss)
+
 
 if cpu.requested():
     cpu.activate()
@@ -21,8 +31,8 @@ if cpu.requested():
 store_groups()
 weight_sockets.install()
 
-wrapt.when_imported("verl.trainer.ppo.core_algos")(lambda _: importlib.import_module("verl_gsd.trainer.advantage"))
-wrapt.when_imported("verl.trainer.ppo.core_algos")(lambda _: importlib.import_module("verl_gsd.trainer.losses"))
+wrapt.when_imported("verl.trainer.ppo.core_algos")(lambda _: importlib.import_module("verl_gsd.trainer.estimator"))
+wrapt.when_imported("verl.trainer.ppo.core_algos")(lambda _: _register_losses())
 wrapt.when_imported("verl.trainer.ppo.v1.trainer_sync")(lambda _: importlib.import_module("verl_gsd.trainer.trainer"))
 wrapt.when_imported("verl.experimental.reward_loop.reward_loop")(reward_model_patch.add_extra_info)
 wrapt.when_imported("verl.experimental.reward_loop.reward_loop")(reward_failures.install)
@@ -38,5 +48,5 @@ wrapt.when_imported("verl.utils.torch_functional")(
     lambda module: importlib.import_module("verl_gsd.trainer.log_probs").patch(module)
 )
 wrapt.when_imported("transfer_queue")(
-    lambda queue: importlib.import_module("verl_gsd.trainer.cluster").lock_queue(queue)
+    lambda queue: importlib.import_module("verl_gsd.run.cluster_lock").lock_queue(queue)
 )

@@ -18,25 +18,11 @@ import functools
 from types import ModuleType
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf, open_dict
-
+from verl_gsd.run.truncation import is_obeyed
 from verl_gsd.trainer.reward_failures import Failure
 
-#: Where a trainer of ours tells verl's agent loops to obey the key.
-_OBEY = "trainer.v1.gsd_obey_truncation"
 #: What an agent loop's worker has found of the response at hand: prompts that are too long and must not be cut.
 _TOO_LONG: contextvars.ContextVar[list[Failure]] = contextvars.ContextVar("too_long")
-
-
-def obey_truncation(config: DictConfig) -> None:
-    """Make the agent loops of this run obey ``data.truncation``. ``config`` is given to them later."""
-    with open_dict(config):
-        OmegaConf.update(config, _OBEY, True, force_add=True)
-
-
-def is_obeyed(config: DictConfig) -> bool:
-    """Whether ``obey_truncation`` was called."""
-    return bool(OmegaConf.select(config, _OBEY))
 
 
 def install(agent_loop: ModuleType) -> None:

@@ -2,8 +2,8 @@
 
 Agent loops and reward workers see one response at a time. Only the replay buffer knows when the last session of a
 prompt has ended, and it alone evicts. ``watch`` puts a class of ours before the buffer's own, so that every trainer
-mode and sampler of verl stays as it is, and a listener is told of each group twice: when it is whole, and when it
-leaves.
+mode and sampler of verl stays as it is; the seam is told of each group twice, when it is whole and when it leaves, and
+the monitor of what the buffer sees of the run.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ import math
 import numbers
 import time
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Hashable, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,11 +21,13 @@ import transfer_queue as tq
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
+from verl_gsd.errors import ConfigError
 from verl_gsd.groups import Group
-from verl_gsd.prompts import PromptKey
 from verl_gsd.records import Fate
-from verl_gsd.trainer.config import ConfigError
-from verl_gsd.trainer.keys import (
+from verl_gsd.trainer.monitor import RunMonitor
+from verl_gsd.trainer.reward_failures import MARK, Failure, failure_of_score
+from verl_gsd.trainer.reward_monitor import LostReward, Rewards
+from verl_gsd.trainer.rows import (
     DEMONSTRATED_BY,
     GENERATED_IN,
     PARTITION,
@@ -38,88 +39,14 @@ from verl_gsd.trainer.keys import (
     session_of,
     uid_of,
 )
-from verl_gsd.trainer.reward_failures import MARK, Failure, failure_of_score
-from verl_gsd.trainer.reward_monitor import LostReward
-
-
-@dataclass(frozen=True)
-class Rewards:
-    """What was read of the rewards of groups that are new in a partition.
-
-    Attributes:
-        groups, responses: how many; a response that lost its reward counts too.
-        lost: responses without a reward. They are no longer in the queue.
-        seconds: that responses waited for their reward, as far as verl measured it.
-    """
-
-    partition: str
-    groups: int
-    responses: int
-    lost: tuple[LostReward, ...]
-    seconds: tuple[float, ...] = ()
-
-
-class GroupListener(Protocol):
-    """Who is told. All calls come from the trainer's own thread."""
-
-    def on_look(self, detail: str, state: Hashable) -> None:
-        """The buffer has looked into the queue. Raises if the run must end.
-
-        Args:
-            detail: what the trainer waits for.
-            state: changes if and only if a response has finished.
-        """
-
-    def on_failures(self, chosen: bool) -> None:
-        """Sessions have failed since the last look. Raises if the run must end.
-
-        Args:
-            chosen: a batch is about to be used in which sessions have failed.
-        """
-
-    def key_of(self, uid: str) -> PromptKey:
-        """The prompt that ``uid`` is a visit to."""
-
-    def complete(self, uids: Sequence[str], rows: Mapping[str, Mapping[str, Any]]) -> Mapping[str, dict[str, Any]]:
-        """The sessions of these groups have ended; put into the queue what is still to be theirs.
-
-        Args:
-            rows: key -> tag of all rows of the partition.
-
-        Returns:
-            key -> tag of the rows that were put.
-        """
-
-    def amend(self, groups: Sequence[Group], rows: Mapping[str, Mapping[str, Any]]) -> Mapping[str, dict | None]:
-        """These groups are whole; replace what is to be replaced of their rows in the queue.
-
-        Args:
-            rows: key -> tag of all rows of the partition.
-
-        Returns:
-            key -> tag of the rows that were put, key -> None of those that were removed.
-        """
-
-    def on_finished(self, group: Group) -> None:
-        """All sessions of ``group`` have ended; called once, and again if the run is resumed while it waits."""
-
-    def on_rewards(self, rewards: Rewards) -> None:
-        """Rewards were read. Raises if the run must end."""
-
-    def on_choosing(self) -> None:
-        """A batch is about to be chosen to train on. Raises if the run must end."""
-
-    def is_ready(self, group: Group) -> bool:
-        """Whether ``group`` may be sampled or evicted; asked at every look until it is."""
-
-    def on_left(self, group: Group, fate: Fate) -> None:
-        """``group`` left the buffer; called once. What learns from groups learns here."""
+from verl_gsd.trainer.seam import Seam
 
 
 class _Watched(ReplayBuffer):
     """Stands before the class of a built buffer; see ``watch``."""
 
-    _listener: GroupListener
+    _seam: Seam
+    _monitor: RunMonitor
     _whole: dict[str, Group]
     _evicting: dict[str, Fate]
     _failures: frozenset[str]
@@ -134,9 +61,9 @@ class _Watched(ReplayBuffer):
     def _sync_metadata_from_transfer_queue(self) -> None:
         super()._sync_metadata_from_transfer_queue()
         failures = frozenset[str]().union(*self.failure_keys.values())
-        self._listener.on_look(*self._waiting_for())
+        self._monitor.on_look(*self._waiting_for())
         if not failures <= self._failures:
-            self._listener.on_failures(chosen=False)
+            self._monitor.on_failures(chosen=False)
         self._failures = failures
         finished, failed = self.finished_keys[PARTITION], self.failure_keys[PARTITION]
         if gone := self._whole.keys() - finished - failed:
@@ -147,9 +74,10 @@ class _Watched(ReplayBuffer):
         new = (finished | failed) - self._whole.keys()
         if new:
             start = time.perf_counter()
-            rows = self.partitions[PARTITION]
-            rows.update(self._listener.complete(sorted(new), rows))
-            groups, rewards, lost = _read_groups(sorted(new), rows, self._listener)
+            # What extensions put and drop is put and dropped here.
+            self._seam.rows.tags = rows = self.partitions[PARTITION]
+            self._seam.add_rows(sorted(new))
+            groups, rewards, lost = _read_groups(sorted(new), rows, self._seam)
             self._drop(lost, rows, PARTITION)
             for group in groups:
                 self._whole[group.uid] = group
@@ -160,19 +88,14 @@ class _Watched(ReplayBuffer):
                 finished -= emptied
                 failed |= emptied
                 self._failures |= emptied  # no session has failed, and no process needs to be looked at
-            self._listener.on_rewards(rewards)
-            for group in groups:
-                self._listener.on_finished(group)
-            for key, tag in self._listener.amend(groups, rows).items():
-                if tag is None:
-                    del rows[key]
-                else:
-                    rows[key] = tag
+            self._monitor.on_rewards(rewards)
+            self._seam.on_groups_complete(groups)
             self.read_seconds += time.perf_counter() - start
+        self._seam.poll(time.monotonic())
         # A group that is not ready counts as running: dynamic sampling waits for what runs before it ends a step.
         self._held_back = 0
         for uid in finished | failed:
-            if not self._listener.is_ready(self._whole[uid]):
+            if not self._seam.is_ready(self._whole[uid]):
                 self._held_back += 1
                 finished.discard(uid)
                 failed.discard(uid)
@@ -194,7 +117,7 @@ class _Watched(ReplayBuffer):
 
     def _select_prompt_uids(self, partition_id, sampleable_keys, batch_size):
         if partition_id == PARTITION:
-            self._listener.on_choosing()
+            self._monitor.on_choosing()
         return super()._select_prompt_uids(partition_id, sampleable_keys, batch_size)
 
     def _waiting_for(self) -> tuple[str, Hashable]:
@@ -245,11 +168,11 @@ class _Watched(ReplayBuffer):
     def _materialize_batch(self, partition_id, selected_prompt_uids, partition_snapshot):
         failed = self.failure_keys[partition_id].intersection(selected_prompt_uids)
         if any(not self._lost_all_rewards(uid) for uid in failed):
-            self._listener.on_failures(chosen=True)  # a process may have died after the last look
+            self._monitor.on_failures(chosen=True)  # a process may have died after the last look
         if partition_id == VALIDATION:
             rewards, lost = _read_validation(set(selected_prompt_uids), partition_snapshot)
             self._drop(lost, partition_snapshot, VALIDATION)
-            self._listener.on_rewards(rewards)
+            self._monitor.on_rewards(rewards)
         batch = super()._materialize_batch(partition_id, selected_prompt_uids, partition_snapshot)
         if partition_id == PARTITION:
             with_rows = {uid_of(key) for key in batch.keys}
@@ -260,12 +183,12 @@ class _Watched(ReplayBuffer):
     def _leave(self, uid: str, fate: Fate) -> None:
         group = self._whole.pop(uid, None)
         if group is None:  # a custom sampler dropped it while it ran
-            group = Group(uid, *self._listener.key_of(uid), np.zeros(0), np.zeros(0), np.zeros(0, np.int64))
-        self._listener.on_left(group, fate)
+            group = Group(uid, *self._seam.prompt_of(uid), np.zeros(0), np.zeros(0), np.zeros(0, np.int64))
+        self._seam.on_group_left(group, fate)
 
 
-def watch(buffer: Any, listener: GroupListener) -> None:
-    """Tell ``listener`` of every group of ``buffer`` from now on.
+def watch(buffer: Any, seam: Seam, monitor: RunMonitor) -> None:
+    """Tell ``seam`` of every group of ``buffer`` from now on, and ``monitor`` of what the buffer sees.
 
     Raises:
         ConfigError: the buffer is a custom sampler that does not build on verl's.
@@ -277,15 +200,13 @@ def watch(buffer: Any, listener: GroupListener) -> None:
         )
     kind = type(buffer)
     buffer.__class__ = type(f"Watched{kind.__name__}", (_Watched, kind), {})
-    buffer._listener = listener
+    buffer._seam, buffer._monitor = seam, monitor
     buffer._whole, buffer._evicting, buffer.read_seconds = {}, {}, 0.0
     buffer._failures, buffer._held_back = frozenset(), 0
     buffer._rows, buffer._responses = set(), 0
 
 
-def _read_groups(
-    uids: list[str], partition: dict[str, dict], listener: GroupListener
-) -> tuple[list[Group], Rewards, list[str]]:
+def _read_groups(uids: list[str], partition: dict[str, dict], seam: Seam) -> tuple[list[Group], Rewards, list[str]]:
     """One read of the queue for all ``uids``. A session's last output speaks for the session; all its tokens count.
 
     A response of an earlier visit has a reward, and neither an accuracy nor tokens: it was counted when it was made. A
@@ -335,12 +256,12 @@ def _read_groups(
             waited = getattr(measured, "data", measured).get("compute_score")
             seconds += [] if waited is None else [float(waited)]  # None: the agent loop gave the reward itself
             if failure := _failure(rewards[key], said):
-                lost[key] = LostReward(*listener.key_of(uid_of(key)), failure, by_agent_loop=MARK not in said)
+                lost[key] = LostReward(*seam.prompt_of(uid_of(key)), failure, by_agent_loop=MARK not in said)
     groups = []
     for uid in uids:
         rows = [key for key in last[uid].values() if key not in lost]
         told = [unverified[key] for key in rows if not math.isnan(unverified.get(key, math.nan))]
-        source, index = listener.key_of(uid)
+        source, index = seam.prompt_of(uid)
         groups.append(
             Group(
                 uid,

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from omegaconf import DictConfig
 
-from verl_gsd.trainer.limits_section import limits_of
-from verl_gsd.trainer.messages import MessageWriter, RunStoppedError
+from verl_gsd.run.checks.limits import limits_of
+from verl_gsd.run.messages import MessageWriter, RunStoppedError
 from verl_gsd.trainer.reward_failures import KINDS, Failure
 
 #: A run is not stopped for fewer lost rewards in a step or a validation, whatever share they are.
@@ -38,6 +38,23 @@ class LostReward:
     index: int | str
     failure: Failure
     by_agent_loop: bool = False
+
+
+@dataclass(frozen=True)
+class Rewards:
+    """What was read of the rewards of groups that are new in a partition.
+
+    Attributes:
+        groups, responses: how many; a response that lost its reward counts too.
+        lost: responses without a reward. They are no longer in the queue.
+        seconds: that responses waited for their reward, as far as verl measured it.
+    """
+
+    partition: str
+    groups: int
+    responses: int
+    lost: tuple[LostReward, ...]
+    seconds: tuple[float, ...] = ()
 
 
 class _Count:

@@ -9,7 +9,7 @@ import copy
 import logging
 import os
 import time
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,60 +17,78 @@ import ray
 import transfer_queue as tq
 from omegaconf import DictConfig, OmegaConf, open_dict
 from tensordict import TensorDict
+from verl.trainer.ppo.padding_utils import SYNTHETIC_PADDING_SEQ_LEN
 from verl.trainer.ppo.utils import Role
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer, register_trainer
 from verl.trainer.ppo.v1.trainer_colocate_async import PPOTrainerColocateAsync
 from verl.trainer.ppo.v1.trainer_separate_async import PPOTrainerSeparateAsync
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+from verl.utils.seqlen_balancing import calculate_workload, log_seqlen_unbalance
 
-from verl_gsd import records
-from verl_gsd.algorithms import chain
+from verl_gsd import extension, records
 from verl_gsd.audit import audit
-from verl_gsd.groups import Group, Member
+from verl_gsd.errors import OUR_MODES, ConfigError
+from verl_gsd.extension import UnplacedRows, Update
 from verl_gsd.prompts import PromptKey, PromptStore, prompt_hash
+from verl_gsd.run import lost_metrics
+from verl_gsd.run.checks.gsd_section import checkpoint_to_resume, memory_settings, own_problems
+from verl_gsd.run.checks.limits import seconds_for_a_reward
+from verl_gsd.run.checks.parallelism import attention_reason
+from verl_gsd.run.checks.prompt_lengths import examine
+from verl_gsd.run.checks.sizes_in_data import planned_sizes
+from verl_gsd.run.dataset import UNKNOWN_SOURCE, indices_are_unique, prompt_keys
+from verl_gsd.run.messages import MessageWriter, RunStoppedError
+from verl_gsd.run.truncation import obey_truncation
 from verl_gsd.rundir import RunDirectory
-from verl_gsd.trainer import advantage, budget_section, lost_metrics, replay
-from verl_gsd.trainer.budget_section import budget_of
-from verl_gsd.trainer.budgeting import Budgeting
-from verl_gsd.trainer.config import OUR_MODES, ConfigError
-from verl_gsd.trainer.dagrpo_parts import dagrpo_parts
-from verl_gsd.trainer.dataset import UNKNOWN_SOURCE, indices_are_unique, prompt_keys
-from verl_gsd.trainer.gvpo_trainer import GVPOSteps
-from verl_gsd.trainer.history import History, history_size
-from verl_gsd.trainer.keys import DEMONSTRATED_BY, PARTITION, is_own, session_of, uid_of
-from verl_gsd.trainer.layout import attention_reason
-from verl_gsd.trainer.limits_section import judge_budget, limits_of, seconds_for_a_reward
-from verl_gsd.trainer.messages import MessageWriter, RunStoppedError
+from verl_gsd.state import Memory, remove_rotated_states, restore_state, save_state
+from verl_gsd.trainer import estimator, replay
+from verl_gsd.trainer.batching import PADDING
+from verl_gsd.trainer.data_loader import drop_position_of_another_sampler, loader_with
 from verl_gsd.trainer.metrics import group_metrics, own_names, with_prediction
-from verl_gsd.trainer.own_section import checkpoint_to_resume, memory_settings, own_problems
-from verl_gsd.trainer.parts import Part
+from verl_gsd.trainer.monitor import RunMonitor
 from verl_gsd.trainer.pictures import Pictures, table_is_due
-from verl_gsd.trainer.planned_sizes import planned_sizes
-from verl_gsd.trainer.progress import LEAST, WAITING, Progress
-from verl_gsd.trainer.prompt_lengths import examine
-from verl_gsd.trainer.prompt_truncation import obey_truncation
 from verl_gsd.trainer.reward_failures import mark_failures
 from verl_gsd.trainer.reward_monitor import RewardMonitor
-from verl_gsd.trainer.sampler import DisagreementSampler, forget_anothers_place, loader_of
-from verl_gsd.trainer.sampler_section import sampler_of
-from verl_gsd.trainer.state import Memory, remove_rotated_states, restore_state, save_state
-from verl_gsd.trainer.watchdog import Watchdog
+from verl_gsd.trainer.row_store import QueueRows
+from verl_gsd.trainer.rows import PARTITION, is_own
+from verl_gsd.trainer.seam import Seam
+from verl_gsd.trainer.verifying import RewardWorkers
 from verl_gsd.trainer.worker import actor_worker
 
 logger = logging.getLogger(__name__)
 
-#: Steps after which a visit counts half in what is expected of a prompt, unless a budget or a sampler says otherwise.
+#: Steps after which a visit counts half in what is expected of a prompt, unless an extension says otherwise.
 HALF_LIFE = 100.0
 
 _ACTORS = {Role.Actor, Role.ActorRollout, Role.ActorRolloutRef}
 
 
-class GroupTrainer(GVPOSteps, PPOTrainer):
-    """What every trainer mode of ours adds to verl's; listens to the replay buffer (``replay.GroupListener``).
+class TrainerServices:
+    """What a trainer offers to its extensions; see ``extension.Services``."""
 
-    A subclass names verl's trainer as its next base and verl's mode in ``verl_mode``. What learns from groups is a
-    memory in ``self.memories``: saved before a checkpoint is announced, restored with it. Everything observed in a step
-    is committed once, at the step's end.
+    def __init__(self, trainer: GroupTrainer, config: DictConfig) -> None:
+        self._trainer, self.config = trainer, config
+        self.rows, self.prompts = QueueRows(), PromptStore(half_life=HALF_LIFE)
+
+    @property
+    def tokenizer(self) -> Any:
+        return self._trainer.tokenizer
+
+    @property
+    def verifier(self) -> RewardWorkers:
+        return RewardWorkers(self._trainer.reward_loop_manager.reward_loop_worker_handles)
+
+    @property
+    def step(self) -> int:
+        return self._trainer.global_steps
+
+
+class GroupTrainer(PPOTrainer):
+    """What every trainer mode of ours adds to verl's.
+
+    A subclass names verl's trainer as its next base and verl's mode in ``verl_mode``. What an algorithm adds is an
+    extension, which ``self.seam`` calls. Saved state changes once, at the end of a step; it is written before a
+    checkpoint is announced and restored with it.
 
     Raises:
         ConfigError: ``algorithm.gsd`` is wrong. ``verl-gsd train`` says so earlier; verl's own ``main_ppo`` does not.
@@ -87,33 +105,23 @@ class GroupTrainer(GVPOSteps, PPOTrainer):
         self._attempt = _attempt(self._run)
         found = audit(config)
         self.messages = MessageWriter(self._run.messages(self._attempt))
-        limits = limits_of(config)
-        # A reward that hangs is no progress until it counts as failed, a judge that hangs until its budget is spent.
-        patience = max(seconds_for_a_reward(config), judge_budget(config))
-        self._progress = Progress(limits.quiet_seconds, least=max(LEAST, 2 * patience))
-        self._watchdog = Watchdog(self._progress, self.messages)
-        self._sessions_failed = False  # told once
+        self.monitor = RunMonitor(config, self.messages, lambda: self.global_steps)
         self._alpha = found.operation.alpha if found.operation else None
         for warning in (*found.warnings, *planned_sizes(config)):
             logger.warning(warning.removeprefix("warning: "))
         print(f"verl-gsd: attention: {found.attention or 'the engine decides'}", *attention_reason(config), sep="\n")
-        self._prompt_of: dict[str, PromptKey] = {}  # by uid, of every group that has not left the buffer
-        self._left: list[tuple[Group, records.Fate]] = []  # in the step at hand
-        self._training: dict[str, Group] = {}  # by uid, the groups of the batch at hand
-        # What is expected of prompts, with a budget or without one: the policy moves on either way.
-        self._expected = budget_of(config) or budget_section.Settings(half_life=HALF_LIFE)
-        self._drawing = sampler_of(config)
-        self._sampler: DisagreementSampler | None = None  # where prompts are drawn by what is known of them
-        self.prompts = PromptStore(half_life=(self._drawing or self._expected).half_life)
-        self._pictures = Pictures(self.prompts, self._expected.prior)
-        gsd = OmegaConf.select(config, "algorithm.gsd") or {}
-        self._parts: list[Part] = [
-            *self._budgeting(config),
-            *_history(config, self.prompts),
-            *dagrpo_parts(config, self),
-        ]
-        self._stages = {name: chain.build_memory(name, gsd) for name in chain.needing_groups(gsd)}
-        self.memories: dict[str, Memory] = {"prompts": self.prompts, **self._stages}
+        services, gsd = TrainerServices(self, config), OmegaConf.select(config, "algorithm.gsd") or {}
+        extensions = extension.build(gsd, services)
+        group_size = int(config.actor_rollout_ref.rollout.n)
+        self.seam = Seam(extensions, services.prompts, services.rows, group_size)
+        saved = {declaration.name for declaration in extension.active(gsd) if declaration.saves}
+        self._saved_extensions = {name: of for name, of in extensions.items() if name in saved}
+        self.memories: dict[str, Memory] = {"prompts": self.seam.prompts, **self._saved_extensions}
+        self._pictures = Pictures(self.seam.prompts, self.seam.prompts.prior)
+        # Of the batch that is being balanced: verl asks for its size halfway, with neither at hand.
+        self._unplaced: Any = None
+        self._places: list[int] = []
+        self._workers = 1
         self._saved_steps: list[int] = []  # of this process
         self._at_hand: tuple[Any, dict, dict, float] | None = None  # the step's batch, verl's metrics, its start
         with open_dict(config):
@@ -123,7 +131,7 @@ class GroupTrainer(GVPOSteps, PPOTrainer):
         mark_failures(config, seconds_for_a_reward(config))
         obey_truncation(config)
         super().__init__(config)
-        self._rewards = RewardMonitor.of(
+        self.monitor.rewards = RewardMonitor.of(
             config,
             self.messages,
             batch_groups=config.data.train_batch_size // self.parameter_sync_step,
@@ -131,20 +139,13 @@ class GroupTrainer(GVPOSteps, PPOTrainer):
         )
 
     def init(self):
-        self._watchdog.start()
+        self.monitor.start()
         try:
             super().init()
         except Exception as error:
-            self._explain(error)
-            self._watchdog.end()
+            self.monitor.explain(error)
+            self.monitor.end()
             raise
-
-    def _explain(self, error: Exception) -> None:
-        """Tell the user why ``error`` ends the run, if we know more than the error says."""
-        if not isinstance(error, RunStoppedError):
-            self._watchdog.explain(error)
-        elif str(error) != self._watchdog.fault:  # which the user knows already
-            self.messages.write("stop", str(error))
 
     def fit(self, agent_loop_manager):
         # Where verl's file logger writes; it makes no folder. verl-gsd has said so already, and a user may have.
@@ -154,81 +155,21 @@ class GroupTrainer(GVPOSteps, PPOTrainer):
         try:
             super().fit(agent_loop_manager)
         except Exception as error:
-            self._explain(error)
+            self.monitor.explain(error)
             raise
         finally:
-            self._watchdog.end()
-            for part in self._parts:
+            self.monitor.end()
+            for name, of in self.seam.extensions.items():
                 try:
-                    part.close()
+                    of.close()
                 except Exception:  # the run's own end, good or bad, is what is to be seen
-                    logger.exception("%s could not be closed", type(part).__name__)
-
-    def _budgeting(self, config: DictConfig) -> list[Part]:
-        budget, size = budget_of(config), int(config.actor_rollout_ref.rollout.n)
-        return [Budgeting(budget, size, self.prompts, lambda: self.global_steps)] if budget else []
+                    logger.exception("algorithm.gsd.%s could not be closed", name)
 
     # Groups
 
-    def key_of(self, uid: str) -> PromptKey:
-        return self._prompt_of[uid]
-
-    def complete(self, uids: Sequence[str], rows: Mapping[str, Mapping[str, Any]]) -> Mapping[str, dict[str, Any]]:
-        put: dict[str, dict[str, Any]] = {}
-        for part in self._parts:
-            put |= part.complete(uids, {**rows, **put}, self.key_of)
-        return put
-
-    def on_look(self, detail: str, state: Hashable) -> None:
-        self._progress.look(detail, state)
-        self._watchdog.check()
-
-    def on_failures(self, chosen: bool) -> None:
-        self._watchdog.look(wait=chosen)
-        if not self._sessions_failed:
-            self._sessions_failed = True
-            self.messages.write(
-                "warning",
-                f"sessions failed in step {self.global_steps}, and every process of the run is alive: an agent loop "
-                "raised. Their responses are lost. Search the log for _run_prompt; docs/metrics.md says what verl does "
-                "with their groups.",
-            )
-
-    def on_rewards(self, rewards: replay.Rewards) -> None:
-        if rewards.partition == PARTITION:
-            self._rewards.saw(self.global_steps, rewards.groups, rewards.responses, rewards.lost, rewards.seconds)
-        else:
-            self._rewards.saw_validation(self.global_steps, rewards.responses, rewards.lost)
-
-    def on_choosing(self) -> None:
-        self._rewards.check(self.global_steps)
-
-    def on_finished(self, group: Group) -> None:
-        """A group is whole; what only looks does it here."""
-
-    def amend(self, groups: Sequence[Group], rows: Mapping[str, Mapping[str, Any]]) -> Mapping[str, dict | None]:
-        changes: dict[str, dict[str, Any] | None] = {}
-        for part in self._parts:
-            changes |= part.amend(groups, rows)
-        return changes
-
-    def is_ready(self, group: Group) -> bool:
-        """Whether a whole group may be used; one that is not is held back, however full the buffer."""
-        return all([part.is_ready(group) for part in self._parts])
-
-    def on_left(self, group: Group, fate: records.Fate) -> None:
-        del self._prompt_of[group.uid]
-        for part in self._parts:
-            group = part.leave(group)
-        for stage in self._stages.values():
-            group = stage.adopt(group)
-        self._left.append((group, fate))
-        if fate == "trained":
-            self._training[group.uid] = group
-
     def _build_replay_buffer(self):
         buffer = super()._build_replay_buffer()
-        replay.watch(buffer, self)
+        replay.watch(buffer, self.seam, self.monitor)
         poll_interval = OmegaConf.select(self.config, "algorithm.gsd.poll_interval")
         if poll_interval is not None:
             buffer.poll_interval = float(poll_interval)
@@ -236,7 +177,8 @@ class GroupTrainer(GVPOSteps, PPOTrainer):
 
     def _init_resource_pool_mgr(self):
         super()._init_resource_pool_mgr()
-        worker = actor_worker(self.config, separate=self.verl_mode == "separate_async")
+        gsd = OmegaConf.select(self.config, "algorithm.gsd")
+        worker = actor_worker(extension.active(gsd), separate=self.verl_mode == "separate_async")
         for role in self.role_worker_mapping.keys() & _ACTORS if worker else ():
             self.role_worker_mapping[role] = ray.remote(worker)
 
@@ -246,19 +188,13 @@ class GroupTrainer(GVPOSteps, PPOTrainer):
         self._unique_indices = indices_are_unique(self.train_dataset)
         self._settings = memory_settings(self.config) | {
             "prompts are known by": "data_source and index" if self._unique_indices else "data_source and text",
-            **{f"algorithm.gsd.{name}": stage.depends_on() for name, stage in self._stages.items()},
+            **{f"algorithm.gsd.{name}": of.fingerprint() for name, of in self._saved_extensions.items()},
         }
-        if self._drawing is not None:
-            self._sampler = DisagreementSampler(
-                prompt_keys(self.train_dataset, self._unique_indices),
-                self.prompts,
-                count=self.config.data.train_batch_size,
-                explore=self._drawing.explore,
-                seed=self.config.data.seed or 0,
-                step=lambda: self.global_steps,
-                prior=self._expected.prior,
-            )
-            self.train_dataloader = loader_of(self.train_dataloader, self._sampler)
+        if owner := self.seam.owner("draw_prompts"):
+            keys = prompt_keys(self.train_dataset, self._unique_indices)
+            count, seed = self.config.data.train_batch_size, self.config.data.seed or 0
+            sampler = extension.call_hook(*owner, "draw_prompts", keys, count, seed)
+            self.train_dataloader = loader_with(self.train_dataloader, sampler)
 
     def _examine_prompts(self) -> None:
         """Count the prompts that verl-gsd's own command has not counted: all under verl's ``main_ppo``."""
@@ -272,72 +208,88 @@ class GroupTrainer(GVPOSteps, PPOTrainer):
             raise RunStoppedError("\n".join(found.problems))
 
     def _submit_batch_to_rollout(self, batch):
-        uids = list(batch["uid"])
-        self._remember_prompts(uids, batch)
-        for part in self._parts:
-            part.plan(uids, [self._prompt_of[uid] for uid in uids], batch)
+        self.seam.before_rollout(self._prompts_of(list(batch["uid"]), batch), batch)
         return super()._submit_batch_to_rollout(batch)
 
-    def _remember_prompts(self, uids: Sequence[str], batch: Any) -> None:
+    def _prompts_of(self, uids: Sequence[str], batch: TensorDict) -> dict[str, PromptKey]:
+        """uid -> the prompt, of the visits in ``batch``."""
         columns = set(batch.keys())  # of a TensorDict, which takes ``in`` for something else
         sources = list(batch["data_source"]) if "data_source" in columns else [UNKNOWN_SOURCE] * len(uids)
         values = list(batch["index" if self._unique_indices else "raw_prompt"])
-        for uid, source, value in zip(uids, sources, values, strict=True):
-            self._prompt_of[uid] = (str(source), int(value) if self._unique_indices else prompt_hash(value))
+        return {
+            uid: (str(source), int(value) if self._unique_indices else prompt_hash(value))
+            for uid, source, value in zip(uids, sources, values, strict=True)
+        }
 
     # Steps
 
+    def _balance_batch(self, batch, metrics, logging_prefix="global_seqlen", keep_minibatch=False):
+        if self.seam.owner("place") is None:
+            return super()._balance_batch(batch, metrics, logging_prefix, keep_minibatch)
+        self._unplaced, real = batch, list(batch.keys)
+        batch = super()._balance_batch(batch, metrics, logging_prefix, keep_minibatch)  # pads it
+        at = {key: place for place, key in enumerate(batch.keys)}
+        padding = iter(at.keys() - set(real))
+        batch.reorder([at[next(padding) if row == PADDING else real[row]] for row in self._places])
+        lengths = [tag["seq_len"] for tag in batch.tags]
+        share = len(lengths) // self._workers
+        shares = [list(range(start, start + share)) for start in range(0, len(lengths), share)]
+        metrics.update(log_seqlen_unbalance(lengths, shares, logging_prefix))
+        return batch
+
+    def _get_required_batch_multiple(self, dp_size):
+        """Where an extension places the rows, as many as it places: verl pads to a multiple of what is returned."""
+        if self.seam.owner("place") is None:
+            return super()._get_required_batch_multiple(dp_size)
+        assert self._unplaced is not None
+        lengths = [tag["seq_len"] for tag in self._unplaced.tags]
+        self._workers = dp_size
+        self._places = self.seam.place(
+            UnplacedRows(
+                self._unplaced.keys,
+                lengths,
+                [calculate_workload(length) for length in lengths],
+                prompts=self.config.data.train_batch_size // self.parameter_sync_step,
+                padding_tokens=SYNTHETIC_PADDING_SEQ_LEN,
+                workers=dp_size,
+            )
+        )
+        return len(self._places)
+
     def _compute_advantage(self, batch, metrics):
-        rows = self._members(batch)
-        left = [group for group, _ in self._left]
-        columns = {name: of for stage in self._stages.values() for name, of in stage.columns(rows, left).items()}
-        columns |= {name: of for part in self._parts for name, of in part.known(rows).items()}
-        with advantage.batch_of(batch.keys, columns) as at_hand:
+        columns = self.seam.stage_inputs(batch)
+        with estimator.batch_of(batch.keys, columns, self.seam.extensions) as at_hand:
             batch = super()._compute_advantage(batch, metrics)
-        further = {name: of for part in self._parts for name, of in part.columns(batch, at_hand.advantages).items()}
+        further = self.seam.loss_columns(batch, at_hand.advantages)
         if further:
             fields = TensorDict(further, batch_size=len(batch.keys))
             batch = tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
-        return self._put_columns(batch, at_hand.advantages)
-
-    def _members(self, batch: Any) -> list[Member | None]:
-        """What each row of ``batch`` is; None: verl's padding."""
-        places = {
-            uid: {session_of(key): place for place, key in enumerate(group.keys)}
-            for uid, group in self._training.items()
-        }
-        rows: list[Member | None] = []
-        for key, tag in zip(batch.keys, batch.tags, strict=True):
-            group = self._training.get(uid_of(key))
-            place = None if group is None or DEMONSTRATED_BY in tag else places[group.uid][session_of(key)]
-            rows.append(None if group is None else Member(group, place))
-        return rows
+        return batch
 
     def _compute_old_log_prob(self, batch, metrics):
-        self._progress.begin("computing log-probabilities")
+        self.monitor.begin("computing log-probabilities")
         return super()._compute_old_log_prob(batch, metrics)
 
     def _compute_ref_log_prob(self, batch, metrics):
-        self._progress.begin("computing log-probabilities of the reference model")
+        self.monitor.begin("computing log-probabilities of the reference model")
         return super()._compute_ref_log_prob(batch, metrics)
 
     def on_sample_begin(self):
-        self._progress.begin(WAITING)
+        self.monitor.begin_waiting()
         super().on_sample_begin()
 
     def on_validate_begin(self):
-        self._progress.begin("validating")
+        self.monitor.begin("validating")
         super().on_validate_begin()
 
     def on_step_end(self):
-        self._progress.begin("sending the weights to vLLM")
+        self.monitor.begin("sending the weights to vLLM")
         super().on_step_end()
-        self._progress.begin("ending the step")
+        self.monitor.begin("ending the step")
 
     def _update_actor(self, batch, metrics):
-        self._progress.begin("updating the actor")
-        for part in self._parts:
-            batch.extra_info.update(part.instructions(self.global_steps))
+        self.monitor.begin("updating the actor")
+        batch.extra_info.update(self.seam.worker_flags(Update(self.global_steps, self.local_trigger_step == 0)))
         found: dict[str, Any] = {}
         batch = super()._update_actor(batch, found)
         metrics.update(own_names(found))
@@ -347,33 +299,24 @@ class GroupTrainer(GVPOSteps, PPOTrainer):
         begun = start = time.perf_counter()
         batch = super().step(metrics, timing_raw)
         seconds, start = time.perf_counter() - start, time.perf_counter()
-        stages = self._stages.values()
-        left = [records.Left(group, fate, self._further(group)) for group, fate in self._left]
-        trained = {uid: (group.data_source, group.index) for uid, group in self._training.items()}
-        for part in self._parts:
-            metrics.update(part.remember(batch.keys, batch.tags, trained, self.global_steps))
-            for name, spent in part.timing().items():
-                timing_raw[f"gsd_{name}"] = spent
-                metrics[f"{name}/share_of_step"] = spent / seconds
-        self._left, self._training = [], {}
+        self.seam.observe_trained(batch)
+        left = [records.Left(group, fate, self.seam.record(group)) for group, fate in self.seam.left]
         table = records.describe(left, step=self.global_steps, attempt=self._attempt, alpha=self._alpha)
-        table = with_prediction(table, self.prompts, self.global_steps, self._expected.prior)
+        prompts = self.seam.prompts
+        table = with_prediction(table, prompts, self.global_steps, prompts.prior)
         records.write_step(self._run.path, table, step=self.global_steps, attempt=self._attempt)
         metrics.update(group_metrics(table))
-        metrics.update(self._rewards.end_step(self.global_steps, seconds))
-        metrics["group/count/waiting"] = float(len(self._prompt_of))  # generated, being generated, not used yet
+        metrics.update(self.monitor.rewards.end_step(self.global_steps, seconds))
+        metrics["group/count/waiting"] = float(self.seam.waiting)  # generated, being generated, not used yet
+        # From here on saved state changes.
         for row in table.select(["data_source", "index", "correct", "total"]).to_pylist():
             if row["total"]:
-                self.prompts.observe(
-                    (row["data_source"], row["index"]), row["correct"], row["total"], self.global_steps
-                )
-        metrics.update(self.prompts.metrics())
-        for stage in stages:
-            stage.commit([entry.group for entry in left])
-            metrics.update(stage.metrics())
-        if self._sampler is not None:
-            metrics.update(self._sampler.metrics())
-            timing_raw["gsd_draw"], self._sampler.seconds = self._sampler.seconds, 0.0
+                prompts.observe((row["data_source"], row["index"]), row["correct"], row["total"], self.global_steps)
+        metrics.update(prompts.metrics())
+        metrics.update(self.seam.end_step())
+        for name, spent in self.seam.seconds().items():
+            timing_raw[f"gsd_{name}"] = spent
+            metrics[f"{name}/share_of_step"] = spent / seconds
         timing_raw["gsd_read"], self.replay_buffer.read_seconds = self.replay_buffer.read_seconds, 0.0
         timing_raw["gsd_write"], start = time.perf_counter() - start, time.perf_counter()
         due = table_is_due(self.config, self.global_steps, self.total_training_steps)
@@ -383,14 +326,9 @@ class GroupTrainer(GVPOSteps, PPOTrainer):
         self._at_hand = batch, metrics, timing_raw, begun
         return batch
 
-    def _further(self, group: Group) -> dict[str, float | None]:
-        """What stages and parts have to say of ``group`` in its record."""
-        told = [stage.record(group) for stage in self._stages.values()] + [part.record(group) for part in self._parts]
-        return {name: value for columns in told for name, value in columns.items()}
-
     def _validate(self):
         metrics = super()._validate()
-        return metrics | self._rewards.end_validation(self.global_steps)
+        return metrics | self.monitor.rewards.end_validation(self.global_steps)
 
     # What verl reports of a batch is of the policy's own rows.
 
@@ -400,7 +338,7 @@ class GroupTrainer(GVPOSteps, PPOTrainer):
     # Checkpoints
 
     def _save_checkpoint(self):
-        self._progress.begin("saving a checkpoint")
+        self.monitor.begin("saving a checkpoint")
         checkpoint = self._run.checkpoint(self.global_steps)
         save_state(checkpoint, self.memories, self._settings)
         if self._at_hand is not None:
@@ -428,7 +366,7 @@ class GroupTrainer(GVPOSteps, PPOTrainer):
         if checkpoint is not None and OmegaConf.select(self.config, "algorithm.gsd.state") != "fresh":
             restore_state(checkpoint, self.memories, self._settings)
         super()._load_checkpoint()
-        forget_anothers_place(self.train_dataloader)
+        drop_position_of_another_sampler(self.train_dataloader)
         if checkpoint is not None and self.verl_mode != "sync":
             self._remember_restored_prompts()
 
@@ -438,9 +376,7 @@ class GroupTrainer(GVPOSteps, PPOTrainer):
         uids = [key for key, tag in tags.items() if tag.get("is_prompt")]
         if uids:
             prompts = tq.kv_batch_get(uids, PARTITION)
-            self._remember_prompts(uids, prompts)
-            for part in self._parts:
-                part.take_up(uids, [self._prompt_of[uid] for uid in uids], prompts)
+            self.seam.restore_in_flight(self._prompts_of(uids, prompts), prompts)
 
 
 def _attempt(run: RunDirectory) -> int:
@@ -452,12 +388,6 @@ def _attempt(run: RunDirectory) -> int:
 def _own_rows(batch: Any) -> Any:
     """``batch``, a ``KVBatchMeta``, without demonstrations and earlier responses; padding stays."""
     return batch.select_keys([key for key, tag in zip(batch.keys, batch.tags, strict=True) if is_own(tag)])
-
-
-def _history(config: DictConfig, prompts: PromptStore) -> list[Part]:
-    share = OmegaConf.select(config, "algorithm.gsd.gvpo.history_fraction") or 0.0
-    size, longest = int(config.actor_rollout_ref.rollout.n), int(config.data.max_response_length)
-    return [History(share, size, longest, prompts.responses)] if history_size(share, size) else []
 
 
 def _with_file(logger: Any) -> list[str]:

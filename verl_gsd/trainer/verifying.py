@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,39 +13,41 @@ import torch
 from tensordict import TensorDict
 from verl import DataProto
 
-from verl_gsd.trainer.queue_rows import verdict_of
+from verl_gsd.extension import Verdict
 from verl_gsd.trainer.reward_failures import Failure
+from verl_gsd.trainer.rows import verdict_of
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """What the verifier says: the reward, and by name the finite numbers beside it."""
+class RewardWorkers:
+    """verl's reward ``workers`` as the verifier of extensions; see ``extension.Verifier``."""
 
-    reward: float
-    info: Mapping[str, float]
+    def __init__(self, workers: Sequence[Any]) -> None:
+        self.workers = workers
 
+    def submit(self, columns: Mapping[str, Any], prompt: Sequence[int], response: Sequence[int]) -> ray.ObjectRef:
+        """Send one response to one of the workers, as verl's agent loops do."""
+        return random.choice(self.workers).compute_score.remote(as_data(columns, prompt, response))
 
-def submit(
-    workers: Sequence[Any], columns: Mapping[str, Any], prompt: Sequence[int], response: Sequence[int]
-) -> ray.ObjectRef:
-    """Send one response to one of verl's reward ``workers``, as verl's agent loops do.
+    def has_answered(self, answer: ray.ObjectRef) -> bool:
+        return bool(ray.wait([answer], timeout=0)[0])
 
-    Args:
-        columns: the prompt's, of the data set (``data_source``, ``reward_model``, ``extra_info``, ``raw_prompt``, ...).
-        prompt, response: tokens.
-    """
-    return random.choice(workers).compute_score.remote(as_data(columns, prompt, response))
-
-
-def is_there(answer: ray.ObjectRef) -> bool:
-    """Whether the verifier has answered."""
-    return bool(ray.wait([answer], timeout=0)[0])
+    def verdict(self, answer: ray.ObjectRef, timeout_s: float) -> Verdict | None:
+        """What the verifier said; None where it failed or took longer, with a line in the log."""
+        try:
+            result = ray.get(answer, timeout=timeout_s)
+            if failure := Failure.of_info(result["reward_extra_info"]):
+                logger.warning("a demonstration could not be verified: the reward function %s", failure.described())
+                return None
+            return Verdict(float(result["reward_score"]), verdict_of(result))
+        except (ray.exceptions.RayError, TimeoutError, KeyError, TypeError, ValueError) as error:
+            logger.warning("a demonstration could not be verified: %s", type(error).__name__)
+            return None
 
 
 def as_data(columns: Mapping[str, Any], prompt: Sequence[int], response: Sequence[int]) -> DataProto:
-    """One response as verl's reward workers take it; arguments as ``submit``."""
+    """One response as verl's reward workers take it; arguments as ``extension.Verifier.submit``."""
     ids = torch.tensor([*prompt, *response]).unsqueeze(0)
     batch = {
         "prompts": ids[:, : len(prompt)],
@@ -64,19 +65,6 @@ def as_data(columns: Mapping[str, Any], prompt: Sequence[int], response: Sequenc
     return DataProto(
         batch=TensorDict(batch, batch_size=1), non_tensor_batch={name: _one(value) for name, value in further.items()}
     )
-
-
-def verdict(answer: ray.ObjectRef, timeout_s: float) -> Verdict | None:
-    """What the verifier said; None where it failed or took longer, with a line in the log."""
-    try:
-        result = ray.get(answer, timeout=timeout_s)
-        if failure := Failure.of_info(result["reward_extra_info"]):
-            logger.warning("a demonstration could not be verified: the reward function %s", failure.described())
-            return None
-        return Verdict(float(result["reward_score"]), verdict_of(result))
-    except (ray.exceptions.RayError, TimeoutError, KeyError, TypeError, ValueError) as error:
-        logger.warning("a demonstration could not be verified: %s", type(error).__name__)
-        return None
 
 
 def _one(value: Any) -> np.ndarray:

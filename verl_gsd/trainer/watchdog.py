@@ -26,9 +26,9 @@ from typing import Any
 
 import ray
 
+from verl_gsd.run.memory_kills import killed_since, oom_kills
+from verl_gsd.run.messages import MessageWriter, RunStoppedError
 from verl_gsd.trainer import engine_health
-from verl_gsd.trainer.memory_kills import killed_since, oom_kills
-from verl_gsd.trainer.messages import MessageWriter, RunStoppedError
 from verl_gsd.trainer.progress import Progress
 
 #: Seconds between two looks.

@@ -28,7 +28,7 @@ from typing import Any
 
 import wrapt
 
-from verl_gsd.trainer import private_folders
+from verl_gsd import private_folders
 
 #: Environment variable of vLLM's processes: the id of the Ray node that they are on.
 NODE = "VERL_GSD_RAY_NODE"

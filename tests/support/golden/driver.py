@@ -50,12 +50,13 @@ from verl.workers.engine import BaseEngine
 from verl.workers.engine.utils import postprocess_batch_func, prepare_micro_batches
 from verl.workers.utils.losses import ppo_loss
 
+from verl_gsd.algorithms.dagrpo import extension as dagrpo_parts
 from verl_gsd.judge.scorer import JudgementError
 from verl_gsd.records import read_records
+from verl_gsd.run.compose import compose_config, parse_line, resolve
+from verl_gsd.state import save_state
 from verl_gsd.tasks.byte_llama import build_tokenizer
-from verl_gsd.trainer import dagrpo_parts, verifying
-from verl_gsd.trainer.config import compose_config, parse_line, resolve
-from verl_gsd.trainer.state import save_state
+from verl_gsd.trainer import verifying
 from verl_gsd.trainer.watchdog import Watchdog
 
 PROMPTS = DATA / "prompts.parquet"

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from verl_gsd.algorithms import chain
-from verl_gsd.algorithms.dial import dial_advantage
+from verl_gsd import chain
+from verl_gsd.dial import dial_advantage
 
 SETTINGS = {"alpha": 0.5, "ddof": 1, "eps": 1e-6}
 REWARDS = torch.tensor([1.0, 0.0, 0.0, 3.0, 1.0])

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from verl_gsd.algorithms.dagrpo import kept_rows, pairs_by_size, rectified, rectified_advantage
-from verl_gsd.algorithms.dial import dial_advantage
+from verl_gsd.algorithms.dagrpo.pairs import kept_rows, pairs_by_size, rectified, rectified_advantage
+from verl_gsd.dial import dial_advantage
 from verl_gsd.groups import group_stats
 
 EXAMPLE = torch.tensor([1.0, 0.0, 1.0, 0.0]), torch.tensor([8.0, 3.0, 5.0, 4.0])

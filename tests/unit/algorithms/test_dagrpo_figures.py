@@ -23,7 +23,7 @@ from dagrpo_groups import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from verl_gsd.algorithms.dagrpo_memory import DagrpoMemory
+from verl_gsd.algorithms.dagrpo.mask import DagrpoMemory
 from verl_gsd.records import Left, describe
 
 NAMES = {

@@ -27,13 +27,13 @@ from dagrpo_groups import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from verl_gsd.algorithms import chain
-from verl_gsd.algorithms.dagrpo import rectified_advantage
-from verl_gsd.algorithms.dagrpo_memory import DagrpoMemory
-from verl_gsd.algorithms.dagrpo_settings import Delta
-from verl_gsd.algorithms.dial import dial_advantage
-from verl_gsd.algorithms.hadw import hadw_factor
-from verl_gsd.algorithms.hadw_memory import HadwMemory
+from verl_gsd import chain
+from verl_gsd.algorithms.dagrpo.mask import DagrpoMemory
+from verl_gsd.algorithms.dagrpo.pairs import rectified_advantage
+from verl_gsd.algorithms.dagrpo.settings import Delta
+from verl_gsd.algorithms.hadw.extension import HadwMemory
+from verl_gsd.algorithms.hadw.factor import hadw_factor
+from verl_gsd.dial import dial_advantage
 from verl_gsd.groups import Member
 
 

@@ -5,9 +5,9 @@ import math
 import pytest
 from omegaconf import OmegaConf
 
-import verl_gsd.algorithms.dagrpo_memory  # noqa: F401, registers the stage
-from verl_gsd.algorithms import chain
-from verl_gsd.algorithms.dagrpo_settings import Delta, Settings
+import verl_gsd.algorithms.dagrpo.mask  # noqa: F401, registers the stage
+from verl_gsd import chain
+from verl_gsd.algorithms.dagrpo.settings import Delta, Settings
 
 NAN, INF = math.nan, math.inf
 

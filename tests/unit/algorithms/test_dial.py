@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from verl_gsd.algorithms.dial import dial_advantage
+from verl_gsd.dial import dial_advantage
 
 alphas = st.floats(-3, 3) | st.sampled_from([0.0, 1.0, 2.0, -1.0])
 rewards = st.sampled_from([0.0, 1.0]) | st.floats(-10, 10, width=32).map(lambda value: round(value, 3))

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from verl_gsd.algorithms import gvpo
-from verl_gsd.algorithms.gvpo import gvpo_loss
+from verl_gsd.algorithms.gvpo import maths as gvpo
+from verl_gsd.algorithms.gvpo.maths import gvpo_loss
 
 BETA = 0.3
 

@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from verl_gsd.algorithms import chain
-from verl_gsd.algorithms.dial import dial_advantage
-from verl_gsd.algorithms.hadw import AnchorBank, FixedAnchor, HardAnchor, SoftAnchor, hadw_factor
-from verl_gsd.algorithms.hadw_memory import HadwMemory, Settings
+from verl_gsd import chain
+from verl_gsd.algorithms.hadw.extension import HadwMemory, Settings
+from verl_gsd.algorithms.hadw.factor import AnchorBank, FixedAnchor, HardAnchor, SoftAnchor, hadw_factor
+from verl_gsd.dial import dial_advantage
 from verl_gsd.evaluation.bias import baseline_bias, bias_by_rate
 from verl_gsd.groups import Group, Member
 from verl_gsd.records import Left, describe

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from verl_gsd.algorithms.shaping import demonstration_ratio
+from verl_gsd.algorithms.dagrpo.demonstration_ratio import demonstration_ratio
 
 probabilities = st.floats(1e-12, 1.0)
 gammas = st.floats(1e-3, 10.0)

@@ -11,7 +11,7 @@ from verl_gsd.cli import train
 from verl_gsd.cli.main import app
 from verl_gsd.groups import Group
 from verl_gsd.records import Left, describe, write_step
-from verl_gsd.trainer.config import parse_line
+from verl_gsd.run.compose import parse_line
 
 LINE = ["algo=dapo", "task=arithmetic", "hardware=cpu"]
 

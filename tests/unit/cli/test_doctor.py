@@ -9,8 +9,9 @@ from typer.testing import CliRunner
 
 from verl_gsd.cli.main import app
 from verl_gsd.config.attention import FLASH, SDPA
-from verl_gsd.trainer import all_reduce, findings, gpus
-from verl_gsd.trainer.findings import Finding
+from verl_gsd.run import all_reduce, gpus
+from verl_gsd.run import doctor as findings
+from verl_gsd.run.doctor import Finding
 
 GIB = 1 << 30
 

@@ -10,12 +10,15 @@ from typer.testing import CliRunner
 
 from verl_gsd.cli import train
 from verl_gsd.cli.main import app
+from verl_gsd.errors import ConfigError
 from verl_gsd.jobs.submission import resumed_run
+from verl_gsd.run import compose as composing
+from verl_gsd.run import launch
+from verl_gsd.run.checks import gsd_section as own_section
+from verl_gsd.run.checks import validate as validation
+from verl_gsd.run.compose import parse_line, resolve
+from verl_gsd.run.messages import RunStoppedError
 from verl_gsd.rundir import RunDirectory
-from verl_gsd.trainer import config as composing
-from verl_gsd.trainer import launch, own_section, validation
-from verl_gsd.trainer.config import ConfigError, parse_line, resolve
-from verl_gsd.trainer.messages import RunStoppedError
 
 LINE = ["algo=grpo", "task=arithmetic", "hardware=cpu"]
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from verl_gsd.demonstrations.settings import Settings
-from verl_gsd.demonstrations.tokens import expert_texts, expert_tokens, own_tokens, succeeded
+from verl_gsd.algorithms.dagrpo.demonstration_settings import Settings
+from verl_gsd.algorithms.dagrpo.tokens import expert_texts, expert_tokens, own_tokens, succeeded
 from verl_gsd.tasks.byte_llama import build_tokenizer
 
 PROMPT = "<|user|>3+8=<|assistant|>"

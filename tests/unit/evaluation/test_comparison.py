@@ -8,11 +8,11 @@ import re
 import pytest
 
 from verl_gsd.charts import page
-from verl_gsd.evaluation import comparison_words as words
-from verl_gsd.evaluation.comparison import compare, holm, mean_accuracy
-from verl_gsd.evaluation.comparison_file import read_curves, write_comparison
-from verl_gsd.evaluation.comparison_page import sections
-from verl_gsd.evaluation.curves import Curve
+from verl_gsd.compare import comparison_words as words
+from verl_gsd.compare.comparison import compare, holm, mean_accuracy
+from verl_gsd.compare.comparison_file import read_curves, write_comparison
+from verl_gsd.compare.comparison_page import sections
+from verl_gsd.compare.curves import Curve
 from verl_gsd.evaluation.intervals import Estimate, Paired
 
 T_4 = 2.776445  # of Student's t with 4 degrees of freedom

@@ -6,10 +6,10 @@ import pytest
 import report_runs
 from comparison_runs import write_run
 
-from verl_gsd.evaluation.comparison import compare
-from verl_gsd.evaluation.comparison_words import caveats
-from verl_gsd.evaluation.curves import Curve, require_comparable
-from verl_gsd.evaluation.run_curves import NothingYetError, read_curve
+from verl_gsd.compare.comparison import compare
+from verl_gsd.compare.comparison_words import caveats
+from verl_gsd.compare.curves import Curve, require_comparable
+from verl_gsd.compare.run_curves import NothingYetError, read_curve
 
 
 def curve(**changed):

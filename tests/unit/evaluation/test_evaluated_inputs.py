@@ -11,13 +11,14 @@ import pytest
 from evaluation_runs import answer_all, answers_of, evaluate, prepared_sums, random_model, unmerged_checkpoint
 from transformers import AutoTokenizer
 
+from verl_gsd.errors import ConfigError
 from verl_gsd.evaluation import benches
+from verl_gsd.evaluation import merge as merging
+from verl_gsd.evaluation import run as evaluating
 from verl_gsd.evaluation.answers import Verdicts, verify
 from verl_gsd.preparation import prepared
 from verl_gsd.preparation.reading import sha256
-from verl_gsd.trainer import evaluating, merging
-from verl_gsd.trainer.config import ConfigError
-from verl_gsd.trainer.state import check_state, save_state, torch_of
+from verl_gsd.state import check_state, save_state, torch_of
 
 MARKER = "latest_checkpointed_iteration.txt"
 ASKED = [{"role": "user", "content": "?"}]

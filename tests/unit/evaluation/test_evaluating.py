@@ -14,13 +14,13 @@ from evaluation_runs import answer_all, answers_of, evaluate, prepared_sums, ran
 from filelock import FileLock
 
 from verl_gsd.evaluation import benches
+from verl_gsd.evaluation import run as evaluating
 from verl_gsd.evaluation.answers import part_file, parts, read_answers, verify, write_part
 from verl_gsd.evaluation.intervals import mean_by_question
 from verl_gsd.evaluation.opinion import opinion
 from verl_gsd.evaluation.results import result_of
+from verl_gsd.evaluation.vllm_job import Task
 from verl_gsd.judge.prompt import VERDICT_VERSION
-from verl_gsd.trainer import evaluating
-from verl_gsd.trainer.generation import Task
 
 SETTINGS = {"model": {"checkpoint": "a"}, "bench": "mini", "temperature": 0.6}
 

@@ -15,9 +15,10 @@ from typer.testing import CliRunner
 
 import verl_gsd
 from verl_gsd.cli.main import app
+from verl_gsd.errors import ConfigError
 from verl_gsd.jobs import package
 from verl_gsd.jobs.submission import SEED_KEYS, new_runs, resumed_run
-from verl_gsd.trainer.config import ConfigError, parse_line
+from verl_gsd.run.compose import parse_line
 
 NOW = datetime(2026, 11, 25, 10, 30)
 LINE = ["algo=gsd", "task=arithmetic", "hardware=cpu"]
@@ -200,7 +201,7 @@ def test_a_wheel_that_does_not_build_says_why(tmp_path, monkeypatch):
 
 
 def test_a_job_joins_its_cluster_whatever_the_config_says_of_one_of_its_own(compose_fast, monkeypatch):
-    from verl_gsd.trainer import cluster
+    from verl_gsd.run import cluster_lock as cluster
 
     config, _ = compose_fast(*LINE)
     assert config.ray_kwargs.ray_init.address == "local" and config.ray_kwargs.ray_init.num_gpus == 1
@@ -214,7 +215,7 @@ def test_a_job_joins_its_cluster_whatever_the_config_says_of_one_of_its_own(comp
 def test_a_training_process_whose_launcher_is_killed_ends():
     """It has left the launcher's session, so that nothing else would end it, on a cluster least of all."""
     child = (
-        "import os; from verl_gsd.trainer.forkserver import end_with; end_with(os.getppid()); "
+        "import os; from verl_gsd.cpu.forkserver import end_with; end_with(os.getppid()); "
         "print('ready', flush=True); input()"
     )
     launcher = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}], start_new_session=True)"
@@ -227,6 +228,6 @@ def test_a_training_process_whose_launcher_is_killed_ends():
 
 
 def test_a_training_process_whose_launcher_ended_before_it_looked_does_not_begin():
-    code = "from verl_gsd.trainer.job import main; main('no such file', 1 << 30)"
+    code = "from verl_gsd.run.job import main; main('no such file', 1 << 30)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1 and "launcher" in done.stderr and "no such file" not in done.stderr

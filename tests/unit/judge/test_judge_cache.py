@@ -13,11 +13,11 @@ import numpy as np
 import psutil
 import pytest
 
+from verl_gsd.algorithms.dagrpo.checks import dagrpo_wrong
 from verl_gsd.judge import cache as cache_module
 from verl_gsd.judge.cache import ScoreCache
 from verl_gsd.judge.disks import journal_mode, mounts
 from verl_gsd.judge.scorer import Question
-from verl_gsd.trainer.dagrpo_section import dagrpo_wrong
 
 WHO = "openai model=judge-7b"
 

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from verl_gsd import planning
-from verl_gsd.algorithms.dial import dial_advantage
-from verl_gsd.algorithms.gvpo import gvpo_loss
-from verl_gsd.algorithms.hadw import FixedAnchor, HardAnchor
+from verl_gsd.algorithms.gvpo.maths import gvpo_loss
+from verl_gsd.algorithms.hadw.factor import FixedAnchor, HardAnchor
+from verl_gsd.dial import dial_advantage
 from verl_gsd.lab import updates
 from verl_gsd.lab.algorithms import ALGORITHMS, RATE, Algorithm, algorithm
 from verl_gsd.lab.drawing import ROUNDS, Batch, again, one_each, others

@@ -6,7 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 from places import ROOT
 
-from verl_gsd.algorithms import chain
+from verl_gsd import chain
 
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("recipes/**/README.md"))]
 

@@ -14,8 +14,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from places import BINARIES, ROOT
 
-from verl_gsd.trainer.config import compose_config, parse_line, resolve
-from verl_gsd.trainer.sizing import does_not_fit
+from verl_gsd.run.checks.memory import does_not_fit
+from verl_gsd.run.compose import compose_config, parse_line, resolve
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -12,7 +12,8 @@ from recipe_configs import HARDWARE, RECIPES, composed, leaves, merged, part, pr
 
 from verl_gsd import config as groups
 from verl_gsd.audit import audit
-from verl_gsd.trainer.config import ConfigError, compose_config, parse_line, resolve
+from verl_gsd.errors import ConfigError
+from verl_gsd.run.compose import compose_config, parse_line, resolve
 
 
 @pytest.fixture(autouse=True)

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from verl_gsd.algorithms.rollouts.budget import rollouts_of
+from verl_gsd.algorithms.rollouts.budget_settings import Settings
 from verl_gsd.trainer.batching import PADDING, layout, mini_batch_of
-from verl_gsd.trainer.budget_section import Settings
-from verl_gsd.trainer.budgeting import rollouts_of
 
 
 @st.composite

@@ -11,16 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tensordict import TensorDict
 
-from verl_gsd.algorithms import chain
-from verl_gsd.algorithms.budget import equal_prompts
+from verl_gsd import chain
+from verl_gsd.algorithms.rollouts.budget import Budgeting
+from verl_gsd.algorithms.rollouts.budget_settings import Settings
+from verl_gsd.algorithms.rollouts.group_size_weights import equal_prompts
 from verl_gsd.audit import audit
+from verl_gsd.errors import ConfigError
 from verl_gsd.groups import Group, Member, group_stats
 from verl_gsd.planning import posterior_silent_rate
 from verl_gsd.prompts import PromptStore
-from verl_gsd.trainer import validation
-from verl_gsd.trainer.budget_section import Settings
-from verl_gsd.trainer.budgeting import Budgeting
-from verl_gsd.trainer.config import ConfigError
+from verl_gsd.run.checks import validate as validation
 
 BUDGET, DAGRPO = "algorithm.gsd.budget", "algorithm.gsd.dagrpo"
 DIAL = {"alpha": 1.0, "ddof": 0, "eps": 0.0}

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from verl_gsd.trainer.causes import likely_cause
+from verl_gsd.run.causes import likely_cause
 
 GPU_FULL = "GPU .*gpu_memory_utilization .*ppo_max_token_len_per_gpu"
 GPU_IN_USE = "vLLM .*gpu_memory_utilization .*nvidia-smi"

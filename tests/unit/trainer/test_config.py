@@ -6,7 +6,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from verl_gsd import config as groups
-from verl_gsd.trainer.config import ConfigError, compose_config, no_such_key, parse_line, resolve, write_yaml
+from verl_gsd.errors import ConfigError
+from verl_gsd.run.compose import compose_config, no_such_key, parse_line, resolve, write_yaml
 
 BASE = ["task=arithmetic", "hardware=cpu"]
 

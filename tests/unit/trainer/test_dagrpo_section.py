@@ -6,8 +6,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from verl_gsd.audit import audit
-from verl_gsd.trainer import validation
-from verl_gsd.trainer.config import ConfigError
+from verl_gsd.errors import ConfigError
+from verl_gsd.run.checks import validate as validation
 
 DAGRPO, POLICY = "algorithm.gsd.dagrpo", "actor_rollout_ref.actor.policy_loss"
 JUDGE, SHOWN = f"{DAGRPO}.judge", f"{DAGRPO}.demonstrations"
@@ -164,7 +164,7 @@ class TestTheJudge:
     """Asked before Ray starts whether it is there."""
 
     def problems(self, compose_fast, url, *words):
-        from verl_gsd.trainer.validation_with_verl import _judge_absent
+        from verl_gsd.run.checks.with_verl import _judge_absent
 
         config, _ = compose_fast("algo=dagrpo", "task=arithmetic", "hardware=cpu", f"{JUDGE}.base_url={url}", *words)
         return "".join(_judge_absent(config))

@@ -5,10 +5,10 @@ import re
 import pytest
 from data_cases import WRONG, parquet, row
 
-from verl_gsd.trainer import validation
-from verl_gsd.trainer.config import ConfigError
-from verl_gsd.trainer.data_files import FILE_KEYS
-from verl_gsd.trainer.prompt_lengths import examine
+from verl_gsd.errors import ConfigError
+from verl_gsd.run.checks import validate as validation
+from verl_gsd.run.checks.data_files import FILE_KEYS
+from verl_gsd.run.checks.prompt_lengths import examine
 
 
 @pytest.fixture

@@ -12,16 +12,19 @@ from verl_gsd import config as groups
 from verl_gsd.audit import audit
 from verl_gsd.cli import train as command
 from verl_gsd.config.attention import attention_here
-from verl_gsd.trainer import cluster, engines, gpus, validation
-from verl_gsd.trainer.config import ConfigError, Line, compose_config, parse_line, resolve
-from verl_gsd.trainer.layout import (
+from verl_gsd.errors import ConfigError
+from verl_gsd.run import cluster_lock as cluster
+from verl_gsd.run import engines, gpus
+from verl_gsd.run.checks import validate as validation
+from verl_gsd.run.checks.gsd_section import own_problems
+from verl_gsd.run.checks.parallelism import (
     CRITIC_ATTENTION,
     attention_reason,
     check_attention,
     check_flash_attention,
     check_model_attention,
 )
-from verl_gsd.trainer.own_section import own_problems
+from verl_gsd.run.compose import Line, compose_config, parse_line, resolve
 
 GPU = [name for name in groups.choices("hardware") if name != "cpu"]
 ACTOR, REF = "actor_rollout_ref.actor", "actor_rollout_ref.ref"

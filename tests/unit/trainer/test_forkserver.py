@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from verl_gsd.trainer.forkserver import workers_forked
+from verl_gsd.cpu.forkserver import workers_forked
 
 REPORT = """
 import json, os, random, signal, sys
@@ -261,7 +261,7 @@ def test_what_was_spawned_ends_with_the_server_and_a_worker_does_not(tmp_path):
 
 def test_the_server_ends_with_the_process_that_started_it(tmp_path):
     starter = (
-        "import signal, psutil; from verl_gsd.trainer.forkserver import workers_forked\n"
+        "import signal, psutil; from verl_gsd.cpu.forkserver import workers_forked\n"
         "with workers_forked([]): print(psutil.Process().children()[0].pid, flush=True); signal.pause()"
     )
     with subprocess.Popen([sys.executable, "-c", starter], stdout=subprocess.PIPE, text=True) as process:

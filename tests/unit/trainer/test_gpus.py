@@ -10,10 +10,10 @@ import torch
 from nvidia_smi import A100, EIGHT, H100, PYTHON, WHEEL, card, report, stub_nvidia_smi, write_program
 from omegaconf import OmegaConf, open_dict
 
-from verl_gsd.trainer import gpus
-from verl_gsd.trainer.config import Line
-from verl_gsd.trainer.gpus import Gpu, GpuQueryError, Request, TorchBuild
-from verl_gsd.trainer.validation import accelerator_present
+from verl_gsd.run import gpus
+from verl_gsd.run.checks.validate import accelerator_present
+from verl_gsd.run.compose import Line
+from verl_gsd.run.gpus import Gpu, GpuQueryError, Request, TorchBuild
 
 
 def problems(request, machine=EIGHT, build=WHEEL, variable=None):
@@ -137,7 +137,7 @@ def test_a_torch_without_cuda_is_named():
 def test_the_build_of_torch_is_read_without_importing_it():
     """In a process of its own, against the torch that is imported here."""
     script = (
-        "import sys, json; from verl_gsd.trainer.gpus import torch_build; build = torch_build()\n"
+        "import sys, json; from verl_gsd.run.gpus import torch_build; build = torch_build()\n"
         "print(json.dumps(['torch' in sys.modules, build.version, build.cuda]))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -7,8 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from verl_gsd.audit import audit
-from verl_gsd.trainer import validation
-from verl_gsd.trainer.config import ConfigError
+from verl_gsd.errors import ConfigError
+from verl_gsd.run.checks import validate as validation
 
 POLICY = "actor_rollout_ref.actor.policy_loss"
 GVPO = "algorithm.gsd.gvpo"

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from verl_gsd.trainer import gvpo_rows
+from verl_gsd.algorithms.gvpo import rows as gvpo_rows
+from verl_gsd.algorithms.gvpo.placement import GVPOUpdate
 from verl_gsd.trainer.batching import PADDING, mini_batch_of
-from verl_gsd.trainer.gvpo_update import GVPOUpdate
 from verl_gsd.trainer.metrics import own_names
 
 WORDS = ("algo=gvpo", "task=arithmetic", "hardware=cpu", "data.train_batch_size=8", "actor_rollout_ref.rollout.n=4")

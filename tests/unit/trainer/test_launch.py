@@ -12,11 +12,12 @@ import pytest
 from checkpoint_files import write_checkpoint
 from omegaconf import OmegaConf
 
+from verl_gsd.cpu import forkserver
+from verl_gsd.errors import ConfigError
+from verl_gsd.run import launch, lost_metrics
+from verl_gsd.run.causes import likely_cause
+from verl_gsd.run.messages import RunStoppedError
 from verl_gsd.rundir import MetricsReader, RunDirectory, read_metrics
-from verl_gsd.trainer import forkserver, launch, lost_metrics
-from verl_gsd.trainer.causes import likely_cause
-from verl_gsd.trainer.config import ConfigError
-from verl_gsd.trainer.messages import RunStoppedError
 
 
 def line(step, **data):
@@ -254,7 +255,7 @@ def run_with_job_stub(tmp_path, monkeypatch, body):
 def messages(tmp_path, *entries):
     """Code of a stand-in for the training process that writes messages."""
     path = str(tmp_path / "run" / "messages" / "attempt_1.jsonl")
-    written = f"from verl_gsd.trainer.messages import MessageWriter\nwriter = MessageWriter(pathlib.Path({path!r}))\n"
+    written = f"from verl_gsd.run.messages import MessageWriter\nwriter = MessageWriter(pathlib.Path({path!r}))\n"
     return "import os, pathlib, signal, sys\n" + written + "".join(f"writer.write(*{entry!r})\n" for entry in entries)
 
 
@@ -359,7 +360,7 @@ def test_the_launchers_folder_is_gone_after_any_end(tmp_path, monkeypatch):
 
 
 def test_a_refusal_is_a_config_error_without_the_noise_before_it(tmp_path, monkeypatch):
-    from verl_gsd.trainer.job import REFUSAL, REFUSED
+    from verl_gsd.run.job import REFUSAL, REFUSED
 
     body = f"import sys; print('noise'); print({REFUSAL!r}); print('a.b=1: wrong'); sys.exit({REFUSED})"
     with pytest.raises(ConfigError, match=r"^a\.b=1: wrong$"):

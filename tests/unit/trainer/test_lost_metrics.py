@@ -9,8 +9,8 @@ import torch
 from checkpoint_files import write_checkpoint
 
 from verl_gsd.report.reading import read_run
+from verl_gsd.run import lost_metrics
 from verl_gsd.rundir import TRAINED, RunDirectory, read_metrics
-from verl_gsd.trainer import lost_metrics
 
 DATA = {TRAINED: 2, "critic/score/mean": 0.25, "actor/lr": np.float32(0.5), "timing_s/step": 1e-6}
 

@@ -1,7 +1,7 @@
 """The kernel's counters of processes killed for lack of memory."""
 
-from verl_gsd.trainer import memory_kills
-from verl_gsd.trainer.memory_kills import killed_since, oom_kills
+from verl_gsd.run import memory_kills
+from verl_gsd.run.memory_kills import killed_since, oom_kills
 
 
 def tree(tmp_path, cgroup, vmstat="nr_free_pages 1\noom_kill 2\nthp 3\n", **files):

@@ -2,7 +2,7 @@
 
 import json
 
-from verl_gsd.trainer.messages import Message, MessageReader, MessageWriter, read_messages
+from verl_gsd.run.messages import Message, MessageReader, MessageWriter, read_messages
 
 
 def test_what_is_written_is_read_once_and_in_order(tmp_path):

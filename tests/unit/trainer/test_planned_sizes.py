@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from verl_gsd.trainer.planned_sizes import planned_sizes
+from verl_gsd.run.checks.sizes_in_data import planned_sizes
 
 UNSHUFFLED = "data.shuffle=false"
 

@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 
 from verl_gsd.cli.main import app
 from verl_gsd.cli.train import held_out_prompts
-from verl_gsd.trainer import validation
-from verl_gsd.trainer.config import ConfigError
-from verl_gsd.trainer.dataset import files_with, fingerprints, rows_of
-from verl_gsd.trainer.sizing import shape_of
+from verl_gsd.errors import ConfigError
+from verl_gsd.run.checks import validate as validation
+from verl_gsd.run.checks.memory import shape_of
+from verl_gsd.run.dataset import files_with, fingerprints, rows_of
 
 FILE, MODEL = "hdfs://namenode/train.parquet", "hdfs://namenode/models/qwen"
 REMOTE = (f"data.train_files={FILE}", f"data.val_files=[{FILE}]", f"actor_rollout_ref.model.path={MODEL}")

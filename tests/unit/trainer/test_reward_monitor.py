@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from verl_gsd.trainer.messages import MessageWriter, RunStoppedError, read_messages
+from verl_gsd.run.messages import MessageWriter, RunStoppedError, read_messages
 from verl_gsd.trainer.reward_failures import Failure
 from verl_gsd.trainer.reward_monitor import LostReward, RewardMonitor, function_of
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from verl_gsd.trainer import run_log
-from verl_gsd.trainer.run_log import first_exception, last_lines, last_lines_of
+from verl_gsd.run import run_log
+from verl_gsd.run.run_log import first_exception, last_lines, last_lines_of
 
 # As Ray 2.60 and vLLM 0.24 print them.
 CYAN, END, GREEN = "\x1b[36m", "\x1b[0m", "\x1b[32m"

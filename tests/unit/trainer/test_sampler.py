@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from torchdata.stateful_dataloader import StatefulDataLoader
 from torchdata.stateful_dataloader.sampler import RandomSampler
 
+from verl_gsd.algorithms.rollouts.sampler import DisagreementSampler, forget_anothers_place, loader_of
+from verl_gsd.errors import ConfigError
 from verl_gsd.planning.visits import chances, draw, effective_number, expected_disagreement
 from verl_gsd.prompts import PromptStore
-from verl_gsd.trainer.config import ConfigError
-from verl_gsd.trainer.dataset import PromptKeys
-from verl_gsd.trainer.sampler import DisagreementSampler, forget_anothers_place, loader_of
+from verl_gsd.run.dataset import PromptKeys
 
 shares = st.floats(0, 1)
 

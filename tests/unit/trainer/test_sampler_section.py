@@ -4,9 +4,9 @@ import re
 
 import pytest
 
-from verl_gsd.trainer import validation
-from verl_gsd.trainer.config import ConfigError
-from verl_gsd.trainer.sampler_section import Settings
+from verl_gsd.algorithms.rollouts.sampler_settings import Settings
+from verl_gsd.errors import ConfigError
+from verl_gsd.run.checks import validate as validation
 
 SECTION = "algorithm.gsd.sampler"
 

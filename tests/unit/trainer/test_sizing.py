@@ -7,9 +7,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from verl_gsd.planning.memory import GIB, SHAPES, Shape, kv_cache_gib, states_gib, update_gib, weights_gib
-from verl_gsd.trainer import sizing
-from verl_gsd.trainer.config import Line
-from verl_gsd.trainer.layout import layout_impossible
+from verl_gsd.run.checks import memory as sizing
+from verl_gsd.run.checks.parallelism import layout_impossible
+from verl_gsd.run.compose import Line
 
 #: h 8, i 16, 2 heads and 1 KV head of 4, V 10: of a layer, q and o 2 x 8 x 8, k and v 2 x 8 x 4, MLP 3 x 8 x 16, norms
 #: 16.

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from memories import SETTINGS, EveryKind, restored
 
+from verl_gsd import state
+from verl_gsd.errors import ConfigError
 from verl_gsd.rundir import RunDirectory
-from verl_gsd.trainer import state
-from verl_gsd.trainer.config import ConfigError
-from verl_gsd.trainer.state import remove_rotated_states, save_state
+from verl_gsd.state import remove_rotated_states, save_state
 
 
 @pytest.fixture

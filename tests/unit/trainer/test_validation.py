@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from checkpoint_files import write_checkpoint
 
-from verl_gsd.trainer import validation
-from verl_gsd.trainer.config import ConfigError
+from verl_gsd.errors import ConfigError
+from verl_gsd.run.checks import validate as validation
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from verl_gsd.trainer import private_folders, weight_sockets
+from verl_gsd import private_folders
+from verl_gsd.trainer import weight_sockets
 
 HANDLE = "ipc:///tmp/rl-colocate-zmq-01000000-replica-0-rank-0.sock"
 NOBODY = 65534
@@ -35,7 +36,8 @@ def folders(prefix):
 
 HOLDER = """
 import sys
-from verl_gsd.trainer import private_folders, weight_sockets
+from verl_gsd.trainer import weight_sockets
+from verl_gsd import private_folders
 private_folders._PREFIX = sys.argv[1].removesuffix("weights_")
 print(weight_sockets.private_handle(sys.argv[2], sys.argv[3]), flush=True)
 sys.stdin.read()
@@ -231,7 +233,7 @@ def test_only_folders_of_runs_are_removed(prefix):
 
 
 def test_the_launcher_removes_the_folder_at_the_end(prefix):
-    from verl_gsd.trainer import launch
+    from verl_gsd.run import launch
 
     run, _ = holder(prefix, "ab")
     with launch._nothing_left_behind("no process has this mark"):

@@ -1,0 +1,49 @@
+"""DaGRPO, arXiv 2512.06337: pairs that a judge finds alike are masked, and groups that failed get a demonstration.
+
+pairs.py                the equations, and how they differ from the paper
+settings.py             the section ``algorithm.gsd.dagrpo``
+mask.py                 the mask in a trainer; its delta is saved, recorded and reported there
+judging.py              ``dagrpo.judge``: whole groups are judged while others are still generated
+reward_model.py         verl's reward model as a judge
+demonstrations.py       ``dagrpo.demonstrations``: verified, and put where a group needs them
+demonstration_settings.py, pools.py, tokens.py    where they come from, and what may be one
+demonstration_ratio.py  the gradient on a demonstration's tokens
+loss.py, worker.py      the loss under verl's name ``dagrpo``; the probe of gradients
+checks.py               what can be wrong with a config
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from verl_gsd.extension import Declaration, register
+
+if TYPE_CHECKING:
+    from verl_gsd.algorithms.dagrpo.pairs import rectified_advantage as rectified_advantage
+
+register(
+    Declaration(
+        "dagrpo",
+        "verl_gsd.algorithms.dagrpo.mask:Dagrpo",
+        order=30,
+        saves=True,
+        worker="verl_gsd.algorithms.dagrpo.worker:DagrpoWorker",
+        loss="verl_gsd.algorithms.dagrpo.loss",
+        check="verl_gsd.algorithms.dagrpo.checks:dagrpo_wrong",
+    )
+)
+# The judge sees a group before a demonstration takes a response's place in it.
+register(Declaration("dagrpo.judge", "verl_gsd.algorithms.dagrpo.judging:Judging", order=31))
+register(Declaration("dagrpo.demonstrations", "verl_gsd.algorithms.dagrpo.demonstrations:Demonstrating", order=32))
+
+_PUBLIC = {
+    "rectified_advantage": "pairs",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, imported when it is asked for: the declaration must be there without torch."""
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,143 @@
+"""DaGRPO's judge in the trainer process: whole groups are judged while others are still generated.
+
+A group is judged when it is seen to be whole and its outcomes differ: only such groups form pairs. Until its scores are
+there, or its time is up, it counts as running. The buffer is looked at while a trainer samples: what ends during an
+update of an asynchronous trainer is judged after it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from verl_gsd.extension import Extension, Services, Visits
+from verl_gsd.groups import Group
+from verl_gsd.judge.build import scorer_of
+from verl_gsd.judge.cache import ScoreCache
+from verl_gsd.judge.judge import Judge
+from verl_gsd.judge.problem import problem_text
+from verl_gsd.judge.scorer import Question, Scorer
+from verl_gsd.judge.settings import Settings
+from verl_gsd.records import Fate
+
+
+class Judging(Extension):
+    """Asks for scores, holds groups back for them, and gives them to the groups that leave.
+
+    Args:
+        section: see ``judge.settings.Settings``.
+    """
+
+    def __init__(self, section: Mapping[str, Any], services: Services | None = None) -> None:
+        super().__init__(section, services)
+        self._settings = Settings.of(section)
+        self._judge: Judge | None = None
+        self._cache: ScoreCache | None = None
+        self._waiting: set[str] = set()
+        self._asked: set[str] = set()
+        self._ended_at = self._ready_at = 0.0  # of the last group in this step, by time.monotonic
+        self._spent = 0.0
+        self._tokens = self._shared = 0
+
+    def before_rollout(self, visits: Visits) -> None:
+        self._running()  # what is wrong with a scorer is said before anything is generated
+
+    def on_groups_complete(self, groups: Sequence[Group]) -> None:
+        start = self._ended_at = time.monotonic()
+        mixed = [group for group in groups if len(group.rewards) and group.rewards.min() != group.rewards.max()]
+        keys = [key for group in mixed for key in group.keys]
+        if not keys:
+            return
+        assert self.services is not None
+        rows = self.services.rows.read(keys, ["responses", "raw_prompt", "reward_model"])
+        by_key = dict(zip(keys, rows, strict=True))
+        for group in mixed:
+            of_prompt = by_key[group.keys[0]]
+            responses = [by_key[key]["responses"] for key in group.keys]
+            self._ask(group.uid, responses, of_prompt["raw_prompt"], of_prompt["reward_model"])
+        self._ended_at = time.monotonic()
+        self._spent += self._ended_at - start
+
+    def poll(self, now: float) -> None:
+        for uid in [uid for uid in self._waiting if self._running().is_done(uid)]:
+            self._waiting.discard(uid)
+            self._ready_at = max(self._ready_at, self._running().answered(uid) or now)
+
+    def is_ready(self, group: Group) -> bool:
+        return group.uid not in self._waiting
+
+    def on_group_left(self, group: Group, fate: Fate) -> Group:
+        if group.uid not in self._asked:
+            return group
+        if self._ready_at:  # the first of a batch that leaves: it was waited for until now
+            self._spent += max(0.0, self._ready_at - self._ended_at)
+            self._ready_at = 0.0
+        self._asked.discard(group.uid)
+        self._waiting.discard(group.uid)
+        return replace(group, scores=self._running().take(group.uid))
+
+    def end_step(self, left: Sequence[Group]) -> dict[str, float]:
+        """``judge/*`` (see ``Judge.metrics``), and ``dagrpo/shared_prefix``: of the tokens of mixed groups, the share
+        in what all their responses begin with."""
+        shared = {"dagrpo/shared_prefix": self._shared / self._tokens} if self._tokens else {}
+        self._tokens = self._shared = 0
+        return shared | (self._judge.metrics() if self._judge else {})
+
+    def seconds(self) -> dict[str, float]:
+        """``judge``: seconds spent on asking, and in each batch from the end of its last session to the last score."""
+        spent, self._spent = self._spent, 0.0
+        return {"judge": spent}
+
+    def close(self) -> None:
+        try:
+            if self._judge:
+                self._judge.close()
+        finally:
+            if self._cache:
+                self._cache.close()
+
+    def _running(self) -> Judge:
+        if self._judge is None:
+            settings = self._settings
+            self._cache = ScoreCache(Path(settings.cache).expanduser(), settings.cache_mb) if settings.cache else None
+            self._judge = Judge(
+                self.make_scorer(), self._cache, concurrency=settings.concurrency, budget_s=settings.budget_s
+            )
+        return self._judge
+
+    def make_scorer(self) -> Scorer:
+        """Who answers; asked for when the first prompts are submitted."""
+        settings = self._settings
+        if settings.scorer != "reward_model":
+            return scorer_of(settings)
+        from verl_gsd.algorithms.dagrpo.reward_model import RewardModelScorer  # imports Ray
+
+        assert self.services is not None
+        model = str(self.services.config.reward.reward_model.model_path)
+        workers, tokenizer = self.services.verifier.workers, self.services.tokenizer
+        return RewardModelScorer(workers, tokenizer, model, timeout_s=settings.timeout_s)
+
+    def _ask(self, uid: str, responses: Sequence[Any], prompt: Any, truth: Any) -> None:
+        answer = (truth or {}).get("ground_truth")
+        problem, reference = problem_text(prompt), "" if answer is None else str(answer)
+        assert self.services is not None
+        tokenizer = self.services.tokenizer
+        tokens = [np.asarray(response) for response in responses]
+        texts = [tokenizer.decode(row, skip_special_tokens=True) for row in tokens]
+        self._running().ask(uid, [Question(problem, reference, text) for text in texts])
+        self._asked.add(uid)
+        self._waiting.add(uid)
+        self._tokens += sum(len(row) for row in tokens)
+        self._shared += shared_prefix(tokens) * len(tokens)
+
+
+def shared_prefix(rows: Sequence[np.ndarray]) -> int:
+    """How many tokens all ``rows`` begin with alike."""
+    length = min(len(row) for row in rows)
+    alike = np.all(np.stack([row[:length] for row in rows]) == rows[0][:length], axis=0)
+    return int(length if alike.all() else alike.argmin())

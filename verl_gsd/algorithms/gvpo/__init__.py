@@ -1,0 +1,44 @@
+"""GVPO, arXiv 2504.19599: the loss that fits a group's centred log-ratios to its centred rewards.
+
+maths.py      the equations, and how they differ from the paper
+settings.py   what the loss can be told
+extension.py  what the trainer does for it: places groups into mini-batches, gives the loss its columns
+placement.py  where each row stands, and which route a step takes
+replayed.py   earlier responses as a share of each group
+rows.py       what the loss knows of each row and of a mini-batch
+worker.py     weights of whole groups in a training worker
+loss.py       the loss under verl's name ``gvpo``
+checks.py     what can be wrong with a config
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from verl_gsd.extension import Declaration, register
+
+if TYPE_CHECKING:
+    from verl_gsd.algorithms.gvpo.maths import gvpo_loss as gvpo_loss
+
+register(
+    Declaration(
+        "gvpo",
+        "verl_gsd.algorithms.gvpo.extension:Gvpo",
+        order=20,
+        worker="verl_gsd.algorithms.gvpo.worker:GvpoWorker",
+        loss="verl_gsd.algorithms.gvpo.loss",
+        check="verl_gsd.algorithms.gvpo.checks:gvpo_wrong",
+    )
+)
+
+_PUBLIC = {
+    "gvpo_loss": "maths",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, imported when it is asked for: the declaration must be there without torch."""
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

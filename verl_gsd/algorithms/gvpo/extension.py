@@ -1,0 +1,65 @@
+"""GVPO in a trainer: groups kept inside mini-batches, columns for the loss, and earlier responses in each group."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from verl_gsd.algorithms.gvpo.placement import Placement
+from verl_gsd.algorithms.gvpo.replayed import History, history_size
+from verl_gsd.extension import Batch, Extension, Services, UnplacedRows, Update, Visits
+from verl_gsd.groups import Group
+
+
+class Gvpo(Extension):
+    """The trainer's part of GVPO; the worker's is ``worker.GvpoWorker``.
+
+    Args:
+        section: ``algorithm.gsd.gvpo``; ``checks.py`` says what is wrong with it.
+    """
+
+    def __init__(self, section: Mapping[str, Any], services: Services | None = None) -> None:
+        super().__init__(section, services)
+        self._history: History | None = None
+        self._metrics: dict[str, float] = {}
+        if services is None:
+            return
+        config = services.config
+        self._placement = Placement(config)
+        share, size = section.get("history_fraction") or 0.0, int(config.actor_rollout_ref.rollout.n)
+        if history_size(share, size):
+            self._history = History(share, size, int(config.data.max_response_length), services)
+
+    def before_rollout(self, visits: Visits) -> None:
+        if self._history:
+            self._history.before_rollout(visits)
+
+    def restore_in_flight(self, visits: Visits) -> None:
+        if self._history:
+            self._history.restore_in_flight(visits)
+
+    def add_rows(self, uids: Sequence[str]) -> None:
+        if self._history:
+            self._history.add_rows(uids)
+
+    def place(self, rows: UnplacedRows) -> list[int]:
+        places, found = self._placement.place(rows)
+        self._metrics |= found
+        return places
+
+    def loss_columns(self, batch: Batch, advantages: torch.Tensor) -> Mapping[str, torch.Tensor]:
+        return self._placement.columns(batch.keys, advantages)
+
+    def worker_flags(self, update: Update) -> Mapping[str, Any]:
+        return self._placement.flags(theta_is_old=update.is_first)
+
+    def observe_trained(self, batch: Batch) -> None:
+        assert self.services is not None
+        if self._history:
+            self._history.observe_trained(batch, self.services.step)
+
+    def end_step(self, left: Sequence[Group]) -> dict[str, float]:
+        metrics, self._metrics = self._metrics, {}
+        return metrics | (self._history.end_step() if self._history else {})

@@ -1,0 +1,34 @@
+"""The settings of the dial, checked without torch, so that a command line is rejected at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from verl_gsd.sections import is_finite
+
+DIAL_SETTINGS = ("alpha", "ddof", "eps")
+
+
+def dial_settings(gsd: Mapping[str, Any]) -> dict[str, Any]:
+    """``alpha``, ``ddof`` and ``eps`` of a config section ``algorithm.gsd``.
+
+    Raises:
+        ValueError: one is missing or out of range (naming it).
+    """
+    settings = {name: gsd.get(name) for name in DIAL_SETTINGS}
+    for name, value in settings.items():
+        if value is None:
+            raise ValueError(f"algorithm.gsd.{name} is missing: add algo=gsd, or another of our algorithms")
+    check_dial_settings(**settings)
+    return settings
+
+
+def check_dial_settings(alpha: Any, ddof: Any, eps: Any) -> None:
+    """Raise a ValueError that names the setting which is out of range."""
+    if not is_finite(alpha):
+        raise ValueError(f"alpha={alpha}: write a finite number; 1 is GRPO, 0 is Dr. GRPO")
+    if ddof not in (0, 1):
+        raise ValueError(f"ddof={ddof}: write 0 (population) or 1 (sample)")
+    if not (is_finite(eps) and eps >= 0):
+        raise ValueError(f"eps={eps}: write a finite number, 0 or more")

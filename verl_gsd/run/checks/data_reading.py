@@ -1,0 +1,208 @@
+"""Read data files as verl's dataset does, with what is wrong with them and where.
+
+Local Parquet files are read by pyarrow, which needs no copy. Other files are loaded by ``datasets``, as verl does it:
+``datasets`` keeps a copy on disk, which verl's own reading then uses.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from omegaconf import DictConfig
+
+from verl_gsd.run.checks.data_files import (
+    FIRST_ROWS,
+    NO_ROWS,
+    files_of,
+    is_plain,
+    missing_columns,
+    prompt_column,
+    row_problems,
+)
+from verl_gsd.run.messages import Message
+from verl_gsd.run.remote_paths import scheme_of
+
+#: Rows read at a time.
+_BATCH = FIRST_ROWS
+
+
+@dataclass
+class Findings:
+    """What is wrong with the data (the run cannot start), and what the user should know."""
+
+    problems: list[str] = field(default_factory=list)
+    messages: list[Message] = field(default_factory=list)
+
+    def note(self, text: str) -> None:
+        self.messages.append(Message("note", text))
+
+    def warn(self, text: str) -> None:
+        self.messages.append(Message("warning", text))
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A data file, opened.
+
+    Attributes:
+        key: the config key that names it.
+        name: its path as the config has it.
+        features: the types of its columns, as ``datasets`` names them.
+        rows: reads some columns, a thousand rows at a time.
+    """
+
+    key: str
+    name: str
+    columns: tuple[str, ...]
+    features: Any
+    count: int
+    rows: Callable[[Sequence[str]], Iterator[list[dict[str, Any]]]]
+
+    def is_null(self, column: str) -> bool:
+        """Whether a column has no values at all."""
+        return getattr(self.features[column], "dtype", None) == "null"
+
+    def __str__(self) -> str:
+        return f"{self.key}={self.name}"
+
+
+def open_files(key: str, config: DictConfig, remote: bool | None, found: Findings) -> Iterator[DataFile]:
+    """The files of ``key`` that can be read; others become problems or messages."""
+    for name in files_of(config, key):
+        is_remote = scheme_of(name) is not None
+        if is_remote and remote is False:
+            found.note(f"{key}={name}: the prompts of a remote file are counted when the trainer starts")
+        elif not is_remote and remote is True:
+            continue
+        elif not is_remote and not Path(name).is_file():
+            found.note(f"{key}={name}: its prompts are counted when the run starts, which makes the file")
+        else:
+            try:
+                file = _open(key, name, config)
+                problems = _column_problems(file, config)
+            except Exception as error:  # datasets raises what its readers raise
+                problems = [_unreadable(name, error)]
+            if problems:
+                found.problems += [f"{key}={name}: {problem}" for problem in problems]
+            else:
+                yield file
+
+
+def _open(key: str, name: str, config: DictConfig) -> DataFile:
+    import datasets
+
+    if name.endswith(".parquet") and scheme_of(name) is None:
+        schema = pq.read_schema(name)
+        if is_plain(schema):
+            features = datasets.Features.from_arrow_schema(schema)
+            read = functools.partial(_parquet_rows, name)
+            return DataFile(key, name, tuple(schema.names), features, pq.read_metadata(name).num_rows, read)
+    table = _loaded(name, config)
+    read = functools.partial(_loaded_rows, table)
+    return DataFile(key, name, tuple(table.column_names), table.features, len(table), read)
+
+
+def _parquet_rows(name: str, columns: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
+    with pq.ParquetFile(name) as file:
+        for batch in file.iter_batches(_BATCH, columns=list(columns)):
+            yield batch.to_pylist()
+
+
+def _loaded_rows(table: Any, columns: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
+    for batch in table.select_columns(list(columns)).iter(_BATCH):
+        yield [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+
+
+def _loaded(name: str, config: DictConfig) -> Any:
+    """The file as verl's dataset loads it. ``datasets`` keeps a copy on disk, which verl's own reading then uses."""
+    import datasets
+
+    local = name
+    if scheme_of(name) is None and not name.endswith(".parquet"):
+        with Path(name).open(encoding="utf-8") as lines:  # datasets would raise only when it reaches the row
+            for _ in lines:
+                pass
+    if scheme_of(name) == "hdfs":
+        from verl.utils.fs import copy_to_local
+
+        cache = str(Path(config.data.get("cache_dir") or "~/.cache/verl/rlhf").expanduser())
+        local = copy_to_local(src=name, cache_dir=cache, use_shm=config.data.get("use_shm", False))
+    return datasets.load_dataset("parquet" if name.endswith(".parquet") else "json", data_files=local)["train"]
+
+
+def _column_problems(file: DataFile, config: DictConfig) -> list[str]:
+    if not file.count:
+        return [NO_ROWS]
+    if missing := list(missing_columns(file.columns, config)):
+        return missing
+    wanted = {"reward_model", "extra_info", prompt_column(config)} & set(file.columns)
+    return list(row_problems(next(file.rows(sorted(wanted))), config))
+
+
+def _unreadable(name: str, error: Exception) -> str:
+    """Why ``datasets`` cannot read the file: the line, if one is no JSON."""
+    if isinstance(error, StopIteration):
+        return NO_ROWS
+    if name.endswith((".json", ".jsonl")) and Path(name).is_file() and (line := _bad_line(Path(name))):
+        return f"{line}. Correct or remove that line."
+    cause = error.__cause__ or error
+    reason = (str(cause) or type(cause).__name__).splitlines()[0]
+    return f"verl cannot read the file ({reason}). Convert it, for example with verl-gsd prepare."
+
+
+def _bad_line(path: Path) -> str | None:
+    """The first line that is no JSON, and why; None if all are."""
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                value = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8")) if line.strip() else {}
+            except UnicodeDecodeError as error:
+                return f"line {number} is not UTF-8 (byte {error.start + 1} of the line)"
+            except ValueError as error:
+                if number == 1 and line.strip() in (b"{", b"["):
+                    return None  # one value over many lines
+                return f"line {number} is no JSON ({error})"
+            if not isinstance(value, dict) and not (number == 1 and isinstance(value, list)):
+                return f"line {number} is no JSON object"
+    return None
+
+
+def check_joined(files: list[DataFile], found: Findings) -> None:
+    """Files of one key that ``datasets`` cannot concatenate: a column with two types."""
+    import datasets
+
+    joined = None
+    for file in files if len(files) > 1 else ():
+        row = datasets.Dataset.from_dict({name: [None] for name in file.columns}, features=file.features)
+        try:
+            joined = row if joined is None else datasets.concatenate_datasets([joined, row])
+        except ValueError as error:
+            types = re.search(
+                r"the key (\S+) of features .* unexpected type - (.*) \(expected either (.*) or", str(error)
+            )
+            what = f"column {types[1]} is {types[2]} there and {types[3]} before" if types else str(error)
+            found.problems.append(
+                f"{file}: verl cannot join it to the files before it in {file.key}: {what}. Convert one of them, so "
+                "that both have the same types."
+            )
+
+
+@contextmanager
+def without_progress_bars() -> Iterator[None]:
+    import datasets
+
+    shown = datasets.utils.are_progress_bars_disabled() is False
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()

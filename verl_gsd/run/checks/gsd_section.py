@@ -1,0 +1,235 @@
+"""What can be wrong with our own part of a config: the section ``algorithm.gsd`` and the trainer mode."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from verl_gsd import extension
+from verl_gsd.checkpoints import step_of, whole_checkpoints
+from verl_gsd.dial_settings import dial_settings
+from verl_gsd.errors import OUR_MODES, ConfigError
+from verl_gsd.run.checks.limits import check_limits
+from verl_gsd.run.cluster_lock import is_job
+from verl_gsd.run.compose import Line
+from verl_gsd.run.dataset import fingerprints
+from verl_gsd.run.engines import check_engine
+from verl_gsd.rundir import RunDirectory
+from verl_gsd.state import REMEDY, DamagedStateError, check_state
+
+
+def is_ours(config: DictConfig) -> bool:
+    """Whether the trainer mode is one of ours, which see whole groups and remember."""
+    return config.trainer.v1.trainer_mode in OUR_MODES.values()
+
+
+def _dial_settings_in_range(config: DictConfig, line: Line) -> Iterator[str]:
+    if config.algorithm.adv_estimator == "gsd":
+        try:
+            dial_settings(OmegaConf.select(config, "algorithm.gsd") or {})
+        except ValueError as error:
+            yield f"algorithm.gsd: {error}"
+
+
+def _poll_interval_positive(config: DictConfig, line: Line) -> Iterator[str]:
+    interval = OmegaConf.select(config, "algorithm.gsd.poll_interval")
+    if interval is not None and not (isinstance(interval, int | float) and interval > 0):
+        yield f"algorithm.gsd.poll_interval={interval}: write a number of seconds above 0, or null for verl's 2 s."
+
+
+def _state_named(config: DictConfig, line: Line) -> Iterator[str]:
+    state = OmegaConf.select(config, "algorithm.gsd.state")
+    if state not in (None, "fresh"):
+        yield (
+            f"algorithm.gsd.state={state}: write fresh to go on with a checkpoint's weights and an empty memory, or "
+            "leave it out."
+        )
+
+
+def _groups_have_rewards(config: DictConfig, line: Line) -> Iterator[str]:
+    model = config.reward.reward_model
+    if is_ours(config) and model.enable and not model.enable_resource_pool:
+        yield (
+            "reward.reward_model.enable=true with reward.reward_model.enable_resource_pool=false: a colocated reward "
+            "model scores after groups were chosen, so that nothing is known of a group when it is whole. Write "
+            "reward.reward_model.enable_resource_pool=true."
+        )
+
+
+def check_accuracies_known(config: DictConfig, line: Line) -> Iterator[str]:
+    """Report settings that read ``acc`` where a reward model alone gives the rewards: it returns a score and no acc."""
+    if not config.reward.reward_model.enable or config.reward.custom_reward_function.path is not None:
+        return
+    alone = "a reward model without reward.custom_reward_function.path returns a score and no acc"
+    metric = OmegaConf.select(config, "algorithm.filter_groups.metric")
+    if OmegaConf.select(config, "algorithm.filter_groups.enable") and metric != "reward":
+        yield (
+            f"algorithm.filter_groups.metric={metric}: {alone}. Set algorithm.filter_groups.metric=reward, or "
+            "algorithm.filter_groups.enable=false."
+        )
+    for section in ("hadw", "dagrpo.demonstrations", "budget", "sampler"):
+        if OmegaConf.select(config, f"algorithm.gsd.{section}") is not None:
+            yield (
+                f"algorithm.gsd.{section} reads acc, the verifier's verdict, and {alone}. Set "
+                f"reward.custom_reward_function.path to a function that returns both, or algorithm.gsd.{section}=null."
+            )
+
+
+def memory_settings(config: DictConfig) -> dict[str, object]:
+    """What a memory's keys and counts mean: prompts of these files, judged by this function."""
+    return {
+        "data.train_files": fingerprints(config.data.train_files),
+        "reward.custom_reward_function.name": config.reward.custom_reward_function.name,
+    }
+
+
+def checkpoint_to_resume(config: DictConfig) -> Path | None:
+    """The checkpoint folder verl will go on from, as it reads ``trainer.resume_mode``."""
+    mode, path = (OmegaConf.select(config, f"trainer.resume_{name}") for name in ("mode", "from_path"))
+    if mode == "resume_path" and path:
+        return Path(path)
+    run = RunDirectory(Path(config.trainer.default_local_dir))
+    step = run.latest_checkpoint() if mode == "auto" else None
+    return None if step is None else run.checkpoint(step)
+
+
+def other_checkpoint(config: DictConfig, line: Line, damaged: Path) -> str | None:
+    """A sentence that offers a whole checkpoint of the same run instead of ``damaged``; None if there is no other.
+
+    An older one is preferred: a newer one was not announced, and may be of a branch that was given up.
+    """
+    step = step_of(damaged)
+    others = [path for path in whole_checkpoints(damaged.parent, all_ranks(config)) if path != damaged]
+    others = [path for path in others if not is_ours(config) or _has_whole_state(path)]
+    others.sort(key=lambda path: step is not None and (step_of(path) or 0) > step)  # stable: newest first in each
+    if not others:
+        return None
+    if line.resume is None:
+        return f"Set trainer.resume_mode=resume_path trainer.resume_from_path={others[0]} to use a whole checkpoint."
+    return f"The newest whole checkpoint is {others[0].name}. To resume from it, run:\n{resume_command(others[0])}"
+
+
+def resume_command(place: Path) -> str:
+    """The command that resumes a run's folder or one of its checkpoints, as one line for a shell."""
+    return f"verl-gsd {'submit --resume ' if is_job() else 'train resume='}{shlex.quote(str(place))}"
+
+
+def all_ranks(config: DictConfig) -> bool:
+    """Whether this machine must have the checkpoint files of every rank: on several nodes each may have its own."""
+    return OmegaConf.select(config, "trainer.nnodes") == 1
+
+
+def _has_whole_state(checkpoint: Path) -> bool:
+    try:
+        check_state(checkpoint, {})
+    except ConfigError:
+        return False
+    return True
+
+
+def _memories(config: DictConfig) -> set[str] | None:
+    """What this run saves, by name; None where a section belongs to nobody that this process knows, yet: packages of
+    other people are known where verl is imported."""
+    gsd = OmegaConf.select(config, "algorithm.gsd") or {}
+    if set(_sections(gsd)) - {declaration.name for declaration in extension.declarations()}:
+        return None
+    return {"prompts", *(declaration.name for declaration in extension.active(gsd) if declaration.saves)}
+
+
+def _sections(gsd: DictConfig) -> list[str]:
+    return [name for name, value in gsd.items() if isinstance(value, DictConfig) and name not in extension.RESERVED]
+
+
+def memory_restorable(config: DictConfig, line: Line) -> Iterator[str]:
+    if is_ours(config) and OmegaConf.select(config, "algorithm.gsd.state") != "fresh":
+        checkpoint = checkpoint_to_resume(config)
+        if checkpoint is not None:
+            try:
+                check_state(checkpoint, memory_settings(config), names=_memories(config))
+            except DamagedStateError as error:
+                offer = other_checkpoint(config, line, checkpoint)
+                yield f"{error.problem}. {offer}\nOr: {REMEDY}" if offer else str(error)
+            except ConfigError as error:
+                yield str(error)
+
+
+def foreign_memory_restorable(config: DictConfig) -> Iterator[str]:
+    """``memory_restorable`` for a run with extensions of other people's packages, once these are loaded."""
+    active = extension.active(OmegaConf.select(config, "algorithm.gsd"))
+    if any(not str(extension.module_of(declaration)).startswith("verl_gsd.") for declaration in active):
+        yield from memory_restorable(config, Line({}, ()))
+
+
+def _rollouts_are_generated(config: DictConfig, line: Line) -> Iterator[str]:
+    if is_ours(config) and config.skip.rollout_tq.enable:
+        yield (
+            "skip.rollout_tq.enable=true: rollouts read from a file belong to no prompt that "
+            f"trainer.v1.trainer_mode={config.trainer.v1.trainer_mode} could know. Write skip.rollout_tq.enable=false, "
+            "or a trainer mode of verl's."
+        )
+
+
+def _extensions_wrong(config: DictConfig, line: Line) -> Iterator[str]:
+    """What every extension has to say of the config, its section there or not."""
+    for declaration in extension.declarations():
+        if declaration.check is not None:
+            yield from extension.load(declaration.check)(config, line)
+
+
+CHECKS = (
+    _dial_settings_in_range,
+    _poll_interval_positive,
+    _state_named,
+    _groups_have_rewards,
+    check_accuracies_known,
+    _rollouts_are_generated,
+    _extensions_wrong,
+    check_limits,
+    memory_restorable,
+)
+
+
+def own_problems(config: DictConfig) -> list[str]:
+    """All that is wrong with our own part, for a trainer that verl's own command started."""
+    line = Line({}, ())
+    if problems := list(check_engine(config, line)):
+        return problems
+    return [
+        *own_keys_unknown(config),
+        *extensions_unusable(config),
+        *(problem for check in CHECKS for problem in check(config, line)),
+    ]
+
+
+def own_keys_unknown(config: DictConfig) -> Iterator[str]:
+    """Needs the plugins loaded: an extension of somebody else's package has a section of its own."""
+    gsd = OmegaConf.select(config, "algorithm.gsd") or {}
+    top = {declaration.name for declaration in extension.declarations() if "." not in declaration.name}
+    known = {*extension.RESERVED, *top}
+    for name in set(gsd) - known:
+        yield f"algorithm.gsd.{name}: no such key. Keys are {', '.join(sorted(known))}."
+
+
+def extensions_unusable(config: DictConfig) -> Iterator[str]:
+    """Extensions whose section is wrong, which cannot take part together, or which need another estimator or trainer
+    mode. Needs the plugins loaded, and imports torch."""
+    mode = config.trainer.v1.trainer_mode
+    gsd = OmegaConf.select(config, "algorithm.gsd") or {}
+    yield from extension.problems(gsd)
+    for declaration in extension.active(gsd):
+        name = declaration.name
+        if not declaration.needs_groups or "." in name:  # the section that it is part of says so
+            continue
+        if declaration.weighs and config.algorithm.adv_estimator != "gsd":
+            yield (
+                f"algorithm.adv_estimator={config.algorithm.adv_estimator}: algorithm.gsd.{name} weighs what the "
+                "estimator gsd computes and no other. Write algorithm.adv_estimator=gsd."
+            )
+        if not is_ours(config):
+            yield (
+                f"trainer.v1.trainer_mode={mode}: algorithm.gsd.{name} needs to see whole groups. Write "
+                f"trainer.v1.trainer_mode={OUR_MODES.get(mode, 'gsd_sync')}."
+            )
