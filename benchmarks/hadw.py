@@ -1,4 +1,4 @@
-"""What HA-DW adds to a step at 1,024 rows: columns, factor, records, commit, beside the chain it weighs.
+"""What HA-DW adds to a step at 1,024 rows: columns, factor, records, end of the step, beside the chain it weighs.
 
     .venv/bin/python benchmarks/hadw.py
 
@@ -20,7 +20,7 @@ import torch
 import typer
 
 from verl_gsd import chain
-from verl_gsd.algorithms.hadw.extension import HadwMemory
+from verl_gsd.algorithms.hadw.extension import Hadw
 from verl_gsd.groups import Group, Member
 
 GROUPS, SIZE = 128, 8
@@ -34,7 +34,7 @@ def main(
     """Measure, print, write down; every 50 rounds apart, to show that nothing grows."""
     rng = np.random.default_rng(0)
     uids = itertools.count()
-    memory = HadwMemory({"preset": "hard"})
+    hadw = Hadw({"preset": "hard"})
     index = np.repeat([f"uid{number}" for number in range(GROUPS)], SIZE)
     without: list[float] = []
     added: list[float] = []
@@ -47,14 +47,14 @@ def main(
         rewards = torch.from_numpy(verdicts.ravel()).float()
         rows = [group for group in groups for _ in range(SIZE)]
         start = time.perf_counter()
-        chain.advantages(rewards, index, DIAL)
+        chain.advantages(rewards, index, DIAL, extensions={})
         middle = time.perf_counter()
-        columns = memory.columns([Member(memory.adopt(group), 0) for group in rows], groups)
-        chain.advantages(rewards, index, DIAL | {"hadw": {"preset": "hard"}}, columns=columns)
+        columns = hadw.stage_inputs([Member(hadw.on_group_left(group, "trained"), 0) for group in rows], groups)
+        gsd = DIAL | {"hadw": {"preset": "hard"}}
+        chain.advantages(rewards, index, gsd, columns=columns, extensions={"hadw": hadw})
         for group in groups:
-            memory.record(group)
-        memory.commit(groups)
-        memory.metrics()
+            hadw.record(group)
+        hadw.end_step(groups)
         end = time.perf_counter()
         without.append(middle - start)
         added.append((end - middle) - (middle - start))

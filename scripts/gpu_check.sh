@@ -26,7 +26,7 @@ python=${VENV:-$root/.venv}/bin/python
 [ -x "$python" ] || python=python3
 results=$(realpath -m "${RESULTS:-$root/benchmarks/results/gpu}")
 mkdir -p "$results"
-export PYTHONPATH="$root:$root/benchmarks:$root/tests${PYTHONPATH:+:$PYTHONPATH}"
+export PYTHONPATH="$root:$root/benchmarks:$root/tests/support${PYTHONPATH:+:$PYTHONPATH}"
 export HF_HUB_OFFLINE=1 RAY_USAGE_STATS_ENABLED=0 VLLM_NO_USAGE_STATS=1 TOKENIZERS_PARALLELISM=false
 # A part starts dozens of processes that import torch, verl and vLLM. The first one writes the byte code for the others.
 unset PYTHONDONTWRITEBYTECODE

@@ -1,6 +1,6 @@
 """verl-gsd: group-relative reinforcement learning in verl, visible and right.
 
-The pure parts import neither verl nor Ray; ``verl_gsd.trainer`` is the only package that does.
+Imports point downwards only; ``pyproject.toml`` has the layers, and which files import verl, Ray and vLLM.
 """
 
 from importlib.metadata import version

@@ -19,7 +19,7 @@ import torch
 
 from verl_gsd import dial
 from verl_gsd.dial_settings import dial_settings
-from verl_gsd.extension import Declaration, Extension, build, call_hook, overrides, register
+from verl_gsd.extension import Declaration, Extension, build, call_hook, declared, overrides, register, require_free
 from verl_gsd.groups import GroupStats, Labels, float_rows, group_stats, require_finite
 
 Place = Literal["centre", "weight"]
@@ -71,7 +71,13 @@ def register_stage(name: str, place: Place, *, order: int = 100) -> Callable[[Ca
     if place not in get_args(Place):
         raise ValueError(f"place={place!r}: write one of {', '.join(get_args(Place))}")
 
+    require_free(name)
+
     def register_function(function: Callable) -> Callable:
+        known = declared(name)
+        if known is not None and getattr(known.runtime, "stage", None) == (place, function):
+            return function
+
         def centre(self: Extension, rows: Rows) -> Any:
             return function(rows, self.section)
 
@@ -79,7 +85,9 @@ def register_stage(name: str, place: Place, *, order: int = 100) -> Callable[[Ca
             return function(rows, advantages, self.section)
 
         hooks = {"centre": centre, "weight": weight}
-        runtime = type(name, (Extension,), {place: hooks[place], "__module__": function.__module__})
+        runtime = type(
+            name, (Extension,), {place: hooks[place], "stage": (place, function), "__module__": function.__module__}
+        )
         register(Declaration(name, runtime, order=order, needs_groups=False))
         return function
 
@@ -107,8 +115,9 @@ def advantages(
         (N,) in the rewards' dtype, float32 at least.
 
     Raises:
-        ValueError: a setting of the dial is missing, a section is wrong, two extensions centre, or one cannot use the
-            rows.
+        ValueError: a setting of the dial is missing, a section is wrong, two extensions centre, or what one returned
+            has another shape or is not finite.
+        ExtensionError: an extension raised.
     """
     settings = dial_settings(gsd)
     rewards = float_rows(rewards, "rewards")

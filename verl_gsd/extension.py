@@ -393,16 +393,27 @@ def register(declaration: Declaration) -> None:
         ValueError: the name is reserved, or another extension has it.
     """
     name = declaration.name
-    if name in RESERVED:
-        raise ValueError(f"extension {name!r}: algorithm.gsd.{name} is a setting of ours. Choose another name.")
+    require_free(name)
     if _DECLARED.setdefault(name, declaration) != declaration:
         raise ValueError(f"extension {name!r} is registered already, as {_DECLARED[name].runtime}")
+
+
+def require_free(name: str) -> None:
+    """Raise a ValueError if an extension cannot have this name."""
+    if name in RESERVED:
+        raise ValueError(f"extension {name!r}: algorithm.gsd.{name} is a setting of ours. Choose another name.")
 
 
 def declarations() -> list[Declaration]:
     """All extensions that are registered, in their order; those of this package are always among them."""
     _register_ours()
     return sorted(_DECLARED.values(), key=lambda declaration: (declaration.order, declaration.name))
+
+
+def declared(name: str) -> Declaration | None:
+    """The extension of that name, if there is one."""
+    _register_ours()
+    return _DECLARED.get(name)
 
 
 @functools.cache

@@ -28,6 +28,9 @@ from verl_gsd.rundir import RunDirectory
 Fate = Literal["trained", "filtered", "surplus", "stale", "failed"]
 FATES: tuple[Fate, ...] = ("trained", "filtered", "surplus", "stale", "failed")
 
+#: Solve rates up to which a prompt counts as hard, and from which as easy.
+HARD, EASY = 0.25, 0.75
+
 VERSION = 5
 SCHEMA = pa.schema(
     [

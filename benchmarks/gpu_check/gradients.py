@@ -15,7 +15,6 @@ import dagrpo_cases
 import engine_workers
 import gvpo_cases
 
-import verl_gsd.trainer.worker  # noqa: F401, registers the losses
 from gpu_check.device import be_the_only_worker, compose, device, gpu_gib, hardware, in_float32, is_drill, packed
 from gpu_check.record import CheckFailedError, Report
 from verl_gsd.tasks import embedded

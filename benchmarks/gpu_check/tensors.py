@@ -19,15 +19,18 @@ from verl.workers.config import FSDPActorConfig
 
 from gpu_check.device import device
 from gpu_check.record import CheckFailedError, Report
+from verl_gsd import extension
 from verl_gsd.algorithms.dagrpo import pairs as dagrpo
 from verl_gsd.algorithms.dagrpo.demonstration_ratio import demonstration_ratio
-from verl_gsd.algorithms.dagrpo.mask import DagrpoMemory
+from verl_gsd.algorithms.dagrpo.loss import DagrpoLossConfig
 from verl_gsd.algorithms.gvpo import maths as gvpo
 from verl_gsd.algorithms.gvpo import rows as gvpo_rows
-from verl_gsd.algorithms.hadw.extension import HadwMemory
+from verl_gsd.algorithms.gvpo.loss import GVPOLossConfig
+from verl_gsd.algorithms.gvpo.worker import GvpoWorker
 from verl_gsd.groups import Group, Member, group_stats
-from verl_gsd.trainer import losses
 from verl_gsd.trainer.estimator import batch_of, gsd_advantage
+from verl_gsd.trainer.loss_context import with_context
+from verl_gsd.trainer.rows import DEMONSTRATION
 
 TOLERANCE = 1e-5
 GROUPS, SIZE, TOKENS = 48, 8, 64
@@ -76,28 +79,26 @@ class Rows:
 
 
 def estimator(gsd: dict[str, Any], values: tuple[float, ...] = (0.0, 1.0)) -> Case:
-    """The estimator as our trainers call it, with the stages' memories and their metrics."""
+    """The estimator as our trainers call it, with the run's extensions and their metrics."""
 
     def run(where: torch.device) -> Tree:
         rows = Rows(values)
-        makers = {"hadw": HadwMemory, "dagrpo": DagrpoMemory}
-        memories = {name: makers[name](gsd[name]) for name in makers if name in gsd}
-        if "hadw" in memories:
-            memories["hadw"].commit(rows.groups[: GROUPS // 2])  # so that there is an anchor
-            memories["hadw"].metrics()
+        extensions = extension.build(gsd)
+        # A budget knows the rollouts that it requested, and here nobody asked it for any.
+        others = [one for name, one in extensions.items() if name != "budget"]
+        if "hadw" in extensions:
+            extensions["hadw"].end_step(rows.groups[: GROUPS // 2])  # so that there is an anchor
         columns: dict[str, Any] = {"rollouts": torch.tensor([*[SIZE] * (len(rows.keys) - 2), 0, 0])}
-        for memory in memories.values():
-            columns |= memory.columns(rows.members, rows.groups)
-        with batch_of(rows.keys, columns) as batch:
+        for one in others:
+            columns |= one.stage_inputs(rows.members, rows.groups)
+        with batch_of(rows.keys, columns, extensions) as batch:
             advantages, _ = gsd_advantage(
                 rows.token_rewards.to(where),
                 rows.mask.to(where),
                 rows.uids,
                 OmegaConf.create({"gsd": {"alpha": 1.0, "ddof": 1, "eps": 1e-6} | gsd}),
             )
-        for memory in memories.values():
-            memory.commit(rows.groups)
-        metrics = {name: value for memory in memories.values() for name, value in memory.metrics().items()}
+        metrics = {name: value for one in others for name, value in one.end_step(rows.groups).items()}
         return {"advantages": advantages, "per row": batch.advantages} | metrics
 
     return run
@@ -162,7 +163,8 @@ def policy_loss(name: str, settings: Any, mode: str, *, is_weighted: bool = Fals
         config.global_batch_info.update(_GLOBAL)
         log_prob = rows.new.to(where).requires_grad_()
         data = _micro_batch(rows, is_weighted).to(where)
-        figures = losses.Figures(gvpo_rows.Part.of(data), None, where)
+        worker = GvpoWorker(None, config)
+        worker.figures = gvpo_rows.MiniBatchFigures(gvpo_rows.GvpoRows.of(data), None, where)
 
         def loss_fn(model_output: torch.Tensor, data: TensorDict, dp_group: Any) -> Any:
             return get_policy_loss_fn(name)(
@@ -175,10 +177,9 @@ def policy_loss(name: str, settings: Any, mode: str, *, is_weighted: bool = Fals
                 rollout_is_weights=None,
             )
 
-        with losses.collecting(figures):
-            loss, metrics = losses.with_rows(loss_fn, model_output=log_prob, data=data)
+        loss, metrics = with_context(loss_fn, {"gvpo": worker}, model_output=log_prob, data=data)
         loss.backward()
-        seen = figures.responses()
+        seen = worker.figures.responses()
         return {"loss": loss.detach(), "gradient": log_prob.grad, "s": seen.log_ratio, "l'": seen.log_reference} | {
             metric: getattr(value, "value", value) for metric, value in metrics.items()
         }
@@ -195,7 +196,7 @@ def _micro_batch(rows: Rows, is_weighted: bool) -> TensorDict:
         gvpo_rows.SIZE: torch.where(is_row, SIZE, 0),
         gvpo_rows.COEFFICIENT: gvpo.group_coefficients(rows.group).float(),
         gvpo_rows.ADVANTAGE: rows.advantage,
-        losses.DEMONSTRATION: rows.is_demonstration,
+        DEMONSTRATION: rows.is_demonstration,
         # Rows of TransferQueue are jagged; verl pads them to the width of the micro-batch.
         "old_log_probs": torch.nested.nested_tensor(list(rows.old), layout=torch.jagged),
     }
@@ -226,7 +227,7 @@ def cases() -> dict[str, Case]:
     found["gvpo_loss"] = gvpo_of_log_ratios
     for is_weighted in (True, False):
         for var, cov in ((True, True), (False, True), (True, False)):
-            settings = losses.GVPOLossConfig(var=var, cov=cov)
+            settings = GVPOLossConfig(var=var, cov=cov)
             found[f"policy loss gvpo, weights given={is_weighted}, var={var}, cov={cov}"] = policy_loss(
                 "gvpo", settings, "token-mean", is_weighted=is_weighted
             )
@@ -234,7 +235,7 @@ def cases() -> dict[str, Case]:
         for on_policy in ("vanilla", "gspo"):
             for ratio in ("shaped", "one"):
                 found[f"policy loss dagrpo, {mode}, {on_policy}, {ratio}"] = policy_loss(
-                    "dagrpo", losses.DagrpoLossConfig(on_policy=on_policy, ratio=ratio), mode
+                    "dagrpo", DagrpoLossConfig(on_policy=on_policy, ratio=ratio), mode
                 )
     return found
 

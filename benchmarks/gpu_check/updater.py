@@ -13,9 +13,11 @@ from verl.utils import tensordict_utils as tu
 from verl.workers.engine_workers import ActorRolloutRefWorker
 
 from gpu_check.device import device, synchronize
-from verl_gsd.algorithms.gvpo.placement import GVPOUpdate
+from verl_gsd import extension
+from verl_gsd.algorithms.gvpo.placement import Placement
 from verl_gsd.audit import is_gvpo
-from verl_gsd.trainer.losses import DEMONSTRATION
+from verl_gsd.extension import UnplacedRows
+from verl_gsd.trainer.rows import DEMONSTRATION
 from verl_gsd.trainer.worker import actor_worker
 
 Row = dict[str, torch.Tensor]
@@ -36,18 +38,18 @@ def row(prompt: torch.Tensor, response: torch.Tensor, advantage: torch.Tensor, l
     }
 
 
-def placed(config: Any, rows: Sequence[Row]) -> tuple[GVPOUpdate, list[Row], list[str]]:
+def placed(config: Any, rows: Sequence[Row]) -> tuple[Placement, list[Row], list[str]]:
     """Rows of whole groups in the order in which GVPO's trainer has them, and their keys.
 
     Args:
         config: resolved, of ``algo=gvpo``.
         rows: in groups of ``rollout.n``.
     """
-    update, size = GVPOUpdate(config), config.actor_rollout_ref.rollout.n
+    placement, size = Placement(config), config.actor_rollout_ref.rollout.n
     keys = [f"uid{number // size}_{number % size}_0" for number in range(len(rows))]
     lengths, prompts = [len(of["input_ids"]) for of in rows], len(rows) // size
-    places, _ = update.place(keys, lengths, lengths, prompts=prompts, padding_tokens=min(lengths), workers=1)
-    return update, [rows[place] for place in places], [keys[place] for place in places]
+    places, _ = placement.place(UnplacedRows(keys, lengths, lengths, prompts, padding_tokens=min(lengths), workers=1))
+    return placement, [rows[place] for place in places], [keys[place] for place in places]
 
 
 def step(config: Any, rows: Sequence[Row]) -> TensorDict:
@@ -58,10 +60,10 @@ def step(config: Any, rows: Sequence[Row]) -> TensorDict:
     info |= {"temperature": 1.0, "dataloader_kwargs": {"shuffle": False}, "calculate_entropy": False}
     info |= {"distillation_use_topk": False, "distillation_only": False}
     if is_gvpo(config):
-        update, rows, keys = placed(config, rows)
-        columns = update.columns(keys, torch.stack([of["advantages"][0] for of in rows]))
+        placement, rows, keys = placed(config, rows)
+        columns = placement.columns(keys, torch.stack([of["advantages"][0] for of in rows]))
         rows = [of | {name: values[at] for name, values in columns.items()} for at, of in enumerate(rows)]
-        info |= update.instructions(theta_is_old=True)
+        info |= placement.flags(theta_is_old=True)
     elif OmegaConf.select(config, "algorithm.gsd.dagrpo.demonstrations") is not None:
         size = config.actor_rollout_ref.rollout.n  # the last row of each group
         rows = [of | {DEMONSTRATION: torch.tensor(at % size == size - 1)} for at, of in enumerate(rows)]
@@ -77,7 +79,8 @@ class Updater:
     """verl's actor worker with the config's model, optimiser and loss."""
 
     def __init__(self, config: Any) -> None:
-        worker = actor_worker(config, separate=False) or ActorRolloutRefWorker
+        ours = actor_worker(extension.active(OmegaConf.select(config, "algorithm.gsd")), separate=False)
+        worker = ours or ActorRolloutRefWorker
         self._worker = worker(config=config.actor_rollout_ref, role="actor")
         self._worker.init_model()
 

@@ -10,8 +10,9 @@ from tensordict import TensorDict
 from verl.trainer.ppo.core_algos import get_policy_loss_fn
 from verl.workers.config import FSDPActorConfig
 
-from verl_gsd.trainer import losses
-from verl_gsd.trainer.losses import DagrpoLossConfig
+from verl_gsd.algorithms.dagrpo.loss import DagrpoLossConfig
+from verl_gsd.trainer.loss_context import with_context
+from verl_gsd.trainer.rows import DEMONSTRATION
 
 MODES = ["token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-sum-norm", "seq-mean-token-mean"]
 NAMES = {"actor/pg_clipfrac", "actor/ppo_kl", "actor/pg_clipfrac_lower"}
@@ -58,8 +59,8 @@ def evaluated(loss_mode, of, config, *, demonstrations=(), rows=slice(None), los
             rollout_is_weights=None if weights is None else weights[rows],
         )
 
-    data = TensorDict({losses.DEMONSTRATION: column}, batch_size=len(column))
-    loss, metrics = losses.with_rows(loss_fn, model_output=log_prob, data=data)
+    data = TensorDict({DEMONSTRATION: column}, batch_size=len(column))
+    loss, metrics = with_context(loss_fn, {}, model_output=log_prob, data=data)
     loss.backward()
     return loss.detach(), metrics, log_prob.grad
 
@@ -224,7 +225,7 @@ def test_without_our_trainer_it_refuses():
 
     def inside(config, **columns):
         data = TensorDict(columns, batch_size=ROWS)
-        return losses.with_rows(lambda **_: call(**of, config=config), model_output=None, data=data)
+        return with_context(lambda **_: call(**of, config=config), {}, model_output=None, data=data)
 
     with pytest.raises(RuntimeError, match=words):
         inside(config, other=torch.zeros(ROWS))

@@ -18,10 +18,9 @@ from gpu_check import device, record, tensors, training, updates
 from gpu_check.__main__ import main
 from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY
 
-from verl_gsd import chain
+from verl_gsd.extension import declarations, load, overrides
 from verl_gsd.run.checks import validate as validation
 from verl_gsd.run.compose import parse_line
-from verl_gsd.trainer import losses
 
 CPU = torch.device("cpu")
 
@@ -58,6 +57,19 @@ class TestTheScript:
         assert status == 1 and files["tensors"]["state"] == "failed"
         assert "out of time" in files["tensors"]["reason"] and "LIMIT" in files["tensors"]["reason"]
         assert "gpu_check: tensors failed" in printed
+
+    def test_every_part_can_be_imported_on_the_scripts_path(self):
+        text = (ROOT / "scripts/gpu_check.sh").read_text()
+        (export,) = (line for line in text.splitlines() if line.startswith("export PYTHONPATH="))
+        parts = [f"gpu_check.{path.stem}" for path in (ROOT / "benchmarks/gpu_check").glob("[!_]*.py")]
+        done = subprocess.run(
+            ["bash", "-c", f'root=$1; {export}; "$2" -c "import $3"', "-", ROOT, BINARIES / "python", ", ".join(parts)],
+            env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+            capture_output=True,
+            text=True,
+            cwd="/",
+        )
+        assert done.returncode == 0, done.stderr
 
     def test_an_unknown_option_is_rejected(self, tmp_path):
         status, printed, files = gpu_check(tmp_path, "--engines")
@@ -101,11 +113,12 @@ def cases():
 
 class TestTensors:
     def test_every_stage_and_every_loss_has_a_case(self, cases):
-        names = " ".join(cases)
-        own = [name for name, of in POLICY_LOSS_REGISTRY.items() if of.__module__ == losses.__name__]
-        assert own
-        assert [stage for stage in chain.registered() if f"estimator, {stage}" not in names] == []
-        assert [name for name in own if f"policy loss {name}" not in names] == []
+        names, known = " ".join(cases), declarations()
+        losses = [name for name, of in POLICY_LOSS_REGISTRY.items() if of.__module__.startswith("verl_gsd.")]
+        stages = [of.name for of in known if any(overrides(load(of.runtime), hook) for hook in ("centre", "weight"))]
+        assert {"gvpo", "dagrpo"} <= set(losses) and {"budget", "dagrpo", "hadw"} <= set(stages)
+        assert [name for name in stages if f"estimator, {name}" not in names] == []
+        assert [name for name in losses if f"policy loss {name}" not in names] == []
 
     @pytest.mark.parametrize("name", tensors.cases())
     def test_a_case_is_finite_moves_something_and_repeats_itself(self, cases, name):

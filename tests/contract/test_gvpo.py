@@ -31,7 +31,8 @@ from verl_parts import (
     text_of_module_that_cannot_be_imported,
 )
 
-from verl_gsd.trainer.worker import GVPOTrainingWorker
+from verl_gsd import extension
+from verl_gsd.trainer.worker import ExtendedTrainingWorker, actor_worker
 
 MEGATRON = "workers/engine/megatron/transformer_impl.py"
 
@@ -49,7 +50,7 @@ def test_ppo_loss_asks_the_registry_for_the_policy_loss_and_adds_its_own_terms_t
     data = micro_batch([3, 2], ref_log_prob=[torch.full((3,), -3.0), torch.full((2,), -3.0)])
     assert loss_of(plain, data) == 7
     assert loss_of(with_terms, data, log_prob=-1.0, entropy=4.0) == 7 + 0.5 * (-1 + 3) - 0.25 * 4
-    assert core_algos.get_policy_loss_fn("gvpo").__module__ == "verl_gsd.trainer.losses"
+    assert core_algos.get_policy_loss_fn("gvpo").__module__ == "verl_gsd.algorithms.gvpo.loss"
 
 
 def test_a_loss_is_multiplied_by_the_number_of_workers_because_gradients_are_averaged():
@@ -85,10 +86,10 @@ class StageWithoutOutputStub:
 
 
 def test_such_a_stage_makes_no_weights_and_goes_on():
-    worker = bare(GVPOTrainingWorker, engine=StageWithoutOutputStub(), model_config={})
-    sizes = {"infer_max_token_len_per_gpu": 1, "micro_batch_size_per_gpu": 1}
+    worker = bare(ExtendedTrainingWorker, engine=StageWithoutOutputStub(), model_config={})
+    sizes = {name: 1 for name in ("max_token_len_per_gpu", "infer_max_token_len_per_gpu", "micro_batch_size_per_gpu")}
     worker.engine_config = SimpleNamespace(use_fused_kernels=False, use_dynamic_bsz=True, **sizes)
-    assert worker._log_prob_now(TensorDict({"row": torch.arange(2)}, batch_size=2)) is None
+    assert worker.log_probs(TensorDict({"row": torch.arange(2)}, batch_size=2)) is None
 
 
 # Mini-batches and micro-batches
@@ -256,3 +257,15 @@ def test_separate_async_has_workers_of_its_own_class(compose_fast):
     assert [
         issubclass(actor.__ray_actor_class__, DetachActorWorker) for actor in trainer.role_worker_mapping.values()
     ] == [True]
+
+
+@pytest.mark.parametrize(("separate", "verls"), [(False, ActorRolloutRefWorker), (True, DetachActorWorker)])
+def test_ours_is_verls_worker_with_an_actor_that_knows_its_extensions(compose_fast, separate, verls):
+    def made(*words):
+        config, _ = compose_fast("task=arithmetic", "hardware=cpu", *words)
+        return actor_worker(extension.active(config.algorithm.gsd), separate=separate)
+
+    worker = made("algo=gvpo")
+    assert issubclass(worker, verls) and issubclass(worker.actor_worker_cls, ExtendedTrainingWorker)
+    assert worker.actor_worker_cls.declared == (("gvpo", "verl_gsd.algorithms.gvpo.worker:GvpoWorker"),)
+    assert made("algo=hadw", "budget=adaptive") is None, "verl's own: nobody has anything to do there"

@@ -8,12 +8,19 @@ import torch
 
 pytest.importorskip("verl")
 
-from agent_rows import answer, columns_of, watched
+import transfer_queue as tq
+from agent_rows import answer, columns_of
+from tensordict import TensorDict
+from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 from verl.utils import tensordict_utils as tu
 
+from verl_gsd import extension
 from verl_gsd.algorithms.gvpo import rows as gvpo_rows
-from verl_gsd.algorithms.gvpo.placement import GVPOUpdate
+from verl_gsd.extension import Update
+from verl_gsd.prompts import PromptStore
+from verl_gsd.trainer.row_store import QueueRows
 from verl_gsd.trainer.rows import is_padding, uid_of
+from verl_gsd.trainer.seam import Seam
 
 pytestmark = pytest.mark.usefixtures("queue")
 
@@ -29,17 +36,36 @@ def tokenizer():
 
 @pytest.fixture
 def trainer(compose_fast, tokenizer):
-    """Ours, with what its balancing asks for and nothing else."""
+    """Ours, with what its balancing and its advantages ask for and nothing else."""
     from verl_gsd.trainer.trainer import GSDTrainerSync
 
     words = ["algo=gvpo", "task=arithmetic", "hardware=cpu", "actor_rollout_ref.rollout.n=4"]
     words += ["data.train_batch_size=8", "actor_rollout_ref.actor.ppo_mini_batch_size=2"]
     made = object.__new__(GSDTrainerSync)
     made.config = compose_fast(*words)[0]
-    made._gvpo, made._unplaced, made._places = GVPOUpdate(made.config), None, []
+    services = SimpleNamespace(config=made.config, rows=QueueRows(), prompts=PromptStore(), step=1)
+    extensions = extension.build(made.config.algorithm.gsd, services)
+    made.seam = Seam(extensions, services.prompts, services.rows, group_size=4)
+    made._unplaced, made._places, made._workers = None, [], 1
     made.parameter_sync_step, made.tokenizer = 1, tokenizer
     made.actor_rollout_wg = SimpleNamespace(_dispatch_info={"actor": list(range(WORKERS))})
     return made
+
+
+def buffer():
+    """verl's own, which takes what is there."""
+    sampler = {"max_off_policy_threshold": None, "max_off_policy_strategy": "drop", "sampler_kwargs": {}}
+    settings = {"refill_fn": lambda count: None, "train_batch_size": 1, "gen_batch_size": 1}
+    return ReplayBuffer(trainer_mode="sync", trainer_config=None, **sampler, **settings)
+
+
+def put_old_log_probs(batch):
+    """As verl's workers write them."""
+    masks = tq.kv_batch_get(batch.keys, batch.partition_id, select_fields=["response_mask"])["response_mask"]
+    columns = {
+        "old_log_probs": torch.nested.nested_tensor_from_jagged(-torch.ones(masks.values().shape), masks.offsets())
+    }
+    tq.kv_batch_put(batch.keys, batch.partition_id, fields=TensorDict(columns, batch_size=len(batch.keys)))
 
 
 #: Responses of eight prompts, 32 in all or what is left of 32.
@@ -48,15 +74,15 @@ def trainer(compose_fast, tokenizer):
 )
 def test_verl_cuts_the_batch_into_the_updates_that_the_config_states(trainer, tokenizer, sizes):
     problem = {"raw_prompt": [{"role": "user", "content": "1+1="}], "reward_model": {"ground_truth": "2"}}
-    buffer, _ = watched(key_of=lambda uid: ("arithmetic", int(uid[1:])))
     for number, size in enumerate(sizes):
-        answer(f"a{number}", problem, tokenizer, ["2"] * size)
-    batch, _ = buffer.sample(1, "train", len(sizes))
-    metrics = {}
-    batch = trainer._balance_batch(batch, metrics)
-    trainer._put_columns(batch, torch.arange(len(batch.keys), dtype=torch.float64))
-    told = trainer._gvpo.instructions(theta_is_old=True)
+        answer(f"a{number}", problem, tokenizer, ["2", *["3"] * (size - 1)])
+    batch, _ = buffer().sample(1, "train", len(sizes))
+    batch = trainer._balance_batch(batch, {})
+    put_old_log_probs(batch)
+    batch = trainer._compute_advantage(batch, {})
+    told, metrics = trainer.seam.worker_flags(Update(step=1, is_first=True)), trainer.seam.end_step()
     expected = min(4, len(sizes))
+    assert told["gvpo_theta_is_old"] is True
     assert told["num_mini_batch"] == expected and metrics["gvpo/missing_updates"] == 4 - expected
     assert sum(is_padding(key) for key in batch.keys) == metrics["gvpo/padding_rows"] == len(batch.keys) - sum(sizes)
 
@@ -78,3 +104,6 @@ def test_verl_cuts_the_batch_into_the_updates_that_the_config_states(trainer, to
             assert int(columns[key][gvpo_rows.SIZE]) == size
             wanted = 1 / (size - 1) / counted if size > 1 else 0
             assert float(columns[key][gvpo_rows.COEFFICIENT]) == pytest.approx(wanted)
+            reward = float(columns[key]["rm_scores"].sum())
+            wanted = reward - 1 / size if size else 0
+            assert float(columns[key][gvpo_rows.ADVANTAGE]) == pytest.approx(wanted, abs=1e-6)

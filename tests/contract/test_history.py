@@ -7,13 +7,13 @@ import torch
 pytest.importorskip("verl")
 
 import transfer_queue as tq
+from agent_rows import services_of, watched
 from tensordict import NonTensorStack, TensorDict
-from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
-from verl_gsd.algorithms.gvpo.replayed import PLANNED, SESSIONS, History, history_size
-from verl_gsd.responses import ResponseStore
-from verl_gsd.trainer import replay
+from verl_gsd.algorithms.gvpo.extension import Gvpo
+from verl_gsd.algorithms.gvpo.replayed import PLANNED, history_size
+from verl_gsd.extension import ROLLOUTS, ExtensionError
 from verl_gsd.trainer.rows import GENERATED_IN
 
 pytestmark = pytest.mark.usefixtures("queue")
@@ -21,57 +21,47 @@ pytestmark = pytest.mark.usefixtures("queue")
 KEY, SIZE = ("maths", 7), 4
 
 
-class Listener:
-    def __init__(self, history):
-        self.history, self.whole, self.left = history, [], []
+class Run:
+    """GVPO as the trainer has it, in verl's buffer; ``prompts`` is what an earlier run remembers."""
 
-    def key_of(self, uid):
-        return KEY
+    def __init__(self, config, share, longest, prompts):
+        config = config.copy()
+        config.algorithm.gsd.gvpo.history_fraction, config.data.max_response_length = share, longest
+        self.services = services_of(config=config, **({"prompts": prompts} if prompts else {}))
+        self.extensions = {"gvpo": Gvpo(config.algorithm.gsd.gvpo, self.services)}
+        self.store = self.services.prompts.responses
+        self.watch()
 
-    def complete(self, uids, rows):
-        return self.history.complete(uids, rows, self.key_of)
+    def watch(self):
+        """In a buffer that has seen nothing yet."""
+        self.buffer, self.seam = watched(self.extensions, self.services, key_of=lambda uid: KEY, group_size=SIZE)
 
-    def amend(self, groups, rows):
-        return {}
+    def submitted(self, uid, own=None):
+        """Sessions that verl is asked for."""
+        columns = {"uid": NonTensorStack(uid)} | ({ROLLOUTS: torch.tensor([own])} if own else {})
+        batch = TensorDict(columns, batch_size=[1])
+        self.seam.before_rollout({uid: KEY}, batch)
+        assert int(batch[ROLLOUTS][0]) + int(batch[PLANNED][0]) == (own or SIZE)
+        return int(batch[ROLLOUTS][0])
 
-    def on_look(self, detail, state):
-        pass
-
-    def on_failures(self, chosen):
-        pass
-
-    def on_rewards(self, rewards):
-        pass
-
-    def on_choosing(self):
-        pass
-
-    def on_finished(self, group):
-        self.whole.append(group)
-
-    def is_ready(self, group):
-        return True
-
-    def on_left(self, group, fate):
-        self.left.append((group, fate))
+    def trained(self, step, groups=1):
+        """(the batch, metrics of the step's end), which alone changes what is remembered."""
+        batch, _ = self.buffer.sample(global_steps=step, partition_id="train", batch_size=groups)
+        self.services.step, known = step, self.store.recall(KEY)
+        self.seam.observe_trained(batch)
+        assert self.store.recall(KEY) == known
+        return batch, self.seam.end_step()
 
 
-def watched(history):
-    settings = {"refill_fn": lambda count: None, "filter_groups_metric": None, "train_batch_size": 1}
-    sampler = {"max_off_policy_threshold": None, "max_off_policy_strategy": "drop", "sampler_kwargs": {}}
-    buffer = ReplayBuffer(trainer_mode="sync", trainer_config=None, gen_batch_size=1, **sampler, **settings)
-    buffer.poll_interval = 0.01
-    listener = Listener(history)
-    replay.watch(buffer, listener)
-    return buffer, listener
+@pytest.fixture(scope="module")
+def config(compose_fast):
+    return compose_fast("algo=gvpo", "task=arithmetic", "hardware=cpu", f"actor_rollout_ref.rollout.n={SIZE}")[0]
 
 
-def submitted(history, uid, own=None):
-    """Sessions that verl is asked for."""
-    columns = {"uid": NonTensorStack(uid)} | ({SESSIONS: torch.tensor([own])} if own else {})
-    batch = TensorDict(columns, batch_size=[1])
-    history.plan([uid], [KEY], batch)
-    return int(batch[SESSIONS][0])
+@pytest.fixture
+def begin(config):
+    """(share, longest response, what an earlier run remembers) -> a run of one prompt."""
+    return lambda share=0.5, longest=100, prompts=None: Run(config, share, longest, prompts)
 
 
 def answered(uid, sessions, step, outputs=1, tag=None, **further):
@@ -108,28 +98,27 @@ def answered(uid, sessions, step, outputs=1, tag=None, **further):
     tq.kv_put(key=uid, partition_id="train", tag={"is_prompt": True, "status": "finished", "global_steps": step})
 
 
-def trained(history, buffer, step, groups=1):
-    batch, _ = buffer.sample(global_steps=step, partition_id="train", batch_size=groups)
-    uid = batch.keys[0].split("_")[0]
-    return batch, history.remember(batch.keys, batch.tags, {uid: KEY}, step)
+@pytest.fixture
+def visited_once(begin):
+    """(share) -> a run in which the prompt was visited once."""
+
+    def visited(share=0.5):
+        run = begin(share)
+        assert run.submitted("first") == SIZE
+        answered("first", range(SIZE), step=1)
+        _, metrics = run.trained(step=1)
+        assert metrics["gvpo/history/share"] == 0 and metrics["gvpo/history/first_visits"] == 1
+        assert metrics["gvpo/history/prompts"] == 1 and "gvpo/history/age" not in metrics
+        return run
+
+    return visited
 
 
-def visited_once(share=0.5, store=None):
-    history = History(share, SIZE, 100, ResponseStore() if store is None else store)
-    buffer, listener = watched(history)
-    assert submitted(history, "first") == SIZE
-    answered("first", range(SIZE), step=1)
-    _, metrics = trained(history, buffer, step=1)
-    assert metrics["gvpo/history/share"] == 0 and metrics["gvpo/history/first_visits"] == 1
-    assert metrics["gvpo/history/prompts"] == 1 and "gvpo/history/age" not in metrics
-    return history, buffer, listener
-
-
-def test_from_the_second_visit_on_earlier_responses_take_sessions_places():
-    history, buffer, _ = visited_once()
-    assert submitted(history, "second") == 2
+def test_from_the_second_visit_on_earlier_responses_take_sessions_places(visited_once):
+    run = visited_once()
+    assert run.submitted("second") == 2
     answered("second", range(2), step=3)
-    batch, metrics = trained(history, buffer, step=3)
+    batch, metrics = run.trained(step=3)
     assert sorted(batch.keys) == [f"second_{session}_0" for session in (0, 1, 4, 5)]
     data = tq.kv_batch_get(keys=["second_4_0", "second_5_0"], partition_id="train")
     for at, session in enumerate((0, 1)):
@@ -156,68 +145,63 @@ def test_from_the_second_visit_on_earlier_responses_take_sessions_places():
     }
 
 
-def test_the_group_has_their_rewards_and_counts_them_nowhere_else():
-    history, buffer, listener = visited_once()
-    submitted(history, "second")
+def test_the_group_has_their_rewards_and_counts_them_nowhere_else(visited_once):
+    run = visited_once()
+    run.submitted("second")
     answered("second", range(2), step=2)
-    trained(history, buffer, step=2)
-    group, fate = listener.left[1]
+    run.trained(step=2)
+    group, fate = run.seam.gone["second"]
     assert fate == "trained" and sorted(group.rewards.tolist()) == [0, 0, 0.5, 0.5]
     assert sorted(group.accuracies[group.accuracies == group.accuracies].tolist()) == [0, 0.5], "two are of this visit"
     assert sorted(group.tokens.tolist()) == [0, 0, 2, 3]
 
 
-def test_what_is_remembered_is_of_the_latest_visit():
+def test_what_is_remembered_is_of_the_latest_visit(visited_once):
     for share, new, steps in ((0.5, 2, [2, 2]), (0.75, 1, [2, 1, 1])):  # older ones where one is not enough
-        store = ResponseStore()
-        history, buffer, _ = visited_once(share, store)
-        submitted(history, f"second{share}")
+        run = visited_once(share)
+        run.submitted(f"second{share}")
         answered(f"second{share}", range(new), step=2)
-        trained(history, buffer, step=2)
-        assert [response.step for response in store.recall(KEY)] == steps
+        run.trained(step=2)
+        assert [response.step for response in run.store.recall(KEY)] == steps
 
 
-def test_a_larger_group_of_the_data_sets_own_is_completed_behind_its_sessions():
-    history, buffer, listener = visited_once()
-    generated = submitted(history, "second", own=9)
+def test_a_larger_group_of_the_data_sets_own_is_completed_behind_its_sessions(visited_once):
+    run = visited_once()
+    generated = run.submitted("second", own=9)
     assert generated == 7
     answered("second", range(generated), step=2)
-    batch, metrics = trained(history, buffer, step=2)
-    assert {"second_9_0", "second_10_0"} <= set(batch.keys) and len(listener.left[1][0].rewards) == 9
+    batch, metrics = run.trained(step=2)
+    assert {"second_9_0", "second_10_0"} <= set(batch.keys) and len(run.seam.gone["second"][0].rewards) == 9
     assert metrics["gvpo/history/shortage"] == 0
 
 
-def test_prompts_submitted_without_a_history_get_none():
-    history, buffer, listener = visited_once()
-    history.take_up(["second"], [KEY], TensorDict({"uid": NonTensorStack("second")}, batch_size=[1]))
+def test_prompts_submitted_without_a_history_get_none(visited_once):
+    run = visited_once()
+    run.seam.restore_in_flight({"second": KEY}, TensorDict({"uid": NonTensorStack("second")}, batch_size=[1]))
     answered("second", range(SIZE), step=2)
-    buffer._sync_metadata_from_transfer_queue()
-    assert len(listener.whole[1].rewards) == SIZE
+    run.buffer._sync_metadata_from_transfer_queue()
+    assert len(run.seam.whole[1].rewards) == SIZE
 
 
-def test_responses_longer_than_this_run_allows_are_not_used():
-    store = ResponseStore()
-    visited_once(store=store)
-    shorter = History(0.5, SIZE, 2, store)
-    assert submitted(shorter, "second") == SIZE - 1, "one of two tokens is left, one of three is too long"
+def test_responses_longer_than_this_run_allows_are_not_used(begin, visited_once):
+    shorter = begin(longest=2, prompts=visited_once().services.prompts)
+    assert shorter.submitted("second") == SIZE - 1, "one of two tokens is left, one of three is too long"
 
 
 @pytest.mark.parametrize("acc", [np.bool_(True), torch.tensor(1.0), 1, True])
-def test_a_verdict_of_any_kind_of_number_is_kept(acc):
-    store = ResponseStore()
-    history = History(0.5, SIZE, 100, store)
-    buffer, _ = watched(history)
+def test_a_verdict_of_any_kind_of_number_is_kept(begin, acc):
+    run = begin()
     answered("first", range(SIZE), step=1, extra_fields={"reward_extra_info": {"acc": acc, "why": "text"}})
-    trained(history, buffer, step=1)
-    assert store.recall(KEY)[0].verdict == {"acc": 1.0}
+    run.trained(step=1)
+    assert run.store.recall(KEY)[0].verdict == {"acc": 1.0}
 
 
-def test_earlier_responses_have_the_age_they_have():
-    history, buffer, _ = visited_once()
-    submitted(history, "second")
+def test_earlier_responses_have_the_age_they_have(visited_once):
+    run = visited_once()
+    run.submitted("second")
     versions = {"min_global_steps": 8, "max_global_steps": 8}
     answered("second", range(2), step=9, extra_fields={"reward_extra_info": {}} | versions, tag=versions)
-    batch, _ = trained(history, buffer, step=9)
+    batch, _ = run.trained(step=9)
     tags = dict(zip(batch.keys, batch.tags, strict=True))
     assert tags["second_0_0"]["max_global_steps"] == 8
     assert tags["second_4_0"]["min_global_steps"] == tags["second_4_0"]["max_global_steps"] == 0
@@ -225,62 +209,61 @@ def test_earlier_responses_have_the_age_they_have():
     assert getattr(extra, "data", extra)["max_global_steps"] == 0
 
 
-def test_a_data_sets_own_number_of_sessions_is_lessened_and_one_is_always_new():
-    history, _, _ = visited_once(share=0.75)
-    assert [submitted(history, f"again{n}", own=n) for n in (6, 3, 1)] == [3, 1, 1]
+def test_a_data_sets_own_number_of_sessions_is_lessened_and_one_is_always_new(visited_once):
+    run = visited_once(share=0.75)
+    assert [run.submitted(f"again{n}", own=n) for n in (6, 3, 1)] == [3, 1, 1]
 
 
-def test_a_group_without_a_session_that_answered_is_left_short_and_counted():
-    history, buffer, listener = visited_once()
-    submitted(history, "second")
+def test_a_group_without_a_session_that_answered_is_left_short_and_counted(visited_once):
+    run = visited_once()
+    run.submitted("second")
     answered("second", (), step=2)
-    submitted(history, "third")
+    run.submitted("third")
     answered("third", range(2), step=2)
-    buffer._sync_metadata_from_transfer_queue()
-    assert {group.uid: len(group.rewards) for group in listener.whole[1:]} == {"second": 0, "third": 4}
-    _, metrics = trained(history, buffer, step=2, groups=2)
-    assert {group.uid: fate for group, fate in listener.left[1:]} == {"second": "failed", "third": "trained"}
+    run.buffer._sync_metadata_from_transfer_queue()
+    assert {group.uid: len(group.rewards) for group in run.seam.whole[1:]} == {"second": 0, "third": 4}
+    _, metrics = run.trained(step=2, groups=2)
+    assert dict(run.seam.fates[1:]) == {"second": "failed", "third": "trained"}
     assert metrics["gvpo/history/shortage"] == 2
 
 
-def test_responses_forgotten_meanwhile_are_counted():
-    store = ResponseStore()
-    history, buffer, _ = visited_once(store=store)
-    submitted(history, "second")
-    store.forget(KEY)
+def test_responses_forgotten_meanwhile_are_counted(visited_once):
+    run = visited_once()
+    run.submitted("second")
+    run.store.forget(KEY)
     answered("second", range(2), step=2)
-    batch, metrics = trained(history, buffer, step=2)
+    batch, metrics = run.trained(step=2)
     assert len(batch.keys) == 2 and metrics["gvpo/history/shortage"] == 2
 
 
-def test_a_group_that_a_checkpoint_held_is_completed_once():
-    history, _, _ = visited_once()
-    resumed, listener = watched(history)
-    prompts = TensorDict({SESSIONS: torch.tensor([2]), PLANNED: torch.tensor([2])}, batch_size=[1])
-    history.take_up(["second"], [KEY], prompts)
+def test_a_group_that_a_checkpoint_held_is_completed_once(visited_once):
+    run = visited_once()
+    prompts = TensorDict({ROLLOUTS: torch.tensor([2]), PLANNED: torch.tensor([2])}, batch_size=[1])
     answered("second", range(2), step=2)
-    resumed._sync_metadata_from_transfer_queue()
-    again, told = watched(history)
-    history.take_up(["second"], [KEY], prompts)
-    again._sync_metadata_from_transfer_queue()
-    assert len(told.whole[0].rewards) == len(listener.whole[0].rewards) == SIZE
+    for _ in range(2):
+        run.watch()
+        run.seam.restore_in_flight({"second": KEY}, prompts)
+        run.buffer._sync_metadata_from_transfer_queue()
+        (group,) = run.seam.whole
+        assert len(group.rewards) == SIZE
 
 
-def test_sessions_of_several_outputs_are_not_remembered():
-    history = History(0.5, SIZE, 100, ResponseStore())
-    buffer, _ = watched(history)
+def test_sessions_of_several_outputs_are_not_remembered(begin):
+    run = begin()
     answered("first", range(SIZE), step=1, outputs=2)
-    _, metrics = trained(history, buffer, step=1)
+    _, metrics = run.trained(step=1)
     assert metrics["gvpo/history/prompts"] == 0
 
 
 @pytest.mark.parametrize("further", [{"rollout_log_probs": torch.zeros(2)}, {"multi_modal_inputs": {"image": 1}}])
-def test_columns_that_cannot_be_remade_are_refused(further):
-    history, buffer, _ = visited_once()
-    submitted(history, "second")
+def test_columns_that_cannot_be_remade_are_refused(visited_once, further):
+    run = visited_once()
+    run.submitted("second")
     answered("second", range(2), step=2, **further)
-    with pytest.raises(ValueError, match=rf"{next(iter(further))}.*history_fraction=0"):
-        buffer._sync_metadata_from_transfer_queue()
+    with pytest.raises(ExtensionError, match=rf"{next(iter(further))}.*history_fraction=0") as raised:
+        run.buffer._sync_metadata_from_transfer_queue()
+    assert str(raised.value).startswith("algorithm.gsd.gvpo: its hook add_rows raised: ")
+    assert isinstance(raised.value.__cause__, ValueError)
 
 
 def test_a_share_is_rounded_and_leaves_one_new_response():

@@ -42,9 +42,7 @@ def test_verls_order_is_left_alone_without_a_sampler(build):
 
 def indices(trainer):
     batch = trainer._next_train_batch()
-    uids = list(batch["uid"])
-    trainer._remember_prompts(uids, batch)
-    return [trainer.key_of(uid) for uid in uids]
+    return list(trainer._prompts_of(list(batch["uid"]), batch).values())
 
 
 def test_what_a_step_knows_decides_what_the_next_draws(build):
@@ -58,9 +56,9 @@ def test_what_a_step_knows_decides_what_the_next_draws(build):
     split, settled = every[:4], every[4:]
     for _ in range(200):
         for key in split:
-            trainer.prompts.observe(key, 4, 8, step=1)
+            trainer.seam.prompts.observe(key, 4, 8, step=1)
         for key in settled:
-            trainer.prompts.observe(key, 8, 8, step=1)
+            trainer.seam.prompts.observe(key, 8, 8, step=1)
     trainer.global_steps = 2
     again = [key for _ in range(5) for key in indices(trainer)]
     assert again.count(split[0]) >= 4 and np.mean([key in split for key in again]) > 0.8
@@ -76,7 +74,7 @@ def test_keys_without_indices_are_hashes_of_the_same_texts(build, tiny_task, tmp
     drawn, everywhere = indices(trainer), []
     for keys in ((), drawn[:2], drawn[2:]):  # the expected disagreement of all prompts moves by that of each known one
         for key in keys:
-            trainer.prompts.observe(key, 3, 8, step=1)
+            trainer.seam.prompts.observe(key, 3, 8, step=1)
         indices(trainer)
         everywhere.append(trainer.train_dataloader.sampler.metrics()["sampler/disagreement/everywhere"])
     unknown, two, four = everywhere

@@ -4,12 +4,15 @@ import pytest
 
 pytest.importorskip("verl")
 import pyarrow as pa
+import torch
 from datasets import Dataset
 from verl.trainer.ppo.v1 import PPOTrainerColocateAsync, PPOTrainerSeparateAsync, PPOTrainerSync, get_trainer_cls
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
 
-from verl_gsd.algorithms.rollouts.budget import Budgeting
+from verl_gsd import extension
+from verl_gsd.algorithms.rollouts.budget import Budget
 from verl_gsd.errors import ConfigError
+from verl_gsd.extension import Declaration, Extension
 from verl_gsd.run.dataset import fingerprints, indices_are_unique
 
 
@@ -93,11 +96,14 @@ def test_a_stage_under_an_estimator_that_does_not_run_it_is_refused(compose_fast
 
 
 def test_a_budget_is_the_first_to_say_how_many_rollouts_and_memory_forgets_at_its_rate(trainer):
-    built, _ = trainer("budget=adaptive")
-    assert type(built._parts[0]) is Budgeting and built.prompts.half_life == 100
+    built, config = trainer("budget=adaptive")
+    prompts = built.seam.prompts
+    (first, *_) = built.seam.extensions.values()
+    assert type(first) is Budget
+    assert prompts.half_life == 100 and prompts.prior == tuple(config.algorithm.gsd.budget.prior)
     assert built.memories.keys() == {"prompts"}, "a checkpoint made without a budget goes on with one"
     without, _ = trainer("budget=uniform")
-    assert without._parts == [] and without.prompts.half_life == 100
+    assert without.seam.extensions == {} and without.seam.prompts.half_life == 100
 
 
 def test_under_verls_own_command_metrics_are_kept_too(trainer):
@@ -159,21 +165,27 @@ def test_rows_that_were_filtered_out_do_not_count():
     assert isinstance(data.dataframe.data.table, pa.Table) and indices_are_unique(data)
 
 
+class AnchorStub(Extension):
+    """Weighs rows by what it knows of their groups."""
+
+    def weight(self, rows, advantages):
+        return torch.ones_like(advantages)
+
+
 @pytest.mark.parametrize(("mode", "wanted"), [("sync", "gsd_sync"), ("colocate_async", "gsd_colocate_async")])
 def test_a_stage_that_needs_groups_refuses_a_stock_mode_by_name(configure, mode, wanted, monkeypatch):
-    from verl_gsd import chain
-    from verl_gsd.run.checks.gsd_section import own_problems, stages_wrong
+    from verl_gsd.run.checks.gsd_section import extensions_unusable, own_problems
 
-    monkeypatch.setattr(chain, "_STAGES", dict(chain._STAGES))
-    monkeypatch.setattr(chain, "_MEMORIES", dict(chain._MEMORIES))
-    chain.register_stage("anchor_stub", "weight", memory=dict)(lambda rows, advantages, section: advantages)
+    extension.declarations()
+    monkeypatch.setattr(extension, "_DECLARED", dict(extension._DECLARED))
+    extension.register(Declaration("anchor_stub", AnchorStub))
     window = "+algorithm.gsd.anchor_stub.window=3"
     config = configure(window, f"trainer.v1.trainer_mode={mode}")
-    (problem,) = stages_wrong(config)
+    (problem,) = extensions_unusable(config)
     named = (f"trainer.v1.trainer_mode={mode}", "algorithm.gsd.anchor_stub", f"trainer.v1.trainer_mode={wanted}")
     assert all(name in problem for name in named)
     config = configure(window, f"trainer.v1.trainer_mode={wanted}")
-    assert list(stages_wrong(config)) == own_problems(config) == []
+    assert list(extensions_unusable(config)) == own_problems(config) == []
 
 
 def test_names_verl_does_not_know_are_refused_before_ray(configure):

@@ -1,63 +1,89 @@
-"""Rows of verl's queue as its agent loop workers write them, and the parts of a trainer that listen to its buffer."""
+"""Rows of verl's queue as its agent loop workers write them, and extensions of a run that its buffer is watched for."""
 
-import numpy as np
+from types import SimpleNamespace
+
 import torch
 import transfer_queue as tq
 from tensordict import NonTensorStack, TensorDict
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
+from verl_gsd.prompts import PromptStore
 from verl_gsd.trainer import replay
+from verl_gsd.trainer.row_store import QueueRows
 from verl_gsd.trainer.rows import DEMONSTRATED_BY, session_of, uid_of
+from verl_gsd.trainer.seam import Seam
 
 
-class PartsListener:
-    """What ``GroupTrainer`` does with its parts, and nothing else."""
+def services_of(**further):
+    """What a trainer offers to its extensions, over the real queue; of the run itself, what a test names."""
+    return SimpleNamespace(**{"rows": QueueRows(), "prompts": PromptStore(), "step": 1} | further)
 
-    def __init__(self, *parts, key_of):
-        self.parts, self.key_of, self.left = parts, key_of, {}
 
-    def complete(self, uids, rows):
-        return {key: tag for part in self.parts for key, tag in part.complete(uids, rows, self.key_of).items()}
+class WrittenSeam(Seam):
+    """The run's seam, which also writes down what it is told.
+
+    Args:
+        key_of: uid -> the prompt of a visit whose rollouts nobody requested.
+
+    Attributes:
+        whole: groups, each time they were seen to be whole.
+        fates: (uid, fate) of the groups that left, in their order.
+        gone: uid -> (group, fate) of those groups, whatever step they left in.
+    """
+
+    def __init__(self, extensions, services, *, key_of, group_size):
+        super().__init__(extensions, services.prompts, services.rows, group_size)
+        self.key_of, self.whole, self.fates, self.gone = key_of, [], [], {}
+
+    def prompt_of(self, uid):
+        return self._prompt_of.setdefault(uid, self.key_of(uid))
+
+    def on_groups_complete(self, groups):
+        self.whole += groups
+        super().on_groups_complete(groups)
+
+    def on_group_left(self, group, fate):
+        super().on_group_left(group, fate)
+        self.fates.append((group.uid, fate))
+        self.gone[group.uid] = self.left[-1]
+
+
+class StubMonitor:
+    """Stands for the run's monitor: writes down what the buffer tells it, and ends nothing."""
+
+    def __init__(self):
+        self.looks, self.failures, self.rewards, self.chosen = [], [], [], 0
 
     def on_look(self, detail, state):
-        pass
+        self.looks.append((detail, state))
 
     def on_failures(self, chosen):
-        pass
+        self.failures.append(chosen)
 
     def on_rewards(self, rewards):
-        pass
+        self.rewards.append(rewards)
 
     def on_choosing(self):
-        pass
-
-    def on_finished(self, group):
-        pass
-
-    def amend(self, groups, rows):
-        return {key: tag for part in self.parts for key, tag in part.amend(groups, rows).items()}
-
-    def is_ready(self, group):
-        return all([part.is_ready(group) for part in self.parts])
-
-    def on_left(self, group, fate):
-        for part in self.parts:
-            group = part.leave(group)
-        self.left[group.uid] = (group, fate)
+        self.chosen += 1
 
 
-def watched(*parts, key_of, filtering=None):
-    """verl's buffer over the queue, watched for ``parts``; with ``filtering`` it evicts groups of one such value."""
+def watched(extensions=None, services=None, *, key_of, group_size=4, filtering=None):
+    """(verl's buffer over the queue, watched for ``extensions``; their seam).
+
+    Args:
+        services: that the extensions have; those of one test share its rows and prompts.
+        filtering: the buffer evicts groups of one such value.
+    """
     settings = {"refill_fn": lambda count: None, "filter_groups_metric": filtering, "train_batch_size": 1}
     if filtering:
         settings["max_inflight_gen_batches"] = 2
     sampler = {"max_off_policy_threshold": None, "max_off_policy_strategy": "drop", "sampler_kwargs": {}}
     buffer = ReplayBuffer(trainer_mode="sync", trainer_config=None, gen_batch_size=1, **sampler, **settings)
     buffer.poll_interval = 0.01
-    listener = PartsListener(*parts, key_of=key_of)
-    replay.watch(buffer, listener)
-    return buffer, listener
+    seam = WrittenSeam(extensions or {}, services or services_of(), key_of=key_of, group_size=group_size)
+    replay.watch(buffer, seam, StubMonitor())
+    return buffer, seam
 
 
 def prompts(uids, problems, **columns):
@@ -138,7 +164,3 @@ def demonstrations_in(batch):
         if DEMONSTRATED_BY in tag:
             found.setdefault(uid_of(key), []).append(key)
     return found
-
-
-def values(tensor):
-    return np.asarray(tensor).tolist()

@@ -1,4 +1,4 @@
-"""Batches for DaGRPO's stage, written as their groups, and what is left of them counted by hand."""
+"""Batches for DaGRPO's mask, written as their groups, and what is left of them counted by hand."""
 
 import itertools
 import math
@@ -9,14 +9,14 @@ import torch
 from hypothesis import strategies as st
 
 from verl_gsd import chain
-from verl_gsd.algorithms.dagrpo.mask import DagrpoMemory
+from verl_gsd.algorithms.dagrpo.mask import Dagrpo
 from verl_gsd.groups import Group, Member
 
 NAN, INF = math.nan, math.inf
 UIDS = itertools.count()
 R, SCORES = [1, 0, 1, 0], [8, 3, 5, 4]
 
-# The stage. A batch is written as its groups; a group's demonstrations stand in the places of its last responses.
+# A batch is written as its groups; a group's demonstrations stand in the places of its last responses.
 
 
 @dataclass
@@ -52,18 +52,19 @@ def batch_of(*groups):
     return members, rows
 
 
-def chained(memory, groups, section, *, alpha=0.0, ddof=1, eps=1e-6, order=None, **sections):
+def chained(dagrpo, groups, section, *, alpha=0.0, ddof=1, eps=1e-6, order=None):
     """Advantages of a batch through the chain, as a trainer runs it."""
     members, rows = batch_of(*groups)
     order = range(len(rows)) if order is None else order
     rewards = torch.tensor([rows[row].reward for row in order], dtype=torch.float64)
-    gsd = {"alpha": alpha, "ddof": ddof, "eps": eps, "dagrpo": section} | sections
-    columns = memory.columns([members[row] for row in order], groups)
-    return chain.advantages(rewards, [rows[row].label for row in order], gsd, columns=columns)
+    gsd = {"alpha": alpha, "ddof": ddof, "eps": eps, "dagrpo": section}
+    columns = dagrpo.stage_inputs([members[row] for row in order], groups)
+    labels = [rows[row].label for row in order]
+    return chain.advantages(rewards, labels, gsd, columns=columns, extensions={"dagrpo": dagrpo})
 
 
 def through(section, *groups, **settings):
-    return chained(DagrpoMemory(section), groups, section, **settings).tolist()
+    return chained(Dagrpo(section), groups, section, **settings).tolist()
 
 
 def gap(a, b, signed=True):

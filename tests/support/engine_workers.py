@@ -28,12 +28,12 @@ def run(case, rank, world):
     from verl.utils import tensordict_utils as tu
     from verl.workers.engine_workers import ActorRolloutRefWorker
 
+    from verl_gsd import extension
     from verl_gsd.trainer.worker import actor_worker
 
     config = OmegaConf.create(case["config"])
-    worker = (actor_worker(config, separate=False) or ActorRolloutRefWorker)(
-        config=config.actor_rollout_ref, role="actor"
-    )
+    ours = actor_worker(extension.active(OmegaConf.select(config, "algorithm.gsd")), separate=False)
+    worker = (ours or ActorRolloutRefWorker)(config=config.actor_rollout_ref, role="actor")
     worker.init_model()
     if case.get("is_inference"):
         return {"log_probs": log_probs(worker, case)}

@@ -8,7 +8,8 @@ a GPU.
 import torch
 from omegaconf import OmegaConf
 
-from verl_gsd.algorithms.gvpo.placement import GVPOUpdate
+from verl_gsd.algorithms.gvpo.placement import Placement
+from verl_gsd.extension import UnplacedRows
 from verl_gsd.groups import group_stats
 from verl_gsd.trainer.batching import PADDING, mini_batch_of
 
@@ -159,10 +160,10 @@ def configured(compose, task, words, extra):
 
 def prepared(config, rows, workers, extra):
     """(the case for ``engine_workers.py``, the rows of each mini-batch)."""
-    update, keys = GVPOUpdate(config), [row["key"] for row in rows]
+    placement, keys = Placement(config), [row["key"] for row in rows]
     lengths = [len(row["prompt"]) + len(row["response"]) for row in rows]
     mini_rows = config.actor_rollout_ref.actor.ppo_mini_batch_size * K
-    places, _ = update.place(keys, lengths, lengths, prompts=GROUPS, padding_tokens=8, workers=workers)
+    places, _ = placement.place(UnplacedRows(keys, lengths, lengths, GROUPS, padding_tokens=8, workers=workers))
     padding = {"key": "", "prompt": torch.ones(6, dtype=torch.int64), "response": torch.ones(2, dtype=torch.int64)}
     padding |= {"mask": torch.zeros(2, dtype=torch.int64), "old": torch.zeros(2), "ref": torch.zeros(2), "reward": 0.0}
     batch = [dict(padding, key=f"pad_{at}_0") if row == PADDING else rows[row] for at, row in enumerate(places)]
@@ -174,8 +175,8 @@ def prepared(config, rows, workers, extra):
     for at, row in enumerate(batch):  # a session's further outputs have the advantage of its first here
         if row["key"].endswith("_1"):
             advantages[at] = advantages[[other["key"] for other in batch].index(row["key"].removesuffix("1") + "0")]
-    columns = update.columns([row["key"] for row in batch], advantages)
-    number = mini_batch_of(len(batch), mini_batches=update.mini_batches, workers=workers)
+    columns = placement.columns([row["key"] for row in batch], advantages)
+    number = mini_batch_of(len(batch), mini_batches=placement.mini_batches, workers=workers)
     real = [
         [row for at, row in enumerate(batch) if number[at] == j and not row["key"].startswith("pad")]
         for j in sorted(set(number))
@@ -203,7 +204,7 @@ def prepared(config, rows, workers, extra):
     case = {
         "config": OmegaConf.to_container(config),
         "rows": engine_rows,
-        "extra_info": size | flags | epochs | update.instructions(theta_is_old=True),
+        "extra_info": size | flags | epochs | placement.flags(theta_is_old=True),
         "fails": extra.get("fails", False),
     }
     return case, real

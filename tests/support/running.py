@@ -12,7 +12,7 @@ import psutil
 import torch
 from places import BINARIES
 
-from verl_gsd.algorithms.hadw.extension import HadwMemory
+from verl_gsd.algorithms.hadw.extension import Hadw
 from verl_gsd.groups import Group
 from verl_gsd.prompts import PromptStore
 from verl_gsd.rundir import RunDirectory, read_metrics
@@ -134,15 +134,15 @@ def replayed(records, last_step):
 
 
 def replayed_anchors(run, records, last_step):
-    """HA-DW's anchor after each step, from the recorded counts through a fresh memory: bit for bit what the run had.
+    """HA-DW's anchor after each step, from the recorded counts through a fresh ``Hadw``: bit for bit what the run had.
 
     Asserts that every group met the anchor of the step before, and that every checkpoint holds the anchor of its step.
     """
-    fresh, path = HadwMemory({"preset": "hard"}), {}
+    fresh, path = Hadw({"preset": "hard"}), {}
     for step in range(1, last_step + 1):
         rows = [row for row in records.to_pylist() if row["step"] == step]
         assert {row["hadw_anchor"] for row in rows if row["total"]} == {fresh.bank.value("arithmetic")}
-        fresh.commit([_as_group(row) for row in rows])
+        fresh.end_step([_as_group(row) for row in rows])
         path[step] = fresh.bank.value("arithmetic")
         if (run / f"global_step_{step}" / "gsd").is_dir():
             saved, _ = check_state(run / f"global_step_{step}", {})

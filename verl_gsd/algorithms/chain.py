@@ -1,5 +1,5 @@
 """``verl_gsd.chain`` under the name that users' files import."""
 
-from verl_gsd.chain import Rows, advantages, register_stage
+from verl_gsd.lazy_names import lazy_names
 
-__all__ = ["Rows", "advantages", "register_stage"]
+__getattr__ = lazy_names(__name__, dict.fromkeys(("Rows", "advantages", "register_stage"), "verl_gsd.chain"))

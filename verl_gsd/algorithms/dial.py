@@ -1,5 +1,5 @@
 """``verl_gsd.dial`` under the name that users' files import."""
 
-from verl_gsd.dial import dial_advantage
+from verl_gsd.lazy_names import lazy_names
 
-__all__ = ["dial_advantage"]
+__getattr__ = lazy_names(__name__, {"dial_advantage": "verl_gsd.dial"})

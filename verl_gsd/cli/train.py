@@ -67,18 +67,18 @@ def _compose(words: list[str]) -> tuple[Line, DictConfig]:
     from omegaconf import open_dict
 
     from verl_gsd.errors import ConfigError
-    from verl_gsd.run import compose as composing
+    from verl_gsd.run import compose
     from verl_gsd.run.launch import require_unused
     from verl_gsd.run.remote_paths import scheme_of
     from verl_gsd.rundir import RunDirectory
 
-    line = composing.parse_line(words)
+    line = compose.parse_line(words)
     checkpoint = _chosen_checkpoint(line)
     if line.resume is not None:
         line = _resumed(line)
     if line.choices.get("hardware") == "cpu":
         os.environ["VERL_GSD_CPU"] = "1"  # before anything imports verl
-    config = composing.compose_config(line)
+    config = compose.compose_config(line)
     with open_dict(config):
         if line.resume is None and "trainer.default_local_dir" not in line.keys:
             chosen = [line.choices[group] for group in ("recipe", "task", "algo") if group in line.choices]
@@ -101,7 +101,7 @@ def _compose(words: list[str]) -> tuple[Line, DictConfig]:
             config.trainer.experiment_name = place.name
     if line.resume is None:
         require_unused(RunDirectory(place))
-    return line, composing.resolve(config)
+    return line, compose.resolve(config)
 
 
 def _chosen_checkpoint(line: Line) -> Path | None:

@@ -37,7 +37,7 @@ from pathlib import Path
 import psutil
 
 from verl_gsd import private_folders
-from verl_gsd.cpu import before_verl as cpu_before_verl
+from verl_gsd.cpu import before_verl
 
 #: The heavy part of what workers import, Ray and what imports Ray left out: Ray reads the numbers of its job on import,
 #: and its random generator, copied into every fork, would give two workers' tasks the same identifier.
@@ -153,7 +153,7 @@ def _main(listener: socket.socket, job: int, modules: Sequence[str]) -> None:
     with suppress(OSError, ValueError):  # as Ray raises its own, so that a worker's descriptors have room in a fork
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 65536)), hard))
     server, before = os.getpid(), dict(os.environ)
-    cpu_before_verl.patch_vllm()
+    before_verl.patch_vllm()
     for module in modules:
         importlib.import_module(module)
     imports = _Imports(before, dict(os.environ))

@@ -1,6 +1,6 @@
 """The whole stack on a CPU: verl's platform for it, and the patches of verl and torch that this takes.
 
-What comes before verl is imported is in ``cpu_before_verl.py``.
+What comes before verl is imported is in ``before_verl.py``.
 
 Asked for by ``VERL_GSD_CPU=1`` (``hardware=cpu`` sets it) and inert otherwise, so that a machine with GPUs never picks
 it by itself. ``activate`` runs from the plugin, hence in every process that imports verl: driver, Ray workers, and the
@@ -21,7 +21,7 @@ from verl.plugin.platform import platform_manager
 from verl.plugin.platform.platform_base import PlatformBase
 from verl.plugin.platform.platform_manager import PlatformRegistry
 
-from verl_gsd.cpu import before_verl as cpu_before_verl
+from verl_gsd.cpu import before_verl
 
 SWITCH = "VERL_GSD_CPU"
 
@@ -35,11 +35,11 @@ def activate() -> None:
     """Make this process run verl on the CPU: environment, platform, patches. Safe to call again."""
     if PlatformRegistry.get("cpu") is PlatformCPU:
         return
-    cpu_before_verl.set_environment()
+    before_verl.set_environment()
     PlatformRegistry.register(platform="cpu")(PlatformCPU)
     if platform_manager._current_platform is not None:  # something asked before the plugin was loaded
         platform_manager.set_platform(PlatformCPU())
-    cpu_before_verl.patch_vllm()
+    before_verl.patch_vllm()
     _patch_process_group_backend()
     wrapt.when_imported("verl.workers.engine.fsdp.transformer_impl")(_patch_fsdp_pinned_memory)
 

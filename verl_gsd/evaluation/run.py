@@ -19,7 +19,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from verl_gsd.errors import ConfigError
-from verl_gsd.evaluation import merge as merging
+from verl_gsd.evaluation import merge
 from verl_gsd.evaluation.answers import Answers, Verdicts, read_answers, verify
 from verl_gsd.evaluation.benches import Bench
 from verl_gsd.evaluation.results import SETTINGS, Result, require_comparable, result_of, write_result
@@ -68,7 +68,7 @@ def model_of(checkpoint: str, folder: Path) -> Model:
         described = described_by(path)
         if _is_model(path):
             return Model(str(path), described)
-        merging.merge(path, folder / "model")
+        merge.merge(path, folder / "model")
         return Model(str(folder / "model"), described)
     if checkpoint.count("/") != 1 or checkpoint[0] in "/.~":
         raise ConfigError(f"--checkpoint {checkpoint}: is not there")
@@ -83,11 +83,11 @@ def described_by(path: Path) -> dict[str, Any]:
         ConfigError: it is neither, or not whole.
     """
     if not _is_model(path):
-        return {"checkpoint": str(path.resolve()), "files": merging.shards(path)}
+        return {"checkpoint": str(path.resolve()), "files": merge.shards(path)}
     weights = sorted([*path.glob("*.safetensors"), *path.glob("*.bin")])
     if not weights:
         raise ConfigError(f"--checkpoint {path}: has no weights (*.safetensors)")
-    return {"checkpoint": str(path.resolve()), "files": merging.identity(weights)}
+    return {"checkpoint": str(path.resolve()), "files": merge.identity(weights)}
 
 
 def _is_model(path: Path) -> bool:

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from verl_gsd.cpu.forkserver import end_with
 from verl_gsd.errors import ConfigError
 from verl_gsd.evaluation.answers import part_file, parts, write_part
+from verl_gsd.platform.forkserver import end_with
 from verl_gsd.run.launch import signals_interrupt
 
 #: Seconds between two looks at what is done.
@@ -122,9 +122,9 @@ def main(job_file: str, parent: int) -> None:
     content = json.loads(Path(job_file).read_text(encoding="utf-8"))
     job = Job(**content | {"tasks": [Task(**task) for task in content["tasks"]]})
     if job.on_cpu:
-        from verl_gsd.cpu import platform as cpu
+        from verl_gsd.cpu import platform
 
-        cpu.activate()
+        platform.activate()
     import vllm
 
     engine = vllm.LLM(

@@ -6,7 +6,6 @@ arrays, broadcast, and return floats where they were given scalars.
 
 from verl_gsd.planning.allocation import allocate, allocate_from_counts
 from verl_gsd.planning.counts import (
-    disagreement_from_counts,
     expected_std_from_counts,
     posterior_expected_std,
     posterior_silent_rate,
@@ -24,7 +23,6 @@ from verl_gsd.planning.rates import (
 __all__ = [
     "allocate",
     "allocate_from_counts",
-    "disagreement_from_counts",
     "expected_std",
     "expected_std_from_counts",
     "fidelity",

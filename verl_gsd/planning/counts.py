@@ -34,16 +34,6 @@ def expected_std_from_counts(correct: ArrayLike, n: ArrayLike, group_size: Array
     return _over_distinct(correct, n, group_size, _expected_std)
 
 
-def disagreement_from_counts(correct: ArrayLike, n: ArrayLike) -> np.ndarray | float:
-    """Unbiased estimate of p (1-p): c (n-c) / (n (n-1)).
-
-    Raises:
-        ValueError: counts are not whole numbers with 0 <= correct <= n, or n < 2 (naming the entry).
-    """
-    c, total, _ = _checked(correct, n, least=2)
-    return as_given(c * (total - c) / (total * (total - 1)))
-
-
 def posterior_silent_rate(
     correct: ArrayLike, n: ArrayLike, group_size: ArrayLike, prior: tuple[float, float] = (1.0, 1.0)
 ) -> np.ndarray | float:

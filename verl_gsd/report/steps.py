@@ -6,10 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from verl_gsd.records import EASY, HARD
 from verl_gsd.report.reading import Columns, Run
 
-#: Accuracies up to which a group counts as hard, and from which as easy.
-HARD, EASY = 0.25, 0.75
 #: What a rollout was spent on: a group that taught, one that was trained on and could not, or one with another fate.
 USES = ("taught", "silent", "filtered", "surplus", "stale", "failed")
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from verl_gsd.cpu import before_verl as cpu_before_verl
+from verl_gsd.cpu import before_verl
 from verl_gsd.cpu.forkserver import end_with, workers_forked
 from verl_gsd.errors import ConfigError
-from verl_gsd.run import cluster_lock as cluster
+from verl_gsd.run import cluster_lock
 from verl_gsd.run.messages import MessageWriter
 from verl_gsd.rundir import RunDirectory
 
@@ -40,10 +40,10 @@ def main(config_file: str, launcher: int) -> None:
     config = OmegaConf.load(config_file)
     assert isinstance(config, DictConfig)
     OmegaConf.set_struct(config, True)  # as Hydra hands it to main_ppo
-    if cluster.is_job():
-        cluster.join(config)
+    if cluster_lock.is_job():
+        cluster_lock.join(config)
     with _refusals():
-        joins = cluster.joins(config)
+        joins = cluster_lock.joins(config)
     if not joins:
         # On a cluster of this run's own nobody restarts Ray's control service. Ray's default is 60 s.
         os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "15")
@@ -63,7 +63,7 @@ def main(config_file: str, launcher: int) -> None:
 
         from verl.trainer.main_ppo import TaskRunnerV1, run_ppo
 
-        run_ppo(config, cluster.ClusterLock(TaskRunnerV1, config) if joins else TaskRunnerV1)
+        run_ppo(config, cluster_lock.ClusterLock(TaskRunnerV1, config) if joins else TaskRunnerV1)
 
 
 @contextmanager
@@ -87,7 +87,7 @@ def _workers(config: DictConfig, joins: bool) -> Iterator[None]:
     if os.environ.get("VERL_GSD_CPU") != "1" or runtime_env.py_executable is not None or joins:
         yield
         return
-    cpu_before_verl.set_environment()
+    before_verl.set_environment()
     environment = {name: value for name, value in VERLS_ENVIRONMENT.items() if name not in os.environ}
     environment |= OmegaConf.to_container(runtime_env).get("env_vars") or {}
     with workers_forked(environment={name: str(value) for name, value in environment.items()}) as command:

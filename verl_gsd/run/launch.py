@@ -29,8 +29,7 @@ from verl_gsd import private_folders
 from verl_gsd.checkpoints import step_of
 from verl_gsd.cpu import forkserver
 from verl_gsd.errors import ConfigError
-from verl_gsd.run import cluster_lock as cluster
-from verl_gsd.run import job, lost_metrics, memory_kills
+from verl_gsd.run import cluster_lock, job, lost_metrics, memory_kills
 from verl_gsd.run.causes import likely_cause
 from verl_gsd.run.checks.gsd_section import checkpoint_to_resume
 from verl_gsd.run.compose import write_yaml
@@ -216,7 +215,7 @@ def _said(log: BinaryIO) -> Iterator[str]:
         if not line.endswith(b"\n"):
             log.seek(-len(line), os.SEEK_CUR)
             return
-        if line.startswith(cluster.WAITING.encode()):
+        if line.startswith(cluster_lock.WAITING.encode()):
             yield line.decode(errors="replace").strip()
 
 

@@ -90,8 +90,8 @@ def gsd_advantage(
         Advantages and returns, one and the same (N, T) tensor: the response's advantage on each of its tokens.
 
     Raises:
-        ValueError: ``config.gsd`` is missing or incomplete, one of its extensions needs a trainer mode of ours, or the
-            chain cannot use the batch.
+        ValueError: ``config.gsd`` is missing or incomplete, or one of its extensions needs a trainer mode of ours.
+        ValueError, ExtensionError: as ``chain.advantages``.
     """
     with torch.no_grad():
         rewards = token_level_rewards.sum(dim=-1)

@@ -1,15 +1,8 @@
-"""Policy losses under the names that stand as ``_target_`` in the config of every run."""
+"""Policy losses under the names that stand as ``_target_`` in the config of every run; they are elsewhere."""
 
-from __future__ import annotations
+from verl_gsd.lazy_names import lazy_names
 
-import importlib
-from typing import Any
-
-_WHERE = {"GVPOLossConfig": "verl_gsd.algorithms.gvpo.loss", "DagrpoLossConfig": "verl_gsd.algorithms.dagrpo.loss"}
-
-
-def __getattr__(name: str) -> Any:
-    """The class where it is now; looked up when it is asked for, because this package imports no algorithm."""
-    if name in _WHERE:
-        return getattr(importlib.import_module(_WHERE[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_names(
+    __name__,
+    {"GVPOLossConfig": "verl_gsd.algorithms.gvpo.loss", "DagrpoLossConfig": "verl_gsd.algorithms.dagrpo.loss"},
+)

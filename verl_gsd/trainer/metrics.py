@@ -5,8 +5,7 @@ verl's reducers go by substrings of a name (max, min, sum, total): none of these
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,12 +13,7 @@ import pyarrow as pa
 
 from verl_gsd.planning import posterior_silent_rate
 from verl_gsd.prompts import PromptStore
-from verl_gsd.records import FATES
-
-#: Solve rates up to which a prompt counts as hard, and from which as easy, in ``dial/gain_share``.
-HARD, EASY = 0.25, 0.75
-
-_OWN = re.compile("^actor/((?:gvpo|dagrpo)/)")
+from verl_gsd.records import EASY, FATES, HARD
 
 
 def with_prediction(table: pa.Table, prompts: PromptStore, step: int, prior: tuple[float, float]) -> pa.Table:
@@ -106,6 +100,11 @@ def _gain(table: pa.Table) -> dict[str, float]:
     return metrics
 
 
-def own_names(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """``metrics`` by our names: ``gvpo/...`` for what verl calls ``actor/gvpo/...`` because a worker reported it."""
-    return {_OWN.sub(r"\1", name): value for name, value in metrics.items()}
+def own_names(metrics: Mapping[str, Any], extensions: Collection[str]) -> dict[str, Any]:
+    """``metrics`` by our names: ``gvpo/...`` for what verl calls ``actor/gvpo/...`` because a worker reported it.
+
+    Args:
+        extensions: names of the run's.
+    """
+    ours = tuple(f"actor/{name}/" for name in extensions)
+    return {name.removeprefix("actor/") if name.startswith(ours) else name: of for name, of in metrics.items()}

@@ -13,7 +13,7 @@ import importlib
 import wrapt
 
 from verl_gsd import extension
-from verl_gsd.cpu import platform as cpu
+from verl_gsd.cpu import platform
 from verl_gsd.run import engines
 from verl_gsd.run.compose import store_groups
 from verl_gsd.trainer import prompt_truncation, reward_failures, reward_model_patch, weight_sockets
@@ -25,8 +25,8 @@ def _register_losses() -> None:
             importlib.import_module(declaration.loss)
 
 
-if cpu.requested():
-    cpu.activate()
+if platform.requested():
+    platform.activate()
 
 store_groups()
 weight_sockets.install()

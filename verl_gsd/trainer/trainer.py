@@ -292,7 +292,7 @@ class GroupTrainer(PPOTrainer):
         batch.extra_info.update(self.seam.worker_flags(Update(self.global_steps, self.local_trigger_step == 0)))
         found: dict[str, Any] = {}
         batch = super()._update_actor(batch, found)
-        metrics.update(own_names(found))
+        metrics.update(own_names(found, self.seam.extensions))
         return batch
 
     def step(self, metrics, timing_raw):

@@ -50,7 +50,7 @@ from verl.workers.engine import BaseEngine
 from verl.workers.engine.utils import postprocess_batch_func, prepare_micro_batches
 from verl.workers.utils.losses import ppo_loss
 
-from verl_gsd.algorithms.dagrpo import extension as dagrpo_parts
+from verl_gsd.algorithms.dagrpo import judging
 from verl_gsd.judge.scorer import JudgementError
 from verl_gsd.records import read_records
 from verl_gsd.run.compose import compose_config, parse_line, resolve
@@ -177,7 +177,7 @@ def stand_ins(recording):
         replaced += [
             (trainer_base, "uuid", SimpleNamespace(uuid4=world.next_uid)),
             (replay_buffer.ReplayBuffer, "_select_prompt_uids", _select_in_order(replay_buffer.ReplayBuffer)),
-            (dagrpo_parts, "scorer_of", lambda settings: RecordedScorer(recording, world.tokenizer)),
+            (judging, "scorer_of", lambda settings: RecordedScorer(recording, world.tokenizer)),
             (verifying, "ray", answers),
             (Watchdog, "look", lambda self, wait: None),
             (Watchdog, "explain", lambda self, error: None),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from verl_gsd import planning
 from verl_gsd.algorithms.gvpo.maths import gvpo_loss
-from verl_gsd.algorithms.hadw.factor import FixedAnchor, HardAnchor
+from verl_gsd.algorithms.hadw.anchors import FixedAnchor, HardAnchor
 from verl_gsd.dial import dial_advantage
 from verl_gsd.lab import updates
 from verl_gsd.lab.algorithms import ALGORITHMS, RATE, Algorithm, algorithm

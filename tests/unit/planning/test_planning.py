@@ -120,7 +120,6 @@ def test_estimates_from_counts_are_unbiased_and_the_plug_in_is_not(n, size, p):
     for estimate, truth in (
         (planning.silent_rate_from_counts(counts, n, size), planning.silent_rate(p, size)),
         (planning.expected_std_from_counts(counts, n, size), planning.expected_std(p, size)),
-        (planning.disagreement_from_counts(counts, n), p * (1 - p)),
     ):
         assert chances @ estimate == pytest.approx(truth, rel=1e-12)
     assert chances @ planning.silent_rate(counts / n, size) > planning.silent_rate(p, size) + 1e-3

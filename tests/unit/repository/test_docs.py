@@ -6,14 +6,15 @@ import pytest
 from omegaconf import OmegaConf
 from places import ROOT
 
-from verl_gsd import chain
+from verl_gsd import extension
 
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("recipes/**/README.md"))]
 
 
 @pytest.fixture
 def stages_as_before(monkeypatch):
-    monkeypatch.setattr(chain, "_STAGES", dict(chain._STAGES))
+    extension.declarations()
+    monkeypatch.setattr(extension, "_DECLARED", dict(extension._DECLARED))
 
 
 def test_the_stage_of_the_page_on_extending_passes_its_own_test_in_forty_lines(stages_as_before):

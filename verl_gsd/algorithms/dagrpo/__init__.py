@@ -14,10 +14,10 @@ checks.py               what can be wrong with a config
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from verl_gsd.extension import Declaration, register
+from verl_gsd.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from verl_gsd.algorithms.dagrpo.pairs import rectified_advantage as rectified_advantage
@@ -37,13 +37,10 @@ register(
 register(Declaration("dagrpo.judge", "verl_gsd.algorithms.dagrpo.judging:Judging", order=31))
 register(Declaration("dagrpo.demonstrations", "verl_gsd.algorithms.dagrpo.demonstrations:Demonstrating", order=32))
 
-_PUBLIC = {
-    "rectified_advantage": "pairs",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """A public name, imported when it is asked for: the declaration must be there without torch."""
-    if name in _PUBLIC:
-        return getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+#: Public names. The declaration above must be there without torch, so that these are imported when they are used.
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "rectified_advantage": "verl_gsd.algorithms.dagrpo.pairs",
+    },
+)

@@ -13,10 +13,10 @@ checks.py     what can be wrong with a config
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from verl_gsd.extension import Declaration, register
+from verl_gsd.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from verl_gsd.algorithms.gvpo.maths import gvpo_loss as gvpo_loss
@@ -32,13 +32,10 @@ register(
     )
 )
 
-_PUBLIC = {
-    "gvpo_loss": "maths",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """A public name, imported when it is asked for: the declaration must be there without torch."""
-    if name in _PUBLIC:
-        return getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+#: Public names. The declaration above must be there without torch, so that these are imported when they are used.
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "gvpo_loss": "verl_gsd.algorithms.gvpo.maths",
+    },
+)

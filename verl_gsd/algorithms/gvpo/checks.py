@@ -74,7 +74,7 @@ def _refused_beside(config: DictConfig) -> Iterator[str]:
             f"algorithm.gsd.alpha={gsd.get('alpha')}: dividing by a group's sigma^alpha moves GVPO's optimum away from "
             "pi exp(R / beta). Write algorithm.gsd.alpha=0."
         )
-    # A budget has its own reason against GVPO, said in budget_section.py.
+    # A budget has its own reason against GVPO, said in budget_settings.py.
     others = ("gvpo", "budget", "limits")
     stages = [name for name, value in gsd.items() if isinstance(value, DictConfig) and name not in others]
     for name in stages:
@@ -147,7 +147,7 @@ def _batches_impossible(config: DictConfig) -> Iterator[str]:
     rows = actor.ppo_mini_batch_size * size
     named = f"actor_rollout_ref.actor.ppo_mini_batch_size={actor.ppo_mini_batch_size} of {size} responses each"
     if workers and rows % workers:
-        return  # layout.py says so
+        return  # parallelism.py says so
     micro = actor.ppo_micro_batch_size_per_gpu
     if workers and not actor.use_dynamic_bsz and isinstance(micro, int) and (micro < 1 or rows // workers % micro):
         yield (

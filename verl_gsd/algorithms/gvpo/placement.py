@@ -14,7 +14,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from verl_gsd.algorithms.gvpo import maths
-from verl_gsd.algorithms.gvpo import rows as gvpo_rows
+from verl_gsd.algorithms.gvpo.rows import ADVANTAGE, COEFFICIENT, GROUP, RESPONSE, SIZE
 from verl_gsd.extension import UnplacedRows
 from verl_gsd.groups import group_numbers
 from verl_gsd.run.checks.parallelism import sequence_parallel
@@ -191,7 +191,7 @@ class Placement:
         self._route = route
 
     def columns(self, keys: Sequence[str], advantages: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What the loss has to know of each row, ``gvpo_rows``: (N,) each.
+        """What the loss has to know of each row, ``rows.py``: (N,) each.
 
         Args:
             keys: of the batch as it is placed, padding included (its uid starts with ``pad``).
@@ -199,11 +199,11 @@ class Placement:
         """
         mini_batch = mini_batch_of(len(keys), mini_batches=self.mini_batches, workers=self.workers)
         columns = {
-            gvpo_rows.RESPONSE: torch.full((len(keys),), -1),
-            gvpo_rows.GROUP: torch.full((len(keys),), -1),
-            gvpo_rows.SIZE: torch.zeros(len(keys), dtype=torch.int64),
-            gvpo_rows.COEFFICIENT: torch.zeros(len(keys)),
-            gvpo_rows.ADVANTAGE: advantages.float(),
+            RESPONSE: torch.full((len(keys),), -1),
+            GROUP: torch.full((len(keys),), -1),
+            SIZE: torch.zeros(len(keys), dtype=torch.int64),
+            COEFFICIENT: torch.zeros(len(keys)),
+            ADVANTAGE: advantages.float(),
         }
         for j in np.unique(mini_batch):
             rows = [row for row in np.flatnonzero(mini_batch == j) if not is_padding(keys[row])]
@@ -213,11 +213,11 @@ class Placement:
             group = group_numbers([uid_of(keys[row]) for row in rows], len(rows))
             # The group of each response, once.
             of_response = torch.zeros(int(response.max()) + 1, dtype=torch.int64).scatter_(0, response, group)
-            columns[gvpo_rows.RESPONSE][rows] = response
-            columns[gvpo_rows.GROUP][rows] = group
-            columns[gvpo_rows.SIZE][rows] = torch.bincount(of_response)[group]
+            columns[RESPONSE][rows] = response
+            columns[GROUP][rows] = group
+            columns[SIZE][rows] = torch.bincount(of_response)[group]
             coefficient = maths.group_coefficients(of_response, self._normalizer)
-            columns[gvpo_rows.COEFFICIENT][rows] = coefficient[response].float()
+            columns[COEFFICIENT][rows] = coefficient[response].float()
         return columns
 
     def flags(self, *, theta_is_old: bool) -> dict[str, Any]:

@@ -7,10 +7,10 @@ extension.py  settings; where the anchor is updated (``end_step``), saved, recor
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from verl_gsd.extension import Declaration, register
+from verl_gsd.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from verl_gsd.algorithms.hadw.anchors import AnchorBank as AnchorBank
@@ -21,17 +21,14 @@ if TYPE_CHECKING:
 
 register(Declaration("hadw", "verl_gsd.algorithms.hadw.extension:Hadw", order=40, saves=True))
 
-_PUBLIC = {
-    "hadw_factor": "factor",
-    "AnchorBank": "anchors",
-    "FixedAnchor": "anchors",
-    "HardAnchor": "anchors",
-    "SoftAnchor": "anchors",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """A public name, imported when it is asked for: the declaration must be there without torch."""
-    if name in _PUBLIC:
-        return getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+#: Public names. The declaration above must be there without torch, so that these are imported when they are used.
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "hadw_factor": "verl_gsd.algorithms.hadw.factor",
+        "AnchorBank": "verl_gsd.algorithms.hadw.anchors",
+        "FixedAnchor": "verl_gsd.algorithms.hadw.anchors",
+        "HardAnchor": "verl_gsd.algorithms.hadw.anchors",
+        "SoftAnchor": "verl_gsd.algorithms.hadw.anchors",
+    },
+)

@@ -1,4 +1,4 @@
-"""DaGRPO's stage in the chain: whose scores it reads, what it masks, and what it remembers."""
+"""DaGRPO's mask in the chain: whose scores it reads, what it masks, and what it remembers."""
 
 import itertools
 import json
@@ -28,12 +28,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from verl_gsd import chain
-from verl_gsd.algorithms.dagrpo.mask import DagrpoMemory
+from verl_gsd.algorithms.dagrpo.mask import Dagrpo
 from verl_gsd.algorithms.dagrpo.pairs import rectified_advantage
 from verl_gsd.algorithms.dagrpo.settings import Delta
-from verl_gsd.algorithms.hadw.extension import HadwMemory
+from verl_gsd.algorithms.hadw.extension import Hadw
 from verl_gsd.algorithms.hadw.factor import hadw_factor
 from verl_gsd.dial import dial_advantage
+from verl_gsd.extension import ExtensionError
 from verl_gsd.groups import Member
 
 
@@ -151,38 +152,38 @@ def test_fail_closed_keeps_a_demonstrations_pair_with_a_response_whose_judgement
 def test_padding_gets_nothing_and_changes_nothing(mask):
     section = {"delta": 3, "mask": mask, "rescale": True}
     members, rows = batch_of(group(R, SCORES))
-    memory = DagrpoMemory(section)
+    dagrpo = Dagrpo(section)
     members = [None, *members, None]
-    columns = memory.columns(members, [])
+    columns = dagrpo.stage_inputs(members, [])
     assert columns["judge_score"].isnan().tolist() == [True, False, False, False, False, True]
     assert not columns["judge_failed"].any() and not columns["demonstration"].any()
     rewards = torch.tensor([5.0, *(row.reward for row in rows), -7.0], dtype=torch.float64)
     gsd = {"alpha": 1.0, "ddof": 1, "eps": 1e-6, "dagrpo": section}
     uids, real = ["pad0", "a", "a", "a", "a", "a"], torch.tensor([False] + [True] * 4 + [False])
-    found = chain.advantages(rewards, uids, gsd, mask=real, columns=columns).tolist()
-    assert found == [0.0, *through(section, group(R, SCORES), alpha=1.0), 0.0]
-    memory.commit([])
-    alone = DagrpoMemory(section)
+    found = chain.advantages(rewards, uids, gsd, mask=real, columns=columns, extensions={"dagrpo": dagrpo})
+    assert found.tolist() == [0.0, *through(section, group(R, SCORES), alpha=1.0), 0.0]
+    alone = Dagrpo(section)
     chained(alone, [group(R, SCORES)], section)
-    alone.commit([])
-    assert memory.metrics() == alone.metrics()
+    assert dagrpo.end_step([]) == alone.end_step([])
 
 
 def test_columns_are_read_by_place_and_not_by_order():
     of = group(R, [8, NAN, 5, 4])
     rows = [Member(of, 3), Member(of, None), Member(of, 1), None, Member(group([1]), 0), Member(of, 0)]
-    columns = DagrpoMemory({"delta": 3}).columns(rows, [])
+    columns = Dagrpo({"delta": 3}).stage_inputs(rows, [])
     assert columns["judge_score"].tolist() == pytest.approx([4, NAN, NAN, NAN, NAN, 8], nan_ok=True)
     assert columns["judge_failed"].tolist() == [False, False, True, False, False, False]
     assert columns["demonstration"].tolist() == [False, True, False, False, False, False]
 
 
 def test_an_infinite_score_is_named_and_a_trainer_that_gives_no_columns_too():
-    with pytest.raises(ValueError, match=r"scores\[1\].*inf"):
+    with pytest.raises(ExtensionError, match=r"algorithm\.gsd\.dagrpo\b.*\bcentre\b.*scores\[1\].*inf") as refused:
         through({"delta": 3}, group([1, 0], [1, INF]))
+    assert isinstance(refused.value.__cause__, ValueError)
     gsd = {"alpha": 1.0, "ddof": 1, "eps": 1e-6, "dagrpo": {"delta": 3}}
-    with pytest.raises(ValueError, match=r"algorithm\.gsd\.dagrpo\b.*\bdagrpo\b"):
+    with pytest.raises(ExtensionError, match=r"algorithm\.gsd\.dagrpo\b.*\bcentre\b.*\bjudge_score\b") as refused:
         chain.advantages(torch.tensor([1.0, 0.0]), ["a", "a"], gsd)
+    assert isinstance(refused.value.__cause__, ValueError)
 
 
 # An adaptive delta
@@ -195,32 +196,29 @@ def test_a_quantile_is_that_of_the_known_gaps_of_the_batch_each_pair_once(groups
     pairs = [(a, b) for a, b in itertools.combinations(rows, 2) if a.label == b.label and a.reward != b.reward]
     gaps = [gap(a, b, signed) for a, b in pairs if not math.isnan(gap(a, b))]
     delta = float(np.quantile(gaps, quantile)) if gaps else -INF
-    memory = DagrpoMemory(section)
-    found = chained(memory, groups, section).tolist()
+    dagrpo = Dagrpo(section)
+    found = chained(dagrpo, groups, section).tolist()
     assert found == through({"delta": delta, "signed": signed}, *groups)
-    memory.commit(groups)
-    assert memory.metrics().get("dagrpo/delta", -INF) == delta
+    assert dagrpo.end_step(groups).get("dagrpo/delta", -INF) == delta
 
 
 def test_a_quantile_by_hand_and_anew_at_every_batch():
     section = {"delta": {"quantile": 0.5}}
-    memory = DagrpoMemory(section)
+    dagrpo = Dagrpo(section)
     # Gaps 5, 4, 2, 1: the median is 3. Then 9 alone.
-    assert chained(memory, [group(R, SCORES)], section).tolist() == [0.5, -0.25, 0, -0.25]
-    assert chained(memory, [group([1, 0], [9, 0])], section).tolist() == [0.5, -0.5]
-    memory.commit([])
-    assert memory.metrics()["dagrpo/delta"] == 9
+    assert chained(dagrpo, [group(R, SCORES)], section).tolist() == [0.5, -0.25, 0, -0.25]
+    assert chained(dagrpo, [group([1, 0], [9, 0])], section).tolist() == [0.5, -0.5]
+    assert dagrpo.end_step([])["dagrpo/delta"] == 9
 
 
 def test_delta_moves_with_every_step_and_not_within_one():
     section = {"delta": {"from": 1, "to": 5, "steps": 4}}
-    memory, seen, found = DagrpoMemory(section), [], []
+    dagrpo, seen, found = Dagrpo(section), [], []
     for _ in range(6):
-        first, second = (chained(memory, [group(R, SCORES)], section).tolist() for _ in range(2))
+        first, second = (chained(dagrpo, [group(R, SCORES)], section).tolist() for _ in range(2))
         assert first == second
-        memory.commit([])
         found.append(first)
-        seen.append(memory.metrics()["dagrpo/delta"])
+        seen.append(dagrpo.end_step([])["dagrpo/delta"])
     assert seen == [1, 2, 3, 4, 5, 5]
     assert found == [through({"delta": delta}, group(R, SCORES)) for delta in seen]
     assert len({tuple(of) for of in found}) > 3, "the way changes what is masked"
@@ -241,31 +239,30 @@ def test_ten_steps_are_four_a_restart_and_six(delta):
     generator = np.random.default_rng(0)
     steps = [[group(generator.integers(0, 2, 6), generator.integers(0, 11, 6))] for _ in range(10)]
 
-    def run(memory, steps):
+    def run(dagrpo, steps):
         for step in steps:
-            yield chained(memory, step, section).tolist()
-            memory.commit(step)
-            yield memory.metrics()
+            yield chained(dagrpo, step, section).tolist()
+            yield dagrpo.end_step(step)
 
-    whole, first, second = (DagrpoMemory(section) for _ in range(3))
+    whole, first, second = (Dagrpo(section) for _ in range(3))
     expected = list(run(whole, steps))
     found = list(run(first, steps[:4]))
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
     found += run(second, steps[4:])
     assert found == expected and second.state_dict() == whole.state_dict()
-    json.dumps(whole.depends_on())
+    json.dumps(whole.fingerprint())
 
 
 # Before HA-DW
 
 
 def both(dagrpo, hadw, *groups, alpha=1.0):
-    memories = DagrpoMemory(dagrpo), HadwMemory(hadw)
+    extensions = {"dagrpo": Dagrpo(dagrpo), "hadw": Hadw(hadw)}
     members, rows = batch_of(*groups)
-    columns = {name: of for memory in memories for name, of in memory.columns(members, groups).items()}
+    columns = {name: of for one in extensions.values() for name, of in one.stage_inputs(members, groups).items()}
     gsd = {"alpha": alpha, "ddof": 1, "eps": 1e-6, "hadw": hadw, "dagrpo": dagrpo}
-    rewards = torch.tensor([row.reward for row in rows], dtype=torch.float64)
-    return chain.advantages(rewards, [row.label for row in rows], gsd, columns=columns)
+    rewards, labels = torch.tensor([row.reward for row in rows], dtype=torch.float64), [row.label for row in rows]
+    return chain.advantages(rewards, labels, gsd, columns=columns, extensions=extensions)
 
 
 @pytest.mark.parametrize(("scores", "sign"), [([5, 4, 1], 1), ([9, 4, 3], -1), ([5, 4, 3], 0)])

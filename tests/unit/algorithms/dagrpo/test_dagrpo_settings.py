@@ -5,8 +5,7 @@ import math
 import pytest
 from omegaconf import OmegaConf
 
-import verl_gsd.algorithms.dagrpo.mask  # noqa: F401, registers the stage
-from verl_gsd import chain
+from verl_gsd import extension
 from verl_gsd.algorithms.dagrpo.settings import Delta, Settings
 
 NAN, INF = math.nan, math.inf
@@ -90,4 +89,4 @@ def test_a_wrong_value_is_refused_and_its_key_named(wrap, section, words):
     with pytest.raises(ValueError, match=words):
         Settings.of(wrap(section))
     with pytest.raises(ValueError, match=r"algorithm\.gsd\.dagrpo\b"):
-        chain.build_memory("dagrpo", wrap({"dagrpo": section}))
+        extension.build(wrap({"dagrpo": section}))

@@ -23,7 +23,7 @@ from dagrpo_groups import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from verl_gsd.algorithms.dagrpo.mask import DagrpoMemory
+from verl_gsd.algorithms.dagrpo.mask import Dagrpo
 from verl_gsd.records import Left, describe
 
 NAMES = {
@@ -89,25 +89,24 @@ steps = st.lists(st.lists(groups_of(binary), min_size=1, max_size=3), max_size=3
 @given(st.lists(steps, min_size=1, max_size=3), deltas, masks, st.booleans(), st.booleans())
 def test_the_figures_of_a_step_are_those_counted_by_hand_over_its_batches(run, delta, mask, signed, closed):
     section = {"delta": delta, "mask": mask, "signed": signed, "fail_closed": closed}
-    memory = DagrpoMemory(section)
+    dagrpo = Dagrpo(section)
     for step in run:
         for groups in step:
-            chained(memory, groups, section)
-        memory.commit([])
-        found = memory.metrics()
+            chained(dagrpo, groups, section)
+        found = dagrpo.end_step([])
         assert found == pytest.approx(counted_by_hand(step, mask, delta, signed, closed))
         assert set(found) <= NAMES
-        assert memory.metrics() == {}, "they are of one step and taken once"
+        nothing = counted_by_hand([], mask, delta, signed, closed)
+        assert dagrpo.end_step([]) == nothing, "they are of one step and taken once"
 
 
 def test_the_figures_of_a_step_by_example_and_their_names():
     section = {"delta": 3}
-    memory = DagrpoMemory(section)
+    dagrpo = Dagrpo(section)
     # Gaps 5, 4, 2, 1; then -7 and 0, both masked, and a pair that nobody judged; then a group of no difference.
-    chained(memory, [group(R, SCORES), group([1, 0, 0], [2, 9, 2])], section)
-    chained(memory, [group([1, 0]), group([0, 0, 0], [1, 2, 3])], section)
-    memory.commit([])
-    found = memory.metrics()
+    chained(dagrpo, [group(R, SCORES), group([1, 0, 0], [2, 9, 2])], section)
+    chained(dagrpo, [group([1, 0]), group([0, 0, 0], [1, 2, 3])], section)
+    found = dagrpo.end_step([])
     assert found == {
         "dagrpo/delta": 3,
         "dagrpo/pairs/kept": 3 / 7,
@@ -123,18 +122,16 @@ def test_the_figures_of_a_step_by_example_and_their_names():
 
 
 def figures(section, *groups):
-    memory = DagrpoMemory(section)
-    chained(memory, groups, section)
-    memory.commit([])
-    return memory.metrics()
+    dagrpo = Dagrpo(section)
+    chained(dagrpo, groups, section)
+    return dagrpo.end_step([])
 
 
 def test_demonstrations_are_not_counted():
     section = {"delta": 3}
-    memory = DagrpoMemory(section)
-    chained(memory, [group([0, 0, 0], demonstrations=1), group([1, 0, 0], [9, 1, 5], demonstrations=1)], section)
-    memory.commit([])
-    found = memory.metrics()
+    dagrpo = Dagrpo(section)
+    chained(dagrpo, [group([0, 0, 0], demonstrations=1), group([1, 0, 0], [9, 1, 5], demonstrations=1)], section)
+    found = dagrpo.end_step([])
     assert found["dagrpo/pairs/kept"] == found["dagrpo/pairs/judged"] == 1, "the one pair of two own responses"
     assert found["dagrpo/masked/right"] == found["dagrpo/masked/wrong"] == 0
     assert "dagrpo/pairs/kept" not in figures(section, group([0, 0, 0], demonstrations=1))
@@ -149,23 +146,23 @@ def test_a_response_at_its_groups_mean_is_neither_right_nor_wrong():
 
 def test_the_records_have_a_groups_own_pairs_and_judgements():
     section = {"delta": 3}
-    memory, of = DagrpoMemory(section), group(R, [8, NAN, 2, 4])
-    chained(memory, [of], section)
+    dagrpo, of = Dagrpo(section), group(R, [8, NAN, 2, 4])
+    chained(dagrpo, [of], section)
     # Pairs: 8 over 4 kept, 2 over 4 contradicted, two that nobody could judge kept.
-    assert memory.record(of) == {
+    assert dagrpo.record(of) == {
         "dagrpo_pairs": 4,
         "dagrpo_pairs_kept": 3,
         "dagrpo_pairs_contradicted": 1,
         "judge_failed": 1,
         "judge_score": pytest.approx(14 / 3),
     }
-    closed = DagrpoMemory(section | {"fail_closed": True})
+    closed = Dagrpo(section | {"fail_closed": True})
     assert closed.record(of)["dagrpo_pairs_kept"] == 1
-    assert DagrpoMemory({"delta": 3, "signed": False}).record(group(R, [8, 9, 2, 4]))["dagrpo_pairs_kept"] == 2
-    nobody = memory.record(group(R, [NAN] * 4))
+    assert Dagrpo({"delta": 3, "signed": False}).record(group(R, [8, 9, 2, 4]))["dagrpo_pairs_kept"] == 2
+    nobody = dagrpo.record(group(R, [NAN] * 4))
     assert (nobody["judge_failed"], nobody["judge_score"], nobody["dagrpo_pairs_kept"]) == (4, None, 4)
-    assert memory.record(group(R)) == memory.record(group([1], [5])) == memory.record(group([], [])) == {}
-    (row,) = describe([Left(of, "trained", memory.record(of))], step=1, attempt=1, alpha=1.0).to_pylist()
+    assert dagrpo.record(group(R)) == dagrpo.record(group([1], [5])) == dagrpo.record(group([], [])) == {}
+    (row,) = describe([Left(of, "trained", dagrpo.record(of))], step=1, attempt=1, alpha=1.0).to_pylist()
     assert (row["dagrpo_pairs"], row["dagrpo_pairs_kept"], row["judge_failed"]) == (4, 3, 1)
 
 
@@ -173,11 +170,10 @@ def test_the_records_have_a_groups_own_pairs_and_judgements():
 @given(groups_of(demonstrated=False), deltas, st.booleans(), st.booleans())
 def test_a_group_is_recorded_as_its_step_counted_it(of, delta, signed, closed):
     section = {"delta": delta, "signed": signed, "fail_closed": closed}
-    memory = DagrpoMemory(section)
-    chained(memory, [of], section)
-    recorded = memory.record(of)
-    memory.commit([of])
-    found = memory.metrics()
+    dagrpo = Dagrpo(section)
+    chained(dagrpo, [of], section)
+    recorded = dagrpo.record(of)
+    found = dagrpo.end_step([of])
     if recorded and recorded["dagrpo_pairs"]:
         assert recorded["dagrpo_pairs_kept"] == pytest.approx(found["dagrpo/pairs/kept"] * recorded["dagrpo_pairs"])
         judged = round(found["dagrpo/pairs/judged"] * recorded["dagrpo_pairs"])
@@ -187,10 +183,10 @@ def test_a_group_is_recorded_as_its_step_counted_it(of, delta, signed, closed):
 
 def test_a_record_has_the_delta_of_its_step():
     section = {"delta": {"from": 1, "to": 5, "steps": 1}}
-    memory, kept = DagrpoMemory(section), []
+    dagrpo, kept = Dagrpo(section), []
     for _ in range(2):
         of = group(R, SCORES)
-        chained(memory, [of], section)
-        kept.append(memory.record(of)["dagrpo_pairs_kept"])
-        memory.commit([of])
+        chained(dagrpo, [of], section)
+        kept.append(dagrpo.record(of)["dagrpo_pairs_kept"])
+        dagrpo.end_step([of])
     assert kept == [4, 1]

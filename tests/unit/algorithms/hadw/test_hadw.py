@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from verl_gsd import chain
-from verl_gsd.algorithms.hadw.extension import HadwMemory, Settings
-from verl_gsd.algorithms.hadw.factor import AnchorBank, FixedAnchor, HardAnchor, SoftAnchor, hadw_factor
+from verl_gsd import chain, extension
+from verl_gsd.algorithms.hadw.anchors import AnchorBank, FixedAnchor, HardAnchor, SoftAnchor
+from verl_gsd.algorithms.hadw.extension import Hadw, Settings
+from verl_gsd.algorithms.hadw.factor import hadw_factor
 from verl_gsd.dial import dial_advantage
 from verl_gsd.evaluation.bias import baseline_bias, bias_by_rate
 from verl_gsd.groups import Group, Member
@@ -205,27 +206,27 @@ def group(correct, size=8, source="math", index=0):
     return Group(f"uid{next(UIDS)}", source, index, accuracies, accuracies, np.ones(size, np.int64))
 
 
-def chained(memory, groups, section, left=(), alpha=1.0):
+def chained(hadw, groups, section, left=(), alpha=1.0):
     """Advantages of a batch, a row a response, through the chain as a trainer runs it."""
     rewards = torch.from_numpy(np.concatenate([entry.rewards for entry in groups]))
     index = np.repeat(np.arange(len(groups)), [len(entry.rewards) for entry in groups])
     gsd = {"alpha": alpha, "ddof": 1, "eps": 1e-6, "hadw": section}
-    columns = memory.columns([Member(groups[number], None) for number in index], list(left) or groups)
-    return chain.advantages(rewards, index, gsd, columns=columns)
+    columns = hadw.stage_inputs([Member(groups[number], None) for number in index], list(left) or groups)
+    return chain.advantages(rewards, index, gsd, columns=columns, extensions={"hadw": hadw})
 
 
 def test_within_a_step_the_anchor_is_frozen_and_every_group_moves_it_once_after():
     section = {"preset": "hard"}
-    memory, batch, evicted = HadwMemory(section), [group(2), group(6)], [group(0), group(8), group(8)]
+    hadw, batch, evicted = Hadw(section), [group(2), group(6)], [group(0), group(8), group(8)]
     base = dial_advantage(torch.cat([torch.from_numpy(entry.rewards) for entry in batch]), [0] * 8 + [1] * 8)
-    assert torch.equal(chained(memory, batch, section), base), "nothing was observed yet"
-    memory.commit(batch + evicted)
+    assert torch.equal(chained(hadw, batch, section), base), "nothing was observed yet"
+    hadw.end_step(batch + evicted)
     accuracy = (2 + 6 + 0 + 8 + 8) / 40
-    assert memory.bank.value("math") == accuracy
-    once, again = (chained(memory, batch, section) for _ in range(2))
+    assert hadw.bank.value("math") == accuracy
+    once, again = (chained(hadw, batch, section) for _ in range(2))
     phi = hadw_factor(base, torch.tensor([0.25] * 8 + [0.75] * 8), accuracy)
     assert torch.equal(once, again) and torch.allclose(once, base * phi)
-    assert memory.record(batch[0]) == {
+    assert hadw.record(batch[0]) == {
         "hadw_anchor": accuracy,
         "hadw_factor_right": pytest.approx(1.3 * math.exp(accuracy - 0.25)),
         "hadw_factor_wrong": pytest.approx(1.3 * math.exp(0.25 - accuracy)),
@@ -234,35 +235,35 @@ def test_within_a_step_the_anchor_is_frozen_and_every_group_moves_it_once_after(
 
 def test_include_current_weighs_with_an_anchor_that_has_seen_the_batch():
     section = {"preset": "hard", "include_current": True}
-    memory, batch = HadwMemory(section), [group(2)]
-    weighed = chained(memory, batch, section, left=[*batch, group(8)])
+    hadw, batch = Hadw(section), [group(2)]
+    weighed = chained(hadw, batch, section, left=[*batch, group(8)])
     base = dial_advantage(torch.from_numpy(batch[0].rewards), [0] * 8)
     assert torch.allclose(weighed, base * hadw_factor(base, torch.full((8,), 0.25), 10 / 16))
-    assert memory.record(batch[0])["hadw_anchor"] == 10 / 16, "the records have the anchor that was used"
-    assert memory.bank.value("math") is None, "only commit moves it"
+    assert hadw.record(batch[0])["hadw_anchor"] == 10 / 16, "the records have the anchor that was used"
+    assert hadw.bank.value("math") is None, "only end_step moves it"
 
 
 def test_off_is_bit_identical_to_the_base_and_remembers_nothing():
     section = {"preset": "off"}
-    memory, batch = HadwMemory(section), [group(3), group(5)]
-    memory.commit([group(1)])
+    hadw, batch = Hadw(section), [group(3), group(5)]
+    assert hadw.end_step([group(1)]) == {}
     base = dial_advantage(torch.cat([torch.from_numpy(entry.rewards) for entry in batch]), [0] * 8 + [1] * 8)
-    assert torch.equal(chained(memory, batch, section), base)
-    assert memory.record(batch[0]) == {} and memory.metrics() == {}
+    assert torch.equal(chained(hadw, batch, section), base)
+    assert hadw.record(batch[0]) == {} and hadw.end_step([]) == {}
 
 
 @pytest.mark.parametrize("preset", ["hard", "soft", "paper", "fixed", 0.4])
 def test_twenty_steps_are_ten_a_restart_and_ten(preset):
     rng = np.random.default_rng(0)
     steps = [[group(int(k), source=f"s{k % 2}") for k in rng.integers(0, 9, 6)] for _ in range(20)]
-    whole, first, second = (HadwMemory({"preset": preset, "n_min": 32}) for _ in range(3))
+    whole, first, second = (Hadw({"preset": preset, "n_min": 32}) for _ in range(3))
     for step in steps:
-        whole.commit(step)
+        whole.end_step(step)
     for step in steps[:10]:
-        first.commit(step)
+        first.end_step(step)
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
     for step in steps[10:]:
-        second.commit(step)
+        second.end_step(step)
     assert second.state_dict() == whole.state_dict()
     assert second.record(group(3, source="s1")) == whole.record(group(3, source="s1"))
 
@@ -270,16 +271,16 @@ def test_twenty_steps_are_ten_a_restart_and_ten(preset):
 def test_accuracies_that_are_none_are_named_and_graded_ones_are_rescaled():
     graded = Group("graded", "code", 17, np.zeros(2), np.array([-1.0, 0.5]), np.ones(2, np.int64))
     with pytest.raises(ValueError, match=r"data_source=code, index=17\b.*-1\.0\b.*accuracy_range"):
-        HadwMemory({"preset": "hard"}).commit([graded])
-    memory = HadwMemory({"preset": "hard", "accuracy_range": OmegaConf.create([-1, 1])})
-    adopted = memory.adopt(graded)
-    memory.commit([adopted])
-    assert memory.bank.value("code") == 0.375
-    (row,) = describe([Left(adopted, "trained")], step=1, attempt=1, alpha=1.0).to_pylist()
+        Hadw({"preset": "hard"}).end_step([graded])
+    hadw = Hadw({"preset": "hard", "accuracy_range": OmegaConf.create([-1, 1])})
+    rescaled = hadw.on_group_left(graded, "trained")
+    hadw.end_step([rescaled])
+    assert hadw.bank.value("code") == 0.375
+    (row,) = describe([Left(rescaled, "trained")], step=1, attempt=1, alpha=1.0).to_pylist()
     assert (row["correct"], row["total"]) == (0.75, 2), "what is recorded is what was observed"
     silent = Group("silent", "code", 3, np.zeros(1), np.array([np.nan]), np.ones(1, np.int64))
     with pytest.raises(ValueError, match=r"index=3\b.*\bnan\b"):
-        memory.columns([Member(silent, 0)], [silent])
+        hadw.stage_inputs([Member(silent, 0)], [silent])
 
 
 def test_what_yaml_makes_of_off_is_off():
@@ -288,12 +289,10 @@ def test_what_yaml_makes_of_off_is_off():
 
 def test_metrics_of_a_step():
     section = {"preset": "soft"}
-    memory, batch = HadwMemory(section), [group(2), group(6), group(8)]
-    memory.commit([group(4)])
-    memory.metrics()
-    weighed = chained(memory, batch, section)
-    memory.commit([*batch, group(0)])
-    metrics = memory.metrics()
+    hadw, batch = Hadw(section), [group(2), group(6), group(8)]
+    hadw.end_step([group(4)])
+    weighed = chained(hadw, batch, section)
+    metrics = hadw.end_step([*batch, group(0)])
     assert metrics["hadw/accuracy"] == 0.5 and metrics["hadw/anchor/before"] == metrics["hadw/anchor/after"] == 0.5
     assert metrics["hadw/steps_unmoved"] == 1 and metrics["hadw/rate"] == 0.05
     cells = {name: metrics[f"hadw/cell/{name}"] for name in ("hard_right", "hard_wrong", "easy_right", "easy_wrong")}
@@ -301,13 +300,13 @@ def test_metrics_of_a_step():
     assert metrics["hadw/frac_degenerate"] == 0.5
     assert metrics["hadw/net_advantage"] == pytest.approx(float(weighed[:16].mean()))
     assert metrics["hadw/phi/min"] == pytest.approx(1.3 * math.exp(-0.25))
-    assert memory.metrics() == {}
+    assert hadw.end_step([]) == {}, "they are taken once"
 
 
 def test_the_papers_anchor_warns_when_it_is_frozen(caplog):
-    memory = HadwMemory({"preset": "paper"})
+    hadw = Hadw({"preset": "paper"})
     for correct in [4] * 3 + [8] * 10:
-        memory.commit([group(correct)])
+        hadw.end_step([group(correct)])
     assert re.search(r"\b0\.500\b.*\b1\.000\b", caplog.text)
 
 
@@ -331,7 +330,7 @@ def test_settings_out_of_range_are_refused(section, message):
     with pytest.raises(ValueError, match=message):
         Settings.of(section)
     with pytest.raises(ValueError, match=r"algorithm\.gsd\.hadw\b"):
-        chain.build_memory("hadw", {"hadw": section})
+        extension.build({"hadw": section})
 
 
 def test_bias_in_records_by_solve_rate():
@@ -353,9 +352,11 @@ def test_bias_in_records_by_solve_rate():
 
 
 def test_under_a_budget_every_prompt_counts_as_much():
-    equal, budgeted = HadwMemory({"preset": "hard"}), HadwMemory({"preset": "hard"})
-    equal.commit([group(2), group(6), group(8)])
+    equal, budgeted = Hadw({"preset": "hard"}), Hadw({"preset": "hard"})
+    equal.end_step([group(2), group(6), group(8)])
     sizes = {2: 4, 6: 16, 8: 4}  # of the same accuracies 1/4, 3/4 and 1
-    budgeted.commit([replace(group(right * size // 8, size=size), asked=size) for right, size in sizes.items()])
+    metrics = budgeted.end_step(
+        [replace(group(right * size // 8, size=size), asked=size) for right, size in sizes.items()]
+    )
     assert budgeted.bank.overall.value == equal.bank.overall.value == pytest.approx(2 / 3)
-    assert budgeted.metrics()["hadw/accuracy"] == pytest.approx(2 / 3)
+    assert metrics["hadw/accuracy"] == pytest.approx(2 / 3)

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from verl_gsd.algorithms.gvpo import rows as gvpo_rows
-from verl_gsd.algorithms.gvpo.placement import GVPOUpdate
+from verl_gsd.algorithms.gvpo.placement import Placement
+from verl_gsd.extension import UnplacedRows
 from verl_gsd.trainer.batching import PADDING, mini_batch_of
 from verl_gsd.trainer.metrics import own_names
 
@@ -19,7 +20,7 @@ STATIC = ("actor_rollout_ref.actor.use_dynamic_bsz=false", "actor_rollout_ref.ac
 @pytest.fixture
 def update(compose_fast):
     def update(*words):
-        return GVPOUpdate(compose_fast(*WORDS, *words)[0])
+        return Placement(compose_fast(*WORDS, *words)[0])
 
     return update
 
@@ -31,10 +32,7 @@ def keys(groups=8, sessions=4):
 def place(update, of=None, length=10, workers=1, padding_tokens=12, prompts=8):
     of = of or keys()
     lengths = [length] * len(of)
-    places, metrics = update.place(
-        of, lengths, lengths, prompts=prompts, padding_tokens=padding_tokens, workers=workers
-    )
-    return places, metrics
+    return update.place(UnplacedRows(of, lengths, lengths, prompts, padding_tokens, workers))
 
 
 def test_by_default_a_quarter_of_the_batch_is_a_mini_batch_and_groups_are_kept_whole(update, compose_fast):
@@ -44,7 +42,7 @@ def test_by_default_a_quarter_of_the_batch_is_a_mini_batch_and_groups_are_kept_w
     none = {"gvpo/padding_rows": 0, "gvpo/missing_sessions": 0, "gvpo/missing_updates": 0}
     assert metrics == {"gvpo/route_whole": 1} | none
     assert sorted(places) == list(range(32))
-    assert by_default.instructions(theta_is_old=True) == {
+    assert by_default.flags(theta_is_old=True) == {
         "gvpo_route": "whole",
         "gvpo_theta_is_old": True,
         "num_mini_batch": 4,
@@ -55,10 +53,10 @@ def test_by_default_a_quarter_of_the_batch_is_a_mini_batch_and_groups_are_kept_w
 def test_micro_batches_of_rows_are_counted_in_groups_under_whole(update):
     static = update(*STATIC)
     place(static)
-    assert static.instructions(theta_is_old=False)["micro_batch_size_per_gpu"] == 2
+    assert static.flags(theta_is_old=False)["micro_batch_size_per_gpu"] == 2
     rows = update(*STATIC, "algorithm.gsd.gvpo.grouping=prepass")
     place(rows)
-    assert "micro_batch_size_per_gpu" not in rows.instructions(theta_is_old=False)
+    assert "micro_batch_size_per_gpu" not in rows.flags(theta_is_old=False)
 
 
 LONG = "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=39"
@@ -158,7 +156,7 @@ def test_outputs_of_one_session_are_one_response(update):
 def with_epochs(compose_fast):
     """(number of epochs) -> what a step asks, of a config composed once."""
     configs = {n: compose_fast(*WORDS, f"actor_rollout_ref.actor.ppo_epochs={n}")[0] for n in (1, 2)}
-    return lambda epochs: GVPOUpdate(configs[epochs])
+    return lambda epochs: Placement(configs[epochs])
 
 
 @given(st.lists(st.integers(1, 16), min_size=1, max_size=8), st.sampled_from([1, 2, 4]), st.sampled_from([1, 2]))
@@ -166,7 +164,7 @@ def test_the_updates_are_those_the_config_states_whatever_the_sizes(with_epochs,
     made = with_epochs(epochs)
     of = [f"uid{group}_{session}_0" for group, size in enumerate(sizes) for session in range(size)]
     places, metrics = place(made, of, workers=workers)
-    assert made.mini_batches == min(4, len(sizes)) == made.instructions(theta_is_old=True)["num_mini_batch"]
+    assert made.mini_batches == min(4, len(sizes)) == made.flags(theta_is_old=True)["num_mini_batch"]
     assert metrics["gvpo/missing_updates"] == epochs * max(0, 4 - len(sizes))
     number = mini_batch_of(len(places), mini_batches=made.mini_batches, workers=workers)
     placed = [f"pad{at}_0_0" if row == PADDING else of[row] for at, row in enumerate(places)]

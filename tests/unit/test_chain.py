@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from verl_gsd import chain
+from verl_gsd import chain, extension
 from verl_gsd.dial import dial_advantage
+from verl_gsd.extension import ExtensionError
 
 SETTINGS = {"alpha": 0.5, "ddof": 1, "eps": 1e-6}
 REWARDS = torch.tensor([1.0, 0.0, 0.0, 3.0, 1.0])
@@ -14,7 +15,8 @@ INDEX = ["a", "a", "a", "b", "b"]
 @pytest.fixture(autouse=True)
 def stages(monkeypatch):
     """Whatever a test registers is forgotten after it."""
-    monkeypatch.setattr(chain, "_STAGES", dict(chain._STAGES))
+    extension.declarations()
+    monkeypatch.setattr(extension, "_DECLARED", dict(extension._DECLARED))
 
 
 def test_without_stages_the_chain_is_the_dial():
@@ -43,18 +45,19 @@ def test_a_centring_stage_replaces_the_mean_and_sigma_stays_that_of_the_rewards(
     torch.testing.assert_close(got, REWARDS / (sigma + 1e-6) ** 0.5)
 
 
-def test_weights_see_what_stands_before_them_in_the_order_of_their_names():
+def test_weights_see_what_stands_before_them_in_the_order_that_they_state():
     seen = []
-    for name in ("b_second", "a_first"):
+    for name, order in (("a_second", 2), ("b_first", 1), ("c_third", 2)):
 
-        @chain.register_stage(name, "weight")
+        @chain.register_stage(name, "weight", order=order)
         def stage(rows, advantages, section, name=name):
             seen.append((name, advantages[0].item()))
             return torch.full_like(advantages, 10.0)
 
     plain = chain.advantages(REWARDS, INDEX, SETTINGS)[0].item()
-    chain.advantages(REWARDS, INDEX, SETTINGS | {"a_first": {}, "b_second": {}})
-    assert seen == [("a_first", pytest.approx(plain)), ("b_second", pytest.approx(10 * plain))]
+    chain.advantages(REWARDS, INDEX, SETTINGS | {"a_second": {}, "b_first": {}, "c_third": {}})
+    met = [("b_first", plain), ("a_second", 10 * plain), ("c_third", 100 * plain)]
+    assert seen == [(name, pytest.approx(value)) for name, value in met], "ascending, and equal ones by name"
 
 
 def test_two_centring_stages_are_refused():
@@ -79,7 +82,7 @@ def test_a_stage_says_which_column_it_misses():
     def hungry(rows, advantages, section):
         return rows.column("accuracy", "hungry")
 
-    with pytest.raises(ValueError, match=r"algorithm\.gsd\.hungry\b.*\baccuracy\b"):
+    with pytest.raises(ExtensionError, match=r"algorithm\.gsd\.hungry\b.*\bweight\b.*\baccuracy\b"):
         chain.advantages(REWARDS, INDEX, SETTINGS | {"hungry": {}})
     ones = torch.ones(5)
     got = chain.advantages(REWARDS, INDEX, SETTINGS | {"hungry": {}}, columns={"accuracy": ones})

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -9,14 +10,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tensordict import TensorDict
+from omegaconf import OmegaConf
 
 from verl_gsd import chain
-from verl_gsd.algorithms.rollouts.budget import Budgeting
+from verl_gsd.algorithms.rollouts.budget import Budget
 from verl_gsd.algorithms.rollouts.budget_settings import Settings
 from verl_gsd.algorithms.rollouts.group_size_weights import equal_prompts
 from verl_gsd.audit import audit
 from verl_gsd.errors import ConfigError
+from verl_gsd.extension import ExtensionError, Visits
 from verl_gsd.groups import Group, Member, group_stats
 from verl_gsd.planning import posterior_silent_rate
 from verl_gsd.prompts import PromptStore
@@ -76,8 +78,9 @@ def test_equal_sizes_change_nothing_and_a_failed_rollout_weighs_as_it_does_with_
 
 def test_a_trainer_that_does_not_say_what_was_asked_for_is_refused():
     """verl's own modes run our estimator too, and know nothing of a budget."""
-    with pytest.raises(ValueError, match=r"algorithm\.gsd\.budget .*rollouts"):
+    with pytest.raises(ExtensionError, match=r"algorithm\.gsd\.budget .*rollouts") as refused:
         chain.advantages(torch.tensor([0.0, 1.0]), [0, 0], DIAL | {"budget": {}})
+    assert isinstance(refused.value.__cause__, ValueError)
 
 
 @pytest.mark.parametrize(("rollouts", "row"), [([2, 3, 2], 0), ([2, 2, 0], 2), ([2, 2, float("nan")], 2)])
@@ -87,18 +90,21 @@ def test_rollouts_that_are_no_groups_are_named(rollouts, row):
         equal_prompts(torch.tensor(rollouts), stats)
 
 
-# The part
+# The extension
 
 
-def batch(n):
-    return TensorDict({"index": torch.arange(n)}, batch_size=n)
+def services(group_size, store, step=1):
+    """What a budget reads of a run."""
+    config = OmegaConf.create({"actor_rollout_ref": {"rollout": {"n": group_size}}})
+    return SimpleNamespace(config=config, prompts=store, step=step)
 
 
-def planned(part, keys, step=1):
-    """The rollouts that ``part`` asks for, by uid, and the metrics of that."""
-    uids, at_hand = [f"uid{number}" for number in range(len(keys))], batch(len(keys))
-    part.plan(uids, keys, at_hand)
-    return dict(zip(uids, at_hand["__rollout_n__"].tolist(), strict=True)), part.remember([], [], {}, step)
+def planned(budget, keys):
+    """The rollouts that ``budget`` requests, by uid, and the metrics of that."""
+    uids = [f"uid{number}" for number in range(len(keys))]
+    visits = Visits(uids, keys, {"index": list(range(len(keys)))}, 8)
+    budget.before_rollout(visits)
+    return dict(zip(uids, visits.requested.tolist(), strict=True)), budget.end_step([])
 
 
 keys_seen = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 8), st.integers(1, 8)), max_size=30)
@@ -111,13 +117,12 @@ keys_seen = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 8), st.integers
     st.none() | st.floats(0.5, 100),
 )
 def test_every_batch_has_as_many_rollouts_as_with_equal_groups(seen, objective, maximum, half_life):
-    settings = Settings(objective=objective, minimum=3, maximum=maximum, half_life=half_life)
-    store = PromptStore(half_life=half_life)
+    section = {"objective": objective, "minimum": 3, "maximum": maximum, "half_life": half_life}
+    settings, store = Settings(**section), PromptStore(half_life=half_life)
     for step, (index, correct, total) in enumerate(seen):
         store.observe(("math", index), min(correct, total), total, step)
-    part = Budgeting(settings, 8, store, lambda: len(seen))
     keys = [("math", index) for index in range(10)]
-    asked, metrics = planned(part, keys)
+    asked, metrics = planned(Budget(section, services(8, store, step=len(seen))), keys)
     sizes = list(asked.values())
     assert sum(sizes) == 8 * len(keys) and min(sizes) >= 3 and max(sizes) <= (maximum or 80)
     silent = posterior_silent_rate(*store.recent(keys, len(seen)), np.array(sizes), settings.prior)
@@ -133,32 +138,40 @@ def test_every_batch_has_as_many_rollouts_as_with_equal_groups(seen, objective, 
 
 
 def test_prompts_that_nobody_visited_have_equal_groups_and_what_is_known_of_them_counts_less_and_less():
-    store, now = PromptStore(half_life=10), [1]
-    part = Budgeting(Settings(half_life=10), 8, store, lambda: now[0])
+    store = PromptStore()
+    run = services(8, store)
+    budget = Budget({"half_life": 10, "prior": [0.5, 0.25]}, run)
+    assert store.half_life == 10 and store.prior == (0.5, 0.25), "what is expected of a prompt is one and the same"
+    budget = Budget({"half_life": 10}, run)
     keys = [("math", index) for index in range(4)]
-    assert set(planned(part, keys)[0].values()) == {8}
+    assert set(planned(budget, keys)[0].values()) == {8}
     for index, correct in enumerate((0, 4, 8, 5)):
         store.observe(("math", index), correct, 8, step=1)
-    now[0] = 2
-    soon, _ = planned(part, keys)
+    run.step = 2
+    soon, _ = planned(budget, keys)
     assert soon["uid0"] == soon["uid2"] != soon["uid1"], "a rate and one minus it are worth the same"
-    now[0] = 1000
-    assert set(planned(part, keys)[0].values()) == {8}, "forgotten"
+    run.step = 1000
+    assert set(planned(budget, keys)[0].values()) == {8}, "forgotten"
 
 
 def test_a_group_is_known_by_what_was_asked_for_whatever_came_of_it():
-    part = Budgeting(Settings(), 4, PromptStore(), lambda: 1)
-    planned(part, [("math", 1), ("math", 2)])
+    budget = Budget({}, services(4, PromptStore()))
+    planned(budget, [("math", 1), ("math", 2)])
     group = Group("uid0", "math", 1, np.zeros(3), np.zeros(3), np.ones(3, np.int64))  # one of 4 failed
-    assert part.known([Member(group, 0), None, Member(group, 2)])["rollouts"].tolist() == [4, 0, 4]
-    assert part.record(group) == {"asked": 4}
+    assert budget.on_group_left(group, "trained").asked == 4
+    members = [Member(group, 0), None, Member(group, 2)]
+    assert budget.stage_inputs(members, [group])["rollouts"].tolist() == [4, 0, 4]
+    assert budget.record(group) == budget.record(group) == {"asked": 4}
+    budget.end_step([group])
+    with pytest.raises(KeyError):  # a run keeps nothing of what has left
+        budget.record(group)
 
 
 def test_a_column_of_somebody_elses_is_an_error():
-    at_hand = batch(1)
-    at_hand["__rollout_n__"] = torch.tensor([3])
+    visits = Visits(["uid0"], [("math", 1)], {"__rollout_n__": torch.tensor([3])}, 4)
     with pytest.raises(ValueError, match=r"__rollout_n__.*algorithm\.gsd\.budget"):
-        Budgeting(Settings(), 4, PromptStore(), lambda: 1).plan(["uid0"], [("math", 1)], at_hand)
+        Budget({}, services(4, PromptStore())).before_rollout(visits)
+    assert visits.requested is None
 
 
 # The section

@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from torchdata.stateful_dataloader import StatefulDataLoader
 from torchdata.stateful_dataloader.sampler import RandomSampler
 
-from verl_gsd.algorithms.rollouts.sampler import DisagreementSampler, forget_anothers_place, loader_of
+from verl_gsd.algorithms.rollouts.sampler import DisagreementSampler
 from verl_gsd.errors import ConfigError
 from verl_gsd.planning.visits import chances, draw, effective_number, expected_disagreement
 from verl_gsd.prompts import PromptStore
 from verl_gsd.run.dataset import PromptKeys
+from verl_gsd.trainer.data_loader import drop_position_of_another_sampler, loader_with
 
 shares = st.floats(0, 1)
 
@@ -129,7 +130,7 @@ class Run:
             step=lambda: self.step,
         )
         stock = StatefulDataLoader(list(range(n_prompts)), batch_size=self.batch_size, drop_last=True, collate_fn=list)
-        self.loader = loader_of(stock, self.sampler)
+        self.loader = loader_with(stock, self.sampler)
         self.iterator = None
 
     def fetch(self):
@@ -162,7 +163,7 @@ class Run:
         self.step = saved[0]
         self.store.load_state_dict(saved[1])
         self.loader.load_state_dict(torch.load(io.BytesIO(saved[2]), weights_only=False))
-        forget_anothers_place(self.loader)
+        drop_position_of_another_sampler(self.loader)
         return self
 
 
@@ -239,13 +240,13 @@ def test_a_run_may_change_its_sampler_on_resume(workers, caplog):
     next(batches)
     ours = Run()
     ours.loader.load_state_dict(stock.state_dict())
-    forget_anothers_place(ours.loader)
+    drop_position_of_another_sampler(ours.loader)
     assert "checkpoint" in caplog.text
     assert ours.steps(2) == Run().steps(2)
 
     back = stock_loader()
     back.load_state_dict(ours.loader.state_dict())
-    forget_anothers_place(back)
+    drop_position_of_another_sampler(back)
     assert len(next(iter(back))) == 8
 
 
@@ -258,7 +259,7 @@ def test_verls_own_samplers_keep_their_place(sampler):
     rest = [batch.tolist() for batch in batches]
     again = stock_loader(sampler)
     again.load_state_dict(state)
-    forget_anothers_place(again)
+    drop_position_of_another_sampler(again)
     assert [batch.tolist() for batch in again] == rest
 
 

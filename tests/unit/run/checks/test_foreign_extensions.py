@@ -1,0 +1,74 @@
+"""Other people's extensions: their sections are keys, and a checkpoint restores what they save."""
+
+import pytest
+from omegaconf import OmegaConf
+
+from verl_gsd import extension
+from verl_gsd.chain import register_stage
+from verl_gsd.extension import Declaration, Extension, register
+from verl_gsd.prompts import PromptStore
+from verl_gsd.run.checks import gsd_section
+from verl_gsd.run.compose import Line
+from verl_gsd.state import save_state
+
+
+class Counter(Extension):
+    def state_dict(self):
+        return {"count": 3}
+
+    def load_state_dict(self, state):
+        pass
+
+
+@pytest.fixture(autouse=True)
+def registry(monkeypatch):
+    """Whatever a test registers is forgotten after it."""
+    extension.declarations()
+    monkeypatch.setattr(extension, "_DECLARED", dict(extension._DECLARED))
+
+
+@pytest.fixture
+def resumed(compose_fast, tmp_path):
+    """(words) -> a config that goes on from a checkpoint with the memories named."""
+
+    def resumed(section, saved):
+        checkpoint = tmp_path / "global_step_3"
+        config, _ = compose_fast("algo=grpo", "task=arithmetic", "hardware=cpu")
+        OmegaConf.update(config, "algorithm.gsd", section, force_add=True)
+        config.trainer.resume_mode, config.trainer.resume_from_path = "resume_path", str(checkpoint)
+        save_state(checkpoint, saved, gsd_section.memory_settings(config))
+        return config
+
+    return resumed
+
+
+def wrong(config):
+    """What is wrong with the memory, before any package of other people is loaded, and after."""
+    return [
+        list(gsd_section.memory_restorable(config, Line({}, ()))),
+        list(gsd_section.foreign_memory_restorable(config)),
+    ]
+
+
+def test_a_weight_that_keeps_nothing_resumes(resumed):
+    config = resumed({"cap": {"limit": 1.0}}, {"prompts": PromptStore()})
+    assert wrong(config)[0] == [], "nobody knows yet what cap saves"
+    register_stage("cap", "weight")(lambda rows, advantages, section: advantages)
+    assert wrong(config) == [[], []]
+    assert list(gsd_section.own_keys_unknown(config)) == []
+
+
+def test_a_memory_of_other_people_is_asked_for_once_their_package_is_loaded(resumed):
+    config = resumed({"counter": {}}, {"prompts": PromptStore()})
+    assert wrong(config)[0] == []
+    register(Declaration("counter", Counter, saves=True))
+    (problem,) = wrong(config)[1]
+    assert "counter" in problem and "algorithm.gsd.state=fresh" in problem
+    whole = resumed({"counter": {}}, {"prompts": PromptStore(), "counter": Counter({})})
+    assert wrong(whole) == [[], []]
+
+
+def test_a_section_that_nobody_reads_is_an_unknown_key(resumed):
+    config = resumed({"capp": {"limit": 1.0}}, {"prompts": PromptStore()})
+    (problem,) = gsd_section.own_keys_unknown(config)
+    assert "algorithm.gsd.capp" in problem and "hadw" in problem

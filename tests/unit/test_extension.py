@@ -1,0 +1,158 @@
+"""The registry, the order of extensions, what they may not share, and whom an error names."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from verl_gsd import extension
+from verl_gsd.extension import (
+    ROLLOUTS,
+    Declaration,
+    Extension,
+    ExtensionError,
+    Visits,
+    active,
+    build,
+    merged,
+    problems,
+    register,
+    run_hook,
+)
+
+
+@pytest.fixture(autouse=True)
+def registry(monkeypatch):
+    """Whatever a test registers is forgotten after it."""
+    extension.declarations()
+    monkeypatch.setattr(extension, "_DECLARED", dict(extension._DECLARED))
+
+
+def declared(name, order=100, **hooks):
+    """Register an extension with these hooks."""
+    kind = type(name, (Extension,), hooks)
+    register(Declaration(name, kind, order=order))
+    return kind
+
+
+def test_ours_are_known_without_torch_and_verl():
+    script = (
+        "import sys; from verl_gsd.extension import declarations\n"
+        "print(*[declaration.name for declaration in declarations()])\n"
+        "print(*sorted({'torch', 'verl', 'ray', 'vllm'} & sys.modules.keys()))"
+    )
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    names, heavy = found.split("\n")[:2]
+    assert names.split() == ["budget", "sampler", "gvpo", "dagrpo", "dagrpo.judge", "dagrpo.demonstrations", "hadw"]
+    assert heavy == ""
+
+
+def test_everything_that_a_declaration_names_is_there():
+    for declaration in extension.declarations():
+        assert issubclass(extension.load(declaration.runtime), Extension)
+        if declaration.check is not None:
+            assert callable(extension.load(declaration.check))
+        saved = extension.overrides(extension.load(declaration.runtime), "state_dict")
+        assert declaration.saves == saved, "what has a state is saved, and nothing else"
+
+
+def test_an_extension_takes_part_where_the_config_has_its_section_nested_ones_too():
+    assert [of.name for of in active({"hadw": {}, "budget": {}, "gvpo": None, "alpha": 1.0})] == ["budget", "hadw"]
+    assert [of.name for of in active({"dagrpo": {"judge": {"scorer": "openai"}, "demonstrations": None}})] == [
+        "dagrpo",
+        "dagrpo.judge",
+    ]
+    assert active(None) == active({}) == []
+
+
+def test_they_are_called_in_the_order_they_state_and_equal_ones_by_name():
+    called = []
+    for name, order in (("late", 9), ("b", 5), ("a", 5), ("early", 1)):
+        declared(name, order, poll=lambda self, now, name=name: called.append((name, now)))
+    declared("silent", 2)
+    built = build({name: {} for name in ("late", "b", "a", "early", "silent")})
+    assert [name for name, _ in run_hook(built, "poll", 7.0)] == ["early", "a", "b", "late"], "not who has no such hook"
+    assert called == [("early", 7.0), ("a", 7.0), ("b", 7.0), ("late", 7.0)]
+
+
+@pytest.mark.parametrize("hook", ["centre", "place", "draw_prompts"])
+def test_two_owners_of_what_one_alone_may_do_are_named_before_anything_is_built_for_a_run(hook):
+    declared("one", **{hook: lambda self, *arguments: None})
+    declared("two", **{hook: lambda self, *arguments: None})
+    (problem,) = problems({"one": {}, "two": {}})
+    assert "one and two" in problem and "algorithm.gsd" in problem
+    with pytest.raises(ValueError, match="one and two"):
+        build({"one": {}, "two": {}})
+    assert list(problems({"one": {}, "two": None})) == []
+
+
+def test_every_wrong_section_is_named():
+    found = list(problems({"hadw": {"preset": "haard"}, "dagrpo": {"delta": "x"}}))
+    assert [any(f"algorithm.gsd.{name}: {key}=" in line for line in found) for name, key in PRESETS] == [True, True]
+
+
+PRESETS = (("hadw", "preset"), ("dagrpo", "delta"))
+
+
+def test_an_error_names_the_extension_and_the_hook_and_keeps_its_cause():
+    def raising(self, now):
+        raise KeyError("uid0")
+
+    declared("careless", poll=raising)
+    with pytest.raises(ExtensionError, match=r"algorithm\.gsd\.careless\b.*\bpoll\b.*KeyError.*uid0") as caught:
+        list(run_hook(build({"careless": {}}), "poll", 0.0))
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
+def test_one_name_of_two_extensions_is_an_error_that_names_both():
+    assert merged([("a", {"x": 1}), ("b", {"y": 2})]) == {"x": 1, "y": 2}
+    with pytest.raises(ValueError, match=r"\bx\b.*\ba and b\b"):
+        merged([("a", {"x": 1}), ("b", {"x": 2})])
+
+
+def test_a_name_is_registered_once():
+    declared("mine")
+    with pytest.raises(ValueError, match="'mine'"):
+        declared("mine")
+    with pytest.raises(ValueError, match=r"algorithm\.gsd\.limits\b"):
+        declared("limits")
+
+
+def test_rollouts_have_one_owner():
+    visits = Visits(["u0", "u1"], [("maths", 0), ("maths", 1)], {}, 8)
+    assert visits.rollouts.tolist() == [8, 8] and not visits.has_own_rollouts
+    visits.request([3, 13])
+    assert visits.requested.tolist() == [3, 13]
+    with pytest.raises(ValueError, match="another extension"):
+        visits.request([8, 8])
+
+
+def test_visits_know_the_datas_own_rollouts_and_what_was_noted_before_a_restart():
+    columns = {ROLLOUTS: torch.tensor([4, 6]), "__mine__": torch.tensor([1, 0])}
+    visits = Visits(["u0", "u1"], [("maths", 0), ("maths", 1)], columns, 8)
+    assert visits.has_own_rollouts and visits.rollouts.tolist() == [4, 6]
+    assert visits.noted("__mine__") == [1, 0] and visits.noted("__other__") is None
+    visits.note("__other__", np.array([2, 2]))
+    assert visits.notes["__other__"].tolist() == [2, 2]
+
+
+def test_names_in_users_files_lead_to_what_moved():
+    from verl_gsd.algorithms.chain import Rows, register_stage
+    from verl_gsd.algorithms.dagrpo import rectified_advantage
+    from verl_gsd.algorithms.dial import dial_advantage
+    from verl_gsd.algorithms.gvpo import gvpo_loss
+    from verl_gsd.algorithms.hadw import FixedAnchor, HardAnchor, SoftAnchor, hadw_factor
+
+    found = (Rows, register_stage, rectified_advantage, dial_advantage, gvpo_loss, hadw_factor)
+    assert {of.__module__ for of in found} == {
+        "verl_gsd.chain",
+        "verl_gsd.dial",
+        "verl_gsd.algorithms.dagrpo.pairs",
+        "verl_gsd.algorithms.gvpo.maths",
+        "verl_gsd.algorithms.hadw.factor",
+    }
+    assert {of.__module__ for of in (FixedAnchor, HardAnchor, SoftAnchor)} == {"verl_gsd.algorithms.hadw.anchors"}
+    with pytest.raises(ImportError):
+        from verl_gsd.algorithms.hadw import no_such_name  # noqa: F401

@@ -1,0 +1,226 @@
+"""The seam and our extensions over a dict of rows: what they do of a step, without verl and its queue."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from dict_rows import DictRows
+from tensordict import NonTensorStack, TensorDict
+
+from verl_gsd.algorithms.dagrpo.demonstrations import Demonstrating
+from verl_gsd.algorithms.gvpo.extension import Gvpo
+from verl_gsd.extension import ROLLOUTS, Extension, ExtensionError, Update
+from verl_gsd.groups import Group
+from verl_gsd.prompts import PromptStore
+from verl_gsd.responses import Response
+from verl_gsd.tasks.byte_llama import build_tokenizer
+from verl_gsd.trainer.rows import DEMONSTRATED_BY, DEMONSTRATION, GENERATED_IN, REPLACED
+from verl_gsd.trainer.seam import Seam
+
+PROMPTS = {"u0": ("maths", 0), "u1": ("maths", 1)}
+
+
+def batch_of(prompts=PROMPTS, **columns):
+    return TensorDict({"uid": NonTensorStack(*prompts)} | columns, batch_size=len(prompts))
+
+
+def group_of(uid, rewards, index=0):
+    rewards = np.array(rewards, float)
+    keys = tuple(f"{uid}_{session}_0" for session in range(len(rewards)))
+    return Group(uid, "maths", index, rewards, rewards, np.full(len(rewards), 2), keys)
+
+
+def seam_of(**extensions):
+    return Seam(extensions, PromptStore(), DictRows(), group_size=4)
+
+
+def test_the_seam_and_the_extensions_import_neither_verl_nor_ray():
+    script = (
+        "import sys\n"
+        "import verl_gsd.trainer.seam, verl_gsd.algorithms.hadw.extension, verl_gsd.algorithms.gvpo.extension\n"
+        "import verl_gsd.algorithms.dagrpo.mask, verl_gsd.algorithms.dagrpo.judging\n"
+        "import verl_gsd.algorithms.dagrpo.demonstrations, verl_gsd.algorithms.rollouts.budget\n"
+        "import verl_gsd.algorithms.rollouts.sampler\n"
+        "print(*sorted({'verl', 'ray', 'vllm', 'transfer_queue'} & sys.modules.keys()))"
+    )
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert found.split() == []
+
+
+class Noting(Extension):
+    """Notes every call of its hooks."""
+
+    def __init__(self, name, calls):
+        super().__init__({})
+        self._name, self._calls, self.counted = name, calls, 0
+
+    def before_rollout(self, visits):
+        self._calls.append((self._name, "before_rollout", list(visits.uids)))
+
+    def on_group_left(self, group, fate):
+        self._calls.append((self._name, "on_group_left", fate))
+        return replace(group, rewards=group.rewards + 1)
+
+    def stage_inputs(self, members, left):
+        return {self._name: [None if of is None else of.place for of in members]}
+
+    def record(self, group):
+        return {f"{self._name}_counted": float(self.counted)}
+
+    def end_step(self, left):
+        self.counted += len(left)
+        return {f"{self._name}/counted": float(self.counted)}
+
+
+def test_each_event_reaches_all_extensions_in_order_and_a_group_is_passed_on():
+    calls = []
+    seam = seam_of(first=Noting("first", calls), second=Noting("second", calls))
+    seam.before_rollout(PROMPTS, batch_of())
+    assert (seam.waiting, seam.prompt_of("u1")) == (2, ("maths", 1))
+    seam.on_group_left(group_of("u0", [0, 1]), "trained")
+    seam.on_group_left(group_of("u1", [0, 0], 1), "filtered")
+    assert [(name, hook) for name, hook, _ in calls] == [
+        *(("first", "before_rollout"), ("second", "before_rollout")),
+        *(("first", "on_group_left"), ("second", "on_group_left")) * 2,
+    ]
+    assert [fate for _, fate in seam.left] == ["trained", "filtered"] and seam.waiting == 0
+    assert seam.left[0][0].rewards.tolist() == [2, 3], "changed by both"
+
+
+def test_records_show_the_state_before_the_step_and_a_step_is_counted_once():
+    calls = []
+    seam = seam_of(a=Noting("a", calls))
+    for step in range(3):
+        seam.before_rollout(PROMPTS, batch_of())
+        for number, uid in enumerate(PROMPTS):
+            seam.on_group_left(group_of(uid, [0, 1], number), "trained")
+        batch = SimpleNamespace(keys=["u0_0_0", "pad_0_0", "u1_1_0"], tags=[{}, {"is_padding": True}, {}])
+        assert seam.stage_inputs(batch) == {"a": [0, None, 1]}
+        seam.observe_trained(batch)
+        assert [seam.record(group) for group, _ in seam.left] == [{"a_counted": 2.0 * step}] * 2
+        assert seam.end_step() == {"a/counted": 2.0 * step + 2}
+        assert seam.left == [] and seam.stage_inputs(batch) == {"a": [None, None, None]}
+
+
+def test_a_hook_that_raises_is_named():
+    class Careless(Extension):
+        def poll(self, now):
+            raise ZeroDivisionError("by zero")
+
+    with pytest.raises(ExtensionError, match=r"algorithm\.gsd\.careless\b.*\bpoll\b.*ZeroDivisionError"):
+        seam_of(careless=Careless({})).poll(0.0)
+
+
+def test_two_that_request_rollouts_are_named_by_the_second():
+    class Asking(Extension):
+        def before_rollout(self, visits):
+            visits.request(visits.rollouts)
+
+    with pytest.raises(ExtensionError, match=r"algorithm\.gsd\.two\b.*\bbefore_rollout\b"):
+        seam_of(one=Asking({}), two=Asking({})).before_rollout(PROMPTS, batch_of())
+
+
+# Rows
+
+TEMPLATE = {
+    "prompts": torch.tensor([1, 2]),
+    "position_ids": torch.arange(4),
+    "rm_scores": torch.tensor([0.0, 0.0]),
+    "loss_mask": torch.ones(2, dtype=torch.int64),
+    "old_log_probs": torch.tensor([-0.5, -0.5]),
+}
+
+
+def put_session(rows, uid, session, tokens, reward):
+    row = TEMPLATE | {
+        "responses": torch.tensor(tokens),
+        "response_mask": torch.ones(len(tokens), dtype=torch.int64),
+        "rm_scores": torch.tensor([0.0] * (len(tokens) - 1) + [reward]),
+        "extra_fields": {"reward_extra_info": {"acc": reward}},
+    }
+    lengths = {"prompt_len": 2, "response_len": len(tokens), "seq_len": 2 + len(tokens)}
+    rows.put({f"{uid}_{session}_0": row}, {f"{uid}_{session}_0": lengths})
+
+
+@pytest.fixture
+def services(compose_fast):
+    """The services of a step, over a dict of rows."""
+
+    def services(*words):
+        config, _ = compose_fast("task=arithmetic", "hardware=cpu", "actor_rollout_ref.rollout.n=4", *words)
+        store = PromptStore()
+        return SimpleNamespace(config=config, rows=DictRows(), prompts=store, tokenizer=build_tokenizer(), step=1)
+
+    return services
+
+
+def test_earlier_responses_fill_a_group_and_new_ones_are_remembered_at_the_end_of_the_step(services):
+    of = services("algo=gvpo", "algorithm.gsd.gvpo.history_fraction=0.25")
+    gvpo = Gvpo(of.config.algorithm.gsd.gvpo, of)
+    seam = Seam({"gvpo": gvpo}, of.prompts, of.rows, group_size=4)
+    for of.step, uid, generated in ((1, "u0", 4), (2, "u1", 3)):
+        prompts = {uid: ("maths", 7)}
+        batch = batch_of(prompts)
+        seam.before_rollout(prompts, batch)
+        assert batch[ROLLOUTS].tolist() == [generated], "one of four is an earlier response, once there is one"
+        for session in range(generated):
+            put_session(of.rows, uid, session, [of.step, session], float(session == 0))
+        seam.add_rows([uid])
+        added = {key: tag for key, tag in of.rows.tags.items() if GENERATED_IN in tag}
+        assert list(added) == ([] if of.step == 1 else ["u1_4_0"])
+        seam.on_group_left(group_of(uid, [1, 0, 0, 0], 7), "trained")
+        keys = [key for key in of.rows.tags if key.startswith(uid)]
+        seam.observe_trained(SimpleNamespace(keys=keys, tags=[of.rows.tags[key] for key in keys]))
+        assert len(of.prompts.responses) == of.step - 1, "nothing is remembered before the step ends"
+        metrics = seam.end_step()
+        assert len(of.prompts.responses) == 1
+    earlier = of.rows.rows["u1_4_0"]
+    assert earlier["responses"].tolist() == [1, 0] and earlier["rm_scores"].tolist() == [0, 1]
+    assert metrics["gvpo/history/share"] == 0.25 and metrics["gvpo/history/age"] == 1
+
+
+def test_a_demonstration_takes_the_last_failures_place_and_the_update_knows_it(services):
+    of = services("algo=dagrpo_anchors", "algorithm.gsd.dagrpo.demonstrations.source=self")
+    tokens = [*of.tokenizer.encode("5", add_special_tokens=False), of.tokenizer.eos_token_id]
+    success = Response(np.array(tokens, np.int32), np.ones(2, bool), 1.0, 1, {"acc": 1.0})
+    of.prompts.responses.store(("maths", 7), [success], keep=1)
+    of.step = 2
+    shown = Demonstrating(of.config.algorithm.gsd.dagrpo.demonstrations, of)
+    seam = Seam({"dagrpo.demonstrations": shown}, of.prompts, of.rows, group_size=4)
+    prompts = {"u0": ("maths", 7)}
+    batch = batch_of(prompts)
+    seam.before_rollout(prompts, batch)
+    assert ROLLOUTS not in set(batch.keys()), "all four are generated"
+    for session in range(4):
+        put_session(of.rows, "u0", session, [3, session], 0.0)
+    failed = group_of("u0", [0, 0, 0, 0], 7)
+    seam.add_rows(["u0"])
+    seam.on_groups_complete([failed])
+    tag = of.rows.tags["u0_3_0"]
+    assert (tag[DEMONSTRATED_BY], tag[REPLACED]) == ("self", [0.0, 0.0, 2.0])
+    row = of.rows.rows["u0_3_0"]
+    assert row["responses"].tolist() == tokens and row["response_mask"].tolist() == [0, 0]
+    seam.on_group_left(failed, "trained")
+    assert seam.left[0][0].demonstrations == 1
+    of.rows.put({"u0_3_0": {"old_log_probs": torch.tensor([-0.5, -0.5])}})
+    keys = list(of.rows.tags)
+    batch = SimpleNamespace(keys=keys, tags=[of.rows.tags[key] for key in keys])
+    columns = seam.loss_columns(batch, torch.tensor([-0.5, -0.5, -0.5, 1.5]))
+    assert columns[DEMONSTRATION].tolist() == [False, False, False, True]
+    assert of.rows.rows["u0_3_0"]["response_mask"].tolist() == [1, 1]
+    assert of.rows.rows["u0_3_0"]["advantages"].tolist() == [1.5, 1.5]
+    seam.observe_trained(batch)
+    metrics = seam.end_step()
+    assert metrics["dagrpo/demonstrations/share"] == 0.25 and metrics["dagrpo/demonstrations/age"] == 1
+
+
+def test_flags_of_the_workers_come_from_the_extensions(services):
+    of = services("algo=gvpo", "algorithm.gsd.gvpo.grouping=prepass")
+    seam = Seam({"gvpo": Gvpo(of.config.algorithm.gsd.gvpo, of)}, of.prompts, of.rows, group_size=4)
+    assert seam.worker_flags(Update(1, is_first=True))["gvpo_theta_is_old"] is True
+    assert seam.worker_flags(Update(1, is_first=False))["gvpo_theta_is_old"] is False
+    assert seam.owner("place")[0] == "gvpo" and seam.owner("draw_prompts") is None
