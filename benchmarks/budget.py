@@ -7,7 +7,7 @@ steps are six passes, and a prompt's posterior is of its earlier ones. Both arms
 same order. What shares out rollouts, remembers prompts and makes advantages is what training uses; generating and
 updating is a loop of plain torch in the place of vLLM, Ray and verl, some ten times faster on two cores, so that there
 are seeds enough to tell two arms apart: GRPO's loss, AdamW and learning rate as the embedded task has them. That the
-stack asks for the same rollouts is a test (tests/drills/test_budget.py).
+stack asks for the same rollouts is a test (tests/stack/test_grpo.py).
 
 Published are each run's figures, and the differences adaptive - uniform with 95 % intervals (Student's t over seeds).
 """
@@ -29,7 +29,6 @@ import typer
 from rich.progress import track
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from verl_gsd.algorithms.rollouts import group_size_weights as _registers_its_stage  # noqa: F401
 from verl_gsd.algorithms.rollouts.budget import rollouts_of
 from verl_gsd.algorithms.rollouts.budget_settings import Settings
 from verl_gsd.chain import advantages

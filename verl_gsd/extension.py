@@ -457,8 +457,8 @@ _EXCLUSIVE: dict[Exclusive, str] = {
 }
 
 
-def problems(gsd: Mapping[str, Any]) -> Iterator[str]:
-    """What is wrong with the sections of the extensions that take part, and with having these together.
+def problems(gsd: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What is wrong with the sections of the extensions that take part, by name, and with having these together.
 
     It builds the extensions without services, and so imports torch.
     """
@@ -467,8 +467,8 @@ def problems(gsd: Mapping[str, Any]) -> Iterator[str]:
         try:
             built[declaration.name] = _build(declaration, gsd, None)
         except ValueError as error:
-            yield f"{error}."
-    yield from collisions(built)
+            yield declaration.name, f"{error}."
+    yield from (("", problem) for problem in collisions(built))
 
 
 def collisions(extensions: Mapping[str, Extension]) -> Iterator[str]:
@@ -491,10 +491,18 @@ def build(gsd: Mapping[str, Any], services: Services | None = None) -> dict[str,
     return built
 
 
+def no_section(name: str, value: Any) -> str:
+    """What to say of a section that has no keys."""
+    return f"algorithm.gsd.{name}={value}: write a section with keys, or null"
+
+
 def _build(declaration: Declaration, gsd: Mapping[str, Any], services: Services | None) -> Extension:
     kind: Callable[[Any, Services | None], Extension] = load(declaration.runtime)
+    section = declaration.section(gsd)
+    if not isinstance(section, Mapping):
+        raise ValueError(no_section(declaration.name, section))
     try:
-        return kind(declaration.section(gsd), services)
+        return kind(section, services)
     except (TypeError, ValueError) as error:
         raise ValueError(f"algorithm.gsd.{declaration.name}: {error}") from error
 

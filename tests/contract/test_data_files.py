@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 from verl.utils.dataset.rl_dataset import RLHFDataset
 
 from verl_gsd.errors import ConfigError
-from verl_gsd.run.checks import validate as validation
+from verl_gsd.run.checks import validate
 from verl_gsd.run.checks.data_files import FILE_KEYS, prompt_problem
 from verl_gsd.run.checks.prompt_lengths import examine
 
@@ -35,9 +35,9 @@ def check(compose_fast, tiny_task):
             "data.max_prompt_length=500",
             *words,
         )
-        validation.validate(config, line)
+        validate.validate(config, line)
         found = examine(config, remote=False)
-        validation.raise_problems(found.problems)
+        validate.raise_problems(found.problems)
         return found.messages
 
     return check
@@ -121,6 +121,6 @@ def test_of_a_large_file_the_first_rows_are_checked_at_once_and_every_prompt_lat
     rows = [row()] * 1500 + [row(prompt=[{"role": "", "content": "x"}])]
     words = ["algo=grpo", "task=arithmetic", "hardware=cpu", f"task.directory={tiny_task}"]
     config, line = compose_fast(*words, f"data.train_files={parquet(tmp_path, rows)}")
-    validation.validate(config, line)
+    validate.validate(config, line)
     (problem,) = examine(config).problems
     assert re.search(r"row 1500 .*prompt .*message 0 .*role", problem)

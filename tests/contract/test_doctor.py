@@ -2,8 +2,7 @@
 
 from ray._private import ray_constants
 
-from verl_gsd.run import all_reduce
-from verl_gsd.run import doctor as findings
+from verl_gsd.run import all_reduce, doctor
 
 
 def test_ranks_add_up_and_are_timed():
@@ -11,12 +10,12 @@ def test_ranks_add_up_and_are_timed():
 
 
 def test_the_vllm_installed_here_is_imported_in_a_process_of_its_own():
-    code, output = findings._vllm_platform()
-    assert findings.vllm_finding(code, output, gpu_build=findings.is_installed("vllm")).seen.count("platform"), output
+    code, output = doctor._vllm_platform()
+    assert doctor.vllm_finding(code, output, gpu_build=doctor.is_installed("vllm")).seen.count("platform"), output
     assert code == 0, output
 
 
 def test_ray_takes_what_we_say_of_shared_memory():
     """Contract with Ray: the sizes of its object store that the finding reckons with."""
-    assert ray_constants.DEFAULT_OBJECT_STORE_MEMORY_PROPORTION == findings._RAY_SHARE
-    assert ray_constants.REQUIRE_SHM_SIZE_THRESHOLD == findings._RAY_BYTES
+    assert ray_constants.DEFAULT_OBJECT_STORE_MEMORY_PROPORTION == doctor._RAY_SHARE
+    assert ray_constants.REQUIRE_SHM_SIZE_THRESHOLD == doctor._RAY_BYTES

@@ -9,7 +9,7 @@ from verl.utils import device
 from verl.utils.config import omega_conf_to_dataclass
 
 from verl_gsd import config as groups
-from verl_gsd.run.checks import validate as validation
+from verl_gsd.run.checks import validate
 from verl_gsd.run.compose import compose_config, parse_line, resolve
 
 
@@ -36,18 +36,18 @@ def test_a_cluster_has_packages_of_its_own(compose_fast):
     """Flash-attn and Megatron are needed where the run trains, not on a login node that joins a cluster."""
     config, line = compose_fast("recipe=gsd/qwen2.5_math_7b", "hardware=8xa100_80g", "model_engine=megatron")
     config.ray_kwargs.ray_init.address = "local"
-    (problem,) = validation.check_packages(config, line)
+    (problem,) = validate.check_packages(config, line)
     assert "megatron.core" in problem
     config.ray_kwargs.ray_init.address = "ray://head:10001"
-    assert list(validation.check_packages(config, line)) == []
+    assert list(validate.check_packages(config, line)) == []
 
 
 def test_a_cluster_has_gpus_of_its_own(compose_fast, monkeypatch):
     """An address of Ray Client, which a run always joins."""
-    monkeypatch.setattr(validation.gpus, "query", lambda: pytest.fail("the GPUs of this machine are asked for"))
+    monkeypatch.setattr(validate.gpus, "query", lambda: pytest.fail("the GPUs of this machine are asked for"))
     config, line = compose_fast("recipe=gsd/qwen2.5_math_7b", "hardware=8xa100_80g")
     config.ray_kwargs.ray_init.address = "ray://head:10001"
-    assert list(validation.accelerator_present(config, line)) == []
+    assert list(validate.accelerator_present(config, line)) == []
 
 
 def test_main_ppo_settles_what_is_read_off_its_machine():

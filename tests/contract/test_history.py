@@ -27,7 +27,7 @@ class Run:
     def __init__(self, config, share, longest, prompts):
         config = config.copy()
         config.algorithm.gsd.gvpo.history_fraction, config.data.max_response_length = share, longest
-        self.services = services_of(config=config, **({"prompts": prompts} if prompts else {}))
+        self.services = services_of(config=config, **({} if prompts is None else {"prompts": prompts}))
         self.extensions = {"gvpo": Gvpo(config.algorithm.gsd.gvpo, self.services)}
         self.store = self.services.prompts.responses
         self.watch()
@@ -47,7 +47,7 @@ class Run:
     def trained(self, step, groups=1):
         """(the batch, metrics of the step's end), which alone changes what is remembered."""
         batch, _ = self.buffer.sample(global_steps=step, partition_id="train", batch_size=groups)
-        self.services.step, known = step, self.store.recall(KEY)
+        self.services.step, known = step, list(self.store.recall(KEY))
         self.seam.observe_trained(batch)
         assert self.store.recall(KEY) == known
         return batch, self.seam.end_step()

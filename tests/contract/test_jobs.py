@@ -105,7 +105,7 @@ def test_ray_names_what_we_rely_on_as_we_do():
     from ray._common.constants import HEAD_NODE_RESOURCE_NAME
     from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 
-    from verl_gsd.run import cluster_lock as cluster
+    from verl_gsd.run import cluster_lock
 
-    assert cluster._JOB == RAY_JOB_CONFIG_JSON_ENV_VAR
-    assert set(cluster._LOCK) == {HEAD_NODE_RESOURCE_NAME}
+    assert cluster_lock._JOB == RAY_JOB_CONFIG_JSON_ENV_VAR
+    assert set(cluster_lock._LOCK) == {HEAD_NODE_RESOURCE_NAME}

@@ -8,11 +8,11 @@ import pytest
 
 pytest.importorskip("verl")
 
-from agent_rows import answer, watched
+from agent_rows import answer, services_of, watched
+from omegaconf import OmegaConf
 
 from verl_gsd.algorithms.dagrpo.judging import Judging, shared_prefix
 from verl_gsd.judge.scorer import JudgementError
-from verl_gsd.judge.settings import Settings
 
 pytestmark = pytest.mark.usefixtures("queue")
 
@@ -45,6 +45,22 @@ class ScriptedScorer:
         pass
 
 
+class JudgingByScript(Judging):
+    """Asks a scorer of the test, made when the run would make its own."""
+
+    def __init__(self, scorer, section, services):
+        super().__init__(section, services)
+        self._scripted = scorer
+
+    def make_scorer(self):
+        return self._scripted
+
+
+def watched_for(part):
+    """(verl's buffer, the seam), with this one extension."""
+    return watched({"dagrpo.judge": part}, part.services, key_of=key_of)
+
+
 @pytest.fixture
 def judging():
     from verl_gsd.tasks.byte_llama import build_tokenizer
@@ -53,7 +69,7 @@ def judging():
 
     def make(**settings):
         scorer = ScriptedScorer()
-        part = Judging(Settings(scorer="stub", **settings), lambda: scorer, lambda: tokenizer)
+        part = JudgingByScript(scorer, {"scorer": "stub", **settings}, services_of(tokenizer=tokenizer))
         made.append((part, scorer))
         return part, scorer, tokenizer
 
@@ -67,33 +83,27 @@ def key_of(uid):
     return "arithmetic", int(uid[1:])
 
 
-def until(condition):
-    """Look again and again, as the trainer does."""
-    while not condition():
-        pass
-
-
 def test_a_group_whose_outcomes_differ_is_judged_and_leaves_with_its_scores(judging):
     part, scorer, tokenizer = judging()
-    buffer, listener = watched(part, key_of=key_of)
+    buffer, seam = watched_for(part)
     answer("a1", PROBLEM, tokenizer, ["11", "7", "fail", "123"])
     answer("a2", PROBLEM, tokenizer, ["11", "11"])
     answer("a3", PROBLEM, tokenizer, ["7", "8"])
     buffer.sample(1, "train", 3)
-    scores = {uid: group.scores for uid, (group, _) in listener.left.items()}
+    scores = {uid: group.scores for uid, (group, _) in seam.gone.items()}
     assert np.array_equal(scores["a1"], [2.0, 1.0, math.nan, 3.0], equal_nan=True)
     assert scores["a2"] is None and scores["a3"] is None, "a group that agrees forms no pair"
     assert {(asked.problem, asked.reference) for asked in scorer.asked} == {("3+8=", "11")}
     assert sorted(asked.response for asked in scorer.asked) == ["11", "123", "7", "fail"], "no end of sequence in it"
-    found = part.remember([], [], {}, 1)
+    found = seam.end_step()
     assert found["judge/responses"] == 4 and found["judge/failures/server_error"] == 1
-    assert part.timing()["judge"] > 0 and part.timing()["judge"] == 0, "counted once"
+    assert seam.seconds()["judge"] > 0 and seam.seconds()["judge"] == 0, "counted once"
 
 
 def test_until_it_is_judged_a_group_counts_as_running(judging):
     part, scorer, tokenizer = judging()
     scorer.open.clear()
-    buffer, listener = watched(part, key_of=key_of)
+    buffer, seam = watched_for(part)
     answer("a1", PROBLEM, tokenizer, ["11", "7"])
     answer("a2", PROBLEM, tokenizer, ["11", "11"])
     for _ in range(3):
@@ -101,35 +111,35 @@ def test_until_it_is_judged_a_group_counts_as_running(judging):
         assert buffer.finished_keys["train"] == {"a2"} and buffer.running_keys["train"] == {"a1"}
     scorer.open.set()
     buffer.sample(1, "train", 2)
-    assert listener.left["a1"][0].scores.tolist() == [2.0, 1.0]
+    assert seam.gone["a1"][0].scores.tolist() == [2.0, 1.0]
     assert len(scorer.asked) == 2, "asked once, however often one looks"
 
 
 def test_a_judge_that_never_answers_stalls_nobody_past_the_budget(judging):
     part, scorer, tokenizer = judging(budget_s=0.2)
     scorer.open.clear()
-    buffer, listener = watched(part, key_of=key_of)
+    buffer, seam = watched_for(part)
     answer("a1", PROBLEM, tokenizer, ["11", "7"])
     buffer.sample(1, "train", 1)
-    assert np.isnan(listener.left["a1"][0].scores).all(), "no answer is no score"
-    assert part.remember([], [], {}, 1)["judge/failures/over_budget"] == 2
-    assert part.timing()["judge"] > 0.1, "the wait for it is counted"
+    assert np.isnan(seam.gone["a1"][0].scores).all(), "no answer is no score"
+    assert seam.end_step()["judge/failures/over_budget"] == 2
+    assert seam.seconds()["judge"] > 0.1, "the wait for it is counted"
 
 
 def test_what_responses_begin_with_alike_is_measured(judging):
     part, _, tokenizer = judging()
-    buffer, _ = watched(part, key_of=key_of)
+    buffer, seam = watched_for(part)
     answer("a1", PROBLEM, tokenizer, ["11", "17", "1"])  # and an end of sequence each: 3 + 3 + 2 tokens
     buffer.sample(1, "train", 1)
-    assert part.remember([], [], {}, 1)["dagrpo/shared_prefix"] == 3 / 8
-    assert "dagrpo/shared_prefix" not in part.remember([], [], {}, 2)
+    assert seam.end_step()["dagrpo/shared_prefix"] == 3 / 8
+    assert "dagrpo/shared_prefix" not in seam.end_step()
     assert shared_prefix([np.array([1, 2, 3]), np.array([1, 2])]) == 2
     assert shared_prefix([np.array([1]), np.array([2])]) == 0
 
 
 def test_a_group_that_is_evicted_unjudged_asks_for_nothing_more(judging):
     part, scorer, tokenizer = judging()
-    buffer, _ = watched(part, key_of=key_of)
+    buffer, _ = watched_for(part)
     scorer.open.clear()
     answer("a1", PROBLEM, tokenizer, ["11", "7"])
     buffer._sync_metadata_from_transfer_queue()
@@ -143,9 +153,9 @@ def test_verls_reward_model_is_asked_through_its_own_workers():
 
     import ray
 
-    from verl_gsd.algorithms.dagrpo.reward_model import RewardModelScorer
     from verl_gsd.judge.scorer import Question
     from verl_gsd.tasks.byte_llama import build_tokenizer
+    from verl_gsd.trainer.verifying import RewardWorkers
 
     @ray.remote(num_cpus=0)
     class StubRewardWorker:
@@ -165,10 +175,13 @@ def test_verls_reward_model_is_asked_through_its_own_workers():
             return answer
 
     def asked(seconds=60):
-        scorer = RewardModelScorer([worker], build_tokenizer(), "rm-7b", timeout_s=seconds)
+        scorer = Judging({"scorer": "reward_model", "timeout_s": seconds}, services).make_scorer()
+        assert scorer.identity == "reward_model rm-7b"
         return asyncio.run(scorer.score(Question("3+8=", "11", "11")))
 
     worker = StubRewardWorker.remote([{"reward_score": 1.25}, {}, RuntimeError("broken")])
+    config = OmegaConf.create({"reward": {"reward_model": {"model_path": "rm-7b"}}})
+    services = services_of(config=config, tokenizer=build_tokenizer(), verifier=RewardWorkers([worker]))
     try:
         assert asked() == 1.25
         for reason, seconds in (("unreadable", 60), ("server_error", 60), ("timed_out", 0.5)):

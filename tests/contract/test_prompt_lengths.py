@@ -28,7 +28,7 @@ from verl_gsd.cli.main import app
 from verl_gsd.run.checks.prompt_lengths import examine
 from verl_gsd.run.checks.prompt_tokens import PromptTokens
 from verl_gsd.run.messages import MessageWriter, RunStoppedError, read_messages
-from verl_gsd.trainer.prompt_truncation import obey_truncation
+from verl_gsd.run.truncation import obey_truncation
 
 TOOLS = [{"type": "function", "function": {"name": "add", "description": "Adds two numbers.", "parameters": {}}}]
 

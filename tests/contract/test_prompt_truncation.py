@@ -22,7 +22,8 @@ from verl.workers.rollout.replica import TokenOutput
 from verl_parts import AGENT_LOOP_WORKER as WORKER
 from verl_parts import bare
 
-from verl_gsd.trainer.prompt_truncation import cut, obey_truncation
+from verl_gsd.run.truncation import obey_truncation
+from verl_gsd.trainer.prompt_truncation import cut
 from verl_gsd.trainer.reward_failures import Failure
 
 

@@ -13,7 +13,7 @@ from verl.utils import hdfs_io
 from verl.utils.fs import copy_to_local
 
 from verl_gsd.cli.main import app
-from verl_gsd.run.checks import validate as validation
+from verl_gsd.run.checks import validate
 
 FILE, MODEL = "hdfs://namenode/train.parquet", "hdfs://namenode/models/qwen"
 REMOTE = (f"data.train_files={FILE}", f"data.val_files=[{FILE}]", f"actor_rollout_ref.model.path={MODEL}")
@@ -64,7 +64,7 @@ def test_a_cluster_may_have_the_command_hdfs_that_this_machine_lacks(compose_fas
     monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
     words = ("algo=grpo", "task=arithmetic", "hardware=cpu", f"task.directory={tiny_task}")
     for path in REMOTE:
-        validation.validate(*compose_fast(*words, path, "ray_kwargs.ray_init.address=null"))
+        validate.validate(*compose_fast(*words, path, "ray_kwargs.ray_init.address=null"))
 
 
 def test_commands_accept_files_of_hdfs_and_make_no_folder_of_them(hdfs_stub, tmp_path, monkeypatch):

@@ -35,9 +35,10 @@ from verl.trainer.ppo.metric_utils import process_validation_metrics
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
 from verl_parts import AGENT_LOOP_WORKER, bare
 
-from verl_gsd.run.checks import limits as limits_section
-from verl_gsd.trainer import verifying
+from verl_gsd.extension import Verdict
+from verl_gsd.run.checks import limits
 from verl_gsd.trainer.reward_failures import Failure, failure_of_score, mark_failures
+from verl_gsd.trainer.verifying import RewardWorkers
 
 SECONDS = 300.0
 
@@ -406,13 +407,13 @@ def test_waiting_for_an_actor_of_the_remote_manager_does_not_count(worker, token
 def test_a_reward_model_has_at_least_the_time_in_which_verl_asks_it_again(base_config):
     config = base_config.copy()
     config.algorithm.gsd.limits.reward_seconds = 300
-    assert limits_section.seconds_for_a_reward(config) == 300
+    assert limits.seconds_for_a_reward(config) == 300
     config.reward.reward_model.enable = True
-    assert limits_section.seconds_for_a_reward(config) == 300, "a custom function asks the model itself"
+    assert limits.seconds_for_a_reward(config) == 300, "a custom function asks the model itself"
     config.reward.custom_reward_function.path = None
-    assert limits_section.seconds_for_a_reward(config) == 600
+    assert limits.seconds_for_a_reward(config) == 600
     config.algorithm.gsd.limits.reward_seconds = 900
-    assert limits_section.seconds_for_a_reward(config) == 900
+    assert limits.seconds_for_a_reward(config) == 900
 
 
 def test_a_function_that_stops_the_whole_worker_ends_it_and_its_log_says_where(tmp_path):
@@ -436,12 +437,14 @@ def test_a_worker_in_a_process_of_its_own_has_the_patch(base_config, tokenizer):
     actor = ray.remote(reward_loop.RewardLoopWorker).options(num_cpus=0).remote(config, None)
     try:
         tokens = {text: tokenizer.encode(text, add_special_tokens=False) for text in [*hanging, "4"]}
-        first = [verifying.submit([actor], columns, [1], tokens[text]) for text in hanging]
-        assert [verifying.verdict(answer, 120.0) for answer in first] == [None] * 40
+        verifier = RewardWorkers([actor])
+        first = [verifier.submit(columns, [1], tokens[text]) for text in hanging]
+        assert [verifier.verdict(answer, 120.0) for answer in first] == [None] * 40
+        assert all(verifier.has_answered(answer) for answer in first)
         whats = {Failure.of_info(ray.get(answer)["reward_extra_info"]).what for answer in first}
         assert whats == {"took longer than 2 s"}
-        later = verifying.verdict(verifying.submit([actor], columns, [1], tokens["4"]), 120.0)
-        assert later == verifying.Verdict(1.0, {"score": 1.0, "acc": 1.0})
+        later = verifier.verdict(verifier.submit(columns, [1], tokens["4"]), 120.0)
+        assert later == Verdict(1.0, {"score": 1.0, "acc": 1.0})
     finally:
         ray.kill(actor)
 
@@ -490,7 +493,7 @@ def test_verl_waits_between_its_attempts_to_ask_a_reward_model(base_config, monk
         asyncio.run(worker._post_request({}, "classify"))
     config = base_config.copy()
     config.reward.reward_model.enable, config.reward.custom_reward_function.path = True, None
-    assert sum(waits) == 331 < limits_section.seconds_for_a_reward(config)
+    assert sum(waits) == 331 < limits.seconds_for_a_reward(config)
 
 
 @pytest.mark.parametrize("kind", [ReplayBuffer, ReplayBufferAsync])

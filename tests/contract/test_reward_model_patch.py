@@ -31,7 +31,7 @@ from verl.experimental.reward_loop.reward_manager.remote import RemoteRewardMana
 from verl_parts import AGENT_LOOP_WORKER, bare
 
 from verl_gsd import records
-from verl_gsd.run.checks import gsd_section as own_section
+from verl_gsd.run.checks import gsd_section
 from verl_gsd.run.compose import Line
 from verl_gsd.run.messages import MessageWriter
 from verl_gsd.trainer.reward_monitor import RewardMonitor
@@ -143,11 +143,11 @@ def key_of(uid):
 @pytest.mark.usefixtures("queue")
 @pytest.mark.parametrize("outputs", [1, 2])
 def test_every_session_has_its_score_and_no_verdict(agent_loop, tokenizer, outputs):
-    buffer, listener = watched(key_of=key_of)
+    buffer, seam = watched(key_of=key_of)
     respond(agent_loop, tokenizer, "a0", [-3.5, 0.25, 7.0], outputs=outputs)
     batch, _ = buffer.sample(1, "train", 1)
     assert len(batch.keys) == 3 * outputs
-    group, fate = listener.left["a0"]
+    group, fate = seam.gone["a0"]
     assert fate == "trained" and group.rewards.tolist() == [-3.5, 0.25, 7.0]
     assert np.isnan(group.accuracies).all()
     data = tq.kv_batch_get(keys=batch.keys, partition_id="train", select_fields=["extra_fields"])
@@ -156,11 +156,11 @@ def test_every_session_has_its_score_and_no_verdict(agent_loop, tokenizer, outpu
 
 @pytest.mark.usefixtures("queue")
 def test_records_of_such_groups_have_rewards_and_count_nobody_as_right(agent_loop, tokenizer):
-    buffer, listener = watched(key_of=key_of)
+    buffer, seam = watched(key_of=key_of)
     respond(agent_loop, tokenizer, "a0", [-1.0, 1.0])
     respond(agent_loop, tokenizer, "a1", [0.5, 0.5])
     buffer.sample(1, "train", 2)
-    left = [records.Left(*listener.left[uid]) for uid in ("a0", "a1")]
+    left = [records.Left(*seam.gone[uid]) for uid in ("a0", "a1")]
     table = records.describe(left, step=1, attempt=1, alpha=None)
     assert table["total"].to_pylist() == [0, 0] and table["correct"].to_pylist() == [0, 0]
     assert table["mean"].to_pylist() == [0.0, 0.5] and table["std"].to_pylist() == [1.0, 0.0]
@@ -169,11 +169,11 @@ def test_records_of_such_groups_have_rewards_and_count_nobody_as_right(agent_loo
 
 @pytest.mark.usefixtures("queue")
 def test_dynamic_sampling_by_the_reward_evicts_what_scored_alike(agent_loop, tokenizer):
-    buffer, listener = watched(key_of=key_of, filtering="reward")
+    buffer, seam = watched(key_of=key_of, filtering="reward")
     respond(agent_loop, tokenizer, "a0", [0.5, 0.5])
     respond(agent_loop, tokenizer, "a1", [0.5, 0.75])
     buffer.sample(1, "train", 1)
-    assert {uid: fate for uid, (_, fate) in listener.left.items()} == {"a0": "filtered", "a1": "trained"}
+    assert dict(seam.fates) == {"a0": "filtered", "a1": "trained"}
 
 
 @pytest.mark.usefixtures("queue")
@@ -190,7 +190,7 @@ def test_validation_reports_the_mean_reward_and_no_accuracy(agent_loop, config, 
     trainer = bare(GSDTrainerSync, config=config, tokenizer=tokenizer, global_steps=1)
     trainer.replay_buffer, _ = watched(key_of=key_of)
     messages = MessageWriter(tmp_path / "messages.jsonl")
-    trainer._rewards = RewardMonitor.of(config, messages, batch_groups=2, overlaps=False)
+    trainer.monitor = SimpleNamespace(rewards=RewardMonitor.of(config, messages, batch_groups=2, overlaps=False))
     trainer.agent_loop_manager = AgentLoopStub()
     trainer.reward_loop_manager = SimpleNamespace(reward_loop_worker_handles=agent_loop.reward_loop_worker_handles)
     raw_prompt = np.empty(2, dtype=object)
@@ -205,25 +205,25 @@ def test_validation_reports_the_mean_reward_and_no_accuracy(agent_loop, config, 
 def test_settings_that_read_a_verdict_are_rejected_beside_a_reward_model_alone(compose_fast):
     words = [f"{MODEL}.enable=true", f"{MODEL}.enable_resource_pool=true", "reward.custom_reward_function.path=null"]
     dapo, _ = compose_fast("algo=dapo", "task=arithmetic", "hardware=cpu", *words)
-    (problem,) = own_section.check_accuracies_known(dapo, Line({}, ()))
+    (problem,) = gsd_section.check_accuracies_known(dapo, Line({}, ()))
     assert all(word in problem for word in ("filter_groups.metric=acc", "algorithm.filter_groups.metric=reward"))
     dapo.algorithm.filter_groups.metric = "reward"
-    assert not list(own_section.check_accuracies_known(dapo, Line({}, ())))
+    assert not list(gsd_section.check_accuracies_known(dapo, Line({}, ())))
     for choice in ("algo=hadw", "budget=adaptive", "sampler=disagreement", "algo=dagrpo"):
         line = [choice] if choice.startswith("algo") else ["algo=grpo", choice]
         config, _ = compose_fast(*line, "task=arithmetic", "hardware=cpu", *words)
-        problems = list(own_section.check_accuracies_known(config, Line({}, ())))
+        problems = list(gsd_section.check_accuracies_known(config, Line({}, ())))
         assert problems and all("reward.custom_reward_function.path" in problem for problem in problems), choice
         config.reward.custom_reward_function.path = "mine.py"
-        assert not list(own_section.check_accuracies_known(config, Line({}, ())))
+        assert not list(gsd_section.check_accuracies_known(config, Line({}, ())))
 
 
 def test_what_the_remedy_for_a_colocated_reward_model_leads_to_has_no_problem(config):
     colocated = config.copy()
     colocated.reward.reward_model.enable_resource_pool = False
-    (problem,) = own_section._groups_have_rewards(colocated, Line({}, ()))
+    (problem,) = gsd_section._groups_have_rewards(colocated, Line({}, ()))
     assert "reward.reward_model.enable_resource_pool=true" in problem
-    assert not [problem for check in own_section.CHECKS for problem in check(config, Line({}, ()))]
+    assert not [problem for check in gsd_section.CHECKS for problem in check(config, Line({}, ()))]
 
 
 # Contracts with verl: one that fails says that the patch, or a part of it, can go.

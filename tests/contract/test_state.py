@@ -10,9 +10,11 @@ import torch
 from memories import SETTINGS, EveryKind, restored
 from omegaconf import OmegaConf
 from verl.utils.checkpoint.checkpoint_manager import BaseCheckpointManager
+from verl_parts import bare
 
 from verl_gsd.checkpoints import whole_checkpoints
 from verl_gsd.rundir import RunDirectory
+from verl_gsd.trainer.monitor import RunMonitor
 from verl_gsd.trainer.progress import Progress
 from verl_gsd.trainer.trainer import GSDTrainerSync
 
@@ -43,7 +45,7 @@ def attempt(tmp_path):
     def build(disk, **keys):
         trainer = object.__new__(GSDTrainerSync)
         trainer._run, trainer._saved_steps, trainer._settings = RunDirectory(run), [], SETTINGS
-        trainer._progress = Progress()
+        trainer.monitor = bare(RunMonitor, _progress=Progress())
         trainer.memories, trainer._at_hand = {"anchor": EveryKind()}, None
         keys = {"default_local_dir": str(run), "default_hdfs_dir": None, "max_actor_ckpt_to_keep": None} | keys
         trainer.config = OmegaConf.create({"trainer": keys, "actor_rollout_ref": {"actor": {}}})

@@ -218,13 +218,13 @@ def test_a_plugin_that_verl_did_not_load_is_told_apart_from_one_that_raised(monk
 
     import wrapt
 
-    from verl_gsd.run.checks import with_verl as validation
+    from verl_gsd.run.checks import with_verl
 
     monkeypatch.setattr(wrapt, "when_imported", lambda name: lambda hook: None)  # verl is patched already
-    monkeypatch.delitem(sys.modules, validation.PLUGIN)
+    monkeypatch.delitem(sys.modules, with_verl.PLUGIN)
     monkeypatch.setenv("VERL_USE_EXTERNAL_PLUGINS", "none")
-    assert "VERL_USE_EXTERNAL_PLUGINS=none" in next(validation.plugin_absent())
+    assert "VERL_USE_EXTERNAL_PLUGINS=none" in next(with_verl.plugin_absent())
 
-    monkeypatch.delitem(sys.modules, validation.PLUGIN)
+    monkeypatch.delitem(sys.modules, with_verl.PLUGIN)
     monkeypatch.setitem(sys.modules, "wrapt", None)  # as if it were not installed
-    assert "ModuleNotFoundError" in next(validation.plugin_absent())
+    assert "ModuleNotFoundError" in next(with_verl.plugin_absent())

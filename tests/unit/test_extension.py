@@ -81,7 +81,7 @@ def test_they_are_called_in_the_order_they_state_and_equal_ones_by_name():
 def test_two_owners_of_what_one_alone_may_do_are_named_before_anything_is_built_for_a_run(hook):
     declared("one", **{hook: lambda self, *arguments: None})
     declared("two", **{hook: lambda self, *arguments: None})
-    (problem,) = problems({"one": {}, "two": {}})
+    ((_, problem),) = problems({"one": {}, "two": {}})
     assert "one and two" in problem and "algorithm.gsd" in problem
     with pytest.raises(ValueError, match="one and two"):
         build({"one": {}, "two": {}})
@@ -89,11 +89,10 @@ def test_two_owners_of_what_one_alone_may_do_are_named_before_anything_is_built_
 
 
 def test_every_wrong_section_is_named():
-    found = list(problems({"hadw": {"preset": "haard"}, "dagrpo": {"delta": "x"}}))
-    assert [any(f"algorithm.gsd.{name}: {key}=" in line for line in found) for name, key in PRESETS] == [True, True]
-
-
-PRESETS = (("hadw", "preset"), ("dagrpo", "delta"))
+    found = dict(problems({"hadw": {"preset": "haard"}, "dagrpo": {"delta": "x"}, "sampler": 3}))
+    assert found.keys() == {"hadw", "dagrpo", "sampler"}
+    for name, what in (("hadw", ": preset=haard"), ("dagrpo", ": delta=x"), ("sampler", "=3")):
+        assert f"algorithm.gsd.{name}{what}" in found[name]
 
 
 def test_an_error_names_the_extension_and_the_hook_and_keeps_its_cause():

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from verl_gsd.cpu.forkserver import end_with
 from verl_gsd.errors import ConfigError
 from verl_gsd.evaluation.answers import part_file, parts, write_part
-from verl_gsd.platform.forkserver import end_with
 from verl_gsd.run.launch import signals_interrupt
 
 #: Seconds between two looks at what is done.

@@ -12,10 +12,8 @@ from verl_gsd.cli import train
 from verl_gsd.cli.main import app
 from verl_gsd.errors import ConfigError
 from verl_gsd.jobs.submission import resumed_run
-from verl_gsd.run import compose as composing
-from verl_gsd.run import launch
-from verl_gsd.run.checks import gsd_section as own_section
-from verl_gsd.run.checks import validate as validation
+from verl_gsd.run import compose, launch
+from verl_gsd.run.checks import gsd_section, validate
 from verl_gsd.run.compose import parse_line, resolve
 from verl_gsd.run.messages import RunStoppedError
 from verl_gsd.rundir import RunDirectory
@@ -28,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("composing_is_fast")
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """A run with whole checkpoints of steps 4, 8 and 10."""
-    monkeypatch.setattr(own_section, "memory_settings", lambda config: {})
+    monkeypatch.setattr(gsd_section, "memory_settings", lambda config: {})
     run = RunDirectory(tmp_path / "my run")
     run.path.mkdir()
     run.overrides.write_text(yaml.safe_dump(LINE))
@@ -44,13 +42,13 @@ def cut(path):
 def problems(run, *words):
     """What is wrong with a line that resumes the run, before Ray starts."""
     line, config = train._compose([f"resume={run.path}", *words])
-    return [problem for check in validation.CHECKS for problem in check(config, line)]
+    return [problem for check in validate.CHECKS for problem in check(config, line)]
 
 
 def test_whole_checkpoints_are_resumed_in_silence(run):
     assert problems(run) == []
     _, config = train._compose([f"resume={run.path}"])
-    assert (config.trainer.resume_mode, own_section.checkpoint_to_resume(config)) == ("auto", run.checkpoint(10))
+    assert (config.trainer.resume_mode, gsd_section.checkpoint_to_resume(config)) == ("auto", run.checkpoint(10))
 
 
 def test_damaged_weights_offer_the_newest_whole_checkpoint(run):
@@ -80,22 +78,22 @@ def test_without_another_whole_checkpoint_that_is_said(run):
     assert "global_step_10/data.pt: " in problem and "resume" not in problem
     for step in (4, 8, 10):
         cut(run.checkpoint(step) / "gsd" / "state.json")
-    assert problems(run)[1].endswith(own_section.REMEDY)
+    assert problems(run)[1].endswith(gsd_section.REMEDY)
 
 
 def test_verls_own_command_is_offered_its_own_keys(run):
     cut(run.checkpoint(10) / "gsd" / "state.json")
-    config = resolve(composing.compose_config(parse_line([*LINE, f"trainer.default_local_dir='{run.path}'"])))
+    config = resolve(compose.compose_config(parse_line([*LINE, f"trainer.default_local_dir='{run.path}'"])))
     assert any(
         f"Set trainer.resume_mode=resume_path trainer.resume_from_path={run.checkpoint(8)}" in problem
-        for problem in own_section.own_problems(config)
+        for problem in gsd_section.own_problems(config)
     )
 
 
 def test_an_older_checkpoint_can_be_named(run):
     line, config = train._compose([f"resume={run.path}/global_step_8", "trainer.total_training_steps=9"])
     assert (line.resume, config.trainer.default_local_dir) == (run.path, str(run.path))
-    assert own_section.checkpoint_to_resume(config) == run.checkpoint(8)
+    assert gsd_section.checkpoint_to_resume(config) == run.checkpoint(8)
     assert not any("resume" in word for word in line.words), "the next resume starts from the newest again"
     train._require_steps_left(config, line)
     line, config = train._compose([f"resume={run.path}/global_step_8", "trainer.total_training_steps=8"])
@@ -110,7 +108,7 @@ def test_a_damaged_marker_is_said_and_the_newest_whole_checkpoint_resumed(run, c
     run.marker.write_text("")
     cut(run.checkpoint(10) / "data.pt")
     _, config = train._compose([f"resume={run.path}"])
-    assert own_section.checkpoint_to_resume(config) == run.checkpoint(8)
+    assert gsd_section.checkpoint_to_resume(config) == run.checkpoint(8)
     assert "global_step_8" in capsys.readouterr().err
 
 

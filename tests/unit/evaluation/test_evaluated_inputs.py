@@ -12,9 +12,8 @@ from evaluation_runs import answer_all, answers_of, evaluate, prepared_sums, ran
 from transformers import AutoTokenizer
 
 from verl_gsd.errors import ConfigError
-from verl_gsd.evaluation import benches
+from verl_gsd.evaluation import benches, run
 from verl_gsd.evaluation import merge as merging
-from verl_gsd.evaluation import run as evaluating
 from verl_gsd.evaluation.answers import Verdicts, verify
 from verl_gsd.preparation import prepared
 from verl_gsd.preparation.reading import sha256
@@ -170,7 +169,7 @@ def test_a_state_that_is_damaged_names_no_torch(checkpoint, content):
 )
 def test_a_checkpoint_that_is_not_there_is_named(checkpoint, name, message):
     with pytest.raises(ConfigError, match=message):
-        evaluating.model_of(str(checkpoint.parent / name), checkpoint.parent / "o")
+        run.model_of(str(checkpoint.parent / name), checkpoint.parent / "o")
 
 
 @pytest.mark.parametrize(
@@ -218,7 +217,7 @@ def test_the_runs_chat_template_options_are_used(checkpoint, mini, model, tmp_pa
         tokenizer.save_pretrained(shutil.copytree(model, target))
 
     monkeypatch.setattr(merging, "merge", merge)
-    monkeypatch.setattr(evaluating, "generate", answer_all)
+    monkeypatch.setattr(run, "generate", answer_all)
     options = {"max_response_length": 8, "apply_chat_template_kwargs": {"twice": True}}
     (checkpoint.parent / "config.yaml").write_text(json.dumps({"data": options}))
     evaluate("--checkpoint", checkpoint, "--bench", "mini", "--data", tmp_path / "data", "--output", tmp_path / "o")

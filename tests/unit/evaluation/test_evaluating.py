@@ -13,8 +13,7 @@ import pytest
 from evaluation_runs import answer_all, answers_of, evaluate, prepared_sums, random_model, rows_of
 from filelock import FileLock
 
-from verl_gsd.evaluation import benches
-from verl_gsd.evaluation import run as evaluating
+from verl_gsd.evaluation import benches, run
 from verl_gsd.evaluation.answers import part_file, parts, read_answers, verify, write_part
 from verl_gsd.evaluation.intervals import mean_by_question
 from verl_gsd.evaluation.opinion import opinion
@@ -76,7 +75,7 @@ def test_parts_come_back_in_order_and_a_missing_one_is_named(tmp_path):
 
 def test_an_evaluation_from_prompts_to_files(tmp_path, mini, model, monkeypatch):
     jobs = []
-    monkeypatch.setattr(evaluating, "generate", lambda job, *more: (jobs.append(job), answer_all(job, *more)))
+    monkeypatch.setattr(run, "generate", lambda job, *more: (jobs.append(job), answer_all(job, *more)))
     line = ["--checkpoint", model, "--bench", "mini", "--data", tmp_path / "data", "--output", tmp_path / "o"]
     said = evaluate(*line, "--samples", "2", "--max-tokens", "8")
     assert "avg@2 │ 1.000" in said and "0.7% cut off" in said
@@ -121,7 +120,7 @@ def two_models(tmp_path, model, monkeypatch):
                 spoilt = [row | ({"text": "no number"} if row["question"] % 3 == 0 else {}) for row in rows]
                 write_part(Path(task.folder), number, spoilt)
 
-    monkeypatch.setattr(evaluating, "generate", generate)
+    monkeypatch.setattr(run, "generate", generate)
     monkeypatch.chdir(tmp_path)
     return folders
 
@@ -226,7 +225,7 @@ def test_a_second_opinion_is_counted_beside_the_verifiers_and_asked_for_once(min
 
 
 def test_an_llm_verifier_that_is_not_there_is_said_before_anything_is_generated(tmp_path, mini, model, monkeypatch):
-    monkeypatch.setattr(evaluating, "generate", lambda *_: pytest.fail("generated"))
+    monkeypatch.setattr(run, "generate", lambda *_: pytest.fail("generated"))
     words = ["--verifier-url", "http://127.0.0.1:9/v1", "--verifier-model", "v"]
     said = evaluate("--checkpoint", model, "--bench", "mini", "--data", tmp_path / "data", *words, code=2)
     assert re.search("--verifier-url, --verifier-model: .*http://127.0.0.1:9/v1", said)

@@ -201,15 +201,15 @@ def test_a_wheel_that_does_not_build_says_why(tmp_path, monkeypatch):
 
 
 def test_a_job_joins_its_cluster_whatever_the_config_says_of_one_of_its_own(compose_fast, monkeypatch):
-    from verl_gsd.run import cluster_lock as cluster
+    from verl_gsd.run import cluster_lock
 
     config, _ = compose_fast(*LINE)
     assert config.ray_kwargs.ray_init.address == "local" and config.ray_kwargs.ray_init.num_gpus == 1
-    cluster.join(config)
+    cluster_lock.join(config)
     init = config.ray_kwargs.ray_init
     assert (init.address, init.num_gpus, init.num_cpus) == ("auto", None, None)
     monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
-    assert not cluster.is_job()
+    assert not cluster_lock.is_job()
 
 
 def test_a_training_process_whose_launcher_is_killed_ends():

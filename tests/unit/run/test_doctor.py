@@ -9,8 +9,7 @@ from typer.testing import CliRunner
 
 from verl_gsd.cli.main import app
 from verl_gsd.config.attention import FLASH, SDPA
-from verl_gsd.run import all_reduce, gpus
-from verl_gsd.run import doctor as findings
+from verl_gsd.run import all_reduce, doctor, gpus
 from verl_gsd.run.doctor import Finding
 
 GIB = 1 << 30
@@ -28,15 +27,11 @@ def test_a_finding_has_a_remedy_if_and_only_if_it_is_not_good(monkeypatch):
     """Over every finding that the functions below make from values."""
     machines = (EIGHT, gpus.parse(report(card(0, free="500 MiB"), cuda="12.2")))
     found = [
-        *(f for machine in machines for build in (WHEEL, None) for f in findings.gpu_findings(machine, build, None)),
-        *findings.gpu_findings(EIGHT, WHEEL, ""),
-        *(findings.attention_finding(*pair) for pair in ((FLASH, ""), (SDPA, "flash-attn is not installed"))),
-        *(
-            findings.vllm_finding(code, "platform cuda", gpu_build=gpu)
-            for code in (None, 0, 1)
-            for gpu in (True, False)
-        ),
-        *(findings.shared_memory_finding(free, 64 * GIB, 8) for free in (GIB // 16, 4 * GIB, 32 * GIB)),
+        *(f for machine in machines for build in (WHEEL, None) for f in doctor.gpu_findings(machine, build, None)),
+        *doctor.gpu_findings(EIGHT, WHEEL, ""),
+        *(doctor.attention_finding(*pair) for pair in ((FLASH, ""), (SDPA, "flash-attn is not installed"))),
+        *(doctor.vllm_finding(code, "platform cuda", gpu_build=gpu) for code in (None, 0, 1) for gpu in (True, False)),
+        *(doctor.shared_memory_finding(free, 64 * GIB, 8) for free in (GIB // 16, 4 * GIB, 32 * GIB)),
     ]
     assert {finding.state for finding in found} == {"ok", "warn", "fail"}
     for finding in found:
@@ -47,7 +42,7 @@ def test_a_finding_has_a_remedy_if_and_only_if_it_is_not_good(monkeypatch):
 
 
 def test_a_good_machine_has_nothing_to_mend():
-    found = list(findings.gpu_findings(EIGHT, WHEEL, None))
+    found = list(doctor.gpu_findings(EIGHT, WHEEL, None))
     assert set(states(found).values()) == {"ok"} and len(found) == 9
     assert "580.95.05" in found[0].seen and "13.0" in found[0].seen and "2.11.0+cu130" in found[0].seen
     assert "79.1 of 79.6 GiB" in by_name(found)["GPU 7"].seen
@@ -55,25 +50,25 @@ def test_a_good_machine_has_nothing_to_mend():
 
 def test_a_driver_too_old_fails_with_the_driver_to_install():
     machine = gpus.parse(report(card(0, A100), driver="535.54.03", cuda="12.2"))
-    driver = by_name(findings.gpu_findings(machine, WHEEL, None))["driver"]
+    driver = by_name(doctor.gpu_findings(machine, WHEEL, None))["driver"]
     assert driver.state == "fail" and "535.54.03" in driver.seen and "580" in driver.remedy
 
 
 def test_a_cpu_build_of_torch_fails_with_what_to_install():
-    driver = by_name(findings.gpu_findings(EIGHT, gpus.TorchBuild("2.13.0+cpu", None), None))["driver"]
+    driver = by_name(doctor.gpu_findings(EIGHT, gpus.TorchBuild("2.13.0+cpu", None), None))["driver"]
     assert driver.state == "fail" and "EXTRAS=gpu" in driver.remedy
 
 
 def test_the_process_that_holds_a_gpu_is_named():
     machine = gpus.parse(report(card(0), card(1, free="40500 MiB", processes=PYTHON)))
-    found = by_name(findings.gpu_findings(machine, WHEEL, None))
+    found = by_name(doctor.gpu_findings(machine, WHEEL, None))
     assert states(found.values()) == {"driver": "ok", "GPU 0": "ok", "GPU 1": "warn"}
     assert "pid 4242" in found["GPU 1"].seen and "39.6 of 79.6 GiB" in found["GPU 1"].seen
 
 
 def test_only_visible_gpus_are_listed():
-    assert {"GPU 3"} < states(findings.gpu_findings(EIGHT, WHEEL, "3")).keys() == {"driver", "GPU 3"}
-    hidden = by_name(findings.gpu_findings(EIGHT, WHEEL, "-1"))["accelerators"]
+    assert {"GPU 3"} < states(doctor.gpu_findings(EIGHT, WHEEL, "3")).keys() == {"driver", "GPU 3"}
+    hidden = by_name(doctor.gpu_findings(EIGHT, WHEEL, "-1"))["accelerators"]
     assert hidden.state == "fail" and "CUDA_VISIBLE_DEVICES=-1" in hidden.seen
 
 
@@ -86,7 +81,7 @@ def test_only_visible_gpus_are_listed():
 )
 def test_a_machine_whose_gpus_cannot_be_used(tmp_path, monkeypatch, output, code, state, seen):
     stub_nvidia_smi(tmp_path, monkeypatch, output, code)
-    (finding,) = findings._accelerators()
+    (finding,) = doctor._accelerators()
     assert finding.state == state and seen in finding.seen and finding.remedy
 
 
@@ -103,9 +98,9 @@ def test_one_gpu_needs_no_all_reduce_and_two_do(tmp_path, monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(gpus, "torch_build", lambda: WHEEL)
     stub_nvidia_smi(tmp_path, monkeypatch, report(card(0)))
-    assert states(findings._accelerators()) == {"driver": "ok", "GPU 0": "ok", "attention": "ok"}
+    assert states(doctor._accelerators()) == {"driver": "ok", "GPU 0": "ok", "attention": "ok"}
     stub_nvidia_smi(tmp_path, monkeypatch, report(card(0), card(1)))
-    nccl = by_name(findings._accelerators())["NCCL"]
+    nccl = by_name(doctor._accelerators())["NCCL"]
     assert nccl.state == "fail" and "2 GPUs" in nccl.seen and "rank 1 of 2" in nccl.seen and "--shm-size" in nccl.remedy
 
 
@@ -135,13 +130,13 @@ def test_ranks_that_hang_are_ended():
 
 
 def test_the_attention_of_gpu_groups_is_stated():
-    assert FLASH in findings.attention_finding(FLASH, "").seen
-    without = findings.attention_finding(SDPA, "flash-attn is not installed")
+    assert FLASH in doctor.attention_finding(FLASH, "").seen
+    without = doctor.attention_finding(SDPA, "flash-attn is not installed")
     assert without.state == "ok" and SDPA in without.seen and "flash-attn is not installed" in without.seen
 
 
 def test_a_flash_attn_that_is_broken_is_a_warning():
-    broken = findings.attention_finding(SDPA, "flash-attn cannot be imported (ImportError: undefined symbol: _ZN3c10)")
+    broken = doctor.attention_finding(SDPA, "flash-attn cannot be imported (ImportError: undefined symbol: _ZN3c10)")
     assert broken.state == "warn" and "undefined symbol" in broken.seen and "pip uninstall flash-attn" in broken.remedy
 
 
@@ -161,35 +156,35 @@ def test_a_flash_attn_that_is_broken_is_a_warning():
     ],
 )
 def test_a_vllm_that_does_not_import_fails(code, output, gpu_build, seen):
-    finding = findings.vllm_finding(code, output, gpu_build=gpu_build)
+    finding = doctor.vllm_finding(code, output, gpu_build=gpu_build)
     assert finding.state == "fail" and re.search(seen, finding.seen)
 
 
 def test_a_vllm_that_imports_names_its_platform():
-    finding = findings.vllm_finding(0, "WARNING something\nplatform cuda\nleaked 5 types\n", gpu_build=True)
+    finding = doctor.vllm_finding(0, "WARNING something\nplatform cuda\nleaked 5 types\n", gpu_build=True)
     assert (finding.state, finding.seen) == ("ok", "platform cuda")
 
 
 def test_an_import_that_crashes_or_hangs_ends_there(monkeypatch):
-    monkeypatch.setattr(findings, "_IMPORT_VLLM", "import os; print('before', flush=True); os.abort()")
-    assert "SIGABRT: before" in findings.vllm_finding(*findings._vllm_platform(), gpu_build=True).seen
-    monkeypatch.setattr(findings, "_IMPORT_VLLM", "import threading; threading.Event().wait()")
-    monkeypatch.setattr(findings, "_IMPORT_LIMIT_S", 0.1)
-    assert findings._vllm_platform()[0] is None
+    monkeypatch.setattr(doctor, "_IMPORT_VLLM", "import os; print('before', flush=True); os.abort()")
+    assert "SIGABRT: before" in doctor.vllm_finding(*doctor._vllm_platform(), gpu_build=True).seen
+    monkeypatch.setattr(doctor, "_IMPORT_VLLM", "import threading; threading.Event().wait()")
+    monkeypatch.setattr(doctor, "_IMPORT_LIMIT_S", 0.1)
+    assert doctor._vllm_platform()[0] is None
 
 
 def test_the_cpu_variable_beside_vllm_for_gpus_is_a_warning(monkeypatch):
     installed = ["vllm"]
-    monkeypatch.setattr(findings, "is_installed", lambda name: name in installed)  # a stub of what is installed
-    monkeypatch.setattr(findings.importlib.metadata, "version", lambda name: "0.24.0")
-    monkeypatch.setattr(findings, "_vllm_platform", lambda: (0, "platform cuda"))
+    monkeypatch.setattr(doctor, "is_installed", lambda name: name in installed)  # a stub of what is installed
+    monkeypatch.setattr(doctor.importlib.metadata, "version", lambda name: "0.24.0")
+    monkeypatch.setattr(doctor, "_vllm_platform", lambda: (0, "platform cuda"))
     monkeypatch.setenv("VERL_GSD_CPU", "1")
-    found = by_name(findings._vllm())
+    found = by_name(doctor._vllm())
     assert found["vllm platform"].state == "warn" and "unset VERL_GSD_CPU" in found["vllm platform"].remedy
     monkeypatch.delenv("VERL_GSD_CPU")
-    assert states(findings._vllm()) == {"vllm": "ok", "vllm import": "ok"}
+    assert states(doctor._vllm()) == {"vllm": "ok", "vllm import": "ok"}
     installed.clear()
-    assert states(findings._vllm()) == {"vllm": "fail"}
+    assert states(doctor._vllm()) == {"vllm": "fail"}
 
 
 # Shared memory
@@ -208,7 +203,7 @@ def test_the_cpu_variable_beside_vllm_for_gpus_is_a_warning(monkeypatch):
     ],
 )
 def test_shared_memory_is_held_against_what_ray_and_nccl_take(free, memory, count, state, seen):
-    finding = findings.shared_memory_finding(free, memory, count)
+    finding = doctor.shared_memory_finding(free, memory, count)
     assert finding.state == state and seen in finding.seen
     if state != "ok":
         assert "--shm-size=" in finding.remedy
@@ -216,9 +211,9 @@ def test_shared_memory_is_held_against_what_ray_and_nccl_take(free, memory, coun
 
 def test_the_size_that_the_remedy_names_is_enough():
     for memory, count in ((512, 8), (512, 1), (16, 2)):
-        remedy = findings.shared_memory_finding(0, memory * GIB, count).remedy
+        remedy = doctor.shared_memory_finding(0, memory * GIB, count).remedy
         size = int(remedy.rpartition("=")[2].removesuffix("g"))
-        assert findings.shared_memory_finding(size * GIB, memory * GIB, count).state == "ok", remedy
+        assert doctor.shared_memory_finding(size * GIB, memory * GIB, count).state == "ok", remedy
 
 
 # The command
@@ -232,8 +227,8 @@ def test_a_check_that_raises_is_a_finding(monkeypatch):
     def _after():
         yield Finding("after", "ok", "reached")
 
-    monkeypatch.setattr(findings, "CHECKS", (_torn, _after))
-    assert [(f.name, f.state) for f in findings.findings()] == [("torn", "fail"), ("after", "ok")]
+    monkeypatch.setattr(doctor, "CHECKS", (_torn, _after))
+    assert [(f.name, f.state) for f in doctor.findings()] == [("torn", "fail"), ("after", "ok")]
 
 
 @pytest.mark.parametrize(("state", "code"), [("ok", 0), ("warn", 0), ("fail", 1)])
@@ -241,7 +236,7 @@ def test_doctor_prints_the_remedy_and_fails_if_something_fails(monkeypatch, stat
     def _one():
         yield Finding("driver", state, "[535]", "Install driver 580" if state != "ok" else "")
 
-    monkeypatch.setattr(findings, "CHECKS", (_one,))
+    monkeypatch.setattr(doctor, "CHECKS", (_one,))
     done = CliRunner().invoke(app, ["doctor"])
     assert done.exit_code == code and "[535]" in done.output
     assert ("Install driver 580" in done.output) == (state != "ok")

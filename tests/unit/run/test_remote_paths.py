@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from verl_gsd.cli.main import app
 from verl_gsd.cli.train import held_out_prompts
 from verl_gsd.errors import ConfigError
-from verl_gsd.run.checks import validate as validation
+from verl_gsd.run.checks import validate
 from verl_gsd.run.checks.memory import shape_of
 from verl_gsd.run.dataset import files_with, fingerprints, rows_of
 
@@ -37,7 +37,7 @@ def check(compose_fast, tiny_task, monkeypatch):
 
     def check(*words, leave_out=()):
         line = ["algo=grpo", "task=arithmetic", "hardware=cpu", f"task.directory={tiny_task}", *words]
-        validation.validate(*compose_fast(*line), leave_out=leave_out)
+        validate.validate(*compose_fast(*line), leave_out=leave_out)
 
     return check
 
@@ -59,7 +59,7 @@ def test_a_scheme_whose_package_is_missing_names_the_package(check):
     file = "data.train_files=gs://bucket/train.parquet"
     with pytest.raises(ConfigError, match=rf"{file}: .*gcsfs"):
         check(file)
-    check(file, leave_out=validation.OF_THIS_MACHINE)  # the cluster may have it
+    check(file, leave_out=validate.OF_THIS_MACHINE)  # the cluster may have it
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_a_scheme_whose_package_is_missing_names_the_package(check):
 )
 def test_what_verl_reads_nowhere_is_rejected_here_and_before_a_job_is_sent(check, hdfs_stub, word, remedy):
     with pytest.raises(ConfigError, match=rf"{word}: .*{remedy}"):
-        check(word, leave_out=validation.OF_THIS_MACHINE)
+        check(word, leave_out=validate.OF_THIS_MACHINE)
 
 
 def test_a_run_directory_is_local(hdfs_stub, tmp_path, monkeypatch):

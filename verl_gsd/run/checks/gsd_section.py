@@ -175,8 +175,15 @@ def _rollouts_are_generated(config: DictConfig, line: Line) -> Iterator[str]:
 def _extensions_wrong(config: DictConfig, line: Line) -> Iterator[str]:
     """What every extension has to say of the config, its section there or not."""
     for declaration in extension.declarations():
-        if declaration.check is not None:
-            yield from extension.load(declaration.check)(config, line)
+        yield from _told_by(declaration, config, line)
+
+
+def _told_by(declaration: extension.Declaration, config: DictConfig, line: Line) -> Iterator[str]:
+    section = declaration.section(OmegaConf.select(config, "algorithm.gsd") or {})
+    if section is not None and not isinstance(section, DictConfig):
+        yield f"{extension.no_section(declaration.name, section)}."
+    elif declaration.check is not None:
+        yield from extension.load(declaration.check)(config, line)
 
 
 CHECKS = (
@@ -218,7 +225,11 @@ def extensions_unusable(config: DictConfig) -> Iterator[str]:
     mode. Needs the plugins loaded, and imports torch."""
     mode = config.trainer.v1.trainer_mode
     gsd = OmegaConf.select(config, "algorithm.gsd") or {}
-    yield from extension.problems(gsd)
+    # An extension's own check says it better, where it has one.
+    told = {of.name: list(_told_by(of, config, Line({}, ()))) for of in extension.active(gsd)}
+    for name, problem in extension.problems(gsd):
+        if not told.get(name) and not told.get(name.partition(".")[0]):
+            yield problem
     for declaration in extension.active(gsd):
         name = declaration.name
         if not declaration.needs_groups or "." in name:  # the section that it is part of says so
@@ -228,7 +239,7 @@ def extensions_unusable(config: DictConfig) -> Iterator[str]:
                 f"algorithm.adv_estimator={config.algorithm.adv_estimator}: algorithm.gsd.{name} weighs what the "
                 "estimator gsd computes and no other. Write algorithm.adv_estimator=gsd."
             )
-        if not is_ours(config):
+        if not is_ours(config) and not any(f"trainer.v1.trainer_mode={mode}" in problem for problem in told[name]):
             yield (
                 f"trainer.v1.trainer_mode={mode}: algorithm.gsd.{name} needs to see whole groups. Write "
                 f"trainer.v1.trainer_mode={OUR_MODES.get(mode, 'gsd_sync')}."

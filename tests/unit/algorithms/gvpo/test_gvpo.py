@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from verl_gsd.algorithms.gvpo import maths as gvpo
+from verl_gsd.algorithms.gvpo import maths
 from verl_gsd.algorithms.gvpo.maths import gvpo_loss
 
 BETA = 0.3
@@ -64,7 +64,7 @@ def test_the_loss_is_what_the_loop_says(rows, normalizer):
 def test_weights_of_a_group_sum_to_zero(rows):
     labels, s, rewards = (torch.tensor(column, dtype=torch.float64) for column in zip(*rows, strict=True))
     group = labels.long()
-    found = gvpo.gvpo_weights(gvpo.centred(rewards, group), s, group, beta=BETA)
+    found = maths.gvpo_weights(maths.centred(rewards, group), s, group, beta=BETA)
     for label in set(labels.tolist()):
         assert abs(float(found[labels == label].sum())) <= 1e-12
         if (labels == label).sum() == 1:
@@ -85,7 +85,7 @@ def test_on_the_old_policy_it_is_the_mean_baseline_times_beta():
     _, rewards, labels = batch(sizes=(4, 4))
     found = gradient(torch.zeros(8, dtype=torch.float64), rewards, labels, beta=BETA)
     group = torch.tensor([int(label[-1]) for label in labels])
-    advantages = gvpo.centred(rewards, group)
+    advantages = maths.centred(rewards, group)
     torch.testing.assert_close(found, -BETA * advantages / 3 / 2, rtol=1e-12, atol=1e-15)
 
 
@@ -185,13 +185,13 @@ def row_gradient(division, ablated=None):
     """d loss / d log_prob of the row form, one backward a share of ``division``, which lists rows."""
     log_prob, reference, mask, group, rewards = sequences()
     s, l_ref = log_ratios(log_prob, reference, mask), torch.where(mask, reference, 0).sum(dim=-1)
-    weights = gvpo.gvpo_weights(
-        gvpo.centred(rewards, group), gvpo.tilt_of(s, l_ref, **(ablated or {})), group, beta=BETA
+    weights = maths.gvpo_weights(
+        maths.centred(rewards, group), maths.tilt_of(s, l_ref, **(ablated or {})), group, beta=BETA
     )
-    c = gvpo.group_coefficients(group)
+    c = maths.group_coefficients(group)
     log_prob.requires_grad_()
     for rows in division:
-        gvpo.gvpo_row_loss(log_prob[rows], mask[rows], weights[rows], c[rows], beta=BETA).backward()
+        maths.gvpo_row_loss(log_prob[rows], mask[rows], weights[rows], c[rows], beta=BETA).backward()
     return log_prob.grad
 
 
@@ -211,13 +211,13 @@ def test_the_ablations_of_table_2_leave_out_what_they_name():
     log_prob, reference, mask, group, rewards = sequences()
     new = torch.where(mask, log_prob, 0).sum(dim=-1)
     old = torch.where(mask, reference, 0).sum(dim=-1)
-    advantages, c = gvpo.centred(rewards, group), gvpo.group_coefficients(group)
+    advantages, c = maths.centred(rewards, group), maths.group_coefficients(group)
     every_row = [list(range(14))]
     for ablated, weights in (
-        ({"var": False}, advantages + BETA * gvpo.centred(old, group)),
-        ({"cov": False}, advantages - BETA * gvpo.centred(new, group)),
+        ({"var": False}, advantages + BETA * maths.centred(old, group)),
+        ({"cov": False}, advantages - BETA * maths.centred(new, group)),
         ({"var": False, "cov": False}, advantages),
-        ({}, advantages - BETA * (gvpo.centred(new, group) - gvpo.centred(old, group))),
+        ({}, advantages - BETA * (maths.centred(new, group) - maths.centred(old, group))),
     ):
         expected = (-BETA * c * weights).unsqueeze(1) * mask
         torch.testing.assert_close(row_gradient(every_row, ablated), expected, rtol=1e-9, atol=1e-13)
@@ -227,17 +227,17 @@ def test_on_the_old_policy_the_gradients_of_var_and_cov_cancel():
     """So that with one mini-batch and one epoch GVPO is plain REINFORCE."""
     log_prob, _, mask, group, rewards = sequences()
     same = torch.where(mask, log_prob, 0).sum(dim=-1)
-    tilted = gvpo.tilt_of(torch.zeros_like(same), same)
-    weights = gvpo.gvpo_weights(gvpo.centred(rewards, group), tilted, group, beta=BETA)
-    assert torch.equal(weights, gvpo.centred(rewards, group))
+    tilted = maths.tilt_of(torch.zeros_like(same), same)
+    weights = maths.gvpo_weights(maths.centred(rewards, group), tilted, group, beta=BETA)
+    assert torch.equal(weights, maths.centred(rewards, group))
 
 
 def test_coefficients_count_groups_of_two_or_more():
     group = torch.tensor([0, 0, 0, 1, 2, 2, -1])
-    assert gvpo.group_coefficients(group).tolist() == [1 / 4, 1 / 4, 1 / 4, 0, 1 / 2, 1 / 2, 0]
-    assert gvpo.group_coefficients(group, "k").tolist() == [1 / 6, 1 / 6, 1 / 6, 0, 1 / 4, 1 / 4, 0]
-    assert gvpo.group_coefficients(group, "none").tolist() == [1 / 2, 1 / 2, 1 / 2, 0, 1 / 2, 1 / 2, 0]
-    assert gvpo.group_coefficients(torch.tensor([-1, -1])).tolist() == [0, 0]
+    assert maths.group_coefficients(group).tolist() == [1 / 4, 1 / 4, 1 / 4, 0, 1 / 2, 1 / 2, 0]
+    assert maths.group_coefficients(group, "k").tolist() == [1 / 6, 1 / 6, 1 / 6, 0, 1 / 4, 1 / 4, 0]
+    assert maths.group_coefficients(group, "none").tolist() == [1 / 2, 1 / 2, 1 / 2, 0, 1 / 2, 1 / 2, 0]
+    assert maths.group_coefficients(torch.tensor([-1, -1])).tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("k", [2, 4])
@@ -260,7 +260,7 @@ def test_figures_of_a_mini_batch():
     s, rewards = torch.tensor([1.0, 2.0, 3.0, 9.0]), torch.tensor([0.0, 1.0, 0.0, 5.0])
     group = torch.tensor([0, 0, 1, 2])
     group[2] = 0
-    found = gvpo.describe(s, gvpo.centred(rewards, group), group, beta=0.5, tokens=torch.tensor([3, 2, 1, 7]))
+    found = maths.describe(s, maths.centred(rewards, group), group, beta=0.5, tokens=torch.tensor([3, 2, 1, 7]))
     assert found["gvpo/groups_of_one"] == 1
     assert found["gvpo/s_std"] == pytest.approx(1.0) and found["gvpo/beta_s_std"] == pytest.approx(0.5)
     assert found["gvpo/sequence_kl"] == pytest.approx(-2.0)
@@ -306,7 +306,7 @@ def of_the_package(log_policy, log_reference, rewards, label):
 
 def std_normalised(log_policy, log_reference, rewards, label):
     group = torch.as_tensor(label)
-    a = gvpo.centred(rewards, group).view(-1, 4)
+    a = maths.centred(rewards, group).view(-1, 4)
     return gvpo_loss(log_policy - log_reference, (a / (a.std(dim=1, keepdim=True) + 1e-6)).flatten(), label, beta=BETA)[
         0
     ]
@@ -318,8 +318,8 @@ def mixed_centring(log_policy, log_reference, rewards, label):
 
 
 def weights_not_detached(log_policy, log_reference, rewards, label):
-    weights = gvpo.gvpo_weights(gvpo.centred(rewards, label), log_policy - log_reference, label, beta=BETA)
-    return -BETA * (gvpo.group_coefficients(label) * weights * log_policy).sum()
+    weights = maths.gvpo_weights(maths.centred(rewards, label), log_policy - log_reference, label, beta=BETA)
+    return -BETA * (maths.group_coefficients(label) * weights * log_policy).sum()
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -338,11 +338,11 @@ def test_what_copies_do_does_not(broken):
 
 def test_low_precision_is_widened():
     group, far = torch.zeros(8, dtype=torch.int64), 9000 + 10 * torch.arange(8.0)
-    found = gvpo.gvpo_weights(torch.zeros(8, dtype=torch.float16), far.half(), group, beta=BETA)
+    found = maths.gvpo_weights(torch.zeros(8, dtype=torch.float16), far.half(), group, beta=BETA)
     assert found.dtype == torch.float32 and found.isfinite().all() and abs(found.sum()) < 1e-2
     log_prob = torch.full((1, 16000), -8.0, dtype=torch.float16, requires_grad=True)
     tiny = torch.tensor([1e-5], dtype=torch.float16)
-    loss = gvpo.gvpo_row_loss(log_prob, torch.ones(1, 16000), tiny, torch.tensor([1.0]), beta=BETA)
+    loss = maths.gvpo_row_loss(log_prob, torch.ones(1, 16000), tiny, torch.tensor([1.0]), beta=BETA)
     assert loss.dtype == torch.float32 and loss.isfinite()
 
 
@@ -355,16 +355,16 @@ def test_whole_numbers_as_rewards_are_exact():
     ("call", "words"),
     [
         (
-            lambda: gvpo.gvpo_row_loss(torch.zeros(2, 3), torch.ones(2, 3), torch.ones(2, 1), torch.ones(2), beta=1),
+            lambda: maths.gvpo_row_loss(torch.zeros(2, 3), torch.ones(2, 3), torch.ones(2, 1), torch.ones(2), beta=1),
             "weights",
         ),
         (
-            lambda: gvpo.gvpo_row_loss(torch.zeros(2, 3), torch.ones(2, 3), torch.ones(2), torch.ones(1), beta=1),
+            lambda: maths.gvpo_row_loss(torch.zeros(2, 3), torch.ones(2, 3), torch.ones(2), torch.ones(1), beta=1),
             "coeff",
         ),
-        (lambda: gvpo.gvpo_row_loss(torch.zeros(6), torch.ones(6), torch.ones(6), torch.ones(6), beta=1), r"\(B, T\)"),
-        (lambda: gvpo.gvpo_weights(torch.ones(1), torch.ones(2), torch.tensor([0, 0]), beta=1), "advantages"),
-        (lambda: gvpo.gvpo_weights(torch.ones(2), torch.ones(2, 1), torch.tensor([0, 0]), beta=1), "tilt"),
+        (lambda: maths.gvpo_row_loss(torch.zeros(6), torch.ones(6), torch.ones(6), torch.ones(6), beta=1), r"\(B, T\)"),
+        (lambda: maths.gvpo_weights(torch.ones(1), torch.ones(2), torch.tensor([0, 0]), beta=1), "advantages"),
+        (lambda: maths.gvpo_weights(torch.ones(2), torch.ones(2, 1), torch.tensor([0, 0]), beta=1), "tilt"),
     ],
 )
 def test_shapes_are_refused_and_not_broadcast(call, words):

@@ -8,7 +8,7 @@ import pytest
 
 from verl_gsd.audit import audit
 from verl_gsd.errors import ConfigError
-from verl_gsd.run.checks import validate as validation
+from verl_gsd.run.checks import validate
 
 POLICY = "actor_rollout_ref.actor.policy_loss"
 GVPO = "algorithm.gsd.gvpo"
@@ -18,7 +18,7 @@ GVPO = "algorithm.gsd.gvpo"
 def check(compose_fast, tiny_task):
     def check(*words, algo="gvpo"):
         words = [f"algo={algo}", "task=arithmetic", "hardware=cpu", f"task.directory={tiny_task}", *words]
-        validation.validate(*compose_fast(*words))
+        validate.validate(*compose_fast(*words))
 
     return check
 

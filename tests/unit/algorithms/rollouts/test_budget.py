@@ -1,4 +1,4 @@
-"""Rollouts shared out: the weights of the update, the part that asks for them, and mistakes named before Ray starts."""
+"""Rollouts shared out: the weights of the update, who requests them, and mistakes named before Ray starts."""
 
 import itertools
 import re
@@ -22,7 +22,7 @@ from verl_gsd.extension import ExtensionError, Visits
 from verl_gsd.groups import Group, Member, group_stats
 from verl_gsd.planning import posterior_silent_rate
 from verl_gsd.prompts import PromptStore
-from verl_gsd.run.checks import validate as validation
+from verl_gsd.run.checks import validate
 
 BUDGET, DAGRPO = "algorithm.gsd.budget", "algorithm.gsd.dagrpo"
 DIAL = {"alpha": 1.0, "ddof": 0, "eps": 0.0}
@@ -181,7 +181,7 @@ def test_a_column_of_somebody_elses_is_an_error():
 def check(compose_fast, tiny_task):
     def check(*words, algo="grpo"):
         words = [f"algo={algo}", "task=arithmetic", "hardware=cpu", f"task.directory={tiny_task}", *words]
-        validation.validate(*compose_fast("budget=adaptive", *words))
+        validate.validate(*compose_fast("budget=adaptive", *words))
 
     return check
 
@@ -272,7 +272,7 @@ def test_training_data_with_sizes_of_its_own_is_refused(check, tiny_task, tmp_pa
 def test_uniform_is_no_budget(compose_fast, tiny_task):
     words = ("algo=dapo", "task=arithmetic", "hardware=cpu", "budget=uniform", f"task.directory={tiny_task}")
     config, line = compose_fast(*words)
-    validation.validate(config, line)
+    validate.validate(config, line)
     assert config.algorithm.gsd.budget is None
 
 

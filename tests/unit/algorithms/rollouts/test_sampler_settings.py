@@ -6,7 +6,7 @@ import pytest
 
 from verl_gsd.algorithms.rollouts.sampler_settings import Settings
 from verl_gsd.errors import ConfigError
-from verl_gsd.run.checks import validate as validation
+from verl_gsd.run.checks import validate
 
 SECTION = "algorithm.gsd.sampler"
 
@@ -16,7 +16,7 @@ def check(compose_fast, tiny_task):
     def check(*words, sampler="disagreement"):
         words = ["algo=grpo", "task=arithmetic", "hardware=cpu", f"sampler={sampler}", *words]
         config, line = compose_fast(*words, f"task.directory={tiny_task}")
-        validation.validate(config, line)
+        validate.validate(config, line)
         return config
 
     return check

@@ -6,7 +6,7 @@ import pytest
 from data_cases import WRONG, parquet, row
 
 from verl_gsd.errors import ConfigError
-from verl_gsd.run.checks import validate as validation
+from verl_gsd.run.checks import validate
 from verl_gsd.run.checks.data_files import FILE_KEYS
 from verl_gsd.run.checks.prompt_lengths import examine
 
@@ -25,9 +25,9 @@ def check(compose_fast, tiny_task):
             "data.max_prompt_length=500",
             *words,
         )
-        validation.validate(config, line)
+        validate.validate(config, line)
         found = examine(config, remote=False)
-        validation.raise_problems(found.problems)
+        validate.raise_problems(found.problems)
         return found.messages
 
     return check

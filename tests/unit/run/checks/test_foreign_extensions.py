@@ -72,3 +72,27 @@ def test_a_section_that_nobody_reads_is_an_unknown_key(resumed):
     config = resumed({"capp": {"limit": 1.0}}, {"prompts": PromptStore()})
     (problem,) = gsd_section.own_keys_unknown(config)
     assert "algorithm.gsd.capp" in problem and "hadw" in problem
+
+
+@pytest.mark.parametrize(
+    ("section", "key"),
+    [
+        ({"hadw": 3}, "algorithm.gsd.hadw=3"),
+        ({"gvpo": 3}, "algorithm.gsd.gvpo=3"),
+        ({"hadw": {"preset": "haard"}}, "algorithm.gsd.hadw"),
+        ({"budget": {"minimum": 1}}, "algorithm.gsd.budget"),
+        ({"dagrpo": {"delta": "x"}}, "algorithm.gsd.dagrpo"),
+    ],
+)
+def test_what_is_wrong_with_a_section_is_said_once_under_verls_own_command(compose_fast, section, key):
+    config, _ = compose_fast("algo=grpo", "task=arithmetic", "hardware=cpu")
+    OmegaConf.update(config, "algorithm.gsd", section, force_add=True)
+    (problem,) = gsd_section.own_problems(config)
+    assert key in problem
+
+
+def test_a_mode_that_a_budget_cannot_have_is_said_once(compose_fast):
+    config, _ = compose_fast("algo=grpo", "budget=adaptive", "task=arithmetic", "hardware=cpu")
+    config.trainer.v1.trainer_mode = "sync"
+    (problem,) = gsd_section.own_problems(config)
+    assert "trainer.v1.trainer_mode=sync" in problem

@@ -7,7 +7,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from verl_gsd.planning.memory import GIB, SHAPES, Shape, kv_cache_gib, states_gib, update_gib, weights_gib
-from verl_gsd.run.checks import memory as sizing
+from verl_gsd.run.checks import memory
 from verl_gsd.run.checks.parallelism import layout_impossible
 from verl_gsd.run.compose import Line
 
@@ -121,20 +121,20 @@ OFFLOADED = f"{ACTOR}fsdp_config__offload_policy"
 )
 def test_what_cannot_fit_is_refused_with_what_to_change(sized, keys, said):
     config = sized("gvpo/qwen2.5_math_7b", "8xa100_80g", **keys)
-    (problem,) = sizing.does_not_fit(config, Line({}, ()))
+    (problem,) = memory.does_not_fit(config, Line({}, ()))
     assert re.search(said, problem), problem
 
 
 def test_what_offloading_saves(sized):
     whole = sized("hadw/qwen3_8b_base", "1xh200", **{OFFLOADED: False})
-    first, second = sizing.does_not_fit(whole, Line({}, ()))
+    first, second = memory.does_not_fit(whole, Line({}, ()))
     assert "122.1 states" in first and "actor_rollout_ref.actor.fsdp_config.offload_policy=true" in first
     assert " 92 on the GPU" in second
-    assert list(sizing.does_not_fit(sized("hadw/qwen3_8b_base", "1xh200"), Line({}, ()))) == []
+    assert list(memory.does_not_fit(sized("hadw/qwen3_8b_base", "1xh200"), Line({}, ()))) == []
 
 
 def test_offloading_that_verl_does_not_do_saves_nothing(sized):
-    parts = sizing._update(sized("gsd/qwen2.5_math_7b", "1xh200", **{f"{ACTOR}strategy": "fsdp"}), SEVEN)
+    parts = memory._update(sized("gsd/qwen2.5_math_7b", "1xh200", **{f"{ACTOR}strategy": "fsdp"}), SEVEN)
     assert parts["states"] == pytest.approx(113.5, abs=0.1)
 
 
@@ -150,20 +150,20 @@ def test_offloading_that_verl_does_not_do_saves_nothing(sized):
 def test_states_are_as_many_bytes_a_parameter_as_are_kept(sized, keys, states, resident):
     config = sized("gvpo/qwen2.5_math_7b", "8xa100_80g", **keys)
     unit = SEVEN.parameters / 8 / GIB
-    assert sizing._update(config, SEVEN)["states"] == pytest.approx(states * unit)
-    assert sizing._resident(config, SEVEN) == pytest.approx(resident * unit)
+    assert memory._update(config, SEVEN)["states"] == pytest.approx(states * unit)
+    assert memory._resident(config, SEVEN) == pytest.approx(resident * unit)
 
 
 def test_sdpa_needs_more_than_flash_attention(sized):
     """By hand: 2 x 2 x 2 h bytes per packed token; without packing 3 bytes per entry of a row's mask."""
     key = "actor_rollout_ref__model__override_config__attn_implementation"
-    flash = sizing._update(sized("gvpo/qwen2.5_math_7b", "8xa100_80g", **{key: "flash_attention_2"}), SEVEN)
-    packed = sizing._update(sized("gvpo/qwen2.5_math_7b", "8xa100_80g"), SEVEN)
+    flash = memory._update(sized("gvpo/qwen2.5_math_7b", "8xa100_80g", **{key: "flash_attention_2"}), SEVEN)
+    packed = memory._update(sized("gvpo/qwen2.5_math_7b", "8xa100_80g"), SEVEN)
     assert (packed["activations"] - flash["activations"]) * GIB == pytest.approx(8 * 3584 * 16384)
     padded = sized("gvpo/qwen2.5_math_7b", "8xa100_80g", actor_rollout_ref__model__use_remove_padding=False)
-    assert sizing._update(padded, SEVEN)["attention mask"] * GIB == pytest.approx(3 * 4 * 4096**2)
+    assert memory._update(padded, SEVEN)["attention mask"] * GIB == pytest.approx(3 * 4 * 4096**2)
     assert "attention mask" not in packed and "attention mask" not in flash
-    (warning,) = [line for line in sizing.estimate(padded) if line.startswith("warning")]
+    (warning,) = [line for line in memory.estimate(padded) if line.startswith("warning")]
     assert "use_remove_padding=false" in warning and "use_dynamic_bsz=true" in warning
 
 
@@ -171,31 +171,31 @@ def test_an_optimizer_on_few_threads_is_warned_of(sized):
     """8.65 s per 1e9 parameters and thread: 71 s on one thread for 8.19e9, 4 s on the group's 16."""
     threads = "ray_kwargs__ray_init__runtime_env__env_vars__OMP_NUM_THREADS"
     slow = {threads: "1"}
-    (warning,) = [line for line in sizing.estimate(sized("hadw/qwen3_8b_base", "1xh200", **slow)) if "OMP_NUM" in line]
+    (warning,) = [line for line in memory.estimate(sized("hadw/qwen3_8b_base", "1xh200", **slow)) if "OMP_NUM" in line]
     assert warning.startswith("warning: ") and re.search("71 s .* 1 threads", warning)
-    assert not any("OMP_NUM" in line for line in sizing.estimate(sized("hadw/qwen3_8b_base", "1xh200")))
+    assert not any("OMP_NUM" in line for line in memory.estimate(sized("hadw/qwen3_8b_base", "1xh200")))
 
 
 def test_fused_kernels_make_no_logits(sized):
     config = sized("gvpo/qwen2.5_math_7b", "8xa100_80g", actor_rollout_ref__model__use_fused_kernels=True)
-    assert sizing._update(config, SEVEN)["logits"] == 0
+    assert memory._update(config, SEVEN)["logits"] == 0
 
 
 def test_vllm_starts_only_with_room_for_as_long_a_sequence_as_the_model_reads(sized):
     """131,072 tokens of Llama 3.1 8B are 16 GiB, and a GPU's share is 23.7 with 15 of weights."""
     few = {f"{ROLLOUT}gpu_memory_utilization": 0.3}
-    (problem,) = sizing.does_not_fit(sized("gvpo/llama_3.1_8b_instruct", "8xa100_80g", **few), Line({}, ()))
+    (problem,) = memory.does_not_fit(sized("gvpo/llama_3.1_8b_instruct", "8xa100_80g", **few), Line({}, ()))
     assert re.search(r"131072 tokens.* 16\.0", problem)
     shorter = few | {f"{ROLLOUT}max_model_len": 4096}
-    assert list(sizing.does_not_fit(sized("gvpo/llama_3.1_8b_instruct", "8xa100_80g", **shorter), Line({}, ()))) == []
+    assert list(memory.does_not_fit(sized("gvpo/llama_3.1_8b_instruct", "8xa100_80g", **shorter), Line({}, ()))) == []
 
 
 def test_a_size_that_is_no_number_does_not_switch_the_check_off(sized):
     text = sized("gvpo/qwen2.5_math_7b", "8xa100_80g", hardware__gpu_memory_gib="80GB")
-    (problem,) = sizing.does_not_fit(text, Line({}, ()))
+    (problem,) = memory.does_not_fit(text, Line({}, ()))
     assert problem.startswith("hardware.gpu_memory_gib=80GB: ")
     for key in ("hardware__gpu_memory_gib", f"{ACTOR}fsdp_config__fsdp_size"):
-        assert list(sizing.does_not_fit(sized("gvpo/qwen2.5_math_7b", "8xa100_80g", **{key: None}), Line({}, ()))) == []
+        assert list(memory.does_not_fit(sized("gvpo/qwen2.5_math_7b", "8xa100_80g", **{key: None}), Line({}, ()))) == []
 
 
 @pytest.mark.parametrize(
@@ -219,33 +219,33 @@ def test_replicas_with_accelerators_of_their_own_need_not_divide_the_trainers(si
 
 
 def test_nodes_do_not_shard_for_each_other(sized):
-    parts = [sizing._update(sized("gsd/qwen2.5_math_7b", hardware), SEVEN) for hardware in ("8xh800", "multi_node")]
+    parts = [memory._update(sized("gsd/qwen2.5_math_7b", hardware), SEVEN) for hardware in ("8xh800", "multi_node")]
     assert parts[0] == parts[1]
 
 
 def test_what_fits_is_said_and_what_is_tight_warned_of(sized):
-    (line,) = sizing.estimate(sized("gvpo/qwen2.5_math_7b", "8xa100_80g"))
+    (line,) = memory.estimate(sized("gvpo/qwen2.5_math_7b", "8xa100_80g"))
     # 52.8 of an update; .7 x 79 and 12 x 7.615e9 / 8; (55.3 - 14.2 - 3) / (4096 x 56 KiB)
     assert re.findall(r"\b(53|55|11|174)\b", line) == ["53", "55", "11", "174"]
     tight = list(
-        sizing.estimate(sized("gvpo/qwen2.5_math_7b", "8xa100_80g", **{f"{ACTOR}ppo_max_token_len_per_gpu": 32768}))
+        memory.estimate(sized("gvpo/qwen2.5_math_7b", "8xa100_80g", **{f"{ACTOR}ppo_max_token_len_per_gpu": 32768}))
     )
     assert re.match(r"warning: .*actor_rollout_ref\.actor\.ppo_max_token_len_per_gpu below 32768", tight[1])
     few = list(
-        sizing.estimate(sized("gvpo/qwen2.5_math_7b", "8xa100_80g", **{f"{ROLLOUT}gpu_memory_utilization": 0.22}))
+        memory.estimate(sized("gvpo/qwen2.5_math_7b", "8xa100_80g", **{f"{ROLLOUT}gpu_memory_utilization": 0.22}))
     )
     assert re.search(r"rollout\.n=5 .*4096 tokens.* 0 ", few[1])
 
 
 def test_what_is_not_known_is_not_refused(sized, tmp_path):
     config = sized("gvpo/qwen2.5_math_7b", "8xa100_80g", actor_rollout_ref__model__path="someone/new")
-    assert list(sizing.does_not_fit(config, Line({}, ()))) == []
-    assert "someone/new" in next(sizing.estimate(config))
-    (small,) = sizing.estimate(sized("gsd/qwen2.5_math_7b", "cpu"))
+    assert list(memory.does_not_fit(config, Line({}, ()))) == []
+    assert "someone/new" in next(memory.estimate(config))
+    (small,) = memory.estimate(sized("gsd/qwen2.5_math_7b", "cpu"))
     assert re.search(r"7\.6e9 .*hardware=cpu .*task=arithmetic", small)
     OmegaConf.set_struct(config, False)
     del config.hardware
-    assert re.match("warning: .*hardware=gpu", next(sizing.estimate(config)))
+    assert re.match("warning: .*hardware=gpu", next(memory.estimate(config)))
     (tmp_path / "config.json").write_text(json.dumps({"num_hidden_layers": "many"}))
     config.actor_rollout_ref.model.path = str(tmp_path)
-    assert sizing.shape_of(config) is None
+    assert memory.shape_of(config) is None

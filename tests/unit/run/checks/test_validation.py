@@ -10,14 +10,14 @@ import pytest
 from checkpoint_files import write_checkpoint
 
 from verl_gsd.errors import ConfigError
-from verl_gsd.run.checks import validate as validation
+from verl_gsd.run.checks import validate
 
 
 @pytest.fixture
 def check(compose_fast):
     def check(task, *words):
         words = ["algo=grpo", "task=arithmetic", "hardware=cpu", f"task.directory={task}", *words]
-        validation.validate(*compose_fast(*words))
+        validate.validate(*compose_fast(*words))
 
     return check
 
@@ -111,7 +111,7 @@ def test_the_device_cpu_takes_more_than_its_name(compose_fast, tiny_task, monkey
     alone = "ray_kwargs.ray_init.address=local"  # without it Ray is asked for a cluster
     words = ["algo=grpo", "task=arithmetic", f"task.directory={tiny_task}", "trainer.device=cpu", alone]
     with pytest.raises(ConfigError, match=r"trainer\.device=cpu: .*hardware=cpu"):
-        validation.validate(*compose_fast(*words))
+        validate.validate(*compose_fast(*words))
 
 
 def test_a_critic_that_is_switched_on_has_keys_with_effect(check, tiny_task):
@@ -144,17 +144,17 @@ def test_no_accelerator_and_no_hardware_cpu(compose_fast, tiny_task, monkeypatch
     import torch
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(validation.gpus, "query", lambda: None)  # a stub of a machine without nvidia-smi
+    monkeypatch.setattr(validate.gpus, "query", lambda: None)  # a stub of a machine without nvidia-smi
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match=r"trainer\.device=cuda: .*hardware=cpu"):
         here = "+ray_kwargs.ray_init.address=local"  # whatever cluster runs on this machine
-        validation.validate(*compose_fast("algo=grpo", "task=arithmetic", f"task.directory={tiny_task}", here))
+        validate.validate(*compose_fast("algo=grpo", "task=arithmetic", f"task.directory={tiny_task}", here))
 
 
 @pytest.mark.parametrize(("free", "message"), [(1 << 20, r"0\.00 GiB"), (2 << 30, "98%")])
 def test_a_full_disk_is_seen(check, tiny_task, monkeypatch, free, message):
     usage = collections.namedtuple("usage", "total used free")
-    monkeypatch.setattr(validation.shutil, "disk_usage", lambda place: usage(100 << 30, 0, free))
+    monkeypatch.setattr(validate.shutil, "disk_usage", lambda place: usage(100 << 30, 0, free))
     with pytest.raises(ConfigError, match=rf"trainer\.default_local_dir=.*{message}"):
         check(tiny_task)
 
