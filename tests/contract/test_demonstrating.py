@@ -14,13 +14,14 @@ pytest.importorskip("verl")
 import pyarrow.parquet as pq
 import ray
 import transfer_queue as tq
-from agent_rows import answer, columns_of, demonstrations_in, prompts, sampled, services_of, texts_of, watched
+from agent_rows import answer, columns_of, demonstrations_in, plan, prompts, sampled, services_of, texts_of, watched
 from omegaconf import OmegaConf
 
 from verl_gsd.algorithms.dagrpo.demonstrations import LEFT_OUT, Demonstrating
 from verl_gsd.algorithms.dagrpo.pools import Experts
 from verl_gsd.extension import ROLLOUTS, ExtensionError, Visits
 from verl_gsd.prompts import PromptStore
+from verl_gsd.trainer.row_store import BatchColumns
 from verl_gsd.trainer.rows import DEMONSTRATED_BY, DEMONSTRATED_IN, DEMONSTRATION, REPLACED, uid_of
 from verl_gsd.trainer.verifying import RewardWorkers
 
@@ -99,7 +100,7 @@ class Run:
     def planned(self, *uids, changed=None):
         """The batch of these visits when rollouts are requested; ``changed`` replaces columns of every problem."""
         batch = prompts(uids, [self.problems[int(uid[1:])] | (changed or {}) for uid in uids])
-        self.seam.before_rollout({uid: self.key_of(uid) for uid in uids}, batch)
+        plan(self.seam, {uid: self.key_of(uid) for uid in uids}, batch)
         return batch
 
     def trained(self, batch, step=1):
@@ -301,7 +302,7 @@ def test_prompts_that_waited_through_a_restart_are_looked_up_again(begin, proble
     run = begin(mode="always")
     batch = run.planned("a0")
     again = begin(mode="always")
-    again.seam.restore_in_flight({"a0": again.key_of("a0")}, batch)
+    again.seam.restore_in_flight({"a0": again.key_of("a0")}, BatchColumns(batch))
     answer("a0", problems[0], tokenizer, WRONG[:3])
     assert demonstrations_in(sampled(again.buffer, 1)[0]) == {"a0": ["a0_3_0"]}
 

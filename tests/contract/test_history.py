@@ -7,7 +7,7 @@ import torch
 pytest.importorskip("verl")
 
 import transfer_queue as tq
-from agent_rows import services_of, watched
+from agent_rows import plan, services_of, watched
 from tensordict import NonTensorStack, TensorDict
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
@@ -40,7 +40,7 @@ class Run:
         """Sessions that verl is asked for."""
         columns = {"uid": NonTensorStack(uid)} | ({ROLLOUTS: torch.tensor([own])} if own else {})
         batch = TensorDict(columns, batch_size=[1])
-        self.seam.before_rollout({uid: KEY}, batch)
+        plan(self.seam, {uid: KEY}, batch)
         assert int(batch[ROLLOUTS][0]) + int(batch[PLANNED][0]) == (own or SIZE)
         return int(batch[ROLLOUTS][0])
 
@@ -177,7 +177,7 @@ def test_a_larger_group_of_the_data_sets_own_is_completed_behind_its_sessions(vi
 
 def test_prompts_submitted_without_a_history_get_none(visited_once):
     run = visited_once()
-    run.seam.restore_in_flight({"second": KEY}, TensorDict({"uid": NonTensorStack("second")}, batch_size=[1]))
+    run.seam.restore_in_flight({"second": KEY}, {"uid": ["second"]})
     answered("second", range(SIZE), step=2)
     run.buffer._sync_metadata_from_transfer_queue()
     assert len(run.seam.whole[1].rewards) == SIZE
@@ -238,7 +238,7 @@ def test_responses_forgotten_meanwhile_are_counted(visited_once):
 
 def test_a_group_that_a_checkpoint_held_is_completed_once(visited_once):
     run = visited_once()
-    prompts = TensorDict({ROLLOUTS: torch.tensor([2]), PLANNED: torch.tensor([2])}, batch_size=[1])
+    prompts = {ROLLOUTS: torch.tensor([2]), PLANNED: torch.tensor([2])}
     answered("second", range(2), step=2)
     for _ in range(2):
         run.watch()

@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -67,6 +68,27 @@ def put(
     if keys:
         tq.kv_batch_put(keys=keys, fields=list_of_dict_to_tensordict(fields), tags=tags, partition_id=partition)
     tq.kv_put(key=uid, partition_id=partition, tag={"is_prompt": True, "status": status, "global_steps": step})
+
+
+def test_an_extension_sees_the_rows_of_every_look_and_the_buffer_what_it_drops():
+    class Looking(Extension):
+        def poll(self, now):
+            self.seen = set(self.services.rows.tags)
+            self.services.rows.drop([key for key in self.seen if key == "b2_1_0"])
+
+    looking = Looking({})
+    built, seam, _ = buffer(extensions={"looking": looking})
+    looking.services = SimpleNamespace(rows=seam.rows)
+    put("a1", [1.0, 0.0])
+    put("b2", [1.0, 0.5], status="running")
+    for _ in range(2):  # nothing is new at the second
+        built._sync_metadata_from_transfer_queue()
+        assert "b2_1_0" not in built.partitions["train"]
+    assert looking.seen == {"a1_0_0", "a1_1_0", "b2_0_0"}
+    batch, _ = built.sample(global_steps=1, partition_id="train", batch_size=1)
+    tq.kv_clear(keys=["a1", *batch.keys], partition_id="train")  # as a trainer does at the end of a step
+    built._sync_metadata_from_transfer_queue()
+    assert looking.seen == {"b2_0_0"}, "what was trained on is gone"
 
 
 def test_a_whole_group_is_told_once_with_its_figures():

@@ -10,7 +10,7 @@ from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
 from verl_gsd.prompts import PromptStore
 from verl_gsd.trainer import replay
-from verl_gsd.trainer.row_store import QueueRows
+from verl_gsd.trainer.row_store import BatchColumns, QueueRows
 from verl_gsd.trainer.rows import DEMONSTRATED_BY, session_of, uid_of
 from verl_gsd.trainer.seam import Seam
 
@@ -47,6 +47,12 @@ class WrittenSeam(Seam):
         super().on_group_left(group, fate)
         self.fates.append((group.uid, fate))
         self.gone[group.uid] = self.left[-1]
+
+
+def plan(seam, keys, batch):
+    """What a trainer does with a batch before it submits it: ``keys`` are its visits' prompts, by uid."""
+    for name, values in seam.before_rollout(keys, BatchColumns(batch)).items():
+        batch[name] = torch.from_numpy(values)
 
 
 class StubMonitor:

@@ -60,6 +60,8 @@ class _Watched(ReplayBuffer):
 
     def _sync_metadata_from_transfer_queue(self) -> None:
         super()._sync_metadata_from_transfer_queue()
+        # verl makes a new table at every look. What extensions put and drop is put into it and dropped from it.
+        self._seam.rows.tags = self.partitions.get(PARTITION, {})
         failures = frozenset[str]().union(*self.failure_keys.values())
         self._monitor.on_look(*self._waiting_for())
         if not failures <= self._failures:
@@ -74,8 +76,7 @@ class _Watched(ReplayBuffer):
         new = (finished | failed) - self._whole.keys()
         if new:
             start = time.perf_counter()
-            # What extensions put and drop is put and dropped here.
-            self._seam.rows.tags = rows = self.partitions[PARTITION]
+            rows = self.partitions[PARTITION]
             self._seam.add_rows(sorted(new))
             groups, rewards, lost = _read_groups(sorted(new), rows, self._seam)
             self._drop(lost, rows, PARTITION)

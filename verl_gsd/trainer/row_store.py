@@ -1,12 +1,12 @@
-"""verl's TransferQueue as the row store of extensions."""
+"""verl's TransferQueue as the row store of extensions, and its batches of prompts as columns."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import transfer_queue as tq
-from tensordict import NonTensorData
+from tensordict import NonTensorData, TensorDict
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
 from verl_gsd.trainer.rows import PARTITION
@@ -51,3 +51,22 @@ class QueueRows:
 
 def _plain(value: Any) -> Any:
     return value.data if isinstance(value, NonTensorData) else value
+
+
+class BatchColumns(Mapping[str, Sequence[Any]]):
+    """The columns of a TensorDict that have an entry per row, each as a list, made when it is asked for."""
+
+    def __init__(self, batch: TensorDict) -> None:
+        self._batch = batch
+        self._names = [name for name in batch.keys() if not isinstance(batch.get(name), NonTensorData)]  # noqa: SIM118
+
+    def __getitem__(self, name: str) -> Sequence[Any]:
+        if name not in self._names:
+            raise KeyError(name)
+        return list(self._batch[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)

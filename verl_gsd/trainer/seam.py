@@ -6,11 +6,11 @@ memory of prompts, and it knows which prompt each group in the buffer is a visit
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
-from tensordict import NonTensorData, TensorDict
 
 from verl_gsd.extension import (
     ROLLOUTS,
@@ -69,23 +69,26 @@ class Seam:
 
     # Before generation.
 
-    def before_rollout(self, prompts: Mapping[str, PromptKey], batch: TensorDict) -> None:
-        """``batch`` is about to be generated, one row per prompt (uid -> its key); its columns may be changed."""
+    def before_rollout(
+        self, prompts: Mapping[str, PromptKey], columns: Mapping[str, Sequence[Any]]
+    ) -> dict[str, np.ndarray]:
+        """Visits (uid -> the prompt) are about to be generated. Returns columns to set, int64, one entry a visit.
+
+        Args:
+            columns: of the data set, one entry a visit.
+        """
         self._prompt_of |= prompts
-        visits = self._visits(prompts, batch)
+        visits = self._visits(prompts, columns)
         self._run("before_rollout", visits)
-        if visits.requested is not None:
-            batch[ROLLOUTS] = torch.from_numpy(visits.requested)
-        for name, values in visits.notes.items():
-            batch[name] = torch.from_numpy(values)
+        return visits.notes if visits.requested is None else {ROLLOUTS: visits.requested, **visits.notes}
 
-    def restore_in_flight(self, prompts: Mapping[str, PromptKey], batch: TensorDict) -> None:
-        """The prompts ``batch`` were submitted before a restart."""
+    def restore_in_flight(self, prompts: Mapping[str, PromptKey], columns: Mapping[str, Sequence[Any]]) -> None:
+        """These visits were submitted before a restart, with these columns."""
         self._prompt_of |= prompts
-        self._run("restore_in_flight", self._visits(prompts, batch))
+        self._run("restore_in_flight", self._visits(prompts, columns))
 
-    def _visits(self, prompts: Mapping[str, PromptKey], batch: TensorDict) -> Visits:
-        return Visits(list(prompts), list(prompts.values()), _Columns(batch), self._group_size)
+    def _visits(self, prompts: Mapping[str, PromptKey], columns: Mapping[str, Sequence[Any]]) -> Visits:
+        return Visits(list(prompts), list(prompts.values()), columns, self._group_size)
 
     # While groups complete.
 
@@ -166,22 +169,3 @@ class Seam:
     def _run(self, hook: str, *arguments: Any) -> None:
         for _ in run_hook(self.extensions, hook, *arguments):
             pass
-
-
-class _Columns(Mapping[str, Sequence[Any]]):
-    """The columns of a TensorDict that have an entry per row, each as a list, made when it is asked for."""
-
-    def __init__(self, batch: TensorDict) -> None:
-        self._batch = batch
-        self._names = [name for name in batch.keys() if not isinstance(batch.get(name), NonTensorData)]  # noqa: SIM118
-
-    def __getitem__(self, name: str) -> Sequence[Any]:
-        if name not in self._names:
-            raise KeyError(name)
-        return list(self._batch[name])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import ray
+import torch
 import transfer_queue as tq
 from omegaconf import DictConfig, OmegaConf, open_dict
 from tensordict import TensorDict
@@ -49,7 +50,7 @@ from verl_gsd.trainer.monitor import RunMonitor
 from verl_gsd.trainer.pictures import Pictures, table_is_due
 from verl_gsd.trainer.reward_failures import mark_failures
 from verl_gsd.trainer.reward_monitor import RewardMonitor
-from verl_gsd.trainer.row_store import QueueRows
+from verl_gsd.trainer.row_store import BatchColumns, QueueRows
 from verl_gsd.trainer.rows import PARTITION, is_own
 from verl_gsd.trainer.seam import Seam
 from verl_gsd.trainer.verifying import RewardWorkers
@@ -208,7 +209,9 @@ class GroupTrainer(PPOTrainer):
             raise RunStoppedError("\n".join(found.problems))
 
     def _submit_batch_to_rollout(self, batch):
-        self.seam.before_rollout(self._prompts_of(list(batch["uid"]), batch), batch)
+        columns = self.seam.before_rollout(self._prompts_of(list(batch["uid"]), batch), BatchColumns(batch))
+        for name, values in columns.items():
+            batch[name] = torch.from_numpy(values)
         return super()._submit_batch_to_rollout(batch)
 
     def _prompts_of(self, uids: Sequence[str], batch: TensorDict) -> dict[str, PromptKey]:
@@ -376,7 +379,7 @@ class GroupTrainer(PPOTrainer):
         uids = [key for key, tag in tags.items() if tag.get("is_prompt")]
         if uids:
             prompts = tq.kv_batch_get(uids, PARTITION)
-            self.seam.restore_in_flight(self._prompts_of(uids, prompts), prompts)
+            self.seam.restore_in_flight(self._prompts_of(uids, prompts), BatchColumns(prompts))
 
 
 def _attempt(run: RunDirectory) -> int:

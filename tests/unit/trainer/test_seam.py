@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from dict_rows import DictRows
-from tensordict import NonTensorStack, TensorDict
 
 from verl_gsd.algorithms.dagrpo.demonstrations import Demonstrating
 from verl_gsd.algorithms.gvpo.extension import Gvpo
@@ -22,10 +21,6 @@ from verl_gsd.trainer.rows import DEMONSTRATED_BY, DEMONSTRATION, GENERATED_IN, 
 from verl_gsd.trainer.seam import Seam
 
 PROMPTS = {"u0": ("maths", 0), "u1": ("maths", 1)}
-
-
-def batch_of(prompts=PROMPTS, **columns):
-    return TensorDict({"uid": NonTensorStack(*prompts)} | columns, batch_size=len(prompts))
 
 
 def group_of(uid, rewards, index=0):
@@ -45,7 +40,7 @@ def test_the_seam_and_the_extensions_import_neither_verl_nor_ray():
         "import verl_gsd.algorithms.dagrpo.mask, verl_gsd.algorithms.dagrpo.judging\n"
         "import verl_gsd.algorithms.dagrpo.demonstrations, verl_gsd.algorithms.rollouts.budget\n"
         "import verl_gsd.algorithms.rollouts.sampler\n"
-        "print(*sorted({'verl', 'ray', 'vllm', 'transfer_queue'} & sys.modules.keys()))"
+        "print(*sorted({'verl', 'ray', 'vllm', 'transfer_queue', 'tensordict'} & sys.modules.keys()))"
     )
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert found.split() == []
@@ -79,7 +74,7 @@ class Noting(Extension):
 def test_each_event_reaches_all_extensions_in_order_and_a_group_is_passed_on():
     calls = []
     seam = seam_of(first=Noting("first", calls), second=Noting("second", calls))
-    seam.before_rollout(PROMPTS, batch_of())
+    seam.before_rollout(PROMPTS, {})
     assert (seam.waiting, seam.prompt_of("u1")) == (2, ("maths", 1))
     seam.on_group_left(group_of("u0", [0, 1]), "trained")
     seam.on_group_left(group_of("u1", [0, 0], 1), "filtered")
@@ -95,7 +90,7 @@ def test_records_show_the_state_before_the_step_and_a_step_is_counted_once():
     calls = []
     seam = seam_of(a=Noting("a", calls))
     for step in range(3):
-        seam.before_rollout(PROMPTS, batch_of())
+        seam.before_rollout(PROMPTS, {})
         for number, uid in enumerate(PROMPTS):
             seam.on_group_left(group_of(uid, [0, 1], number), "trained")
         batch = SimpleNamespace(keys=["u0_0_0", "pad_0_0", "u1_1_0"], tags=[{}, {"is_padding": True}, {}])
@@ -121,7 +116,7 @@ def test_two_that_request_rollouts_are_named_by_the_second():
             visits.request(visits.rollouts)
 
     with pytest.raises(ExtensionError, match=r"algorithm\.gsd\.two\b.*\bbefore_rollout\b"):
-        seam_of(one=Asking({}), two=Asking({})).before_rollout(PROMPTS, batch_of())
+        seam_of(one=Asking({}), two=Asking({})).before_rollout(PROMPTS, {})
 
 
 # Rows
@@ -164,9 +159,8 @@ def test_earlier_responses_fill_a_group_and_new_ones_are_remembered_at_the_end_o
     seam = Seam({"gvpo": gvpo}, of.prompts, of.rows, group_size=4)
     for of.step, uid, generated in ((1, "u0", 4), (2, "u1", 3)):
         prompts = {uid: ("maths", 7)}
-        batch = batch_of(prompts)
-        seam.before_rollout(prompts, batch)
-        assert batch[ROLLOUTS].tolist() == [generated], "one of four is an earlier response, once there is one"
+        requested = seam.before_rollout(prompts, {})
+        assert requested[ROLLOUTS].tolist() == [generated], "one of four is an earlier response, once there is one"
         for session in range(generated):
             put_session(of.rows, uid, session, [of.step, session], float(session == 0))
         seam.add_rows([uid])
@@ -192,9 +186,7 @@ def test_a_demonstration_takes_the_last_failures_place_and_the_update_knows_it(s
     shown = Demonstrating(of.config.algorithm.gsd.dagrpo.demonstrations, of)
     seam = Seam({"dagrpo.demonstrations": shown}, of.prompts, of.rows, group_size=4)
     prompts = {"u0": ("maths", 7)}
-    batch = batch_of(prompts)
-    seam.before_rollout(prompts, batch)
-    assert ROLLOUTS not in set(batch.keys()), "all four are generated"
+    assert seam.before_rollout(prompts, {}) == {}, "all four are generated"
     for session in range(4):
         put_session(of.rows, "u0", session, [3, session], 0.0)
     failed = group_of("u0", [0, 0, 0, 0], 7)

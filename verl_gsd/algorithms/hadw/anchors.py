@@ -1,4 +1,4 @@
-"""HA-DW's anchors: the policy's running accuracy (arXiv 2601.08521). ``factor.py`` has the equations and our choices."""
+"""HA-DW's anchors: the policy's running accuracy (arXiv 2601.08521); ``factor.py`` has equations and our choices."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def test_mistakes_in_the_section_are_named(section, message):
 @pytest.mark.parametrize(
     ("words", "messages"),
     [
-        ((f"{SECTION}=often",), [r"algorithm\.gsd\.sampler: often: .*null"]),
+        ((f"{SECTION}=often",), [r"algorithm\.gsd\.sampler=often: .*null"]),
         (
             ("data.dataloader_num_workers=8", "+data.sampler.class_path=pkg://my", "data.shuffle=true"),
             [
