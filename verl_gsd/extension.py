@@ -8,7 +8,7 @@ section. It has up to three parts:
 - a ``WorkerExtension``, one object in each training worker, for what a loss needs of whole mini-batches.
 
 Every hook may be left out. The trainer calls each hook of all extensions in their stated order, on its own thread, and
-names the extension and the hook in any error. The order of the hooks within a step is that of their definitions below.
+names the extension and the hook in any error. Within a step the hooks come in the order of their definitions below.
 """
 
 from __future__ import annotations
@@ -49,13 +49,15 @@ class Declaration:
         name: of the config section ``algorithm.gsd.<name>``. A dot leads into a section: ``dagrpo.judge`` is a part of
             ``dagrpo`` that takes part where that has a section ``judge``.
         runtime: the ``Extension``: its class, or where it is as ``module:Class``. It is called with its config section
-            and the run's ``Services``, which are None under a trainer of verl's own.
-        order: extensions take part in ascending order; equal ones by name.
+            and the run's ``Services``. These are None while a config is checked and under a trainer of verl's own.
+        order: extensions take part in ascending order; equal ones by name. Ours: budget 10, sampler 11, gvpo 20,
+            dagrpo 30 to 32, hadw 40.
         needs_groups: only our trainer modes, which see whole groups, can have it.
-        weighs: it changes the advantages that the estimator ``gsd`` computes, and so needs that estimator.
-        saves: it has a state that checkpoints keep.
+        weighs: it changes or uses the advantages of the estimator ``gsd``, and is rejected under any other.
+        saves: it has ``state_dict`` and ``load_state_dict``, and checkpoints keep what they give.
         worker: where its ``WorkerExtension`` is, as ``module:Class``.
-        loss: the module that registers its policy loss.
+        loss: the module that registers its policy loss. Under a worker of ours the loss finds its micro-batch's columns
+            in ``trainer.loss_context.loss_context()``.
         check: where a function is, as ``module:function``, that takes the resolved config and the command line and
             yields a sentence for everything that is wrong with the section, or with other keys beside it.
     """
@@ -132,7 +134,10 @@ class Verdict:
 
 
 class Services(Protocol):
-    """What a run offers to its extensions. An object may not be there before training begins."""
+    """What a run offers to its extensions.
+
+    ``config``, ``rows`` and ``prompts`` are there when an extension is built, the others when training begins.
+    """
 
     @property
     def config(self) -> DictConfig:
@@ -207,7 +212,7 @@ class Batch:
 
     Attributes:
         keys, tags: one a row.
-        prompts: uid -> the prompt, of every group that has rows here.
+        prompts: uid -> the prompt, of every group of the step's batches.
     """
 
     keys: Sequence[str]
@@ -223,7 +228,7 @@ class UnplacedRows:
         keys: (N,) of the rows.
         tokens: (N,) of each row.
         workload: (N,) what a row costs a worker.
-        prompts: that the step samples, for which the config states its number of updates.
+        prompts: how many prompts the step samples; the config's number of updates is for so many.
         padding_tokens: of a row of padding.
         workers: data-parallel workers among which the batch is spread.
     """
@@ -238,7 +243,12 @@ class UnplacedRows:
 
 @dataclass(frozen=True)
 class Update:
-    """An update that is about to begin: in trainer step ``step``, and whether the step has made none yet."""
+    """An update that is about to begin.
+
+    Attributes:
+        step: the trainer step.
+        is_first: the policy is still the one that computed the batch's old log-probabilities.
+    """
 
     step: int
     is_first: bool
@@ -258,7 +268,9 @@ class Extension:
     # Before generation.
 
     def draw_prompts(self, dataset: Any, count: int, seed: int) -> Sampler[int]:
-        """What draws ``count`` rows of ``dataset``, ``run.dataset.PromptKeys``, in each step. One extension has it."""
+        """The sampler that draws ``count`` rows of ``dataset`` (``run.dataset.PromptKeys``) in each step. At most one
+        extension has it. For a resume it needs ``state_dict``, with the number of rows as ``rows``, and
+        ``load_state_dict``."""
         raise NotImplementedError
 
     def before_rollout(self, visits: Visits) -> None:
@@ -267,7 +279,7 @@ class Extension:
     def restore_in_flight(self, visits: Visits) -> None:
         """These prompts were submitted before a restart, with the columns and notes they had then."""
 
-    # While groups complete. One call of each covers all groups of one look into the queue.
+    # While groups complete. The first two are called once for all groups that one look into the queue found.
 
     def add_rows(self, uids: Sequence[str]) -> None:
         """The sessions of these visits have ended and nobody has read their rows. Further rows may be put."""
@@ -288,8 +300,9 @@ class Extension:
 
     # The update.
 
-    def place(self, rows: UnplacedRows) -> list[int]:
-        """Row numbers, or ``batching.PADDING``, by place in the batch. At most one extension has it."""
+    def place(self, rows: UnplacedRows) -> tuple[list[int], Mapping[str, float]]:
+        """Row numbers, or ``batching.PADDING``, by place in the batch, in the order that ``trainer.batching.layout``
+        describes; and metrics of this batch. A step may have several. At most one extension has it."""
         raise NotImplementedError
 
     def stage_inputs(self, members: Sequence[Member | None], left: Sequence[Group]) -> Mapping[str, Any]:
@@ -302,12 +315,15 @@ class Extension:
         return {}
 
     def centre(self, rows: Rows) -> torch.Tensor | tuple[torch.Tensor, GroupStats]:
-        """(N,) centred rewards instead of the rewards less their group's mean; beside them, where sigma is to be that
-        of fewer rows, those rows' groups. At most one extension that takes part has it."""
+        """(N,) centred rewards, in place of the rewards less their group's mean. At most one extension has it.
+
+        If sigma is to be the standard deviation of fewer rows, return the groups of these rows (``group_stats`` with a
+        mask) beside the rewards.
+        """
         raise NotImplementedError
 
     def weight(self, rows: Rows, advantages: torch.Tensor) -> torch.Tensor:
-        """(N,) factors for the divided advantages (N,), which those of earlier extensions have multiplied."""
+        """(N,) factors. ``advantages`` (N,) are divided by the dial and multiplied by earlier extensions' factors."""
         raise NotImplementedError
 
     def loss_columns(self, batch: Batch, advantages: torch.Tensor) -> Mapping[str, torch.Tensor]:
@@ -321,10 +337,13 @@ class Extension:
     # The end of a step, in this order. Saved state changes in ``end_step`` and nowhere else.
 
     def observe_trained(self, batch: Batch) -> None:
-        """The step has trained on ``batch``, whose rows can still be read."""
+        """The step has trained on ``batch``, padding and earlier responses included; its rows can still be read."""
 
     def record(self, group: Group) -> Mapping[str, float | None]:
-        """Columns for the record of a group that left in this step, from the state before ``end_step``."""
+        """Columns for the record of a group that left in this step, from the state before ``end_step``.
+
+        A name that is not in ``records.SCHEMA`` becomes a float64 column of its own.
+        """
         return {}
 
     def end_step(self, left: Sequence[Group]) -> Mapping[str, float]:
@@ -346,11 +365,11 @@ class Extension:
         raise NotImplementedError
 
     def fingerprint(self) -> dict[str, Any]:
-        """Settings that must be the same when the state is restored, as plain JSON."""
+        """Settings that must be the same when the state is restored, as plain JSON. Of those that save."""
         return {}
 
     def close(self) -> None:
-        """Training ends, well or badly."""
+        """Training ends, well or badly. An error here is logged and nothing else."""
 
 
 class WorkerExtension:
@@ -376,11 +395,15 @@ class WorkerExtension:
 
 
 class ExtensionError(RuntimeError):
-    """A hook raised; the message names the extension and the hook."""
+    """A hook raised; the message names the extension and the hook.
 
-    def __init__(self, name: str, hook: str, error: Exception) -> None:
+    Its one argument is the message: Ray pickles an error on its way from a worker, and the cause stays behind.
+    """
+
+    @classmethod
+    def of(cls, name: str, hook: str, error: Exception) -> ExtensionError:
         what = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-        super().__init__(f"algorithm.gsd.{name}: its hook {hook} raised: {what}")
+        return cls(f"algorithm.gsd.{name}: its hook {hook} raised: {what}")
 
 
 _DECLARED: dict[str, Declaration] = {}
@@ -394,13 +417,15 @@ def register(declaration: Declaration) -> None:
     """
     name = declaration.name
     require_free(name)
+    if not is_ours(declaration):
+        _register_ours()  # so that whoever takes one of our names hears of it
     if _DECLARED.setdefault(name, declaration) != declaration:
         raise ValueError(f"extension {name!r} is registered already, as {_DECLARED[name].runtime}")
 
 
 def require_free(name: str) -> None:
     """Raise a ValueError if an extension cannot have this name."""
-    if name in RESERVED:
+    if name in RESERVED or name == "prompts":  # under which a checkpoint keeps the memory of prompts
         raise ValueError(f"extension {name!r}: algorithm.gsd.{name} is a setting of ours. Choose another name.")
 
 
@@ -426,7 +451,8 @@ def _register_ours() -> None:
 
 def active(gsd: Mapping[str, Any] | None) -> list[Declaration]:
     """The extensions that take part under ``gsd``, the config section ``algorithm.gsd``, in their order."""
-    return [declaration for declaration in declarations() if declaration.section(gsd or {}) is not None]
+    present = set(gsd.keys()) if gsd else set()  # in a DictConfig a lookup of every name takes longer than the chain
+    return [of for of in declarations() if of.name.partition(".")[0] in present and of.section(gsd or {}) is not None]
 
 
 def load(place: str | T) -> Any:
@@ -440,7 +466,12 @@ def load(place: str | T) -> Any:
 def module_of(declaration: Declaration) -> str:
     """The module in which its runtime is."""
     runtime = declaration.runtime
-    return runtime.partition(":")[0] if isinstance(runtime, str) else runtime.__module__
+    return runtime.partition(":")[0] if isinstance(runtime, str) else runtime.__module__ or ""
+
+
+def is_ours(declaration: Declaration) -> bool:
+    """Whether it is of this package, which the first checks of a config know."""
+    return module_of(declaration).startswith("verl_gsd.")
 
 
 def overrides(extension: Extension | type[Extension], hook: str) -> bool:
@@ -502,9 +533,16 @@ def _build(declaration: Declaration, gsd: Mapping[str, Any], services: Services 
     if not isinstance(section, Mapping):
         raise ValueError(no_section(declaration.name, section))
     try:
-        return kind(section, services)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"algorithm.gsd.{declaration.name}: {error}") from error
+        built = kind(section, services)
+    except (AttributeError, TypeError, ValueError) as error:
+        what = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        raise ValueError(f"algorithm.gsd.{declaration.name}: {what}") from error
+    if overrides(built, "state_dict") != declaration.saves:
+        raise ValueError(
+            f"algorithm.gsd.{declaration.name}: saves={declaration.saves} in its declaration, and its class "
+            f"{'has no' if declaration.saves else 'has a'} state_dict"
+        )
+    return built
 
 
 def run_hook(extensions: Mapping[str, Extension], hook: str, *arguments: Any) -> Iterator[tuple[str, Any]]:
@@ -529,7 +567,7 @@ def call_hook(name: str, extension: Extension, hook: str, *arguments: Any) -> An
     except ExtensionError:
         raise
     except Exception as error:
-        raise ExtensionError(name, hook, error) from error
+        raise ExtensionError.of(name, hook, error) from error
 
 
 def merged(found: Iterable[tuple[str, Mapping[str, T]]]) -> dict[str, T]:

@@ -87,7 +87,8 @@ class Left:
 
 
 def describe(left: Sequence[Left], *, step: int, attempt: int, alpha: float | None) -> pa.Table:
-    """The records of one step, a row a group, in the order they left.
+    """The records of one step, a row a group, in the order they left: ``SCHEMA``, and a float64 column for every other
+    name that an extension gave.
 
     Args:
         alpha: the dial's exponent, for the gain sigma^(2 - alpha) of arXiv 2607.00152; None where the estimator is no
@@ -131,9 +132,12 @@ def describe(left: Sequence[Left], *, step: int, attempt: int, alpha: float | No
     columns["demonstrations"] = [group.demonstrations for group in groups]
     columns["unverified"] = [group.unverified for group in groups]
     columns["failed_rewards"] = [group.failed_rewards for group in groups]
-    for name in set(SCHEMA.names) - set(columns):
+    schema = SCHEMA
+    for name in sorted({name for entry in left for name in entry.further} - set(SCHEMA.names)):
+        schema = schema.append(pa.field(name, pa.float64()))  # of an extension that this version does not know
+    for name in set(schema.names) - set(columns):
         columns[name] = [entry.further.get(name) for entry in left]
-    return pa.table({name: pa.array(columns[name]).cast(SCHEMA.field(name).type) for name in SCHEMA.names}, SCHEMA)
+    return pa.table({name: pa.array(columns[name]).cast(schema.field(name).type) for name in schema.names}, schema)
 
 
 def _accuracies(group: Group) -> np.ndarray:

@@ -269,3 +269,5 @@ def test_ours_is_verls_worker_with_an_actor_that_knows_its_extensions(compose_fa
     assert issubclass(worker, verls) and issubclass(worker.actor_worker_cls, ExtendedTrainingWorker)
     assert worker.actor_worker_cls.declared == (("gvpo", "verl_gsd.algorithms.gvpo.worker:GvpoWorker"),)
     assert made("algo=hadw", "budget=adaptive") is None, "verl's own: nobody has anything to do there"
+    with_loss = actor_worker([extension.Declaration("mine", extension.Extension, loss="mine.loss")], separate=separate)
+    assert issubclass(with_loss.actor_worker_cls, ExtendedTrainingWorker), "the loss finds its rows"

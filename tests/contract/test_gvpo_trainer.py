@@ -77,10 +77,11 @@ def test_verl_cuts_the_batch_into_the_updates_that_the_config_states(trainer, to
     for number, size in enumerate(sizes):
         answer(f"a{number}", problem, tokenizer, ["2", *["3"] * (size - 1)])
     batch, _ = buffer().sample(1, "train", len(sizes))
-    batch = trainer._balance_batch(batch, {})
+    metrics = {}
+    batch = trainer._balance_batch(batch, metrics)
     put_old_log_probs(batch)
     batch = trainer._compute_advantage(batch, {})
-    told, metrics = trainer.seam.worker_flags(Update(step=1, is_first=True)), trainer.seam.end_step()
+    told = trainer.seam.worker_flags(Update(step=1, is_first=True))
     expected = min(4, len(sizes))
     assert told["gvpo_theta_is_old"] is True
     assert told["num_mini_batch"] == expected and metrics["gvpo/missing_updates"] == 4 - expected

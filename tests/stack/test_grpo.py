@@ -147,7 +147,7 @@ def test_a_used_run_directory_is_not_gone_on_with_in_silence(grpo):
 # A third party's stage
 
 
-def test_the_memory_of_a_third_partys_stage_is_fed_saved_and_restored(grpo):
+def test_the_memory_of_a_third_partys_extension_is_fed_recorded_saved_and_restored(grpo):
     for step in (SAVED, STEPS):
         values, _ = check_state(grpo.run / f"global_step_{step}", {})
         rows = [row for earlier in range(1, step + 1) for row in grpo.rows[earlier]]
@@ -155,6 +155,9 @@ def test_the_memory_of_a_third_partys_stage_is_fed_saved_and_restored(grpo):
     assert {step: seen["tally/groups"] for step, seen in grpo.seen.items()} == {
         step: step * BATCH for step in grpo.seen
     }
+    # A column of its own in the records, of the state before each step.
+    before = {step: {row["tally_before"] for row in rows} for step, rows in grpo.rows.items()}
+    assert before == {step: {(step - 1) * BATCH} for step in grpo.rows}
 
 
 # Rollouts shared out

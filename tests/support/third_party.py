@@ -16,6 +16,9 @@ class Tally(Extension):
     def weight(self, rows, advantages):
         return advantages.new_ones(len(advantages))
 
+    def record(self, group):
+        return {"tally_before": float(self.groups)}
+
     def end_step(self, left):
         self.groups += len(left)
         self.correct += sum(float(group.accuracies.sum()) for group in left)

@@ -85,7 +85,7 @@ def test_contradictions_are_named_with_what_to_write(audited, words, warning):
 
 
 def test_a_reward_model_without_a_verifier_gets_no_advice_about_acc(audited):
-    """Its groups have none: own_section.py rejects the metrics that would read one."""
+    """Its groups have none: gsd_section.py rejects the metrics that would read one."""
     for metric in ("acc", "reward"):
         words = ["reward.reward_model.enable=true", f"algorithm.filter_groups.metric={metric}"]
         found = audited("algo=dapo", "reward.custom_reward_function.path=null", *words).warnings

@@ -1,5 +1,6 @@
 """The registry, the order of extensions, what they may not share, and whom an error names."""
 
+import pickle
 import subprocess
 import sys
 
@@ -95,6 +96,24 @@ def test_every_wrong_section_is_named():
         assert f"algorithm.gsd.{name}{what}" in found[name]
 
 
+def test_a_declaration_that_contradicts_its_class_is_named():
+    register(Declaration("keeping", type("Keeping", (Extension,), {"state_dict": lambda self: {}})))
+    register(Declaration("forgetting", Extension, saves=True))
+    found = dict(problems({"keeping": {}, "forgetting": {}}))
+    assert found.keys() == {"keeping", "forgetting"} and all("state_dict" in line for line in found.values())
+
+
+def test_a_constructor_that_needs_services_to_check_its_section_is_named():
+    class Needy(Extension):
+        def __init__(self, section, services=None):
+            super().__init__(section, services)
+            self.size = services.config.actor_rollout_ref.rollout.n
+
+    register(Declaration("needy", Needy))
+    ((name, problem),) = problems({"needy": {}})
+    assert name == "needy" and "algorithm.gsd.needy" in problem and "AttributeError" in problem
+
+
 def test_an_error_names_the_extension_and_the_hook_and_keeps_its_cause():
     def raising(self, now):
         raise KeyError("uid0")
@@ -103,6 +122,8 @@ def test_an_error_names_the_extension_and_the_hook_and_keeps_its_cause():
     with pytest.raises(ExtensionError, match=r"algorithm\.gsd\.careless\b.*\bpoll\b.*KeyError.*uid0") as caught:
         list(run_hook(build({"careless": {}}), "poll", 0.0))
     assert isinstance(caught.value.__cause__, KeyError)
+    brought = pickle.loads(pickle.dumps(caught.value))
+    assert (type(brought), str(brought)) == (ExtensionError, str(caught.value)), "Ray brings it from a worker"
 
 
 def test_one_name_of_two_extensions_is_an_error_that_names_both():
@@ -115,8 +136,21 @@ def test_a_name_is_registered_once():
     declared("mine")
     with pytest.raises(ValueError, match="'mine'"):
         declared("mine")
-    with pytest.raises(ValueError, match=r"algorithm\.gsd\.limits\b"):
-        declared("limits")
+    for name in ("limits", "prompts"):
+        with pytest.raises(ValueError, match=rf"algorithm\.gsd\.{name}\b"):
+            declared(name)
+
+
+def test_another_package_that_takes_a_name_of_ours_is_the_one_that_hears_of_it():
+    script = (
+        "from verl_gsd.extension import Declaration, declarations, register\n"
+        "try: register(Declaration('gvpo', 'theirs.gvpo:Theirs'))\n"
+        "except ValueError as error: print(error)\n"
+        "print(*[declaration.runtime for declaration in declarations() if declaration.name == 'gvpo'])"
+    )
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    refused, kept = found.splitlines()
+    assert "'gvpo'" in refused and kept == "verl_gsd.algorithms.gvpo.extension:Gvpo"
 
 
 def test_rollouts_have_one_owner():

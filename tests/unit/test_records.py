@@ -87,6 +87,16 @@ def write(run, step, attempt, index=0):
     return write_step(run, table, step=step, attempt=attempt)
 
 
+def test_a_column_of_an_extension_that_the_schema_does_not_know_is_kept(tmp_path):
+    group = Group("u", "math", 1, np.array([1.0, 0]), np.array([1.0, 0]), np.array([2, 2]))
+    for step, further in ((1, {}), (2, {"tally_seen": 4.0}), (3, {"tally_seen": None, "hadw_anchor": 0.5})):
+        table = describe([Left(group, "trained", further)], step=step, attempt=1, alpha=1.0)
+        write_step(tmp_path, table, step=step, attempt=1)
+    found = read_records(tmp_path)
+    assert found["tally_seen"].to_pylist() == [None, 4.0, None]
+    assert found["hadw_anchor"].to_pylist() == [None, None, 0.5]
+
+
 def test_a_resumed_attempt_supersedes_what_was_undone_with_its_weights(tmp_path):
     for step in range(1, 7):
         write(tmp_path, step, attempt=1)

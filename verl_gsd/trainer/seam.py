@@ -116,8 +116,8 @@ class Seam:
 
     # The update.
 
-    def place(self, rows: UnplacedRows) -> list[int]:
-        """Places of the rows of an update; a run has this if an extension owns placement."""
+    def place(self, rows: UnplacedRows) -> tuple[list[int], Mapping[str, float]]:
+        """Places of the rows of an update, and metrics; a run has this if an extension owns placement."""
         owner = self.owner("place")
         assert owner is not None
         return call_hook(*owner, "place", rows)
@@ -128,10 +128,14 @@ class Seam:
         return merged(run_hook(self.extensions, "stage_inputs", self._members(batch), left))
 
     def loss_columns(self, batch: Any, advantages: torch.Tensor) -> dict[str, torch.Tensor]:
-        return merged(run_hook(self.extensions, "loss_columns", Batch(batch.keys, batch.tags), advantages))
+        return merged(run_hook(self.extensions, "loss_columns", self._batch(batch), advantages))
 
     def worker_flags(self, update: Update) -> dict[str, Any]:
         return merged(run_hook(self.extensions, "worker_flags", update))
+
+    def _batch(self, batch: Any) -> Batch:
+        prompts = {uid: (group.data_source, group.index) for uid, group in self._training.items()}
+        return Batch(batch.keys, batch.tags, prompts)
 
     def _members(self, batch: Any) -> list[Member | None]:
         """What each row of ``batch`` is; None: verl's padding."""
@@ -150,8 +154,7 @@ class Seam:
 
     def observe_trained(self, batch: Any) -> None:
         """The step has trained on ``batch``, a ``KVBatchMeta``, whose rows are in the queue yet."""
-        prompts = {uid: (group.data_source, group.index) for uid, group in self._training.items()}
-        self._run("observe_trained", Batch(batch.keys, batch.tags, prompts))
+        self._run("observe_trained", self._batch(batch))
 
     def record(self, group: Group) -> dict[str, float | None]:
         """Further columns of the record of ``group``."""

@@ -6,6 +6,7 @@ One mixin over all of them, and no method of verl's copied: what is asked of ver
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import os
 import time
@@ -120,7 +121,7 @@ class GroupTrainer(PPOTrainer):
         self.memories: dict[str, Memory] = {"prompts": self.seam.prompts, **self._saved_extensions}
         self._pictures = Pictures(self.seam.prompts, self.seam.prompts.prior)
         # Of the batch that is being balanced: verl asks for its size halfway, with neither at hand.
-        self._unplaced: Any = None
+        self._unplaced: tuple[Any, dict[str, Any]] | None = None
         self._places: list[int] = []
         self._workers = 1
         self._saved_steps: list[int] = []  # of this process
@@ -189,7 +190,7 @@ class GroupTrainer(PPOTrainer):
         self._unique_indices = indices_are_unique(self.train_dataset)
         self._settings = memory_settings(self.config) | {
             "prompts are known by": "data_source and index" if self._unique_indices else "data_source and text",
-            **{f"algorithm.gsd.{name}": of.fingerprint() for name, of in self._saved_extensions.items()},
+            **{f"algorithm.gsd.{name}": _as_json(of.fingerprint()) for name, of in self._saved_extensions.items()},
         }
         if owner := self.seam.owner("draw_prompts"):
             keys = prompt_keys(self.train_dataset, self._unique_indices)
@@ -229,7 +230,7 @@ class GroupTrainer(PPOTrainer):
     def _balance_batch(self, batch, metrics, logging_prefix="global_seqlen", keep_minibatch=False):
         if self.seam.owner("place") is None:
             return super()._balance_batch(batch, metrics, logging_prefix, keep_minibatch)
-        self._unplaced, real = batch, list(batch.keys)
+        self._unplaced, real = (batch, metrics), list(batch.keys)
         batch = super()._balance_batch(batch, metrics, logging_prefix, keep_minibatch)  # pads it
         at = {key: place for place, key in enumerate(batch.keys)}
         padding = iter(at.keys() - set(real))
@@ -245,11 +246,12 @@ class GroupTrainer(PPOTrainer):
         if self.seam.owner("place") is None:
             return super()._get_required_batch_multiple(dp_size)
         assert self._unplaced is not None
-        lengths = [tag["seq_len"] for tag in self._unplaced.tags]
+        unplaced, metrics = self._unplaced
+        lengths = [tag["seq_len"] for tag in unplaced.tags]
         self._workers = dp_size
-        self._places = self.seam.place(
+        self._places, found = self.seam.place(
             UnplacedRows(
-                self._unplaced.keys,
+                unplaced.keys,
                 lengths,
                 [calculate_workload(length) for length in lengths],
                 prompts=self.config.data.train_batch_size // self.parameter_sync_step,
@@ -257,6 +259,7 @@ class GroupTrainer(PPOTrainer):
                 workers=dp_size,
             )
         )
+        metrics.update(found)
         return len(self._places)
 
     def _compute_advantage(self, batch, metrics):
@@ -391,6 +394,11 @@ def _attempt(run: RunDirectory) -> int:
 def _own_rows(batch: Any) -> Any:
     """``batch``, a ``KVBatchMeta``, without demonstrations and earlier responses; padding stays."""
     return batch.select_keys([key for key, tag in zip(batch.keys, batch.tags, strict=True) if is_own(tag)])
+
+
+def _as_json(value: Any) -> Any:
+    """``value`` as a checkpoint gives it back: tuples are lists there."""
+    return json.loads(json.dumps(value))
 
 
 def _with_file(logger: Any) -> list[str]:

@@ -18,7 +18,7 @@ from verl.utils import tensordict_utils as tu
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 from verl.workers.utils.padding import response_from_nested
 
-from verl_gsd.extension import Declaration, ExtensionError, WorkerExtension, load
+from verl_gsd.extension import Declaration, ExtensionError, WorkerExtension, load, merged
 from verl_gsd.trainer.loss_context import with_context
 
 
@@ -52,7 +52,7 @@ class ExtendedTrainingWorker(TrainingWorker):
     def train_batch(self, data: TensorDict) -> TensorDict:
         self._run("before_mini_batch", data)
         output = super().train_batch(data)
-        found = {name: value for metrics in self._run("after_mini_batch", data) for name, value in metrics.items()}
+        found = merged(self._run("after_mini_batch", data))
         if output is not None and found:
             tu.assign_non_tensor(output, metrics=tu.get(output, "metrics") | found)
         return output
@@ -89,24 +89,25 @@ class ExtendedTrainingWorker(TrainingWorker):
         }
         tu.assign_non_tensor(rows, **options | others)
 
-    def _run(self, hook: str, data: TensorDict) -> list[Any]:
+    def _run(self, hook: str, data: TensorDict) -> list[tuple[str, Any]]:
         found = []
         for name, extension in self.extensions.items():
             try:
-                found.append(getattr(extension, hook)(data))
+                found.append((name, getattr(extension, hook)(data)))
             except Exception as error:
-                raise ExtensionError(name, hook, error) from error
+                raise ExtensionError.of(name, hook, error) from error
         return found
 
 
 def actor_worker(declarations: Sequence[Declaration], *, separate: bool) -> type | None:
-    """verl's worker with the extensions that these declarations name for it; None where they name none.
+    """verl's worker with the extensions that these declarations name for it, and with the rows' columns at hand for a
+    loss. None where no declaration names a worker or a loss: verl's own worker does.
 
     Args:
         separate: for verl's ``separate_async`` trainer.
     """
     declared = tuple((of.name, of.worker) for of in declarations if of.worker is not None)
-    if not declared:
+    if not declared and all(of.loss is None for of in declarations):
         return None
     training = type("GSDTrainingWorker", (ExtendedTrainingWorker,), {"declared": declared})
     verls = DetachActorWorker if separate else ActorRolloutRefWorker

@@ -23,7 +23,6 @@ class Gvpo(Extension):
     def __init__(self, section: Mapping[str, Any], services: Services | None = None) -> None:
         super().__init__(section, services)
         self._history: History | None = None
-        self._metrics: dict[str, float] = {}
         if services is None:
             return
         config = services.config
@@ -44,10 +43,8 @@ class Gvpo(Extension):
         if self._history:
             self._history.add_rows(uids)
 
-    def place(self, rows: UnplacedRows) -> list[int]:
-        places, found = self._placement.place(rows)
-        self._metrics |= found
-        return places
+    def place(self, rows: UnplacedRows) -> tuple[list[int], Mapping[str, float]]:
+        return self._placement.place(rows)
 
     def loss_columns(self, batch: Batch, advantages: torch.Tensor) -> Mapping[str, torch.Tensor]:
         return self._placement.columns(batch.keys, advantages)
@@ -61,5 +58,4 @@ class Gvpo(Extension):
             self._history.observe_trained(batch, self.services.step)
 
     def end_step(self, left: Sequence[Group]) -> dict[str, float]:
-        metrics, self._metrics = self._metrics, {}
-        return metrics | (self._history.end_step() if self._history else {})
+        return self._history.end_step() if self._history else {}

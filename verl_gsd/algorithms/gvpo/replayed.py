@@ -56,7 +56,7 @@ class History:
     def __init__(self, share: float, group_size: int, longest: int, services: Services) -> None:
         self._wanted, self._longest = history_size(share, group_size), longest
         self._rows, self._store = services.rows, services.prompts.responses
-        self._observed: dict[PromptKey, list[Response]] = {}  # new responses of the step at hand
+        self._observed: dict[str, tuple[PromptKey, list[Response]]] = {}  # by uid, new responses of the step at hand
         self._metrics: dict[str, float] = {}
         self._planned: dict[str, _Plan] = {}  # by uid, of groups that have not ended
         self._shortage = 0
@@ -117,7 +117,8 @@ class History:
         new = only_outputs(real.keys() - earlier.keys())
         chosen = [key for keys in new.values() for key in keys[: self._wanted]]
         for key, response in zip(chosen, read_responses(self._rows, chosen, step), strict=True):
-            self._observed.setdefault(batch.prompts[uid_of(key)], []).append(response)
+            uid = uid_of(key)
+            self._observed.setdefault(uid, (batch.prompts[uid], []))[1].append(response)
         self._metrics = {
             "share": len(earlier) / max(1, len(real)),
             "responses_saved": float(len(earlier)),
@@ -136,7 +137,7 @@ class History:
             without any, ``shortage``, responses planned and not there, and ``prompts`` that have a history now.
         """
         observed, self._observed = self._observed, {}
-        for key, responses in observed.items():
+        for key, responses in observed.values():
             self._store.store(key, responses, keep=self._wanted)
         metrics = self._metrics | {"shortage": float(self._shortage), "prompts": float(len(self._store))}
         self._metrics, self._shortage = {}, 0

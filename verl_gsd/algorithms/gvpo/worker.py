@@ -1,6 +1,6 @@
 """GVPO in a training worker: the weights of whole groups, which verl spreads over workers and micro-batches.
 
-Three ways to have them, all exact, and the first that is possible is taken:
+Three ways to have them, all exact; ``placement.py`` chooses one for each step:
 
 - theta is still pi_old, on the first mini-batch of a step: the log-probabilities are in the batch already;
 - ``grouping=prepass``: a pass over the mini-batch without gradients, just before its update;

@@ -2,7 +2,8 @@
 
 factor.py     the equations, and how they differ from the paper
 anchors.py    the running accuracy against which a prompt is hard or easy
-extension.py  settings; where the anchor is updated (``end_step``), saved, recorded and reported
+extension.py  settings; checks of the settings; the anchor is updated in ``end_step`` and
+              saved; ``record`` gives the columns of records.py; charts: report/sections/algorithms.py
 """
 
 from __future__ import annotations

@@ -158,8 +158,7 @@ def memory_restorable(config: DictConfig, line: Line) -> Iterator[str]:
 
 def foreign_memory_restorable(config: DictConfig) -> Iterator[str]:
     """``memory_restorable`` for a run with extensions of other people's packages, once these are loaded."""
-    active = extension.active(OmegaConf.select(config, "algorithm.gsd"))
-    if any(not str(extension.module_of(declaration)).startswith("verl_gsd.") for declaration in active):
+    if any(not extension.is_ours(declaration) for declaration in extension.active(config.algorithm.get("gsd"))):
         yield from memory_restorable(config, Line({}, ()))
 
 
@@ -209,6 +208,13 @@ def own_problems(config: DictConfig) -> list[str]:
         *extensions_unusable(config),
         *(problem for check in CHECKS for problem in check(config, line)),
     ]
+
+
+def foreign_extensions_wrong(config: DictConfig) -> Iterator[str]:
+    """What extensions of other people's packages have to say of the config, once these are loaded."""
+    for declaration in extension.declarations():
+        if not extension.is_ours(declaration):
+            yield from _told_by(declaration, config, Line({}, ()))
 
 
 def own_keys_unknown(config: DictConfig) -> Iterator[str]:

@@ -11,7 +11,12 @@ from collections.abc import Collection, Iterator
 from omegaconf import DictConfig, OmegaConf
 
 from verl_gsd.errors import OUR_MODES
-from verl_gsd.run.checks.gsd_section import extensions_unusable, foreign_memory_restorable, own_keys_unknown
+from verl_gsd.run.checks.gsd_section import (
+    extensions_unusable,
+    foreign_extensions_wrong,
+    foreign_memory_restorable,
+    own_keys_unknown,
+)
 from verl_gsd.run.checks.prompt_lengths import examine
 from verl_gsd.run.checks.validate import as_list, raise_problems
 from verl_gsd.run.messages import Message
@@ -36,8 +41,9 @@ def validate_with_verl(config: DictConfig, runs_here: bool = True) -> list[Messa
         or [
             *_unknown_names(config),
             *own_keys_unknown(config),
+            *foreign_extensions_wrong(config),
             *extensions_unusable(config),
-            *foreign_memory_restorable(config),
+            *(foreign_memory_restorable(config) if runs_here else ()),
             *(_reward_function_missing(config) if runs_here else ()),
             *(_judge_absent(config) if runs_here else ()),
         ]

@@ -96,3 +96,25 @@ def test_a_mode_that_a_budget_cannot_have_is_said_once(compose_fast):
     config.trainer.v1.trainer_mode = "sync"
     (problem,) = gsd_section.own_problems(config)
     assert "trainer.v1.trainer_mode=sync" in problem
+
+
+@pytest.mark.parametrize(
+    ("section", "said"), [({"limit": 0}, "limit=0"), ({"limit": 1}, "too warm"), (True, "algorithm.gsd.mine=True")]
+)
+def test_what_is_wrong_with_another_packages_section_is_said_once_before_ray(resumed, monkeypatch, section, said):
+    class Mine(Extension):
+        def __init__(self, section, services=None):
+            super().__init__(section, services)
+            if section["limit"] < 1:
+                raise ValueError(f"limit={section['limit']}: write 1 or more")
+
+    def too_warm(config, line):
+        if OmegaConf.select(config, "algorithm.gsd.mine.limit") == 1:
+            yield "rollout.temperature is too warm"
+
+    monkeypatch.setattr(extension, "load", lambda place: too_warm if place == "mine:check" else place)
+    register(Declaration("mine", Mine, check="mine:check"))
+    config = resumed({"alpha": 1.0, "ddof": 1, "eps": 0.0, "mine": section}, {"prompts": PromptStore()})
+    problems = [*gsd_section.foreign_extensions_wrong(config), *gsd_section.extensions_unusable(config)]
+    (problem,) = problems
+    assert said in problem
