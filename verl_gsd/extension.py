@@ -263,7 +263,18 @@ class Extension:
     """
 
     def __init__(self, section: Any, services: Services | None = None) -> None:
-        self.section, self.services = section, services
+        self.section, self._services = section, services
+
+    @property
+    def services(self) -> Services:
+        """What the run offers.
+
+        Raises:
+            RuntimeError: there is no run: a config is checked, or the trainer is one of verl's own.
+        """
+        if self._services is None:
+            raise RuntimeError("there are no services: no trainer mode of ours runs this extension")
+        return self._services
 
     # Before generation.
 
@@ -556,7 +567,7 @@ def run_hook(extensions: Mapping[str, Extension], hook: str, *arguments: Any) ->
             yield name, call_hook(name, extension, hook, *arguments)
 
 
-def call_hook(name: str, extension: Extension, hook: str, *arguments: Any) -> Any:
+def call_hook(name: str, extension: Extension | WorkerExtension, hook: str, *arguments: Any) -> Any:
     """Call one hook.
 
     Raises:

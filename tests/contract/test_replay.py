@@ -76,9 +76,10 @@ def test_an_extension_sees_the_rows_of_every_look_and_the_buffer_what_it_drops()
             self.seen = set(self.services.rows.tags)
             self.services.rows.drop([key for key in self.seen if key == "b2_1_0"])
 
-    looking = Looking({})
+    services = SimpleNamespace()
+    looking = Looking({}, services)
     built, seam, _ = buffer(extensions={"looking": looking})
-    looking.services = SimpleNamespace(rows=seam.rows)
+    services.rows = seam.rows
     put("a1", [1.0, 0.0])
     put("b2", [1.0, 0.5], status="running")
     for _ in range(2):  # nothing is new at the second

@@ -114,6 +114,13 @@ def test_a_constructor_that_needs_services_to_check_its_section_is_named():
     assert name == "needy" and "algorithm.gsd.needy" in problem and "AttributeError" in problem
 
 
+def test_without_a_run_there_are_no_services_and_that_is_said():
+    with pytest.raises(RuntimeError, match="no services"):
+        _ = Extension({}).services
+    services = object()
+    assert Extension({}, services).services is services
+
+
 def test_an_error_names_the_extension_and_the_hook_and_keeps_its_cause():
     def raising(self, now):
         raise KeyError("uid0")

@@ -18,7 +18,7 @@ from verl.utils import tensordict_utils as tu
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 from verl.workers.utils.padding import response_from_nested
 
-from verl_gsd.extension import Declaration, ExtensionError, WorkerExtension, load, merged
+from verl_gsd.extension import Declaration, WorkerExtension, call_hook, load, merged
 from verl_gsd.trainer.loss_context import with_context
 
 
@@ -90,13 +90,7 @@ class ExtendedTrainingWorker(TrainingWorker):
         tu.assign_non_tensor(rows, **options | others)
 
     def _run(self, hook: str, data: TensorDict) -> list[tuple[str, Any]]:
-        found = []
-        for name, extension in self.extensions.items():
-            try:
-                found.append((name, getattr(extension, hook)(data)))
-            except Exception as error:
-                raise ExtensionError.of(name, hook, error) from error
-        return found
+        return [(name, call_hook(name, extension, hook, data)) for name, extension in self.extensions.items()]
 
 
 def actor_worker(declarations: Sequence[Declaration], *, separate: bool) -> type | None:

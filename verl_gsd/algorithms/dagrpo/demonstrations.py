@@ -117,7 +117,6 @@ class Demonstrating(Extension):
         return {DEMONSTRATION: column}
 
     def observe_trained(self, batch: Batch) -> None:
-        assert self.services is not None
         real = [(key, tag) for key, tag in zip(batch.keys, batch.tags, strict=True) if not tag.get("is_padding")]
         step, shown = self.services.step, [tag for _, tag in real if DEMONSTRATED_BY in tag]
         self._pool.observe_trained([key for key, tag in real if is_own(tag)], batch.prompts, step)

@@ -53,7 +53,6 @@ class Judging(Extension):
         keys = [key for group in mixed for key in group.keys]
         if not keys:
             return
-        assert self.services is not None
         rows = self.services.rows.read(keys, ["responses", "raw_prompt", "reward_model"])
         by_key = dict(zip(keys, rows, strict=True))
         for group in mixed:
@@ -117,7 +116,6 @@ class Judging(Extension):
             return scorer_of(settings)
         from verl_gsd.algorithms.dagrpo.reward_model import RewardModelScorer  # imports Ray
 
-        assert self.services is not None
         model = str(self.services.config.reward.reward_model.model_path)
         workers, tokenizer = self.services.verifier.workers, self.services.tokenizer
         return RewardModelScorer(workers, tokenizer, model, timeout_s=settings.timeout_s)
@@ -125,7 +123,6 @@ class Judging(Extension):
     def _ask(self, uid: str, responses: Sequence[Any], prompt: Any, truth: Any) -> None:
         answer = (truth or {}).get("ground_truth")
         problem, reference = problem_text(prompt), "" if answer is None else str(answer)
-        assert self.services is not None
         tokenizer = self.services.tokenizer
         tokens = [np.asarray(response) for response in responses]
         texts = [tokenizer.decode(row, skip_special_tokens=True) for row in tokens]

@@ -73,7 +73,7 @@ def dagrpo_policy_loss(
         config=config,
         rollout_is_weights=rollout_is_weights,
     )
-    # 0 where nobody looks, so that a padded token's log-probability makes no NaN of a gradient.
+    # Masked tokens get 0: the log-probability of padding could make the gradient NaN.
     ratio = demonstration_ratio(log_prob.masked_fill(~demonstrated, 0), ratio=settings.ratio, gamma=settings.gamma)
     of_demonstrations = agg_loss(
         loss_mat=-advantages * ratio, loss_mask=demonstrated, loss_agg_mode=loss_agg_mode, **config.global_batch_info

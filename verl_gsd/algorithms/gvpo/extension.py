@@ -53,7 +53,6 @@ class Gvpo(Extension):
         return self._placement.flags(theta_is_old=update.is_first)
 
     def observe_trained(self, batch: Batch) -> None:
-        assert self.services is not None
         if self._history:
             self._history.observe_trained(batch, self.services.step)
 

@@ -46,7 +46,6 @@ class Budget(Extension):
         Raises:
             ValueError: the data has a number of its own.
         """
-        assert self.services is not None
         if visits.has_own_rollouts:
             raise ValueError(
                 f"the training data has a column {ROLLOUTS}, and algorithm.gsd.budget sets one. Write budget=uniform, "

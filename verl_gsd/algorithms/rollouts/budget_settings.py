@@ -60,26 +60,16 @@ class Settings:
         return settings_of(cls, section, prior=tuple(prior))
 
 
-def budget_of(config: DictConfig) -> Settings | None:
-    """The budget that ``config`` asks for; None where every prompt has as many rollouts.
-
-    Raises:
-        ValueError: the section is wrong.
-    """
-    section = OmegaConf.select(config, _SECTION)
-    return None if section is None else Settings.of(section)
-
-
 def budget_wrong(config: DictConfig, line: Line) -> Iterator[str]:
     """Everything that is wrong with a budget's settings, or with others under it."""
-    if OmegaConf.select(config, _SECTION) is None:
+    section = OmegaConf.select(config, _SECTION)
+    if section is None:
         return
     try:
-        settings = budget_of(config)
+        settings = Settings.of(section)
     except ValueError as error:
         yield f"{_SECTION}: {error}."
         return
-    assert settings is not None
     size = config.actor_rollout_ref.rollout.n
     largest = math.inf if settings.maximum is None else settings.maximum
     if isinstance(size, int) and not settings.minimum < size < largest:

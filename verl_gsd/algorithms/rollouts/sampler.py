@@ -181,7 +181,6 @@ class Drawing(Extension):
 
     def draw_prompts(self, dataset: PromptKeys, count: int, seed: int) -> DisagreementSampler:
         services = self.services
-        assert services is not None
         self._sampler = DisagreementSampler(
             dataset,
             services.prompts,

@@ -43,24 +43,15 @@ class Settings:
         return settings_of(cls, section)
 
 
-def sampler_of(config: DictConfig) -> Settings | None:
-    """How ``config`` has prompts drawn; None: by verl's own sampler.
-
-    Raises:
-        ValueError: the section is wrong.
-    """
-    section = OmegaConf.select(config, _SECTION)
-    return None if section is None else Settings.of(section)
-
-
 def sampler_wrong(config: DictConfig, line: Line) -> Iterator[str]:
     """Everything that is wrong with a sampler's settings, or with others under it."""
+    section = OmegaConf.select(config, _SECTION)
+    if section is None:
+        return
     try:
-        settings = sampler_of(config)
+        settings = Settings.of(section)
     except ValueError as error:
         yield f"{_SECTION}: {error}."
-        return
-    if settings is None:
         return
     if config.data.dataloader_num_workers != 0:
         yield (

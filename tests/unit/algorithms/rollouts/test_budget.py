@@ -141,7 +141,7 @@ def test_prompts_that_nobody_visited_have_equal_groups_and_what_is_known_of_them
     store = PromptStore()
     run = services(8, store)
     budget = Budget({"half_life": 10, "prior": [0.5, 0.25]}, run)
-    assert store.half_life == 10 and store.prior == (0.5, 0.25), "what is expected of a prompt is one and the same"
+    assert store.half_life == 10 and store.prior == (0.5, 0.25), "the memory of prompts forgets as the budget says"
     budget = Budget({"half_life": 10}, run)
     keys = [("math", index) for index in range(4)]
     assert set(planned(budget, keys)[0].values()) == {8}

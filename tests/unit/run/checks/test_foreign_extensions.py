@@ -29,7 +29,7 @@ def registry(monkeypatch):
 
 @pytest.fixture
 def resumed(compose_fast, tmp_path):
-    """(words) -> a config that goes on from a checkpoint with the memories named."""
+    """(section, memories) -> a config that resumes from a checkpoint with these memories."""
 
     def resumed(section, saved):
         checkpoint = tmp_path / "global_step_3"
