@@ -53,7 +53,9 @@ class Rows:
         return self.columns[name]
 
 
-def register_stage(name: str, place: Place, *, order: int = 100) -> Callable[[Callable], Callable]:
+def register_stage(
+    name: str, place: Place, *, order: int = 100, settings: type | None = None
+) -> Callable[[Callable], Callable]:
     """Register a function as an extension that takes part where the config has ``algorithm.gsd.<name>``.
 
     It works under every trainer and keeps nothing. What must see whole groups or remembers is an
@@ -63,7 +65,7 @@ def register_stage(name: str, place: Place, *, order: int = 100) -> Callable[[Ca
         name: of the extension and of its config section.
         place: ``centre``: the function takes (rows, section) and returns what ``Extension.centre`` does. ``weight``: it
             takes (rows, advantages, section) and returns what ``Extension.weight`` does.
-        order: see ``extension.Declaration``.
+        order, settings: see ``extension.Declaration``. With ``settings`` the function gets that model, not the section.
 
     Raises:
         ValueError: no such place, or the name is a setting of ours or another extension's.
@@ -88,7 +90,7 @@ def register_stage(name: str, place: Place, *, order: int = 100) -> Callable[[Ca
         runtime = type(
             name, (Extension,), {place: hooks[place], "stage": (place, function), "__module__": function.__module__}
         )
-        register(Declaration(name, runtime, order=order, needs_groups=False))
+        register(Declaration(name, runtime, order=order, settings=settings, needs_groups=False))
         return function
 
     return register_function

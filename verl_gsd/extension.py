@@ -15,12 +15,21 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.metadata
+import logging
 import pkgutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import numpy as np
+
+from verl_gsd.declaration import Conflict as Conflict
+from verl_gsd.declaration import Declaration as Declaration
+from verl_gsd.declaration import RecordColumn as RecordColumn
+from verl_gsd.declaration import ReportChart as ReportChart
+from verl_gsd.declaration import ReportSection as ReportSection
+from verl_gsd.declaration import StepFigure as StepFigure
 
 if TYPE_CHECKING:
     import torch
@@ -34,50 +43,14 @@ if TYPE_CHECKING:
     from verl_gsd.responses import PromptKey
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
+#: Packages of other people declare their extensions in modules that they list under this group of entry points.
+ENTRY_POINTS = "verl_gsd.extensions"
 #: The column in which verl's agent loops look for the number of rollouts of a prompt.
 ROLLOUTS = "__rollout_n__"
 #: Names in ``algorithm.gsd`` that belong to the dial and to the trainer.
 RESERVED = ("alpha", "ddof", "eps", "poll_interval", "state", "limits")
-
-
-@dataclass(frozen=True)
-class Declaration:
-    """What a run knows of an extension before it builds it.
-
-    Attributes:
-        name: of the config section ``algorithm.gsd.<name>``. A dot leads into a section: ``dagrpo.judge`` is a part of
-            ``dagrpo`` that takes part where that has a section ``judge``.
-        runtime: the ``Extension``: its class, or where it is as ``module:Class``. It is called with its config section
-            and the run's ``Services``. These are None while a config is checked and under a trainer of verl's own.
-        order: extensions take part in ascending order; equal ones by name. Ours: budget 10, sampler 11, gvpo 20,
-            dagrpo 30 to 32, hadw 40.
-        needs_groups: only our trainer modes, which see whole groups, can have it.
-        weighs: it changes or uses the advantages of the estimator ``gsd``, and is rejected under any other.
-        saves: it has ``state_dict`` and ``load_state_dict``, and checkpoints keep what they give.
-        worker: where its ``WorkerExtension`` is, as ``module:Class``.
-        loss: the module that registers its policy loss. Under a worker of ours the loss finds its micro-batch's columns
-            in ``trainer.loss_context.loss_context()``.
-        check: where a function is, as ``module:function``, that takes the resolved config and the command line and
-            yields a sentence for everything that is wrong with the section, or with other keys beside it.
-    """
-
-    name: str
-    runtime: str | type[Extension]
-    order: int = 100
-    needs_groups: bool = True
-    weighs: bool = True
-    saves: bool = False
-    worker: str | None = None
-    loss: str | None = None
-    check: str | None = None
-
-    def section(self, gsd: Mapping[str, Any]) -> Any:
-        """Its section of ``algorithm.gsd``; None where the extension takes no part."""
-        found: Any = gsd
-        for key in self.name.split("."):
-            found = found.get(key) if isinstance(found, Mapping) else None
-        return found
 
 
 class RowStore(Protocol):
@@ -413,43 +386,71 @@ class ExtensionError(RuntimeError):
 
     @classmethod
     def of(cls, name: str, hook: str, error: Exception) -> ExtensionError:
-        what = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-        return cls(f"algorithm.gsd.{name}: its hook {hook} raised: {what}")
+        return cls(f"algorithm.gsd.{name}: its hook {hook} raised: {_described(error)}")
 
 
 _DECLARED: dict[str, Declaration] = {}
+_REJECTED: list[str] = []
 
 
 def register(declaration: Declaration) -> None:
-    """Make an extension known to every process that imports the module which calls this.
+    """Make an extension known to every process that imports the calling module.
+
+    A rejected declaration is remembered, and ``rejected`` reports it before Ray starts: verl hides what a plugin raises.
 
     Raises:
-        ValueError: the name is reserved, or another extension has it.
+        ValueError: the name is reserved or taken, or another extension has a record column of the same name.
     """
+    try:
+        require_free(declaration.name)
+        if not is_ours(declaration):
+            _register_ours()  # so that the name and columns of ours are taken
+        _check_new(declaration)
+    except ValueError as error:
+        _REJECTED.append(str(error))
+        raise
+    _DECLARED[declaration.name] = declaration
+
+
+def _check_new(declaration: Declaration) -> None:
     name = declaration.name
-    require_free(name)
-    if not is_ours(declaration):
-        _register_ours()  # so that whoever takes one of our names hears of it
-    if _DECLARED.setdefault(name, declaration) != declaration:
-        raise ValueError(f"extension {name!r} is registered already, as {_DECLARED[name].runtime}")
+    if (other := _DECLARED.get(name)) is not None and other != declaration:
+        raise ValueError(f"extension {name!r} is registered already, by {module_of(other)}. Rename one of the two.")
+    taken = {column.name: of.name for of in _DECLARED.values() if of.name != name for column in of.record_columns}
+    for column in declaration.record_columns:
+        if column.name in taken:
+            raise ValueError(
+                f"extension {name!r}: record column {column.name} belongs to extension {taken[column.name]!r} already. "
+                "Rename one of the two."
+            )
 
 
 def require_free(name: str) -> None:
-    """Raise a ValueError if an extension cannot have this name."""
-    if name in RESERVED or name == "prompts":  # under which a checkpoint keeps the memory of prompts
-        raise ValueError(f"extension {name!r}: algorithm.gsd.{name} is a setting of ours. Choose another name.")
+    """Check that an extension can have this name.
+
+    Raises:
+        ValueError: it is the name of a setting in ``algorithm.gsd``.
+    """
+    if name in RESERVED or name == "prompts":  # a checkpoint keeps the memory of prompts under this name
+        raise ValueError(f"extension {name!r}: algorithm.gsd.{name} is a setting of verl-gsd. Choose another name.")
 
 
 def declarations() -> list[Declaration]:
-    """All extensions that are registered, in their order; those of this package are always among them."""
-    _register_ours()
+    """All registered extensions in their order: ours, and those of installed packages (``ENTRY_POINTS``)."""
+    _register_all()
     return sorted(_DECLARED.values(), key=lambda declaration: (declaration.order, declaration.name))
 
 
 def declared(name: str) -> Declaration | None:
     """The extension of that name, if there is one."""
-    _register_ours()
+    _register_all()
     return _DECLARED.get(name)
+
+
+def rejected() -> list[str]:
+    """Extensions that could not be registered, one sentence each."""
+    _register_all()
+    return list(_REJECTED)
 
 
 @functools.cache
@@ -458,6 +459,24 @@ def _register_ours() -> None:
     package = importlib.import_module("verl_gsd.algorithms")
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"{package.__name__}.{module.name}")
+
+
+@functools.cache
+def _register_all() -> None:
+    _register_ours()
+    for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
+        try:
+            importlib.import_module(point.module)
+        except Exception as error:  # the module is somebody else's: it may raise anything
+            package = point.dist.name if point.dist is not None else point.name
+            problem = f"package {package}: its extension module {point.module} could not be loaded: {_described(error)}"
+            logger.warning(problem)
+            _REJECTED.append(problem)
+
+
+def _described(error: Exception) -> str:
+    """The message of a ValueError, which is written for users, or the type and message of any other error."""
+    return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
 
 
 def active(gsd: Mapping[str, Any] | None) -> list[Declaration]:
@@ -544,10 +563,10 @@ def _build(declaration: Declaration, gsd: Mapping[str, Any], services: Services 
     if not isinstance(section, Mapping):
         raise ValueError(no_section(declaration.name, section))
     try:
-        built = kind(section, services)
-    except (AttributeError, TypeError, ValueError) as error:
-        what = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-        raise ValueError(f"algorithm.gsd.{declaration.name}: {what}") from error
+        settings = section if declaration.settings is None else load(declaration.settings).of(section)
+        built = kind(settings, services)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"algorithm.gsd.{declaration.name}: {_described(error)}") from error
     if overrides(built, "state_dict") != declaration.saves:
         raise ValueError(
             f"algorithm.gsd.{declaration.name}: saves={declaration.saves} in its declaration, and its class "
