@@ -81,10 +81,10 @@ def register_stage(
             return function
 
         def centre(self: Extension, rows: Rows) -> Any:
-            return function(rows, self.section)
+            return function(rows, self.settings)
 
         def weight(self: Extension, rows: Rows, advantages: torch.Tensor) -> torch.Tensor:
-            return function(rows, advantages, self.section)
+            return function(rows, advantages, self.settings)
 
         hooks = {"centre": centre, "weight": weight}
         runtime = type(

@@ -231,12 +231,13 @@ class Extension:
     """What takes part in a run in the trainer's process; a subclass overrides the hooks it needs.
 
     Args:
-        section: its config section. A ValueError of the constructor says what is wrong with it.
+        settings: the model that the declaration names, or the config section itself where it names none. The
+            constructor raises a ValueError if it is wrong.
         services: see ``Services``.
     """
 
-    def __init__(self, section: Any, services: Services | None = None) -> None:
-        self.section, self._services = section, services
+    def __init__(self, settings: Any, services: Services | None = None) -> None:
+        self.settings, self._services = settings, services
 
     @property
     def services(self) -> Services:
@@ -396,7 +397,7 @@ _REJECTED: list[str] = []
 def register(declaration: Declaration) -> None:
     """Make an extension known to every process that imports the calling module.
 
-    A rejected declaration is remembered, and ``rejected`` reports it before Ray starts: verl hides what a plugin raises.
+    ``rejected`` reports a rejected declaration before Ray starts, because verl hides what a plugin raises.
 
     Raises:
         ValueError: the name is reserved or taken, or another extension has a record column of the same name.

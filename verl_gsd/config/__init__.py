@@ -1,5 +1,7 @@
-"""Hydra config groups ``algo/ task/ hardware/ budget/ sampler/ logger/ recipe/``: one YAML file a choice, and nothing
-else to register. Recipes have a folder a paper, so that their names have one too: ``recipe=gvpo/qwen2.5_math_7b``.
+"""Hydra config groups ``algo/ task/ hardware/ budget/ sampler/ logger/ recipe/``: one YAML file per choice, and nothing
+else to register. Recipes have one folder per paper, which is part of their names: ``recipe=PAPER/NAME``.
+
+An installed package with an extension adds its own choices of ``algo=`` (``Declaration.configs``).
 
 ``store_groups`` puts each file into Hydra's ConfigStore, so that any Hydra application in a process that loaded the
 plugin, verl's own ``main_ppo`` included, composes ``+algo=dr_grpo`` and lists the choices on ``+algo=nope``.
@@ -8,6 +10,7 @@ plugin, verl's own ``main_ppo`` included, composes ``+algo=dr_grpo`` and lists t
 from __future__ import annotations
 
 import functools
+import importlib.resources
 import math
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,9 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
+from verl_gsd import extension
 from verl_gsd.config.attention import attention_here
+from verl_gsd.errors import ConfigError
 
 GROUPS = ("algo", "task", "hardware", "budget", "sampler", "logger", "recipe")
 _HERE = Path(__file__).parent
@@ -24,29 +29,43 @@ _RECIPES = next((p for p in (_HERE.parent / "recipes", _HERE.parents[1] / "recip
 
 
 def choices(group: str) -> list[str]:
-    """The names that ``group=NAME`` accepts, sorted; files whose name starts with ``_`` are shared parts."""
+    """The names that ``group=NAME`` accepts, sorted. Files whose name starts with ``_`` are shared parts.
+
+    Raises:
+        ConfigError: an installed package has a file of the same name as another one.
+    """
     return [name for name in _files(group) if not name.rpartition("/")[2].startswith("_")]
 
 
-def _folder(group: str) -> Path:
-    return _RECIPES if group == "recipe" else _HERE / group
-
-
-def _files(group: str) -> list[str]:
-    folder = _folder(group)
-    return sorted(path.relative_to(folder).as_posix().removesuffix(".yaml") for path in folder.rglob("*.yaml"))
-
-
 def load(group: str, name: str) -> DictConfig:
-    """One YAML file as it is, interpolations open."""
-    node = OmegaConf.load(_folder(group) / f"{name}.yaml")
+    """One YAML file as it is, with interpolations left open."""
+    node = OmegaConf.load(_files(group)[name])
     assert isinstance(node, DictConfig)
     return node
 
 
+def _files(group: str) -> dict[str, Path]:
+    """Name -> file of every YAML file of a group."""
+    files: dict[str, Path] = {}
+    for folder in _folders(group):
+        for path in sorted(folder.rglob("*.yaml")):
+            name = path.relative_to(folder).as_posix().removesuffix(".yaml")
+            if name in files:
+                raise ConfigError(f"{group}={name} is defined twice: {files[name]} and {path}. Rename one of the two.")
+            files[name] = path
+    return dict(sorted(files.items()))
+
+
+def _folders(group: str) -> list[Path]:
+    if group == "recipe":
+        return [_RECIPES]
+    packages = [of.configs for of in extension.declarations() if of.configs is not None] if group == "algo" else []
+    return [_HERE / group, *(Path(str(importlib.resources.files(package) / group)) for package in packages)]
+
+
 @functools.cache
 def store_groups() -> None:
-    """Register every YAML file below this folder, once; each merges at the root of the config (package ``_global_``).
+    """Register every YAML file of every group, once; each merges at the root of the config (package ``_global_``).
 
     And the functions they interpolate with: ``${verl_gsd.equal:a,b}``, ``${verl_gsd.quotient:a,b}`` (at least 1),
     ``${verl_gsd.rate_an_update:rate,batch,mini_batch}``, the learning rate of each of several updates that share a
