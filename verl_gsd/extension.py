@@ -1,14 +1,14 @@
-"""The one protocol for adding to a run, and the registry of what adds to it.
+"""The protocol of extensions, and the registry of all of them.
 
-An extension belongs to a section of the config, ``algorithm.gsd.<name>``, and takes part where the config has that
-section. It has up to three parts:
+An extension adds an algorithm to a run. It takes part if the config has its section, ``algorithm.gsd.<name>``, and has
+up to three parts:
 
 - a ``Declaration``, registered when its module is imported; it needs neither torch nor verl;
 - an ``Extension``, one object in the trainer's process, whose hooks the trainer calls;
-- a ``WorkerExtension``, one object in each training worker, for what a loss needs of whole mini-batches.
+- a ``WorkerExtension``, one object in each training worker, for a loss that needs figures of whole mini-batches.
 
-Every hook may be left out. The trainer calls each hook of all extensions in their stated order, on its own thread, and
-names the extension and the hook in any error. Within a step the hooks come in the order of their definitions below.
+Every hook is optional. The trainer calls each hook of all extensions in their stated order, on its own thread, and
+names the extension and the hook in any error. Within a step, the hooks run in the order of their definitions below.
 """
 
 from __future__ import annotations
@@ -54,62 +54,67 @@ RESERVED = ("alpha", "ddof", "eps", "poll_interval", "state", "limits")
 
 
 class RowStore(Protocol):
-    """Responses of training groups as rows, one dict of columns each, by key.
+    """The responses of training groups: one row per response, with a key and columns.
 
-    It is verl's TransferQueue on the stack, and a dict where there is none. ``trainer/rows.py`` says what keys, tags
-    and columns mean.
+    On the stack, this is verl's TransferQueue. ``trainer/rows.py`` defines keys, tags and columns.
 
     Attributes:
-        tags: key -> tag of the rows of all groups that have not left.
+        tags: key -> tag of each row, for all groups that have not left the buffer.
     """
 
     tags: dict[str, dict[str, Any]]
 
     def read(self, keys: Sequence[str], columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
-        """The rows ``keys``, with these columns or all that they have in common."""
+        """The rows of these keys, with these columns, or with all columns that the rows share."""
 
     def put(self, rows: Mapping[str, Mapping[str, Any]], tags: Mapping[str, Mapping[str, Any]] | None = None) -> None:
-        """Add rows, or columns to rows; ``tags`` replaces the rows' tags."""
+        """Add rows, or add columns to rows. ``tags`` replaces the tags of the rows."""
 
     def drop(self, keys: Sequence[str]) -> None:
         """Remove rows."""
 
 
 class Verifier(Protocol):
-    """The run's own verifier, for a response that no rollout made.
+    """The run's verifier, for responses that no rollout generated.
 
     Attributes:
-        workers: what answers; on the stack verl's reward workers.
+        workers: the workers that verify; on the stack, verl's reward workers.
     """
 
     workers: Sequence[Any]
 
     def submit(self, columns: Mapping[str, Any], prompt: Sequence[int], response: Sequence[int]) -> Any:
-        """Begin to verify; returns the answer to ask the others for.
+        """Start to verify a response. Returns a handle for ``has_answered`` and ``verdict``.
 
         Args:
-            columns: the prompt's, of the data set (``data_source``, ``reward_model``, ``extra_info``, ...).
+            columns: the prompt's columns of the data set (``data_source``, ``reward_model``, ``extra_info``, ...).
             prompt, response: tokens.
         """
 
-    def has_answered(self, answer: Any) -> bool: ...
+    def has_answered(self, answer: Any) -> bool:
+        """Whether ``verdict`` returns at once."""
 
     def verdict(self, answer: Any, timeout_s: float) -> Verdict | None:
-        """What the verifier said; None where it failed or took longer."""
+        """The verdict; None if the verifier failed or took longer than ``timeout_s``."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a verifier says: the reward, and by name the finite numbers beside it."""
+    """A verifier's result.
+
+    Attributes:
+        reward: the reward.
+        info: other finite numbers that the verifier returned, by name.
+    """
 
     reward: float
     info: Mapping[str, float]
 
 
 class Services(Protocol):
-    """What a run offers to its extensions.
+    """What a run provides to its extensions.
 
-    ``config``, ``rows`` and ``prompts`` are there when an extension is built, the others when training begins.
+    ``config``, ``rows`` and ``prompts`` exist when an extension is built. The others exist when training begins.
     """
 
     @property
@@ -121,33 +126,33 @@ class Services(Protocol):
 
     @property
     def prompts(self) -> PromptStore:
-        """What is known of prompts from earlier steps. Read it as you like; store responses at the end of a step."""
+        """The memory of prompts from earlier steps. Store responses in it only at the end of a step."""
 
     @property
     def tokenizer(self) -> Any:
-        """The policy's."""
+        """The policy's tokenizer."""
 
     @property
     def verifier(self) -> Verifier: ...
 
     @property
     def step(self) -> int:
-        """The trainer step at hand."""
+        """The current trainer step."""
 
 
 class Visits:
-    """N visits to prompts, before their rollouts are requested or, after a restart, while they are on their way.
+    """N visits to prompts: before their rollouts are requested, or in flight after a restart.
 
     Args:
         uids: verl's name of each visit.
-        keys: of the prompts.
-        columns: of the data set, one entry a visit.
-        group_size: rollouts a prompt, where the data has no column ``ROLLOUTS``.
+        keys: the key of each visit's prompt.
+        columns: columns of the data set, one entry per visit.
+        group_size: rollouts per prompt, if the data has no column ``ROLLOUTS``.
 
     Attributes:
-        rollouts: (N,) int64, rollouts of each visit, as they were before the hook that requests others.
-        requested: (N,) int64, rollouts that an extension requests instead; None where none does.
-        notes: name -> (N,) int64, kept with the prompts until their groups leave, restarts included.
+        rollouts: (N,) int64, rollouts per visit before any extension requests another number.
+        requested: (N,) int64, rollouts per visit that an extension requests instead; None if no extension does.
+        notes: name -> (N,) int64, kept with the prompts until their groups leave, also after a restart.
     """
 
     def __init__(
@@ -161,21 +166,21 @@ class Visits:
         self.notes: dict[str, np.ndarray] = {}
 
     def request(self, rollouts: Sequence[int] | np.ndarray) -> None:
-        """Have another number of rollouts for each visit.
+        """Request another number of rollouts for each visit.
 
         Raises:
-            ValueError: another extension has requested some.
+            ValueError: another extension has requested rollouts.
         """
         if self.requested is not None:
-            raise ValueError("another extension has requested rollouts for these prompts. Leave one of the two out.")
+            raise ValueError("another extension has requested rollouts for these prompts. Remove one of the two.")
         self.requested = np.asarray(rollouts, np.int64)
 
     def note(self, name: str, values: Sequence[int] | np.ndarray) -> None:
-        """Keep a number for each visit; ``noted`` has it after a restart."""
+        """Keep a number for each visit. ``noted`` returns it, also after a restart."""
         self.notes[name] = np.asarray(values, np.int64)
 
     def noted(self, name: str) -> list[int] | None:
-        """What was noted of these visits under ``name``; None where nothing was."""
+        """The numbers noted under ``name``; None if there are none."""
         return [int(value) for value in self.columns[name]] if name in self.columns else None
 
 
@@ -184,8 +189,8 @@ class Batch:
     """The N rows of an update, padding included.
 
     Attributes:
-        keys, tags: one a row.
-        prompts: uid -> the prompt, of every group of the step's batches.
+        keys, tags: one per row.
+        prompts: uid -> prompt, for every group in the step's batches.
     """
 
     keys: Sequence[str]
@@ -195,15 +200,15 @@ class Batch:
 
 @dataclass(frozen=True)
 class UnplacedRows:
-    """N rows of an update that are to be placed into mini-batches, without padding.
+    """The N rows of an update, without padding, before they are placed into mini-batches.
 
     Attributes:
-        keys: (N,) of the rows.
-        tokens: (N,) of each row.
-        workload: (N,) what a row costs a worker.
-        prompts: how many prompts the step samples; the config's number of updates is for so many.
-        padding_tokens: of a row of padding.
-        workers: data-parallel workers among which the batch is spread.
+        keys: (N,) keys.
+        tokens: (N,) tokens of each row.
+        workload: (N,) verl's estimate of a row's cost for a worker.
+        prompts: prompts that the step samples. The config's number of updates assumes this many.
+        padding_tokens: tokens of a padding row.
+        workers: data-parallel workers that share the batch.
     """
 
     keys: Sequence[str]
@@ -220,7 +225,7 @@ class Update:
 
     Attributes:
         step: the trainer step.
-        is_first: the policy is still the one that computed the batch's old log-probabilities.
+        is_first: whether the policy still equals the one that computed the batch's old log-probabilities.
     """
 
     step: int
@@ -228,7 +233,7 @@ class Update:
 
 
 class Extension:
-    """What takes part in a run in the trainer's process; a subclass overrides the hooks it needs.
+    """An extension's part in the trainer's process. A subclass overrides the hooks that it needs.
 
     Args:
         settings: the model that the declaration names, or the config section itself where it names none. The
@@ -241,127 +246,133 @@ class Extension:
 
     @property
     def services(self) -> Services:
-        """What the run offers.
+        """What the run provides.
 
         Raises:
-            RuntimeError: there is no run: a config is checked, or the trainer is one of verl's own.
+            RuntimeError: there is no run, because a config is checked or the trainer is one of verl's own.
         """
         if self._services is None:
-            raise RuntimeError("there are no services: no trainer mode of ours runs this extension")
+            raise RuntimeError("this extension has no services, because none of our trainer modes runs it")
         return self._services
 
     # Before generation.
 
     def draw_prompts(self, dataset: Any, count: int, seed: int) -> Sampler[int]:
-        """The sampler that draws ``count`` rows of ``dataset`` (``run.dataset.PromptKeys``) in each step. At most one
-        extension has it. For a resume it needs ``state_dict``, with the number of rows as ``rows``, and
-        ``load_state_dict``."""
+        """The sampler that samples ``count`` rows of ``dataset`` (``run.dataset.PromptKeys``) in each step.
+
+        At most one extension has this hook. To be resumed, the sampler needs ``state_dict``, with the number of rows as
+        ``rows``, and ``load_state_dict``.
+        """
         raise NotImplementedError
 
     def before_rollout(self, visits: Visits) -> None:
-        """Prompts are about to be generated; see ``Visits`` for what may be requested."""
+        """Rollouts of these prompts are about to be generated. ``Visits`` says what can be requested."""
 
     def restore_in_flight(self, visits: Visits) -> None:
-        """These prompts were submitted before a restart, with the columns and notes they had then."""
+        """These prompts were submitted before a restart. Their columns and notes are those from then."""
 
-    # While groups complete. The first two are called once for all groups that one look into the queue found.
+    # While groups complete. The first two are called once per look into the queue, for all groups that it found.
 
     def add_rows(self, uids: Sequence[str]) -> None:
-        """The sessions of these visits have ended and nobody has read their rows. Further rows may be put."""
+        """The sessions of these visits have ended, and their rows have not been read. The hook may add rows."""
 
     def on_groups_complete(self, groups: Sequence[Group]) -> None:
-        """These groups were read. Some of their rows may be replaced in the row store; the groups stay as they are."""
+        """These groups were read. The hook may replace rows in the row store; the groups stay as they are."""
 
     def poll(self, now: float) -> None:
-        """The trainer looks into the queue, at ``time.monotonic()`` ``now``. Threads and clocks are asked here."""
+        """The trainer looks into the queue at ``now`` (``time.monotonic()``). Serve threads and clocks here."""
 
     def is_ready(self, group: Group) -> bool:
-        """Whether a whole group may be trained on or evicted. Pure: asked at every look until it holds."""
+        """Whether a complete group may be trained on or evicted. Pure: called at every look until it is true."""
         return True
 
     def on_group_left(self, group: Group, fate: Fate) -> Group:
-        """A group left the buffer, once. Returns it as the run is to see it, for example with a judge's scores."""
+        """A group left the buffer. Returns it, possibly changed, for example with a judge's scores."""
         return group
 
     # The update.
 
     def place(self, rows: UnplacedRows) -> tuple[list[int], Mapping[str, float]]:
-        """Row numbers, or ``batching.PADDING``, by place in the batch, in the order that ``trainer.batching.layout``
-        describes; and metrics of this batch. A step may have several. At most one extension has it."""
+        """Place rows into mini-batches. At most one extension has this hook.
+
+        Returns:
+            The row number (or ``batching.PADDING``) at each place of the batch, in the order that
+            ``trainer.batching.layout`` describes, and metrics of this batch. A step may have several batches.
+        """
         raise NotImplementedError
 
     def stage_inputs(self, members: Sequence[Member | None], left: Sequence[Group]) -> Mapping[str, Any]:
         """Columns for ``chain.Rows``.
 
         Args:
-            members: what each row of the batch is; None for a row of no group.
-            left: the groups that left in this step so far.
+            members: the group and response of each row of the batch; None for a row of no group.
+            left: the groups that have left in this step so far.
         """
         return {}
 
     def centre(self, rows: Rows) -> torch.Tensor | tuple[torch.Tensor, GroupStats]:
-        """(N,) centred rewards, in place of the rewards less their group's mean. At most one extension has it.
+        """(N,) centred rewards, instead of the rewards less their group's mean. At most one extension has this hook.
 
-        If sigma is to be the standard deviation of fewer rows, return the groups of these rows (``group_stats`` with a
-        mask) beside the rewards.
+        If sigma shall be the standard deviation of fewer rows, also return the groups of these rows (``group_stats``
+        with a mask).
         """
         raise NotImplementedError
 
     def weight(self, rows: Rows, advantages: torch.Tensor) -> torch.Tensor:
-        """(N,) factors. ``advantages`` (N,) are divided by the dial and multiplied by earlier extensions' factors."""
+        """(N,) factors. ``advantages`` (N,) already include the dial and the factors of earlier extensions."""
         raise NotImplementedError
 
     def loss_columns(self, batch: Batch, advantages: torch.Tensor) -> Mapping[str, torch.Tensor]:
-        """Columns (N,) for the loss, of a batch whose rows have these advantages (N,)."""
+        """Columns (N,) for the loss. ``advantages`` (N,) are those of the batch's rows."""
         return {}
 
     def worker_flags(self, update: Update) -> Mapping[str, Any]:
-        """What the workers are told beside the rows."""
+        """Values that the workers get in addition to the rows."""
         return {}
 
     # The end of a step, in this order. Saved state changes in ``end_step`` and nowhere else.
 
     def observe_trained(self, batch: Batch) -> None:
-        """The step has trained on ``batch``, padding and earlier responses included; its rows can still be read."""
+        """The step trained on ``batch``, which includes padding and earlier responses. Its rows can still be read."""
 
     def record(self, group: Group) -> Mapping[str, float | None]:
-        """Columns for the record of a group that left in this step, from the state before ``end_step``.
+        """Record columns of a group that left in this step, from the state before ``end_step``.
 
-        A name that is not in ``records.SCHEMA`` becomes a float64 column of its own.
+        A column that is not declared is stored as float64.
         """
         return {}
 
     def end_step(self, left: Sequence[Group]) -> Mapping[str, float]:
-        """The step is over; ``left`` are all groups that left in it, whatever their fate. Returns its metrics."""
+        """The step is over. ``left`` are all groups that left in it, whatever their fate. Returns metrics."""
         return {}
 
     def seconds(self) -> Mapping[str, float]:
-        """Seconds spent since the last call, by what they went to."""
+        """Seconds spent since the last call, by activity."""
         return {}
 
     # Checkpoints and the end.
 
     def state_dict(self) -> dict[str, Any]:
-        """What JSON can hold, and numpy arrays at the top level."""
+        """The memory: plain JSON, and numpy arrays at the top level."""
         raise NotImplementedError
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what ``state_dict`` gave."""
+        """Restore what ``state_dict`` returned."""
         raise NotImplementedError
 
     def fingerprint(self) -> dict[str, Any]:
-        """Settings that must be the same when the state is restored, as plain JSON. Of those that save."""
+        """Settings that must not differ when the memory is restored, as plain JSON."""
         return {}
 
     def close(self) -> None:
-        """Training ends, well or badly. An error here is logged and nothing else."""
+        """Training ends, normally or with an error. An error raised here is only logged."""
 
 
 class WorkerExtension:
-    """What takes part in the updates of one training worker.
+    """An extension's part in one training worker.
 
     Args:
-        worker: ``trainer.worker.ExtendedTrainingWorker``, with verl's engine and a pass without gradients.
+        worker: ``trainer.worker.ExtendedTrainingWorker``, with verl's engine and a forward pass without gradients.
         config: verl's ``ActorConfig``.
     """
 
@@ -369,20 +380,20 @@ class WorkerExtension:
         self.worker, self.config = worker, config
 
     def before_update(self, data: Any) -> None:
-        """This worker's rows of all mini-batches, a TensorDict, with what ``Extension.worker_flags`` told."""
+        """``data`` is a TensorDict: this worker's rows of all mini-batches, and ``Extension.worker_flags``."""
 
     def before_mini_batch(self, data: Any) -> None:
-        """This worker's rows of one mini-batch, which is about to be trained on; columns may be added."""
+        """``data`` is this worker's rows of the mini-batch that is trained on next. The hook may add columns."""
 
     def after_mini_batch(self, data: Any) -> Mapping[str, Any]:
-        """It was trained on; returns metrics."""
+        """The mini-batch was trained on. Returns metrics."""
         return {}
 
 
 class ExtensionError(RuntimeError):
-    """A hook raised; the message names the extension and the hook.
+    """A hook raised an error. The message names the extension and the hook.
 
-    Its one argument is the message: Ray pickles an error on its way from a worker, and the cause stays behind.
+    The message is the only argument, because Ray pickles errors of workers and loses their cause.
     """
 
     @classmethod
@@ -481,13 +492,17 @@ def _described(error: Exception) -> str:
 
 
 def active(gsd: Mapping[str, Any] | None) -> list[Declaration]:
-    """The extensions that take part under ``gsd``, the config section ``algorithm.gsd``, in their order."""
-    present = set(gsd.keys()) if gsd else set()  # in a DictConfig a lookup of every name takes longer than the chain
-    return [of for of in declarations() if of.name.partition(".")[0] in present and of.section(gsd or {}) is not None]
+    """The extensions that take part under ``gsd``, the config section ``algorithm.gsd``, in order."""
+    present = set(gsd.keys()) if gsd else set()  # looking up every name in a DictConfig takes longer than the chain
+    return [
+        declaration
+        for declaration in declarations()
+        if declaration.name.partition(".")[0] in present and declaration.section(gsd or {}) is not None
+    ]
 
 
 def load(place: str | T) -> Any:
-    """What ``module:name`` names; anything else as it is."""
+    """Import what ``"module:name"`` names. Anything that is not a string is returned as it is."""
     if not isinstance(place, str):
         return place
     module, _, name = place.partition(":")
@@ -495,18 +510,18 @@ def load(place: str | T) -> Any:
 
 
 def module_of(declaration: Declaration) -> str:
-    """The module in which its runtime is."""
+    """The module that defines the extension's class."""
     runtime = declaration.runtime
     return runtime.partition(":")[0] if isinstance(runtime, str) else runtime.__module__ or ""
 
 
 def is_ours(declaration: Declaration) -> bool:
-    """Whether it is of this package, which the first checks of a config know."""
+    """Whether the extension belongs to this package."""
     return module_of(declaration).startswith("verl_gsd.")
 
 
 def overrides(extension: Extension | type[Extension], hook: str) -> bool:
-    """Whether the extension has this hook."""
+    """Whether the extension overrides this hook."""
     kind = extension if isinstance(extension, type) else type(extension)
     return getattr(kind, hook) is not getattr(Extension, hook)
 
@@ -520,9 +535,9 @@ _EXCLUSIVE: dict[Exclusive, str] = {
 
 
 def problems(gsd: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """What is wrong with the sections of the extensions that take part, by name, and with having these together.
+    """(name, problem) for each section that is wrong, and for extensions that exclude each other (with name "").
 
-    It builds the extensions without services, and so imports torch.
+    It builds the extensions without services, and therefore imports torch.
     """
     built: dict[str, Extension] = {}
     for declaration in active(gsd):
@@ -534,15 +549,15 @@ def problems(gsd: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def collisions(extensions: Mapping[str, Extension]) -> Iterator[str]:
-    """Hooks that one extension alone may have, and that several of these have."""
+    """One sentence per hook that at most one extension may have and that several of these have."""
     for hook, why in _EXCLUSIVE.items():
         names = [name for name, extension in extensions.items() if overrides(extension, hook)]
         if len(names) > 1:
-            yield f"algorithm.gsd has {' and '.join(names)}: {why}. Leave one out."
+            yield f"algorithm.gsd has {' and '.join(names)}: {why}. Remove one of them."
 
 
 def build(gsd: Mapping[str, Any], services: Services | None = None) -> dict[str, Extension]:
-    """The extensions that take part under ``gsd``, by name, in their order.
+    """Build the extensions that take part under ``gsd``, by name, in order.
 
     Raises:
         ValueError: a section is wrong (naming it), or two extensions cannot take part together.
@@ -554,8 +569,8 @@ def build(gsd: Mapping[str, Any], services: Services | None = None) -> dict[str,
 
 
 def no_section(name: str, value: Any) -> str:
-    """What to say of a section that has no keys."""
-    return f"algorithm.gsd.{name}={value}: write a section with keys, or null"
+    """The error message for a section that is not a mapping."""
+    return f"algorithm.gsd.{name}={value} is not a section. Set it to a section with keys, or to null"
 
 
 def _build(declaration: Declaration, gsd: Mapping[str, Any], services: Services | None) -> Extension:
@@ -570,17 +585,17 @@ def _build(declaration: Declaration, gsd: Mapping[str, Any], services: Services 
         raise ValueError(f"algorithm.gsd.{declaration.name}: {_described(error)}") from error
     if overrides(built, "state_dict") != declaration.saves:
         raise ValueError(
-            f"algorithm.gsd.{declaration.name}: saves={declaration.saves} in its declaration, and its class "
-            f"{'has no' if declaration.saves else 'has a'} state_dict"
+            f"algorithm.gsd.{declaration.name}: its declaration has saves={declaration.saves}, but its class "
+            f"{'has no' if declaration.saves else 'has a'} state_dict. Change one of the two"
         )
     return built
 
 
 def run_hook(extensions: Mapping[str, Extension], hook: str, *arguments: Any) -> Iterator[tuple[str, Any]]:
-    """Call a hook of every extension that has it, in their order; yields (name, what it returned).
+    """Call a hook of every extension that has it, in order. Yields (name, returned value).
 
     Raises:
-        ExtensionError: one raised.
+        ExtensionError: a hook raised an error.
     """
     for name, extension in extensions.items():
         if overrides(extension, hook):
@@ -591,7 +606,7 @@ def call_hook(name: str, extension: Extension | WorkerExtension, hook: str, *arg
     """Call one hook.
 
     Raises:
-        ExtensionError: it raised.
+        ExtensionError: the hook raised an error.
     """
     try:
         return getattr(extension, hook)(*arguments)
@@ -601,19 +616,19 @@ def call_hook(name: str, extension: Extension | WorkerExtension, hook: str, *arg
         raise ExtensionError.of(name, hook, error) from error
 
 
-def merged(found: Iterable[tuple[str, Mapping[str, T]]]) -> dict[str, T]:
-    """What several extensions returned by name, in one dict.
+def merged(results: Iterable[tuple[str, Mapping[str, T]]]) -> dict[str, T]:
+    """Merge the dicts that several extensions returned.
 
     Raises:
-        ValueError: two of them have the same name in it.
+        ValueError: two extensions returned the same name.
     """
     result: dict[str, T] = {}
     owner: dict[str, str] = {}
-    for extension, values in found:
+    for extension, values in results:
         for name, value in values.items():
             if name in result:
                 raise ValueError(
-                    f"{name} is of two extensions: {owner[name]} and {extension}. One must rename its own."
+                    f"extensions {owner[name]} and {extension} both returned {name}. Rename it in one of them."
                 )
             result[name], owner[name] = value, extension
     return result
