@@ -1,12 +1,12 @@
-"""From rewards to advantages, in the order every algorithm here shares:
+"""The chain from rewards to advantages, which all algorithms share:
 
     centre -> divide by (sigma + eps)^alpha -> multiply by the weights
 
-The dial in the middle is always there (alpha = 0 divides by 1). At either end extensions take part
-(``extension.py``) where the config has their section, ``algorithm.gsd.<name>``: at most one centres, any number weigh,
-in their stated order. ``register_stage`` makes an extension of one function.
+The division is the dial (``dial.py``); alpha = 0 divides by 1. Extensions (``extension.py``) provide the other steps if
+the config has their section, ``algorithm.gsd.<name>``. At most one extension centres. Any number of them weigh, in
+their stated order. ``register_stage`` makes an extension from one function.
 
-sigma is the standard deviation of the group's original rewards, unless the centring extension leaves rows out of it.
+Sigma is the standard deviation of the group's original rewards, unless the centring extension excludes rows from it.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ Place = Literal["centre", "weight"]
 
 @dataclass(frozen=True)
 class Rows:
-    """What the chain knows about a batch of N responses.
+    """The input of the chain: a batch of N responses.
 
     Attributes:
         rewards: (N,) float.
-        stats: the groups and their figures, in float64.
-        columns: further knowledge, one entry a row, by name (verifier accuracy, judge scores): what the extensions
-            that take part gave as their ``stage_inputs``; empty under a trainer of verl's own.
+        stats: the groups and their statistics, in float64.
+        columns: name -> one entry per row, for example the verifier's accuracy or a judge's scores. The extensions
+            provide them as ``stage_inputs``. Empty under one of verl's own trainers.
     """
 
     rewards: torch.Tensor
@@ -41,14 +41,15 @@ class Rows:
     columns: Mapping[str, Any] = field(default_factory=dict)
 
     def column(self, name: str, extension: str) -> Any:
-        """A column that ``extension`` cannot do without.
+        """A column that ``extension`` needs.
 
         Raises:
             ValueError: the trainer did not provide it.
         """
         if name not in self.columns:
             raise ValueError(
-                f"algorithm.gsd.{extension} needs {name} of every row, which this trainer does not provide"
+                f"algorithm.gsd.{extension} needs the column {name}, which this trainer does not provide. Set "
+                "trainer.v1.trainer_mode=gsd_sync"
             )
         return self.columns[name]
 
@@ -56,22 +57,22 @@ class Rows:
 def register_stage(
     name: str, place: Place, *, order: int = 100, settings: type | None = None
 ) -> Callable[[Callable], Callable]:
-    """Register a function as an extension that takes part where the config has ``algorithm.gsd.<name>``.
+    """Register a function as an extension. It takes part if the config has the section ``algorithm.gsd.<name>``.
 
-    It works under every trainer and keeps nothing. What must see whole groups or remembers is an
-    ``extension.Extension`` with these hooks and further ones.
+    The extension works under every trainer and has no memory. If you need whole groups or a memory, write an
+    ``extension.Extension``, which has the same hooks and more.
 
     Args:
-        name: of the extension and of its config section.
-        place: ``centre``: the function takes (rows, section) and returns what ``Extension.centre`` does. ``weight``: it
-            takes (rows, advantages, section) and returns what ``Extension.weight`` does.
-        order, settings: see ``extension.Declaration``. With ``settings`` the function gets that model, not the section.
+        name: name of the extension and of its config section.
+        place: ``centre``: the function takes (rows, settings) and returns the same as ``Extension.centre``. ``weight``:
+            it takes (rows, advantages, settings) and returns the same as ``Extension.weight``.
+        order, settings: see ``declaration.Declaration``. Without ``settings``, the function gets the config section.
 
     Raises:
-        ValueError: no such place, or the name is a setting of ours or another extension's.
+        ValueError: the place is unknown, or the name is reserved or taken.
     """
     if place not in get_args(Place):
-        raise ValueError(f"place={place!r}: write one of {', '.join(get_args(Place))}")
+        raise ValueError(f"place={place!r} is unknown. Use one of {', '.join(get_args(Place))}")
 
     require_free(name)
 
@@ -108,22 +109,22 @@ def advantages(
     """Run the chain that ``gsd``, the config section ``algorithm.gsd``, describes.
 
     Args:
-        rewards, index, mask: as ``dial.dial_advantage``.
-        gsd: ``alpha``, ``ddof``, ``eps`` and a section for every extension that takes part.
+        rewards, index, mask: see ``dial.dial_advantage``.
+        gsd: ``alpha``, ``ddof``, ``eps`` and one section per extension that takes part.
         columns: see ``Rows.columns``.
-        extensions: those of a run that keeps them from step to step; built from ``gsd`` where None.
+        extensions: the run's extensions, which keep their state from step to step. None: they are built from ``gsd``.
 
     Returns:
         (N,) in the rewards' dtype, float32 at least.
 
     Raises:
-        ValueError: a setting of the dial is missing, a section is wrong, two extensions centre, or what one returned
-            has another shape or is not finite.
-        ExtensionError: an extension raised.
+        ValueError: a setting of the dial is missing, a section is wrong, two extensions centre, or an extension
+            returned a tensor of another shape or a value that is not finite.
+        ExtensionError: a hook raised an error.
     """
     settings = dial_settings(gsd)
     rewards = float_rows(rewards, "rewards")
-    columns = {  # a trainer makes its columns on the CPU
+    columns = {  # the trainer creates its columns on the CPU
         name: column.to(rewards.device) if isinstance(column, torch.Tensor) else column
         for name, column in (columns or {}).items()
     }
@@ -141,19 +142,22 @@ def advantages(
 def _centre(rows: Rows, extensions: Mapping[str, Extension]) -> tuple[torch.Tensor, GroupStats]:
     for name, extension in extensions.items():
         if overrides(extension, "centre"):
-            found = call_hook(name, extension, "centre", rows)
-            centred, stats = found if isinstance(found, tuple) else (found, rows.stats)
+            result = call_hook(name, extension, "centre", rows)
+            centred, stats = result if isinstance(result, tuple) else (result, rows.stats)
             return _per_row(centred, rows, name), stats
     return dial.centre(rows.rewards, rows.stats), rows.stats
 
 
 def _per_row(values: torch.Tensor, rows: Rows, name: str) -> torch.Tensor:
-    """What the extension ``name`` returned, in the rewards' dtype and 0 in rows of no group.
+    """The tensor that the extension ``name`` returned, in the rewards' dtype; 0 in rows of no group.
 
     Raises:
-        ValueError: it has another shape, or an entry that counts is not finite.
+        ValueError: it has another shape, or it is not finite in a row of a group.
     """
     if values.shape != rows.rewards.shape:
-        raise ValueError(f"stage {name} returned shape {tuple(values.shape)} for rewards {tuple(rows.rewards.shape)}")
-    require_finite(values, f"stage {name}", where=rows.stats.group >= 0)
+        raise ValueError(
+            f"algorithm.gsd.{name} returned shape {tuple(values.shape)}. "
+            f"Return one number per response, shape {tuple(rows.rewards.shape)}"
+        )
+    require_finite(values, f"algorithm.gsd.{name}", where=rows.stats.group >= 0)
     return values.to(rows.rewards.dtype).masked_fill(rows.stats.group < 0, 0)

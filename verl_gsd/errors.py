@@ -1,8 +1,8 @@
-"""What ends a run before it starts, and verl's trainer modes with ours."""
+"""The error for configurations that cannot run, and the trainer modes of verl and of this package."""
 
 from __future__ import annotations
 
-#: verl's trainer modes, each with the mode of ours that extends it.
+#: verl's trainer modes -> our modes, which extend them.
 OUR_MODES = {
     "sync": "gsd_sync",
     "colocate_async": "gsd_colocate_async",
@@ -11,4 +11,4 @@ OUR_MODES = {
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot run; the message names the key, the value and what to write instead."""
+    """A configuration that cannot run. The message names the key, the value and what to set instead."""
