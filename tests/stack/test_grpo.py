@@ -52,12 +52,13 @@ def grpo(tmp_path_factory):
     assert done.returncode == 0, done.stderr
     pq.write_table(pq.read_table(TASK / "train.parquet").slice(0, PROMPTS), folder / "prompts.parquet")
     files = (f"data.train_files={folder}/prompts.parquet", f"data.val_files={folder}/prompts.parquet")
+    env = third_party.install(folder) | {MARK: str(folder)}
     left = []
     attempts, printed = train_through(
         run,
-        *("algo=grpo", "task=arithmetic", "hardware=cpu", "logger=tensorboard"),
+        *("algo=trend", "task=arithmetic", "hardware=cpu", "logger=tensorboard"),
         *("budget=adaptive", f"algorithm.gsd.budget.maximum={BUDGET.maximum}", "sampler=disagreement"),
-        *("+algorithm.gsd.tally={label:groups}", "actor_rollout_ref.actor.use_kl_loss=true"),
+        "actor_rollout_ref.actor.use_kl_loss=true",
         *(*files, f"data.train_batch_size={BATCH}", f"actor_rollout_ref.rollout.val_kwargs.n={SIZE}"),
         *(f"trainer.save_freq={SAVED}", f"trainer.test_freq={STEPS}", validation_kept(run)),
         last=STEPS,
@@ -65,14 +66,22 @@ def grpo(tmp_path_factory):
         saved=SAVED,
         resumed_with=("trainer.val_before_train=false",),
         between=lambda: left.append(processes_with(MARK, str(folder))),
-        env=third_party.install(folder) | {MARK: str(folder)},
+        env=env,
     )
     left.append(processes_with(MARK, str(folder)))
     records = read_records(run)
     rows = {step: [row for row in records.to_pylist() if row["step"] == step] for step in attempts}
     seen = {step: metrics(run, attempt)[step] for step, attempt in attempts.items()}
     return SimpleNamespace(
-        folder=folder, run=run, attempts=attempts, printed=printed, left=left, records=records, rows=rows, seen=seen
+        folder=folder,
+        env=env,
+        run=run,
+        attempts=attempts,
+        printed=printed,
+        left=left,
+        records=records,
+        rows=rows,
+        seen=seen,
     )
 
 
@@ -144,20 +153,43 @@ def test_a_used_run_directory_is_not_gone_on_with_in_silence(grpo):
     assert again.returncode == 2 and f"resume={run}" in re.sub(r"\s", "", again.stderr)
 
 
-# A third party's stage
+# A third party's extension (docs/extending.md)
 
 
-def test_the_memory_of_a_third_partys_extension_is_fed_recorded_saved_and_restored(grpo):
+def trend_after(grpo, step):
+    """The memory after ``step``, computed from the records alone."""
+    averages, groups, decay = {}, {}, 0.5 ** (1 / 10.0)
+    for earlier in range(1, step + 1):
+        rates = [row["correct"] / row["total"] for row in grpo.rows[earlier]]
+        averages["arithmetic"] = decay * averages.get("arithmetic", np.mean(rates)) + (1 - decay) * np.mean(rates)
+        groups["arithmetic"] = groups.get("arithmetic", 0) + len(rates)
+    return averages, groups
+
+
+def test_the_memory_of_a_third_partys_extension_is_saved_and_restored_exactly(grpo):
     for step in (SAVED, STEPS):
         values, _ = check_state(grpo.run / f"global_step_{step}", {})
-        rows = [row for earlier in range(1, step + 1) for row in grpo.rows[earlier]]
-        assert values["tally"] == {"groups": step * BATCH, "correct": sum(row["correct"] for row in rows)}
-    assert {step: seen["tally/groups"] for step, seen in grpo.seen.items()} == {
-        step: step * BATCH for step in grpo.seen
-    }
-    # A column of its own in the records, of the state before each step.
-    before = {step: {row["tally_before"] for row in rows} for step, rows in grpo.rows.items()}
-    assert before == {step: {(step - 1) * BATCH} for step in grpo.rows}
+        averages, groups = trend_after(grpo, step)
+        assert values["trend"]["groups"] == groups
+        assert values["trend"]["averages"] == pytest.approx(averages)
+        assert grpo.seen[step]["trend/average/arithmetic"] == pytest.approx(averages["arithmetic"])
+
+
+def test_its_columns_are_in_the_records_of_both_attempts(grpo):
+    assert str(grpo.records.schema.field("trend_groups").type) == "int64"
+    for step, rows in grpo.rows.items():
+        averages, groups = trend_after(grpo, step - 1)
+        assert {row["trend_groups"] for row in rows} == {groups.get("arithmetic", 0)}
+        before = averages.get("arithmetic")
+        assert [row["trend_average"] for row in rows] == [before if before is None else pytest.approx(before)] * BATCH
+
+
+def test_its_chart_is_in_the_report(grpo):
+    page = grpo.folder / "report.html"
+    done = verl_gsd("report", str(grpo.run), "--output", str(page), "--png", str(grpo.folder / "charts"), env=grpo.env)
+    assert done.returncode == 0, done.stderr
+    assert "Groups below the running accuracy count for more." in page.read_text(encoding="utf-8")
+    assert (grpo.folder / "charts" / "trend-average.png").stat().st_size > 0
 
 
 # Rollouts shared out
