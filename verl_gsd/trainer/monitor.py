@@ -1,4 +1,4 @@
-"""Whether a run is well: its progress, its processes and its rewards, watched while the trainer works."""
+"""Watches a run's progress, processes and rewards while the trainer works."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from verl_gsd.trainer.watchdog import Watchdog
 
 
 class RunMonitor:
-    """Told by the trainer and its replay buffer what happens; ends the run by raising ``RunStoppedError``.
+    """The trainer and its replay buffer report events here. Raises ``RunStoppedError`` to end a run that cannot go on.
 
     Args:
-        step: the trainer step at hand.
+        step: returns the current trainer step.
 
     Attributes:
-        rewards: set by the trainer before it trains.
+        rewards: the trainer sets this before it trains.
     """
 
     rewards: RewardMonitor
 
     def __init__(self, config: DictConfig, messages: MessageWriter, step: Callable[[], int]) -> None:
         self._messages, self._step = messages, step
-        # A reward that hangs is no progress until it counts as failed, a judge that hangs until its budget is spent.
+        # A hanging reward is no progress until it counts as failed, a hanging judge until its budget is spent.
         patience = max(seconds_for_a_reward(config), judge_budget(config))
         self._progress = Progress(limits_of(config).quiet_seconds, least=max(LEAST, 2 * patience))
         self._watchdog = Watchdog(self._progress, messages)
-        self._sessions_failed = False  # told once
+        self._sessions_failed = False  # the user is warned once
 
     def start(self) -> None:
         self._watchdog.start()
@@ -42,29 +42,29 @@ class RunMonitor:
         self._watchdog.end()
 
     def explain(self, error: Exception) -> None:
-        """Tell the user why ``error`` ends the run, if more is known than the error says."""
+        """Tell the user why ``error`` ends the run, if the monitor knows more than the error says."""
         cause = error.__cause__ if isinstance(error, ExtensionError) else error
         if not isinstance(cause, RunStoppedError):
             self._watchdog.explain(cause if isinstance(cause, Exception) else error)
-        elif str(cause) != self._watchdog.fault:  # which the user knows already
+        elif str(cause) != self._watchdog.fault:  # the watchdog has told the user its fault already
             self._messages.write("stop", str(cause))
 
     def begin(self, doing: str) -> None:
-        """The trainer begins something that ends by itself."""
+        """The trainer begins an activity that ends by itself."""
         self._progress.begin(doing)
 
     def begin_waiting(self) -> None:
         """The trainer begins to wait for responses."""
         self._progress.begin(WAITING)
 
-    # Told by the replay buffer.
+    # Events that the replay buffer reports.
 
     def on_look(self, detail: str, state: Hashable) -> None:
         """The buffer has looked into the queue.
 
         Args:
-            detail: what the trainer waits for.
-            state: changes if and only if a response has finished.
+            detail: a description of what the trainer waits for.
+            state: a value that changes if and only if a response has finished.
         """
         self._progress.look(detail, state)
         self._watchdog.check()
@@ -73,16 +73,16 @@ class RunMonitor:
         """Sessions have failed since the last look.
 
         Args:
-            chosen: a batch is about to be used in which sessions have failed.
+            chosen: whether the failed sessions belong to a batch that is about to be used.
         """
         self._watchdog.look(wait=chosen)
         if not self._sessions_failed:
             self._sessions_failed = True
             self._messages.write(
                 "warning",
-                f"sessions failed in step {self._step()}, and every process of the run is alive: an agent loop "
-                "raised. Their responses are lost. Search the log for _run_prompt; docs/metrics.md says what verl does "
-                "with their groups.",
+                f"sessions failed in step {self._step()} because an agent loop raised an error. All processes of the "
+                "run are alive, but the responses of these sessions are lost. Search the log for _run_prompt. "
+                "docs/metrics.md says what verl does with their groups.",
             )
 
     def on_rewards(self, rewards: Rewards) -> None:
@@ -93,5 +93,5 @@ class RunMonitor:
             self.rewards.saw_validation(self._step(), rewards.responses, rewards.lost)
 
     def on_choosing(self) -> None:
-        """A batch is about to be chosen to train on."""
+        """A training batch is about to be selected."""
         self.rewards.check(self._step())

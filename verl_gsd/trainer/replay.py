@@ -1,9 +1,9 @@
-"""Where groups become whole: verl's replay buffer, watched.
+"""Watches verl's replay buffer, the only place where groups become complete.
 
 Agent loops and reward workers see one response at a time. Only the replay buffer knows when the last session of a
-prompt has ended, and it alone evicts. ``watch`` puts a class of ours before the buffer's own, so that every trainer
-mode and sampler of verl stays as it is; the seam is told of each group twice, when it is whole and when it leaves, and
-the monitor of what the buffer sees of the run.
+prompt has ended, and only the buffer evicts groups. ``watch`` adds our class to the class of a built buffer, so that it
+works with every trainer mode and sampler of verl. It tells the seam of each group when it is complete and when it
+leaves, and it tells the monitor what the buffer sees of the run.
 """
 
 from __future__ import annotations
@@ -43,24 +43,24 @@ from verl_gsd.trainer.seam import Seam
 
 
 class _Watched(ReplayBuffer):
-    """Stands before the class of a built buffer; see ``watch``."""
+    """Precedes the buffer's own class; see ``watch``."""
 
     _seam: Seam
     _monitor: RunMonitor
     _whole: dict[str, Group]
     _evicting: dict[str, Fate]
     _failures: frozenset[str]
-    #: Whole groups that were not ready at the last look.
+    #: Complete groups that were not ready at the last look.
     _held_back: int
-    #: Rows at the last look, and how many new ones all looks so far have found.
+    #: The rows at the last look, and the number of rows found by all looks so far.
     _rows: set[str]
     _responses: int
-    #: Seconds spent reading rows since the trainer last took them.
+    #: Seconds spent reading rows since the trainer last reset this.
     read_seconds: float
 
     def _sync_metadata_from_transfer_queue(self) -> None:
         super()._sync_metadata_from_transfer_queue()
-        # verl makes a new table at every look. What extensions put and drop is put into it and dropped from it.
+        # verl creates a new table at every look. Rows that extensions put or drop must appear in or vanish from it.
         self._seam.rows.tags = self.partitions.get(PARTITION, {})
         failures = frozenset[str]().union(*self.failure_keys.values())
         self._monitor.on_look(*self._waiting_for())
@@ -68,10 +68,10 @@ class _Watched(ReplayBuffer):
             self._monitor.on_failures(chosen=False)
         self._failures = failures
         finished, failed = self.finished_keys[PARTITION], self.failure_keys[PARTITION]
-        if gone := self._whole.keys() - finished - failed:
+        if removed := self._whole.keys() - finished - failed:
             raise RuntimeError(
-                f"{type(self).__name__} took {len(gone)} groups out of the queue past verl's own methods, so that they "
-                "cannot be followed. A custom sampler selects in _select_prompt_uids and leaves the rest to verl."
+                f"{type(self).__name__} removed {len(removed)} groups from the queue without verl's methods, so that "
+                "verl-gsd cannot follow them. Select prompts in _select_prompt_uids and leave the rest to verl."
             )
         new = (finished | failed) - self._whole.keys()
         if new:
@@ -83,17 +83,17 @@ class _Watched(ReplayBuffer):
             for group in groups:
                 self._whole[group.uid] = group
             if emptied := set(filter(self._lost_all_rewards, finished)):
-                # In verl a finished group has responses. What has none is a failed one, at the next look as well.
+                # In verl, a finished group has responses. A group without any counts as failed, also at the next look.
                 tags = [{"status": "failure"} for _ in emptied]
                 tq.kv_batch_put(keys=sorted(emptied), partition_id=PARTITION, tags=tags)
                 finished -= emptied
                 failed |= emptied
-                self._failures |= emptied  # no session has failed, and no process needs to be looked at
+                self._failures |= emptied  # no session failed, so there is no need to check the processes
             self._monitor.on_rewards(rewards)
             self._seam.on_groups_complete(groups)
             self.read_seconds += time.perf_counter() - start
         self._seam.poll(time.monotonic())
-        # A group that is not ready counts as running: dynamic sampling waits for what runs before it ends a step.
+        # A group that is not ready counts as running: dynamic sampling waits for running groups before it ends a step.
         self._held_back = 0
         for uid in finished | failed:
             if not self._seam.is_ready(self._whole[uid]):
@@ -108,7 +108,7 @@ class _Watched(ReplayBuffer):
         return group is not None and group.failed_rewards > 0 and not group.keys
 
     def _drop(self, lost: Iterable[str], rows: dict[str, dict[str, Any]], partition: str) -> None:
-        """Take all rows of the sessions ``lost``, ``<uid>_<session>`` each, out of the queue and of ``rows``."""
+        """Remove all rows of the sessions ``lost``, each ``<uid>_<session>``, from the queue and from ``rows``."""
         sessions = set(lost)
         keys = [key for key in rows if session_of(key) in sessions] if sessions else []
         if keys:
@@ -122,31 +122,31 @@ class _Watched(ReplayBuffer):
         return super()._select_prompt_uids(partition_id, sampleable_keys, batch_size)
 
     def _waiting_for(self) -> tuple[str, Hashable]:
-        """What the trainer waits for, and a state that changes with every response that finishes.
+        """(a description of what the trainer waits for, a state that changes whenever a response finishes).
 
-        Prompts that fail are no progress: verl's asynchronous buffer replaces them for ever.
+        A failed prompt is no progress, because verl's asynchronous buffer replaces failed prompts for ever.
         """
         rows = {key for of_partition in self.partitions.values() for key in of_partition}
         self._responses += len(rows - self._rows)
         self._rows = rows
-        told = []
+        descriptions = []
         for partition, of_partition in sorted(self.partitions.items()):
             unfinished = len(self.pending_keys[partition]) + len(self.running_keys[partition])
             failed = len(self.failure_keys[partition])
             prompts = unfinished + failed + len(self.finished_keys[partition])
             if prompts:
                 failures = f", {failed} failed" if failed else ""
-                told.append(
+                descriptions.append(
                     f"{partition}: {len(of_partition)} responses finished, {unfinished} of {prompts} prompts "
                     f"unfinished{failures}"
                 )
         if self._held_back:
-            told.append(f"{self._held_back} prompts are being judged")
-        return "; ".join(told) or "none requested", (self._responses, self._held_back)
+            descriptions.append(f"{self._held_back} prompts are being judged")
+        return "; ".join(descriptions) or "none requested", (self._responses, self._held_back)
 
     def _evict_terminal_groups(self, global_steps, partition_id, eviction_reasons):
         stale, filtered, failed, _ = eviction_reasons
-        # The reasons overlap; the later here the stronger.
+        # A group can have several reasons. A later one in this list overrides an earlier one.
         reasons: tuple[tuple[Iterable[str], Fate], ...] = (
             (filtered, "filtered"),
             (failed, "failed"),
@@ -163,7 +163,7 @@ class _Watched(ReplayBuffer):
         super()._clear_groups(partition_id, uids)
         if partition_id == PARTITION:
             for uid in leaving:
-                # Cleared, but not by an eviction: what was left when the batch was full.
+                # Cleared, but not evicted: the group was left over when the batch was full.
                 self._leave(uid, self._evicting.get(uid, "surplus"))
 
     def _materialize_batch(self, partition_id, selected_prompt_uids, partition_snapshot):
@@ -183,21 +183,21 @@ class _Watched(ReplayBuffer):
 
     def _leave(self, uid: str, fate: Fate) -> None:
         group = self._whole.pop(uid, None)
-        if group is None:  # a custom sampler dropped it while it ran
+        if group is None:  # a custom sampler dropped the group before it was complete
             group = Group(uid, *self._seam.prompt_of(uid), np.zeros(0), np.zeros(0), np.zeros(0, np.int64))
         self._seam.on_group_left(group, fate)
 
 
 def watch(buffer: Any, seam: Seam, monitor: RunMonitor) -> None:
-    """Tell ``seam`` of every group of ``buffer`` from now on, and ``monitor`` of what the buffer sees.
+    """From now on, pass every group of ``buffer`` to ``seam``, and what the buffer sees of the run to ``monitor``.
 
     Raises:
-        ConfigError: the buffer is a custom sampler that does not build on verl's.
+        ConfigError: the buffer is a custom sampler that is not a subclass of verl's replay buffer.
     """
     if not isinstance(buffer, ReplayBuffer):
         raise ConfigError(
-            f"trainer.v1.sampler.custom_sampler.name={type(buffer).__name__}: groups are watched in verl's replay "
-            "buffer. Write a subclass of verl.trainer.ppo.v1.replay_buffer.ReplayBuffer."
+            f"trainer.v1.sampler.custom_sampler.name={type(buffer).__name__}: verl-gsd watches groups in verl's replay "
+            "buffer. Set it to a subclass of verl.trainer.ppo.v1.replay_buffer.ReplayBuffer."
         )
     kind = type(buffer)
     buffer.__class__ = type(f"Watched{kind.__name__}", (_Watched, kind), {})
@@ -208,13 +208,15 @@ def watch(buffer: Any, seam: Seam, monitor: RunMonitor) -> None:
 
 
 def _read_groups(uids: list[str], partition: dict[str, dict], seam: Seam) -> tuple[list[Group], Rewards, list[str]]:
-    """One read of the queue for all ``uids``. A session's last output speaks for the session; all its tokens count.
+    """Read the groups ``uids`` with one read of the queue.
 
-    A response of an earlier visit has a reward, and neither an accuracy nor tokens: it was counted when it was made. A
-    demonstration has none of them; what it replaced, its tag says. A response that lost its reward is not in its group.
+    The last output of a session represents the session; the tokens of all its outputs count. A response of an earlier
+    visit has a reward, but neither accuracy nor tokens, because the earlier visit counted them. A demonstration has
+    none of these; its tag has those of the response that it replaced. A response with a failed reward is not in its
+    group.
 
     Returns:
-        The groups, what was read of their rewards, and the sessions that lost them.
+        The groups, what was read of their rewards, and the sessions whose rewards failed.
     """
     wanted = set(uids)
     last: dict[str, dict[int, str]] = defaultdict(dict)  # uid -> session -> row key
@@ -232,36 +234,36 @@ def _read_groups(uids: list[str], partition: dict[str, dict], seam: Seam) -> tup
         if other is None or output_number(other) < output_number(key):
             last[uid][session] = key
         tokens[session_of(key)] += 0 if GENERATED_IN in tag or DEMONSTRATED_BY in tag else tag["response_len"]
-    spoken = [key for uid in uids for key in last[uid].values()]
+    representatives = [key for uid in uids for key in last[uid].values()]
     rewards: dict[str, float] = {}
     accuracies: dict[str, float] = {}
-    unverified: dict[str, float] = {}  # what the verifier says of it, if anything
+    unverified: dict[str, float] = {}  # the verifier's flag, if it returns one
     lost: dict[str, LostReward] = {}
     seconds: list[float] = []
-    for key in spoken:
+    for key in representatives:
         if REPLACED in partition[key]:
             rewards[key], accuracies[key], tokens[session_of(key)] = partition[key][REPLACED]
-    read = [key for key in spoken if key not in rewards]
+    read = [key for key in representatives if key not in rewards]
     if read:
         fields = ["rm_scores", "extra_fields", "metrics"]
         data = tq.kv_batch_get(keys=read, partition_id=PARTITION, select_fields=fields)
         for key, scores, extra, measured in zip(read, *(list(data[name]) for name in fields), strict=True):
             rewards[key] = float(scores.double().sum())
             extra = getattr(extra, "data", extra)
-            said = extra.get("reward_extra_info") or {}
+            info = extra.get("reward_extra_info") or {}
             if GENERATED_IN in partition[key]:
                 accuracies[key] = math.nan
                 continue
-            accuracies[key] = as_number(said.get("acc"))
-            unverified[key] = as_number(said.get("unverified"))
+            accuracies[key] = as_number(info.get("acc"))
+            unverified[key] = as_number(info.get("unverified"))
             waited = getattr(measured, "data", measured).get("compute_score")
-            seconds += [] if waited is None else [float(waited)]  # None: the agent loop gave the reward itself
-            if failure := _failure(rewards[key], said):
-                lost[key] = LostReward(*seam.prompt_of(uid_of(key)), failure, by_agent_loop=MARK not in said)
+            seconds += [] if waited is None else [float(waited)]  # None: the agent loop returned the reward
+            if failure := _failure(rewards[key], info):
+                lost[key] = LostReward(*seam.prompt_of(uid_of(key)), failure, by_agent_loop=MARK not in info)
     groups = []
     for uid in uids:
         rows = [key for key in last[uid].values() if key not in lost]
-        told = [unverified[key] for key in rows if not math.isnan(unverified.get(key, math.nan))]
+        flags = [unverified[key] for key in rows if not math.isnan(unverified.get(key, math.nan))]
         source, index = seam.prompt_of(uid)
         groups.append(
             Group(
@@ -273,19 +275,19 @@ def _read_groups(uids: list[str], partition: dict[str, dict], seam: Seam) -> tup
                 tokens=np.array([tokens[session_of(key)] for key in rows], dtype=np.int64),
                 keys=tuple(rows),
                 demonstrations=demonstrations[uid],
-                unverified=sum(value > 0 for value in told) if told else None,
+                unverified=sum(value > 0 for value in flags) if flags else None,
                 failed_rewards=sum(key in lost for key in last[uid].values()),
             )
         )
-    read_now = sum(GENERATED_IN not in partition[key] for key in read)
-    told_rewards = Rewards(PARTITION, len(groups), read_now, tuple(lost.values()), tuple(seconds))
-    return groups, told_rewards, [session_of(key) for key in lost]
+    rewarded = sum(GENERATED_IN not in partition[key] for key in read)
+    all_rewards = Rewards(PARTITION, len(groups), rewarded, tuple(lost.values()), tuple(seconds))
+    return groups, all_rewards, [session_of(key) for key in lost]
 
 
 def _read_validation(uids: set[str], partition: Mapping[str, Mapping[str, Any]]) -> tuple[Rewards, list[str]]:
-    """What a validation's prompts ``uids`` have for rewards, and the sessions to take out because they lost theirs.
+    """(the rewards of a validation's prompts ``uids``, the sessions to remove because their rewards failed).
 
-    verl cannot read a validation batch without rows. If all lost their rewards, one stays, with a reward of 0.
+    verl cannot read a validation batch without rows. If all rewards failed, one session stays, with a reward of 0.
     """
     last: dict[str, str] = {}  # session -> row key
     for key in partition:
@@ -298,9 +300,9 @@ def _read_validation(uids: set[str], partition: Mapping[str, Mapping[str, Any]])
         fields = ["rm_scores", "extra_fields"]
         data = tq.kv_batch_get(keys=keys, partition_id=VALIDATION, select_fields=fields)
         for key, scores, extra in zip(keys, *(list(data[name]) for name in fields), strict=True):
-            said = getattr(extra, "data", extra).get("reward_extra_info") or {}
-            if failure := _failure(float(scores.double().sum()), said):
-                failures[key] = failure, MARK not in said
+            info = getattr(extra, "data", extra).get("reward_extra_info") or {}
+            if failure := _failure(float(scores.double().sum()), info):
+                failures[key] = failure, MARK not in info
     lost = []
     if failures:
         fields = ["data_source", "index"]
@@ -308,14 +310,14 @@ def _read_validation(uids: set[str], partition: Mapping[str, Mapping[str, Any]])
         prompts = zip(*([getattr(of, "data", of) for of in list(data[name])] for name in fields), strict=True)
         for (source, index), (failure, by_agent_loop) in zip(prompts, failures.values(), strict=True):
             lost.append(LostReward(str(source), _whole_or_text(index), failure, by_agent_loop))
-    out = list(failures)
-    if out and len(out) == len(keys):
-        _set_no_reward(out.pop(0))
-    return Rewards(VALIDATION, len(uids), len(keys), tuple(lost)), [session_of(key) for key in out]
+    removed = list(failures)
+    if removed and len(removed) == len(keys):
+        _set_no_reward(removed.pop(0))
+    return Rewards(VALIDATION, len(uids), len(keys), tuple(lost)), [session_of(key) for key in removed]
 
 
 def _set_no_reward(key: str) -> None:
-    """Make the reward of a validation's row 0, and its verdict empty: verl then takes the session for a failed one."""
+    """Set the reward of a validation row to 0 and empty its verdict, as verl does for a failed session."""
     data = tq.kv_batch_get(keys=[key], partition_id=VALIDATION, select_fields=["rm_scores", "extra_fields"])
     (scores,), (extra,) = list(data["rm_scores"]), list(data["extra_fields"])
     extra = dict(getattr(extra, "data", extra)) | {"reward_extra_info": {}}
@@ -324,10 +326,10 @@ def _set_no_reward(key: str) -> None:
 
 
 def _whole_or_text(index: Any) -> int | str:
-    """A prompt's index as its data set has it: some have texts. It is only shown."""
+    """A prompt's index for display. Some data sets have texts as indices."""
     return int(index) if isinstance(index, numbers.Integral) else str(index)
 
 
-def _failure(reward: float, said: Mapping[str, Any]) -> Failure | None:
-    """How a reward failed, if it did. That of a reward function is marked; an agent loop's own reward is not."""
-    return Failure.of_info(said) or failure_of_score(reward)
+def _failure(reward: float, info: Mapping[str, Any]) -> Failure | None:
+    """How a reward failed; None if it did not. Only rewards of a reward function carry a mark."""
+    return Failure.of_info(info) or failure_of_score(reward)

@@ -16,7 +16,7 @@ class QueueRows:
     """The rows of training groups in verl's queue; see ``extension.RowStore``.
 
     Attributes:
-        tags: key -> tag. The replay buffer's own table, so that the buffer knows of what is put and dropped here.
+        tags: key -> tag. This is the replay buffer's own table, so that the buffer sees what is put and dropped here.
     """
 
     def __init__(self) -> None:
@@ -36,11 +36,11 @@ class QueueRows:
     def put(self, rows: Mapping[str, Mapping[str, Any]], tags: Mapping[str, Mapping[str, Any]] | None = None) -> None:
         if not rows:
             return
-        keys, found = list(rows), None if tags is None else [dict(tags[key]) for key in rows]
+        keys, new_tags = list(rows), None if tags is None else [dict(tags[key]) for key in rows]
         fields = list_of_dict_to_tensordict([dict(row) for row in rows.values()])
-        tq.kv_batch_put(keys=keys, partition_id=PARTITION, fields=fields, tags=found)
-        if found is not None:
-            self.tags.update(zip(keys, found, strict=True))
+        tq.kv_batch_put(keys=keys, partition_id=PARTITION, fields=fields, tags=new_tags)
+        if new_tags is not None:
+            self.tags.update(zip(keys, new_tags, strict=True))
 
     def drop(self, keys: Sequence[str]) -> None:
         if keys:
@@ -54,7 +54,7 @@ def _plain(value: Any) -> Any:
 
 
 class BatchColumns(Mapping[str, Sequence[Any]]):
-    """The columns of a TensorDict that have an entry per row, each as a list, made when it is asked for."""
+    """The columns of a TensorDict that have one entry per row. Each becomes a list when it is read."""
 
     def __init__(self, batch: TensorDict) -> None:
         self._batch = batch

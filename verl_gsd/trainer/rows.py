@@ -1,7 +1,7 @@
-"""Responses as rows of verl's queue: their keys, their tags, and rows for responses that no rollout of this step made.
+"""Responses as rows of verl's queue: keys, tags, and rows for responses that were not generated in this step.
 
-A key is ``<uid>_<session>_<output>``: a visit to a prompt, one of its rollouts, and one of the outputs that the rollout
-put into the batch. Padding's uid starts with ``pad``.
+A key is ``<uid>_<session>_<output>``. The uid names a visit to a prompt, the session one of its rollouts, and the
+output one of the rows that this rollout put into the batch. The uid of a padding row starts with ``pad``.
 """
 
 from __future__ import annotations
@@ -17,31 +17,31 @@ import torch
 from verl_gsd.extension import RowStore
 from verl_gsd.responses import Response
 
-#: The partition of training rows, and that of validation, which goes through the same buffer.
+#: The partition of training rows, and that of validation rows, which pass through the same buffer.
 PARTITION, VALIDATION = "train", "val"
 
-#: The tag of a row that was not generated in this step: the step it was generated for.
+#: Tag of a response from an earlier step: the step that generated it.
 GENERATED_IN = "generated_in"
-#: The tag of a demonstration: by whom, ``expert`` or ``self``.
+#: Tag of a demonstration: who wrote it, ``expert`` or ``self`` (the policy).
 DEMONSTRATED_BY = "demonstrated_by"
-#: The step it was generated for, if the policy generated it; 0 for an expert's.
+#: Tag of a demonstration: the step that generated it, if the policy did; 0 for an expert's.
 DEMONSTRATED_IN = "demonstrated_in"
-#: And of one that stands in the place of a response: that one's reward, accuracy and tokens, which still count.
+#: Tag of a demonstration that replaced a response: the reward, accuracy and tokens of that response, which still count.
 REPLACED = "replaced"
-#: The column, bool, of rows that are demonstrations.
+#: Column (bool) that is true for demonstrations.
 DEMONSTRATION = "demonstration"
 
-#: Columns that depend on the response and that only its generation could fill.
+#: Columns that only the generation of a response can fill.
 _NOT_REMADE = ("rollout_log_probs", "routed_experts", "teacher_ids", "teacher_logprobs")
 
 
 def uid_of(key: str) -> str:
-    """The visit to a prompt that the row belongs to."""
+    """The visit to a prompt to which the row belongs."""
     return key.rsplit("_", 2)[0]
 
 
 def session_of(key: str) -> str:
-    """``<uid>_<session>``: the response that the row is (a part of)."""
+    """``<uid>_<session>``: the response to which the row belongs."""
     return key.rsplit("_", 1)[0]
 
 
@@ -58,32 +58,32 @@ def is_padding(key: str) -> bool:
 
 
 def is_own(tag: Mapping[str, Any]) -> bool:
-    """Whether the policy generated the row in this step: it is no demonstration and no earlier response."""
+    """Whether the policy generated the row in this step: no demonstration and no earlier response."""
     return GENERATED_IN not in tag and DEMONSTRATED_BY not in tag
 
 
 def as_number(value: Any) -> float:
-    """What a verifier returned under a name of its own choosing, as a number; NaN if it is none."""
+    """A value that a verifier returned, as a float; NaN if it is not a number."""
     try:
         return float(value)
-    except (TypeError, ValueError, RuntimeError, OverflowError):  # None, text, a tensor of several, 10**400
+    except (TypeError, ValueError, RuntimeError, OverflowError):  # None, text, a tensor of several values, 10**400
         return math.nan
 
 
 def only_outputs(keys: Iterable[str]) -> dict[str, list[str]]:
-    """uid -> the rows of ``keys`` that are all of their session's output, by the sessions' numbers."""
+    """uid -> the keys of rows that are the only output of their session, sorted by session."""
     outputs: defaultdict[str, list[str]] = defaultdict(list)
     for key in keys:
         outputs[session_of(key)].append(key)
-    found: defaultdict[str, list[str]] = defaultdict(list)
+    by_uid: defaultdict[str, list[str]] = defaultdict(list)
     for rows in outputs.values():
-        if len(rows) == 1:  # a session of several outputs is no one row
-            found[uid_of(rows[0])].append(rows[0])
-    return {uid: sorted(rows, key=session_number) for uid, rows in sorted(found.items())}
+        if len(rows) == 1:
+            by_uid[uid_of(rows[0])].append(rows[0])
+    return {uid: sorted(rows, key=session_number) for uid, rows in sorted(by_uid.items())}
 
 
 def read_responses(rows: RowStore, keys: Sequence[str], step: int) -> list[Response]:
-    """What the rows ``keys`` hold, as responses generated for trainer step ``step``."""
+    """The rows ``keys`` as responses that trainer step ``step`` generated."""
     if not keys:
         return []
     columns = ["responses", "response_mask", "rm_scores", "extra_fields"]
@@ -91,7 +91,7 @@ def read_responses(rows: RowStore, keys: Sequence[str], step: int) -> list[Respo
 
 
 def verdict_of(extra: Mapping[str, Any]) -> dict[str, float]:
-    """What the verifier returned beside the reward, by name; finite numbers alone."""
+    """The finite numbers that the verifier returned in addition to the reward, by name."""
     verdict = (extra or {}).get("reward_extra_info") or {}
     numbers = {name: as_number(value) for name, value in verdict.items()}
     return {name: value for name, value in numbers.items() if math.isfinite(value)}
@@ -108,7 +108,7 @@ def _response(row: Mapping[str, Any], step: int) -> Response:
 
 
 def unmade_columns(template: Mapping[str, Any]) -> list[str]:
-    """Columns of the row ``template`` that cannot be made for a response which was not generated beside it."""
+    """Columns of the row ``template`` that cannot be filled for a response of another step."""
     unmade = [name for name in _NOT_REMADE if name in template]
     if template["position_ids"].dim() > 1 or template.get("multi_modal_inputs"):
         unmade.append("multi_modal_inputs")
@@ -116,13 +116,13 @@ def unmade_columns(template: Mapping[str, Any]) -> list[str]:
 
 
 def row_of(template: Mapping[str, Any], response: Response, session: int) -> dict[str, Any]:
-    """A row for ``response``, like ``template``.
+    """A row for ``response``, modelled on ``template``.
 
-    Columns of neither the prompt nor the response, such as the number of turns and the time taken, stay the template's;
-    so do the versions of the weights that the template was made with.
+    Columns that describe neither the prompt nor the response keep the template's values. Examples are the number of
+    turns, the time taken and the versions of the weights.
 
     Args:
-        template: output 0 of a session of the same prompt. A later output's prompt is the context of a later turn.
+        template: output 0 of a session of the same prompt. The prompt of a later output is the context of a later turn.
     """
     tokens, mask = torch.from_numpy(response.tokens.astype(np.int64)), torch.from_numpy(response.mask.astype(np.int64))
     scores = torch.zeros(len(tokens), dtype=template["rm_scores"].dtype)
@@ -141,13 +141,13 @@ def row_of(template: Mapping[str, Any], response: Response, session: int) -> dic
 
 
 def tag_of(template: Mapping[str, Any], response: Response) -> dict[str, Any]:
-    """The tag of such a row, like ``template``, the tag of the same row as in ``row_of``."""
+    """The tag of that row. ``template`` is the tag of the template in ``row_of``."""
     length = len(response.tokens)
     return dict(template) | {"response_len": length, "seq_len": template["prompt_len"] + length}
 
 
 def dated(values: Mapping[str, Any], response: Response) -> dict[str, Any]:
-    """``values`` with the weights' version that made ``response``: step s generates with those of step s - 1."""
+    """``values`` with the version of the weights that generated ``response``: step s generates with those of s - 1."""
     dates = {
         name: response.step - 1 for name in ("min_global_steps", "max_global_steps") if values.get(name) is not None
     }

@@ -1,7 +1,7 @@
-"""The seam: every event of verl's trainer and replay buffer, told to all extensions of a run.
+"""The seam: passes every event of verl's trainer and replay buffer to all extensions of a run.
 
-It runs a hook over all extensions in their stated order and names the extension and the hook in any error. It owns the
-memory of prompts, and it knows which prompt each group in the buffer is a visit to.
+It calls each hook of all extensions in their stated order, and names the extension and the hook in any error. It owns
+the memory of prompts. It knows the prompt of each group in the buffer.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from verl_gsd.trainer.rows import DEMONSTRATED_BY, session_of, uid_of
 
 
 class Seam:
-    """What a trainer of ours calls.
+    """The hooks of all extensions, as our trainers call them.
 
     Args:
-        extensions: by name, in their order.
-        prompts: what is known of prompts.
-        rows: of the groups in the buffer.
-        group_size: rollouts a prompt, where the data has no number of its own.
+        extensions: by name, in order.
+        prompts: the memory of prompts.
+        rows: the rows of the groups in the buffer.
+        group_size: rollouts per prompt, if the data does not say.
 
     Attributes:
-        left: the groups that have left the buffer in the step at hand, each with its fate.
+        left: the groups that have left the buffer in the current step, each with its fate.
     """
 
     def __init__(
@@ -51,31 +51,35 @@ class Seam:
         self.extensions, self.prompts, self.rows = extensions, prompts, rows
         self.left: list[tuple[Group, Fate]] = []
         self._group_size = group_size
-        self._prompt_of: dict[str, PromptKey] = {}  # by uid, of every group that has not left the buffer
-        self._training: dict[str, Group] = {}  # by uid, the groups of the batch at hand
+        self._prompt_of: dict[str, PromptKey] = {}  # by uid, for every group that has not left the buffer
+        self._training: dict[str, Group] = {}  # by uid, the groups of the current step's batches
 
     @property
     def waiting(self) -> int:
-        """Groups that are being generated or are waiting in the buffer."""
+        """The number of groups that are being generated or wait in the buffer."""
         return len(self._prompt_of)
 
     def prompt_of(self, uid: str) -> PromptKey:
-        """The prompt that ``uid`` is a visit to."""
+        """The prompt of the visit ``uid``."""
         return self._prompt_of[uid]
 
     def owner(self, hook: Exclusive) -> tuple[str, Extension] | None:
-        """The extension that has a hook which one alone may have."""
-        return next(((name, of) for name, of in self.extensions.items() if overrides(of, hook)), None)
+        """(name, extension) of the extension with this hook, which at most one may have; None if there is none."""
+        owners = ((name, extension) for name, extension in self.extensions.items() if overrides(extension, hook))
+        return next(owners, None)
 
     # Before generation.
 
     def before_rollout(
         self, prompts: Mapping[str, PromptKey], columns: Mapping[str, Sequence[Any]]
     ) -> dict[str, np.ndarray]:
-        """Visits (uid -> the prompt) are about to be generated. Returns columns to set, int64, one entry a visit.
+        """Rollouts of these visits (uid -> prompt) are about to be generated.
 
         Args:
-            columns: of the data set, one entry a visit.
+            columns: columns of the data set, one entry per visit.
+
+        Returns:
+            Columns to set, int64, one entry per visit.
         """
         self._prompt_of |= prompts
         visits = self._visits(prompts, columns)
@@ -83,7 +87,7 @@ class Seam:
         return visits.notes if visits.requested is None else {ROLLOUTS: visits.requested, **visits.notes}
 
     def restore_in_flight(self, prompts: Mapping[str, PromptKey], columns: Mapping[str, Sequence[Any]]) -> None:
-        """These visits were submitted before a restart, with these columns."""
+        """These visits were submitted before a restart. ``columns`` are those from then."""
         self._prompt_of |= prompts
         self._run("restore_in_flight", self._visits(prompts, columns))
 
@@ -102,8 +106,8 @@ class Seam:
         self._run("poll", now)
 
     def is_ready(self, group: Group) -> bool:
-        """Whether a whole group may be used; one that is not is held back, however full the buffer."""
-        return all(ready for _, ready in run_hook(self.extensions, "is_ready", group))
+        """Whether a complete group may leave the buffer. The buffer holds back a group that is not ready."""
+        return all(is_ready for _, is_ready in run_hook(self.extensions, "is_ready", group))
 
     def on_group_left(self, group: Group, fate: Fate) -> None:
         del self._prompt_of[group.uid]
@@ -117,13 +121,13 @@ class Seam:
     # The update.
 
     def place(self, rows: UnplacedRows) -> tuple[list[int], Mapping[str, float]]:
-        """Places of the rows of an update, and metrics; a run has this if an extension owns placement."""
+        """Places of the rows of an update, and metrics. Only for runs with an extension that places rows."""
         owner = self.owner("place")
         assert owner is not None
         return call_hook(*owner, "place", rows)
 
     def stage_inputs(self, batch: Any) -> dict[str, Any]:
-        """Columns for the chain, of ``batch``, a ``KVBatchMeta``."""
+        """Columns of ``batch``, a ``KVBatchMeta``, for the chain."""
         left = [group for group, _ in self.left]
         return merged(run_hook(self.extensions, "stage_inputs", self._members(batch), left))
 
@@ -138,7 +142,7 @@ class Seam:
         return Batch(batch.keys, batch.tags, prompts)
 
     def _members(self, batch: Any) -> list[Member | None]:
-        """What each row of ``batch`` is; None: verl's padding."""
+        """The group and response of each row of ``batch``; None for verl's padding."""
         places = {
             uid: {session_of(key): place for place, key in enumerate(group.keys)}
             for uid, group in self._training.items()
@@ -153,15 +157,15 @@ class Seam:
     # The end of a step.
 
     def observe_trained(self, batch: Any) -> None:
-        """The step has trained on ``batch``, a ``KVBatchMeta``, whose rows are in the queue yet."""
+        """The step trained on ``batch``, a ``KVBatchMeta``. Its rows are still in the queue."""
         self._run("observe_trained", self._batch(batch))
 
     def record(self, group: Group) -> dict[str, float | None]:
-        """Further columns of the record of ``group``."""
+        """Record columns of ``group`` from the extensions."""
         return merged(run_hook(self.extensions, "record", group))
 
     def end_step(self) -> dict[str, float]:
-        """Let saved state change; returns metrics. The groups that left in the step are forgotten."""
+        """End the step: extensions update their saved state and return metrics. Then ``left`` is emptied."""
         metrics = merged(run_hook(self.extensions, "end_step", [group for group, _ in self.left]))
         self.left, self._training = [], {}
         return metrics
