@@ -5,9 +5,9 @@ import re
 import pytest
 from prepare_runs import Source, asked, builder, lines, made, run
 
-from verl_gsd.preparation import build, prepare, prepared, sources
+from verl_gsd.preparation import build, dataset, manifest, sources
+from verl_gsd.preparation.dataset import PrepareConfig
 from verl_gsd.preparation.item import BOXED
-from verl_gsd.preparation.prepare import Wish
 from verl_gsd.tasks import maths
 
 
@@ -110,7 +110,7 @@ def test_a_damaged_manifest_stops_its_own_data_set_alone(tmp_path):
 
 
 def test_a_missing_chunk_is_no_shorter_data_set(tmp_path, monkeypatch):
-    monkeypatch.setattr(build, "CHUNK", 4)
+    monkeypatch.setattr(build, "CHUNK_ROWS", 4)
     with pytest.raises(KeyboardInterrupt):
         builder(tmp_path / "x").build(Source(15, broken_at=13).rows, lambda read, kept: None)
     chunks = sorted((tmp_path / "x" / ".building_train").glob("chunk_*"))
@@ -125,7 +125,7 @@ def test_a_missing_chunk_is_no_shorter_data_set(tmp_path, monkeypatch):
 
 def test_what_earlier_chunks_had_is_known_after_a_stop(tmp_path, monkeypatch):
     """Boxes, and the indices of rows that were left out."""
-    monkeypatch.setattr(build, "CHUNK", 2)
+    monkeypatch.setattr(build, "CHUNK_ROWS", 2)
     rows = [{"problem": f"{n}?", "answer": "1", "id": n} for n in range(4)]
     boxed = [*rows[:3], {"problem": "3?", "answer": r"\boxed{1}", "id": 3}]
     again = [rows[0], rows[0] | {"id": 7}, rows[2], rows[3] | {"id": 7}]  # row 1 is a duplicate
@@ -159,7 +159,7 @@ def test_splits_may_be_judged_otherwise(tmp_path):
     run(tmp_path, "mine", "--input", str(test), "--split", "test")
     train = lines(tmp_path / "t.jsonl", {"problem": "Two?"})
     run(tmp_path, "mine", "--input", str(train), "--judged-by-model")
-    splits = prepared.read(tmp_path / "data" / "mine").splits
+    splits = manifest.read_manifest(tmp_path / "data" / "mine").splits
     assert {name: split["verifier"] for name, split in splits.items()} == {
         "test": "verl_gsd.tasks.maths",
         "train": None,
@@ -215,9 +215,9 @@ def test_a_text_of_which_nothing_is_to_be_seen_is_none(tmp_path, problem, answer
 def test_the_wish_says_what_rows_depend_on(tmp_path):
     """Whatever changes the rows is in the settings, or a second call would keep the first one's."""
     file = lines(tmp_path / "t.jsonl", {"problem": "1?", "answer": "1"})
-    wish = Wish("mine", sources.table("problem", "answer"), tmp_path / "data", file)
-    before, _ = prepare.prepare(wish, lambda *_: None)
-    other = Wish("mine", sources.table("problem", "answer", suffix="!"), tmp_path / "data", file)
-    prepare.prepare(other, lambda *_: None)
+    config = PrepareConfig("mine", sources.table("problem", "answer"), tmp_path / "data", file)
+    before, _ = dataset.prepare_dataset(config, lambda *_: None)
+    other = PrepareConfig("mine", sources.table("problem", "answer", suffix="!"), tmp_path / "data", file)
+    dataset.prepare_dataset(other, lambda *_: None)
     assert made(tmp_path, "mine")[0]["prompt"][0]["content"] == "1?!"
     assert before.splits["train"]["suffix"] == BOXED

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prepare_runs import Source, asked, builder, lines, made, run
 
-from verl_gsd.preparation import build, prepare, prepared
-from verl_gsd.preparation.chats import Template
-from verl_gsd.preparation.item import BOXED, Item, shuffled
-from verl_gsd.preparation.overlap import Overlap
+from verl_gsd.preparation import build, dataset, manifest
+from verl_gsd.preparation.chats import ChatTemplate
+from verl_gsd.preparation.item import BOXED, Item, option_order
+from verl_gsd.preparation.overlap import OverlapIndex
 from verl_gsd.tasks import byte_llama
 
 LONG = "A train leaves at nine and travels at forty miles an hour towards the town of"
@@ -25,7 +25,7 @@ def test_duplicates_go_and_problems_with_two_answers_go_altogether(tmp_path):
     run(tmp_path, "mine", "--input", str(file))
     assert asked(made(tmp_path, "mine")) == ["One?", "Three?"]
     assert [row["extra_info"]["index"] for row in made(tmp_path, "mine")] == [0, 4], "a row keeps its number"
-    of = prepared.read(tmp_path / "data" / "mine").splits["train"]
+    of = manifest.read_manifest(tmp_path / "data" / "mine").splits["train"]
     assert (of["read"], of["rows"]) == (6, 2)
     assert of["left_out"] == {"conflicting": 2, "duplicate": 2}
     left = [json.loads(line) for line in (tmp_path / "data" / "mine" / "left_out_train.jsonl").read_text().splitlines()]
@@ -44,7 +44,7 @@ def test_two_summaries_of_a_post_do_not_conflict(tmp_path):
     run(tmp_path, "tldr", "--input", str(file), "--split", "train")
     (row,) = made(tmp_path, "tldr")
     assert row["reward_model"] == {"style": "model", "ground_truth": "Short."}
-    assert prepared.read(tmp_path / "data" / "tldr").splits["train"]["left_out"] == {"duplicate": 1}
+    assert manifest.read_manifest(tmp_path / "data" / "tldr").splits["train"]["left_out"] == {"duplicate": 1}
 
 
 def test_a_contaminated_problem_that_comes_again_is_a_duplicate(tmp_path):
@@ -58,7 +58,7 @@ def test_a_contaminated_problem_that_comes_again_is_a_duplicate(tmp_path):
     )
     file = lines(tmp_path / "t.jsonl", *[{"problem": "One?", "answer": "1"}] * 3, {"problem": "Two?", "answer": "2"})
     run(tmp_path, "mine", "--input", str(file))
-    left = prepared.read(tmp_path / "data" / "mine").splits["train"]["left_out"]
+    left = manifest.read_manifest(tmp_path / "data" / "mine").splits["train"]["left_out"]
     assert left == {"contaminated": 1, "duplicate": 2}
 
 
@@ -92,7 +92,7 @@ def test_training_is_held_against_every_prepared_test_split(tmp_path):
     run(tmp_path, "mine", "--input", str(train), "--against", "long")
     assert len(made(tmp_path, "mine")) == 3
     said = run(tmp_path, "mine", "--input", str(train), "--against", "none")
-    assert re.search(r"training problems\b.*\bnone\b", said)
+    assert "training problems were not compared with any evaluation set" in said
     assert len(made(tmp_path, "mine")) == 4
     said = run(tmp_path, "mine", "--input", str(train), "--against", "longer", code=2)
     assert re.search(r"--against longer: .*verl-gsd prepare longer\b.*long, short", said)
@@ -118,7 +118,7 @@ PHRASE = "where $m$ and $n$ are relatively prime positive integers. Find $m+n$."
     ],
 )
 def test_overlap_is_half_the_runs_of_a_problem(problem, found):
-    overlap = Overlap(4)
+    overlap = OverlapIndex(4)
     overlap.add("set", ["0 a b c d 1"])
     overlap.add("cjk", ["求解方程组的"])
     overlap.add("pair", ["p q"])
@@ -126,7 +126,7 @@ def test_overlap_is_half_the_runs_of_a_problem(problem, found):
 
 
 def test_a_phrase_that_many_problems_end_with_is_no_copy():
-    overlap = Overlap(13)
+    overlap = OverlapIndex(13)
     drawing = "[asy] import graph; size(5cm); real lsf = 0.5; pen dps = linewidth(0.7) + fontsize(10); [/asy]"
     evaluation = f"{LONG} Leeds, {LONG} York. The ratio of the two times is $\\frac{{m}}{{n}}$, {PHRASE} {drawing}"
     overlap.add("aime", [evaluation, "Which of the seven gases do most plants absorb?"])
@@ -149,7 +149,7 @@ def test_options_do_not_hide_a_question(tmp_path):
 
 @given(st.lists(st.sampled_from("abcd"), max_size=14), st.lists(st.sampled_from("abcd"), max_size=14))
 def test_overlap_finds_what_a_slow_search_finds(evaluation, training):
-    overlap = Overlap(7)
+    overlap = OverlapIndex(7)
     overlap.add("set", [" ".join(evaluation)])
 
     def runs(words, length):
@@ -166,7 +166,7 @@ def test_overlap_finds_what_a_slow_search_finds(evaluation, training):
 
 def test_what_was_stopped_goes_on_where_it_was(tmp_path, monkeypatch):
     """Duplicates and contradictions of what earlier chunks have are found after it as they were before."""
-    monkeypatch.setattr(build, "CHUNK", 4)
+    monkeypatch.setattr(build, "CHUNK_ROWS", 4)
     whole = builder(tmp_path / "whole")
     file = whole.build(Source(15).rows, lambda read, kept: None)
     expected, counts = pq.read_table(file).to_pylist(), whole.counts()
@@ -181,7 +181,7 @@ def test_what_was_stopped_goes_on_where_it_was(tmp_path, monkeypatch):
     assert again.read == list(range(8, 15)), "two chunks of four were there"
     assert pq.read_table(file).to_pylist() == expected and going_on.counts() == counts
 
-    overlap = Overlap(13)
+    overlap = OverlapIndex(13)
     overlap.add("set", ["Problem 3?"])
     counted = []
     for name, broken_at in (("y", None), ("z", 8)):
@@ -206,8 +206,8 @@ def test_what_was_stopped_between_its_files_and_its_manifest_goes_on(tmp_path, m
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(prepared, "write", stopped)
-        assert "same line" in run(tmp_path, "mine", "--input", str(file), code=130)
+        patched.setattr(manifest, "write_manifest", stopped)
+        assert "Run the same command again to resume" in run(tmp_path, "mine", "--input", str(file), code=130)
     assert path.is_file() and not (path.parent / "manifest.json").exists()
     theirs, ours = b"somebody's", path.read_bytes()
     path.write_bytes(theirs)
@@ -224,7 +224,7 @@ def test_the_same_line_again_reads_nothing(tmp_path, monkeypatch):
     file = lines(tmp_path / "t.jsonl", {"problem": "One?", "answer": "1"})
     run(tmp_path, "mine", "--input", str(file))
     before = (tmp_path / "data" / "mine" / "train.parquet").stat().st_mtime_ns
-    monkeypatch.setattr(prepare, "rows", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(dataset, "read_rows", lambda *_: pytest.fail("read again"))
     run(tmp_path, "mine", "--input", str(file))
     assert (tmp_path / "data" / "mine" / "train.parquet").stat().st_mtime_ns == before
 
@@ -235,9 +235,9 @@ def test_a_file_that_was_touched_is_not_what_was_prepared(tmp_path):
     target = tmp_path / "data" / "mine" / "test.parquet"
     target.write_bytes(target.read_bytes() + b"x")
     with pytest.raises(ValueError, match=r"test\.parquet: .*manifest\.json.*verl-gsd prepare mine"):
-        prepared.read(tmp_path / "data" / "mine").file("test")
+        manifest.read_manifest(tmp_path / "data" / "mine").file("test")
     run(tmp_path, "mine", "--input", str(file), "--split", "test")
-    assert prepared.read(tmp_path / "data" / "mine").file("test") == target
+    assert manifest.read_manifest(tmp_path / "data" / "mine").file("test") == target
 
 
 def test_a_row_that_cannot_be_used_leaves_the_set_before_as_it_was(tmp_path):
@@ -250,7 +250,7 @@ def test_a_row_that_cannot_be_used_leaves_the_set_before_as_it_was(tmp_path):
     assert re.search(r"u\.jsonl, row 1\b.*column answer: ", said)
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in (".json", ".parquet")} == before
     run(tmp_path, "mine", "--input", str(broken), "--skip-unusable")
-    of = prepared.read(folder).splits["train"]
+    of = manifest.read_manifest(folder).splits["train"]
     assert (of["read"], of["rows"], of["left_out"]) == (2, 1, {"unusable": 1})
     nothing = lines(tmp_path / "v.jsonl", {"problem": "", "answer": "1"})
     assert "1 unusable" in run(tmp_path, "empty", "--input", str(nothing), "--skip-unusable", code=2)
@@ -291,7 +291,7 @@ def test_the_template_is_shown_and_long_prompts_go(tmp_path, tokenizer):
     said = run(tmp_path, "mine", "--input", str(file), *words, str(length))
     assert "<|user|>1? Let's think step by step" in said and "<|assistant|>" in said
     assert len(made(tmp_path, "mine")) == 1
-    assert prepared.read(tmp_path / "data" / "mine").splits["train"]["left_out"] == {"too_long": 1}
+    assert manifest.read_manifest(tmp_path / "data" / "mine").splits["train"]["left_out"] == {"too_long": 1}
     assert "2 too_long" in run(tmp_path, "mine", "--input", str(file), *words, str(length - 1), code=2)
     said = run(tmp_path, "mine", "--input", str(file), "--max-prompt-length", "9", code=2)
     assert re.search("--max-prompt-length 9: .*--model", said)
@@ -311,7 +311,7 @@ def test_a_template_that_would_spoil_training_is_refused(tmp_path, template, mes
     tokenizer.chat_template = template
     tokenizer.save_pretrained(tmp_path / "model")
     with pytest.raises(ValueError, match=message):
-        Template(str(tmp_path / "model")).text([{"role": "user", "content": "1+1?"}])
+        ChatTemplate(str(tmp_path / "model")).text([{"role": "user", "content": "1+1?"}])
 
 
 def test_a_model_without_a_tokenizer_is_said(tmp_path):
@@ -321,8 +321,8 @@ def test_a_model_without_a_tokenizer_is_said(tmp_path):
 
 @given(st.integers(2, 10), st.text(max_size=5))
 def test_options_are_shuffled_by_the_question_alone(count, question):
-    order = shuffled(question, count)
-    assert sorted(order) == list(range(count)) and order == shuffled(question, count)
+    order = option_order(question, count)
+    assert sorted(order) == list(range(count)) and order == option_order(question, count)
 
 
 def test_questions_are_the_same_whatever_the_order_of_their_options():
