@@ -3,7 +3,7 @@
 import pytest
 
 from verl_gsd.tasks.answers import LONGEST_ANSWER, LONGEST_LINE, final_answer
-from verl_gsd.tasks.screen import is_monstrous
+from verl_gsd.tasks.screen import is_too_large
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_megabytes_of_anything_are_no_answer(piece, megabytes):
     ],
 )
 def test_monsters_are_seen(text):
-    assert is_monstrous(text)
+    assert is_too_large(text)
 
 
 @pytest.mark.parametrize(
@@ -117,4 +117,4 @@ def test_monsters_are_seen(text):
     ],
 )
 def test_what_can_be_computed_is_no_monster(text):
-    assert not is_monstrous(text)
+    assert not is_too_large(text)

@@ -22,23 +22,23 @@ def evaluate(question: str) -> int:
 def test_problems_have_right_answers_and_belong_to_their_level(level):
     rng = random.Random(0)
     for _ in range(300):
-        problem = arithmetic.draw(level, rng)
+        problem = arithmetic.sample_problem(level, rng)
         assert evaluate(problem.question) == int(problem.answer) >= 0
         assert sum(character.isdigit() for character in problem.question) == level.terms
         assert ("-" in problem.question) == level.mixed
 
 
 def test_distinct_problems_are_distinct_and_avoid_the_excluded():
-    first = arithmetic.distinct(20, random.Random(0))
+    first = arithmetic.distinct_problems(20, random.Random(0))
     held_out = {problem.question for problem in first}
-    second = arithmetic.distinct(40, random.Random(0), excluded=held_out)
+    second = arithmetic.distinct_problems(40, random.Random(0), excluded=held_out)
     assert len(held_out) == 20 * len(LEVELS)
     assert len({problem.question for problem in second}) == 40 * len(LEVELS)
     assert held_out.isdisjoint(problem.question for problem in second)
 
 
 def test_warm_start_never_shows_a_held_out_question_and_passes_where_it_says():
-    held_out = {problem.question for problem in arithmetic.distinct(64, random.Random(0))}
+    held_out = {problem.question for problem in arithmetic.distinct_problems(64, random.Random(0))}
     pairs = arithmetic.warm_start_pairs(random.Random(1), held_out)
     passed, seen = {}, {}
     for question, answer in (next(pairs) for _ in range(20_000)):

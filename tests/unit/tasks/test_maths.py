@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from verl_gsd.tasks import maths
-from verl_gsd.tasks.maths_worker import LEAST_S, patience_s
+from verl_gsd.tasks.maths_worker import LEAST_S, current_limit_s
 
 
 def score(answer, truth):
@@ -132,9 +132,9 @@ def test_what_is_remembered_is_bounded(monkeypatch, pool):
     assert len(pool.words) == 4, "the second x+2 was forgotten, x+1 was not"
 
 
-def test_patience_shrinks_and_does_not_end():
-    assert [patience_s(2.0, late) for late in (0, 1, 3, 100)] == [2.0, 1.0, 0.5, LEAST_S]
-    assert patience_s(0.1, 0) == patience_s(0.1, 9) == 0.1
+def test_current_limit_shrinks_and_does_not_end():
+    assert [current_limit_s(2.0, late) for late in (0, 1, 3, 100)] == [2.0, 1.0, 0.5, LEAST_S]
+    assert current_limit_s(0.1, 0) == current_limit_s(0.1, 9) == 0.1
 
 
 def test_a_comparison_whose_fork_ends_is_asked_again(pool):

@@ -3,7 +3,7 @@
 import pytest
 
 from verl_gsd.tasks import maths
-from verl_gsd.tasks.notation import is_wrong_by_sight, usual
+from verl_gsd.tasks.notation import is_trivially_wrong, normalize_latex
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ from verl_gsd.tasks.notation import is_wrong_by_sight, usual
     ],
 )
 def test_numbers_are_written_as_math_verify_reads_them(text, found):
-    assert usual(text) == found == usual(found)
+    assert normalize_latex(text) == found == normalize_latex(found)
 
 
 @pytest.mark.parametrize(
@@ -102,5 +102,5 @@ def test_answers_are_verified_by_what_they_say(answer, truth, right):
         ("5", "6", False),
     ],
 )
-def test_only_what_is_plain_is_wrong_by_sight(answer, truth, wrong):
-    assert is_wrong_by_sight(answer, truth) == wrong
+def test_only_what_is_plain_is_trivially_wrong(answer, truth, wrong):
+    assert is_trivially_wrong(answer, truth) == wrong
