@@ -2,9 +2,10 @@ r"""The verifier for multiple choice (ARC-C, GPQA, MMLU-Pro): extracts the lette
 
 The letter is in the last box: ``\boxed{B}``, ``\boxed{\text{(B)}}``, ``\boxed{B. 42}``,
 ``\boxed{\text{Option B}}``, ``\boxed{B (42)}``. Without a box it follows the last ``answer is (B)`` or ``Answer: B``,
-or the response is the letter alone. A capital counts only if it cannot be a word: in brackets, or followed by nothing, a
-punctuation mark or a reason. A response that names two letters chooses none. The text of an option without its letter
-does not count.
+or the response is the letter alone.
+
+A capital counts only if it cannot be a word: in brackets, or followed by nothing, a punctuation mark or a reason. A
+response that names two letters chooses none. The text of an option without its letter does not count.
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ def test_nothing_is_left_of_a_server(script):
     with pytest.raises(ProcessLookupError):
         os.kill(parent, 0)
     assert not path.parent.exists()
-    assert "no fork from" in start(command, script).stderr
+    assert "cannot fork a worker through" in start(command, script).stderr
 
 
 def test_a_fork_that_would_come_too_late_for_its_environment_starts_as_python(script, tmp_path):
