@@ -44,7 +44,10 @@ def prepare(
         typer.Option(help="Folder of prepared data sets. Default: $VERL_GSD_DATA or ~/data, where recipes look."),
     ] = None,
     split: Annotated[
-        str | None, typer.Option(help="The split that the file given with --input is: train or test.")
+        str | None,
+        typer.Option(
+            help="Which split a file given with --input is: train or test. A table of your own is train by default."
+        ),
     ] = None,
     model: Annotated[
         str | None,

@@ -1,4 +1,4 @@
-"""Preparing data: what is left out and why, what goes on after a stop, and what is never half-written."""
+"""Preparing data: which rows are left out and why, resuming after a stop, and atomic files."""
 
 import json
 import re
@@ -19,7 +19,7 @@ from verl_gsd.tasks import byte_llama
 LONG = "A train leaves at nine and travels at forty miles an hour towards the town of"
 
 
-def test_duplicates_go_and_problems_with_two_answers_go_altogether(tmp_path):
+def test_duplicates_and_all_rows_of_conflicting_problems_are_left_out(tmp_path):
     rows = [("One?", "1"), ("Two?", "2"), ("one? ", "1"), ("Two?", "3"), ("Three?", "3"), ("two?", "2")]
     file = lines(tmp_path / "t.jsonl", *({"problem": problem, "answer": answer} for problem, answer in rows))
     run(tmp_path, "mine", "--input", str(file))
@@ -32,7 +32,7 @@ def test_duplicates_go_and_problems_with_two_answers_go_altogether(tmp_path):
     assert left == [{"row": row, "reason": "conflicting", "detail": ""} for row in (1, 3)], "but for duplicates"
 
 
-def test_answers_that_are_the_same_number_do_not_conflict(tmp_path):
+def test_equal_numbers_in_different_notation_do_not_conflict(tmp_path):
     rows = [("Half?", "0.5"), ("Half?", r"\frac{1}{2}"), ("Thousand?", "1,000"), ("Thousand?", "1000")]
     file = lines(tmp_path / "t.jsonl", *({"problem": problem, "answer": answer} for problem, answer in rows))
     run(tmp_path, "mine", "--input", str(file))
@@ -47,7 +47,7 @@ def test_two_summaries_of_a_post_do_not_conflict(tmp_path):
     assert manifest.read_manifest(tmp_path / "data" / "tldr").splits["train"]["left_out"] == {"duplicate": 1}
 
 
-def test_a_contaminated_problem_that_comes_again_is_a_duplicate(tmp_path):
+def test_a_repeated_contaminated_problem_is_a_duplicate(tmp_path):
     run(
         tmp_path,
         "e",
@@ -62,14 +62,14 @@ def test_a_contaminated_problem_that_comes_again_is_a_duplicate(tmp_path):
     assert left == {"contaminated": 1, "duplicate": 2}
 
 
-def test_a_test_split_is_kept_as_it_is(tmp_path):
-    """Published figures are means over all rows, the doubled ones of MMLU-Pro included."""
+def test_a_test_split_keeps_duplicates(tmp_path):
+    """Published scores are means over all rows, including the duplicates of MMLU-Pro."""
     file = lines(tmp_path / "t.jsonl", *[{"problem": "One?", "answer": "1"}] * 2)
     run(tmp_path, "mine", "--input", str(file), "--split", "test")
     assert asked(made(tmp_path, "mine", "test")) == ["One?", "One?"]
 
 
-def test_training_is_held_against_every_prepared_test_split(tmp_path):
+def test_test_problems_of_all_prepared_sets_are_left_out_of_training(tmp_path):
     test = lines(tmp_path / "e.jsonl", {"problem": f"{LONG} Leeds. When is it there?", "answer": "1"})
     short = lines(tmp_path / "s.jsonl", {"problem": "What is $1+1$?", "answer": "2"})
     run(tmp_path, "long", "--input", str(test), "--split", "test")
@@ -117,7 +117,7 @@ PHRASE = "where $m$ and $n$ are relatively prime positive integers. Find $m+n$."
         ("", None),
     ],
 )
-def test_overlap_is_half_the_runs_of_a_problem(problem, found):
+def test_half_of_the_runs_are_an_overlap(problem, found):
     overlap = OverlapIndex(4)
     overlap.add("set", ["0 a b c d 1"])
     overlap.add("cjk", ["求解方程组的"])
@@ -125,7 +125,7 @@ def test_overlap_is_half_the_runs_of_a_problem(problem, found):
     assert overlap.find(problem) == found
 
 
-def test_a_phrase_that_many_problems_end_with_is_no_copy():
+def test_a_common_final_phrase_is_not_an_overlap():
     overlap = OverlapIndex(13)
     drawing = "[asy] import graph; size(5cm); real lsf = 0.5; pen dps = linewidth(0.7) + fontsize(10); [/asy]"
     evaluation = f"{LONG} Leeds, {LONG} York. The ratio of the two times is $\\frac{{m}}{{n}}$, {PHRASE} {drawing}"
@@ -137,8 +137,8 @@ def test_a_phrase_that_many_problems_end_with_is_no_copy():
     assert overlap.find("Which of the seven gases do animals absorb?") is None
 
 
-def test_options_do_not_hide_a_question(tmp_path):
-    """Of an evaluation problem with options the question alone is looked for."""
+def test_options_do_not_hide_an_overlap(tmp_path):
+    """Only the question of an evaluation problem is compared, without its options."""
     row = {"question": "Which of the seven gases do most plants absorb?", "options": ["O2", "CO2"], "answer_index": 1}
     run(tmp_path, "mmlu_pro", "--input", str(lines(tmp_path / "e.jsonl", row)))
     file = lines(
@@ -164,8 +164,8 @@ def test_overlap_finds_what_a_slow_search_finds(evaluation, training):
     assert (overlap.find(" ".join(training)) == "set") == slow
 
 
-def test_what_was_stopped_goes_on_where_it_was(tmp_path, monkeypatch):
-    """Duplicates and contradictions of what earlier chunks have are found after it as they were before."""
+def test_an_interrupted_build_resumes_at_its_chunk(tmp_path, monkeypatch):
+    """Duplicates and conflicts with rows of earlier chunks are found after the stop, too."""
     monkeypatch.setattr(build, "CHUNK_ROWS", 4)
     whole = builder(tmp_path / "whole")
     file = whole.build(Source(15).rows, lambda read, kept: None)
@@ -198,7 +198,7 @@ def test_what_was_stopped_goes_on_where_it_was(tmp_path, monkeypatch):
     assert other.read == list(range(15)), "chunks made otherwise are thrown away"
 
 
-def test_what_was_stopped_between_its_files_and_its_manifest_goes_on(tmp_path, monkeypatch):
+def test_a_stop_between_the_files_and_the_manifest_can_be_resumed(tmp_path, monkeypatch):
     file = lines(tmp_path / "t.jsonl", {"problem": "One?", "answer": "1"})
     path = tmp_path / "data" / "mine" / "train.parquet"
 
@@ -220,7 +220,7 @@ def test_what_was_stopped_between_its_files_and_its_manifest_goes_on(tmp_path, m
     assert names == {"train.parquet", "manifest.json", "left_out_train.jsonl", ".lock"}, "nothing is left of the stop"
 
 
-def test_the_same_line_again_reads_nothing(tmp_path, monkeypatch):
+def test_the_same_command_again_reads_no_rows(tmp_path, monkeypatch):
     file = lines(tmp_path / "t.jsonl", {"problem": "One?", "answer": "1"})
     run(tmp_path, "mine", "--input", str(file))
     before = (tmp_path / "data" / "mine" / "train.parquet").stat().st_mtime_ns
@@ -229,7 +229,7 @@ def test_the_same_line_again_reads_nothing(tmp_path, monkeypatch):
     assert (tmp_path / "data" / "mine" / "train.parquet").stat().st_mtime_ns == before
 
 
-def test_a_file_that_was_touched_is_not_what_was_prepared(tmp_path):
+def test_a_changed_file_is_an_error_and_is_rebuilt(tmp_path):
     file = lines(tmp_path / "t.jsonl", {"problem": "One?", "answer": "1"})
     run(tmp_path, "mine", "--input", str(file), "--split", "test")
     target = tmp_path / "data" / "mine" / "test.parquet"
@@ -240,7 +240,7 @@ def test_a_file_that_was_touched_is_not_what_was_prepared(tmp_path):
     assert manifest.read_manifest(tmp_path / "data" / "mine").file("test") == target
 
 
-def test_a_row_that_cannot_be_used_leaves_the_set_before_as_it_was(tmp_path):
+def test_an_unusable_row_leaves_the_earlier_data_set_unchanged(tmp_path):
     file = lines(tmp_path / "t.jsonl", {"problem": "One?", "answer": "1"})
     run(tmp_path, "mine", "--input", str(file))
     folder = tmp_path / "data" / "mine"
@@ -270,7 +270,7 @@ def test_indices_of_the_table_are_kept_and_must_be_unique(tmp_path):
     assert re.search(r"column id: .*str 'x'", said)
 
 
-def test_indices_of_two_splits_differ(tmp_path):
+def test_the_indices_of_two_splits_differ(tmp_path):
     for split in ("test", "train"):
         file = lines(tmp_path / f"{split}.jsonl", {"problem": f"{split}?", "answer": "1"})
         run(tmp_path, "mine", "--input", str(file), "--split", split)
@@ -284,7 +284,7 @@ def tokenizer(tmp_path_factory):
     return folder
 
 
-def test_the_template_is_shown_and_long_prompts_go(tmp_path, tokenizer):
+def test_the_first_prompt_is_printed_and_long_prompts_are_left_out(tmp_path, tokenizer):
     file = lines(tmp_path / "t.jsonl", {"problem": "1?", "answer": "1"}, {"problem": "2" * 60 + "?", "answer": "1"})
     length = 2 + len("1?" + BOXED)  # bytes, and a token a role
     words = ["--model", str(tokenizer), "--max-prompt-length"]
@@ -306,7 +306,7 @@ def test_the_template_is_shown_and_long_prompts_go(tmp_path, tokenizer):
         ("{% for m in messages %}{{ m['content'] }}{% endfor %}", "chat template.*add_generation_prompt"),
     ],
 )
-def test_a_template_that_would_spoil_training_is_refused(tmp_path, template, message):
+def test_an_unfit_chat_template_is_rejected(tmp_path, template, message):
     tokenizer = byte_llama.build_tokenizer()
     tokenizer.chat_template = template
     tokenizer.save_pretrained(tmp_path / "model")
@@ -314,7 +314,7 @@ def test_a_template_that_would_spoil_training_is_refused(tmp_path, template, mes
         ChatTemplate(str(tmp_path / "model")).text([{"role": "user", "content": "1+1?"}])
 
 
-def test_a_model_without_a_tokenizer_is_said(tmp_path):
+def test_a_model_without_a_tokenizer_is_an_error(tmp_path):
     file = lines(tmp_path / "t.jsonl", {"problem": "1?", "answer": "1"})
     assert f"--model {tmp_path}: " in run(tmp_path, "mine", "--input", str(file), "--model", str(tmp_path), code=2)
 
@@ -325,14 +325,14 @@ def test_options_are_shuffled_by_the_question_alone(count, question):
     assert sorted(order) == list(range(count)) and order == option_order(question, count)
 
 
-def test_questions_are_the_same_whatever_the_order_of_their_options():
+def test_the_order_of_options_does_not_change_the_key():
     first, second = (Item("Which?", "yes", ("yes", *others)) for others in (("no", "never"), ("never", "no")))
     assert first.key() == second.key() != Item("Which?", "yes", ("yes", "no")).key()
 
 
 @pytest.fixture(scope="module")
 def one_table(tmp_path_factory):
-    """A folder with a table, a file of another kind, and one set prepared."""
+    """A folder with a table, a file of an unknown kind, and one prepared data set."""
     folder = tmp_path_factory.mktemp("tables")
     table = lines(folder / "t.jsonl", {"problem": "1?", "answer": "1"})
     (folder / "t.txt").write_text("")
@@ -366,7 +366,7 @@ def one_table(tmp_path_factory):
         (["arithmetic", "--input", "t.jsonl"], "--input: .*arithmetic"),
     ],
 )
-def test_mistakes_are_named(one_table, monkeypatch, words, message):
+def test_wrong_options_are_reported(one_table, monkeypatch, words, message):
     monkeypatch.chdir(one_table)
     assert re.search(message, " ".join(run(one_table, *words, code=2).split()))
     assert [path.name for path in (one_table / "data").glob("*/*.parquet")] == ["test.parquet"], "nothing was made"
