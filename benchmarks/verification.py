@@ -27,7 +27,7 @@ import typer
 from verl_gsd.tasks import maths
 from verl_gsd.tasks.answers import final_answer
 from verl_gsd.tasks.plain import plain_equal
-from verl_gsd.tasks.screen import is_monstrous
+from verl_gsd.tasks.screen import is_too_large
 
 SIZE, THREADS, LENGTH = 8, 8, 1500
 #: A value as the reference has it, and as another might write it; values are numbered, so that none comes twice.
@@ -80,7 +80,7 @@ def decided_by(pair: tuple[str, str]) -> str:
         return "text"
     if plain_equal(answer, truth) is not None:
         return "plain"
-    return "screen" if is_monstrous(answer) else "worker"
+    return "screen" if is_too_large(answer) else "worker"
 
 
 def cpu_s() -> tuple[float, float]:

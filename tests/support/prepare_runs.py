@@ -1,4 +1,4 @@
-"""Preparing small tables, for the tests that do."""
+"""Helpers of the tests that prepare small tables."""
 
 import json
 
@@ -30,7 +30,7 @@ def asked(rows):
 
 
 class Source:
-    """Rows that can be counted, and that break off."""
+    """A source that records the rows it yields, and that can be interrupted at one of them."""
 
     def __init__(self, count, broken_at=None):
         self.count, self.broken_at, self.read = count, broken_at, []
@@ -45,5 +45,5 @@ class Source:
 
 def builder(tmp_path, settings=None, overlap=None):
     source = sources.table("problem", "answer")
-    rules = build.Rules("mine", overlap)
+    rules = build.FilterRules("mine", overlap)
     return build.SplitBuilder(source, "train", rules, tmp_path, settings or {"made": 1}, lambda row: f"row {row}")

@@ -1,4 +1,4 @@
-"""What all commands share: where they print, and how they end on a mistake of the user's."""
+"""The consoles that all commands print to, and how a command ends on an error."""
 
 from __future__ import annotations
 
@@ -12,12 +12,16 @@ err = Console(stderr=True)
 
 
 def fail(message: str, code: int = 2) -> NoReturn:
-    """Print ``message`` to standard error and exit; 2 is a mistake to mend, 1 a run that failed."""
-    err.print(f"[bold red]error[/] {_plain(message)}", soft_wrap=True)
+    """Print ``message`` to standard error and exit with ``code``.
+
+    Args:
+        code: 2 for a mistake that the user can correct, 1 for a run that failed.
+    """
+    err.print(f"[bold red]error[/] {_escape_markup(message)}", soft_wrap=True)
     raise typer.Exit(code)
 
 
-def _plain(message: str) -> str:
+def _escape_markup(message: str) -> str:
     from rich.markup import escape
 
     return escape(message)

@@ -1,4 +1,4 @@
-"""``verl-gsd doctor``: is this machine ready, and if not, what to do about it."""
+"""``verl-gsd doctor``: checks whether this machine can run verl-gsd, and says how to fix problems."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ def doctor() -> None:
     from verl_gsd.run.doctor import findings
 
     table = Table(title="verl-gsd doctor", title_justify="left")
-    for column in ("", "what", "seen", "remedy"):
+    for column in ("", "check", "result", "fix"):
         table.add_column(column, overflow="fold")
-    warnings.filterwarnings("ignore", module="verl")  # engines that are not installed: not this table's business
-    faults = 0
-    with out.status("checking (imports vLLM and starts Ray once: a minute, on two cores)"):
+    warnings.filterwarnings("ignore", module="verl")  # verl warns about engines that are not installed
+    failures = 0
+    with out.status("checking (imports vLLM and starts Ray once; takes a minute on two cores)"):
         for finding in findings():
-            faults += finding.state == "fail"
+            failures += finding.state == "fail"
             state = f"[{_COLOUR[finding.state]}]{finding.state}[/]"
             table.add_row(state, finding.name, escape(finding.seen), escape(finding.remedy))
     out.print(table)
-    if faults:
+    if failures:
         raise typer.Exit(1)

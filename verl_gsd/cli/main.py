@@ -1,4 +1,4 @@
-"""``verl-gsd``: the commands. Each lives in a file of its own and imports what it needs when it runs."""
+"""The command ``verl-gsd``. Each subcommand is a module of its own, and imports heavy packages only when it runs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import typer
 from verl_gsd.cli import audit_bias, compare, doctor, evaluate, jobs, judge, lab, plan, prepare, report, submit, train
 
 app = typer.Typer(
-    help="Group-relative reinforcement learning in verl, visible and right.",
+    help="Group-relative reinforcement learning algorithms for verl: GSD, HA-DW, DaGRPO and GVPO.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )

@@ -1,4 +1,4 @@
-"""``verl-gsd prepare NAME``: make what a run reads before it asks for it."""
+"""``verl-gsd prepare NAME``: prepares a data set, or makes the embedded task."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from rich.table import Table
 from verl_gsd.cli.console import fail, out
 
 if TYPE_CHECKING:
-    from verl_gsd.preparation.prepare import Wish
-    from verl_gsd.preparation.prepared import Prepared
+    from verl_gsd.preparation.dataset import PrepareConfig
+    from verl_gsd.preparation.manifest import PreparedDataset
     from verl_gsd.preparation.sources import Source
 
 EMBEDDED = "arithmetic"
 
 
 def data_folder() -> Path:
-    """Where prepared data sets lie, and recipes look for them."""
+    """The folder of prepared data sets, which is also where recipes look for them."""
     return Path(os.environ.get("VERL_GSD_DATA") or Path.home() / "data")
 
 
@@ -31,64 +31,85 @@ def prepare(
         str,
         typer.Argument(
             metavar="NAME",
-            help="arithmetic, gsm8k, math, dapo17k, openr1_math_46k, bigmath, tldr, a benchmark of `verl-gsd eval`; or "
-            "a name of your own for the table --input.",
+            help="A data set: gsm8k, math, dapo17k, openr1_math_46k, bigmath, tldr, or a benchmark of `verl-gsd eval`; "
+            "arithmetic, the embedded task; or a new name for the table given with --input.",
         ),
     ],
     input: Annotated[
         Path | None,
-        typer.Option(help="In the hub's place: a downloaded folder, or a .parquet, .jsonl or .csv file."),
+        typer.Option(help="Read this instead of the hub: a downloaded folder, or a .parquet, .jsonl or .csv file."),
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(help="Below it, in NAME; $VERL_GSD_DATA or ~/data, where recipes look.")
+        Path | None,
+        typer.Option(help="Folder of prepared data sets. Default: $VERL_GSD_DATA or ~/data, where recipes look."),
     ] = None,
-    split: Annotated[str | None, typer.Option(help="What a file has: train or test.")] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="Which split a file given with --input is: train or test. A table of your own is train by default."
+        ),
+    ] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="Whose chat template is checked and lengths are counted by: a folder or a hub name."),
+        typer.Option(
+            help="A folder or hub name. Its chat template is checked, and its tokenizer counts the tokens of prompts."
+        ),
     ] = None,
-    max_prompt_length: Annotated[int | None, typer.Option(help="Tokens; longer training prompts are left out.")] = None,
+    max_prompt_length: Annotated[
+        int | None, typer.Option(help="In tokens. Longer training prompts are left out. Needs --model.")
+    ] = None,
     against: Annotated[
         str | None,
         typer.Option(
-            help="Data sets whose test problems are left out of training: names with commas, or none. By default all "
-            "that are prepared."
+            help="Prepared data sets whose test problems are left out of training: comma-separated names, or none. "
+            "Default: all prepared data sets."
         ),
     ] = None,
     overlap_words: Annotated[
-        int, typer.Option(help="How many words in a row make a training problem one of them.")
+        int,
+        typer.Option(
+            help="Length of the word runs by which a training problem is compared with test problems, 2 to 1000."
+        ),
     ] = 13,
     skip_unusable: Annotated[
-        bool, typer.Option("--skip-unusable", help="Count rows without a problem or an answer instead of stopping.")
+        bool,
+        typer.Option("--skip-unusable", help="Leave out rows without a problem or an answer instead of stopping."),
     ] = False,
     problem_column: Annotated[
-        str | None, typer.Option(help="Texts, or chats, whose last user's message is it; problem.")
+        str | None,
+        typer.Option(
+            help="Column of problems: texts, or chats, of which the last user message is used. Default: problem."
+        ),
     ] = None,
     answer_column: Annotated[
         str | None,
-        typer.Option(help="Answers, or solutions whose last \\boxed{} is one, or verl's reward_model; answer."),
+        typer.Option(
+            help="Column of answers: answers, solutions with the answer in the last \\boxed{}, or verl's reward_model. "
+            "Default: answer."
+        ),
     ] = None,
     demonstration_column: Annotated[
-        str | None, typer.Option(help="Texts, lists of them, or lists of messages: an expert's responses.")
+        str | None,
+        typer.Option(help="Column of expert responses: texts, lists of texts, or chats. Default: no demonstrations."),
     ] = None,
     index_column: Annotated[
-        str | None, typer.Option(help="Whole numbers, each once; by default a row's number.")
+        str | None, typer.Option(help="Column of unique integers that identify problems. Default: the row number.")
     ] = None,
     suffix: Annotated[
-        str | None, typer.Option(help="Written after every problem; by default what asks for \\boxed{}.")
+        str | None, typer.Option(help="Text added after every problem. Default: a request for the answer in \\boxed{}.")
     ] = None,
     judged_by_model: Annotated[
-        bool, typer.Option("--judged-by-model", help="No answers: the reward is a model's.")
+        bool, typer.Option("--judged-by-model", help="The table has no answers: a reward model judges the responses.")
     ] = False,
 ) -> None:
-    """Problems, answers and demonstrations as verl reads them, in DATA/NAME, with a manifest of what was left out.
+    """Write a data set in verl's columns to DATA/NAME, with a manifest that counts what was left out and why.
 
-    Stopped half-way, the same line goes on from there. The columns are for a table of your own; its test split comes
-    first, so that training problems can be held against it.
+    An interrupted command resumes when you run it again. The column options are for a table of your own. Prepare its
+    test split first, so that test problems are left out of the training split.
     """
-    from verl_gsd.preparation.prepare import Wish
+    from verl_gsd.preparation.dataset import PrepareConfig
 
-    columns = {
+    column_options = {
         "--problem-column": problem_column,
         "--answer-column": answer_column,
         "--demonstration-column": demonstration_column,
@@ -96,179 +117,195 @@ def prepare(
         "--suffix": suffix,
         "--judged-by-model": "" if judged_by_model else None,
     }
-    given = {option: value for option, value in columns.items() if value is not None}
-    if empty := [
+    given_options = {option: value for option, value in column_options.items() if value is not None}
+    if empty_options := [
         option
-        for option, value in {**given, "--model": model}.items()
+        for option, value in {**given_options, "--model": model}.items()
         if value == "" and option not in ("--suffix", "--judged-by-model")
     ]:
-        fail(f"{empty[0]}: is empty. Write a value, or leave it out")
+        fail(f"{empty_options[0]}: the value is empty. Set a value, or remove the option")
     if not 2 <= overlap_words <= 1000:
-        fail(f"--overlap-words {overlap_words}: write 2 to 1000; 13 by default")
+        fail(f"--overlap-words {overlap_words}: out of range. Use 2 to 1000; the default is 13")
     if name == EMBEDDED:
-        others: dict[str, object] = {
+        without_effect: dict[str, object] = {
             "--input": input,
             "--split": split,
             "--model": model,
             "--against": against,
-            **given,
+            **given_options,
+            "--max-prompt-length": max_prompt_length,
+            "--skip-unusable": skip_unusable or None,
         }
-        others |= {"--max-prompt-length": max_prompt_length, "--skip-unusable": skip_unusable or None}
-        if without := [option for option, value in others.items() if value is not None]:
-            fail(f"{without[0]}: has no effect on {name}, which is made and not read")
-        _embedded(data)
+        if unused := [option for option, value in without_effect.items() if value is not None]:
+            fail(f"{unused[0]}: has no effect on {name}, which is generated and not read. Remove the option")
+        _make_embedded_task(data)
         return
-    if max_prompt_length is not None and (model is None or max_prompt_length < 1):
-        fail(f"--max-prompt-length {max_prompt_length}: needs --model, whose tokens are counted, and 1 or more")
+    if max_prompt_length is not None and model is None:
+        fail(f"--max-prompt-length {max_prompt_length}: tokens cannot be counted without a model. Set --model")
+    if max_prompt_length is not None and max_prompt_length < 1:
+        fail(f"--max-prompt-length {max_prompt_length}: out of range. Use 1 or more")
     try:
-        source = _source(name, input, split, given)
+        source = _source(name, input, split, given_options)
         folder = data or data_folder()
-        wish = Wish(
+        config = PrepareConfig(
             name,
             source,
             folder,
             input,
             model,
             max_prompt_length,
-            _against(against, folder, source),
+            _evaluation_sets(against, folder, source),
             overlap_words,
             skip_unusable,
         )
-        made, shown = _prepare(wish)
+        dataset, first_prompt = _prepare_with_progress(config)
     except ValueError as error:
         fail(str(error))
     except OSError as error:
-        fail(f"--data {data or data_folder()}: not written: {error}")
+        fail(f"--data {data or data_folder()}: the data set cannot be written: {error}")
     except KeyboardInterrupt:
-        fail("stopped. The same line goes on from here", code=130)
-    _say(made, shown, wish)
+        fail("interrupted. Run the same command again to resume", code=130)
+    _print_summary(dataset, first_prompt, config)
 
 
-def _source(name: str, input: Path | None, split: str | None, given: dict[str, str]) -> Source:
-    """The named source, or the table that the columns describe."""
+def _source(name: str, input: Path | None, split: str | None, given_options: dict[str, str]) -> Source:
+    """The named source, or the table that the column options describe."""
     import dataclasses
 
     from verl_gsd.preparation import sources
-    from verl_gsd.preparation.prepared import require_name
+    from verl_gsd.preparation.manifest import check_name
 
     if split not in (None, "train", "test"):
-        raise ValueError(f"--split {split}: write train or test")
-    require_name(name)
-    known = sources.SOURCES.get(name)
-    if known is None:
+        raise ValueError(f"--split {split}: not a split. Use train or test")
+    check_name(name)
+    source = sources.SOURCES.get(name)
+    if source is None:
         if input is None:
-            raise ValueError(f"{name}: write one of {', '.join([EMBEDDED, *sources.SOURCES])}, or --input with a table")
-        if "--judged-by-model" in given and "--answer-column" in given:
-            raise ValueError(f"--answer-column {given['--answer-column']}: has no effect beside --judged-by-model")
-        answer = None if "--judged-by-model" in given else given.get("--answer-column", "answer")
+            names = ", ".join([EMBEDDED, *sources.SOURCES])
+            raise ValueError(f"{name}: not a known data set. Use one of {names}, or set --input to a table")
+        if "--judged-by-model" in given_options and "--answer-column" in given_options:
+            raise ValueError(
+                f"--answer-column {given_options['--answer-column']}: has no effect together with --judged-by-model. "
+                "Remove one of the two options"
+            )
+        answer = None if "--judged-by-model" in given_options else given_options.get("--answer-column", "answer")
         return sources.table(
-            given.get("--problem-column", "problem"),
+            given_options.get("--problem-column", "problem"),
             answer,
-            given.get("--demonstration-column"),
-            given.get("--index-column"),
-            suffix=given.get("--suffix", sources.BOXED),
+            given_options.get("--demonstration-column"),
+            given_options.get("--index-column"),
+            suffix=given_options.get("--suffix", sources.BOXED),
             split=split or "train",
         )
-    if given:
-        option, value = next(iter(given.items()))
-        raise ValueError(f"{option} {value}: {name} has columns of its own. Write another NAME for a table of yours")
+    if given_options:
+        option, value = next(iter(given_options.items()))
+        raise ValueError(f"{option} {value}: {name} has fixed columns. Remove the option, or use another NAME")
     is_file = input is not None and input.is_file()
     if split is not None and not is_file:
-        raise ValueError(f"--split {split}: is for a file; of the hub and of a folder every split is prepared")
-    if is_file and split is None and len(known.splits) > 1:
-        raise ValueError(f"--input {input}: which split is it? Write --split {' or --split '.join(known.splits)}")
-    if is_file and split is not None and split not in known.splits:
-        raise ValueError(f"--split {split}: {name} has only {', '.join(known.splits)}")
-    return dataclasses.replace(known, splits={split: known.splits[split]}) if split else known
+        raise ValueError(
+            f"--split {split}: only for a file. All splits of the hub or of a folder are prepared. Remove the option"
+        )
+    if is_file and split is None and len(source.splits) > 1:
+        raise ValueError(
+            f"--input {input}: the split of this file is not known. Set --split {' or --split '.join(source.splits)}"
+        )
+    if is_file and split is not None and split not in source.splits:
+        raise ValueError(f"--split {split}: {name} has no such split, only {', '.join(source.splits)}")
+    return dataclasses.replace(source, splits={split: source.splits[split]}) if split else source
 
 
-def _against(words: str | None, folder: Path, source: Source) -> list[Prepared] | None:
-    """The prepared data sets whose test problems are kept out of training, or None for no such thing."""
-    from verl_gsd.preparation.prepared import all_of
+def _evaluation_sets(against: str | None, folder: Path, source: Source) -> list[PreparedDataset] | None:
+    """The prepared data sets whose test problems are left out of training; None to leave nothing out."""
+    from verl_gsd.preparation.manifest import list_prepared
 
-    if words == "none" or (words is None and source.verifier is None):
+    if against == "none" or (against is None and source.verifier is None):
         return None
-    there = {made.name: made for made in all_of(folder, _notice) if made.splits.get("test", {}).get("verifier")}
-    if words is None:
-        return list(there.values())
-    names = [name.strip() for name in words.split(",") if name.strip()]
-    missing = [name for name in names or [words] if name not in there]
+    prepared = list_prepared(folder, _print_skipped)
+    available = {dataset.name: dataset for dataset in prepared if dataset.splits.get("test", {}).get("verifier")}
+    if against is None:
+        return list(available.values())
+    names = [name.strip() for name in against.split(",") if name.strip()]
+    missing = [name for name in names or [against] if name not in available]
     if missing:
         raise ValueError(
-            f"--against {missing[0]}: no test split of it below {folder}. Run verl-gsd prepare {missing[0]} first, or "
-            f"write some of {', '.join(there) or 'none'}"
+            f"--against {missing[0]}: {folder} has no test split of it. Run verl-gsd prepare {missing[0]} first, or "
+            f"use some of: {', '.join(available) or 'none'}"
         )
-    return [there[name] for name in dict.fromkeys(names)]
+    return [available[name] for name in dict.fromkeys(names)]
 
 
-def _notice(text: str) -> None:
-    out.print(f"Not looked at: {escape(text)}", highlight=False, soft_wrap=True)
+def _print_skipped(message: str) -> None:
+    out.print(f"Skipped a data set: {escape(message)}", highlight=False, soft_wrap=True)
 
 
-def _prepare(wish: Wish) -> tuple[Prepared, str | None]:
-    from verl_gsd.preparation.prepare import prepare
+def _prepare_with_progress(config: PrepareConfig) -> tuple[PreparedDataset, str | None]:
+    from verl_gsd.preparation.dataset import prepare_dataset
 
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=out) as progress:
-        bars = {split: progress.add_task(split, total=None, visible=False) for split in wish.source.splits}
+        bars = {split: progress.add_task(split, total=None, visible=False) for split in config.source.splits}
 
         def show(split: str, read: int, kept: int) -> None:
-            said = f"{wish.name} {split}: {read} rows read, {kept} kept"
-            progress.update(bars[split], description=said, visible=True)
+            description = f"{config.name} {split}: {read} rows read, {kept} kept"
+            progress.update(bars[split], description=description, visible=True)
 
-        return prepare(wish, show)
+        return prepare_dataset(config, show)
 
 
-def _say(made: Prepared, shown: str | None, wish: Wish) -> None:
+def _print_summary(dataset: PreparedDataset, first_prompt: str | None, config: PrepareConfig) -> None:
     table = Table("split", "rows", "read", "left out")
-    for split in wish.source.splits:
-        of = made.splits[split]
-        reasons = [f"{n} {reason.replace('_', ' ')}" for reason, n in of["left_out"].items()]
-        table.add_row(split, str(of["rows"]), str(of["read"]), ", ".join(reasons) or "none")
-        if of["contaminated_by_set"]:
-            found = ", ".join(f"{name} {n}" for name, n in of["contaminated_by_set"].items())
-            out.print(f"{split}: problems that an evaluation set has: {found}", highlight=False, soft_wrap=True)
-        if split == "train" and not of["against"]:
-            out.print("No evaluation set is prepared: training problems were held against none.", highlight=False)
-    out.print(table)
-    if "test" in wish.source.splits and made.splits["test"]["verifier"]:
-        _say_what_has_not_met(made, wish.data)
-    if shown is not None:
-        out.print("The first prompt, as the model reads it:")
-        out.print(escape(repr(shown)), highlight=False, soft_wrap=True)
-    else:
-        out.print("Without --model neither chat template nor lengths were checked.", highlight=False)
-    out.print(f"{made.name} is in [bold]{escape(str(made.folder))}[/]", soft_wrap=True)
-
-
-def _say_what_has_not_met(made: Prepared, data: Path) -> None:
-    """Training splits that were prepared before this test split."""
-    from verl_gsd.preparation.prepared import all_of
-
-    for other in all_of(data, lambda _: None):
-        train = other.splits.get("train", {})
-        if train.get("verifier") and made.name not in train["against"]:
+    for split in config.source.splits:
+        entry = dataset.splits[split]
+        reasons = [f"{n} {reason.replace('_', ' ')}" for reason, n in entry["left_out"].items()]
+        table.add_row(split, str(entry["rows"]), str(entry["read"]), ", ".join(reasons) or "none")
+        if entry["contaminated_by_set"]:
+            by_set = ", ".join(f"{name} {n}" for name, n in entry["contaminated_by_set"].items())
             out.print(
-                f"{other.name}'s training problems were not held against these: run its line again.",
+                f"{split}: left out because an evaluation set has the problem: {by_set}",
+                highlight=False,
+                soft_wrap=True,
+            )
+        if split == "train" and not entry["against"]:
+            out.print("The training problems were not compared with any evaluation set.", highlight=False)
+    out.print(table)
+    if "test" in config.source.splits and dataset.splits["test"]["verifier"]:
+        _print_older_training_sets(dataset, config.data_folder)
+    if first_prompt is not None:
+        out.print("The first prompt, as the model reads it:")
+        out.print(escape(repr(first_prompt)), highlight=False, soft_wrap=True)
+    else:
+        out.print("The chat template and prompt lengths were not checked. Set --model to check them.", highlight=False)
+    out.print(f"{dataset.name} is in [bold]{escape(str(dataset.folder))}[/]", soft_wrap=True)
+
+
+def _print_older_training_sets(dataset: PreparedDataset, data_folder: Path) -> None:
+    """Name the training splits that were not compared with this test split."""
+    from verl_gsd.preparation.manifest import list_prepared
+
+    for other in list_prepared(data_folder, lambda _: None):
+        train = other.splits.get("train", {})
+        if train.get("verifier") and dataset.name not in train["against"]:
+            out.print(
+                f"{other.name}'s training problems were not compared with the test problems of {dataset.name}. "
+                f"Run verl-gsd prepare {other.name} again with the same options.",
                 highlight=False,
                 soft_wrap=True,
             )
 
 
-def _embedded(data: Path | None) -> None:
-    """The embedded task: train and test files and a warm-started model (about a minute on two cores)."""
+def _make_embedded_task(data: Path | None) -> None:
+    """Make the embedded task: train and test files and a warm-started model (about a minute on two cores)."""
     if data is None:
         from verl_gsd import config
 
         directory = Path(config.load("task", EMBEDDED).task.directory)
     else:
         directory = data / EMBEDDED
-    made = ensure_with_progress(directory)
-    out.print(f"arithmetic is in [bold]{made}[/]")
+    out.print(f"arithmetic is in [bold]{ensure_with_progress(directory)}[/]")
 
 
 def ensure_with_progress(directory: Path) -> Path:
-    """``tasks.embedded.ensure`` with a bar for the warm start, shown only if there is something to make."""
+    """``tasks.embedded.ensure`` with a progress bar for the warm start, shown only if the task has to be made."""
     from safetensors import SafetensorError
 
     from verl_gsd.tasks.embedded import Specification, ensure, is_ready
@@ -289,5 +326,5 @@ def ensure_with_progress(directory: Path) -> Path:
         bar = progress.add_task("", total=specification.warm_start_steps, loss=float("nan"))
         try:
             return ensure(directory, specification, lambda step, loss: progress.update(bar, completed=step, loss=loss))
-        except (OSError, SafetensorError) as error:  # a full disk, a folder that cannot be written
+        except (OSError, SafetensorError) as error:  # a full disk, or a folder that is not writable
             fail(f"task.directory={directory}: {error}")

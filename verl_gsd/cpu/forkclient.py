@@ -1,14 +1,13 @@
-"""What is started instead of Python where workers are forked (``forkserver.py``): hand the command over and wait.
+"""The program that Ray starts instead of Python if workers are forks (``forkserver.py``). It requests a fork and waits.
 
     python -I -S forkclient.py SOCKET default_worker.py ARGUMENTS...
     python -I -S forkclient.py SOCKET -c PROGRAM ARGUMENTS...
 
-Sends the command, this process's environment, folder and open files to the server, whose fork then is the worker, and
-stays until that fork has ended. Signals that ask the worker to end are passed on, and this process ends as the worker
-did. A server that is gone, or that fails to import what workers need, costs time and nothing else: the command is run
-here as it would have been without a server.
+It sends its command, environment, working directory and open files to the server, whose fork becomes the worker. It
+stays until the fork has ended, forwards SIGTERM and SIGINT to it, and ends with the fork's exit code or signal. If the
+server is gone or fails to import its modules, only time is lost: the client then runs the command as plain Python.
 
-The standard library alone, and nothing from this package: it must start in milliseconds.
+It uses only the standard library, and nothing from this package, because it must start in milliseconds.
 """
 
 import json
@@ -21,12 +20,12 @@ import sys
 def main() -> None:
     path, *command = sys.argv[1:]
     numbers = []
-    for name in os.listdir("/dev/fd"):  # noqa: PTH208, pathlib would double what this process takes to start
+    for name in os.listdir("/dev/fd"):  # noqa: PTH208, pathlib would double the start-up time
         try:
-            if os.get_inheritable(int(name)):  # Python's own files are not
+            if os.get_inheritable(int(name)):  # files that Python opens itself are not inheritable
                 numbers.append(int(name))
         except OSError:
-            pass  # the folder's own
+            pass  # the descriptor with which this folder was listed
     request = json.dumps(
         {
             "command": command,
@@ -44,22 +43,26 @@ def main() -> None:
             if connection.recv(1) == b"!":
                 pid = connection.recv(4)
         except OSError as error:
-            print(f"verl-gsd: no fork from {path} ({error}); starting Python", file=sys.stderr)
+            print(
+                f"verl-gsd: cannot fork a worker through {path} ({error}). Starting it as plain Python", file=sys.stderr
+            )
         if pid:
 
-            def pass_on(number, _):
-                try:  # noqa: SIM105, contextlib would have to be imported
+            def forward(number, _):
+                try:  # noqa: SIM105, importing contextlib takes time
                     os.kill(int.from_bytes(pid, "big"), number)
                 except ProcessLookupError:
-                    pass  # it is ending
+                    pass  # the fork is ending
 
             for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, pass_on)
+                signal.signal(number, forward)
             while len(status) < 3 and (more := connection.recv(3 - len(status))):
                 status += more
     if not pid:
         os.execv(sys.executable, [sys.executable, *command])
-    code = int.from_bytes(status[1:], "big", signed=True) if status else 1  # nobody knows once the server is gone
+    code = (
+        int.from_bytes(status[1:], "big", signed=True) if status else 1
+    )  # the server is gone, so the exit code is unknown
     if code < 0:
         if -code not in (signal.SIGKILL, signal.SIGSTOP):
             signal.signal(-code, signal.SIG_DFL)

@@ -1,10 +1,11 @@
-"""The whole stack on a CPU: verl's platform for it, and the patches of verl and torch that this takes.
+"""Runs the whole stack on a CPU: a CPU platform for verl, and the patches of verl and torch that it needs.
 
-What comes before verl is imported is in ``before_verl.py``.
+Everything that must happen before verl is imported is in ``before_verl.py``.
 
-Asked for by ``VERL_GSD_CPU=1`` (``hardware=cpu`` sets it) and inert otherwise, so that a machine with GPUs never picks
-it by itself. ``activate`` runs from the plugin, hence in every process that imports verl: driver, Ray workers, and the
-processes vLLM spawns. Each patch says why it is there; ``tests/contract/test_cpu_patches.py`` says when it can go.
+``VERL_GSD_CPU=1`` enables the platform, and ``hardware=cpu`` sets this variable. Without it, this module changes
+nothing, so that a machine with GPUs never selects the CPU by accident. The plugin calls ``activate`` in every process
+that imports verl: the driver, Ray workers, and the processes that vLLM spawns. Each patch says why it exists, and
+``tests/contract/test_cpu_patches.py`` fails when it can be removed.
 """
 
 from __future__ import annotations
@@ -27,17 +28,20 @@ SWITCH = "VERL_GSD_CPU"
 
 
 def requested() -> bool:
-    """Whether the CPU platform was asked for in this process."""
+    """Whether this process's environment enables the CPU platform."""
     return os.environ.get(SWITCH) == "1"
 
 
 def activate() -> None:
-    """Make this process run verl on the CPU: environment, platform, patches. Safe to call again."""
+    """Make this process run verl on the CPU: set the environment, register the platform, apply the patches.
+
+    Further calls do nothing.
+    """
     if PlatformRegistry.get("cpu") is PlatformCPU:
         return
     before_verl.set_environment()
     PlatformRegistry.register(platform="cpu")(PlatformCPU)
-    if platform_manager._current_platform is not None:  # something asked before the plugin was loaded
+    if platform_manager._current_platform is not None:  # verl selected a platform before it loaded the plugin
         platform_manager.set_platform(PlatformCPU())
     before_verl.patch_vllm()
     _patch_process_group_backend()
@@ -45,10 +49,10 @@ def activate() -> None:
 
 
 class _CpuDevice(ModuleType):
-    """``torch.cpu`` with the calls verl makes on a device module that ``torch.cpu`` lacks.
+    """``torch.cpu`` plus the functions that verl calls on a device module and ``torch.cpu`` lacks.
 
-    A module object of our own: ``torch.cpu`` itself stays as it is. Memory figures are the process's own view of a
-    device that has no memory pool: nothing allocated, nothing reserved.
+    This is a separate module object; ``torch.cpu`` itself is unchanged. Allocated and reserved memory are 0, because a
+    CPU has no memory pool.
     """
 
     def __init__(self) -> None:
@@ -67,7 +71,7 @@ class _CpuDevice(ModuleType):
         return os.sysconf("SC_AVPHYS_PAGES") * page, os.sysconf("SC_PHYS_PAGES") * page
 
     def empty_cache(self) -> None:
-        """A CPU keeps no cache of freed blocks."""
+        """Do nothing: a CPU keeps no cache of freed blocks."""
 
     ipc_collect = reset_peak_memory_stats = empty_cache
 
@@ -90,10 +94,10 @@ _DEVICE = _CpuDevice()
 
 
 class PlatformCPU(PlatformBase):
-    """A CPU dressed as verl's accelerator.
+    """The CPU as a platform of verl.
 
-    Ray counts it as logical GPUs (``ray_kwargs.ray_init.num_gpus`` says how many), so that verl's placement groups work
-    unchanged; collectives run on gloo; weights reach vLLM through shared memory.
+    Ray counts it as ``ray_kwargs.ray_init.num_gpus`` logical GPUs, so that verl's placement groups work unchanged.
+    Collectives run on gloo. Weights reach vLLM through shared memory.
     """
 
     device_name = "cpu"
@@ -106,17 +110,17 @@ class PlatformCPU(PlatformBase):
     def is_available(self) -> bool:
         return requested()
 
-    def current_device(self) -> str:  # type: ignore[override]  # a torch.device argument: there is no CPU index
+    def current_device(self) -> str:  # type: ignore[override]  # an argument of torch.device; a CPU has no index
         return "cpu"
 
     def device_count(self) -> int:
         return 1
 
     def set_device(self, device_index: int) -> None:
-        """There is one CPU and it is always current."""
+        """Do nothing: there is one CPU, and it is always current."""
 
     def synchronize(self, device_index: int | None = None) -> None:
-        """CPU operations are synchronous."""
+        """Do nothing: CPU operations are synchronous."""
 
     def manual_seed(self, seed: int) -> None:
         torch.manual_seed(seed)
@@ -124,10 +128,10 @@ class PlatformCPU(PlatformBase):
     manual_seed_all = manual_seed
 
     def set_allocator_settings(self, settings: str) -> None:
-        """The CPU allocator has no such settings."""
+        """Do nothing: the CPU allocator has no such settings."""
 
     def empty_cache(self) -> None:
-        """The CPU allocator keeps no cache."""
+        """Do nothing: the CPU allocator keeps no cache."""
 
     def get_device_capability(self, device_index: int = 0) -> tuple[None, None]:
         return None, None
@@ -136,7 +140,7 @@ class PlatformCPU(PlatformBase):
         return "gloo"
 
     def visible_devices_envvar(self) -> str:
-        return "CUDA_VISIBLE_DEVICES"  # what Ray sets for logical GPUs
+        return "CUDA_VISIBLE_DEVICES"  # Ray sets it for logical GPUs
 
     def ray_resource_name(self) -> str:
         return "GPU"
@@ -152,17 +156,20 @@ class PlatformCPU(PlatformBase):
         yield
 
     def profiler_start(self) -> None:
-        """No device profiler."""
+        """Do nothing: there is no device profiler."""
 
     def profiler_stop(self) -> None:
-        """No device profiler."""
+        """Do nothing: there is no device profiler."""
 
     def cudart(self) -> None:
         return None
 
 
 def _patch_process_group_backend() -> None:
-    """verl asks for ``cpu:gloo,<device>:<backend>``; with the device "cpu" torch refuses the doubled key."""
+    """Replace the backend "cpu:gloo,cpu:gloo" by "gloo".
+
+    verl uses ``cpu:gloo,<device>:<backend>``. With the device "cpu" the key occurs twice, which torch rejects.
+    """
     original = torch.distributed.init_process_group
 
     @functools.wraps(original)
@@ -173,6 +180,6 @@ def _patch_process_group_backend() -> None:
 
 
 def _patch_fsdp_pinned_memory(engine_module: Any) -> None:
-    """The reference model's offload policy pins memory, for which torch wants an accelerator."""
+    """Turn off pinned memory in the reference model's offload policy, because torch needs an accelerator for it."""
     policy = engine_module.CPUOffloadPolicy
     engine_module.CPUOffloadPolicy = lambda pin_memory=True: policy(pin_memory=False)

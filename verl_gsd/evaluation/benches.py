@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from verl_gsd.preparation import prepared
+from verl_gsd.preparation import manifest
 from verl_gsd.preparation.reading import sha256
 from verl_gsd.tasks import embedded
 
@@ -71,8 +71,8 @@ def find(name: str, data: Path, arithmetic: Path) -> Bench:
         if not embedded.is_ready(arithmetic):
             raise ValueError(f"--bench {name}: not in {arithmetic}. Run verl-gsd prepare {name}")
         return _bench(name, arithmetic / "test.parquet", "verl_gsd.tasks.arithmetic")
-    prepared.require_name(name)
-    made = prepared.read(data / name)
+    manifest.check_name(name)
+    made = manifest.read_manifest(data / name)
     if made is None:
         raise ValueError(f"--bench {name}: not in {data / name}. Run verl-gsd prepare {name}")
     file, verifier = made.file("test"), made.splits["test"].get("verifier")

@@ -24,7 +24,7 @@ from verl_gsd.evaluation.answers import Answers, Verdicts, read_answers, verify
 from verl_gsd.evaluation.benches import Bench
 from verl_gsd.evaluation.results import SETTINGS, Result, require_comparable, result_of, write_result
 from verl_gsd.evaluation.vllm_job import Job, Task, generate
-from verl_gsd.preparation.chats import Template
+from verl_gsd.preparation.chats import ChatTemplate
 from verl_gsd.preparation.reading import hub_revision
 from verl_gsd.run.checks.validate import cpu_engine_problem
 from verl_gsd.writing import whole
@@ -130,7 +130,7 @@ def evaluate(
     if on_cpu and (problem := cpu_engine_problem()):
         raise ConfigError(f"no GPU is visible, and {problem}")
     dtype = "float32" if on_cpu else "bfloat16"
-    template = Template(model.path, model.revision, template_options)
+    template = ChatTemplate(model.path, model.revision, template_options)
     tasks, settings = [], {}
     for bench in benches:
         prompts = [template.tokens(question.chat) for question in bench.questions]
@@ -181,7 +181,7 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 def _settings(
-    bench: Bench, model: Model, template: Template, sampling: Sampling, samples: int, dtype: str
+    bench: Bench, model: Model, template: ChatTemplate, sampling: Sampling, samples: int, dtype: str
 ) -> dict[str, Any]:
     """All that a result depends on; two models are compared where all but the model is the same."""
     first = bench.questions[0].chat
@@ -208,7 +208,7 @@ def _vllm_version() -> str | None:
     return None
 
 
-def _require_room(benches: Sequence[Bench], tasks: Sequence[Task], max_tokens: int, template: Template) -> None:
+def _require_room(benches: Sequence[Bench], tasks: Sequence[Task], max_tokens: int, template: ChatTemplate) -> None:
     read = template.context_length()
     longest, bench, row = max(
         (len(prompt), bench.name, row)

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from verl_gsd.cpu.forkserver import end_with
+from verl_gsd.cpu.forkserver import die_with_parent
 from verl_gsd.errors import ConfigError
 from verl_gsd.evaluation.answers import part_file, parts, write_part
 from verl_gsd.run.launch import signals_interrupt
@@ -118,7 +118,7 @@ def generate(job: Job, log: Path, on_part: Callable[[], None]) -> None:
 
 def main(job_file: str, parent: int) -> None:
     """The process that generates."""
-    end_with(parent)
+    die_with_parent(parent)
     content = json.loads(Path(job_file).read_text(encoding="utf-8"))
     job = Job(**content | {"tasks": [Task(**task) for task in content["tasks"]]})
     if job.on_cpu:

@@ -1,11 +1,11 @@
-"""From rows to a Parquet file of verl's columns, in chunks: what was interrupted goes on with the chunk it was in.
+"""Builds the Parquet file of one split, in verl's columns and in chunks, so that an interrupted build can resume.
 
-    DATA/NAME/.building_SPLIT/settings.json     what the chunks are made from; others are thrown away
-    DATA/NAME/.building_SPLIT/chunk_00000.parquet   of CHUNK rows those kept, and in its metadata what was left out
-    DATA/NAME/SPLIT.parquet                     all of them, made when the last chunk is there
+    DATA/NAME/.building_SPLIT/settings.json     what the chunks depend on; chunks of other settings are deleted
+    DATA/NAME/.building_SPLIT/chunk_00000.parquet   the kept rows of CHUNK_ROWS source rows; metadata lists the others
+    DATA/NAME/SPLIT.parquet                     all chunks together, made after the last chunk
 
-A chunk is whole or not there, and so is the file. Memory holds one chunk, and two short hashes a distinct problem.
-Of a test split nothing is left out but what is unusable: published figures are means over all of it.
+Chunks and the file are written atomically. Memory holds one chunk, and two short hashes per distinct problem.
+Only unusable rows are left out of a test split, because published scores are means over all of its rows.
 """
 
 from __future__ import annotations
@@ -23,48 +23,50 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from verl_gsd.preparation.chats import Template
-from verl_gsd.preparation.item import Item, schema, verl_row
-from verl_gsd.preparation.overlap import Overlap
+from verl_gsd.preparation.chats import ChatTemplate
+from verl_gsd.preparation.item import Item, file_schema, verl_row
+from verl_gsd.preparation.overlap import OverlapIndex
 from verl_gsd.preparation.sources import Row, Source
 from verl_gsd.tasks.plain import canonical
 from verl_gsd.writing import whole
 
-#: Rows read between two chunks.
-CHUNK = 5000
+#: Source rows per chunk.
+CHUNK_ROWS = 5000
 
-#: Why a row is left out, in the order in which it is asked: it has no problem or no answer; the same problem with the
-#: same answer came before; it came with another one, wherever it stands; an evaluation set has it; its prompt has too
-#: many tokens.
+#: Why a row is left out. The checks run in this order:
+#: unusable (no problem or no answer), duplicate (an earlier row has the same problem and answer), conflicting (another
+#: row has the same problem with another answer), contaminated (an evaluation set has the problem), too_long (the prompt
+#: has too many tokens).
 Reason = Literal["duplicate", "conflicting", "contaminated", "too_long", "unusable"]
 
 _KEY, _ANSWER, _ROW = "_key", "_answer", "_row"
-_META = b"verl_gsd.preparation"
+_METADATA = b"verl_gsd.preparation"
 
 
 @dataclass(frozen=True)
-class Rules:
-    """What is kept.
+class FilterRules:
+    """Which rows of a split are kept.
 
     Attributes:
-        data_source: the name that rows bear.
-        overlap: evaluation sets whose problems are left out; None where nothing is.
-        template: the model's, whose prompts may have ``longest`` tokens; None leaves both unchecked.
-        skip_unusable: leave a row without a problem or an answer out, rather than raise.
-        taken: indices of the data set's other split, where the source gives them.
+        data_source: the value of the rows' ``data_source`` column.
+        overlap: evaluation problems that are left out of training; None if there are none.
+        template: the model's chat template; None skips the checks of the template and of prompt lengths.
+        max_prompt_tokens: the longest prompt that is kept; None for no limit.
+        skip_unusable: leave out a row without a problem or an answer instead of raising an error.
+        reserved_indices: indices that the data set's other split uses, if the source has indices.
     """
 
     data_source: str
-    overlap: Overlap | None = None
-    template: Template | None = None
-    longest: int | None = None
+    overlap: OverlapIndex | None = None
+    template: ChatTemplate | None = None
+    max_prompt_tokens: int | None = None
     skip_unusable: bool = False
-    taken: Collection[int] = ()
+    reserved_indices: Collection[int] = ()
 
 
 @dataclass
-class Counts:
-    """Of one split: rows read, rows kept, and those left out by reason; contaminated ones by evaluation set, too."""
+class SplitCounts:
+    """How many rows of a split were read, kept, and left out per reason; contaminated rows also per evaluation set."""
 
     read: int = 0
     kept: int = 0
@@ -74,246 +76,261 @@ class Counts:
 
 @dataclass
 class _Chunk:
-    """Of ``read`` rows those kept, and the others: [row number, reason, detail], duplicates only counted.
+    """The outcome of reading up to ``CHUNK_ROWS`` source rows.
 
     Attributes:
-        known: [key, answer] of problems that are left out, as hexadecimal digits: they may come again.
-        conflicting: keys of problems with two answers.
-        indices: [index, row] of the source's own.
-        boxes: the first row whose answer is in a box, and the first whose is not, of a table where that is asked.
+        read: the number of source rows.
+        rows: the kept rows.
+        left_out: (row number, reason, detail) of the other rows; duplicates are only counted.
+        duplicates: the number of duplicates.
+        left_out_keys: (key, answer) in hexadecimal of problems that are left out and may occur again.
+        conflicting_keys: keys of problems with two answers.
+        indices: (index, row number) if the source has indices of its own.
+        first_by_box: the first row whose answer is boxed, and the first whose answer is bare. Only for sources that
+            report this.
     """
 
     read: int = 0
     rows: list[dict[str, Any]] = field(default_factory=list)
-    others: list[tuple[int, str, str]] = field(default_factory=list)
+    left_out: list[tuple[int, str, str]] = field(default_factory=list)
     duplicates: int = 0
-    known: list[tuple[str, str]] = field(default_factory=list)
-    conflicting: list[str] = field(default_factory=list)
+    left_out_keys: list[tuple[str, str]] = field(default_factory=list)
+    conflicting_keys: list[str] = field(default_factory=list)
     indices: list[tuple[int, int]] = field(default_factory=list)
-    boxes: dict[str, int] = field(default_factory=dict)
+    first_by_box: dict[str, int] = field(default_factory=dict)
 
 
 class SplitBuilder:
-    """Makes one split's file.
+    """Builds the Parquet file of one split.
 
     Args:
         folder: DATA/NAME.
-        settings: what the rows depend on, as JSON can have it; chunks of other settings are thrown away.
-        name_of: names a row in a message, by its number.
-        first_index: the index of row 0, where the source gives none; a row keeps its number's whatever is left out
-            before it.
+        settings: everything the rows depend on, as JSON. Chunks made with other settings are deleted.
+        row_label: names a row in a message, given its number.
+        first_index: the index of row 0, if the source has no indices. A row's index depends on its number alone, so it
+            does not change if rows before it are left out.
     """
 
     def __init__(
         self,
         source: Source,
         split: str,
-        rules: Rules,
+        rules: FilterRules,
         folder: Path,
         settings: Mapping[str, Any],
-        name_of: Callable[[int], str],
+        row_label: Callable[[int], str],
         first_index: int = 0,
     ) -> None:
         self._source, self._split, self._rules = source, split, rules
-        self._name_of, self._first = name_of, first_index
-        self._schema = schema(source.has_demonstrations, source.further)
-        self._settings = json.dumps({"chunk": CHUNK, "first_index": first_index, **settings}, sort_keys=True)
+        self._row_label, self._first_index = row_label, first_index
+        self._schema = file_schema(source.has_demonstrations, source.extra_columns)
+        self._settings = json.dumps({"chunk": CHUNK_ROWS, "first_index": first_index, **settings}, sort_keys=True)
         self._building = folder / f".building_{split}"
         self._file = folder / f"{split}.parquet"
-        self._answers: dict[bytes, bytes] = {}  # by problem
-        self._indices: dict[int, int] = {}  # the source's own -> row
+        self._answer_by_problem: dict[bytes, bytes] = {}
+        self._row_by_index: dict[int, int] = {}  # the source's own indices
 
     def build(self, rows: Callable[[int], Iterator[Row]], on_chunk: Callable[[int, int], None]) -> Path:
-        """Read what is not read yet; the file, not yet in its place.
+        """Read the rows that no chunk has yet.
 
         Args:
-            rows: the source's rows from a number on.
-            on_chunk: told rows read and rows kept so far.
+            rows: returns the source's rows from a row number on.
+            on_chunk: called with the numbers of rows read and kept so far.
+
+        Returns:
+            The split's file, still in the folder of chunks.
 
         Raises:
             ValueError: a row cannot be used; the message names it.
-            OSError: there is no room, or no right to write.
+            OSError: the disk is full or not writable.
         """
-        done = self._resumed()
-        read, kept = sum(chunk["read"] for chunk in done), sum(chunk["kept"] for chunk in done)
+        finished = self._load_finished_chunks()
+        read, kept = sum(chunk["read"] for chunk in finished), sum(chunk["kept"] for chunk in finished)
         on_chunk(read, kept)
-        numbered = enumerate(rows(read), start=read) if not done or done[-1]["read"] == CHUNK else iter(())
-        for number in itertools.count(len(done)):
-            chunk = self._chunk(itertools.islice(numbered, CHUNK))
+        has_more = not finished or finished[-1]["read"] == CHUNK_ROWS
+        numbered = enumerate(rows(read), start=read) if has_more else iter(())
+        for number in itertools.count(len(finished)):
+            chunk = self._read_chunk(itertools.islice(numbered, CHUNK_ROWS))
             if chunk.read == 0:
                 break
-            self._write(number, chunk)
+            self._write_chunk(number, chunk)
             read, kept = read + chunk.read, kept + len(chunk.rows)
             on_chunk(read, kept)
-            if chunk.read < CHUNK:
+            if chunk.read < CHUNK_ROWS:
                 break
-        self._require_boxes_alike()
+        self._check_boxes_consistent()
         return self._assemble()
 
-    def counts(self) -> Counts:
-        """Of the chunks that are there."""
-        counts, metas = Counts(), [_meta(path) for path in self._chunks()]
-        conflicting = {key for meta in metas for key in meta["conflicting"]}
-        for path, meta in zip(self._chunks(), metas, strict=True):
+    def counts(self) -> SplitCounts:
+        """The totals over all chunks on disk."""
+        counts, metadata_by_chunk = SplitCounts(), [_read_metadata(path) for path in self._chunk_files()]
+        conflicting = {key for metadata in metadata_by_chunk for key in metadata["conflicting"]}
+        for path, metadata in zip(self._chunk_files(), metadata_by_chunk, strict=True):
             keys = pq.read_table(path, columns=[_KEY]).column(0).to_pylist()
             dropped = sum(key.hex() in conflicting for key in keys)
-            counts.read += meta["read"]
+            counts.read += metadata["read"]
             counts.kept += len(keys) - dropped
-            counts.left_out["duplicate"] += meta["duplicates"]
+            counts.left_out["duplicate"] += metadata["duplicates"]
             counts.left_out["conflicting"] += dropped
-            counts.left_out.update(reason for _, reason, _ in meta["others"])
-            counts.by_set.update(detail for _, reason, detail in meta["others"] if reason == "contaminated")
+            counts.left_out.update(reason for _, reason, _ in metadata["others"])
+            counts.by_set.update(detail for _, reason, detail in metadata["others"] if reason == "contaminated")
         return counts
 
-    def others(self) -> Iterator[dict[str, Any]]:
-        """Every row left out but duplicates: its number, reason, and detail."""
-        conflicting = {key for path in self._chunks() for key in _meta(path)["conflicting"]}
-        for path in self._chunks():
+    def left_out_rows(self) -> Iterator[dict[str, Any]]:
+        """The number, reason and detail of every row that is left out, except duplicates."""
+        conflicting = {key for path in self._chunk_files() for key in _read_metadata(path)["conflicting"]}
+        for path in self._chunk_files():
             table = pq.read_table(path, columns=[_KEY, _ROW])
             kept = zip(*(table.column(name).to_pylist() for name in (_KEY, _ROW)), strict=True)
-            first = [(row, "conflicting", "") for key, row in kept if key.hex() in conflicting]
-            for row, reason, detail in sorted([*first, *map(tuple, _meta(path)["others"])]):
+            first_occurrences = [(row, "conflicting", "") for key, row in kept if key.hex() in conflicting]
+            for row, reason, detail in sorted([*first_occurrences, *map(tuple, _read_metadata(path)["others"])]):
                 yield {"row": row, "reason": reason, "detail": detail}
 
     def discard(self) -> None:
-        """Throw the chunks away."""
+        """Delete the chunks."""
         shutil.rmtree(self._building, ignore_errors=True)
 
-    def _resumed(self) -> list[dict[str, Any]]:
-        made = self._building / "settings.json"
-        if not made.is_file() or made.read_text(encoding="utf-8") != self._settings:
+    def _load_finished_chunks(self) -> list[dict[str, Any]]:
+        """Restore the problems and indices that an interrupted build has seen, and return its chunks' metadata."""
+        settings_file = self._building / "settings.json"
+        if not settings_file.is_file() or settings_file.read_text(encoding="utf-8") != self._settings:
             self.discard()
             self._building.mkdir(parents=True)
-            made.write_text(self._settings, encoding="utf-8")
-        metas = []
-        for path in self._chunks():
-            meta, table = _meta(path), pq.read_table(path, columns=[_KEY, _ANSWER])
-            self._answers.update(zip(table.column(_KEY).to_pylist(), table.column(_ANSWER).to_pylist(), strict=True))
-            self._answers.update((bytes.fromhex(key), bytes.fromhex(answer)) for key, answer in meta["known"])
-            self._indices.update(meta["indices"])
-            metas.append(meta | {"kept": len(table)})
-        return metas
+            settings_file.write_text(self._settings, encoding="utf-8")
+        metadata_by_chunk = []
+        for path in self._chunk_files():
+            metadata, table = _read_metadata(path), pq.read_table(path, columns=[_KEY, _ANSWER])
+            kept = zip(table.column(_KEY).to_pylist(), table.column(_ANSWER).to_pylist(), strict=True)
+            self._answer_by_problem.update(kept)
+            left_out = ((bytes.fromhex(key), bytes.fromhex(answer)) for key, answer in metadata["known"])
+            self._answer_by_problem.update(left_out)
+            self._row_by_index.update(metadata["indices"])
+            metadata_by_chunk.append(metadata | {"kept": len(table)})
+        return metadata_by_chunk
 
-    def _chunks(self) -> list[Path]:
-        found = sorted(self._building.glob("chunk_*.parquet"))
-        if [path.name for path in found] != [f"chunk_{number:05d}.parquet" for number in range(len(found))]:
-            raise ValueError(f"{self._building}: a chunk is missing. Remove that folder and run the same line")
-        return found
+    def _chunk_files(self) -> list[Path]:
+        paths = sorted(self._building.glob("chunk_*.parquet"))
+        if [path.name for path in paths] != [f"chunk_{number:05d}.parquet" for number in range(len(paths))]:
+            raise ValueError(f"{self._building}: a chunk is missing. Remove this folder and run the same command again")
+        return paths
 
-    def _chunk(self, numbered: Iterator[tuple[int, Row]]) -> _Chunk:
+    def _read_chunk(self, numbered: Iterator[tuple[int, Row]]) -> _Chunk:
         chunk = _Chunk()
         for number, row in numbered:
             chunk.read += 1
             try:
                 item = self._source.read(row)
-                item.require_writable()
+                item.check_encodable()
             except ValueError as error:
                 if not self._rules.skip_unusable:
-                    raise ValueError(f"{self._name_of(number)}, {error}") from error
-                chunk.others.append((number, "unusable", str(error)))
+                    raise ValueError(f"{self._row_label(number)}, {error}") from error
+                chunk.left_out.append((number, "unusable", str(error)))
                 continue
-            self._sort(number, item, chunk)
+            self._add_item(number, item, chunk)
         return chunk
 
-    def _sort(self, number: int, item: Item, chunk: _Chunk) -> None:
-        """Put one item where it belongs."""
-        index = self._first + number
+    def _add_item(self, number: int, item: Item, chunk: _Chunk) -> None:
+        """Add an item to the chunk's kept rows, or to those left out."""
+        index = self._first_index + number
         if item.index is not None:
             index = item.index
-            self._take(index, number)
+            self._claim_index(index, number)
             chunk.indices.append((index, number))
         if item.boxed is not None:
-            chunk.boxes.setdefault("boxed" if item.boxed else "bare", number)
+            chunk.first_by_box.setdefault("boxed" if item.boxed else "bare", number)
         key, answer = item.key(), _digest(canonical(item.answer))
         if self._split != "test":
-            before = self._answers.get(key)
-            # Two summaries of a post are no contradiction: only where answers are verified there is one right answer.
-            if before == answer or (before is not None and self._source.verifier is None):
+            earlier_answer = self._answer_by_problem.get(key)
+            # Two summaries of a post do not conflict: only a verified answer has one right value.
+            if earlier_answer == answer or (earlier_answer is not None and self._source.verifier is None):
                 chunk.duplicates += 1
                 return
-            if before is not None:
-                chunk.conflicting.append(key.hex())
-                chunk.others.append((number, "conflicting", ""))
+            if earlier_answer is not None:
+                chunk.conflicting_keys.append(key.hex())
+                chunk.left_out.append((number, "conflicting", ""))
                 return
-            self._answers[key] = answer
-            if self._rules.overlap and (found := self._rules.overlap.find(item.problem)):
-                chunk.others.append((number, "contaminated", found))
-                chunk.known.append((key.hex(), answer.hex()))
+            self._answer_by_problem[key] = answer
+            if self._rules.overlap and (evaluation_set := self._rules.overlap.find(item.problem)):
+                chunk.left_out.append((number, "contaminated", evaluation_set))
+                chunk.left_out_keys.append((key.hex(), answer.hex()))
                 return
-        style = "rule" if self._source.verifier else "model"
-        made = verl_row(
+        row = verl_row(
             item,
             data_source=self._rules.data_source,
             index=index,
             split=self._split,
             suffix=self._source.suffix,
-            style=style,
+            style="rule" if self._source.verifier else "model",
         )
         if self._rules.template is not None:
-            tokens = len(self._rules.template.tokens(made["prompt"]))
-            if self._rules.longest is not None and tokens > self._rules.longest and self._split != "test":
-                chunk.others.append((number, "too_long", f"{tokens} tokens"))
-                chunk.known.append((key.hex(), answer.hex()))
+            tokens, limit = len(self._rules.template.tokens(row["prompt"])), self._rules.max_prompt_tokens
+            if limit is not None and tokens > limit and self._split != "test":
+                chunk.left_out.append((number, "too_long", f"{tokens} tokens"))
+                chunk.left_out_keys.append((key.hex(), answer.hex()))
                 return
-        chunk.rows.append(made | {_KEY: key, _ANSWER: answer, _ROW: number})
+        chunk.rows.append(row | {_KEY: key, _ANSWER: answer, _ROW: number})
 
-    def _take(self, index: int, number: int) -> None:
-        """An index of the source's own, which no other row may have."""
-        if self._indices.setdefault(index, number) != number:
+    def _claim_index(self, index: int, number: int) -> None:
+        """Reserve one of the source's own indices for a row; no other row may have it."""
+        if self._row_by_index.setdefault(index, number) != number:
             raise ValueError(
-                f"{self._name_of(number)}: index {index} is row {self._indices[index]}'s, too. Give each row its own"
+                f"{self._row_label(number)}: index {index} is also used by row {self._row_by_index[index]}. "
+                "Give each row an index of its own"
             )
-        if index in self._rules.taken:
+        if index in self._rules.reserved_indices:
             raise ValueError(
-                f"{self._name_of(number)}: index {index} is in the other split, too. Give each row of both its own"
-            )
-
-    def _require_boxes_alike(self) -> None:
-        """Of a column of solutions one without a box would become an answer that no response equals."""
-        first: dict[str, int] = {}
-        for path in self._chunks():
-            for kind, row in _meta(path)["boxes"].items():
-                first.setdefault(kind, row)
-        if len(first) == 2:
-            raise ValueError(
-                f"{self._name_of(first['bare'])}: its answer is in no \\boxed{{}}, and row {first['boxed']}'s is. "
-                "Write all answers alone, or all within one"
+                f"{self._row_label(number)}: index {index} is also used in the data set's other split. "
+                "Give each row of both splits an index of its own"
             )
 
-    def _write(self, number: int, chunk: _Chunk) -> None:
-        described = {
+    def _check_boxes_consistent(self) -> None:
+        """In a column of solutions, one without a box would become an answer that no response can equal."""
+        first_by_box: dict[str, int] = {}
+        for path in self._chunk_files():
+            for kind, row in _read_metadata(path)["boxes"].items():
+                first_by_box.setdefault(kind, row)
+        if len(first_by_box) == 2:
+            raise ValueError(
+                f"{self._row_label(first_by_box['bare'])}: the answer is not in a \\boxed{{}}, but that of row "
+                f"{first_by_box['boxed']} is. Use \\boxed{{}} in all rows or in none"
+            )
+
+    def _write_chunk(self, number: int, chunk: _Chunk) -> None:
+        metadata = {
             "read": chunk.read,
             "duplicates": chunk.duplicates,
-            "conflicting": chunk.conflicting,
-            "others": chunk.others,
-            "known": chunk.known,
+            "conflicting": chunk.conflicting_keys,
+            "others": chunk.left_out,
+            "known": chunk.left_out_keys,
             "indices": chunk.indices,
-            "boxes": chunk.boxes,
+            "boxes": chunk.first_by_box,
         }
-        helping = [pa.field(_KEY, pa.binary(16)), pa.field(_ANSWER, pa.binary(8)), pa.field(_ROW, pa.int64())]
-        columns = pa.schema([*self._schema, *helping], metadata={_META: json.dumps(described)})
+        bookkeeping = [pa.field(_KEY, pa.binary(16)), pa.field(_ANSWER, pa.binary(8)), pa.field(_ROW, pa.int64())]
+        columns = pa.schema([*self._schema, *bookkeeping], metadata={_METADATA: json.dumps(metadata)})
         path = self._building / f"chunk_{number:05d}.parquet"
         with whole(path) as building:
             pq.write_table(pa.Table.from_pylist(chunk.rows, columns), building, compression="zstd")
 
     def _assemble(self) -> Path:
-        conflicting = {key for path in self._chunks() for key in _meta(path)["conflicting"]}
-        made = self._building / self._file.name
-        with pq.ParquetWriter(made, self._schema, compression="zstd") as writer:
-            for path in self._chunks():
+        conflicting = {key for path in self._chunk_files() for key in _read_metadata(path)["conflicting"]}
+        assembled = self._building / self._file.name
+        with pq.ParquetWriter(assembled, self._schema, compression="zstd") as writer:
+            for path in self._chunk_files():
                 table = pq.read_table(path)
                 keep = [key.hex() not in conflicting for key in table.column(_KEY).to_pylist()]
                 writer.write_table(
                     table.filter(pa.array(keep, pa.bool_())).select(self._schema.names).cast(self._schema)
                 )
-        return made
+        return assembled
 
 
-def _meta(path: Path) -> dict[str, Any]:
+def _read_metadata(path: Path) -> dict[str, Any]:
     try:
-        return json.loads((pq.read_schema(path).metadata or {})[_META])
+        return json.loads((pq.read_schema(path).metadata or {})[_METADATA])
     except (OSError, pa.ArrowException, KeyError, ValueError) as error:
-        raise ValueError(f"{path}: damaged ({error!r:.200}). Remove {path.parent} and run the same line") from error
+        raise ValueError(
+            f"{path}: the file is damaged ({error!r:.200}). Remove {path.parent} and run the same command again"
+        ) from error
 
 
 def _digest(text: str) -> bytes:

@@ -1,6 +1,6 @@
-r"""What a cell of somebody's table may hold, read as a problem, an answer or demonstrations.
+r"""Reads one cell of a table as a problem, an answer, demonstrations, an index or options.
 
-Each function raises ValueError, saying what to write, on a value that is no such thing.
+Each function raises ValueError if the value has the wrong form; the message says what the cell must hold.
 """
 
 from __future__ import annotations
@@ -14,30 +14,34 @@ from typing import Any
 
 from verl_gsd.tasks.maths import last_boxed
 
-#: A text of more characters without a box is a solution and no answer.
-_LONGEST_UNBOXED = 300
+#: A longer text without a box is taken for a solution that has no answer. In characters.
+_MAX_UNBOXED_CHARACTERS = 300
 
 
 def problem(value: Any) -> str:
-    """A text, or of a chat the last message of a user."""
+    """A text, or the last user message of a chat."""
     if isinstance(value, list):
-        asked = [message["content"] for message in value if _is_by(message, "user")]
-        value = asked[-1] if asked else None
+        user_messages = [message["content"] for message in value if _has_role(message, "user")]
+        value = user_messages[-1] if user_messages else None
     if not isinstance(value, str) or not _is_visible(value):
-        raise ValueError("write a text, or a chat with a user's message")
+        raise ValueError("no problem. Use a text that is not empty, or a chat with a user message")
     return value.strip()
 
 
 def text(value: Any) -> str:
     """A text that is not empty, stripped."""
     if not isinstance(value, str) or not _is_visible(value):
-        raise ValueError(f"write a text, not {_shown(value)}")
+        raise ValueError(f"{_describe(value)} is not a text. Use a text that is not empty")
     return value.strip()
 
 
 def answer(value: Any) -> str:
-    r"""A text, a number, a solution with a ``\boxed{}``, whose last counts, a list of one of them, or verl's
-    ``reward_model``; a whole float, as tables with gaps have them, is an integer."""
+    r"""A reference answer.
+
+    The value is a text, a number, a solution (its last ``\boxed{}`` is the answer), a list of one of these, or verl's
+    ``reward_model``. A float with an integer value becomes an integer, because tables with gaps store integers as
+    floats.
+    """
     if isinstance(value, Mapping):
         value = value.get("ground_truth")
     if isinstance(value, list) and len(value) == 1:
@@ -45,12 +49,16 @@ def answer(value: Any) -> str:
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         value = str(int(value)) if value == int(value) else f"{Decimal(str(value)):f}"
     if not isinstance(value, str):
-        raise ValueError(f"write a text, a number, or a reward_model with a ground_truth, not {_shown(value)}")
+        raise ValueError(
+            f"{_describe(value)} is not an answer. Use a text, a number, or a reward_model with a ground_truth"
+        )
     boxed = last_boxed(value)
-    found = value.strip() if boxed is None else boxed
-    if not _is_visible(found) or "\\boxed" in found or (boxed is None and len(found) > _LONGEST_UNBOXED):
-        raise ValueError(f"no answer in {value[-60:]!r}; write it alone, or a solution that has it in \\boxed{{}}")
-    return found
+    result = value.strip() if boxed is None else boxed
+    if not _is_visible(result) or "\\boxed" in result or (boxed is None and len(result) > _MAX_UNBOXED_CHARACTERS):
+        raise ValueError(
+            f"{value[-60:]!r} contains no answer. Use the answer alone, or a solution with the answer in \\boxed{{}}"
+        )
+    return result
 
 
 def has_box(value: Any) -> bool:
@@ -59,52 +67,55 @@ def has_box(value: Any) -> bool:
 
 
 def demonstrations(value: Any) -> list[str] | None:
-    """A text, a list of texts, or a chat, whose assistant's messages they are; None for null and for none."""
+    """A text, a list of texts, or the assistant messages of a chat. None for null and if there is no such text."""
     if value is None:
         return None
     if isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
-        value = [message["content"] for message in value if _is_by(message, "assistant")]
+        value = [message["content"] for message in value if _has_role(message, "assistant")]
     texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list) or not all(isinstance(one, str) for one in texts):
-        raise ValueError("write a text, a list of texts, a chat with an assistant's message, or null")
+    if not isinstance(texts, list) or not all(isinstance(item, str) for item in texts):
+        raise ValueError(
+            f"{_describe(value)} is not a demonstration. Use a text, a list of texts, a chat with an assistant "
+            "message, or null"
+        )
     return [text for text in texts if _is_visible(text)] or None
 
 
 def index(value: Any) -> int:
-    """A whole number from 0 on that a column of int64 can hold."""
+    """A non-negative integer that fits an int64 column."""
     if isinstance(value, str) and value.isdecimal() and len(value) < 19:
-        value = int(value)  # of CSV
+        value = int(value)  # a CSV file stores numbers as texts
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 63:
-        raise ValueError(f"write a whole number, 0 or more, not {_shown(value)}")
+        raise ValueError(f"{_describe(value)} is not an index. Use an integer from 0 to 2**63 - 1")
     return value
 
 
 def options(value: Any) -> list[str]:
     """Two to ten texts."""
     if not isinstance(value, list) or not 2 <= len(value) <= 10:
-        raise ValueError(f"write a list of two to ten options, not {_shown(value)}")
-    return [text(one) for one in value]
+        raise ValueError(f"{_describe(value)} is not a list of options. Use a list of two to ten texts")
+    return [text(option) for option in value]
 
 
-def listed(value: Any) -> Any:
-    """A list that a file spells out as a text, ``"['2']"``, as the list; anything else as it is."""
+def parse_list_literal(value: Any) -> Any:
+    """A list of texts that a file stores as its Python literal, such as ``"['2']"``; any other value unchanged."""
     if isinstance(value, str) and value.startswith("[") and value.endswith("]"):
         try:
-            found = ast.literal_eval(value)
+            parsed = ast.literal_eval(value)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             return value
-        return found if isinstance(found, list) and all(isinstance(one, str) for one in found) else value
+        return parsed if isinstance(parsed, list) and all(isinstance(item, str) for item in parsed) else value
     return value
 
 
 def _is_visible(value: str) -> bool:
-    """Whether anything is to be seen: zero-width spaces and marks of direction are no text."""
+    """Whether a text has any visible character: zero-width spaces and direction marks do not count."""
     return any(not character.isspace() and unicodedata.category(character) not in ("Cf", "Cc") for character in value)
 
 
-def _is_by(message: Any, role: str) -> bool:
+def _has_role(message: Any, role: str) -> bool:
     return isinstance(message, Mapping) and message.get("role") == role and isinstance(message.get("content"), str)
 
 
-def _shown(value: Any) -> str:
+def _describe(value: Any) -> str:
     return "null" if value is None else f"{type(value).__name__} {str(value)[:40]!r}"

@@ -1,4 +1,4 @@
-"""What a model's chat template makes of a prompt: whether it takes it, keeps the problem, and how long it gets."""
+"""Applies a model's chat template to a prompt, and checks that the template is fit for training."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from typing import Any
 Chat = Sequence[dict[str, str]]
 
 
-class Template:
-    """The tokenizer of ``model``, a folder or a name on the hub, with its chat template, as training applies it.
+class ChatTemplate:
+    """A model's tokenizer and chat template, applied as verl applies them in training.
 
     Args:
-        revision: of the hub's.
-        options: what the template is given beside the chat: a run's ``data.apply_chat_template_kwargs``.
+        model: a folder, or a name on Hugging Face's hub.
+        revision: the revision on the hub.
+        options: further arguments of the template: a run's ``data.apply_chat_template_kwargs``.
 
     Raises:
-        ValueError: there is no tokenizer, or it has no chat template.
+        ValueError: the model has no tokenizer, or the tokenizer has no chat template.
     """
 
     def __init__(self, model: str, revision: str | None = None, options: Mapping[str, Any] | None = None) -> None:
@@ -27,39 +28,46 @@ class Template:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(model, revision=revision)
         except (OSError, ValueError, KeyError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ValueError(f"--model {model}: no tokenizer of it: {reason}") from error
+            raise ValueError(
+                f"--model {model}: its tokenizer cannot be loaded ({reason}). Use a folder or a hub name with a "
+                "tokenizer"
+            ) from error
         if not getattr(self._tokenizer, "chat_template", None):
-            raise ValueError(f"--model {model}: its tokenizer has no chat template, which verl applies to every prompt")
+            raise ValueError(
+                f"--model {model}: its tokenizer has no chat template, and verl applies one to every prompt. Use a "
+                "model with a chat template, or add one to its tokenizer"
+            )
         self._model, self._revision, self.options = model, revision, dict(options or {})
         template = self._tokenizer.chat_template
         self.sha256 = hashlib.sha256(str(template).encode()).hexdigest()
 
     def text(self, chat: Chat) -> str:
-        """What the model reads.
+        """The prompt as the model reads it, as text.
 
         Raises:
-            ValueError: the template refuses the chat, loses what the user says, or does not ask for an answer.
+            ValueError: the template rejects the chat, drops the user's text, or does not open the assistant's turn.
         """
         try:
-            shown, asked = (
+            without_turn, prompt = (
                 self._tokenizer.apply_chat_template(
-                    list(chat), tokenize=False, add_generation_prompt=asking, **self.options
+                    list(chat), tokenize=False, add_generation_prompt=add_generation_prompt, **self.options
                 )
-                for asking in (False, True)
+                for add_generation_prompt in (False, True)
             )
-        except Exception as error:  # a template is a program of its author's
-            raise ValueError(f"--model {self._model}: its chat template refuses the prompt: {error}") from error
-        if chat[-1]["content"].strip() not in asked:
-            raise ValueError(f"--model {self._model}: its chat template does not keep the problem's text")
-        if asked == shown:
+        except Exception as error:  # a template is a program of its author and can raise anything
+            raise ValueError(f"--model {self._model}: its chat template rejects the prompt: {error}") from error
+        if chat[-1]["content"].strip() not in prompt:
+            raise ValueError(f"--model {self._model}: its chat template drops the problem's text. Use another template")
+        if prompt == without_turn:
             raise ValueError(
-                f"--model {self._model}: its chat template does not begin an answer (add_generation_prompt changes "
-                "nothing): the model would go on with the user's words"
+                f"--model {self._model}: its chat template does not open the assistant's turn "
+                "(add_generation_prompt has no effect), so the model would continue the user's message. Use another "
+                "template"
             )
-        return asked
+        return prompt
 
     def tokens(self, chat: Chat) -> list[int]:
-        """The prompt as the model reads it.
+        """The prompt as the model reads it, as token ids.
 
         Raises:
             ValueError: as ``text``.
@@ -67,7 +75,7 @@ class Template:
         return self._tokenizer.encode(self.text(chat), add_special_tokens=False)
 
     def context_length(self) -> int | None:
-        """Tokens that the model's config says it reads; None where it does not say."""
+        """The model's context length in tokens, from its config; None if the config does not have it."""
         from transformers import AutoConfig
 
         config = AutoConfig.from_pretrained(self._model, revision=self._revision)

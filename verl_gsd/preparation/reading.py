@@ -1,8 +1,7 @@
-"""Rows of a data set, one by one, from the hub, from a folder downloaded from it, or from a file.
+"""Streams the rows of a data set from Hugging Face's hub, from a folder downloaded from it, or from a file.
 
-By the ``datasets`` library, streamed, which also says what files a folder has for a split. A file of JSON lines, CSV or
-Parquet is read by our own readers: where a column holds texts and numbers, ``datasets`` 5.2 gives ``"033"`` back as 33
-without a word.
+The ``datasets`` library streams the hub, and finds the files of a split in a folder. Our own readers read files of JSON
+lines, CSV and Parquet: if a column mixes texts and numbers, ``datasets`` 5.2 silently turns ``"033"`` into 33.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import Any, Literal
 from verl_gsd.preparation.sources import Source
 from verl_gsd.sheets import SUFFIXES, stream_rows
 
-#: Bytes of a file that are hashed at a time.
+#: Bytes that are hashed at a time.
 _BLOCK = 1 << 20
 
 
@@ -26,9 +25,10 @@ class Origin:
     """Where the rows of one split are read from.
 
     Attributes:
-        path: a file, or a folder as one gets by downloading a repository; None for the hub.
-        repository, revision: of the hub, pinned, so that what is resumed is what was begun.
-        split: the repository's name of it.
+        path: a file, or the folder of a downloaded repository; None for the hub.
+        repository: the repository on the hub.
+        revision: its revision, pinned so that a resumed build reads the same rows.
+        split: the repository's name for the split.
     """
 
     path: Path | None
@@ -36,42 +36,44 @@ class Origin:
     revision: str | None
     split: str
 
-    def described(self) -> dict[str, Any]:
-        """For the manifest: the repository and its revision, or the file's or folder's name and hash."""
+    def describe(self) -> dict[str, Any]:
+        """The manifest's entry: the repository and its revision, or the name and hash of the file or folder."""
         if self.path is None:
             return {"repository": self.repository, "revision": self.revision, "split": self.split}
         return {"path": self.path.name, "sha256": sha256(self.path), "split": self.split}
 
-    def name(self, row: int) -> str:
-        """A row, in words, for a message."""
+    def row_label(self, row: int) -> str:
+        """The name of a row in messages."""
         where = str(self.path) if self.path else f"{self.repository}, split {self.split}"
         return f"{where}, row {row} (the first is 0)"
 
 
-def find(source: Source, path: Path | None, split: str) -> Origin:
-    """Where ``split`` of ``source`` is.
+def locate(source: Source, path: Path | None, split: str) -> Origin:
+    """Where the rows of ``split`` are: in ``path`` if it is given, else on the hub.
 
     Raises:
-        ValueError: ``path`` is not there or of no kind that is read; or the hub does not answer, or refuses.
+        ValueError: ``path`` does not exist or is of an unknown kind, or the hub is not reachable or denies access.
     """
-    theirs = source.splits[split]
+    source_split = source.splits[split]
     if path is not None:
         if not path.exists():
-            raise ValueError(f"--input {path}: is not there")
+            raise ValueError(f"--input {path}: the file does not exist. Set --input to an existing file or folder")
         if path.is_file() and path.suffix not in SUFFIXES:
-            raise ValueError(f"--input {path}: write a folder, or a file that ends in {', '.join(SUFFIXES)}")
-        return Origin(path, None, None, theirs)
+            raise ValueError(
+                f"--input {path}: unknown kind of file. Use a folder, or a file that ends in {', '.join(SUFFIXES)}"
+            )
+        return Origin(path, None, None, source_split)
     if source.repository is None:
-        raise ValueError("--input: write the file that has the rows")
+        raise ValueError("--input is missing. Set it to the file that has the rows")
     revision = hub_revision("dataset", source.repository)
-    return Origin(None, source.repository, revision, theirs)
+    return Origin(None, source.repository, revision, source_split)
 
 
 def hub_revision(kind: Literal["dataset", "model"], name: str) -> str | None:
     """The newest revision of a repository on Hugging Face's hub.
 
     Raises:
-        ValueError: the hub does not answer, or refuses; the message says what to do.
+        ValueError: the hub is not reachable or denies access; the message says what to do.
     """
     import httpx
     from huggingface_hub import HfApi
@@ -81,28 +83,28 @@ def hub_revision(kind: Literal["dataset", "model"], name: str) -> str | None:
         return (HfApi().dataset_info(name) if kind == "dataset" else HfApi().model_info(name)).sha
     except GatedRepoError as error:
         raise ValueError(
-            f"{name}: its authors ask for consent. Give it on its page, then `hf auth login`, or download it and name "
-            "the folder"
+            f"{name}: the hub gives access only after you accept the authors' conditions. Accept them on its page and "
+            "run `hf auth login`, or download it and use the folder's path"
         ) from error
     except (HfHubHTTPError, httpx.HTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
-            f"{name}: the hub does not give it ({reason}). Download it where it does, and name the folder"
-            f"{' as --input' if kind == 'dataset' else ''}"
+            f"{name}: cannot be read from Hugging Face's hub ({reason}). Download it on a machine that can reach the "
+            f"hub, and {'set --input to the folder' if kind == 'dataset' else 'use the folder instead of the name'}"
         ) from error
 
 
-def rows(source: Source, origin: Origin, skip: int = 0) -> Iterator[dict[str, Any]]:
-    """The rows from number ``skip`` on.
+def read_rows(source: Source, origin: Origin, skip: int = 0) -> Iterator[dict[str, Any]]:
+    """The rows from number ``skip`` on, with the columns that ``source`` reads.
 
     Raises:
-        ValueError: columns are not there, or the data is not readable.
+        ValueError: a column is missing, or the data cannot be read.
     """
     if origin.path is not None and origin.path.is_file():
         for number, row in enumerate(itertools.islice(stream_rows(origin.path), skip, None), start=skip):
-            # Of JSON lines each row has keys of its own; one that lacks a key has a null, as elsewhere.
+            # Each row of a JSON lines file has its own keys. A missing key counts as null, except in the first row.
             if number == 0 or origin.path.suffix != ".jsonl":
-                _require_columns(source, str(origin.path), list(row))
+                _check_columns(source, str(origin.path), list(row))
             yield {name: row.get(name) for name in source.columns}
         return
     yield from itertools.islice(_streamed(source, origin), skip, None)
@@ -112,59 +114,60 @@ def _streamed(source: Source, origin: Origin) -> Iterator[dict[str, Any]]:
     place = str(origin.path or origin.repository)
     for config in source.configs:
         try:
-            files, data = _split(place, config, origin, is_one_of_many=len(source.configs) > 1)
+            files, data = _open_config(place, config, origin, is_one_of_many=len(source.configs) > 1)
             if files is not None:
                 for file in files:
-                    yield from rows(source, Origin(file, None, None, origin.split))
+                    yield from read_rows(source, Origin(file, None, None, origin.split))
                 continue
             names = data.column_names or list(next(iter(data), {}))
-            _require_columns(source, place, names)
+            _check_columns(source, place, names)
             yield from data.select_columns(list(source.columns))
-        except Exception as error:  # of datasets, of what it reads with, and of a README's YAML
-            said = str(error) or type(error).__name__
-            raise ValueError(said if place in said else f"{place}: not readable: {said}") from error
+        except Exception as error:  # datasets, its readers, and the YAML of a README raise errors of many types
+            message = str(error) or type(error).__name__
+            raise ValueError(message if place in message else f"{place}: cannot be read: {message}") from error
 
 
-def _split(place: str, config: str | None, origin: Origin, is_one_of_many: bool) -> tuple[list[Path] | None, Any]:
-    """One part's split: the files of a folder that are read as files are, or what ``datasets`` streams."""
+def _open_config(place: str, config: str | None, origin: Origin, is_one_of_many: bool) -> tuple[list[Path] | None, Any]:
+    """One configuration's split: the files that our readers can read, or the rows that ``datasets`` streams."""
     import datasets
 
     datasets.disable_progress_bars()
     configs = datasets.get_dataset_config_names(place, revision=origin.revision)
     if config is not None and config not in configs:
-        # A folder whose README names no parts has all its files in one.
+        # If a folder's README names no configurations, all its files belong to the configuration "default".
         if origin.path is None or configs != ["default"] or is_one_of_many:
-            raise ValueError(f"{place}: no part {config}; it has {', '.join(configs)}")
+            raise ValueError(f"{place}: there is no configuration {config}, only {', '.join(configs)}")
         config = None
     if origin.path is not None:
-        found = datasets.load_dataset_builder(place, config).config.data_files or {}
-        if origin.split not in found:
+        files_by_split = datasets.load_dataset_builder(place, config).config.data_files or {}
+        if origin.split not in files_by_split:
+            splits = ", ".join(map(str, files_by_split))
             raise ValueError(
-                f"{place}: no split {origin.split}; it has {', '.join(map(str, found)) or 'no data files'}"
+                f"{place}: there is no split {origin.split}, {f'only {splits}' if splits else 'and no data files'}"
             )
-        files = [Path(file) for file in found[origin.split]]
+        files = [Path(file) for file in files_by_split[origin.split]]
         if all(file.is_file() and file.suffix in SUFFIXES for file in files):
             return files, None
     return None, datasets.load_dataset(place, config, split=origin.split, revision=origin.revision, streaming=True)
 
 
-def _require_columns(source: Source, place: str, names: list[str]) -> None:
+def _check_columns(source: Source, place: str, names: list[str]) -> None:
     missing = [name for name in source.columns if name not in names]
     if missing:
-        raise ValueError(f"{place}: column {missing[0]} is not there. Columns are {', '.join(names) or 'none'}")
+        raise ValueError(f"{place}: column {missing[0]} is missing. The columns are: {', '.join(names) or 'none'}")
 
 
 def sha256(path: Path) -> str:
-    """Of a file, or of the names and contents of a folder's files, hidden ones aside."""
+    """The hash of a file, or of the names and contents of all files in a folder except hidden ones."""
     if path.is_file():
         digest = hashlib.sha256()
         with path.open("rb") as content:
             while block := content.read(_BLOCK):  # hashlib.file_digest came with Python 3.11
                 digest.update(block)
         return digest.hexdigest()
-    whole = hashlib.sha256()
+    folder_digest = hashlib.sha256()
     for file in sorted(path.rglob("*")):
-        inner = file.relative_to(path)
-        if file.is_file() and not any(part.startswith(".") for part in inner.parts):
-            whole.update(f"{inner.as_posix()}\0{sha256(file)}\n".encode())
-    return whole.hexdigest()
+        relative_path = file.relative_to(path)
+        if file.is_file() and not any(part.startswith(".") for part in relative_path.parts):
+            folder_digest.update(f"{relative_path.as_posix()}\0{sha256(file)}\n".encode())
+    return folder_digest.hexdigest()

@@ -1,7 +1,7 @@
-"""The data sets that have a name here: where each lies, which columns are read, and how a row becomes a problem.
+"""The named data sets: the repository and columns of each, and how a row becomes a problem.
 
-A further one is an entry of ``SOURCES``. Repositories, splits and columns are those of Hugging Face's hub as cards and
-users have them; none was loaded here, where there is no hub.
+To add a data set, add an entry to ``SOURCES``. Repositories, splits and columns follow the dataset cards on Hugging
+Face's hub and published code that loads them. We have not loaded them from the hub ourselves.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ MATHS, CHOICE = "verl_gsd.tasks.maths", "verl_gsd.tasks.choice"
 
 @dataclass(frozen=True)
 class Source:
-    """A data set.
+    """A data set that can be prepared.
 
     Attributes:
-        repository: on the hub; None for a table of the user's own.
-        splits: ours (``train``, ``test``) -> the repository's.
-        columns: what ``read`` reads.
-        read: a row as an item.
-        configs: of the repository, one after another.
-        suffix: what is written after every problem.
-        verifier: the module whose ``compute_score`` verifies responses; None where a reward model judges.
-        has_demonstrations: whether items have any.
-        further: columns kept beside verl's, with their types.
-        reads: what each column of a table of the user's own is for, in words.
+        repository: on the hub; None for a table of the user.
+        splits: our name of a split (``train``, ``test``) -> the repository's name.
+        columns: the columns that ``read`` uses.
+        read: turns a row into an item.
+        configs: the repository's configurations, which are read one after another.
+        suffix: the text after every problem.
+        verifier: the module whose ``compute_score`` verifies responses; None if a reward model judges them.
+        has_demonstrations: whether items have demonstrations.
+        extra_columns: further columns that the prepared file keeps, with their types.
+        column_roles: which column of a user's table is used for what; empty for other sources.
     """
 
     repository: str | None
@@ -45,8 +45,8 @@ class Source:
     suffix: str = BOXED
     verifier: str | None = MATHS
     has_demonstrations: bool = False
-    further: Mapping[str, pa.DataType] = field(default_factory=dict)
-    reads: str = ""
+    extra_columns: Mapping[str, pa.DataType] = field(default_factory=dict)
+    column_roles: str = ""
 
 
 def table(
@@ -57,7 +57,7 @@ def table(
     suffix: str = BOXED,
     split: str = "train",
 ) -> Source:
-    """A table of the user's own, by the names of its columns; ``answer`` None where a reward model judges."""
+    """The source for a user's table, given the names of its columns; ``answer`` is None if a reward model judges."""
 
     def read(row: Row) -> Item:
         return Item(
@@ -73,7 +73,7 @@ def table(
         {split: split},
         tuple(dict.fromkeys(name for name in (problem, answer, demonstration, index) if name)),
         read,
-        reads=f"problem={problem}, answer={answer}, demonstration={demonstration}, index={index}",
+        column_roles=f"problem={problem}, answer={answer}, demonstration={demonstration}, index={index}",
         suffix=suffix,
         verifier=MATHS if answer else None,
         has_demonstrations=demonstration is not None,
@@ -92,14 +92,14 @@ def _by_columns(problem: str, answer: str) -> Callable[[Row], Item]:
 
 
 def _gsm8k(row: Row) -> Item:
-    """The answer stands behind ``####``, with thousands separated."""
+    """The answer follows ``####``; commas separate its thousands."""
     _, marker, final = _cell(row, "answer", cells.text).rpartition("####")
     if not marker or not final.strip():
-        raise ValueError("column answer: no answer behind ####")
+        raise ValueError("column answer: there is no answer after ####")
     return Item(_cell(row, "question", cells.problem), final.strip().replace(",", ""))
 
 
-#: What DAPO's file puts around every problem, which asks for another form of answer than we verify.
+#: The text around every problem in DAPO's file. It is removed, because we verify another form of answer.
 _DAPO_BEFORE = (
     "Solve the following math problem step by step. The last line of your response should be of the form Answer: "
     "$Answer (without quotes) where $Answer is the answer to the problem."
@@ -108,8 +108,8 @@ _DAPO_AFTER = 'Remember to put your answer on its own line after "Answer:".'
 
 
 def _dapo(row: Row) -> Item:
-    asked = _cell(row, "prompt", cells.problem).removeprefix(_DAPO_BEFORE).removesuffix(_DAPO_AFTER).strip()
-    return Item(asked, _cell(row, "reward_model", cells.answer))
+    problem = _cell(row, "prompt", cells.problem).removeprefix(_DAPO_BEFORE).removesuffix(_DAPO_AFTER).strip()
+    return Item(problem, _cell(row, "reward_model", cells.answer))
 
 
 def _openr1(row: Row) -> Item:
@@ -123,8 +123,8 @@ def _openr1(row: Row) -> Item:
 def _bigmath(row: Row) -> Item:
     item, rate = _by_columns("problem", "answer")(row), row["llama8b_solve_rate"]
     if rate is not None and not (isinstance(rate, float | int) and 0 <= rate <= 1):
-        raise ValueError(f"column llama8b_solve_rate: write a share in [0, 1] or null, not {rate!r}")
-    return Item(item.problem, item.answer, further={"llama8b_solve_rate": rate})
+        raise ValueError(f"column llama8b_solve_rate: {rate!r} is not a solve rate. Use a number from 0 to 1, or null")
+    return Item(item.problem, item.answer, extra_columns={"llama8b_solve_rate": rate})
 
 
 def _tldr(row: Row) -> Item:
@@ -132,24 +132,27 @@ def _tldr(row: Row) -> Item:
 
 
 def _olympiadbench(row: Row) -> Item:
-    """One answer, in a list, between dollars; several stand inside it."""
-    final = _cell(row, "final_answer", lambda value: cells.answer(cells.listed(value)))
-    return Item(_cell(row, "question", cells.problem), final.replace("$", "").strip())
+    """The answer is a list with one text, between dollar signs. A text can hold several answers."""
+    answer = _cell(row, "final_answer", lambda value: cells.answer(cells.parse_list_literal(value)))
+    return Item(_cell(row, "question", cells.problem), answer.replace("$", "").strip())
 
 
 def _with_options(question: str, right: int, options: list[str]) -> Item:
-    first = options.pop(right)
-    return Item(question, first, (first, *options))
+    right_option = options.pop(right)
+    return Item(question, right_option, (right_option, *options))
 
 
 def _arc(row: Row) -> Item:
-    """``answerKey`` is one of the labels, letters or digits."""
+    """``answerKey`` is one of the labels, which are letters or digits."""
     choices = row["choices"]
     if not isinstance(choices, Mapping) or not {"text", "label"} <= set(choices):
-        raise ValueError("column choices: write {text: [...], label: [...]}")
+        raise ValueError("column choices: not a struct of texts and labels. Use {text: [...], label: [...]}")
     labels = list(choices["label"])
     if row["answerKey"] not in labels or len(labels) != len(choices["text"]):
-        raise ValueError(f"column answerKey: {row['answerKey']!r} is none of the labels {labels}")
+        raise ValueError(
+            f"column answerKey: {row['answerKey']!r} is not one of the labels {labels}, or there is not one label per "
+            "text"
+        )
     options = _cell(choices, "text", cells.options)
     return _with_options(_cell(row, "question", cells.problem), labels.index(row["answerKey"]), options)
 
@@ -166,7 +169,7 @@ def _gpqa(row: Row) -> Item:
 def _mmlu_pro(row: Row) -> Item:
     options, right = _cell(row, "options", cells.options), row["answer_index"]
     if not isinstance(right, int) or not 0 <= right < len(options):
-        raise ValueError(f"column answer_index: {right!r} is the number of none of {len(options)} options")
+        raise ValueError(f"column answer_index: {right!r} is not an index into the {len(options)} options")
     return _with_options(_cell(row, "question", cells.problem), right, options)
 
 
@@ -219,7 +222,7 @@ SOURCES: dict[str, Source] = {
         {"train": "train"},
         ("problem", "answer", "llama8b_solve_rate"),
         _bigmath,
-        further={"llama8b_solve_rate": pa.float64()},
+        extra_columns={"llama8b_solve_rate": pa.float64()},
     ),
     "tldr": Source("trl-lib/tldr", _BOTH, ("prompt", "completion"), _tldr, suffix="", verifier=None),
     "aime24": _benchmark("HuggingFaceH4/aime_2024", "train", "problem", "answer"),

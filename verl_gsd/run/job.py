@@ -14,7 +14,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from verl_gsd.cpu import before_verl
-from verl_gsd.cpu.forkserver import end_with, workers_forked
+from verl_gsd.cpu.forkserver import die_with_parent, workers_forked
 from verl_gsd.errors import ConfigError
 from verl_gsd.run import cluster_lock
 from verl_gsd.run.messages import MessageWriter
@@ -36,7 +36,7 @@ VERLS_ENVIRONMENT = {
 
 
 def main(config_file: str, launcher: int) -> None:
-    end_with(launcher)  # train for nobody: nothing else ends a run that has left its session
+    die_with_parent(launcher)  # train for nobody: nothing else ends a run that has left its session
     config = OmegaConf.load(config_file)
     assert isinstance(config, DictConfig)
     OmegaConf.set_struct(config, True)  # as Hydra hands it to main_ppo

@@ -1,15 +1,15 @@
-r"""Where a response says what its answer is. Linear in its length, whatever it is: a policy wrote it.
+r"""Extracts the final answer of a response, for mathematics. Takes time linear in the length of any text.
 
-Our reading, for mathematics:
+The rules, in this order:
 
-1. The last box. One that is not closed, or holds too much, is no answer, and nothing else is looked for: who was asked
-   for a box and wrote prose is not right by accident.
-2. Without any box the last line ``#### 12``, or the last ``the answer is 12.`` or ``Answer: $x=3$``, whichever comes
-   later: what stands in dollars right behind it, or the words up to the end of the sentence or line.
-3. Without these the whole text, where it is one short line.
+1. If there is a box, the last one is the answer. If it is not closed or too long, the response has no answer. No other
+   text is searched, because a response that was asked for a box must not be right by accident.
+2. Without a box, the answer follows the last ``#### 12``, ``the answer is 12.`` or ``Answer: $x=3$``, whichever comes
+   last. It is the mathematics in dollar signs right after it, or else the words up to the end of the sentence or line.
+3. Without any of these, the whole text is the answer if it is one short line.
 
-Under 2 and 3 a text of four words or more is prose and no answer, and so is an equation with a word in it: math-verify
-takes the right-hand side of any. A number is never picked out of a text.
+Under rules 2 and 3, a text of four or more words is prose and not an answer. The same holds for an equation with a word
+in it, because math-verify takes the right-hand side of any equation. A number is never picked out of a text.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from collections import deque
 from collections.abc import Iterable
 from typing import TypeVar
 
-#: An answer of more characters than this is no answer and is not looked at.
+#: The longest answer in characters. A longer text is not an answer and is not examined.
 LONGEST_ANSWER = 1000
-#: A response that is its answer has at most as many characters.
+#: The longest response, in characters, that as a whole can be the answer.
 LONGEST_LINE = 100
-#: From so many words on, a text without a box is prose.
-PROSE = 4
+#: A text without a box that has at least this many words is prose.
+PROSE_WORDS = 4
 
-#: A box, and where no brace follows, what stands in it: authors of MATH write ``\boxed 2`` too.
+#: A box, and its content if no brace follows: the authors of MATH also write ``\boxed 2``.
 BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*(?:\{|(?P<bare>[^\s{}$\\]+))")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
-#: GSM8K's line, which is not a heading of Markdown; or words that announce an answer.
+#: GSM8K's line, which must not be a Markdown heading, or words that announce an answer.
 _ANNOUNCED = re.compile(
     r"^(?P<line>####)(?![#A-Za-z])(?![ \t]*[A-Za-z])[ \t]*|\banswer\b\**\s*(?:is\b|[:=])[\s:*]*", re.I | re.M
 )
-_IN_MATHS = re.compile(r"\$\$([^$]+)\$\$|\$((?:\\.|[^$\\])+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]")
-_BETWEEN_MATHS = re.compile(r"\s*(?:,(?:\s*(?:and|or)\b)?|and\b|or\b)\s*(?=\$|\\[(\[])")
+_FORMULA = re.compile(r"\$\$([^$]+)\$\$|\$((?:\\.|[^$\\])+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]")
+_SEPARATOR = re.compile(r"\s*(?:,(?:\s*(?:and|or)\b)?|and\b|or\b)\s*(?=\$|\\[(\[])")
 _END_OF_SENTENCE = re.compile(r"\.(?=\s|\**$)|\n")
 _WORD = re.compile(r"\\(?:text|mathrm|mbox)\s*\{[^{}]*\}|\\[A-Za-z]+|[A-Za-z]{2,}")
 
@@ -42,20 +42,24 @@ _T = TypeVar("_T")
 
 
 def final_answer(text: str) -> str | None:
-    """The answer of a response, stripped, by the reading above; None where it gives none."""
+    """The answer of a response by the rules above, stripped; None if there is none."""
     if BOX.search(text):
         return last_boxed(text)
     announced = _last(_ANNOUNCED.finditer(text))
     if announced is not None:
         rest = text[announced.end() : announced.end() + LONGEST_ANSWER + 1]
-        return _stated(rest.split("\n", 1)[0]) if announced["line"] else _stated(rest, in_a_sentence=True)
+        if announced["line"]:
+            return _clean_answer(rest.split("\n", 1)[0])
+        return _clean_answer(rest, in_sentence=True)
     line = text.strip() if len(text) <= LONGEST_ANSWER else ""
-    return _stated(line) if len(line) <= LONGEST_LINE and "\n" not in line else None
+    return _clean_answer(line) if len(line) <= LONGEST_LINE and "\n" not in line else None
 
 
 def last_boxed(text: str) -> str | None:
-    r"""What is in the last ``\boxed{}``, ``\fbox{}`` or ``\boxed x`` of a text, stripped; None where there is none, its
-    braces do not close, or it has more than ``LONGEST_ANSWER`` characters."""
+    r"""The content of the last ``\boxed{}``, ``\fbox{}`` or ``\boxed x`` of a text, stripped.
+
+    None if there is no box, its braces do not close, or it has more than ``LONGEST_ANSWER`` characters.
+    """
     box = _last(BOX.finditer(text))
     if box is None:
         return None
@@ -63,38 +67,41 @@ def last_boxed(text: str) -> str | None:
         return box["bare"].rstrip(".,;")
     depth = 1
     for brace in _BRACE.finditer(text, box.end(), box.end() + LONGEST_ANSWER + 1):
-        depth += {"{": 1, "}": -1}.get(brace[0], 0)  # an escaped one is a letter
+        depth += {"{": 1, "}": -1}.get(brace[0], 0)  # an escaped brace does not count
         if not depth:
             return text[box.end() : brace.start()].strip()
     return None
 
 
-def _last(found: Iterable[_T]) -> _T | None:
-    kept = deque(found, maxlen=1)
-    return kept[0] if kept else None
+def _last(items: Iterable[_T]) -> _T | None:
+    last = deque(items, maxlen=1)
+    return last[0] if last else None
 
 
-def _stated(text: str, in_a_sentence: bool = False) -> str | None:
-    """An answer without the dollars, stars and full stop around it; None for prose, too long a text, or nothing."""
-    in_maths, end = _maths(text)
-    if in_maths and (in_a_sentence or not text[end:].strip(". *")):
-        return in_maths
-    if in_a_sentence:
+def _clean_answer(text: str, in_sentence: bool = False) -> str | None:
+    """An answer without the dollar signs, asterisks and full stop around it.
+
+    None if the text is prose, too long, or empty.
+    """
+    formulas, end = _leading_formulas(text)
+    if formulas and (in_sentence or not text[end:].strip(". *")):
+        return formulas
+    if in_sentence:
         text = _END_OF_SENTENCE.split(text, maxsplit=1)[0]
     answer = text.strip("* ").rstrip(".").rstrip("* ")
     words = [word[0] for word in _WORD.finditer(answer) if not word[0].startswith("\\")]
-    is_prose = len(words) >= PROSE or ("=" in answer and not {"and", "or"}.issuperset(words))
+    is_prose = len(words) >= PROSE_WORDS or ("=" in answer and not {"and", "or"}.issuperset(words))
     return answer if answer and len(answer) <= LONGEST_ANSWER and not is_prose else None
 
 
-def _maths(text: str) -> tuple[str, int]:
-    """The formulas in dollars that a text opens with, ``$3$ and $4$`` as ``3, 4``, and where they end."""
+def _leading_formulas(text: str) -> tuple[str, int]:
+    """The formulas in dollar signs that a text starts with, and where they end; ``$3$ and $4$`` become ``3, 4``."""
     formulas, end = [], 0
-    between: re.Match | None = None
-    while formula := _IN_MATHS.match(text, between.end() if between else end):
+    separator: re.Match | None = None
+    while formula := _FORMULA.match(text, separator.end() if separator else end):
         formulas.append(next(filter(None, formula.groups())).strip())
         end = formula.end()
-        between = _BETWEEN_MATHS.match(text, end)
-        if between is None:
+        separator = _SEPARATOR.match(text, end)
+        if separator is None:
             break
     return ", ".join(formulas), end

@@ -1,11 +1,11 @@
-"""The embedded task: sums and differences of graded difficulty, and the verifier that checks an answer.
+"""The embedded task: sums and differences at several levels of difficulty, and the verifier of their answers.
 
-A problem is a line such as ``"3+8-5="``: one-digit terms, answer in plain decimal, never negative. Every problem has a
-*level* (how many terms, with or without differences), and a briefly warm-started policy (``byte_llama.py``) solves some
-levels nearly always, some now and then and some almost never: a group of responses then disagrees on part of the
-prompts, which is what group-relative training learns from.
+A problem is a line such as ``"3+8-5="`` with one-digit terms. The answer is a decimal integer, never negative. Each
+problem has a level, which sets the number of terms and whether there are differences. The briefly warm-started policy
+(``byte_llama.py``) solves some levels nearly always, some sometimes and some hardly ever. On part of the prompts the
+responses of a group therefore disagree, and group-relative training learns from this disagreement.
 
-Nothing here imports torch, verl or Ray: reward workers load this file through ``reward.custom_reward_function``.
+This module imports neither torch, verl nor Ray: reward workers load it through ``reward.custom_reward_function``.
 """
 
 from __future__ import annotations
@@ -16,18 +16,23 @@ from dataclasses import dataclass
 from typing import Any
 
 DATA_SOURCE = "arithmetic"
-#: An answer has at most two digits; a text of more characters than this is no answer and is not looked at.
+#: In characters. Answers have at most two digits; a longer text is wrong and is not examined.
 LONGEST_ANSWER = 64
-#: What the warm start's corpus writes where it gives up. Never right.
+#: The response with which the warm start's corpus gives up. It is never right.
 PASS = "?"
 
 
 @dataclass(frozen=True)
 class Level:
-    """One grade of difficulty: ``terms`` one-digit numbers, added, or (``mixed``) with at least one difference.
+    """One level of difficulty. The field names are part of the task's fingerprint (``embedded.py``).
 
-    ``share`` is the level's weight in the warm start's corpus, relative to the others, and ``passes`` the share of its
-    problems that the corpus answers with ``PASS``: a policy that starts out giving up on what it could often solve.
+    Attributes:
+        name: the level's name.
+        terms: how many one-digit numbers a problem has.
+        mixed: whether a problem has at least one difference; otherwise it has sums only.
+        share: the level's weight in the warm start's corpus, relative to the other levels.
+        passes: the share of the level's problems that the corpus answers with ``PASS``. The policy therefore starts by
+            giving up on problems that it could often solve.
     """
 
     name: str
@@ -39,7 +44,7 @@ class Level:
 
 @dataclass(frozen=True)
 class Problem:
-    """A question, its answer in decimal, and the name of its level."""
+    """A question, its answer as a decimal integer, and the name of its level."""
 
     question: str
     answer: str
@@ -58,8 +63,8 @@ LEVELS = (
 )
 
 
-def draw(level: Level, rng: random.Random) -> Problem:
-    """One problem of ``level``; results below zero are drawn again."""
+def sample_problem(level: Level, rng: random.Random) -> Problem:
+    """One random problem of ``level``. Problems with a negative result are rejected."""
     while True:
         terms = [rng.randrange(10) for _ in range(level.terms)]
         signs = [1] + [rng.choice((1, -1)) if level.mixed else 1 for _ in terms[1:]]
@@ -70,27 +75,30 @@ def draw(level: Level, rng: random.Random) -> Problem:
         return Problem(question.removeprefix("+") + "=", str(result), level.name)
 
 
-def distinct(per_level: int, rng: random.Random, excluded: Collection[str] = ()) -> list[Problem]:
-    """``per_level`` different problems of every level, none of whose questions is in ``excluded``, in mixed order."""
-    taken = set(excluded)
+def distinct_problems(per_level: int, rng: random.Random, excluded: Collection[str] = ()) -> list[Problem]:
+    """``per_level`` distinct problems of every level, shuffled, without the questions in ``excluded``."""
+    seen = set(excluded)
     problems: list[Problem] = []
     for level in LEVELS:
-        wanted = len(problems) + per_level
-        while len(problems) < wanted:
-            problem = draw(level, rng)
-            if problem.question not in taken:
-                taken.add(problem.question)
+        target = len(problems) + per_level
+        while len(problems) < target:
+            problem = sample_problem(level, rng)
+            if problem.question not in seen:
+                seen.add(problem.question)
                 problems.append(problem)
     rng.shuffle(problems)
     return problems
 
 
 def warm_start_pairs(rng: random.Random, excluded: Collection[str]) -> Iterator[tuple[str, str]]:
-    """Endless (question, answer) pairs by the levels' shares, passes included, without the ``excluded`` questions."""
+    """Endless (question, answer) pairs for the warm start, without the questions in ``excluded``.
+
+    Levels are sampled by their ``share``; a share ``passes`` of the answers is ``PASS``.
+    """
     shares = [level.share for level in LEVELS]
     while True:
         level = rng.choices(LEVELS, shares)[0]
-        problem = draw(level, rng)
+        problem = sample_problem(level, rng)
         if problem.question in excluded:
             continue
         yield problem.question, PASS if rng.random() < level.passes else problem.answer
@@ -99,11 +107,10 @@ def warm_start_pairs(rng: random.Random, excluded: Collection[str]) -> Iterator[
 def compute_score(
     data_source: str, solution_str: Any, ground_truth: Any, extra_info: dict | None = None, **_: Any
 ) -> dict[str, float]:
-    """Verify one response: right if, white space at its ends aside, it is the answer and nothing else.
+    """Verify one response. It is right if it equals the answer, apart from white space around it.
 
-    The signature is the one verl calls reward functions with; ``score`` is what is trained on and ``acc`` what is
-    reported, and here they are the same. Any text is safe: no number is parsed and no more than ``LONGEST_ANSWER``
-    characters are read.
+    The signature is that of verl's reward functions. verl trains on ``score`` and reports ``acc``; here they are equal.
+    Any text is safe: no number is parsed, and at most ``LONGEST_ANSWER`` characters are read.
 
     Returns:
         ``{"score": 0.0 or 1.0, "acc": the same}``.

@@ -1,8 +1,8 @@
-"""A Llama of about a million parameters that reads bytes, built and warm-started on this machine.
+"""A Llama of about a million parameters that reads bytes, built and warm-started locally.
 
-No download: the tokenizer is byte-level with no merges, the weights are random, and a short supervised training on
-(question, answer) pairs gives a policy good enough for reinforcement learning to have something to improve.
-Everything is a function of the seed (and of the number of threads, which is therefore fixed).
+Nothing is downloaded. The tokenizer is byte-level without merges, and the weights are random. A short supervised
+training on (question, answer) pairs makes the policy good enough for reinforcement learning to improve it. The result
+depends only on the seed and on the number of threads, which is therefore fixed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 PAD, EOS = "<pad>", "<eos>"
 ROLES = ("system", "user", "assistant")
-#: 256 bytes, the special tokens, and unused entries up to a round number.
+#: 256 bytes, 5 special tokens, and unused entries up to a multiple of 32.
 VOCABULARY_SIZE = 288
 #: Long enough for the same model to serve as a judge of whole solutions.
 CONTEXT_LENGTH = 4096
@@ -29,7 +29,7 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 
-#: The number of threads changes the order of float sums and so, slightly, the weights.
+#: Fixed, because the number of threads changes the order of float sums and thus, slightly, the weights.
 _THREADS = 2
 
 
@@ -52,7 +52,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
-    """Random weights in float32: 2 layers of width 192, 6 heads of 32, tied embeddings, 1.01M parameters."""
+    """A model with random float32 weights: 2 layers of width 192, 6 heads of 32, tied embeddings, 1.01M parameters."""
     torch.manual_seed(seed)
     return LlamaForCausalLM(
         LlamaConfig(
@@ -81,11 +81,11 @@ def warm_start(
     learning_rate: float = 3e-3,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
 ) -> None:
-    """Supervised training in place: cross-entropy on the answer's bytes and ``<eos>``, question as context.
+    """Train the model in place, by cross-entropy on the answer's bytes and ``<eos>`` with the question as context.
 
     Args:
         pairs: an endless iterator of (question, answer).
-        on_step: called with the number of steps done and the loss of the last one.
+        on_step: called after each step with the number of steps done and the last loss.
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -107,7 +107,7 @@ def warm_start(
 
 
 def chat_prompt(question: str) -> list[dict[str, str]]:
-    """The conversation that asks ``question``: what the data set stores and what the warm start trains on."""
+    """The chat that asks ``question``, in the data set and in the warm start."""
     return [{"role": "user", "content": question}]
 
 

@@ -1,10 +1,11 @@
-r"""The verifier of multiple choice (ARC-C, GPQA, MMLU-Pro): the letter a response decides for.
+r"""The verifier for multiple choice (ARC-C, GPQA, MMLU-Pro): extracts the letter that a response chooses.
 
-The letter is the last box's, ``\boxed{B}``, ``\boxed{\text{(B)}}``, ``\boxed{B. 42}``, ``\boxed{\text{Option B}}``,
-``\boxed{B (42)}``; without any box that of the
-last ``answer is (B)`` or ``Answer: B``. A capital counts where it cannot be a word: in brackets, or with nothing, a
-mark, or a reason behind it; a response may be nothing else. Who names two has decided for none, and the text of an
-option alone is no letter.
+The letter is in the last box: ``\boxed{B}``, ``\boxed{\text{(B)}}``, ``\boxed{B. 42}``,
+``\boxed{\text{Option B}}``, ``\boxed{B (42)}``. Without a box it follows the last ``answer is (B)`` or ``Answer: B``,
+or the response is the letter alone.
+
+A capital counts only if it cannot be a word: in brackets, or followed by nothing, a punctuation mark or a reason. A
+response that names two letters chooses none. The text of an option without its letter does not count.
 """
 
 from __future__ import annotations
@@ -18,16 +19,16 @@ from verl_gsd.tasks.answers import BOX, last_boxed
 LETTERS = "ABCDEFGHIJ"
 
 _LETTER = r"(?:\(([A-J])\)|([A-J])(?=\s*(?:[.:;,()]|\\[,;:! ]|\\q?quad\b|$|(?:because|since|as|for)\b)))"
-_AT_FIRST = re.compile(rf"(?:(?:option|choice|answer)\b[\s:]*)?(?-i:{_LETTER})", re.I | re.M)
+_AT_START = re.compile(rf"(?:(?:option|choice|answer)\b[\s:]*)?(?-i:{_LETTER})", re.I | re.M)
 _ALONE = re.compile(r"\(([A-J])\)|([A-J])\.?")
 _ANNOUNCED = re.compile(
     rf"\b(?:answer|(?:right|correct) (?:option|choice))\s*(?:is\b|[:=])[\s:]*(?:(?:option|choice)\s)?(?-i:{_LETTER})",
     re.I | re.M,
 )
-#: What letters are dressed in.
-_DRESS = re.compile(r"\\(?:text|mathrm|mathbf|textbf|rm|bf)(?![A-Za-z])|\\[()]|[*${}]")
-#: A second letter: who names two decides for none. ``A, I think`` is no second one, nor the ``F`` of ``C (5 F)``.
-_ANOTHER = re.compile(
+#: Markup around letters.
+_MARKUP = re.compile(r"\\(?:text|mathrm|mathbf|textbf|rm|bf)(?![A-Za-z])|\\[()]|[*${}]")
+#: A second letter after the first. ``A, I think`` has no second letter, and neither has ``C (5 F)``.
+_SECOND_LETTER = re.compile(
     r"[.)]*\s*(?:(?:,|/|;|&|\+|\bor\b|\band\b)\s*\(?(?!I\s[a-z])[A-J](?![A-Za-z])|\([A-J]\))"
     r"|[.)]*\s*:[^,;]*[,;]\s*\(?[A-J]\)?\s*:"
 )
@@ -36,35 +37,38 @@ _ANOTHER = re.compile(
 def compute_score(
     data_source: str, solution_str: Any, ground_truth: Any, extra_info: dict | None = None, **_: Any
 ) -> dict[str, float]:
-    """Verify one response: right if it decides for the letter ``ground_truth``.
+    """Verify one response. It is right if it chooses the letter ``ground_truth``.
 
-    The signature is the one verl calls reward functions with. Any text is safe, from any thread.
+    The signature is that of verl's reward functions. Any text is safe, from any thread.
 
     Args:
         ground_truth: a letter, A to J.
 
     Returns:
-        ``score`` and ``acc``, 0.0 or 1.0, the same; ``unverified``, which is 0.0: a letter can always be compared.
+        ``score`` and ``acc``, both 0.0 or both 1.0, and ``unverified``, always 0.0 because letters can be compared.
 
     Raises:
-        ValueError: ``ground_truth`` is no such letter.
+        ValueError: ``ground_truth`` is not such a letter.
     """
     truth = str(ground_truth).strip()
     if len(truth) != 1 or truth not in LETTERS:
-        raise ValueError(f"ground_truth={truth[:40]!r} of data_source={data_source}: write one letter, A to J")
+        raise ValueError(
+            f"ground_truth={truth[:40]!r} of data_source={data_source}: not a letter from A to J. Set ground_truth to "
+            "one letter, or use another reward function"
+        )
     right = isinstance(solution_str, str) and final_letter(solution_str) == truth
     return {"score": float(right), "acc": float(right), "unverified": 0.0}
 
 
 def final_letter(text: str) -> str | None:
-    """The letter that a response decides for; None where it is not said."""
+    """The letter that a response chooses; None if it chooses none."""
     if BOX.search(text):
-        text = _DRESS.sub("", last_boxed(text) or "").strip()
-        found = _AT_FIRST.match(text)
+        text = _MARKUP.sub("", last_boxed(text) or "").strip()
+        letter = _AT_START.match(text)
     else:
-        text = _DRESS.sub("", text).strip()
+        text = _MARKUP.sub("", text).strip()
         last = deque(_ANNOUNCED.finditer(text), maxlen=1)
-        found = last[0] if last else _ALONE.fullmatch(text)
-    if found is None or _ANOTHER.match(text, found.end()):
+        letter = last[0] if last else _ALONE.fullmatch(text)
+    if letter is None or _SECOND_LETTER.match(text, letter.end()):
         return None
-    return found[1] or found[2]
+    return letter[1] or letter[2]

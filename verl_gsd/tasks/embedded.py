@@ -1,7 +1,7 @@
-"""Makes the embedded task on this machine: two Parquet files in verl's schema and a warm-started model.
+"""Makes the embedded task locally: two Parquet files in verl's schema and a warm-started model.
 
-A folder is made whole or not at all, by one process at a time, and carries a manifest that says what it was made from;
-``ensure`` makes it when it is missing or made from something else.
+The folder is created atomically and by one process at a time. Its manifest has the specification it was made from.
+``ensure`` makes the folder if it is missing or has another specification.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from filelock import FileLock
 from verl_gsd.tasks import arithmetic
 
 MANIFEST = "manifest.json"
-#: Raised whenever what ``ensure`` writes changes while the specification below does not.
+#: Increase it whenever ``ensure`` writes other files for the same specification.
 FORMAT = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Specification:
-    """What the folder is a function of. Problems are per level; 700 steps are about 75 s on two cores."""
+    """What the folder's content depends on. Problems are counted per level; 700 steps take about 75 s on two cores."""
 
     seed: int = 0
     train_per_level: int = 320
@@ -55,24 +55,26 @@ def ensure(
     specification: Specification = Specification(),
     on_step: Callable[[int, float], None] = lambda step, loss: None,
 ) -> Path:
-    """Make the task in ``directory`` unless it is there; returns ``directory``.
+    """Make the task in ``directory`` if it is missing or out of date, and return ``directory``.
 
-    Test questions are in neither the training set nor the warm start.
+    Neither the training set nor the warm start contains a test question.
 
     Args:
         on_step: called after every step of the warm start with its number and loss.
 
     Raises:
-        FileExistsError: ``directory`` holds something that is not this task.
+        FileExistsError: ``directory`` contains files that are not part of the task.
     """
     directory.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(directory.with_name(directory.name + ".lock")):
         if is_ready(directory, specification):
             return directory
         if directory.exists() and any(directory.iterdir()) and not (directory / MANIFEST).is_file():
-            raise FileExistsError(f"{directory} is not empty and not a task of ours: write another task.directory")
-        building = directory.with_name(directory.name + ".tmp")  # nobody else's: the lock is held
-        shutil.rmtree(building, ignore_errors=True)  # of a process that was killed
+            raise FileExistsError(
+                f"{directory} is not empty and does not contain the embedded task. Set task.directory to another folder"
+            )
+        building = directory.with_name(directory.name + ".tmp")  # no other process uses it while the lock is held
+        shutil.rmtree(building, ignore_errors=True)  # may be left by a process that was killed
         building.mkdir()
         try:
             _build(building, specification, on_step)
@@ -85,12 +87,12 @@ def ensure(
 
 
 def _build(directory: Path, specification: Specification, on_step: Callable[[int, float], None]) -> None:
-    from verl_gsd.tasks import byte_llama  # torch and transformers: seconds that composing a config need not pay
+    from verl_gsd.tasks import byte_llama  # imports torch and transformers, which composing a config does not need
 
     rng = random.Random(specification.seed)
-    test = arithmetic.distinct(specification.test_per_level, rng)
+    test = arithmetic.distinct_problems(specification.test_per_level, rng)
     held_out = {problem.question for problem in test}
-    train = arithmetic.distinct(specification.train_per_level, rng, excluded=held_out)
+    train = arithmetic.distinct_problems(specification.train_per_level, rng, excluded=held_out)
     _write_parquet(train, "train", 0, directory / "train.parquet")
     _write_parquet(test, "test", len(train), directory / "test.parquet")
 
@@ -110,8 +112,10 @@ def _build(directory: Path, specification: Specification, on_step: Callable[[int
 
 
 def _write_parquet(problems: list[arithmetic.Problem], split: str, first_index: int, path: Path) -> None:
-    """verl's schema: a chat, the answer, and ``extra_info.index``, unique over both files; an expert would write the
-    answer and no more."""
+    """Write problems in verl's schema. ``extra_info.index`` is unique over both files.
+
+    The demonstration is the answer, because an expert would write nothing else.
+    """
     from verl_gsd.tasks.byte_llama import chat_prompt
 
     rows = [

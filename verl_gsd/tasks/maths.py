@@ -1,11 +1,15 @@
-r"""The verifier of mathematics: the final answer of a response against the reference answer.
+r"""The verifier for mathematics: compares the final answer of a response with the reference answer.
 
-Which text is the answer, ``answers.py`` says: the last ``\boxed{}``, or what a response without any announces. Plain
-numbers are compared here (``plain.py``), towers of powers not at all (``screen.py``), everything else by math-verify.
+``answers.py`` extracts the answer: the last ``\boxed{}``, or the answer that a response without a box announces. Plain
+numbers are compared here (``plain.py``), towers of powers are not compared (``screen.py``), and math-verify compares
+everything else.
 
-math-verify ends what takes too long by SIGALRM, which works in no thread but the main one, and verl asks verifiers in
-others; sympy, on text that a policy wrote, may take for ever and all memory. It therefore runs in processes of its own
-(``maths_worker.py``), few, kept, bounded in memory and in CPU time, and killed when they do not answer.
+math-verify runs in separate processes (``maths_worker.py``) for two reasons:
+
+- It ends slow comparisons by SIGALRM, which works only in the main thread, and verl calls verifiers in other threads.
+- On text that a policy wrote, sympy may take forever and use all memory.
+
+The processes are few and reused. Their memory and CPU time are limited, and they are killed if they do not reply.
 """
 
 from __future__ import annotations
@@ -22,26 +26,27 @@ from concurrent.futures import Future
 from typing import Any
 
 from verl_gsd.tasks.answers import LONGEST_ANSWER, final_answer
-from verl_gsd.tasks.answers import last_boxed as last_boxed  # what reads reference solutions finds it here
-from verl_gsd.tasks.notation import is_wrong_by_sight, usual
-from verl_gsd.tasks.plain import is_side, plain_equal
-from verl_gsd.tasks.screen import is_monstrous
+from verl_gsd.tasks.answers import last_boxed as last_boxed  # code that reads reference solutions imports it from here
+from verl_gsd.tasks.notation import is_trivially_wrong, normalize_latex
+from verl_gsd.tasks.plain import equals_one_side, plain_equal
+from verl_gsd.tasks.screen import is_too_large
 
 logger = logging.getLogger(__name__)
 
-#: Seconds of CPU for a comparison, which leave an answer unverified. What can be compared takes a tenth of one.
+#: CPU seconds per comparison, after which an answer stays unverified. A comparison that succeeds takes about 0.1 s.
 CPU_S = 2.0
-#: Seconds for a comparison by the clock, after which its process is taken for dead, and for a process to be ready.
+#: Seconds of wall-clock time per comparison, after which the process counts as dead.
 TIMEOUT_S = 60.0
+#: Seconds until a new process must be ready.
 START_S = 120.0
-#: Processes that compare, in each of verl's reward workers: others wait for one.
+#: Comparison processes per reward worker of verl. Further comparisons wait for a free process.
 PROCESSES = 2
-#: Pairs whose comparison is remembered, the late ones too: a group of equal answers costs one.
+#: Pairs whose verdict is cached, time-outs included. A group of equal answers therefore costs one comparison.
 REMEMBERED = 8192
 
 
 class _Worker:
-    """A process that compares answers, one pair at a time."""
+    """A process that compares pairs of answers, one at a time."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
@@ -51,10 +56,17 @@ class _Worker:
         )
         if self._read(START_S) != "ready":
             self.kill()
-            raise RuntimeError("the process that compares answers did not start: is math-verify installed?")
+            raise RuntimeError(
+                "The process that compares answers did not start; its error message is above. Install math-verify if "
+                "it is missing"
+            )
 
     def ask(self, answer: str, truth: str, timeout_s: float) -> str:
-        """``right``, ``wrong``, ``late``, ``lost``; or, once it is of no further use, ``stuck`` or an empty text."""
+        """The process's reply: ``right``, ``wrong``, ``late`` or ``lost`` (see ``maths_worker.py``).
+
+        ``stuck`` means that it did not reply in time, and an empty text that it has ended. In both cases it is of no
+        further use.
+        """
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps([answer, truth]).encode() + b"\n")
@@ -68,7 +80,7 @@ class _Worker:
         self._process.communicate()
 
     def _read(self, timeout_s: float) -> str:
-        """A line. It is short and comes at once, so that nothing blocks once it has begun."""
+        """One line of output. Lines are short and written at once, so reading does not block once data is available."""
         output = self._process.stdout
         assert output is not None
         return output.readline().decode().strip() if select.select([output], [], [], timeout_s)[0] else "stuck"
@@ -85,69 +97,69 @@ _lock = threading.Lock()
 def compute_score(
     data_source: str, solution_str: Any, ground_truth: Any, extra_info: dict | None = None, **_: Any
 ) -> dict[str, float]:
-    r"""Verify one response: right if its final answer equals the reference answer, as mathematics.
+    r"""Verify one response. It is right if its final answer is mathematically equal to the reference answer.
 
-    The signature is the one verl calls reward functions with. Any text is safe, from any thread.
+    The signature is that of verl's reward functions. Any text is safe, from any thread.
 
     Args:
         ground_truth: LaTeX, without ``\boxed{}``.
 
     Returns:
-        ``score`` and ``acc``, 0.0 or 1.0, the same; ``unverified`` is 1.0 where nobody could tell, which counts as
-        wrong: the comparison took more than ``CPU_S`` seconds, or less after others that did; it ended its process; or
-        one of the two is a number beyond reason.
+        ``score`` and ``acc``, both 0.0 or both 1.0, and ``unverified``. ``unverified`` is 1.0 if the comparison failed,
+        which counts as wrong: it took more than ``CPU_S`` seconds (less if recent comparisons did, too), its process
+        ended, or one of the two numbers is too large.
 
     Raises:
-        RuntimeError: math-verify does not start.
+        RuntimeError: the process with math-verify does not start.
     """
     answer, truth = final_answer(solution_str) if isinstance(solution_str, str) else None, str(ground_truth).strip()
     if answer is None or len(answer) > LONGEST_ANSWER:
-        return _verdict(False)
-    answer, truth = usual(answer), usual(truth)
+        return _scores(False)
+    answer, truth = normalize_latex(answer), normalize_latex(truth)
     if answer == truth:
-        return _verdict(True)
-    if is_wrong_by_sight(answer, truth):
-        return _verdict(False)
-    if is_side(answer, truth):
-        return _verdict(True)
+        return _scores(True)
+    if is_trivially_wrong(answer, truth):
+        return _scores(False)
+    if equals_one_side(answer, truth):
+        return _scores(True)
     right = plain_equal(answer, truth)
-    if right is None and not (is_monstrous(answer) or is_monstrous(truth)):
+    if right is None and not (is_too_large(answer) or is_too_large(truth)):
         right = _are_equal(answer, truth)
-    return _verdict(right)
+    return _scores(right)
 
 
 def _are_equal(answer: str, truth: str) -> bool | None:
-    """What math-verify says, asked once for a pair; None where it did not."""
+    """math-verify's verdict, computed once per pair; None if there is none."""
     with _lock:
-        asked = _verdicts.get((answer, truth))
-        verdict = _verdicts.setdefault((answer, truth), asked or Future())
+        earlier = _verdicts.get((answer, truth))
+        verdict = _verdicts.setdefault((answer, truth), earlier or Future())
         _verdicts.move_to_end((answer, truth))
         if len(_verdicts) > REMEMBERED:
             _verdicts.popitem(last=False)
-    if asked is None:
+    if earlier is None:
         try:
-            verdict.set_result(_compared(answer, truth))
+            verdict.set_result(_compare(answer, truth))
         except BaseException as error:
             verdict.set_exception(error)
             _forget(answer, truth)
     return verdict.result()
 
 
-def _compared(answer: str, truth: str) -> bool | None:
+def _compare(answer: str, truth: str) -> bool | None:
     worker = _idle.get()
     try:
         worker = worker or _Worker()
-        word = worker.ask(answer, truth, TIMEOUT_S)
-        if word in ("stuck", ""):
+        reply = worker.ask(answer, truth, TIMEOUT_S)
+        if reply in ("stuck", ""):
             worker.kill()
             worker = None
     finally:
         _idle.put(worker)
-    if word not in ("right", "wrong"):
+    if reply not in ("right", "wrong"):
         logger.warning("an answer of %d characters could not be verified and counts as wrong", len(answer))
-    if word in ("lost", ""):  # maybe by no fault of this pair
+    if reply in ("lost", ""):  # this pair may not be the cause, so compare it again the next time
         _forget(answer, truth)
-    return {"right": True, "wrong": False}.get(word)
+    return {"right": True, "wrong": False}.get(reply)
 
 
 def _forget(answer: str, truth: str) -> None:
@@ -155,5 +167,5 @@ def _forget(answer: str, truth: str) -> None:
         _verdicts.pop((answer, truth), None)
 
 
-def _verdict(right: bool | None) -> dict[str, float]:
+def _scores(right: bool | None) -> dict[str, float]:
     return {"score": float(bool(right)), "acc": float(bool(right)), "unverified": float(right is None)}

@@ -1,11 +1,11 @@
-"""The process that compares two answers by math-verify: a JSON pair a line in, a word a line out.
+"""The process that compares two answers by math-verify. It reads one JSON pair per line and prints one reply per line.
 
-The words are ``right``, ``wrong``, ``late`` (it took more CPU than it may) and ``lost`` (it broke what compared it).
+A reply is ``right``, ``wrong``, ``late`` (the comparison exceeded its CPU time) or ``lost`` (it ended its process).
 
-It has sympy imported and compares nothing itself: a fork of it does, one pair after the other. What goes wrong ends the
-fork, and the next one is there in milliseconds. Time is CPU time, which the kernel counts and ends the fork by
-(SIGPROF): it works within one operation of Python's on large integers, and a busy machine makes no answer wrong.
-math-verify catches most of what goes wrong inside it, a lack of memory too, and then finds two answers different.
+This process imports sympy and then only forks. A fork compares one pair after the other until something goes wrong,
+which ends the fork; a new one takes milliseconds. The limit is CPU time, so that a busy machine makes no answer wrong.
+The kernel counts it and ends the fork by SIGPROF, even within a single Python operation on large integers. math-verify
+itself catches most errors, out-of-memory errors included, and then reports that the answers differ.
 """
 
 from __future__ import annotations
@@ -21,16 +21,19 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-#: Bytes of address space: sympy on ``9^{9^{9^9}}`` would take all there is.
+#: Address space in bytes. On ``9^{9^{9^9}}`` sympy would use all memory.
 MEMORY = 4 << 30
-#: Comparisons that count as recent, and the seconds that any of them gets.
-RECENT, LEAST_S = 100, 0.25
-#: What two numbers may differ by, as a part of the larger, to be one number: of decimals, and of any others, which
-#: are computed to so many digits.
-NEAR, NEAREST, DIGITS = 1e-5, 1e-20, 30
-#: What most answers are like: a fork starts with what their parsing has cached. A fraction, a surd, an interval, a
-#: union, a polynomial, a set, an equation, a matrix, a word.
-_USUAL = (
+#: How many comparisons count as recent.
+RECENT = 100
+#: The shortest limit of a comparison, in CPU seconds.
+LEAST_S = 0.25
+#: The largest relative difference of equal numbers if one of them is a decimal.
+NEAR = 1e-5
+#: The same for all other numbers, which are evaluated to ``DIGITS`` digits.
+NEAREST, DIGITS = 1e-20, 30
+#: Typical pairs: a fraction, a surd, an interval, a union, a polynomial, a set, an equation, a matrix, a word.
+#: Comparing them first fills caches that every fork then shares.
+_WARM_UP_PAIRS = (
     ("0.5", r"\frac{1}{2}"),
     (r"3\sqrt{2}+\pi", r"\sqrt{18}+\pi"),
     (r"\left(-\infty,\frac{1}{2}\right]", r"(-\infty,0.5]"),
@@ -44,63 +47,69 @@ _USUAL = (
 
 
 def main(limit_s: float) -> None:
-    """Answer until the input ends.
+    """Reply to pairs until the input ends.
 
     Args:
-        limit_s: seconds of CPU that a comparison may take.
+        limit_s: CPU seconds per comparison.
     """
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever sympy or math-verify print is no answer
+    os.dup2(2, 1)  # what sympy and math-verify print must not mix with the replies
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     are_equal = _comparison()
-    for pair in _USUAL:
+    for pair in _WARM_UP_PAIRS:
         are_equal(*pair)
     print("ready", file=answers, flush=True)
     fork, recent = None, deque[bool](maxlen=RECENT)
     for line in sys.stdin:
         fork = fork or _Fork(are_equal, unwanted=(0, answers.fileno()))
-        word = fork.ask(patience_s(limit_s, sum(recent)), line)
-        if word in ("late", "lost"):
+        reply = fork.ask(current_limit_s(limit_s, sum(recent)), line)
+        if reply in ("late", "lost"):
             fork = None
-        recent.append(word == "late")
-        print(word, file=answers, flush=True)
+        recent.append(reply == "late")
+        print(reply, file=answers, flush=True)
 
 
-def patience_s(limit_s: float, late: int) -> float:
-    """Seconds of CPU for a comparison after ``late`` of the recent ones were late: fewer and fewer, so that a batch of
-    nothing else passes; always enough for nearly all that can be compared at all."""
+def current_limit_s(limit_s: float, late: int) -> float:
+    """The limit in CPU seconds if ``late`` of the recent comparisons were late.
+
+    The limit shrinks, so that a batch of only such answers does not take too long. It stays long enough for nearly all
+    answers that can be compared at all.
+    """
     return max(min(LEAST_S, limit_s), limit_s / (1 + late))
 
 
 def _comparison() -> Callable[[str, str], bool]:
     from math_verify import LatexExtractionConfig, parse, verify
 
-    logging.disable(logging.CRITICAL)  # that its own time-outs are off, once a process
+    logging.disable(logging.CRITICAL)  # math-verify warns once per process that its own time-outs are off
     latex = [LatexExtractionConfig(boxed_match_priority=0)]
 
-    @functools.lru_cache(1024)  # a reference is compared with every response to its problem
-    def read(text: str) -> list:
+    @functools.lru_cache(1024)  # each response to a problem is compared with the same reference
+    def parse_answer(text: str) -> list:
         return parse(rf"\boxed{{{text}}}", latex, parsing_timeout=None)
 
     def are_equal(answer: str, truth: str) -> bool:
-        gold, found = read(truth), read(answer)
-        # x > 3 is (3, oo), whichever of the two is the reference.
-        is_right = gold and found and verify(gold, found, allow_set_relation_comp=True, timeout_seconds=None)
-        return bool(is_right) and are_near(gold, found)
+        gold, candidate = parse_answer(truth), parse_answer(answer)
+        # With allow_set_relation_comp, x > 3 equals (3, oo), whichever of the two is the reference.
+        is_right = gold and candidate and verify(gold, candidate, allow_set_relation_comp=True, timeout_seconds=None)
+        return bool(is_right) and are_near(gold, candidate)
 
     return are_equal
 
 
-def are_near(gold: Sequence[Any], found: Sequence[Any]) -> bool:
-    """Whether two parsed answers, if both are numbers, differ by little in proportion.
+def are_near(gold: Sequence[Any], candidate: Sequence[Any]) -> bool:
+    """Whether the relative difference of two parsed answers is small. True if one of them is not a number.
 
-    math-verify compares to 15 places behind the point and rounds decimals to six, so that to it 2^-60 and -2^-60, and
-    1e-19 and 3e-19, are the same. Rational numbers without a decimal among them are compared exactly.
+    math-verify compares 15 decimal places and rounds decimals to six. It therefore finds 2^-60 equal to -2^-60, and
+    1e-19 equal to 3e-19. Two rational numbers are compared exactly if neither is a decimal.
     """
     from sympy import Expr, Float, N
 
-    numbers = [[one.doit() for one in parsed if isinstance(one, Expr) and one.is_number] for parsed in (gold, found)]
+    numbers = [
+        [value.doit() for value in parsed if isinstance(value, Expr) and value.is_number]
+        for parsed in (gold, candidate)
+    ]
     if not all(numbers):
         return True
     (a, *_), (b, *_) = numbers
@@ -114,33 +123,33 @@ class _Fork:
     """A fork of this process that compares one pair after the other.
 
     Args:
-        unwanted: descriptors that it is not to keep open: who waits for their end waits for the first process alone.
+        unwanted: file descriptors that the fork closes, so that only the first process holds them open.
     """
 
     def __init__(self, are_equal: Callable[[str, str], bool], unwanted: Sequence[int]) -> None:
-        theirs, self._questions = os.pipe()
-        self._answers, ours = os.pipe()
+        fork_reads, self._questions = os.pipe()
+        self._answers, fork_writes = os.pipe()
         self._pid = os.fork()
         if not self._pid:
             try:
                 for descriptor in (self._questions, self._answers, *unwanted):
-                    os.close(descriptor)  # questions end with the first process
+                    os.close(descriptor)  # so that the fork's input ends when the first process ends
                 signal.signal(signal.SIGPROF, signal.SIG_DFL)
-                _serve(are_equal, theirs, ours)
+                _serve(are_equal, fork_reads, fork_writes)
             finally:
                 os._exit(0)
-        os.close(theirs)
-        os.close(ours)
+        os.close(fork_reads)
+        os.close(fork_writes)
 
     def ask(self, limit_s: float, pair: str) -> str:
-        """A word. After ``late`` and ``lost`` it is gone."""
+        """The reply to one pair. The fork has ended after ``late`` and ``lost``."""
         try:
             os.write(self._questions, f"{limit_s} {pair}".encode())
-            word = os.read(self._answers, 16).decode()
+            reply = os.read(self._answers, 16).decode()
         except BrokenPipeError:
-            word = ""
-        if word in ("right", "wrong"):
-            return word
+            reply = ""
+        if reply in ("right", "wrong"):
+            return reply
         os.close(self._questions)
         os.close(self._answers)
         _, status = os.waitpid(self._pid, 0)
@@ -148,17 +157,17 @@ class _Fork:
 
 
 def _serve(are_equal: Callable[[str, str], bool], questions: int, answers: int) -> None:
-    """Answer until there is no more question, or something cannot be answered."""
+    """Reply to pairs until the input ends, or until a comparison runs out of memory or recursion depth."""
     with open(questions, encoding="utf-8") as lines:
         for line in lines:
             limit_s, pair = line.split(" ", 1)
             signal.setitimer(signal.ITIMER_PROF, float(limit_s))
             try:
-                word = "right" if are_equal(*json.loads(pair)) else "wrong"
+                reply = "right" if are_equal(*json.loads(pair)) else "wrong"
             except (MemoryError, RecursionError):
                 return
             signal.setitimer(signal.ITIMER_PROF, 0)
-            os.write(answers, word.encode())
+            os.write(answers, reply.encode())
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-r"""Answers as math-verify reads them, and those it reads too kindly.
+r"""Rewrites answers into notation that math-verify reads correctly, and rejects answers that it wrongly accepts.
 
-It takes the ``e`` of 4.5e33 for Euler's number, the right-hand side of any equation for the answer, so that 6 = 5 would
-be a right 5, and a number's base, a.m. and p.m. for nothing.
+math-verify takes the ``e`` of 4.5e33 for Euler's number. It takes the right-hand side of any equation for the answer:
+6 = 5 would count as a right 5. It ignores the base of a number, a.m. and p.m.
 """
 
 from __future__ import annotations
@@ -10,49 +10,55 @@ import re
 from itertools import pairwise
 
 from verl_gsd.tasks import units
-from verl_gsd.tasks.plain import MOST_SIDES, contradict
+from verl_gsd.tasks.plain import MOST_SIDES, sides_contradict
 
 _SCIENTIFIC = re.compile(r"(?<![\w.\\])([-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+))[eE]([-+]?[0-9]{1,3})(?![\w.])")
 _TIMES = re.compile(
     r"\s*(?:\\times|\\cdot|×|\*)\s*10\s*\^\s*(?:\{\s*([-+]?[0-9]{1,3})\s*\}|([-+]?[0-9]{1,3})(?![0-9]))"
 )
-_ABOUT = re.compile(r"\s*(?:\\approx|\\simeq|≈)\s*")
-#: All of an answer, where a number is in it; a word alone is a text to math-verify.
+_APPROXIMATELY = re.compile(r"\s*(?:\\approx|\\simeq|≈)\s*")
+#: A whole answer inside ``\text``, with a number in it. math-verify reads an answer without digits as text.
 _TEXT = re.compile(r"\\(?:text|mathrm|mbox|textbf)\{([^{}0-9]*[0-9][^{}]*)\}")
 _PERIODIC = re.compile(r"(?<![\w.])([0-9]{0,9})\.([0-9]{0,9})\\overline\{([0-9]{1,9})\}")
 _BASED = re.compile(r"[0-9]+_(?:[0-9]|\{[0-9]+\})")
 _HALF_OF_DAY = re.compile(r"[0-9]\W*(?:text\W*)?([ap])\.?\s?m\b", re.I)
 
 
-def usual(text: str) -> str:
-    r"""One way of writing what has several.
+def normalize_latex(text: str) -> str:
+    r"""An answer in a uniform notation.
 
-    ``4.5e33``, ``4.5×10^{33}`` and ``4.5 \cdot 10^33`` as ``4.5 \times 10^{33}``; ``0.1\overline{6}`` as
-    ``\frac{15}{90}``; without ``\approx`` in front, a full stop behind, or ``\text`` about it all; ``~`` as a space.
+    - ``4.5e33``, ``4.5×10^{33}`` and ``4.5 \cdot 10^33`` become ``4.5 \times 10^{33}``.
+    - ``0.1\overline{6}`` becomes ``\frac{15}{90}``.
+    - A leading ``\approx``, a final full stop and a ``\text`` around the whole answer are removed.
+    - ``~`` becomes a space.
     """
-    text = _ABOUT.sub("", text, count=1) if _ABOUT.match(text) else text
+    text = _APPROXIMATELY.sub("", text, count=1) if _APPROXIMATELY.match(text) else text
     text = text.replace("~", " ").strip()
-    if whole := _TEXT.fullmatch(text):
-        text = whole[1].strip()
+    if in_text := _TEXT.fullmatch(text):
+        text = in_text[1].strip()
     text = text[:-1].rstrip() if text.endswith(".") and not text.endswith("..") else text
-    text = _PERIODIC.sub(_fraction, text)
+    text = _PERIODIC.sub(_periodic_as_fraction, text)
     text = _SCIENTIFIC.sub(lambda match: rf"{match[1]} \times 10^{{{int(match[2])}}}", text)
     return _TIMES.sub(lambda match: rf" \times 10^{{{int(match[1] or match[2])}}}", text).strip()
 
 
-def _fraction(periodic: re.Match) -> str:
-    whole, once, again = periodic.groups()
-    top = int(whole + once + again) - int(whole + once or "0")
-    return rf"\frac{{{top}}}{{{'9' * len(again)}{'0' * len(once)}}}"
+def _periodic_as_fraction(periodic: re.Match) -> str:
+    whole, fixed, repeating = periodic.groups()
+    numerator = int(whole + fixed + repeating) - int(whole + fixed or "0")
+    return rf"\frac{{{numerator}}}{{{'9' * len(repeating)}{'0' * len(fixed)}}}"
 
 
-def is_wrong_by_sight(answer: str, truth: str) -> bool:
-    """Whether ``answer`` is an equation of plain numbers that does not hold, or both are numbers written to a base,
-    which stands below them, and are written otherwise; or one is in the morning and the other is not; or a word behind
-    a number of one alone makes another number of it, as ``squared`` does."""
-    if any(contradict(one, other) for one, other in pairwise(answer.split("=", MOST_SIDES))):
+def is_trivially_wrong(answer: str, truth: str) -> bool:
+    """Whether ``answer`` is wrong in one of these ways, which math-verify does not see:
+
+    - It is an equation of plain numbers that does not hold.
+    - Both are numbers with a subscript base, and digits or base differ.
+    - One is a.m. and the other p.m.
+    - A word such as ``squared`` changes the value of a number in only one of them.
+    """
+    if any(sides_contradict(left, right) for left, right in pairwise(answer.split("=", MOST_SIDES))):
         return True
-    bases = [re.sub(r"[{}]", "", text) for text in (answer, truth) if _BASED.fullmatch(text)]
-    halves = [half[1].lower() for half in map(_HALF_OF_DAY.search, (answer, truth)) if half]
-    is_other = any(len(two) == 2 and two[0] != two[1] for two in (bases, halves))
-    return is_other or units.changing(answer) != units.changing(truth)
+    based_numbers = [re.sub(r"[{}]", "", text) for text in (answer, truth) if _BASED.fullmatch(text)]
+    day_halves = [match[1].lower() for match in map(_HALF_OF_DAY.search, (answer, truth)) if match]
+    differ = any(len(pair) == 2 and pair[0] != pair[1] for pair in (based_numbers, day_halves))
+    return differ or units.value_changing_words(answer) != units.value_changing_words(truth)

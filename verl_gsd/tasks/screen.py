@@ -1,7 +1,7 @@
-"""Answers that no one should compute: towers of powers, exponents and factorials beyond reason.
+"""Recognises answers that are too large to compute: towers of powers, huge exponents and factorials.
 
-What passes here may still take for ever; the process that compares is limited in time and memory. This is so that a
-policy that writes nothing but towers costs nothing.
+Other answers can still take very long, and the process that compares answers limits their time and memory. The check
+here makes sure that a policy that writes only towers of powers costs next to nothing.
 """
 
 from __future__ import annotations
@@ -9,31 +9,33 @@ from __future__ import annotations
 import math
 import re
 
-#: Numbers of more decimal digits than this are not computed. Python itself prints few more.
+#: Numbers with more decimal digits than this are not computed. Python itself prints at most 4,300 digits.
 DIGITS = 4000
-#: A number below this is known by its value, any other by how many digits it has; neither exponents nor operands of a
-#: factorial may be as large.
+#: Smaller numbers are tracked by value, larger ones by their number of digits. Exponents and operands of factorials
+#: must be smaller.
 LARGE = 10**4
 
 _SPACE = re.compile(r"\s|\\[,!;: ]|\\left|\\right|(?<=\^)-|(?<=\^[{(])-")
-#: Digits as they stand in the text, or ``#12#``, a large number of 12 digits that was computed.
+#: Digits as in the text, or ``#12#`` for a computed large number of 12 digits.
 _NUMBER = r"(?:#[0-9]+#|[0-9]+)"
-#: A number alone in braces, where an operator or another brace reads it.
+#: A number alone in braces or parentheses, next to an operator or another brace.
 _ALONE = re.compile(rf"(?<=[\^{{(])[{{(]({_NUMBER})[)}}]|[{{(]({_NUMBER})[)}}](?=[\^!)}}])")
-_TOO_MUCH = re.compile(r"\^(?:#|[0-9]{5})|(?:[0-9]{5}|#)!")
-#: The innermost operation on numbers: its exponent is the base of nothing.
+_TOO_LARGE = re.compile(r"\^(?:#|[0-9]{5})|(?:[0-9]{5}|#)!")
+#: The innermost operation on numbers: its exponent is not itself the base of a power.
 _OPERATION = re.compile(rf"({_NUMBER})(?:!|\^([0-9]+)(?![0-9!^]))")
 
 
-def is_monstrous(text: str) -> bool:
-    """Whether ``text`` has a power or factorial of numbers in it that comes to more than ``DIGITS`` digits, or any
-    exponent from ``LARGE`` on. What is no number is not looked into. For texts of some thousand characters."""
+def is_too_large(text: str) -> bool:
+    """Whether a power or factorial in ``text`` has more than ``DIGITS`` digits, or an exponent is at least ``LARGE``.
+
+    Everything else in the text is ignored. Meant for texts of up to some thousand characters.
+    """
     text = _SPACE.sub("", text.replace("#", ""))
     while True:
-        text, found = _ALONE.subn(lambda match: match[1] or match[2], text)
-        if found:
+        text, replaced = _ALONE.subn(lambda match: match[1] or match[2], text)
+        if replaced:
             continue
-        if _TOO_MUCH.search(text):
+        if _TOO_LARGE.search(text):
             return True
         operation = _OPERATION.search(text)
         if operation is None:
@@ -46,7 +48,7 @@ def is_monstrous(text: str) -> bool:
 
 
 def _log10_of_result(base: str, exponent: str | None) -> float:
-    """Of a power, or of a factorial where there is no exponent; 0 is taken for 1."""
+    """log10 of a power, or of a factorial if ``exponent`` is None. A base of 0 counts as 1."""
     if exponent is None:
         return math.lgamma(int(base) + 1) / math.log(10)
     return int(exponent) * (float(base.strip("#")) if "#" in base else _log10(base.lstrip("0") or "1"))

@@ -1,4 +1,4 @@
-r"""What stands behind a number: a word that multiplies it, a unit, which is dropped, or something that is neither."""
+r"""Reads the text after a number: words that multiply it, such as ``million``, and units, which are dropped."""
 
 from __future__ import annotations
 
@@ -16,46 +16,49 @@ _SCALES = {
     "hundredths": Fraction(1, 100),
     "thousandths": Fraction(1, 1000),
 }
-#: Words that make something else of a number than so many of a thing.
-_NO_UNIT = re.compile(
+#: Words after a number that are not units, because they change the meaning of the number.
+_NOT_A_UNIT = re.compile(
     "and|or|to|than|through|if|when|where|for|mod|modulo|base|squared|cubed|factorial|choose|times|plus|minus|over"
     "|percent|percentage|pct|pi|alpha|beta|gamma|theta|sin|cos|tan|log|ln|exp|sqrt|infinity",
     re.I,
 )
-#: Units of two letters. Any other two, with no ``\text`` about them, are a product of variables.
-_SHORT = re.compile("cm|mm|km|kg|mg|ml|ft|in|lb|oz|mi|hr|yd|am|pm", re.I)
+#: Units of two letters. Outside ``\text``, any other two letters are a product of variables.
+_SHORT_UNIT = re.compile("cm|mm|km|kg|mg|ml|ft|in|lb|oz|mi|hr|yd|am|pm", re.I)
 _POWER = r"(?:\^(?:[23]|\{[23]\})|[²³])?"
 _IN_TEXT = re.compile(rf"(?:\\[,\ ])?\s*\\(?:text|mathrm)\{{\s*([A-Za-z][A-Za-z /.]*)\}}{_POWER}")
 _BARE = re.compile(rf"\s+([A-Za-z][A-Za-z /.]*){_POWER}")
-_CHANGING = re.compile(r"[0-9](?:\\[,\ ])?\s*(?:\\(?:text|mathrm)\{\s*)?(squared|cubed|base|if|mod|modulo|factorial)\b")
-#: Of more characters than this nothing is a unit.
+_VALUE_CHANGING = re.compile(
+    r"[0-9](?:\\[,\ ])?\s*(?:\\(?:text|mathrm)\{\s*)?(squared|cubed|base|if|mod|modulo|factorial)\b"
+)
+#: The longest unit, in characters.
 _LONGEST = 40
 
 
-def read(text: str) -> tuple[Fraction, bool] | None:
-    r"""The factor, and whether there is a unit: ``\text{ million people}`` is (1,000,000, True).
+def parse_unit(text: str) -> tuple[Fraction, bool] | None:
+    r"""The factor by which a text multiplies the number before it, and whether the text has a unit.
 
-    None where it is more than that: ``pi``, ``or more``, ``\text{ if even}``. A unit is a word or several, the first of
-    two letters or more; without ``\text`` about them of three, or a common short one, for ``3 xy`` is a product.
+    ``\text{ million people}`` gives (1,000,000, True). The result is None if the text is not only factors and a unit:
+    ``pi``, ``or more``, ``\text{ if even}``. A unit is one or more words. Inside ``\text`` the first word has at least
+    two letters. Outside it has at least three, or is a common short unit, because ``3 xy`` is a product.
     """
     if not text:
         return Fraction(1), False
     in_text = _IN_TEXT.fullmatch(text)
-    found = in_text or _BARE.fullmatch(text)
-    if found is None or len(found[1]) > _LONGEST:
+    match = in_text or _BARE.fullmatch(text)
+    if match is None or len(match[1]) > _LONGEST:
         return None
-    words = re.findall("[A-Za-z]+", found[1].replace(".", "").lower())
+    words = re.findall("[A-Za-z]+", match[1].replace(".", "").lower())
     factor = Fraction(1)
     while words and words[0] in _SCALES:
         factor *= _SCALES[words.pop(0)]
     if not words:
         return factor, False
-    if len(words) > 1 and words[-1] in ("squared", "cubed"):  # of what stands before; alone it is no unit
+    if len(words) > 1 and words[-1] in ("squared", "cubed"):  # part of the unit before it; alone it is not a unit
         words.pop()
-    is_long = len(words[0]) >= (2 if in_text else 3) or _SHORT.fullmatch(words[0])
-    return (factor, True) if is_long and not any(map(_NO_UNIT.fullmatch, words)) else None
+    is_long = len(words[0]) >= (2 if in_text else 3) or _SHORT_UNIT.fullmatch(words[0])
+    return (factor, True) if is_long and not any(map(_NOT_A_UNIT.fullmatch, words)) else None
 
 
-def changing(text: str) -> set[str]:
-    """Words behind numbers that change their value, and that math-verify drops like a unit."""
-    return set(_CHANGING.findall(text))
+def value_changing_words(text: str) -> set[str]:
+    """The words after numbers that change the number's value. math-verify would drop them like units."""
+    return set(_VALUE_CHANGING.findall(text))

@@ -1,4 +1,4 @@
-"""Workers as forks of a server: what a fork must have of its own, and what happens where no server answers."""
+"""Workers as forks of a server: what a fork must not share, and what happens if no server replies."""
 
 import fcntl
 import json
@@ -27,7 +27,7 @@ print(json.dumps({
 
 @pytest.fixture(autouse=True)
 def threads_as_ray_sets_them(monkeypatch):
-    """A fork is for workers with the same number of threads as its server, which is one as in Ray's workers."""
+    """Only workers with the server's number of threads are forked. Here it is one, as in Ray's workers."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
@@ -49,7 +49,7 @@ def start(command, script, *arguments, word="", folder=None, **environment):
     )
 
 
-def test_a_fork_is_the_process_that_was_asked_for(script, tmp_path):
+def test_a_fork_becomes_the_requested_process(script, tmp_path):
     with workers_forked(["imaplib", "numpy"]) as command:
         seen = [json.loads(start(command, script, "-x", word=word, folder=tmp_path).stdout) for word in ("one", "two")]
     assert [report["word"] for report in seen] == ["one", "two"], "the environment is the client's, not the server's"
@@ -63,8 +63,8 @@ def test_a_fork_is_the_process_that_was_asked_for(script, tmp_path):
         assert first != second, "forks draw different random numbers"
 
 
-def test_the_client_waits_for_its_worker_and_passes_on_what_it_prints(tmp_path):
-    """The worker goes on only when the test lets it: a client that had not waited would have ended by then."""
+def test_the_client_waits_for_its_worker_and_shows_its_output(tmp_path):
+    """The worker continues only when the test lets it. A client that does not wait would have ended by then."""
     script, gate = tmp_path / "worker.py", tmp_path / "gate"
     os.mkfifo(gate)
     script.write_text(
@@ -83,7 +83,7 @@ def test_the_client_waits_for_its_worker_and_passes_on_what_it_prints(tmp_path):
     assert "RuntimeError: in it" in said
 
 
-def test_a_server_that_cannot_import_costs_time_and_nothing_else(script, capfd):
+def test_workers_start_as_plain_python_if_the_server_cannot_import(script, capfd):
     with workers_forked(["imaplib", "no_such_module"]) as command:
         done = start(command, script, word="here")
         again = start(command, script, word="again")
@@ -92,7 +92,7 @@ def test_a_server_that_cannot_import_costs_time_and_nothing_else(script, capfd):
     assert "no_such_module" in capfd.readouterr().err, "the server says why"
 
 
-def test_nothing_is_left_of_a_server(script):
+def test_a_stopped_server_leaves_no_process_and_no_files(script):
     with workers_forked([]) as command:
         parent = json.loads(start(command, script).stdout)["parent"]
         path = Path(shlex.split(command)[-1])
@@ -100,11 +100,11 @@ def test_nothing_is_left_of_a_server(script):
     with pytest.raises(ProcessLookupError):
         os.kill(parent, 0)
     assert not path.parent.exists()
-    assert "no fork from" in start(command, script).stderr
+    assert "cannot fork a worker through" in start(command, script).stderr
 
 
-def test_a_fork_that_would_come_too_late_for_its_environment_starts_as_python(script, tmp_path):
-    """PYTHONPATH and the like are read before a fork could take them over."""
+def test_a_worker_with_other_import_variables_starts_as_plain_python(script, tmp_path):
+    """PYTHONPATH and similar variables are read before a fork could apply them."""
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "helper.py").write_text("NAME = 'helped'")
     script.write_text("import os, helper; print(helper.NAME, os.getppid())")
@@ -118,8 +118,8 @@ def test_a_fork_that_would_come_too_late_for_its_environment_starts_as_python(sc
     assert forked[0] == forked[1] and forked[0][1] != str(os.getpid()), "the same variable from the start: forks"
 
 
-def test_what_imports_set_in_the_environment_is_set_in_a_fork_too(script, tmp_path, monkeypatch):
-    """Where a client has another value than the server had at its start, it keeps its own."""
+def test_a_fork_has_the_variables_that_imports_set(script, tmp_path, monkeypatch):
+    """A client that has another value than the server had at its start keeps its own value."""
     lines = (
         "os.environ['KMP_SET'] = 'import'",
         "os.environ.setdefault('LEFT', 'import')",
@@ -138,7 +138,7 @@ def test_what_imports_set_in_the_environment_is_set_in_a_fork_too(script, tmp_pa
     ]
 
 
-def test_a_request_that_is_cut_off_costs_that_worker_alone(script):
+def test_an_incomplete_request_affects_only_its_own_worker(script):
     with workers_forked([]) as command:
         with socket.socket(socket.AF_UNIX) as connection:
             connection.connect(shlex.split(command)[-1])
@@ -185,7 +185,7 @@ if __name__ == "__main__":
 """
 
 
-def test_what_a_worker_spawns_is_a_fork_too_and_ends_as_the_worker_wants_it_to(tmp_path):
+def test_processes_that_a_worker_spawns_are_forks_that_it_can_end(tmp_path):
     script = tmp_path / "worker.py"
     script.write_text(SPAWNING)
     with workers_forked(["imaplib"]) as command:
@@ -204,7 +204,7 @@ def test_the_client_ends_as_its_worker_does(tmp_path, ending, code):
         assert start(command, script).returncode == code
 
 
-def test_a_worker_has_the_open_files_of_its_client_under_their_numbers(tmp_path):
+def test_a_worker_has_its_clients_open_files_under_the_same_numbers(tmp_path):
     script = tmp_path / "worker.py"
     script.write_text("import os, sys\nfor word in sys.argv[1:]: os.write(int(word), word.encode())")
     pipes = [os.pipe() for _ in range(6)]
@@ -248,7 +248,7 @@ if __name__ == "__main__":
 """
 
 
-def test_what_was_spawned_ends_with_the_server_and_a_worker_does_not(tmp_path):
+def test_spawned_processes_end_with_the_server_but_workers_do_not(tmp_path):
     script = tmp_path / "worker.py"
     script.write_text(SPAWNING.partition("if __name__")[0] + PAUSING)
     with workers_forked(["imaplib"]) as command:

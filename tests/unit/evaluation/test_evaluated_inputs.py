@@ -15,7 +15,7 @@ from verl_gsd.errors import ConfigError
 from verl_gsd.evaluation import benches, run
 from verl_gsd.evaluation import merge as merging
 from verl_gsd.evaluation.answers import Verdicts, verify
-from verl_gsd.preparation import prepared
+from verl_gsd.preparation import manifest
 from verl_gsd.preparation.reading import sha256
 from verl_gsd.state import check_state, save_state, torch_of
 
@@ -34,7 +34,7 @@ def bench_of(folder, rows):
     mine.mkdir()
     pq.write_table(pa.Table.from_pylist(rows), mine / "test.parquet")
     split = {"sha256": sha256(mine / "test.parquet"), "verifier": "verl_gsd.tasks.maths"}
-    prepared.write(prepared.Prepared(mine, {"test": split}))
+    manifest.write_manifest(manifest.PreparedDataset(mine, {"test": split}))
     return benches.find("mine", folder, folder)
 
 

@@ -215,7 +215,7 @@ def test_a_job_joins_its_cluster_whatever_the_config_says_of_one_of_its_own(comp
 def test_a_training_process_whose_launcher_is_killed_ends():
     """It has left the launcher's session, so that nothing else would end it, on a cluster least of all."""
     child = (
-        "import os; from verl_gsd.cpu.forkserver import end_with; end_with(os.getppid()); "
+        "import os; from verl_gsd.cpu.forkserver import die_with_parent; die_with_parent(os.getppid()); "
         "print('ready', flush=True); input()"
     )
     launcher = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}], start_new_session=True)"
@@ -230,4 +230,8 @@ def test_a_training_process_whose_launcher_is_killed_ends():
 def test_a_training_process_whose_launcher_ended_before_it_looked_does_not_begin():
     code = "from verl_gsd.run.job import main; main('no such file', 1 << 30)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 1 and "launcher" in done.stderr and "no such file" not in done.stderr
+    assert (
+        done.returncode == 1
+        and "process that launched this one has ended" in done.stderr
+        and "no such file" not in done.stderr
+    )

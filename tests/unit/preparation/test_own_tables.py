@@ -1,13 +1,13 @@
-"""Preparing a table of the user's own: what its columns may hold, and what is refused by row."""
+"""Preparing a user's table: what its columns may contain, and which rows are rejected."""
 
 import re
 
 import pytest
 from prepare_runs import Source, asked, builder, lines, made, run
 
-from verl_gsd.preparation import build, prepare, prepared, sources
+from verl_gsd.preparation import build, dataset, manifest, sources
+from verl_gsd.preparation.dataset import PrepareConfig
 from verl_gsd.preparation.item import BOXED
-from verl_gsd.preparation.prepare import Wish
 from verl_gsd.tasks import maths
 
 
@@ -33,8 +33,8 @@ def test_a_table_becomes_what_verl_reads(tmp_path):
     assert names == {"train.parquet", "manifest.json", "left_out_train.jsonl", ".lock"}
 
 
-def test_verls_own_columns_can_be_read_too(tmp_path):
-    """As published sets have them: a system message, the answer in reward_model, an expert's chat."""
+def test_a_table_in_verls_columns_can_be_read(tmp_path):
+    """Published data sets have a system message, the answer in reward_model, and an expert's chat."""
     row = {
         "prompt": [{"role": "system", "content": "Think."}, {"role": "user", "content": "1+1?"}],
         "reward_model": {"style": "rule", "ground_truth": "2"},
@@ -47,7 +47,7 @@ def test_verls_own_columns_can_be_read_too(tmp_path):
     assert found["reward_model"]["ground_truth"] == "2" and found["demonstration"] == [r"\boxed{2}"]
 
 
-def test_a_solution_without_a_box_among_others_is_no_answer(tmp_path):
+def test_one_solution_without_a_box_is_rejected(tmp_path):
     file = lines(
         tmp_path / "m.jsonl", {"problem": "1+1?", "answer": r"\boxed{2}"}, {"problem": "1+2?", "answer": "no box here"}
     )
@@ -55,8 +55,8 @@ def test_a_solution_without_a_box_among_others_is_no_answer(tmp_path):
     assert re.search(r"m\.jsonl, row 1\b.*boxed.*row 0\b", said)
 
 
-def test_what_reads_a_table_is_part_of_what_rows_depend_on(tmp_path):
-    """The same columns in other roles, or another judge, are another data set."""
+def test_other_column_options_rebuild_the_data_set(tmp_path):
+    """A data set is rebuilt if the same columns get other roles, or if a verifier replaces the reward model."""
     file = lines(tmp_path / "t.jsonl", {"problem": "One?", "answer": "1"})
     run(tmp_path, "mine", "--input", str(file), "--judged-by-model", "--demonstration-column", "answer")
     run(tmp_path, "mine", "--input", str(file))
@@ -84,14 +84,14 @@ def test_a_reward_model_needs_no_answers(tmp_path):
         ({"problem": "x?", "answer": float("nan")}, [], "column answer: .*ground_truth"),
     ],
 )
-def test_a_row_that_cannot_be_read_is_named_and_nothing_written(tmp_path, row, words, message):
+def test_an_unreadable_row_is_named_and_nothing_is_written(tmp_path, row, words, message):
     file = lines(tmp_path / "rows.jsonl", row)
     said = run(tmp_path, "mine", "--input", str(file), *words, code=2)
     assert re.search(rf"rows\.jsonl\b.*{message}", " ".join(said.split()))
     assert not list((tmp_path / "data").rglob("*.parquet"))
 
 
-def test_what_somebody_else_put_there_is_not_written_over(tmp_path):
+def test_a_foreign_file_is_not_overwritten(tmp_path):
     (tmp_path / "data" / "mine").mkdir(parents=True)
     theirs = tmp_path / "data" / "mine" / "train.parquet"
     theirs.write_bytes(b"theirs")
@@ -100,7 +100,7 @@ def test_what_somebody_else_put_there_is_not_written_over(tmp_path):
     assert "mine/train.parquet: " in said and theirs.read_bytes() == b"theirs"
 
 
-def test_a_damaged_manifest_stops_its_own_data_set_alone(tmp_path):
+def test_a_damaged_manifest_stops_only_its_own_data_set(tmp_path):
     file = lines(tmp_path / "t.jsonl", {"problem": "One?", "answer": "1"})
     for content in ("{", '{"format": 2}', '{"format": 1, "splits": null}', '{"format": 1, "splits": ["test"]}'):
         (tmp_path / "data" / "other").mkdir(parents=True, exist_ok=True)
@@ -109,8 +109,8 @@ def test_a_damaged_manifest_stops_its_own_data_set_alone(tmp_path):
         assert "other/manifest.json: " in run(tmp_path, "other", "--input", str(file), code=2), content
 
 
-def test_a_missing_chunk_is_no_shorter_data_set(tmp_path, monkeypatch):
-    monkeypatch.setattr(build, "CHUNK", 4)
+def test_a_missing_or_damaged_chunk_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "CHUNK_ROWS", 4)
     with pytest.raises(KeyboardInterrupt):
         builder(tmp_path / "x").build(Source(15, broken_at=13).rows, lambda read, kept: None)
     chunks = sorted((tmp_path / "x" / ".building_train").glob("chunk_*"))
@@ -123,9 +123,9 @@ def test_a_missing_chunk_is_no_shorter_data_set(tmp_path, monkeypatch):
         builder(tmp_path / "x").build(Source(15).rows, lambda read, kept: None)
 
 
-def test_what_earlier_chunks_had_is_known_after_a_stop(tmp_path, monkeypatch):
-    """Boxes, and the indices of rows that were left out."""
-    monkeypatch.setattr(build, "CHUNK", 2)
+def test_a_resumed_build_remembers_earlier_chunks(tmp_path, monkeypatch):
+    """It remembers boxes, and the indices of rows that were left out."""
+    monkeypatch.setattr(build, "CHUNK_ROWS", 2)
     rows = [{"problem": f"{n}?", "answer": "1", "id": n} for n in range(4)]
     boxed = [*rows[:3], {"problem": "3?", "answer": r"\boxed{1}", "id": 3}]
     again = [rows[0], rows[0] | {"id": 7}, rows[2], rows[3] | {"id": 7}]  # row 1 is a duplicate
@@ -139,11 +139,11 @@ def test_what_earlier_chunks_had_is_known_after_a_stop(tmp_path, monkeypatch):
     assert not list((tmp_path / "data").rglob("train.parquet"))
 
 
-#: What says that a training set was prepared before a test split.
+#: The message that a training set was prepared before a test split contains this.
 NOT_HELD = "mine's training problems"
 
 
-def test_training_that_has_not_met_a_new_test_split_is_said(tmp_path):
+def test_a_new_test_split_names_training_sets_that_were_not_compared_with_it(tmp_path):
     file = lines(tmp_path / "t.jsonl", {"problem": "One?", "answer": "1"}, {"problem": "Two?", "answer": "2"})
     run(tmp_path, "mine", "--input", str(file))
     test = lines(tmp_path / "e.jsonl", {"problem": "One?", "answer": "1"})
@@ -154,12 +154,12 @@ def test_training_that_has_not_met_a_new_test_split_is_said(tmp_path):
     assert NOT_HELD not in run(tmp_path, "new", "--input", str(test), "--split", "test")
 
 
-def test_splits_may_be_judged_otherwise(tmp_path):
+def test_splits_may_have_different_verifiers(tmp_path):
     test = lines(tmp_path / "e.jsonl", {"problem": "One?", "answer": "1"})
     run(tmp_path, "mine", "--input", str(test), "--split", "test")
     train = lines(tmp_path / "t.jsonl", {"problem": "Two?"})
     run(tmp_path, "mine", "--input", str(train), "--judged-by-model")
-    splits = prepared.read(tmp_path / "data" / "mine").splits
+    splits = manifest.read_manifest(tmp_path / "data" / "mine").splits
     assert {name: split["verifier"] for name, split in splits.items()} == {
         "test": "verl_gsd.tasks.maths",
         "train": None,
@@ -169,20 +169,20 @@ def test_splits_may_be_judged_otherwise(tmp_path):
 @pytest.mark.parametrize(
     ("value", "kept"), [(1e-7, "0.0000001"), (2.0, "2"), (0.1, "0.1"), (10**20, "1" + "0" * 20), (-1.5, "-1.5")]
 )
-def test_numbers_are_written_as_one_answers(tmp_path, value, kept):
+def test_numbers_are_stored_in_decimal_notation(tmp_path, value, kept):
     run(tmp_path, "mine", "--input", str(lines(tmp_path / "t.jsonl", {"problem": "One?", "answer": value})))
     (row,) = made(tmp_path, "mine")
     assert row["reward_model"]["ground_truth"] == kept
     assert maths.compute_score("mine", rf"\boxed{{{kept}}}", kept)["acc"] == 1.0
 
 
-def test_columns_that_are_there_twice_are_refused(tmp_path):
+def test_duplicate_column_names_are_rejected(tmp_path):
     (tmp_path / "t.csv").write_text("problem,answer,answer\nOne?,1,2\n")
     said = run(tmp_path, "mine", "--input", str(tmp_path / "t.csv"), code=2)
     assert re.search(r"t\.csv: column answer\b.*twice", said)
 
 
-def test_half_a_character_is_named_by_row(tmp_path):
+def test_a_lone_surrogate_is_reported_with_its_row(tmp_path):
     (tmp_path / "t.jsonl").write_text('{"problem": "One?", "answer": "1"}\n{"problem": "\\ud800", "answer": "1"}\n')
     said = run(tmp_path, "mine", "--input", str(tmp_path / "t.jsonl"), code=2)
     assert re.search(r"t\.jsonl, row 1\b.*\\ud800", said)
@@ -194,30 +194,30 @@ def test_half_a_character_is_named_by_row(tmp_path):
     ("line", "message"),
     [("{nonsense", "JSON"), ('{"problem": "2?", "answer": "2", "answer": "3"}', "'answer'.*twice")],
 )
-def test_what_is_no_json_is_named_with_its_line(tmp_path, line, message):
+def test_invalid_json_is_reported_with_its_line(tmp_path, line, message):
     (tmp_path / "t.jsonl").write_text(f'{{"problem": "1?", "answer": "1"}}\n{line}\n')
     said = run(tmp_path, "mine", "--input", str(tmp_path / "t.jsonl"), code=2)
     assert re.search(rf"t\.jsonl, line 2\b.*JSON.*{message}|t\.jsonl, line 2\b.*{message}", said)
 
 
-def test_an_empty_line_is_no_row(tmp_path):
+def test_empty_lines_are_skipped(tmp_path):
     (tmp_path / "t.jsonl").write_text('{"problem": "1?", "answer": "1"}\n\n{"problem": "2?", "answer": "2"}\n \n')
     run(tmp_path, "mine", "--input", str(tmp_path / "t.jsonl"))
     assert asked(made(tmp_path, "mine")) == ["1?", "2?"]
 
 
 @pytest.mark.parametrize(("problem", "answer"), [("\u200b\u2060", "1"), ("1?", "\ufeff"), ("1?", "\u200e \x00")])
-def test_a_text_of_which_nothing_is_to_be_seen_is_none(tmp_path, problem, answer):
+def test_a_text_without_visible_characters_is_rejected(tmp_path, problem, answer):
     file = lines(tmp_path / "t.jsonl", {"problem": problem, "answer": answer})
     assert "t.jsonl, row 0 " in run(tmp_path, "mine", "--input", str(file), code=2)
 
 
-def test_the_wish_says_what_rows_depend_on(tmp_path):
-    """Whatever changes the rows is in the settings, or a second call would keep the first one's."""
+def test_a_changed_config_rebuilds_the_data_set(tmp_path):
+    """Everything that changes the rows is part of the settings. Otherwise a second call would keep the old rows."""
     file = lines(tmp_path / "t.jsonl", {"problem": "1?", "answer": "1"})
-    wish = Wish("mine", sources.table("problem", "answer"), tmp_path / "data", file)
-    before, _ = prepare.prepare(wish, lambda *_: None)
-    other = Wish("mine", sources.table("problem", "answer", suffix="!"), tmp_path / "data", file)
-    prepare.prepare(other, lambda *_: None)
+    config = PrepareConfig("mine", sources.table("problem", "answer"), tmp_path / "data", file)
+    before, _ = dataset.prepare_dataset(config, lambda *_: None)
+    other = PrepareConfig("mine", sources.table("problem", "answer", suffix="!"), tmp_path / "data", file)
+    dataset.prepare_dataset(other, lambda *_: None)
     assert made(tmp_path, "mine")[0]["prompt"][0]["content"] == "1?!"
     assert before.splits["train"]["suffix"] == BOXED

@@ -1,4 +1,4 @@
-"""Preparing data: what is left out and why, what goes on after a stop, and what is never half-written."""
+"""Preparing data: which rows are left out and why, resuming after a stop, and atomic files."""
 
 import json
 import re
@@ -10,29 +10,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prepare_runs import Source, asked, builder, lines, made, run
 
-from verl_gsd.preparation import build, prepare, prepared
-from verl_gsd.preparation.chats import Template
-from verl_gsd.preparation.item import BOXED, Item, shuffled
-from verl_gsd.preparation.overlap import Overlap
+from verl_gsd.preparation import build, dataset, manifest
+from verl_gsd.preparation.chats import ChatTemplate
+from verl_gsd.preparation.item import BOXED, Item, option_order
+from verl_gsd.preparation.overlap import OverlapIndex
 from verl_gsd.tasks import byte_llama
 
 LONG = "A train leaves at nine and travels at forty miles an hour towards the town of"
 
 
-def test_duplicates_go_and_problems_with_two_answers_go_altogether(tmp_path):
+def test_duplicates_and_all_rows_of_conflicting_problems_are_left_out(tmp_path):
     rows = [("One?", "1"), ("Two?", "2"), ("one? ", "1"), ("Two?", "3"), ("Three?", "3"), ("two?", "2")]
     file = lines(tmp_path / "t.jsonl", *({"problem": problem, "answer": answer} for problem, answer in rows))
     run(tmp_path, "mine", "--input", str(file))
     assert asked(made(tmp_path, "mine")) == ["One?", "Three?"]
     assert [row["extra_info"]["index"] for row in made(tmp_path, "mine")] == [0, 4], "a row keeps its number"
-    of = prepared.read(tmp_path / "data" / "mine").splits["train"]
+    of = manifest.read_manifest(tmp_path / "data" / "mine").splits["train"]
     assert (of["read"], of["rows"]) == (6, 2)
     assert of["left_out"] == {"conflicting": 2, "duplicate": 2}
     left = [json.loads(line) for line in (tmp_path / "data" / "mine" / "left_out_train.jsonl").read_text().splitlines()]
     assert left == [{"row": row, "reason": "conflicting", "detail": ""} for row in (1, 3)], "but for duplicates"
 
 
-def test_answers_that_are_the_same_number_do_not_conflict(tmp_path):
+def test_equal_numbers_in_different_notation_do_not_conflict(tmp_path):
     rows = [("Half?", "0.5"), ("Half?", r"\frac{1}{2}"), ("Thousand?", "1,000"), ("Thousand?", "1000")]
     file = lines(tmp_path / "t.jsonl", *({"problem": problem, "answer": answer} for problem, answer in rows))
     run(tmp_path, "mine", "--input", str(file))
@@ -44,10 +44,10 @@ def test_two_summaries_of_a_post_do_not_conflict(tmp_path):
     run(tmp_path, "tldr", "--input", str(file), "--split", "train")
     (row,) = made(tmp_path, "tldr")
     assert row["reward_model"] == {"style": "model", "ground_truth": "Short."}
-    assert prepared.read(tmp_path / "data" / "tldr").splits["train"]["left_out"] == {"duplicate": 1}
+    assert manifest.read_manifest(tmp_path / "data" / "tldr").splits["train"]["left_out"] == {"duplicate": 1}
 
 
-def test_a_contaminated_problem_that_comes_again_is_a_duplicate(tmp_path):
+def test_a_repeated_contaminated_problem_is_a_duplicate(tmp_path):
     run(
         tmp_path,
         "e",
@@ -58,18 +58,18 @@ def test_a_contaminated_problem_that_comes_again_is_a_duplicate(tmp_path):
     )
     file = lines(tmp_path / "t.jsonl", *[{"problem": "One?", "answer": "1"}] * 3, {"problem": "Two?", "answer": "2"})
     run(tmp_path, "mine", "--input", str(file))
-    left = prepared.read(tmp_path / "data" / "mine").splits["train"]["left_out"]
+    left = manifest.read_manifest(tmp_path / "data" / "mine").splits["train"]["left_out"]
     assert left == {"contaminated": 1, "duplicate": 2}
 
 
-def test_a_test_split_is_kept_as_it_is(tmp_path):
-    """Published figures are means over all rows, the doubled ones of MMLU-Pro included."""
+def test_a_test_split_keeps_duplicates(tmp_path):
+    """Published scores are means over all rows, including the duplicates of MMLU-Pro."""
     file = lines(tmp_path / "t.jsonl", *[{"problem": "One?", "answer": "1"}] * 2)
     run(tmp_path, "mine", "--input", str(file), "--split", "test")
     assert asked(made(tmp_path, "mine", "test")) == ["One?", "One?"]
 
 
-def test_training_is_held_against_every_prepared_test_split(tmp_path):
+def test_test_problems_of_all_prepared_sets_are_left_out_of_training(tmp_path):
     test = lines(tmp_path / "e.jsonl", {"problem": f"{LONG} Leeds. When is it there?", "answer": "1"})
     short = lines(tmp_path / "s.jsonl", {"problem": "What is $1+1$?", "answer": "2"})
     run(tmp_path, "long", "--input", str(test), "--split", "test")
@@ -92,7 +92,7 @@ def test_training_is_held_against_every_prepared_test_split(tmp_path):
     run(tmp_path, "mine", "--input", str(train), "--against", "long")
     assert len(made(tmp_path, "mine")) == 3
     said = run(tmp_path, "mine", "--input", str(train), "--against", "none")
-    assert re.search(r"training problems\b.*\bnone\b", said)
+    assert "training problems were not compared with any evaluation set" in said
     assert len(made(tmp_path, "mine")) == 4
     said = run(tmp_path, "mine", "--input", str(train), "--against", "longer", code=2)
     assert re.search(r"--against longer: .*verl-gsd prepare longer\b.*long, short", said)
@@ -117,16 +117,16 @@ PHRASE = "where $m$ and $n$ are relatively prime positive integers. Find $m+n$."
         ("", None),
     ],
 )
-def test_overlap_is_half_the_runs_of_a_problem(problem, found):
-    overlap = Overlap(4)
+def test_half_of_the_runs_are_an_overlap(problem, found):
+    overlap = OverlapIndex(4)
     overlap.add("set", ["0 a b c d 1"])
     overlap.add("cjk", ["求解方程组的"])
     overlap.add("pair", ["p q"])
     assert overlap.find(problem) == found
 
 
-def test_a_phrase_that_many_problems_end_with_is_no_copy():
-    overlap = Overlap(13)
+def test_a_common_final_phrase_is_not_an_overlap():
+    overlap = OverlapIndex(13)
     drawing = "[asy] import graph; size(5cm); real lsf = 0.5; pen dps = linewidth(0.7) + fontsize(10); [/asy]"
     evaluation = f"{LONG} Leeds, {LONG} York. The ratio of the two times is $\\frac{{m}}{{n}}$, {PHRASE} {drawing}"
     overlap.add("aime", [evaluation, "Which of the seven gases do most plants absorb?"])
@@ -137,8 +137,8 @@ def test_a_phrase_that_many_problems_end_with_is_no_copy():
     assert overlap.find("Which of the seven gases do animals absorb?") is None
 
 
-def test_options_do_not_hide_a_question(tmp_path):
-    """Of an evaluation problem with options the question alone is looked for."""
+def test_options_do_not_hide_an_overlap(tmp_path):
+    """Only the question of an evaluation problem is compared, without its options."""
     row = {"question": "Which of the seven gases do most plants absorb?", "options": ["O2", "CO2"], "answer_index": 1}
     run(tmp_path, "mmlu_pro", "--input", str(lines(tmp_path / "e.jsonl", row)))
     file = lines(
@@ -149,7 +149,7 @@ def test_options_do_not_hide_a_question(tmp_path):
 
 @given(st.lists(st.sampled_from("abcd"), max_size=14), st.lists(st.sampled_from("abcd"), max_size=14))
 def test_overlap_finds_what_a_slow_search_finds(evaluation, training):
-    overlap = Overlap(7)
+    overlap = OverlapIndex(7)
     overlap.add("set", [" ".join(evaluation)])
 
     def runs(words, length):
@@ -164,9 +164,9 @@ def test_overlap_finds_what_a_slow_search_finds(evaluation, training):
     assert (overlap.find(" ".join(training)) == "set") == slow
 
 
-def test_what_was_stopped_goes_on_where_it_was(tmp_path, monkeypatch):
-    """Duplicates and contradictions of what earlier chunks have are found after it as they were before."""
-    monkeypatch.setattr(build, "CHUNK", 4)
+def test_an_interrupted_build_resumes_at_its_chunk(tmp_path, monkeypatch):
+    """Duplicates and conflicts with rows of earlier chunks are found after the stop, too."""
+    monkeypatch.setattr(build, "CHUNK_ROWS", 4)
     whole = builder(tmp_path / "whole")
     file = whole.build(Source(15).rows, lambda read, kept: None)
     expected, counts = pq.read_table(file).to_pylist(), whole.counts()
@@ -181,7 +181,7 @@ def test_what_was_stopped_goes_on_where_it_was(tmp_path, monkeypatch):
     assert again.read == list(range(8, 15)), "two chunks of four were there"
     assert pq.read_table(file).to_pylist() == expected and going_on.counts() == counts
 
-    overlap = Overlap(13)
+    overlap = OverlapIndex(13)
     overlap.add("set", ["Problem 3?"])
     counted = []
     for name, broken_at in (("y", None), ("z", 8)):
@@ -198,7 +198,7 @@ def test_what_was_stopped_goes_on_where_it_was(tmp_path, monkeypatch):
     assert other.read == list(range(15)), "chunks made otherwise are thrown away"
 
 
-def test_what_was_stopped_between_its_files_and_its_manifest_goes_on(tmp_path, monkeypatch):
+def test_a_stop_between_the_files_and_the_manifest_can_be_resumed(tmp_path, monkeypatch):
     file = lines(tmp_path / "t.jsonl", {"problem": "One?", "answer": "1"})
     path = tmp_path / "data" / "mine" / "train.parquet"
 
@@ -206,8 +206,8 @@ def test_what_was_stopped_between_its_files_and_its_manifest_goes_on(tmp_path, m
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(prepared, "write", stopped)
-        assert "same line" in run(tmp_path, "mine", "--input", str(file), code=130)
+        patched.setattr(manifest, "write_manifest", stopped)
+        assert "Run the same command again to resume" in run(tmp_path, "mine", "--input", str(file), code=130)
     assert path.is_file() and not (path.parent / "manifest.json").exists()
     theirs, ours = b"somebody's", path.read_bytes()
     path.write_bytes(theirs)
@@ -220,27 +220,27 @@ def test_what_was_stopped_between_its_files_and_its_manifest_goes_on(tmp_path, m
     assert names == {"train.parquet", "manifest.json", "left_out_train.jsonl", ".lock"}, "nothing is left of the stop"
 
 
-def test_the_same_line_again_reads_nothing(tmp_path, monkeypatch):
+def test_the_same_command_again_reads_no_rows(tmp_path, monkeypatch):
     file = lines(tmp_path / "t.jsonl", {"problem": "One?", "answer": "1"})
     run(tmp_path, "mine", "--input", str(file))
     before = (tmp_path / "data" / "mine" / "train.parquet").stat().st_mtime_ns
-    monkeypatch.setattr(prepare, "rows", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(dataset, "read_rows", lambda *_: pytest.fail("read again"))
     run(tmp_path, "mine", "--input", str(file))
     assert (tmp_path / "data" / "mine" / "train.parquet").stat().st_mtime_ns == before
 
 
-def test_a_file_that_was_touched_is_not_what_was_prepared(tmp_path):
+def test_a_changed_file_is_an_error_and_is_rebuilt(tmp_path):
     file = lines(tmp_path / "t.jsonl", {"problem": "One?", "answer": "1"})
     run(tmp_path, "mine", "--input", str(file), "--split", "test")
     target = tmp_path / "data" / "mine" / "test.parquet"
     target.write_bytes(target.read_bytes() + b"x")
     with pytest.raises(ValueError, match=r"test\.parquet: .*manifest\.json.*verl-gsd prepare mine"):
-        prepared.read(tmp_path / "data" / "mine").file("test")
+        manifest.read_manifest(tmp_path / "data" / "mine").file("test")
     run(tmp_path, "mine", "--input", str(file), "--split", "test")
-    assert prepared.read(tmp_path / "data" / "mine").file("test") == target
+    assert manifest.read_manifest(tmp_path / "data" / "mine").file("test") == target
 
 
-def test_a_row_that_cannot_be_used_leaves_the_set_before_as_it_was(tmp_path):
+def test_an_unusable_row_leaves_the_earlier_data_set_unchanged(tmp_path):
     file = lines(tmp_path / "t.jsonl", {"problem": "One?", "answer": "1"})
     run(tmp_path, "mine", "--input", str(file))
     folder = tmp_path / "data" / "mine"
@@ -250,7 +250,7 @@ def test_a_row_that_cannot_be_used_leaves_the_set_before_as_it_was(tmp_path):
     assert re.search(r"u\.jsonl, row 1\b.*column answer: ", said)
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in (".json", ".parquet")} == before
     run(tmp_path, "mine", "--input", str(broken), "--skip-unusable")
-    of = prepared.read(folder).splits["train"]
+    of = manifest.read_manifest(folder).splits["train"]
     assert (of["read"], of["rows"], of["left_out"]) == (2, 1, {"unusable": 1})
     nothing = lines(tmp_path / "v.jsonl", {"problem": "", "answer": "1"})
     assert "1 unusable" in run(tmp_path, "empty", "--input", str(nothing), "--skip-unusable", code=2)
@@ -270,7 +270,7 @@ def test_indices_of_the_table_are_kept_and_must_be_unique(tmp_path):
     assert re.search(r"column id: .*str 'x'", said)
 
 
-def test_indices_of_two_splits_differ(tmp_path):
+def test_the_indices_of_two_splits_differ(tmp_path):
     for split in ("test", "train"):
         file = lines(tmp_path / f"{split}.jsonl", {"problem": f"{split}?", "answer": "1"})
         run(tmp_path, "mine", "--input", str(file), "--split", split)
@@ -284,14 +284,14 @@ def tokenizer(tmp_path_factory):
     return folder
 
 
-def test_the_template_is_shown_and_long_prompts_go(tmp_path, tokenizer):
+def test_the_first_prompt_is_printed_and_long_prompts_are_left_out(tmp_path, tokenizer):
     file = lines(tmp_path / "t.jsonl", {"problem": "1?", "answer": "1"}, {"problem": "2" * 60 + "?", "answer": "1"})
     length = 2 + len("1?" + BOXED)  # bytes, and a token a role
     words = ["--model", str(tokenizer), "--max-prompt-length"]
     said = run(tmp_path, "mine", "--input", str(file), *words, str(length))
     assert "<|user|>1? Let's think step by step" in said and "<|assistant|>" in said
     assert len(made(tmp_path, "mine")) == 1
-    assert prepared.read(tmp_path / "data" / "mine").splits["train"]["left_out"] == {"too_long": 1}
+    assert manifest.read_manifest(tmp_path / "data" / "mine").splits["train"]["left_out"] == {"too_long": 1}
     assert "2 too_long" in run(tmp_path, "mine", "--input", str(file), *words, str(length - 1), code=2)
     said = run(tmp_path, "mine", "--input", str(file), "--max-prompt-length", "9", code=2)
     assert re.search("--max-prompt-length 9: .*--model", said)
@@ -306,33 +306,33 @@ def test_the_template_is_shown_and_long_prompts_go(tmp_path, tokenizer):
         ("{% for m in messages %}{{ m['content'] }}{% endfor %}", "chat template.*add_generation_prompt"),
     ],
 )
-def test_a_template_that_would_spoil_training_is_refused(tmp_path, template, message):
+def test_an_unfit_chat_template_is_rejected(tmp_path, template, message):
     tokenizer = byte_llama.build_tokenizer()
     tokenizer.chat_template = template
     tokenizer.save_pretrained(tmp_path / "model")
     with pytest.raises(ValueError, match=message):
-        Template(str(tmp_path / "model")).text([{"role": "user", "content": "1+1?"}])
+        ChatTemplate(str(tmp_path / "model")).text([{"role": "user", "content": "1+1?"}])
 
 
-def test_a_model_without_a_tokenizer_is_said(tmp_path):
+def test_a_model_without_a_tokenizer_is_an_error(tmp_path):
     file = lines(tmp_path / "t.jsonl", {"problem": "1?", "answer": "1"})
     assert f"--model {tmp_path}: " in run(tmp_path, "mine", "--input", str(file), "--model", str(tmp_path), code=2)
 
 
 @given(st.integers(2, 10), st.text(max_size=5))
 def test_options_are_shuffled_by_the_question_alone(count, question):
-    order = shuffled(question, count)
-    assert sorted(order) == list(range(count)) and order == shuffled(question, count)
+    order = option_order(question, count)
+    assert sorted(order) == list(range(count)) and order == option_order(question, count)
 
 
-def test_questions_are_the_same_whatever_the_order_of_their_options():
+def test_the_order_of_options_does_not_change_the_key():
     first, second = (Item("Which?", "yes", ("yes", *others)) for others in (("no", "never"), ("never", "no")))
     assert first.key() == second.key() != Item("Which?", "yes", ("yes", "no")).key()
 
 
 @pytest.fixture(scope="module")
 def one_table(tmp_path_factory):
-    """A folder with a table, a file of another kind, and one set prepared."""
+    """A folder with a table, a file of an unknown kind, and one prepared data set."""
     folder = tmp_path_factory.mktemp("tables")
     table = lines(folder / "t.jsonl", {"problem": "1?", "answer": "1"})
     (folder / "t.txt").write_text("")
@@ -366,7 +366,7 @@ def one_table(tmp_path_factory):
         (["arithmetic", "--input", "t.jsonl"], "--input: .*arithmetic"),
     ],
 )
-def test_mistakes_are_named(one_table, monkeypatch, words, message):
+def test_wrong_options_are_reported(one_table, monkeypatch, words, message):
     monkeypatch.chdir(one_table)
     assert re.search(message, " ".join(run(one_table, *words, code=2).split()))
     assert [path.name for path in (one_table / "data").glob("*/*.parquet")] == ["test.parquet"], "nothing was made"

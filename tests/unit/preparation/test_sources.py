@@ -1,4 +1,4 @@
-"""Every data set that has a name: small folders of the hub's schemas, through the loading code that reads the hub."""
+"""All named data sets, on small folders with the hub's schemas, by the code that also reads the hub."""
 
 import json
 import re
@@ -20,7 +20,7 @@ def chat(*texts):
     return [{"role": role, "content": text} for role, text in zip(("system", "user", "assistant"), texts, strict=False)]
 
 
-#: name -> rows of its columns and further ones, and what becomes of them: problem, answer, demonstration.
+#: name -> rows with its columns and more, and the expected (problem, answer, demonstration).
 ROWS = {
     "gsm8k": (
         [{"question": "Two of 1,000?", "answer": "It is <<2*1000=2000>>2000.\n#### 2,000"}],
@@ -130,12 +130,12 @@ ROWS = {
 }
 
 
-def test_every_name_is_tried():
+def test_all_sources_have_test_rows():
     assert ROWS.keys() == SOURCES.keys()
 
 
 def downloaded(folder, source, rows):
-    """A repository as one gets it: Parquet by split below a folder a config, which the README names."""
+    """A downloaded repository: one folder per configuration with one Parquet file per split, as the README says."""
     configs = []
     for config in source.configs:
         inside = folder / (config or "data")
@@ -196,7 +196,7 @@ def test_solve_rates_are_kept(tmp_path):
     assert table.schema.field("llama8b_solve_rate").type == pa.float64()
 
 
-def test_a_training_problem_that_the_test_split_has_is_left_out(tmp_path):
+def test_problems_of_the_test_split_are_left_out_of_training(tmp_path):
     folder = downloaded(tmp_path / "hub", SOURCES["gsm8k"], ROWS["gsm8k"][0])
     other = ROWS["gsm8k"][0] + [{"question": "Three?", "answer": "#### 3"}]
     pq.write_table(pa.Table.from_pylist(other), folder / "main" / "train-00000-of-00001.parquet")
@@ -206,8 +206,8 @@ def test_a_training_problem_that_the_test_split_has_is_left_out(tmp_path):
     assert row["prompt"][0]["content"] == "Three?" + BOXED and row["extra_info"]["index"] == 1
 
 
-def test_the_right_option_is_anywhere(tmp_path):
-    """Of many questions, about as often first as last; and the same on every machine."""
+def test_the_right_option_is_at_every_position(tmp_path):
+    """Over many questions each position is about equally frequent. The order is the same on every machine."""
     rows = [ROWS["gpqa_diamond"][0][0] | {"Question": f"Which of {n}?"} for n in range(400)]
     prepared(tmp_path, "gpqa_diamond", downloaded(tmp_path / "hub", SOURCES["gpqa_diamond"], rows))
     made = pq.read_table(tmp_path / "data" / "gpqa_diamond" / "test.parquet").to_pylist()
@@ -239,7 +239,7 @@ def test_the_right_option_is_anywhere(tmp_path):
         ("math", {"problem": "P?", "solution": "Long. " * 90}, "column solution: .*Long"),
     ],
 )
-def test_a_row_that_cannot_be_read_is_named_and_nothing_made(tmp_path, name, row, message):
+def test_an_unreadable_row_is_named_and_nothing_is_written(tmp_path, name, row, message):
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
     split = ["--split", "test"] if len(SOURCES[name].splits) > 1 else []
     line = ["prepare", name, "--input", str(tmp_path / "rows.jsonl"), "--data", str(tmp_path / "data"), *split]
@@ -248,8 +248,8 @@ def test_a_row_that_cannot_be_read_is_named_and_nothing_made(tmp_path, name, row
     assert not list((tmp_path / "data").rglob("*.parquet")) and not list((tmp_path / "data").rglob("manifest.json"))
 
 
-def test_a_folder_of_plain_files_is_read_as_the_files_are(tmp_path):
-    """The library would make 33 of 033 where another answer is a number, and 7 of 007 in CSV."""
+def test_plain_files_in_a_folder_are_read_by_our_own_readers(tmp_path):
+    """The datasets library would turn 033 into 33 if another answer is a number, and 007 into 7 in a CSV file."""
     (tmp_path / "hub").mkdir()
     rows = [{"problem": "P?", "answer": "033"}, {"problem": "Q?", "answer": 4}]
     (tmp_path / "hub" / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -269,7 +269,7 @@ def test_a_folder_of_plain_files_is_read_as_the_files_are(tmp_path):
         ({"test.parquet": "version https://git-lfs.github.com/spec/v1"}, r"test\.parquet: "),
     ],
 )
-def test_a_folder_that_is_none_is_said(tmp_path, files, message):
+def test_an_unusable_folder_is_an_error(tmp_path, files, message):
     (tmp_path / "hub").mkdir()
     for name, content in files.items():
         (tmp_path / "hub" / name).write_text(content)
@@ -278,7 +278,7 @@ def test_a_folder_that_is_none_is_said(tmp_path, files, message):
     assert done.exit_code == 2 and re.search(message, done.stderr), done.output + done.stderr
 
 
-def test_a_hub_that_does_not_answer_is_said(tmp_path, monkeypatch):
+def test_an_unreachable_hub_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     done = CliRunner().invoke(app, ["prepare", "aime24", "--data", str(tmp_path)], env={"COLUMNS": "300"})

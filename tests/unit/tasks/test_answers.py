@@ -1,9 +1,9 @@
-"""Where a response says what its answer is, and texts made to take for ever."""
+"""Extracting the final answer of a response, and texts that are made to take very long."""
 
 import pytest
 
 from verl_gsd.tasks.answers import LONGEST_ANSWER, LONGEST_LINE, final_answer
-from verl_gsd.tasks.screen import is_monstrous
+from verl_gsd.tasks.screen import is_too_large
 
 
 @pytest.mark.parametrize(
@@ -63,8 +63,8 @@ def test_the_final_answer(text, found):
     [("\\", 3), ("{", 3), ("answer is ", 3)]
     + [(piece, 1) for piece in ("}", "answer", r"\boxed{", r"\boxed ", "####\n", "$", r"\text{", "* ")],
 )
-def test_megabytes_of_anything_are_no_answer(piece, megabytes):
-    """A reading that is not linear would take days."""
+def test_megabytes_of_text_are_handled_in_linear_time(piece, megabytes):
+    """An algorithm that is not linear would take days."""
     text = piece * (megabytes * 10**6 // len(piece))
     assert final_answer(text) is None
     assert final_answer(text + r" \boxed{7}") == "7"
@@ -91,8 +91,8 @@ def test_megabytes_of_anything_are_no_answer(piece, megabytes):
         "^".join(["2"] * 400),
     ],
 )
-def test_monsters_are_seen(text):
-    assert is_monstrous(text)
+def test_numbers_that_are_too_large_are_recognised(text):
+    assert is_too_large(text)
 
 
 @pytest.mark.parametrize(
@@ -116,5 +116,5 @@ def test_monsters_are_seen(text):
         "",
     ],
 )
-def test_what_can_be_computed_is_no_monster(text):
-    assert not is_monstrous(text)
+def test_computable_numbers_are_not_too_large(text):
+    assert not is_too_large(text)

@@ -13,7 +13,7 @@ TINY = embedded.Specification(seed=3, train_per_level=6, test_per_level=2, warm_
 
 
 def evaluate(question: str) -> int:
-    """An independent reading of a question: split into signed digits and add."""
+    """An independent evaluation of a question: split it into signed digits and add them."""
     text = question.removesuffix("=").replace("-", "+-")
     return sum(int(part) for part in text.split("+"))
 
@@ -22,23 +22,23 @@ def evaluate(question: str) -> int:
 def test_problems_have_right_answers_and_belong_to_their_level(level):
     rng = random.Random(0)
     for _ in range(300):
-        problem = arithmetic.draw(level, rng)
+        problem = arithmetic.sample_problem(level, rng)
         assert evaluate(problem.question) == int(problem.answer) >= 0
         assert sum(character.isdigit() for character in problem.question) == level.terms
         assert ("-" in problem.question) == level.mixed
 
 
-def test_distinct_problems_are_distinct_and_avoid_the_excluded():
-    first = arithmetic.distinct(20, random.Random(0))
+def test_distinct_problems_are_distinct_and_not_excluded():
+    first = arithmetic.distinct_problems(20, random.Random(0))
     held_out = {problem.question for problem in first}
-    second = arithmetic.distinct(40, random.Random(0), excluded=held_out)
+    second = arithmetic.distinct_problems(40, random.Random(0), excluded=held_out)
     assert len(held_out) == 20 * len(LEVELS)
     assert len({problem.question for problem in second}) == 40 * len(LEVELS)
     assert held_out.isdisjoint(problem.question for problem in second)
 
 
-def test_warm_start_never_shows_a_held_out_question_and_passes_where_it_says():
-    held_out = {problem.question for problem in arithmetic.distinct(64, random.Random(0))}
+def test_the_warm_start_has_no_held_out_question_and_the_stated_shares_of_passes():
+    held_out = {problem.question for problem in arithmetic.distinct_problems(64, random.Random(0))}
     pairs = arithmetic.warm_start_pairs(random.Random(1), held_out)
     passed, seen = {}, {}
     for question, answer in (next(pairs) for _ in range(20_000)):
@@ -85,7 +85,7 @@ def test_any_other_text_is_wrong_and_harmless(text):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """The task's folder, made once for all who only look at it."""
+    """The task's folder, made once for all tests that only read it."""
     return embedded.ensure(tmp_path_factory.mktemp("made") / "task", TINY)
 
 
@@ -105,7 +105,7 @@ def test_folder_is_complete_and_follows_verls_schema(made):
     assert not list(made.parent.glob("task.?*/")), "no half-made folder is left"
 
 
-def test_a_folder_is_made_once_the_same_by_the_same_seed_and_again_when_it_should_differ(made, tmp_path):
+def test_a_folder_is_made_once_depends_on_the_seed_and_is_remade_for_another_specification(made, tmp_path):
     left = tmp_path / "task.tmp" / "model"  # of a making that was killed
     left.mkdir(parents=True)
     (left / "half_written").touch()
@@ -124,7 +124,7 @@ def test_a_folder_is_made_once_the_same_by_the_same_seed_and_again_when_it_shoul
     assert json.loads((tmp_path / "task" / "manifest.json").read_text())["seed"] == 4
 
 
-def test_a_failed_making_leaves_nothing_and_a_foreign_folder_is_left_alone(tmp_path):
+def test_a_failure_leaves_no_files_and_a_foreign_folder_is_unchanged(tmp_path):
     def full_disk_stub(step, loss):
         raise OSError(28, "No space left on device")
 
@@ -157,7 +157,7 @@ def test_model_and_tokenizer_load_as_a_user_would_load_them(made):
 
 
 def test_every_prompt_and_answer_fits_the_configured_lengths(made, compose_fast):
-    """verl cuts a prompt that is too long at its left, and says so in a worker's log alone."""
+    """verl cuts a prompt that is too long on the left, and reports this only in a worker's log."""
     from transformers import AutoTokenizer
 
     config, _ = compose_fast("algo=grpo", "task=arithmetic", "hardware=cpu")

@@ -1,4 +1,4 @@
-"""The verifier of multiple choice."""
+"""The verifier for multiple choice."""
 
 import pytest
 
@@ -68,7 +68,7 @@ from verl_gsd.tasks.choice import compute_score, final_letter
         ("", None),
     ],
 )
-def test_the_letter_that_a_response_decides_for(text, letter):
+def test_the_letter_that_a_response_chooses(text, letter):
     assert final_letter(text) == letter
     right = float(letter == "B")
     assert compute_score("arc", text, "B") == {"score": right, "acc": right, "unverified": 0.0}
@@ -76,11 +76,11 @@ def test_the_letter_that_a_response_decides_for(text, letter):
 
 
 @pytest.mark.parametrize("solution", [None, 3, "answer is " * 10**5, "\\" * 10**6, "answer:" + " " * 10**6])
-def test_what_is_no_answer_is_wrong(solution):
+def test_a_response_without_an_answer_is_wrong(solution):
     assert compute_score("arc", solution, "B") == {"score": 0.0, "acc": 0.0, "unverified": 0.0}
 
 
 @pytest.mark.parametrize("truth", ["", "AB", "K", "b", "2", None, "(A)"])
-def test_a_reference_that_is_no_letter_is_an_error(truth):
+def test_a_reference_that_is_not_a_letter_is_an_error(truth):
     with pytest.raises(ValueError, match=r"ground_truth=.*data_source=arc: "):
         compute_score("arc", r"\boxed{A}", truth)

@@ -1,4 +1,4 @@
-"""The verifier of mathematics, from threads and on hostile text."""
+"""The verifier for mathematics, called from threads and on hostile text."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from verl_gsd.tasks import maths
-from verl_gsd.tasks.maths_worker import LEAST_S, patience_s
+from verl_gsd.tasks.maths_worker import LEAST_S, current_limit_s
 
 
 def score(answer, truth):
@@ -53,7 +53,7 @@ WRONG = [("2", "3"), ("(2,1)", "(1,2)"), (r"\text{none}", "3"), ("x+1", "x"), ("
 
 
 def test_answers_are_compared_as_mathematics_from_any_thread(monkeypatch):
-    """verl calls from threads, where math-verify's own time-outs raise, or answer nothing (verl#3407)."""
+    """verl calls verifiers from threads, where math-verify's own time-outs raise or return nothing (verl#3407)."""
     monkeypatch.setattr(maths, "TIMEOUT_S", 120.0)
     with ThreadPoolExecutor(8) as threads:
         right = list(threads.map(lambda pair: score(*pair), RIGHT * 3))
@@ -64,7 +64,7 @@ def test_answers_are_compared_as_mathematics_from_any_thread(monkeypatch):
 
 
 @pytest.mark.parametrize("solution", [None, 3, "no box", r"\boxed{" + "(" * 5000 + "}", r"\boxed{__import__('os')}"])
-def test_what_is_no_answer_is_wrong(solution):
+def test_a_response_without_an_answer_is_wrong(solution):
     assert maths.compute_score("math", solution, "3") == {"score": 0.0, "acc": 0.0, "unverified": 0.0}
 
 
@@ -75,7 +75,7 @@ def test_equal_texts_and_plain_answers_need_no_process(monkeypatch):
     assert score(r"(0,1]", "(0,2]") == {"score": 0.0, "acc": 0.0, "unverified": 0.0}
 
 
-def test_a_response_without_a_box_is_right_where_it_says_so():
+def test_a_response_without_a_box_is_right_if_it_announces_the_answer():
     assert maths.compute_score("math", r"The answer is $x=\frac{1}{2}$.", "0.5")["score"] == 1.0
     assert maths.compute_score("math", "6 + 6 = 12\n#### 12", "12")["score"] == 1.0
     assert maths.compute_score("math", "6 + 6 are twelve, which is 12 = 12", "12")["score"] == 0.0
@@ -83,7 +83,7 @@ def test_a_response_without_a_box_is_right_where_it_says_so():
 
 @pytest.fixture
 def pool(monkeypatch):
-    """The words that processes answer in this test, and the processes it starts. Nothing is remembered from before."""
+    """The replies of the comparison processes in this test, and the processes it starts. The cache starts empty."""
     monkeypatch.setattr(maths, "_verdicts", OrderedDict())
     monkeypatch.setattr(maths, "TIMEOUT_S", 120.0)
     words, started, ask, start = [], [], maths._Worker.ask, maths._Worker.__init__
@@ -103,7 +103,7 @@ ENDLESS = [rf"9^{{(9^{{(9+{number})}})}}" for number in range(2)]
 
 
 def test_hostile_answers_cost_a_bounded_time_and_no_process(pool):
-    """Of two hundred most are not looked at; the others are each given up once, by a fork."""
+    """Most of the 200 answers are not compared. A fork gives up once on each of the others."""
     assert score("6/2+0", r"\sqrt{9}")["score"] == 1.0
     process = the_next_worker()
     towers = [f"9^{{9^{{9^{{{number}}}}}}}" for number in range(60, 110)]
@@ -118,27 +118,27 @@ def test_hostile_answers_cost_a_bounded_time_and_no_process(pool):
     assert process.is_running() and len(pool.started) <= maths.PROCESSES
 
 
-def test_a_group_of_equal_answers_costs_one(pool):
+def test_a_group_of_equal_answers_costs_one_comparison(pool):
     with ThreadPoolExecutor(8) as threads:
         verdicts = list(threads.map(lambda _: score("6/2+0", r"\sqrt{9}"), range(8)))
     assert verdicts == [{"score": 1.0, "acc": 1.0, "unverified": 0.0}] * 8
     assert pool.words == ["right"]
 
 
-def test_what_is_remembered_is_bounded(monkeypatch, pool):
+def test_the_cache_of_verdicts_is_bounded(monkeypatch, pool):
     monkeypatch.setattr(maths, "REMEMBERED", 2)
     for answer in ("x+1", "x+2", "x+1", "x+3", "x+1", "x+2"):
         assert score(answer, "x")["score"] == 0.0
     assert len(pool.words) == 4, "the second x+2 was forgotten, x+1 was not"
 
 
-def test_patience_shrinks_and_does_not_end():
-    assert [patience_s(2.0, late) for late in (0, 1, 3, 100)] == [2.0, 1.0, 0.5, LEAST_S]
-    assert patience_s(0.1, 0) == patience_s(0.1, 9) == 0.1
+def test_the_cpu_limit_shrinks_but_never_reaches_zero():
+    assert [current_limit_s(2.0, late) for late in (0, 1, 3, 100)] == [2.0, 1.0, 0.5, LEAST_S]
+    assert current_limit_s(0.1, 0) == current_limit_s(0.1, 9) == 0.1
 
 
-def test_a_comparison_whose_fork_ends_is_asked_again(pool):
-    """It may have been no fault of the pair: memory was short, say."""
+def test_a_comparison_whose_fork_ended_is_repeated_the_next_time(pool):
+    """The pair may not be the cause: memory may have been short, for example."""
     assert score("6/2+0", "3")["score"] == 1.0
     process = the_next_worker()
     (fork,) = process.children()
@@ -148,7 +148,7 @@ def test_a_comparison_whose_fork_ends_is_asked_again(pool):
     assert pool.words == ["right", "lost", "right"] and process == the_next_worker()
 
 
-def test_a_process_that_says_nothing_is_ended_and_the_next_is_verified(monkeypatch, pool):
+def test_a_silent_process_is_killed_and_replaced(monkeypatch, pool):
     assert score("6/2+0", "3")["score"] == 1.0
     process = the_next_worker()
     (fork,) = process.children()
@@ -171,13 +171,13 @@ def test_a_worker_that_died_is_replaced(pool):
     assert score("6/2-0", "3")["score"] == 1.0
 
 
-def test_a_process_that_does_not_start_is_an_error_and_not_a_wrong_answer(monkeypatch):
+def test_a_process_that_does_not_start_is_an_error(monkeypatch):
     monkeypatch.setattr(maths.sys, "executable", "/bin/false")
     with pytest.raises(RuntimeError, match="math-verify"):
         maths._Worker()
 
 
-def test_processes_end_with_whoever_asked_them():
+def test_comparison_processes_end_with_their_parent():
     code = (
         "from verl_gsd.tasks import maths; maths.compute_score('m', r'\\boxed{6/2+0}', '3');"
         "import psutil; print(*[child.pid for child in psutil.Process().children()])"

@@ -1,9 +1,9 @@
-"""Numbers in scientific notation, and answers that math-verify would take for right."""
+"""Numbers in scientific notation, and wrong answers that math-verify would accept."""
 
 import pytest
 
 from verl_gsd.tasks import maths
-from verl_gsd.tasks.notation import is_wrong_by_sight, usual
+from verl_gsd.tasks.notation import is_trivially_wrong, normalize_latex
 
 
 @pytest.mark.parametrize(
@@ -36,8 +36,8 @@ from verl_gsd.tasks.notation import is_wrong_by_sight, usual
         (r"x \approx 3", r"x \approx 3"),
     ],
 )
-def test_numbers_are_written_as_math_verify_reads_them(text, found):
-    assert usual(text) == found == usual(found)
+def test_answers_are_normalized_to_what_math_verify_reads(text, found):
+    assert normalize_latex(text) == found == normalize_latex(found)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_numbers_are_written_as_math_verify_reads_them(text, found):
         ("-2<x<7", "[-2,7]", 0.0),
     ],
 )
-def test_answers_are_verified_by_what_they_say(answer, truth, right):
+def test_verdicts_in_many_notations(answer, truth, right):
     found = maths.compute_score("minerva", rf"So \boxed{{{answer}}}.", truth)
     assert found == {"score": right, "acc": right, "unverified": 0.0}
 
@@ -102,5 +102,5 @@ def test_answers_are_verified_by_what_they_say(answer, truth, right):
         ("5", "6", False),
     ],
 )
-def test_only_what_is_plain_is_wrong_by_sight(answer, truth, wrong):
-    assert is_wrong_by_sight(answer, truth) == wrong
+def test_only_plain_answers_are_trivially_wrong(answer, truth, wrong):
+    assert is_trivially_wrong(answer, truth) == wrong

@@ -1,4 +1,4 @@
-"""Plain answers, decided without sympy as math-verify decides them, in its own process."""
+"""Plain answers: our verdicts without sympy agree with math-verify's, which runs in its own process."""
 
 import json
 import subprocess
@@ -132,7 +132,7 @@ def test_plain_answers(pairs, verdict):
 
 @pytest.fixture(scope="module")
 def math_verify():
-    """What math-verify says of an answer and a truth, in the process that says it in training."""
+    """math-verify's verdict on an answer and a truth, from the same process as in training."""
     command = [sys.executable, "-m", "verl_gsd.tasks.maths_worker", "60"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as worker:
         assert worker.stdout.readline() == "ready\n"
@@ -159,7 +159,7 @@ LARGE = st.integers(10**20, 10**20 + 3).map(Fraction)
 
 @st.composite
 def written(draw, values=VALUES, commas=(",", "{,}", r",\!")):
-    """A number, in one of the forms that it has."""
+    """A number in one of its notations."""
     value = draw(values)
     sign = "-" if value < 0 else draw(st.sampled_from(["", "+"]))
     top, bottom = abs(value.numerator), value.denominator

@@ -1,0 +1,126 @@
+"""Prepared data sets on disk: the files and the manifest of each.
+
+DATA/NAME/train.parquet, test.parquet   the rows in verl's columns
+DATA/NAME/manifest.json                 per split: origin, settings, hashes, and how many rows are left out and why
+DATA/NAME/left_out_SPLIT.jsonl          one line per row that is left out, except duplicates
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from verl_gsd.preparation.reading import sha256
+from verl_gsd.writing import whole
+
+MANIFEST, LEFT_OUT = "manifest.json", "left_out_{split}.jsonl"
+#: ``--against none`` means no set, and ``model`` is a folder beside the benchmarks in an evaluation's output.
+_RESERVED = {"none", "model"}
+#: The manifest's format. Increase it whenever the same source gives other rows.
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class PreparedDataset:
+    """A data set that ``verl-gsd prepare`` has made.
+
+    Attributes:
+        folder: DATA/NAME.
+        splits: split -> its entry in the manifest: origin, settings, rows, read, sha256, left_out, and ``verifier``:
+            the module whose ``compute_score`` verifies responses, null if a reward model judges them.
+    """
+
+    folder: Path
+    splits: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    def file(self, split: str) -> Path:
+        """The Parquet file of ``split``.
+
+        Raises:
+            ValueError: there is no such split, or the file has changed since it was prepared.
+        """
+        if split not in self.splits:
+            raise ValueError(
+                f"{self.folder}: there is no split {split}, only {', '.join(self.splits)}. Prepare that split first"
+            )
+        path = self.folder / f"{split}.parquet"
+        if not path.is_file() or sha256(path) != self.splits[split]["sha256"]:
+            raise ValueError(
+                f"{path}: the file is missing or does not match {MANIFEST}. Run verl-gsd prepare {self.name} again"
+            )
+        return path
+
+
+def write_manifest(dataset: PreparedDataset) -> None:
+    """Write the manifest atomically."""
+    manifest = {
+        "format": FORMAT,
+        "name": dataset.name,
+        "splits": dict(dataset.splits),
+    }
+    with whole(dataset.folder / MANIFEST) as building:
+        building.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_manifest(folder: Path) -> PreparedDataset | None:
+    """The prepared data set in ``folder``; None if there is none.
+
+    Raises:
+        ValueError: the manifest cannot be read, or has another format.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        return None
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if manifest["format"] != FORMAT:
+            raise ValueError(
+                f"{path}: the manifest has format {manifest['format']}, and this version of verl-gsd reads format "
+                f"{FORMAT}. Use another NAME, or install the latest verl-gsd"
+            )
+        return PreparedDataset(folder, {name: dict(split) for name, split in manifest["splits"].items()})
+    except (AttributeError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{path}: not a manifest of verl-gsd prepare ({error!r}). Remove it and prepare the data set again"
+        ) from error
+
+
+def check_name(name: str) -> None:
+    """Check that ``name`` can name a data set: it becomes a folder and an entry of comma-separated lists.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if not name or name.startswith(".") or not all(letter.isalnum() or letter in "_-." for letter in name):
+        raise ValueError(
+            f"{name!r}: not a name for a data set. Use letters, digits, _, - and ., and start with no full stop"
+        )
+    if name in _RESERVED:
+        raise ValueError(f"{name}: this name is reserved. Use another NAME")
+    if len(name) > 100:
+        raise ValueError(f"{name:.100}: the name is too long. Use at most 100 characters")
+
+
+def list_prepared(data_folder: Path, on_damaged: Callable[[str], None]) -> list[PreparedDataset]:
+    """All prepared data sets in ``data_folder``, sorted by name.
+
+    Args:
+        on_damaged: called with the error message of a manifest that cannot be read; its data set is skipped.
+    """
+    datasets = []
+    for path in sorted(data_folder.glob(f"*/{MANIFEST}")):
+        try:
+            dataset = read_manifest(path.parent)
+        except ValueError as error:
+            on_damaged(str(error))
+            continue
+        if dataset is not None:
+            datasets.append(dataset)
+    return datasets
