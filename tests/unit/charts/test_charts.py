@@ -3,14 +3,14 @@
 import altair as alt
 import pytest
 
-from verl_gsd.charts import Notice, Panel, Section, Table, page, write_page, write_png
+from verl_gsd.charts import Notice, Panel, Section, Table, render_page, write_page, write_png
 
 POINTS = alt.Chart(alt.Data(values=[{"step": 1, "rate": 0.5}, {"step": 2, "rate": 0.25}])).mark_line()
 CHART = POINTS.encode(x="step:Q", y="rate:Q")
 
 
 def test_a_page_loads_nothing_from_anywhere():
-    written = page("A run", [Section("rate", "Rate", ["In words."], CHART)])
+    written = render_page("A run", [Section("rate", "Rate", ["In words."], CHART)])
     assert "default-src 'none'" in written
     assert "<script src" not in written and '<link rel="stylesheet"' not in written
 
@@ -22,7 +22,9 @@ def test_text_of_a_policy_stays_text_wherever_it_stands():
 
     def with_text(text, drawn):
         parts = {"notices": [Notice(text, text, [text])], "panels": [Panel("b", text, drawn)]}
-        return page(text, [Section("a", text, [text], drawn, Table([text], [[text]]), **parts), Section("c", text)])
+        return render_page(
+            text, [Section("a", text, [text], drawn, Table([text], [[text]]), **parts), Section("c", text)]
+        )
 
     with_it, without = with_text(hostile, chart), with_text("text", empty)
     for mark in ("<script>", "</script>", "<!--", "alert(1)</script"):
@@ -31,9 +33,9 @@ def test_text_of_a_policy_stays_text_wherever_it_stands():
 
 def test_sections_have_names_of_their_own():
     with pytest.raises(ValueError, match=r"\['a', 'a'\]"):
-        page("", [Section("a", ""), Section("a", "")])
+        render_page("", [Section("a", ""), Section("a", "")])
     with pytest.raises(ValueError, match=r"\['a', 'a'\]"):
-        page("", [Section("a", "", panels=[Panel("a", "", CHART)])])
+        render_page("", [Section("a", "", panels=[Panel("a", "", CHART)])])
 
 
 def test_files_are_whole_or_not_there(tmp_path):
@@ -51,5 +53,5 @@ def test_files_are_whole_or_not_there(tmp_path):
 
 
 def test_a_page_of_several_sections_links_to_them():
-    assert 'href="#b"' in page("", [Section(name, "A title") for name in "abc"])
-    assert "<nav>" not in page("", [Section("a", "A title")])
+    assert 'href="#b"' in render_page("", [Section(name, "A title") for name in "abc"])
+    assert "<nav>" not in render_page("", [Section("a", "A title")])

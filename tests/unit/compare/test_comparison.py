@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from verl_gsd.charts import page
+from verl_gsd.charts import render_page
 from verl_gsd.compare import comparison_words as words
 from verl_gsd.compare.comparison import compare, holm, mean_accuracy
 from verl_gsd.compare.comparison_file import read_curves, write_comparison
@@ -213,7 +213,7 @@ def test_more_methods_than_colours_are_no_page():
 def test_one_label_alone_is_shown():
     found = compare([line("grpo", seed, 0.5) for seed in (1, 2)], "grpo")
     assert [section.name for section in sections(found)] == ["accuracy", "seeds", "ends", "caveats"]
-    assert "grpo" in page("title", sections(found))
+    assert "grpo" in render_page("title", sections(found))
 
 
 # The file
