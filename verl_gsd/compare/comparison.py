@@ -17,7 +17,7 @@ import numpy as np
 from scipy.integrate import trapezoid
 
 from verl_gsd.compare.curves import Curve, require_comparable
-from verl_gsd.evaluation.intervals import Estimate, Paired, bootstrap_mean, paired
+from verl_gsd.evaluation.intervals import Estimate, PairedTest, bootstrap_mean, paired_test
 
 _SHARES = (0.25, 0.5, 0.75, 1.0)
 
@@ -32,7 +32,7 @@ class Cell:
     """
 
     accuracy: Estimate | None
-    against: Paired | None
+    against: PairedTest | None
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def _cell(own: Mapping[int, Curve], baseline: Mapping[int, Curve], budget: int) 
     if not common:
         return Cell(accuracy, None)
     first, second = (np.array([figures[seed] for seed in common]) for figures in (at_baseline, there))
-    return Cell(accuracy, paired(first, second))
+    return Cell(accuracy, paired_test(first, second))
 
 
 def _known(curves: Mapping[int, Curve], budget: int) -> dict[int, float]:

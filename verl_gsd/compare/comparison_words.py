@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from verl_gsd.compare.comparison import Comparison, Row
 from verl_gsd.compare.run_curves import SHUFFLE, VALIDATED
-from verl_gsd.evaluation.intervals import Estimate, Paired
+from verl_gsd.evaluation.intervals import Estimate, PairedTest
 
 #: What neither the interval nor the test parts.
 TIE = "no difference seen at 95%"
@@ -109,7 +109,7 @@ def seeds_of(row: Row, all_seeds: Sequence[int]) -> str:
     return f"{listed} (partial: {len(row.seeds)} of {len(all_seeds)} seeds)" if partial else listed
 
 
-def verdict(against: Paired, p_adjusted: float) -> str:
+def verdict(against: PairedTest, p_adjusted: float) -> str:
     """What a difference amounts to: both the interval and the adjusted test must see it for a plain word."""
     difference = against.difference
     if difference.n == 1:

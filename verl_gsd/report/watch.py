@@ -93,10 +93,8 @@ def handler(pages: Pages) -> type[BaseHTTPRequestHandler]:
                 content, status = pages.current(), HTTPStatus.OK
             except (OSError, ValueError) as error:
                 sections = [Section("error", "The runs cannot be read now", [str(error)])]
-                content, status = (
-                    render_page("Report", sections, refresh=REFRESH).encode(),
-                    HTTPStatus.SERVICE_UNAVAILABLE,
-                )
+                content = render_page("Report", sections, refresh=REFRESH).encode()
+                status = HTTPStatus.SERVICE_UNAVAILABLE
             self.send_response(status)
             self.send_header("Content-Type", "text/html; charset=utf-8")
             self.send_header("Content-Length", str(len(content)))

@@ -13,7 +13,7 @@ from verl_gsd.compare.comparison import compare, holm, mean_accuracy
 from verl_gsd.compare.comparison_file import read_curves, write_comparison
 from verl_gsd.compare.comparison_page import sections
 from verl_gsd.compare.curves import Curve
-from verl_gsd.evaluation.intervals import Estimate, Paired
+from verl_gsd.evaluation.intervals import Estimate, PairedTest
 
 T_4 = 2.776445  # of Student's t with 4 degrees of freedom
 
@@ -148,7 +148,7 @@ def test_every_label_counts_as_a_comparison():
     ],
 )
 def test_a_tie_is_called_one_and_a_loss_too(low, high, p, said):
-    assert re.fullmatch(said, words.verdict(Paired(Estimate((low + high) / 2, low, high, 5), p, 0, 0, 0), p))
+    assert re.fullmatch(said, words.verdict(PairedTest(Estimate((low + high) / 2, low, high, 5), p, 0, 0, 0), p))
 
 
 def test_one_seed_says_nothing():

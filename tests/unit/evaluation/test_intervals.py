@@ -9,7 +9,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from verl_gsd.evaluation.intervals import bootstrap_mean, mean_by_question, paired, wilson
+from verl_gsd.evaluation.intervals import bootstrap_mean, mean_by_question, paired_test, wilson
 from verl_gsd.evaluation.summary import summarise
 
 Z = 1.959963984540054
@@ -111,11 +111,11 @@ def test_samples_of_a_question_are_no_trials_of_their_own():
 @pytest.mark.parametrize(
     ("figures", "said"),
     [
-        ([], r"figures\b.*\(0,\)"),
-        ([[0.5]], r"figures\b.*\(1, 1\)"),
-        ([0.5, math.nan], r"figures\[1\]=nan"),
-        ([0.5, 1.0, 1.5], r"figures\[2\]=1.5"),
-        ([-0.5], r"figures\[0\]=-0.5"),
+        ([], r"values\b.*\(0,\)"),
+        ([[0.5]], r"values\b.*\(1, 1\)"),
+        ([0.5, math.nan], r"values\[1\]=nan"),
+        ([0.5, 1.0, 1.5], r"values\[2\]=1.5"),
+        ([-0.5], r"values\[0\]=-0.5"),
     ],
 )
 def test_what_is_no_share_is_refused_by_its_row(figures, said):
@@ -136,7 +136,7 @@ def by_enumeration(differences):
 
 
 def test_three_wins_of_sizes_1_2_3():
-    found = paired(np.zeros(3), np.array([1.0, 2.0, 3.0]))
+    found = paired_test(np.zeros(3), np.array([1.0, 2.0, 3.0]))
     assert found.p_value == 2 / 8, "of the 8 patterns +++ and --- alone have a sum as large"
     assert (found.wins, found.ties, found.losses) == (3, 0, 0)
     assert found.difference.value == 2 and found.difference.n == 3
@@ -146,7 +146,7 @@ def test_three_wins_of_sizes_1_2_3():
 
 
 def test_it_is_second_minus_first():
-    found = paired(np.array([0.5, 0.5, 0.5, 0.2]), np.array([0.4, 0.3, 0.5, 0.4]))
+    found = paired_test(np.array([0.5, 0.5, 0.5, 0.2]), np.array([0.4, 0.3, 0.5, 0.4]))
     assert (found.wins, found.ties, found.losses) == (1, 1, 2)
     assert found.difference.value == pytest.approx(-0.025)
     # -.1 -.2 +.2: sums of -.1, +.1 are as large as the one seen, and all 8 patterns have .1, .3 or .5
@@ -158,58 +158,58 @@ def test_it_is_second_minus_first():
 def test_p_is_the_share_of_patterns_whatever_the_ties(tenths):
     first = np.linspace(0, 1, len(tenths))
     second = first + np.array(tenths) / 10
-    found = paired(first, second)
+    found = paired_test(first, second)
     moved = [tenth for tenth in tenths if tenth]
     assert found.p_value == pytest.approx(by_enumeration(moved))
     assert found.ties == len(tenths) - len(moved)
 
 
 def test_five_seeds_cannot_be_significant():
-    assert paired(np.zeros(5), np.full(5, 0.9)).p_value == 2 / 32
+    assert paired_test(np.zeros(5), np.full(5, 0.9)).p_value == 2 / 32
 
 
 def test_sums_that_rounding_parts_are_the_same():
     # .1 + .2 - .3 is not 0 in floats, nor is it the same in every order
-    assert paired(np.zeros(3), np.array([0.1, 0.2, -0.3])).p_value == 1
-    assert paired(np.array([0.3]), np.array([0.1 + 0.2])).ties == 1
+    assert paired_test(np.zeros(3), np.array([0.1, 0.2, -0.3])).p_value == 1
+    assert paired_test(np.array([0.3]), np.array([0.1 + 0.2])).ties == 1
 
 
 def test_no_difference_at_all():
-    found = paired(np.array([0.3, 0.7]), np.array([0.3, 0.7]))
+    found = paired_test(np.array([0.3, 0.7]), np.array([0.3, 0.7]))
     assert (found.p_value, found.ties) == (1, 2)
     assert (found.difference.low, found.difference.high) == (0, 0)
 
 
 def test_one_unit_has_no_interval():
-    found = paired(np.array([0.3]), np.array([0.7]))
+    found = paired_test(np.array([0.3]), np.array([0.7]))
     assert found.p_value == 1
     assert (found.difference.low, found.difference.high) == (-math.inf, math.inf)
 
 
 def test_random_patterns_agree_with_all_patterns():
-    """Of 17 differences, one more than `paired` enumerates."""
+    """Of 17 differences, one more than `paired_test` enumerates."""
     rng = np.random.default_rng(3)
     first, signs = rng.random(17), 1 - 2 * ((np.arange(2**17)[:, None] >> np.arange(17)) & 1)
     for second in (first + rng.normal(0.2, 0.5, 17), first + rng.choice([-0.1, 0.1, 0.2], 17)):
         sums = np.abs(signs @ (second - first))
         exact = float((sums >= abs((second - first).sum()) - 1e-12).mean())
-        drawn = paired(first, second).p_value
+        drawn = paired_test(first, second).p_value
         assert drawn != exact
         assert drawn == pytest.approx(exact, abs=5 * math.sqrt(exact / 100_000))
 
 
 def test_random_patterns_count_the_one_seen_and_repeat_with_their_seed():
     first, second = np.zeros(60), np.full(60, 0.5)
-    assert paired(first, second).p_value == 1 / 100_001
+    assert paired_test(first, second).p_value == 1 / 100_001
     rng = np.random.default_rng(0)
     second = rng.normal(0.1, 1, 60)
-    assert paired(first, second, seed=4) == paired(first, second, seed=4)
-    assert paired(first, second, seed=4).p_value != paired(first, second, seed=5).p_value
+    assert paired_test(first, second, seed=4) == paired_test(first, second, seed=4)
+    assert paired_test(first, second, seed=4).p_value != paired_test(first, second, seed=5).p_value
 
 
 def test_of_equal_methods_one_in_twenty_is_significant():
     rng = np.random.default_rng(1)
-    p = np.array([paired(rng.normal(size=10), rng.normal(size=10)).p_value for _ in range(400)])
+    p = np.array([paired_test(rng.normal(size=10), rng.normal(size=10)).p_value for _ in range(400)])
     assert 0.02 < (p <= 0.05).mean() < 0.08
     assert 0.4 < (p <= 0.5).mean() < 0.6
 
@@ -225,7 +225,7 @@ def test_of_equal_methods_one_in_twenty_is_significant():
 )
 def test_units_that_do_not_pair_are_refused(first, second, said):
     with pytest.raises(ValueError, match=said):
-        paired(np.array(first), np.array(second))
+        paired_test(np.array(first), np.array(second))
 
 
 # Bootstrap
