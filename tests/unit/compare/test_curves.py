@@ -6,10 +6,10 @@ import pytest
 import report_runs
 from comparison_runs import write_run
 
-from verl_gsd.compare.comparison import compare
+from verl_gsd.compare.comparison import compare_curves
 from verl_gsd.compare.comparison_words import caveats
-from verl_gsd.compare.curves import Curve, require_comparable
-from verl_gsd.compare.run_curves import NothingYetError, read_curve
+from verl_gsd.compare.curves import Curve, check_comparable
+from verl_gsd.compare.run_curves import NoValidationYetError, read_curve
 
 
 def curve(**changed):
@@ -105,7 +105,7 @@ def test_a_run_that_has_no_curve_says_why(tmp_path):
         read_curve(tmp_path)
     with pytest.raises(ValueError, match=r"untested/seed_1: .*val-core/\*/acc/mean@N.*trainer\.test_freq"):
         read_curve(write_run(tmp_path / "untested" / "seed_1", [10, 20], {}, total=2))
-    with pytest.raises(NothingYetError, match=r"young/seed_1: .*\b2 of 9\b"):
+    with pytest.raises(NoValidationYetError, match=r"young/seed_1: .*\b2 of 9\b"):
         read_curve(write_run(tmp_path / "young" / "seed_1", [10, 20], {}, total=9))
     stock = tmp_path / "stock" / "seed_1"
     report_runs.metrics(stock, [(1, {"val-core/math/acc/mean@1": 0.1})])
@@ -185,9 +185,9 @@ def test_what_is_no_curve_is_refused(changed, said):
 )
 def test_what_cannot_be_compared_is_refused_by_name(changed, said):
     one = curve(run="here", validation={"data.val_files": "a", "metric": "m"})
-    require_comparable([one, curve(seed=2), curve(label="b", validation={"metric": "m"})])
+    check_comparable([one, curve(seed=2), curve(label="b", validation={"metric": "m"})])
     with pytest.raises(ValueError, match=said):
-        require_comparable([one, curve(seed=5), curve(**changed)])
+        check_comparable([one, curve(seed=5), curve(**changed)])
 
 
 def test_a_file_below_the_home_folder_is_called_as_on_any_machine(tmp_path, monkeypatch):
@@ -205,9 +205,11 @@ def test_of_a_choice_of_held_out_prompts_it_matters_how_it_is_made(tmp_path):
     one = read_curve(write_run(tmp_path / "a" / "seed_1", [5], {1: 0.5}, **chosen))
     other = read_curve(write_run(tmp_path / "b" / "seed_1", [5], {1: 0.5}, **chosen | {"data__shuffle": False}))
     with pytest.raises(ValueError, match=r"data\.shuffle\b.*True and False"):
-        require_comparable([one, other])
-    assert any("data.shuffle" in said for said in caveats(compare([one], "a")))
-    assert not any("data.shuffle" in said for said in caveats(compare([other], "b"))), "all seeds have the same prompts"
+        check_comparable([one, other])
+    assert any("data.shuffle" in said for said in caveats(compare_curves([one], "a")))
+    assert not any("data.shuffle" in said for said in caveats(compare_curves([other], "b"))), (
+        "all seeds have the same prompts"
+    )
     everything = chosen | {"data__val_max_samples": -1}
     for place, shuffle in enumerate((True, False), start=1):
         run = write_run(tmp_path / "c" / f"seed_{place}", [5], {1: 0.5}, **everything | {"data__shuffle": shuffle})
@@ -221,4 +223,4 @@ def test_another_prompt_or_first_model_cannot_be_compared(tmp_path, key):
         for label, value in (("a", "one"), ("b", "other"))
     ]
     with pytest.raises(ValueError, match=f"{key.replace('__', '.')} .*'one' and 'other'"):
-        require_comparable(curves)
+        check_comparable(curves)
