@@ -12,7 +12,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from ray.job_submission import JobStatus
 
 from verl_gsd.jobs import following
-from verl_gsd.jobs.following import LostError, follow
+from verl_gsd.jobs.following import ConnectionLostError, follow
 
 
 class StubServer:
@@ -76,7 +76,7 @@ def test_a_server_that_is_away_when_asked_for_the_state_is_asked_again():
 
 
 def test_silence_is_looked_into_and_called_no_drop(monkeypatch):
-    monkeypatch.setattr(following, "SILENCE", 0.01)
+    monkeypatch.setattr(following, "SILENCE_S", 0.01)
     server = StubServer(LOG, [(9, "silence"), (12, "silence")], statuses=[JobStatus.RUNNING, JobStatus.SUCCEEDED])
     assert followed(server) == (JobStatus.SUCCEEDED, LOG, 0)
     assert server.connections == 3
@@ -90,13 +90,13 @@ def handshake(status):
 @pytest.mark.parametrize("error", [handshake(403), handshake(404), RuntimeError("Request failed with status code 404")])
 def test_a_refusal_is_not_asked_again(error):
     server = StubServer(LOG, [(3, error)])
-    with pytest.raises(LostError):
+    with pytest.raises(ConnectionLostError):
         followed(server)
     assert server.connections == 1
 
 
 def test_a_cluster_that_stays_away_is_given_up(monkeypatch):
-    monkeypatch.setattr(following, "PATIENCE", 0.0)
+    monkeypatch.setattr(following, "GIVE_UP_S", 0.0)
     server = StubServer(LOG, [(0, ConnectionRefusedError("away"))] * 9)
-    with pytest.raises(LostError, match="away"):
+    with pytest.raises(ConnectionLostError, match="away"):
         followed(server)

@@ -42,9 +42,12 @@ def test_a_dry_run_prints_what_would_be_sent_and_no_secret(monkeypatch):
     ("words", "said"),
     [
         (["algorithm.adv_estimator=gae2"], "adv_estimator=gae2: no such name"),
-        (["data.train_files=relative.parquet"], "data.train_files=relative.parquet: a file on the cluster"),
-        ([], "which cluster? Write --address http://HEAD:8265"),
-        (["--address", "head:8265"], "write that of the job server"),
+        (
+            ["data.train_files=relative.parquet"],
+            "data.train_files=relative.parquet: the path of a file on the cluster is relative",
+        ),
+        ([], "no cluster address is given. Use --address http://HEAD:8265"),
+        (["--address", "head:8265"], "Use that of the job server"),
     ],
 )
 def test_a_mistake_is_refused_here_before_anything_is_sent(words, said, monkeypatch):
