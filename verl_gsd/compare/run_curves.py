@@ -152,8 +152,8 @@ def _lines(path: Path) -> list[tuple[int, dict[str, float]]]:
     lines: list[tuple[int, dict[str, float]]] = []
     try:
         for step, data in read_metrics(path):
-            wanted = {name: value for name, value in data.items() if name == _TRAINED or ACCURACY.match(name)}
-            lines.append((operator.index(step), {name: float(value) for name, value in wanted.items()}))
+            selected = {name: value for name, value in data.items() if name == _TRAINED or ACCURACY.match(name)}
+            lines.append((operator.index(step), {name: float(value) for name, value in selected.items()}))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path}: line {len(lines) + 1} is not a valid line of metrics ({error}). Repair or remove it"

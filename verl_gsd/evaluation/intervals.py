@@ -153,7 +153,7 @@ def _check_values(values: np.ndarray, name: str) -> np.ndarray:
     if values.ndim != 1 or not len(values):
         raise ValueError(f"{name} has shape {values.shape}. Use one number per unit, and at least one unit")
     if len(bad := np.flatnonzero(~np.isfinite(values))):
-        raise ValueError(f"{name}[{bad[0]}]={values[bad[0]]} is not finite. Use a number, or leave that unit out")
+        raise ValueError(f"{name}[{bad[0]}]={values[bad[0]]} is not finite. Use a number, or remove that unit")
     return values
 
 

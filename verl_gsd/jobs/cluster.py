@@ -75,9 +75,7 @@ def raising_cluster_errors(address: str) -> Iterator[None]:
     except RuntimeError as error:
         if isinstance(error, ClusterError):
             raise
-        raise ClusterError(
-            f"{address}: {error}"
-        ) from error  # Ray raises RuntimeError for any request that the server rejects
+        raise ClusterError(f"{address}: {error}") from error  # Ray's error for any request that the server rejects
 
 
 def submitted_jobs(client: JobSubmissionClient) -> list[JobDetails]:

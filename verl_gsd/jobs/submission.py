@@ -156,9 +156,7 @@ def _parse_override(word: str) -> Override | None:
 
 
 def _key(word: str) -> str:
-    override = (
-        None if word.startswith("resume=") else _parse_override(word)
-    )  # resume= takes a path, not Hydra's grammar
+    override = None if word.startswith("resume=") else _parse_override(word)  # the value of resume= is a plain path
     return word.partition("=")[0] if override is None else override.key_or_group
 
 
