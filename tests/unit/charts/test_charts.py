@@ -1,4 +1,4 @@
-"""One page that needs nothing beside it; how it looks in a browser is test_report_browser's."""
+"""Self-contained pages. test_report_browser.py tests them in a browser."""
 
 import altair as alt
 import pytest
@@ -9,13 +9,13 @@ POINTS = alt.Chart(alt.Data(values=[{"step": 1, "rate": 0.5}, {"step": 2, "rate"
 CHART = POINTS.encode(x="step:Q", y="rate:Q")
 
 
-def test_a_page_loads_nothing_from_anywhere():
+def test_page_loads_nothing():
     written = render_page("A run", [Section("rate", "Rate", ["In words."], CHART)])
     assert "default-src 'none'" in written
     assert "<script src" not in written and '<link rel="stylesheet"' not in written
 
 
-def test_text_of_a_policy_stays_text_wherever_it_stands():
+def test_policy_text_is_escaped_everywhere():
     hostile = "</script><script>alert(1)</script><!--"
     chart = alt.Chart(alt.Data(values=[{"step": hostile, "rate": 1}])).mark_bar().encode(x="step:N", y="rate:Q")
     empty = chart.properties(data=alt.Data(values=[]))
@@ -31,14 +31,14 @@ def test_text_of_a_policy_stays_text_wherever_it_stands():
         assert with_it.count(mark) == without.count(mark)
 
 
-def test_sections_have_names_of_their_own():
+def test_section_names_must_be_unique():
     with pytest.raises(ValueError, match=r"\['a', 'a'\]"):
         render_page("", [Section("a", ""), Section("a", "")])
     with pytest.raises(ValueError, match=r"\['a', 'a'\]"):
         render_page("", [Section("a", "", panels=[Panel("a", "", CHART)])])
 
 
-def test_files_are_whole_or_not_there(tmp_path):
+def test_files_are_written_atomically(tmp_path):
     write_png(CHART, tmp_path / "new" / "rate.png")
     assert (tmp_path / "new" / "rate.png").read_bytes().startswith(b"\x89PNG")
     write_page(tmp_path / "page.html", "A run", [Section("rate", "Rate", chart=CHART)], refresh=5)
@@ -52,6 +52,6 @@ def test_files_are_whole_or_not_there(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "page.html"]
 
 
-def test_a_page_of_several_sections_links_to_them():
+def test_page_of_several_sections_links_to_them():
     assert 'href="#b"' in render_page("", [Section(name, "A title") for name in "abc"])
     assert "<nav>" not in render_page("", [Section("a", "A title")])
