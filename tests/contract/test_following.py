@@ -1,4 +1,4 @@
-"""A job's log as it is followed where connections drop."""
+"""Following a job's log when connections drop."""
 
 import asyncio
 
@@ -12,7 +12,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from ray.job_submission import JobStatus
 
 from verl_gsd.jobs import following
-from verl_gsd.jobs.following import LostError, follow
+from verl_gsd.jobs.following import ConnectionLostError, follow
 
 
 class StubServer:
@@ -59,24 +59,24 @@ LOG = "step 1\nstep 2\nστεπ 3\n"
     ),
     st.integers(1, 8),
 )
-def test_every_character_is_shown_once_whatever_drops(drops, size):
+def test_every_character_is_shown_once_despite_drops(drops, size):
     server = StubServer(LOG, drops, size=size)
     assert followed(server) == (JobStatus.SUCCEEDED, LOG, len(drops))
     assert server.connections == len(drops) + 1
 
 
-def test_a_stream_that_ends_before_the_job_is_a_drop():
+def test_stream_that_ends_before_the_job_counts_as_a_drop():
     server = StubServer(LOG, [(5, None)], statuses=[JobStatus.RUNNING, JobStatus.FAILED])
     assert followed(server) == (JobStatus.FAILED, LOG, 1)
 
 
-def test_a_server_that_is_away_when_asked_for_the_state_is_asked_again():
+def test_unreachable_server_is_asked_for_the_state_again():
     server = StubServer(LOG, [], statuses=[ConnectionRefusedError(), JobStatus.SUCCEEDED])
     assert followed(server) == (JobStatus.SUCCEEDED, LOG, 1)
 
 
-def test_silence_is_looked_into_and_called_no_drop(monkeypatch):
-    monkeypatch.setattr(following, "SILENCE", 0.01)
+def test_silence_leads_to_a_reconnect_but_is_not_a_drop(monkeypatch):
+    monkeypatch.setattr(following, "SILENCE_S", 0.01)
     server = StubServer(LOG, [(9, "silence"), (12, "silence")], statuses=[JobStatus.RUNNING, JobStatus.SUCCEEDED])
     assert followed(server) == (JobStatus.SUCCEEDED, LOG, 0)
     assert server.connections == 3
@@ -88,15 +88,15 @@ def handshake(status):
 
 
 @pytest.mark.parametrize("error", [handshake(403), handshake(404), RuntimeError("Request failed with status code 404")])
-def test_a_refusal_is_not_asked_again(error):
+def test_refusals_are_not_retried(error):
     server = StubServer(LOG, [(3, error)])
-    with pytest.raises(LostError):
+    with pytest.raises(ConnectionLostError):
         followed(server)
     assert server.connections == 1
 
 
-def test_a_cluster_that_stays_away_is_given_up(monkeypatch):
-    monkeypatch.setattr(following, "PATIENCE", 0.0)
+def test_unreachable_cluster_is_given_up(monkeypatch):
+    monkeypatch.setattr(following, "GIVE_UP_S", 0.0)
     server = StubServer(LOG, [(0, ConnectionRefusedError("away"))] * 9)
-    with pytest.raises(LostError, match="away"):
+    with pytest.raises(ConnectionLostError, match="away"):
         followed(server)

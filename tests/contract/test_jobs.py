@@ -1,4 +1,4 @@
-"""verl's checks of what is submitted, and Ray's job server as our commands reach it."""
+"""verl's checks of submitted jobs, and our commands against Ray's job server."""
 
 import importlib.metadata
 import json
@@ -22,7 +22,7 @@ def submit(*words, **environment):
     return CliRunner().invoke(app, ["submit", *words], env=environment)
 
 
-def test_a_dry_run_prints_what_would_be_sent_and_no_secret(monkeypatch):
+def test_dry_run_prints_the_jobs_and_no_secret(monkeypatch):
     token = "0123456789abcdef" * 4
     done = submit(
         *(*LINE, "--seeds", "1,2", "--dry-run", "--runs", "~/runs"),
@@ -35,39 +35,42 @@ def test_a_dry_run_prints_what_would_be_sent_and_no_secret(monkeypatch):
     assert jobs[0]["runtime_env"] == {"working_dir": f"verl_gsd-{version}, unpacked"}
     assert 'trainer.default_local_dir="~/runs/' in jobs[0]["entrypoint"]
     assert token not in done.output
-    assert "sigma" in done.stderr, "the audit, as train has it"
+    assert "sigma" in done.stderr, "the audit, as in train"
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["algorithm.adv_estimator=gae2"], "adv_estimator=gae2: no such name"),
-        (["data.train_files=relative.parquet"], "data.train_files=relative.parquet: a file on the cluster"),
-        ([], "which cluster? Write --address http://HEAD:8265"),
-        (["--address", "head:8265"], "write that of the job server"),
+        (
+            ["data.train_files=relative.parquet"],
+            "data.train_files=relative.parquet: the path of a file on the cluster is relative",
+        ),
+        ([], "no cluster address is given. Use --address http://HEAD:8265"),
+        (["--address", "head:8265"], "Use that of the job server"),
     ],
 )
-def test_a_mistake_is_refused_here_before_anything_is_sent(words, said, monkeypatch):
+def test_mistakes_are_rejected_before_anything_is_sent(words, said, monkeypatch):
     monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
     done = submit(*LINE, *words)
     assert done.exit_code == 2 and said in re.sub(r"\s+", " ", done.output), done.output
 
 
-def test_files_and_checkpoints_of_the_cluster_are_not_looked_for_here():
+def test_cluster_files_and_checkpoints_are_not_looked_up_locally():
     checkpoint = ("trainer.resume_mode=resume_path", "trainer.resume_from_path=/only/there/run/global_step_40")
     done = submit(*LINE, "data.train_files=/only/on/the/cluster.parquet", *checkpoint, "--dry-run")
     assert done.exit_code == 0, done.output
 
 
-def test_nobody_at_the_address_is_said_so(monkeypatch):
-    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):  # Ray would prefer them to what it is told
+def test_unreachable_address_is_reported(monkeypatch):
+    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):  # Ray would prefer them to its argument
         monkeypatch.setenv(name, "http://another.invalid:1")
     done = CliRunner().invoke(app, ["status", "--address", "http://127.0.0.1:9"])
     assert done.exit_code == 2 and "http://127.0.0.1:9: no job server answers" in re.sub(r"\s+", " ", done.output)
 
 
 class ServerStub(BaseHTTPRequestHandler):
-    """A job server that is what it says it is, and fails at all else."""
+    """A job server that answers the version request correctly and fails at every other request."""
 
     def do_GET(self):
         version = json.dumps({"version": "4", "ray_version": ray.__version__, "ray_commit": "", "session_name": ""})
@@ -82,7 +85,7 @@ class ServerStub(BaseHTTPRequestHandler):
 
 
 @pytest.mark.parametrize("words", [["status"], ["status", "a"], ["logs", "a"], ["stop", "a"], ["submit", *LINE]])
-def test_a_server_that_fails_is_named_with_what_it_says(words, monkeypatch):
+def test_server_errors_are_reported_with_the_address(words, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with ThreadingHTTPServer(("127.0.0.1", 0), ServerStub) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -94,14 +97,14 @@ def test_a_server_that_fails_is_named_with_what_it_says(words, monkeypatch):
     assert "no such job" not in said
 
 
-def test_a_server_that_accepts_and_says_nothing_is_not_waited_for_for_ever(monkeypatch):
+def test_silent_server_times_out(monkeypatch):
     monkeypatch.setattr(cluster, "TIMEOUT_S", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as server:
         done = CliRunner().invoke(app, ["status", "--address", f"http://127.0.0.1:{server.getsockname()[1]}"])
     assert done.exit_code == 2 and "no job server answers there" in re.sub(r"\s+", " ", done.output)
 
 
-def test_ray_names_what_we_rely_on_as_we_do():
+def test_constants_equal_rays():
     from ray._common.constants import HEAD_NODE_RESOURCE_NAME
     from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 

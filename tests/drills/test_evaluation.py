@@ -12,7 +12,7 @@ import pytest
 from places import BINARIES
 from running import SURE, TASK, Started, metrics, validated, validation_kept, verl_gsd
 
-from verl_gsd.evaluation.intervals import paired, wilson
+from verl_gsd.evaluation.intervals import paired_test, wilson
 from verl_gsd.records import read_records
 
 STEPS, HELD_OUT = 40, 1024
@@ -31,7 +31,7 @@ def grpo(tmp_path_factory):
 
 
 def test_held_out_accuracy_rises_by_more_than_chance_makes_of_the_same_prompts(grpo):
-    found = paired(validated(grpo.run, 0), validated(grpo.run, STEPS))
+    found = paired_test(validated(grpo.run, 0), validated(grpo.run, STEPS))
     assert found.difference.low > 0 and found.p_value < SURE, found
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from running import SURE, TASK, metrics, validated, validation_kept, verl_gsd
 
-from verl_gsd.evaluation.intervals import paired
+from verl_gsd.evaluation.intervals import paired_test
 from verl_gsd.records import read_records
 
 BATCH, SIZE = 8, 8
@@ -73,5 +73,5 @@ def test_gvpo_learns(task, tmp_path):
     kept = (f"trainer.default_local_dir={run}", "trainer.save_freq=-1", validation_kept(run))
     done = verl_gsd("train", *COMMON[:3], *kept)
     assert done.returncode == 0, done.stdout + done.stderr
-    found = paired(validated(run, 0), validated(run, 40))
+    found = paired_test(validated(run, 0), validated(run, 40))
     assert found.difference.low > 0 and found.p_value < SURE, found

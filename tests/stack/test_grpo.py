@@ -27,7 +27,7 @@ from running import (
 
 from verl_gsd.algorithms.rollouts.budget import rollouts_of
 from verl_gsd.algorithms.rollouts.budget_settings import Settings
-from verl_gsd.evaluation.intervals import paired, wilson
+from verl_gsd.evaluation.intervals import paired_test, wilson
 from verl_gsd.planning import posterior_silent_rate
 from verl_gsd.prompts import PromptStore
 from verl_gsd.records import read_records
@@ -99,7 +99,7 @@ def test_the_policy_gets_better_at_the_prompts_by_more_than_chance(grpo):
     assert len(before) == len(after) == PROMPTS
     for attempt, step, scores in ((1, 0, before), (2, STEPS, after)):
         assert metrics(grpo.run, attempt)[step][ACCURACY] == pytest.approx(scores.mean())
-    found = paired(before, after)
+    found = paired_test(before, after)
     assert found.difference.low > 0 and found.p_value < SURE, found
 
 

@@ -1,4 +1,4 @@
-"""Runs with little but what a comparison reads: tokens in records, accuracies in metrics, a config."""
+"""Minimal runs with what a comparison reads: tokens in records, accuracies in metrics, and a config."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ KEYS = {
 def write_run(
     run: Path, tokens, accuracy, *, source="math", total: int | None = None, first=1, attempt=1, **keys
 ) -> Path:
-    """Write ``tokens`` of the steps from ``first`` on, ``accuracy`` by step, ``keys`` as report_runs.config does."""
+    """Write ``tokens`` per step from ``first`` on, ``accuracy`` by step, and ``keys`` as report_runs.config does."""
     for step, number in enumerate(tokens, start=first):
         evicted = report_runs.group([0.0], tokens=number - 1)
         report_runs.records(

@@ -1,4 +1,4 @@
-"""What a page is made of."""
+"""The parts of a page."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import altair as alt
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells, each shown as ``str`` gives it."""
+    """Rows of cells. The page shows ``str(cell)``."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[object]]
@@ -18,19 +18,19 @@ class Table:
 
 @dataclass(frozen=True)
 class Notice:
-    """What a reader must not miss: a sentence as its title, what is behind it, and lines to write somewhere."""
+    """A highlighted message: a sentence as its title, an explanation, and config overrides that would help."""
 
     title: str
     text: str = ""
-    write: Sequence[str] = ()
+    overrides: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One of several charts that stand side by side where there is room.
+    """One of several small charts, which the page puts side by side if there is room.
 
     Attributes:
-        name: as a section's.
+        name: the chart's id in the page, as for a ``Section``.
     """
 
     name: str
@@ -40,10 +40,11 @@ class Panel:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading with, in this order, paragraphs, notices, a chart, panels and a table, each where there is one.
+    """A heading, followed by paragraphs, notices, a chart, panels and a table, in this order. All of them are optional.
 
     Attributes:
-        name: of the section in links and for its chart: letters, digits and hyphens, unique on the page.
+        name: the section's id in links and the id of its chart. It has letters, digits and hyphens, and must be unique
+            in the page.
     """
 
     name: str

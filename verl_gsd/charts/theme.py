@@ -1,4 +1,4 @@
-"""How charts look: colours that the colour-blind tell apart, sizes that a phone can show."""
+"""The theme of all charts: colours that colour-blind readers can distinguish, and sizes that fit a phone."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import vl_convert
 
 from verl_gsd.writing import whole
 
-#: Okabe and Ito's eight, in the order series take them; yellow last, which is faint on white.
+#: The eight colours of Okabe and Ito, in the order in which series use them. Yellow is last: it is faint on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#F0E442")
-#: What became of a group's outcomes has one colour everywhere.
+#: The colour of each kind of group outcome, the same in all charts.
 KINDS = {"mixed": "#009E73", "all_right": "#56B4E9", "all_wrong": "#D55E00"}
 
 _CONFIG = {
     "background": "white",
-    "aria": False,  # a page labels a chart as a whole; a label of every mark costs time to draw and is read by nobody
+    "aria": False,  # the page labels the whole chart; a label per mark would only slow down drawing
     "font": "system-ui, sans-serif",
     "range": {"category": list(COLOURS)},
     "axis": {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal", "gridColor": "#e5e5e5"},
@@ -31,15 +31,17 @@ _CONFIG = {
     "view": {"stroke": None},
     "line": {"strokeWidth": 2},
 }
-#: Dots a length unit in a PNG.
+#: Dots per length unit in a PNG.
 _SCALE = 2.0
 _PNG_WIDTH, _HEIGHT = 640, 260
 
 
 def styled(chart: alt.TopLevelMixin) -> dict:
-    """The Vega-Lite specification of ``chart`` as all of ours look; as wide as its place and ``_HEIGHT`` high unless it
-    says otherwise."""
-    # Rows of data are ours and small; Altair's own limit is for charts in notebooks.
+    """Return the Vega-Lite specification of ``chart`` with our theme.
+
+    A chart without a size fills the width of its container and is ``_HEIGHT`` pixels high.
+    """
+    # Altair's limit on rows is meant for notebooks; our data are small.
     with alt.data_transformers.enable("default", max_rows=None):
         specification = chart.to_dict()
     specification["config"] = _CONFIG
@@ -49,10 +51,10 @@ def styled(chart: alt.TopLevelMixin) -> dict:
 
 
 def write_png(chart: alt.TopLevelMixin, path: Path) -> None:
-    """Draw ``chart`` into a PNG, whole or not at all; needs no browser.
+    """Draw ``chart`` to a PNG file, atomically and without a browser.
 
     Raises:
-        OSError: there is no room, or no right to write.
+        OSError: the disk is full, or the folder is not writable.
     """
     specification = styled(chart)
     if specification.get("width") == "container":

@@ -1,4 +1,4 @@
-"""``verl-gsd compare RUN...``: methods at equal generated tokens, over seeds, with intervals and a paired test."""
+"""``verl-gsd compare RUN...``: compare methods at equal generated tokens over seeds, with intervals and a test."""
 
 from __future__ import annotations
 
@@ -19,110 +19,120 @@ if TYPE_CHECKING:
 def compare(
     runs: Annotated[
         list[str],
-        typer.Argument(metavar="RUN...", help="LABEL/seed_N folders, LABEL=FOLDER, or what --output wrote before."),
+        typer.Argument(metavar="RUN...", help="Folders LABEL/seed_N, LABEL=FOLDER, or JSON files that --output wrote."),
     ],
-    baseline: Annotated[str | None, typer.Option(help="The label all are compared with; the first RUN's.")] = None,
+    baseline: Annotated[
+        str | None, typer.Option(help="The label to compare with. Default: that of the first RUN.")
+    ] = None,
     source: Annotated[
-        str | None, typer.Option(help="Data source of the held-out prompts, where there are some.")
+        str | None, typer.Option(help="Data source of the held-out prompts, if runs have several.")
     ] = None,
     unfinished: Annotated[
-        bool, typer.Option("--unfinished", help="Runs before their last step take part as far as they are.")
+        bool, typer.Option("--unfinished", help="Include unfinished runs, up to their last validation.")
     ] = False,
-    output: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Figures and curves.")] = None,
-    page: Annotated[Path | None, typer.Option(metavar="FILE.html", help="A page with the curves.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE.json", help="Write the results and curves to this file.")
+    ] = None,
+    page: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="Write a page with charts and tables to this file.")
+    ] = None,
 ) -> None:
-    """Held-out accuracy of methods at equal generated tokens, over seeds.
+    """Compare the held-out accuracy of methods at equal generated tokens, over seeds.
 
-    Needs records and validations of every run. A file of earlier results takes part with the curves it has.
+    Every run needs records and validations. A JSON file of an earlier comparison contributes the curves it contains.
     """
     for option, path, suffix in (("--output", output, ".json"), ("--page", page, ".html")):
         if path is not None and (path.suffix != suffix or path.is_dir()):
-            fail(f"{option} {path}: write the name of a file that ends in {suffix}")
+            fail(f"{option} {path}: not a {suffix} file. Use a file name that ends in {suffix}")
     from verl_gsd.charts import write_page
-    from verl_gsd.compare.comparison import compare as compared
+    from verl_gsd.compare.comparison import compare_curves
     from verl_gsd.compare.comparison_file import write_comparison
     from verl_gsd.compare.comparison_page import TITLE, sections
 
     try:
-        curves, notices, first = _curves(runs, source, unfinished)
-        found = compared(curves, baseline or first)
-        drawn = sections(found, notices) if page else []
+        curves, notices, first_label = _read_curves(runs, source, unfinished)
+        comparison = compare_curves(curves, baseline or first_label)
+        page_sections = sections(comparison, notices) if page else []
     except (OSError, ValueError) as error:
         fail(str(error))
-    _print(found, notices)
+    _print(comparison, notices)
     try:
         if output is not None:
-            write_comparison(output, found)
+            write_comparison(output, comparison)
         if page is not None:
-            write_page(page, TITLE, drawn)
+            write_page(page, TITLE, page_sections)
     except OSError as error:
-        fail(f"not written: {error}", code=1)
+        fail(f"cannot write the results: {error}", code=1)
     for path in (output, page):
         if path is not None:
             out.print(escape(str(path)), soft_wrap=True, highlight=False)
 
 
-def _curves(runs: list[str], source: str | None, unfinished: bool) -> tuple[list[Curve], list[str], str]:
-    """The curves that take part, a sentence for each run that does not, or not with all its steps, and the first's
-    label, whether it takes part or not."""
+def _read_curves(runs: list[str], source: str | None, unfinished: bool) -> tuple[list[Curve], list[str], str]:
+    """Return the curves to compare, notices about runs that are left out or incomplete, and the first run's label.
+
+    The label is returned even if the first run is left out.
+    """
     from verl_gsd.compare.comparison_file import read_curves
-    from verl_gsd.compare.run_curves import NothingYetError, read_curve
+    from verl_gsd.compare.run_curves import NoValidationYetError, read_curve
 
     curves: list[Curve] = []
     notices: list[str] = []
-    first = ""
-    folders: dict[Path, str] = {}
+    first_label = ""
+    words_by_path: dict[Path, str] = {}
     for word in runs:
-        label, place = _named(word)
-        if not place.exists():
-            raise ValueError(f"{place}: neither a run directory nor a file of earlier results is there")
-        if (twin := folders.setdefault(place.resolve(), word)) != word:
-            raise ValueError(f"{twin} and {word}: both are {place}. Leave one out")
+        label, path = _split_label(word)
+        if not path.exists():
+            raise ValueError(f"{path}: does not exist. Use a run directory or a JSON file that --output wrote")
+        if (twin := words_by_path.setdefault(path.resolve(), word)) != word:
+            raise ValueError(f"{twin} and {word}: both are {path}. Remove one")
         try:
-            read = [read_curve(place, label, source)] if place.is_dir() or label else read_curves(place)
-        except NothingYetError as error:
-            first = first or error.label
+            new_curves = [read_curve(path, label, source)] if path.is_dir() or label else read_curves(path)
+        except NoValidationYetError as error:
+            first_label = first_label or error.label
             notices.append(f"Left out: {error}.")
             continue
-        for curve in read:
-            first = first or curve.label
+        for curve in new_curves:
+            first_label = first_label or curve.label
             if not set(curve.validation) - {"metric"}:
-                notices.append(f"{curve.run}: nothing says how it was validated; taken for validated as the others.")
+                notices.append(f"{curve.run}: its validation settings are unknown; assumed to be those of the others.")
             if curve.total_steps is None:
-                notices.append(f"{curve.run}: nothing says how long it was to be; taken as far as it is.")
+                notices.append(f"{curve.run}: its configured number of steps is unknown; assumed to be finished.")
             if curve.finished or unfinished:
                 curves.append(curve)
             if not curve.finished:
-                at = f"{curve.run}: unfinished, at step {curve.steps[-1]} of {curve.total_steps}"
-                notices.append(f"{at}." if unfinished else f"Left out: {at}; --unfinished takes it as far as it is.")
+                progress = f"{curve.run}: unfinished, at step {curve.steps[-1]} of {curve.total_steps}"
+                notices.append(f"{progress}." if unfinished else f"Left out: {progress}; --unfinished includes it.")
     if not curves:
-        raise ValueError(" ".join(["no finished run to compare.", *notices]))
-    if source is not None and (other := {curve.data_source for curve in curves} - {source}):
-        raise ValueError(f"--source {source}: a file has curves of {other.pop()} alone. Leave it out, or --source")
-    return curves, notices, first
+        raise ValueError(" ".join(["There is no finished run to compare.", *notices]))
+    if source is not None and (others := {curve.data_source for curve in curves} - {source}):
+        raise ValueError(
+            f"--source {source}: a JSON file has only curves of {others.pop()}. Remove the file or --source"
+        )
+    return curves, notices, first_label
 
 
-def _named(word: str) -> tuple[str | None, Path]:
-    """LABEL=FOLDER in two, unless there is something of that name."""
-    label, sign, place = word.partition("=")
+def _split_label(word: str) -> tuple[str | None, Path]:
+    """Split LABEL=FOLDER, unless a file or folder with the whole name exists."""
+    label, sign, path = word.partition("=")
     if not sign or Path(word).exists():
         return None, Path(word)
-    if not label or not place:
-        raise ValueError(f"{word}: write LABEL=FOLDER, or a folder")
-    return label, Path(place)
+    if not label or not path:
+        raise ValueError(f"{word}: the label or the folder is empty. Use LABEL=FOLDER, or a folder")
+    return label, Path(path)
 
 
-def _print(found: Comparison, notices: list[str]) -> None:
+def _print(comparison: Comparison, notices: list[str]) -> None:
     from verl_gsd.compare import comparison_words as words
 
-    out.print(escape(words.setting(found)), highlight=False)
+    out.print(escape(words.describe_setup(comparison)), highlight=False)
     for notice in notices:
         out.print(f"- {escape(notice)}", highlight=False)
-    _table("Accuracy", *words.accuracy_table(found))
-    if len(found.rows) > 1:
-        _table(f"Against {found.baseline}, at {found.budgets[-1]:,} tokens", *words.against_table(found))
-    _table("Where runs ended, at unequal tokens", *words.end_table(found))
-    for caveat in words.caveats(found):
+    _table("Accuracy", *words.accuracy_table(comparison))
+    if len(comparison.rows) > 1:
+        _table(f"Against {comparison.baseline}, at {comparison.budgets[-1]:,} tokens", *words.against_table(comparison))
+    _table("Last validations, at unequal tokens", *words.end_table(comparison))
+    for caveat in words.caveats(comparison):
         out.print(f"- {escape(caveat)}", highlight=False)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
-from verl_gsd.compare.comparison_file import finite
+from verl_gsd.compare.comparison_file import nonfinite_to_null
 from verl_gsd.evaluation.results import RESULT, Result, compare, read_result
 from verl_gsd.writing import whole
 
@@ -57,7 +57,7 @@ def write_summary(folder: Path, results: Mapping[str, Result], compared: Mapping
     earlier = {path.parent.name: read_result(path.parent) for path in sorted(folder.glob(f"*/{RESULT}"))}
     summed = {name: _summed_up(result, compared.get(name)) for name, result in {**earlier, **results}.items()}
     with whole(folder / "results.json") as building:
-        building.write_text(json.dumps(finite(summed), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        building.write_text(json.dumps(nonfinite_to_null(summed), indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def _summed_up(result: Result, other: Result | None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""``verl-gsd status``, ``logs`` and ``stop``: jobs that ``verl-gsd submit`` made."""
+"""``verl-gsd status``, ``logs`` and ``stop``, for jobs of ``verl-gsd submit``."""
 
 from __future__ import annotations
 
@@ -22,23 +22,25 @@ Address = Annotated[
     str | None,
     typer.Option(envvar="RAY_API_SERVER_ADDRESS", metavar="http://HEAD:8265", help="The cluster's job server."),
 ]
-Identifier = Annotated[str, typer.Argument(metavar="ID", help="The job, as submit and status name it.")]
+Identifier = Annotated[str, typer.Argument(metavar="ID", help="The job's name, as submit and status print it.")]
 _STATE_STYLE = {"SUCCEEDED": "green", "FAILED": "red", "STOPPED": "yellow"}
 
 
 def status(
-    identifier: Annotated[str | None, typer.Argument(metavar="[ID]", help="One job; all of ours without it.")] = None,
+    identifier: Annotated[
+        str | None, typer.Argument(metavar="[ID]", help="One job. Default: all jobs of verl-gsd submit.")
+    ] = None,
     address: Address = None,
 ) -> None:
-    """What became of the jobs submitted to a cluster."""
-    from verl_gsd.jobs.cluster import connect, job, our_jobs
+    """Show the state of the jobs on a cluster."""
+    from verl_gsd.jobs.cluster import connect, get_job, submitted_jobs
 
-    with _refusals_told(address):
+    with _exiting_on_cluster_errors(address):
         client = connect(address)
-        jobs = our_jobs(client) if identifier is None else [job(client, identifier)]
+        jobs = submitted_jobs(client) if identifier is None else [get_job(client, identifier)]
     table = Table("job", "state", "since", "run directory")
-    for entry in jobs:
-        table.add_row(*_row(entry))
+    for job in jobs:
+        table.add_row(*_row(job))
     out.print(table)
     if identifier is not None and jobs[0].message:
         out.print(escape(jobs[0].message), soft_wrap=True, highlight=False)
@@ -47,14 +49,14 @@ def status(
 def logs(
     identifier: Identifier,
     address: Address = None,
-    following: Annotated[bool, typer.Option("--follow", help="Go on until the job has ended.")] = False,
+    following: Annotated[bool, typer.Option("--follow", help="Follow the log until the job has ended.")] = False,
 ) -> None:
-    """A job's log so far. What verl, Ray and vLLM print is in the run directory's logs."""
-    from verl_gsd.jobs.cluster import connect, job
+    """Print a job's log so far. The output of verl, Ray and vLLM is in the run directory's logs."""
+    from verl_gsd.jobs.cluster import connect, get_job
 
-    with _refusals_told(address):
+    with _exiting_on_cluster_errors(address):
         client = connect(address)
-        job(client, identifier)
+        get_job(client, identifier)
         if not following:
             _write(client.get_job_logs(identifier))
             return
@@ -62,32 +64,32 @@ def logs(
 
 
 def stop(identifier: Identifier, address: Address = None) -> None:
-    """End a job; its run can be resumed from its last checkpoint."""
-    from verl_gsd.jobs.cluster import connect, job
-    from verl_gsd.jobs.submission import RUN
+    """Stop a job. Its run can be resumed from its last checkpoint."""
+    from verl_gsd.jobs.cluster import connect, get_job
+    from verl_gsd.jobs.submission import RUN_KEY
 
-    with _refusals_told(address):
+    with _exiting_on_cluster_errors(address):
         client = connect(address)
-        run = (job(client, identifier).metadata or {}).get(RUN)
+        run = (get_job(client, identifier).metadata or {}).get(RUN_KEY)
         running = client.stop_job(identifier)
     if not running:
-        out.print(f"{identifier} had ended before", highlight=False)
+        out.print(f"{identifier} had already ended", highlight=False)
         return
     out.print(f"{identifier} is being stopped", highlight=False)
     if run:
-        out.print("To resume its run, run:")
+        out.print("To resume its run:")
         out.print(f"verl-gsd submit --resume {shlex.quote(run)}", soft_wrap=True, markup=False, highlight=False)
 
 
 def watch(client: JobSubmissionClient, identifiers: Sequence[str], address: str | None) -> None:
     """Show the logs of jobs one after another, each until its job has ended.
 
-    Runs take turns on a cluster, so the later jobs mostly wait while the log of an earlier one is shown. A job that
-    ends in the meantime is not missed: its log is then shown from the beginning.
+    Runs take turns on a cluster, so the later jobs usually wait while an earlier log is shown. If one of them ends in
+    the meantime, its log is still shown from the beginning.
 
     Raises:
-        typer.Exit: code 1 if a job did not succeed or the cluster stopped answering; 130 after Ctrl-C, which ends the
-            watching and no job.
+        typer.Exit: code 1 if a job did not succeed or the cluster stopped answering; 130 after Ctrl-C, which stops
+            only the watching and not the jobs.
     """
     states: dict[str, str] = {}
     try:
@@ -96,9 +98,9 @@ def watch(client: JobSubmissionClient, identifiers: Sequence[str], address: str 
                 out.print(f"log of job [bold]{identifier}[/] ({position} of {len(identifiers)})", soft_wrap=True)
             states[identifier] = _watch_one(client, identifier, address)
     except KeyboardInterrupt:
-        left = [identifier for identifier in identifiers if identifier not in states]
+        remaining = [identifier for identifier in identifiers if identifier not in states]
         fail(
-            f"No longer watching; these jobs keep running or waiting: {', '.join(left)}\n"
+            f"No longer watching; these jobs keep running or waiting: {', '.join(remaining)}\n"
             "To follow one, run: verl-gsd logs ID --follow\n"
             "To stop one, run: verl-gsd stop ID",
             code=130,
@@ -111,22 +113,25 @@ def watch(client: JobSubmissionClient, identifiers: Sequence[str], address: str 
 
 
 def _watch_one(client: JobSubmissionClient, identifier: str, address: str | None) -> str:
-    """Show a job's log until it has ended, and its final state; ``unknown`` if the cluster stopped answering."""
-    from verl_gsd.jobs.following import LostError, follow
+    """Show a job's log until the job has ended. Return its final state, or ``unknown`` without an answer."""
+    from verl_gsd.jobs.following import ConnectionLostError, follow
 
     try:
-        with _refusals_told(address):
-            state = follow(client, identifier, _write, on_drop=lambda: err.print("connection lost; attaching again"))
-    except LostError as error:
-        again = f"verl-gsd logs {identifier} --follow"
-        message = f"error: the cluster does not answer: {error}\nThe job may still run. To look again, run: {again}"
-        err.print(message, markup=False, soft_wrap=True)
+        with _exiting_on_cluster_errors(address):
+            state = follow(client, identifier, _write, on_drop=lambda: err.print("connection lost; reconnecting"))
+    except ConnectionLostError as error:
+        err.print(
+            f"error: the cluster does not answer: {error}\n"
+            f"The job may still be running. To follow it again, run: verl-gsd logs {identifier} --follow",
+            markup=False,
+            soft_wrap=True,
+        )
         return "unknown"
-    except typer.Exit:  # what the cluster answered is printed; the other jobs are watched all the same
+    except typer.Exit:  # the cluster's answer has been printed; continue with the other jobs
         return "unknown"
     out.print(f"job {identifier}: [{_STATE_STYLE.get(state.value, 'bold')}]{state.value}[/]", soft_wrap=True)
     if state.value != "SUCCEEDED":
-        with suppress(Exception):  # the state is known; why is a courtesy
+        with suppress(Exception):  # the state is already known; the message is optional
             out.print(escape(client.get_job_info(identifier).message or ""), soft_wrap=True, highlight=False)
     return str(state.value)
 
@@ -137,24 +142,25 @@ def _write(text: str) -> None:
 
 
 def _row(job: JobDetails) -> tuple[str, str, str, str]:
-    from verl_gsd.jobs.submission import RUN
+    from verl_gsd.jobs.submission import RUN_KEY
 
     state = str(job.status.value)
     moment = job.end_time or job.start_time
     since = f"{datetime.fromtimestamp(moment / 1000):%Y-%m-%d %H:%M:%S}" if moment else ""
     styled = f"[{_STATE_STYLE.get(state, 'bold')}]{state}[/]"
-    return escape(job.submission_id or ""), styled, since, escape((job.metadata or {}).get(RUN, ""))
+    return escape(job.submission_id or ""), styled, since, escape((job.metadata or {}).get(RUN_KEY, ""))
 
 
 @contextmanager
-def _refusals_told(address: str | None) -> Iterator[None]:
-    from verl_gsd.jobs.cluster import ClusterError, answering
-    from verl_gsd.jobs.following import LostError
+def _exiting_on_cluster_errors(address: str | None) -> Iterator[None]:
+    """Print a ``ClusterError`` and exit. ``ConnectionLostError`` is passed on."""
+    from verl_gsd.jobs.cluster import ClusterError, raising_cluster_errors
+    from verl_gsd.jobs.following import ConnectionLostError
 
     try:
-        with answering(address or ""):
+        with raising_cluster_errors(address or ""):
             yield
-    except LostError:
+    except ConnectionLostError:
         raise
     except ClusterError as error:
         fail(str(error))

@@ -1,4 +1,4 @@
-"""``verl-gsd report RUN [RUN ...]``: what runs amount to, as one page."""
+"""``verl-gsd report RUN [RUN ...]``: one page of charts and findings about runs."""
 
 from __future__ import annotations
 
@@ -14,44 +14,52 @@ PORT = 8787
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs; several are drawn together.")],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Run directories. Several runs share each chart.")
+    ],
     output: Annotated[
-        Path | None, typer.Option(metavar="FILE.html", help="The page; by default report.html in the first RUN.")
+        Path | None, typer.Option(metavar="FILE.html", help="The page to write. Default: report.html in the first RUN.")
     ] = None,
-    png: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Every chart as a PNG there, too.")] = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Serve the page to this machine until Ctrl-C.")] = False,
-    port: Annotated[int | None, typer.Option(min=0, max=65535, help=f"Of --watch, by default {PORT}; 0: any.")] = None,
+    png: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Also write every chart as a PNG to this folder.")
+    ] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Serve the page on this machine until Ctrl-C, and write no files.")
+    ] = False,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help=f"Port for --watch. Default: {PORT}; 0: any free port.")
+    ] = None,
 ) -> None:
-    """One page of charts, with in words what is wrong and which key to change. It needs nothing beside it.
+    """Write a self-contained page of charts, with findings in words and the keys to change.
 
-    Reads RUN/records and RUN/metrics; a run of verl's own trainer modes has the second alone. What is damaged is left
-    out, and said.
+    The report reads RUN/records and RUN/metrics. A run with one of verl's own trainer modes has only the metrics.
+    Damaged files are left out, and the page names them.
     """
     from verl_gsd.charts import write_page
     from verl_gsd.report.build import read_runs, require_content, sections_of, title_of, write_pngs
     from verl_gsd.report.watch import serve
 
     if port is not None and not watch:
-        fail("--port: has no effect without --watch")
+        fail("--port: has no effect without --watch. Add --watch or remove --port")
     if watch and (output or png):
-        fail("--watch serves the page and writes nothing: leave out --output and --png, or --watch")
+        fail("--watch serves the page and writes no files. Remove --watch, or remove --output and --png")
     page = output or runs[0] / "report.html"
     if page.suffix != ".html" or page.is_dir():
-        fail(f"--output {page}: write a file that ends in .html")
+        fail(f"--output {page}: not an .html file. Use a file name that ends in .html")
     try:
         if watch:
-            serve(runs, PORT if port is None else port, on_start=lambda url: out.print(f"{url}  until Ctrl-C"))
+            serve(runs, PORT if port is None else port, on_start=lambda url: out.print(f"{url}  (stop with Ctrl-C)"))
             return
-        read = read_runs(runs)
-        require_content(read)
+        run_data = read_runs(runs)
+        require_content(run_data)
     except (OSError, ValueError) as error:
         fail(str(error))
-    sections = sections_of(read)
+    sections = sections_of(run_data)
     try:
-        write_page(page, title_of(read), sections)
+        write_page(page, title_of(run_data), sections)
         pngs = write_pngs(png, sections) if png else []
     except OSError as error:
-        fail(f"{error}. Write --output, or --png, where there is room and a right to write")
+        fail(f"{error}. Use --output and --png with a writable folder that has free space")
     for notice in sections[0].notices:
         out.print(f"- {escape(notice.title)}", highlight=False)
     out.print(escape(str(page)), soft_wrap=True, highlight=False)

@@ -1,4 +1,4 @@
-"""``verl-gsd submit``: a run, or a sweep of runs, as jobs of a Ray cluster."""
+"""``verl-gsd submit``: submit a run, or a sweep of runs, to a Ray cluster."""
 
 from __future__ import annotations
 
@@ -21,36 +21,36 @@ if TYPE_CHECKING:
 def submit(
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="KEY=VALUE...", help="As for verl-gsd train; files are the cluster's."),
+        typer.Argument(metavar="KEY=VALUE...", help="As for verl-gsd train. File paths are paths on the cluster."),
     ] = None,
     address: Address = None,
     runs: Annotated[
-        str, typer.Option(metavar="FOLDER", help="Where runs go, on storage that all nodes of the cluster share.")
+        str, typer.Option(metavar="FOLDER", help="Folder for runs, on storage that all nodes of the cluster share.")
     ] = "~/verl_gsd_runs",
     resume: Annotated[
-        str | None, typer.Option(metavar="RUN", help="Resume this run of the cluster, or RUN/global_step_N.")
+        str | None, typer.Option(metavar="RUN", help="Resume this run on the cluster, or RUN/global_step_N.")
     ] = None,
-    seeds: Annotated[str | None, typer.Option(metavar="1,2,3", help="One job a seed.")] = None,
+    seeds: Annotated[str | None, typer.Option(metavar="1,2,3", help="One job per seed.")] = None,
     sweep: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=A,B", help="One job a value (times one a seed); may be repeated.")
+        list[str] | None, typer.Option(metavar="KEY=A,B", help="One job per value and seed. May be repeated.")
     ] = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Show the logs until all jobs have ended.")] = True,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be sent, and send nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the jobs without submitting them.")] = False,
 ) -> None:
     """Train on a Ray cluster, e.g. verl-gsd submit recipe=gvpo/qwen2.5_math_7b hardware=8xa100_80g --runs /shared."""
     from verl_gsd.errors import ConfigError
-    from verl_gsd.jobs.cluster import ClusterError, answering, connect
+    from verl_gsd.jobs.cluster import ClusterError, connect, raising_cluster_errors
     from verl_gsd.jobs.package import PackagingError, unpacked_wheel
 
     try:
-        submissions = _planned(words or [], runs, resume, seeds, sweep or [])
+        submissions = _checked_submissions(words or [], runs, resume, seeds, sweep or [])
         with unpacked_wheel() as package:
             if dry_run:
-                print(_described(submissions, package), end="")
+                print(_describe(submissions, package), end="")
                 return
             client = connect(address)
             for submission in submissions:
-                with answering(address or ""):
+                with raising_cluster_errors(address or ""):
                     client.submit_job(
                         entrypoint=submission.entrypoint,
                         submission_id=submission.identifier,
@@ -61,21 +61,28 @@ def submit(
     except (ConfigError, PackagingError, ClusterError) as error:
         fail(str(error))
     if len(submissions) > 1:
-        out.print("one run at a time trains on a cluster (verl's queue is one a cluster); the others wait their turn")
+        out.print(
+            "A cluster trains one run at a time (verl has one queue per cluster). The other jobs wait for their turn."
+        )
     if wait:
         watch(client, [submission.identifier for submission in submissions], address)
     else:
-        out.print("not waited for: verl-gsd status, verl-gsd logs ID --follow, verl-gsd stop ID")
+        out.print("To watch or stop the jobs: verl-gsd status, verl-gsd logs ID --follow, verl-gsd stop ID")
 
 
 def _runtime_environment(package: Path) -> dict[str, object]:
-    """The shipped package, and nothing else: variables and secrets are those of the cluster's nodes."""
+    """Return Ray's runtime environment: only the shipped package. The nodes provide variables and secrets."""
     return {"working_dir": str(package)}
 
 
-def _planned(
+def _checked_submissions(
     words: Sequence[str], runs: str, resume: str | None, seeds: str | None, sweeps: Sequence[str]
 ) -> list[Submission]:
+    """Return the jobs for a command line, after checking it and printing what it does.
+
+    Raises:
+        ConfigError: the command line is rejected.
+    """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from omegaconf import OmegaConf
 
@@ -86,35 +93,37 @@ def _planned(
 
     now = datetime.now()
     if resumes := [word for word in words if word.startswith("resume=")]:
-        raise ConfigError(f"{resumes[-1]}: write --resume {resumes[-1].partition('=')[2]}, a folder on the cluster.")
+        raise ConfigError(
+            f"{resumes[-1]}: not available here. Use --resume {resumes[-1].partition('=')[2]}, a folder on the cluster."
+        )
     if resume is not None:
         if seeds or sweeps:
-            raise ConfigError("--resume: goes on with one run. Leave --seeds and --sweep out.")
+            raise ConfigError("--resume: resumes a single run. Remove --seeds and --sweep.")
         submission = resumed_run(resume, words, now)
         line = parse_line(submission.words)
-        given = OmegaConf.create()
+        overrides = OmegaConf.create()
         for override in map(OverridesParser.create().parse_override, line.overrides):
             if not override.is_delete():
-                OmegaConf.update(given, override.key_or_group, override.value(), force_add=True)
-        raise_problems(list(no_secrets(given, line)))
+                OmegaConf.update(overrides, override.key_or_group, override.value(), force_add=True)
+        raise_problems(list(no_secrets(overrides, line)))
         return [submission]
     submissions = new_runs(words, runs, now, seeds, sweeps)
-    said: set[str] = set()
+    printed: set[str] = set()
     for submission in submissions:
-        lines = [text for text in _check(submission) if text not in said]
-        if said and lines:
+        lines = [text for text in _check(submission) if text not in printed]
+        if printed and lines:
             err.print(f"{submission.identifier}:", markup=False, highlight=False)
         for text in lines:
             err.print(text, style="yellow" if text.startswith("warning") else None, markup=False, highlight=False)
-        said.update(lines)
+        printed.update(lines)
     return submissions
 
 
 def _check(submission: Submission) -> list[str]:
-    """What ``verl-gsd train`` checks of a line, except what only the cluster's machines can tell; what there is to say.
+    """Check a job as ``verl-gsd train`` does, except for what only the cluster can know, and return lines to print.
 
     Raises:
-        ConfigError: it is refused.
+        ConfigError: the job is rejected.
     """
     from omegaconf import OmegaConf
 
@@ -128,29 +137,32 @@ def _check(submission: Submission) -> list[str]:
     line = parse_line(submission.words)
     config = resolve(compose_config(line))
     validate(config, line, leave_out=OF_THIS_MACHINE)
-    with redirect_stdout(sys.stderr):  # verl prints as it validates
+    with redirect_stdout(sys.stderr):  # verl prints while it validates
         validate_with_verl(config, runs_here=False)
     for key in ("data.train_files", "data.val_files"):
         for file in as_list(OmegaConf.select(config, key)):
             if not str(file).startswith(("/", "~")) and "://" not in str(file):
                 raise ConfigError(
-                    f"{key}={file}: a file on the cluster. Write an absolute path, or one that begins ~/."
+                    f"{key}={file}: the path of a file on the cluster is relative. Use an absolute path, or ~/PATH."
                 )
     return [*audit(config).lines(), *estimate(config)]
 
 
-def _described(submissions: Sequence[Submission], package: Path) -> str:
+def _describe(submissions: Sequence[Submission], package: Path) -> str:
+    """Return the jobs as YAML, for ``--dry-run``."""
     import yaml
 
     (distribution,) = package.glob("verl_gsd-*.dist-info")
-    shown = _runtime_environment(package) | {"working_dir": f"{distribution.name.removesuffix('.dist-info')}, unpacked"}
+    runtime_env = _runtime_environment(package) | {
+        "working_dir": f"{distribution.name.removesuffix('.dist-info')}, unpacked"
+    }
     return yaml.safe_dump_all(
         (
             {
                 "submission_id": submission.identifier,
                 "run": submission.run,
                 "entrypoint": submission.entrypoint,
-                "runtime_env": shown,
+                "runtime_env": runtime_env,
                 "metadata": submission.metadata,
             }
             for submission in submissions

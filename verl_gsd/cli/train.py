@@ -1,4 +1,4 @@
-"""``verl-gsd train algo=... task=... hardware=...``: compose, check, run, and say what came of it."""
+"""``verl-gsd train algo=... task=... hardware=...``: compose the config, check it, train, and print the results."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def train(
     ],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and stop.")] = False,
 ) -> None:
-    """Train on the real stack, e.g. verl-gsd train algo=grpo task=arithmetic hardware=cpu."""
+    """Train with verl, e.g. verl-gsd train algo=grpo task=arithmetic hardware=cpu."""
     from verl_gsd.errors import ConfigError
 
     try:
@@ -42,12 +42,12 @@ def train(
         from verl_gsd.run.checks.with_verl import validate_with_verl
 
         validate(config, line, leave_out=OF_THIS_ENVIRONMENT if dry_run else ())
-        _require_steps_left(config, line)
-        _say_what_it_does(config)
+        _check_steps_left(config, line)
+        _print_audit(config)
         if dry_run:
             for problem in (problem for check in OF_THIS_ENVIRONMENT for problem in check(config, line)):
                 err.print(f"warning: {problem}", style="yellow", markup=False, highlight=False)
-            with redirect_stdout(sys.stderr):  # verl prints as it validates; standard output is the config alone
+            with redirect_stdout(sys.stderr):  # verl prints while it validates; standard output must be only the config
                 messages = validate_with_verl(config)
             for message in messages:
                 style = "yellow" if message.kind == "warning" else None
@@ -64,6 +64,7 @@ def train(
 
 
 def _compose(words: list[str]) -> tuple[Line, DictConfig]:
+    """Return the parsed command line and the resolved config, with a run directory and names set."""
     from omegaconf import open_dict
 
     from verl_gsd.errors import ConfigError
@@ -75,14 +76,14 @@ def _compose(words: list[str]) -> tuple[Line, DictConfig]:
     line = compose.parse_line(words)
     checkpoint = _chosen_checkpoint(line)
     if line.resume is not None:
-        line = _resumed(line)
+        line = _line_to_resume(line)
     if line.choices.get("hardware") == "cpu":
         os.environ["VERL_GSD_CPU"] = "1"  # before anything imports verl
     config = compose.compose_config(line)
     with open_dict(config):
         if line.resume is None and "trainer.default_local_dir" not in line.keys:
-            chosen = [line.choices[group] for group in ("recipe", "task", "algo") if group in line.choices]
-            name = f"{'-'.join(chosen)}-{datetime.now():%Y%m%d-%H%M%S}".replace("/", "-")
+            choices = [line.choices[group] for group in ("recipe", "task", "algo") if group in line.choices]
+            name = f"{'-'.join(choices)}-{datetime.now():%Y%m%d-%H%M%S}".replace("/", "-")
             config.trainer.default_local_dir = f"runs/{name}"
         elif line.resume is not None:
             config.trainer.default_local_dir = str(line.resume)
@@ -90,30 +91,30 @@ def _compose(words: list[str]) -> tuple[Line, DictConfig]:
                 config.trainer.resume_mode, config.trainer.resume_from_path = "resume_path", str(checkpoint)
         if scheme_of(str(config.trainer.default_local_dir)):
             raise ConfigError(
-                f"trainer.default_local_dir={config.trainer.default_local_dir}: a run is written to a folder of this "
-                "machine. Set the key to a local folder, or to one on storage that is mounted here."
+                f"trainer.default_local_dir={config.trainer.default_local_dir}: a run directory must be a local path. "
+                "Set the key to a local folder, or to one on storage that is mounted here."
             )
-        place = Path(config.trainer.default_local_dir).expanduser().absolute()
-        config.trainer.default_local_dir = str(place)
+        run_path = Path(config.trainer.default_local_dir).expanduser().absolute()
+        config.trainer.default_local_dir = str(run_path)
         if "trainer.project_name" not in line.keys:
             config.trainer.project_name = "verl-gsd"
         if "trainer.experiment_name" not in line.keys:
-            config.trainer.experiment_name = place.name
+            config.trainer.experiment_name = run_path.name
     if line.resume is None:
-        require_unused(RunDirectory(place))
+        require_unused(RunDirectory(run_path))
     return line, compose.resolve(config)
 
 
 def _chosen_checkpoint(line: Line) -> Path | None:
-    """The checkpoint that resume=RUN/global_step_N names; None for resume=RUN."""
+    """Return the checkpoint that resume=RUN/global_step_N names, or None for resume=RUN."""
     from verl_gsd.checkpoints import step_of
 
-    place = None if line.resume is None else line.resume.absolute()
-    return place if place is not None and step_of(place) is not None else None
+    path = None if line.resume is None else line.resume.absolute()
+    return path if path is not None and step_of(path) is not None else None
 
 
-def _resumed(line: Line) -> Line:
-    """The stored line of the run to go on with, and the new words over it."""
+def _line_to_resume(line: Line) -> Line:
+    """Return the stored command line of the run to resume, with the new words as further overrides."""
     import yaml
 
     from verl_gsd.errors import ConfigError
@@ -121,39 +122,41 @@ def _resumed(line: Line) -> Line:
     from verl_gsd.rundir import RunDirectory
 
     assert line.resume is not None
-    chosen = _chosen_checkpoint(line)
-    run = RunDirectory(chosen.parent if chosen else line.resume.absolute())
-    if chosen and not chosen.is_dir():
-        raise ConfigError(f"resume={line.resume}: is not there. Set resume= to a run's folder or a checkpoint in it.")
+    checkpoint = _chosen_checkpoint(line)
+    run = RunDirectory(checkpoint.parent if checkpoint else line.resume.absolute())
+    if checkpoint and not checkpoint.is_dir():
+        raise ConfigError(f"resume={line.resume}: does not exist. Set resume= to a run's folder or a checkpoint in it.")
     if not run.overrides.is_file():
-        raise ConfigError(f"resume={line.resume}: no run there (no {run.overrides.name}). Write a run's folder.")
+        raise ConfigError(
+            f"resume={line.resume}: not a run's folder (it has no {run.overrides.name}). Set resume= to a run's folder."
+        )
     newest = run.latest_checkpoint()
-    if newest is not None and run.marker_is_damaged() and not chosen:
+    if newest is not None and run.marker_is_damaged() and not checkpoint:
         err.print(
-            f"warning: {run.marker}: no step in it (was the disk full?). Resuming from global_step_{newest}, the "
-            "newest whole checkpoint.",
+            f"warning: {run.marker}: contains no step (was the disk full?). Resuming from global_step_{newest}, the "
+            "newest complete checkpoint.",
             style="yellow",
             markup=False,
             highlight=False,
             soft_wrap=True,
         )
-    if newest is None and not chosen:
+    if newest is None and not checkpoint:
         raise ConfigError(
-            f"resume={line.resume}: the run saved no checkpoint. Start anew, with trainer.save_freq=N above 0 and not "
-            "above the step it stopped at."
+            f"resume={line.resume}: the run saved no checkpoint. Start a new run, with trainer.save_freq above 0 and "
+            "not above the step at which this run stopped."
         )
     stored = yaml.safe_load(run.overrides.read_text(encoding="utf-8"))
-    # Asked for once, at an earlier start: where that began, and with what memory, is not where this one does.
-    once = re.compile(r"\+*(algorithm\.gsd\.state|trainer\.resume_\w+)=")
-    stored = [word for word in stored if not once.match(word)]
+    # These overrides applied only to the start at which they were given: its checkpoint and its algorithm state.
+    one_time = re.compile(r"\+*(algorithm\.gsd\.state|trainer\.resume_\w+)=")
+    stored = [word for word in stored if not one_time.match(word)]
     for key in line.keys:
         if key.startswith("trainer.resume_"):
-            raise ConfigError(f"{key}: resume= says where to resume. Leave it out, or set resume=RUN/global_step_N.")
+            raise ConfigError(f"{key}: conflicts with resume=. Remove it, or set resume=RUN/global_step_N.")
     return parse_line([*stored, *line.words_given, f"resume={run.path}"])
 
 
-def _say_what_it_does(config: DictConfig) -> None:
-    """The audit and the estimate of memory, to standard error: standard output is the config under --dry-run."""
+def _print_audit(config: DictConfig) -> None:
+    """Print the audit and the memory estimate to standard error. With --dry-run, standard output is the config."""
     from verl_gsd.audit import audit
     from verl_gsd.run.checks.memory import estimate
     from verl_gsd.run.checks.parallelism import attention_reason
@@ -163,7 +166,7 @@ def _say_what_it_does(config: DictConfig) -> None:
         err.print(text, style="yellow" if text.startswith("warning") else None, markup=False, highlight=False)
 
 
-def _require_steps_left(config: DictConfig, line: Line) -> None:
+def _check_steps_left(config: DictConfig, line: Line) -> None:
     from verl_gsd.checkpoints import step_of
     from verl_gsd.errors import ConfigError
     from verl_gsd.run.checks.gsd_section import checkpoint_to_resume
@@ -171,15 +174,15 @@ def _require_steps_left(config: DictConfig, line: Line) -> None:
     checkpoint = checkpoint_to_resume(config)
     if line.resume is None or checkpoint is None:
         return
-    done, total = step_of(checkpoint), config.trainer.total_training_steps
-    if done is not None and total is not None and done >= total:
+    step, total = step_of(checkpoint), config.trainer.total_training_steps
+    if step is not None and total is not None and step >= total:
         raise ConfigError(
-            f"trainer.total_training_steps={total}: the run has made {done} steps. Write a number above that."
+            f"trainer.total_training_steps={total}: the checkpoint already has {step} steps. Set a larger number."
         )
 
 
 def _make_task(config: DictConfig) -> None:
-    """The embedded task is made on first use; every other task is expected to be there."""
+    """Create the data of the embedded arithmetic task on first use. All other tasks must exist."""
     if config.get("task", {}).get("name") != "arithmetic":
         return
     from verl_gsd.cli.prepare import ensure_with_progress
@@ -199,46 +202,46 @@ def _run(config: DictConfig, line: Line) -> None:
     try:
         with launch.attempt_in(config, line.words, resuming=line.resume is not None) as (run, attempt):
             out.print(f"run directory [bold]{run.path}[/]", soft_wrap=True)
-            out.print(f"Ray, verl and vLLM print to {run.log(attempt).relative_to(run.path)} in it")
-            out.print("starting Ray, the trainer and vLLM: a minute or two on few cores")
+            out.print(f"output of Ray, verl and vLLM: {run.log(attempt).relative_to(run.path)} in the run directory")
+            out.print("starting Ray, the trainer and vLLM; with few CPU cores this takes one to two minutes")
             with out.status("starting") as status:
                 launch.train(
                     run,
                     attempt,
-                    on_step=lambda step, data: _show(step, total, data, status),
+                    on_step=lambda step, metrics: _show(step, total, metrics, status),
                     on_wait=lambda text: out.print(text, markup=False, highlight=False),
                     on_message=_show_message,
                 )
     except KeyboardInterrupt:
         _show_how_to_resume(run)
-        fail("interrupted; no process of this run is left", code=130)
+        fail("interrupted; all processes of this run have ended", code=130)
     except ConfigError as error:
         fail(str(error))
     except (RunStoppedError, launch.RunFailedError) as error:
         _show_how_to_resume(run)
-        ended = "was stopped" if isinstance(error, RunStoppedError) else "failed"
-        fail(f"the run {ended}: {error}\nthe whole log is {run.log(attempt)}", code=1)
+        outcome = "was stopped" if isinstance(error, RunStoppedError) else "failed"
+        fail(f"the run {outcome}: {error}\nfull log: {run.log(attempt)}", code=1)
     out.print(_table(list(read_metrics(run.metrics(attempt))), held_out))
     out.print(f"run directory [bold]{run.path}[/]", soft_wrap=True)
     if "wandb" in config.trainer.logger and launch.wandb_is_offline():
-        out.print(f"wandb was offline: wandb sync {run.path}/wandb/offline-run-*", soft_wrap=True)
+        out.print(f"wandb was offline. To upload the run: wandb sync {run.path}/wandb/offline-run-*", soft_wrap=True)
 
 
-def _show(step: int, total: int | None, data: dict[str, float], status) -> None:
+def _show(step: int, total: int | None, metrics: dict[str, float], status) -> None:
     parts = []
-    if "critic/score/mean" in data:
-        parts.append(f"reward {data['critic/score/mean']:.3f}")
-    if "timing_s/step" in data:
-        parts.append(f"{data['timing_s/step']:.1f} s")
-    parts += [f"held-out {name.split('/')[1]} {value:.3f}" for name, value in data.items() if _is_accuracy(name)]
+    if "critic/score/mean" in metrics:
+        parts.append(f"reward {metrics['critic/score/mean']:.3f}")
+    if "timing_s/step" in metrics:
+        parts.append(f"{metrics['timing_s/step']:.1f} s")
+    parts += [f"held-out {name.split('/')[1]} {value:.3f}" for name, value in metrics.items() if _is_accuracy(name)]
     out.print(f"step {step:>4}/{total or '?'}  " + "  ".join(parts), highlight=False)
     status.update("training")
 
 
 def _show_message(kind: str, text: str) -> None:
-    """A note or a warning of the trainer's."""
-    shown, style = (f"warning: {text}", "yellow") if kind == "warning" else (text, None)
-    out.print(shown, style=style, markup=False, highlight=False, soft_wrap=True)
+    """Print a note or a warning of the trainer."""
+    line, style = (f"warning: {text}", "yellow") if kind == "warning" else (text, None)
+    out.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def _is_accuracy(name: str) -> bool:
@@ -246,7 +249,7 @@ def _is_accuracy(name: str) -> bool:
 
 
 def held_out_prompts(config: DictConfig) -> Counter[str]:
-    """Held-out prompts of each data source, as verl will use them; empty where that cannot be told from the config."""
+    """Return verl's number of held-out prompts per data source; empty if the config does not determine it."""
     import pyarrow.parquet as pq
     from omegaconf import ListConfig
 
@@ -258,11 +261,15 @@ def held_out_prompts(config: DictConfig) -> Counter[str]:
     names = data.val_files if isinstance(data.val_files, ListConfig) else [data.val_files]
     if any(scheme_of(name) for name in names) or has_own_dataset(config):
         return Counter()
-    if len(files_with("data_source", names)) < len(names):  # a reward model needs no such column
+    if len(files_with("data_source", names)) < len(names):  # the column is optional if a reward model scores
         return Counter()
     files = [Path(name).expanduser() for name in names]
-    # verl leaves rows out by their length in tokens or by number, or reads files of another kind.
-    if data.filter_overlong_prompts or (data.val_max_samples or -1) > 0 or any(f.suffix != ".parquet" for f in files):
+    # verl filters rows by token length or limits their number, or the files are not Parquet.
+    if (
+        data.filter_overlong_prompts
+        or (data.val_max_samples or -1) > 0
+        or any(file.suffix != ".parquet" for file in files)
+    ):
         return Counter()
     return Counter(
         source for file in files for source in pq.read_table(file, columns=["data_source"])["data_source"].to_pylist()
@@ -278,15 +285,15 @@ def _table(metrics: list, prompts: Counter[str]) -> Table:
         size = f" ({prompts[held_out.source]} prompts)" if held_out.source in prompts else ""
         table.add_row(f"held-out accuracy, {held_out.source}{size}", " -> ".join(map(str, held_out.accuracies)))
     if summary.held_out:
-        table.add_row("intervals", "95%, Wilson" if prompts else "none: how many prompts verl used is not known")
+        table.add_row("intervals", "95%, Wilson" if prompts else "none: the number of held-out prompts is unknown")
     table.add_row("steps of this attempt", str(summary.steps))
     if summary.seconds_per_step is not None:
-        table.add_row("seconds a step (median)", f"{summary.seconds_per_step:.2f}")
+        table.add_row("seconds per step (median)", f"{summary.seconds_per_step:.2f}")
     return table
 
 
 def _show_how_to_resume(run: RunDirectory) -> None:
-    """The command is one line by itself, however narrow the terminal: it is meant to be pasted into a shell."""
+    """Print the command on a line of its own without wrapping, so that it can be pasted into a shell."""
     from verl_gsd.run.checks.gsd_section import resume_command
 
     step = run.latest_checkpoint()

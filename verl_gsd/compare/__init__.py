@@ -1,1 +1,1 @@
-"""Learning curves of several runs, compared."""
+"""Compares the learning curves of several runs."""

@@ -1,10 +1,11 @@
-"""Methods compared at equal generated tokens, over seeds.
+"""Compares methods at equal generated tokens, over seeds. Each method has a label.
 
-The largest budget is what the shortest run generated, so that no curve is drawn beyond its end; an accuracy between two
-validations is on the line between them. One test a label is made, at that budget and against the baseline, on the seeds
-that both have; its p is adjusted for the number of labels as by Holm (Scandinavian Journal of Statistics 6, 1979):
+The largest budget is the number of tokens that the shortest run generated, so that no curve is extrapolated. Between
+two validations, accuracy is interpolated linearly. There is one test per label: against the baseline, at the largest
+budget, on the seeds that both have. Its p-value is adjusted for the number of labels with Holm's method (Scandinavian
+Journal of Statistics 6, 1979):
 
-    p_(i) of p_(1) <= ... <= p_(m) becomes max over j <= i of min(1, (m - j + 1) p_(j))
+    for p_(1) <= ... <= p_(m), the adjusted p_(i) is the maximum over j <= i of min(1, (m - j + 1) p_(j))
 """
 
 from __future__ import annotations
@@ -16,41 +17,43 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.integrate import trapezoid
 
-from verl_gsd.compare.curves import Curve, require_comparable
-from verl_gsd.evaluation.intervals import Estimate, Paired, bootstrap_mean, paired
+from verl_gsd.compare.curves import Curve, check_comparable
+from verl_gsd.evaluation.intervals import Estimate, PairedTest, bootstrap_mean, paired_test
 
 _SHARES = (0.25, 0.5, 0.75, 1.0)
 
 
 @dataclass(frozen=True)
-class Cell:
-    """A label at one budget.
+class BudgetResult:
+    """The result of one label at one budget.
 
     Attributes:
-        accuracy: mean over the seeds that were validated by then, with its bootstrap interval; None where none was.
-        against: what it has over the baseline, on seeds of both; None for the baseline, and without such a seed.
+        accuracy: mean over the seeds that had a validation within the budget, with its bootstrap interval; None if no
+            seed had one.
+        against: comparison with the baseline on the seeds that both have; None for the baseline itself, and if there is
+            no such seed.
     """
 
     accuracy: Estimate | None
-    against: Paired | None
+    against: PairedTest | None
 
 
 @dataclass(frozen=True)
-class Row:
-    """A label.
+class LabelResult:
+    """All results of one label.
 
     Attributes:
-        seeds: rising.
-        cells: one a budget.
-        p_adjusted: Holm's, of the test at the largest budget; None where there is none.
-        area: mean accuracy over the tokens from the latest first validation of all runs to the largest budget; None
-            where that is empty.
-        end_tokens, end_accuracy: at each seed's last validation, at unequal tokens.
+        seeds: in ascending order.
+        cells: one per budget.
+        p_adjusted: Holm's adjusted p-value of the test at the largest budget; None if there is no test.
+        area: mean accuracy over tokens, from the latest first validation of all runs to the largest budget; None if
+            that range is empty.
+        end_tokens, end_accuracy: mean over the seeds' last validations. Token counts differ between seeds.
     """
 
     label: str
     seeds: tuple[int, ...]
-    cells: tuple[Cell, ...]
+    cells: tuple[BudgetResult, ...]
     p_adjusted: float | None
     area: Estimate | None
     end_tokens: Estimate
@@ -59,19 +62,19 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What ``compare`` found.
+    """The result of ``compare_curves``.
 
     Attributes:
-        budgets: generated tokens, rising.
-        shortest: the run that generated least.
-        rows: one a label, the baseline first.
-        curves: all that took part.
+        budgets: generated tokens, in ascending order.
+        shortest: the run that generated the fewest tokens.
+        rows: one per label, the baseline first.
+        curves: all compared curves.
     """
 
     baseline: str
     budgets: tuple[int, ...]
     shortest: Curve
-    rows: tuple[Row, ...]
+    rows: tuple[LabelResult, ...]
     curves: tuple[Curve, ...]
 
     @property
@@ -83,69 +86,79 @@ class Comparison:
         return tuple(sorted({curve.seed for curve in self.curves}))
 
 
-def compare(curves: Sequence[Curve], baseline: str) -> Comparison:
-    """Compare the labels of ``curves`` with that of the baseline, at a quarter, half, three quarters and all of what
-    the shortest run generated.
+def compare_curves(curves: Sequence[Curve], baseline: str) -> Comparison:
+    """Compare each label with the baseline, at 25%, 50%, 75% and 100% of the tokens that the shortest run generated.
 
     Raises:
-        ValueError: the curves cannot be compared (``require_comparable``), or none is of the baseline.
+        ValueError: the curves cannot be compared (``check_comparable``), or no curve has the label ``baseline``.
     """
-    require_comparable(curves)
+    check_comparable(curves)
     labels = list(dict.fromkeys(curve.label for curve in curves))
     if baseline not in labels:
-        raise ValueError(f"--baseline {baseline}: no run of that. Write one of {', '.join(labels)}")
+        raise ValueError(f"--baseline {baseline}: no run has this label. Use one of {', '.join(labels)}")
     shortest = min(curves, key=lambda curve: curve.tokens[-1])
-    common = shortest.tokens[-1]
-    budgets = list(dict.fromkeys(math.ceil(share * common) for share in _SHARES))
-    labels.sort(key=lambda label: label != baseline)  # stable: the others keep their order
-    of = {label: {curve.seed: curve for curve in curves if curve.label == label} for label in labels}
-    others = {label: of[baseline] if label != baseline else {} for label in labels}
-    cells = {label: tuple(_cell(of[label], others[label], budget) for budget in budgets) for label in labels}
-    tested = {label: against.p_value for label in labels if (against := cells[label][-1].against)}
-    adjusted = holm(tested)
+    largest = shortest.tokens[-1]
+    budgets = list(dict.fromkeys(math.ceil(share * largest) for share in _SHARES))
+    labels.sort(key=lambda label: label != baseline)  # stable: the other labels keep their order
+    by_seed = {label: {curve.seed: curve for curve in curves if curve.label == label} for label in labels}
+    baselines = {label: by_seed[baseline] if label != baseline else {} for label in labels}
+    cells = {
+        label: tuple(_at_budget(by_seed[label], baselines[label], budget) for budget in budgets) for label in labels
+    }
+    p_values = {label: against.p_value for label in labels if (against := cells[label][-1].against)}
+    adjusted = holm(p_values)
     start = max(curve.tokens[0] for curve in curves)
-    rows = [_row(label, of[label], cells[label], adjusted.get(label), (start, common)) for label in labels]
+    rows = [
+        _label_result(label, by_seed[label], cells[label], adjusted.get(label), (start, largest)) for label in labels
+    ]
     return Comparison(baseline, tuple(budgets), shortest, tuple(rows), tuple(curves))
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Holm's adjusted p-values by the same keys."""
+    """Return Holm's adjusted p-values, with the same keys."""
     adjusted: dict[str, float] = {}
-    so_far = 0.0
-    for place, (key, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
-        so_far = max(so_far, min(1.0, (len(p_values) - place) * p))
-        adjusted[key] = so_far
+    largest = 0.0
+    for position, (key, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
+        largest = max(largest, min(1.0, (len(p_values) - position) * p))
+        adjusted[key] = largest
     return adjusted
 
 
 def mean_accuracy(curve: Curve, first: int, last: int) -> float:
-    """The curve's mean over tokens from ``first`` to ``last``, both on it: the area below it by its width."""
+    """Return the curve's mean accuracy over tokens from ``first`` to ``last``: the area below it, divided by its width.
+
+    Both ends must lie within the curve.
+    """
     knots = np.array([first, *(tokens for tokens in curve.tokens if first < tokens < last), last])
     return float(trapezoid(np.interp(knots, curve.tokens, curve.accuracy), knots) / (last - first))
 
 
-def _cell(own: Mapping[int, Curve], baseline: Mapping[int, Curve], budget: int) -> Cell:
-    there, at_baseline = _known(own, budget), _known(baseline, budget)
-    accuracy = bootstrap_mean(np.array(list(there.values()))) if there else None
-    common = sorted(there.keys() & at_baseline.keys())
-    if not common:
-        return Cell(accuracy, None)
-    first, second = (np.array([figures[seed] for seed in common]) for figures in (at_baseline, there))
-    return Cell(accuracy, paired(first, second))
+def _at_budget(curves: Mapping[int, Curve], baseline: Mapping[int, Curve], budget: int) -> BudgetResult:
+    own, others = _accuracies(curves, budget), _accuracies(baseline, budget)
+    accuracy = bootstrap_mean(np.array(list(own.values()))) if own else None
+    common_seeds = sorted(own.keys() & others.keys())
+    if not common_seeds:
+        return BudgetResult(accuracy, None)
+    first, second = (np.array([accuracies[seed] for seed in common_seeds]) for accuracies in (others, own))
+    return BudgetResult(accuracy, paired_test(first, second))
 
 
-def _known(curves: Mapping[int, Curve], budget: int) -> dict[int, float]:
-    """Accuracies by seed of the runs that were validated by then."""
+def _accuracies(curves: Mapping[int, Curve], budget: int) -> dict[int, float]:
+    """Return accuracies by seed, without the runs whose first validation is after ``budget``."""
     return {seed: value for seed, curve in curves.items() if not math.isnan(value := curve.at(budget))}
 
 
-def _row(
-    label: str, curves: Mapping[int, Curve], cells: tuple[Cell, ...], p_adjusted: float | None, span: tuple[int, int]
-) -> Row:
+def _label_result(
+    label: str,
+    curves: Mapping[int, Curve],
+    cells: tuple[BudgetResult, ...],
+    p_adjusted: float | None,
+    span: tuple[int, int],
+) -> LabelResult:
     area = None
     if span[0] < span[1]:
         area = bootstrap_mean(np.array([mean_accuracy(curve, *span) for curve in curves.values()]))
-    return Row(
+    return LabelResult(
         label,
         tuple(sorted(curves)),
         cells,

@@ -1,4 +1,4 @@
-"""A comparison as JSON: what was found, and the curves it was found from, with which another day's can go on."""
+"""Writes a comparison as JSON, and reads its curves, so that a later comparison can include them without the runs."""
 
 from __future__ import annotations
 
@@ -13,52 +13,54 @@ from verl_gsd.compare.comparison import Comparison
 from verl_gsd.compare.curves import Curve
 from verl_gsd.writing import whole
 
-#: The key that tells such a file from another, and the version of its format.
+#: The key that identifies such a file, and the version of its format.
 _MARK, _VERSION = "verl_gsd_comparison", 1
-#: Whole numbers up to here are the same in every reader of JSON.
-_LARGEST = 2**53
+#: JSON readers that use doubles represent integers exactly up to this value.
+_LARGEST_INTEGER = 2**53
 
 
 def write_comparison(path: Path, comparison: Comparison) -> None:
-    """Write ``comparison`` to ``path``, whole or not at all; an infinite end of an interval is null.
+    """Write ``comparison`` to ``path``, atomically. Infinite ends of intervals become null.
 
     Raises:
-        OSError: there is no room, or no right to write.
+        OSError: the disk is full, or the folder is not writable.
     """
     content = {_MARK: _VERSION, **dataclasses.asdict(comparison), "shortest": comparison.shortest.name}
     with whole(path) as building:
-        building.write_text(json.dumps(finite(content), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        building.write_text(json.dumps(nonfinite_to_null(content), indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def read_curves(path: Path) -> list[Curve]:
-    """The curves of a file that ``write_comparison`` wrote.
+    """Return the curves of a file that ``write_comparison`` wrote.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it is another file, or damaged; the message names it and the field.
+        OSError: the file cannot be read.
+        ValueError: it is not such a file, or it is damaged; the message names the file and the field.
     """
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not readable as JSON: {error}") from error
+        raise ValueError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(content, dict) or content.get(_MARK) != _VERSION:
-        raise ValueError(f"{path}: no comparison of this version ({_MARK}: {_VERSION}). Name what --output wrote")
+        raise ValueError(
+            f"{path}: not a comparison of this version ({_MARK}: {_VERSION}). Use a file that --output wrote"
+        )
     if not isinstance(content.get("curves"), list):
-        raise ValueError(f"{path}: curves: write a list")
-    return [_curve(entry, f"{path}: curves[{place}]") for place, entry in enumerate(content["curves"])]
+        raise ValueError(f"{path}: curves: must be a list")
+    return [_curve(entry, f"{path}: curves[{index}]") for index, entry in enumerate(content["curves"])]
 
 
 def _is_text(value: Any) -> bool:
-    # A terminal obeys what cannot be printed.
+    # Unprintable characters could be control sequences, which a terminal would execute.
     return isinstance(value, str) and value.isprintable()
 
 
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < _LARGEST
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < _LARGEST_INTEGER
 
 
 def _is_number(value: Any) -> bool:
-    return _is_whole(value) or isinstance(value, float)
+    return _is_integer(value) or isinstance(value, float)
 
 
 def _list_of(accepts: Callable[[Any], bool]) -> Callable[[Any], bool]:
@@ -67,23 +69,23 @@ def _list_of(accepts: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "label": (lambda value: _is_text(value) and value != "", "a name"),
-    "seed": (_is_whole, "a whole number"),
+    "seed": (_is_integer, "an integer"),
     "data_source": (_is_text, "a name"),
-    "steps": (_list_of(_is_whole), "a list of whole numbers"),
-    "tokens": (_list_of(_is_whole), "a list of whole numbers"),
+    "steps": (_list_of(_is_integer), "a list of integers"),
+    "tokens": (_list_of(_is_integer), "a list of integers"),
     "accuracy": (_list_of(_is_number), "a list of numbers"),
     "run": (_is_text, "a folder"),
-    "total_steps": (lambda value: value is None or _is_whole(value), "a whole number or null"),
+    "total_steps": (lambda value: value is None or _is_integer(value), "an integer or null"),
     "validation": (lambda value: isinstance(value, dict), "an object"),
 }
 
 
 def _curve(entry: Any, where: str) -> Curve:
     if not isinstance(entry, dict) or entry.keys() != _FIELDS.keys():
-        raise ValueError(f"{where}: write an object of {', '.join(_FIELDS)}")
-    for name, (accepts, wanted) in _FIELDS.items():
+        raise ValueError(f"{where}: must be an object with exactly the keys {', '.join(_FIELDS)}")
+    for name, (accepts, expected) in _FIELDS.items():
         if not accepts(entry[name]):
-            raise ValueError(f"{where}.{name}={str(entry[name])[:80]!r}: write {wanted}")
+            raise ValueError(f"{where}.{name}={str(entry[name])[:80]!r}: must be {expected}")
     lists = {name: tuple(entry[name]) for name in ("steps", "tokens", "accuracy")}
     try:
         return Curve(**entry | lists)
@@ -91,10 +93,10 @@ def _curve(entry: Any, where: str) -> Curve:
         raise ValueError(f"{where}: {error}") from error
 
 
-def finite(value: Any) -> Any:
-    """JSON knows no infinity."""
+def nonfinite_to_null(value: Any) -> Any:
+    """Replace infinities and NaN, which JSON does not have, by None in nested dicts, lists and tuples."""
     if isinstance(value, dict):
-        return {key: finite(below) for key, below in value.items()}
+        return {key: nonfinite_to_null(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [finite(below) for below in value]
+        return [nonfinite_to_null(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,4 +1,4 @@
-"""A comparison as a page: the curves, and the tables that a terminal has too."""
+"""The HTML page of a comparison: the curves, and the same tables as on the terminal."""
 
 from __future__ import annotations
 
@@ -15,46 +15,57 @@ from verl_gsd.compare.curves import Curve
 from verl_gsd.evaluation.intervals import bootstrap_mean
 
 TITLE = "Methods at equal generated tokens"
-#: Places at which a mean and its band are drawn.
+#: Number of points at which a mean and its band are drawn.
 _POINTS = 40
 _GREY = "#8c8c8c"
 
 
 def sections(comparison: Comparison, notices: Sequence[str] = ()) -> list[Section]:
-    """The page from top to bottom.
+    """Return the sections of the page, from top to bottom.
 
     Args:
-        notices: what a reader must know beside the comparison, such as runs that were left out.
+        notices: further information for the reader, such as runs that were left out.
 
     Raises:
-        ValueError: there are more labels than colours can tell apart.
+        ValueError: there are more labels than distinguishable colours.
     """
     baseline, budget = comparison.baseline, f"{comparison.budgets[-1]:,}"
     labels = [row.label for row in comparison.rows]
     if len(labels) > len(COLOURS):
-        raise ValueError(f"{len(labels)} methods: colours tell {len(COLOURS)} apart. Name fewer for a page")
+        raise ValueError(
+            f"{len(labels)} methods: only {len(COLOURS)} colours are distinguishable. Use fewer methods with --page"
+        )
     panels = [
-        Panel(f"seeds-{place}", label, _panel(comparison, label, colour))
-        for place, (label, colour) in enumerate(zip(labels, COLOURS, strict=False))
+        Panel(f"seeds-{index}", label, _panel(comparison, label, colour))
+        for index, (label, colour) in enumerate(zip(labels, COLOURS, strict=False))
     ]
-    found = [
+    page = [
         Section(
             "accuracy",
             "Accuracy by generated tokens",
-            [words.setting(comparison), "Means over seeds; the broken line is the largest budget.", *notices],
+            [
+                words.describe_setup(comparison),
+                "Means over seeds. The dashed line marks the largest budget.",
+                *notices,
+            ],
             _chart(comparison),
             Table(*words.accuracy_table(comparison)),
         ),
         Section("against", f"Against {baseline}, at {budget} tokens", table=Table(*words.against_table(comparison))),
-        Section("seeds", "Each seed", [f"Mean, its interval and each run; in grey, {baseline}'s mean."], panels=panels),
-        Section("ends", "Where runs ended, at unequal tokens", table=Table(*words.end_table(comparison))),
-        Section("caveats", "What this cannot say", words.caveats(comparison)),
+        Section(
+            "seeds",
+            "Each seed",
+            [f"The mean, its interval and each run. The mean of {baseline} is grey."],
+            panels=panels,
+        ),
+        Section("ends", "Last validations, at unequal tokens", table=Table(*words.end_table(comparison))),
+        Section("caveats", "What the numbers cannot show", words.caveats(comparison)),
     ]
-    return found if len(comparison.rows) > 1 else [section for section in found if section.name != "against"]
+    return page if len(comparison.rows) > 1 else [section for section in page if section.name != "against"]
 
 
 def _chart(comparison: Comparison) -> alt.TopLevelMixin:
-    """The mean of every label, and a line where the comparison ends."""
+    """Return a chart of the mean of every label, with a line at the largest budget."""
     labels = [row.label for row in comparison.rows]
     colour = alt.Color(
         "method:N",
@@ -63,17 +74,17 @@ def _chart(comparison: Comparison) -> alt.TopLevelMixin:
         legend=alt.Legend(columns=2, labelLimit=150),
     )
     means = [point for label in labels for point in _mean(label, comparison.curves)]
-    shown = [alt.Tooltip("method:N"), alt.Tooltip("tokens:Q", format=","), alt.Tooltip("accuracy:Q", format=".1%")]
+    tooltip = [alt.Tooltip("method:N"), alt.Tooltip("tokens:Q", format=","), alt.Tooltip("accuracy:Q", format=".1%")]
     end = alt.Chart(alt.Data(values=[{"tokens": comparison.budgets[-1]}]))
     layers: list[Any] = [
-        alt.Chart(alt.Data(values=means)).mark_line().encode(**_axes(comparison), color=colour, tooltip=shown),
+        alt.Chart(alt.Data(values=means)).mark_line().encode(**_axes(comparison), color=colour, tooltip=tooltip),
         end.mark_rule(strokeDash=[4, 4], color=_GREY).encode(x=_axes(comparison)["x"]),
     ]
     return alt.layer(*layers).properties(height=340)
 
 
 def _panel(comparison: Comparison, label: str, colour: str) -> alt.TopLevelMixin:
-    """One label: its mean, the band, a faint line a seed, and the baseline's mean in grey."""
+    """Return a chart of one label: its mean, the band, a faint line per seed, and the baseline's mean in grey."""
     axes = _axes(comparison)
     seeds = [
         {"seed": curve.seed, "tokens": tokens, "accuracy": round(accuracy, 4)}
@@ -83,40 +94,40 @@ def _panel(comparison: Comparison, label: str, colour: str) -> alt.TopLevelMixin
     ]
     own = alt.Chart(alt.Data(values=_mean(label, comparison.curves)))
     single = alt.Chart(alt.Data(values=seeds)).mark_line(opacity=0.4, strokeWidth=1, color=colour)
-    shown = [alt.Tooltip("seed:N"), alt.Tooltip("tokens:Q", format=","), alt.Tooltip("accuracy:Q", format=".1%")]
+    tooltip = [alt.Tooltip("seed:N"), alt.Tooltip("tokens:Q", format=","), alt.Tooltip("accuracy:Q", format=".1%")]
     layers: list[Any] = [
         own.mark_area(opacity=0.15, color=colour).encode(**_axes(comparison, "low"), y2="high:Q"),
-        single.encode(**axes, detail="seed:N", tooltip=shown),
+        single.encode(**axes, detail="seed:N", tooltip=tooltip),
         own.mark_line(color=colour).encode(**axes),
     ]
     if label != comparison.baseline:
-        beside = alt.Chart(alt.Data(values=_mean(comparison.baseline, comparison.curves)))
-        layers.insert(0, beside.mark_line(color=_GREY).encode(**axes))
+        baseline = alt.Chart(alt.Data(values=_mean(comparison.baseline, comparison.curves)))
+        layers.insert(0, baseline.mark_line(color=_GREY).encode(**axes))
     return alt.layer(*layers).properties(height=200)
 
 
 def _axes(comparison: Comparison, y: str = "accuracy") -> dict[str, Any]:
-    """The same for every chart, so that they can be held against each other."""
+    """Return axes with the same scales for every chart, so that charts can be compared."""
     tokens = [entry for curve in comparison.curves for entry in curve.tokens]
     accuracies = [entry for curve in comparison.curves for entry in curve.accuracy]
-    wide, high = (alt.Scale(domain=[min(of), max(of)], zero=False) for of in (tokens, accuracies))
+    x_scale, y_scale = (alt.Scale(domain=[min(values), max(values)], zero=False) for values in (tokens, accuracies))
     return {
-        "x": alt.X("tokens:Q", title="generated tokens", axis=alt.Axis(format="~s", grid=False), scale=wide),
-        "y": alt.Y(f"{y}:Q", title="held-out accuracy", axis=alt.Axis(format="~%"), scale=high),
+        "x": alt.X("tokens:Q", title="generated tokens", axis=alt.Axis(format="~s", grid=False), scale=x_scale),
+        "y": alt.Y(f"{y}:Q", title="held-out accuracy", axis=alt.Axis(format="~%"), scale=y_scale),
     }
 
 
 def _mean(label: str, curves: Sequence[Curve]) -> list[dict[str, Any]]:
-    """A label's mean and interval over the tokens that all its seeds have."""
+    """Return the mean and interval of a label, over the range of tokens that all its seeds cover."""
     own = [curve for curve in curves if curve.label == label]
     first, last = max(curve.tokens[0] for curve in own), min(curve.tokens[-1] for curve in own)
-    found = []
+    points = []
     for tokens in np.unique(np.linspace(first, last, _POINTS).round()) if first < last else ():
         estimate = bootstrap_mean(np.array([curve.at(tokens) for curve in own]))
-        # Of one seed there is no band.
+        # With one seed the interval is infinite: draw a band of width 0.
         low, high = np.nan_to_num([estimate.low, estimate.high], posinf=estimate.value, neginf=estimate.value)
         point = {"accuracy": estimate.value, "low": float(low), "high": float(high)}
-        found.append(
+        points.append(
             {"method": label, "tokens": int(tokens)} | {name: round(value, 4) for name, value in point.items()}
         )
-    return found
+    return points

@@ -1,4 +1,4 @@
-"""Learning curves from runs on disk: their records, metrics and config."""
+"""Reads the learning curve of a run on disk from its records, metrics and config."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from typing import Any
 import numpy as np
 
 from verl_gsd.compare.curves import Curve
-from verl_gsd.compare.run_names import at_key, label_and_seed, read_yaml
+from verl_gsd.compare.run_names import config_value, label_and_seed, read_yaml
 from verl_gsd.evaluation.summary import ACCURACY
 from verl_gsd.records import read_records
 from verl_gsd.rundir import RunDirectory, read_metrics
 from verl_gsd.sections import is_whole
 
-#: Of so many held-out prompts, if it is above 0, verl takes the first ones, or with ``SHUFFLE`` a choice by data.seed.
+#: If this is above 0, verl validates on that many held-out prompts: the first ones, or with ``SHUFFLE`` a sample that
+#: depends on data.seed.
 VALIDATED, SHUFFLE = "data.val_max_samples", "data.shuffle"
-#: What an accuracy depends on beside the policy, and the policy's training has no part in.
+#: Settings that affect the accuracy but are not part of the training method.
 VALIDATION = (
     "data.val_files",
     VALIDATED,
@@ -27,21 +28,21 @@ VALIDATION = (
     "data.max_prompt_length",
     "data.max_response_length",
     "data.apply_chat_template_kwargs",
-    "actor_rollout_ref.model.path",  # where training began; of methods that began elsewhere nothing can be said
+    "actor_rollout_ref.model.path",  # methods that start from different models cannot be compared
     *(f"actor_rollout_ref.rollout.val_kwargs.{name}" for name in ("n", "do_sample", "temperature", "top_k", "top_p")),
     "reward.custom_reward_function.path",
     "reward.custom_reward_function.name",
 )
 _TOTAL = "trainer.total_training_steps"
-#: verl logs it with every training step, and not with a validation before the first.
+#: verl logs this metric with every training step, but not with a validation before the first step.
 _TRAINED = "training/global_step"
 
 
-class NothingYetError(ValueError):
-    """A run that goes on, and has no validation so far.
+class NoValidationYetError(ValueError):
+    """The run is unfinished and has no validation yet.
 
     Attributes:
-        label: what it is called.
+        label: the run's label.
     """
 
     def __init__(self, message: str, label: str) -> None:
@@ -50,121 +51,136 @@ class NothingYetError(ValueError):
 
 
 def read_curve(run: Path, label: str | None = None, source: str | None = None) -> Curve:
-    """The learning curve of the run in that folder.
+    """Return the learning curve of the run in the folder ``run``.
 
-    Its label and seed are those of its folder: ``grpo/seed_3``, or ``arithmetic-grpo-...-seed_3`` as ``verl-gsd
-    submit`` names it. Another folder's are its ``algo=`` word and ``data.seed``.
+    Its label and seed are those of ``label_and_seed``.
 
     Args:
-        label: instead of the folder's.
-        source: of the held-out prompts; only where the run has several may it not be None.
+        label: overrides the run's label.
+        source: data source of the held-out prompts. It may be None if the run has only one.
 
     Raises:
-        FileNotFoundError: there is no such folder.
-        NothingYetError: it is before its first validation.
-        ValueError: it has no validations or no records, or lacks some, or a file is damaged; the message names it.
+        FileNotFoundError: the folder does not exist.
+        NoValidationYetError: the run is before its first validation.
+        ValueError: validations or records are missing, or a file is damaged; the message names it.
     """
     layout = RunDirectory(run)
     tokens = _tokens(run)
     metrics = _validations(layout)
     config = read_yaml(layout.config) or {}
-    total = at_key(config, _TOTAL)
+    total = config_value(config, _TOTAL)
     total = total if isinstance(total, int) else None
     if not metrics:
-        made = max(tokens, default=0)
-        if total is not None and made < total:
-            said = f"{run}: at step {made} of {total}, and no validation so far"
-            raise NothingYetError(said, label_and_seed(run, config, label)[0])
+        last_step = max(tokens, default=0)
+        if total is not None and last_step < total:
+            message = f"{run}: at step {last_step} of {total}, without a validation so far"
+            raise NoValidationYetError(message, label_and_seed(run, config, label)[0])
         if not layout.attempts():
             raise ValueError(
-                f"{run}: neither records nor metrics there. Write a run's folder (trainer.default_local_dir)"
+                f"{run}: contains neither records nor metrics. Use a run's folder (trainer.default_local_dir)"
             )
-        raise ValueError(f"{run}: no val-core/*/acc/mean@N in its metrics. Train with trainer.test_freq=10, say")
+        raise ValueError(
+            f"{run}: its metrics contain no val-core/*/acc/mean@N. Train with validation, for example "
+            "trainer.test_freq=10"
+        )
     if not tokens:
-        raise ValueError(f"{run}: no records, so that nobody knows its tokens. Trainer mode gsd_sync writes them")
+        raise ValueError(
+            f"{run}: no records, so the number of generated tokens is unknown. Train with a trainer mode that writes "
+            "records, such as trainer.v1.trainer_mode=gsd_sync"
+        )
     metric, source = _metric(run, metrics, source)
     steps = [step for step, data in metrics.items() if metric in data]
     if missing := sorted(set(range(1, steps[-1] + 1)) - set(tokens)):
-        raise ValueError(f"{run}: no records of step {_listed(missing)}, so that nobody knows what they generated")
-    so_far = np.cumsum([tokens.get(step, 0) for step in range(steps[-1] + 1)]).tolist()
+        raise ValueError(
+            f"{run}: no records of step {_abbreviated(missing)}, so the number of generated tokens is unknown"
+        )
+    generated = np.cumsum([tokens.get(step, 0) for step in range(steps[-1] + 1)]).tolist()
     label, seed = label_and_seed(run, config, label)
-    known = {key: _anywhere(at_key(config, key)) for key in VALIDATION} if config else {}
-    if is_whole(known.get(VALIDATED), 1):
-        known[SHUFFLE] = at_key(config, SHUFFLE)
+    validation = {key: _without_home(config_value(config, key)) for key in VALIDATION} if config else {}
+    if is_whole(validation.get(VALIDATED), 1):
+        validation[SHUFFLE] = config_value(config, SHUFFLE)
     try:
         return Curve(
             label,
             seed,
             source,
             tuple(steps),
-            tuple(so_far[step] for step in steps),
+            tuple(generated[step] for step in steps),
             tuple(metrics[step][metric] for step in steps),
             str(run),
             total,
-            {"metric": metric} | known,
+            {"metric": metric} | validation,
         )
     except ValueError as error:
         raise ValueError(f"{run}: {error}") from error
 
 
-def _anywhere(value: Any) -> Any:
-    """A file below the home folder by ``~``: results are compared over machines, and say nothing of one."""
+def _without_home(value: Any) -> Any:
+    """Replace the home folder in a path by ``~``, because results of different machines are compared."""
     home = str(Path.home())
     return f"~{value.removeprefix(home)}" if isinstance(value, str) and value.startswith(f"{home}/") else value
 
 
 def _tokens(run: Path) -> dict[int, int]:
-    """Generated in each step, by all groups that left in it."""
+    """Return the tokens of all groups that left in each step."""
     table = read_records(run, ["step", "tokens"])
-    found: dict[int, int] = {}
+    by_step: dict[int, int] = {}
     for step, tokens in zip(*(table[name].to_pylist() for name in ("step", "tokens")), strict=True):
-        found[step] = found.get(step, 0) + tokens
-    return found
+        by_step[step] = by_step.get(step, 0) + tokens
+    return by_step
 
 
 def _validations(layout: RunDirectory) -> dict[int, dict[str, float]]:
-    """Accuracies by step and verl's name. An attempt that resumed at step S undid what there was from S + 1 on."""
+    """Return accuracies by step and metric name.
+
+    An attempt that resumed from step S discards the results of earlier attempts from step S + 1 on.
+    """
     steps: dict[int, dict[str, float]] = {}
     for attempt in layout.attempts():
         lines = _lines(layout.metrics(attempt))
         if trained := [step for step, data in lines if _TRAINED in data]:
             steps = {step: data for step, data in steps.items() if step < min(trained)}
         for step, data in lines:
-            found = {name: value for name, value in data.items() if ACCURACY.match(name) and not math.isnan(value)}
-            if found:
-                steps[step] = steps.get(step, {}) | found
+            accuracies = {name: value for name, value in data.items() if ACCURACY.match(name) and not math.isnan(value)}
+            if accuracies:
+                steps[step] = steps.get(step, {}) | accuracies
     return dict(sorted(steps.items()))
 
 
 def _lines(path: Path) -> list[tuple[int, dict[str, float]]]:
-    """Of each line of metrics the step, its accuracies, and whether it trained."""
+    """Return the step, the accuracies and ``_TRAINED`` (if present) of each line of a metrics file."""
     lines: list[tuple[int, dict[str, float]]] = []
     try:
         for step, data in read_metrics(path):
-            wanted = {name: value for name, value in data.items() if name == _TRAINED or ACCURACY.match(name)}
-            lines.append((operator.index(step), {name: float(value) for name, value in wanted.items()}))
+            selected = {name: value for name, value in data.items() if name == _TRAINED or ACCURACY.match(name)}
+            lines.append((operator.index(step), {name: float(value) for name, value in selected.items()}))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: line {len(lines) + 1} is no line of metrics ({error}). Mend or remove it") from error
+        raise ValueError(
+            f"{path}: line {len(lines) + 1} is not a valid line of metrics ({error}). Repair or remove it"
+        ) from error
     return lines
 
 
 def _metric(run: Path, metrics: Mapping[int, Mapping[str, float]], source: str | None) -> tuple[str, str]:
-    """verl's name of the accuracy on ``source``, and the source where only one is there."""
+    """Return verl's name of the accuracy on ``source``, and the source; if ``source`` is None, the only one."""
     names = {name: match["source"] for data in metrics.values() for name in data if (match := ACCURACY.match(name))}
     sources = sorted(set(names.values()))
     if source is None and len(sources) > 1:
-        raise ValueError(f"{run}: held-out prompts of {', '.join(sources)}. Write one, as in --source {sources[0]}")
+        raise ValueError(
+            f"{run}: has held-out prompts of {', '.join(sources)}. Choose one, for example --source {sources[0]}"
+        )
     source = source or sources[0]
     if source not in sources:
-        raise ValueError(f"--source {source}: {run} has {', '.join(sources)}. Write one of these")
-    found = sorted(name for name in names if names[name] == source)
-    if len(found) > 1:
+        raise ValueError(f"--source {source}: {run} has {', '.join(sources)}. Use one of these")
+    candidates = sorted(name for name in names if names[name] == source)
+    if len(candidates) > 1:
         raise ValueError(
-            f"{run}: {' and '.join(found)}, of different numbers of samples. Compare runs that kept theirs"
+            f"{run}: has both {' and '.join(candidates)}. Use a run that validates with the same number of samples "
+            "throughout"
         )
-    return found[0], source
+    return candidates[0], source
 
 
-def _listed(steps: Sequence[int]) -> str:
-    few = ", ".join(map(str, steps[:3]))
-    return few if len(steps) <= 3 else f"{few} and {len(steps) - 3} more"
+def _abbreviated(steps: Sequence[int]) -> str:
+    first = ", ".join(map(str, steps[:3]))
+    return first if len(steps) <= 3 else f"{first} and {len(steps) - 3} more"

@@ -1,4 +1,4 @@
-"""What a run on disk is called: the label of its method, and its seed."""
+"""Finds the label and the seed of a run on disk."""
 
 from __future__ import annotations
 
@@ -12,53 +12,60 @@ import yaml
 from verl_gsd.rundir import RunDirectory
 
 _SEEDED = re.compile(r"(?:(?P<before>.+)-)?seed_(?P<seed>\d+)")
-#: What ``verl-gsd submit`` puts into the names of runs that were sent together.
-_SENT = re.compile(r"-\d{8}-\d{6}")
+#: The time that ``verl-gsd submit`` puts into run names.
+_SUBMITTED_AT = re.compile(r"-\d{8}-\d{6}")
 
 
 def label_and_seed(run: Path, config: Mapping[str, Any], label: str | None) -> tuple[str, int]:
-    """A run's label and seed: those of its folder, ``grpo/seed_3``, or ``arithmetic-grpo-...-seed_3`` as ``verl-gsd
-    submit`` names it; another folder's are its ``algo=`` word and ``data.seed``.
+    """Return a run's label and seed.
+
+    Both come from the folder name: ``grpo/seed_3``, or ``arithmetic-grpo-...-seed_3`` as ``verl-gsd submit`` names
+    runs. For other folder names, the label is the run's ``algo=`` word and the seed is ``data.seed``.
 
     Args:
-        config: of the run; empty where there is none.
-        label: instead of what is found.
+        config: the run's config; empty if it has none.
+        label: overrides the label.
 
     Raises:
-        ValueError: one of the two is said nowhere, or the folder and the config say different seeds.
+        ValueError: the label or the seed is unknown, or the folder and the config have different seeds.
     """
     folder = run.resolve()
-    match, configured = _SEEDED.fullmatch(folder.name), at_key(config, "data.seed")
+    match, configured = _SEEDED.fullmatch(folder.name), config_value(config, "data.seed")
     seed = int(match["seed"]) if match else configured
     if not isinstance(seed, int):
-        raise ValueError(f"{run}: no seed in its name nor in its config (data.seed). Name it LABEL/seed_1, say")
+        raise ValueError(
+            f"{run}: neither the folder name nor data.seed in its config gives a seed. Rename the folder, for example "
+            "to LABEL/seed_1"
+        )
     if isinstance(configured, int) and configured != seed:
-        raise ValueError(f"{run}: its folder says seed {seed} and its config data.seed={configured}. Rename the folder")
+        raise ValueError(
+            f"{run}: the folder name gives seed {seed}, but its config has data.seed={configured}. Rename the folder"
+        )
     if label is None and match:
-        label = _SENT.sub("", match["before"]) if match["before"] else folder.parent.name
+        label = _SUBMITTED_AT.sub("", match["before"]) if match["before"] else folder.parent.name
     words = read_yaml(RunDirectory(run).overrides) or []
-    chosen = [word.removeprefix("algo=") for word in words if isinstance(word, str) and word.startswith("algo=")]
-    if label is None and not chosen:
-        raise ValueError(f"{run}: nothing says what it is called. Write LABEL={run}")
-    return label or chosen[-1], seed
+    algos = [word.removeprefix("algo=") for word in words if isinstance(word, str) and word.startswith("algo=")]
+    if label is None and not algos:
+        raise ValueError(f"{run}: no label in its folder name, and no algo= in its overrides. Use LABEL={run}")
+    return label or algos[-1], seed
 
 
 def read_yaml(path: Path) -> Any:
-    """What the file has; None where there is none.
+    """Return the content of a YAML file, or None if it does not exist.
 
     Raises:
-        ValueError: it is damaged; the message names it.
+        ValueError: the file cannot be read; the message names it.
     """
     try:
         return yaml.load(path.read_text(), Loader=yaml.CSafeLoader)
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path}: not readable: {error}") from error
+        raise ValueError(f"{path}: cannot be read: {error}") from error
 
 
-def at_key(config: Any, key: str) -> Any:
-    """What a config has under a dotted key; None where it has no such key."""
+def config_value(config: Any, key: str) -> Any:
+    """Return the value at a dotted key of a config, or None if the key does not exist."""
     for name in key.split("."):
         config = config.get(name) if isinstance(config, dict) else None
     return config

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from verl_gsd.evaluation.answers import Answers, Verdicts
-from verl_gsd.evaluation.intervals import Estimate, Paired, mean_by_question, paired
+from verl_gsd.evaluation.intervals import Estimate, PairedTest, mean_by_question, paired_test
 from verl_gsd.evaluation.passing import pass_at_k
 from verl_gsd.writing import whole
 
@@ -120,7 +120,7 @@ def require_comparable(first: Mapping[str, Any], second: Mapping[str, Any]) -> N
             )
 
 
-def compare(first: Result, second: Result) -> Paired:
+def compare(first: Result, second: Result) -> PairedTest:
     """How the second model does against the first, question by question.
 
     Raises:
@@ -129,4 +129,4 @@ def compare(first: Result, second: Result) -> Paired:
     require_comparable(first.settings, second.settings)
     if first.indices.tolist() != second.indices.tolist() or first.samples != second.samples:
         raise ValueError("the questions, or the samples of each, are others there")
-    return paired(first.correct / first.samples, second.correct / second.samples)
+    return paired_test(first.correct / first.samples, second.correct / second.samples)

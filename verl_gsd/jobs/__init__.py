@@ -1,2 +1,2 @@
-"""A run as a job of a Ray cluster: what is sent there (``submission.py``, ``package.py``) and how it is watched
-(``cluster.py``, ``following.py``). The cluster composes, checks and trains as ``verl-gsd train`` does anywhere."""
+"""Runs as jobs of a Ray cluster: what is sent to it (``submission.py``, ``package.py``) and how a job is watched
+(``cluster.py``, ``following.py``). The cluster composes, checks and trains like ``verl-gsd train`` on any machine."""

@@ -1,7 +1,8 @@
-"""A Ray cluster's job server: reaching it, and what it says of our jobs.
+"""Connects to a Ray cluster's job server and lists our jobs.
 
-Ray takes the token of a cluster with ``RAY_AUTH_MODE=token`` from ``RAY_AUTH_TOKEN``, from the file that
-``RAY_AUTH_TOKEN_PATH`` names, or from ``~/.ray/auth_token``. It is in no config, no argument and nothing we print.
+For a cluster with ``RAY_AUTH_MODE=token``, Ray reads the token from ``RAY_AUTH_TOKEN``, from the file that
+``RAY_AUTH_TOKEN_PATH`` names, or from ``~/.ray/auth_token``. The token is never part of a config, an argument or our
+output.
 """
 
 from __future__ import annotations
@@ -14,45 +15,49 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
 
-from verl_gsd.jobs.submission import RUN
+from verl_gsd.jobs.submission import RUN_KEY
 
-#: Seconds that a server may take for an answer, or for the next part of it.
+#: Seconds to wait for the server's answer, or for the next part of it.
 TIMEOUT_S = 60.0
 
 
 class ClusterError(RuntimeError):
-    """The cluster cannot be reached, refuses us, or refuses what we ask; the message says what to do."""
+    """The cluster cannot be reached, or rejects us or our request; the message says what to do."""
 
 
 def connect(address: str | None) -> JobSubmissionClient:
-    """A client of the job server at ``address``, e.g. http://head:8265; its answers are checked once.
+    """Return a client of the job server at ``address``, for example http://head:8265, after a first request to it.
 
     Raises:
-        ClusterError: no address, one of another kind, nobody there, or a token that is missing or wrong.
+        ClusterError: the address is missing or has another form, no server answers, or the token is missing or wrong.
     """
     if not address:
-        raise ClusterError("which cluster? Write --address http://HEAD:8265, or set RAY_API_SERVER_ADDRESS.")
+        raise ClusterError(
+            "no cluster address is given. Use --address http://HEAD:8265, or set RAY_API_SERVER_ADDRESS."
+        )
     if not address.startswith(("http://", "https://")):
-        raise ClusterError(f"--address {address}: write that of the job server, http://HEAD:8265.")
+        raise ClusterError(
+            f"--address {address}: not an http:// or https:// URL. Use that of the job server, http://HEAD:8265."
+        )
     if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # read when Ray is imported
-    os.environ["RAY_API_SERVER_ADDRESS"] = address  # Ray lets RAY_ADDRESS win over what it is told
+    os.environ["RAY_API_SERVER_ADDRESS"] = address  # otherwise Ray prefers RAY_ADDRESS to its argument
 
     from ray.job_submission import JobSubmissionClient
 
     class Client(JobSubmissionClient):
-        """Ray's waits for ever for a server that accepts and does not answer."""
+        """Ray's client, with a timeout. Without one it waits forever for a server that accepts but does not answer."""
 
-        def _do_request(self, *words: Any, **options: Any) -> Any:
-            return super()._do_request(*words, **{"timeout": TIMEOUT_S} | options)
+        def _do_request(self, *args: Any, **options: Any) -> Any:
+            return super()._do_request(*args, **{"timeout": TIMEOUT_S} | options)
 
-    with answering(address):
+    with raising_cluster_errors(address):
         return Client(address)
 
 
 @contextmanager
-def answering(address: str) -> Iterator[None]:
-    """Whatever goes wrong between us and the job server at ``address``, as a ``ClusterError``."""
+def raising_cluster_errors(address: str) -> Iterator[None]:
+    """Turn every failure of a request to the job server at ``address`` into a ``ClusterError``."""
     import requests
     from ray.exceptions import AuthenticationError
 
@@ -60,34 +65,38 @@ def answering(address: str) -> Iterator[None]:
         yield
     except AuthenticationError as error:
         raise ClusterError(
-            f"{address} wants a token, and none or another was given. Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, or "
-            "RAY_AUTH_TOKEN_PATH to a file that has it."
+            f"{address} requires a token, and ours is missing or wrong. Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, or "
+            "set RAY_AUTH_TOKEN_PATH to a file that contains the token."
         ) from error
     except (ConnectionError, requests.RequestException) as error:
-        raise ClusterError(f"{address}: no job server answers there. It is the head's dashboard.") from error
+        raise ClusterError(
+            f"{address}: no job server answers there. Use the address of the head node's dashboard."
+        ) from error
     except RuntimeError as error:
         if isinstance(error, ClusterError):
             raise
-        raise ClusterError(f"{address}: {error}") from error  # Ray's, for whatever the server refuses
+        raise ClusterError(f"{address}: {error}") from error  # Ray's error for any request that the server rejects
 
 
-def our_jobs(client: JobSubmissionClient) -> list[JobDetails]:
-    """Jobs that ``verl-gsd submit`` made on this cluster, oldest first."""
-    jobs = [job for job in client.list_jobs() if RUN in (job.metadata or {})]
+def submitted_jobs(client: JobSubmissionClient) -> list[JobDetails]:
+    """Return the jobs that ``verl-gsd submit`` made on this cluster, oldest first."""
+    jobs = [job for job in client.list_jobs() if RUN_KEY in (job.metadata or {})]
     return sorted(jobs, key=lambda job: job.start_time or 0)
 
 
-def job(client: JobSubmissionClient, identifier: str) -> JobDetails:
-    """What the cluster knows of one job.
+def get_job(client: JobSubmissionClient, identifier: str) -> JobDetails:
+    """Return the details of a job.
 
     Raises:
-        ClusterError: it knows none of that name.
+        ClusterError: the cluster has no job with this identifier.
     """
     try:
         return client.get_job_info(identifier)
     except RuntimeError as error:
         if "status code 404" not in str(error):
             raise
-        names = [job.submission_id for job in our_jobs(client)]
-        known = f"It has {', '.join(map(str, names))}." if names else "It has none of ours."
-        raise ClusterError(f"{identifier}: the cluster knows no such job. {known}") from error
+        identifiers = [job.submission_id for job in submitted_jobs(client)]
+        ours = (
+            f"Use one of {', '.join(map(str, identifiers))}." if identifiers else "It has no jobs of verl-gsd submit."
+        )
+        raise ClusterError(f"{identifier}: the cluster has no such job. {ours}") from error

@@ -1,7 +1,7 @@
-"""A job's log as it is written, across connections that drop.
+"""Follows a job's log while it is written, and reconnects when the connection drops.
 
-A job does not depend on who watches it. The job server sends a log from its beginning to whoever connects, so a new
-connection leaves out the characters that were shown already.
+The job itself does not depend on the connection. The job server sends the log from its beginning on every new
+connection, so the reader skips the characters that it has already shown.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from verl_gsd.jobs.cluster import ClusterError
 if TYPE_CHECKING:
     from ray.job_submission import JobStatus, JobSubmissionClient
 
-#: Seconds without a word before a connection counts as dropped: a machine that vanished closes nothing.
-SILENCE = 60.0
-#: Seconds without a cluster that answers before we give up; the job goes on whatever we do.
-PATIENCE = 600.0
+#: Seconds without output before we check the connection: a machine that crashes does not close its connections.
+SILENCE_S = 60.0
+#: Seconds without an answer of the cluster before we give up. The job continues regardless.
+GIVE_UP_S = 600.0
 
-#: aiohttp's, requests' and the socket's own failures. Ray raises a bare RuntimeError for a stream that broke off.
-_DROPPED = (aiohttp.ClientError, requests.RequestException, OSError, RuntimeError)
+#: Failures of aiohttp, requests and the socket. Ray raises a plain RuntimeError if a stream breaks off.
+_CONNECTION_ERRORS = (aiohttp.ClientError, requests.RequestException, OSError, RuntimeError)
 
 
-class LostError(ClusterError):
-    """The cluster did not answer for ``PATIENCE`` seconds, or refused to go on showing the log."""
+class ConnectionLostError(ClusterError):
+    """The cluster did not answer for ``GIVE_UP_S`` seconds, or it refused to send more of the log."""
 
 
 def follow(
@@ -40,20 +40,20 @@ def follow(
     on_drop: Callable[[], None] = lambda: None,
     wait: tenacity.wait.wait_base | None = None,
 ) -> JobStatus:
-    """Hand every piece of the job's log to ``write``, once, until the job has ended; its final status.
+    """Pass each piece of the job's log to ``write`` exactly once, until the job has ended, and return its final status.
 
     Args:
-        on_drop: called when a connection was lost, before the next is made.
-        wait: how long before each new connection; by default 1 s, doubling up to 30 s, with jitter.
+        on_drop: called after a connection is lost, before the next attempt.
+        wait: time before each new connection; by default 1 s, doubling up to 30 s, with jitter.
 
     Raises:
-        LostError: as it says. KeyboardInterrupt passes, as anywhere.
+        ConnectionLostError: the cluster stopped answering.
     """
-    return asyncio.run(_follow(client, identifier, _Reader(write), on_drop, wait))
+    return asyncio.run(_follow(client, identifier, _LogReader(write), on_drop, wait))
 
 
-class _Reader:
-    """Hands on what is new of a log that is sent from its beginning again and again."""
+class _LogReader:
+    """Passes on the new part of a log that every connection sends from its beginning."""
 
     def __init__(self, write: Callable[[str], None]) -> None:
         self._write = write
@@ -61,12 +61,12 @@ class _Reader:
         self.last_heard = time.monotonic()
 
     async def read(self, client: JobSubmissionClient, identifier: str) -> bool:
-        """Until the stream ends (True), or nothing has come for ``SILENCE`` seconds (False)."""
+        """Read until the stream ends (True), or until there is no output for ``SILENCE_S`` seconds (False)."""
         position = 0
         stream = client.tail_job_logs(identifier)
         while True:
             try:
-                text = await asyncio.wait_for(anext(stream), SILENCE)
+                text = await asyncio.wait_for(anext(stream), SILENCE_S)
             except StopAsyncIteration:
                 return True
             except asyncio.TimeoutError:
@@ -79,28 +79,28 @@ class _Reader:
                 self._shown = position
 
 
-async def _until_end(client: JobSubmissionClient, identifier: str, reader: _Reader) -> JobStatus:
+async def _until_end(client: JobSubmissionClient, identifier: str, reader: _LogReader) -> JobStatus:
     while True:
-        at_end = await reader.read(client, identifier)
+        ended = await reader.read(client, identifier)
         status = await asyncio.to_thread(client.get_job_status, identifier)
         reader.last_heard = time.monotonic()
-        if at_end and status.is_terminal():
+        if ended and status.is_terminal():
             return status
-        if at_end:  # in good order, but before the job: something between us cut it
+        if ended:  # the stream was closed normally, but the job still runs: something in between cut the connection
             raise ConnectionResetError(f"the log of {identifier} broke off")
 
 
 async def _follow(
     client: JobSubmissionClient,
     identifier: str,
-    reader: _Reader,
+    reader: _LogReader,
     on_drop: Callable[[], None],
     wait: tenacity.wait.wait_base | None,
 ) -> JobStatus:
     attempts = tenacity.AsyncRetrying(
         retry=tenacity.retry_if_exception(_is_drop),
         wait=wait or tenacity.wait_exponential_jitter(initial=1, max=30),
-        stop=lambda _: time.monotonic() - reader.last_heard > PATIENCE,
+        stop=lambda _: time.monotonic() - reader.last_heard > GIVE_UP_S,
         before_sleep=lambda _: on_drop(),
         reraise=True,
     )
@@ -108,13 +108,13 @@ async def _follow(
         async for attempt in attempts:
             with attempt:
                 status = await _until_end(client, identifier, reader)
-    except _DROPPED as error:
-        raise LostError(str(error) or type(error).__name__) from error
+    except _CONNECTION_ERRORS as error:
+        raise ConnectionLostError(str(error) or type(error).__name__) from error
     return status
 
 
 def _is_drop(error: BaseException) -> bool:
-    """Whether a new connection may help: not where the cluster answers that it will not, or knows no such job."""
+    """Whether reconnecting may help: not if the cluster refuses the request or does not have the job."""
     refused = isinstance(error, aiohttp.WSServerHandshakeError) and error.status in (401, 403, 404)
     unknown = isinstance(error, RuntimeError) and "status code 404" in str(error)
-    return isinstance(error, _DROPPED) and not refused and not unknown
+    return isinstance(error, _CONNECTION_ERRORS) and not refused and not unknown

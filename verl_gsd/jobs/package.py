@@ -1,11 +1,13 @@
-"""What a cluster needs of this package: its wheel, unpacked, as the working directory of the job.
+"""Ships this package to a cluster: its unpacked wheel is the job's working directory.
 
-Ray puts a job's working directory in front of the path of its driver and of every worker, on every node, so that the
-package and the entry point by which verl finds it are the shipped ones, whether the image has none of ours, another
-version, or an editable copy. Ray's other ways do not serve: a wheel in ``py_modules`` is installed with its
-dependencies, torch and verl again beside the image's; ``pip`` makes a virtual environment on every node, from a
-registry that a cluster may not reach; and actors that have a runtime environment of their own, as verl's do, are
-reported to lose ``py_modules`` beside a working directory (ray-project/ray#61080).
+Ray puts a job's working directory first on the Python path of the driver and of every worker, on every node. The
+shipped package, with the entry point through which verl finds it, therefore takes precedence over any version in the
+image: none, another one, or an editable install. Ray's alternatives do not work:
+
+- ``py_modules`` with a wheel also installs its dependencies, including a second torch and verl.
+- ``pip`` builds a virtual environment on every node, from a registry that a cluster may not reach.
+- ``py_modules`` next to a working directory are reported to be lost for actors that have their own runtime environment,
+  as verl's have (ray-project/ray#61080).
 """
 
 from __future__ import annotations
@@ -25,52 +27,51 @@ _DISTRIBUTION = "verl-gsd"
 
 
 class PackagingError(RuntimeError):
-    """The package could not be put together; the message says what is missing."""
+    """The package could not be built or copied; the message says what is missing."""
 
 
 @contextmanager
 def unpacked_wheel() -> Iterator[Path]:
-    """A temporary folder with what installing this package would add: ``verl_gsd`` and its ``dist-info``.
+    """Yield a temporary folder with the files that installing this package adds: ``verl_gsd`` and its ``dist-info``.
 
     Raises:
-        PackagingError: a checkout without hatchling or whose wheel fails to build; an installation that is incomplete.
+        PackagingError: hatchling is missing, the checkout's wheel does not build, or the installation is incomplete.
     """
     with private_folders.of_run() as folder:
         target = Path(folder) / "package"
         checkout = Path(verl_gsd.__file__).resolve().parents[1]
         if (checkout / "pyproject.toml").is_file():
-            with zipfile.ZipFile(_built(checkout, Path(folder) / "wheel")) as wheel:
+            with zipfile.ZipFile(_build_wheel(checkout, Path(folder) / "wheel")) as wheel:
                 wheel.extractall(target)
         else:
             _copy_installed(target)
         yield target
 
 
-def _built(checkout: Path, folder: Path) -> Path:
-    """The wheel of a checkout, by the build backend that pyproject.toml names, in this environment: no network."""
+def _build_wheel(checkout: Path, folder: Path) -> Path:
+    """Build the wheel of a checkout in this environment, with pyproject.toml's build backend and without a network."""
     command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(folder)]
-    done = subprocess.run(command, cwd=checkout, capture_output=True, text=True)
-    if done.returncode != 0:
-        said = (done.stderr or done.stdout).strip()
-        missing = "No module named hatchling" in said
+    build = subprocess.run(command, cwd=checkout, capture_output=True, text=True)
+    if build.returncode != 0:
+        output = (build.stderr or build.stdout).strip()
         raise PackagingError(
-            "building the wheel of this checkout needs hatchling: pip install hatchling"
-            if missing
-            else f"the wheel of {checkout} could not be built:\n{said}"
+            "building the wheel of this checkout needs hatchling. Install it with: pip install hatchling"
+            if "No module named hatchling" in output
+            else f"the wheel of {checkout} could not be built:\n{output}"
         )
     (wheel,) = folder.glob("*.whl")
     return wheel
 
 
 def _copy_installed(target: Path) -> None:
-    """The files of an ordinary installation, as it lists them, without scripts and byte code."""
+    """Copy the files that an ordinary installation lists, without scripts and byte code."""
     for file in metadata.files(_DISTRIBUTION) or ():
         if ".." in file.parts or "__pycache__" in file.parts:
             continue
         source, copy = Path(str(file.locate())), target / PurePosixPath(file)
         if not source.is_file():
-            raise PackagingError(f"the installation of {_DISTRIBUTION} has no {file}: install it again")
+            raise PackagingError(f"the installation of {_DISTRIBUTION} lacks {file}. Install it again")
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(source.read_bytes())
     if not (target / "verl_gsd").is_dir():
-        raise PackagingError(f"{_DISTRIBUTION} is neither a checkout nor an ordinary installation: install its wheel")
+        raise PackagingError(f"{_DISTRIBUTION} is neither a checkout nor an ordinary installation. Install its wheel")

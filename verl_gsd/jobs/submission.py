@@ -1,9 +1,9 @@
-"""From the words of one line to the jobs that run it: one, or one for each seed and value of a swept key.
+"""Turns one command line into jobs: a single one, or one per seed and value of a swept key.
 
-A job's entrypoint is ``verl-gsd train`` itself, on the cluster: there the line is composed again, so that a home
-directory, a cache or a file means the cluster's; there the run directory is made, locked and counted in attempts; and
-a resume reads there what the run was started with. Nothing is sent but words: no config resolved on this machine, no
-environment variable, no secret.
+A job's entrypoint is ``verl-gsd train`` on the cluster. The cluster composes the config again, so home directories,
+caches and files are those of the cluster. It also creates and locks the run directory, counts attempts, and on a resume
+reads the overrides that the run was started with. Only the words of the command line are sent: no config resolved on
+this machine, no environment variables and no secrets.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from hydra.errors import HydraException
 
 from verl_gsd.errors import ConfigError
 
-#: Metadata of a job that is ours; the value is the folder of its run.
-RUN = "verl_gsd_run"
-#: What a seed sets: the order of prompts, what vLLM samples, the order of mini-batches.
+#: The metadata key that marks a job as ours; its value is the run's folder.
+RUN_KEY = "verl_gsd_run"
+#: The keys that ``--seeds`` sets: the order of prompts, vLLM's sampling and the order of mini-batches.
 SEED_KEYS = ("data.seed", "actor_rollout_ref.rollout.seed", "actor_rollout_ref.actor.data_loader_seed")
-_PLACE = "trainer.default_local_dir"
+_RUN_DIRECTORY = "trainer.default_local_dir"
 
 
 @dataclass(frozen=True)
 class Submission:
-    """One job: its identifier on the cluster, the folder of its run there, and the words of its line."""
+    """One job: its identifier on the cluster, its run's folder there, and the words of its command line."""
 
     identifier: str
     run: str
@@ -39,113 +39,116 @@ class Submission:
 
     @property
     def entrypoint(self) -> str:
-        """The shell command that the cluster runs; the package it names is the one shipped beside it."""
+        """The shell command that the cluster runs. It uses the package that is shipped with the job."""
         return shlex.join(["python", "-m", "verl_gsd.cli", "train", *self.words])
 
     @property
     def metadata(self) -> dict[str, str]:
-        return {RUN: self.run}
+        return {RUN_KEY: self.run}
 
 
 def new_runs(
     words: Sequence[str], runs: str, now: datetime, seeds: str | None = None, sweeps: Sequence[str] = ()
 ) -> list[Submission]:
-    """One job a combination of ``seeds`` ("1,2,3") and ``sweeps`` ("KEY=A,B", Hydra's grammar), each with its own run.
+    """Return one job per combination of ``seeds`` ("1,2,3") and ``sweeps`` ("KEY=A,B" in Hydra's grammar).
 
     Args:
-        words: the line, as ``verl-gsd train`` takes it.
-        runs: a folder on the cluster, absolute or below ``~``; a run is in RUNS/IDENTIFIER.
+        words: the command line, as for ``verl-gsd train``.
+        runs: a folder on the cluster, absolute or starting with ``~/``. Each job gets its own run, in RUNS/IDENTIFIER.
 
     Raises:
-        ConfigError: a sweep cannot be read or contradicts the line, or a folder is relative to nothing.
+        ConfigError: a sweep is invalid or contradicts the command line, or a folder is relative.
     """
-    _require_anchored(runs, "--runs ")
+    _check_absolute(runs, "--runs ")
     axes = _axes(seeds, sweeps)
-    places = [word for word in words if _key(word) == _PLACE]
+    directories = [word for word in words if _key(word) == _RUN_DIRECTORY]
     swept = [key for axis in axes for key in axis.keys]
     if repeated := [key for key in swept if swept.count(key) > 1]:
-        raise ConfigError(f"{repeated[0]}: swept twice. Write all its values in one --sweep, or leave --seeds out.")
+        raise ConfigError(f"{repeated[0]}: swept twice. Use one --sweep with all its values, or remove --seeds.")
     for key, word in itertools.product(swept, words):
         if _key(word) == key:
-            raise ConfigError(f"{word}: a sweep sets {key}. Leave one of the two out.")
-    if places and axes:
-        raise ConfigError(f"{places[-1]}: every job of a sweep needs its own folder. Write --runs FOLDER instead.")
-    for place in places:
-        _require_anchored(_value(place), f"{_PLACE}=")
+            raise ConfigError(f"{word}: a sweep also sets {key}. Remove one of the two.")
+    if directories and axes:
+        raise ConfigError(f"{directories[-1]}: every job of a sweep needs its own folder. Use --runs FOLDER instead.")
+    for word in directories:
+        _check_absolute(_value(word), f"{_RUN_DIRECTORY}=")
     name = f"{_name(words)}-{now:%Y%m%d-%H%M%S}"
-    combinations = list(itertools.product(*(axis.points for axis in axes)))
+    combinations = list(itertools.product(*(axis.values for axis in axes)))
     if len(set(combinations)) < len(combinations):
-        raise ConfigError("--seeds, --sweep: a value is there twice. Leave one out.")
-    named: Counter[str] = Counter()
+        raise ConfigError("--seeds, --sweep: a value is repeated. Remove the repetition.")
+    uses: Counter[str] = Counter()
     submissions = []
     for combination in combinations:
-        identifier = "-".join([name, *(_plain(point.label) for point in combination)])
-        named[identifier] += 1  # what is left of [a] and (a) in an identifier is the same
-        identifier += f"-{named[identifier]}" if named[identifier] > 1 else ""
-        run = _value(places[-1]) if places else f"{runs.rstrip('/')}/{identifier}"
-        placed = () if places else (f"{_PLACE}={_quoted(run)}",)
-        chosen = [word for point in combination for word in point.words]
-        submissions.append(Submission(identifier, run, (*words, *chosen, *placed)))
+        identifier = "-".join([name, *(_safe_name(value.label) for value in combination)])
+        uses[identifier] += 1  # different values such as [a] and (a) can give the same identifier
+        identifier += f"-{uses[identifier]}" if uses[identifier] > 1 else ""
+        run = _value(directories[-1]) if directories else f"{runs.rstrip('/')}/{identifier}"
+        run_directory = () if directories else (f"{_RUN_DIRECTORY}={_quote(run)}",)
+        swept_words = [word for value in combination for word in value.words]
+        submissions.append(Submission(identifier, run, (*words, *swept_words, *run_directory)))
     return submissions
 
 
 def resumed_run(run: str, words: Sequence[str], now: datetime) -> Submission:
-    """A job that resumes ``run``, a folder on the cluster, with ``words`` over its line.
+    """Return a job that resumes ``run``, a folder on the cluster, with ``words`` as further overrides.
 
     Args:
-        run: the run's folder, for its last checkpoint, or RUN/global_step_N for that one.
+        run: the run's folder, to resume from its last checkpoint, or RUN/global_step_N, to resume from that one.
 
     Raises:
-        ConfigError: the folder is relative to nothing, or the words would move the run.
+        ConfigError: the folder is relative, or ``words`` set another run directory.
     """
     run = run.rstrip("/")
-    _require_anchored(run, "--resume ")
+    _check_absolute(run, "--resume ")
     for word in words:
-        if _key(word) in (_PLACE, "resume"):
-            raise ConfigError(f"{word}: --resume goes on where the run is. Leave it out.")
+        if _key(word) in (_RUN_DIRECTORY, "resume"):
+            raise ConfigError(f"{word}: --resume already determines the run directory. Remove this override.")
     folder = re.sub(r"/global_step_\d+$", "", run)
     name = folder.rpartition("/")[2]
-    return Submission(_plain(f"{name}-resumed-{now:%Y%m%d-%H%M%S}"), folder, (*words, f"resume={run}"))
+    return Submission(_safe_name(f"{name}-resumed-{now:%Y%m%d-%H%M%S}"), folder, (*words, f"resume={run}"))
 
 
 @dataclass(frozen=True)
-class _Point:
+class _SweepValue:
     label: str
     words: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class _Axis:
+class _SweepAxis:
     keys: tuple[str, ...]
-    points: tuple[_Point, ...]
+    values: tuple[_SweepValue, ...]
 
 
-def _axes(seeds: str | None, sweeps: Sequence[str]) -> list[_Axis]:
+def _axes(seeds: str | None, sweeps: Sequence[str]) -> list[_SweepAxis]:
     axes = []
     for sweep in sweeps:
         key, values = _swept(sweep, f"--sweep {sweep}")
-        written, short = sweep.partition("=")[0], key.rpartition(".")[2]
-        points = (_Point(f"{short}_{value}", (f"{written}={value}",)) for value in values)
-        axes.append(_Axis((key,), tuple(points)))
+        override_key, short_key = sweep.partition("=")[0], key.rpartition(".")[2]
+        sweep_values = (_SweepValue(f"{short_key}_{value}", (f"{override_key}={value}",)) for value in values)
+        axes.append(_SweepAxis((key,), tuple(sweep_values)))
     if seeds is not None:
         values = seeds.split(",")
         if not all(re.fullmatch(r"0|[1-9]\d*", value) for value in values):
-            raise ConfigError(f"--seeds {seeds}: write whole numbers, e.g. --seeds 1,2,3.")
-        points = (_Point(f"seed_{seed}", tuple(f"{key}={seed}" for key in SEED_KEYS)) for seed in values)
-        axes.append(_Axis(SEED_KEYS, tuple(points)))
+            raise ConfigError(f"--seeds {seeds}: not a list of integers. Use, for example, --seeds 1,2,3.")
+        sweep_values = (_SweepValue(f"seed_{seed}", tuple(f"{key}={seed}" for key in SEED_KEYS)) for seed in values)
+        axes.append(_SweepAxis(SEED_KEYS, tuple(sweep_values)))
     return axes
 
 
-def _swept(word: str, given: str) -> tuple[str, list[str]]:
-    override = _parsed(word)
+def _swept(word: str, option: str) -> tuple[str, list[str]]:
+    """Return the key and the values of a ``--sweep`` option."""
+    override = _parse_override(word)
     if override is None or override.value_type is None:
-        raise ConfigError(f"{given}: write KEY=VALUE,VALUE,..., e.g. --sweep algorithm.gsd.alpha=0,0.5,1.")
+        raise ConfigError(
+            f"{option}: not of the form KEY=VALUE,VALUE,... Use, for example, --sweep algorithm.gsd.alpha=0,0.5,1."
+        )
     if not override.is_sweep_override():
         return override.key_or_group, [word.partition("=")[2]]
     return override.key_or_group, list(override.sweep_string_iterator())
 
 
-def _parsed(word: str) -> Override | None:
+def _parse_override(word: str) -> Override | None:
     try:
         return OverridesParser.create().parse_override(word)
     except HydraException:
@@ -153,18 +156,21 @@ def _parsed(word: str) -> Override | None:
 
 
 def _key(word: str) -> str:
-    override = None if word.startswith("resume=") else _parsed(word)  # its value is a path, whatever its characters
+    override = None if word.startswith("resume=") else _parse_override(word)  # the value of resume= is a plain path
     return word.partition("=")[0] if override is None else override.key_or_group
 
 
 def _value(word: str) -> str:
-    override = _parsed(word)
+    override = _parse_override(word)
     return word.partition("=")[2] if override is None else str(override.value())
 
 
 def _name(words: Sequence[str]) -> str:
-    chosen = dict(_pairs(words))
-    return _plain(chosen.get("recipe") or "-".join(chosen[group] for group in ("task", "algo") if group in chosen))
+    """Return the first part of a job's identifier: its recipe, or its task and algorithm."""
+    choices = dict(_pairs(words))
+    return _safe_name(
+        choices.get("recipe") or "-".join(choices[group] for group in ("task", "algo") if group in choices)
+    )
 
 
 def _pairs(words: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -173,18 +179,22 @@ def _pairs(words: Sequence[str]) -> Iterator[tuple[str, str]]:
         yield key, value
 
 
-def _plain(text: str) -> str:
-    """``text`` as part of an identifier, a folder's name and a URL."""
+def _safe_name(text: str) -> str:
+    """Return ``text`` with only characters that are safe in an identifier, a folder name and a URL."""
     return re.sub(r"[^A-Za-z0-9._+-]+", "-", text).strip("-") or "run"
 
 
-def _quoted(path: str) -> str:
-    """``path`` as a value of Hydra's grammar, which gives ``~`` and much else a meaning of its own."""
+def _quote(path: str) -> str:
+    """Quote ``path`` as a value in Hydra's grammar, in which ``~`` and other characters have a special meaning."""
     return path if re.fullmatch(r"[A-Za-z0-9/._-]+", path) else f'"{path}"'
 
 
-def _require_anchored(path: str, option: str) -> None:
+def _check_absolute(path: str, option: str) -> None:
     if not path.startswith(("/", "~/")):
-        raise ConfigError(f"{option}{path}: a folder on the cluster. Write an absolute path, or one that begins ~/.")
-    if found := re.search(r"[\x00-\x1f\"\\$]", path):
-        raise ConfigError(f"{option}{path}: {found[0]!r} means something to Hydra. Write a folder without it.")
+        raise ConfigError(
+            f"{option}{path}: this folder on the cluster is relative. Use an absolute path, or one that starts with ~/."
+        )
+    if special := re.search(r"[\x00-\x1f\"\\$]", path):
+        raise ConfigError(
+            f"{option}{path}: {special[0]!r} has a special meaning in Hydra's grammar. Use a folder name without it."
+        )

@@ -9,7 +9,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from verl_gsd.charts import Notice, Section, page
+from verl_gsd.charts import Notice, Section, render_page
 from verl_gsd.report.build import read_runs, sections_of, title_of
 from verl_gsd.rundir import RunDirectory
 
@@ -64,7 +64,7 @@ class Pages:
                 notices = [Notice(f"{name} has made no step yet", "This page asks again by itself.") for name in empty]
                 waiting = [Section("waiting", "Waiting", notices=notices)] if empty else []
                 sections = waiting + sections_of([run for run in runs if not run.is_empty()])
-                self._page = page(title_of(runs), sections, refresh=REFRESH).encode()
+                self._page = render_page(title_of(runs), sections, refresh=REFRESH).encode()
                 self._seen = seen
             return self._page
 
@@ -93,7 +93,8 @@ def handler(pages: Pages) -> type[BaseHTTPRequestHandler]:
                 content, status = pages.current(), HTTPStatus.OK
             except (OSError, ValueError) as error:
                 sections = [Section("error", "The runs cannot be read now", [str(error)])]
-                content, status = page("Report", sections, refresh=REFRESH).encode(), HTTPStatus.SERVICE_UNAVAILABLE
+                content = render_page("Report", sections, refresh=REFRESH).encode()
+                status = HTTPStatus.SERVICE_UNAVAILABLE
             self.send_response(status)
             self.send_header("Content-Type", "text/html; charset=utf-8")
             self.send_header("Content-Length", str(len(content)))

@@ -49,10 +49,10 @@ def test_where_an_earlier_start_began_and_its_fresh_memory_are_not_asked_for_aga
     once = ["++algorithm.gsd.state=fresh", "trainer.resume_mode=resume_path", "trainer.resume_from_path=/global_step_2"]
     (tmp_path / "overrides.yaml").write_text(yaml.safe_dump([*LINE, *once, "trainer.total_training_steps=7"]))
     (tmp_path / "latest_checkpointed_iteration.txt").write_text("3")
-    line = train._resumed(parse_line([f"resume={tmp_path}", "trainer.total_training_steps=9"]))
+    line = train._line_to_resume(parse_line([f"resume={tmp_path}", "trainer.total_training_steps=9"]))
     assert "trainer.total_training_steps" in line.keys
     assert not {"algorithm.gsd.state", "trainer.resume_mode", "trainer.resume_from_path"} & set(line.keys)
-    line = train._resumed(parse_line([f"resume={tmp_path}", "algorithm.gsd.state=fresh"]))
+    line = train._line_to_resume(parse_line([f"resume={tmp_path}", "algorithm.gsd.state=fresh"]))
     assert "algorithm.gsd.state" in line.keys
 
 

@@ -1,4 +1,4 @@
-"""``verl-gsd compare`` as a user meets it: tables, files, and mistakes."""
+"""``verl-gsd compare`` from the command line: tables, files and errors."""
 
 import json
 import re
@@ -17,14 +17,14 @@ def compare(*words):
 
 
 def cells(result, label, table):
-    """The cells of that label's row in the table of that number, without its name."""
+    """The cells of a label's row, without the label, in the table with this number."""
     found = [line.strip("│").split("│") for line in result.output.splitlines() if re.match(rf"│ {label} +│", line)]
     return [cell.strip() for cell in found[table][1:]]
 
 
 @pytest.fixture
 def runs(tmp_path):
-    """Two methods, two seeds each, of which hadw generates less a step and learns more."""
+    """Two methods with two seeds each. hadw generates fewer tokens per step and learns more."""
     made = []
     for seed in (1, 2):
         made.append(write_run(tmp_path / "grpo" / f"seed_{seed}", [10] * 4, {0: 0.0, 4: 0.4}, total=4))
@@ -32,7 +32,7 @@ def runs(tmp_path):
     return made
 
 
-def test_methods_are_compared_at_equal_tokens_and_what_was_found_is_written(tmp_path, runs):
+def test_methods_are_compared_at_equal_tokens_and_results_are_written(tmp_path, runs):
     output, page = tmp_path / "out" / "c.json", tmp_path / "out" / "c.html"
     result = compare(*runs, "--output", output, "--page", page)
     assert result.exit_code == 0, result.output
@@ -53,12 +53,12 @@ def test_methods_are_compared_at_equal_tokens_and_what_was_found_is_written(tmp_
     assert "://" not in own and "src=" not in own, "nothing is loaded from anywhere"
 
 
-def test_another_baseline_turns_the_sign(runs):
+def test_another_baseline_flips_the_sign(runs):
     result = compare(*runs, "--baseline", "hadw")
     assert cells(result, "grpo", 1)[0].startswith("-0.250")
 
 
-def test_a_comparison_goes_on_when_its_runs_are_gone(tmp_path, runs):
+def test_earlier_comparison_replaces_deleted_runs(tmp_path, runs):
     earlier, later = tmp_path / "earlier.json", tmp_path / "later.json"
     assert compare(*runs, "--output", earlier).exit_code == 0
     shutil.rmtree(tmp_path / "grpo")
@@ -72,7 +72,7 @@ def test_a_comparison_goes_on_when_its_runs_are_gone(tmp_path, runs):
     assert again.exit_code == 2 and "hadw seed 1" in again.output
 
 
-def test_a_label_may_be_written(tmp_path, runs):
+def test_label_can_be_given(tmp_path, runs):
     word = tmp_path / "a=b" / "seed_1"
     shutil.copytree(runs[1], word)
     result = compare(runs[0], f"mine={runs[1]}", word)
@@ -80,13 +80,13 @@ def test_a_label_may_be_written(tmp_path, runs):
     assert cells(result, "mine", 0) and cells(result, "a=b", 0), "a folder may have the sign in its name"
 
 
-def test_one_run_is_not_two_methods(runs):
+def test_one_run_cannot_be_two_methods(runs):
     result = compare(runs[0], f"mine={runs[0]}")
     assert result.exit_code == 2
     assert f"{runs[0]} and mine={runs[0]}: " in result.output.replace("\n", "")
 
 
-def test_a_run_that_goes_on_is_left_out_unless_asked_for(tmp_path, runs):
+def test_unfinished_runs_are_left_out_by_default(tmp_path, runs):
     write_run(tmp_path / "hadw" / "seed_3", [5] * 3, {0: 0.0, 2: 0.9}, total=4)
     write_run(tmp_path / "hadw" / "seed_4", [5], {}, total=4)
     runs += [tmp_path / "hadw" / "seed_3", tmp_path / "hadw" / "seed_4"]
@@ -106,7 +106,7 @@ def test_a_run_that_goes_on_is_left_out_unless_asked_for(tmp_path, runs):
     assert re.search("(?s)seed_3.*seed_4", result.output)
 
 
-def test_of_several_data_sources_one_is_compared(tmp_path, runs):
+def test_one_of_several_data_sources_is_compared(tmp_path, runs):
     for run in runs:
         path = run / "metrics" / "attempt_1.jsonl"
         path.write_text(path.read_text().replace('"val-core/math/', '"val-core/code/acc/mean@1": 0.5, "val-core/math/'))
@@ -118,7 +118,7 @@ def test_of_several_data_sources_one_is_compared(tmp_path, runs):
     assert result.exit_code == 2 and re.search("--source math: .*code", result.output)
 
 
-def test_text_that_others_wrote_stays_text(tmp_path):
+def test_untrusted_text_is_escaped(tmp_path):
     run = write_run(tmp_path / "<b>[bold]x" / "seed_1", [5], {1: 0.5}, source=HOSTILE)
     result = compare(run, "--page", tmp_path / "c.html")
     assert result.exit_code == 0, result.output
@@ -144,7 +144,7 @@ def test_text_that_others_wrote_stays_text(tmp_path):
         (["{run}", "--page", "{folder}"], r"folder\.html: "),
     ],
 )
-def test_a_mistake_is_named_and_nothing_is_written(tmp_path, words, said):
+def test_mistakes_are_named_and_nothing_is_written(tmp_path, words, said):
     places = {"tmp": tmp_path, "file": tmp_path / "file.json"}
     places["run"] = write_run(tmp_path / "grpo" / "seed_1", [5], {1: 0.5})
     places["elsewhere"] = write_run(tmp_path / "a" / "seed_1", [5], {1: 0.5}, data__val_files="other.parquet")
@@ -161,13 +161,13 @@ def test_a_mistake_is_named_and_nothing_is_written(tmp_path, words, said):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_where_nothing_can_be_written_it_is_said_and_nothing_is_left(tmp_path, runs):
+def test_unwritable_output_is_reported_and_nothing_is_left(tmp_path, runs):
     (tmp_path / "file").write_text("")
     result = compare(*runs, "--output", tmp_path / "file" / "c.json")
     assert result.exit_code == 1 and str(tmp_path / "file") in result.output.replace("\n", "")
 
 
-def test_more_methods_than_colours_are_a_table_and_no_page(tmp_path):
+def test_more_methods_than_colours_give_a_table_and_no_page(tmp_path):
     runs = [write_run(tmp_path / f"m{number}" / "seed_1", [5], {1: 0.5}) for number in range(9)]
     assert compare(*runs).exit_code == 0
     result = compare(*runs, "--output", tmp_path / "c.json", "--page", tmp_path / "c.html")

@@ -95,10 +95,10 @@ def test_an_older_checkpoint_can_be_named(run):
     assert (line.resume, config.trainer.default_local_dir) == (run.path, str(run.path))
     assert gsd_section.checkpoint_to_resume(config) == run.checkpoint(8)
     assert not any("resume" in word for word in line.words), "the next resume starts from the newest again"
-    train._require_steps_left(config, line)
+    train._check_steps_left(config, line)
     line, config = train._compose([f"resume={run.path}/global_step_8", "trainer.total_training_steps=8"])
     with pytest.raises(ConfigError, match="8 steps"):
-        train._require_steps_left(config, line)
+        train._check_steps_left(config, line)
     for place in (run.checkpoint(9), run.path.parent / "global_step_1"):
         with pytest.raises(ConfigError, match=f"resume={place}: "):
             train._compose([f"resume={place}"])

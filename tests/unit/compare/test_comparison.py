@@ -1,4 +1,4 @@
-"""Comparison at equal generated tokens: known answers, and what may be said of them."""
+"""Comparison at equal generated tokens: known results, and the text about them."""
 
 import itertools
 import json
@@ -7,13 +7,13 @@ import re
 
 import pytest
 
-from verl_gsd.charts import page
+from verl_gsd.charts import render_page
 from verl_gsd.compare import comparison_words as words
-from verl_gsd.compare.comparison import compare, holm, mean_accuracy
+from verl_gsd.compare.comparison import compare_curves, holm, mean_accuracy
 from verl_gsd.compare.comparison_file import read_curves, write_comparison
 from verl_gsd.compare.comparison_page import sections
 from verl_gsd.compare.curves import Curve
-from verl_gsd.evaluation.intervals import Estimate, Paired
+from verl_gsd.evaluation.intervals import Estimate, PairedTest
 
 T_4 = 2.776445  # of Student's t with 4 degrees of freedom
 
@@ -24,7 +24,7 @@ def curve(label="grpo", seed=1, tokens=(0, 100), accuracy=(0.0, 1.0), **further)
 
 
 def line(label, seed, end, tokens=100):
-    """A run that begins at 0 and is at ``end`` in the end."""
+    """A run whose accuracy rises from 0 to ``end``."""
     return curve(label, seed, (0, tokens), (0.0, end))
 
 
@@ -32,8 +32,8 @@ def rows(comparison):
     return {row.label: row for row in comparison.rows}
 
 
-def test_no_curve_is_drawn_beyond_the_shortest_run():
-    found = compare([line("grpo", 1, 0.8, tokens=200), line("hadw", 1, 0.4, tokens=120)], "grpo")
+def test_largest_budget_is_that_of_the_shortest_run():
+    found = compare_curves([line("grpo", 1, 0.8, tokens=200), line("hadw", 1, 0.4, tokens=120)], "grpo")
     assert (found.budgets, found.shortest.label) == ((30, 60, 90, 120), "hadw")
     grpo, hadw = rows(found)["grpo"], rows(found)["hadw"]
     assert [cell.accuracy.value for cell in grpo.cells] == pytest.approx([0.12, 0.24, 0.36, 0.48])
@@ -48,7 +48,7 @@ def test_seeds_are_paired_and_the_interval_is_students():
     curves = [line("grpo", seed, end) for seed, end in enumerate(base)]
     # In another order: pairs are by seed.
     curves += [line("hadw", seed, base[seed] + gains[seed]) for seed in (3, 1, 4, 0, 2)]
-    row = rows(compare(curves, "grpo"))["hadw"]
+    row = rows(compare_curves(curves, "grpo"))["hadw"]
     against = row.cells[-1].against
     half = T_4 * math.sqrt(0.00025 / 5)
     assert against.difference.value == pytest.approx(0.03)
@@ -58,49 +58,49 @@ def test_seeds_are_paired_and_the_interval_is_students():
     assert row.seeds == (0, 1, 2, 3, 4)
 
 
-def test_only_seeds_of_both_are_paired_and_all_are_in_the_mean():
+def test_common_seeds_are_paired_and_all_seeds_are_in_the_mean():
     curves = [line("grpo", seed, 0.4) for seed in (1, 2)] + [line("hadw", seed, seed / 10) for seed in (2, 3, 6)]
-    cell = rows(compare(curves, "grpo"))["hadw"].cells[-1]
+    cell = rows(compare_curves(curves, "grpo"))["hadw"].cells[-1]
     assert cell.accuracy.value == pytest.approx(11 / 30) and cell.accuracy.n == 3
     assert cell.against.difference.n == 1 and cell.against.difference.value == pytest.approx(-0.2)
-    apart = compare([line("grpo", 1, 0.4), line("hadw", 2, 0.4)], "grpo")
+    apart = compare_curves([line("grpo", 1, 0.4), line("hadw", 2, 0.4)], "grpo")
     assert rows(apart)["hadw"].cells[-1].against is None and apart.tests == 0
     _, (row,) = words.against_table(apart)
     assert row[1:-1] == ["-"] * 5 and row[-1] not in ("better", "worse", words.TIE)
 
 
-def test_before_its_first_validation_a_run_has_no_accuracy():
+def test_run_has_no_accuracy_before_its_first_validation():
     late = curve("hadw", 1, (60, 100), (0.5, 0.9))
-    found = compare([line("grpo", 1, 1.0), line("grpo", 2, 1.0), late, line("hadw", 2, 1.0)], "grpo")
+    found = compare_curves([line("grpo", 1, 1.0), line("grpo", 2, 1.0), late, line("hadw", 2, 1.0)], "grpo")
     cells = rows(found)["hadw"].cells
     assert [cell.accuracy.n for cell in cells] == [1, 1, 2, 2]
     assert [cell.against.difference.n for cell in cells] == [1, 1, 2, 2]
     _, table = words.accuracy_table(found)
     assert table[1][2].startswith("0.250") and "1 of 2" in table[1][2]
-    alone = compare([line("grpo", 1, 1.0), late], "grpo")
+    alone = compare_curves([line("grpo", 1, 1.0), late], "grpo")
     assert rows(alone)["hadw"].cells[0].accuracy is None
     assert not re.search(r"\d", words.accuracy_table(alone)[1][1][2])
     assert rows(alone)["hadw"].p_adjusted == 1, "the test is at the largest budget"
 
 
-def test_the_mean_over_tokens_is_the_area_over_what_all_have():
+def test_mean_over_tokens_covers_the_range_of_all_runs():
     bent = curve("hadw", 1, (0, 50, 100), (0.0, 0.8, 0.8))
     assert mean_accuracy(bent, 0, 100) == pytest.approx(0.6)
     assert mean_accuracy(bent, 25, 75) == pytest.approx((0.6 * 25 + 0.8 * 25) / 50)
-    found = compare([curve("grpo", 1, (20, 80), (0.5, 0.5)), bent], "grpo")
+    found = compare_curves([curve("grpo", 1, (20, 80), (0.5, 0.5)), bent], "grpo")
     assert rows(found)["hadw"].area.value == pytest.approx(mean_accuracy(bent, 20, 80))
     assert rows(found)["grpo"].area.value == pytest.approx(0.5)
-    nothing = compare([curve("grpo", 1, (100, 120), (0.5, 0.5)), bent], "grpo")
+    nothing = compare_curves([curve("grpo", 1, (100, 120), (0.5, 0.5)), bent], "grpo")
     assert rows(nothing)["hadw"].area is None, "what all have is one point"
 
 
-def test_the_baseline_stands_first_and_must_be_there():
+def test_baseline_comes_first_and_must_exist():
     curves = [line(label, 1, 0.5) for label in ("hadw", "grpo", "gvpo")]
-    assert [row.label for row in compare(curves, "grpo").rows] == ["grpo", "hadw", "gvpo"]
+    assert [row.label for row in compare_curves(curves, "grpo").rows] == ["grpo", "hadw", "gvpo"]
     with pytest.raises(ValueError, match=r"--baseline dapo: .*hadw, grpo, gvpo"):
-        compare(curves, "dapo")
+        compare_curves(curves, "dapo")
     with pytest.raises(ValueError, match="grpo seed 1"):
-        compare([*curves, line("grpo", 1, 0.5)], "grpo")
+        compare_curves([*curves, line("grpo", 1, 0.5)], "grpo")
 
 
 # Holm
@@ -126,7 +126,7 @@ def test_holms_p_values():
 def test_every_label_counts_as_a_comparison():
     curves = [line("grpo", seed, 0.4) for seed in range(8)]
     curves += [line(label, seed, 0.5 + seed / 100) for label in ("hadw", "gvpo") for seed in range(8)]
-    found = compare(curves, "grpo")
+    found = compare_curves(curves, "grpo")
     assert found.tests == 2
     assert [row.p_adjusted for row in found.rows] == [None, 4 / 256, 4 / 256]
     assert all(row.cells[-1].against.p_value == 2 / 256 for row in found.rows[1:])
@@ -147,26 +147,26 @@ def test_every_label_counts_as_a_comparison():
         (-0.05, 0.01, 0.05, "worse .*test.*not.*interval"),
     ],
 )
-def test_a_tie_is_called_one_and_a_loss_too(low, high, p, said):
-    assert re.fullmatch(said, words.verdict(Paired(Estimate((low + high) / 2, low, high, 5), p, 0, 0, 0), p))
+def test_verdicts(low, high, p, said):
+    assert re.fullmatch(said, words.verdict(PairedTest(Estimate((low + high) / 2, low, high, 5), p, 0, 0, 0), p))
 
 
-def test_one_seed_says_nothing():
-    found = compare([line("grpo", 1, 0.1), line("hadw", 1, 0.9)], "grpo")
+def test_one_seed_gives_no_verdict():
+    found = compare_curves([line("grpo", 1, 0.1), line("hadw", 1, 0.9)], "grpo")
     header, (row,) = words.against_table(found)
     assert row[:-1] == ["hadw", "+0.800", "1", "1, 0, 0", "1", "1"] and len(header) == len(row)
     assert row[-1] not in ("better", "worse", words.TIE)
 
 
 def what_seeds_cannot_show(curves):
-    """The numbers in the caveat about the sign-flip test; None where there is none."""
-    said = [caveat for caveat in words.caveats(compare(curves, "grpo")) if "sign-flip" in caveat]
+    """The numbers in the caveat about the sign-flip test, or None if there is no such caveat."""
+    said = [caveat for caveat in words.caveats(compare_curves(curves, "grpo")) if "sign-flip" in caveat]
     return set(re.findall(r"\d+(?:\.\d+)?", *said)) if said else None
 
 
-def test_fewer_seeds_are_called_partial_and_what_they_cannot_show_is_said():
+def test_partial_seeds_and_the_smallest_possible_p_are_reported():
     curves = [line("grpo", seed, seed / 10) for seed in (1, 2, 3)] + [line("hadw", seed, 0.4) for seed in (1, 3)]
-    found = compare(curves, "grpo")
+    found = compare_curves(curves, "grpo")
     assert [row[1] for row in words.accuracy_table(found)[1]] == ["1, 2, 3", "1, 3 (partial: 2 of 3 seeds)"]
     assert {"2", "0.5", "6"} <= what_seeds_cannot_show(curves), "seeds of both, the least p, seeds needed"
     many = [line(label, seed, 0.5 + seed / 100) for label in ("grpo", "hadw") for seed in range(6)]
@@ -179,10 +179,10 @@ def test_fewer_seeds_are_called_partial_and_what_they_cannot_show_is_said():
 # The page
 
 
-def test_a_page_has_every_mean_and_each_seed_with_a_band_over_what_all_seeds_have():
+def test_page_has_every_mean_with_its_band_and_each_seed():
     curves = [curve("grpo", 1, (0, 40, 100), (0.1, 0.3, 0.5)), curve("grpo", 2, (20, 80), (0.2, 0.4))]
     curves.append(line("hadw", 1, 0.5))
-    of = {section.name: section for section in sections(compare(curves, "grpo"), ["a run was left out"])}
+    of = {section.name: section for section in sections(compare_curves(curves, "grpo"), ["a run was left out"])}
     assert list(of) == ["accuracy", "against", "seeds", "ends", "caveats"]
     assert "a run was left out" in of["accuracy"].text
     means, end = of["accuracy"].chart.to_dict()["layer"]
@@ -204,28 +204,28 @@ def test_a_page_has_every_mean_and_each_seed_with_a_band_over_what_all_seeds_hav
     assert domains == [[0, 0.5]] * len(domains), "charts can be held against each other"
 
 
-def test_more_methods_than_colours_are_no_page():
+def test_page_rejects_more_methods_than_colours():
     curves = [line(f"method-{number}", 1, 0.5) for number in range(9)]
     with pytest.raises(ValueError, match=r"\b9\b.*\b8\b"):
-        sections(compare(curves, "method-0"))
+        sections(compare_curves(curves, "method-0"))
 
 
-def test_one_label_alone_is_shown():
-    found = compare([line("grpo", seed, 0.5) for seed in (1, 2)], "grpo")
+def test_single_label_is_shown():
+    found = compare_curves([line("grpo", seed, 0.5) for seed in (1, 2)], "grpo")
     assert [section.name for section in sections(found)] == ["accuracy", "seeds", "ends", "caveats"]
-    assert "grpo" in page("title", sections(found))
+    assert "grpo" in render_page("title", sections(found))
 
 
 # The file
 
 
-def test_curves_come_back_from_a_file_as_they_were(tmp_path):
+def test_curves_survive_a_round_trip_through_a_file(tmp_path):
     curves = [line("grpo", 1, 0.5), line("grpo", 2, 0.25), curve("hadw", 1, total_steps=9, validation={"k": [1, None]})]
-    found = compare(curves, "grpo")
+    found = compare_curves(curves, "grpo")
     path = tmp_path / "new" / "c.json"
     write_comparison(path, found)
     assert read_curves(path) == curves
-    assert compare(read_curves(path), "grpo") == found
+    assert compare_curves(read_curves(path), "grpo") == found
     assert [file.name for file in path.parent.iterdir()] == ["c.json"]
     content = json.loads(path.read_text())
     assert (content["shortest"], content["baseline"], content["budgets"][-1]) == ("grpo seed 1", "grpo", 100)
@@ -266,9 +266,9 @@ def changed(content, key, value):
         (["curves", 1, "validation"], [], r"curves\[1\].validation"),
     ],
 )
-def test_a_file_that_is_none_of_ours_is_refused_by_its_field(tmp_path, key, value, said):
+def test_invalid_file_is_rejected_with_the_field(tmp_path, key, value, said):
     path = tmp_path / "c.json"
-    write_comparison(path, compare([line("grpo", 1, 0.5), line("grpo", 2, 0.25)], "grpo"))
+    write_comparison(path, compare_curves([line("grpo", 1, 0.5), line("grpo", 2, 0.25)], "grpo"))
     content = json.loads(path.read_text())
     changed(content, key, value)
     path.write_text(json.dumps(content))
@@ -277,7 +277,7 @@ def test_a_file_that_is_none_of_ours_is_refused_by_its_field(tmp_path, key, valu
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"3"])
-def test_what_is_no_json_is_refused(tmp_path, content):
+def test_invalid_json_is_rejected(tmp_path, content):
     (tmp_path / "c.json").write_bytes(content)
     with pytest.raises(ValueError, match=r"c\.json: "):
         read_curves(tmp_path / "c.json")

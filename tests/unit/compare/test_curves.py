@@ -1,4 +1,4 @@
-"""Learning curves: read from runs, and what may be compared."""
+"""Learning curves: reading them from runs, and which ones can be compared."""
 
 import math
 
@@ -6,10 +6,10 @@ import pytest
 import report_runs
 from comparison_runs import write_run
 
-from verl_gsd.compare.comparison import compare
+from verl_gsd.compare.comparison import compare_curves
 from verl_gsd.compare.comparison_words import caveats
-from verl_gsd.compare.curves import Curve, require_comparable
-from verl_gsd.compare.run_curves import NothingYetError, read_curve
+from verl_gsd.compare.curves import Curve, check_comparable
+from verl_gsd.compare.run_curves import NoValidationYetError, read_curve
 
 
 def curve(**changed):
@@ -20,7 +20,7 @@ def curve(**changed):
 # Reading
 
 
-def test_all_that_was_generated_counts_up_to_a_validation(tmp_path):
+def test_tokens_of_all_groups_count_up_to_each_validation(tmp_path):
     run = write_run(tmp_path / "grpo" / "seed_3", [10, 20, 30, 40], {0: 0.1, 2: 0.2, 4: 0.4}, total=4)
     found = read_curve(run)
     assert (found.label, found.seed, found.data_source, found.run) == ("grpo", 3, "math", str(run))
@@ -30,7 +30,7 @@ def test_all_that_was_generated_counts_up_to_a_validation(tmp_path):
     assert found.validation["metric"] == "val-core/math/acc/mean@1"
 
 
-def test_a_step_that_was_undone_counts_neither_its_tokens_nor_its_accuracy(tmp_path):
+def test_discarded_steps_count_neither_tokens_nor_accuracy(tmp_path):
     run = write_run(tmp_path / "seed_1", [10, 20, 1000, 1000, 1000], {2: 0.2, 4: 0.9, 5: 0.9})
     write_run(run, [30, 40], {2: 0.25, 4: 0.4}, first=3, attempt=2)
     found = read_curve(run)
@@ -38,18 +38,18 @@ def test_a_step_that_was_undone_counts_neither_its_tokens_nor_its_accuracy(tmp_p
     assert found.accuracy == (0.25, 0.4), "a resume validates the weights of step 2 again"
 
 
-def test_what_follows_the_last_validation_is_no_part_and_the_run_unfinished(tmp_path):
+def test_curve_ends_at_the_last_validation_and_the_run_is_unfinished(tmp_path):
     found = read_curve(write_run(tmp_path / "seed_1", [10, 20, 30], {1: 0.1, 2: 0.2}, total=5))
     assert (found.tokens, found.finished) == ((10, 30), False)
     assert read_curve(write_run(tmp_path / "seed_2", [10], {1: 0.1})).finished, "nobody said how long it is to be"
 
 
-def test_an_accuracy_that_verl_could_not_compute_is_none(tmp_path):
+def test_missing_accuracy_is_skipped(tmp_path):
     run = write_run(tmp_path / "seed_1", [10, 20], {1: None, 2: 0.2})
     assert read_curve(run).steps == (2,)
 
 
-def test_of_several_data_sources_one_is_named(tmp_path):
+def test_one_of_several_data_sources_must_be_chosen(tmp_path):
     run = write_run(tmp_path / "seed_1", [10, 20], {2: 0.2})
     report_runs.metrics(run, [(1, {"val-core/a/b/acc/mean@4": 0.5}), (2, {"val-core/math/acc/mean@1": 0.2})])
     with pytest.raises(ValueError, match=r"a/b, math.*--source a/b"):
@@ -59,7 +59,7 @@ def test_of_several_data_sources_one_is_named(tmp_path):
         read_curve(run, source="c")
 
 
-def test_accuracies_of_different_numbers_of_samples_are_no_curve(tmp_path):
+def test_different_numbers_of_samples_are_rejected(tmp_path):
     run = write_run(tmp_path / "seed_1", [10, 20], {})
     report_runs.metrics(run, [(1, {"val-core/a/acc/mean@4": 0.5}), (2, {"val-core/a/acc/mean@8": 0.2})])
     with pytest.raises(ValueError, match=r"val-core/a/acc/mean@4.*val-core/a/acc/mean@8"):
@@ -75,7 +75,7 @@ def test_accuracies_of_different_numbers_of_samples_are_no_curve(tmp_path):
         ("runs/20260102-030405", "hadw", 7),
     ],
 )
-def test_a_run_is_called_by_its_folder_or_by_its_line(tmp_path, folder, label, seed):
+def test_label_and_seed_come_from_the_folder_or_the_overrides(tmp_path, folder, label, seed):
     run = write_run(tmp_path / folder, [10], {1: 0.1}, data__seed=seed)
     (run / "overrides.yaml").write_text("- task=arithmetic\n- algo=hadw\n- algorithm.gsd.alpha=1\n")
     found = read_curve(run)
@@ -83,7 +83,7 @@ def test_a_run_is_called_by_its_folder_or_by_its_line(tmp_path, folder, label, s
     assert read_curve(run, label="mine").label == "mine"
 
 
-def test_a_name_that_nothing_says_is_asked_for(tmp_path):
+def test_unknown_label_or_seed_is_an_error(tmp_path):
     with pytest.raises(ValueError, match=r"/run: .*data\.seed"):
         read_curve(write_run(tmp_path / "run", [10], {1: 0.1}), label="a")
     with pytest.raises(ValueError, match=r"/other: .*LABEL="):
@@ -92,20 +92,20 @@ def test_a_name_that_nothing_says_is_asked_for(tmp_path):
         read_curve(write_run(tmp_path / "seed_2", [10], {1: 0.1}, data__seed=1))
 
 
-def test_a_run_without_a_config_is_compared_and_its_validation_not_known(tmp_path):
+def test_run_without_a_config_has_unknown_validation_settings(tmp_path):
     run = write_run(tmp_path / "a" / "seed_1", [10], {1: 0.1})
     (run / "config.yaml").unlink()
     assert read_curve(run).validation == {"metric": "val-core/math/acc/mean@1"}
 
 
-def test_a_run_that_has_no_curve_says_why(tmp_path):
+def test_run_without_a_curve_says_why(tmp_path):
     with pytest.raises(FileNotFoundError, match="absent"):
         read_curve(tmp_path / "absent")
     with pytest.raises(ValueError, match=rf"{tmp_path}: .*trainer\.default_local_dir"):
         read_curve(tmp_path)
     with pytest.raises(ValueError, match=r"untested/seed_1: .*val-core/\*/acc/mean@N.*trainer\.test_freq"):
         read_curve(write_run(tmp_path / "untested" / "seed_1", [10, 20], {}, total=2))
-    with pytest.raises(NothingYetError, match=r"young/seed_1: .*\b2 of 9\b"):
+    with pytest.raises(NoValidationYetError, match=r"young/seed_1: .*\b2 of 9\b"):
         read_curve(write_run(tmp_path / "young" / "seed_1", [10, 20], {}, total=9))
     stock = tmp_path / "stock" / "seed_1"
     report_runs.metrics(stock, [(1, {"val-core/math/acc/mean@1": 0.1})])
@@ -121,7 +121,7 @@ def test_steps_without_records_are_named(tmp_path):
         read_curve(run)
 
 
-def test_damage_is_named_by_file_and_line(tmp_path):
+def test_damage_is_reported_with_file_and_line(tmp_path):
     run = write_run(tmp_path / "seed_1", [10, 20, 30], {1: 0.1, 2: 0.2})
     metrics = run / "metrics" / "attempt_1.jsonl"
     first, second, third = metrics.read_text().splitlines()
@@ -150,7 +150,7 @@ def test_damage_is_named_by_file_and_line(tmp_path):
 # The curve itself
 
 
-def test_between_two_validations_accuracy_is_on_the_line_and_beyond_them_nowhere():
+def test_accuracy_is_interpolated_between_validations_only():
     found = curve()
     assert [found.at(tokens) for tokens in (10, 15, 20, 30)] == pytest.approx([0.2, 0.3, 0.4, 0.6])
     assert math.isnan(found.at(9.9))
@@ -170,7 +170,7 @@ def test_between_two_validations_accuracy_is_on_the_line_and_beyond_them_nowhere
         ({"accuracy": (-0.1, 0.2)}, r"accuracy\[0\]=-0.1"),
     ],
 )
-def test_what_is_no_curve_is_refused(changed, said):
+def test_invalid_curves_are_rejected(changed, said):
     with pytest.raises(ValueError, match=said):
         curve(**changed)
 
@@ -183,14 +183,14 @@ def test_what_is_no_curve_is_refused(changed, said):
         ({}, "^here and there: .*a seed 1.*LABEL=RUN"),
     ],
 )
-def test_what_cannot_be_compared_is_refused_by_name(changed, said):
+def test_incomparable_curves_are_rejected_by_name(changed, said):
     one = curve(run="here", validation={"data.val_files": "a", "metric": "m"})
-    require_comparable([one, curve(seed=2), curve(label="b", validation={"metric": "m"})])
+    check_comparable([one, curve(seed=2), curve(label="b", validation={"metric": "m"})])
     with pytest.raises(ValueError, match=said):
-        require_comparable([one, curve(seed=5), curve(**changed)])
+        check_comparable([one, curve(seed=5), curve(**changed)])
 
 
-def test_a_file_below_the_home_folder_is_called_as_on_any_machine(tmp_path, monkeypatch):
+def test_home_folder_is_replaced_by_a_tilde(tmp_path, monkeypatch):
     run = write_run(tmp_path / "seed_1", [10], {1: 0.1}, total=1)
     config = run / "config.yaml"
     config.write_text(config.read_text().replace("test.parquet", str(tmp_path / "data" / "test.parquet")))
@@ -199,15 +199,17 @@ def test_a_file_below_the_home_folder_is_called_as_on_any_machine(tmp_path, monk
     assert read_curve(run).validation["data.val_files"] == "~/data/test.parquet"
 
 
-def test_of_a_choice_of_held_out_prompts_it_matters_how_it_is_made(tmp_path):
-    """verl chooses data.val_max_samples by data.seed where data.shuffle is on, and takes the first ones else."""
+def test_sampling_of_held_out_prompts_is_compared(tmp_path):
+    """verl samples data.val_max_samples prompts by data.seed if data.shuffle is on, and else takes the first ones."""
     chosen = {"data__val_max_samples": 64, "data__shuffle": True}
     one = read_curve(write_run(tmp_path / "a" / "seed_1", [5], {1: 0.5}, **chosen))
     other = read_curve(write_run(tmp_path / "b" / "seed_1", [5], {1: 0.5}, **chosen | {"data__shuffle": False}))
     with pytest.raises(ValueError, match=r"data\.shuffle\b.*True and False"):
-        require_comparable([one, other])
-    assert any("data.shuffle" in said for said in caveats(compare([one], "a")))
-    assert not any("data.shuffle" in said for said in caveats(compare([other], "b"))), "all seeds have the same prompts"
+        check_comparable([one, other])
+    assert any("data.shuffle" in said for said in caveats(compare_curves([one], "a")))
+    assert not any("data.shuffle" in said for said in caveats(compare_curves([other], "b"))), (
+        "all seeds have the same prompts"
+    )
     everything = chosen | {"data__val_max_samples": -1}
     for place, shuffle in enumerate((True, False), start=1):
         run = write_run(tmp_path / "c" / f"seed_{place}", [5], {1: 0.5}, **everything | {"data__shuffle": shuffle})
@@ -215,10 +217,10 @@ def test_of_a_choice_of_held_out_prompts_it_matters_how_it_is_made(tmp_path):
 
 
 @pytest.mark.parametrize("key", ["data__apply_chat_template_kwargs", "actor_rollout_ref__model__path"])
-def test_another_prompt_or_first_model_cannot_be_compared(tmp_path, key):
+def test_different_prompts_or_start_models_cannot_be_compared(tmp_path, key):
     curves = [
         read_curve(write_run(tmp_path / label / "seed_1", [5], {1: 0.5}, **{key: value}))
         for label, value in (("a", "one"), ("b", "other"))
     ]
     with pytest.raises(ValueError, match=f"{key.replace('__', '.')} .*'one' and 'other'"):
-        require_comparable(curves)
+        check_comparable(curves)

@@ -9,7 +9,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from verl_gsd.evaluation.intervals import bootstrap_mean, mean_by_question, paired, wilson
+from verl_gsd.evaluation.intervals import bootstrap_mean, mean_by_question, paired_test, wilson
 from verl_gsd.evaluation.summary import summarise
 
 Z = 1.959963984540054
@@ -31,7 +31,7 @@ def test_wilson_known_value():
 
 
 @pytest.mark.parametrize(("correct", "n"), [(0, 0), (-1, 5), (6, 5)])
-def test_impossible_counts_are_refused(correct, n):
+def test_impossible_counts_are_rejected(correct, n):
     with pytest.raises(ValueError, match=f"correct={correct} of n={n}"):
         wilson(correct, n)
 
@@ -42,7 +42,7 @@ def test_impossible_counts_are_refused(correct, n):
 T_3, T_4 = 3.182446, 2.776445
 
 
-def test_the_mean_over_questions_has_students_interval():
+def test_mean_over_questions_has_students_interval():
     found = mean_by_question(np.array([0.2, 0.4, 0.6, 0.8]))
     half = T_3 * math.sqrt(0.2 / 3) / 2  # squares of the deviations: .09 + .01 + .01 + .09
     assert (found.value, found.n) == (pytest.approx(0.5), 4)
@@ -50,13 +50,13 @@ def test_the_mean_over_questions_has_students_interval():
     assert str(found) == f"0.500 [{0.5 - half:.3f}, {0.5 + half:.3f}]"
 
 
-def test_its_ends_stay_in_the_unit_interval():
+def test_interval_is_clipped_to_the_unit_interval():
     found = mean_by_question(np.array([0.0, 0.99, 0.0]))
     assert (found.low, found.value, found.high) == (0, pytest.approx(0.33), 1)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
-def test_where_all_questions_agree_it_is_wilsons_for_as_many_trials(share):
+def test_equal_values_give_wilsons_interval(share):
     found = mean_by_question(np.full(20, share))
     trials = wilson(round(20 * share), 20)
     assert (found.value, found.low, found.high, found.n) == pytest.approx((share, trials.low, trials.high, 20))
@@ -64,8 +64,8 @@ def test_where_all_questions_agree_it_is_wilsons_for_as_many_trials(share):
 
 
 @pytest.mark.parametrize(("questions", "rate"), [(100, 0.97), (100, 0.95), (500, 0.99), (30, 0.9), (198, 0.5)])
-def test_of_one_sample_a_question_it_holds_the_rate_as_often_as_it_says(questions, rate):
-    """Summed over all that can happen. Student's holds .97 of 100 questions in 85 of 100 cases."""
+def test_interval_for_one_response_per_question_has_the_stated_coverage(questions, rate):
+    """The sum is over all outcomes. Student's interval covers a rate of 0.97 for 100 questions in 85 of 100 cases."""
     holds, chances = 0.0, scipy.stats.binom(questions, rate).pmf(np.arange(questions + 1))
     for solved, chance in enumerate(chances):
         found = mean_by_question(np.repeat([1.0, 0.0], [solved, questions - solved]))
@@ -73,30 +73,30 @@ def test_of_one_sample_a_question_it_holds_the_rate_as_often_as_it_says(question
     assert 0.93 < holds < 0.99
 
 
-def test_a_wrong_answer_raises_no_end():
+def test_wrong_answers_never_raise_an_end():
     ends = [mean_by_question(np.repeat([1.0, 0.0], [solved, 30 - solved])) for solved in range(31)]
     assert all(a.low < b.low and a.high < b.high for a, b in itertools.pairwise(ends[1:-1]))
     assert ends[29].low < ends[30].low and ends[0].high < ends[1].high
 
 
-def test_a_share_that_no_whole_number_of_trials_has_still_solves_the_score_equation():
+def test_fractional_number_of_successes_solves_the_score_equation():
     found = mean_by_question(np.full(7, 0.5))
     for end in (found.low, found.high):
         assert abs(end - 0.5) == pytest.approx(Z * math.sqrt(end * (1 - end) / 7))
 
 
-def test_rounding_is_no_spread():
+def test_rounding_does_not_count_as_spread():
     figures = np.array([0.3, 0.1 + 0.2] * 5)
     assert mean_by_question(figures).high == pytest.approx(mean_by_question(np.full(10, 0.3)).high)
 
 
-def test_of_one_question_nothing_is_known():
+def test_one_question_gives_the_unit_interval():
     found = mean_by_question(np.array([0.5]))
     assert (found.value, found.low, found.high, found.n) == (0.5, 0, 1, 1)
 
 
-def test_samples_of_a_question_are_no_trials_of_their_own():
-    """Questions of rate 0 or 1, 8 samples each: the interval over questions covers the mean, that over samples not."""
+def test_responses_to_one_question_are_not_independent_trials():
+    """With 8 responses to questions of rate 0 or 1, only the interval over questions covers the mean."""
     rng = np.random.default_rng(0)
     clustered, pooled = 0, 0
     for _ in range(500):
@@ -111,14 +111,14 @@ def test_samples_of_a_question_are_no_trials_of_their_own():
 @pytest.mark.parametrize(
     ("figures", "said"),
     [
-        ([], r"figures\b.*\(0,\)"),
-        ([[0.5]], r"figures\b.*\(1, 1\)"),
-        ([0.5, math.nan], r"figures\[1\]=nan"),
-        ([0.5, 1.0, 1.5], r"figures\[2\]=1.5"),
-        ([-0.5], r"figures\[0\]=-0.5"),
+        ([], r"values\b.*\(0,\)"),
+        ([[0.5]], r"values\b.*\(1, 1\)"),
+        ([0.5, math.nan], r"values\[1\]=nan"),
+        ([0.5, 1.0, 1.5], r"values\[2\]=1.5"),
+        ([-0.5], r"values\[0\]=-0.5"),
     ],
 )
-def test_what_is_no_share_is_refused_by_its_row(figures, said):
+def test_values_outside_the_unit_interval_are_rejected_by_row(figures, said):
     with pytest.raises(ValueError, match=said):
         mean_by_question(np.array(figures))
 
@@ -127,7 +127,7 @@ def test_what_is_no_share_is_refused_by_its_row(figures, said):
 
 
 def by_enumeration(differences):
-    """p of the sign-flip test, pattern by pattern."""
+    """The p-value of the sign-flip test, pattern by pattern."""
     sums = [
         abs(sum(s * d for s, d in zip(signs, differences, strict=True)))
         for signs in itertools.product((1, -1), repeat=len(differences))
@@ -136,7 +136,7 @@ def by_enumeration(differences):
 
 
 def test_three_wins_of_sizes_1_2_3():
-    found = paired(np.zeros(3), np.array([1.0, 2.0, 3.0]))
+    found = paired_test(np.zeros(3), np.array([1.0, 2.0, 3.0]))
     assert found.p_value == 2 / 8, "of the 8 patterns +++ and --- alone have a sum as large"
     assert (found.wins, found.ties, found.losses) == (3, 0, 0)
     assert found.difference.value == 2 and found.difference.n == 3
@@ -145,8 +145,8 @@ def test_three_wins_of_sizes_1_2_3():
     assert found.difference.high == pytest.approx(2 + half, abs=1e-6)
 
 
-def test_it_is_second_minus_first():
-    found = paired(np.array([0.5, 0.5, 0.5, 0.2]), np.array([0.4, 0.3, 0.5, 0.4]))
+def test_difference_is_second_minus_first():
+    found = paired_test(np.array([0.5, 0.5, 0.5, 0.2]), np.array([0.4, 0.3, 0.5, 0.4]))
     assert (found.wins, found.ties, found.losses) == (1, 1, 2)
     assert found.difference.value == pytest.approx(-0.025)
     # -.1 -.2 +.2: sums of -.1, +.1 are as large as the one seen, and all 8 patterns have .1, .3 or .5
@@ -155,61 +155,61 @@ def test_it_is_second_minus_first():
 
 @given(st.lists(st.integers(-4, 4), min_size=1, max_size=8))
 @settings(deadline=None)
-def test_p_is_the_share_of_patterns_whatever_the_ties(tenths):
+def test_p_is_the_share_of_patterns_with_any_ties(tenths):
     first = np.linspace(0, 1, len(tenths))
     second = first + np.array(tenths) / 10
-    found = paired(first, second)
+    found = paired_test(first, second)
     moved = [tenth for tenth in tenths if tenth]
     assert found.p_value == pytest.approx(by_enumeration(moved))
     assert found.ties == len(tenths) - len(moved)
 
 
 def test_five_seeds_cannot_be_significant():
-    assert paired(np.zeros(5), np.full(5, 0.9)).p_value == 2 / 32
+    assert paired_test(np.zeros(5), np.full(5, 0.9)).p_value == 2 / 32
 
 
-def test_sums_that_rounding_parts_are_the_same():
+def test_sums_equal_up_to_rounding_are_ties():
     # .1 + .2 - .3 is not 0 in floats, nor is it the same in every order
-    assert paired(np.zeros(3), np.array([0.1, 0.2, -0.3])).p_value == 1
-    assert paired(np.array([0.3]), np.array([0.1 + 0.2])).ties == 1
+    assert paired_test(np.zeros(3), np.array([0.1, 0.2, -0.3])).p_value == 1
+    assert paired_test(np.array([0.3]), np.array([0.1 + 0.2])).ties == 1
 
 
 def test_no_difference_at_all():
-    found = paired(np.array([0.3, 0.7]), np.array([0.3, 0.7]))
+    found = paired_test(np.array([0.3, 0.7]), np.array([0.3, 0.7]))
     assert (found.p_value, found.ties) == (1, 2)
     assert (found.difference.low, found.difference.high) == (0, 0)
 
 
 def test_one_unit_has_no_interval():
-    found = paired(np.array([0.3]), np.array([0.7]))
+    found = paired_test(np.array([0.3]), np.array([0.7]))
     assert found.p_value == 1
     assert (found.difference.low, found.difference.high) == (-math.inf, math.inf)
 
 
-def test_random_patterns_agree_with_all_patterns():
-    """Of 17 differences, one more than `paired` enumerates."""
+def test_sampled_patterns_agree_with_all_patterns():
+    """There are 17 differences, one more than ``paired_test`` enumerates."""
     rng = np.random.default_rng(3)
     first, signs = rng.random(17), 1 - 2 * ((np.arange(2**17)[:, None] >> np.arange(17)) & 1)
     for second in (first + rng.normal(0.2, 0.5, 17), first + rng.choice([-0.1, 0.1, 0.2], 17)):
         sums = np.abs(signs @ (second - first))
         exact = float((sums >= abs((second - first).sum()) - 1e-12).mean())
-        drawn = paired(first, second).p_value
+        drawn = paired_test(first, second).p_value
         assert drawn != exact
         assert drawn == pytest.approx(exact, abs=5 * math.sqrt(exact / 100_000))
 
 
-def test_random_patterns_count_the_one_seen_and_repeat_with_their_seed():
+def test_sampled_patterns_count_the_observed_one_and_repeat_with_their_seed():
     first, second = np.zeros(60), np.full(60, 0.5)
-    assert paired(first, second).p_value == 1 / 100_001
+    assert paired_test(first, second).p_value == 1 / 100_001
     rng = np.random.default_rng(0)
     second = rng.normal(0.1, 1, 60)
-    assert paired(first, second, seed=4) == paired(first, second, seed=4)
-    assert paired(first, second, seed=4).p_value != paired(first, second, seed=5).p_value
+    assert paired_test(first, second, seed=4) == paired_test(first, second, seed=4)
+    assert paired_test(first, second, seed=4).p_value != paired_test(first, second, seed=5).p_value
 
 
-def test_of_equal_methods_one_in_twenty_is_significant():
+def test_one_in_twenty_equal_methods_is_significant():
     rng = np.random.default_rng(1)
-    p = np.array([paired(rng.normal(size=10), rng.normal(size=10)).p_value for _ in range(400)])
+    p = np.array([paired_test(rng.normal(size=10), rng.normal(size=10)).p_value for _ in range(400)])
     assert 0.02 < (p <= 0.05).mean() < 0.08
     assert 0.4 < (p <= 0.5).mean() < 0.6
 
@@ -223,23 +223,23 @@ def test_of_equal_methods_one_in_twenty_is_significant():
         ([math.inf], [1.0], r"first\[0\]=inf"),
     ],
 )
-def test_units_that_do_not_pair_are_refused(first, second, said):
+def test_units_that_do_not_pair_are_rejected(first, second, said):
     with pytest.raises(ValueError, match=said):
-        paired(np.array(first), np.array(second))
+        paired_test(np.array(first), np.array(second))
 
 
 # Bootstrap
 
 
-def test_the_bootstrap_of_two_values_is_known():
-    """Means of two drawn from {0, 1} are 0, 1/2, 1 with chances 1/4, 1/2, 1/4."""
+def test_bootstrap_of_two_values_is_known():
+    """The mean of two draws from {0, 1} is 0, 1/2 or 1 with probability 1/4, 1/2 or 1/4."""
     found = bootstrap_mean(np.array([0.0, 1.0]))
     assert (found.value, found.low, found.high, found.n) == (0.5, 0, 1, 2)
     found = bootstrap_mean(np.array([0.0, 1.0]), confidence=0.4)
     assert (found.low, found.high) == (0.5, 0.5)
 
 
-def test_the_bootstrap_of_many_values_is_the_normal_interval_and_repeats_with_its_seed():
+def test_bootstrap_of_many_values_is_the_normal_interval_and_repeats_with_its_seed():
     values = np.random.default_rng(0).random(400)
     found, half = bootstrap_mean(values), Z * values.std() / 20
     assert found.value == pytest.approx(values.mean())
@@ -248,7 +248,7 @@ def test_the_bootstrap_of_many_values_is_the_normal_interval_and_repeats_with_it
     assert found == bootstrap_mean(values) != bootstrap_mean(values, seed=1)
 
 
-def test_five_seeds_are_too_few_for_the_bootstrap_as_its_docstring_says():
+def test_bootstrap_of_five_seeds_has_the_documented_coverage():
     rng = np.random.default_rng(2)
     found = [bootstrap_mean(values, draws=500) for values in rng.normal(size=(2000, 5))]
     assert 0.82 < np.mean([one.low <= 0 <= one.high for one in found]) < 0.86

@@ -1,4 +1,4 @@
-"""Jobs without a cluster: what would be sent, and what is said where that fails."""
+"""Jobs without a cluster: what would be submitted, and the error messages."""
 
 import importlib.metadata
 import json
@@ -24,7 +24,7 @@ NOW = datetime(2026, 11, 25, 10, 30)
 LINE = ["algo=gsd", "task=arithmetic", "hardware=cpu"]
 
 
-def test_a_job_runs_train_on_the_cluster_in_a_folder_of_its_own():
+def test_job_runs_train_on_the_cluster_in_its_own_folder():
     (one,) = new_runs(LINE, "/shared/runs/", NOW)
     assert one.identifier == "arithmetic-gsd-20261125-103000"
     assert one.run == f"/shared/runs/{one.identifier}"
@@ -36,7 +36,7 @@ def test_a_job_runs_train_on_the_cluster_in_a_folder_of_its_own():
     ]
 
 
-def test_a_sweep_is_every_combination_once_and_each_sets_every_seed():
+def test_sweep_has_every_combination_once_and_sets_every_seed_key():
     jobs = new_runs(LINE, "/runs", NOW, seeds="1,2,3", sweeps=["algorithm.gsd.alpha=0,0.5,1"])
     assert len({job.identifier for job in jobs}) == len({job.run for job in jobs}) == 9
     seen = set()
@@ -48,13 +48,13 @@ def test_a_sweep_is_every_combination_once_and_each_sets_every_seed():
     assert seen == {(alpha, seed) for alpha in ("0", "0.5", "1") for seed in "123"}
 
 
-def test_values_that_an_identifier_cannot_tell_apart_are_numbered():
+def test_values_with_the_same_safe_name_are_numbered():
     jobs = new_runs(LINE, "/r", NOW, sweeps=["trainer.project_name=a/b,a-b"])
     assert jobs[0].identifier.endswith("project_name_a-b") and jobs[1].identifier.endswith("project_name_a-b-2")
     assert jobs[0].run != jobs[1].run
 
 
-def test_a_group_can_be_swept_and_so_can_a_range():
+def test_config_groups_and_ranges_can_be_swept():
     assert [job.words[-2] for job in new_runs(["task=arithmetic"], "/r", NOW, sweeps=["algo=grpo,gvpo"])] == [
         "algo=grpo",
         "algo=gvpo",
@@ -84,7 +84,7 @@ def test_a_group_can_be_swept_and_so_can_a_range():
         ([], {"sweeps": ["~algorithm.gsd.alpha"]}, "--sweep ~algorithm.gsd.alpha: "),
     ],
 )
-def test_a_contradiction_names_the_key_and_says_what_to_write(words, options, said):
+def test_contradictions_name_the_key_and_the_fix(words, options, said):
     with pytest.raises(ConfigError, match=said):
         new_runs([*LINE, *words], **{"runs": "/runs", "now": NOW, **options})
 
@@ -96,7 +96,7 @@ FOLDERS = st.text(
 
 @given(FOLDERS.filter(lambda name: name.strip("/")))
 def test_any_folder_survives_the_shell_and_hydras_grammar(name):
-    """The entrypoint passes a shell and then Hydra; what comes out is the folder that was written."""
+    """The entrypoint is parsed by a shell and then by Hydra, which must yield the same folder."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     (one,) = new_runs(LINE, f"/runs/{name}", NOW)
@@ -104,7 +104,7 @@ def test_any_folder_survives_the_shell_and_hydras_grammar(name):
     assert OverridesParser.create().parse_override(word).value() == one.run
 
 
-def test_a_resume_names_the_run_and_leaves_its_words_to_the_cluster():
+def test_resume_names_the_run_and_the_cluster_reads_its_overrides():
     job = resumed_run("/runs/my run", ["trainer.total_training_steps=9"], NOW)
     words = shlex.split(job.entrypoint)[4:]
     assert words == ["trainer.total_training_steps=9", "resume=/runs/my run"]
@@ -133,7 +133,7 @@ def submit(*words):
         (["--resume", "/runs/a", "--seeds", "1,2"], "--resume: .*--seeds.*--sweep"),
     ],
 )
-def test_a_mistake_is_refused_before_verl_and_a_cluster_are_asked(words, said):
+def test_mistakes_are_rejected_before_verl_and_the_cluster_are_asked(words, said):
     line = [] if "--resume" in words else LINE
     done = submit(*line, *words)
     assert done.exit_code == 2 and re.search(said, re.sub(r"\s+", " ", done.output)), done.output
@@ -145,7 +145,7 @@ def shipped():
         yield folder
 
 
-def test_what_is_shipped_is_the_wheel_and_verl_can_find_its_plugin_in_it(shipped):
+def test_shipped_package_is_the_wheel_with_the_verl_plugin(shipped):
     names = {path.name for path in shipped.iterdir()}
     assert names == {"verl_gsd", f"verl_gsd-{importlib.metadata.version('verl-gsd')}.dist-info"}
     assert (shipped / "verl_gsd/config/algo/gsd.yaml").is_file() and (shipped / "verl_gsd/recipes").is_dir()
@@ -156,8 +156,8 @@ def test_what_is_shipped_is_the_wheel_and_verl_can_find_its_plugin_in_it(shipped
     assert not list(shipped.rglob("__pycache__"))
 
 
-def test_in_front_of_an_installed_copy_the_shipped_one_is_imported_and_found(shipped, tmp_path):
-    """As on a node whose image has another version of ours: Ray puts the job's folder first."""
+def test_shipped_package_takes_precedence_over_an_installed_one(shipped, tmp_path):
+    """As on a node whose image has another version of the package: Ray puts the job's folder first."""
     code = (
         "import importlib.metadata as m, verl_gsd, json;"
         "print(json.dumps([verl_gsd.__file__, *(str(p.dist.locate_file('')) "
@@ -169,8 +169,8 @@ def test_in_front_of_an_installed_copy_the_shipped_one_is_imported_and_found(shi
     assert json.loads(done.stdout) == [str(shipped / "verl_gsd/__init__.py"), str(shipped)], done.stderr
 
 
-def test_an_installation_ships_the_same_files_as_a_checkout(shipped, tmp_path):
-    """In a process that runs from an unpacked copy, which is what an installation is."""
+def test_installation_ships_the_same_files_as_a_checkout(shipped, tmp_path):
+    """The process runs from an unpacked copy, which is equivalent to an installation."""
     code = (
         "import sys, shutil; from verl_gsd.jobs.package import unpacked_wheel\n"
         "with unpacked_wheel() as folder: shutil.copytree(folder, sys.argv[1])"
@@ -193,14 +193,14 @@ def test_an_installation_ships_the_same_files_as_a_checkout(shipped, tmp_path):
     assert listed[1] == {name: content for name, content in listed[0].items() if "__pycache__" not in name.parts}
 
 
-def test_a_wheel_that_does_not_build_says_why(tmp_path, monkeypatch):
+def test_failed_wheel_build_names_the_reason(tmp_path, monkeypatch):
     (tmp_path / "pyproject.toml").write_text("[project")
     monkeypatch.setattr(verl_gsd, "__file__", str(tmp_path / "verl_gsd" / "__init__.py"))
     with pytest.raises(package.PackagingError, match=rf"{tmp_path}\b(.|\n)*TOML"), package.unpacked_wheel():
-        pytest.fail("it was built")
+        pytest.fail("the wheel was built")
 
 
-def test_a_job_joins_its_cluster_whatever_the_config_says_of_one_of_its_own(compose_fast, monkeypatch):
+def test_job_joins_its_cluster_even_if_the_config_starts_one(compose_fast, monkeypatch):
     from verl_gsd.run import cluster_lock
 
     config, _ = compose_fast(*LINE)
@@ -212,8 +212,8 @@ def test_a_job_joins_its_cluster_whatever_the_config_says_of_one_of_its_own(comp
     assert not cluster_lock.is_job()
 
 
-def test_a_training_process_whose_launcher_is_killed_ends():
-    """It has left the launcher's session, so that nothing else would end it, on a cluster least of all."""
+def test_training_process_ends_when_its_launcher_is_killed():
+    """The process has left the launcher's session, so nothing else would end it."""
     child = (
         "import os; from verl_gsd.cpu.forkserver import die_with_parent; die_with_parent(os.getppid()); "
         "print('ready', flush=True); input()"
@@ -224,10 +224,10 @@ def test_a_training_process_whose_launcher_is_killed_ends():
     ) as process:
         assert process.stdout.readline() == "ready\n"
         process.kill()
-        assert process.stdout.read() == "", "the end of the file: nobody holds the other end any more"
+        assert process.stdout.read() == "", "end of file: no process holds the other end any more"
 
 
-def test_a_training_process_whose_launcher_ended_before_it_looked_does_not_begin():
+def test_training_process_does_not_start_if_its_launcher_has_already_ended():
     code = "from verl_gsd.run.job import main; main('no such file', 1 << 30)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (
