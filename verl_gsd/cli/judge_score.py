@@ -107,10 +107,12 @@ def _questions(sheet: Sheet, problem: str, response: str, reference: str | None)
 
 
 def _scorer(settings: Settings, device: str) -> Scorer:
-    from verl_gsd.judge.build import scorer_of
+    from verl_gsd.judge.build import build_scorer
     from verl_gsd.judge.distilled import DistilledScorer
 
-    return DistilledScorer(Path(str(settings.model)), device) if settings.scorer == "distilled" else scorer_of(settings)
+    return (
+        DistilledScorer(Path(str(settings.model)), device) if settings.scorer == "distilled" else build_scorer(settings)
+    )
 
 
 def _say_what_it_took(metrics: dict[str, float]) -> None:

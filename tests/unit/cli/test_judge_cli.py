@@ -151,7 +151,7 @@ def test_a_server_that_is_not_there(tmp_path):
 def test_a_server_is_asked_as_the_line_says(tmp_path, monkeypatch):
     """What reaches the scorer; its calls are test_openai_scorer's."""
     given = []
-    monkeypatch.setattr("verl_gsd.judge.build.scorer_of", lambda settings: given.append(settings) or StubScorer())
+    monkeypatch.setattr("verl_gsd.judge.build.build_scorer", lambda settings: given.append(settings) or StubScorer())
     file = write(tmp_path / "rows.jsonl", made_rows(problems=1, each=2))
     words = ("--base-url", "http://x/v1", "--model", "m", "--answer", "text", "--timeout", "7", "--concurrency", "3")
     done = invoke("score", file, "--output", tmp_path / "out.jsonl", "--scorer", "openai", *words)

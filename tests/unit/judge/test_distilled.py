@@ -14,10 +14,10 @@ from evaluation_runs import random_model
 from safetensors.numpy import load as unpack
 from safetensors.numpy import save as pack
 
-from verl_gsd.judge.agreement import agreement
+from verl_gsd.judge.agreement import measure_agreement
 from verl_gsd.judge.distilled import DistilledScorer, fit
-from verl_gsd.judge.encoder import CHEAP, MAX_TOKENS, Encoder, fingerprint
-from verl_gsd.judge.head import load
+from verl_gsd.judge.encoder import LENGTH_FEATURES, MAX_TOKENS, Encoder, fingerprint
+from verl_gsd.judge.head import load_distilled
 from verl_gsd.judge.scorer import JudgementError, Question
 
 
@@ -90,21 +90,23 @@ def test_features_are_the_mean_over_the_responses_tokens(encoder):
         states = model(input_ids=torch.tensor([list(tokens)])).last_hidden_state[0, -3:].double()
     found = encoder.features(question)
     assert found.shape == (encoder.width,)
-    assert found[:-CHEAP] == pytest.approx(states.mean(dim=0).numpy(), abs=1e-5)
-    assert found[-CHEAP:] == pytest.approx(np.log1p([3, 2]))
+    assert found[:-LENGTH_FEATURES] == pytest.approx(states.mean(dim=0).numpy(), abs=1e-5)
+    assert found[-LENGTH_FEATURES:] == pytest.approx(np.log1p([3, 2]))
 
 
 def test_an_empty_response_one_that_is_too_long_and_one_that_is_no_text(encoder):
     empty = encoder.features(Question("p", "", ""))
-    assert not empty[:-CHEAP].any() and empty[-CHEAP] == 0
+    assert not empty[:-LENGTH_FEATURES].any() and empty[-LENGTH_FEATURES] == 0
     long = encoder.features(Question("p", "", "x" * 5000 + "y" * MAX_TOKENS))
-    assert long[:-CHEAP] == pytest.approx(encoder.features(Question("", "", "y" * MAX_TOKENS))[:-CHEAP], abs=1e-5)
-    assert long[-CHEAP] == pytest.approx(math.log1p(5000 + MAX_TOKENS)), "the length is that of all of it"
+    assert long[:-LENGTH_FEATURES] == pytest.approx(
+        encoder.features(Question("", "", "y" * MAX_TOKENS))[:-LENGTH_FEATURES], abs=1e-5
+    )
+    assert long[-LENGTH_FEATURES] == pytest.approx(math.log1p(5000 + MAX_TOKENS)), "the length is that of all of it"
     assert np.isfinite(encoder.features(Question("p\ud800", "", "\udfff"))).all()
 
 
 def test_what_is_saved_is_what_is_read(head, saved, encoder):
-    again = load(saved)
+    again = load_distilled(saved)
     assert again.agreement == head.agreement and again.identity == head.identity
     assert (again.judge, again.penalty, again.encoder) == ("a judge", head.penalty, encoder.folder)
     features = np.random.default_rng(0).normal(size=(50, encoder.width)) * 100
@@ -250,7 +252,7 @@ def test_too_few_or_other_scores_are_refused(judgements, message, encoder):
 def test_agreement_by_hand():
     scores = np.array([8.0, 3.0, 5.0, 2.0, 2.0])
     predicted = np.array([7.0, 4.5, 4.0, 3.0, 6.0])
-    found = agreement(scores, predicted, [0, 0, 0, 1, 1], n_train=9)
+    found = measure_agreement(scores, predicted, [0, 0, 0, 1, 1], n_train=9)
     # Pairs: 8-3 and 7-4.5, 8-5 and 7-4, 3-5 and 4.5-4, 2-2 and 3-6.
     assert (found.pairs, found.order, found.mask) == (4, 2 / 3, 2 / 4)
     assert (found.judge_apart, found.head_apart) == (2 / 4, 2 / 4)
@@ -259,13 +261,13 @@ def test_agreement_by_hand():
 
 
 def test_what_cannot_be_said_is_said():
-    alone = agreement(np.array([1.0, 2.0]), np.array([1.0, 2.0]), [0, 1], n_train=9)
+    alone = measure_agreement(np.array([1.0, 2.0]), np.array([1.0, 2.0]), [0, 1], n_train=9)
     assert alone.pairs == 0 and all(math.isnan(value) for value in (alone.order, alone.mask, alone.judge_apart))
     assert "mask" in alone.describe()[-1] and not re.search(r"\d", alone.describe()[-1])
-    equal = agreement(np.array([1.0, 1.0]), np.array([1.0, 2.0]), [0, 0], n_train=9)
+    equal = measure_agreement(np.array([1.0, 1.0]), np.array([1.0, 2.0]), [0, 0], n_train=9)
     assert math.isnan(equal.r2) and math.isnan(equal.order) and equal.mask == 1.0
     _, of_scores, of_order, _ = equal.describe()
     assert not any(re.search(r" -?\d+\.\d|%", sentence) for sentence in (of_scores, of_order))
-    tied = agreement(np.array([1.0, 2.0]), np.array([5.0, 5.0]), [0, 0], n_train=9)
+    tied = measure_agreement(np.array([1.0, 2.0]), np.array([5.0, 5.0]), [0, 0], n_train=9)
     assert tied.order == 0.5 and math.isnan(tied.spearman) and tied.r2 == 1 - 25 / 0.5
     assert "R^2 -49.000" in tied.describe()[1] and "nan" not in tied.describe()[1]

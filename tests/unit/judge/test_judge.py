@@ -30,7 +30,7 @@ def test_scores_come_in_the_order_of_the_questions(running):
     judge = running(scorer)
     judge.ask("a", [question(1), question(2), question(3)])
     opened = [scorer.next() for _ in range(3)]
-    assert not judge.is_done("a") and judge.answered("a") is None
+    assert not judge.is_done("a") and judge.answered_at("a") is None
     for asked, answer in reversed(opened):
         give(answer, int(asked.response))
     wait(judge, "a")
@@ -43,7 +43,7 @@ def test_scores_come_in_the_order_of_the_questions(running):
 def test_no_questions_are_answered_at_once(running, clock):
     judge = running(Controlled())
     judge.ask("a", [])
-    assert judge.is_done("a") and judge.answered("a") == 100.0
+    assert judge.is_done("a") and judge.answered_at("a") == 100.0
     assert judge.take("a").shape == (0,)
 
 
@@ -95,7 +95,7 @@ def test_what_the_budget_leaves_open_is_given_up_and_counted(running, clock):
     clock[0] = 109.9
     assert not judge.is_done("a")
     clock[0] = 110.0
-    assert judge.is_done("a") and judge.answered("a") is None
+    assert judge.is_done("a") and judge.answered_at("a") is None
     np.testing.assert_array_equal(judge.take("a"), [np.nan, 5, np.nan])
     assert {scorer.cancelled.get(timeout=PATIENCE).response for _ in range(2)} == {"1", "3"}
     found = judge.metrics()
@@ -156,7 +156,7 @@ def test_the_wait_for_a_turn_is_no_latency(running, clock):
     clock[0] += 10
     give(answer, 2)
     wait(judge, "a")
-    assert judge.answered("a") == 140.0
+    assert judge.answered_at("a") == 140.0
     assert judge.metrics()["judge/latency/p50"] == 20.0  # of 30 and 10, not of 30 and 40
 
 

@@ -227,7 +227,7 @@ def test_on_a_network_disk_no_memory_is_shared(path, nfs):
 
 
 def test_a_file_that_another_process_uses_with_a_write_ahead_log_is_rejected(path, monkeypatch, request):
-    monkeypatch.setattr(cache_module, "_BUSY_S", 0.0)
+    monkeypatch.setattr(cache_module, "_LOCK_TIMEOUT_S", 0.0)
     with ScoreCache(path) as cache:
         cache.put(WHO, question(), 7)
         request.getfixturevalue("nfs")
@@ -268,7 +268,7 @@ from verl_gsd.judge.cache import ScoreCache
 from verl_gsd.judge.scorer import Question
 
 path, name, psutil.PROCFS_PATH, count = sys.argv[1:]
-cache_module._BUSY_S = 600.0  # nobody gives up, however slow this machine is
+cache_module._LOCK_TIMEOUT_S = 600.0  # nobody gives up, however slow this machine is
 print("ready", flush=True)
 sys.stdin.readline()
 with ScoreCache(Path(path)) as cache:
@@ -458,7 +458,7 @@ def test_texts_that_do_not_belong_to_their_key_are_left_out(path, texts):
 
 
 def test_texts_made_to_fill_the_memory_are_unpacked_to_a_bound(path, monkeypatch):
-    monkeypatch.setattr(cache_module, "_LARGEST", 1000)
+    monkeypatch.setattr(cache_module, "_MAX_TEXT_BYTES", 1000)
     with ScoreCache(path) as cache:
         cache.put(WHO, question("x" * 2000), 1)
         cache.put(WHO, question(), 2)
@@ -487,7 +487,7 @@ def test_a_full_disk_is_told_once_and_stops_nobody(path, caplog, monkeypatch):
 def test_a_lock_that_stays_is_waited_for_once_a_minute(path, caplog, monkeypatch):
     now = [1000.0]
     monkeypatch.setattr(cache_module, "monotonic", lambda: now[0])
-    monkeypatch.setattr(cache_module, "_BUSY_S", 0.0)
+    monkeypatch.setattr(cache_module, "_LOCK_TIMEOUT_S", 0.0)
     with ScoreCache(path) as cache:
         cache.put(WHO, question(), 1)
         other = sqlite3.connect(path, isolation_level=None)

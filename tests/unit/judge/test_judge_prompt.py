@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from verl_gsd.judge.prompt import PROMPT_VERSION, digest, messages, parse_score
+from verl_gsd.judge.prompt import PROMPT_VERSION, build_messages, digest, parse_score
 from verl_gsd.judge.scorer import JudgementError, Question
 from verl_gsd.judge.stub import StubScorer
 
@@ -20,7 +20,7 @@ texts = st.text(st.characters(), max_size=40)  # lone surrogates included
 
 def fenced(question):
     """(the mark, what lies in each fence, by name) of the chat about a question."""
-    system, user = messages(question)
+    system, user = build_messages(question)
     assert (system["role"], user["role"]) == ("system", "user")
     mark = re.match(r"The mark is ([0-9a-f]{16})\n", user["content"])[1]
     found = {}
@@ -37,7 +37,7 @@ def test_a_version_of_the_prompt_never_changes():
         hashlib.sha256(file.read_bytes()).hexdigest()
         == "2744383629e6099ddc2bf8113ccde9b65398974e2dc670da2dec433ff3ae5850"
     )
-    chats = [messages(Question("1 + 1?", reference, "It is 2.</s>")) for reference in ("2", "")]
+    chats = [build_messages(Question("1 + 1?", reference, "It is 2.</s>")) for reference in ("2", "")]
     assert (
         hashlib.sha256(json.dumps(chats).encode()).hexdigest()
         == "b2e41b4cc56d6b23f811fe33227619b3f5a671d141edf3076dc17a2ff60a94bb"
@@ -46,8 +46,8 @@ def test_a_version_of_the_prompt_never_changes():
 
 
 def test_a_judge_is_told_where_there_is_no_reference():
-    assert "Reference answer (there is none):" in messages(Question("p", "", "r"))[1]["content"]
-    assert "Reference answer (known):" in messages(Question("p", "42", "r"))[1]["content"]
+    assert "Reference answer (there is none):" in build_messages(Question("p", "", "r"))[1]["content"]
+    assert "Reference answer (known):" in build_messages(Question("p", "42", "r"))[1]["content"]
 
 
 def test_what_a_response_says_of_its_score_stays_within_its_fence():
@@ -61,7 +61,7 @@ def test_what_a_response_says_of_its_score_stays_within_its_fence():
     new_mark, found = fenced(question)
     assert new_mark != mark and new_mark not in attack
     assert found == {"PROBLEM": honest.problem, "REFERENCE": "42", "RESPONSE": attack}
-    assert messages(question)[0] == messages(honest)[0]
+    assert build_messages(question)[0] == build_messages(honest)[0]
 
 
 def test_control_tokens_spelled_out_are_no_control_tokens():
@@ -94,8 +94,8 @@ def test_any_texts_lie_in_their_fences_the_same_way_each_time(problem, reference
     question = Question(problem, reference, response)
     mark, found = fenced(question)
     assert not any(mark in text for text in (problem, reference, response))
-    assert messages(question) == messages(question)
-    json.dumps(messages(question), ensure_ascii=False).encode()
+    assert build_messages(question) == build_messages(question)
+    json.dumps(build_messages(question), ensure_ascii=False).encode()
     if response.isalnum() and response.isascii():
         assert found["RESPONSE"] == response
 
