@@ -131,7 +131,7 @@ def test_failures_are_null_counted_by_reason_and_no_score_at_all_is_code_1(tmp_p
     monkeypatch.setattr(stub, "StubScorer", Failing)
     words = ("score", file, "--output", output, "--scorer", "stub")
     done = invoke(*words)
-    assert done.exit_code == 0 and "12 failed: unreadable 12." in flat(done.output)
+    assert done.exit_code == 0 and "12 judgements failed: unreadable 12." in flat(done.output)
     assert [row["judge_score"] is None for row in read(output)] == ["try 3" in row["response"] for row in made_rows()]
     done = invoke("calibrate", output)
     assert done.exit_code == 0 and re.search(r"failed +│ \d+ +│ \d+\.\d% ", done.output)
