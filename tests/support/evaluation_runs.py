@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from verl_gsd.cli.main import app
 from verl_gsd.evaluation import benches
-from verl_gsd.evaluation.answers import Answers, parts, write_part
+from verl_gsd.evaluation.answers import Answers, part_ranges, write_part
 from verl_gsd.tasks import byte_llama
 
 
@@ -19,7 +19,7 @@ def prepared_sums(tmp_path):
     words = ["prepare", "mini", "--input", str(tmp_path / "mini.jsonl"), "--split", "test", "--suffix", ""]
     done = CliRunner().invoke(app, [*words, "--data", str(tmp_path / "data")])
     assert done.exit_code == 0, done.output
-    return benches.find("mini", tmp_path / "data", tmp_path / "arithmetic")
+    return benches.find_bench("mini", tmp_path / "data", tmp_path / "arithmetic")
 
 
 def random_model(folder):
@@ -50,7 +50,7 @@ def evaluate(*words, code=0):
 
 
 def answers_of(mini, texts):
-    """``texts``: one a question, twice each."""
+    """``texts``: one per question; each is both samples of its question."""
     shape = (len(mini.questions), 2)
     return Answers([[text, text] for text in texts], np.full(shape, 3), np.zeros(shape, bool))
 
@@ -64,10 +64,10 @@ def rows_of(part, samples):
 
 
 def answer_all(job, log, on_part):
-    """In vLLM's place: every answer right, and one sample of the first question cut off."""
+    """Replaces vLLM: every answer is right, and one sample of the first question is cut off."""
     for task in job.tasks:
-        for number in task.missing():
-            rows = rows_of(parts(len(task.prompts))[number], task.samples)
+        for number in task.missing_parts():
+            rows = rows_of(part_ranges(len(task.prompts))[number], task.samples)
             right = [
                 row | {"text": str(row["question"] + 1), "cut_off": row["question"] + row["sample"] == 0}
                 for row in rows

@@ -35,7 +35,7 @@ def bench_of(folder, rows):
     pq.write_table(pa.Table.from_pylist(rows), mine / "test.parquet")
     split = {"sha256": sha256(mine / "test.parquet"), "verifier": "verl_gsd.tasks.maths"}
     prepared.write(prepared.Prepared(mine, {"test": split}))
-    return benches.find("mine", folder, folder)
+    return benches.find_bench("mine", folder, folder)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def model(tmp_path_factory):
 def test_a_benchmark_file_that_was_touched_is_refused(mini, tmp_path):
     mini.file.write_bytes(b"x")
     with pytest.raises(ValueError, match=r"test\.parquet.*manifest\.json"):
-        benches.find("mini", tmp_path / "data", tmp_path)
+        benches.find_bench("mini", tmp_path / "data", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def no_merger(monkeypatch):
 
 
 def test_a_whole_checkpoint_has_its_shards(checkpoint):
-    assert set(merging.shards(checkpoint)) == {"model_world_size_2_rank_0.pt", "model_world_size_2_rank_1.pt"}
+    assert set(merging.shard_files(checkpoint)) == {"model_world_size_2_rank_0.pt", "model_world_size_2_rank_1.pt"}
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_a_checkpoint_of_another_torch_that_is_merged_already_is_used(checkpoint
     saved_by(checkpoint, "2.1.0")
     target = tmp_path / "merged"
     target.mkdir()
-    (target / merging.MADE_OF).write_text(json.dumps(merging.shards(checkpoint)))
+    (target / merging.SOURCE_FILE).write_text(json.dumps(merging.shard_files(checkpoint)))
     merging.merge(checkpoint, target)
 
 
@@ -169,7 +169,7 @@ def test_a_state_that_is_damaged_names_no_torch(checkpoint, content):
 )
 def test_a_checkpoint_that_is_not_there_is_named(checkpoint, name, message):
     with pytest.raises(ConfigError, match=message):
-        run.model_of(str(checkpoint.parent / name), checkpoint.parent / "o")
+        run.resolve_model(str(checkpoint.parent / name), checkpoint.parent / "o")
 
 
 @pytest.mark.parametrize(
@@ -229,7 +229,7 @@ def test_the_runs_chat_template_options_are_used(checkpoint, mini, model, tmp_pa
 @pytest.mark.parametrize("name", ["../mini", "a/b", "model", ""])
 def test_a_benchmarks_name_is_no_path(tmp_path, name):
     with pytest.raises(ValueError, match=f"^{re.escape(repr(name))}: |^{name}: "):
-        benches.find(name, tmp_path, tmp_path)
+        benches.find_bench(name, tmp_path, tmp_path)
 
 
 def test_verdicts_keep_their_places(mini):

@@ -14,11 +14,11 @@ from evaluation_runs import answer_all, answers_of, evaluate, prepared_sums, ran
 from filelock import FileLock
 
 from verl_gsd.evaluation import benches, run
-from verl_gsd.evaluation.answers import part_file, parts, read_answers, verify, write_part
+from verl_gsd.evaluation.answers import part_file, part_ranges, read_answers, verify, write_part
 from verl_gsd.evaluation.intervals import mean_by_question
-from verl_gsd.evaluation.opinion import opinion
-from verl_gsd.evaluation.results import result_of
-from verl_gsd.evaluation.vllm_job import Task
+from verl_gsd.evaluation.llm_verifier import verify_with_llm
+from verl_gsd.evaluation.results import build_result
+from verl_gsd.evaluation.vllm_job import GenerationTask
 from verl_gsd.judge.prompt import VERDICT_VERSION
 
 SETTINGS = {"model": {"checkpoint": "a"}, "bench": "mini", "temperature": 0.6}
@@ -49,20 +49,20 @@ def test_responses_are_verified_and_unverified_ones_counted(mini, monkeypatch):
     monkeypatch.setattr(module, "compute_score", given_up)
     answers = answers_of(mini, texts)
     verdicts = verify(mini, answers, told.append)
-    of = result_of(SETTINGS, np.arange(70), answers, verdicts, {"second": 1.0})
-    assert of.figures == {"unverified": 1 / 70, "cut_off": 0.0, "tokens": 3.0, "second": 1.0}
+    result = build_result(SETTINGS, np.arange(70), answers, verdicts, {"second": 1.0})
+    assert result.figures == {"unverified": 1 / 70, "cut_off": 0.0, "tokens": 3.0, "second": 1.0}
 
 
 def test_parts_come_back_in_order_and_a_missing_one_is_named(tmp_path):
-    assert [len(part) for part in parts(70)] == [64, 6]
-    for number, part in enumerate(parts(70)):
+    assert [len(part) for part in part_ranges(70)] == [64, 6]
+    for number, part in enumerate(part_ranges(70)):
         write_part(tmp_path, number, rows_of(part, 2))
     answers = read_answers(tmp_path, 70, 2)
     assert answers.texts[69] == ["69 0", "69 1"] and answers.cut_off.sum() == 70 and answers.tokens.sum() == 420
-    task = Task(str(tmp_path), [[1]] * 70, 2)
-    assert task.missing() == [] and task.parts() == 2
+    task = GenerationTask(str(tmp_path), [[1]] * 70, 2)
+    assert task.missing_parts() == [] and task.part_count() == 2
     part_file(tmp_path, 1).unlink()
-    assert task.missing() == [1]
+    assert task.missing_parts() == [1]
     with pytest.raises(ValueError, match=r"part_00001\.parquet: "):
         read_answers(tmp_path, 70, 2)
     write_part(tmp_path, 1, rows_of(range(64, 69), 2))
@@ -89,7 +89,7 @@ def test_an_evaluation_from_prompts_to_files(tmp_path, mini, model, monkeypatch)
     summed = json.loads((tmp_path / "o" / "results.json").read_text())
     assert summed["mini"]["average"]["value"] == 1.0
 
-    # The same line goes on with what is there; a line that means something else does not.
+    # The same command resumes; a command with other settings is rejected.
     evaluate(*line, "--samples", "2", "--max-tokens", "8", "--against", tmp_path / "o")
     said = evaluate(*line, "--samples", "2", "--max-tokens", "8", "--seed", "1", code=2)
     assert re.search(r"/o/mini: .*seed=0\b.*\b1\b.*--output", said)
@@ -115,7 +115,7 @@ def two_models(tmp_path, model, monkeypatch):
     def generate(job, log, on_part):
         answer_all(job, log, on_part)
         for task in job.tasks if job.model == str(folders[1]) else ():
-            for number in range(task.parts()):
+            for number in range(task.part_count()):
                 rows = pq.read_table(part_file(Path(task.folder), number)).to_pylist()
                 spoilt = [row | ({"text": "no number"} if row["question"] % 3 == 0 else {}) for row in rows]
                 write_part(Path(task.folder), number, spoilt)
@@ -178,7 +178,7 @@ def test_mistakes_are_named(tmp_path, mini, model, monkeypatch, words, message):
     assert re.search(message, said)
 
 
-# A second opinion
+# An LLM verifier
 
 
 def test_a_second_opinion_is_counted_beside_the_verifiers_and_asked_for_once(mini, tmp_path):
@@ -198,30 +198,30 @@ def test_a_second_opinion_is_counted_beside_the_verifiers_and_asked_for_once(min
         return said, Counter({"timed_out": said.count(None)} if None in said else {})
 
     told = []
-    found = opinion(mini, tmp_path, answers, verdicts, "v", ask, told.append)
+    found = verify_with_llm(mini, tmp_path, answers, verdicts, "v", ask, told.append)
     whose = {"second_model": "v", "second_prompt": VERDICT_VERSION}
     right = mean_by_question(np.repeat([1.0, 0.0], [63, 5]))  # of two questions nothing is known
     accuracy = {"second_accuracy": 126 / 136, "second_accuracy_low": right.low, "second_accuracy_high": right.high}
     shares = {"second_failed": 4 / 140, **accuracy, "second_agreement": 126 / 136}
     assert found == whose | shares | {"second_failed_timed_out": 4.0}
     assert asked == [128, 12] and told[-1] == 140 and told == sorted(told)
-    found = opinion(mini, tmp_path, answers, verdicts, "v", ask, told.append)
+    found = verify_with_llm(mini, tmp_path, answers, verdicts, "v", ask, told.append)
     assert asked == [128, 12, 4], "what failed alone"
     assert found["second_accuracy_low"] > right.low, "of more questions"
     assert (found["second_failed"], found["second_accuracy"], found["second_agreement"]) == (0.0, 13 / 14, 13 / 14)
     others = answers_of(mini, [str(n + 1) + ("." if n == 69 else "") for n in range(70)])
-    opinion(mini, tmp_path, others, verdicts, "v", ask, told.append)
+    verify_with_llm(mini, tmp_path, others, verdicts, "v", ask, told.append)
     assert asked[3:] == [12], "other texts than it was asked about"
     asked[3:] = []
-    opinion(mini, tmp_path, answers, verdicts, "another", ask, told.append)
+    verify_with_llm(mini, tmp_path, answers, verdicts, "another", ask, told.append)
     assert asked[3:] == [128, 12], "another model's are not its"
     silent = lambda questions, told: ([None] * len(questions), Counter(refused=len(questions)))  # noqa: E731
-    found = opinion(mini, tmp_path, answers, verdicts, "silent", silent, told.append)
+    found = verify_with_llm(mini, tmp_path, answers, verdicts, "silent", silent, told.append)
     assert (found["second_failed"], found["second_failed_refused"]) == (1.0, 140.0) and "second_accuracy" not in found
     file = tmp_path / "opinion" / "part_00001.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"verdicts": [True]}))
     with pytest.raises(ValueError, match=r"part_00001\.json: .*12"):
-        opinion(mini, tmp_path, answers, verdicts, "silent", silent, told.append)
+        verify_with_llm(mini, tmp_path, answers, verdicts, "silent", silent, told.append)
 
 
 def test_an_llm_verifier_that_is_not_there_is_said_before_anything_is_generated(tmp_path, mini, model, monkeypatch):

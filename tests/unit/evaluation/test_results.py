@@ -6,15 +6,15 @@ import re
 import numpy as np
 import pytest
 
-from verl_gsd.cli.evaluate_tables import table, write_summary
-from verl_gsd.evaluation.results import Result, compare, read_result, write_result
+from verl_gsd.cli.evaluate_tables import results_table, write_summary
+from verl_gsd.evaluation.results import BenchResult, compare, read_result, write_result
 
 SETTINGS = {"model": {"checkpoint": "a"}, "bench": "mini", "temperature": 0.6}
 
 
 def result(correct, samples=4, figures=None, **settings):
     correct, figures = np.array(correct), {"unverified": 0.0, "cut_off": 0.0} | (figures or {})
-    return Result(SETTINGS | settings, np.arange(len(correct)), samples, correct, figures)
+    return BenchResult(SETTINGS | settings, np.arange(len(correct)), samples, correct, figures)
 
 
 def test_figures_are_those_of_the_papers_formulas():
@@ -22,7 +22,7 @@ def test_figures_are_those_of_the_papers_formulas():
     assert of.average().value == pytest.approx(7 / 16)
     spread = np.std([1, 0.5, 0, 0.25], ddof=1) / 2 * 3.182446305284263  # t of 3 degrees of freedom at .975
     assert (of.average().low, of.average().high) == pytest.approx((max(7 / 16 - spread, 0), min(7 / 16 + spread, 1)))
-    passing = of.passing()
+    passing = of.pass_at_k()
     assert list(passing) == [2, 4]
     # Of four samples with c right: 1 - C(4 - c, 2) / C(4, 2).
     assert passing[2].value == pytest.approx((1 + 5 / 6 + 0 + 1 / 2) / 4)
@@ -30,8 +30,8 @@ def test_figures_are_those_of_the_papers_formulas():
 
 
 def test_one_sample_has_an_average_and_no_further_pass_at_k():
-    assert result([1, 0], samples=1).passing() == {}
-    assert list(result([1, 0], samples=6).passing()) == [2, 4]
+    assert result([1, 0], samples=1).pass_at_k() == {}
+    assert list(result([1, 0], samples=6).pass_at_k()) == [2, 4]
 
 
 def test_two_models_are_compared_question_by_question():
@@ -81,15 +81,15 @@ def test_what_is_no_result_is_refused_by_name(tmp_path, change):
 def test_the_table_has_a_second_opinion_with_its_interval():
     said = {"second_failed": 0.5, "second_accuracy": 0.25, "second_accuracy_low": 0.1, "second_accuracy_high": 0.4}
     one = result([4, 2, 0, 1], figures=said | {"second_agreement": 0.75})
-    cells = list(table({"mini": one}, {}).columns[3].cells)
+    cells = list(results_table({"mini": one}, {}).columns[3].cells)
     assert any(re.search(r"0\.250 \[0\.100, 0\.400\].*0\.750.*50\.0%", cell) for cell in cells)
     none = result([4, 2, 0, 1], figures={"second_failed": 1.0})
-    assert any("100.0%" in cell for cell in table({"mini": none}, {}).columns[3].cells)
+    assert any("100.0%" in cell for cell in results_table({"mini": none}, {}).columns[3].cells)
 
 
 def test_the_table_and_the_summary_say_the_same(tmp_path):
     results, others = {"mini": result([4, 2, 0, 1])}, {"mini": result([0, 0, 0, 0], model={"checkpoint": "base"})}
-    rows = [list(column.cells) for column in table(results, others).columns]
+    rows = [list(column.cells) for column in results_table(results, others).columns]
     write_result(tmp_path / "earlier", result([1], bench="earlier"))
     write_summary(tmp_path, results, others)
     summed = json.loads((tmp_path / "results.json").read_text())
