@@ -109,7 +109,7 @@ def _question(file: Path, number: int, row: dict[str, Any]) -> BenchQuestion:
         raise ValueError(f"{file}, row {number} (the first is 0): this row lacks verl's columns: {error!r}") from error
     if not isinstance(truth, str) or not isinstance(index, int) or not chat:
         raise ValueError(
-            f"{file}, row {number} (the first is 0): reward_model.ground_truth must be a text, extra_info.index must be "
-            f"an integer, and the chat must not be empty. Found {truth!r:.40}, {index!r:.40} and {len(chat)} messages"
+            f"{file}, row {number} (the first is 0): reward_model.ground_truth must be a text, extra_info.index must "
+            f"be an integer, and the chat needs a message. Found {truth!r:.40}, {index!r:.40} and {len(chat)} messages"
         )
     return BenchQuestion(index, chat, truth)

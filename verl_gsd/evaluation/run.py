@@ -80,7 +80,7 @@ def resolve_model(checkpoint: str, folder: Path) -> EvaluatedModel:
         return EvaluatedModel(str(folder / "model"), description)
     if checkpoint.count("/") != 1 or checkpoint[0] in "/.~":
         raise ConfigError(
-            f"--checkpoint {checkpoint}: there is no such folder. Use RUN/global_step_N, a model's folder, or a hub name"
+            f"--checkpoint {checkpoint}: there is no such folder. Use RUN/global_step_N, a model's folder or hub name"
         )
     revision = hub_revision("model", checkpoint)
     return EvaluatedModel(checkpoint, {"checkpoint": checkpoint, "revision": revision}, revision)

@@ -21,7 +21,7 @@ _CLOSING_S = 10.0  # maximum time for cancelled calls to end, and then again for
 
 
 @dataclass(eq=False)
-class _Request:
+class _Submission:
     """The questions submitted under one name.
 
     Attributes:
@@ -43,10 +43,10 @@ class _Request:
 
 @dataclass(eq=False)
 class _OpenQuestion:
-    """A question that the scorer is answering, and the (request, row) pairs that wait for its score."""
+    """A question that the scorer is answering, and the (submission, row) pairs that wait for its score."""
 
     question: Question
-    waiting: list[tuple[_Request, int]] = field(default_factory=list)
+    waiting: list[tuple[_Submission, int]] = field(default_factory=list)
     task: asyncio.Task[None] | None = None
 
 
@@ -68,13 +68,13 @@ class Judge:
         self._scorer = scorer
         self._cache = cache
         self._budget_s = budget_s
-        self._requests: dict[str, _Request] = {}
+        self._submissions: dict[str, _Submission] = {}
         self._is_closed = False
         # Used only in the event loop.
         self._semaphore = asyncio.Semaphore(concurrency)
         self._open_questions: dict[bytes, _OpenQuestion] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        # Shared by both threads and guarded by the lock, as are the attributes of every _Request.
+        # Shared by both threads and guarded by the lock, as are the attributes of every _Submission.
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
         self._latencies: list[float] = []
@@ -93,15 +93,15 @@ class Judge:
         """
         if self._is_closed:
             raise RuntimeError("the judge is closed and takes no more questions")
-        if name in self._requests:
+        if name in self._submissions:
             raise ValueError(f"{name}: there are questions under this name already. Call take() first")
         keys = [digest(question.problem, question.reference, question.response) for question in questions]
         now = monotonic()
-        request = _Request(np.full(len(keys), np.nan), now, len(keys), answered_at=None if keys else now)
-        self._requests[name] = request
+        submission = _Submission(np.full(len(keys), np.nan), now, len(keys), answered_at=None if keys else now)
+        self._submissions[name] = submission
         with self._lock:
             self._counts["responses"] += len(keys)
-        self._loop.call_soon_threadsafe(self._start, request, list(zip(keys, questions, strict=True)))
+        self._loop.call_soon_threadsafe(self._start, submission, list(zip(keys, questions, strict=True)))
 
     def is_done(self, name: str) -> bool:
         """Whether all questions are answered or the budget is used up, so that waiting longer changes nothing.
@@ -109,17 +109,17 @@ class Judge:
         Raises:
             KeyError: no questions are submitted under the name, or their scores were already taken.
         """
-        request = self._requests[name]
+        submission = self._submissions[name]
         return (
-            request.answered_at is not None
-            or request.error is not None
+            submission.answered_at is not None
+            or submission.error is not None
             or self._is_closed
-            or monotonic() - request.since >= self._budget_s
+            or monotonic() - submission.since >= self._budget_s
         )
 
     def answered_at(self, name: str) -> float | None:
         """``time.monotonic()`` of the last answer (or failure) under the name; None while a question is open."""
-        return self._requests[name].answered_at
+        return self._submissions[name].answered_at
 
     def take(self, name: str) -> np.ndarray:
         """(k,) float64 scores in the order of the questions, NaN where there is none. Frees the name.
@@ -130,17 +130,17 @@ class Judge:
             KeyError: no questions are submitted under the name, or their scores were already taken.
             Exception: any exception of the scorer that is not a JudgementError, unchanged.
         """
-        request = self._requests.pop(name)
+        submission = self._submissions.pop(name)
         with self._lock:
-            request.is_taken = True
-            missing = request.missing
+            submission.is_taken = True
+            missing = submission.missing
         if missing and not self._is_closed:
-            self._loop.call_soon_threadsafe(self._cancel, request)
-        if request.error is not None:
-            raise request.error
+            self._loop.call_soon_threadsafe(self._cancel, submission)
+        if submission.error is not None:
+            raise submission.error
         with self._lock:
             self._counts["over_budget"] += missing
-        return request.scores
+        return submission.scores
 
     def metrics(self) -> dict[str, float]:
         """Counts and latencies since the last call, by metric name.
@@ -176,7 +176,7 @@ class Judge:
 
     # The methods below run in the event loop.
 
-    def _start(self, request: _Request, questions: list[tuple[bytes, Question]]) -> None:
+    def _start(self, submission: _Submission, questions: list[tuple[bytes, Question]]) -> None:
         for row, (key, question) in enumerate(questions):
             open_question = self._open_questions.get(key)
             if open_question is None:
@@ -186,12 +186,12 @@ class Judge:
                 open_question.task.add_done_callback(self._tasks.discard)
             else:
                 self._count("shared")
-            open_question.waiting.append((request, row))
+            open_question.waiting.append((submission, row))
 
-    def _cancel(self, request: _Request) -> None:
-        """Cancel every question that only ``request`` waits for."""
+    def _cancel(self, submission: _Submission) -> None:
+        """Cancel every question that only ``submission`` waits for."""
         for key, open_question in list(self._open_questions.items()):
-            open_question.waiting = [(other, row) for other, row in open_question.waiting if other is not request]
+            open_question.waiting = [(other, row) for other, row in open_question.waiting if other is not submission]
             if not open_question.waiting and open_question.task:
                 del self._open_questions[key]
                 open_question.task.cancel()
@@ -226,20 +226,20 @@ class Judge:
             self._latencies.append(seconds)
         return float(score)
 
-    def _deliver(self, waiting: list[tuple[_Request, int]], score: float | None, error: Exception | None) -> None:
+    def _deliver(self, waiting: list[tuple[_Submission, int]], score: float | None, error: Exception | None) -> None:
         with self._lock:
-            for request, row in waiting:
-                if request.is_taken:
+            for submission, row in waiting:
+                if submission.is_taken:
                     continue
                 if isinstance(error, JudgementError):
                     self._counts[error.reason] += 1
                 elif error is not None:
-                    request.error = error
+                    submission.error = error
                 else:
-                    request.scores[row] = score
-                request.missing -= 1
-                if not request.missing:
-                    request.answered_at = monotonic()
+                    submission.scores[row] = score
+                submission.missing -= 1
+                if not submission.missing:
+                    submission.answered_at = monotonic()
 
     def _count(self, name: str) -> None:
         with self._lock:

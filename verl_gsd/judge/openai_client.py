@@ -37,7 +37,7 @@ class OpenAIClient:
     """Requests a completion at temperature 0 and parses it.
 
     Transient failures (no answer in time, no connection, 429, 5xx) are retried after a random, growing wait. The wait
-    also respects the server's Retry-After header, up to 30 seconds. An answer that cannot be parsed is requested once
+    also respects the server's Retry-After header, up to 30 seconds. An answer that cannot be used is requested once
     more. Both kinds of retries count towards ``retries``. Redirects are not followed, because they would send the
     texts, and maybe the key, to another server.
 

@@ -48,10 +48,10 @@ def build_messages(question: Question, version: str = PROMPT_VERSION) -> list[di
         "response": _neutralize(question.response),
     }
     system, user = _prompt(version)
-    known = "known" if question.reference else "there is none"
+    reference_status = "known" if question.reference else "there is none"
     return [
         {"role": "system", "content": system},
-        {"role": "user", "content": user.substitute(texts, known=known, mark=_mark(list(texts.values())))},
+        {"role": "user", "content": user.substitute(texts, known=reference_status, mark=_mark(list(texts.values())))},
     ]
 
 
