@@ -1,4 +1,4 @@
-"""A small benchmark, a small model and its checkpoint, and the command that evaluates."""
+"""A small benchmark, a small model and its checkpoint, and the evaluation command."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from verl_gsd.tasks import byte_llama
 
 
 def prepared_sums(tmp_path):
-    """A benchmark of 70 sums, prepared as a user would."""
+    """A benchmark of 70 sums, prepared with verl-gsd prepare."""
     rows = ({"problem": f"{n}+1?", "answer": n + 1} for n in range(70))
     (tmp_path / "mini.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = ["prepare", "mini", "--input", str(tmp_path / "mini.jsonl"), "--split", "test", "--suffix", ""]
@@ -23,7 +23,7 @@ def prepared_sums(tmp_path):
 
 
 def random_model(folder):
-    """The embedded task's model with random weights, in the merger's form."""
+    """The embedded task's model with random weights, in the format that the merger writes."""
     tokenizer = byte_llama.build_tokenizer()
     byte_llama.build_model(tokenizer, seed=0).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -31,7 +31,7 @@ def random_model(folder):
 
 
 def unmerged_checkpoint(run, model):
-    """What verl writes for step 4, the shards' contents aside."""
+    """A checkpoint of step 4 as verl writes it, except for the contents of the shards."""
     folder = run / "global_step_4"
     actor = folder / "actor"
     (actor / "huggingface").mkdir(parents=True)
