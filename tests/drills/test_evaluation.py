@@ -83,7 +83,7 @@ def evaluate_until_stopped(line, responses):
 
 def test_an_evaluation_that_is_stopped_leaves_no_process_and_the_same_line_goes_on(evaluated):
     stopped = evaluated.stopped
-    assert stopped.code == 130 and "The same line goes on from here" in stopped.said
+    assert stopped.code == 130 and "Run the same command to resume" in stopped.said
     assert not stopped.left, "vLLM would keep the memory that the next line needs"
     assert 1 <= len(stopped.parts) < HELD_OUT // PART
     assert {file: file.stat().st_mtime_ns for file in stopped.parts} == stopped.parts, "not generated again"

@@ -1,4 +1,4 @@
-"""Scorers that answer when and as a test says, and how to wait for the judge that asks them."""
+"""Scorers whose answers a test controls, and functions that wait for a judge."""
 
 import asyncio
 import contextlib
@@ -16,9 +16,9 @@ def question(response):
 
 
 class Controlled:
-    """Answers when the test says so.
+    """A scorer that answers when the test sets the answer.
 
-    ``started`` gets every question with the future that answers it, ``cancelled`` every one that was given up.
+    ``started`` receives every question with the future of its answer. ``cancelled`` receives every cancelled question.
     """
 
     identity = "controlled"
@@ -50,7 +50,7 @@ class Controlled:
 
 
 class Answering:
-    """Answers at once, by the response; what is an exception is raised."""
+    """A scorer that answers at once, by the response. If the answer is an exception, it is raised."""
 
     identity = "answering"
 
@@ -69,7 +69,7 @@ class Answering:
 
 
 def give(answer, value):
-    """Answer a future of the judge's event loop."""
+    """Set the result of a future of the judge's event loop."""
     if isinstance(value, BaseException):
         answer.get_loop().call_soon_threadsafe(answer.set_exception, value)
     else:
@@ -77,7 +77,7 @@ def give(answer, value):
 
 
 def settle(scorer):
-    """Wait until the event loop that asked a ``Controlled`` scorer has done what it was given so far."""
+    """Wait until the event loop of a ``Controlled`` scorer has processed everything so far."""
     for _ in range(5):
         asyncio.run_coroutine_threadsafe(asyncio.sleep(0), scorer.loop).result(PATIENCE)
 
@@ -100,7 +100,7 @@ def taken(judge, name):
 
 @contextlib.contextmanager
 def judges():
-    """A way to start judges, each closed in the end."""
+    """Yields a function that starts judges. All of them are closed at the end."""
     started = []
 
     def start(scorer, *arguments, **options):

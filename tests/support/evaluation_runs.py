@@ -1,4 +1,4 @@
-"""A small benchmark, a small model and its checkpoint, and the command that evaluates."""
+"""A small benchmark, a small model and its checkpoint, and the evaluation command."""
 
 import json
 from pathlib import Path
@@ -8,22 +8,22 @@ from typer.testing import CliRunner
 
 from verl_gsd.cli.main import app
 from verl_gsd.evaluation import benches
-from verl_gsd.evaluation.answers import Answers, parts, write_part
+from verl_gsd.evaluation.answers import Answers, part_ranges, write_part
 from verl_gsd.tasks import byte_llama
 
 
 def prepared_sums(tmp_path):
-    """A benchmark of 70 sums, prepared as a user would."""
+    """A benchmark of 70 sums, prepared with verl-gsd prepare."""
     rows = ({"problem": f"{n}+1?", "answer": n + 1} for n in range(70))
     (tmp_path / "mini.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = ["prepare", "mini", "--input", str(tmp_path / "mini.jsonl"), "--split", "test", "--suffix", ""]
     done = CliRunner().invoke(app, [*words, "--data", str(tmp_path / "data")])
     assert done.exit_code == 0, done.output
-    return benches.find("mini", tmp_path / "data", tmp_path / "arithmetic")
+    return benches.find_bench("mini", tmp_path / "data", tmp_path / "arithmetic")
 
 
 def random_model(folder):
-    """The embedded task's model with random weights, in the merger's form."""
+    """The embedded task's model with random weights, in the format that the merger writes."""
     tokenizer = byte_llama.build_tokenizer()
     byte_llama.build_model(tokenizer, seed=0).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -31,7 +31,7 @@ def random_model(folder):
 
 
 def unmerged_checkpoint(run, model):
-    """What verl writes for step 4, the shards' contents aside."""
+    """A checkpoint of step 4 as verl writes it, except for the contents of the shards."""
     folder = run / "global_step_4"
     actor = folder / "actor"
     (actor / "huggingface").mkdir(parents=True)
@@ -50,7 +50,7 @@ def evaluate(*words, code=0):
 
 
 def answers_of(mini, texts):
-    """``texts``: one a question, twice each."""
+    """``texts``: one per question; each is both samples of its question."""
     shape = (len(mini.questions), 2)
     return Answers([[text, text] for text in texts], np.full(shape, 3), np.zeros(shape, bool))
 
@@ -64,10 +64,10 @@ def rows_of(part, samples):
 
 
 def answer_all(job, log, on_part):
-    """In vLLM's place: every answer right, and one sample of the first question cut off."""
+    """Replaces vLLM: every answer is right, and one sample of the first question is cut off."""
     for task in job.tasks:
-        for number in task.missing():
-            rows = rows_of(parts(len(task.prompts))[number], task.samples)
+        for number in task.missing_parts():
+            rows = rows_of(part_ranges(len(task.prompts))[number], task.samples)
             right = [
                 row | {"text": str(row["question"] + 1), "cut_off": row["question"] + row["sample"] == 0}
                 for row in rows

@@ -1,4 +1,4 @@
-"""A local HTTP server that answers as it is told, request by request: what a judge's server does wrong."""
+"""A local HTTP server that answers each request with a given response, for tests of misbehaving servers."""
 
 import asyncio
 import json
@@ -8,25 +8,25 @@ JSON = "Content-Type: application/json"
 
 
 def http(status, body=b"", *headers, length=None):
-    """A whole response, as bytes; ``length`` is what it claims of its body."""
+    """A complete response as bytes. ``length`` overrides the Content-Length header."""
     length = len(body) if length is None else length
     head = [f"HTTP/1.1 {status} Reason", f"Content-Length: {length}", "Connection: close", *headers]
     return "\r\n".join([*head, "", ""]).encode() + body
 
 
 def completion(content, ending="stop"):
-    """A chat completion whose message has this content, of whatever type."""
+    """A chat completion whose message has this content, which may be of any type."""
     choice = {"index": 0, "message": {"role": "assistant", "content": content}, "finish_reason": ending}
     return http(200, json.dumps({"id": "1", "object": "chat.completion", "choices": [choice]}).encode(), JSON)
 
 
 async def hang(writer):
-    """Say nothing; the connection stays open until the other end closes it or the server ends."""
+    """Send nothing. The connection stays open until the client closes it or the server ends."""
     await asyncio.Event().wait()
 
 
 async def endless(writer):
-    """A body that does not end, as fast as it is read."""
+    """Send an endless body as fast as the client reads it."""
     writer.write(f"HTTP/1.1 200 OK\r\n{JSON}\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
     while True:
         writer.write(b"10000\r\n" + b" " * 0x10000 + b"\r\n")
@@ -34,7 +34,7 @@ async def endless(writer):
 
 
 async def endless_failure(writer):
-    """The same with the status of a failure."""
+    """Send an endless body with status 500."""
     writer.write(b"HTTP/1.1 500 Reason\r\nTransfer-Encoding: chunked\r\n\r\n")
     while True:
         writer.write(b"10000\r\n" + b" " * 0x10000 + b"\r\n")
@@ -42,7 +42,7 @@ async def endless_failure(writer):
 
 
 async def trickle(writer):
-    """A body that comes a byte at a time and never ends: no time-out between two bytes notices."""
+    """Send an endless body byte by byte, which a timeout between two bytes does not detect."""
     writer.write(f"HTTP/1.1 200 OK\r\n{JSON}\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
     while True:
         writer.write(b"1\r\n \r\n")
@@ -51,13 +51,13 @@ async def trickle(writer):
 
 
 class HostileServer:
-    """Answers the n-th request with the n-th of ``script``, and every further one with the last.
+    """Answers the n-th request with the n-th entry of ``script``, and all further requests with the last entry.
 
-    An answer is bytes, after which the connection is closed, or a coroutine function of the writer. A context manager.
+    A context manager. An entry is bytes, after which the connection is closed, or a coroutine function of the writer.
 
     Attributes:
-        requests: the JSON bodies received; None of a request without one.
-        headers: what each came with, as text.
+        requests: the JSON bodies received; None for a request without a body.
+        headers: the headers of each request, as text.
     """
 
     def __init__(self, *script):

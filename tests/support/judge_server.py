@@ -1,4 +1,4 @@
-"""vLLM's own OpenAI-compatible server with a small model, started as recipes/dagrpo says."""
+"""vLLM's OpenAI-compatible server with a small model, started as described in recipes/dagrpo."""
 
 import os
 import socket
@@ -14,7 +14,7 @@ ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1"}
 
 
 def build_judge(folder: Path):
-    """A judge that knows nothing of grading: random weights so large that every text gives another grade."""
+    """A judge with large random weights, so that every text gets another score."""
     import torch
 
     from verl_gsd.tasks import byte_llama

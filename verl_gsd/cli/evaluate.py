@@ -1,4 +1,4 @@
-"""``verl-gsd eval``: a checkpoint on benchmarks, with intervals, and against another."""
+"""``verl-gsd eval``: evaluate a checkpoint on benchmarks, with intervals, and compare it with another."""
 
 from __future__ import annotations
 
@@ -16,152 +16,161 @@ from verl_gsd.cli.prepare import data_folder
 
 if TYPE_CHECKING:
     from verl_gsd.evaluation.benches import Bench
-    from verl_gsd.evaluation.results import Result
-    from verl_gsd.evaluation.run import OnProgress, Second
+    from verl_gsd.evaluation.results import BenchResult
+    from verl_gsd.evaluation.run import LlmVerifier, OnProgress
 
-#: Where a run's evaluations lie, beside its checkpoints.
+#: The folder of a run's evaluations, next to its checkpoints.
 FOLDER = "evaluation"
 
 
 def evaluate(
-    checkpoint: Annotated[str, typer.Option(help="RUN/global_step_N, or a model: its folder or name on the hub.")],
+    checkpoint: Annotated[str, typer.Option(help="RUN/global_step_N, a model's folder, or its name on the hub.")],
     bench: Annotated[
         str,
         typer.Option(
-            help="Names with commas: arithmetic, aime24, aime25, amc23, math500, minerva, olympiadbench, arc_c, "
-            "gpqa_diamond, mmlu_pro, or any prepared data set with a test split."
+            help="Benchmarks, separated by commas: arithmetic, aime24, aime25, amc23, math500, minerva, olympiadbench, "
+            "arc_c, gpqa_diamond, mmlu_pro, or any prepared data set with a test split."
         ),
     ],
     output: Annotated[
-        Path | None, typer.Option(help="Where to; by default RUN/evaluation/global_step_N, or evaluation/MODEL.")
+        Path | None, typer.Option(help="Output folder. Default: RUN/evaluation/global_step_N, or evaluation/MODEL.")
     ] = None,
     against: Annotated[
         Path | None,
-        typer.Option(help="Another evaluation's folder, or the checkpoint it is of: compare with it, paired."),
+        typer.Option(help="Compare with another evaluation, question by question: its folder, or its checkpoint."),
     ] = None,
     samples: Annotated[
         int | None,
         typer.Option(
-            min=1, max=100_000, help="Responses a question; by default 32 for aime24, aime25, amc23 and else 1."
+            min=1, max=100_000, help="Responses per question. Default: 32 for aime24, aime25 and amc23, else 1."
         ),
     ] = None,
     temperature: Annotated[
-        float, typer.Option(min=0.0, max=10.0, help="Of sampling; 0 takes the most probable token.")
+        float, typer.Option(min=0.0, max=10.0, help="Sampling temperature. 0 takes the most probable token.")
     ] = 0.6,
-    top_p: Annotated[float, typer.Option(help="Of sampling, above 0 and up to 1.")] = 1.0,
+    top_p: Annotated[float, typer.Option(help="Nucleus sampling: a share above 0 and up to 1.")] = 1.0,
     max_tokens: Annotated[
-        int | None, typer.Option(min=1, help="A response's; by default the run's data.max_response_length, or 8192.")
+        int | None,
+        typer.Option(min=1, help="Maximum response length. Default: the run's data.max_response_length, or 8192."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
-    tensor_parallel: Annotated[int, typer.Option(min=1, help="GPUs that one model is spread over.")] = 1,
+    seed: Annotated[int, typer.Option(help="Sampling seed.")] = 0,
+    tensor_parallel: Annotated[int, typer.Option(min=1, help="Number of GPUs per model.")] = 1,
     data: Annotated[
-        Path | None, typer.Option(help="The folder of prepared data sets; $VERL_GSD_DATA or ~/data.")
+        Path | None, typer.Option(help="The folder of prepared data sets. Default: $VERL_GSD_DATA or ~/data.")
     ] = None,
     verifier_url: Annotated[
         str | None,
-        typer.Option(help="A server of an LLM verifier such as http://localhost:8000/v1, asked beside the rules."),
+        typer.Option(
+            help="URL of an LLM verifier's server, for example http://localhost:8000/v1. Used in addition to the rules."
+        ),
     ] = None,
-    verifier_model: Annotated[str | None, typer.Option(help="Its model, as the server names it.")] = None,
+    verifier_model: Annotated[str | None, typer.Option(help="The LLM verifier's name on the server.")] = None,
 ) -> None:
-    """Evaluate a checkpoint: merge its shards, generate with vLLM, verify, and say how sure the figures are.
+    """Evaluate a checkpoint: merge its shards, generate with vLLM, verify, and print figures with intervals.
 
-    Stopped half-way, the same line goes on from there.
+    If interrupted, run the same command to resume.
     """
-    from verl_gsd.cli.evaluate_tables import table, write_summary
+    from verl_gsd.cli.evaluate_tables import results_table, write_summary
     from verl_gsd.errors import ConfigError
-    from verl_gsd.evaluation.run import Sampling, alone, model_of
+    from verl_gsd.evaluation.run import Sampling, lock_output, resolve_model
     from verl_gsd.evaluation.run import evaluate as evaluate_model
 
     try:
         if not 0 < top_p <= 1:
-            raise ValueError(f"--top-p {top_p}: write a share above 0 and up to 1")
+            raise ValueError(f"--top-p {top_p}: this is out of range. Use a share above 0 and up to 1")
         if temperature == 0 and (samples or 1) > 1:
             raise ValueError(
-                f"--samples {samples}: at temperature 0 all are the same. Write --samples 1, or a temperature"
+                f"--samples {samples}: at temperature 0 all samples are equal. Use 1, or a higher --temperature"
             )
         if (verifier_url is None) != (verifier_model is None):
-            raise ValueError("--verifier-url and --verifier-model: write both, or neither")
-        second = _second(verifier_url, verifier_model)
+            raise ValueError("--verifier-url and --verifier-model only work together. Use both, or neither")
+        llm_verifier = _llm_verifier(verifier_url, verifier_model)
         benches = _benches(bench, data or data_folder())
-        folder = output or _folder_of(checkpoint)
-        compared = _compared(against, benches)
-        out.print("Loading the model's weights, merged first if they are a run's.", highlight=False)
-        longest, template_options = _of_run(checkpoint)
-        with alone(folder), progress() as shown:
+        folder = output or _default_output(checkpoint)
+        others = _read_others(against, benches)
+        out.print("Loading the model's weights. A run's checkpoint is merged first.", highlight=False)
+        default_max_tokens, template_options = _training_settings(checkpoint)
+        with lock_output(folder), progress() as display:
             results = evaluate_model(
-                model_of(checkpoint, folder),
+                resolve_model(checkpoint, folder),
                 benches,
                 folder,
-                Sampling(temperature, top_p, max_tokens or longest, seed),
+                Sampling(temperature, top_p, max_tokens or default_max_tokens, seed),
                 template_options=template_options,
                 samples=samples,
                 tensor_parallel=tensor_parallel,
-                against=compared,
-                second=second,
-                on_progress=_bars(shown),
+                against=others,
+                llm_verifier=llm_verifier,
+                on_progress=_progress_bars(display),
             )
-            write_summary(folder, results, compared)
-        out.print(table(results, compared))
-        for other in sorted({result.settings["model"]["checkpoint"] for result in compared.values()}):
-            out.print(f"Compared with {escape(other)}.", soft_wrap=True, highlight=False)
+            write_summary(folder, results, others)
+        out.print(results_table(results, others))
+        for other in sorted({result.settings["model"]["checkpoint"] for result in others.values()}):
+            out.print(f"The other model is {escape(other)}.", soft_wrap=True, highlight=False)
     except (ValueError, OSError, ConfigError) as error:
         fail(str(error))
-    except RuntimeError as error:  # a verifier that does not start
+    except RuntimeError as error:  # the verifier did not start
         fail(str(error), code=1)
     except KeyboardInterrupt:
-        fail("stopped; no process of it is left. The same line goes on from here", code=130)
+        fail("stopped, and all processes have ended. Run the same command to resume", code=130)
     out.print(f"Results, responses and settings are in [bold]{escape(str(folder))}[/].", soft_wrap=True)
 
 
-def _benches(words: str, data: Path) -> list[Bench]:
+def _benches(names: str, data: Path) -> list[Bench]:
     from verl_gsd import config
-    from verl_gsd.evaluation.benches import ARITHMETIC, find
+    from verl_gsd.evaluation.benches import ARITHMETIC, find_bench
 
-    # Where --data is, or where task=arithmetic looks.
-    inside = data / ARITHMETIC
-    arithmetic = inside if inside.is_dir() else Path(config.load("task", ARITHMETIC).task.directory)
-    return [find(name.strip(), data, arithmetic) for name in dict.fromkeys(words.split(","))]
+    # In --data if it is there, else in the folder that task=arithmetic uses.
+    in_data = data / ARITHMETIC
+    arithmetic = in_data if in_data.is_dir() else Path(config.load("task", ARITHMETIC).task.directory)
+    return [find_bench(name.strip(), data, arithmetic) for name in dict.fromkeys(names.split(","))]
 
 
-def _folder_of(checkpoint: str) -> Path:
+def _default_output(checkpoint: str) -> Path:
     path = Path(checkpoint)
     return path.parent / FOLDER / path.name if path.name.startswith("global_step_") else Path(FOLDER) / path.name
 
 
-def _compared(against: Path | None, benches: Sequence[Bench]) -> dict[str, Result]:
-    """The other evaluation's results, by benchmark."""
+def _read_others(against: Path | None, benches: Sequence[Bench]) -> dict[str, BenchResult]:
+    """The results of the evaluation ``against``, by benchmark."""
     from verl_gsd.evaluation.results import RESULT, read_result
 
     if against is None:
         return {}
     is_evaluation = any((against / bench.name / RESULT).is_file() for bench in benches)
-    folder = against if is_evaluation else _folder_of(str(against))
+    folder = against if is_evaluation else _default_output(str(against))
     if not folder.is_dir():
-        raise ValueError(f"--against {against}: no evaluation in {folder}. Run verl-gsd eval for it first")
+        raise ValueError(f"--against {against}: there is no evaluation in {folder}. Run verl-gsd eval for it first")
     results = {bench.name: read_result(folder / bench.name) for bench in benches}
     if not is_evaluation:
         for result in results.values():
-            _require_of(result, against, folder)
+            _check_evaluated(result, against, folder)
     return results
 
 
-def _require_of(result: Result, checkpoint: Path, folder: Path) -> None:
-    """Refuse another model's evaluation: folders of evaluations are named by the last part of a checkpoint's name."""
-    from verl_gsd.evaluation.run import described_by
+def _check_evaluated(result: BenchResult, checkpoint: Path, folder: Path) -> None:
+    """Raise a ValueError if ``result`` is not of ``checkpoint``.
 
-    made = result.settings["model"]
-    is_it = made["checkpoint"] in (str(checkpoint), str(checkpoint.resolve()))
-    if is_it and (not checkpoint.exists() or described_by(checkpoint)["files"] == made.get("files")):
+    ``folder`` is named after the last part of the checkpoint's path, so it may belong to another model.
+    """
+    from verl_gsd.evaluation.run import describe_weights
+
+    evaluated = result.settings["model"]
+    is_same_path = evaluated["checkpoint"] in (str(checkpoint), str(checkpoint.resolve()))
+    if is_same_path and (not checkpoint.exists() or describe_weights(checkpoint)["files"] == evaluated.get("files")):
         return
-    other = f"{made['checkpoint']}{', before its weights changed' if is_it else ''}"
+    other = f"{evaluated['checkpoint']}{', before its weights changed' if is_same_path else ''}"
     raise ValueError(
-        f"--against {checkpoint}: {folder} is an evaluation of {other}. Evaluate it again, or name an evaluation"
+        f"--against {checkpoint}: {folder} is an evaluation of {other}. Run verl-gsd eval for {checkpoint} again, or "
+        "use the folder of an evaluation"
     )
 
 
-def _of_run(checkpoint: str) -> tuple[int, dict[str, Any]]:
-    """What the run of a checkpoint was trained with: tokens of a response, and what its chat template was given; of a
-    model that is no run's 8192, and nothing."""
+def _training_settings(checkpoint: str) -> tuple[int, dict[str, Any]]:
+    """The maximum response length and the chat template's options in the run of ``checkpoint``.
+
+    For a model that is not a run's checkpoint: 8192 and no options.
+    """
     from verl_gsd.compare.run_names import config_value, read_yaml
     from verl_gsd.rundir import RunDirectory
     from verl_gsd.sections import is_whole
@@ -171,44 +180,46 @@ def _of_run(checkpoint: str) -> tuple[int, dict[str, Any]]:
     config = read_yaml(file) if path.name.startswith("global_step_") else None
     if config is None:
         return 8192, {}
-    longest, options = (
+    max_tokens, options = (
         config_value(config, f"data.{key}") for key in ("max_response_length", "apply_chat_template_kwargs")
     )
-    if not is_whole(longest, 1) or not isinstance(options or {}, dict):
-        raise ValueError(f"{file}: no data.max_response_length, or of no use: {longest!r:.80}. Write --max-tokens")
-    return longest, options or {}
+    if not is_whole(max_tokens, 1) or not isinstance(options or {}, dict):
+        raise ValueError(
+            f"{file}: data.max_response_length is missing or invalid: {max_tokens!r:.80}. Use --max-tokens"
+        )
+    return max_tokens, options or {}
 
 
-def _second(url: str | None, model: str | None) -> Second | None:
-    """The LLM verifier at ``url``."""
+def _llm_verifier(url: str | None, model: str | None) -> LlmVerifier | None:
+    """The LLM verifier at ``url``, or None without one."""
     if url is None or model is None:
         return None
-    from verl_gsd.evaluation.opinion import opinion
+    from verl_gsd.evaluation.llm_verifier import verify_with_llm
     from verl_gsd.judge.build import served_model
     from verl_gsd.judge.settings import Settings
     from verl_gsd.judge.verdicts import verify_all
 
     try:
-        served_model(Settings(base_url=url, model=model))  # now, and not when all is generated
+        served_model(Settings(base_url=url, model=model))  # check this before generating anything
     except ValueError as error:
         raise ValueError(f"--verifier-url, --verifier-model: {error}") from error
 
-    def second(bench, folder, answers, verdicts, on_done):  # as evaluating.Second
-        def ask(questions, told):
-            return verify_all(questions, base_url=url, model=model, on_done=told)
+    def verify(bench, folder, answers, verdicts, on_done):  # see run.LlmVerifier
+        def ask(questions, on_question_done):
+            return verify_all(questions, base_url=url, model=model, on_done=on_question_done)
 
-        return opinion(bench, folder, answers, verdicts, model, ask, on_done)
+        return verify_with_llm(bench, folder, answers, verdicts, model, ask, on_done)
 
-    return second
+    return verify
 
 
-def _bars(shown: Progress) -> OnProgress:
-    """A bar for everything that is done."""
+def _progress_bars(display: Progress) -> OnProgress:
+    """Shows one progress bar per description."""
     bars: dict[str, TaskID] = {}
 
-    def show(said: str, done: int, total: int) -> None:
-        if said not in bars:
-            bars[said] = shown.add_task(said, total=total)
-        shown.update(bars[said], completed=done)
+    def update(description: str, done: int, total: int) -> None:
+        if description not in bars:
+            bars[description] = display.add_task(description, total=total)
+        display.update(bars[description], completed=done)
 
-    return show
+    return update

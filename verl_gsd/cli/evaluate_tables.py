@@ -1,4 +1,4 @@
-"""What ``verl-gsd eval`` shows and sums up."""
+"""The output of ``verl-gsd eval``: a table for the terminal, and OUTPUT/results.json."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ from typing import Any
 from rich.table import Table
 
 from verl_gsd.compare.comparison_file import nonfinite_to_null
-from verl_gsd.evaluation.results import RESULT, Result, compare, read_result
+from verl_gsd.evaluation.results import RESULT, BenchResult, compare, read_result
 from verl_gsd.writing import whole
 
 
-def table(results: Mapping[str, Result], compared: Mapping[str, Result]) -> Table:
-    """A row a figure; with ``compared``, another model's results, the paired differences to it."""
-    shown = Table("benchmark", "questions", "figure", "95%, over questions")
-    if compared:
-        for column in ("there", "difference, paired", "p", "better, same, worse"):
-            shown.add_column(column)
+def results_table(results: Mapping[str, BenchResult], others: Mapping[str, BenchResult]) -> Table:
+    """One row per figure, and the paired differences to another model's results ``others``, if there are any."""
+    table = Table("benchmark", "questions", "figure", "95%, over questions")
+    if others:
+        for column in ("other model", "difference, paired", "p", "better, same, worse"):
+            table.add_column(column)
     for name, result in results.items():
         row = [name, str(len(result.correct)), f"avg@{result.samples}", str(result.average())]
-        if name in compared:
-            pair = compare(compared[name], result)
-            row += [f"{compared[name].average().value:.3f}", str(pair.difference), f"{pair.p_value:.3g}"]
-            row += [f"{pair.wins}, {pair.ties}, {pair.losses}"]
-        shown.add_row(*row)
-        for k, estimate in result.passing().items():
-            shown.add_row("", "", f"pass@{k}", str(estimate))
+        if name in others:
+            comparison = compare(others[name], result)
+            row += [f"{others[name].average().value:.3f}", str(comparison.difference), f"{comparison.p_value:.3g}"]
+            row += [f"{comparison.wins}, {comparison.ties}, {comparison.losses}"]
+        table.add_row(*row)
+        for k, estimate in result.pass_at_k().items():
+            table.add_row("", "", f"pass@{k}", str(estimate))
         unverified, cut_off = result.figures["unverified"], result.figures["cut_off"]
         if unverified or cut_off:
-            shown.add_row("", "", f"{cut_off:.1%} cut off", f"{unverified:.2%} not verified, counted as wrong")
+            table.add_row("", "", f"{cut_off:.1%} cut off", f"{unverified:.2%} not verified, counted as wrong")
         if "second_failed" in result.figures:
-            shown.add_row("", "", "second opinion", _second(result.figures))
-    return shown
+            table.add_row("", "", "LLM verifier", _llm_verifier_text(result.figures))
+    return table
 
 
-def _second(figures: Mapping[str, float | str]) -> str:
+def _llm_verifier_text(figures: Mapping[str, float | str]) -> str:
     failed = f"failed {figures['second_failed']:.1%}"
     if "second_accuracy" not in figures:
         return failed
@@ -47,30 +47,30 @@ def _second(figures: Mapping[str, float | str]) -> str:
     return f"{accuracy}, agreement {figures['second_agreement']:.3f}, {failed}"
 
 
-def write_summary(folder: Path, results: Mapping[str, Result], compared: Mapping[str, Result]) -> None:
-    """OUTPUT/results.json: the same by benchmark, those included that earlier lines evaluated into ``folder``.
+def write_summary(folder: Path, results: Mapping[str, BenchResult], others: Mapping[str, BenchResult]) -> None:
+    """Write OUTPUT/results.json: the figures by benchmark, including results that ``folder`` has from earlier commands.
 
     Raises:
-        ValueError: a result there is damaged.
-        OSError: there is no room, or no right to write.
+        ValueError: a result in ``folder`` is damaged.
+        OSError: the disk is full, or the process may not write there.
     """
     earlier = {path.parent.name: read_result(path.parent) for path in sorted(folder.glob(f"*/{RESULT}"))}
-    summed = {name: _summed_up(result, compared.get(name)) for name, result in {**earlier, **results}.items()}
+    summary = {name: _summarise(result, others.get(name)) for name, result in {**earlier, **results}.items()}
     with whole(folder / "results.json") as building:
-        building.write_text(json.dumps(nonfinite_to_null(summed), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        building.write_text(json.dumps(nonfinite_to_null(summary), indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def _summed_up(result: Result, other: Result | None) -> dict[str, Any]:
-    made_with = {name: result.settings.get(name) for name in ("temperature", "top_p", "max_tokens", "seed")}
-    summed: dict[str, Any] = {
+def _summarise(result: BenchResult, other: BenchResult | None) -> dict[str, Any]:
+    sampling = {name: result.settings.get(name) for name in ("temperature", "top_p", "max_tokens", "seed")}
+    summary: dict[str, Any] = {
         "model": result.settings["model"]["checkpoint"],
-        **made_with,
+        **sampling,
         "questions": len(result.correct),
         "samples": result.samples,
         "average": asdict(result.average()),
-        "pass_at_k": {str(k): asdict(estimate) for k, estimate in result.passing().items()},
+        "pass_at_k": {str(k): asdict(estimate) for k, estimate in result.pass_at_k().items()},
         **result.figures,
     }
     if other is not None:
-        summed["against"] = {"model": other.settings["model"]["checkpoint"], **asdict(compare(other, result))}
-    return summed
+        summary["against"] = {"model": other.settings["model"]["checkpoint"], **asdict(compare(other, result))}
+    return summary

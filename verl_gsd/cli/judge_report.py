@@ -1,4 +1,4 @@
-"""What ``verl-gsd judge calibrate`` prints and writes."""
+"""The output of ``verl-gsd judge calibrate``: tables for the terminal, and values for JSON."""
 
 from __future__ import annotations
 
@@ -17,39 +17,39 @@ from verl_gsd.judge.calibration import Area, Histogram
 _BAR = 24
 
 
-def show(found: Calibration) -> None:
-    """Print all of it: sentences, then tables, then what they do not say."""
-    out.print(f"AUC, all pairs of a right and a wrong response: {_area(found.overall)}")
-    out.print(f"AUC, pairs within groups, which the mask sees: {_area(found.within)}")
-    out.print(_histogram_table(found.histograms))
-    for sentence in found.cannot_say():
+def print_report(calibration: Calibration) -> None:
+    """Print sentences, tables, and caveats."""
+    out.print(f"AUC, all pairs of a right and a wrong response: {_format_auc(calibration.overall)}")
+    out.print(f"AUC, only pairs within a group, which the mask compares: {_format_auc(calibration.within)}")
+    out.print(_histogram_table(calibration.histograms))
+    for sentence in calibration.cannot_say():
         out.print(f"- {sentence}", highlight=False)
-    if found.mask.pairs:
-        out.print(_of_pairs(found.mask), highlight=False)
-        out.print(_mask_table(found.mask))
-        out.print(_sweep_table(found.sweep))
+    if calibration.mask.pairs:
+        out.print(_describe_pairs(calibration.mask), highlight=False)
+        out.print(_mask_table(calibration.mask))
+        out.print(_sweep_table(calibration.sweep))
         for caveat in CAVEATS:
             out.print(f"- {caveat}", highlight=False)
 
 
-def plain(value: Any) -> Any:
-    """A report as JSON has it: null for what is not known, "-inf" and "inf" as texts."""
+def to_json(value: Any) -> Any:
+    """``value`` converted for JSON: null for NaN, "-inf" and "inf" for infinite numbers."""
     if hasattr(value, "__dataclass_fields__"):
-        return plain(asdict(value))
+        return to_json(asdict(value))
     if isinstance(value, Mapping):
-        return {name: plain(entry) for name, entry in value.items()}
+        return {name: to_json(entry) for name, entry in value.items()}
     if isinstance(value, list | tuple | np.ndarray):
-        return [plain(entry) for entry in value]
+        return [to_json(entry) for entry in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else str(value)
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _area(found: Area) -> str:
-    if not found.pairs:
-        return "there are none"
-    interval = "" if math.isnan(found.low) else f" [{found.low:.3f}, {found.high:.3f}]"
-    return f"{found.value:.3f}{interval} ({found.pairs} pairs)"
+def _format_auc(area: Area) -> str:
+    if not area.pairs:
+        return "there are no such pairs"
+    interval = "" if math.isnan(area.low) else f" [{area.low:.3f}, {area.high:.3f}]"
+    return f"{area.value:.3f}{interval} ({area.pairs} pairs)"
 
 
 def _share(value: float) -> str:
@@ -64,18 +64,21 @@ def _histogram_table(histograms: Mapping[str, Histogram]) -> Table:
         table.add_row(
             str(score), *(text for count in counts for text in (str(count), "█" * round(_BAR * count / most)))
         )
-    failed = (text for one in (right, wrong) for text in (str(one.failed), _share(one.failed_share)))
+    failed = (text for counts in (right, wrong) for text in (str(counts.failed), _share(counts.failed_share)))
     table.add_row("failed", *failed)
     return table
 
 
-def _of_pairs(mask: MaskReport) -> str:
-    failed = f"{mask.pairs} pairs within groups. A judgement failed in {_share(mask.unknown)}, which the mask keeps."
+def _describe_pairs(mask: MaskReport) -> str:
+    failed = (
+        f"There are {mask.pairs} pairs within groups. In {_share(mask.unknown)} of them a judgement failed; the mask "
+        "keeps these pairs."
+    )
     if math.isnan(mask.contradicted):
         return failed
     return (
-        f"{failed} Of the others the judge contradicts the verifier in {_share(mask.contradicted)} and scores both "
-        f"alike in {_share(mask.tied)}."
+        f"{failed} In {_share(mask.contradicted)} of the others the judge contradicts the verifier. In "
+        f"{_share(mask.tied)} it scores both responses equally."
     )
 
 
@@ -100,7 +103,7 @@ def _sweep_table(sweep: tuple[Sweep, ...]) -> Table:
         title_justify="left",
     )
     for quality in dict.fromkeys(entry.quality for entry in sweep):
-        mine = [entry for entry in sweep if entry.quality == quality]
-        cells = (f"{_share(entry.mask.signal)}, {_share(entry.mask.groups_silenced)}" for entry in mine)
-        table.add_row(f"{quality:g}", f"{mine[0].auc:.3f}", *cells)
+        entries = [entry for entry in sweep if entry.quality == quality]
+        cells = (f"{_share(entry.mask.signal)}, {_share(entry.mask.groups_silenced)}" for entry in entries)
+        table.add_row(f"{quality:g}", f"{entries[0].auc:.3f}", *cells)
     return table

@@ -1,7 +1,7 @@
-"""Responses on disk, written in parts while they are generated, and what a verifier says of them.
+"""Stores a model's responses on disk in parts, as they are generated, and verifies them.
 
-OUTPUT/BENCH/settings.json              what they depend on
-OUTPUT/BENCH/responses/part_00000.parquet   a row a response, of the same questions always
+OUTPUT/BENCH/settings.json                  all settings that the responses depend on
+OUTPUT/BENCH/responses/part_00000.parquet   one row per response; a part always holds the same questions
 """
 
 from __future__ import annotations
@@ -18,31 +18,31 @@ import pyarrow.parquet as pq
 from verl_gsd.evaluation.benches import Bench
 from verl_gsd.writing import whole
 
-#: Questions in a part.
-PART = 64
+#: Number of questions per part.
+PART_SIZE = 64
 
 SCHEMA = pa.schema(
     [
-        ("question", pa.int32()),  # its place in the benchmark
+        ("question", pa.int32()),  # position in the benchmark
         ("sample", pa.int32()),
         ("text", pa.string()),
         ("tokens", pa.int32()),
-        ("cut_off", pa.bool_()),  # at max_tokens, before it ended by itself
+        ("cut_off", pa.bool_()),  # whether generation stopped at max_tokens
     ]
 )
 
-#: Threads that verify: each waits for a process of the verifier's most of its time.
+#: Number of threads that verify. Most of the time, each waits for a process of the verifier.
 _THREADS = 8
 
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """All responses to a benchmark's Q questions, n samples each.
+    """All responses to a benchmark with Q questions, n samples each.
 
     Attributes:
         texts: Q lists of n texts.
-        tokens: (Q, n) int64, generated.
-        cut_off: (Q, n) bool, ended by max_tokens.
+        tokens: (Q, n) int64, number of generated tokens.
+        cut_off: (Q, n) bool, whether generation stopped at max_tokens.
     """
 
     texts: list[list[str]]
@@ -52,68 +52,77 @@ class Answers:
 
 @dataclass(frozen=True, eq=False)
 class Verdicts:
-    """What the verifier says: ``correct`` (Q, n) bool; ``unverified`` (Q, n) bool, which count as wrong."""
+    """The verifier's results.
+
+    Attributes:
+        correct: (Q, n) bool.
+        unverified: (Q, n) bool, responses that could not be verified. They count as wrong.
+    """
 
     correct: np.ndarray
     unverified: np.ndarray
 
 
-def parts(questions: int) -> list[range]:
-    """The questions of each part."""
-    return [range(start, min(start + PART, questions)) for start in range(0, questions, PART)]
+def part_ranges(questions: int) -> list[range]:
+    """The positions of the questions in each part."""
+    return [range(start, min(start + PART_SIZE, questions)) for start in range(0, questions, PART_SIZE)]
 
 
 def part_file(folder: Path, number: int) -> Path:
-    """Part ``number`` of the responses in OUTPUT/BENCH."""
+    """The file of part ``number`` in ``folder``, which is OUTPUT/BENCH."""
     return folder / "responses" / f"part_{number:05d}.parquet"
 
 
 def write_part(folder: Path, number: int, rows: Sequence[dict]) -> None:
-    """Write a part, whole or not at all."""
+    """Write a part atomically."""
     with whole(part_file(folder, number)) as building:
         pq.write_table(pa.Table.from_pylist(list(rows), SCHEMA), building, compression="zstd")
 
 
 def read_answers(folder: Path, questions: int, samples: int) -> Answers:
-    """All parts.
+    """Read all parts in ``folder``, which is OUTPUT/BENCH.
 
     Raises:
-        ValueError: a part is missing, not readable, or of other questions; the message names the file.
+        ValueError: a part is missing, unreadable, or belongs to other questions. The message names the file.
     """
     texts: list[list[str]] = []
     tokens: np.ndarray = np.zeros((questions, samples), np.int64)
     cut_off: np.ndarray = np.zeros((questions, samples), bool)
-    for number, of_part in enumerate(parts(questions)):
+    for number, positions in enumerate(part_ranges(questions)):
         path = part_file(folder, number)
         try:
             rows = pq.read_table(path, schema=SCHEMA).to_pylist()
         except (OSError, pa.ArrowException) as error:
-            raise ValueError(f"{path}: not readable as responses ({error}). Remove it and run the same line") from error
-        expected = [(question, sample) for question in of_part for sample in range(samples)]
+            raise ValueError(
+                f"{path}: cannot be read as responses ({error}). Remove it and run the same command"
+            ) from error
+        expected = [(question, sample) for question in positions for sample in range(samples)]
         if [(row["question"], row["sample"]) for row in rows] != expected:
-            raise ValueError(f"{path}: responses to other questions. Remove it and run the same line")
+            raise ValueError(f"{path}: the responses belong to other questions. Remove it and run the same command")
         for row in rows:
             tokens[row["question"], row["sample"]] = row["tokens"]
             cut_off[row["question"], row["sample"]] = row["cut_off"]
-        flat = [row["text"] for row in rows]
-        texts += [flat[place : place + samples] for place in range(0, len(flat), samples)]
+        part_texts = [row["text"] for row in rows]
+        texts += [part_texts[start : start + samples] for start in range(0, len(part_texts), samples)]
     return Answers(texts, tokens, cut_off)
 
 
 def verify(bench: Bench, answers: Answers, on_done: Callable[[int], None]) -> Verdicts:
-    """Every response against its question's answer.
+    """Compare every response with the answer to its question.
 
     Args:
-        on_done: told how many are verified so far.
+        on_done: called with the number of responses verified so far.
     """
     compute_score = bench.compute_score()
     shape = answers.tokens.shape
-    asked = [(text, question.truth) for question, of in zip(bench.questions, answers.texts, strict=True) for text in of]
-    correct: np.ndarray = np.zeros(len(asked), bool)
+    pairs = [
+        (text, question.truth) for question, texts in zip(bench.questions, answers.texts, strict=True) for text in texts
+    ]
+    correct: np.ndarray = np.zeros(len(pairs), bool)
     unverified = correct.copy()
     with ThreadPoolExecutor(_THREADS) as threads:
-        for place, score in enumerate(threads.map(lambda pair: compute_score(bench.name, *pair), asked)):
-            correct[place] = score["acc"] > 0
-            unverified[place] = score.get("unverified", 0.0) > 0
-            on_done(place + 1)
+        for row, score in enumerate(threads.map(lambda pair: compute_score(bench.name, *pair), pairs)):
+            correct[row] = score["acc"] > 0
+            unverified[row] = score.get("unverified", 0.0) > 0
+            on_done(row + 1)
     return Verdicts(correct.reshape(shape), unverified.reshape(shape))

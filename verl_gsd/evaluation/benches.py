@@ -1,4 +1,4 @@
-"""Benchmarks: prepared test problems, who verifies answers to them, and how often each is asked."""
+"""Benchmarks: prepared test questions, their verifier, and the default number of samples per question."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from verl_gsd.preparation import manifest
 from verl_gsd.preparation.reading import sha256
 from verl_gsd.tasks import embedded
 
-#: Samples a question where --samples does not say: 32 of the small sets, as GVPO's paper (arXiv 2504.19599) has it for
-#: AIME24 and LUFFY's (arXiv 2504.14945), DaGRPO's reference design, for AIME and AMC; elsewhere 1.
+#: Default number of samples per question: 32 for the small sets, 1 for all others. GVPO's paper (arXiv 2504.19599) uses
+#: 32 for AIME24. LUFFY's paper (arXiv 2504.14945), DaGRPO's reference design, uses 32 for AIME and AMC.
 SAMPLES = {"aime24": 32, "aime25": 32, "amc23": 32}
 
-#: The embedded task; its folder is not one of prepared data.
+#: The name of the embedded task, whose folder does not have the layout of prepared data.
 ARITHMETIC = "arithmetic"
 
 Verifier = Callable[..., dict[str, float]]
 
 
 @dataclass(frozen=True)
-class Question:
-    """One row: its index, the chat that asks it, and the reference answer."""
+class BenchQuestion:
+    """One question of a benchmark: its index, the chat that asks it, and the reference answer."""
 
     index: int
     chat: list[dict[str, str]]
@@ -39,71 +39,77 @@ class Bench:
     """A benchmark.
 
     Attributes:
-        name: as ``prepare`` and ``eval`` call it.
+        name: its name in ``verl-gsd prepare`` and ``verl-gsd eval``.
         file: its rows, in verl's columns.
-        sha256: of the file.
-        verifier: the module whose ``compute_score`` verifies.
-        questions: all of them, in the file's order.
+        sha256: SHA-256 of the file.
+        verifier: the module whose ``compute_score`` verifies responses.
+        questions: all questions, in the file's order.
     """
 
     name: str
     file: Path
     sha256: str
     verifier: str
-    questions: tuple[Question, ...]
+    questions: tuple[BenchQuestion, ...]
 
-    def samples(self, asked: int | None) -> int:
-        """Samples a question."""
-        return asked or SAMPLES.get(self.name, 1)
+    def samples_per_question(self, requested: int | None) -> int:
+        """``requested``, or the benchmark's default if that is None."""
+        return requested or SAMPLES.get(self.name, 1)
 
     def compute_score(self) -> Verifier:
         """The verifier's function."""
         return importlib.import_module(self.verifier).compute_score
 
 
-def find(name: str, data: Path, arithmetic: Path) -> Bench:
-    """The benchmark ``name`` below the folder ``data`` of prepared sets; the embedded task in its own.
+def find_bench(name: str, data: Path, arithmetic: Path) -> Bench:
+    """The benchmark ``name``.
+
+    Args:
+        data: the folder of prepared data sets.
+        arithmetic: the folder of the embedded task.
 
     Raises:
-        ValueError: it is not prepared, is not what was prepared, or has no verifier.
+        ValueError: the benchmark is not prepared, its file has changed since, or it has no verifier.
     """
     if name == ARITHMETIC:
         if not embedded.is_ready(arithmetic):
-            raise ValueError(f"--bench {name}: not in {arithmetic}. Run verl-gsd prepare {name}")
-        return _bench(name, arithmetic / "test.parquet", "verl_gsd.tasks.arithmetic")
+            raise ValueError(f"--bench {name}: it is not in {arithmetic}. Run verl-gsd prepare {name}")
+        return _read_bench(name, arithmetic / "test.parquet", "verl_gsd.tasks.arithmetic")
     manifest.check_name(name)
-    made = manifest.read_manifest(data / name)
-    if made is None:
-        raise ValueError(f"--bench {name}: not in {data / name}. Run verl-gsd prepare {name}")
-    file, verifier = made.file("test"), made.splits["test"].get("verifier")
+    data_set = manifest.read_manifest(data / name)
+    if data_set is None:
+        raise ValueError(f"--bench {name}: it is not in {data / name}. Run verl-gsd prepare {name}")
+    file, verifier = data_set.file("test"), data_set.splits["test"].get("verifier")
     if not isinstance(verifier, str) or not verifier.startswith("verl_gsd.tasks."):
-        raise ValueError(f"--bench {name}: its reward is a model's; it has no answers to verify")
-    return _bench(name, file, verifier)
+        raise ValueError(
+            f"--bench {name}: its rewards come from a model, so it has no reference answers to verify against"
+        )
+    return _read_bench(name, file, verifier)
 
 
-def _bench(name: str, file: Path, verifier: str) -> Bench:
+def _read_bench(name: str, file: Path, verifier: str) -> Bench:
     try:
         table = pq.read_table(file, columns=["prompt", "reward_model", "extra_info"])
     except (OSError, pa.ArrowException, KeyError) as error:
-        raise ValueError(f"{file}: not readable as verl's columns: {error}") from error
+        raise ValueError(f"{file}: cannot be read as a data set with verl's columns: {error}") from error
     questions = tuple(_question(file, number, row) for number, row in enumerate(table.to_pylist()))
     if not questions:
-        raise ValueError(f"{file}: no rows")
+        raise ValueError(f"{file}: there are no rows in this file")
     indices = [question.index for question in questions]
     if repeated := {index for index in indices if indices.count(index) > 1} if len(set(indices)) < len(indices) else ():
-        raise ValueError(f"{file}: index {min(repeated)} is there twice. Give each question its own")
+        raise ValueError(f"{file}: index {min(repeated)} occurs more than once. Give each question its own index")
     return Bench(name, file, sha256(file), verifier, questions)
 
 
-def _question(file: Path, number: int, row: dict[str, Any]) -> Question:
+def _question(file: Path, number: int, row: dict[str, Any]) -> BenchQuestion:
     try:
         truth, index = row["reward_model"]["ground_truth"], row["extra_info"]["index"]
         chat = [{"role": message["role"], "content": message["content"]} for message in row["prompt"]]
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{file}, row {number} (the first is 0): not verl's columns: {error!r}") from error
+        raise ValueError(f"{file}, row {number} (the first is 0): this row lacks verl's columns: {error!r}") from error
     if not isinstance(truth, str) or not isinstance(index, int) or not chat:
         raise ValueError(
-            f"{file}, row {number} (the first is 0): write a text as reward_model.ground_truth, a whole number as "
-            f"extra_info.index, and a chat; not {truth!r:.40}, {index!r:.40}"
+            f"{file}, row {number} (the first is 0): reward_model.ground_truth must be a text, extra_info.index must "
+            f"be an integer, and the chat needs a message. Found {truth!r:.40}, {index!r:.40} and {len(chat)} messages"
         )
-    return Question(index, chat, truth)
+    return BenchQuestion(index, chat, truth)

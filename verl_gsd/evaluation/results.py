@@ -1,6 +1,6 @@
-"""What an evaluation amounts to: figures of one benchmark with intervals over questions, and two models compared.
+"""The results of an evaluation: figures of one benchmark with intervals over questions, and a comparison of two models.
 
-OUTPUT/BENCH/result.json    figures, what they were measured with, and each question's right samples
+OUTPUT/BENCH/result.json    figures, settings, and each question's number of right samples
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from verl_gsd.evaluation.answers import Answers, Verdicts
 from verl_gsd.evaluation.intervals import Estimate, PairedTest, mean_by_question, paired_test
-from verl_gsd.evaluation.passing import pass_at_k
+from verl_gsd.evaluation.pass_at_k import pass_at_k
 from verl_gsd.writing import whole
 
 RESULT, SETTINGS = "result.json", "settings.json"
@@ -23,16 +23,16 @@ FORMAT = 1
 
 
 @dataclass(frozen=True, eq=False)
-class Result:
-    """One model on one benchmark.
+class BenchResult:
+    """One model's result on one benchmark.
 
     Attributes:
-        settings: what it was measured with; ``settings["model"]`` alone says with which weights.
-        indices: (Q,) int64, the questions'.
-        samples: n, of each question.
-        correct: (Q,) int64, right samples of each.
-        figures: unverified and cut_off (shares of samples), tokens (mean), and of a second opinion what
-            ``opinion.opinion`` says.
+        settings: all settings of the evaluation. ``settings["model"]`` identifies the weights; nothing else does.
+        indices: (Q,) int64, the questions' indices.
+        samples: n, number of samples per question.
+        correct: (Q,) int64, number of right samples per question.
+        figures: ``unverified`` and ``cut_off`` (shares of samples), ``tokens`` (mean), and with an LLM verifier the
+            figures of ``llm_verifier.verify_with_llm``.
     """
 
     settings: Mapping[str, Any]
@@ -45,39 +45,39 @@ class Result:
         """avg@n: the mean over questions of the share of right samples."""
         return mean_by_question(self.correct / self.samples)
 
-    def passing(self) -> dict[int, Estimate]:
-        """pass@k for k of 2, 4, ... up to n; pass@1 is the average."""
+    def pass_at_k(self) -> dict[int, Estimate]:
+        """pass@k for k = 2, 4, ... up to n. pass@1 is the average."""
         ks = [2**power for power in range(1, self.samples.bit_length())]
-        drawn = np.full(len(self.correct), self.samples)
-        return {k: mean_by_question(pass_at_k(drawn, self.correct, k)) for k in ks}
+        samples = np.full(len(self.correct), self.samples)
+        return {k: mean_by_question(pass_at_k(samples, self.correct, k)) for k in ks}
 
 
-def result_of(
+def build_result(
     settings: Mapping[str, Any],
     indices: np.ndarray,
     answers: Answers,
     verdicts: Verdicts,
     more: Mapping[str, float | str],
-) -> Result:
-    """The result of all samples; ``more`` are further figures."""
+) -> BenchResult:
+    """The result of all samples, with further figures ``more``."""
     figures = {
         "unverified": float(verdicts.unverified.mean()),
         "cut_off": float(answers.cut_off.mean()),
         "tokens": float(answers.tokens.mean()),
         **more,
     }
-    return Result(settings, indices, answers.tokens.shape[1], verdicts.correct.sum(axis=1), figures)
+    return BenchResult(settings, indices, answers.tokens.shape[1], verdicts.correct.sum(axis=1), figures)
 
 
-def write_result(folder: Path, result: Result) -> None:
-    """Write OUTPUT/BENCH/result.json, whole or not at all."""
+def write_result(folder: Path, result: BenchResult) -> None:
+    """Write OUTPUT/BENCH/result.json atomically."""
     content = {
         "format": FORMAT,
         "settings": dict(result.settings),
         "questions": len(result.correct),
         "samples": result.samples,
         "average": asdict(result.average()),
-        "pass_at_k": {str(k): asdict(estimate) for k, estimate in result.passing().items()},
+        "pass_at_k": {str(k): asdict(estimate) for k, estimate in result.pass_at_k().items()},
         "figures": dict(result.figures),
         "indices": result.indices.tolist(),
         "correct": result.correct.tolist(),
@@ -86,47 +86,47 @@ def write_result(folder: Path, result: Result) -> None:
         building.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def read_result(folder: Path) -> Result:
-    """Read it back; the estimates are computed anew.
+def read_result(folder: Path) -> BenchResult:
+    """Read OUTPUT/BENCH/result.json. The estimates are computed again from the counts.
 
     Raises:
-        ValueError: it is not there, or none of ours; the message names the file.
+        ValueError: the file is missing, or is not a result. The message names it.
     """
     path = folder / RESULT
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
-            raise ValueError(f"of format {content['format']}, this package reads {FORMAT}")
+            raise ValueError(f"it has format {content['format']}, and this package reads format {FORMAT}")
         indices, correct = (np.array(content[name], dtype=np.int64) for name in ("indices", "correct"))
         samples = int(content["samples"])
         if indices.shape != correct.shape or not ((correct >= 0) & (correct <= samples)).all() or samples < 1:
-            raise ValueError("its correct is no list of numbers from 0 to samples, one a question")
-        return Result(dict(content["settings"]), indices, samples, correct, dict(content["figures"]))
+            raise ValueError("correct must be a list of numbers from 0 to samples, one per question")
+        return BenchResult(dict(content["settings"]), indices, samples, correct, dict(content["figures"]))
     except (OSError, OverflowError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: not a result of verl-gsd eval ({error})") from error
+        raise ValueError(f"{path}: cannot be read as a result of verl-gsd eval ({error})") from error
 
 
-def require_comparable(first: Mapping[str, Any], second: Mapping[str, Any]) -> None:
-    """Refuse to compare results whose settings differ in anything but the model.
+def check_comparable(first: Mapping[str, Any], second: Mapping[str, Any]) -> None:
+    """Check that the settings of two results differ only in the model.
 
     Raises:
-        ValueError: they do; the message names what.
+        ValueError: another setting differs. The message names it.
     """
     for name in sorted({*first, *second} - {"model"}):
         if first.get(name) != second.get(name):
             raise ValueError(
-                f"{second.get('bench')}: {name} was {first.get(name)!r:.80} there and is {second.get(name)!r:.80} here."
-                " Measured otherwise, they cannot be compared question by question: evaluate both with the same options"
+                f"{second.get('bench')}: {name} is {first.get(name)!r:.80} in the other evaluation and "
+                f"{second.get(name)!r:.80} in this one, so they cannot be compared. Use the same options for both"
             )
 
 
-def compare(first: Result, second: Result) -> PairedTest:
-    """How the second model does against the first, question by question.
+def compare(first: BenchResult, second: BenchResult) -> PairedTest:
+    """Compare the second model with the first, question by question.
 
     Raises:
-        ValueError: as ``require_comparable``, or the questions are others.
+        ValueError: see ``check_comparable``; or the questions differ.
     """
-    require_comparable(first.settings, second.settings)
+    check_comparable(first.settings, second.settings)
     if first.indices.tolist() != second.indices.tolist() or first.samples != second.samples:
-        raise ValueError("the questions, or the samples of each, are others there")
+        raise ValueError("the other evaluation has other questions, or another number of samples per question")
     return paired_test(first.correct / first.samples, second.correct / second.samples)

@@ -1,7 +1,7 @@
-"""A model on benchmarks: prompts, responses, verdicts, results, each kept on disk so that what was stopped goes on.
+"""Evaluates a model on benchmarks: prompts, responses, verdicts, results. All are on disk, so that it can be resumed.
 
 OUTPUT/model                the merged weights of a run's checkpoint
-OUTPUT/generation.log       what vLLM printed
+OUTPUT/generation.log       vLLM's output
 OUTPUT/BENCH/               settings, responses and the result (evaluation/answers.py, evaluation/results.py)
 """
 
@@ -22,33 +22,39 @@ from verl_gsd.errors import ConfigError
 from verl_gsd.evaluation import merge
 from verl_gsd.evaluation.answers import Answers, Verdicts, read_answers, verify
 from verl_gsd.evaluation.benches import Bench
-from verl_gsd.evaluation.results import SETTINGS, Result, require_comparable, result_of, write_result
-from verl_gsd.evaluation.vllm_job import Job, Task, generate
+from verl_gsd.evaluation.results import SETTINGS, BenchResult, build_result, check_comparable, write_result
+from verl_gsd.evaluation.vllm_job import GenerationJob, GenerationTask, generate
 from verl_gsd.preparation.chats import ChatTemplate
 from verl_gsd.preparation.reading import hub_revision
 from verl_gsd.run.checks.validate import cpu_engine_problem
 from verl_gsd.writing import whole
 
-#: Told what is being done, how much of it is, and how much there is.
+#: Called with the description of the current work, the number of finished items, and the number of all items.
 OnProgress = Callable[[str, int, int], None]
 
-#: What else says of the responses in OUTPUT/BENCH whether they are right: figures for the result.
-Second = Callable[[Bench, Path, Answers, Verdicts, Callable[[int], None]], dict[str, float | str]]
+#: Verifies the responses in OUTPUT/BENCH with an LLM and returns further figures for the result. The last argument is
+#: called with the number of responses verified.
+LlmVerifier = Callable[[Bench, Path, Answers, Verdicts, Callable[[int], None]], dict[str, float | str]]
 
 
 @dataclass(frozen=True)
-class Model:
-    """A model to evaluate: the folder or hub name that is loaded, its revision there, and what a result says of its
-    weights."""
+class EvaluatedModel:
+    """A model to evaluate.
+
+    Attributes:
+        path: the folder or the name on the hub that is loaded.
+        description: identifies the weights in a result.
+        revision: the revision on the hub; None for a folder.
+    """
 
     path: str
-    described: dict[str, Any]
+    description: dict[str, Any]
     revision: str | None = None
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How responses are drawn. At temperature 0 the most probable token is taken; ``max_tokens`` are a response's."""
+    """Sampling parameters. At temperature 0 the most probable token is taken. ``max_tokens`` is per response."""
 
     temperature: float
     top_p: float
@@ -56,38 +62,42 @@ class Sampling:
     seed: int
 
 
-def model_of(checkpoint: str, folder: Path) -> Model:
-    """RUN/global_step_N, merged into ``folder``/model; a model's own folder, or its name on the hub, as it is.
+def resolve_model(checkpoint: str, folder: Path) -> EvaluatedModel:
+    """The model that ``checkpoint`` names.
+
+    RUN/global_step_N is merged into ``folder``/model. A model's own folder, or its name on the hub, is used directly.
 
     Raises:
-        ConfigError: it is none of them, or not whole.
-        OSError: there is no room, or no right to write.
+        ConfigError: ``checkpoint`` is none of these, or is incomplete.
+        OSError: the disk is full, or the process may not write there.
     """
     path = Path(checkpoint)
     if path.exists() or path.name.startswith("global_step_"):
-        described = described_by(path)
+        description = describe_weights(path)
         if _is_model(path):
-            return Model(str(path), described)
+            return EvaluatedModel(str(path), description)
         merge.merge(path, folder / "model")
-        return Model(str(folder / "model"), described)
+        return EvaluatedModel(str(folder / "model"), description)
     if checkpoint.count("/") != 1 or checkpoint[0] in "/.~":
-        raise ConfigError(f"--checkpoint {checkpoint}: is not there")
+        raise ConfigError(
+            f"--checkpoint {checkpoint}: there is no such folder. Use RUN/global_step_N, a model's folder or hub name"
+        )
     revision = hub_revision("model", checkpoint)
-    return Model(checkpoint, {"checkpoint": checkpoint, "revision": revision}, revision)
+    return EvaluatedModel(checkpoint, {"checkpoint": checkpoint, "revision": revision}, revision)
 
 
-def described_by(path: Path) -> dict[str, Any]:
-    """What a result says of the weights in a folder, a checkpoint's or a model's.
+def describe_weights(path: Path) -> dict[str, Any]:
+    """The description, in a result, of the weights in the folder of a checkpoint or a model.
 
     Raises:
-        ConfigError: it is neither, or not whole.
+        ConfigError: the folder is neither, or is incomplete.
     """
     if not _is_model(path):
-        return {"checkpoint": str(path.resolve()), "files": merge.shards(path)}
+        return {"checkpoint": str(path.resolve()), "files": merge.shard_files(path)}
     weights = sorted([*path.glob("*.safetensors"), *path.glob("*.bin")])
     if not weights:
-        raise ConfigError(f"--checkpoint {path}: has no weights (*.safetensors)")
-    return {"checkpoint": str(path.resolve()), "files": merge.identity(weights)}
+        raise ConfigError(f"--checkpoint {path}: there are no weights (*.safetensors) in this folder")
+    return {"checkpoint": str(path.resolve()), "files": merge.file_identities(weights)}
 
 
 def _is_model(path: Path) -> bool:
@@ -95,7 +105,7 @@ def _is_model(path: Path) -> bool:
 
 
 def evaluate(
-    model: Model,
+    model: EvaluatedModel,
     benches: Sequence[Bench],
     folder: Path,
     sampling: Sampling,
@@ -103,30 +113,30 @@ def evaluate(
     template_options: Mapping[str, Any],
     samples: int | None,
     tensor_parallel: int,
-    against: Mapping[str, Result],
-    second: Second | None,
+    against: Mapping[str, BenchResult],
+    llm_verifier: LlmVerifier | None,
     on_progress: OnProgress,
-) -> dict[str, Result]:
-    """The results by benchmark, computed and written below ``folder``.
+) -> dict[str, BenchResult]:
+    """Evaluate ``model`` on ``benches``, write the results to ``folder``, and return them by benchmark.
 
     Args:
-        template_options: what the chat template is given beside the chat, as in the run's training.
-        samples: responses a question; None for each benchmark's own number, or 1 at temperature 0.
-        against: results that these are to be compared with: settings that do not allow it are refused before anything
-            is generated.
-        second: a second opinion on the responses; None for none.
+        template_options: further arguments of the chat template. Use the same as in the run's training.
+        samples: responses per question. None for each benchmark's default, or 1 at temperature 0.
+        against: results that the new ones will be compared with. If the settings are not comparable, nothing is
+            generated.
+        llm_verifier: also verifies the responses with an LLM; None for only the rule-based verifier.
 
     Raises:
-        ValueError: a prompt does not fit, responses of other settings are there, one of their files is damaged, or
-            ``against`` was measured otherwise.
+        ValueError: a prompt is too long, ``folder`` has responses with other settings or a damaged file, or ``against``
+            has other settings.
         ConfigError: vLLM failed.
-        OSError: there is no room, or no right to write.
+        OSError: the disk is full, or the process may not write there.
     """
     import torch
 
     on_cpu = not torch.cuda.is_available()
     if on_cpu and tensor_parallel > 1:
-        raise ConfigError(f"--tensor-parallel {tensor_parallel}: there is no GPU here. Leave it out")
+        raise ConfigError(f"--tensor-parallel {tensor_parallel}: this machine has no GPU. Remove this option")
     if on_cpu and (problem := cpu_engine_problem()):
         raise ConfigError(f"no GPU is visible, and {problem}")
     dtype = "float32" if on_cpu else "bfloat16"
@@ -134,18 +144,19 @@ def evaluate(
     tasks, settings = [], {}
     for bench in benches:
         prompts = [template.tokens(question.chat) for question in bench.questions]
-        drawn = 1 if sampling.temperature == 0 else bench.samples(samples)
-        tasks.append(Task(str((folder / bench.name).resolve()), prompts, drawn))
-        settings[bench.name] = _settings(bench, model, template, sampling, drawn, dtype)
+        samples_per_question = 1 if sampling.temperature == 0 else bench.samples_per_question(samples)
+        tasks.append(GenerationTask(str((folder / bench.name).resolve()), prompts, samples_per_question))
+        settings[bench.name] = _settings(bench, model, template, sampling, samples_per_question, dtype)
         if bench.name in against:
-            require_comparable(against[bench.name].settings, settings[bench.name])
-    _require_room(benches, tasks, sampling.max_tokens, template)
-    _require_one_model(folder, {bench.name for bench in benches}, model)
-    for task, wanted in zip(tasks, settings.values(), strict=True):
-        _begin(Path(task.folder), wanted, is_begun=len(task.missing()) < task.parts())
-    parts = sum(task.parts() for task in tasks)
+            check_comparable(against[bench.name].settings, settings[bench.name])
+    _check_context_length(benches, tasks, sampling.max_tokens, template)
+    _check_single_model(folder, {bench.name for bench in benches}, model)
+    for task, task_settings in zip(tasks, settings.values(), strict=True):
+        has_responses = len(task.missing_parts()) < task.part_count()
+        _write_or_check_settings(Path(task.folder), task_settings, has_responses)
+    parts = sum(task.part_count() for task in tasks)
     generate(
-        Job(
+        GenerationJob(
             model.path,
             dtype,
             **asdict(sampling),
@@ -155,20 +166,21 @@ def evaluate(
             tasks=tasks,
         ),
         folder / "generation.log",
-        lambda: on_progress("parts generated", parts - sum(len(task.missing()) for task in tasks), parts),
+        lambda: on_progress("parts generated", parts - sum(len(task.missing_parts()) for task in tasks), parts),
     )
     return {
-        bench.name: _result(bench, folder / bench.name, settings[bench.name], second, on_progress) for bench in benches
+        bench.name: _verify_and_write(bench, folder / bench.name, settings[bench.name], llm_verifier, on_progress)
+        for bench in benches
     }
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Work in the output folder ``folder`` as the only process.
+def lock_output(folder: Path) -> Iterator[None]:
+    """Create the output folder and lock it, so that no other process evaluates into it.
 
     Raises:
-        ConfigError: another one does.
-        OSError: there is no room, or no right to write.
+        ConfigError: another process holds the lock.
+        OSError: the disk is full, or the process may not write there.
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -176,21 +188,21 @@ def alone(folder: Path) -> Iterator[None]:
             yield
     except Timeout:
         raise ConfigError(
-            f"--output {folder}: another process evaluates into it. Wait for it, or write another"
+            f"--output {folder}: another process is evaluating into this folder. Wait for it, or use another --output"
         ) from None
 
 
 def _settings(
-    bench: Bench, model: Model, template: ChatTemplate, sampling: Sampling, samples: int, dtype: str
+    bench: Bench, model: EvaluatedModel, template: ChatTemplate, sampling: Sampling, samples: int, dtype: str
 ) -> dict[str, Any]:
-    """All that a result depends on; two models are compared where all but the model is the same."""
-    first = bench.questions[0].chat
+    """All settings that a result depends on. Two results are comparable if only the model differs."""
+    first_chat = bench.questions[0].chat
     return {
-        "model": model.described,
+        "model": model.description,
         "bench": bench.name,
         "bench_sha256": bench.sha256,
         "verifier": bench.verifier,
-        "first_prompt": template.text(first),
+        "first_prompt": template.text(first_chat),
         "chat_template_sha256": template.sha256,
         "chat_template_options": template.options,
         **asdict(sampling),
@@ -208,71 +220,84 @@ def _vllm_version() -> str | None:
     return None
 
 
-def _require_room(benches: Sequence[Bench], tasks: Sequence[Task], max_tokens: int, template: ChatTemplate) -> None:
-    read = template.context_length()
+def _check_context_length(
+    benches: Sequence[Bench], tasks: Sequence[GenerationTask], max_tokens: int, template: ChatTemplate
+) -> None:
+    """Raise a ValueError if the longest prompt and ``max_tokens`` exceed the model's context length."""
+    context_length = template.context_length()
     longest, bench, row = max(
         (len(prompt), bench.name, row)
         for bench, task in zip(benches, tasks, strict=True)
         for row, prompt in enumerate(task.prompts)
     )
-    if read is None or longest + max_tokens <= read:
+    if context_length is None or longest + max_tokens <= context_length:
         return
-    found = f"{bench}, row {row} has a prompt of {longest} tokens, and the model reads {read}"
-    if longest >= read:
-        raise ValueError(f"--bench {bench}: {found}. Leave it out")
+    problem = (
+        f"{bench}, row {row} has a prompt of {longest} tokens, and the model's context has {context_length} tokens"
+    )
+    if longest >= context_length:
+        raise ValueError(f"--bench {bench}: {problem}. Remove this benchmark from --bench")
     raise ValueError(
-        f"--max-tokens {max_tokens}: {found}. Write --max-tokens {read - longest}, which all of these benchmarks allow"
+        f"--max-tokens {max_tokens}: {problem}. Use --max-tokens {context_length - longest}, which works for all of "
+        "these benchmarks"
     )
 
 
-def _require_one_model(folder: Path, benches: set[str], model: Model) -> None:
-    """An output folder has one model's results, for its results.json is read as one model's."""
+def _check_single_model(folder: Path, benches: set[str], model: EvaluatedModel) -> None:
+    """Raise a ConfigError if ``folder`` has results of another model. Its results.json is for one model only."""
     for path in sorted(folder.glob(f"*/{SETTINGS}")):
         bench = path.parent.name
         if bench in benches:
-            continue  # ``_begin`` looks at all of its settings
+            continue  # ``_write_or_check_settings`` checks all of its settings
         try:
             other = dict(json.loads(path.read_text(encoding="utf-8"))["model"])
         except (KeyError, TypeError, ValueError) as error:
-            raise ConfigError(f"{path}: not readable ({error!r}). Remove {path.parent}") from error
-        if other != model.described:
+            raise ConfigError(f"{path}: cannot be read ({error!r}). Remove {path.parent}") from error
+        if other != model.description:
             raise ConfigError(
-                f"--output {folder}: has {bench} by {other.get('checkpoint')}, as its weights were then, and this line "
-                f"is of {model.described['checkpoint']}. Write another --output, or remove {path.parent}"
+                f"--output {folder}: this folder has results on {bench} of {other.get('checkpoint')} with its weights "
+                f"at that time, and this command evaluates {model.description['checkpoint']}. Use another --output, or "
+                f"remove {path.parent}"
             )
 
 
-def _begin(folder: Path, wanted: dict[str, Any], is_begun: bool) -> None:
-    """Write down what the responses in ``folder`` depend on; those made otherwise are not gone on with."""
+def _write_or_check_settings(folder: Path, settings: dict[str, Any], has_responses: bool) -> None:
+    """Write the settings of the responses in ``folder``, or check that its existing responses have the same ones."""
     path = folder / SETTINGS
-    if not is_begun:
+    if not has_responses:
         with whole(path) as building:
-            building.write_text(json.dumps(wanted, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            building.write_text(json.dumps(settings, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         return
     try:
         before = dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: not readable ({error}). Remove {folder} and run the same line") from error
-    other = next((key for key in {**wanted, **before} if before.get(key) != wanted.get(key)), None)
-    if other is not None:
+        raise ValueError(f"{path}: cannot be read ({error}). Remove {folder} and run the same command") from error
+    different = next((key for key in {**settings, **before} if before.get(key) != settings.get(key)), None)
+    if different is not None:
         raise ValueError(
-            f"{folder}: has responses made with {other}={before.get(other)!r:.100}, and this line says "
-            f"{wanted.get(other)!r:.100}. Write another --output, or remove that folder"
+            f"{folder}: this folder has responses with {different}={before.get(different)!r:.100}, and this command "
+            f"has {settings.get(different)!r:.100}. Use another --output, or remove the folder"
         )
 
 
-def _result(
-    bench: Bench, folder: Path, settings: dict[str, Any], second: Second | None, on_progress: OnProgress
-) -> Result:
+def _verify_and_write(
+    bench: Bench, folder: Path, settings: dict[str, Any], llm_verifier: LlmVerifier | None, on_progress: OnProgress
+) -> BenchResult:
     answers = read_answers(folder, len(bench.questions), settings["samples"])
-    said, total = f"{bench.name} verified", answers.tokens.size
-    verdicts = verify(bench, answers, lambda done: on_progress(said, done, total))
+    total = answers.tokens.size
+    verdicts = verify(bench, answers, lambda done: on_progress(f"{bench.name} verified", done, total))
     indices = np.array([question.index for question in bench.questions], dtype=np.int64)
     more: Mapping[str, float | str] = (
-        second(bench, folder, answers, verdicts, lambda done: on_progress(f"{bench.name}, second opinion", done, total))
-        if second
+        llm_verifier(
+            bench,
+            folder,
+            answers,
+            verdicts,
+            lambda done: on_progress(f"{bench.name} verified by the LLM", done, total),
+        )
+        if llm_verifier
         else {}
     )
-    result = result_of(settings, indices, answers, verdicts, more)
+    result = build_result(settings, indices, answers, verdicts, more)
     write_result(folder, result)
     return result

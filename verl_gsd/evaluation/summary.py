@@ -1,4 +1,4 @@
-"""What a finished run amounts to: held-out accuracy before and after, steps, seconds a step."""
+"""Summarises a finished run: held-out accuracy before and after, number of steps, seconds per step."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from dataclasses import dataclass
 
 from verl_gsd.evaluation.intervals import Proportion, wilson
 
-#: What verl calls a held-out accuracy.
+#: verl's metric names of held-out accuracies.
 ACCURACY = re.compile(r"^val-core/(?P<source>.+)/acc/mean@\d+$")
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """One validation: its step, the accuracy, and the interval where the number of trials is known."""
+    """The accuracy of one validation. ``interval`` is None if the number of prompts is unknown."""
 
     step: int
     value: float
@@ -28,7 +28,7 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Accuracy on one data source's held-out prompts at the first and, if there was another, the last validation."""
+    """Accuracies on one data source's held-out prompts: of the first validation and, if there are more, of the last."""
 
     source: str
     accuracies: tuple[Accuracy, ...]
@@ -36,7 +36,7 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class Summary:
-    """``seconds_per_step`` is the median of verl's own step timer; None where no step was made."""
+    """The summary of a run. ``seconds_per_step`` is the median of verl's step timer; None if there was no step."""
 
     held_out: list[HeldOut]
     steps: int
@@ -44,20 +44,23 @@ class Summary:
 
 
 def summarise(metrics: Sequence[tuple[int, Mapping[str, float]]], prompts: Mapping[str, int]) -> Summary:
-    """Read a run's metrics lines.
+    """Summarise a run's metrics.
 
     Args:
-        metrics: (step, scalars), in order.
-        prompts: held-out prompts per data source where that is known: the trials of the interval. Several samples a
-            prompt are counted as one, which makes the interval wider than need be, never narrower.
+        metrics: (step, scalars by name), in order.
+        prompts: number of held-out prompts per data source, if known. The interval counts each prompt as one trial.
+            With several samples per prompt it is therefore wider than necessary, but never too narrow.
     """
     seconds = [data["timing_s/step"] for _, data in metrics if "timing_s/step" in data]
-    seen: dict[str, list[Accuracy]] = {}
+    by_source: dict[str, list[Accuracy]] = {}
     for step, data in metrics:
         for name, value in data.items():
             if (match := ACCURACY.match(name)) and not math.isnan(value):
                 n = prompts.get(match["source"])
                 interval = wilson(value * n, n) if n and 0 <= value <= 1 else None
-                seen.setdefault(match["source"], []).append(Accuracy(step, value, interval))
-    held_out = [HeldOut(source, tuple(dict.fromkeys((all_[0], all_[-1])))) for source, all_ in seen.items()]
+                by_source.setdefault(match["source"], []).append(Accuracy(step, value, interval))
+    held_out = [
+        HeldOut(source, tuple(dict.fromkeys((accuracies[0], accuracies[-1]))))
+        for source, accuracies in by_source.items()
+    ]
     return Summary(held_out, len(seconds), statistics.median(seconds) if seconds else None)

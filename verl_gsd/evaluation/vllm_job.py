@@ -1,7 +1,7 @@
-"""Responses of a model to benchmarks by vLLM, in a process of its own: ``python -m verl_gsd.evaluation.vllm_job JOB``.
+"""Generates responses with vLLM in a subprocess: ``python -m verl_gsd.evaluation.vllm_job JOB PARENT_PID``.
 
-JOB is a JSON file of a ``Job``. Parts that are there already are not generated again; a sample's seed is a function of
-the job's, of the question and of the sample alone, so that neither the parts before it nor a restart changes it.
+JOB is a JSON file with a ``GenerationJob``. Parts that exist are not generated again. A sample's seed depends only on
+the job's seed, the question and the sample's number, so that a restart does not change the sample.
 """
 
 from __future__ import annotations
@@ -22,48 +22,49 @@ from typing import Any
 
 from verl_gsd.cpu.forkserver import die_with_parent
 from verl_gsd.errors import ConfigError
-from verl_gsd.evaluation.answers import part_file, parts, write_part
+from verl_gsd.evaluation.answers import part_file, part_ranges, write_part
 from verl_gsd.run.launch import signals_interrupt
 
-#: Seconds between two looks at what is done.
-_LOOK_INTERVAL = 0.5
+#: Seconds between two calls of ``on_part``.
+_POLL_INTERVAL_S = 0.5
 
 
 @dataclass(frozen=True)
-class Task:
-    """A benchmark's part of a job.
+class GenerationTask:
+    """The responses to one benchmark.
 
     Attributes:
-        folder: OUTPUT/BENCH, where parts are written.
-        prompts: token ids, a list a question.
-        samples: responses a question.
+        folder: OUTPUT/BENCH, where the parts are written.
+        prompts: one list of token ids per question.
+        samples: number of responses per question.
     """
 
     folder: str
     prompts: list[list[int]]
     samples: int
 
-    def parts(self) -> int:
-        """How many there will be."""
-        return len(parts(len(self.prompts)))
+    def part_count(self) -> int:
+        """Number of parts, existing or not."""
+        return len(part_ranges(len(self.prompts)))
 
-    def missing(self) -> list[int]:
-        """Numbers of the parts that are not there."""
-        return [number for number in range(self.parts()) if not part_file(Path(self.folder), number).is_file()]
+    def missing_parts(self) -> list[int]:
+        """Numbers of the parts that do not exist yet."""
+        return [number for number in range(self.part_count()) if not part_file(Path(self.folder), number).is_file()]
 
 
 @dataclass(frozen=True)
-class Job:
-    """What to generate.
+class GenerationJob:
+    """All responses of one model.
 
     Attributes:
-        model: a folder in Hugging Face's form, or a name on the hub.
-        dtype: vLLM's word for the precision it computes in.
-        temperature, top_p, max_tokens: of sampling; at temperature 0 the most probable token is taken.
-        seed: of all sampling.
-        tensor_parallel: GPUs that one model is spread over.
-        on_cpu: whether there is no GPU.
-        revision: of a model on the hub.
+        model: a folder in Hugging Face's format, or a name on the hub.
+        dtype: vLLM's name of the precision.
+        temperature, top_p, max_tokens: sampling parameters. At temperature 0 the most probable token is taken.
+        seed: seed of all sampling.
+        tensor_parallel: number of GPUs per model.
+        on_cpu: whether to compute on the CPU because there is no GPU.
+        revision: the revision of a model on the hub; None for a folder.
+        tasks: one per benchmark.
     """
 
     model: str
@@ -75,34 +76,34 @@ class Job:
     tensor_parallel: int
     on_cpu: bool
     revision: str | None
-    tasks: list[Task]
+    tasks: list[GenerationTask]
 
 
-def generate(job: Job, log: Path, on_part: Callable[[], None]) -> None:
-    """Write all parts of all tasks, calling ``on_part`` now and then.
+def generate(job: GenerationJob, log: Path, on_part: Callable[[], None]) -> None:
+    """Generate all missing parts of all tasks. ``on_part`` is called regularly to update the progress.
 
     Raises:
-        ConfigError: vLLM failed; the message has its last error, and where the rest is.
+        ConfigError: vLLM failed. The message has its last error and names the log.
     """
-    if not any(task.missing() for task in job.tasks):
+    if not any(task.missing_parts() for task in job.tasks):
         return
     file = log.with_name("job.json")
     file.write_text(json.dumps(dataclasses.asdict(job)), encoding="utf-8")
     environment = os.environ | ({"VERL_GSD_CPU": "1"} if job.on_cpu else {})
     try:
-        with signals_interrupt(), log.open("wb") as written:
+        with signals_interrupt(), log.open("wb") as log_output:
             process = subprocess.Popen(
                 [sys.executable, "-m", "verl_gsd.evaluation.vllm_job", str(file), str(os.getpid())],
                 stdin=subprocess.DEVNULL,
-                stdout=written,
+                stdout=log_output,
                 stderr=subprocess.STDOUT,
                 env=environment,
-                start_new_session=True,  # with the processes that vLLM starts it can be ended as a whole
+                start_new_session=True,  # a process group, so that vLLM's own processes can be killed with it
             )
             try:
                 while process.poll() is None:
                     on_part()
-                    time.sleep(_LOOK_INTERVAL)
+                    time.sleep(_POLL_INTERVAL_S)
             finally:
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
@@ -112,15 +113,15 @@ def generate(job: Job, log: Path, on_part: Callable[[], None]) -> None:
         file.unlink(missing_ok=True)
     if process.returncode != 0:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-        said = next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else "it printed nothing")
-        raise ConfigError(f"vLLM ended with {process.returncode}: {said.strip()[:500]}. All of it is in {log}")
+        last = next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else "it printed nothing")
+        raise ConfigError(f"vLLM ended with code {process.returncode}: {last.strip()[:500]}. The whole log is {log}")
 
 
 def main(job_file: str, parent: int) -> None:
-    """The process that generates."""
+    """Generate in this process. Ends when the process ``parent`` ends."""
     die_with_parent(parent)
     content = json.loads(Path(job_file).read_text(encoding="utf-8"))
-    job = Job(**content | {"tasks": [Task(**task) for task in content["tasks"]]})
+    job = GenerationJob(**content | {"tasks": [GenerationTask(**task) for task in content["tasks"]]})
     if job.on_cpu:
         from verl_gsd.cpu import platform
 
@@ -139,14 +140,15 @@ def main(job_file: str, parent: int) -> None:
         **({"distributed_executor_backend": "uni"} if job.on_cpu else {}),
     )
     for task in job.tasks:
-        for number in task.missing():
-            write_part(Path(task.folder), number, _part(engine, job, task, parts(len(task.prompts))[number]))
+        for number in task.missing_parts():
+            positions = part_ranges(len(task.prompts))[number]
+            write_part(Path(task.folder), number, _generate_part(engine, job, task, positions))
 
 
-def _part(engine: Any, job: Job, task: Task, questions: range) -> list[dict[str, Any]]:
+def _generate_part(engine: Any, job: GenerationJob, task: GenerationTask, questions: range) -> list[dict[str, Any]]:
     from vllm import SamplingParams
 
-    asked = [(question, sample) for question in questions for sample in range(task.samples)]
+    requests = [(question, sample) for question in questions for sample in range(task.samples)]
     sampling = [
         SamplingParams(
             temperature=job.temperature,
@@ -154,19 +156,19 @@ def _part(engine: Any, job: Job, task: Task, questions: range) -> list[dict[str,
             max_tokens=job.max_tokens,
             seed=_seed(job.seed, task.prompts[question], sample) if job.temperature else None,
         )
-        for question, sample in asked
+        for question, sample in requests
     ]
-    prompts = [{"prompt_token_ids": task.prompts[question]} for question, _ in asked]
-    done = engine.generate(prompts, sampling, use_tqdm=False)
+    prompts = [{"prompt_token_ids": task.prompts[question]} for question, _ in requests]
+    outputs = engine.generate(prompts, sampling, use_tqdm=False)
     return [
         {
             "question": question,
             "sample": sample,
-            "text": made.outputs[0].text,
-            "tokens": len(made.outputs[0].token_ids),
-            "cut_off": made.outputs[0].finish_reason == "length",
+            "text": output.outputs[0].text,
+            "tokens": len(output.outputs[0].token_ids),
+            "cut_off": output.outputs[0].finish_reason == "length",
         }
-        for (question, sample), made in zip(asked, done, strict=True)
+        for (question, sample), output in zip(requests, outputs, strict=True)
     ]
 
 

@@ -1,1 +1,1 @@
-"""Fine-grained scores of responses, beside the verifier's right and wrong: scorers, prompt, cache, who asks them."""
+"""Fine-grained scores of responses, in addition to the verifier's right or wrong: scorers, prompts, cache, judge."""

@@ -1,4 +1,4 @@
-"""How far a distilled judge agrees with the judge it was distilled from, on problems it has not seen."""
+"""Measures how well a distilled judge agrees with the original judge, on problems it was not trained on."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import rankdata
 
-#: The gap at which ``Agreement.mask`` compares decisions: the middle of the paper's three.
+#: The gap at which ``Agreement.mask`` compares decisions: the middle one of the paper's three deltas.
 DELTA = 3.0
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Figures on held-out judgements; NaN where there are too few to say.
+    """Measures on held-out judgements; NaN where there are too few data.
 
     Attributes:
-        n_train, n_held_out: judgements; no problem has some in both.
-        pairs: pairs of held-out responses to one problem.
-        r2: 1 - sum (score - predicted)^2 / sum (score - mean score)^2; negative where the mean would do better.
+        n_train, n_held_out: numbers of judgements. No problem is in both sets.
+        pairs: number of pairs of held-out responses to one problem.
+        r2: 1 - sum (score - predicted)^2 / sum (score - mean score)^2; negative if the mean would predict better.
         spearman: rank correlation of scores and predictions.
-        order: share of the pairs with different scores that are predicted in the judge's order; equal predictions count
-            half.
-        mask: share of the pairs whose decision is the same: one response at least DELTA above the other, which of
-            them, or neither.
-        judge_apart, head_apart: share of the pairs that the judge, that the head sets DELTA or more apart. A head that
-            shrinks its predictions sets few apart, and has a high ``mask`` where the judge does the same.
+        order: share of the pairs with different scores whose predictions are in the judge's order. Equal predictions
+            count half.
+        mask: share of the pairs with the same decision by judge and head. The decision is whether one response is at
+            least DELTA above the other, and which one.
+        judge_apart, head_apart: share of the pairs that the judge (the head) scores at least DELTA apart. A head with
+            shrunken predictions has few such pairs. It still has a high ``mask`` if the judge has few as well.
     """
 
     n_train: int
@@ -40,38 +40,42 @@ class Agreement:
     head_apart: float
 
     def describe(self) -> list[str]:
-        """Sentences for a user."""
-        said = [f"{self.n_train} judgements to learn from, {self.n_held_out} held out, on other problems."]
+        """A description in sentences."""
+        sentences = [
+            f"The head was fitted on {self.n_train} judgements and evaluated on {self.n_held_out} held-out ones, on "
+            "other problems."
+        ]
         if np.isnan(self.r2):
-            said.append("R^2 and rank correlation: nothing to say, the held-out scores are all equal.")
+            sentences.append("R^2 and rank correlation are undefined: the held-out scores are all equal.")
         elif np.isnan(self.spearman):
-            said.append(f"R^2 {self.r2:.3f}. The predictions are all equal: the head has learned nothing to order by.")
+            sentences.append(f"R^2 {self.r2:.3f}. The predictions are all equal: the head has learned no order.")
         else:
-            said.append(f"R^2 {self.r2:.3f}, rank correlation {self.spearman:.3f}.")
+            sentences.append(f"R^2 {self.r2:.3f}, rank correlation {self.spearman:.3f}.")
         if not self.pairs:
-            return [*said, "No two held-out responses are to one problem: nothing to say of the mask."]
+            return [*sentences, "The mask cannot be compared: no two held-out responses belong to one problem."]
         if np.isnan(self.order):
-            said.append(f"Order: nothing to say, in none of the {self.pairs} pairs on one problem do scores differ.")
+            sentences.append(f"The order is undefined: in all {self.pairs} pairs on one problem the scores are equal.")
         else:
-            said.append(f"Pairs on one problem in the judge's order: {self.order:.1%}; a coin has 50%.")
+            sentences.append(f"Pairs on one problem in the judge's order: {self.order:.1%} (chance: 50%).")
         return [
-            *said,
-            f"Decision at delta={DELTA:g} the same: {self.mask:.1%} of {self.pairs} pairs; the judge sets "
-            f"{self.judge_apart:.1%} apart, the head {self.head_apart:.1%}.",
+            *sentences,
+            f"Judge and head make the same decision at delta={DELTA:g} in {self.mask:.1%} of {self.pairs} pairs. The "
+            f"judge scores {self.judge_apart:.1%} of the pairs delta or more apart, the head {self.head_apart:.1%}.",
         ]
 
 
-def agreement(scores: np.ndarray, predicted: np.ndarray, problem: Sequence[int], n_train: int) -> Agreement:
+def measure_agreement(scores: np.ndarray, predicted: np.ndarray, problem: Sequence[int], n_train: int) -> Agreement:
     """Compare a head's predictions with the judge's scores.
 
     Args:
-        scores, predicted: (N,), held-out.
-        problem: N labels.
+        scores, predicted: (N,), on held-out problems.
+        problem: N labels; rows with equal labels belong to one problem.
+        n_train: number of judgements that the head was fitted on.
     """
     first, second = _pairs(np.asarray(problem))
     by_judge, by_head = (values[first] - values[second] for values in (scores, predicted))
     differ = by_judge != 0
-    judge_says, head_says = (np.sign(gap) * (np.abs(gap) >= DELTA) for gap in (by_judge, by_head))
+    judge_decision, head_decision = (np.sign(gap) * (np.abs(gap) >= DELTA) for gap in (by_judge, by_head))
     scores_vary, predictions_vary = np.ptp(scores) > 0, np.ptp(predicted) > 0
     return Agreement(
         n_train,
@@ -80,21 +84,21 @@ def agreement(scores: np.ndarray, predicted: np.ndarray, problem: Sequence[int],
         1 - float(((scores - predicted) ** 2).sum() / ((scores - scores.mean()) ** 2).sum()) if scores_vary else np.nan,
         float(np.corrcoef(rankdata(scores), rankdata(predicted))[0, 1]) if scores_vary and predictions_vary else np.nan,
         _share((1 + np.sign(by_judge) * np.sign(by_head))[differ] / 2),
-        _share(judge_says == head_says),
-        _share(judge_says != 0),
-        _share(head_says != 0),
+        _share(judge_decision == head_decision),
+        _share(judge_decision != 0),
+        _share(head_decision != 0),
     )
 
 
 def _pairs(problem: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows (n_pairs,) and (n_pairs,): each two rows of one problem, once."""
-    rows = [np.flatnonzero(problem == label) for label in np.unique(problem)]
-    places = [np.triu_indices(len(mine), 1) for mine in rows]
-    none: np.ndarray = np.zeros(0, np.int64)
-    first = np.concatenate([none, *(mine[place[0]] for mine, place in zip(rows, places, strict=True))])
-    second = np.concatenate([none, *(mine[place[1]] for mine, place in zip(rows, places, strict=True))])
+    """All unordered pairs of rows of one problem, as two arrays of row numbers (n_pairs,)."""
+    rows_by_problem = [np.flatnonzero(problem == label) for label in np.unique(problem)]
+    pairs = [(rows, np.triu_indices(len(rows), 1)) for rows in rows_by_problem]
+    empty: np.ndarray = np.zeros(0, np.int64)
+    first = np.concatenate([empty, *(rows[indices[0]] for rows, indices in pairs)])
+    second = np.concatenate([empty, *(rows[indices[1]] for rows, indices in pairs)])
     return first, second
 
 
-def _share(chosen: np.ndarray) -> float:
-    return float(chosen.mean()) if len(chosen) else float("nan")
+def _share(values: np.ndarray) -> float:
+    return float(values.mean()) if len(values) else float("nan")

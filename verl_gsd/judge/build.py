@@ -1,4 +1,4 @@
-"""From a judge's settings to its scorer."""
+"""Builds the scorer that a judge's settings describe."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from pathlib import Path
 from verl_gsd.judge.scorer import Scorer
 from verl_gsd.judge.settings import Settings, api_key
 
-#: Seconds that a server may take to say which models it has.
+#: Maximum time in seconds, and maximum size, of a server's list of models.
 LISTING_S = 10.0
-#: And bytes.
 LISTING_BYTES = 1 << 20
 
 
-def scorer_of(settings: Settings) -> Scorer:
-    """The scorer of ``openai``, ``distilled`` or ``stub``.
+def build_scorer(settings: Settings) -> Scorer:
+    """The scorer for ``scorer=openai``, ``distilled`` or ``stub``.
 
     Raises:
-        ValueError: the server does not answer, or has not the model; a head is damaged; the message says what to write.
+        ValueError: the server does not answer or does not have the model, or a distilled judge's files are damaged. The
+            message says what to do.
     """
     if settings.scorer == "stub":
         from verl_gsd.judge.stub import StubScorer
@@ -40,48 +40,54 @@ def scorer_of(settings: Settings) -> Scorer:
             retries=settings.retries,
             answer=settings.answer,
         )
-    raise ValueError(f"scorer={settings.scorer}: needs verl's reward workers, which a training run alone has")
+    raise ValueError(
+        f"scorer={settings.scorer} needs verl's reward workers, which exist only in a training run. Use another scorer"
+    )
 
 
 def served_model(settings: Settings) -> str:
-    """``settings.model``, or the only one that the server has.
+    """``settings.model``, or the server's only model if that is None.
 
     Raises:
-        ValueError: the server does not answer, has not the model, or several to choose from.
+        ValueError: the server does not answer, does not have the model, or has several models to choose from.
     """
     import openai
 
     where = f"base_url={settings.base_url}"
     try:
-        models = _listed(settings)
+        models = _list_models(settings)
     except openai.AuthenticationError:
-        raise ValueError(f"{where}: the server refuses the key. Export it as {settings.api_key_env}") from None
+        raise ValueError(
+            f"{where}: the server rejects the API key. Export a valid key as {settings.api_key_env}"
+        ) from None
     except openai.OpenAIError as error:
         if settings.model is not None and isinstance(error, openai.APIStatusError):
-            return settings.model  # a server that answers, and lists nothing
+            return settings.model  # the server answers, but does not list its models
         raise ValueError(
-            f"{where}: no judge answers there ({type(error).__name__}). Start a server, as recipes/dagrpo says, or "
-            "write scorer=stub for a first run without one"
+            f"{where}: no judge answers at this URL ({type(error).__name__}). Start a server as described in "
+            "recipes/dagrpo, or set scorer=stub for a first run without a server"
         ) from None
     listed = ", ".join(model[:80] for model in models[:20]) or "none"
     if settings.model is None and len(models) == 1:
         return models[0]
     if settings.model is None:
-        raise ValueError(f"model=null: the judge at {settings.base_url} has {listed}. Name one")
+        raise ValueError(f"model=null: the models of {settings.base_url} are: {listed}. Set model to one of them")
     if settings.model not in models:
-        raise ValueError(f"model={settings.model}: the judge at {settings.base_url} has {listed}")
+        raise ValueError(
+            f"model={settings.model}: the models of {settings.base_url} are: {listed}. Set model to one of them"
+        )
     return settings.model
 
 
-def _listed(settings: Settings) -> list[str]:
-    """The names that the server lists, of a bounded answer in bounded time; what is no name is left out.
+def _list_models(settings: Settings) -> list[str]:
+    """The names of the server's models. Time and size are limited, and entries that are not names are left out.
 
     Raises:
-        openai.OpenAIError: there is no answer that could be read.
+        openai.OpenAIError: there is no answer, or it cannot be parsed.
     """
     import openai
 
-    late = time.monotonic() + LISTING_S
+    deadline = time.monotonic() + LISTING_S
     with openai.OpenAI(
         base_url=settings.base_url,
         api_key=api_key(settings.api_key_env),
@@ -94,12 +100,12 @@ def _listed(settings: Settings) -> list[str]:
         with client.models.with_streaming_response.list() as response:
             for chunk in response.iter_bytes():
                 body += chunk
-                if len(body) > LISTING_BYTES or time.monotonic() > late:
-                    raise openai.OpenAIError("the list of models has no end")
+                if len(body) > LISTING_BYTES or time.monotonic() > deadline:
+                    raise openai.OpenAIError("the list of models is too long or too slow")
     try:
         entries = json.loads(body)["data"]
         names = [entry["id"] for entry in entries]
     except (ValueError, TypeError, KeyError, RecursionError):
-        raise openai.OpenAIError("no list of models") from None
-    # isprintable: no control characters for a terminal, and no lone surrogates.
+        raise openai.OpenAIError("the answer is not a list of models") from None
+    # isprintable() excludes terminal control characters and lone surrogates.
     return [name for name in names if isinstance(name, str) and name and name.isprintable()]

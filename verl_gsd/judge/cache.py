@@ -1,4 +1,4 @@
-"""Scores that were paid for once: a file of judgements, shared by all runs that name it."""
+"""The score cache: one SQLite file that stores judge scores, so that no run pays for the same score twice."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from verl_gsd.judge.scorer import Question
 
 VERSION = 1
 
-_APPLICATION = 0x6773646A  # whose file it is, in SQLite's header
-_BUSY_S = 5.0  # how long another writer is waited for
-_PAUSE_S = 60.0  # after a failure no write is tried for this long
+_APPLICATION_ID = 0x6773646A  # in SQLite's header; marks the file as ours
+_LOCK_TIMEOUT_S = 5.0  # SQLite waits this long for another writer
+_PAUSE_S = 60.0  # no write is attempted for this long after a failure
 _JOURNAL_BYTES = 4 << 20
-_LARGEST = 1 << 28  # bytes of texts, unpacked; what unpacks to more was made to fill the memory
-_KEEP = 0.9  # of the limit, once it is passed
+_MAX_TEXT_BYTES = 1 << 28  # uncompressed; texts that unpack to more are treated as an attempt to exhaust memory
+_EVICT_DOWN_TO = 0.9  # share of the limit, once the limit is exceeded
 
-# The texts come last: a value behind a long one is reached through all of its pages.
+# The texts are the last column: SQLite reads all pages of a long value to reach the columns behind it.
 _SCHEMA = (
     "CREATE TABLE judgement"
     " (key BLOB NOT NULL UNIQUE, score REAL NOT NULL, used INTEGER NOT NULL, texts BLOB NOT NULL)",
     "CREATE INDEX judgement_used ON judgement(used)",
-    f"PRAGMA application_id = {_APPLICATION}",
+    f"PRAGMA application_id = {_APPLICATION_ID}",
     f"PRAGMA user_version = {VERSION}",
 )
-# A file may be of anybody's making, and SQLite's columns hold any type: a finite number alone is read as a score.
+# The file may come from an untrusted user, and SQLite columns hold values of any type. Accept only finite numbers.
 _SCORE = "CASE WHEN typeof(score) = 'real' AND abs(score) < 9e999 THEN score END"
 _NEXT_USE = "(SELECT ifnull(max(used), 0) + 1 FROM judgement)"
 _SIZE = (
@@ -52,80 +52,81 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Judgement:
-    """A stored score, and all it was given for."""
+    """A stored score, with the scorer's identity and the question that it belongs to."""
 
     identity: str
     question: Question
     score: float
 
 
-#: Keys read since the last write that are remembered, 200 bytes each.
-_READS = 100_000
+#: Number of keys read since the last write that are kept in memory, at 200 bytes each.
+_MAX_READS = 100_000
 
 
 class ScoreCache:
-    """Scores by scorer and question in one SQLite file, for any number of processes and threads at once.
+    """Maps a scorer's identity and a question to a score, in one SQLite file.
 
-    On a network disk, processes of several hosts may share the file (``disks.py`` says on which).
+    Any number of processes and threads may use the file at the same time. On some network disks (listed in
+    ``disks.py``), processes on several hosts may share it.
 
-    The cache saves calls and nobody depends on it: where the file cannot be read or written later on (a full disk, a
-    lock that another process keeps), that is logged once, scores are neither found nor stored, and no error is raised;
-    writing is tried again after a minute.
+    The cache only saves calls. If the file can no longer be read or written (a full disk, a lock that another process
+    holds), the cache logs one warning, finds and stores no scores, and raises no error. It tries to write again after
+    one minute.
 
     Args:
-        path: the file, made where there is none, its folder included; while it is open SQLite keeps one or two more
-            beside it.
-        limit_mb: MiB the file grows to; the judgements used longest ago make room. One that would take a tenth of it
-            alone is not stored.
+        path: the file. It is created, with its folder, if it does not exist. While it is open, SQLite keeps one or two
+            more files next to it.
+        limit_mb: maximum size of the file in MiB. The least recently used judgements are evicted. A judgement that
+            would take more than a tenth of the limit is not stored.
 
     Raises:
-        ValueError: the file is no cache, or one of another version, or cannot be opened, or it lies on a disk where
-            several hosts could damage it; the message names it.
-        OSError: its folder cannot be made.
+        ValueError: the file is not a cache, has another version, cannot be opened, or lies on a disk where several
+            hosts could damage it. The message names the file.
+        OSError: the folder cannot be created.
     """
 
     def __init__(self, path: Path, limit_mb: int = 1024) -> None:
         if limit_mb < 1:
-            raise ValueError(f"limit_mb={limit_mb}: write a number of MiB, 1 or more")
+            raise ValueError(f"limit_mb={limit_mb} is not positive. Use a number of MiB, 1 or more")
         self._path = path
         self._limit = limit_mb << 20
-        self._reads: dict[bytes, bool] = {}  # keys read since the last write, in order: was the score sound?
+        self._reads: dict[bytes, bool] = {}  # keys read since the last write, in order -> whether the score was valid
         self._reading, self._writing = threading.Lock(), threading.Lock()
-        self._has_complained = False
+        self._has_warned = False
         self._no_writes_before = -math.inf
         path.parent.mkdir(parents=True, exist_ok=True)
         journal = _journal_mode(path)
         self._is_shared = journal != "wal"  # several hosts may have the file open
-        self._writer, self._reader = _opened(path, journal)
+        self._writer, self._reader = _open(path, journal)
 
     def get(self, identity: str, question: Question) -> float | None:
-        """The score that ``identity`` gave, or None; writes nothing to the file."""
+        """The score that the scorer ``identity`` gave, or None. Writes nothing to the file."""
         key = _key(identity, question)
         try:
             with self._reading:
-                # If a file server loses a lock, the index may point to another row, so its texts are compared.
+                # If a file server loses a lock, the index may point to another row, so compare the row's texts.
                 columns = f"{_SCORE}, texts" if self._is_shared else _SCORE
-                found = self._reader.execute(f"SELECT {columns} FROM judgement WHERE key = ?", (key,)).fetchone()
-                score = found[0] if found and (not self._is_shared or _belongs(found[1], key)) else None
-                if found:
+                row = self._reader.execute(f"SELECT {columns} FROM judgement WHERE key = ?", (key,)).fetchone()
+                score = row[0] if row and (not self._is_shared or _belongs(row[1], key)) else None
+                if row:
                     self._reads.pop(key, None)
                     self._reads[key] = score is not None
-                    if len(self._reads) > _READS:  # nothing is written: the oldest is the first to be forgotten anyway
+                    if len(self._reads) > _MAX_READS:  # the oldest would be evicted first anyway
                         del self._reads[next(iter(self._reads))]
         except sqlite3.Error as error:
-            self._complain(error)
+            self._handle_error(error)
             return None
         return score
 
     def put(self, identity: str, question: Question, score: float) -> None:
-        """Remember a score, if that can be done; where another process keeps the file, waits for it some seconds.
+        """Store a score if possible. Waits up to 5 seconds if another process holds the lock.
 
         Raises:
             ValueError: ``score`` is not finite.
         """
         if not math.isfinite(score):
-            raise ValueError("a score that is not finite is none, and is not stored")
-        # JSON in ASCII has a way to write every string, lone surrogates included.
+            raise ValueError("the score is not finite and cannot be stored")
+        # ASCII JSON can represent every string, including lone surrogates.
         texts = zlib.compress(json.dumps([identity, *_texts(question)]).encode())
         if 10 * len(texts) <= self._limit:
             values = (_key(identity, question), float(score), texts)
@@ -134,29 +135,29 @@ class ScoreCache:
             )
 
     def rows(self) -> Iterator[Judgement]:
-        """Every sound judgement, the oldest first; what is damaged is left out. Others may write meanwhile.
+        """Every valid judgement, oldest first. Damaged rows are skipped. Others may write during the iteration.
 
         Raises:
-            ValueError: the file as a whole can no longer be read; the message names it.
+            ValueError: the whole file can no longer be read. The message names it.
         """
-        row = 0
-        # One at a time: a reader that stays at one place keeps SQLite's journal from being emptied.
+        rowid = 0
+        # Read one row per query: a reader that keeps a transaction open prevents SQLite from truncating its journal.
         query = f"SELECT rowid, key, {_SCORE}, texts FROM judgement WHERE rowid > ? ORDER BY rowid LIMIT 1"
         while True:
             try:
                 with self._reading:
-                    found = self._reader.execute(query, (row,)).fetchone()
+                    row = self._reader.execute(query, (rowid,)).fetchone()
             except sqlite3.DatabaseError as error:
-                raise ValueError(f"{self._path}: cannot be read ({error}); delete it, or name another file") from error
-            if found is None:
+                raise ValueError(f"{self._path}: cannot be read ({error}). Delete it, or use another file") from error
+            if row is None:
                 return
-            row, key, score, texts = found
-            read = _unpacked(texts)
-            if read and score is not None and _key(*read) == key:
-                yield Judgement(*read, score)
+            rowid, key, score, texts = row
+            unpacked = _unpack(texts)
+            if unpacked and score is not None and _key(*unpacked) == key:
+                yield Judgement(*unpacked, score)
 
     def close(self) -> None:
-        """Write down what was used last, and let go of the file. May be called twice."""
+        """Save which judgements were used last, and close the file. May be called twice."""
         if self._reads:
             self._write()
         with self._writing, self._reading:
@@ -170,7 +171,7 @@ class ScoreCache:
         self.close()
 
     def _write(self, statement: str = "", values: tuple[Any, ...] = ()) -> None:
-        """Carry out ``statement``, once what was read since the last write has been noted; make room."""
+        """In one transaction: record the reads since the last write, execute ``statement``, evict if necessary."""
         if monotonic() < self._no_writes_before:
             return
         with self._reading:
@@ -180,31 +181,36 @@ class ScoreCache:
                 with self._writer:
                     self._writer.execute("BEGIN IMMEDIATE")
                     start = perf_counter()
-                    for key, is_sound in reads.items():
-                        change = f"UPDATE judgement SET used = {_NEXT_USE}" if is_sound else "DELETE FROM judgement"
+                    for key, is_valid in reads.items():
+                        change = f"UPDATE judgement SET used = {_NEXT_USE}" if is_valid else "DELETE FROM judgement"
                         self._writer.execute(f"{change} WHERE key = ?", (key,))
                     self._writer.execute(statement, values)
-                    if self._size() > self._limit:  # pages that become free are used again: the file grows no further
-                        while self._size() > _KEEP * self._limit and self._writer.execute(_DELETE_OLDEST).rowcount:
+                    if self._size() > self._limit:  # SQLite reuses freed pages, so the file grows no further
+                        while (
+                            self._size() > _EVICT_DOWN_TO * self._limit
+                            and self._writer.execute(_DELETE_OLDEST).rowcount
+                        ):
                             pass
                 if self._is_shared:
-                    # Others ask for the lock ten times a second. If each commit waits for a server, they would find it
-                    # taken every time until they give up, so it stays free for as long as it was held.
+                    # Other processes try the lock ten times per second. On a network disk each commit waits for the
+                    # server, so they could find the lock taken at every try until they give up. Leave the lock free
+                    # for as long as we held it.
                     sleep(perf_counter() - start)
         except sqlite3.Error as error:
-            self._complain(error)
+            self._handle_error(error)
 
     def _size(self) -> int:
-        """Bytes of the pages that hold something."""
+        """Bytes of the pages in use."""
         return self._writer.execute(_SIZE).fetchone()[0]
 
-    def _complain(self, error: sqlite3.Error) -> None:
-        if isinstance(error, sqlite3.ProgrammingError):  # a closed cache that is still asked: ours to mend
+    def _handle_error(self, error: sqlite3.Error) -> None:
+        """Pause writing, and log the first error. A ProgrammingError is a bug of ours, so it is raised."""
+        if isinstance(error, sqlite3.ProgrammingError):  # for example a closed cache that is still used
             raise error
         self._no_writes_before = monotonic() + _PAUSE_S
-        if not self._has_complained:
-            self._has_complained = True
-            logger.warning("%s: scores are not cached for now: %s", self._path, error)
+        if not self._has_warned:
+            self._has_warned = True
+            logger.warning("%s: the judge's score cache is temporarily unavailable: %s", self._path, error)
 
 
 def _journal_mode(path: Path) -> str:
@@ -214,29 +220,29 @@ def _journal_mode(path: Path) -> str:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _connected(path: Path, journal: str) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
+def _connect(path: Path, journal: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=_LOCK_TIMEOUT_S, isolation_level=None, check_same_thread=False)
     connection.execute("PRAGMA trusted_schema = OFF")
-    # A power failure may damage a file under NORMAL, unless its journal is a write-ahead log.
+    # With NORMAL, a power failure may damage the file, unless its journal is a write-ahead log.
     connection.execute(f"PRAGMA synchronous = {'NORMAL' if journal == 'wal' else 'FULL'}")
     connection.execute(f"PRAGMA journal_size_limit = {_JOURNAL_BYTES}")
     return connection
 
 
-def _opened(path: Path, journal: str) -> tuple[sqlite3.Connection, sqlite3.Connection]:
-    """Two connections to a cache, made where the file is empty; a file of anything else is left as it is."""
+def _open(path: Path, journal: str) -> tuple[sqlite3.Connection, sqlite3.Connection]:
+    """Two connections (writer, reader) to a cache. Creates the tables in an empty file; leaves any other file as is."""
     try:
-        writer = _connected(path, journal)
+        writer = _connect(path, journal)
         if _is_cache(writer):
             _set_journal_mode(path, writer, journal)
-            reader = _connected(path, journal)  # its own: with a write-ahead log, who reads waits for no writer
-            _set_journal_mode(path, reader, journal)  # a reader ends the journal of a writer that crashed
+            reader = _connect(path, journal)  # separate: with a write-ahead log, a reader waits for no writer
+            _set_journal_mode(path, reader, journal)  # a reader recovers from the journal of a crashed writer
             return writer, reader
         writer.close()
-        reason = f"is no cache of judgements of version {VERSION}"
+        reason = f"is not a score cache of version {VERSION}"
     except sqlite3.Error as error:
-        reason = f"cannot be used as a cache of judgements ({error})"
-    raise ValueError(f"{path}: {reason}; delete it, or name another file")
+        reason = f"cannot be used as a score cache ({error})"
+    raise ValueError(f"{path}: {reason}. Delete it, or use another file")
 
 
 def _set_journal_mode(path: Path, connection: sqlite3.Connection, journal: str) -> None:
@@ -244,25 +250,26 @@ def _set_journal_mode(path: Path, connection: sqlite3.Connection, journal: str) 
         connection.execute("PRAGMA journal_mode = wal")
         return
     try:
-        (found,) = connection.execute(f"PRAGMA journal_mode = {journal}").fetchone()
-    except sqlite3.OperationalError as error:  # the file has a write-ahead log, and somebody uses it
-        found = str(error)
-    if found != journal:
+        (actual,) = connection.execute(f"PRAGMA journal_mode = {journal}").fetchone()
+    except sqlite3.OperationalError as error:  # the file has a write-ahead log, and another process uses it
+        actual = str(error)
+    if actual != journal:
         raise ValueError(
-            f"{path}: lies on a network disk, and another process has it open in a mode that is unsafe there: {found}. "
-            "End that process, or name another file"
+            f"{path}: the file is on a network disk, and another process has it open in a journal mode that is unsafe "
+            f"there: {actual}. End that process, or use another file"
         )
 
 
 def _is_cache(connection: sqlite3.Connection) -> bool:
-    questions = ("PRAGMA application_id", "PRAGMA user_version", "SELECT count(*) FROM sqlite_master")
+    """Whether the file is a cache of this version. An empty file becomes one."""
+    queries = ("PRAGMA application_id", "PRAGMA user_version", "SELECT count(*) FROM sqlite_master")
     with connection:
-        connection.execute("BEGIN IMMEDIATE")  # of two processes that find it empty one makes it
-        stamp = tuple(connection.execute(question).fetchone()[0] for question in questions)
+        connection.execute("BEGIN IMMEDIATE")  # if two processes open an empty file, only one creates the tables
+        stamp = tuple(connection.execute(query).fetchone()[0] for query in queries)
         if not any(stamp):
             for statement in _SCHEMA:
                 connection.execute(statement)
-    return not any(stamp) or stamp[:2] == (_APPLICATION, VERSION)
+    return not any(stamp) or stamp[:2] == (_APPLICATION_ID, VERSION)
 
 
 def _texts(question: Question) -> tuple[str, str, str]:
@@ -274,14 +281,18 @@ def _key(identity: str, question: Question) -> bytes:
 
 
 def _belongs(texts: object, key: bytes) -> bool:
-    read = _unpacked(texts)
-    return read is not None and _key(*read) == key
+    """Whether a row's compressed texts are the ones that ``key`` is computed from."""
+    unpacked = _unpack(texts)
+    return unpacked is not None and _key(*unpacked) == key
 
 
-def _unpacked(texts: object) -> tuple[str, Question] | None:
+def _unpack(texts: object) -> tuple[str, Question] | None:
+    """The identity and the question in a row's compressed texts, or None if the texts are damaged."""
     try:
-        identity, *of_question = json.loads(zlib.decompressobj().decompress(texts, _LARGEST))  # type: ignore[arg-type]
-        question = Question(*of_question)
+        identity, *question_texts = json.loads(
+            zlib.decompressobj().decompress(texts, _MAX_TEXT_BYTES)  # type: ignore[arg-type]
+        )
+        question = Question(*question_texts)
     except (zlib.error, ValueError, TypeError, RecursionError):
         return None
     return (identity, question) if all(isinstance(text, str) for text in (identity, *_texts(question))) else None

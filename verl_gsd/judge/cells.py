@@ -1,4 +1,4 @@
-"""What a cell of a table of responses may hold. Readers raise ValueErrors with the value and what to write."""
+"""Converts the cells of a table of responses. Invalid cells raise a ValueError with the value and the fix."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from verl_gsd.judge.problem import problem_text
 from verl_gsd.sections import is_number
 
-#: 0, 0.0 and False are one key, as are 1, 1.0 and True.
+#: In a dict, 0, 0.0 and False are the same key, and so are 1, 1.0 and True.
 _VERDICTS: dict[Any, bool] = {
     **{0: False, "0": False, "0.0": False, "false": False},
     **{1: True, "1": True, "1.0": True, "true": True},
@@ -16,30 +16,30 @@ _VERDICTS: dict[Any, bool] = {
 
 
 def as_response(value: Any) -> str:
-    """A response, which is a text; a ValueError for anything else, a null included."""
+    """A response: a text. Anything else, including null, raises a ValueError."""
     if not isinstance(value, str):
-        raise ValueError(f'{_shown(value)} is no text: write what the policy answered, "" if nothing')
+        raise ValueError(f'{_shorten(value)} is not a text. Use the response as a text, "" if it is empty')
     return value
 
 
 def as_reference(value: Any) -> str:
-    """A reference answer: a text, a number as Python writes it, or a null, which is none; a ValueError otherwise."""
+    """A reference answer: a text, a number (converted by ``str``), or null for none. Else raises a ValueError."""
     if value is None or isinstance(value, str):
         return value or ""
     if not is_number(value):
-        raise ValueError(f"{_shown(value)} is no reference answer: write a text, a number, or null where there is none")
+        raise ValueError(f"{_shorten(value)} is not a reference answer. Use a text, a number, or null if there is none")
     return str(value)
 
 
 def as_label(value: Any) -> str:
-    """What tells one group from another: a text, a whole number, or a chat; a ValueError otherwise."""
+    """A group's label: a text, a whole number, or a chat. Anything else raises a ValueError."""
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     return problem_text(value)
 
 
 def as_score(value: Any) -> float:
-    """A finite number; NaN for a null, a NaN or, as CSV has it, nothing; a ValueError otherwise."""
+    """A finite number; NaN for null, NaN, or an empty CSV cell. Anything else raises a ValueError."""
     if value is None or value == "":
         return math.nan
     try:
@@ -47,19 +47,19 @@ def as_score(value: Any) -> float:
     except (TypeError, ValueError, OverflowError):
         score = math.inf
     if math.isinf(score):
-        raise ValueError(f"{_shown(value)} is no score: write a finite number, or null where the judgement failed")
+        raise ValueError(f"{_shorten(value)} is not a score. Use a finite number, or null if the judgement failed")
     return score
 
 
 def as_verdict(value: Any) -> bool:
-    """Right or wrong: a bool, 0 or 1, or one of these as a text; a ValueError otherwise."""
-    plain = value.strip().lower() if isinstance(value, str) else value
-    if not isinstance(plain, str | int | float) or plain not in _VERDICTS:
-        raise ValueError(f"{_shown(value)} is no verdict: write true or false, or 1 or 0")
-    return _VERDICTS[plain]
+    """Right or wrong: a bool, 0 or 1, or one of these as a text. Anything else raises a ValueError."""
+    key = value.strip().lower() if isinstance(value, str) else value
+    if not isinstance(key, str | int | float) or key not in _VERDICTS:
+        raise ValueError(f"{_shorten(value)} is not a verdict. Use true or false, or 1 or 0")
+    return _VERDICTS[key]
 
 
-def _shown(value: Any) -> str:
-    """A value as an error has it: short, whatever was in the file."""
+def _shorten(value: Any) -> str:
+    """``repr(value)``, at most 40 characters of it, for an error message."""
     text = repr(value)
     return text if len(text) <= 40 else f"{text[:40]}..."

@@ -1,7 +1,7 @@
-"""The head of a distilled judge: what it is, and how it lies on disk. Nothing in its folder can run.
+"""The linear head of a distilled judge, and its format on disk. Loading it executes no code from the folder.
 
 FOLDER/head.safetensors   float64: mean, scale, weight (width,), bias (1,)
-FOLDER/head.json          whose judgements, which encoder, the agreement, a digest of the head
+FOLDER/head.json          the judge, the encoder, the agreement, a digest of the head
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from verl_gsd.judge.agreement import Agreement
 from verl_gsd.judge.scorer import HIGHEST, LOWEST
 
 VERSION = 1
-HEAD, ABOUT = "head.safetensors", "head.json"
+HEAD, METADATA = "head.safetensors", "head.json"
 
 
 @dataclass(frozen=True, eq=False)
 class Head:
-    """score = weight . (features - mean) / scale + bias, kept on the scale of 0 to 10.
+    """score = weight . (features - mean) / scale + bias, clipped to the scale of 0 to 10.
 
     Attributes:
         mean, scale, weight: (width,) float64.
-        bias: the mean score it learned from.
-        whole: whether scores are rounded to whole numbers, as the judge's were: left between them, a gap that is
-            exactly delta for the judge would fall below delta half of the time.
+        bias: the mean of the training scores.
+        whole: whether predictions are rounded to whole numbers because the judge's scores were whole. Without rounding,
+            a gap that is exactly delta for the judge would fall below delta half of the time.
     """
 
     mean: np.ndarray
@@ -46,22 +46,22 @@ class Head:
         return np.rint(scores) if self.whole else scores
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The numbers, float64, by name."""
+        """The parameters by name, as float64 arrays."""
         arrays = {"mean": self.mean, "scale": self.scale, "weight": self.weight, "bias": np.array([self.bias])}
         return {name: np.ascontiguousarray(values, np.float64) for name, values in arrays.items()}
 
 
 @dataclass(frozen=True, eq=False)
-class Distilled:
-    """A head and what it belongs to.
+class DistilledJudge:
+    """A head, with the judge and the encoder that it was fitted on.
 
     Attributes:
-        judge: the identity of the scorer whose judgements it learned.
+        judge: the identity of the scorer whose judgements the head was fitted on.
         encoder: the encoder's folder.
-        encoder_identity: its fingerprint when the head was fitted.
-        head: what it learned.
-        penalty: the ridge penalty that was chosen.
-        agreement: on held-out problems, of this very head.
+        encoder_identity: the encoder's fingerprint when the head was fitted.
+        head: the fitted head.
+        penalty: the chosen ridge penalty.
+        agreement: the head's agreement with the judge on held-out problems.
     """
 
     judge: str
@@ -73,73 +73,75 @@ class Distilled:
 
     @property
     def identity(self) -> str:
-        """What its scores depend on: a digest of the head, and the encoder."""
+        """The ``Scorer.identity`` of its scores: a digest of the head, and the encoder."""
         content = bytes([self.head.whole]) + b"".join(values.tobytes() for values in self.head.arrays().values())
         return f"distilled head={hashlib.sha256(content).hexdigest()[:16]} encoder={self.encoder_identity}"
 
     def save(self, folder: Path) -> None:
-        """Write ``folder``, whole or not at all.
+        """Write ``folder`` atomically: completely or not at all.
 
         Raises:
-            FileExistsError: something is there.
-            OSError: there is no room, or no right to write.
+            FileExistsError: ``folder`` exists.
+            OSError: the disk is full, or the process may not write there.
         """
         from safetensors.numpy import save
 
         if folder.exists():
-            raise FileExistsError(f"{folder} is there already: write the name of a folder to make")
+            raise FileExistsError(f"{folder} already exists. Use the name of a new folder")
         head = save(self.head.arrays())
-        agreed = {name: None if math.isnan(value) else value for name, value in asdict(self.agreement).items()}
-        about = {"version": VERSION, "judge": self.judge, "encoder": str(self.encoder)}
-        about |= {"encoder_identity": self.encoder_identity, "whole": self.head.whole, "penalty": self.penalty}
-        about |= {"agreement": agreed, "head_sha256": hashlib.sha256(head).hexdigest()}
+        agreement = {name: None if math.isnan(value) else value for name, value in asdict(self.agreement).items()}
+        metadata = {"version": VERSION, "judge": self.judge, "encoder": str(self.encoder)}
+        metadata |= {"encoder_identity": self.encoder_identity, "whole": self.head.whole, "penalty": self.penalty}
+        metadata |= {"agreement": agreement, "head_sha256": hashlib.sha256(head).hexdigest()}
         folder.parent.mkdir(parents=True, exist_ok=True)
         building = folder.with_name(folder.name + ".tmp")
-        shutil.rmtree(building, ignore_errors=True)  # of a process that was killed
+        shutil.rmtree(building, ignore_errors=True)  # left by a process that was killed
         building.mkdir()
         try:
             (building / HEAD).write_bytes(head)
-            (building / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+            (building / METADATA).write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
             building.rename(folder)
         finally:
             shutil.rmtree(building, ignore_errors=True)
 
 
-def load(folder: Path) -> Distilled:
-    """What ``Distilled.save`` wrote.
+def load_distilled(folder: Path) -> DistilledJudge:
+    """Read a folder that ``DistilledJudge.save`` wrote.
 
     Raises:
-        ValueError: a file is missing, damaged, or of a newer version; the message names it.
+        ValueError: a file is missing, damaged, or of another version. The message names it.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load as unpack
 
-    path = folder / ABOUT
+    path = folder / METADATA
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-        if about["version"] != VERSION:
-            raise ValueError(f"version {about['version']}, this package reads {VERSION}")
-        agreed: dict[str, Any] = {
-            name: math.nan if value is None else value for name, value in about["agreement"].items()
+        metadata = json.loads(path.read_text(encoding="utf-8"))
+        if metadata["version"] != VERSION:
+            raise ValueError(f"it has version {metadata['version']}, and this package reads version {VERSION}")
+        measures: dict[str, Any] = {
+            name: math.nan if value is None else value for name, value in metadata["agreement"].items()
         }
-        measured, whole, penalty = Agreement(**agreed), bool(about["whole"]), float(about["penalty"])
+        agreement, whole, penalty = Agreement(**measures), bool(metadata["whole"]), float(metadata["penalty"])
         judge, encoder, identity, expected = (
-            str(about[name]) for name in ("judge", "encoder", "encoder_identity", "head_sha256")
+            str(metadata[name]) for name in ("judge", "encoder", "encoder_identity", "head_sha256")
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: not readable as a distilled judge: {error!r}. Distil it anew") from error
+        raise ValueError(
+            f"{path}: cannot be read as a distilled judge: {error!r}. Run verl-gsd judge distill again"
+        ) from error
     path = folder / HEAD
     try:
         content = path.read_bytes()
         if hashlib.sha256(content).hexdigest() != expected:
-            raise ValueError(f"its digest is not the one that {ABOUT} has")
+            raise ValueError(f"its digest differs from the one in {METADATA}")
         arrays = unpack(content)
         mean, scale, weight, bias = (arrays[name] for name in ("mean", "scale", "weight", "bias"))
         if bias.shape != (1,) or mean.ndim != 1 or not mean.shape == scale.shape == weight.shape:
-            raise ValueError(f"shapes {mean.shape}, {scale.shape}, {weight.shape} and {bias.shape}")
+            raise ValueError(f"its arrays have shapes {mean.shape}, {scale.shape}, {weight.shape} and {bias.shape}")
         if not all(np.isfinite(values).all() for values in arrays.values()) or (scale <= 0).any():
-            raise ValueError("a number that is none, or a scale of 0")
+            raise ValueError("it has a number that is not finite, or a scale of 0 or less")
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise ValueError(f"{path}: not readable as a head: {error!r}. Distil it anew") from error
+        raise ValueError(f"{path}: cannot be read as a head: {error!r}. Run verl-gsd judge distill again") from error
     head = Head(mean, scale, weight, float(bias[0]), whole)
-    return Distilled(judge, Path(encoder), identity, head, penalty, measured)
+    return DistilledJudge(judge, Path(encoder), identity, head, penalty, agreement)

@@ -1,4 +1,4 @@
-"""Asks a scorer while others work: questions go in under a name, and scores are there when they are wanted."""
+"""Scores responses in the background: submit questions under a name, and collect their scores when they are needed."""
 
 from __future__ import annotations
 
@@ -17,40 +17,49 @@ from verl_gsd.judge.cache import ScoreCache
 from verl_gsd.judge.prompt import digest
 from verl_gsd.judge.scorer import REASONS, JudgementError, Question, Scorer
 
-_CLOSING_S = 10.0  # that calls cancelled, and then the scorer, may take to end
+_CLOSING_S = 10.0  # maximum time for cancelled calls to end, and then again for the scorer to close
 
 
 @dataclass(eq=False)
-class _Asked:
-    """What goes by one name. ``scores``: (k,) float64, NaN where there is none; ``missing`` of them are still open."""
+class _Submission:
+    """The questions submitted under one name.
+
+    Attributes:
+        scores: (k,) float64, NaN where there is no score.
+        since: ``time.monotonic()`` of the submission.
+        missing: number of questions that are still open.
+        answered_at: ``time.monotonic()`` of the last answer; None while a question is open.
+        error: an exception of the scorer that is not a JudgementError.
+        is_taken: whether the caller has collected the scores.
+    """
 
     scores: np.ndarray
     since: float
     missing: int
-    answered: float | None = None
-    error: Exception | None = None  # a scorer's that is no JudgementError
-    is_forgotten: bool = False
+    answered_at: float | None = None
+    error: Exception | None = None
+    is_taken: bool = False
 
 
 @dataclass(eq=False)
-class _Flight:
-    """One question being answered, and the rows that wait for it."""
+class _OpenQuestion:
+    """A question that the scorer is answering, and the (submission, row) pairs that wait for its score."""
 
     question: Question
-    rows: list[tuple[_Asked, int]] = field(default_factory=list)
+    waiting: list[tuple[_Submission, int]] = field(default_factory=list)
     task: asyncio.Task[None] | None = None
 
 
 class Judge:
-    """Asks ``scorer`` from a thread of its own, each question that is open once, however often it is asked.
+    """Calls ``scorer`` from a thread of its own. Equal questions that are open at the same time are scored once.
 
-    All methods are for one thread, and none waits for a scorer but ``close``.
+    All methods must be called from one thread. None of them waits for the scorer, except ``close``.
 
     Args:
-        scorer: answers in an event loop of that thread.
-        cache: looked at first, and told every score that was given; whoever made it closes it, after the judge.
-        concurrency: questions the scorer has at once, over all names.
-        budget_s: seconds after which a name is done, whatever is still open.
+        scorer: runs in the event loop of the judge's thread.
+        cache: read before the scorer is called; every new score is stored in it. The caller closes it after the judge.
+        concurrency: maximum number of calls in flight, over all names.
+        budget_s: seconds after which a name counts as done, even if questions are still open.
     """
 
     def __init__(
@@ -59,101 +68,101 @@ class Judge:
         self._scorer = scorer
         self._cache = cache
         self._budget_s = budget_s
-        self._asked: dict[str, _Asked] = {}
+        self._submissions: dict[str, _Submission] = {}
         self._is_closed = False
-        # Of the event loop alone.
+        # Used only in the event loop.
         self._semaphore = asyncio.Semaphore(concurrency)
-        self._flights: dict[bytes, _Flight] = {}
+        self._open_questions: dict[bytes, _OpenQuestion] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        # Of both threads, under the lock, as is what an _Asked holds.
+        # Shared by both threads and guarded by the lock, as are the attributes of every _Submission.
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
         self._latencies: list[float] = []
         self._loop = asyncio.new_event_loop()
         self._cache_writer = ThreadPoolExecutor(1, "judge-cache")  # a write may wait for other processes
-        # A daemon: a trainer that crashes waits for no judge.
+        # A daemon thread, so that a crashing trainer does not wait for the judge.
         self._thread = threading.Thread(target=self._loop.run_forever, name="judge", daemon=True)
         self._thread.start()
 
     def ask(self, name: str, questions: Sequence[Question]) -> None:
-        """Have ``questions`` answered under ``name``; returns at once.
+        """Submit ``questions`` under ``name``. Returns immediately.
 
         Raises:
             ValueError: the name is in use.
             RuntimeError: the judge is closed.
         """
         if self._is_closed:
-            raise RuntimeError("a judge that is closed is asked")
-        if name in self._asked:
-            raise ValueError(f"{name}: asked already; take it first")
+            raise RuntimeError("the judge is closed and takes no more questions")
+        if name in self._submissions:
+            raise ValueError(f"{name}: there are questions under this name already. Call take() first")
         keys = [digest(question.problem, question.reference, question.response) for question in questions]
         now = monotonic()
-        asked = _Asked(np.full(len(keys), np.nan), now, len(keys), answered=None if keys else now)
-        self._asked[name] = asked
+        submission = _Submission(np.full(len(keys), np.nan), now, len(keys), answered_at=None if keys else now)
+        self._submissions[name] = submission
         with self._lock:
             self._counts["responses"] += len(keys)
-        self._loop.call_soon_threadsafe(self._start, asked, list(zip(keys, questions, strict=True)))
+        self._loop.call_soon_threadsafe(self._start, submission, list(zip(keys, questions, strict=True)))
 
     def is_done(self, name: str) -> bool:
-        """Whether ``take`` has no more to gain by waiting: all are answered, or the budget is spent.
+        """Whether all questions are answered or the budget is used up, so that waiting longer changes nothing.
 
         Raises:
-            KeyError: nothing was asked under the name, or it was taken.
+            KeyError: no questions are submitted under the name, or their scores were already taken.
         """
-        asked = self._asked[name]
+        submission = self._submissions[name]
         return (
-            asked.answered is not None
-            or asked.error is not None
+            submission.answered_at is not None
+            or submission.error is not None
             or self._is_closed
-            or monotonic() - asked.since >= self._budget_s
+            or monotonic() - submission.since >= self._budget_s
         )
 
-    def answered(self, name: str) -> float | None:
-        """``time.monotonic()`` of the last answer under the name, failures included; None while one is open."""
-        return self._asked[name].answered
+    def answered_at(self, name: str) -> float | None:
+        """``time.monotonic()`` of the last answer (or failure) under the name; None while a question is open."""
+        return self._submissions[name].answered_at
 
     def take(self, name: str) -> np.ndarray:
-        """(k,) float64 scores in the order of the questions, NaN where there is none; the name is forgotten.
+        """(k,) float64 scores in the order of the questions, NaN where there is none. Frees the name.
 
-        What is still open is given up and counted as ``over_budget``.
+        Questions that are still open are cancelled and counted as ``over_budget``.
 
         Raises:
-            KeyError: nothing was asked under the name, or it was taken.
-            Exception: what the scorer raised that was no JudgementError, as it was.
+            KeyError: no questions are submitted under the name, or their scores were already taken.
+            Exception: any exception of the scorer that is not a JudgementError, unchanged.
         """
-        asked = self._asked.pop(name)
+        submission = self._submissions.pop(name)
         with self._lock:
-            asked.is_forgotten = True
-            missing = asked.missing
+            submission.is_taken = True
+            missing = submission.missing
         if missing and not self._is_closed:
-            self._loop.call_soon_threadsafe(self._leave, asked)
-        if asked.error is not None:
-            raise asked.error
+            self._loop.call_soon_threadsafe(self._cancel, submission)
+        if submission.error is not None:
+            raise submission.error
         with self._lock:
             self._counts["over_budget"] += missing
-        return asked.scores
+        return submission.scores
 
     def metrics(self) -> dict[str, float]:
-        """What happened since the last call, by name.
+        """Counts and latencies since the last call, by metric name.
 
-        ``judge/responses``: asked about; of these ``judge/cache_hits`` were known, ``judge/shared`` waited for an equal
-        question, and for the rest the scorer was called, ``judge/calls``. ``judge/latency/p50`` and ``p95``: seconds
-        that calls took which gave a score, their retries included and the wait for their turn not; left out where there
-        was none.
-        ``judge/failures/REASON`` and ``any``: responses that got no score.
+        ``judge/responses``: submitted questions. Of these, ``judge/cache_hits`` were in the cache, ``judge/shared``
+        waited for the score of an equal question, and ``judge/calls`` were sent to the scorer.
+        ``judge/latency/p50`` and ``p95``: seconds per call that returned a score, including its retries but not the
+        wait for a free slot. Left out if there was no such call.
+        ``judge/failures/REASON`` and ``any``: responses without a score.
         """
         with self._lock:
             counts, self._counts = self._counts, Counter()
             latencies, self._latencies = self._latencies, []
-        found = {f"judge/{name}": float(counts[name]) for name in ("responses", "calls", "cache_hits", "shared")}
+        metrics = {f"judge/{name}": float(counts[name]) for name in ("responses", "calls", "cache_hits", "shared")}
         if latencies:
             for percent in (50, 95):
-                found[f"judge/latency/p{percent}"] = float(np.percentile(latencies, percent))
+                metrics[f"judge/latency/p{percent}"] = float(np.percentile(latencies, percent))
         failures = {f"judge/failures/{reason}": float(counts[reason]) for reason in REASONS}
-        return found | failures | {"judge/failures/any": sum(failures.values())}
+        return metrics | failures | {"judge/failures/any": sum(failures.values())}
 
     def close(self) -> None:
-        """Cancel what is open, close the scorer and end the thread; scores already paid for still reach the cache."""
+        """Cancel open questions, close the scorer and end the thread. Scores received so far still reach the cache."""
         if self._is_closed:
             return
         self._is_closed = True
@@ -165,81 +174,81 @@ class Judge:
             self._loop.close()
             self._cache_writer.shutdown()
 
-    # What follows runs in the event loop.
+    # The methods below run in the event loop.
 
-    def _start(self, asked: _Asked, questions: list[tuple[bytes, Question]]) -> None:
+    def _start(self, submission: _Submission, questions: list[tuple[bytes, Question]]) -> None:
         for row, (key, question) in enumerate(questions):
-            flight = self._flights.get(key)
-            if flight is None:
-                flight = self._flights[key] = _Flight(question)
-                flight.task = self._loop.create_task(self._answer(key, flight))
-                self._tasks.add(flight.task)
-                flight.task.add_done_callback(self._tasks.discard)
+            open_question = self._open_questions.get(key)
+            if open_question is None:
+                open_question = self._open_questions[key] = _OpenQuestion(question)
+                open_question.task = self._loop.create_task(self._answer(key, open_question))
+                self._tasks.add(open_question.task)
+                open_question.task.add_done_callback(self._tasks.discard)
             else:
                 self._count("shared")
-            flight.rows.append((asked, row))
+            open_question.waiting.append((submission, row))
 
-    def _leave(self, asked: _Asked) -> None:
-        """Cancel every question that nobody but ``asked`` waits for."""
-        for key, flight in list(self._flights.items()):
-            flight.rows = [(waiting, row) for waiting, row in flight.rows if waiting is not asked]
-            if not flight.rows and flight.task:
-                del self._flights[key]
-                flight.task.cancel()
+    def _cancel(self, submission: _Submission) -> None:
+        """Cancel every question that only ``submission`` waits for."""
+        for key, open_question in list(self._open_questions.items()):
+            open_question.waiting = [(other, row) for other, row in open_question.waiting if other is not submission]
+            if not open_question.waiting and open_question.task:
+                del self._open_questions[key]
+                open_question.task.cancel()
 
-    async def _answer(self, key: bytes, flight: _Flight) -> None:
-        identity, question = self._scorer.identity, flight.question
-        score = given = None
+    async def _answer(self, key: bytes, open_question: _OpenQuestion) -> None:
+        identity, question = self._scorer.identity, open_question.question
+        score = new_score = None
         error: Exception | None = None
         try:
             score = self._cache.get(identity, question) if self._cache else None
             if score is None:
-                score = given = await self._call(question)
+                score = new_score = await self._call(question)
             else:
                 self._count("cache_hits")
         except Exception as raised:
             error = raised
-        if self._flights.get(key) is flight:
-            del self._flights[key]
-        self._deliver(flight.rows, score, error)
-        if given is not None and self._cache:
-            await self._loop.run_in_executor(self._cache_writer, self._cache.put, identity, question, given)
+        if self._open_questions.get(key) is open_question:
+            del self._open_questions[key]
+        self._deliver(open_question.waiting, score, error)
+        if new_score is not None and self._cache:
+            await self._loop.run_in_executor(self._cache_writer, self._cache.put, identity, question, new_score)
 
     async def _call(self, question: Question) -> float:
         async with self._semaphore:
             self._count("calls")
-            began = monotonic()
+            start = monotonic()
             score = await self._scorer.score(question)
-            took = monotonic() - began
+            seconds = monotonic() - start
         if not math.isfinite(score):
-            raise JudgementError("off_scale", "a score that is not finite")
+            raise JudgementError("off_scale", "the score is not finite")
         with self._lock:
-            self._latencies.append(took)
+            self._latencies.append(seconds)
         return float(score)
 
-    def _deliver(self, rows: list[tuple[_Asked, int]], score: float | None, error: Exception | None) -> None:
+    def _deliver(self, waiting: list[tuple[_Submission, int]], score: float | None, error: Exception | None) -> None:
         with self._lock:
-            for asked, row in rows:
-                if asked.is_forgotten:
+            for submission, row in waiting:
+                if submission.is_taken:
                     continue
                 if isinstance(error, JudgementError):
                     self._counts[error.reason] += 1
                 elif error is not None:
-                    asked.error = error
+                    submission.error = error
                 else:
-                    asked.scores[row] = score
-                asked.missing -= 1
-                if not asked.missing:
-                    asked.answered = monotonic()
+                    submission.scores[row] = score
+                submission.missing -= 1
+                if not submission.missing:
+                    submission.answered_at = monotonic()
 
     def _count(self, name: str) -> None:
         with self._lock:
             self._counts[name] += 1
 
     async def _end(self) -> None:
-        for flight in self._flights.values():
-            if flight.task:
-                flight.task.cancel()
+        for open_question in self._open_questions.values():
+            if open_question.task:
+                open_question.task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=_CLOSING_S)
         await asyncio.wait_for(self._scorer.close(), _CLOSING_S)

@@ -1,4 +1,4 @@
-"""Scores a list of questions outside a run."""
+"""Scores a list of questions outside a training run."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _POLL_S = 0.02
 def score_all(
     judge: Judge, questions: Iterable[Question], *, window: int, on_scored: Callable[[int], None] = lambda done: None
 ) -> np.ndarray:
-    """A score a question, (N,) float64, NaN where the judgement failed.
+    """One score per question, (N,) float64, NaN where the judgement failed.
 
     Args:
-        window: questions given to the judge at once, at most; a multiple of its concurrency keeps it busy.
-        on_scored: called with the number of questions that have a score or have failed.
+        window: maximum number of questions that the judge has at once. A multiple of its concurrency keeps it busy.
+        on_scored: called with the number of questions that are scored or have failed.
     """
     rows = enumerate(questions)
     waiting: list[int] = []

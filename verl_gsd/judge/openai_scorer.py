@@ -1,11 +1,11 @@
-"""A judge behind HTTP: any server that speaks OpenAI's chat completions."""
+"""A judge on any server with OpenAI's chat completions API."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
 from verl_gsd.judge.openai_client import OpenAIClient
-from verl_gsd.judge.prompt import PROMPT_VERSION, messages, parse_score
+from verl_gsd.judge.prompt import PROMPT_VERSION, build_messages, parse_score
 from verl_gsd.judge.scorer import HIGHEST, LOWEST, Question
 
 Answer = Literal["choice", "json_schema", "text"]
@@ -20,21 +20,22 @@ _SCHEMA = {
 
 
 class OpenAIScorer:
-    """Asks a model behind HTTP for a grade of 0 to 10, at temperature 0; how often, ``OpenAIClient`` says.
+    """Asks a model for a score of 0 to 10 at temperature 0. See ``OpenAIClient`` for the retries.
 
     Args:
-        base_url: where the API is, such as http://localhost:8000/v1.
-        model: as the server names it.
-        api_key_env: the environment variable that has the key; unset for a server that asks for none.
-        timeout_s: seconds one call takes at most, from connecting to the last byte.
-        retries: calls beyond the first, at most.
-        answer: ``choice``: one of the eleven numbers and nothing else, by vLLM's structured outputs. ``json_schema``:
-            an object of OpenAI's structured outputs. ``text``: free, the number on the last line, for a judge that
-            reasons before it grades.
-        max_tokens: of an answer in ``json_schema`` and ``text``; one that was cut off there is unreadable.
+        base_url: URL of the API, for example http://localhost:8000/v1.
+        model: the model's name on the server.
+        api_key_env: the environment variable that holds the key. It may be unset if the server needs no key.
+        timeout_s: maximum seconds per call, from connecting to the last byte.
+        retries: maximum number of calls after the first one.
+        answer: ``choice``: one of the eleven numbers and nothing else, with vLLM's structured outputs.
+            ``json_schema``: a JSON object, with OpenAI's structured outputs. ``text``: free text with the number on the
+            last line, for a judge that reasons before it grades.
+        max_tokens: maximum length of an answer in ``json_schema`` and ``text``. An answer that is cut off is
+            unreadable.
 
     Raises:
-        ValueError: ``base_url`` is no URL, or holds credentials; or the key cannot be part of a header.
+        ValueError: ``base_url`` is not a URL, or contains credentials; or the key is not valid in an HTTP header.
     """
 
     def __init__(
@@ -49,24 +50,24 @@ class OpenAIScorer:
         max_tokens: int = 512,
     ) -> None:
         self.identity = f"openai model={model} prompt={PROMPT_VERSION} answer={answer} temperature=0"
-        self._form = _constraint(answer, max_tokens)
+        self._options = _request_options(answer, max_tokens)
         self._client = OpenAIClient(base_url, model, api_key_env=api_key_env, timeout_s=timeout_s, retries=retries)
 
     @property
     def calls(self) -> int:
-        """HTTP requests made so far."""
+        """Number of HTTP requests made so far."""
         return self._client.calls
 
     async def score(self, question: Question) -> float:
-        """An integer 0..10; JudgementError once it cannot be had."""
-        return await self._client.ask(messages(question), self._form, parse_score)
+        """An integer in 0..10. Raises a JudgementError if the model gives none."""
+        return await self._client.ask(build_messages(question), self._options, parse_score)
 
     async def close(self) -> None:
         await self._client.close()
 
 
-def _constraint(answer: Answer, max_tokens: int) -> dict[str, Any]:
-    """The part of a request that says what form the answer has."""
+def _request_options(answer: Answer, max_tokens: int) -> dict[str, Any]:
+    """The fields of a request that determine the form of the answer."""
     if answer == "choice":
         choices = {"choice": [str(score) for score in _SCORES]}
         return {"max_tokens": 8, "extra_body": {"structured_outputs": choices}}

@@ -1,4 +1,4 @@
-"""A prompt as the text that a judge reads."""
+"""Converts a prompt to the text that a judge reads."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from typing import Any
 
 
 def problem_text(prompt: Any) -> str:
-    """A text as it is, a chat of one message as its content, a longer one with a line ``role: content`` a message.
+    """The text of a prompt: a string unchanged, a one-message chat as its content, a longer chat as one line
+    ``role: content`` per message.
 
     Raises:
-        ValueError: it is neither a text nor a list of messages.
+        ValueError: ``prompt`` is neither a string nor a list of messages.
     """
     if isinstance(prompt, str):
         return prompt
     messages = list(prompt) if isinstance(prompt, Sequence) or hasattr(prompt, "tolist") else []
     if not messages or not all(isinstance(message, Mapping) and "content" in message for message in messages):
-        raise ValueError(f"a prompt is a text or a list of messages (role, content), not {type(prompt).__name__}")
+        raise ValueError(f"a prompt must be a text or a list of messages (role, content), not {type(prompt).__name__}")
     contents = [_content(message["content"]) for message in messages]
     if len(contents) == 1:
         return contents[0]
@@ -24,7 +25,7 @@ def problem_text(prompt: Any) -> str:
 
 
 def _content(content: Any) -> str:
-    """A message's text; of one in parts, such as images between texts, the texts."""
+    """The text of a message. If the content is a list of parts (texts and images), the texts only."""
     if isinstance(content, str):
         return content
     parts = content if isinstance(content, Sequence) else []

@@ -1,4 +1,4 @@
-"""What a judge reads, and how its grade is read. The texts it grades are untrusted, and so is what it writes."""
+"""Builds the prompts of judges and parses their answers. Both the graded texts and the answers are untrusted."""
 
 from __future__ import annotations
 
@@ -11,63 +11,63 @@ from string import Template
 
 from verl_gsd.judge.scorer import HIGHEST, LOWEST, JudgementError, Question
 
-#: The name of the file in prompts/. Scores are cached under it: a text that changes is a file of another name.
+#: File name (without .txt) in prompts/ of the prompt that asks for a score. It is part of the cache key: if you change
+#: the text, create a file with a new name.
 PROMPT_VERSION = "v1"
-#: And of the one that asks for right or wrong.
+#: The same for the prompt that asks for right or wrong.
 VERDICT_VERSION = "verdict_v1"
 
-#: Characters at the end of an answer that are looked at.
+#: Only this many characters at the end of an answer are parsed.
 _TAIL = 4096
 _VERDICT = re.compile(r"(?:verdict\s*:\s*)?[*]*(correct|incorrect)[*]*\.?[*]*", re.ASCII | re.IGNORECASE)
 _GRADE = re.compile(r"(?:score\s*:\s*)?(-?[0-9]+)", re.ASCII | re.IGNORECASE)
-#: Where a chat template's control token may begin: <|im_end|>, </s>, [/INST]. A tokenizer would take one that a text
-#: spells out for the real thing, and what comes after it would no longer be the text of a user.
+#: Where a chat template's control token may begin: <|im_end|>, </s>, [/INST]. If a text spells one out, the tokenizer
+#: would treat it as a real control token, and the text after it would no longer belong to the user's message.
 _CONTROL = re.compile(r"<(?=[|｜/\w])|\[(?=[|/]?[A-Za-z]\w{2,}\|?\])")
 
 
 def digest(*texts: str) -> bytes:
-    """32 bytes that stand for these texts in this order; where one ends and the next begins counts."""
-    whole = hashlib.sha256()
+    """SHA-256 of these texts in this order (32 bytes). It depends on where one text ends and the next begins."""
+    hasher = hashlib.sha256()
     for text in texts:
         encoded = text.encode("utf-8", "surrogatepass")
-        whole.update(len(encoded).to_bytes(8, "big"))
-        whole.update(encoded)
-    return whole.digest()
+        hasher.update(len(encoded).to_bytes(8, "big"))
+        hasher.update(encoded)
+    return hasher.digest()
 
 
-def messages(question: Question, version: str = PROMPT_VERSION) -> list[dict[str, str]]:
-    """The chat that asks for a grade, or for what the prompt ``version`` asks for, the same for the same question: a
-    system message and one of the user.
+def build_messages(question: Question, version: str = PROMPT_VERSION) -> list[dict[str, str]]:
+    """The chat (system and user message) that asks about ``question`` with the prompt ``version``. Deterministic.
 
-    Each text lies between two lines that end with a mark that occurs in none of them. Control tokens spelled out in a
-    text are broken by a space, and what UTF-8 cannot encode becomes a question mark.
+    Each text is enclosed by two lines that end with a mark which occurs in none of the texts. A space is inserted into
+    control tokens that a text spells out, and characters that UTF-8 cannot encode become question marks.
     """
     texts = {
-        "problem": _harmless(question.problem),
-        "reference": _harmless(question.reference),
-        "response": _harmless(question.response),
+        "problem": _neutralize(question.problem),
+        "reference": _neutralize(question.reference),
+        "response": _neutralize(question.response),
     }
     system, user = _prompt(version)
-    known = "known" if question.reference else "there is none"
+    reference_status = "known" if question.reference else "there is none"
     return [
         {"role": "system", "content": system},
-        {"role": "user", "content": user.substitute(texts, known=known, mark=_mark(list(texts.values())))},
+        {"role": "user", "content": user.substitute(texts, known=reference_status, mark=_mark(list(texts.values())))},
     ]
 
 
 def parse_score(text: str) -> float:
-    """The grade in a judge's answer: its last line, an integer alone or ``score: N``, or a JSON object's "score".
+    """The score in a judge's answer: a last line with only an integer or ``score: N``, or the "score" of a JSON object.
 
     Raises:
-        JudgementError: "unreadable" where there is no such integer, "off_scale" for one outside 0..10.
+        JudgementError: "unreadable" if there is no such integer, "off_scale" if it is outside 0..10.
     """
     tail = text[-_TAIL:].strip()
     if tail.startswith("{") and tail.endswith("}") and len(text) <= _TAIL:
         score = _score_of_object(tail)
     else:
-        match = _last_line(text, _GRADE)
+        match = _match_last_line(text, _GRADE)
         if match is None:
-            raise JudgementError("unreadable", "the last line of the answer is no integer")
+            raise JudgementError("unreadable", "the last line of the answer is not an integer")
         score = int(match[1])
     if not LOWEST <= score <= HIGHEST:
         raise JudgementError("off_scale", f"the answer is an integer outside {LOWEST}..{HIGHEST}")
@@ -75,32 +75,32 @@ def parse_score(text: str) -> float:
 
 
 def parse_verdict(text: str) -> bool:
-    """The verdict in a verifier's answer: its last line, ``Correct`` or ``Incorrect``.
+    """The verdict in a verifier's answer: a last line with only ``Correct`` or ``Incorrect``.
 
     Raises:
-        JudgementError: "unreadable" where it is neither.
+        JudgementError: "unreadable" if the last line is neither.
     """
-    match = _last_line(text, _VERDICT)
+    match = _match_last_line(text, _VERDICT)
     if match is None:
         raise JudgementError("unreadable", "the last line of the answer is neither Correct nor Incorrect")
     return match[1].lower() == "correct"
 
 
-def _last_line(text: str, wanted: re.Pattern) -> re.Match | None:
-    """The last line of an answer, if it is all of what is wanted."""
+def _match_last_line(text: str, pattern: re.Pattern) -> re.Match | None:
+    """The match of ``pattern`` with the whole last line of an answer, or None."""
     _, newline, line = text[-_TAIL:].strip().rpartition("\n")
-    # A line that began before the tail was not seen whole.
-    return wanted.fullmatch(line.strip()) if newline or len(text) <= _TAIL else None
+    # If the line began before the tail, only a part of it is known.
+    return pattern.fullmatch(line.strip()) if newline or len(text) <= _TAIL else None
 
 
 def _score_of_object(text: str) -> int:
     try:
-        pairs = json.loads(text, object_pairs_hook=list)  # a key given twice stays visible
+        pairs = json.loads(text, object_pairs_hook=list)  # a list, so that a repeated key can be detected
     except (ValueError, RecursionError):
         pairs = []
     scores = [value for key, value in pairs if key == "score"]
     if len(scores) != 1 or type(scores[0]) is not int:
-        raise JudgementError("unreadable", "the answer is no JSON object with an integer as its score")
+        raise JudgementError("unreadable", "the answer is not a JSON object with an integer as its score")
     return scores[0]
 
 
@@ -111,12 +111,13 @@ def _prompt(version: str) -> tuple[str, Template]:
     return system.rstrip("\n"), Template(user.rstrip("\n"))
 
 
-def _harmless(text: str) -> str:
+def _neutralize(text: str) -> str:
+    """``text`` with control tokens broken up and without lone surrogates."""
     return _CONTROL.sub(r"\g<0> ", text.encode("utf-8", "replace").decode("utf-8"))
 
 
 def _mark(texts: list[str]) -> str:
-    """Sixteen hexadecimal digits that occur in none of the texts."""
+    """16 hexadecimal digits that occur in none of the texts."""
     mark = digest(*texts).hex()[:16]
     while any(mark in text for text in texts):
         mark = digest(mark, *texts).hex()[:16]

@@ -1,15 +1,16 @@
-"""What a judge is asked, what it answers, and how it fails."""
+"""The question that a judge scores, the protocol of scorers, and the reasons why a judgement can fail."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
-#: The scale of a judge that is asked in words.
+#: The scale of scores that a language model gives.
 LOWEST, HIGHEST = 0, 10
 
-#: Why a judgement failed: no answer in time; refused with 4xx; 429 until retries ran out; 5xx; no or a broken
-#: connection; an answer that is no score; a score off the scale; not asked or given up for want of time.
+#: Why a judgement failed, in this order: no answer in time; rejected with HTTP 4xx; 429 until retries ran out; 5xx; no
+#: connection or a broken one; an answer that is not a score; a score off the scale; the time budget ran out before the
+#: question was asked or answered.
 Reason = Literal[
     "timed_out", "refused", "rate_limited", "server_error", "connection", "unreadable", "off_scale", "over_budget"
 ]
@@ -18,12 +19,12 @@ REASONS: tuple[Reason, ...] = get_args(Reason)
 
 @dataclass(frozen=True)
 class Question:
-    """One response to be judged. All three are untrusted text.
+    """One response to be judged. All three texts are untrusted.
 
     Attributes:
         problem: the prompt, as text.
-        reference: the reference answer; empty where there is none.
-        response: what the policy wrote.
+        reference: the reference answer; empty if there is none.
+        response: the text that the policy generated.
     """
 
     problem: str
@@ -32,7 +33,7 @@ class Question:
 
 
 class JudgementError(Exception):
-    """A judgement that failed, for ``reason``; the message has no text of a response or an answer, and no secret."""
+    """A judgement failed because of ``reason``. The message quotes no response, no answer and no secret."""
 
     def __init__(self, reason: Reason, message: str = "") -> None:
         super().__init__(message or reason)
@@ -40,21 +41,21 @@ class JudgementError(Exception):
 
 
 class Scorer(Protocol):
-    """Scores one response; the higher the better.
+    """Scores one response at a time; higher is better.
 
     Attributes:
-        identity: what a score depends on beside the question (kind, model, prompt, sampling), as a line of text.
-            Scores are cached under it.
+        identity: everything that a score depends on except the question (kind, model, prompt, sampling), as one line
+            of text. Part of the cache key.
     """
 
     identity: str
 
     async def score(self, question: Question) -> float:
-        """A finite number. Called by many tasks of one event loop at once.
+        """A finite number. Many tasks of one event loop call this concurrently.
 
         Raises:
-            JudgementError: there is none.
+            JudgementError: there is no score.
         """
 
     async def close(self) -> None:
-        """Give back connections; called once, in the event loop that scored."""
+        """Release connections. Called once, in the event loop that called ``score``."""

@@ -1,4 +1,4 @@
-"""A scorer that asks nobody."""
+"""A scorer that needs no model."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from difflib import SequenceMatcher
 from verl_gsd.judge.prompt import digest
 from verl_gsd.judge.scorer import HIGHEST, LOWEST, Question
 
-#: Characters compared; difflib takes up to cubic time in it.
+#: Number of characters compared. difflib takes up to cubic time in it.
 _COMPARED = 100
 
 
 class StubScorer:
-    """Stands for a judge where none runs: first runs, tests, benches. It measures nothing about reasoning.
+    """Replaces a judge in first runs, tests and benchmarks. Its scores say nothing about the reasoning.
 
-    An integer 0..10, always the same for the same question: how alike the reference and the end of the response are;
-    without a reference, a hash.
+    The score is a deterministic integer in 0..10: the similarity of the reference and the end of the response, or a
+    hash if there is no reference.
     """
 
     identity = "stub v1"
@@ -23,12 +23,12 @@ class StubScorer:
     async def score(self, question: Question) -> float:
         reference = question.reference.strip()[-_COMPARED:]
         if not reference:
-            drawn = int.from_bytes(digest(question.problem, question.response)[:8], "big")
-            return float(LOWEST + drawn % (HIGHEST - LOWEST + 1))
-        # An end as long as the reference: a short answer beside a long response would be like nothing at all.
+            number = int.from_bytes(digest(question.problem, question.response)[:8], "big")
+            return float(LOWEST + number % (HIGHEST - LOWEST + 1))
+        # Compare an end of the same length as the reference: a short reference is similar to no long response.
         end = question.response[-4 * _COMPARED :].strip()[-len(reference) :]
-        alike = SequenceMatcher(None, reference, end, autojunk=False).ratio()
-        return float(LOWEST + round(alike * (HIGHEST - LOWEST)))
+        similarity = SequenceMatcher(None, reference, end, autojunk=False).ratio()
+        return float(LOWEST + round(similarity * (HIGHEST - LOWEST)))
 
     async def close(self) -> None:
         pass

@@ -1,7 +1,8 @@
-"""A model as verifier, in the manner of xVerify (arXiv 2504.10481): right or wrong by what a model reads in a response.
+"""An LLM as verifier, like xVerify (arXiv 2504.10481): a model decides whether a response is right.
 
-It is told the question, the response and the reference answer, in our own words (``prompts/verdict_v1.txt``). It is
-slower than a comparison and can be argued with, and it reads answers that no parser does. For offline use.
+The model receives the question, the response and the reference answer, in a prompt of our own
+(``prompts/verdict_v1.txt``). It understands answers that no parser does, but it is slower than a comparison and a
+response can mislead it. For offline use.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from verl_gsd.judge.openai_client import OpenAIClient
-from verl_gsd.judge.prompt import VERDICT_VERSION, messages, parse_verdict
+from verl_gsd.judge.prompt import VERDICT_VERSION, build_messages, parse_verdict
 from verl_gsd.judge.scorer import JudgementError, Question, Reason
 
-#: Of an answer, for a model that reasons before it decides; one that is cut off there is unreadable.
+#: Maximum length of an answer, with room for a model that reasons first. An answer that is cut off is unreadable.
 MAX_TOKENS = 1024
 
 
@@ -29,30 +30,31 @@ def verify_all(
     retries: int = 2,
     on_done: Callable[[int], None] = lambda done: None,
 ) -> tuple[list[bool | None], Counter[Reason]]:
-    """Whether each response is right, by a model's verdict. Not from within an event loop.
+    """Ask a model whether each response is right. Must not be called from within an event loop.
 
     Args:
         questions: each with a reference answer.
-        base_url: of any server that speaks OpenAI's chat completions, such as http://localhost:8000/v1.
-        model: as the server names it.
-        api_key_env: the environment variable that has the key; unset for a server that asks for none.
-        concurrency: questions asked at once.
-        timeout_s: seconds that one call takes at most.
-        retries: calls beyond the first for a question, at most.
-        on_done: told after each question how many are done.
+        base_url: URL of any server with OpenAI's chat completions API, for example http://localhost:8000/v1.
+        model: the model's name on the server.
+        api_key_env: the environment variable that holds the key. It may be unset if the server needs no key.
+        concurrency: maximum number of calls in flight.
+        timeout_s: maximum seconds per call.
+        retries: maximum number of calls per question after the first one.
+        on_done: called after each question with the number of questions done.
 
     Returns:
-        A verdict a question, in their order, None where there is none; and how many have none, by reason.
+        One verdict per question, in their order, None where the model gave none; and the number of missing verdicts by
+        reason.
 
     Raises:
-        ValueError: a question has no reference answer, which is named by its row; ``base_url`` is no URL or holds
-            credentials; the key cannot be one; ``concurrency`` is below 1.
+        ValueError: a question has no reference answer (the message names its row); ``base_url`` is not a URL or
+            contains credentials; the key is not valid in an HTTP header; ``concurrency`` is below 1.
     """
     if concurrency < 1:
-        raise ValueError(f"concurrency={concurrency}: write a whole number of 1 or more")
+        raise ValueError(f"concurrency={concurrency} is too small. Use a whole number of 1 or more")
     for row, question in enumerate(questions):
         if not question.reference.strip():
-            raise ValueError(f"row {row} (the first is 0): no reference answer, and nothing to hold a response against")
+            raise ValueError(f"row {row} (the first is 0) has no reference answer to compare the response with")
     return asyncio.run(
         _verify_all(
             questions,
@@ -73,10 +75,10 @@ async def _verify_all(
 
     async def worker() -> None:
         nonlocal done
-        for row, question in rows:  # which all workers share
+        for row, question in rows:  # all workers share this iterator
             try:
                 verdicts[row] = await client.ask(
-                    messages(question, VERDICT_VERSION), {"max_tokens": MAX_TOKENS}, parse_verdict
+                    build_messages(question, VERDICT_VERSION), {"max_tokens": MAX_TOKENS}, parse_verdict
                 )
             except JudgementError as error:
                 failures[error.reason] += 1

@@ -177,7 +177,7 @@ def stand_ins(recording):
         replaced += [
             (trainer_base, "uuid", SimpleNamespace(uuid4=world.next_uid)),
             (replay_buffer.ReplayBuffer, "_select_prompt_uids", _select_in_order(replay_buffer.ReplayBuffer)),
-            (judging, "scorer_of", lambda settings: RecordedScorer(recording, world.tokenizer)),
+            (judging, "build_scorer", lambda settings: RecordedScorer(recording, world.tokenizer)),
             (verifying, "ray", answers),
             (Watchdog, "look", lambda self, wait: None),
             (Watchdog, "explain", lambda self, error: None),

@@ -1,4 +1,4 @@
-"""``verl-gsd judge`` as a user types it: score, calibrate, distill, and what it says of mistakes."""
+"""The commands of ``verl-gsd judge``: score, calibrate, distill, and their errors."""
 
 import asyncio
 import csv
@@ -30,7 +30,7 @@ def flat(text):
 
 
 def made_rows(problems=12, each=6):
-    """Answers to sums, some of them wrong; texts as a policy might write them, markup and commas included."""
+    """Right and wrong answers to sums, with markup and commas in the texts."""
     rng = random.Random(0)
     rows = []
     for _ in range(problems):
@@ -83,10 +83,10 @@ def test_a_file_is_scored_and_calibrated(tmp_path, suffix):
     correct = np.array([row["correct"] for row in rows])
     assert re.search(rf"AUC.*: {auc(np.array(scores), correct):.3f} \[", done.output)
     assert re.search(r"10 +│ +\d+ +│ █", done.output)
-    found = json.loads(report.read_text())
-    assert found["overall"]["value"] == auc(np.array(scores), correct)
-    assert [entry["delta"] for entry in found["mask"]["by_delta"]] == ["-inf", 0, 1, 3, 5]
-    assert len(found["sweep"]) == 18 and sum(found["histograms"]["right"]["counts"]) == correct.sum()
+    report_json = json.loads(report.read_text())
+    assert report_json["overall"]["value"] == auc(np.array(scores), correct)
+    assert [entry["delta"] for entry in report_json["mask"]["by_delta"]] == ["-inf", 0, 1, 3, 5]
+    assert len(report_json["sweep"]) == 18 and sum(report_json["histograms"]["right"]["counts"]) == correct.sum()
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([file.name, output.name, report.name])
 
 
@@ -94,7 +94,7 @@ def expected(row):
     return asyncio.run(StubScorer().score(Question(row["problem"], row["reference"], row["response"])))
 
 
-def test_the_cache_is_asked_first_and_a_stopped_run_goes_on(tmp_path, monkeypatch):
+def test_an_interrupted_command_resumes_from_the_cache(tmp_path, monkeypatch):
     file, output, cache = write(tmp_path / "rows.jsonl", made_rows()), tmp_path / "out.jsonl", tmp_path / "cache"
     asked = []
 
@@ -117,7 +117,7 @@ def test_the_cache_is_asked_first_and_a_stopped_run_goes_on(tmp_path, monkeypatc
     assert "72 responses: 0 calls; 72 from the cache" in flat(invoke(*words).output)
 
 
-def test_failures_are_null_counted_by_reason_and_no_score_at_all_is_code_1(tmp_path, monkeypatch):
+def test_failures_are_null_and_counted_and_no_score_at_all_exits_with_1(tmp_path, monkeypatch):
     file, output = write(tmp_path / "rows.jsonl", made_rows()), tmp_path / "out.jsonl"
 
     class Failing(StubScorer):
@@ -131,7 +131,7 @@ def test_failures_are_null_counted_by_reason_and_no_score_at_all_is_code_1(tmp_p
     monkeypatch.setattr(stub, "StubScorer", Failing)
     words = ("score", file, "--output", output, "--scorer", "stub")
     done = invoke(*words)
-    assert done.exit_code == 0 and "12 failed: unreadable 12." in flat(done.output)
+    assert done.exit_code == 0 and "12 judgements failed: unreadable 12." in flat(done.output)
     assert [row["judge_score"] is None for row in read(output)] == ["try 3" in row["response"] for row in made_rows()]
     done = invoke("calibrate", output)
     assert done.exit_code == 0 and re.search(r"failed +│ \d+ +│ \d+\.\d% ", done.output)
@@ -141,17 +141,17 @@ def test_failures_are_null_counted_by_reason_and_no_score_at_all_is_code_1(tmp_p
     assert done.exit_code == 1 and "score" in flat(done.stderr) and not output.exists()
 
 
-def test_a_server_that_is_not_there(tmp_path):
+def test_a_server_that_does_not_run_is_rejected(tmp_path):
     file = write(tmp_path / "rows.jsonl", made_rows(problems=1, each=2))
     words = ("score", file, "--output", tmp_path / "out.jsonl", "--scorer", "openai", "--model", "m")
     done = invoke(*words, "--base-url", "http://127.0.0.1:9/v1", "--timeout", "2")
     assert done.exit_code == 2 and "http://127.0.0.1:9/v1" in flat(done.stderr)
 
 
-def test_a_server_is_asked_as_the_line_says(tmp_path, monkeypatch):
-    """What reaches the scorer; its calls are test_openai_scorer's."""
+def test_the_options_reach_the_scorer(tmp_path, monkeypatch):
+    """Tests only the settings. test_openai_scorer.py tests the calls."""
     given = []
-    monkeypatch.setattr("verl_gsd.judge.build.scorer_of", lambda settings: given.append(settings) or StubScorer())
+    monkeypatch.setattr("verl_gsd.judge.build.build_scorer", lambda settings: given.append(settings) or StubScorer())
     file = write(tmp_path / "rows.jsonl", made_rows(problems=1, each=2))
     words = ("--base-url", "http://x/v1", "--model", "m", "--answer", "text", "--timeout", "7", "--concurrency", "3")
     done = invoke("score", file, "--output", tmp_path / "out.jsonl", "--scorer", "openai", *words)
@@ -164,7 +164,7 @@ def test_a_server_is_asked_as_the_line_says(tmp_path, monkeypatch):
     assert (settings.answer, settings.timeout_s, settings.concurrency) == ("text", 7, 3)
 
 
-def test_chats_and_files_without_references_are_judged(tmp_path):
+def test_chats_and_files_without_references_are_scored(tmp_path):
     chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1=?"}]
     rows = [{"prompt": chat, "text": f"{number}", "acc": number % 2} for number in range(4)]
     file, output, cache = write(tmp_path / "rows.parquet", rows), tmp_path / "out.parquet", tmp_path / "cache"
@@ -201,7 +201,7 @@ FINE = {"problem": "p", "response": "r", "reference": "1", "correct": True, "jud
         ({"judge_score": 3}, [], "judge_score"),
     ],
 )
-def test_mistakes_of_score_name_the_row_and_what_to_write(tmp_path, monkeypatch, change, words, message):
+def test_score_rejects_invalid_rows_and_options_with_the_fix(tmp_path, monkeypatch, change, words, message):
     monkeypatch.chdir(tmp_path)
     fine = {name: FINE[name] for name in ("problem", "response", "reference")}
     write(tmp_path / "rows.jsonl", [fine, fine | change])
@@ -220,7 +220,7 @@ def test_mistakes_of_score_name_the_row_and_what_to_write(tmp_path, monkeypatch,
         ("\ud800", r"\[x\]\.jsonl: "),
     ],
 )
-def test_files_that_are_none_are_named(tmp_path, content, message):
+def test_unreadable_files_are_rejected_by_name(tmp_path, content, message):
     file = tmp_path / "[x].jsonl"
     file.write_bytes(content.encode("utf-8", "surrogatepass"))
     for words in (("score", file, "--output", tmp_path / "o.jsonl", "--scorer", "stub"), ("calibrate", file)):
@@ -231,7 +231,7 @@ def test_files_that_are_none_are_named(tmp_path, content, message):
 @pytest.mark.parametrize(
     ("suffix", "response"), [(".csv", "long\r\n" * 50_000), (".jsonl", "\ud800 half a character"), (".jsonl", "")]
 )
-def test_odd_texts_stay_as_they_were(tmp_path, suffix, response):
+def test_unusual_texts_are_written_unchanged(tmp_path, suffix, response):
     file, output = tmp_path / f"rows{suffix}", tmp_path / f"out{suffix}"
     write(file, [{"problem": "p", "response": response, "reference": "1", "further": ""}])
     done = invoke("score", file, "--output", output, "--scorer", "stub", "--cache", tmp_path / "cache")
@@ -241,7 +241,7 @@ def test_odd_texts_stay_as_they_were(tmp_path, suffix, response):
 
 
 @pytest.mark.parametrize("name", ["no.jsonl", "no.parquet", "rows.txt", "bad.parquet", "bad.csv"])
-def test_other_files_are_named_too(tmp_path, name):
+def test_missing_and_damaged_files_are_rejected_by_name(tmp_path, name):
     if name.startswith("bad"):
         (tmp_path / name).write_text("a,b\n1\n")
     done = invoke("calibrate", tmp_path / name)
@@ -259,17 +259,17 @@ def test_other_files_are_named_too(tmp_path, name):
         ({"problem": None}, "row 1 .*column problem"),
     ],
 )
-def test_mistakes_of_calibrate_name_the_row_and_what_to_write(tmp_path, change, message):
+def test_calibrate_rejects_invalid_rows_with_the_fix(tmp_path, change, message):
     done = invoke("calibrate", write(tmp_path / "rows.jsonl", [FINE, FINE | change]))
     assert done.exit_code == 2 and re.search(message, flat(done.stderr)), done.output
 
 
-def test_what_cannot_be_said_is_said_and_null_in_the_report(tmp_path):
+def test_undefined_measures_are_explained_and_null_in_the_report(tmp_path):
     report = tmp_path / "report.json"
     done = invoke("calibrate", write(tmp_path / "rows.jsonl", [FINE, FINE]), "--json", report)
     assert done.exit_code == 0 and "2 responses" in flat(done.output)
-    found = json.loads(report.read_text())
-    assert found["overall"]["value"] is None and found["mask"]["pairs"] == 0 and found["sweep"] == []
+    report_json = json.loads(report.read_text())
+    assert report_json["overall"]["value"] is None and report_json["mask"]["pairs"] == 0 and report_json["sweep"] == []
     apart = [FINE, FINE | {"correct": False, "problem": "q", "judge_score": None}]
     done = invoke("calibrate", write(tmp_path / "rows.jsonl", apart))
     assert re.search("No group .*right .*wrong", flat(done.output))
@@ -277,7 +277,7 @@ def test_what_cannot_be_said_is_said_and_null_in_the_report(tmp_path):
 
 @pytest.fixture
 def judgements(tmp_path):
-    """A cache of 60 scores by one judge, shares of the letter a, and one score by another."""
+    """A cache with 60 scores by one judge (the share of the letter a) and one score by another."""
     with ScoreCache(tmp_path / "cache") as kept:
         rng = random.Random(0)
         for problem in range(15):
@@ -289,7 +289,7 @@ def judgements(tmp_path):
     return tmp_path / "cache"
 
 
-def test_a_cache_is_distilled_and_the_head_scores(tmp_path, tiny_task, judgements):
+def test_a_cache_is_distilled_and_the_head_scores_responses(tmp_path, tiny_task, judgements):
     words = ("distill", "--cache", judgements, "--encoder", tiny_task / "model", "--output", tmp_path / "head")
     done = invoke(*words)
     assert (
@@ -299,9 +299,9 @@ def test_a_cache_is_distilled_and_the_head_scores(tmp_path, tiny_task, judgement
     assert done.exit_code == 2 and "1 judgements on 1 problems" in flat(done.stderr)
     done = invoke(*words, "--judge", "first judge")
     assert done.exit_code == 0, done.output
-    said = flat(done.output)
-    assert re.search(r"\b48 .*\b12 ", said)
-    assert float(re.search(r"order: ([\d.]+)%", said)[1]) > 80
+    output_text = flat(done.output)
+    assert re.search(r"\b48 .*\b12 ", output_text)
+    assert float(re.search(r"order: ([\d.]+)%", output_text)[1]) > 80
     rows = [{"problem": "new", "response": text} for text in ("aaaaaaaaaa", "aaaaaxxxxx", "xxxxxxxxxx")]
     file, output = write(tmp_path / "rows.jsonl", rows), tmp_path / "out.jsonl"
     done = invoke("score", file, "--output", output, "--scorer", "distilled", "--model", tmp_path / "head")
@@ -312,7 +312,7 @@ def test_a_cache_is_distilled_and_the_head_scores(tmp_path, tiny_task, judgement
     assert done.exit_code == 2 and f"{tmp_path}/head" in flat(done.stderr).replace(" ", "")
 
 
-def test_mistakes_of_distill(tmp_path, tiny_task, judgements):
+def test_distill_rejects_invalid_files_by_name(tmp_path, tiny_task, judgements):
     for cache, encoder, message in (
         (tmp_path / "none", tiny_task / "model", "none: "),
         (judgements, tmp_path, "config.json"),

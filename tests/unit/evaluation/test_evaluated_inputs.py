@@ -1,4 +1,4 @@
-"""Evaluating: benchmarks and checkpoints that are not whole are refused and named, before anything is generated."""
+"""Evaluation: damaged benchmarks and incomplete checkpoints are rejected before anything is generated."""
 
 import json
 import re
@@ -29,13 +29,13 @@ def mini(tmp_path):
 
 
 def bench_of(folder, rows):
-    """The benchmark of a prepared test split with these rows."""
+    """A benchmark whose prepared test split has these rows."""
     mine = folder / "mine"
     mine.mkdir()
     pq.write_table(pa.Table.from_pylist(rows), mine / "test.parquet")
     split = {"sha256": sha256(mine / "test.parquet"), "verifier": "verl_gsd.tasks.maths"}
     manifest.write_manifest(manifest.PreparedDataset(mine, {"test": split}))
-    return benches.find("mine", folder, folder)
+    return benches.find_bench("mine", folder, folder)
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +43,10 @@ def model(tmp_path_factory):
     return random_model(tmp_path_factory.mktemp("model"))
 
 
-def test_a_benchmark_file_that_was_touched_is_refused(mini, tmp_path):
+def test_a_benchmark_file_that_has_changed_is_rejected(mini, tmp_path):
     mini.file.write_bytes(b"x")
     with pytest.raises(ValueError, match=r"test\.parquet.*manifest\.json"):
-        benches.find("mini", tmp_path / "data", tmp_path)
+        benches.find_bench("mini", tmp_path / "data", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -58,12 +58,12 @@ def test_a_benchmark_file_that_was_touched_is_refused(mini, tmp_path):
         ({"question": "?"}, "reward_model|columns"),
     ],
 )
-def test_a_benchmark_of_other_columns_is_refused_by_row(tmp_path, row, message):
+def test_the_error_for_wrong_columns_names_the_row(tmp_path, row, message):
     with pytest.raises(ValueError, match=rf"test\.parquet.*({message})"):
         bench_of(tmp_path, [row])
 
 
-def test_an_index_that_two_questions_have_is_named(tmp_path):
+def test_a_repeated_index_is_rejected(tmp_path):
     row = {"prompt": ASKED, "reward_model": {"ground_truth": "3"}, "extra_info": {"index": 4}}
     with pytest.raises(ValueError, match=r"test\.parquet: index 4\b"):
         bench_of(tmp_path, [row, row])
@@ -76,12 +76,12 @@ def checkpoint(tmp_path, model):
 
 @pytest.fixture
 def no_merger(monkeypatch):
-    """verl's merger fails, and says nothing. tests/contract/test_merging.py has the real one."""
+    """verl's merger fails without output. tests/contract/test_merging.py tests the real one."""
     monkeypatch.setattr(merging.sys, "executable", "/bin/false")
 
 
-def test_a_whole_checkpoint_has_its_shards(checkpoint):
-    assert set(merging.shards(checkpoint)) == {"model_world_size_2_rank_0.pt", "model_world_size_2_rank_1.pt"}
+def test_the_shards_of_a_complete_checkpoint(checkpoint):
+    assert set(merging.shard_files(checkpoint)) == {"model_world_size_2_rank_0.pt", "model_world_size_2_rank_1.pt"}
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_a_whole_checkpoint_has_its_shards(checkpoint):
         (lambda c: (c / "actor").rename(c / "critic"), "actor/"),
     ],
 )  # fmt: skip
-def test_a_checkpoint_that_is_not_whole_is_refused(checkpoint, tmp_path, spoil, message):
+def test_an_incomplete_checkpoint_is_rejected(checkpoint, tmp_path, spoil, message):
     spoil(checkpoint)
     with pytest.raises(ConfigError, match=message):
         merging.merge(checkpoint, tmp_path / "merged")
@@ -105,7 +105,7 @@ def test_a_checkpoint_that_is_not_whole_is_refused(checkpoint, tmp_path, spoil, 
 
 
 def saved_by(checkpoint, torch):
-    """Our state beside the shards, as the trainer writes it, with the torch that it names."""
+    """Write our state next to the shards as the trainer does, with this version of torch in it."""
     save_state(checkpoint, {}, {})
     file = checkpoint / "gsd" / "state.json"
     content = json.loads(file.read_text())
@@ -116,8 +116,8 @@ def saved_by(checkpoint, torch):
 
 
 @pytest.mark.parametrize("torch", ["2.1.0", "1.13.1+cu117", "99.0.0a1"])
-def test_a_checkpoint_of_another_torch_is_refused_by_name_before_it_is_read(checkpoint, tmp_path, torch):
-    """The shards here are damaged: whoever reads them complains about something else."""
+def test_a_checkpoint_of_another_torch_version_is_rejected_before_it_is_read(checkpoint, tmp_path, torch):
+    """The shards are damaged, so reading them would raise another error."""
     saved_by(checkpoint, torch)
     with pytest.raises(ConfigError) as error:
         merging.merge(checkpoint, tmp_path / "merged")
@@ -126,15 +126,15 @@ def test_a_checkpoint_of_another_torch_is_refused_by_name_before_it_is_read(chec
     assert "merger failed" not in str(error.value) and not list(tmp_path.glob("merged*"))
 
 
-def test_a_checkpoint_of_another_torch_that_is_merged_already_is_used(checkpoint, tmp_path):
+def test_a_merged_checkpoint_of_another_torch_version_is_used(checkpoint, tmp_path):
     saved_by(checkpoint, "2.1.0")
     target = tmp_path / "merged"
     target.mkdir()
-    (target / merging.MADE_OF).write_text(json.dumps(merging.shards(checkpoint)))
+    (target / merging.SOURCE_FILE).write_text(json.dumps(merging.shard_files(checkpoint)))
     merging.merge(checkpoint, target)
 
 
-def test_a_checkpoint_of_this_minor_version_is_read(checkpoint, tmp_path, no_merger):
+def test_a_checkpoint_of_the_same_minor_torch_version_is_read(checkpoint, tmp_path, no_merger):
     saved_by(checkpoint, ".".join([*version("torch").split(".")[:2], "99+cu999"]))
     with pytest.raises(ConfigError, match="merger failed") as error:
         merging.merge(checkpoint, tmp_path / "merged")
@@ -142,7 +142,7 @@ def test_a_checkpoint_of_this_minor_version_is_read(checkpoint, tmp_path, no_mer
 
 
 @pytest.mark.parametrize("has_state", [True, False])
-def test_a_checkpoint_that_names_no_torch_is_tried_and_the_likely_cause_is_named(
+def test_if_merging_fails_without_a_torch_version_the_error_names_the_likely_cause(
     checkpoint, tmp_path, has_state, no_merger
 ):
     if has_state:
@@ -154,7 +154,7 @@ def test_a_checkpoint_that_names_no_torch_is_tried_and_the_likely_cause_is_named
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"torch": 2.11}'])
-def test_a_state_that_is_damaged_names_no_torch(checkpoint, content):
+def test_a_damaged_state_has_no_torch_version(checkpoint, content):
     (checkpoint / "gsd").mkdir()
     (checkpoint / "gsd" / "state.json").write_text(content)
     assert torch_of(checkpoint) is None
@@ -167,9 +167,9 @@ def test_a_state_that_is_damaged_names_no_torch(checkpoint, content):
         ("x", "/x: "),
     ],
 )
-def test_a_checkpoint_that_is_not_there_is_named(checkpoint, name, message):
+def test_a_missing_checkpoint_is_rejected(checkpoint, name, message):
     with pytest.raises(ConfigError, match=message):
-        run.model_of(str(checkpoint.parent / name), checkpoint.parent / "o")
+        run.resolve_model(str(checkpoint.parent / name), checkpoint.parent / "o")
 
 
 @pytest.mark.parametrize(
@@ -180,16 +180,16 @@ def test_a_checkpoint_that_is_not_there_is_named(checkpoint, name, message):
         ("data: {max_response_length: -5}", r"data\.max_response_length.*-5.*--max-tokens"),
     ],
 )
-def test_a_runs_config_that_does_not_say_how_long_is_named(checkpoint, config, message, mini, tmp_path):
-    """Before anything is merged."""
+def test_a_run_config_without_a_valid_response_length_is_rejected(checkpoint, config, message, mini, tmp_path):
+    """The error comes before the merge."""
     (checkpoint.parent / "config.yaml").write_text(config)
-    said = evaluate("--checkpoint", checkpoint, "--bench", "mini", "--data", tmp_path / "data", code=2)
-    assert re.search(message, said)
+    output = evaluate("--checkpoint", checkpoint, "--bench", "mini", "--data", tmp_path / "data", code=2)
+    assert re.search(message, output)
 
 
 @pytest.fixture
 def merged(monkeypatch, model):
-    """Merging a checkpoint gives this folder, a copy of the model."""
+    """Replaces the merger: merging a checkpoint copies the model."""
     copies = []
 
     def merge(checkpoint, target):
@@ -199,14 +199,14 @@ def merged(monkeypatch, model):
     return copies
 
 
-def test_a_run_whose_config_is_empty_has_verls_own_length(checkpoint, merged, mini, tmp_path):
+def test_a_run_with_an_empty_config_uses_the_default_length(checkpoint, merged, mini, tmp_path):
     (checkpoint.parent / "config.yaml").write_text("")
     line = ["--checkpoint", checkpoint, "--bench", "mini", "--data", tmp_path / "data", "--output", tmp_path / "o"]
     assert "--max-tokens 8192: " in evaluate(*line, code=2), "more than the model reads"
 
 
 def test_the_runs_chat_template_options_are_used(checkpoint, mini, model, tmp_path, monkeypatch):
-    """A run that trained with thinking off is asked with thinking off."""
+    """A run that was trained without thinking is evaluated without thinking."""
     tokenizer = AutoTokenizer.from_pretrained(model)
     tokenizer.chat_template = (
         "{% for m in messages %}{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}"
@@ -227,13 +227,13 @@ def test_the_runs_chat_template_options_are_used(checkpoint, mini, model, tmp_pa
 
 
 @pytest.mark.parametrize("name", ["../mini", "a/b", "model", ""])
-def test_a_benchmarks_name_is_no_path(tmp_path, name):
+def test_a_path_is_rejected_as_a_benchmark_name(tmp_path, name):
     with pytest.raises(ValueError, match=f"^{re.escape(repr(name))}: |^{name}: "):
-        benches.find(name, tmp_path, tmp_path)
+        benches.find_bench(name, tmp_path, tmp_path)
 
 
-def test_verdicts_keep_their_places(mini):
-    """Threads finish in any order; each verdict is its own response's."""
+def test_verdicts_are_in_the_order_of_the_responses(mini):
+    """Threads finish in any order, but each verdict belongs to its response."""
     texts = [str(n + 1) if n % 3 == 1 else "no number" for n in range(70)]
     verdicts = verify(mini, answers_of(mini, texts), lambda _: None)
     assert isinstance(verdicts, Verdicts)

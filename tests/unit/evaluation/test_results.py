@@ -1,4 +1,4 @@
-"""What an evaluation amounts to: the formulas' figures, two models compared, and files that say so."""
+"""Results: figures against formulas, the comparison of two models, and the files."""
 
 import json
 import re
@@ -6,32 +6,34 @@ import re
 import numpy as np
 import pytest
 
-from verl_gsd.cli.evaluate_tables import table, write_summary
-from verl_gsd.evaluation.results import Result, compare, read_result, write_result
+from verl_gsd.cli.evaluate_tables import results_table, write_summary
+from verl_gsd.evaluation.results import BenchResult, compare, read_result, write_result
 
 SETTINGS = {"model": {"checkpoint": "a"}, "bench": "mini", "temperature": 0.6}
 
 
 def result(correct, samples=4, figures=None, **settings):
     correct, figures = np.array(correct), {"unverified": 0.0, "cut_off": 0.0} | (figures or {})
-    return Result(SETTINGS | settings, np.arange(len(correct)), samples, correct, figures)
+    return BenchResult(SETTINGS | settings, np.arange(len(correct)), samples, correct, figures)
 
 
-def test_figures_are_those_of_the_papers_formulas():
-    of = result([4, 2, 0, 1])
-    assert of.average().value == pytest.approx(7 / 16)
-    spread = np.std([1, 0.5, 0, 0.25], ddof=1) / 2 * 3.182446305284263  # t of 3 degrees of freedom at .975
-    assert (of.average().low, of.average().high) == pytest.approx((max(7 / 16 - spread, 0), min(7 / 16 + spread, 1)))
-    passing = of.passing()
+def test_figures_follow_the_papers_formulas():
+    one_result = result([4, 2, 0, 1])
+    assert one_result.average().value == pytest.approx(7 / 16)
+    spread = np.std([1, 0.5, 0, 0.25], ddof=1) / 2 * 3.182446305284263  # t of 3 degrees of freedom at 0.975
+    assert (one_result.average().low, one_result.average().high) == pytest.approx(
+        (max(7 / 16 - spread, 0), min(7 / 16 + spread, 1))
+    )
+    passing = one_result.pass_at_k()
     assert list(passing) == [2, 4]
     # Of four samples with c right: 1 - C(4 - c, 2) / C(4, 2).
     assert passing[2].value == pytest.approx((1 + 5 / 6 + 0 + 1 / 2) / 4)
     assert passing[4].value == pytest.approx(3 / 4)
 
 
-def test_one_sample_has_an_average_and_no_further_pass_at_k():
-    assert result([1, 0], samples=1).passing() == {}
-    assert list(result([1, 0], samples=6).passing()) == [2, 4]
+def test_one_sample_has_no_pass_at_k_above_one():
+    assert result([1, 0], samples=1).pass_at_k() == {}
+    assert list(result([1, 0], samples=6).pass_at_k()) == [2, 4]
 
 
 def test_two_models_are_compared_question_by_question():
@@ -50,17 +52,21 @@ def test_two_models_are_compared_question_by_question():
         (result([1], samples=2), "questions.*samples"),
     ],
 )
-def test_what_was_measured_otherwise_is_not_compared(other, message):
+def test_results_with_other_settings_are_not_compared(other, message):
     with pytest.raises(ValueError, match=message):
         compare(result([1]), other)
 
 
-def test_a_result_is_read_back_as_it_was(tmp_path):
-    of = result([4, 2, 0, 1])
-    write_result(tmp_path, of)
+def test_a_written_result_is_read_unchanged(tmp_path):
+    one_result = result([4, 2, 0, 1])
+    write_result(tmp_path, one_result)
     again = read_result(tmp_path)
-    assert (again.settings, again.samples, again.figures) == (of.settings, of.samples, of.figures)
-    assert again.correct.tolist() == [4, 2, 0, 1] and again.average() == of.average()
+    assert (again.settings, again.samples, again.figures) == (
+        one_result.settings,
+        one_result.samples,
+        one_result.figures,
+    )
+    assert again.correct.tolist() == [4, 2, 0, 1] and again.average() == one_result.average()
     written = json.loads((tmp_path / "result.json").read_text())
     assert written["average"]["value"] == 7 / 16 and written["pass_at_k"]["4"]["value"] == 3 / 4
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
@@ -70,7 +76,7 @@ def test_a_result_is_read_back_as_it_was(tmp_path):
     "change",
     [{"format": 2}, {"correct": [5, 0, 0, 0]}, {"correct": [1]}, {"correct": "x"}, {"settings": 3}, {"samples": 0}],
 )
-def test_what_is_no_result_is_refused_by_name(tmp_path, change):
+def test_the_error_for_an_invalid_result_names_the_file(tmp_path, change):
     write_result(tmp_path, result([4, 2, 0, 1]))
     file = tmp_path / "result.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
@@ -78,22 +84,27 @@ def test_what_is_no_result_is_refused_by_name(tmp_path, change):
         read_result(tmp_path)
 
 
-def test_the_table_has_a_second_opinion_with_its_interval():
-    said = {"second_failed": 0.5, "second_accuracy": 0.25, "second_accuracy_low": 0.1, "second_accuracy_high": 0.4}
-    one = result([4, 2, 0, 1], figures=said | {"second_agreement": 0.75})
-    cells = list(table({"mini": one}, {}).columns[3].cells)
+def test_the_table_shows_the_llm_verifier_with_its_interval():
+    llm_figures = {
+        "second_failed": 0.5,
+        "second_accuracy": 0.25,
+        "second_accuracy_low": 0.1,
+        "second_accuracy_high": 0.4,
+    }
+    one = result([4, 2, 0, 1], figures=llm_figures | {"second_agreement": 0.75})
+    cells = list(results_table({"mini": one}, {}).columns[3].cells)
     assert any(re.search(r"0\.250 \[0\.100, 0\.400\].*0\.750.*50\.0%", cell) for cell in cells)
     none = result([4, 2, 0, 1], figures={"second_failed": 1.0})
-    assert any("100.0%" in cell for cell in table({"mini": none}, {}).columns[3].cells)
+    assert any("100.0%" in cell for cell in results_table({"mini": none}, {}).columns[3].cells)
 
 
-def test_the_table_and_the_summary_say_the_same(tmp_path):
+def test_the_table_and_the_summary_have_equal_values(tmp_path):
     results, others = {"mini": result([4, 2, 0, 1])}, {"mini": result([0, 0, 0, 0], model={"checkpoint": "base"})}
-    rows = [list(column.cells) for column in table(results, others).columns]
+    rows = [list(column.cells) for column in results_table(results, others).columns]
     write_result(tmp_path / "earlier", result([1], bench="earlier"))
     write_summary(tmp_path, results, others)
     summed = json.loads((tmp_path / "results.json").read_text())
-    assert summed["earlier"]["average"] == {"value": 0.25, "low": 0.0, "high": 1.0, "n": 1}, "of a line before"
+    assert summed["earlier"]["average"] == {"value": 0.25, "low": 0.0, "high": 1.0, "n": 1}, "from an earlier command"
     summed = summed["mini"]
     assert rows[3][0] == "0.438 [0.000, 1.000]" and summed["average"]["value"] == 7 / 16
     assert rows[5][0].startswith("0.438 [") and summed["against"]["difference"]["value"] == 7 / 16

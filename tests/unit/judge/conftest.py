@@ -1,9 +1,9 @@
-"""What the tests of judges share."""
+"""A fixture for all tests of judges."""
 
 import pytest
 
 
 @pytest.fixture(autouse=True)
 def _no_certificates(monkeypatch):
-    """The servers here speak plain HTTP, and a client takes 50 ms to read the certificates that it does not need."""
+    """Skip loading certificates, which takes 50 ms per client. The servers in these tests use plain HTTP."""
     monkeypatch.setattr("ssl.SSLContext.load_verify_locations", lambda *_, **__: None)

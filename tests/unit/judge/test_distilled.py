@@ -1,4 +1,4 @@
-"""The distilled judge: what it learns and does not, on problems left out; its folder; the scorer on top of it."""
+"""The distilled judge: fit and agreement on held-out problems, its folder on disk, and its scorer."""
 
 import asyncio
 import hashlib
@@ -14,23 +14,23 @@ from evaluation_runs import random_model
 from safetensors.numpy import load as unpack
 from safetensors.numpy import save as pack
 
-from verl_gsd.judge.agreement import agreement
+from verl_gsd.judge.agreement import measure_agreement
 from verl_gsd.judge.distilled import DistilledScorer, fit
-from verl_gsd.judge.encoder import CHEAP, MAX_TOKENS, Encoder, fingerprint
-from verl_gsd.judge.head import load
+from verl_gsd.judge.encoder import LENGTH_FEATURES, MAX_TOKENS, Encoder, fingerprint
+from verl_gsd.judge.head import load_distilled
 from verl_gsd.judge.scorer import JudgementError, Question
 
 
 def made_judgements(problems=40, each=4):
-    """Scores that are the share of the letter a in the response, in tenths: there to be read off the text."""
+    """Judgements whose score is the share of the letter a in the response, in tenths."""
     rng = random.Random(0)
-    made = []
+    judgements = []
     for number in range(problems):
         for score in rng.sample(range(11), each):
             letters = ["a"] * (2 * score) + [rng.choice("xyz") for _ in range(20 - 2 * score)]
             rng.shuffle(letters)
-            made.append((Question(f"problem {number}", "", "".join(letters)), float(score)))
-    return made
+            judgements.append((Question(f"problem {number}", "", "".join(letters)), float(score)))
+    return judgements
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +54,11 @@ def saved(head, tmp_path):
     return tmp_path / "head"
 
 
-def test_it_learns_what_is_in_the_text_and_nothing_of_shuffled_scores(head, encoder):
+def test_the_head_learns_scores_that_depend_on_the_text_but_not_shuffled_scores(head, encoder):
     judgements = made_judgements()
-    found = head.agreement
-    assert (found.n_train, found.n_held_out, found.pairs) == (128, 32, 48), "four fifths of 40 problems of 4"
-    assert found.r2 > 0.95 and found.spearman > 0.95 and found.order > 0.95 and found.mask > 0.9
+    measured = head.agreement
+    assert (measured.n_train, measured.n_held_out, measured.pairs) == (128, 32, 48), "four fifths of 40 problems of 4"
+    assert measured.r2 > 0.95 and measured.spearman > 0.95 and measured.order > 0.95 and measured.mask > 0.9
     scores = [score for _, score in judgements]
     random.Random(1).shuffle(scores)
     shuffled = fit([(question, score) for (question, _), score in zip(judgements, scores, strict=True)], encoder, "")
@@ -66,20 +66,20 @@ def test_it_learns_what_is_in_the_text_and_nothing_of_shuffled_scores(head, enco
     assert shuffled.penalty > head.penalty and shuffled.identity != head.identity
 
 
-def test_progress_is_told_and_the_same_judgements_make_the_same_head(encoder):
+def test_fit_reports_progress_and_is_deterministic(encoder):
     seen = []
     judgements = made_judgements(problems=13)
-    made = [fit(judgements, encoder, "a judge", on_row) for on_row in (seen.append, lambda done: None)]
-    assert seen == list(range(1, 53)) and made[0].identity == made[1].identity
+    heads = [fit(judgements, encoder, "a judge", on_row) for on_row in (seen.append, lambda done: None)]
+    assert seen == list(range(1, 53)) and heads[0].identity == heads[1].identity
 
 
-def test_scores_between_whole_numbers_are_learned_as_such(encoder):
+def test_fractional_scores_are_predicted_without_rounding(encoder):
     judgements = [(question, score + 0.25 * (score < 10)) for question, score in made_judgements(problems=13)]
-    found = fit(judgements, encoder, "")
-    assert not found.head.whole and found.agreement.r2 > 0.95
+    measured = fit(judgements, encoder, "")
+    assert not measured.head.whole and measured.agreement.r2 > 0.95
 
 
-def test_features_are_the_mean_over_the_responses_tokens(encoder):
+def test_features_are_hidden_states_averaged_over_the_response(encoder):
     import torch
     from transformers import AutoModel, AutoTokenizer
 
@@ -88,23 +88,25 @@ def test_features_are_the_mean_over_the_responses_tokens(encoder):
     model = AutoModel.from_pretrained(encoder.folder, dtype=torch.float32)
     with torch.no_grad():
         states = model(input_ids=torch.tensor([list(tokens)])).last_hidden_state[0, -3:].double()
-    found = encoder.features(question)
-    assert found.shape == (encoder.width,)
-    assert found[:-CHEAP] == pytest.approx(states.mean(dim=0).numpy(), abs=1e-5)
-    assert found[-CHEAP:] == pytest.approx(np.log1p([3, 2]))
+    measured = encoder.features(question)
+    assert measured.shape == (encoder.width,)
+    assert measured[:-LENGTH_FEATURES] == pytest.approx(states.mean(dim=0).numpy(), abs=1e-5)
+    assert measured[-LENGTH_FEATURES:] == pytest.approx(np.log1p([3, 2]))
 
 
-def test_an_empty_response_one_that_is_too_long_and_one_that_is_no_text(encoder):
+def test_features_of_an_empty_a_too_long_and_an_invalid_response(encoder):
     empty = encoder.features(Question("p", "", ""))
-    assert not empty[:-CHEAP].any() and empty[-CHEAP] == 0
+    assert not empty[:-LENGTH_FEATURES].any() and empty[-LENGTH_FEATURES] == 0
     long = encoder.features(Question("p", "", "x" * 5000 + "y" * MAX_TOKENS))
-    assert long[:-CHEAP] == pytest.approx(encoder.features(Question("", "", "y" * MAX_TOKENS))[:-CHEAP], abs=1e-5)
-    assert long[-CHEAP] == pytest.approx(math.log1p(5000 + MAX_TOKENS)), "the length is that of all of it"
+    assert long[:-LENGTH_FEATURES] == pytest.approx(
+        encoder.features(Question("", "", "y" * MAX_TOKENS))[:-LENGTH_FEATURES], abs=1e-5
+    )
+    assert long[-LENGTH_FEATURES] == pytest.approx(math.log1p(5000 + MAX_TOKENS)), "the length is that of all of it"
     assert np.isfinite(encoder.features(Question("p\ud800", "", "\udfff"))).all()
 
 
-def test_what_is_saved_is_what_is_read(head, saved, encoder):
-    again = load(saved)
+def test_a_saved_head_is_loaded_unchanged(head, saved, encoder):
+    again = load_distilled(saved)
     assert again.agreement == head.agreement and again.identity == head.identity
     assert (again.judge, again.penalty, again.encoder) == ("a judge", head.penalty, encoder.folder)
     features = np.random.default_rng(0).normal(size=(50, encoder.width)) * 100
@@ -115,7 +117,7 @@ def test_what_is_saved_is_what_is_read(head, saved, encoder):
         head.save(saved)
 
 
-def test_the_scorer_scores_as_the_head_does_and_many_at_once(head, saved, encoder):
+def test_the_scorer_predicts_like_the_head_for_concurrent_questions(head, saved, encoder):
     judgements = made_judgements()[:10]
 
     async def score_all():
@@ -131,7 +133,7 @@ def test_the_scorer_scores_as_the_head_does_and_many_at_once(head, saved, encode
     assert scores == pytest.approx(expected.tolist(), abs=1e-6)
 
 
-def test_an_encoder_that_fails_or_gives_no_number_fails_the_judgement(saved, monkeypatch):
+def test_the_judgement_fails_if_the_encoder_raises_or_returns_nan(saved, monkeypatch):
     scorer = DistilledScorer(saved)
 
     def out_of_memory(self, question):
@@ -186,7 +188,7 @@ def shorten(arrays):
         (lambda folder: (folder / "head.json").write_text("[]"), r"head\.json"),
     ],
 )
-def test_a_damaged_folder_is_named(saved, damage, message):
+def test_the_error_for_a_damaged_folder_names_the_file(saved, damage, message):
     changed = damage(saved)
     if isinstance(changed, dict):
         about = json.loads((saved / "head.json").read_text())
@@ -195,7 +197,7 @@ def test_a_damaged_folder_is_named(saved, damage, message):
         DistilledScorer(saved)
 
 
-def test_an_encoder_trained_further_is_another_one(model, tmp_path):
+def test_the_fingerprint_changes_if_the_encoder_is_trained_further(model, tmp_path):
     copy = shutil.copytree(model, tmp_path / "model")
     assert fingerprint(copy) == fingerprint(model)
     weights = unpack((copy / "model.safetensors").read_bytes())
@@ -215,7 +217,7 @@ def test_an_encoder_trained_further_is_another_one(model, tmp_path):
         (lambda folder: (folder / "model.safetensors").unlink(), "model"),
     ],
 )
-def test_a_folder_that_is_no_encoder_is_named(model, tmp_path, make, message):
+def test_the_error_for_an_unreadable_encoder_names_the_folder(model, tmp_path, make, message):
     folder = tmp_path / "model"
     if "config" in message:
         folder.mkdir()
@@ -227,7 +229,7 @@ def test_a_folder_that_is_no_encoder_is_named(model, tmp_path, make, message):
     assert str(folder) in str(failure.value)
 
 
-def test_a_device_that_is_not_there_is_named(model):
+def test_the_error_for_an_unknown_device_names_it(model):
     with pytest.raises(ValueError, match=r"device=nowhere: .*\bcpu\b"):
         Encoder(model, "nowhere")
 
@@ -242,30 +244,30 @@ def test_a_device_that_is_not_there_is_named(model):
         ([*made_judgements(), (Question("p", "", "r"), math.nan)], r"\b160\b.*\bnan\b"),
     ],
 )
-def test_too_few_or_other_scores_are_refused(judgements, message, encoder):
+def test_too_few_judgements_and_scores_off_the_scale_are_rejected(judgements, message, encoder):
     with pytest.raises(ValueError, match=message):
         fit(judgements, encoder, "")
 
 
-def test_agreement_by_hand():
+def test_agreement_matches_a_calculation_by_hand():
     scores = np.array([8.0, 3.0, 5.0, 2.0, 2.0])
     predicted = np.array([7.0, 4.5, 4.0, 3.0, 6.0])
-    found = agreement(scores, predicted, [0, 0, 0, 1, 1], n_train=9)
+    measured = measure_agreement(scores, predicted, [0, 0, 0, 1, 1], n_train=9)
     # Pairs: 8-3 and 7-4.5, 8-5 and 7-4, 3-5 and 4.5-4, 2-2 and 3-6.
-    assert (found.pairs, found.order, found.mask) == (4, 2 / 3, 2 / 4)
-    assert (found.judge_apart, found.head_apart) == (2 / 4, 2 / 4)
-    assert found.r2 == pytest.approx(1 - ((scores - predicted) ** 2).sum() / ((scores - 4) ** 2).sum())
-    assert "66.7%" in " ".join(found.describe())
+    assert (measured.pairs, measured.order, measured.mask) == (4, 2 / 3, 2 / 4)
+    assert (measured.judge_apart, measured.head_apart) == (2 / 4, 2 / 4)
+    assert measured.r2 == pytest.approx(1 - ((scores - predicted) ** 2).sum() / ((scores - 4) ** 2).sum())
+    assert "66.7%" in " ".join(measured.describe())
 
 
-def test_what_cannot_be_said_is_said():
-    alone = agreement(np.array([1.0, 2.0]), np.array([1.0, 2.0]), [0, 1], n_train=9)
+def test_undefined_measures_are_explained():
+    alone = measure_agreement(np.array([1.0, 2.0]), np.array([1.0, 2.0]), [0, 1], n_train=9)
     assert alone.pairs == 0 and all(math.isnan(value) for value in (alone.order, alone.mask, alone.judge_apart))
     assert "mask" in alone.describe()[-1] and not re.search(r"\d", alone.describe()[-1])
-    equal = agreement(np.array([1.0, 1.0]), np.array([1.0, 2.0]), [0, 0], n_train=9)
+    equal = measure_agreement(np.array([1.0, 1.0]), np.array([1.0, 2.0]), [0, 0], n_train=9)
     assert math.isnan(equal.r2) and math.isnan(equal.order) and equal.mask == 1.0
     _, of_scores, of_order, _ = equal.describe()
     assert not any(re.search(r" -?\d+\.\d|%", sentence) for sentence in (of_scores, of_order))
-    tied = agreement(np.array([1.0, 2.0]), np.array([5.0, 5.0]), [0, 0], n_train=9)
+    tied = measure_agreement(np.array([1.0, 2.0]), np.array([5.0, 5.0]), [0, 0], n_train=9)
     assert tied.order == 0.5 and math.isnan(tied.spearman) and tied.r2 == 1 - 25 / 0.5
     assert "R^2 -49.000" in tied.describe()[1] and "nan" not in tied.describe()[1]

@@ -1,4 +1,4 @@
-"""Who asks the scorer: everything is answered once, and in time or counted."""
+"""The judge: submissions, budget, concurrency, and equal questions."""
 
 import math
 import threading
@@ -19,18 +19,18 @@ def running():
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that stands until it is set."""
+    """A clock that only moves when a test sets it."""
     now = [100.0]
     monkeypatch.setattr(judge_module, "monotonic", lambda: now[0])
     return now
 
 
-def test_scores_come_in_the_order_of_the_questions(running):
+def test_scores_are_in_the_order_of_the_questions(running):
     scorer = Controlled()
     judge = running(scorer)
     judge.ask("a", [question(1), question(2), question(3)])
     opened = [scorer.next() for _ in range(3)]
-    assert not judge.is_done("a") and judge.answered("a") is None
+    assert not judge.is_done("a") and judge.answered_at("a") is None
     for asked, answer in reversed(opened):
         give(answer, int(asked.response))
     wait(judge, "a")
@@ -40,14 +40,14 @@ def test_scores_come_in_the_order_of_the_questions(running):
         judge.take("a")
 
 
-def test_no_questions_are_answered_at_once(running, clock):
+def test_an_empty_submission_is_done_at_once(running, clock):
     judge = running(Controlled())
     judge.ask("a", [])
-    assert judge.is_done("a") and judge.answered("a") == 100.0
+    assert judge.is_done("a") and judge.answered_at("a") == 100.0
     assert judge.take("a").shape == (0,)
 
 
-def test_a_name_is_used_once_at_a_time(running):
+def test_a_name_can_be_reused_only_after_take(running):
     judge = running(Answering({"1": 1}))
     judge.ask("a", [question(1)])
     with pytest.raises(ValueError, match=r"\ba\b"):
@@ -57,35 +57,37 @@ def test_a_name_is_used_once_at_a_time(running):
     assert taken(judge, "a").tolist() == [1]
 
 
-def test_a_judgement_that_failed_is_no_score(running):
+def test_a_failed_judgement_is_nan_and_counted_by_reason(running):
     answers = {reason: JudgementError(reason) for reason in REASONS}
     answers |= {"right": 7, "nan": math.nan, "inf": math.inf}
     judge = running(Answering(answers))
     judge.ask("a", [question(name) for name in answers])
     scores = taken(judge, "a")
     assert [name for name, score in zip(answers, scores, strict=True) if not np.isnan(score)] == ["right"]
-    found = judge.metrics()
-    assert {name: found[f"judge/failures/{name}"] for name in REASONS} == dict.fromkeys(REASONS, 1) | {"off_scale": 3}
-    assert found["judge/failures/any"] == len(REASONS) + 2
-    assert found["judge/responses"] == found["judge/calls"] == len(answers)
+    metrics = judge.metrics()
+    assert {name: metrics[f"judge/failures/{name}"] for name in REASONS} == dict.fromkeys(REASONS, 1) | {"off_scale": 3}
+    assert metrics["judge/failures/any"] == len(REASONS) + 2
+    assert metrics["judge/responses"] == metrics["judge/calls"] == len(answers)
 
 
-def test_the_names_of_metrics_are_all_there_and_are_averaged_by_verl(running):
-    """verl takes the maximum, minimum or sum of names that say so."""
+def test_metrics_are_complete_and_have_names_that_verl_averages(running):
+    """verl takes the maximum, minimum or sum of metrics whose names contain these words."""
     judge = running(Answering({"1": 1}))
-    found = judge.metrics()
+    metrics = judge.metrics()
     counts = {f"judge/{name}" for name in ("responses", "calls", "cache_hits", "shared", "failures/any")}
-    assert found.keys() == counts | {f"judge/failures/{reason}" for reason in REASONS} and set(found.values()) == {0}
+    assert metrics.keys() == counts | {f"judge/failures/{reason}" for reason in REASONS} and set(metrics.values()) == {
+        0
+    }
     judge.ask("a", [question(1)])
     taken(judge, "a")
-    found = judge.metrics()
-    assert {"judge/latency/p50", "judge/latency/p95"} < found.keys()
-    assert not any(word in name for name in found for word in ("max", "min", "sum", "total"))
-    assert all(type(value) is float for value in found.values())
+    metrics = judge.metrics()
+    assert {"judge/latency/p50", "judge/latency/p95"} < metrics.keys()
+    assert not any(word in name for name in metrics for word in ("max", "min", "sum", "total"))
+    assert all(type(value) is float for value in metrics.values())
     assert judge.metrics()["judge/responses"] == 0 and "judge/latency/p50" not in judge.metrics()
 
 
-def test_what_the_budget_leaves_open_is_given_up_and_counted(running, clock):
+def test_questions_open_after_the_budget_are_cancelled_and_counted(running, clock):
     scorer = Controlled()
     judge = running(scorer, budget_s=10)
     judge.ask("a", [question(1), question(2), question(3)])
@@ -95,14 +97,14 @@ def test_what_the_budget_leaves_open_is_given_up_and_counted(running, clock):
     clock[0] = 109.9
     assert not judge.is_done("a")
     clock[0] = 110.0
-    assert judge.is_done("a") and judge.answered("a") is None
+    assert judge.is_done("a") and judge.answered_at("a") is None
     np.testing.assert_array_equal(judge.take("a"), [np.nan, 5, np.nan])
     assert {scorer.cancelled.get(timeout=PATIENCE).response for _ in range(2)} == {"1", "3"}
-    found = judge.metrics()
-    assert found["judge/failures/over_budget"] == found["judge/failures/any"] == 2
+    metrics = judge.metrics()
+    assert metrics["judge/failures/over_budget"] == metrics["judge/failures/any"] == 2
 
 
-def test_each_name_has_a_budget_of_its_own(running, clock):
+def test_each_name_has_its_own_budget(running, clock):
     judge = running(Controlled(), budget_s=10)
     judge.ask("a", [question(1)])
     clock[0] = 106.0
@@ -111,7 +113,7 @@ def test_each_name_has_a_budget_of_its_own(running, clock):
     assert judge.is_done("a") and not judge.is_done("b")
 
 
-def test_an_answer_after_its_name_was_taken_changes_nothing(running, clock):
+def test_an_answer_that_arrives_after_take_changes_nothing(running, clock):
     scorer = Controlled()
     judge = running(scorer)
     judge.ask("a", [question(1)])
@@ -129,11 +131,11 @@ def test_an_answer_after_its_name_was_taken_changes_nothing(running, clock):
     go_on.set()
     settle(scorer)
     assert np.isnan(scores).all()
-    found = judge.metrics()
-    assert found["judge/failures/any"] == found["judge/failures/over_budget"] == 1
+    metrics = judge.metrics()
+    assert metrics["judge/failures/any"] == metrics["judge/failures/over_budget"] == 1
 
 
-def test_no_more_calls_are_open_than_allowed_whoever_asked(running):
+def test_concurrency_limits_the_calls_over_all_names(running):
     scorer = Controlled()
     judge = running(scorer, concurrency=3)
     for name in "abcd":
@@ -145,7 +147,7 @@ def test_no_more_calls_are_open_than_allowed_whoever_asked(running):
     assert scorer.most_open == 3
 
 
-def test_the_wait_for_a_turn_is_no_latency(running, clock):
+def test_latency_excludes_the_wait_for_a_free_slot(running, clock):
     scorer = Controlled()
     judge = running(scorer, concurrency=1, budget_s=1000)
     judge.ask("a", [question(1), question(2)])
@@ -156,18 +158,18 @@ def test_the_wait_for_a_turn_is_no_latency(running, clock):
     clock[0] += 10
     give(answer, 2)
     wait(judge, "a")
-    assert judge.answered("a") == 140.0
+    assert judge.answered_at("a") == 140.0
     assert judge.metrics()["judge/latency/p50"] == 20.0  # of 30 and 10, not of 30 and 40
 
 
-def test_failures_are_no_latency(running, clock):
+def test_latency_excludes_failed_calls(running, clock):
     judge = running(Answering({"1": JudgementError("timed_out")}))
     judge.ask("a", [question(1)])
     taken(judge, "a")
     assert "judge/latency/p50" not in judge.metrics()
 
 
-def test_equal_questions_in_flight_are_asked_once(running):
+def test_equal_open_questions_are_scored_once(running):
     scorer = Controlled()
     judge = running(scorer)
     judge.ask("a", [question(1), question(1), question(2)])
@@ -179,11 +181,11 @@ def test_equal_questions_in_flight_are_asked_once(running):
     give(opened[question(2)], JudgementError("refused"))
     np.testing.assert_array_equal(taken(judge, "a"), [7, 7, np.nan])
     assert taken(judge, "b").tolist() == [7]
-    found = judge.metrics()
-    assert [found[f"judge/{name}"] for name in ("responses", "calls", "shared", "cache_hits")] == [4, 2, 2, 0]
+    metrics = judge.metrics()
+    assert [metrics[f"judge/{name}"] for name in ("responses", "calls", "shared", "cache_hits")] == [4, 2, 2, 0]
 
 
-def test_a_question_goes_on_while_somebody_waits_for_it(running):
+def test_a_question_is_not_cancelled_while_another_name_waits_for_it(running):
     scorer = Controlled()
     judge = running(scorer)
     judge.ask("a", [question(1)])
@@ -196,7 +198,7 @@ def test_a_question_goes_on_while_somebody_waits_for_it(running):
     assert scorer.cancelled.empty()
 
 
-def test_a_question_that_was_given_up_can_be_asked_again(running):
+def test_a_cancelled_question_can_be_asked_again(running):
     scorer = Controlled()
     judge = running(scorer)
     judge.ask("a", [question(1)])
@@ -208,7 +210,7 @@ def test_a_question_that_was_given_up_can_be_asked_again(running):
     assert taken(judge, "a").tolist() == [4]
 
 
-def test_a_question_that_never_had_its_turn_can_be_given_up(running):
+def test_a_question_that_waits_for_a_slot_can_be_cancelled(running):
     scorer = Controlled()
     judge = running(scorer, concurrency=1)
     judge.ask("a", [question(1)])

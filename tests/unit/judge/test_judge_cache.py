@@ -1,4 +1,4 @@
-"""The file of scores: shared, bounded, never in the way, and trusted no further than a number."""
+"""The score cache: shared by processes, limited in size, tolerant of disk errors, safe against forged files."""
 
 import logging
 import re
@@ -37,7 +37,7 @@ def path(tmp_path):
 
 
 def changed(path, statement, *values):
-    """Do something to the file that a cache would not."""
+    """Execute a statement on the file without ScoreCache."""
     connection = sqlite3.connect(path)
     with connection:
         connection.execute(statement, values)
@@ -55,7 +55,7 @@ def count(path):
     return looked_up(path, "SELECT count(*) FROM judgement")
 
 
-def test_a_score_is_found_again_by_all_it_depends_on(path):
+def test_a_score_is_found_by_identity_problem_reference_and_response(path):
     with ScoreCache(path) as cache:
         assert cache.get(WHO, question()) is None
         cache.put(WHO, question(), 7)
@@ -67,7 +67,7 @@ def test_a_score_is_found_again_by_all_it_depends_on(path):
         assert cache.get(WHO, question()) == -0.25
 
 
-def test_where_a_text_ends_counts(path):
+def test_the_key_depends_on_where_each_text_ends(path):
     with ScoreCache(path) as cache:
         cache.put("a", Question("b", "c", "d"), 1)
         for identity, *texts in (
@@ -90,7 +90,7 @@ def test_scores_outlive_the_process(path):
 @pytest.mark.parametrize(
     "text", ["\ud800", "a\udfff\x00b", "", "\x00", "日本語 𝕏", "x" * 3_000_000, "'; DROP TABLE judgement;--"]
 )
-def test_any_text_is_kept_as_it_is(path, text):
+def test_any_text_is_stored_unchanged(path, text):
     with ScoreCache(path) as cache:
         cache.put(text, Question(text, text, text), 5)
         assert cache.get(text, Question(text, text, text)) == 5.0
@@ -98,7 +98,7 @@ def test_any_text_is_kept_as_it_is(path, text):
     assert (row.identity, row.question, row.score) == (text, Question(text, text, text), 5.0)
 
 
-def test_rows_come_in_the_order_they_were_stored_while_others_write(path):
+def test_rows_are_in_insertion_order_while_others_write(path):
     with ScoreCache(path) as cache, ScoreCache(path) as other:
         for number in range(5):
             cache.put(WHO, question(str(number)), number)
@@ -109,14 +109,14 @@ def test_rows_come_in_the_order_they_were_stored_while_others_write(path):
 
 
 @pytest.mark.parametrize("score", [float("nan"), float("inf"), -float("inf")])
-def test_what_is_no_score_is_not_stored(path, score):
+def test_a_score_that_is_not_finite_is_rejected(path, score):
     with ScoreCache(path) as cache:
         with pytest.raises(ValueError, match="score"):
             cache.put(WHO, question(), score)
         assert cache.get(WHO, question()) is None
 
 
-#: /proc/mounts of a compute node, as it was recorded but for the names; a space in a folder's name is written \\040.
+#: /proc/mounts recorded on a compute node, with other names. \\040 is a space in a folder's name.
 MOUNTS = """\
 proc /proc proc rw,nosuid,nodev,noexec,relatime 0 0
 /dev/nvme0n1p2 / ext4 rw,relatime 0 0
@@ -137,7 +137,7 @@ fuse-overlayfs /container fuse.fuse-overlayfs rw,nodev,noatime 0 0
 
 
 def record_mounts(folder, text, monkeypatch=None):
-    """Have psutil read ``text`` for /proc/mounts."""
+    """Make psutil read ``text`` instead of /proc/mounts."""
     (folder / "proc/self").mkdir(parents=True)
     (folder / "proc/self/mounts").write_text(text)
     if monkeypatch is not None:
@@ -147,7 +147,7 @@ def record_mounts(folder, text, monkeypatch=None):
 
 @pytest.fixture
 def nfs(path, tmp_path, monkeypatch):
-    """As if the folder of ``path`` were on NFS; the folder that stands in for /proc."""
+    """Pretend that the folder of ``path`` is on NFS. Returns the folder that replaces /proc."""
     return record_mounts(
         tmp_path, f"/dev/sda / ext4 rw 0 0\nfiler:/ {path.parent} nfs4 rw,local_lock=none 0 0\n", monkeypatch
     )
@@ -166,7 +166,7 @@ def nfs(path, tmp_path, monkeypatch):
         ("/media/stick/judge.sqlite", "wal"),
     ],
 )
-def test_a_network_disk_has_a_rollback_journal_and_a_local_one_a_write_ahead_log(tmp_path, monkeypatch, place, mode):
+def test_a_network_disk_gets_a_rollback_journal_and_a_local_disk_a_write_ahead_log(tmp_path, monkeypatch, place, mode):
     record_mounts(tmp_path, MOUNTS, monkeypatch)
     assert journal_mode(Path(place), mounts()) == mode
 
@@ -182,13 +182,13 @@ def test_a_network_disk_has_a_rollback_journal_and_a_local_one_a_write_ahead_log
         ("/mnt/remote/judge.sqlite", "/mnt/remote is fuse.sshfs"),
     ],
 )
-def test_a_disk_whose_locks_stay_on_one_host_is_rejected_with_a_remedy(tmp_path, monkeypatch, place, disk):
+def test_a_disk_with_locks_local_to_one_host_is_rejected_with_a_remedy(tmp_path, monkeypatch, place, disk):
     record_mounts(tmp_path, MOUNTS, monkeypatch)
     with pytest.raises(ValueError, match=rf"{disk}, .* /"):
         journal_mode(Path(place), mounts())
 
 
-def test_a_cache_on_such_a_disk_is_rejected_before_a_file_is_made(path, tmp_path, monkeypatch):
+def test_a_cache_on_such_a_disk_is_rejected_before_the_file_is_created(path, tmp_path, monkeypatch):
     record_mounts(tmp_path, f"beegfs_nodev {tmp_path} beegfs rw 0 0\n", monkeypatch)
     with pytest.raises(ValueError, match=r"scores\.sqlite: .*beegfs"):
         ScoreCache(path)
@@ -196,25 +196,25 @@ def test_a_cache_on_such_a_disk_is_rejected_before_a_file_is_made(path, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("cache", "said"),
+    ("cache", "message"),
     [
         ("/bee/me/judge.sqlite", r"/bee is beegfs"),
         ("hdfs://namenode/judge.sqlite", "local file"),
         ("/home/me/judge.sqlite", None),
     ],
 )
-def test_a_run_is_told_of_its_disk_before_it_starts(compose_fast, tmp_path, monkeypatch, cache, said):
+def test_the_config_check_rejects_such_a_disk(compose_fast, tmp_path, monkeypatch, cache, message):
     record_mounts(tmp_path, MOUNTS, monkeypatch)
     key = f"algorithm.gsd.dagrpo.judge.cache={cache}"
     problems = list(dagrpo_wrong(*compose_fast("algo=dagrpo", "task=arithmetic", "hardware=cpu", key)))
-    if said is None:
+    if message is None:
         assert not [problem for problem in problems if "locks" in problem]
     else:
-        assert [problem for problem in problems if re.search(f"{key}: .*{said}", problem)]
+        assert [problem for problem in problems if re.search(f"{key}: .*{message}", problem)]
 
 
-def test_on_a_network_disk_no_memory_is_shared(path, nfs):
-    """An existing file with a write-ahead log is converted."""
+def test_a_write_ahead_log_is_converted_on_a_network_disk(path, nfs):
+    """No shared-memory file remains."""
     path.parent.mkdir()
     with sqlite3.connect(path) as local:
         local.execute("PRAGMA journal_mode = WAL")
@@ -226,8 +226,8 @@ def test_on_a_network_disk_no_memory_is_shared(path, nfs):
     assert path.read_bytes()[18:20] == bytes([1, 1]), "SQLite's mark of a rollback journal"
 
 
-def test_a_file_that_another_process_uses_with_a_write_ahead_log_is_rejected(path, monkeypatch, request):
-    monkeypatch.setattr(cache_module, "_BUSY_S", 0.0)
+def test_a_file_that_another_process_has_open_with_a_write_ahead_log_is_rejected(path, monkeypatch, request):
+    monkeypatch.setattr(cache_module, "_LOCK_TIMEOUT_S", 0.0)
     with ScoreCache(path) as cache:
         cache.put(WHO, question(), 7)
         request.getfixturevalue("nfs")
@@ -236,8 +236,8 @@ def test_a_file_that_another_process_uses_with_a_write_ahead_log_is_rejected(pat
         assert cache.get(WHO, question()) == 7.0
 
 
-def test_an_index_that_points_to_another_row_gives_no_score_on_a_network_disk(path, nfs):
-    """As after a lock that a file server lost: the index is of one moment, the rows are of another."""
+def test_a_wrong_index_gives_no_score_on_a_network_disk(path, nfs):
+    """The state after a file server lost a lock: index and rows are from different moments."""
     with ScoreCache(path) as cache:
         cache.put(WHO, question("first"), 1)
         cache.put(WHO, question("second"), 2)
@@ -268,7 +268,7 @@ from verl_gsd.judge.cache import ScoreCache
 from verl_gsd.judge.scorer import Question
 
 path, name, psutil.PROCFS_PATH, count = sys.argv[1:]
-cache_module._BUSY_S = 600.0  # nobody gives up, however slow this machine is
+cache_module._LOCK_TIMEOUT_S = 600.0  # nobody gives up, however slow this machine is
 print("ready", flush=True)
 sys.stdin.readline()
 with ScoreCache(Path(path)) as cache:
@@ -281,7 +281,7 @@ with ScoreCache(Path(path)) as cache:
 
 
 @pytest.mark.parametrize(("disk", "count"), [("local", 200), ("network", 40)])
-def test_processes_make_and_write_one_file_at_once(path, disk, count, request):
+def test_several_processes_create_and_write_one_file(path, disk, count, request):
     proc = request.getfixturevalue("nfs") if disk == "network" else "/proc"
     names = ["first", "second", "third"]
     processes = [
@@ -328,7 +328,7 @@ def test_threads_share_one_cache(path):
         assert not errors and len(list(cache.rows())) == 400
 
 
-def test_the_file_stays_within_its_limit_and_keeps_what_was_used_last(path):
+def test_the_file_stays_within_its_limit_and_keeps_recently_used_scores(path):
     with ScoreCache(path, limit_mb=1) as cache:
         for number in range(100):
             cache.put(WHO, question(noise(number, 60_000)), number)
@@ -339,7 +339,7 @@ def test_the_file_stays_within_its_limit_and_keeps_what_was_used_last(path):
     assert kept[0] == 0 and len(kept) > 20 and kept[1:] == list(range(101 - len(kept), 100))
 
 
-def test_use_is_remembered_over_a_restart(path):
+def test_recent_use_survives_a_restart(path):
     with ScoreCache(path, limit_mb=1) as cache:
         for number in range(20):
             cache.put(WHO, question(noise(number, 60_000)), number)
@@ -352,7 +352,7 @@ def test_use_is_remembered_over_a_restart(path):
         assert cache.get(WHO, question(noise(1, 60_000))) is None
 
 
-def test_a_smaller_limit_holds_from_the_next_score_on(path):
+def test_a_smaller_limit_applies_from_the_next_put(path):
     with ScoreCache(path, limit_mb=8) as cache:
         for number in range(100):
             cache.put(WHO, question(noise(number, 60_000)), number)
@@ -362,19 +362,19 @@ def test_a_smaller_limit_holds_from_the_next_score_on(path):
     assert count(path) < before / 2
 
 
-def test_a_judgement_that_would_drive_out_the_others_is_not_stored(path):
+def test_a_judgement_larger_than_a_tenth_of_the_limit_is_not_stored(path):
     with ScoreCache(path, limit_mb=1) as cache:
         cache.put(WHO, question(), 1)
         cache.put(WHO, question(noise(1, 5_000_000)), 2)
         assert [row.score for row in cache.rows()] == [1.0]
 
 
-def test_a_limit_is_positive(path):
+def test_a_limit_of_zero_is_rejected(path):
     with pytest.raises(ValueError, match="limit_mb=0"):
         ScoreCache(path, limit_mb=0)
 
 
-def test_a_file_of_something_else_is_named_and_left_alone(path):
+def test_a_file_that_is_not_a_cache_is_rejected_and_left_unchanged(path):
     path.parent.mkdir()
     path.write_bytes(b"not a database at all" * 1000)
     with pytest.raises(ValueError, match=r"scores\.sqlite: "):
@@ -388,7 +388,7 @@ def test_a_file_of_something_else_is_named_and_left_alone(path):
     assert path.read_bytes() == content
 
 
-def test_a_file_of_another_version_is_named(path):
+def test_a_file_of_another_version_is_rejected(path):
     with ScoreCache(path) as cache:
         cache.put(WHO, question(), 1)
     changed(path, "PRAGMA user_version = 2")
@@ -396,12 +396,12 @@ def test_a_file_of_another_version_is_named(path):
         ScoreCache(path)
 
 
-def test_a_folder_is_no_file(tmp_path):
+def test_a_folder_is_rejected(tmp_path):
     with pytest.raises(ValueError, match=str(tmp_path)):
         ScoreCache(tmp_path)
 
 
-def test_a_file_cut_short_is_no_error_of_the_run(path, caplog):
+def test_a_truncated_file_does_not_stop_a_run(path, caplog):
     with ScoreCache(path) as cache:
         for number in range(50):
             cache.put(WHO, question(noise(number, 60_000)), number)
@@ -409,17 +409,17 @@ def test_a_file_cut_short_is_no_error_of_the_run(path, caplog):
         file.truncate(path.stat().st_size // 2)
     try:
         with ScoreCache(path) as cache:
-            found = {cache.get(WHO, question(noise(number, 60_000))) for number in range(50)}
+            scores = {cache.get(WHO, question(noise(number, 60_000))) for number in range(50)}
             cache.put(WHO, question(), 1)
             list(cache.rows())
     except ValueError as error:
         assert "scores.sqlite" in str(error)
     else:
-        assert found <= {None, *range(50)}
+        assert scores <= {None, *range(50)}
 
 
 @pytest.mark.parametrize("score", ["10", "1e1", b"10", b"\x00" * 8, "abc", 9e999, -9e999, b"\xff", 10, "x" * 1_000_000])
-def test_a_score_of_a_forged_file_is_a_finite_number_or_none(path, score):
+def test_a_forged_score_is_a_finite_number_or_ignored(path, score):
     with ScoreCache(path) as cache:
         cache.put(WHO, question(), 7)
     changed(path, "PRAGMA ignore_check_constraints = ON")
@@ -434,7 +434,7 @@ def test_a_score_of_a_forged_file_is_a_finite_number_or_none(path, score):
         assert cache.get(WHO, question()) == 8.0
 
 
-def test_a_score_of_a_forged_table_without_types_is_none(path):
+def test_a_score_from_a_forged_table_without_column_types_is_ignored(path):
     with ScoreCache(path) as cache:
         cache.put(WHO, question(), 7)
     changed(path, "ALTER TABLE judgement RENAME TO old")
@@ -448,7 +448,7 @@ FORGED = [b'["a", "b", "c", "d"]', b'["a", "b", "c", 4]', b'["a"]', b"[]", b"4",
 
 
 @pytest.mark.parametrize("texts", [*map(zlib.compress, FORGED), b"junk", b"", "text", 7])
-def test_texts_that_do_not_belong_to_their_key_are_left_out(path, texts):
+def test_rows_skips_texts_that_do_not_match_their_key(path, texts):
     with ScoreCache(path) as cache:
         cache.put(WHO, question("first"), 1)
         cache.put(WHO, question("second"), 2)
@@ -457,8 +457,8 @@ def test_texts_that_do_not_belong_to_their_key_are_left_out(path, texts):
         assert [row.score for row in cache.rows()] == [2.0]
 
 
-def test_texts_made_to_fill_the_memory_are_unpacked_to_a_bound(path, monkeypatch):
-    monkeypatch.setattr(cache_module, "_LARGEST", 1000)
+def test_decompression_of_texts_is_limited(path, monkeypatch):
+    monkeypatch.setattr(cache_module, "_MAX_TEXT_BYTES", 1000)
     with ScoreCache(path) as cache:
         cache.put(WHO, question("x" * 2000), 1)
         cache.put(WHO, question(), 2)
@@ -466,7 +466,7 @@ def test_texts_made_to_fill_the_memory_are_unpacked_to_a_bound(path, monkeypatch
         assert cache.get(WHO, question("x" * 2000)) == 1.0
 
 
-def test_a_full_disk_is_told_once_and_stops_nobody(path, caplog, monkeypatch):
+def test_a_full_disk_is_logged_once_and_raises_nothing(path, caplog, monkeypatch):
     now = [1000.0]
     monkeypatch.setattr(cache_module, "monotonic", lambda: now[0])
     with ScoreCache(path) as cache:
@@ -484,10 +484,10 @@ def test_a_full_disk_is_told_once_and_stops_nobody(path, caplog, monkeypatch):
         assert cache.get(WHO, question("there is room again")) == 3.0
 
 
-def test_a_lock_that_stays_is_waited_for_once_a_minute(path, caplog, monkeypatch):
+def test_a_lasting_lock_is_tried_again_after_a_minute(path, caplog, monkeypatch):
     now = [1000.0]
     monkeypatch.setattr(cache_module, "monotonic", lambda: now[0])
-    monkeypatch.setattr(cache_module, "_BUSY_S", 0.0)
+    monkeypatch.setattr(cache_module, "_LOCK_TIMEOUT_S", 0.0)
     with ScoreCache(path) as cache:
         cache.put(WHO, question(), 1)
         other = sqlite3.connect(path, isolation_level=None)
@@ -517,7 +517,7 @@ def test_reading_writes_nothing(path):
         other.close()
 
 
-def test_a_closed_cache_that_is_asked_is_a_bug(path):
+def test_using_a_closed_cache_raises(path):
     cache = ScoreCache(path)
     cache.close()
     cache.close()

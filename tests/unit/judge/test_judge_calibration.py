@@ -1,4 +1,4 @@
-"""A judge against the verifier: AUC and the mask's figures against loops, synthetic judges against closed forms."""
+"""Calibration: AUC and the mask's figures against loops, synthetic judges against closed forms."""
 
 import math
 import re
@@ -36,7 +36,7 @@ def by_loop(scores, correct, group=None):
 
 @settings(max_examples=50)
 @given(rows)
-def test_auc_is_what_the_loop_says(rows):
+def test_auc_equals_a_loop_over_pairs(rows):
     scores, correct, group = arrays(rows)
     won, pairs = by_loop(scores, correct)
     expected = won / pairs if pairs else math.nan
@@ -47,38 +47,38 @@ def test_auc_is_what_the_loop_says(rows):
 
 @settings(max_examples=50)
 @given(rows)
-def test_auc_within_groups_is_what_the_loop_says(rows):
+def test_auc_within_groups_equals_a_loop_over_pairs(rows):
     scores, correct, group = arrays(rows)
     won, pairs = by_loop(scores, correct, group)
-    found = within_group_auc(scores, correct, [f"problem {label}" for label in group])
-    assert found.pairs == pairs
-    assert found.value == pytest.approx(won / pairs if pairs else math.nan, abs=1e-12, nan_ok=True)
+    measured = within_group_auc(scores, correct, [f"problem {label}" for label in group])
+    assert measured.pairs == pairs
+    assert measured.value == pytest.approx(won / pairs if pairs else math.nan, abs=1e-12, nan_ok=True)
 
 
-def test_a_judge_of_difficulty_is_found_out():
+def test_a_judge_that_only_knows_difficulty_has_auc_one_half_within_groups():
     correct = np.array([True, True, True, False, True, False, False, False])
     scores = np.array([9.0, 9, 9, 9, 2, 2, 2, 2])
     group = ["easy"] * 4 + ["hard"] * 4
     assert auc(scores, correct) == 0.75 and within_group_auc(scores, correct, group).value == 0.5
 
 
-def test_the_interval_covers_as_often_as_it_says():
-    """Responses to one problem share a random part, as a judge's do: an interval that forgets it is too narrow."""
+def test_the_interval_has_its_nominal_coverage():
+    """Responses to one problem share a random component. An interval that ignores it would be too narrow."""
     covered = {"overall": 0, "within": 0}
     for seed in range(40):
         rng = np.random.default_rng(seed)
         group = np.repeat(np.arange(60), 6)
         correct = rng.random(360) < 0.5
         scores = rng.normal(size=60)[group] + rng.normal(size=360) + correct
-        found = auc_with_interval(scores, correct, group), within_group_auc(scores, correct, group)
+        measured = auc_with_interval(scores, correct, group), within_group_auc(scores, correct, group)
         # Differences of two latent values: variance 2 within a group, 4 between groups.
-        for name, area, d in zip(covered, found, (1 / 2, 1 / math.sqrt(2)), strict=True):
+        for name, area, d in zip(covered, measured, (1 / 2, 1 / math.sqrt(2)), strict=True):
             covered[name] += area.low <= norm.cdf(d) <= area.high
     assert all(34 <= count <= 40 for count in covered.values()), covered
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_the_interval_is_a_function_of_the_rows(seed):
+def test_the_interval_is_deterministic(seed):
     rng = np.random.default_rng(seed)
     scores, correct, group = rng.integers(0, 11, 80).astype(float), rng.random(80) < 0.5, np.repeat(np.arange(10), 8)
     once, again = (within_group_auc(scores, correct, group) for _ in range(2))
@@ -90,10 +90,10 @@ def test_the_interval_is_a_function_of_the_rows(seed):
 def test_histograms_by_class():
     scores = np.array([0, 10, 9.6, 2.4, math.nan, -3, 12, math.nan])
     correct = np.array([True, True, True, False, False, False, False, True])
-    found = histograms(scores, correct)
-    assert found["right"].counts.tolist() == [1, *[0] * 9, 2] and found["right"].failed == 1
-    assert found["wrong"].counts.tolist() == [1, 0, 1, *[0] * 7, 1]
-    assert (found["right"].failed_share, found["wrong"].failed_share) == (0.25, 0.25)
+    measured = histograms(scores, correct)
+    assert measured["right"].counts.tolist() == [1, *[0] * 9, 2] and measured["right"].failed == 1
+    assert measured["wrong"].counts.tolist() == [1, 0, 1, *[0] * 7, 1]
+    assert (measured["right"].failed_share, measured["wrong"].failed_share) == (0.25, 0.25)
     assert math.isnan(histograms(scores[:3], correct[:3])["wrong"].failed_share)
 
 
@@ -105,14 +105,14 @@ def test_histograms_by_class():
         ([1.0, math.inf], [True, False], r"scores\[1\].*inf"),
     ],
 )
-def test_rows_that_do_not_fit_are_refused(scores, correct, message):
+def test_invalid_rows_are_rejected(scores, correct, message):
     for measure in (auc, histograms, lambda *rows: within_group_auc(*rows, [0] * 2)):
         with pytest.raises(ValueError, match=message):
             measure(np.array(scores), np.array(correct))
 
 
 def mask_by_loop(scores, correct, group, delta):
-    """(pairs, kept pairs, rows of mixed groups and the silent of them by class, groups and the silent, |A| sums)."""
+    """(pairs, kept pairs, rows of mixed groups and silenced rows by class, groups, silenced groups, sums of |A|)."""
     rows, silent = {True: 0, False: 0}, {True: 0, False: 0}
     pairs = kept = groups = silent_groups = 0
     push, whole, cosines = 0.0, 0.0, []
@@ -147,26 +147,26 @@ def mask_by_loop(scores, correct, group, delta):
 
 @settings(max_examples=50)
 @given(rows)
-def test_the_masks_figures_are_what_the_loop_says(rows):
+def test_the_masks_figures_equal_a_loop_over_pairs(rows):
     scores, correct, group = arrays(rows)
     deltas = (-math.inf, 0.0, 1.0, 3.0, 5.0)
-    found = mask_report(scores, correct, group, deltas)
+    measured = mask_report(scores, correct, group, deltas)
     gaps = [
         scores[i] - scores[j] for i in np.flatnonzero(correct) for j in np.flatnonzero(~correct) if group[i] == group[j]
     ]
-    known = [gap for gap in gaps if not math.isnan(gap)]
-    assert found.pairs == len(gaps)
+    known_gaps = [gap for gap in gaps if not math.isnan(gap)]
+    assert measured.pairs == len(gaps)
     for share, count, whole in (
-        (found.unknown, len(gaps) - len(known), len(gaps)),
-        (found.contradicted, sum(gap < 0 for gap in known), len(known)),
-        (found.tied, sum(gap == 0 for gap in known), len(known)),
+        (measured.unknown, len(gaps) - len(known_gaps), len(gaps)),
+        (measured.contradicted, sum(gap < 0 for gap in known_gaps), len(known_gaps)),
+        (measured.tied, sum(gap == 0 for gap in known_gaps), len(known_gaps)),
     ):
         assert share == pytest.approx(count / whole if whole else math.nan, nan_ok=True)
-    for entry, delta in zip(found.by_delta, deltas, strict=True):
+    for entry, delta in zip(measured.by_delta, deltas, strict=True):
         pairs, kept, rows_, silent, groups, silent_groups, push, whole, cosines = mask_by_loop(
             scores, correct, group, delta
         )
-        assert (found.mixed_groups, entry.delta) == (groups, delta)
+        assert (measured.mixed_groups, entry.delta) == (groups, delta)
         expected = {
             "kept": (kept, pairs),
             "right_silenced": (silent[True], rows_[True]),
@@ -188,7 +188,7 @@ def chances(quality):
 
 
 @pytest.mark.parametrize("quality", [0.5, 0.6, 0.7, 0.8, 0.9, 0.99])
-def test_a_synthetic_judge_has_the_quality_asked_for(quality):
+def test_a_synthetic_judge_has_the_requested_quality(quality):
     right, wrong = chances(quality)
     exact = sum(right[k] * (wrong[:k].sum() + wrong[k] / 2) for k in range(11))
     assert 0 <= quality - exact < 0.005, "rounding and clipping take no more"
@@ -203,33 +203,33 @@ def test_a_synthetic_judge_has_the_quality_asked_for(quality):
         assert share == pytest.approx(probability, abs=5 * 0.5 / math.sqrt(n / 2))
 
 
-def test_a_judge_that_never_errs_keeps_every_pair_of_the_papers_deltas():
+def test_a_perfect_judge_keeps_every_pair_at_the_papers_deltas():
     correct = np.array([True, False] * 8)
     scores = synthetic_scores(correct, 1.0, np.random.default_rng(0))
     assert set(scores[correct]) == {8.0} and set(scores[~correct]) == {2.0}
 
 
 @pytest.mark.parametrize("quality", [0.4, 1.01, math.nan])
-def test_a_quality_out_of_range_is_refused(quality):
+def test_a_quality_out_of_range_is_rejected(quality):
     with pytest.raises(ValueError, match=r"AUC"):
         synthetic_scores(np.array([True]), quality, np.random.default_rng(0))
 
 
-def test_the_signal_left_is_the_chance_that_a_pair_is_kept():
-    """Groups of one make have pairs of equal weight: what is left is P(right - wrong >= delta)."""
+def test_the_remaining_signal_is_the_probability_that_a_pair_is_kept():
+    """In groups of equal composition, pairs have equal weight, so the signal is P(right - wrong >= delta)."""
     correct = np.tile([True] * 3 + [False] * 5, 1000)
     sweep = judge_sweep(correct, np.repeat(np.arange(1000), 8), (0.5, 0.8), (1.0, 3.0, 5.0), seeds=range(4))
     assert len(sweep) == 6
-    for found in sweep:
-        right, wrong = chances(found.quality)
-        expected = sum(right[i] * wrong[j] for i in range(11) for j in range(11) if i - j >= found.mask.delta)
+    for measured in sweep:
+        right, wrong = chances(measured.quality)
+        expected = sum(right[i] * wrong[j] for i in range(11) for j in range(11) if i - j >= measured.mask.delta)
         # 4000 groups of eight scores: the pairs of a group are dependent, so that a group counts for no more than one.
-        assert found.mask.signal == pytest.approx(expected, abs=5 * 0.5 / math.sqrt(4000))
-        assert found.mask.kept == pytest.approx(found.mask.signal)
-        assert found.auc == pytest.approx(found.quality, abs=0.02)
+        assert measured.mask.signal == pytest.approx(expected, abs=5 * 0.5 / math.sqrt(4000))
+        assert measured.mask.kept == pytest.approx(measured.mask.signal)
+        assert measured.auc == pytest.approx(measured.quality, abs=0.02)
 
 
-def test_better_judges_keep_more_and_larger_deltas_less():
+def test_better_judges_keep_more_signal_and_larger_deltas_less():
     rng = np.random.default_rng(3)
     correct, group = rng.random(800) < 0.4, np.repeat(np.arange(100), 8)
     sweep = judge_sweep(correct, group)
@@ -241,12 +241,12 @@ def test_better_judges_keep_more_and_larger_deltas_less():
     assert (signal[-1] == 1).all() and sweep == judge_sweep(correct, group)
 
 
-def test_what_cannot_be_said_is_said():
+def test_undefined_measures_are_explained():
     scores, group = np.array([1.0, 11.0, 3.0, 4.0]), [0, 0, 1, 1]
     every = np.array([True] * 4)
-    found = calibrate(scores, every, group)
-    assert math.isnan(found.overall.value) and found.sweep == () and found.mask.pairs == 0
-    first, second = found.cannot_say()
+    measured = calibrate(scores, every, group)
+    assert math.isnan(measured.overall.value) and measured.sweep == () and measured.mask.pairs == 0
+    first, second = measured.cannot_say()
     assert re.search(r"\b4\b.*\bright\b", first) and re.search(r"\b0 to 10: 1\b", second)
     apart = calibrate(scores, np.array([True, True, False, False]), group)
     assert apart.overall.pairs == 4 and "group" in apart.cannot_say()[0]

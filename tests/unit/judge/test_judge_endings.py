@@ -1,4 +1,4 @@
-"""Who asks the scorer: what was paid for is kept, no bug passes for a failure, and a judge that ends leaves nothing."""
+"""The judge: its cache, exceptions of the scorer, and closing."""
 
 import asyncio
 import contextlib
@@ -22,16 +22,16 @@ def running():
         yield start
 
 
-def test_the_cache_is_looked_at_first_and_told_afterwards(running, tmp_path):
+def test_the_cache_is_read_first_and_new_scores_are_stored(running, tmp_path):
     with ScoreCache(tmp_path / "scores") as cache:
         scorer = Answering({"1": 1, "2": 2, "bad": JudgementError("unreadable"), "nan": math.nan})
         judge = running(scorer, cache)
         for name in "ab":
             judge.ask(name, [question(response) for response in scorer.answers])
             np.testing.assert_array_equal(taken(judge, name), [1, 2, np.nan, np.nan])
-            found = judge.metrics()
+            metrics = judge.metrics()
             wait_until(lambda: len(list(cache.rows())) == 2)
-        assert found["judge/cache_hits"] == 2 and found["judge/calls"] == 2
+        assert metrics["judge/cache_hits"] == 2 and metrics["judge/calls"] == 2
         assert scorer.asked == ["1", "2", "bad", "nan", "bad", "nan"]  # a failure is not remembered
         assert sorted(row.score for row in cache.rows()) == [1, 2]
         assert {row.identity for row in cache.rows()} == {"answering"}
@@ -41,7 +41,7 @@ def judges_threads():
     return [thread for thread in threading.enumerate() if thread.name.startswith("judge")]
 
 
-def test_scores_paid_for_reach_the_cache_before_a_judge_is_closed(tmp_path):
+def test_close_waits_until_all_scores_are_in_the_cache(tmp_path):
     with ScoreCache(tmp_path / "scores") as cache:
         judge = Judge(Answering({str(number): number for number in range(50)}), cache)
         judge.ask("a", [question(number) for number in range(50)])
@@ -51,7 +51,7 @@ def test_scores_paid_for_reach_the_cache_before_a_judge_is_closed(tmp_path):
     assert not judges_threads()
 
 
-def test_a_cache_that_cannot_be_written_loses_no_score(running, tmp_path):
+def test_scores_do_not_wait_for_the_cache(running, tmp_path):
     written, go_on = threading.Event(), threading.Event()
 
     class Stuck(ScoreCache):
@@ -69,7 +69,7 @@ def test_a_cache_that_cannot_be_written_loses_no_score(running, tmp_path):
 
 
 @pytest.mark.parametrize("bug", [TypeError("a bug of ours"), "7", None, ValueError("another")])
-def test_what_is_no_failure_of_a_judgement_surfaces(running, bug):
+def test_an_exception_that_is_not_a_judgement_error_is_raised(running, bug):
     judge = running(Answering({"1": 1, "2": bug, "3": JudgementError("refused")}))
     judge.ask("a", [question(1), question(2), question(3)])
     judge.ask("b", [question(1)])
@@ -82,7 +82,7 @@ def test_what_is_no_failure_of_a_judgement_surfaces(running, bug):
     assert taken(judge, "b").tolist() == [1]
 
 
-def test_a_bug_is_told_without_waiting_for_the_others(running):
+def test_such_an_exception_is_raised_without_waiting_for_other_questions(running):
     scorer = Controlled()
     judge = running(scorer)
     judge.ask("a", [question(1), question(2)])
@@ -94,7 +94,7 @@ def test_a_bug_is_told_without_waiting_for_the_others(running):
     assert scorer.cancelled.get(timeout=PATIENCE) == question(2)
 
 
-def test_a_judge_is_closed_while_questions_are_open():
+def test_close_cancels_open_questions():
     scorer = Controlled()
     judge = Judge(scorer, concurrency=1)
     judge.ask("a", [question(1), question(2)])
@@ -109,7 +109,7 @@ def test_a_judge_is_closed_while_questions_are_open():
         judge.ask("c", [question(1)])
 
 
-def test_a_scorer_that_cannot_be_closed_is_told_and_the_thread_ends():
+def test_an_error_while_closing_the_scorer_is_raised_and_the_thread_ends():
     class Unwilling(StubScorer):
         async def close(self):
             raise OSError("no")
@@ -121,7 +121,7 @@ def test_a_scorer_that_cannot_be_closed_is_told_and_the_thread_ends():
     judge.close()
 
 
-def test_a_scorer_that_hears_no_cancellation_is_left_behind(monkeypatch):
+def test_close_does_not_wait_forever_for_a_scorer_that_ignores_cancellation(monkeypatch):
     monkeypatch.setattr(judge_module, "_CLOSING_S", 0.05)
     started = threading.Event()
 
@@ -139,13 +139,13 @@ def test_a_scorer_that_hears_no_cancellation_is_left_behind(monkeypatch):
     assert not judges_threads()
 
 
-def test_the_thread_holds_no_crashing_trainer_back():
+def test_the_thread_is_a_daemon():
     judge = Judge(StubScorer())
     assert judges_threads() and all(thread.daemon for thread in judges_threads())
     judge.close()
 
 
-def test_the_stub_judges_a_group(running):
+def test_the_stub_scores_a_group(running):
     judge = running(StubScorer())
     judge.ask("a", [question("It is 42"), question("It is 17")])
     right, wrong = taken(judge, "a")

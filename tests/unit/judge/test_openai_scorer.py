@@ -1,4 +1,4 @@
-"""The judge behind HTTP, against a server that does everything wrong: every failure has its reason, none is a score."""
+"""OpenAIScorer against a misbehaving server: every failure has its reason, and none becomes a score."""
 
 import asyncio
 import datetime
@@ -30,7 +30,7 @@ KEY = "sk-very-secret-0123456789"
 
 @pytest.fixture(autouse=True)
 def waits(monkeypatch):
-    """No proxy, no key but ours, and the seconds that were to be waited between calls, which are not waited."""
+    """Remove proxies and keys. Returns the waits between calls, which are recorded instead of slept."""
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", "VERL_GSD_JUDGE_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     waited = []
@@ -43,7 +43,7 @@ def waits(monkeypatch):
 
 
 def ask(server, question=QUESTION, **options):
-    """(score or reason, HTTP requests made)"""
+    """(score or reason of failure, number of HTTP requests)."""
 
     async def asked():
         scorer = OpenAIScorer(server.url, "judge-7b", **options)
@@ -58,7 +58,7 @@ def ask(server, question=QUESTION, **options):
     return asyncio.run(asked())
 
 
-def test_a_grade_is_a_score():
+def test_the_score_is_parsed_from_the_answer():
     with HostileServer(completion("7")) as server:
         assert ask(server) == (7.0, 1)
     (request,), (head,) = server.requests, server.headers
@@ -67,7 +67,7 @@ def test_a_grade_is_a_score():
     assert request["structured_outputs"] == {"choice": [str(score) for score in range(11)]}
 
 
-def test_the_other_forms_of_an_answer():
+def test_json_schema_and_text_answers():
     with HostileServer(completion('{"score": 3}'), completion("It is sound.\n9")) as server:
         assert ask(server, answer="json_schema", max_tokens=99) == (3.0, 1)
         assert ask(server, answer="text", max_tokens=99) == (9.0, 1)
@@ -106,12 +106,12 @@ UNREADABLE = {
 
 
 @pytest.mark.parametrize("answer", UNREADABLE.values(), ids=UNREADABLE)
-def test_what_is_no_score_is_asked_for_once_more(answer):
+def test_an_unreadable_answer_is_requested_once_more(answer):
     with HostileServer(answer) as server:
         assert ask(server, retries=5) == ("unreadable", 2)
 
 
-def test_the_second_answer_counts_and_without_retries_there_is_none():
+def test_the_second_answer_is_used_unless_retries_is_zero():
     for answer in (UNREADABLE["no JSON"], UNREADABLE["a word"]):
         with HostileServer(answer, completion("4")) as server:
             assert ask(server) == (4.0, 2)
@@ -120,12 +120,12 @@ def test_the_second_answer_counts_and_without_retries_there_is_none():
 
 
 @pytest.mark.parametrize("score", ["11", "-1", "999999999999999999999", '{"score": 11}'])
-def test_a_grade_off_the_scale_is_none(score):
+def test_a_score_off_the_scale_is_a_failure(score):
     with HostileServer(completion(score)) as server:
         assert ask(server, retries=5) == ("off_scale", 2)
 
 
-def test_a_bad_answer_of_each_kind_is_one_bad_answer_too_many():
+def test_two_unusable_answers_of_different_kinds_are_a_failure():
     with HostileServer(completion("11"), completion("eleven"), completion("1")) as server:
         assert ask(server, retries=5) == ("unreadable", 2)
 
@@ -145,30 +145,30 @@ def test_a_bad_answer_of_each_kind_is_one_bad_answer_too_many():
         (http(200, b"", "Content-Length: 7"), "connection"),
     ],
 )
-def test_what_passes_is_tried_again_until_retries_run_out(answer, reason, waits):
+def test_transient_failures_are_retried_until_retries_run_out(answer, reason, waits):
     with HostileServer(answer) as server:
         assert ask(server, retries=3) == (reason, 4)
     assert len(waits) == 3 and all(0 <= wait <= 2 * 30 for wait in waits)
 
 
 @pytest.mark.parametrize("answer", [http(429, b"slow down"), http(500, b"7"), b""], ids=["limit", "error", "nothing"])
-def test_what_has_passed_gives_a_score(answer):
+def test_a_retry_after_a_transient_failure_gives_a_score(answer):
     with HostileServer(answer, answer, completion("6")) as server:
         assert ask(server, retries=2) == (6.0, 3)
 
 
 @pytest.mark.parametrize("answer", [hang, trickle])
-def test_a_call_ends_at_its_deadline(answer):
+def test_a_call_ends_at_its_timeout(answer):
     with HostileServer(answer) as server:
         assert ask(server, retries=1, timeout_s=0.2) == ("timed_out", 2)
 
 
-def test_a_body_without_end_is_given_up():
+def test_an_endless_body_is_aborted():
     with HostileServer(endless) as server:
         assert ask(server, timeout_s=600) == ("unreadable", 2)
 
 
-def test_nobody_there():
+def test_a_server_that_does_not_run():
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
@@ -180,7 +180,7 @@ def test_nobody_there():
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 422])
-def test_a_refusal_is_final(status):
+def test_a_rejected_request_is_not_retried(status):
     with HostileServer(http(status, b'{"error": {"message": "7"}}', JSON)) as server:
         assert ask(server) == ("refused", 1)
 
@@ -203,7 +203,7 @@ def test_redirects_are_not_followed(status, location):
         (nonsense, 0) for nonsense in ("-5", "nan", "inf", "soon", "1e3", "Fri, 99 Foo 99999 99:99:99 GMT", "\xff", "٣")
     ],
 )
-def test_a_server_that_says_when_is_obeyed_within_reason(retry_after, least, waits):
+def test_retry_after_is_respected_up_to_a_limit(retry_after, least, waits):
     with HostileServer(
         http(429, b"", f"Retry-After: {retry_after}").decode().encode("utf-8"), completion("5")
     ) as server:
@@ -221,7 +221,7 @@ def test_a_date_in_retry_after(days, least, waits):
     assert least <= waits[0] <= least + 0.5
 
 
-def test_the_key_goes_to_the_server_and_nowhere_else(monkeypatch, caplog):
+def test_the_key_is_sent_to_the_server_and_appears_nowhere_else(monkeypatch, caplog):
     monkeypatch.setenv("VERL_GSD_JUDGE_API_KEY", KEY)
     monkeypatch.setenv("OPENAI_API_KEY", "another-secret")
     monkeypatch.setenv("OPENAI_ADMIN_KEY", "another-secret")
@@ -246,7 +246,7 @@ def test_the_key_goes_to_the_server_and_nowhere_else(monkeypatch, caplog):
     assert not any(KEY in text or QUESTION.response in text for text in seen)
 
 
-def test_without_a_key_a_local_server_is_asked_without_one(monkeypatch):
+def test_without_a_key_none_is_sent(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "another-secret")
     with HostileServer(completion("1")) as server:
         assert ask(server) == (1.0, 1)
@@ -254,7 +254,7 @@ def test_without_a_key_a_local_server_is_asked_without_one(monkeypatch):
 
 
 @pytest.mark.parametrize("key", ["secret\nX-Evil: 1", "sécret", "secret\x1b"])
-def test_a_key_that_no_header_takes_is_refused_without_being_shown(monkeypatch, key):
+def test_a_key_that_is_invalid_in_a_header_is_rejected_without_quoting_it(monkeypatch, key):
     monkeypatch.setenv("MY_KEY", key)
     with pytest.raises(ValueError, match="MY_KEY") as failure:
         OpenAIScorer("http://localhost:1/v1", "judge-7b", api_key_env="MY_KEY")
@@ -271,13 +271,13 @@ def test_a_key_that_no_header_takes_is_refused_without_being_shown(monkeypatch, 
         "ftp://hunter2/",
     ],
 )
-def test_a_url_with_a_secret_or_none_at_all_is_refused_without_being_shown(url):
+def test_an_invalid_url_or_one_with_a_secret_is_rejected_without_quoting_it(url):
     with pytest.raises(ValueError, match="base_url") as failure:
         OpenAIScorer(url, "judge-7b")
     assert "hunter2" not in str(failure.value)
 
 
-def test_the_identity_tells_what_a_score_depends_on_and_not_where_it_came_from():
+def test_the_identity_has_the_settings_of_a_score_but_not_the_server():
     scorer = OpenAIScorer("http://judge.example.org/v1", "judge-7b", answer="text")
     for part in ("openai", "judge-7b", "v1", "text", "temperature=0"):
         assert part in scorer.identity
@@ -285,13 +285,13 @@ def test_the_identity_tells_what_a_score_depends_on_and_not_where_it_came_from()
 
 
 @pytest.mark.parametrize("text", ["lone \ud800 surrogate", "nul \x00 byte", "", "9" * 3_000_000, "\u202e\uffff"])
-def test_any_text_can_be_asked_about(text):
+def test_any_text_can_be_scored(text):
     with HostileServer(completion("2")) as server:
         assert ask(server, Question(text, text, text)) == (2.0, 1)
     json.dumps(server.requests)
 
 
-def test_a_scorer_cancelled_lets_go(waits):
+def test_a_cancelled_call_is_not_retried(waits):
     async def cancelled(url):
         scorer = OpenAIScorer(url, "judge-7b")
         with pytest.raises(asyncio.TimeoutError):

@@ -1,4 +1,4 @@
-"""Asking a judge's server what it has: bounded in time and size, believed no further than it must be."""
+"""The list of a server's models: limited in time and size, and not trusted."""
 
 import json
 
@@ -19,7 +19,7 @@ def asked(answer, **settings):
         return served_model(Settings(base_url=server.url, **settings))
 
 
-def test_the_only_model_is_the_one():
+def test_the_only_model_is_the_default():
     assert asked(models("judge-7b")) == "judge-7b"
     assert asked(models("a", "b"), model="b") == "b"
 
@@ -40,26 +40,26 @@ def test_the_only_model_is_the_one():
         (endless, "base_url=http"),
     ],
 )
-def test_what_is_no_list_of_one_model_is_refused(answer, message, monkeypatch):
+def test_anything_but_a_list_of_one_model_is_rejected(answer, message, monkeypatch):
     monkeypatch.setenv("VERL_GSD_JUDGE_API_KEY", "sk-test-hunter2")
     with pytest.raises(ValueError, match=message) as refused:
         asked(answer)
     assert "hunter2" not in str(refused.value)
 
 
-def test_a_list_that_comes_byte_by_byte_is_given_up(monkeypatch):
+def test_a_list_that_arrives_too_slowly_is_aborted(monkeypatch):
     monkeypatch.setattr(build, "LISTING_S", 0.2)
     with pytest.raises(ValueError, match="base_url=http"):
         asked(trickle)
 
 
-def test_a_server_that_lists_nothing_is_taken_at_its_word_where_the_model_is_named():
+def test_a_configured_model_is_accepted_if_the_server_lists_nothing():
     assert asked(http(404, b"", JSON), model="judge-7b") == "judge-7b"
     with pytest.raises(ValueError, match=r"model=judge-7b: .*http.*other"):
         asked(models("other"), model="judge-7b")
 
 
-def test_a_key_with_a_newline_at_its_end_is_a_key(monkeypatch):
+def test_a_trailing_newline_is_stripped_from_the_key(monkeypatch):
     monkeypatch.setenv("VERL_GSD_JUDGE_API_KEY", "sk-test\n")
     with HostileServer(models("a")) as server:
         served_model(Settings(base_url=server.url))

@@ -17,7 +17,7 @@ import numpy as np
 
 from verl_gsd.extension import Extension, Services, Visits
 from verl_gsd.groups import Group
-from verl_gsd.judge.build import scorer_of
+from verl_gsd.judge.build import build_scorer
 from verl_gsd.judge.cache import ScoreCache
 from verl_gsd.judge.judge import Judge
 from verl_gsd.judge.problem import problem_text
@@ -65,7 +65,7 @@ class Judging(Extension):
     def poll(self, now: float) -> None:
         for uid in [uid for uid in self._waiting if self._running().is_done(uid)]:
             self._waiting.discard(uid)
-            self._ready_at = max(self._ready_at, self._running().answered(uid) or now)
+            self._ready_at = max(self._ready_at, self._running().answered_at(uid) or now)
 
     def is_ready(self, group: Group) -> bool:
         return group.uid not in self._waiting
@@ -113,7 +113,7 @@ class Judging(Extension):
         """Who answers; asked for when the first prompts are submitted."""
         settings = self._settings
         if settings.scorer != "reward_model":
-            return scorer_of(settings)
+            return build_scorer(settings)
         from verl_gsd.algorithms.dagrpo.reward_model import RewardModelScorer  # imports Ray
 
         model = str(self.services.config.reward.reward_model.model_path)

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from verl_gsd.evaluation.passing import pass_at_k
+from verl_gsd.evaluation.pass_at_k import pass_at_k
 
 
 def by_enumeration(n, c, k):
-    """The share of k-subsets of n samples, the first c right, that hold a right one."""
+    """The share of k-subsets of n samples, the first c of them right, that contain a right one."""
     subsets = list(itertools.combinations(range(n), k))
     return sum(min(subset) < c for subset in subsets) / len(subsets)
 
@@ -23,35 +23,35 @@ def by_fractions(n, c, k):
 
 
 @given(st.integers(1, 8).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n))))
-def test_it_is_the_share_of_all_subsets_that_hold_a_right_sample(case):
+def test_pass_at_k_is_the_share_of_subsets_with_a_right_sample(case):
     n, c, k = case
-    (found,) = pass_at_k(np.array([n]), np.array([c]), k)
-    assert found == pytest.approx(by_enumeration(n, c, k), abs=1e-14)
+    (estimates,) = pass_at_k(np.array([n]), np.array([c]), k)
+    assert estimates == pytest.approx(by_enumeration(n, c, k), abs=1e-14)
 
 
 @given(st.integers(1, 2000).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n))))
-def test_it_keeps_its_digits_for_many_samples(case):
+def test_pass_at_k_is_precise_for_many_samples(case):
     n, c, k = case
-    (found,) = pass_at_k(np.array([n]), np.array([c]), k)
-    assert 0 <= found <= 1
-    assert found == pytest.approx(by_fractions(n, c, k), rel=1e-12, abs=0)
+    (estimates,) = pass_at_k(np.array([n]), np.array([c]), k)
+    assert 0 <= estimates <= 1
+    assert estimates == pytest.approx(by_fractions(n, c, k), rel=1e-12, abs=0)
 
 
 @pytest.mark.parametrize(("c", "k"), [(1, 1), (1, 5000), (3, 10_000), (5000, 100), (9999, 1), (10_000, 1), (0, 7)])
-def test_ten_thousand_samples_neither_overflow_nor_vanish(c, k):
-    (found,) = pass_at_k(np.array([10_000]), np.array([c]), k)
-    assert found == pytest.approx(by_fractions(10_000, c, k), rel=1e-11, abs=0)
+def test_ten_thousand_samples_neither_overflow_nor_underflow(c, k):
+    (estimates,) = pass_at_k(np.array([10_000]), np.array([c]), k)
+    assert estimates == pytest.approx(by_fractions(10_000, c, k), rel=1e-11, abs=0)
 
 
 def test_questions_keep_their_order_and_may_have_different_numbers_of_samples():
-    found = pass_at_k(np.array([4, 10, 4, 2]), np.array([2, 0, 2, 2]), 2)
-    assert found.tolist() == pytest.approx([5 / 6, 0, 5 / 6, 1])
+    estimates = pass_at_k(np.array([4, 10, 4, 2]), np.array([2, 0, 2, 2]), 2)
+    assert estimates.tolist() == pytest.approx([5 / 6, 0, 5 / 6, 1])
     assert pass_at_k(np.array([4, 8]), np.array([1, 4]), 1).tolist() == pytest.approx([0.25, 0.5])
     assert pass_at_k(np.array([], int), np.array([], int), 3).shape == (0,)
 
 
-def test_it_is_unbiased():
-    """Over binomial counts its mean is 1 - (1 - p)^k; the plug-in's, 1 - (1 - c/n)^k, is not."""
+def test_pass_at_k_is_unbiased():
+    """Its mean over binomial counts is 1 - (1 - p)^k. The plug-in estimate 1 - (1 - c/n)^k has another mean."""
     n, k, p = 6, 4, 0.3
     counts = np.arange(n + 1)
     chances = np.array([comb(n, c) * p**c * (1 - p) ** (n - c) for c in counts])
@@ -61,7 +61,7 @@ def test_it_is_unbiased():
 
 
 @pytest.mark.parametrize(
-    ("samples", "correct", "k", "said"),
+    ("samples", "correct", "k", "message"),
     [
         ([8, 4], [1, 1], 5, r"row 1\b.*k=5\b.*samples=4"),
         ([8, 4], [1, 5], 2, r"row 1\b.*correct=5\b.*samples=4"),
@@ -72,6 +72,6 @@ def test_it_is_unbiased():
         ([[8]], [[1]], 1, r"samples\b.*\(1, 1\)"),
     ],
 )
-def test_what_cannot_be_is_refused_by_its_row(samples, correct, k, said):
-    with pytest.raises(ValueError, match=said):
+def test_the_error_for_invalid_counts_names_the_row(samples, correct, k, message):
+    with pytest.raises(ValueError, match=message):
         pass_at_k(np.array(samples), np.array(correct), k)
