@@ -17,6 +17,7 @@ from verl_gsd.extension import (
     Batch,
     Exclusive,
     Extension,
+    RecordValue,
     RowStore,
     UnplacedRows,
     Update,
@@ -156,7 +157,7 @@ class Seam:
         """The step has trained on ``batch``, a ``KVBatchMeta``, whose rows are in the queue yet."""
         self._run("observe_trained", self._batch(batch))
 
-    def record(self, group: Group) -> dict[str, float | None]:
+    def record(self, group: Group) -> dict[str, RecordValue]:
         """Further columns of the record of ``group``."""
         return merged(run_hook(self.extensions, "record", group))
 
