@@ -128,7 +128,7 @@ class Conflict:
 
     Attributes:
         setting: when the conflict holds, as ``key`` (the key has a value that is not null, for example
-            ``algorithm.gsd.hadw``), ``key=value`` or ``key!=value``, with a YAML value. Several alternatives of one
+            ``algorithm.gsd.mine``), ``key=value`` or ``key!=value``, with a YAML value. Several alternatives of one
             key's values are separated by ``|``.
         reason: why, as a part of a sentence.
         fix: what to set instead, as whole sentences.
@@ -147,12 +147,11 @@ class Declaration:
     """What a run knows of an extension before it builds it.
 
     Attributes:
-        name: of the config section ``algorithm.gsd.<name>``. A dot leads into a section: ``dagrpo.judge`` is a part of
-            ``dagrpo`` that takes part where that has a section ``judge``.
+        name: of the config section ``algorithm.gsd.<name>``. A dot leads into a section: ``mine.judge`` is a part of
+            ``mine`` that takes part where that has a section ``judge``.
         runtime: the ``Extension``: its class, or ``"module:Class"``. It is called with its settings and the run's
             ``Services``. The services are None while a config is checked and under one of verl's own trainers.
-        order: extensions take part in ascending order; equal ones by name. Ours: budget 10, sampler 11, gvpo 20,
-            dagrpo 30 to 32, hadw 40.
+        order: extensions take part in ascending order; equal ones by name. Ours have 10 to 40.
         settings: the section's pydantic model, a ``settings.SectionSettings``: its class, or ``"module:Class"``. It
             rejects unknown keys and wrong values before Ray starts.
         needs_groups: only our trainer modes, which see whole groups, can run it.
@@ -183,6 +182,9 @@ class Declaration:
         lab: a function () -> name -> ``bernoulli.Algorithm``, as ``"module:function"``: rows of ``verl-gsd lab``.
         commands: name -> a typer command, as ``"module:function"``, which ``verl-gsd`` then has.
         configs: a package whose YAML files ``algo/NAME.yaml`` become choices of ``algo=``.
+
+    Raises:
+        ValueError: it has a remedy for an unknown finding.
     """
 
     name: str
@@ -212,6 +214,11 @@ class Declaration:
     lab: str | None = None
     commands: Mapping[str, str] = field(default_factory=dict)
     configs: str | None = None
+
+    def __post_init__(self) -> None:
+        for problem in self.remedies:
+            if problem not in get_args(Problem):
+                raise ValueError(f"extension {self.name!r}: no finding {problem!r} to remedy. Use {_listed(Problem)}.")
 
     def section(self, gsd: Mapping[str, object]) -> object:
         """Its section of ``algorithm.gsd``; None where the extension takes no part."""

@@ -255,6 +255,12 @@ def test_a_page_has_all_of_what_a_run_has(tmp_path):
         *("policy", "hadw", "dagrpo", "gvpo", "allotment"),
     ]
     assert sum(len(section.panels) for section in sections) > 25
+    assert [panel.name for section in sections[-4:] for panel in section.panels] == [
+        *("hadw-anchor", "hadw-phi"),
+        *("dagrpo-pairs", "dagrpo-score", "dagrpo-failed", "dagrpo-latency", "dagrpo-wanted", "dagrpo-shown"),
+        *("gvpo-mse", "gvpo-s", "gvpo-pull", "gvpo-kl", "gvpo-length", "gvpo-history"),
+        *("allotment-sizes", "allotment-mixed", "allotment-drawn", "allotment-effective"),
+    ]
 
 
 def test_a_section_is_there_only_where_there_is_something_to_show(tmp_path):

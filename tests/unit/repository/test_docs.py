@@ -1,12 +1,13 @@
 """What the documentation shows runs, and what it names is there."""
 
 import re
+import textwrap
 
 import pytest
 from omegaconf import OmegaConf
 from places import ROOT
 
-from verl_gsd import extension
+from verl_gsd import extension, records
 
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("recipes/**/README.md"))]
 
@@ -36,6 +37,18 @@ def test_files_that_a_page_names_are_there(page):
     named = set(re.findall(r"`((?:verl_gsd|recipes|docs|scripts|tests|benchmarks|docker)/[\w./-]+)`", text))
     named |= {f"{page.parent.relative_to(ROOT)}/{link}" for link in re.findall(r"\]\((?!http)([\w./-]+)\)", text)}
     assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_the_page_on_records_has_every_column():
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \| (.*) \|$", (ROOT / "docs" / "records.md").read_text(), re.MULTILINE)
+    assert rows == [(column.name, column.type, column.about) for column in records.columns()]
+
+
+def test_the_declaration_of_the_page_on_extending_is_accepted(stages_as_before):
+    page = (ROOT / "docs" / "extending.md").read_text()
+    (block,) = re.findall(r"^    register\(\n.*?^    \)\n", page, re.DOTALL | re.MULTILINE)
+    exec(textwrap.dedent(block), vars(extension))
+    assert extension.declared("mine").histograms == {"mine_gap": "mine_gap"}
 
 
 def test_keys_of_the_page_on_switching_are_those_of_the_choices(compose_fast):
