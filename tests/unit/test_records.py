@@ -1,11 +1,13 @@
 """What a run writes down: figures, fates, crashes and resumes."""
 
 import itertools
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from places import ROOT
 
 from verl_gsd.groups import Group
 from verl_gsd.prompts import PromptStore
@@ -152,6 +154,16 @@ def test_records_of_an_older_version_have_null_where_it_wrote_nothing(tmp_path):
     pq.write_table(fourth.replace_schema_metadata({"verl_gsd.records": "4"}), path)
     assert read_records(tmp_path / "fourth")["failed_rewards"].to_pylist() == [None]
     assert found["demonstrations"].to_pylist() == [None] * (len(found) // 2) + [0] * (len(found) // 2)
+
+
+@pytest.mark.parametrize("run", ["dagrpo", "grpo", "gvpo_whole", "hadw_dapo"])
+def test_records_of_runs_from_before_extensions_declared_their_columns_are_read(tmp_path, run):
+    kept = ROOT / "tests" / "support" / "golden" / "data" / run / "records.parquet"
+    (tmp_path / "records" / "attempt_1").mkdir(parents=True)
+    shutil.copy(kept, tmp_path / "records" / "attempt_1" / "step_000001.parquet")
+    wanted, found = pq.read_table(kept), read_records(tmp_path)
+    assert set(wanted.schema.names) == set(found.schema.names) and found.schema.equals(schema())
+    assert found.select(wanted.schema.names).equals(wanted)
 
 
 def test_a_full_disk_leaves_no_half_file(tmp_path, monkeypatch):

@@ -101,7 +101,8 @@ def write_run(run):
     """Two steps: in each one mixed group that was trained on, and one filtered."""
     for step in (1, 2):
         told = {"tally_seen": 4 * step, "tally_is_new": True, "tally_label": "a"}
-        records(run, step, (MIXED, "trained", told), (WRONG, "filtered", told | {"tally_is_new": False}))
+        other = told | {"tally_seen": 0, "tally_is_new": False}
+        records(run, step, (MIXED, "trained", told), (WRONG, "filtered", other))
     metrics(run, [(step, {"tally/logged": 3.0, "tally/flat": 0.0}) for step in (1, 2)])
     return run
 
@@ -149,16 +150,18 @@ def test_a_returned_column_that_every_run_has_is_an_error_and_does_not_vanish(na
 
 
 def test_records_from_before_a_column_was_declared_have_its_type(tally, tmp_path):
-    records(tmp_path, 1, (MIXED, "trained", {"tally_seen": 1.0}))
-    records(tmp_path, 2, (MIXED, "trained", {"tally_seen": 2.5}))
+    records(tmp_path, 1, (MIXED, "trained"))
+    records(tmp_path, 2, (MIXED, "trained", {"tally_seen": 1.0}))
+    records(tmp_path, 3, (MIXED, "trained", {"tally_seen": 2.5}))
     assert read_records(tmp_path)["tally_seen"].type == pa.float64()
     tally()
-    records(tmp_path, 3, (MIXED, "trained", {"tally_seen": 3}))
-    with pytest.raises(ValueError, match=r"step_000002\.parquet: column tally_seen is double and not int32"):
+    records(tmp_path, 4, (MIXED, "trained", {"tally_seen": 3}))
+    with pytest.raises(ValueError, match=r"step_000003\.parquet: column tally_seen is double and not int32"):
         read_records(tmp_path)
     damaged = []
     found = read_records(tmp_path, on_damaged=damaged.append)
-    assert found["tally_seen"].to_pylist() == [1, 3] and found["tally_seen"].type == pa.int32() and len(damaged) == 1
+    assert found["tally_seen"].to_pylist() == [None, 1, 3] and found["tally_seen"].type == pa.int32()
+    assert len(damaged) == 1
 
 
 def test_a_run_is_read_without_the_package_that_wrote_it(tally, tmp_path, monkeypatch):
@@ -168,7 +171,7 @@ def test_a_run_is_read_without_the_package_that_wrote_it(tally, tmp_path, monkey
         write_run(tmp_path)
     records(tmp_path, 3, (MIXED, "trained", {"tally_seen": 7.0}))
     found = read_run(tmp_path, "run").records
-    assert found["tally_seen"].to_pylist() == [4, 4, 8, 8, 7] and found["tally_label"].to_pylist() == [*"aaaa", None]
+    assert found["tally_seen"].to_pylist() == [4, 0, 8, 0, 7] and found["tally_label"].to_pylist() == [*"aaaa", None]
 
 
 # The report
@@ -177,7 +180,7 @@ def test_a_run_is_read_without_the_package_that_wrote_it(tally, tmp_path, monkey
 def test_figures_per_step_are_those_that_are_declared(tally, tmp_path):
     tally()
     table = by_step(read_run(write_run(tmp_path), "run"))
-    assert table["tally/seen"].tolist() == [4, 8]
+    assert table["tally/seen"].tolist() == [2, 4]
     assert table["tally/seen_per_response"].tolist() == [1, 2], "of the group that was trained on"
     assert table["tally/new"].tolist() == [0.5, 0.5]
 

@@ -1,4 +1,4 @@
-"""What a finding is, and the thresholds of the package's own."""
+"""What a finding is, and the thresholds of findings that no extension makes."""
 
 from __future__ import annotations
 
