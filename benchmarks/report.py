@@ -25,7 +25,7 @@ import publishing
 import pyarrow as pa
 import typer
 
-from verl_gsd.records import SCHEMA, write_step
+from verl_gsd.records import schema, write_step
 from verl_gsd.report.build import read_runs, sections_of
 
 SIZE = 8
@@ -68,9 +68,10 @@ def step_table(step: int, steps: int, prompts: int, rng: np.random.Generator) ->
     }
     arrays = {name: pa.array(values) for name, values in columns.items()}
     arrays |= {name: pa.array(values, mask=~mixed) for name, values in of_mixed.items()}
-    absent = {name: pa.nulls(prompts) for name in SCHEMA.names if name not in arrays}
+    fields = schema()
+    absent = {name: pa.nulls(prompts) for name in fields.names if name not in arrays}
     arrays |= absent
-    return pa.table({name: arrays[name].cast(SCHEMA.field(name).type) for name in SCHEMA.names}, SCHEMA)
+    return pa.table({name: arrays[name].cast(fields.field(name).type) for name in fields.names}, fields)
 
 
 def make_run(run: Path, steps: int, prompts: int) -> None:

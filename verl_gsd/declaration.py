@@ -9,6 +9,7 @@ Several fields name code as ``"module:name"``. The package imports that code whe
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, get_args
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
     from verl_gsd.extension import Extension
 
 ColumnType = Literal["bool", "int32", "int64", "float64", "string"]
+#: How a chart shows its values: as they are, shares in [0, 1] in percent, or large numbers with a prefix (12k).
+ValueFormat = Literal["number", "share", "large"]
+#: Findings of the report that an extension can remedy: many groups are unanimous; most of these are all wrong.
+Problem = Literal["silent", "all_wrong"]
 
 
 @dataclass(frozen=True)
@@ -43,11 +48,13 @@ class RecordColumn:
 class StepFigure:
     """A figure per step that the report computes from the records of the step's groups.
 
-    It is the sum of ``column`` over the sum of ``over``, over the groups that have both, or the mean of ``column``
-    where ``over`` is empty.
+    It is the sum of ``column`` divided by the sum of ``over``, of the groups that have both. If ``over`` is empty, it
+    is the mean of ``column``, of the groups that have it.
 
     Attributes:
         name: charts and findings refer to it by this name, as to a metric.
+        column: a record column that the extension declares or that all runs have. It holds no strings.
+        over: such a column, or empty.
         taught: only groups that were trained on and whose rewards differ.
     """
 
@@ -62,23 +69,33 @@ class ReportChart:
     """A chart over steps in the extension's section of a report.
 
     Attributes:
-        name: part of the PNG's file name.
-        lines: label -> name of a metric or of a figure per step. At most three.
+        name: part of the PNG's file name: letters, digits and hyphens.
+        lines: label -> name of a metric or of a figure per step. One to three.
         unit: title of the vertical axis, with the unit.
-        share: whether the values are shares in [0, 1], shown in percent.
+        values: how values are shown.
         from_zero: whether the vertical axis includes 0.
         needs: a metric or figure without which a run is left out of this chart. Empty: any of the lines is enough.
         hide_zeros: leave the chart out if all values are 0.
+
+    Raises:
+        ValueError: the name, the number of lines or ``values`` is wrong.
     """
 
     name: str
     title: str
     lines: Mapping[str, str]
     unit: str
-    share: bool = False
+    values: ValueFormat = "number"
     from_zero: bool = True
     needs: str = ""
     hide_zeros: bool = False
+
+    def __post_init__(self) -> None:
+        _check_part_name("chart", self.name)
+        if not 1 <= len(self.lines) <= 3:
+            raise ValueError(f"chart {self.name}: {len(self.lines)} lines. Use one to three.")
+        if self.values not in get_args(ValueFormat):
+            raise ValueError(f"chart {self.name}: unknown values={self.values!r}. Use {_listed(ValueFormat)}.")
 
 
 @dataclass(frozen=True)
@@ -86,7 +103,13 @@ class ReportSection:
     """The extension's section of a report. It is left out where no run has a chart of it.
 
     Attributes:
-        needs: a metric or figure without which a run is left out of all charts.
+        name: part of its charts' file names: letters, digits and hyphens. No other section has it.
+        text: a paragraph before the charts.
+        needs: a metric or figure without which a run is left out of all charts. The section is left out if the values
+            of all runs are 0.
+
+    Raises:
+        ValueError: the name is wrong.
     """
 
     name: str
@@ -95,6 +118,9 @@ class ReportSection:
     charts: tuple[ReportChart, ...]
     needs: str = ""
 
+    def __post_init__(self) -> None:
+        _check_part_name("report section", self.name)
+
 
 @dataclass(frozen=True)
 class Conflict:
@@ -102,7 +128,7 @@ class Conflict:
 
     Attributes:
         setting: when the conflict holds, as ``key`` (the key has a value that is not null, for example
-            ``algorithm.gsd.hadw``), ``key=value`` or ``key!=value``, with a YAML value. Several alternatives of one
+            ``algorithm.gsd.mine``), ``key=value`` or ``key!=value``, with a YAML value. Several alternatives of one
             key's values are separated by ``|``.
         reason: why, as a part of a sentence.
         fix: what to set instead, as whole sentences.
@@ -121,12 +147,11 @@ class Declaration:
     """What a run knows of an extension before it builds it.
 
     Attributes:
-        name: of the config section ``algorithm.gsd.<name>``. A dot leads into a section: ``dagrpo.judge`` is a part of
-            ``dagrpo`` that takes part where that has a section ``judge``.
+        name: of the config section ``algorithm.gsd.<name>``. A dot leads into a section: ``mine.judge`` is a part of
+            ``mine`` that takes part where that has a section ``judge``.
         runtime: the ``Extension``: its class, or ``"module:Class"``. It is called with its settings and the run's
             ``Services``. The services are None while a config is checked and under one of verl's own trainers.
-        order: extensions take part in ascending order; equal ones by name. Ours: budget 10, sampler 11, gvpo 20,
-            dagrpo 30 to 32, hadw 40.
+        order: extensions take part in ascending order; equal ones by name. Ours have 10 to 40.
         settings: the section's pydantic model, a ``settings.SectionSettings``: its class, or ``"module:Class"``. It
             rejects unknown keys and wrong values before Ray starts.
         needs_groups: only our trainer modes, which see whole groups, can run it.
@@ -148,10 +173,18 @@ class Declaration:
         step_figures: figures per step for charts and findings, from record columns.
         report: its section of a report.
         findings: a tuple of ``report.findings.finding.Finder``, as ``"module:NAME"``: what can go wrong in a run.
-        histograms: name -> record column whose distribution wandb and TensorBoard show at every step.
+        remedies: a finding of the package -> what to set, which uses this extension. A report shows it if the finding
+            is made and the extension takes no part in the run.
+        report_order: sections, findings and remedies of extensions are in this order in a report; equal ones in the
+            extensions' order.
+        histograms: name -> record column whose distribution wandb and TensorBoard show at every step. The column is
+            one that the extension declares or that all runs have, and holds no strings.
         lab: a function () -> name -> ``bernoulli.Algorithm``, as ``"module:function"``: rows of ``verl-gsd lab``.
         commands: name -> a typer command, as ``"module:function"``, which ``verl-gsd`` then has.
         configs: a package whose YAML files ``algo/NAME.yaml`` become choices of ``algo=``.
+
+    Raises:
+        ValueError: it has a remedy for an unknown finding.
     """
 
     name: str
@@ -175,10 +208,17 @@ class Declaration:
     step_figures: tuple[StepFigure, ...] = ()
     report: ReportSection | None = None
     findings: str | None = None
+    remedies: Mapping[Problem, str] = field(default_factory=dict)
+    report_order: int = 100
     histograms: Mapping[str, str] = field(default_factory=dict)
     lab: str | None = None
     commands: Mapping[str, str] = field(default_factory=dict)
     configs: str | None = None
+
+    def __post_init__(self) -> None:
+        for problem in self.remedies:
+            if problem not in get_args(Problem):
+                raise ValueError(f"extension {self.name!r}: no finding {problem!r} to remedy. Use {_listed(Problem)}.")
 
     def section(self, gsd: Mapping[str, object]) -> object:
         """Its section of ``algorithm.gsd``; None where the extension takes no part."""
@@ -186,6 +226,11 @@ class Declaration:
         for key in self.name.split("."):
             found = found.get(key) if isinstance(found, Mapping) else None
         return found
+
+
+def _check_part_name(kind: str, name: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9-]+", name):
+        raise ValueError(f"{kind} {name!r}: the name is part of a file name. Use letters, digits and hyphens.")
 
 
 def _listed(choices: object) -> str:

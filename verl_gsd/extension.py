@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import numpy as np
 
+from verl_gsd.base_names import RECORD_COLUMNS, TAKEN
 from verl_gsd.declaration import Conflict as Conflict
 from verl_gsd.declaration import Declaration as Declaration
 from verl_gsd.declaration import RecordColumn as RecordColumn
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     from verl_gsd.responses import PromptKey
 
 T = TypeVar("T")
+#: What a record column can hold.
+RecordValue = bool | int | float | str | None
 logger = logging.getLogger(__name__)
 
 #: Packages of other people declare their extensions in modules that they list under this group of entry points.
@@ -335,10 +338,10 @@ class Extension:
     def observe_trained(self, batch: Batch) -> None:
         """The step trained on ``batch``, which includes padding and earlier responses. Its rows can still be read."""
 
-    def record(self, group: Group) -> Mapping[str, float | None]:
+    def record(self, group: Group) -> Mapping[str, RecordValue]:
         """Record columns of a group that left in this step, from the state before ``end_step``.
 
-        A column that is not declared is stored as float64.
+        A column has its declared type (``Declaration.record_columns``). A column that is not declared takes numbers.
         """
         return {}
 
@@ -411,12 +414,13 @@ def register(declaration: Declaration) -> None:
     ``rejected`` reports a rejected declaration before Ray starts, because verl hides what a plugin raises.
 
     Raises:
-        ValueError: the name is reserved or taken, or another extension has a record column of the same name.
+        ValueError: the name is reserved or taken, the package or another extension uses a name that it declares, or a
+            figure or histogram has no column of numbers.
     """
     try:
         require_free(declaration.name)
         if not is_ours(declaration):
-            _register_ours()  # so that the name and columns of ours are taken
+            _register_ours()  # so that the names of ours are taken
         _check_new(declaration)
     except ValueError as error:
         _REJECTED.append(str(error))
@@ -428,13 +432,42 @@ def _check_new(declaration: Declaration) -> None:
     name = declaration.name
     if (other := _DECLARED.get(name)) is not None and other != declaration:
         raise ValueError(f"extension {name!r} is registered already, by {module_of(other)}. Rename one of the two.")
-    taken = {column.name: of.name for of in _DECLARED.values() if of.name != name for column in of.record_columns}
-    for column in declaration.record_columns:
-        if column.name in taken:
-            raise ValueError(
-                f"extension {name!r}: record column {column.name} belongs to extension {taken[column.name]!r} already. "
-                "Rename one of the two."
-            )
+    for kind, names in _declared_names(declaration).items():
+        owner = dict.fromkeys(TAKEN[kind], "verl-gsd")
+        for of in _DECLARED.values():
+            if of.name != name:
+                owner |= dict.fromkeys(_declared_names(of)[kind], f"extension {of.name!r}")
+        for taken in names:
+            if taken in owner:
+                raise ValueError(
+                    f"extension {name!r}: {kind} {taken} belongs to {owner[taken]} already. Rename one of the two."
+                )
+            owner[taken] = f"extension {name!r}"
+    types = {column.name: column.type for column in (*RECORD_COLUMNS, *declaration.record_columns)}
+    for what, column in _columns_used(declaration):
+        if column not in types:
+            raise ValueError(f"extension {name!r}: {what} uses the record column {column}. Declare this column.")
+        if types[column] == "string":
+            raise ValueError(f"extension {name!r}: {what} uses the record column {column}. Use a column of numbers.")
+
+
+def _declared_names(declaration: Declaration) -> dict[str, list[str]]:
+    """What is declared under names that nobody else may use, by kind of name (``base_names.TAKEN``)."""
+    return {
+        "record column": [column.name for column in declaration.record_columns],
+        "figure per step": [figure.name for figure in declaration.step_figures],
+        "report section": [] if declaration.report is None else [declaration.report.name],
+        "histogram": list(declaration.histograms),
+    }
+
+
+def _columns_used(declaration: Declaration) -> Iterator[tuple[str, str]]:
+    """(what uses it, record column) of all figures per step and histograms."""
+    for figure in declaration.step_figures:
+        for column in filter(None, (figure.column, figure.over)):
+            yield f"figure per step {figure.name}", column
+    for name, column in declaration.histograms.items():
+        yield f"histogram {name}", column
 
 
 def require_free(name: str) -> None:

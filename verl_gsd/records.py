@@ -10,7 +10,7 @@ are in no file.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -20,6 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from verl_gsd.base_names import RECORD_COLUMNS
+from verl_gsd.declaration import RecordColumn
+from verl_gsd.extension import RecordValue, declarations
 from verl_gsd.groups import Group, group_stats
 from verl_gsd.rundir import RunDirectory
 
@@ -32,67 +35,49 @@ FATES: tuple[Fate, ...] = ("trained", "filtered", "surplus", "stale", "failed")
 HARD, EASY = 0.25, 0.75
 
 VERSION = 5
-SCHEMA = pa.schema(
-    [
-        ("step", pa.int32()),  # the trainer step in which the group left
-        ("attempt", pa.int32()),
-        ("fate", pa.string()),
-        ("data_source", pa.string()),
-        ("index", pa.int64()),  # the prompt's dataset index, or its hash where indices are not unique
-        ("size", pa.int32()),  # responses
-        ("correct", pa.float64()),  # sum of the responses' accuracies
-        ("total", pa.int32()),  # responses that have an accuracy, a number in [0, 1]
-        ("mean", pa.float64()),  # of the rewards; null, as the next three, for a group without responses
-        ("std", pa.float64()),  # population standard deviation sigma of the rewards
-        ("kind", pa.string()),  # mixed | all_right | all_wrong
-        ("gain", pa.float64()),  # sigma^(2 - alpha), 0 where unanimous; null where the estimator has no such gain
-        ("tokens", pa.int64()),  # of all responses
-        # Of HA-DW, null without it: the anchor the group met, and its factors for right and for wrong responses.
-        ("hadw_anchor", pa.float64()),
-        ("hadw_factor_right", pa.float64()),
-        ("hadw_factor_wrong", pa.float64()),
-        # Demonstrations in the group: in the place of a response, which is described here all the same, or beside them.
-        ("demonstrations", pa.int32()),
-        # Of DaGRPO, null where nobody judged: pairs of a better and a worse response, those the mask kept, those on
-        # which the judge contradicts the verifier; judgements that failed, and the mean of the others.
-        ("dagrpo_pairs", pa.int32()),
-        ("dagrpo_pairs_kept", pa.int32()),
-        ("dagrpo_pairs_contradicted", pa.int32()),
-        ("judge_failed", pa.int32()),
-        ("judge_score", pa.float64()),
-        # Rollouts that a budget asked for, which is the size but for sessions that failed; null without one.
-        ("asked", pa.int32()),
-        # The probability that earlier visits alone gave of a unanimous group of this size; null at the first one, and
-        # where the responses' accuracies are not all known.
-        ("silent_predicted", pa.float64()),
-        # Responses that the verifier could not verify, and took for wrong; null where it says no such thing.
-        ("unverified", pa.int32()),
-        # Responses that left the group because their reward failed; they count in no other column.
-        ("failed_rewards", pa.int32()),
-    ],
-    metadata={"verl_gsd.records": str(VERSION)},
-)
+_VERSION_KEY = "verl_gsd.records"
 
 _ATTEMPT = re.compile(r"attempt_(\d+)")
 _STEP = re.compile(r"step_(\d+)\.parquet")
 
 
+def columns() -> list[RecordColumn]:
+    """All columns of a record: those of every run, then those that extensions declare, in the extensions' order."""
+    return [*RECORD_COLUMNS, *(column for declared in declarations() for column in declared.record_columns)]
+
+
+def schema() -> pa.Schema:
+    """The Arrow schema of ``columns``."""
+    fields = [(column.name, pa.type_for_alias(column.type)) for column in columns()]
+    return pa.schema(fields, metadata={_VERSION_KEY: str(VERSION)})
+
+
 @dataclass(frozen=True)
 class Left:
-    """A group that left the buffer, how, and what an algorithm has to say of it by the names of columns."""
+    """A group that left the buffer.
+
+    Attributes:
+        further: record columns of extensions, by name.
+    """
 
     group: Group
     fate: Fate
-    further: Mapping[str, float | None] = field(default_factory=dict)
+    further: Mapping[str, RecordValue] = field(default_factory=dict)
 
 
 def describe(left: Sequence[Left], *, step: int, attempt: int, alpha: float | None) -> pa.Table:
-    """The records of one step, a row a group, in the order they left: ``SCHEMA``, and a float64 column for every other
-    name that an extension gave.
+    """The records of one step, one row per group, in the order in which the groups left.
+
+    The table has the columns of ``schema``, and a float64 column for every further name that an extension returned.
+    ``silent_predicted`` is null: ``trainer.metrics.with_prediction`` fills it.
 
     Args:
         alpha: the dial's exponent, for the gain sigma^(2 - alpha) of arXiv 2607.00152; None where the estimator is no
             operation on sigma, and the gain is null.
+
+    Raises:
+        ValueError: a value does not fit its column (naming column and extension), or an extension returned a column
+            that every run has.
     """
     groups = [entry.group for entry in left]
     sizes = np.array([len(group.rewards) for group in groups], dtype=np.int64)
@@ -114,7 +99,7 @@ def describe(left: Sequence[Left], *, step: int, attempt: int, alpha: float | No
     mixed = ~empty & ~unanimous
     if alpha is not None:
         gain[mixed] = std[mixed] ** (2 - alpha)
-    columns = {
+    of_groups = {
         "step": np.full(len(groups), step),
         "attempt": np.full(len(groups), attempt),
         "fate": [entry.fate for entry in left],
@@ -128,16 +113,40 @@ def describe(left: Sequence[Left], *, step: int, attempt: int, alpha: float | No
         "kind": pa.array(kind.astype(object), pa.string(), mask=empty),
         "gain": pa.array(gain, mask=empty | (alpha is None)),
         "tokens": np.array([group.tokens.sum() for group in groups], dtype=np.int64),
+        "demonstrations": [group.demonstrations for group in groups],
+        "silent_predicted": pa.nulls(len(groups)),
+        "unverified": [group.unverified for group in groups],
+        "failed_rewards": [group.failed_rewards for group in groups],
     }
-    columns["demonstrations"] = [group.demonstrations for group in groups]
-    columns["unverified"] = [group.unverified for group in groups]
-    columns["failed_rewards"] = [group.failed_rewards for group in groups]
-    schema = SCHEMA
-    for name in sorted({name for entry in left for name in entry.further} - set(SCHEMA.names)):
-        schema = schema.append(pa.field(name, pa.float64()))  # of an extension that this version does not know
-    for name in set(schema.names) - set(columns):
-        columns[name] = [entry.further.get(name) for entry in left]
-    return pa.table({name: pa.array(columns[name]).cast(schema.field(name).type) for name in schema.names}, schema)
+    arrays = {of.name: pa.array(of_groups[of.name]).cast(pa.type_for_alias(of.type)) for of in RECORD_COLUMNS}
+    table = pa.table(arrays | _of_extensions([entry.further for entry in left]))
+    return table.replace_schema_metadata(schema().metadata)
+
+
+def _of_extensions(further: Sequence[Mapping[str, RecordValue]]) -> dict[str, pa.Array]:
+    """The columns that extensions declare, then others that they returned, by name."""
+    declared = {column.name: (of.name, column.type) for of in declarations() for column in of.record_columns}
+    returned = sorted({name for values in further for name in values})
+    if own := [column.name for column in RECORD_COLUMNS if column.name in returned]:
+        raise ValueError(f"record column {own[0]}: every run has it, and an extension returned it. Rename its column.")
+    arrays = {}
+    for name in dict.fromkeys([*declared, *returned]):
+        extension, kind = declared.get(name, (None, "float64"))
+        try:
+            arrays[name] = _typed([values.get(name) for values in further], pa.type_for_alias(kind))
+        except (pa.ArrowException, OverflowError) as error:
+            if extension is None:
+                raise ValueError(f"record column {name} takes numbers: {error}. Declare it with its type.") from error
+            raise ValueError(
+                f"extension {extension!r}: record column {name} is declared as {kind}: {error}. Return such values, or "
+                "declare another type."
+            ) from error
+    return arrays
+
+
+def _typed(values: Sequence[RecordValue], kind: pa.DataType) -> pa.Array:
+    array = pa.array(values, kind)  # rejects values of other kinds, but cuts 1.5 to 1
+    return pa.array(values).cast(kind) if pa.types.is_integer(kind) else array
 
 
 def _accuracies(group: Group) -> np.ndarray:
@@ -165,13 +174,18 @@ def write_step(run: Path, table: pa.Table, *, step: int, attempt: int) -> Path:
 
 
 def read_records(
-    run: Path | str, columns: Sequence[str] | None = None, *, on_damaged: Callable[[str], None] | None = None
+    run: Path | str,
+    columns: Sequence[str] | None = None,
+    *,
+    leave_out: Collection[str] = (),
+    on_damaged: Callable[[str], None] | None = None,
 ) -> pa.Table:
     """All records that count of a run, in order of step, crashed and resumed runs included; none before its first step.
 
     Args:
-        columns: names of ``SCHEMA``, all by default; the fewer, the faster.
-        on_damaged: told of each file that cannot be read, which is then left out.
+        columns: which to read; the fewer, the faster. By default all of ``schema`` and all others in the files.
+        leave_out: columns that are not read.
+        on_damaged: called with a sentence about each file that cannot be read. The file is then left out.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -181,17 +195,22 @@ def read_records(
     run = Path(run)
     if not run.is_dir():
         raise FileNotFoundError(f"{run}: no such run directory")
+    full = schema()
+    types = dict(zip(full.names, full.types, strict=True))
     tables = []
     for path in _current_files(run).values():
         try:
-            tables.append(_read(path, columns))
+            table = _read(path, columns, leave_out, types)
         except ValueError as error:
             if on_damaged is None:
                 raise
             on_damaged(str(error))
-    # Columns that an older version did not write are null.
-    table = pa.concat_tables([SCHEMA.empty_table(), *tables], promote_options="default")
-    return table if columns is None else table.select(columns)
+        else:
+            tables.append(table)
+            types = dict(zip(table.schema.names, table.schema.types, strict=True)) | types
+    # Columns that an older version or a run without the extension did not write are null.
+    table = pa.concat_tables([full.empty_table(), *tables], promote_options="default")
+    return table.select([name for name in columns or table.schema.names if name not in leave_out])
 
 
 def steps_missing(run: Path | str) -> list[int]:
@@ -211,13 +230,21 @@ def _current_files(run: Path) -> dict[int, Path]:
     return dict(sorted(steps.items()))
 
 
-def _read(path: Path, columns: Sequence[str] | None) -> pa.Table:
+def _read(
+    path: Path, columns: Sequence[str] | None, leave_out: Collection[str], types: Mapping[str, pa.DataType]
+) -> pa.Table:
     try:
         with pq.ParquetFile(path) as file:
-            table = file.read(columns)
+            table = file.read([name for name in columns or file.schema_arrow.names if name not in leave_out])
     except (pa.ArrowInvalid, OSError) as error:
         raise ValueError(f"{path}: not readable as records: {error}") from error
-    version = int((table.schema.metadata or {}).get(b"verl_gsd.records", b"0"))
+    version = int((table.schema.metadata or {}).get(_VERSION_KEY.encode(), b"0"))
     if not 1 <= version <= VERSION:
         raise ValueError(f"{path}: records of version {version}, this package reads up to {VERSION}; update it")
+    for place, (name, kind) in enumerate(zip(table.schema.names, table.schema.types, strict=True)):
+        if kind != (expected := types.get(name, kind)):  # its extension declared another type when it was written
+            try:
+                table = table.set_column(place, name, table[name].cast(expected))
+            except pa.ArrowException as error:
+                raise ValueError(f"{path}: column {name} is {kind} and not {expected}: {error}") from error
     return table

@@ -433,7 +433,7 @@ def test_separate_async_refuses_what_a_cpu_has_for_weights(compose_fast, backend
 
 
 def test_the_file_logger_writes_where_the_environment_says_and_truncates(tmp_path, monkeypatch):
-    """Why every attempt of a run has a metrics file of its own. TensorBoard's folder is tested with its pictures."""
+    """Why every attempt of a run has a metrics file of its own. TensorBoard's folder is tested with its histograms."""
     file = tmp_path / "metrics.jsonl"
     file.write_text("an earlier attempt\n")
     monkeypatch.setenv("VERL_FILE_LOGGER_PATH", str(file))

@@ -1,9 +1,11 @@
 """Runs as a trainer leaves them, for tests of reports: written by the records' own writer, without a trainer."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from verl_gsd.groups import Group
 from verl_gsd.records import Left, describe, write_step
@@ -23,7 +25,16 @@ def records(run: Path, step: int, *left, attempt: int = 1, alpha: float | None =
     entries = []
     for what, fate, *further in left:
         entries.append(Left(what if isinstance(what, Group) else group(what), fate, *further))
-    return write_step(run, describe(entries, step=step, attempt=attempt, alpha=alpha), step=step, attempt=attempt)
+    return write_step(run, described(entries, step=step, attempt=attempt, alpha=alpha), step=step, attempt=attempt)
+
+
+def described(left, **where):
+    """``records.describe``, with ``silent_predicted`` from the further columns, which the trainer predicts."""
+    name = "silent_predicted"
+    predicted = [entry.further.get(name) for entry in left]
+    further = [{key: value for key, value in entry.further.items() if key != name} for entry in left]
+    table = describe([replace(entry, further=of) for entry, of in zip(left, further, strict=True)], **where)
+    return table.set_column(table.schema.get_field_index(name), name, pa.array(predicted, pa.float64()))
 
 
 def metrics(run: Path, lines, *, attempt: int = 1, end: str = "\n") -> Path:

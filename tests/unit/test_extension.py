@@ -3,6 +3,7 @@
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,10 @@ from verl_gsd.extension import (
     Declaration,
     Extension,
     ExtensionError,
+    RecordColumn,
+    ReportChart,
+    ReportSection,
+    StepFigure,
     Visits,
     active,
     build,
@@ -55,6 +60,8 @@ def test_everything_that_a_declaration_names_is_there():
         assert issubclass(extension.load(declaration.runtime), Extension)
         if declaration.check is not None:
             assert callable(extension.load(declaration.check))
+        if declaration.findings is not None:
+            assert all(callable(finder) for finder in extension.load(declaration.findings))
         saved = extension.overrides(extension.load(declaration.runtime), "state_dict")
         assert declaration.saves == saved, "what has a state is saved, and nothing else"
 
@@ -146,6 +153,58 @@ def test_a_name_is_registered_once():
     for name in ("limits", "prompts"):
         with pytest.raises(ValueError, match=rf"algorithm\.gsd\.{name}\b"):
             declared(name)
+
+
+SECTION = ReportSection("mine", "Mine", "", (ReportChart("a", "A", {"a": "a"}, "groups"),))
+
+
+@pytest.mark.parametrize(
+    ("declared", "said"),
+    [
+        ({"record_columns": (RecordColumn("size"),)}, r"record column size\b.*\bverl-gsd\b"),
+        ({"record_columns": (RecordColumn("hadw_anchor"),)}, r"record column hadw_anchor\b.*'hadw'"),
+        ({"record_columns": (RecordColumn("mine"), RecordColumn("mine"))}, r"record column mine\b.*'mine'"),
+        ({"step_figures": (StepFigure("accuracy", "correct", over="total"),)}, r"accuracy\b.*\bverl-gsd\b"),
+        ({"step_figures": (StepFigure("judge_score", "mean"),)}, r"judge_score\b.*'dagrpo'"),
+        ({"step_figures": (StepFigure("mine", "sise"),)}, r"mine\b.*record column sise\b.*Declare"),
+        ({"step_figures": (StepFigure("mine", "std", over="hadw_anchor"),)}, r"record column hadw_anchor\b.*Declare"),
+        ({"step_figures": (StepFigure("mine", "fate"),)}, r"record column fate\b.*numbers"),
+        ({"report": replace(SECTION, name="waste")}, r"report section waste\b.*\bverl-gsd\b"),
+        ({"report": replace(SECTION, name="gvpo")}, r"report section gvpo\b.*'gvpo'"),
+        ({"histograms": {"sigma": "std"}}, r"histogram sigma\b.*\bverl-gsd\b"),
+        ({"histograms": {"mine": "mine"}}, r"histogram mine\b.*record column mine\b.*Declare"),
+        ({"histograms": {"mine": "kind"}}, r"record column kind\b.*numbers"),
+    ],
+)
+def test_a_name_that_is_taken_and_a_column_that_is_not_there_are_named_before_a_run(monkeypatch, declared, said):
+    monkeypatch.setattr(extension, "_REJECTED", [])
+    with pytest.raises(ValueError, match=rf"'mine'.*{said}"):
+        register(Declaration("mine", Extension, **declared))
+    assert len(extension.rejected()) == 1 and extension.declared("mine") is None
+
+
+def test_the_same_declaration_may_be_registered_again():
+    mine = Declaration("mine", Extension, record_columns=(RecordColumn("mine"),), report=SECTION)
+    register(mine)
+    register(replace(mine))
+    assert extension.declared("mine") == mine
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: RecordColumn("mine", "float32"), r"mine\b.*'float32'.*float64"),
+        (lambda: ReportChart("a b", "A", {"a": "a"}, "groups"), "chart 'a b'.*hyphens"),
+        (lambda: ReportChart("a", "A", {}, "groups"), "chart a: 0 lines"),
+        (lambda: ReportChart("a", "A", dict.fromkeys("abcd", "a"), "groups"), "chart a: 4 lines"),
+        (lambda: ReportChart("a", "A", {"a": "a"}, "groups", values="percent"), "chart a: .*'percent'.*share"),
+        (lambda: ReportSection("../a", "A", "", ()), r"report section '\.\./a'.*hyphens"),
+        (lambda: Declaration("mine", Extension, remedies={"silence": "x=1"}), "'mine'.*'silence'.*silent"),
+    ],
+)
+def test_a_part_of_a_declaration_that_cannot_be_used_is_named(make, said):
+    with pytest.raises(ValueError, match=said):
+        make()
 
 
 def test_another_package_that_takes_a_name_of_ours_is_the_one_that_hears_of_it():

@@ -1,15 +1,17 @@
 """What a run writes down: figures, fates, crashes and resumes."""
 
 import itertools
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from places import ROOT
 
 from verl_gsd.groups import Group
 from verl_gsd.prompts import PromptStore
-from verl_gsd.records import SCHEMA, Left, describe, read_records, write_step
+from verl_gsd.records import Left, describe, read_records, schema, write_step
 from verl_gsd.trainer.metrics import group_metrics, with_prediction
 
 
@@ -74,7 +76,7 @@ def test_a_group_without_responses_and_an_estimator_without_a_gain_have_nulls():
     assert [empty[name] for name in ("mean", "std", "kind", "gain")] == [None] * 4
     assert whole["gain"] == pytest.approx(0.5)
     assert rows((group([0, 1]), "trained"), alpha=None)["gain"].null_count == 1
-    assert rows().schema.equals(SCHEMA) and len(rows()) == 0
+    assert rows().schema.equals(schema()) and len(rows()) == 0
 
 
 def test_a_reward_that_is_no_number_is_an_error_and_not_a_record():
@@ -138,7 +140,7 @@ def test_records_of_an_older_version_have_null_where_it_wrote_nothing(tmp_path):
     pq.write_table(old.replace_schema_metadata({"verl_gsd.records": "1"}), path)
     write(tmp_path, 2, attempt=1)
     found = read_records(tmp_path)
-    assert found.schema.names == SCHEMA.names
+    assert found.schema.names == schema().names
     # Of version 3, and as a report reads it.
     write(tmp_path / "third", 1, attempt=1)
     (path,) = (tmp_path / "third").rglob("*.parquet")
@@ -152,6 +154,16 @@ def test_records_of_an_older_version_have_null_where_it_wrote_nothing(tmp_path):
     pq.write_table(fourth.replace_schema_metadata({"verl_gsd.records": "4"}), path)
     assert read_records(tmp_path / "fourth")["failed_rewards"].to_pylist() == [None]
     assert found["demonstrations"].to_pylist() == [None] * (len(found) // 2) + [0] * (len(found) // 2)
+
+
+@pytest.mark.parametrize("run", ["dagrpo", "grpo", "gvpo_whole", "hadw_dapo"])
+def test_records_of_runs_from_before_extensions_declared_their_columns_are_read(tmp_path, run):
+    kept = ROOT / "tests" / "support" / "golden" / "data" / run / "records.parquet"
+    (tmp_path / "records" / "attempt_1").mkdir(parents=True)
+    shutil.copy(kept, tmp_path / "records" / "attempt_1" / "step_000001.parquet")
+    wanted, found = pq.read_table(kept), read_records(tmp_path)
+    assert set(wanted.schema.names) == set(found.schema.names) and found.schema.equals(schema())
+    assert found.select(wanted.schema.names).equals(wanted)
 
 
 def test_a_full_disk_leaves_no_half_file(tmp_path, monkeypatch):
@@ -215,7 +227,7 @@ def test_silence_is_predicted_from_earlier_visits_alone():
     exact = np.prod([(9 + i) / (10 + i) for i in range(8)])  # all right under Beta(9, 1)
     exact += np.prod([(1 + i) / (10 + i) for i in range(8)])
     table = with_prediction(rows(*left), prompts, 2, (1.0, 1.0))
-    assert table.schema.equals(SCHEMA)
+    assert table.schema.equals(schema())
     assert table["silent_predicted"].to_pylist() == [pytest.approx(exact), None, None]
     metrics = group_metrics(table)
     assert metrics["group/silent/observed"] == 1, "of the prompts known before"

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from verl_gsd.charts import COLOURS, Section, write_png
 from verl_gsd.report.reading import Run, names_of, read_run
-from verl_gsd.report.sections import algorithms, groups, policy, words
+from verl_gsd.report.sections import extensions, groups, policy, words
 from verl_gsd.report.sections.view import Part, View
 
-#: After the words, in the order of a page.
+#: After the words, in the order of a page. The sections of extensions follow.
 PARTS: tuple[Part, ...] = (
     policy.accuracy,
     groups.disagreement,
@@ -18,10 +18,6 @@ PARTS: tuple[Part, ...] = (
     groups.difficulty,
     groups.waste,
     policy.entropy_and_length,
-    algorithms.hadw,
-    algorithms.dagrpo,
-    algorithms.gvpo,
-    algorithms.allotment,
 )
 
 
@@ -59,7 +55,7 @@ def title_of(runs: Sequence[Run]) -> str:
 def sections_of(runs: Sequence[Run]) -> list[Section]:
     """All that the runs have something to show of, words first."""
     views = {run.name: View.of(run) for run in runs}
-    parts = [words.wrong(views), words.runs(views), *(part(views) for part in PARTS)]
+    parts = [words.wrong(views), words.runs(views), *(part(views) for part in PARTS), *extensions.of_extensions(views)]
     return [section for section in parts if section is not None]
 
 

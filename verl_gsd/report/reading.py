@@ -13,13 +13,14 @@ import numpy as np
 import pyarrow as pa
 import yaml
 
-from verl_gsd.records import SCHEMA, read_records, steps_missing
+from verl_gsd.extension import declarations
+from verl_gsd.records import read_records, steps_missing
 from verl_gsd.rundir import MetricsReader, RunDirectory
 
 #: Columns of equal length by name, a row a step.
 Columns = dict[str, np.ndarray]
 
-#: Of the records a report needs all but these.
+#: Columns of the records that a report needs only for figures that extensions declare.
 _UNREAD = {"index", "attempt", "data_source", "mean"}
 #: As many files that cannot be read are named; of a folder that is damaged as a whole nobody wants a thousand.
 _NAMED = 3
@@ -33,7 +34,7 @@ class Run:
 
     Attributes:
         name: its folder's, longer where two runs would share it.
-        records: a row a group (``records.SCHEMA``), without what a report does not read.
+        records: one row per group (``records.schema``), without columns that no figure of the report needs.
         metrics: ``step`` int64 and float64 columns by verl's names, NaN where a step has none.
         config: dotted key -> value; empty where there is no config.
         attempts: how often it was started.
@@ -64,8 +65,9 @@ def read_run(path: Path, name: str) -> Run:
         FileNotFoundError: there is no such folder.
     """
     skipped: list[str] = []
-    columns = [column for column in SCHEMA.names if column not in _UNREAD]
-    records = read_records(path, columns, on_damaged=skipped.append)
+    figures = [figure for declared in declarations() for figure in declared.step_figures]
+    unread = _UNREAD - {name for figure in figures for name in (figure.column, figure.over)}
+    records = read_records(path, leave_out=unread, on_damaged=skipped.append)
     if missing := steps_missing(path):
         skipped.append(f"{RunDirectory(path).path / 'records'}: no file of step {', '.join(map(str, missing))}")
     attempts = RunDirectory(path).attempts()
@@ -135,6 +137,6 @@ def _read_config(path: Path, skipped: list[str]) -> dict[str, Any]:
 
 
 def _flat(node: Any, key: str) -> list[tuple[str, Any]]:
-    if not isinstance(node, dict):
+    if not isinstance(node, dict) or (key and not node):
         return [(key, node)]
     return [pair for name, below in node.items() for pair in _flat(below, f"{key}.{name}" if key else str(name))]

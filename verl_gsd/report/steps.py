@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from verl_gsd.extension import declarations
 from verl_gsd.records import EASY, HARD
 from verl_gsd.report.reading import Columns, Run
 
@@ -25,9 +26,8 @@ def by_step(run: Run) -> Columns:
     ``seen_silent, seen_predicted``: of groups whose prompt was seen before, the share silent and as predicted;
     ``likely_{groups,silent,predicted,variance}``: of those that were predicted to be mixed rather than silent, sums;
     ``gain_{hard,between,easy}``: shares of the gain that was trained on, by the group's accuracy;
-    ``anchor, phi_right, phi_wrong``: HA-DW's, means over mixed groups that were trained on;
-    ``pairs_kept, pairs_contradicted``: shares of DaGRPO's pairs; ``judge_failed``, of judged responses; their mean
-    ``judge_score``; ``demonstrated``: share of groups with a demonstration.
+    ``demonstrated``: share of groups with a demonstration;
+    and the figures that extensions declare (``declaration.StepFigure``).
     """
     of_records = _of_records(run.records) if len(run.records) else {"step": np.zeros(0, np.int64)}
     steps = np.union1d(of_records["step"], run.metrics["step"])
@@ -88,7 +88,7 @@ class _Steps:
 
 def _of_records(records: pa.Table) -> Columns:
     by = _Steps(records)
-    parts = (_of_groups, _of_uses, _of_gain, _of_algorithms, _of_predictions)
+    parts = (_of_groups, _of_uses, _of_gain, _of_extensions, _of_predictions)
     return {"step": by.steps.astype(np.int64)} | {k: v for part in parts for k, v in part(records, by).items()}
 
 
@@ -130,17 +130,15 @@ def _of_gain(records: pa.Table, by: _Steps) -> Columns:
     return {f"gain_{name}": by.mean(where.astype(float), ~np.isnan(rate), gain) for name, where in places.items()}
 
 
-def _of_algorithms(records: pa.Table, by: _Steps) -> Columns:
-    teaches = is_any(records, "fate", "trained") & is_any(records, "kind", "mixed")
-    names = {"anchor": "hadw_anchor", "phi_right": "hadw_factor_right", "phi_wrong": "hadw_factor_wrong"}
-    pairs = numbers(records, "dagrpo_pairs")
-    return {
-        **{name: by.mean(numbers(records, column), teaches) for name, column in names.items()},
-        "pairs_kept": by.ratio(numbers(records, "dagrpo_pairs_kept"), pairs),
-        "pairs_contradicted": by.ratio(numbers(records, "dagrpo_pairs_contradicted"), pairs),
-        "judge_failed": by.ratio(numbers(records, "judge_failed"), numbers(records, "size")),
-        "judge_score": by.mean(numbers(records, "judge_score"), True),
-    }
+def _of_extensions(records: pa.Table, by: _Steps) -> Columns:
+    taught = is_any(records, "fate", "trained") & is_any(records, "kind", "mixed")
+    found: Columns = {}
+    for figure in (figure for declared in declarations() for figure in declared.step_figures):
+        values = numbers(records, figure.column)
+        if figure.taught:
+            values = np.where(taught, values, np.nan)
+        found[figure.name] = by.ratio(values, numbers(records, figure.over)) if figure.over else by.mean(values, True)
+    return found
 
 
 def _of_predictions(records: pa.Table, by: _Steps) -> Columns:

@@ -101,7 +101,8 @@ def _gain(table: pa.Table) -> dict[str, float]:
 
 
 def own_names(metrics: Mapping[str, Any], extensions: Collection[str]) -> dict[str, Any]:
-    """``metrics`` by our names: ``gvpo/...`` for what verl calls ``actor/gvpo/...`` because a worker reported it.
+    """``metrics`` by our names: ``<extension>/...`` for what verl calls ``actor/<extension>/...``, because a worker
+    reported it.
 
     Args:
         extensions: names of the run's.

@@ -17,6 +17,7 @@ from verl_gsd.extension import (
     Batch,
     Exclusive,
     Extension,
+    RecordValue,
     RowStore,
     UnplacedRows,
     Update,
@@ -160,7 +161,7 @@ class Seam:
         """The step trained on ``batch``, a ``KVBatchMeta``. Its rows are still in the queue."""
         self._run("observe_trained", self._batch(batch))
 
-    def record(self, group: Group) -> dict[str, float | None]:
+    def record(self, group: Group) -> dict[str, RecordValue]:
         """Record columns of ``group`` from the extensions."""
         return merged(run_hook(self.extensions, "record", group))
 

@@ -46,9 +46,9 @@ from verl_gsd.state import Memory, remove_rotated_states, restore_state, save_st
 from verl_gsd.trainer import estimator, replay
 from verl_gsd.trainer.batching import PADDING
 from verl_gsd.trainer.data_loader import drop_position_of_another_sampler, loader_with
+from verl_gsd.trainer.histograms import Histograms, table_is_due
 from verl_gsd.trainer.metrics import group_metrics, own_names, with_prediction
 from verl_gsd.trainer.monitor import RunMonitor
-from verl_gsd.trainer.pictures import Pictures, table_is_due
 from verl_gsd.trainer.reward_failures import mark_failures
 from verl_gsd.trainer.reward_monitor import RewardMonitor
 from verl_gsd.trainer.row_store import BatchColumns, QueueRows
@@ -119,7 +119,7 @@ class GroupTrainer(PPOTrainer):
         saved = {declaration.name for declaration in extension.active(gsd) if declaration.saves}
         self._saved_extensions = {name: of for name, of in extensions.items() if name in saved}
         self.memories: dict[str, Memory] = {"prompts": self.seam.prompts, **self._saved_extensions}
-        self._pictures = Pictures(self.seam.prompts, self.seam.prompts.prior)
+        self._histograms = Histograms(self.seam.prompts, self.seam.prompts.prior)
         # Of the batch that is being balanced: verl asks for its size halfway, with neither at hand.
         self._unplaced: tuple[Any, dict[str, Any]] | None = None
         self._places: list[int] = []
@@ -327,7 +327,7 @@ class GroupTrainer(PPOTrainer):
         timing_raw["gsd_write"], start = time.perf_counter() - start, time.perf_counter()
         due = table_is_due(self.config, self.global_steps, self.total_training_steps)
         groups = [entry.group for entry in left]
-        self._pictures.show(self.logger.logger, self.global_steps, table, groups, prompts_too=due)
+        self._histograms.show(self.logger.logger, self.global_steps, table, groups, prompts_too=due)
         timing_raw["gsd_show"] = time.perf_counter() - start
         self._at_hand = batch, metrics, timing_raw, begun
         return batch

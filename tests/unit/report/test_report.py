@@ -9,11 +9,11 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from report_runs import HOSTILE, config, everything, group, metrics, records
+from report_runs import HOSTILE, config, described, everything, group, metrics, records
 from typer.testing import CliRunner
 
 from verl_gsd.cli.main import app
-from verl_gsd.records import FATES, Left, describe
+from verl_gsd.records import FATES, Left
 from verl_gsd.report.build import read_runs, require_content, sections_of
 from verl_gsd.report.figures import by_accuracy, sigma_cells, thinned
 from verl_gsd.report.reading import Run, names_of, read_run
@@ -120,7 +120,7 @@ def tables(draw):
                 )
             )
             left = Left(group(rewards, demonstrations=draw(st.integers(0, 1))), draw(st.sampled_from(FATES)), further)
-            rows.append(describe([left], step=step, attempt=1, alpha=draw(st.sampled_from([0.0, 1.0]))))
+            rows.append(described([left], step=step, attempt=1, alpha=draw(st.sampled_from([0.0, 1.0]))))
     return pa.concat_tables(rows)
 
 
@@ -255,6 +255,12 @@ def test_a_page_has_all_of_what_a_run_has(tmp_path):
         *("policy", "hadw", "dagrpo", "gvpo", "allotment"),
     ]
     assert sum(len(section.panels) for section in sections) > 25
+    assert [panel.name for section in sections[-4:] for panel in section.panels] == [
+        *("hadw-anchor", "hadw-phi"),
+        *("dagrpo-pairs", "dagrpo-score", "dagrpo-failed", "dagrpo-latency", "dagrpo-wanted", "dagrpo-shown"),
+        *("gvpo-mse", "gvpo-s", "gvpo-pull", "gvpo-kl", "gvpo-length", "gvpo-history"),
+        *("allotment-sizes", "allotment-mixed", "allotment-drawn", "allotment-effective"),
+    ]
 
 
 def test_a_section_is_there_only_where_there_is_something_to_show(tmp_path):

@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 
+from verl_gsd.algorithms.dagrpo import findings as dagrpo
+from verl_gsd.algorithms.gvpo import findings as gvpo
+from verl_gsd.algorithms.hadw import findings as hadw
+from verl_gsd.algorithms.rollouts import findings as rollouts
+from verl_gsd.extension import declarations, load
 from verl_gsd.report.findings import LIMITS, findings
-from verl_gsd.report.findings import of_algorithms as algorithms
 from verl_gsd.report.findings import of_groups as groups
-from verl_gsd.report.findings import of_judge as judge
 from verl_gsd.report.findings import of_policy as policy
 from verl_gsd.report.findings import of_rewards as rewards
 from verl_gsd.report.findings.finding import now, scaled
@@ -94,12 +97,12 @@ FIRES = [
     (policy.length, table(response_length__mean=falling(400, 50)), {}, "loss_agg_mode=token-mean"),
     (policy.cut, table(response_length__max=512, response_length__clip_ratio=0.5), LONGEST, "max_response_length=1024"),
     (policy.unlearning, held_out(0.3, 0.5, 0.4, 0.41), {}, "optim.lr"),
-    (algorithms.frozen, table(anchor=0.4, accuracy=0.6), {}, "preset=hard"),
-    (algorithms.frozen, table(anchor=known_after(1, 0.4), accuracy=0.6), SOFT, "preset=hard"),
-    (algorithms.pulled, table(gvpo__pull_over_push=5), {}, "policy_loss.beta"),
-    (algorithms.budgeted, table(budget__share__known=1, budget__mixed__expected=0.7, mixed=0.4), {}, "half_life"),
+    (hadw.frozen, table(anchor=0.4, accuracy=0.6), {}, "preset=hard"),
+    (hadw.frozen, table(anchor=known_after(1, 0.4), accuracy=0.6), SOFT, "preset=hard"),
+    (gvpo.pulled, table(gvpo__pull_over_push=5), {}, "policy_loss.beta"),
+    (rollouts.budgeted, table(budget__share__known=1, budget__mixed__expected=0.7, mixed=0.4), {}, "half_life"),
     (
-        algorithms.undemonstrated,
+        dagrpo.undemonstrated,
         table(
             dagrpo__demonstrations__wanted=10,
             dagrpo__demonstrations__found=0,
@@ -108,13 +111,13 @@ FIRES = [
         {},
         "source=expert_or_self",
     ),
-    (judge.failing, table(**FAILING), {}, "base_url"),
-    (judge.failing, table(**FAILING, judge__failures__over_budget=9, judge__failures__connection=1), {}, "budget_s"),
-    (judge.failing, table(**FAILING, judge__failures__unreadable=9), {}, "answer=choice"),
-    (judge.waited_for, table(judge__share_of_step=0.8), {}, "concurrency"),
-    (judge.tied, table(dagrpo__pairs__tied=0.8), {}, "quantile"),
-    (judge.contradicting, table(pairs_contradicted=0.5), {}, "judge.model"),
-    (judge.masked, table(pairs_kept=0.01), {"algorithm.gsd.dagrpo.delta": 3.0}, "delta=1.5"),
+    (dagrpo.failing, table(**FAILING), {}, "base_url"),
+    (dagrpo.failing, table(**FAILING, judge__failures__over_budget=9, judge__failures__connection=1), {}, "budget_s"),
+    (dagrpo.failing, table(**FAILING, judge__failures__unreadable=9), {}, "answer=choice"),
+    (dagrpo.waited_for, table(judge__share_of_step=0.8), {}, "concurrency"),
+    (dagrpo.tied, table(dagrpo__pairs__tied=0.8), {}, "quantile"),
+    (dagrpo.contradicting, table(pairs_contradicted=0.5), {}, "judge.model"),
+    (dagrpo.masked, table(pairs_kept=0.01), {"algorithm.gsd.dagrpo.delta": 3.0}, "delta=1.5"),
 ]
 
 QUIET = [
@@ -139,21 +142,21 @@ QUIET = [
     (policy.cut, table(response_length__max=512, response_length__clip_ratio=0.9), {}),
     (policy.unlearning, held_out(0.3, 0.5, 0.4, 0.48), {}),
     (policy.unlearning, held_out(0.5, 0.3), {}),
-    (algorithms.frozen, table(anchor=falling(0.4, 0.5), accuracy=0.6), {}),
-    (algorithms.frozen, table(anchor=0.4, accuracy=0.42), {}),
-    (algorithms.frozen, table(anchor=0.4, accuracy=0.6), FIXED),
-    (algorithms.frozen, table(anchor=0.4, accuracy=0.6), NUMBER),
-    (algorithms.frozen, table(anchor=known_after(STEPS - 5, 0.4), accuracy=0.6), {}),
-    (algorithms.pulled, table(gvpo__pull_over_push=0.5), {}),
-    (algorithms.budgeted, table(budget__share__known=1, budget__mixed__expected=0.7, mixed=0.65), {}),
-    (algorithms.budgeted, table(budget__share__known=0.5, budget__mixed__expected=0.7, mixed=0.4), {}),
-    (algorithms.undemonstrated, table(dagrpo__demonstrations__wanted=10, dagrpo__demonstrations__found=5), {}),
-    (algorithms.undemonstrated, table(dagrpo__demonstrations__wanted=0, dagrpo__demonstrations__found=0), {}),
-    (judge.failing, table(judge_failed=0.01), {}),
-    (judge.waited_for, table(judge__share_of_step=0.1), {}),
-    (judge.tied, table(dagrpo__pairs__tied=0.2), {}),
-    (judge.contradicting, table(pairs_contradicted=0.1), {}),
-    (judge.masked, table(pairs_kept=0.5), {}),
+    (hadw.frozen, table(anchor=falling(0.4, 0.5), accuracy=0.6), {}),
+    (hadw.frozen, table(anchor=0.4, accuracy=0.42), {}),
+    (hadw.frozen, table(anchor=0.4, accuracy=0.6), FIXED),
+    (hadw.frozen, table(anchor=0.4, accuracy=0.6), NUMBER),
+    (hadw.frozen, table(anchor=known_after(STEPS - 5, 0.4), accuracy=0.6), {}),
+    (gvpo.pulled, table(gvpo__pull_over_push=0.5), {}),
+    (rollouts.budgeted, table(budget__share__known=1, budget__mixed__expected=0.7, mixed=0.65), {}),
+    (rollouts.budgeted, table(budget__share__known=0.5, budget__mixed__expected=0.7, mixed=0.4), {}),
+    (dagrpo.undemonstrated, table(dagrpo__demonstrations__wanted=10, dagrpo__demonstrations__found=5), {}),
+    (dagrpo.undemonstrated, table(dagrpo__demonstrations__wanted=0, dagrpo__demonstrations__found=0), {}),
+    (dagrpo.failing, table(judge_failed=0.01), {}),
+    (dagrpo.waited_for, table(judge__share_of_step=0.1), {}),
+    (dagrpo.tied, table(dagrpo__pairs__tied=0.2), {}),
+    (dagrpo.contradicting, table(pairs_contradicted=0.1), {}),
+    (dagrpo.masked, table(pairs_kept=0.5), {}),
 ]
 
 
@@ -186,7 +189,8 @@ def test_of_a_run_without_anything_nothing_is_said():
 def test_every_finder_is_tested_both_ways():
     from verl_gsd.report.findings.find import FINDERS
 
-    assert {case[0] for case in FIRES} == {case[0] for case in QUIET} == set(FINDERS)
+    of_extensions = [finder for of in declarations() if of.findings for finder in load(of.findings)]
+    assert {case[0] for case in FIRES} == {case[0] for case in QUIET} == {*FINDERS, *of_extensions}
 
 
 def test_now_is_the_last_steps_that_have_a_value():

@@ -3,10 +3,11 @@
 import re
 
 import pytest
+import third_party
 from omegaconf import OmegaConf
 from places import ROOT
 
-from verl_gsd import extension
+from verl_gsd import extension, records
 
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("recipes/**/README.md"))]
 
@@ -37,6 +38,18 @@ def test_files_that_a_page_names_are_there(page):
     named = set(re.findall(r"`((?:verl_gsd|recipes|docs|scripts|tests|benchmarks|docker)/[\w./-]+)`", text))
     named |= {f"{page.parent.relative_to(ROOT)}/{link}" for link in re.findall(r"\]\((?!http)([\w./-]+)\)", text)}
     assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_the_page_on_records_has_every_column():
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \| (.*) \|$", (ROOT / "docs" / "records.md").read_text(), re.MULTILINE)
+    assert rows == [(column.name, column.type, column.about) for column in records.columns()]
+
+
+def test_the_declaration_of_the_page_on_extending_is_accepted(stages_as_before):
+    exec(third_party.files()["trend/__init__.py"], {"__name__": "trend"})
+    trend = extension.declared("trend")
+    assert trend.histograms == {"trend_average": "trend_average"}
+    assert [column.name for column in trend.record_columns] == ["trend_average", "trend_groups"]
 
 
 def test_keys_of_the_page_on_switching_are_those_of_the_choices(compose_fast):

@@ -10,12 +10,14 @@ demonstration_settings.py, pools.py, tokens.py    where they come from, and what
 demonstration_ratio.py  the gradient on a demonstration's tokens
 loss.py, worker.py      the loss under verl's name ``dagrpo``; the probe of gradients
 checks.py               what can be wrong with a config
+report.py, findings.py  record columns, figures per step and charts; what can go wrong in a run
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from verl_gsd.algorithms.dagrpo import report
 from verl_gsd.extension import Declaration, register
 from verl_gsd.lazy_names import lazy_names
 
@@ -31,11 +33,32 @@ register(
         worker="verl_gsd.algorithms.dagrpo.worker:DagrpoWorker",
         loss="verl_gsd.algorithms.dagrpo.loss",
         check="verl_gsd.algorithms.dagrpo.checks:dagrpo_wrong",
+        record_columns=report.RECORD_COLUMNS,
+        step_figures=report.STEP_FIGURES,
+        report=report.REPORT,
+        report_order=20,
     )
 )
 # The judge sees a group before a demonstration takes a response's place in it.
-register(Declaration("dagrpo.judge", "verl_gsd.algorithms.dagrpo.judging:Judging", order=31))
-register(Declaration("dagrpo.demonstrations", "verl_gsd.algorithms.dagrpo.demonstrations:Demonstrating", order=32))
+register(
+    Declaration(
+        "dagrpo.judge",
+        "verl_gsd.algorithms.dagrpo.judging:Judging",
+        order=31,
+        findings="verl_gsd.algorithms.dagrpo.findings:OF_JUDGE",
+        report_order=70,
+    )
+)
+register(
+    Declaration(
+        "dagrpo.demonstrations",
+        "verl_gsd.algorithms.dagrpo.demonstrations:Demonstrating",
+        order=32,
+        findings="verl_gsd.algorithms.dagrpo.findings:OF_DEMONSTRATIONS",
+        remedies={"all_wrong": "algo=dagrpo_anchors  # a verified demonstration for groups in which all failed"},
+        report_order=60,
+    )
+)
 
 #: Public names. The declaration above must be there without torch, so that these are imported when they are used.
 __getattr__ = lazy_names(

@@ -9,12 +9,15 @@ rows.py       what the loss knows of each row and of a mini-batch
 worker.py     weights of whole groups in a training worker
 loss.py       the loss under verl's name ``gvpo``
 checks.py     what can be wrong with a config
+report.py     charts
+findings.py   what can go wrong in a run
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from verl_gsd.algorithms.gvpo import report
 from verl_gsd.extension import Declaration, register
 from verl_gsd.lazy_names import lazy_names
 
@@ -29,6 +32,9 @@ register(
         worker="verl_gsd.algorithms.gvpo.worker:GvpoWorker",
         loss="verl_gsd.algorithms.gvpo.loss",
         check="verl_gsd.algorithms.gvpo.checks:gvpo_wrong",
+        report=report.REPORT,
+        findings="verl_gsd.algorithms.gvpo.findings:FINDERS",
+        report_order=30,
     )
 )
 

@@ -3,13 +3,16 @@
 factor.py     the equations, and how they differ from the paper
 anchors.py    the running accuracy against which a prompt is hard or easy
 extension.py  settings; checks of the settings; the anchor is updated in ``end_step`` and
-              saved; ``record`` gives the columns of records.py; charts: report/sections/algorithms.py
+              saved
+report.py     record columns, figures per step, charts
+findings.py   what can go wrong in a run
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from verl_gsd.algorithms.hadw import report
 from verl_gsd.extension import Declaration, register
 from verl_gsd.lazy_names import lazy_names
 
@@ -20,7 +23,20 @@ if TYPE_CHECKING:
     from verl_gsd.algorithms.hadw.anchors import SoftAnchor as SoftAnchor
     from verl_gsd.algorithms.hadw.factor import hadw_factor as hadw_factor
 
-register(Declaration("hadw", "verl_gsd.algorithms.hadw.extension:Hadw", order=40, saves=True))
+register(
+    Declaration(
+        "hadw",
+        "verl_gsd.algorithms.hadw.extension:Hadw",
+        order=40,
+        saves=True,
+        record_columns=report.RECORD_COLUMNS,
+        step_figures=report.STEP_FIGURES,
+        report=report.REPORT,
+        findings="verl_gsd.algorithms.hadw.findings:FINDERS",
+        report_order=10,
+        histograms={"hadw_factor_right": "hadw_factor_right", "hadw_factor_wrong": "hadw_factor_wrong"},
+    )
+)
 
 #: Public names. The declaration above must be there without torch, so that these are imported when they are used.
 __getattr__ = lazy_names(

@@ -3,8 +3,10 @@
 sampler.py, sampler_settings.py  ``algorithm.gsd.sampler``: prompts drawn by expected disagreement
 budget.py, budget_settings.py    ``algorithm.gsd.budget``: rollouts shared out by what is known of prompts
 group_size_weights.py            groups of several sizes in one update
+report.py, findings.py           a record column and charts; what can go wrong in a run
 """
 
+from verl_gsd.algorithms.rollouts import report
 from verl_gsd.extension import Declaration, register
 
 register(
@@ -13,6 +15,10 @@ register(
         "verl_gsd.algorithms.rollouts.budget:Budget",
         order=10,
         check="verl_gsd.algorithms.rollouts.budget_settings:budget_wrong",
+        record_columns=report.RECORD_COLUMNS,
+        report=report.REPORT,
+        findings="verl_gsd.algorithms.rollouts.findings:FINDERS",
+        report_order=40,
     )
 )
 register(
@@ -22,5 +28,7 @@ register(
         order=11,
         weighs=False,
         check="verl_gsd.algorithms.rollouts.sampler_settings:sampler_wrong",
+        remedies={"silent": "sampler=disagreement  # revisits prompts on which answers differ"},
+        report_order=50,
     )
 )

@@ -1,4 +1,4 @@
-"""What a finding is, and from where on one is made: every threshold is here."""
+"""What a finding is, and the thresholds of findings that no extension makes."""
 
 from __future__ import annotations
 
@@ -44,10 +44,6 @@ class Limits:
     noise: float = 0.15
     noise_groups: int = 100
     noise_errors: float = 4.0
-    #: Steps without a move of more than this, at this distance from the accuracy.
-    frozen_steps: int = 10
-    frozen_span: float = 1e-3
-    frozen_distance: float = 0.05
     #: Of what it was at first.
     entropy: float = 0.2
     length: float = 0.5
@@ -57,17 +53,6 @@ class Limits:
     accuracy: float = 0.05
     #: The slowest reward as a share of its step.
     reward_of_step: float = 0.5
-    judge_failed: float = 0.05
-    tied: float = 0.5
-    contradicted: float = 0.3
-    kept: float = 0.1
-    judge_of_step: float = 0.5
-    #: Demonstrations found of those wanted.
-    demonstrations: float = 0.1
-    pull: float = 2.0
-    #: Mixed groups that a budget expects, less those it got, at steps whose prompts it mostly knows.
-    budget: float = 0.15
-    budget_known: float = 0.9
 
 
 LIMITS = Limits()

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from verl_gsd.report.extensions import remedies
 from verl_gsd.report.findings.finding import LIMITS, Finder, Finding, now, number_of, percent, scaled
 from verl_gsd.report.reading import Columns
 from verl_gsd.report.steps import USES, column
@@ -26,10 +27,8 @@ def silent(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
     if not filtered and config.get("algorithm.gsd.budget.objective") is None:
         write.append("algo=dapo  # or algorithm.filter_groups.enable=true with metric=acc: others take their places")
     write += scaled(config, _SIZE, 2, "a larger group agrees less often")
-    if wrong >= right and config.get("algorithm.gsd.dagrpo.demonstrations.source") is None:
-        write.append("algo=dagrpo_anchors  # a verified demonstration for groups in which all failed")
-    if config.get("algorithm.gsd.sampler.explore") is None:
-        write.append("sampler=disagreement  # revisits prompts on which answers differ")
+    write += remedies("all_wrong", config) if wrong >= right else []
+    write += remedies("silent", config)
     cost = (
         "Dynamic sampling evicts them, so that they cost rollouts."
         if filtered

@@ -31,11 +31,11 @@ Views = Mapping[str, View]
 Part = Callable[[Views], Section | None]
 
 
-def tables(views: Views, having: str | None = None) -> dict[str, Columns]:
-    """By the run's name. One that has nothing in the column ``having`` has no rows: the others keep their colours."""
+def tables(views: Views, having: Sequence[str] = ()) -> dict[str, Columns]:
+    """By the run's name. A run without a value in one of ``having`` has no rows, so that others keep their colours."""
     nothing: Columns = {"step": np.zeros(0, np.int64)}
     return {
-        name: view.table if having is None or (~np.isnan(column(view.table, having))).any() else nothing
+        name: view.table if all((~np.isnan(column(view.table, needed))).any() for needed in having) else nothing
         for name, view in views.items()
     }
 

@@ -1,13 +1,13 @@
-"""What verl's loggers drop, because it is no number: histograms, and a table of prompts, for those that show them.
+"""Histograms of each step and a table of prompts, for wandb and TensorBoard: verl's loggers take numbers alone.
 
-    histogram/{sigma,accuracy}                  every step, over its groups, whatever became of them
-    histogram/hadw_factor_{right,wrong}         of each group, with HA-DW
-    histogram/judge_score                       of each response, with DaGRPO's judge
-    table/prompts                               where verl validates or saves, and at the end: at most 200 prompts
+    histogram/{sigma,accuracy}    every step, of its groups, whatever their fate
+    histogram/judge_score         of each response that a judge scored
+    histogram/<name>              of each group: the record columns that extensions declare as histograms
+    table/prompts                 where verl validates or saves, and at the end: at most 200 prompts
 
-wandb gets ``wandb.Histogram`` and ``wandb.Table``, TensorBoard its histograms and a table in Markdown. verl logs a
-step's numbers when it is over and under its number: what is logged here, before that and under the same number, stands
-beside them.
+wandb gets ``wandb.Histogram`` and ``wandb.Table``, TensorBoard its histograms and a table in Markdown. verl logs the
+numbers of a step when the step is over. This module logs before that under the same number, so that both appear at the
+same step.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 from omegaconf import DictConfig
 
+from verl_gsd.extension import declarations
 from verl_gsd.groups import Group
 from verl_gsd.prompts import PromptStore
 
@@ -29,9 +30,9 @@ TABLE_ROWS = 200
 COLUMNS = ("data_source", "index", "visits", "solve_rate", "kind", "fate")
 
 
-class Pictures:
-    """Shows a step's groups. Never raises: a run of days must not end because a picture of it could not be drawn, by a
-    full disk or a library's new version. What failed first is in the log, once for each logger.
+class Histograms:
+    """Shows a step's groups. Never raises: a run of days must not end because a histogram could not be drawn, by a full
+    disk or a library's new version. The log has the first error of each logger.
 
     Args:
         prompts: what is known of prompts.
@@ -56,7 +57,7 @@ class Pictures:
                 _DRAW[name](loggers[name], step, values_shown(table, groups), rows)
             except Exception:
                 if name not in self._failed:
-                    logger.exception("step %d: %s does not show its pictures; this is said once", step, name)
+                    logger.exception("step %d: %s does not show histograms; later errors are not logged", step, name)
                 self._failed.add(name)
 
 
@@ -72,10 +73,10 @@ def values_shown(table: pa.Table, groups: Sequence[Group]) -> dict[str, np.ndarr
     values = {
         "sigma": _numbers(table["std"]),
         "accuracy": table["correct"].to_numpy()[rated] / total[rated],
-        "hadw_factor_right": _numbers(table["hadw_factor_right"]),
-        "hadw_factor_wrong": _numbers(table["hadw_factor_wrong"]),
         "judge_score": np.concatenate([np.zeros(0), *(group.scores for group in groups if group.scores is not None)]),
     }
+    for declared in declarations():
+        values |= {name: _numbers(table[column]) for name, column in declared.histograms.items()}
     finite = {name: of[np.isfinite(of)] for name, of in values.items()}
     return {name: of for name, of in finite.items() if len(of)}
 
@@ -137,4 +138,4 @@ def _cell(value: Any) -> str:
 
 
 def _numbers(column: pa.ChunkedArray) -> np.ndarray:
-    return column.drop_null().to_numpy()
+    return column.drop_null().to_numpy().astype(np.float64)

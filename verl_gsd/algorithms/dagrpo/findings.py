@@ -1,21 +1,45 @@
-"""A judge that fails, is waited for, or tells nothing apart."""
+"""A judge that fails, is waited for, or tells nothing apart, and demonstrations that nobody has."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from verl_gsd.report.findings.finding import LIMITS, Finder, Finding, now, percent, scaled
+from verl_gsd.report.findings.finding import Finder, Finding, now, percent, scaled
 from verl_gsd.report.reading import Columns
 
 _JUDGE = "algorithm.gsd.dagrpo.judge"
 _CALIBRATE = "verl-gsd judge calibrate FILE  # how far it agrees with the verifier"
+#: Shares above which a finding is made: judgements that failed; of a step, spent waiting for the judge; pairs that it
+#: scores alike; pairs on which it contradicts the verifier.
+FAILED, OF_STEP, TIED, CONTRADICTED = 0.05, 0.5, 0.5, 0.3
+#: Shares below which a finding is made: pairs that the mask keeps; demonstrations found of those wanted.
+KEPT, DEMONSTRATED = 0.1, 0.1
+
+
+def undemonstrated(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
+    """Groups call for demonstrations that nobody has."""
+    wanted, found = (now(table, f"dagrpo/demonstrations/{name}") for name in ("wanted", "found"))
+    if not (wanted > 0 and found / wanted < DEMONSTRATED):
+        return
+    prefix = "dagrpo/demonstrations/rejected/"
+    reasons = {name.removeprefix(prefix): now(table, name) for name in table if name.startswith(prefix)}
+    why = max(reasons, key=lambda reason: reasons[reason], default=None)
+    most = f" Most were refused as {why}." if why and reasons[why] > 0 else ""
+    yield Finding(
+        f"Of the groups that call for a demonstration {percent(found / wanted)} get one",
+        f"{wanted:.0f} groups a step call for one.{most}",
+        (
+            "algorithm.gsd.dagrpo.demonstrations.source=expert_or_self  # else the policy's own successes",
+            "algorithm.gsd.dagrpo.demonstrations.column=...  # where the data have them",
+        ),
+    )
 
 
 def failing(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
     """Judgements that are no scores, and the reason that most of them have."""
     share = now(table, "judge_failed")
-    if not share > LIMITS.judge_failed:
+    if not share > FAILED:
         return
     counts = {reason: now(table, f"judge/failures/{reason}") for reason in _REMEDIES}
     reason = max(counts, key=lambda name: counts[name] if counts[name] > 0 else 0.0)
@@ -34,7 +58,7 @@ def failing(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
 def waited_for(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
     """Steps that mostly wait."""
     share = now(table, "judge/share_of_step")
-    if share > LIMITS.judge_of_step:
+    if share > OF_STEP:
         yield Finding(
             f"{percent(share)} of a step is waiting for the judge",
             "Groups are judged while others are generated; what is left over is waited for.",
@@ -48,7 +72,7 @@ def waited_for(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
 def tied(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
     """Pairs that the judge scores alike."""
     share = now(table, "dagrpo/pairs/tied")
-    if share > LIMITS.tied:
+    if share > TIED:
         yield Finding(
             f"The judge scores {percent(share)} of the pairs alike",
             "A mask by such scores drops pairs for no reason that the judge gives.",
@@ -59,7 +83,7 @@ def tied(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
 def contradicting(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
     """Pairs of which the judge prefers the response that the verifier calls worse."""
     share = now(table, "pairs_contradicted")
-    if share > LIMITS.contradicted:
+    if share > CONTRADICTED:
         yield Finding(
             f"The judge contradicts the verifier on {percent(share)} of the pairs",
             "One of the two is wrong about these problems, or a response talks the judge round.",
@@ -70,7 +94,7 @@ def contradicting(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding
 def masked(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
     """A mask that leaves hardly anything."""
     share = now(table, "pairs_kept")
-    if share < LIMITS.kept:
+    if share < KEPT:
         yield Finding(
             f"DaGRPO's mask keeps {percent(share)} of the pairs",
             "What is left of a group's advantages is next to nothing.",
@@ -90,4 +114,5 @@ _REMEDIES: dict[str, tuple[tuple[str, float | None, str], ...]] = {
     "off_scale": (("answer=choice", None, "or json_schema: the server then allows scores alone"),),
 }
 
-FINDERS: tuple[Finder, ...] = (failing, waited_for, tied, contradicting, masked)
+OF_DEMONSTRATIONS: tuple[Finder, ...] = (undemonstrated,)
+OF_JUDGE: tuple[Finder, ...] = (failing, waited_for, tied, contradicting, masked)

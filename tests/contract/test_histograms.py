@@ -17,7 +17,7 @@ from verl_parts import fit, names_of_calls
 from verl_gsd import records
 from verl_gsd.groups import Group
 from verl_gsd.prompts import PromptStore
-from verl_gsd.trainer.pictures import TABLE_ROWS, Pictures, markdown, prompt_rows, table_is_due, values_shown
+from verl_gsd.trainer.histograms import TABLE_ROWS, Histograms, markdown, prompt_rows, table_is_due, values_shown
 
 NASTY = "set|a`<script>alert(1)</script>\n# head"
 
@@ -98,12 +98,12 @@ def tracked(tmp_path_factory):
             environment.setenv(name, value)
         tracking = Tracking("project", "experiment", ["wandb", "tensorboard"], {"trainer": {}})
     prompts = PromptStore()
-    pictures = Pictures(prompts, (1.0, 1.0))
+    histograms = Histograms(prompts, (1.0, 1.0))
     tracking.log({"val/accuracy": 0.1}, step=0)
     for step in (1, 2, 3):
         table = step_of(GROUPS, step)
         prompts.observe(("arithmetic", 0), 2, 4, step)
-        pictures.show(tracking.logger, step, table, GROUPS, prompts_too=step == 3)
+        histograms.show(tracking.logger, step, table, GROUPS, prompts_too=step == 3)
         tracking.log({"group/std/mean": 0.5}, step=step)
     tracking.finish()
     wandb.teardown()
@@ -170,11 +170,11 @@ def test_a_logger_that_fails_ends_no_run_and_is_mentioned_once(caplog):
     fine = SimpleNamespace(
         Histogram=lambda values: len(values), Table=lambda **_: None, log=lambda data, step: seen.append((step, data))
     )
-    pictures = Pictures(PromptStore(), (1.0, 1.0))
+    histograms = Histograms(PromptStore(), (1.0, 1.0))
     with caplog.at_level(logging.ERROR):
         for step in (1, 2):
             loggers = {"tensorboard": Broken(), "wandb": fine, "console": None}
-            pictures.show(loggers, step, step_of(GROUPS, step), GROUPS, prompts_too=False)
+            histograms.show(loggers, step, step_of(GROUPS, step), GROUPS, prompts_too=False)
     assert caplog.text.count("OSError: no space left on device") == 1 and "tensorboard" in caplog.text
     assert seen == [
         (step, {"histogram/sigma": 3, "histogram/accuracy": 3, "histogram/judge_score": 3}) for step in (1, 2)
@@ -182,8 +182,8 @@ def test_a_logger_that_fails_ends_no_run_and_is_mentioned_once(caplog):
 
 
 def test_records_that_cannot_be_drawn_end_no_run_either(caplog):
-    pictures = Pictures(PromptStore(), (1.0, 1.0))
-    pictures.show({"tensorboard": Broken()}, 1, step_of(GROUPS).drop_columns(["std"]), GROUPS, prompts_too=True)
+    histograms = Histograms(PromptStore(), (1.0, 1.0))
+    histograms.show({"tensorboard": Broken()}, 1, step_of(GROUPS).drop_columns(["std"]), GROUPS, prompts_too=True)
     assert "KeyError" in caplog.text
 
 

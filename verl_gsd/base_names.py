@@ -1,0 +1,68 @@
+"""What the package itself puts into records, reports and histograms, by name. Extensions must choose other names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from verl_gsd.declaration import RecordColumn
+
+#: Record columns that every run has, in the order of a file. Columns of extensions come after them.
+RECORD_COLUMNS: tuple[RecordColumn, ...] = (
+    RecordColumn("step", "int32", "Trainer step in which the group left the replay buffer."),
+    RecordColumn("attempt", "int32", "Attempt of the run. A resume begins the next one."),
+    RecordColumn("fate", "string", "How the group left: `trained`, `filtered`, `surplus`, `stale` or `failed`."),
+    RecordColumn("data_source", "string", "Data source of the prompt."),
+    RecordColumn("index", "int64", "Dataset index of the prompt, or its hash if indices are not unique."),
+    RecordColumn("size", "int32", "Responses in the group."),
+    RecordColumn("correct", "float64", "Sum of the responses' accuracies."),
+    RecordColumn("total", "int32", "Responses that have an accuracy, a number in [0, 1]."),
+    RecordColumn("mean", "float64", "Mean reward. Null for a group without responses."),
+    RecordColumn("std", "float64", "Population standard deviation sigma of the rewards. Null without responses."),
+    RecordColumn("kind", "string", "`mixed`, `all_right` or `all_wrong`. Null without responses."),
+    RecordColumn(
+        "gain",
+        "float64",
+        "sigma^(2 - alpha), and 0 for a unanimous group. Null without responses, and where the estimator has no gain.",
+    ),
+    RecordColumn("tokens", "int64", "Tokens of all responses."),
+    RecordColumn(
+        "demonstrations",
+        "int32",
+        "Demonstrations in the group. The other columns describe the response that a demonstration replaced.",
+    ),
+    RecordColumn(
+        "silent_predicted",
+        "float64",
+        "Probability of a unanimous group of this size, predicted from earlier visits to the prompt. Null at the first "
+        "visit, and where some responses have no accuracy.",
+    ),
+    RecordColumn(
+        "unverified",
+        "int32",
+        "Responses that the verifier could not verify and counted as wrong. Null if the verifier does not report it.",
+    ),
+    RecordColumn(
+        "failed_rewards",
+        "int32",
+        "Responses that left the group because their reward failed. They count in no other column.",
+    ),
+)
+
+#: Kind of name -> names that are taken.
+TAKEN: Mapping[str, tuple[str, ...]] = {
+    "record column": tuple(column.name for column in RECORD_COLUMNS),
+    "figure per step": (
+        *("step", "groups", "rollouts", "tokens", "tokens_per_response", "lost_rewards", "accuracy", "sigma"),
+        *("mixed", "all_right", "all_wrong", "silent", "alone", "demonstrated", "failed"),
+        *("rollouts_taught", "rollouts_silent", "rollouts_filtered"),
+        *("rollouts_surplus", "rollouts_stale", "rollouts_failed"),
+        *("tokens_taught", "tokens_silent", "tokens_filtered", "tokens_surplus", "tokens_stale", "tokens_failed"),
+        *("gain_hard", "gain_between", "gain_easy", "seen_silent", "seen_predicted"),
+        *("likely_groups", "likely_silent", "likely_predicted", "likely_variance"),
+    ),
+    "report section": (
+        *("words", "runs", "accuracy", "sigma", "silence", "difficulty", "waste", "policy"),
+        *("waiting", "error"),  # of a page that is served while a run goes on
+    ),
+    "histogram": ("sigma", "accuracy", "judge_score"),
+}
