@@ -10,12 +10,14 @@ demonstration_settings.py, pools.py, tokens.py    where they come from, and what
 demonstration_ratio.py  the gradient on a demonstration's tokens
 loss.py, worker.py      the loss under verl's name ``dagrpo``; the probe of gradients
 checks.py               what can be wrong with a config
+conflicts.py, unused_keys.py, audit.py    what it does not work with, what has no effect, what it does in words
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from verl_gsd.algorithms.dagrpo.conflicts import DEMONSTRATION_CONFLICTS, JUDGE_CONFLICTS
 from verl_gsd.extension import Declaration, register
 from verl_gsd.lazy_names import lazy_names
 
@@ -31,11 +33,32 @@ register(
         worker="verl_gsd.algorithms.dagrpo.worker:DagrpoWorker",
         loss="verl_gsd.algorithms.dagrpo.loss",
         check="verl_gsd.algorithms.dagrpo.checks:dagrpo_wrong",
+        unused_keys="verl_gsd.algorithms.dagrpo.unused_keys:UNUSED_KEYS",
+        audit="verl_gsd.algorithms.dagrpo.audit:mask_effect",
     )
 )
 # The judge sees a group before a demonstration takes a response's place in it.
-register(Declaration("dagrpo.judge", "verl_gsd.algorithms.dagrpo.judging:Judging", order=31))
-register(Declaration("dagrpo.demonstrations", "verl_gsd.algorithms.dagrpo.demonstrations:Demonstrating", order=32))
+register(
+    Declaration(
+        "dagrpo.judge",
+        "verl_gsd.algorithms.dagrpo.judging:Judging",
+        order=31,
+        conflicts=JUDGE_CONFLICTS,
+        check_services="verl_gsd.algorithms.dagrpo.checks:judge_absent",
+        longest_wait="budget_s",
+    )
+)
+register(
+    Declaration(
+        "dagrpo.demonstrations",
+        "verl_gsd.algorithms.dagrpo.demonstrations:Demonstrating",
+        order=32,
+        reads_accuracy=True,
+        conflicts=DEMONSTRATION_CONFLICTS,
+        check_files="verl_gsd.algorithms.dagrpo.checks:demonstrations_absent",
+        audit="verl_gsd.algorithms.dagrpo.audit:demonstration_effect",
+    )
+)
 
 #: Public names. The declaration above must be there without torch, so that these are imported when they are used.
 __getattr__ = lazy_names(

@@ -1,6 +1,7 @@
 """HA-DW, arXiv 2601.08521: advantages reweighted by how hard a prompt is for the policy as it was so far.
 
 factor.py     the equations, and how they differ from the paper
+audit.py      what it does, in words
 anchors.py    the running accuracy against which a prompt is hard or easy
 extension.py  settings; checks of the settings; the anchor is updated in ``end_step`` and
               saved; ``record`` gives the columns of records.py; charts: report/sections/algorithms.py
@@ -20,7 +21,16 @@ if TYPE_CHECKING:
     from verl_gsd.algorithms.hadw.anchors import SoftAnchor as SoftAnchor
     from verl_gsd.algorithms.hadw.factor import hadw_factor as hadw_factor
 
-register(Declaration("hadw", "verl_gsd.algorithms.hadw.extension:Hadw", order=40, saves=True))
+register(
+    Declaration(
+        "hadw",
+        "verl_gsd.algorithms.hadw.extension:Hadw",
+        order=40,
+        reads_accuracy=True,
+        saves=True,
+        audit="verl_gsd.algorithms.hadw.audit:hadw_effect",
+    )
+)
 
 #: Public names. The declaration above must be there without torch, so that these are imported when they are used.
 __getattr__ = lazy_names(

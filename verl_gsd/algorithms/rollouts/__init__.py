@@ -3,8 +3,10 @@
 sampler.py, sampler_settings.py  ``algorithm.gsd.sampler``: prompts drawn by expected disagreement
 budget.py, budget_settings.py    ``algorithm.gsd.budget``: rollouts shared out by what is known of prompts
 group_size_weights.py            groups of several sizes in one update
+conflicts.py, unused_keys.py, audit.py    what they do not work with, what has no effect, what they do in words
 """
 
+from verl_gsd.algorithms.rollouts.conflicts import BUDGET_CONFLICTS, SAMPLER_CONFLICTS
 from verl_gsd.extension import Declaration, register
 
 register(
@@ -12,7 +14,10 @@ register(
         "budget",
         "verl_gsd.algorithms.rollouts.budget:Budget",
         order=10,
+        reads_accuracy=True,
+        conflicts=BUDGET_CONFLICTS,
         check="verl_gsd.algorithms.rollouts.budget_settings:budget_wrong",
+        audit="verl_gsd.algorithms.rollouts.audit:budget_effect",
     )
 )
 register(
@@ -21,6 +26,10 @@ register(
         "verl_gsd.algorithms.rollouts.sampler:Drawing",
         order=11,
         weighs=False,
+        reads_accuracy=True,
+        conflicts=SAMPLER_CONFLICTS,
         check="verl_gsd.algorithms.rollouts.sampler_settings:sampler_wrong",
+        unused_keys="verl_gsd.algorithms.rollouts.unused_keys:SAMPLER_UNUSED_KEYS",
+        audit="verl_gsd.algorithms.rollouts.audit:sampler_effect",
     )
 )
