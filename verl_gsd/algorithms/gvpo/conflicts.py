@@ -21,8 +21,8 @@ CONFLICTS = (
     ),
     Conflict(
         WEIGHS,
-        "GVPO's weights must sum to zero within a group, and its optimum, pi exp(R / beta), is that of rewards less "
-        "their group's mean, which nothing else changes",
+        "GVPO's weights must sum to zero within a group, and its optimum is pi exp(R / beta) only if nothing else "
+        "changes the centred rewards",
         "Leave one of the two out.",
     ),
     Conflict(

@@ -53,12 +53,30 @@ def _is_same(value: Any, other: Any) -> bool:
     return isinstance(value, bool) == isinstance(other, bool) and bool(value == other)
 
 
-def all_conflicts(declaration: Declaration) -> tuple[Conflict, ...]:
-    """The conflicts that an extension declares, and those that follow from its other fields."""
-    return (*declaration.conflicts, *_implied(declaration))
+@dataclass(frozen=True)
+class ConflictInConfig:
+    """A conflict of an extension that takes part, and the key by which the config has it.
+
+    Attributes:
+        applies: whether ``Conflict.when`` holds, too.
+    """
+
+    declaration: Declaration
+    conflict: Conflict
+    key: str
+    applies: bool
 
 
-def _implied(declaration: Declaration) -> Iterator[Conflict]:
+def all_conflicts(declaration: Declaration, mode: str = "sync") -> tuple[Conflict, ...]:
+    """The conflicts that an extension declares, and those that follow from its other fields.
+
+    Args:
+        mode: a trainer mode of verl's own, in whose place one of ours is to be set.
+    """
+    return (*declaration.conflicts, *_implied(declaration, mode))
+
+
+def _implied(declaration: Declaration, mode: str) -> Iterator[Conflict]:
     if "." in declaration.name:
         return  # the extension that it is a part of has the same needs, and says so
     if declaration.weighs:
@@ -68,40 +86,49 @@ def _implied(declaration: Declaration) -> Iterator[Conflict]:
             "Set algorithm.adv_estimator=gsd.",
         )
     if declaration.needs_groups:
-        reason = f"it needs to see whole groups, which only {', '.join(OUR_MODES.values())} show"
-        for theirs, ours in OUR_MODES.items():
-            yield Conflict(f"{MODE}={theirs}", reason, f"Set {MODE}={ours}.")
-        known = "|".join((*OUR_MODES, *OUR_MODES.values()))
-        yield Conflict(f"{MODE}!={known}", reason, f"Set {MODE}={OUR_MODES['sync']}.")
+        yield Conflict(
+            f"{MODE}!={'|'.join(OUR_MODES.values())}",
+            f"it needs to see whole groups, which only {', '.join(OUR_MODES.values())} show",
+            f"Set {MODE}={OUR_MODES.get(mode, OUR_MODES['sync'])}.",
+        )
+
+
+def conflicts_in(config: DictConfig) -> Iterator[ConflictInConfig]:
+    """The conflicts of the extensions that take part, each pair of an extension and a key once.
+
+    Those that do not apply, because of ``Conflict.when``, come last.
+    """
+    gsd, mode = OmegaConf.select(config, "algorithm.gsd") or {}, str(OmegaConf.select(config, MODE))
+    # A section that is no mapping is reported by gsd_section.
+    taking_part = [of for of in extension.active(gsd) if isinstance(of.section(gsd), Mapping)]
+    conflicts = [
+        ConflictInConfig(declaration, conflict, key, not conflict.when or Condition.of(conflict.when).holds(config))
+        for declaration in taking_part
+        for conflict in all_conflicts(declaration, mode)
+        for key in _keys_of(conflict, declaration, taking_part, config)
+    ]
+    pairs: set[frozenset[str]] = set()
+    for found in sorted(conflicts, key=lambda found: not found.applies):
+        pair = frozenset((found.declaration.name, found.key.removeprefix(_SECTIONS)))
+        if pair not in pairs:
+            yield found
+        pairs.add(pair)
 
 
 def check_conflicts(config: DictConfig, line: Line) -> Iterator[str]:
-    """Report every setting that an extension of this run does not work with, once per pair of extensions."""
-    gsd = OmegaConf.select(config, "algorithm.gsd") or {}
-    # A section that is no mapping is reported by gsd_section.
-    taking_part = [of for of in extension.active(gsd) if isinstance(of.section(gsd), Mapping)]
-    pairs: set[frozenset[str]] = set()
-    for declaration in taking_part:
-        keys: set[str] = set()
-        for conflict in declaration.conflicts:
-            for key in _keys_of(conflict, declaration, taking_part, config):
-                pair = frozenset((declaration.name, key.removeprefix(_SECTIONS)))
-                if pair not in pairs:
-                    yield _sentence(declaration, conflict, key, config)
-                pairs.add(pair)
-                keys.add(key)
-        for conflict in _implied(declaration):
-            for key in _keys_of(conflict, declaration, taking_part, config):
-                if key not in keys:
-                    yield _sentence(declaration, conflict, key, config)
+    """Report every setting that an extension of this run does not work with."""
+    for found in conflicts_in(config):
+        if found.applies:
+            name, reason, fix = found.declaration.name, found.conflict.reason, found.conflict.fix
+            value = OmegaConf.select(config, found.key)
+            shown = "" if OmegaConf.is_config(value) else f"={_shown(value)}"
+            yield f"{found.key}{shown}: {_SECTIONS}{name} does not work with it: {reason}. {fix}"
 
 
 def _keys_of(
     conflict: Conflict, declaration: Declaration, taking_part: Sequence[Declaration], config: DictConfig
 ) -> list[str]:
-    """The keys by which ``config`` has the conflict; none where it has not."""
-    if conflict.when and not Condition.of(conflict.when).holds(config):
-        return []
+    """The keys by which ``config`` is as ``Conflict.setting`` says."""
     if conflict.setting == WEIGHS:
         return [f"{_SECTIONS}{other.name}" for other in others_that_weigh(declaration, taking_part)]
     condition = Condition.of(conflict.setting)
@@ -118,12 +145,6 @@ def others_that_weigh(declaration: Declaration, among: Sequence[Declaration]) ->
 def _whole(declaration: Declaration) -> str:
     """The name of the extension that it is, or is a part of."""
     return declaration.name.partition(".")[0]
-
-
-def _sentence(declaration: Declaration, conflict: Conflict, key: str, config: DictConfig) -> str:
-    value = OmegaConf.select(config, key)
-    shown = "" if OmegaConf.is_config(value) else f"={_shown(value)}"
-    return f"{key}{shown}: {_SECTIONS}{declaration.name} does not work with it: {conflict.reason}. {conflict.fix}"
 
 
 def _shown(value: Any) -> str:
