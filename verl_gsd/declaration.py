@@ -108,7 +108,7 @@ class Conflict:
     Attributes:
         setting: when the conflict holds:
 
-            - ``key``: the key has a value that is not null, for example ``algorithm.gsd.hadw``;
+            - ``key``: the key has a value that is not null, for example ``algorithm.gsd.budget``;
             - ``key=value``: it has this value, in YAML. An absent key is null;
             - ``key!=value``: it has a value that is neither this one nor null;
             - ``weighs`` (``WEIGHS``): another extension takes part whose declaration has ``weighs``.
@@ -131,12 +131,11 @@ class Declaration:
     """What a run knows of an extension before it builds it.
 
     Attributes:
-        name: of the config section ``algorithm.gsd.<name>``. A dot leads into a section: ``dagrpo.judge`` is a part of
-            ``dagrpo`` that takes part where that has a section ``judge``.
+        name: of the config section ``algorithm.gsd.<name>``. A dot leads into a section: ``mine.judge`` is a part of
+            ``mine`` that takes part where that has a section ``judge``.
         runtime: the ``Extension``: its class, or ``"module:Class"``. It is called with its settings and the run's
             ``Services``. The services are None while a config is checked and under one of verl's own trainers.
-        order: extensions take part in ascending order; equal ones by name. Ours: budget 10, sampler 11, gvpo 20,
-            dagrpo 30 to 32, hadw 40.
+        order: extensions take part in ascending order; equal ones by name. Ours have 10 to 40.
         settings: the section's pydantic model, a ``settings.SectionSettings``: its class, or ``"module:Class"``. It
             rejects unknown keys and wrong values before Ray starts.
         needs_groups: only our trainer modes, which see whole groups, can run it. It is rejected under verl's own modes.
