@@ -31,4 +31,7 @@ def demonstration_effect(config: DictConfig) -> Effect:
     section = config.algorithm.gsd.dagrpo.demonstrations
     source = _SOURCES.get(section.get("source", "expert"), "?")
     where = _GROUPS.get(section.get("mode", "all_fail"), "?")
-    return Effect(responses=f"{source} joins {where} and moves the group's mean and sigma (DaGRPO's demonstrations)")
+    return Effect(
+        responses=f"{source} takes the place of a rollout in {where} and moves the group's mean and sigma (DaGRPO's "
+        "demonstrations)"
+    )

@@ -14,7 +14,7 @@ def budget_effect(config: DictConfig) -> Effect:
         "it and every prompt has as many rollouts. Set more epochs, or budget=uniform."
     )
     return Effect(
-        weight="G / the prompt's own rollouts (budget), so that prompts with more rollouts count no more than others",
+        weight="the mean number of rollouts / the prompt's own (budget), so that more rollouts do not count more",
         warnings=(one_visit,) if config.trainer.total_epochs == 1 else (),
     )
 
