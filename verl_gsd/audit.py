@@ -7,13 +7,14 @@ that contradict each other. It computes nothing a trainer would use.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from verl_gsd import config as groups
+from verl_gsd import extension
 from verl_gsd.config.attention import FLASH, SDPA
 from verl_gsd.planning import gain
 
@@ -38,16 +39,45 @@ class Operation:
 
 
 @dataclass(frozen=True)
+class Effect:
+    """What an extension does to advantages, in words. ``Declaration.audit`` names the function that returns it.
+
+    Each text is a part of a sentence without a full stop, and is left out where it is empty. The audit prints texts of
+    several extensions in the extensions' order.
+
+    Attributes:
+        responses: which responses join a group or leave it before its rewards are centred.
+        centre: what replaces the rewards less their group's mean.
+        weight: what advantages are multiplied by, after the division by sigma^alpha.
+        loss: what the policy loss does with advantages.
+        prompts: which prompts a step visits, and what the objective is then the average of.
+        unanimous: what becomes of groups whose rewards are all equal, where no filter evicts them.
+        warnings: settings that contradict the extension, each with what to set instead. Whole sentences.
+    """
+
+    responses: str = ""
+    centre: str = ""
+    weight: str = ""
+    loss: str = ""
+    prompts: str = ""
+    unanimous: str = ""
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Audit:
     """What was read off a config.
 
     Attributes:
         operation: None where the estimator is not an operation on the group's sigma.
         group_size: responses to a prompt.
-        afterwards: what becomes of the advantages after that, in words.
+        responses: which responses join groups or leave them, in words; empty where a group is its prompt's rollouts.
+        centre: what rewards are centred by, in words; empty where it is the group's mean.
+        weights: what advantages are multiplied by, in words, in order.
+        loss: what an extension's policy loss does, in words; empty where it is one of verl's.
         silent_groups: what becomes of unanimous groups.
         task: which parts of a chosen task stay, where a line mixes it with other data; empty where nothing is mixed.
-        prompts: which are drawn, in words; empty where each is visited once a pass.
+        prompts: which are visited, in words; empty where each is visited once a pass.
         attention: what the policy computes attention with, in words; empty where the engine decides.
         gains: gain at each of ``RATES`` relative to that at one half, for groups of ``group_size``.
         warnings: settings that contradict each other, each with what to write.
@@ -56,7 +86,10 @@ class Audit:
     estimator: str
     operation: Operation | None
     group_size: int
-    afterwards: str
+    responses: str
+    centre: str
+    weights: tuple[str, ...]
+    loss: str
     silent_groups: str
     task: str
     prompts: str
@@ -65,16 +98,23 @@ class Audit:
     warnings: tuple[str, ...]
 
     def lines(self) -> Iterator[str]:
-        """The audit in words, a line a fact."""
+        """The audit in words, one line per fact. What happens to a group's rewards comes in the order of the chain."""
+        if self.responses:
+            yield f"responses: {self.responses}"
+        if self.centre:
+            yield f"centring: {self.centre}"
         if self.operation is None:
             yield f"{self.estimator}: what it does to the group's sigma is not described here"
         else:
-            formula = f"(R - mu) / (sigma + {self.operation.eps:g})^{self.operation.alpha:g}"
+            centred = "centred rewards" if self.centre else "(R - mu)"
+            formula = f"{centred} / (sigma + {self.operation.eps:g})^{self.operation.alpha:g}"
             yield f"{self.estimator}: {self.operation.words}; A = {formula}, ddof {self.operation.ddof}"
             curve = "  ".join(f"p={rate:g}: {value:.2f}" for rate, value in zip(RATES, self.gains, strict=False))
             yield f"gain relative to p=0.5, G={self.group_size}: {curve or 'none'}"
-        if self.afterwards:
-            yield f"then {self.afterwards}"
+        if self.weights:
+            yield f"weights: advantages are multiplied by {', then by '.join(self.weights)}"
+        if self.loss:
+            yield f"loss: {self.loss}"
         yield self.silent_groups
         if self.task:
             yield self.task
@@ -94,21 +134,40 @@ def audit(config: DictConfig) -> Audit:
     if operation is not None and group_size > 1:
         curve = np.asarray(gain(RATES, group_size, operation.alpha, ddof=operation.ddof, eps=operation.eps))
         gains = tuple((curve / curve[-1]).tolist())
-    evicts = _filters(config)
-    kept = "kept, and pulled towards the reference policy alone" if is_gvpo(config) else "kept, with gain 0"
-    silent = "evicted and replaced by other prompts" if evicts else kept
-    return Audit(
-        str(config.algorithm.adv_estimator),
-        operation,
-        group_size,
-        ", then ".join(words for of in _AFTERWARDS if (words := of(config))),
-        f"unanimous groups: {silent}",
-        _mixed(config),
-        _drawn(config),
-        _attention(config),
-        gains,
-        tuple(_contradictions(config, operation, group_size)),
+    effects = _effects(config)
+    kept = _joined(effect.unanimous for effect in effects) or "kept, with gain 0"
+    silent = "evicted and replaced by other prompts" if _filters(config) else kept
+    warnings = (
+        *_contradictions(config, operation, group_size),
+        *(text for effect in effects for text in effect.warnings),
     )
+    return Audit(
+        estimator=str(config.algorithm.adv_estimator),
+        operation=operation,
+        group_size=group_size,
+        responses=_joined(effect.responses for effect in effects),
+        centre=_joined(effect.centre for effect in effects),
+        weights=tuple(effect.weight for effect in effects if effect.weight),
+        loss=_joined(effect.loss for effect in effects),
+        silent_groups=f"unanimous groups: {silent}",
+        task=_mixed(config),
+        prompts=_joined(effect.prompts for effect in effects),
+        attention=_attention(config),
+        gains=gains,
+        warnings=warnings,
+    )
+
+
+def _effects(config: DictConfig) -> list[Effect]:
+    """What the extensions of this run do, in their order."""
+    is_dial = config.algorithm.adv_estimator == "gsd"
+    taking_part = extension.active(OmegaConf.select(config, "algorithm.gsd"))
+    audits = [of.audit for of in taking_part if of.audit is not None and (is_dial or not of.weighs)]
+    return [effect for audit_of in audits if (effect := extension.load(audit_of)(config)) is not None]
+
+
+def _joined(texts: Iterable[str]) -> str:
+    return ", then ".join(filter(None, texts))
 
 
 #: What a task brings, by the key that replaces it.
@@ -151,71 +210,6 @@ def _operation(algorithm: DictConfig, group_size: int) -> Operation | None:
     return None
 
 
-def _masked_by(config: DictConfig) -> str:
-    dagrpo = OmegaConf.select(config, "algorithm.gsd.dagrpo")
-    if dagrpo is None or dagrpo.get("judge") is None:
-        return ""
-    delta, judge = dagrpo.get("delta"), dagrpo.judge.get("scorer")
-    return f"summed over the pairs whose scores by a judge ({judge}) differ by {delta} (DaGRPO, arXiv 2512.06337)"
-
-
-def _demonstrated(config: DictConfig) -> str:
-    shown = OmegaConf.select(config, "algorithm.gsd.dagrpo.demonstrations")
-    if shown is None:
-        return ""
-    own = "an earlier success of the policy's own"
-    who = {"expert": "an expert's response", "self": own, "expert_or_self": f"an expert's response or {own}"}
-    where = {"all_fail": "a group that failed", "always": "every group"}.get(shown.mode, "?")
-    return f"joined by {who.get(shown.source, '?')} in {where}, whose sigma it moves"
-
-
-def _weighed_by(config: DictConfig) -> str:
-    hadw = OmegaConf.select(config, "algorithm.gsd.hadw")
-    if config.algorithm.adv_estimator != "gsd" or hadw is None or hadw.get("preset") == "off":
-        return ""
-    return f"weighed by HA-DW's factor (arXiv 2601.08521), anchor {hadw.get('preset') or 'hard'}"
-
-
-def is_gvpo(config: DictConfig) -> bool:
-    """Whether the policy loss is GVPO's."""
-    return OmegaConf.select(config, "actor_rollout_ref.actor.policy_loss.loss_mode") == "gvpo"
-
-
-def is_dagrpo_loss(config: DictConfig) -> bool:
-    """Whether the policy loss is the one that knows demonstrations."""
-    return OmegaConf.select(config, "actor_rollout_ref.actor.policy_loss.loss_mode") == "dagrpo"
-
-
-def demonstration_column(config: DictConfig) -> str | None:
-    """The column of the training data that has demonstrations; None where none is read."""
-    section = OmegaConf.select(config, "algorithm.gsd.dagrpo.demonstrations")
-    return None if not isinstance(section, DictConfig) or section.get("source") == "self" else section.get("column")
-
-
-def _fitted_by(config: DictConfig) -> str:
-    if not is_gvpo(config):
-        return ""
-    loss = config.actor_rollout_ref.actor.policy_loss
-    against = {"old": "the policy before the step", "ref": "the reference model"}.get(loss.get("reference"), "?")
-    return f"fitted by {loss.get('beta')} times the log-ratio to {against}, centred too (GVPO, arXiv 2504.19599)"
-
-
-def _budgeted(config: DictConfig) -> str:
-    if OmegaConf.select(config, "algorithm.gsd.budget") is None:
-        return ""
-    return "weighed by G / the prompt's own rollouts (budget), so that those with more count as much"
-
-
-def _drawn(config: DictConfig) -> str:
-    sampler = OmegaConf.select(config, "algorithm.gsd.sampler")
-    if sampler is None:
-        return ""
-    return (
-        "drawn by how much earlier visits have their answers disagree, so that what is trained is the average over "
-        f"what is drawn; {sampler.get('explore', 0.1)} of the chance is the same for all (sampler)"
-    )
-
-
 def _attention(config: DictConfig) -> str:
     actor, model = config.actor_rollout_ref.actor, config.actor_rollout_ref.model
     if actor.strategy not in ("fsdp", "fsdp2"):
@@ -225,10 +219,6 @@ def _attention(config: DictConfig) -> str:
     # Others compute the whole row under a mask.
     apart = model.use_remove_padding and chosen in (SDPA, FLASH)
     return f"{chosen} on {rows}{', sequence by sequence' if apart else ''}"
-
-
-#: What may become of the advantages, in the order it does.
-_AFTERWARDS = (_masked_by, _budgeted, _weighed_by, _fitted_by, _demonstrated)
 
 
 def _words(alpha: float) -> str:
@@ -262,13 +252,6 @@ def _contradictions(config: DictConfig, operation: Operation | None, group_size:
         )
     if _filters(config):
         yield from _filter_contradictions(config)
-    if is_gvpo(config):
-        yield from _gvpo_contradictions(config)
-    if OmegaConf.select(config, "algorithm.gsd.budget") is not None and config.trainer.total_epochs == 1:
-        yield (
-            "algorithm.gsd.budget with trainer.total_epochs=1: every prompt is visited once, nothing is known of any, "
-            "and all have as many rollouts. Write more epochs, or budget=uniform."
-        )
 
 
 def _filters(config: DictConfig) -> bool:
@@ -295,35 +278,4 @@ def _filter_contradictions(config: DictConfig) -> Iterator[str]:
             "algorithm.filter_groups.metric=acc with verl's own scorers: most return a number alone, and verl fills "
             "acc with it. Right as long as that number is 0 or 1; otherwise name a reward.custom_reward_function that "
             "returns score and acc."
-        )
-
-
-def _gvpo_contradictions(config: DictConfig) -> Iterator[str]:
-    actor, rollout, batch = (
-        config.actor_rollout_ref.actor,
-        config.actor_rollout_ref.rollout,
-        config.data.train_batch_size,
-    )
-    loss, mini_batch = actor.policy_loss, actor.ppo_mini_batch_size
-    if loss.get("reference") == "old" and actor.ppo_epochs == 1 and mini_batch >= batch:
-        yield (
-            f"actor_rollout_ref.actor.ppo_mini_batch_size={mini_batch} of data.train_batch_size={batch}, one epoch and "
-            "policy_loss.reference=old: every update starts from the old policy, where GVPO is REINFORCE with the "
-            "group's mean as baseline, times beta. Write a smaller mini-batch; the paper's is a quarter."
-        )
-    top_p, top_k = (value if isinstance(value, int | float) else 1 for value in (rollout.top_p, rollout.top_k or -1))
-    if top_p < 1 or top_k > 0:
-        yield (
-            f"actor_rollout_ref.rollout.top_p={rollout.top_p} and top_k={rollout.top_k}: a sampler that cannot give "
-            "every response does not meet GVPO's condition for its one optimum (Theorem 3.2). Write top_p=1, top_k=-1."
-        )
-    if OmegaConf.select(config, "algorithm.gsd.gvpo.history_fraction") and config.trainer.total_epochs == 1:
-        yield (
-            "algorithm.gsd.gvpo.history_fraction with trainer.total_epochs=1: every prompt is visited once, and none "
-            "has earlier responses. Write more epochs, or history_fraction=0."
-        )
-    if loss.get("var") is not loss.get("cov"):
-        yield (
-            f"actor_rollout_ref.actor.policy_loss.var={loss.get('var')} and cov={loss.get('cov')}: in the paper's "
-            "Table 2 training diverged with either term left out."
         )

@@ -23,6 +23,9 @@ ValueFormat = Literal["number", "share", "large"]
 #: Findings of the report that an extension can remedy: many groups are unanimous; most of these are all wrong.
 Problem = Literal["silent", "all_wrong"]
 
+#: A conflict's setting that stands for every other extension that weighs advantages.
+WEIGHS = "weighs"
+
 
 @dataclass(frozen=True)
 class RecordColumn:
@@ -126,13 +129,20 @@ class ReportSection:
 class Conflict:
     """A setting that the extension does not work with. Declared on one side; the checks and docs of both sides read it.
 
+    The checks report ``KEY=VALUE: algorithm.gsd.NAME does not work with it: REASON. FIX``.
+
     Attributes:
-        setting: when the conflict holds, as ``key`` (the key has a value that is not null, for example
-            ``algorithm.gsd.mine``), ``key=value`` or ``key!=value``, with a YAML value. Several alternatives of one
-            key's values are separated by ``|``.
-        reason: why, as a part of a sentence.
+        setting: when the conflict holds:
+
+            - ``key``: the key has a value that is not null, for example ``algorithm.gsd.budget``;
+            - ``key=value``: it has this value, in YAML. An absent key is null;
+            - ``key!=value``: it has a value that is neither this one nor null;
+            - ``weighs`` (``WEIGHS``): another extension takes part whose declaration has ``weighs``.
+
+            ``|`` separates several values.
+        reason: why, as a part of a sentence without a full stop.
         fix: what to set instead, as whole sentences.
-        when: where it applies: a condition on the extension's own config, in the same form as ``setting``. Empty:
+        when: a further condition, in the same form as ``setting``, usually on the extension's own section. Empty:
             wherever the extension takes part.
     """
 
@@ -154,7 +164,8 @@ class Declaration:
         order: extensions take part in ascending order; equal ones by name. Ours have 10 to 40.
         settings: the section's pydantic model, a ``settings.SectionSettings``: its class, or ``"module:Class"``. It
             rejects unknown keys and wrong values before Ray starts.
-        needs_groups: only our trainer modes, which see whole groups, can run it.
+        needs_groups: only our trainer modes, which see whole groups, can run it. It is rejected under verl's own modes.
+        counts_groups: its ``Extension.place`` fills a mini-batch with a number of groups, whatever their sizes.
         weighs: it changes or uses the advantages of the estimator ``gsd``. It is rejected under any other estimator.
         reads_accuracy: it reads ``acc``, the verifier's verdict. It is rejected where rewards come without one.
         saves: it has ``state_dict`` and ``load_state_dict``, and checkpoints keep what they return.
@@ -164,11 +175,16 @@ class Declaration:
         conflicts: settings that it does not work with.
         check: a function (config, line) -> problems, as ``"module:function"``. It takes the resolved config and yields
             one sentence per problem with other keys beside the section. It is called where the section is absent, too.
-        check_files: the same for files of the machine that runs the training.
-        check_services: the same for servers, whose answer may take seconds. It is called last, before Ray starts.
-        longest_wait: the key of its section that says how many seconds a group may wait for the extension.
-        unused_keys: a tuple of ``run.checks.unused_keys.UnusedKey``, as ``"module:NAME"``: keys without any effect.
-        audit: a function config -> ``audit.Effect``, as ``"module:function"``: what it does to advantages, in words.
+        check_files: the same for files of the machine that runs the training. It is called where the extension takes
+            part.
+        check_services: the same for servers, whose answer may take seconds. It is called where the extension takes
+            part, last, before Ray starts.
+        longest_wait: the key of its section that says how many seconds a group may wait for the extension. The default
+            is that of ``settings``.
+        unused_keys: a tuple of ``run.checks.unused_keys.UnusedKey``, as ``"module:NAME"``: keys that have no effect
+            while a condition holds, whether or not the extension takes part.
+        audit: a function config -> ``audit.Effect`` or None, as ``"module:function"``: what it does to advantages, in
+            words. It is called where the extension takes part.
         record_columns: what ``Extension.record`` returns.
         step_figures: figures per step for charts and findings, from record columns.
         report: its section of a report.
@@ -192,6 +208,7 @@ class Declaration:
     order: int = 100
     settings: str | type | None = None
     needs_groups: bool = True
+    counts_groups: bool = False
     weighs: bool = True
     reads_accuracy: bool = False
     saves: bool = False

@@ -14,8 +14,8 @@ from verl.workers.engine_workers import ActorRolloutRefWorker
 
 from gpu_check.device import device, synchronize
 from verl_gsd import extension
+from verl_gsd.algorithms.gvpo.checks import is_gvpo
 from verl_gsd.algorithms.gvpo.placement import Placement
-from verl_gsd.audit import is_gvpo
 from verl_gsd.extension import UnplacedRows
 from verl_gsd.trainer.rows import DEMONSTRATION
 from verl_gsd.trainer.worker import actor_worker

@@ -181,7 +181,7 @@ def test_a_stage_that_needs_groups_refuses_a_stock_mode_by_name(configure, mode,
     extension.register(Declaration("anchor_stub", AnchorStub))
     window = "+algorithm.gsd.anchor_stub.window=3"
     config = configure(window, f"trainer.v1.trainer_mode={mode}")
-    (problem,) = extensions_unusable(config)
+    (problem,) = own_problems(config)
     named = (f"trainer.v1.trainer_mode={mode}", "algorithm.gsd.anchor_stub", f"trainer.v1.trainer_mode={wanted}")
     assert all(name in problem for name in named)
     config = configure(window, f"trainer.v1.trainer_mode={wanted}")

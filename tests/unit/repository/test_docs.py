@@ -1,5 +1,7 @@
 """What the documentation shows runs, and what it names is there."""
 
+import dataclasses
+import importlib.util
 import re
 
 import pytest
@@ -68,3 +70,38 @@ def test_keys_of_the_page_on_switching_are_those_of_the_choices(compose_fast):
             short = key.replace("actor_rollout_ref.", "")
             (written,) = re.findall(re.escape(short) + r"=([\w.-]+)", row)
             assert str(value) == written or float(value) == float(written), (algo, key, value, written)
+
+
+@pytest.fixture
+def compatibility():
+    specification = importlib.util.spec_from_file_location("compatibility", ROOT / "scripts" / "compatibility.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+def test_the_table_of_what_works_with_what_is_what_the_extensions_declare(compatibility, stages_as_before):
+    page = compatibility.PAGE.read_text(encoding="utf-8")
+    assert compatibility.with_table(page) == page, "run python scripts/compatibility.py"
+    conflict = extension.Conflict("algorithm.gsd.hadw", "both cap", "Leave one out.")
+    budget = dataclasses.replace(extension.declared("budget"), conflicts=(conflict,))
+    extension._DECLARED["budget"] = budget
+    changed = compatibility.with_table(page)
+    assert changed != page and "`algorithm.gsd.budget` with `algorithm.gsd.hadw`: both cap. Leave one out." in changed
+
+
+def test_the_check_of_the_table_fails_where_the_page_is_old(compatibility, monkeypatch, tmp_path):
+    page = tmp_path / "switching.md"
+    monkeypatch.setattr(compatibility, "PAGE", page)
+    monkeypatch.setattr("sys.argv", ["compatibility.py", "--check"])
+    page.write_text(f"before\n{compatibility.BEGIN}\nold\n{compatibility.END}\nafter\n")
+    with pytest.raises(SystemExit, match=r"python scripts/compatibility\.py"):
+        compatibility.main()
+    monkeypatch.setattr("sys.argv", ["compatibility.py"])
+    compatibility.main()
+    assert page.read_text().startswith("before\n") and page.read_text().endswith("\nafter\n")
+    monkeypatch.setattr("sys.argv", ["compatibility.py", "--check"])
+    compatibility.main()
+    page.write_text("no marks")
+    with pytest.raises(ValueError, match="marks"):
+        compatibility.main()

@@ -11,6 +11,7 @@ demonstration_ratio.py  the gradient on a demonstration's tokens
 loss.py, worker.py      the loss under verl's name ``dagrpo``; the probe of gradients
 checks.py               what can be wrong with a config
 report.py, findings.py  record columns, figures per step and charts; what can go wrong in a run
+conflicts.py, unused_keys.py, audit.py    what it does not work with, what has no effect, what it does in words
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from verl_gsd.algorithms.dagrpo import report
+from verl_gsd.algorithms.dagrpo.conflicts import DEMONSTRATION_CONFLICTS, JUDGE_CONFLICTS
 from verl_gsd.extension import Declaration, register
 from verl_gsd.lazy_names import lazy_names
 
@@ -37,6 +39,8 @@ register(
         step_figures=report.STEP_FIGURES,
         report=report.REPORT,
         report_order=20,
+        unused_keys="verl_gsd.algorithms.dagrpo.unused_keys:UNUSED_KEYS",
+        audit="verl_gsd.algorithms.dagrpo.audit:mask_effect",
     )
 )
 # The judge sees a group before a demonstration takes a response's place in it.
@@ -47,6 +51,9 @@ register(
         order=31,
         findings="verl_gsd.algorithms.dagrpo.findings:OF_JUDGE",
         report_order=70,
+        conflicts=JUDGE_CONFLICTS,
+        check_services="verl_gsd.algorithms.dagrpo.checks:judge_absent",
+        longest_wait="budget_s",
     )
 )
 register(
@@ -57,6 +64,10 @@ register(
         findings="verl_gsd.algorithms.dagrpo.findings:OF_DEMONSTRATIONS",
         remedies={"all_wrong": "algo=dagrpo_anchors  # a verified demonstration for groups in which all failed"},
         report_order=60,
+        reads_accuracy=True,
+        conflicts=DEMONSTRATION_CONFLICTS,
+        check_files="verl_gsd.algorithms.dagrpo.checks:demonstrations_absent",
+        audit="verl_gsd.algorithms.dagrpo.audit:demonstration_effect",
     )
 )
 

@@ -7,20 +7,27 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from omegaconf import DictConfig, OmegaConf
 
 from verl_gsd.algorithms.dagrpo import demonstration_settings as demonstrations
 from verl_gsd.algorithms.dagrpo.settings import Settings, check_on_policy, check_ratio
-from verl_gsd.audit import is_dagrpo_loss
 from verl_gsd.judge import settings as judge
 from verl_gsd.judge.disks import journal_mode, mounts
 from verl_gsd.judge.scorer import HIGHEST
 from verl_gsd.run.checks.parallelism import sequence_parallel
+from verl_gsd.run.checks.validate import as_list, made_on_first_use
 from verl_gsd.run.compose import Line
 from verl_gsd.run.remote_paths import scheme_of
 
 _LOSS = "actor_rollout_ref.actor.policy_loss"
 _SECTION = "algorithm.gsd.dagrpo"
+
+
+def is_dagrpo_loss(config: DictConfig) -> bool:
+    """Whether the policy loss is the one that knows demonstrations."""
+    return OmegaConf.select(config, f"{_LOSS}.loss_mode") == "dagrpo"
 
 
 def dagrpo_wrong(config: DictConfig, line: Line) -> Iterator[str]:
@@ -54,11 +61,6 @@ def dagrpo_wrong(config: DictConfig, line: Line) -> Iterator[str]:
             f"{_SECTION}.probe_every={own.probe_every} with actor_rollout_ref.actor.strategy={actor.strategy} and "
             f"sequences over {sequence_parallel(actor)} workers: only FSDP's gradients of whole sequences are probed. "
             "Write null."
-        )
-    if judged and config.algorithm.use_kl_in_reward:
-        yield (
-            "algorithm.use_kl_in_reward=true: with a penalty of its own every response differs from every other, and "
-            "pairs of two right ones would be masked or kept. Write actor_rollout_ref.actor.use_kl_loss=true instead."
         )
     if shown:
         yield from _demonstrations_wrong(config)
@@ -116,16 +118,42 @@ def _demonstrations_wrong(config: DictConfig) -> Iterator[str]:
             f"{_SECTION}.demonstrations.per_group={settings.per_group} of actor_rollout_ref.rollout.n={rollout.n}: no "
             "response of the policy's own would be left. Write a smaller number."
         )
-    correction = config.algorithm.rollout_correction
-    if correction and correction.get("bypass_mode"):
-        yield (
-            "algorithm.rollout_correction.bypass_mode=true: the inference engine has no log-probabilities of a "
-            "demonstration. Write algorithm.rollout_correction.bypass_mode=false."
-        )
-    if rollout.get("enable_rollout_routing_replay"):
-        yield (
-            "actor_rollout_ref.rollout.enable_rollout_routing_replay=true: a demonstration has no routes to replay. "
-            "Write false."
-        )
-    if config.critic.enable:
-        yield "critic.enable=true: a critic would learn from demonstrations' masked tokens. Write critic.enable=false."
+
+
+def demonstrations_absent(config: DictConfig, line: Line) -> Iterator[str]:
+    """Parquet files of training prompts without the column that demonstrations come from."""
+    section = config.algorithm.gsd.dagrpo.demonstrations
+    column, made = section.get("column"), made_on_first_use(config)
+    if section.get("source") == "self" or not column:
+        return
+    key = f"{_SECTION}.demonstrations.column={column}"
+    for file in map(str, as_list(config.data.train_files)):
+        if scheme_of(file) or made(file):
+            continue
+        try:
+            schema = pq.read_schema(Path(file).expanduser())
+        except (pa.ArrowException, OSError):
+            continue  # another check reports what is no Parquet file
+        if column not in schema.names:
+            yield f"{key}: data.train_files={file} has no such column. It has {', '.join(schema.names)}."
+        elif not _is_of_texts(schema.field(column).type):
+            kind = schema.field(column).type
+            yield f"{key}: data.train_files={file} has {kind} there. Set it to a column of texts, or of lists of texts."
+
+
+def _is_of_texts(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return _is_of_texts(kind.value_type)
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)
+
+
+def judge_absent(config: DictConfig, line: Line) -> Iterator[str]:
+    """A judge's server that does not answer: every pair would stay unjudged, step after step."""
+    from verl_gsd.judge.build import served_model
+
+    try:
+        settings = judge.Settings.of(config.algorithm.gsd.dagrpo.judge)
+        if settings.scorer == "openai":
+            served_model(settings)
+    except ValueError as error:
+        yield f"{_SECTION}.judge.{error}."

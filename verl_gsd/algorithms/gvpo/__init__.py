@@ -11,6 +11,7 @@ loss.py       the loss under verl's name ``gvpo``
 checks.py     what can be wrong with a config
 report.py     charts
 findings.py   what can go wrong in a run
+conflicts.py, unused_keys.py, audit.py    what it does not work with, what has no effect, what it does in words
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from verl_gsd.algorithms.gvpo import report
+from verl_gsd.algorithms.gvpo.conflicts import CONFLICTS
 from verl_gsd.extension import Declaration, register
 from verl_gsd.lazy_names import lazy_names
 
@@ -29,12 +31,16 @@ register(
         "gvpo",
         "verl_gsd.algorithms.gvpo.extension:Gvpo",
         order=20,
+        counts_groups=True,
         worker="verl_gsd.algorithms.gvpo.worker:GvpoWorker",
         loss="verl_gsd.algorithms.gvpo.loss",
+        conflicts=CONFLICTS,
         check="verl_gsd.algorithms.gvpo.checks:gvpo_wrong",
         report=report.REPORT,
         findings="verl_gsd.algorithms.gvpo.findings:FINDERS",
         report_order=30,
+        unused_keys="verl_gsd.algorithms.gvpo.unused_keys:UNUSED_KEYS",
+        audit="verl_gsd.algorithms.gvpo.audit:gvpo_effect",
     )
 )
 

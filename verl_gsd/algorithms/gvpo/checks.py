@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from omegaconf import DictConfig, OmegaConf
 
 from verl_gsd.algorithms.gvpo.settings import check_gvpo_settings
-from verl_gsd.audit import is_gvpo
 from verl_gsd.extension import ROLLOUTS
 from verl_gsd.run.checks.parallelism import workers_of
 from verl_gsd.run.compose import Line
@@ -17,6 +16,11 @@ from verl_gsd.sections import is_number
 GROUPINGS = ("auto", "whole", "prepass")
 _KEYS = ("grouping", "history_fraction", "allow_second_kl")
 _LOSS = "actor_rollout_ref.actor.policy_loss"
+
+
+def is_gvpo(config: DictConfig) -> bool:
+    """Whether the policy loss is GVPO's."""
+    return OmegaConf.select(config, f"{_LOSS}.loss_mode") == "gvpo"
 
 
 def gvpo_wrong(config: DictConfig, line: Line) -> Iterator[str]:
@@ -33,7 +37,6 @@ def gvpo_wrong(config: DictConfig, line: Line) -> Iterator[str]:
         )
         return
     yield from _settings(config, section)
-    yield from _refused_beside(config)
     yield from _second_kl(config, section)
     if not _counts(config):
         return  # named where counts are checked
@@ -41,7 +44,7 @@ def gvpo_wrong(config: DictConfig, line: Line) -> Iterator[str]:
     if section.get("grouping") == "whole":
         yield from _whole_impossible(config)
     if section.get("history_fraction"):
-        yield from _history_impossible(config)
+        yield from _history_too_small(config)
 
 
 def _settings(config: DictConfig, section: DictConfig) -> Iterator[str]:
@@ -66,72 +69,14 @@ def _settings(config: DictConfig, section: DictConfig) -> Iterator[str]:
             yield f"{_LOSS}.{name}={loss.get(name)}: write true or false."
 
 
-def _refused_beside(config: DictConfig) -> Iterator[str]:
-    """What would make the weights of a group no longer sum to zero, or mean nothing."""
-    gsd, actor, correction = config.algorithm.gsd, config.actor_rollout_ref.actor, config.algorithm.rollout_correction
-    if gsd.get("alpha") != 0:
-        yield (
-            f"algorithm.gsd.alpha={gsd.get('alpha')}: dividing by a group's sigma^alpha moves GVPO's optimum away from "
-            "pi exp(R / beta). Write algorithm.gsd.alpha=0."
-        )
-    # A budget has its own reason against GVPO, said in budget_settings.py.
-    others = ("gvpo", "budget", "limits")
-    stages = [name for name, value in gsd.items() if isinstance(value, DictConfig) and name not in others]
-    for name in stages:
-        yield (
-            f"algorithm.gsd.{name}: GVPO's weights must sum to zero within a group, and what it makes of advantages "
-            f"does not. Leave algorithm.gsd.{name} out, or write another algo."
-        )
-    if config.critic.enable:
-        yield "critic.enable=true: GVPO has no use for a critic, and its batches would be cut to fit it. Write false."
-    if isinstance(config.trainer.critic_warmup, int) and config.trainer.critic_warmup > 1:
-        yield f"trainer.critic_warmup={config.trainer.critic_warmup}: GVPO has no critic to warm up. Write 0."
-    if actor.shuffle:
-        yield (
-            "actor_rollout_ref.actor.shuffle=true: every worker would shuffle its rows by itself, and groups would "
-            "fall apart over mini-batches. Write actor_rollout_ref.actor.shuffle=false."
-        )
-    if correction and correction.get("bypass_mode"):
-        yield (
-            "algorithm.rollout_correction.bypass_mode=true: the inference engine's log-probabilities would stand for "
-            "pi_old's, and its numerical difference for a log-ratio. Write "
-            "algorithm.rollout_correction.bypass_mode=false."
-        )
-    for name in ("rollout_is", "rollout_rs"):
-        if correction and correction.get(name):
-            yield (
-                f"algorithm.rollout_correction.{name}={correction.get(name)}: GVPO needs no importance weights, its "
-                f"optimum is the same for any sampler. Write algorithm.rollout_correction.{name}=null."
-            )
-    if OmegaConf.select(actor, "megatron.dynamic_context_parallel"):
-        yield (
-            "actor_rollout_ref.actor.megatron.dynamic_context_parallel=true: rows then belong to no worker, and "
-            "GVPO's figures are summed over workers. Write false."
-        )
-    if OmegaConf.select(config, "distillation.enabled"):
-        yield "distillation.enabled=true: GVPO goes with no teacher's loss. Write distillation.enabled=false."
-
-
 def _second_kl(config: DictConfig, section: DictConfig) -> Iterator[str]:
-    actor, reference = config.actor_rollout_ref.actor, config.actor_rollout_ref.actor.policy_loss.get("reference")
-    remedy = "or algorithm.gsd.gvpo.allow_second_kl=true if you mean it."
-    if reference == "ref" and not actor.use_kl_loss:
+    """A KL term of the loss. The one in the reward is a declared conflict."""
+    actor = config.actor_rollout_ref.actor
+    if section.get("allow_second_kl") is not True and actor.use_kl_loss and actor.kl_loss_coef != 0:
         yield (
-            f"{_LOSS}.reference=ref with actor_rollout_ref.actor.use_kl_loss=false: the reference model's "
-            "log-probabilities are computed only where that is on. Write actor_rollout_ref.actor.use_kl_loss=true; "
-            "with kl_loss_coef=0 it adds no term."
-        )
-    if section.get("allow_second_kl") is True:
-        return
-    if actor.use_kl_loss and actor.kl_loss_coef != 0:
-        yield (
-            f"actor_rollout_ref.actor.kl_loss_coef={actor.kl_loss_coef}: GVPO's beta is a KL term already, and its "
-            f"optimum would move. Write actor_rollout_ref.actor.kl_loss_coef=0, {remedy}"
-        )
-    if config.algorithm.use_kl_in_reward:
-        yield (
-            "algorithm.use_kl_in_reward=true: GVPO's beta is a KL term already, and its optimum would move. Write "
-            f"algorithm.use_kl_in_reward=false, {remedy}"
+            f"actor_rollout_ref.actor.kl_loss_coef={actor.kl_loss_coef}: GVPO's beta is a KL term already, and a "
+            "second one moves its optimum. Set actor_rollout_ref.actor.kl_loss_coef=0, or "
+            "algorithm.gsd.gvpo.allow_second_kl=true to keep both."
         )
 
 
@@ -178,23 +123,12 @@ def _whole_impossible(config: DictConfig) -> Iterator[str]:
         )
 
 
-def _history_impossible(config: DictConfig) -> Iterator[str]:
+def _history_too_small(config: DictConfig) -> Iterator[str]:
     rollout, share = config.actor_rollout_ref.rollout, config.algorithm.gsd.gvpo.history_fraction
     if rollout.n == 1:
-        yield "actor_rollout_ref.rollout.n=1: a group of one has no room for an earlier response. Write 2 or more."
+        yield "actor_rollout_ref.rollout.n=1: a group of one has no room for an earlier response. Set 2 or more."
     elif isinstance(share, int | float) and share * rollout.n < 0.5:
         yield (
             f"algorithm.gsd.gvpo.history_fraction={share} of actor_rollout_ref.rollout.n={rollout.n} responses is "
-            f"none. Write {0.5 / rollout.n:.3g} or more, or 0."
-        )
-    if rollout.get("enable_rollout_routing_replay"):
-        yield (
-            "actor_rollout_ref.rollout.enable_rollout_routing_replay=true: an earlier response has no routes of this "
-            "policy to replay. Write false, or algorithm.gsd.gvpo.history_fraction=0."
-        )
-    if rollout.calculate_log_probs:
-        yield (
-            "actor_rollout_ref.rollout.calculate_log_probs=true: an earlier response has none of this policy, and "
-            "verl's comparison of engines would show the policy's change. Write "
-            "actor_rollout_ref.rollout.calculate_log_probs=false, or algorithm.gsd.gvpo.history_fraction=0."
+            f"none. Set {0.5 / rollout.n:.3g} or more, or 0."
         )

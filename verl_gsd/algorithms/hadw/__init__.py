@@ -1,6 +1,7 @@
 """HA-DW, arXiv 2601.08521: advantages reweighted by how hard a prompt is for the policy as it was so far.
 
 factor.py     the equations, and how they differ from the paper
+audit.py      what it does, in words
 anchors.py    the running accuracy against which a prompt is hard or easy
 extension.py  settings; checks of the settings; the anchor is updated in ``end_step`` and
               saved
@@ -35,6 +36,8 @@ register(
         findings="verl_gsd.algorithms.hadw.findings:FINDERS",
         report_order=10,
         histograms={"hadw_factor_right": "hadw_factor_right", "hadw_factor_wrong": "hadw_factor_wrong"},
+        reads_accuracy=True,
+        audit="verl_gsd.algorithms.hadw.audit:hadw_effect",
     )
 )
 

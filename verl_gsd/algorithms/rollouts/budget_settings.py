@@ -9,8 +9,6 @@ from typing import Any, Literal, get_args
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from verl_gsd.audit import is_gvpo
-from verl_gsd.errors import OUR_MODES
 from verl_gsd.extension import ROLLOUTS
 from verl_gsd.run.compose import Line
 from verl_gsd.run.dataset import files_with
@@ -78,47 +76,8 @@ def budget_wrong(config: DictConfig, line: Line) -> Iterator[str]:
             f"{_SECTION}.{bound}={getattr(settings, bound)} with actor_rollout_ref.rollout.n={size}: the mean must lie "
             "between the bounds, or there is nothing to share out. Write a minimum below n and a maximum above it."
         )
-    yield from _sizes_do_not_hold(config)
     for file in files_with(ROLLOUTS, config.data.train_files):
         yield (
             f"data.train_files={file} has a column {ROLLOUTS}, and {_SECTION} sets one. Write budget=uniform, or drop "
             "the column."
-        )
-
-
-def _sizes_do_not_hold(config: DictConfig) -> Iterator[str]:
-    """What trains on other groups than those asked for, or on other rows than their rollouts."""
-    mode = config.trainer.v1.trainer_mode
-    if mode != OUR_MODES["sync"]:
-        yield (
-            f"trainer.v1.trainer_mode={mode}: {_SECTION} shares out the rollouts of a step among its prompts, and only "
-            f"{OUR_MODES['sync']} trains on those prompts and no others. Write "
-            f"trainer.v1.trainer_mode={OUR_MODES['sync']}, or budget=uniform."
-        )
-    if config.algorithm.filter_groups.enable:
-        yield (
-            "algorithm.filter_groups.enable=true: dynamic sampling replaces groups by others of other sizes, and the "
-            f"rollouts trained on no longer add up under {_SECTION}. Write algorithm.filter_groups.enable=false, or "
-            "budget=uniform."
-        )
-    if OmegaConf.select(config, "trainer.v1.sampler.sync_refill_failed_groups"):
-        yield (
-            "trainer.v1.sampler.sync_refill_failed_groups=true: a group that takes a failed one's place has another "
-            f"size under {_SECTION}. Write false, or budget=uniform."
-        )
-    triggers = OmegaConf.select(config, "trainer.v1.sync.parameter_sync_step")
-    if triggers not in (None, 1):
-        yield (
-            f"trainer.v1.sync.parameter_sync_step={triggers}: a step's groups come in {triggers} pieces, in none of "
-            f"which the rollouts of {_SECTION} add up. Write 1, or budget=uniform."
-        )
-    if is_gvpo(config):
-        yield (
-            f"actor_rollout_ref.actor.policy_loss.loss_mode=gvpo: {_SECTION} scales a group's advantages by its size, "
-            "and GVPO's optimum is pi exp(R / beta) for unscaled ones. Set budget=uniform, or use another algo."
-        )
-    if OmegaConf.select(config, "algorithm.gsd.dagrpo.demonstrations.mode") == "always":
-        yield (
-            "algorithm.gsd.dagrpo.demonstrations.mode=always: a demonstration in every group decides whether it is "
-            f"mixed, which is what {_SECTION} shares out rollouts for. Write all_fail, or budget=uniform."
         )

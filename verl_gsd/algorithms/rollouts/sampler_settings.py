@@ -53,16 +53,6 @@ def sampler_wrong(config: DictConfig, line: Line) -> Iterator[str]:
     except ValueError as error:
         yield f"{_SECTION}: {error}."
         return
-    if config.data.dataloader_num_workers != 0:
-        yield (
-            f"data.dataloader_num_workers={config.data.dataloader_num_workers}: workers fetch prompts before it is "
-            f"known what came of the last step, and {_SECTION} draws by that. Write data.dataloader_num_workers=0."
-        )
-    if OmegaConf.select(config, "data.sampler") is not None:
-        yield (
-            f"data.sampler={config.data.sampler} with {_SECTION}: prompts are drawn by one of them, and verl's V1 "
-            "trainers do not read data.sampler. Leave it out, or write sampler=uniform."
-        )
     budget = OmegaConf.select(config, "algorithm.gsd.budget")
     if isinstance(budget, DictConfig) and budget.get("half_life") != settings.half_life:
         yield (

@@ -12,6 +12,7 @@ from verl_gsd import extension
 from verl_gsd.checkpoints import step_of, whole_checkpoints
 from verl_gsd.dial_settings import dial_settings
 from verl_gsd.errors import OUR_MODES, ConfigError
+from verl_gsd.run.checks.conflicts import check_conflicts
 from verl_gsd.run.checks.limits import check_limits
 from verl_gsd.run.cluster_lock import is_job
 from verl_gsd.run.compose import Line
@@ -70,11 +71,12 @@ def check_accuracies_known(config: DictConfig, line: Line) -> Iterator[str]:
             f"algorithm.filter_groups.metric={metric}: {alone}. Set algorithm.filter_groups.metric=reward, or "
             "algorithm.filter_groups.enable=false."
         )
-    for section in ("hadw", "dagrpo.demonstrations", "budget", "sampler"):
-        if OmegaConf.select(config, f"algorithm.gsd.{section}") is not None:
+    for declaration in extension.active(OmegaConf.select(config, "algorithm.gsd")):
+        if declaration.reads_accuracy:
+            section = f"algorithm.gsd.{declaration.name}"
             yield (
-                f"algorithm.gsd.{section} reads acc, the verifier's verdict, and {alone}. Set "
-                f"reward.custom_reward_function.path to a function that returns both, or algorithm.gsd.{section}=null."
+                f"{section} reads acc, the verifier's verdict, and {alone}. Set "
+                f"reward.custom_reward_function.path to a function that returns both, or {section}=null."
             )
 
 
@@ -185,6 +187,26 @@ def _told_by(declaration: extension.Declaration, config: DictConfig, line: Line)
         yield from extension.load(declaration.check)(config, line)
 
 
+def check_extension_files(config: DictConfig, line: Line) -> Iterator[str]:
+    """Report what the extensions of this run miss in files of the machine that trains."""
+    for declaration in _taking_part(config):
+        if declaration.check_files is not None:
+            yield from extension.load(declaration.check_files)(config, line)
+
+
+def check_extension_services(config: DictConfig) -> Iterator[str]:
+    """Report what the extensions of this run miss of servers. It may take seconds."""
+    for declaration in _taking_part(config):
+        if declaration.check_services is not None:
+            yield from extension.load(declaration.check_services)(config, Line({}, ()))
+
+
+def _taking_part(config: DictConfig) -> list[extension.Declaration]:
+    """The extensions of this run whose section is a section."""
+    gsd = OmegaConf.select(config, "algorithm.gsd") or {}
+    return [of for of in extension.active(gsd) if isinstance(of.section(gsd), DictConfig)]
+
+
 CHECKS = (
     _dial_settings_in_range,
     _poll_interval_positive,
@@ -193,6 +215,7 @@ CHECKS = (
     check_accuracies_known,
     _rollouts_are_generated,
     _extensions_wrong,
+    check_conflicts,
     check_limits,
     memory_restorable,
 )
@@ -210,11 +233,23 @@ def own_problems(config: DictConfig) -> list[str]:
     ]
 
 
-def foreign_extensions_wrong(config: DictConfig) -> Iterator[str]:
-    """What extensions of other people's packages have to say of the config, once these are loaded."""
+def foreign_extensions_wrong(config: DictConfig, files: bool = True) -> Iterator[str]:
+    """What extensions of other people's packages have to say of the config, once these are loaded.
+
+    The first checks of the config were made without them.
+
+    Args:
+        files: whether this machine has the run's files.
+    """
+    line = Line({}, ())
     for declaration in extension.declarations():
         if not extension.is_ours(declaration):
-            yield from _told_by(declaration, config, Line({}, ()))
+            yield from _told_by(declaration, config, line)
+    if any(not extension.is_ours(declaration) for declaration in _taking_part(config)):
+        for check in (check_accuracies_known, check_conflicts, check_limits):
+            yield from check(config, line)
+        if files:
+            yield from check_extension_files(config, line)
 
 
 def own_keys_unknown(config: DictConfig) -> Iterator[str]:
@@ -227,26 +262,11 @@ def own_keys_unknown(config: DictConfig) -> Iterator[str]:
 
 
 def extensions_unusable(config: DictConfig) -> Iterator[str]:
-    """Extensions whose section is wrong, which cannot take part together, or which need another estimator or trainer
-    mode. Needs the plugins loaded, and imports torch."""
-    mode = config.trainer.v1.trainer_mode
+    """Extensions whose section is wrong or which cannot take part together. Needs the plugins loaded, and imports
+    torch."""
     gsd = OmegaConf.select(config, "algorithm.gsd") or {}
     # An extension's own check says it better, where it has one.
     told = {of.name: list(_told_by(of, config, Line({}, ()))) for of in extension.active(gsd)}
     for name, problem in extension.problems(gsd):
         if not told.get(name) and not told.get(name.partition(".")[0]):
             yield problem
-    for declaration in extension.active(gsd):
-        name = declaration.name
-        if not declaration.needs_groups or "." in name:  # the section that it is part of says so
-            continue
-        if declaration.weighs and config.algorithm.adv_estimator != "gsd":
-            yield (
-                f"algorithm.adv_estimator={config.algorithm.adv_estimator}: algorithm.gsd.{name} weighs what the "
-                "estimator gsd computes and no other. Write algorithm.adv_estimator=gsd."
-            )
-        if not is_ours(config) and not any(f"trainer.v1.trainer_mode={mode}" in problem for problem in told[name]):
-            yield (
-                f"trainer.v1.trainer_mode={mode}: algorithm.gsd.{name} needs to see whole groups. Write "
-                f"trainer.v1.trainer_mode={OUR_MODES.get(mode, 'gsd_sync')}."
-            )

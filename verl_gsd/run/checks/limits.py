@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from verl_gsd.judge.settings import Settings as JudgeSettings
+from verl_gsd import extension
 from verl_gsd.run.compose import Line
 from verl_gsd.sections import is_finite, settings_of
 
@@ -78,11 +78,23 @@ def seconds_for_a_reward(config: DictConfig) -> float:
     return max(seconds, _REWARD_MODEL_SECONDS) if model_alone else seconds
 
 
-def judge_budget(config: DictConfig) -> float:
-    """Seconds that a group may wait for a judge; 0 without one."""
-    section = OmegaConf.select(config, "algorithm.gsd.dagrpo.judge")
-    budget = None if section is None else section.get("budget_s", JudgeSettings.budget_s)
-    return float(budget) if is_finite(budget) else 0.0
+def extension_waits(config: DictConfig) -> dict[str, float]:
+    """Seconds that a group may wait for the extensions of this run, by the key that says so."""
+    gsd, waits = OmegaConf.select(config, "algorithm.gsd") or {}, {}
+    for declaration in extension.active(gsd):
+        key, section = declaration.longest_wait, declaration.section(gsd)
+        if key is None or not isinstance(section, Mapping):
+            continue
+        seconds = section[key] if key in section else _default(declaration, key)
+        if is_finite(seconds):  # the check of the section reports what is no number
+            waits[f"algorithm.gsd.{declaration.name}.{key}"] = float(seconds)
+    return waits
+
+
+def _default(declaration: extension.Declaration, key: str) -> Any:
+    """The default of a key of its section; None where its settings have none."""
+    model = None if declaration.settings is None else extension.load(declaration.settings)
+    return None if model is None else model.model_fields[key].default
 
 
 def check_limits(config: DictConfig, line: Line) -> Iterator[str]:
@@ -94,10 +106,8 @@ def check_limits(config: DictConfig, line: Line) -> Iterator[str]:
         return
     if limits.quiet_seconds is None:
         return
-    for key, seconds in (
-        (f"{_SECTION}.reward_seconds", seconds_for_a_reward(config)),
-        ("algorithm.gsd.dagrpo.judge.budget_s", judge_budget(config)),
-    ):
+    waits = {f"{_SECTION}.reward_seconds": seconds_for_a_reward(config), **extension_waits(config)}
+    for key, seconds in waits.items():
         if limits.quiet_seconds <= seconds:
             yield (
                 f"{_SECTION}.quiet_seconds={limits.quiet_seconds:g}: the run would be stopped before {key}={seconds:g} "

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from omegaconf import DictConfig, OmegaConf
 
-from verl_gsd.audit import is_gvpo
+from verl_gsd import extension
 from verl_gsd.errors import OUR_MODES
 from verl_gsd.run.dataset import files_with
 from verl_gsd.solve_rates.allocating import COLUMN
@@ -24,8 +24,8 @@ def planned_sizes(config: DictConfig) -> Iterator[str]:
     size, batch = config.actor_rollout_ref.rollout.n, config.data.train_batch_size
     named = f"data.train_files={', '.join(files)}"
     yield f"groups: of the sizes in column {COLUMN}, {sizes.min()} to {sizes.max()}, {sizes.mean():.6g} on average"
-    if is_gvpo(config):
-        return  # its mini-batches are counted in groups: no size costs an update, and nothing has to add up
+    if any(declaration.counts_groups for declaration in extension.active(OmegaConf.select(config, "algorithm.gsd"))):
+        return  # mini-batches are counted in groups: no size costs an update, and nothing has to add up
     if sizes.sum() != size * len(sizes):
         yield (
             f"warning: {named} asks for {sizes.mean():.6g} rollouts a prompt and actor_rollout_ref.rollout.n={size}: "

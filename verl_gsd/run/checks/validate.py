@@ -16,12 +16,9 @@ import shutil
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from verl_gsd import checkpoints
-from verl_gsd.audit import demonstration_column
 from verl_gsd.errors import ConfigError
 from verl_gsd.run import cluster_lock, gpus
 from verl_gsd.run.checks import gsd_section
@@ -71,8 +68,7 @@ def raise_problems(problems: list[str]) -> None:
 
 
 def _files_exist(config: DictConfig, line: Line) -> Iterator[str]:
-    made = _made_on_first_use(config)
-    column = demonstration_column(config)
+    made = made_on_first_use(config)
     model = str(config.actor_rollout_ref.model.path)
     joins_cluster = _joins_cluster(config)  # its machines read remote paths, not this one
     if scheme_of(model):
@@ -89,22 +85,6 @@ def _files_exist(config: DictConfig, line: Line) -> Iterator[str]:
                     yield f"{key}={file}: {problem}"
             elif not made(file):
                 yield from file_problems(key, str(file), config)
-                if key == "data.train_files" and column:
-                    yield from _demonstrations_absent(column, str(file))
-
-
-def _demonstrations_absent(column: str, file: str) -> Iterator[str]:
-    """A Parquet file of training prompts without the column that demonstrations are to come from."""
-    try:
-        schema = pq.read_schema(file)
-    except (pa.ArrowException, OSError):
-        return  # file_problems reports what is no Parquet file
-    key = f"algorithm.gsd.dagrpo.demonstrations.column={column}"
-    if column not in schema.names:
-        yield f"{key}: data.train_files={file} has no such column. It has {', '.join(schema.names)}."
-    elif not _is_of_texts(schema.field(column).type):
-        kind = schema.field(column).type
-        yield f"{key}: data.train_files={file} has {kind} there. Set it to a column of texts, or of lists of texts."
 
 
 def _remote_paths_are_read(config: DictConfig, line: Line) -> Iterator[str]:
@@ -123,13 +103,7 @@ def _remote_paths_are_read(config: DictConfig, line: Line) -> Iterator[str]:
         yield f"task.directory={folder}: the task is made in a local folder. Set the key to one."
 
 
-def _is_of_texts(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return _is_of_texts(kind.value_type)
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)
-
-
-def _made_on_first_use(config: DictConfig) -> Callable[[str], bool]:
+def made_on_first_use(config: DictConfig) -> Callable[[str], bool]:
     """Whether a path belongs to the embedded task, which the launcher makes once the rest has been found right."""
     task = config.get("task", {})
     made = ("train.parquet", "test.parquet", "model") if task.get("name") == "arithmetic" else ()
@@ -356,6 +330,7 @@ CHECKS = (
     check_packages,
     _remote_paths_are_read,
     _files_exist,
+    gsd_section.check_extension_files,
     check_truncation,
     _batch_fits_data,
     _disk_has_room,
@@ -374,6 +349,7 @@ OF_THIS_MACHINE = (
     check_platform,
     check_packages,
     _files_exist,
+    gsd_section.check_extension_files,
     _batch_fits_data,
     _disk_has_room,
     _checkpoint_is_whole,

@@ -8,10 +8,11 @@ import sys
 import warnings
 from collections.abc import Collection, Iterator
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from verl_gsd.errors import OUR_MODES
 from verl_gsd.run.checks.gsd_section import (
+    check_extension_services,
     extensions_unusable,
     foreign_extensions_wrong,
     foreign_memory_restorable,
@@ -25,10 +26,10 @@ PLUGIN = "verl_gsd.trainer.plugin"
 
 
 def validate_with_verl(config: DictConfig, runs_here: bool = True) -> list[Message]:
-    """Check what needs verl: the plugin, names, the reward function, the judge, the data, and verl's own checks.
+    """Check what needs verl: the plugin, names, the reward function, servers, the data, and verl's own checks.
 
     Args:
-        runs_here: whether the run's data, verifier and judge can be reached from this machine.
+        runs_here: whether the run's data, verifier and servers can be reached from this machine.
 
     Returns:
         What the user should know of the data.
@@ -41,11 +42,11 @@ def validate_with_verl(config: DictConfig, runs_here: bool = True) -> list[Messa
         or [
             *_unknown_names(config),
             *own_keys_unknown(config),
-            *foreign_extensions_wrong(config),
+            *foreign_extensions_wrong(config, files=runs_here),
             *extensions_unusable(config),
             *(foreign_memory_restorable(config) if runs_here else ()),
             *(_reward_function_missing(config) if runs_here else ()),
-            *(_judge_absent(config) if runs_here else ()),
+            *(check_extension_services(config) if runs_here else ()),
         ]
         or list(_verl_refuses(config))
     )
@@ -110,21 +111,6 @@ def _reward_function_missing(config: DictConfig) -> Iterator[str]:
         except Exception as error:  # the user's module is imported: it may raise anything
             reason = f"{type(error).__name__}: {error}"
             yield f"reward.custom_reward_function.path={function.path} name={function.name}: {reason}"
-
-
-def _judge_absent(config: DictConfig) -> Iterator[str]:
-    """A judge that does not answer now would leave every pair unjudged, step after step."""
-    section = OmegaConf.select(config, "algorithm.gsd.dagrpo.judge")
-    if section is not None:
-        from verl_gsd.judge.build import served_model
-        from verl_gsd.judge.settings import Settings
-
-        try:
-            settings = Settings.of(section)
-            if settings.scorer == "openai":
-                served_model(settings)
-        except ValueError as error:
-            yield f"algorithm.gsd.dagrpo.judge.{error}."
 
 
 def _verl_refuses(config: DictConfig) -> Iterator[str]:

@@ -146,7 +146,8 @@ def test_the_audit_says_what_is_masked_and_who_is_shown(compose_fast, tiny_task)
 
     both = words("dagrpo", "+algorithm.gsd.hadw.preset=soft")
     assert re.search(r"judge \(openai\) .*3", both) and "expert's response" in both
-    assert both.index("DaGRPO") < both.index("HA-DW's factor") < both.index("joined by")
+    places = [both.index(words) for words in ("response takes the place", "judge (openai)", "(GRPO)", "HA-DW's factor")]
+    assert places == sorted(places), "demonstrations join before rewards are centred, and weights come last"
     anchors = words("dagrpo_anchors", f"{SHOWN}.source=self", f"{SHOWN}.mode=always")
     assert "judge" not in anchors and "expert's response" not in anchors and "every group" in anchors
     assert "judge" not in words("grpo")
@@ -164,10 +165,10 @@ class TestTheJudge:
     """Asked before Ray starts whether it is there."""
 
     def problems(self, compose_fast, url, *words):
-        from verl_gsd.run.checks.with_verl import _judge_absent
+        from verl_gsd.run.checks.gsd_section import check_extension_services
 
         config, _ = compose_fast("algo=dagrpo", "task=arithmetic", "hardware=cpu", f"{JUDGE}.base_url={url}", *words)
-        return "".join(_judge_absent(config))
+        return "".join(check_extension_services(config))
 
     def test_no_server(self, compose_fast):
         said = self.problems(compose_fast, "http://127.0.0.1:9/v1")

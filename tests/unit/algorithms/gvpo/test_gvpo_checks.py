@@ -72,8 +72,8 @@ LINES = [
         "actor_rollout_ref.rollout.calculate_log_probs=true": r"calculate_log_probs=true: .*history_fraction=0",
     },
     {
-        f"{POLICY}.reference=ref": r"reference=ref with actor_rollout_ref\.actor\.use_kl_loss=false",
-        "actor_rollout_ref.actor.use_kl_loss=false": "",
+        f"{POLICY}.reference=ref": "",
+        "actor_rollout_ref.actor.use_kl_loss=false": r"actor\.use_kl_loss=false: .*reference=ref .*use_kl_loss=true",
     },
     {
         "actor_rollout_ref.rollout.n=5": "",

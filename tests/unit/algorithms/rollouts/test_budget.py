@@ -230,7 +230,7 @@ def test_mistakes_in_the_section_are_named(section, message):
                 "trainer.v1.sampler.sync_refill_failed_groups=true",
             ],
             [
-                r"parameter_sync_step=2: .* 1, .*budget=uniform",
+                r"parameter_sync_step=2: .*parameter_sync_step=1, .*budget=uniform",
                 r"trainer_mode=gsd_colocate_async: .*trainer_mode=gsd_sync, .*budget=uniform",
                 r"filter_groups\.enable=true: .*algorithm\.filter_groups\.enable=false, .*budget=uniform",
                 r"sync_refill_failed_groups=true: .*false, .*budget=uniform",
@@ -250,8 +250,8 @@ def test_mistakes_are_named_with_what_to_write(check, words, messages):
     ("algo", "words", "message"),
     [
         ("dapo", (), r"filter_groups\.enable=true: "),
-        ("gvpo", ("algorithm.gsd.gvpo.grouping=prepass",), r"loss_mode=gvpo: .*budget=uniform"),
-        ("dagrpo", (f"{DAGRPO}.demonstrations.mode=always",), r"mode=always: .*all_fail, .*budget="),
+        ("gvpo", ("algorithm.gsd.gvpo.grouping=prepass",), r"gsd\.budget: algorithm\.gsd\.gvpo .*budget=uniform"),
+        ("dagrpo", (f"{DAGRPO}.demonstrations.mode=always",), r"gsd\.budget: .*mode=always .*all_fail, .*budget="),
     ],
 )
 def test_algorithms_whose_groups_have_sizes_of_their_own_are_refused(check, algo, words, message):

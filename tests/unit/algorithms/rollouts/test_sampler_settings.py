@@ -69,7 +69,7 @@ def test_mistakes_in_the_section_are_named(section, message):
             ("data.dataloader_num_workers=8", "+data.sampler.class_path=pkg://my", "data.shuffle=true"),
             [
                 r"num_workers=8: .*data\.dataloader_num_workers=0",
-                r"data\.sampler=.*algorithm\.gsd\.sampler: .* sampler=uniform",
+                r"data\.sampler: algorithm\.gsd\.sampler .* sampler=uniform",
                 r"data\.shuffle=True .*algorithm\.gsd\.sampler",
             ],
         ),

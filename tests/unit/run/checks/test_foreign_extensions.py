@@ -1,15 +1,27 @@
 """Other people's extensions: their sections are keys, and a checkpoint restores what they save."""
 
+import sys
+from types import ModuleType
+
 import pytest
 from omegaconf import OmegaConf
 
 from verl_gsd import extension
+from verl_gsd.audit import Effect, audit
 from verl_gsd.chain import register_stage
-from verl_gsd.extension import Declaration, Extension, register
+from verl_gsd.extension import Conflict, Declaration, Extension, register
 from verl_gsd.prompts import PromptStore
-from verl_gsd.run.checks import gsd_section
-from verl_gsd.run.compose import Line
+from verl_gsd.run.checks import gsd_section, limits
+from verl_gsd.run.checks.conflicts import check_conflicts
+from verl_gsd.run.checks.sizes_in_data import planned_sizes
+from verl_gsd.run.checks.unused_keys import UnusedKey, keys_have_effect
+from verl_gsd.run.compose import Line, parse_line
+from verl_gsd.settings import SectionSettings
 from verl_gsd.state import save_state
+
+
+class Theirs(Extension):
+    """Has no hooks; its declaration is what is tested."""
 
 
 class Counter(Extension):
@@ -118,3 +130,142 @@ def test_what_is_wrong_with_another_packages_section_is_said_once_before_ray(res
     problems = [*gsd_section.foreign_extensions_wrong(config), *gsd_section.extensions_unusable(config)]
     (problem,) = problems
     assert said in problem
+
+
+@pytest.fixture
+def package(monkeypatch):
+    """A module of somebody else's, by whose name a declaration refers to code."""
+    module = ModuleType("their_package")
+    monkeypatch.setitem(sys.modules, "their_package", module)
+    return module
+
+
+@pytest.fixture
+def config(compose_fast):
+    """words -> a resolved config with the section ``algorithm.gsd.theirs``."""
+
+    def config(*words, section=None):
+        found = compose_fast("task=arithmetic", "hardware=cpu", *words)[0]
+        OmegaConf.update(found, "algorithm.gsd.theirs", section or {"limit": 1}, force_add=True)
+        return found
+
+    return config
+
+
+def test_a_conflict_of_another_package_is_reported_before_ray_and_by_the_trainer(config):
+    conflict = Conflict("algorithm.gsd.hadw", "both cap advantages", "Leave one of the two out.")
+    register(Declaration("theirs", Theirs, conflicts=(conflict,)))
+    expected = (
+        "algorithm.gsd.hadw: algorithm.gsd.theirs does not work with it: both cap advantages. Leave one of the two out."
+    )
+    beside = config("algo=hadw")
+    assert list(gsd_section.foreign_extensions_wrong(beside)) == [expected]
+    assert gsd_section.own_problems(beside) == [expected]
+    alone = config("algo=grpo")
+    assert list(gsd_section.foreign_extensions_wrong(alone)) == gsd_section.own_problems(alone) == []
+
+
+def test_gvpo_rejects_what_weighs_in_another_package_and_nothing_else(config):
+    register(Declaration("theirs", Theirs))
+    (said,) = check_conflicts(config("algo=gvpo"), Line({}, ()))
+    assert said.startswith("algorithm.gsd.theirs: algorithm.gsd.gvpo does not work with it: ")
+    extension._DECLARED.pop("theirs")
+    register(Declaration("theirs", Theirs, weighs=False))
+    assert list(check_conflicts(config("algo=gvpo"), Line({}, ()))) == []
+
+
+def test_what_another_package_does_is_in_the_audit_in_the_order_of_the_chain(config, package):
+    package.effect = lambda config: Effect(
+        responses="copies join every group",
+        centre="rewards are compared with the median",
+        weight=f"a cap of {config.algorithm.gsd.theirs.limit}",
+        loss="it is squared",
+        prompts="the longest first",
+        unanimous="kept, and repeated",
+        warnings=("algorithm.gsd.theirs.limit=1: caps everything. Set 2.",),
+    )
+    register(Declaration("theirs", Theirs, order=41, audit="their_package:effect"))
+    lines = list(audit(config("algo=hadw", "budget=adaptive")).lines())
+    texts = [
+        "copies join every group",
+        "compared with the median",
+        "(GRPO)",
+        "(budget)",
+        "HA-DW's factor",
+        "a cap of 1",
+    ]
+    page = "\n".join(lines)
+    places = [page.index(text) for text in (*texts, "it is squared", "unanimous groups: kept, and repeated")]
+    assert places == sorted(places)
+    assert "prompts: the longest first" in lines
+    assert "warning: algorithm.gsd.theirs.limit=1: caps everything. Set 2." in lines
+    package.effect = lambda config: None
+    assert not any("their" in line or "cap of" in line for line in audit(config("algo=hadw")).lines())
+
+
+def test_a_weight_is_not_in_the_audit_of_another_estimator(config, package):
+    package.effect = lambda config: Effect(weight="a cap")
+    register(Declaration("theirs", Theirs, audit="their_package:effect"))
+    assert any("a cap" in line for line in audit(config("algo=grpo")).lines())
+    assert not any("a cap" in line for line in audit(config("algo=grpo", "algorithm.adv_estimator=grpo")).lines())
+
+
+def test_a_key_without_effect_of_another_package_is_an_error_on_the_line(config, package):
+    package.KEYS = (
+        UnusedKey(
+            "algorithm.gsd.theirs.slope", lambda config: config.algorithm.gsd.theirs.limit == 1, "limit=1 is flat"
+        ),
+        UnusedKey("data.shuffle", lambda config: True, "theirs sorts"),
+    )
+    register(Declaration("theirs", Theirs, unused_keys="their_package:KEYS"))
+    words = ("algo=grpo", "task=arithmetic", "+algorithm.gsd.theirs.slope=2", "data.shuffle=true", "data.seed=3")
+    both = config("algo=grpo", "data.shuffle=true", section={"limit": 1, "slope": 2})
+    assert list(keys_have_effect(both, parse_line(words))) == [
+        "algorithm.gsd.theirs.slope=2 does nothing: limit=1 is flat.",
+        "data.shuffle=True does nothing: theirs sorts.",
+    ]
+    both.algorithm.gsd.theirs.limit = 2
+    assert len(list(keys_have_effect(both, parse_line(words)))) == 1
+
+
+def test_verdicts_files_and_servers_that_another_package_needs_are_checked(config, package):
+    package.files = lambda config, line: iter(["no file"])
+    package.servers = lambda config, line: iter(["no server"])
+    places = {"check_files": "their_package:files", "check_services": "their_package:servers"}
+    register(Declaration("theirs", Theirs, reads_accuracy=True, **places))
+    with_model = config("algo=grpo", "reward.reward_model.enable=true", "reward.custom_reward_function.path=null")
+    said, *others = gsd_section.foreign_extensions_wrong(with_model)
+    assert "algorithm.gsd.theirs reads acc" in said and others == ["no file"]
+    assert list(gsd_section.foreign_extensions_wrong(config("algo=grpo"), files=False)) == []
+    assert list(gsd_section.check_extension_services(config("algo=grpo"))) == ["no server"]
+    absent = config("algo=grpo")
+    absent.algorithm.gsd.theirs = None
+    assert not [*gsd_section.check_extension_files(absent, Line({}, ())), *gsd_section.check_extension_services(absent)]
+
+
+class TheirSettings(SectionSettings):
+    limit: int = 1
+    patience_s: float = 40.0
+
+
+@pytest.mark.parametrize(("section", "seconds"), [({"limit": 1}, 40), ({"patience_s": 700}, 700)])
+def test_a_run_is_not_stopped_while_a_group_may_wait_for_another_package(config, section, seconds):
+    key = "algorithm.gsd.theirs.patience_s"
+    register(Declaration("theirs", Theirs, settings=TheirSettings, longest_wait="patience_s"))
+    found = config("algo=grpo", "algorithm.gsd.limits.quiet_seconds=350", section=section)
+    assert limits.extension_waits(found) == {key: seconds}
+    problems = list(limits.check_limits(found, Line({}, ())))
+    assert len(problems) == (seconds > 350) and all(f"{key}=700" in problem for problem in problems)
+
+
+def test_sizes_of_groups_are_no_matter_to_who_counts_groups(config, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    register(Declaration("theirs", Theirs, counts_groups=True))
+    file = tmp_path / "planned.parquet"
+    pq.write_table(pa.table({"data_source": ["a"] * 4, "__rollout_n__": [2, 6, 4, 4]}), file)
+    found = config("algo=grpo", f"data.train_files={file}")
+    assert len(list(planned_sizes(found))) == 1
+    found.algorithm.gsd.theirs = None
+    assert len(list(planned_sizes(found))) > 1

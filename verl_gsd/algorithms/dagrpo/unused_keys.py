@@ -1,0 +1,72 @@
+"""Keys of DaGRPO that have no effect, by its other settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from verl_gsd.algorithms.dagrpo.checks import is_dagrpo_loss
+from verl_gsd.run.checks.unused_keys import UnusedKey
+
+_SECTION, _LOSS = "algorithm.gsd.dagrpo", "actor_rollout_ref.actor.policy_loss"
+#: Keys of a judge, by the scorers that read them.
+_READ_BY = {
+    "base_url": ("openai",),
+    "api_key_env": ("openai",),
+    "answer": ("openai",),
+    "retries": ("openai",),
+    "model": ("openai", "distilled"),
+    "timeout_s": ("openai", "reward_model"),
+}
+
+
+def _setting(config: DictConfig, key: str, default: str | None = None) -> Any:
+    value = OmegaConf.select(config, f"{_SECTION}.{key}")
+    return default if value is None else value
+
+
+def _not_scored_by(scorers: tuple[str, ...]) -> Callable[[DictConfig], bool]:
+    return lambda config: _setting(config, "judge.scorer", "openai") not in scorers
+
+
+UNUSED_KEYS = (
+    *(
+        UnusedKey(
+            f"{_SECTION}.judge.{name}", _not_scored_by(scorers), f"only judge.scorer={' and '.join(scorers)} reads it"
+        )
+        for name, scorers in _READ_BY.items()
+    ),
+    UnusedKey(
+        f"{_SECTION}.judge.cache_mb",
+        lambda config: _setting(config, "judge.cache") is None,
+        f"{_SECTION}.judge.cache is null",
+    ),
+    *(
+        UnusedKey(
+            f"{_SECTION}.{name}",
+            lambda config: _setting(config, "judge") is None,
+            "there is no judge, and every pair counts. Set algo=dagrpo or algo=dagrpo_mask",
+        )
+        for name in ("signed", "mask", "rescale", "fail_closed")
+    ),
+    UnusedKey(
+        f"{_SECTION}.demonstrations.column",
+        lambda config: _setting(config, "demonstrations.source", "expert") == "self",
+        f"{_SECTION}.demonstrations.source=self reads no column",
+    ),
+    UnusedKey(
+        f"{_LOSS}.gamma",
+        lambda config: config.actor_rollout_ref.actor.policy_loss.get("ratio") == "one",
+        "policy_loss.ratio=one is not shaped",
+    ),
+    *(
+        UnusedKey(
+            f"{_LOSS}.{name}",
+            lambda config: not is_dagrpo_loss(config),
+            "only policy_loss.loss_mode=dagrpo reads it. Set algo=dagrpo or algo=dagrpo_anchors",
+        )
+        for name in ("on_policy", "ratio", "gamma")
+    ),
+)

@@ -1,0 +1,28 @@
+"""What a budget and a sampler do, in words."""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig
+
+from verl_gsd.audit import Effect
+
+
+def budget_effect(config: DictConfig) -> Effect:
+    """What the audit says of ``algorithm.gsd.budget``."""
+    one_visit = (
+        "algorithm.gsd.budget with trainer.total_epochs=1: every prompt is visited once, so that nothing is known of "
+        "it and every prompt has as many rollouts. Set more epochs, or budget=uniform."
+    )
+    return Effect(
+        weight="the mean number of rollouts / the prompt's own (budget), so that more rollouts do not count more",
+        warnings=(one_visit,) if config.trainer.total_epochs == 1 else (),
+    )
+
+
+def sampler_effect(config: DictConfig) -> Effect:
+    """What the audit says of ``algorithm.gsd.sampler``."""
+    return Effect(
+        prompts="sampled by expected disagreement (the posterior of earlier visits); the objective is then the average "
+        "over sampled prompts, not over the data set; a share of "
+        f"{config.algorithm.gsd.sampler.get('explore', 0.1)} of the probability is equal for all prompts (sampler)"
+    )
