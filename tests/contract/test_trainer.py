@@ -178,6 +178,7 @@ def test_a_stage_that_needs_groups_refuses_a_stock_mode_by_name(configure, mode,
 
     extension.declarations()
     monkeypatch.setattr(extension, "_DECLARED", dict(extension._DECLARED))
+    monkeypatch.setattr(extension, "_REJECTED", list(extension._REJECTED))
     extension.register(Declaration("anchor_stub", AnchorStub))
     window = "+algorithm.gsd.anchor_stub.window=3"
     config = configure(window, f"trainer.v1.trainer_mode={mode}")

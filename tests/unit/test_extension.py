@@ -29,6 +29,7 @@ def registry(monkeypatch):
     """Whatever a test registers is forgotten after it."""
     extension.declarations()
     monkeypatch.setattr(extension, "_DECLARED", dict(extension._DECLARED))
+    monkeypatch.setattr(extension, "_REJECTED", list(extension._REJECTED))
 
 
 def declared(name, order=100, **hooks):
@@ -92,7 +93,7 @@ def test_two_owners_of_what_one_alone_may_do_are_named_before_anything_is_built_
 def test_every_wrong_section_is_named():
     found = dict(problems({"hadw": {"preset": "haard"}, "dagrpo": {"delta": "x"}, "sampler": 3}))
     assert found.keys() == {"hadw", "dagrpo", "sampler"}
-    for name, what in (("hadw", ": preset=haard"), ("dagrpo", ": delta=x"), ("sampler", "=3")):
+    for name, what in (("hadw", ".preset=haard"), ("dagrpo", ".delta=x"), ("sampler", "=3")):
         assert f"algorithm.gsd.{name}{what}" in found[name]
 
 

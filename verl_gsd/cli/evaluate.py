@@ -183,11 +183,11 @@ def _second(url: str | None, model: str | None) -> Second | None:
         return None
     from verl_gsd.evaluation.opinion import opinion
     from verl_gsd.judge.build import served_model
-    from verl_gsd.judge.settings import Settings
+    from verl_gsd.judge.settings import JudgeSettings
     from verl_gsd.judge.verdicts import verify_all
 
     try:
-        served_model(Settings(base_url=url, model=model))  # now, and not when all is generated
+        served_model(JudgeSettings.of({"base_url": url, "model": model}))  # now, and not when all is generated
     except ValueError as error:
         raise ValueError(f"--verifier-url, --verifier-model: {error}") from error
 

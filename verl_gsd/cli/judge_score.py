@@ -14,7 +14,7 @@ from verl_gsd.cli.console import fail, out
 
 if TYPE_CHECKING:
     from verl_gsd.judge.scorer import Question, Scorer
-    from verl_gsd.judge.settings import Settings
+    from verl_gsd.judge.settings import JudgeSettings
     from verl_gsd.sheets import Sheet
 
 SCORE = "judge_score"
@@ -31,22 +31,26 @@ def score(
     model: Annotated[
         str | None, typer.Option(help="Of openai, as the server names it; of distilled, its folder.")
     ] = None,
-    answer: Annotated[str, typer.Option(help="Of openai: choice (vLLM), json_schema or text.")] = "choice",
+    answer: Annotated[
+        str | None, typer.Option(help="Of openai: choice (vLLM, the default), json_schema or text.")
+    ] = None,
     problem_column: Annotated[str, typer.Option(help="Texts, or verl's lists of messages.")] = "problem",
     response_column: Annotated[str, typer.Option(help="Texts.")] = "response",
     reference_column: Annotated[
         str | None, typer.Option(help="Reference answers; by default reference, if there is such a column.")
     ] = None,
     cache: Annotated[Path | None, typer.Option(help="Keeps scores: what it has is not asked again.")] = None,
-    concurrency: Annotated[int, typer.Option(help="Calls in flight at most.")] = 64,
-    timeout: Annotated[float, typer.Option(help="Of openai: seconds a call may take.")] = 30.0,
+    concurrency: Annotated[int | None, typer.Option(help="Calls in flight at most; by default as in a run.")] = None,
+    timeout: Annotated[
+        float | None, typer.Option(help="Of openai: seconds that a call may take; by default as in a run.")
+    ] = None,
     device: Device = "cpu",
 ) -> None:
     """Score the responses in FILE. Stopped half-way, the same line with the same --cache goes on from there."""
     from verl_gsd.judge.cache import ScoreCache
     from verl_gsd.judge.judge import Judge
     from verl_gsd.judge.offline import score_all
-    from verl_gsd.judge.settings import Settings
+    from verl_gsd.judge.settings import JudgeSettings
     from verl_gsd.sheets import read_sheet
 
     try:
@@ -55,25 +59,25 @@ def score(
             fail(f"--cache {cache}: is a table of this line too. Write a file of its own")
         sheet.require_writable(output, SCORE)
         questions = _questions(sheet, problem_column, response_column, reference_column)
-        settings = Settings(
-            scorer=scorer,  # type: ignore[arg-type]  # it checks both
-            base_url=base_url,
-            model=model,
-            answer=answer,  # type: ignore[arg-type]
-            concurrency=concurrency,
-            timeout_s=timeout,
+        given = {"answer": answer, "concurrency": concurrency, "timeout_s": timeout}
+        settings = JudgeSettings.of(
+            {"scorer": scorer, "base_url": base_url, "model": model}
+            | {key: value for key, value in given.items() if value is not None}
         )
         asked = _scorer(settings, device)
         kept = ScoreCache(cache) if cache else None
     except (OSError, ValueError) as error:
         fail(str(error))
     # No budget: offline a row may wait as long as it takes, and each call has its own timeout.
-    judge = Judge(asked, kept, concurrency=concurrency, budget_s=math.inf)
+    judge = Judge(asked, kept, concurrency=settings.concurrency, budget_s=math.inf)
     try:
         with progress() as shown:
             bar = shown.add_task("scored", total=len(questions))
             scores = score_all(
-                judge, questions, window=4 * concurrency, on_scored=lambda done: shown.update(bar, completed=done)
+                judge,
+                questions,
+                window=4 * settings.concurrency,
+                on_scored=lambda done: shown.update(bar, completed=done),
             )
         metrics = judge.metrics()
     finally:
@@ -106,7 +110,7 @@ def _questions(sheet: Sheet, problem: str, response: str, reference: str | None)
     return [Question(*texts) for texts in zip(problems, references, responses, strict=True)]
 
 
-def _scorer(settings: Settings, device: str) -> Scorer:
+def _scorer(settings: JudgeSettings, device: str) -> Scorer:
     from verl_gsd.judge.build import scorer_of
     from verl_gsd.judge.distilled import DistilledScorer
 

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from verl_gsd.judge.scorer import Scorer
-from verl_gsd.judge.settings import Settings, api_key
+from verl_gsd.judge.settings import JudgeSettings, api_key
 
 #: Seconds that a server may take to say which models it has.
 LISTING_S = 10.0
@@ -15,7 +15,7 @@ LISTING_S = 10.0
 LISTING_BYTES = 1 << 20
 
 
-def scorer_of(settings: Settings) -> Scorer:
+def scorer_of(settings: JudgeSettings) -> Scorer:
     """The scorer of ``openai``, ``distilled`` or ``stub``.
 
     Raises:
@@ -43,7 +43,7 @@ def scorer_of(settings: Settings) -> Scorer:
     raise ValueError(f"scorer={settings.scorer}: needs verl's reward workers, which a training run alone has")
 
 
-def served_model(settings: Settings) -> str:
+def served_model(settings: JudgeSettings) -> str:
     """``settings.model``, or the only one that the server has.
 
     Raises:
@@ -73,7 +73,7 @@ def served_model(settings: Settings) -> str:
     return settings.model
 
 
-def _listed(settings: Settings) -> list[str]:
+def _listed(settings: JudgeSettings) -> list[str]:
     """The names that the server lists, of a bounded answer in bounded time; what is no name is left out.
 
     Raises:

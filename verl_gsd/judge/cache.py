@@ -17,6 +17,7 @@ from typing import Any
 from verl_gsd.judge import disks
 from verl_gsd.judge.prompt import digest
 from verl_gsd.judge.scorer import Question
+from verl_gsd.judge.settings import JudgeSettings
 
 VERSION = 1
 
@@ -84,9 +85,9 @@ class ScoreCache:
         OSError: its folder cannot be made.
     """
 
-    def __init__(self, path: Path, limit_mb: int = 1024) -> None:
+    def __init__(self, path: Path, limit_mb: int = JudgeSettings.default("cache_mb")) -> None:
         if limit_mb < 1:
-            raise ValueError(f"limit_mb={limit_mb}: write a number of MiB, 1 or more")
+            raise ValueError(f"limit_mb={limit_mb}: out of range. Set it to a number of MiB, 1 or more")
         self._path = path
         self._limit = limit_mb << 20
         self._reads: dict[bytes, bool] = {}  # keys read since the last write, in order: was the score sound?

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from verl_gsd.judge.openai_client import OpenAIClient
 from verl_gsd.judge.prompt import VERDICT_VERSION, messages, parse_verdict
 from verl_gsd.judge.scorer import JudgementError, Question, Reason
+from verl_gsd.judge.settings import JudgeSettings
 
 #: Of an answer, for a model that reasons before it decides; one that is cut off there is unreadable.
 MAX_TOKENS = 1024
@@ -23,10 +24,10 @@ def verify_all(
     *,
     base_url: str,
     model: str,
-    api_key_env: str = "VERL_GSD_JUDGE_API_KEY",
-    concurrency: int = 64,
-    timeout_s: float = 30.0,
-    retries: int = 2,
+    api_key_env: str = JudgeSettings.default("api_key_env"),
+    concurrency: int = JudgeSettings.default("concurrency"),
+    timeout_s: float = JudgeSettings.default("timeout_s"),
+    retries: int = JudgeSettings.default("retries"),
     on_done: Callable[[int], None] = lambda done: None,
 ) -> tuple[list[bool | None], Counter[Reason]]:
     """Whether each response is right, by a model's verdict. Not from within an event loop.
@@ -49,7 +50,7 @@ def verify_all(
             credentials; the key cannot be one; ``concurrency`` is below 1.
     """
     if concurrency < 1:
-        raise ValueError(f"concurrency={concurrency}: write a whole number of 1 or more")
+        raise ValueError(f"concurrency={concurrency}: out of range. Set it to a whole number of 1 or more")
     for row, question in enumerate(questions):
         if not question.reference.strip():
             raise ValueError(f"row {row} (the first is 0): no reference answer, and nothing to hold a response against")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable
 from omegaconf import DictConfig
 
 from verl_gsd.extension import ExtensionError
-from verl_gsd.run.checks.limits import judge_budget, limits_of, seconds_for_a_reward
+from verl_gsd.run.checks.limits import extension_waits, limits_of, seconds_for_a_reward
 from verl_gsd.run.messages import MessageWriter, RunStoppedError
 from verl_gsd.trainer.progress import LEAST, WAITING, Progress
 from verl_gsd.trainer.reward_monitor import RewardMonitor, Rewards
@@ -29,8 +29,8 @@ class RunMonitor:
 
     def __init__(self, config: DictConfig, messages: MessageWriter, step: Callable[[], int]) -> None:
         self._messages, self._step = messages, step
-        # A reward that hangs is no progress until it counts as failed, a judge that hangs until its budget is spent.
-        patience = max(seconds_for_a_reward(config), judge_budget(config))
+        # A reward that hangs is no progress until it counts as failed. A group may wait for an extension.
+        patience = max([seconds_for_a_reward(config), *extension_waits(config).values()])
         self._progress = Progress(limits_of(config).quiet_seconds, least=max(LEAST, 2 * patience))
         self._watchdog = Watchdog(self._progress, messages)
         self._sessions_failed = False  # told once

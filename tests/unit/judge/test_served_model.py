@@ -7,7 +7,7 @@ from hostile_server import JSON, HostileServer, endless, http, trickle
 
 from verl_gsd.judge import build
 from verl_gsd.judge.build import served_model
-from verl_gsd.judge.settings import Settings
+from verl_gsd.judge.settings import JudgeSettings
 
 
 def models(*ids):
@@ -16,7 +16,7 @@ def models(*ids):
 
 def asked(answer, **settings):
     with HostileServer(answer) as server:
-        return served_model(Settings(base_url=server.url, **settings))
+        return served_model(JudgeSettings.of({"base_url": server.url, **settings}))
 
 
 def test_the_only_model_is_the_one():
@@ -62,5 +62,5 @@ def test_a_server_that_lists_nothing_is_taken_at_its_word_where_the_model_is_nam
 def test_a_key_with_a_newline_at_its_end_is_a_key(monkeypatch):
     monkeypatch.setenv("VERL_GSD_JUDGE_API_KEY", "sk-test\n")
     with HostileServer(models("a")) as server:
-        served_model(Settings(base_url=server.url))
+        served_model(JudgeSettings(base_url=server.url))
     assert "authorization: bearer sk-test\r\n" in server.headers[0].lower()

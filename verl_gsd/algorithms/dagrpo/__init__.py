@@ -27,6 +27,7 @@ register(
         "dagrpo",
         "verl_gsd.algorithms.dagrpo.mask:Dagrpo",
         order=30,
+        settings="verl_gsd.algorithms.dagrpo.settings:MaskSettings",
         saves=True,
         worker="verl_gsd.algorithms.dagrpo.worker:DagrpoWorker",
         loss="verl_gsd.algorithms.dagrpo.loss",
@@ -34,8 +35,23 @@ register(
     )
 )
 # The judge sees a group before a demonstration takes a response's place in it.
-register(Declaration("dagrpo.judge", "verl_gsd.algorithms.dagrpo.judging:Judging", order=31))
-register(Declaration("dagrpo.demonstrations", "verl_gsd.algorithms.dagrpo.demonstrations:Demonstrating", order=32))
+register(
+    Declaration(
+        "dagrpo.judge",
+        "verl_gsd.algorithms.dagrpo.judging:Judging",
+        order=31,
+        settings="verl_gsd.judge.settings:JudgeSettings",
+        longest_wait="budget_s",
+    )
+)
+register(
+    Declaration(
+        "dagrpo.demonstrations",
+        "verl_gsd.algorithms.dagrpo.demonstrations:Demonstrating",
+        order=32,
+        settings="verl_gsd.algorithms.dagrpo.demonstration_settings:DemonstrationSettings",
+    )
+)
 
 #: Public names. The declaration above must be there without torch, so that these are imported when they are used.
 __getattr__ = lazy_names(

@@ -2,7 +2,8 @@
 
 factor.py     the equations, and how they differ from the paper
 anchors.py    the running accuracy against which a prompt is hard or easy
-extension.py  settings; checks of the settings; the anchor is updated in ``end_step`` and
+settings.py   the section ``algorithm.gsd.hadw``
+extension.py  the anchor is updated in ``end_step`` and
               saved; ``record`` gives the columns of records.py; charts: report/sections/algorithms.py
 """
 
@@ -20,7 +21,15 @@ if TYPE_CHECKING:
     from verl_gsd.algorithms.hadw.anchors import SoftAnchor as SoftAnchor
     from verl_gsd.algorithms.hadw.factor import hadw_factor as hadw_factor
 
-register(Declaration("hadw", "verl_gsd.algorithms.hadw.extension:Hadw", order=40, saves=True))
+register(
+    Declaration(
+        "hadw",
+        "verl_gsd.algorithms.hadw.extension:Hadw",
+        order=40,
+        settings="verl_gsd.algorithms.hadw.settings:HadwSettings",
+        saves=True,
+    )
+)
 
 #: Public names. The declaration above must be there without torch, so that these are imported when they are used.
 __getattr__ = lazy_names(

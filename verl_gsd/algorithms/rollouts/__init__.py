@@ -12,6 +12,7 @@ register(
         "budget",
         "verl_gsd.algorithms.rollouts.budget:Budget",
         order=10,
+        settings="verl_gsd.algorithms.rollouts.budget_settings:BudgetSettings",
         check="verl_gsd.algorithms.rollouts.budget_settings:budget_wrong",
     )
 )
@@ -20,6 +21,7 @@ register(
         "sampler",
         "verl_gsd.algorithms.rollouts.sampler:Drawing",
         order=11,
+        settings="verl_gsd.algorithms.rollouts.sampler_settings:SamplerSettings",
         weighs=False,
         check="verl_gsd.algorithms.rollouts.sampler_settings:sampler_wrong",
     )

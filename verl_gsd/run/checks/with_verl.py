@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator
 
 from omegaconf import DictConfig, OmegaConf
 
+from verl_gsd import extension
 from verl_gsd.errors import OUR_MODES
 from verl_gsd.run.checks.gsd_section import (
     extensions_unusable,
@@ -40,6 +41,7 @@ def validate_with_verl(config: DictConfig, runs_here: bool = True) -> list[Messa
         list(plugin_absent())
         or [
             *_unknown_names(config),
+            *extension.rejected(),  # plugins of verl's register when verl is imported, and verl hides what they raise
             *own_keys_unknown(config),
             *foreign_extensions_wrong(config),
             *extensions_unusable(config),
@@ -117,10 +119,10 @@ def _judge_absent(config: DictConfig) -> Iterator[str]:
     section = OmegaConf.select(config, "algorithm.gsd.dagrpo.judge")
     if section is not None:
         from verl_gsd.judge.build import served_model
-        from verl_gsd.judge.settings import Settings
+        from verl_gsd.judge.settings import JudgeSettings
 
         try:
-            settings = Settings.of(section)
+            settings = JudgeSettings.of(section)
             if settings.scorer == "openai":
                 served_model(settings)
         except ValueError as error:

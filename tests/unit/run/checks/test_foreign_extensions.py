@@ -25,6 +25,7 @@ def registry(monkeypatch):
     """Whatever a test registers is forgotten after it."""
     extension.declarations()
     monkeypatch.setattr(extension, "_DECLARED", dict(extension._DECLARED))
+    monkeypatch.setattr(extension, "_REJECTED", list(extension._REJECTED))
 
 
 @pytest.fixture
@@ -99,7 +100,7 @@ def test_a_mode_that_a_budget_cannot_have_is_said_once(compose_fast):
 
 
 @pytest.mark.parametrize(
-    ("section", "said"), [({"limit": 0}, "limit=0"), ({"limit": 1}, "too warm"), (True, "algorithm.gsd.mine=True")]
+    ("section", "said"), [({"limit": 0}, "limit=0"), ({"limit": 1}, "too warm"), (True, "algorithm.gsd.mine=true")]
 )
 def test_what_is_wrong_with_another_packages_section_is_said_once_before_ray(resumed, monkeypatch, section, said):
     class Mine(Extension):

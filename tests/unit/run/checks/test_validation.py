@@ -59,16 +59,16 @@ LINES = [
         "+ray_kwargs.ray_init.runtime_env.env_vars.WANDB_API_KEY=x": r"WANDB_API_KEY: .*secret",
         "trainer.project_name=hf_abcdefghijklmnopqrstuv": r"trainer\.project_name: .*secret",
         "algorithm.gsd.poll_interval=0": r"algorithm\.gsd\.poll_interval=0: .*0",
-        "algorithm.gsd.alpha=much": r"algorithm\.gsd: alpha=much: ",
+        "algorithm.gsd.alpha=much": r"algorithm\.gsd\.alpha=much: ",
     },
     {
         "data.train_batch_size=4096": r"train_batch_size=4096: data\.train_files .*\d+ rows",
     },
     {
-        "algorithm.gsd.alpha=true": r"algorithm\.gsd: alpha=True: ",
+        "algorithm.gsd.alpha=true": r"algorithm\.gsd\.alpha=True: ",
     },
     {
-        "algorithm.gsd.ddof=2": r"algorithm\.gsd: ddof=2: .*0",
+        "algorithm.gsd.ddof=2": r"algorithm\.gsd\.ddof=2: .*0",
     },
     {
         "algorithm.gsd.eps=null": r"algorithm\.gsd\.eps ",
