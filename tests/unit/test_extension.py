@@ -22,6 +22,7 @@ from verl_gsd.extension import (
     register,
     run_hook,
 )
+from verl_gsd.settings import SectionSettings
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +42,8 @@ def declared(name, order=100, **hooks):
 
 def test_ours_are_known_without_torch_and_verl():
     script = (
-        "import sys; from verl_gsd.extension import declarations\n"
+        "import sys; from verl_gsd.extension import declarations, load\n"
+        "for declaration in declarations(): load(declaration.settings)\n"
         "print(*[declaration.name for declaration in declarations()])\n"
         "print(*sorted({'torch', 'verl', 'ray', 'vllm'} & sys.modules.keys()))"
     )
@@ -54,6 +56,11 @@ def test_ours_are_known_without_torch_and_verl():
 def test_everything_that_a_declaration_names_is_there():
     for declaration in extension.declarations():
         assert issubclass(extension.load(declaration.runtime), Extension)
+        assert issubclass(extension.load(declaration.settings), SectionSettings)
+        assert (
+            declaration.longest_wait is None
+            or declaration.longest_wait in extension.load(declaration.settings).model_fields
+        )
         if declaration.check is not None:
             assert callable(extension.load(declaration.check))
         saved = extension.overrides(extension.load(declaration.runtime), "state_dict")

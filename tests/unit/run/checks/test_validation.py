@@ -68,6 +68,14 @@ LINES = [
         "algorithm.gsd.alpha=true": r"algorithm\.gsd\.alpha=True: ",
     },
     {
+        "+algorithm.gsd.hadw.preset=haard": r"^algorithm\.gsd\.hadw\.preset=haard: .*\. Did you mean hard\?$",
+        "+algorithm.gsd.hadw.lamda_scale=1": r"^algorithm\.gsd\.hadw\.lamda_scale: .*Did you mean lambda_scale\?$",
+        "algorithm.gsd.limits.failed_rewards=2": r"^algorithm\.gsd\.limits\.failed_rewards=2: .*up to 1\.$",
+        "+algorithm.gsd.limits.quiet_second=2": r"^algorithm\.gsd\.limits\.quiet_second: .*quiet_seconds\?$",
+        "+algorithm.gsd.hawd.preset=hard": r"^algorithm\.gsd\.hawd: .*Did you mean hadw\?$",
+        "+algorithm.gsd.budget=3": r"^algorithm\.gsd\.budget=3: .*null\.$",
+    },
+    {
         "algorithm.gsd.ddof=2": r"algorithm\.gsd\.ddof=2: .*0",
     },
     {
