@@ -44,15 +44,12 @@ def gvpo_wrong(config: DictConfig, line: Line) -> Iterator[str]:
 
 def _loss_settings(config: DictConfig) -> Iterator[str]:
     loss = config.actor_rollout_ref.actor.policy_loss
-    right = {"beta": 1.0, "normalizer": "k", "reference": "old"}
+    right = {"beta": 1.0, "normalizer": "k", "reference": "old", "var": True, "cov": True}
     for name in right:
         try:
             check_gvpo_settings(**right | {name: loss.get(name)})
         except ValueError as error:
             yield f"{_LOSS}.{error}"
-    for name in ("var", "cov"):
-        if not isinstance(loss.get(name), bool):
-            yield f"{_LOSS}.{name}={loss.get(name)}: wrong type. Set it to true or false."
 
 
 def _refused_beside(config: DictConfig) -> Iterator[str]:

@@ -29,7 +29,7 @@ class GvpoSettings(SectionSettings):
     allow_second_kl: bool = False
 
 
-def check_gvpo_settings(beta: Any, normalizer: Any, reference: Any = "old") -> None:
+def check_gvpo_settings(beta: Any, normalizer: Any, reference: Any = "old", var: Any = True, cov: Any = True) -> None:
     """Raise a ValueError that names the setting of GVPO's loss which is out of range."""
     if not (is_finite(beta) and beta > 0):
         raise ValueError(f"beta={beta}: out of range. Set it to a finite number above 0; the paper's is 0.1.")
@@ -38,3 +38,6 @@ def check_gvpo_settings(beta: Any, normalizer: Any, reference: Any = "old") -> N
             raise ValueError(
                 f"{name}={value}: no such value. Set it to one of {', '.join(choices)}.{did_you_mean(value, choices)}"
             )
+    for name, value in (("var", var), ("cov", cov)):
+        if not isinstance(value, bool):
+            raise ValueError(f"{name}={value}: wrong type ({type(value).__name__}). Set it to true or false.")
