@@ -168,6 +168,21 @@ def test_another_package_that_takes_a_name_of_ours_is_the_one_that_hears_of_it()
     assert "'gvpo'" in refused and kept == "verl_gsd.algorithms.gvpo.extension:Gvpo"
 
 
+def test_a_package_whose_extension_is_refused_is_named_once(monkeypatch):
+    class Point:
+        name, module, dist = "theirs", "theirs.extension", None
+
+    def register_taken(module):
+        register(Declaration("hadw", "theirs.extension:Theirs"))
+
+    monkeypatch.setattr(extension.importlib.metadata, "entry_points", lambda group: [Point])
+    monkeypatch.setattr(extension.importlib, "import_module", register_taken)
+    before = extension.rejected()
+    extension._register_all.__wrapped__()
+    (problem,) = (one for one in extension.rejected() if one not in before)
+    assert "package theirs" in problem and "'hadw'" in problem
+
+
 def test_rollouts_have_one_owner():
     visits = Visits(["u0", "u1"], [("maths", 0), ("maths", 1)], {}, 8)
     assert visits.rollouts.tolist() == [8, 8] and not visits.has_own_rollouts
