@@ -30,7 +30,7 @@ from rich.progress import track
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from verl_gsd.algorithms.rollouts.budget import rollouts_of
-from verl_gsd.algorithms.rollouts.budget_settings import Settings
+from verl_gsd.algorithms.rollouts.budget_settings import BudgetSettings
 from verl_gsd.chain import advantages
 from verl_gsd.planning import posterior_silent_rate
 from verl_gsd.prompts import PromptStore
@@ -40,7 +40,7 @@ from verl_gsd.tasks.arithmetic import compute_score
 PER_LEVEL, BATCH, SIZE, STEPS = 30, 24, 8, 60
 PASS = 8 * PER_LEVEL // BATCH
 #: Two passes: the policy learns fast here.
-BUDGET = Settings(half_life=20)
+BUDGET = BudgetSettings(half_life=20)
 RATE, WARM_UP, LONGEST = 1.2e-4, 5, 8
 HELD_OUT_SAMPLES = 2
 ARMS = ("uniform", "adaptive")

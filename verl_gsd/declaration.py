@@ -174,13 +174,13 @@ class Declaration:
             ``trainer.loss_context.loss_context()``.
         conflicts: settings that it does not work with.
         check: a function (config, line) -> problems, as ``"module:function"``. It takes the resolved config and yields
-            one sentence per problem with other keys beside the section. It is called where the section is absent, too.
+            one sentence per problem with other keys beside the section. It is called where the section is absent, too,
+            but not where the section, or a part of it, is wrong by itself.
         check_files: the same for files of the machine that runs the training. It is called where the extension takes
             part.
         check_services: the same for servers, whose answer may take seconds. It is called where the extension takes
             part, last, before Ray starts.
-        longest_wait: the key of its section that says how many seconds a group may wait for the extension. The default
-            is that of ``settings``.
+        longest_wait: the key of its section that says how many seconds a group may wait for the extension.
         unused_keys: a tuple of ``run.checks.unused_keys.UnusedKey``, as ``"module:NAME"``: keys that have no effect
             while a condition holds, whether or not the extension takes part.
         audit: a function config -> ``audit.Effect`` or None, as ``"module:function"``: what it does to advantages, in

@@ -19,16 +19,19 @@ def dial_settings(gsd: Mapping[str, Any]) -> dict[str, Any]:
     settings = {name: gsd.get(name) for name in DIAL_SETTINGS}
     for name, value in settings.items():
         if value is None:
-            raise ValueError(f"algorithm.gsd.{name} is missing: add algo=gsd, or another of our algorithms")
-    check_dial_settings(**settings)
+            raise ValueError(f"algorithm.gsd.{name} is missing. Set algo=gsd, or another algorithm of verl-gsd.")
+    try:
+        check_dial_settings(**settings)
+    except ValueError as error:
+        raise ValueError(f"algorithm.gsd.{error}") from error
     return settings
 
 
 def check_dial_settings(alpha: Any, ddof: Any, eps: Any) -> None:
     """Raise a ValueError that names the setting which is out of range."""
     if not is_finite(alpha):
-        raise ValueError(f"alpha={alpha}: write a finite number; 1 is GRPO, 0 is Dr. GRPO")
+        raise ValueError(f"alpha={alpha}: not a finite number. Set it to one; 1 is GRPO, 0 is Dr. GRPO.")
     if ddof not in (0, 1):
-        raise ValueError(f"ddof={ddof}: write 0 (population) or 1 (sample)")
+        raise ValueError(f"ddof={ddof}: no such value. Set it to 0 (population) or 1 (sample).")
     if not (is_finite(eps) and eps >= 0):
-        raise ValueError(f"eps={eps}: write a finite number, 0 or more")
+        raise ValueError(f"eps={eps}: out of range. Set it to a finite number of 0 or more.")

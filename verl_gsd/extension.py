@@ -31,6 +31,7 @@ from verl_gsd.declaration import RecordColumn as RecordColumn
 from verl_gsd.declaration import ReportChart as ReportChart
 from verl_gsd.declaration import ReportSection as ReportSection
 from verl_gsd.declaration import StepFigure as StepFigure
+from verl_gsd.settings import SettingsError, shown
 
 if TYPE_CHECKING:
     import torch
@@ -514,9 +515,10 @@ def _register_all() -> None:
             importlib.import_module(point.module)
         except Exception as error:  # the module is somebody else's: it may raise anything
             package = point.dist.name if point.dist is not None else point.name
-            problem = f"package {package}: its extension module {point.module} could not be loaded: {_described(error)}"
+            reason = _described(error)
+            problem = f"package {package}: its extension module {point.module} could not be loaded: {reason}"
             logger.warning(problem)
-            _REJECTED.append(problem)
+            _REJECTED[:] = [*(known for known in _REJECTED if known != reason), problem]  # register may have added it
 
 
 def _described(error: Exception) -> str:
@@ -576,8 +578,10 @@ def problems(gsd: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for declaration in active(gsd):
         try:
             built[declaration.name] = _build(declaration, gsd, None)
+        except SettingsError as error:
+            yield from ((declaration.name, problem) for problem in error.problems)
         except ValueError as error:
-            yield declaration.name, f"{error}."
+            yield declaration.name, f"{error}" if str(error).endswith(".") else f"{error}."
     yield from (("", problem) for problem in collisions(built))
 
 
@@ -601,18 +605,38 @@ def build(gsd: Mapping[str, Any], services: Services | None = None) -> dict[str,
     return built
 
 
-def no_section(name: str, value: Any) -> str:
-    """The error message for a section that is not a mapping."""
-    return f"algorithm.gsd.{name}={value} is not a section. Set it to a section with keys, or to null"
+def settings_problems(declaration: Declaration, gsd: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the extension's own section, if there is one. It imports neither torch nor verl."""
+    if declaration.section(gsd) is None:
+        return []
+    try:
+        settings_of(declaration, gsd)
+    except SettingsError as error:
+        return list(error.problems)
+    return []
+
+
+def settings_of(declaration: Declaration, gsd: Mapping[str, Any]) -> Any:
+    """The settings of the extension, or its section where it declares no model.
+
+    Raises:
+        SettingsError: the section is wrong. Each problem begins with the full key.
+    """
+    section, key = declaration.section(gsd), f"algorithm.gsd.{declaration.name}"
+    if not isinstance(section, Mapping):
+        raise SettingsError([f"{key}={shown(section)}: not a section. Set it to a section with keys, or to null."])
+    if declaration.settings is None:
+        return section
+    try:
+        return load(declaration.settings).of(section)
+    except SettingsError as error:
+        raise SettingsError([f"{key}.{problem}" for problem in error.problems]) from error
 
 
 def _build(declaration: Declaration, gsd: Mapping[str, Any], services: Services | None) -> Extension:
     kind: Callable[[Any, Services | None], Extension] = load(declaration.runtime)
-    section = declaration.section(gsd)
-    if not isinstance(section, Mapping):
-        raise ValueError(no_section(declaration.name, section))
+    settings = settings_of(declaration, gsd)
     try:
-        settings = section if declaration.settings is None else load(declaration.settings).of(section)
         built = kind(settings, services)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"algorithm.gsd.{declaration.name}: {_described(error)}") from error

@@ -1,16 +1,18 @@
-"""Config sections as pydantic models: each setting, its type, range and default stand in one place.
+"""Config sections as pydantic models: each setting, its type, range and default are defined in one place.
 
-A model rejects unknown keys and wrong values with one sentence per problem, which names the key, the value and what to
-set instead. It needs neither torch nor verl, so that a command line is checked at once.
+A model rejects unknown keys and wrong values with one sentence per problem. The sentence names the key and the value,
+and says what to set instead. Importing this module needs neither torch nor verl.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from types import NoneType, UnionType
+from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 from typing_extensions import Self
 
 
@@ -22,18 +24,31 @@ class SettingsError(ValueError):
     """
 
     def __init__(self, problems: Sequence[str]) -> None:
-        super().__init__("; ".join(problems))
+        super().__init__("\n".join(problems))
         self.problems = tuple(problems)
 
 
 class SectionSettings(BaseModel):
     """Base class of the model of a config section ``algorithm.gsd.<name>``.
 
-    Values are not converted (``"3"`` is not 3, and ``true`` is not 1), but an integer is accepted as a float.
-    A validator raises a ValueError that says what to set.
+    Values are not converted (``"3"`` is not 3, and ``true`` is not 1), but an integer is accepted as a float. Numbers
+    are finite. A validator raises a ValueError that says what is wrong and what to set. An error does not repeat the
+    value of a field with ``repr=False``, because it may be a secret.
+
+    Attributes:
+        parts: keys of the section that are sections of other extensions. ``of`` ignores them.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, arbitrary_types_allowed=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        arbitrary_types_allowed=True,
+        hide_input_in_errors=True,
+    )
+
+    parts: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def of(cls, section: Any) -> Self:
@@ -45,43 +60,106 @@ class SectionSettings(BaseModel):
         if isinstance(section, cls):
             return section
         if not isinstance(section, Mapping):
-            raise SettingsError([f"{section} is not a section. Set it to a section with keys, or to null."])
+            raise SettingsError([f"{shown(section)} is not a section. Set it to a section with keys, or to null."])
         try:
-            return cls.model_validate(_plain(section))
+            return cls.model_validate({key: _plain(value) for key, value in section.items() if key not in cls.parts})
         except ValidationError as error:
             raise SettingsError([cls._sentence(problem) for problem in error.errors()]) from error
 
     @classmethod
+    def default(cls, name: str) -> Any:
+        """The default of a field."""
+        return cls.model_fields[name].get_default(call_default_factory=True)
+
+    @classmethod
     def _sentence(cls, problem: Any) -> str:
         """What pydantic reports, as a sentence: ``key=value: what is wrong. What to set.``"""
-        path = [str(part) for part in problem["loc"] if not str(part).startswith(("function-", "tuple", "list"))]
-        key, kind, context = ".".join(path), problem["type"], problem.get("ctx", {})
-        if kind == "extra_forbidden":
-            known = list(cls.model_fields)
-            meant = difflib.get_close_matches(key, known, n=1)
-            return f"{key}: no such key. " + (f"Did you mean {meant[0]}?" if meant else f"Keys are {', '.join(known)}.")
+        key, kind = str(problem["loc"][0]) if problem["loc"] else "", problem["type"]
+        field = cls.model_fields.get(key)
+        if field is None and key:
+            known = [*cls.model_fields, *cls.parts]
+            return f"{key}: no such key." + (did_you_mean(key, known) or f" Keys are {', '.join(known)}.")
         if kind == "missing":
             return f"{key} is missing. Set it."
-        named = f"{key}={_shown(problem['input'])}" if key else "The section"
+        named = "The section" if field is None else f"{key}={shown(problem['input'])}" if field.repr else key
         if kind == "value_error":
-            return f"{named}: {str(context['error']).rstrip('.')}."
-        return f"{named}: {_REMEDIES.get(kind, problem['msg'] + '.').format(**context)}"
+            text = str(problem["ctx"]["error"])
+            return f"{named}: {text}" if text.endswith((".", "?")) else f"{named}: {text}."
+        values = None if field is None else _values_of(field)
+        if values is None:
+            return f"{named}: {problem['msg']}."
+        value = problem["input"]
+        wrong_type = "it cannot be null" if value is None else f"wrong type ({type(value).__name__})"
+        suggestion = did_you_mean(value, _choices(field))
+        return f"{named}: {_WHAT_IS_WRONG.get(kind, wrong_type)}. Set it to {values}.{suggestion}"
 
 
-#: What to set, by pydantic's type of error.
-_REMEDIES = {
-    "bool_type": "Set it to true or false.",
-    "int_type": "Set it to a whole number.",
-    "int_from_float": "Set it to a whole number.",
-    "float_type": "Set it to a number.",
-    "string_type": "Set it to a string.",
-    "finite_number": "Set it to a finite number.",
-    "greater_than": "Set it to a number above {gt}.",
-    "greater_than_equal": "Set it to {ge} or more.",
-    "less_than": "Set it to a number below {lt}.",
-    "less_than_equal": "Set it to {le} or less.",
-    "literal_error": "Set it to one of {expected}.",
+def did_you_mean(value: Any, known: Iterable[str]) -> str:
+    """A sentence, with a space before it, that names the entry of ``known`` that ``value`` resembles; empty if none."""
+    close = difflib.get_close_matches(value, list(known), n=1) if isinstance(value, str) else []
+    return f" Did you mean {close[0]}?" if close else ""
+
+
+#: By pydantic's type of error. Those of wrong types are left out.
+_WHAT_IS_WRONG = {
+    "finite_number": "not finite",
+    "greater_than": "out of range",
+    "greater_than_equal": "out of range",
+    "less_than": "out of range",
+    "less_than_equal": "out of range",
+    "string_too_short": "too short",
+    "literal_error": "no such value",
 }
+_KINDS: dict[Any, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
+#: By the name of a constraint's attribute.
+_BOUNDS = {
+    "gt": "above {:g}",
+    "ge": "of {:g} or more",
+    "lt": "below {:g}",
+    "le": "up to {:g}",
+    "min_length": "with {} or more characters",
+}
+
+
+def _alternatives(annotation: Any, metadata: Sequence[Any]) -> Iterable[tuple[Any, list[Any]]]:
+    """The types that an annotation allows, each with its constraints."""
+    if get_origin(annotation) in (Union, UnionType):
+        for part in get_args(annotation):
+            yield from _alternatives(part, metadata)
+    elif get_origin(annotation) is Annotated:
+        kind, *further = get_args(annotation)
+        for constraint in further:
+            metadata = [*metadata, *(constraint.metadata if isinstance(constraint, FieldInfo) else [constraint])]
+        yield kind, list(metadata)
+    else:
+        yield annotation, list(metadata)
+
+
+def _values_of(field: FieldInfo) -> str | None:
+    """The values that a field may have, in words; None for types that this module does not describe."""
+    words = []
+    for kind, metadata in _alternatives(field.annotation, field.metadata):
+        if kind is NoneType:
+            words.append("to null")
+        elif get_origin(kind) is Literal:
+            words.append(f"one of {', '.join(map(shown, get_args(kind)))}")
+        elif kind in _KINDS:
+            bounds = [
+                text.format(getattr(constraint, name))
+                for constraint in metadata
+                for name, text in _BOUNDS.items()
+                if getattr(constraint, name, None) is not None
+            ]
+            words.append(" ".join([_KINDS[kind], " and ".join(bounds)]).strip())
+        else:
+            return None
+    return ", or ".join(words)
+
+
+def _choices(field: FieldInfo | None) -> list[str]:
+    """The names among which a field's value is chosen."""
+    kinds = _alternatives(field.annotation, ()) if field is not None else ()
+    return [str(choice) for kind, _ in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
 
 
 def _plain(value: Any) -> Any:
@@ -93,5 +171,6 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A config value as YAML writes it."""
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -69,7 +69,7 @@ def judging():
 
     def make(**settings):
         scorer = ScriptedScorer()
-        part = JudgingByScript(scorer, {"scorer": "stub", **settings}, services_of(tokenizer=tokenizer))
+        part = JudgingByScript(scorer, {"scorer": "stub", "cache": None, **settings}, services_of(tokenizer=tokenizer))
         made.append((part, scorer))
         return part, scorer, tokenizer
 

@@ -51,7 +51,7 @@ def test_the_replay_buffer_is_polled_as_asked(trainer, words, seconds):
         ("algorithm.gsd.alpha=much", "alpha=much"),
         ("algorithm.gsd.poll_interval=0", "poll_interval=0"),
         ("algorithm.gsd.state=new", r"algorithm\.gsd\.state=new.*fresh"),
-        ("+algorithm.gsd.budget.minimum=1", r"algorithm\.gsd\.budget: minimum=1"),
+        ("+algorithm.gsd.budget.minimum=1", r"algorithm\.gsd\.budget\.minimum=1"),
         ("reward.reward_model.enable=true", r"enable_resource_pool=false.*reward\."),
     ],
 )
@@ -178,6 +178,7 @@ def test_a_stage_that_needs_groups_refuses_a_stock_mode_by_name(configure, mode,
 
     extension.declarations()
     monkeypatch.setattr(extension, "_DECLARED", dict(extension._DECLARED))
+    monkeypatch.setattr(extension, "_REJECTED", list(extension._REJECTED))
     extension.register(Declaration("anchor_stub", AnchorStub))
     window = "+algorithm.gsd.anchor_stub.window=3"
     config = configure(window, f"trainer.v1.trainer_mode={mode}")
@@ -203,10 +204,8 @@ def test_names_verl_does_not_know_are_refused_before_ray(configure):
             r"custom_reward_function\.path=pkg://verl_gsd\.tasks\.arithmetic name=no_such_function: AttributeError",
         ),
         ("reward.custom_reward_function.path=/no/reward.py", r"path=/no/reward\.py name=compute_score: FileNotFound"),
-        (
-            "+algorithm.gsd.alhpa=0.5",
-            r"algorithm\.gsd\.alhpa.*alpha, .*poll_interval",
-        ),
+        ("+algorithm.gsd.alhpa=0.5", r"algorithm\.gsd\.alhpa: .*Did you mean alpha\?"),
+        ("+algorithm.gsd.zzz=0.5", r"algorithm\.gsd\.zzz: .*alpha, .*poll_interval"),
     ):
         with pytest.raises(ConfigError, match=f"(?s){message}"):
             validate_with_verl(configure(word))

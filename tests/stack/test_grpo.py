@@ -26,7 +26,7 @@ from running import (
 )
 
 from verl_gsd.algorithms.rollouts.budget import rollouts_of
-from verl_gsd.algorithms.rollouts.budget_settings import Settings
+from verl_gsd.algorithms.rollouts.budget_settings import BudgetSettings
 from verl_gsd.evaluation.intervals import paired_test, wilson
 from verl_gsd.planning import posterior_silent_rate
 from verl_gsd.prompts import PromptStore
@@ -38,7 +38,7 @@ from verl_gsd.state import check_state
 #: drills/test_evaluation.py.
 PROMPTS, BATCH, SIZE = 48, 24, 8
 SAVED, KILLED, STEPS = 6, 7, 12
-BUDGET = Settings(half_life=100, maximum=20)
+BUDGET = BudgetSettings(half_life=100, maximum=20)
 ACCURACY = f"val-core/arithmetic/acc/mean@{SIZE}"
 #: A variable in the environment of every process of the run.
 MARK = "VERL_GSD_TEST_OF_GRPO"

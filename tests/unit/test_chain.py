@@ -17,6 +17,7 @@ def stages(monkeypatch):
     """Whatever a test registers is forgotten after it."""
     extension.declarations()
     monkeypatch.setattr(extension, "_DECLARED", dict(extension._DECLARED))
+    monkeypatch.setattr(extension, "_REJECTED", list(extension._REJECTED))
 
 
 def test_without_stages_the_chain_is_the_dial():

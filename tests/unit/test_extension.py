@@ -27,6 +27,7 @@ from verl_gsd.extension import (
     register,
     run_hook,
 )
+from verl_gsd.settings import SectionSettings
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +35,7 @@ def registry(monkeypatch):
     """Whatever a test registers is forgotten after it."""
     extension.declarations()
     monkeypatch.setattr(extension, "_DECLARED", dict(extension._DECLARED))
+    monkeypatch.setattr(extension, "_REJECTED", list(extension._REJECTED))
 
 
 def declared(name, order=100, **hooks):
@@ -45,7 +47,8 @@ def declared(name, order=100, **hooks):
 
 def test_ours_are_known_without_torch_and_verl():
     script = (
-        "import sys; from verl_gsd.extension import declarations\n"
+        "import sys; from verl_gsd.extension import declarations, load\n"
+        "for declaration in declarations(): load(declaration.settings)\n"
         "print(*[declaration.name for declaration in declarations()])\n"
         "print(*sorted({'torch', 'verl', 'ray', 'vllm'} & sys.modules.keys()))"
     )
@@ -58,6 +61,11 @@ def test_ours_are_known_without_torch_and_verl():
 def test_everything_that_a_declaration_names_is_there():
     for declaration in extension.declarations():
         assert issubclass(extension.load(declaration.runtime), Extension)
+        assert issubclass(extension.load(declaration.settings), SectionSettings)
+        assert (
+            declaration.longest_wait is None
+            or declaration.longest_wait in extension.load(declaration.settings).model_fields
+        )
         if declaration.check is not None:
             assert callable(extension.load(declaration.check))
         if declaration.findings is not None:
@@ -99,7 +107,7 @@ def test_two_owners_of_what_one_alone_may_do_are_named_before_anything_is_built_
 def test_every_wrong_section_is_named():
     found = dict(problems({"hadw": {"preset": "haard"}, "dagrpo": {"delta": "x"}, "sampler": 3}))
     assert found.keys() == {"hadw", "dagrpo", "sampler"}
-    for name, what in (("hadw", ": preset=haard"), ("dagrpo", ": delta=x"), ("sampler", "=3")):
+    for name, what in (("hadw", ".preset=haard"), ("dagrpo", ".delta=x"), ("sampler", "=3")):
         assert f"algorithm.gsd.{name}{what}" in found[name]
 
 
@@ -217,6 +225,21 @@ def test_another_package_that_takes_a_name_of_ours_is_the_one_that_hears_of_it()
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     refused, kept = found.splitlines()
     assert "'gvpo'" in refused and kept == "verl_gsd.algorithms.gvpo.extension:Gvpo"
+
+
+def test_a_package_whose_extension_is_refused_is_named_once(monkeypatch):
+    class Point:
+        name, module, dist = "theirs", "theirs.extension", None
+
+    def register_taken(module):
+        register(Declaration("hadw", "theirs.extension:Theirs"))
+
+    monkeypatch.setattr(extension.importlib.metadata, "entry_points", lambda group: [Point])
+    monkeypatch.setattr(extension.importlib, "import_module", register_taken)
+    before = extension.rejected()
+    extension._register_all.__wrapped__()
+    (problem,) = (one for one in extension.rejected() if one not in before)
+    assert "package theirs" in problem and "'hadw'" in problem
 
 
 def test_rollouts_have_one_owner():

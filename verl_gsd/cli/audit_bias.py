@@ -13,10 +13,13 @@ from verl_gsd.cli.console import fail, out
 
 def audit_bias(
     run: Annotated[Path, typer.Argument(help="A run's folder; any algorithm's, as long as its trainer mode is ours.")],
-    preset: Annotated[str, typer.Option(help="HA-DW's anchor: hard, soft, paper, fixed, or a number.")] = "hard",
-    lambda_scale: Annotated[float, typer.Option(help="HA-DW's constant.")] = 1.3,
+    preset: Annotated[
+        str | None, typer.Option(help="HA-DW's anchor: hard, soft, paper, fixed, or a number; by default as in a run.")
+    ] = None,
+    lambda_scale: Annotated[float | None, typer.Option(help="HA-DW's constant; by default as in a run.")] = None,
 ) -> None:
     """The bias of group-relative advantages by solve rate (Lemma 2 of HA-DW's paper), and HA-DW's factors there."""
+    from verl_gsd.algorithms.hadw.settings import HadwSettings
     from verl_gsd.evaluation.bias import CAVEATS, bias_by_rate
     from verl_gsd.records import read_records
 
@@ -26,13 +29,16 @@ def audit_bias(
         records = read_records(run)
         if not len(records):
             fail(f"{run}: no records there. Write the folder of a run whose trainer mode was one of ours (gsd_sync).")
-        anchor = float(preset) if preset.replace(".", "", 1).isdigit() else preset
-        bins = bias_by_rate(records, anchor, lambda_scale)
+        anchor = float(preset) if preset and preset.replace(".", "", 1).isdigit() else preset
+        given = {"preset": anchor, "lambda_scale": lambda_scale}
+        settings = HadwSettings.of({key: value for key, value in given.items() if value is not None})
+        bins = bias_by_rate(records, settings)
     except (FileNotFoundError, ValueError) as error:
         fail(str(error))
     table = Table(
         *("solve rate", "mixed groups", "visited once", "mean rate", "baseline - rate", "Phi right", "Phi wrong"),
-        title=f"HA-DW as preset={preset}, lambda_scale={lambda_scale:g}, whatever the run's own algorithm",
+        title=f"HA-DW as preset={settings.preset}, lambda_scale={settings.lambda_scale:g}, "
+        "whatever the run's own algorithm",
         title_justify="left",
     )
     for entry in bins:

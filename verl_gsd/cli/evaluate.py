@@ -196,11 +196,11 @@ def _llm_verifier(url: str | None, model: str | None) -> LlmVerifier | None:
         return None
     from verl_gsd.evaluation.llm_verifier import verify_with_llm
     from verl_gsd.judge.build import served_model
-    from verl_gsd.judge.settings import Settings
+    from verl_gsd.judge.settings import JudgeSettings
     from verl_gsd.judge.verdicts import verify_all
 
     try:
-        served_model(Settings(base_url=url, model=model))  # check this before generating anything
+        served_model(JudgeSettings.of({"base_url": url, "model": model}))  # check this before generating anything
     except ValueError as error:
         raise ValueError(f"--verifier-url, --verifier-model: {error}") from error
 

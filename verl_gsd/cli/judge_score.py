@@ -14,7 +14,7 @@ from verl_gsd.cli.console import fail, out
 
 if TYPE_CHECKING:
     from verl_gsd.judge.scorer import Question, Scorer
-    from verl_gsd.judge.settings import Settings
+    from verl_gsd.judge.settings import JudgeSettings
     from verl_gsd.sheets import Sheet
 
 SCORE = "judge_score"
@@ -36,8 +36,9 @@ def score(
         str | None, typer.Option(help="For openai: the model's name on the server. For distilled: the folder.")
     ] = None,
     answer: Annotated[
-        str, typer.Option(help="For openai: form of the answer. choice (vLLM only), json_schema or text.")
-    ] = "choice",
+        str | None,
+        typer.Option(help="For openai: form of the answer. choice (vLLM only, the default), json_schema or text."),
+    ] = None,
     problem_column: Annotated[
         str, typer.Option(help="Column with the problem: a text, or a list of chat messages as in verl.")
     ] = "problem",
@@ -46,15 +47,19 @@ def score(
         str | None, typer.Option(help="Column with the reference answer. Default: reference, if that column exists.")
     ] = None,
     cache: Annotated[Path | None, typer.Option(help="File that stores scores. Stored scores are reused.")] = None,
-    concurrency: Annotated[int, typer.Option(help="Maximum number of calls in flight.")] = 64,
-    timeout: Annotated[float, typer.Option(help="For openai: maximum seconds per call.")] = 30.0,
+    concurrency: Annotated[
+        int | None, typer.Option(help="Maximum number of calls in flight. Default: that of a run.")
+    ] = None,
+    timeout: Annotated[
+        float | None, typer.Option(help="For openai: maximum seconds per call. Default: that of a run.")
+    ] = None,
     device: Device = "cpu",
 ) -> None:
     """Score the responses in FILE. If interrupted, run the same command with the same --cache to resume."""
     from verl_gsd.judge.cache import ScoreCache
     from verl_gsd.judge.judge import Judge
     from verl_gsd.judge.offline import score_all
-    from verl_gsd.judge.settings import Settings
+    from verl_gsd.judge.settings import JudgeSettings
     from verl_gsd.sheets import read_sheet
 
     try:
@@ -63,25 +68,25 @@ def score(
             fail(f"--cache {cache}: this file is also the input or the output. Use a separate file")
         sheet.require_writable(output, SCORE)
         questions = _questions(sheet, problem_column, response_column, reference_column)
-        settings = Settings(
-            scorer=scorer,  # type: ignore[arg-type]  # Settings checks both
-            base_url=base_url,
-            model=model,
-            answer=answer,  # type: ignore[arg-type]
-            concurrency=concurrency,
-            timeout_s=timeout,
+        given = {"answer": answer, "concurrency": concurrency, "timeout_s": timeout}
+        settings = JudgeSettings.of(
+            {"scorer": scorer, "base_url": base_url, "model": model}
+            | {key: value for key, value in given.items() if value is not None}
         )
         judge_scorer = _build_scorer(settings, device)
         score_cache = ScoreCache(cache) if cache else None
     except (OSError, ValueError) as error:
         fail(str(error))
     # No budget: offline, a row may wait for any time, and each call has its own timeout.
-    judge = Judge(judge_scorer, score_cache, concurrency=concurrency, budget_s=math.inf)
+    judge = Judge(judge_scorer, score_cache, concurrency=settings.concurrency, budget_s=math.inf)
     try:
         with progress() as display:
             bar = display.add_task("scored", total=len(questions))
             scores = score_all(
-                judge, questions, window=4 * concurrency, on_scored=lambda done: display.update(bar, completed=done)
+                judge,
+                questions,
+                window=4 * settings.concurrency,
+                on_scored=lambda done: display.update(bar, completed=done),
             )
         metrics = judge.metrics()
     finally:
@@ -114,7 +119,7 @@ def _questions(sheet: Sheet, problem: str, response: str, reference: str | None)
     return [Question(*texts) for texts in zip(problems, references, responses, strict=True)]
 
 
-def _build_scorer(settings: Settings, device: str) -> Scorer:
+def _build_scorer(settings: JudgeSettings, device: str) -> Scorer:
     from verl_gsd.judge.build import build_scorer
     from verl_gsd.judge.distilled import DistilledScorer
 

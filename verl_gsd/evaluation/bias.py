@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from verl_gsd.algorithms.hadw.extension import Hadw
+from verl_gsd.algorithms.hadw.settings import HadwSettings
 from verl_gsd.groups import Group
 
 BINS = ((0.0, 0.1), (0.1, 0.3), (0.3, 0.5), (0.5, 0.7), (0.7, 0.9), (0.9, 1.0))
@@ -64,13 +65,10 @@ def baseline_bias(p: float, group_size: int) -> float:
     return float("nan") if mixed <= 0 else (p - p**group_size) / mixed - p
 
 
-def bias_by_rate(records: pa.Table, preset: str | float = "hard", lambda_scale: float = 1.3) -> list[Bin]:
+def bias_by_rate(records: pa.Table, settings: HadwSettings = HadwSettings()) -> list[Bin]:
     """The bias in a run's records, by solve rate, and what HA-DW would have done with these settings.
 
     The anchor is replayed from the recorded counts, as a run with HA-DW would have moved it.
-
-    Raises:
-        ValueError: a setting is out of range.
     """
     by_step: dict[int, list[dict]] = defaultdict(list)
     pooled: dict[tuple[str, int], list[float]] = defaultdict(lambda: [0.0, 0, 0])
@@ -80,7 +78,7 @@ def bias_by_rate(records: pa.Table, preset: str | float = "hard", lambda_scale: 
             counts = pooled[row["data_source"], row["index"]]
             pooled[row["data_source"], row["index"]] = np.add(counts, (row["correct"], row["total"], 1)).tolist()
     found: list[list[tuple[float | None, ...]]] = [[] for _ in BINS]
-    hadw = Hadw({"preset": preset, "lambda_scale": lambda_scale})
+    hadw = Hadw(settings)
     for _, rows in sorted(by_step.items()):
         groups = [_as_group(row, number) for number, row in enumerate(rows)]
         for row, group in zip(rows, groups, strict=True):

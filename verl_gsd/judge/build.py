@@ -7,14 +7,14 @@ import time
 from pathlib import Path
 
 from verl_gsd.judge.scorer import Scorer
-from verl_gsd.judge.settings import Settings, api_key
+from verl_gsd.judge.settings import JudgeSettings, api_key
 
 #: Maximum time in seconds, and maximum size, of a server's list of models.
 LISTING_S = 10.0
 LISTING_BYTES = 1 << 20
 
 
-def build_scorer(settings: Settings) -> Scorer:
+def build_scorer(settings: JudgeSettings) -> Scorer:
     """The scorer for ``scorer=openai``, ``distilled`` or ``stub``.
 
     Raises:
@@ -45,7 +45,7 @@ def build_scorer(settings: Settings) -> Scorer:
     )
 
 
-def served_model(settings: Settings) -> str:
+def served_model(settings: JudgeSettings) -> str:
     """``settings.model``, or the server's only model if that is None.
 
     Raises:
@@ -79,7 +79,7 @@ def served_model(settings: Settings) -> str:
     return settings.model
 
 
-def _list_models(settings: Settings) -> list[str]:
+def _list_models(settings: JudgeSettings) -> list[str]:
     """The names of the server's models. Time and size are limited, and entries that are not names are left out.
 
     Raises:

@@ -17,6 +17,7 @@ from typing import Any
 from verl_gsd.judge import disks
 from verl_gsd.judge.prompt import digest
 from verl_gsd.judge.scorer import Question
+from verl_gsd.judge.settings import JudgeSettings
 
 VERSION = 1
 
@@ -85,7 +86,7 @@ class ScoreCache:
         OSError: the folder cannot be created.
     """
 
-    def __init__(self, path: Path, limit_mb: int = 1024) -> None:
+    def __init__(self, path: Path, limit_mb: int = JudgeSettings.default("cache_mb")) -> None:
         if limit_mb < 1:
             raise ValueError(f"limit_mb={limit_mb} is not positive. Use a number of MiB, 1 or more")
         self._path = path

@@ -16,6 +16,7 @@ import numpy as np
 from verl_gsd.judge.cache import ScoreCache
 from verl_gsd.judge.prompt import digest
 from verl_gsd.judge.scorer import REASONS, JudgementError, Question, Scorer
+from verl_gsd.judge.settings import JudgeSettings
 
 _CLOSING_S = 10.0  # maximum time for cancelled calls to end, and then again for the scorer to close
 
@@ -63,7 +64,12 @@ class Judge:
     """
 
     def __init__(
-        self, scorer: Scorer, cache: ScoreCache | None = None, *, concurrency: int = 64, budget_s: float = 60.0
+        self,
+        scorer: Scorer,
+        cache: ScoreCache | None = None,
+        *,
+        concurrency: int = JudgeSettings.default("concurrency"),
+        budget_s: float = JudgeSettings.default("budget_s"),
     ) -> None:
         self._scorer = scorer
         self._cache = cache

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from verl_gsd.judge.openai_client import OpenAIClient
 from verl_gsd.judge.prompt import PROMPT_VERSION, build_messages, parse_score
 from verl_gsd.judge.scorer import HIGHEST, LOWEST, Question
+from verl_gsd.judge.settings import JudgeSettings
 
 Answer = Literal["choice", "json_schema", "text"]
 
@@ -43,10 +44,10 @@ class OpenAIScorer:
         base_url: str,
         model: str,
         *,
-        api_key_env: str = "VERL_GSD_JUDGE_API_KEY",
-        timeout_s: float = 30.0,
-        retries: int = 2,
-        answer: Answer = "choice",
+        api_key_env: str = JudgeSettings.default("api_key_env"),
+        timeout_s: float = JudgeSettings.default("timeout_s"),
+        retries: int = JudgeSettings.default("retries"),
+        answer: Answer = JudgeSettings.default("answer"),
         max_tokens: int = 512,
     ) -> None:
         self.identity = f"openai model={model} prompt={PROMPT_VERSION} answer={answer} temperature=0"

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from verl_gsd.judge.openai_client import OpenAIClient
 from verl_gsd.judge.prompt import VERDICT_VERSION, build_messages, parse_verdict
 from verl_gsd.judge.scorer import JudgementError, Question, Reason
+from verl_gsd.judge.settings import JudgeSettings
 
 #: Maximum length of an answer, with room for a model that reasons first. An answer that is cut off is unreadable.
 MAX_TOKENS = 1024
@@ -24,10 +25,10 @@ def verify_all(
     *,
     base_url: str,
     model: str,
-    api_key_env: str = "VERL_GSD_JUDGE_API_KEY",
-    concurrency: int = 64,
-    timeout_s: float = 30.0,
-    retries: int = 2,
+    api_key_env: str = JudgeSettings.default("api_key_env"),
+    concurrency: int = JudgeSettings.default("concurrency"),
+    timeout_s: float = JudgeSettings.default("timeout_s"),
+    retries: int = JudgeSettings.default("retries"),
     on_done: Callable[[int], None] = lambda done: None,
 ) -> tuple[list[bool | None], Counter[Reason]]:
     """Ask a model whether each response is right. Must not be called from within an event loop.

@@ -21,6 +21,7 @@ from verl_gsd.algorithms.dagrpo.pairs import rectified_advantage
 from verl_gsd.algorithms.gvpo.maths import gvpo_loss
 from verl_gsd.algorithms.hadw.anchors import Anchor
 from verl_gsd.algorithms.hadw.factor import hadw_factor
+from verl_gsd.algorithms.hadw.settings import HadwSettings
 from verl_gsd.dial import dial_advantage
 from verl_gsd.lab.drawing import Batch, is_mixed
 
@@ -70,7 +71,7 @@ def dial(alpha: float) -> Update:
     return of_mixed(update)
 
 
-def hadw(anchor: Anchor, *, alpha: float = 1.0, lambda_scale: float = 1.3) -> Update:
+def hadw(anchor: Anchor, *, alpha: float = 1.0, lambda_scale: float = HadwSettings.default("lambda_scale")) -> Update:
     """The dial's advantages times HA-DW's factor; the anchor learns of a batch after it has weighed it."""
 
     def weigh(logit: torch.Tensor, batch: Batch, rate: float) -> torch.Tensor:

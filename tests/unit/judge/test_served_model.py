@@ -7,7 +7,7 @@ from hostile_server import JSON, HostileServer, endless, http, trickle
 
 from verl_gsd.judge import build
 from verl_gsd.judge.build import served_model
-from verl_gsd.judge.settings import Settings
+from verl_gsd.judge.settings import JudgeSettings
 
 
 def models(*ids):
@@ -16,7 +16,7 @@ def models(*ids):
 
 def asked(answer, **settings):
     with HostileServer(answer) as server:
-        return served_model(Settings(base_url=server.url, **settings))
+        return served_model(JudgeSettings.of({"base_url": server.url, **settings}))
 
 
 def test_the_only_model_is_the_default():
@@ -62,5 +62,5 @@ def test_a_configured_model_is_accepted_if_the_server_lists_nothing():
 def test_a_trailing_newline_is_stripped_from_the_key(monkeypatch):
     monkeypatch.setenv("VERL_GSD_JUDGE_API_KEY", "sk-test\n")
     with HostileServer(models("a")) as server:
-        served_model(Settings(base_url=server.url))
+        served_model(JudgeSettings(base_url=server.url))
     assert "authorization: bearer sk-test\r\n" in server.headers[0].lower()

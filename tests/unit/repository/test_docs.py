@@ -18,6 +18,7 @@ PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob(
 def stages_as_before(monkeypatch):
     extension.declarations()
     monkeypatch.setattr(extension, "_DECLARED", dict(extension._DECLARED))
+    monkeypatch.setattr(extension, "_REJECTED", list(extension._REJECTED))
 
 
 def test_the_stage_of_the_page_on_extending_passes_its_own_test_in_forty_lines(stages_as_before):

@@ -31,6 +31,7 @@ register(
         "dagrpo",
         "verl_gsd.algorithms.dagrpo.mask:Dagrpo",
         order=30,
+        settings="verl_gsd.algorithms.dagrpo.settings:MaskSettings",
         saves=True,
         worker="verl_gsd.algorithms.dagrpo.worker:DagrpoWorker",
         loss="verl_gsd.algorithms.dagrpo.loss",
@@ -53,6 +54,7 @@ register(
         report_order=70,
         conflicts=JUDGE_CONFLICTS,
         check_services="verl_gsd.algorithms.dagrpo.checks:judge_absent",
+        settings="verl_gsd.judge.settings:JudgeSettings",
         longest_wait="budget_s",
     )
 )
@@ -68,6 +70,7 @@ register(
         conflicts=DEMONSTRATION_CONFLICTS,
         check_files="verl_gsd.algorithms.dagrpo.checks:demonstrations_absent",
         audit="verl_gsd.algorithms.dagrpo.audit:demonstration_effect",
+        settings="verl_gsd.algorithms.dagrpo.demonstration_settings:DemonstrationSettings",
     )
 )
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
+from verl_gsd.algorithms.dagrpo.demonstration_settings import DemonstrationSettings
+from verl_gsd.algorithms.dagrpo.settings import MaskSettings
 from verl_gsd.audit import Effect
+from verl_gsd.judge.settings import JudgeSettings
 
 _SELF = "an earlier success of the policy itself"
 _SOURCES = {"expert": "an expert's response", "self": _SELF, "expert_or_self": f"an expert's response or {_SELF}"}
@@ -16,21 +19,21 @@ def mask_effect(config: DictConfig) -> Effect | None:
     section = config.algorithm.gsd.dagrpo
     if section.get("judge") is None:
         return None
-    by, delta = f"scores by a judge ({section.judge.get('scorer', 'openai')})", section.get("delta")
-    if section.get("mask", "pairs") == "pairs":
+    mask, by = MaskSettings.of(section).mask, f"scores by a judge ({JudgeSettings.of(section.judge).scorer})"
+    delta = section.get("delta", MaskSettings.default("delta").last)
+    if mask == "pairs":
         centre = f"rewards are compared in pairs, and only pairs whose {by} differ by {delta} or more count"
     else:
         centre = (
-            f"only responses count whose {by} differ by {delta} or more from those of the other class ({section.mask})"
+            f"only responses count whose {by} differ by {delta} or more from those of the other class ({mask})"
         )
     return Effect(centre=f"{centre} (DaGRPO, arXiv 2512.06337)")
 
 
 def demonstration_effect(config: DictConfig) -> Effect:
     """What the audit says of ``algorithm.gsd.dagrpo.demonstrations``."""
-    section = config.algorithm.gsd.dagrpo.demonstrations
-    source = _SOURCES.get(section.get("source", "expert"), "?")
-    where = _GROUPS.get(section.get("mode", "all_fail"), "?")
+    settings = DemonstrationSettings.of(config.algorithm.gsd.dagrpo.demonstrations)
+    source, where = _SOURCES[settings.source], _GROUPS[settings.mode]
     return Effect(
         responses=f"{source} takes the place of a rollout in {where} and moves the group's mean and sigma (DaGRPO's "
         "demonstrations)"

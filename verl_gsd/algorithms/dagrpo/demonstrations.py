@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from verl_gsd.algorithms.dagrpo.demonstration_settings import Settings
+from verl_gsd.algorithms.dagrpo.demonstration_settings import DemonstrationSettings
 from verl_gsd.algorithms.dagrpo.pools import pool_of
 from verl_gsd.algorithms.dagrpo.tokens import REASONS, succeeded
 from verl_gsd.extension import Batch, Extension, Services, Visits
@@ -47,12 +47,12 @@ class Demonstrating(Extension):
     """Puts a group's demonstrations into its rows, and gives the update what it must know of them.
 
     Args:
-        section: see ``demonstration_settings.Settings``.
+        settings: of ``algorithm.gsd.dagrpo.demonstrations``, or that section.
     """
 
-    def __init__(self, section: Mapping[str, Any], services: Services | None = None) -> None:
-        super().__init__(section, services)
-        self._settings = Settings.of(section)
+    def __init__(self, settings: DemonstrationSettings | Mapping[str, Any], services: Services | None = None) -> None:
+        self._settings = DemonstrationSettings.of(settings)
+        super().__init__(self._settings, services)
         if services is not None:
             self._rows, self._pool = services.rows, pool_of(self._settings, services)
         self._left_out: dict[str, int] = {}  # by uid, sessions that were not asked for

@@ -22,7 +22,7 @@ from verl_gsd.judge.cache import ScoreCache
 from verl_gsd.judge.judge import Judge
 from verl_gsd.judge.problem import problem_text
 from verl_gsd.judge.scorer import Question, Scorer
-from verl_gsd.judge.settings import Settings
+from verl_gsd.judge.settings import JudgeSettings
 from verl_gsd.records import Fate
 
 
@@ -30,12 +30,12 @@ class Judging(Extension):
     """Asks for scores, holds groups back for them, and gives them to the groups that leave.
 
     Args:
-        section: see ``judge.settings.Settings``.
+        settings: of ``algorithm.gsd.dagrpo.judge``, or that section.
     """
 
-    def __init__(self, section: Mapping[str, Any], services: Services | None = None) -> None:
-        super().__init__(section, services)
-        self._settings = Settings.of(section)
+    def __init__(self, settings: JudgeSettings | Mapping[str, Any], services: Services | None = None) -> None:
+        self._settings = JudgeSettings.of(settings)
+        super().__init__(self._settings, services)
         self._judge: Judge | None = None
         self._cache: ScoreCache | None = None
         self._waiting: set[str] = set()

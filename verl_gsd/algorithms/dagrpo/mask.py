@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from verl_gsd.algorithms.dagrpo.pairs import Pairs, kept_rows, pairs_by_size, rectified
-from verl_gsd.algorithms.dagrpo.settings import Settings
+from verl_gsd.algorithms.dagrpo.settings import MaskSettings
 from verl_gsd.chain import Rows
 from verl_gsd.dial import centre
 from verl_gsd.extension import Extension, Services, Update
@@ -32,12 +32,12 @@ class Dagrpo(Extension):
     """DaGRPO's mask: reads each row's score off its group, masks, and counts what it masked.
 
     Args:
-        section: see ``Settings``.
+        settings: of ``algorithm.gsd.dagrpo``, or that section.
     """
 
-    def __init__(self, section: Mapping[str, Any], services: Services | None = None) -> None:
-        super().__init__(section, services)
-        self.settings = Settings.of(section)
+    def __init__(self, settings: MaskSettings | Mapping[str, Any], services: Services | None = None) -> None:
+        self.settings = MaskSettings.of(settings)
+        super().__init__(self.settings, services)
         self._steps = 0
         self._delta = self.settings.delta.at(0)
         self._delta_by_uid: dict[str, float] = {}  # of the step at hand
@@ -136,7 +136,7 @@ class Dagrpo(Extension):
             self._has_warned = True
             logger.warning(
                 "algorithm.gsd.dagrpo.delta=%g: the mask dropped all %d judged pairs of a step, %d of which the judge "
-                "scored alike. Write a smaller delta, or ask a judge that tells more apart: verl-gsd judge calibrate.",
+                "scored alike. Set a smaller delta, or use a judge that tells more apart: verl-gsd judge calibrate.",
                 self._delta,
                 counts["judged"],
                 counts["tied"],

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from verl_gsd.algorithms.dagrpo.demonstration_settings import Settings
+from verl_gsd.algorithms.dagrpo.demonstration_settings import DemonstrationSettings
 from verl_gsd.algorithms.dagrpo.tokens import Reason, expert_texts, expert_tokens, own_tokens, succeeded
 from verl_gsd.extension import Services, Verdict, Visits
 from verl_gsd.responses import PromptKey, Response
@@ -224,7 +224,7 @@ class ExpertsOrOwn:
         return self._pools[1].end_step()
 
 
-def pool_of(settings: Settings, services: Services) -> Pool:
+def pool_of(settings: DemonstrationSettings, services: Services) -> Pool:
     """The demonstrations that ``settings.source`` names."""
     data = services.config.data
     longest = int(data.max_response_length)

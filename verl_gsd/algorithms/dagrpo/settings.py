@@ -1,4 +1,4 @@
-"""The config section ``algorithm.gsd.dagrpo``, without its ``judge`` and ``demonstrations``; needs no torch."""
+"""The config section ``algorithm.gsd.dagrpo`` without its parts, and settings of the loss; needs no torch."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from verl_gsd.sections import is_finite, is_number, is_whole, settings_of
+from pydantic import Field, field_validator
 
-MASKS = ("pairs", "min", "mean", "max")
+from verl_gsd.sections import is_finite, is_number, is_whole
+from verl_gsd.settings import SectionSettings, did_you_mean
+
 DEMONSTRATION_RATIOS = ("shaped", "one")
 #: Losses of the policy's own rows whose tokens are added up by verl's aggregation and nothing else.
 ON_POLICY_LOSSES = ("vanilla", "gspo")
-#: Sub-sections that other parts read.
-PARTS = ("judge", "demonstrations")
 
 
 @dataclass(frozen=True)
@@ -46,30 +46,35 @@ class Delta:
 
     @classmethod
     def of(cls, value: Any) -> Delta:
-        """From a number, ``{from: 1, to: 5, steps: 200}`` or ``{quantile: 0.25}``; a ValueError says what is wrong."""
+        """From a number, ``{from: 1, to: 5, steps: 200}`` or ``{quantile: 0.25}``.
+
+        Raises:
+            ValueError: it is none of these.
+        """
+        if isinstance(value, cls):
+            return value
         if value == "-.inf":  # what YAML reads as a number, a command line does not
             value = -math.inf
         if is_number(value) and not math.isnan(value):
             return cls(float(value), float(value))
         if isinstance(value, Mapping):
-            found: dict[Any, Any] = dict(value)
-            quantile: Any = found.get("quantile")
-            if set(found) == {"quantile"} and is_number(quantile) and 0 <= quantile <= 1:
+            keys: dict[Any, Any] = dict(value)
+            quantile: Any = keys.get("quantile")
+            if set(keys) == {"quantile"} and is_number(quantile) and 0 <= quantile <= 1:
                 return cls(quantile=float(quantile))
-            ends: list[Any] = [found.get("from"), found.get("to")]
-            steps: Any = found.get("steps")
+            ends: list[Any] = [keys.get("from"), keys.get("to")]
+            steps: Any = keys.get("steps")
             counts = is_whole(steps, 1)
-            if set(found) == {"from", "to", "steps"} and counts and all(map(is_finite, ends)):
+            if set(keys) == {"from", "to", "steps"} and counts and all(map(is_finite, ends)):
                 return cls(float(ends[0]), float(ends[1]), steps)
         raise ValueError(
-            f"delta={value}: write a number on the judge's scale (-.inf keeps every pair), {{from: 1, to: 5, steps: "
-            "200}, or {quantile: 0.25} of each batch's gaps"
+            "not a gap. Set it to a number on the judge's scale (-.inf keeps every pair), to {from: 1, to: 5, steps: "
+            "200}, or to {quantile: 0.25} of each batch's gaps"
         )
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What the mask is.
+class MaskSettings(SectionSettings):
+    """Settings of the mask.
 
     Attributes:
         delta: see ``Delta``.
@@ -79,43 +84,38 @@ class Settings:
         fail_closed: a failed judgement masks its pairs instead of keeping them.
         probe_every: steps between two measurements of the cosine between the gradients of positives and negatives;
             None for none.
-
-    Raises:
-        ValueError: a value is out of range.
     """
 
-    delta: Delta
+    parts = ("judge", "demonstrations")
+
+    delta: Delta = Delta(3.0, 3.0)
     signed: bool = True
     mask: Literal["pairs", "min", "mean", "max"] = "pairs"
     rescale: bool = False
     fail_closed: bool = False
-    probe_every: int | None = None
+    probe_every: int | None = Field(None, ge=1)
 
-    def __post_init__(self) -> None:
-        for name in ("signed", "rescale", "fail_closed"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name}={getattr(self, name)}: write true or false")
-        if self.mask not in MASKS:
-            raise ValueError(f"mask={self.mask}: write one of {', '.join(MASKS)}")
-        every = self.probe_every
-        if every is not None and not is_whole(every, 1):
-            raise ValueError(f"probe_every={every}: write a number of steps, 1 or more, or null")
-
+    @field_validator("delta", mode="plain")
     @classmethod
-    def of(cls, section: Mapping[str, Any]) -> Settings:
-        """From the config section; a ValueError for a key nobody reads or a value that is missing."""
-        return settings_of(cls, section, beside=PARTS, delta=Delta.of(section.get("delta")))
+    def _read_delta(cls, value: Any) -> Delta:
+        return Delta.of(value)
 
 
 def check_on_policy(loss: Any) -> None:
-    """Raise a ValueError if ``loss`` is not one of those that demonstrations can stand beside."""
+    """Raise a ValueError if ``loss`` is not one of those that work with demonstrations."""
     if loss not in ON_POLICY_LOSSES:
-        raise ValueError(f"on_policy={loss}: write one of {', '.join(ON_POLICY_LOSSES)}")
+        raise ValueError(
+            f"on_policy={loss}: no such value. Set it to one of {', '.join(ON_POLICY_LOSSES)}."
+            f"{did_you_mean(loss, ON_POLICY_LOSSES)}"
+        )
 
 
 def check_ratio(ratio: Any, gamma: Any) -> None:
     """Raise a ValueError that names the setting of a demonstration's ratio which is out of range."""
     if ratio not in DEMONSTRATION_RATIOS:
-        raise ValueError(f"ratio={ratio}: write one of {', '.join(DEMONSTRATION_RATIOS)}")
+        raise ValueError(
+            f"ratio={ratio}: no such value. Set it to one of {', '.join(DEMONSTRATION_RATIOS)}."
+            f"{did_you_mean(ratio, DEMONSTRATION_RATIOS)}"
+        )
     if not (is_finite(gamma) and gamma > 0):
-        raise ValueError(f"gamma={gamma}: write a finite number above 0; the paper's is 0.1")
+        raise ValueError(f"gamma={gamma}: out of range. Set it to a finite number above 0; the paper's is 0.1.")

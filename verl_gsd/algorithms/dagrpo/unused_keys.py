@@ -8,9 +8,12 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from verl_gsd.algorithms.dagrpo.checks import is_dagrpo_loss
+from verl_gsd.algorithms.dagrpo.demonstration_settings import DemonstrationSettings
+from verl_gsd.judge.settings import JudgeSettings
 from verl_gsd.run.checks.unused_keys import UnusedKey
 
 _SECTION, _LOSS = "algorithm.gsd.dagrpo", "actor_rollout_ref.actor.policy_loss"
+_UNSET = object()  # an absent key is not null: its default is a file
 #: Keys of a judge, by the scorers that read them.
 _READ_BY = {
     "base_url": ("openai",),
@@ -28,7 +31,7 @@ def _setting(config: DictConfig, key: str, default: str | None = None) -> Any:
 
 
 def _not_scored_by(scorers: tuple[str, ...]) -> Callable[[DictConfig], bool]:
-    return lambda config: _setting(config, "judge.scorer", "openai") not in scorers
+    return lambda config: _setting(config, "judge.scorer", JudgeSettings.default("scorer")) not in scorers
 
 
 UNUSED_KEYS = (
@@ -40,7 +43,7 @@ UNUSED_KEYS = (
     ),
     UnusedKey(
         f"{_SECTION}.judge.cache_mb",
-        lambda config: _setting(config, "judge.cache") is None,
+        lambda config: OmegaConf.select(config, f"{_SECTION}.judge.cache", default=_UNSET) is None,
         f"{_SECTION}.judge.cache is null",
     ),
     *(
@@ -53,7 +56,7 @@ UNUSED_KEYS = (
     ),
     UnusedKey(
         f"{_SECTION}.demonstrations.column",
-        lambda config: _setting(config, "demonstrations.source", "expert") == "self",
+        lambda config: _setting(config, "demonstrations.source", DemonstrationSettings.default("source")) == "self",
         f"{_SECTION}.demonstrations.source=self reads no column",
     ),
     UnusedKey(

@@ -1,7 +1,7 @@
 """GVPO, arXiv 2504.19599: the loss that fits a group's centred log-ratios to its centred rewards.
 
 maths.py      the equations, and how they differ from the paper
-settings.py   what the loss can be told
+settings.py   the section ``algorithm.gsd.gvpo``, and the settings of the loss
 extension.py  what the trainer does for it: places groups into mini-batches, gives the loss its columns
 placement.py  where each row stands, and which route a step takes
 replayed.py   earlier responses as a share of each group
@@ -32,6 +32,7 @@ register(
         "verl_gsd.algorithms.gvpo.extension:Gvpo",
         order=20,
         counts_groups=True,
+        settings="verl_gsd.algorithms.gvpo.settings:GvpoSettings",
         worker="verl_gsd.algorithms.gvpo.worker:GvpoWorker",
         loss="verl_gsd.algorithms.gvpo.loss",
         conflicts=CONFLICTS,

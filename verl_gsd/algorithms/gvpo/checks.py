@@ -6,15 +6,12 @@ from collections.abc import Iterator
 
 from omegaconf import DictConfig, OmegaConf
 
-from verl_gsd.algorithms.gvpo.settings import check_gvpo_settings
+from verl_gsd.algorithms.gvpo.settings import GvpoSettings, check_gvpo_settings
 from verl_gsd.extension import ROLLOUTS
 from verl_gsd.run.checks.parallelism import workers_of
 from verl_gsd.run.compose import Line
 from verl_gsd.run.dataset import files_with
-from verl_gsd.sections import is_number
 
-GROUPINGS = ("auto", "whole", "prepass")
-_KEYS = ("grouping", "history_fraction", "allow_second_kl")
 _LOSS = "actor_rollout_ref.actor.policy_loss"
 
 
@@ -24,7 +21,7 @@ def is_gvpo(config: DictConfig) -> bool:
 
 
 def gvpo_wrong(config: DictConfig, line: Line) -> Iterator[str]:
-    """Everything that is wrong with GVPO's own settings, or with others under it."""
+    """Everything that is wrong with GVPO's settings together with others, and with those of its loss."""
     section = OmegaConf.select(config, "algorithm.gsd.gvpo")
     used = is_gvpo(config)
     if not used and section is None:
@@ -32,47 +29,36 @@ def gvpo_wrong(config: DictConfig, line: Line) -> Iterator[str]:
     if not used or section is None:
         yield (
             f"{_LOSS}.loss_mode={OmegaConf.select(config, f'{_LOSS}.loss_mode')} "
-            f"{'with' if section is not None else 'without'} algorithm.gsd.gvpo: GVPO is both. Write algo=gvpo, or "
+            f"{'with' if section is not None else 'without'} algorithm.gsd.gvpo: GVPO is both. Set algo=gvpo, or "
             "another algo for another loss."
         )
         return
-    yield from _settings(config, section)
-    yield from _second_kl(config, section)
+    settings = GvpoSettings.of(section)
+    yield from _loss_settings(config)
+    yield from _second_kl(config, settings)
     if not _counts(config):
         return  # named where counts are checked
     yield from _batches_impossible(config)
-    if section.get("grouping") == "whole":
+    if settings.grouping == "whole":
         yield from _whole_impossible(config)
-    if section.get("history_fraction"):
-        yield from _history_too_small(config)
+    if settings.history_fraction:
+        yield from _history_too_small(config, settings.history_fraction)
 
 
-def _settings(config: DictConfig, section: DictConfig) -> Iterator[str]:
-    for name in set(section) - set(_KEYS):
-        yield f"algorithm.gsd.gvpo.{name}: no such key. Keys are {', '.join(_KEYS)}."
-    if section.get("grouping") not in GROUPINGS:
-        yield f"algorithm.gsd.gvpo.grouping={section.get('grouping')}: write one of {', '.join(GROUPINGS)}."
-    share = section.get("history_fraction")
-    if not (is_number(share) and 0 <= share < 1):
-        yield f"algorithm.gsd.gvpo.history_fraction={share}: write a number from 0 to below 1."
-    if not isinstance(section.get("allow_second_kl"), bool):
-        yield f"algorithm.gsd.gvpo.allow_second_kl={section.get('allow_second_kl')}: write true or false."
+def _loss_settings(config: DictConfig) -> Iterator[str]:
     loss = config.actor_rollout_ref.actor.policy_loss
-    right = {"beta": 1.0, "normalizer": "k", "reference": "old"}
+    right = {"beta": 1.0, "normalizer": "k", "reference": "old", "var": True, "cov": True}
     for name in right:
         try:
             check_gvpo_settings(**right | {name: loss.get(name)})
         except ValueError as error:
-            yield f"{_LOSS}.{error}."
-    for name in ("var", "cov"):
-        if not isinstance(loss.get(name), bool):
-            yield f"{_LOSS}.{name}={loss.get(name)}: write true or false."
+            yield f"{_LOSS}.{error}"
 
 
-def _second_kl(config: DictConfig, section: DictConfig) -> Iterator[str]:
+def _second_kl(config: DictConfig, settings: GvpoSettings) -> Iterator[str]:
     """A KL term of the loss. The one in the reward is a declared conflict."""
     actor = config.actor_rollout_ref.actor
-    if section.get("allow_second_kl") is not True and actor.use_kl_loss and actor.kl_loss_coef != 0:
+    if not settings.allow_second_kl and actor.use_kl_loss and actor.kl_loss_coef != 0:
         yield (
             f"actor_rollout_ref.actor.kl_loss_coef={actor.kl_loss_coef}: GVPO's beta is a KL term already, and a "
             "second one moves its optimum. Set actor_rollout_ref.actor.kl_loss_coef=0, or "
@@ -97,38 +83,38 @@ def _batches_impossible(config: DictConfig) -> Iterator[str]:
     if workers and not actor.use_dynamic_bsz and isinstance(micro, int) and (micro < 1 or rows // workers % micro):
         yield (
             f"actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu={micro}: a worker has {rows // workers} rows of a "
-            f"mini-batch ({named}). Write a divisor of that, or actor_rollout_ref.actor.use_dynamic_bsz=true."
+            f"mini-batch ({named}). Set it to a divisor of that, or set actor_rollout_ref.actor.use_dynamic_bsz=true."
         )
 
 
 def _whole_impossible(config: DictConfig) -> Iterator[str]:
     actor, size = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout.n
-    remedy = "or algorithm.gsd.gvpo.grouping=auto."
+    remedy = "or set algorithm.gsd.gvpo.grouping=auto."
     rows = actor.ppo_micro_batch_size_per_gpu
     if not actor.use_dynamic_bsz and isinstance(rows, int) and rows % size:
         yield (
             f"actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu={rows}: with grouping=whole a micro-batch holds "
-            f"whole groups of {size}. Write a multiple of {size}, {remedy}"
+            f"whole groups of {size}. Set it to a multiple of {size}, {remedy}"
         )
     workers = workers_of(config)
     if workers and actor.ppo_mini_batch_size % workers:
         yield (
             f"actor_rollout_ref.actor.ppo_mini_batch_size={actor.ppo_mini_batch_size}: with grouping=whole its "
-            f"groups go to {workers} workers evenly. Write a multiple of {workers}, {remedy}"
+            f"groups go to {workers} workers evenly. Set it to a multiple of {workers}, {remedy}"
         )
     for file in files_with(ROLLOUTS, config.data.train_files):
         yield (
             f"data.train_files={file} has a column {ROLLOUTS}: groups of several sizes do not fit micro-batches of "
-            "whole groups. Write algorithm.gsd.gvpo.grouping=prepass."
+            "whole groups. Set algorithm.gsd.gvpo.grouping=prepass."
         )
 
 
-def _history_too_small(config: DictConfig) -> Iterator[str]:
-    rollout, share = config.actor_rollout_ref.rollout, config.algorithm.gsd.gvpo.history_fraction
+def _history_too_small(config: DictConfig, share: float) -> Iterator[str]:
+    rollout = config.actor_rollout_ref.rollout
     if rollout.n == 1:
-        yield "actor_rollout_ref.rollout.n=1: a group of one has no room for an earlier response. Set 2 or more."
-    elif isinstance(share, int | float) and share * rollout.n < 0.5:
+        yield "actor_rollout_ref.rollout.n=1: a group of one has no room for an earlier response. Set it to 2 or more."
+    elif share * rollout.n < 0.5:
         yield (
             f"algorithm.gsd.gvpo.history_fraction={share} of actor_rollout_ref.rollout.n={rollout.n} responses is "
-            f"none. Set {0.5 / rollout.n:.3g} or more, or 0."
+            f"none. Set it to {0.5 / rollout.n:.3g} or more, or 0."
         )

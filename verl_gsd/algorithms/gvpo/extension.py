@@ -9,6 +9,7 @@ import torch
 
 from verl_gsd.algorithms.gvpo.placement import Placement
 from verl_gsd.algorithms.gvpo.replayed import History, history_size
+from verl_gsd.algorithms.gvpo.settings import GvpoSettings
 from verl_gsd.extension import Batch, Extension, Services, UnplacedRows, Update, Visits
 from verl_gsd.groups import Group
 
@@ -17,17 +18,18 @@ class Gvpo(Extension):
     """The trainer's part of GVPO; the worker's is ``worker.GvpoWorker``.
 
     Args:
-        section: ``algorithm.gsd.gvpo``; ``checks.py`` says what is wrong with it.
+        settings: of ``algorithm.gsd.gvpo``, or that section.
     """
 
-    def __init__(self, section: Mapping[str, Any], services: Services | None = None) -> None:
-        super().__init__(section, services)
+    def __init__(self, settings: GvpoSettings | Mapping[str, Any], services: Services | None = None) -> None:
+        settings = GvpoSettings.of(settings)
+        super().__init__(settings, services)
         self._history: History | None = None
         if services is None:
             return
         config = services.config
         self._placement = Placement(config)
-        share, size = section.get("history_fraction") or 0.0, int(config.actor_rollout_ref.rollout.n)
+        share, size = settings.history_fraction, int(config.actor_rollout_ref.rollout.n)
         if history_size(share, size):
             self._history = History(share, size, int(config.data.max_response_length), services)
 

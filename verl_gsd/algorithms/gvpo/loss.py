@@ -40,7 +40,7 @@ class GVPOLossConfig(PolicyLossConfig):
     cov: bool = True
 
     def __post_init__(self) -> None:
-        check_gvpo_settings(self.beta, self.normalizer, self.reference)
+        check_gvpo_settings(self.beta, self.normalizer, self.reference, self.var, self.cov)
 
     @property
     def reference_column(self) -> str:

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from verl_gsd.algorithms.gvpo import maths
 from verl_gsd.algorithms.gvpo.rows import ADVANTAGE, COEFFICIENT, GROUP, RESPONSE, SIZE
+from verl_gsd.algorithms.gvpo.settings import GvpoSettings
 from verl_gsd.extension import UnplacedRows
 from verl_gsd.groups import group_numbers
 from verl_gsd.run.checks.parallelism import sequence_parallel
@@ -77,7 +78,7 @@ class Placement:
     """
 
     def __init__(self, config: DictConfig) -> None:
-        self._grouping: str = config.algorithm.gsd.gvpo.grouping
+        self._grouping = GvpoSettings.of(config.algorithm.gsd.gvpo).grouping
         self._normalizer: str = config.actor_rollout_ref.actor.policy_loss.normalizer
         self._sizes = _Sizes.of(config)
         self._route: Route | None = None

@@ -3,8 +3,8 @@
 factor.py     the equations, and how they differ from the paper
 audit.py      what it does, in words
 anchors.py    the running accuracy against which a prompt is hard or easy
-extension.py  settings; checks of the settings; the anchor is updated in ``end_step`` and
-              saved
+settings.py   the section ``algorithm.gsd.hadw``
+extension.py  the weights, and the anchor's memory: updated in ``end_step`` and saved
 report.py     record columns, figures per step, charts
 findings.py   what can go wrong in a run
 """
@@ -38,6 +38,7 @@ register(
         histograms={"hadw_factor_right": "hadw_factor_right", "hadw_factor_wrong": "hadw_factor_wrong"},
         reads_accuracy=True,
         audit="verl_gsd.algorithms.hadw.audit:hadw_effect",
+        settings="verl_gsd.algorithms.hadw.settings:HadwSettings",
     )
 )
 

@@ -126,7 +126,7 @@ class AnchorBank:
         make: builds an anchor; called once a source and once for all together.
     """
 
-    def __init__(self, make: Callable[[], Anchor], n_min: int = 64) -> None:
+    def __init__(self, make: Callable[[], Anchor], n_min: int) -> None:
         self._make, self._n_min = make, n_min
         self.overall = make()
         self.sources: dict[str, Anchor] = {}

@@ -1,4 +1,4 @@
-"""HA-DW in a trainer: its settings, its weights in the chain, and what it keeps from step to step.
+"""HA-DW in a trainer: its weights in the chain, and what it keeps from step to step.
 
 The equations are in ``factor.py``.
 """
@@ -9,7 +9,7 @@ import copy
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,16 +17,16 @@ import torch
 
 from verl_gsd.algorithms.hadw.anchors import Anchor, AnchorBank, FixedAnchor, HardAnchor, SoftAnchor
 from verl_gsd.algorithms.hadw.factor import hadw_factor
+from verl_gsd.algorithms.hadw.settings import HadwSettings
 from verl_gsd.chain import Rows
 from verl_gsd.extension import Extension, Services
 from verl_gsd.groups import Group, Member
 from verl_gsd.records import Fate
-from verl_gsd.sections import is_finite, is_number, is_whole, settings_of
 
 logger = logging.getLogger(__name__)
 
-#: Anchors by name. ``paper`` is the rule as the paper writes it; a number is a fixed anchor of that value.
-PRESETS: dict[str, Callable[[], Anchor]] = {
+#: The anchors of ``settings.PRESETS``.
+_ANCHORS: dict[str, Callable[[], Anchor]] = {
     "hard": HardAnchor,
     "soft": SoftAnchor,
     "paper": lambda: SoftAnchor(floor=0, cap=1, seeds=2),
@@ -35,59 +35,16 @@ PRESETS: dict[str, Callable[[], Anchor]] = {
 }
 
 
-@dataclass(frozen=True)
-class Settings:
-    """The config section ``algorithm.gsd.hadw``.
-
-    Attributes:
-        preset: a name of ``PRESETS``, or a number for a fixed anchor.
-        include_current: weigh with the anchor that has seen the current batch, as the authors' code does.
-        n_min: responses a data source must have shown before its own anchor is used.
-        accuracy_range: (low, high) of a graded verifier, rescaled to [0, 1]; None for one that is in [0, 1].
-
-    Raises:
-        ValueError: a value is out of range.
-    """
-
-    preset: str | float = "hard"
-    lambda_scale: float = 1.3
-    include_current: bool = False
-    n_min: int = 64
-    accuracy_range: tuple[float, float] | None = None
-
-    def __post_init__(self) -> None:
-        named = isinstance(self.preset, str) and self.preset in PRESETS
-        if not (named or (is_number(self.preset) and 0 <= float(self.preset) <= 1)):
-            raise ValueError(f"preset={self.preset}: write {', '.join(PRESETS)}, or a number in [0, 1]")
-        if not (is_finite(self.lambda_scale) and self.lambda_scale > 0):
-            raise ValueError(f"lambda_scale={self.lambda_scale}: write a finite number above 0")
-        if not isinstance(self.include_current, bool):
-            raise ValueError(f"include_current={self.include_current}: write true or false")
-        if not is_whole(self.n_min, 1):
-            raise ValueError(f"n_min={self.n_min}: write a number of responses, 1 or more")
-        if self.accuracy_range is not None:
-            ends = list(self.accuracy_range) if isinstance(self.accuracy_range, Sequence) else []
-            finite = len(ends) == 2 and all(map(is_finite, ends))
-            if not (finite and ends[0] < ends[1]):
-                raise ValueError(f"accuracy_range={self.accuracy_range}: write [lowest,highest], two numbers")
-
-    @classmethod
-    def of(cls, section: Mapping[str, Any]) -> Settings:
-        """From a config section; a ValueError for a key nobody reads."""
-        # YAML makes false of off.
-        return settings_of(cls, section, **{"preset": "off"} if section.get("preset") is False else {})
-
-
 class Hadw(Extension):
     """HA-DW in a trainer: frozen anchors while a step lasts, every group that left observed once at its end.
 
     Args:
-        section: see ``Settings``.
+        settings: of ``algorithm.gsd.hadw``, or that section.
     """
 
-    def __init__(self, section: Mapping[str, Any], services: Services | None = None) -> None:
-        super().__init__(section, services)
-        self.settings = Settings.of(section)
+    def __init__(self, settings: HadwSettings | Mapping[str, Any], services: Services | None = None) -> None:
+        self.settings = HadwSettings.of(settings)
+        super().__init__(self.settings, services)
         self.bank = AnchorBank(self._anchor, self.settings.n_min)
         self._unmoved = 0
         self._innovations: list[float] = []
@@ -185,7 +142,7 @@ class Hadw(Extension):
             self._innovations = [*self._innovations, self._metrics.get("hadw/innovation", 0.0)][-10:]
             if rate < 1e-3 and abs(np.mean(self._innovations)) > 0.05:
                 logger.warning(
-                    "algorithm.gsd.hadw.preset=%s: the anchor is frozen at %.3f while accuracy is %.3f. Write "
+                    "algorithm.gsd.hadw.preset=%s: the anchor is frozen at %.3f while accuracy is %.3f. Set "
                     "preset=soft or hard.",
                     self.settings.preset,
                     after,
@@ -209,7 +166,7 @@ class Hadw(Extension):
 
     def _anchor(self) -> Anchor:
         preset = self.settings.preset
-        return PRESETS[preset]() if isinstance(preset, str) else FixedAnchor(preset)
+        return _ANCHORS[preset]() if isinstance(preset, str) else FixedAnchor(preset)
 
     def _counts(self, groups: Sequence[Group]) -> list[tuple[str, float, int]]:
         """(source, correct, total) of every group with responses. Under a budget, which gives more rollouts to prompts
@@ -241,7 +198,7 @@ class Hadw(Extension):
                     where = f"data_source={group.data_source}, index={group.index}"
                     raise ValueError(
                         f"algorithm.gsd.hadw reads acc, the verifier's verdict in [0, 1], and a response to {where} "
-                        f"has {verdict}{scaled}. Return acc from the reward function; for a graded verifier write "
+                        f"has {verdict}{scaled}. Return acc from the reward function; for a graded verifier set "
                         "algorithm.gsd.hadw.accuracy_range=[low,high]"
                     )
             self._accuracies[group.uid] = math.fsum(verdicts)

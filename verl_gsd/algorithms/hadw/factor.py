@@ -56,7 +56,7 @@ def hadw_factor(
         ValueError: lambda_scale is not above 0, or the accuracy of a row whose advantage is not 0 is outside [0, 1].
     """
     if not 0 < lambda_scale < math.inf:
-        raise ValueError(f"lambda_scale={lambda_scale}: write a finite number above 0")
+        raise ValueError(f"lambda_scale={lambda_scale}: out of range. Set it to a finite number above 0")
     accuracy = group_accuracy.double()
     bad = torch.nonzero((advantages != 0) & ~((accuracy >= 0) & (accuracy <= 1)))
     if len(bad):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
+from verl_gsd.algorithms.rollouts.sampler_settings import SamplerSettings
 from verl_gsd.audit import Effect
 
 
@@ -21,8 +22,9 @@ def budget_effect(config: DictConfig) -> Effect:
 
 def sampler_effect(config: DictConfig) -> Effect:
     """What the audit says of ``algorithm.gsd.sampler``."""
+    explore = SamplerSettings.of(config.algorithm.gsd.sampler).explore
     return Effect(
         prompts="sampled by expected disagreement (the posterior of earlier visits); the objective is then the average "
         "over sampled prompts, not over the data set; a share of "
-        f"{config.algorithm.gsd.sampler.get('explore', 0.1)} of the probability is equal for all prompts (sampler)"
+        f"{explore} of the probability is equal for all prompts (sampler)"
     )

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from verl_gsd.algorithms.rollouts.budget_settings import Settings
+from verl_gsd.algorithms.rollouts.budget_settings import BudgetSettings
 from verl_gsd.algorithms.rollouts.group_size_weights import equal_prompts
 from verl_gsd.chain import Rows
 from verl_gsd.extension import ROLLOUTS, Extension, Services, Visits
@@ -28,12 +28,12 @@ class Budget(Extension):
     """Requests the rollouts of every batch. Each batch is trained on in the step it was submitted in.
 
     Args:
-        section: see ``budget_settings.Settings``.
+        settings: of ``algorithm.gsd.budget``, or that section.
     """
 
-    def __init__(self, section: Mapping[str, Any], services: Services | None = None) -> None:
-        super().__init__(section, services)
-        self._settings = Settings.of(section)
+    def __init__(self, settings: BudgetSettings | Mapping[str, Any], services: Services | None = None) -> None:
+        self._settings = BudgetSettings.of(settings)
+        super().__init__(self._settings, services)
         self._asked: dict[str, int] = {}  # by uid, of groups whose record is not written
         self._metrics: dict[str, float] = {}
         if services is not None:
@@ -48,7 +48,7 @@ class Budget(Extension):
         """
         if visits.has_own_rollouts:
             raise ValueError(
-                f"the training data has a column {ROLLOUTS}, and algorithm.gsd.budget sets one. Write budget=uniform, "
+                f"the training data has a column {ROLLOUTS}, and algorithm.gsd.budget sets one. Set budget=uniform, "
                 "or drop the column."
             )
         correct, total = self.services.prompts.recent(visits.keys, self.services.step)
@@ -91,7 +91,7 @@ class Budget(Extension):
         return figures
 
 
-def rollouts_of(correct: np.ndarray, total: np.ndarray, group_size: int, settings: Settings) -> np.ndarray:
+def rollouts_of(correct: np.ndarray, total: np.ndarray, group_size: int, settings: BudgetSettings) -> np.ndarray:
     """(B,) int64, group sizes of mean ``group_size``, from what ``PromptStore.recent`` gives of B prompts."""
     return allocate_from_counts(
         correct,

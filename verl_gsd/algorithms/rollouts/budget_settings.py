@@ -3,81 +3,62 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
+from pydantic import Field, field_validator
 
 from verl_gsd.extension import ROLLOUTS
 from verl_gsd.run.compose import Line
 from verl_gsd.run.dataset import files_with
-from verl_gsd.sections import is_finite, is_whole, settings_of
+from verl_gsd.sections import is_finite
+from verl_gsd.settings import SectionSettings
 
 _SECTION = "algorithm.gsd.budget"
 
-Objective = Literal["expected_std", "mixed"]
 
+class BudgetSettings(SectionSettings):
+    """Settings of a budget; ``config/budget/adaptive.yaml`` says more of each.
 
-@dataclass(frozen=True)
-class Settings:
-    """See ``config/budget/adaptive.yaml``.
-
-    Raises:
-        ValueError: a value is out of range (naming it).
+    Attributes:
+        objective: what is maximized over a batch: the expected standard deviation of a group's outcomes, or the
+            probability that they are mixed.
+        prior: (a, b) of Beta, of a prompt's solve rate before its first visit.
+        minimum, maximum: rollouts per prompt; a maximum of None is no limit.
+        half_life: trainer steps after which a visit counts half; None: every visit counts the same.
     """
 
-    objective: Objective = "expected_std"
+    objective: Literal["expected_std", "mixed"] = "expected_std"
     prior: tuple[float, float] = (0.5, 0.5)
-    minimum: int = 2
-    maximum: int | None = None
-    half_life: float | None = None
+    minimum: int = Field(2, ge=2)  # a group of one has no baseline
+    maximum: int | None = Field(None, ge=0)
+    half_life: float | None = Field(100.0, gt=0)
 
-    def __post_init__(self) -> None:
-        if self.objective not in get_args(Objective):
-            raise ValueError(f"objective={self.objective}: write one of {', '.join(get_args(Objective))}")
-        if len(self.prior) != 2 or not all(is_finite(value) and value > 0 for value in self.prior):
-            raise ValueError(f"prior={list(self.prior)}: write [a,b], two numbers above 0")
-        if not is_whole(self.minimum, 2):
-            raise ValueError(f"minimum={self.minimum}: write 2 rollouts or more; a group of one has no baseline")
-        if self.maximum is not None and not is_whole(self.maximum, 0):
-            raise ValueError(f"maximum={self.maximum}: write a number of rollouts, or null")
-        if self.half_life is not None and not (is_finite(self.half_life) and self.half_life > 0):
-            raise ValueError(f"half_life={self.half_life}: write a number of steps above 0, or null")
-
+    @field_validator("prior", mode="plain")
     @classmethod
-    def of(cls, section: Mapping[str, Any]) -> Settings:
-        """From a config section.
-
-        Raises:
-            ValueError: a key nobody reads, or a value out of range.
-        """
-        prior = section.get("prior", cls.prior) if isinstance(section, Mapping) else ()
-        if not isinstance(prior, list | tuple | ListConfig):
-            raise ValueError(f"prior={prior}: write [a,b], two numbers above 0")
-        return settings_of(cls, section, prior=tuple(prior))
+    def _check_prior(cls, prior: Any) -> tuple[float, float]:
+        if isinstance(prior, Sequence) and len(prior) == 2 and all(is_finite(value) and value > 0 for value in prior):
+            return prior[0], prior[1]
+        raise ValueError("not a prior. Set it to [a,b], two finite numbers above 0")
 
 
 def budget_wrong(config: DictConfig, line: Line) -> Iterator[str]:
-    """Everything that is wrong with a budget's settings, or with others under it."""
+    """Everything that is wrong with a budget's settings together with others."""
     section = OmegaConf.select(config, _SECTION)
     if section is None:
         return
-    try:
-        settings = Settings.of(section)
-    except ValueError as error:
-        yield f"{_SECTION}: {error}."
-        return
+    settings = BudgetSettings.of(section)
     size = config.actor_rollout_ref.rollout.n
     largest = math.inf if settings.maximum is None else settings.maximum
     if isinstance(size, int) and not settings.minimum < size < largest:
         bound = "minimum" if settings.minimum >= size else "maximum"
         yield (
             f"{_SECTION}.{bound}={getattr(settings, bound)} with actor_rollout_ref.rollout.n={size}: the mean must lie "
-            "between the bounds, or there is nothing to share out. Write a minimum below n and a maximum above it."
+            "between the bounds, or there is nothing to share out. Set a minimum below n and a maximum above it."
         )
     for file in files_with(ROLLOUTS, config.data.train_files):
         yield (
-            f"data.train_files={file} has a column {ROLLOUTS}, and {_SECTION} sets one. Write budget=uniform, or drop "
+            f"data.train_files={file} has a column {ROLLOUTS}, and {_SECTION} sets one. Set budget=uniform, or drop "
             "the column."
         )

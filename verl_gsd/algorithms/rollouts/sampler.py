@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Sampler
 
-from verl_gsd.algorithms.rollouts.sampler_settings import Settings
+from verl_gsd.algorithms.rollouts.sampler_settings import SamplerSettings
 from verl_gsd.errors import ConfigError
 from verl_gsd.extension import Extension, Services
 from verl_gsd.groups import Group
@@ -60,7 +60,8 @@ class DisagreementSampler(Sampler[int]):
         self._rows = _Rows(keys)
         if len(self._rows) < count:
             raise ConfigError(
-                f"data.train_batch_size={count}: the training data has {len(self._rows)} prompts. Write that or less."
+                f"data.train_batch_size={count}: the training data has {len(self._rows)} prompts. Set it to that "
+                "or less."
             )
         self._store, self._step, self._prior = store, step, prior
         self._count, self._explore, self._seed = count, explore, seed
@@ -168,14 +169,14 @@ class Drawing(Extension):
     """Has the prompts of every step drawn by a ``DisagreementSampler``.
 
     Args:
-        section: see ``sampler_settings.Settings``.
+        settings: of ``algorithm.gsd.sampler``, or that section.
     """
 
     _sampler: DisagreementSampler | None = None
 
-    def __init__(self, section: Mapping[str, Any], services: Services | None = None) -> None:
-        super().__init__(section, services)
-        self._settings = Settings.of(section)
+    def __init__(self, settings: SamplerSettings | Mapping[str, Any], services: Services | None = None) -> None:
+        self._settings = SamplerSettings.of(settings)
+        super().__init__(self._settings, services)
         if services is not None:  # both read one memory; a budget has said the same of it, if there is one
             services.prompts.half_life = self._settings.half_life
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,21 +33,24 @@ def _dial_settings_in_range(config: DictConfig, line: Line) -> Iterator[str]:
         try:
             dial_settings(OmegaConf.select(config, "algorithm.gsd") or {})
         except ValueError as error:
-            yield f"algorithm.gsd: {error}"
+            yield str(error)
 
 
 def _poll_interval_positive(config: DictConfig, line: Line) -> Iterator[str]:
     interval = OmegaConf.select(config, "algorithm.gsd.poll_interval")
     if interval is not None and not (isinstance(interval, int | float) and interval > 0):
-        yield f"algorithm.gsd.poll_interval={interval}: write a number of seconds above 0, or null for verl's 2 s."
+        yield (
+            f"algorithm.gsd.poll_interval={interval}: out of range. Set it to a number of seconds above 0, or to null "
+            "for verl's 2 s."
+        )
 
 
 def _state_named(config: DictConfig, line: Line) -> Iterator[str]:
     state = OmegaConf.select(config, "algorithm.gsd.state")
     if state not in (None, "fresh"):
         yield (
-            f"algorithm.gsd.state={state}: write fresh to go on with a checkpoint's weights and an empty memory, or "
-            "leave it out."
+            f"algorithm.gsd.state={state}: no such value. Set it to fresh to use a checkpoint's weights with an empty "
+            "memory, or to null."
         )
 
 
@@ -55,7 +59,7 @@ def _groups_have_rewards(config: DictConfig, line: Line) -> Iterator[str]:
     if is_ours(config) and model.enable and not model.enable_resource_pool:
         yield (
             "reward.reward_model.enable=true with reward.reward_model.enable_resource_pool=false: a colocated reward "
-            "model scores after groups were chosen, so that nothing is known of a group when it is whole. Write "
+            "model scores after groups were chosen, so that nothing is known of a group when it is whole. Set "
             "reward.reward_model.enable_resource_pool=true."
         )
 
@@ -168,23 +172,37 @@ def _rollouts_are_generated(config: DictConfig, line: Line) -> Iterator[str]:
     if is_ours(config) and config.skip.rollout_tq.enable:
         yield (
             "skip.rollout_tq.enable=true: rollouts read from a file belong to no prompt that "
-            f"trainer.v1.trainer_mode={config.trainer.v1.trainer_mode} could know. Write skip.rollout_tq.enable=false, "
-            "or a trainer mode of verl's."
+            f"trainer.v1.trainer_mode={config.trainer.v1.trainer_mode} could know. Set skip.rollout_tq.enable=false, "
+            "or use a trainer mode of verl's."
         )
 
 
+def _extensions_registered(config: DictConfig, line: Line) -> Iterator[str]:
+    """Report extensions of installed packages that could not be registered."""
+    yield from extension.rejected()
+
+
+def _misspelt_sections(config: DictConfig, line: Line) -> Iterator[str]:
+    """Report unknown sections with a name like a known one. A package that only verl loads may own any other."""
+    for name, meant in _unknown_sections(config):
+        if meant:
+            yield _unknown_section(name, meant)
+
+
 def _extensions_wrong(config: DictConfig, line: Line) -> Iterator[str]:
-    """What every extension has to say of the config, its section there or not."""
+    """What is wrong with each extension's section, and what its own check finds, with or without a section."""
     for declaration in extension.declarations():
         yield from _told_by(declaration, config, line)
 
 
 def _told_by(declaration: extension.Declaration, config: DictConfig, line: Line) -> Iterator[str]:
-    section = declaration.section(OmegaConf.select(config, "algorithm.gsd") or {})
-    if section is not None and not isinstance(section, DictConfig):
-        yield f"{extension.no_section(declaration.name, section)}."
-    elif declaration.check is not None:
-        yield from extension.load(declaration.check)(config, line)
+    gsd = OmegaConf.select(config, "algorithm.gsd") or {}
+    yield from extension.settings_problems(declaration, gsd)
+    if declaration.check is not None:
+        top = declaration.name.partition(".")[0]
+        family = [of for of in extension.declarations() if of.name.partition(".")[0] == top]
+        if not any(extension.settings_problems(of, gsd) for of in family):  # a check may rely on all of them
+            yield from extension.load(declaration.check)(config, line)
 
 
 def check_extension_files(config: DictConfig, line: Line) -> Iterator[str]:
@@ -208,6 +226,8 @@ def _taking_part(config: DictConfig) -> list[extension.Declaration]:
 
 
 CHECKS = (
+    _extensions_registered,
+    _misspelt_sections,
     _dial_settings_in_range,
     _poll_interval_positive,
     _state_named,
@@ -226,11 +246,12 @@ def own_problems(config: DictConfig) -> list[str]:
     line = Line({}, ())
     if problems := list(check_engine(config, line)):
         return problems
-    return [
+    problems = [
         *own_keys_unknown(config),
         *extensions_unusable(config),
         *(problem for check in CHECKS for problem in check(config, line)),
     ]
+    return list(dict.fromkeys(problems))
 
 
 def foreign_extensions_wrong(config: DictConfig, files: bool = True) -> Iterator[str]:
@@ -253,12 +274,27 @@ def foreign_extensions_wrong(config: DictConfig, files: bool = True) -> Iterator
 
 
 def own_keys_unknown(config: DictConfig) -> Iterator[str]:
-    """Needs the plugins loaded: an extension of somebody else's package has a section of its own."""
-    gsd = OmegaConf.select(config, "algorithm.gsd") or {}
+    """Report every unknown section. verl's plugins must have been loaded, because they may have registered it."""
+    for name, meant in _unknown_sections(config):
+        yield _unknown_section(name, meant)
+
+
+def _unknown_sections(config: DictConfig) -> Iterator[tuple[str, list[str]]]:
+    """(name, the known names that it resembles or []) of each key that nobody reads."""
+    gsd, known = OmegaConf.select(config, "algorithm.gsd") or {}, _known_sections()
+    for name in sorted(set(map(str, gsd)) - set(known)):
+        yield name, difflib.get_close_matches(name, known, n=1)
+
+
+def _known_sections() -> list[str]:
     top = {declaration.name for declaration in extension.declarations() if "." not in declaration.name}
-    known = {*extension.RESERVED, *top}
-    for name in set(gsd) - known:
-        yield f"algorithm.gsd.{name}: no such key. Keys are {', '.join(sorted(known))}."
+    return sorted({*extension.RESERVED, *top})
+
+
+def _unknown_section(name: str, meant: list[str]) -> str:
+    if meant:
+        return f"algorithm.gsd.{name}: no such key. Did you mean {meant[0]}?"
+    return f"algorithm.gsd.{name}: no such key. Keys are {', '.join(_known_sections())}."
 
 
 def extensions_unusable(config: DictConfig) -> Iterator[str]:

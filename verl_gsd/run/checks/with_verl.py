@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator
 
 from omegaconf import DictConfig
 
+from verl_gsd import extension
 from verl_gsd.errors import OUR_MODES
 from verl_gsd.run.checks.gsd_section import (
     check_extension_services,
@@ -41,6 +42,7 @@ def validate_with_verl(config: DictConfig, runs_here: bool = True) -> list[Messa
         list(plugin_absent())
         or [
             *_unknown_names(config),
+            *extension.rejected(),  # plugins of verl's register when verl is imported, and verl hides what they raise
             *own_keys_unknown(config),
             *foreign_extensions_wrong(config, files=runs_here),
             *extensions_unusable(config),

@@ -6,7 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from verl_gsd import extension
-from verl_gsd.algorithms.dagrpo.settings import Delta, Settings
+from verl_gsd.algorithms.dagrpo.settings import Delta, MaskSettings
 
 NAN, INF = math.nan, math.inf
 
@@ -28,7 +28,7 @@ NAN, INF = math.nan, math.inf
 )
 def test_a_delta_is_a_number_a_way_or_a_quantile(wrap, value, expected):
     section = wrap({"delta": value, "judge": {"scorer": "stub"}, "demonstrations": None})
-    assert Settings.of(section) == Settings(expected)
+    assert MaskSettings.of(section) == MaskSettings(delta=expected)
     assert Delta.of(section["delta"]) == expected
 
 
@@ -40,23 +40,23 @@ def test_only_a_delta_that_is_minus_infinity_for_good_needs_no_judge():
 
 def test_every_key_of_the_section_is_read_and_null_is_no_value_but_where_it_means_none():
     given_ = {"signed": False, "mask": "mean", "rescale": True, "fail_closed": True, "probe_every": 7}
-    expected = Settings(Delta(1.0, 1.0), False, "mean", True, True, 7)
-    assert Settings.of(OmegaConf.create({"delta": 1} | given_)) == expected
-    assert Settings.of(OmegaConf.create({"delta": 1, "probe_every": None})) == Settings(Delta(1.0, 1.0))
+    expected = MaskSettings(delta=Delta(1.0, 1.0), **given_)
+    assert vars(expected).items() >= given_.items()
+    assert MaskSettings.of(OmegaConf.create({"delta": 1} | given_)) == expected
+    assert MaskSettings.of(OmegaConf.create({"delta": 1, "probe_every": None})) == MaskSettings(delta=Delta(1.0, 1.0))
     for key in given_.keys() - {"probe_every"}:
         with pytest.raises(ValueError, match=f"{key}=null"):
-            Settings.of({"delta": 1, key: None})
+            MaskSettings.of({"delta": 1, key: None})
 
 
 @pytest.mark.parametrize("wrap", [dict, OmegaConf.create], ids=["dict", "OmegaConf"])
 @pytest.mark.parametrize(
     ("section", "words"),
     [
-        ({"delta": None}, "delta=None"),
-        ({"signed": True}, "delta=None"),
+        ({"delta": None}, "delta=null"),
         ({"delta": NAN}, "delta=nan"),
         ({"delta": "3"}, "delta=3"),
-        ({"delta": True}, "delta=True"),
+        ({"delta": True}, "delta=true"),
         ({"delta": [1, 3]}, r"delta=\[1, 3\]"),
         ({"delta": {}}, r"delta=\{\}"),
         ({"delta": {"quantile": 1.5}}, r"delta=\{'quantile': 1\.5\}"),
@@ -81,12 +81,13 @@ def test_every_key_of_the_section_is_read_and_null_is_no_value_but_where_it_mean
         ({"delta": 3, "mask": ["min"]}, r"mask=\['min'\]"),
         ({"delta": 3, "probe_every": 0}, "probe_every=0"),
         ({"delta": 3, "probe_every": 2.0}, r"probe_every=2\.0"),
-        ({"delta": 3, "probe_every": True}, "probe_every=True"),
-        ({"delta": 3, "detla": 3, "margin": 1}, "detla, margin: .*delta, signed, mask, .*judge"),
+        ({"delta": 3, "probe_every": True}, "probe_every=true"),
+        ({"delta": 3, "detla": 3, "margin": 1}, "detla: .*Did you mean delta"),
+        ({"delta": 3, "detla": 3, "margin": 1}, "margin: .*delta, signed, mask, .*judge"),
     ],
 )
 def test_a_wrong_value_is_refused_and_its_key_named(wrap, section, words):
     with pytest.raises(ValueError, match=words):
-        Settings.of(wrap(section))
+        MaskSettings.of(wrap(section))
     with pytest.raises(ValueError, match=r"algorithm\.gsd\.dagrpo\b"):
         extension.build(wrap({"dagrpo": section}))

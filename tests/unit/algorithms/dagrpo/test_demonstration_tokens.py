@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from verl_gsd.algorithms.dagrpo.demonstration_settings import Settings
+from verl_gsd.algorithms.dagrpo.demonstration_settings import DemonstrationSettings
 from verl_gsd.algorithms.dagrpo.tokens import expert_texts, expert_tokens, own_tokens, succeeded
 from verl_gsd.tasks.byte_llama import build_tokenizer
 
@@ -77,11 +77,11 @@ def test_a_verdict_that_is_none_is_an_error_and_not_a_failure():
         ({"source": "both"}, "source=both: .*expert, self, expert_or_self"),
         ({"mode": "never"}, "mode=never: .*all_fail, always"),
         ({"per_group": 0}, "per_group=0: "),
-        ({"per_group": True}, "per_group=True: "),
+        ({"per_group": True}, "per_group=true: "),
         ({"column": 7}, "column=7: "),
         ({"colum": "x"}, "colum: .*column"),
     ],
 )
 def test_a_wrong_setting_is_named(section, message):
     with pytest.raises(ValueError, match=message):
-        Settings.of(section)
+        DemonstrationSettings.of(section)

@@ -35,14 +35,21 @@ def test_right_lines_pass(check, words):
     check(*words)
 
 
-#: Lines with as many mistakes as go together, each with what is said of it: all are named at once.
+#: Lines with as many mistakes as go together, each with what is said of it: all are named at once. Where the section by
+#: itself is wrong, the other checks of GVPO do not run.
 LINES = [
+    {
+        f"{GVPO}.grouping=some": r"gvpo\.grouping=some: .*auto, whole, prepass",
+        f"{GVPO}.history_fraction=1": r"gvpo\.history_fraction=1: .*0.* 1",
+        f"+{GVPO}.fraction=1": r"algorithm\.gsd\.gvpo\.fraction: .*history_fraction\?",
+    },
+    {
+        f"{GVPO}.history_fraction=nan": r"gvpo\.history_fraction=nan: ",
+        f"{GVPO}.allow_second_kl=no": r"allow_second_kl=no: .*true.*false",
+    },
     {
         f"{POLICY}.beta=0": r"policy_loss\.beta=0: .*0",
         f"{POLICY}.var=1": r"policy_loss\.var=1: .*true.*false",
-        f"{GVPO}.grouping=some": r"gvpo\.grouping=some: .*auto, whole, prepass",
-        f"{GVPO}.history_fraction=1": r"gvpo\.history_fraction=1: .*0.* 1",
-        f"+{GVPO}.fraction=1": r"algorithm\.gsd\.gvpo\.fraction: ",
         "algorithm.gsd.alpha=1": r"algorithm\.gsd\.alpha=1: .*algorithm\.gsd\.alpha=0",
         "+algorithm.gsd.hadw.preset=hard": r"algorithm\.gsd\.hadw: .*GVPO",
         "actor_rollout_ref.actor.shuffle=true": r"actor\.shuffle=true: .*shuffle=false",
@@ -55,10 +62,8 @@ LINES = [
     },
     {
         f"{POLICY}.normalizer=n": r"policy_loss\.normalizer=n: .*k-1, k, none",
-        f"{GVPO}.history_fraction=nan": r"gvpo\.history_fraction=nan: ",
         "actor_rollout_ref.actor.use_kl_loss=true": "",
         "actor_rollout_ref.actor.kl_loss_coef=0.1": r"kl_loss_coef=0\.1: .*kl_loss_coef=0, .*allow_second_kl=true",
-        f"{GVPO}.allow_second_kl=no": r"allow_second_kl=no: .*true.*false",
         f"{POLICY}.beta=-1": r"policy_loss\.beta=-1",
         f"{GVPO}.grouping=whole": "",
         "actor_rollout_ref.actor.use_dynamic_bsz=false": "",

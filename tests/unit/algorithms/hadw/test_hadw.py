@@ -17,8 +17,9 @@ from omegaconf import OmegaConf
 
 from verl_gsd import chain, extension
 from verl_gsd.algorithms.hadw.anchors import AnchorBank, FixedAnchor, HardAnchor, SoftAnchor
-from verl_gsd.algorithms.hadw.extension import Hadw, Settings
+from verl_gsd.algorithms.hadw.extension import Hadw
 from verl_gsd.algorithms.hadw.factor import hadw_factor
+from verl_gsd.algorithms.hadw.settings import HadwSettings
 from verl_gsd.dial import dial_advantage
 from verl_gsd.evaluation.bias import baseline_bias, bias_by_rate
 from verl_gsd.groups import Group, Member
@@ -284,7 +285,7 @@ def test_accuracies_that_are_none_are_named_and_graded_ones_are_rescaled():
 
 
 def test_what_yaml_makes_of_off_is_off():
-    assert Settings.of({"preset": False}).preset == "off"
+    assert HadwSettings.of({"preset": False}).preset == "off"
 
 
 def test_metrics_of_a_step():
@@ -313,13 +314,13 @@ def test_the_papers_anchor_warns_when_it_is_frozen(caplog):
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({"preset": "sfot"}, r"preset=sfot: .*hard, soft, paper, fixed, off"),
+        ({"preset": "sfot"}, r"preset=sfot: .*hard, soft, paper, fixed, off.*\. Did you mean soft\?$"),
         ({"preset": 1.2}, r"preset=1\.2"),
         ({"lambda_scale": 0}, r"lambda_scale=0"),
         ({"n_min": 0}, r"n_min=0"),
         ({"accuracy_range": [1, 0]}, r"accuracy_range=\[1, 0\]"),
         ({"include_current": "no"}, r"include_current=no"),
-        ({"n_min": True}, r"n_min=True"),
+        ({"n_min": True}, r"n_min=true"),
         ({"accuracy_range": [1]}, r"accuracy_range=\[1\]"),
         ({"accuracy_range": 5}, r"accuracy_range=5"),
         ({"accuracy_range": [-math.inf, 1]}, r"accuracy_range=\[-inf, 1\]"),
@@ -328,7 +329,7 @@ def test_the_papers_anchor_warns_when_it_is_frozen(caplog):
 )
 def test_settings_out_of_range_are_refused(section, message):
     with pytest.raises(ValueError, match=message):
-        Settings.of(section)
+        HadwSettings.of(section)
     with pytest.raises(ValueError, match=r"algorithm\.gsd\.hadw\b"):
         extension.build({"hadw": section})
 
@@ -336,7 +337,7 @@ def test_settings_out_of_range_are_refused(section, message):
 def test_bias_in_records_by_solve_rate():
     left = [Left(group(1, index=1), "trained"), Left(group(7, index=2), "trained"), Left(group(0, index=3), "filtered")]
     tables = [describe(left, step=step, attempt=1, alpha=1.0) for step in (1, 2)]
-    bins = bias_by_rate(pa.concat_tables(tables), lambda_scale=1.5)
+    bins = bias_by_rate(pa.concat_tables(tables), HadwSettings(lambda_scale=1.5))
     assert [(entry.low, entry.groups, entry.visited_once, entry.rate) for entry in bins] == [
         (0.1, 2, 0.0, 0.125),
         (0.7, 2, 0.0, 0.875),

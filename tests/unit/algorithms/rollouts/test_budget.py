@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from verl_gsd import chain
 from verl_gsd.algorithms.rollouts.budget import Budget
-from verl_gsd.algorithms.rollouts.budget_settings import Settings
+from verl_gsd.algorithms.rollouts.budget_settings import BudgetSettings
 from verl_gsd.algorithms.rollouts.group_size_weights import equal_prompts
 from verl_gsd.audit import audit
 from verl_gsd.errors import ConfigError
@@ -118,7 +118,7 @@ keys_seen = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 8), st.integers
 )
 def test_every_batch_has_as_many_rollouts_as_with_equal_groups(seen, objective, maximum, half_life):
     section = {"objective": objective, "minimum": 3, "maximum": maximum, "half_life": half_life}
-    settings, store = Settings(**section), PromptStore(half_life=half_life)
+    settings, store = BudgetSettings.of(section), PromptStore(half_life=half_life)
     for step, (index, correct, total) in enumerate(seen):
         store.observe(("math", index), min(correct, total), total, step)
     keys = [("math", index) for index in range(10)]
@@ -206,18 +206,18 @@ def test_what_goes_with_a_budget(check, algo):
         ({"maximum": "many"}, r"^maximum=many: .*null"),
         ({"half_life": 0}, r"^half_life=0: .*null"),
         ({"floor": 2}, r"^floor: .*minimum"),
-        (3, r"^3: .*null"),
+        (3, r"^3 is not a section\. .*null"),
     ],
 )
 def test_mistakes_in_the_section_are_named(section, message):
     with pytest.raises(ValueError, match=message):
-        Settings.of(section)
+        BudgetSettings.of(section)
 
 
 @pytest.mark.parametrize(
     ("words", "messages"),
     [
-        ([f"{BUDGET}.half_life=0"], [r"budget: half_life=0: .*null"]),
+        ([f"{BUDGET}.half_life=0"], [r"budget\.half_life=0: .*null"]),
         ([f"{BUDGET}.maximum=0"], [r"budget\.maximum=0 with actor_rollout_ref\.rollout\.n"]),
         ([f"{BUDGET}.minimum=8"], [r"budget\.minimum=8 with actor_rollout_ref\.rollout\.n=8: "]),
         ([f"{BUDGET}.maximum=8"], [r"budget\.maximum=8 with actor_rollout_ref\.rollout\.n=8: "]),
@@ -289,4 +289,4 @@ def test_the_defaults_are_those_of_the_file():
     from verl_gsd.config import load
 
     section = load("budget", "adaptive").algorithm.gsd.budget
-    assert Settings.of(section) == Settings(half_life=section.half_life)
+    assert BudgetSettings.of(section) == BudgetSettings()

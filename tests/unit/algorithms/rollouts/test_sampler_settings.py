@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from verl_gsd.algorithms.rollouts.sampler_settings import Settings
+from verl_gsd.algorithms.rollouts.sampler_settings import SamplerSettings
 from verl_gsd.errors import ConfigError
 from verl_gsd.run.checks import validate
 
@@ -53,12 +53,13 @@ def test_without_it_nothing_changes(check):
         ({"explore": None}, r"^explore=null: "),
         ({"half_life": 0}, r"^half_life=0: .*null"),
         ({"temperature": 1}, r"^temperature: .*explore, half_life"),
-        ("often", r"^often: .*null"),
+        ({"explor": 1}, r"^explor: .*Did you mean explore\?$"),
+        ("often", r"^often is not a section\. .*null"),
     ],
 )
 def test_mistakes_in_the_section_are_named(section, message):
     with pytest.raises(ValueError, match=message):
-        Settings.of(section)
+        SamplerSettings.of(section)
 
 
 @pytest.mark.parametrize(

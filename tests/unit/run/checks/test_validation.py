@@ -59,16 +59,24 @@ LINES = [
         "+ray_kwargs.ray_init.runtime_env.env_vars.WANDB_API_KEY=x": r"WANDB_API_KEY: .*secret",
         "trainer.project_name=hf_abcdefghijklmnopqrstuv": r"trainer\.project_name: .*secret",
         "algorithm.gsd.poll_interval=0": r"algorithm\.gsd\.poll_interval=0: .*0",
-        "algorithm.gsd.alpha=much": r"algorithm\.gsd: alpha=much: ",
+        "algorithm.gsd.alpha=much": r"algorithm\.gsd\.alpha=much: ",
     },
     {
         "data.train_batch_size=4096": r"train_batch_size=4096: data\.train_files .*\d+ rows",
     },
     {
-        "algorithm.gsd.alpha=true": r"algorithm\.gsd: alpha=True: ",
+        "algorithm.gsd.alpha=true": r"algorithm\.gsd\.alpha=True: ",
     },
     {
-        "algorithm.gsd.ddof=2": r"algorithm\.gsd: ddof=2: .*0",
+        "+algorithm.gsd.hadw.preset=haard": r"^algorithm\.gsd\.hadw\.preset=haard: .*\. Did you mean hard\?$",
+        "+algorithm.gsd.hadw.lamda_scale=1": r"^algorithm\.gsd\.hadw\.lamda_scale: .*Did you mean lambda_scale\?$",
+        "algorithm.gsd.limits.failed_rewards=2": r"^algorithm\.gsd\.limits\.failed_rewards=2: .*up to 1\.$",
+        "+algorithm.gsd.limits.quiet_second=2": r"^algorithm\.gsd\.limits\.quiet_second: .*quiet_seconds\?$",
+        "+algorithm.gsd.hawd.preset=hard": r"^algorithm\.gsd\.hawd: .*Did you mean hadw\?$",
+        "+algorithm.gsd.budget=3": r"^algorithm\.gsd\.budget=3: .*null\.$",
+    },
+    {
+        "algorithm.gsd.ddof=2": r"algorithm\.gsd\.ddof=2: .*0",
     },
     {
         "algorithm.gsd.eps=null": r"algorithm\.gsd\.eps ",
