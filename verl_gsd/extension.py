@@ -396,7 +396,7 @@ _REJECTED: list[str] = []
 def register(declaration: Declaration) -> None:
     """Make an extension known to every process that imports the calling module.
 
-    A rejected declaration is remembered, and ``rejected`` reports it before Ray starts: verl hides what a plugin raises.
+    A rejected declaration is remembered, and ``rejected`` returns it: verl hides what a plugin raises.
 
     Raises:
         ValueError: the name is reserved or taken, or another extension has a record column of the same name.

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from verl_gsd.cli.console import fail, out
+from verl_gsd.console import fail, out
 
 
 def audit_bias(

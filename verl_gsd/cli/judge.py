@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from verl_gsd.cli.console import fail, out
 from verl_gsd.cli.judge_score import SCORE, Device, File, progress, score
+from verl_gsd.console import fail, out
 from verl_gsd.writing import whole
 
 app = typer.Typer(help="DaGRPO's judge outside a run: score, calibrate, distill.", no_args_is_help=True)

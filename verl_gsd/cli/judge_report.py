@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from verl_gsd.cli.console import out
+from verl_gsd.console import out
 from verl_gsd.evaluation.judging import CAVEATS, Calibration, MaskReport, Sweep
 from verl_gsd.judge.calibration import Area, Histogram
 

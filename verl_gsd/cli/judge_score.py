@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from verl_gsd.cli.console import fail, out
+from verl_gsd.console import fail, out
 
 if TYPE_CHECKING:
     from verl_gsd.judge.scorer import Question, Scorer

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from verl_gsd.cli.console import err, fail, out
 from verl_gsd.cli.jobs import Address, watch
+from verl_gsd.console import err, fail, out
 
 if TYPE_CHECKING:
     from verl_gsd.jobs.submission import Submission

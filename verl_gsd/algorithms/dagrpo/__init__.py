@@ -31,6 +31,8 @@ register(
         worker="verl_gsd.algorithms.dagrpo.worker:DagrpoWorker",
         loss="verl_gsd.algorithms.dagrpo.loss",
         check="verl_gsd.algorithms.dagrpo.checks:dagrpo_wrong",
+        lab="verl_gsd.algorithms.dagrpo.lab:lab_algorithms",
+        commands={"judge calibrate": "verl_gsd.algorithms.dagrpo.command:calibrate"},
     )
 )
 # The judge sees a group before a demonstration takes a response's place in it.

@@ -29,6 +29,7 @@ register(
         worker="verl_gsd.algorithms.gvpo.worker:GvpoWorker",
         loss="verl_gsd.algorithms.gvpo.loss",
         check="verl_gsd.algorithms.gvpo.checks:gvpo_wrong",
+        lab="verl_gsd.algorithms.gvpo.lab:lab_algorithms",
     )
 )
 

@@ -20,7 +20,16 @@ if TYPE_CHECKING:
     from verl_gsd.algorithms.hadw.anchors import SoftAnchor as SoftAnchor
     from verl_gsd.algorithms.hadw.factor import hadw_factor as hadw_factor
 
-register(Declaration("hadw", "verl_gsd.algorithms.hadw.extension:Hadw", order=40, saves=True))
+register(
+    Declaration(
+        "hadw",
+        "verl_gsd.algorithms.hadw.extension:Hadw",
+        order=40,
+        saves=True,
+        lab="verl_gsd.algorithms.hadw.lab:lab_algorithms",
+        commands={"audit-bias": "verl_gsd.algorithms.hadw.command:audit_bias"},
+    )
+)
 
 #: Public names. The declaration above must be there without torch, so that these are imported when they are used.
 __getattr__ = lazy_names(

@@ -1,4 +1,4 @@
-"""What all commands share: where they print, and how they end on a mistake of the user's."""
+"""Consoles of all commands, and how a command ends with an error."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ err = Console(stderr=True)
 
 
 def fail(message: str, code: int = 2) -> NoReturn:
-    """Print ``message`` to standard error and exit; 2 is a mistake to mend, 1 a run that failed."""
+    """Print ``message`` to standard error and exit. Use code 2 for a wrong command line, 1 for a run that failed."""
     err.print(f"[bold red]error[/] {_plain(message)}", soft_wrap=True)
     raise typer.Exit(code)
 
