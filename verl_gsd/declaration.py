@@ -102,7 +102,7 @@ class Conflict:
 
     Attributes:
         setting: when the conflict holds, as ``key`` (the key has a value that is not null, for example
-            ``algorithm.gsd.hadw``), ``key=value`` or ``key!=value``, with a YAML value. Several alternatives of one
+            ``algorithm.gsd.NAME``), ``key=value`` or ``key!=value``, with a YAML value. Several alternatives of one
             key's values are separated by ``|``.
         reason: why, as a part of a sentence.
         fix: what to set instead, as whole sentences.
@@ -121,12 +121,11 @@ class Declaration:
     """What a run knows of an extension before it builds it.
 
     Attributes:
-        name: of the config section ``algorithm.gsd.<name>``. A dot leads into a section: ``dagrpo.judge`` is a part of
-            ``dagrpo`` that takes part where that has a section ``judge``.
+        name: of the config section ``algorithm.gsd.<name>``. A dot leads into a section: ``mine.part`` is a part of
+            ``mine`` that takes part where that has a section ``part``.
         runtime: the ``Extension``: its class, or ``"module:Class"``. It is called with its settings and the run's
             ``Services``. The services are None while a config is checked and under one of verl's own trainers.
-        order: extensions take part in ascending order; equal ones by name. Ours: budget 10, sampler 11, gvpo 20,
-            dagrpo 30 to 32, hadw 40.
+        order: extensions take part in ascending order; equal ones by name. Ours have 10 to 40.
         settings: the section's pydantic model, a ``settings.SectionSettings``: its class, or ``"module:Class"``. It
             rejects unknown keys and wrong values before Ray starts.
         needs_groups: only our trainer modes, which see whole groups, can run it.
@@ -149,8 +148,11 @@ class Declaration:
         report: its section of a report.
         findings: a tuple of ``report.findings.finding.Finder``, as ``"module:NAME"``: what can go wrong in a run.
         histograms: name -> record column whose distribution wandb and TensorBoard show at every step.
-        lab: a function () -> name -> ``bernoulli.Algorithm``, as ``"module:function"``: rows of ``verl-gsd lab``.
-        commands: name -> a typer command, as ``"module:function"``, which ``verl-gsd`` then has.
+        lab: a function () -> name -> ``bernoulli.Algorithm``, as ``"module:function"``: rows of ``verl-gsd lab``. A
+            ``bernoulli.SameAlgorithm`` says which row to use for a name whose run would repeat that row.
+        commands: name -> a function that typer makes a command of, as ``"module:function"``. ``verl-gsd`` has these
+            commands, too; ``judge NAME`` belongs to the group ``judge``. Help imports the module, so that it imports
+            what takes time within the function.
         configs: a package whose YAML files ``algo/NAME.yaml`` become choices of ``algo=``.
     """
 

@@ -11,21 +11,21 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from verl_gsd.console import fail, out
+from verl_gsd.judge.score_files import SCORE_COLUMN, ResponseFile
 
 if TYPE_CHECKING:
     from verl_gsd.judge.scorer import Question, Scorer
     from verl_gsd.judge.settings import Settings
     from verl_gsd.sheets import Sheet
 
-SCORE = "judge_score"
-
-File = Annotated[Path, typer.Argument(metavar="FILE", help="Rows of responses: .parquet, .jsonl or .csv.")]
 Device = Annotated[str, typer.Option(help="Where a local model computes: cpu, cuda, cuda:1.")]
 
 
 def score(
-    file: File,
-    output: Annotated[Path, typer.Option(help=f"Where to: the same rows with a column {SCORE}, null where it failed.")],
+    file: ResponseFile,
+    output: Annotated[
+        Path, typer.Option(help=f"Where to: the same rows with a column {SCORE_COLUMN}, null where it failed.")
+    ],
     scorer: Annotated[str, typer.Option(help="stub (measures nothing), openai, or distilled.")],
     base_url: Annotated[str | None, typer.Option(help="Of openai: such as http://localhost:8000/v1.")] = None,
     model: Annotated[
@@ -53,7 +53,7 @@ def score(
         sheet = read_sheet(file)
         if cache is not None and cache.resolve() in (output.resolve(), file.resolve()):
             fail(f"--cache {cache}: is a table of this line too. Write a file of its own")
-        sheet.require_writable(output, SCORE)
+        sheet.require_writable(output, SCORE_COLUMN)
         questions = _questions(sheet, problem_column, response_column, reference_column)
         settings = Settings(
             scorer=scorer,  # type: ignore[arg-type]  # it checks both
@@ -84,7 +84,7 @@ def score(
     if all(math.isnan(value) for value in scores):
         fail(f"no response got a score; {output} was not written", code=1)
     try:
-        sheet.write(output, SCORE, scores.tolist())
+        sheet.write(output, SCORE_COLUMN, scores.tolist())
     except OSError as error:
         fail(f"{output}: {error}. " + (f"The scores are in {cache}" if cache else "Write --cache to keep scores"))
     out.print(f"{escape(str(output))} has them.", highlight=False)
@@ -126,7 +126,7 @@ def _say_what_it_took(metrics: dict[str, float]) -> None:
 
 
 def progress() -> Progress:
-    """A bar with what is done of how much."""
+    """A progress bar with counts."""
     return Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=out
     )

@@ -1,12 +1,15 @@
-"""``verl-gsd``: the commands. Each lives in a file of its own and imports what it needs when it runs."""
+"""``verl-gsd``: the commands. Each has its own file, or is declared by an extension, and imports what it needs when it
+runs."""
 
 from __future__ import annotations
 
 import typer
 
-from verl_gsd.cli import audit_bias, compare, doctor, evaluate, jobs, judge, lab, plan, prepare, report, submit, train
+from verl_gsd.cli import compare, doctor, evaluate, jobs, judge, lab, plan, prepare, report, submit, train
+from verl_gsd.cli.command_groups import MainCommands
 
 app = typer.Typer(
+    cls=MainCommands,
     help="Group-relative reinforcement learning in verl, visible and right.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -19,7 +22,6 @@ app.command()(jobs.stop)
 app.command(no_args_is_help=True)(prepare.prepare)
 app.command("eval", no_args_is_help=True)(evaluate.evaluate)
 app.command()(doctor.doctor)
-app.command()(audit_bias.audit_bias)
 app.command(no_args_is_help=True)(plan.plan)
 app.command()(report.report)
 app.command()(lab.lab)

@@ -10,6 +10,8 @@ demonstration_settings.py, pools.py, tokens.py    where they come from, and what
 demonstration_ratio.py  the gradient on a demonstration's tokens
 loss.py, worker.py      the loss under verl's name ``dagrpo``; the probe of gradients
 checks.py               what can be wrong with a config
+lab.py                  its rows in ``verl-gsd lab``
+command.py              ``verl-gsd judge calibrate``, by judge_calibration.py, mask_quality.py and calibration_tables.py
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ rows.py       what the loss knows of each row and of a mini-batch
 worker.py     weights of whole groups in a training worker
 loss.py       the loss under verl's name ``gvpo``
 checks.py     what can be wrong with a config
+lab.py        its rows in ``verl-gsd lab``
 """
 
 from __future__ import annotations

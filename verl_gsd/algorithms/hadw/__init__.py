@@ -2,6 +2,8 @@
 
 factor.py     the equations, and how they differ from the paper
 anchors.py    the running accuracy against which a prompt is hard or easy
+lab.py        its rows in ``verl-gsd lab``
+command.py    ``verl-gsd audit-bias``, by bias.py
 extension.py  settings; checks of the settings; the anchor is updated in ``end_step`` and
               saved; ``record`` gives the columns of records.py; charts: report/sections/algorithms.py
 """

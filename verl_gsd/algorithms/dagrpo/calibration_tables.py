@@ -1,4 +1,4 @@
-"""What ``verl-gsd judge calibrate`` prints and writes."""
+"""The output of ``verl-gsd judge calibrate``: tables for the terminal, and JSON."""
 
 from __future__ import annotations
 
@@ -10,46 +10,47 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from verl_gsd.algorithms.dagrpo.judge_calibration import CAVEATS, JudgeCalibration, SweepPoint
+from verl_gsd.algorithms.dagrpo.mask_quality import MaskReport
 from verl_gsd.console import out
-from verl_gsd.evaluation.judging import CAVEATS, Calibration, MaskReport, Sweep
 from verl_gsd.judge.calibration import Area, Histogram
 
 _BAR = 24
 
 
-def show(found: Calibration) -> None:
-    """Print all of it: sentences, then tables, then what they do not say."""
-    out.print(f"AUC, all pairs of a right and a wrong response: {_area(found.overall)}")
-    out.print(f"AUC, pairs within groups, which the mask sees: {_area(found.within)}")
-    out.print(_histogram_table(found.histograms))
-    for sentence in found.cannot_say():
+def print_calibration(calibration: JudgeCalibration) -> None:
+    """Print sentences, tables and, last, what the tables do not show."""
+    out.print(f"AUC, all pairs of a right and a wrong response: {_area(calibration.overall)}")
+    out.print(f"AUC, pairs within groups, which the mask compares: {_area(calibration.within)}")
+    out.print(_histogram_table(calibration.histograms))
+    for sentence in calibration.limitations():
         out.print(f"- {sentence}", highlight=False)
-    if found.mask.pairs:
-        out.print(_of_pairs(found.mask), highlight=False)
-        out.print(_mask_table(found.mask))
-        out.print(_sweep_table(found.sweep))
+    if calibration.mask.pairs:
+        out.print(_pair_sentences(calibration.mask), highlight=False)
+        out.print(_mask_table(calibration.mask))
+        out.print(_sweep_table(calibration.sweep))
         for caveat in CAVEATS:
             out.print(f"- {caveat}", highlight=False)
 
 
-def plain(value: Any) -> Any:
-    """A report as JSON has it: null for what is not known, "-inf" and "inf" as texts."""
+def as_json(value: Any) -> Any:
+    """``value`` for a JSON file: null for NaN, and the strings "-inf" and "inf"."""
     if hasattr(value, "__dataclass_fields__"):
-        return plain(asdict(value))
+        return as_json(asdict(value))
     if isinstance(value, Mapping):
-        return {name: plain(entry) for name, entry in value.items()}
+        return {name: as_json(entry) for name, entry in value.items()}
     if isinstance(value, list | tuple | np.ndarray):
-        return [plain(entry) for entry in value]
+        return [as_json(entry) for entry in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else str(value)
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _area(found: Area) -> str:
-    if not found.pairs:
+def _area(area: Area) -> str:
+    if not area.pairs:
         return "there are none"
-    interval = "" if math.isnan(found.low) else f" [{found.low:.3f}, {found.high:.3f}]"
-    return f"{found.value:.3f}{interval} ({found.pairs} pairs)"
+    interval = "" if math.isnan(area.low) else f" [{area.low:.3f}, {area.high:.3f}]"
+    return f"{area.value:.3f}{interval} ({area.pairs} pairs)"
 
 
 def _share(value: float) -> str:
@@ -64,17 +65,17 @@ def _histogram_table(histograms: Mapping[str, Histogram]) -> Table:
         table.add_row(
             str(score), *(text for count in counts for text in (str(count), "█" * round(_BAR * count / most)))
         )
-    failed = (text for one in (right, wrong) for text in (str(one.failed), _share(one.failed_share)))
+    failed = (text for histogram in (right, wrong) for text in (str(histogram.failed), _share(histogram.failed_share)))
     table.add_row("failed", *failed)
     return table
 
 
-def _of_pairs(mask: MaskReport) -> str:
+def _pair_sentences(mask: MaskReport) -> str:
     failed = f"{mask.pairs} pairs within groups. A judgement failed in {_share(mask.unknown)}, which the mask keeps."
     if math.isnan(mask.contradicted):
         return failed
     return (
-        f"{failed} Of the others the judge contradicts the verifier in {_share(mask.contradicted)} and scores both "
+        f"{failed} Of the others, the judge contradicts the verifier in {_share(mask.contradicted)} and scores both "
         f"alike in {_share(mask.tied)}."
     )
 
@@ -92,7 +93,7 @@ def _mask_table(mask: MaskReport) -> Table:
     return table
 
 
-def _sweep_table(sweep: tuple[Sweep, ...]) -> Table:
+def _sweep_table(sweep: tuple[SweepPoint, ...]) -> Table:
     deltas = list(dict.fromkeys(entry.mask.delta for entry in sweep))
     table = Table(
         *("quality", "AUC obtained", *(f"delta {delta:g}" for delta in deltas)),
@@ -100,7 +101,7 @@ def _sweep_table(sweep: tuple[Sweep, ...]) -> Table:
         title_justify="left",
     )
     for quality in dict.fromkeys(entry.quality for entry in sweep):
-        mine = [entry for entry in sweep if entry.quality == quality]
-        cells = (f"{_share(entry.mask.signal)}, {_share(entry.mask.groups_silenced)}" for entry in mine)
-        table.add_row(f"{quality:g}", f"{mine[0].auc:.3f}", *cells)
+        points = [entry for entry in sweep if entry.quality == quality]
+        cells = (f"{_share(entry.mask.signal)}, {_share(entry.mask.groups_silenced)}" for entry in points)
+        table.add_row(f"{quality:g}", f"{points[0].auc:.3f}", *cells)
     return table

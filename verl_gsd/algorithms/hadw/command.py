@@ -1,4 +1,4 @@
-"""``verl-gsd audit-bias RUN``: the baseline's bias in a run's records, and what HA-DW would do about it."""
+"""``verl-gsd audit-bias RUN``: the bias of the group mean in a run's records, and HA-DW's factors there."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from verl_gsd.console import fail, out
 
 
 def audit_bias(
-    run: Annotated[Path, typer.Argument(help="A run's folder; any algorithm's, as long as its trainer mode is ours.")],
+    run: Annotated[Path, typer.Argument(help="A run's folder, of any algorithm, with one of our trainer modes.")],
     preset: Annotated[str, typer.Option(help="HA-DW's anchor: hard, soft, paper, fixed, or a number.")] = "hard",
     lambda_scale: Annotated[float, typer.Option(help="HA-DW's constant.")] = 1.3,
 ) -> None:
     """The bias of group-relative advantages by solve rate (Lemma 2 of HA-DW's paper), and HA-DW's factors there."""
-    from verl_gsd.evaluation.bias import CAVEATS, bias_by_rate
+    from verl_gsd.algorithms.hadw.bias import CAVEATS, bias_by_rate
     from verl_gsd.records import read_records
 
     if preset == "off":
-        fail("--preset off: weighs nothing. Write hard, soft, paper, fixed, or a number.")
+        fail("--preset off: this has no factors. Use hard, soft, paper, fixed, or a number.")
     try:
         records = read_records(run)
         if not len(records):
-            fail(f"{run}: no records there. Write the folder of a run whose trainer mode was one of ours (gsd_sync).")
+            fail(f"{run}: no records. Use the folder of a run with one of our trainer modes, for example gsd_sync.")
         anchor = float(preset) if preset.replace(".", "", 1).isdigit() else preset
         bins = bias_by_rate(records, anchor, lambda_scale)
     except (FileNotFoundError, ValueError) as error:
         fail(str(error))
     table = Table(
         *("solve rate", "mixed groups", "visited once", "mean rate", "baseline - rate", "Phi right", "Phi wrong"),
-        title=f"HA-DW as preset={preset}, lambda_scale={lambda_scale:g}, whatever the run's own algorithm",
+        title=f"HA-DW with preset={preset}, lambda_scale={lambda_scale:g}, whatever the run's own algorithm",
         title_justify="left",
     )
     for entry in bins:
