@@ -1,5 +1,5 @@
-"""Hydra config groups ``algo/ task/ hardware/ budget/ sampler/ logger/ recipe/``: one YAML file a choice, and nothing
-else to register. Recipes have a folder a paper, so that their names have one too: ``recipe=gvpo/qwen2.5_math_7b``.
+"""Hydra config groups ``algo/ task/ hardware/ budget/ sampler/ logger/ recipe/``: one YAML file per choice, and nothing
+else to register. Recipes have one folder per paper, which is a part of their names: ``recipe=gsd/qwen2.5_math_7b``.
 
 ``store_groups`` puts each file into Hydra's ConfigStore, so that any Hydra application in a process that loaded the
 plugin, verl's own ``main_ppo`` included, composes ``+algo=dr_grpo`` and lists the choices on ``+algo=nope``.

@@ -15,8 +15,8 @@ from verl_gsd.preparation import prepared
 from verl_gsd.preparation.reading import sha256
 from verl_gsd.tasks import embedded
 
-#: Samples a question where --samples does not say: 32 of the small sets, as GVPO's paper (arXiv 2504.19599) has it for
-#: AIME24 and LUFFY's (arXiv 2504.14945), DaGRPO's reference design, for AIME and AMC; elsewhere 1.
+#: Samples per question without --samples: 32 for these small sets, as in arXiv 2504.19599 (AIME24) and arXiv 2504.14945
+#: (AIME and AMC), and 1 for all others.
 SAMPLES = {"aime24": 32, "aime25": 32, "amc23": 32}
 
 #: The embedded task; its folder is not one of prepared data.
@@ -26,7 +26,7 @@ Verifier = Callable[..., dict[str, float]]
 
 
 @dataclass(frozen=True)
-class Question:
+class BenchQuestion:
     """One row: its index, the chat that asks it, and the reference answer."""
 
     index: int
@@ -50,7 +50,7 @@ class Bench:
     file: Path
     sha256: str
     verifier: str
-    questions: tuple[Question, ...]
+    questions: tuple[BenchQuestion, ...]
 
     def samples(self, asked: int | None) -> int:
         """Samples a question."""
@@ -95,7 +95,7 @@ def _bench(name: str, file: Path, verifier: str) -> Bench:
     return Bench(name, file, sha256(file), verifier, questions)
 
 
-def _question(file: Path, number: int, row: dict[str, Any]) -> Question:
+def _question(file: Path, number: int, row: dict[str, Any]) -> BenchQuestion:
     try:
         truth, index = row["reward_model"]["ground_truth"], row["extra_info"]["index"]
         chat = [{"role": message["role"], "content": message["content"]} for message in row["prompt"]]
@@ -106,4 +106,4 @@ def _question(file: Path, number: int, row: dict[str, Any]) -> Question:
             f"{file}, row {number} (the first is 0): write a text as reward_model.ground_truth, a whole number as "
             f"extra_info.index, and a chat; not {truth!r:.40}, {index!r:.40}"
         )
-    return Question(index, chat, truth)
+    return BenchQuestion(index, chat, truth)

@@ -49,10 +49,10 @@ def follow(
     Raises:
         LostError: as it says. KeyboardInterrupt passes, as anywhere.
     """
-    return asyncio.run(_follow(client, identifier, _Reader(write), on_drop, wait))
+    return asyncio.run(_follow(client, identifier, _LogReader(write), on_drop, wait))
 
 
-class _Reader:
+class _LogReader:
     """Hands on what is new of a log that is sent from its beginning again and again."""
 
     def __init__(self, write: Callable[[str], None]) -> None:
@@ -79,7 +79,7 @@ class _Reader:
                 self._shown = position
 
 
-async def _until_end(client: JobSubmissionClient, identifier: str, reader: _Reader) -> JobStatus:
+async def _until_end(client: JobSubmissionClient, identifier: str, reader: _LogReader) -> JobStatus:
     while True:
         at_end = await reader.read(client, identifier)
         status = await asyncio.to_thread(client.get_job_status, identifier)
@@ -93,7 +93,7 @@ async def _until_end(client: JobSubmissionClient, identifier: str, reader: _Read
 async def _follow(
     client: JobSubmissionClient,
     identifier: str,
-    reader: _Reader,
+    reader: _LogReader,
     on_drop: Callable[[], None],
     wait: tenacity.wait.wait_base | None,
 ) -> JobStatus:

@@ -60,8 +60,8 @@ def served_model(settings: Settings) -> str:
         if settings.model is not None and isinstance(error, openai.APIStatusError):
             return settings.model  # a server that answers, and lists nothing
         raise ValueError(
-            f"{where}: no judge answers there ({type(error).__name__}). Start a server, as recipes/dagrpo says, or "
-            "write scorer=stub for a first run without one"
+            f"{where}: no judge answers there ({type(error).__name__}). Start a server, for example with "
+            "vllm serve, or set scorer=stub for a first run without one."
         ) from None
     listed = ", ".join(model[:80] for model in models[:20]) or "none"
     if settings.model is None and len(models) == 1:

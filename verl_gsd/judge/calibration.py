@@ -1,8 +1,8 @@
 """How far a judge's scores agree with the verifier's right and wrong: AUC, overall and within groups; histograms.
 
-AUC is the probability that a right response outscores a wrong one, ties counting half. The mask of DaGRPO compares
-responses to one prompt alone: a judge that merely knows easy prompts from hard ones has a high AUC overall and one of
-1/2 within groups, and it is the latter that the mask lives on. A failed judgement is a score of NaN, left out.
+AUC is the probability that a right response outscores a wrong one, ties counting half. Training compares
+responses to one prompt. A judge that merely tells easy prompts from hard ones has a high AUC overall and an AUC of 1/2
+within groups, and training depends on the latter. A failed judgement is a score of NaN, which is left out.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def auc_with_interval(scores: np.ndarray, correct: np.ndarray, group: Labels) ->
 
 
 def within_group_auc(scores: np.ndarray, correct: np.ndarray, group: Labels) -> Area:
-    """``auc`` over the pairs within groups, every pair counting alike: what DaGRPO's mask sees.
+    """``auc`` over the pairs within groups, all pairs with equal weight: the pairs that training compares.
 
     Args:
         group: N labels; rows with equal labels are one group.

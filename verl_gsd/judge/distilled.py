@@ -50,8 +50,8 @@ def fit(
     if len(scores) < MIN_JUDGEMENTS or len(keys) < MIN_PROBLEMS:
         raise ValueError(
             f"{len(scores)} judgements on {len(keys)} problems: {MIN_JUDGEMENTS} on {MIN_PROBLEMS} problems are the "
-            "least to learn from and measure on. Let the judge score more: a run with algo=dagrpo and verl-gsd judge "
-            "score FILE --cache PATH both fill its cache"
+            "least to learn from and measure on. Let the judge score more responses: a run with a judge and verl-gsd "
+            "judge score FILE --cache PATH both fill its cache."
         )
     if len(off := np.flatnonzero(~((scores >= LOWEST) & (scores <= HIGHEST)))):
         raise ValueError(f"judgement {off[0]} has the score {scores[off[0]]}: write scores from {LOWEST} to {HIGHEST}")
