@@ -27,7 +27,7 @@ os.environ["VERL_GSD_CPU"] = "1"
 os.environ.setdefault("VERL_GSD_CACHE", str(Path.home() / ".cache" / "verl_gsd"))
 # The consoles are as wide as a test's COLUMNS says, whichever test imports them first.
 os.environ.pop("COLUMNS", None)
-importlib.import_module("verl_gsd.cli.console")
+importlib.import_module("verl_gsd.console")
 
 
 def pytest_addoption(parser):

@@ -134,7 +134,7 @@ class Conflict:
     Attributes:
         setting: when the conflict holds:
 
-            - ``key``: the key has a value that is not null, for example ``algorithm.gsd.budget``;
+            - ``key``: the key has a value that is not null, for example ``algorithm.gsd.mine``;
             - ``key=value``: it has this value, in YAML. An absent key is null;
             - ``key!=value``: it has a value that is neither this one nor null;
             - ``weighs`` (``WEIGHS``): another extension takes part whose declaration has ``weighs``.
@@ -157,8 +157,8 @@ class Declaration:
     """What a run knows of an extension before it builds it.
 
     Attributes:
-        name: of the config section ``algorithm.gsd.<name>``. A dot leads into a section: ``mine.judge`` is a part of
-            ``mine`` that takes part where that has a section ``judge``.
+        name: of the config section ``algorithm.gsd.<name>``. A dot leads into a section: ``mine.part`` is a part of
+            ``mine`` that takes part where that has a section ``part``.
         runtime: the ``Extension``: its class, or ``"module:Class"``. It is called with its settings and the run's
             ``Services``. The services are None while a config is checked and under one of verl's own trainers.
         order: extensions take part in ascending order; equal ones by name. Ours have 10 to 40.
@@ -195,8 +195,11 @@ class Declaration:
             extensions' order.
         histograms: name -> record column whose distribution wandb and TensorBoard show at every step. The column is
             one that the extension declares or that all runs have, and holds no strings.
-        lab: a function () -> name -> ``bernoulli.Algorithm``, as ``"module:function"``: rows of ``verl-gsd lab``.
-        commands: name -> a typer command, as ``"module:function"``, which ``verl-gsd`` then has.
+        lab: a function () -> name -> ``bernoulli.Algorithm``, as ``"module:function"``: rows of ``verl-gsd lab``. A
+            ``bernoulli.SameAlgorithm`` says which row to use for a name whose run would repeat that row.
+        commands: name -> a function that typer turns into a command, as ``"module:function"``. ``verl-gsd`` then has
+            this command; ``judge NAME`` belongs to the group ``judge``. Help imports the module, so import heavy
+            packages inside the function.
         configs: a package whose YAML files ``algo/NAME.yaml`` become choices of ``algo=``.
 
     Raises:

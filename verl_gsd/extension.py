@@ -18,11 +18,10 @@ import importlib
 import importlib.metadata
 import logging
 import pkgutil
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
-
-import numpy as np
 
 from verl_gsd.base_names import RECORD_COLUMNS, TAKEN
 from verl_gsd.declaration import Conflict as Conflict
@@ -34,6 +33,7 @@ from verl_gsd.declaration import StepFigure as StepFigure
 from verl_gsd.settings import SettingsError, shown
 
 if TYPE_CHECKING:
+    import numpy as np  # imported where it is used: verl-gsd --help imports this module and should not wait for numpy
     import torch
     from omegaconf import DictConfig
     from torch.utils.data import Sampler
@@ -55,6 +55,14 @@ ENTRY_POINTS = "verl_gsd.extensions"
 ROLLOUTS = "__rollout_n__"
 #: Names in ``algorithm.gsd`` that belong to the dial and to the trainer.
 RESERVED = ("alpha", "ddof", "eps", "poll_interval", "state", "limits")
+#: By group, the commands of ``verl-gsd`` that belong to no extension, and whose names an extension cannot use.
+COMMANDS: Mapping[str, tuple[str, ...]] = {
+    "": (
+        *("train", "submit", "status", "logs", "stop", "prepare", "eval", "doctor", "plan", "report", "lab", "compare"),
+        "judge",
+    ),
+    "judge": ("score", "distill"),
+}
 
 
 class RowStore(Protocol):
@@ -164,6 +172,8 @@ class Visits:
     ) -> None:
         self.uids, self.keys, self.columns = uids, keys, columns
         self.has_own_rollouts = ROLLOUTS in columns
+        import numpy as np
+
         given = [int(n) for n in columns[ROLLOUTS]] if self.has_own_rollouts else [group_size] * len(uids)
         self.rollouts: np.ndarray = np.array(given, np.int64)
         self.requested: np.ndarray | None = None
@@ -177,10 +187,14 @@ class Visits:
         """
         if self.requested is not None:
             raise ValueError("another extension has requested rollouts for these prompts. Remove one of the two.")
+        import numpy as np
+
         self.requested = np.asarray(rollouts, np.int64)
 
     def note(self, name: str, values: Sequence[int] | np.ndarray) -> None:
         """Keep a number for each visit. ``noted`` returns it, also after a restart."""
+        import numpy as np
+
         self.notes[name] = np.asarray(values, np.int64)
 
     def noted(self, name: str) -> list[int] | None:
@@ -415,8 +429,8 @@ def register(declaration: Declaration) -> None:
     ``rejected`` reports a rejected declaration before Ray starts, because verl hides what a plugin raises.
 
     Raises:
-        ValueError: the name is reserved or taken, the package or another extension uses a name that it declares, or a
-            figure or histogram has no column of numbers.
+        ValueError: the name is reserved or taken, the package or another extension uses a name that it declares, a
+            figure or histogram has no column of numbers, or a command cannot have its name.
     """
     try:
         require_free(declaration.name)
@@ -450,6 +464,7 @@ def _check_new(declaration: Declaration) -> None:
             raise ValueError(f"extension {name!r}: {what} uses the record column {column}. Declare this column.")
         if types[column] == "string":
             raise ValueError(f"extension {name!r}: {what} uses the record column {column}. Use a column of numbers.")
+    _check_commands(declaration)
 
 
 def _declared_names(declaration: Declaration) -> dict[str, list[str]]:
@@ -469,6 +484,23 @@ def _columns_used(declaration: Declaration) -> Iterator[tuple[str, str]]:
             yield f"figure per step {figure.name}", column
     for name, column in declaration.histograms.items():
         yield f"histogram {name}", column
+
+
+def _check_commands(declaration: Declaration) -> None:
+    """Check that the extension's commands have new names, within a group that exists."""
+    taken = {command: of.name for of in _DECLARED.values() if of.name != declaration.name for command in of.commands}
+    for command in declaration.commands:
+        group, _, name = command.rpartition(" ")
+        if group not in COMMANDS or not re.fullmatch("[a-z][a-z0-9-]*", name):
+            raise ValueError(
+                f"extension {declaration.name!r}: {command!r} cannot be a command. Use lower-case letters, digits and "
+                "hyphens, alone or after 'judge '."
+            )
+        owner = "verl-gsd itself" if name in COMMANDS[group] else taken.get(command)
+        if owner is not None:
+            raise ValueError(
+                f"extension {declaration.name!r}: the command verl-gsd {command} belongs to {owner} already. Rename it."
+            )
 
 
 def require_free(name: str) -> None:
@@ -510,7 +542,7 @@ def _register_ours() -> None:
 @functools.cache
 def _register_all() -> None:
     _register_ours()
-    for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
+    for point in _entry_points():
         try:
             importlib.import_module(point.module)
         except Exception as error:  # the module is somebody else's: it may raise anything
@@ -519,6 +551,13 @@ def _register_all() -> None:
             problem = f"package {package}: its extension module {point.module} could not be loaded: {reason}"
             logger.warning(problem)
             _REJECTED[:] = [*(known for known in _REJECTED if known != reason), problem]  # register may have added it
+
+
+def _entry_points() -> Iterator[importlib.metadata.EntryPoint]:
+    """Those of the group ``ENTRY_POINTS``. The function of this name in importlib takes three times as long."""
+    for package in importlib.metadata.distributions():
+        if f"[{ENTRY_POINTS}]" in (package.read_text("entry_points.txt") or ""):
+            yield from (point for point in package.entry_points if point.group == ENTRY_POINTS)
 
 
 def _described(error: Exception) -> str:

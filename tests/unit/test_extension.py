@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from verl_gsd import extension
+from verl_gsd.bernoulli import Algorithm, SameAlgorithm
 from verl_gsd.extension import (
     ROLLOUTS,
     Declaration,
@@ -70,6 +71,9 @@ def test_everything_that_a_declaration_names_is_there():
             assert callable(extension.load(declaration.check))
         if declaration.findings is not None:
             assert all(callable(finder) for finder in extension.load(declaration.findings))
+        if declaration.lab is not None:
+            assert all(isinstance(row, Algorithm | SameAlgorithm) for row in extension.load(declaration.lab)().values())
+        assert all(callable(extension.load(place)) for place in declaration.commands.values())
         saved = extension.overrides(extension.load(declaration.runtime), "state_dict")
         assert declaration.saves == saved, "what has a state is saved, and nothing else"
 

@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from verl_gsd.cli.console import fail, out
+from verl_gsd.console import fail, out
 
 if TYPE_CHECKING:
     from verl_gsd.compare.comparison import Comparison

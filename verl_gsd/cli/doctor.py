@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from verl_gsd.cli.console import out
+from verl_gsd.console import out
 
 _COLOUR = {"ok": "green", "warn": "yellow", "fail": "red"}
 

@@ -10,9 +10,9 @@ import typer
 from rich.markup import escape
 from rich.progress import Progress, TaskID
 
-from verl_gsd.cli.console import fail, out
 from verl_gsd.cli.judge_score import progress
 from verl_gsd.cli.prepare import data_folder
+from verl_gsd.console import fail, out
 
 if TYPE_CHECKING:
     from verl_gsd.evaluation.benches import Bench

@@ -13,7 +13,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from verl_gsd.cli.console import err, fail, out
+from verl_gsd.console import err, fail, out
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient

@@ -1,8 +1,7 @@
-"""``verl-gsd judge``: score responses offline, compare a judge with the verifier, distil it into a cheaper judge."""
+"""``verl-gsd judge``: score responses with a judge outside a run, and distill a judge into a cheaper one."""
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Annotated
@@ -10,64 +9,20 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from verl_gsd.cli.console import fail, out
-from verl_gsd.cli.judge_score import SCORE, Device, File, progress, score
-from verl_gsd.writing import whole
+from verl_gsd.cli.command_groups import JudgeCommands
+from verl_gsd.cli.judge_score import Device, progress, score
+from verl_gsd.console import fail, out
 
-app = typer.Typer(help="Use DaGRPO's judge outside a training run: score, calibrate, distill.", no_args_is_help=True)
+app = typer.Typer(
+    cls=JudgeCommands, help="A judge of responses outside a run: score, calibrate, distill.", no_args_is_help=True
+)
 
 app.command()(score)
 
 
 @app.command()
-def calibrate(
-    file: File,
-    score_column: Annotated[str, typer.Option(help="Column with the judge's scores, null where it failed.")] = SCORE,
-    correct_column: Annotated[
-        str, typer.Option(help="Column with the verifier's verdicts: true or false, 1 or 0.")
-    ] = "correct",
-    group_column: Annotated[
-        str, typer.Option(help="Column with the problem. Rows with equal values form a group.")
-    ] = "problem",
-    delta: Annotated[
-        list[float] | None, typer.Option(help="Thresholds (delta) of the mask. Default: -inf 0 1 3 5.")
-    ] = None,
-    json_: Annotated[
-        Path | None, typer.Option("--json", metavar="OUT", help="Also write all results to this JSON file.")
-    ] = None,
-) -> None:
-    """Compare a judge with the verifier: agreement, score histograms, the effect of DaGRPO's mask, synthetic judges."""
-    import numpy as np
-
-    from verl_gsd.cli.judge_report import print_report, to_json
-    from verl_gsd.evaluation.judging import calibrate as measure
-    from verl_gsd.evaluation.masking import DELTAS
-    from verl_gsd.judge.cells import as_label, as_score, as_verdict
-    from verl_gsd.sheets import read_sheet
-
-    try:
-        sheet = read_sheet(file)
-        if not len(sheet):
-            fail(f"{file}: there are no rows in this file")
-        scores = np.array(sheet.column(score_column, as_score))
-        correct = np.array(sheet.column(correct_column, as_verdict))
-        calibration = measure(scores, correct, sheet.column(group_column, as_label), sorted(set(delta or DELTAS)))
-    except ValueError as error:
-        fail(str(error))
-    print_report(calibration)
-    if json_:
-        try:
-            with whole(json_) as building:
-                building.write_text(json.dumps(to_json(calibration), indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            fail(f"{json_}: {error}")
-
-
-@app.command()
 def distill(
-    cache: Annotated[
-        Path, typer.Option(help="The cache with the judge's scores: a run's algorithm.gsd.dagrpo.judge.cache.")
-    ],
+    cache: Annotated[Path, typer.Option(help="The cache with the judge's scores: the cache of a run's judge.")],
     encoder: Annotated[Path, typer.Option(help="The folder of a language model, for example the policy's.")],
     output: Annotated[Path, typer.Option(help="The new folder to write. Use it with scorer=distilled.")],
     judge: Annotated[

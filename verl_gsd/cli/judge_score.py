@@ -10,23 +10,22 @@ import typer
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from verl_gsd.cli.console import fail, out
+from verl_gsd.console import fail, out
+from verl_gsd.judge.score_files import SCORE_COLUMN, ResponseFile
 
 if TYPE_CHECKING:
     from verl_gsd.judge.scorer import Question, Scorer
     from verl_gsd.judge.settings import JudgeSettings
     from verl_gsd.sheets import Sheet
 
-SCORE = "judge_score"
-
-File = Annotated[Path, typer.Argument(metavar="FILE", help="A table of responses: .parquet, .jsonl or .csv.")]
 Device = Annotated[str, typer.Option(help="The device for a local model: cpu, cuda, cuda:1.")]
 
 
 def score(
-    file: File,
+    file: ResponseFile,
     output: Annotated[
-        Path, typer.Option(help=f"Output file: the same rows plus a column {SCORE}, null where the judge failed.")
+        Path,
+        typer.Option(help=f"Output file: the same rows plus a column {SCORE_COLUMN}, null where the judge failed."),
     ],
     scorer: Annotated[str, typer.Option(help="stub (for trying out; its scores mean nothing), openai, or distilled.")],
     base_url: Annotated[
@@ -66,7 +65,7 @@ def score(
         sheet = read_sheet(file)
         if cache is not None and cache.resolve() in (output.resolve(), file.resolve()):
             fail(f"--cache {cache}: this file is also the input or the output. Use a separate file")
-        sheet.require_writable(output, SCORE)
+        sheet.require_writable(output, SCORE_COLUMN)
         questions = _questions(sheet, problem_column, response_column, reference_column)
         given = {"answer": answer, "concurrency": concurrency, "timeout_s": timeout}
         settings = JudgeSettings.of(
@@ -97,7 +96,7 @@ def score(
     if all(math.isnan(value) for value in scores):
         fail(f"the judge scored no response, so {output} was not written", code=1)
     try:
-        sheet.write(output, SCORE, scores.tolist())
+        sheet.write(output, SCORE_COLUMN, scores.tolist())
     except OSError as error:
         fail(f"{output}: {error}. " + (f"The scores are in {cache}" if cache else "Use --cache to keep the scores"))
     out.print(f"Wrote the scores to {escape(str(output))}.", highlight=False)

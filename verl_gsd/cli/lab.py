@@ -1,4 +1,4 @@
-"""``verl-gsd lab``: the group-std paper's figures recomputed, and every algorithm on prompts without a model."""
+"""``verl-gsd lab``: recomputes figures of arXiv 2607.00152 and runs every algorithm on prompts without a model."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from verl_gsd.cli.console import fail, out
 from verl_gsd.cli.rate_options import Column, CorrectColumn, Samples, TotalColumn
+from verl_gsd.console import fail, out
 
 if TYPE_CHECKING:
     from verl_gsd.lab.experiment import Results
@@ -20,37 +20,35 @@ if TYPE_CHECKING:
 def lab(
     solve_rates: Annotated[
         Path | None,
-        typer.Option(
-            help="Solve rates to start from: a table, dumps or a run, as plan reads them. Without: a mixture."
-        ),
+        typer.Option(help="Solve rates to start from: a table, dumps or a run, as for plan. Default: a mixture."),
     ] = None,
     column: Column = None,
     samples: Samples = None,
     correct_column: CorrectColumn = None,
     total_column: TotalColumn = None,
     algo: Annotated[
-        list[str] | None, typer.Option(help="Only this algorithm; may be given again. alpha=X is the dial at any X.")
+        list[str] | None, typer.Option(help="Only this algorithm; may be repeated. alpha=X is the dial at any X.")
     ] = None,
-    prompts: Annotated[int, typer.Option(min=4, help="Prompts, at quantiles of the solve rates.")] = 6000,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of every run.")] = 150,
-    group_size: Annotated[int, typer.Option(min=2, help="Responses in a group.")] = 8,
-    seed: Annotated[int, typer.Option(min=0, help="The same numbers for the same seed.")] = 0,
-    output: Annotated[Path | None, typer.Option(help="Write a page there, FILE.html.")] = None,
-    png: Annotated[Path | None, typer.Option(help="Write every chart into that folder.")] = None,
+    prompts: Annotated[int, typer.Option(min=4, help="Number of prompts, at quantiles of the solve rates.")] = 6000,
+    steps: Annotated[int, typer.Option(min=1, help="Steps per run.")] = 150,
+    group_size: Annotated[int, typer.Option(min=2, help="Responses per group.")] = 8,
+    seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal numbers.")] = 0,
+    output: Annotated[Path | None, typer.Option(help="Write a page to this file, FILE.html.")] = None,
+    png: Annotated[Path | None, typer.Option(help="Write every chart into this folder.")] = None,
 ) -> None:
     """What each algorithm does to easy and hard prompts, on Bernoulli logits, and the paper's figures recomputed."""
     if output is not None and (output.suffix != ".html" or output.is_dir()):
-        fail(f"--output {output}: write the name of a file that ends in .html")
+        fail(f"--output {output}: not an HTML file. Use a file name that ends in .html.")
     if png is not None and png.exists() and not png.is_dir():
-        fail(f"--png {png}: is a file; write a folder")
+        fail(f"--png {png}: this is a file. Use a folder.")
     options = {"column": column, "samples": samples, "correct_column": correct_column, "total_column": total_column}
     given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None]
     if solve_rates is None and given:
-        fail(f"{given[0]}: describes the file of --solve-rates. Write that too, or leave this out")
-    from verl_gsd.lab.algorithms import ALGORITHMS, algorithm
+        fail(f"{given[0]}: there is no --solve-rates, whose file it describes. Use both options or neither.")
+    from verl_gsd.lab.algorithms import algorithm, algorithms
 
-    names = list(dict.fromkeys(algo or ALGORITHMS))
     try:
+        names = list(dict.fromkeys(algo or algorithms()))
         for name in names:
             algorithm(name)
         start = _prompts(solve_rates, options)
@@ -61,7 +59,7 @@ def lab(
     try:
         _write(results, output, png)
     except OSError as error:
-        fail(f"not written: {error}", code=1)
+        fail(f"The page or the charts could not be written: {error}", code=1)
 
 
 def _prompts(path: Path | None, options: dict[str, Any]) -> Prompts:
@@ -82,10 +80,10 @@ def _run(start: Prompts, names: list[str], n_prompts: int, group_size: int, step
 
     from verl_gsd.lab.experiment import experiment, n_runs
 
-    torch.set_num_threads(1)  # tensors are small: more threads wait for each other
+    torch.set_num_threads(1)  # with such small tensors, several threads only wait for each other
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=out, transient=True) as shown:
-        bar = shown.add_task("runs", total=n_runs(names))
+    with Progress(*columns, console=out, transient=True) as bars:
+        bar = bars.add_task("runs", total=n_runs(names))
         return experiment(
             start,
             names,
@@ -93,7 +91,7 @@ def _run(start: Prompts, names: list[str], n_prompts: int, group_size: int, step
             group_size=group_size,
             steps=steps,
             seed=seed,
-            on_run=lambda name: shown.advance(bar),
+            on_run=lambda name: bars.advance(bar),
         )
 
 
@@ -123,9 +121,9 @@ def _write(results: Results, output: Path | None, png: Path | None) -> None:
 
     if output is not None:
         write_page(output, TITLE, sections(results))
-        out.print(f"{escape(str(output))} has the page.", highlight=False)
+        out.print(f"Page: {escape(str(output))}", highlight=False)
     if png is not None:
         charts = charts_of(results)
         for name, chart in charts.items():
             write_png(chart, png / f"{name}.png")
-        out.print(f"{escape(str(png))} has {len(charts)} charts.", highlight=False)
+        out.print(f"{len(charts)} charts: {escape(str(png))}", highlight=False)

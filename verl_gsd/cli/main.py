@@ -1,13 +1,18 @@
-"""The command ``verl-gsd``. Each subcommand is a module of its own, and imports heavy packages only when it runs."""
+"""The command ``verl-gsd``. Each subcommand has its own file, or is declared by an extension.
+
+Subcommands import heavy packages only when they run.
+"""
 
 from __future__ import annotations
 
 import typer
 
-from verl_gsd.cli import audit_bias, compare, doctor, evaluate, jobs, judge, lab, plan, prepare, report, submit, train
+from verl_gsd.cli import compare, doctor, evaluate, jobs, judge, lab, plan, prepare, report, submit, train
+from verl_gsd.cli.command_groups import MainCommands
 
 app = typer.Typer(
-    help="Group-relative reinforcement learning algorithms for verl: GSD, HA-DW, DaGRPO and GVPO.",
+    cls=MainCommands,
+    help="Group-relative reinforcement learning for verl, with metrics that show what happens.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -19,7 +24,6 @@ app.command()(jobs.stop)
 app.command(no_args_is_help=True)(prepare.prepare)
 app.command("eval", no_args_is_help=True)(evaluate.evaluate)
 app.command()(doctor.doctor)
-app.command()(audit_bias.audit_bias)
 app.command(no_args_is_help=True)(plan.plan)
 app.command()(report.report)
 app.command()(lab.lab)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from verl_gsd.cli.console import fail, out
 from verl_gsd.cli.rate_options import Column, CorrectColumn, Samples, TotalColumn
+from verl_gsd.console import fail, out
 
 if TYPE_CHECKING:
     from verl_gsd.planning.summary import Target

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from rich.table import Table
 
-from verl_gsd.cli.console import out
+from verl_gsd.console import out
 from verl_gsd.planning.summary import BINS, EXTREMES, MIDDLE, Promise, Target, by_bin, gradient_mass, sampling_factor
 from verl_gsd.solve_rates import SolveRates
 

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from verl_gsd.cli.console import fail, out
+from verl_gsd.console import fail, out
 
 if TYPE_CHECKING:
     from verl_gsd.preparation.dataset import PrepareConfig

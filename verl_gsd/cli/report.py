@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from verl_gsd.cli.console import fail, out
+from verl_gsd.console import fail, out
 
 PORT = 8787
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from verl_gsd.cli.console import err, fail, out
 from verl_gsd.cli.jobs import Address, watch
+from verl_gsd.console import err, fail, out
 
 if TYPE_CHECKING:
     from verl_gsd.jobs.submission import Submission
@@ -37,7 +37,7 @@ def submit(
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Show the logs until all jobs have ended.")] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the jobs without submitting them.")] = False,
 ) -> None:
-    """Train on a Ray cluster, e.g. verl-gsd submit recipe=gvpo/qwen2.5_math_7b hardware=8xa100_80g --runs /shared."""
+    """Train on a Ray cluster, e.g. verl-gsd submit recipe=gsd/qwen2.5_math_7b hardware=8xa100_80g --runs /shared."""
     from verl_gsd.errors import ConfigError
     from verl_gsd.jobs.cluster import ClusterError, connect, raising_cluster_errors
     from verl_gsd.jobs.package import PackagingError, unpacked_wheel

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from verl_gsd.cli.console import err, fail, out
+from verl_gsd.console import err, fail, out
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

@@ -15,8 +15,8 @@ from verl_gsd.preparation import manifest
 from verl_gsd.preparation.reading import sha256
 from verl_gsd.tasks import embedded
 
-#: Default number of samples per question: 32 for the small sets, 1 for all others. GVPO's paper (arXiv 2504.19599) uses
-#: 32 for AIME24. LUFFY's paper (arXiv 2504.14945), DaGRPO's reference design, uses 32 for AIME and AMC.
+#: Default number of samples per question: 32 for these small sets, as in arXiv 2504.19599 (AIME24) and arXiv 2504.14945
+#: (AIME and AMC), and 1 for all others.
 SAMPLES = {"aime24": 32, "aime25": 32, "amc23": 32}
 
 #: The name of the embedded task, whose folder does not have the layout of prepared data.

@@ -64,8 +64,8 @@ def served_model(settings: JudgeSettings) -> str:
         if settings.model is not None and isinstance(error, openai.APIStatusError):
             return settings.model  # the server answers, but does not list its models
         raise ValueError(
-            f"{where}: no judge answers at this URL ({type(error).__name__}). Start a server as described in "
-            "recipes/dagrpo, or set scorer=stub for a first run without a server"
+            f"{where}: no judge answers at this URL ({type(error).__name__}). Start a server, for example with vllm "
+            "serve, or set scorer=stub for a first run without a server"
         ) from None
     listed = ", ".join(model[:80] for model in models[:20]) or "none"
     if settings.model is None and len(models) == 1:

@@ -1,8 +1,8 @@
 """Measures how well a judge's scores agree with the verifier: AUC, overall and within groups, and histograms.
 
-AUC is the probability that a right response scores higher than a wrong one; ties count half. DaGRPO's mask compares
-only responses to the same prompt. A judge that merely tells easy prompts from hard ones has a high overall AUC, but 1/2
-within groups; for the mask, only the AUC within groups matters. Failed judgements (scores of NaN) are left out.
+AUC is the probability that a right response scores higher than a wrong one; ties count half. Training compares only
+responses to the same prompt. A judge that merely tells easy prompts from hard ones has a high overall AUC, but 1/2
+within groups; for training, only the AUC within groups matters. Failed judgements (scores of NaN) are left out.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def auc_with_interval(scores: np.ndarray, correct: np.ndarray, group: Labels) ->
 
 
 def within_group_auc(scores: np.ndarray, correct: np.ndarray, group: Labels) -> Area:
-    """``auc`` over the pairs within groups, with equal weight for every pair. These are the pairs of DaGRPO's mask.
+    """``auc`` over the pairs within groups, with equal weight for every pair. Training compares these pairs.
 
     Args:
         group: N labels; rows with equal labels form one group.

@@ -50,8 +50,8 @@ def fit(
     if len(scores) < MIN_JUDGEMENTS or len(keys) < MIN_PROBLEMS:
         raise ValueError(
             f"{len(scores)} judgements on {len(keys)} problems are too few. At least {MIN_JUDGEMENTS} judgements on "
-            f"{MIN_PROBLEMS} problems are needed. Let the judge score more responses: run algo=dagrpo, or run "
-            "verl-gsd judge score FILE --cache PATH; both fill the cache"
+            f"{MIN_PROBLEMS} problems are needed. Let the judge score more responses: a run with a judge, and "
+            "verl-gsd judge score FILE --cache PATH, both fill the cache"
         )
     if len(off := np.flatnonzero(~((scores >= LOWEST) & (scores <= HIGHEST)))):
         raise ValueError(f"judgement {off[0]} has score {scores[off[0]]}. Use scores from {LOWEST} to {HIGHEST}")

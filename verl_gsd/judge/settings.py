@@ -1,4 +1,4 @@
-"""The config section ``algorithm.gsd.dagrpo.judge``, and the scorer it describes."""
+"""The settings of a judge: a config section, and the scorer that it describes."""
 
 from __future__ import annotations
 

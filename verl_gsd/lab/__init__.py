@@ -1,1 +1,1 @@
-"""What each algorithm does to easy and hard prompts, seen on Bernoulli logits: no model, a minute."""
+"""``verl-gsd lab``: what each algorithm does to easy and hard prompts, which are Bernoulli logits, without a model."""

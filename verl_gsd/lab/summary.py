@@ -1,4 +1,4 @@
-"""Runs in numbers: where the first update goes, how far the hard prompts come, at what cost."""
+"""Runs in numbers: where the first update goes, how far the hard prompts rise, and how many rollouts that takes."""
 
 from __future__ import annotations
 
@@ -7,26 +7,29 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from verl_gsd.lab.simulation import Run
+from verl_gsd.lab.simulation import SimulatedRun
 
-#: Edges of solve rates: at the start, and in the end. A rate on an edge belongs to the interval above.
+#: Edges of intervals of solve rates, at the start and at the end. A rate on an edge belongs to the interval above it.
 START_EDGES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 FINAL_EDGES = (0.0, 0.25, 0.5, 0.75, 0.9, 0.99, 0.999, 1.0)
-#: What a quarter has learned when its mean solve rate is there; and the mean of all at which paces are compared.
+#: A quarter is learned when its mean solve rate reaches the first; ``at_mean`` compares runs when the mean solve rate
+#: of all prompts reaches the second.
 LEARNED, MEAN = 0.5, 0.8
 
 
 @dataclass(frozen=True)
-class Line:
+class RunSummary:
     """One run in numbers.
 
     Attributes:
-        final: mean solve rate in the end, and of the hardest and the easiest quarter.
-        steps, rollouts: until the hardest quarter's mean solve rate reached ``LEARNED``; None where it did not.
-            ``rollouts`` a prompt.
-        all_rollouts: a prompt, in the whole run.
-        at_mean: the hardest quarter's solve rate when the mean of all reached ``MEAN``: whom an algorithm serves first,
-            whatever its pace; between two steps, linearly. None where the mean did not.
+        final, final_hardest, final_easiest: mean solve rate at the end, of all prompts, of the hardest quarter and of
+            the easiest quarter.
+        steps, rollouts: until the mean solve rate of the hardest quarter reached ``LEARNED``; None if it did not.
+            ``rollouts`` are per prompt.
+        all_rollouts: rollouts per prompt in the whole run.
+        at_mean: the hardest quarter's solve rate when the mean of all prompts reached ``MEAN``, interpolated linearly
+            between two steps. It shows which prompts an algorithm improves first, whatever its pace. None if the mean
+            did not reach ``MEAN``.
     """
 
     final: float
@@ -38,11 +41,11 @@ class Line:
     at_mean: float | None
 
 
-def line_of(run: Run) -> Line:
+def summarize(run: SimulatedRun) -> RunSummary:
     """The numbers of a run."""
     hardest, mean = run.quarters[:, 0], run.quarters.mean(axis=1)
     learned = int((hardest >= LEARNED).argmax()) if (hardest >= LEARNED).any() else None
-    return Line(
+    return RunSummary(
         final=float(run.final.mean()),
         final_hardest=float(hardest[-1]),
         final_easiest=float(run.quarters[-1, -1]),
@@ -54,9 +57,9 @@ def line_of(run: Run) -> Line:
 
 
 def shares(rates: np.ndarray, edges: Sequence[float], weights: np.ndarray | None = None) -> np.ndarray:
-    """(len(edges) - 1,): the share of ``weights``, (P,), whose rates lie in each interval; of the prompts where None.
+    """(len(edges) - 1,): the share of ``weights``, (P,), that belongs to rates in each interval.
 
-    All 0 where the weights are.
+    Without weights it is the share of the prompts. If the weights sum to 0, all shares are 0.
     """
     mass, _ = np.histogram(rates, bins=np.asarray(edges), weights=weights)
     return mass / (mass.sum() or 1)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-#: The text after every problem: HA-DW's (arXiv 2601.08521), and our variant of it for problems with options.
+#: The text after every problem: that of arXiv 2601.08521, and our variant of it for problems with options.
 BOXED = r" Let's think step by step and output the final answer within \boxed{}."
 BOXED_LETTER = "\n\n" r"Let's think step by step and output the letter of the right option within \boxed{}."
 

@@ -35,13 +35,13 @@ def dumps_in(path: Path) -> list[Path]:
 
 def read_dumps(path: Path, files: list[Path], field: str | None) -> SolveRates:
     """``read_solve_rates`` of dumps."""
-    reader = _Reader(path, field)
+    reader = _DumpReader(path, field)
     for file in files:
         reader.read(file)
     return reader.rates()
 
 
-class _Reader:
+class _DumpReader:
     """Sums of verdicts by prompt, over files."""
 
     def __init__(self, path: Path, field: str | None) -> None:

@@ -101,11 +101,10 @@ def _gain(table: pa.Table) -> dict[str, float]:
 
 
 def own_names(metrics: Mapping[str, Any], extensions: Collection[str]) -> dict[str, Any]:
-    """``metrics`` by our names: ``<extension>/...`` for what verl calls ``actor/<extension>/...``, because a worker
-    reported it.
+    """``metrics`` by our names: ``NAME/...`` for what verl calls ``actor/NAME/...`` because a worker reported it.
 
     Args:
-        extensions: names of the run's.
+        extensions: names of the run's extensions.
     """
     ours = tuple(f"actor/{name}/" for name in extensions)
     return {name.removeprefix("actor/") if name.startswith(ours) else name: of for name, of in metrics.items()}

@@ -57,7 +57,7 @@ def test_published_and_recomputed_stand_side_by_side_and_the_mixture_is_called_o
     assert published == "43.07"
     assert float(difference) == pytest.approx(float(recomputed) - 43.07, abs=1e-9) and float(difference) != 0
     assert "Beta mixture" in said(result)
-    assert "other settings" in row_of(result, "hardest quarter in the end, grpo")[-1]
+    assert "other settings" in row_of(result, "hardest quarter at the end, grpo")[-1]
     assert "dr_grpo" not in result.output
     assert row_of(result, "alpha=-1")[-2] == "32"  # 4 steps of 8
 

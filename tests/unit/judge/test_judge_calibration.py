@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from verl_gsd.evaluation.judging import SPREAD, calibrate, judge_sweep, synthetic_scores
-from verl_gsd.evaluation.masking import mask_report
+from verl_gsd.algorithms.dagrpo.judge_calibration import SPREAD, calibrate, judge_sweep, synthetic_scores
+from verl_gsd.algorithms.dagrpo.mask_quality import mask_report
 from verl_gsd.judge.calibration import auc, auc_with_interval, histograms, within_group_auc
 
 score = st.one_of(st.integers(0, 10).map(float), st.just(math.nan))
@@ -246,11 +246,11 @@ def test_undefined_measures_are_explained():
     every = np.array([True] * 4)
     measured = calibrate(scores, every, group)
     assert math.isnan(measured.overall.value) and measured.sweep == () and measured.mask.pairs == 0
-    first, second = measured.cannot_say()
+    first, second = measured.limitations()
     assert re.search(r"\b4\b.*\bright\b", first) and re.search(r"\b0 to 10: 1\b", second)
     apart = calibrate(scores, np.array([True, True, False, False]), group)
-    assert apart.overall.pairs == 4 and "group" in apart.cannot_say()[0]
+    assert apart.overall.pairs == 4 and "group" in apart.limitations()[0]
     failed = calibrate(np.array([math.nan, 1.0]), np.array([True, False]), [0, 0])
-    assert failed.mask.pairs == 1 and failed.mask.unknown == 1 and "failed" in failed.cannot_say()[0]
+    assert failed.mask.pairs == 1 and failed.mask.unknown == 1 and "failed" in failed.limitations()[0]
     assert all(entry.kept == 1 for entry in failed.mask.by_delta)
-    assert calibrate(np.array([8.0, 1.0]), np.array([True, False]), [0, 0]).cannot_say() == []
+    assert calibrate(np.array([8.0, 1.0]), np.array([True, False]), [0, 0]).limitations() == []

@@ -12,6 +12,8 @@ loss.py, worker.py      the loss under verl's name ``dagrpo``; the probe of grad
 checks.py               what can be wrong with a config
 report.py, findings.py  record columns, figures per step and charts; what can go wrong in a run
 conflicts.py, unused_keys.py, audit.py    what it does not work with, what has no effect, what it does in words
+lab.py                  its rows in ``verl-gsd lab``
+command.py              ``verl-gsd judge calibrate``, by judge_calibration.py, mask_quality.py and calibration_tables.py
 """
 
 from __future__ import annotations
@@ -42,6 +44,8 @@ register(
         report_order=20,
         unused_keys="verl_gsd.algorithms.dagrpo.unused_keys:UNUSED_KEYS",
         audit="verl_gsd.algorithms.dagrpo.audit:mask_effect",
+        lab="verl_gsd.algorithms.dagrpo.lab:lab_algorithms",
+        commands={"judge calibrate": "verl_gsd.algorithms.dagrpo.command:calibrate"},
     )
 )
 # The judge sees a group before a demonstration takes a response's place in it.

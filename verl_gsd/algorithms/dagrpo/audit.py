@@ -24,9 +24,7 @@ def mask_effect(config: DictConfig) -> Effect | None:
     if mask == "pairs":
         centre = f"rewards are compared in pairs, and only pairs whose {by} differ by {delta} or more count"
     else:
-        centre = (
-            f"only responses count whose {by} differ by {delta} or more from those of the other class ({mask})"
-        )
+        centre = f"only responses count whose {by} differ by {delta} or more from those of the other class ({mask})"
     return Effect(centre=f"{centre} (DaGRPO, arXiv 2512.06337)")
 
 

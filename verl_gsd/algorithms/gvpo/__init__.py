@@ -12,6 +12,7 @@ checks.py     what can be wrong with a config
 report.py     charts
 findings.py   what can go wrong in a run
 conflicts.py, unused_keys.py, audit.py    what it does not work with, what has no effect, what it does in words
+lab.py        its rows in ``verl-gsd lab``
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ register(
         report_order=30,
         unused_keys="verl_gsd.algorithms.gvpo.unused_keys:UNUSED_KEYS",
         audit="verl_gsd.algorithms.gvpo.audit:gvpo_effect",
+        lab="verl_gsd.algorithms.gvpo.lab:lab_algorithms",
     )
 )
 

@@ -7,6 +7,8 @@ settings.py   the section ``algorithm.gsd.hadw``
 extension.py  the weights, and the anchor's memory: updated in ``end_step`` and saved
 report.py     record columns, figures per step, charts
 findings.py   what can go wrong in a run
+lab.py        its rows in ``verl-gsd lab``
+command.py    ``verl-gsd audit-bias``, by bias.py
 """
 
 from __future__ import annotations
@@ -39,6 +41,8 @@ register(
         reads_accuracy=True,
         audit="verl_gsd.algorithms.hadw.audit:hadw_effect",
         settings="verl_gsd.algorithms.hadw.settings:HadwSettings",
+        lab="verl_gsd.algorithms.hadw.lab:lab_algorithms",
+        commands={"audit-bias": "verl_gsd.algorithms.hadw.command:audit_bias"},
     )
 )
 

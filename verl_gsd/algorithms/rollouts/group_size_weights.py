@@ -15,8 +15,8 @@ multiplied by
 - A larger group's mean is a better one: the expected gain E[sigma_hat] of a prompt still grows with its rollouts. That
   is what a budget is for, and no weight takes it away.
 - Terms beside the policy's loss (``use_kl_loss``, ``entropy_coeff``) have no advantage to weigh: they count rows.
-- The factor is positive and one for a whole group: signs, clips and sums to zero stay as they are, and so do HA-DW's
-  factors and DaGRPO's masks, which are of groups of any size. HA-DW's anchor is then the mean over prompts.
+- The factor is positive and equal for all responses of a group: signs, clips and sums to zero stay as they are, and so
+  do weights and masks of other extensions, which are defined for groups of any size.
 """
 
 from __future__ import annotations

@@ -17,11 +17,11 @@ from omegaconf import OmegaConf
 
 from verl_gsd import chain, extension
 from verl_gsd.algorithms.hadw.anchors import AnchorBank, FixedAnchor, HardAnchor, SoftAnchor
+from verl_gsd.algorithms.hadw.bias import baseline_bias, bias_by_rate
 from verl_gsd.algorithms.hadw.extension import Hadw
 from verl_gsd.algorithms.hadw.factor import hadw_factor
 from verl_gsd.algorithms.hadw.settings import HadwSettings
 from verl_gsd.dial import dial_advantage
-from verl_gsd.evaluation.bias import baseline_bias, bias_by_rate
 from verl_gsd.groups import Group, Member
 from verl_gsd.records import Left, describe
 

@@ -1,4 +1,4 @@
-"""The output of ``verl-gsd judge calibrate``: tables for the terminal, and values for JSON."""
+"""The output of ``verl-gsd judge calibrate``: tables for the terminal, and JSON."""
 
 from __future__ import annotations
 
@@ -10,44 +10,45 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from verl_gsd.cli.console import out
-from verl_gsd.evaluation.judging import CAVEATS, Calibration, MaskReport, Sweep
+from verl_gsd.algorithms.dagrpo.judge_calibration import CAVEATS, JudgeCalibration, SweepPoint
+from verl_gsd.algorithms.dagrpo.mask_quality import MaskReport
+from verl_gsd.console import out
 from verl_gsd.judge.calibration import Area, Histogram
 
 _BAR = 24
 
 
-def print_report(calibration: Calibration) -> None:
-    """Print sentences, tables, and caveats."""
-    out.print(f"AUC, all pairs of a right and a wrong response: {_format_auc(calibration.overall)}")
-    out.print(f"AUC, only pairs within a group, which the mask compares: {_format_auc(calibration.within)}")
+def print_calibration(calibration: JudgeCalibration) -> None:
+    """Print sentences, tables and, last, what the tables do not show."""
+    out.print(f"AUC, all pairs of a right and a wrong response: {_area(calibration.overall)}")
+    out.print(f"AUC, pairs within groups, which the mask compares: {_area(calibration.within)}")
     out.print(_histogram_table(calibration.histograms))
-    for sentence in calibration.cannot_say():
+    for sentence in calibration.limitations():
         out.print(f"- {sentence}", highlight=False)
     if calibration.mask.pairs:
-        out.print(_describe_pairs(calibration.mask), highlight=False)
+        out.print(_pair_sentences(calibration.mask), highlight=False)
         out.print(_mask_table(calibration.mask))
         out.print(_sweep_table(calibration.sweep))
         for caveat in CAVEATS:
             out.print(f"- {caveat}", highlight=False)
 
 
-def to_json(value: Any) -> Any:
-    """``value`` converted for JSON: null for NaN, "-inf" and "inf" for infinite numbers."""
+def as_json(value: Any) -> Any:
+    """``value`` for a JSON file: null for NaN, and the strings "-inf" and "inf"."""
     if hasattr(value, "__dataclass_fields__"):
-        return to_json(asdict(value))
+        return as_json(asdict(value))
     if isinstance(value, Mapping):
-        return {name: to_json(entry) for name, entry in value.items()}
+        return {name: as_json(entry) for name, entry in value.items()}
     if isinstance(value, list | tuple | np.ndarray):
-        return [to_json(entry) for entry in value]
+        return [as_json(entry) for entry in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else str(value)
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _format_auc(area: Area) -> str:
+def _area(area: Area) -> str:
     if not area.pairs:
-        return "there are no such pairs"
+        return "there are none"
     interval = "" if math.isnan(area.low) else f" [{area.low:.3f}, {area.high:.3f}]"
     return f"{area.value:.3f}{interval} ({area.pairs} pairs)"
 
@@ -64,21 +65,18 @@ def _histogram_table(histograms: Mapping[str, Histogram]) -> Table:
         table.add_row(
             str(score), *(text for count in counts for text in (str(count), "█" * round(_BAR * count / most)))
         )
-    failed = (text for counts in (right, wrong) for text in (str(counts.failed), _share(counts.failed_share)))
+    failed = (text for histogram in (right, wrong) for text in (str(histogram.failed), _share(histogram.failed_share)))
     table.add_row("failed", *failed)
     return table
 
 
-def _describe_pairs(mask: MaskReport) -> str:
-    failed = (
-        f"There are {mask.pairs} pairs within groups. In {_share(mask.unknown)} of them a judgement failed; the mask "
-        "keeps these pairs."
-    )
+def _pair_sentences(mask: MaskReport) -> str:
+    failed = f"{mask.pairs} pairs within groups. A judgement failed in {_share(mask.unknown)}, which the mask keeps."
     if math.isnan(mask.contradicted):
         return failed
     return (
-        f"{failed} In {_share(mask.contradicted)} of the others the judge contradicts the verifier. In "
-        f"{_share(mask.tied)} it scores both responses equally."
+        f"{failed} Of the others, the judge contradicts the verifier in {_share(mask.contradicted)} and scores both "
+        f"alike in {_share(mask.tied)}."
     )
 
 
@@ -95,7 +93,7 @@ def _mask_table(mask: MaskReport) -> Table:
     return table
 
 
-def _sweep_table(sweep: tuple[Sweep, ...]) -> Table:
+def _sweep_table(sweep: tuple[SweepPoint, ...]) -> Table:
     deltas = list(dict.fromkeys(entry.mask.delta for entry in sweep))
     table = Table(
         *("quality", "AUC obtained", *(f"delta {delta:g}" for delta in deltas)),
@@ -103,7 +101,7 @@ def _sweep_table(sweep: tuple[Sweep, ...]) -> Table:
         title_justify="left",
     )
     for quality in dict.fromkeys(entry.quality for entry in sweep):
-        entries = [entry for entry in sweep if entry.quality == quality]
-        cells = (f"{_share(entry.mask.signal)}, {_share(entry.mask.groups_silenced)}" for entry in entries)
-        table.add_row(f"{quality:g}", f"{entries[0].auc:.3f}", *cells)
+        points = [entry for entry in sweep if entry.quality == quality]
+        cells = (f"{_share(entry.mask.signal)}, {_share(entry.mask.groups_silenced)}" for entry in points)
+        table.add_row(f"{quality:g}", f"{points[0].auc:.3f}", *cells)
     return table

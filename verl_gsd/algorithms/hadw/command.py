@@ -1,4 +1,4 @@
-"""``verl-gsd audit-bias RUN``: the baseline's bias in a run's records, and what HA-DW would do about it."""
+"""``verl-gsd audit-bias RUN``: the bias of the group mean in a run's records, and HA-DW's factors there."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from verl_gsd.cli.console import fail, out
+from verl_gsd.console import fail, out
 
 
 def audit_bias(
-    run: Annotated[Path, typer.Argument(help="A run's folder; any algorithm's, as long as its trainer mode is ours.")],
+    run: Annotated[Path, typer.Argument(help="A run's folder, of any algorithm, with one of our trainer modes.")],
     preset: Annotated[
-        str | None, typer.Option(help="HA-DW's anchor: hard, soft, paper, fixed, or a number; by default as in a run.")
+        str | None, typer.Option(help="HA-DW's anchor: hard, soft, paper, fixed, or a number. Default: that of a run.")
     ] = None,
-    lambda_scale: Annotated[float | None, typer.Option(help="HA-DW's constant; by default as in a run.")] = None,
+    lambda_scale: Annotated[float | None, typer.Option(help="HA-DW's constant. Default: that of a run.")] = None,
 ) -> None:
     """The bias of group-relative advantages by solve rate (Lemma 2 of HA-DW's paper), and HA-DW's factors there."""
+    from verl_gsd.algorithms.hadw.bias import CAVEATS, bias_by_rate
     from verl_gsd.algorithms.hadw.settings import HadwSettings
-    from verl_gsd.evaluation.bias import CAVEATS, bias_by_rate
     from verl_gsd.records import read_records
 
     if preset == "off":
-        fail("--preset off: weighs nothing. Write hard, soft, paper, fixed, or a number.")
+        fail("--preset off: this has no factors. Use hard, soft, paper, fixed, or a number.")
     try:
         records = read_records(run)
         if not len(records):
-            fail(f"{run}: no records there. Write the folder of a run whose trainer mode was one of ours (gsd_sync).")
+            fail(f"{run}: no records. Use the folder of a run with one of our trainer modes, for example gsd_sync.")
         anchor = float(preset) if preset and preset.replace(".", "", 1).isdigit() else preset
         given = {"preset": anchor, "lambda_scale": lambda_scale}
         settings = HadwSettings.of({key: value for key, value in given.items() if value is not None})
@@ -37,7 +37,7 @@ def audit_bias(
         fail(str(error))
     table = Table(
         *("solve rate", "mixed groups", "visited once", "mean rate", "baseline - rate", "Phi right", "Phi wrong"),
-        title=f"HA-DW as preset={settings.preset}, lambda_scale={settings.lambda_scale:g}, "
+        title=f"HA-DW with preset={settings.preset}, lambda_scale={settings.lambda_scale:g}, "
         "whatever the run's own algorithm",
         title_justify="left",
     )

@@ -1,4 +1,4 @@
-"""What DaGRPO's mask does to a set of responses, given a judge's scores of them."""
+"""What DaGRPO's mask leaves of the signal in a set of responses, given a judge's scores."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ DELTAS = (-math.inf, 0.0, 1.0, 3.0, 5.0)
 
 
 @dataclass(frozen=True)
-class Mask:
-    """What is left at one delta. Shares in [0, 1]; NaN where there is nothing to take a share of.
+class MaskAtDelta:
+    """What the mask leaves at one delta. Shares are in [0, 1], and NaN where their denominator is 0.
 
     Attributes:
         delta: the gap from which a pair counts.
-        kept: share of the pairs of a right and a wrong response of one group that are kept, those with a failed
-            judgement included.
-        right_silenced, wrong_silenced: share of the right, of the wrong rows of mixed groups that lost all their pairs.
+        kept: share of kept pairs among the pairs of a right and a wrong response of one group. Pairs with a failed
+            judgement are kept.
+        right_silenced, wrong_silenced: share of the right rows, and of the wrong rows, of mixed groups that lost all
+            their pairs.
         groups_silenced: share of mixed groups that lost all their pairs.
         signal: mean over mixed groups of sum_i A_i (2 correct_i - 1), relative to delta = -inf. A_i is the advantage
-            of a run with DaGRPO as it comes (divided by the group's standard deviation), and the sum is that of
-            |A_i|: what is left of the push of right responses up and of wrong ones down.
-        alignment: mean over mixed groups that are not silenced of the cosine between A and that of delta = -inf. Below
-            1, the judge has moved weight between responses of one class; 1 - alignment^2 of the square of what is left
-            is then no part of GRPO's direction.
+            in a run with DaGRPO's defaults (divided by the group's standard deviation). The sum is that of |A_i|: it
+            measures how strongly right responses are reinforced and wrong ones discouraged.
+        alignment: mean, over mixed groups that are not silenced, of the cosine between A and the A of delta = -inf.
+            Below 1, the judge has moved weight between responses of one class. A share 1 - alignment^2 of the squared
+            norm of A is then orthogonal to GRPO's direction.
     """
 
     delta: float
@@ -44,14 +45,15 @@ class Mask:
 
 @dataclass(frozen=True)
 class MaskReport:
-    """The mask's behaviour on one set of groups.
+    """What the mask does to one set of groups.
 
     Attributes:
         mixed_groups: groups with a right and a wrong response.
-        pairs: of a right and a wrong response of one group.
-        unknown: share of pairs with a failed judgement, which are kept.
-        contradicted, tied: share of the other pairs in which the judge prefers the wrong response, or neither.
-        by_delta: one entry a delta.
+        pairs: number of pairs of a right and a wrong response of one group.
+        unknown: share of the pairs with a failed judgement. The mask keeps them.
+        contradicted, tied: share of the other pairs in which the judge prefers the wrong response, and in which it
+            scores both alike.
+        by_delta: one entry per delta.
     """
 
     mixed_groups: int
@@ -59,11 +61,11 @@ class MaskReport:
     unknown: float
     contradicted: float
     tied: float
-    by_delta: tuple[Mask, ...]
+    by_delta: tuple[MaskAtDelta, ...]
 
 
 def mask_report(scores: np.ndarray, correct: np.ndarray, group: Labels, deltas: Sequence[float] = DELTAS) -> MaskReport:
-    """How DaGRPO's mask, as ``algorithms.dagrpo`` has it, treats these scores.
+    """What DaGRPO's mask does, given these scores.
 
     Args:
         scores: (N,) float, NaN where the judgement failed.
@@ -74,12 +76,12 @@ def mask_report(scores: np.ndarray, correct: np.ndarray, group: Labels, deltas: 
         ValueError: there are no rows, lengths differ, a score is infinite, or a delta is NaN; the message names it.
     """
     rewards, index = torch.from_numpy(correct.astype(float)), group_numbers(group, len(correct))
-    found = list(pairs_by_size(rewards, torch.from_numpy(scores.astype(float)), group_stats(rewards, index)))
-    gaps = [pairs.gap[pairs.difference > 0] for pairs in found]
+    blocks = list(pairs_by_size(rewards, torch.from_numpy(scores.astype(float)), group_stats(rewards, index)))
+    gaps = [pairs.gap[pairs.difference > 0] for pairs in blocks]
     gap = torch.cat([*gaps, torch.zeros(0, dtype=torch.float64)])
     known = gap[~gap.isnan()]
     kept = [
-        sum(int((pairs.kept(delta) & (pairs.difference > 0)).sum()) for pairs in found) / max(len(gap), 1)
+        sum(int((pairs.kept(delta) & (pairs.difference > 0)).sum()) for pairs in blocks) / max(len(gap), 1)
         for delta in deltas
     ]
     whole = _advantages(scores, correct, index, -math.inf)
@@ -100,14 +102,16 @@ def _advantages(scores: np.ndarray, correct: np.ndarray, index: torch.Tensor, de
 
 def _mask(
     advantage: np.ndarray, whole: np.ndarray, correct: np.ndarray, group: np.ndarray, delta: float, kept: float
-) -> Mask:
-    """Figures of one delta; a row's advantage is 0 if and only if all its pairs are masked, as they agree in sign."""
+) -> MaskAtDelta:
+    """Figures of one delta. A row's pairs agree in sign, so that its advantage is 0 only if all of them are masked."""
     mixed, silent = whole != 0, advantage == 0
-    right, wrong = (_ratio(int((silent & mixed & of).sum()), int((mixed & of).sum())) for of in (correct, ~correct))
+    right, wrong = (
+        _ratio(int((silent & mixed & chosen).sum()), int((mixed & chosen).sum())) for chosen in (correct, ~correct)
+    )
     left, before = (np.bincount(group, weights=values**2) for values in (advantage, whole))
     dot = np.bincount(group, weights=advantage * whole)
     cosine = dot[left > 0] / np.sqrt(left[left > 0] * before[left > 0])
-    return Mask(
+    return MaskAtDelta(
         delta,
         kept if mixed.any() else math.nan,
         right,

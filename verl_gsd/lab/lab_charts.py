@@ -1,4 +1,4 @@
-"""Charts of the lab's runs, by name."""
+"""Charts of the lab's runs."""
 
 from __future__ import annotations
 
@@ -10,37 +10,36 @@ import altair as alt
 import numpy as np
 
 from verl_gsd.charts import COLOURS
-from verl_gsd.lab.algorithms import algorithm
-from verl_gsd.lab.simulation import QUARTERS, Run
+from verl_gsd.lab.algorithms import algorithm, families
+from verl_gsd.lab.simulation import QUARTERS, SimulatedRun
 from verl_gsd.lab.summary import FINAL_EDGES, START_EDGES, shares
 
-_FAMILIES = ("dial", "dapo", "hadw", "dagrpo", "gvpo")
-#: Of the first, second, ... member of a family.
+#: The line of the first, second, ... member of a family. From the fifth on they repeat.
 _DASHES = ([1, 0], [6, 3], [2, 2], [8, 2, 2, 2])
 _QUARTER_COLOURS = (COLOURS[1], COLOURS[5], COLOURS[4], COLOURS[0])
 _GREY = "#b0b0b0"
-#: Points a line at most.
+#: Points per line, at most.
 _POINTS = 75
 _ROW = 24
 
 
 def first_update(start: np.ndarray, updates: Mapping[str, np.ndarray]) -> alt.TopLevelMixin:
-    """Where each algorithm's update at the start goes, by solve rate; the prompts themselves above."""
+    """Shares of each algorithm's update at the start, by solve rate, below the shares of the prompts themselves."""
     rows = {"(prompts)": shares(start, START_EDGES)}
     rows |= {name: shares(start, START_EDGES, update) for name, update in updates.items()}
     return _cells(rows, START_EDGES, "solve rate at the start")
 
 
-def final_rates(runs: Mapping[str, Run]) -> alt.TopLevelMixin:
-    """How solve rates are distributed after each run; those at the start above."""
+def final_rates(runs: Mapping[str, SimulatedRun]) -> alt.TopLevelMixin:
+    """The distribution of solve rates after each run, below their distribution at the start."""
     start = next(iter(runs.values())).start
     rows = {"(start)": shares(start, FINAL_EDGES)}
     rows |= {name: shares(run.final, FINAL_EDGES) for name, run in runs.items()}
-    return _cells(rows, FINAL_EDGES, "solve rate in the end")
+    return _cells(rows, FINAL_EDGES, "solve rate at the end")
 
 
-def hardest_by_rollouts(runs: Mapping[str, Run]) -> alt.TopLevelMixin:
-    """The hardest quarter's solve rate by what was generated, as far as the run that generated least."""
+def hardest_by_rollouts(runs: Mapping[str, SimulatedRun]) -> alt.TopLevelMixin:
+    """The hardest quarter's solve rate by generated rollouts, up to those of the run that generated least."""
     points = [
         {"algorithm": name, "rollouts": round(float(run.rollouts[step])), "rate": _rounded(run.quarters[step, 0])}
         for name, run in runs.items()
@@ -49,15 +48,15 @@ def hardest_by_rollouts(runs: Mapping[str, Run]) -> alt.TopLevelMixin:
     first = next(iter(runs.values()))
     ends = [min(int(run.rollouts[step]) for run in runs.values()) for step in (_steps(first)[1], -1)]
     scale = alt.Scale(type="log", domain=ends, nice=False)
-    x = alt.X("rollouts:Q", title="rollouts a prompt so far (log)", scale=scale)
+    x = alt.X("rollouts:Q", title="rollouts per prompt so far (log)", scale=scale)
     return _lines(points, list(runs), x)
 
 
-def by_quarter(run: Run, beside: Run | None = None) -> alt.TopLevelMixin:
-    """Solve rate of each quarter over the steps, those of ``beside`` in grey."""
+def by_quarter(run: SimulatedRun, reference: SimulatedRun | None = None) -> alt.TopLevelMixin:
+    """Solve rate of each quarter over the steps; those of ``reference`` are in grey."""
     layers = [_quarters(run).encode(color=_quarter_colour(), tooltip=["quarter:N", "step:Q", "rate:Q"])]
-    if beside is not None:
-        layers.insert(0, _quarters(beside).encode(detail="quarter:N", color=alt.value(_GREY)))
+    if reference is not None:
+        layers.insert(0, _quarters(reference).encode(detail="quarter:N", color=alt.value(_GREY)))
     return alt.layer(*layers).properties(height=190)
 
 
@@ -66,7 +65,7 @@ def _quarter_colour() -> alt.Color:
     return alt.Color("quarter:N", title=None, scale=scale, legend=alt.Legend(columns=4))
 
 
-def _quarters(run: Run) -> alt.Chart:
+def _quarters(run: SimulatedRun) -> alt.Chart:
     points = [
         {"quarter": quarter, "step": step, "rate": _rounded(run.quarters[step, number])}
         for number, quarter in enumerate(QUARTERS)
@@ -81,10 +80,10 @@ def _quarters(run: Run) -> alt.Chart:
 
 
 def _lines(points: list[dict[str, Any]], names: Sequence[str], x: alt.X) -> alt.TopLevelMixin:
-    """The hardest quarter's rate, a line an algorithm: a colour a family, a dash a member."""
-    families = [algorithm(name).family for name in names]
-    colours = [COLOURS[_FAMILIES.index(family)] for family in families]
-    dashes = [_DASHES[families[:place].count(family) % len(_DASHES)] for place, family in enumerate(families)]
+    """The hardest quarter's rate, one line per algorithm. A family has a colour; its members have different dashes."""
+    all_families, shown = families(), [algorithm(name).family for name in names]
+    colours = [COLOURS[all_families.index(family) % len(COLOURS)] for family in shown]
+    dashes = [_DASHES[shown[:place].count(family) % len(_DASHES)] for place, family in enumerate(shown)]
     rate = alt.Y("rate:Q", title="hardest quarter's solve rate", scale=alt.Scale(domain=[0, 1]))
     legend = alt.Legend(columns=3, symbolSize=300)
     return (
@@ -106,7 +105,7 @@ def _lines(points: list[dict[str, Any]], names: Sequence[str], x: alt.X) -> alt.
 
 
 def _cells(rows: Mapping[str, np.ndarray], edges: Sequence[float], title: str) -> alt.TopLevelMixin:
-    """Shares in percent, a row an algorithm, a column an interval of solve rates, darker where more."""
+    """Shares in percent: a row per algorithm, a column per interval of solve rates. Larger shares are darker."""
     cells = [
         {
             "algorithm": name,
@@ -114,10 +113,10 @@ def _cells(rows: Mapping[str, np.ndarray], edges: Sequence[float], title: str) -
             "interval": f"{low:g} to {high:g}",
             "share": round(100 * float(share), 1),
         }
-        for name, of_row in rows.items()
-        for (low, high), share in zip(itertools.pairwise(edges), of_row, strict=True)
+        for name, row_shares in rows.items()
+        for (low, high), share in zip(itertools.pairwise(edges), row_shares, strict=True)
     ]
-    axis = alt.Axis(labelAngle=0, orient="top", labelOverlap=False)  # lower edges alone: a phone has room for no more
+    axis = alt.Axis(labelAngle=0, orient="top", labelOverlap=False)  # only lower edges: a phone has no room for more
     base = alt.Chart(alt.Data(values=cells)).encode(
         x=alt.X("from:N", title=f"{title}: from ... to the next", sort=[f"{low:g}" for low in edges[:-1]], axis=axis),
         y=alt.Y("algorithm:N", title=None, sort=list(rows)),
@@ -130,7 +129,7 @@ def _cells(rows: Mapping[str, np.ndarray], edges: Sequence[float], title: str) -
     return alt.layer(tiles, figures).properties(height=_ROW * len(rows))
 
 
-def _steps(run: Run) -> list[int]:
+def _steps(run: SimulatedRun) -> list[int]:
     last = len(run.quarters) - 1
     return sorted({round(step) for step in np.linspace(0, last, min(last, _POINTS) + 1)})
 

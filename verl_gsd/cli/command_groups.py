@@ -1,0 +1,80 @@
+"""Groups of commands, ours and those that extensions declare (``Declaration.commands``)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import typer
+from typer.core import TyperGroup
+
+from verl_gsd.console import err
+
+if TYPE_CHECKING:
+    from verl_gsd.extension import Declaration
+
+
+class CommandGroup(TyperGroup):
+    """A group of commands to which extensions add theirs.
+
+    It imports declarations and declared commands when they are needed: for help, for completion, and to run a command
+    that is not ours.
+
+    Attributes:
+        group: of the commands that belong here: ``judge`` for ``judge NAME``; empty for a name without spaces.
+        declared_after: help lists the declared commands after this one of ours.
+    """
+
+    group: ClassVar[str] = ""
+    declared_after: ClassVar[str]
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        ours = super().list_commands(ctx)
+        place = ours.index(self.declared_after) + 1
+        return [*ours[:place], *self._declared(), *ours[place:]]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        return super().get_command(ctx, cmd_name) or self._load(cmd_name)
+
+    def _declared(self) -> dict[str, tuple[Declaration, str]]:
+        """Name within this group -> extension, and where its function is."""
+        from verl_gsd import extension
+
+        commands = {}
+        for declaration in extension.declarations():
+            for command, place in declaration.commands.items():
+                group, _, name = command.rpartition(" ")
+                if group == self.group:
+                    commands[name] = declaration, place
+        return commands
+
+    def _load(self, name: str) -> Any:
+        """A declared command; None if there is no such command or another package's function cannot be loaded."""
+        from verl_gsd import extension
+
+        declared = self._declared()
+        if name not in declared:
+            return None
+        declaration, place = declared[name]
+        app = typer.Typer(add_completion=False)
+        try:
+            app.command(name)(extension.load(place))
+            return typer.main.get_command(app)
+        except Exception as error:  # another package's module may raise anything
+            if extension.is_ours(declaration):
+                raise
+            problem = f"extension {declaration.name!r}: its command {place} could not be loaded: {error!r}"
+            err.print(problem, style="yellow", markup=False, highlight=False, soft_wrap=True)
+            return None
+
+
+class MainCommands(CommandGroup):
+    """``verl-gsd NAME``."""
+
+    declared_after = "doctor"
+
+
+class JudgeCommands(CommandGroup):
+    """``verl-gsd judge NAME``."""
+
+    group = "judge"
+    declared_after = "score"
