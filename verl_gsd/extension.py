@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import numpy as np
 
+from verl_gsd.dotted_keys import value_at
+
 if TYPE_CHECKING:
     import torch
     from omegaconf import DictConfig
@@ -74,10 +76,7 @@ class Declaration:
 
     def section(self, gsd: Mapping[str, Any]) -> Any:
         """Its section of ``algorithm.gsd``; None where the extension takes no part."""
-        found: Any = gsd
-        for key in self.name.split("."):
-            found = found.get(key) if isinstance(found, Mapping) else None
-        return found
+        return value_at(gsd, self.name)
 
 
 class RowStore(Protocol):

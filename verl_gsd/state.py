@@ -23,6 +23,7 @@ from safetensors.numpy import load, save
 
 from verl_gsd.errors import ConfigError
 from verl_gsd.rundir import RunDirectory
+from verl_gsd.writing import atomic_folder
 
 VERSION = 1
 FOLDER = "gsd"
@@ -74,16 +75,9 @@ def save_state(checkpoint: Path, memories: Mapping[str, Memory], settings: Mappi
         "values": values,
         "arrays_sha256": hashlib.sha256(packed).hexdigest(),
     }
-    building, folder = checkpoint / f"{FOLDER}.tmp", checkpoint / FOLDER
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir(parents=True)
-    try:
+    with atomic_folder(checkpoint / FOLDER) as building:
         _write(building / "arrays.safetensors", packed)
         _write(building / "state.json", (json.dumps(content, indent=1) + "\n").encode())
-        shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was killed before it announced this step
-        building.rename(folder)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
 
 
 def remove_rotated_states(run: RunDirectory, saved: Sequence[int], keep: int | None) -> None:

@@ -16,7 +16,7 @@ import vl_convert
 from verl_gsd.charts.assets import DRAW, STYLE, library
 from verl_gsd.charts.parts import Notice, Section, Table
 from verl_gsd.charts.theme import styled
-from verl_gsd.writing import whole
+from verl_gsd.writing import atomic_write
 
 #: What an axis and its title take below a chart's own height, in pixels.
 _AXES = 40
@@ -66,7 +66,7 @@ def write_page(path: Path, title: str, sections: Sequence[Section], *, refresh: 
         OSError: there is no room, or no right to write.
     """
     content = page(title, sections, refresh=refresh)
-    with whole(path) as building:
+    with atomic_write(path) as building:
         building.write_text(content, encoding="utf-8")
 
 

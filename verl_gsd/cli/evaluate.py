@@ -162,7 +162,8 @@ def _require_of(result: Result, checkpoint: Path, folder: Path) -> None:
 def _of_run(checkpoint: str) -> tuple[int, dict[str, Any]]:
     """What the run of a checkpoint was trained with: tokens of a response, and what its chat template was given; of a
     model that is no run's 8192, and nothing."""
-    from verl_gsd.compare.run_names import at_key, read_yaml
+    from verl_gsd.compare.run_names import read_yaml
+    from verl_gsd.dotted_keys import value_at
     from verl_gsd.rundir import RunDirectory
     from verl_gsd.sections import is_whole
 
@@ -171,7 +172,9 @@ def _of_run(checkpoint: str) -> tuple[int, dict[str, Any]]:
     config = read_yaml(file) if path.name.startswith("global_step_") else None
     if config is None:
         return 8192, {}
-    longest, options = (at_key(config, f"data.{key}") for key in ("max_response_length", "apply_chat_template_kwargs"))
+    longest, options = (
+        value_at(config, f"data.{key}") for key in ("max_response_length", "apply_chat_template_kwargs")
+    )
     if not is_whole(longest, 1) or not isinstance(options or {}, dict):
         raise ValueError(f"{file}: no data.max_response_length, or of no use: {longest!r:.80}. Write --max-tokens")
     return longest, options or {}

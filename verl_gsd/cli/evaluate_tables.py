@@ -12,7 +12,7 @@ from rich.table import Table
 
 from verl_gsd.compare.comparison_file import finite
 from verl_gsd.evaluation.results import RESULT, Result, compare, read_result
-from verl_gsd.writing import whole
+from verl_gsd.writing import atomic_write
 
 
 def table(results: Mapping[str, Result], compared: Mapping[str, Result]) -> Table:
@@ -56,7 +56,7 @@ def write_summary(folder: Path, results: Mapping[str, Result], compared: Mapping
     """
     earlier = {path.parent.name: read_result(path.parent) for path in sorted(folder.glob(f"*/{RESULT}"))}
     summed = {name: _summed_up(result, compared.get(name)) for name, result in {**earlier, **results}.items()}
-    with whole(folder / "results.json") as building:
+    with atomic_write(folder / "results.json") as building:
         building.write_text(json.dumps(finite(summed), indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 

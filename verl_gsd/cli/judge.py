@@ -12,7 +12,7 @@ from rich.markup import escape
 
 from verl_gsd.cli.console import fail, out
 from verl_gsd.cli.judge_score import SCORE, Device, File, progress, score
-from verl_gsd.writing import whole
+from verl_gsd.writing import atomic_write
 
 app = typer.Typer(help="DaGRPO's judge outside a run: score, calibrate, distill.", no_args_is_help=True)
 
@@ -35,10 +35,10 @@ def calibrate(
     from verl_gsd.evaluation.judging import calibrate as measure
     from verl_gsd.evaluation.masking import DELTAS
     from verl_gsd.judge.cells import as_label, as_score, as_verdict
-    from verl_gsd.sheets import read_sheet
+    from verl_gsd.row_table import read_row_table
 
     try:
-        sheet = read_sheet(file)
+        sheet = read_row_table(file)
         if not len(sheet):
             fail(f"{file}: no rows")
         scores = np.array(sheet.column(score_column, as_score))
@@ -49,7 +49,7 @@ def calibrate(
     show(found)
     if json_:
         try:
-            with whole(json_) as building:
+            with atomic_write(json_) as building:
                 building.write_text(json.dumps(plain(found), indent=2) + "\n", encoding="utf-8")
         except OSError as error:
             fail(f"{json_}: {error}")

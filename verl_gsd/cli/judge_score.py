@@ -15,7 +15,7 @@ from verl_gsd.cli.console import fail, out
 if TYPE_CHECKING:
     from verl_gsd.judge.scorer import Question, Scorer
     from verl_gsd.judge.settings import Settings
-    from verl_gsd.sheets import Sheet
+    from verl_gsd.row_table import RowTable
 
 SCORE = "judge_score"
 
@@ -47,10 +47,10 @@ def score(
     from verl_gsd.judge.judge import Judge
     from verl_gsd.judge.offline import score_all
     from verl_gsd.judge.settings import Settings
-    from verl_gsd.sheets import read_sheet
+    from verl_gsd.row_table import read_row_table
 
     try:
-        sheet = read_sheet(file)
+        sheet = read_row_table(file)
         if cache is not None and cache.resolve() in (output.resolve(), file.resolve()):
             fail(f"--cache {cache}: is a table of this line too. Write a file of its own")
         sheet.require_writable(output, SCORE)
@@ -90,7 +90,7 @@ def score(
     out.print(f"{escape(str(output))} has them.", highlight=False)
 
 
-def _questions(sheet: Sheet, problem: str, response: str, reference: str | None) -> list[Question]:
+def _questions(sheet: RowTable, problem: str, response: str, reference: str | None) -> list[Question]:
     from verl_gsd.judge.cells import as_reference, as_response
     from verl_gsd.judge.problem import problem_text
     from verl_gsd.judge.scorer import Question

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from verl_gsd.sheets import Sheet, read_sheet
+from verl_gsd.row_table import RowTable, read_row_table
 from verl_gsd.solve_rates import SolveRates
 from verl_gsd.solve_rates.allocating import COLUMN, Allocation, allocate_rows, require_allocatable
 
@@ -21,7 +21,7 @@ def share_out(
     minimum: int,
     maximum: int | None,
     batch_size: int | None,
-) -> tuple[Sheet, Allocation]:
+) -> tuple[RowTable, Allocation]:
     """The training set ``data`` and group sizes for its rows; nothing is written to ``path`` yet.
 
     Raises:
@@ -29,7 +29,7 @@ def share_out(
     """
     if data.is_dir() or data.suffix == ".json":
         raise ValueError(f"{data}: holds no training set. Write --data FILE.parquet")
-    sheet = read_sheet(data)
+    sheet = read_row_table(data)
     require_allocatable(sheet, path)
     found = allocate_rows(
         rates,

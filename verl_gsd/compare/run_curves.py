@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from verl_gsd.compare.curves import Curve
-from verl_gsd.compare.run_names import at_key, label_and_seed, read_yaml
+from verl_gsd.compare.run_names import label_and_seed, read_yaml
+from verl_gsd.dotted_keys import value_at
 from verl_gsd.evaluation.summary import ACCURACY
 from verl_gsd.records import read_records
-from verl_gsd.rundir import RunDirectory, read_metrics
+from verl_gsd.rundir import TRAINED, RunDirectory, merge_metrics, read_metrics
 from verl_gsd.sections import is_whole
 
 #: Of so many held-out prompts, if it is above 0, verl takes the first ones, or with ``SHUFFLE`` a choice by data.seed.
@@ -33,8 +34,6 @@ VALIDATION = (
     "reward.custom_reward_function.name",
 )
 _TOTAL = "trainer.total_training_steps"
-#: verl logs it with every training step, and not with a validation before the first.
-_TRAINED = "training/global_step"
 
 
 class NothingYetError(ValueError):
@@ -68,7 +67,7 @@ def read_curve(run: Path, label: str | None = None, source: str | None = None) -
     tokens = _tokens(run)
     metrics = _validations(layout)
     config = read_yaml(layout.config) or {}
-    total = at_key(config, _TOTAL)
+    total = value_at(config, _TOTAL)
     total = total if isinstance(total, int) else None
     if not metrics:
         made = max(tokens, default=0)
@@ -88,9 +87,9 @@ def read_curve(run: Path, label: str | None = None, source: str | None = None) -
         raise ValueError(f"{run}: no records of step {_listed(missing)}, so that nobody knows what they generated")
     so_far = np.cumsum([tokens.get(step, 0) for step in range(steps[-1] + 1)]).tolist()
     label, seed = label_and_seed(run, config, label)
-    known = {key: _anywhere(at_key(config, key)) for key in VALIDATION} if config else {}
+    known = {key: _anywhere(value_at(config, key)) for key in VALIDATION} if config else {}
     if is_whole(known.get(VALIDATED), 1):
-        known[SHUFFLE] = at_key(config, SHUFFLE)
+        known[SHUFFLE] = value_at(config, SHUFFLE)
     try:
         return Curve(
             label,
@@ -124,16 +123,9 @@ def _tokens(run: Path) -> dict[int, int]:
 
 def _validations(layout: RunDirectory) -> dict[int, dict[str, float]]:
     """Accuracies by step and verl's name. An attempt that resumed at step S undid what there was from S + 1 on."""
-    steps: dict[int, dict[str, float]] = {}
-    for attempt in layout.attempts():
-        lines = _lines(layout.metrics(attempt))
-        if trained := [step for step, data in lines if _TRAINED in data]:
-            steps = {step: data for step, data in steps.items() if step < min(trained)}
-        for step, data in lines:
-            found = {name: value for name, value in data.items() if ACCURACY.match(name) and not math.isnan(value)}
-            if found:
-                steps[step] = steps.get(step, {}) | found
-    return dict(sorted(steps.items()))
+    steps = merge_metrics(_lines(layout.metrics(attempt)) for attempt in layout.attempts())
+    accuracies = {step: {name: data[name] for name in data if name != TRAINED} for step, data in steps.items()}
+    return {step: data for step, data in accuracies.items() if data}
 
 
 def _lines(path: Path) -> list[tuple[int, dict[str, float]]]:
@@ -141,8 +133,10 @@ def _lines(path: Path) -> list[tuple[int, dict[str, float]]]:
     lines: list[tuple[int, dict[str, float]]] = []
     try:
         for step, data in read_metrics(path):
-            wanted = {name: value for name, value in data.items() if name == _TRAINED or ACCURACY.match(name)}
-            lines.append((operator.index(step), {name: float(value) for name, value in wanted.items()}))
+            wanted = {name: value for name, value in data.items() if name == TRAINED or ACCURACY.match(name)}
+            numbers = {name: float(value) for name, value in wanted.items()}
+            kept = {name: value for name, value in numbers.items() if name == TRAINED or not math.isnan(value)}
+            lines.append((operator.index(step), kept))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: line {len(lines) + 1} is no line of metrics ({error}). Mend or remove it") from error
     return lines

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from verl_gsd.dotted_keys import value_at
 from verl_gsd.rundir import RunDirectory
 
 _SEEDED = re.compile(r"(?:(?P<before>.+)-)?seed_(?P<seed>\d+)")
@@ -28,7 +29,7 @@ def label_and_seed(run: Path, config: Mapping[str, Any], label: str | None) -> t
         ValueError: one of the two is said nowhere, or the folder and the config say different seeds.
     """
     folder = run.resolve()
-    match, configured = _SEEDED.fullmatch(folder.name), at_key(config, "data.seed")
+    match, configured = _SEEDED.fullmatch(folder.name), value_at(config, "data.seed")
     seed = int(match["seed"]) if match else configured
     if not isinstance(seed, int):
         raise ValueError(f"{run}: no seed in its name nor in its config (data.seed). Name it LABEL/seed_1, say")
@@ -55,10 +56,3 @@ def read_yaml(path: Path) -> Any:
         return None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: not readable: {error}") from error
-
-
-def at_key(config: Any, key: str) -> Any:
-    """What a config has under a dotted key; None where it has no such key."""
-    for name in key.split("."):
-        config = config.get(name) if isinstance(config, dict) else None
-    return config

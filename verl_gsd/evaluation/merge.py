@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from pathlib import Path
 from verl_gsd.errors import ConfigError
 from verl_gsd.rundir import RunDirectory
 from verl_gsd.state import torch_of
+from verl_gsd.writing import atomic_folder
 
 _STEP = re.compile(r"global_step_(\d+)")
 #: In a merged model's folder: which shards it was made of.
@@ -90,10 +90,7 @@ def merge(checkpoint: Path, target: Path) -> None:
             f"--checkpoint {checkpoint}: torch {saved_by} saved it, and this environment has torch {here}. Only the "
             f"same minor version reads its shards. {_elsewhere(checkpoint)}, or install torch {_minor(saved_by)} here"
         )
-    building = target.with_name(target.name + ".tmp")
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir(parents=True)
-    try:
+    with atomic_folder(target) as building:
         actor = checkpoint / "actor"
         command = ["-m", "verl.model_merger", "merge", "--backend", "fsdp", "--local_dir", str(actor)]
         done = subprocess.run(
@@ -110,10 +107,6 @@ def merge(checkpoint: Path, target: Path) -> None:
             cause = "" if saved_by else _likely_cause(checkpoint, here)
             raise ConfigError(f"--checkpoint {checkpoint}: verl's merger failed: {last[:500]}{cause}")
         (building / MADE_OF).write_text(json.dumps(made_of), encoding="utf-8")
-        shutil.rmtree(target, ignore_errors=True)
-        building.rename(target)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
 
 
 def _minor(torch: str) -> str:

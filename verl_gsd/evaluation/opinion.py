@@ -21,7 +21,7 @@ from verl_gsd.evaluation.intervals import mean_by_question
 from verl_gsd.judge.problem import problem_text
 from verl_gsd.judge.prompt import VERDICT_VERSION
 from verl_gsd.judge.scorer import Question, Reason
-from verl_gsd.writing import whole
+from verl_gsd.writing import atomic_write
 
 #: Questions to a verdict each, None where it could not be had, and how many could not, by reason; told how many are
 #: done.
@@ -67,7 +67,7 @@ def opinion(
             failures += failed
             for row, verdict in zip(missing, found, strict=True):
                 known[row] = verdict
-            with whole(path) as building:
+            with atomic_write(path) as building:
                 building.write_text(json.dumps(of | {"verdicts": known}) + "\n", encoding="utf-8")
         said += known
         on_done(len(said))

@@ -27,7 +27,7 @@ from verl_gsd.evaluation.vllm_job import Job, Task, generate
 from verl_gsd.preparation.chats import Template
 from verl_gsd.preparation.reading import hub_revision
 from verl_gsd.run.checks.validate import cpu_engine_problem
-from verl_gsd.writing import whole
+from verl_gsd.writing import atomic_write
 
 #: Told what is being done, how much of it is, and how much there is.
 OnProgress = Callable[[str, int, int], None]
@@ -246,7 +246,7 @@ def _begin(folder: Path, wanted: dict[str, Any], is_begun: bool) -> None:
     """Write down what the responses in ``folder`` depend on; those made otherwise are not gone on with."""
     path = folder / SETTINGS
     if not is_begun:
-        with whole(path) as building:
+        with atomic_write(path) as building:
             building.write_text(json.dumps(wanted, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         return
     try:

@@ -28,7 +28,7 @@ from verl_gsd.preparation.item import Item, schema, verl_row
 from verl_gsd.preparation.overlap import Overlap
 from verl_gsd.preparation.sources import Row, Source
 from verl_gsd.tasks.plain import canonical
-from verl_gsd.writing import whole
+from verl_gsd.writing import atomic_write
 
 #: Rows read between two chunks.
 CHUNK = 5000
@@ -293,7 +293,7 @@ class SplitBuilder:
         helping = [pa.field(_KEY, pa.binary(16)), pa.field(_ANSWER, pa.binary(8)), pa.field(_ROW, pa.int64())]
         columns = pa.schema([*self._schema, *helping], metadata={_META: json.dumps(described)})
         path = self._building / f"chunk_{number:05d}.parquet"
-        with whole(path) as building:
+        with atomic_write(path) as building:
             pq.write_table(pa.Table.from_pylist(chunk.rows, columns), building, compression="zstd")
 
     def _assemble(self) -> Path:

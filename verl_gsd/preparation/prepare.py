@@ -21,7 +21,7 @@ from verl_gsd.preparation.overlap import Overlap
 from verl_gsd.preparation.prepared import FORMAT, LEFT_OUT, Prepared
 from verl_gsd.preparation.reading import Origin, find, rows, sha256
 from verl_gsd.preparation.sources import Row, Source
-from verl_gsd.writing import whole
+from verl_gsd.writing import atomic_write
 
 #: Between the indices of two splits of a data set, which must not share any.
 SPLIT_STRIDE = 1 << 32
@@ -224,9 +224,9 @@ def _take_up(made: Prepared, files: dict[str, Path], built: dict[str, SplitBuild
     """Put the files in their places, the manifest last: until it is there, files are not what the old one says, and
     ``_TAKING_UP`` says that they are ours."""
     for split, builder in built.items():
-        with whole(made.folder / LEFT_OUT.format(split=split)) as building, building.open("w") as lines:
+        with atomic_write(made.folder / LEFT_OUT.format(split=split)) as building, building.open("w") as lines:
             lines.writelines(json.dumps(other) + "\n" for other in builder.others())
-    with whole(made.folder / _TAKING_UP) as building:
+    with atomic_write(made.folder / _TAKING_UP) as building:
         building.write_text(json.dumps({split: made.splits[split]["sha256"] for split in built}))
     for split in built:
         files[split].replace(made.folder / f"{split}.parquet")

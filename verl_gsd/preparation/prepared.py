@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from verl_gsd.preparation.reading import sha256
-from verl_gsd.writing import whole
+from verl_gsd.writing import atomic_write
 
 MANIFEST, LEFT_OUT = "manifest.json", "left_out_{split}.jsonl"
 #: Words of a command line, and names beside benchmarks in an evaluation's folder.
@@ -61,7 +61,7 @@ def write(prepared: Prepared) -> None:
         "name": prepared.name,
         "splits": dict(prepared.splits),
     }
-    with whole(prepared.folder / MANIFEST) as building:
+    with atomic_write(prepared.folder / MANIFEST) as building:
         building.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

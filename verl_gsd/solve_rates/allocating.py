@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 from verl_gsd import planning
 from verl_gsd.extension import ROLLOUTS
 from verl_gsd.planning.allocation import Objective
-from verl_gsd.sheets import Sheet
+from verl_gsd.row_table import RowTable
 from verl_gsd.solve_rates.joining import join
 from verl_gsd.solve_rates.rates import SolveRates
-from verl_gsd.writing import whole
+from verl_gsd.writing import atomic_write
 
 COLUMN = ROLLOUTS
 
@@ -45,7 +45,7 @@ class Allocation:
 
 def allocate_rows(
     rates: SolveRates,
-    sheet: Sheet,
+    sheet: RowTable,
     group_size: int,
     *,
     objective: Objective = "expected_std",
@@ -98,7 +98,7 @@ def allocate_rows(
     return Allocation(sizes, known, rates.correct is not None, (equal_gain, gain), (equal_mixed, mixed))
 
 
-def write_allocation(sheet: Sheet, sizes: np.ndarray, path: Path) -> None:
+def write_allocation(sheet: RowTable, sizes: np.ndarray, path: Path) -> None:
     """Write a Parquet training set with a further column ``__rollout_n__``; whole or not at all.
 
     Raises:
@@ -106,11 +106,11 @@ def write_allocation(sheet: Sheet, sizes: np.ndarray, path: Path) -> None:
         OSError: there is no room, or no right to write.
     """
     table = require_allocatable(sheet, path)
-    with whole(path) as building:
+    with atomic_write(path) as building:
         pq.write_table(table.append_column(COLUMN, pa.array(sizes, pa.int64())), building, compression="zstd")
 
 
-def require_allocatable(sheet: Sheet, path: Path) -> pa.Table:
+def require_allocatable(sheet: RowTable, path: Path) -> pa.Table:
     """The training set's table, or a ValueError where it cannot be written to ``path`` with a column more."""
     if path.suffix != ".parquet":
         raise ValueError(f"{path}: write a name that ends in .parquet")

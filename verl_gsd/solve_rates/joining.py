@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from verl_gsd.prompts import PromptKey, prompt_hash
-from verl_gsd.sheets import Sheet
+from verl_gsd.row_table import RowTable
 from verl_gsd.solve_rates.rates import SolveRates
 
 
-def keys_by_index(sheet: Sheet) -> list[PromptKey] | None:
+def keys_by_index(sheet: RowTable) -> list[PromptKey] | None:
     """(data_source, extra_info.index) of every row, as verl's data sets have them.
 
     None where one is missing or two are equal.
@@ -27,7 +27,7 @@ def keys_by_index(sheet: Sheet) -> list[PromptKey] | None:
     return keys if len(set(keys)) == len(keys) else None
 
 
-def join(rates: SolveRates, sheet: Sheet) -> np.ndarray:
+def join(rates: SolveRates, sheet: RowTable) -> np.ndarray:
     """For every row of a training set, the entry of ``rates`` that is the same prompt's: (n_rows,) int64, -1 for none.
 
     By (data_source, extra_info.index) where both have them, by a hash of column prompt where a run knew its prompts by
@@ -59,7 +59,7 @@ def join(rates: SolveRates, sheet: Sheet) -> np.ndarray:
     return entries
 
 
-def _keys_by_text(sheet: Sheet) -> Sequence[PromptKey] | None:
+def _keys_by_text(sheet: RowTable) -> Sequence[PromptKey] | None:
     if "prompt" not in sheet.names:
         return None
     texts = sheet.column("prompt", prompt_hash)

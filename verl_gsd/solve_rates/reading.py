@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from verl_gsd.row_table import SUFFIXES
 from verl_gsd.sections import is_whole
-from verl_gsd.sheets import SUFFIXES
 from verl_gsd.solve_rates.dumps import dumps_in, read_dumps
 from verl_gsd.solve_rates.rates import SolveRates, pooled
 from verl_gsd.solve_rates.tables import Columns, read_table

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from verl_gsd.sheets import Sheet, read_sheet
+from verl_gsd.row_table import RowTable, read_row_table
 from verl_gsd.solve_rates.joining import keys_by_index
 from verl_gsd.solve_rates.rates import SolveRates
 
@@ -34,7 +34,7 @@ class Columns:
             if option != allowed and getattr(self, option) is not None:
                 raise ValueError(f"{option}={getattr(self, option)}: has no meaning, since {because}. Leave it out.")
 
-    def require_table(self, sheet: Sheet) -> None:
+    def require_table(self, sheet: RowTable) -> None:
         """Raise a ValueError where they do not say what to read of a table."""
         names = ", ".join(sheet.names) or "none"
         if self.column is None and self.correct_column is None:
@@ -54,7 +54,7 @@ class Columns:
 
 def read_table(path: Path, options: Columns) -> SolveRates:
     """``read_solve_rates`` of a Parquet, JSON lines or CSV file."""
-    sheet = read_sheet(path)
+    sheet = read_row_table(path)
     if not len(sheet):
         raise ValueError(f"{path}: no rows")
     options.require_table(sheet)

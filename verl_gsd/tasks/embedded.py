@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import json
 import random
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +18,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock
 
 from verl_gsd.tasks import arithmetic
+from verl_gsd.writing import atomic_folder
 
 MANIFEST = "manifest.json"
 #: Raised whenever what ``ensure`` writes changes while the specification below does not.
@@ -71,16 +71,8 @@ def ensure(
             return directory
         if directory.exists() and any(directory.iterdir()) and not (directory / MANIFEST).is_file():
             raise FileExistsError(f"{directory} is not empty and not a task of ours: write another task.directory")
-        building = directory.with_name(directory.name + ".tmp")  # nobody else's: the lock is held
-        shutil.rmtree(building, ignore_errors=True)  # of a process that was killed
-        building.mkdir()
-        try:
+        with atomic_folder(directory) as building:
             _build(building, specification, on_step)
-            if directory.exists():
-                shutil.rmtree(directory)
-            building.rename(directory)
-        finally:
-            shutil.rmtree(building, ignore_errors=True)
     return directory
 
 

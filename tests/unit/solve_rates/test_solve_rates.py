@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from verl_gsd.groups import Group
 from verl_gsd.prompts import prompt_hash
 from verl_gsd.records import Left, describe, write_step
-from verl_gsd.sheets import read_sheet
+from verl_gsd.row_table import read_row_table
 from verl_gsd.solve_rates import join, read_solve_rates
 
 SUFFIXES = ("parquet", "jsonl", "csv")
@@ -253,11 +253,11 @@ def test_a_training_set_is_joined_by_key_wherever_its_rows_stand(tmp_path):
     visits(tmp_path / "run", 1, (7, [0, 1, 1, 1]), (3, [0, 0]))
     rates = read_solve_rates(tmp_path / "run")
     data = {"data_source": ["math"] * 3, "extra_info": [{"index": i} for i in (7, 1, 3)]}
-    entries = join(rates, read_sheet(table(tmp_path / "data.parquet", **data)))
+    entries = join(rates, read_row_table(table(tmp_path / "data.parquet", **data)))
     assert entries.tolist() == [1, -1, 0] and rates.rate[entries[0]] == 0.75
     strange = data | {"data_source": ["physics"] * 3}
     with pytest.raises(ValueError, match=r"strange\.parquet: .*\b3\b.*/run"):
-        join(rates, read_sheet(table(tmp_path / "strange.parquet", **strange)))
+        join(rates, read_row_table(table(tmp_path / "strange.parquet", **strange)))
 
 
 def test_a_table_is_joined_by_key_before_it_is_joined_by_row(tmp_path):
@@ -265,10 +265,12 @@ def test_a_table_is_joined_by_key_before_it_is_joined_by_row(tmp_path):
     rates = read_solve_rates(
         table(tmp_path / "rates.parquet", data_source=sources, extra_info=extra, rate=[0.1, 0.2]), column="rate"
     )
-    turned = read_sheet(table(tmp_path / "data.parquet", data_source=sources, extra_info=extra[::-1]))
+    turned = read_row_table(table(tmp_path / "data.parquet", data_source=sources, extra_info=extra[::-1]))
     assert join(rates, turned).tolist() == [1, 0]
     others = [{"index": 2}, {"index": 3}]  # as many rows, one of which the rates do not know
-    assert join(rates, read_sheet(table(tmp_path / "o.parquet", data_source=sources, extra_info=others))).tolist() == [
+    assert join(
+        rates, read_row_table(table(tmp_path / "o.parquet", data_source=sources, extra_info=others))
+    ).tolist() == [
         1,
         -1,
     ]
@@ -276,17 +278,17 @@ def test_a_table_is_joined_by_key_before_it_is_joined_by_row(tmp_path):
 
 def test_a_table_without_keys_is_joined_row_by_row_if_it_has_as_many(tmp_path):
     rates = read_solve_rates(table(tmp_path / "rates.csv", name=["x", "y", "z"], rate=["", 0.1, 0.2]), column="rate")
-    assert join(rates, read_sheet(table(tmp_path / "data.csv", text=["a", "b", "c"]))).tolist() == [-1, 0, 1]
+    assert join(rates, read_row_table(table(tmp_path / "data.csv", text=["a", "b", "c"]))).tolist() == [-1, 0, 1]
     with pytest.raises(ValueError, match=r"rates\.csv: .*\b3 rows\b.*\b2 rows\b.*short\.csv"):
-        join(rates, read_sheet(table(tmp_path / "short.csv", text=["a", "b"])))
+        join(rates, read_row_table(table(tmp_path / "short.csv", text=["a", "b"])))
     dump(tmp_path / "dumps", 1, ("one", "u_0_0", 1))
     with pytest.raises(ValueError, match=r"dumps: .*data\.csv"):
-        join(read_solve_rates(tmp_path / "dumps"), read_sheet(tmp_path / "data.csv"))
+        join(read_solve_rates(tmp_path / "dumps"), read_row_table(tmp_path / "data.csv"))
 
 
 def test_prompts_that_a_run_knew_by_their_text_are_found_by_it(tmp_path):
     prompts = [[{"role": "user", "content": text}] for text in ("one", "two")]
     visits(tmp_path / "run", 1, (prompt_hash(prompts[1]), [0, 1]))
     data = {"data_source": ["math"] * 2, "prompt": prompts, "extra_info": [{"index": 0}] * 2}
-    entries = join(read_solve_rates(tmp_path / "run"), read_sheet(table(tmp_path / "data.parquet", **data)))
+    entries = join(read_solve_rates(tmp_path / "run"), read_row_table(table(tmp_path / "data.parquet", **data)))
     assert entries.tolist() == [-1, 0]

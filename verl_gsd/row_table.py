@@ -18,7 +18,7 @@ from typing import Any, TextIO, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from verl_gsd.writing import whole
+from verl_gsd.writing import atomic_write
 
 SUFFIXES = (".parquet", ".jsonl", ".csv")
 
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
-class Sheet:
+class RowTable:
     """A file's rows.
 
     Attributes:
@@ -71,7 +71,7 @@ class Sheet:
         """
         self.require_writable(path, name)
         values = [None if math.isnan(number) else float(number) for number in numbers]
-        with whole(path) as building:
+        with atomic_write(path) as building:
             if not isinstance(self.rows, list):
                 table = self.rows.append_column(name, pa.array(values, pa.float64()))
                 pq.write_table(table, building, compression="zstd")
@@ -88,7 +88,7 @@ class Sheet:
             raise ValueError(f"{path}: write a name that ends in {self.path.suffix}, as {self.path.name} does")
 
 
-def read_sheet(path: Path) -> Sheet:
+def read_row_table(path: Path) -> RowTable:
     """Read a Parquet, JSON lines or CSV file (UTF-8; CSV with a header).
 
     Raises:
@@ -97,19 +97,19 @@ def read_sheet(path: Path) -> Sheet:
     with _naming(path):
         if path.suffix == ".parquet":
             table = pq.read_table(path)
-            return Sheet(path, table.column_names, table)
+            return RowTable(path, table.column_names, table)
     rows = list(stream_rows(path))
     if path.suffix == ".csv":
         with _open_text(path) as lines:
-            return Sheet(path, _header(lines), rows)
-    return Sheet(path, list(dict.fromkeys(key for row in rows for key in row)), rows)
+            return RowTable(path, _header(lines), rows)
+    return RowTable(path, list(dict.fromkeys(key for row in rows for key in row)), rows)
 
 
 def stream_rows(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of such a file one by one, for files that memory does not hold.
 
     Raises:
-        ValueError: as ``read_sheet``, when the row is reached.
+        ValueError: as ``read_row_table``, when the row is reached.
     """
     with _naming(path):
         if path.suffix == ".parquet":
