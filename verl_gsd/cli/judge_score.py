@@ -53,7 +53,7 @@ def score(
         sheet = read_row_table(file)
         if cache is not None and cache.resolve() in (output.resolve(), file.resolve()):
             fail(f"--cache {cache}: is a table of this line too. Write a file of its own")
-        sheet.require_writable(output, SCORE)
+        sheet.check_writable(output, SCORE)
         questions = _questions(sheet, problem_column, response_column, reference_column)
         settings = Settings(
             scorer=scorer,  # type: ignore[arg-type]  # it checks both

@@ -58,7 +58,7 @@ MODULES = (
     "vllm.v1.executor.uniproc_executor",
 )
 
-#: Environment variable: a folder for the server's socket, which the launcher has made (``private_folders.of_run``).
+#: Environment variable: a folder for the server's socket, which the launcher has made (``private_folders.run_folder``).
 FOLDER = "VERL_GSD_SOCKET_FOLDER"
 
 #: What a client is told. By its fork: that the fork runs, and its process id. By the server: how the fork ended.
@@ -74,7 +74,7 @@ def _folder() -> Iterator[str]:
         private_folders.hold(given)
         yield given
     else:
-        with private_folders.of_run() as made:
+        with private_folders.run_folder() as made:
             yield made
 
 

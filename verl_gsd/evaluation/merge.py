@@ -18,7 +18,7 @@ from pathlib import Path
 
 from verl_gsd.errors import ConfigError
 from verl_gsd.rundir import RunDirectory
-from verl_gsd.state import torch_of
+from verl_gsd.state import saved_torch_version
 from verl_gsd.writing import atomic_folder
 
 _STEP = re.compile(r"global_step_(\d+)")
@@ -80,7 +80,7 @@ def merge(checkpoint: Path, target: Path) -> None:
         OSError: there is no room, or no right to write.
     """
     made_of = shards(checkpoint)
-    saved_by, here = torch_of(checkpoint), version("torch")
+    saved_by, here = saved_torch_version(checkpoint), version("torch")
     marker = target / MADE_OF
     with suppress(OSError, ValueError):  # none, or a damaged one: it is merged anew
         if json.loads(marker.read_text(encoding="utf-8")) == made_of:

@@ -35,7 +35,7 @@ def unpacked_wheel() -> Iterator[Path]:
     Raises:
         PackagingError: a checkout without hatchling or whose wheel fails to build; an installation that is incomplete.
     """
-    with private_folders.of_run() as folder:
+    with private_folders.run_folder() as folder:
         target = Path(folder) / "package"
         checkout = Path(verl_gsd.__file__).resolve().parents[1]
         if (checkout / "pyproject.toml").is_file():

@@ -176,7 +176,7 @@ def train(
         signals_interrupt(),
         run.log(attempt).open("wb") as log,
         run.log(attempt).open("rb") as reading,
-        private_folders.of_run() as folder,  # of the run's process, which may be killed before it removes it
+        private_folders.run_folder() as folder,  # of the run's process, which may be killed before it removes it
         _nothing_left_behind(mark),
     ):
         private_folders.remove_unused()

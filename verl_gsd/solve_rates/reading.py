@@ -50,7 +50,7 @@ def read_solve_rates(
     path = Path(path)
     options = RateColumns(column, samples, correct_column, total_column)
     if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist.")
+        raise FileNotFoundError(f"{path}: no such file or folder.")
     if dumps := dumps_in(path):
         options.check_only("column", f"{path} has verl's dumps")
         return read_dumps(path, dumps, column)

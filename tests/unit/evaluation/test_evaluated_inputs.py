@@ -17,7 +17,7 @@ from verl_gsd.evaluation import merge as merging
 from verl_gsd.evaluation.answers import Verdicts, verify
 from verl_gsd.preparation import prepared
 from verl_gsd.preparation.reading import sha256
-from verl_gsd.state import check_state, save_state, torch_of
+from verl_gsd.state import check_state, save_state, saved_torch_version
 
 MARKER = "latest_checkpointed_iteration.txt"
 ASKED = [{"role": "user", "content": "?"}]
@@ -157,7 +157,7 @@ def test_a_checkpoint_that_names_no_torch_is_tried_and_the_likely_cause_is_named
 def test_a_state_that_is_damaged_names_no_torch(checkpoint, content):
     (checkpoint / "gsd").mkdir()
     (checkpoint / "gsd" / "state.json").write_text(content)
-    assert torch_of(checkpoint) is None
+    assert saved_torch_version(checkpoint) is None
 
 
 @pytest.mark.parametrize(
