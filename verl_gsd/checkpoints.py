@@ -1,7 +1,7 @@
-"""Whether the files of one of verl's checkpoints are whole, told without reading the weights or unpickling anything.
+"""Checks whether the files of a verl checkpoint are complete, without reading weights or unpickling anything.
 
-A run that is killed, or whose disk is full, leaves files that are missing, empty or cut off. A file of ``torch.save``
-is a zip archive: its table of contents stands at its end and says where each record begins.
+A run that is killed, or whose disk is full, can leave files that are missing, empty or truncated. A file written by
+``torch.save`` is a zip archive whose table of contents is at the end and lists where each record begins.
 """
 
 from __future__ import annotations
@@ -15,32 +15,33 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _STEP = re.compile(r"global_step_(\d+)")
-#: A rank's part of a model that FSDP shards, and what belongs to it.
+#: A rank's shard under FSDP: of the model, the optimizer, or the extra state.
 _SHARD = re.compile(r"(?P<kind>\w+)_world_size_(?P<world>\d+)_rank_(?P<rank>\d+)\.pt")
-#: Each record of a zip archive begins so.
-_RECORD = b"PK\x03\x04"
+#: The first bytes of each record of a zip archive.
+_RECORD_SIGNATURE = b"PK\x03\x04"
 
 
 def step_of(checkpoint: Path) -> int | None:
-    """The step of RUN/global_step_N; None for a folder of another name."""
+    """The step N of a folder RUN/global_step_N; None for any other name."""
     match = _STEP.fullmatch(checkpoint.name)
     return int(match[1]) if match else None
 
 
 def damage(checkpoint: Path, all_ranks: bool = True) -> str | None:
-    """What is wrong with the files that verl wrote below RUN/global_step_N; None if they are whole.
+    """The first problem with the files that verl wrote to RUN/global_step_N; None if they are complete.
 
     Args:
-        all_ranks: whether the files of every rank and of the driver must be there. On several nodes without a shared
-            disk each node has its own alone.
+        all_ranks: whether the files of every rank and of the driver must exist. On several nodes without a shared disk,
+            each node has only its own files.
     """
     return next(_problems(checkpoint, all_ranks), None)
 
 
 def whole_checkpoints(run: Path, all_ranks: bool = True) -> Iterator[Path]:
-    """The checkpoints of a run whose files are whole, newest first.
+    """The checkpoints of a run whose files are complete, newest first.
 
-    A later attempt is newer, whatever the step: it may have resumed an older checkpoint, and given up what followed.
+    A checkpoint of a later attempt is newer than any of an earlier attempt, whatever their steps. The later attempt may
+    have resumed from an older checkpoint, which discards the steps after it.
     """
     paths = [path for path in run.glob("global_step_*") if step_of(path) is not None]
     for path in sorted(paths, key=lambda path: (_attempt_of(path), step_of(path)), reverse=True):
@@ -49,7 +50,7 @@ def whole_checkpoints(run: Path, all_ranks: bool = True) -> Iterator[Path]:
 
 
 def _attempt_of(checkpoint: Path) -> int:
-    """The attempt that saved a checkpoint (``run/lost_metrics.py``); 0 if that is not known."""
+    """The attempt that saved a checkpoint (``run/lost_metrics.py``); 0 if it is unknown."""
     try:
         return int(json.loads((checkpoint / "gsd" / "metrics.json").read_bytes())["attempt"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -58,26 +59,26 @@ def _attempt_of(checkpoint: Path) -> int:
 
 def _problems(checkpoint: Path, all_ranks: bool) -> Iterator[str]:
     if not (checkpoint / "actor").is_dir():
-        yield f"{checkpoint}: no actor/ there, so no weights"
+        yield f"{checkpoint}: actor/ is missing, so there are no weights"
         return
     for role in ("actor", "critic"):
         if (checkpoint / role).is_dir():
-            yield from _shards_missing(checkpoint / role) if all_ranks else ()
-    if all_ranks and not (checkpoint / "data.pt").is_file():  # the driver's node has it
-        yield f"{checkpoint / 'data.pt'}: is missing, so that verl would train on the first prompts again"
+            yield from _missing_shards(checkpoint / role) if all_ranks else ()
+    if all_ranks and not (checkpoint / "data.pt").is_file():  # only the driver's node has it
+        yield f"{checkpoint / 'data.pt'}: is missing, so verl would start again with the first prompts"
     for path in sorted(checkpoint.rglob("*")):
         if path.relative_to(checkpoint).parts[0] != "gsd" and (problem := _file_problem(path)):
             yield f"{path}: {problem}"
 
 
-def _shards_missing(folder: Path) -> Iterator[str]:
+def _missing_shards(folder: Path) -> Iterator[str]:
     shards = [match for path in folder.iterdir() if (match := _SHARD.fullmatch(path.name))]
     if not shards:
-        return  # Megatron's, which have other names
+        return  # Megatron's shards have other names
     try:
         world = int(json.loads((folder / "fsdp_config.json").read_bytes())["world_size"])
     except (OSError, ValueError, KeyError, TypeError):
-        yield f"{folder / 'fsdp_config.json'}: is missing or damaged: the number of ranks is not known"
+        yield f"{folder / 'fsdp_config.json'}: is missing or damaged, so the number of ranks is unknown"
         return
     kinds = sorted({match["kind"] for match in shards} | {"model"})
     for name in (f"{kind}_world_size_{world}_rank_{rank}.pt" for kind in kinds for rank in range(world)):
@@ -93,15 +94,15 @@ def _file_problem(path: Path) -> str | None:
         if not size:
             return "is empty"
         if path.suffix == ".pt":
-            return None if _is_whole_archive(path) else "is cut off or overwritten: it is no file of torch.save"
+            return None if _is_whole_archive(path) else "is truncated or overwritten: it is not a file of torch.save"
         if path.suffix == ".json":
             json.loads(path.read_bytes())
         elif path.suffix == ".safetensors" and _safetensors_size(path) != size:
-            return "is cut off: its header announces another size"
+            return "is truncated: its size differs from the size in its header"
     except OSError as error:
         return f"cannot be read: {error.strerror}"
     except (ValueError, KeyError, TypeError, AttributeError):
-        return "is cut off or overwritten"
+        return "is truncated or overwritten"
     return None
 
 
@@ -110,19 +111,19 @@ def _is_whole_archive(path: Path) -> bool:
         with zipfile.ZipFile(path) as archive, path.open("rb") as file:
             for record in archive.infolist():
                 file.seek(record.header_offset)
-                if file.read(len(_RECORD)) != _RECORD:
+                if file.read(len(_RECORD_SIGNATURE)) != _RECORD_SIGNATURE:
                     return False
             return True
-    except (zipfile.BadZipFile, NotImplementedError, struct.error):  # what zipfile makes of overwritten bytes
+    except (zipfile.BadZipFile, NotImplementedError, struct.error):  # zipfile raises these for overwritten bytes
         return False
 
 
 def _safetensors_size(path: Path) -> int:
-    """Bytes that a file of safetensors has by its header: the header's length, the header, and the tensors."""
+    """The size in bytes of a safetensors file according to its header: the length field, the header and the tensors."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > os.fstat(file.fileno()).st_size:
-            raise ValueError(f"a header of {length} bytes")
+            raise ValueError(f"its header of {length} bytes is larger than the file")
         header = json.loads(file.read(length))
     ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
     return 8 + length + max(ends, default=0)

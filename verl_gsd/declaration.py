@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, get_args
 
+from verl_gsd.dotted_keys import value_at
+
 if TYPE_CHECKING:
     from verl_gsd.extension import Extension
 
@@ -242,10 +244,7 @@ class Declaration:
 
     def section(self, gsd: Mapping[str, object]) -> object:
         """Its section of ``algorithm.gsd``; None where the extension takes no part."""
-        found: object = gsd
-        for key in self.name.split("."):
-            found = found.get(key) if isinstance(found, Mapping) else None
-        return found
+        return value_at(gsd, self.name)
 
 
 def _check_part_name(kind: str, name: str) -> None:

@@ -1,11 +1,11 @@
-"""Folders below /tmp that this user alone can enter, and that are gone when no process needs them any more.
+"""Folders in /tmp that only this user can enter, and that are removed when no process uses them any more.
 
-A process that uses such a folder holds it: it keeps a lock on the folder (``flock``), which the kernel gives back
-however the process ends. A folder that nobody holds belongs to a run that has ended, and the next run removes it. This
-also works after SIGKILL, where the run itself has no chance to clean up.
+A process that uses such a folder holds it: it keeps a lock on the folder (``flock``), which the kernel releases however
+the process ends. A folder that nobody holds belongs to a run that has ended, and the next run removes it. This also
+works after SIGKILL, when the run itself cannot clean up.
 
-Shared memory of a run is named in its folder: an empty file ``shm.NAME`` says that the folder's holders made
-/dev/shm/NAME. The segment is removed with the folder.
+The folder also lists the run's shared memory: an empty file ``shm.NAME`` says that a holder of the folder created
+/dev/shm/NAME. The segment is removed together with the folder.
 """
 
 from __future__ import annotations
@@ -20,22 +20,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-#: Always below /tmp: a socket's path may have at most 107 characters, and TMPDIR may be long.
+#: Always in /tmp, because the path of a socket may have at most 107 characters and TMPDIR may be long.
 _PREFIX = "/tmp/verl_gsd_"
-#: Beginnings of the folders' names: of a Ray node, and of a command. Folders with other names are not ours and stay.
+#: First parts of the folder names: for a Ray node, and for one command. Other folders are never removed.
 _KINDS = ("weights_", "run_")
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+#: Prefix of the files that name a shared memory segment.
 _SEGMENT = "shm."
 #: Where Linux keeps shared memory.
 _SHARED_MEMORY = Path("/dev/shm")
 
 
 class UnsafeFolderError(RuntimeError):
-    """The folder is not a folder that this user alone can enter."""
+    """The path is not a folder that only this user can enter."""
 
 
-def of_node(node: str) -> str:
-    """The folder of what the processes of one Ray node share, held by this process until it ends.
+def node_folder(node: str) -> str:
+    """The folder that the processes of one Ray node share. This process holds it until it ends.
 
     Raises:
         UnsafeFolderError: the folder belongs to another user, other users can enter it, or it is not a folder.
@@ -44,10 +45,10 @@ def of_node(node: str) -> str:
 
 
 @contextmanager
-def of_run() -> Iterator[str]:
-    """A new temporary folder of this command, held inside the context and removed after it.
+def run_folder() -> Iterator[str]:
+    """A new folder for this command, held inside the context and removed after it.
 
-    Its name is short enough for a socket's path.
+    Its path is short enough for a socket in it.
     """
     folder = f"{_PREFIX}run_{secrets.token_hex(8)}"
     descriptor, _ = _locked(folder)
@@ -59,14 +60,14 @@ def of_run() -> Iterator[str]:
 
 
 def hold(folder: str) -> None:
-    """Hold a folder of this user until this process ends, in addition to whoever made it."""
+    """Hold a folder that another process of this user created, until this process ends."""
     _hold(folder)
 
 
 def note_segment(name: str) -> None:
-    """Say in the node's folder that this process makes the shared memory ``name``, before it does so.
+    """Record in the node's folder that this process is about to create the shared memory ``name``.
 
-    Nothing is said if this process holds no folder of a node, or if there is no room: cleaning up is a courtesy.
+    Does nothing if this process holds no node folder, or if the disk is full: the cleanup is optional.
     """
     for folder in _nodes_held:
         with suppress(OSError):
@@ -74,13 +75,13 @@ def note_segment(name: str) -> None:
 
 
 def forget_segment(name: str) -> None:
-    """Take ``note_segment`` back: the segment has been removed."""
+    """Undo ``note_segment`` after the segment has been removed."""
     for folder in _nodes_held:
         (Path(folder) / f"{_SEGMENT}{name}").unlink(missing_ok=True)
 
 
 def remove_unused() -> None:
-    """Remove the folders of this user that no living process holds, and the shared memory that they name."""
+    """Remove this user's folders that no living process holds, and the shared memory that they list."""
     parent, _, name = _PREFIX.rpartition("/")
     for kind in _KINDS:
         for path in Path(parent).glob(f"{name}{kind}*"):
@@ -89,7 +90,7 @@ def remove_unused() -> None:
                 try:
                     if os.fstat(descriptor).st_uid == os.geteuid():
                         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                        # Another command may have removed it since it was opened, and a run made it again.
+                        # Another command may have removed it after it was opened, and a run may have created it again.
                         if _is_at(str(path), descriptor):
                             _remove_segments(path)
                             shutil.rmtree(path)
@@ -105,13 +106,16 @@ def _remove_segments(folder: Path) -> None:
                 segment.unlink()
 
 
-#: Folders of Ray nodes that this process holds: one, or none.
+#: The node folders that this process holds: one or none.
 _nodes_held: set[str] = set()
 
 
 @functools.cache
 def _hold(folder: str) -> str:
-    """Make ``folder`` if necessary, check it, and lock it until this process ends. Others' unused ones are removed."""
+    """Create ``folder`` if necessary, check it, and lock it until this process ends.
+
+    If the folder is new, unused folders of earlier runs are removed.
+    """
     _, is_new = _locked(folder)  # never closed
     if folder.startswith(f"{_PREFIX}weights_"):
         _nodes_held.add(folder)
@@ -121,9 +125,9 @@ def _hold(folder: str) -> str:
 
 
 def _locked(folder: str) -> tuple[int, bool]:
-    """An open descriptor that locks ``folder``, and whether the folder is new.
+    """Create ``folder`` if necessary; returns an open descriptor that locks it, and whether it is new.
 
-    The lock also keeps systemd's cleaning of /tmp away.
+    The lock also protects the folder from systemd's cleanup of /tmp.
     """
     while True:
         try:
@@ -134,19 +138,19 @@ def _locked(folder: str) -> tuple[int, bool]:
         try:
             descriptor = os.open(folder, _OPEN)
         except FileNotFoundError:
-            continue  # remove_unused of another run has just removed it
+            continue  # another run has just removed it
         except OSError as error:
-            raise _unsafe(folder, error.strerror) from error
-        if reason := _what_is_unsafe(os.fstat(descriptor)):
+            raise _unsafe_error(folder, error.strerror) from error
+        if reason := _unsafe_reason(os.fstat(descriptor)):
             os.close(descriptor)
-            raise _unsafe(folder, reason)
+            raise _unsafe_error(folder, reason)
         fcntl.flock(descriptor, fcntl.LOCK_SH)
         if _is_at(folder, descriptor):
             return descriptor, is_new
-        os.close(descriptor)  # removed between opening and locking
+        os.close(descriptor)  # another run removed it between opening and locking
 
 
-def _what_is_unsafe(status: os.stat_result) -> str | None:
+def _unsafe_reason(status: os.stat_result) -> str | None:
     if status.st_uid != os.geteuid():
         return f"it belongs to user id {status.st_uid}, and this process runs as {os.geteuid()}"
     if status.st_mode & 0o077:
@@ -154,14 +158,15 @@ def _what_is_unsafe(status: os.stat_result) -> str | None:
     return None
 
 
-def _unsafe(folder: str, reason: str | None) -> UnsafeFolderError:
+def _unsafe_error(folder: str, reason: str | None) -> UnsafeFolderError:
     return UnsafeFolderError(
-        f"{folder}: this folder for a run's sockets is not private: {reason}. Another user could replace "
-        "the weights or run code in this process. Remove the folder, then start the run again."
+        f"{folder}: this folder for a run's sockets is not private: {reason}. Another user could replace the weights "
+        "or run code in this process. Remove the folder, then start the run again."
     )
 
 
 def _is_at(folder: str, descriptor: int) -> bool:
+    """Whether the open ``descriptor`` is the folder that now exists at this path."""
     with suppress(FileNotFoundError):
         return os.path.samestat(Path(folder).lstat(), os.fstat(descriptor))
     return False

@@ -1,8 +1,8 @@
-"""What a run remembers of each prompt: how often it was visited, how its responses came out, and some of them.
+"""A run's memory of its prompts: number of visits, results of the responses, and some of the responses.
 
-A prompt is known by its key, (data source, dataset index). verl's own uid is new at every visit, and its dataset index
-defaults to 0 where a file has none, so uniqueness is checked at start (``run/dataset.py``), and where keys are not
-unique a hash of the prompt's text takes the index's place (``prompt_hash``).
+A prompt is identified by its key, (data source, dataset index). verl's own uid is new at every visit, and its dataset
+index defaults to 0 if a file has none. Uniqueness is therefore checked at the start (``run/dataset.py``). If keys are
+not unique, a hash of the prompt's text replaces the index (``prompt_hash``).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from verl_gsd.responses import PromptKey, ResponseStore
 
 __all__ = ["PromptKey", "PromptStore", "prompt_hash"]
 
-#: A prompt's place in the store: 48 bytes, next to some 110 of the dictionary that finds it.
+#: One prompt in the store: 48 bytes, in addition to about 110 bytes in the dictionary that finds it.
 _ROW: np.dtype = np.dtype(
     [
         ("source", np.int32),
@@ -28,7 +28,7 @@ _ROW: np.dtype = np.dtype(
         ("visits", np.int32),
         ("total", np.int32),
         ("correct", np.float64),
-        # As the last two, forgetting: what they amounted to at last_step.
+        # The two sums with exponential forgetting, as of last_step.
         ("recent_correct", np.float64),
         ("recent_total", np.float64),
     ]
@@ -36,8 +36,15 @@ _ROW: np.dtype = np.dtype(
 
 
 @dataclass(frozen=True)
-class Known:
-    """The prompts of a store: sources' names, and (n_prompts,) each the number of the source, the index, the counts."""
+class PromptCounts:
+    """The recent counts of all prompts of a store.
+
+    Attributes:
+        sources: the names of the data sources.
+        source: (n_prompts,) the position of each prompt's source in ``sources``.
+        index: (n_prompts,) dataset indices.
+        correct, total: (n_prompts,) as ``PromptStore.recent`` returns them.
+    """
 
     sources: tuple[str, ...]
     source: np.ndarray
@@ -47,18 +54,19 @@ class Known:
 
 
 class PromptStore:
-    """A bounded memory of prompts, at most 200 bytes each, and what an algorithm stores of their responses.
+    """A bounded memory of prompts, at most 200 bytes per prompt, and of the responses that an algorithm stores.
 
-    When it is full, the sixteenth of its prompts that were not visited for longest is forgotten.
+    If it is full, the sixteenth of its prompts with the oldest visits is removed.
 
     Args:
-        capacity: prompts remembered at most.
-        half_life: trainer steps after which a visit counts half in what is recent; None forgets nothing there.
-        prior: (a, b) of Beta, of a prompt's solve rate before its first visit.
+        capacity: the largest number of prompts.
+        half_life: the number of trainer steps after which a visit counts half in the recent counts; None for no
+            forgetting.
+        prior: (a, b) of the Beta prior of a prompt's solve rate before its first visit.
 
     Attributes:
         half_life, prior: as above. An extension may set them before training begins.
-        responses: earlier responses, bounded by their tokens; empty unless an algorithm stores some.
+        responses: earlier responses, bounded by their number of tokens; empty unless an algorithm stores some.
 
     Raises:
         ValueError: ``capacity`` or ``half_life`` is not positive.
@@ -71,13 +79,15 @@ class PromptStore:
         prior: tuple[float, float] = (0.5, 0.5),
     ) -> None:
         if capacity < 1:
-            raise ValueError(f"capacity={capacity}: write a number of prompts, 1 or more")
+            raise ValueError(f"capacity={capacity} is too small. Set it to 1 or more prompts.")
         if half_life is not None and not half_life > 0:
-            raise ValueError(f"half_life={half_life}: write a number of steps above 0, or null to forget nothing")
+            raise ValueError(
+                f"half_life={half_life} is not above 0. Set it to a number of steps, or to null for no forgetting."
+            )
         self.capacity, self.half_life, self.prior = capacity, half_life, prior
         self.responses = ResponseStore()
         self._sources: list[str] = []
-        self._places: list[dict[int, int]] = []  # by source: dataset index -> row
+        self._positions: list[dict[int, int]] = []  # for each source: dataset index -> position in _rows
         self._rows = np.zeros(0, _ROW)
         self._size = 0
 
@@ -85,127 +95,131 @@ class PromptStore:
         return self._size
 
     def observe(self, key: PromptKey, correct: float, total: int, step: int) -> None:
-        """Add one visit: ``total`` responses in trainer step ``step``, of which ``correct`` (a sum of accuracies)."""
-        place = self._find_or_add(key)  # may move the rows
-        row = self._rows[place]
-        kept = self._kept(step - row["last_step"])
+        """Add one visit in trainer step ``step``: ``total`` responses with a sum of accuracies ``correct``."""
+        position = self._find_or_add(key)  # may move the rows
+        row = self._rows[position]
+        weight = self._weight(step - row["last_step"])
         row["visits"] += 1
         row["correct"] += correct
         row["total"] += total
-        row["recent_correct"] = kept * row["recent_correct"] + correct
-        row["recent_total"] = kept * row["recent_total"] + total
+        row["recent_correct"] = weight * row["recent_correct"] + correct
+        row["recent_total"] = weight * row["recent_total"] + total
         row["last_step"] = step
 
     def counts(self, keys: Sequence[PromptKey]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(visits, correct, total) over all visits, an entry a key: int, float, int; zeros for a prompt not known."""
-        found = self._rows_of(keys)
-        return found["visits"], found["correct"], found["total"]
+        """(visits, correct, total) over all visits, one int, float and int per key; zeros for an unknown prompt."""
+        rows = self._rows_of(keys)
+        return rows["visits"], rows["correct"], rows["total"]
 
     def recent(self, keys: Sequence[PromptKey], step: int) -> tuple[np.ndarray, np.ndarray]:
-        """(correct, total) as they count in trainer step ``step``, no earlier than the last one observed.
+        """The recent counts (correct, total) in trainer step ``step``, which must not precede the last observed step.
 
-        A visit of a steps ago counts 2^(-a / half_life), and 1 without a half-life.
+        A visit a steps ago has the weight 2^(-a / half_life), or 1 without a half-life.
 
         Returns:
-            Two float64 arrays, an entry a key: sums of accuracies and of responses; zeros for a prompt not known.
+            Two float64 arrays with one entry per key: weighted sums of accuracies and of responses; zeros for an
+            unknown prompt.
         """
-        found = self._rows_of(keys)
-        kept = self._kept(step - found["last_step"])
-        return kept * found["recent_correct"], kept * found["recent_total"]
+        rows = self._rows_of(keys)
+        weight = self._weight(step - rows["last_step"])
+        return weight * rows["recent_correct"], weight * rows["recent_total"]
 
-    def known(self, step: int) -> Known:
-        """Every prompt, with counts as ``recent`` has them; a prompt stands where it stood until some are forgotten."""
+    def all_recent(self, step: int) -> PromptCounts:
+        """The counts of ``recent`` for every prompt. Prompts keep their positions until some are removed."""
         rows = self._rows[: self._size]
-        kept = self._kept(step - rows["last_step"])
-        return Known(
+        weight = self._weight(step - rows["last_step"])
+        return PromptCounts(
             tuple(self._sources),
             rows["source"],
             rows["index"],
-            kept * rows["recent_correct"],
-            kept * rows["recent_total"],
+            weight * rows["recent_correct"],
+            weight * rows["recent_total"],
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything remembered: the sources' names, an array (n_prompts,) a column, and the responses."""
+        """The whole store: the names of the sources, one array (n_prompts,) per column, and the responses."""
         rows = self._rows[: self._size]
         counts = {name: rows[name].copy() for name in _ROW.names or ()}
         return {"sources": list(self._sources)} | counts | self.responses.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what ``state_dict`` gave; a store of a smaller capacity keeps what was visited last."""
+        """Restore the result of ``state_dict``. If the capacity is now smaller, the latest visited prompts are kept."""
         rows = np.zeros(len(state["index"]), _ROW)
         for name in _ROW.names or ():
-            # A checkpoint older than what is recent: nothing was forgotten yet.
+            # Older checkpoints have no recent counts: they were saved without forgetting.
             rows[name] = state[name] if name in state else state[name.removeprefix("recent_")]
         self._sources = list(state["sources"])
         self.responses.load_state_dict(state)
-        self._take(rows)
+        self._set_rows(rows)
         if self._size > self.capacity:
             self._forget(self._size - self.capacity)
 
     def metrics(self) -> dict[str, float]:
-        """How many prompts are known, and how often each was visited on average."""
+        """The number of prompts in the store, and their mean number of visits."""
         visits = self._rows["visits"][: self._size]
         return {"prompts/known": float(self._size), "prompts/visits/mean": float(visits.mean()) if self._size else 0.0}
 
-    def _kept(self, age: np.ndarray | int) -> np.ndarray | float:
-        """What is left of a visit ``age`` steps ago."""
+    def _weight(self, age: np.ndarray | int) -> np.ndarray | float:
+        """The weight of a visit ``age`` steps ago in the recent counts."""
         return np.exp2(-np.asarray(age, dtype=float) / self.half_life) if self.half_life is not None else 1.0
 
     def _rows_of(self, keys: Sequence[PromptKey]) -> np.ndarray:
-        found = np.zeros(len(keys), _ROW)
+        """The rows of ``keys``, with zeros for unknown prompts."""
+        rows = np.zeros(len(keys), _ROW)
         for entry, key in enumerate(keys):
-            place = self._find(key)
-            if place is not None:
-                found[entry] = self._rows[place]
-        return found
+            position = self._find(key)
+            if position is not None:
+                rows[entry] = self._rows[position]
+        return rows
 
     def _find(self, key: PromptKey) -> int | None:
         source, index = key
-        return self._places[self._sources.index(source)].get(index) if source in self._sources else None
+        return self._positions[self._sources.index(source)].get(index) if source in self._sources else None
 
     def _find_or_add(self, key: PromptKey) -> int:
-        place = self._find(key)
-        if place is not None:
-            return place
+        position = self._find(key)
+        if position is not None:
+            return position
         if self._size == self.capacity:
             self._forget(max(1, self.capacity // 16))
         source, index = key
         if source not in self._sources:
             self._sources.append(source)
-            self._places.append({})
+            self._positions.append({})
         if self._size == len(self._rows):
             more = min(max(1024, len(self._rows) // 4), self.capacity - len(self._rows))
             self._rows = np.concatenate([self._rows, np.zeros(more, _ROW)])
-        place, self._size = self._size, self._size + 1
-        number = self._sources.index(source)
-        self._rows[place]["source"], self._rows[place]["index"] = number, index
-        self._places[number][index] = place
-        return place
+        position, self._size = self._size, self._size + 1
+        source_number = self._sources.index(source)
+        self._rows[position]["source"], self._rows[position]["index"] = source_number, index
+        self._positions[source_number][index] = position
+        return position
 
     def _forget(self, count: int) -> None:
+        """Remove the ``count`` prompts with the oldest visits, and their responses."""
         oldest = np.argsort(self._rows["last_step"][: self._size], kind="stable")[:count]
         for row in self._rows[oldest]:
             self.responses.forget((self._sources[row["source"]], int(row["index"])))
-        self._take(np.delete(self._rows[: self._size], oldest))
+        self._set_rows(np.delete(self._rows[: self._size], oldest))
 
-    def _take(self, rows: np.ndarray) -> None:
+    def _set_rows(self, rows: np.ndarray) -> None:
         self._rows, self._size = rows, len(rows)
-        self._places = [{} for _ in self._sources]
-        for place, (source, index) in enumerate(zip(rows["source"].tolist(), rows["index"].tolist(), strict=True)):
-            self._places[source][index] = place
+        self._positions = [{} for _ in self._sources]
+        for position, (source, index) in enumerate(zip(rows["source"].tolist(), rows["index"].tolist(), strict=True)):
+            self._positions[source][index] = position
 
 
 def prompt_hash(prompt: Any) -> int:
     """A hash of a prompt's messages that is the same in every process: 63 bits, 0 to 2^63 - 1.
 
-    Arrays count by their entries, bytes and images by their bytes, anything else that JSON cannot hold by its type.
+    Arrays are hashed by their entries, bytes and images by their bytes, and other values without a JSON form by their
+    type.
     """
-    text = json.dumps(prompt, sort_keys=True, default=_plain)
+    text = json.dumps(prompt, sort_keys=True, default=_json_value)
     return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big") >> 1
 
 
-def _plain(value: Any) -> Any:
+def _json_value(value: Any) -> Any:
     if hasattr(value, "tolist"):
         return value.tolist()
     content = value.tobytes() if hasattr(value, "tobytes") else value

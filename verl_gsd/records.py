@@ -24,7 +24,8 @@ from verl_gsd.base_names import RECORD_COLUMNS
 from verl_gsd.declaration import RecordColumn
 from verl_gsd.extension import RecordValue, declarations
 from verl_gsd.groups import Group, group_stats
-from verl_gsd.rundir import RunDirectory
+from verl_gsd.rundir import RunDirectory, merge_attempts
+from verl_gsd.writing import atomic_write
 
 #: How a group left the replay buffer: into an update; evicted because its rewards agreed; left over when the batch was
 #: full; too old; or with sessions that failed and none that could be used.
@@ -163,13 +164,8 @@ def write_step(run: Path, table: pa.Table, *, step: int, attempt: int) -> Path:
         OSError: there is no room, or no right to write.
     """
     path = RunDirectory(run).records(attempt) / f"step_{step:06d}.parquet"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    building = path.with_suffix(".tmp")
-    try:
-        pq.write_table(table, building, compression="zstd")
-        building.replace(path)
-    finally:
-        building.unlink(missing_ok=True)
+    with atomic_write(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
     return path
 
 
@@ -221,13 +217,11 @@ def steps_missing(run: Path | str) -> list[int]:
 
 def _current_files(run: Path) -> dict[int, Path]:
     """The files that count, by step, in order."""
-    steps: dict[int, Path] = {}
     attempts = {int(match[1]): path for path in (run / "records").glob("*") if (match := _ATTEMPT.fullmatch(path.name))}
-    for _, folder in sorted(attempts.items()):
-        found = {int(match[1]): path for path in folder.iterdir() if (match := _STEP.fullmatch(path.name))}
-        if found:
-            steps = {step: path for step, path in steps.items() if step < min(found)} | found
-    return dict(sorted(steps.items()))
+    return merge_attempts(
+        [(int(match[1]), path) for path in folder.iterdir() if (match := _STEP.fullmatch(path.name))]
+        for _, folder in sorted(attempts.items())
+    )
 
 
 def _read(

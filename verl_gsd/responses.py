@@ -1,4 +1,4 @@
-"""Earlier responses, by prompt: what a policy answered at the visits before, bounded by the tokens it takes."""
+"""A bounded store of earlier responses to each prompt."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+#: (data source, dataset index) of a prompt.
 PromptKey: TypeAlias = tuple[str, int]
 
-
-#: What a response takes beside its tokens, in tokens.
+#: Memory of a response's objects in addition to its tokens, expressed in tokens.
 _OVERHEAD = 100
 
 
@@ -22,10 +22,10 @@ class Response:
 
     Attributes:
         tokens: (j,) int32.
-        mask: (j,) bool, False on tokens the policy did not choose (a tool's).
+        mask: (j,) bool, False for tokens that the policy did not generate (a tool's output).
         reward: the sum of its tokens' rewards.
-        step: the trainer step it was generated for.
-        verdict: what the verifier returned beside it, by name; finite numbers alone.
+        step: the trainer step that it was generated for.
+        verdict: the other results of the verifier, by name; only finite numbers.
     """
 
     tokens: np.ndarray
@@ -36,11 +36,11 @@ class Response:
 
 
 class ResponseStore:
-    """A bounded memory of responses; the prompts whose responses were stored longest ago are forgotten first.
+    """A bounded store of responses. If it is full, the prompts whose responses were stored longest ago are removed.
 
     Args:
-        capacity: tokens stored at most, five bytes each, and a response counts for 100 more, which is what its object
-            takes: by default 1.25 GiB of them.
+        capacity: the largest number of tokens to store, at 5 bytes each; the default is 1.25 GiB. Each response counts
+            as 100 additional tokens for the memory of its object.
 
     Raises:
         ValueError: ``capacity`` is not positive.
@@ -48,58 +48,59 @@ class ResponseStore:
 
     def __init__(self, capacity: int = 1 << 28) -> None:
         if capacity < 1:
-            raise ValueError(f"capacity={capacity}: write a number of tokens, 1 or more")
+            raise ValueError(f"capacity={capacity} is too small. Set it to 1 or more tokens.")
         self.capacity = capacity
-        self._of: dict[PromptKey, list[Response]] = {}  # in the order they were stored
+        self._responses: dict[PromptKey, list[Response]] = {}  # in the order of storing
         self._tokens = 0
 
     def __len__(self) -> int:
-        return len(self._of)
+        return len(self._responses)
 
     def store(self, key: PromptKey, responses: Sequence[Response], *, keep: int) -> None:
-        """Remember ``responses`` to a prompt, and of its older ones as many as make ``keep``."""
+        """Store ``responses`` to a prompt, and keep its older ones up to ``keep`` responses in total."""
         kept = [*responses, *self.recall(key)][:keep]
         while _tokens(kept) > self.capacity:
             kept.pop()
         self.forget(key)
         if kept:
-            self._of[key] = kept
+            self._responses[key] = kept
             self._tokens += _tokens(kept)
         while self._tokens > self.capacity:
-            self.forget(next(iter(self._of)))
+            self.forget(next(iter(self._responses)))
 
     def recall(self, key: PromptKey) -> list[Response]:
-        """What is remembered of a prompt, the latest first; nothing for one that is not known."""
-        return list(self._of.get(key, ()))
+        """The stored responses to a prompt, latest first; empty for an unknown prompt."""
+        return list(self._responses.get(key, ()))
 
     def forget(self, key: PromptKey) -> None:
-        self._tokens -= _tokens(self._of.pop(key, []))
+        """Remove the responses to a prompt, if there are any."""
+        self._tokens -= _tokens(self._responses.pop(key, []))
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything remembered: names, and arrays over responses, (n, ...), and over all their tokens."""
-        found = [(key, response) for key, responses in self._of.items() for response in responses]
-        sources = sorted({source for (source, _), _ in found})
-        names = sorted({name for _, response in found for name in response.verdict})
-        verdicts = [[response.verdict.get(name, math.nan) for name in names] for _, response in found]
+        """The whole store: names, arrays over the n responses, (n, ...), and arrays over all their tokens."""
+        pairs = [(key, response) for key, responses in self._responses.items() for response in responses]
+        sources = sorted({source for (source, _), _ in pairs})
+        names = sorted({name for _, response in pairs for name in response.verdict})
+        verdicts = [[response.verdict.get(name, math.nan) for name in names] for _, response in pairs]
         return {
             "response_sources": sources,
             "response_verdict_names": names,
-            "response_verdict": np.array(verdicts, np.float64).reshape(len(found), len(names)),
-            "response_source": np.array([sources.index(source) for (source, _), _ in found], np.int32),
-            "response_index": np.array([index for (_, index), _ in found], np.int64),
-            "response_reward": np.array([response.reward for _, response in found], np.float64),
-            "response_step": np.array([response.step for _, response in found], np.int32),
-            "response_length": np.array([len(response.tokens) for _, response in found], np.int32),
-            "response_tokens": np.concatenate([np.zeros(0, np.int32), *(response.tokens for _, response in found)]),
-            "response_mask": np.concatenate([np.zeros(0, bool), *(response.mask for _, response in found)]),
+            "response_verdict": np.array(verdicts, np.float64).reshape(len(pairs), len(names)),
+            "response_source": np.array([sources.index(source) for (source, _), _ in pairs], np.int32),
+            "response_index": np.array([index for (_, index), _ in pairs], np.int64),
+            "response_reward": np.array([response.reward for _, response in pairs], np.float64),
+            "response_step": np.array([response.step for _, response in pairs], np.int32),
+            "response_length": np.array([len(response.tokens) for _, response in pairs], np.int32),
+            "response_tokens": np.concatenate([np.zeros(0, np.int32), *(response.tokens for _, response in pairs)]),
+            "response_mask": np.concatenate([np.zeros(0, bool), *(response.mask for _, response in pairs)]),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what ``state_dict`` gave; a store of a smaller capacity keeps what was stored last."""
-        self._of, self._tokens = {}, 0
-        if "response_length" not in state:  # of a checkpoint made before responses were remembered
+        """Restore the result of ``state_dict``. If the capacity is now smaller, the latest responses are kept."""
+        self._responses, self._tokens = {}, 0
+        if "response_length" not in state:  # older checkpoints have no responses
             return
-        _require_consistent(state)
+        _check_consistent(state)
         by_key: dict[PromptKey, list[Response]] = {}
         for key, response in _unpacked(state):
             by_key.setdefault(key, []).append(response)
@@ -107,24 +108,26 @@ class ResponseStore:
             self.store(key, responses, keep=len(responses))
 
 
-def _require_consistent(state: Mapping[str, Any]) -> None:
-    """Raise a ValueError where the arrays do not belong together."""
+def _check_consistent(state: Mapping[str, Any]) -> None:
+    """Raise a ValueError if the arrays do not belong together."""
     lengths, n_tokens = state["response_length"], len(state["response_tokens"])
     if (lengths < 0).any() or lengths.sum() != n_tokens or len(state["response_mask"]) != n_tokens:
-        raise ValueError(f"responses of {int(lengths.sum())} tokens in all, and {n_tokens} tokens")
-    names = [
+        raise ValueError(f"the responses have {int(lengths.sum())} tokens in total, but {n_tokens} tokens are stored")
+    mismatched = [
         name
         for name in ("index", "reward", "step", "verdict", "source")
         if len(state[f"response_{name}"]) != len(lengths)
     ]
     sources = state["response_source"]
-    if names or not isinstance(state["response_sources"], list):
-        raise ValueError(f"{len(lengths)} responses, and another number of {', '.join(names) or 'sources'}")
+    if mismatched or not isinstance(state["response_sources"], list):
+        wrong = ", ".join(mismatched) or "sources"
+        raise ValueError(f"there are {len(lengths)} responses, but {wrong} of another number or type")
     if len(sources) and not 0 <= sources.min() <= sources.max() < len(state["response_sources"]):
-        raise ValueError("a response of a source that has no name")
+        raise ValueError("the data source of a response has no name")
 
 
 def _unpacked(state: Mapping[str, Any]) -> Iterator[tuple[PromptKey, Response]]:
+    """The stored (key, response) pairs, in order."""
     ends = np.cumsum(state["response_length"]).tolist()
     names, verdicts = state["response_verdict_names"], state["response_verdict"].tolist()
     for row, end in enumerate(ends):
@@ -133,7 +136,7 @@ def _unpacked(state: Mapping[str, Any]) -> Iterator[tuple[PromptKey, Response]]:
         yield (
             key,
             Response(
-                state["response_tokens"][start:end].copy(),  # not a view, which would keep all of them
+                state["response_tokens"][start:end].copy(),  # a view would keep the whole array in memory
                 state["response_mask"][start:end].copy(),
                 float(state["response_reward"][row]),
                 int(state["response_step"][row]),

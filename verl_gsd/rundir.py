@@ -1,14 +1,15 @@
-"""A run on disk: where each thing lies, and how to read back what was measured.
+"""The files of a run: where each of them is, and how its metrics are read back.
 
-    RUN/config.yaml             the resolved config of the newest attempt
-    RUN/overrides.yaml          the command line it was composed from
-    RUN/metrics/attempt_A.jsonl one line a step, every scalar verl logs, the first validation included
-    RUN/logs/attempt_A.log      everything verl, Ray and vLLM printed
-    RUN/messages/attempt_A.jsonl what the trainer tells the user: notes, warnings, why it stopped (run/messages.py)
-    RUN/records/attempt_A/      one Parquet file a step, a row a prompt group (records.py)
-    RUN/global_step_N/          verl's checkpoints; global_step_N/gsd what remembers beside the weights
+    RUN/config.yaml              the resolved config of the newest attempt
+    RUN/overrides.yaml           the command line it was composed from
+    RUN/metrics/attempt_A.jsonl  one line per step with every scalar that verl logs, the first validation included
+    RUN/logs/attempt_A.log       everything that verl, Ray and vLLM printed
+    RUN/messages/attempt_A.jsonl the trainer's messages to the user: notes, warnings, why it stopped (run/messages.py)
+    RUN/records/attempt_A/       one Parquet file per step, one row per prompt group (records.py)
+    RUN/global_step_N/           verl's checkpoints; global_step_N/gsd has our state (state.py)
 
-Starting a run and resuming it are attempts 1, 2, ...: verl truncates its metrics file on opening, so each has its own.
+The start of a run is attempt 1, and each resume is a further attempt. Every attempt has its own metrics file, because
+verl truncates the file when it opens it.
 """
 
 from __future__ import annotations
@@ -16,19 +17,22 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from verl_gsd.checkpoints import step_of, whole_checkpoints
 
-#: A metric that verl logs with every training step, and not with a validation before the first.
+#: A metric that verl logs with every training step, but not with the validation before the first step.
 TRAINED = "training/global_step"
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """The layout below one run's folder."""
+    """The paths in the folder of one run."""
 
     path: Path
 
@@ -51,11 +55,11 @@ class RunDirectory:
 
     @property
     def lock(self) -> Path:
-        """Held by the process that trains here."""
+        """The lock file, held by the process that trains in this folder."""
         return self.path / ".lock"
 
     def is_used(self) -> bool:
-        """Whether anything but the lock is there."""
+        """Whether the folder contains anything other than the lock file."""
         return self.path.is_dir() and any(path != self.lock for path in self.path.iterdir())
 
     @property
@@ -63,9 +67,9 @@ class RunDirectory:
         return self.path / "tensorboard"
 
     def attempts(self) -> list[int]:
-        """Numbers of the attempts made so far, ascending; those under verl's own command have no log."""
-        made = (path for folder in ("logs", "metrics", "records") for path in (self.path / folder).glob("attempt_*"))
-        return sorted({int(match[1]) for path in made if (match := re.fullmatch(r"attempt_(\d+)", path.stem))})
+        """The numbers of all attempts so far, ascending. Attempts started with verl's own command have no log."""
+        paths = (path for folder in ("logs", "metrics", "records") for path in (self.path / folder).glob("attempt_*"))
+        return sorted({int(match[1]) for path in paths if (match := re.fullmatch(r"attempt_(\d+)", path.stem))})
 
     def records(self, attempt: int) -> Path:
         return self.path / "records" / f"attempt_{attempt}"
@@ -75,21 +79,25 @@ class RunDirectory:
 
     @property
     def marker(self) -> Path:
-        """verl writes the step of the newest checkpoint here when the checkpoint is whole."""
+        """The file in which verl stores the step of the newest checkpoint, once that checkpoint is complete."""
         return self.path / "latest_checkpointed_iteration.txt"
 
     def latest_checkpoint(self) -> int | None:
-        """The step to resume from: verl's own, or the newest whole checkpoint's if verl's marker cannot be read."""
+        """The step to resume from, or None if there is none.
+
+        This is the step in verl's marker. If the marker is unreadable, it is the step of the newest checkpoint whose
+        files are complete.
+        """
         if not self.marker.is_file():
             return None
-        step = self._announced()
+        step = self._marked_step()
         return step if step is not None else next(map(step_of, whole_checkpoints(self.path)), None)
 
     def marker_is_damaged(self) -> bool:
-        """Whether verl's marker is there without a step in it: the disk was full while verl wrote it."""
-        return self.marker.is_file() and self._announced() is None
+        """Whether verl's marker exists but contains no step. This happens if the disk is full when verl writes it."""
+        return self.marker.is_file() and self._marked_step() is None
 
-    def _announced(self) -> int | None:
+    def _marked_step(self) -> int | None:
         try:
             return int(self.marker.read_bytes())
         except ValueError:
@@ -97,10 +105,11 @@ class RunDirectory:
 
 
 class MetricsReader:
-    """Reads a metrics file that is being written, each line once.
+    """Reads a metrics file while it is being written, and yields each line once.
 
     Args:
-        skip_damaged: leave out lines that cannot be read. A full disk can cut a line in two, and the run may continue.
+        skip_damaged: whether lines that cannot be parsed are skipped instead of raising. A full disk can cut off a
+            line, and the run may continue after it.
     """
 
     def __init__(self, path: Path, skip_damaged: bool = False) -> None:
@@ -109,7 +118,7 @@ class MetricsReader:
         self._offset = 0
 
     def new(self) -> Iterator[tuple[int, dict[str, float]]]:
-        """(step, scalars) of every line completed since the last call; NaN where verl logged no number."""
+        """(step, scalars) of every line completed since the last call; NaN where verl logged null."""
         if not self._path.is_file():
             return
         with self._path.open("rb") as lines:
@@ -129,5 +138,39 @@ class MetricsReader:
 
 
 def read_metrics(path: Path) -> Iterator[tuple[int, dict[str, float]]]:
-    """(step, scalars) of every complete line; a last line cut off by a crash is left out."""
+    """(step, scalars) of every complete line. A last line that a crash cut off is skipped."""
     return MetricsReader(path).new()
+
+
+def merge_attempts(
+    attempts: Iterable[Iterable[tuple[int, T]]],
+    *,
+    trains: Callable[[T], bool] = lambda entry: True,
+    combine: Callable[[T, T], T] = lambda earlier, later: later,
+) -> dict[int, T]:
+    """What counts of everything that the attempts of a run wrote: one entry per step, in the order of steps.
+
+    An attempt that resumes at step S undoes what earlier attempts wrote after S. The first step that an attempt
+    trains is S + 1, so its first training step replaces all earlier entries from that step on.
+
+    Args:
+        attempts: (step, entry) pairs of each attempt, oldest attempt first.
+        trains: whether an entry belongs to a training step. A validation before the first step does not.
+        combine: merges two entries of the same step, the earlier one first. The default keeps the later one.
+    """
+    merged: dict[int, T] = {}
+    for attempt in attempts:
+        entries = list(attempt)
+        if trained := [step for step, entry in entries if trains(entry)]:
+            merged = {step: entry for step, entry in merged.items() if step < min(trained)}
+        for step, entry in entries:
+            merged[step] = combine(merged[step], entry) if step in merged else entry
+    return dict(sorted(merged.items()))
+
+
+def merge_metrics(attempts: Iterable[Iterable[tuple[int, Mapping[str, float]]]]) -> dict[int, dict[str, float]]:
+    """``merge_attempts`` of (step, scalars) pairs. Lines of the same step are merged; a later value wins."""
+    merged = merge_attempts(
+        attempts, trains=lambda scalars: TRAINED in scalars, combine=lambda earlier, later: {**earlier, **later}
+    )
+    return {step: dict(scalars) for step, scalars in merged.items()}

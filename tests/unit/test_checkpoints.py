@@ -1,4 +1,4 @@
-"""Which checkpoints are whole: told from their files, without unpickling one."""
+"""Complete and damaged checkpoints are distinguished by their files, without unpickling."""
 
 import json
 import random
@@ -29,7 +29,7 @@ def overwrite_the_first_kilobyte(path):
     path.write_bytes(bytes(100) + content[100:])
 
 
-def test_a_whole_checkpoint_has_no_damage(checkpoint):
+def test_a_complete_checkpoint_has_no_damage(checkpoint):
     assert damage(checkpoint) is None
     assert step_of(checkpoint) == 8 and step_of(checkpoint.parent) is None
 
@@ -38,36 +38,36 @@ def test_a_whole_checkpoint_has_no_damage(checkpoint):
     ("file", "spoil", "message"),
     [
         (MODEL, lambda path: path.unlink(), "missing"),
-        (MODEL, cut, "cut off.*torch.save"),
-        (MODEL, lambda path: cut(path, 0.99), "cut off"),
+        (MODEL, cut, "truncated.*torch.save"),
+        (MODEL, lambda path: cut(path, 0.99), "truncated"),
         (MODEL, overwrite_the_first_kilobyte, "overwritten"),
         (MODEL, lambda path: path.write_bytes(b""), "empty"),
         ("actor/optim_world_size_2_rank_0.pt", lambda path: path.unlink(), "missing"),
-        ("actor/extra_state_world_size_2_rank_1.pt", cut, "cut off"),
+        ("actor/extra_state_world_size_2_rank_1.pt", cut, "truncated"),
         ("actor/fsdp_config.json", lambda path: path.unlink(), "number of ranks"),
         ("actor/fsdp_config.json", cut, "number of ranks"),
-        ("actor/huggingface/config.json", cut, "cut off"),
+        ("actor/huggingface/config.json", cut, "truncated"),
         ("actor/huggingface/model.safetensors", cut, "header"),
-        ("actor/huggingface/model.safetensors", lambda path: cut(path, 0.1), "cut off"),
+        ("actor/huggingface/model.safetensors", lambda path: cut(path, 0.1), "truncated"),
         ("data.pt", lambda path: path.unlink(), "missing"),
-        ("data.pt", cut, "cut off"),
+        ("data.pt", cut, "truncated"),
         ("actor", shutil.rmtree, "actor/"),
     ],
 )
-def test_damage_is_named_by_file(checkpoint, file, spoil, message):
+def test_damage_is_reported_with_the_file(checkpoint, file, spoil, message):
     spoil(checkpoint / file)
     found = damage(checkpoint)
     assert found is not None and re.search(message, found)
     assert found.startswith(str(checkpoint if file == "actor" else checkpoint / file))
 
 
-def test_an_optimizer_that_is_not_saved_at_all_is_no_damage(checkpoint):
+def test_a_checkpoint_without_an_optimizer_is_not_damaged(checkpoint):
     for path in checkpoint.glob("actor/optim_*"):
         path.unlink()
     assert damage(checkpoint) is None
 
 
-def test_a_node_with_a_disk_of_its_own_has_its_own_ranks_alone(checkpoint):
+def test_a_node_with_its_own_disk_needs_only_the_files_of_its_ranks(checkpoint):
     for path in checkpoint.glob("actor/*rank_1.pt"):
         path.unlink()
     assert damage(checkpoint, all_ranks=False) is None and "rank_1.pt" in damage(checkpoint)
@@ -82,7 +82,7 @@ def test_nothing_is_unpickled(checkpoint, monkeypatch):
     assert damage(checkpoint) is None
 
 
-def test_whole_checkpoints_come_newest_first(tmp_path):
+def test_complete_checkpoints_are_sorted_newest_first(tmp_path):
     for step in (8, 10, 9):
         write_checkpoint(tmp_path, step)
     (tmp_path / "global_step_9" / "data.pt").unlink()
@@ -91,7 +91,7 @@ def test_whole_checkpoints_come_newest_first(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"1\x00\x00", b"\xff", b"ten"])
-def test_a_marker_without_a_step_is_damaged_and_the_newest_whole_checkpoint_counts(tmp_path, content):
+def test_a_marker_without_a_step_is_damaged_and_the_newest_complete_checkpoint_is_used(tmp_path, content):
     run = RunDirectory(tmp_path)
     assert run.latest_checkpoint() is None and not run.marker_is_damaged()
     run.marker.write_bytes(content)
@@ -104,7 +104,7 @@ def test_a_marker_without_a_step_is_damaged_and_the_newest_whole_checkpoint_coun
     assert run.latest_checkpoint() == 2 and not run.marker_is_damaged()
 
 
-def test_overwritten_bytes_are_damage_or_nothing_but_no_exception(checkpoint):
+def test_overwritten_bytes_never_raise_an_exception(checkpoint):
     chance, path = random.Random(0), checkpoint / MODEL
     whole = path.read_bytes()
     for _ in range(500):
@@ -123,7 +123,7 @@ def test_a_later_attempt_is_newer_than_a_later_step(tmp_path):
     assert [step_of(path) for path in whole_checkpoints(tmp_path)] == [9, 10, 8]
 
 
-def test_a_node_without_the_drivers_disk_is_not_asked_for_its_files(checkpoint):
+def test_a_node_without_the_drivers_disk_does_not_need_the_drivers_files(checkpoint):
     (checkpoint / "data.pt").unlink()
     (checkpoint / "actor" / "fsdp_config.json").unlink()
     assert damage(checkpoint, all_ranks=False) is None and damage(checkpoint) is not None

@@ -1,4 +1,4 @@
-"""The memory of prompts: what it keeps, what it forgets, what it weighs."""
+"""The memory of prompts: what it keeps, what it removes, and its size."""
 
 import subprocess
 import sys
@@ -31,7 +31,7 @@ half_lives = st.none() | st.floats(0.1, 1e4)
 
 
 @given(visits, half_lives, st.integers(0, 50))
-def test_what_is_recent_halves_with_every_half_life(visits, half_life, later):
+def test_recent_counts_halve_with_every_half_life(visits, half_life, later):
     store = PromptStore(half_life=half_life)
     for step, (key, correct, total) in enumerate(visits):
         store.observe(key, correct, total, step)
@@ -49,7 +49,7 @@ def test_what_is_recent_halves_with_every_half_life(visits, half_life, later):
 
 
 @given(visits, half_lives)
-def test_a_checkpoint_from_before_anything_was_forgotten_is_taken_up(visits, half_life):
+def test_an_older_checkpoint_without_recent_counts_is_restored(visits, half_life):
     before, after = PromptStore(), PromptStore(half_life=half_life)
     for step, (key, correct, total) in enumerate(visits):
         before.observe(key, correct, total, step)
@@ -61,7 +61,7 @@ def test_a_checkpoint_from_before_anything_was_forgotten_is_taken_up(visits, hal
 
 
 @given(visits, visits)
-def test_a_restored_store_goes_on_as_the_saved_one(before, after):
+def test_a_restored_store_behaves_like_the_saved_one(before, after):
     store, restored = PromptStore(capacity=6, half_life=3.7), PromptStore(capacity=6, half_life=3.7)
     for step, (key, correct, total) in enumerate(before):
         store.observe(key, correct, total, step)
@@ -74,7 +74,7 @@ def test_a_restored_store_goes_on_as_the_saved_one(before, after):
     assert all(np.array_equal(first[name], second[name]) for name in first)
 
 
-def test_the_longest_unseen_are_forgotten_first():
+def test_the_prompts_with_the_oldest_visits_are_removed_first():
     store = PromptStore(capacity=32)
     for index in range(32):
         store.observe(("math", index), 1, 2, step=index)
@@ -90,7 +90,7 @@ def test_the_longest_unseen_are_forgotten_first():
 
 
 @pytest.mark.parametrize("prompt_count", [6_250, 11_000])  # the second has just made its dictionary grow
-def test_a_prompt_weighs_at_most_200_bytes_so_that_a_million_fit_a_gigabyte(prompt_count):
+def test_a_prompt_takes_at_most_200_bytes_so_a_million_fit_into_a_gigabyte(prompt_count):
     tracemalloc.start()
     store = PromptStore()
     for index in range(prompt_count):
@@ -101,7 +101,7 @@ def test_a_prompt_weighs_at_most_200_bytes_so_that_a_million_fit_a_gigabyte(prom
     assert peak <= 2**30 / 1_000_000 * len(store)
 
 
-def test_a_capacity_of_nothing_and_a_half_life_of_nothing_are_refused():
+def test_a_capacity_or_half_life_that_is_not_positive_is_rejected():
     with pytest.raises(ValueError, match="capacity=0"):
         PromptStore(capacity=0)
     for half_life in (0, -1, float("nan")):
@@ -122,7 +122,7 @@ def test_a_prompts_hash_is_the_same_in_every_process_and_for_any_text():
     assert prompt_hash([{"role": "user", "content": object()}]) == prompt_hash([{"role": "user", "content": object()}])
 
 
-def test_prompts_that_differ_in_an_image_or_an_array_alone_are_two():
+def test_prompts_that_differ_only_in_an_image_or_an_array_have_different_hashes():
     image = pytest.importorskip("PIL.Image")
     black, white = (image.new("RGB", (2, 2), colour) for colour in ("black", "white"))
     for one, other in ((black, white), (b"\x00", b"\x01"), (np.zeros(2), np.ones(2))):

@@ -1,4 +1,4 @@
-"""The memory of earlier responses: bounded, the latest kept, saved and restored exactly."""
+"""The store of earlier responses is bounded, keeps the latest, and is saved and restored exactly."""
 
 import numpy as np
 import pytest
@@ -20,11 +20,11 @@ def plain(responses):
     return [(r.tokens.tolist(), r.mask.tolist(), r.reward, r.step, dict(r.verdict)) for r in responses]
 
 
-def test_a_prompt_never_seen_has_none():
+def test_an_unknown_prompt_has_no_responses():
     assert ResponseStore().recall(KEY) == []
 
 
-def test_the_latest_are_kept_and_older_ones_fill_up():
+def test_the_latest_responses_are_kept_and_older_ones_fill_up():
     store = ResponseStore()
     store.store(KEY, [response(step=1), response(step=1)], keep=3)
     store.store(KEY, [response(step=2), response(step=2)], keep=3)
@@ -33,7 +33,7 @@ def test_the_latest_are_kept_and_older_ones_fill_up():
     assert [r.step for r in store.recall(KEY)] == [3]
 
 
-def test_prompts_stored_longest_ago_are_forgotten_when_tokens_run_out():
+def test_the_prompts_stored_longest_ago_are_removed_when_the_store_is_full():
     store = ResponseStore(capacity=210)  # two responses of four tokens, and what their objects take
     for index in range(3):
         store.store(("maths", index), [response(4)], keep=1)
@@ -48,7 +48,7 @@ def test_prompts_stored_longest_ago_are_forgotten_when_tokens_run_out():
         st.tuples(st.sampled_from("ab"), st.integers(0, 3), st.integers(1, 5), st.booleans()), min_size=0, max_size=12
     )
 )
-def test_what_is_restored_goes_on_like_what_was_saved(visits):
+def test_a_restored_response_store_behaves_like_the_saved_one(visits):
     store = ResponseStore(capacity=440)
     for step, (source, index, length, judged) in enumerate(visits):
         store.store((source, index), [response(length, step, **({"acc": 0.5} if judged else {}))], keep=2)
@@ -62,7 +62,7 @@ def test_what_is_restored_goes_on_like_what_was_saved(visits):
     assert store.state_dict().keys() == copy.state_dict().keys()
 
 
-def test_a_forgotten_prompt_takes_its_responses_along():
+def test_removing_a_prompt_removes_its_responses():
     prompts = PromptStore(capacity=2)
     for index in range(3):
         prompts.observe(("maths", index), 1, 2, step=index)
@@ -78,7 +78,7 @@ def test_a_capacity_must_be_positive():
         ResponseStore(capacity=0)
 
 
-def test_a_response_larger_than_all_room_drives_no_other_out():
+def test_a_response_larger_than_the_capacity_removes_no_other():
     store = ResponseStore(capacity=10 + 1000)
     store.store(("maths", 1), [response(4)], keep=1)
     store.store(("maths", 2), [response(2000)], keep=1)
@@ -95,7 +95,7 @@ def test_a_response_larger_than_all_room_drives_no_other_out():
         {"response_length": np.array([-4], np.int32)},
     ],
 )
-def test_arrays_that_do_not_belong_together_are_refused(damage):
+def test_inconsistent_arrays_are_rejected(damage):
     store = ResponseStore()
     store.store(KEY, [response()], keep=1)
     with pytest.raises(ValueError):

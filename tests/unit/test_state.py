@@ -1,4 +1,4 @@
-"""State that survives: exact, whole or absent, never executable, refused when it is another run's."""
+"""State is restored exactly, written atomically, never executable, and rejected if another run saved it."""
 
 import json
 
@@ -18,7 +18,7 @@ def checkpoint(tmp_path):
     return tmp_path
 
 
-def test_what_is_restored_is_what_was_saved(checkpoint):
+def test_the_restored_state_equals_the_saved_state(checkpoint):
     for memory in restored(checkpoint).values():
         expected = EveryKind().state
         assert memory.state.keys() == expected.keys()
@@ -29,13 +29,13 @@ def test_what_is_restored_is_what_was_saved(checkpoint):
                 assert memory.state[key] == value
 
 
-def test_saving_again_replaces_and_leaves_nothing_beside(checkpoint):
+def test_saving_again_replaces_the_state_and_leaves_no_other_file(checkpoint):
     save_state(checkpoint, {"anchor": EveryKind()}, SETTINGS)
     assert sorted(path.name for path in checkpoint.rglob("*")) == ["arrays.safetensors", "gsd", "state.json"]
     restored(checkpoint, names=("anchor",))
 
 
-def test_a_full_disk_leaves_the_earlier_state_whole(checkpoint, monkeypatch):
+def test_a_full_disk_leaves_the_earlier_state_complete(checkpoint, monkeypatch):
     def full_disk_stub(path, content):
         path.write_bytes(content[: len(content) // 2])
         raise OSError(28, "No space left on device")
@@ -89,13 +89,13 @@ def spoil(checkpoint, how):
         ("no arrays", "damaged"),
     ],
 )
-def test_what_cannot_be_restored_is_refused_with_a_remedy(checkpoint, how, message):
+def test_a_state_that_cannot_be_restored_is_rejected_with_a_remedy(checkpoint, how, message):
     spoil(checkpoint, how)
     with pytest.raises(ConfigError, match=rf"{message}.*algorithm\.gsd\.state=fresh"):
         restored(checkpoint)
 
 
-def test_another_runs_memory_is_refused_by_the_key_that_differs(checkpoint):
+def test_the_state_of_another_run_is_rejected_with_the_key_that_differs(checkpoint):
     message = r"data\.train_files: .*\['/data/train.parquet'\].*\['/data/other'\]"
     with pytest.raises(ConfigError, match=message):
         restored(checkpoint, settings={"data.train_files": ["/data/other"]})
@@ -107,8 +107,8 @@ def steps_with(name, disk):
     return sorted(int(path.parent.name.rpartition("_")[2]) for path in disk.glob(f"global_step_*/{name}"))
 
 
-def test_state_stays_beside_weights_that_are_there_and_where_a_resume_would_begin(tmp_path):
-    """An asynchronous save removes and announces later than it returns."""
+def test_state_is_kept_next_to_visible_weights_and_in_the_checkpoint_to_resume_from(tmp_path):
+    """An asynchronous save removes weights and writes the marker after it has returned."""
     run = RunDirectory(tmp_path)
     for step in (10, 20, 30, 40):
         save_state(run.checkpoint(step), {"anchor": EveryKind()}, SETTINGS)

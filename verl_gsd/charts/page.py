@@ -16,7 +16,7 @@ import vl_convert
 
 from verl_gsd.charts.parts import Section
 from verl_gsd.charts.theme import styled
-from verl_gsd.writing import whole
+from verl_gsd.writing import atomic_write
 
 
 def render_page(title: str, sections: Sequence[Section], *, refresh: int | None = None) -> str:
@@ -41,7 +41,7 @@ def write_page(path: Path, title: str, sections: Sequence[Section], *, refresh: 
         OSError: the disk is full, or the folder is not writable.
     """
     content = render_page(title, sections, refresh=refresh)
-    with whole(path) as building:
+    with atomic_write(path) as building:
         building.write_text(content, encoding="utf-8")
 
 

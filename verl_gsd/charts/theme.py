@@ -7,7 +7,7 @@ from pathlib import Path
 import altair as alt
 import vl_convert
 
-from verl_gsd.writing import whole
+from verl_gsd.writing import atomic_write
 
 #: The eight colours of Okabe and Ito, in the order in which series use them. Yellow is last: it is faint on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#F0E442")
@@ -60,5 +60,5 @@ def write_png(chart: alt.TopLevelMixin, path: Path) -> None:
     if specification.get("width") == "container":
         specification["width"] = _PNG_WIDTH
     picture = vl_convert.vegalite_to_png(specification, scale=_SCALE)
-    with whole(path) as building:
+    with atomic_write(path) as building:
         building.write_bytes(picture)

@@ -171,7 +171,8 @@ def _training_settings(checkpoint: str) -> tuple[int, dict[str, Any]]:
 
     For a model that is not a run's checkpoint: 8192 and no options.
     """
-    from verl_gsd.compare.run_names import config_value, read_yaml
+    from verl_gsd.compare.run_names import read_yaml
+    from verl_gsd.dotted_keys import value_at
     from verl_gsd.rundir import RunDirectory
     from verl_gsd.sections import is_whole
 
@@ -181,7 +182,7 @@ def _training_settings(checkpoint: str) -> tuple[int, dict[str, Any]]:
     if config is None:
         return 8192, {}
     max_tokens, options = (
-        config_value(config, f"data.{key}") for key in ("max_response_length", "apply_chat_template_kwargs")
+        value_at(config, f"data.{key}") for key in ("max_response_length", "apply_chat_template_kwargs")
     )
     if not is_whole(max_tokens, 1) or not isinstance(options or {}, dict):
         raise ValueError(

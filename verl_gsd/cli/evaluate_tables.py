@@ -12,7 +12,7 @@ from rich.table import Table
 
 from verl_gsd.compare.comparison_file import nonfinite_to_null
 from verl_gsd.evaluation.results import RESULT, BenchResult, compare, read_result
-from verl_gsd.writing import whole
+from verl_gsd.writing import atomic_write
 
 
 def results_table(results: Mapping[str, BenchResult], others: Mapping[str, BenchResult]) -> Table:
@@ -56,7 +56,7 @@ def write_summary(folder: Path, results: Mapping[str, BenchResult], others: Mapp
     """
     earlier = {path.parent.name: read_result(path.parent) for path in sorted(folder.glob(f"*/{RESULT}"))}
     summary = {name: _summarise(result, others.get(name)) for name, result in {**earlier, **results}.items()}
-    with whole(folder / "results.json") as building:
+    with atomic_write(folder / "results.json") as building:
         building.write_text(json.dumps(nonfinite_to_null(summary), indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 

@@ -16,7 +16,7 @@ from verl_gsd.judge.score_files import SCORE_COLUMN, ResponseFile
 if TYPE_CHECKING:
     from verl_gsd.judge.scorer import Question, Scorer
     from verl_gsd.judge.settings import JudgeSettings
-    from verl_gsd.sheets import Sheet
+    from verl_gsd.row_table import RowTable
 
 Device = Annotated[str, typer.Option(help="The device for a local model: cpu, cuda, cuda:1.")]
 
@@ -59,13 +59,13 @@ def score(
     from verl_gsd.judge.judge import Judge
     from verl_gsd.judge.offline import score_all
     from verl_gsd.judge.settings import JudgeSettings
-    from verl_gsd.sheets import read_sheet
+    from verl_gsd.row_table import read_row_table
 
     try:
-        sheet = read_sheet(file)
+        sheet = read_row_table(file)
         if cache is not None and cache.resolve() in (output.resolve(), file.resolve()):
             fail(f"--cache {cache}: this file is also the input or the output. Use a separate file")
-        sheet.require_writable(output, SCORE_COLUMN)
+        sheet.check_writable(output, SCORE_COLUMN)
         questions = _questions(sheet, problem_column, response_column, reference_column)
         given = {"answer": answer, "concurrency": concurrency, "timeout_s": timeout}
         settings = JudgeSettings.of(
@@ -102,7 +102,7 @@ def score(
     out.print(f"Wrote the scores to {escape(str(output))}.", highlight=False)
 
 
-def _questions(sheet: Sheet, problem: str, response: str, reference: str | None) -> list[Question]:
+def _questions(sheet: RowTable, problem: str, response: str, reference: str | None) -> list[Question]:
     from verl_gsd.judge.cells import as_reference, as_response
     from verl_gsd.judge.problem import problem_text
     from verl_gsd.judge.scorer import Question

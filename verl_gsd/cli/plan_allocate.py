@@ -1,4 +1,4 @@
-"""``verl-gsd plan --allocate``: a training set with a group size for each prompt, and what that is worth."""
+"""``verl-gsd plan --allocate``: a training set with a group size for each prompt, and the expected effect."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from verl_gsd.sheets import Sheet, read_sheet
+from verl_gsd.row_table import RowTable, read_row_table
 from verl_gsd.solve_rates import SolveRates
-from verl_gsd.solve_rates.allocating import COLUMN, Allocation, allocate_rows, require_allocatable
+from verl_gsd.solve_rates.allocating import COLUMN, Allocation, allocate_rows, check_training_set
 
 
-def share_out(
+def allocate_training_set(
     path: Path,
     rates: SolveRates,
     data: Path,
@@ -21,72 +21,80 @@ def share_out(
     minimum: int,
     maximum: int | None,
     batch_size: int | None,
-) -> tuple[Sheet, Allocation]:
-    """The training set ``data`` and group sizes for its rows; nothing is written to ``path`` yet.
+) -> tuple[RowTable, Allocation]:
+    """The training set in ``data`` and group sizes for its rows. Nothing is written to ``path`` yet.
 
     Raises:
-        ValueError: the training set cannot be written there, or its rows be matched or shared out.
+        ValueError: the training set cannot be written to ``path``, its rows do not match the solve rates, or the
+            bounds contradict each other.
     """
     if data.is_dir() or data.suffix == ".json":
-        raise ValueError(f"{data}: holds no training set. Write --data FILE.parquet")
-    sheet = read_sheet(data)
-    require_allocatable(sheet, path)
-    found = allocate_rows(
+        raise ValueError(f"{data} is not a training set. Set --data to a .parquet file.")
+    table = read_row_table(data)
+    check_training_set(table, path)
+    allocation = allocate_rows(
         rates,
-        sheet,
+        table,
         group_size,
-        objective=objective,  # type: ignore[arg-type]  # it checks the name
+        objective=objective,  # type: ignore[arg-type]  # allocate_rows checks the name
         minimum=minimum,
         maximum=maximum,
         batch_size=batch_size,
     )
-    return sheet, found
+    return table, allocation
 
 
 def sentences(
-    path: Path, found: Allocation, group_size: int, objective: str | None, batch_size: int | None
+    path: Path, allocation: Allocation, group_size: int, objective: str | None, batch_size: int | None
 ) -> list[str]:
-    """What was written, what it is expected to be worth, and how to train on it."""
-    sizes = found.sizes
-    unknown = int((~found.known).sum())
-    said = [
-        f"{path}: {len(sizes)} rows, column {COLUMN} of {sizes.min()} to {sizes.max()} rollouts (median "
-        f"{np.median(sizes):g}), which add up to {sizes.sum()} = {group_size} x {len(sizes)}."
+    """What was written, the expected effect, and how to train with it."""
+    sizes = allocation.sizes
+    n_unknown = int((~allocation.known).sum())
+    messages = [
+        f"{path}: {len(sizes)} rows. Column {COLUMN} has {sizes.min()} to {sizes.max()} rollouts per prompt (median "
+        f"{np.median(sizes):g}), in total {sizes.sum()} = {group_size} x {len(sizes)}."
     ]
-    if unknown:
-        said.append(f"{unknown} rows have no solve rate and get {group_size} each.")
-    (before, after), (mixed_before, mixed_after) = found.gain, found.mixed
-    by = "posterior of each prompt's counts, any rate equally likely before" if found.from_counts else "solve rates"
-    change = f" ({after / before - 1:+.1%})" if before > 0 else ""
-    said.append(
-        f"Expected beside groups of {group_size} everywhere, by the {by}: mean gain {before:.4f} -> {after:.4f}"
-        f"{change}, mixed groups {mixed_before:.1%} -> {mixed_after:.1%}."
+    if n_unknown:
+        messages.append(f"{n_unknown} rows have no solve rate and get {group_size} each.")
+    (gain_before, gain), (mixed_before, mixed) = allocation.gain, allocation.mixed
+    source = (
+        "the posterior of each prompt's counts under a uniform prior" if allocation.from_counts else "the solve rates"
     )
-    if not found.from_counts:
-        said.append(
-            "Rates were taken as exact. If few responses are behind them, that promises too much, and equal groups can "
-            "be better: say how many there were, with --samples or --total-column."
+    change = f" ({gain / gain_before - 1:+.1%})" if gain_before > 0 else ""
+    messages.append(
+        f"Expected change from equal groups of {group_size}, according to {source}: mean gain {gain_before:.4f} -> "
+        f"{gain:.4f}{change}, mixed groups {mixed_before:.1%} -> {mixed:.1%}."
+    )
+    if not allocation.from_counts:
+        messages.append(
+            "The solve rates were treated as exact. If they come from few responses, this estimate is too high and "
+            "equal groups can be better. Use --samples or --total-column to say how many responses there were."
         )
     if objective == "fidelity":
-        said.append("Objective fidelity makes estimates equally faithful; it is not meant to raise either figure.")
-    said.append("It holds for the policy the rates are of, and less and less for one that has learned from them.")
-    said.append(
-        f"Train with data.train_files={path} actor_rollout_ref.rollout.n={group_size} in trainer mode gsd_sync (or "
-        "verl's sync) without algorithm.filter_groups: others take whichever groups finish first."
+        messages.append("The objective fidelity makes estimates equally faithful. It does not raise these figures.")
+    messages.append(
+        "The estimate holds for the policy that the solve rates were measured on. It becomes less accurate as training "
+        "changes the policy."
     )
-    said.append(
-        "A prompt then weighs in the update by its rows, more where it has more of them; budget=adaptive, which does "
-        "this during a run, weighs prompts alike."
+    messages.append(
+        f"Train with data.train_files={path} actor_rollout_ref.rollout.n={group_size} in trainer mode gsd_sync (or "
+        "verl's sync) without algorithm.filter_groups. In other modes the batch consists of the groups that finish "
+        "first."
+    )
+    messages.append(
+        "A prompt with more rollouts has a larger weight in the update. budget=adaptive, which allocates rollouts "
+        "during a run, gives all prompts the same weight."
     )
     if batch_size is None:
-        said.append(
-            f"A shuffled batch's rows add up to {group_size} each on average only, and verl fills up with padding to "
-            "whole mini-batches, which can cost an optimiser step. With --batch-size B (your data.train_batch_size) "
-            "and data.shuffle=false every batch is exact."
+        messages.append(
+            f"The rows of a shuffled batch have {group_size} rollouts only on average, and verl pads the batch to "
+            "whole mini-batches, which can cost an optimizer step. With --batch-size B (your data.train_batch_size) "
+            "and data.shuffle=false every batch has the exact total."
         )
     else:
-        said.append(
-            f"Each {batch_size} rows add up to {group_size} x {batch_size}: keep data.train_batch_size={batch_size}, "
-            "data.shuffle=false and the rows' order, and leave out no row by its length."
+        messages.append(
+            f"Each {batch_size} rows have {group_size} x {batch_size} rollouts in total. Keep "
+            f"data.train_batch_size={batch_size}, data.shuffle=false and the order of the rows, and do not filter rows "
+            "by length."
         )
-    return said
+    return messages

@@ -1,4 +1,4 @@
-"""The pictures of ``verl-gsd plan``: one page, or one PNG."""
+"""The charts of ``verl-gsd plan``, on one HTML page or in one PNG."""
 
 from __future__ import annotations
 
@@ -9,32 +9,40 @@ import altair as alt
 import numpy as np
 
 from verl_gsd.charts import COLOURS, Section, Table, write_page, write_png
-from verl_gsd.cli.plan_tables import by_group_size, by_solve_rate, by_target, meanings, name_of, sentences
-from verl_gsd.planning.summary import BINS, Promise, Target, by_bin, gradient_mass, promise
+from verl_gsd.cli.plan_tables import (
+    algorithm_name,
+    by_group_size,
+    by_group_size_notes,
+    by_solve_rate,
+    by_target,
+    source_sentences,
+)
+from verl_gsd.planning.summary import BINS, GroupSizeSummary, Target, gradient_mass, share_by_bin, summarize
 from verl_gsd.solve_rates import SolveRates
 
-_SILENT = "A group is silent when all its rewards agree: it teaches nothing."
+_SILENT = "A group is silent if all its rewards are equal. It contributes no gradient."
 _SIZES = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-#: Powers of two suit how often prompts are usually sampled: no bar has more of their rates than its neighbours.
+#: Number of histogram bars. Prompts are usually sampled a power of two times, so a power of two spreads their possible
+#: rates evenly over the bars.
 _BARS = 16
-#: What is no algorithm, beside the colours that are.
+#: Color of the bars that show prompts instead of an algorithm.
 _GREY = "#8c8c8c"
 
 
 def draw(
     path: Path,
     rates: SolveRates,
-    promises: Sequence[Promise],
+    summaries: Sequence[GroupSizeSummary],
     alphas: Sequence[float],
     targets: Sequence[Target],
 ) -> None:
-    """Draw solve rates, silence by group size and the gradient's sources into ``path``, .html or .png.
+    """Draw the solve rates, the silent groups by group size, and the gradient shares to ``path``, .html or .png.
 
     Raises:
-        OSError: there is no room, or no right to write.
+        OSError: the disk is full, or the process may not write there.
     """
-    size = promises[-1].group_size
-    histogram, silence, mass = _histogram(rates), _silence(rates, promises), _mass(rates, alphas, size)
+    size = summaries[-1].group_size
+    histogram, silence, mass = _histogram(rates), _silence(rates, summaries), _mass(rates, alphas, size)
     titles = (
         "Prompts by solve rate",
         "Silent groups by group size",
@@ -47,25 +55,29 @@ def draw(
         ]
         write_png(alt.vconcat(*charts).resolve_scale(color="independent"), path)
         return
-    figures = by_group_size(rates, promises, alphas, targets)
-    large, *finite = by_solve_rate(rates, promises, alphas)
+    figures = by_group_size(rates, summaries, alphas, targets)
+    large, *finite = by_solve_rate(rates, summaries, alphas)
     sections = [
-        Section("solve-rates", titles[0], sentences(rates), histogram),
-        Section("silence", titles[1], [_SILENT, *meanings(promises)], silence, Table(*figures)),
+        Section("solve-rates", titles[0], source_sentences(rates), histogram),
+        Section("silence", titles[1], [_SILENT, *by_group_size_notes(summaries)], silence, Table(*figures)),
         Section(
             "gradient",
             titles[2],
-            ["Shares of each algorithm's update, beside shares of the prompts."],
+            ["Shares of each algorithm's update, next to the shares of the prompts."],
             mass,
         ),
         *(
-            Section(f"gradient-{place}", title, table=Table(header, rows))
-            for place, (title, header, rows) in enumerate([*finite, large])
+            Section(f"gradient-{position}", title, table=Table(header, rows))
+            for position, (title, header, rows) in enumerate([*finite, large])
         ),
     ]
     if targets:
         sections.append(
-            Section("targets", "Group sizes enough for a share of the prompts", table=Table(*by_target(targets)))
+            Section(
+                "targets",
+                "Group sizes that are large enough for a share of the prompts",
+                table=Table(*by_target(targets)),
+            )
         )
     write_page(path, f"Plan of {rates.path.name}", sections)
 
@@ -88,13 +100,13 @@ def _histogram(rates: SolveRates) -> alt.Chart:
     )
 
 
-def _silence(rates: SolveRates, promises: Sequence[Promise]) -> alt.Chart:
+def _silence(rates: SolveRates, summaries: Sequence[GroupSizeSummary]) -> alt.Chart:
     points = []
-    for size in sorted({*_SIZES, *(one.group_size for one in promises)}):
-        found = promise(rates.rate, rates.correct, rates.total, size)
-        points.append({"size": size, "silent": found.silent, "estimate": "plug-in"})
-        if found.unbiased is not None and found.unbiased.prompts == len(rates):
-            points.append({"size": size, "silent": found.unbiased.silent, "estimate": "unbiased"})
+    for size in sorted({*_SIZES, *(each.group_size for each in summaries)}):
+        figures = summarize(rates.rate, rates.correct, rates.total, size)
+        points.append({"size": size, "silent": figures.silent, "estimate": "plug-in"})
+        if figures.unbiased is not None and figures.unbiased.prompts == len(rates):
+            points.append({"size": size, "silent": figures.unbiased.silent, "estimate": "unbiased"})
     return (
         alt.Chart(alt.Data(values=points))
         .mark_line(point=True)
@@ -108,12 +120,14 @@ def _silence(rates: SolveRates, promises: Sequence[Promise]) -> alt.Chart:
 
 
 def _mass(rates: SolveRates, alphas: Sequence[float], size: int) -> alt.Chart:
-    shares = {"prompts": by_bin(rates.rate)}
-    shares |= {name_of(alpha): by_bin(rates.rate, gradient_mass(rates.rate, alpha, size)) for alpha in alphas}
+    shares = {"prompts": share_by_bin(rates.rate)}
+    shares |= {
+        algorithm_name(alpha): share_by_bin(rates.rate, gradient_mass(rates.rate, alpha, size)) for alpha in alphas
+    }
     bars = [
         {"rate": name, "of": series, "share": float(share)}
-        for series, by in shares.items()
-        for name, share in zip(BINS, np.nan_to_num(by), strict=True)
+        for series, series_shares in shares.items()
+        for name, share in zip(BINS, np.nan_to_num(series_shares), strict=True)
     ]
     return (
         alt.Chart(alt.Data(values=bars))

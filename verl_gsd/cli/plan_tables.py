@@ -1,4 +1,4 @@
-"""What ``verl-gsd plan`` prints."""
+"""The text and tables that ``verl-gsd plan`` prints."""
 
 from __future__ import annotations
 
@@ -9,123 +9,137 @@ import numpy as np
 from rich.table import Table
 
 from verl_gsd.console import out
-from verl_gsd.planning.summary import BINS, EXTREMES, MIDDLE, Promise, Target, by_bin, gradient_mass, sampling_factor
+from verl_gsd.planning.summary import (
+    BINS,
+    EXTREMES,
+    MIDDLE,
+    GroupSizeSummary,
+    Target,
+    gradient_mass,
+    sampling_factor,
+    share_by_bin,
+)
 from verl_gsd.solve_rates import SolveRates
 
 _QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 
 
-def show(rates: SolveRates, promises: Sequence[Promise], alphas: Sequence[float], targets: Sequence[Target]) -> None:
-    """Print what was read, then a table of group sizes, of the gradient's sources, and of the targets."""
-    for sentence in sentences(rates):
+def show(
+    rates: SolveRates, summaries: Sequence[GroupSizeSummary], alphas: Sequence[float], targets: Sequence[Target]
+) -> None:
+    """Print what was read, then the tables by group size, by solve rate, and by target."""
+    for sentence in source_sentences(rates):
         out.print(sentence, markup=False, highlight=False, soft_wrap=True)
-    out.print(_table("By group size", *by_group_size(rates, promises, alphas, targets)))
-    for sentence in meanings(promises):
+    out.print(_table("By group size", *by_group_size(rates, summaries, alphas, targets)))
+    for sentence in by_group_size_notes(summaries):
         out.print(f"- {sentence}", markup=False, highlight=False)
-    # Of several sizes the ends and the middle of each are in the table above.
-    for title, header, rows in by_solve_rate(rates, promises if len(promises) == 1 else (), alphas):
+    # With several group sizes, the table above already has the gradient shares of each.
+    for title, header, rows in by_solve_rate(rates, summaries if len(summaries) == 1 else (), alphas):
         out.print(_table(title, header, rows))
     if targets:
-        out.print(_table("Group sizes enough for a share of the prompts", *by_target(targets)))
+        out.print(_table("Group sizes that are large enough for a share of the prompts", *by_target(targets)))
 
 
-def sentences(rates: SolveRates) -> list[str]:
-    """What was read, what that means, and what was left out."""
-    found = [f"{len(rates)} prompts from {rates.path}, mean solve rate {rates.rate.mean():.3f}; {_behind(rates)}."]
-    if rates.row is None and rates.path.is_dir():
-        found.append("Visits at all steps count alike: these are rates of the policy as it was on the way.")
-    return [*found, *(f"Left out: {reason}." for reason in rates.skipped)]
-
-
-def meanings(promises: Sequence[Promise]) -> list[str]:
-    """What the words of ``by_group_size`` mean."""
-    found = [
-        "plug-in takes each rate as exact, which overstates silence; unbiased draws G of the responses behind it.",
-        "gain: E[sigma] of a group, GRPO's scalar signal. ends: share of the gradient from rates below .1 or above .9.",
-        "draws per mixed: groups generated for each that is kept where silent ones are replaced (DAPO), on average.",
+def source_sentences(rates: SolveRates) -> list[str]:
+    """What was read, how to interpret it, and what was skipped."""
+    sentences = [
+        f"{len(rates)} prompts from {rates.path}, mean solve rate {rates.rate.mean():.3f}; {_response_counts(rates)}."
     ]
-    if not any(promise.unbiased for promise in promises):
-        found[0] = (
-            "plug-in takes each rate as exact, which overstates silence. Unbiased figures need G responses behind a "
-            "rate: a source that tells how many there were, or fewer responses a group."
+    if rates.row is None and rates.path.is_dir():
+        sentences.append("Responses of all training steps are pooled, so these rates average over a changing policy.")
+    return [*sentences, *(f"Skipped: {reason}." for reason in rates.skipped)]
+
+
+def by_group_size_notes(summaries: Sequence[GroupSizeSummary]) -> list[str]:
+    """Explanations of the row names of ``by_group_size``."""
+    notes = [
+        "plug-in treats each rate as exact, which overstates silent groups; unbiased draws G of a prompt's responses.",
+        "gain: E[sigma] of a group, GRPO's scalar signal. ends: gradient share of the rates below 0.1 or above 0.9.",
+        "draws per mixed: mean number of groups generated per mixed group if silent groups are replaced (DAPO).",
+    ]
+    if not any(summary.unbiased for summary in summaries):
+        notes[0] = (
+            "plug-in treats each rate as exact, which overstates silent groups. Unbiased figures need G responses per "
+            "prompt: set --samples or --total-column if the file has rates, or use a smaller group size."
         )
-    return found
+    return notes
 
 
-def _behind(rates: SolveRates) -> str:
+def _response_counts(rates: SolveRates) -> str:
     if rates.total is None:
-        return "how many responses are behind the rates is not known"
+        return "the number of responses per prompt is unknown"
     fewest, most = int(rates.total.min()), int(rates.total.max())
-    return f"{fewest} responses behind each" if fewest == most else f"{fewest} to {most} responses behind each"
+    return f"{fewest} responses per prompt" if fewest == most else f"{fewest} to {most} responses per prompt"
 
 
 def by_group_size(
-    rates: SolveRates, promises: Sequence[Promise], alphas: Sequence[float], targets: Sequence[Target]
+    rates: SolveRates, summaries: Sequence[GroupSizeSummary], alphas: Sequence[float], targets: Sequence[Target]
 ) -> tuple[list[str], list[tuple[str, ...]]]:
-    """Header and rows: a column a group size."""
-    unbiased = [promise.unbiased for promise in promises]
+    """Header and rows of the table with one column per group size."""
+    unbiased = [summary.unbiased for summary in summaries]
     rows = [
-        ("silent groups, plug-in", *(_share(one.silent, 2) for one in promises)),
-        ("silent groups, unbiased", *(_share(one.silent, 2) if one else "-" for one in unbiased)),
-        ("mixed groups, plug-in", *(_share(1 - one.silent, 2) for one in promises)),
-        ("mixed groups, unbiased", *(_share(1 - one.silent, 2) if one else "-" for one in unbiased)),
-        ("mean gain, plug-in", *(f"{one.gain:.4f}" for one in promises)),
-        ("mean gain, unbiased", *(f"{one.gain:.4f}" if one else "-" for one in unbiased)),
-        ("fidelity (0 < rate < 1)", *(_number(one.fidelity, ".3f") for one in promises)),
-        ("draws per mixed, plug-in", *(_factor(one.silent) for one in promises)),
-        ("draws per mixed, unbiased", *(_factor(one.silent) if one else "-" for one in unbiased)),
-        ("prompts, if unbiased", *(str(one.prompts if one else 0) for one in unbiased)),
+        ("silent groups, plug-in", *(_share(summary.silent, 2) for summary in summaries)),
+        ("silent groups, unbiased", *(_share(means.silent, 2) if means else "-" for means in unbiased)),
+        ("mixed groups, plug-in", *(_share(1 - summary.silent, 2) for summary in summaries)),
+        ("mixed groups, unbiased", *(_share(1 - means.silent, 2) if means else "-" for means in unbiased)),
+        ("mean gain, plug-in", *(f"{summary.gain:.4f}" for summary in summaries)),
+        ("mean gain, unbiased", *(f"{means.gain:.4f}" if means else "-" for means in unbiased)),
+        ("fidelity (0 < rate < 1)", *(_number(summary.fidelity, ".3f") for summary in summaries)),
+        ("draws per mixed, plug-in", *(_factor(summary.silent) for summary in summaries)),
+        ("draws per mixed, unbiased", *(_factor(means.silent) if means else "-" for means in unbiased)),
+        ("prompts in unbiased", *(str(means.prompts if means else 0) for means in unbiased)),
     ]
     if not any(unbiased):
         rows = [row for row in rows if "unbiased" not in row[0]]
+    sizes = [summary.group_size for summary in summaries]
     for alpha in alphas:
-        shares = [by_bin(rates.rate, gradient_mass(rates.rate, alpha, one.group_size)) for one in promises]
-        ends, middle = ([float(share[places].sum()) for share in shares] for places in (list(EXTREMES), [MIDDLE]))
-        rows.append((f"{name_of(alpha)}: ends", *map(_share, ends)))
-        rows.append((f"{name_of(alpha)}: .4 to .6", *map(_share, middle)))
-    for goal in targets:
-        name = f"prompts of {goal.criterion} >= {goal.wanted:g}"
-        rows.append((name, *(_share(goal.reached(one.group_size)) for one in promises)))
-    return ["", *(f"G = {promise.group_size}" for promise in promises)], rows
+        shares = [share_by_bin(rates.rate, gradient_mass(rates.rate, alpha, size)) for size in sizes]
+        ends, middle = ([float(share[bins].sum()) for share in shares] for bins in (list(EXTREMES), [MIDDLE]))
+        rows.append((f"{algorithm_name(alpha)}: ends", *map(_share, ends)))
+        rows.append((f"{algorithm_name(alpha)}: {BINS[MIDDLE]}", *map(_share, middle)))
+    for target in targets:
+        name = f"prompts with {target.criterion} >= {target.wanted:g}"
+        rows.append((name, *(_share(target.reached(size)) for size in sizes)))
+    return ["", *(f"G = {size}" for size in sizes)], rows
 
 
 def by_solve_rate(
-    rates: SolveRates, promises: Sequence[Promise], alphas: Sequence[float]
+    rates: SolveRates, summaries: Sequence[GroupSizeSummary], alphas: Sequence[float]
 ) -> list[tuple[str, list[str], list[tuple[str, ...]]]]:
-    """Title, header and rows of a table for large groups and one for each group size: a column an exponent."""
-    prompts = by_bin(rates.rate)
+    """Title, header and rows of the tables with one column per exponent: for large groups, then for each group size."""
+    prompts = share_by_bin(rates.rate)
     tables = []
-    for size in (None, *(promise.group_size for promise in promises)):
-        shares = [prompts, *(by_bin(rates.rate, gradient_mass(rates.rate, alpha, size)) for alpha in alphas)]
-        rows = [(name, *(_share(float(share[place])) for share in shares)) for place, name in enumerate(BINS)]
-        rows.append(("ends: below .1, above .9", *(_share(float(share[list(EXTREMES)].sum())) for share in shares)))
+    for size in (None, *(summary.group_size for summary in summaries)):
+        shares = [prompts, *(share_by_bin(rates.rate, gradient_mass(rates.rate, alpha, size)) for alpha in alphas)]
+        rows = [(name, *(_share(float(share[position])) for share in shares)) for position, name in enumerate(BINS)]
+        rows.append(("ends: below 0.1, above 0.9", *(_share(float(share[list(EXTREMES)].sum())) for share in shares)))
         where = "the limit of large groups" if size is None else f"groups of {size}"
         tables.append(
-            (f"Where the gradient comes from, {where}", ["solve rate", "prompts", *map(name_of, alphas)], rows)
+            (f"Where the gradient comes from, {where}", ["solve rate", "prompts", *map(algorithm_name, alphas)], rows)
         )
     return tables
 
 
 def by_target(targets: Sequence[Target]) -> tuple[list[str], list[tuple[str, ...]]]:
-    """Header and rows: a row a target, a column a share of the prompts that are to reach it."""
+    """Header and rows of the table with one row per target and one column per share of the prompts that reach it."""
     header = ["", *(f"{share:.0%}" for share in _QUANTILES), "no size"]
     rows = []
-    for goal in targets:
-        needed = (goal.quantile(share) for share in _QUANTILES)
-        sizes = ("-" if math.isinf(size) else f"{size:.0f}" for size in needed)
-        rows.append((f"{goal.criterion} {goal.wanted:g}", *sizes, _share(float(np.isinf(goal.smallest).mean()))))
+    for target in targets:
+        quantiles = (target.quantile(share) for share in _QUANTILES)
+        sizes = ("-" if math.isinf(size) else f"{size:.0f}" for size in quantiles)
+        rows.append((f"{target.criterion} {target.wanted:g}", *sizes, _share(float(np.isinf(target.smallest).mean()))))
     return header, rows
 
 
-def name_of(alpha: float) -> str:
-    """The algorithm that has the dial's exponent, or the exponent."""
+def algorithm_name(alpha: float) -> str:
+    """The algorithm with this exponent of the dial, or the exponent itself."""
     return {1.0: "GRPO", 0.0: "Dr. GRPO"}.get(alpha, f"alpha {alpha:g}")
 
 
 def _table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     table = Table(title=title, title_justify="left")
-    for place, name in enumerate(header):
-        table.add_column(name, justify="right" if place else "left", overflow="fold")
+    for position, name in enumerate(header):
+        table.add_column(name, justify="right" if position else "left", overflow="fold")
     for row in rows:
         table.add_row(*row)
     return table

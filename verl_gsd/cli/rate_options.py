@@ -1,4 +1,4 @@
-"""How a command is told where solve rates stand in a file: options of ``plan`` and ``lab``."""
+"""Options of ``plan`` and ``lab`` that say which columns of a file hold the solve rates."""
 
 from __future__ import annotations
 
@@ -6,7 +6,12 @@ from typing import Annotated
 
 import typer
 
-Column = Annotated[str | None, typer.Option(help="Of the rates: their column; of dumps, the verdict.")]
-Samples = Annotated[int | None, typer.Option(help="Of the rates: how many responses are behind each rate or count.")]
-CorrectColumn = Annotated[str | None, typer.Option(help="In place of --column: a column that counts right responses.")]
-TotalColumn = Annotated[str | None, typer.Option(help="In place of --samples: a column that counts responses.")]
+Column = Annotated[
+    str | None,
+    typer.Option(help="Column with the solve rates. For verl's rollout dumps: the field with the verdict."),
+]
+Samples = Annotated[int | None, typer.Option(help="Number of responses behind each solve rate or count.")]
+CorrectColumn = Annotated[
+    str | None, typer.Option(help="Instead of --column: column with the number of correct responses.")
+]
+TotalColumn = Annotated[str | None, typer.Option(help="Instead of --samples: column with the number of responses.")]

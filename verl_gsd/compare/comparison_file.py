@@ -11,7 +11,7 @@ from typing import Any
 
 from verl_gsd.compare.comparison import Comparison
 from verl_gsd.compare.curves import Curve
-from verl_gsd.writing import whole
+from verl_gsd.writing import atomic_write
 
 #: The key that identifies such a file, and the version of its format.
 _MARK, _VERSION = "verl_gsd_comparison", 1
@@ -26,7 +26,7 @@ def write_comparison(path: Path, comparison: Comparison) -> None:
         OSError: the disk is full, or the folder is not writable.
     """
     content = {_MARK: _VERSION, **dataclasses.asdict(comparison), "shortest": comparison.shortest.name}
-    with whole(path) as building:
+    with atomic_write(path) as building:
         building.write_text(json.dumps(nonfinite_to_null(content), indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 

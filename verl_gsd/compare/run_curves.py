@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from verl_gsd.compare.curves import Curve
-from verl_gsd.compare.run_names import config_value, label_and_seed, read_yaml
+from verl_gsd.compare.run_names import label_and_seed, read_yaml
+from verl_gsd.dotted_keys import value_at
 from verl_gsd.evaluation.summary import ACCURACY
 from verl_gsd.records import read_records
-from verl_gsd.rundir import RunDirectory, read_metrics
+from verl_gsd.rundir import TRAINED, RunDirectory, merge_metrics, read_metrics
 from verl_gsd.sections import is_whole
 
 #: If this is above 0, verl validates on that many held-out prompts: the first ones, or with ``SHUFFLE`` a sample that
@@ -34,8 +35,6 @@ VALIDATION = (
     "reward.custom_reward_function.name",
 )
 _TOTAL = "trainer.total_training_steps"
-#: verl logs this metric with every training step, but not with a validation before the first step.
-_TRAINED = "training/global_step"
 
 
 class NoValidationYetError(ValueError):
@@ -68,7 +67,7 @@ def read_curve(run: Path, label: str | None = None, source: str | None = None) -
     tokens = _tokens(run)
     metrics = _validations(layout)
     config = read_yaml(layout.config) or {}
-    total = config_value(config, _TOTAL)
+    total = value_at(config, _TOTAL)
     total = total if isinstance(total, int) else None
     if not metrics:
         last_step = max(tokens, default=0)
@@ -96,9 +95,9 @@ def read_curve(run: Path, label: str | None = None, source: str | None = None) -
         )
     generated = np.cumsum([tokens.get(step, 0) for step in range(steps[-1] + 1)]).tolist()
     label, seed = label_and_seed(run, config, label)
-    validation = {key: _without_home(config_value(config, key)) for key in VALIDATION} if config else {}
+    validation = {key: _without_home(value_at(config, key)) for key in VALIDATION} if config else {}
     if is_whole(validation.get(VALIDATED), 1):
-        validation[SHUFFLE] = config_value(config, SHUFFLE)
+        validation[SHUFFLE] = value_at(config, SHUFFLE)
     try:
         return Curve(
             label,
@@ -135,16 +134,9 @@ def _validations(layout: RunDirectory) -> dict[int, dict[str, float]]:
 
     An attempt that resumed from step S discards the results of earlier attempts from step S + 1 on.
     """
-    steps: dict[int, dict[str, float]] = {}
-    for attempt in layout.attempts():
-        lines = _lines(layout.metrics(attempt))
-        if trained := [step for step, data in lines if _TRAINED in data]:
-            steps = {step: data for step, data in steps.items() if step < min(trained)}
-        for step, data in lines:
-            accuracies = {name: value for name, value in data.items() if ACCURACY.match(name) and not math.isnan(value)}
-            if accuracies:
-                steps[step] = steps.get(step, {}) | accuracies
-    return dict(sorted(steps.items()))
+    steps = merge_metrics(_lines(layout.metrics(attempt)) for attempt in layout.attempts())
+    accuracies = {step: {name: data[name] for name in data if name != TRAINED} for step, data in steps.items()}
+    return {step: data for step, data in accuracies.items() if data}
 
 
 def _lines(path: Path) -> list[tuple[int, dict[str, float]]]:
@@ -152,8 +144,10 @@ def _lines(path: Path) -> list[tuple[int, dict[str, float]]]:
     lines: list[tuple[int, dict[str, float]]] = []
     try:
         for step, data in read_metrics(path):
-            selected = {name: value for name, value in data.items() if name == _TRAINED or ACCURACY.match(name)}
-            lines.append((operator.index(step), {name: float(value) for name, value in selected.items()}))
+            selected = {name: value for name, value in data.items() if name == TRAINED or ACCURACY.match(name)}
+            numbers = {name: float(value) for name, value in selected.items()}
+            known = {name: value for name, value in numbers.items() if name == TRAINED or not math.isnan(value)}
+            lines.append((operator.index(step), known))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path}: line {len(lines) + 1} is not a valid line of metrics ({error}). Repair or remove it"

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from verl_gsd.dotted_keys import value_at
 from verl_gsd.rundir import RunDirectory
 
 _SEEDED = re.compile(r"(?:(?P<before>.+)-)?seed_(?P<seed>\d+)")
@@ -30,7 +31,7 @@ def label_and_seed(run: Path, config: Mapping[str, Any], label: str | None) -> t
         ValueError: the label or the seed is unknown, or the folder and the config have different seeds.
     """
     folder = run.resolve()
-    match, configured = _SEEDED.fullmatch(folder.name), config_value(config, "data.seed")
+    match, configured = _SEEDED.fullmatch(folder.name), value_at(config, "data.seed")
     seed = int(match["seed"]) if match else configured
     if not isinstance(seed, int):
         raise ValueError(
@@ -62,10 +63,3 @@ def read_yaml(path: Path) -> Any:
         return None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: cannot be read: {error}") from error
-
-
-def config_value(config: Any, key: str) -> Any:
-    """Return the value at a dotted key of a config, or None if the key does not exist."""
-    for name in key.split("."):
-        config = config.get(name) if isinstance(config, dict) else None
-    return config

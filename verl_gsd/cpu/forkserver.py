@@ -58,8 +58,8 @@ MODULES = (
     "vllm.v1.executor.uniproc_executor",
 )
 
-#: The environment variable with the folder for the server's socket, which the launcher makes
-#: (``private_folders.of_run``).
+#: The environment variable with the folder for the server's socket, which the launcher creates
+#: (``private_folders.run_folder``).
 FOLDER = "VERL_GSD_SOCKET_FOLDER"
 
 #: Messages to a client. Its fork sends ``_STARTED`` and its process id; the server sends ``_ENDED`` and the exit code.
@@ -78,7 +78,7 @@ def _folder() -> Iterator[str]:
         private_folders.hold(launcher_folder)
         yield launcher_folder
     else:
-        with private_folders.of_run() as new_folder:
+        with private_folders.run_folder() as new_folder:
             yield new_folder
 
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from verl_gsd.evaluation.benches import Bench
-from verl_gsd.writing import whole
+from verl_gsd.writing import atomic_write
 
 #: Number of questions per part.
 PART_SIZE = 64
@@ -75,7 +75,7 @@ def part_file(folder: Path, number: int) -> Path:
 
 def write_part(folder: Path, number: int, rows: Sequence[dict]) -> None:
     """Write a part atomically."""
-    with whole(part_file(folder, number)) as building:
+    with atomic_write(part_file(folder, number)) as building:
         pq.write_table(pa.Table.from_pylist(list(rows), SCHEMA), building, compression="zstd")
 
 

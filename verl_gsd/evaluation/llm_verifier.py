@@ -21,7 +21,7 @@ from verl_gsd.evaluation.intervals import mean_by_question
 from verl_gsd.judge.problem import problem_text
 from verl_gsd.judge.prompt import VERDICT_VERSION
 from verl_gsd.judge.scorer import Question, Reason
-from verl_gsd.writing import whole
+from verl_gsd.writing import atomic_write
 
 #: Maps questions to one verdict each (None if it failed) and to the numbers of failures by reason. Its second argument
 #: is called with the number of questions done.
@@ -73,7 +73,7 @@ def verify_with_llm(
             failures += new_failures
             for row, verdict in zip(missing, new_verdicts, strict=True):
                 part_verdicts[row] = verdict
-            with whole(path) as building:
+            with atomic_write(path) as building:
                 building.write_text(json.dumps(inputs | {"verdicts": part_verdicts}) + "\n", encoding="utf-8")
         all_verdicts += part_verdicts
         on_done(len(all_verdicts))

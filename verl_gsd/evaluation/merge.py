@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -18,7 +17,8 @@ from pathlib import Path
 
 from verl_gsd.errors import ConfigError
 from verl_gsd.rundir import RunDirectory
-from verl_gsd.state import torch_of
+from verl_gsd.state import saved_torch_version
+from verl_gsd.writing import atomic_folder
 
 _STEP = re.compile(r"global_step_(\d+)")
 #: File in a merged model's folder that lists the shards it was merged from.
@@ -82,7 +82,7 @@ def merge(checkpoint: Path, target: Path) -> None:
         OSError: the disk is full, or the process may not write there.
     """
     shards = shard_files(checkpoint)
-    saved_by, installed = torch_of(checkpoint), version("torch")
+    saved_by, installed = saved_torch_version(checkpoint), version("torch")
     with suppress(OSError, ValueError):  # missing or damaged: merge again
         if json.loads((target / SOURCE_FILE).read_text(encoding="utf-8")) == shards:
             return
@@ -92,10 +92,7 @@ def merge(checkpoint: Path, target: Path) -> None:
             f"the same minor version can read its shards. {_how_to_merge_elsewhere(checkpoint)}, or install torch "
             f"{_minor(saved_by)} here"
         )
-    building = target.with_name(target.name + ".tmp")
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir(parents=True)
-    try:
+    with atomic_folder(target) as building:
         actor = checkpoint / "actor"
         command = ["-m", "verl.model_merger", "merge", "--backend", "fsdp", "--local_dir", str(actor)]
         merger = subprocess.run(
@@ -112,10 +109,6 @@ def merge(checkpoint: Path, target: Path) -> None:
             cause = "" if saved_by else _likely_cause(checkpoint, installed)
             raise ConfigError(f"--checkpoint {checkpoint}: verl's merger failed: {last[:500]}{cause}")
         (building / SOURCE_FILE).write_text(json.dumps(shards), encoding="utf-8")
-        shutil.rmtree(target, ignore_errors=True)
-        building.rename(target)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
 
 
 def _minor(torch: str) -> str:

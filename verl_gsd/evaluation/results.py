@@ -16,7 +16,7 @@ import numpy as np
 from verl_gsd.evaluation.answers import Answers, Verdicts
 from verl_gsd.evaluation.intervals import Estimate, PairedTest, mean_by_question, paired_test
 from verl_gsd.evaluation.pass_at_k import pass_at_k
-from verl_gsd.writing import whole
+from verl_gsd.writing import atomic_write
 
 RESULT, SETTINGS = "result.json", "settings.json"
 FORMAT = 1
@@ -82,7 +82,7 @@ def write_result(folder: Path, result: BenchResult) -> None:
         "indices": result.indices.tolist(),
         "correct": result.correct.tolist(),
     }
-    with whole(folder / RESULT) as building:
+    with atomic_write(folder / RESULT) as building:
         building.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -27,7 +27,7 @@ from verl_gsd.evaluation.vllm_job import GenerationJob, GenerationTask, generate
 from verl_gsd.preparation.chats import ChatTemplate
 from verl_gsd.preparation.reading import hub_revision
 from verl_gsd.run.checks.validate import cpu_engine_problem
-from verl_gsd.writing import whole
+from verl_gsd.writing import atomic_write
 
 #: Called with the description of the current work, the number of finished items, and the number of all items.
 OnProgress = Callable[[str, int, int], None]
@@ -265,7 +265,7 @@ def _write_or_check_settings(folder: Path, settings: dict[str, Any], has_respons
     """Write the settings of the responses in ``folder``, or check that its existing responses have the same ones."""
     path = folder / SETTINGS
     if not has_responses:
-        with whole(path) as building:
+        with atomic_write(path) as building:
             building.write_text(json.dumps(settings, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         return
     try:

@@ -37,7 +37,7 @@ def unpacked_wheel() -> Iterator[Path]:
     Raises:
         PackagingError: hatchling is missing, the checkout's wheel does not build, or the installation is incomplete.
     """
-    with private_folders.of_run() as folder:
+    with private_folders.run_folder() as folder:
         target = Path(folder) / "package"
         checkout = Path(verl_gsd.__file__).resolve().parents[1]
         if (checkout / "pyproject.toml").is_file():

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import numpy as np
 
 from verl_gsd.judge.agreement import Agreement
 from verl_gsd.judge.scorer import HIGHEST, LOWEST
+from verl_gsd.writing import atomic_folder
 
 VERSION = 1
 HEAD, METADATA = "head.safetensors", "head.json"
@@ -93,16 +93,9 @@ class DistilledJudge:
         metadata = {"version": VERSION, "judge": self.judge, "encoder": str(self.encoder)}
         metadata |= {"encoder_identity": self.encoder_identity, "whole": self.head.whole, "penalty": self.penalty}
         metadata |= {"agreement": agreement, "head_sha256": hashlib.sha256(head).hexdigest()}
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        building = folder.with_name(folder.name + ".tmp")
-        shutil.rmtree(building, ignore_errors=True)  # left by a process that was killed
-        building.mkdir()
-        try:
+        with atomic_folder(folder, replace=False) as building:
             (building / HEAD).write_bytes(head)
             (building / METADATA).write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
-            building.rename(folder)
-        finally:
-            shutil.rmtree(building, ignore_errors=True)
 
 
 def load_distilled(folder: Path) -> DistilledJudge:

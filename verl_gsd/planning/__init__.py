@@ -1,7 +1,7 @@
-"""Before a run: how often groups are silent, how strong their signal is, how large they should be, who gets how many.
+"""Planning before a run: how often groups are silent, how strong their signal is, and how large they should be.
 
-For binary rewards and a prompt solved at rate p (arXiv 2607.00152); numpy and scipy alone. Functions take scalars or
-arrays, broadcast, and return floats where they were given scalars.
+All functions assume binary rewards and a prompt with solve rate p (arXiv 2607.00152). They need only numpy and scipy,
+take scalars or arrays, broadcast, and return a float if every input is a scalar.
 """
 
 from verl_gsd.planning.allocation import allocate, allocate_from_counts

@@ -1,7 +1,8 @@
-r"""A prompt whose solve rate is not known: ``correct`` of ``n`` earlier responses were right.
+r"""Estimates for a prompt whose solve rate is unknown, but ``correct`` of ``n`` earlier responses were correct.
 
-Putting correct/n in place of p is biased: it overstates silence, since a small sample agrees by chance. Drawing G of
-the n responses without replacement is not, and needs G <= n. Where there are too few, a Beta prior is updated instead.
+Using correct/n as p is biased: it overstates the silent rate, because a small sample agrees by chance. The
+``*_from_counts`` estimates draw G of the n responses without replacement, which is unbiased and needs G <= n. The
+``posterior_*`` estimates update a Beta prior instead and work for any n.
 """
 
 from __future__ import annotations
@@ -12,21 +13,21 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import betaln, gammaln
 
-from verl_gsd.planning.rates import as_given, refuse, refuse_sizes
+from verl_gsd.planning.rates import check_entries, check_group_sizes, scalar_or_array
 
 
 def silent_rate_from_counts(correct: ArrayLike, n: ArrayLike, group_size: ArrayLike) -> np.ndarray | float:
     """Unbiased estimate of p^G + (1-p)^G: [C(c,G) + C(n-c,G)] / C(n,G).
 
     Raises:
-        ValueError: counts are not whole numbers with 0 <= correct <= n, or ``group_size`` exceeds ``n`` (naming the
-            entry).
+        ValueError: counts are not integers with 0 <= correct <= n, or ``group_size`` exceeds ``n``; the message names
+            the entry.
     """
     return _over_distinct(correct, n, group_size, _silent)
 
 
 def expected_std_from_counts(correct: ArrayLike, n: ArrayLike, group_size: ArrayLike) -> np.ndarray | float:
-    """Unbiased estimate of E[sigma_hat]: the mean of sqrt(j (G-j)) / G, j hypergeometric.
+    """Unbiased estimate of E[sigma_hat]: the mean of sqrt(j (G-j)) / G for a hypergeometric j.
 
     Raises:
         ValueError: as ``silent_rate_from_counts``.
@@ -37,25 +38,27 @@ def expected_std_from_counts(correct: ArrayLike, n: ArrayLike, group_size: Array
 def posterior_silent_rate(
     correct: ArrayLike, n: ArrayLike, group_size: ArrayLike, prior: tuple[float, float] = (1.0, 1.0)
 ) -> np.ndarray | float:
-    """E[p^G + (1-p)^G] under the posterior Beta(a + c, b + n - c); counts may be fractions, and ``n`` 0.
+    """E[p^G + (1-p)^G] under the posterior Beta(a + c, b + n - c).
+
+    Counts may be fractions, and ``n`` may be 0.
 
     Args:
         prior: (a, b), both above 0; (1, 1) is uniform.
 
     Raises:
-        ValueError: counts, group size or prior are out of range (naming the entry).
+        ValueError: counts, group size or prior are out of range; the message names the entry.
     """
     a, b, size = _posterior_at(correct, n, group_size, prior)
-    agree = np.exp(betaln(a + size, b) - betaln(a, b)) + np.exp(betaln(a, b + size) - betaln(a, b))
-    return as_given(agree)
+    silent = np.exp(betaln(a + size, b) - betaln(a, b)) + np.exp(betaln(a, b + size) - betaln(a, b))
+    return scalar_or_array(silent)
 
 
 def posterior_expected_std(
     correct: ArrayLike, n: ArrayLike, group_size: ArrayLike, prior: tuple[float, float] = (1.0, 1.0)
 ) -> np.ndarray | float:
-    """E[sigma_hat] under the posterior: the mean of sqrt(k (G-k)) / G, k beta-binomial.
+    """E[sigma_hat] under the posterior: the mean of sqrt(k (G-k)) / G for a beta-binomial k.
 
-    Counts may be fractions, and ``n`` 0.
+    Counts may be fractions, and ``n`` may be 0.
 
     Raises:
         ValueError: as ``posterior_silent_rate``.
@@ -63,12 +66,12 @@ def posterior_expected_std(
     a, b, sizes = _posterior_at(correct, n, group_size, prior)
     result = np.zeros(a.shape)
     for size in np.unique(sizes):
-        here = sizes == size
+        rows = sizes == size
         for k in range(1, int(size)):
             weight = np.sqrt(k * (size - k)) / size
-            log_chance = betaln(a[here] + k, b[here] + size - k) - betaln(a[here], b[here])
-            result[here] += weight * np.exp(_log_choose(size, k) + log_chance)
-    return as_given(result)
+            log_chance = betaln(a[rows] + k, b[rows] + size - k) - betaln(a[rows], b[rows])
+            result[rows] += weight * np.exp(_log_choose(size, k) + log_chance)
+    return scalar_or_array(result)
 
 
 def _over_distinct(
@@ -77,21 +80,21 @@ def _over_distinct(
     group_size: ArrayLike,
     estimate: Callable[[np.ndarray, np.ndarray, int], np.ndarray],
 ) -> np.ndarray | float:
-    """``estimate`` once for every distinct pair of counts, a group size at a time."""
-    c, total, sizes = _checked(correct, n, group_size)
-    refuse(total < sizes, total, "n", "the group size or more, or use the posterior_* functions")
+    """Evaluate ``estimate`` once for every distinct pair of counts at each group size."""
+    c, total, sizes = _checked_counts(correct, n, group_size)
+    check_entries(total >= sizes, total, "n", "at least the group size, or the posterior_* functions")
     result = np.empty(c.shape)
     for size in np.unique(sizes):
-        here = sizes == size
-        key = (c[here] << 32) + total[here]
-        pairs, back = np.unique(key, return_inverse=True)
-        result[here] = estimate(pairs >> 32, pairs & (2**32 - 1), int(size))[back.ravel()]
-    return as_given(result)
+        rows = sizes == size
+        key = (c[rows] << 32) + total[rows]
+        pairs, pair_of_row = np.unique(key, return_inverse=True)
+        result[rows] = estimate(pairs >> 32, pairs & (2**32 - 1), int(size))[pair_of_row.ravel()]
+    return scalar_or_array(result)
 
 
 def _silent(c: np.ndarray, n: np.ndarray, size: int) -> np.ndarray:
     right, wrong = np.ones(len(c)), np.ones(len(c))
-    for j in range(size):  # the quotient of binomials, factor by factor: exact zeros where c < G
+    for j in range(size):  # dividing the binomials factor by factor gives exact zeros if c < G
         right *= np.maximum(c - j, 0) / (n - j)
         wrong *= np.maximum(n - c - j, 0) / (n - j)
     return right + wrong
@@ -106,53 +109,55 @@ def _expected_std(c: np.ndarray, n: np.ndarray, size: int) -> np.ndarray:
 
 
 def _log_choose(n: np.ndarray | int, k: int) -> np.ndarray:
-    """log C(n, k); -inf where k > n."""
+    """log C(n, k), or -inf if k > n."""
     n = np.asarray(n, dtype=float)
-    possible = np.maximum(n, k)
-    ways = gammaln(possible + 1) - gammaln(k + 1) - gammaln(possible - k + 1)
-    return np.where(n >= k, ways, -np.inf)
+    at_least_k = np.maximum(n, k)
+    log_binomial = gammaln(at_least_k + 1) - gammaln(k + 1) - gammaln(at_least_k - k + 1)
+    return np.where(n >= k, log_binomial, -np.inf)
 
 
 def posterior(correct: ArrayLike, n: ArrayLike, prior: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
-    """a + correct and b + n - correct of one shape: of the posterior Beta; counts may be fractions, and ``n`` 0.
+    """The parameters a + correct and b + n - correct of the posterior Beta, broadcast to one shape.
+
+    Counts may be fractions, and ``n`` may be 0.
 
     Raises:
-        ValueError: not 0 <= correct <= n, or not a, b > 0 (naming the entry).
+        ValueError: not 0 <= correct <= n (the message names the entry), or not a, b > 0.
     """
     c, total = np.asarray(correct, dtype=float), np.asarray(n, dtype=float)
-    refuse(~((total >= 0) & np.isfinite(total)), total, "n", "a number, 0 or more")
-    refuse(~((c >= 0) & np.isfinite(c)), c, "correct", "a number, 0 or more")
+    check_entries((total >= 0) & np.isfinite(total), total, "n", "a finite number of at least 0")
+    check_entries((c >= 0) & np.isfinite(c), c, "correct", "a finite number of at least 0")
     c, total = np.broadcast_arrays(c, total)
-    # A sum of shares such as 0.1 exceeds what they are shares of by rounding.
-    refuse(c > total * (1 + 1e-9), c, "correct", "no more than n of the same entry")
+    # Rounding can make a sum of fractional verdicts, such as 0.1, slightly larger than the number of responses.
+    check_entries(c <= total * (1 + 1e-9), c, "correct", "at most the same entry of n")
     if not (np.shape(prior) == (2,) and min(prior) > 0 and np.isfinite(prior).all()):
-        raise ValueError(f"prior={prior}: write two numbers above 0")
+        raise ValueError(f"prior={prior} is not a Beta prior. Use two finite numbers above 0.")
     return c + prior[0], np.maximum(total - c, 0) + prior[1]
 
 
 def _posterior_at(
     correct: ArrayLike, n: ArrayLike, group_size: ArrayLike, prior: tuple[float, float]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """``posterior`` and the group sizes, broadcast to one shape."""
+    """The parameters of ``posterior`` and the group sizes, broadcast to one shape."""
     sizes = np.asarray(group_size, dtype=float)
-    refuse_sizes(sizes)
+    check_group_sizes(sizes)
     a, b, sizes = np.broadcast_arrays(*posterior(correct, n, prior), sizes)
     return a, b, sizes
 
 
-def _checked(
-    correct: ArrayLike, n: ArrayLike, group_size: ArrayLike = 1, least: int = 1
+def _checked_counts(
+    correct: ArrayLike, n: ArrayLike, group_size: ArrayLike
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Counts and sizes as int64 arrays of one shape, or a ValueError naming the first entry that is out of range."""
+    """Counts and sizes as int64 arrays of one shape.
+
+    Raises:
+        ValueError: an entry is out of range; the message names the first one.
+    """
     c, total, sizes = (np.asarray(values, dtype=float) for values in (correct, n, group_size))
-    refuse(
-        ~((total >= least) & (total < 2**31) & (total == np.floor(total))),
-        total,
-        "n",
-        f"a whole number, {least} or more",
-    )
-    refuse(~((c >= 0) & (c == np.floor(c))), c, "correct", "a whole number, 0 or more")
-    refuse_sizes(sizes)
+    is_count = (total >= 1) & (total < 2**31) & (total == np.floor(total))
+    check_entries(is_count, total, "n", "a whole number from 1 to 2^31 - 1")
+    check_entries((c >= 0) & (c == np.floor(c)), c, "correct", "a whole number of at least 0")
+    check_group_sizes(sizes)
     c, total, sizes = np.broadcast_arrays(c, total, sizes)
-    refuse(c > total, c, "correct", "no more than n of the same entry")
+    check_entries(c <= total, c, "correct", "at most the same entry of n")
     return c.astype(np.int64), total.astype(np.int64), sizes.astype(np.int64)

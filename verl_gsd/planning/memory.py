@@ -1,7 +1,7 @@
-"""What a GPU must hold: an estimate of training's and generation's peaks for a dense transformer, from shapes alone.
+"""Estimates of the peak GPU memory of training and generation for a dense transformer, from its shapes alone.
 
-Every figure is a count of bytes that one can do by hand; none was fitted to a measurement. What is left out (allocator
-fragmentation, kernels' workspaces, other architectures) is why a caller leaves a margin on both sides.
+Every figure is a count of bytes that can be checked by hand; none was fitted to a measurement. Allocator fragmentation,
+workspaces of kernels and other architectures are not modelled, so callers allow a margin in both directions.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 GIB = 2**30
-#: CUDA's context, NCCL's buffers, and what a sleeping vLLM keeps, in GiB. A round figure.
+#: The CUDA context, NCCL's buffers and the memory that a sleeping vLLM keeps, in GiB. A round figure.
 OVERHEAD_GIB = 4.0
 
 
@@ -21,7 +21,7 @@ class Shape:
 
     Attributes:
         tied: whether the output layer shares its weights with the embedding.
-        positions: longest sequence it reads, in tokens.
+        positions: the longest sequence that the model accepts, in tokens.
     """
 
     layers: int
@@ -36,19 +36,22 @@ class Shape:
 
     @property
     def layer_parameters(self) -> int:
-        """h (2 heads + 2 kv) d + 3 h i + 2 h: attention, MLP, two norms. Biases, under a thousandth, are left out."""
+        """Parameters of one layer: h (2 heads + 2 kv) d for attention, 3 h i for the MLP, 2 h for two norms.
+
+        Biases are ignored; they are less than 0.1% of the parameters.
+        """
         attention = 2 * self.hidden * (self.heads + self.kv_heads) * self.head_dim
         return attention + 3 * self.hidden * self.intermediate + 2 * self.hidden
 
     @property
     def parameters(self) -> int:
-        """V h (twice, unless tied) + layers + h of the last norm."""
+        """All parameters: V h for the embedding (twice unless tied), the layers, and h for the last norm."""
         embeddings = (1 if self.tied else 2) * self.vocab * self.hidden
         return embeddings + self.layers * self.layer_parameters + self.hidden
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Shape | None:
-        """From a model's ``config.json``; None where it is no dense transformer of this kind."""
+        """The shape in a model's ``config.json``; None if the model is not a dense transformer of this kind."""
         if any("expert" in key and value for key, value in config.items()):
             return None
         try:
@@ -68,7 +71,7 @@ class Shape:
             return None
 
 
-#: The recipes' models, as their ``config.json`` on the hub describes them.
+#: The models of the recipes, from their ``config.json`` on the Hugging Face hub.
 SHAPES = {
     "Qwen/Qwen2.5-Math-1.5B": Shape(28, 1536, 8960, 12, 2, 128, 151936, True, 4096),
     "Qwen/Qwen2.5-Math-7B": Shape(28, 3584, 18944, 28, 4, 128, 152064, False, 4096),
@@ -80,10 +83,13 @@ SHAPES = {
 
 
 def states_gib(shape: Shape, shards: int, *, copies: int = 4, width: int = 4) -> float:
-    """``copies`` numbers of ``width`` bytes a parameter, for one of ``shards``, in GiB.
+    """Memory of one shard for ``copies`` numbers of ``width`` bytes per parameter, in GiB.
 
-    Of a model that is trained in float32 there are four in an update (weights, gradients, Adam's two moments) and three
-    between updates; of one that is frozen below an adapter, the weights alone.
+    A model that is trained in float32 has 4 copies during an update (weights, gradients, Adam's two moments) and 3
+    between updates. A frozen model under an adapter has only its weights.
+
+    Args:
+        shards: GPUs that share one copy of the states.
     """
     return copies * width * shape.parameters / shards / GIB
 
@@ -91,23 +97,26 @@ def states_gib(shape: Shape, shards: int, *, copies: int = 4, width: int = 4) ->
 def update_gib(
     shape: Shape, shards: int, tokens: int, *, states: float, logits: bool = True, sdpa: bool = False
 ) -> dict[str, float]:
-    """The parts of an update's peak on one GPU, in GiB, under FSDP2 with bfloat16 compute and checkpointed layers.
+    """The parts of an update's memory peak on one GPU, in GiB, for FSDP2 with bfloat16 compute and checkpointed layers.
 
-    - ``states``: as given, of ``states_gib``; 0 where FSDP2's offload policy streams them from the CPU.
-    - ``gathered``: two units in flight, unsharded: bfloat16 weights and float32 gradients of the largest, 2 x 6 bytes
-      a parameter; a unit is a layer, or the embedding.
-    - ``activations``: 2 h bytes a token and layer (its checkpointed input), and one layer's own, made again for its
-      backward: 2 (8 h + 4 i) bytes a token, twice, with their gradients. SDPA adds 2 x 2 h bytes: where rows are
-      packed, two copies of each sequence's output, and elsewhere repeated keys and values.
-    - ``logits``: 8 V bytes a token: bfloat16 logits and their gradient, and one float32 copy. 0 where fused
-      kernels never make them.
+    - ``states``: the argument of that name.
+    - ``gathered``: two unsharded units in flight, each with bfloat16 weights and float32 gradients: 2 x 6 bytes per
+      parameter of the largest unit. A unit is a layer or the embedding.
+    - ``activations``: 2 h bytes per token and layer for its checkpointed input. In addition, the activations of one
+      layer, recomputed for its backward pass: 2 (8 h + 4 i) bytes per token, twice, with their gradients. SDPA adds
+      2 x 2 h bytes per token: two copies of each sequence's output if rows are packed, and repeated keys and values
+      otherwise.
+    - ``logits``: 8 V bytes per token, for bfloat16 logits, their gradient and one float32 copy. 0 with fused kernels,
+      which never materialize the logits.
+    - ``overhead``: ``OVERHEAD_GIB``.
 
     Args:
         shards: GPUs that share one copy of the states.
-        states: what weights, gradients and the optimiser take of one GPU, in GiB.
-        logits: whether all of a micro-batch's are made at once.
-        sdpa: whether attention is PyTorch's instead of flash-attn's.
-        tokens: of the largest micro-batch, on one GPU.
+        tokens: tokens of the largest micro-batch on one GPU.
+        states: GiB that weights, gradients and the optimizer take on one GPU (``states_gib``); 0 if FSDP2's offload
+            policy streams them from the CPU.
+        logits: whether the logits of a whole micro-batch are materialized at once.
+        sdpa: whether attention is PyTorch's SDPA instead of flash-attn.
     """
     unit = max(shape.layer_parameters, shape.vocab * shape.hidden)
     one_layer = 2 * 2 * ((10 if sdpa else 8) * shape.hidden + 4 * shape.intermediate)
@@ -121,17 +130,19 @@ def update_gib(
 
 
 def padded_mask_gib(rows: int, length: int) -> float:
-    """SDPA's mask of ``rows`` rows padded to ``length``: one byte an entry, and its copy in bfloat16, in GiB."""
+    """GiB of SDPA's mask for ``rows`` rows padded to ``length``: 1 byte per entry, and 2 bytes for a bfloat16 copy."""
     return 3 * rows * length**2 / GIB
 
 
 def weights_gib(shape: Shape, tensor_parallel: int) -> float:
-    """vLLM's copy: 2 P / tensor_parallel bytes, in GiB."""
+    """GiB of vLLM's copy of the weights on one GPU: 2 P / tensor_parallel bytes."""
     return 2 * shape.parameters / tensor_parallel / GIB
 
 
 def kv_cache_gib(shape: Shape, tokens: int, tensor_parallel: int) -> float:
-    """Keys and values of ``tokens``: 2 x 2 bytes a layer, KV head and dimension; heads are shared out, at least one a
-    GPU. In GiB."""
+    """GiB of the KV cache of ``tokens`` tokens on one GPU: 2 x 2 bytes per token, layer, KV head and head dimension.
+
+    KV heads are divided among the tensor-parallel GPUs, and every GPU has at least one.
+    """
     heads = max(1, shape.kv_heads // tensor_parallel)
     return 2 * 2 * shape.layers * heads * shape.head_dim * tokens / GIB

@@ -1,7 +1,8 @@
-"""What a data set promises at a group size: how much of it is silent, how strong its signal is, and where that lies.
+"""Expected figures of a data set at a given group size: its silent groups, its signal, and the source of its gradient.
 
-Of n prompts with solve rates p. "Plug-in" puts each rate in place of the true one, which overstates silence where few
-responses are behind a rate; "unbiased" figures come from the counts and need group_size responses a prompt.
+The input is the solve rates p of n prompts. Plug-in figures treat each rate as the true one, which overstates the
+silent rate if the rate comes from few responses. Unbiased figures use the counts of responses, and need at least
+``group_size`` responses per prompt.
 """
 
 from __future__ import annotations
@@ -14,15 +15,20 @@ import numpy as np
 from verl_gsd.planning.counts import expected_std_from_counts, silent_rate_from_counts
 from verl_gsd.planning.rates import expected_std, fidelity, gain, required_group_size, silent_rate
 
-#: Solve rates that are told apart, in order.
-BINS = ("0", "0 to .1", ".1 to .4", ".4 to .6", ".6 to .9", ".9 to 1", "1")
-#: Which of them are below .1 or above .9, the paper's extremes, and which is its middle.
+#: Bins of solve rates, in order.
+BINS = ("0", "0 to 0.1", "0.1 to 0.4", "0.4 to 0.6", "0.6 to 0.9", "0.9 to 1", "1")
+#: Indices of the bins below 0.1 or above 0.9 (the paper's extremes), and of the bin in the middle.
 EXTREMES, MIDDLE = (0, 1, 5, 6), 3
 
 
 @dataclass(frozen=True)
-class Unbiased:
-    """Of the prompts with ``group_size`` responses or more: means, and of how many prompts."""
+class UnbiasedMeans:
+    """Unbiased means over the prompts with at least ``group_size`` responses.
+
+    Attributes:
+        prompts: the number of these prompts.
+        silent, gain: as in ``GroupSizeSummary``.
+    """
 
     prompts: int
     silent: float
@@ -30,29 +36,29 @@ class Unbiased:
 
 
 @dataclass(frozen=True)
-class Promise:
-    """Means over all prompts in groups of ``group_size``.
+class GroupSizeSummary:
+    """Expected means over all prompts for groups of ``group_size``.
 
     Attributes:
-        silent, gain: plug-in P(all rewards agree) and E[sigma_hat].
-        fidelity: of the prompts with 0 < p < 1; NaN where there is none. It is no property of the others.
-        unbiased: the same from counts; None where no prompt has enough of them.
+        silent, gain: plug-in means of P(all rewards are equal) and of E[sigma_hat].
+        fidelity: the mean over prompts with 0 < p < 1, because fidelity is undefined for the others; NaN if there are
+            no such prompts.
+        unbiased: unbiased means of ``silent`` and ``gain``; None if no prompt has enough responses.
     """
 
     group_size: int
     silent: float
     gain: float
     fidelity: float
-    unbiased: Unbiased | None
+    unbiased: UnbiasedMeans | None
 
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """Which group sizes reach ``wanted``.
+    """The group sizes that reach a fidelity, or a probability of a mixed group, of at least ``wanted``.
 
     Attributes:
-        criterion, wanted: fidelity or probability of a mixed group, at least this.
-        smallest: (n,) the smallest size that does for each prompt; inf where none does, at p = 0 and 1.
+        smallest: (n,) the smallest such size for each prompt; inf if there is none, as at p=0 and p=1.
     """
 
     criterion: Literal["fidelity", "mixed"]
@@ -60,68 +66,68 @@ class Target:
     smallest: np.ndarray
 
     def reached(self, group_size: int) -> float:
-        """Share of prompts that ``group_size`` is enough for."""
+        """The share of prompts for which ``group_size`` is large enough."""
         return float((self.smallest <= group_size).mean())
 
     def quantile(self, share: float) -> float:
-        """The size that is enough for this ``share`` of the prompts; inf where none is."""
+        """The smallest size that is large enough for this ``share`` of the prompts; inf if there is none."""
         ordered = np.sort(self.smallest)
         return float(ordered[max(0, int(np.ceil(share * len(ordered))) - 1)])
 
 
-def promise(p: np.ndarray, correct: np.ndarray | None, total: np.ndarray | None, group_size: int) -> Promise:
-    """Means at one group size.
+def summarize(p: np.ndarray, correct: np.ndarray | None, total: np.ndarray | None, group_size: int) -> GroupSizeSummary:
+    """The expected means at one group size.
 
     Args:
         p: (n,) solve rates.
-        correct, total: (n,) integers behind them, or None.
+        correct, total: (n,) integers, the correct responses and all responses behind each rate; None if unknown.
 
     Raises:
-        ValueError: a rate, count or group size is out of range (naming the entry).
+        ValueError: a rate, count or group size is out of range; the message names the entry.
     """
     interior = (p > 0) & (p < 1)
-    faithful = float(np.mean(fidelity(p[interior], group_size))) if interior.any() else float("nan")
-    silent, signal = (float(np.mean(of(p, group_size))) for of in (silent_rate, expected_std))
+    mean_fidelity = float(np.mean(fidelity(p[interior], group_size))) if interior.any() else float("nan")
+    silent, mean_gain = (float(np.mean(figure(p, group_size))) for figure in (silent_rate, expected_std))
     unbiased = None
     if correct is not None and total is not None and (enough := total >= group_size).any():
         counts = (correct[enough], total[enough], group_size)
-        unbiased = Unbiased(
+        unbiased = UnbiasedMeans(
             prompts=int(enough.sum()),
             silent=float(np.mean(silent_rate_from_counts(*counts))),
             gain=float(np.mean(expected_std_from_counts(*counts))),
         )
-    return Promise(group_size, silent, signal, faithful, unbiased)
+    return GroupSizeSummary(group_size, silent, mean_gain, mean_fidelity, unbiased)
 
 
 def target(p: np.ndarray, criterion: Literal["fidelity", "mixed"], wanted: float) -> Target:
-    """Exact group sizes for a fidelity or a probability of a mixed group of at least ``wanted``.
+    """Exact group sizes for a fidelity, or a probability of a mixed group, of at least ``wanted``.
 
     Raises:
-        ValueError: ``wanted`` is not between 0 and 1, or the criterion has another name.
+        ValueError: ``wanted`` is not between 0 and 1, or the criterion is unknown.
     """
     if not 0 < wanted < 1:
-        raise ValueError(f"{criterion}={wanted:g}: write a number between 0 and 1")
+        raise ValueError(f"{criterion}={wanted:g} is out of range. Use a number between 0 and 1.")
     return Target(criterion, wanted, np.asarray(required_group_size(p, 1 - wanted, criterion)))
 
 
 def bin_of(p: np.ndarray) -> np.ndarray:
-    """(n,) the place in ``BINS`` of each rate; .1, .4, .6 and .9 belong to the bin that is nearer to 1/2."""
+    """(n,) the index in ``BINS`` of each rate. 0.1, 0.4, 0.6 and 0.9 belong to the neighbouring bin closer to 1/2."""
     inner = (p >= 0.1).astype(np.int64) + (p >= 0.4) + (p > 0.6) + (p > 0.9)
     return np.select([p == 0, p == 1], [0, len(BINS) - 1], inner + 1)
 
 
-def by_bin(p: np.ndarray, weight: np.ndarray | None = None) -> np.ndarray:
-    """(n_bins,) each bin's share of ``weight`` (n,), of the prompts where None; NaN where all weigh nothing."""
+def share_by_bin(p: np.ndarray, weight: np.ndarray | None = None) -> np.ndarray:
+    """(n_bins,) each bin's share of ``weight`` (n,), or of the prompts if None; NaN if all weights are 0."""
     sums = np.bincount(bin_of(p), weight, minlength=len(BINS))
     with np.errstate(invalid="ignore"):
         return sums / sums.sum()
 
 
 def gradient_mass(p: np.ndarray, alpha: float, group_size: int | None = None) -> np.ndarray:
-    """(n,) what each prompt weighs in the update under the dial, E[sigma_hat^(2 - alpha)] of mixed groups.
+    """(n,) each prompt's weight in the update under the dial, E[sigma_hat^(2 - alpha); mixed].
 
     Args:
-        group_size: None for the limit of large groups, (p (1-p))^((2 - alpha) / 2), which the paper's figures are of.
+        group_size: None for the limit of large groups, (p (1-p))^((2 - alpha) / 2), as in the paper's figures.
     """
     if group_size is not None:
         return np.asarray(gain(p, group_size, alpha))
@@ -130,5 +136,5 @@ def gradient_mass(p: np.ndarray, alpha: float, group_size: int | None = None) ->
 
 
 def sampling_factor(silent: float) -> float:
-    """Groups drawn for each that is kept where silent ones are replaced by other prompts' (DAPO): 1 / (1 - silent)."""
+    """Groups generated per group kept, 1 / (1 - silent), if silent groups are replaced by other prompts' (DAPO)."""
     return float("inf") if silent >= 1 else 1 / (1 - silent)

@@ -1,11 +1,12 @@
-r"""Expectations under a Beta posterior at every group size at once, by Polya's urn.
+r"""Expectations under a Beta posterior for every group size at once, by Polya's urn.
 
-If p has the distribution Beta(a, b), then k of G responses are right with the chance P_G(k) of the beta-binomial, and
-the next one is right with chance (a + k) / (a + b + G):
+If p has the distribution Beta(a, b), then k of G responses are correct with the beta-binomial probability P_G(k), and
+the next one is correct with probability (a + k) / (a + b + G):
 
     P_{G+1}(k) = [P_G(k) (b + G - k) + P_G(k-1) (a + k - 1)] / (a + b + G),    P_0(0) = 1.
 
-All terms are positive, so that nothing cancels; a size more costs 4 G operations a prompt and no gamma function.
+All terms are positive, so nothing cancels. Each further group size costs 4 G operations per prompt and no gamma
+function.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from collections.abc import Iterator
 import numpy as np
 from scipy.special import betaln
 
-#: Elements of a (counts x prompts) table that are worked on at once: what a core has near at hand.
+#: Largest number of elements of a (counts x prompts) table that is computed at once, so that it fits a core's cache.
 _TABLE = 1 << 15
 
 
 def expected_std_by_size(a: np.ndarray, b: np.ndarray, largest: int) -> np.ndarray:
-    """E[sigma_hat] of groups of 1 to ``largest``, (n, largest), for posteriors Beta(a, b), each (n,)."""
+    """(n, largest) E[sigma_hat] of groups of 1 to ``largest``, for posteriors Beta(a, b), each (n,)."""
     result = np.zeros((len(a), largest))
     step = max(1, _TABLE // largest)
     for start in range(0, len(a), step):
@@ -32,9 +33,9 @@ def expected_std_by_size(a: np.ndarray, b: np.ndarray, largest: int) -> np.ndarr
 
 
 def mixed_gain_by_size(a: np.ndarray, b: np.ndarray, largest: int) -> np.ndarray:
-    """How much the probability of a mixed group grows from a group of G to G + 1, G = 1 to ``largest``, (n, largest).
+    """(n, largest) increase of the probability of a mixed group from group size G to G + 1, for G = 1 to ``largest``.
 
-    That is P_G(G) b / (a + b + G) + P_G(0) a / (a + b + G).
+    It is P_G(G) b / (a + b + G) + P_G(0) a / (a + b + G).
     """
     a, b, size = a[:, None], b[:, None], np.arange(largest + 1)
     both = a + b + size
@@ -44,15 +45,19 @@ def mixed_gain_by_size(a: np.ndarray, b: np.ndarray, largest: int) -> np.ndarray
 
 
 def fidelity_by_size(a: np.ndarray, b: np.ndarray, largest: int) -> np.ndarray:
-    """E[sigma_hat] of groups of 1 to ``largest`` over its limit E[sqrt(p (1-p))] = B(a + 1/2, b + 1/2) / B(a, b)."""
+    """(n, largest) E[sigma_hat] of groups of 1 to ``largest``, divided by its limit for large groups.
+
+    The limit is E[sqrt(p (1-p))] = B(a + 1/2, b + 1/2) / B(a, b).
+    """
     limit = np.exp(betaln(a + 0.5, b + 0.5) - betaln(a, b))
     return expected_std_by_size(a, b, largest) / limit[:, None]
 
 
 def _chances(a: np.ndarray, b: np.ndarray, largest: int) -> Iterator[np.ndarray]:
-    """P_G of G = 1 to ``largest``, each (G + 1, n): the chance that k = 0 to G are right. Each is good until the next.
+    """P_G for G = 1 to ``largest``, each (G + 1, n): the probabilities that k = 0 to G responses are correct.
 
-    In place: at these sizes new arrays would cost more than what is computed.
+    Each yielded array is overwritten by the next one. Updates are in place, because allocating new arrays would cost
+    more than the computation.
     """
     right, wrong = (np.arange(largest)[:, None] + counts for counts in (a, b))
     both = right + b

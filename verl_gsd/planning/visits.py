@@ -1,27 +1,27 @@
-r"""Which prompts to visit next: those whose answers are expected to disagree.
+r"""Sampling of the prompts to visit next: prompts whose responses are expected to disagree are drawn more often.
 
-A prompt's solve rate p has the posterior Beta(a, b): the prior's a plus correct, and its b plus total - correct. What a
-visit is worth is the probability that two of its answers differ,
+A prompt's solve rate p has the posterior Beta(a, b), with a = prior a + correct and b = prior b + total - correct. The
+weight of a prompt is the probability that two of its responses have different rewards,
 
-    E[2 p (1-p)] = 2 a b / ((a + b) (a + b + 1)),
+    E[2 p (1-p)] = 2 a b / ((a + b) (a + b + 1)).
 
-which is 2 G/(G-1) times the E[sigma_hat^2] of a group of any size G >= 2: the expected gain under alpha=0 of
-arXiv 2607.00152. Under the uniform prior a prompt never seen has 1/3 and one right in all of 8 answers .164; nothing
-exceeds 1/2.
+This is 2 G/(G-1) times E[sigma_hat^2] for a group of any size G >= 2, the expected gain at alpha=0 in arXiv 2607.00152.
+Under the uniform prior, the weight is 1/3 for a prompt never seen and 0.164 for one with 8 of 8 responses correct.
+The weight never exceeds 1/2.
 
-A prompt is drawn with chance
+Prompts are drawn one after another without replacement, with probability
 
-    q_i = (1 - explore) w_i / sum_j w_j  +  explore / N,
+    q_i = (1 - explore) w_i / sum_j w_j  +  explore / N.
 
-again and again without replacement. Its chance to be among B draws is at least 1 - (1 - explore/N)^B, whatever the
-weights are: on average it waits for no more than about 1/explore passes over the N prompts.
+A prompt is among B draws with probability at least 1 - (1 - explore/N)^B, whatever the weights are. On average it waits
+for at most about 1/explore passes over the N prompts.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from verl_gsd.planning.rates import refuse
+from verl_gsd.planning.rates import check_entries
 
 
 def expected_disagreement(
@@ -30,42 +30,43 @@ def expected_disagreement(
     """E[2 p (1-p)] under Beta(a + correct, b + total - correct).
 
     Args:
-        correct, total: (n,) sums of accuracies and of responses, real numbers since old ones may count less.
+        correct, total: (n,) sums of accuracies and numbers of responses. They may be fractions, because old responses
+            can be discounted.
         prior: (a, b), both above 0; (1, 1) is uniform.
 
     Raises:
-        ValueError: not 0 <= correct <= total (naming the entry).
+        ValueError: not 0 <= correct <= total; the message names the entry.
     """
     correct, total = np.asarray(correct, dtype=float), np.asarray(total, dtype=float)
-    # Sums of shares such as 0.1 exceed what they are shares of by rounding.
-    possible = (correct >= 0) & (correct <= total * (1 + 1e-9))
-    refuse(~possible, correct, "correct", "no less than 0 and no more than total")
+    # Rounding can make a sum of fractional verdicts, such as 0.1, slightly larger than the number of responses.
+    valid = (correct >= 0) & (correct <= total * (1 + 1e-9))
+    check_entries(valid, correct, "correct", "a number from 0 to the same entry of total")
     right, wrong = prior[0] + correct, prior[1] + np.maximum(total - correct, 0)
     both = right + wrong
     return 2 * right * wrong / (both * (both + 1))
 
 
 def chances(weight: np.ndarray, explore: float) -> np.ndarray:
-    """(n,) q_i above, which sum to 1, from ``weight`` (n,), each above 0."""
+    """(n,) the probabilities q_i above, which sum to 1. Every entry of ``weight`` (n,) must be above 0."""
     return (1 - explore) / weight.sum() * weight + explore / len(weight)
 
 
 def draw(chance: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """(count,) distinct places in ``chance`` (n,), in the order they are drawn: one after another by ``chance``.
+    """(count,) distinct indices, drawn one after another with probabilities ``chance`` (n,), in the order of the draws.
 
-    Each place has a clock that rings after an exponential time of rate ``chance``; the first ``count`` to ring are the
-    draws (Efraimidis and Spirakis, Information Processing Letters 97, 2006). Time grows as n.
+    Each index gets an exponential waiting time of rate ``chance``, and the ``count`` smallest times are the draws
+    (Efraimidis and Spirakis, Information Processing Letters 97, 2006). The run time is linear in n.
 
     Raises:
         ValueError: ``count`` exceeds n.
     """
     if count > len(chance):
-        raise ValueError(f"count={count}: write no more than there are, {len(chance)}")
-    rings = rng.standard_exponential(len(chance)) / chance
-    first = np.argpartition(rings, count - 1)[:count]
-    return first[np.argsort(rings[first], kind="stable")]
+        raise ValueError(f"count={count} is too large. Use at most {len(chance)}, the number of entries.")
+    times = rng.standard_exponential(len(chance)) / chance
+    first = np.argpartition(times, count - 1)[:count]
+    return first[np.argsort(times[first], kind="stable")]
 
 
 def effective_number(chance: np.ndarray) -> float:
-    """1 / sum q_i^2: that many prompts of equal chance would be met again as often."""
+    """1 / sum q_i^2: the number of equally likely prompts whose draws would repeat as often."""
     return float(1 / np.square(chance).sum())

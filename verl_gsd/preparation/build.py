@@ -28,7 +28,7 @@ from verl_gsd.preparation.item import Item, file_schema, verl_row
 from verl_gsd.preparation.overlap import OverlapIndex
 from verl_gsd.preparation.sources import Row, Source
 from verl_gsd.tasks.plain import canonical
-from verl_gsd.writing import whole
+from verl_gsd.writing import atomic_write
 
 #: Source rows per chunk.
 CHUNK_ROWS = 5000
@@ -308,7 +308,7 @@ class SplitBuilder:
         bookkeeping = [pa.field(_KEY, pa.binary(16)), pa.field(_ANSWER, pa.binary(8)), pa.field(_ROW, pa.int64())]
         columns = pa.schema([*self._schema, *bookkeeping], metadata={_METADATA: json.dumps(metadata)})
         path = self._building / f"chunk_{number:05d}.parquet"
-        with whole(path) as building:
+        with atomic_write(path) as building:
             pq.write_table(pa.Table.from_pylist(chunk.rows, columns), building, compression="zstd")
 
     def _assemble(self) -> Path:

@@ -21,7 +21,7 @@ from verl_gsd.preparation.manifest import FORMAT, LEFT_OUT, PreparedDataset
 from verl_gsd.preparation.overlap import OverlapIndex
 from verl_gsd.preparation.reading import Origin, locate, read_rows, sha256
 from verl_gsd.preparation.sources import Row, Source
-from verl_gsd.writing import whole
+from verl_gsd.writing import atomic_write
 
 #: The distance between the first indices of the two splits, whose indices must differ.
 SPLIT_STRIDE = 1 << 32
@@ -245,9 +245,9 @@ def _install(dataset: PreparedDataset, files: dict[str, Path], builders: dict[st
     command can be run again after a stop in between.
     """
     for split, builder in builders.items():
-        with whole(dataset.folder / LEFT_OUT.format(split=split)) as building, building.open("w") as lines:
+        with atomic_write(dataset.folder / LEFT_OUT.format(split=split)) as building, building.open("w") as lines:
             lines.writelines(json.dumps(row) + "\n" for row in builder.left_out_rows())
-    with whole(dataset.folder / _INSTALLING) as building:
+    with atomic_write(dataset.folder / _INSTALLING) as building:
         building.write_text(json.dumps({split: dataset.splits[split]["sha256"] for split in builders}))
     for split in builders:
         files[split].replace(dataset.folder / f"{split}.parquet")

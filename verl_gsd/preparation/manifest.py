@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from verl_gsd.preparation.reading import sha256
-from verl_gsd.writing import whole
+from verl_gsd.writing import atomic_write
 
 MANIFEST, LEFT_OUT = "manifest.json", "left_out_{split}.jsonl"
 #: ``--against none`` means no set, and ``model`` is a folder beside the benchmarks in an evaluation's output.
@@ -65,7 +65,7 @@ def write_manifest(dataset: PreparedDataset) -> None:
         "name": dataset.name,
         "splits": dict(dataset.splits),
     }
-    with whole(dataset.folder / MANIFEST) as building:
+    with atomic_write(dataset.folder / MANIFEST) as building:
         building.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from verl_gsd.preparation.sources import Source
-from verl_gsd.sheets import SUFFIXES, stream_rows
+from verl_gsd.row_table import SUFFIXES, stream_rows
 
 #: Bytes that are hashed at a time.
 _BLOCK = 1 << 20

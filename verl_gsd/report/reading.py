@@ -13,9 +13,10 @@ import numpy as np
 import pyarrow as pa
 import yaml
 
+from verl_gsd.dotted_keys import dotted_leaves
 from verl_gsd.extension import declarations
 from verl_gsd.records import read_records, steps_missing
-from verl_gsd.rundir import MetricsReader, RunDirectory
+from verl_gsd.rundir import MetricsReader, RunDirectory, merge_metrics
 
 #: Columns of equal length by name, a row a step.
 Columns = dict[str, np.ndarray]
@@ -24,8 +25,6 @@ Columns = dict[str, np.ndarray]
 _UNREAD = {"index", "attempt", "data_source", "mean"}
 #: As many files that cannot be read are named; of a folder that is damaged as a whole nobody wants a thousand.
 _NAMED = 3
-#: verl logs it with every training step, and not with a validation before the first.
-_TRAINED = "training/global_step"
 
 
 @dataclass(frozen=True)
@@ -96,14 +95,8 @@ def names_of(paths: Sequence[Path]) -> list[str]:
 
 def _read_metrics(run: RunDirectory, attempts: Sequence[int], skipped: list[str]) -> Columns:
     """Of all attempts. One that resumed at step S undid what earlier ones logged from S + 1 on, as in ``records``."""
-    steps: dict[int, dict[str, float]] = {}
-    for attempt in attempts:
-        lines = _lines(run.metrics(attempt), skipped)
-        if trained := [step for step, data in lines if _TRAINED in data]:
-            steps = {step: data for step, data in steps.items() if step < min(trained)}
-        for step, data in lines:
-            steps[step] = steps.get(step, {}) | data
-    order = sorted(steps)
+    steps = merge_metrics(_lines(run.metrics(attempt), skipped) for attempt in attempts)
+    order = list(steps)
     names = dict.fromkeys(name for step in order for name in steps[step])
     columns = {name: np.array([steps[step].get(name, math.nan) for step in order], dtype=float) for name in names}
     return {"step": np.array(order, dtype=np.int64)} | columns
@@ -133,10 +126,4 @@ def _read_config(path: Path, skipped: list[str]) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         skipped.append(f"{path}: not readable as a config: {error}")
         return {}
-    return dict(_flat(content, "")) if isinstance(content, dict) else {}
-
-
-def _flat(node: Any, key: str) -> list[tuple[str, Any]]:
-    if not isinstance(node, dict) or (key and not node):
-        return [(key, node)]
-    return [pair for name, below in node.items() for pair in _flat(below, f"{key}.{name}" if key else str(name))]
+    return dict(dotted_leaves(content)) if isinstance(content, dict) else {}

@@ -38,7 +38,7 @@ def measure(ranks: int, backend: str = "nccl", limit_s: float = LIMIT_S) -> floa
     Raises:
         AllReduceError: a rank failed, computed a wrong sum, or did not end within ``limit_s`` seconds.
     """
-    with private_folders.of_run() as name:
+    with private_folders.run_folder() as name:
         folder = Path(name)
         processes: list[subprocess.Popen] = []
         try:

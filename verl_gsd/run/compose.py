@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,8 +24,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from verl_gsd import config as groups
+from verl_gsd.dotted_keys import dotted_items
 from verl_gsd.errors import ConfigError
 from verl_gsd.run.engines import drop_other_engines
+from verl_gsd.writing import atomic_write
 
 VERL_CONFIG_NAME = "ppo_trainer"
 _UNKNOWN_KEY = re.compile(r"Could not override '([^']+)'")
@@ -128,7 +130,8 @@ def compose_config(line: Line) -> DictConfig:
     except (HydraException, OmegaConfBaseException) as error:
         unknown = _UNKNOWN_KEY.search(str(error))
         if unknown and line.overrides:
-            known = list(_dotted(OmegaConf.to_container(compose_config(replace(line, overrides=())))))
+            defaults = OmegaConf.to_container(compose_config(replace(line, overrides=())))
+            known = [key for key, _ in dotted_items(defaults)]
             raise ConfigError(no_such_key(unknown[1], known)) from error
         raise ConfigError(str(error).strip()) from error
     drop_other_engines(config)
@@ -146,12 +149,6 @@ def no_such_key(key: str, known: Sequence[str]) -> str:
     if meant:
         return f"{key}: no such key. Did you mean {' or '.join(meant)}?"
     return f"{key}: no such key. One that verl reads and does not list is written +{key}=VALUE."
-
-
-def _dotted(node: object, prefix: str = "") -> Iterator[str]:
-    for name, value in node.items() if isinstance(node, dict) else ():
-        yield f"{prefix}{name}"
-        yield from _dotted(value, f"{prefix}{name}.")
 
 
 def verl_config_directory() -> Path:
@@ -185,9 +182,8 @@ def resolve(config: DictConfig) -> DictConfig:
 def write_yaml(value: DictConfig | list[str], path: Path) -> None:
     """Write YAML through a temporary file and a rename, so that a crash leaves the old file or the new one."""
     plain = OmegaConf.to_container(value) if isinstance(value, DictConfig) else value
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), encoding="utf-8")
-    temporary.replace(path)
+    with atomic_write(path) as temporary:
+        temporary.write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def _with_home(word: str) -> str:

@@ -36,7 +36,7 @@ from verl_gsd.run.compose import write_yaml
 from verl_gsd.run.messages import Kind, Message, MessageReader, RunStoppedError
 from verl_gsd.run.run_log import first_exception, last_lines, last_lines_of
 from verl_gsd.rundir import MetricsReader, RunDirectory
-from verl_gsd.writing import whole
+from verl_gsd.writing import atomic_write
 
 MARK = "VERL_GSD_RUN_MARK"
 #: Seconds between two looks at the metrics file, and for processes to end by themselves before they are killed.
@@ -119,7 +119,7 @@ def _announce(run: RunDirectory, checkpoint: Path | None) -> None:
     """Make ``checkpoint`` the run's newest in verl's marker, which may be damaged or name a later step."""
     step = None if checkpoint is None or checkpoint.parent != run.path else step_of(checkpoint)
     if step is not None and (run.marker_is_damaged() or run.latest_checkpoint() != step):
-        with whole(run.marker) as path:
+        with atomic_write(run.marker) as path:
             path.write_text(str(step))
 
 
@@ -176,7 +176,7 @@ def train(
         signals_interrupt(),
         run.log(attempt).open("wb") as log,
         run.log(attempt).open("rb") as reading,
-        private_folders.of_run() as folder,  # of the run's process, which may be killed before it removes it
+        private_folders.run_folder() as folder,  # of the run's process, which may be killed before it removes it
         _nothing_left_behind(mark),
     ):
         private_folders.remove_unused()

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from verl_gsd.rundir import TRAINED, RunDirectory
-from verl_gsd.writing import whole
+from verl_gsd.writing import atomic_write
 
 _FILE = Path("gsd") / "metrics.json"
 
@@ -31,7 +31,7 @@ def save(checkpoint: Path, attempt: int, step: int, metrics: Mapping[str, Any]) 
         OSError: there is no room, or no right to write.
     """
     data = {name: number for name, value in metrics.items() if (number := _number(value)) is not _NO_NUMBER}
-    with whole(checkpoint / _FILE) as path:
+    with atomic_write(checkpoint / _FILE) as path:
         path.write_text(json.dumps({"attempt": attempt, "step": step, "data": data}) + "\n", encoding="utf-8")
 
 

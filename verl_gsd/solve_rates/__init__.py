@@ -1,4 +1,4 @@
-"""Solve rates of prompts, from whatever a user has: tables, rollout dumps, records of a run."""
+"""Solve rates of prompts, read from tables, histograms, verl's rollout dumps or the records of a run."""
 
 from verl_gsd.solve_rates.joining import join
 from verl_gsd.solve_rates.rates import SolveRates

@@ -1,6 +1,6 @@
-"""A training set that says how many rollouts each of its prompts gets.
+"""Training sets with a number of rollouts for each prompt.
 
-verl takes as many rollouts of a row as its column ``__rollout_n__`` says, in place of ``rollout.n``.
+If a row has a value in column ``__rollout_n__``, verl samples that many rollouts for it instead of ``rollout.n``.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ import pyarrow.parquet as pq
 from verl_gsd import planning
 from verl_gsd.extension import ROLLOUTS
 from verl_gsd.planning.allocation import Objective
-from verl_gsd.sheets import Sheet
+from verl_gsd.row_table import RowTable
 from verl_gsd.solve_rates.joining import join
 from verl_gsd.solve_rates.rates import SolveRates
-from verl_gsd.writing import whole
+from verl_gsd.writing import atomic_write
 
 COLUMN = ROLLOUTS
 
 
 @dataclass(frozen=True, eq=False)
 class Allocation:
-    """Group sizes of a training set's rows, and what they are worth beside equal ones.
+    """Group sizes of a training set's rows, and their expected effect compared with equal group sizes.
 
     Attributes:
-        sizes: (n_rows,) int64, which sum to ``group_size`` a row exactly.
-        known: (n_rows,) bool, rows that have a solve rate; the others have ``group_size``.
-        from_counts: whether rates are posteriors of their counts, and not taken for certain.
-        gain, mixed: over the known rows, the mean E[sigma_hat] and P(mixed) in equal groups and in these; expectations
-            for the policy that the rates are of.
+        sizes: (n_rows,) int64; the sum is exactly ``group_size`` times n_rows.
+        known: (n_rows,) bool, whether a row has a solve rate. Rows without one get ``group_size``.
+        from_counts: whether the posterior of each prompt's counts was used. If not, rates were treated as exact.
+        gain, mixed: the mean E[sigma_hat] and the mean P(mixed) over the known rows, each for equal group sizes and
+            for ``sizes``. They are expectations for the policy that the solve rates were measured on.
     """
 
     sizes: np.ndarray
@@ -45,7 +45,7 @@ class Allocation:
 
 def allocate_rows(
     rates: SolveRates,
-    sheet: Sheet,
+    table: RowTable,
     group_size: int,
     *,
     objective: Objective = "expected_std",
@@ -53,71 +53,75 @@ def allocate_rows(
     maximum: int | None = None,
     batch_size: int | None = None,
 ) -> Allocation:
-    """Share ``group_size`` rollouts a row out over the rows of a training set.
+    """Allocate ``group_size`` rollouts per row, on average, to the rows of a training set.
 
-    By the posterior of each prompt's counts where they are known, by its rate otherwise; a row without a rate keeps
-    ``group_size``.
+    If the counts behind the solve rates are known, their posterior is used, otherwise the rates. A row without a
+    solve rate gets ``group_size``.
 
     Args:
-        batch_size: rows that are shared out among themselves, ``batch_size`` after ``batch_size``; all where None.
+        batch_size: each ``batch_size`` consecutive rows get ``group_size`` rollouts per row in total; None for the
+            total over all rows only.
 
     Raises:
-        ValueError: rates and rows cannot be matched, or bounds contradict each other or ``group_size``.
+        ValueError: the rates and the rows cannot be matched, or the bounds contradict each other or ``group_size``.
     """
     if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}: write a number of rows, 1 or more")
-    if batch_size is not None and batch_size > len(sheet):
-        raise ValueError(f"batch_size={batch_size}: {sheet.path} has {len(sheet)} rows; write that or less")
-    entries = join(rates, sheet)
+        raise ValueError(f"batch_size={batch_size} is too small. Set it to 1 or more rows.")
+    if batch_size is not None and batch_size > len(table):
+        raise ValueError(f"batch_size={batch_size}: {table.path} has {len(table)} rows. Set it to that or less.")
+    entries = join(rates, table)
     known = entries >= 0
-    # What is known of a prompt, and what is made of that: by its counts' posterior, or by its rate.
-    given: tuple[np.ndarray, ...] = (rates.rate[entries[known]],)
+    arguments: tuple[np.ndarray, ...] = (rates.rate[entries[known]],)  # (rate,) or (correct, total)
     allocate: Callable[..., np.ndarray] = planning.allocate
     expected_std: Callable[..., np.ndarray | float] = planning.expected_std
     silent: Callable[..., np.ndarray | float] = planning.silent_rate
     if rates.correct is not None and rates.total is not None:
-        given = (rates.correct[entries[known]], rates.total[entries[known]])
+        arguments = (rates.correct[entries[known]], rates.total[entries[known]])
         allocate = planning.allocate_from_counts
         expected_std, silent = planning.posterior_expected_std, planning.posterior_silent_rate
-    shared: np.ndarray = np.empty(int(known.sum()), dtype=np.int64)
-    batch = np.flatnonzero(known) // (batch_size or len(known))
-    for one in np.unique(batch):
-        rows = batch == one
-        shared[rows] = allocate(
-            *(values[rows] for values in given),
+    known_sizes: np.ndarray = np.empty(int(known.sum()), dtype=np.int64)
+    batch_of_row = np.flatnonzero(known) // (batch_size or len(known))
+    for batch in np.unique(batch_of_row):
+        rows = batch_of_row == batch
+        known_sizes[rows] = allocate(
+            *(values[rows] for values in arguments),
             group_size * int(rows.sum()),
             objective=objective,
             minimum=minimum,
             maximum=maximum,
         )
     sizes: np.ndarray = np.full(len(known), group_size, dtype=np.int64)
-    sizes[known] = shared
-    both = (np.full(len(shared), group_size), shared)
-    equal_gain, gain = (float(np.mean(expected_std(*given, one))) for one in both)
-    equal_mixed, mixed = (1 - float(np.mean(silent(*given, one))) for one in both)
+    sizes[known] = known_sizes
+    compared = (np.full(len(known_sizes), group_size), known_sizes)
+    equal_gain, gain = (float(np.mean(expected_std(*arguments, each))) for each in compared)
+    equal_mixed, mixed = (1 - float(np.mean(silent(*arguments, each))) for each in compared)
     return Allocation(sizes, known, rates.correct is not None, (equal_gain, gain), (equal_mixed, mixed))
 
 
-def write_allocation(sheet: Sheet, sizes: np.ndarray, path: Path) -> None:
-    """Write a Parquet training set with a further column ``__rollout_n__``; whole or not at all.
+def write_allocation(table: RowTable, sizes: np.ndarray, path: Path) -> None:
+    """Write a Parquet training set with the additional column ``__rollout_n__``, atomically.
 
     Raises:
-        ValueError: as ``require_allocatable``.
-        OSError: there is no room, or no right to write.
+        ValueError: as ``check_training_set``.
+        OSError: the disk is full, or the process may not write there.
     """
-    table = require_allocatable(sheet, path)
-    with whole(path) as building:
-        pq.write_table(table.append_column(COLUMN, pa.array(sizes, pa.int64())), building, compression="zstd")
+    rows = check_training_set(table, path)
+    with atomic_write(path) as temporary:
+        pq.write_table(rows.append_column(COLUMN, pa.array(sizes, pa.int64())), temporary, compression="zstd")
 
 
-def require_allocatable(sheet: Sheet, path: Path) -> pa.Table:
-    """The training set's table, or a ValueError where it cannot be written to ``path`` with a column more."""
+def check_training_set(table: RowTable, path: Path) -> pa.Table:
+    """The rows of a training set that can be written to ``path`` with one more column.
+
+    Raises:
+        ValueError: it is not a Parquet file or already has the column, or ``path`` exists or is not named .parquet.
+    """
     if path.suffix != ".parquet":
-        raise ValueError(f"{path}: write a name that ends in .parquet")
+        raise ValueError(f"{path} is not a Parquet file. Use a name that ends in .parquet.")
     if path.exists():
-        raise ValueError(f"{path}: is there already; write another name, or remove it")
-    if isinstance(sheet.rows, list):
-        raise ValueError(f"{sheet.path}: is no Parquet file, which a training set has to be to get a column more")
-    if COLUMN in sheet.names:
-        raise ValueError(f"{sheet.path}: has a column {COLUMN} already; write the file that it was made from")
-    return sheet.rows
+        raise ValueError(f"{path} already exists. Use another name, or remove the file.")
+    if isinstance(table.rows, list):
+        raise ValueError(f"{table.path} is not a Parquet file. Use a training set in Parquet format.")
+    if COLUMN in table.names:
+        raise ValueError(f"{table.path} already has a column {COLUMN}. Use the file that it was made from.")
+    return table.rows

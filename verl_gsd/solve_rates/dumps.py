@@ -1,8 +1,8 @@
-"""Solve rates from what verl dumps of its rollouts and validations: STEP.jsonl, a line a response.
+"""Solve rates from verl's dumps of rollouts and validations: files STEP.jsonl with one line per response.
 
-Of verl 0.9.1 a line has input, output, gts, score and step, of its V1 trainer a uid PROMPT_SESSION_OUTPUT too, and of a
-validation whatever the verifier returned. The uid of a prompt is new at every visit, so that prompts are told apart by
-their text and their reference answer.
+In verl 0.9.1 a line has the fields input, output, gts, score and step. The V1 trainer adds a uid of the form
+PROMPT_SESSION_OUTPUT, and a validation adds the verifier's results. verl gives a prompt a new uid at every visit, so
+prompts are identified by their text and their reference answer.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from verl_gsd.prompts import prompt_hash
-from verl_gsd.solve_rates.rates import SolveRates, pooled
+from verl_gsd.solve_rates.rates import SolveRates, rates_from_counts
 from verl_gsd.solve_rates.tables import as_number
 
 _STEP = re.compile(r"(\d+)\.jsonl")
@@ -26,15 +26,15 @@ _FIELDS = {"input", "output", "gts", "score", "step"}
 
 
 def dumps_in(path: Path) -> list[Path]:
-    """A folder's dumps in the order of their steps, or ``path`` itself if it is one; none where it is neither."""
+    """The dumps in a folder in the order of their steps, or ``path`` itself if it is a dump; empty if it is neither."""
     if path.is_dir():
-        found = {int(match[1]): file for file in path.iterdir() if (match := _STEP.fullmatch(file.name))}
-        return [file for _, file in sorted(found.items())]
+        files = {int(match[1]): file for file in path.iterdir() if (match := _STEP.fullmatch(file.name))}
+        return [file for _, file in sorted(files.items())]
     return [path] if path.suffix == ".jsonl" and _is_dump(path) else []
 
 
 def read_dumps(path: Path, files: list[Path], field: str | None) -> SolveRates:
-    """``read_solve_rates`` of dumps."""
+    """``read_solve_rates`` for dumps; ``field`` holds the verdict, None for the default."""
     reader = _DumpReader(path, field)
     for file in files:
         reader.read(file)
@@ -42,17 +42,17 @@ def read_dumps(path: Path, files: list[Path], field: str | None) -> SolveRates:
 
 
 class _DumpReader:
-    """Sums of verdicts by prompt, over files."""
+    """Sums the verdicts of each prompt over all files."""
 
     def __init__(self, path: Path, field: str | None) -> None:
         self._path, self._field = path, field
-        self._places: dict[int, int] = {}
+        self._entries: dict[int, int] = {}  # hash of a prompt -> its position in the two lists below
         self._correct: list[float] = []
         self._total: list[int] = []
         self._skipped: dict[str, list[str]] = {}
 
     def read(self, file: Path) -> None:
-        sessions: set[str] = set()  # one with several outputs has a line for each, all with its score
+        sessions: set[str] = set()  # a session with several outputs has one line for each, all with the same score
         for number, row in self._lines(file):
             uid = row.get("uid")
             if isinstance(uid, str):
@@ -64,11 +64,11 @@ class _DumpReader:
 
     def _count(self, row: dict[str, Any], where: str) -> None:
         if "input" not in row:
-            raise ValueError(f"{where}: has no field input, as verl's dumps do")
+            raise ValueError(f"{where} has no field input. Use a file that verl dumped (trainer.rollout_data_dir).")
         if self._field is None:
             self._field = "acc" if "acc" in row else "score"
         if self._field not in row:
-            raise ValueError(f"{where}: has no field {self._field}. Fields are {', '.join(row)}")
+            raise ValueError(f"{where} has no field {self._field}. Set --column to one of {', '.join(row)}.")
         try:
             verdict = as_number(row[self._field])
         except ValueError as error:
@@ -78,14 +78,15 @@ class _DumpReader:
             return
         if not 0 <= verdict <= 1:
             raise ValueError(
-                f"{where}, field {self._field}: {verdict:g} is no verdict, 0 to 1. Name a field that holds one (column)"
+                f"{where}, field {self._field}: {verdict:g} is not a verdict from 0 to 1. Set --column to a field that "
+                "holds verdicts."
             )
-        place = self._places.setdefault(prompt_hash([row["input"], row.get("gts")]), len(self._total))
-        if place == len(self._total):
+        entry = self._entries.setdefault(prompt_hash([row["input"], row.get("gts")]), len(self._total))
+        if entry == len(self._total):
             self._correct.append(0.0)
             self._total.append(0)
-        self._correct[place] += verdict
-        self._total[place] += 1
+        self._correct[entry] += verdict
+        self._total[entry] += 1
 
     def _lines(self, file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         try:
@@ -95,21 +96,25 @@ class _DumpReader:
                         row = json.loads(line)
                     except (ValueError, RecursionError) as error:
                         where = f"{file}, line {number} (the first is 1)"
-                        if not line.endswith(b"\n"):  # the writer was stopped in the middle of it
-                            self._skipped.setdefault("files end in the middle of a line", []).append(where)
+                        if not line.endswith(b"\n"):  # the writer was killed while it wrote this line
+                            self._skipped.setdefault("files with an incomplete last line", []).append(where)
                             return
-                        raise ValueError(f"{where}: not JSON: {error}") from error
+                        raise ValueError(f"{where} is not JSON: {error}. Remove the line.") from error
                     if not isinstance(row, dict):
-                        raise ValueError(f"{file}, line {number} (the first is 1): no object, as verl's dumps hold")
+                        raise ValueError(
+                            f"{file}, line {number} (the first is 1) is not a JSON object. Remove the line."
+                        )
                     yield number, row
         except OSError as error:
-            raise ValueError(f"{file}: not readable: {error}") from error
+            raise ValueError(f"{file} cannot be read: {error}") from error
 
     def rates(self) -> SolveRates:
         skipped = tuple(f"{len(places)} {what}; the first is {places[0]}" for what, places in self._skipped.items())
         if not self._total:
             raise ValueError(f"{self._path}: no response has a verdict" + "".join(f"; {reason}" for reason in skipped))
-        return pooled(self._path, np.array(self._correct), np.array(self._total, dtype=np.int64), None, skipped)
+        return rates_from_counts(
+            self._path, np.array(self._correct), np.array(self._total, dtype=np.int64), None, skipped
+        )
 
 
 def _is_dump(file: Path) -> bool:
@@ -117,5 +122,5 @@ def _is_dump(file: Path) -> bool:
         with file.open("rb") as lines:
             row = json.loads(lines.readline())
     except (OSError, ValueError, RecursionError):
-        return False  # whoever reads it as a table says what is wrong
+        return False  # read_table then reports what is wrong with the file
     return isinstance(row, dict) and row.keys() >= _FIELDS

@@ -1,4 +1,4 @@
-"""Which row of a training set is which prompt."""
+"""Matching of the rows of a training set with prompts whose solve rates are known."""
 
 from __future__ import annotations
 
@@ -7,61 +7,67 @@ from collections.abc import Sequence
 import numpy as np
 
 from verl_gsd.prompts import PromptKey, prompt_hash
-from verl_gsd.sheets import Sheet
+from verl_gsd.row_table import RowTable
 from verl_gsd.solve_rates.rates import SolveRates
 
 
-def keys_by_index(sheet: Sheet) -> list[PromptKey] | None:
-    """(data_source, extra_info.index) of every row, as verl's data sets have them.
+def keys_by_index(table: RowTable) -> list[PromptKey] | None:
+    """(data_source, extra_info.index) of every row of a training set in verl's format.
 
-    None where one is missing or two are equal.
+    None if a key is missing or not unique.
     """
-    if not {"data_source", "extra_info"} <= set(sheet.names):
+    if not {"data_source", "extra_info"} <= set(table.names):
         return None
-    sources, extra = sheet.column("data_source", lambda cell: cell), sheet.column("extra_info", lambda cell: cell)
-    indices = [cell.get("index") if isinstance(cell, dict) else None for cell in extra]
-    whole = [index for index in indices if type(index) is int]
-    if len(whole) < len(indices):
+    sources, extra = table.column("data_source", lambda cell: cell), table.column("extra_info", lambda cell: cell)
+    cells = [cell.get("index") if isinstance(cell, dict) else None for cell in extra]
+    indices = [index for index in cells if type(index) is int]
+    if len(indices) < len(cells):
         return None
-    keys = list(zip(map(str, sources), whole, strict=True))
+    keys = list(zip(map(str, sources), indices, strict=True))
     return keys if len(set(keys)) == len(keys) else None
 
 
-def join(rates: SolveRates, sheet: Sheet) -> np.ndarray:
-    """For every row of a training set, the entry of ``rates`` that is the same prompt's: (n_rows,) int64, -1 for none.
+def join(rates: SolveRates, table: RowTable) -> np.ndarray:
+    """(n_rows,) int64: for every row of a training set, the entry of ``rates`` for the same prompt, or -1.
 
-    By (data_source, extra_info.index) where both have them, by a hash of column prompt where a run knew its prompts by
-    their text, and row by row where keys find nothing and the rates are a table of as many rows.
+    Rows are matched in one of three ways:
+
+    - by (data_source, extra_info.index), if both sides have them;
+    - by a hash of column prompt, if the run identified its prompts by their text;
+    - by position, if no key matches and the rates are a table with the same number of rows.
 
     Raises:
-        ValueError: none of these can be, or no row of the training set has a rate.
+        ValueError: the rows cannot be matched in any of these ways, or no row has a solve rate.
     """
-    found = []
+    candidates = []
     if rates.keys is not None:
-        place = {key: entry for entry, key in enumerate(rates.keys)}
-        known = (keys for keys in (keys_by_index(sheet), _keys_by_text(sheet)) if keys is not None)
-        found = [np.array([place.get(key, -1) for key in keys]) for keys in known]
-    found = [entries for entries in found if (entries >= 0).any()] or found
-    by_keys = bool(found) and bool((found[0] >= 0).any())
-    if not by_keys and rates.row is not None and rates.n_rows == len(sheet):
-        row_by_row: np.ndarray = np.full(len(sheet), -1)
-        row_by_row[rates.row] = np.arange(len(rates))
-        found.append(row_by_row)
-    if not found:
+        entry_of_key = {key: entry for entry, key in enumerate(rates.keys)}
+        keys_of_rows = (keys for keys in (keys_by_index(table), _keys_by_text(table)) if keys is not None)
+        candidates = [np.array([entry_of_key.get(key, -1) for key in keys]) for keys in keys_of_rows]
+    candidates = [entries for entries in candidates if (entries >= 0).any()] or candidates
+    by_keys = bool(candidates) and bool((candidates[0] >= 0).any())
+    if not by_keys and rates.row is not None and rates.n_rows == len(table):
+        by_position: np.ndarray = np.full(len(table), -1)
+        by_position[rates.row] = np.arange(len(rates))
+        candidates.append(by_position)
+    if not candidates:
         rows = f"{rates.n_rows} rows" if rates.n_rows else "prompts that have neither a row nor an index"
         raise ValueError(
-            f"{rates.path}: has {rows}, which cannot be matched with the {len(sheet)} rows of {sheet.path}. Write "
-            "rates with a row for each of its rows, or with data_source and extra_info.index, or a run's folder."
+            f"{rates.path}: {rows} cannot be matched with the {len(table)} rows of {table.path}. Use solve rates "
+            "with one row for each of these rows, or with data_source and extra_info.index, or a run's folder."
         )
-    entries = max(found, key=lambda entries: int((entries >= 0).sum()))
+    entries = max(candidates, key=lambda entries: int((entries >= 0).sum()))
     if not (entries >= 0).any():
-        raise ValueError(f"{sheet.path}: none of its {len(sheet)} rows is a prompt that {rates.path} has a rate of")
+        raise ValueError(
+            f"{table.path}: none of its {len(table)} rows has a solve rate in {rates.path}. Use the solve rates of "
+            "these prompts."
+        )
     return entries
 
 
-def _keys_by_text(sheet: Sheet) -> Sequence[PromptKey] | None:
-    if "prompt" not in sheet.names:
+def _keys_by_text(table: RowTable) -> Sequence[PromptKey] | None:
+    if "prompt" not in table.names:
         return None
-    texts = sheet.column("prompt", prompt_hash)
-    sources = sheet.column("data_source", str) if "data_source" in sheet.names else ["unknown"] * len(sheet)
+    texts = table.column("prompt", prompt_hash)
+    sources = table.column("data_source", str) if "data_source" in table.names else ["unknown"] * len(table)
     return list(zip(sources, texts, strict=True))

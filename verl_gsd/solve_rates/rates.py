@@ -1,4 +1,4 @@
-"""What is known of n prompts: how often each was solved."""
+"""The solve rates of prompts: how often each prompt was solved."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from verl_gsd.prompts import PromptKey
 
 @dataclass(frozen=True, eq=False)
 class SolveRates:
-    """Solve rates of n prompts, n at least 1.
+    """Solve rates of n >= 1 prompts.
 
     Attributes:
-        path: the file or folder they were read from.
+        path: the file or folder that the rates were read from.
         rate: (n,) float64 in [0, 1].
-        correct, total: (n,) int64, right responses and responses behind each rate, total at least 1; both None where
-            that is not known, or where verdicts are fractions.
-        keys: of each prompt, (data source, dataset index); None where the source does not tell.
-        skipped: what was left out, a sentence a reason, with how many and the first one's place.
-        row: (n,) int64, the row of the file each entry stands in, from 0; None where rows were pooled by prompt.
-        n_rows: rows of the file, those left out included; 0 where they were pooled.
+        correct, total: (n,) int64, the numbers of correct responses and of all responses behind each rate; total is at
+            least 1. Both are None if they are unknown, or if verdicts are fractions.
+        keys: (data source, dataset index) of each prompt; None if the source does not contain them.
+        skipped: what was skipped: one text per reason, with the number of entries and the location of the first.
+        row: (n,) int64, the row of each entry in the file, starting at 0; None if rows were pooled by prompt.
+        n_rows: the number of rows of the file, including skipped ones; 0 if rows were pooled.
     """
 
     path: Path
@@ -38,10 +38,15 @@ class SolveRates:
         return len(self.rate)
 
 
-def pooled(
+def rates_from_counts(
     path: Path, correct: np.ndarray, total: np.ndarray, keys: list[PromptKey] | None, skipped: tuple[str, ...]
 ) -> SolveRates:
-    """Rates from sums of verdicts in [0, 1], (n,) float, and how many there were, (n,) int64 and 1 or more."""
+    """Solve rates of pooled responses.
+
+    Args:
+        correct: (n,) float, the sum of each prompt's verdicts, which lie in [0, 1].
+        total: (n,) int64, the number of verdicts, at least 1.
+    """
     counts = correct.round()
     if (np.abs(correct - counts) <= 1e-6).all():
         solved: np.ndarray = counts.astype(np.int64)

@@ -1,4 +1,4 @@
-"""Where solve rates come from, told by what lies there."""
+"""Reads solve rates from a file or folder, whose kind is recognized from its name and content."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
+from verl_gsd.row_table import SUFFIXES
 from verl_gsd.sections import is_whole
-from verl_gsd.sheets import SUFFIXES
 from verl_gsd.solve_rates.dumps import dumps_in, read_dumps
-from verl_gsd.solve_rates.rates import SolveRates, pooled
-from verl_gsd.solve_rates.tables import Columns, read_table
+from verl_gsd.solve_rates.rates import SolveRates, rates_from_counts
+from verl_gsd.solve_rates.tables import RateColumns, read_table
 
-#: More prompts than any data set has: a histogram that asks for them is none.
-_MOST = 10**8
+#: More prompts than any data set has. A file with larger numbers is not a histogram.
+_MOST_PROMPTS = 10**8
 
 
 def read_solve_rates(
@@ -25,43 +25,47 @@ def read_solve_rates(
     correct_column: str | None = None,
     total_column: str | None = None,
 ) -> SolveRates:
-    """Solve rates from one of
+    """Read solve rates from one of four kinds of source:
 
-    - a Parquet, JSON lines or CSV file, a row a prompt: a rate in ``column``, or a count of right responses in
-      ``correct_column``. How many responses are behind it is ``samples`` or stands in ``total_column``; a rate without
-      either is a rate without counts.
-    - a JSON file that holds a histogram, a list of N + 1 whole numbers: entry k is how many prompts were solved k times
-      out of N.
-    - verl's rollout or validation dumps (``trainer.rollout_data_dir``), a folder of STEP.jsonl or one such file, pooled
-      by prompt: the mean of field ``column``, which is acc by default, or score in a dump without one. A demonstration
-      in a dump cannot be told from a response.
-    - the folder of a run of ours, from its records pooled by prompt. Demonstrations are not counted.
+    - A Parquet, JSON lines or CSV file with one row per prompt: a solve rate in ``column``, or the number of correct
+      responses in ``correct_column``. The number of responses is ``samples``, or is in ``total_column``. If both are
+      None, the rates have no counts.
+    - A JSON file with a histogram, which is a list of N + 1 integers: entry k is the number of prompts that were solved
+      k out of N times.
+    - verl's rollout or validation dumps (``trainer.rollout_data_dir``): a folder of files STEP.jsonl, or one such file.
+      The rate of a prompt is the mean of field ``column`` over its responses. The default is acc, or score if a dump
+      has no acc. Dumps do not distinguish demonstrations from responses.
+    - The folder of a verl-gsd run: the rates are pooled by prompt from its records. Demonstrations are not counted.
 
-    What was pooled over a run's steps is of a policy that changed meanwhile.
+    Rates that are pooled over the steps of a run average over a policy that changed during the run.
 
-    Null and NaN are left out, which ``skipped`` says; a value that is no rate or count is not.
+    Null and NaN are skipped and reported in ``SolveRates.skipped``. Any other value that is not a rate or count is an
+    error.
 
     Raises:
-        FileNotFoundError: nothing is there.
-        ValueError: the source is none of these, is damaged or holds no rate at all, an option does not belong to it, or
-            a value is no rate or count; the message names file, row and value where there is one.
+        FileNotFoundError: ``path`` does not exist.
+        ValueError: the source is of another kind, is damaged or has no rate at all, an option does not apply to it, or
+            a value is not a rate or count. The message names the file, and the row and the value if there are any.
     """
     path = Path(path)
-    options = Columns(column, samples, correct_column, total_column)
+    options = RateColumns(column, samples, correct_column, total_column)
     if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file or folder")
+        raise FileNotFoundError(f"{path}: no such file or folder.")
     if dumps := dumps_in(path):
-        options.require_none_but("column", f"{path} holds verl's dumps")
+        options.check_only("column", f"{path} has verl's dumps")
         return read_dumps(path, dumps, column)
     if path.is_dir():
-        options.require_none_but("", f"{path} is taken for a run's folder")
+        options.check_only("", f"{path} is read as the folder of a run")
         return _read_run(path)
     if path.suffix == ".json":
-        options.require_none_but("samples", f"{path} is taken for a histogram")
+        options.check_only("samples", f"{path} is read as a histogram")
         return _read_histogram(path, samples)
     if path.suffix in SUFFIXES:
         return read_table(path, options)
-    raise ValueError(f"{path}: write a file that ends in {', '.join(SUFFIXES)} or .json, or a folder of dumps or a run")
+    raise ValueError(
+        f"{path}: unknown file type. Use a file that ends in {', '.join(SUFFIXES)} or .json, a folder of verl's dumps, "
+        "or the folder of a run."
+    )
 
 
 def _read_run(path: Path) -> SolveRates:
@@ -70,12 +74,12 @@ def _read_run(path: Path) -> SolveRates:
     records = read_records(path).select(["step", "data_source", "index", "correct", "total"])
     if not len(records):
         raise ValueError(
-            f"{path}: holds neither records nor dumps. Write the folder of a run whose trainer mode was one of ours "
-            "(gsd_sync), or of verl's STEP.jsonl."
+            f"{path}: no records and no dumps. Use the folder of a run with a verl-gsd trainer mode (for example "
+            "gsd_sync), or a folder with verl's STEP.jsonl files."
         )
     total = records.column("total").to_numpy()
     if not total.any():
-        raise ValueError(f"{path}: no group of its {len(records)} records has a response with an accuracy")
+        raise ValueError(f"{path}: none of the {len(records)} groups in its records has a response with an accuracy.")
     skipped: tuple[str, ...] = ()
     if (total == 0).any():
         first = int(np.flatnonzero(total == 0)[0])
@@ -90,23 +94,30 @@ def _read_run(path: Path) -> SolveRates:
     )
     keys = list(zip(prompts.column("data_source").to_pylist(), prompts.column("index").to_pylist(), strict=True))
     correct, totals = prompts.column("correct_sum").to_numpy(), prompts.column("total_sum").to_numpy()
-    return pooled(path, correct, totals.astype(np.int64), keys, skipped)
+    return rates_from_counts(path, correct, totals.astype(np.int64), keys, skipped)
 
 
 def _read_histogram(path: Path, samples: int | None) -> SolveRates:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        histogram = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not readable as JSON: {error}") from error
-    if not isinstance(found, list) or len(found) < 2:
-        raise ValueError(f"{path}: write a list: entry k, how many prompts were solved k times out of N, k = 0 to N")
-    for solved, prompts in enumerate(found):
-        if not (is_whole(prompts, 0) and prompts <= _MOST):
-            raise ValueError(f"{path}: entry {solved} is {prompts!r}; write a number of prompts, 0 to {_MOST:.0e}")
-    n = len(found) - 1
+        raise ValueError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(histogram, list) or len(histogram) < 2:
+        raise ValueError(
+            f"{path} is not a list of 2 or more numbers. Use a list whose entry k is the number of prompts that were "
+            "solved k out of N times, k = 0 to N."
+        )
+    for n_solved, n_prompts in enumerate(histogram):
+        if not (is_whole(n_prompts, 0) and n_prompts <= _MOST_PROMPTS):
+            raise ValueError(
+                f"{path}: entry {n_solved} is {n_prompts!r}. Use a number of prompts from 0 to {_MOST_PROMPTS:.0e}."
+            )
+    n = len(histogram) - 1
     if samples is not None and samples != n:
-        raise ValueError(f"{path}: its {n + 1} entries are counts out of {n}, and samples={samples}. Leave that out.")
-    if not 0 < sum(found) <= _MOST:
-        raise ValueError(f"{path}: {sum(found)} prompts; write 1 to {_MOST:.0e}")
-    correct: np.ndarray = np.repeat(np.arange(n + 1), found)
-    return pooled(path, correct.astype(float), np.full(len(correct), n), None, ())
+        raise ValueError(
+            f"{path} has {n + 1} entries, so counts are out of {n}, not samples={samples}. Remove --samples."
+        )
+    if not 0 < sum(histogram) <= _MOST_PROMPTS:
+        raise ValueError(f"{path} has {sum(histogram)} prompts in total. Use 1 to {_MOST_PROMPTS:.0e} prompts.")
+    correct: np.ndarray = np.repeat(np.arange(n + 1), histogram)
+    return rates_from_counts(path, correct.astype(float), np.full(len(correct), n), None, ())

@@ -1,4 +1,4 @@
-"""Solve rates in a table, a row a prompt."""
+"""Solve rates from a table with one row per prompt."""
 
 from __future__ import annotations
 
@@ -10,129 +10,138 @@ from typing import Any
 
 import numpy as np
 
-from verl_gsd.sheets import Sheet, read_sheet
+from verl_gsd.row_table import RowTable, read_row_table
 from verl_gsd.solve_rates.joining import keys_by_index
 from verl_gsd.solve_rates.rates import SolveRates
 
-#: How far a rate times its samples may be from a whole number: rates are often written with few digits.
+#: How far a rate times its samples may be from an integer, because rates are often rounded to a few digits.
 _TOLERANCE = 0.01
 _MISSING = {"", "nan", "null", "none", "na", "n/a"}
 
 
 @dataclass(frozen=True)
-class Columns:
-    """Which column holds what; ``read_solve_rates`` has their meaning."""
+class RateColumns:
+    """The options that say where a table has its solve rates; ``read_solve_rates`` explains them."""
 
     column: str | None = None
     samples: int | None = None
     correct_column: str | None = None
     total_column: str | None = None
 
-    def require_none_but(self, allowed: str, because: str) -> None:
-        """Raise a ValueError that names an option which says nothing of such a source."""
+    def check_only(self, allowed: str, reason: str) -> None:
+        """Raise a ValueError if an option other than ``allowed`` is set, which would have no effect."""
         for option in (field.name for field in fields(self)):
             if option != allowed and getattr(self, option) is not None:
-                raise ValueError(f"{option}={getattr(self, option)}: has no meaning, since {because}. Leave it out.")
+                raise ValueError(f"{option}={getattr(self, option)}: has no effect, because {reason}. Remove it.")
 
-    def require_table(self, sheet: Sheet) -> None:
-        """Raise a ValueError where they do not say what to read of a table."""
-        names = ", ".join(sheet.names) or "none"
+    def check_for_table(self, table: RowTable) -> None:
+        """Raise a ValueError if the options do not say what to read from ``table``, or contradict each other."""
+        names = ", ".join(table.names) or "none"
         if self.column is None and self.correct_column is None:
             raise ValueError(
-                f"{sheet.path}: say which column holds the rate (--column), or how many responses were right "
-                f"(--correct-column). Columns are {names}"
+                f"{table.path}: the column with the solve rates is not set. Set --column to it, or set "
+                f"--correct-column to the column with the number of correct responses. Columns: {names}."
             )
         if self.column is not None and self.correct_column is not None:
-            raise ValueError(f"column={self.column} and correct_column={self.correct_column}: write one of them")
+            raise ValueError(
+                f"column={self.column} and correct_column={self.correct_column} are both set. Set only one."
+            )
         if self.samples is not None and self.total_column is not None:
-            raise ValueError(f"samples={self.samples} and total_column={self.total_column}: write one of them")
+            raise ValueError(f"samples={self.samples} and total_column={self.total_column} are both set. Set only one.")
         if self.correct_column is not None and self.samples is None and self.total_column is None:
-            raise ValueError(f"correct_column={self.correct_column}: of how many? Write samples or total_column")
+            raise ValueError(
+                f"correct_column={self.correct_column}: the number of responses is missing. Set samples or "
+                "total_column."
+            )
         if self.samples is not None and self.samples < 1:
-            raise ValueError(f"samples={self.samples}: write how many responses are behind each rate, 1 or more")
+            raise ValueError(
+                f"samples={self.samples} is too small. Set it to the number of responses per prompt, 1 or more."
+            )
 
 
-def read_table(path: Path, options: Columns) -> SolveRates:
-    """``read_solve_rates`` of a Parquet, JSON lines or CSV file."""
-    sheet = read_sheet(path)
-    if not len(sheet):
-        raise ValueError(f"{path}: no rows")
-    options.require_table(sheet)
+def read_table(path: Path, options: RateColumns) -> SolveRates:
+    """``read_solve_rates`` for a Parquet, JSON lines or CSV file."""
+    table = read_row_table(path)
+    if not len(table):
+        raise ValueError(f"{path}: no rows.")
+    options.check_for_table(table)
     name = options.column or options.correct_column
     assert name is not None
-    values = np.array(sheet.column(name, _rate if options.column else _count), dtype=float)
-    left_out = {f"no value (null or NaN) in column {name}": np.isnan(values)}
+    values = np.array(table.column(name, _rate if options.column else _count), dtype=float)
+    reasons = {f"no value (null or NaN) in column {name}": np.isnan(values)}
     total = None
     if options.samples is not None:
         total = np.full(len(values), float(options.samples))
     elif options.total_column is not None:
-        total = np.array(sheet.column(options.total_column, _count), dtype=float)
-        left_out[f"no responses (null, NaN or 0) in column {options.total_column}"] = np.isnan(total) | (total == 0)
-    kept = ~np.any(list(left_out.values()), axis=0)
+        total = np.array(table.column(options.total_column, _count), dtype=float)
+        reasons[f"no responses (null, NaN or 0) in column {options.total_column}"] = np.isnan(total) | (total == 0)
+    kept = ~np.any(list(reasons.values()), axis=0)
     skipped = tuple(
-        f"{int(rows.sum())} of {len(values)} rows have {what}; the first is row {int(np.flatnonzero(rows)[0])}"
-        for what, rows in left_out.items()
+        f"{int(rows.sum())} of {len(values)} rows have {reason}; the first is row {int(np.flatnonzero(rows)[0])}"
+        for reason, rows in reasons.items()
         if rows.any()
     )
     if not kept.any():
-        raise ValueError(f"{path}: no row has a solve rate: {'; '.join(skipped)}")
+        raise ValueError(f"{path}: no row has a solve rate: {'; '.join(skipped)}.")
     row = np.flatnonzero(kept)
     values = values[kept]
-    keys = keys_by_index(sheet)
-    kept_keys = None if keys is None else [keys[place] for place in row.tolist()]
+    keys = keys_by_index(table)
+    kept_keys = None if keys is None else [keys[position] for position in row.tolist()]
     if total is None:
-        return SolveRates(path, values, None, None, kept_keys, skipped, row, len(sheet))
+        return SolveRates(path, values, None, None, kept_keys, skipped, row, len(table))
     total = total[kept]
     correct = (values * total).round() if options.column else values
-    bad = (correct > total) | (np.abs(correct - values * total) > _TOLERANCE if options.column else False)
-    if bad.any():
-        first = int(np.flatnonzero(bad)[0])
+    invalid = (correct > total) | (np.abs(correct - values * total) > _TOLERANCE if options.column else False)
+    if invalid.any():
+        first = int(np.flatnonzero(invalid)[0])
         raise ValueError(
             f"{path}, row {row[first]} (the first is 0), column {name}: "
             + _contradiction(values[first], total[first], is_rate=options.column is not None)
         )
     solved: np.ndarray = correct.astype(np.int64)
-    return SolveRates(path, correct / total, solved, total.astype(np.int64), kept_keys, skipped, row, len(sheet))
+    return SolveRates(path, correct / total, solved, total.astype(np.int64), kept_keys, skipped, row, len(table))
 
 
 def _contradiction(value: float, total: float, *, is_rate: bool) -> str:
     if not is_rate:
-        return f"{value:.0f} right of {total:.0f} responses"
+        return f"{value:.0f} correct of {total:.0f} responses is impossible. Use the columns that belong together."
     return (
-        f"{value:g} of {total:.0f} responses are {value * total:.3f} right ones, no whole number. Write how many "
-        "responses the rates are from, or leave that out."
+        f"a rate of {value:g} of {total:.0f} responses gives {value * total:.3f} correct responses, which is not an "
+        "integer. Set the number of responses that the rates come from, or remove it."
     )
 
 
 def as_number(value: Any) -> float:
-    """A cell as a number, NaN where it is missing; true and false are 1 and 0.
+    """A cell as a number: NaN if it is missing, and 1 and 0 for true and false.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: the cell is not a number.
     """
     if value is None or (isinstance(value, str) and value.strip().lower() in _MISSING):
         return math.nan
     try:
         return float(value)
     except (TypeError, ValueError, OverflowError):
-        raise ValueError(f"{_shown(value)} is no number") from None
+        raise ValueError(f"{_abbreviated(value)} is not a number") from None
 
 
-def _checked(allowed: Callable[[float], bool], wanted: str) -> Callable[[Any], float]:
+def _checked_reader(is_valid: Callable[[float], bool], expected: str) -> Callable[[Any], float]:
     def read(value: Any) -> float:
         number = as_number(value)
-        if not math.isnan(number) and not allowed(number):
-            raise ValueError(f"{_shown(value)} is no {wanted}")
+        if not math.isnan(number) and not is_valid(number):
+            raise ValueError(f"{_abbreviated(value)} is not {expected}")
         return number
 
     return read
 
 
-_RATE = "rate, 0 to 1. Write a count of right responses as --correct-column, and percents as shares"
-_rate = _checked(lambda value: 0 <= value <= 1, _RATE)
-_count = _checked(lambda value: 0 <= value < 2**31 and value == int(value), "count, a whole number from 0 to 2^31 - 1")
+_RATE = "a rate from 0 to 1. Use --correct-column for numbers of correct responses, and divide percentages by 100"
+_rate = _checked_reader(lambda value: 0 <= value <= 1, _RATE)
+_count = _checked_reader(
+    lambda value: 0 <= value < 2**31 and value == int(value), "a count, which is an integer from 0 to 2^31 - 1"
+)
 
 
-def _shown(value: Any) -> str:
+def _abbreviated(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

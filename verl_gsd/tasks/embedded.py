@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import json
 import random
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +18,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock
 
 from verl_gsd.tasks import arithmetic
+from verl_gsd.writing import atomic_folder
 
 MANIFEST = "manifest.json"
 #: Increase it whenever ``ensure`` writes other files for the same specification.
@@ -73,16 +73,8 @@ def ensure(
             raise FileExistsError(
                 f"{directory} is not empty and does not contain the embedded task. Set task.directory to another folder"
             )
-        building = directory.with_name(directory.name + ".tmp")  # no other process uses it while the lock is held
-        shutil.rmtree(building, ignore_errors=True)  # may be left by a process that was killed
-        building.mkdir()
-        try:
+        with atomic_folder(directory) as building:
             _build(building, specification, on_step)
-            if directory.exists():
-                shutil.rmtree(directory)
-            building.rename(directory)
-        finally:
-            shutil.rmtree(building, ignore_errors=True)
     return directory
 
 

@@ -51,7 +51,7 @@ def private_handle(handle: str, node: str) -> str:
     Raises:
         UnsafeFolderError: the folder belongs to another user, other users can enter it, or it is not a folder.
     """
-    return f"ipc://{private_folders.of_node(node)}/{PurePath(handle).name}"
+    return f"ipc://{private_folders.node_folder(node)}/{PurePath(handle).name}"
 
 
 def _node() -> str:
@@ -89,7 +89,7 @@ def _patch_server(vllm_async_server: Any) -> None:
     @functools.wraps(original)
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
         os.environ[NODE] = _node()
-        os.environ.setdefault("VLLM_RPC_BASE_PATH", private_folders.of_node(_node()))
+        os.environ.setdefault("VLLM_RPC_BASE_PATH", private_folders.node_folder(_node()))
         original(self, *args, **kwargs)
 
     server.__init__ = init

@@ -1,4 +1,4 @@
-"""``verl-gsd plan`` as a user types it, and the mathematics of its tables."""
+"""``verl-gsd plan`` from the command line, and the figures in its tables."""
 
 import json
 import math
@@ -43,7 +43,7 @@ def refused(done, message):
 
 @pytest.fixture
 def rates(tmp_path):
-    """1000 prompts that were tried 16 times, in a training set of verl's form."""
+    """1000 prompts with 16 responses each, in a training set in verl's format."""
     rng = np.random.default_rng(0)
     correct = rng.binomial(16, rng.beta(0.5, 0.5, 1000))
     columns = {
@@ -60,62 +60,62 @@ def rates(tmp_path):
 # The mathematics
 
 
-def test_a_promise_is_the_mean_over_prompts():
+def test_a_summary_is_the_mean_over_prompts():
     p = np.array([0.0, 0.25, 0.5, 1.0])
     correct, total = np.array([0, 2, 4, 4]), np.array([8, 8, 8, 4])
-    found = summary.promise(p, correct, total, 8)
+    found = summary.summarize(p, correct, total, 8)
     assert found.silent == pytest.approx(np.mean([1, 0.75**8 + 0.25**8, 2 * 0.5**8, 1]))
     assert found.gain == pytest.approx(np.mean([planning.expected_std(rate, 8) for rate in p]))
     assert found.fidelity == pytest.approx(np.mean(planning.fidelity([0.25, 0.5], 8)), abs=1e-15)
     assert found.unbiased.prompts == 3, "one has too few responses"
     assert found.unbiased.silent == pytest.approx(1 / 3) and found.unbiased.gain > 0
-    assert summary.promise(p, correct, total, 9).unbiased is None
-    assert summary.promise(p, None, None, 8).unbiased is None
-    assert math.isnan(summary.promise(p[[0, 3]], None, None, 8).fidelity)
+    assert summary.summarize(p, correct, total, 9).unbiased is None
+    assert summary.summarize(p, None, None, 8).unbiased is None
+    assert math.isnan(summary.summarize(p[[0, 3]], None, None, 8).fidelity)
 
 
 @given(st.lists(st.integers(0, 64), min_size=1, max_size=30), st.integers(2, 12), st.sampled_from([0.0, 1.0, 2.0, 0.5]))
-def test_shares_of_the_gradient_are_shares_and_those_of_mirrored_prompts_mirrored(solved, size, alpha):
+def test_gradient_shares_sum_to_1_and_are_mirrored_for_mirrored_prompts(solved, size, alpha):
     p = np.array(solved) / 64
     for group_size in (size, None):
-        shares = summary.by_bin(p, summary.gradient_mass(p, alpha, group_size))
+        shares = summary.share_by_bin(p, summary.gradient_mass(p, alpha, group_size))
         if ((p == 0) | (p == 1)).all():
             assert np.isnan(shares).all()
             continue
         assert shares.sum() == pytest.approx(1) and shares[0] == shares[-1] == 0
-        mirrored = summary.by_bin(1 - p, summary.gradient_mass(1 - p, alpha, group_size))
+        mirrored = summary.share_by_bin(1 - p, summary.gradient_mass(1 - p, alpha, group_size))
         assert mirrored == pytest.approx(shares[::-1], abs=1e-9)
 
 
-def test_bins_are_the_papers():
+def test_bins_are_those_of_the_paper():
     p = np.array([0, 0.09, 0.1, 0.39, 0.4, 0.5, 0.6, 0.61, 0.9, 0.91, 1])
     assert summary.bin_of(p).tolist() == [0, 1, 2, 2, 3, 3, 3, 4, 4, 5, 6]
 
 
-def test_mass_of_large_groups_is_the_limit():
+def test_gradient_mass_of_large_groups_approaches_the_limit():
     p = np.array([0.1, 0.3, 0.5, 0.0])
     for alpha in (0.0, 1.0, 2.0):
         large = summary.gradient_mass(p, alpha, 200_000)
         assert summary.gradient_mass(p, alpha) == pytest.approx(large, rel=1e-4)
 
 
-def test_targets_are_exact_sizes():
+def test_targets_have_exact_sizes():
     found = summary.target(np.array([0.5, 0.3, 0.1, 0.0]), "fidelity", 0.95)
     assert found.smallest.tolist() == [11, 14, 36, math.inf]
     assert [found.reached(size) for size in (10, 11, 14, 36)] == [0, 0.25, 0.5, 0.75]
     assert [found.quantile(share) for share in (0.1, 0.25, 0.26, 0.75, 0.9)] == [11, 11, 14, 36, math.inf]
-    with pytest.raises(ValueError, match=r"mixed=1: .*0 and 1"):
+    with pytest.raises(ValueError, match=r"mixed=1 is .*0 and 1"):
         summary.target(np.array([0.5]), "mixed", 1.0)
 
 
-def test_factor_of_dynamic_sampling():
+def test_sampling_factor_of_dynamic_sampling():
     assert summary.sampling_factor(0.5) == 2 and summary.sampling_factor(1.0) == math.inf
 
 
 # What is printed
 
 
-def test_figures_of_several_group_sizes_side_by_side(rates):
+def test_several_group_sizes_are_printed_side_by_side(rates):
     path, correct = rates
     words = ("--column", "rate", "--samples", 16, "--group-size", 4, "--group-size", "8,32", "--target", "mixed=0.9")
     done = invoke("--solve-rates", path, *words)
@@ -126,16 +126,16 @@ def test_figures_of_several_group_sizes_side_by_side(rates):
     unbiased = [100 * float(np.mean(planning.silent_rate_from_counts(correct, 16, size))) for size in (4, 8)]
     *shown, last = figures(done.output, "silent groups, unbiased")
     assert shown == pytest.approx(unbiased, abs=0.0051) and last is None, "32 cannot be drawn of 16"
-    assert figures(done.output, "prompts, if unbiased") == [1000, 1000, 0]
+    assert figures(done.output, "prompts in unbiased") == [1000, 1000, 0]
     assert figures(done.output, "draws per mixed, plug-in") == pytest.approx(
         [1 / (1 - share / 100) for share in silent], abs=0.0051
     )
     reached = [100 * float(np.mean(planning.required_group_size(p, 0.1, "mixed") <= size)) for size in (4, 8, 32)]
-    assert figures(done.output, "prompts of mixed >= 0.9") == pytest.approx(reached, abs=0.051)
+    assert figures(done.output, "prompts with mixed >= 0.9") == pytest.approx(reached, abs=0.051)
     assert re.search("1000 prompts from .* 16 responses", flat(done.output))
 
 
-def test_gradient_by_difficulty_for_every_exponent(rates):
+def test_gradient_shares_are_printed_for_every_exponent(rates):
     path, correct = rates
     done = invoke("--solve-rates", path, "--column", "rate", "--alpha", 2, "--alpha", 1)
     p = correct / 16
@@ -143,15 +143,15 @@ def test_gradient_by_difficulty_for_every_exponent(rates):
     for text, size in zip(tables[1:], (None, 8), strict=True):
         assert ("limit of large groups" if size is None else "groups of 8") in text
         for place, name in enumerate(summary.BINS):
-            shares = [summary.by_bin(p)] + [
-                summary.by_bin(p, summary.gradient_mass(p, alpha, size)) for alpha in (1.0, 0.0, 2.0)
+            shares = [summary.share_by_bin(p)] + [
+                summary.share_by_bin(p, summary.gradient_mass(p, alpha, size)) for alpha in (1.0, 0.0, 2.0)
             ]
             assert figures(text, name) == pytest.approx([100 * share[place] for share in shares], abs=0.051)
     assert re.search("unbiased .* G responses", flat(done.output), re.IGNORECASE)
     assert "silent groups, unbiased" not in done.output
 
 
-def test_big_math_is_the_papers_table():
+def test_big_math_figures_are_those_of_the_paper():
     done = invoke("--solve-rates", big_math.FILE, "--group-size", "4,8,16,32,64")
     assert done.exit_code == 0, done.output
     assert figures(done.output, "silent groups, plug-in") == [59.27, 44.28, 32.24, 23.01, 16.53]
@@ -159,11 +159,11 @@ def test_big_math_is_the_papers_table():
     assert unbiased == pytest.approx([58.59, 43.07, 30.19, 19.64, 11.18], abs=0.006)
     assert figures(done.output, "draws per mixed, plug-in")[1] == pytest.approx(1.80, abs=0.011)
     assert figures(done.output, "0")[0] == 4.0 and figures(done.output, "1")[0] == 7.2
-    assert figures(done.output, "ends: below .1, above .9")[1:] == [24.7, 13.9]
-    assert figures(done.output, ".4 to .6")[1:] == [17.5, 22.8]
+    assert figures(done.output, "ends: below 0.1, above 0.9")[1:] == [24.7, 13.9]
+    assert figures(done.output, "0.4 to 0.6")[1:] == [17.5, 22.8]
 
 
-def test_what_was_left_out_is_said(tmp_path):
+def test_skipped_rows_are_reported(tmp_path):
     path = tmp_path / "rates.csv"
     path.write_text("name,rate\na,0.5\nb,\nc,nan\n")
     done = invoke("--solve-rates", path, "--column", "rate")
@@ -171,17 +171,17 @@ def test_what_was_left_out_is_said(tmp_path):
     assert "1 prompts from" in done.output and "2 of 3 rows" in flat(done.output)
 
 
-def test_prompts_that_nothing_helps_are_no_crash(tmp_path):
+def test_prompts_at_rates_0_and_1_alone_do_not_crash(tmp_path):
     path = tmp_path / "rates.csv"
     path.write_text("name,rate\na,0\nb,1\n")
     done = invoke("--solve-rates", path, "--column", "rate", "--target", "fidelity=0.9", "--plot", tmp_path / "p.html")
     assert done.exit_code == 0, done.output
     assert figures(done.output, "draws per mixed, plug-in") == [math.inf]
     assert figures(done.output, "fidelity 0.9") == [None] * 5 + [100]
-    assert figures(done.output, ".4 to .6") == [0, None, None]
+    assert figures(done.output, "0.4 to 0.6") == [0, None, None]
 
 
-def test_mistakes_are_named_before_anything_is_written(tmp_path, rates):
+def test_mistakes_are_reported_before_anything_is_written(tmp_path, rates):
     path, _ = rates
     given_ = ("--solve-rates", path, "--column", "rate")
     refused(invoke("--solve-rates", path), "column")
@@ -190,17 +190,17 @@ def test_mistakes_are_named_before_anything_is_written(tmp_path, rates):
     refused(invoke(*given_, "--group-size", 1), "--group-size 1: .* 2 ")
     refused(invoke(*given_, "--target", "0.9"), r"--target 0\.9: .*fidelity=X .*mixed=X")
     refused(invoke(*given_, "--target", "mixed=1.5"), r"--target mixed=1\.5: ")
-    refused(invoke(*given_, "--alpha", "nan"), "alpha=nan: ")
+    refused(invoke(*given_, "--alpha", "nan"), "alpha=nan is not finite")
     refused(invoke(*given_, "--plot", tmp_path / "p.jpg"), r"p\.jpg.*\.html .*\.png")
     refused(invoke(*given_, "--minimum", 3), "--minimum 3: .*--allocate")
     refused(invoke(*given_, "--samples", 7), "of 7 responses")
     out = tmp_path / "out.parquet"
     allocate = (*given_, "--allocate", out)
     refused(invoke(*allocate, "--group-size", "4,8"), "--group-size 4,8: .*--allocate")
-    refused(invoke(*allocate, "--objective", "std"), "objective='std': .*expected_std, mixed, fidelity")
+    refused(invoke(*allocate, "--objective", "std"), "objective='std' is unknown.*expected_std, mixed, fidelity")
     refused(invoke(*allocate, "--minimum", 9), "1000 prompts .* 9 each")
     refused(invoke(*allocate, "--maximum", 7), "1000 prompts .* 7 each")
-    refused(invoke(*allocate, "--batch-size", 0), "batch_size=0: ")
+    refused(invoke(*allocate, "--batch-size", 0), "batch_size=0 is ")
     refused(invoke(*allocate, "--batch-size", 100_000), "batch_size=100000: ")
     refused(invoke(*given_, "--allocate", tmp_path / "out.jsonl"), r"out\.jsonl.*\.parquet")
     refused(invoke(*given_, "--allocate", path), r"rates\.parquet")
@@ -211,7 +211,7 @@ def test_mistakes_are_named_before_anything_is_written(tmp_path, rates):
 # Pictures
 
 
-def test_pictures_are_a_page_or_a_png(tmp_path, rates):
+def test_charts_are_written_to_a_page_or_a_png(tmp_path, rates):
     path, _ = rates
     for name in ("plan.html", "plan.png"):
         words = ("--column", "rate", "--samples", 16, "--target", "mixed=0.9", "--plot", tmp_path / name)
@@ -256,7 +256,7 @@ def test_a_training_set_with_a_group_size_for_each_prompt(tmp_path, rates):
     refused(again, "__rollout_n__")
 
 
-def test_rates_without_counts_are_taken_as_exact_which_is_said(tmp_path, rates):
+def test_rates_without_counts_are_treated_as_exact_with_a_notice(tmp_path, rates):
     path, correct = rates
     words = ("--objective", "mixed", "--minimum", 3, "--maximum", 9, "--group-size", 6)
     done = invoke("--solve-rates", path, "--column", "rate", "--allocate", tmp_path / "out.parquet", *words)
@@ -267,7 +267,7 @@ def test_rates_without_counts_are_taken_as_exact_which_is_said(tmp_path, rates):
     assert "exact" in flat(done.output)
 
 
-def test_each_batch_of_rows_is_exact_if_asked_for(tmp_path, rates):
+def test_batch_size_makes_the_total_of_each_batch_exact(tmp_path, rates):
     path, _ = rates
     words = ("--column", "rate", "--samples", 16, "--allocate", tmp_path / "out.parquet", "--batch-size", 64)
     done = invoke("--solve-rates", path, *words)
@@ -279,7 +279,7 @@ def test_each_batch_of_rows_is_exact_if_asked_for(tmp_path, rates):
     assert len(set(sizes.tolist())) > 2
 
 
-def test_a_run_says_how_its_own_training_set_is_best_shared_out(tmp_path, rates):
+def test_rollouts_are_allocated_from_the_records_of_a_run(tmp_path, rates):
     path, _ = rates
     groups = [
         Group("u", "maths", index, *(np.array([1.0] * right + [0.0] * (8 - right)),) * 2, np.ones(8, dtype=int))
@@ -317,8 +317,8 @@ def test_a_full_disk_leaves_no_half_file(tmp_path, rates, monkeypatch):
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
-def test_what_was_written_loads_as_verl_loads_it(tmp_path, rates):
-    """By the hub's library, whose own metadata of a file's columns must not hide a column more."""
+def test_the_written_training_set_loads_as_in_verl(tmp_path, rates):
+    """verl uses the datasets library, whose metadata of a file's columns must not hide the additional column."""
     import datasets
 
     path, _ = rates

@@ -17,7 +17,7 @@ from verl_gsd.evaluation import merge as merging
 from verl_gsd.evaluation.answers import Verdicts, verify
 from verl_gsd.preparation import manifest
 from verl_gsd.preparation.reading import sha256
-from verl_gsd.state import check_state, save_state, torch_of
+from verl_gsd.state import check_state, save_state, saved_torch_version
 
 MARKER = "latest_checkpointed_iteration.txt"
 ASKED = [{"role": "user", "content": "?"}]
@@ -157,7 +157,7 @@ def test_if_merging_fails_without_a_torch_version_the_error_names_the_likely_cau
 def test_a_damaged_state_has_no_torch_version(checkpoint, content):
     (checkpoint / "gsd").mkdir()
     (checkpoint / "gsd" / "state.json").write_text(content)
-    assert torch_of(checkpoint) is None
+    assert saved_torch_version(checkpoint) is None
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Sharing rollouts out over prompts: slow references, and what no other allocation betters."""
+"""Allocation of rollouts to prompts, compared with slow references and with all other allocations."""
 
 import functools
 import itertools
@@ -15,7 +15,7 @@ from verl_gsd import planning
 
 
 def greedy(p, total, value, minimum, maximum):
-    """One rollout at a time to the prompt that gains most, the smaller group first among equals."""
+    """Give one rollout at a time to the prompt that gains most; if gains are equal, to the smaller group."""
     sizes = [minimum] * len(p)
     for _ in range(total - minimum * len(p)):
         open_ = [i for i in range(len(p)) if maximum is None or sizes[i] < maximum]
@@ -32,7 +32,7 @@ def greedy(p, total, value, minimum, maximum):
     st.none() | st.integers(3, 12),
     st.sampled_from(["expected_std", "mixed"]),
 )
-def test_allocation_is_worth_as_much_as_the_slow_greedy_one(p, spare, minimum, maximum, objective):
+def test_allocation_is_as_good_as_a_slow_greedy_allocation(p, spare, minimum, maximum, objective):
     value = {"expected_std": planning.expected_std, "mixed": planning.mixed_rate}[objective]
     total = minimum * len(p) + spare
     if maximum is not None:
@@ -47,7 +47,7 @@ def test_allocation_is_worth_as_much_as_the_slow_greedy_one(p, spare, minimum, m
 
 
 @given(st.lists(st.sampled_from([0.02, 0.1, 0.25, 0.5, 0.9]), min_size=1, max_size=6), st.integers(0, 60))
-def test_fidelity_raises_the_lowest_first(p, spare):
+def test_fidelity_raises_the_prompt_with_the_lowest_fidelity_first(p, spare):
     sizes = planning.allocate(p, 2 * len(p) + spare, objective="fidelity")
     reached = planning.fidelity(p, sizes)
     for i, size in enumerate(sizes):
@@ -55,13 +55,13 @@ def test_fidelity_raises_the_lowest_first(p, spare):
             assert planning.fidelity(p[i], size - 1) <= reached.min() + 1e-12
 
 
-def test_fidelity_gives_nothing_beyond_the_minimum_where_nothing_helps():
+def test_fidelity_gives_the_minimum_to_prompts_that_no_group_size_helps():
     assert planning.allocate([0.0, 0.5, 1.0], 30, objective="fidelity").tolist() == [2, 26, 2]
     assert planning.allocate([0.0, 1.0], 9, objective="fidelity").tolist() == [5, 4]
 
 
 def posterior_value(objective, correct, total, prior):
-    """{size: what a group of that size is worth}, by the beta-binomial's own chances; slow and in the open."""
+    """size -> the objective of a group of that size, summed over the beta-binomial distribution (slow)."""
     a, b = prior[0] + correct, prior[1] + total - correct
 
     def value(size):
@@ -84,7 +84,7 @@ counts = st.tuples(st.floats(0, 1), st.floats(0, 30)).map(lambda pair: (pair[0] 
     st.sampled_from(["expected_std", "mixed"]),
     st.sampled_from([(1.0, 1.0), (0.5, 2.0)]),
 )
-def test_no_other_allocation_from_counts_is_worth_more(known, spare, minimum, maximum, objective, prior):
+def test_no_other_allocation_from_counts_is_better(known, spare, minimum, maximum, objective, prior):
     correct, total = np.array(known).T
     rollouts = minimum * len(known) + spare
     if maximum is not None:
@@ -106,7 +106,7 @@ def test_no_other_allocation_from_counts_is_worth_more(known, spare, minimum, ma
 
 
 @given(st.lists(counts, min_size=1, max_size=5), st.integers(0, 60))
-def test_fidelity_from_counts_raises_the_lowest_first(known, spare):
+def test_fidelity_from_counts_raises_the_prompt_with_the_lowest_fidelity_first(known, spare):
     correct, total = np.array(known).T
     sizes = planning.allocate_from_counts(correct, total, 2 * len(known) + spare, objective="fidelity")
     assert sizes.sum() == 2 * len(known) + spare
@@ -121,8 +121,8 @@ def test_fidelity_from_counts_raises_the_lowest_first(known, spare):
         assert size == 2 or reached(entry, int(size) - 1) <= lowest + 1e-10
 
 
-def test_many_prompts_of_different_counts_share_as_the_slow_greedy_one():
-    """One prompt is wanted far more than the others, so that its list of gains, cut off somewhere, is used up."""
+def test_allocation_to_many_prompts_equals_a_slow_greedy_allocation():
+    """One prompt gets far more rollouts than the others, so its list of computed gains must be extended."""
     rng = np.random.default_rng(0)
     total = rng.gamma(2, 4000, 60) + 1000
     correct = rng.gamma(2, 0.1, 60)
@@ -140,7 +140,7 @@ def test_many_prompts_of_different_counts_share_as_the_slow_greedy_one():
 
 
 @pytest.mark.parametrize("objective", ["expected_std", "mixed", "fidelity"])
-def test_nothing_to_share_out_is_the_minimum_for_everyone(objective):
+def test_every_prompt_gets_the_minimum_if_nothing_more_is_to_be_allocated(objective):
     for minimum in (1, 2):
         assert (
             planning.allocate([0.1, 0.5], 2 * minimum, objective=objective, minimum=minimum).tolist() == [minimum] * 2
@@ -151,20 +151,20 @@ def test_nothing_to_share_out_is_the_minimum_for_everyone(objective):
         assert from_counts.tolist() == [minimum] * 2 and from_counts.dtype == np.int64
 
 
-def test_what_is_not_known_has_equal_shares_and_few_failures_are_not_taken_for_an_impossible_prompt():
+def test_unknown_prompts_get_equal_sizes_and_few_failures_do_not_make_a_prompt_impossible():
     assert planning.allocate_from_counts([0] * 5, [0] * 5, 43).tolist() == [9, 9, 9, 8, 8]
     known_to_be_hard, failed_twice, split = planning.allocate_from_counts([0, 0, 50], [1000, 2, 100], 24)
     assert known_to_be_hard == 2 < split < failed_twice, "of the prompt in the dark the next rollouts may tell most"
     assert planning.allocate([0, 0, 0.5], 24).tolist()[:2] == [2, 2]
 
 
-def test_large_counts_are_as_good_as_rates():
+def test_large_counts_give_the_same_allocation_as_rates():
     p = np.array([0.02, 0.1, 0.3, 0.5, 0.9])
     from_counts = planning.allocate_from_counts(p * 1e7, np.full(5, 1e7), 60)
     assert from_counts.tolist() == planning.allocate(p, 60).tolist()
 
 
-def test_right_and_wrong_are_alike_and_order_is_not_told_apart():
+def test_allocation_is_symmetric_in_correct_and_wrong_and_independent_of_order():
     correct, total = np.array([0.3, 2.0, 5.5, 1.0]), np.array([4.0, 8.0, 11.0, 1.0])
     sizes = planning.allocate_from_counts(correct, total, 31)
     assert np.abs(planning.allocate_from_counts(total - correct, total, 31) - sizes).max() <= 1
@@ -172,7 +172,7 @@ def test_right_and_wrong_are_alike_and_order_is_not_told_apart():
     assert turned.tolist() == sizes[::-1].tolist()
 
 
-def test_posteriors_take_counts_that_are_fractions():
+def test_posteriors_accept_fractional_counts():
     for size in (1, 2, 5, 30):
         value = posterior_value("expected_std", 1.25, 3.5, (1, 1))
         assert planning.posterior_expected_std(1.25, 3.5, size) == pytest.approx(value(size), abs=1e-12)

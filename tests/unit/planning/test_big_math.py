@@ -1,4 +1,4 @@
-"""The planner on the counts of Big-Math: the paper's figures."""
+"""The planner reproduces the paper's figures from the counts of Big-Math."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from verl_gsd import planning
 SOLVED = np.arange(65)
 
 
-def test_big_math_ends():
+def test_big_math_shares_of_prompts_never_and_always_solved():
     assert COUNTS.sum() == 215_608
     assert np.round(100 * COUNTS[[0, -1]] / COUNTS.sum(), 1).tolist() == [4.0, 7.2]
 
@@ -47,8 +47,8 @@ def test_big_math_allocation():
     assert planning.mixed_rate(interior, 8).mean() == pytest.approx(0.627, abs=5e-4)
 
 
-def test_big_math_rollouts_in_proportion_to_difficulty_are_worse_than_equal_shares():
-    """8 a prompt on average in proportion to 1/(p(1-p)), fractions by lot."""
+def test_big_math_rollouts_in_proportion_to_difficulty_are_worse_than_equal_groups():
+    """8 rollouts per prompt on average, in proportion to 1/(p(1-p)); fractions are rounded at random."""
     p, share = SOLVED[1:-1] / 64, COUNTS[1:-1] / COUNTS[1:-1].sum()
     wanted = 8 / (p * (1 - p)) / (share @ (1 / (p * (1 - p))))
     lower = np.floor(wanted)
@@ -64,11 +64,11 @@ def test_big_math_dynamic_sampling_factor():
 
 
 def true_change(p, sizes, group_size=8):
-    """By how much the mean gain differs from that of equal groups, the rates being ``p``."""
+    """The relative change of the mean gain from equal groups to ``sizes`` if the true rates are ``p``."""
     return planning.expected_std(p, sizes).mean() / planning.expected_std(p, group_size).mean() - 1
 
 
-def test_big_math_few_responses_are_worse_than_none_if_taken_for_rates_and_not_as_counts():
+def test_big_math_few_responses_lose_signal_as_rates_but_not_as_counts():
     p = np.repeat(SOLVED / 64, COUNTS)
     rng = np.random.default_rng(0)
     for samples, as_rates, as_counts in ((4, -0.149, 0.0), (8, -0.053, 0.0), (16, -0.001, 0.009), (64, 0.025, 0.025)):
@@ -79,8 +79,8 @@ def test_big_math_few_responses_are_worse_than_none_if_taken_for_rates_and_not_a
         assert true_change(p, sizes) == pytest.approx(as_counts, abs=1e-3)
 
 
-def test_few_responses_as_counts_do_not_lose():
-    """The same on rates that are made here: many near 0 and 1."""
+def test_few_responses_used_as_counts_lose_no_signal():
+    """The same with synthetic rates, many of them near 0 and 1."""
     rng = np.random.default_rng(1)
     p = rng.beta(0.5, 0.5, 4000)
     few, many = rng.binomial(4, p), rng.binomial(256, p)

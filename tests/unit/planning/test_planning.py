@@ -1,4 +1,4 @@
-"""The planner's rates and estimates: the paper's figures, slow references, and unbiasedness by enumeration."""
+"""The planner's rates and estimates against the paper's figures, slow references and enumerations."""
 
 import itertools
 import math
@@ -25,7 +25,7 @@ def sigma(k, n):
 
 
 @given(rates, sizes, st.sampled_from([1.0, 0.0, 2.0, -1.0, 0.5]))
-def test_rates_are_their_sums(p, size, alpha):
+def test_rates_equal_their_defining_sums(p, size, alpha):
     assert planning.silent_rate(p, size) == pytest.approx(p**size + (1 - p) ** size, abs=1e-12)
     assert planning.mixed_rate(p, size) == pytest.approx(1 - p**size - (1 - p) ** size, abs=1e-12)
     slow = sum(binomial(k, size, p) * sigma(k, size) ** (2 - alpha) for k in range(1, size))
@@ -63,14 +63,14 @@ def test_group_sizes_for_a_mixed_group(tolerance, smallest):
 
 
 @given(st.floats(0.005, 0.995), st.floats(0.02, 0.5), st.sampled_from(["fidelity", "mixed"]))
-def test_the_required_size_is_the_smallest_that_serves(p, tolerance, criterion):
+def test_the_required_size_is_the_smallest_that_reaches_the_target(p, tolerance, criterion):
     reached = {"fidelity": planning.fidelity, "mixed": planning.mixed_rate}[criterion]
     size = int(planning.required_group_size(p, tolerance, criterion))
     assert reached(p, size) >= 1 - tolerance
     assert size == 2 or reached(p, size - 1) < 1 - tolerance
 
 
-def test_sizes_of_one_function_are_taken_by_the_others():
+def test_functions_accept_the_group_sizes_that_others_return():
     sizes = planning.required_group_size([0.5, 0.3], [0.1, 0.05])
     assert sizes.tolist() == [7, 14]
     assert (planning.fidelity([0.5, 0.3], sizes) >= [0.9, 0.95]).all()
@@ -80,8 +80,8 @@ def test_sizes_of_one_function_are_taken_by_the_others():
     assert both.tolist() == [planning.posterior_expected_std(3, 64, int(size)) for size in sizes]
 
 
-def test_large_groups_are_summed_where_it_matters():
-    """Above 1024 the sum runs over likely counts alone."""
+def test_sums_over_likely_counts_are_accurate_for_large_groups():
+    """Above a group size of 1024 the sum runs only over the likely counts."""
     for p, size in ((0.5, 1500), (0.001, 3000), (0.9, 1100)):
         chances = scipy.stats.binom(size, p).pmf(np.arange(size + 1))
         slow = sum(chance * sigma(k, size) for k, chance in enumerate(chances))
@@ -91,7 +91,7 @@ def test_large_groups_are_summed_where_it_matters():
 
 
 @given(st.floats(0.01, 0.99), st.integers(2, 20), st.sampled_from([0.0, 1.0, 2.0]), st.sampled_from([0, 1]))
-def test_gain_is_the_weight_the_dial_gives(p, size, alpha, ddof):
+def test_gain_is_the_weight_under_the_dial(p, size, alpha, ddof):
     eps = 0.1
     slow = sum(
         binomial(k, size, p) * sigma(k, size) ** 2 / (sigma(k, size) * math.sqrt(size / (size - ddof)) + eps) ** alpha
@@ -100,13 +100,13 @@ def test_gain_is_the_weight_the_dial_gives(p, size, alpha, ddof):
     assert planning.gain(p, size, alpha, ddof=ddof, eps=eps) == pytest.approx(slow, rel=1e-10)
 
 
-def test_no_size_serves_at_the_ends():
+def test_no_group_size_is_large_enough_at_rates_0_and_1():
     assert planning.required_group_size([0.0, 1.0], 0.1).tolist() == [math.inf, math.inf]
     assert planning.fidelity([0.0, 1.0], 8).tolist() == [0, 0]
     assert planning.silent_rate([0.0, 1.0], 8).tolist() == [1, 1]
 
 
-def test_large_groups_neither_overflow_nor_lose_the_tail():
+def test_large_groups_do_not_overflow_or_lose_the_tail():
     assert planning.expected_std(0.5, 100_000) == pytest.approx(0.5 * (1 - 1 / (8 * 100_000 * 0.25)), rel=1e-9)
     assert planning.mixed_rate(1e-12, 8) == pytest.approx(8e-12, rel=1e-9)
     assert planning.expected_std(1e-9, 8) == pytest.approx(1e-9 * math.sqrt(7), rel=1e-6)
@@ -114,7 +114,7 @@ def test_large_groups_neither_overflow_nor_lose_the_tail():
 
 @pytest.mark.parametrize(("n", "size"), [(6, 2), (6, 4), (6, 6), (9, 5)])
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.8])
-def test_estimates_from_counts_are_unbiased_and_the_plug_in_is_not(n, size, p):
+def test_estimates_from_counts_are_unbiased_and_plug_in_estimates_are_not(n, size, p):
     counts = np.arange(n + 1)
     chances = np.array([binomial(c, n, p) for c in counts])
     for estimate, truth in (
@@ -133,8 +133,8 @@ def test_estimates_from_counts_are_means_over_all_subsets():
     assert planning.expected_std_from_counts(3, 7, 4) == pytest.approx(sum(sigma(k, 4) for k in groups) / len(groups))
 
 
-def test_from_the_same_rollouts_the_estimate_is_the_indicator_itself():
-    """Why silence is to be predicted from earlier visits: at G = n the estimate only says what was seen."""
+def test_with_as_many_responses_as_the_group_size_the_estimate_is_the_indicator():
+    """Silent groups must be predicted from earlier visits: at G = n the estimate only repeats the observation."""
     assert planning.silent_rate_from_counts(np.arange(9), 8, 8).tolist() == [1, 0, 0, 0, 0, 0, 0, 0, 1]
     counts = np.arange(9)
     chances = np.array([binomial(c, 8, 0.25) for c in counts])
@@ -142,7 +142,7 @@ def test_from_the_same_rollouts_the_estimate_is_the_indicator_itself():
 
 
 @pytest.mark.parametrize(("correct", "n", "prior"), [(0, 0, (1, 1)), (2, 3, (1, 1)), (0, 4, (0.5, 2.0))])
-def test_posterior_means_are_integrals(correct, n, prior):
+def test_posterior_means_equal_their_integrals(correct, n, prior):
     a, b = correct + prior[0], n - correct + prior[1]
     # p = Beta quantiles by the midpoint rule on a fine grid of the density
     p = (np.arange(200_000) + 0.5) / 200_000
@@ -173,7 +173,7 @@ def test_posterior_means_are_integrals(correct, n, prior):
         (lambda: planning.posterior_silent_rate(1, 2, 8, prior=(0, 1)), r"prior=\(0, 1\)"),
         (lambda: planning.required_group_size(0.5, [0.1, 0]), r"tolerance\[1\].*\b0\b"),
         (lambda: planning.required_group_size(0.5, 1e-17), r"tolerance\b.*\b1e-17\b"),
-        (lambda: planning.required_group_size(0.5, 0.1, "sigma"), "criterion='sigma': .*fidelity, mixed"),
+        (lambda: planning.required_group_size(0.5, 0.1, "sigma"), "criterion='sigma' is unknown.*fidelity, mixed"),
         (lambda: planning.allocate([0.5, -0.1], 10), r"\bp\[1\].*-0\.1\b"),
         (lambda: planning.allocate([], 10), r"\bp\b.*empty"),
         (lambda: planning.allocate([[0.1, 0.5]], 16), r"\bp\b.*\(1, 2\)"),
@@ -184,7 +184,7 @@ def test_posterior_means_are_integrals(correct, n, prior):
         (lambda: planning.allocate([0.5] * 3, 50, maximum=8), r"total=50\b.*\b3\b"),
         (lambda: planning.allocate([0.5], 10, minimum=4, maximum=3), r"maximum=3\b.*minimum=4\b"),
         (lambda: planning.allocate([0.5], 10, minimum=0), "minimum=0"),
-        (lambda: planning.allocate([0.5], 10, objective="std"), "objective='std': .*expected_std"),
+        (lambda: planning.allocate([0.5], 10, objective="std"), "objective='std' is unknown.*expected_std"),
         (lambda: planning.posterior_expected_std(1.5, 1.2, 4), r"correct\b.*\b1\.5\b.*\bn\b"),
         (lambda: planning.posterior_silent_rate(0, float("inf"), 4), r"\bn\b.*\binf\b"),
         (lambda: planning.allocate_from_counts([0.5, 2], [1, 1], 8), r"correct\[1\].*\b2\b.*\bn\b"),
@@ -198,6 +198,6 @@ def test_posterior_means_are_integrals(correct, n, prior):
         (lambda: planning.allocate_from_counts([0], [1], 8, prior=(0, 1)), r"prior=\(0, 1\)"),
     ],
 )
-def test_bad_input_is_refused_and_named(call, message):
+def test_invalid_input_raises_an_error_that_names_it(call, message):
     with pytest.raises(ValueError, match=message):
         call()

@@ -1,4 +1,4 @@
-"""Solve rates from tables, histograms, verl's dumps and our records, and what is said of bad ones."""
+"""Solve rates from tables, histograms, verl's dumps and our records, and the errors for invalid ones."""
 
 import json
 import math
@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from verl_gsd.groups import Group
 from verl_gsd.prompts import prompt_hash
 from verl_gsd.records import Left, describe, write_step
-from verl_gsd.sheets import read_sheet
+from verl_gsd.row_table import read_row_table
 from verl_gsd.solve_rates import join, read_solve_rates
 
 SUFFIXES = ("parquet", "jsonl", "csv")
 
 
 def table(path, **columns):
-    """A file of ``columns`` in the format of its name."""
+    """Write ``columns`` to a file in the format of its suffix."""
     if path.suffix == ".parquet":
         pq.write_table(pa.table(columns), path)
         return path
@@ -35,7 +35,7 @@ def table(path, **columns):
 
 
 def visits(run, step, *groups, attempt=1, fate="trained"):
-    """Records of one step: (index, accuracies) a group."""
+    """Write the records of one step: (index, accuracies) per group."""
     left = []
     for index, verdicts in groups:
         accuracies = np.array(verdicts, dtype=float)
@@ -45,7 +45,7 @@ def visits(run, step, *groups, attempt=1, fate="trained"):
 
 
 def dump(folder, step, *lines, **fields):
-    """verl's dump of one step: (prompt's text, its uid, score) a line."""
+    """Write verl's dump of one step: (prompt's text, its uid, score) per line."""
     folder.mkdir(exist_ok=True)
     path = folder / f"{step}.jsonl"
     rows = [
@@ -57,7 +57,7 @@ def dump(folder, step, *lines, **fields):
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_a_rate_with_its_samples_gives_counts(tmp_path, suffix):
+def test_rates_and_a_number_of_samples_give_counts(tmp_path, suffix):
     path = table(tmp_path / f"rates.{suffix}", rate=[0.25, 1.0, 0.0], name=["a", "b", "c"])
     found = read_solve_rates(path, column="rate", samples=8)
     assert (found.rate.tolist(), found.correct.tolist(), found.total.tolist()) == ([0.25, 1, 0], [2, 8, 0], [8] * 3)
@@ -68,7 +68,7 @@ def test_a_rate_with_its_samples_gives_counts(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_counts_and_totals_of_their_own_columns(tmp_path, suffix):
+def test_counts_and_totals_are_read_from_their_columns(tmp_path, suffix):
     path = table(tmp_path / f"counts.{suffix}", right=[1, 6], of=[4, 8])
     found = read_solve_rates(path, correct_column="right", total_column="of")
     assert (found.rate.tolist(), found.correct.tolist(), found.total.tolist()) == ([0.25, 0.75], [1, 6], [4, 8])
@@ -77,7 +77,7 @@ def test_counts_and_totals_of_their_own_columns(tmp_path, suffix):
 
 
 @given(st.integers(1, 1024), st.data())
-def test_rates_written_as_float32_or_with_a_few_digits_are_counts_again(tmp_path_factory, samples, data):
+def test_counts_are_recovered_from_float32_or_rounded_rates(tmp_path_factory, samples, data):
     correct = data.draw(st.lists(st.integers(0, samples), min_size=1, max_size=5))
     path = tmp_path_factory.mktemp("rates") / "rates.parquet"
     pq.write_table(pa.table({"rate": pa.array([c / samples for c in correct], pa.float32())}), path)
@@ -89,7 +89,7 @@ def test_rates_written_as_float32_or_with_a_few_digits_are_counts_again(tmp_path
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_rows_without_a_rate_are_left_out_counted_and_named(tmp_path, suffix):
+def test_rows_without_a_rate_are_skipped_and_reported(tmp_path, suffix):
     rates = [0.5, None, math.nan, 0.25] if suffix != "csv" else ["0.5", "", "nan", "0.25"]
     path = table(tmp_path / f"rates.{suffix}", rate=rates, of=[4, 4, 4, 0])
     found = read_solve_rates(path, column="rate")
@@ -101,14 +101,14 @@ def test_rows_without_a_rate_are_left_out_counted_and_named(tmp_path, suffix):
     assert re.search(r"\b1 of 4\b.*column of\b.*row 3\b", found.skipped[1])
 
 
-def test_verls_data_sets_say_which_prompt_is_which(tmp_path):
+def test_prompts_of_verls_data_sets_are_identified_by_their_keys(tmp_path):
     columns = {"data_source": ["a", "a"], "extra_info": [{"index": 5}, {"index": 9}], "rate": [None, 0.5]}
     assert read_solve_rates(table(tmp_path / "a.parquet", **columns), column="rate").keys == [("a", 9)]
     columns["extra_info"] = [{"index": 0}, {"index": 0}]
     assert read_solve_rates(table(tmp_path / "b.parquet", **columns), column="rate").keys is None
 
 
-def test_a_histogram_is_as_many_prompts(tmp_path):
+def test_a_histogram_is_expanded_to_prompts(tmp_path):
     path = tmp_path / "counts.json"
     path.write_text("[2, 0, 1, 3]")
     found = read_solve_rates(path)
@@ -133,13 +133,13 @@ def test_a_session_of_several_outputs_is_one_response(tmp_path):
     assert read_solve_rates(tmp_path / "many").total.tolist() == [2], "sessions of two digits"
 
 
-def test_equal_texts_with_other_answers_are_other_prompts(tmp_path):
+def test_equal_texts_with_different_answers_are_different_prompts(tmp_path):
     dump(tmp_path / "dumps", 1, ("one", "u_0_0", 1))
     dump(tmp_path / "dumps", 2, ("one", "v_0_0", 0), gts=["8"])
     assert read_solve_rates(tmp_path / "dumps").correct.tolist() == [1, 0]
 
 
-def test_a_validation_dump_has_verdicts_beside_rewards(tmp_path):
+def test_a_validation_dump_has_verdicts_in_addition_to_rewards(tmp_path):
     path = dump(tmp_path / "dumps", 1, ("one", "u_0_0", -1.0), ("one", "u_1_0", 2.5), acc=True)
     assert read_solve_rates(path.parent).correct.tolist() == [2]
     with pytest.raises(ValueError, match=r"1\.jsonl, line 1\b.*field score: -1\b"):
@@ -148,13 +148,13 @@ def test_a_validation_dump_has_verdicts_beside_rewards(tmp_path):
         read_solve_rates(path.parent, column="passed")
 
 
-def test_fractions_of_a_verdict_are_rates_without_counts(tmp_path):
+def test_fractional_verdicts_give_rates_without_counts(tmp_path):
     dump(tmp_path / "dumps", 1, ("one", "u_0_0", 0.5), ("one", "u_1_0", 1))
     found = read_solve_rates(tmp_path / "dumps")
     assert found.rate.tolist() == [0.75] and found.correct is None and found.total is None
 
 
-def test_a_dump_cut_off_by_a_crash_is_read_up_to_there(tmp_path):
+def test_a_dump_truncated_by_a_crash_is_read_up_to_the_last_complete_line(tmp_path):
     dump(tmp_path / "dumps", 1, ("one", "u_0_0", None), ("one", "u_1_0", 1))
     path = dump(tmp_path / "dumps", 2, ("two", "v_0_0", 0), ("two", "v_1_0", 1))
     path.write_text(path.read_text()[:-20])
@@ -167,7 +167,7 @@ def test_a_dump_cut_off_by_a_crash_is_read_up_to_there(tmp_path):
         read_solve_rates(tmp_path / "dumps")
 
 
-def test_records_are_pooled_by_prompt_whatever_became_of_a_group(tmp_path):
+def test_records_are_pooled_by_prompt_whatever_the_fate_of_a_group(tmp_path):
     visits(tmp_path, 1, (7, [0, 1, 1, 1]), (3, [0, 0]))
     visits(tmp_path, 2, (7, [1, 1]), (3, [0, 0, 1]), (4, [1]), fate="filtered")
     visits(tmp_path, 2, (3, [1, 1]), attempt=2)  # resumed after step 1: the other step 2 was undone
@@ -179,7 +179,7 @@ def test_records_are_pooled_by_prompt_whatever_became_of_a_group(tmp_path):
     assert re.search(r"\b1 of 4\b.*row 3\b.*step 3\b", said)
 
 
-def test_records_of_a_crashed_run_count_up_to_there_and_a_damaged_file_is_named(tmp_path):
+def test_records_of_a_crashed_run_are_read_and_a_damaged_file_is_named(tmp_path):
     whole = visits(tmp_path, 1, (7, [0, 1]))
     (whole.parent / "step_000002.tmp").write_bytes(whole.read_bytes()[:50])
     assert read_solve_rates(tmp_path).total.tolist() == [2]
@@ -207,7 +207,7 @@ def test_records_of_a_crashed_run_count_up_to_there_and_a_damaged_file_is_named(
         ({"r": [0.5], "s": [1]}, {"column": "t"}, r"column t\b.*r, s"),
     ],
 )
-def test_what_is_no_rate_stops_with_file_and_row(tmp_path, suffix, columns, options, message):
+def test_a_value_that_is_not_a_rate_raises_an_error_with_file_and_row(tmp_path, suffix, columns, options, message):
     path = table(tmp_path / f"rates.{suffix}", **columns)
     with pytest.raises(ValueError, match=message) as caught:
         read_solve_rates(path, **options)
@@ -215,7 +215,7 @@ def test_what_is_no_rate_stops_with_file_and_row(tmp_path, suffix, columns, opti
         assert str(path) in str(caught.value)
 
 
-def test_a_source_that_holds_no_rate_is_named(tmp_path):
+def test_a_source_without_rates_raises_an_error_that_names_it(tmp_path):
     for name, content, options, message in (
         ("empty.csv", "", {"column": "r"}, r"csv: |jsonl: "),
         ("header.csv", "r\n", {"column": "r"}, r"csv: |jsonl: "),
@@ -249,44 +249,46 @@ def test_a_source_that_holds_no_rate_is_named(tmp_path):
         read_solve_rates(tmp_path / "run")
 
 
-def test_a_training_set_is_joined_by_key_wherever_its_rows_stand(tmp_path):
+def test_a_training_set_is_joined_by_key_whatever_the_order_of_its_rows(tmp_path):
     visits(tmp_path / "run", 1, (7, [0, 1, 1, 1]), (3, [0, 0]))
     rates = read_solve_rates(tmp_path / "run")
     data = {"data_source": ["math"] * 3, "extra_info": [{"index": i} for i in (7, 1, 3)]}
-    entries = join(rates, read_sheet(table(tmp_path / "data.parquet", **data)))
+    entries = join(rates, read_row_table(table(tmp_path / "data.parquet", **data)))
     assert entries.tolist() == [1, -1, 0] and rates.rate[entries[0]] == 0.75
     strange = data | {"data_source": ["physics"] * 3}
     with pytest.raises(ValueError, match=r"strange\.parquet: .*\b3\b.*/run"):
-        join(rates, read_sheet(table(tmp_path / "strange.parquet", **strange)))
+        join(rates, read_row_table(table(tmp_path / "strange.parquet", **strange)))
 
 
-def test_a_table_is_joined_by_key_before_it_is_joined_by_row(tmp_path):
+def test_a_table_is_joined_by_key_rather_than_by_position(tmp_path):
     sources, extra = ["a"] * 2, [{"index": 1}, {"index": 2}]
     rates = read_solve_rates(
         table(tmp_path / "rates.parquet", data_source=sources, extra_info=extra, rate=[0.1, 0.2]), column="rate"
     )
-    turned = read_sheet(table(tmp_path / "data.parquet", data_source=sources, extra_info=extra[::-1]))
+    turned = read_row_table(table(tmp_path / "data.parquet", data_source=sources, extra_info=extra[::-1]))
     assert join(rates, turned).tolist() == [1, 0]
     others = [{"index": 2}, {"index": 3}]  # as many rows, one of which the rates do not know
-    assert join(rates, read_sheet(table(tmp_path / "o.parquet", data_source=sources, extra_info=others))).tolist() == [
+    assert join(
+        rates, read_row_table(table(tmp_path / "o.parquet", data_source=sources, extra_info=others))
+    ).tolist() == [
         1,
         -1,
     ]
 
 
-def test_a_table_without_keys_is_joined_row_by_row_if_it_has_as_many(tmp_path):
+def test_a_table_without_keys_is_joined_by_position_if_it_has_as_many_rows(tmp_path):
     rates = read_solve_rates(table(tmp_path / "rates.csv", name=["x", "y", "z"], rate=["", 0.1, 0.2]), column="rate")
-    assert join(rates, read_sheet(table(tmp_path / "data.csv", text=["a", "b", "c"]))).tolist() == [-1, 0, 1]
+    assert join(rates, read_row_table(table(tmp_path / "data.csv", text=["a", "b", "c"]))).tolist() == [-1, 0, 1]
     with pytest.raises(ValueError, match=r"rates\.csv: .*\b3 rows\b.*\b2 rows\b.*short\.csv"):
-        join(rates, read_sheet(table(tmp_path / "short.csv", text=["a", "b"])))
+        join(rates, read_row_table(table(tmp_path / "short.csv", text=["a", "b"])))
     dump(tmp_path / "dumps", 1, ("one", "u_0_0", 1))
     with pytest.raises(ValueError, match=r"dumps: .*data\.csv"):
-        join(read_solve_rates(tmp_path / "dumps"), read_sheet(tmp_path / "data.csv"))
+        join(read_solve_rates(tmp_path / "dumps"), read_row_table(tmp_path / "data.csv"))
 
 
-def test_prompts_that_a_run_knew_by_their_text_are_found_by_it(tmp_path):
+def test_prompts_that_a_run_identified_by_text_are_joined_by_text(tmp_path):
     prompts = [[{"role": "user", "content": text}] for text in ("one", "two")]
     visits(tmp_path / "run", 1, (prompt_hash(prompts[1]), [0, 1]))
     data = {"data_source": ["math"] * 2, "prompt": prompts, "extra_info": [{"index": 0}] * 2}
-    entries = join(read_solve_rates(tmp_path / "run"), read_sheet(table(tmp_path / "data.parquet", **data)))
+    entries = join(read_solve_rates(tmp_path / "run"), read_row_table(table(tmp_path / "data.parquet", **data)))
     assert entries.tolist() == [-1, 0]

@@ -201,20 +201,21 @@ def test_a_killed_runs_folder_is_removed_when_the_next_run_starts_and_a_living_o
 
 
 def test_a_launchers_folder_is_removed_at_its_end_or_at_the_next_start(prefix):
-    with private_folders.of_run() as folder:
+    with private_folders.run_folder() as folder:
         private_folders.remove_unused()
         assert Path(folder).is_dir() and stat.S_IMODE(Path(folder).stat().st_mode) == 0o700
         assert len(f"{folder}/workers") < 100
     assert folders(prefix) == []
     code = (
-        "import sys; from verl_gsd.trainer import private_folders; private_folders._PREFIX = sys.argv[1]\n"
-        "with private_folders.of_run() as folder: print(folder, flush=True); sys.stdin.read()"
+        "import sys; from verl_gsd import private_folders; private_folders._PREFIX = sys.argv[1]\n"
+        "with private_folders.run_folder() as folder: print(folder, flush=True); sys.stdin.read()"
     )
     base = prefix.removesuffix("weights_")
     launcher = subprocess.Popen(
         [sys.executable, "-c", code, base], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     left = Path(launcher.stdout.readline().strip())
+    assert left.is_relative_to(Path(base).parent) and left.is_dir()
     (left / "workers").touch()
     private_folders.remove_unused()
     assert (left / "workers").exists()

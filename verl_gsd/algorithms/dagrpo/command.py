@@ -27,11 +27,11 @@ def calibrate(
     from verl_gsd.algorithms.dagrpo.judge_calibration import calibrate as measure
     from verl_gsd.algorithms.dagrpo.mask_quality import DELTAS
     from verl_gsd.judge.cells import as_label, as_score, as_verdict
-    from verl_gsd.sheets import read_sheet
-    from verl_gsd.writing import whole
+    from verl_gsd.row_table import read_row_table
+    from verl_gsd.writing import atomic_write
 
     try:
-        sheet = read_sheet(file)
+        sheet = read_row_table(file)
         if not len(sheet):
             fail(f"{file}: no rows. Use a file that verl-gsd judge score has written.")
         scores = np.array(sheet.column(score_column, as_score))
@@ -43,7 +43,7 @@ def calibrate(
     print_calibration(calibration)
     if json_:
         try:
-            with whole(json_) as building:
+            with atomic_write(json_) as building:
                 building.write_text(json.dumps(as_json(calibration), indent=2) + "\n", encoding="utf-8")
         except OSError as error:
             fail(f"{json_}: {error}")

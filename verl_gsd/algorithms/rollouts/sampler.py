@@ -23,7 +23,7 @@ from verl_gsd.errors import ConfigError
 from verl_gsd.extension import Extension, Services
 from verl_gsd.groups import Group
 from verl_gsd.planning.visits import chances, draw, effective_number, expected_disagreement
-from verl_gsd.prompts import Known, PromptStore
+from verl_gsd.prompts import PromptCounts, PromptStore
 from verl_gsd.run.dataset import PromptKeys
 
 
@@ -100,7 +100,7 @@ class DisagreementSampler(Sampler[int]):
 
     def _draw(self) -> None:
         start = time.perf_counter()
-        correct, total = self._rows.counts(self._store.known(self._step()))
+        correct, total = self._rows.counts(self._store.all_recent(self._step()))
         disagreement = expected_disagreement(correct, total, self._prior)
         chance = chances(disagreement, self._explore)
         drawn = draw(chance, self._count, np.random.default_rng([self._seed % 2**64, self._draws]))
@@ -135,7 +135,7 @@ class _Rows:
     def __len__(self) -> int:
         return len(self._prompt)
 
-    def counts(self, known: Known) -> tuple[np.ndarray, np.ndarray]:
+    def counts(self, known: PromptCounts) -> tuple[np.ndarray, np.ndarray]:
         """(correct, total) of every row, (n_rows,) each."""
         self._look_up(known)
         ours = self._known >= 0
@@ -146,7 +146,7 @@ class _Rows:
             found.append(by_prompt[self._prompt])
         return found[0], found[1]
 
-    def _look_up(self, known: Known) -> None:
+    def _look_up(self, known: PromptCounts) -> None:
         before = len(self._known)
         if not (
             np.array_equal(self._index, known.index[:before]) and np.array_equal(self._source, known.source[:before])

@@ -19,6 +19,7 @@ from pathlib import Path
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from verl_gsd import checkpoints
+from verl_gsd.dotted_keys import dotted_leaves
 from verl_gsd.errors import ConfigError
 from verl_gsd.run import cluster_lock, gpus
 from verl_gsd.run.checks import gsd_section
@@ -264,7 +265,7 @@ def _modes_allowed(config: DictConfig, line: Line) -> Iterator[str]:
 def no_secrets(config: DictConfig, line: Line) -> Iterator[str]:
     """verl prints its whole config and sends it to every logger."""
     written = set(line.keys)
-    for key, value in _leaves(config):
+    for key, value in dotted_leaves(OmegaConf.to_container(config), into_lists=True):
         # By name only where a user wrote it: verl's own keys have harmless names such as prompt_key.
         own = key in written or ".env_vars." in key
         name = key.rpartition(".")[2]
@@ -364,17 +365,3 @@ def _is_local(path: str) -> bool:
 def as_list(value: object) -> list:
     """A config value that may be one thing or a list of them."""
     return list(value) if isinstance(value, list | tuple | ListConfig) else [value]
-
-
-def _leaves(node: object, prefix: str = "") -> Iterator[tuple[str, object]]:
-    """(dotted key, value) of every leaf; a mandatory value not given appears as "???"."""
-    if isinstance(node, DictConfig):
-        node = OmegaConf.to_container(node)
-    if isinstance(node, dict):
-        for name, value in node.items():
-            yield from _leaves(value, f"{prefix}.{name}" if prefix else str(name))
-    elif isinstance(node, list):
-        for position, value in enumerate(node):
-            yield from _leaves(value, f"{prefix}[{position}]")
-    else:
-        yield prefix, node

@@ -1,6 +1,6 @@
-"""Tables of responses on disk: Parquet, JSON lines or CSV, read with errors that name the row, written whole.
+"""Tables in Parquet, JSON lines or CSV files, read with errors that name the row and written atomically.
 
-Rows are numbered from 0. A file is written back in the format it was read in, so that what it had is kept as it was.
+Rows are numbered from 0. A table is written back in the format it was read in, so that its columns stay unchanged.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, TextIO, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from verl_gsd.writing import whole
+from verl_gsd.writing import atomic_write
 
 SUFFIXES = (".parquet", ".jsonl", ".csv")
 
@@ -26,13 +26,13 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
-class Sheet:
-    """A file's rows.
+class RowTable:
+    """The rows of a file.
 
     Attributes:
         path: the file.
-        names: its columns, in order; of JSON lines, every key that occurs.
-        rows: a table, of Parquet; of JSON lines and CSV one dict a row.
+        names: the names of its columns, in order; for JSON lines, every key that occurs.
+        rows: a ``pa.Table`` for Parquet; one dict per row for JSON lines and CSV.
     """
 
     path: Path
@@ -43,15 +43,15 @@ class Sheet:
         return len(self.rows)
 
     def column(self, name: str, read: Callable[[Any], T]) -> list[T]:
-        """A column, each value as ``read`` has it; None stands for a null and for a key that a row lacks.
+        """The values of a column, each converted by ``read``. A null, or a key missing from a row, is passed as None.
 
         Raises:
-            ValueError: there is no such column, or ``read`` refuses a value by raising a ValueError; the message names
-                file, column and row.
+            ValueError: the column does not exist, or ``read`` rejects a value with a ValueError. The message names the
+                file, the column and the row.
         """
         if self.names.count(name) != 1:
-            found = "there twice" if name in self.names else "not there"
-            raise ValueError(f"{self.path}: column {name} is {found}. Columns are {', '.join(self.names) or 'none'}")
+            problem = "occurs twice" if name in self.names else "does not exist"
+            raise ValueError(f"{self.path}: column {name} {problem}. Columns: {', '.join(self.names) or 'none'}.")
         rows = self.rows
         values = [row.get(name) for row in rows] if isinstance(rows, list) else rows.column(name).to_pylist()
         cells = []
@@ -63,58 +63,60 @@ class Sheet:
         return cells
 
     def write(self, path: Path, name: str, numbers: Sequence[float]) -> None:
-        """Write all rows with a further column ``name``, null where a number is NaN; whole or not at all.
+        """Write all rows with an additional column ``name`` atomically. NaN is written as null.
 
         Raises:
-            ValueError: there is a column of that name, or ``path`` does not end as the file that was read.
-            OSError: there is no room, or no right to write.
+            ValueError: the column already exists, or ``path`` has another suffix than the file that was read.
+            OSError: the disk is full, or the process may not write there.
         """
-        self.require_writable(path, name)
+        self.check_writable(path, name)
         values = [None if math.isnan(number) else float(number) for number in numbers]
-        with whole(path) as building:
+        with atomic_write(path) as temporary:
             if not isinstance(self.rows, list):
                 table = self.rows.append_column(name, pa.array(values, pa.float64()))
-                pq.write_table(table, building, compression="zstd")
+                pq.write_table(table, temporary, compression="zstd")
             elif path.suffix == ".jsonl":
-                _write_lines(building, self.rows, name, values)
+                _write_lines(temporary, self.rows, name, values)
             else:
-                _write_csv(building, self.names, self.rows, name, values)
+                _write_csv(temporary, self.names, self.rows, name, values)
 
-    def require_writable(self, path: Path, name: str) -> None:
-        """Raise the ValueError that ``write`` would raise: before the work, not after it."""
+    def check_writable(self, path: Path, name: str) -> None:
+        """Raise the ValueError that ``write`` would raise, so that a caller can check before a long computation."""
         if name in self.names:
-            raise ValueError(f"{self.path}: has a column {name} already; drop it, or read the file it was made from")
+            raise ValueError(f"{self.path}: column {name} already exists. Remove it, or use the original file.")
         if path.suffix != self.path.suffix:
-            raise ValueError(f"{path}: write a name that ends in {self.path.suffix}, as {self.path.name} does")
+            raise ValueError(
+                f"{path}: wrong file type. Use a name that ends in {self.path.suffix}, like {self.path.name}."
+            )
 
 
-def read_sheet(path: Path) -> Sheet:
+def read_row_table(path: Path) -> RowTable:
     """Read a Parquet, JSON lines or CSV file (UTF-8; CSV with a header).
 
     Raises:
-        ValueError: it is not readable as what its name ends in; the message names the file and, where it can, the line.
+        ValueError: the content does not match the file's suffix. The message names the file, and the line if possible.
     """
-    with _naming(path):
+    with _errors_name(path):
         if path.suffix == ".parquet":
             table = pq.read_table(path)
-            return Sheet(path, table.column_names, table)
+            return RowTable(path, table.column_names, table)
     rows = list(stream_rows(path))
     if path.suffix == ".csv":
         with _open_text(path) as lines:
-            return Sheet(path, _header(lines), rows)
-    return Sheet(path, list(dict.fromkeys(key for row in rows for key in row)), rows)
+            return RowTable(path, _header(lines), rows)
+    return RowTable(path, list(dict.fromkeys(key for row in rows for key in row)), rows)
 
 
 def stream_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of such a file one by one, for files that memory does not hold.
+    """Yield the rows of such a file one by one, for files that do not fit into memory.
 
     Raises:
-        ValueError: as ``read_sheet``, when the row is reached.
+        ValueError: as ``read_row_table``, when the invalid row is reached.
     """
-    with _naming(path):
+    with _errors_name(path):
         if path.suffix == ".parquet":
             with pq.ParquetFile(path) as file:
-                _require_once(path, file.schema_arrow.names)
+                _check_unique(path, file.schema_arrow.names)
                 for batch in file.iter_batches(1024):
                     yield from batch.to_pylist()
             return
@@ -123,14 +125,14 @@ def stream_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """What a reader raises, as a ValueError that names the file."""
+def _errors_name(path: Path) -> Iterator[None]:
+    """Turn the errors of a reader into ValueErrors that name the file."""
     if path.suffix not in SUFFIXES:
-        raise ValueError(f"{path}: write the name of a file that ends in {', '.join(SUFFIXES)}")
+        raise ValueError(f"{path}: unknown file type. Use a file that ends in {', '.join(SUFFIXES)}.")
     try:
         yield
     except (OSError, pa.ArrowException, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: not readable: {error}") from error
+        raise ValueError(f"{path}: cannot be read: {error}") from error
 
 
 def _open_text(path: Path) -> TextIO:
@@ -142,26 +144,29 @@ def _lines(path: Path, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
         if line.isspace():
             continue
         try:
-            row = json.loads(line, object_pairs_hook=_each_once)
+            row = json.loads(line, object_pairs_hook=_unique_keys)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}, line {number} (the first is 1): not JSON: {error}") from error
         if not isinstance(row, dict):
-            raise ValueError(f'{path}, line {number} (the first is 1): write an object, {{"column": value, ...}}')
+            raise ValueError(
+                f"{path}, line {number} (the first is 1): not a JSON object. Use one object per line, like "
+                '{"column": value}.'
+            )
         yield row
 
 
-def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON; of a key that is there twice one value would be lost without a word."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. Repeated keys are an error, because ``json`` would silently drop a value."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)!r} is there twice")
-    return found
+        raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)!r} occurs twice")
+    return row
 
 
-def _require_once(path: Path, names: Sequence[str]) -> None:
+def _check_unique(path: Path, names: Sequence[str]) -> None:
     if repeated := [name for name in names if names.count(name) > 1]:
-        raise ValueError(f"{path}: column {repeated[0]} is there twice. Rename one")
+        raise ValueError(f"{path}: column {repeated[0]} occurs twice. Rename one of them.")
 
 
 def _header(lines: Iterable[str]) -> list[str]:
@@ -169,20 +174,22 @@ def _header(lines: Iterable[str]) -> list[str]:
 
 
 def _csv_rows(path: Path, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
-    csv.field_size_limit(sys.maxsize)  # a response may be longer than the 128 KiB the module allows
+    csv.field_size_limit(sys.maxsize)  # a response may be longer than the default limit of 128 KiB
     reader = csv.DictReader(lines, strict=True)
     names = list(reader.fieldnames or ())
-    _require_once(path, names)
+    _check_unique(path, names)
     for number, row in enumerate(reader):
         if None in row or None in row.values():
-            raise ValueError(f"{path}, row {number} (the first is 0): write {len(names)} fields, as the header does")
+            raise ValueError(
+                f"{path}, row {number} (the first is 0): not {len(names)} fields, as in the header. Add or remove some."
+            )
         yield row
 
 
 def _write_lines(path: Path, rows: list[dict[str, Any]], name: str, values: Sequence[float | None]) -> None:
     with path.open("w", encoding="utf-8") as lines:
         for row, value in zip(rows, values, strict=True):
-            # In ASCII, which has a way to write every string that was read, lone surrogates included.
+            # ASCII escapes represent every string that was read, including lone surrogates.
             lines.write(json.dumps(row | {name: value}) + "\n")
 
 

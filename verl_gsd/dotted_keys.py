@@ -1,0 +1,40 @@
+"""Nested configs by dotted key, as on verl's command line: ``actor_rollout_ref.rollout.n``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+
+def dotted_items(config: Any, *, into_lists: bool = False) -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of every entry of a nested dict, a section before its own entries.
+
+    Args:
+        config: plain dicts and lists (``OmegaConf.to_container`` of a ``DictConfig``).
+        into_lists: whether the entries of lists are yielded too, as ``key[position]``.
+    """
+    return _items(config, "", into_lists)
+
+
+def dotted_leaves(config: Any, *, into_lists: bool = False) -> Iterator[tuple[str, Any]]:
+    """The entries of ``dotted_items`` that are not sections (nor lists, with ``into_lists``)."""
+    nested = (dict, list) if into_lists else dict
+    return ((key, value) for key, value in dotted_items(config, into_lists=into_lists) if not isinstance(value, nested))
+
+
+def value_at(config: Any, key: str) -> Any:
+    """The value of a nested mapping at a dotted key; None if there is no such key."""
+    for name in key.split("."):
+        config = config.get(name) if isinstance(config, Mapping) else None
+    return config
+
+
+def _items(node: Any, prefix: str, into_lists: bool) -> Iterator[tuple[str, Any]]:
+    entries: list[tuple[str, Any]] = []
+    if isinstance(node, dict):
+        entries = [(f"{prefix}.{name}" if prefix else str(name), value) for name, value in node.items()]
+    elif into_lists and isinstance(node, list):
+        entries = [(f"{prefix}[{position}]", value) for position, value in enumerate(node)]
+    for key, value in entries:
+        yield key, value
+        yield from _items(value, key, into_lists)
