@@ -47,7 +47,7 @@ def test_a_cluster_has_gpus_of_its_own(compose_fast, monkeypatch):
     monkeypatch.setattr(validate.gpus, "query", lambda: pytest.fail("the GPUs of this machine are asked for"))
     config, line = compose_fast("recipe=gsd/qwen2.5_math_7b", "hardware=8xa100_80g")
     config.ray_kwargs.ray_init.address = "ray://head:10001"
-    assert list(validate.accelerator_present(config, line)) == []
+    assert list(validate.check_accelerators(config, line)) == []
 
 
 def test_main_ppo_settles_what_is_read_off_its_machine():

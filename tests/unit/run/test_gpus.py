@@ -11,13 +11,13 @@ from nvidia_smi import A100, EIGHT, H100, PYTHON, WHEEL, card, report, stub_nvid
 from omegaconf import OmegaConf, open_dict
 
 from verl_gsd.run import gpus
-from verl_gsd.run.checks.validate import accelerator_present
+from verl_gsd.run.checks.validate import check_accelerators
 from verl_gsd.run.compose import Line
-from verl_gsd.run.gpus import Gpu, GpuQueryError, Request, TorchBuild
+from verl_gsd.run.gpus import Gpu, GpuQueryError, GpuRequest, TorchBuild
 
 
 def problems(request, machine=EIGHT, build=WHEEL, variable=None):
-    return "\n".join(gpus.request_problems(request, machine, build, variable))
+    return "\n".join(gpus.check_request(request, machine, build, variable))
 
 
 # What nvidia-smi reports
@@ -95,7 +95,7 @@ def test_visible_devices_are_read_as_cuda_reads_them(variable, indices):
 def test_a_partition_counts_as_one_gpu_of_unknown_memory():
     (shown,) = gpus.visible(EIGHT.gpus, "MIG-4f1d0c9e-0000-5bd2-8c2f-aaaaaaaaaaaa")
     assert shown.total_mib is None
-    assert problems(Request("trainer.n_gpus_per_node=1", 1, 79), variable="MIG-4f1d0c9e") == ""
+    assert problems(GpuRequest("trainer.n_gpus_per_node=1", 1, 79), variable="MIG-4f1d0c9e") == ""
 
 
 # The driver against torch
@@ -119,19 +119,19 @@ def test_a_newer_minor_version_of_the_wheel_runs():
 )  # fmt: skip
 def test_a_driver_too_old_for_the_wheel_is_named(driver, cuda, built, needed):
     machine = gpus.parse(report(card(0), driver=driver, cuda=cuda))
-    problem = problems(Request("trainer.n_gpus_per_node=1", 1), machine, TorchBuild("2.11.0", built))
+    problem = problems(GpuRequest("trainer.n_gpus_per_node=1", 1), machine, TorchBuild("2.11.0", built))
     assert all(part in problem for part in ("trainer.device=cuda", driver, cuda, built, f"Install {needed}")), problem
 
 
 def test_a_driver_that_names_no_cuda_version_passes():
     machine = gpus.parse(report(card(0), cuda="N/A"))
-    assert problems(Request("trainer.n_gpus_per_node=1", 1), machine) == ""
+    assert problems(GpuRequest("trainer.n_gpus_per_node=1", 1), machine) == ""
 
 
 def test_a_torch_without_cuda_is_named():
-    problem = problems(Request("trainer.n_gpus_per_node=1", 1), build=TorchBuild("2.13.0+cpu", None))
+    problem = problems(GpuRequest("trainer.n_gpus_per_node=1", 1), build=TorchBuild("2.13.0+cpu", None))
     assert all(part in problem for part in ("trainer.device=cuda", "2.13.0+cpu", "EXTRAS=gpu")), problem
-    assert "EXTRAS=gpu" in problems(Request("trainer.n_gpus_per_node=1", 1), build=None)
+    assert "EXTRAS=gpu" in problems(GpuRequest("trainer.n_gpus_per_node=1", 1), build=None)
 
 
 def test_the_build_of_torch_is_read_without_importing_it():
@@ -148,23 +148,23 @@ def test_the_build_of_torch_is_read_without_importing_it():
 
 
 def test_enough_gpus_pass():
-    assert problems(Request("hardware.gpus_per_node=8", 8, 79)) == ""
+    assert problems(GpuRequest("hardware.gpus_per_node=8", 8, 79)) == ""
 
 
 @pytest.mark.parametrize(("variable", "there"), [(None, " 8\\."), ("0,1", " 2 .*CUDA_VISIBLE_DEVICES=0,1 ")])
 def test_fewer_gpus_than_asked_for_are_named(variable, there):
-    problem = problems(Request("trainer.n_gpus_per_node=16", 16), variable=variable)
+    problem = problems(GpuRequest("trainer.n_gpus_per_node=16", 16), variable=variable)
     assert re.match(rf"trainer\.n_gpus_per_node=16: .* 16 GPUs.*{there}", problem)
 
 
 def test_hidden_gpus_are_named():
-    problem = problems(Request("trainer.n_gpus_per_node=1", 1), variable="")
+    problem = problems(GpuRequest("trainer.n_gpus_per_node=1", 1), variable="")
     assert re.search("CUDA_VISIBLE_DEVICES= .*8 GPUs.*Unset CUDA_VISIBLE_DEVICES", problem)
 
 
 def test_gpus_smaller_than_the_hardware_group_says_are_named():
     machine = gpus.parse(report(card(0), card(1, A100, total="40960 MiB")))
-    problem = problems(Request("hardware.gpus_per_node=2", 2, 79), machine)
+    problem = problems(GpuRequest("hardware.gpus_per_node=2", 2, 79), machine)
     assert all(part in problem for part in ("hardware.gpu_memory_gib=79", "GPU 1", A100, "gpu_memory_gib=40")), problem
 
 
@@ -174,7 +174,7 @@ def test_gpus_smaller_than_the_hardware_group_says_are_named():
 )
 def test_the_gpus_that_our_groups_name_pass(name, total, gib):
     machine = gpus.parse(report(card(0, name, total=total)))
-    assert problems(Request("hardware.gpus_per_node=1", 1, gib), machine) == ""
+    assert problems(GpuRequest("hardware.gpus_per_node=1", 1, gib), machine) == ""
 
 
 # Who uses a GPU
@@ -183,10 +183,10 @@ def test_the_gpus_that_our_groups_name_pass(name, total, gib):
 def test_a_gpu_that_others_use_is_no_gpu_for_vllm():
     """vLLM fails at its start where less is free than it is to take."""
     machine = gpus.parse(report(card(0), card(1, free="9000 MiB")))
-    assert problems(Request("trainer.n_gpus_per_node=1", 1, share=0.7), machine) == ""
-    problem = problems(Request("trainer.n_gpus_per_node=2", 2, share=0.7), machine)
+    assert problems(GpuRequest("trainer.n_gpus_per_node=1", 1, share=0.7), machine) == ""
+    problem = problems(GpuRequest("trainer.n_gpus_per_node=2", 2, share=0.7), machine)
     assert "gpu_memory_utilization=0.7" in problem and "GPU 1" in problem and "CUDA_VISIBLE_DEVICES" in problem
-    assert problems(Request("trainer.n_gpus_per_node=2", 2, share=0.1), machine) == ""
+    assert problems(GpuRequest("trainer.n_gpus_per_node=2", 2, share=0.1), machine) == ""
 
 
 def test_whoever_holds_memory_is_named():
@@ -217,7 +217,7 @@ def asked(tmp_path, monkeypatch, compose_fast):
             for key, value in keys:
                 OmegaConf.update(changed, key, value)
         own = Line(line.choices, tuple(f"{key}={value}" for key, value in keys))
-        return "\n".join(accelerator_present(changed, own))
+        return "\n".join(check_accelerators(changed, own))
 
     return ask
 
