@@ -140,7 +140,7 @@ def config(tmp_path, monkeypatch):
 
 
 def attempt(config, *overrides, resuming=False):
-    return launch.attempt_in(config, list(overrides), resuming)
+    return launch.new_attempt(config, list(overrides), resuming)
 
 
 def test_a_new_attempt_points_verls_loggers_into_the_run(config):
