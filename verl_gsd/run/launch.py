@@ -147,7 +147,7 @@ def require_unused(run: RunDirectory) -> None:
     """Raise a ConfigError if the folder contains a run, which verl would resume without telling the user."""
     if run.is_used():
         raise ConfigError(
-            f"trainer.default_local_dir={run.path}: this folder already contains a run, which verl would resume. Set "
+            f"trainer.default_local_dir={run.path}: this folder is not empty, and verl would resume the run in it. Set "
             f"resume={run.path} to resume it, or set trainer.default_local_dir to another folder."
         )
 
@@ -213,8 +213,8 @@ def train(
         code = process.poll()
     if stops and code != 0:
         raise RunStoppedError(_why_stopped(stops[-1], run.log(attempt)))
-    if code == job.REFUSED:
-        raise ConfigError(run.log(attempt).read_text(encoding="utf-8").partition(job.REFUSAL)[2].strip())
+    if code == job.EXIT_REJECTED:
+        raise ConfigError(run.log(attempt).read_text(encoding="utf-8").partition(job.REJECTION_MARK)[2].strip())
     if code != 0:
         assert code is not None  # the loop ends before the process only after a stop message
         raise RunFailedError(_why_failed(code, run.log(attempt), memory_kills.killed_since(kills)))

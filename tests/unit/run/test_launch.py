@@ -360,8 +360,8 @@ def test_the_launchers_folder_is_gone_after_any_end(tmp_path, monkeypatch):
 
 
 def test_a_refusal_is_a_config_error_without_the_noise_before_it(tmp_path, monkeypatch):
-    from verl_gsd.run.job import REFUSAL, REFUSED
+    from verl_gsd.run.job import EXIT_REJECTED, REJECTION_MARK
 
-    body = f"import sys; print('noise'); print({REFUSAL!r}); print('a.b=1: wrong'); sys.exit({REFUSED})"
+    body = f"import sys; print('noise'); print({REJECTION_MARK!r}); print('a.b=1: wrong'); sys.exit({EXIT_REJECTED})"
     with pytest.raises(ConfigError, match=r"^a\.b=1: wrong$"):
         run_with_job_stub(tmp_path, monkeypatch, body)

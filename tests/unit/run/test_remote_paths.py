@@ -15,7 +15,7 @@ from verl_gsd.cli.train import held_out_prompts
 from verl_gsd.errors import ConfigError
 from verl_gsd.run.checks import validate
 from verl_gsd.run.checks.memory import shape_of
-from verl_gsd.run.dataset import files_with, fingerprints, rows_of
+from verl_gsd.run.dataset import count_rows, files_with, fingerprints
 
 FILE, MODEL = "hdfs://namenode/train.parquet", "hdfs://namenode/models/qwen"
 REMOTE = (f"data.train_files={FILE}", f"data.val_files=[{FILE}]", f"actor_rollout_ref.model.path={MODEL}")
@@ -91,7 +91,7 @@ def test_what_we_read_of_files_and_models_ourselves_is_unknown_where_they_are_re
         "algo=gsd", "task=arithmetic", "hardware=cpu", *REMOTE, "data.filter_overlong_prompts=false"
     )
     assert held_out_prompts(config) == Counter()
-    assert shape_of(config) is None and rows_of([FILE]) is None
+    assert shape_of(config) is None and count_rows([FILE]) is None
     assert fingerprints([FILE]) == [FILE] and files_with("__rollout_n__", [FILE]) == []
 
 
@@ -100,4 +100,4 @@ def test_we_connect_to_no_storage(tmp_path):
     pq.write_table(pa.table({"__rollout_n__": [8, 8]}), tmp_path / "train.parquet")
     file = f"file://{tmp_path}/train.parquet"  # the one address that it can open here
     assert pq.read_metadata(Path(file)).num_rows == 2
-    assert rows_of(file) is None and files_with("__rollout_n__", file) == []
+    assert count_rows(file) is None and files_with("__rollout_n__", file) == []

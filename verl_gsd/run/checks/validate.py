@@ -25,7 +25,7 @@ from verl_gsd.audit import demonstration_column
 from verl_gsd.errors import ConfigError
 from verl_gsd.run import cluster_lock, gpus
 from verl_gsd.run.checks import gsd_section
-from verl_gsd.run.checks.data_files import FILE_KEYS, check_truncation, file_problems, has_own_dataset
+from verl_gsd.run.checks.data_files import FILE_KEYS, check_data_file, check_truncation, has_own_dataset
 from verl_gsd.run.checks.memory import check_memory
 from verl_gsd.run.checks.parallelism import (
     check_attention,
@@ -35,9 +35,9 @@ from verl_gsd.run.checks.parallelism import (
 )
 from verl_gsd.run.checks.unused_keys import keys_have_effect
 from verl_gsd.run.compose import Line
-from verl_gsd.run.dataset import rows_of
+from verl_gsd.run.dataset import count_rows
 from verl_gsd.run.engines import check_engine, check_engine_installed
-from verl_gsd.run.remote_paths import file_never_read, missing_here, model_never_read, scheme_of
+from verl_gsd.run.remote_paths import missing_client, scheme_of, unreadable_file, unreadable_model
 from verl_gsd.sections import is_finite, is_whole
 
 #: Logs, metrics and Ray's session need at least this much disk space. Checkpoints need more.
@@ -74,12 +74,12 @@ def raise_problems(problems: list[str]) -> None:
 
 
 def _check_files(config: DictConfig, line: Line) -> Iterator[str]:
-    made = _made_on_first_use(config)
+    made = made_on_first_use(config)
     column = demonstration_column(config)
     model = str(config.actor_rollout_ref.model.path)
     joins_cluster = _joins_cluster(config)  # then the cluster's machines read remote paths, not this one
     if scheme_of(model):
-        if not joins_cluster and (problem := missing_here(model)):
+        if not joins_cluster and (problem := missing_client(model)):
             yield f"actor_rollout_ref.model.path={model}: {problem}"
     elif _is_local(model) and not made(model) and not (Path(model).expanduser() / "config.json").is_file():
         yield (
@@ -91,10 +91,10 @@ def _check_files(config: DictConfig, line: Line) -> Iterator[str]:
             if file is None:
                 yield f"{key}=null: no data file is set. Set it to a Parquet file or a list of them."
             elif scheme_of(str(file)):
-                if not joins_cluster and (problem := missing_here(str(file))):
+                if not joins_cluster and (problem := missing_client(str(file))):
                     yield f"{key}={file}: {problem}"
             elif not made(file):
-                yield from file_problems(key, str(file), config)
+                yield from check_data_file(key, str(file), config)
                 if key == "data.train_files" and column:
                     yield from _demonstrations_absent(column, str(file))
 
@@ -104,7 +104,7 @@ def _demonstrations_absent(column: str, file: str) -> Iterator[str]:
     try:
         schema = pq.read_schema(file)
     except (pa.ArrowException, OSError):
-        return  # file_problems reports what is no Parquet file
+        return  # check_data_file reports what is no Parquet file
     key = f"algorithm.gsd.dagrpo.demonstrations.column={column}"
     if column not in schema.names:
         yield f"{key}: data.train_files={file} has no such column. It has {', '.join(schema.names)}."
@@ -116,13 +116,13 @@ def _demonstrations_absent(column: str, file: str) -> Iterator[str]:
 def _check_remote_paths(config: DictConfig, line: Line) -> Iterator[str]:
     """Report remote paths whose scheme verl cannot read on any machine."""
     model = str(config.actor_rollout_ref.model.path)
-    if scheme_of(model) and (problem := model_never_read(model)):
+    if scheme_of(model) and (problem := unreadable_model(model)):
         yield f"actor_rollout_ref.model.path={model}: {problem}"
     elif model.endswith("/"):
         yield f"actor_rollout_ref.model.path={model}: verl rejects paths that end in a slash. Remove the slash."
     for key in FILE_KEYS:
         for file in map(str, as_list(OmegaConf.select(config, key))):
-            if scheme_of(file) and (problem := file_never_read(file)):
+            if scheme_of(file) and (problem := unreadable_file(file)):
                 yield f"{key}={file}: {problem}"
     folder = str(OmegaConf.select(config, "task.directory"))
     if scheme_of(folder):
@@ -135,7 +135,7 @@ def _is_of_texts(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)
 
 
-def _made_on_first_use(config: DictConfig) -> Callable[[str], bool]:
+def made_on_first_use(config: DictConfig) -> Callable[[str], bool]:
     """A function that tells whether a path belongs to the embedded task.
 
     The launcher creates these files after all checks have passed, so they need not exist yet.
@@ -263,9 +263,9 @@ def _check_batch_size(config: DictConfig, line: Line) -> Iterator[str]:
 
     verl would make no step, and divide by the number of steps after everything has started.
     """
-    rows, batch, most = rows_of(config.data.train_files), config.data.train_batch_size, config.data.train_max_samples
+    rows, batch, most = count_rows(config.data.train_files), config.data.train_batch_size, config.data.train_max_samples
     if not rows or not is_whole(batch, 1) or has_own_dataset(config):
-        return  # file_problems reports files without rows
+        return  # check_data_file reports files without rows
     if rows < batch:
         yield f"data.train_batch_size={batch}: data.train_files has only {rows} rows. Set it to {rows} or less."
     elif is_whole(most, 1) and most < batch:

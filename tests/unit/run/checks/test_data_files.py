@@ -8,7 +8,7 @@ from data_cases import WRONG, parquet, row
 from verl_gsd.errors import ConfigError
 from verl_gsd.run.checks import validate
 from verl_gsd.run.checks.data_files import FILE_KEYS
-from verl_gsd.run.checks.prompt_lengths import examine
+from verl_gsd.run.checks.prompt_lengths import check_prompts
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def check(compose_fast, tiny_task):
             *words,
         )
         validate.validate(config, line)
-        found = examine(config, remote=False)
+        found = check_prompts(config, remote=False)
         validate.raise_problems(found.problems)
         return found.messages
 
