@@ -1,4 +1,4 @@
-"""``verl-gsd doctor``: what it finds on machines of every kind, each fault with its remedy."""
+"""The checks of ``verl-gsd doctor``: their results on different machines, and the fix for each problem."""
 
 import json
 import re
@@ -23,7 +23,7 @@ def states(results):
     return {result.name: result.state for result in results}
 
 
-def test_a_finding_has_a_remedy_if_and_only_if_it_is_not_good(monkeypatch):
+def test_results_have_a_fix_unless_they_are_ok(monkeypatch):
     """Over every result that the functions below make from values."""
     machines = (EIGHT, gpus.parse(report(card(0, free="500 MiB"), cuda="12.2")))
     found = [
@@ -45,25 +45,25 @@ def test_a_finding_has_a_remedy_if_and_only_if_it_is_not_good(monkeypatch):
 # Driver and memory
 
 
-def test_a_good_machine_has_nothing_to_mend():
+def test_all_results_of_a_good_machine_are_ok():
     found = list(doctor.check_gpus(EIGHT, WHEEL, None))
     assert set(states(found).values()) == {"ok"} and len(found) == 9
     assert "580.95.05" in found[0].detail and "13.0" in found[0].detail and "2.11.0+cu130" in found[0].detail
     assert "79.1 of 79.6 GiB" in by_name(found)["GPU 7"].detail
 
 
-def test_a_driver_too_old_fails_with_the_driver_to_install():
+def test_old_driver_fails_and_the_fix_names_a_driver_version():
     machine = gpus.parse(report(card(0, A100), driver="535.54.03", cuda="12.2"))
     driver = by_name(doctor.check_gpus(machine, WHEEL, None))["driver"]
     assert driver.state == "fail" and "535.54.03" in driver.detail and "580" in driver.fix
 
 
-def test_a_cpu_build_of_torch_fails_with_what_to_install():
+def test_cpu_build_of_torch_fails_and_the_fix_names_the_extra():
     driver = by_name(doctor.check_gpus(EIGHT, gpus.TorchBuild("2.13.0+cpu", None), None))["driver"]
     assert driver.state == "fail" and "EXTRAS=gpu" in driver.fix
 
 
-def test_the_process_that_holds_a_gpu_is_named():
+def test_processes_that_use_a_gpu_are_listed():
     machine = gpus.parse(report(card(0), card(1, free="40500 MiB", processes=PYTHON)))
     found = by_name(doctor.check_gpus(machine, WHEEL, None))
     assert states(found.values()) == {"driver": "ok", "GPU 0": "ok", "GPU 1": "warn"}
@@ -83,7 +83,7 @@ def test_only_visible_gpus_are_listed():
         (report(), 0, "warn", "GPU"),
     ],
 )
-def test_a_machine_whose_gpus_cannot_be_used(tmp_path, monkeypatch, output, code, state, detail):
+def test_nvidia_smi_that_fails_or_lists_no_gpu_is_reported(tmp_path, monkeypatch, output, code, state, detail):
     stub_nvidia_smi(tmp_path, monkeypatch, output, code)
     (result,) = doctor._check_accelerators()
     assert result.state == state and detail in result.detail and result.fix
@@ -92,7 +92,7 @@ def test_a_machine_whose_gpus_cannot_be_used(tmp_path, monkeypatch, output, code
 # NCCL
 
 
-def test_one_gpu_needs_no_all_reduce_and_two_do(tmp_path, monkeypatch):
+def test_all_reduce_runs_only_with_several_gpus(tmp_path, monkeypatch):
     """Here two GPUs that a stub of nvidia-smi invents."""
 
     def failing_stub(ranks):
@@ -110,7 +110,7 @@ def test_one_gpu_needs_no_all_reduce_and_two_do(tmp_path, monkeypatch):
     )
 
 
-def test_a_rank_checks_the_sums_and_writes_its_seconds(tmp_path, monkeypatch):
+def test_rank_checks_the_sums_and_writes_its_seconds(tmp_path, monkeypatch):
     """One rank in this process; test_doctor.py of the contract tests measures two."""
     monkeypatch.setattr(all_reduce, "_DURATION_S", 0.0)
     monkeypatch.setattr(all_reduce, "_BYTES", 1 << 10)
@@ -119,7 +119,7 @@ def test_a_rank_checks_the_sums_and_writes_its_seconds(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("failing", [0, 1])
-def test_a_rank_that_fails_ends_the_others_and_is_named(tmp_path, monkeypatch, failing):
+def test_failed_rank_is_reported_and_the_others_are_killed(tmp_path, monkeypatch, failing):
     program = tmp_path / "python"  # -m MODULE RANK RANKS FOLDER BACKEND
     write_program(program, f'[ "$3" != {failing} ] && exec sleep 600\necho first\necho "no backend $6"\nexit 7')
     monkeypatch.setattr(all_reduce.sys, "executable", str(program))
@@ -127,7 +127,7 @@ def test_a_rank_that_fails_ends_the_others_and_is_named(tmp_path, monkeypatch, f
         all_reduce.measure(2, backend="nowhere")
 
 
-def test_ranks_that_hang_are_ended():
+def test_ranks_that_hang_are_killed():
     with pytest.raises(all_reduce.AllReduceError, match=r" 0 s.*0 of 2"):
         all_reduce.measure(2, backend="gloo", limit_s=0)
 
@@ -135,13 +135,13 @@ def test_ranks_that_hang_are_ended():
 # flash-attn
 
 
-def test_the_attention_of_gpu_groups_is_stated():
+def test_attention_of_gpu_runs_is_reported():
     assert FLASH in doctor.check_attention_choice(FLASH, "").detail
     without = doctor.check_attention_choice(SDPA, "flash-attn is not installed")
     assert without.state == "ok" and SDPA in without.detail and "flash-attn is not installed" in without.detail
 
 
-def test_a_flash_attn_that_is_broken_is_a_warning():
+def test_broken_flash_attn_is_a_warning():
     broken = doctor.check_attention_choice(
         SDPA, "flash-attn cannot be imported (ImportError: undefined symbol: _ZN3c10)"
     )
@@ -163,17 +163,17 @@ def test_a_flash_attn_that_is_broken_is_a_warning():
         (0, "a platform cuda of another kind\n", True, "none .*cuda"),
     ],
 )
-def test_a_vllm_that_does_not_import_fails(code, output, gpu_build, detail):
+def test_failed_import_of_vllm_is_reported(code, output, gpu_build, detail):
     result = doctor.check_vllm_import(code, output, gpu_build=gpu_build)
     assert result.state == "fail" and re.search(detail, result.detail)
 
 
-def test_a_vllm_that_imports_names_its_platform():
+def test_import_of_vllm_reports_its_platform():
     result = doctor.check_vllm_import(0, "WARNING something\nplatform cuda\nleaked 5 types\n", gpu_build=True)
     assert (result.state, result.detail) == ("ok", "platform cuda")
 
 
-def test_an_import_that_crashes_or_hangs_ends_there(monkeypatch):
+def test_import_of_vllm_that_crashes_or_hangs_does_not_affect_the_caller(monkeypatch):
     monkeypatch.setattr(doctor, "_IMPORT_VLLM", "import os; print('before', flush=True); os.abort()")
     assert "SIGABRT: before" in doctor.check_vllm_import(*doctor._import_vllm(), gpu_build=True).detail
     monkeypatch.setattr(doctor, "_IMPORT_VLLM", "import threading; threading.Event().wait()")
@@ -181,7 +181,7 @@ def test_an_import_that_crashes_or_hangs_ends_there(monkeypatch):
     assert doctor._import_vllm()[0] is None
 
 
-def test_the_cpu_variable_beside_vllm_for_gpus_is_a_warning(monkeypatch):
+def test_cpu_variable_with_gpu_build_of_vllm_is_a_warning(monkeypatch):
     installed = ["vllm"]
     monkeypatch.setattr(doctor, "is_installed", lambda name: name in installed)  # a stub of what is installed
     monkeypatch.setattr(doctor.importlib.metadata, "version", lambda name: "0.24.0")
@@ -210,14 +210,14 @@ def test_the_cpu_variable_beside_vllm_for_gpus_is_a_warning(monkeypatch):
         (2 * GIB, 8 * GIB, 0, "warn", "2.4 GiB "),
     ],
 )
-def test_shared_memory_is_held_against_what_ray_and_nccl_take(free, memory, count, state, detail):
+def test_shared_memory_is_compared_with_what_ray_and_nccl_use(free, memory, count, state, detail):
     result = doctor.check_shared_memory(free, memory, count)
     assert result.state == state and detail in result.detail
     if state != "ok":
         assert "--shm-size=" in result.fix
 
 
-def test_the_size_that_the_remedy_names_is_enough():
+def test_shared_memory_size_in_the_fix_is_sufficient():
     for memory, count in ((512, 8), (512, 1), (16, 2)):
         remedy = doctor.check_shared_memory(0, memory * GIB, count).fix
         size = int(remedy.rpartition("=")[2].removesuffix("g"))
@@ -227,7 +227,7 @@ def test_the_size_that_the_remedy_names_is_enough():
 # The command
 
 
-def test_a_check_that_raises_is_a_finding(monkeypatch):
+def test_check_that_raises_is_a_failed_result(monkeypatch):
     def _check_torn():
         raise OSError("disk gone")
         yield
@@ -240,7 +240,7 @@ def test_a_check_that_raises_is_a_finding(monkeypatch):
 
 
 @pytest.mark.parametrize(("state", "code"), [("ok", 0), ("warn", 0), ("fail", 1)])
-def test_doctor_prints_the_remedy_and_fails_if_something_fails(monkeypatch, state, code):
+def test_doctor_prints_fixes_and_exits_with_1_if_a_check_fails(monkeypatch, state, code):
     def _check_driver():
         yield CheckResult("driver", state, "[535]", "Install driver 580" if state != "ok" else "")
 
