@@ -1,4 +1,4 @@
-"""Remote paths that verl can read are accepted, others are rejected before Ray starts, and none becomes a local folder."""
+"""Remote paths that verl can read are accepted, others are rejected before Ray starts, and none becomes a folder."""
 
 import importlib.util
 import os

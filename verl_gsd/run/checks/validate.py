@@ -83,8 +83,8 @@ def _check_files(config: DictConfig, line: Line) -> Iterator[str]:
             yield f"actor_rollout_ref.model.path={model}: {problem}"
     elif _is_local(model) and not made(model) and not (Path(model).expanduser() / "config.json").is_file():
         yield (
-            f"actor_rollout_ref.model.path={model}: there is no config.json in this folder. Set it to a folder with a "
-            "model, or to the name of a model on the Hugging Face Hub."
+            f"actor_rollout_ref.model.path={model}: not a folder with a model (there is no config.json). Set it to a "
+            "folder with a model, or to the name of a model on the Hugging Face Hub."
         )
     for key in FILE_KEYS:
         for file in as_list(OmegaConf.select(config, key)):

@@ -1,4 +1,4 @@
-"""Data files that are rejected before Ray starts. Contract tests compare this with the files that verl's dataset reads."""
+"""Data files that are rejected before Ray starts. Contract tests compare them with what verl's dataset reads."""
 
 import re
 
