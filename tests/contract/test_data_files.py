@@ -12,7 +12,7 @@ from verl.utils.dataset.rl_dataset import RLHFDataset
 from verl_gsd.errors import ConfigError
 from verl_gsd.run.checks import validate
 from verl_gsd.run.checks.data_files import FILE_KEYS, prompt_problem
-from verl_gsd.run.checks.prompt_lengths import examine
+from verl_gsd.run.checks.prompt_lengths import check_prompts
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +36,7 @@ def check(compose_fast, tiny_task):
             *words,
         )
         validate.validate(config, line)
-        found = examine(config, remote=False)
+        found = check_prompts(config, remote=False)
         validate.raise_problems(found.problems)
         return found.messages
 
@@ -122,5 +122,5 @@ def test_of_a_large_file_the_first_rows_are_checked_at_once_and_every_prompt_lat
     words = ["algo=grpo", "task=arithmetic", "hardware=cpu", f"task.directory={tiny_task}"]
     config, line = compose_fast(*words, f"data.train_files={parquet(tmp_path, rows)}")
     validate.validate(config, line)
-    (problem,) = examine(config).problems
+    (problem,) = check_prompts(config).problems
     assert re.search(r"row 1500 .*prompt .*message 0 .*role", problem)

@@ -1,4 +1,4 @@
-"""What ``verl-gsd doctor`` measures and states of torch, vLLM and Ray."""
+"""``verl-gsd doctor``: what it measures with torch, and what it assumes about vLLM and Ray."""
 
 from ray._private import ray_constants
 
@@ -9,13 +9,15 @@ def test_ranks_add_up_and_are_timed():
     assert all_reduce.measure(2, backend="gloo") > 0
 
 
-def test_the_vllm_installed_here_is_imported_in_a_process_of_its_own():
-    code, output = doctor._vllm_platform()
-    assert doctor.vllm_finding(code, output, gpu_build=doctor.is_installed("vllm")).seen.count("platform"), output
+def test_installed_vllm_is_imported_in_a_separate_process():
+    code, output = doctor._import_vllm()
+    assert doctor.check_vllm_import(code, output, gpu_build=doctor.is_installed("vllm")).detail.count("platform"), (
+        output
+    )
     assert code == 0, output
 
 
-def test_ray_takes_what_we_say_of_shared_memory():
-    """Contract with Ray: the sizes of its object store that the finding reckons with."""
+def test_ray_uses_the_assumed_sizes_of_shared_memory():
+    """Contract with Ray: the sizes of its object store that the check assumes."""
     assert ray_constants.DEFAULT_OBJECT_STORE_MEMORY_PROPORTION == doctor._RAY_SHARE
     assert ray_constants.REQUIRE_SHM_SIZE_THRESHOLD == doctor._RAY_BYTES

@@ -22,7 +22,7 @@ def test_verl_makes_a_megatron_actor_of_each_gpu_group(hardware):
     assert type(omega_conf_to_dataclass(actor)).__name__ == "McoreActorConfig"
 
 
-def test_verls_own_main_drops_what_another_engine_has(compose_fast):
+def test_main_ppo_removes_sections_of_other_engines(compose_fast):
     """``auto_set_device`` is called first in ``main_ppo``. This fails when verl calls it no longer."""
     config, _ = compose_fast("recipe=gsd/qwen2.5_math_7b", "hardware=8xa100_80g")
     config.model_engine = "megatron"
@@ -32,7 +32,7 @@ def test_verls_own_main_drops_what_another_engine_has(compose_fast):
     assert "auto_set_device" in inspect.unwrap(main_ppo.main).__code__.co_names
 
 
-def test_a_cluster_has_packages_of_its_own(compose_fast):
+def test_packages_are_not_checked_for_a_cluster(compose_fast):
     """Flash-attn and Megatron are needed where the run trains, not on a login node that joins a cluster."""
     config, line = compose_fast("recipe=gsd/qwen2.5_math_7b", "hardware=8xa100_80g", "model_engine=megatron")
     config.ray_kwargs.ray_init.address = "local"
@@ -42,15 +42,15 @@ def test_a_cluster_has_packages_of_its_own(compose_fast):
     assert list(validate.check_packages(config, line)) == []
 
 
-def test_a_cluster_has_gpus_of_its_own(compose_fast, monkeypatch):
+def test_gpus_are_not_checked_for_a_cluster(compose_fast, monkeypatch):
     """An address of Ray Client, which a run always joins."""
     monkeypatch.setattr(validate.gpus, "query", lambda: pytest.fail("the GPUs of this machine are asked for"))
     config, line = compose_fast("recipe=gsd/qwen2.5_math_7b", "hardware=8xa100_80g")
     config.ray_kwargs.ray_init.address = "ray://head:10001"
-    assert list(validate.accelerator_present(config, line)) == []
+    assert list(validate.check_accelerators(config, line)) == []
 
 
-def test_main_ppo_settles_what_is_read_off_its_machine():
+def test_main_ppo_resolves_keys_that_depend_on_its_machine():
     """verl would resolve it in a process on any node of the cluster."""
     config = compose_config(parse_line(["algo=grpo", "task=arithmetic", "hardware=gpu"]))
     assert "verl_gsd.gpus" in OmegaConf.to_yaml(config)

@@ -25,7 +25,7 @@ from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token
 from verl.workers.rollout.replica import TokenOutput
 
 from verl_gsd.cli.main import app
-from verl_gsd.run.checks.prompt_lengths import examine
+from verl_gsd.run.checks.prompt_lengths import check_prompts
 from verl_gsd.run.checks.prompt_tokens import PromptTokens
 from verl_gsd.run.messages import MessageWriter, RunStoppedError, read_messages
 from verl_gsd.run.truncation import obey_truncation
@@ -120,7 +120,7 @@ def examined(compose_fast, tiny_task, tmp_path):
         keys = [f"data.{split}_files={file}" for split, file in zip(("train", "val"), files, strict=True)]
         groups = ["algo=grpo", "task=arithmetic", "hardware=cpu", f"task.directory={tiny_task}"]
         config, _ = compose_fast(*groups, "data.train_batch_size=1", *keys, *words)
-        return examine(config, **arguments)
+        return check_prompts(config, **arguments)
 
     return examined
 

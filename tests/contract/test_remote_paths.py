@@ -44,7 +44,7 @@ def test_verl_copies_from_hdfs(hdfs_stub, tmp_path):
 
 @pytest.mark.parametrize("scheme", ["s3", "gs", "https", "hf", "file"])
 def test_transformers_reads_models_of_no_other_scheme(scheme):
-    """Contract: where this passes no more, ``model_never_read`` rejects too much."""
+    """Contract: where this passes no more, ``unreadable_model`` rejects too much."""
     with pytest.raises(OSError, match="Repo id must be"):
         transformers.AutoConfig.from_pretrained(copy_to_local(f"{scheme}://storage/model"))
 

@@ -15,7 +15,7 @@ _COLOUR = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 def doctor() -> None:
     """Check versions, vLLM, GPUs (driver, memory, NCCL, attention), disk, memory, and the plugin here and in Ray."""
-    from verl_gsd.run.doctor import findings
+    from verl_gsd.run.doctor import run_checks
 
     table = Table(title="verl-gsd doctor", title_justify="left")
     for column in ("", "check", "result", "fix"):
@@ -23,10 +23,10 @@ def doctor() -> None:
     warnings.filterwarnings("ignore", module="verl")  # verl warns about engines that are not installed
     failures = 0
     with out.status("checking (imports vLLM and starts Ray once; takes a minute on two cores)"):
-        for finding in findings():
-            failures += finding.state == "fail"
-            state = f"[{_COLOUR[finding.state]}]{finding.state}[/]"
-            table.add_row(state, finding.name, escape(finding.seen), escape(finding.remedy))
+        for result in run_checks():
+            failures += result.state == "fail"
+            state = f"[{_COLOUR[result.state]}]{result.state}[/]"
+            table.add_row(state, result.name, escape(result.detail), escape(result.fix))
     out.print(table)
     if failures:
         raise typer.Exit(1)

@@ -88,7 +88,7 @@ def _checked_submissions(
 
     from verl_gsd.errors import ConfigError
     from verl_gsd.jobs.submission import new_runs, resumed_run
-    from verl_gsd.run.checks.validate import no_secrets, raise_problems
+    from verl_gsd.run.checks.validate import check_secrets, raise_problems
     from verl_gsd.run.compose import parse_line
 
     now = datetime.now()
@@ -105,7 +105,7 @@ def _checked_submissions(
         for override in map(OverridesParser.create().parse_override, line.overrides):
             if not override.is_delete():
                 OmegaConf.update(overrides, override.key_or_group, override.value(), force_add=True)
-        raise_problems(list(no_secrets(overrides, line)))
+        raise_problems(list(check_secrets(overrides, line)))
         return [submission]
     submissions = new_runs(words, runs, now, seeds, sweeps)
     printed: set[str] = set()

@@ -200,7 +200,7 @@ def _run(config: DictConfig, line: Line) -> None:
     total = config.trainer.total_training_steps
     run = RunDirectory(Path(config.trainer.default_local_dir))
     try:
-        with launch.attempt_in(config, line.words, resuming=line.resume is not None) as (run, attempt):
+        with launch.new_attempt(config, line.words, resuming=line.resume is not None) as (run, attempt):
             out.print(f"run directory [bold]{run.path}[/]", soft_wrap=True)
             out.print(f"output of Ray, verl and vLLM: {run.log(attempt).relative_to(run.path)} in the run directory")
             out.print("starting Ray, the trainer and vLLM; with few CPU cores this takes one to two minutes")

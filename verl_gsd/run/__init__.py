@@ -1,1 +1,1 @@
-"""From a command line to a finished process: compose, check, launch, and the process of one run."""
+"""Runs training from a command line: composes and checks the config, launches the run's process, and watches it."""

@@ -1,7 +1,7 @@
-"""Two seconds of all-reduce between the GPUs of this machine: ``measure``, and the process of one rank.
+"""Measures two seconds of all-reduce between the GPUs of this machine.
 
-NCCL fails in ways that no version number shows: too little shared memory, a broken link, peer access that an IOMMU
-blocks. Each rank is a process of its own, so that a hang or a crash ends there.
+This finds failures of NCCL that version numbers do not show: too little shared memory, a broken link, or peer access
+that an IOMMU blocks. Each rank is a separate process, so that a hang or a crash does not affect the caller.
 """
 
 from __future__ import annotations
@@ -17,26 +17,28 @@ from typing import Any
 
 from verl_gsd import private_folders
 
-#: Seconds for the whole measurement; importing torch in eight processes and starting NCCL takes most of it.
+#: Time limit in seconds. Most of the time is spent importing torch in eight processes and starting NCCL.
 LIMIT_S = 180.0
-#: Seconds of all-reduce.
+#: Seconds of all-reduce that are measured.
 _DURATION_S = 2.0
 _BYTES = 64 << 20
-_LOOK_INTERVAL = 0.1
+_POLL_INTERVAL = 0.1
 
 
 class AllReduceError(RuntimeError):
-    """A rank failed or did not end in time; the message has the last line that it printed."""
+    """A rank failed or did not finish in time. The message has the last line that it printed."""
 
 
 def measure(ranks: int, backend: str = "nccl", limit_s: float = LIMIT_S) -> float:
-    """The bus bandwidth between ``ranks`` devices, in GB/s: the traffic of each link, whatever the number of ranks.
+    """Measure the bus bandwidth between ``ranks`` devices, in GB/s.
+
+    The bus bandwidth is the traffic per link, which does not depend on the number of ranks.
 
     Args:
         backend: ``nccl`` for GPUs; ``gloo`` for the CPU.
 
     Raises:
-        AllReduceError: a rank failed, computed a wrong sum, or did not end within ``limit_s`` seconds.
+        AllReduceError: a rank failed, computed a wrong sum, or did not finish within ``limit_s`` seconds.
     """
     with private_folders.run_folder() as name:
         folder = Path(name)
@@ -65,31 +67,33 @@ def measure(ranks: int, backend: str = "nccl", limit_s: float = LIMIT_S) -> floa
 def _wait(processes: Sequence[subprocess.Popen], folder: Path, limit_s: float) -> None:
     deadline = time.monotonic() + limit_s
     while None in (codes := [process.poll() for process in processes]):
-        # The others would wait for a rank that failed until their own time limit.
+        # Stop at the first failure: the other ranks would wait for the failed one until their time limit.
         if any(codes) or time.monotonic() > deadline:
             break
-        time.sleep(_LOOK_INTERVAL)
+        time.sleep(_POLL_INTERVAL)
     for rank, process in enumerate(processes):
         if process.returncode:
             raise AllReduceError(
-                f"rank {rank} of {len(processes)} ended with {process.returncode}: {_last(folder, rank)}"
+                f"rank {rank} of {len(processes)} ended with {process.returncode}: {_last_line(folder, rank)}"
             )
     for rank, process in enumerate(processes):
         if process.returncode is None:
-            raise AllReduceError(f"no end after {limit_s:g} s. Rank {rank} of {len(processes)}: {_last(folder, rank)}")
+            raise AllReduceError(
+                f"did not finish within {limit_s:g} s. Rank {rank} of {len(processes)}: {_last_line(folder, rank)}"
+            )
 
 
 def _log(folder: Path, rank: int) -> Path:
     return folder / f"rank_{rank}.log"
 
 
-def _last(folder: Path, rank: int) -> str:
+def _last_line(folder: Path, rank: int) -> str:
     lines = [line for line in _log(folder, rank).read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1].strip()[:500] if lines else "it printed nothing"
+    return lines[-1].strip()[:500] if lines else "no output"
 
 
 def main(rank: int, ranks: int, folder: Path, backend: str) -> None:
-    """One rank; rank 0 writes the seconds per all-reduce to FOLDER/seconds.json."""
+    """Run one rank. Rank 0 writes the seconds per all-reduce to FOLDER/seconds.json."""
     import torch
     import torch.distributed as dist
 
@@ -110,14 +114,14 @@ def main(rank: int, ranks: int, folder: Path, backend: str) -> None:
         start = time.perf_counter()
         for _ in range(calls):
             dist.all_reduce(tensor.fill_(1.0))
-        wrong = int((tensor != ranks).sum())  # waits for the device
+        wrong = int((tensor != ranks).sum())  # this also waits for the device
         if wrong:
             raise RuntimeError(f"{wrong} of {tensor.numel()} sums over {ranks} ranks are wrong")
         return (time.perf_counter() - start) / calls
 
-    seconds_per_call(1)  # starts the connections
+    seconds_per_call(1)  # warmup, which creates the connections
     slowest = torch.tensor([seconds_per_call(3)], device=device)
-    dist.all_reduce(slowest, op=dist.ReduceOp.MAX)  # every rank makes the same number of calls
+    dist.all_reduce(slowest, op=dist.ReduceOp.MAX)  # all ranks must make the same number of calls
     seconds = seconds_per_call(max(1, int(_DURATION_S / float(slowest))))
     if rank == 0:
         (folder / "seconds.json").write_text(json.dumps(seconds))

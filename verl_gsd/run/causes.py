@@ -1,4 +1,4 @@
-"""What the usual causes of death look like in a log, and what a user can do about each."""
+"""Recognizes common causes of a failed run in its log, and says how to fix each."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 
 class _Cause(NamedTuple):
-    """What is found in a log, what it means, and what helps: the keys of verl's config to change, mostly."""
+    """A pattern to find in a log, what it means, and the fix, which usually names keys of verl's config."""
 
     pattern: str
     meaning: str
-    remedy: str
+    fix: str
 
 
 _HOST_MEMORY = (
@@ -22,7 +22,7 @@ _GPU_MEMORY = (
     "Set actor_rollout_ref.rollout.gpu_memory_utilization or actor_rollout_ref.actor.ppo_max_token_len_per_gpu lower"
 )
 
-#: The most specific cause first: a log of a process that was killed has several of these.
+#: Ordered from the most specific cause to the least specific. The log of a killed process often matches several.
 _CAUSES = (
     _Cause(
         r"No space left on device|Errno 28\b|Disk quota exceeded",
@@ -38,8 +38,8 @@ _CAUSES = (
     _Cause(
         r"No available memory for the cache blocks|less than desired GPU memory utilization",
         "vLLM did not find enough free GPU memory",
-        "Set actor_rollout_ref.rollout.gpu_memory_utilization to what is free, and look for other processes on the GPU "
-        "(nvidia-smi)",
+        "Set actor_rollout_ref.rollout.gpu_memory_utilization to the free share of the memory, or end other processes "
+        "on the GPU (nvidia-smi lists them)",
     ),
     _Cause(
         r"killed due to (?:the node running low on memory|memory pressure)|Memory on the node \(IP: |"
@@ -55,41 +55,41 @@ _CAUSES = (
     _Cause(r"Too many open files", "A process ran out of file descriptors", "Run `ulimit -n 65536` before the run"),
     _Cause(
         r"NCCL (?:error|timeout)|Watchdog caught collective operation timeout",
-        "GPUs waited for each other in vain, for one of them has stopped or the network has failed",
-        "Look for the first error of another rank in the log",
+        "Communication between GPUs timed out or failed, because one of them stopped or the network failed",
+        "Look in the log for the first error of another rank",
     ),
     _Cause(
         r"Failed to connect to GCS within|GCS may have been killed",
         "Ray's control service (gcs_server) died or cannot be reached",
-        "Look into gcs_server.out and gcs_server.err in Ray's log folder (/tmp/ray/session_latest/logs) on the head "
-        "node",
+        "Read gcs_server.out and gcs_server.err in Ray's log folder (/tmp/ray/session_latest/logs) on the head node",
     ),
     _Cause(
         r"ActorUnavailableError: .*RpcError|The raylet \(Ray node\)|raylet.*(?:has died|died unexpectedly)",
-        "Ray's own process on a node (raylet) died or cannot be reached",
-        "Look into raylet.out and raylet.err in Ray's log folder (/tmp/ray/session_latest/logs) on that node",
+        "Ray's process on a node (raylet) died or cannot be reached",
+        "Read raylet.out and raylet.err in Ray's log folder (/tmp/ray/session_latest/logs) on that node",
     ),
     _Cause(
         r"Engine core initialization failed",
         "vLLM's engine process died while it started",
-        f"The log has its first error. Exit code -9 means that it was killed, often for lack of memory: {_HOST_MEMORY}",
+        "Look for its first error in the log. Exit code -9 means that it was killed, often because memory ran out. In "
+        f"that case: {_HOST_MEMORY}",
     ),
     _Cause(
         r"EngineDeadError|EngineCore encountered an issue",
         "vLLM's engine process died",
-        f"If it was killed for lack of memory: {_HOST_MEMORY}. On a GPU: {_GPU_MEMORY}",
+        f"If host memory ran out: {_HOST_MEMORY}. If GPU memory ran out: {_GPU_MEMORY}",
     ),
     _Cause(
         r"The actor is dead because its worker process has died|The worker died unexpectedly",
         "A process of the run died without a Python error: it was killed, or it crashed",
-        f"If it was killed for lack of memory: {_HOST_MEMORY}",
+        f"If memory ran out: {_HOST_MEMORY}",
     ),
 )
 
 
 def likely_cause(text: str) -> str | None:
-    """What probably ended the run whose log, or a part of it, is ``text``, and what to do; None if nothing is known."""
+    """The likely cause of a failure and its fix, found in ``text`` of the log; None if no pattern matches."""
     for cause in _CAUSES:
         if re.search(cause.pattern, text):
-            return f"{cause.meaning}. {cause.remedy}."
+            return f"{cause.meaning}. {cause.fix}."
     return None

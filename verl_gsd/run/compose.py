@@ -1,9 +1,12 @@
-"""From the words on a command line to a resolved config: compose, complete with a run directory, write down.
+"""Parses the command line and composes the config.
 
-``verl-gsd train algo=grpo task=arithmetic hardware=cpu trainer.total_training_steps=80`` composes verl's own
-``ppo_trainer`` with our groups over it. Groups are applied in the order hardware, recipe, task, algo, budget, sampler,
-logger, whatever their order on the line; single keys come last and win. A recipe brings its algo, which ``algo=``
-replaces below the recipe's own keys, and its data and sizes, which a ``task=`` overrides.
+``verl-gsd train algo=grpo task=arithmetic hardware=cpu trainer.total_training_steps=80`` composes verl's
+``ppo_trainer`` config and applies our config groups on top of it. Groups are applied in the order hardware, recipe,
+task, algo, budget, sampler, logger, whatever their order on the line. Single keys are applied last, so they override
+all groups.
+
+A recipe includes an algo. ``algo=`` replaces it, but the recipe's own keys still override the new algo. A recipe also
+sets data and sizes, which ``task=`` overrides.
 """
 
 from __future__ import annotations
@@ -31,16 +34,21 @@ from verl_gsd.writing import atomic_write
 
 VERL_CONFIG_NAME = "ppo_trainer"
 _UNKNOWN_KEY = re.compile(r"Could not override '([^']+)'")
-#: The order in which groups are merged: what the machine allows, a whole experiment, what the task needs, what the
-#: algorithm is.
+#: The order in which groups are merged. Later groups override earlier ones.
 _GROUP_ORDER = ("hardware", "recipe", "task", "algo", "budget", "sampler", "logger")
 _DEFAULT_GROUPS = {"logger": "console"}
 
 
 @dataclass(frozen=True)
 class Line:
-    """A parsed command line: the chosen group members, single-key overrides, the run to go on with, if any, and the
-    groups that were named rather than left to their default."""
+    """A parsed command line.
+
+    Attributes:
+        choices: group -> chosen member.
+        overrides: overrides of single keys, as on the command line.
+        resume: the run to resume, if there is one.
+        given: the groups that were on the command line, without those that have their default.
+    """
 
     choices: dict[str, str]
     overrides: tuple[str, ...]
@@ -49,22 +57,22 @@ class Line:
 
     @property
     def words(self) -> list[str]:
-        """The line again, without ``resume``."""
+        """The words of the command line, without ``resume``."""
         return [f"{group}={name}" for group, name in self.choices.items()] + list(self.overrides)
 
     @property
     def words_given(self) -> list[str]:
-        """As ``words``, without the groups a user need not name."""
+        """As ``words``, but without groups that have their default because the user did not set them."""
         return [w for w in self.words if w.partition("=")[0] not in set(_DEFAULT_GROUPS) - set(self.given)]
 
     @property
     def keys(self) -> list[str]:
-        """Dotted keys overridden one by one on the line."""
+        """The dotted keys that the command line overrides."""
         return [_key(override) for override in self.overrides]
 
 
 def parse_line(words: Sequence[str]) -> Line:
-    """Split the words of a command line; a later word for the same group or key wins.
+    """Parse the words of a command line. The last word for a group or key wins.
 
     Raises:
         ConfigError: a word is not ``key=value``, a group has no such member, or a required group is missing.
@@ -75,17 +83,19 @@ def parse_line(words: Sequence[str]) -> Line:
     given = []
     for word in map(_with_home, words):
         key, _, value = word.partition("=")
-        if key == "resume":  # a path, whatever its characters
+        if key == "resume":  # a path, which can have characters that Hydra's grammar does not allow
             resume = Path(value).expanduser()
             continue
         key = _key(word)
         if key in groups.GROUPS:
             if value not in groups.choices(key):
-                raise ConfigError(f"{key}={value}: no such choice. Write {key}= one of {_listed(groups.choices(key))}.")
+                raise ConfigError(
+                    f"{key}={value}: no such choice. Set {key}= to one of {_listed(groups.choices(key))}."
+                )
             chosen[key] = value
             given.append(key)
-        elif meant := difflib.get_close_matches(key, groups.GROUPS, n=1, cutoff=0.75):
-            raise ConfigError(f"{key}={value}: no such group. Did you mean {meant[0]}=?")
+        elif similar := difflib.get_close_matches(key, groups.GROUPS, n=1, cutoff=0.75):
+            raise ConfigError(f"{key}={value}: no such group. Did you mean {similar[0]}=?")
         else:
             overrides[key] = word
     if resume is None and "recipe" not in chosen:
@@ -102,24 +112,27 @@ def parse_line(words: Sequence[str]) -> Line:
 
 
 def store_groups() -> None:
-    """``config.store_groups``, and what asks the driver: ``${verl_gsd.gpus:count}`` and ``memory_gib``."""
+    """Register our config groups, and the resolvers ``${verl_gsd.gpus:count}`` and ``${verl_gsd.gpus:memory_gib}``.
+
+    The resolvers ask the NVIDIA driver.
+    """
     groups.store_groups()
     OmegaConf.register_new_resolver("verl_gsd.gpus", _gpus_here, replace=True)
 
 
 def _gpus_here(what: str) -> int | None:
-    from verl_gsd.run import gpus  # it needs this module
+    from verl_gsd.run import gpus  # imported here, because it imports this module
 
     return {"count": gpus.count_here, "memory_gib": gpus.memory_gib_here}[what]()
 
 
 def compose_config(line: Line) -> DictConfig:
-    """verl's ``ppo_trainer`` with the line's groups and overrides over it; interpolations still open.
+    """Compose verl's ``ppo_trainer`` with the groups and overrides of the command line. Interpolations stay unresolved.
 
     Raises:
-        ConfigError: Hydra refuses an override (an unknown key, an unreadable value).
+        ConfigError: Hydra rejects an override, because the key is unknown or the value cannot be parsed.
     """
-    replaced = {"algo"} if "recipe" in line.choices else set()  # it is there already, chosen by the recipe
+    replaced = {"algo"} if "recipe" in line.choices else set()  # the recipe has already added it
     chosen = [f"{'' if group in replaced else '+'}{group}={name}" for group, name in line.choices.items()]
     words = chosen + list(line.overrides)
     store_groups()
@@ -139,20 +152,20 @@ def compose_config(line: Line) -> DictConfig:
 
 
 def no_such_key(key: str, known: Sequence[str]) -> str:
-    """The complaint about a key that is not there, with those of ``known`` that may have been meant."""
-    for group, chosen in (("algo", "the algorithm"), ("budget", "the budget"), ("sampler", "the sampler")):
+    """The error message for a key that does not exist, with similar keys from ``known``."""
+    for group, option in (("algo", "algorithm"), ("budget", "budget"), ("sampler", "sampler")):
         files = {name: groups.load(group, name) for name in groups.choices(group)}
-        if having := [name for name, file in files.items() if OmegaConf.select(file, key) is not None]:
-            return f"{key}: no such key under {chosen} chosen. It belongs to {group}={_listed(having)}."
-    meant = difflib.get_close_matches(key, known, n=3, cutoff=0.8)
-    meant += [other for other in known if other.endswith(f".{key}")][:3]
-    if meant:
-        return f"{key}: no such key. Did you mean {' or '.join(meant)}?"
-    return f"{key}: no such key. One that verl reads and does not list is written +{key}=VALUE."
+        if members := [name for name, file in files.items() if OmegaConf.select(file, key) is not None]:
+            return f"{key}: the chosen {option} does not have this key. It belongs to {group}={_listed(members)}."
+    similar = difflib.get_close_matches(key, known, n=3, cutoff=0.8)
+    similar += [other for other in known if other.endswith(f".{key}")][:3]
+    if similar:
+        return f"{key}: no such key. Did you mean {' or '.join(similar)}?"
+    return f"{key}: no such key. If verl reads it although its config does not list it, use +{key}=VALUE."
 
 
 def verl_config_directory() -> Path:
-    """Where verl keeps its YAML files, found without importing verl: that takes ten seconds and more.
+    """The folder of verl's YAML files. Found without importing verl, which takes more than ten seconds.
 
     Raises:
         ConfigError: verl is not installed.
@@ -160,7 +173,8 @@ def verl_config_directory() -> Path:
     spec = importlib.util.find_spec("verl")
     if spec is None or spec.origin is None:
         raise ConfigError(
-            "verl is not installed. Run ./scripts/setup.sh in a checkout and use its environment (.venv)."
+            "verl is not installed. Run ./scripts/setup.sh in a checkout of verl-gsd, and use the environment .venv "
+            "that it creates."
         )
     return Path(spec.origin).parent / "trainer" / "config"
 
@@ -169,7 +183,7 @@ def resolve(config: DictConfig) -> DictConfig:
     """A copy with every interpolation replaced by its value.
 
     Raises:
-        ConfigError: an interpolation points nowhere.
+        ConfigError: an interpolation refers to a key that does not exist.
     """
     resolved = config.copy()
     try:
@@ -187,7 +201,7 @@ def write_yaml(value: DictConfig | list[str], path: Path) -> None:
 
 
 def _with_home(word: str) -> str:
-    """``KEY=~/FOLDER`` as a shell would have it in an assignment; Hydra gives ``~`` a meaning of its own."""
+    """Expand ``~`` in ``KEY=~/FOLDER`` as a shell does in an assignment. In Hydra's grammar ``~`` means deletion."""
     key, _, value = word.partition("=")
     return f'{key}="{Path(value).expanduser()}"' if key != "resume" and value.startswith("~/") else word
 
@@ -196,9 +210,13 @@ def _key(word: str) -> str:
     try:
         override = OverridesParser.create().parse_override(word)
     except HydraException as error:
-        raise ConfigError(f"{word!r} is not KEY=VALUE. Quote a value that has commas, braces or spaces.") from error
+        raise ConfigError(
+            f"{word!r} is not KEY=VALUE. Put quotes around values with commas, braces or spaces."
+        ) from error
     if override.is_sweep_override():
-        raise ConfigError(f"{word}: several values. Write one; verl-gsd submit --sweep makes a run of each.")
+        raise ConfigError(
+            f"{word}: has several values. Set a single value, or use verl-gsd submit --sweep for one run per value."
+        )
     return override.key_or_group + (f"@{override.package}" if override.package else "")
 
 

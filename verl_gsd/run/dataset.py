@@ -1,4 +1,4 @@
-"""What a training set's own indices are worth: whether they tell its prompts apart, and whether it is the same set."""
+"""Identifies training sets and their prompts: fingerprints of files, numbers of rows, and a key for each prompt."""
 
 from __future__ import annotations
 
@@ -20,36 +20,36 @@ from verl_gsd.run.remote_paths import scheme_of
 
 logger = logging.getLogger(__name__)
 
-_LOOKED_AT = 1 << 20
+#: Bytes at the start and at the end of a file that its fingerprint covers.
+_HASHED_BYTES = 1 << 20
 
-#: Where the data names no source.
+#: The source of a prompt without data_source.
 UNKNOWN_SOURCE = "unknown"
 
 
 def fingerprints(files: str | Sequence[str]) -> list[str]:
-    """One a file, the same wherever it lies: its size and a hash of its first and last MiB (Parquet's statistics).
+    """One fingerprint per file: its size and a hash of its first and last MiB, which contain Parquet's statistics.
 
-    A file that is not on this machine is known by its path.
+    The fingerprint does not depend on the path. For a file that is not on this machine it is the path.
     """
-    found = []
+    result = []
     for name in [files] if isinstance(files, str) else files:
         path = Path(name).expanduser()
         if not path.is_file():
-            found.append(str(name))
+            result.append(str(name))
             continue
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(0)
-            digest = hashlib.sha256(file.read(_LOOKED_AT))
-            file.seek(max(0, size - _LOOKED_AT))
+            digest = hashlib.sha256(file.read(_HASHED_BYTES))
+            file.seek(max(0, size - _HASHED_BYTES))
             digest.update(file.read())
-        found.append(f"{size} bytes, {digest.hexdigest()[:16]}")
-    return found
+        result.append(f"{size} bytes, {digest.hexdigest()[:16]}")
+    return result
 
 
 def files_with(column: str, files: str | Sequence[str] | None) -> list[str]:
-    """Those of ``files`` that have a column of that name: Parquet files on this machine, what is wrong with any other
-    is said elsewhere."""
+    """Those of ``files`` that are Parquet files on this machine and have the column. Other checks report bad files."""
     return [
         str(file)
         for file in ([files] if isinstance(files, str) else files or [])
@@ -57,8 +57,8 @@ def files_with(column: str, files: str | Sequence[str] | None) -> list[str]:
     ]
 
 
-def rows_of(files: str | Sequence[str] | None) -> int | None:
-    """Rows of ``files`` together; None where one is no Parquet file on this machine."""
+def count_rows(files: str | Sequence[str] | None) -> int | None:
+    """The total number of rows of ``files``; None unless all are Parquet files on this machine."""
     names = [str(file) for file in ([files] if isinstance(files, str) else files or [])]
     if any(map(scheme_of, names)):
         return None  # pyarrow would connect to the storage
@@ -76,20 +76,26 @@ def _column_names(file: Path) -> list[str]:
 
 
 def indices_are_unique(dataset: Any) -> bool:
-    """Whether (data_source, extra_info.index) names every prompt of verl's ``dataset`` once, by a whole number.
+    """Whether (data_source, extra_info.index) identifies every prompt of verl's ``dataset``, with integer indices.
 
-    verl takes 0 where a row has no index, and files read together repeat each other's. Where the answer is no, a line
-    of the log says why, and prompts are known by a hash of their text.
+    verl uses 0 for rows without an index, and several files can contain the same indices. If the pairs are not unique,
+    this logs the reason, and prompts are identified by a hash of their text.
     """
-    reason = _not_unique(dataset)
+    reason = _why_not_unique(dataset)
     if reason:
-        logger.warning("prompts are known by a hash of their text: %s", reason)
+        logger.warning("prompts are identified by a hash of their text: %s", reason)
     return not reason
 
 
 @dataclass(frozen=True)
 class PromptKeys:
-    """The keys of a data set's rows: names of sources, and (n_rows,) each the number of the source and the index."""
+    """The key of each row of a data set.
+
+    Attributes:
+        sources: the names of all sources.
+        source: (n_rows,) position of the row's source in ``sources``.
+        index: (n_rows,) the row's index within its source, or a hash of its text.
+    """
 
     sources: tuple[str, ...]
     source: np.ndarray
@@ -97,29 +103,32 @@ class PromptKeys:
 
 
 def prompt_keys(dataset: Any, unique: bool) -> PromptKeys:
-    """The key of every row of verl's ``dataset``, by index where they are ``unique``, else by a hash of each text.
+    """The key of every row of verl's ``dataset``.
 
-    A million indices take half a second, and a million texts some minutes, once.
+    If the indices are ``unique``, they are the keys, which takes half a second for a million rows. Otherwise the keys
+    are hashes of the texts, which takes minutes for a million rows. This is computed once per run.
     """
     if unique:
         table: pa.Table = dataset.dataframe.select_columns(["data_source", "extra_info"]).with_format("arrow")[:]
         sources = table.column("data_source").combine_chunks().cast(pa.string()).fill_null("None")
         index = pc.struct_field(table.column("extra_info"), "index").to_numpy()
     else:
-        known = []  # one row at a time: a prompt may hold images
+        pairs = []  # one row at a time, because prompts may contain images
         for number in range(len(dataset)):
             row = dataset[number]
-            known.append((str(row.get("data_source", UNKNOWN_SOURCE)), prompt_hash(row["raw_prompt"])))
-        sources = pa.array([source for source, _ in known])
-        index = np.array([text for _, text in known])
-    named = sources.dictionary_encode()
-    return PromptKeys(tuple(map(str, named.dictionary.to_pylist())), named.indices.to_numpy(), index.astype(np.int64))
+            pairs.append((str(row.get("data_source", UNKNOWN_SOURCE)), prompt_hash(row["raw_prompt"])))
+        sources = pa.array([source for source, _ in pairs])
+        index = np.array([text for _, text in pairs])
+    encoded = sources.dictionary_encode()
+    return PromptKeys(
+        tuple(map(str, encoded.dictionary.to_pylist())), encoded.indices.to_numpy(), index.astype(np.int64)
+    )
 
 
-def _not_unique(dataset: Any) -> str:
+def _why_not_unique(dataset: Any) -> str:
     frame = getattr(dataset, "dataframe", None)
     if frame is None or not hasattr(frame, "with_format"):
-        return f"{type(dataset).__name__} has no table to look into"
+        return f"{type(dataset).__name__} has no table (attribute dataframe)"
     if not {"data_source", "extra_info"} <= set(frame.column_names):
         return "the data has no column data_source or extra_info"
     table: pa.Table = frame.select_columns(["data_source", "extra_info"]).with_format("arrow")[:]
@@ -128,7 +137,7 @@ def _not_unique(dataset: Any) -> str:
         return "extra_info has no index"
     index = pc.struct_field(extra, "index")
     if not pa.types.is_integer(index.type) or index.null_count:
-        return f"extra_info.index is {index.type} with {index.null_count} missing, not whole numbers"
+        return f"extra_info.index is {index.type} with {index.null_count} missing values, but must be an integer"
     keys = pa.table({"data_source": table.column("data_source"), "index": index})
     counts = keys.group_by(["data_source", "index"]).aggregate([([], "count_all")])
     repeated = counts.filter(pc.greater(counts.column("count_all"), 1))

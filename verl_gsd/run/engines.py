@@ -1,7 +1,8 @@
-"""verl's training engines (``model_engine``): those we support, and the settings of the ones not chosen.
+"""Supported training engines of verl (``model_engine``), and removal of settings for the other engines.
 
-A hardware group has settings for FSDP2 in ``fsdp_config``. verl instantiates an actor's config strictly, and Megatron's
-has no such section. Hydra cannot leave a section out by ``model_engine``, so it is dropped from the composed config.
+Our hardware groups have settings for FSDP2 in ``fsdp_config``. verl rejects unknown sections in an actor's config, and
+Megatron's config does not have this section. Hydra cannot omit a section depending on ``model_engine``, so this module
+removes it from the composed config.
 """
 
 from __future__ import annotations
@@ -16,18 +17,18 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 if TYPE_CHECKING:
     from verl_gsd.run.compose import Line
 
-#: The strategies of each engine's actor that we support.
+#: Engine -> the values of ``actor.strategy`` that verl-gsd supports.
 SUPPORTED = {"dp": ("fsdp2", "fsdp"), "megatron": ("megatron",)}
 _STRATEGY, _ROLES = "actor_rollout_ref.actor.strategy", ("actor", "ref")
 
 
 def engine_of(config: DictConfig) -> str:
-    """The engine that ``config`` names; verl's default where the key is missing."""
+    """The engine of ``config``; verl's default if the key is missing."""
     return OmegaConf.select(config, "model_engine") or "dp"
 
 
 def drop_other_engines(config: DictConfig) -> None:
-    """Remove ``fsdp_config`` from actor and reference model unless verl's FSDP engine trains them."""
+    """Remove ``fsdp_config`` from the actor and the reference model, unless the engine is FSDP."""
     if engine_of(config) == "dp":
         return
     for role in _ROLES:
@@ -38,12 +39,12 @@ def drop_other_engines(config: DictConfig) -> None:
 
 
 def check_engine(config: DictConfig, line: Line) -> Iterator[str]:
-    """An engine that we do not support, or a strategy of another engine than the one chosen."""
+    """Report an engine that is not supported, or a strategy that belongs to another engine."""
     engine, strategy = engine_of(config), OmegaConf.select(config, _STRATEGY)
     if engine not in SUPPORTED:
         yield (
-            f"model_engine={engine}: verl-gsd supports {' and '.join(SUPPORTED)}. Set model_engine=dp for FSDP2, or "
-            "model_engine=megatron."
+            f"model_engine={engine}: verl-gsd supports only {' and '.join(SUPPORTED)}. Set model_engine=dp for FSDP2, "
+            "or model_engine=megatron."
         )
     elif strategy not in SUPPORTED[engine]:
         others = [name for name, strategies in SUPPORTED.items() if strategy in strategies]
@@ -53,11 +54,14 @@ def check_engine(config: DictConfig, line: Line) -> Iterator[str]:
             f"{SUPPORTED[engine][0]}{instead}."
         )
     elif engine != "dp" and config.trainer.device == "cpu":
-        yield f"model_engine={engine}: hardware=cpu trains with FSDP2. Set model_engine=dp, or use a GPU group."
+        yield (
+            f"model_engine={engine}: hardware=cpu supports only FSDP2. Set model_engine=dp, or set hardware= to one "
+            "with GPUs."
+        )
 
 
 def check_engine_installed(config: DictConfig, line: Line) -> Iterator[str]:
-    """Megatron is a set of packages that verl does not bring by itself."""
+    """Check that the packages for Megatron are installed. verl does not install them by default."""
     if engine_of(config) != "megatron":
         return
     vanilla = OmegaConf.select(config, "actor_rollout_ref.actor.megatron.vanilla_mbridge")
@@ -72,12 +76,13 @@ def check_engine_installed(config: DictConfig, line: Line) -> Iterator[str]:
 def _is_importable(name: str) -> bool:
     try:
         return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:  # its parent package
+    except ModuleNotFoundError:  # the parent package is not installed
         return False
 
 
-#: What a hardware group reads off the machine that starts the run. verl resolves it in a process on any node.
-_OF_THE_MACHINE = (
+#: Keys whose values depend on the machine. They must be resolved on the machine that starts the run, because verl
+#: resolves interpolations in a process on any node.
+_MACHINE_KEYS = (
     "hardware.gpus_per_node",
     "hardware.gpu_memory_gib",
     "actor_rollout_ref.model.override_config.attn_implementation",
@@ -85,24 +90,25 @@ _OF_THE_MACHINE = (
 )
 
 
-def _settle(config: DictConfig) -> None:
-    for key in _OF_THE_MACHINE:
+def _resolve_machine_keys(config: DictConfig) -> None:
+    for key in _MACHINE_KEYS:
         if (value := OmegaConf.select(config, key)) is not None:
             OmegaConf.update(config, key, value)
 
 
 def patch_main(device: Any) -> None:
-    """Make verl's own ``main_ppo`` drop other engines' sections too, and settle what is read off its machine.
+    """Patch ``auto_set_device`` so that verl's ``main_ppo`` also removes sections of other engines.
 
-    ``auto_set_device`` is the first function that it calls with the composed config.
+    ``auto_set_device`` is the first function that ``main_ppo`` calls with the composed config. The patch also resolves
+    the keys that depend on this machine.
     """
 
     @wrapt.decorator
-    def dropping(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def prepared(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         config = args[0] if args else kwargs["config"]
         if isinstance(config, DictConfig) and "actor_rollout_ref" in config:
             drop_other_engines(config)
-            _settle(config)
+            _resolve_machine_keys(config)
         return wrapped(*args, **kwargs)
 
-    device.auto_set_device = dropping(device.auto_set_device)
+    device.auto_set_device = prepared(device.auto_set_device)

@@ -1,8 +1,8 @@
-"""The NVIDIA GPUs of this machine, and what keeps a run from using them.
+"""Queries the NVIDIA GPUs of this machine, and finds the problems that keep a run from using them.
 
-``nvidia-smi`` reports the GPUs rather than NVML's Python bindings: the driver brings it, it starts no CUDA context in
-this process, and it works where no Python package does. Every function here except ``query`` and ``torch_build``
-computes from values.
+This module runs ``nvidia-smi`` instead of using NVML's Python bindings. The driver installs nvidia-smi, it creates no
+CUDA context in this process, and it works without any Python package. Only ``query``, ``torch_build`` and the
+functions ending in ``_here`` look at the machine. All other functions compute from their arguments.
 """
 
 from __future__ import annotations
@@ -23,28 +23,30 @@ from omegaconf import DictConfig
 from verl_gsd.run.cluster_lock import accelerators
 from verl_gsd.sections import is_finite, is_whole
 
-#: Seconds that nvidia-smi may take. It loads the driver first where no process keeps it loaded (about 3 s per GPU).
+#: Seconds that nvidia-smi may take. If no process keeps the driver loaded, nvidia-smi loads it (about 3 s per GPU).
 _QUERY_LIMIT_S = 60
-#: The first driver branch for each major version of CUDA. A wheel of one major version runs on all of its drivers.
+#: Major version of CUDA -> its first driver branch. A wheel for that major version runs on this branch and newer ones.
 _FIRST_DRIVER = {11: 450, 12: 525, 13: 580}
 #: A GPU may have this much less memory than ``hardware.gpu_memory_gib`` says: vendors and drivers round differently.
 _MEMORY_TOLERANCE = 0.05
 
-#: The share of a GPU's memory that is free at least where nobody uses it. Drivers and displays keep a few per cent.
+#: A GPU counts as unused if at least this share of its memory is free. Drivers and displays use a few percent.
 FREE_SHARE = 0.9
-#: Where to run what this machine has no GPUs for.
-ELSEWHERE = "Add hardware=cpu, send the run to a cluster (verl-gsd submit), or set RAY_ADDRESS to a cluster"
-#: What brings torch and vLLM for GPUs.
-INSTALL_GPU_STACK = "Run VENV=.venv-gpu EXTRAS=gpu,dev scripts/setup.sh, which makes an environment with the GPU build"
+#: The fix if this machine lacks the GPUs.
+ELSEWHERE = "Add hardware=cpu, submit the run to a cluster (verl-gsd submit), or set RAY_ADDRESS to a cluster"
+#: The fix if torch or vLLM is not the GPU build.
+INSTALL_GPU_STACK = (
+    "Run VENV=.venv-gpu EXTRAS=gpu,dev scripts/setup.sh, which creates an environment with the GPU builds"
+)
 
 
 class GpuQueryError(RuntimeError):
-    """nvidia-smi fails; the message says how."""
+    """nvidia-smi failed. The message says how."""
 
 
 @dataclass(frozen=True)
 class GpuProcess:
-    """A process that holds memory of a GPU."""
+    """A process that uses memory of a GPU."""
 
     pid: int
     name: str
@@ -53,7 +55,7 @@ class GpuProcess:
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU. Memory is None where nvidia-smi does not report it: in partitions (MIG) and on unified memory."""
+    """One GPU. Memory is None if nvidia-smi does not report it, as for MIG partitions and unified memory."""
 
     index: str
     uuid: str
@@ -65,7 +67,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Machine:
-    """The driver, the newest CUDA version that it supports, and all GPUs, hidden ones included."""
+    """The driver version, the newest CUDA version that it supports, and all GPUs, including hidden ones."""
 
     driver: str
     cuda: str
@@ -82,14 +84,14 @@ class TorchBuild:
 
 
 @dataclass(frozen=True)
-class Request:
-    """What a config asks of this machine's GPUs.
+class GpuRequest:
+    """The GPUs that a config needs on this machine.
 
     Attributes:
-        key: the key that sets the number, with its value, for messages.
-        count: GPUs that the run needs on this machine.
-        memory_gib: what the hardware group says that a GPU holds; None if no group says.
-        share: of each GPU's memory that vLLM takes, with its key; 0 if it is not a number.
+        key: the keys that set the number of GPUs, with their values, for messages.
+        count: number of GPUs.
+        memory_gib: memory of each GPU according to the hardware group; None if no group sets it.
+        share: share of each GPU's memory that vLLM uses (gpu_memory_utilization); 0 if it is not a number.
     """
 
     key: str
@@ -98,13 +100,13 @@ class Request:
     share: float = 0.0
 
 
-def request_of(config: DictConfig, keys: Collection[str]) -> Request:
-    """What a run without a Ray cluster asks of this machine.
+def request_of(config: DictConfig, keys: Collection[str]) -> GpuRequest:
+    """The GPUs that a run needs on this machine if it does not join a Ray cluster.
+
+    Values that are not numbers count as 0. Another check reports them.
 
     Args:
-        keys: the keys that the command line overrides one by one.
-
-    A value that is not a number is taken for 0: the check of numbers reports it.
+        keys: the single keys that the command line overrides.
     """
     trainer, model, hardware = config.trainer, config.reward.reward_model, config.get("hardware", {})
     own_pool = model.enable and model.enable_resource_pool
@@ -114,7 +116,7 @@ def request_of(config: DictConfig, keys: Collection[str]) -> Request:
     parts += [f"trainer.nnodes={trainer.nnodes}"] if trainer.nnodes != 1 else []
     parts += [f"reward.reward_model.n_gpus_per_node={model.n_gpus_per_node}"] if own_pool else []
     memory, share = hardware.get("gpu_memory_gib"), config.actor_rollout_ref.rollout.gpu_memory_utilization
-    return Request(
+    return GpuRequest(
         ", ".join(parts),
         accelerators(config) if all(is_whole(count, 1) for count in counts) else 0,
         memory if is_finite(memory) else None,
@@ -123,38 +125,41 @@ def request_of(config: DictConfig, keys: Collection[str]) -> Request:
 
 
 def query() -> Machine | None:
-    """This machine's GPUs; None if there is no nvidia-smi: no driver, or a container that has only CUDA's libraries.
+    """Ask nvidia-smi for this machine's GPUs.
+
+    Returns:
+        None if there is no nvidia-smi: there is no driver, or a container has only CUDA's libraries.
 
     Raises:
-        GpuQueryError: nvidia-smi fails, or prints what is not its report.
+        GpuQueryError: nvidia-smi failed, or its output is not a report.
     """
     program = shutil.which("nvidia-smi")
     if program is None:
         return None
     try:
-        done = subprocess.run(
+        completed = subprocess.run(
             [program, "-q", "-x"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_QUERY_LIMIT_S
         )
     except subprocess.TimeoutExpired as error:
-        raise GpuQueryError(f"nvidia-smi does not answer within {_QUERY_LIMIT_S} s") from error
+        raise GpuQueryError(f"nvidia-smi did not finish within {_QUERY_LIMIT_S} s") from error
     except OSError as error:
-        raise GpuQueryError(f"nvidia-smi does not start: {error}") from error
-    if done.returncode != 0 and not done.stdout.lstrip().startswith("<?xml"):
-        lines = (done.stdout + done.stderr).strip().splitlines()
-        raise GpuQueryError(f"nvidia-smi fails: {lines[0] if lines else f'exit code {done.returncode}'}")
-    return parse(done.stdout)
+        raise GpuQueryError(f"nvidia-smi cannot be started: {error}") from error
+    if completed.returncode != 0 and not completed.stdout.lstrip().startswith("<?xml"):
+        lines = (completed.stdout + completed.stderr).strip().splitlines()
+        raise GpuQueryError(f"nvidia-smi fails: {lines[0] if lines else f'exit code {completed.returncode}'}")
+    return parse(completed.stdout)
 
 
 def parse(report: str) -> Machine:
-    """What ``nvidia-smi -q -x`` printed.
+    """Parse the output of ``nvidia-smi -q -x``.
 
     Raises:
-        GpuQueryError: it is no such report.
+        GpuQueryError: the output is not XML.
     """
     try:
         root = ElementTree.fromstring(report.strip())
     except ElementTree.ParseError as error:
-        raise GpuQueryError(f"nvidia-smi prints no XML ({error})") from error
+        raise GpuQueryError(f"the output of nvidia-smi is not XML ({error})") from error
     gpus = tuple(_gpu(str(index), element) for index, element in enumerate(root.findall("gpu")))
     return Machine(_text(root, "driver_version"), _text(root, "cuda_version"), gpus)
 
@@ -163,46 +168,51 @@ def visible(gpus: Sequence[Gpu], variable: str | None) -> tuple[Gpu, ...]:
     """The GPUs that CUDA shows to this process.
 
     Args:
-        variable: the value of CUDA_VISIBLE_DEVICES; None if it is not set. CUDA reads it up to the first entry that
-            names no GPU. Its numbers are nvidia-smi's on machines with GPUs of one kind.
+        variable: the value of CUDA_VISIBLE_DEVICES; None if it is not set. CUDA ignores it from the first entry on
+            that does not name a GPU. If all GPUs are of the same model, its numbers are those of nvidia-smi.
     """
     if variable is None:
         return tuple(gpus)
-    shown: list[Gpu] = []
+    visible_gpus: list[Gpu] = []
     for entry in (part.strip() for part in variable.split(",")):
         if entry.startswith("MIG-"):
-            shown.append(Gpu(entry, entry, "a MIG partition", None, None))
+            visible_gpus.append(Gpu(entry, entry, "a MIG partition", None, None))
             continue
-        named = [gpu for gpu in gpus if gpu.index == entry or (entry.startswith("GPU-") and gpu.uuid.startswith(entry))]
-        if len(named) != 1:
+        matches = [
+            gpu for gpu in gpus if gpu.index == entry or (entry.startswith("GPU-") and gpu.uuid.startswith(entry))
+        ]
+        if len(matches) != 1:
             break
-        shown += named
-    return tuple(shown)
+        visible_gpus += matches
+    return tuple(visible_gpus)
 
 
 def count_here() -> int:
-    """GPUs of this machine that CUDA shows; 1 where there are none, for a config that is composed elsewhere."""
+    """The number of GPUs that CUDA shows on this machine.
+
+    Without GPUs it returns 1, so that configs of GPU runs can be composed on any machine.
+    """
     return len(_visible_here()) or 1
 
 
 def memory_gib_here() -> int | None:
-    """Whole GiB of the smallest GPU that CUDA shows; None where that is not known."""
+    """The memory of the smallest GPU that CUDA shows, in whole GiB; None if it is unknown."""
     sizes = [gpu.total_mib for gpu in _visible_here()]
     return min(size for size in sizes if size) // 1024 if sizes and all(sizes) else None
 
 
 @functools.cache
 def _visible_here() -> tuple[Gpu, ...]:
-    """Asked once per process: nvidia-smi takes seconds per GPU where no process keeps the driver loaded."""
+    """Cached per process: nvidia-smi takes seconds per GPU if no process keeps the driver loaded."""
     try:
         machine = query()
-    except GpuQueryError:  # accelerator_present reports it
+    except GpuQueryError:  # check_accelerators reports it
         return ()
     return visible(machine.gpus, os.environ.get("CUDA_VISIBLE_DEVICES")) if machine else ()
 
 
 def torch_build() -> TorchBuild | None:
-    """The installed torch, read without importing it (seconds); None if there is none."""
+    """The installed torch, without importing it, which takes seconds; None if torch is not installed."""
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         return None
@@ -211,75 +221,75 @@ def torch_build() -> TorchBuild | None:
 
 
 def torch_problem(machine: Machine, build: TorchBuild | None) -> str:
-    """Why the installed torch cannot use the machine's GPUs, with the remedy; an empty string if it can."""
+    """Why the installed torch cannot use the machine's GPUs, with the fix; an empty string if it can."""
     if build is None:
         return f"torch is not installed. {INSTALL_GPU_STACK}."
     if build.cuda is None:
-        return f"torch {build.version} is built without CUDA, and this machine has GPUs. {INSTALL_GPU_STACK}."
-    wheel, supported = _major(build.cuda), _major(machine.cuda)
-    if wheel is None or supported is None or wheel <= supported:
+        return f"torch {build.version} is built without CUDA, but this machine has GPUs. {INSTALL_GPU_STACK}."
+    needed, supported = _major(build.cuda), _major(machine.cuda)
+    if needed is None or supported is None or needed <= supported:
         return ""
-    newer = _FIRST_DRIVER.get(wheel)
+    first_driver = _FIRST_DRIVER.get(needed)
     return (
-        f"the NVIDIA driver {machine.driver} supports CUDA up to {machine.cuda}, and torch {build.version} is built "
-        f"for CUDA {build.cuda}. Install {f'driver {newer} or newer' if newer else 'a newer driver'}."
+        f"the NVIDIA driver {machine.driver} supports CUDA up to {machine.cuda}, but torch {build.version} is built "
+        f"for CUDA {build.cuda}. Install {f'driver {first_driver} or newer' if first_driver else 'a newer driver'}."
     )
 
 
-def request_problems(
-    request: Request, machine: Machine, build: TorchBuild | None, variable: str | None
+def check_request(
+    request: GpuRequest, machine: Machine, build: TorchBuild | None, variable: str | None
 ) -> Iterator[str]:
-    """What this machine's GPUs lack for a run, each with the key and the remedy.
+    """Check that this machine's GPUs satisfy the request of a run. Each problem names the key and the fix.
 
     Args:
         variable: the value of CUDA_VISIBLE_DEVICES; None if it is not set.
     """
-    shown = visible(machine.gpus, variable)
-    if not shown:
+    visible_gpus = visible(machine.gpus, variable)
+    if not visible_gpus:
         hidden = f": CUDA_VISIBLE_DEVICES={variable} hides all {len(machine.gpus)} GPUs" if machine.gpus else ""
         fix = "Unset CUDA_VISIBLE_DEVICES, or set it to the GPUs to use" if machine.gpus else ELSEWHERE
         yield f"trainer.device=cuda: no accelerator on this machine{hidden}. {fix}."
         return
     if problem := torch_problem(machine, build):
         yield f"trainer.device=cuda: {problem}"
-    yield from count_problems(request, len(shown), variable)
-    yield from _occupied_problems(request, shown)
+    yield from check_count(request, len(visible_gpus), variable)
+    yield from _check_free_memory(request, visible_gpus)
     if request.memory_gib is not None:
         least = request.memory_gib * (1 - _MEMORY_TOLERANCE)
-        small = [gpu for gpu in shown if gpu.total_mib is not None and gpu.total_mib / 1024 < least]
+        small = [gpu for gpu in visible_gpus if gpu.total_mib is not None and gpu.total_mib / 1024 < least]
         for gpu in small[:1]:
-            there = (gpu.total_mib or 0) / 1024
+            total = (gpu.total_mib or 0) / 1024
             yield (
-                f"hardware.gpu_memory_gib={request.memory_gib:g}: GPU {gpu.index} ({gpu.name}) has {there:.1f} GiB. "
-                f"Set hardware.gpu_memory_gib={int(there)} to check the model against that, or use another GPU."
+                f"hardware.gpu_memory_gib={request.memory_gib:g}: GPU {gpu.index} ({gpu.name}) has {total:.1f} GiB. "
+                f"Set hardware.gpu_memory_gib={int(total)} to check the model against that size, or use another GPU."
             )
 
 
-def _occupied_problems(request: Request, shown: Sequence[Gpu]) -> Iterator[str]:
-    """GPUs on which vLLM would not start, because others hold too much of their memory."""
-    for gpu in shown[: request.count]:
+def _check_free_memory(request: GpuRequest, visible_gpus: Sequence[Gpu]) -> Iterator[str]:
+    """Report GPUs on which vLLM would not start, because other processes use too much of their memory."""
+    for gpu in visible_gpus[: request.count]:
         if gpu.total_mib is None or gpu.free_mib is None or gpu.free_mib >= request.share * gpu.total_mib:
             continue
         yield (
-            f"actor_rollout_ref.rollout.gpu_memory_utilization={request.share:g}: vLLM needs that share of GPU "
-            f"{gpu.index} ({gpu.name}), and {gpu.free_mib / 1024:.1f} of its {gpu.total_mib / 1024:.1f} GiB are free"
-            f"{'; it is ' if occupied(gpu) else ''}{occupied(gpu)}. Set CUDA_VISIBLE_DEVICES to free GPUs, end what "
-            "uses it, or set a smaller share."
+            f"actor_rollout_ref.rollout.gpu_memory_utilization={request.share:g}: vLLM needs this share of GPU "
+            f"{gpu.index} ({gpu.name}), but only {gpu.free_mib / 1024:.1f} of its {gpu.total_mib / 1024:.1f} GiB are "
+            f"free{'; it is ' if occupied(gpu) else ''}{occupied(gpu)}. Set CUDA_VISIBLE_DEVICES to unused GPUs, end "
+            "the processes that use this GPU, or set a smaller share."
         )
 
 
-def count_problems(request: Request, there: int, variable: str | None) -> Iterator[str]:
-    """Fewer GPUs than the config asks for."""
-    if there < request.count:
-        shown = "" if variable is None else f" that CUDA_VISIBLE_DEVICES={variable} shows"
+def check_count(request: GpuRequest, available: int, variable: str | None) -> Iterator[str]:
+    """Check that the ``available`` GPUs are as many as the config needs."""
+    if available < request.count:
+        restricted = "" if variable is None else f" that CUDA_VISIBLE_DEVICES={variable} shows"
         yield (
-            f"{request.key}: the run needs {request.count} GPUs, and this machine has {there}{shown}. Set fewer, show "
-            "more, or join a Ray cluster that has them (verl-gsd submit, RAY_ADDRESS)."
+            f"{request.key}: the run needs {request.count} GPUs, but this machine has {available}{restricted}. Set a "
+            "smaller number, make more GPUs visible, or use a Ray cluster that has them (verl-gsd submit, RAY_ADDRESS)."
         )
 
 
 def occupied(gpu: Gpu) -> str:
-    """Who holds memory of a GPU, in words; an empty string if nobody does."""
+    """Describe the processes that use a GPU's memory; an empty string if the GPU is unused."""
     if gpu.total_mib is None or gpu.free_mib is None or gpu.free_mib >= FREE_SHARE * gpu.total_mib:
         return ""
     if not gpu.processes:

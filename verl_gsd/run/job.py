@@ -1,6 +1,6 @@
-"""One training run as a process of its own: ``python -m verl_gsd.run.job RUN/config.yaml LAUNCHER``, a process id.
+"""The process of one training run: ``python -m verl_gsd.run.job RUN/config.yaml LAUNCHER_PID``.
 
-What verl's ``main_ppo`` does after composing, on a config that is composed and written down already.
+It does what verl's ``main_ppo`` does after composing the config, but reads the config from a file.
 """
 
 from __future__ import annotations
@@ -20,13 +20,12 @@ from verl_gsd.run import cluster_lock
 from verl_gsd.run.messages import MessageWriter
 from verl_gsd.rundir import RunDirectory
 
-#: Exit code of a run that was refused before Ray started; what the log says after ``REFUSAL`` is the reason.
-REFUSED = 64
-REFUSAL = "verl-gsd refuses this config:"
+#: Exit code if the config was rejected before Ray started. The reason follows ``REJECTION_MARK`` in the log.
+EXIT_REJECTED = 64
+REJECTION_MARK = "verl-gsd rejects this config:"
 
-
-#: What verl adds to the environment of its workers, where it is not set, and vLLM reads on import.
-#: tests/contract/test_imports.py compares.
+#: Variables that verl sets in the environment of its workers if they are not set, and that vLLM reads on import.
+#: tests/contract/test_imports.py compares them with verl.
 VERLS_ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "WARN",
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "true",
@@ -36,16 +35,17 @@ VERLS_ENVIRONMENT = {
 
 
 def main(config_file: str, launcher: int) -> None:
-    die_with_parent(launcher)  # train for nobody: nothing else ends a run that has left its session
+    die_with_parent(launcher)  # the run has its own session, so that nothing else would end it
     config = OmegaConf.load(config_file)
     assert isinstance(config, DictConfig)
-    OmegaConf.set_struct(config, True)  # as Hydra hands it to main_ppo
+    OmegaConf.set_struct(config, True)  # as in the config that Hydra passes to main_ppo
     if cluster_lock.is_job():
         cluster_lock.join(config)
-    with _refusals():
+    with _exit_if_rejected():
         joins = cluster_lock.joins(config)
     if not joins:
-        # On a cluster of this run's own nobody restarts Ray's control service. Ray's default is 60 s.
+        # Seconds to wait for Ray's control service to come back. In a cluster of this run, nothing restarts it. Ray's
+        # default is 60 s.
         os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "15")
     with _workers(config, joins):
         from verl.utils.device import auto_set_device
@@ -54,7 +54,7 @@ def main(config_file: str, launcher: int) -> None:
 
         auto_set_device(config)  # as main_ppo does
 
-        with _refusals():
+        with _exit_if_rejected():
             messages = validate_with_verl(config)
         run = RunDirectory(Path(config.trainer.default_local_dir))
         writer = MessageWriter(run.messages(max(run.attempts(), default=1)))
@@ -67,21 +67,21 @@ def main(config_file: str, launcher: int) -> None:
 
 
 @contextmanager
-def _refusals() -> Iterator[None]:
-    """Print the reason of a ConfigError and exit: the launcher reads the reason from the log."""
+def _exit_if_rejected() -> Iterator[None]:
+    """Print the message of a ConfigError and exit. The launcher reads the message from the log."""
     try:
         yield
     except ConfigError as error:
-        print(f"{REFUSAL}\n{error}", flush=True)
-        sys.exit(REFUSED)
+        print(f"{REJECTION_MARK}\n{error}", flush=True)
+        sys.exit(EXIT_REJECTED)
 
 
 @contextmanager
 def _workers(config: DictConfig, joins: bool) -> Iterator[None]:
-    """Let Ray fork its workers from this process's fork server on a CPU.
+    """Run a fork server from which Ray starts its workers on a CPU.
 
-    Ray starts them in its own way if there are GPUs, if the user names an interpreter, or if the run ``joins`` a
-    cluster: the cluster's other nodes cannot reach the fork server, and its workers would end with this run.
+    It is not used on GPUs, if the user sets an interpreter, or if the run ``joins`` a cluster. Other nodes of a cluster
+    cannot reach the fork server, and the cluster's workers would end with this run.
     """
     runtime_env = config.ray_kwargs.ray_init.runtime_env
     if os.environ.get("VERL_GSD_CPU") != "1" or runtime_env.py_executable is not None or joins:
@@ -97,7 +97,8 @@ def _workers(config: DictConfig, joins: bool) -> Iterator[None]:
         finally:
             import ray
 
-            ray.shutdown()  # before the server: it knows its workers, which nothing else can tell are ours
+            # Before the fork server ends, because only the server knows which workers belong to this run.
+            ray.shutdown()
 
 
 if __name__ == "__main__":

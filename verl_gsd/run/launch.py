@@ -1,9 +1,11 @@
-"""Start a run in a process of its own, watch it, and leave nothing behind.
+"""Launches a run in a separate process, reports its progress, and ends all its processes afterwards.
 
-verl, Ray and vLLM print thousands of lines; they go to RUN/logs. Progress is read from the metrics file that verl's own
-``file`` logger writes, and what the trainer tells the user from its file of messages. Whatever ends the run (its end,
-an error, Ctrl-C, SIGTERM), every process that descends from it is ended: they all carry a mark in their environment,
-which survives Ray's daemonising. A cluster that was already running does not carry it and is left alone.
+verl, Ray and vLLM print thousands of lines, which go to RUN/logs. The launcher reads progress from the metrics file of
+verl's ``file`` logger, and the trainer's notes and warnings from RUN/messages.
+
+However the run ends (by itself, with an error, by Ctrl-C or SIGTERM), the launcher ends all processes that it started.
+It finds them by a mark in their environment, which they inherit even when Ray daemonizes them. A Ray cluster that was
+already running does not have the mark and is left alone.
 """
 
 from __future__ import annotations
@@ -39,21 +41,22 @@ from verl_gsd.rundir import MetricsReader, RunDirectory
 from verl_gsd.writing import atomic_write
 
 MARK = "VERL_GSD_RUN_MARK"
-#: Seconds between two looks at the metrics file, and for processes to end by themselves before they are killed.
-_LOOK_INTERVAL = 0.5
+#: Seconds between two reads of the metrics file.
+_POLL_INTERVAL = 0.5
+#: Seconds that processes get to end after SIGTERM, before SIGKILL.
 _GRACE = 10.0
-#: A disk with fewer free bytes is full: a step's records and a line of the log still fit, a checkpoint does not.
+#: A disk with fewer free bytes counts as full: it has room for records and log lines, but not for a checkpoint.
 _FULL = 4 << 20
-#: Seconds that a trainer has to end by itself once it has said why the run stops. It may wait for a dead process.
+#: Seconds that a trainer gets to end after it wrote why the run stops. It may be waiting for a dead process.
 _STOPPING = 15.0
 
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-#: Where verl's file logger writes. Ours, whatever a user set: progress and result are read from it.
+#: The path of verl's file logger. It overrides the user's value, because the launcher reads progress from this file.
 _METRICS = "VERL_FILE_LOGGER_PATH"
-#: Which attempt the trainer's records belong to.
+#: The number of the attempt, which the trainer needs for its records.
 _ATTEMPT = "VERL_GSD_ATTEMPT"
 
-#: Lines of a log that are shown, of the run and of the process that is to blame; and lines searched for a cause.
+#: Numbers of log lines: shown of the run, shown of the failed process, and searched for a cause.
 _SHOWN, _SHOWN_OF_PROCESS, _SEARCHED = 25, 15, 2_000
 
 OnStep = Callable[[int, dict[str, float]], None]
@@ -61,17 +64,20 @@ OnMessage = Callable[[Kind, str], None]
 
 
 class RunFailedError(RuntimeError):
-    """The run's process ended with an error; the message has the likely cause and the last lines of its log."""
+    """The run's process ended with an error. The message has the likely cause and the last lines of the log."""
 
 
 @contextmanager
-def attempt_in(config: DictConfig, overrides: list[str], resuming: bool) -> Iterator[tuple[RunDirectory, int]]:
-    """Make the run directory, or the next attempt in it, for this process alone.
+def new_attempt(config: DictConfig, overrides: list[str], resuming: bool) -> Iterator[tuple[RunDirectory, int]]:
+    """Create the run directory, or the next attempt in an existing one, and lock it for this process.
 
-    Points verl's loggers into it and writes the config down. An attempt that verl refuses (``ConfigError`` inside the
-    context) leaves everything as it was. A resume removes what a killed attempt left half written. If the attempt
-    resumes a checkpoint of this run other than the newest, that checkpoint is the newest from here on: the steps after
-    it are made again.
+    This sets the paths of verl's loggers and saves the config. If verl rejects the config (a ``ConfigError`` inside the
+    context), the directory is restored to its previous state. A resume removes files that a killed attempt left
+    half-written. If it starts from a checkpoint of this run that is not the newest, this checkpoint becomes the newest,
+    and the later steps are trained again.
+
+    Yields:
+        The run directory and the number of the attempt.
 
     Raises:
         ConfigError: the directory cannot be written, or another process is training in it.
@@ -82,9 +88,14 @@ def attempt_in(config: DictConfig, overrides: list[str], resuming: bool) -> Iter
         run.path.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout:
-        raise ConfigError(f"trainer.default_local_dir={run.path}: another process is training in it") from None
+        raise ConfigError(
+            f"trainer.default_local_dir={run.path}: another process is training in this folder. Set it to another "
+            "folder, or wait until that run ends."
+        ) from None
     except OSError as error:
-        raise ConfigError(f"trainer.default_local_dir={run.path}: {error.strerror}. Write another folder.") from error
+        raise ConfigError(
+            f"trainer.default_local_dir={run.path}: {error.strerror}. Set it to another folder."
+        ) from error
     with lock:
         if not resuming:
             require_unused(run)
@@ -97,9 +108,9 @@ def attempt_in(config: DictConfig, overrides: list[str], resuming: bool) -> Iter
         write_yaml(config, run.config)
         write_yaml(overrides, run.overrides)
         if resuming:
-            _remove_half_written(run)
+            _remove_partial_files(run)
             lost_metrics.restore(run)
-            _announce(run, checkpoint_to_resume(config))
+            _set_newest_checkpoint(run, checkpoint_to_resume(config))
         try:
             yield run, attempt
         except ConfigError:
@@ -108,23 +119,23 @@ def attempt_in(config: DictConfig, overrides: list[str], resuming: bool) -> Iter
                     path.write_bytes(content)
                 run.log(attempt).unlink(missing_ok=True)
             else:
-                shutil.rmtree(run.path)  # made above
+                shutil.rmtree(run.path)  # created above
             raise
         finally:
             if run.path.is_dir():
                 lost_metrics.restore(run)
 
 
-def _announce(run: RunDirectory, checkpoint: Path | None) -> None:
-    """Make ``checkpoint`` the run's newest in verl's marker, which may be damaged or name a later step."""
+def _set_newest_checkpoint(run: RunDirectory, checkpoint: Path | None) -> None:
+    """Write ``checkpoint`` as the newest into verl's marker file, which may be damaged or name a later step."""
     step = None if checkpoint is None or checkpoint.parent != run.path else step_of(checkpoint)
     if step is not None and (run.marker_is_damaged() or run.latest_checkpoint() != step):
         with atomic_write(run.marker) as path:
             path.write_text(str(step))
 
 
-def _remove_half_written(run: RunDirectory) -> None:
-    """What writers of ours that were killed have left: they write beside a file and rename."""
+def _remove_partial_files(run: RunDirectory) -> None:
+    """Remove temporary files of killed processes. Our writers create a temporary file and then rename it."""
     names = ("*.yaml.tmp", f"{run.marker.name}.tmp", "records/attempt_*/*.tmp", "global_step_*/gsd/*.tmp")
     for path in (path for name in names for path in run.path.glob(name)):
         path.unlink(missing_ok=True)
@@ -133,27 +144,27 @@ def _remove_half_written(run: RunDirectory) -> None:
 
 
 def require_unused(run: RunDirectory) -> None:
-    """Raise a ConfigError if something is in the folder: verl would go on with it, and say nothing."""
+    """Raise a ConfigError if the folder contains a run, which verl would resume without telling the user."""
     if run.is_used():
         raise ConfigError(
-            f"trainer.default_local_dir={run.path}: not empty, and verl would go on with what is in it. Write "
-            f"resume={run.path} to do so, or another folder."
+            f"trainer.default_local_dir={run.path}: this folder is not empty, and verl would resume the run in it. Set "
+            f"resume={run.path} to resume it, or set trainer.default_local_dir to another folder."
         )
 
 
 def train(
     run: RunDirectory, attempt: int, on_step: OnStep, on_wait: Callable[[str], None], on_message: OnMessage
 ) -> None:
-    """Run RUN/config.yaml to its end.
+    """Run RUN/config.yaml until it ends.
 
     Args:
-        on_step: called for every metrics line as it is written.
-        on_wait: called with what a run on a cluster says that it waits for.
+        on_step: called with step and metrics for every line of the metrics file.
+        on_wait: called with a sentence when a run on a cluster starts to wait for something.
         on_message: called with the trainer's notes and warnings.
 
     Raises:
-        ConfigError: verl refuses the config; Ray was not started.
-        RunStoppedError: the trainer stopped the run, and said why.
+        ConfigError: verl rejected the config. Ray was not started.
+        RunStoppedError: the trainer stopped the run. The message says why.
         RunFailedError: the process ended with an error.
         KeyboardInterrupt: Ctrl-C, SIGTERM or SIGHUP.
     """
@@ -162,7 +173,7 @@ def train(
     stops: list[Message] = []
 
     def report() -> None:
-        for text in _said(reading):
+        for text in _new_wait_lines(reading):
             on_wait(text)
         for step, data in metrics.new():
             on_step(step, data)
@@ -177,7 +188,7 @@ def train(
         run.log(attempt).open("wb") as log,
         run.log(attempt).open("rb") as reading,
         private_folders.run_folder() as folder,  # of the run's process, which may be killed before it removes it
-        _nothing_left_behind(mark),
+        _all_processes_ended(mark),
     ):
         private_folders.remove_unused()
         process = subprocess.Popen(
@@ -186,31 +197,31 @@ def train(
             stdout=log,
             stderr=subprocess.STDOUT,
             env=os.environ | {MARK: mark, forkserver.FOLDER: folder},
-            start_new_session=True,  # Ctrl-C reaches this process alone, which then ends the others in order
+            start_new_session=True,  # Ctrl-C then reaches only this process, which ends the others in order
         )
-        last_look = math.inf
-        while time.monotonic() < last_look:
+        deadline = math.inf
+        while time.monotonic() < deadline:
             try:
-                process.wait(_LOOK_INTERVAL)
+                process.wait(_POLL_INTERVAL)
             except subprocess.TimeoutExpired:
                 report()
                 if stops:
-                    last_look = min(last_look, time.monotonic() + _STOPPING)
+                    deadline = min(deadline, time.monotonic() + _STOPPING)
             else:
                 break
         report()
         code = process.poll()
     if stops and code != 0:
         raise RunStoppedError(_why_stopped(stops[-1], run.log(attempt)))
-    if code == job.REFUSED:
-        raise ConfigError(run.log(attempt).read_text(encoding="utf-8").partition(job.REFUSAL)[2].strip())
+    if code == job.EXIT_REJECTED:
+        raise ConfigError(run.log(attempt).read_text(encoding="utf-8").partition(job.REJECTION_MARK)[2].strip())
     if code != 0:
-        assert code is not None  # only a stop ends the loop before the process has ended
+        assert code is not None  # the loop ends before the process only after a stop message
         raise RunFailedError(_why_failed(code, run.log(attempt), memory_kills.killed_since(kills)))
 
 
-def _said(log: BinaryIO) -> Iterator[str]:
-    """Of the lines completed since the last call those that are for whoever waits."""
+def _new_wait_lines(log: BinaryIO) -> Iterator[str]:
+    """The lines since the last call that tell the user what the run waits for."""
     for line in iter(log.readline, b""):
         if not line.endswith(b"\n"):
             log.seek(-len(line), os.SEEK_CUR)
@@ -220,16 +231,16 @@ def _said(log: BinaryIO) -> Iterator[str]:
 
 
 def _add_environment(config: DictConfig, environment: dict[str, str]) -> None:
-    """Environment of all Ray workers. What a user set, in the config or in this environment, stays."""
+    """Add to the environment of all Ray workers, without overriding what the user set in the config or environment."""
     runtime_env = config.ray_kwargs.ray_init.runtime_env
-    given = OmegaConf.to_container(runtime_env).get("env_vars") or {}
-    kept = {name: value for name, value in environment.items() if name not in os.environ}
+    from_config = OmegaConf.to_container(runtime_env).get("env_vars") or {}
+    defaults = {name: value for name, value in environment.items() if name not in os.environ}
     with open_dict(config):
-        runtime_env.env_vars = kept | given | {name: environment[name] for name in (_METRICS, _ATTEMPT)}
+        runtime_env.env_vars = defaults | from_config | {name: environment[name] for name in (_METRICS, _ATTEMPT)}
 
 
 def _logger_environment(run: RunDirectory, attempt: int) -> dict[str, str]:
-    """Where verl's loggers write. Paths alone: verl prints these."""
+    """Where verl's loggers write. This must not contain secrets, because verl prints it."""
     environment = {
         _METRICS: str(run.metrics(attempt)),
         _ATTEMPT: str(attempt),
@@ -242,7 +253,7 @@ def _logger_environment(run: RunDirectory, attempt: int) -> dict[str, str]:
 
 
 def wandb_is_offline() -> bool:
-    """Whether nobody is logged in to wandb, so that its files stay in the run directory."""
+    """Whether the user is not logged in to wandb. Its files then stay in the run directory."""
     if os.environ.get("WANDB_API_KEY"):
         return False
     netrc = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
@@ -251,7 +262,7 @@ def wandb_is_offline() -> bool:
 
 @contextmanager
 def signals_interrupt() -> Iterator[None]:
-    """SIGTERM, and SIGHUP of a terminal that closes, end a run as Ctrl-C does; a second one changes nothing."""
+    """Make SIGTERM and SIGHUP (a closed terminal) raise KeyboardInterrupt as Ctrl-C does. Later signals are ignored."""
 
     def interrupt(signum: int, frame: object) -> None:
         for number in _ENDING:
@@ -263,11 +274,12 @@ def signals_interrupt() -> Iterator[None]:
 
 
 @contextmanager
-def _nothing_left_behind(mark: str) -> Iterator[None]:
+def _all_processes_ended(mark: str) -> Iterator[None]:
+    """On exit, end all processes with ``mark`` and remove the folders that they used."""
     try:
         yield
     finally:
-        with _handled(signal.SIG_IGN, *_ENDING):  # an impatient Ctrl-C must not leave half of it running
+        with _handled(signal.SIG_IGN, *_ENDING):  # a second Ctrl-C must not leave processes running
             end_marked(mark)
             private_folders.remove_unused()
 
@@ -283,35 +295,38 @@ def _handled(handler: Any, *signals: signal.Signals) -> Iterator[None]:
 
 
 def end_marked(mark: str) -> None:
-    """End every process of the run that carries ``mark``: SIGTERM, then SIGKILL for those that stay."""
-    while processes := _family(mark):
+    """End all processes with ``mark`` and their descendants, with SIGTERM and then SIGKILL."""
+    while processes := _marked_processes(mark):
         for process in processes:
-            _quietly(process.terminate)
+            _ignore_ended(process.terminate)
         _, alive = psutil.wait_procs(processes, timeout=_GRACE)
         for process in alive:
-            _quietly(process.kill)
+            _ignore_ended(process.kill)
         psutil.wait_procs(alive, timeout=_GRACE)
 
 
-def _family(mark: str) -> set[psutil.Process]:
-    """Processes that carry ``mark``, and their descendants: a process that sets its title overwrites its mark."""
-    family: set[psutil.Process] = set()
+def _marked_processes(mark: str) -> set[psutil.Process]:
+    """Processes with ``mark`` in their environment, and their descendants.
+
+    Descendants are needed because a process that sets its title can overwrite its environment.
+    """
+    processes: set[psutil.Process] = set()
     for process in psutil.process_iter():
         try:
             if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
-                family |= {process, *process.children(recursive=True)}
-        except psutil.Error:  # gone, or another user's
+                processes |= {process, *process.children(recursive=True)}
+        except psutil.Error:  # it ended, or it belongs to another user
             continue
-    return family
+    return processes
 
 
-def _quietly(action: Callable[[], None]) -> None:
+def _ignore_ended(action: Callable[[], None]) -> None:
     with suppress(psutil.NoSuchProcess):
         action()
 
 
 def _why_stopped(stop: Message, log: Path) -> str:
-    """What the trainer said, and what the process that it names printed last."""
+    """The trainer's message, and the last lines printed by the process that the message is about."""
     if stop.pid is None:
         return stop.text
     lines = last_lines_of(log, stop.pid, _SEARCHED)
@@ -325,11 +340,11 @@ def _why_stopped(stop: Message, log: Path) -> str:
 
 
 def _why_failed(code: int, log: Path, killed: str | None) -> str:
-    """How the run's process ended, the likely cause, the first exception in its log, and the log's last lines.
+    """How the run's process ended, the likely cause, the first exception in the log, and the last lines of the log.
 
-    verl often continues for long after what went wrong, so that the last lines alone do not explain it.
+    verl often continues for a long time after an error, so the last lines alone may not explain the failure.
     """
-    parts = [_how_it_ended(code, killed)]
+    parts = [_exit_status(code, killed)]
     if cause := _full_disk(log) or likely_cause("\n".join(last_lines(log, _SEARCHED))):
         parts.append(f"likely cause: {cause}")
     if first := first_exception(log):
@@ -338,14 +353,14 @@ def _why_failed(code: int, log: Path, killed: str | None) -> str:
 
 
 def _full_disk(log: Path) -> str | None:
-    """One sentence if the run's disk is full. Neither the log nor the trainer's messages can then tell."""
+    """A sentence if the run's disk is full. In that case the log and the trainer's messages may be incomplete."""
     free = shutil.disk_usage(log.parent).free
     if free >= _FULL:
         return None
-    return f"The disk of {log.parent.parent} is full ({free} bytes are free). Free some before you resume the run."
+    return f"The disk of {log.parent.parent} is full ({free} bytes are free). Free some space, then resume the run."
 
 
-def _how_it_ended(code: int, killed: str | None) -> str:
+def _exit_status(code: int, killed: str | None) -> str:
     if code >= 0:
         return f"exit code {code}" + (f". {killed}" if killed else "")
     try:

@@ -1,12 +1,12 @@
-"""The metrics of a step that was checkpointed and never logged.
+"""Restores the metrics of a step that was checkpointed but not logged.
 
-verl logs a step after it has saved the checkpoint, sent the weights to vLLM and validated. A process that is killed in
-between leaves a checkpoint of step N and no line of step N in RUN/metrics, although the step counts after a resume. The
-trainer therefore saves with each checkpoint what is known of its step by then:
+verl logs a step only after it saved the checkpoint, sent the weights to vLLM and validated. If the process is killed
+before that, there is a checkpoint of step N, but RUN/metrics has no line for step N. A resume does not train that step
+again. The trainer therefore saves the metrics that are known so far with each checkpoint:
 
     RUN/global_step_N/gsd/metrics.json   {"attempt": ..., "step": N, "data": {...}}
 
-The launcher adds the line to the attempt's metrics if it is missing, when the run has ended and when it is resumed.
+When a run ends and when it is resumed, the launcher adds the line to the metrics of the attempt if it is missing.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _FILE = Path("gsd") / "metrics.json"
 
 
 def save(checkpoint: Path, attempt: int, step: int, metrics: Mapping[str, Any]) -> None:
-    """Write what is known of ``step`` into its checkpoint's folder. Values that are no numbers are left out.
+    """Write the metrics of ``step`` into the folder of its checkpoint. Values that are not numbers are omitted.
 
     Raises:
-        OSError: there is no room, or no right to write.
+        OSError: the disk is full, or the folder is not writable.
     """
     data = {name: number for name, value in metrics.items() if (number := _number(value)) is not _NO_NUMBER}
     with atomic_write(checkpoint / _FILE) as path:
@@ -36,21 +36,21 @@ def save(checkpoint: Path, attempt: int, step: int, metrics: Mapping[str, Any]) 
 
 
 def restore(run: RunDirectory) -> int | None:
-    """Add the missing line of the newest checkpoint's step to its attempt's metrics, in the format of verl's logger.
+    """Add the line for the newest checkpoint's step to the attempt's metrics if it is missing, in the format of verl.
 
-    Only for a run in which nobody trains. A last line that the end of the run cut off is removed first. If the disk is
-    full, the line stays missing until the next call.
+    Call this only while no process trains in the run. It first removes an incomplete last line. If the disk is full,
+    nothing is added until the next call.
 
     Returns:
-        The step whose line was added; None if the line was there, or if the checkpoint does not have one.
+        The step whose line was added; None if the line exists, or if the checkpoint has no saved metrics.
     """
-    announced = run.latest_checkpoint()
-    if announced is None:
+    newest = run.latest_checkpoint()
+    if newest is None:
         return None
     try:
-        saved = json.loads((run.checkpoint(announced) / _FILE).read_bytes())
+        saved = json.loads((run.checkpoint(newest) / _FILE).read_bytes())
         attempt, step, data = int(saved["attempt"]), int(saved["step"]), dict(saved["data"])
-    except (OSError, ValueError, KeyError, TypeError):  # none, or damaged: the line is lost, and nothing else
+    except (OSError, ValueError, KeyError, TypeError):  # missing or damaged: only this line is lost
         return None
     path = run.metrics(attempt)
     content = path.read_bytes() if path.is_file() else b""
@@ -70,7 +70,7 @@ def restore(run: RunDirectory) -> int | None:
 
 
 def _is_line_of(step: int, line: bytes) -> bool:
-    """Whether ``line`` is of the training step; a validation before the first step has a line of its own."""
+    """Whether ``line`` has the metrics of the training step. Validation before the first step has a separate line."""
     try:
         entry = json.loads(line)
         return entry["step"] == step and TRAINED in entry["data"]
@@ -82,7 +82,7 @@ _NO_NUMBER = object()
 
 
 def _number(value: Any) -> Any:
-    """``value`` as JSON has it, where verl's logger writes null for NaN; ``_NO_NUMBER`` if it is something else."""
+    """``value`` as a JSON number, or None for NaN as in verl's logger; ``_NO_NUMBER`` if it is not a number."""
     if not isinstance(value, numbers.Real) and hasattr(value, "item") and getattr(value, "ndim", None) == 0:
         value = value.item()
     if not isinstance(value, numbers.Real):

@@ -1,7 +1,8 @@
-"""How many processes the kernel has killed for lack of memory: the usual cause of a process that ends without a word.
+"""Counts the processes that the kernel killed because memory ran out.
 
-The counters are those of this machine and of the container that this process is in. A difference of two readings is
-evidence about the processes of one run, and no proof: other programs on the machine are counted as well.
+Such a kill is the usual cause if a process ends without an error message. The counters belong to this machine and to
+this process's container. If a counter rose during a run, that suggests a kill in the run but does not prove it, because
+other programs on the machine are counted as well.
 """
 
 from __future__ import annotations
@@ -15,21 +16,22 @@ _CGROUPS = Path("/sys/fs/cgroup")
 
 
 def oom_kills(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> int | None:
-    """Processes that the kernel has killed for lack of memory so far; None if no counter can be read.
+    """The number of processes that the kernel has killed so far because memory ran out; None if it is unknown.
 
-    /proc/vmstat counts the whole machine, containers included, but some container runtimes hide it. The counter of
-    this process's cgroup counts the container's own limit. The larger one is returned, because one kill may be in both.
+    /proc/vmstat counts the whole machine, including containers, but some container runtimes hide it. The counter of
+    this process's cgroup counts kills by the container's limit. Both may count the same kill, so this returns the
+    larger one.
     """
     return max(_counters(proc, cgroups), default=None)
 
 
 def killed_since(before: int | None) -> str | None:
-    """One sentence if the kernel has killed processes since ``oom_kills`` returned ``before``; None otherwise."""
+    """A sentence if the kernel killed processes since ``oom_kills`` returned ``before``; None otherwise."""
     now = oom_kills()
     if before is None or now is None or now <= before:
         return None
     processes = "1 process" if now - before == 1 else f"{now - before} processes"
-    return f"The kernel ended {processes} for lack of memory while the run ran."
+    return f"The kernel ended {processes} for lack of memory during the run."
 
 
 def _counters(proc: Path, cgroups: Path) -> Iterator[int]:
@@ -37,14 +39,14 @@ def _counters(proc: Path, cgroups: Path) -> Iterator[int]:
     with suppress(OSError):
         for line in (proc / "self" / "cgroup").read_text().splitlines():
             _, controllers, path = line.split(":", 2)
-            if not controllers:  # version 2: one tree
+            if not controllers:  # cgroups version 2
                 yield from _read(_inside(cgroups, path) / "memory.events")
             elif "memory" in controllers.split(","):
                 yield from _read(_inside(cgroups / "memory", path) / "memory.oom_control")
 
 
 def _inside(root: Path, path: str) -> Path:
-    """The folder of a cgroup. In a container the host's path leads nowhere, and the root is the container's own."""
+    """The folder of a cgroup. In a container the path of the host does not exist, and ``root`` is the container's."""
     folder = root / path.lstrip("/")
     return folder if folder.is_dir() else root
 

@@ -1,11 +1,11 @@
-"""Messages of a running trainer to its user, in a file that outlives the trainer's process.
+"""Messages of the trainer to the user, in a file that remains if the trainer's process dies.
 
     RUN/messages/attempt_A.jsonl   {"kind": "note" | "warning" | "stop", "text": ..., "pid": ...}, one object per line
 
-``pid`` is there if the message is about one process: the launcher adds the last lines that this process logged.
+``pid`` is set if the message is about a process. The launcher then adds the last lines that this process logged.
 
-The trainer writes and the launcher prints. A file is used because everything else that a Ray worker prints can be lost
-when the worker, its node or Ray's log monitor dies. The last "stop" message says why the run ended.
+The trainer writes the messages and the launcher prints them. They are in a file, because the output of a Ray worker can
+be lost if the worker, its node or Ray's log monitor dies. The last "stop" message says why the run ended.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
-#: How every line of a message begins on standard error, so that a log's own lines can be told from it.
+#: The start of every line of a message on standard error, which distinguishes it from other lines of the log.
 OWN = "verl-gsd: "
 
 Kind = Literal["note", "warning", "stop"]
 
-#: A message is read on a console. Longer text, for example a traceback of somebody else's code, is cut.
+#: Longer texts, for example tracebacks, are cut to this number of characters, because users read them on a console.
 _LONGEST = 8_000
 
 
 class RunStoppedError(RuntimeError):
-    """The run must not go on. The message says what happened, the likely cause, and what the user can do."""
+    """The run must not continue. The message says what happened, the likely cause, and what the user can do."""
 
 
 class Message(NamedTuple):
@@ -38,19 +38,19 @@ class Message(NamedTuple):
 
 
 class MessageWriter:
-    """Appends messages to ``path``, each with one write, and prints them to standard error.
+    """Appends messages to ``path``, each with a single write, and prints them to standard error.
 
-    Standard error reaches the user where verl's own ``main_ppo`` started the run and no launcher reads the file.
+    Under verl's ``main_ppo`` no launcher reads the file, and the user sees the messages on standard error.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def write(self, kind: Kind, text: str, pid: int | None = None) -> None:
-        """Write one message. Never raises: the run's own end, good or bad, is what the user must see.
+        """Write one message. This never raises, so that it cannot hide how the run ended.
 
         Args:
-            pid: of the process that the message is about, if it is one process whose own log explains more.
+            pid: process id, if the message is about a process whose log lines explain more.
         """
         text = text if len(text) <= _LONGEST else text[:_LONGEST] + "\n[cut]"
         entry = {"kind": kind, "text": text} | ({} if pid is None else {"pid": pid})
@@ -68,19 +68,19 @@ class MessageWriter:
 
 
 def _print(text: str) -> None:
-    with suppress(OSError, ValueError):  # the disk of Ray's logs is full, or the stream is closed
+    with suppress(OSError, ValueError):  # the disk with Ray's logs is full, or the stream is closed
         print("\n".join(f"{OWN}{line}" for line in text.splitlines()), file=sys.stderr, flush=True)
 
 
 class MessageReader:
-    """Reads a file of messages while it is being written, each message once."""
+    """Reads a file of messages while it is being written. It returns each message once."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._offset = 0
 
     def new(self) -> Iterator[Message]:
-        """The messages completed since the last call. Lines that are no message are skipped."""
+        """The messages that were completed since the last call. Invalid lines are skipped."""
         if not self._path.is_file():
             return
         with self._path.open("rb") as lines:

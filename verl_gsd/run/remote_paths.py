@@ -1,9 +1,10 @@
-"""Which remote paths verl 0.9.1 reads, so that the others are rejected before Ray starts.
+"""Checks whether verl 0.9.1 can read a remote path, so that other paths are rejected before Ray starts.
 
-Models: verl copies ``hdfs://`` folders to the local disk (verl/utils/fs.py) and passes any other path to transformers,
-which reads folders and names on the hub. Data files: verl copies ``hdfs://`` files in the same way and passes any other
-path to ``datasets``, which reads every scheme that fsspec has a file system for. fsspec needs a further package for
-most of them, for example s3fs for ``s3://``.
+Models: verl copies ``hdfs://`` folders to the local disk (verl/utils/fs.py). It passes all other paths to transformers,
+which reads local folders and models on the Hugging Face Hub.
+
+Data files: verl copies ``hdfs://`` files in the same way. It passes all other paths to ``datasets``, which reads every
+scheme that fsspec supports. For most schemes fsspec needs an additional package, for example s3fs for ``s3://``.
 """
 
 from __future__ import annotations
@@ -19,46 +20,50 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
 def scheme_of(path: str) -> str | None:
-    """``hdfs`` for ``hdfs://namenode/file``; None for a path on this machine and for a name on the hub."""
+    """The scheme of a path, for example ``hdfs`` for ``hdfs://namenode/file``; None for local paths and hub names."""
     match = _SCHEME.match(path)
     return match[1] if match else None
 
 
-def model_never_read(path: str) -> str | None:
-    """Why verl reads no model from the remote ``path`` on any machine, and the remedy; None if it does."""
+def unreadable_model(path: str) -> str | None:
+    """Why verl cannot read a model from the remote ``path`` on any machine, with the fix; None if it can."""
     if scheme_of(path) == _HDFS:
         return None
     return (
-        f"verl reads models from folders, from the hub and from {_HDFS}://. Download this one, or mount its storage, "
-        "and set the key to the folder."
+        f"verl reads models only from local folders, from the Hugging Face Hub and from {_HDFS}://. Download the model "
+        "or mount its storage, and set the key to the local folder."
     )
 
 
-def file_never_read(path: str) -> str | None:
-    """Why verl reads no data from the remote ``path`` on any machine, and the remedy; None if it does."""
+def unreadable_file(path: str) -> str | None:
+    """Why verl cannot read data from the remote ``path`` on any machine, with the fix; None if it can."""
     if not path.endswith((".parquet", ".json", ".jsonl")):
-        return "verl tells the format by the end of the path. Use a path that ends in .parquet, .json or .jsonl."
+        return "verl detects the file format by the suffix. Use a path that ends in .parquet, .json or .jsonl."
     scheme = scheme_of(path)
     if scheme == _HDFS or scheme in fsspec.available_protocols():
         return None
-    return f"verl reads no {scheme}:// files. Download the file, or mount its storage, and set the key to the path."
+    return (
+        f"verl cannot read {scheme}:// files. Download the file or mount its storage, and set the key to the local "
+        "path."
+    )
 
 
-def missing_here(path: str) -> str | None:
-    """What this machine lacks for the remote ``path``, and the remedy; None if it lacks nothing."""
+def missing_client(path: str) -> str | None:
+    """The client for the remote ``path`` that this machine lacks, with the fix; None if nothing is missing."""
     scheme = scheme_of(path)
     if scheme == _HDFS:
-        # hdfs_io is a package that verl prefers where there is one. Without both, verl runs "None dfs -get".
+        # verl prefers the package hdfs_io if it is installed. Without both, verl would run "None dfs -get".
         if shutil.which("hdfs") or importlib.util.find_spec("hdfs_io"):
             return None
         return (
-            "verl runs the command hdfs to copy it, and this machine has no such command. Install the Hadoop client "
-            "and put hdfs on PATH, or download it and set the key to the local path."
+            "verl copies it with the command hdfs, which is not on the PATH of this machine. Install the Hadoop client "
+            "and add hdfs to PATH, or download the path and set the key to the local copy."
         )
     try:
         fsspec.get_filesystem_class(scheme)
     except ImportError as error:
-        return f"{error}, or download it and set the key to the local path."  # the error names the package to install
-    except ValueError:  # no scheme that fsspec knows
+        # The error names the package to install.
+        return f"{error}, or download the path and set the key to the local copy."
+    except ValueError:  # fsspec does not know the scheme
         return None
     return None

@@ -1,6 +1,7 @@
-"""Excerpts of a run's log for its user: everything that verl, Ray and vLLM printed is in one file, often gigabytes.
+"""Extracts the relevant lines from a run's log, which contains everything that verl, Ray and vLLM printed.
 
-The end of the file is read backwards in blocks, so that the size of the log does not matter.
+A log often has gigabytes. The last lines are found by reading the file backwards in blocks, so that its size does not
+matter.
 """
 
 from __future__ import annotations
@@ -13,26 +14,26 @@ from pathlib import Path
 
 from verl_gsd.run.messages import OWN
 
-#: Characters of a line that are shown. verl prints all metrics of a step as one line of 4 kB.
+#: Longer lines are cut to this number of characters. verl prints all metrics of a step as one line of 4 kB.
 _LONGEST = 300
 _BLOCK = 1 << 16
-#: Bytes at the end of a log in which the lines of one process are looked for.
+#: The lines of one process are searched in this many bytes at the end of a log.
 _SEARCHED = 64 << 20
 
-#: Colours, other terminal sequences, and control characters apart from the tab.
+#: Colors, other terminal sequences, and control characters except the tab.
 _CONTROL = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|.)|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _RAYS_HINT = re.compile(r" \(Ray deduplicates logs by default\..*$")
-#: ``(Name pid=7)``, ``(pid=7)`` or ``(Name pid=7, ip=10.0.0.2)``: how Ray and vLLM mark who printed a line.
+#: The prefix by which Ray and vLLM name the process: ``(Name pid=7)``, ``(pid=7)`` or ``(Name pid=7, ip=10.0.0.2)``.
 _PREFIX = re.compile(r"\((?:[^()]* )?pid=(\d+)(?:, ip=[^()]*)?\) ?")
 _EXCEPTION = re.compile(r"\b\w+(?:Error|Exception): .+")
 _NAMES_EXCEPTION = re.compile(rb"(?:Error|Exception): ")
 
 
 def first_exception(log: Path) -> str | None:
-    """The first line of ``log`` that names an exception: verl often continues for long after what went wrong.
+    """The first line of ``log`` with an exception. verl often continues for a long time after the error.
 
-    It is looked for after the metrics of the last step, and in the whole log if there is none: what a run survived is
-    not what ended it. Our own messages, which may quote an exception, do not count.
+    The search starts after the metrics of the last step, because the run survived earlier exceptions. If there is none
+    after them, the whole log is searched. Our own messages, which may quote an exception, are ignored.
     """
     with log.open("rb") as file:
         if not file.seek(0, 2):
@@ -53,25 +54,26 @@ def _exception_after(content: mmap.mmap, position: int) -> str | None:
 
 
 def last_lines(log: Path, lines: int) -> list[str]:
-    """The last lines of ``log``, oldest first, without colours, each cut to 300 characters."""
+    """The last lines of ``log``, oldest first, without colors, each cut to 300 characters."""
     return _newest(map(_readable, _lines_backwards(log)), lines)
 
 
 def last_lines_of(log: Path, pid: int, lines: int) -> list[str]:
-    """The last lines of ``log`` that the process ``pid`` or a child of it printed, oldest first, without Ray's prefix.
+    """The last lines of ``log`` that the process ``pid`` or its children printed, oldest first, without prefixes.
 
-    Lines of a child of a Ray worker, for example vLLM's engine, carry the worker's process id and then their own.
+    Lines of a Ray worker's child, for example of vLLM's engine, have a prefix with the worker's process id and then a
+    prefix with the child's.
     """
 
-    def own() -> Iterator[str]:
-        marked = f"pid={pid}".encode()
+    def lines_of_process() -> Iterator[str]:
+        prefix = f"pid={pid}".encode()
         for line in _lines_backwards(log, _SEARCHED):
-            if marked in line:
+            if prefix in line:
                 pids, text = _without_prefixes(_readable(line, cut=False))
                 if pid in pids:
                     yield _cut(text)
 
-    return _newest(own(), lines)
+    return _newest(lines_of_process(), lines)
 
 
 def _newest(newest_first: Iterator[str], count: int) -> list[str]:
@@ -87,7 +89,7 @@ def _without_prefixes(line: str) -> tuple[list[int], str]:
 
 
 def _readable(line: bytes, cut: bool = True) -> str:
-    # A progress bar overwrites its line: what stands after the last carriage return is what a terminal shows.
+    # Progress bars overwrite their line, so a terminal shows only the text after the last carriage return.
     text = line.decode(errors="replace").rstrip("\r\n").rpartition("\r")[2]
     text = _RAYS_HINT.sub("", _CONTROL.sub("", text))
     return _cut(text) if cut else text
@@ -98,7 +100,7 @@ def _cut(text: str) -> str:
 
 
 def _lines_backwards(log: Path, limit: int | None = None) -> Iterator[bytes]:
-    """The lines of a file, last one first, of its last ``limit`` bytes or of all; empty lines are left out."""
+    """The lines in the last ``limit`` bytes of a file (None: in all of it), last line first, without empty lines."""
     with log.open("rb") as file:
         position = file.seek(0, 2)
         first = 0 if limit is None else max(0, position - limit)
@@ -107,7 +109,7 @@ def _lines_backwards(log: Path, limit: int | None = None) -> Iterator[bytes]:
             size = min(_BLOCK, position - first)
             position -= size
             file.seek(position)
-            rest, *whole = (file.read(size) + rest).split(b"\n")
-            yield from filter(None, reversed(whole))
+            rest, *complete = (file.read(size) + rest).split(b"\n")
+            yield from filter(None, reversed(complete))
         if position == 0 and rest:
             yield rest

@@ -36,7 +36,7 @@ from verl_gsd.run import lost_metrics
 from verl_gsd.run.checks.gsd_section import checkpoint_to_resume, memory_settings, own_problems
 from verl_gsd.run.checks.limits import seconds_for_a_reward
 from verl_gsd.run.checks.parallelism import attention_reason
-from verl_gsd.run.checks.prompt_lengths import examine
+from verl_gsd.run.checks.prompt_lengths import check_prompts
 from verl_gsd.run.checks.sizes_in_data import planned_sizes
 from verl_gsd.run.dataset import UNKNOWN_SOURCE, indices_are_unique, prompt_keys
 from verl_gsd.run.messages import MessageWriter, RunStoppedError
@@ -201,7 +201,7 @@ class GroupTrainer(PPOTrainer):
     def _examine_prompts(self) -> None:
         """Count the prompts that verl-gsd's own command has not counted: all under verl's ``main_ppo``."""
         launched = "VERL_GSD_ATTEMPT" in os.environ
-        found = examine(
+        found = check_prompts(
             self.config, remote=True if launched else None, tokenizer=self.tokenizer, processor=self.processor
         )
         for message in found.messages:

@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from places import BINARIES, ROOT
 
-from verl_gsd.run.checks.memory import does_not_fit
+from verl_gsd.run.checks.memory import check_memory
 from verl_gsd.run.compose import compose_config, parse_line, resolve
 
 if sys.version_info >= (3, 11):
@@ -181,7 +181,7 @@ def test_a_recipe_for_a_reward_model_fits_the_allocation(compose_fast):
     """Half of the GPUs are the reward model's, which a size of the trainer's would undo."""
     groups = ("recipe=gvpo/summarisation", "hardware=8xa100_80g")
     config, line = compose_fast(*groups, "hardware.nodes=1", "hardware.gpus_per_node=8")
-    assert not list(does_not_fit(config, line))
+    assert not list(check_memory(config, line))
     assert config.trainer.n_gpus_per_node < 8
 
 

@@ -1,4 +1,4 @@
-"""The likely cause of a death by the lines of a log, which are real ones: what it names and what it says to set."""
+"""The likely cause of a failure, found in lines of real logs, and its fix."""
 
 import re
 
@@ -47,12 +47,12 @@ LINES = {
 
 
 @pytest.mark.parametrize(("text", "meaning"), LINES.items())
-def test_a_line_has_its_meaning_and_a_remedy(text, meaning):
+def test_line_has_a_meaning_and_a_fix(text, meaning):
     cause = likely_cause(f"noise\n{text}\nnoise")
     assert cause is not None and re.search(meaning, cause)
 
 
-def test_the_cause_of_a_death_is_named_rather_than_the_death():
+def test_specific_cause_is_preferred_to_the_death_of_a_process():
     engine = "CUDA out of memory. Tried to allocate 1 GiB\nEngineDeadError: EngineCore encountered an issue"
     assert likely_cause(engine) == likely_cause(engine.splitlines()[0]) != likely_cause(engine.splitlines()[1])
 
@@ -67,5 +67,5 @@ def test_the_cause_of_a_death_is_named_rather_than_the_death():
         "perf/max_memory_allocated_gb:1.2",
     ],
 )
-def test_nothing_is_said_of_what_happens_in_every_run(text):
+def test_lines_of_normal_runs_have_no_cause(text):
     assert likely_cause(text) is None

@@ -1,4 +1,4 @@
-"""The command line's words, the groups they choose, and the config that comes of them."""
+"""Parsing of command lines, and the configs composed from them."""
 
 import re
 
@@ -94,7 +94,7 @@ def test_poll_interval_is_short_on_the_cpu_and_verls_elsewhere(compose_fast, har
         (["algo=grpo", "train"], r"'train' .*KEY=VALUE"),
     ],
 )
-def test_wrong_words_are_refused_with_what_to_write(words, message):
+def test_invalid_words_are_rejected_with_the_fix(words, message):
     with pytest.raises(ConfigError, match=message):
         parse_line([*BASE, *words])
 
@@ -126,10 +126,10 @@ KNOWN = ["trainer.total_training_steps", "trainer.total_epochs", "algorithm.gsd.
         ("algorithm.gsd.sampler.explore", "sampler=disagreement"),
     ],
 )
-def test_a_key_that_is_not_there_is_answered_with_those_that_may_be_meant(key, answer):
+def test_error_for_an_unknown_key_suggests_similar_keys(key, answer):
     assert re.match(rf"{re.escape(key)}: .*{answer}", no_such_key(key, KNOWN))
 
 
-def test_a_misspelt_key_is_looked_for_in_the_composed_config():
+def test_suggestions_for_a_misspelled_key_come_from_the_composed_config():
     with pytest.raises(ConfigError, match=r"trainer\.total_trainings_steps: .*trainer\.total_training_steps"):
         composed("algo=gsd", "trainer.total_trainings_steps=3")

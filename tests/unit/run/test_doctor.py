@@ -1,4 +1,4 @@
-"""``verl-gsd doctor``: what it finds on machines of every kind, each fault with its remedy."""
+"""The checks of ``verl-gsd doctor``: their results on different machines, and the fix for each problem."""
 
 import json
 import re
@@ -10,85 +10,89 @@ from typer.testing import CliRunner
 from verl_gsd.cli.main import app
 from verl_gsd.config.attention import FLASH, SDPA
 from verl_gsd.run import all_reduce, doctor, gpus
-from verl_gsd.run.doctor import Finding
+from verl_gsd.run.doctor import CheckResult
 
 GIB = 1 << 30
 
 
-def by_name(found):
-    return {finding.name: finding for finding in found}
+def by_name(results):
+    return {result.name: result for result in results}
 
 
-def states(found):
-    return {finding.name: finding.state for finding in found}
+def states(results):
+    return {result.name: result.state for result in results}
 
 
-def test_a_finding_has_a_remedy_if_and_only_if_it_is_not_good(monkeypatch):
-    """Over every finding that the functions below make from values."""
+def test_results_have_a_fix_unless_they_are_ok(monkeypatch):
+    """Over every result that the functions below make from values."""
     machines = (EIGHT, gpus.parse(report(card(0, free="500 MiB"), cuda="12.2")))
     found = [
-        *(f for machine in machines for build in (WHEEL, None) for f in doctor.gpu_findings(machine, build, None)),
-        *doctor.gpu_findings(EIGHT, WHEEL, ""),
-        *(doctor.attention_finding(*pair) for pair in ((FLASH, ""), (SDPA, "flash-attn is not installed"))),
-        *(doctor.vllm_finding(code, "platform cuda", gpu_build=gpu) for code in (None, 0, 1) for gpu in (True, False)),
-        *(doctor.shared_memory_finding(free, 64 * GIB, 8) for free in (GIB // 16, 4 * GIB, 32 * GIB)),
+        *(f for machine in machines for build in (WHEEL, None) for f in doctor.check_gpus(machine, build, None)),
+        *doctor.check_gpus(EIGHT, WHEEL, ""),
+        *(doctor.check_attention_choice(*pair) for pair in ((FLASH, ""), (SDPA, "flash-attn is not installed"))),
+        *(
+            doctor.check_vllm_import(code, "platform cuda", gpu_build=gpu)
+            for code in (None, 0, 1)
+            for gpu in (True, False)
+        ),
+        *(doctor.check_shared_memory(free, 64 * GIB, 8) for free in (GIB // 16, 4 * GIB, 32 * GIB)),
     ]
-    assert {finding.state for finding in found} == {"ok", "warn", "fail"}
-    for finding in found:
-        assert bool(finding.remedy) == (finding.state != "ok"), finding
+    assert {result.state for result in found} == {"ok", "warn", "fail"}
+    for result in found:
+        assert bool(result.fix) == (result.state != "ok"), result
 
 
 # Driver and memory
 
 
-def test_a_good_machine_has_nothing_to_mend():
-    found = list(doctor.gpu_findings(EIGHT, WHEEL, None))
+def test_all_results_of_a_good_machine_are_ok():
+    found = list(doctor.check_gpus(EIGHT, WHEEL, None))
     assert set(states(found).values()) == {"ok"} and len(found) == 9
-    assert "580.95.05" in found[0].seen and "13.0" in found[0].seen and "2.11.0+cu130" in found[0].seen
-    assert "79.1 of 79.6 GiB" in by_name(found)["GPU 7"].seen
+    assert "580.95.05" in found[0].detail and "13.0" in found[0].detail and "2.11.0+cu130" in found[0].detail
+    assert "79.1 of 79.6 GiB" in by_name(found)["GPU 7"].detail
 
 
-def test_a_driver_too_old_fails_with_the_driver_to_install():
+def test_old_driver_fails_and_the_fix_names_a_driver_version():
     machine = gpus.parse(report(card(0, A100), driver="535.54.03", cuda="12.2"))
-    driver = by_name(doctor.gpu_findings(machine, WHEEL, None))["driver"]
-    assert driver.state == "fail" and "535.54.03" in driver.seen and "580" in driver.remedy
+    driver = by_name(doctor.check_gpus(machine, WHEEL, None))["driver"]
+    assert driver.state == "fail" and "535.54.03" in driver.detail and "580" in driver.fix
 
 
-def test_a_cpu_build_of_torch_fails_with_what_to_install():
-    driver = by_name(doctor.gpu_findings(EIGHT, gpus.TorchBuild("2.13.0+cpu", None), None))["driver"]
-    assert driver.state == "fail" and "EXTRAS=gpu" in driver.remedy
+def test_cpu_build_of_torch_fails_and_the_fix_names_the_extra():
+    driver = by_name(doctor.check_gpus(EIGHT, gpus.TorchBuild("2.13.0+cpu", None), None))["driver"]
+    assert driver.state == "fail" and "EXTRAS=gpu" in driver.fix
 
 
-def test_the_process_that_holds_a_gpu_is_named():
+def test_processes_that_use_a_gpu_are_listed():
     machine = gpus.parse(report(card(0), card(1, free="40500 MiB", processes=PYTHON)))
-    found = by_name(doctor.gpu_findings(machine, WHEEL, None))
+    found = by_name(doctor.check_gpus(machine, WHEEL, None))
     assert states(found.values()) == {"driver": "ok", "GPU 0": "ok", "GPU 1": "warn"}
-    assert "pid 4242" in found["GPU 1"].seen and "39.6 of 79.6 GiB" in found["GPU 1"].seen
+    assert "pid 4242" in found["GPU 1"].detail and "39.6 of 79.6 GiB" in found["GPU 1"].detail
 
 
 def test_only_visible_gpus_are_listed():
-    assert {"GPU 3"} < states(doctor.gpu_findings(EIGHT, WHEEL, "3")).keys() == {"driver", "GPU 3"}
-    hidden = by_name(doctor.gpu_findings(EIGHT, WHEEL, "-1"))["accelerators"]
-    assert hidden.state == "fail" and "CUDA_VISIBLE_DEVICES=-1" in hidden.seen
+    assert {"GPU 3"} < states(doctor.check_gpus(EIGHT, WHEEL, "3")).keys() == {"driver", "GPU 3"}
+    hidden = by_name(doctor.check_gpus(EIGHT, WHEEL, "-1"))["accelerators"]
+    assert hidden.state == "fail" and "CUDA_VISIBLE_DEVICES=-1" in hidden.detail
 
 
 @pytest.mark.parametrize(
-    ("output", "code", "state", "seen"),
+    ("output", "code", "state", "detail"),
     [
         ("NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.", 9, "fail", "NVIDIA driver"),
         (report(), 0, "warn", "GPU"),
     ],
 )
-def test_a_machine_whose_gpus_cannot_be_used(tmp_path, monkeypatch, output, code, state, seen):
+def test_nvidia_smi_that_fails_or_lists_no_gpu_is_reported(tmp_path, monkeypatch, output, code, state, detail):
     stub_nvidia_smi(tmp_path, monkeypatch, output, code)
-    (finding,) = doctor._accelerators()
-    assert finding.state == state and seen in finding.seen and finding.remedy
+    (result,) = doctor._check_accelerators()
+    assert result.state == state and detail in result.detail and result.fix
 
 
 # NCCL
 
 
-def test_one_gpu_needs_no_all_reduce_and_two_do(tmp_path, monkeypatch):
+def test_all_reduce_runs_only_with_several_gpus(tmp_path, monkeypatch):
     """Here two GPUs that a stub of nvidia-smi invents."""
 
     def failing_stub(ranks):
@@ -98,13 +102,15 @@ def test_one_gpu_needs_no_all_reduce_and_two_do(tmp_path, monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(gpus, "torch_build", lambda: WHEEL)
     stub_nvidia_smi(tmp_path, monkeypatch, report(card(0)))
-    assert states(doctor._accelerators()) == {"driver": "ok", "GPU 0": "ok", "attention": "ok"}
+    assert states(doctor._check_accelerators()) == {"driver": "ok", "GPU 0": "ok", "attention": "ok"}
     stub_nvidia_smi(tmp_path, monkeypatch, report(card(0), card(1)))
-    nccl = by_name(doctor._accelerators())["NCCL"]
-    assert nccl.state == "fail" and "2 GPUs" in nccl.seen and "rank 1 of 2" in nccl.seen and "--shm-size" in nccl.remedy
+    nccl = by_name(doctor._check_accelerators())["NCCL"]
+    assert (
+        nccl.state == "fail" and "2 GPUs" in nccl.detail and "rank 1 of 2" in nccl.detail and "--shm-size" in nccl.fix
+    )
 
 
-def test_a_rank_checks_the_sums_and_writes_its_seconds(tmp_path, monkeypatch):
+def test_rank_checks_the_sums_and_writes_its_seconds(tmp_path, monkeypatch):
     """One rank in this process; test_doctor.py of the contract tests measures two."""
     monkeypatch.setattr(all_reduce, "_DURATION_S", 0.0)
     monkeypatch.setattr(all_reduce, "_BYTES", 1 << 10)
@@ -113,7 +119,7 @@ def test_a_rank_checks_the_sums_and_writes_its_seconds(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("failing", [0, 1])
-def test_a_rank_that_fails_ends_the_others_and_is_named(tmp_path, monkeypatch, failing):
+def test_failed_rank_is_reported_and_the_others_are_killed(tmp_path, monkeypatch, failing):
     program = tmp_path / "python"  # -m MODULE RANK RANKS FOLDER BACKEND
     write_program(program, f'[ "$3" != {failing} ] && exec sleep 600\necho first\necho "no backend $6"\nexit 7')
     monkeypatch.setattr(all_reduce.sys, "executable", str(program))
@@ -121,7 +127,7 @@ def test_a_rank_that_fails_ends_the_others_and_is_named(tmp_path, monkeypatch, f
         all_reduce.measure(2, backend="nowhere")
 
 
-def test_ranks_that_hang_are_ended():
+def test_ranks_that_hang_are_killed():
     with pytest.raises(all_reduce.AllReduceError, match=r" 0 s.*0 of 2"):
         all_reduce.measure(2, backend="gloo", limit_s=0)
 
@@ -129,22 +135,24 @@ def test_ranks_that_hang_are_ended():
 # flash-attn
 
 
-def test_the_attention_of_gpu_groups_is_stated():
-    assert FLASH in doctor.attention_finding(FLASH, "").seen
-    without = doctor.attention_finding(SDPA, "flash-attn is not installed")
-    assert without.state == "ok" and SDPA in without.seen and "flash-attn is not installed" in without.seen
+def test_attention_of_gpu_runs_is_reported():
+    assert FLASH in doctor.check_attention_choice(FLASH, "").detail
+    without = doctor.check_attention_choice(SDPA, "flash-attn is not installed")
+    assert without.state == "ok" and SDPA in without.detail and "flash-attn is not installed" in without.detail
 
 
-def test_a_flash_attn_that_is_broken_is_a_warning():
-    broken = doctor.attention_finding(SDPA, "flash-attn cannot be imported (ImportError: undefined symbol: _ZN3c10)")
-    assert broken.state == "warn" and "undefined symbol" in broken.seen and "pip uninstall flash-attn" in broken.remedy
+def test_broken_flash_attn_is_a_warning():
+    broken = doctor.check_attention_choice(
+        SDPA, "flash-attn cannot be imported (ImportError: undefined symbol: _ZN3c10)"
+    )
+    assert broken.state == "warn" and "undefined symbol" in broken.detail and "pip uninstall flash-attn" in broken.fix
 
 
 # vLLM
 
 
 @pytest.mark.parametrize(
-    ("code", "output", "gpu_build", "seen"),
+    ("code", "output", "gpu_build", "detail"),
     [
         (1, "Traceback\nImportError: libcudart.so.13: cannot open shared object file\n", True, "libcudart.so.13"),
         (-11, "WARNING a kernel\n", True, "SIGSEGV"),
@@ -155,43 +163,43 @@ def test_a_flash_attn_that_is_broken_is_a_warning():
         (0, "a platform cuda of another kind\n", True, "none .*cuda"),
     ],
 )
-def test_a_vllm_that_does_not_import_fails(code, output, gpu_build, seen):
-    finding = doctor.vllm_finding(code, output, gpu_build=gpu_build)
-    assert finding.state == "fail" and re.search(seen, finding.seen)
+def test_failed_import_of_vllm_is_reported(code, output, gpu_build, detail):
+    result = doctor.check_vllm_import(code, output, gpu_build=gpu_build)
+    assert result.state == "fail" and re.search(detail, result.detail)
 
 
-def test_a_vllm_that_imports_names_its_platform():
-    finding = doctor.vllm_finding(0, "WARNING something\nplatform cuda\nleaked 5 types\n", gpu_build=True)
-    assert (finding.state, finding.seen) == ("ok", "platform cuda")
+def test_import_of_vllm_reports_its_platform():
+    result = doctor.check_vllm_import(0, "WARNING something\nplatform cuda\nleaked 5 types\n", gpu_build=True)
+    assert (result.state, result.detail) == ("ok", "platform cuda")
 
 
-def test_an_import_that_crashes_or_hangs_ends_there(monkeypatch):
+def test_import_of_vllm_that_crashes_or_hangs_does_not_affect_the_caller(monkeypatch):
     monkeypatch.setattr(doctor, "_IMPORT_VLLM", "import os; print('before', flush=True); os.abort()")
-    assert "SIGABRT: before" in doctor.vllm_finding(*doctor._vllm_platform(), gpu_build=True).seen
+    assert "SIGABRT: before" in doctor.check_vllm_import(*doctor._import_vllm(), gpu_build=True).detail
     monkeypatch.setattr(doctor, "_IMPORT_VLLM", "import threading; threading.Event().wait()")
     monkeypatch.setattr(doctor, "_IMPORT_LIMIT_S", 0.1)
-    assert doctor._vllm_platform()[0] is None
+    assert doctor._import_vllm()[0] is None
 
 
-def test_the_cpu_variable_beside_vllm_for_gpus_is_a_warning(monkeypatch):
+def test_cpu_variable_with_gpu_build_of_vllm_is_a_warning(monkeypatch):
     installed = ["vllm"]
     monkeypatch.setattr(doctor, "is_installed", lambda name: name in installed)  # a stub of what is installed
     monkeypatch.setattr(doctor.importlib.metadata, "version", lambda name: "0.24.0")
-    monkeypatch.setattr(doctor, "_vllm_platform", lambda: (0, "platform cuda"))
+    monkeypatch.setattr(doctor, "_import_vllm", lambda: (0, "platform cuda"))
     monkeypatch.setenv("VERL_GSD_CPU", "1")
-    found = by_name(doctor._vllm())
-    assert found["vllm platform"].state == "warn" and "unset VERL_GSD_CPU" in found["vllm platform"].remedy
+    found = by_name(doctor._check_vllm())
+    assert found["vllm platform"].state == "warn" and "unset VERL_GSD_CPU" in found["vllm platform"].fix
     monkeypatch.delenv("VERL_GSD_CPU")
-    assert states(doctor._vllm()) == {"vllm": "ok", "vllm import": "ok"}
+    assert states(doctor._check_vllm()) == {"vllm": "ok", "vllm import": "ok"}
     installed.clear()
-    assert states(doctor._vllm()) == {"vllm": "fail"}
+    assert states(doctor._check_vllm()) == {"vllm": "fail"}
 
 
 # Shared memory
 
 
 @pytest.mark.parametrize(
-    ("free", "memory", "count", "state", "seen"),
+    ("free", "memory", "count", "state", "detail"),
     [
         (64 << 20, 512 * GIB, 8, "fail", "8 GPUs"),  # docker's default
         (64 << 20, 512 * GIB, 1, "warn", "9.3 GiB "),
@@ -202,41 +210,41 @@ def test_the_cpu_variable_beside_vllm_for_gpus_is_a_warning(monkeypatch):
         (2 * GIB, 8 * GIB, 0, "warn", "2.4 GiB "),
     ],
 )
-def test_shared_memory_is_held_against_what_ray_and_nccl_take(free, memory, count, state, seen):
-    finding = doctor.shared_memory_finding(free, memory, count)
-    assert finding.state == state and seen in finding.seen
+def test_shared_memory_is_compared_with_what_ray_and_nccl_use(free, memory, count, state, detail):
+    result = doctor.check_shared_memory(free, memory, count)
+    assert result.state == state and detail in result.detail
     if state != "ok":
-        assert "--shm-size=" in finding.remedy
+        assert "--shm-size=" in result.fix
 
 
-def test_the_size_that_the_remedy_names_is_enough():
+def test_shared_memory_size_in_the_fix_is_sufficient():
     for memory, count in ((512, 8), (512, 1), (16, 2)):
-        remedy = doctor.shared_memory_finding(0, memory * GIB, count).remedy
+        remedy = doctor.check_shared_memory(0, memory * GIB, count).fix
         size = int(remedy.rpartition("=")[2].removesuffix("g"))
-        assert doctor.shared_memory_finding(size * GIB, memory * GIB, count).state == "ok", remedy
+        assert doctor.check_shared_memory(size * GIB, memory * GIB, count).state == "ok", remedy
 
 
 # The command
 
 
-def test_a_check_that_raises_is_a_finding(monkeypatch):
-    def _torn():
+def test_check_that_raises_is_a_failed_result(monkeypatch):
+    def _check_torn():
         raise OSError("disk gone")
         yield
 
-    def _after():
-        yield Finding("after", "ok", "reached")
+    def _check_after():
+        yield CheckResult("after", "ok", "reached")
 
-    monkeypatch.setattr(doctor, "CHECKS", (_torn, _after))
-    assert [(f.name, f.state) for f in doctor.findings()] == [("torn", "fail"), ("after", "ok")]
+    monkeypatch.setattr(doctor, "CHECKS", (_check_torn, _check_after))
+    assert [(f.name, f.state) for f in doctor.run_checks()] == [("torn", "fail"), ("after", "ok")]
 
 
 @pytest.mark.parametrize(("state", "code"), [("ok", 0), ("warn", 0), ("fail", 1)])
-def test_doctor_prints_the_remedy_and_fails_if_something_fails(monkeypatch, state, code):
-    def _one():
-        yield Finding("driver", state, "[535]", "Install driver 580" if state != "ok" else "")
+def test_doctor_prints_fixes_and_exits_with_1_if_a_check_fails(monkeypatch, state, code):
+    def _check_driver():
+        yield CheckResult("driver", state, "[535]", "Install driver 580" if state != "ok" else "")
 
-    monkeypatch.setattr(doctor, "CHECKS", (_one,))
+    monkeypatch.setattr(doctor, "CHECKS", (_check_driver,))
     done = CliRunner().invoke(app, ["doctor"])
     assert done.exit_code == code and "[535]" in done.output
     assert ("Install driver 580" in done.output) == (state != "ok")

@@ -1,4 +1,4 @@
-"""verl's engines under our hardware groups: what composes, what is rejected by name, and where FSDP2's settings go."""
+"""verl's engines with our hardware groups: which compose, which are rejected, and where FSDP2's settings go."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def composed(*words):
 
 
 @pytest.mark.parametrize("hardware", ["8xa100_80g", "1xh200"])
-def test_megatron_composes_with_its_own_keys_alone(hardware):
+def test_megatron_composes_without_fsdp_config(hardware):
     config = composed(f"hardware={hardware}", "model_engine=megatron")
     for role in ("actor", "ref"):
         section = config.actor_rollout_ref[role]
@@ -87,7 +87,7 @@ def test_a_strategy_of_another_engine_is_rejected(compose_fast):
     assert "model_engine=megatron" in problem and "hardware=cpu" in problem
 
 
-def test_megatron_that_is_not_installed_is_named(compose_fast):
+def test_missing_megatron_is_reported(compose_fast):
     config, _ = compose_fast(*A100)
     assert list(engines.check_engine_installed(config, NO_LINE)) == []
     config.model_engine = "megatron"
@@ -95,7 +95,7 @@ def test_megatron_that_is_not_installed_is_named(compose_fast):
     assert "megatron.core" in problem and "verl[megatron]" in problem
 
 
-def test_a_key_of_fsdp_under_megatron_is_an_error_and_not_a_surprise():
+def test_fsdp_key_under_megatron_is_rejected():
     words = [*A100, "model_engine=megatron"]
     line = parse_line([*words, f"{ACTOR}.fsdp_config.fsdp_size=4"])
     config = resolve(compose_config(line))
@@ -103,7 +103,7 @@ def test_a_key_of_fsdp_under_megatron_is_an_error_and_not_a_surprise():
         validate.validate(config, line, leave_out=validate.OF_THIS_MACHINE)
 
 
-def test_sequences_are_split_over_gpus_by_flash_attention_alone(compose_fast):
+def test_sequence_parallelism_without_flash_attention_is_rejected(compose_fast):
     config, _ = compose_fast(*A100)
     for chosen, problems in (("sdpa", 1), ("eager", 1), ("flash_attention_2", 0)):
         OmegaConf.update(config, ATTENTION, chosen, force_add=True)
@@ -151,7 +151,7 @@ def test_a_critic_trains_with_the_attention_of_its_machine_too(compose_fast):
         ([], True, None),
     ],
 )
-def test_models_that_sdpa_does_not_compute_are_rejected(compose_fast, tmp_path, content, packed, key):
+def test_models_that_sdpa_does_not_support_are_rejected(compose_fast, tmp_path, content, packed, key):
     config, line = compose_fast(*A100)
     (tmp_path / "config.json").write_text(json.dumps(content))
     config.actor_rollout_ref.model.path = str(tmp_path)
@@ -163,7 +163,7 @@ def test_models_that_sdpa_does_not_compute_are_rejected(compose_fast, tmp_path, 
     assert list(check_model_attention(config, line)) == []
 
 
-def test_rollouts_of_their_own_count_among_the_gpus_that_a_run_needs(compose_fast):
+def test_gpus_of_separate_rollouts_are_counted(compose_fast):
     config, _ = compose_fast(*A100)
     assert cluster_lock.accelerators(config) == 8
     config.actor_rollout_ref.rollout.nnodes = 1
@@ -188,7 +188,7 @@ def test_a_gpu_run_under_the_cpu_switch_is_rejected(compose_fast, monkeypatch):
     assert list(validate.check_platform(config, line)) == []
 
 
-def test_the_gpu_build_of_vllm_is_no_engine_for_a_cpu(compose_fast, tmp_path, monkeypatch):
+def test_gpu_build_of_vllm_on_the_cpu_is_rejected(compose_fast, tmp_path, monkeypatch):
     config, line = compose_fast("algo=grpo", "task=arithmetic", "hardware=cpu")
     monkeypatch.setattr("sys.path", [str(tmp_path)])  # an environment with these distributions and no others
     assert list(validate.check_platform(config, line)) == []
@@ -202,7 +202,7 @@ def test_the_gpu_build_of_vllm_is_no_engine_for_a_cpu(compose_fast, tmp_path, mo
     assert list(validate.check_platform(config, line)) == []
 
 
-def test_why_a_gpu_run_does_without_flash_attention_is_stated(compose_fast):
+def test_reason_for_a_gpu_run_without_flash_attention_is_printed(compose_fast):
     config, _ = compose_fast(*A100)
     reason = "flash-attn" if attention_here() == "sdpa" else ""
     assert reason in "".join(attention_reason(config))

@@ -1,4 +1,4 @@
-"""GPUs of this machine: what nvidia-smi reports, and what a run on them lacks before Ray starts."""
+"""GPUs of this machine: the report of nvidia-smi, and the checks of a run against them."""
 
 import json
 import re
@@ -11,13 +11,13 @@ from nvidia_smi import A100, EIGHT, H100, PYTHON, WHEEL, card, report, stub_nvid
 from omegaconf import OmegaConf, open_dict
 
 from verl_gsd.run import gpus
-from verl_gsd.run.checks.validate import accelerator_present
+from verl_gsd.run.checks.validate import check_accelerators
 from verl_gsd.run.compose import Line
-from verl_gsd.run.gpus import Gpu, GpuQueryError, Request, TorchBuild
+from verl_gsd.run.gpus import Gpu, GpuQueryError, GpuRequest, TorchBuild
 
 
 def problems(request, machine=EIGHT, build=WHEEL, variable=None):
-    return "\n".join(gpus.request_problems(request, machine, build, variable))
+    return "\n".join(gpus.check_request(request, machine, build, variable))
 
 
 # What nvidia-smi reports
@@ -32,7 +32,7 @@ def test_driver_memory_and_processes_are_read():
     assert first.processes == ()
 
 
-def test_memory_of_partitions_and_unified_memory_is_not_known():
+def test_memory_of_partitions_and_unified_memory_is_unknown():
     """MIG: nvidia-smi has elements of its own below the GPU's. Unified memory: it prints no number."""
     partitions = "<mig_device><fb_memory_usage><total>19968 MiB</total></fb_memory_usage></mig_device>"
     text = report(card(0).replace("\n\t\t\tNone\n", partitions), card(1, total="N/A", free="[Not Supported]"))
@@ -40,17 +40,17 @@ def test_memory_of_partitions_and_unified_memory_is_not_known():
 
 
 @pytest.mark.parametrize("text", ["", "Failed to initialize NVML", "<nvidia_smi_log>"])
-def test_other_text_is_named(text):
+def test_invalid_report_is_an_error(text):
     with pytest.raises(GpuQueryError, match="XML"):
         gpus.parse(text)
 
 
-def test_a_machine_without_nvidia_smi_has_no_report(tmp_path, monkeypatch):
+def test_query_returns_none_without_nvidia_smi(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert gpus.query() is None
 
 
-def test_nvidia_smi_is_asked_for_its_report(tmp_path, monkeypatch):
+def test_query_runs_nvidia_smi_and_parses_its_report(tmp_path, monkeypatch):
     words = stub_nvidia_smi(tmp_path, monkeypatch, report(card(0)))
     assert gpus.query() == gpus.parse(report(card(0)))
     assert words.read_text().split() == ["-q", "-x"]
@@ -65,7 +65,7 @@ def test_nvidia_smi_is_asked_for_its_report(tmp_path, monkeypatch):
         ("Segmentation fault", 0, "XML"),
     ],
 )
-def test_a_driver_that_fails_is_named(tmp_path, monkeypatch, output, code, message):
+def test_failure_of_nvidia_smi_is_reported(tmp_path, monkeypatch, output, code, message):
     stub_nvidia_smi(tmp_path, monkeypatch, output, code)
     with pytest.raises(GpuQueryError, match=message):
         gpus.query()
@@ -95,18 +95,18 @@ def test_visible_devices_are_read_as_cuda_reads_them(variable, indices):
 def test_a_partition_counts_as_one_gpu_of_unknown_memory():
     (shown,) = gpus.visible(EIGHT.gpus, "MIG-4f1d0c9e-0000-5bd2-8c2f-aaaaaaaaaaaa")
     assert shown.total_mib is None
-    assert problems(Request("trainer.n_gpus_per_node=1", 1, 79), variable="MIG-4f1d0c9e") == ""
+    assert problems(GpuRequest("trainer.n_gpus_per_node=1", 1, 79), variable="MIG-4f1d0c9e") == ""
 
 
 # The driver against torch
 
 
 @pytest.mark.parametrize("built", ["13.0", "12.6", "11.8"])
-def test_a_driver_runs_wheels_of_its_own_and_older_major_versions(built):
+def test_driver_supports_wheels_of_its_own_and_older_major_versions(built):
     assert gpus.torch_problem(EIGHT, TorchBuild("2.11.0", built)) == ""
 
 
-def test_a_newer_minor_version_of_the_wheel_runs():
+def test_driver_supports_wheels_of_newer_minor_versions():
     """CUDA is compatible between minor versions."""
     machine = gpus.parse(report(card(0), driver="525.147.05", cuda="12.0"))
     assert gpus.torch_problem(machine, TorchBuild("2.9.0+cu128", "12.8")) == ""
@@ -117,21 +117,21 @@ def test_a_newer_minor_version_of_the_wheel_runs():
     [("535.54.03", "12.2", "13.0", "driver 580"), ("470.82.01", "11.4", "12.6", "driver 525"),
      ("580.95.05", "13.0", "14.1", "a newer driver")],
 )  # fmt: skip
-def test_a_driver_too_old_for_the_wheel_is_named(driver, cuda, built, needed):
+def test_driver_too_old_for_the_wheel_is_reported(driver, cuda, built, needed):
     machine = gpus.parse(report(card(0), driver=driver, cuda=cuda))
-    problem = problems(Request("trainer.n_gpus_per_node=1", 1), machine, TorchBuild("2.11.0", built))
+    problem = problems(GpuRequest("trainer.n_gpus_per_node=1", 1), machine, TorchBuild("2.11.0", built))
     assert all(part in problem for part in ("trainer.device=cuda", driver, cuda, built, f"Install {needed}")), problem
 
 
-def test_a_driver_that_names_no_cuda_version_passes():
+def test_driver_without_cuda_version_passes():
     machine = gpus.parse(report(card(0), cuda="N/A"))
-    assert problems(Request("trainer.n_gpus_per_node=1", 1), machine) == ""
+    assert problems(GpuRequest("trainer.n_gpus_per_node=1", 1), machine) == ""
 
 
-def test_a_torch_without_cuda_is_named():
-    problem = problems(Request("trainer.n_gpus_per_node=1", 1), build=TorchBuild("2.13.0+cpu", None))
+def test_torch_without_cuda_is_reported():
+    problem = problems(GpuRequest("trainer.n_gpus_per_node=1", 1), build=TorchBuild("2.13.0+cpu", None))
     assert all(part in problem for part in ("trainer.device=cuda", "2.13.0+cpu", "EXTRAS=gpu")), problem
-    assert "EXTRAS=gpu" in problems(Request("trainer.n_gpus_per_node=1", 1), build=None)
+    assert "EXTRAS=gpu" in problems(GpuRequest("trainer.n_gpus_per_node=1", 1), build=None)
 
 
 def test_the_build_of_torch_is_read_without_importing_it():
@@ -148,23 +148,23 @@ def test_the_build_of_torch_is_read_without_importing_it():
 
 
 def test_enough_gpus_pass():
-    assert problems(Request("hardware.gpus_per_node=8", 8, 79)) == ""
+    assert problems(GpuRequest("hardware.gpus_per_node=8", 8, 79)) == ""
 
 
 @pytest.mark.parametrize(("variable", "there"), [(None, " 8\\."), ("0,1", " 2 .*CUDA_VISIBLE_DEVICES=0,1 ")])
-def test_fewer_gpus_than_asked_for_are_named(variable, there):
-    problem = problems(Request("trainer.n_gpus_per_node=16", 16), variable=variable)
+def test_too_few_gpus_are_reported(variable, there):
+    problem = problems(GpuRequest("trainer.n_gpus_per_node=16", 16), variable=variable)
     assert re.match(rf"trainer\.n_gpus_per_node=16: .* 16 GPUs.*{there}", problem)
 
 
-def test_hidden_gpus_are_named():
-    problem = problems(Request("trainer.n_gpus_per_node=1", 1), variable="")
+def test_hidden_gpus_are_reported():
+    problem = problems(GpuRequest("trainer.n_gpus_per_node=1", 1), variable="")
     assert re.search("CUDA_VISIBLE_DEVICES= .*8 GPUs.*Unset CUDA_VISIBLE_DEVICES", problem)
 
 
-def test_gpus_smaller_than_the_hardware_group_says_are_named():
+def test_gpus_with_less_memory_than_the_hardware_group_are_reported():
     machine = gpus.parse(report(card(0), card(1, A100, total="40960 MiB")))
-    problem = problems(Request("hardware.gpus_per_node=2", 2, 79), machine)
+    problem = problems(GpuRequest("hardware.gpus_per_node=2", 2, 79), machine)
     assert all(part in problem for part in ("hardware.gpu_memory_gib=79", "GPU 1", A100, "gpu_memory_gib=40")), problem
 
 
@@ -172,24 +172,24 @@ def test_gpus_smaller_than_the_hardware_group_says_are_named():
     ("name", "total", "gib"),
     [(H100, "81559 MiB", 79), ("NVIDIA A100-SXM4-80GB", "81920 MiB", 79), ("NVIDIA H200", "143771 MiB", 139)],
 )
-def test_the_gpus_that_our_groups_name_pass(name, total, gib):
+def test_gpus_of_our_hardware_groups_pass(name, total, gib):
     machine = gpus.parse(report(card(0, name, total=total)))
-    assert problems(Request("hardware.gpus_per_node=1", 1, gib), machine) == ""
+    assert problems(GpuRequest("hardware.gpus_per_node=1", 1, gib), machine) == ""
 
 
 # Who uses a GPU
 
 
-def test_a_gpu_that_others_use_is_no_gpu_for_vllm():
+def test_gpu_with_too_little_free_memory_for_vllm_is_reported():
     """vLLM fails at its start where less is free than it is to take."""
     machine = gpus.parse(report(card(0), card(1, free="9000 MiB")))
-    assert problems(Request("trainer.n_gpus_per_node=1", 1, share=0.7), machine) == ""
-    problem = problems(Request("trainer.n_gpus_per_node=2", 2, share=0.7), machine)
+    assert problems(GpuRequest("trainer.n_gpus_per_node=1", 1, share=0.7), machine) == ""
+    problem = problems(GpuRequest("trainer.n_gpus_per_node=2", 2, share=0.7), machine)
     assert "gpu_memory_utilization=0.7" in problem and "GPU 1" in problem and "CUDA_VISIBLE_DEVICES" in problem
-    assert problems(Request("trainer.n_gpus_per_node=2", 2, share=0.1), machine) == ""
+    assert problems(GpuRequest("trainer.n_gpus_per_node=2", 2, share=0.1), machine) == ""
 
 
-def test_whoever_holds_memory_is_named():
+def test_processes_that_use_memory_are_described():
     busy, hidden = gpus.parse(report(card(0, free="40500 MiB", processes=PYTHON), card(1, free="500 MiB"))).gpus
     assert "/opt/venv/bin/python (pid 4242, 40960 MiB)" in gpus.occupied(busy)
     assert gpus.occupied(hidden) and "pid" not in gpus.occupied(hidden)
@@ -217,7 +217,7 @@ def asked(tmp_path, monkeypatch, compose_fast):
             for key, value in keys:
                 OmegaConf.update(changed, key, value)
         own = Line(line.choices, tuple(f"{key}={value}" for key, value in keys))
-        return "\n".join(accelerator_present(changed, own))
+        return "\n".join(check_accelerators(changed, own))
 
     return ask
 
@@ -242,11 +242,11 @@ def test_a_run_that_fits_the_machine_passes(asked):
         ([(GPUS, 2)], {"gpu_memory_gib": 139}, r"hardware\.gpu_memory_gib=139: GPU 0"),
     ],
 )  # fmt: skip
-def test_what_the_machine_lacks_is_named_with_its_key(asked, keys, hardware, key):
+def test_missing_gpus_are_reported_with_the_key(asked, keys, hardware, key):
     assert re.search(key, asked(keys, hardware))
 
 
-def test_values_that_are_no_numbers_are_left_to_the_check_of_numbers(asked):
+def test_values_that_are_not_numbers_are_ignored(asked):
     assert asked([(GPUS, "many")], {"gpu_memory_gib": "much"}) == ""
 
 
@@ -255,12 +255,12 @@ def test_hidden_gpus_do_not_count(asked, monkeypatch):
     assert re.search(" 1 .*CUDA_VISIBLE_DEVICES=1 ", asked([(GPUS, 2)]))
 
 
-def test_a_cpu_build_of_torch_on_a_machine_with_gpus_is_named(asked, monkeypatch):
+def test_cpu_build_of_torch_on_a_machine_with_gpus_is_reported(asked, monkeypatch):
     monkeypatch.setattr(gpus, "torch_build", lambda: TorchBuild("2.13.0+cpu", None))
     assert "torch 2.13.0+cpu" in asked([(GPUS, 2)])
 
 
-def test_a_driver_that_fails_ends_the_line(asked, tmp_path):
+def test_failed_query_is_a_problem_of_the_config(asked, tmp_path):
     (tmp_path / "output").write_text("NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.")
     write_program(tmp_path / "nvidia-smi", f"cat {tmp_path}/output; exit 9")
     assert re.match(r"trainer\.device=cuda: .*NVIDIA-SMI has failed", asked())

@@ -1,4 +1,4 @@
-"""Starting a process, watching its metrics, and leaving nothing behind."""
+"""Launching a run's process, reading its metrics and messages, and ending all its processes."""
 
 import json
 import math
@@ -24,14 +24,14 @@ def line(step, **data):
     return json.dumps({"step": step, "data": data}) + "\n"
 
 
-def test_metrics_cut_off_by_a_crash_are_read_up_to_the_last_whole_line(tmp_path):
+def test_incomplete_last_line_of_metrics_is_ignored(tmp_path):
     path = tmp_path / "attempt_1.jsonl"
     path.write_text(line(0, a=1.0) + line(1, a=2.0) + line(2, a=3.0)[:-9])
     assert list(read_metrics(path)) == [(0, {"a": 1.0}), (1, {"a": 2.0})]
     assert list(read_metrics(tmp_path / "none.jsonl")) == []
 
 
-def test_a_metrics_file_being_written_gives_every_line_once_and_null_as_nan(tmp_path):
+def test_metrics_reader_returns_each_line_once_and_null_as_nan(tmp_path):
     reader = MetricsReader(tmp_path / "attempt_1.jsonl")
     assert list(reader.new()) == []
     with (tmp_path / "attempt_1.jsonl").open("w") as file:
@@ -44,7 +44,7 @@ def test_a_metrics_file_being_written_gives_every_line_once_and_null_as_nan(tmp_
         assert list(reader.new()) == [(1, {"a": 2.0})]
 
 
-def test_run_directory_counts_attempts_and_knows_its_checkpoint(tmp_path):
+def test_run_directory_lists_attempts_and_the_latest_checkpoint(tmp_path):
     run = RunDirectory(tmp_path)
     assert (run.attempts(), run.latest_checkpoint()) == ([], None)
     for attempt in (1, 2, 10):
@@ -77,7 +77,7 @@ def test_a_resume_from_an_older_checkpoint_makes_it_the_newest(config, tmp_path)
     assert run.marker.read_text() == "8", "as it was before the attempt that was rejected"
 
 
-def test_a_checkpoint_of_another_run_changes_nothing_in_this_one(config, tmp_path):
+def test_resuming_from_another_runs_checkpoint_keeps_the_marker(config, tmp_path):
     run = RunDirectory(tmp_path / "run")
     for path in (run.path, tmp_path / "other"):
         path.mkdir()
@@ -87,7 +87,7 @@ def test_a_checkpoint_of_another_run_changes_nothing_in_this_one(config, tmp_pat
     assert run.latest_checkpoint() == 4
 
 
-def test_a_marker_that_a_full_disk_left_empty_is_written_again_for_verl(config, tmp_path):
+def test_empty_marker_is_rewritten(config, tmp_path):
     run = RunDirectory(tmp_path / "run")
     run.path.mkdir()
     write_checkpoint(run.path, 4)
@@ -96,7 +96,7 @@ def test_a_marker_that_a_full_disk_left_empty_is_written_again_for_verl(config, 
     assert run.marker.read_text() == "4"
 
 
-def test_what_a_killed_attempt_left_half_written_is_removed_and_nothing_else(config, tmp_path):
+def test_only_partial_files_of_a_killed_attempt_are_removed(config, tmp_path):
     run = RunDirectory(tmp_path / "run")
     run.path.mkdir()
     checkpoint = write_checkpoint(run.path, 4)
@@ -113,7 +113,7 @@ def test_what_a_killed_attempt_left_half_written_is_removed_and_nothing_else(con
     assert step.exists() and (run.path / "mine.tmp").exists() and set(whole) <= set(run.path.rglob("*"))
 
 
-def test_metrics_that_a_kill_lost_are_there_when_the_attempt_has_ended(config, tmp_path):
+def test_lost_metrics_are_restored_when_the_attempt_ends(config, tmp_path):
     with pytest.raises(launch.RunFailedError), attempt(config) as (run, number):
         lost_metrics.save(write_checkpoint(run.path, 3), number, 3, {"training/global_step": 3, "a": 0.5})
         run.metrics(number).write_text(line(2, a=1.0) + line(3, a=1.0)[:9])
@@ -121,7 +121,7 @@ def test_metrics_that_a_kill_lost_are_there_when_the_attempt_has_ended(config, t
     assert list(read_metrics(run.metrics(1))) == [(2, {"a": 1.0}), (3, {"training/global_step": 3, "a": 0.5})]
 
 
-def test_metrics_that_a_kill_of_the_launcher_lost_are_there_at_the_resume(config, tmp_path):
+def test_lost_metrics_are_restored_on_resume(config, tmp_path):
     run = RunDirectory(tmp_path / "run")
     run.path.mkdir()
     lost_metrics.save(write_checkpoint(run.path, 3), 1, 3, {"training/global_step": 3})
@@ -140,10 +140,10 @@ def config(tmp_path, monkeypatch):
 
 
 def attempt(config, *overrides, resuming=False):
-    return launch.attempt_in(config, list(overrides), resuming)
+    return launch.new_attempt(config, list(overrides), resuming)
 
 
-def test_a_new_attempt_points_verls_loggers_into_the_run(config):
+def test_new_attempt_sets_the_paths_of_verls_loggers(config):
     with attempt(config, "algo=grpo") as (run, number):
         environment = config.ray_kwargs.ray_init.runtime_env.env_vars
         assert str(run.metrics(number)) == environment.VERL_FILE_LOGGER_PATH
@@ -153,7 +153,7 @@ def test_a_new_attempt_points_verls_loggers_into_the_run(config):
         assert OmegaConf.load(run.overrides) == ["algo=grpo"]
 
 
-def test_wandb_goes_online_with_a_key_and_the_key_is_written_nowhere(config, monkeypatch):
+def test_wandb_is_online_with_a_key_and_no_file_contains_the_key(config, monkeypatch):
     key = "0123456789abcdef" * 2
     monkeypatch.setenv("WANDB_API_KEY", key)
     with attempt(config) as (run, _):
@@ -161,7 +161,7 @@ def test_wandb_goes_online_with_a_key_and_the_key_is_written_nowhere(config, mon
     assert written and not any(key in text or "offline" in text for text in written)
 
 
-def test_what_a_user_set_for_a_logger_stays(config, monkeypatch):
+def test_logger_settings_of_the_user_are_kept(config, monkeypatch):
     monkeypatch.setenv("TENSORBOARD_DIR", "/mine")
     config.ray_kwargs.ray_init.runtime_env.env_vars = {"WANDB_MODE": "disabled"}
     with attempt(config):
@@ -169,7 +169,7 @@ def test_what_a_user_set_for_a_logger_stays(config, monkeypatch):
         assert environment.WANDB_MODE == "disabled" and "TENSORBOARD_DIR" not in environment
 
 
-def test_a_refused_attempt_leaves_everything_as_it_was(config):
+def test_rejected_attempt_restores_the_directory(config):
     with pytest.raises(ConfigError, match="refused"), attempt(config, "first"):
         raise ConfigError("refused")
     assert not Path(config.trainer.default_local_dir).exists()
@@ -182,14 +182,14 @@ def test_a_refused_attempt_leaves_everything_as_it_was(config):
     assert OmegaConf.load(run.overrides) == ["first"] and run.attempts() == [1]
 
 
-def test_a_directory_is_one_processs_at_a_time_and_not_gone_on_with_in_silence(config):
+def test_directory_in_use_or_not_empty_is_rejected(config):
     with attempt(config), pytest.raises(ConfigError, match=r"trainer\.default_local_dir=.*/run: "), attempt(config):
         pass
     with pytest.raises(ConfigError, match=r"trainer\.default_local_dir=.*/run: .*resume=.*/run"), attempt(config):
         pass
 
 
-def test_a_directory_that_cannot_be_made_is_named(config, tmp_path):
+def test_directory_that_cannot_be_created_is_reported(config, tmp_path):
     (tmp_path / "file").touch()
     config.trainer.default_local_dir = str(tmp_path / "file" / "run")
     with pytest.raises(ConfigError, match=r"trainer\.default_local_dir=.*/file/run: Not a directory"), attempt(config):
@@ -207,7 +207,7 @@ signal.pause()
 """
 
 
-def test_every_process_of_a_run_is_ended_and_no_other(monkeypatch):
+def test_all_processes_of_a_run_and_no_others_are_ended(monkeypatch):
     monkeypatch.setattr(launch, "_GRACE", 1.0)
 
     def start(mark):
@@ -265,17 +265,17 @@ def test_steps_are_reported_once_and_in_order(tmp_path, monkeypatch):
     assert run_with_job_stub(tmp_path, monkeypatch, body) == [(0, {"a": 1}), (1, {"a": 2})]
 
 
-def test_what_a_run_waits_for_is_told_once_and_nothing_else_of_its_log(tmp_path, monkeypatch):
+def test_only_complete_wait_lines_are_reported_and_once(tmp_path, monkeypatch):
     body = "print('Ray says much'); print('verl-gsd waits: another run trains'); print('verl-gsd waits: for m', end='')"
     assert run_with_job_stub(tmp_path, monkeypatch, body) == ["verl-gsd waits: another run trains"]
 
 
-def test_a_failed_run_shows_the_end_of_its_log(tmp_path, monkeypatch):
+def test_error_of_a_failed_run_has_the_end_of_the_log(tmp_path, monkeypatch):
     with pytest.raises(launch.RunFailedError, match=r"(?s)exit code 1.*ValueError: the disk is full"):
         run_with_job_stub(tmp_path, monkeypatch, "raise ValueError('the disk is full')")
 
 
-def test_a_failed_run_names_the_first_exception_though_verl_went_on_for_long_after_it(tmp_path, monkeypatch):
+def test_error_of_a_failed_run_has_the_first_exception(tmp_path, monkeypatch):
     body = (
         "print('\\x1b[36m(Worker pid=7)\\x1b[0m ZeroDivisionError: the cause')\n"
         "for i in range(100): print('went on', i)\n"
@@ -287,7 +287,7 @@ def test_a_failed_run_names_the_first_exception_though_verl_went_on_for_long_aft
         run_with_job_stub(tmp_path, monkeypatch, body)
 
 
-def test_notes_and_warnings_are_reported_while_the_run_lasts(tmp_path, monkeypatch):
+def test_notes_and_warnings_are_reported(tmp_path, monkeypatch):
     body = messages(tmp_path, ("note", "3 prompts are left out"), ("warning", "rewards fail"))
     assert run_with_job_stub(tmp_path, monkeypatch, body) == [
         ("note", "3 prompts are left out"),
@@ -295,7 +295,7 @@ def test_notes_and_warnings_are_reported_while_the_run_lasts(tmp_path, monkeypat
     ]
 
 
-def test_a_run_that_says_why_it_stops_ends_with_that_and_the_log_of_the_process_to_blame(tmp_path, monkeypatch):
+def test_stop_message_is_shown_with_the_log_of_the_failed_process(tmp_path, monkeypatch):
     body = messages(tmp_path, ("warning", "no response for 60 s"), ("stop", "vLLM's engine died: process id 77", 77))
     body += (
         "print('\x1b[36m(vLLMHttpServer pid=77)\x1b[0m loading')\n"
@@ -314,7 +314,7 @@ def test_a_run_that_says_why_it_stops_ends_with_that_and_the_log_of_the_process_
     ]
 
 
-def test_a_run_that_stops_and_then_hangs_is_ended(tmp_path, monkeypatch):
+def test_run_that_hangs_after_a_stop_message_is_ended(tmp_path, monkeypatch):
     monkeypatch.setattr(launch, "_STOPPING", 0.1)
     body = messages(tmp_path, ("stop", "vLLM's engine died")) + "signal.pause()"
     with pytest.raises(RunStoppedError, match=r"^vLLM's engine died$"):
@@ -325,13 +325,13 @@ def test_a_run_that_stops_and_then_hangs_is_ended(tmp_path, monkeypatch):
     ("name", "ended"),
     [("SIGKILL", r"SIGKILL .*memory.*\n"), ("SIGSEGV", r"SIGSEGV\n")],
 )
-def test_a_process_that_a_signal_ends_is_reported_by_the_signals_name(tmp_path, monkeypatch, name, ended):
+def test_signal_that_ended_the_process_is_reported(tmp_path, monkeypatch, name, ended):
     body = f"import os, signal\nprint('the last line', flush=True)\nos.kill(os.getpid(), signal.{name})"
     with pytest.raises(launch.RunFailedError, match=f"{ended}the last line$"):
         run_with_job_stub(tmp_path, monkeypatch, body)
 
 
-def test_the_kernels_count_of_killed_processes_is_named_if_it_rose(tmp_path, monkeypatch):
+def test_increase_of_the_kernels_kill_count_is_reported(tmp_path, monkeypatch):
     counts = iter((3, 5))
     monkeypatch.setattr(launch.memory_kills, "oom_kills", lambda: next(counts))
     with pytest.raises(
@@ -341,14 +341,14 @@ def test_the_kernels_count_of_killed_processes_is_named_if_it_rose(tmp_path, mon
         run_with_job_stub(tmp_path, monkeypatch, "import os\nos.kill(os.getpid(), 9)")
 
 
-def test_the_likely_cause_is_named_and_no_line_is_longer_than_a_screen(tmp_path, monkeypatch):
+def test_likely_cause_is_reported_and_lines_are_cut(tmp_path, monkeypatch):
     body = "print('step:1 - ' + 'actor/loss:0.1 - ' * 300)\nraise OSError(28, 'No space left on device')"
     with pytest.raises(launch.RunFailedError, match=r"exit code 1\nlikely cause: .*disk") as raised:
         run_with_job_stub(tmp_path, monkeypatch, body)
     assert max(map(len, str(raised.value).splitlines()[2:])) < 350
 
 
-def test_the_launchers_folder_is_gone_after_any_end(tmp_path, monkeypatch):
+def test_launchers_folder_is_removed_however_the_run_ends(tmp_path, monkeypatch):
     """What a launcher that was killed has left goes at the next start (test_weight_sockets)."""
     name = f"import os, sys\nprint(os.environ[{forkserver.FOLDER!r}])\n"
     for end in ("", "sys.exit(1)", "os.kill(os.getpid(), 9)"):
@@ -359,9 +359,9 @@ def test_the_launchers_folder_is_gone_after_any_end(tmp_path, monkeypatch):
         assert made.parent == Path("/tmp") and made.name.startswith("verl_gsd_run_") and not made.exists()
 
 
-def test_a_refusal_is_a_config_error_without_the_noise_before_it(tmp_path, monkeypatch):
-    from verl_gsd.run.job import REFUSAL, REFUSED
+def test_rejection_is_a_config_error_without_the_rest_of_the_log(tmp_path, monkeypatch):
+    from verl_gsd.run.job import EXIT_REJECTED, REJECTION_MARK
 
-    body = f"import sys; print('noise'); print({REFUSAL!r}); print('a.b=1: wrong'); sys.exit({REFUSED})"
+    body = f"import sys; print('noise'); print({REJECTION_MARK!r}); print('a.b=1: wrong'); sys.exit({EXIT_REJECTED})"
     with pytest.raises(ConfigError, match=r"^a\.b=1: wrong$"):
         run_with_job_stub(tmp_path, monkeypatch, body)

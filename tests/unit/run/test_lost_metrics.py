@@ -1,4 +1,4 @@
-"""The metrics of a step that was checkpointed and not logged: added once, never twice."""
+"""The metrics of a step that was checkpointed but not logged are added once."""
 
 import json
 import math
@@ -34,7 +34,7 @@ def run(tmp_path):
 
 
 @pytest.mark.parametrize("end", ["", trained(2)[:-1], trained(2)[:20], '{"step":2,"data":{"training/global_step":2}}'])
-def test_a_missing_line_is_added_once_and_a_line_that_was_cut_off_goes(run, end):
+def test_missing_line_is_added_once_and_an_incomplete_line_is_removed(run, end):
     run.metrics(2).write_text(line(0, a=1.0) + trained(1) + end)
     assert lost_metrics.restore(run) == 2
     steps = list(read_metrics(run.metrics(2)))
@@ -45,18 +45,18 @@ def test_a_missing_line_is_added_once_and_a_line_that_was_cut_off_goes(run, end)
     assert run.metrics(2).read_bytes() == content and run.metrics(1).read_text() == trained(1) + trained(2)
 
 
-def test_a_line_that_is_there_stays_alone_and_so_does_what_follows_it(run):
+def test_existing_lines_are_not_changed(run):
     content = trained(1) + trained(2) + trained(3) + trained(4)[:30]
     run.metrics(2).write_text(content)
     assert lost_metrics.restore(run) is None and run.metrics(2).read_text() == content
 
 
-def test_a_validation_before_training_is_no_line_of_the_step(run):
+def test_validation_before_training_does_not_count_as_the_steps_line(run):
     run.metrics(2).write_text(line(2, **{"val-core/arithmetic/acc/mean@1": 0.5}))
     assert lost_metrics.restore(run) == 2 and len(list(read_metrics(run.metrics(2)))) == 2
 
 
-def test_an_attempt_without_any_line_has_this_one(run):
+def test_line_is_added_to_an_attempt_without_metrics(run):
     assert lost_metrics.restore(run) == 2
     assert [step for step, _ in read_metrics(run.metrics(2))] == [2]
 

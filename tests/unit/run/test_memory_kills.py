@@ -1,4 +1,4 @@
-"""The kernel's counters of processes killed for lack of memory."""
+"""The kernel's counters of processes that it killed because memory ran out."""
 
 from verl_gsd.run import memory_kills
 from verl_gsd.run.memory_kills import killed_since, oom_kills
@@ -28,11 +28,11 @@ def test_the_machines_and_the_containers_counter_are_read(tmp_path):
     assert tree(tmp_path / "version_1", cgroup, **{"memory/docker/ab/memory.oom_control": control}) == 7
 
 
-def test_a_containers_path_on_its_host_leads_nowhere_and_its_root_is_read(tmp_path):
+def test_root_cgroup_is_read_if_the_hosts_path_does_not_exist(tmp_path):
     assert tree(tmp_path, "0::/system.slice/docker-ab.scope\n", **{"memory.events": EVENTS}) == 4
 
 
-def test_without_any_counter_there_is_no_number(tmp_path):
+def test_result_is_none_without_counters(tmp_path):
     assert tree(tmp_path / "none", "0::/\n", vmstat=None) is None
     assert tree(tmp_path / "old kernel", "0::/\n", vmstat="nr_free_pages 1\n") is None
     assert oom_kills(tmp_path / "nowhere", tmp_path / "nowhere") is None
@@ -42,7 +42,7 @@ def test_this_machine_has_a_counter():
     assert isinstance(oom_kills(), int)
 
 
-def test_a_rise_is_one_sentence_and_no_rise_is_none(monkeypatch):
+def test_increase_is_a_sentence_and_no_increase_is_none(monkeypatch):
     monkeypatch.setattr(memory_kills, "oom_kills", lambda: 5)
     assert " 1 process " in killed_since(4) and " 3 processes " in killed_since(2)
     assert killed_since(5) is None and killed_since(None) is None

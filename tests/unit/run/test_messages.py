@@ -1,11 +1,11 @@
-"""Messages: each read once, whole, in order, whatever else is in the file."""
+"""Messages are read once, completely and in order, even if the file has other lines."""
 
 import json
 
 from verl_gsd.run.messages import Message, MessageReader, MessageWriter, read_messages
 
 
-def test_what_is_written_is_read_once_and_in_order(tmp_path):
+def test_messages_are_read_once_and_in_order(tmp_path):
     path = tmp_path / "messages" / "attempt_1.jsonl"
     reader = MessageReader(path)
     assert list(reader.new()) == []
@@ -18,7 +18,7 @@ def test_what_is_written_is_read_once_and_in_order(tmp_path):
     assert list(reader.new()) == [Message("warning", "third")] and len(read_messages(path)) == 3
 
 
-def test_a_line_that_is_no_message_is_skipped_and_one_that_is_not_complete_is_read_later(tmp_path):
+def test_invalid_lines_are_skipped_and_incomplete_lines_are_read_later(tmp_path):
     path = tmp_path / "attempt_1.jsonl"
     whole = json.dumps({"kind": "note", "text": "whole", "pid": "no number"}) + "\n"
     path.write_text('[1]\n{"kind": "other", "text": ""}\nnoise\n' + whole + whole[:9])
@@ -29,7 +29,7 @@ def test_a_line_that_is_no_message_is_skipped_and_one_that_is_not_complete_is_re
     assert list(reader.new()) == [Message("note", "whole")]
 
 
-def test_long_text_is_cut_and_a_file_that_cannot_be_written_ends_nothing(tmp_path, capsys):
+def test_long_text_is_cut_and_write_errors_do_not_raise(tmp_path, capsys):
     path = tmp_path / "attempt_1.jsonl"
     MessageWriter(path).write("warning", "x" * 100_000)
     (message,) = read_messages(path)

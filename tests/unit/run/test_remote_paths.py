@@ -1,4 +1,4 @@
-"""Remote paths that verl reads are accepted, the others are rejected before Ray starts, and none becomes a folder."""
+"""Remote paths that verl can read are accepted, others are rejected before Ray starts, and none becomes a folder."""
 
 import importlib.util
 import os
@@ -15,7 +15,7 @@ from verl_gsd.cli.train import held_out_prompts
 from verl_gsd.errors import ConfigError
 from verl_gsd.run.checks import validate
 from verl_gsd.run.checks.memory import shape_of
-from verl_gsd.run.dataset import files_with, fingerprints, rows_of
+from verl_gsd.run.dataset import count_rows, files_with, fingerprints
 
 FILE, MODEL = "hdfs://namenode/train.parquet", "hdfs://namenode/models/qwen"
 REMOTE = (f"data.train_files={FILE}", f"data.val_files=[{FILE}]", f"actor_rollout_ref.model.path={MODEL}")
@@ -47,7 +47,7 @@ def test_what_verl_copies_from_hdfs_is_accepted(check, hdfs_stub):
 
 
 @pytest.mark.parametrize("path", [FILE, MODEL])
-def test_without_the_command_hdfs_the_remedy_is_named(check, path, monkeypatch):
+def test_missing_hdfs_command_is_reported_with_the_fix(check, path, monkeypatch):
     monkeypatch.setenv("PATH", "/nonexistent")
     key = "data.train_files" if path == FILE else "actor_rollout_ref.model.path"
     with pytest.raises(ConfigError, match=rf"{key}={path}: .*hdfs.*Hadoop"):
@@ -72,7 +72,7 @@ def test_a_scheme_whose_package_is_missing_names_the_package(check):
         ("task.directory=hdfs://namenode/task", "local"),
     ],
 )
-def test_what_verl_reads_nowhere_is_rejected_here_and_before_a_job_is_sent(check, hdfs_stub, word, remedy):
+def test_paths_that_verl_cannot_read_are_rejected_locally_and_for_jobs(check, hdfs_stub, word, remedy):
     with pytest.raises(ConfigError, match=rf"{word}: .*{remedy}"):
         check(word, leave_out=validate.OF_THIS_MACHINE)
 
@@ -86,12 +86,12 @@ def test_a_run_directory_is_local(hdfs_stub, tmp_path, monkeypatch):
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_what_we_read_of_files_and_models_ourselves_is_unknown_where_they_are_remote(compose_fast):
+def test_properties_of_remote_files_and_models_are_unknown(compose_fast):
     config, _ = compose_fast(
         "algo=gsd", "task=arithmetic", "hardware=cpu", *REMOTE, "data.filter_overlong_prompts=false"
     )
     assert held_out_prompts(config) == Counter()
-    assert shape_of(config) is None and rows_of([FILE]) is None
+    assert shape_of(config) is None and count_rows([FILE]) is None
     assert fingerprints([FILE]) == [FILE] and files_with("__rollout_n__", [FILE]) == []
 
 
@@ -100,4 +100,4 @@ def test_we_connect_to_no_storage(tmp_path):
     pq.write_table(pa.table({"__rollout_n__": [8, 8]}), tmp_path / "train.parquet")
     file = f"file://{tmp_path}/train.parquet"  # the one address that it can open here
     assert pq.read_metadata(Path(file)).num_rows == 2
-    assert rows_of(file) is None and files_with("__rollout_n__", file) == []
+    assert count_rows(file) is None and files_with("__rollout_n__", file) == []

@@ -1,4 +1,4 @@
-"""Excerpts of a log: the lines of one process, short, without colours, however long the log is."""
+"""Excerpts of a log: the lines of a process, cut and without colors, from logs of any size."""
 
 import pytest
 
@@ -38,11 +38,11 @@ def log(tmp_path):
         (939, []),
     ],
 )
-def test_the_lines_of_a_process_are_those_that_ray_marks_as_its_own_or_its_childrens(log, pid, expected):
+def test_lines_of_a_process_include_those_of_its_children(log, pid, expected):
     assert last_lines_of(log, pid, 15) == expected
 
 
-def test_no_more_than_the_last_lines_are_taken_and_in_their_order(log):
+def test_last_lines_are_limited_and_in_order(log):
     assert last_lines_of(log, 9390, 1) == ["ERROR 11-28 09:00:38 [core.py:1] CUDA out of memory"]
     assert last_lines(log, 2) == [
         "(TaskRunnerV1 pid=1) it mentions (Worker pid=9390) and is not it",
@@ -60,14 +60,14 @@ def test_a_line_of_metrics_is_cut(log):
 
 
 @pytest.mark.parametrize("block", [1, 7, 64, 1 << 16])
-def test_lines_are_whole_wherever_a_block_begins(log, monkeypatch, block):
+def test_lines_are_complete_across_block_boundaries(log, monkeypatch, block):
     whole = last_lines(log, 100)
     assert len(whole) == len(LINES)
     monkeypatch.setattr(run_log, "_BLOCK", block)
     assert last_lines(log, 100) == whole
 
 
-def test_a_log_of_gigabytes_is_read_from_its_end_alone(tmp_path):
+def test_only_the_end_of_a_large_log_is_read(tmp_path):
     """A hole of 100 GB that takes no room on the disk: reading it would take minutes."""
     path = tmp_path / "attempt_1.log"
     with path.open("wb") as file:
@@ -83,7 +83,7 @@ def test_a_progress_bar_is_shown_as_a_terminal_shows_it(tmp_path):
     assert last_lines(path, 5) == ["20%|##", "\ufffd"]
 
 
-def test_the_first_exception_is_found_and_words_that_only_look_like_one_are_not(tmp_path):
+def test_first_exception_is_found_but_not_similar_words(tmp_path):
     path = tmp_path / "attempt_1.log"
     path.write_text("")
     assert first_exception(path) is None and last_lines(path, 5) == []
@@ -104,7 +104,7 @@ def test_the_exception_that_ended_a_run_is_not_one_that_it_survived(tmp_path):
     assert first_exception(path) == "ValueError: survived"
 
 
-def test_lines_that_only_look_like_exceptions_are_each_looked_at_twice_at_most(tmp_path, monkeypatch):
+def test_lines_similar_to_exceptions_are_read_at_most_twice(tmp_path, monkeypatch):
     path = tmp_path / "log"
     path.write_text("x Error: not found\n" * 3000)
     looked, original = [], run_log._readable

@@ -237,7 +237,7 @@ def test_the_launcher_removes_the_folder_at_the_end(prefix):
     from verl_gsd.run import launch
 
     run, _ = holder(prefix, "ab")
-    with launch._nothing_left_behind("no process has this mark"):
+    with launch._all_processes_ended("no process has this mark"):
         end(run)
         assert folders(prefix) == ["weights_ab"]
     assert folders(prefix) == []

@@ -1,1 +1,1 @@
-"""What can be wrong with a run, found before Ray starts."""
+"""Checks of a run's config, data and machine before Ray starts."""

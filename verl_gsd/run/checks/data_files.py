@@ -1,11 +1,11 @@
-"""Which data files verl 0.9.1 reads, so that the others are rejected before Ray starts.
+"""Checks data files against the format that verl 0.9.1 reads, so that others are rejected before Ray starts.
 
-verl's dataset (verl/utils/dataset/rl_dataset.py) loads any Parquet or JSON file, whatever its columns. A file with
-other columns, or with prompts that are no lists of messages, fails minutes later in a worker, or trains the policy on
-text that no chat template was applied to.
+verl's dataset (verl/utils/dataset/rl_dataset.py) loads any Parquet or JSON file, whatever its columns. If columns are
+missing, or prompts are not lists of messages, the run fails minutes later in a worker. Or verl trains the policy on
+text to which no chat template was applied.
 
-A Parquet file is checked without verl: its schema, its number of rows and its first ``FIRST_ROWS`` rows. The prompts of
-all other rows, and JSON files, are checked when ``prompt_lengths.py`` reads them.
+This module checks Parquet files without verl: the schema, the number of rows and the first ``FIRST_ROWS`` rows.
+``prompt_lengths.py`` reads all prompts and checks the other rows and JSON files.
 """
 
 from __future__ import annotations
@@ -20,35 +20,35 @@ from omegaconf import DictConfig, OmegaConf
 
 from verl_gsd.run.compose import Line
 
-#: Rows of a file whose ``reward_model`` and ``extra_info`` are looked at.
+#: ``reward_model`` and ``extra_info`` are checked in this many rows at the start of a file.
 FIRST_ROWS = 1000
-#: The keys that name files, in the order in which problems are reported.
+#: The config keys that name data files, in the order in which problems are reported.
 FILE_KEYS = ("data.train_files", "data.val_files")
 SUFFIXES = (".parquet", ".json", ".jsonl")
 TRUNCATIONS = ("error", "left", "right", "middle")
 
 
 def files_of(config: DictConfig, key: str) -> list[str]:
-    """The paths that ``key`` names: one, a list of them, or none."""
+    """The paths in ``key``, whose value is a path, a list of paths or null."""
     value = OmegaConf.select(config, key)
     return [str(file) for file in ([value] if value is None or isinstance(value, str) else value) if file is not None]
 
 
 def has_own_dataset(config: DictConfig) -> bool:
-    """Whether the user's own dataset class reads the files (data.custom_cls), so that verl's rules do not apply."""
+    """Whether the user's own dataset class reads the files (data.custom_cls). verl's rules do not apply to it."""
     return OmegaConf.select(config, "data.custom_cls.path") is not None
 
 
 def prompt_column(config: DictConfig) -> str:
-    """The column of prompts."""
+    """The name of the column with the prompts."""
     return str(OmegaConf.select(config, "data.prompt_key") or "prompt")
 
 
 def columns_read(config: DictConfig) -> tuple[str, ...]:
     """The columns that a file must have.
 
-    verl's reward managers read data_source and reward_model. A discriminative reward model without a custom reward
-    function, and a user's own reward manager, need not.
+    verl's reward managers read data_source and reward_model. These columns may be missing if a discriminative reward
+    model scores without a custom reward function, or if the user has a custom reward manager.
     """
     prompt = prompt_column(config)
     return ("data_source", prompt, "reward_model") if _reads_ground_truth(config) else (prompt,)
@@ -62,13 +62,14 @@ def _reads_ground_truth(config: DictConfig) -> bool:
 
 
 def check_truncation(config: DictConfig, line: Line) -> Iterator[str]:
-    """A value of data.truncation that has no meaning. verl itself does not read the key."""
+    """Report an invalid value of data.truncation. verl itself does not read the key."""
     if config.data.truncation not in TRUNCATIONS:
-        yield f"data.truncation={config.data.truncation}: no such value. Set {', '.join(TRUNCATIONS[:-1])} or middle."
+        values = f"{', '.join(TRUNCATIONS[:-1])} or {TRUNCATIONS[-1]}"
+        yield f"data.truncation={config.data.truncation}: not a valid value. Set it to {values}."
 
 
-def file_problems(key: str, file: str, config: DictConfig) -> Iterator[str]:
-    """What is wrong with one local file, as far as that can be told quickly.
+def check_data_file(key: str, file: str, config: DictConfig) -> Iterator[str]:
+    """Check one local file, as far as this is possible without reading all of it.
 
     Args:
         key: the config key that names the file.
@@ -76,62 +77,66 @@ def file_problems(key: str, file: str, config: DictConfig) -> Iterator[str]:
     if has_own_dataset(config):
         return
     if file.startswith("~"):
-        yield f"{key}={file}: verl does not expand ~ there. Set the full path."
+        yield f"{key}={file}: verl does not expand ~ in this key. Set the full path."
         return
     path = Path(file)
     if not path.is_file():
         columns = ", ".join(columns_read(config))
-        yield f"{key}={file}: no such file. Set the key to a Parquet file with columns {columns}."
+        yield (
+            f"{key}={file}: the file does not exist. Run `verl-gsd prepare` to create one, or set the key to a Parquet "
+            f"file with the columns {columns}."
+        )
     elif path.suffix not in SUFFIXES:
         yield (
-            f"{key}={file}: verl reads files whose names end in .parquet, .json or .jsonl. Convert the file, for "
-            "example with verl-gsd prepare."
+            f"{key}={file}: verl reads only files whose names end in .parquet, .json or .jsonl. Convert the file, for "
+            "example with `verl-gsd prepare`."
         )
     elif path.suffix == ".parquet":
-        yield from (f"{key}={file}: {problem}" for problem in _parquet_problems(path, config))
+        yield from (f"{key}={file}: {problem}" for problem in _check_parquet(path, config))
 
 
-def _parquet_problems(path: Path, config: DictConfig) -> Iterator[str]:
+def _check_parquet(path: Path, config: DictConfig) -> Iterator[str]:
     try:
         with pq.ParquetFile(path) as file:
             schema, rows = file.schema_arrow, file.metadata.num_rows
-            missing = list(missing_columns(schema.names, config))
+            missing = list(check_columns(schema.names, config))
             if missing or not rows:
                 yield from missing or [NO_ROWS]
             elif is_plain(schema):
                 columns = [name for name in (*columns_read(config), "extra_info") if name in schema.names]
                 first = next(file.iter_batches(FIRST_ROWS, columns=columns))
-                yield from row_problems(first.to_pylist(), config)
+                yield from check_rows(first.to_pylist(), config)
     except (pa.ArrowException, OSError) as error:
-        yield f"no Parquet file ({str(error).splitlines()[0]}). Set the key to a whole one."
+        yield f"not a valid Parquet file ({str(error).splitlines()[0]}). Set the key to a complete Parquet file."
 
 
-#: verl fails to load an empty file, among others too.
-NO_ROWS = "the file has 0 rows, and verl fails to load it. Set the key to files with rows."
+#: verl fails to load an empty file, even if other files have rows.
+NO_ROWS = "the file has 0 rows, which verl fails to load. Set the key to files with rows."
 
 
 def is_plain(schema: pa.Schema) -> bool:
-    """Whether pyarrow reads the values as ``datasets`` does; not so where ``datasets`` stored JSON text in a column."""
+    """Whether pyarrow reads the same values as ``datasets``. Columns in which ``datasets`` stored JSON text differ."""
     return b'"Json"' not in (schema.metadata or {}).get(b"huggingface", b"")
 
 
-def missing_columns(names: Iterable[str], config: DictConfig) -> Iterator[str]:
-    """A problem if columns that verl reads are not among ``names``."""
-    there = list(names)
-    missing = [name for name in columns_read(config) if name not in there]
+def check_columns(names: Iterable[str], config: DictConfig) -> Iterator[str]:
+    """Check that the columns that verl reads are among ``names``."""
+    present = list(names)
+    missing = [name for name in columns_read(config) if name not in present]
     if not missing:
         return
     yield (
-        f"no column {', '.join(missing)}. The file has {', '.join(there) or 'no columns'}. Rename its columns to those "
-        "that verl reads (data.prompt_key names the column of prompts), or convert it with verl-gsd prepare."
+        f"no column {', '.join(missing)}. The file has {', '.join(present) or 'no columns'}. Rename its columns to "
+        "those that verl reads (data.prompt_key names the column of prompts), or convert the file with `verl-gsd "
+        "prepare`."
     )
 
 
-def row_problems(rows: Iterable[Mapping[str, Any]], config: DictConfig, first: int = 0) -> Iterator[str]:
-    """The first problem among ``rows``, if there is one.
+def check_rows(rows: Iterable[Mapping[str, Any]], config: DictConfig, first: int = 0) -> Iterator[str]:
+    """Report the first problem among ``rows``, if there is one.
 
     Args:
-        first: number of the first of the rows in its file; rows count from 0.
+        first: number of the first of these rows in the file, counted from 0.
     """
     prompt, ground_truth = prompt_column(config), _reads_ground_truth(config)
     for number, row in enumerate(rows, start=first):
@@ -146,8 +151,9 @@ def row_problems(rows: Iterable[Mapping[str, Any]], config: DictConfig, first: i
             return
         if not isinstance(row.get("extra_info"), Mapping | type(None)):
             yield (
-                f"row {number} (the first is 0): extra_info is no record of named fields. Rename the column, or make "
-                'it one such as {"index": NUMBER}.'
+                f"row {number} (the first is 0): extra_info is not a record of named fields. Rename the column, or "
+                "change "
+                'it to records such as {"index": NUMBER}.'
             )
             return
 
@@ -156,31 +162,31 @@ def _has_ground_truth(value: Any) -> bool:
     return isinstance(value, Mapping) and "ground_truth" in value
 
 
-#: What a prompt must be. The end of every message about one that is not.
-_MESSAGES = 'Make it a list of messages such as [{"role": "user", "content": TEXT}].'
+#: The fix at the end of every message about an invalid prompt.
+_FIX = 'Make it a list of messages such as [{"role": "user", "content": TEXT}].'
 
 
 def prompt_problem(prompt: Any) -> str | None:
-    """Why verl cannot apply a chat template to ``prompt``, and the remedy; None if it can.
+    """Why verl cannot apply a chat template to ``prompt``, with the fix; None if it can.
 
-    A prompt is a list of messages, each with a role and a content: text, or a list of parts with a type. A message with
-    further fields, for example tool_calls, need not have a content.
+    A prompt is a list of messages. Each has a role and a content, which is text or a list of parts with a type. The
+    content may be missing if a message has other fields, for example tool_calls.
     """
     if prompt is None:
-        return f"is missing. {_MESSAGES}"
+        return f"is missing. {_FIX}"
     if isinstance(prompt, str):
-        return f"is text, and verl applies a chat template to messages. {_MESSAGES}"
+        return f"is text, but verl applies a chat template to messages. {_FIX}"
     if not isinstance(prompt, list):
-        return f"is a {type(prompt).__name__}. {_MESSAGES}"
+        return f"is a {type(prompt).__name__}. {_FIX}"
     if not prompt:
-        return f"is an empty list. {_MESSAGES}"
+        return f"is an empty list. {_FIX}"
     for number, message in enumerate(prompt):
         if not isinstance(message, Mapping):
-            return f"has a message {number} that is a {type(message).__name__}. {_MESSAGES}"
+            return f"has a message {number} that is a {type(message).__name__}. {_FIX}"
         if not (isinstance(message.get("role"), str) and message["role"]):
-            return f"has a message {number} without a role. {_MESSAGES}"
+            return f"has a message {number} without a role. {_FIX}"
         if not _is_content(message):
-            return f"has a message {number} whose content is neither text nor a list of parts. {_MESSAGES}"
+            return f"has a message {number} whose content is neither text nor a list of parts. {_FIX}"
     return None
 
 

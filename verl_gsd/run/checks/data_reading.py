@@ -1,7 +1,7 @@
-"""Read data files as verl's dataset does, with what is wrong with them and where.
+"""Reads data files as verl's dataset does, and reports files that cannot be read.
 
-Local Parquet files are read by pyarrow, which needs no copy. Other files are loaded by ``datasets``, as verl does it:
-``datasets`` keeps a copy on disk, which verl's own reading then uses.
+pyarrow reads local Parquet files, which needs no copy. ``datasets`` loads all other files, as in verl. It keeps a copy
+on disk, which verl then uses as well.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from omegaconf import DictConfig
 from verl_gsd.run.checks.data_files import (
     FIRST_ROWS,
     NO_ROWS,
+    check_columns,
+    check_rows,
     files_of,
     is_plain,
-    missing_columns,
     prompt_column,
-    row_problems,
 )
 from verl_gsd.run.messages import Message
 from verl_gsd.run.remote_paths import scheme_of
@@ -35,8 +35,13 @@ _BATCH = FIRST_ROWS
 
 
 @dataclass
-class Findings:
-    """What is wrong with the data (the run cannot start), and what the user should know."""
+class DataReport:
+    """The result of checking the data.
+
+    Attributes:
+        problems: errors, with which the run cannot start.
+        messages: notes and warnings for the user.
+    """
 
     problems: list[str] = field(default_factory=list)
     messages: list[Message] = field(default_factory=list)
@@ -50,13 +55,14 @@ class Findings:
 
 @dataclass(frozen=True)
 class DataFile:
-    """A data file, opened.
+    """An open data file.
 
     Attributes:
         key: the config key that names it.
-        name: its path as the config has it.
-        features: the types of its columns, as ``datasets`` names them.
-        rows: reads some columns, a thousand rows at a time.
+        name: its path, as in the config.
+        features: the types of its columns, as in ``datasets``.
+        count: its number of rows.
+        rows: reads the given columns, a thousand rows at a time.
     """
 
     key: str
@@ -67,31 +73,37 @@ class DataFile:
     rows: Callable[[Sequence[str]], Iterator[list[dict[str, Any]]]]
 
     def is_null(self, column: str) -> bool:
-        """Whether a column has no values at all."""
+        """Whether all values of a column are null."""
         return getattr(self.features[column], "dtype", None) == "null"
 
     def __str__(self) -> str:
         return f"{self.key}={self.name}"
 
 
-def open_files(key: str, config: DictConfig, remote: bool | None, found: Findings) -> Iterator[DataFile]:
-    """The files of ``key`` that can be read; others become problems or messages."""
+def open_files(key: str, config: DictConfig, remote: bool | None, report: DataReport) -> Iterator[DataFile]:
+    """Open the files of ``key``. Files that cannot be read lead to problems or messages in ``report``.
+
+    Args:
+        remote: False skips remote files with a note, True skips local files, and None opens all files.
+    """
     for name in files_of(config, key):
         is_remote = scheme_of(name) is not None
         if is_remote and remote is False:
-            found.note(f"{key}={name}: the prompts of a remote file are counted when the trainer starts")
+            report.note(f"{key}={name}: this is a remote file, so its prompts are counted when the trainer starts")
         elif not is_remote and remote is True:
             continue
         elif not is_remote and not Path(name).is_file():
-            found.note(f"{key}={name}: its prompts are counted when the run starts, which makes the file")
+            report.note(
+                f"{key}={name}: the file does not exist yet, so its prompts are counted when the run has created it"
+            )
         else:
             try:
                 file = _open(key, name, config)
-                problems = _column_problems(file, config)
-            except Exception as error:  # datasets raises what its readers raise
-                problems = [_unreadable(name, error)]
+                problems = _check_columns_and_first_rows(file, config)
+            except Exception as error:  # the readers of datasets can raise any error
+                problems = [_why_unreadable(name, error)]
             if problems:
-                found.problems += [f"{key}={name}: {problem}" for problem in problems]
+                report.problems += [f"{key}={name}: {problem}" for problem in problems]
             else:
                 yield file
 
@@ -122,12 +134,12 @@ def _loaded_rows(table: Any, columns: Sequence[str]) -> Iterator[list[dict[str, 
 
 
 def _loaded(name: str, config: DictConfig) -> Any:
-    """The file as verl's dataset loads it. ``datasets`` keeps a copy on disk, which verl's own reading then uses."""
+    """Load the file as verl's dataset does. ``datasets`` keeps a copy on disk, which verl then uses as well."""
     import datasets
 
     local = name
     if scheme_of(name) is None and not name.endswith(".parquet"):
-        with Path(name).open(encoding="utf-8") as lines:  # datasets would raise only when it reaches the row
+        with Path(name).open(encoding="utf-8") as lines:  # raises for text that is not UTF-8, earlier than datasets
             for _ in lines:
                 pass
     if scheme_of(name) == "hdfs":
@@ -138,28 +150,28 @@ def _loaded(name: str, config: DictConfig) -> Any:
     return datasets.load_dataset("parquet" if name.endswith(".parquet") else "json", data_files=local)["train"]
 
 
-def _column_problems(file: DataFile, config: DictConfig) -> list[str]:
+def _check_columns_and_first_rows(file: DataFile, config: DictConfig) -> list[str]:
     if not file.count:
         return [NO_ROWS]
-    if missing := list(missing_columns(file.columns, config)):
+    if missing := list(check_columns(file.columns, config)):
         return missing
     wanted = {"reward_model", "extra_info", prompt_column(config)} & set(file.columns)
-    return list(row_problems(next(file.rows(sorted(wanted))), config))
+    return list(check_rows(next(file.rows(sorted(wanted))), config))
 
 
-def _unreadable(name: str, error: Exception) -> str:
-    """Why ``datasets`` cannot read the file: the line, if one is no JSON."""
+def _why_unreadable(name: str, error: Exception) -> str:
+    """Why ``datasets`` cannot read the file, with the line if one is not valid JSON."""
     if isinstance(error, StopIteration):
         return NO_ROWS
     if name.endswith((".json", ".jsonl")) and Path(name).is_file() and (line := _bad_line(Path(name))):
         return f"{line}. Correct or remove that line."
     cause = error.__cause__ or error
     reason = (str(cause) or type(cause).__name__).splitlines()[0]
-    return f"verl cannot read the file ({reason}). Convert it, for example with verl-gsd prepare."
+    return f"verl cannot read the file ({reason}). Convert it, for example with `verl-gsd prepare`."
 
 
 def _bad_line(path: Path) -> str | None:
-    """The first line that is no JSON, and why; None if all are."""
+    """The first line that is not a JSON object, and why; None if all lines are."""
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             try:
@@ -168,15 +180,15 @@ def _bad_line(path: Path) -> str | None:
                 return f"line {number} is not UTF-8 (byte {error.start + 1} of the line)"
             except ValueError as error:
                 if number == 1 and line.strip() in (b"{", b"["):
-                    return None  # one value over many lines
-                return f"line {number} is no JSON ({error})"
+                    return None  # a single value that spans many lines
+                return f"line {number} is not JSON ({error})"
             if not isinstance(value, dict) and not (number == 1 and isinstance(value, list)):
-                return f"line {number} is no JSON object"
+                return f"line {number} is not a JSON object"
     return None
 
 
-def check_joined(files: list[DataFile], found: Findings) -> None:
-    """Files of one key that ``datasets`` cannot concatenate: a column with two types."""
+def check_same_types(files: list[DataFile], report: DataReport) -> None:
+    """Report files of one key that ``datasets`` cannot concatenate, because a column has different types in them."""
     import datasets
 
     joined = None
@@ -188,21 +200,22 @@ def check_joined(files: list[DataFile], found: Findings) -> None:
             types = re.search(
                 r"the key (\S+) of features .* unexpected type - (.*) \(expected either (.*) or", str(error)
             )
-            what = f"column {types[1]} is {types[2]} there and {types[3]} before" if types else str(error)
-            found.problems.append(
-                f"{file}: verl cannot join it to the files before it in {file.key}: {what}. Convert one of them, so "
-                "that both have the same types."
+            reason = f"column {types[1]} is {types[2]} here and {types[3]} there" if types else str(error)
+            report.problems.append(
+                f"{file}: verl cannot concatenate this file with the previous files of {file.key}: {reason}. Convert "
+                "one of the files, so that all have the same types."
             )
 
 
 @contextmanager
 def without_progress_bars() -> Iterator[None]:
+    """Hide the progress bars of ``datasets``."""
     import datasets
 
-    shown = datasets.utils.are_progress_bars_disabled() is False
+    were_enabled = datasets.utils.are_progress_bars_disabled() is False
     datasets.disable_progress_bars()
     try:
         yield
     finally:
-        if shown:
+        if were_enabled:
             datasets.enable_progress_bars()

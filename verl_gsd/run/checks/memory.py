@@ -1,7 +1,8 @@
-"""Whether a config fits its GPUs, said before Ray starts: ``planning/memory.py`` against ``hardware.gpu_memory_gib``.
+"""Check before Ray starts that a run fits the memory of its GPUs (``hardware.gpu_memory_gib``).
 
-An update's peak is an estimate: what exceeds a GPU by a tenth is refused, what comes within a tenth of it warned of.
-What vLLM's share must hold, and what lies beside it, are counts of bytes that have to be there: any excess is refused.
+``planning/memory.py`` computes the sizes. The peak of an update is an estimate: the config is rejected if the peak
+exceeds the GPU by more than 10%, and a warning is printed if it is above 90%. The memory that vLLM and the training
+states need during generation is known more exactly, so that any excess is rejected.
 """
 
 from __future__ import annotations
@@ -18,184 +19,193 @@ from verl_gsd.run.cluster_lock import accelerators
 from verl_gsd.run.compose import Line
 from verl_gsd.sections import is_finite
 
-#: Shares of a GPU's memory above which an estimate is warned of, and refused.
+#: An update whose estimate is above these shares of a GPU's memory leads to a warning, or is rejected.
 TIGHT, TOO_MUCH = 0.9, 1.1
-#: Of vLLM's share, beside weights and KV cache: its own activations and graphs, in GiB. A round figure.
+#: GiB that vLLM needs for activations and CUDA graphs, in addition to weights and KV cache. A rough figure.
 _VLLM_OWN_GIB = 3.0
 
-#: Seconds of AdamW on one CPU thread per 1e9 parameters, as measured, and seconds per update that are warned of.
+#: Measured seconds of an AdamW step on one CPU thread per 1e9 parameters. Slower updates than the second lead to a
+#: warning.
 _ADAMW_S, SLOW_OPTIMIZER_S = 8.65, 15.0
-#: A model of more is not for a CPU: the embedded one has a million.
+#: A model with more parameters is too large for a CPU. The embedded model has a million.
 _CPU_PARAMETERS = 2e8
-#: A part of an update's memory where vLLM keeps its own.
+#: The part of an update's memory that vLLM keeps if it does not release it.
 _AWAKE = "vLLM awake"
 
 _ACTOR, _ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
 
 
-def does_not_fit(config: DictConfig, line: Line) -> Iterator[str]:
-    """What cannot be held, or not be read, by what the hardware group says there is."""
-    yield from _gpus_missing(config)
-    given = OmegaConf.select(config, "hardware.gpu_memory_gib")
-    if given is not None and not (is_finite(given) and given > 0):
-        yield f"hardware.gpu_memory_gib={given}: write GiB, a number above 0, or null to leave memory unchecked."
+def check_memory(config: DictConfig, line: Line) -> Iterator[str]:
+    """Check the number of GPUs, sequence lengths and memory against the hardware group and the model."""
+    yield from _check_gpu_count(config)
+    size = OmegaConf.select(config, "hardware.gpu_memory_gib")
+    if size is not None and not (is_finite(size) and size > 0):
+        yield (
+            f"hardware.gpu_memory_gib={size}: not a number above 0. Set it to the GiB of one GPU, or to null to skip "
+            "the checks of memory."
+        )
     shape = shape_of(config)
-    if shape is None or not _counts(config):
+    if shape is None or not _has_valid_sizes(config):
         return
     length, actor = _length(config), config.actor_rollout_ref.actor
     if length > shape.positions:
         yield (
-            f"data.max_prompt_length={config.data.max_prompt_length} and data.max_response_length="
-            f"{config.data.max_response_length}: {length} tokens, and {config.actor_rollout_ref.model.path} reads "
-            f"{shape.positions}: verl would cut responses there without a word. Write less, or a model that reads more."
+            f"data.max_prompt_length={config.data.max_prompt_length} and "
+            f"data.max_response_length={config.data.max_response_length}: together {length} tokens, but "
+            f"{config.actor_rollout_ref.model.path} supports {shape.positions}. verl would cut responses there without "
+            "a warning. Set smaller lengths, or use a model with a longer context."
         )
     room = actor.ppo_max_token_len_per_gpu * sequence_parallel(actor)
     if actor.use_dynamic_bsz and room < length:
         yield (
-            f"{_ACTOR}.ppo_max_token_len_per_gpu={actor.ppo_max_token_len_per_gpu}: verl fails on a sequence that does "
-            f"not fit a micro-batch, and one may have {length} tokens. Write {-(-length // sequence_parallel(actor))} "
-            "or more."
+            f"{_ACTOR}.ppo_max_token_len_per_gpu={actor.ppo_max_token_len_per_gpu}: verl fails if a sequence does not "
+            f"fit into a micro-batch, and a sequence can have {length} tokens. Set it to "
+            f"{-(-length // sequence_parallel(actor))} or more."
         )
     memory = _memory(config)
     if memory is None:
         return
-    yield from _update_too_large(config, shape, memory)
-    yield from _rollout_too_large(config, shape, memory)
+    yield from _check_update(config, shape, memory)
+    yield from _check_rollout(config, shape, memory)
 
 
 def estimate(config: DictConfig) -> Iterator[str]:
-    """The estimate in words, for a user to see before a run; nothing where no hardware group says what a GPU holds."""
+    """Describe the memory estimate of a run, with warnings. Without a size of the GPUs there are only warnings."""
     memory, path, shape = _memory(config), config.actor_rollout_ref.model.path, shape_of(config)
     if config.get("hardware") is None:
         yield (
-            "warning: no hardware= on the line: memory is not estimated, and the number of GPUs is verl's default. Set "
-            "hardware=gpu for the GPUs of this machine, or another hardware group."
+            "warning: hardware= is not set, so that memory is not estimated and the number of GPUs is verl's default. "
+            "Set hardware=gpu for the GPUs of this machine, or another choice of hardware=."
         )
     elif config.trainer.device == "cpu" and shape is not None and shape.parameters > _CPU_PARAMETERS:
         yield (
-            f"warning: {path} has {shape.parameters / 1e9:.1f}e9 parameters, and hardware=cpu is for small models. Add "
-            "task=arithmetic for one."
+            f"warning: {path} has {shape.parameters / 1e9:.1f}e9 parameters, and hardware=cpu is for small models. Set "
+            "task=arithmetic to use one."
         )
-    if memory is None or not _counts(config):
+    if memory is None or not _has_valid_sizes(config):
         return
     if shape is None:
-        yield f"warning: memory is not estimated; the shape of {path} is not known here (one in a folder is)"
+        yield (
+            f"warning: memory is not estimated, because the sizes of {path} are not known. Set "
+            "actor_rollout_ref.model.path to a local folder of the model to estimate memory."
+        )
         return
     update, rollout = _update(config, shape), config.actor_rollout_ref.rollout
     share = rollout.gpu_memory_utilization * memory
     cache = max(0.0, share - weights_gib(shape, _parallel(config)) - _VLLM_OWN_GIB)
     cached = int(cache / kv_cache_gib(shape, _length(config), _parallel(config)))
     yield (
-        f"memory of {memory:g} GiB a GPU, estimated: an update {sum(update.values()):.0f}; generation {share:.0f} and "
-        f"{_resident(config, shape):.0f} of weights and optimiser, {cached} sequences of full length in its cache"
+        f"estimated GiB per GPU, of {memory:g}: an update {sum(update.values()):.0f}; generation {share:.0f} for vLLM "
+        f"and {_resident(config, shape):.0f} for weights and optimizer of the trainer. The KV cache holds {cached} "
+        "sequences of full length."
     )
     if TIGHT * memory < sum(update.values()) <= TOO_MUCH * memory:
-        yield f"warning: that update may not fit. {_smaller(config, update)}"
+        yield f"warning: the update may not fit into GPU memory. {_how_to_shrink(config, update)}"
     if config.actor_rollout_ref.actor.use_dynamic_bsz and not config.actor_rollout_ref.model.use_remove_padding:
         yield (
-            "warning: actor_rollout_ref.model.use_remove_padding=false with use_dynamic_bsz=true: a micro-batch of "
-            f"{config.actor_rollout_ref.actor.ppo_max_token_len_per_gpu} tokens is padded to its longest row, and the "
-            "estimate does not count the padding. Set use_remove_padding=true."
+            "warning: actor_rollout_ref.model.use_remove_padding=false with use_dynamic_bsz=true: verl pads a "
+            f"micro-batch of {config.actor_rollout_ref.actor.ppo_max_token_len_per_gpu} tokens to its longest row, and "
+            "the estimate does not count the padding. Set use_remove_padding=true."
         )
     if _streamed(config) and (seconds := _cpu_optimizer_s(config, shape)) > SLOW_OPTIMIZER_S:
         yield (
-            f"warning: {_ACTOR}.fsdp_config.offload_policy=true: the CPU makes the optimizer's step, about "
+            f"warning: {_ACTOR}.fsdp_config.offload_policy=true: the optimizer runs on the CPU and takes about "
             f"{seconds:.0f} s per update with {_threads(config)} threads per worker. Set "
-            "++ray_kwargs.ray_init.runtime_env.env_vars.OMP_NUM_THREADS to the cores that a worker can use."
+            "++ray_kwargs.ray_init.runtime_env.env_vars.OMP_NUM_THREADS to the number of cores per worker."
         )
     if TIGHT * memory < share + _resident(config, shape) <= memory:
-        yield f"warning: generation leaves little beside it. Write a smaller {_ROLLOUT}.gpu_memory_utilization."
+        yield f"warning: little GPU memory is left during generation. Set a smaller {_ROLLOUT}.gpu_memory_utilization."
     if cached < rollout.n:
         yield (
-            f"warning: {_ROLLOUT}.n={rollout.n} responses of {_length(config)} tokens do not fit the KV cache "
-            f"together, {cached} do: the others wait. Write a larger {_ROLLOUT}.gpu_memory_utilization or "
-            "tensor_model_parallel_size."
+            f"warning: {_ROLLOUT}.n={rollout.n} responses of {_length(config)} tokens do not fit into the KV cache at "
+            f"the same time. It holds {cached} of them, and the others wait. Set a larger "
+            f"{_ROLLOUT}.gpu_memory_utilization or tensor_model_parallel_size."
         )
 
 
 def shape_of(config: DictConfig) -> Shape | None:
-    """Of the policy: from its folder, or if it is a recipe's; None where it is not known here."""
+    """The shape of the policy: from its local folder, or a known model of a recipe; None if it is not known."""
     path = str(config.actor_rollout_ref.model.path)
     if not (Path(path).expanduser() / "config.json").is_file():
         return SHAPES.get(path)
     return Shape.of(model_config(path))
 
 
-def _gpus_missing(config: DictConfig) -> Iterator[str]:
+def _check_gpu_count(config: DictConfig) -> Iterator[str]:
     hardware, trainer = config.get("hardware", {}), config.trainer
     if hardware.get("gpus_per_node") is None:
         return
-    there = hardware.nodes * hardware.gpus_per_node
+    available = hardware.nodes * hardware.gpus_per_node
     needed = accelerators(config)
-    if needed > there:
-        apart = needed - trainer.nnodes * trainer.n_gpus_per_node
-        also = f" and {apart} for the reward model (reward.reward_model.n_gpus_per_node)" if apart else ""
+    if needed > available:
+        separate = needed - trainer.nnodes * trainer.n_gpus_per_node
+        others = f" and {separate} for the reward model (reward.reward_model.n_gpus_per_node)" if separate else ""
         yield (
-            f"trainer.n_gpus_per_node={trainer.n_gpus_per_node} on {trainer.nnodes} nodes{also}: hardware="
-            f"{hardware.name} has {there} GPUs. Write fewer, hardware.nodes=N if there are more nodes of "
-            f"{hardware.gpus_per_node}, or another hardware group."
+            f"trainer.n_gpus_per_node={trainer.n_gpus_per_node} on {trainer.nnodes} nodes{others}: hardware="
+            f"{hardware.name} has only {available} GPUs. Set a smaller number, set hardware.nodes to the number of "
+            f"nodes with {hardware.gpus_per_node} GPUs, or use another choice of hardware=."
         )
 
 
-def _update_too_large(config: DictConfig, shape: Shape, memory: float) -> Iterator[str]:
+def _check_update(config: DictConfig, shape: Shape, memory: float) -> Iterator[str]:
     parts = _update(config, shape)
     if sum(parts.values()) > TOO_MUCH * memory:
-        said = ", ".join(f"{value:.1f} {name}" for name, value in parts.items())
+        sizes = ", ".join(f"{value:.1f} {name}" for name, value in parts.items())
         yield (
-            f"hardware.gpu_memory_gib={memory:g}: an update needs about {sum(parts.values()):.0f} GiB of every GPU "
-            f"({said}; {shape.parameters / 1e9:.2f}e9 parameters over {_shards(config)} GPUs, {_tokens(config)} tokens "
-            f"a micro-batch). {_smaller(config, parts)} An estimate: hardware.gpu_memory_gib=null is for who knows "
-            "better."
+            f"hardware.gpu_memory_gib={memory:g}: an update needs about {sum(parts.values()):.0f} GiB of each GPU "
+            f"({sizes}; {shape.parameters / 1e9:.2f}e9 parameters over {_shards(config)} GPUs, {_tokens(config)} "
+            f"tokens per micro-batch). {_how_to_shrink(config, parts)} This is an estimate. To skip the checks of "
+            "memory, set hardware.gpu_memory_gib=null."
         )
 
 
-def _smaller(config: DictConfig, parts: dict[str, float]) -> str:
-    """What to write, by what takes the most."""
+def _how_to_shrink(config: DictConfig, parts: dict[str, float]) -> str:
+    """The setting to change to make an update smaller, chosen by the largest of its parts."""
     actor = config.actor_rollout_ref.actor
     if parts.get(_AWAKE, 0) > parts["states"]:
-        return f"Write {_ROLLOUT}.free_cache_engine=true (and enable_sleep_mode=true)."
+        return f"Set {_ROLLOUT}.free_cache_engine=true (and enable_sleep_mode=true)."
     if parts["states"] > parts["logits"] + parts["activations"]:
-        return f"Write {_ACTOR}.fsdp_config.offload_policy=true (with strategy=fsdp2), or use more GPUs."
+        return f"Set {_ACTOR}.fsdp_config.offload_policy=true (with strategy=fsdp2), or use more GPUs."
     if not actor.use_dynamic_bsz:
-        return f"Write {_ACTOR}.ppo_micro_batch_size_per_gpu below {actor.ppo_micro_batch_size_per_gpu}."
+        return f"Set {_ACTOR}.ppo_micro_batch_size_per_gpu below {actor.ppo_micro_batch_size_per_gpu}."
     if actor.ppo_max_token_len_per_gpu * sequence_parallel(actor) > _length(config):
         least = -(-_length(config) // sequence_parallel(actor))
-        return f"Write {_ACTOR}.ppo_max_token_len_per_gpu below {actor.ppo_max_token_len_per_gpu}, {least} or more."
-    return f"Write {_ACTOR}.ulysses_sequence_parallel_size=2 or more, or a smaller data.max_response_length."
+        return f"Set {_ACTOR}.ppo_max_token_len_per_gpu below {actor.ppo_max_token_len_per_gpu}, {least} or more."
+    return f"Set {_ACTOR}.ulysses_sequence_parallel_size=2 or more, or a smaller data.max_response_length."
 
 
-def _rollout_too_large(config: DictConfig, shape: Shape, memory: float) -> Iterator[str]:
+def _check_rollout(config: DictConfig, shape: Shape, memory: float) -> Iterator[str]:
     rollout, length = config.actor_rollout_ref.rollout, _length(config)
-    named = f"{_ROLLOUT}.gpu_memory_utilization={rollout.gpu_memory_utilization}"
-    # vLLM starts if one sequence as long as it may serve fits its cache: as the model reads, unless it is told less.
-    served = rollout.max_model_len or shape.positions
-    if rollout.max_model_len and served < length:
+    setting = f"{_ROLLOUT}.gpu_memory_utilization={rollout.gpu_memory_utilization}"
+    # vLLM starts only if its cache holds a sequence of max_model_len tokens, by default the model's whole context.
+    max_length = rollout.max_model_len or shape.positions
+    if rollout.max_model_len and max_length < length:
         yield (
-            f"{_ROLLOUT}.max_model_len={served}: prompt and response may have {length} tokens, and verl cuts responses "
-            f"there without a word. Write {length} or more, or leave it out."
+            f"{_ROLLOUT}.max_model_len={max_length}: prompt and response can have {length} tokens, and verl cuts "
+            f"responses there without a warning. Set it to {length} or more, or to null."
         )
-    one = kv_cache_gib(shape, served, _parallel(config))
+    one_sequence = kv_cache_gib(shape, max_length, _parallel(config))
     share = rollout.gpu_memory_utilization * memory
     weights = weights_gib(shape, _parallel(config))
-    if weights + one > share:
-        shorter = f", {_ROLLOUT}.max_model_len={length}" if served > length else ""
+    if weights + one_sequence > share:
+        shorter = f", {_ROLLOUT}.max_model_len={length}" if max_length > length else ""
         yield (
-            f"{named} of {memory:g} GiB: {share:.1f} GiB, and weights take {weights:.1f} and one sequence of {served} "
-            f"tokens, without which vLLM does not start, {one:.1f}. Write a larger share{shorter}, or "
-            f"{_ROLLOUT}.tensor_model_parallel_size above {_parallel(config)}."
+            f"{setting} of {memory:g} GiB: vLLM gets {share:.1f} GiB. The weights need {weights:.1f} GiB, and the KV "
+            f"cache of one sequence of {max_length} tokens, without which vLLM does not start, {one_sequence:.1f} GiB. "
+            f"Set a larger share{shorter}, or {_ROLLOUT}.tensor_model_parallel_size above {_parallel(config)}."
         )
     resident = _resident(config, shape)
     if share + resident > memory:
         yield (
-            f"{named} of {memory:g} GiB: beside these {share:.0f} GiB the policy's weights and optimiser keep "
-            f"{resident:.0f} on the GPU. Write a smaller share, or {_ACTOR}.fsdp_config.param_offload=true and "
-            "optimizer_offload=true."
+            f"{setting} of {memory:g} GiB: in addition to these {share:.0f} GiB, the trainer keeps weights and "
+            f"optimizer of {resident:.0f} GiB on the GPU. Set a smaller share, or "
+            f"{_ACTOR}.fsdp_config.param_offload=true and optimizer_offload=true."
         )
 
 
 def _update(config: DictConfig, shape: Shape) -> dict[str, float]:
     model, rollout = config.actor_rollout_ref.model, config.actor_rollout_ref.rollout
-    copies = 1 if _has_adapter(config) else 4  # weights, and if they are trained gradients and Adam's moments
+    copies = 1 if _has_adapter(config) else 4  # weights; if they are trained, also gradients and Adam's two moments
     parts = update_gib(
         shape,
         _shards(config),
@@ -205,7 +215,7 @@ def _update(config: DictConfig, shape: Shape) -> dict[str, float]:
         sdpa=attention_of(config) == SDPA,
     )
     if attention_of(config) == SDPA and not model.use_remove_padding:
-        # A micro-batch of full-length rows. Packed rows need no mask (trainer/attention.py).
+        # For a micro-batch of full-length rows. Packed rows need no mask (trainer/attention.py).
         rows = max(1, _tokens(config) * sequence_parallel(config.actor_rollout_ref.actor) // _length(config))
         parts["attention mask"] = padded_mask_gib(rows, _length(config))
     if not (rollout.free_cache_engine and rollout.get("enable_sleep_mode", True)):
@@ -214,7 +224,7 @@ def _update(config: DictConfig, shape: Shape) -> dict[str, float]:
 
 
 def _resident(config: DictConfig, shape: Shape) -> float:
-    """What the actor keeps on a GPU while vLLM generates: weights, and Adam's two moments, in GiB."""
+    """GiB that the actor keeps on a GPU while vLLM generates: weights and Adam's two moments, unless offloaded."""
     if _streamed(config):
         return 0.0
     fsdp = config.actor_rollout_ref.actor.fsdp_config
@@ -228,29 +238,29 @@ def _states(config: DictConfig, shape: Shape, copies: int) -> float:
 
 
 def _streamed(config: DictConfig) -> bool:
-    """Whether the states live in the machine's memory: verl reads that key under FSDP2 alone."""
+    """Whether weights and optimizer states are kept in host memory. verl reads that key only under FSDP2."""
     actor = config.actor_rollout_ref.actor
     return bool(actor.strategy == "fsdp2" and actor.fsdp_config.offload_policy)
 
 
 def _threads(config: DictConfig) -> int:
-    """Of a training worker: Ray gives an actor one unless the run's environment says otherwise."""
-    given = OmegaConf.select(config, "ray_kwargs.ray_init.runtime_env.env_vars.OMP_NUM_THREADS")
-    return int(given) if str(given).isdecimal() and int(given) else 1
+    """CPU threads of a training worker: OMP_NUM_THREADS of the run's environment, or Ray's default of 1."""
+    threads = OmegaConf.select(config, "ray_kwargs.ray_init.runtime_env.env_vars.OMP_NUM_THREADS")
+    return int(threads) if str(threads).isdecimal() and int(threads) else 1
 
 
 def _cpu_optimizer_s(config: DictConfig, shape: Shape) -> float:
-    """Of one update whose optimizer runs on the CPU, if threads share the work evenly."""
+    """Seconds per update of an optimizer on the CPU, assuming that the threads share the work evenly."""
     return 0.0 if _has_adapter(config) else _ADAMW_S * shape.parameters / 1e9 / _shards(config) / _threads(config)
 
 
 def _has_adapter(config: DictConfig) -> bool:
-    """Whether the policy's own weights are frozen; the adapter's size is left out."""
+    """Whether the policy trains a LoRA adapter. Its weights are then frozen; the adapter's size is ignored."""
     return (config.actor_rollout_ref.model.lora_rank or 0) > 0
 
 
 def _memory(config: DictConfig) -> float | None:
-    """GiB of a GPU; None where no hardware group says so, or another engine's sharding is not described here."""
+    """GiB of one GPU; None if it is not set. Also None for engines other than FSDP, whose sharding is not modeled."""
     value = OmegaConf.select(config, "hardware.gpu_memory_gib")
     return value if is_finite(value) and config.actor_rollout_ref.actor.strategy in ("fsdp", "fsdp2") else None
 
@@ -266,7 +276,7 @@ def _length(config: DictConfig) -> int:
 
 
 def _tokens(config: DictConfig) -> int:
-    """Of the largest micro-batch, on one GPU."""
+    """Tokens of the largest micro-batch on one GPU."""
     actor = config.actor_rollout_ref.actor
     if actor.use_dynamic_bsz:
         return actor.ppo_max_token_len_per_gpu
@@ -277,10 +287,10 @@ def _parallel(config: DictConfig) -> int:
     return config.actor_rollout_ref.rollout.tensor_model_parallel_size
 
 
-def _counts(config: DictConfig) -> bool:
-    """Whether the numbers reckoned with are numbers; what is not is named by another check."""
+def _has_valid_sizes(config: DictConfig) -> bool:
+    """Whether the values that the estimate reads are positive numbers. Another check reports those that are not."""
     data, actor, rollout = config.data, config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
-    whole = (
+    sizes = (
         data.max_prompt_length,
         data.max_response_length,
         actor.ppo_max_token_len_per_gpu,
@@ -289,4 +299,6 @@ def _counts(config: DictConfig) -> bool:
         config.trainer.nnodes,
         config.trainer.n_gpus_per_node,
     )
-    return all(isinstance(n, int) and n > 0 for n in whole) and isinstance(rollout.gpu_memory_utilization, int | float)
+    return all(isinstance(size, int) and size > 0 for size in sizes) and isinstance(
+        rollout.gpu_memory_utilization, int | float
+    )

@@ -1,11 +1,11 @@
-"""Count the prompts that are longer than the run allows, before Ray starts.
+"""Counts the prompts that are longer than the run allows, before Ray starts.
 
-verl's dataset drops such prompts if data.filter_overlong_prompts is true. Otherwise verl's agent loop cuts them on the
-left, whatever data.truncation says. Under our trainer modes ``prompt_truncation.py`` makes it obey data.truncation.
-This module tells the user how many prompts that concerns. It reads every prompt, so it also finds prompts that verl
+If data.filter_overlong_prompts is true, verl's dataset drops such prompts. Otherwise verl's agent loop cuts them on the
+left, whatever data.truncation says. Under our trainer modes, ``prompt_truncation.py`` makes it obey data.truncation.
+This module tells the user how many prompts are affected. It reads every prompt, so it also finds prompts that verl
 cannot read.
 
-Rates are in docs/data.md.
+docs/data.md says how many prompts it reads per second.
 """
 
 from __future__ import annotations
@@ -18,61 +18,61 @@ import numpy as np
 from omegaconf import DictConfig
 
 from verl_gsd.run.checks.data_files import FILE_KEYS, files_of, has_own_dataset, prompt_column, prompt_problem
-from verl_gsd.run.checks.data_reading import DataFile, Findings, check_joined, open_files, without_progress_bars
+from verl_gsd.run.checks.data_reading import DataFile, DataReport, check_same_types, open_files, without_progress_bars
 from verl_gsd.run.checks.gsd_section import is_ours
 from verl_gsd.run.checks.prompt_tokens import NotCountableError, PromptTokens, prompt_tokens_of, tools_of
 from verl_gsd.run.remote_paths import scheme_of
 from verl_gsd.run.truncation import is_obeyed
 from verl_gsd.sections import is_whole
 
-#: verl's own agent loops. They build a prompt with the continuous token builder; the second passes it tools.
+#: verl's own agent loops. Both build prompts with the continuous token builder; only the second passes tools to it.
 _PLAIN_LOOP, _TOOL_LOOP = "single_turn_agent", "tool_agent"
-#: Where the agent loop cuts, by data.truncation.
+#: data.truncation -> where the agent loop cuts a prompt.
 _SIDES = {"left": "on the left", "right": "on the right", "middle": "in the middle"}
 
 
-def examine(
+def check_prompts(
     config: DictConfig, *, remote: bool | None = None, tokenizer: Any = None, processor: Any = None
-) -> Findings:
-    """Read and count the prompts of data.train_files and data.val_files.
+) -> DataReport:
+    """Read the prompts of data.train_files and data.val_files, and count those that are too long.
 
     Args:
-        remote: False leaves remote files out and says so, True examines remote files alone, None examines all files.
-        tokenizer: the model's, as verl loads it; loaded here if it is None.
-        processor: the model's, next to a ``tokenizer``.
+        remote: False skips remote files with a note, True checks only remote files, None checks all files.
+        tokenizer: the model's tokenizer, as verl loads it. None: it is loaded here, with the processor.
+        processor: the model's processor, if there is one and ``tokenizer`` is not None.
     """
-    found = Findings()
+    report = DataReport()
     if remote and not any(scheme_of(file) for key in FILE_KEYS for file in files_of(config, key)):
-        return found
+        return report
     if has_own_dataset(config):
-        found.note(
-            f"data.custom_cls.path={config.data.custom_cls.path}: the prompts of your own dataset are not counted"
+        report.note(
+            f"data.custom_cls.path={config.data.custom_cls.path}: the prompts of a custom dataset class are not counted"
         )
-        return found
+        return report
     with without_progress_bars():
-        files = {key: list(open_files(key, config, remote, found)) for key in FILE_KEYS}
+        files = {key: list(open_files(key, config, remote, report)) for key in FILE_KEYS}
         for of_key in files.values():
-            check_joined(of_key, found)
-        if found.problems or not any(files.values()):
-            return found
+            check_same_types(of_key, report)
+        if report.problems or not any(files.values()):
+            return report
         try:
             counter = _Counter(config, prompt_tokens_of(config, tokenizer, processor), tools_of(config))
         except NotCountableError as error:
-            found.warn(f"prompts are not counted against data.max_prompt_length: {error}")
-            return found
-        _examine_lengths(config, files, counter, found)
-    return found
+            report.warn(f"prompts are not counted, and may be longer than data.max_prompt_length: {error}")
+            return report
+        _check_lengths(config, files, counter, report)
+    return report
 
 
 @dataclass
 class _Lengths:
-    """The lengths of the prompts that a run uses of a file.
+    """The lengths of those prompts of a file that the run uses.
 
     Attributes:
         rows: (prompts,) their rows in the file.
-        tokens: (prompts,) tokens that the agent loop gives the policy; 0 where that is not known.
-        filtered: (prompts,) tokens by which verl's dataset drops prompts; 0 where that is not known.
-        uncounted: prompts with images, videos or audio, or of an agent loop that is not verl's.
+        tokens: (prompts,) number of tokens that the agent loop passes to the policy; 0 if it is not known.
+        filtered: (prompts,) number of tokens by which verl's dataset filters prompts; 0 if it is not known.
+        uncounted: number of prompts with images, videos or audio, or of an agent loop that is not verl's.
         rejected: row and reason of each prompt that the chat template rejects.
     """
 
@@ -84,10 +84,10 @@ class _Lengths:
 
 
 class _Counter:
-    """Counts the prompts of files as verl's dataset and its agent loops build them.
+    """Counts the tokens of prompts as verl's dataset and agent loops build them.
 
     Args:
-        tools: schemas of the run's tools by name.
+        tools: name -> schema of the run's tools.
     """
 
     def __init__(self, config: DictConfig, tokens: PromptTokens, tools: Mapping[str, dict]) -> None:
@@ -99,14 +99,14 @@ class _Counter:
         self._filters = bool(data.filter_overlong_prompts)
         self._fits = min(int(data.max_prompt_length), int(rollout.prompt_length))
 
-    def lengths(self, file: DataFile, rows: np.ndarray | None, found: Findings) -> _Lengths | None:
-        """The lengths of the prompts in ``rows`` of ``file``; None if it has images, or a prompt that is wrong.
+    def lengths(self, file: DataFile, rows: np.ndarray | None, report: DataReport) -> _Lengths | None:
+        """The lengths of the prompts in ``rows`` of ``file``; None if it may have images or has an invalid prompt.
 
         Args:
-            rows: rows that the run uses, ascending; None: all.
+            rows: the rows that the run uses, ascending. None: all rows.
         """
         if media := [name for name in self._media if name in file.columns and not file.is_null(name)]:
-            found.note(f"{file}: its prompts are not counted, because they may have {', '.join(media)}")
+            report.note(f"{file}: prompts are not counted, because they may have {', '.join(media)}")
             return None
         wanted = [self._prompt]
         wanted += ["agent_name"] if "agent_name" in file.columns else []
@@ -115,11 +115,11 @@ class _Counter:
         lengths = _Lengths(rows, np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64))
         start = 0
         for batch in file.rows(wanted):
-            places = np.flatnonzero((rows >= start) & (rows < start + len(batch))).tolist()
-            used = [(place, batch[rows[place] - start]) for place in places]
-            for place, row in used:
+            positions = np.flatnonzero((rows >= start) & (rows < start + len(batch))).tolist()
+            used = [(position, batch[rows[position] - start]) for position in positions]
+            for position, row in used:
                 if problem := prompt_problem(row[self._prompt]):
-                    found.problems.append(f"{file}: row {rows[place]} (the first is 0): {self._prompt} {problem}")
+                    report.problems.append(f"{file}: row {rows[position]} (the first is 0): {self._prompt} {problem}")
                     return None
             self._count(used, lengths)
             start += len(batch)
@@ -128,25 +128,25 @@ class _Counter:
     def _count(self, used: list[tuple[int, dict[str, Any]]], lengths: _Lengths) -> None:
         all_tools = tuple(self._tools)
         by_tools: dict[tuple[str, ...], list[tuple[int, list]]] = {}
-        for place, row in used:
+        for position, row in used:
             loop, chat = row.get("agent_name") or self._loop, row[self._prompt]
             if loop not in (_PLAIN_LOOP, _TOOL_LOOP) or _has_media(chat):
                 lengths.uncounted += 1
                 continue
             chosen = (row.get("extra_info") or {}).get("tool_selection") or all_tools
             tools = tuple(name for name in chosen if name in self._tools) if loop == _TOOL_LOOP else ()
-            by_tools.setdefault(tools, []).append((place, chat))
+            by_tools.setdefault(tools, []).append((position, chat))
         for tools, group in by_tools.items():
-            places, chats = zip(*group, strict=True)
+            positions, chats = zip(*group, strict=True)
             counted = self._tokens.lengths(chats, self._fits, [self._tools[name] for name in tools])
             filtered = counted
             if self._filters and tools != all_tools:  # verl's dataset counts every prompt with all tools
                 filtered = self._tokens.lengths(chats, self._fits, list(self._tools.values()))
-            for place, length, by_dataset in zip(places, counted, filtered, strict=True):
+            for position, length, by_dataset in zip(positions, counted, filtered, strict=True):
                 if isinstance(length, str) or isinstance(by_dataset, str):
-                    lengths.rejected.append((int(lengths.rows[place]), str(length)))
+                    lengths.rejected.append((int(lengths.rows[position]), str(length)))
                 else:
-                    lengths.tokens[place], lengths.filtered[place] = length, by_dataset
+                    lengths.tokens[position], lengths.filtered[position] = length, by_dataset
 
 
 def _has_media(chat: list[dict[str, Any]]) -> bool:
@@ -155,10 +155,13 @@ def _has_media(chat: list[dict[str, Any]]) -> bool:
 
 
 def _rows_used(counts: Sequence[int], most: Any, data: DictConfig) -> list[np.ndarray | None]:
-    """The rows of each file that verl's dataset selects; None: all of them, or verl draws them without a seed.
+    """The rows of each file that verl's dataset uses.
 
     Args:
         most: data.train_max_samples or data.val_max_samples.
+
+    Returns:
+        One entry per file. None: all rows, or verl samples them without a seed so that they are not known.
     """
     total = sum(counts)
     if not is_whole(most, 1) or most >= total or (data.get("shuffle") and data.get("seed") is None):
@@ -171,8 +174,8 @@ def _rows_used(counts: Sequence[int], most: Any, data: DictConfig) -> list[np.nd
     ]
 
 
-def _examine_lengths(
-    config: DictConfig, files: Mapping[str, list[DataFile]], counter: _Counter, found: Findings
+def _check_lengths(
+    config: DictConfig, files: Mapping[str, list[DataFile]], counter: _Counter, report: DataReport
 ) -> None:
     longest, too_long = 0, []
     for key, of_key in files.items():
@@ -181,42 +184,42 @@ def _examine_lengths(
         used = _rows_used([file.count for file in of_key], most if is_whole_split else -1, config.data)
         kept: list[int | None] = []
         for file, rows in zip(of_key, used, strict=True):
-            lengths = counter.lengths(file, rows, found)
+            lengths = counter.lengths(file, rows, report)
             if lengths is None:
                 kept.append(None)
                 continue
-            stays = _report_dropped(file, lengths, config, found)
+            stays = _report_dropped(file, lengths, config, report)
             kept.append(int(stays.sum()))
-            too_long += _report_cut(file, lengths, stays, config, found)
+            too_long += _report_cut(file, lengths, stays, config, report)
             longest = max(longest, int(lengths.tokens.max(initial=0)))
         counted = [count for count in kept if count is not None]
         if is_whole_split and len(counted) == len(kept):
-            _check_enough(key, sum(counted), config, found)
-    found.problems += [
-        f"{text} Set {_limit(config)[0]}={longest} to keep all prompts whole, data.filter_overlong_prompts=true to "
+            _check_enough(key, sum(counted), config, report)
+    report.problems += [
+        f"{text} Set {_limit(config)[0]}={longest} to keep all prompts complete, data.filter_overlong_prompts=true to "
         "drop the longer ones, or data.truncation=left, right or middle to cut them."
         for text in too_long
     ]
 
 
 def _limit(config: DictConfig) -> tuple[str, int]:
-    """The key that limits the prompts that agent loops build, and its value in tokens."""
+    """The config key that limits the length of prompts in agent loops, and its value in tokens."""
     length = int(config.actor_rollout_ref.rollout.prompt_length)
     same = length == config.data.max_prompt_length
     return "data.max_prompt_length" if same else "actor_rollout_ref.rollout.prompt_length", length
 
 
-def _report_dropped(file: DataFile, lengths: _Lengths, config: DictConfig, found: Findings) -> np.ndarray:
+def _report_dropped(file: DataFile, lengths: _Lengths, config: DictConfig, report: DataReport) -> np.ndarray:
     """Report prompts that verl's dataset drops, that the chat template rejects, and that were not counted.
 
     Returns:
-        (prompts,) bool: which stay.
+        (prompts,) bool: which prompts verl keeps.
     """
     total, limit, filters = len(lengths.rows), config.data.max_prompt_length, config.data.filter_overlong_prompts
     stays = lengths.filtered <= limit if filters else np.ones(total, bool)
     because = "verl drops them, because data.filter_overlong_prompts=true"
     if dropped := total - int(stays.sum()):
-        found.warn(
+        report.warn(
             f"{file}: {dropped} of {total} prompts are longer than data.max_prompt_length={limit} tokens (the longest "
             f"has {lengths.filtered.max()}): {because}"
         )
@@ -225,50 +228,52 @@ def _report_dropped(file: DataFile, lengths: _Lengths, config: DictConfig, found
         text = f"the chat template rejects {len(lengths.rejected)} of {total} prompts; the first is row {row}: {reason}"
         if filters:
             stays &= ~np.isin(lengths.rows, [row for row, _ in lengths.rejected])
-            found.warn(f"{file}: {text}; {because}")
+            report.warn(f"{file}: {text}; {because}")
         else:
-            found.problems.append(
-                f"{file}: {text}. Correct those rows, or set actor_rollout_ref.model.custom_chat_template to a "
-                "template that takes them."
+            report.problems.append(
+                f"{file}: {text}. Correct these rows, or set actor_rollout_ref.model.custom_chat_template to a "
+                "template that accepts them."
             )
     if lengths.uncounted:
-        found.note(
+        report.note(
             f"{file}: {lengths.uncounted} of {total} prompts are not counted, because they have images, videos or "
-            "audio, or because another agent loop than verl's builds them"
+            "audio, or because an agent loop that is not verl's builds them"
         )
     return stays
 
 
-def _report_cut(file: DataFile, lengths: _Lengths, stays: np.ndarray, config: DictConfig, found: Findings) -> list[str]:
-    """Report prompts that the agent loop cuts, or return what is wrong if data.truncation=error."""
+def _report_cut(
+    file: DataFile, lengths: _Lengths, stays: np.ndarray, config: DictConfig, report: DataReport
+) -> list[str]:
+    """Report prompts that the agent loop cuts. If data.truncation=error, return the problem instead."""
     key, limit = _limit(config)
     cut = np.flatnonzero(stays & (lengths.tokens > limit))
     if not len(cut):
         return []
     text = f"{len(cut)} of {len(lengths.rows)} prompts are longer than {key}={limit} tokens"
     most, truncation = lengths.tokens[cut].max(), config.data.truncation
-    if not (is_ours(config) or is_obeyed(config)):  # a trainer of ours has set the mode back to verl's
+    if not (is_ours(config) or is_obeyed(config)):  # a running trainer of ours has reset the mode to verl's
         because = f"trainer.v1.trainer_mode={config.trainer.v1.trainer_mode} ignores data.truncation={truncation}"
-        found.warn(
-            f"{file}: {text} (the longest has {most}): they are cut on the left, because {because}. Set {key}={most} "
-            "to keep all prompts whole, or data.filter_overlong_prompts=true to drop the longer ones."
+        report.warn(
+            f"{file}: {text} (the longest has {most}): verl cuts them on the left, because {because}. Set {key}={most} "
+            "to keep all prompts complete, or data.filter_overlong_prompts=true to drop the longer ones."
         )
         return []
     if truncation == "error":
         row, tokens = lengths.rows[cut[0]], lengths.tokens[cut[0]]
         return [f"{file}: {text}: the longest has {most}, the first is row {row} (counted from 0) with {tokens}."]
-    side = f"they are cut {_SIDES[truncation]}, because data.truncation={truncation}"
-    found.warn(f"{file}: {text} (the longest has {most}): {side}")
+    side = f"verl cuts them {_SIDES[truncation]}, because data.truncation={truncation}"
+    report.warn(f"{file}: {text} (the longest has {most}): {side}")
     return []
 
 
-def _check_enough(key: str, kept: int, config: DictConfig, found: Findings) -> None:
+def _check_enough(key: str, kept: int, config: DictConfig, report: DataReport) -> None:
     batch, limit = config.data.train_batch_size, config.data.max_prompt_length
-    after = f" after verl has dropped those longer than data.max_prompt_length={limit}"
+    after = f" after verl dropped those longer than data.max_prompt_length={limit}"
     after = after if config.data.filter_overlong_prompts else ""
     if not kept:
-        found.problems.append(f"{key}: no prompt is left{after}. Set data.max_prompt_length to more tokens.")
+        report.problems.append(f"{key}: no prompt is left{after}. Set data.max_prompt_length to a larger number.")
     elif key == FILE_KEYS[0] and is_whole(batch, 1) and kept < batch:
-        found.problems.append(
-            f"data.train_batch_size={batch}: {key} has {kept} prompts{after}. Set it to {kept} or less."
+        report.problems.append(
+            f"data.train_batch_size={batch}: {key} has only {kept} prompts{after}. Set it to {kept} or less."
         )

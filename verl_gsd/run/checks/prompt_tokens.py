@@ -1,8 +1,8 @@
-"""The length of prompts in tokens, as verl's agent loops build them.
+"""Counts the tokens of prompts as verl's agent loops build them.
 
-An agent loop builds the first prompt of a response with verl's continuous token builder. For most models that is the
-tokenizer's chat template and then the tokenizer, so that many prompts can be rendered and tokenized at once. Builders
-that do anything else are asked prompt by prompt.
+An agent loop builds the first prompt of a response with verl's continuous token builder. For most models the builder
+applies the tokenizer's chat template and then the tokenizer. This module then renders and tokenizes many prompts at
+once. For all other builders it calls the builder once per prompt.
 """
 
 from __future__ import annotations
@@ -18,23 +18,31 @@ from verl_gsd.run.remote_paths import scheme_of
 
 Chat = list[dict[str, Any]]
 
-#: Arguments of ``apply_chat_template`` that reach the tokenizer and not the template.
-_OF_TOKENIZER = {"padding", "truncation", "max_length", "tokenizer_kwargs", "return_tensors", "tokenize", "return_dict"}
-#: Normalizers that leave ASCII text as it is.
-_ASCII_STAYS = ("NFC", "NFKC", "NFD", "NFKD")
+#: Arguments of ``apply_chat_template`` that go to the tokenizer and not to the template.
+_TOKENIZER_ARGUMENTS = {
+    "padding",
+    "truncation",
+    "max_length",
+    "tokenizer_kwargs",
+    "return_tensors",
+    "tokenize",
+    "return_dict",
+}
+#: Normalizers that do not change ASCII text.
+_KEEP_ASCII = ("NFC", "NFKC", "NFD", "NFKD")
 
 
 class PromptTokens:
     """Counts the tokens of prompts.
 
     Args:
-        tokenizer: the model's, as verl loads it.
-        processor: the model's processor of images, if it has one.
-        model_type: of the model's config.json. verl chooses the builder by it.
+        tokenizer: the model's tokenizer, as verl loads it.
+        processor: the model's image processor, if it has one.
+        model_type: from the model's config.json. verl selects the builder by it.
         template_options: data.apply_chat_template_kwargs.
 
     Raises:
-        ValueError: verl has no builder for such a model.
+        ValueError: verl has no builder for this model.
     """
 
     def __init__(
@@ -50,10 +58,11 @@ class PromptTokens:
         self._is_byte_level = self._many_at_once and _is_byte_level(tokenizer)
 
     def lengths(self, chats: Sequence[Chat], fits: int, tools: list[dict] | None = None) -> list[int | str]:
-        """Tokens of each prompt, or why the chat template rejects it.
+        """The number of tokens of each prompt, or the reason why the chat template rejects it.
 
         Args:
-            fits: a length. Of a prompt that is not longer, a number up to ``fits`` is returned, not always its length.
+            fits: a limit in tokens. For prompts within the limit, the returned number may differ from the exact length,
+                but is also within the limit.
             tools: schemas of the tools that the agent loop offers.
         """
         if not self._many_at_once:
@@ -62,28 +71,30 @@ class PromptTokens:
             texts = self._tokenizer.apply_chat_template(
                 list(chats), tools=tools, tokenize=False, add_generation_prompt=True, **self._options
             )
-        except Exception:  # a template is a program of its author's; verl then tries another way, chat by chat
+        except (
+            Exception
+        ):  # a template can raise any error; verl then retries in another way, so count each chat with verl
             return [self._one(chat, tools) for chat in chats]
-        # A byte-level tokenizer makes no more tokens than bytes: such a prompt need not be tokenized.
-        found: list[int | str] = [len(text) if self._is_byte_level and text.isascii() else fits + 1 for text in texts]
-        places = [place for place, length in enumerate(found) if int(length) > fits]
-        if places:
-            tokens = self._tokenizer([texts[place] for place in places], add_special_tokens=False, verbose=False)
-            for place, ids in zip(places, tokens["input_ids"], strict=True):
-                found[place] = len(ids)
-        return found
+        # A byte-level tokenizer makes at most one token per byte, so short ASCII prompts need not be tokenized.
+        counts: list[int | str] = [len(text) if self._is_byte_level and text.isascii() else fits + 1 for text in texts]
+        long = [number for number, count in enumerate(counts) if int(count) > fits]
+        if long:
+            tokens = self._tokenizer([texts[number] for number in long], add_special_tokens=False, verbose=False)
+            for number, ids in zip(long, tokens["input_ids"], strict=True):
+                counts[number] = len(ids)
+        return counts
 
     def _one(self, chat: Chat, tools: list[dict] | None) -> int | str:
         try:
             return len(self._builder.build_initial_tokens(chat, tools=tools))
         except Exception as error:
-            # verl tries a chat that the template rejects a second time, after an empty message of a user.
+            # verl retries a rejected chat with an empty user message added, so the first error is in the context.
             first = error.__context__ if isinstance(error.__context__, Exception) else error
             return first_line(first)
 
 
 def _renders_and_tokenizes(builder: Any, tokenizer: Any, options: Mapping[str, Any]) -> bool:
-    """Whether the builder does nothing but transformers' own ``apply_chat_template``."""
+    """Whether the builder only calls transformers' ``apply_chat_template``."""
     from transformers import PreTrainedTokenizerBase
     from verl.utils.tokenizer.continuous_token import ContinuousTokenBuilder
 
@@ -91,12 +102,12 @@ def _renders_and_tokenizes(builder: Any, tokenizer: Any, options: Mapping[str, A
         type(builder).build_initial_tokens is ContinuousTokenBuilder.build_initial_tokens
         and type(builder)._render_tokens is ContinuousTokenBuilder._render_tokens
         and type(tokenizer).apply_chat_template is PreTrainedTokenizerBase.apply_chat_template
-        and not _OF_TOKENIZER & options.keys()
+        and not _TOKENIZER_ARGUMENTS & options.keys()
     )
 
 
 def _is_byte_level(tokenizer: Any) -> bool:
-    """Whether each token of an ASCII text stands for at least one of its characters: BPE over bytes, nothing added."""
+    """Whether an ASCII text never has more tokens than characters: BPE over bytes, and nothing is added to the text."""
     if not getattr(tokenizer, "is_fast", False):
         return False
     parts = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -106,7 +117,7 @@ def _is_byte_level(tokenizer: Any) -> bool:
     byte_level = [step for step in steps if step.get("type") == "ByteLevel"]
     return (
         parts["model"]["type"] == "BPE"
-        and all(step["type"] in _ASCII_STAYS for step in normalizers)
+        and all(step["type"] in _KEEP_ASCII for step in normalizers)
         and bool(byte_level)
         and not any(step.get("add_prefix_space") for step in steps)
         and all(step.get("type") in ("ByteLevel", "Split", "Digits", "Punctuation") for step in steps)
@@ -114,15 +125,15 @@ def _is_byte_level(tokenizer: Any) -> bool:
 
 
 class NotCountableError(Exception):
-    """Why the prompts of a run cannot be counted on this machine."""
+    """The prompts of a run cannot be counted on this machine. The message says why."""
 
 
 def prompt_tokens_of(config: DictConfig, tokenizer: Any = None, processor: Any = None) -> PromptTokens:
-    """The counter of a run's prompts.
+    """Create the counter for a run's prompts.
 
     Args:
-        tokenizer: the model's, as verl loads it; loaded here if it is None.
-        processor: the model's, next to a ``tokenizer``.
+        tokenizer: the model's tokenizer, as verl loads it. None: it is loaded here, with the processor.
+        processor: the model's processor, if there is one and ``tokenizer`` is not None.
 
     Raises:
         NotCountableError: the tokenizer cannot be loaded, or verl has no builder for the model.
@@ -136,12 +147,12 @@ def prompt_tokens_of(config: DictConfig, tokenizer: Any = None, processor: Any =
         return PromptTokens(tokenizer, processor, _model_type(model), {str(k): v for k, v in options.items()})
     except NotCountableError:
         raise
-    except Exception as error:  # files of a model, and its own code: whatever they raise
+    except Exception as error:  # a model's files and code can raise any error
         raise NotCountableError(f"the tokenizer cannot be loaded ({first_line(error)})") from error
 
 
 def first_line(error: Exception) -> str:
-    """An exception in one line."""
+    """The type and the first line of an exception."""
     return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
 
 
@@ -151,9 +162,9 @@ def _tokenizer_of(model: DictConfig) -> tuple[Any, Any]:
 
     path = str(model.get("tokenizer_path") or model.path)
     if scheme_of(path):
-        raise NotCountableError(f"the tokenizer is in remote storage ({path}), which only the run's workers copy")
+        raise NotCountableError(f"the tokenizer is in remote storage ({path}), and only the run's workers copy it")
     if path.startswith(("/", ".", "~")) and not Path(path).expanduser().is_dir():
-        raise NotCountableError(f"there is no tokenizer yet in {path}")
+        raise NotCountableError(f"the folder {path} of the tokenizer does not exist yet")
     trusted = bool(model.get("trust_remote_code", False))
     tokenizer, processor = hf_tokenizer(path, trust_remote_code=trusted), hf_processor(path, trust_remote_code=trusted)
     if processor is not None and not getattr(processor, "chat_template", None):
@@ -176,10 +187,10 @@ def _model_type(model: DictConfig) -> str | None:
 
 
 def tools_of(config: DictConfig) -> dict[str, dict]:
-    """Schemas of the run's tools by name, as verl's tool agent loop passes them to the chat template.
+    """Name -> schema of the run's tools, as verl's tool agent loop passes them to the chat template.
 
     Raises:
-        NotCountableError: they cannot be loaded.
+        NotCountableError: the tools cannot be loaded.
     """
     turns = config.actor_rollout_ref.rollout.multi_turn
     paths = {name: turns.get(name) for name in ("tool_config_path", "function_tool_path")}
@@ -190,6 +201,6 @@ def tools_of(config: DictConfig) -> dict[str, dict]:
 
     try:
         tools = load_all_tools(**{name: resolve_config_path(path) if path else None for name, path in paths.items()})
-    except Exception as error:  # the user's modules are imported
+    except Exception as error:  # the import of the user's modules can raise any error
         raise NotCountableError(f"the tools cannot be loaded ({first_line(error)})") from error
     return {tool.name: tool.tool_schema.model_dump(exclude_unset=True, exclude_none=True) for tool in tools}

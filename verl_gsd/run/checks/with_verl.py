@@ -19,7 +19,7 @@ from verl_gsd.run.checks.gsd_section import (
     foreign_memory_restorable,
     own_keys_unknown,
 )
-from verl_gsd.run.checks.prompt_lengths import examine
+from verl_gsd.run.checks.prompt_lengths import check_prompts
 from verl_gsd.run.checks.validate import as_list, raise_problems
 from verl_gsd.run.messages import Message
 
@@ -54,7 +54,7 @@ def validate_with_verl(config: DictConfig, runs_here: bool = True) -> list[Messa
     )
     if not runs_here:
         return []
-    found = examine(config, remote=False)
+    found = check_prompts(config, remote=False)
     raise_problems(found.problems)
     return found.messages
 

@@ -1,4 +1,4 @@
-"""Which data files are rejected before Ray starts. The contract tests compare that with what verl's dataset reads."""
+"""Data files that are rejected before Ray starts. Contract tests compare them with what verl's dataset reads."""
 
 import re
 
@@ -8,7 +8,7 @@ from data_cases import WRONG, parquet, row
 from verl_gsd.errors import ConfigError
 from verl_gsd.run.checks import validate
 from verl_gsd.run.checks.data_files import FILE_KEYS
-from verl_gsd.run.checks.prompt_lengths import examine
+from verl_gsd.run.checks.prompt_lengths import check_prompts
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def check(compose_fast, tiny_task):
             *words,
         )
         validate.validate(config, line)
-        found = examine(config, remote=False)
+        found = check_prompts(config, remote=False)
         validate.raise_problems(found.problems)
         return found.messages
 
@@ -47,7 +47,7 @@ def named_in(problems, files, message):
 
 
 @pytest.mark.parametrize("is_parquet", [True, False])
-def test_files_that_verl_does_not_read_are_named_all_at_once(check, tmp_path, is_parquet):
+def test_all_unreadable_files_are_reported_at_once(check, tmp_path, is_parquet):
     """JSON is read after all Parquet files are right."""
     made = {}
     for name in WRONG:
@@ -64,7 +64,7 @@ def test_files_that_verl_does_not_read_are_named_all_at_once(check, tmp_path, is
 
 
 @pytest.mark.parametrize("name", JOINED)
-def test_files_that_verl_cannot_join_are_named(check, tmp_path, name):
+def test_files_with_different_column_types_are_reported(check, tmp_path, name):
     make, message = WRONG[name]
     files = make(tmp_path)
     with pytest.raises(ConfigError) as error:
@@ -84,7 +84,7 @@ def test_all_files_are_reported_at_once(check, tmp_path):
     ]
 
 
-def test_a_dataset_of_the_users_own_reads_what_it_likes(check, tmp_path):
+def test_files_of_a_custom_dataset_class_are_not_checked(check, tmp_path):
     (tmp_path / "rows.csv").write_text("a,b\n1,2\n")
     words = ["data.custom_cls.path=pkg://mine", "data.custom_cls.name=Rows"]
     messages = check(f"data.train_files={tmp_path}/rows.csv", "data.val_files=anything", *words)

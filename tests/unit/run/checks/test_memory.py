@@ -1,4 +1,4 @@
-"""What a GPU must hold, by hand, and what is refused and warned of because of it."""
+"""GPU memory compared with values computed by hand, and the configs that are rejected or lead to warnings."""
 
 import json
 import re
@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from verl_gsd.planning.memory import GIB, SHAPES, Shape, kv_cache_gib, states_gib, update_gib, weights_gib
 from verl_gsd.run.checks import memory
-from verl_gsd.run.checks.parallelism import layout_impossible
+from verl_gsd.run.checks.parallelism import check_layout
 from verl_gsd.run.compose import Line
 
 #: h 8, i 16, 2 heads and 1 KV head of 4, V 10: of a layer, q and o 2 x 8 x 8, k and v 2 x 8 x 4, MLP 3 x 8 x 16, norms
@@ -58,7 +58,7 @@ def test_memory_by_hand():
     assert kv_cache_gib(TINY, 100, 4) == kv_cache_gib(TINY, 100, 1), "one KV head is copied, not shared"
 
 
-def test_memory_of_a_model_one_knows():
+def test_memory_of_a_known_model():
     shape = SHAPES["Qwen/Qwen2.5-Math-7B"]
     parts = update_gib(shape, 8, 16384, states=states_gib(shape, 8))
     assert parts["logits"] == 152064 / 8192 == 18.5625
@@ -114,26 +114,26 @@ OFFLOADED = f"{ACTOR}fsdp_config__offload_policy"
             r"65536 tokens.*ppo_micro_batch_size_per_gpu below 16",
         ),
         ({f"{ROLLOUT}gpu_memory_utilization": 0.15}, r"gpu_memory_utilization=0\.15 .*11\.8 GiB.* 14\.2"),
-        ({f"{ROLLOUT}gpu_memory_utilization": 0.9}, r"gpu_memory_utilization=0\.9 .* 71 GiB .* 11 "),
+        ({f"{ROLLOUT}gpu_memory_utilization": 0.9}, r"gpu_memory_utilization=0\.9 .* 71 GiB, .* 11 GiB on the GPU"),
         ({f"{ROLLOUT}max_model_len": 2000}, r"max_model_len=2000: .*4096"),
         ({f"{ROLLOUT}free_cache_engine": False}, r"55\.3 .*rollout\.free_cache_engine=true"),
     ],
 )
-def test_what_cannot_fit_is_refused_with_what_to_change(sized, keys, said):
+def test_configs_that_do_not_fit_are_rejected_with_the_fix(sized, keys, said):
     config = sized("gvpo/qwen2.5_math_7b", "8xa100_80g", **keys)
-    (problem,) = memory.does_not_fit(config, Line({}, ()))
+    (problem,) = memory.check_memory(config, Line({}, ()))
     assert re.search(said, problem), problem
 
 
-def test_what_offloading_saves(sized):
+def test_offloading_saves_gpu_memory(sized):
     whole = sized("hadw/qwen3_8b_base", "1xh200", **{OFFLOADED: False})
-    first, second = memory.does_not_fit(whole, Line({}, ()))
+    first, second = memory.check_memory(whole, Line({}, ()))
     assert "122.1 states" in first and "actor_rollout_ref.actor.fsdp_config.offload_policy=true" in first
-    assert " 92 on the GPU" in second
-    assert list(memory.does_not_fit(sized("hadw/qwen3_8b_base", "1xh200"), Line({}, ()))) == []
+    assert " 92 GiB on the GPU" in second
+    assert list(memory.check_memory(sized("hadw/qwen3_8b_base", "1xh200"), Line({}, ()))) == []
 
 
-def test_offloading_that_verl_does_not_do_saves_nothing(sized):
+def test_offload_policy_has_no_effect_without_fsdp2(sized):
     parts = memory._update(sized("gsd/qwen2.5_math_7b", "1xh200", **{f"{ACTOR}strategy": "fsdp"}), SEVEN)
     assert parts["states"] == pytest.approx(113.5, abs=0.1)
 
@@ -147,7 +147,7 @@ def test_offloading_that_verl_does_not_do_saves_nothing(sized):
         ({f"{ACTOR}fsdp_config__optimizer_offload": True}, 16, 4),
     ],
 )
-def test_states_are_as_many_bytes_a_parameter_as_are_kept(sized, keys, states, resident):
+def test_bytes_of_states_per_parameter(sized, keys, states, resident):
     config = sized("gvpo/qwen2.5_math_7b", "8xa100_80g", **keys)
     unit = SEVEN.parameters / 8 / GIB
     assert memory._update(config, SEVEN)["states"] == pytest.approx(states * unit)
@@ -167,7 +167,7 @@ def test_sdpa_needs_more_than_flash_attention(sized):
     assert "use_remove_padding=false" in warning and "use_dynamic_bsz=true" in warning
 
 
-def test_an_optimizer_on_few_threads_is_warned_of(sized):
+def test_optimizer_with_few_threads_leads_to_a_warning(sized):
     """8.65 s per 1e9 parameters and thread: 71 s on one thread for 8.19e9, 4 s on the group's 16."""
     threads = "ray_kwargs__ray_init__runtime_env__env_vars__OMP_NUM_THREADS"
     slow = {threads: "1"}
@@ -181,21 +181,21 @@ def test_fused_kernels_make_no_logits(sized):
     assert memory._update(config, SEVEN)["logits"] == 0
 
 
-def test_vllm_starts_only_with_room_for_as_long_a_sequence_as_the_model_reads(sized):
+def test_kv_cache_must_hold_a_sequence_of_the_models_full_context(sized):
     """131,072 tokens of Llama 3.1 8B are 16 GiB, and a GPU's share is 23.7 with 15 of weights."""
     few = {f"{ROLLOUT}gpu_memory_utilization": 0.3}
-    (problem,) = memory.does_not_fit(sized("gvpo/llama_3.1_8b_instruct", "8xa100_80g", **few), Line({}, ()))
+    (problem,) = memory.check_memory(sized("gvpo/llama_3.1_8b_instruct", "8xa100_80g", **few), Line({}, ()))
     assert re.search(r"131072 tokens.* 16\.0", problem)
     shorter = few | {f"{ROLLOUT}max_model_len": 4096}
-    assert list(memory.does_not_fit(sized("gvpo/llama_3.1_8b_instruct", "8xa100_80g", **shorter), Line({}, ()))) == []
+    assert list(memory.check_memory(sized("gvpo/llama_3.1_8b_instruct", "8xa100_80g", **shorter), Line({}, ()))) == []
 
 
-def test_a_size_that_is_no_number_does_not_switch_the_check_off(sized):
+def test_gpu_memory_that_is_not_a_number_is_rejected(sized):
     text = sized("gvpo/qwen2.5_math_7b", "8xa100_80g", hardware__gpu_memory_gib="80GB")
-    (problem,) = memory.does_not_fit(text, Line({}, ()))
+    (problem,) = memory.check_memory(text, Line({}, ()))
     assert problem.startswith("hardware.gpu_memory_gib=80GB: ")
     for key in ("hardware__gpu_memory_gib", f"{ACTOR}fsdp_config__fsdp_size"):
-        assert list(memory.does_not_fit(sized("gvpo/qwen2.5_math_7b", "8xa100_80g", **{key: None}), Line({}, ()))) == []
+        assert list(memory.check_memory(sized("gvpo/qwen2.5_math_7b", "8xa100_80g", **{key: None}), Line({}, ()))) == []
 
 
 @pytest.mark.parametrize(
@@ -203,27 +203,27 @@ def test_a_size_that_is_no_number_does_not_switch_the_check_off(sized):
     [
         ({f"{ROLLOUT}tensor_model_parallel_size": 3}, r"tensor_model_parallel_size=3: .* 8"),
         ({f"{ROLLOUT}tensor_model_parallel_size": "two"}, "tensor_model_parallel_size=two: "),
-        ({f"{ACTOR}ppo_mini_batch_size": 3}, r"ppo_mini_batch_size=3 .*15 rows .*8 workers"),
+        ({f"{ACTOR}ppo_mini_batch_size": 3}, r"ppo_mini_batch_size=3: .*15 rows, .*8 workers"),
     ],
 )
-def test_what_workers_cannot_share_evenly_is_refused_whatever_the_algorithm(sized, keys, said):
+def test_uneven_layouts_are_rejected_for_every_algorithm(sized, keys, said):
     for recipe in ("gvpo/qwen2.5_math_7b", "hadw/qwen3_4b_base"):
         config = sized(recipe, "8xa100_80g", **keys, **{f"{ROLLOUT}n": 5, "trainer__nnodes": 1})
-        assert any(re.search(said, problem) for problem in layout_impossible(config, Line({}, ())))
-    assert not list(layout_impossible(sized("hadw/qwen3_4b_base", "8xa100_80g"), Line({}, ())))
+        assert any(re.search(said, problem) for problem in check_layout(config, Line({}, ())))
+    assert not list(check_layout(sized("hadw/qwen3_4b_base", "8xa100_80g"), Line({}, ())))
 
 
-def test_replicas_with_accelerators_of_their_own_need_not_divide_the_trainers(sized):
+def test_separate_replicas_need_not_divide_the_trainers_accelerators(sized):
     apart = {"trainer__v1__trainer_mode": "gsd_separate_async", f"{ROLLOUT}tensor_model_parallel_size": 3}
-    assert not list(layout_impossible(sized("hadw/qwen3_4b_base", "8xa100_80g", **apart), Line({}, ())))
+    assert not list(check_layout(sized("hadw/qwen3_4b_base", "8xa100_80g", **apart), Line({}, ())))
 
 
-def test_nodes_do_not_shard_for_each_other(sized):
+def test_states_are_sharded_within_a_node(sized):
     parts = [memory._update(sized("gsd/qwen2.5_math_7b", hardware), SEVEN) for hardware in ("8xh800", "multi_node")]
     assert parts[0] == parts[1]
 
 
-def test_what_fits_is_said_and_what_is_tight_warned_of(sized):
+def test_estimate_is_printed_with_warnings_if_memory_is_tight(sized):
     (line,) = memory.estimate(sized("gvpo/qwen2.5_math_7b", "8xa100_80g"))
     # 52.8 of an update; .7 x 79 and 12 x 7.615e9 / 8; (55.3 - 14.2 - 3) / (4096 x 56 KiB)
     assert re.findall(r"\b(53|55|11|174)\b", line) == ["53", "55", "11", "174"]
@@ -237,9 +237,9 @@ def test_what_fits_is_said_and_what_is_tight_warned_of(sized):
     assert re.search(r"rollout\.n=5 .*4096 tokens.* 0 ", few[1])
 
 
-def test_what_is_not_known_is_not_refused(sized, tmp_path):
+def test_models_of_unknown_shape_are_not_rejected(sized, tmp_path):
     config = sized("gvpo/qwen2.5_math_7b", "8xa100_80g", actor_rollout_ref__model__path="someone/new")
-    assert list(memory.does_not_fit(config, Line({}, ()))) == []
+    assert list(memory.check_memory(config, Line({}, ()))) == []
     assert "someone/new" in next(memory.estimate(config))
     (small,) = memory.estimate(sized("gsd/qwen2.5_math_7b", "cpu"))
     assert re.search(r"7\.6e9 .*hardware=cpu .*task=arithmetic", small)
