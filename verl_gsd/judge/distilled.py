@@ -1,6 +1,6 @@
 """Distils an expensive judge's cached judgements into a linear head on a local language model's hidden states.
 
-The DaGRPO paper asks whether a light regression model can replace its judge. This is the simplest such model: ridge
+arXiv 2512.06337 asks whether a light regression model can replace its judge. This is the simplest such model: ridge
 regression in closed form on standardised features (encoder.py). Cross-validation over folds of problems chooses the
 penalty. The agreement with the judge is measured on held-out problems.
 """
