@@ -75,7 +75,7 @@ class Rows:
         self.new = (self.old + 0.3 * torch.randn(self.mask.shape, generator=generator)).clamp(max=-0.01)
         self.group = torch.tensor([*np.repeat(np.arange(GROUPS), SIZE), -1, -1])
         self.advantage = torch.randn(len(self.keys), generator=generator)
-        self.is_demonstration = torch.tensor([m is not None and m.place is None for m in self.members])
+        self.is_demonstration = torch.tensor([m is not None and m.response_index is None for m in self.members])
 
 
 def estimator(gsd: dict[str, Any], values: tuple[float, ...] = (0.0, 1.0)) -> Case:
