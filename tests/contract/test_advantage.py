@@ -12,7 +12,7 @@ from verl.protocol import DataProto
 from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage, compute_grpo_vectorized_outcome_advantage
 from verl.trainer.ppo.ray_trainer import compute_advantage
 
-from verl_gsd.trainer.estimator import batch_of, gsd_advantage
+from verl_gsd.trainer.estimator import batch_context, gsd_advantage
 
 TOKENS = 3
 
@@ -129,7 +129,7 @@ def test_a_session_with_several_outputs_counts_once_and_all_of_them_get_its_adva
     rewards, uids = [1, 0, 1, 0, 0, 1, 1, 0], [key[0] for key in keys]
     last = [2, 1, 4, 5, 7]
     single = advantage_a_row([rewards[row] for row in last], [uids[row] for row in last])
-    with batch_of(keys, {}, {}):
+    with batch_context(keys, {}, {}):
         several = advantage_a_row(rewards, uids)
     assert torch.equal(several, single[[0, 1, 0, 1, 2, 3, 3, 4]])
     assert not torch.equal(several, advantage_a_row(rewards, uids))
@@ -138,7 +138,7 @@ def test_a_session_with_several_outputs_counts_once_and_all_of_them_get_its_adva
 def test_sessions_with_one_output_each_change_nothing_and_padding_stays_out():
     rewards, uids = [1, 0, 0, 0], ["a", "a", "a", "pad"]
     alone = advantage_a_row(rewards, uids)
-    with batch_of(["a_0_0", "a_1_0", "a_2_0", "pad_0_0"], {}, {}):
+    with batch_context(["a_0_0", "a_1_0", "a_2_0", "pad_0_0"], {}, {}):
         assert torch.equal(advantage_a_row(rewards, uids), alone)
-    with batch_of(["a_0_0", "a_0_1", "a_2_0", "pad_0_0"], {}, {}):
+    with batch_context(["a_0_0", "a_0_1", "a_2_0", "pad_0_0"], {}, {}):
         assert advantage_a_row(rewards, uids)[3] == 0

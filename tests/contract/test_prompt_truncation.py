@@ -162,7 +162,7 @@ TOO_LONG = Failure(
     "prompt_too_long",
     "prompt too long",
     "built a prompt of 11 tokens, more than actor_rollout_ref.rollout.prompt_length=10, with data.truncation=error",
-).as_info()
+).as_extra_info()
 
 
 def test_a_prompt_that_must_not_be_cut_arrives_as_a_failed_reward_and_others_as_they_are(tiny_task, monkeypatch):

@@ -95,11 +95,11 @@ def answers(worker, *data):
 def failure(worker, tokenizer, text="4"):
     (result,) = answers(worker, response(tokenizer, text))
     assert result["reward_score"] == 0.0
-    return Failure.of_info(result["reward_extra_info"])
+    return Failure.from_extra_info(result["reward_extra_info"])
 
 
 def of_result(result):
-    return Failure.of_info(result["reward_extra_info"])
+    return Failure.from_extra_info(result["reward_extra_info"])
 
 
 def returning(value):
@@ -131,7 +131,7 @@ def test_what_is_no_reward_is_marked(worker, tokenizer, value, kind, what):
 def test_a_finite_number_of_any_type_is_left_as_it_is(worker, tokenizer, value):
     (result,) = answers(worker(returning(value)), response(tokenizer, "4"))
     assert result == {"reward_score": value, "reward_extra_info": {"acc": value}}
-    assert failure_of_score(value) is None and Failure.of_info(result["reward_extra_info"]) is None
+    assert failure_of_score(value) is None and Failure.from_extra_info(result["reward_extra_info"]) is None
 
 
 def test_what_a_reward_function_says_beside_its_score_is_kept(worker, tokenizer):
@@ -142,7 +142,7 @@ def test_what_a_reward_function_says_beside_its_score_is_kept(worker, tokenizer)
 def test_an_exception_is_marked_with_its_traceback(worker, tokenizer):
     found = failure(worker(failing_rewards.compute_score_raises), tokenizer, "12")
     assert (found.kind, found.what, found.text) == ("raised", "KeyError", "'12'")
-    assert found.described() == "raised KeyError: '12'"
+    assert found.describe() == "raised KeyError: '12'"
     lines = found.trace.splitlines()
     assert "failing_rewards.py" in lines[1] and "raise KeyError(solution_str)" in lines[2], (
         "verl's own frames are left out"
@@ -160,7 +160,7 @@ def test_async_functions_are_held_to_the_same(worker, tokenizer):
     async def function(**_):
         raise ValueError("no server")
 
-    assert failure(worker(function), tokenizer).described() == "raised ValueError: no server"
+    assert failure(worker(function), tokenizer).describe() == "raised ValueError: no server"
 
 
 @pytest.mark.parametrize("is_async", [False, True])
@@ -217,7 +217,7 @@ def test_what_a_response_says_cannot_control_a_terminal_or_fill_a_disk(worker, t
 
     found = failure(worker(function), tokenizer)
     assert len(found.text) < 1000 and len(found.trace) < 10_000
-    assert "\x1b" not in found.text + found.trace and "\x1b" not in found.described()
+    assert "\x1b" not in found.text + found.trace and "\x1b" not in found.describe()
     found.text.encode(), found.trace.encode()
 
 
@@ -229,7 +229,7 @@ def test_an_exception_whose_text_cannot_be_had_is_marked_all_the_same(worker, to
     def function(**_):
         raise HostileError
 
-    assert failure(worker(function), tokenizer).described() == "raised HostileError"
+    assert failure(worker(function), tokenizer).describe() == "raised HostileError"
 
 
 def test_an_exception_of_a_reward_manager_is_shown_whole(worker, tokenizer):
@@ -237,7 +237,7 @@ def test_an_exception_of_a_reward_manager_is_shown_whole(worker, tokenizer):
     data = response(tokenizer, "4")
     del data.non_tensor_batch["reward_model"]
     (result,) = answers(built, data)
-    found = Failure.of_info(result["reward_extra_info"])
+    found = Failure.from_extra_info(result["reward_extra_info"])
     assert found.what == "KeyError" and "naive.py" in found.trace
 
 
@@ -247,7 +247,7 @@ def test_one_failure_does_not_reach_other_responses(worker, tokenizer):
 
     results = answers(worker(function), *(response(tokenizer, text) for text in ("4", "5", "6", "4")))
     assert [result["reward_score"] for result in results] == [1.0, 0.0, 0.0, 1.0]
-    kinds = [found and found.kind for found in (Failure.of_info(result["reward_extra_info"]) for result in results)]
+    kinds = [failed and failed.kind for failed in map(of_result, results)]
     assert kinds == [None, "none", "raised", None]
 
 
@@ -441,7 +441,7 @@ def test_a_worker_in_a_process_of_its_own_has_the_patch(base_config, tokenizer):
         first = [verifier.submit(columns, [1], tokens[text]) for text in hanging]
         assert [verifier.verdict(answer, 120.0) for answer in first] == [None] * 40
         assert all(verifier.has_answered(answer) for answer in first)
-        whats = {Failure.of_info(ray.get(answer)["reward_extra_info"]).what for answer in first}
+        whats = {Failure.from_extra_info(ray.get(answer)["reward_extra_info"]).what for answer in first}
         assert whats == {"took longer than 2 s"}
         later = verifier.verdict(verifier.submit(columns, [1], tokens["4"]), 120.0)
         assert later == Verdict(1.0, {"score": 1.0, "acc": 1.0})

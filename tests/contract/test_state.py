@@ -46,7 +46,7 @@ def attempt(tmp_path):
         trainer = object.__new__(GSDTrainerSync)
         trainer._run, trainer._saved_steps, trainer._settings = RunDirectory(run), [], SETTINGS
         trainer.monitor = bare(RunMonitor, _progress=Progress())
-        trainer.memories, trainer._at_hand = {"anchor": EveryKind()}, None
+        trainer.memories, trainer._current_step = {"anchor": EveryKind()}, None
         keys = {"default_local_dir": str(run), "default_hdfs_dir": None, "max_actor_ckpt_to_keep": None} | keys
         trainer.config = OmegaConf.create({"trainer": keys, "actor_rollout_ref": {"actor": {}}})
         trainer.actor_rollout_wg, trainer.use_critic, trainer.trainer_mode = WorkerOnADisk(run, disk), False, "sync"

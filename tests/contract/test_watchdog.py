@@ -262,13 +262,13 @@ def test_vllm_tells_of_a_dead_engine_and_of_how_its_processes_ended():
 @pytest.mark.parametrize(
     ("codes", "kills", "expected"),
     [
-        ({"EngineCore": -9}, 2, r"EngineCore was killed by SIGKILL\. The kernel of its machine ended 2 process"),
+        ({"EngineCore": -9}, 2, r"EngineCore was killed by SIGKILL\. The kernel of its machine killed 2 process"),
         ({"EngineCore": -9}, 0, "so somebody or a container's limit killed it"),
         ({"EngineCore": -9}, None, "ran out of memory, or somebody killed it"),
         ({"EngineCore_DP0": 1}, 0, "ended with exit code 1.*gpu_memory_utilization lower"),
         ({"EngineCore_DP0": 1}, 1, "gpu_memory_utilization lower.*1 process.* which may also be the cause"),
         ({"EngineCore": -40}, None, "was killed by signal 40"),
-        ({}, None, "vLLM does not tell how"),
+        ({}, None, "vLLM does not report how"),
     ],
 )
 def test_an_engines_end_is_described(codes, kills, expected):
