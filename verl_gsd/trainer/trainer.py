@@ -59,7 +59,7 @@ from verl_gsd.trainer.worker import actor_worker
 
 logger = logging.getLogger(__name__)
 
-#: Default half-life of visits: a visit this many steps ago has half the weight in the estimate of a prompt's solve rate.
+#: Default half-life: a visit this many steps ago has half the weight in the estimate of a prompt's solve rate.
 HALF_LIFE = 100.0
 
 _ACTORS = {Role.Actor, Role.ActorRollout, Role.ActorRolloutRef}
