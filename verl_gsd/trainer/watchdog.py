@@ -150,25 +150,21 @@ def _explanation(cause: Any) -> str:
 def engine_death(name: str, node: str, death: engine_health.EngineDeath) -> Death:
     """Describe the death of the engine inside the server ``name`` on ``node``."""
     ends = [f"{process} {_ended(code)}" for process, code in death.exit_codes.items()]
-    explanation = f"{', '.join(ends)}." if ends else "vLLM does not report how."
+    how = f"{', '.join(ends)}." if ends else "vLLM does not report how."
     killed = death.memory_kills
     kernel = f"The kernel of its machine killed {killed} process(es) for lack of memory since the server started"
     if any(code == -signal.SIGKILL for code in death.exit_codes.values()):
         if killed:
-            explanation += f" {kernel}. This is the likely cause. Use a machine with more memory, or fewer workers per "
-            explanation += "machine."
+            cause = f"{kernel}: this is the likely cause. Use a machine with more memory, or fewer workers per machine."
         elif killed is None:
-            explanation += " The likely cause is that the machine or the container ran out of memory, or somebody "
-            explanation += "killed it."
+            cause = "Likely cause: the machine or the container ran out of memory, or somebody killed it."
         else:
-            explanation += " The kernel killed no process for lack of memory, so somebody or a container's limit "
-            explanation += "killed it."
+            cause = "The kernel killed no process for lack of memory, so somebody or a container's limit killed it."
     else:
-        explanation += " Its log has the cause. If the cause is GPU memory, set "
-        explanation += "actor_rollout_ref.rollout.gpu_memory_utilization lower."
-        explanation += f" {kernel}, which may also be the cause." if killed else ""
+        cause = "Its log has the cause. If that is GPU memory, set actor_rollout_ref.rollout.gpu_memory_utilization "
+        cause += f"lower. {kernel}, which may also be the cause." if killed else "lower."
     process = f"The engine of vLLM server {name} (process {death.server_pid} on {node})"
-    return Death(process, explanation, death.server_pid, _SERVER)
+    return Death(process, f"{how} {cause}", death.server_pid, _SERVER)
 
 
 def _ended(code: int) -> str:
@@ -193,7 +189,7 @@ class Watchdog:
         self._fault: str | None = None
         self._lock = threading.Lock()
         self._ended = threading.Event()
-        self._warned_of: set[str] = set()
+        self._warned_about: set[str] = set()
         self._dead_before: set[str] = set()
         self._unreachable: set[str] = set()  # names of servers to which a request failed at the last check
         self._servers: dict[str, Any] = {}  # handles by actor name
@@ -287,8 +283,8 @@ class Watchdog:
             self._warn_once("Ray", f"Ray does not report which processes of the run are alive: {error!r}")
 
     def _warn_once(self, about: str, text: str) -> None:
-        if about not in self._warned_of:
-            self._warned_of.add(about)
+        if about not in self._warned_about:
+            self._warned_about.add(about)
             self._messages.write("warning", text)
 
     @staticmethod
