@@ -207,7 +207,7 @@ def test_a_launchers_folder_is_removed_when_it_ends_or_at_the_next_start(prefix)
         assert len(f"{folder}/workers") < 100
     assert folders(prefix) == []
     code = (
-        "import sys; from verl_gsd.trainer import private_folders; private_folders._PREFIX = sys.argv[1]\n"
+        "import sys; from verl_gsd import private_folders; private_folders._PREFIX = sys.argv[1]\n"
         "with private_folders.of_run() as folder: print(folder, flush=True); sys.stdin.read()"
     )
     base = prefix.removesuffix("weights_")
