@@ -1,6 +1,6 @@
-"""Who belongs together: the responses to one prompt, and what their rewards amount to.
+"""Groups: which rows of a batch are responses to the same prompt, and the statistics of their rewards.
 
-The only place that groups rows; everything else (advantages, anchors, losses, records) asks here.
+All code that groups rows (advantages, anchors, losses, records) uses this module.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TypeAlias
 import numpy as np
 import torch
 
-#: One hashable label a row, such as verl's ``uid``: rows with equal labels are one group, wherever they stand.
+#: One hashable label per row, such as verl's ``uid``. Rows with equal labels are one group, in any order.
 Labels: TypeAlias = Sequence[Hashable] | np.ndarray | torch.Tensor
 
 
@@ -24,11 +24,12 @@ class GroupStats:
 
     Attributes:
         group: (N,) int64, the number of each row's group; -1 for a row of no group.
-        size: (n_groups,) int64, rows in each group.
+        size: (n_groups,) int64, number of rows in each group.
         mean: (n_groups,), mean reward mu.
-        std: (n_groups,), population standard deviation sigma = sqrt(mean((R - mu)^2)); exactly 0 where unanimous.
-        unanimous: (n_groups,) bool, all rewards equal. Decided by max == min, because the float standard deviation of
-            seven rewards of 0.7 is 6e-8.
+        std: (n_groups,), population standard deviation sigma = sqrt(mean((R - mu)^2)); exactly 0 if the group is
+            unanimous.
+        unanimous: (n_groups,) bool, whether all rewards are equal. Computed as max == min, because the float standard
+            deviation of seven rewards of 0.7 is 6e-8.
     """
 
     group: torch.Tensor
@@ -38,30 +39,31 @@ class GroupStats:
     unanimous: torch.Tensor
 
     def per_row(self, values: torch.Tensor, elsewhere: float | bool = 0) -> torch.Tensor:
-        """A figure per group, (n_groups,), as one per row, (N,); ``elsewhere`` in rows of no group."""
+        """Expand ``values`` (n_groups,) to one value per row (N,). Rows of no group get ``elsewhere``."""
         return values[self.group.clamp(min=0)].masked_fill(self.group < 0, elsewhere)
 
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """The responses to one prompt, all of whose sessions have ended: k rows, one a session that gave a response.
+    """The k responses to one prompt, after all sessions of the visit have ended: one per session that gave a response.
 
-    Demonstrations that stand in the group, in the place of a response or beside it, are none of the k rows.
+    The k responses do not include demonstrations, even if a demonstration replaces a response in the batch.
 
     Attributes:
         uid: verl's name of this visit to the prompt.
         data_source, index: the prompt's key, which is the same at every visit.
         rewards: (k,) float64.
-        accuracies: (k,) float64, what the verifier called ``acc``; NaN where that is no number, and for a response of
-            an earlier visit. verl fills it with the reward where a verifier returns nothing else, so that it need not
-            lie in [0, 1].
+        accuracies: (k,) float64, the verifier's ``acc``. NaN if that is not a number, and for a response of an earlier
+            visit. If a verifier returns only a reward, verl sets ``acc`` to it, so ``acc`` can lie outside [0, 1].
         tokens: (k,) int64, tokens generated for each session's responses.
-        keys: k names, each of the row in the batch that speaks for the response.
-        scores: (k,) float64, a judge's; NaN where it failed. None where nobody was asked.
-        demonstrations: how many stand in the group.
-        asked: rollouts that a budget asked for; None where every prompt has as many.
-        unverified: responses that the verifier could not verify, and took for wrong; None where it says no such thing.
-        failed_rewards: responses whose reward failed. They are none of the k rows, and nothing is trained on them.
+        keys: k keys, each of the row in the batch that represents the response.
+        scores: (k,) float64, a judge's scores; NaN if the judge failed. None if the group was not judged.
+        demonstrations: number of demonstrations in the group.
+        rollouts_requested: rollouts that a budget requested; None if every prompt has the same number.
+        unverified: number of responses that the verifier could not verify and counted as wrong; None if the verifier
+            does not report this.
+        failed_rewards: number of responses whose reward failed. They are not among the k responses and are not trained
+            on.
     """
 
     uid: str
@@ -73,35 +75,39 @@ class Group:
     keys: tuple[str, ...] = ()
     scores: np.ndarray | None = None
     demonstrations: int = 0
-    asked: int | None = None
+    rollouts_requested: int | None = None
     unverified: int | None = None
     failed_rewards: int = 0
 
 
 @dataclass(frozen=True, eq=False)
 class Member:
-    """What a row of a batch is: response number ``place`` of ``group``, or, with None, one of its demonstrations."""
+    """The group of a row of a batch, and the response that the row is.
+
+    Attributes:
+        response_index: position of the response in ``group``; None if the row is a demonstration.
+    """
 
     group: Group
-    place: int | None
+    response_index: int | None
 
 
 def group_stats(rewards: torch.Tensor, index: Labels, mask: torch.Tensor | None = None) -> GroupStats:
     """Group rows by label and describe each group's rewards.
 
-    Sums run in float64: where a group's rows stand in the batch changes its figures by float64 rounding at most.
+    Sums are computed in float64, so the order of rows changes the results by float64 rounding at most.
 
     Args:
-        rewards: (N,), one a response.
+        rewards: (N,), one per response.
         index: N hashable labels.
-        mask: (N,) bool; False is a row of no group, which counts nowhere.
+        mask: (N,) bool. A row with False belongs to no group and is ignored.
 
     Returns:
-        Groups, with ``mean`` and ``std`` in the rewards' dtype, float32 at least.
+        Groups, with ``mean`` and ``std`` in the dtype of the rewards, or in float32 if that is wider.
 
     Raises:
-        ValueError: the batch is empty, lengths differ, the mask removes every row, or a reward that counts is NaN or
-            infinite; the message names the row.
+        ValueError: the batch is empty, lengths differ, the mask removes every row, or a reward of a row in a group is
+            NaN or infinite. The message names the row.
     """
     rewards = float_rows(rewards, "rewards")
     group = group_numbers(index, len(rewards), mask).to(rewards.device)
@@ -135,31 +141,31 @@ def group_numbers(index: Labels, n_rows: int, mask: torch.Tensor | None = None) 
         raise ValueError("the batch is empty: 0 rows")
     if isinstance(index, np.ndarray | torch.Tensor):
         if index.ndim != 1:
-            raise ValueError(f"index has shape {tuple(index.shape)}; write one label a row, shape ({n_rows},)")
+            raise ValueError(f"index has shape {tuple(index.shape)}. Use one label per row, shape ({n_rows},).")
         index = index.tolist()
     if len(index) != n_rows:
-        raise ValueError(f"index has {len(index)} labels for {n_rows} rows")
+        raise ValueError(f"index has {len(index)} labels for {n_rows} rows. Use one label per row.")
     if mask is not None and not bool_rows(mask, n_rows, "mask").any():
-        raise ValueError(f"the mask removes every row: all {n_rows} are False")
+        raise ValueError(f"the mask removes every row: all {n_rows} entries are False. Set at least one to True.")
     counted = index if mask is None else itertools.compress(index, mask.tolist())
-    # A label met for the first time gets the number of labels met before it; the loop over rows is map's, in C.
+    # A new label gets the number of distinct labels before it. ``map`` loops over the rows in C.
     numbers: defaultdict[Hashable, int] = defaultdict()
     numbers.default_factory = numbers.__len__
     try:
-        found = torch.from_numpy(np.fromiter(map(numbers.__getitem__, counted), dtype=np.int64))
+        group = torch.from_numpy(np.fromiter(map(numbers.__getitem__, counted), dtype=np.int64))
     except TypeError:
-        found = None
-    # A tensor is equal to no other, and a NaN not to itself: each such row would be a group of its own, in silence.
-    if found is None or any(isinstance(label, torch.Tensor) or label != label for label in numbers):
+        group = None
+    # A dict finds a tensor only by identity, and a NaN is not equal to itself: each such row would be its own group.
+    if group is None or any(isinstance(label, torch.Tensor) or label != label for label in numbers):
         kept = range(n_rows) if mask is None else itertools.compress(range(n_rows), mask.tolist())
         row = next(row for row in kept if not _is_label(index[row]))
         raise ValueError(
-            f"index[{row}] is {index[row]!r}, of type {type(index[row]).__name__}: write hashable labels, equal "
-            "within a group"
+            f"index[{row}] is {index[row]!r} of type {type(index[row]).__name__}, which cannot be a label. Use "
+            "hashable labels that are equal within a group, for example strings or integers."
         )
     if mask is None:
-        return found
-    return torch.full((n_rows,), -1).masked_scatter(mask.cpu(), found)
+        return group
+    return torch.full((n_rows,), -1).masked_scatter(mask.cpu(), group)
 
 
 def _is_label(label: object) -> bool:
@@ -171,39 +177,39 @@ def _is_label(label: object) -> bool:
 
 
 def float_rows(values: torch.Tensor, name: str) -> torch.Tensor:
-    """``values`` as a float tensor (N,): its own dtype if that is float32 or wider, float32 otherwise.
+    """``values`` (N,) as floats, in their own dtype if that is float32 or wider, and in float32 otherwise.
 
     Raises:
-        ValueError: it is not one-dimensional.
+        ValueError: ``values`` is not one-dimensional.
     """
     if values.ndim != 1:
-        raise ValueError(f"{name} has shape {tuple(values.shape)}; write one number a row, shape (N,)")
+        raise ValueError(f"{name} has shape {tuple(values.shape)}. Use one number per row, shape (N,).")
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def bool_rows(values: torch.Tensor, n_rows: int, name: str) -> torch.Tensor:
-    """``values``, checked to be bool of shape (n_rows,).
+    """Return ``values`` if it is a bool tensor of shape (n_rows,).
 
     Raises:
-        ValueError: it is not.
+        ValueError: ``values`` has another dtype or shape.
     """
     if values.dtype != torch.bool or values.shape != (n_rows,):
         raise ValueError(
-            f"{name} is {values.dtype} of shape {tuple(values.shape)}; write torch.bool of shape ({n_rows},)"
+            f"{name} is {values.dtype} of shape {tuple(values.shape)}. Use torch.bool of shape ({n_rows},)."
         )
     return values
 
 
 def require_rows(n_rows: int, **columns: torch.Tensor) -> None:
-    """Raise a ValueError naming the first of ``columns`` whose shape is not (n_rows,)."""
+    """Raise a ValueError that names the first of ``columns`` whose shape is not (n_rows,)."""
     for name, column in columns.items():
         if column.shape != (n_rows,):
-            raise ValueError(f"{name} has shape {tuple(column.shape)}; write one number a row, shape ({n_rows},)")
+            raise ValueError(f"{name} has shape {tuple(column.shape)}. Use one number per row, shape ({n_rows},).")
 
 
 def require_finite(values: torch.Tensor, name: str, where: torch.Tensor) -> None:
-    """Raise a ValueError naming the first row ``where`` holds and ``values`` is NaN or infinite."""
+    """Raise a ValueError that names the first row at which ``where`` is true and ``values`` is NaN or infinite."""
     bad = torch.nonzero(where & ~values.isfinite())
     if len(bad):
         row = int(bad[0])
-        raise ValueError(f"{name}[{row}] is {values[row].item()}; every row that counts needs a finite number")
+        raise ValueError(f"{name}[{row}] is {values[row].item()}. Use finite numbers, or mask the row out.")

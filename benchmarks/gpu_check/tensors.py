@@ -28,7 +28,7 @@ from verl_gsd.algorithms.gvpo import rows as gvpo_rows
 from verl_gsd.algorithms.gvpo.loss import GVPOLossConfig
 from verl_gsd.algorithms.gvpo.worker import GvpoWorker
 from verl_gsd.groups import Group, Member, group_stats
-from verl_gsd.trainer.estimator import batch_of, gsd_advantage
+from verl_gsd.trainer.estimator import batch_context, gsd_advantage
 from verl_gsd.trainer.loss_context import with_context
 from verl_gsd.trainer.rows import DEMONSTRATION
 
@@ -75,7 +75,7 @@ class Rows:
         self.new = (self.old + 0.3 * torch.randn(self.mask.shape, generator=generator)).clamp(max=-0.01)
         self.group = torch.tensor([*np.repeat(np.arange(GROUPS), SIZE), -1, -1])
         self.advantage = torch.randn(len(self.keys), generator=generator)
-        self.is_demonstration = torch.tensor([m is not None and m.place is None for m in self.members])
+        self.is_demonstration = torch.tensor([m is not None and m.response_index is None for m in self.members])
 
 
 def estimator(gsd: dict[str, Any], values: tuple[float, ...] = (0.0, 1.0)) -> Case:
@@ -91,7 +91,7 @@ def estimator(gsd: dict[str, Any], values: tuple[float, ...] = (0.0, 1.0)) -> Ca
         columns: dict[str, Any] = {"rollouts": torch.tensor([*[SIZE] * (len(rows.keys) - 2), 0, 0])}
         for one in others:
             columns |= one.stage_inputs(rows.members, rows.groups)
-        with batch_of(rows.keys, columns, extensions) as batch:
+        with batch_context(rows.keys, columns, extensions) as batch:
             advantages, _ = gsd_advantage(
                 rows.token_rewards.to(where),
                 rows.mask.to(where),

@@ -1,4 +1,4 @@
-"""Attention over packed rows inside verl's FSDP engine: who installs it, and which models it rejects."""
+"""Attention over packed rows in verl's FSDP engine: how it is installed, and which models are rejected."""
 
 from types import SimpleNamespace
 
@@ -13,7 +13,7 @@ from verl_gsd.trainer.attention import NotKeptApartError, install
 
 
 class StubOfAnEngine:
-    """verl's engine as far as the check goes: it runs a model on a micro-batch that is packed into one row."""
+    """Stub of verl's engine that runs a model on a micro-batch packed into one row."""
 
     def __init__(self, model, **config):
         self.model, self.model_config = model, SimpleNamespace(hf_config=model.config)
@@ -27,7 +27,7 @@ class StubOfAnEngine:
 
 @pytest.fixture
 def installed():
-    """Our attention in transformers and in the stub of an engine, and transformers' own put back."""
+    """Installs our attention in transformers and in the stub, and restores transformers' own."""
     before = (masks.ALL_MASK_ATTENTION_FUNCTIONS["sdpa"], ALL_ATTENTION_FUNCTIONS["sdpa"])
     install(SimpleNamespace(FSDPEngineWithLMHead=StubOfAnEngine))
     yield
@@ -36,7 +36,7 @@ def installed():
 
 
 def test_a_model_that_does_not_keep_packed_sequences_apart_is_rejected(installed):
-    """Falcon makes its mask without position ids: its packed sequences attended to each other without a message."""
+    """Falcon creates its mask without position ids, so its packed sequences would silently attend to each other."""
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": 64}
     models = {"falcon": FalconConfig(**sizes, alibi=False), "llama": LlamaConfig(**sizes, intermediate_size=48)}
     rows = [torch.randint(0, 64, (length,)) for length in (5, 3)]

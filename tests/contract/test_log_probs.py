@@ -1,4 +1,4 @@
-"""Log-probabilities without flash-attn: those of a plain softmax, in few calls, and the patch is installed."""
+"""Log-probabilities without flash-attn equal those of a plain softmax, need few calls, and are installed in verl."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ def calls(function, tokens):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(1,), (7,), (log_probs.CHUNK,), (log_probs.CHUNK + 3,), (2, 5), (0,)])
-def test_values_and_gradients_are_those_of_a_softmax_in_float64(shape, dtype):
+def test_values_and_gradients_equal_those_of_a_softmax_in_float64(shape, dtype):
     logits, labels = drawn(shape, dtype)
     upstream = torch.linspace(-1, 1, labels.numel()).reshape(shape)
     found = []
@@ -56,7 +56,7 @@ def test_the_number_of_calls_does_not_grow_with_the_tokens():
     assert calls(log_probs.log_probs, 900) == calls(log_probs.log_probs, 9)
 
 
-def test_verl_asks_ours_where_flash_attention_is_missing(monkeypatch):
+def test_verl_calls_our_function_if_flash_attention_is_missing(monkeypatch):
     assert torch_functional.logprobs_from_logits_v2 is log_probs.log_probs
     monkeypatch.setattr(torch_functional, "FLAH_ATTN_CROSS_ENTROPY_LOSS_AVAILABLE", False)
     monkeypatch.setattr(torch_functional, "NPU_CROSS_ENTROPY_LOSS_AVAILABLE", False)
@@ -67,7 +67,7 @@ def test_verl_asks_ours_where_flash_attention_is_missing(monkeypatch):
 
 
 def test_verls_own_fallback_still_loops_over_tokens():
-    """When this fails, verl's fallback makes few calls, and the patch can go."""
+    """If this fails, verl's fallback needs few calls. Remove the patch."""
     import importlib.util
 
     spec = importlib.util.spec_from_file_location("unpatched", torch_functional.__file__)

@@ -1,4 +1,4 @@
-"""Prompts are cut as data.truncation says, by verl's agent loop itself."""
+"""verl's agent loop cuts prompts as data.truncation says."""
 
 import asyncio
 import functools
@@ -32,7 +32,7 @@ from verl_gsd.trainer.reward_failures import Failure
     st.integers(1, 14),
     st.sampled_from(["left", "right", "middle"]),
 )
-def test_cuts_are_those_that_verl_defines_for_its_older_data(tokens, limit, truncation):
+def test_cuts_equal_those_of_verls_postprocess_data(tokens, limit, truncation):
     ids = torch.tensor([tokens])
     expected, _ = postprocess_data(ids, torch.ones_like(ids), limit, 0, left_pad=False, truncation=truncation)
     assert cut(tokens, limit, truncation) == expected[0, : min(len(tokens), limit)].tolist()
@@ -46,7 +46,7 @@ def test_a_prompt_that_must_not_be_cut_is_an_error(truncation):
 
 
 class Server:
-    """Stands for vLLM at its client's one method: keeps the prompt it is given."""
+    """Stub of vLLM's client, with its one method. Stores the prompt."""
 
     async def generate(self, prompt_ids, **_):
         self.prompt = prompt_ids
@@ -54,7 +54,7 @@ class Server:
 
 
 def prompt_given(task, truncation, limit, ours=True):
-    """What verl's single-turn agent loop asks the server for, under a trainer mode of ours or of verl's."""
+    """The prompt that verl's single-turn agent loop sends to the server, under our trainer modes or verl's."""
     tokenizer, server = AutoTokenizer.from_pretrained(task / "model"), Server()
     rollout = {"prompt_length": limit, "response_length": 4}
     config = OmegaConf.create({"actor_rollout_ref": {"rollout": rollout}, "trainer": {"v1": {}}})
@@ -81,7 +81,7 @@ def prompt_given(task, truncation, limit, ours=True):
     ("truncation", "expected"),
     [("left", "56=<|assistant|>"), ("right", "<|user|>12+"), ("middle", "<|user|>1=<|assistant|>")],
 )
-def test_the_agent_loop_gives_the_policy_what_is_left(tiny_task, truncation, expected):
+def test_the_agent_loop_sends_the_cut_prompt_to_the_policy(tiny_task, truncation, expected):
     assert prompt_given(tiny_task, truncation, 4) == expected
     assert prompt_given(tiny_task, truncation, 11) == "<|user|>12+34+56=<|assistant|>"
 
@@ -92,7 +92,7 @@ def test_an_agent_loop_outside_a_worker_fails_on_a_prompt_that_must_not_be_cut(t
 
 
 @pytest.mark.parametrize("truncation", ["error", "right"])
-def test_under_a_trainer_mode_of_verls_the_agent_loop_cuts_as_before(tiny_task, truncation):
+def test_under_verls_own_trainer_modes_the_agent_loop_cuts_as_before(tiny_task, truncation):
     assert prompt_given(tiny_task, truncation, 4, ours=False) == prompt_given(tiny_task, "left", 4)
 
 
@@ -102,7 +102,7 @@ SHORT, LONG = ({"role": "user", "content": text} for text in ("1+1=", "12+34+56=
 
 
 class TwoTurns(agent_loop.AgentLoopBase):
-    """A user's own agent loop: builds two contexts, in tasks of their own, and returns an output for each."""
+    """A custom agent loop that builds two contexts, each in its own task, and returns one output per context."""
 
     async def run(self, sampling_params, **kwargs):
         first = asyncio.create_task(self.ct_build_initial_tokens([SHORT]))
@@ -116,7 +116,7 @@ class TwoTurns(agent_loop.AgentLoopBase):
 
 
 class RewardWorker:
-    """Stands for Ray's handle of a reward worker at its one method: the number of responses it scored."""
+    """Stub of Ray's handle of a reward worker, with its one method. Counts the responses that it scored."""
 
     def __init__(self):
         self.scored, self.compute_score = 0, SimpleNamespace(remote=self._score)
@@ -162,29 +162,29 @@ TOO_LONG = Failure(
     "prompt_too_long",
     "prompt too long",
     "built a prompt of 11 tokens, more than actor_rollout_ref.rollout.prompt_length=10, with data.truncation=error",
-).as_info()
+).as_extra_info()
 
 
-def test_a_prompt_that_must_not_be_cut_arrives_as_a_failed_reward_and_others_as_they_are(tiny_task, monkeypatch):
+def test_a_prompt_that_must_not_be_cut_gives_a_failed_reward_and_others_are_unchanged(tiny_task, monkeypatch):
     rows, scored = rows_of(tiny_task, monkeypatch, [SHORT, LONG, SHORT])
     right = (6, 1.0, {"acc": 1.0})
     assert rows == {"a0_0_0": right, "a1_0_0": (10, 0.0, TOO_LONG), "a2_0_0": right}
     assert scored == 2, "nobody needs the reward of a response that is not trained on"
 
 
-def test_so_does_one_of_an_agent_loop_of_the_users_own_in_a_later_turn(tiny_task, monkeypatch):
+def test_a_long_prompt_in_a_later_turn_of_a_custom_agent_loop_gives_a_failed_reward(tiny_task, monkeypatch):
     rows, scored = rows_of(tiny_task, monkeypatch, [LONG], loop="two_turns")
     assert rows == {"a0_0_0": (6, 0.0, TOO_LONG), "a0_0_1": (10, 0.0, TOO_LONG)} and scored == 0
     rows, scored = rows_of(tiny_task, monkeypatch, [SHORT], loop="two_turns")
     assert {length for length, *_ in rows.values()} == {6} and scored == 1
 
 
-def test_under_a_trainer_mode_of_verls_no_reward_is_taken_away(tiny_task, monkeypatch):
+def test_under_verls_own_trainer_modes_no_reward_is_removed(tiny_task, monkeypatch):
     rows, scored = rows_of(tiny_task, monkeypatch, [LONG], ours=False)
     assert rows == {"a0_0_0": (10, 1.0, {"acc": 1.0})} and scored == 1
 
 
-def test_workers_inherit_what_is_patched():
+def test_workers_inherit_the_patched_methods():
     """Ray pickles the class of an agent loop worker itself, and its base by name: a worker imports the patched base."""
     pickled = ray.cloudpickle.dumps(WORKER)
     assert b"verl.experimental.agent_loop.agent_loop" in pickled and b"prompt_truncation" not in pickled
@@ -197,7 +197,7 @@ def test_workers_inherit_what_is_patched():
 
 @pytest.mark.parametrize("truncation", ["error", "right", "middle"])
 def test_verl_does_not_read_the_key_itself(truncation):
-    """Where it does, the patch can go."""
+    """If this fails, verl reads the key. Remove the patch."""
     verls = agent_loop.AgentLoopBase._cap_text_prompt_length.__wrapped__
     settings = {"rollout_config": SimpleNamespace(prompt_length=2), "config": None}
     loop = bare(SingleTurnAgentLoop, data_config=OmegaConf.create({"truncation": truncation}), **settings)

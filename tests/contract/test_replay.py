@@ -61,7 +61,7 @@ def put(
         tokens = torch.tensor([0.0, score]) if output == outputs - 1 else torch.tensor([9.0, 9.0])
         said = score if verdict is ACCURACY else verdict
         info = {"acc": said} if unverified is None else {"acc": said, "unverified": unverified[session]}
-        info = FAILURE.as_info() if session in lost else info
+        info = FAILURE.as_extra_info() if session in lost else info
         prompt = {"data_source": "math", "index": 17}
         fields.append(prompt | {"rm_scores": tokens, "extra_fields": {"reward_extra_info": info}, "metrics": MEASURED})
         tags.append({"status": "success", "response_len": 2 + session})

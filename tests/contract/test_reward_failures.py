@@ -1,4 +1,4 @@
-"""Reward functions that misbehave, in verl's own reward worker and manager: what an agent loop gets for an answer."""
+"""What verl's reward worker and managers return to the agent loop if a reward function raises, hangs or is invalid."""
 
 import asyncio
 import concurrent.futures
@@ -57,7 +57,7 @@ def tokenizer():
 
 @pytest.fixture
 def worker(base_config, tokenizer):
-    """(function, seconds, manager) -> verl's reward worker; seconds=None: under a trainer mode of verl's."""
+    """(function, seconds, manager) -> verl's reward worker. seconds=None: under verl's own trainer modes."""
 
     def build(function, seconds=SECONDS, manager=NaiveRewardManager):
         built = object.__new__(reward_loop.RewardLoopWorker)
@@ -71,7 +71,7 @@ def worker(base_config, tokenizer):
 
 
 def response(tokenizer, text, index=0):
-    """One response as an agent loop sends it."""
+    """One response in the format of an agent loop."""
     ids = torch.tensor([tokenizer.encode(text, add_special_tokens=False)])
     columns = {"data_source": "math", "reward_model": {"ground_truth": "4"}, "extra_info": {"index": index}}
     array = {}
@@ -83,7 +83,7 @@ def response(tokenizer, text, index=0):
 
 
 def answers(worker, *data):
-    """What the worker returns for each of ``data``, all of them asked at once."""
+    """The worker's results for ``data``, all requested at once."""
 
     async def ask():
         worker.reward_manager = worker.manager_of()  # which keeps the running loop
@@ -95,18 +95,18 @@ def answers(worker, *data):
 def failure(worker, tokenizer, text="4"):
     (result,) = answers(worker, response(tokenizer, text))
     assert result["reward_score"] == 0.0
-    return Failure.of_info(result["reward_extra_info"])
+    return Failure.from_extra_info(result["reward_extra_info"])
 
 
 def of_result(result):
-    return Failure.of_info(result["reward_extra_info"])
+    return Failure.from_extra_info(result["reward_extra_info"])
 
 
 def returning(value):
     return lambda **_: value
 
 
-# What fails
+# Failures
 
 
 @pytest.mark.parametrize(
@@ -123,18 +123,18 @@ def returning(value):
         ({"acc": 1.0}, "no_score", "returned a dict without score"),
     ],
 )
-def test_what_is_no_reward_is_marked(worker, tokenizer, value, kind, what):
+def test_invalid_rewards_are_marked(worker, tokenizer, value, kind, what):
     assert failure(worker(returning(value)), tokenizer) == Failure(kind, what)
 
 
 @pytest.mark.parametrize("value", [1, True, np.float64(0.5), torch.tensor(0.5), -3.0])
-def test_a_finite_number_of_any_type_is_left_as_it_is(worker, tokenizer, value):
+def test_a_finite_number_of_any_type_is_not_changed(worker, tokenizer, value):
     (result,) = answers(worker(returning(value)), response(tokenizer, "4"))
     assert result == {"reward_score": value, "reward_extra_info": {"acc": value}}
-    assert failure_of_score(value) is None and Failure.of_info(result["reward_extra_info"]) is None
+    assert failure_of_score(value) is None and Failure.from_extra_info(result["reward_extra_info"]) is None
 
 
-def test_what_a_reward_function_says_beside_its_score_is_kept(worker, tokenizer):
+def test_other_values_that_a_reward_function_returns_are_kept(worker, tokenizer):
     (result,) = answers(worker(failing_rewards.compute_score_raises_on_some), response(tokenizer, "4"))
     assert result == {"reward_score": 1.0, "reward_extra_info": {"score": 1.0, "acc": 1.0}}
 
@@ -142,25 +142,25 @@ def test_what_a_reward_function_says_beside_its_score_is_kept(worker, tokenizer)
 def test_an_exception_is_marked_with_its_traceback(worker, tokenizer):
     found = failure(worker(failing_rewards.compute_score_raises), tokenizer, "12")
     assert (found.kind, found.what, found.text) == ("raised", "KeyError", "'12'")
-    assert found.described() == "raised KeyError: '12'"
+    assert found.describe() == "raised KeyError: '12'"
     lines = found.trace.splitlines()
     assert "failing_rewards.py" in lines[1] and "raise KeyError(solution_str)" in lines[2], (
         "verl's own frames are left out"
     )
 
 
-def test_a_missing_score_of_the_users_own_is_an_exception(worker, tokenizer):
+def test_a_key_error_of_the_users_own_about_score_is_an_exception(worker, tokenizer):
     def function(**_):
         return {}["score"]
 
     assert failure(worker(function), tokenizer).what == "KeyError"
 
 
-def test_async_functions_are_held_to_the_same(worker, tokenizer):
+def test_exceptions_of_async_functions_are_marked(worker, tokenizer):
     async def function(**_):
         raise ValueError("no server")
 
-    assert failure(worker(function), tokenizer).described() == "raised ValueError: no server"
+    assert failure(worker(function), tokenizer).describe() == "raised ValueError: no server"
 
 
 @pytest.mark.parametrize("is_async", [False, True])
@@ -174,8 +174,8 @@ def test_a_reward_function_that_exits_does_not_end_the_worker(worker, tokenizer,
 
 @pytest.mark.parametrize("error", [asyncio.CancelledError, concurrent.futures.CancelledError])
 @pytest.mark.parametrize("is_async", [False, True])
-def test_a_reward_function_whose_own_work_is_cancelled_has_failed(worker, tokenizer, is_async, error):
-    """asyncio's ``CancelledError`` is no ``Exception``, and that of ``concurrent.futures`` becomes asyncio's."""
+def test_a_reward_function_that_raises_cancelled_error_has_failed(worker, tokenizer, is_async, error):
+    """asyncio's ``CancelledError`` is not an ``Exception``, and that of ``concurrent.futures`` becomes asyncio's."""
 
     def raises(**_):
         raise error
@@ -211,17 +211,17 @@ def test_a_worker_whose_call_is_cancelled_cancels_the_function(worker, tokenizer
     assert asyncio.run(ask()) == (True, [True])
 
 
-def test_what_a_response_says_cannot_control_a_terminal_or_fill_a_disk(worker, tokenizer):
+def test_the_text_of_an_exception_cannot_control_a_terminal_or_fill_a_disk(worker, tokenizer):
     def function(**_):
         raise ValueError("\x1b[2J\ud800" + "x" * 100_000)
 
     found = failure(worker(function), tokenizer)
     assert len(found.text) < 1000 and len(found.trace) < 10_000
-    assert "\x1b" not in found.text + found.trace and "\x1b" not in found.described()
+    assert "\x1b" not in found.text + found.trace and "\x1b" not in found.describe()
     found.text.encode(), found.trace.encode()
 
 
-def test_an_exception_whose_text_cannot_be_had_is_marked_all_the_same(worker, tokenizer):
+def test_an_exception_whose_text_raises_is_still_marked(worker, tokenizer):
     class HostileError(Exception):
         def __str__(self):
             raise RuntimeError
@@ -229,42 +229,42 @@ def test_an_exception_whose_text_cannot_be_had_is_marked_all_the_same(worker, to
     def function(**_):
         raise HostileError
 
-    assert failure(worker(function), tokenizer).described() == "raised HostileError"
+    assert failure(worker(function), tokenizer).describe() == "raised HostileError"
 
 
-def test_an_exception_of_a_reward_manager_is_shown_whole(worker, tokenizer):
+def test_an_exception_of_a_reward_manager_has_its_whole_traceback(worker, tokenizer):
     built = worker(returning(1.0))
     data = response(tokenizer, "4")
     del data.non_tensor_batch["reward_model"]
     (result,) = answers(built, data)
-    found = Failure.of_info(result["reward_extra_info"])
+    found = Failure.from_extra_info(result["reward_extra_info"])
     assert found.what == "KeyError" and "naive.py" in found.trace
 
 
-def test_one_failure_does_not_reach_other_responses(worker, tokenizer):
+def test_one_failure_does_not_affect_other_responses(worker, tokenizer):
     def function(solution_str, **_):
         return {"4": 1.0, "5": None}.get(solution_str) if solution_str != "6" else {}["key"]
 
     results = answers(worker(function), *(response(tokenizer, text) for text in ("4", "5", "6", "4")))
     assert [result["reward_score"] for result in results] == [1.0, 0.0, 0.0, 1.0]
-    kinds = [found and found.kind for found in (Failure.of_info(result["reward_extra_info"]) for result in results)]
+    kinds = [failed and failed.kind for failed in map(of_result, results)]
     assert kinds == [None, "none", "raised", None]
 
 
-def test_under_a_trainer_mode_of_verls_nothing_changes(worker, tokenizer):
-    """It would train on the 0.0."""
+def test_under_verls_own_trainer_modes_nothing_changes(worker, tokenizer):
+    """verl would train on the 0.0."""
     with pytest.raises(KeyError):
         answers(worker(failing_rewards.compute_score_raises, seconds=None), response(tokenizer, "4"))
     (result,) = answers(worker(returning(None), seconds=None), response(tokenizer, "4"))
     assert result["reward_score"] is None
 
 
-# What hangs
+# Calls that hang
 
 
 @pytest.fixture
 def released():
-    """An event that ends what hangs in a thread, when the test has ended."""
+    """An event that is set when the test has ended. Calls that hang in a thread wait for it."""
     event = threading.Event()
     yield event
     event.set()
@@ -274,7 +274,7 @@ def released():
 THREADS = ThreadPoolExecutor()._max_workers
 
 
-def test_calls_that_hang_fail_alone_though_more_of_them_hang_than_there_are_threads(worker, tokenizer, released):
+def test_other_calls_succeed_even_if_more_calls_hang_than_there_are_threads(worker, tokenizer, released):
     def function(solution_str, **_):
         return 1.0 if solution_str == "4" else float(released.wait())
 
@@ -293,7 +293,7 @@ def test_calls_that_hang_fail_alone_though_more_of_them_hang_than_there_are_thre
 
 
 def test_waiting_for_a_thread_does_not_count(worker, tokenizer):
-    """Four calls a thread, of half a second each, take two seconds. None of them takes 1.5."""
+    """Four calls per thread, of 0.5 s each, take 2 s in all. None of them takes 1.5 s."""
     built = worker(lambda **_: time.sleep(0.5) or 1.0, seconds=1.5)
     results = answers(built, *(response(tokenizer, "4") for _ in range(4 * THREADS)))
     assert [result["reward_score"] for result in results] == [1.0] * (4 * THREADS)
@@ -312,12 +312,12 @@ def test_an_async_function_that_hangs_is_cancelled(worker, tokenizer):
     assert ended == [True]
 
 
-# verl's managers with queues of their own
+# verl's managers that have their own queue
 
 
 @pytest.fixture
 def rate_limited(monkeypatch):
-    """(settings of ``reward``) -> the class, whose limits its first instance sets for the whole process."""
+    """(settings of ``reward``) -> the manager's class. Its first instance sets the limits for the whole process."""
 
     def build(**settings):
         for name in ("_class_initialized", "_semaphore", "_max_concurrent"):
@@ -362,14 +362,14 @@ def test_a_timeout_of_the_rate_limited_manager_is_a_failed_reward_and_its_thread
     assert later == {"reward_score": 1.0, "reward_extra_info": {"acc": 1.0}}
 
 
-def test_what_a_function_itself_calls_an_error_is_no_failed_reward(worker, tokenizer, rate_limited):
+def test_a_score_with_an_entry_error_is_not_a_failed_reward(worker, tokenizer, rate_limited):
     built = worker(returning({"score": 1.0, "error": "", "timeout": False}), manager=rate_limited())
     (result,) = answers(built, response(tokenizer, "4"))
     assert result["reward_score"] == 1.0 and of_result(result) is None
 
 
-def test_waiting_for_the_rate_limited_managers_turn_does_not_count(worker, tokenizer, rate_limited):
-    """Eight calls of a quarter of a second, one at a time, take two seconds."""
+def test_waiting_in_the_queue_of_the_rate_limited_manager_does_not_count(worker, tokenizer, rate_limited):
+    """Eight calls of 0.25 s, one at a time, take 2 s."""
 
     async def function(**_):
         await asyncio.sleep(0.25)
@@ -382,7 +382,7 @@ def test_waiting_for_the_rate_limited_managers_turn_does_not_count(worker, token
 
 def test_waiting_for_an_actor_of_the_remote_manager_does_not_count(worker, tokenizer):
     class Actor:
-        """One call at a time, as Ray's actors take them."""
+        """Handles one call at a time, like Ray's actors."""
 
         def __init__(self):
             self.turn = asyncio.Lock()
@@ -404,7 +404,7 @@ def test_waiting_for_an_actor_of_the_remote_manager_does_not_count(worker, token
     assert [result["reward_score"] for result in results] == [1.0] * 8
 
 
-def test_a_reward_model_has_at_least_the_time_in_which_verl_asks_it_again(base_config):
+def test_a_reward_model_has_at_least_the_time_of_verls_retries(base_config):
     config = base_config.copy()
     config.algorithm.gsd.limits.reward_seconds = 300
     assert limits.seconds_for_a_reward(config) == 300
@@ -416,16 +416,16 @@ def test_a_reward_model_has_at_least_the_time_in_which_verl_asks_it_again(base_c
     assert limits.seconds_for_a_reward(config) == 900
 
 
-def test_a_function_that_stops_the_whole_worker_ends_it_and_its_log_says_where(tmp_path):
-    """A regular expression keeps the interpreter to itself: no thread and no event loop runs beside it."""
+def test_a_worker_blocked_by_its_function_ends_and_its_log_says_where(tmp_path):
+    """A regular expression never releases the interpreter: no other thread and no event loop can run."""
     status, log = forks.run(tmp_path, stopped_reward_worker.ask_the_function_that_hangs)
     assert status == 1
     assert "Timeout" in log and "in compute_score_hangs_alone" in log
 
 
 @pytest.mark.usefixtures("queue")
-def test_a_worker_in_a_process_of_its_own_has_the_patch(base_config, tokenizer):
-    """As a run has it, with Ray's event loop; and a demonstration whose reward failed is not a verified one."""
+def test_a_worker_in_its_own_process_has_the_patch(base_config, tokenizer):
+    """Uses Ray's event loop, like a run. A demonstration whose reward failed gets no verdict."""
     config = base_config.copy()
     mark_failures(config, 2.0)
     config.reward.custom_reward_function.path = failing_rewards.__file__
@@ -441,7 +441,7 @@ def test_a_worker_in_a_process_of_its_own_has_the_patch(base_config, tokenizer):
         first = [verifier.submit(columns, [1], tokens[text]) for text in hanging]
         assert [verifier.verdict(answer, 120.0) for answer in first] == [None] * 40
         assert all(verifier.has_answered(answer) for answer in first)
-        whats = {Failure.of_info(ray.get(answer)["reward_extra_info"]).what for answer in first}
+        whats = {Failure.from_extra_info(ray.get(answer)["reward_extra_info"]).what for answer in first}
         assert whats == {"took longer than 2 s"}
         later = verifier.verdict(verifier.submit(columns, [1], tokens["4"]), 120.0)
         assert later == Verdict(1.0, {"score": 1.0, "acc": 1.0})
@@ -449,10 +449,10 @@ def test_a_worker_in_a_process_of_its_own_has_the_patch(base_config, tokenizer):
         ray.kill(actor)
 
 
-# Contracts with verl: each says what is relied on.
+# Contracts with verl: the behaviour that this package relies on.
 
 
-def test_the_agent_loop_takes_the_score_and_the_info_from_a_worker_and_measures_the_wait():
+def test_the_agent_loop_reads_score_and_info_from_a_worker_and_measures_the_wait():
     async def score(data):
         await asyncio.sleep(0.01)
         return {"reward_score": 0.5, "reward_extra_info": {"acc": 1.0}}
@@ -468,8 +468,8 @@ def test_the_agent_loop_takes_the_score_and_the_info_from_a_worker_and_measures_
     assert output.metrics.model_dump(exclude_unset=True)["compute_score"] >= 0.01
 
 
-def test_reward_workers_are_actors_of_the_class_that_is_patched(base_config, monkeypatch):
-    """Ray pickles it by its name, so that a worker imports the patched one."""
+def test_reward_workers_are_actors_of_the_patched_class(base_config, monkeypatch):
+    """Ray pickles the class by its name, so a worker imports the patched class."""
     stub = MagicMock(**{"nodes.return_value": [{"NodeID": "n", "Alive": True, "Resources": {"CPU": 2}}]})
     monkeypatch.setattr(reward_loop, "ray", stub)
     handles = reward_loop.RewardLoopManager(base_config).reward_loop_worker_handles
@@ -480,7 +480,7 @@ def test_reward_workers_are_actors_of_the_class_that_is_patched(base_config, mon
     assert inspect.unwrap(reward_loop.RewardLoopWorker.compute_score) is not reward_loop.RewardLoopWorker.compute_score
 
 
-def test_verl_waits_between_its_attempts_to_ask_a_reward_model(base_config, monkeypatch):
+def test_verl_waits_between_its_requests_to_a_reward_model(base_config, monkeypatch):
     waits = []
 
     async def sleep(seconds):
@@ -506,7 +506,7 @@ def test_a_finished_group_without_rows_ends_dynamic_sampling(kind):
         buffer._dapo_filtered_keys("train")
 
 
-def test_verl_counts_sessions_that_fail_in_a_validation_as_wrong_and_says_how_the_others_did():
+def test_verl_counts_failed_sessions_of_a_validation_as_wrong_and_also_reports_the_others_alone():
     expected = {("math", "a"): 2, ("math", "b"): 2}
     infos = {"reward": [1.0, 1.0, 0.0], "acc": [1.0, 1.0, 0.0]}
     found = process_validation_metrics(["math"] * 3, ["a", "b", "b"], infos, expected_acc_counts=expected)["math"]

@@ -1,7 +1,7 @@
 """A discriminative reward model's scores, from an HTTP server through verl's own workers to groups and validation.
 
-A small HTTP server answers in vLLM's words in the place of the reward model. Nothing is generated: the responses are
-given to the agent loop worker that verl would generate them in.
+A small HTTP server replaces the reward model and answers in vLLM's format. Nothing is generated: the test passes
+responses to verl's agent loop worker.
 """
 
 import asyncio
@@ -43,7 +43,7 @@ SOURCE = "tldr"
 
 
 def scored(text):
-    """The server's score of a chat: what the answer says, as a number; higher than 1 and negative too."""
+    """The server's score of a chat: the number in its answer, which may be above 1 or negative."""
     return float(text.rsplit("says", 1)[1].split("<")[0])
 
 
@@ -75,7 +75,7 @@ def address():
 
 @pytest.fixture(scope="module")
 def config(compose_fast, tiny_task):
-    """What decides of rewards in recipe=gvpo/summarisation, with models of this machine."""
+    """The reward settings of recipe=gvpo/summarisation, with the tests' tiny models."""
     words = ["reward.custom_reward_function.path=null", f"actor_rollout_ref.model.path={tiny_task}/model"]
     words += [f"{MODEL}.enable=true", f"{MODEL}.enable_resource_pool=true", f"{MODEL}.model_path={tiny_task}/model"]
     words += [f"{MODEL}.rollout.name=vllm"]
@@ -84,7 +84,7 @@ def config(compose_fast, tiny_task):
 
 @pytest.fixture(scope="module")
 def worker(running_queue, config, address):
-    """verl's reward worker, in a process of its own that loads the plugin as any does."""
+    """verl's reward worker, in its own process, which loads the plugin."""
     actor = ray.remote(RewardLoopWorker).options(num_cpus=0).remote(config, address)
     yield actor
     ray.kill(actor)
@@ -99,7 +99,7 @@ def tokenizer():
 
 @pytest.fixture
 def agent_loop_of(config):
-    """(reward worker) -> verl's agent loop worker without its engine, which generates nothing here."""
+    """(reward worker) -> verl's agent loop worker without an engine. It generates nothing."""
     parts = {"config": config, "processor": None, "mm_processor_kwargs": {}, "distillation_enabled": False}
     return lambda worker: bare(AGENT_LOOP_WORKER, reward_loop_worker_handles=[worker], **parts)
 
@@ -110,7 +110,7 @@ def agent_loop(worker, agent_loop_of):
 
 
 def respond(agent_loop, tokenizer, uid, scores, *, validate=False, outputs=1):
-    """Sessions of one prompt, whose responses ask the server for these scores; then their prompt has ended."""
+    """Complete a prompt with one session per score. Its responses make the server return these scores."""
     chat = [{"role": "user", "content": "a post"}]
     prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
     columns = {"uid": uid, "raw_prompt": chat, "data_source": SOURCE, "index": 0, "global_steps": 1}
@@ -155,7 +155,7 @@ def test_every_session_has_its_score_and_no_verdict(agent_loop, tokenizer, outpu
 
 
 @pytest.mark.usefixtures("queue")
-def test_records_of_such_groups_have_rewards_and_count_nobody_as_right(agent_loop, tokenizer):
+def test_records_of_such_groups_have_rewards_but_no_accuracy(agent_loop, tokenizer):
     buffer, seam = watched(key_of=key_of)
     respond(agent_loop, tokenizer, "a0", [-1.0, 1.0])
     respond(agent_loop, tokenizer, "a1", [0.5, 0.5])
@@ -168,7 +168,7 @@ def test_records_of_such_groups_have_rewards_and_count_nobody_as_right(agent_loo
 
 
 @pytest.mark.usefixtures("queue")
-def test_dynamic_sampling_by_the_reward_evicts_what_scored_alike(agent_loop, tokenizer):
+def test_dynamic_sampling_by_reward_evicts_groups_of_equal_rewards(agent_loop, tokenizer):
     buffer, seam = watched(key_of=key_of, filtering="reward")
     respond(agent_loop, tokenizer, "a0", [0.5, 0.5])
     respond(agent_loop, tokenizer, "a1", [0.5, 0.75])
@@ -181,7 +181,7 @@ def test_validation_reports_the_mean_reward_and_no_accuracy(agent_loop, config, 
     from verl_gsd.trainer.trainer import GSDTrainerSync
 
     class AgentLoopStub:
-        """Gives responses in the place of vLLM."""
+        """Adds responses instead of vLLM."""
 
         def generate_sequences(self, prompts):
             for uid, score in zip(prompts["uid"], (0.5, -2.0), strict=True):
@@ -190,7 +190,8 @@ def test_validation_reports_the_mean_reward_and_no_accuracy(agent_loop, config, 
     trainer = bare(GSDTrainerSync, config=config, tokenizer=tokenizer, global_steps=1)
     trainer.replay_buffer, _ = watched(key_of=key_of)
     messages = MessageWriter(tmp_path / "messages.jsonl")
-    trainer.monitor = SimpleNamespace(rewards=RewardMonitor.of(config, messages, batch_groups=2, overlaps=False))
+    rewards = RewardMonitor.from_config(config, messages, batch_groups=2, overlaps=False)
+    trainer.monitor = SimpleNamespace(rewards=rewards)
     trainer.agent_loop_manager = AgentLoopStub()
     trainer.reward_loop_manager = SimpleNamespace(reward_loop_worker_handles=agent_loop.reward_loop_worker_handles)
     raw_prompt = np.empty(2, dtype=object)
@@ -202,7 +203,7 @@ def test_validation_reports_the_mean_reward_and_no_accuracy(agent_loop, config, 
     assert not [name for name in found if "/acc" in name]
 
 
-def test_settings_that_read_a_verdict_are_rejected_beside_a_reward_model_alone(compose_fast):
+def test_settings_that_need_a_verdict_are_rejected_with_only_a_reward_model(compose_fast):
     words = [f"{MODEL}.enable=true", f"{MODEL}.enable_resource_pool=true", "reward.custom_reward_function.path=null"]
     dapo, _ = compose_fast("algo=dapo", "task=arithmetic", "hardware=cpu", *words)
     (problem,) = gsd_section.check_accuracies_known(dapo, Line({}, ()))
@@ -218,7 +219,7 @@ def test_settings_that_read_a_verdict_are_rejected_beside_a_reward_model_alone(c
         assert not list(gsd_section.check_accuracies_known(config, Line({}, ())))
 
 
-def test_what_the_remedy_for_a_colocated_reward_model_leads_to_has_no_problem(config):
+def test_the_fix_for_a_colocated_reward_model_gives_a_valid_config(config):
     colocated = config.copy()
     colocated.reward.reward_model.enable_resource_pool = False
     (problem,) = gsd_section._groups_have_rewards(colocated, Line({}, ()))
@@ -226,11 +227,11 @@ def test_what_the_remedy_for_a_colocated_reward_model_leads_to_has_no_problem(co
     assert not [problem for check in gsd_section.CHECKS for problem in check(config, Line({}, ()))]
 
 
-# Contracts with verl: one that fails says that the patch, or a part of it, can go.
+# Contracts with verl. If one fails, the patch or a part of it can be removed.
 
 
 def test_the_patch_is_still_needed(config, address):
-    """verl issue 7368: the method as verl has it returns a score alone, and the agent loop asks for more."""
+    """verl issue 7368: verl's method returns only a score, and the agent loop reads more."""
     original = inspect.unwrap(RewardLoopWorker.compute_score_disrm)
     assert original is not RewardLoopWorker.compute_score_disrm
     worker = object.__new__(RewardLoopWorker)
@@ -244,7 +245,7 @@ def test_the_patch_is_still_needed(config, address):
     assert asyncio.run(worker.compute_score_disrm(None)) == {"reward_score": 1.0, "reward_extra_info": {}}
 
 
-def test_the_agent_loop_asks_for_the_info_that_the_method_lacks(agent_loop_of):
+def test_the_agent_loop_reads_the_info_that_the_method_lacks(agent_loop_of):
     async def score(data):
         return {"reward_score": 1.0}
 
@@ -257,7 +258,7 @@ def test_the_agent_loop_asks_for_the_info_that_the_method_lacks(agent_loop_of):
 
 
 def test_no_other_result_of_verls_reward_workers_lacks_the_key(tokenizer, monkeypatch):
-    """And all of verl's managers give a reward function the two columns that a file must have."""
+    """Also, all of verl's managers pass the two columns that a data file must have to the reward function."""
     scorers = {name for name in vars(RewardLoopWorker) if name.startswith("compute_score")}
     assert scorers == {"compute_score", "compute_score_batch", "compute_score_disrm"}
     managers = []

@@ -1,4 +1,4 @@
-"""Our state in verl's checkpoints is kept and removed with the weights, and survives a killed save."""
+"""Our state in verl's checkpoints is kept and removed with the weights, and a killed save keeps the previous one."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ from verl_gsd.trainer.trainer import GSDTrainerSync
 
 
 class WorkerOnADisk:
-    """Stands for a group of workers, with verl's own rotation; ``disk`` is where they see the run's folder."""
+    """Stub of a group of workers with verl's own rotation. ``disk`` is the run's folder as the workers see it."""
 
     def __init__(self, run, disk):
         self._run, self._disk = run, disk
@@ -35,9 +35,9 @@ class WorkerOnADisk:
 
 @pytest.fixture
 def attempt(tmp_path):
-    """(workers' disk, further keys of ``trainer``) -> a trainer of the run tmp_path/run that can only save.
+    """(workers' disk, more keys of ``trainer``) -> a trainer of the run tmp_path/run that can only save.
 
-    Its ``_save_checkpoint`` is ours over verl's own, on verl's own list of checkpoints.
+    Its ``_save_checkpoint`` is ours and calls verl's, with verl's own list of checkpoints.
     """
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     run = tmp_path / "run"
@@ -46,7 +46,7 @@ def attempt(tmp_path):
         trainer = object.__new__(GSDTrainerSync)
         trainer._run, trainer._saved_steps, trainer._settings = RunDirectory(run), [], SETTINGS
         trainer.monitor = bare(RunMonitor, _progress=Progress())
-        trainer.memories, trainer._at_hand = {"anchor": EveryKind()}, None
+        trainer.memories, trainer._current_step = {"anchor": EveryKind()}, None
         keys = {"default_local_dir": str(run), "default_hdfs_dir": None, "max_actor_ckpt_to_keep": None} | keys
         trainer.config = OmegaConf.create({"trainer": keys, "actor_rollout_ref": {"actor": {}}})
         trainer.actor_rollout_wg, trainer.use_critic, trainer.trainer_mode = WorkerOnADisk(run, disk), False, "sync"
@@ -69,7 +69,7 @@ def steps_with(name, disk):
 
 
 class KilledWhileSaving:
-    """Stands for a group of workers; the whole process is killed when half of the weights are written."""
+    """Stub of a group of workers that kills the whole process when half of the weights are written."""
 
     def save_checkpoint(self, local_path, remote_path, global_step, max_ckpt_to_keep):
         Path(local_path).mkdir(parents=True)
@@ -77,7 +77,7 @@ class KilledWhileSaving:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_process_killed_while_saving_leaves_the_previous_checkpoint_as_the_newest(attempt, tmp_path):
+def test_if_a_process_is_killed_while_it_saves_the_previous_checkpoint_stays_the_newest(attempt, tmp_path):
     run = RunDirectory(tmp_path / "run")
     save(attempt(run.path), 10)
     trainer = attempt(run.path)
@@ -94,7 +94,7 @@ def test_a_process_killed_while_saving_leaves_the_previous_checkpoint_as_the_new
 
 @pytest.mark.parametrize("disk", ["run", "disk of another node"])
 @pytest.mark.parametrize("keep", [1, 2, 3, None])
-def test_state_is_kept_in_the_checkpoints_that_verl_keeps_wherever_the_weights_are(attempt, tmp_path, keep, disk):
+def test_state_is_kept_for_the_checkpoints_that_verl_keeps_wherever_the_weights_are(attempt, tmp_path, keep, disk):
     run, disk = tmp_path / "run", tmp_path / disk
     first = attempt(disk, max_actor_ckpt_to_keep=keep)
     for step in range(10, 60, 10):

@@ -18,13 +18,13 @@ from verl_gsd.run.dataset import fingerprints, indices_are_unique
 
 @pytest.fixture
 def configure(compose_fast):
-    """(words) -> the resolved config."""
+    """(overrides) -> resolved config."""
     return lambda *words: compose_fast("algo=grpo", "task=arithmetic", "hardware=cpu", *words)[0]
 
 
 @pytest.fixture
 def trainer(configure):
-    """(words) -> (the trainer of the mode that they choose, its config)."""
+    """(overrides) -> (trainer of the mode that they select, its config)."""
 
     def trainer(*words):
         config = configure(*words)
@@ -37,7 +37,7 @@ def trainer(configure):
     ("words", "seconds"),
     [([], 0.1), (["algorithm.gsd.poll_interval=0.5"], 0.5), (["algorithm.gsd.poll_interval=null"], 2.0)],
 )
-def test_the_replay_buffer_is_polled_as_asked(trainer, words, seconds):
+def test_the_replay_buffer_uses_the_configured_poll_interval(trainer, words, seconds):
     built, config = trainer(*words)
     assert built.replay_buffer.poll_interval == seconds
     assert isinstance(built, PPOTrainerSync)
@@ -55,12 +55,12 @@ def test_the_replay_buffer_is_polled_as_asked(trainer, words, seconds):
         ("reward.reward_model.enable=true", r"enable_resource_pool=false.*reward\."),
     ],
 )
-def test_under_verls_own_command_the_trainer_itself_refuses_our_section(trainer, word, message):
+def test_under_verls_own_command_the_trainer_rejects_a_wrong_section(trainer, word, message):
     with pytest.raises(ConfigError, match=message):
         trainer(word)
 
 
-def test_a_stock_mode_is_left_as_verl_made_it(trainer):
+def test_a_stock_mode_is_not_changed(trainer):
     built, _ = trainer("trainer.v1.trainer_mode=sync")
     assert type(built) is PPOTrainerSync and built.replay_buffer.poll_interval == 2.0
 
@@ -89,13 +89,13 @@ def test_each_mode_is_verls_own_with_its_buffer_watched(trainer, words, base, mo
     assert built.parameter_sync_step == (4 if mode == "separate_async" else 1), "read under verl's own name"
 
 
-def test_a_stage_under_an_estimator_that_does_not_run_it_is_refused(compose_fast):
+def test_a_stage_under_an_estimator_that_does_not_run_it_is_rejected(compose_fast):
     config, _ = compose_fast("algo=hadw", "task=arithmetic", "algorithm.adv_estimator=grpo")
     with pytest.raises(ConfigError, match=r"adv_estimator=grpo.*algorithm\.gsd\.hadw.*algorithm\."):
         get_trainer_cls("gsd_sync")(config)
 
 
-def test_a_budget_is_the_first_to_say_how_many_rollouts_and_memory_forgets_at_its_rate(trainer):
+def test_a_budget_requests_rollouts_and_sets_the_half_life_of_memory(trainer):
     built, config = trainer("budget=adaptive")
     prompts = built.seam.prompts
     (first, *_) = built.seam.extensions.values()
@@ -106,17 +106,17 @@ def test_a_budget_is_the_first_to_say_how_many_rollouts_and_memory_forgets_at_it
     assert without.seam.extensions == {} and without.seam.prompts.half_life == 100
 
 
-def test_under_verls_own_command_metrics_are_kept_too(trainer):
+def test_under_verls_own_command_metrics_are_written_too(trainer):
     assert trainer("trainer.logger=wandb")[1].trainer.logger == ["wandb", "file"]
     assert trainer("trainer.logger=[file,console]")[1].trainer.logger == ["file", "console"]
 
 
-def test_rollouts_read_from_a_file_are_refused(trainer):
+def test_rollouts_from_a_file_are_rejected(trainer):
     with pytest.raises(ConfigError, match=r"skip\.rollout_tq\.enable=true.*skip\."):
         trainer("skip.rollout_tq.enable=true")
 
 
-def test_a_checkpoint_without_our_memory_is_refused_before_anything_starts(trainer, tmp_path):
+def test_a_checkpoint_without_our_memory_is_rejected_before_anything_starts(trainer, tmp_path):
     (tmp_path / "global_step_7").mkdir()
     (tmp_path / "latest_checkpointed_iteration.txt").write_text("7")
     words = (f"trainer.default_local_dir={tmp_path}",)
@@ -127,7 +127,7 @@ def test_a_checkpoint_without_our_memory_is_refused_before_anything_starts(train
     trainer(*words, "trainer.resume_mode=disable")
 
 
-def test_a_data_set_is_known_by_its_content_and_not_by_its_place(tmp_path):
+def test_a_data_set_is_identified_by_its_content_and_not_by_its_path(tmp_path):
     files = [tmp_path / name for name in ("a", "b", "c", "d")]
     for path, content in zip(files, (b"x" * 3_000_000, b"x" * 3_000_000, b"x" * 2_999_999 + b"y", b""), strict=True):
         path.write_bytes(content)
@@ -137,7 +137,7 @@ def test_a_data_set_is_known_by_its_content_and_not_by_its_place(tmp_path):
 
 
 class Data:
-    """As verl's data set: a table of Hugging Face's."""
+    """Stub of verl's data set with a Hugging Face table."""
 
     def __init__(self, *rows):
         self.dataframe = Dataset.from_list([{"data_source": source, "extra_info": extra} for source, extra in rows])
@@ -154,7 +154,7 @@ class Data:
         (object(), "object has no table"),
     ],
 )
-def test_indices_that_tell_no_prompts_apart_are_not_used_and_the_log_says_why(data, reason, caplog):
+def test_indices_that_do_not_identify_prompts_are_not_used_and_the_log_says_why(data, reason, caplog):
     assert indices_are_unique(data) == (reason == "")
     assert reason in caplog.text
 
@@ -166,14 +166,14 @@ def test_rows_that_were_filtered_out_do_not_count():
 
 
 class AnchorStub(Extension):
-    """Weighs rows by what it knows of their groups."""
+    """Weights rows by figures of their groups."""
 
     def weight(self, rows, advantages):
         return torch.ones_like(advantages)
 
 
 @pytest.mark.parametrize(("mode", "wanted"), [("sync", "gsd_sync"), ("colocate_async", "gsd_colocate_async")])
-def test_a_stage_that_needs_groups_refuses_a_stock_mode_by_name(configure, mode, wanted, monkeypatch):
+def test_a_stage_that_needs_groups_rejects_a_stock_mode(configure, mode, wanted, monkeypatch):
     from verl_gsd.run.checks.gsd_section import extensions_unusable, own_problems
 
     extension.declarations()
@@ -189,7 +189,7 @@ def test_a_stage_that_needs_groups_refuses_a_stock_mode_by_name(configure, mode,
     assert list(extensions_unusable(config)) == own_problems(config) == []
 
 
-def test_names_verl_does_not_know_are_refused_before_ray(configure):
+def test_names_that_verl_does_not_know_are_rejected_before_ray_starts(configure):
     from verl_gsd.run.checks.with_verl import validate_with_verl
 
     validate_with_verl(configure())
@@ -211,8 +211,8 @@ def test_names_verl_does_not_know_are_refused_before_ray(configure):
             validate_with_verl(configure(word))
 
 
-def test_a_plugin_that_verl_did_not_load_is_told_apart_from_one_that_raised(monkeypatch):
-    """verl swallows what a plugin raises; our keys would then mean nothing in any worker."""
+def test_messages_differ_for_a_plugin_that_verl_did_not_load_and_one_that_raised(monkeypatch):
+    """verl swallows a plugin's exception. Our keys would then have no effect in any worker."""
     import sys
 
     import wrapt

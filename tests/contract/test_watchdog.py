@@ -1,4 +1,4 @@
-"""The watchdog against a real Ray cluster with processes that die. Runs of the whole stack are in test_faults.py."""
+"""The watchdog on a real Ray cluster whose processes die. test_faults.py has runs of the whole stack."""
 
 import dataclasses
 import os
@@ -19,7 +19,7 @@ from verl_gsd.trainer.watchdog import EXIT_CODE, Watchdog
 
 @ray.remote(num_cpus=0)
 class AgentLoopWorkerTQ:
-    """Stands for verl's, by its name."""
+    """Stub of verl's actor with this class name."""
 
     def pid(self):
         return os.getpid()
@@ -30,7 +30,7 @@ class AgentLoopWorkerTQ:
 
 @ray.remote(num_cpus=0)
 class vLLMHttpServer:  # noqa: N801 - verl's name
-    """Stands for verl's: what it answers is set by the test."""
+    """Stub of verl's server. The test sets its answer."""
 
     def __init__(self):
         self.death = None
@@ -47,7 +47,7 @@ class vLLMHttpServer:  # noqa: N801 - verl's name
 
 @ray.remote(num_cpus=0)
 class RewardLoopWorker:
-    """Stands for verl's whose reward function cannot be imported."""
+    """Stub of verl's worker whose reward function cannot be imported."""
 
     def __init__(self):
         raise KeyError("my own mistake")
@@ -55,14 +55,14 @@ class RewardLoopWorker:
 
 @ray.remote(num_cpus=0)
 class Sandbox:
-    """An actor of a user's."""
+    """An actor that the user's code starts."""
 
     def pid(self):
         return os.getpid()
 
 
 class WatchdogOfTheTest(Watchdog):
-    """Looks when the test says so. Its thread would end this process."""
+    """Checks only when the test calls it. The real thread would end this process."""
 
     def _watch(self):
         pass
@@ -70,7 +70,7 @@ class WatchdogOfTheTest(Watchdog):
 
 @pytest.fixture
 def watch(running_queue, tmp_path):
-    """A watchdog in the Ray job of all tests: what died in another test belongs to an earlier run."""
+    """A watchdog in the Ray job of all tests. Actors that died in another test count as those of an earlier run."""
     messages = tmp_path / "messages.jsonl"
     dog = WatchdogOfTheTest(Progress(), MessageWriter(messages))
     dog.start()
@@ -78,7 +78,7 @@ def watch(running_queue, tmp_path):
     dog.end()
 
 
-def test_the_death_of_an_actor_is_found_when_sessions_fail_and_told_once(watch):
+def test_the_death_of_an_actor_is_found_when_sessions_fail_and_is_reported_once(watch):
     kept, killed = AgentLoopWorkerTQ.remote(), AgentLoopWorkerTQ.options(name="my_worker").remote()
     ray.get(kept.pid.remote())
     watch.dog.look(wait=True)
@@ -93,7 +93,7 @@ def test_the_death_of_an_actor_is_found_when_sessions_fail_and_told_once(watch):
     assert message.kind == "stop" and message.pid == pid and message.text == watch.dog.fault
 
 
-def test_actors_that_were_ended_on_purpose_are_no_deaths(watch):
+def test_actors_that_the_program_ended_do_not_count_as_deaths(watch):
     dropped, ended, left = AgentLoopWorkerTQ.remote(), AgentLoopWorkerTQ.remote(), Sandbox.remote()
     for actor in (dropped, ended, left):
         ray.get(actor.pid.remote())
@@ -116,7 +116,7 @@ def test_a_worker_of_verls_that_exits_by_itself_is_a_death(watch):
         watch.dog.look(wait=True)
 
 
-def test_the_engine_inside_a_living_server_is_asked_for_anew_when_sessions_fail(watch):
+def test_a_server_is_asked_again_about_its_engine_when_sessions_fail(watch):
     server = vLLMHttpServer.options(name="vllm_server_0_0").remote()
     watch.dog.look(wait=False)  # asks, and an engine that lives then may be dead when the answer is read
     ray.get(server.set.remote(engine_health.EngineDeath(7, {"EngineCore": -9}, 0)))
@@ -126,7 +126,7 @@ def test_the_engine_inside_a_living_server_is_asked_for_anew_when_sessions_fail(
     assert message.pid == 7
 
 
-def test_a_server_that_is_gone_is_not_taken_for_a_living_one(watch):
+def test_a_dead_server_does_not_count_as_alive(watch):
     server = vLLMHttpServer.options(name="vllm_server_0_1").remote()
     watch.dog.look(wait=True)
     os.kill(ray.get(server.pid.remote()), signal.SIGKILL)
@@ -148,7 +148,7 @@ def test_actors_that_died_before_the_run_do_not_end_it(watch):
         watch.dog.look(wait=True)
 
 
-def test_the_death_of_an_actor_that_is_not_verls_is_reported_and_ends_nothing(watch):
+def test_the_death_of_an_actor_that_is_not_verls_is_reported_and_does_not_end_the_run(watch):
     sandbox = Sandbox.remote()
     os.kill(ray.get(sandbox.pid.remote()), signal.SIGKILL)
     with pytest.raises(ray.exceptions.RayActorError):
@@ -159,7 +159,7 @@ def test_the_death_of_an_actor_that_is_not_verls_is_reported_and_ends_nothing(wa
     assert message.kind == "warning" and "Sandbox" in message.text
 
 
-def test_an_actor_that_fails_to_start_is_a_death_with_its_exception(watch):
+def test_an_actor_that_fails_to_start_counts_as_a_death_with_its_exception(watch):
     actor = RewardLoopWorker.remote()
     with pytest.raises(ray.exceptions.RayActorError):
         ray.get(actor.__ray_ready__.remote())
@@ -167,7 +167,7 @@ def test_an_actor_that_fails_to_start_is_a_death_with_its_exception(watch):
         watch.dog.look(wait=True)
 
 
-def test_an_exception_that_a_death_has_caused_is_explained(watch):
+def test_an_exception_that_a_death_caused_is_explained(watch):
     actor = AgentLoopWorkerTQ.remote()
     os.kill(ray.get(actor.pid.remote()), signal.SIGKILL)
     with pytest.raises(ray.exceptions.RayActorError) as caught:
@@ -182,7 +182,7 @@ def test_an_exception_that_a_death_has_caused_is_explained(watch):
 
 @pytest.fixture(scope="module")
 def ended(running_queue, tmp_path_factory):
-    """(run) -> (exit status, messages) of runs in processes of their own, all of which start at once."""
+    """(run) -> (exit status, messages). Each run has its own process, and all start at once."""
     address, started = ray.get_runtime_context().gcs_address, {}
     for run in (watched_runs.loses_a_worker, watched_runs.makes_no_progress, watched_runs.is_suspended):
         folder = tmp_path_factory.mktemp(run.__name__)
@@ -204,7 +204,7 @@ def test_a_trainer_that_waits_where_nothing_interrupts_it_is_ended(ended):
     assert "agent worker" in message.text and "died" in message.text
 
 
-def test_a_run_without_progress_is_warned_of_then_ended(ended):
+def test_a_run_without_progress_is_warned_and_then_ended(ended):
     code, messages = ended(watched_runs.makes_no_progress)
     assert code == EXIT_CODE and [message.kind for message in messages] == ["warning", "stop"]
     for message in messages:
@@ -217,10 +217,10 @@ def test_a_run_that_was_suspended_is_not_ended_when_it_wakes(ended):
     assert code == 0, messages
 
 
-# What we assume of others.
+# Assumptions about verl and vLLM.
 
 
-def test_verls_actors_are_known_by_the_names_of_their_classes():
+def test_roles_list_the_class_names_of_all_of_verls_actors():
     from transfer_queue.controller import TransferQueueController
     from transfer_queue.storage.simple_storage import SimpleStorageUnit
     from verl.checkpoint_engine.base import CheckpointEngineWorker
@@ -243,7 +243,7 @@ def test_verls_actors_are_known_by_the_names_of_their_classes():
     assert names | others == set(watchdog._ROLES)
 
 
-def test_vllm_tells_of_a_dead_engine_and_of_how_its_processes_ended():
+def test_vllm_reports_a_dead_engine_and_how_its_processes_ended():
     async_llm = pytest.importorskip("vllm.v1.engine.async_llm")
     from vllm.v1.engine.core_client import BackgroundResources
     from vllm.v1.engine.utils import CoreEngineProcManager
@@ -262,13 +262,13 @@ def test_vllm_tells_of_a_dead_engine_and_of_how_its_processes_ended():
 @pytest.mark.parametrize(
     ("codes", "kills", "expected"),
     [
-        ({"EngineCore": -9}, 2, r"EngineCore was killed by SIGKILL\. The kernel of its machine ended 2 process"),
+        ({"EngineCore": -9}, 2, r"EngineCore was killed by SIGKILL\. The kernel of its machine killed 2 process"),
         ({"EngineCore": -9}, 0, "so somebody or a container's limit killed it"),
         ({"EngineCore": -9}, None, "ran out of memory, or somebody killed it"),
         ({"EngineCore_DP0": 1}, 0, "ended with exit code 1.*gpu_memory_utilization lower"),
         ({"EngineCore_DP0": 1}, 1, "gpu_memory_utilization lower.*1 process.* which may also be the cause"),
         ({"EngineCore": -40}, None, "was killed by signal 40"),
-        ({}, None, "vLLM does not tell how"),
+        ({}, None, "vLLM does not report how"),
     ],
 )
 def test_an_engines_end_is_described(codes, kills, expected):

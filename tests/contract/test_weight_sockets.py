@@ -1,4 +1,4 @@
-"""Each run's weights travel through a folder of its own, which no other user can enter and which does not stay."""
+"""Each run sends its weights through its own folder. No other user can enter it, and it is removed after the run."""
 
 import asyncio
 import inspect
@@ -21,7 +21,7 @@ HUNG = 900
 
 @pytest.fixture
 def prefix(monkeypatch):
-    """Where folders begin, short and with /tmp's mode, so that no run on this machine is touched."""
+    """The prefix of all folders, at a short path with /tmp's mode, so that runs on this machine are not affected."""
     with tempfile.TemporaryDirectory(prefix="gsd_", dir="/tmp") as folder:
         Path(folder).chmod(0o1777)
         monkeypatch.setattr(private_folders, "_PREFIX", f"{folder}/")
@@ -34,7 +34,9 @@ def folders(prefix):
     return sorted(path.name for path in Path(prefix).parent.iterdir())
 
 
-def test_memory_of_a_transfer_that_was_cut_off_goes_with_the_folder_and_a_living_runs_stays(prefix, tmp_path):
+def test_shared_memory_of_an_interrupted_transfer_is_removed_with_the_folder_but_not_that_of_a_running_run(
+    prefix, tmp_path
+):
     shared, name = Path("/dev/shm"), f"verl_weights_test_{os.getpid()}"
     told = forks.CONTEXT.Queue()
     senders = {
@@ -68,9 +70,9 @@ REPLICA = 987  # no run on this machine has as many
 
 @pytest.fixture(scope="module")
 def runs(tiny_task, tmp_path_factory):
-    """What verl calls the sockets of two runs, each on a Ray cluster of its own, with this plugin and without.
+    """The socket names of two runs, each with its own Ray cluster, with and without this plugin.
 
-    ``hardware=cpu`` and a GPU machine without a cluster have such clusters.
+    Runs with ``hardware=cpu``, and runs on a single GPU machine, start such clusters.
     """
     told, folder = forks.CONTEXT.Queue(), tmp_path_factory.mktemp("runs")
     process = forks.start(folder, weight_transfer.name_sockets, str(tiny_task / "model"), REPLICA, told)
@@ -91,7 +93,7 @@ class _Processes:
         self.started.append(forks.start(self._folder, target, *arguments))
 
     def send(self, handle, value):
-        """Returns once the sender has bound its socket."""
+        """Returns when the sender has bound its socket."""
         bound = forks.CONTEXT.Event()
         self._start(weight_transfer.send, handle, value, bound)
         assert bound.wait(HUNG)
@@ -126,7 +128,7 @@ def test_two_runs_load_their_own_weights(runs, processes):
 
 
 def test_patch_still_needed_because_two_runs_share_verls_own_sockets(runs, processes):
-    """If verl names a run's sockets after the run, weight_sockets.py can go, once /tmp is private as well."""
+    """If verl names sockets after the run and makes their folder private, weight_sockets.py can be removed."""
     first, second = runs
     assert {first.verls_sender, first.verls_receiver, second.verls_sender, second.verls_receiver} == {
         f"ipc:///tmp/rl-colocate-zmq-01000000-replica-{REPLICA}-rank-0.sock"
@@ -138,7 +140,7 @@ def test_patch_still_needed_because_two_runs_share_verls_own_sockets(runs, proce
 
 
 def test_delta_weights_and_split_servers_ask_the_patched_method(monkeypatch):
-    """``update_verl_delta_weights`` and ``update_weights_from_ipc`` are verl's only other users of the name."""
+    """Besides it, only ``update_verl_delta_weights`` and ``update_weights_from_ipc`` use the name in verl."""
     from verl.workers.rollout.vllm_rollout import bucketed_weight_transfer, utils, vllm_pd_replica, vllm_rollout
 
     class ReachedError(Exception):

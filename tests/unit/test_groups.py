@@ -1,4 +1,4 @@
-"""Grouping against a slow, obvious reference in float64."""
+"""Grouping, compared with a slow and simple reference in float64."""
 
 import math
 
@@ -24,7 +24,7 @@ batches = st.lists(
 
 
 def reference(rows):
-    """{label: rewards of its rows that count}, in the order of first rows."""
+    """label -> rewards of its unmasked rows, in the order of first rows."""
     groups = {}
     for label, reward, counts in rows:
         if counts:
@@ -33,7 +33,7 @@ def reference(rows):
 
 
 @given(batches)
-def test_figures_of_every_group_are_those_of_its_own_rows(rows):
+def test_statistics_of_every_group_equal_the_reference(rows):
     index, rewards, mask = zip(*rows, strict=True)
     stats = group_stats(torch.tensor(rewards, dtype=torch.float64), index, torch.tensor(mask))
     expected = reference(rows)
@@ -51,7 +51,7 @@ def test_figures_of_every_group_are_those_of_its_own_rows(rows):
 
 @settings(max_examples=50)
 @given(batches, st.randoms())
-def test_a_group_does_not_depend_on_where_its_rows_stand(rows, random):
+def test_a_group_does_not_depend_on_the_order_of_rows(rows, random):
     def by_label(rows):
         index, rewards, mask = zip(*rows, strict=True)
         stats = group_stats(torch.tensor(rewards), index, torch.tensor(mask))
@@ -75,11 +75,11 @@ def test_a_group_does_not_depend_on_where_its_rows_stand(rows, random):
         torch.tensor([10**7, 10**7 + 1, 10**7]),
     ],
 )
-def test_labels_may_come_in_any_container(index):
+def test_labels_may_be_in_any_container(index):
     assert group_stats(torch.tensor([0.0, 1.0, 1.0]), index).group.tolist() == [0, 1, 0]
 
 
-def test_float_rewards_that_are_equal_are_unanimous_though_their_float_std_is_not_zero():
+def test_equal_float_rewards_are_unanimous_even_if_their_float_std_is_not_zero():
     rewards = torch.full((7,), 0.7)
     assert torch.std(rewards, correction=0) > 0, "otherwise this test shows nothing"
     stats = group_stats(rewards, [0] * 7)
@@ -95,7 +95,7 @@ def test_float_rewards_that_are_equal_are_unanimous_though_their_float_std_is_no
         (torch.int64, torch.float32),
     ],
 )
-def test_the_dtype_is_kept_and_float32_at_least(given_dtype, kept):
+def test_the_dtype_is_kept_but_is_at_least_float32(given_dtype, kept):
     stats = group_stats(torch.tensor([0, 1, 1], dtype=given_dtype), [0, 0, 0])
     assert stats.mean.dtype == stats.std.dtype == kept
 
@@ -113,12 +113,12 @@ def test_the_dtype_is_kept_and_float32_at_least(given_dtype, kept):
         ([[0.0, 1.0]], [0], None, r"rewards\b.*\(1, 2\)"),
     ],
 )
-def test_bad_input_is_refused_and_named(rewards, index, mask, message):
+def test_bad_input_is_rejected_and_named(rewards, index, mask, message):
     with pytest.raises(ValueError, match=message):
         group_stats(torch.tensor(rewards), index, None if mask is None else torch.tensor(mask))
 
 
-def test_a_label_that_cannot_be_a_label_is_refused():
+def test_a_label_that_is_not_hashable_is_rejected():
     with pytest.raises(ValueError, match=r"index\[1\].*\[1\].*\blist\b"):
         group_stats(torch.tensor([0.0, 1.0]), ["a", [1]])
 
@@ -132,24 +132,24 @@ def test_a_label_that_cannot_be_a_label_is_refused():
         (np.array([[1], [1]]), r"index\b.*\(2, 1\)"),
     ],
 )
-def test_labels_that_would_split_a_group_in_silence_are_refused(index, message):
+def test_labels_that_would_silently_split_a_group_are_rejected(index, message):
     with pytest.raises(ValueError, match=message):
         group_stats(torch.tensor([0.0, 1.0]), index)
 
 
-def test_a_label_of_a_row_of_no_group_is_not_looked_at():
+def test_the_label_of_a_masked_row_is_ignored():
     mask = torch.tensor([False, True, True])
     assert group_stats(torch.tensor([0.0, 1.0, 0.0]), [[0], "a", "a"], mask).group.tolist() == [-1, 0, 0]
     with pytest.raises(ValueError, match=r"index\[2\].*\[1\]"):
         group_stats(torch.tensor([0.0, 1.0, 0.0]), [[0], "a", [1]], mask)
 
 
-def test_a_row_of_no_group_may_hold_anything():
+def test_the_reward_of_a_masked_row_is_ignored():
     stats = group_stats(torch.tensor([float("nan"), 0.0, 1.0]), ["a", "b", "b"], torch.tensor([False, True, True]))
     assert stats.group.tolist() == [-1, 0, 0] and stats.mean.tolist() == [0.5]
 
 
-def test_figures_are_spread_over_rows():
+def test_values_per_group_are_expanded_to_rows():
     stats = group_stats(
         torch.tensor([0.0, 1.0, 5.0, 3.0]), ["a", "b", "a", "c"], torch.tensor([True, True, True, False])
     )

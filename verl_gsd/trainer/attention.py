@@ -1,14 +1,15 @@
-"""Scaled dot-product attention over packed rows, without a mask of T x T.
+"""Scaled dot-product attention over packed rows, without a T x T mask.
 
 verl concatenates the sequences of a micro-batch into one row of T tokens (``use_remove_padding``). flash-attn computes
-attention within each sequence. With ``attn_implementation=sdpa``, transformers keeps the sequences apart by a mask of T
-x T entries, and a mask also rules out PyTorch's flash kernel. A causal mask of blocks is the same as causal attention
-on each block, so here the row is split into its sequences and each gets ``scaled_dot_product_attention`` without a
-mask. Memory then grows with T, and time with the sum of squares of the sequences' lengths.
+attention within each sequence. With ``attn_implementation=sdpa``, transformers separates the sequences by a mask of T x
+T entries, and PyTorch's flash kernel does not accept a mask. A block-diagonal causal mask is equivalent to causal
+attention within each block. This module therefore splits the row into its sequences and calls
+``scaled_dot_product_attention`` without a mask for each. Memory then grows with T, and time with the sum of the squared
+sequence lengths.
 
-``install`` puts this in place of transformers' ``sdpa`` in processes that load verl's FSDP engine. Rows that are not
-packed, and masks that do not divide into blocks, go through transformers' own functions. A model that asks transformers
-for no mask of the packed row would let its sequences attend to each other without a message: the engine then raises.
+``install`` replaces transformers' ``sdpa`` in processes that load verl's FSDP engine. Rows that are not packed, and
+masks that do not divide into blocks, go through transformers' own functions. If a model does not request a mask of the
+packed row from transformers, its sequences would silently attend to each other. The engine then raises an error.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ from verl_gsd.config.attention import SDPA
 
 @dataclass(frozen=True)
 class Blocks:
-    """The mask of a packed row as its diagonal blocks, which stands where transformers' layers expect a mask.
+    """The mask of a packed row as its diagonal blocks. It is passed to transformers' layers instead of a mask tensor.
 
     Attributes:
-        lengths: tokens of each sequence, in the row's order.
-        masks: per sequence of L tokens a bool tensor (1, 1, L, L); None where attention within it is causal.
+        lengths: number of tokens of each sequence, in the row's order.
+        masks: for each sequence of L tokens a bool tensor (1, 1, L, L), or None if attention within it is causal.
     """
 
     lengths: list[int]
@@ -40,44 +41,44 @@ class Blocks:
 
 
 class NotKeptApartError(RuntimeError):
-    """A model computes attention over a packed row without a mask that keeps its sequences apart."""
+    """A model computes attention over a packed row without a mask that separates its sequences."""
 
 
 def install(engine_module: Any) -> None:
-    """Replace transformers' attention ``sdpa`` and its mask in this process, and have verl's engine check its models.
+    """Replace transformers' attention ``sdpa`` and its mask in this process, and make verl's engine check its models.
 
     Args:
-        engine_module: ``verl.workers.engine.fsdp.transformer_impl``.
+        engine_module: the module ``verl.workers.engine.fsdp.transformer_impl``.
     """
     ALL_MASK_ATTENTION_FUNCTIONS.register(SDPA, packed_mask)
     ALL_ATTENTION_FUNCTIONS.register(SDPA, packed_attention)
     engine = engine_module.FSDPEngineWithLMHead
-    engine.forward_step = checked(engine.forward_step)
+    engine.forward_step = with_mask_check(engine.forward_step)
 
 
-#: How many masks of packed rows this process has made as ``Blocks``.
-_made = 0
+#: Number of ``Blocks`` that this process has created.
+_blocks_created = 0
 
 
-def checked(forward_step: Callable) -> Callable:
-    """verl's ``forward_step`` of one micro-batch, which raises ``NotKeptApartError`` where no ``Blocks`` were made.
+def with_mask_check(forward_step: Callable) -> Callable:
+    """verl's ``forward_step`` of one micro-batch, which raises ``NotKeptApartError`` if no ``Blocks`` were created.
 
-    Only for packed micro-batches of several rows under SDPA.
+    It checks packed micro-batches of several rows under SDPA.
     """
     from verl.utils import tensordict_utils as tu
 
     @functools.wraps(forward_step)
     def step(self: Any, micro_batch: Any, *args: Any, **kwargs: Any) -> Any:
-        before = _made
+        created_before = _blocks_created
         result = forward_step(self, micro_batch, *args, **kwargs)
         is_packed = tu.get_non_tensor_data(data=micro_batch, key="use_remove_padding", default=True)
         attention = getattr(self.model_config.hf_config, "_attn_implementation", None)
-        if is_packed and attention == SDPA and len(micro_batch) > 1 and _made == before:
+        if is_packed and attention == SDPA and len(micro_batch) > 1 and _blocks_created == created_before:
             raise NotKeptApartError(
                 f"actor_rollout_ref.model.use_remove_padding=true with attn_implementation={SDPA}: this model "
-                f"({self.model_config.hf_config.model_type}) makes no mask for packed rows, so that their sequences "
-                "would attend to each other. Set actor_rollout_ref.model.use_remove_padding=false, or install "
-                "flash-attn on the machines that train."
+                f"({self.model_config.hf_config.model_type}) creates no mask for packed rows, so their sequences would "
+                "attend to each other. Set actor_rollout_ref.model.use_remove_padding=false, or install flash-attn on "
+                "the machines that train."
             )
         return result
 
@@ -94,9 +95,9 @@ def packed_mask(
     attention_mask: torch.Tensor | None = None,
     use_vmap: bool = False,
     device: torch.device | str = "cpu",
-    **further: Any,
+    **kwargs: Any,
 ) -> Blocks | torch.Tensor | None:
-    """transformers' ``sdpa_mask``, whose arguments these are; ``Blocks`` where the mask divides into several."""
+    """transformers' ``sdpa_mask``, with the same arguments, but ``Blocks`` if the mask divides into several blocks."""
     lengths: list[int] = []
     is_one_row = batch_size == 1 and q_length == kv_length and attention_mask is None
     if is_one_row and not use_vmap and mask_function is not causal_mask_function:
@@ -112,15 +113,15 @@ def packed_mask(
             attention_mask=attention_mask,
             use_vmap=use_vmap,
             device=device,
-            **further,
+            **kwargs,
         )
-    global _made
-    _made += 1
+    global _blocks_created
+    _blocks_created += 1
     if _is_causal(mask_function, lengths, q_offset, device):
         return Blocks(lengths, [None] * len(lengths))
     masks, start = [], q_offset
     for length in lengths:
-        # Such as a sliding window that is shorter than the sequence.
+        # This sequence may need a mask, for example because a sliding window is shorter than the sequence.
         offset = {"q_offset": start, "kv_offset": start}
         masks.append(
             sdpa_mask(
@@ -137,29 +138,29 @@ def packed_attention(
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: Blocks | torch.Tensor | None,
-    **further: Any,
+    **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' ``sdpa_attention_forward``, sequence by sequence where the mask is ``Blocks``.
+    """transformers' ``sdpa_attention_forward``, called for each sequence if the mask is ``Blocks``.
 
     Args:
-        query: (1, heads, T, d); key and value alike, with their own number of heads.
+        query: (1, heads, T, d). Key and value have the same shape, with their own number of heads.
 
     Returns:
         (1, T, heads, d) and None.
     """
     if not isinstance(attention_mask, Blocks):
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **further)
-    # One split per tensor, whose backward is one concatenation: a slice per sequence would add up T-long gradients.
-    parts = zip(*(whole.split(attention_mask.lengths, dim=2) for whole in (query, key, value)), strict=True)
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    # The backward of ``split`` is one concatenation. Slices would sum one gradient of length T per sequence.
+    parts = zip(*(tensor.split(attention_mask.lengths, dim=2) for tensor in (query, key, value)), strict=True)
     outputs = [
-        sdpa_attention_forward(module, *part, mask, **further)[0]
+        sdpa_attention_forward(module, *part, mask, **kwargs)[0]
         for part, mask in zip(parts, attention_mask.masks, strict=True)
     ]
     return torch.cat(outputs, dim=1), None
 
 
 def _block_lengths(mask_function: Callable, length: int, offset: int, device: torch.device | str) -> list[int]:
-    """Where neither of two neighbours sees the other, one block ends and the next begins."""
+    """The lengths of the mask's blocks. A new block begins where neither of two neighbouring tokens sees the other."""
     later = torch.arange(1, length, device=device) + offset
     joined = _sees(mask_function, later, later - 1) | _sees(mask_function, later - 1, later)
     starts = torch.nonzero(~joined).flatten() + 1
@@ -168,10 +169,11 @@ def _block_lengths(mask_function: Callable, length: int, offset: int, device: to
 
 
 def _is_causal(mask_function: Callable, lengths: list[int], offset: int, device: torch.device | str) -> bool:
-    """Whether every token sees its block's first token, itself and not its successor.
+    """Whether attention within every block is causal.
 
-    Causal masks of transformers show an interval of earlier tokens: one that has both ends has what is between. An
-    overlay that looks ahead, such as an image's, also shows a token its successor.
+    It is sufficient that every token sees its block's first token and itself, but not its successor. In transformers'
+    causal masks, a token sees an interval of earlier tokens, so it sees all tokens between the two. In an overlay that
+    looks ahead, for example for an image, a token also sees its successor.
     """
     sizes = torch.tensor(lengths, device=device)
     query = torch.arange(sum(lengths), device=device) + offset
@@ -182,6 +184,6 @@ def _is_causal(mask_function: Callable, lengths: list[int], offset: int, device:
 
 
 def _sees(mask_function: Callable, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-    """(N,) bool: whether each query position sees the key position beside it."""
+    """(N,) bool: whether the query at position ``query[i]`` sees the key at position ``key[i]``."""
     zero = torch.zeros_like(query)
     return torch.as_tensor(mask_function(zero, zero, query, key), device=query.device).expand(query.shape)

@@ -1,4 +1,4 @@
-"""verl's data loader, with a sampler of an extension in the place of its own."""
+"""Replaces the sampler of verl's data loader with the sampler of an extension."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 logger = logging.getLogger(__name__)
 
 
-def loader_with(loader: StatefulDataLoader, sampler: Sampler[int]) -> StatefulDataLoader:
-    """``loader`` with ``sampler`` in the place of its own."""
+def replace_sampler(loader: StatefulDataLoader, sampler: Sampler[int]) -> StatefulDataLoader:
+    """A copy of ``loader`` that samples with ``sampler``."""
     return StatefulDataLoader(
         loader.dataset,
         batch_size=loader.batch_size,
@@ -23,22 +23,23 @@ def loader_with(loader: StatefulDataLoader, sampler: Sampler[int]) -> StatefulDa
     )
 
 
-def drop_position_of_another_sampler(loader: StatefulDataLoader) -> None:
-    """Drop what ``loader`` was given of a checkpoint if another sampler wrote it: its place means nothing to this one.
+def discard_foreign_sampler_state(loader: StatefulDataLoader) -> None:
+    """Discard the state that ``loader`` restored from a checkpoint if another sampler saved it.
 
-    torchdata fails on it, at the first batch and without saying why. The pass then starts anew, with a warning. A
-    sampler of an extension says in ``state_dict()["rows"]`` how many rows it draws from; verl's own say no such thing.
+    torchdata would fail on such a state, at the first batch and without an explanation. Instead, a new pass over the
+    data starts, with a warning. The sampler of an extension stores the number of rows that it draws from in
+    ``state_dict()["rows"]``. verl's own samplers have no such entry.
     """
-    given = loader.next_iter_state
-    if given is None:
+    state = loader.next_iter_state
+    if state is None:
         return
-    written = ((given.get("_sampler_iter_state") or {}).get("sampler_state") or {}).get("rows")
-    if written != _rows(loader.sampler):
-        logger.warning("the checkpoint's place in the data is not this sampler's: a pass over the data starts anew")
+    saved_rows = ((state.get("_sampler_iter_state") or {}).get("sampler_state") or {}).get("rows")
+    if saved_rows != _rows(loader.sampler):
+        logger.warning("another sampler saved the data position in the checkpoint: a new pass over the data starts")
         loader.next_iter_state = None
 
 
 def _rows(sampler: Any) -> Any:
-    """How many rows a sampler of an extension draws from; None for one of verl's."""
+    """The number of rows that an extension's sampler draws from; None for one of verl's samplers."""
     state = sampler.state_dict() if hasattr(sampler, "state_dict") else {}
     return state.get("rows") if isinstance(state, dict) else None

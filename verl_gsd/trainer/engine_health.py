@@ -1,8 +1,8 @@
-"""Ask a vLLM server whether its engine is alive, and how the engine's processes ended if it is not.
+"""A method for verl's vLLM server that reports whether its engine died, and how the engine's processes ended.
 
 vLLM's engine is a child process of verl's server actor. If the engine dies, the actor stays alive: Ray reports no
-death, requests fail one by one, and a weight update waits for ever. This module gives verl's server a method that the
-trainer's watchdog calls (``watchdog.py``).
+death, requests fail one by one, and a weight update waits for ever. The trainer's watchdog (``watchdog.py``) therefore
+calls the method that this module adds.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class EngineDeath:
 
     Attributes:
         server_pid: process id of the server actor, under which Ray logs the engine's output.
-        exit_codes: by name of each engine process that has ended; -N for one that signal N ended.
-        memory_kills: processes that the kernel of the engine's machine ended for lack of memory since the server
-            started; None if the kernel does not tell.
+        exit_codes: exit code by name of each engine process that has ended; -N if signal N ended it.
+        memory_kills: number of processes that the kernel of the engine's machine killed for lack of memory since the
+            server started; None if the kernel does not report this.
     """
 
     server_pid: int
@@ -35,7 +35,11 @@ class EngineDeath:
 
 
 def install(vllm_async_server: Any) -> None:
-    """Patch verl's vLLM server, once ``verl.workers.rollout.vllm_rollout.vllm_async_server`` is imported."""
+    """Add the method to verl's vLLM server.
+
+    Args:
+        vllm_async_server: the module ``verl.workers.rollout.vllm_rollout.vllm_async_server``.
+    """
     server = vllm_async_server.vLLMHttpServer
     original = server.__init__
 
@@ -49,15 +53,16 @@ def install(vllm_async_server: Any) -> None:
 
 
 async def _engine_death(self: Any) -> EngineDeath | None:
-    """Return how the engine of this server died; None if it lives, or if this server has none (yet)."""
-    engine = getattr(self, "engine", None)  # absent while it starts, and on every node of a replica but the first
+    """Return how the engine of this server died; None if the engine is alive, or if this server has no engine (yet)."""
+    # The attribute is absent while the engine starts, and on every node of a replica except the first.
+    engine = getattr(self, "engine", None)
     if engine is None or not engine.errored:
         return None
-    # vLLM's manager of engines that are Ray actors has no such method; those deaths are in Ray's table.
-    finished = getattr(engine.engine_core.resources.engine_manager, "finished_procs", dict)
+    # If engines are Ray actors, vLLM's engine manager has no such method. Ray's table then shows their deaths.
+    finished_procs = getattr(engine.engine_core.resources.engine_manager, "finished_procs", dict)
     before, now = self._memory_kills_at_start, oom_kills()
     return EngineDeath(
         server_pid=os.getpid(),
-        exit_codes=dict(finished()),
+        exit_codes=dict(finished_procs()),
         memory_kills=None if before is None or now is None else now - before,
     )

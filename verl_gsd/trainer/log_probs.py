@@ -1,9 +1,9 @@
-"""A patch for verl's log-probabilities where flash-attn is not installed.
+"""A patch for verl's log-probabilities if flash-attn is not installed.
 
-verl 0.9.1 computes them by flash-attn's cross entropy. Without that package it loops over the rows of the logits, which
-are the tokens of a micro-batch: thousands of small kernels, and for bfloat16 logits a softmax in bfloat16. Here a chunk
-of tokens is one call of PyTorch's cross entropy in float32, as flash-attn's is. ``tests/contract/test_log_probs.py``
-fails when verl no longer loops over tokens: the patch can then go.
+verl 0.9.1 computes log-probabilities with flash-attn's cross entropy. Without flash-attn, it loops over the rows of the
+logits, which are the tokens of a micro-batch. This launches thousands of small kernels, and bfloat16 logits get a
+softmax in bfloat16. The patch calls PyTorch's cross entropy once per chunk of tokens, in float32 like flash-attn.
+``tests/contract/test_log_probs.py`` fails when verl no longer loops over tokens. The patch can then be removed.
 """
 
 from __future__ import annotations
@@ -12,12 +12,16 @@ from typing import Any
 
 import torch
 
-#: Tokens per call. Beyond it a call gains nothing, and its float32 copy of the logits would only be larger.
+#: Tokens per call. A larger chunk is not faster, and its float32 copy of the logits needs more memory.
 CHUNK = 1024
 
 
 def patch(torch_functional: Any) -> None:
-    """Replace verl's fallback; ``torch_functional`` is the module ``verl.utils.torch_functional``."""
+    """Replace verl's fallback.
+
+    Args:
+        torch_functional: the module ``verl.utils.torch_functional``.
+    """
     torch_functional.logprobs_from_logits_v2 = log_probs
 
 
@@ -29,11 +33,11 @@ def log_probs(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         labels: (...), token ids.
 
     Returns:
-        (...), in float32, or in float64 for float64 logits.
+        (...), in float64 for float64 logits and in float32 otherwise.
     """
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     rows = logits.reshape(-1, logits.shape[-1])
-    # One split, whose backward is one concatenation: a slice per chunk would add up gradients as large as the logits.
+    # The backward of ``split`` is one concatenation. Slices would sum one gradient of the logits' size per chunk.
     chunks = zip(rows.split(CHUNK), labels.reshape(-1).split(CHUNK), strict=True)
-    found = [torch.nn.functional.cross_entropy(of.to(dtype), at, reduction="none") for of, at in chunks]
-    return -torch.cat(found).reshape(labels.shape) if found else logits.new_zeros(labels.shape, dtype=dtype)
+    losses = [torch.nn.functional.cross_entropy(part.to(dtype), target, reduction="none") for part, target in chunks]
+    return -torch.cat(losses).reshape(labels.shape) if losses else logits.new_zeros(labels.shape, dtype=dtype)

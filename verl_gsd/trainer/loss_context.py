@@ -1,8 +1,8 @@
-"""What a policy loss knows of its rows beyond what verl passes it.
+"""Gives a policy loss access to the columns of its rows and to the worker's extensions.
 
-verl gives a registered policy loss log-probabilities, advantages and a mask. What else a loss must know of its rows,
-such as their groups, are columns that extensions put beside them (``Extension.loss_columns``), and what a worker's
-extension made of the whole mini-batch.
+verl passes log-probabilities, advantages and a mask to a registered policy loss. A loss that needs more, for example
+the groups of its rows, reads columns that extensions added (``Extension.loss_columns``), and figures that the worker's
+extensions computed from the whole mini-batch.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from verl_gsd.extension import WorkerExtension
 
 @dataclass(frozen=True)
 class LossContext:
-    """The micro-batch at hand.
+    """The current micro-batch.
 
     Attributes:
-        rows: with all their columns.
-        extensions: the worker's, by name.
+        rows: its rows with all columns.
+        extensions: the worker's extensions by name.
     """
 
     rows: TensorDict
     extensions: Mapping[str, WorkerExtension]
 
     def has(self, column: str) -> bool:
-        """Whether the rows have this column. A TensorDict takes ``in`` for something else."""
+        """Whether the rows have this column. (``in`` on a TensorDict does not look up keys.)"""
         return column in self.rows.keys()  # noqa: SIM118
 
 
@@ -38,7 +38,7 @@ _CONTEXT: ContextVar[LossContext | None] = ContextVar("_CONTEXT", default=None)
 
 
 def loss_context() -> LossContext | None:
-    """Of the micro-batch whose loss is being computed; None under a worker of verl's own."""
+    """The context of the micro-batch whose loss is being computed; None under verl's own workers."""
     return _CONTEXT.get()
 
 
@@ -50,7 +50,7 @@ def with_context(
     data: TensorDict,
     dp_group: Any = None,
 ) -> Any:
-    """verl's loss function ``loss_fn``, within which ``loss_context`` has the micro-batch."""
+    """Call verl's loss function ``loss_fn``. Inside the call, ``loss_context`` returns the micro-batch."""
     token = _CONTEXT.set(LossContext(data, extensions))
     try:
         return loss_fn(model_output=model_output, data=data, dp_group=dp_group)

@@ -1,4 +1,4 @@
-"""Policy losses under the names that stand as ``_target_`` in the config of every run; they are elsewhere."""
+"""Re-exports configs of policy losses: the config of every run refers to them by this path as ``_target_``."""
 
 from verl_gsd.lazy_names import lazy_names
 

@@ -1,10 +1,11 @@
-"""The numbers of one step's groups, whatever became of them.
+"""Metrics of all groups that left the buffer in a step, whatever their fate.
 
-verl's reducers go by substrings of a name (max, min, sum, total): none of these has one by accident.
+verl reduces a metric by its name if the name contains max, min, sum or total. The names here avoid these words.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -17,42 +18,61 @@ from verl_gsd.records import EASY, FATES, HARD
 
 
 def with_prediction(table: pa.Table, prompts: PromptStore, step: int, prior: tuple[float, float]) -> pa.Table:
-    """One step's records with their column ``silent_predicted``.
+    """Fill the column ``silent_predicted`` in the records of one step.
 
     Args:
-        table: of ``records.describe``.
-        prompts: what earlier steps knew of the prompts; not yet told of this one.
+        table: the records, from ``records.describe``.
+        prompts: the memory of prompts from earlier steps, without this step.
         step: the trainer step of the records.
-        prior: Beta(a, b) of a solve rate before a prompt's first visit.
+        prior: (a, b) of the Beta prior of a solve rate before a prompt's first visit.
     """
     keys = list(zip(table["data_source"].to_pylist(), table["index"].to_pylist(), strict=True))
     size = table["size"].to_numpy()
     _, counted, visited = prompts.counts(keys)
-    # The prediction is for a rate of right and wrong, all of this visit: accuracies between them have none.
-    known = (visited > 0) & (counted == np.rint(counted)) & (table["total"].to_numpy() == size) & (size > 0)
+    # The prediction needs responses that are right or wrong, and all of them from this visit. Groups with accuracies
+    # between 0 and 1 have no prediction.
+    is_predictable = (visited > 0) & (counted == np.rint(counted)) & (table["total"].to_numpy() == size) & (size > 0)
     predicted = np.zeros(len(table))
-    if known.any():
-        correct, total = prompts.recent([key for key, is_known in zip(keys, known, strict=True) if is_known], step)
-        predicted[known] = posterior_silent_rate(correct, total, size[known], prior)
+    if is_predictable.any():
+        correct, total = prompts.recent(list(itertools.compress(keys, is_predictable)), step)
+        predicted[is_predictable] = posterior_silent_rate(correct, total, size[is_predictable], prior)
     name = "silent_predicted"
-    column = pa.array(predicted, mask=~known)
+    column = pa.array(predicted, mask=~is_predictable)
     return table.set_column(table.schema.get_field_index(name), table.schema.field(name), column)
 
 
 def group_metrics(table: pa.Table) -> dict[str, float]:
-    """``group/*`` and ``dial/*`` of one step.
+    """Metrics of one step: ``group/*``, ``dial/*`` and ``verifier/*``.
 
     Args:
-        table: the step's records, ``with_prediction``.
+        table: the step's records from ``with_prediction``.
 
     Returns:
-        ``group/count/<fate>`` and ``group/count/one_sample`` (groups of one, which have no baseline and teach nothing);
-        of groups with responses: ``group/frac_{mixed,all_correct,all_wrong}``, ``group/std/{mean,p10,p50,p90}``,
-        ``group/frac_tokens_silent`` (tokens spent on unanimous groups); of groups whose prompt was visited before:
-        ``group/silent/{observed,predicted}``, the second from earlier visits alone: a lasting gap means rollouts that
-        are not independent or a noisy verifier; where the config is an operation on sigma ``dial/gain/mean`` and
-        ``dial/gain_share/{hard,between,easy}``, by the group's accuracy; where the verifier says what it could not
-        verify ``verifier/unverified``, its share of the responses with a verdict.
+        For all groups:
+
+        - ``group/count/<fate>``: number of groups by fate.
+        - ``group/count/one_sample``: number of groups of one response, which have no baseline and no learning signal.
+
+        For groups with responses:
+
+        - ``group/frac_{mixed,all_correct,all_wrong}``: shares of groups.
+        - ``group/std/{mean,p10,p50,p90}``: standard deviation of the rewards.
+        - ``group/frac_tokens_silent``: share of tokens in unanimous groups.
+
+        For groups whose prompt was visited before:
+
+        - ``group/silent/observed``: share of unanimous groups.
+        - ``group/silent/predicted``: the share predicted from earlier visits. A lasting gap means that rollouts are not
+          independent or that the verifier is noisy.
+
+        If the config is an operation on sigma:
+
+        - ``dial/gain/mean``: mean gain.
+        - ``dial/gain_share/{hard,between,easy}``: shares of the gain, by the group's accuracy.
+
+        If the verifier reports which responses it could not verify:
+
+        - ``verifier/unverified``: their share of the responses with a verdict.
     """
     fate = np.array(table["fate"].to_pylist(), dtype=object)
     metrics = {f"group/count/{name}": float((fate == name).sum()) for name in FATES}
@@ -63,19 +83,19 @@ def group_metrics(table: pa.Table) -> dict[str, float]:
         return metrics
     size, std = table["size"].to_numpy(), table["std"].to_numpy()
     kind = np.array(table["kind"].to_pylist(), dtype=object)
-    for name, of_kind in (("mixed", "mixed"), ("all_correct", "all_right"), ("all_wrong", "all_wrong")):
-        metrics[f"group/frac_{name}"] = float((kind == of_kind).mean())
+    for name, kind_name in (("mixed", "mixed"), ("all_correct", "all_right"), ("all_wrong", "all_wrong")):
+        metrics[f"group/frac_{name}"] = float((kind == kind_name).mean())
     metrics["group/std/mean"] = float(std.mean())
     for percent in (10, 50, 90):
         metrics[f"group/std/p{percent}"] = float(np.percentile(std, percent))
     silent = kind != "mixed"
     tokens = table["tokens"].to_numpy()
     metrics["group/frac_tokens_silent"] = float(tokens[silent].sum() / max(tokens.sum(), 1))
-    predicted = table["silent_predicted"].to_numpy()  # NaN for null
-    known = ~np.isnan(predicted)
-    if known.any():
-        metrics["group/silent/observed"] = float(silent[known].mean())
-        metrics["group/silent/predicted"] = float(predicted[known].mean())
+    predicted = table["silent_predicted"].to_numpy()  # null becomes NaN
+    has_prediction = ~np.isnan(predicted)
+    if has_prediction.any():
+        metrics["group/silent/observed"] = float(silent[has_prediction].mean())
+        metrics["group/silent/predicted"] = float(predicted[has_prediction].mean())
     return metrics | _gain(table) | _verifier(table)
 
 
@@ -100,11 +120,15 @@ def _gain(table: pa.Table) -> dict[str, float]:
     return metrics
 
 
-def own_names(metrics: Mapping[str, Any], extensions: Collection[str]) -> dict[str, Any]:
-    """``metrics`` by our names: ``NAME/...`` for what verl calls ``actor/NAME/...`` because a worker reported it.
+def strip_actor_prefix(metrics: Mapping[str, Any], extensions: Collection[str]) -> dict[str, Any]:
+    """Rename the metrics of extensions from ``actor/<extension>/...`` to ``<extension>/...``.
+
+    verl adds the prefix to the metrics that a worker reports.
 
     Args:
         extensions: names of the run's extensions.
     """
-    ours = tuple(f"actor/{name}/" for name in extensions)
-    return {name.removeprefix("actor/") if name.startswith(ours) else name: of for name, of in metrics.items()}
+    prefixed = tuple(f"actor/{name}/" for name in extensions)
+    return {
+        name.removeprefix("actor/") if name.startswith(prefixed) else name: value for name, value in metrics.items()
+    }

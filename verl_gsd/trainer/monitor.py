@@ -88,9 +88,9 @@ class RunMonitor:
     def on_rewards(self, rewards: Rewards) -> None:
         """Rewards were read."""
         if rewards.partition == PARTITION:
-            self.rewards.saw(self._step(), rewards.groups, rewards.responses, rewards.lost, rewards.seconds)
+            self.rewards.on_rewards(self._step(), rewards.groups, rewards.responses, rewards.lost, rewards.seconds)
         else:
-            self.rewards.saw_validation(self._step(), rewards.responses, rewards.lost)
+            self.rewards.on_validation_rewards(self._step(), rewards.responses, rewards.lost)
 
     def on_choosing(self) -> None:
         """A training batch is about to be selected."""

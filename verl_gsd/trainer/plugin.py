@@ -1,9 +1,9 @@
-"""The entry point ``verl.plugins``: what verl gains when this package is installed.
+"""The entry point ``verl.plugins``: importing it registers our parts and patches in verl.
 
-Loaded by every process that imports verl, those vLLM spawns included, so it must be cheap: estimators, losses and
-trainer modes, which pull in much of verl and vLLM, are registered when and only if verl's own are imported. verl
-swallows an exception raised here; what must be there is therefore looked up afterwards, by the training process before
-it starts Ray and by ``verl-gsd doctor``.
+Every process that imports verl imports this module, including those that vLLM spawns. The import must therefore be
+cheap. Estimators, losses and trainer modes import much of verl and vLLM, so they are registered only when verl's own
+are imported. verl swallows an exception that this module raises. Therefore, the training process (before it starts Ray)
+and ``verl-gsd doctor`` check afterwards that everything is registered.
 """
 
 from __future__ import annotations

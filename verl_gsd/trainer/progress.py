@@ -1,7 +1,8 @@
-"""When a run that makes no progress counts as stuck.
+"""Decides when a run that makes no progress counts as stuck.
 
-A step has phases: waiting for responses, updating the actor, saving a checkpoint, and so on. Progress is made when a
-phase begins or ends, and, while the trainer waits for responses, when one finishes. In between the run is quiet.
+A step has phases: waiting for responses, updating the actor, saving a checkpoint, and so on. The run makes progress
+when a phase begins or ends, and when a response finishes while the trainer waits for responses. In between, the run is
+quiet.
 """
 
 from __future__ import annotations
@@ -10,13 +11,13 @@ import threading
 import time
 from collections.abc import Callable, Hashable
 
-#: Without a limit of the user's: a run may be quiet for this many times the longest quiet time that the same phase has
-#: had so far. Steps differ in length, and responses grow while a policy learns to reason.
+#: If the user sets no limit, a run may be quiet for this many times the longest quiet time of the same phase so far.
+#: Steps differ in length, and responses grow while a policy learns to reason.
 FACTOR = 10.0
-#: Seconds that the limit is never below: a shared disk or an overloaded judge can stall a fast run for minutes.
+#: Lower bound of that limit, in seconds. A shared disk or an overloaded judge can stall a fast run for minutes.
 LEAST = 600.0
-#: Seconds for a phase that has not ended once. A first start loads a large model, and nobody knows how long a first
-#: checkpoint takes.
+#: Limit in seconds for a phase that has never ended yet. A first start may load a large model, and the duration of the
+#: first checkpoint is unknown.
 FIRST = 3600.0
 
 STARTING = "starting"
@@ -24,14 +25,14 @@ WAITING = "waiting for responses"
 
 
 class Progress:
-    """Remembers what the run does and when it last made progress.
+    """Stores what the run is doing and when it last made progress.
 
-    The trainer's thread writes, the watchdog's thread reads.
+    The trainer's thread writes it, and the watchdog's thread reads it.
 
     Args:
-        limit: seconds that the run may be quiet once it has started; None: the limit adapts.
-        least: seconds that an adapting limit is never below.
-        clock: a monotonic clock in seconds; the wall clock may jump.
+        limit: seconds that the run may be quiet after it has started. None: the limit adapts to the run.
+        least: lower bound of a limit that adapts, in seconds.
+        clock: a monotonic clock in seconds. The wall clock may jump.
     """
 
     def __init__(
@@ -45,11 +46,11 @@ class Progress:
         self._detail = ""
         self._state: Hashable = None
         self._last = clock()
-        self._quietest = 0.0  # longest quiet time of the phase at hand
-        self._longest: dict[str, float] = {}  # by phase, over all the times it has ended
+        self._longest_now = 0.0  # longest quiet time of the current phase since it began
+        self._longest: dict[str, float] = {}  # by phase, longest quiet time over all times that it has ended
 
     def begin(self, phase: str) -> None:
-        """The phase at hand ends and ``phase`` begins."""
+        """The current phase ends and ``phase`` begins."""
         with self._lock:
             self._begin(phase)
 
@@ -57,36 +58,36 @@ class Progress:
         """The trainer waits. A ``state`` that differs from the last one is progress.
 
         Args:
-            detail: what it waits for, in addition to the phase.
+            detail: a description of what the trainer waits for.
         """
         with self._lock:
             if state != self._state:
-                self._made()
+                self._make_progress()
             self._detail, self._state = detail, state
 
     def excuse(self, seconds: float) -> None:
-        """The whole process was suspended for so long, so that nothing could make progress."""
+        """Do not count ``seconds`` in which the whole process was suspended and could not make progress."""
         with self._lock:
             self._last += seconds
 
     def quiet(self) -> tuple[float, float, str]:
-        """Seconds since the last progress, how many there may be, and what the trainer does."""
+        """(seconds since the last progress, limit in seconds, what the trainer is doing)."""
         with self._lock:
             doing = f"{self._phase} ({self._detail})" if self._detail else self._phase
             return self._clock() - self._last, self._limit(), doing
 
     def _limit(self) -> float:
-        if self._fixed is not None:  # a start takes as long as the model is large, and has no steps to measure
+        if self._fixed is not None:  # the start of a large model takes long, and no earlier step shows how long
             return max(self._fixed, FIRST) if self._phase == STARTING else self._fixed
         longest = self._longest.get(self._phase)
         return max(self._least, FIRST if longest is None else FACTOR * longest)
 
     def _begin(self, phase: str) -> None:
-        self._made()
-        self._longest[self._phase] = max(self._longest.get(self._phase, 0.0), self._quietest)
-        self._phase, self._detail, self._state, self._quietest = phase, "", None, 0.0
+        self._make_progress()
+        self._longest[self._phase] = max(self._longest.get(self._phase, 0.0), self._longest_now)
+        self._phase, self._detail, self._state, self._longest_now = phase, "", None, 0.0
 
-    def _made(self) -> None:
+    def _make_progress(self) -> None:
         now = self._clock()
-        self._quietest = max(self._quietest, now - self._last)
+        self._longest_now = max(self._longest_now, now - self._last)
         self._last = now

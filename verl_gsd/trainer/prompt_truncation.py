@@ -1,14 +1,15 @@
 """A patch that makes verl's agent loops obey data.truncation.
 
-verl 0.9.1 cuts a prompt that is longer than rollout.prompt_length on the left, whatever data.truncation says, and only
-the log of an agent loop's worker mentions it. The patch has an effect under our trainer modes alone: no other trainer
-looks for the mark described below. ``tests/contract/test_prompt_truncation.py`` fails when verl's agent loop reads
-the key itself: the patch can then go.
+If a prompt is longer than rollout.prompt_length, verl 0.9.1 drops tokens on its left, whatever data.truncation is. Only
+the log of the agent loop's worker mentions it. The patch has an effect only under our trainer modes, because no other
+trainer looks for the mark described below. ``tests/contract/test_prompt_truncation.py`` fails when verl's agent loop
+reads the key itself. The patch can then be removed.
 
-With ``truncation=error`` a run is rejected if a counted prompt is too long (``prompt_lengths.py``). An agent loop can
-still build one from prompts that cannot be counted. An exception would end the session, and verl counts no sessions
-that fail. The prompt is therefore cut as verl cuts it, and the response is marked as one whose reward failed
-(``reward_failures.py``): nothing is trained on it, it is counted, and the run stops if there are too many.
+With ``truncation=error``, a run is rejected if a counted prompt is too long (``prompt_lengths.py``). An agent loop can
+still build a prompt that is too long and could not be counted. An exception would end the session, and verl does not
+count failed sessions. Therefore, the patch lets verl cut the prompt and marks the response as one whose reward failed
+(``reward_failures.py``). The trainer then counts the response, does not train on it, and stops the run if there are too
+many.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from typing import Any
 from verl_gsd.run.truncation import is_obeyed
 from verl_gsd.trainer.reward_failures import Failure
 
-#: What an agent loop's worker has found of the response at hand: prompts that are too long and must not be cut.
+#: Failures of the current response in an agent loop's worker: its prompts that are too long and must not be cut.
 _TOO_LONG: contextvars.ContextVar[list[Failure]] = contextvars.ContextVar("too_long")
 
 
 def install(agent_loop: ModuleType) -> None:
-    """Replace verl's cut, and mark responses to prompts that must not be cut.
+    """Replace verl's truncation, and mark responses to prompts that are too long and must not be cut.
 
     Args:
         agent_loop: the module ``verl.experimental.agent_loop.agent_loop``.
@@ -39,15 +40,15 @@ def install(agent_loop: ModuleType) -> None:
         if not is_obeyed(self.config):
             return original(self, prompt_ids)
         limit, truncation = int(self.rollout_config.prompt_length), str(self.data_config.get("truncation", "error"))
-        found = _TOO_LONG.get(None)
-        if truncation != "error" or found is None or len(prompt_ids) <= limit:
+        failures = _TOO_LONG.get(None)
+        if truncation != "error" or failures is None or len(prompt_ids) <= limit:
             return cut(prompt_ids, limit, truncation)
-        found.append(_failure(len(prompt_ids), limit))
+        failures.append(_failure(len(prompt_ids), limit))
         return original(self, prompt_ids)
 
     @functools.wraps(run)
     async def _run_agent_loop(self: Any, *args: Any, **kwargs: Any) -> Any:
-        token = _TOO_LONG.set([])  # one list for the tasks that the agent loop may start
+        token = _TOO_LONG.set([])  # all tasks that the agent loop starts share this list
         try:
             return await run(self, *args, **kwargs)
         finally:
@@ -55,9 +56,9 @@ def install(agent_loop: ModuleType) -> None:
 
     @functools.wraps(score)
     async def _compute_score(self: Any, outputs: list[Any], kwargs: dict[str, Any]) -> None:
-        if found := _TOO_LONG.get(None):
-            outputs[-1].reward_score = 0.0  # a response that has one is not given to a reward worker
-            outputs[-1].extra_fields["reward_extra_info"] = found[0].as_info()
+        if failures := _TOO_LONG.get(None):
+            outputs[-1].reward_score = 0.0  # verl sends a response that has a score to no reward worker
+            outputs[-1].extra_fields["reward_extra_info"] = failures[0].as_extra_info()
         await score(self, outputs, kwargs)
 
     base._cap_text_prompt_length = _cap_text_prompt_length
@@ -70,15 +71,14 @@ def _failure(length: int, limit: int) -> Failure:
 
 
 def cut(tokens: list[int], limit: int, truncation: str) -> list[int]:
-    """The tokens of a prompt that the policy is given.
+    """Cut a prompt to at most ``limit`` tokens.
 
     Args:
-        limit: the largest number of tokens.
-        truncation: "left" and "right" drop tokens there. "middle" keeps limit // 2 tokens at the start and the others
-            at the end, as verl's ``postprocess_data`` does.
+        truncation: "left" and "right" drop tokens on that side. "middle" keeps limit // 2 tokens at the start and the
+            others at the end, as verl's ``postprocess_data`` does.
 
     Raises:
-        ValueError: the prompt is longer than ``limit``, and ``truncation`` is "error" or no such word.
+        ValueError: the prompt is longer than ``limit``, and ``truncation`` is "error" or unknown.
     """
     if len(tokens) <= limit:
         return tokens
@@ -91,6 +91,7 @@ def cut(tokens: list[int], limit: int, truncation: str) -> list[int]:
         return tokens[:start] + tokens[len(tokens) - (limit - start) :]
     raise ValueError(
         f"a prompt has {len(tokens)} tokens, more than actor_rollout_ref.rollout.prompt_length={limit}, and "
-        f"data.truncation={truncation}. Set data.max_prompt_length to {len(tokens)} or more, "
-        "data.filter_overlong_prompts=true to drop such prompts, or data.truncation=left, right or middle to cut them."
+        f"data.truncation={truncation}. Set data.max_prompt_length to {len(tokens)} or more, set "
+        "data.filter_overlong_prompts=true to drop such prompts, or set data.truncation=left, right or middle to cut "
+        "them."
     )

@@ -332,4 +332,4 @@ def _whole_or_text(index: Any) -> int | str:
 
 def _failure(reward: float, info: Mapping[str, Any]) -> Failure | None:
     """How a reward failed; None if it did not. Only rewards of a reward function carry a mark."""
-    return Failure.of_info(info) or failure_of_score(reward)
+    return Failure.from_extra_info(info) or failure_of_score(reward)

@@ -1,9 +1,9 @@
 """A patch for verl's discriminative reward models, whose scores verl's agent loops cannot read.
 
-verl 0.9.1: ``RewardLoopWorker.compute_score_disrm`` returns ``reward_score`` alone, and the agent loop then reads
-``reward_extra_info``: every session ends in a KeyError (verl issue 7368). The reward managers return both. No other
-method of the worker makes a result of its own: a generative reward model needs a custom reward function, which a reward
-manager calls. ``tests/contract/test_reward_model_patch.py`` fails when verl mends it: the patch can then go.
+In verl 0.9.1, ``RewardLoopWorker.compute_score_disrm`` returns only ``reward_score``. The agent loop also reads
+``reward_extra_info``, so every session ends in a KeyError (verl issue 7368). All other results come from reward
+managers, which return both: a generative reward model needs a custom reward function, which a reward manager calls.
+``tests/contract/test_reward_model_patch.py`` fails when verl fixes this. The patch can then be removed.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any
 
 
 def add_extra_info(reward_loop: ModuleType) -> None:
-    """Add an empty ``reward_extra_info`` to what a discriminative reward model returns.
+    """Add an empty ``reward_extra_info`` to the result of a discriminative reward model.
 
-    It stays empty: a reward model gives no verdict, so its groups have no ``acc``.
+    It stays empty because a reward model returns no verdict. Its groups therefore have no ``acc``.
 
     Args:
         reward_loop: the module ``verl.experimental.reward_loop.reward_loop``.

@@ -1,4 +1,4 @@
-"""Rewards in the trainer: counts those that failed and the time they took, tells the user, and stops the run."""
+"""Counts failed rewards and the time that rewards take, warns the user, and stops a run that loses too many rewards."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from verl_gsd.run.checks.limits import limits_of
 from verl_gsd.run.messages import MessageWriter, RunStoppedError
 from verl_gsd.trainer.reward_failures import KINDS, Failure
 
-#: A run is not stopped for fewer lost rewards in a step or a validation, whatever share they are.
+#: A run never stops for fewer lost rewards than this in a step or a validation, whatever their share.
 _FEWEST = 2
-#: Rewards are too slow if the slowest takes more than this share of a step, as many steps in a row.
+#: Rewards are too slow if the slowest takes more than ``_SLOW_SHARE`` of a step in ``_SLOW_STEPS`` steps in a row.
 _SLOW_SHARE, _SLOW_STEPS = 0.5, 2
 
 #: What to do about prompts that are too long.
-_LONGER = (
-    " Set data.max_prompt_length higher, or data.truncation=left, right or middle to cut prompts that are too long, or "
-    "leave such prompts out of the data."
+_TOO_LONG_FIX = (
+    " Set data.max_prompt_length higher, or set data.truncation=left, right or middle to cut such prompts, or remove "
+    "them from the data."
 )
 
 
@@ -30,8 +30,8 @@ class LostReward:
     """A response without a reward.
 
     Attributes:
-        data_source, index: of its prompt.
-        by_agent_loop: the agent loop gave the reward itself, and no reward function.
+        data_source, index: the key of its prompt.
+        by_agent_loop: whether the agent loop returned the reward itself, without a reward function.
     """
 
     data_source: str
@@ -42,12 +42,12 @@ class LostReward:
 
 @dataclass(frozen=True)
 class Rewards:
-    """What was read of the rewards of groups that are new in a partition.
+    """The rewards of newly completed groups of a partition.
 
     Attributes:
-        groups, responses: how many; a response that lost its reward counts too.
+        groups, responses: number of groups and of responses, including responses that lost their reward.
         lost: responses without a reward. They are no longer in the queue.
-        seconds: that responses waited for their reward, as far as verl measured it.
+        seconds: seconds that each response waited for its reward, for the responses that verl measured.
     """
 
     partition: str
@@ -58,7 +58,7 @@ class Rewards:
 
 
 class _Count:
-    """Responses seen, and those of them that lost their reward."""
+    """Counts responses, and collects those that lost their reward."""
 
     def __init__(self) -> None:
         self.responses = 0
@@ -72,25 +72,25 @@ class _Count:
     def share(self) -> float:
         return len(self.lost) / max(1, self.responses)
 
-    def described(self) -> str:
-        """``3 of 64 responses lost their reward (KeyError 2, returned None 1)``."""
-        whats = Counter(loss.failure.what for loss in self.lost).most_common()
+    def describe(self) -> str:
+        """For example ``3 of 64 responses lost their reward (KeyError 2, returned None 1)``."""
+        counts = Counter(loss.failure.what for loss in self.lost).most_common()
         return (
             f"{len(self.lost)} of {self.responses} responses lost their reward "
-            f"({', '.join(f'{what} {count}' for what, count in whats)})"
+            f"({', '.join(f'{label} {count}' for label, count in counts)})"
         )
 
 
 class RewardMonitor:
-    """Sees the rewards of every response that the trainer reads, one step or one validation at a time.
+    """Counts the rewards of every response that the trainer reads, per step and per validation.
 
     Args:
-        function: the reward function, in words.
+        function: a description of the reward function.
         limit: share of the responses, in [0, 1], whose reward may fail.
-        batch_groups, batch_responses: groups and responses that an update takes. An asynchronous trainer may read few
-            responses for a step, because the others were read in an earlier one; their share is of a batch.
+        batch_groups, batch_responses: groups and responses per update. An asynchronous trainer may read few responses
+            in a step, because it read the others in an earlier step. The share is then relative to a batch.
         workers: number of reward workers.
-        overlaps: rewards are computed while the policy is updated, so that slow ones need not slow a step.
+        overlaps: whether rewards are computed while the policy is updated. Slow rewards then need not slow a step.
     """
 
     def __init__(
@@ -110,17 +110,19 @@ class RewardMonitor:
         self._of_step, self._of_validation = _Count(), _Count()
         self._groups = 0
         self._seconds: list[float] = []
-        self._whats: set[str] = set()  # of which the user has the first case
-        self._lost = self._told_lost = 0  # in training
-        self._told_share = 0.0
-        self._slow_steps, self._told_slow = 0, False
+        self._reported_labels: set[str] = set()  # ``Failure.what`` of which the user has seen the first case
+        self._lost = self._reported_lost = 0  # in training
+        self._reported_share = 0.0
+        self._slow_steps, self._slow_reported = 0, False
 
     @classmethod
-    def of(cls, config: DictConfig, messages: MessageWriter, *, batch_groups: int, overlaps: bool) -> RewardMonitor:
-        """For the run of ``config``."""
+    def from_config(
+        cls, config: DictConfig, messages: MessageWriter, *, batch_groups: int, overlaps: bool
+    ) -> RewardMonitor:
+        """The monitor for the run of ``config``."""
         return cls(
             messages,
-            function=function_of(config),
+            function=describe_reward_function(config),
             limit=limits_of(config).failed_rewards,
             batch_groups=batch_groups,
             batch_responses=batch_groups * config.actor_rollout_ref.rollout.n,
@@ -130,21 +132,24 @@ class RewardMonitor:
 
     # Training
 
-    def saw(self, step: int, groups: int, responses: int, lost: Sequence[LostReward], seconds: Sequence[float]) -> None:
-        """Rewards of further groups were read.
+    def on_rewards(
+        self, step: int, groups: int, responses: int, lost: Sequence[LostReward], seconds: Sequence[float]
+    ) -> None:
+        """Rewards of more training groups were read.
 
         Args:
-            groups, responses: how many; those that lost their reward count too.
-            seconds: that each response waited for its reward; fewer where some did not.
+            groups, responses: number of groups and of responses, including responses that lost their reward.
+            seconds: seconds that each response waited for its reward, for the responses that verl measured.
 
         Raises:
-            RunStoppedError: too many are lost. Dynamic sampling replaces such groups without end, and never trains.
+            RunStoppedError: a batch's worth of groups was read, and too many rewards are lost. Without this check,
+                dynamic sampling would replace such groups for ever and never train.
         """
         self._groups += groups
         self._of_step.add(responses, lost)
         self._seconds += seconds
         self._lost += len(lost)
-        self._tell_first(lost, f"step {step}")
+        self._report_first(lost, f"step {step}")
         if self._groups >= self._batch_groups:
             self.check(step)
 
@@ -154,45 +159,50 @@ class RewardMonitor:
         Raises:
             RunStoppedError: too many responses of the step lost their reward.
         """
-        consequence = "The model was not updated with the batch at hand."
+        consequence = "The model was not updated with this batch."
         self._check(self._of_step, f"step {step}", consequence, at_least=self._batch_responses)
 
     def end_step(self, step: int, seconds: float) -> dict[str, float]:
-        """The step took ``seconds``.
+        """The step ended and took ``seconds``.
 
         Returns:
-            Of the responses that were read in the step ``reward/failed``, how many lost their reward;
-            ``reward/failed_share``; ``reward/failures/<kind>``, how many by each kind of failure;
-            ``reward/seconds/{mean,max}`` that a response waited for its reward; and ``reward/share_of_step``, the
-            longest of these waits as a share of the step.
+            Metrics of the responses that were read in the step:
+
+            - ``reward/failed``: number of responses that lost their reward; ``reward/failed_share``: their share.
+            - ``reward/failures/<kind>``: number of failures of each kind.
+            - ``reward/seconds/{mean,max}``: seconds that a response waited for its reward.
+            - ``reward/share_of_step``: the longest of these waits as a share of the step.
         """
         count, waits = self._of_step, self._seconds
         self._of_step, self._seconds, self._groups = _Count(), [], 0
         kinds = Counter(loss.failure.kind for loss in count.lost)
         metrics = {"reward/failed": float(len(count.lost)), "reward/failed_share": count.share}
         metrics |= {f"reward/failures/{kind}": float(kinds[kind]) for kind in KINDS}
-        if count.lost and (self._lost >= 2 * self._told_lost or count.share >= 2 * self._told_share):
-            self._told_lost, self._told_share = self._lost, max(self._told_share, count.share)
-            self._messages.write("warning", f"Step {step}: {count.described()}; {self._lost} so far in this run.")
+        if count.lost and (self._lost >= 2 * self._reported_lost or count.share >= 2 * self._reported_share):
+            self._reported_lost, self._reported_share = self._lost, max(self._reported_share, count.share)
+            self._messages.write("warning", f"Step {step}: {count.describe()}; {self._lost} so far in this run.")
         if waits:
             longest = max(waits)
             metrics |= {"reward/seconds/mean": float(np.mean(waits)), "reward/seconds/max": longest}
             metrics["reward/share_of_step"] = longest / seconds
-            self._tell_slow(step, longest, seconds)
+            self._report_slow(step, longest, seconds)
         return metrics
 
     # Validation
 
-    def saw_validation(self, step: int, responses: int, lost: Sequence[LostReward]) -> None:
-        """Rewards of a batch of a validation were read; arguments as ``saw``."""
+    def on_validation_rewards(self, step: int, responses: int, lost: Sequence[LostReward]) -> None:
+        """Rewards of a validation batch were read. For the arguments see ``on_rewards``."""
         self._of_validation.add(responses, lost)
-        self._tell_first(lost, f"the validation at step {step}")
+        self._report_first(lost, f"the validation at step {step}")
 
     def end_validation(self, step: int) -> dict[str, float]:
-        """Returns ``val/failed_rewards``: how many responses lost their reward.
+        """The validation ended.
+
+        Returns:
+            The metric ``val/failed_rewards``: number of responses of the validation that lost their reward.
 
         Raises:
-            RunStoppedError: too many did.
+            RunStoppedError: too many responses lost their reward.
         """
         count, self._of_validation = self._of_validation, _Count()
         where = f"the validation at step {step}"
@@ -200,21 +210,22 @@ class RewardMonitor:
         if count.lost:
             self._messages.write(
                 "warning",
-                f"In {where}, {count.described()}. They count as wrong in val-core/*/acc, as sessions that fail do; "
-                "val-aux/*/acc_success_only leaves them out.",
+                f"In {where}, {count.describe()}. verl counts them, like failed sessions, as wrong in val-core/*/acc "
+                "and leaves them out of val-aux/*/acc_success_only.",
             )
         return {"val/failed_rewards": float(len(count.lost))}
 
-    # Words
+    # Messages
 
-    def _tell_first(self, lost: Sequence[LostReward], where: str) -> None:
+    def _report_first(self, lost: Sequence[LostReward], where: str) -> None:
+        """Report the first failure of each label in this run."""
         for loss in lost:
             failure = loss.failure
-            if failure.what in self._whats:
+            if failure.what in self._reported_labels:
                 continue
             consequence = (
                 ""
-                if self._whats
+                if self._reported_labels
                 else (
                     " Such a response is not trained on. The run stops if more than "
                     f"{100 * self._limit:g}% of the responses of a step or a validation, and at least {_FEWEST}, lose "
@@ -222,56 +233,56 @@ class RewardMonitor:
                     f"(algorithm.gsd.limits.failed_rewards={self._limit:g})."
                 )
             )
-            self._whats.add(failure.what)
-            case = self._case(loss) + "." + (_LONGER if failure.kind == "prompt_too_long" else "")
+            self._reported_labels.add(failure.what)
+            case = self._case(loss) + "." + (_TOO_LONG_FIX if failure.kind == "prompt_too_long" else "")
             self._messages.write(
                 "warning",
                 f"A response lost its reward in {where}: {case}{consequence}{_indented(failure.trace)}",
             )
 
     def _case(self, loss: LostReward) -> str:
-        of_agent_loop = loss.by_agent_loop or loss.failure.kind == "prompt_too_long"
-        who = "the agent loop" if of_agent_loop else self._function
-        return f"{who} {loss.failure.described()} (data_source={loss.data_source}, index={loss.index})"
+        is_agent_loops = loss.by_agent_loop or loss.failure.kind == "prompt_too_long"
+        culprit = "the agent loop" if is_agent_loops else self._function
+        return f"{culprit} {loss.failure.describe()} (data_source={loss.data_source}, index={loss.index})"
 
     def _check(self, count: _Count, where: str, consequence: str, *, at_least: int = 0) -> None:
         responses = max(count.responses, at_least)
         if len(count.lost) >= _FEWEST and len(count.lost) / responses > self._limit:
-            raise self._stopped(count, responses, where, consequence)
+            raise self._too_many_lost(count, responses, where, consequence)
 
-    def _stopped(self, count: _Count, responses: int, where: str, consequence: str) -> RunStoppedError:
+    def _too_many_lost(self, count: _Count, responses: int, where: str, consequence: str) -> RunStoppedError:
         share = f"{100 * len(count.lost) / responses:.1f}%"
-        of_batch = f" of the {responses} that an update takes" if responses > count.responses else ""
+        of_batch = f" of the {responses} responses of an update" if responses > count.responses else ""
         first = next((loss for loss in count.lost if loss.failure.trace), count.lost[0])
-        seconds = (
-            " For slow ones set algorithm.gsd.limits.reward_seconds (with reward.reward_manager.name=rate_limited "
-            "reward.timeout) or reward.num_workers higher."
+        slow_fix = (
+            " For rewards that take too long, set algorithm.gsd.limits.reward_seconds (or reward.timeout with "
+            "reward.reward_manager.name=rate_limited) or reward.num_workers higher."
         )
         kinds = {loss.failure.kind for loss in count.lost}
-        function = "" if kinds == {"prompt_too_long"} else " Correct the function."
+        function_fix = "" if kinds == {"prompt_too_long"} else " Correct the reward function."
         return RunStoppedError(
-            f"In {where}, {count.described()}: {share}{of_batch}, more than "
-            f"algorithm.gsd.limits.failed_rewards={self._limit:g} allows. {consequence} For example "
-            f"{self._case(first)}.{function}{_LONGER if 'prompt_too_long' in kinds else ''}"
-            f"{seconds if 'too_slow' in kinds else ''} Or set algorithm.gsd.limits.failed_rewards to the share of "
+            f"In {where}, {count.describe()}: {share}{of_batch}, more than "
+            f"algorithm.gsd.limits.failed_rewards={self._limit:g} allows. {consequence} For example, "
+            f"{self._case(first)}.{function_fix}{_TOO_LONG_FIX if 'prompt_too_long' in kinds else ''}"
+            f"{slow_fix if 'too_slow' in kinds else ''} Or set algorithm.gsd.limits.failed_rewards to the share of "
             f"responses that the run may lose.{_indented(first.failure.trace)}"
         )
 
-    def _tell_slow(self, step: int, longest: float, seconds: float) -> None:
+    def _report_slow(self, step: int, longest: float, seconds: float) -> None:
         self._slow_steps = self._slow_steps + 1 if longest > _SLOW_SHARE * seconds else 0
-        if self._overlaps or self._slow_steps < _SLOW_STEPS or self._told_slow:
+        if self._overlaps or self._slow_steps < _SLOW_STEPS or self._slow_reported:
             return
-        self._told_slow = True
+        self._slow_reported = True
         self._messages.write(
             "warning",
-            f"Rewards take most of a step: in step {step} a response waited {longest:.1f} s of {seconds:.1f} s for "
-            f"{self._function}. Set reward.num_workers above {self._workers}, make the function faster, or, if it "
-            "waits for a server, make it an async function.",
+            f"Rewards take most of a step: in step {step} a response waited {longest:.1f} s of the step's "
+            f"{seconds:.1f} s for {self._function}. Set reward.num_workers above {self._workers}, make the function "
+            "faster, or, if it waits for a server, make it an async function.",
         )
 
 
-def function_of(config: DictConfig) -> str:
-    """The reward function of a run, in words."""
+def describe_reward_function(config: DictConfig) -> str:
+    """A description of a run's reward function for messages."""
     custom, model = config.reward.custom_reward_function, config.reward.reward_model
     if custom.path is not None:
         return f"{custom.name} of {custom.path}"

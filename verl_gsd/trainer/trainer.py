@@ -1,6 +1,6 @@
-"""Our trainer modes: verl's three V1 trainers, with groups seen whole, remembered and written down.
+"""Our trainer modes: verl's three V1 trainers, which also track whole groups, remember prompts and write records.
 
-One mixin over all of them, and no method of verl's copied: what is asked of verl is done by ``super()``.
+One mixin extends all three trainers. It copies no method of verl, but calls ``super()``.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ from verl_gsd.rundir import RunDirectory
 from verl_gsd.state import Memory, remove_rotated_states, restore_state, save_state
 from verl_gsd.trainer import estimator, replay
 from verl_gsd.trainer.batching import PADDING
-from verl_gsd.trainer.data_loader import drop_position_of_another_sampler, loader_with
+from verl_gsd.trainer.data_loader import discard_foreign_sampler_state, replace_sampler
 from verl_gsd.trainer.histograms import Histograms, table_is_due
-from verl_gsd.trainer.metrics import group_metrics, own_names, with_prediction
+from verl_gsd.trainer.metrics import group_metrics, strip_actor_prefix, with_prediction
 from verl_gsd.trainer.monitor import RunMonitor
 from verl_gsd.trainer.reward_failures import mark_failures
 from verl_gsd.trainer.reward_monitor import RewardMonitor
@@ -59,14 +59,14 @@ from verl_gsd.trainer.worker import actor_worker
 
 logger = logging.getLogger(__name__)
 
-#: Steps after which a visit counts half in what is expected of a prompt, unless an extension says otherwise.
+#: Default half-life: a visit this many steps ago has half the weight in the estimate of a prompt's solve rate.
 HALF_LIFE = 100.0
 
 _ACTORS = {Role.Actor, Role.ActorRollout, Role.ActorRolloutRef}
 
 
 class TrainerServices:
-    """What a trainer offers to its extensions; see ``extension.Services``."""
+    """What a trainer provides to its extensions; see ``extension.Services``."""
 
     def __init__(self, trainer: GroupTrainer, config: DictConfig) -> None:
         self._trainer, self.config = trainer, config
@@ -86,14 +86,15 @@ class TrainerServices:
 
 
 class GroupTrainer(PPOTrainer):
-    """What every trainer mode of ours adds to verl's.
+    """The code that all our trainer modes add to verl's.
 
-    A subclass names verl's trainer as its next base and verl's mode in ``verl_mode``. What an algorithm adds is an
-    extension, which ``self.seam`` calls. Saved state changes once, at the end of a step; it is written before a
-    checkpoint is announced and restored with it.
+    A subclass also inherits from verl's trainer and sets ``verl_mode`` to verl's mode. Algorithms are extensions, which
+    ``self.seam`` calls. Saved state changes only at the end of a step. It is saved before a checkpoint is announced,
+    and restored with the checkpoint.
 
     Raises:
-        ConfigError: ``algorithm.gsd`` is wrong. ``verl-gsd train`` says so earlier; verl's own ``main_ppo`` does not.
+        ConfigError: ``algorithm.gsd`` is wrong. ``verl-gsd train`` finds this before the run starts; verl's own
+            ``main_ppo`` does not.
     """
 
     verl_mode: ClassVar[str]
@@ -105,35 +106,35 @@ class GroupTrainer(PPOTrainer):
             raise ConfigError("\n".join(problems))
         self._run = RunDirectory(Path(config.trainer.default_local_dir))
         self._attempt = _attempt(self._run)
-        found = audit(config)
+        audited = audit(config)
         self.messages = MessageWriter(self._run.messages(self._attempt))
         self.monitor = RunMonitor(config, self.messages, lambda: self.global_steps)
-        self._alpha = found.operation.alpha if found.operation else None
-        for warning in (*found.warnings, *planned_sizes(config)):
+        self._alpha = audited.operation.alpha if audited.operation else None
+        for warning in (*audited.warnings, *planned_sizes(config)):
             logger.warning(warning.removeprefix("warning: "))
-        print(f"verl-gsd: attention: {found.attention or 'the engine decides'}", *attention_reason(config), sep="\n")
+        print(f"verl-gsd: attention: {audited.attention or 'the engine decides'}", *attention_reason(config), sep="\n")
         services, gsd = TrainerServices(self, config), OmegaConf.select(config, "algorithm.gsd") or {}
         extensions = extension.build(gsd, services)
         group_size = int(config.actor_rollout_ref.rollout.n)
         self.seam = Seam(extensions, services.prompts, services.rows, group_size)
         saved = {declaration.name for declaration in extension.active(gsd) if declaration.saves}
-        self._saved_extensions = {name: of for name, of in extensions.items() if name in saved}
+        self._saved_extensions = {name: part for name, part in extensions.items() if name in saved}
         self.memories: dict[str, Memory] = {"prompts": self.seam.prompts, **self._saved_extensions}
         self._histograms = Histograms(self.seam.prompts, self.seam.prompts.prior)
-        # Of the batch that is being balanced: verl asks for its size halfway, with neither at hand.
+        # (batch, metrics) in ``_balance_batch``. verl then calls ``_get_required_batch_multiple`` without either.
         self._unplaced: tuple[Any, dict[str, Any]] | None = None
         self._places: list[int] = []
         self._workers = 1
-        self._saved_steps: list[int] = []  # of this process
-        self._at_hand: tuple[Any, dict, dict, float] | None = None  # the step's batch, verl's metrics, its start
+        self._saved_steps: list[int] = []  # checkpoints that this process saved
+        self._current_step: tuple[Any, dict, dict, float] | None = None  # batch, metrics, timing_raw, start of the step
         with open_dict(config):
-            # verl compares this string with "sync" in several places and reads the mode's options under its name.
+            # verl compares this string with "sync" in several places, and it reads the options of a mode by its name.
             config.trainer.v1.trainer_mode = self.verl_mode
             config.trainer.logger = _with_file(config.trainer.logger)
         mark_failures(config, seconds_for_a_reward(config))
         obey_truncation(config)
         super().__init__(config)
-        self.monitor.rewards = RewardMonitor.of(
+        self.monitor.rewards = RewardMonitor.from_config(
             config,
             self.messages,
             batch_groups=config.data.train_batch_size // self.parameter_sync_step,
@@ -150,7 +151,7 @@ class GroupTrainer(PPOTrainer):
             raise
 
     def fit(self, agent_loop_manager):
-        # Where verl's file logger writes; it makes no folder. verl-gsd has said so already, and a user may have.
+        # verl's file logger writes to this path and does not create the folder. verl-gsd or the user may have set it.
         metrics = self._run.metrics(self._attempt)
         if Path(os.environ.setdefault("VERL_FILE_LOGGER_PATH", str(metrics))) == metrics:
             metrics.parent.mkdir(parents=True, exist_ok=True)
@@ -161,10 +162,10 @@ class GroupTrainer(PPOTrainer):
             raise
         finally:
             self.monitor.end()
-            for name, of in self.seam.extensions.items():
+            for name, part in self.seam.extensions.items():
                 try:
-                    of.close()
-                except Exception:  # the run's own end, good or bad, is what is to be seen
+                    part.close()
+                except Exception:  # must not hide the error that ended the run
                     logger.exception("algorithm.gsd.%s could not be closed", name)
 
     # Groups
@@ -190,24 +191,24 @@ class GroupTrainer(PPOTrainer):
         self._unique_indices = indices_are_unique(self.train_dataset)
         self._settings = memory_settings(self.config) | {
             "prompts are known by": "data_source and index" if self._unique_indices else "data_source and text",
-            **{f"algorithm.gsd.{name}": _as_json(of.fingerprint()) for name, of in self._saved_extensions.items()},
+            **{f"algorithm.gsd.{name}": _as_json(part.fingerprint()) for name, part in self._saved_extensions.items()},
         }
         if owner := self.seam.owner("draw_prompts"):
             keys = prompt_keys(self.train_dataset, self._unique_indices)
             count, seed = self.config.data.train_batch_size, self.config.data.seed or 0
             sampler = extension.call_hook(*owner, "draw_prompts", keys, count, seed)
-            self.train_dataloader = loader_with(self.train_dataloader, sampler)
+            self.train_dataloader = replace_sampler(self.train_dataloader, sampler)
 
     def _examine_prompts(self) -> None:
-        """Count the prompts that verl-gsd's own command has not counted: all under verl's ``main_ppo``."""
-        launched = "VERL_GSD_ATTEMPT" in os.environ
-        found = check_prompts(
-            self.config, remote=True if launched else None, tokenizer=self.tokenizer, processor=self.processor
+        """Count the tokens of the prompts that ``verl-gsd`` has not counted. Under verl's ``main_ppo``, that is all."""
+        is_launched_by_us = "VERL_GSD_ATTEMPT" in os.environ
+        examined = check_prompts(
+            self.config, remote=True if is_launched_by_us else None, tokenizer=self.tokenizer, processor=self.processor
         )
-        for message in found.messages:
+        for message in examined.messages:
             self.messages.write(message.kind, message.text)
-        if found.problems:
-            raise RunStoppedError("\n".join(found.problems))
+        if examined.problems:
+            raise RunStoppedError("\n".join(examined.problems))
 
     def _submit_batch_to_rollout(self, batch):
         columns = self.seam.before_rollout(self._prompts_of(list(batch["uid"]), batch), BatchColumns(batch))
@@ -216,8 +217,8 @@ class GroupTrainer(PPOTrainer):
         return super()._submit_batch_to_rollout(batch)
 
     def _prompts_of(self, uids: Sequence[str], batch: TensorDict) -> dict[str, PromptKey]:
-        """uid -> the prompt, of the visits in ``batch``."""
-        columns = set(batch.keys())  # of a TensorDict, which takes ``in`` for something else
+        """uid -> prompt, for the visits in ``batch``."""
+        columns = set(batch.keys())  # ``in`` on a TensorDict does not look up keys
         sources = list(batch["data_source"]) if "data_source" in columns else [UNKNOWN_SOURCE] * len(uids)
         values = list(batch["index" if self._unique_indices else "raw_prompt"])
         return {
@@ -230,11 +231,11 @@ class GroupTrainer(PPOTrainer):
     def _balance_batch(self, batch, metrics, logging_prefix="global_seqlen", keep_minibatch=False):
         if self.seam.owner("place") is None:
             return super()._balance_batch(batch, metrics, logging_prefix, keep_minibatch)
-        self._unplaced, real = (batch, metrics), list(batch.keys)
-        batch = super()._balance_batch(batch, metrics, logging_prefix, keep_minibatch)  # pads it
-        at = {key: place for place, key in enumerate(batch.keys)}
-        padding = iter(at.keys() - set(real))
-        batch.reorder([at[next(padding) if row == PADDING else real[row]] for row in self._places])
+        self._unplaced, unpadded_keys = (batch, metrics), list(batch.keys)
+        batch = super()._balance_batch(batch, metrics, logging_prefix, keep_minibatch)  # adds padding
+        position = {key: number for number, key in enumerate(batch.keys)}
+        padding = iter(position.keys() - set(unpadded_keys))
+        batch.reorder([position[next(padding) if row == PADDING else unpadded_keys[row]] for row in self._places])
         lengths = [tag["seq_len"] for tag in batch.tags]
         share = len(lengths) // self._workers
         shares = [list(range(start, start + share)) for start in range(0, len(lengths), share)]
@@ -242,14 +243,14 @@ class GroupTrainer(PPOTrainer):
         return batch
 
     def _get_required_batch_multiple(self, dp_size):
-        """Where an extension places the rows, as many as it places: verl pads to a multiple of what is returned."""
+        """verl pads the batch to a multiple of this number. If an extension places rows, return how many it places."""
         if self.seam.owner("place") is None:
             return super()._get_required_batch_multiple(dp_size)
         assert self._unplaced is not None
         unplaced, metrics = self._unplaced
         lengths = [tag["seq_len"] for tag in unplaced.tags]
         self._workers = dp_size
-        self._places, found = self.seam.place(
+        self._places, placement_metrics = self.seam.place(
             UnplacedRows(
                 unplaced.keys,
                 lengths,
@@ -259,16 +260,16 @@ class GroupTrainer(PPOTrainer):
                 workers=dp_size,
             )
         )
-        metrics.update(found)
+        metrics.update(placement_metrics)
         return len(self._places)
 
     def _compute_advantage(self, batch, metrics):
         columns = self.seam.stage_inputs(batch)
-        with estimator.batch_of(batch.keys, columns, self.seam.extensions) as at_hand:
+        with estimator.batch_context(batch.keys, columns, self.seam.extensions) as context:
             batch = super()._compute_advantage(batch, metrics)
-        further = self.seam.loss_columns(batch, at_hand.advantages)
-        if further:
-            fields = TensorDict(further, batch_size=len(batch.keys))
+        loss_columns = self.seam.loss_columns(batch, context.advantages)
+        if loss_columns:
+            fields = TensorDict(loss_columns, batch_size=len(batch.keys))
             batch = tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
         return batch
 
@@ -296,13 +297,13 @@ class GroupTrainer(PPOTrainer):
     def _update_actor(self, batch, metrics):
         self.monitor.begin("updating the actor")
         batch.extra_info.update(self.seam.worker_flags(Update(self.global_steps, self.local_trigger_step == 0)))
-        found: dict[str, Any] = {}
-        batch = super()._update_actor(batch, found)
-        metrics.update(own_names(found, self.seam.extensions))
+        actor_metrics: dict[str, Any] = {}
+        batch = super()._update_actor(batch, actor_metrics)
+        metrics.update(strip_actor_prefix(actor_metrics, self.seam.extensions))
         return batch
 
     def step(self, metrics, timing_raw):
-        begun = start = time.perf_counter()
+        step_start = start = time.perf_counter()
         batch = super().step(metrics, timing_raw)
         seconds, start = time.perf_counter() - start, time.perf_counter()
         self.seam.observe_trained(batch)
@@ -313,8 +314,8 @@ class GroupTrainer(PPOTrainer):
         records.write_step(self._run.path, table, step=self.global_steps, attempt=self._attempt)
         metrics.update(group_metrics(table))
         metrics.update(self.monitor.rewards.end_step(self.global_steps, seconds))
-        metrics["group/count/waiting"] = float(self.seam.waiting)  # generated, being generated, not used yet
-        # From here on saved state changes.
+        metrics["group/count/waiting"] = float(self.seam.waiting)  # being generated, or generated and not used yet
+        # Saved state changes from here on.
         for row in table.select(["data_source", "index", "correct", "total"]).to_pylist():
             if row["total"]:
                 prompts.observe((row["data_source"], row["index"]), row["correct"], row["total"], self.global_steps)
@@ -329,14 +330,14 @@ class GroupTrainer(PPOTrainer):
         groups = [entry.group for entry in left]
         self._histograms.show(self.logger.logger, self.global_steps, table, groups, prompts_too=due)
         timing_raw["gsd_show"] = time.perf_counter() - start
-        self._at_hand = batch, metrics, timing_raw, begun
+        self._current_step = batch, metrics, timing_raw, step_start
         return batch
 
     def _validate(self):
         metrics = super()._validate()
         return metrics | self.monitor.rewards.end_validation(self.global_steps)
 
-    # What verl reports of a batch is of the policy's own rows.
+    # verl's metrics of a batch only include rows that the policy generated in this step.
 
     def _compute_metrics(self, batch, *args, **kwargs):
         return super()._compute_metrics(_own_rows(batch), *args, **kwargs)
@@ -347,24 +348,24 @@ class GroupTrainer(PPOTrainer):
         self.monitor.begin("saving a checkpoint")
         checkpoint = self._run.checkpoint(self.global_steps)
         save_state(checkpoint, self.memories, self._settings)
-        if self._at_hand is not None:
-            lost_metrics.save(checkpoint, self._attempt, self.global_steps, self._metrics_so_far(*self._at_hand))
-        super()._save_checkpoint()  # announces the checkpoint at its end
+        if self._current_step is not None:
+            lost_metrics.save(checkpoint, self._attempt, self.global_steps, self._metrics_so_far(*self._current_step))
+        super()._save_checkpoint()  # announces the checkpoint at the end
         self._saved_steps.append(self.global_steps)
         trainer = self.config.trainer
         keep = 1 if trainer.get("remove_previous_ckpt_in_save") else trainer.max_actor_ckpt_to_keep
         remove_rotated_states(self._run, self._saved_steps, keep)
 
-    def _metrics_so_far(self, batch, metrics, timing_raw, begun) -> dict[str, Any]:
-        """What verl will log of the step, as far as it is known before the checkpoint is announced."""
-        metrics, timing = dict(metrics), {**timing_raw, "step": time.perf_counter() - begun}
+    def _metrics_so_far(self, batch, metrics, timing_raw, step_start) -> dict[str, Any]:
+        """The metrics that verl will log for the step, as far as they exist before the checkpoint is announced."""
+        metrics, timing = dict(metrics), {**timing_raw, "step": time.perf_counter() - step_start}
         epoch = (self.global_steps - 1) // self.steps_per_epoch
-        counted = self._rollout_moe_lb_metrics_accumulator
-        self._rollout_moe_lb_metrics_accumulator = copy.deepcopy(counted)  # verl will count the batch itself
+        accumulator = self._rollout_moe_lb_metrics_accumulator
+        self._rollout_moe_lb_metrics_accumulator = copy.deepcopy(accumulator)  # verl will add the batch itself
         try:
             self._compute_metrics(batch, metrics, timing, global_steps=self.global_steps, epoch=epoch)
         finally:
-            self._rollout_moe_lb_metrics_accumulator = counted
+            self._rollout_moe_lb_metrics_accumulator = accumulator
         return metrics
 
     def _load_checkpoint(self):
@@ -372,12 +373,12 @@ class GroupTrainer(PPOTrainer):
         if checkpoint is not None and OmegaConf.select(self.config, "algorithm.gsd.state") != "fresh":
             restore_state(checkpoint, self.memories, self._settings)
         super()._load_checkpoint()
-        drop_position_of_another_sampler(self.train_dataloader)
+        discard_foreign_sampler_state(self.train_dataloader)
         if checkpoint is not None and self.verl_mode != "sync":
             self._remember_restored_prompts()
 
     def _remember_restored_prompts(self) -> None:
-        """Groups that a checkpoint held in the queue: asynchronous modes store their prompts there."""
+        """Restore the prompts of groups in flight, which asynchronous modes store in the checkpoint's queue."""
         tags = (tq.kv_list(PARTITION) or {}).get(PARTITION, {})
         uids = [key for key, tag in tags.items() if tag.get("is_prompt")]
         if uids:
@@ -386,43 +387,46 @@ class GroupTrainer(PPOTrainer):
 
 
 def _attempt(run: RunDirectory) -> int:
-    """The number verl-gsd gave this attempt, if none of its records are there; otherwise the next one."""
-    given = int(os.environ.get("VERL_GSD_ATTEMPT") or 0)
-    return given if given and not run.records(given).exists() else 1 + max(run.attempts(), default=0)
+    """The attempt number that ``verl-gsd`` set. If it is unset or already has records, the next number."""
+    number = int(os.environ.get("VERL_GSD_ATTEMPT") or 0)
+    return number if number and not run.records(number).exists() else 1 + max(run.attempts(), default=0)
 
 
 def _own_rows(batch: Any) -> Any:
-    """``batch``, a ``KVBatchMeta``, without demonstrations and earlier responses; padding stays."""
+    """``batch``, a ``KVBatchMeta``, without demonstrations and earlier responses, but with padding."""
     return batch.select_keys([key for key, tag in zip(batch.keys, batch.tags, strict=True) if is_own(tag)])
 
 
 def _as_json(value: Any) -> Any:
-    """``value`` as a checkpoint gives it back: tuples are lists there."""
+    """``value`` after a round trip through JSON, as in a checkpoint: tuples become lists."""
     return json.loads(json.dumps(value))
 
 
 def _with_file(logger: Any) -> list[str]:
-    """The loggers and, last, verl's file logger, which keeps a line of metrics a step."""
+    """The loggers, with verl's file logger, which writes one line of metrics per step."""
     names = [logger] if isinstance(logger, str) else list(logger)
     return names if "file" in names else [*names, "file"]
 
 
 @register_trainer(OUR_MODES["sync"])
 class GSDTrainerSync(GroupTrainer, PPOTrainerSync):
-    """verl's ``sync``: rollout and update take turns."""
+    """verl's mode ``sync``: rollout and update alternate."""
 
     verl_mode = "sync"
 
 
 @register_trainer(OUR_MODES["colocate_async"])
 class GSDTrainerColocateAsync(GroupTrainer, PPOTrainerColocateAsync):
-    """verl's ``colocate_async``: on the same devices, with rollouts that a step may interrupt."""
+    """verl's mode ``colocate_async``: rollout and update share devices, and a step may interrupt rollouts."""
 
     verl_mode = "colocate_async"
 
 
 @register_trainer(OUR_MODES["separate_async"])
 class GSDTrainerSeparateAsync(GroupTrainer, PPOTrainerSeparateAsync):
-    """verl's ``separate_async``: on devices of their own. Held by contract tests; not run by ours: it needs NCCL."""
+    """verl's mode ``separate_async``: rollout and update use separate devices.
+
+    Contract tests cover this mode, but our tests do not run it, because it needs NCCL.
+    """
 
     verl_mode = "separate_async"

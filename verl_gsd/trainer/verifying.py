@@ -1,4 +1,4 @@
-"""The run's own verifier, asked about a response that no agent loop made: verl's reward workers."""
+"""Verifies responses that no agent loop generated, with the run's own verifier: verl's reward workers."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ class RewardWorkers:
         self.workers = workers
 
     def submit(self, columns: Mapping[str, Any], prompt: Sequence[int], response: Sequence[int]) -> ray.ObjectRef:
-        """Send one response to one of the workers, as verl's agent loops do."""
+        """Send one response to a random worker, as verl's agent loops do."""
         return random.choice(self.workers).compute_score.remote(as_data(columns, prompt, response))
 
     def has_answered(self, answer: ray.ObjectRef) -> bool:
         return bool(ray.wait([answer], timeout=0)[0])
 
     def verdict(self, answer: ray.ObjectRef, timeout_s: float) -> Verdict | None:
-        """What the verifier said; None where it failed or took longer, with a line in the log."""
+        """The verdict; None if the verifier failed or took longer, which is logged."""
         try:
             result = ray.get(answer, timeout=timeout_s)
-            if failure := Failure.of_info(result["reward_extra_info"]):
-                logger.warning("a demonstration could not be verified: the reward function %s", failure.described())
+            if failure := Failure.from_extra_info(result["reward_extra_info"]):
+                logger.warning("a demonstration could not be verified: the reward function %s", failure.describe())
                 return None
             return Verdict(float(result["reward_score"]), verdict_of(result))
         except (ray.exceptions.RayError, TimeoutError, KeyError, TypeError, ValueError) as error:
@@ -47,7 +47,7 @@ class RewardWorkers:
 
 
 def as_data(columns: Mapping[str, Any], prompt: Sequence[int], response: Sequence[int]) -> DataProto:
-    """One response as verl's reward workers take it; arguments as ``extension.Verifier.submit``."""
+    """One response in the format of verl's reward workers. For the arguments see ``extension.Verifier.submit``."""
     ids = torch.tensor([*prompt, *response]).unsqueeze(0)
     batch = {
         "prompts": ids[:, : len(prompt)],
@@ -56,19 +56,20 @@ def as_data(columns: Mapping[str, Any], prompt: Sequence[int], response: Sequenc
         "attention_mask": torch.ones_like(ids),
         "position_ids": torch.arange(ids.shape[1]).unsqueeze(0),
     }
-    further = dict(columns) | {
+    other_columns = dict(columns) | {
         "__num_turns__": 2,  # as verl counts a question and its answer
         "tool_extra_fields": {},
         "prompt_len": len(prompt),
         "response_len": len(response),
     }
     return DataProto(
-        batch=TensorDict(batch, batch_size=1), non_tensor_batch={name: _one(value) for name, value in further.items()}
+        batch=TensorDict(batch, batch_size=1),
+        non_tensor_batch={name: _object_array(value) for name, value in other_columns.items()},
     )
 
 
-def _one(value: Any) -> np.ndarray:
-    """An array of one object, whatever it is: numpy would take a list apart."""
+def _object_array(value: Any) -> np.ndarray:
+    """An array (1,) that holds ``value`` as an object. ``np.array`` would unpack a list."""
     array: np.ndarray = np.empty(1, dtype=object)
     array[0] = value
     return array

@@ -1,17 +1,17 @@
-"""End a run whose processes have died, or which makes no progress.
+"""Ends a run whose processes have died, or that makes no progress.
 
-verl waits without a limit: for responses in its replay buffer, and for weights to arrive in vLLM. If a process that
-should deliver them has died, verl waits for ever, or trains on what the others delivered. A thread of the trainer's
-process therefore looks every few seconds at
+verl waits without a limit, for responses in its replay buffer and for weights to arrive in vLLM. If a process that
+should deliver them has died, verl waits for ever, or trains only on what the other processes delivered. A thread in the
+trainer's process therefore checks every few seconds:
 
 - verl's actors, in the table of Ray's control service: training workers, rollout servers, agent workers, reward
-  workers, the queue and its storage units. The death of an actor that is not verl's, for example a sandbox that a
-  reward function starts, is reported and ends nothing: its owner may replace it;
+  workers, the queue and its storage units. If another actor dies, for example a sandbox that a reward function started,
+  the watchdog warns and the run continues, because the owner may replace it;
 - the engine inside every vLLM server (``engine_health.py``);
 - the run's progress (``progress.py``).
 
-The trainer also looks at once when a session fails (``Watchdog.look``), so that no batch is used that an engine's death
-has cut short.
+The trainer also checks at once when a session fails (``Watchdog.look``), so that it never uses a batch that lacks
+responses because an engine died.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ from verl_gsd.run.messages import MessageWriter, RunStoppedError
 from verl_gsd.trainer import engine_health
 from verl_gsd.trainer.progress import Progress
 
-#: Seconds between two looks.
+#: Seconds between two checks.
 _LOOK_INTERVAL = 3.0
 #: Seconds for a server to answer when a session has just failed. A busy server answers within one engine step.
 _ANSWER = 10.0
-#: Seconds for the trainer's thread to end the run in order, before the watchdog ends the process. The thread may wait
-#: in verl or in Ray, where nothing interrupts it.
+#: Seconds for the trainer's thread to end the run normally, before the watchdog ends the process. The thread may be
+#: waiting in verl or in Ray, where nothing interrupts it.
 _GRACE = 5.0
 #: Seconds for verl to close its loggers and its queue after that.
 _CLOSING = 15.0
 #: Exit code of a trainer's process that the watchdog ended.
 EXIT_CODE = 70
 
-#: Seconds to find out which death has caused an exception that ends the run.
+#: Seconds to find out which death caused an exception that ends the run.
 _EXPLAINING = 10.0
 
 _SERVER = "vLLMHttpServer"
-#: verl's actors: what each is, for a user, by the name of its class.
+#: verl's actors: class name -> description for the user.
 _ROLES = {
     _SERVER: "vLLM server",
     "SGLangHttpServer": "SGLang server",
@@ -69,50 +69,50 @@ class Death:
     """A process of the run that died.
 
     Attributes:
-        what: the process, for a user, with its name, node and process id.
-        how: how it ended and the likely cause, one sentence or more.
-        pid: process id under which Ray logged its output; None if it is not known.
+        process: description of the process for the user, with its name, node and process id.
+        explanation: how it ended and the likely cause, one sentence or more.
+        pid: process id under which Ray logged its output; None if unknown.
         kind: the actor's class.
-        is_fatal: whether the run cannot go on without it.
+        is_fatal: whether the run cannot continue without it.
     """
 
-    what: str
-    how: str
+    process: str
+    explanation: str
     pid: int | None
     kind: str
     is_fatal: bool = True
 
     def message(self) -> str:
-        return f"{self.what} died. {self.how}"
+        return f"{self.process} died. {self.explanation}"
 
 
 def dead_actors(table: Mapping[str, Mapping[str, Any]], node: str = "", memory: str | None = None) -> list[Death]:
-    """The actors that died although nobody ended them on purpose.
+    """The actors that died, without those that the program ended on purpose.
 
     Args:
-        table: as ``ray._private.state.actors`` returns it, by actor id.
+        table: Ray's actors by id, from ``ray._private.state.actors``.
         node: id of this process's node.
-        memory: what this node's kernel tells of processes that it ended for lack of memory.
+        memory: a sentence about processes that this node's kernel killed for lack of memory.
     """
-    dead = [actor for actor in table.values() if actor["State"] == "DEAD" and not _on_purpose(actor)]
+    dead = [actor for actor in table.values() if actor["State"] == "DEAD" and not _was_ended_on_purpose(actor)]
     return [_death(actor, memory if actor["Address"]["NodeID"] == node else None) for actor in dead]
 
 
 def _class(actor: Mapping[str, Any]) -> str:
-    """The name of an actor's class, without the function that made it."""
+    """The name of an actor's class, without the qualified name of the function that defined it."""
     return actor["ActorClassName"].rpartition(".")[2]
 
 
-def _on_purpose(actor: Mapping[str, Any]) -> bool:
-    """Whether the program ended the actor: it dropped its handles or killed it.
+def _was_ended_on_purpose(actor: Mapping[str, Any]) -> bool:
+    """Whether the program ended the actor, by dropping its handles or by killing it.
 
-    An actor may also exit by itself. One of verl's never does that in a run: a tool or an agent loop has called
-    ``sys.exit``, and its sessions never end.
+    An actor that exited by itself also counts, unless it is one of verl's: those exit only if a tool or an agent loop
+    calls ``sys.exit``, and their sessions then never end.
     """
     context = actor["DeathCause"].actor_died_error_context
     reasons = context.DESCRIPTOR.enum_types_by_name["Reason"].values_by_name
-    ended = [reasons[name].number for name in ("RAY_KILL", "OUT_OF_SCOPE", "REF_DELETED")]
-    return context.reason in ended or (_class(actor) not in _ROLES and "INTENDED" in context.error_message)
+    on_purpose = [reasons[name].number for name in ("RAY_KILL", "OUT_OF_SCOPE", "REF_DELETED")]
+    return context.reason in on_purpose or (_class(actor) not in _ROLES and "INTENDED" in context.error_message)
 
 
 def _death(actor: Mapping[str, Any], memory: str | None) -> Death:
@@ -122,15 +122,15 @@ def _death(actor: Mapping[str, Any], memory: str | None) -> Death:
     place = actor["Address"]["IPAddress"] or "no node"
     return Death(
         f"The {role or f'Ray actor {kind}'}{name} (process {actor['Pid']} on {place})",
-        _how(cause) + (f" {memory}" if memory else ""),
+        _explanation(cause) + (f" {memory}" if memory else ""),
         actor["Pid"] or None,
         kind,
         is_fatal=role is not None,
     )
 
 
-def _how(cause: Any) -> str:
-    """Ray's account of a death, shortened. Ray's own text repeats every root cause that it can think of."""
+def _explanation(cause: Any) -> str:
+    """A short form of Ray's description of a death. Ray's own text lists every possible root cause."""
     which = cause.WhichOneof("context")
     if which == "oom_context":
         return f"Ray ended it because its node ran out of memory. {cause.oom_context.error_message}".strip()
@@ -150,24 +150,21 @@ def _how(cause: Any) -> str:
 def engine_death(name: str, node: str, death: engine_health.EngineDeath) -> Death:
     """Describe the death of the engine inside the server ``name`` on ``node``."""
     ends = [f"{process} {_ended(code)}" for process, code in death.exit_codes.items()]
-    how = f"{', '.join(ends)}." if ends else "vLLM does not tell how."
+    how = f"{', '.join(ends)}." if ends else "vLLM does not report how."
     killed = death.memory_kills
-    kernel = f"The kernel of its machine ended {killed} process(es) for lack of memory since the server started"
+    kernel = f"The kernel of its machine killed {killed} process(es) for lack of memory since the server started"
     if any(code == -signal.SIGKILL for code in death.exit_codes.values()):
         if killed:
-            how += f" {kernel}: this is the likely cause. Use a machine with more memory, or fewer workers per machine."
+            cause = f"{kernel}: this is the likely cause. Use a machine with more memory, or fewer workers per machine."
         elif killed is None:
-            how += " Likely cause: the machine or the container ran out of memory, or somebody killed it."
+            cause = "Likely cause: the machine or the container ran out of memory, or somebody killed it."
         else:
-            how += " The kernel ended no process for lack of memory, so somebody or a container's limit killed it."
+            cause = "The kernel killed no process for lack of memory, so somebody or a container's limit killed it."
     else:
-        how += (
-            " Its log has the cause. If that is GPU memory, set actor_rollout_ref.rollout.gpu_memory_utilization lower."
-        )
-        how += f" {kernel}, which may also be the cause." if killed else ""
-    return Death(
-        f"The engine of vLLM server {name} (process {death.server_pid} on {node})", how, death.server_pid, _SERVER
-    )
+        cause = "Its log has the cause. If that is GPU memory, set actor_rollout_ref.rollout.gpu_memory_utilization "
+        cause += f"lower. {kernel}, which may also be the cause." if killed else "lower."
+    process = f"The engine of vLLM server {name} (process {death.server_pid} on {node})"
+    return Death(process, f"{how} {cause}", death.server_pid, _SERVER)
 
 
 def _ended(code: int) -> str:
@@ -181,8 +178,8 @@ class Watchdog:
     """Watches one run from the trainer's process.
 
     Args:
-        progress: what the trainer does, and since when.
-        messages: where the user is told why the run ends.
+        progress: what the trainer is doing, and since when.
+        messages: receives the reason why the run ends.
     """
 
     def __init__(self, progress: Progress, messages: MessageWriter) -> None:
@@ -192,25 +189,25 @@ class Watchdog:
         self._fault: str | None = None
         self._lock = threading.Lock()
         self._ended = threading.Event()
-        self._warned_of: set[str] = set()
+        self._warned_about: set[str] = set()
         self._dead_before: set[str] = set()
-        self._unreachable: set[str] = set()  # servers to which a question failed at the last look
+        self._unreachable: set[str] = set()  # names of servers to which a request failed at the last check
         self._servers: dict[str, Any] = {}  # handles by actor name
-        self._asked: dict[str, tuple[Any, float]] = {}  # by actor name: outstanding answers, and since when
+        self._requests: dict[str, tuple[Any, float]] = {}  # by actor name: unanswered request, time when it was sent
         self._thread = threading.Thread(target=self._watch, name="verl_gsd_watchdog", daemon=True)
 
     @property
     def fault(self) -> str | None:
-        """Why the run must end; None while it may go on."""
+        """Why the run must end; None if it may continue."""
         return self._fault
 
     def start(self) -> None:
-        """Watch from now on. Actors that are dead already belong to an earlier run in the same Ray job."""
+        """Start to watch. Actors that are already dead are ignored: they belong to an earlier run in this Ray job."""
         self._dead_before = {actor for actor, entry in self._table().items() if entry["State"] == "DEAD"}
         self._thread.start()
 
     def end(self) -> None:
-        """The run ends, well or badly. What dies from now on is of no interest."""
+        """The run ends, normally or with an error. Later deaths are ignored."""
         self._ended.set()
 
     def check(self) -> None:
@@ -223,10 +220,10 @@ class Watchdog:
             raise RunStoppedError(self._fault)
 
     def look(self, wait: bool) -> None:
-        """Look at all processes now, because sessions have failed, and raise if the run must end.
+        """Check all processes now, because sessions have failed, and raise if the run must end.
 
         Args:
-            wait: for the answers of all servers, up to 10 s. A busy server answers late.
+            wait: whether to wait up to 10 s for the answers of all servers. A busy server answers late.
 
         Raises:
             RunStoppedError: a process of the run is dead or cannot be reached, or the run is stuck.
@@ -234,7 +231,7 @@ class Watchdog:
         self._try_to_find_death(_ANSWER if wait else 0.0)
         self.check()
         deadline = time.monotonic() + _ANSWER
-        while wait and self._unreachable:  # the death is not in Ray's table yet, or the network has failed
+        while wait and self._unreachable:  # Ray's table does not show the death yet, or the network has failed
             if time.monotonic() > deadline:
                 names = ", ".join(sorted(self._unreachable))
                 self._stop(f"Responses failed, and Ray cannot reach these vLLM servers: {names}.", None)
@@ -244,9 +241,9 @@ class Watchdog:
             self.check()
 
     def explain(self, error: Exception) -> None:
-        """Find out whether the death of a process caused ``error``, which ends the run, and tell the user if so."""
+        """Find out whether the death of a process caused ``error``, which ends the run. If so, tell the user."""
         deadline = time.monotonic() + _EXPLAINING
-        # Ray tells a caller of an actor's death before it is in the table.
+        # Ray reports an actor's death to callers before its table shows it.
         for _ in range(3 if isinstance(error, ray.exceptions.RayError) else 1):
             self._try_to_find_death(max(0.0, deadline - time.monotonic()))
             if self._fault is not None or self._ended.wait(min(1.0, max(0.0, deadline - time.monotonic()))):
@@ -259,14 +256,14 @@ class Watchdog:
                 if self._ended.wait(_LOOK_INTERVAL):
                     break
                 suspended = time.monotonic() - begun - _LOOK_INTERVAL
-                if suspended > _LOOK_INTERVAL:  # by a scheduler or a debugger, with everything else in the process
+                if suspended > _LOOK_INTERVAL:  # a scheduler or a debugger stopped the whole process
                     self._progress.excuse(suspended)
                 self._look_at_progress()
                 self._try_to_find_death(0.0)
         finally:
             if self._fault is not None:
                 self._ended.wait(_GRACE)
-                # verl closes its loggers and its queue last, which may wait for the process that died.
+                # verl closes its loggers and its queue last. That may wait for the process that died.
                 if self._ended.is_set():
                     time.sleep(_CLOSING)
                 os._exit(EXIT_CODE)
@@ -274,7 +271,7 @@ class Watchdog:
     def _look_at_progress(self) -> None:
         seconds, limit, doing = self._progress.quiet()
         if seconds > limit:
-            self._stop(_stuck(seconds, doing, self._silent()), None)
+            self._stop(_describe_stuck(seconds, doing, self._silent_servers()), None)
         elif seconds > limit / 2:
             key = "algorithm.gsd.limits.quiet_seconds"
             self._warn_once(doing, f"no progress for {seconds:.0f} s: {doing}. The run stops at {limit:.0f} s ({key}).")
@@ -282,12 +279,12 @@ class Watchdog:
     def _try_to_find_death(self, answer_within: float) -> None:
         try:
             self._find_death(answer_within)
-        except (ray.exceptions.RayError, ValueError, RuntimeError) as error:  # of Ray, which may be going down
-            self._warn_once("Ray", f"Ray does not tell which processes of the run are alive: {error!r}")
+        except (ray.exceptions.RayError, ValueError, RuntimeError) as error:  # Ray may be shutting down
+            self._warn_once("Ray", f"Ray does not report which processes of the run are alive: {error!r}")
 
     def _warn_once(self, about: str, text: str) -> None:
-        if about not in self._warned_of:
-            self._warned_of.add(about)
+        if about not in self._warned_about:
+            self._warned_about.add(about)
             self._messages.write("warning", text)
 
     @staticmethod
@@ -296,15 +293,15 @@ class Watchdog:
         return ray._private.state.actors(job_id=ray.JobID.from_hex(ray.get_runtime_context().get_job_id()))
 
     def _find_death(self, answer_within: float) -> None:
-        """Look at all processes.
+        """Check all processes.
 
         Args:
-            answer_within: seconds to wait for answers of the servers to questions asked now. With 0 an answer to the
-                question of an earlier look counts.
+            answer_within: seconds to wait for the servers' answers to new requests. 0: read the answers to the requests
+                of an earlier check, as far as they have arrived.
         """
         with self._lock:
             if answer_within:
-                self._asked.clear()
+                self._requests.clear()
             table = {actor: entry for actor, entry in self._table().items() if actor not in self._dead_before}
             node, memory = ray.get_runtime_context().get_node_id(), killed_since(self._memory_kills)
             dead = dead_actors(table, node, memory)
@@ -313,12 +310,15 @@ class Watchdog:
             return
         for death in dead:
             if not death.is_fatal:
-                about = f"{death.message()} The run continues: it is no process of verl's."
-                self._warn_once(death.kind, f"{about} Further deaths of this kind are not reported.")
+                self._warn_once(
+                    death.kind,
+                    f"{death.message()} The run continues, because verl did not start this process. Further deaths of "
+                    "this kind are not reported.",
+                )
         if deaths:
             self._stop(
                 " ".join(death.message() for death in deaths[:3])
-                + (f" {len(deaths) - 3} further processes died." if len(deaths) > 3 else ""),
+                + (f" {len(deaths) - 3} more processes died." if len(deaths) > 3 else ""),
                 deaths[0].pid,
             )
 
@@ -331,30 +331,30 @@ class Watchdog:
         for name in servers:
             if name not in self._servers:
                 self._servers[name] = ray.get_actor(name)
-            # Without the method: a node on which verl did not load our plugin.
-            if name not in self._asked and hasattr(self._servers[name], engine_health.METHOD):
+            # A server lacks the method if verl did not load our plugin on its node.
+            if name not in self._requests and hasattr(self._servers[name], engine_health.METHOD):
                 answer = getattr(self._servers[name], engine_health.METHOD).remote()
-                self._asked[name] = (answer, time.monotonic())
-        servers = {name: actor for name, actor in servers.items() if name in self._asked}
-        answers = [self._asked[name][0] for name in servers]
+                self._requests[name] = (answer, time.monotonic())
+        servers = {name: actor for name, actor in servers.items() if name in self._requests}
+        answers = [self._requests[name][0] for name in servers]
         ready, _ = ray.wait(answers, num_returns=len(answers), timeout=answer_within) if answers else ([], [])
         deaths = []
         self._unreachable = set()
         for name, actor in servers.items():
-            if self._asked[name][0] in ready:
+            if self._requests[name][0] in ready:
                 try:
-                    death = ray.get(self._asked.pop(name)[0])
-                except ray.exceptions.RayError:  # it has died, which the next look finds in the table, or its node has
+                    death = ray.get(self._requests.pop(name)[0])
+                except ray.exceptions.RayError:  # the server or its node died, and the next check finds it in the table
                     self._unreachable.add(name)
                     continue
                 if death is not None:
                     deaths.append(engine_death(name, actor["Address"]["IPAddress"], death))
         return deaths
 
-    def _silent(self) -> list[str]:
-        """The vLLM servers that were asked some time ago and have not answered."""
+    def _silent_servers(self) -> list[str]:
+        """The vLLM servers that have not answered a request for longer than ``_ANSWER`` seconds."""
         now = time.monotonic()
-        return sorted(name for name, (_, asked) in self._asked.items() if now - asked > _ANSWER)
+        return sorted(name for name, (_, sent) in self._requests.items() if now - sent > _ANSWER)
 
     def _stop(self, fault: str, pid: int | None) -> None:
         with self._lock:
@@ -364,8 +364,8 @@ class Watchdog:
         self._messages.write("stop", fault, pid)
 
 
-def _stuck(seconds: float, doing: str, silent: Iterable[str]) -> str:
-    servers = ", ".join(silent)
+def _describe_stuck(seconds: float, doing: str, silent_servers: Iterable[str]) -> str:
+    servers = ", ".join(silent_servers)
     return (
         f"The run made no progress for {seconds:.0f} s: {doing}. "
         + (f"These vLLM servers did not answer for {_ANSWER:.0f} s: {servers}. " if servers else "All servers answer. ")

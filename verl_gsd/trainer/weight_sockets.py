@@ -1,22 +1,22 @@
-"""A private folder for the sockets over which a run's weights reach vLLM, and for what vLLM's processes share.
+"""Moves the sockets that carry a run's weights to vLLM into a private folder, as well as vLLM's internal sockets.
 
-verl names these sockets after the Ray job id and puts them into /tmp. The first job of every Ray cluster has the same
-id. Two runs on one machine, each with a cluster of its own, therefore load each other's weights without a message, or
-hang. Any user of the machine can also bind such a name first, and verl's receiver unpickles what it gets.
+verl puts these sockets into /tmp and names them after the Ray job id. The first job of every Ray cluster has the same
+id. If two runs on one machine use separate clusters, they therefore load each other's weights without a message, or
+hang. Any user of the machine can also bind such a name first, and verl's receiver unpickles what it receives.
 
 This module moves the sockets into /tmp/verl_gsd_weights_NODE. NODE is the Ray node id, because
 
-- sender and receiver are always on the same Ray node, and both know its id without talking to each other,
-- Ray draws it at random for every node of every cluster, so that no two runs at a time share it: runs on the same
-  cluster have different job ids, which stay in the socket's name, and
-- each node of a run makes its own folder, and no launcher is needed.
+- sender and receiver are always on the same Ray node, and both know its id without communication;
+- Ray generates a random id for every node of every cluster. Runs on different clusters therefore never share it. Runs
+  on the same cluster have different job ids, which stay in the socket's name;
+- each node of a run creates its own folder, so no launcher is needed.
 
-The folder also takes the sockets between vLLM's own processes (VLLM_RPC_BASE_PATH), and it names the shared memory in
-which weights travel. vLLM and verl leave both behind when a process is killed; ``private_folders.py`` removes them when
-the run has ended.
+The folder also holds the sockets between vLLM's own processes (VLLM_RPC_BASE_PATH). It also lists the shared memory
+through which weights are sent. If a process is killed, vLLM and verl leave both behind; ``private_folders.py`` removes
+them when the run has ended.
 
-The sender is a Ray worker and asks Ray for the id. The receiver is a process of vLLM's and reads it from the
-environment of the actor that started vLLM. verl passes its job id on in the same way.
+The sender is a Ray worker and gets the id from Ray. The receiver is one of vLLM's processes and reads the id from the
+environment of the actor that started vLLM. verl passes its job id in the same way.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ import wrapt
 
 from verl_gsd import private_folders
 
-#: Environment variable of vLLM's processes: the id of the Ray node that they are on.
+#: Environment variable of vLLM's processes: the id of their Ray node.
 NODE = "VERL_GSD_RAY_NODE"
 
 
 def install() -> None:
-    """Patch verl's sender, receiver, shared memory, and the actor that starts vLLM, each when verl imports it."""
+    """Patch verl's sender, receiver and shared memory, and the actor that starts vLLM, each when verl imports it."""
     package = "verl.workers.rollout.vllm_rollout"
     wrapt.when_imported(f"{package}.vllm_rollout")(_patch_sender)
     wrapt.when_imported(f"{package}.vllm_async_server")(_patch_server)
@@ -44,9 +44,9 @@ def install() -> None:
 
 
 def private_handle(handle: str, node: str) -> str:
-    """Return verl's socket name ``handle``, moved into the folder of the Ray node ``node``.
+    """Move verl's socket name ``handle`` into the folder of the Ray node ``node``.
 
-    Makes the folder if it does not exist. This process then holds it until it ends.
+    Creates the folder if it does not exist. This process holds the folder until it exits.
 
     Raises:
         UnsafeFolderError: the folder belongs to another user, other users can enter it, or it is not a folder.
@@ -55,21 +55,21 @@ def private_handle(handle: str, node: str) -> str:
 
 
 def _node() -> str:
-    """The id of the Ray node that this process is on."""
+    """The id of this process's Ray node."""
     if node := os.environ.get(NODE):
         return node
     import ray
 
-    if not ray.is_initialized():  # asking for its context would start a cluster
+    if not ray.is_initialized():  # otherwise, the next call would start a cluster
         raise RuntimeError(
-            f"{NODE} is not set in this process of vLLM, and Ray is not running in it. Install verl-gsd on every node, "
-            "or set VERL_USE_EXTERNAL_PLUGINS so that verl loads its plugin."
+            f"{NODE} is not set in this vLLM process, and Ray is not initialized in it. Install verl-gsd on every "
+            "node, or set VERL_USE_EXTERNAL_PLUGINS so that verl loads its plugin."
         )
     return ray.get_runtime_context().get_node_id()
 
 
 def _patch_sender(vllm_rollout: Any) -> None:
-    """The worker that trains: ``update_weights`` and ``_update_delta_weights`` send over ``zmq_handle``."""
+    """Patch the training worker: ``update_weights`` and ``_update_delta_weights`` send over ``zmq_handle``."""
     adapter = vllm_rollout.ServerAdapter
     original = adapter.__init__
 
@@ -82,7 +82,10 @@ def _patch_sender(vllm_rollout: Any) -> None:
 
 
 def _patch_server(vllm_async_server: Any) -> None:
-    """The actor whose environment vLLM's processes inherit, also where prefill and decode have servers of their own."""
+    """Patch the actor that starts vLLM, whose processes inherit its environment.
+
+    This also covers separate servers for prefill and decode.
+    """
     server = vllm_async_server.vLLMHttpServer
     original = server.__init__
 
@@ -96,7 +99,7 @@ def _patch_server(vllm_async_server: Any) -> None:
 
 
 def _patch_receiver(utils: Any) -> None:
-    """vLLM's worker: full weights, delta weights, and those of prefill and decode servers, all ask this method."""
+    """Patch vLLM's worker: it calls this method for full weights, delta weights, and in prefill and decode servers."""
     extension = utils.vLLMColocateWorkerExtension
     original = extension._get_zmq_handle
 
@@ -108,8 +111,10 @@ def _patch_receiver(utils: Any) -> None:
 
 
 def _patch_shared_memory(transfer: Any) -> None:
-    """The memory through which weights travel where they do not stay on the GPU: verl removes it after each transfer,
-    unless the sender is killed or waits for a receiver that was."""
+    """Note the shared memory through which weights are sent if they do not stay on the GPU.
+
+    verl removes this memory after each transfer, unless the sender is killed or waits for a receiver that was killed.
+    """
     create, sender = transfer.create_shared_memory, transfer.BucketedWeightSender
     clean_up = sender._cleanup
 

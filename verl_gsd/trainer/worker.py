@@ -1,8 +1,8 @@
-"""verl's workers, with extensions that act before and after each mini-batch.
+"""verl's workers, with extensions that run before and after each mini-batch.
 
-What a loss needs of whole mini-batches cannot be known in the loss: verl spreads a mini-batch over workers and
-micro-batches. A ``WorkerExtension`` sees all rows that its worker has of a mini-batch, can talk to the other workers,
-and can have a pass without gradients.
+A loss cannot compute figures of a whole mini-batch, because verl spreads a mini-batch over workers and micro-batches. A
+``WorkerExtension`` sees all rows of a mini-batch that its worker has, can communicate with the other workers, and can
+run a forward pass without gradients.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from verl_gsd.trainer.loss_context import with_context
 
 
 class ExtendedTrainingWorker(TrainingWorker):
-    """verl's training worker with extensions; ``actor_worker`` names them.
+    """verl's training worker with extensions. ``actor_worker`` sets ``declared``.
 
     Attributes:
         declared: (name, ``module:Class``) of each extension, in their order.
-        extensions: by name.
+        extensions: the extensions by name.
         verl_loss: verl's loss function, with its ``config``.
     """
 
@@ -36,13 +36,13 @@ class ExtendedTrainingWorker(TrainingWorker):
     verl_loss: partial
 
     def set_loss_fn(self, loss_fn: partial) -> None:
-        config = loss_fn.keywords["config"]  # of verl's partial
+        config = loss_fn.keywords["config"]  # verl passes a partial
         self.verl_loss = loss_fn
-        self.extensions = {name: load(place)(self, config) for name, place in self.declared}
+        self.extensions = {name: load(path)(self, config) for name, path in self.declared}
         super().set_loss_fn(self.with_context(loss_fn))
 
     def with_context(self, loss_fn: partial) -> partial:
-        """``loss_fn`` with the micro-batch's columns at hand."""
+        """``loss_fn``, which can read the columns of its micro-batch through ``loss_context``."""
         return partial(with_context, loss_fn, self.extensions)
 
     def train_mini_batch(self, data: TensorDict) -> TensorDict:
@@ -52,15 +52,15 @@ class ExtendedTrainingWorker(TrainingWorker):
     def train_batch(self, data: TensorDict) -> TensorDict:
         self._run("before_mini_batch", data)
         output = super().train_batch(data)
-        found = merged(self._run("after_mini_batch", data))
-        if output is not None and found:
-            tu.assign_non_tensor(output, metrics=tu.get(output, "metrics") | found)
+        metrics = merged(self._run("after_mini_batch", data))
+        if output is not None and metrics:
+            tu.assign_non_tensor(output, metrics=tu.get(output, "metrics") | metrics)
         return output
 
     def log_probs(self, data: TensorDict) -> torch.Tensor | None:
-        """A pass without gradients: log-probabilities of the responses' tokens under theta, nested (R, j).
+        """Log-probabilities of the responses' tokens under theta, nested (R, j), from a pass without gradients.
 
-        None on a pipeline stage that has none, and computes no loss either.
+        None on a pipeline stage that does not compute log-probabilities or the loss.
         """
         rows = data.copy()
         self.set_engine_options(
@@ -73,11 +73,11 @@ class ExtendedTrainingWorker(TrainingWorker):
             output = self.engine.infer_batch(rows, loss_function=None).get("model_output", {})
         return response_from_nested(output["log_probs"], data["response_mask"]) if "log_probs" in output else None
 
-    def set_engine_options(self, rows: TensorDict, **others: Any) -> None:
-        """Tell the engine how to compute ``rows``: as in an update, and ``others``.
+    def set_engine_options(self, rows: TensorDict, **overrides: Any) -> None:
+        """Make the engine compute ``rows`` with the options of an update, except for ``overrides``.
 
-        The size of fixed micro-batches is that of an update for passes without gradients too: the one for inference
-        need not divide a mini-batch.
+        Passes without gradients also use the fixed micro-batch size of an update, because the size for inference need
+        not divide a mini-batch.
         """
         config = self.engine_config
         options = {
@@ -87,22 +87,25 @@ class ExtendedTrainingWorker(TrainingWorker):
             "max_token_len_per_gpu": config.max_token_len_per_gpu,
             "micro_batch_size_per_gpu": config.micro_batch_size_per_gpu,
         }
-        tu.assign_non_tensor(rows, **options | others)
+        tu.assign_non_tensor(rows, **options | overrides)
 
     def _run(self, hook: str, data: TensorDict) -> list[tuple[str, Any]]:
         return [(name, call_hook(name, extension, hook, data)) for name, extension in self.extensions.items()]
 
 
 def actor_worker(declarations: Sequence[Declaration], *, separate: bool) -> type | None:
-    """verl's worker with the extensions that these declarations name for it, and with the rows' columns at hand for a
-    loss. None where no declaration names a worker or a loss: verl's own worker does.
+    """A subclass of verl's worker with the worker extensions of these declarations, whose losses can read all columns.
+
+    None if no declaration has a worker extension or a loss. verl's own worker is then sufficient.
 
     Args:
-        separate: for verl's ``separate_async`` trainer.
+        separate: whether the worker is for verl's ``separate_async`` trainer.
     """
-    declared = tuple((of.name, of.worker) for of in declarations if of.worker is not None)
-    if not declared and all(of.loss is None for of in declarations):
+    declared = tuple(
+        (declaration.name, declaration.worker) for declaration in declarations if declaration.worker is not None
+    )
+    if not declared and all(declaration.loss is None for declaration in declarations):
         return None
-    training = type("GSDTrainingWorker", (ExtendedTrainingWorker,), {"declared": declared})
-    verls = DetachActorWorker if separate else ActorRolloutRefWorker
-    return type(f"GSD{verls.__name__}", (verls,), {"actor_worker_cls": training})
+    training_worker = type("GSDTrainingWorker", (ExtendedTrainingWorker,), {"declared": declared})
+    verl_worker = DetachActorWorker if separate else ActorRolloutRefWorker
+    return type(f"GSD{verl_worker.__name__}", (verl_worker,), {"actor_worker_cls": training_worker})

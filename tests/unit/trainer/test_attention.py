@@ -1,4 +1,4 @@
-"""Attention over packed rows equals attention under transformers' mask of T x T, and makes no such mask."""
+"""Attention over packed rows equals attention with transformers' T x T mask, without creating such a mask."""
 
 import importlib.util
 import sys
@@ -20,7 +20,7 @@ T = sum(LENGTHS)
 
 @pytest.fixture
 def installed():
-    """transformers' attention ``sdpa`` replaced by ours, and put back."""
+    """Replaces transformers' attention ``sdpa`` by ours, and restores it."""
     before = (masks.ALL_MASK_ATTENTION_FUNCTIONS["sdpa"], ALL_ATTENTION_FUNCTIONS["sdpa"])
     masks.ALL_MASK_ATTENTION_FUNCTIONS.register("sdpa", packed_mask)
     ALL_ATTENTION_FUNCTIONS.register("sdpa", packed_attention)
@@ -30,7 +30,7 @@ def installed():
 
 
 def packed_function(base, lengths=LENGTHS):
-    """The mask function ``base`` within each of the packed sequences, as transformers builds it."""
+    """The mask function ``base`` within each packed sequence, as transformers builds it."""
     positions = torch.cat([torch.arange(length) for length in lengths]).unsqueeze(0)
     packed = masks.find_packed_sequence_indices(positions)
     return base if packed is None else masks.and_masks(base, masks.packed_sequence_mask_function(packed))
@@ -51,7 +51,7 @@ PATTERNS = {
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
-def test_outputs_and_gradients_are_those_under_the_whole_mask(pattern, kv_heads):
+def test_outputs_and_gradients_equal_those_with_the_full_mask(pattern, kv_heads):
     function = packed_function(PATTERNS[pattern])
     whole = masks.sdpa_mask(**arguments(function), allow_is_causal_skip=False)
     blocks = packed_mask(**arguments(function), allow_is_causal_skip=False)
@@ -82,7 +82,7 @@ def test_causal_blocks_are_recognised_and_have_no_mask():
     assert [mask.shape[-1] for mask in blocks.masks] == list(LENGTHS)
 
 
-def test_what_is_not_packed_goes_through_transformers_own_mask():
+def test_rows_that_are_not_packed_use_transformers_own_mask():
     causal = masks.causal_mask_function
     assert packed_mask(**arguments(causal)) is None, "one causal sequence needs no mask"
     padding = torch.ones(2, T, dtype=torch.bool)
@@ -93,8 +93,8 @@ def test_what_is_not_packed_goes_through_transformers_own_mask():
     torch.testing.assert_close(packed_mask(**both_ways), masks.sdpa_mask(**both_ways))
 
 
-def test_blocks_seen_both_ways_keep_their_mask():
-    """Images in a packed row are seen both ways within a causal text."""
+def test_bidirectional_blocks_keep_their_mask():
+    """Attention within an image is bidirectional, even inside a causal text."""
     image = torch.full((1, T), -1)
     image[0, 7:10] = 0
     function = packed_function(masks.or_masks(masks.causal_mask_function, masks.blockwise_overlay(image)))
@@ -116,7 +116,7 @@ MODELS = {
 
 
 class LargestTensor(TorchDispatchMode):
-    """Notes the most elements of any tensor that an operation returns."""
+    """Stores the number of elements of the largest tensor that an operation returns."""
 
     def __init__(self):
         super().__init__()
@@ -144,7 +144,7 @@ def test_models_keep_packed_sequences_apart(installed, name):
     torch.testing.assert_close(packed, torch.cat(apart), rtol=1e-10, atol=1e-12)
 
 
-def test_no_tensor_of_a_packed_update_grows_with_the_square_of_its_length(installed):
+def test_no_tensor_of_a_packed_update_grows_quadratically_with_its_length(installed):
     from transformers import AutoModelForCausalLM
 
     lengths = [32] * 64
@@ -159,15 +159,15 @@ def test_no_tensor_of_a_packed_update_grows_with_the_square_of_its_length(instal
     torch.testing.assert_close(model.lm_head.weight.grad.isfinite().all(), torch.tensor(True))
 
 
-def test_transformers_own_sdpa_still_makes_a_mask_of_the_whole_row():
-    """When this fails, transformers keeps packed rows apart without T x T entries, and ``attention.install`` can go."""
+def test_transformers_own_sdpa_still_creates_a_mask_of_the_whole_row():
+    """If this fails, transformers separates packed rows without T x T entries. Remove ``attention.install``."""
     mask = masks.sdpa_mask(**arguments(packed_function(masks.causal_mask_function)), allow_is_causal_skip=False)
     assert isinstance(mask, torch.Tensor) and mask.shape == (1, 1, T, T)
 
 
 @pytest.fixture
 def forgetful():
-    """A function that forgets what is known of flash-attn, called at the end too."""
+    """A function that clears all caches about flash-attn. It is also called at the end."""
     imported = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "flash_attn"}
 
     def forget():
@@ -181,7 +181,7 @@ def forgetful():
     sys.modules.update(imported)
 
 
-def test_flash_attention_is_chosen_where_it_can_be_imported(tmp_path, monkeypatch, forgetful):
+def test_flash_attention_is_chosen_if_it_can_be_imported(tmp_path, monkeypatch, forgetful):
     def here():
         forgetful()
         return environment.attention_here(), environment.flash_attention_problem()

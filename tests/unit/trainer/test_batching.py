@@ -1,4 +1,4 @@
-"""Layouts: every row once, every group inside one mini-batch, groups spread evenly, and whole where they must be."""
+"""A layout has every row once and every group in one mini-batch, and spreads groups evenly."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def even(counts):
 
 
 def mini_batches_of(places, labels, settings):
-    """label -> the mini-batches that its rows are in."""
+    """label -> the mini-batches of its rows."""
     number = mini_batch_of(len(places), **settings)
     found = {}
     for place, row in enumerate(places):
@@ -37,7 +37,7 @@ def mini_batches_of(places, labels, settings):
 
 
 @given(batches(), st.integers(1, 4))
-def test_there_are_as_many_mini_batches_as_asked_for_whatever_the_sizes(batch, slice_multiple):
+def test_the_number_of_mini_batches_is_the_requested_one_for_all_group_sizes(batch, slice_multiple):
     group, response, work, settings = batch
     places = layout(group.tolist(), response.tolist(), work, slice_multiple=slice_multiple, **settings)
     n_mini, workers = settings["mini_batches"], settings["workers"]
@@ -56,8 +56,8 @@ def test_there_are_as_many_mini_batches_as_asked_for_whatever_the_sizes(batch, s
     assert slice_rows - slice_multiple < max(rows) / workers, "no more padding than the fullest mini-batch needs"
 
 
-def test_groups_of_one_response_are_spread_by_themselves():
-    """By rows alone both groups of one response would meet in one mini-batch, and its loss be the mean over none."""
+def test_groups_of_one_response_are_spread_separately():
+    """Balancing only rows would put both groups of one response into one mini-batch, whose loss would have no group."""
     rows, responses = [10, 9, 8, 7], [1, 2, 2, 1]
     group = np.repeat(np.arange(4), rows)
     response = [2 * int(g) + (row == 0 and responses[g] > 1) for g in range(4) for row in range(rows[g])]
@@ -68,7 +68,7 @@ def test_groups_of_one_response_are_spread_by_themselves():
 
 
 @given(batches(), st.integers(0, 3), st.sampled_from([1, 2]))
-def test_groups_stand_whole_where_they_must(batch, spare, slice_multiple):
+def test_groups_stay_in_consecutive_rows_if_group_size_is_set(batch, spare, slice_multiple):
     group, response, work, settings = batch
     size = int(np.bincount(group).max()) + spare
     asked = settings | {"group_size": size, "slice_multiple": slice_multiple * size}
@@ -94,8 +94,8 @@ def test_groups_of_one_size_need_no_padding(size, per_slice, n_mini, workers, wh
 
 
 @pytest.mark.parametrize("prompts", [128, 256, 1024])
-def test_planned_sizes_cost_neither_an_update_nor_padding(prompts):
-    """Sizes that add up to 8 per prompt made five mini-batches of four, a quarter of them padding."""
+def test_group_sizes_of_a_budget_need_no_padding_and_no_additional_update(prompts):
+    """Sizes with a mean of 8 per prompt once gave five mini-batches instead of four, with a quarter of padding."""
     generator = np.random.default_rng(0)
     correct = generator.binomial(8, generator.beta(0.4, 0.4, prompts)).astype(float)
     sizes = rollouts_of(correct, np.full(prompts, 8.0), 8, BudgetSettings())
@@ -108,7 +108,7 @@ def test_planned_sizes_cost_neither_an_update_nor_padding(prompts):
 
 
 @pytest.mark.parametrize("group_size", [4, None])
-def test_full_groups_need_no_padding_and_work_is_evened_out(group_size):
+def test_full_groups_need_no_padding_and_work_is_balanced(group_size):
     generator = np.random.default_rng(0)
     group = np.repeat(np.arange(24), 4)
     work = generator.gamma(1.0, 1000.0, size=96)
@@ -121,8 +121,8 @@ def test_full_groups_need_no_padding_and_work_is_evened_out(group_size):
     assert load.max() / load.min() < in_order.max() / in_order.min()
 
 
-def test_missing_sessions_are_spread_over_the_mini_batches():
-    """Two of eight groups lost most of their sessions: two mini-batches of as many rows, not 16 and 10."""
+def test_groups_with_missing_sessions_are_spread_over_the_mini_batches():
+    """Two of eight groups lost most of their sessions. Both mini-batches have 13 rows, not 16 and 10."""
     sizes = [4] * 6 + [1, 1]
     group = np.repeat(np.arange(8), sizes).tolist()
     settings = {"mini_batches": 2, "workers": 2}
@@ -132,8 +132,8 @@ def test_missing_sessions_are_spread_over_the_mini_batches():
 
 
 @pytest.mark.parametrize(("n_groups", "expected"), [(20, [5, 5, 5, 5]), (25, [5, 5, 5, 5, 5]), (30, [6, 6, 6, 6, 6])])
-def test_mini_batches_have_as_many_groups_whatever_those_cost(n_groups, expected):
-    """The loss is a mean over a mini-batch's groups: few long ones together would weigh more."""
+def test_mini_batches_have_equally_many_groups_whatever_their_workload(n_groups, expected):
+    """The loss is a mean over the groups of a mini-batch. In a mini-batch of few long groups, each would weigh more."""
     work = np.random.default_rng(1).lognormal(7, 1, n_groups).repeat(8)
     group = np.repeat(np.arange(n_groups), 8)
     settings = {"mini_batches": len(expected), "workers": 1}
@@ -145,10 +145,10 @@ def test_mini_batches_have_as_many_groups_whatever_those_cost(n_groups, expected
 @pytest.mark.parametrize(
     ("words", "settings"),
     [
-        ("5 rows .* 4", {"mini_batches": 1, "group_size": 4}),
+        ("5 rows .* group_size=4", {"mini_batches": 1, "group_size": 4}),
         ("1 groups .* 2 mini-batches", {"mini_batches": 2}),
     ],
 )
-def test_what_cannot_be_laid_out_is_refused(words, settings):
+def test_impossible_layouts_are_rejected(words, settings):
     with pytest.raises(ValueError, match=words):
         layout([0] * 5, list(range(5)), [1.0] * 5, workers=2, **settings)

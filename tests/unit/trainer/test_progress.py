@@ -20,7 +20,7 @@ def clock():
     return Clock()
 
 
-def test_a_phase_that_has_not_ended_once_may_take_an_hour(clock):
+def test_a_phase_that_has_never_ended_may_be_quiet_for_an_hour(clock):
     progress = Progress(clock=clock)
     clock.now += 50
     assert progress.quiet() == (50, FIRST, STARTING)
@@ -41,7 +41,7 @@ def test_a_phase_may_be_quiet_for_ten_times_its_longest_quiet_time_so_far(second
     assert progress.quiet()[1] == pytest.approx(max(LEAST, FACTOR * max(seconds)))
 
 
-def test_every_response_that_finishes_is_progress(clock):
+def test_every_finished_response_is_progress(clock):
     progress = Progress(clock=clock)
     progress.begin(WAITING)
     for finished in range(1, 4):
@@ -56,7 +56,7 @@ def test_every_response_that_finishes_is_progress(clock):
     assert progress.quiet()[1] == FACTOR * 100
 
 
-def test_looks_alike_in_different_steps_are_progress(clock):
+def test_the_same_state_in_different_steps_is_progress(clock):
     progress = Progress(clock=clock)
     progress.begin(WAITING)
     progress.look("0", 0)
@@ -68,7 +68,7 @@ def test_looks_alike_in_different_steps_are_progress(clock):
     assert progress.quiet()[0] == 0
 
 
-def test_a_limit_that_the_user_set_holds_in_every_phase_but_the_start(clock):
+def test_the_users_limit_applies_to_every_phase_except_the_start(clock):
     progress = Progress(7.0, clock=clock)
     assert progress.quiet()[1] == FIRST
     for phase in ("updating", "saving", "updating"):
@@ -77,14 +77,14 @@ def test_a_limit_that_the_user_set_holds_in_every_phase_but_the_start(clock):
         clock.now += 1000
 
 
-def test_time_for_which_the_process_was_suspended_does_not_count(clock):
+def test_time_in_which_the_process_was_suspended_does_not_count(clock):
     progress = Progress(clock=clock)
     clock.now += 1000
     progress.excuse(990)
     assert progress.quiet()[0] == 10
 
 
-def test_a_reward_function_may_take_as_long_as_it_is_given(clock):
+def test_the_limit_is_never_below_least(clock):
     progress = Progress(least=2 * FIRST, clock=clock)
     assert progress.quiet()[1] == 2 * FIRST
     progress.begin(STARTING)

@@ -1,4 +1,4 @@
-"""Lost rewards counted, told and limited; slow ones named."""
+"""The reward monitor counts, reports and limits lost rewards, and reports slow ones."""
 
 import itertools
 import re
@@ -7,7 +7,7 @@ import pytest
 
 from verl_gsd.run.messages import MessageWriter, RunStoppedError, read_messages
 from verl_gsd.trainer.reward_failures import Failure
-from verl_gsd.trainer.reward_monitor import LostReward, RewardMonitor, function_of
+from verl_gsd.trainer.reward_monitor import LostReward, RewardMonitor, describe_reward_function
 
 RAISED = Failure("raised", "KeyError", "'x'", "Traceback (most recent call last):\n  File bad.py\nKeyError: 'x'\n")
 NONE = Failure("none", "returned None")
@@ -32,10 +32,10 @@ def monitor(tmp_path):
     return build
 
 
-def test_the_first_of_each_kind_is_told_with_its_traceback_and_once(monitor):
+def test_the_first_failure_of_each_kind_is_reported_once_with_its_traceback(monitor):
     built, messages = monitor(limit=1.0)
-    built.saw(3, 1, 8, [loss(), loss(index=18)], [])
-    built.saw(4, 1, 8, [loss(), loss(NONE)], [])
+    built.on_rewards(3, 1, 8, [loss(), loss(index=18)], [])
+    built.on_rewards(4, 1, 8, [loss(), loss(NONE)], [])
     first, second = messages()
     assert first[0] == second[0] == "warning"
     assert re.search(r"step 3: score of bad\.py .*KeyError: 'x' \(data_source=math, index=17\)", first[1])
@@ -44,17 +44,17 @@ def test_the_first_of_each_kind_is_told_with_its_traceback_and_once(monitor):
     assert re.search(r"step 4: score of bad\.py .*None \(data_source=math, index=17\)", second[1])
 
 
-def test_an_agent_loops_own_reward_is_not_blamed_on_the_reward_function(monitor):
+def test_a_message_about_an_agent_loops_own_reward_does_not_name_the_reward_function(monitor):
     built, messages = monitor(limit=1.0)
-    built.saw(1, 1, 8, [loss(Failure("not_finite", "returned nan"), by_agent_loop=True)], [])
+    built.on_rewards(1, 1, 8, [loss(Failure("not_finite", "returned nan"), by_agent_loop=True)], [])
     ((_, text),) = messages()
     assert "agent loop" in text and "nan" in text and "bad.py" not in text
 
 
-def test_metrics_of_a_step_and_none_of_the_step_before(monitor):
+def test_metrics_are_those_of_one_step(monitor):
     built, _ = monitor(limit=1.0)
-    built.saw(1, 1, 8, [loss(), loss(NONE), loss(NONE)], [1.0, 3.0])
-    built.saw(1, 1, 4, [], [2.0])
+    built.on_rewards(1, 1, 8, [loss(), loss(NONE), loss(NONE)], [1.0, 3.0])
+    built.on_rewards(1, 1, 4, [], [2.0])
     metrics = built.end_step(1, 10.0)
     assert metrics["reward/failed"] == 3 and metrics["reward/failed_share"] == 3 / 12
     assert metrics["reward/failures/raised"] == 1 and metrics["reward/failures/none"] == 2
@@ -66,20 +66,20 @@ def test_metrics_of_a_step_and_none_of_the_step_before(monitor):
     assert "reward/seconds/mean" not in nothing, "no agent loop measured any"
 
 
-def test_no_metric_but_the_longest_wait_is_reduced_by_accident_of_its_name(monitor):
-    """verl takes the maximum, minimum or sum of a metric whose name has such a syllable."""
+def test_verl_reduces_only_the_longest_wait_by_its_name(monitor):
+    """verl reduces a metric by its maximum, minimum or sum if its name contains such a word."""
     built, _ = monitor()
-    built.saw(1, 1, 8, [], [1.0])
+    built.on_rewards(1, 1, 8, [], [1.0])
     names = built.end_step(1, 10.0).keys() | built.end_validation(1).keys()
     found = {name for name, part in itertools.product(names, ("max", "min", "sum", "total")) if part in name}
     assert found == {"reward/seconds/max"}
 
 
-def test_a_step_above_the_limit_is_stopped_before_it_trains(monitor):
+def test_a_step_above_the_limit_stops_the_run_before_it_trains(monitor):
     built, messages = monitor()
-    built.saw(5, 4, 20, [loss(NONE)], [])
+    built.on_rewards(5, 4, 20, [loss(NONE)], [])
     built.check(5)  # 5% of 20
-    built.saw(5, 1, 8, [loss(index=4)], [])
+    built.on_rewards(5, 1, 8, [loss(index=4)], [])
     with pytest.raises(RunStoppedError) as stopped:
         built.check(5)
     text = str(stopped.value)
@@ -90,16 +90,16 @@ def test_a_step_above_the_limit_is_stopped_before_it_trains(monitor):
     assert [kind for kind, _ in messages()] == ["warning", "warning"], "the trainer writes what stops it"
 
 
-def test_what_to_set_for_slow_rewards_is_said_where_there_are_some(monitor):
+def test_the_message_says_what_to_set_for_slow_rewards(monitor):
     built, _ = monitor()
-    built.saw(5, 1, 8, [loss(SLOW)] * 2, [])
+    built.on_rewards(5, 1, 8, [loss(SLOW)] * 2, [])
     with pytest.raises(RunStoppedError, match=r"algorithm\.gsd\.limits\.reward_seconds"):
         built.check(5)
 
 
-def test_a_prompt_that_is_too_long_is_the_agent_loops_and_what_to_set_is_said(monitor):
+def test_a_message_about_a_prompt_that_is_too_long_names_the_agent_loop_and_what_to_set(monitor):
     built, messages = monitor()
-    built.saw(5, 1, 8, [loss(LONG)] * 8, [])
+    built.on_rewards(5, 1, 8, [loss(LONG)] * 8, [])
     ((_, text),) = messages()
     assert re.search(r"step 5: .*agent loop .*11 tokens.*\(data_source=math, index=17\)", text)
     assert re.search(r"data\.max_prompt_length .*data\.truncation=left, right or middle", text)
@@ -111,52 +111,52 @@ def test_a_prompt_that_is_too_long_is_the_agent_loops_and_what_to_set_is_said(mo
     assert built.end_step(5, 1.0)["reward/failures/prompt_too_long"] == 8
 
 
-def test_a_batch_of_groups_is_enough_where_no_batch_is_ever_chosen(monitor):
-    """Dynamic sampling replaces groups without rewards for as long as there are any."""
+def test_a_batchs_worth_of_groups_is_checked_even_if_no_batch_is_ever_chosen(monitor):
+    """Dynamic sampling replaces groups without rewards without end."""
     built, _ = monitor(batch_groups=8)
     for _ in range(7):
-        built.saw(1, 1, 4, [loss()] * 4, [])
+        built.on_rewards(1, 1, 4, [loss()] * 4, [])
     with pytest.raises(RunStoppedError):
-        built.saw(1, 1, 4, [loss()] * 4, [])
+        built.on_rewards(1, 1, 4, [loss()] * 4, [])
 
 
-def test_a_few_responses_read_for_a_step_are_measured_by_a_batch(monitor):
-    """An asynchronous trainer's batch may have been read almost whole in earlier steps."""
+def test_the_share_is_relative_to_a_batch_if_a_step_reads_few_responses(monitor):
+    """An asynchronous trainer may have read most of a batch in earlier steps."""
     built, _ = monitor(batch_responses=64)
     for step in range(1, 101):
-        built.saw(step, 1, 64, [], [])
+        built.on_rewards(step, 1, 64, [], [])
         built.check(step)
         built.end_step(step, 1.0)
-    built.saw(101, 1, 8, [loss()] * 3, [])
+    built.on_rewards(101, 1, 8, [loss()] * 3, [])
     built.check(101)  # 3 of 64
-    built.saw(101, 1, 8, [loss()], [])
+    built.on_rewards(101, 1, 8, [loss()], [])
     with pytest.raises(RunStoppedError, match=r"4 of 16 .*: 6\.2% .*\b64\b"):
         built.check(101)
 
 
 def test_a_single_lost_reward_never_stops_a_run(monitor):
     built, _ = monitor(limit=0.0, batch_responses=4)
-    built.saw(1, 1, 4, [loss()], [])
+    built.on_rewards(1, 1, 4, [loss()], [])
     built.check(1)
-    built.saw_validation(1, 1, [loss()])
+    built.on_validation_rewards(1, 1, [loss()])
     assert built.end_validation(1) == {"val/failed_rewards": 1.0}
-    built.saw_validation(2, 100, [loss()] * 2)
+    built.on_validation_rewards(2, 100, [loss()] * 2)
     with pytest.raises(RunStoppedError):
         built.end_validation(2)
 
 
-def test_a_batch_has_the_responses_of_its_groups(compose_fast, tmp_path):
+def test_the_number_of_responses_per_batch_comes_from_the_config(compose_fast, tmp_path):
     config, _ = compose_fast("algo=gsd", "task=arithmetic", "hardware=cpu", "actor_rollout_ref.rollout.n=8")
-    built = RewardMonitor.of(config, MessageWriter(tmp_path / "messages"), batch_groups=8, overlaps=True)
-    built.saw(1, 8, 3, [loss()] * 3, [])  # of 64
+    built = RewardMonitor.from_config(config, MessageWriter(tmp_path / "messages"), batch_groups=8, overlaps=True)
+    built.on_rewards(1, 8, 3, [loss()] * 3, [])  # of 64
     with pytest.raises(RunStoppedError, match="4 of 4 "):
-        built.saw(1, 1, 1, [loss()], [])
+        built.on_rewards(1, 1, 1, [loss()], [])
 
 
 @pytest.mark.parametrize(("limit", "lost"), [(1.0, 8), (0.0, 0)])
-def test_the_ends_of_the_limit(monitor, limit, lost):
+def test_limits_of_0_and_1(monitor, limit, lost):
     built, _ = monitor(limit=limit)
-    built.saw(1, 8, 8, [loss()] * lost, [])
+    built.on_rewards(1, 8, 8, [loss()] * lost, [])
     built.check(1)
 
 
@@ -166,15 +166,15 @@ def test_a_step_without_responses_is_within_any_limit(monitor):
     assert built.end_step(1, 1.0)["reward/failed_share"] == 0
 
 
-def test_counts_are_told_when_they_double_and_not_at_every_step(monitor):
+def test_counts_are_reported_when_they_double_and_not_in_every_step(monitor):
     built, messages = monitor()
     for step in range(1, 1025):
-        built.saw(step, 8, 64, [loss()], [])
+        built.on_rewards(step, 8, 64, [loss()], [])
         built.end_step(step, 1.0)
     told = [text for _, text in messages() if text.startswith("Step")]
     assert re.match(r"Step 1: 1 of 64 .*\(KeyError 1\).* 1 ", told[0])
     assert len(told) == 11
-    built.saw(1025, 8, 64, [loss()] * 3, [])
+    built.on_rewards(1025, 8, 64, [loss()] * 3, [])
     built.end_step(1025, 1.0)
     assert messages()[-1][1].startswith("Step 1025: 3 of 64"), "a share that grows is told at once"
 
@@ -182,10 +182,10 @@ def test_counts_are_told_when_they_double_and_not_at_every_step(monitor):
 # Validation
 
 
-def test_a_validation_is_counted_and_told_of_by_itself(monitor):
+def test_a_validation_is_counted_and_reported_separately(monitor):
     built, messages = monitor(limit=0.1)
-    built.saw_validation(0, 10, [loss()])
-    built.saw_validation(0, 10, [])
+    built.on_validation_rewards(0, 10, [loss()])
+    built.on_validation_rewards(0, 10, [])
     assert built.end_validation(0) == {"val/failed_rewards": 1.0}
     first, count = messages()
     assert "validation at step 0" in first[1]
@@ -197,14 +197,14 @@ def test_a_validation_is_counted_and_told_of_by_itself(monitor):
 
 def test_a_validation_above_the_limit_stops_the_run(monitor):
     built, _ = monitor(limit=0.1)
-    built.saw_validation(4, 10, [loss()] * 2)
+    built.on_validation_rewards(4, 10, [loss()] * 2)
     with pytest.raises(RunStoppedError, match=r"validation at step 4, 2 of 10 "):
         built.end_validation(4)
 
 
-def test_a_validation_batch_without_any_reward_is_stopped_by_the_limit_alone(monitor):
+def test_a_validation_without_any_reward_stops_the_run_only_above_the_limit(monitor):
     built, _ = monitor(limit=1.0)
-    built.saw_validation(0, 2, [loss()] * 2)
+    built.on_validation_rewards(0, 2, [loss()] * 2)
     assert built.end_validation(0) == {"val/failed_rewards": 2.0}
 
 
@@ -213,11 +213,11 @@ def test_a_validation_batch_without_any_reward_is_stopped_by_the_limit_alone(mon
 
 def slow_steps(built, *shares):
     for step, share in enumerate(shares, 1):
-        built.saw(step, 1, 8, [], [1.0, 10 * share])
+        built.on_rewards(step, 1, 8, [], [1.0, 10 * share])
         built.end_step(step, 10.0)
 
 
-def test_slow_rewards_are_named_once(monitor):
+def test_slow_rewards_are_reported_once(monitor):
     built, messages = monitor()
     slow_steps(built, 0.9, 0.2, 0.9)
     assert messages() == [], "one slow step, for example the first, is none"
@@ -233,10 +233,10 @@ def test_rewards_that_overlap_with_the_update_do_not_slow_a_step(monitor):
     assert messages() == []
 
 
-def test_a_reward_function_has_a_name(compose_fast):
+def test_reward_functions_are_described(compose_fast):
     config, _ = compose_fast("algo=gsd", "task=arithmetic", "hardware=cpu")
-    assert function_of(config) == "compute_score of pkg://verl_gsd.tasks.arithmetic"
+    assert describe_reward_function(config) == "compute_score of pkg://verl_gsd.tasks.arithmetic"
     config.reward.custom_reward_function.path = None
-    assert "verl" in function_of(config)
+    assert "verl" in describe_reward_function(config)
     config.reward.reward_model.enable, config.reward.reward_model.model_path = True, "me/judge"
-    assert "me/judge" in function_of(config)
+    assert "me/judge" in describe_reward_function(config)

@@ -61,7 +61,7 @@ class Noting(Extension):
         return replace(group, rewards=group.rewards + 1)
 
     def stage_inputs(self, members, left):
-        return {self._name: [None if of is None else of.place for of in members]}
+        return {self._name: [None if member is None else member.response_index for member in members]}
 
     def record(self, group):
         return {f"{self._name}_counted": float(self.counted)}

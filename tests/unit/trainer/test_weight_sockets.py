@@ -1,4 +1,4 @@
-"""Each run's weights travel through a folder of its own, which no other user can enter and which does not stay."""
+"""Each run sends its weights through its own folder. No other user can enter it, and it is removed after the run."""
 
 import os
 import socket
@@ -21,7 +21,7 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become ano
 
 @pytest.fixture
 def prefix(monkeypatch):
-    """Where folders begin, short and with /tmp's mode, so that no run on this machine is touched."""
+    """The prefix of all folders, at a short path with /tmp's mode, so that runs on this machine are not affected."""
     with tempfile.TemporaryDirectory(prefix="gsd_", dir="/tmp") as folder:
         Path(folder).chmod(0o1777)
         monkeypatch.setattr(private_folders, "_PREFIX", f"{folder}/")
@@ -45,7 +45,7 @@ sys.stdin.read()
 
 
 def holder(prefix, node):
-    """(process of a run, the socket's path): the process holds the folder until it is killed."""
+    """(process of a run, path of the socket). The process holds the folder until it is killed."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLDER, prefix, HANDLE, node], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -59,7 +59,7 @@ def end(process):
     process.stdout.close()
 
 
-def test_the_folder_is_for_this_user_alone_and_verls_name_stays(prefix):
+def test_only_this_user_can_enter_the_folder_and_the_socket_keeps_verls_name(prefix):
     handle = weight_sockets.private_handle(HANDLE, "ab" * 28)
     path = Path(handle.removeprefix("ipc://"))
     assert path.name == Path(HANDLE).name and path.parent == Path(f"{prefix}{'ab' * 8}")
@@ -67,7 +67,7 @@ def test_the_folder_is_for_this_user_alone_and_verls_name_stays(prefix):
     assert stat.S_IMODE(status.st_mode) == 0o700 and status.st_uid == os.geteuid()
 
 
-def test_a_socket_of_any_replica_can_be_bound():
+def test_the_longest_socket_path_can_be_bound():
     """Linux allows 107 characters."""
     path = f"{private_folders._PREFIX}weights_{'ab' * 8}/rl-colocate-zmq-ffffffff-replica-9999-rank-99.sock"
     with socket.socket(socket.AF_UNIX) as bound, pytest.raises(FileNotFoundError):  # not "AF_UNIX path too long"
@@ -104,7 +104,7 @@ def of_another_user(folder):
         pytest.param(of_another_user, f"user id {NOBODY}", marks=as_root),
     ],
 )
-def test_a_folder_that_is_not_private_is_rejected_and_left_alone(prefix, make, reason):
+def test_a_folder_that_is_not_private_is_rejected_and_not_changed(prefix, make, reason):
     folder = Path(f"{prefix}{'ab' * 8}")
     make(folder)
     before = folders(prefix)
@@ -122,8 +122,8 @@ def test_cleaning_removes_only_this_users_own_folders(prefix, make):
 
 
 @as_root
-def test_another_user_can_neither_bind_nor_connect_there(prefix):
-    """verl's receiver unpickles what the other end sends."""
+def test_another_user_can_neither_bind_nor_connect_in_the_folder(prefix):
+    """verl's receiver unpickles what the sender sends."""
     path = weight_sockets.private_handle(HANDLE, "ab" * 28).removeprefix("ipc://")
     for command in (f"echo > {path}", f"cat {path}", f"mv {Path(path).parent} {prefix}other"):
         done = subprocess.run(["sh", "-c", command], user=NOBODY, group=NOBODY, extra_groups=[], capture_output=True)
@@ -131,7 +131,7 @@ def test_another_user_can_neither_bind_nor_connect_there(prefix):
     assert folders(prefix) == [Path(path).parent.name] and not Path(path).exists()
 
 
-def test_sender_and_receiver_make_the_folder_whichever_comes_first_while_others_clean_up(prefix):
+def test_sender_and_receiver_create_the_folder_in_any_order_while_others_clean_up(prefix):
     holders = [
         subprocess.Popen(
             [sys.executable, "-c", HOLDER, prefix, HANDLE, "ab"],
@@ -152,7 +152,7 @@ def test_sender_and_receiver_make_the_folder_whichever_comes_first_while_others_
         end(process)
 
 
-def test_a_folder_that_is_removed_before_it_is_locked_is_made_again(prefix, monkeypatch):
+def test_a_folder_that_is_removed_before_it_is_locked_is_created_again(prefix, monkeypatch):
     real = private_folders.fcntl.flock
     removed = []
 
@@ -167,8 +167,8 @@ def test_a_folder_that_is_removed_before_it_is_locked_is_made_again(prefix, monk
     assert removed and removed[0].is_dir()
 
 
-def test_a_folder_that_is_made_again_before_it_is_locked_is_not_removed(prefix, monkeypatch):
-    """Another command removes an unused folder, and a run makes it again, while this one is about to remove it."""
+def test_a_folder_that_is_created_again_before_it_is_locked_is_not_removed(prefix, monkeypatch):
+    """Another command removes an unused folder and a run creates it again, just before this command removes it."""
     folder = Path(f"{prefix}weights_{'a' * 16}")
     folder.mkdir(mode=0o700)
     opened = os.open
@@ -185,7 +185,7 @@ def test_a_folder_that_is_made_again_before_it_is_locked_is_not_removed(prefix, 
     assert folder.is_dir()
 
 
-def test_a_killed_runs_folder_is_removed_when_the_next_run_starts_and_a_living_ones_is_not(prefix):
+def test_the_next_run_removes_the_folder_of_a_killed_run_but_not_of_a_running_one(prefix):
     killed, path = holder(prefix, "aa")
     living, _ = holder(prefix, "bb")
     Path(path.removeprefix("ipc://")).touch()  # a socket that was never removed
@@ -225,7 +225,7 @@ def test_a_launchers_folder_is_removed_at_its_end_or_at_the_next_start(prefix):
 
 
 def test_only_folders_of_runs_are_removed(prefix):
-    """A user's folders may have names that begin alike."""
+    """Folders of a user may have names with the same prefix."""
     others = [Path(f"{prefix.removesuffix('weights_')}{name}") for name in ("x7f_2a", "runs", "weights")]
     for path in others:
         path.mkdir(mode=0o700)

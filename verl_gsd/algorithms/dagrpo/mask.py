@@ -54,10 +54,10 @@ class Dagrpo(Extension):
         for number, row in enumerate(members):
             if row is None:
                 continue
-            if row.place is None:
+            if row.response_index is None:
                 demonstration[number] = True
             elif row.group.scores is not None:
-                score[number] = row.group.scores[row.place]
+                score[number] = row.group.scores[row.response_index]
                 failed[number] = math.isnan(score[number])
         self._uids = {row.group.uid for row in members if row is not None}
         columns = {"judge_score": score, "judge_failed": failed, "demonstration": demonstration}

@@ -174,7 +174,7 @@ class Hadw(Extension):
         groups = [group for group in groups if len(group.rewards)]
         if self.settings.preset == "off" or not groups:
             return []
-        asked = [group.asked for group in groups if group.asked is not None]
+        asked = [group.rollouts_requested for group in groups if group.rollouts_requested is not None]
         if asked:
             size = round(math.fsum(asked) / len(asked))
             return [(group.data_source, size * self._accuracy(group), size) for group in groups]

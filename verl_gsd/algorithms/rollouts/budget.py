@@ -58,7 +58,7 @@ class Budget(Extension):
         self._metrics = self._figures(correct, total, sizes)
 
     def on_group_left(self, group: Group, fate: Fate) -> Group:
-        return replace(group, asked=self._asked[group.uid])
+        return replace(group, rollouts_requested=self._asked[group.uid])
 
     def stage_inputs(self, members: Sequence[Member | None], left: Sequence[Group]) -> dict[str, torch.Tensor]:
         """``rollouts``, asked for of each row's prompt; 0 in rows of no group."""

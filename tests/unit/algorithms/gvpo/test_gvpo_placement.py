@@ -11,7 +11,7 @@ from verl_gsd.algorithms.gvpo import rows as gvpo_rows
 from verl_gsd.algorithms.gvpo.placement import Placement
 from verl_gsd.extension import UnplacedRows
 from verl_gsd.trainer.batching import PADDING, mini_batch_of
-from verl_gsd.trainer.metrics import own_names
+from verl_gsd.trainer.metrics import strip_actor_prefix
 
 WORDS = ("algo=gvpo", "task=arithmetic", "hardware=cpu", "data.train_batch_size=8", "actor_rollout_ref.rollout.n=4")
 STATIC = ("actor_rollout_ref.actor.use_dynamic_bsz=false", "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=8")
@@ -213,6 +213,6 @@ def test_slices_are_such_that_verls_fixed_micro_batches_leave_no_rest(update, wo
 
 def test_figures_of_the_workers_are_named_as_ours():
     told = {"actor/gvpo/mse": 1.0, "actor/grad_norm": 2.0, "gvpo/route_whole": 0.0}
-    found = own_names(told, ["hadw", "gvpo"])
+    found = strip_actor_prefix(told, ["hadw", "gvpo"])
     assert found == {"gvpo/mse": 1.0, "actor/grad_norm": 2.0, "gvpo/route_whole": 0.0}
-    assert own_names(told, ["hadw"]) == told, "of an extension that takes no part"
+    assert strip_actor_prefix(told, ["hadw"]) == told, "of an extension that takes no part"

@@ -357,7 +357,7 @@ def test_under_a_budget_every_prompt_counts_as_much():
     equal.end_step([group(2), group(6), group(8)])
     sizes = {2: 4, 6: 16, 8: 4}  # of the same accuracies 1/4, 3/4 and 1
     metrics = budgeted.end_step(
-        [replace(group(right * size // 8, size=size), asked=size) for right, size in sizes.items()]
+        [replace(group(right * size // 8, size=size), rollouts_requested=size) for right, size in sizes.items()]
     )
     assert budgeted.bank.overall.value == equal.bank.overall.value == pytest.approx(2 / 3)
     assert metrics["hadw/accuracy"] == pytest.approx(2 / 3)

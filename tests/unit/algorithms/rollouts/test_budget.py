@@ -158,7 +158,7 @@ def test_a_group_is_known_by_what_was_asked_for_whatever_came_of_it():
     budget = Budget({}, services(4, PromptStore()))
     planned(budget, [("math", 1), ("math", 2)])
     group = Group("uid0", "math", 1, np.zeros(3), np.zeros(3), np.ones(3, np.int64))  # one of 4 failed
-    assert budget.on_group_left(group, "trained").asked == 4
+    assert budget.on_group_left(group, "trained").rollouts_requested == 4
     members = [Member(group, 0), None, Member(group, 2)]
     assert budget.stage_inputs(members, [group])["rollouts"].tolist() == [4, 0, 4]
     assert budget.record(group) == budget.record(group) == {"asked": 4}

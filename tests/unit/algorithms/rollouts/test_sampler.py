@@ -19,7 +19,7 @@ from verl_gsd.errors import ConfigError
 from verl_gsd.planning.visits import chances, draw, effective_number, expected_disagreement
 from verl_gsd.prompts import PromptStore
 from verl_gsd.run.dataset import PromptKeys
-from verl_gsd.trainer.data_loader import drop_position_of_another_sampler, loader_with
+from verl_gsd.trainer.data_loader import discard_foreign_sampler_state, replace_sampler
 
 shares = st.floats(0, 1)
 
@@ -130,7 +130,7 @@ class Run:
             step=lambda: self.step,
         )
         stock = StatefulDataLoader(list(range(n_prompts)), batch_size=self.batch_size, drop_last=True, collate_fn=list)
-        self.loader = loader_with(stock, self.sampler)
+        self.loader = replace_sampler(stock, self.sampler)
         self.iterator = None
 
     def fetch(self):
@@ -163,7 +163,7 @@ class Run:
         self.step = saved[0]
         self.store.load_state_dict(saved[1])
         self.loader.load_state_dict(torch.load(io.BytesIO(saved[2]), weights_only=False))
-        drop_position_of_another_sampler(self.loader)
+        discard_foreign_sampler_state(self.loader)
         return self
 
 
@@ -240,13 +240,13 @@ def test_a_run_may_change_its_sampler_on_resume(workers, caplog):
     next(batches)
     ours = Run()
     ours.loader.load_state_dict(stock.state_dict())
-    drop_position_of_another_sampler(ours.loader)
+    discard_foreign_sampler_state(ours.loader)
     assert "checkpoint" in caplog.text
     assert ours.steps(2) == Run().steps(2)
 
     back = stock_loader()
     back.load_state_dict(ours.loader.state_dict())
-    drop_position_of_another_sampler(back)
+    discard_foreign_sampler_state(back)
     assert len(next(iter(back))) == 8
 
 
@@ -259,7 +259,7 @@ def test_verls_own_samplers_keep_their_place(sampler):
     rest = [batch.tolist() for batch in batches]
     again = stock_loader(sampler)
     again.load_state_dict(state)
-    drop_position_of_another_sampler(again)
+    discard_foreign_sampler_state(again)
     assert [batch.tolist() for batch in again] == rest
 
 
