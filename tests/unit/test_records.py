@@ -11,7 +11,7 @@ from places import ROOT
 
 from verl_gsd.groups import Group
 from verl_gsd.prompts import PromptStore
-from verl_gsd.records import Left, describe, read_records, schema, write_step
+from verl_gsd.records import LeftGroup, read_records, schema, step_records, write_step
 from verl_gsd.trainer.metrics import group_metrics, with_prediction
 
 
@@ -22,7 +22,7 @@ def group(rewards, accuracies=None, index=7, source="math"):
 
 
 def rows(*left, step=1, attempt=1, alpha=1.0):
-    return describe([Left(*entry) for entry in left], step=step, attempt=attempt, alpha=alpha)
+    return step_records([LeftGroup(*entry) for entry in left], step=step, attempt=attempt, alpha=alpha)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0, 2.0, 3.0])
@@ -92,7 +92,7 @@ def write(run, step, attempt, index=0):
 def test_a_column_of_an_extension_that_the_schema_does_not_know_is_kept(tmp_path):
     group = Group("u", "math", 1, np.array([1.0, 0]), np.array([1.0, 0]), np.array([2, 2]))
     for step, further in ((1, {}), (2, {"tally_seen": 4.0}), (3, {"tally_seen": None, "hadw_anchor": 0.5})):
-        table = describe([Left(group, "trained", further)], step=step, attempt=1, alpha=1.0)
+        table = step_records([LeftGroup(group, "trained", further)], step=step, attempt=1, alpha=1.0)
         write_step(tmp_path, table, step=step, attempt=1)
     found = read_records(tmp_path)
     assert found["tally_seen"].to_pylist() == [None, 4.0, None]

@@ -14,7 +14,7 @@ import pyarrow as pa
 import yaml
 
 from verl_gsd.extension import declarations
-from verl_gsd.records import read_records, steps_missing
+from verl_gsd.records import missing_steps, read_records
 from verl_gsd.rundir import MetricsReader, RunDirectory
 
 #: Columns of equal length by name, a row a step.
@@ -68,7 +68,7 @@ def read_run(path: Path, name: str) -> Run:
     figures = [figure for declared in declarations() for figure in declared.step_figures]
     unread = _UNREAD - {name for figure in figures for name in (figure.column, figure.over)}
     records = read_records(path, leave_out=unread, on_damaged=skipped.append)
-    if missing := steps_missing(path):
+    if missing := missing_steps(path):
         skipped.append(f"{RunDirectory(path).path / 'records'}: no file of step {', '.join(map(str, missing))}")
     attempts = RunDirectory(path).attempts()
     metrics = _read_metrics(RunDirectory(path), attempts, skipped)

@@ -20,7 +20,7 @@ def with_prediction(table: pa.Table, prompts: PromptStore, step: int, prior: tup
     """One step's records with their column ``silent_predicted``.
 
     Args:
-        table: of ``records.describe``.
+        table: of ``records.step_records``.
         prompts: what earlier steps knew of the prompts; not yet told of this one.
         step: the trainer step of the records.
         prior: Beta(a, b) of a solve rate before a prompt's first visit.

@@ -9,11 +9,11 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from report_runs import HOSTILE, config, described, everything, group, metrics, records
+from report_runs import HOSTILE, config, everything, group, metrics, predicted_records, records
 from typer.testing import CliRunner
 
 from verl_gsd.cli.main import app
-from verl_gsd.records import FATES, Left
+from verl_gsd.records import FATES, LeftGroup
 from verl_gsd.report.build import read_runs, require_content, sections_of
 from verl_gsd.report.figures import by_accuracy, sigma_cells, thinned
 from verl_gsd.report.reading import Run, names_of, read_run
@@ -119,8 +119,10 @@ def tables(draw):
                     },
                 )
             )
-            left = Left(group(rewards, demonstrations=draw(st.integers(0, 1))), draw(st.sampled_from(FATES)), further)
-            rows.append(described([left], step=step, attempt=1, alpha=draw(st.sampled_from([0.0, 1.0]))))
+            left = LeftGroup(
+                group(rewards, demonstrations=draw(st.integers(0, 1))), draw(st.sampled_from(FATES)), further
+            )
+            rows.append(predicted_records([left], step=step, attempt=1, alpha=draw(st.sampled_from([0.0, 1.0]))))
     return pa.concat_tables(rows)
 
 

@@ -12,7 +12,7 @@ from report_runs import config, everything, group, metrics, records
 from typer.testing import CliRunner
 
 from verl_gsd import extension
-from verl_gsd.base_names import TAKEN
+from verl_gsd.base_names import BASE_NAMES
 from verl_gsd.cli.main import app
 from verl_gsd.extension import (
     Declaration,
@@ -24,7 +24,7 @@ from verl_gsd.extension import (
     declarations,
     register,
 )
-from verl_gsd.records import Left, describe, read_records, schema
+from verl_gsd.records import LeftGroup, read_records, schema, step_records
 from verl_gsd.report.build import read_runs, sections_of
 from verl_gsd.report.findings import Finding, findings
 from verl_gsd.report.findings.finding import now
@@ -135,18 +135,18 @@ def test_a_declared_column_has_its_type_and_is_null_where_nothing_was_returned(t
 def test_a_value_of_another_type_names_extension_and_column(tally, name, value, what):
     tally()
     with pytest.raises(ValueError, match=rf"'tally': record column {name} .*{what}"):
-        describe([Left(group(MIXED), "trained", {name: value})], step=1, attempt=1, alpha=1.0)
+        step_records([LeftGroup(group(MIXED), "trained", {name: value})], step=1, attempt=1, alpha=1.0)
 
 
 def test_a_column_that_nobody_declares_takes_numbers():
     with pytest.raises(ValueError, match=r"record column tally_label .*'?a'?.* Declare"):
-        describe([Left(group(MIXED), "trained", {"tally_label": "a"})], step=1, attempt=1, alpha=1.0)
+        step_records([LeftGroup(group(MIXED), "trained", {"tally_label": "a"})], step=1, attempt=1, alpha=1.0)
 
 
 @pytest.mark.parametrize("name", ["size", "silent_predicted"])
 def test_a_returned_column_that_every_run_has_is_an_error_and_does_not_vanish(name):
     with pytest.raises(ValueError, match=rf"record column {name}: .*Rename"):
-        describe([Left(group(MIXED), "trained", {name: 1.0})], step=1, attempt=1, alpha=1.0)
+        step_records([LeftGroup(group(MIXED), "trained", {name: 1.0})], step=1, attempt=1, alpha=1.0)
 
 
 def test_records_from_before_a_column_was_declared_have_its_type(tally, tmp_path):
@@ -273,8 +273,11 @@ def test_a_remedy_is_shown_where_the_extension_takes_no_part(tmp_path, keys, is_
 
 def test_a_histogram_is_of_a_declared_column(tally):
     tally(histograms={"tally_seen": "tally_seen", "tally_is_new": "tally_is_new"})
-    left = [Left(group(MIXED), "trained", {"tally_seen": 3, "tally_is_new": True}), Left(group(WRONG), "failed")]
-    table = describe(left, step=1, attempt=1, alpha=1.0)
+    left = [
+        LeftGroup(group(MIXED), "trained", {"tally_seen": 3, "tally_is_new": True}),
+        LeftGroup(group(WRONG), "failed"),
+    ]
+    table = step_records(left, step=1, attempt=1, alpha=1.0)
     shown = values_shown(table, [entry.group for entry in left])
     assert (shown["tally_seen"].tolist(), shown["tally_is_new"].tolist()) == ([3.0], [1.0])
     assert shown["tally_seen"].dtype == shown["tally_is_new"].dtype == np.float64
@@ -289,11 +292,11 @@ def test_names_that_are_taken_are_those_that_the_package_uses(tmp_path):
     read = read_run(run, "run")
     declared = declarations()
     figures = {figure.name for of in declared for figure in of.step_figures}
-    assert set(by_step(read)) - figures == set(TAKEN["figure per step"])
+    assert set(by_step(read)) - figures == set(BASE_NAMES["figure per step"])
     sections = {of.report.name for of in declared if of.report is not None}
     shown = {section.name for section in sections_of([read])} - sections
-    assert shown == set(TAKEN["report section"]) - {"waiting", "error"}
-    scored = Left(replace(group(MIXED), scores=np.ones(4)), "trained")
-    histograms = values_shown(describe([scored], step=1, attempt=1, alpha=1.0), [scored.group])
-    assert set(histograms) == set(TAKEN["histogram"])
-    assert [field.name for field in schema()][: len(TAKEN["record column"])] == list(TAKEN["record column"])
+    assert shown == set(BASE_NAMES["report section"]) - {"waiting", "error"}
+    scored = LeftGroup(replace(group(MIXED), scores=np.ones(4)), "trained")
+    histograms = values_shown(step_records([scored], step=1, attempt=1, alpha=1.0), [scored.group])
+    assert set(histograms) == set(BASE_NAMES["histogram"])
+    assert [field.name for field in schema()][: len(BASE_NAMES["record column"])] == list(BASE_NAMES["record column"])
