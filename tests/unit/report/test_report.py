@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 
 from verl_gsd.cli.main import app
 from verl_gsd.records import FATES, LeftGroup
-from verl_gsd.report.build import read_runs, require_content, sections_of
-from verl_gsd.report.figures import by_accuracy, sigma_cells, thinned
-from verl_gsd.report.reading import Run, names_of, read_run
-from verl_gsd.report.steps import USES, by_step
+from verl_gsd.report.build import build_sections, check_not_empty, read_runs
+from verl_gsd.report.chart_data import accuracy_bins, averaged_in_spans, sigma_cells
+from verl_gsd.report.reading import RunData, read_run, unique_names
+from verl_gsd.report.steps import USES, step_table
 
 MIXED, WRONG, RIGHT = [0, 1, 1, 1], [0, 0, 0, 0], [1, 1, 1, 1]
 
@@ -31,9 +31,9 @@ def report(*words):
 
 def test_runs_are_named_by_their_folder_and_longer_where_that_is_not_enough(tmp_path):
     paths = [tmp_path / name for name in ("a/run", "b/run", "b/other")]
-    assert names_of(paths) == ["a/run", "b/run", "other"]
+    assert unique_names(paths) == ["a/run", "b/run", "other"]
     with pytest.raises(ValueError, match=r"/a: "):
-        names_of([tmp_path / "a", tmp_path / "b" / ".." / "a"])
+        unique_names([tmp_path / "a", tmp_path / "b" / ".." / "a"])
 
 
 def test_what_a_resume_undid_is_in_neither_records_nor_metrics(tmp_path):
@@ -45,7 +45,7 @@ def test_what_a_resume_undid_is_in_neither_records_nor_metrics(tmp_path):
     metrics(tmp_path, [(step, {"actor/entropy": 1.0}) for step in (1, 2, 3, 4, 5)])
     metrics(tmp_path, [(2, validation), (3, {"actor/entropy": 2.0}), (4, {"actor/entropy": 2.0})], attempt=2)
     run = read_run(tmp_path, "run")
-    table = by_step(run)
+    table = step_table(run)
     assert run.attempts == 2
     assert table["step"].tolist() == [1, 2, 3, 4], "step 5 was made by weights that were given up"
     assert table["actor/entropy"].tolist() == [1, 1, 2, 2]
@@ -180,7 +180,7 @@ def mean(values):
 @settings(max_examples=30)
 @given(tables())
 def test_steps_are_counted_as_a_loop_counts_them(table):
-    found = by_step(Run("run", table, {"step": np.zeros(0, np.int64)}, {}, 1, ()))
+    found = step_table(RunData("run", table, {"step": np.zeros(0, np.int64)}, {}, 1, ()))
     slowly = by_step_slowly(table)
     assert found["step"].tolist() == list(slowly)
     for row, of_step in enumerate(slowly.values()):
@@ -194,7 +194,7 @@ def test_steps_are_counted_as_a_loop_counts_them(table):
 def test_thinned_lines_are_short_and_keep_what_is_there(values, at_most):
     column = np.array([np.nan if value is None else value for value in values])
     table = {"step": np.arange(1, len(values) + 1), "a": column}
-    thin = thinned(table, ["a", "absent"], at_most)
+    thin = averaged_in_spans(table, ["a", "absent"], at_most)
     known = column[~np.isnan(column)]
     assert len(thin["a"]) <= at_most and np.isnan(thin["absent"]).all()
     assert not np.isnan(thin["a"]).any()
@@ -226,7 +226,7 @@ def test_sigma_cells_share_out_each_span_of_steps(table):
 
 def test_gradient_mass_by_accuracy(tmp_path):
     records(tmp_path, 1, (MIXED, "trained"), ([0, 0, 0, 1], "trained"), ([1, 1, 0, 0], "surplus"), (RIGHT, "trained"))
-    found = by_accuracy(read_run(tmp_path, "run").records)
+    found = accuracy_bins(read_run(tmp_path, "run").records)
     sigma = math.sqrt(3) / 4
     groups = {low: share for low, share in zip(found["low"].tolist(), found["groups"].tolist(), strict=True) if share}
     assert groups == pytest.approx({0.2: 1 / 3, 0.7: 1 / 3, 0.9: 1 / 3}), "1 is in the last bin, surplus in none"
@@ -236,7 +236,7 @@ def test_gradient_mass_by_accuracy(tmp_path):
 
 def test_bins_of_accuracy_are_not_shifted_by_rounding(tmp_path):
     records(tmp_path, 1, *(([1.0] * right + [0.0] * (10 - right), "trained") for right in range(1, 10)))
-    assert by_accuracy(read_run(tmp_path, "run").records)["groups"].tolist() == pytest.approx([0] + [1 / 9] * 9)
+    assert accuracy_bins(read_run(tmp_path, "run").records)["groups"].tolist() == pytest.approx([0] + [1 / 9] * 9)
 
 
 # What a user gets
@@ -251,7 +251,7 @@ def test_a_page_has_all_of_what_a_run_has(tmp_path):
     result = report(run)
     assert result.exit_code == 0, result.output
     assert str(run / "report.html") in result.output
-    sections = sections_of(read_runs([run]))
+    sections = build_sections(read_runs([run]))
     assert names(sections) == [
         *("words", "runs", "accuracy", "sigma", "silence", "difficulty", "waste"),
         *("policy", "hadw", "dagrpo", "gvpo", "allotment"),
@@ -267,14 +267,14 @@ def test_a_page_has_all_of_what_a_run_has(tmp_path):
 
 def test_a_section_is_there_only_where_there_is_something_to_show(tmp_path):
     records(tmp_path, 1, (MIXED, "trained"), (WRONG, "trained"), alpha=None)
-    sections = sections_of(read_runs([tmp_path]))
+    sections = build_sections(read_runs([tmp_path]))
     assert names(sections) == ["words", "runs", "accuracy", "sigma", "silence", "waste", "policy"]
 
 
 def test_a_stock_trainers_run_has_metrics_alone(tmp_path):
     metrics(tmp_path, [(step, {"actor/entropy": 1.0, "critic/score/mean": 0.5}) for step in (1, 2, 3)])
     assert report(tmp_path, "--png", tmp_path / "png").exit_code == 0
-    sections = {section.name: section for section in sections_of(read_runs([tmp_path]))}
+    sections = {section.name: section for section in build_sections(read_runs([tmp_path]))}
     assert list(sections) == ["words", "runs", "accuracy", "policy"]
     assert [panel.title for panel in sections["accuracy"].panels] == ["Mean score of the batch"]
     drawn = {f"{panel.name}.png" for section in sections.values() for panel in section.panels}
@@ -292,7 +292,7 @@ def test_runs_are_drawn_together_in_the_colour_that_each_has_everywhere_and_text
     assert HOSTILE.split("=")[0] not in written and "<img src=x" not in written
     assert "&lt;img src=x" in written, "text that others wrote is shown as text"
     seen = set()
-    for section in sections_of(read_runs(runs)):
+    for section in build_sections(read_runs(runs)):
         for panel in section.panels:
             colour = panel.chart.to_dict()["encoding"]["color"]
             if colour["field"] == "run":
@@ -304,7 +304,7 @@ def test_long_runs_are_thinned_before_they_are_drawn(tmp_path):
     metrics(tmp_path, [(step, {"actor/entropy": 1.0}) for step in range(1, 1001)])
     for step in range(1, 151):
         records(tmp_path, step, (MIXED, "trained"), (WRONG, "trained"))
-    for section in sections_of(read_runs([tmp_path])):
+    for section in build_sections(read_runs([tmp_path])):
         for panel in section.panels:
             assert len(panel.chart.to_dict()["data"]["values"]) <= 600, panel.name
 
@@ -341,7 +341,7 @@ def test_a_run_of_which_nothing_can_be_read_says_what_is_there(tmp_path):
     path = records(tmp_path, 1, (MIXED, "trained"))
     path.write_bytes(b"PAR1")
     with pytest.raises(ValueError, match=r"step_000001\.parquet"):
-        require_content(read_runs([tmp_path]))
+        check_not_empty(read_runs([tmp_path]))
 
 
 def test_a_run_of_one_step_with_nothing_but_failures(tmp_path):

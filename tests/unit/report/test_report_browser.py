@@ -13,7 +13,7 @@ from report_runs import HOSTILE, everything, metrics, records
 
 from verl_gsd.charts import write_page
 from verl_gsd.report import watch
-from verl_gsd.report.build import read_runs, sections_of, title_of
+from verl_gsd.report.build import build_sections, page_title, read_runs
 
 SIZES = {"desk": (1280, 900), "phone": (390, 844)}
 DRAWN = "performance.getEntriesByName('drawn').length > 0"
@@ -72,8 +72,8 @@ def written(tmp_path_factory):
     def write(scenario):
         folder = tmp_path_factory.mktemp("runs")
         read = read_runs(scenario(folder))
-        sections = sections_of(read)
-        write_page(folder / "page.html", title_of(read), sections)
+        sections = build_sections(read)
+        write_page(folder / "page.html", page_title(read), sections)
         return (folder / "page.html").as_uri(), sections
 
     return write
@@ -132,7 +132,7 @@ def test_runs_are_drawn_together_and_text_that_others_wrote_is_shown_and_does_no
 def test_a_served_page_shows_a_step_that_was_made_since(browser, tmp_path, monkeypatch):
     monkeypatch.setattr(watch, "REFRESH", 1)
     metrics(tmp_path, [(1, {"actor/entropy": 0.5})])
-    with ThreadingHTTPServer(("127.0.0.1", 0), watch.handler(watch.Pages([tmp_path]))) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), watch.request_handler(watch.PageCache([tmp_path]))) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:

@@ -8,11 +8,8 @@ from verl_gsd.algorithms.gvpo import findings as gvpo
 from verl_gsd.algorithms.hadw import findings as hadw
 from verl_gsd.algorithms.rollouts import findings as rollouts
 from verl_gsd.extension import declarations, load
-from verl_gsd.report.findings import LIMITS, findings
-from verl_gsd.report.findings import of_groups as groups
-from verl_gsd.report.findings import of_policy as policy
-from verl_gsd.report.findings import of_rewards as rewards
-from verl_gsd.report.findings.finding import now, scaled
+from verl_gsd.report.findings import THRESHOLDS, collect_findings, groups, policy, rewards
+from verl_gsd.report.findings.finding import recent_mean, scaled
 
 STEPS = 30
 
@@ -163,10 +160,10 @@ QUIET = [
 @pytest.mark.parametrize(("finder", "steps", "config", "written"), FIRES)
 def test_it_is_said_once_with_what_to_write(finder, steps, config, written):
     (finding,) = finder(steps, config)
-    assert any(written in line for line in finding.write), finding.write
+    assert any(written in line for line in finding.overrides), finding.overrides
     assert finding.title and finding.text
-    assert "nan" not in " ".join([finding.title, finding.text, *finding.write])
-    assert finding in findings(steps, config), "it is among those that a page shows"
+    assert "nan" not in " ".join([finding.title, finding.text, *finding.overrides])
+    assert finding in collect_findings(steps, config), "it is among those that a page shows"
 
 
 @pytest.mark.parametrize(("finder", "steps", "config"), QUIET)
@@ -177,27 +174,27 @@ def test_nothing_is_said(finder, steps, config):
 def test_lost_rewards_are_counted_over_the_whole_run_with_their_kinds():
     counts = {"reward__failures__raised": known_after(STEPS - 2, 3), "reward__failures__none": known_after(0, 0.5)}
     (finding,) = rewards.failing(table(lost_rewards=falling(0, 1.4), rollouts=9.3, **counts), {})
-    assert finding.title == "21 of 300 responses (7.0 %) lost their reward"
+    assert finding.title == "21 of 300 responses (7.0%) lost their reward"
     assert "none 15, raised 6" in finding.text and "too_slow" not in finding.text
 
 
 def test_of_a_run_without_anything_nothing_is_said():
-    assert findings({"step": np.zeros(0, np.int64)}, {}) == []
-    assert findings(table(), {}) == []
+    assert collect_findings({"step": np.zeros(0, np.int64)}, {}) == []
+    assert collect_findings(table(), {}) == []
 
 
 def test_every_finder_is_tested_both_ways():
-    from verl_gsd.report.findings.find import FINDERS
+    from verl_gsd.report.findings.collect import FINDERS
 
     of_extensions = [finder for of in declarations() if of.findings for finder in load(of.findings)]
     assert {case[0] for case in FIRES} == {case[0] for case in QUIET} == {*FINDERS, *of_extensions}
 
 
 def test_now_is_the_last_steps_that_have_a_value():
-    assert now(table(a=np.arange(STEPS)), "a") == np.arange(STEPS - STEPS // 3, STEPS).mean()
-    assert LIMITS.window > STEPS // 3
-    assert now(table(a=np.where(np.arange(STEPS) == 3, 7, np.nan)), "a") == 7
-    assert np.isnan(now(table(), "a"))
+    assert recent_mean(table(a=np.arange(STEPS)), "a") == np.arange(STEPS - STEPS // 3, STEPS).mean()
+    assert THRESHOLDS.window > STEPS // 3
+    assert recent_mean(table(a=np.where(np.arange(STEPS) == 3, 7, np.nan)), "a") == 7
+    assert np.isnan(recent_mean(table(), "a"))
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def test_it_serves_the_page_and_nothing_else(tmp_path):
     run = tmp_path / "run"
     records(run, 1, (MIXED, "trained"))
     (run / "secret.txt").write_text("secret")
-    with ThreadingHTTPServer(("127.0.0.1", 0), watch.handler(watch.Pages([run]))) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), watch.request_handler(watch.PageCache([run]))) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}/"
         status, first = get(url)
@@ -85,19 +85,19 @@ def test_a_page_is_made_again_only_when_a_file_has_changed(tmp_path, monkeypatch
     records(tmp_path, 1, (MIXED, "trained"))
     reads = []
     monkeypatch.setattr(watch, "read_runs", lambda runs, real=watch.read_runs: reads.append(runs) or real(runs))
-    pages = watch.Pages([tmp_path])
-    assert pages.current() == pages.current()
+    pages = watch.PageCache([tmp_path])
+    assert pages.page() == pages.page()
     assert len(reads) == 1
     records(tmp_path, 2, (MIXED, "trained"))
-    pages.current()
+    pages.page()
     assert len(reads) == 2
 
 
 def test_a_run_that_has_made_no_step_is_waited_for(tmp_path):
-    pages = watch.Pages([tmp_path])
-    assert b'id="waiting"' in pages.current()
+    pages = watch.PageCache([tmp_path])
+    assert b'id="waiting"' in pages.page()
     records(tmp_path, 1, (MIXED, "trained"))
-    assert b'id="waiting"' not in pages.current()
+    assert b'id="waiting"' not in pages.page()
 
 
 def test_a_port_that_is_taken_is_said(tmp_path):
