@@ -70,9 +70,9 @@ def silence(views: Views) -> Section | None:
 def difficulty(views: Views) -> Section | None:
     bins = {name: accuracy_bins(view.run.records) for name, view in views.items()}
     text = [
-        "The gain sigma^(2 - alpha) is the factor of a group's gradient. The gradient mass of a range of accuracy is "
-        "the share of the total gain that its groups have. The charts show groups that were trained on, by the "
-        "accuracy of the group."
+        "A group's gradient is multiplied by its gain sigma^(2 - alpha). The gradient mass of a range of accuracy is "
+        "the share of the total gain that its groups have. The charts show groups that were trained on, by their "
+        "accuracy."
     ]
     axis = "accuracy of the group, %"
     if len(bins) == 1:
