@@ -27,7 +27,7 @@ from verl_gsd.groups import Group, group_stats
 from verl_gsd.rundir import RunDirectory
 
 #: How a group left the replay buffer:
-#: trained: an update used it; filtered: evicted because all its rewards were equal; surplus: the batch was full;
+#: trained: an update used it; filtered: dynamic sampling evicted it; surplus: the batch was full;
 #: stale: it was too old; failed: none of its sessions returned a usable response.
 Fate = Literal["trained", "filtered", "surplus", "stale", "failed"]
 FATES: tuple[Fate, ...] = ("trained", "filtered", "surplus", "stale", "failed")

@@ -66,19 +66,19 @@ def many_seen(table, config):
 
 
 def raising(table, config):
-    """It yields one finding before it fails: half of what it found could mislead."""
+    """A finder that raises after one finding. That finding must not be shown, because it could mislead."""
     yield Finding("half", "")
     raise RuntimeError("no tally today")
 
 
 def wordy(table, config):
-    """It does not yield findings."""
+    """A finder that does not yield findings."""
     yield "something is wrong"
 
 
 @pytest.fixture(autouse=True)
 def registry(monkeypatch):
-    """Whatever a test registers is forgotten after it."""
+    """Undo what a test registers."""
     declarations()
     monkeypatch.setattr(extension, "_DECLARED", dict(extension._DECLARED))
     monkeypatch.setattr(extension, "_REJECTED", [])
@@ -101,9 +101,9 @@ def tally(monkeypatch):
 def write_run(run):
     """Two steps: in each one mixed group that was trained on, and one filtered."""
     for step in (1, 2):
-        told = {"tally_seen": 4 * step, "tally_is_new": True, "tally_label": "a"}
-        other = told | {"tally_seen": 0, "tally_is_new": False}
-        records(run, step, (MIXED, "trained", told), (WRONG, "filtered", other))
+        values = {"tally_seen": 4 * step, "tally_is_new": True, "tally_label": "a"}
+        others = values | {"tally_seen": 0, "tally_is_new": False}
+        records(run, step, (MIXED, "trained", values), (WRONG, "filtered", others))
     metrics(run, [(step, {"tally/logged": 3.0, "tally/flat": 0.0}) for step in (1, 2)])
     return run
 
@@ -113,8 +113,8 @@ def write_run(run):
 
 def test_a_declared_column_has_its_type_and_is_null_where_nothing_was_returned(tally, tmp_path):
     tally()
-    told = {"tally_seen": 3.0, "tally_is_new": np.bool_(True), "tally_label": "a"}
-    records(tmp_path, 1, (MIXED, "trained", told), (MIXED, "trained"))
+    values = {"tally_seen": 3.0, "tally_is_new": np.bool_(True), "tally_label": "a"}
+    records(tmp_path, 1, (MIXED, "trained", values), (MIXED, "trained"))
     found = read_records(tmp_path)
     assert found.schema.equals(schema()) and found.schema.names[-3:] == [column.name for column in COLUMNS]
     assert [found.schema.field(column.name).type for column in COLUMNS] == [pa.int32(), pa.bool_(), pa.string()]
@@ -139,7 +139,7 @@ def test_a_value_of_another_type_names_extension_and_column(tally, name, value, 
         step_records([LeftGroup(group(MIXED), "trained", {name: value})], step=1, attempt=1, alpha=1.0)
 
 
-def test_a_column_that_nobody_declares_takes_numbers():
+def test_an_undeclared_column_takes_numbers():
     with pytest.raises(ValueError, match=r"record column tally_label .*'?a'?.* Declare"):
         step_records([LeftGroup(group(MIXED), "trained", {"tally_label": "a"})], step=1, attempt=1, alpha=1.0)
 
@@ -226,15 +226,15 @@ def test_our_own_sections_come_first_and_then_those_of_others_by_their_order(tal
 
 
 @pytest.mark.parametrize(
-    ("finder", "said"), [(raising, "RuntimeError: no tally today"), (wordy, "TypeError: .*Finding")]
+    ("finder", "expected"), [(raising, "RuntimeError: no tally today"), (wordy, "TypeError: .*Finding")]
 )
-def test_a_finder_that_fails_is_named_and_costs_no_other_finding(tally, tmp_path, finder, said, caplog):
+def test_a_finder_that_fails_is_named_and_all_others_run(tally, tmp_path, finder, expected, caplog):
     tally(finder, many_seen)
     run = read_run(write_run(tmp_path), "run")
     failed, found = collect_findings(step_table(run), {})[-2:]
     assert "tally" in failed.title and finder.__name__ in failed.title
     assert found.title == "Tally has seen many groups"
-    assert re.search(said, failed.text)
+    assert re.search(expected, failed.text)
     assert "Traceback" in caplog.text
     assert "tally" in [section.name for section in build_sections([run])]
 
@@ -262,7 +262,7 @@ def silent_run(run, **keys):
         ({"algorithm__gsd__tally": {}}, False),
     ],
 )
-def test_a_remedy_is_shown_where_the_extension_takes_no_part(tmp_path, keys, is_shown):
+def test_a_remedy_is_shown_if_the_extension_takes_no_part(tmp_path, keys, is_shown):
     register(Declaration("tally", Extension, remedies={"all_wrong": "algo=tally  # counts them"}))
     run = read_run(silent_run(tmp_path, data__seed=1, **keys), "run")
     (finding,) = (of for of in collect_findings(step_table(run), run.config) if "silent" in of.title)
@@ -323,7 +323,7 @@ def test_a_histogram_is_of_a_declared_column(tally):
 # Names
 
 
-def test_names_that_are_taken_are_those_that_the_package_uses(tmp_path):
+def test_the_base_names_are_those_that_the_package_uses(tmp_path):
     run = everything(tmp_path / "run", steps=3)
     (tmp_path / "run" / "metrics" / "attempt_1.jsonl").write_text("")
     read = read_run(run, "run")
