@@ -26,7 +26,7 @@ import pyarrow as pa
 import typer
 
 from verl_gsd.records import schema, write_step
-from verl_gsd.report.build import read_runs, sections_of
+from verl_gsd.report.build import build_sections, read_runs
 
 SIZE = 8
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage")
@@ -133,7 +133,7 @@ def main(
             start = time.perf_counter()
             runs = read_runs([run])
             read.append(time.perf_counter() - start)
-            sections = sections_of(runs)
+            sections = build_sections(runs)
             counted.append(time.perf_counter() - start - read[-1])
             start = time.perf_counter()
             subprocess.run([Path(sys.executable).with_name("verl-gsd"), "report", run], check=True, capture_output=True)

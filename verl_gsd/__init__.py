@@ -1,6 +1,7 @@
-"""verl-gsd: group-relative reinforcement learning in verl, visible and right.
+"""verl-gsd: algorithms of group-relative reinforcement learning as a plugin for verl.
 
-Imports point downwards only; ``pyproject.toml`` has the layers, and which files import verl, Ray and vLLM.
+``pyproject.toml`` defines the layers of the package. A module imports only from its own layer or from lower ones.
+``pyproject.toml`` also lists the files that may import verl, Ray and vLLM.
 """
 
 from importlib.metadata import version

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
-from verl_gsd.base_names import RECORD_COLUMNS, TAKEN
+from verl_gsd.base_names import BASE_NAMES, RECORD_COLUMNS
 from verl_gsd.declaration import Conflict as Conflict
 from verl_gsd.declaration import Declaration as Declaration
 from verl_gsd.declaration import RecordColumn as RecordColumn
@@ -448,7 +448,7 @@ def _check_new(declaration: Declaration) -> None:
     if (other := _DECLARED.get(name)) is not None and other != declaration:
         raise ValueError(f"extension {name!r} is registered already, by {module_of(other)}. Rename one of the two.")
     for kind, names in _declared_names(declaration).items():
-        owner = dict.fromkeys(TAKEN[kind], "verl-gsd")
+        owner = dict.fromkeys(BASE_NAMES[kind], "verl-gsd")
         for of in _DECLARED.values():
             if of.name != name:
                 owner |= dict.fromkeys(_declared_names(of)[kind], f"extension {of.name!r}")
@@ -468,7 +468,7 @@ def _check_new(declaration: Declaration) -> None:
 
 
 def _declared_names(declaration: Declaration) -> dict[str, list[str]]:
-    """What is declared under names that nobody else may use, by kind of name (``base_names.TAKEN``)."""
+    """What is declared under names that nobody else may use, by kind of name (``base_names.BASE_NAMES``)."""
     return {
         "record column": [column.name for column in declaration.record_columns],
         "figure per step": [figure.name for figure in declaration.step_figures],

@@ -1,10 +1,10 @@
-"""What a run writes down: one Parquet file a step, a row a prompt group, with its fate.
+"""Records of prompt groups: one Parquet file per step, one row per group that left the replay buffer in the step.
 
     RUN/records/attempt_A/step_NNNNNN.parquet
 
-A file is whole or not there. An attempt that resumed at step S goes on with step S + 1: what an earlier attempt wrote
-from there on was undone with its weights, and ``read_records`` leaves it out. Groups still waiting when training ends
-are in no file.
+Files are written atomically: a file is complete or absent. An attempt that resumed from step S continues with step
+S + 1. Files of earlier attempts from that step on no longer count, because their weights were discarded, and
+``read_records`` leaves them out. Groups that still wait when training ends are in no file.
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ from verl_gsd.groups import Group, group_stats
 from verl_gsd.rundir import RunDirectory, merge_attempts
 from verl_gsd.writing import atomic_write
 
-#: How a group left the replay buffer: into an update; evicted because its rewards agreed; left over when the batch was
-#: full; too old; or with sessions that failed and none that could be used.
+#: How a group left the replay buffer:
+#: trained: an update used it; filtered: dynamic sampling evicted it; surplus: the batch was full;
+#: stale: it was too old; failed: none of its sessions returned a usable response.
 Fate = Literal["trained", "filtered", "surplus", "stale", "failed"]
 FATES: tuple[Fate, ...] = ("trained", "filtered", "surplus", "stale", "failed")
 
-#: Solve rates up to which a prompt counts as hard, and from which as easy.
+#: Prompts with a solve rate up to HARD count as hard, those with a rate of at least EASY as easy.
 HARD, EASY = 0.25, 0.75
 
 VERSION = 5
@@ -43,7 +44,7 @@ _STEP = re.compile(r"step_(\d+)\.parquet")
 
 
 def columns() -> list[RecordColumn]:
-    """All columns of a record: those of every run, then those that extensions declare, in the extensions' order."""
+    """All columns of the records: those of every run, then those that extensions declare, in the extensions' order."""
     return [*RECORD_COLUMNS, *(column for declared in declarations() for column in declared.record_columns)]
 
 
@@ -54,31 +55,31 @@ def schema() -> pa.Schema:
 
 
 @dataclass(frozen=True)
-class Left:
-    """A group that left the buffer.
+class LeftGroup:
+    """A group that left the replay buffer.
 
     Attributes:
-        further: record columns of extensions, by name.
+        extension_values: column -> value, for record columns of extensions.
     """
 
     group: Group
     fate: Fate
-    further: Mapping[str, RecordValue] = field(default_factory=dict)
+    extension_values: Mapping[str, RecordValue] = field(default_factory=dict)
 
 
-def describe(left: Sequence[Left], *, step: int, attempt: int, alpha: float | None) -> pa.Table:
-    """The records of one step, one row per group, in the order in which the groups left.
+def step_records(left: Sequence[LeftGroup], *, step: int, attempt: int, alpha: float | None) -> pa.Table:
+    """Return the records of one step, one row per group, in the order in which the groups left.
 
-    The table has the columns of ``schema``, and a float64 column for every further name that an extension returned.
-    ``silent_predicted`` is null: ``trainer.metrics.with_prediction`` fills it.
+    The table has the columns of ``schema``, and a float64 column for each undeclared column that an extension returned.
+    ``silent_predicted`` is null; ``trainer.metrics.with_prediction`` fills it.
 
     Args:
-        alpha: the dial's exponent, for the gain sigma^(2 - alpha) of arXiv 2607.00152; None where the estimator is no
-            operation on sigma, and the gain is null.
+        alpha: the dial's exponent, for the gain sigma^(2 - alpha) of arXiv 2607.00152. None if the estimator has no
+            such exponent; the gain is then null.
 
     Raises:
-        ValueError: a value does not fit its column (naming column and extension), or an extension returned a column
-            that every run has.
+        ValueError: a value does not fit its column (the message names the column and the extension), or an extension
+            returned a column that every run has.
     """
     groups = [entry.group for entry in left]
     sizes = np.array([len(group.rewards) for group in groups], dtype=np.int64)
@@ -87,12 +88,12 @@ def describe(left: Sequence[Left], *, step: int, attempt: int, alpha: float | No
     if sizes.sum():
         rewards = torch.from_numpy(np.concatenate([group.rewards for group in groups]))
         stats = group_stats(rewards, np.repeat(np.arange(len(groups)), sizes))
-        for figure, found in ((mean, stats.mean), (std, stats.std), (unanimous, stats.unanimous)):
-            figure[sizes > 0] = found.numpy()
-    accuracies = [_accuracies(group) for group in groups]
+        for values, values_of_nonempty in ((mean, stats.mean), (std, stats.std), (unanimous, stats.unanimous)):
+            values[sizes > 0] = values_of_nonempty.numpy()
+    accuracies = [_valid_accuracies(group) for group in groups]
     correct = np.array([values.sum() for values in accuracies])
     total = np.array([len(values) for values in accuracies])
-    # Unanimous without an accuracy: a reward above zero is what a verifier gives a right answer.
+    # Without accuracies, a reward above 0 counts as right.
     right = np.where(total > 0, 2 * correct > total, mean > 0)
     kind = np.where(unanimous, np.where(right, "all_right", "all_wrong"), "mixed")
     empty = sizes == 0
@@ -100,7 +101,7 @@ def describe(left: Sequence[Left], *, step: int, attempt: int, alpha: float | No
     mixed = ~empty & ~unanimous
     if alpha is not None:
         gain[mixed] = std[mixed] ** (2 - alpha)
-    of_groups = {
+    values_by_name = {
         "step": np.full(len(groups), step),
         "attempt": np.full(len(groups), attempt),
         "fate": [entry.fate for entry in left],
@@ -119,49 +120,65 @@ def describe(left: Sequence[Left], *, step: int, attempt: int, alpha: float | No
         "unverified": [group.unverified for group in groups],
         "failed_rewards": [group.failed_rewards for group in groups],
     }
-    arrays = {of.name: pa.array(of_groups[of.name]).cast(pa.type_for_alias(of.type)) for of in RECORD_COLUMNS}
-    table = pa.table(arrays | _of_extensions([entry.further for entry in left]))
+    arrays = {
+        column.name: pa.array(values_by_name[column.name]).cast(pa.type_for_alias(column.type))
+        for column in RECORD_COLUMNS
+    }
+    table = pa.table(arrays | _extension_arrays([entry.extension_values for entry in left]))
     return table.replace_schema_metadata(schema().metadata)
 
 
-def _of_extensions(further: Sequence[Mapping[str, RecordValue]]) -> dict[str, pa.Array]:
-    """The columns that extensions declare, then others that they returned, by name."""
-    declared = {column.name: (of.name, column.type) for of in declarations() for column in of.record_columns}
-    returned = sorted({name for values in further for name in values})
-    if own := [column.name for column in RECORD_COLUMNS if column.name in returned]:
-        raise ValueError(f"record column {own[0]}: every run has it, and an extension returned it. Rename its column.")
+def _extension_arrays(values_of_groups: Sequence[Mapping[str, RecordValue]]) -> dict[str, pa.Array]:
+    """Column -> array: the columns that extensions declare, then undeclared ones that they returned, sorted."""
+    declared = {
+        column.name: (declaration.name, column.type)
+        for declaration in declarations()
+        for column in declaration.record_columns
+    }
+    returned = sorted({name for values in values_of_groups for name in values})
+    if clashes := [column.name for column in RECORD_COLUMNS if column.name in returned]:
+        raise ValueError(
+            f"record column {clashes[0]}: an extension returned it, but every run has a column of this name. Rename "
+            "the extension's column."
+        )
     arrays = {}
     for name in dict.fromkeys([*declared, *returned]):
-        extension, kind = declared.get(name, (None, "float64"))
+        extension, type_name = declared.get(name, (None, "float64"))
         try:
-            arrays[name] = _typed([values.get(name) for values in further], pa.type_for_alias(kind))
+            arrays[name] = _typed_array([values.get(name) for values in values_of_groups], pa.type_for_alias(type_name))
         except (pa.ArrowException, OverflowError) as error:
             if extension is None:
-                raise ValueError(f"record column {name} takes numbers: {error}. Declare it with its type.") from error
+                raise ValueError(
+                    f"record column {name} is not declared and therefore takes numbers: {error}. Declare it with its "
+                    "type."
+                ) from error
             raise ValueError(
-                f"extension {extension!r}: record column {name} is declared as {kind}: {error}. Return such values, or "
-                "declare another type."
+                f"extension {extension!r}: record column {name} is declared as {type_name}: {error}. Return values of "
+                "this type, or declare another type."
             ) from error
     return arrays
 
 
-def _typed(values: Sequence[RecordValue], kind: pa.DataType) -> pa.Array:
-    array = pa.array(values, kind)  # rejects values of other kinds, but cuts 1.5 to 1
-    return pa.array(values).cast(kind) if pa.types.is_integer(kind) else array
+def _typed_array(values: Sequence[RecordValue], data_type: pa.DataType) -> pa.Array:
+    array = pa.array(values, data_type)  # rejects values of other kinds, but truncates 1.5 to 1
+    return pa.array(values).cast(data_type) if pa.types.is_integer(data_type) else array
 
 
-def _accuracies(group: Group) -> np.ndarray:
-    """Those of a group's responses that have one. None has where one lies outside [0, 1]: verl fills ``acc`` with the
-    reward where a verifier returns nothing else, and of rewards 1 and -1 the ones alone would look like all right."""
-    known = group.accuracies[~np.isnan(group.accuracies)]
-    return known if ((known >= 0) & (known <= 1)).all() else known[:0]
+def _valid_accuracies(group: Group) -> np.ndarray:
+    """Return the accuracies of the responses that have one; none if any lies outside [0, 1].
+
+    verl sets ``acc`` to the reward if the verifier returns nothing else. With rewards 1 and -1, only the 1s would count
+    as accuracies, and the group would look all right.
+    """
+    accuracies = group.accuracies[~np.isnan(group.accuracies)]
+    return accuracies if ((accuracies >= 0) & (accuracies <= 1)).all() else accuracies[:0]
 
 
 def write_step(run: Path, table: pa.Table, *, step: int, attempt: int) -> Path:
-    """Write one step's records below the run directory ``run``, whole or not at all; returns the file.
+    """Write one step's records below the run directory ``run``, atomically. Returns the path of the file.
 
     Raises:
-        OSError: there is no room, or no right to write.
+        OSError: the disk is full, or the folder is not writable.
     """
     path = RunDirectory(run).records(attempt) / f"step_{step:06d}.parquet"
     with atomic_write(path) as temporary:
@@ -176,23 +193,25 @@ def read_records(
     leave_out: Collection[str] = (),
     on_damaged: Callable[[str], None] | None = None,
 ) -> pa.Table:
-    """All records that count of a run, in order of step, crashed and resumed runs included; none before its first step.
+    """Read the records of a run, in order of step. Steps that a resumed attempt replaced are left out.
+
+    The table is empty if the run has no step yet. Runs that crashed can be read.
 
     Args:
-        columns: which to read; the fewer, the faster. By default all of ``schema`` and all others in the files.
+        columns: columns to read. Fewer columns are faster. Default: all of ``schema``, and all others in the files.
         leave_out: columns that are not read.
         on_damaged: called with a sentence about each file that cannot be read. The file is then left out.
 
     Raises:
-        FileNotFoundError: there is no such folder.
-        ValueError: a file is damaged or was written by a newer version, and there is no ``on_damaged``; the message
-            names it.
+        FileNotFoundError: the folder does not exist.
+        ValueError: a file is damaged or was written by a newer version, and there is no ``on_damaged``. The message
+            names the file.
     """
     run = Path(run)
     if not run.is_dir():
-        raise FileNotFoundError(f"{run}: no such run directory")
-    full = schema()
-    types = dict(zip(full.names, full.types, strict=True))
+        raise FileNotFoundError(f"{run}: no such folder. Use a run's folder (trainer.default_local_dir)")
+    current_schema = schema()
+    types = dict(zip(current_schema.names, current_schema.types, strict=True))
     tables = []
     for path in _current_files(run).values():
         try:
@@ -204,13 +223,13 @@ def read_records(
         else:
             tables.append(table)
             types = dict(zip(table.schema.names, table.schema.types, strict=True)) | types
-    # Columns that an older version or a run without the extension did not write are null.
-    table = pa.concat_tables([full.empty_table(), *tables], promote_options="default")
+    # A column that a file lacks is null: an older version wrote the file, or the extension took no part.
+    table = pa.concat_tables([current_schema.empty_table(), *tables], promote_options="default")
     return table.select([name for name in columns or table.schema.names if name not in leave_out])
 
 
-def steps_missing(run: Path | str) -> list[int]:
-    """Steps between the first and the last recorded that have no file; every step trains, and writes one."""
+def missing_steps(run: Path | str) -> list[int]:
+    """Return the steps without a file between the first and the last step that have one. Every step writes a file."""
     steps = _current_files(Path(run))
     return sorted(set(range(min(steps, default=0), max(steps, default=0))) - set(steps))
 
@@ -231,14 +250,17 @@ def _read(
         with pq.ParquetFile(path) as file:
             table = file.read([name for name in columns or file.schema_arrow.names if name not in leave_out])
     except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{path}: not readable as records: {error}") from error
+        raise ValueError(f"{path}: cannot be read as records: {error}") from error
     version = int((table.schema.metadata or {}).get(_VERSION_KEY.encode(), b"0"))
     if not 1 <= version <= VERSION:
-        raise ValueError(f"{path}: records of version {version}, this package reads up to {VERSION}; update it")
-    for place, (name, kind) in enumerate(zip(table.schema.names, table.schema.types, strict=True)):
-        if kind != (expected := types.get(name, kind)):  # its extension declared another type when it was written
+        raise ValueError(
+            f"{path}: its records have version {version}, and this package reads versions 1 to {VERSION}. Install the "
+            "version of verl-gsd that wrote them, or a newer one"
+        )
+    for position, (name, written) in enumerate(zip(table.schema.names, table.schema.types, strict=True)):
+        if written != (expected := types.get(name, written)):  # the extension declared another type at that time
             try:
-                table = table.set_column(place, name, table[name].cast(expected))
+                table = table.set_column(position, name, table[name].cast(expected))
             except pa.ArrowException as error:
-                raise ValueError(f"{path}: column {name} is {kind} and not {expected}: {error}") from error
+                raise ValueError(f"{path}: column {name} is {written} and not {expected}: {error}") from error
     return table

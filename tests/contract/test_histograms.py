@@ -29,8 +29,8 @@ def group(index, outcomes, scores=None, source="arithmetic"):
 
 
 def step_of(groups, step=3, **further):
-    left = [records.Left(group, "filtered" if group.index == 1 else "trained", further) for group in groups]
-    return records.describe(left, step=step, attempt=1, alpha=1.0)
+    left = [records.LeftGroup(group, "filtered" if group.index == 1 else "trained", further) for group in groups]
+    return records.step_records(left, step=step, attempt=1, alpha=1.0)
 
 
 GROUPS = [

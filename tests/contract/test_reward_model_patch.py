@@ -160,8 +160,8 @@ def test_records_of_such_groups_have_rewards_but_no_accuracy(agent_loop, tokeniz
     respond(agent_loop, tokenizer, "a0", [-1.0, 1.0])
     respond(agent_loop, tokenizer, "a1", [0.5, 0.5])
     buffer.sample(1, "train", 2)
-    left = [records.Left(*seam.gone[uid]) for uid in ("a0", "a1")]
-    table = records.describe(left, step=1, attempt=1, alpha=None)
+    left = [records.LeftGroup(*seam.gone[uid]) for uid in ("a0", "a1")]
+    table = records.step_records(left, step=1, attempt=1, alpha=None)
     assert table["total"].to_pylist() == [0, 0] and table["correct"].to_pylist() == [0, 0]
     assert table["mean"].to_pylist() == [0.0, 0.5] and table["std"].to_pylist() == [1.0, 0.0]
     assert table["kind"].to_pylist()[0] == "mixed"

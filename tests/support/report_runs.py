@@ -1,4 +1,4 @@
-"""Runs as a trainer leaves them, for tests of reports: written by the records' own writer, without a trainer."""
+"""Files of runs for tests of reports, written without a trainer by the package's own writer of records."""
 
 import json
 from dataclasses import replace
@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 
 from verl_gsd.groups import Group
-from verl_gsd.records import Left, describe, write_step
+from verl_gsd.records import LeftGroup, step_records, write_step
 
-#: What a policy, a judge or a data set could put into a page.
+#: Text that a policy, a judge or a data set could put into a page.
 HOSTILE = "</script><script>window.hostile = 1</script><img src=x onerror='window.hostile = 1'>"
 
 
@@ -21,24 +21,28 @@ def group(rewards, *, tokens=5, demonstrations=0, source="math", index=7):
 
 
 def records(run: Path, step: int, *left, attempt: int = 1, alpha: float | None = 1.0) -> Path:
-    """Write one step: each of ``left`` is (rewards or a group, fate) or (..., fate, further columns)."""
+    """Write one step. Each of ``left`` is (rewards or a group, fate) or (..., fate, extension values)."""
     entries = []
-    for what, fate, *further in left:
-        entries.append(Left(what if isinstance(what, Group) else group(what), fate, *further))
-    return write_step(run, described(entries, step=step, attempt=attempt, alpha=alpha), step=step, attempt=attempt)
+    for what, fate, *values in left:
+        entries.append(LeftGroup(what if isinstance(what, Group) else group(what), fate, *values))
+    return write_step(
+        run, predicted_records(entries, step=step, attempt=attempt, alpha=alpha), step=step, attempt=attempt
+    )
 
 
-def described(left, **where):
-    """``records.describe``, with ``silent_predicted`` from the further columns, which the trainer predicts."""
+def predicted_records(left, **where):
+    """``records.step_records``, with ``silent_predicted``, which the trainer predicts, from the extension values."""
     name = "silent_predicted"
-    predicted = [entry.further.get(name) for entry in left]
-    further = [{key: value for key, value in entry.further.items() if key != name} for entry in left]
-    table = describe([replace(entry, further=of) for entry, of in zip(left, further, strict=True)], **where)
+    predicted = [entry.extension_values.get(name) for entry in left]
+    others = [{key: value for key, value in entry.extension_values.items() if key != name} for entry in left]
+    table = step_records(
+        [replace(entry, extension_values=values) for entry, values in zip(left, others, strict=True)], **where
+    )
     return table.set_column(table.schema.get_field_index(name), name, pa.array(predicted, pa.float64()))
 
 
 def metrics(run: Path, lines, *, attempt: int = 1, end: str = "\n") -> Path:
-    """Write (step, scalars) as the trainer's logger does; what it logs with a training step is added from step 1 on."""
+    """Write (step, scalars) as the trainer's logger does. Lines without a validation get the key of a training step."""
     path = run / "metrics" / f"attempt_{attempt}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     trained = [(step, data if "validation" in data else {"training/global_step": step} | data) for step, data in lines]
@@ -59,7 +63,7 @@ def config(run: Path, **keys) -> None:
 
 
 def everything(run: Path, *, steps: int = 8, groups: int = 24, seed: int = 0, source: str = "math") -> Path:
-    """A run that has something of all that a report shows."""
+    """A run with data for every section of a report."""
     rng = np.random.default_rng(seed)
     lines = [(0, {"validation": 1, f"val-core/{source}/acc/mean@1": 0.2})]
     for step in range(1, steps + 1):

@@ -1,4 +1,4 @@
-"""What a run writes down: figures, fates, crashes and resumes."""
+"""Records: values of groups, fates, crashes and resumes."""
 
 import itertools
 import shutil
@@ -11,7 +11,7 @@ from places import ROOT
 
 from verl_gsd.groups import Group
 from verl_gsd.prompts import PromptStore
-from verl_gsd.records import Left, describe, read_records, schema, write_step
+from verl_gsd.records import LeftGroup, read_records, schema, step_records, write_step
 from verl_gsd.trainer.metrics import group_metrics, with_prediction
 
 
@@ -22,7 +22,7 @@ def group(rewards, accuracies=None, index=7, source="math"):
 
 
 def rows(*left, step=1, attempt=1, alpha=1.0):
-    return describe([Left(*entry) for entry in left], step=step, attempt=attempt, alpha=alpha)
+    return step_records([LeftGroup(*entry) for entry in left], step=step, attempt=attempt, alpha=alpha)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0, 2.0, 3.0])
@@ -60,9 +60,9 @@ def test_kinds(rewards, accuracies, kind):
 
 
 @pytest.mark.parametrize("rewards", [[-1, 1, -1, 1], [2, 2, 0, 0], [100, 0, 0, 0], [0, 1, np.inf, 0]])
-def test_what_is_no_accuracy_does_not_count_as_one(rewards):
+def test_values_outside_0_and_1_do_not_count_as_accuracies(rewards):
     (row,) = rows((group([0, 1, 0, 1], rewards), "trained")).to_pylist()
-    assert (row["correct"], row["total"]) == (0, 0), "the ones of 1 and -1 alone would look like all right"
+    assert (row["correct"], row["total"]) == (0, 0), "the 1s of 1 and -1 would look like all right"
     prompts = PromptStore()
     prompts.observe(("math", 7), row["correct"], row["total"], step=1)
     table = with_prediction(rows((group([0, 1, 0, 1], rewards), "trained")), prompts, 2, (1.0, 1.0))
@@ -79,7 +79,7 @@ def test_a_group_without_responses_and_an_estimator_without_a_gain_have_nulls():
     assert rows().schema.equals(schema()) and len(rows()) == 0
 
 
-def test_a_reward_that_is_no_number_is_an_error_and_not_a_record():
+def test_a_reward_that_is_not_a_number_is_an_error():
     with pytest.raises(ValueError, match=r"rewards\[1\].*nan"):
         rows((group([0, np.nan]), "trained"))
 
@@ -89,17 +89,17 @@ def write(run, step, attempt, index=0):
     return write_step(run, table, step=step, attempt=attempt)
 
 
-def test_a_column_of_an_extension_that_the_schema_does_not_know_is_kept(tmp_path):
+def test_an_undeclared_column_of_an_extension_is_kept(tmp_path):
     group = Group("u", "math", 1, np.array([1.0, 0]), np.array([1.0, 0]), np.array([2, 2]))
-    for step, further in ((1, {}), (2, {"tally_seen": 4.0}), (3, {"tally_seen": None, "hadw_anchor": 0.5})):
-        table = describe([Left(group, "trained", further)], step=step, attempt=1, alpha=1.0)
+    for step, values in ((1, {}), (2, {"tally_seen": 4.0}), (3, {"tally_seen": None, "hadw_anchor": 0.5})):
+        table = step_records([LeftGroup(group, "trained", values)], step=step, attempt=1, alpha=1.0)
         write_step(tmp_path, table, step=step, attempt=1)
     found = read_records(tmp_path)
     assert found["tally_seen"].to_pylist() == [None, 4.0, None]
     assert found["hadw_anchor"].to_pylist() == [None, None, 0.5]
 
 
-def test_a_resumed_attempt_supersedes_what_was_undone_with_its_weights(tmp_path):
+def test_a_resumed_attempt_replaces_later_steps(tmp_path):
     for step in range(1, 7):
         write(tmp_path, step, attempt=1)
     for step in (4, 5):  # resumed from step 3, stopped at 5: step 6 of the first attempt never was
@@ -109,7 +109,7 @@ def test_a_resumed_attempt_supersedes_what_was_undone_with_its_weights(tmp_path)
         *((step, 1) for step in (1, 2, 3)),
         *((step, 2) for step in (4, 5)),
     ]
-    write(tmp_path, 3, attempt=10)  # tenth after second, not between first and second
+    write(tmp_path, 3, attempt=10)  # attempt 10 comes after attempt 2, not between 1 and 2
     assert read_records(tmp_path)["attempt"].to_pylist() == [1, 1, 10]
 
 
@@ -127,14 +127,14 @@ def test_a_crashed_runs_directory_is_readable_and_a_damaged_file_is_named(tmp_pa
         read_records(tmp_path)
 
 
-def test_records_of_a_newer_version_are_refused(tmp_path):
+def test_records_of_a_newer_version_are_rejected(tmp_path):
     path = write(tmp_path, 1, attempt=1)
     pq.write_table(pq.read_table(path).replace_schema_metadata({"verl_gsd.records": "99"}), path)
     with pytest.raises(ValueError, match=r"step_000001\.parquet: .*\b99\b"):
         read_records(tmp_path)
 
 
-def test_records_of_an_older_version_have_null_where_it_wrote_nothing(tmp_path):
+def test_columns_that_an_older_version_did_not_write_are_null(tmp_path):
     path = write(tmp_path, 1, attempt=1)
     old = pq.read_table(path).drop_columns(["demonstrations", "judge_score"])
     pq.write_table(old.replace_schema_metadata({"verl_gsd.records": "1"}), path)
@@ -166,7 +166,7 @@ def test_records_of_runs_from_before_extensions_declared_their_columns_are_read(
     assert found.select(wanted.schema.names).equals(wanted)
 
 
-def test_a_full_disk_leaves_no_half_file(tmp_path, monkeypatch):
+def test_a_full_disk_leaves_no_incomplete_file(tmp_path, monkeypatch):
     def full_disk_stub(table, where, **_):
         where.write_bytes(b"PAR1")
         raise OSError(28, "No space left on device")
@@ -204,20 +204,20 @@ def test_metrics_count_every_fate_once():
         assert metrics[f"dial/gain_share/{name}"] == pytest.approx(value)
 
 
-def test_the_share_of_verdicts_that_could_not_be_had_is_of_verifiers_that_say_so():
+def test_the_share_of_unverified_responses_counts_only_verifiers_that_report_it():
     silent = group([0, 1]), "trained"
     assert "verifier/unverified" not in group_metrics(rows(silent))
-    told = [
+    reported = [
         (replace(group([0, 0, 0, 1]), unverified=2), "filtered"),
         (replace(group([1] * 4), unverified=0), "surplus"),
     ]
     none = replace(group([]), unverified=None), "failed"
-    table = rows(silent, *told, none)
+    table = rows(silent, *reported, none)
     assert table["unverified"].to_pylist() == [None, 2, 0, None]
     assert group_metrics(table)["verifier/unverified"] == 2 / 8
 
 
-def test_silence_is_predicted_from_earlier_visits_alone():
+def test_silence_is_predicted_from_earlier_visits_only():
     prompts = PromptStore()
     left = (group([1] * 8, index=1), "trained"), (group([0, 1] * 4, index=2), "trained"), (group([], index=1), "failed")
     table = with_prediction(rows(*left), prompts, 2, (1.0, 1.0))
@@ -230,7 +230,7 @@ def test_silence_is_predicted_from_earlier_visits_alone():
     assert table.schema.equals(schema())
     assert table["silent_predicted"].to_pylist() == [pytest.approx(exact), None, None]
     metrics = group_metrics(table)
-    assert metrics["group/silent/observed"] == 1, "of the prompts known before"
+    assert metrics["group/silent/observed"] == 1, "of the prompts visited before"
     assert metrics["group/silent/predicted"] == pytest.approx(exact)
 
 
@@ -242,12 +242,12 @@ def test_a_prediction_forgets_as_the_memory_does_and_starts_from_its_prior():
     assert found == pytest.approx((a * (a + 1) + b * (b + 1)) / ((a + b) * (a + b + 1)))
 
 
-def test_no_metric_is_reduced_by_accident_of_its_name():
+def test_no_name_of_a_metric_makes_verl_reduce_it_in_another_way():
     """verl takes the maximum, minimum or sum of a metric whose name has such a syllable."""
     prompts = PromptStore()
     prompts.observe(("math", 7), 1, 2, step=0)
-    told = replace(group([0, 1]), unverified=1)
-    names = group_metrics(with_prediction(rows((told, "trained")), prompts, 1, (1.0, 1.0))).keys()
+    reported = replace(group([0, 1]), unverified=1)
+    names = group_metrics(with_prediction(rows((reported, "trained")), prompts, 1, (1.0, 1.0))).keys()
     assert "verifier/unverified" in names
     assert len(names) >= 17
     for name, syllable in itertools.product(names, ("max", "min", "sum", "total")):

@@ -36,7 +36,7 @@ def report(
     Damaged files are left out, and the page names them.
     """
     from verl_gsd.charts import write_page
-    from verl_gsd.report.build import read_runs, require_content, sections_of, title_of, write_pngs
+    from verl_gsd.report.build import build_sections, check_not_empty, page_title, read_runs, write_pngs
     from verl_gsd.report.watch import serve
 
     if port is not None and not watch:
@@ -51,12 +51,12 @@ def report(
             serve(runs, PORT if port is None else port, on_start=lambda url: out.print(f"{url}  (stop with Ctrl-C)"))
             return
         run_data = read_runs(runs)
-        require_content(run_data)
+        check_not_empty(run_data)
     except (OSError, ValueError) as error:
         fail(str(error))
-    sections = sections_of(run_data)
+    sections = build_sections(run_data)
     try:
-        write_page(page, title_of(run_data), sections)
+        write_page(page, page_title(run_data), sections)
         pngs = write_pngs(png, sections) if png else []
     except OSError as error:
         fail(f"{error}. Use --output and --png with a writable folder that has free space")

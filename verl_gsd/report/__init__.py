@@ -1,1 +1,1 @@
-"""What a run's records and metrics amount to: one page, PNGs, and in words what is wrong."""
+"""Reports of runs: a page and PNGs of charts from records and metrics, with findings about what went wrong."""

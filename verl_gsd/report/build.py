@@ -1,4 +1,4 @@
-"""A report of runs: sections of one page, and the same charts as PNGs."""
+"""Builds a report: the sections of its page, and the same charts as PNGs."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from verl_gsd.charts import COLOURS, Section, write_png
-from verl_gsd.report.reading import Run, names_of, read_run
-from verl_gsd.report.sections import extensions, groups, policy, words
-from verl_gsd.report.sections.view import Part, View
+from verl_gsd.report.reading import RunData, read_run, unique_names
+from verl_gsd.report.sections import groups, policy
+from verl_gsd.report.sections.extensions import extension_sections
+from verl_gsd.report.sections.summary import findings_section, runs_section
+from verl_gsd.report.sections.view import RunView, SectionBuilder
 
-#: After the words, in the order of a page. The sections of extensions follow.
-PARTS: tuple[Part, ...] = (
+#: Sections after the summary, in the order of the page. The sections of extensions follow.
+SECTION_BUILDERS: tuple[SectionBuilder, ...] = (
     policy.accuracy,
     groups.disagreement,
     groups.silence,
@@ -21,54 +23,54 @@ PARTS: tuple[Part, ...] = (
 )
 
 
-def read_runs(paths: Sequence[Path]) -> list[Run]:
-    """Read the runs in ``paths``, named apart.
+def read_runs(paths: Sequence[Path]) -> list[RunData]:
+    """Read the runs in the folders ``paths``. Each gets a unique name.
 
     Raises:
-        FileNotFoundError: one is no folder.
-        ValueError: one is given twice, or there are more than colours can tell apart.
+        FileNotFoundError: a folder does not exist.
+        ValueError: a run is given twice, or there are more runs than colours.
     """
     if len(paths) > len(COLOURS):
-        raise ValueError(f"{len(paths)} runs: colours tell {len(COLOURS)} apart. Name fewer")
-    return [read_run(path, name) for path, name in zip(paths, names_of(paths), strict=True)]
+        raise ValueError(f"{len(paths)} runs are too many for one report. Use at most {len(COLOURS)}")
+    return [read_run(path, name) for path, name in zip(paths, unique_names(paths), strict=True)]
 
 
-def require_content(runs: Sequence[Run]) -> None:
-    """Refuse a run of which there is nothing to report.
+def check_not_empty(runs: Sequence[RunData]) -> None:
+    """Check that each run has something to report.
 
     Raises:
-        ValueError: one has neither records nor metrics that can be read; the message names it.
+        ValueError: a run has neither records nor metrics that can be read. The message names the run.
     """
     for run in runs:
         if run.is_empty():
-            why = f" What is there cannot be read: {'; '.join(run.left_out())}." if run.skipped else ""
+            unreadable = f" These files cannot be read: {'; '.join(run.left_out())}." if run.skipped else ""
             raise ValueError(
-                f"{run.name}: neither records nor metrics there.{why} Write the folder of a run that has made a step "
-                "(trainer.default_local_dir)"
+                f"{run.name}: the folder has no records and no metrics to report.{unreadable} Use the folder of a run "
+                "that has finished a step (trainer.default_local_dir)"
             )
 
 
-def title_of(runs: Sequence[Run]) -> str:
+def page_title(runs: Sequence[RunData]) -> str:
     return "Report: " + ", ".join(run.name for run in runs)
 
 
-def sections_of(runs: Sequence[Run]) -> list[Section]:
-    """All that the runs have something to show of, words first."""
-    views = {run.name: View.of(run) for run in runs}
-    parts = [words.wrong(views), words.runs(views), *(part(views) for part in PARTS), *extensions.of_extensions(views)]
-    return [section for section in parts if section is not None]
+def build_sections(runs: Sequence[RunData]) -> list[Section]:
+    """Build all sections for which the runs have data. The findings come first."""
+    views = {run.name: RunView.of(run) for run in runs}
+    sections = [findings_section(views), runs_section(views), *(build(views) for build in SECTION_BUILDERS)]
+    return [section for section in (*sections, *extension_sections(views)) if section is not None]
 
 
 def write_pngs(folder: Path, sections: Sequence[Section]) -> list[Path]:
-    """Every chart as ``folder``/<its name>.png, with its title.
+    """Write every chart, with its title, to ``folder``/NAME.png, where NAME is its panel's name. Returns the paths.
 
     Raises:
-        OSError: there is no room, or no right to write.
+        OSError: the disk is full, or the folder is not writable.
     """
-    written = []
+    paths = []
     for section in sections:
         for panel in section.panels:
             path = folder / f"{panel.name}.png"
             write_png(panel.chart.properties(title=panel.title), path)
-            written.append(path)
-    return written
+            paths.append(path)
+    return paths

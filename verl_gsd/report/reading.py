@@ -1,4 +1,7 @@
-"""Runs as a report sees them: records, metrics and config of what counts, and what had to be left out."""
+"""Reads what a report shows of a run: records, metrics and config, without the steps that a resume replaced.
+
+Files that cannot be read are left out and listed.
+"""
 
 from __future__ import annotations
 
@@ -15,29 +18,29 @@ import yaml
 
 from verl_gsd.dotted_keys import dotted_leaves
 from verl_gsd.extension import declarations
-from verl_gsd.records import read_records, steps_missing
+from verl_gsd.records import missing_steps, read_records
 from verl_gsd.rundir import MetricsReader, RunDirectory, merge_metrics
 
-#: Columns of equal length by name, a row a step.
+#: Column name -> values. All columns have the same length.
 Columns = dict[str, np.ndarray]
 
-#: Columns of the records that a report needs only for figures that extensions declare.
+#: Columns of the records that a report reads only if an extension declares a figure from them.
 _UNREAD = {"index", "attempt", "data_source", "mean"}
-#: As many files that cannot be read are named; of a folder that is damaged as a whole nobody wants a thousand.
+#: Number of unreadable files that a report names. If a whole folder is damaged, there can be thousands.
 _NAMED = 3
 
 
 @dataclass(frozen=True)
-class Run:
-    """One run, read.
+class RunData:
+    """The data of one run.
 
     Attributes:
-        name: its folder's, longer where two runs would share it.
+        name: the name of its folder, preceded by parent folders if two runs would otherwise have the same name.
         records: one row per group (``records.schema``), without columns that no figure of the report needs.
-        metrics: ``step`` int64 and float64 columns by verl's names, NaN where a step has none.
-        config: dotted key -> value; empty where there is no config.
-        attempts: how often it was started.
-        skipped: what could not be read, a sentence each.
+        metrics: ``step`` (int64), and verl's metrics by name (float64), NaN at steps without a value.
+        config: dotted key -> value; empty if there is no config.
+        attempts: the number of attempts: the start and each resume.
+        skipped: one sentence per file or step that could not be read.
     """
 
     name: str
@@ -48,44 +51,44 @@ class Run:
     skipped: tuple[str, ...]
 
     def is_empty(self) -> bool:
-        """Whether there is nothing to report."""
+        """Whether the run has neither records nor metrics."""
         return not len(self.records) and not len(self.metrics["step"])
 
     def left_out(self) -> list[str]:
-        """What could not be read: the first few sentences, and how many more there are."""
-        few, more = self.skipped[:_NAMED], len(self.skipped) - _NAMED
-        return [*few, *([f"and {more} more"] if more > 0 else [])]
+        """The first few sentences of ``skipped``, and how many more there are."""
+        first, more = self.skipped[:_NAMED], len(self.skipped) - _NAMED
+        return [*first, *([f"and {more} more"] if more > 0 else [])]
 
 
-def read_run(path: Path, name: str) -> Run:
-    """Read the run in the folder ``path``; what is damaged is left out and said in ``Run.skipped``.
+def read_run(path: Path, name: str) -> RunData:
+    """Read the run in the folder ``path``. Damaged files are left out and named in ``RunData.skipped``.
 
     Raises:
-        FileNotFoundError: there is no such folder.
+        FileNotFoundError: the folder does not exist.
     """
     skipped: list[str] = []
     figures = [figure for declared in declarations() for figure in declared.step_figures]
     unread = _UNREAD - {name for figure in figures for name in (figure.column, figure.over)}
     records = read_records(path, leave_out=unread, on_damaged=skipped.append)
-    if missing := steps_missing(path):
-        skipped.append(f"{RunDirectory(path).path / 'records'}: no file of step {', '.join(map(str, missing))}")
+    if missing := missing_steps(path):
+        skipped.append(f"{RunDirectory(path).path / 'records'}: no file for step {', '.join(map(str, missing))}")
     attempts = RunDirectory(path).attempts()
     metrics = _read_metrics(RunDirectory(path), attempts, skipped)
     config = _read_config(RunDirectory(path).config, skipped)
-    return Run(name, records, metrics, config, len(attempts), tuple(skipped))
+    return RunData(name, records, metrics, config, len(attempts), tuple(skipped))
 
 
-def names_of(paths: Sequence[Path]) -> list[str]:
-    """A name for each folder: the shortest end of its path that no other one has.
+def unique_names(paths: Sequence[Path]) -> list[str]:
+    """Return a name for each folder: the shortest end of its path that no other folder's path ends with.
 
     Raises:
-        ValueError: two are the same folder.
+        ValueError: a folder is given twice.
     """
     parts = [path.resolve().parts for path in paths]
     names = []
     for path, own in zip(paths, parts, strict=True):
         if parts.count(own) > 1:
-            raise ValueError(f"{path}: given twice; name each run once")
+            raise ValueError(f"{path}: this run is given twice. Use each run once")
         depth = 1
         while sum(other[-depth:] == own[-depth:] for other in parts) > 1:
             depth += 1
@@ -94,7 +97,7 @@ def names_of(paths: Sequence[Path]) -> list[str]:
 
 
 def _read_metrics(run: RunDirectory, attempts: Sequence[int], skipped: list[str]) -> Columns:
-    """Of all attempts. One that resumed at step S undid what earlier ones logged from S + 1 on, as in ``records``."""
+    """Merge the metrics of all attempts. A resume replaces later steps of earlier attempts, as in ``records``."""
     steps = merge_metrics(_lines(run.metrics(attempt), skipped) for attempt in attempts)
     order = list(steps)
     names = dict.fromkeys(name for step in order for name in steps[step])
@@ -112,9 +115,9 @@ def _lines(path: Path, skipped: list[str]) -> list[tuple[int, dict[str, float]]]
                 lines.append((int(step), numbers))
             break
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
-            damaged += 1  # the reader stands behind the line that it could not read
+            damaged += 1  # the reader continues after the line that it could not read
     if damaged:
-        skipped.append(f"{path}: {damaged} lines are not metrics")
+        skipped.append(f"{path}: {damaged} lines cannot be read as metrics")
     return lines
 
 
@@ -124,6 +127,6 @@ def _read_config(path: Path, skipped: list[str]) -> dict[str, Any]:
     try:
         content = yaml.load(path.read_text(), Loader=yaml.CSafeLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        skipped.append(f"{path}: not readable as a config: {error}")
+        skipped.append(f"{path}: cannot be read as a config: {error}")
         return {}
     return dict(dotted_leaves(content)) if isinstance(content, dict) else {}

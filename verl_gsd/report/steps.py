@@ -1,4 +1,4 @@
-"""The tidy table of a run that everything else is made from: a row a step, a column a figure."""
+"""The table of a run from which charts and findings are made: one row per step, one column per figure."""
 
 from __future__ import annotations
 
@@ -8,31 +8,38 @@ import pyarrow.compute as pc
 
 from verl_gsd.extension import declarations
 from verl_gsd.records import EASY, HARD
-from verl_gsd.report.reading import Columns, Run
+from verl_gsd.report.reading import Columns, RunData
 
-#: What a rollout was spent on: a group that taught, one that was trained on and could not, or one with another fate.
+#: What a rollout was used for. taught: its group was trained on and has a gradient, because it is mixed or has a
+#: demonstration; silent: its group was trained on without a gradient; the others are fates of groups that were not
+#: trained on.
 USES = ("taught", "silent", "filtered", "surplus", "stale", "failed")
 
 
-def by_step(run: Run) -> Columns:
-    """``step``, all columns of ``run.metrics``, and of its records, NaN where a step has none of that:
+def step_table(run: RunData) -> Columns:
+    """Compute the table of a run: ``step``, all columns of ``run.metrics``, and these figures from its records.
 
-    ``groups, rollouts, tokens`` in numbers;
-    ``accuracy``, of all rollouts that have one; ``tokens_per_response``;
-    ``mixed, all_right, all_wrong, silent, alone``: shares of the groups with responses, the last of groups of one;
-    ``sigma``, its mean;
-    ``rollouts_<use>, tokens_<use>`` for each of ``USES``, in numbers; ``failed``, the share of all groups;
-    ``lost_rewards``, responses without a reward, in numbers, which are none of the rollouts;
-    ``seen_silent, seen_predicted``: of groups whose prompt was seen before, the share silent and as predicted;
-    ``likely_{groups,silent,predicted,variance}``: of those that were predicted to be mixed rather than silent, sums;
-    ``gain_{hard,between,easy}``: shares of the gain that was trained on, by the group's accuracy;
-    ``demonstrated``: share of groups with a demonstration;
-    and the figures that extensions declare (``declaration.StepFigure``).
+    A figure is NaN at steps that have no group to compute it from.
+
+    - ``groups``, ``rollouts``, ``tokens``: numbers of them.
+    - ``accuracy``: mean over all rollouts that have one. ``tokens_per_response``: mean over all rollouts.
+    - ``mixed``, ``all_right``, ``all_wrong``, ``silent``, ``alone``: shares of the groups that have responses.
+      ``silent`` is all right or all wrong; ``alone`` is a group of one response.
+    - ``sigma``: mean standard deviation of a group's rewards.
+    - ``rollouts_<use>``, ``tokens_<use>``: numbers, for each use in ``USES``. ``failed``: share of all groups.
+    - ``lost_rewards``: number of responses without a reward. They do not count as rollouts.
+    - ``seen_silent``, ``seen_predicted``: of the groups whose prompt was visited before, the share that is silent, and
+      the share that earlier visits predict.
+    - ``likely_{groups,silent,predicted,variance}``: sums over the groups whose predicted probability of being silent
+      is below 0.5: their number, how many are silent, the prediction, and its variance.
+    - ``gain_{hard,between,easy}``: shares of the gain of the groups trained on, by the group's accuracy.
+    - ``demonstrated``: share of the groups with a demonstration.
+    - The figures that extensions declare (``declaration.StepFigure``).
     """
-    of_records = _of_records(run.records) if len(run.records) else {"step": np.zeros(0, np.int64)}
-    steps = np.union1d(of_records["step"], run.metrics["step"])
+    figures = _record_figures(run.records) if len(run.records) else {"step": np.zeros(0, np.int64)}
+    steps = np.union1d(figures["step"], run.metrics["step"])
     table: Columns = {"step": steps}
-    for source in (run.metrics, of_records):
+    for source in (run.metrics, figures):
         rows = np.searchsorted(steps, source["step"])
         for name, values in source.items():
             if name != "step":
@@ -42,114 +49,127 @@ def by_step(run: Run) -> Columns:
 
 
 def column(table: Columns, name: str) -> np.ndarray:
-    """The column, or one of NaN where the run has none of that name."""
+    """Return the column ``name``. If the table has no such column, all values are NaN."""
     return table[name] if name in table else np.full(len(table["step"]), np.nan)
 
 
-def numbers(records: pa.Table, name: str) -> np.ndarray:
-    """A column of the records as float64, null as NaN."""
+def float_column(records: pa.Table, name: str) -> np.ndarray:
+    """(N,) a column of the records as float64, null as NaN."""
     return records[name].to_numpy().astype(float)
 
 
-def accuracies(records: pa.Table) -> np.ndarray:
-    """(N,) share of a group's responses that are right; NaN where none has an accuracy."""
+def group_accuracies(records: pa.Table) -> np.ndarray:
+    """(N,) mean accuracy of each group's responses; NaN if none has an accuracy."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        return numbers(records, "correct") / numbers(records, "total")
+        return float_column(records, "correct") / float_column(records, "total")
 
 
-def is_any(records: pa.Table, name: str, *values: str) -> np.ndarray:
-    """(N,) bool: whether the column, of strings, has one of ``values``; not where it is null."""
+def is_one_of(records: pa.Table, name: str, *values: str) -> np.ndarray:
+    """(N,) bool: whether the string column ``name`` has one of ``values``. False where it is null."""
     return pc.is_in(records[name], value_set=pa.array(values)).to_numpy()
 
 
-class _Steps:
-    """Sums and means of rows by step."""
+class _StepSums:
+    """Sums and means per step over the rows of the records."""
 
     def __init__(self, records: pa.Table) -> None:
         self.steps, self._row = np.unique(records["step"].to_numpy(), return_inverse=True)
 
     def total(self, values: np.ndarray, where: np.ndarray | bool = True) -> np.ndarray:
-        """By step, over rows where ``where`` holds; NaN counts nothing."""
+        """Sum per step over rows where ``where`` is true. NaN counts as 0."""
         return np.bincount(self._row, np.where(where, np.nan_to_num(values), 0.0), minlength=len(self.steps))
 
     def mean(self, values: np.ndarray, where: np.ndarray | bool, weight: np.ndarray | None = None) -> np.ndarray:
-        """By step, over rows where ``where`` holds and neither is NaN; NaN where these weigh nothing."""
+        """Weighted mean per step over rows where ``where`` is true and neither value nor weight is NaN.
+
+        NaN for steps whose weights sum to 0.
+        """
         weight = np.ones(len(values)) if weight is None else weight
         known = where & ~np.isnan(values) & ~np.isnan(weight)
         with np.errstate(divide="ignore", invalid="ignore"):
             return self.total(values * weight, known) / self.total(weight, known)
 
-    def ratio(self, part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-        """The sum of ``part`` over that of ``whole``, by step, over rows that have both; NaN where that is 0."""
-        known = ~np.isnan(part) & ~np.isnan(whole)
+    def ratio(self, numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+        """Sum of ``numerator`` divided by the sum of ``denominator``, per step, over rows that have both.
+
+        NaN for steps where both sums are 0.
+        """
+        known = ~np.isnan(numerator) & ~np.isnan(denominator)
         with np.errstate(divide="ignore", invalid="ignore"):
-            return self.total(part, known) / self.total(whole, known)
+            return self.total(numerator, known) / self.total(denominator, known)
 
 
-def _of_records(records: pa.Table) -> Columns:
-    by = _Steps(records)
-    parts = (_of_groups, _of_uses, _of_gain, _of_extensions, _of_predictions)
-    return {"step": by.steps.astype(np.int64)} | {k: v for part in parts for k, v in part(records, by).items()}
+def _record_figures(records: pa.Table) -> Columns:
+    sums = _StepSums(records)
+    table: Columns = {"step": sums.steps.astype(np.int64)}
+    for figures in (_group_figures, _use_figures, _gain_figures, _extension_figures, _prediction_figures):
+        table |= figures(records, sums)
+    return table
 
 
-def _of_groups(records: pa.Table, by: _Steps) -> Columns:
-    size, tokens, rated = (numbers(records, name) for name in ("size", "tokens", "total"))
-    whole = size > 0
-    kinds: Columns = {kind: is_any(records, "kind", kind).astype(float) for kind in ("mixed", "all_right", "all_wrong")}
+def _group_figures(records: pa.Table, sums: _StepSums) -> Columns:
+    size, tokens, rated = (float_column(records, name) for name in ("size", "tokens", "total"))
+    has_responses = size > 0
+    kinds: Columns = {
+        kind: is_one_of(records, "kind", kind).astype(float) for kind in ("mixed", "all_right", "all_wrong")
+    }
     return {
-        "groups": by.total(np.ones(len(size))),
-        "rollouts": by.total(size),
-        "tokens": by.total(tokens),
-        "tokens_per_response": by.ratio(tokens, size),
-        "lost_rewards": by.total(numbers(records, "failed_rewards")),
-        **{kind: by.mean(is_kind, whole) for kind, is_kind in kinds.items()},
-        "silent": by.mean(1 - kinds["mixed"], whole),
-        "alone": by.mean((size == 1).astype(float), whole),
-        "sigma": by.mean(numbers(records, "std"), whole),
-        "accuracy": by.ratio(numbers(records, "correct"), rated),
-        "demonstrated": by.mean((numbers(records, "demonstrations") > 0).astype(float), whole),
+        "groups": sums.total(np.ones(len(size))),
+        "rollouts": sums.total(size),
+        "tokens": sums.total(tokens),
+        "tokens_per_response": sums.ratio(tokens, size),
+        "lost_rewards": sums.total(float_column(records, "failed_rewards")),
+        **{kind: sums.mean(is_kind, has_responses) for kind, is_kind in kinds.items()},
+        "silent": sums.mean(1 - kinds["mixed"], has_responses),
+        "alone": sums.mean((size == 1).astype(float), has_responses),
+        "sigma": sums.mean(float_column(records, "std"), has_responses),
+        "accuracy": sums.ratio(float_column(records, "correct"), rated),
+        "demonstrated": sums.mean((float_column(records, "demonstrations") > 0).astype(float), has_responses),
     }
 
 
-def _of_uses(records: pa.Table, by: _Steps) -> Columns:
-    mixed, trained = is_any(records, "kind", "mixed"), is_any(records, "fate", "trained")
-    others = {fate: is_any(records, "fate", fate) for fate in USES[2:]}
-    # A demonstration makes a mixed group of one in which all failed, whatever the record says of its responses.
-    teaches = mixed | (numbers(records, "demonstrations") > 0)
-    found = {"failed": by.mean(others["failed"].astype(float), True)}
-    for use, where in {"taught": trained & teaches, "silent": trained & ~teaches, **others}.items():
+def _use_figures(records: pa.Table, sums: _StepSums) -> Columns:
+    mixed, trained = is_one_of(records, "kind", "mixed"), is_one_of(records, "fate", "trained")
+    other_uses = {fate: is_one_of(records, "fate", fate) for fate in USES[2:]}
+    # The record describes the responses before a demonstration replaced one. With a demonstration, a group in which
+    # all responses failed has a gradient.
+    teaches = mixed | (float_column(records, "demonstrations") > 0)
+    figures = {"failed": sums.mean(other_uses["failed"].astype(float), True)}
+    for use, where in {"taught": trained & teaches, "silent": trained & ~teaches, **other_uses}.items():
         for unit, name in (("rollouts", "size"), ("tokens", "tokens")):
-            found[f"{unit}_{use}"] = by.total(numbers(records, name), where)
-    return found
+            figures[f"{unit}_{use}"] = sums.total(float_column(records, name), where)
+    return figures
 
 
-def _of_gain(records: pa.Table, by: _Steps) -> Columns:
-    rate = accuracies(records)
-    gain = np.where(is_any(records, "fate", "trained"), numbers(records, "gain"), np.nan)
-    places = {"hard": rate <= HARD, "between": (rate > HARD) & (rate < EASY), "easy": rate >= EASY}
-    return {f"gain_{name}": by.mean(where.astype(float), ~np.isnan(rate), gain) for name, where in places.items()}
+def _gain_figures(records: pa.Table, sums: _StepSums) -> Columns:
+    rate = group_accuracies(records)
+    gain = np.where(is_one_of(records, "fate", "trained"), float_column(records, "gain"), np.nan)
+    ranges = {"hard": rate <= HARD, "between": (rate > HARD) & (rate < EASY), "easy": rate >= EASY}
+    return {f"gain_{name}": sums.mean(where.astype(float), ~np.isnan(rate), gain) for name, where in ranges.items()}
 
 
-def _of_extensions(records: pa.Table, by: _Steps) -> Columns:
-    taught = is_any(records, "fate", "trained") & is_any(records, "kind", "mixed")
-    found: Columns = {}
-    for figure in (figure for declared in declarations() for figure in declared.step_figures):
-        values = numbers(records, figure.column)
+def _extension_figures(records: pa.Table, sums: _StepSums) -> Columns:
+    taught = is_one_of(records, "fate", "trained") & is_one_of(records, "kind", "mixed")
+    figures: Columns = {}
+    for figure in (figure for declaration in declarations() for figure in declaration.step_figures):
+        values = float_column(records, figure.column)
         if figure.taught:
             values = np.where(taught, values, np.nan)
-        found[figure.name] = by.ratio(values, numbers(records, figure.over)) if figure.over else by.mean(values, True)
-    return found
+        figures[figure.name] = (
+            sums.ratio(values, float_column(records, figure.over)) if figure.over else sums.mean(values, True)
+        )
+    return figures
 
 
-def _of_predictions(records: pa.Table, by: _Steps) -> Columns:
-    predicted = numbers(records, "silent_predicted")
-    silent: np.ndarray = (~is_any(records, "kind", "mixed")).astype(float)
-    likely = predicted < 0.5
+def _prediction_figures(records: pa.Table, sums: _StepSums) -> Columns:
+    predicted = float_column(records, "silent_predicted")
+    silent: np.ndarray = (~is_one_of(records, "kind", "mixed")).astype(float)
+    likely_mixed = predicted < 0.5
     return {
-        "seen_silent": by.mean(silent, ~np.isnan(predicted)),
-        "seen_predicted": by.mean(predicted, True),
-        "likely_groups": by.total(np.ones(len(predicted)), likely),
-        "likely_silent": by.total(silent, likely),
-        "likely_predicted": by.total(predicted, likely),
-        "likely_variance": by.total(predicted * (1 - predicted), likely),
+        "seen_silent": sums.mean(silent, ~np.isnan(predicted)),
+        "seen_predicted": sums.mean(predicted, True),
+        "likely_groups": sums.total(np.ones(len(predicted)), likely_mixed),
+        "likely_silent": sums.total(silent, likely_mixed),
+        "likely_predicted": sums.total(predicted, likely_mixed),
+        "likely_variance": sums.total(predicted * (1 - predicted), likely_mixed),
     }

@@ -1,4 +1,4 @@
-"""Serves a report to this machine, made anew when a run's files have changed."""
+"""Serves a report on this machine, and rebuilds it when files of a run have changed."""
 
 from __future__ import annotations
 
@@ -10,87 +10,90 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from verl_gsd.charts import Notice, Section, render_page
-from verl_gsd.report.build import read_runs, sections_of, title_of
+from verl_gsd.report.build import build_sections, page_title, read_runs
 from verl_gsd.rundir import RunDirectory
 
-#: Seconds after which a browser asks again.
+#: Seconds after which the browser reloads the page.
 REFRESH = 10
 _HOST = "127.0.0.1"
 
 
 def serve(runs: Sequence[Path], port: int, *, on_start: Callable[[str], None]) -> None:
-    """Serve the page at http://127.0.0.1:``port``/ until Ctrl-C, and nothing else to nobody else.
+    """Serve the page at http://127.0.0.1:``port``/ until Ctrl-C. The server answers only requests from this machine.
 
     Args:
-        port: 0 for any that is free.
-        on_start: told the address, once it answers.
+        port: 0 for any free port.
+        on_start: called with the address when the server accepts requests.
 
     Raises:
-        OSError: the port is taken.
-        FileNotFoundError, ValueError: as ``build.read_runs``.
+        OSError: the port is in use.
+        FileNotFoundError, ValueError: as for ``build.read_runs``.
     """
-    pages = Pages(runs)
-    pages.current()
+    cache = PageCache(runs)
+    cache.page()
     try:
-        server = ThreadingHTTPServer((_HOST, port), handler(pages))
+        server = ThreadingHTTPServer((_HOST, port), request_handler(cache))
     except OSError as error:
-        raise OSError(f"port {port}: {error.strerror}. Write another --port, or 0 for any that is free") from error
+        raise OSError(f"port {port}: {error.strerror}. Use another --port, or --port 0 for any free port") from error
     with server:
         on_start(f"http://{_HOST}:{server.server_port}/")
         with contextlib.suppress(KeyboardInterrupt):
             server.serve_forever()
 
 
-class Pages:
-    """The page of some runs, made when it is asked for and a file has changed since."""
+class PageCache:
+    """The page of some runs. It is rebuilt on request if a file has changed since the last request."""
 
     def __init__(self, runs: Sequence[Path]) -> None:
         self._runs = runs
         self._lock = threading.Lock()
-        self._seen: object = None
+        self._file_states: object = None
         self._page = b""
 
-    def current(self) -> bytes:
+    def page(self) -> bytes:
         """The page, as UTF-8.
 
         Raises:
             OSError, ValueError: a run cannot be read at all.
         """
         with self._lock:
-            seen = [_state(path) for path in self._runs]
-            if seen != self._seen:
+            file_states = [_file_states(path) for path in self._runs]
+            if file_states != self._file_states:
                 runs = read_runs(self._runs)
                 empty = [run.name for run in runs if run.is_empty()]
-                notices = [Notice(f"{name} has made no step yet", "This page asks again by itself.") for name in empty]
+                notices = [
+                    Notice(f"{name} has not finished a step yet", "This page reloads by itself.") for name in empty
+                ]
                 waiting = [Section("waiting", "Waiting", notices=notices)] if empty else []
-                sections = waiting + sections_of([run for run in runs if not run.is_empty()])
-                self._page = render_page(title_of(runs), sections, refresh=REFRESH).encode()
-                self._seen = seen
+                sections = waiting + build_sections([run for run in runs if not run.is_empty()])
+                self._page = render_page(page_title(runs), sections, refresh=REFRESH).encode()
+                self._file_states = file_states
             return self._page
 
 
-def _state(run: Path) -> list[tuple[str, int, int]]:
-    """Names, sizes and times of what a report reads."""
+def _file_states(run: Path) -> list[tuple[str, int, int]]:
+    """Names, sizes and modification times of the files that a report reads."""
     folder = RunDirectory(run)
     files = [folder.config]
     for attempt in folder.attempts():
         files += [folder.metrics(attempt), *folder.records(attempt).glob("*.parquet")]
-    known = [(file, file.stat()) for file in files if file.is_file()]
-    return sorted((str(file), stat.st_size, stat.st_mtime_ns) for file, stat in known)
+    stats = [(file, file.stat()) for file in files if file.is_file()]
+    return sorted((str(file), stat.st_size, stat.st_mtime_ns) for file, stat in stats)
 
 
-def handler(pages: Pages) -> type[BaseHTTPRequestHandler]:
-    """What answers a request: the page at /, and nothing anywhere else."""
+def request_handler(cache: PageCache) -> type[BaseHTTPRequestHandler]:
+    """Make the handler of requests. It serves the page at / and nothing else."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:  # http.server's name
-            # A page elsewhere can have its own name resolve to this machine, and read what its browser then gets.
+    class PageHandler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:  # the name is given by http.server
+            # Checking the host prevents DNS rebinding: another site's name that resolves to this machine could
+            # otherwise read the page through the user's browser.
             host = self.headers.get("Host", "").rsplit(":", 1)[0]
             if self.path != "/" or host not in (_HOST, "localhost"):
                 self.send_error(HTTPStatus.NOT_FOUND)
                 return
             try:
-                content, status = pages.current(), HTTPStatus.OK
+                content, status = cache.page(), HTTPStatus.OK
             except (OSError, ValueError) as error:
                 sections = [Section("error", "The runs cannot be read now", [str(error)])]
                 content = render_page("Report", sections, refresh=REFRESH).encode()
@@ -103,6 +106,6 @@ def handler(pages: Pages) -> type[BaseHTTPRequestHandler]:
             self.wfile.write(content)
 
         def log_message(self, format: str, *args: object) -> None:
-            """Nothing: the terminal shows the address."""
+            """Log nothing: the terminal shows the address."""
 
-    return Handler
+    return PageHandler

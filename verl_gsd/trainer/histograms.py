@@ -65,7 +65,7 @@ def values_shown(table: pa.Table, groups: Sequence[Group]) -> dict[str, np.ndarr
     """What there is of each histogram, by its name: float64, finite, at least one.
 
     Args:
-        table: the step's records (``records.describe``).
+        table: the step's records (``records.step_records``).
         groups: the same groups.
     """
     total = table["total"].to_numpy()

@@ -21,7 +21,7 @@ def with_prediction(table: pa.Table, prompts: PromptStore, step: int, prior: tup
     """Fill the column ``silent_predicted`` in the records of one step.
 
     Args:
-        table: the records, from ``records.describe``.
+        table: the records, from ``records.step_records``.
         prompts: the memory of prompts from earlier steps, without this step.
         step: the trainer step of the records.
         prior: (a, b) of the Beta prior of a solve rate before a prompt's first visit.

@@ -307,8 +307,8 @@ class GroupTrainer(PPOTrainer):
         batch = super().step(metrics, timing_raw)
         seconds, start = time.perf_counter() - start, time.perf_counter()
         self.seam.observe_trained(batch)
-        left = [records.Left(group, fate, self.seam.record(group)) for group, fate in self.seam.left]
-        table = records.describe(left, step=self.global_steps, attempt=self._attempt, alpha=self._alpha)
+        left = [records.LeftGroup(group, fate, self.seam.record(group)) for group, fate in self.seam.left]
+        table = records.step_records(left, step=self.global_steps, attempt=self._attempt, alpha=self._alpha)
         prompts = self.seam.prompts
         table = with_prediction(table, prompts, self.global_steps, prompts.prior)
         records.write_step(self._run.path, table, step=self.global_steps, attempt=self._attempt)

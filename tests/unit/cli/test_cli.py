@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from verl_gsd.cli import train
 from verl_gsd.cli.main import app
 from verl_gsd.groups import Group
-from verl_gsd.records import Left, describe, write_step
+from verl_gsd.records import LeftGroup, step_records, write_step
 from verl_gsd.run.compose import parse_line
 
 LINE = ["algo=dapo", "task=arithmetic", "hardware=cpu"]
@@ -64,7 +64,7 @@ def test_prepare_names_the_tasks_it_knows(tmp_path):
 def test_audit_bias_shows_a_runs_bias_and_says_what_it_is_not(tmp_path):
     groups = [Group(str(k), "math", k, *(np.array([1.0] * k + [0.0] * (8 - k)),) * 2, np.ones(8)) for k in (1, 7)]
     for step in (1, 2):
-        table = describe([Left(group, "trained") for group in groups], step=step, attempt=1, alpha=1.0)
+        table = step_records([LeftGroup(group, "trained") for group in groups], step=step, attempt=1, alpha=1.0)
         write_step(tmp_path, table, step=step, attempt=1)
     words = ["audit-bias", str(tmp_path), "--preset", "0.5"]
     done = CliRunner().invoke(app, words, env={"COLUMNS": "140"})

@@ -17,7 +17,7 @@ from verl_gsd import planning
 from verl_gsd.cli.main import app
 from verl_gsd.groups import Group
 from verl_gsd.planning import summary
-from verl_gsd.records import Left, describe, write_step
+from verl_gsd.records import LeftGroup, step_records, write_step
 
 
 def invoke(*words):
@@ -286,7 +286,7 @@ def test_rollouts_are_allocated_from_the_records_of_a_run(tmp_path, rates):
         for index, right in ((999, 4), (3, 0), (500, 7), (7, 8))
     ]
     for step in (1, 2, 3, 4):
-        table = describe([Left(group, "trained") for group in groups], step=step, attempt=1, alpha=1.0)
+        table = step_records([LeftGroup(group, "trained") for group in groups], step=step, attempt=1, alpha=1.0)
         write_step(tmp_path / "run", table, step=step, attempt=1)
     out = tmp_path / "out.parquet"
     done = invoke("--solve-rates", tmp_path / "run", "--data", path, "--allocate", out)

@@ -1,4 +1,4 @@
-"""From a run's files to a page: reading, counting, and what a user gets."""
+"""Reading a run's files, counting its groups, and the page that a user gets."""
 
 import collections
 import math
@@ -9,34 +9,34 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from report_runs import HOSTILE, config, described, everything, group, metrics, records
+from report_runs import HOSTILE, config, everything, group, metrics, predicted_records, records
 from typer.testing import CliRunner
 
 from verl_gsd.cli.main import app
-from verl_gsd.records import FATES, Left
-from verl_gsd.report.build import read_runs, require_content, sections_of
-from verl_gsd.report.figures import by_accuracy, sigma_cells, thinned
-from verl_gsd.report.reading import Run, names_of, read_run
-from verl_gsd.report.steps import USES, by_step
+from verl_gsd.records import FATES, LeftGroup
+from verl_gsd.report.build import build_sections, check_not_empty, read_runs
+from verl_gsd.report.chart_data import accuracy_bins, averaged_in_spans, sigma_cells
+from verl_gsd.report.reading import RunData, read_run, unique_names
+from verl_gsd.report.steps import USES, step_table
 
 MIXED, WRONG, RIGHT = [0, 1, 1, 1], [0, 0, 0, 0], [1, 1, 1, 1]
 
 
-def report(*words):
+def run_report(*words):
     return CliRunner().invoke(app, ["report", *map(str, words)], env={"COLUMNS": "300", "NO_COLOR": "1"})
 
 
 # Reading
 
 
-def test_runs_are_named_by_their_folder_and_longer_where_that_is_not_enough(tmp_path):
+def test_names_of_runs_include_parent_folders_only_where_they_are_needed(tmp_path):
     paths = [tmp_path / name for name in ("a/run", "b/run", "b/other")]
-    assert names_of(paths) == ["a/run", "b/run", "other"]
+    assert unique_names(paths) == ["a/run", "b/run", "other"]
     with pytest.raises(ValueError, match=r"/a: "):
-        names_of([tmp_path / "a", tmp_path / "b" / ".." / "a"])
+        unique_names([tmp_path / "a", tmp_path / "b" / ".." / "a"])
 
 
-def test_what_a_resume_undid_is_in_neither_records_nor_metrics(tmp_path):
+def test_steps_that_a_resume_replaced_are_in_neither_records_nor_metrics(tmp_path):
     for step in (1, 2, 3, 4):
         records(tmp_path, step, (MIXED, "trained"))
     for step in (3, 4):
@@ -45,21 +45,21 @@ def test_what_a_resume_undid_is_in_neither_records_nor_metrics(tmp_path):
     metrics(tmp_path, [(step, {"actor/entropy": 1.0}) for step in (1, 2, 3, 4, 5)])
     metrics(tmp_path, [(2, validation), (3, {"actor/entropy": 2.0}), (4, {"actor/entropy": 2.0})], attempt=2)
     run = read_run(tmp_path, "run")
-    table = by_step(run)
+    table = step_table(run)
     assert run.attempts == 2
-    assert table["step"].tolist() == [1, 2, 3, 4], "step 5 was made by weights that were given up"
+    assert table["step"].tolist() == [1, 2, 3, 4], "step 5 was made by weights that were discarded"
     assert table["actor/entropy"].tolist() == [1, 1, 2, 2]
     assert table["silent"].tolist() == [0, 0, 1, 1]
-    assert table["val-core/math/acc/mean@1"][1] == 0.5, "the validation before step 3 is of step 2's weights"
+    assert table["val-core/math/acc/mean@1"][1] == 0.5, "the validation before step 3 belongs to the weights of step 2"
 
 
-def test_a_resume_that_made_no_step_undoes_nothing(tmp_path):
+def test_a_resume_without_a_step_replaces_nothing(tmp_path):
     metrics(tmp_path, [(step, {"actor/entropy": 1.0}) for step in (1, 2, 3)])
     metrics(tmp_path, [(2, {"validation": 1, "val-core/math/acc/mean@1": 0.5})], attempt=2)
     assert read_run(tmp_path, "run").metrics["step"].tolist() == [1, 2, 3]
 
 
-def test_what_is_damaged_is_left_out_and_said(tmp_path):
+def test_damaged_files_are_left_out_and_named(tmp_path):
     for step in (1, 2, 3):
         cut = records(tmp_path, step, (MIXED, "trained"))
     cut.write_bytes(cut.read_bytes()[:200])
@@ -69,16 +69,18 @@ def test_what_is_damaged_is_left_out_and_said(tmp_path):
     (tmp_path / "config.yaml").write_text("a: [1")
     run = read_run(tmp_path, "run")
     assert run.records["step"].to_pylist() == [1, 2]
-    assert run.metrics["step"].tolist() == [1], "a last line that is being written is no damage, and no line yet"
+    assert run.metrics["step"].tolist() == [1], (
+        "an incomplete last line is still being written: it is neither damaged nor read"
+    )
     assert len(run.skipped) == 3
-    for sentence, said in zip(run.skipped, ("step_000003", r"attempt_1\.jsonl: 3\b", r"config\.yaml"), strict=True):
-        assert re.search(said, sentence)
+    for sentence, expected in zip(run.skipped, ("step_000003", r"attempt_1\.jsonl: 3\b", r"config\.yaml"), strict=True):
+        assert re.search(expected, sentence)
     page = tmp_path / "report.html"
-    assert report(tmp_path).exit_code == 0
+    assert run_report(tmp_path).exit_code == 0
     assert "step_000003" in page.read_text()
 
 
-def test_a_step_without_records_is_said_and_a_thousand_damaged_files_are_not_all_named(tmp_path):
+def test_steps_without_records_are_named_and_only_the_first_of_many_damaged_files(tmp_path):
     for step in (1, 2, 5, 6):
         records(tmp_path, step, (MIXED, "trained"))
     (missing,) = read_run(tmp_path, "run").left_out()
@@ -90,7 +92,7 @@ def test_a_step_without_records_is_said_and_a_thousand_damaged_files_are_not_all
     assert all(re.search(r"step_00000\d\.parquet: ", sentence) for sentence in named)
 
 
-def test_metrics_that_are_no_numbers_are_not_read(tmp_path):
+def test_metrics_that_are_not_numbers_are_not_read(tmp_path):
     metrics(tmp_path, [(1, {"a": None, "b": "text", "c": 2, "d": [1]})])
     read = read_run(tmp_path, "run").metrics
     assert math.isnan(read["a"][0]) and read["c"][0] == 2
@@ -119,14 +121,16 @@ def tables(draw):
                     },
                 )
             )
-            left = Left(group(rewards, demonstrations=draw(st.integers(0, 1))), draw(st.sampled_from(FATES)), further)
-            rows.append(described([left], step=step, attempt=1, alpha=draw(st.sampled_from([0.0, 1.0]))))
+            left = LeftGroup(
+                group(rewards, demonstrations=draw(st.integers(0, 1))), draw(st.sampled_from(FATES)), further
+            )
+            rows.append(predicted_records([left], step=step, attempt=1, alpha=draw(st.sampled_from([0.0, 1.0]))))
     return pa.concat_tables(rows)
 
 
-def by_step_slowly(table):
-    """Of each step, from rows as they are, what by_step must say."""
-    found = {}
+def slow_step_table(table):
+    """Step -> figures that step_table must have, computed row by row."""
+    figures = {}
     for step in sorted(set(table["step"].to_pylist())):
         rows = [row for row in table.to_pylist() if row["step"] == step]
         whole = [row for row in rows if row["size"]]
@@ -143,20 +147,20 @@ def by_step_slowly(table):
         for row in rows:
             taught = "taught" if row["kind"] == "mixed" or row["demonstrations"] else "silent"
             uses[taught if row["fate"] == "trained" else row["fate"]] += row["size"]
-        found[step] = {
+        figures[step] = {
             "groups": len(rows),
             "rollouts": sum(row["size"] for row in rows),
             "tokens": sum(row["tokens"] for row in rows),
-            "tokens_per_response": over(sum(row["tokens"] for row in rows), sum(row["size"] for row in rows)),
+            "tokens_per_response": ratio(sum(row["tokens"] for row in rows), sum(row["size"] for row in rows)),
             "silent": mean([row["kind"] != "mixed" for row in whole]),
             "all_wrong": mean([row["kind"] == "all_wrong" for row in whole]),
             "alone": mean([row["size"] == 1 for row in whole]),
             "sigma": mean([row["std"] for row in whole]),
-            "accuracy": over(sum(row["correct"] for row in rows), sum(row["total"] for row in rows)),
+            "accuracy": ratio(sum(row["correct"] for row in rows), sum(row["total"] for row in rows)),
             "failed": mean([row["fate"] == "failed" for row in rows]),
             "anchor": mean(anchors),
-            "gain_hard": over(sum(hard), sum(row["gain"] for row in rated)),
-            "pairs_kept": over(sum(r["dagrpo_pairs_kept"] for r in paired), sum(r["dagrpo_pairs"] for r in paired)),
+            "gain_hard": ratio(sum(hard), sum(row["gain"] for row in rated)),
+            "pairs_kept": ratio(sum(r["dagrpo_pairs_kept"] for r in paired), sum(r["dagrpo_pairs"] for r in paired)),
             "judge_score": mean(scored),
             "seen_silent": mean([row["kind"] != "mixed" for row in seen]),
             "seen_predicted": mean([row["silent_predicted"] for row in seen]),
@@ -164,35 +168,35 @@ def by_step_slowly(table):
             "likely_silent": sum(row["kind"] != "mixed" for row in likely),
             **{f"rollouts_{use}": uses[use] for use in USES},
         }
-    return found
+    return figures
 
 
-def over(part, whole):
+def ratio(part, whole):
     return part / whole if whole else (math.nan if part == 0 else math.inf)
 
 
 def mean(values):
-    return over(sum(values), len(values))
+    return ratio(sum(values), len(values))
 
 
 @settings(max_examples=30)
 @given(tables())
-def test_steps_are_counted_as_a_loop_counts_them(table):
-    found = by_step(Run("run", table, {"step": np.zeros(0, np.int64)}, {}, 1, ()))
-    slowly = by_step_slowly(table)
-    assert found["step"].tolist() == list(slowly)
-    for row, of_step in enumerate(slowly.values()):
-        for name, value in of_step.items():
-            assert found[name][row] == pytest.approx(value, nan_ok=True), name
-    uses = np.sum([found[f"rollouts_{use}"] for use in USES], axis=0)
-    assert uses == pytest.approx(found["rollouts"]), "every rollout has one use"
+def test_figures_per_step_equal_those_of_a_loop_over_rows(table):
+    figures = step_table(RunData("run", table, {"step": np.zeros(0, np.int64)}, {}, 1, ()))
+    expected = slow_step_table(table)
+    assert figures["step"].tolist() == list(expected)
+    for row, figures_of_step in enumerate(expected.values()):
+        for name, value in figures_of_step.items():
+            assert figures[name][row] == pytest.approx(value, nan_ok=True), name
+    uses = np.sum([figures[f"rollouts_{use}"] for use in USES], axis=0)
+    assert uses == pytest.approx(figures["rollouts"]), "every rollout has one use"
 
 
 @given(st.lists(st.one_of(st.none(), st.floats(-5, 5)), min_size=1, max_size=60), st.integers(1, 20))
-def test_thinned_lines_are_short_and_keep_what_is_there(values, at_most):
+def test_averages_over_spans_are_few_and_keep_the_mean(values, at_most):
     column = np.array([np.nan if value is None else value for value in values])
     table = {"step": np.arange(1, len(values) + 1), "a": column}
-    thin = thinned(table, ["a", "absent"], at_most)
+    thin = averaged_in_spans(table, ["a", "absent"], at_most)
     known = column[~np.isnan(column)]
     assert len(thin["a"]) <= at_most and np.isnan(thin["absent"]).all()
     assert not np.isnan(thin["a"]).any()
@@ -207,7 +211,7 @@ def test_thinned_lines_are_short_and_keep_what_is_there(values, at_most):
 
 @settings(max_examples=30)
 @given(tables())
-def test_sigma_cells_share_out_each_span_of_steps(table):
+def test_shares_of_sigma_cells_add_up_in_each_span_of_steps(table):
     cells = sigma_cells(table)
     whole = [row for row in table.to_pylist() if row["size"]]
     for low in set(cells["low"].tolist()):
@@ -224,17 +228,19 @@ def test_sigma_cells_share_out_each_span_of_steps(table):
 
 def test_gradient_mass_by_accuracy(tmp_path):
     records(tmp_path, 1, (MIXED, "trained"), ([0, 0, 0, 1], "trained"), ([1, 1, 0, 0], "surplus"), (RIGHT, "trained"))
-    found = by_accuracy(read_run(tmp_path, "run").records)
+    found = accuracy_bins(read_run(tmp_path, "run").records)
     sigma = math.sqrt(3) / 4
     groups = {low: share for low, share in zip(found["low"].tolist(), found["groups"].tolist(), strict=True) if share}
-    assert groups == pytest.approx({0.2: 1 / 3, 0.7: 1 / 3, 0.9: 1 / 3}), "1 is in the last bin, surplus in none"
+    assert groups == pytest.approx({0.2: 1 / 3, 0.7: 1 / 3, 0.9: 1 / 3}), (
+        "accuracy 1 is in the last bin, and surplus groups are in none"
+    )
     assert found["gain_share"][[2, 7]].tolist() == pytest.approx([0.5, 0.5])
     assert found["gain"][2] == pytest.approx(sigma) and found["gain"][9] == 0
 
 
 def test_bins_of_accuracy_are_not_shifted_by_rounding(tmp_path):
     records(tmp_path, 1, *(([1.0] * right + [0.0] * (10 - right), "trained") for right in range(1, 10)))
-    assert by_accuracy(read_run(tmp_path, "run").records)["groups"].tolist() == pytest.approx([0] + [1 / 9] * 9)
+    assert accuracy_bins(read_run(tmp_path, "run").records)["groups"].tolist() == pytest.approx([0] + [1 / 9] * 9)
 
 
 # What a user gets
@@ -244,12 +250,12 @@ def names(sections):
     return [section.name for section in sections]
 
 
-def test_a_page_has_all_of_what_a_run_has(tmp_path):
+def test_a_page_has_all_sections_and_charts_of_a_run_with_all_data(tmp_path):
     run = everything(tmp_path / "run")
-    result = report(run)
+    result = run_report(run)
     assert result.exit_code == 0, result.output
     assert str(run / "report.html") in result.output
-    sections = sections_of(read_runs([run]))
+    sections = build_sections(read_runs([run]))
     assert names(sections) == [
         *("words", "runs", "accuracy", "sigma", "silence", "difficulty", "waste"),
         *("policy", "hadw", "dagrpo", "gvpo", "allotment"),
@@ -263,34 +269,34 @@ def test_a_page_has_all_of_what_a_run_has(tmp_path):
     ]
 
 
-def test_a_section_is_there_only_where_there_is_something_to_show(tmp_path):
+def test_sections_without_data_are_left_out(tmp_path):
     records(tmp_path, 1, (MIXED, "trained"), (WRONG, "trained"), alpha=None)
-    sections = sections_of(read_runs([tmp_path]))
+    sections = build_sections(read_runs([tmp_path]))
     assert names(sections) == ["words", "runs", "accuracy", "sigma", "silence", "waste", "policy"]
 
 
-def test_a_stock_trainers_run_has_metrics_alone(tmp_path):
+def test_a_run_of_verls_own_trainer_has_charts_from_metrics_only(tmp_path):
     metrics(tmp_path, [(step, {"actor/entropy": 1.0, "critic/score/mean": 0.5}) for step in (1, 2, 3)])
-    assert report(tmp_path, "--png", tmp_path / "png").exit_code == 0
-    sections = {section.name: section for section in sections_of(read_runs([tmp_path]))}
+    assert run_report(tmp_path, "--png", tmp_path / "png").exit_code == 0
+    sections = {section.name: section for section in build_sections(read_runs([tmp_path]))}
     assert list(sections) == ["words", "runs", "accuracy", "policy"]
     assert [panel.title for panel in sections["accuracy"].panels] == ["Mean score of the batch"]
     drawn = {f"{panel.name}.png" for section in sections.values() for panel in section.panels}
     assert {path.name for path in (tmp_path / "png").iterdir()} == drawn and len(drawn) > 1
 
 
-def test_runs_are_drawn_together_in_the_colour_that_each_has_everywhere_and_text_of_others_stays_text(tmp_path):
+def test_each_run_has_one_colour_in_all_charts_and_text_from_data_is_escaped(tmp_path):
     hostile = everything(tmp_path / "a <b> & c", steps=3, source=HOSTILE)
     runs = [hostile, everything(tmp_path / "other", steps=5, seed=1), tmp_path / "stock"]
     metrics(runs[2], [(1, {"actor/entropy": 1.0})])
-    result = report(*runs, "--output", tmp_path / "both.html")
+    result = run_report(*runs, "--output", tmp_path / "both.html")
     assert result.exit_code == 0, result.output
     assert not (runs[0] / "report.html").exists()
     written = (tmp_path / "both.html").read_text()
     assert HOSTILE.split("=")[0] not in written and "<img src=x" not in written
-    assert "&lt;img src=x" in written, "text that others wrote is shown as text"
+    assert "&lt;img src=x" in written, "text from data is shown as text"
     seen = set()
-    for section in sections_of(read_runs(runs)):
+    for section in build_sections(read_runs(runs)):
         for panel in section.panels:
             colour = panel.chart.to_dict()["encoding"]["color"]
             if colour["field"] == "run":
@@ -298,17 +304,17 @@ def test_runs_are_drawn_together_in_the_colour_that_each_has_everywhere_and_text
     assert len(seen) == 1 and seen.pop()[0] == ("a <b> & c", "other", "stock")
 
 
-def test_long_runs_are_thinned_before_they_are_drawn(tmp_path):
+def test_charts_of_long_runs_have_few_points(tmp_path):
     metrics(tmp_path, [(step, {"actor/entropy": 1.0}) for step in range(1, 1001)])
     for step in range(1, 151):
         records(tmp_path, step, (MIXED, "trained"), (WRONG, "trained"))
-    for section in sections_of(read_runs([tmp_path])):
+    for section in build_sections(read_runs([tmp_path])):
         for panel in section.panels:
             assert len(panel.chart.to_dict()["data"]["values"]) <= 600, panel.name
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "expected"),
     [
         (["{empty}"], "empty: "),
         (["{run}", "{empty}"], "empty: "),
@@ -321,7 +327,7 @@ def test_long_runs_are_thinned_before_they_are_drawn(tmp_path):
         ([f"{{many}}/{number}" for number in range(9)], r"\b9\b.*\b8\b"),
     ],
 )
-def test_a_mistake_is_named_and_nothing_is_written(tmp_path, words, said):
+def test_a_mistake_is_named_and_no_file_is_written(tmp_path, words, expected):
     places = {name: tmp_path / name for name in ("run", "empty", "absent", "file", "many")}
     records(places["run"], 1, (MIXED, "trained"))
     places["empty"].mkdir()
@@ -329,20 +335,20 @@ def test_a_mistake_is_named_and_nothing_is_written(tmp_path, words, said):
     for number in range(9):
         (places["many"] / str(number)).mkdir(parents=True)
     before = sorted(tmp_path.rglob("*"))
-    result = report(*(word.format(**places) for word in words))
+    result = run_report(*(word.format(**places) for word in words))
     assert result.exit_code == 2
-    assert re.search(said, re.sub(r"\s+", " ", result.output)), result.output
+    assert re.search(expected, re.sub(r"\s+", " ", result.output)), result.output
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_run_of_which_nothing_can_be_read_says_what_is_there(tmp_path):
+def test_the_error_for_a_run_without_readable_files_names_them(tmp_path):
     path = records(tmp_path, 1, (MIXED, "trained"))
     path.write_bytes(b"PAR1")
     with pytest.raises(ValueError, match=r"step_000001\.parquet"):
-        require_content(read_runs([tmp_path]))
+        check_not_empty(read_runs([tmp_path]))
 
 
-def test_a_run_of_one_step_with_nothing_but_failures(tmp_path):
+def test_a_run_whose_groups_all_failed_has_a_page(tmp_path):
     records(tmp_path, 1, (group([]), "failed"), (group([]), "failed"))
     config(tmp_path)
-    assert report(tmp_path).exit_code == 0
+    assert run_report(tmp_path).exit_code == 0

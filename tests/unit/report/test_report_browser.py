@@ -1,6 +1,6 @@
-"""A report in a real browser: every chart is drawn, on a desk and on a phone, and nothing in it runs.
+"""A report in a real browser, as large as a desktop and a phone: every chart is drawn, and text from data never runs.
 
-Where there is no browser these tests are skipped; with VERL_GSD_BROWSER=required they fail.
+Without a browser, these tests are skipped. With VERL_GSD_BROWSER=required, they fail instead.
 """
 
 import functools
@@ -13,34 +13,34 @@ from report_runs import HOSTILE, everything, metrics, records
 
 from verl_gsd.charts import write_page
 from verl_gsd.report import watch
-from verl_gsd.report.build import read_runs, sections_of, title_of
+from verl_gsd.report.build import build_sections, page_title, read_runs
 
 SIZES = {"desk": (1280, 900), "phone": (390, 844)}
 DRAWN = "performance.getEntriesByName('drawn').length > 0"
-#: Pixels of a chart that are of a colour, its legends left out: a single point has more.
+#: Minimum number of coloured pixels in a chart, without its legends. A single point has more.
 COLOURED = 20
 
 
 @pytest.fixture(params=SIZES)
 def visit(request, browser):
-    """(address) -> a page there whose charts are drawn; what a console said or asked of a network is an error."""
+    """(address) -> the page, after its charts are drawn. Console output and network requests of the page are errors."""
     width, height = SIZES[request.param]
     context = browser.new_context(viewport={"width": width, "height": height})
-    said = []
+    problems = []
 
     def go(address):
         page = context.new_page()
-        page.on("console", lambda message: said.append(message.text))
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("dialog", lambda dialog: said.append(dialog.message))
-        page.on("request", lambda asked: said.append(asked.url) if asked.url != address else None)
+        page.on("console", lambda message: problems.append(message.text))
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("dialog", lambda dialog: problems.append(dialog.message))
+        page.on("request", lambda request: problems.append(request.url) if request.url != address else None)
         page.goto(address)
         page.wait_for_function(DRAWN, timeout=120_000)
         return page
 
     yield go
     context.close()
-    assert [line for line in said if not line.startswith("data:")] == []
+    assert [line for line in problems if not line.startswith("data:")] == []
 
 
 def everything_of_a_run(folder):
@@ -53,7 +53,7 @@ def one_step(folder):
 
 
 LONG = "a_run_with_a_name_as_long_as_those_that_people_give_to_their_runs_2026_07_30"
-#: No folder's name has a slash, but the name of a run has, where two folders would share it.
+#: A folder's name has no slash, but the name of a run has one if two folders have the same name.
 HOSTILE_NAME = "script><img src=x onerror=window.hostile=1>"
 
 
@@ -66,20 +66,20 @@ def runs_together(folder):
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """(scenario) -> (address, sections) of the page of its runs, written once for all sizes."""
+    """(scenario) -> (address, sections) of the page of its runs, which is written once for all sizes."""
 
     @functools.cache
     def write(scenario):
         folder = tmp_path_factory.mktemp("runs")
         read = read_runs(scenario(folder))
-        sections = sections_of(read)
-        write_page(folder / "page.html", title_of(read), sections)
+        sections = build_sections(read)
+        write_page(folder / "page.html", page_title(read), sections)
         return (folder / "page.html").as_uri(), sections
 
     return write
 
 
-#: Of every chart: its name, how many drawings it has, and its place on the page.
+#: For every chart: its name, the number of its drawings, and its position on the page.
 CHARTS = """[...document.querySelectorAll(".chart")].map(chart => {
   const { left, top, right, bottom } = chart.getBoundingClientRect();
   const place = [left + scrollX, top + scrollY, right + scrollX, bottom + scrollY];
@@ -87,8 +87,8 @@ CHARTS = """[...document.querySelectorAll(".chart")].map(chart => {
 })"""
 
 
-def check(page, sections):
-    """Every section is there, every chart has been drawn, and the page fits its width."""
+def check_page(page, sections):
+    """Check that the page has every section, that every chart is drawn, and that the page fits its width."""
     from PIL import Image
 
     for section in sections:
@@ -103,7 +103,7 @@ def check(page, sections):
         found = picture.getcolors(picture.width * picture.height)
         assert len(found) > 8, f"{name}: blank"  # edges of letters and axes alone have as many greys
         coloured = sum(count for count, colour in found if max(colour) - min(colour) > 40)
-        assert coloured >= COLOURED, f"{name}: axes, and nothing between them"
+        assert coloured >= COLOURED, f"{name}: axes without content"
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "it scrolls sideways"
 
 
@@ -115,10 +115,10 @@ def check(page, sections):
 def test_everything_is_drawn(visit, written, scenario):
     address, sections = written(scenario)
     assert len(sections) == 12 or scenario is one_step
-    check(visit(address), sections)
+    check_page(visit(address), sections)
 
 
-def test_runs_are_drawn_together_and_text_that_others_wrote_is_shown_and_does_not_run(visit, written):
+def test_several_runs_are_drawn_and_text_from_data_is_shown_and_does_not_run(visit, written):
     address, sections = written(runs_together)
     page = visit(address)
     assert page.evaluate("window.hostile") is None
@@ -126,13 +126,13 @@ def test_runs_are_drawn_together_and_text_that_others_wrote_is_shown_and_does_no
     assert HOSTILE in page.locator("section#accuracy").inner_text()
     title = page.locator("h1").inner_text()
     assert f"a</{HOSTILE_NAME}" in title and LONG in title
-    check(page, sections)
+    check_page(page, sections)
 
 
-def test_a_served_page_shows_a_step_that_was_made_since(browser, tmp_path, monkeypatch):
+def test_a_served_page_shows_new_steps(browser, tmp_path, monkeypatch):
     monkeypatch.setattr(watch, "REFRESH", 1)
     metrics(tmp_path, [(1, {"actor/entropy": 0.5})])
-    with ThreadingHTTPServer(("127.0.0.1", 0), watch.handler(watch.Pages([tmp_path]))) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), watch.request_handler(watch.PageCache([tmp_path]))) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:

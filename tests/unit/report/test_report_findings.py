@@ -1,4 +1,4 @@
-"""Each finding where it must be made, and where it must not."""
+"""Each finding: data for which it is reported, and data for which it is not."""
 
 import numpy as np
 import pytest
@@ -8,19 +8,15 @@ from verl_gsd.algorithms.gvpo import findings as gvpo
 from verl_gsd.algorithms.hadw import findings as hadw
 from verl_gsd.algorithms.rollouts import findings as rollouts
 from verl_gsd.extension import declarations, load
-from verl_gsd.report.findings import LIMITS, findings
-from verl_gsd.report.findings import of_groups as groups
-from verl_gsd.report.findings import of_policy as policy
-from verl_gsd.report.findings import of_rewards as rewards
-from verl_gsd.report.findings.finding import now, scaled
+from verl_gsd.report.findings import THRESHOLDS, collect_findings, groups, policy, rewards
+from verl_gsd.report.findings.finding import recent_mean, scaled
 
 STEPS = 30
 
 
 def table(**columns):
-    """``STEPS`` steps; ``__`` in a name stands for a slash; a number stands for every step."""
-    made = {"step": np.arange(1, STEPS + 1)}
-    return made | {
+    """A table of ``STEPS`` steps. ``__`` in a name stands for a slash; a number is the value at every step."""
+    return {"step": np.arange(1, STEPS + 1)} | {
         name.replace("__", "/"): np.broadcast_to(values, STEPS).astype(float) for name, values in columns.items()
     }
 
@@ -160,44 +156,44 @@ QUIET = [
 ]
 
 
-@pytest.mark.parametrize(("finder", "steps", "config", "written"), FIRES)
-def test_it_is_said_once_with_what_to_write(finder, steps, config, written):
+@pytest.mark.parametrize(("finder", "steps", "config", "expected"), FIRES)
+def test_a_problem_is_one_finding_with_an_override_that_helps(finder, steps, config, expected):
     (finding,) = finder(steps, config)
-    assert any(written in line for line in finding.write), finding.write
+    assert any(expected in line for line in finding.overrides), finding.overrides
     assert finding.title and finding.text
-    assert "nan" not in " ".join([finding.title, finding.text, *finding.write])
-    assert finding in findings(steps, config), "it is among those that a page shows"
+    assert "nan" not in " ".join([finding.title, finding.text, *finding.overrides])
+    assert finding in collect_findings(steps, config), "the page shows it"
 
 
 @pytest.mark.parametrize(("finder", "steps", "config"), QUIET)
-def test_nothing_is_said(finder, steps, config):
+def test_without_the_problem_there_is_no_finding(finder, steps, config):
     assert list(finder(steps, config)) == []
 
 
 def test_lost_rewards_are_counted_over_the_whole_run_with_their_kinds():
     counts = {"reward__failures__raised": known_after(STEPS - 2, 3), "reward__failures__none": known_after(0, 0.5)}
     (finding,) = rewards.failing(table(lost_rewards=falling(0, 1.4), rollouts=9.3, **counts), {})
-    assert finding.title == "21 of 300 responses (7.0 %) lost their reward"
+    assert finding.title == "21 of 300 responses (7.0%) lost their reward"
     assert "none 15, raised 6" in finding.text and "too_slow" not in finding.text
 
 
-def test_of_a_run_without_anything_nothing_is_said():
-    assert findings({"step": np.zeros(0, np.int64)}, {}) == []
-    assert findings(table(), {}) == []
+def test_a_run_without_data_has_no_findings():
+    assert collect_findings({"step": np.zeros(0, np.int64)}, {}) == []
+    assert collect_findings(table(), {}) == []
 
 
-def test_every_finder_is_tested_both_ways():
-    from verl_gsd.report.findings.find import FINDERS
+def test_every_finder_has_a_case_with_and_a_case_without_a_finding():
+    from verl_gsd.report.findings.collect import FINDERS
 
     of_extensions = [finder for of in declarations() if of.findings for finder in load(of.findings)]
     assert {case[0] for case in FIRES} == {case[0] for case in QUIET} == {*FINDERS, *of_extensions}
 
 
-def test_now_is_the_last_steps_that_have_a_value():
-    assert now(table(a=np.arange(STEPS)), "a") == np.arange(STEPS - STEPS // 3, STEPS).mean()
-    assert LIMITS.window > STEPS // 3
-    assert now(table(a=np.where(np.arange(STEPS) == 3, 7, np.nan)), "a") == 7
-    assert np.isnan(now(table(), "a"))
+def test_the_recent_mean_is_over_the_last_steps_that_have_a_value():
+    assert recent_mean(table(a=np.arange(STEPS)), "a") == np.arange(STEPS - STEPS // 3, STEPS).mean()
+    assert THRESHOLDS.window > STEPS // 3
+    assert recent_mean(table(a=np.where(np.arange(STEPS) == 3, 7, np.nan)), "a") == 7
+    assert np.isnan(recent_mean(table(), "a"))
 
 
 @pytest.mark.parametrize(
@@ -212,5 +208,5 @@ def test_now_is_the_last_steps_that_have_a_value():
         ("${x}", 2, ("a.b=...  # why",)),
     ],
 )
-def test_a_key_is_scaled_where_its_value_is_known(value, factor, line):
+def test_an_override_is_scaled_if_the_value_is_known(value, factor, line):
     assert scaled({"a.b": value}, "a.b", factor, "why") == line

@@ -12,9 +12,10 @@ from report_runs import config, everything, group, metrics, records
 from typer.testing import CliRunner
 
 from verl_gsd import extension
-from verl_gsd.base_names import TAKEN
+from verl_gsd.base_names import BASE_NAMES
 from verl_gsd.cli.main import app
 from verl_gsd.extension import (
+    Conflict,
     Declaration,
     Extension,
     RecordColumn,
@@ -24,12 +25,12 @@ from verl_gsd.extension import (
     declarations,
     register,
 )
-from verl_gsd.records import Left, describe, read_records, schema
-from verl_gsd.report.build import read_runs, sections_of
-from verl_gsd.report.findings import Finding, findings
-from verl_gsd.report.findings.finding import now
+from verl_gsd.records import LeftGroup, read_records, schema, step_records
+from verl_gsd.report.build import build_sections, read_runs
+from verl_gsd.report.findings import Finding, collect_findings
+from verl_gsd.report.findings.finding import recent_mean
 from verl_gsd.report.reading import read_run
-from verl_gsd.report.steps import by_step
+from verl_gsd.report.steps import step_table
 from verl_gsd.trainer.histograms import values_shown
 
 MIXED, WRONG = [0, 1, 1, 1], [0, 0, 0, 0]
@@ -60,24 +61,24 @@ SECTION = ReportSection(
 
 def many_seen(table, config):
     """Many groups were seen."""
-    if now(table, "tally/seen") > 2:
+    if recent_mean(table, "tally/seen") > 2:
         yield Finding("Tally has seen many groups", "That is enough.", ("algorithm.gsd.tally.label=other  # why",))
 
 
 def raising(table, config):
-    """It yields one finding before it fails: half of what it found could mislead."""
+    """A finder that raises after one finding. That finding must not be shown, because it could mislead."""
     yield Finding("half", "")
     raise RuntimeError("no tally today")
 
 
 def wordy(table, config):
-    """It does not yield findings."""
+    """A finder that does not yield findings."""
     yield "something is wrong"
 
 
 @pytest.fixture(autouse=True)
 def registry(monkeypatch):
-    """Whatever a test registers is forgotten after it."""
+    """Undo what a test registers."""
     declarations()
     monkeypatch.setattr(extension, "_DECLARED", dict(extension._DECLARED))
     monkeypatch.setattr(extension, "_REJECTED", [])
@@ -100,9 +101,9 @@ def tally(monkeypatch):
 def write_run(run):
     """Two steps: in each one mixed group that was trained on, and one filtered."""
     for step in (1, 2):
-        told = {"tally_seen": 4 * step, "tally_is_new": True, "tally_label": "a"}
-        other = told | {"tally_seen": 0, "tally_is_new": False}
-        records(run, step, (MIXED, "trained", told), (WRONG, "filtered", other))
+        values = {"tally_seen": 4 * step, "tally_is_new": True, "tally_label": "a"}
+        others = values | {"tally_seen": 0, "tally_is_new": False}
+        records(run, step, (MIXED, "trained", values), (WRONG, "filtered", others))
     metrics(run, [(step, {"tally/logged": 3.0, "tally/flat": 0.0}) for step in (1, 2)])
     return run
 
@@ -112,8 +113,8 @@ def write_run(run):
 
 def test_a_declared_column_has_its_type_and_is_null_where_nothing_was_returned(tally, tmp_path):
     tally()
-    told = {"tally_seen": 3.0, "tally_is_new": np.bool_(True), "tally_label": "a"}
-    records(tmp_path, 1, (MIXED, "trained", told), (MIXED, "trained"))
+    values = {"tally_seen": 3.0, "tally_is_new": np.bool_(True), "tally_label": "a"}
+    records(tmp_path, 1, (MIXED, "trained", values), (MIXED, "trained"))
     found = read_records(tmp_path)
     assert found.schema.equals(schema()) and found.schema.names[-3:] == [column.name for column in COLUMNS]
     assert [found.schema.field(column.name).type for column in COLUMNS] == [pa.int32(), pa.bool_(), pa.string()]
@@ -135,18 +136,18 @@ def test_a_declared_column_has_its_type_and_is_null_where_nothing_was_returned(t
 def test_a_value_of_another_type_names_extension_and_column(tally, name, value, what):
     tally()
     with pytest.raises(ValueError, match=rf"'tally': record column {name} .*{what}"):
-        describe([Left(group(MIXED), "trained", {name: value})], step=1, attempt=1, alpha=1.0)
+        step_records([LeftGroup(group(MIXED), "trained", {name: value})], step=1, attempt=1, alpha=1.0)
 
 
-def test_a_column_that_nobody_declares_takes_numbers():
+def test_an_undeclared_column_takes_numbers():
     with pytest.raises(ValueError, match=r"record column tally_label .*'?a'?.* Declare"):
-        describe([Left(group(MIXED), "trained", {"tally_label": "a"})], step=1, attempt=1, alpha=1.0)
+        step_records([LeftGroup(group(MIXED), "trained", {"tally_label": "a"})], step=1, attempt=1, alpha=1.0)
 
 
 @pytest.mark.parametrize("name", ["size", "silent_predicted"])
 def test_a_returned_column_that_every_run_has_is_an_error_and_does_not_vanish(name):
     with pytest.raises(ValueError, match=rf"record column {name}: .*Rename"):
-        describe([Left(group(MIXED), "trained", {name: 1.0})], step=1, attempt=1, alpha=1.0)
+        step_records([LeftGroup(group(MIXED), "trained", {name: 1.0})], step=1, attempt=1, alpha=1.0)
 
 
 def test_records_from_before_a_column_was_declared_have_its_type(tally, tmp_path):
@@ -179,7 +180,7 @@ def test_a_run_is_read_without_the_package_that_wrote_it(tally, tmp_path, monkey
 
 def test_figures_per_step_are_those_that_are_declared(tally, tmp_path):
     tally()
-    table = by_step(read_run(write_run(tmp_path), "run"))
+    table = step_table(read_run(write_run(tmp_path), "run"))
     assert table["tally/seen"].tolist() == [2, 4]
     assert table["tally/seen_per_response"].tolist() == [1, 2], "of the group that was trained on"
     assert table["tally/new"].tolist() == [0.5, 0.5]
@@ -187,7 +188,7 @@ def test_figures_per_step_are_those_that_are_declared(tally, tmp_path):
 
 def test_a_figure_may_be_of_a_column_that_a_report_does_not_read_otherwise(tally, tmp_path):
     tally(step_figures=(StepFigure("tally/index", "index"),), report=None)
-    assert by_step(read_run(write_run(tmp_path), "run"))["tally/index"].tolist() == [7, 7]
+    assert step_table(read_run(write_run(tmp_path), "run"))["tally/index"].tolist() == [7, 7]
 
 
 def test_a_page_and_pngs_have_its_charts_and_its_finding(tally, tmp_path):
@@ -199,7 +200,7 @@ def test_a_page_and_pngs_have_its_charts_and_its_finding(tally, tmp_path):
     assert {path.name for path in (tmp_path / "png").glob("tally*")} == {"tally-seen.png", "tally-new.png"}
     page = (run / "report.html").read_text()
     assert "Tally has seen many groups" in page and "Tally of &lt;groups&gt;" in page and "<groups>" not in page
-    section = sections_of(read_runs([run]))[-1]
+    section = build_sections(read_runs([run]))[-1]
     assert (section.name, section.text) == ("tally", ["What was seen."])
     seen, new = (panel.chart.to_dict() for panel in section.panels)
     assert {row["series"] for row in seen["data"]["values"]} == {"seen", "logged"}
@@ -210,8 +211,8 @@ def test_a_run_without_what_a_section_needs_is_left_out_of_it(tally, tmp_path):
     tally()
     other = tmp_path / "other"
     metrics(other, [(1, {"tally/logged": 1.0})])
-    assert "tally" not in [section.name for section in sections_of(read_runs([other]))]
-    section = sections_of(read_runs([write_run(tmp_path / "run"), other]))[-1]
+    assert "tally" not in [section.name for section in build_sections(read_runs([other]))]
+    section = build_sections(read_runs([write_run(tmp_path / "run"), other]))[-1]
     assert {row["run"] for panel in section.panels for row in panel.chart.to_dict()["data"]["values"]} == {"run"}
 
 
@@ -220,27 +221,27 @@ def test_our_own_sections_come_first_and_then_those_of_others_by_their_order(tal
     early = ReportSection("early", "Early", "", (ReportChart("seen", "Seen", {"seen": "tally/seen"}, "groups"),))
     register(Declaration("early", Extension, report=early, report_order=1))
     run = write_run(everything(tmp_path / "run", steps=2))
-    names = [section.name for section in sections_of(read_runs([run]))]
+    names = [section.name for section in build_sections(read_runs([run]))]
     assert names.index("policy") + 1 == names.index("early") and names[-1] == "tally"
 
 
 @pytest.mark.parametrize(
-    ("finder", "said"), [(raising, "RuntimeError: no tally today"), (wordy, "TypeError: .*Finding")]
+    ("finder", "expected"), [(raising, "RuntimeError: no tally today"), (wordy, "TypeError: .*Finding")]
 )
-def test_a_finder_that_fails_is_named_and_costs_no_other_finding(tally, tmp_path, finder, said, caplog):
+def test_a_finder_that_fails_is_named_and_all_others_run(tally, tmp_path, finder, expected, caplog):
     tally(finder, many_seen)
     run = read_run(write_run(tmp_path), "run")
-    failed, found = findings(by_step(run), {})[-2:]
+    failed, found = collect_findings(step_table(run), {})[-2:]
     assert "tally" in failed.title and finder.__name__ in failed.title
     assert found.title == "Tally has seen many groups"
-    assert re.search(said, failed.text)
+    assert re.search(expected, failed.text)
     assert "Traceback" in caplog.text
-    assert "tally" in [section.name for section in sections_of([run])]
+    assert "tally" in [section.name for section in build_sections([run])]
 
 
 def test_findings_that_cannot_be_imported_are_named(tally, tmp_path):
     register(Declaration("lost", Extension, findings="no_such_package.findings:FINDERS"))
-    (failed,) = findings({"step": np.zeros(0, np.int64)}, {})
+    (failed,) = collect_findings({"step": np.zeros(0, np.int64)}, {})
     assert "lost" in failed.title and "no_such_package" in failed.text
 
 
@@ -261,11 +262,47 @@ def silent_run(run, **keys):
         ({"algorithm__gsd__tally": {}}, False),
     ],
 )
-def test_a_remedy_is_shown_where_the_extension_takes_no_part(tmp_path, keys, is_shown):
+def test_a_remedy_is_shown_if_the_extension_takes_no_part(tmp_path, keys, is_shown):
     register(Declaration("tally", Extension, remedies={"all_wrong": "algo=tally  # counts them"}))
     run = read_run(silent_run(tmp_path, data__seed=1, **keys), "run")
-    (finding,) = (of for of in findings(by_step(run), run.config) if "silent" in of.title)
-    assert ("algo=tally  # counts them" in finding.write) == is_shown
+    (finding,) = (of for of in collect_findings(step_table(run), run.config) if "silent" in of.title)
+    assert ("algo=tally  # counts them" in finding.overrides) == is_shown
+
+
+DYNAMIC_SAMPLING, REPLACE_FAILED = "algorithm.filter_groups.enable", "trainer.v1.sampler.sync_refill_failed_groups"
+
+
+@pytest.mark.parametrize(
+    ("condition", "section", "is_shown"),
+    [
+        ("=true", {"label": 1}, False),
+        ("=false|true", {"label": 1}, False),
+        ("", {"label": 1}, False),
+        ("!=false", {"label": 1}, False),
+        ("=true", {}, False),
+        ("=true", None, True),
+        ("=false", {"label": 1}, True),
+        ("!=true", {"label": 1}, True),
+        ("_not=true", {"label": 1}, True),
+    ],
+)
+@pytest.mark.parametrize("key", [DYNAMIC_SAMPLING, REPLACE_FAILED])
+def test_a_setting_that_an_extension_of_the_run_does_not_work_with_is_not_suggested(
+    tmp_path, key, condition, section, is_shown
+):
+    conflict = Conflict(f"{key}{condition}", "it counts groups", "Set it to false.")
+    register(Declaration("tally", Extension, conflicts=(conflict,)))
+    for step in (1, 2, 3):
+        records(tmp_path, step, (WRONG, "trained"), (group([]), "failed"))
+    config(tmp_path, algorithm__gsd__tally=section)
+    run = read_run(tmp_path, "run")
+    findings = collect_findings(step_table(run), run.config)
+    overrides = [override for finding in findings for override in finding.overrides]
+    suggested = {
+        DYNAMIC_SAMPLING: any(override.startswith("algo=dapo ") for override in overrides),
+        REPLACE_FAILED: any(override.startswith(f"{REPLACE_FAILED}=true ") for override in overrides),
+    }
+    assert suggested == {DYNAMIC_SAMPLING: True, REPLACE_FAILED: True} | {key: is_shown}
 
 
 # Histograms
@@ -273,8 +310,11 @@ def test_a_remedy_is_shown_where_the_extension_takes_no_part(tmp_path, keys, is_
 
 def test_a_histogram_is_of_a_declared_column(tally):
     tally(histograms={"tally_seen": "tally_seen", "tally_is_new": "tally_is_new"})
-    left = [Left(group(MIXED), "trained", {"tally_seen": 3, "tally_is_new": True}), Left(group(WRONG), "failed")]
-    table = describe(left, step=1, attempt=1, alpha=1.0)
+    left = [
+        LeftGroup(group(MIXED), "trained", {"tally_seen": 3, "tally_is_new": True}),
+        LeftGroup(group(WRONG), "failed"),
+    ]
+    table = step_records(left, step=1, attempt=1, alpha=1.0)
     shown = values_shown(table, [entry.group for entry in left])
     assert (shown["tally_seen"].tolist(), shown["tally_is_new"].tolist()) == ([3.0], [1.0])
     assert shown["tally_seen"].dtype == shown["tally_is_new"].dtype == np.float64
@@ -283,17 +323,17 @@ def test_a_histogram_is_of_a_declared_column(tally):
 # Names
 
 
-def test_names_that_are_taken_are_those_that_the_package_uses(tmp_path):
+def test_the_base_names_are_those_that_the_package_uses(tmp_path):
     run = everything(tmp_path / "run", steps=3)
     (tmp_path / "run" / "metrics" / "attempt_1.jsonl").write_text("")
     read = read_run(run, "run")
     declared = declarations()
     figures = {figure.name for of in declared for figure in of.step_figures}
-    assert set(by_step(read)) - figures == set(TAKEN["figure per step"])
+    assert set(step_table(read)) - figures == set(BASE_NAMES["figure per step"])
     sections = {of.report.name for of in declared if of.report is not None}
-    shown = {section.name for section in sections_of([read])} - sections
-    assert shown == set(TAKEN["report section"]) - {"waiting", "error"}
-    scored = Left(replace(group(MIXED), scores=np.ones(4)), "trained")
-    histograms = values_shown(describe([scored], step=1, attempt=1, alpha=1.0), [scored.group])
-    assert set(histograms) == set(TAKEN["histogram"])
-    assert [field.name for field in schema()][: len(TAKEN["record column"])] == list(TAKEN["record column"])
+    shown = {section.name for section in build_sections([read])} - sections
+    assert shown == set(BASE_NAMES["report section"]) - {"waiting", "error"}
+    scored = LeftGroup(replace(group(MIXED), scores=np.ones(4)), "trained")
+    histograms = values_shown(step_records([scored], step=1, attempt=1, alpha=1.0), [scored.group])
+    assert set(histograms) == set(BASE_NAMES["histogram"])
+    assert [field.name for field in schema()][: len(BASE_NAMES["record column"])] == list(BASE_NAMES["record column"])

@@ -1,4 +1,4 @@
-"""A report that is served: to whom, what, and for how long."""
+"""The server of `verl-gsd report --watch`: what it serves, to whom, and when it rebuilds the page."""
 
 import re
 import signal
@@ -29,7 +29,7 @@ def test_it_serves_the_page_and_nothing_else(tmp_path):
     run = tmp_path / "run"
     records(run, 1, (MIXED, "trained"))
     (run / "secret.txt").write_text("secret")
-    with ThreadingHTTPServer(("127.0.0.1", 0), watch.handler(watch.Pages([run]))) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), watch.request_handler(watch.PageCache([run]))) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}/"
         status, first = get(url)
@@ -47,8 +47,8 @@ def test_it_serves_the_page_and_nothing_else(tmp_path):
     assert "<td>1</td><td>1</td><td>1</td>" in first and "<td>2</td><td>1</td><td>3</td>" in later
 
 
-def test_the_command_serves_this_machine_alone_until_ctrl_c(tmp_path, monkeypatch):
-    # As a terminal has it, whoever started the tests: what a shell runs in the background ignores Ctrl-C.
+def test_the_command_serves_only_this_machine_until_ctrl_c(tmp_path, monkeypatch):
+    # A shell makes background processes ignore Ctrl-C. Restore the handler that a process in a terminal has.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     seen = {}
 
@@ -81,26 +81,26 @@ def test_the_command_serves_this_machine_alone_until_ctrl_c(tmp_path, monkeypatc
     assert not (tmp_path / "report.html").exists()
 
 
-def test_a_page_is_made_again_only_when_a_file_has_changed(tmp_path, monkeypatch):
+def test_a_page_is_rebuilt_only_if_a_file_has_changed(tmp_path, monkeypatch):
     records(tmp_path, 1, (MIXED, "trained"))
     reads = []
     monkeypatch.setattr(watch, "read_runs", lambda runs, real=watch.read_runs: reads.append(runs) or real(runs))
-    pages = watch.Pages([tmp_path])
-    assert pages.current() == pages.current()
+    pages = watch.PageCache([tmp_path])
+    assert pages.page() == pages.page()
     assert len(reads) == 1
     records(tmp_path, 2, (MIXED, "trained"))
-    pages.current()
+    pages.page()
     assert len(reads) == 2
 
 
-def test_a_run_that_has_made_no_step_is_waited_for(tmp_path):
-    pages = watch.Pages([tmp_path])
-    assert b'id="waiting"' in pages.current()
+def test_the_page_waits_for_a_run_without_a_step(tmp_path):
+    pages = watch.PageCache([tmp_path])
+    assert b'id="waiting"' in pages.page()
     records(tmp_path, 1, (MIXED, "trained"))
-    assert b'id="waiting"' not in pages.current()
+    assert b'id="waiting"' not in pages.page()
 
 
-def test_a_port_that_is_taken_is_said(tmp_path):
+def test_the_error_for_a_port_in_use_names_it(tmp_path):
     records(tmp_path, 1, (MIXED, "trained"))
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = str(other.getsockname()[1])

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from verl_gsd.groups import Group
 from verl_gsd.prompts import prompt_hash
-from verl_gsd.records import Left, describe, write_step
+from verl_gsd.records import LeftGroup, step_records, write_step
 from verl_gsd.row_table import read_row_table
 from verl_gsd.solve_rates import join, read_solve_rates
 
@@ -40,8 +40,8 @@ def visits(run, step, *groups, attempt=1, fate="trained"):
     for index, verdicts in groups:
         accuracies = np.array(verdicts, dtype=float)
         group = Group("u", "math", index, np.nan_to_num(accuracies), accuracies, np.ones(len(verdicts), dtype=int))
-        left.append(Left(group, fate))
-    return write_step(run, describe(left, step=step, attempt=attempt, alpha=1.0), step=step, attempt=attempt)
+        left.append(LeftGroup(group, fate))
+    return write_step(run, step_records(left, step=step, attempt=attempt, alpha=1.0), step=step, attempt=attempt)
 
 
 def dump(folder, step, *lines, **fields):

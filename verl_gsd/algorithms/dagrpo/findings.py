@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from verl_gsd.report.findings.finding import Finder, Finding, now, percent, scaled
+from verl_gsd.report.findings.finding import Finder, Finding, percent, recent_mean, scaled
 from verl_gsd.report.reading import Columns
 
 _JUDGE = "algorithm.gsd.dagrpo.judge"
@@ -19,11 +19,11 @@ KEPT, DEMONSTRATED = 0.1, 0.1
 
 def undemonstrated(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
     """Groups call for demonstrations that nobody has."""
-    wanted, found = (now(table, f"dagrpo/demonstrations/{name}") for name in ("wanted", "found"))
+    wanted, found = (recent_mean(table, f"dagrpo/demonstrations/{name}") for name in ("wanted", "found"))
     if not (wanted > 0 and found / wanted < DEMONSTRATED):
         return
     prefix = "dagrpo/demonstrations/rejected/"
-    reasons = {name.removeprefix(prefix): now(table, name) for name in table if name.startswith(prefix)}
+    reasons = {name.removeprefix(prefix): recent_mean(table, name) for name in table if name.startswith(prefix)}
     why = max(reasons, key=lambda reason: reasons[reason], default=None)
     most = f" Most were refused as {why}." if why and reasons[why] > 0 else ""
     yield Finding(
@@ -38,10 +38,10 @@ def undemonstrated(table: Columns, config: Mapping[str, Any]) -> Iterator[Findin
 
 def failing(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
     """Judgements that are no scores, and the reason that most of them have."""
-    share = now(table, "judge_failed")
+    share = recent_mean(table, "judge_failed")
     if not share > FAILED:
         return
-    counts = {reason: now(table, f"judge/failures/{reason}") for reason in _REMEDIES}
+    counts = {reason: recent_mean(table, f"judge/failures/{reason}") for reason in _REMEDIES}
     reason = max(counts, key=lambda name: counts[name] if counts[name] > 0 else 0.0)
     known = counts[reason] > 0
     yield Finding(
@@ -57,7 +57,7 @@ def failing(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
 
 def waited_for(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
     """Steps that mostly wait."""
-    share = now(table, "judge/share_of_step")
+    share = recent_mean(table, "judge/share_of_step")
     if share > OF_STEP:
         yield Finding(
             f"{percent(share)} of a step is waiting for the judge",
@@ -71,7 +71,7 @@ def waited_for(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
 
 def tied(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
     """Pairs that the judge scores alike."""
-    share = now(table, "dagrpo/pairs/tied")
+    share = recent_mean(table, "dagrpo/pairs/tied")
     if share > TIED:
         yield Finding(
             f"The judge scores {percent(share)} of the pairs alike",
@@ -82,7 +82,7 @@ def tied(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
 
 def contradicting(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
     """Pairs of which the judge prefers the response that the verifier calls worse."""
-    share = now(table, "pairs_contradicted")
+    share = recent_mean(table, "pairs_contradicted")
     if share > CONTRADICTED:
         yield Finding(
             f"The judge contradicts the verifier on {percent(share)} of the pairs",
@@ -93,7 +93,7 @@ def contradicting(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding
 
 def masked(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
     """A mask that leaves hardly anything."""
-    share = now(table, "pairs_kept")
+    share = recent_mean(table, "pairs_kept")
     if share < KEPT:
         yield Finding(
             f"DaGRPO's mask keeps {percent(share)} of the pairs",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from verl_gsd.report.findings.finding import Finder, Finding, now, scaled
+from verl_gsd.report.findings.finding import Finder, Finding, recent_mean, scaled
 from verl_gsd.report.reading import Columns
 
 #: Pull of the reference over push of the rewards, above which the pull dominates.
@@ -14,7 +14,7 @@ PULL = 2.0
 
 def pulled(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
     """GVPO's log-ratios go further than the rewards ask for."""
-    pull = now(table, "gvpo/pull_over_push")
+    pull = recent_mean(table, "gvpo/pull_over_push")
     if pull > PULL:
         yield Finding(
             f"GVPO pulls {pull:.1f} times as hard as the rewards push",

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from verl_gsd.report.findings.finding import Finder, Finding, number_of
+from verl_gsd.report.findings.finding import Finder, Finding, numeric_value
 from verl_gsd.report.reading import Columns
 from verl_gsd.report.steps import column
 
@@ -18,7 +18,7 @@ FROZEN_STEPS, FROZEN_SPAN, FROZEN_DISTANCE = 10, 1e-3, 0.05
 
 def frozen(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
     """HA-DW's anchor stands still, far from the accuracy that it is to follow; not where it is fixed by choice."""
-    if config.get(_PRESET) == "fixed" or number_of(config, _PRESET) is not None:
+    if config.get(_PRESET) == "fixed" or numeric_value(config, _PRESET) is not None:
         return
     known = ~np.isnan(column(table, "anchor"))
     anchor, accuracy = (column(table, name)[known][-FROZEN_STEPS:] for name in ("anchor", "accuracy"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from verl_gsd.report.findings.finding import Finder, Finding, now, percent, scaled
+from verl_gsd.report.findings.finding import Finder, Finding, percent, recent_mean, scaled
 from verl_gsd.report.reading import Columns
 from verl_gsd.report.steps import column
 
@@ -20,7 +20,7 @@ def budgeted(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
     of_known = {"step": table["step"][known]} | {
         name: column(table, name)[known] for name in ("budget/mixed/expected", "mixed")
     }
-    expected, got = now(of_known, "budget/mixed/expected"), now(of_known, "mixed")
+    expected, got = recent_mean(of_known, "budget/mixed/expected"), recent_mean(of_known, "mixed")
     if expected - got > EXCESS:
         yield Finding(
             "The budget is spent on rates that no longer hold",

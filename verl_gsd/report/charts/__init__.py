@@ -1,7 +1,7 @@
-"""The kinds of chart a report has."""
+"""The kinds of charts in a report."""
 
 from verl_gsd.report.charts.axes import LARGE, NUMBER, SHARE
-from verl_gsd.report.charts.bars import bars, shares_of
-from verl_gsd.report.charts.over_steps import heat_map, lines, stacked
+from verl_gsd.report.charts.bars import bar_chart, share_bars
+from verl_gsd.report.charts.over_steps import heat_map, line_chart, stacked_chart
 
-__all__ = ["LARGE", "NUMBER", "SHARE", "bars", "heat_map", "lines", "shares_of", "stacked"]
+__all__ = ["LARGE", "NUMBER", "SHARE", "bar_chart", "heat_map", "line_chart", "share_bars", "stacked_chart"]

@@ -1,4 +1,4 @@
-"""What charts of a report share: axes, colours, digits."""
+"""Parts that several charts share: axes, colours, legends, tooltips and rounding."""
 
 from __future__ import annotations
 
@@ -11,46 +11,50 @@ import numpy as np
 
 from verl_gsd.charts import COLOURS
 
-#: Formats of an axis.
+#: Number formats of an axis: percent, plain, and with a prefix (12k).
 SHARE, NUMBER, LARGE = "~%", "", "~s"
-#: Steps that a phone has room to name.
-_FEW = 8
+#: Maximum number of steps at which every step has a tick. More labels do not fit on a phone.
+_MAX_TICKS = 8
 
 
 def step_axis(steps: Sequence[float], name: str = "step") -> alt.X:
-    """Of the field ``name``, with whole numbers alone: ``steps`` are those it shows."""
+    """The horizontal axis of the field ``name``, with integer ticks.
+
+    Args:
+        steps: the steps that the chart shows.
+    """
     first, last = math.ceil(min(steps)), math.floor(max(steps))
-    # Vega halves the steps of a short axis, whatever tickMinStep says.
-    few = {"values": list(range(first, last + 1))} if last - first <= _FEW else {}
-    axis = alt.Axis(format="d", tickMinStep=1, grid=False, **few)
+    # On a short axis, Vega puts ticks between integers despite tickMinStep.
+    ticks = {"values": list(range(first, last + 1))} if last - first <= _MAX_TICKS else {}
+    axis = alt.Axis(format="d", tickMinStep=1, grid=False, **ticks)
     return alt.X(f"{name}:Q", title="step", axis=axis, scale=alt.Scale(nice=False, zero=False))
 
 
-def run_colours(tables: Mapping[str, Any]) -> alt.Color:
-    return colours("run", list(tables), COLOURS)
+def colour_by_run(tables: Mapping[str, Any]) -> alt.Color:
+    return colour_by("run", list(tables), COLOURS)
 
 
-def colours(field: str, names: Sequence[str], palette: Sequence[str], **symbol: Any) -> alt.Color:
-    """A colour of ``palette`` for each name; ``symbol`` says how its legend's look."""
+def colour_by(field: str, names: Sequence[str], palette: Sequence[str], **symbol: Any) -> alt.Color:
+    """One colour of ``palette`` per name of the field. ``symbol`` sets the symbols of the legend."""
     scale = alt.Scale(domain=list(names), range=list(palette[: len(names)]))
     return alt.Color(f"{field}:N", title=None, scale=scale, sort=list(names), legend=legend(**symbol))
 
 
 def legend(**symbol: Any) -> alt.Legend:
-    """One that a phone has room for."""
+    """A legend that fits on a phone."""
     return alt.Legend(columns=2, labelLimit=150, **symbol)
 
 
-def short(value: float) -> float | None:
-    """Four digits of it, which no eye tells from all: a page stays small. None, a gap, where it is no finite number."""
+def round_value(value: float) -> float | None:
+    """Round to four significant digits, which keeps the page small. None, a gap in the chart, if it is not finite."""
     return float(f"{value:.4g}") if np.isfinite(value) else None
 
 
-def place(step: float) -> float:
-    """A step, or the middle of several, or the border of one."""
+def round_step(step: float) -> float:
+    """Round a step, the middle of a span of steps, or a bound of one."""
     return round(float(step), 1)
 
 
-def tooltip(tables: Mapping[str, Any], series: Mapping[str, str], y: str, number: str) -> list[Any]:
+def tooltip(tables: Mapping[str, Any], series: Mapping[str, str], y: str, number_format: str) -> list[Any]:
     names = (["run:N"] if len(tables) > 1 else []) + (["series:N"] if len(series) > 1 else [])
-    return [*names, alt.Tooltip("value:Q", title=y, format=".1%" if number == SHARE else ".4g")]
+    return [*names, alt.Tooltip("value:Q", title=y, format=".1%" if number_format == SHARE else ".4g")]

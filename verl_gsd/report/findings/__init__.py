@@ -1,6 +1,6 @@
-"""What is wrong with a run, in words, and which key to change to what."""
+"""Findings: what went wrong in a run, with the config overrides that help."""
 
-from verl_gsd.report.findings.find import findings
-from verl_gsd.report.findings.finding import LIMITS, Finding, Limits
+from verl_gsd.report.findings.collect import collect_findings
+from verl_gsd.report.findings.finding import THRESHOLDS, Finding, FindingThresholds
 
-__all__ = ["LIMITS", "Finding", "Limits", "findings"]
+__all__ = ["THRESHOLDS", "Finding", "FindingThresholds", "collect_findings"]

@@ -1,4 +1,4 @@
-"""What a finding is, and the thresholds of findings that no extension makes."""
+"""The type of a finding, thresholds of the package's findings, and helpers for finders."""
 
 from __future__ import annotations
 
@@ -15,24 +15,46 @@ from verl_gsd.sections import is_number
 
 @dataclass(frozen=True)
 class Finding:
-    """Something wrong: ``title`` says what, ``text`` what it means; ``write`` are keys for the command line, each with
-    a comment."""
+    """A problem of a run.
+
+    Attributes:
+        title: what is wrong.
+        text: what it means.
+        overrides: config overrides that help, each for the command line and followed by a comment.
+    """
 
     title: str
     text: str
-    write: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()
 
 
-#: Of a table with a row a step (``steps.by_step``) and a config's dotted keys. It yields nothing where all is well, or
-#: where the table does not have what it looks at.
+#: A function (table with one row per step, config by dotted keys) -> findings. The table is a ``steps.step_table``. The
+#: function yields nothing if there is no problem, or if the table lacks the columns that it reads.
 Finder = Callable[[Columns, Mapping[str, Any]], Iterator[Finding]]
 
 
 @dataclass(frozen=True)
-class Limits:
-    """From where on something is worth a reader's time. Shares are in [0, 1]."""
+class FindingThresholds:
+    """Thresholds of the package's findings. A problem lies above its threshold, unless stated otherwise.
 
-    #: Steps that "now" and "at first" mean, a third of the run at most; and steps below which no trend is one.
+    Shares are in [0, 1].
+
+    Attributes:
+        window: number of steps whose mean counts as recent or initial; at most a third of the run's steps.
+        trend: steps that a comparison of recent with initial means needs.
+        silent: share of groups whose rewards are all equal.
+        alone: share of groups with one response.
+        failed: share of groups without a usable response.
+        surplus, stale: shares of rollouts with these fates.
+        noise: observed minus predicted share of silent groups, among groups that were predicted to be mixed.
+        noise_groups: groups that this comparison needs.
+        noise_errors: standard errors that the difference must exceed.
+        entropy, length: recent mean divided by initial mean, below which the policy collapses.
+        clipped: share of responses that reach the maximum length.
+        accuracy: drop of held-out accuracy below its best, at two validations in succession.
+        reward_of_step: time of the slowest reward as a share of its step.
+    """
+
     window: int = 20
     trend: int = 12
     silent: float = 0.5
@@ -40,51 +62,53 @@ class Limits:
     failed: float = 0.02
     surplus: float = 0.2
     stale: float = 0.1
-    #: Observed silence less predicted, where a mixed group was likelier; groups it takes; standard errors.
     noise: float = 0.15
     noise_groups: int = 100
     noise_errors: float = 4.0
-    #: Of what it was at first.
     entropy: float = 0.2
     length: float = 0.5
-    #: Responses cut at the longest length allowed.
     clipped: float = 0.3
-    #: Held-out accuracy below its best, twice running.
     accuracy: float = 0.05
-    #: The slowest reward as a share of its step.
     reward_of_step: float = 0.5
 
 
-LIMITS = Limits()
+THRESHOLDS = FindingThresholds()
 
 
-def now(table: Columns, name: str) -> float:
-    """Mean of the last steps that have the column; NaN where none has."""
-    return _mean(column(table, name), last=True)
+def recent_mean(table: Columns, name: str) -> float:
+    """Mean of a column over the last steps that have a value; NaN if no step has one."""
+    return _window_mean(column(table, name), last=True)
 
 
-def at_first(table: Columns, name: str) -> float:
-    """Mean of the first steps that have the column; NaN where none has."""
-    return _mean(column(table, name), last=False)
+def initial_mean(table: Columns, name: str) -> float:
+    """Mean of a column over the first steps that have a value; NaN if no step has one."""
+    return _window_mean(column(table, name), last=False)
 
 
-def steps_with(table: Columns, name: str) -> int:
+def count_values(table: Columns, name: str) -> int:
+    """Number of steps at which the column has a value."""
     return int((~np.isnan(column(table, name))).sum())
 
 
 def percent(share: float) -> str:
-    return f"{100 * share:.0f} %" if share >= 0.095 or share == 0 else f"{100 * share:.1f} %"
+    return f"{100 * share:.0f}%" if share >= 0.095 or share == 0 else f"{100 * share:.1f}%"
 
 
-def number_of(config: Mapping[str, Any], key: str) -> float | None:
-    """The key's value if it is a number."""
+def numeric_value(config: Mapping[str, Any], key: str) -> float | None:
+    """The value of ``key`` if it is a number, else None."""
     value = config.get(key)
     return float(value) if is_number(value) else None
 
 
 def scaled(config: Mapping[str, Any], key: str, factor: float, why: str) -> tuple[str, ...]:
-    """``key=value`` with ``factor`` times what it is, a whole number where that is one; ``...`` where it is not known,
-    and nothing where it would stay what it is."""
+    """Return an override that multiplies a key's value by ``factor``, or nothing if the value would not change.
+
+    Integers are rounded down, to at least 1. If the value is not known to be a number, the override is ``key=...``.
+
+    Args:
+        config: dotted key -> value.
+        why: the comment of the override.
+    """
     value = config.get(key)
     if not is_number(value):
         return (f"{key}=...  # {why}",)
@@ -92,7 +116,7 @@ def scaled(config: Mapping[str, Any], key: str, factor: float, why: str) -> tupl
     return () if wanted == value else (f"{key}={wanted:g}  # {why}; it is {value:g}",)
 
 
-def _mean(values: np.ndarray, *, last: bool) -> float:
+def _window_mean(values: np.ndarray, *, last: bool) -> float:
     known = values[~np.isnan(values)]
-    size = max(1, min(LIMITS.window, len(known) // 3))
+    size = max(1, min(THRESHOLDS.window, len(known) // 3))
     return float((known[-size:] if last else known[:size]).mean()) if len(known) else float("nan")

@@ -1,1 +1,1 @@
-"""The page, part by part: each is there where a run has something to show."""
+"""The sections of a report's page. A section is left out if no run has data for it."""

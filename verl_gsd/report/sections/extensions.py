@@ -1,4 +1,4 @@
-"""The sections that extensions declare."""
+"""Builds the sections that extensions declare."""
 
 from __future__ import annotations
 
@@ -6,28 +6,32 @@ import altair as alt
 
 from verl_gsd.charts import Section
 from verl_gsd.declaration import ReportChart, ReportSection, ValueFormat
-from verl_gsd.report.charts import LARGE, NUMBER, SHARE, lines
+from verl_gsd.report.charts import LARGE, NUMBER, SHARE, line_chart
 from verl_gsd.report.extensions import in_report_order
-from verl_gsd.report.sections.view import Views, has, section, tables
+from verl_gsd.report.sections.view import Views, has_nonzero, section_of_panels, step_tables
 
-_FORMATS: dict[ValueFormat, str] = {"number": NUMBER, "share": SHARE, "large": LARGE}
+_AXIS_FORMATS: dict[ValueFormat, str] = {"number": NUMBER, "share": SHARE, "large": LARGE}
 
 
-def of_extensions(views: Views) -> list[Section]:
-    """The section of each extension of which a run has something to show."""
-    sections = [_section(declared.report, views) for declared in in_report_order() if declared.report is not None]
+def extension_sections(views: Views) -> list[Section]:
+    """Build the section of each extension for which any run has data."""
+    sections = [
+        _section(declaration.report, views) for declaration in in_report_order() if declaration.report is not None
+    ]
     return [section for section in sections if section is not None]
 
 
 def _section(declared: ReportSection, views: Views) -> Section | None:
-    if declared.needs and not has(views, declared.needs):
+    if declared.needs and not has_nonzero(views, declared.needs):
         return None
-    charts = [(chart.name, chart.title, _chart(chart, views, declared.needs)) for chart in declared.charts]
-    return section(declared.name, declared.title, [declared.text], charts)
+    panels = [(chart.name, chart.title, _chart(chart, views, declared.needs)) for chart in declared.charts]
+    return section_of_panels(declared.name, declared.title, [declared.text], panels)
 
 
-def _chart(declared: ReportChart, views: Views, needed: str) -> alt.Chart | None:
-    if declared.hide_zeros and not any(has(views, name) for name in declared.lines.values()):
+def _chart(declared: ReportChart, views: Views, needed_by_section: str) -> alt.Chart | None:
+    if declared.hide_zeros and not any(has_nonzero(views, name) for name in declared.lines.values()):
         return None
-    runs = tables(views, having=[name for name in (needed, declared.needs) if name])
-    return lines(runs, declared.lines, declared.unit, _FORMATS[declared.values], zero=declared.from_zero)
+    tables = step_tables(views, having=[name for name in (needed_by_section, declared.needs) if name])
+    return line_chart(
+        tables, declared.lines, declared.unit, _AXIS_FORMATS[declared.values], starts_at_zero=declared.from_zero
+    )

@@ -1,18 +1,18 @@
-"""Where groups disagree, and what the others cost."""
+"""Sections about groups: how much their rewards differ, how many are silent, and what rollouts were used for."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from verl_gsd.charts import COLOURS, KINDS, Section
-from verl_gsd.report.charts import SHARE, bars, heat_map, lines, shares_of, stacked
-from verl_gsd.report.figures import by_accuracy, by_use, sigma_cells
+from verl_gsd.report.chart_data import accuracy_bins, sigma_cells, totals_by_use
+from verl_gsd.report.charts import SHARE, bar_chart, heat_map, line_chart, share_bars, stacked_chart
 from verl_gsd.report.reading import Columns
-from verl_gsd.report.sections.view import Views, has, section, tables, with_records
+from verl_gsd.report.sections.view import Views, has_nonzero, section_of_panels, step_tables, views_with_records
 from verl_gsd.report.steps import column
 
 _OF_GROUPS = "share of the groups"
-#: What a rollout was spent on (``steps.USES``), as a page says it, and its colour.
+#: Use of a rollout (``steps.USES``) -> (label, colour).
 _USES = {
     "taught": ("taught", KINDS["mixed"]),
     "silent": ("trained on, silent", KINDS["all_wrong"]),
@@ -25,91 +25,99 @@ _USES = {
 
 def disagreement(views: Views) -> Section | None:
     text = [
-        "sigma is the standard deviation of a group's rewards, and the gain of its gradient under GRPO. Each column of "
-        "the map is a few steps, each row a range of sigma, the lowest one silent groups alone."
+        "sigma is the standard deviation of a group's rewards. Under GRPO, it is also the gain of the group's "
+        "gradient. In the map, each column is a span of steps and each row a range of sigma. The lowest row has only "
+        "silent groups."
     ]
     maps = []
-    for number, (name, view) in enumerate(with_records(views).items(), start=1):
+    for number, (name, view) in enumerate(views_with_records(views).items(), start=1):
         cells = sigma_cells(view.run.records)
         title = "Sigma of the groups" + (f": {name}" if len(views) > 1 else "")
         maps.append((f"map-{number}", title, heat_map(cells, "sigma") if len(cells["low"]) else None))
-    mean = ("mean", "Mean sigma", lines(tables(views), {"mean": "sigma"}, "mean sigma"))
-    return section("sigma", "Disagreement", text, [*maps, mean])
+    mean = ("mean", "Mean sigma", line_chart(step_tables(views), {"mean": "sigma"}, "mean sigma"))
+    return section_of_panels("sigma", "Disagreement", text, [*maps, mean])
 
 
 def silence(views: Views) -> Section | None:
-    of = tables(views)
+    tables = step_tables(views)
     text = [
-        "A silent group's responses are all right or all wrong, and it has no gradient. All groups count, evicted too."
+        "In a silent group, all responses are right or all are wrong. It has no gradient. The charts count all groups, "
+        "also those that were not trained on."
     ]
     if len(views) == 1:
         layers = {"all wrong": ("all_wrong", KINDS["all_wrong"]), "all right": ("all_right", KINDS["all_right"])}
-        kinds = [("kinds", "Silent groups", stacked(next(iter(of.values())), layers, _OF_GROUPS))]
+        kinds = [("kinds", "Silent groups", stacked_chart(next(iter(tables.values())), layers, _OF_GROUPS))]
     else:
         kinds = [
-            ("silent", "Silent", lines(of, {"silent": "silent"}, _OF_GROUPS, SHARE)),
-            ("wrong", "All wrong", lines(of, {"all wrong": "all_wrong"}, _OF_GROUPS, SHARE)),
-            ("right", "All right", lines(of, {"all right": "all_right"}, _OF_GROUPS, SHARE)),
+            ("silent", "Silent", line_chart(tables, {"silent": "silent"}, _OF_GROUPS, SHARE)),
+            ("wrong", "All wrong", line_chart(tables, {"all wrong": "all_wrong"}, _OF_GROUPS, SHARE)),
+            ("right", "All right", line_chart(tables, {"all right": "all_right"}, _OF_GROUPS, SHARE)),
         ]
     seen = {"observed": "seen_silent", "predicted": "seen_predicted"}
-    if not has(views, "seen_predicted"):  # an older run's records have none, its metrics may
+    if not has_nonzero(views, "seen_predicted"):  # older versions have predictions in the metrics, not in the records
         seen = {"observed": "group/silent/observed", "predicted": "group/silent/predicted"}
-    again = lines(of, seen, "share of those groups", SHARE)
-    if again is not None:
+    seen_chart = line_chart(tables, seen, "share of these groups", SHARE)
+    if seen_chart is not None:
         text.append(
-            "What earlier visits to a prompt predict is for independent responses and the policy of those visits."
+            "The prediction comes from earlier visits to a prompt. It assumes independent responses and the policy of "
+            "those visits."
         )
-    return section("silence", "Silence", text, [*kinds, ("seen", "Silent, of prompts seen before", again)])
+    return section_of_panels(
+        "silence", "Silence", text, [*kinds, ("seen", "Silent groups of prompts visited before", seen_chart)]
+    )
 
 
 def difficulty(views: Views) -> Section | None:
-    of = {name: by_accuracy(view.run.records) for name, view in views.items()}
+    bins = {name: accuracy_bins(view.run.records) for name, view in views.items()}
     text = [
-        "The gain is sigma^(2 - alpha), what a group's gradient is multiplied by; the gradient mass of an accuracy is "
-        "the share of all gain that its groups have. Groups that were trained on, by their own accuracy."
+        "A group's gradient is multiplied by its gain sigma^(2 - alpha). The gradient mass of a range of accuracy is "
+        "the share of the total gain that its groups have. The charts show groups that were trained on, by their "
+        "accuracy."
     ]
     axis = "accuracy of the group, %"
-    if len(of) == 1:
+    if len(bins) == 1:
         shares = {"gradient mass": "gain_share", "groups": "groups"}
-        panels = [("mass", "Gradient mass and groups", bars(of, shares, axis, "share", SHARE))]
+        panels = [("mass", "Gradient mass and groups", bar_chart(bins, shares, axis, "share", SHARE))]
     else:
         panels = [
-            ("mass", "Gradient mass", bars(of, {"mass": "gain_share"}, axis, "share of the gain", SHARE)),
-            ("groups", "Groups", bars(of, {"groups": "groups"}, axis, _OF_GROUPS, SHARE)),
+            ("mass", "Gradient mass", bar_chart(bins, {"mass": "gain_share"}, axis, "share of the gain", SHARE)),
+            ("groups", "Groups", bar_chart(bins, {"groups": "groups"}, axis, _OF_GROUPS, SHARE)),
         ]
-    panels.append(("gain", "Mean gain", bars(of, {"gain": "gain"}, axis, "mean gain")))
-    places = {"hard, up to 25 %": "gain_hard", "between": "gain_between", "easy, from 75 %": "gain_easy"}
+    panels.append(("gain", "Mean gain", bar_chart(bins, {"gain": "gain"}, axis, "mean gain")))
+    ranges = {"hard, up to 25%": "gain_hard", "between": "gain_between", "easy, from 75%": "gain_easy"}
     if len(views) == 1:
-        panels.append(("places", "Gradient mass over steps", lines(tables(views), places, "share of the gain", SHARE)))
+        chart = line_chart(step_tables(views), ranges, "share of the gain", SHARE)
+        panels.append(("places", "Gradient mass over steps", chart))
     else:
-        for called, name in places.items():
-            chart = lines(tables(views), {called: name}, "share of the gain", SHARE)
-            panels.append((name.replace("_", "-"), f"Gradient mass: {called}", chart))
-    if not has(views, "gain_between") and not has(views, "gain_hard") and not has(views, "gain_easy"):
+        for label, name in ranges.items():
+            chart = line_chart(step_tables(views), {label: name}, "share of the gain", SHARE)
+            panels.append((name.replace("_", "-"), f"Gradient mass: {label}", chart))
+    if not any(has_nonzero(views, name) for name in ranges.values()):
         return None
-    return section("difficulty", "Difficulty", text, panels)
+    return section_of_panels("difficulty", "Difficulty", text, panels)
 
 
 def waste(views: Views) -> Section | None:
-    uses = {name: by_use(view.table) for name, view in views.items()}
-    palette = {called: colour for called, colour in _USES.values()}
-    named = {
-        unit: {name: {_USES[use][0]: amount for use, amount in of[unit].items()} for name, of in uses.items()}
+    totals = {name: totals_by_use(view.table) for name, view in views.items()}
+    palette = dict(_USES.values())
+    labelled = {
+        unit: {name: {_USES[use][0]: amount for use, amount in of_run[unit].items()} for name, of_run in totals.items()}
         for unit in ("rollouts", "tokens")
     }
-    if len(uses) == 1:
-        parts = {unit: next(iter(of.values())) for unit, of in named.items()}
-        panels = [("uses", "What was generated", shares_of(parts, palette, "share"))]
+    if len(totals) == 1:
+        parts = {unit: next(iter(by_run.values())) for unit, by_run in labelled.items()}
+        panels = [("uses", "What was generated", share_bars(parts, palette, "share"))]
     else:
-        panels = [(unit, f"{unit.capitalize()}", shares_of(of, palette, "share")) for unit, of in named.items()]
-    wasted = {name: _wasted(view.table) for name, view in views.items()}
-    panels.append(("wasted", "Rollouts that taught nothing", lines(wasted, {"wasted": "wasted"}, "share", SHARE)))
+        panels = [(unit, unit.capitalize(), share_bars(by_run, palette, "share")) for unit, by_run in labelled.items()]
+    wasted = {name: _wasted_share(view.table) for name, view in views.items()}
+    panels.append(("wasted", "Rollouts that taught nothing", line_chart(wasted, {"wasted": "wasted"}, "share", SHARE)))
     text = [
-        "Taught: in a mixed group, or one with a demonstration, that was trained on. The others by what became of them."
+        "A rollout taught something if its group was trained on and was mixed or had a demonstration. The other "
+        "rollouts are shown by what happened to their group."
     ]
-    return section("waste", "Waste", text, panels)
+    return section_of_panels("waste", "Waste", text, panels)
 
 
-def _wasted(table: Columns) -> Columns:
+def _wasted_share(table: Columns) -> Columns:
     with np.errstate(divide="ignore", invalid="ignore"):  # a step whose groups all failed has no rollouts
         return {"step": table["step"], "wasted": 1 - column(table, "rollouts_taught") / column(table, "rollouts")}

@@ -1,4 +1,4 @@
-"""What the parts of a page are made from."""
+"""What all sections are built from, and helpers to build one."""
 
 from __future__ import annotations
 
@@ -9,49 +9,60 @@ import altair as alt
 import numpy as np
 
 from verl_gsd.charts import Panel, Section
-from verl_gsd.report.reading import Columns, Run
-from verl_gsd.report.steps import by_step, column
+from verl_gsd.report.reading import Columns, RunData
+from verl_gsd.report.steps import column, step_table
 
 
 @dataclass(frozen=True)
-class View:
-    """A run and its table with a row a step (``steps.by_step``)."""
+class RunView:
+    """A run and its table with one row per step (``steps.step_table``)."""
 
-    run: Run
+    run: RunData
     table: Columns
 
     @classmethod
-    def of(cls, run: Run) -> View:
-        return cls(run, by_step(run))
+    def of(cls, run: RunData) -> RunView:
+        return cls(run, step_table(run))
 
 
-#: By the run's name, in the order of their colours.
-Views = Mapping[str, View]
-#: The part of a page that it makes, or None where no run has anything of it.
-Part = Callable[[Views], Section | None]
+#: Name of the run -> view, in the order of the runs' colours.
+Views = Mapping[str, RunView]
+#: Builds one section of a page; None if no run has data for it.
+SectionBuilder = Callable[[Views], Section | None]
 
 
-def tables(views: Views, having: Sequence[str] = ()) -> dict[str, Columns]:
-    """By the run's name. A run without a value in one of ``having`` has no rows, so that others keep their colours."""
-    nothing: Columns = {"step": np.zeros(0, np.int64)}
+def step_tables(views: Views, having: Sequence[str] = ()) -> dict[str, Columns]:
+    """Name of the run -> its table. Runs without any value in one of the columns ``having`` get an empty table.
+
+    They are kept, so that the other runs keep their colours.
+    """
+    empty: Columns = {"step": np.zeros(0, np.int64)}
     return {
-        name: view.table if all((~np.isnan(column(view.table, needed))).any() for needed in having) else nothing
+        name: view.table if all((~np.isnan(column(view.table, needed))).any() for needed in having) else empty
         for name, view in views.items()
     }
 
 
-def has(views: Views, name: str) -> bool:
-    """Whether a run has a value other than 0 in the column."""
+def has_nonzero(views: Views, name: str) -> bool:
+    """Whether any run has a value other than 0 in the column."""
     return any(bool(np.nan_to_num(column(view.table, name)).any()) for view in views.values())
 
 
-def with_records(views: Views) -> dict[str, View]:
+def views_with_records(views: Views) -> dict[str, RunView]:
     return {name: view for name, view in views.items() if len(view.run.records)}
 
 
-def section(
+def section_of_panels(
     name: str, title: str, text: Sequence[str], panels: Iterable[tuple[str, str, alt.Chart | None]]
 ) -> Section | None:
-    """With the panels (name, title, chart) that have a chart; None where none has."""
-    drawn = [Panel(f"{name}-{of}", called, chart) for of, called, chart in panels if chart is not None]
-    return Section(name, title, text, panels=drawn) if drawn else None
+    """Build a section from its panels. Panels without a chart are left out; None if none has a chart.
+
+    Args:
+        panels: (name, title, chart) of each panel. ``name`` of the section precedes its name in the page.
+    """
+    panels_with_chart = [
+        Panel(f"{name}-{panel_name}", panel_title, chart)
+        for panel_name, panel_title, chart in panels
+        if chart is not None
+    ]
+    return Section(name, title, text, panels=panels_with_chart) if panels_with_chart else None

@@ -24,7 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from verl_gsd.algorithms.dagrpo.mask import Dagrpo
-from verl_gsd.records import Left, describe
+from verl_gsd.records import LeftGroup, step_records
 
 NAMES = {
     "dagrpo/delta",
@@ -162,7 +162,7 @@ def test_the_records_have_a_groups_own_pairs_and_judgements():
     nobody = dagrpo.record(group(R, [NAN] * 4))
     assert (nobody["judge_failed"], nobody["judge_score"], nobody["dagrpo_pairs_kept"]) == (4, None, 4)
     assert dagrpo.record(group(R)) == dagrpo.record(group([1], [5])) == dagrpo.record(group([], [])) == {}
-    (row,) = describe([Left(of, "trained", dagrpo.record(of))], step=1, attempt=1, alpha=1.0).to_pylist()
+    (row,) = step_records([LeftGroup(of, "trained", dagrpo.record(of))], step=1, attempt=1, alpha=1.0).to_pylist()
     assert (row["dagrpo_pairs"], row["dagrpo_pairs_kept"], row["judge_failed"]) == (4, 3, 1)
 
 

@@ -23,7 +23,7 @@ from verl_gsd.algorithms.hadw.factor import hadw_factor
 from verl_gsd.algorithms.hadw.settings import HadwSettings
 from verl_gsd.dial import dial_advantage
 from verl_gsd.groups import Group, Member
-from verl_gsd.records import Left, describe
+from verl_gsd.records import LeftGroup, step_records
 
 ANCHORS = [SoftAnchor, HardAnchor, lambda: SoftAnchor(floor=0, cap=1, seeds=2), lambda: FixedAnchor(0.4)]
 
@@ -277,7 +277,7 @@ def test_accuracies_that_are_none_are_named_and_graded_ones_are_rescaled():
     rescaled = hadw.on_group_left(graded, "trained")
     hadw.end_step([rescaled])
     assert hadw.bank.value("code") == 0.375
-    (row,) = describe([Left(rescaled, "trained")], step=1, attempt=1, alpha=1.0).to_pylist()
+    (row,) = step_records([LeftGroup(rescaled, "trained")], step=1, attempt=1, alpha=1.0).to_pylist()
     assert (row["correct"], row["total"]) == (0.75, 2), "what is recorded is what was observed"
     silent = Group("silent", "code", 3, np.zeros(1), np.array([np.nan]), np.ones(1, np.int64))
     with pytest.raises(ValueError, match=r"index=3\b.*\bnan\b"):
@@ -335,8 +335,12 @@ def test_settings_out_of_range_are_refused(section, message):
 
 
 def test_bias_in_records_by_solve_rate():
-    left = [Left(group(1, index=1), "trained"), Left(group(7, index=2), "trained"), Left(group(0, index=3), "filtered")]
-    tables = [describe(left, step=step, attempt=1, alpha=1.0) for step in (1, 2)]
+    left = [
+        LeftGroup(group(1, index=1), "trained"),
+        LeftGroup(group(7, index=2), "trained"),
+        LeftGroup(group(0, index=3), "filtered"),
+    ]
+    tables = [step_records(left, step=step, attempt=1, alpha=1.0) for step in (1, 2)]
     bins = bias_by_rate(pa.concat_tables(tables), HadwSettings(lambda_scale=1.5))
     assert [(entry.low, entry.groups, entry.visited_once, entry.rate) for entry in bins] == [
         (0.1, 2, 0.0, 0.125),

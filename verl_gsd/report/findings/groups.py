@@ -1,0 +1,130 @@
+"""Findings about groups: groups that have no gradient, and rollouts that are not trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from verl_gsd.report.extensions import is_rejected, remedies
+from verl_gsd.report.findings.finding import (
+    THRESHOLDS,
+    Finder,
+    Finding,
+    numeric_value,
+    percent,
+    recent_mean,
+    scaled,
+)
+from verl_gsd.report.reading import Columns
+from verl_gsd.report.steps import USES, column
+
+_GROUP_SIZE = "actor_rollout_ref.rollout.n"
+_TEMPERATURE = "actor_rollout_ref.rollout.temperature"
+_DYNAMIC_SAMPLING = "algorithm.filter_groups.enable"
+_REPLACE_FAILED = "trainer.v1.sampler.sync_refill_failed_groups"
+
+
+def silent(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
+    """More than half of the groups are silent: all their responses are right, or all are wrong."""
+    share = recent_mean(table, "silent")
+    if not share > THRESHOLDS.silent:
+        return
+    wrong, right = recent_mean(table, "all_wrong"), recent_mean(table, "all_right")
+    is_filtered = config.get(_DYNAMIC_SAMPLING) is True
+    overrides: list[str] = []
+    if not is_filtered and not is_rejected(_DYNAMIC_SAMPLING, "true", config):
+        overrides.append(f"algo=dapo  # replaces silent groups; or set {_DYNAMIC_SAMPLING}=true with metric=acc")
+    overrides += scaled(config, _GROUP_SIZE, 2, "larger groups are less often silent")
+    overrides += remedies("all_wrong", config) if wrong >= right else []
+    overrides += remedies("silent", config)
+    cost = (
+        "Dynamic sampling evicts these groups, so their rollouts are wasted."
+        if is_filtered
+        else "These groups take up space in the batch."
+    )
+    advice = "" if wrong >= right else " The policy solves most of these prompts. Harder prompts help most."
+    yield Finding(
+        f"{percent(share)} of the groups are silent",
+        f"Recently, all responses were wrong in {percent(wrong)} of the groups and all right in {percent(right)}. "
+        f"Such a group has no gradient. {cost}{advice}",
+        tuple(overrides),
+    )
+
+
+def noisy(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
+    """More groups are silent than earlier visits to their prompts predict.
+
+    This compares only groups that were predicted to be mixed rather than silent, because the prior has little weight
+    for them. The standard error is that of the same number of independent groups.
+    """
+    groups, observed, predicted, variance = (
+        float(np.nansum(column(table, f"likely_{name}"))) for name in ("groups", "silent", "predicted", "variance")
+    )
+    if groups < THRESHOLDS.noise_groups or (observed - predicted) / groups <= THRESHOLDS.noise:
+        return
+    if observed - predicted > THRESHOLDS.noise_errors * np.sqrt(variance):
+        temperature = numeric_value(config, _TEMPERATURE)
+        yield Finding(
+            "More groups are silent than earlier visits to their prompts predict",
+            f"{groups:.0f} groups were expected to be mixed, because responses to their prompts differed before. "
+            f"{percent(observed / groups)} of them were silent, and {percent(predicted / groups)} were expected. "
+            "Possible causes: responses to one prompt depend on each other (a low temperature, shared seeds); the "
+            "verifier fails for whole groups (timeouts, answers that it cannot parse); or the policy has changed much "
+            "since the last visit.",
+            (
+                f"{_TEMPERATURE}=1.0  # if it is lower" + (f"; it is {temperature:g}" if temperature else ""),
+                "reward.custom_reward_function.path=...  # a verifier that gives equal responses equal verdicts",
+            ),
+        )
+
+
+def alone(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
+    """Groups of one response have no baseline."""
+    if recent_mean(table, "alone") > THRESHOLDS.alone:
+        yield Finding(
+            f"{percent(recent_mean(table, 'alone'))} of the groups have one response",
+            "Such a response has no others to be compared with, and its advantage is 0.",
+            (f"{_GROUP_SIZE}=8  # responses per prompt",),
+        )
+
+
+def unused(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
+    """Many rollouts are not trained on because their groups were surplus or stale."""
+    total = recent_mean(table, "rollouts")
+    shares = {use: recent_mean(table, f"rollouts_{use}") / total for use in USES} if total > 0 else {}
+    if shares.get("surplus", 0) > THRESHOLDS.surplus:
+        yield Finding(
+            f"{percent(shares['surplus'])} of the rollouts were surplus",
+            "Their groups were mixed, but the batch was full.",
+            (
+                "data.gen_batch_size=...  # fewer prompts per refill of the batch",
+                *scaled(config, "algorithm.filter_groups.max_inflight_gen_batches", 0.5, "fewer batches at once"),
+            ),
+        )
+    if shares.get("stale", 0) > THRESHOLDS.stale:
+        yield Finding(
+            f"{percent(shares['stale'])} of the rollouts were stale when their group was complete",
+            "The policy had been updated more often since they were started than the config allows. They were dropped.",
+            (
+                "trainer.v1.sampler.max_off_policy_strategy=wait  # waits for them instead",
+                *scaled(config, "trainer.v1.sampler.max_off_policy_threshold", 2, "policy versions per response"),
+            ),
+        )
+
+
+def failed(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
+    """Groups in which no session returned a usable response."""
+    if recent_mean(table, "failed") > THRESHOLDS.failed:
+        yield Finding(
+            f"{percent(recent_mean(table, 'failed'))} of the groups failed",
+            "None of their sessions returned a usable response: an agent loop or a verifier raised an error, or a "
+            "server stopped. RUN/logs has the errors.",
+            ()
+            if is_rejected(_REPLACE_FAILED, "true", config)
+            else (f"{_REPLACE_FAILED}=true  # with data.gen_batch_size=1: other prompts replace them",),
+        )
+
+
+FINDERS: tuple[Finder, ...] = (silent, noisy, failed, unused, alone)

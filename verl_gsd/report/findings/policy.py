@@ -1,0 +1,114 @@
+"""Findings about the policy: it collapses, its responses are cut off, or its accuracy falls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from verl_gsd.report.findings.finding import (
+    THRESHOLDS,
+    Finder,
+    Finding,
+    count_values,
+    initial_mean,
+    numeric_value,
+    percent,
+    recent_mean,
+    scaled,
+)
+from verl_gsd.report.reading import Columns
+from verl_gsd.report.steps import column
+
+ENTROPY = "actor/entropy"
+_MAX_LENGTH = "data.max_response_length"
+_LEARNING_RATE = "actor_rollout_ref.actor.optim.lr"
+
+
+def entropy(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
+    """The policy's entropy is a small fraction of its initial value."""
+    first, last = initial_mean(table, ENTROPY), recent_mean(table, ENTROPY)
+    if count_values(table, ENTROPY) >= THRESHOLDS.trend and last < THRESHOLDS.entropy * first:
+        yield Finding(
+            "The policy's entropy collapses",
+            f"It fell from {first:.3g} to {last:.3g} nats per token. Responses to one prompt become alike, and groups "
+            "become silent.",
+            (
+                "actor_rollout_ref.actor.clip_ratio_high=0.28  # DAPO's value: unlikely tokens can become likelier",
+                "actor_rollout_ref.actor.entropy_coeff=0.001  # rewards entropy",
+                *scaled(config, _LEARNING_RATE, 0.5, "smaller steps"),
+            ),
+        )
+
+
+def length(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
+    """Responses are much shorter than initially."""
+    name = length_column(table)
+    first, last = initial_mean(table, name), recent_mean(table, name)
+    if count_values(table, name) >= THRESHOLDS.trend and last < THRESHOLDS.length * first:
+        yield Finding(
+            "Responses become very short",
+            f"Their mean length fell from {first:.3g} to {last:.3g} tokens. A loss that is averaged over the tokens of "
+            "each response favours short right responses. So does a verifier that accepts an answer without reasoning.",
+            (
+                "actor_rollout_ref.actor.loss_agg_mode=token-mean  # or algo=dr_grpo: length does not scale gradients",
+                *scaled(config, _LEARNING_RATE, 0.5, "smaller steps"),
+            ),
+        )
+
+
+def cut(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
+    """Many responses reach the maximum length."""
+    share = recent_mean({"step": table["step"], "cut": cut_off(table, config)}, "cut")
+    if share > THRESHOLDS.clipped:
+        yield Finding(
+            f"{percent(share)} of the responses are cut off",
+            "They reach the maximum length, most of them without an answer, and count as wrong.",
+            scaled(config, _MAX_LENGTH, 2, "maximum tokens per response"),
+        )
+
+
+def unlearning(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
+    """Held-out accuracy was below its best at the last two validations."""
+    for name in held_out(table):
+        known = ~np.isnan(table[name])
+        steps, values = table["step"][known], table[name][known]
+        if len(values) >= 3 and (values[-2:] < values[:-2].max() - THRESHOLDS.accuracy).all():
+            best = int(values[:-2].argmax())
+            yield Finding(
+                f"Held-out accuracy fell: {source_of(name)}",
+                f"It was {values[best]:.3f} at step {steps[best]} and is {values[-1]:.3f} at step {steps[-1]}.",
+                (*scaled(config, _LEARNING_RATE, 0.5, "smaller steps"), "trainer.test_freq=...  # validate more often"),
+            )
+
+
+def held_out(table: Columns) -> list[str]:
+    """Names of the columns with held-out accuracies."""
+    return [name for name in table if name.startswith("val-core/") and "/acc/mean@" in name]
+
+
+def source_of(name: str) -> str:
+    """The data source of a column with held-out accuracies."""
+    return name.removeprefix("val-core/").rsplit("/acc/", 1)[0]
+
+
+def length_column(table: Columns) -> str:
+    """Name of the column with tokens per response: of all rollouts if there are records, else of the batch."""
+    return "tokens_per_response" if "tokens_per_response" in table else "response_length/mean"
+
+
+def cut_off(table: Columns, config: Mapping[str, Any]) -> np.ndarray:
+    """(T,) share of the responses that have the maximum length; NaN where it is not known.
+
+    verl's ``response_length/clip_ratio`` is the share of responses that are as long as the longest of the batch. It is
+    the share of cut responses only if the longest has the maximum length.
+    """
+    max_length = numeric_value(config, _MAX_LENGTH)
+    if max_length is None:
+        return np.full(len(table["step"]), np.nan)
+    longest, share = column(table, "response_length/max"), column(table, "response_length/clip_ratio")
+    return np.where(np.isnan(longest), np.nan, np.where(longest >= max_length, share, 0.0))
+
+
+FINDERS: tuple[Finder, ...] = (entropy, length, cut, unlearning)

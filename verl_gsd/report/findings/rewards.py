@@ -1,0 +1,60 @@
+"""Findings about rewards: some fail, or steps wait for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from verl_gsd.report.findings.finding import THRESHOLDS, Finder, Finding, percent, recent_mean, scaled
+from verl_gsd.report.reading import Columns
+from verl_gsd.report.steps import column
+
+_REWARD_FUNCTION = "reward.custom_reward_function.path=...  # a function that"
+_WORKERS = "reward.num_workers"
+_FAILURES = "reward/failures/"
+
+
+def failing(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
+    """Responses without a reward. One in the whole run is enough for a finding."""
+    lost, kept = (float(np.nansum(column(table, name))) for name in ("lost_rewards", "rollouts"))
+    if not lost:
+        return
+    counts: dict[str, float] = {
+        name.removeprefix(_FAILURES): float(np.nansum(table[name])) for name in table if name.startswith(_FAILURES)
+    }
+    kinds = sorted(((count, kind) for kind, count in counts.items() if count), reverse=True)
+    by_kind = f" By kind: {', '.join(f'{kind} {count:.0f}' for count, kind in kinds)}." if kinds else ""
+    overrides: list[str] = []
+    if counts.get("too_slow"):
+        overrides += scaled(config, "algorithm.gsd.limits.reward_seconds", 2, "seconds that one call may take")
+        overrides += scaled(config, _WORKERS, 2, "workers that compute rewards")
+    if counts.get("prompt_too_long"):
+        overrides += scaled(config, "data.max_prompt_length", 2, "maximum tokens per prompt")
+    if not kinds or {kind for _, kind in kinds} - {"too_slow", "prompt_too_long"}:
+        overrides.append(f"{_REWARD_FUNCTION} returns a finite number, or a dict with score, for every response")
+    yield Finding(
+        f"{lost:.0f} of {lost + kept:.0f} responses ({percent(lost / (lost + kept))}) lost their reward",
+        "Their groups were trained without them. The policy therefore does not learn from responses that the reward "
+        f"function cannot handle, or from prompts that are too long.{by_kind} RUN/messages has the first case of each "
+        "kind.",
+        tuple(overrides),
+    )
+
+
+def slow(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
+    """Steps mostly wait for a reward. Steps of the asynchronous modes do not wait for rewards."""
+    share = recent_mean(table, "reward/share_of_step")
+    if share > THRESHOLDS.reward_of_step and not str(config.get("trainer.v1.trainer_mode")).endswith("async"):
+        yield Finding(
+            f"The slowest reward takes {percent(share)} of a step",
+            "A step waits for the rewards of all its responses.",
+            (
+                *scaled(config, _WORKERS, 2, "workers that compute rewards"),
+                f"{_REWARD_FUNCTION} is faster, or async if it waits for a server",
+            ),
+        )
+
+
+FINDERS: tuple[Finder, ...] = (failing, slow)

@@ -1,0 +1,72 @@
+"""The first two sections of a page: the findings of each run, and a table of the runs."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from verl_gsd.charts import Notice, Section, Table
+from verl_gsd.report.findings import THRESHOLDS, collect_findings
+from verl_gsd.report.findings.finding import percent
+from verl_gsd.report.findings.policy import held_out
+from verl_gsd.report.sections.view import RunView, Views
+from verl_gsd.report.steps import column
+
+
+def findings_section(views: Views) -> Section:
+    """List the findings of each run, and the files of each run that could not be read."""
+    notices = []
+    for name, view in views.items():
+        prefix = f"{name}: " if len(views) > 1 else ""
+        notices += [
+            Notice(prefix + finding.title, finding.text, finding.overrides)
+            for finding in collect_findings(view.table, view.run.config)
+        ]
+        notices += [Notice(f"{prefix}left out: {reason}") for reason in view.run.left_out()]
+        if not len(view.run.records):
+            notices.append(
+                Notice(
+                    f"{prefix}the run has no records of groups",
+                    "Most findings are based on records and are therefore missing here. Trainer modes of verl-gsd "
+                    "write records.",
+                    ("trainer.v1.trainer_mode=gsd_sync  # or gsd_colocate_async, gsd_separate_async",),
+                )
+            )
+    text = (
+        f"Problems in the last {THRESHOLDS.window} steps, or in the last third of a run with fewer than "
+        f"{3 * THRESHOLDS.window} steps, and the settings that help."
+    )
+    no_findings = (
+        "No problems were found. The report checks for silent or failed groups, wasted rollouts, failing or slow "
+        "rewards, a policy that collapses, falling accuracy, and the problems that the run's algorithms declare."
+    )
+    return Section("words", "Findings", [text if notices else no_findings], notices=notices)
+
+
+def runs_section(views: Views) -> Section:
+    """A table with one row per run."""
+    header = ("run", "steps", "attempts", "groups", "rollouts", "tokens", "silent", "accuracy of rollouts", "held out")
+    return Section("runs", "Runs", table=Table(header, [_row(name, view) for name, view in views.items()]))
+
+
+def _row(name: str, view: RunView) -> list[str]:
+    table = view.table
+    counts = [float(np.nansum(column(table, unit))) for unit in ("groups", "rollouts", "tokens")]
+    silent = column(table, "silent")
+    accuracy = column(table, "accuracy")
+    validations = [_first_to_last(table[name_of_accuracy]) for name_of_accuracy in held_out(table)]
+    return [
+        name,
+        f"{int((table['step'] > 0).sum())}",
+        f"{view.run.attempts}",
+        *(f"{count:,.0f}" if count else "-" for count in counts),
+        percent(float(np.nanmean(silent))) if (~np.isnan(silent)).any() else "-",
+        _first_to_last(accuracy),
+        "; ".join(validations) or "-",
+    ]
+
+
+def _first_to_last(values: np.ndarray) -> str:
+    known = values[~np.isnan(values)]
+    if not len(known):
+        return "-"
+    return f"{known[0]:.3f}\u00a0to\u00a0{known[-1]:.3f}" if len(known) > 1 else f"{known[0]:.3f}"
