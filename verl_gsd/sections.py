@@ -23,3 +23,8 @@ def is_finite(value: Any) -> TypeGuard[float]:
 def is_whole(value: Any, least: int) -> TypeGuard[int]:
     """Whether it is a whole number of ``least`` or more, and no bool."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def shown(value: Any) -> str:
+    """A config value as YAML writes it."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

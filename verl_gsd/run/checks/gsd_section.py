@@ -220,9 +220,10 @@ def check_extension_services(config: DictConfig) -> Iterator[str]:
 
 
 def _taking_part(config: DictConfig) -> list[extension.Declaration]:
-    """The extensions of this run whose section is a section."""
+    """The extensions of this run, without those whose settings are wrong, which another check reports."""
     gsd = OmegaConf.select(config, "algorithm.gsd") or {}
-    return [of for of in extension.active(gsd) if isinstance(of.section(gsd), DictConfig)]
+    active = extension.active(gsd)
+    return [declaration for declaration in active if not extension.settings_problems(declaration, gsd)]
 
 
 CHECKS = (
