@@ -24,7 +24,7 @@ def test_its_algo_is_a_choice_and_a_dry_run_says_what_it_does(installed):
     done, told = run(installed)
     assert done.returncode == 0, told
     assert "strength: 0.1" in done.stdout
-    assert "multiplied by 1 + 0.1 * (running accuracy - accuracy of the group)" in told
+    assert "advantages are multiplied by 1 + 0.1 * (running accuracy - accuracy of the group)" in told
 
 
 def test_wrong_settings_unused_keys_and_conflicts_are_rejected_together_before_ray(installed):
