@@ -17,8 +17,8 @@ import transfer_queue as tq
 from agent_rows import answer, columns_of, demonstrations_in, plan, prompts, sampled, services_of, texts_of, watched
 from omegaconf import OmegaConf
 
-from verl_gsd.algorithms.dagrpo.demonstrations import LEFT_OUT, Demonstrating
-from verl_gsd.algorithms.dagrpo.pools import Experts
+from verl_gsd.algorithms.dagrpo.demonstrations import LEFT_OUT, DemonstrationExtension
+from verl_gsd.algorithms.dagrpo.pools import ExpertPool
 from verl_gsd.extension import ROLLOUTS, ExtensionError, Visits
 from verl_gsd.prompts import PromptStore
 from verl_gsd.trainer.row_store import BatchColumns
@@ -89,7 +89,7 @@ class Run:
             verifier=self.verifier,
             prompts=PromptStore() if known is None else known,
         )
-        extensions = {"dagrpo.demonstrations": Demonstrating(settings, self.services)}
+        extensions = {"dagrpo.demonstrations": DemonstrationExtension(settings, self.services)}
         self.buffer, self.seam = watched(
             extensions, self.services, key_of=self.key_of, group_size=SIZE, filtering=filtering
         )
@@ -131,7 +131,7 @@ def experts(worker, tokenizer, problems):
     def visit(uid):
         return Visits([uid], [("arithmetic", problems[0]["index"])], columns, SIZE)
 
-    return Experts("demonstration", longest=8, services=services, template={}), services, visit
+    return ExpertPool("demonstration", longest=8, services=services, template={}), services, visit
 
 
 WRONG = ["x", "y", "zz", "wrong"]
