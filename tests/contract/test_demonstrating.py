@@ -380,7 +380,7 @@ def test_a_verifier_without_a_verdict_is_named(begin, problems, tokenizer):
     run = begin()
     run.planned("a0")
     answer("a0", problems[0], tokenizer, WRONG, verdicts=[-3.0, 0.0, 0.0, 0.0])
-    with pytest.raises(ExtensionError, match=r"on_groups_complete.*acc.*index=\d+ has -3\.0") as raised:
+    with pytest.raises(ExtensionError, match=r"on_groups_complete.*acc.*index=\d+ has acc=-3\.0") as raised:
         sampled(run.buffer, 1)
     assert isinstance(raised.value.__cause__, ValueError)
 

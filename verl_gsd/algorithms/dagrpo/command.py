@@ -46,7 +46,7 @@ def calibrate(
     try:
         table = read_row_table(file)
         if not len(table):
-            fail(f"{file} has no rows. Use a file that verl-gsd judge score has produced.")
+            fail(f"{file}: the file has no rows. Use a file that verl-gsd judge score has produced.")
         scores = np.array(table.column(score_column, as_score))
         correct = np.array(table.column(correct_column, as_verdict))
         groups = table.column(group_column, as_label)

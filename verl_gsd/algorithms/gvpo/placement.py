@@ -180,8 +180,8 @@ class Placement:
             return f"a group has {max(rows.values())} responses, but actor_rollout_ref.rollout.n={sizes.group}"
         if sizes.mini_prompts % self.workers:
             return (
-                f"actor_rollout_ref.actor.ppo_mini_batch_size={sizes.mini_prompts} prompts cannot be divided evenly among "
-                f"{self.workers} workers"
+                f"actor_rollout_ref.actor.ppo_mini_batch_size={sizes.mini_prompts} prompts cannot be divided evenly "
+                f"among {self.workers} workers"
             )
         if sizes.micro_rows is not None and sizes.micro_rows % sizes.group:
             return (
