@@ -36,7 +36,7 @@ def audit_bias(
     try:
         records = read_records(run)
         if not len(records):
-            fail(f"{run} has no records. Use the folder of a run with one of our trainer modes, for example gsd_sync.")
+            fail(f"{run}: no records. Use the folder of a run with one of our trainer modes, for example gsd_sync.")
         anchor = float(preset) if preset and preset.replace(".", "", 1).isdigit() else preset
         options = {"preset": anchor, "lambda_scale": lambda_scale}
         settings = HadwSettings.of({key: value for key, value in options.items() if value is not None})
