@@ -29,7 +29,7 @@ import typer
 from rich.progress import track
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from verl_gsd.algorithms.rollouts.budget import rollouts_of
+from verl_gsd.algorithms.rollouts.budget import allocate_rollouts
 from verl_gsd.algorithms.rollouts.budget_settings import BudgetSettings
 from verl_gsd.chain import advantages
 from verl_gsd.planning import posterior_silent_rate
@@ -117,7 +117,7 @@ def run(arm: str, seed: int, task: Path, train: list[dict], held_out: list[dict]
         correct, total = store.recent(keys, step)
         size = np.full(BATCH, SIZE)
         if arm == "adaptive":
-            size = rollouts_of(correct, total, SIZE, BUDGET)
+            size = allocate_rollouts(correct, total, SIZE, BUDGET)
         tokens, mask, rewards = policy.sample([train[index] for index in here], size.tolist())
         group = np.repeat(np.arange(BATCH), size)
         columns = {"rollouts": torch.from_numpy(size)[group]}

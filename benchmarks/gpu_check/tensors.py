@@ -164,7 +164,7 @@ def policy_loss(name: str, settings: Any, mode: str, *, is_weighted: bool = Fals
         log_prob = rows.new.to(where).requires_grad_()
         data = _micro_batch(rows, is_weighted).to(where)
         worker = GvpoWorker(None, config)
-        worker.figures = gvpo_rows.MiniBatchFigures(gvpo_rows.GvpoRows.of(data), None, where)
+        worker.stats = gvpo_rows.MiniBatchStats(gvpo_rows.GvpoRows.of(data), None, where)
 
         def loss_fn(model_output: torch.Tensor, data: TensorDict, dp_group: Any) -> Any:
             return get_policy_loss_fn(name)(
@@ -179,7 +179,7 @@ def policy_loss(name: str, settings: Any, mode: str, *, is_weighted: bool = Fals
 
         loss, metrics = with_context(loss_fn, {"gvpo": worker}, model_output=log_prob, data=data)
         loss.backward()
-        seen = worker.figures.responses()
+        seen = worker.stats.responses()
         return {"loss": loss.detach(), "gradient": log_prob.grad, "s": seen.log_ratio, "l'": seen.log_reference} | {
             metric: getattr(value, "value", value) for metric, value in metrics.items()
         }

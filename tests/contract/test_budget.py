@@ -22,7 +22,7 @@ from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl_parts import AGENT_LOOP_WORKER, bare, bare_trainer
 
-from verl_gsd.algorithms.rollouts.group_size_weights import equal_prompts
+from verl_gsd.algorithms.rollouts.group_size_weights import group_size_weights
 from verl_gsd.groups import group_stats
 
 
@@ -173,7 +173,7 @@ def test_validation_submits_for_itself_and_reads_a_column_of_its_own_files(queue
 def parts(mode, sizes, lengths, **constants):
     """Of one update, each prompt's part: verl's loss over the rows of all prompts, its gradient by the prompts' own."""
     labels = [number for number, size in enumerate(sizes) for _ in range(size)]
-    weight = equal_prompts(
+    weight = group_size_weights(
         torch.tensor([sizes[label] for label in labels]), group_stats(torch.zeros(len(labels)), labels)
     )
     of_prompt = torch.ones(len(sizes), dtype=torch.float64, requires_grad=True)

@@ -17,8 +17,8 @@ import transfer_queue as tq
 from agent_rows import answer, columns_of, demonstrations_in, plan, prompts, sampled, services_of, texts_of, watched
 from omegaconf import OmegaConf
 
-from verl_gsd.algorithms.dagrpo.demonstrations import LEFT_OUT, Demonstrating
-from verl_gsd.algorithms.dagrpo.pools import Experts
+from verl_gsd.algorithms.dagrpo.demonstrations import LEFT_OUT, DemonstrationExtension
+from verl_gsd.algorithms.dagrpo.pools import ExpertPool
 from verl_gsd.extension import ROLLOUTS, ExtensionError, Visits
 from verl_gsd.prompts import PromptStore
 from verl_gsd.trainer.row_store import BatchColumns
@@ -89,7 +89,7 @@ class Run:
             verifier=self.verifier,
             prompts=PromptStore() if known is None else known,
         )
-        extensions = {"dagrpo.demonstrations": Demonstrating(settings, self.services)}
+        extensions = {"dagrpo.demonstrations": DemonstrationExtension(settings, self.services)}
         self.buffer, self.seam = watched(
             extensions, self.services, key_of=self.key_of, group_size=SIZE, filtering=filtering
         )
@@ -131,7 +131,7 @@ def experts(worker, tokenizer, problems):
     def visit(uid):
         return Visits([uid], [("arithmetic", problems[0]["index"])], columns, SIZE)
 
-    return Experts("demonstration", longest=8, services=services, template={}), services, visit
+    return ExpertPool("demonstration", longest=8, services=services, template={}), services, visit
 
 
 WRONG = ["x", "y", "zz", "wrong"]
@@ -380,7 +380,7 @@ def test_a_verifier_without_a_verdict_is_named(begin, problems, tokenizer):
     run = begin()
     run.planned("a0")
     answer("a0", problems[0], tokenizer, WRONG, verdicts=[-3.0, 0.0, 0.0, 0.0])
-    with pytest.raises(ExtensionError, match=r"on_groups_complete.*acc.*index=\d+ has -3\.0") as raised:
+    with pytest.raises(ExtensionError, match=r"on_groups_complete.*acc.*index=\d+ has acc=-3\.0") as raised:
         sampled(run.buffer, 1)
     assert isinstance(raised.value.__cause__, ValueError)
 

@@ -11,7 +11,7 @@ pytest.importorskip("verl")
 from agent_rows import answer, services_of, watched
 from omegaconf import OmegaConf
 
-from verl_gsd.algorithms.dagrpo.judging import Judging, shared_prefix
+from verl_gsd.algorithms.dagrpo.judging import JudgeExtension, shared_prefix
 from verl_gsd.judge.scorer import JudgementError
 
 pytestmark = pytest.mark.usefixtures("queue")
@@ -45,7 +45,7 @@ class ScriptedScorer:
         pass
 
 
-class JudgingByScript(Judging):
+class JudgingByScript(JudgeExtension):
     """Asks a scorer of the test, made when the run would make its own."""
 
     def __init__(self, scorer, section, services):
@@ -175,7 +175,7 @@ def test_verls_reward_model_is_asked_through_its_own_workers():
             return answer
 
     def asked(seconds=60):
-        scorer = Judging({"scorer": "reward_model", "timeout_s": seconds}, services).make_scorer()
+        scorer = JudgeExtension({"scorer": "reward_model", "timeout_s": seconds}, services).make_scorer()
         assert scorer.identity == "reward_model rm-7b"
         return asyncio.run(scorer.score(Question("3+8=", "11", "11")))
 

@@ -25,7 +25,7 @@ from running import (
     verl_gsd,
 )
 
-from verl_gsd.algorithms.rollouts.budget import rollouts_of
+from verl_gsd.algorithms.rollouts.budget import allocate_rollouts
 from verl_gsd.algorithms.rollouts.budget_settings import BudgetSettings
 from verl_gsd.evaluation.intervals import paired_test, wilson
 from verl_gsd.planning import posterior_silent_rate
@@ -219,7 +219,7 @@ def test_sizes_are_what_earlier_visits_make_of_them_across_the_resume(grpo):
     varied = 0
     for _, rows, (correct, total) in replay(grpo):
         asked = [row["asked"] for row in rows]
-        expected = rollouts_of(correct, total, SIZE, BUDGET)
+        expected = allocate_rollouts(correct, total, SIZE, BUDGET)
         # Which of two prompts with equal counts has one more is the order of the batch, which records do not keep.
         pairs, again = (sorted(zip(correct, total, sizes, strict=True)) for sizes in (asked, expected.tolist()))
         assert pairs == again

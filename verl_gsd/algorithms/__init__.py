@@ -1,4 +1,4 @@
-"""One folder for each paper, with everything about it; ``verl_gsd.extension`` is what a run knows of them.
+"""The algorithms: one folder per paper. ``verl_gsd.extension`` is their interface to a run.
 
-Importing one of these packages registers its extensions, and needs neither torch nor verl.
+Importing one of these packages registers its extensions. It needs neither torch nor verl.
 """

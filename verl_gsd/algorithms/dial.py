@@ -1,4 +1,4 @@
-"""``verl_gsd.dial`` under the name that users' files import."""
+"""Re-exports ``verl_gsd.dial`` under the name that users' files import."""
 
 from verl_gsd.lazy_names import lazy_names
 

@@ -13,7 +13,7 @@ import numpy as np
 import psutil
 import pytest
 
-from verl_gsd.algorithms.dagrpo.checks import dagrpo_wrong
+from verl_gsd.algorithms.dagrpo.checks import check_dagrpo
 from verl_gsd.judge import cache as cache_module
 from verl_gsd.judge.cache import ScoreCache
 from verl_gsd.judge.disks import journal_mode, mounts
@@ -206,7 +206,7 @@ def test_a_cache_on_such_a_disk_is_rejected_before_the_file_is_created(path, tmp
 def test_the_config_check_rejects_such_a_disk(compose_fast, tmp_path, monkeypatch, cache, message):
     record_mounts(tmp_path, MOUNTS, monkeypatch)
     key = f"algorithm.gsd.dagrpo.judge.cache={cache}"
-    problems = list(dagrpo_wrong(*compose_fast("algo=dagrpo", "task=arithmetic", "hardware=cpu", key)))
+    problems = list(check_dagrpo(*compose_fast("algo=dagrpo", "task=arithmetic", "hardware=cpu", key)))
     if message is None:
         assert not [problem for problem in problems if "locks" in problem]
     else:

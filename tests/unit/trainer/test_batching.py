@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from verl_gsd.algorithms.rollouts.budget import rollouts_of
+from verl_gsd.algorithms.rollouts.budget import allocate_rollouts
 from verl_gsd.algorithms.rollouts.budget_settings import BudgetSettings
 from verl_gsd.trainer.batching import PADDING, layout, mini_batch_of
 
@@ -98,7 +98,7 @@ def test_group_sizes_of_a_budget_need_no_padding_and_no_additional_update(prompt
     """Sizes with a mean of 8 per prompt once gave five mini-batches instead of four, with a quarter of padding."""
     generator = np.random.default_rng(0)
     correct = generator.binomial(8, generator.beta(0.4, 0.4, prompts)).astype(float)
-    sizes = rollouts_of(correct, np.full(prompts, 8.0), 8, BudgetSettings())
+    sizes = allocate_rollouts(correct, np.full(prompts, 8.0), 8, BudgetSettings())
     assert sizes.min() < 8 < sizes.max()
     group, settings = np.repeat(np.arange(prompts), sizes), {"mini_batches": 4, "workers": 8}
     places = layout(group.tolist(), list(range(len(group))), generator.random(len(group)), **settings)

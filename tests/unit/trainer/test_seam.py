@@ -10,7 +10,7 @@ import pytest
 import torch
 from dict_rows import DictRows
 
-from verl_gsd.algorithms.dagrpo.demonstrations import Demonstrating
+from verl_gsd.algorithms.dagrpo.demonstrations import DemonstrationExtension
 from verl_gsd.algorithms.gvpo.extension import Gvpo
 from verl_gsd.extension import ROLLOUTS, Extension, ExtensionError, Update
 from verl_gsd.groups import Group
@@ -183,7 +183,7 @@ def test_a_demonstration_takes_the_last_failures_place_and_the_update_knows_it(s
     success = Response(np.array(tokens, np.int32), np.ones(2, bool), 1.0, 1, {"acc": 1.0})
     of.prompts.responses.store(("maths", 7), [success], keep=1)
     of.step = 2
-    shown = Demonstrating(of.config.algorithm.gsd.dagrpo.demonstrations, of)
+    shown = DemonstrationExtension(of.config.algorithm.gsd.dagrpo.demonstrations, of)
     seam = Seam({"dagrpo.demonstrations": shown}, of.prompts, of.rows, group_size=4)
     prompts = {"u0": ("maths", 7)}
     assert seam.before_rollout(prompts, {}) == {}, "all four are generated"

@@ -1,19 +1,34 @@
-"""DaGRPO, arXiv 2512.06337: pairs that a judge finds alike are masked, and groups that failed get a demonstration.
+"""DaGRPO (arXiv 2512.06337) masks pairs that a judge scores alike, and adds demonstrations to failed groups.
 
-pairs.py                the equations, and how they differ from the paper
-settings.py             the section ``algorithm.gsd.dagrpo``
-mask.py                 the mask in a trainer; its delta is saved, recorded and reported there
-judging.py              ``dagrpo.judge``: whole groups are judged while others are still generated
-reward_model.py         verl's reward model as a judge
-demonstrations.py       ``dagrpo.demonstrations``: verified, and put where a group needs them
-demonstration_settings.py, pools.py, tokens.py    where they come from, and what may be one
-demonstration_ratio.py  the gradient on a demonstration's tokens
-loss.py, worker.py      the loss under verl's name ``dagrpo``; the probe of gradients
-checks.py               what can be wrong with a config
-report.py, findings.py  record columns, figures per step and charts; what can go wrong in a run
-conflicts.py, unused_keys.py, audit.py    what it does not work with, what has no effect, what it does in words
-lab.py                  its rows in ``verl-gsd lab``
-command.py              ``verl-gsd judge calibrate``, by judge_calibration.py, mask_quality.py and calibration_tables.py
+The mask:
+
+pairs.py                   the equations, and how they relate to the paper
+settings.py                the config section ``algorithm.gsd.dagrpo``
+mask.py                    the trainer extension ``dagrpo``: applies the mask, schedules delta, and reports both
+judging.py                 the trainer extension ``dagrpo.judge``: scores groups while others are still generated
+reward_model.py            verl's reward model as a judge
+worker.py                  the worker extension: measures gradients of positive and negative rows
+
+Demonstrations:
+
+demonstrations.py          the trainer extension ``dagrpo.demonstrations``: adds verified demonstrations to groups
+demonstration_settings.py  its config section
+pools.py                   the sources of demonstrations
+tokens.py                  demonstrations as tokens, and the reasons for which candidates are rejected
+demonstration_ratio.py     the policy ratio on a demonstration's tokens
+loss.py                    the policy loss that verl knows as ``dagrpo``
+
+Both:
+
+checks.py                  checks of a config
+conflicts.py               settings that DaGRPO does not work with
+unused_keys.py             keys that have no effect
+report.py                  record columns, figures per step, and charts
+findings.py                problems that a report looks for
+audit.py                   the description that the config audit prints
+lab.py                     DaGRPO's algorithms in ``verl-gsd lab``
+command.py                 the command ``verl-gsd judge calibrate``; judge_calibration.py and mask_quality.py compute
+                           its figures, calibration_tables.py prints them
 """
 
 from __future__ import annotations
@@ -37,7 +52,7 @@ register(
         saves=True,
         worker="verl_gsd.algorithms.dagrpo.worker:DagrpoWorker",
         loss="verl_gsd.algorithms.dagrpo.loss",
-        check="verl_gsd.algorithms.dagrpo.checks:dagrpo_wrong",
+        check="verl_gsd.algorithms.dagrpo.checks:check_dagrpo",
         record_columns=report.RECORD_COLUMNS,
         step_figures=report.STEP_FIGURES,
         report=report.REPORT,
@@ -48,16 +63,16 @@ register(
         commands={"judge calibrate": "verl_gsd.algorithms.dagrpo.command:calibrate"},
     )
 )
-# The judge sees a group before a demonstration takes a response's place in it.
+# The judge scores a group before a demonstration replaces a response in it.
 register(
     Declaration(
         "dagrpo.judge",
-        "verl_gsd.algorithms.dagrpo.judging:Judging",
+        "verl_gsd.algorithms.dagrpo.judging:JudgeExtension",
         order=31,
-        findings="verl_gsd.algorithms.dagrpo.findings:OF_JUDGE",
+        findings="verl_gsd.algorithms.dagrpo.findings:JUDGE_FINDERS",
         report_order=70,
         conflicts=JUDGE_CONFLICTS,
-        check_services="verl_gsd.algorithms.dagrpo.checks:judge_absent",
+        check_services="verl_gsd.algorithms.dagrpo.checks:check_judge_server",
         settings="verl_gsd.judge.settings:JudgeSettings",
         longest_wait="budget_s",
     )
@@ -65,20 +80,22 @@ register(
 register(
     Declaration(
         "dagrpo.demonstrations",
-        "verl_gsd.algorithms.dagrpo.demonstrations:Demonstrating",
+        "verl_gsd.algorithms.dagrpo.demonstrations:DemonstrationExtension",
         order=32,
-        findings="verl_gsd.algorithms.dagrpo.findings:OF_DEMONSTRATIONS",
-        remedies={"all_wrong": "algo=dagrpo_anchors  # a verified demonstration for groups in which all failed"},
+        findings="verl_gsd.algorithms.dagrpo.findings:DEMONSTRATION_FINDERS",
+        remedies={
+            "all_wrong": "algo=dagrpo_anchors  # a verified demonstration for groups in which all responses failed"
+        },
         report_order=60,
         reads_accuracy=True,
         conflicts=DEMONSTRATION_CONFLICTS,
-        check_files="verl_gsd.algorithms.dagrpo.checks:demonstrations_absent",
+        check_files="verl_gsd.algorithms.dagrpo.checks:check_demonstration_column",
         audit="verl_gsd.algorithms.dagrpo.audit:demonstration_effect",
         settings="verl_gsd.algorithms.dagrpo.demonstration_settings:DemonstrationSettings",
     )
 )
 
-#: Public names. The declaration above must be there without torch, so that these are imported when they are used.
+#: Public names, imported on first use: the declarations above must not import torch.
 __getattr__ = lazy_names(
     __name__,
     {

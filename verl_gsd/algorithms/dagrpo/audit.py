@@ -1,4 +1,4 @@
-"""What DaGRPO's mask and demonstrations do to advantages, in words."""
+"""How the config audit describes DaGRPO's mask and demonstrations."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ _GROUPS = {"all_fail": "a group in which every rollout failed", "always": "every
 
 
 def mask_effect(config: DictConfig) -> Effect | None:
-    """What the audit says of ``algorithm.gsd.dagrpo``; None where nobody judges, so that nothing is masked."""
+    """The effect of ``algorithm.gsd.dagrpo``; None without a judge, because then nothing is masked."""
     section = config.algorithm.gsd.dagrpo
     if section.get("judge") is None:
         return None
-    mask, by = MaskSettings.of(section).mask, f"scores by a judge ({JudgeSettings.of(section.judge).scorer})"
+    mask, scores = MaskSettings.of(section).mask, f"scores from a judge ({JudgeSettings.of(section.judge).scorer})"
     delta = section.get("delta", MaskSettings.default("delta").last)
     if mask == "pairs":
-        centre = f"rewards are compared in pairs, and only pairs whose {by} differ by {delta} or more count"
+        centre = f"rewards are compared in pairs, and only pairs whose {scores} differ by {delta} or more count"
     else:
-        centre = f"only responses count whose {by} differ by {delta} or more from those of the other class ({mask})"
+        centre = f"only responses whose {scores} differ by {delta} or more from the other class ({mask}) count"
     return Effect(centre=f"{centre} (DaGRPO, arXiv 2512.06337)")
 
 
 def demonstration_effect(config: DictConfig) -> Effect:
-    """What the audit says of ``algorithm.gsd.dagrpo.demonstrations``."""
+    """The effect of ``algorithm.gsd.dagrpo.demonstrations``."""
     settings = DemonstrationSettings.of(config.algorithm.gsd.dagrpo.demonstrations)
     source, where = _SOURCES[settings.source], _GROUPS[settings.mode]
     return Effect(
-        responses=f"{source} takes the place of a rollout in {where} and moves the group's mean and sigma (DaGRPO's "
+        responses=f"{source} replaces a rollout in {where} and changes the group's mean and sigma (DaGRPO's "
         "demonstrations)"
     )

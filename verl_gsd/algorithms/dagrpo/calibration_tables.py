@@ -19,9 +19,9 @@ _BAR = 24
 
 
 def print_calibration(calibration: JudgeCalibration) -> None:
-    """Print sentences, tables and, last, what the tables do not show."""
+    """Print the AUCs, the tables, and the limits of what they show."""
     out.print(f"AUC, all pairs of a right and a wrong response: {_area(calibration.overall)}")
-    out.print(f"AUC, pairs within groups, which the mask compares: {_area(calibration.within)}")
+    out.print(f"AUC, pairs within groups (the pairs that the mask compares): {_area(calibration.within)}")
     out.print(_histogram_table(calibration.histograms))
     for sentence in calibration.limitations():
         out.print(f"- {sentence}", highlight=False)
@@ -34,7 +34,7 @@ def print_calibration(calibration: JudgeCalibration) -> None:
 
 
 def as_json(value: Any) -> Any:
-    """``value`` for a JSON file: null for NaN, and the strings "-inf" and "inf"."""
+    """Convert ``value`` for a JSON file. NaN becomes null; infinite numbers become the strings "-inf" and "inf"."""
     if hasattr(value, "__dataclass_fields__"):
         return as_json(asdict(value))
     if isinstance(value, Mapping):
@@ -48,7 +48,7 @@ def as_json(value: Any) -> Any:
 
 def _area(area: Area) -> str:
     if not area.pairs:
-        return "there are none"
+        return "no pairs"
     interval = "" if math.isnan(area.low) else f" [{area.low:.3f}, {area.high:.3f}]"
     return f"{area.value:.3f}{interval} ({area.pairs} pairs)"
 
@@ -71,12 +71,15 @@ def _histogram_table(histograms: Mapping[str, Histogram]) -> Table:
 
 
 def _pair_sentences(mask: MaskReport) -> str:
-    failed = f"{mask.pairs} pairs within groups. A judgement failed in {_share(mask.unknown)}, which the mask keeps."
+    failed = (
+        f"There are {mask.pairs} pairs within groups. In {_share(mask.unknown)} of them a judgement failed; the mask "
+        "keeps these."
+    )
     if math.isnan(mask.contradicted):
         return failed
     return (
-        f"{failed} Of the others, the judge contradicts the verifier in {_share(mask.contradicted)} and scores both "
-        f"alike in {_share(mask.tied)}."
+        f"{failed} Of the other pairs, the judge contradicts the verifier in {_share(mask.contradicted)} and scores "
+        f"both responses alike in {_share(mask.tied)}."
     )
 
 

@@ -1,4 +1,4 @@
-"""What can be wrong with a config under DaGRPO. Its sections by themselves are right where this is asked."""
+"""Checks of a config under DaGRPO. Each of its sections has already been validated by itself."""
 
 from __future__ import annotations
 
@@ -26,75 +26,76 @@ _SECTION = "algorithm.gsd.dagrpo"
 
 
 def is_dagrpo_loss(config: DictConfig) -> bool:
-    """Whether the policy loss is the one that knows demonstrations."""
+    """Whether the policy loss is the one that supports demonstrations."""
     return OmegaConf.select(config, f"{_LOSS}.loss_mode") == "dagrpo"
 
 
-def dagrpo_wrong(config: DictConfig, line: Line) -> Iterator[str]:
-    """Everything that is wrong with DaGRPO's settings together with others, and with those of its loss."""
+def check_dagrpo(config: DictConfig, line: Line) -> Iterator[str]:
+    """Check DaGRPO's settings against the other settings, and the settings of its loss."""
     section = OmegaConf.select(config, _SECTION)
-    shown = OmegaConf.select(config, f"{_SECTION}.demonstrations") is not None
-    if is_dagrpo_loss(config) != shown:
+    has_demonstrations = OmegaConf.select(config, f"{_SECTION}.demonstrations") is not None
+    if is_dagrpo_loss(config) != has_demonstrations:
         yield (
-            f"{_LOSS}.loss_mode={OmegaConf.select(config, f'{_LOSS}.loss_mode')} {'with' if shown else 'without'} "
-            f"{_SECTION}.demonstrations: demonstrations need both. Set algo=dagrpo or dagrpo_anchors, or neither."
+            f"{_LOSS}.loss_mode={OmegaConf.select(config, f'{_LOSS}.loss_mode')} "
+            f"{'with' if has_demonstrations else 'without'} {_SECTION}.demonstrations: demonstrations need both this "
+            "section and loss_mode=dagrpo. Set algo=dagrpo or algo=dagrpo_anchors, or remove the one that is set."
         )
         return
     if section is None:
         return
-    judged = section.get("judge") is not None
-    own = MaskSettings.of(section)
-    if judged:
-        yield from _judge_wrong(config, own)
-    named = f"{_SECTION}.delta={section.get('delta', own.delta.first)}"
-    if judged and own.delta.keeps_all and not own.fail_closed:
-        yield f"{named} with {_SECTION}.judge: no score is ever used. Set delta to a finite number, or judge=null."
-    if not judged and not own.delta.keeps_all:
-        yield f"{named} without {_SECTION}.judge: there are no scores. Set delta=-.inf, or algo=dagrpo_mask."
+    has_judge = section.get("judge") is not None
+    settings = MaskSettings.of(section)
+    if has_judge:
+        yield from _check_judge(config, settings)
+    delta = f"{_SECTION}.delta={section.get('delta', settings.delta.first)}"
+    if has_judge and settings.delta.keeps_all and not settings.fail_closed:
+        yield f"{delta} with {_SECTION}.judge: no score is ever used. Set delta to a finite number, or judge=null."
+    if not has_judge and not settings.delta.keeps_all:
+        yield f"{delta} without {_SECTION}.judge: there are no scores. Set delta=-.inf, or algo=dagrpo_mask."
     actor = config.actor_rollout_ref.actor
-    if own.probe_every is not None and (actor.strategy not in ("fsdp", "fsdp2") or sequence_parallel(actor) > 1):
+    if settings.probe_every is not None and (actor.strategy not in ("fsdp", "fsdp2") or sequence_parallel(actor) > 1):
         yield (
-            f"{_SECTION}.probe_every={own.probe_every} with actor_rollout_ref.actor.strategy={actor.strategy} and "
-            f"sequences over {sequence_parallel(actor)} workers: only FSDP's gradients of whole sequences are probed. "
-            "Set it to null."
+            f"{_SECTION}.probe_every={settings.probe_every} with actor_rollout_ref.actor.strategy={actor.strategy} and "
+            f"sequences split over {sequence_parallel(actor)} workers: the probe needs FSDP and unsplit sequences. Set "
+            "it to null."
         )
-    if shown:
-        yield from _demonstrations_wrong(config)
+    if has_demonstrations:
+        yield from _check_demonstrations(config)
 
 
-def _judge_wrong(config: DictConfig, own: MaskSettings) -> Iterator[str]:
+def _check_judge(config: DictConfig, mask: MaskSettings) -> Iterator[str]:
     settings = JudgeSettings.of(config.algorithm.gsd.dagrpo.judge)
-    for delta in {own.delta.first, own.delta.last} if settings.scorer != "reward_model" else ():
+    for delta in {mask.delta.first, mask.delta.last} if settings.scorer != "reward_model" else ():
         if delta > HIGHEST or -math.inf < delta <= -HIGHEST:
-            what = "no judged pair" if delta > 0 else "every pair"
+            pairs = "no judged pair" if delta > 0 else "every pair"
             yield (
-                f"{_SECTION}.delta={config.algorithm.gsd.dagrpo.delta}: scores go from 0 to {HIGHEST}, so that {what} "
+                f"{_SECTION}.delta={config.algorithm.gsd.dagrpo.delta}: scores range from 0 to {HIGHEST}, so {pairs} "
                 f"reaches {delta:g}. Set it to a number above -{HIGHEST} and up to {HIGHEST}."
             )
     if settings.cache is not None and scheme_of(settings.cache):
         yield f"{_SECTION}.judge.cache={settings.cache}: the cache is a local file. Set the key to a path, or to null."
     elif settings.cache is not None:
-        place = Path(settings.cache).expanduser().absolute()
-        folder = next((folder for folder in place.parents if folder.exists()), place)
-        if place.is_dir() or not os.access(place if place.is_file() else folder, os.W_OK):
+        path = Path(settings.cache).expanduser().absolute()
+        folder = next((folder for folder in path.parents if folder.exists()), path)
+        if path.is_dir() or not os.access(path if path.is_file() else folder, os.W_OK):
             yield (
-                f"{_SECTION}.judge.cache={settings.cache}: no file can be made there. Set it to the path of a file, or "
-                "to null."
+                f"{_SECTION}.judge.cache={settings.cache}: cannot write a file there. Set it to the path of a writable "
+                "file, or to null."
             )
         try:
-            journal_mode(place, mounts())
+            journal_mode(path, mounts())
         except ValueError as error:
             yield f"{_SECTION}.judge.cache={settings.cache}: {error}."
     model = config.reward.reward_model
     if settings.scorer == "reward_model" and not (model.enable and model.enable_resource_pool):
         yield (
             f"{_SECTION}.judge.scorer=reward_model with reward.reward_model.enable={model.enable} and "
-            f"enable_resource_pool={model.enable_resource_pool}: no reward model can be asked while groups wait. Set "
-            "both to true, or use another scorer."
+            f"enable_resource_pool={model.enable_resource_pool}: groups cannot be scored while others are generated. "
+            "Set both to true, or use another scorer."
         )
 
 
-def _demonstrations_wrong(config: DictConfig) -> Iterator[str]:
+def _check_demonstrations(config: DictConfig) -> Iterator[str]:
     settings = DemonstrationSettings.of(config.algorithm.gsd.dagrpo.demonstrations)
     loss, rollout = config.actor_rollout_ref.actor.policy_loss, config.actor_rollout_ref.rollout
     try:
@@ -104,40 +105,44 @@ def _demonstrations_wrong(config: DictConfig) -> Iterator[str]:
         yield f"{_LOSS}.{error}"
     if isinstance(rollout.n, int) and settings.per_group >= rollout.n:
         yield (
-            f"{_SECTION}.demonstrations.per_group={settings.per_group} of actor_rollout_ref.rollout.n={rollout.n}: no "
-            "response of the policy's own would be left. Set it to a smaller number."
+            f"{_SECTION}.demonstrations.per_group={settings.per_group} with actor_rollout_ref.rollout.n={rollout.n}: "
+            "no response of the policy would be left. Set per_group to a smaller number."
         )
 
 
-def demonstrations_absent(config: DictConfig, line: Line) -> Iterator[str]:
-    """Parquet files of training prompts without the column that demonstrations come from."""
+def check_demonstration_column(config: DictConfig, line: Line) -> Iterator[str]:
+    """Check that the Parquet files of training prompts have the column with demonstrations."""
     settings = DemonstrationSettings.of(config.algorithm.gsd.dagrpo.demonstrations)
-    column, made = settings.column, made_on_first_use(config)
+    column, is_made_on_first_use = settings.column, made_on_first_use(config)
     if settings.source == "self" or not column:
         return
     key = f"{_SECTION}.demonstrations.column={column}"
     for file in map(str, as_list(config.data.train_files)):
-        if scheme_of(file) or made(file):
+        if scheme_of(file) or is_made_on_first_use(file):
             continue
         try:
             schema = pq.read_schema(Path(file).expanduser())
         except (pa.ArrowException, OSError):
-            continue  # another check reports what is no Parquet file
+            continue  # another check reports a file that is not Parquet
         if column not in schema.names:
-            yield f"{key}: data.train_files={file} has no such column. It has {', '.join(schema.names)}."
-        elif not _is_of_texts(schema.field(column).type):
+            columns = ", ".join(schema.names)
+            yield f"{key}: data.train_files={file} has no such column. Set the key to one of its columns: {columns}."
+        elif not _holds_texts(schema.field(column).type):
             kind = schema.field(column).type
-            yield f"{key}: data.train_files={file} has {kind} there. Set it to a column of texts, or of lists of texts."
+            yield (
+                f"{key}: in data.train_files={file}, this column has the type {kind}. Set the key to a column of "
+                "texts, or of lists of texts."
+            )
 
 
-def _is_of_texts(kind: pa.DataType) -> bool:
+def _holds_texts(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return _is_of_texts(kind.value_type)
+        return _holds_texts(kind.value_type)
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)
 
 
-def judge_absent(config: DictConfig, line: Line) -> Iterator[str]:
-    """A judge's server that does not answer: every pair would stay unjudged, step after step."""
+def check_judge_server(config: DictConfig, line: Line) -> Iterator[str]:
+    """Check that the judge's server answers. Without it, no pair would be judged in any step."""
     from verl_gsd.judge.build import served_model
 
     try:

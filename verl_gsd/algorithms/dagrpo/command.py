@@ -1,4 +1,4 @@
-"""``verl-gsd judge calibrate FILE``: how well a judge agrees with the verifier, and what DaGRPO's mask does with it."""
+"""``verl-gsd judge calibrate FILE``: how well a judge agrees with the verifier, and what DaGRPO's mask then does."""
 
 from __future__ import annotations
 
@@ -14,13 +14,26 @@ from verl_gsd.judge.score_files import SCORE_COLUMN, ResponseFile
 
 def calibrate(
     file: ResponseFile,
-    score_column: Annotated[str, typer.Option(help="A judge's scores, null where it failed.")] = SCORE_COLUMN,
-    correct_column: Annotated[str, typer.Option(help="The verifier's verdicts: true or false, 1 or 0.")] = "correct",
-    group_column: Annotated[str, typer.Option(help="Rows with equal values answer one problem.")] = "problem",
-    delta: Annotated[list[float] | None, typer.Option(help="Deltas of the mask. Default: -inf 0 1 3 5.")] = None,
-    json_: Annotated[Path | None, typer.Option("--json", metavar="OUT", help="Write all figures to this file.")] = None,
+    score_column: Annotated[
+        str, typer.Option(help="Column of the judge's scores; null if a judgement failed.")
+    ] = SCORE_COLUMN,
+    correct_column: Annotated[
+        str, typer.Option(help="Column of the verifier's verdicts: true or false, 1 or 0.")
+    ] = "correct",
+    group_column: Annotated[
+        str, typer.Option(help="Column of groups: rows with equal values answer the same problem.")
+    ] = "problem",
+    delta: Annotated[
+        list[float] | None, typer.Option(help="A delta of the mask; repeat the option for more. Default: -inf 0 1 3 5.")
+    ] = None,
+    json_: Annotated[
+        Path | None, typer.Option("--json", metavar="OUT", help="Also save all figures as JSON to this file.")
+    ] = None,
 ) -> None:
-    """Compare a judge with the verifier: agreement, use of the scale, DaGRPO's mask, and judges of known quality."""
+    """Compare a judge with the verifier: its agreement, its use of the scale, and the effect on DaGRPO's mask.
+
+    The mask is also computed for synthetic judges of known quality.
+    """
     import numpy as np
 
     from verl_gsd.algorithms.dagrpo.calibration_tables import as_json, print_calibration
@@ -31,12 +44,12 @@ def calibrate(
     from verl_gsd.writing import atomic_write
 
     try:
-        sheet = read_row_table(file)
-        if not len(sheet):
-            fail(f"{file}: no rows. Use a file that verl-gsd judge score has written.")
-        scores = np.array(sheet.column(score_column, as_score))
-        correct = np.array(sheet.column(correct_column, as_verdict))
-        groups = sheet.column(group_column, as_label)
+        table = read_row_table(file)
+        if not len(table):
+            fail(f"{file}: the file has no rows. Use a file that verl-gsd judge score has produced.")
+        scores = np.array(table.column(score_column, as_score))
+        correct = np.array(table.column(correct_column, as_verdict))
+        groups = table.column(group_column, as_label)
         calibration = measure(scores, correct, groups, sorted(set(delta or DELTAS)))
     except ValueError as error:
         fail(str(error))

@@ -1,4 +1,4 @@
-"""Settings that DaGRPO's judge and demonstrations do not work with, and why."""
+"""Settings that DaGRPO's judge and demonstrations do not work with, and the reasons."""
 
 from verl_gsd.declaration import Conflict
 
@@ -7,8 +7,8 @@ _MODE = "algorithm.gsd.dagrpo.demonstrations.mode"
 JUDGE_CONFLICTS = (
     Conflict(
         "algorithm.use_kl_in_reward=true",
-        "each response has a KL penalty of its own, so that the rewards of two correct responses differ too, and their "
-        "pairs would be masked or kept",
+        "the KL penalty gives two correct responses different rewards, so the mask would treat them as a better and a "
+        "worse response",
         "Set algorithm.use_kl_in_reward=false. To keep a KL term, set actor_rollout_ref.actor.use_kl_loss=true.",
     ),
 )
@@ -16,8 +16,8 @@ JUDGE_CONFLICTS = (
 DEMONSTRATION_CONFLICTS = (
     Conflict(
         "algorithm.gsd.budget",
-        "with demonstrations.mode=always a demonstration in every group decides whether its rewards differ, and the "
-        "budget divides rollouts by exactly that",
+        "demonstrations.mode=always lets demonstrations decide whether the rewards of a group differ, but the budget "
+        "divides rollouts by how often they differ",
         f"Set {_MODE}=all_fail, or budget=uniform.",
         when=f"{_MODE}=always",
     ),

@@ -10,14 +10,14 @@ from verl_gsd.settings import SectionSettings
 
 
 class DemonstrationSettings(SectionSettings):
-    """Where demonstrations come from and which groups have them.
+    """The source of demonstrations, and the groups that get them.
 
     Attributes:
-        source: ``expert``, a column of the data; ``self``, the policy's own earlier successes on the same prompt;
-            ``expert_or_self``, these where no expert's is accepted.
-        column: of the data, a text or a list of texts per prompt; null where it has none.
-        mode: ``all_fail``: groups in which every rollout failed; ``always``: every group that has one.
-        per_group: demonstrations in a group at most.
+        source: ``expert``: a column of the data. ``self``: the policy's own earlier successes on the same prompt.
+            ``expert_or_self``: the latter if no text of the expert is accepted.
+        column: the column of the data that holds a text or a list of texts per prompt; null for prompts without one.
+        mode: ``all_fail``: groups in which every rollout failed. ``always``: every group for which there is one.
+        per_group: maximum number of demonstrations per group.
     """
 
     source: Literal["expert", "self", "expert_or_self"] = "expert"

@@ -1,10 +1,12 @@
-"""DaGRPO's demonstrations in the trainer process: verified, and put where a group needs them.
+"""DaGRPO's demonstrations in the trainer's process: they are verified and added to the groups that need them.
 
-A demonstration takes the place of the group's last session: with ``all_fail`` that of a response which failed like its
-siblings and still counts as generated, with ``always`` that of one which is not generated at all. Until the update its
-tokens are masked, so that whatever verl computes of the policy's own tokens (entropy, the comparison of engines,
-rollout correction, KL in the reward) leaves them out; then the mask is put back and the loss knows the row by its
-column.
+A demonstration takes the place of the group's last session. In mode ``all_fail``, it replaces a response that failed
+like all others of the group; that response still counts as generated. In mode ``always``, the session it replaces is
+not generated at all.
+
+Until the update, the tokens of a demonstration are masked. verl therefore leaves them out of everything that it
+computes about the policy's own tokens: entropy, the comparison of engines, rollout correction, and KL in the reward.
+For the update, the mask is restored, and a column tells the loss which rows are demonstrations.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import numpy as np
 import torch
 
 from verl_gsd.algorithms.dagrpo.demonstration_settings import DemonstrationSettings
-from verl_gsd.algorithms.dagrpo.pools import pool_of
+from verl_gsd.algorithms.dagrpo.pools import build_pool
 from verl_gsd.algorithms.dagrpo.tokens import REASONS, succeeded
 from verl_gsd.extension import Batch, Extension, Services, Visits
 from verl_gsd.groups import Group
@@ -37,38 +39,38 @@ from verl_gsd.trainer.rows import (
     unmade_columns,
 )
 
-#: What is noted of a visit: rollouts that were left out for demonstrations.
+#: The note of a visit that holds the number of rollouts that demonstrations replace.
 LEFT_OUT = "__demonstrations__"
-#: Seconds in all that a step waits for the verifier's word on demonstrations; mostly it came while others generated.
+#: Maximum seconds that a step waits for verdicts on demonstrations. Most verdicts arrive while rollouts are generated.
 VERIFIER_S = 60.0
 
 
-class Demonstrating(Extension):
-    """Puts a group's demonstrations into its rows, and gives the update what it must know of them.
+class DemonstrationExtension(Extension):
+    """Adds demonstrations to the rows of groups, and tells the update which rows they are.
 
     Args:
-        settings: of ``algorithm.gsd.dagrpo.demonstrations``, or that section.
+        settings: settings or config section of ``algorithm.gsd.dagrpo.demonstrations``.
     """
 
     def __init__(self, settings: DemonstrationSettings | Mapping[str, Any], services: Services | None = None) -> None:
         self._settings = DemonstrationSettings.of(settings)
         super().__init__(self._settings, services)
         if services is not None:
-            self._rows, self._pool = services.rows, pool_of(self._settings, services)
-        self._left_out: dict[str, int] = {}  # by uid, sessions that were not asked for
-        self._amended: dict[str, int] = {}  # by uid, demonstrations in the group
-        self._chosen: dict[str, list[Response]] = {}  # by uid, where sessions were left out for them
-        self._wanted = self._found = 0
-        self._waited = 0.0
+            self._rows, self._pool = services.rows, build_pool(self._settings, services)
+        self._left_out: dict[str, int] = {}  # uid -> sessions that were not requested
+        self._counts: dict[str, int] = {}  # uid -> demonstrations in the group
+        self._chosen: dict[str, list[Response]] = {}  # uid -> demonstrations, in mode "always"
+        self._groups_wanting = self._groups_served = 0
+        self._seconds_waited = 0.0
         self._probabilities: list[torch.Tensor] = []
         self._metrics: dict[str, float] = {}
 
     def before_rollout(self, visits: Visits) -> None:
         self._pool.look_up(visits)
-        if self._settings.mode == "always":  # verified now: it must be known how many sessions to leave out
+        if self._settings.mode == "always":  # verify them now, because they decide how many sessions to request
             self._chosen |= {uid: self._demonstrations(uid) for uid in visits.uids}
-            found = np.array([len(self._chosen[uid]) for uid in visits.uids])
-            left_out = np.minimum(found, visits.rollouts - 1)
+            available = np.array([len(self._chosen[uid]) for uid in visits.uids])
+            left_out = np.minimum(available, visits.rollouts - 1)
             visits.request(visits.rollouts - left_out)
             visits.note(LEFT_OUT, left_out)
             self._left_out |= dict(zip(visits.uids, left_out.tolist(), strict=True))
@@ -81,17 +83,16 @@ class Demonstrating(Extension):
     def on_groups_complete(self, groups: Sequence[Group]) -> None:
         chosen: dict[str, list[Response]] = {}
         for group in groups:
-            if group.demonstrations:  # a checkpoint held it amended
-                self._amended[group.uid] = group.demonstrations
+            if group.demonstrations:  # a checkpoint restored this group with its demonstrations
+                self._counts[group.uid] = group.demonstrations
             elif group.keys and self._wants(group):
-                # At least one response stays, or the places that stand empty are filled.
+                # Fill the sessions that were not requested; without any, replace responses but keep at least one.
                 room = self._left_out.get(group.uid) or len(group.keys) - 1
-                found = self._chosen[group.uid] if group.uid in self._chosen else self._demonstrations(group.uid)
-                found = found[:room]
-                self._wanted += 1
-                if found:
-                    self._found += 1
-                    chosen[group.uid] = found
+                candidates = self._chosen[group.uid] if group.uid in self._chosen else self._demonstrations(group.uid)
+                self._groups_wanting += 1
+                if selected := candidates[:room]:
+                    self._groups_served += 1
+                    chosen[group.uid] = selected
         if chosen:
             self._put([group for group in groups if group.uid in chosen], chosen)
 
@@ -99,16 +100,16 @@ class Demonstrating(Extension):
         self._pool.forget(group.uid)
         self._chosen.pop(group.uid, None)
         self._left_out.pop(group.uid, None)
-        return replace(group, demonstrations=self._amended.pop(group.uid, 0))
+        return replace(group, demonstrations=self._counts.pop(group.uid, 0))
 
     def loss_columns(self, batch: Batch, advantages: torch.Tensor) -> dict[str, torch.Tensor]:
-        shown = [number for number, tag in enumerate(batch.tags) if DEMONSTRATED_BY in tag]
+        demonstrations = [number for number, tag in enumerate(batch.tags) if DEMONSTRATED_BY in tag]
         column = torch.zeros(len(batch.keys), dtype=torch.bool)
-        column[shown] = True
-        if shown:
-            keys = [batch.keys[number] for number in shown]
+        column[demonstrations] = True
+        if demonstrations:
+            keys = [batch.keys[number] for number in demonstrations]
             changed: dict[str, dict[str, torch.Tensor]] = {}
-            for number, row in zip(shown, self._rows.read(keys, ["loss_mask", "old_log_probs"]), strict=True):
+            for number, row in zip(demonstrations, self._rows.read(keys, ["loss_mask", "old_log_probs"]), strict=True):
                 mask = row["loss_mask"]
                 self._probabilities.append(row["old_log_probs"][mask.bool()].double().exp())
                 on_tokens = mask * advantages[number]
@@ -118,20 +119,25 @@ class Demonstrating(Extension):
 
     def observe_trained(self, batch: Batch) -> None:
         real = [(key, tag) for key, tag in zip(batch.keys, batch.tags, strict=True) if not tag.get("is_padding")]
-        step, shown = self.services.step, [tag for _, tag in real if DEMONSTRATED_BY in tag]
+        step, tags = self.services.step, [tag for _, tag in real if DEMONSTRATED_BY in tag]
         self._pool.observe_trained([key for key, tag in real if is_own(tag)], batch.prompts, step)
-        self._metrics = {"share": len(shown) / max(1, len(real))}
-        if ages := [step - tag[DEMONSTRATED_IN] for tag in shown if tag[DEMONSTRATED_IN]]:
+        self._metrics = {"share": len(tags) / max(1, len(real))}
+        if ages := [step - tag[DEMONSTRATED_IN] for tag in tags if tag[DEMONSTRATED_IN]]:
             self._metrics["age"] = float(np.mean(ages))
 
     def end_step(self, left: Sequence[Group]) -> dict[str, float]:
-        """``dagrpo/demonstrations/``: ``share`` of the batch's rows; ``wanted`` and ``found``, groups that called for
-        one and that have one; ``token_probability``, its mean under the policy before the update; of the policy's own
-        ``known``, prompts that have one, and ``age`` of those used, in steps; ``rejected/<reason>``, candidates of
-        groups that called for one."""
+        """Metrics named ``dagrpo/demonstrations/...``.
+
+        - ``share``: share of the batch's rows that are demonstrations
+        - ``wanted``, ``found``: groups that need a demonstration, and those of them that have one
+        - ``token_probability``: mean probability of demonstrations' tokens under the policy before the update
+        - ``known``: prompts for which a success of the policy is stored
+        - ``age``: mean age in steps of the policy's own successes that were used
+        - ``rejected/<reason>``: rejected candidates of the groups that need a demonstration
+        """
         metrics = self._metrics | {
-            "wanted": float(self._wanted),
-            "found": float(self._found),
+            "wanted": float(self._groups_wanting),
+            "found": float(self._groups_served),
             **{f"rejected/{reason}": float(self._pool.rejected[reason]) for reason in REASONS},
             **self._pool.end_step(),
         }
@@ -139,15 +145,16 @@ class Demonstrating(Extension):
             metrics["token_probability"] = float(torch.cat(self._probabilities).mean())
         self._pool.rejected.clear()
         self._probabilities.clear()
-        self._wanted = self._found = 0
-        self._waited = 0.0
+        self._groups_wanting = self._groups_served = 0
+        self._seconds_waited = 0.0
         return {f"dagrpo/demonstrations/{name}": value for name, value in metrics.items()}
 
     def _demonstrations(self, uid: str) -> list[Response]:
         start = time.monotonic()
-        found = self._pool.demonstrations(uid, deadline=start + max(0.0, VERIFIER_S - self._waited))
-        self._waited += time.monotonic() - start
-        return found[: self._settings.per_group]
+        deadline = start + max(0.0, VERIFIER_S - self._seconds_waited)
+        demonstrations = self._pool.demonstrations(uid, deadline=deadline)
+        self._seconds_waited += time.monotonic() - start
+        return demonstrations[: self._settings.per_group]
 
     def _wants(self, group: Group) -> bool:
         if self._settings.mode == "always":
@@ -156,39 +163,40 @@ class Demonstrating(Extension):
         return not any(succeeded(accuracy, where) for accuracy in group.accuracies.tolist())
 
     def _put(self, groups: Sequence[Group], chosen: Mapping[str, Sequence[Response]]) -> None:
-        # Output 0 of a session answers the prompt itself: a later output's prompt is the context of a later turn.
+        # Use output 0 of a session as template: it answers the prompt itself, later outputs answer later turns.
         templates = [f"{session_of(min(group.keys, key=session_number))}_0" for group in groups]
         rows: dict[str, dict[str, Any]] = {}
         tags: dict[str, dict[str, Any]] = {}
         replaced_rows: list[str] = []
         present = self._rows.tags
-        for group, key_of_template, template in zip(groups, templates, self._rows.read(templates), strict=True):
-            added = bool(self._left_out.get(group.uid))
-            places = sorted(group.keys, key=session_number)
+        for group, template_key, template in zip(groups, templates, self._rows.read(templates), strict=True):
+            has_free_sessions = bool(self._left_out.get(group.uid))
+            keys = sorted(group.keys, key=session_number)
             for number, response in enumerate(chosen[group.uid]):
-                made = {DEMONSTRATED_BY: "self" if response.step else "expert", DEMONSTRATED_IN: response.step}
-                tag = tag_of(present[key_of_template], response) | made
-                if added:
-                    session = session_number(places[-1]) + 1 + number
+                origin = {DEMONSTRATED_BY: "self" if response.step else "expert", DEMONSTRATED_IN: response.step}
+                tag = tag_of(present[template_key], response) | origin
+                if has_free_sessions:
+                    session = session_number(keys[-1]) + 1 + number
                 else:
-                    place = places[-1 - number]
-                    session, replaced = session_number(place), group.keys.index(place)
-                    tag[REPLACED] = [float(of[replaced]) for of in (group.rewards, group.accuracies, group.tokens)]
-                    replaced_rows += [key for key in present if session_of(key) == session_of(place)]
+                    replaced_key = keys[-1 - number]
+                    session, replaced = session_number(replaced_key), group.keys.index(replaced_key)
+                    columns = (group.rewards, group.accuracies, group.tokens)
+                    tag[REPLACED] = [float(column[replaced]) for column in columns]
+                    replaced_rows += [key for key in present if session_of(key) == session_of(replaced_key)]
                 key = f"{group.uid}_{session}_0"
                 rows[key], tags[key] = _masked(template, response, session), tag
-            self._amended[group.uid] = len(chosen[group.uid])
+            self._counts[group.uid] = len(chosen[group.uid])
         self._rows.drop([key for key in replaced_rows if key not in rows])
         self._rows.put(rows, tags)
 
 
 def _masked(template: Mapping[str, Any], response: Response, session: int) -> dict[str, Any]:
-    """A row for ``response`` whose tokens count nowhere until the update; the loss's own mask has them."""
+    """A row for ``response``. Its ``response_mask`` is 0 until the update; its ``loss_mask`` has its tokens."""
     unmade = [name for name in unmade_columns(template) if name != "rollout_log_probs"]
     if unmade:
         raise ValueError(
-            f"algorithm.gsd.dagrpo.demonstrations: rows have {', '.join(unmade)}, which a demonstration has not. Leave "
-            "out what makes it, or write algorithm.gsd.dagrpo.demonstrations=null."
+            f"algorithm.gsd.dagrpo.demonstrations: rows have {', '.join(unmade)}, which demonstrations do not have. "
+            "Turn off the feature that adds this column, or set algorithm.gsd.dagrpo.demonstrations=null."
         )
     row = row_of(template, response, session)
     row["response_mask"] = torch.zeros_like(row["loss_mask"])

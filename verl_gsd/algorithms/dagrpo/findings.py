@@ -1,4 +1,4 @@
-"""A judge that fails, is waited for, or tells nothing apart, and demonstrations that nobody has."""
+"""The findings of DaGRPO: problems of the judge and its mask, and missing demonstrations."""
 
 from __future__ import annotations
 
@@ -9,110 +9,115 @@ from verl_gsd.report.findings.finding import Finder, Finding, percent, recent_me
 from verl_gsd.report.reading import Columns
 
 _JUDGE = "algorithm.gsd.dagrpo.judge"
-_CALIBRATE = "verl-gsd judge calibrate FILE  # how far it agrees with the verifier"
-#: Shares above which a finding is made: judgements that failed; of a step, spent waiting for the judge; pairs that it
-#: scores alike; pairs on which it contradicts the verifier.
-FAILED, OF_STEP, TIED, CONTRADICTED = 0.05, 0.5, 0.5, 0.3
-#: Shares below which a finding is made: pairs that the mask keeps; demonstrations found of those wanted.
-KEPT, DEMONSTRATED = 0.1, 0.1
+_CALIBRATE = "verl-gsd judge calibrate FILE  # measures how well the judge agrees with the verifier"
+#: Thresholds. A finding reports shares above these: failed judgements; the part of a step spent waiting for the judge;
+#: pairs that the judge scores alike; pairs on which it contradicts the verifier.
+MAX_FAILED, MAX_WAITING, MAX_TIED, MAX_CONTRADICTED = 0.05, 0.5, 0.5, 0.3
+#: A finding reports shares below these: pairs that the mask keeps; of the groups that need a demonstration, those that
+#: have one.
+MIN_KEPT, MIN_DEMONSTRATED = 0.1, 0.1
 
 
-def undemonstrated(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
-    """Groups call for demonstrations that nobody has."""
-    wanted, found = (recent_mean(table, f"dagrpo/demonstrations/{name}") for name in ("wanted", "found"))
-    if not (wanted > 0 and found / wanted < DEMONSTRATED):
+def missing_demonstrations(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
+    """Few of the groups that need a demonstration get one."""
+    wanted, served = (recent_mean(table, f"dagrpo/demonstrations/{name}") for name in ("wanted", "found"))
+    if not (wanted > 0 and served / wanted < MIN_DEMONSTRATED):
         return
     prefix = "dagrpo/demonstrations/rejected/"
     reasons = {name.removeprefix(prefix): recent_mean(table, name) for name in table if name.startswith(prefix)}
-    why = max(reasons, key=lambda reason: reasons[reason], default=None)
-    most = f" Most were refused as {why}." if why and reasons[why] > 0 else ""
+    reason = max(reasons, key=lambda reason: reasons[reason], default=None)
+    most = f" Most candidates were rejected as {reason}." if reason and reasons[reason] > 0 else ""
     yield Finding(
-        f"Of the groups that call for a demonstration {percent(found / wanted)} get one",
-        f"{wanted:.0f} groups a step call for one.{most}",
+        f"Only {percent(served / wanted)} of the groups that need a demonstration get one",
+        f"{wanted:.0f} groups per step need one.{most}",
         (
-            "algorithm.gsd.dagrpo.demonstrations.source=expert_or_self  # else the policy's own successes",
-            "algorithm.gsd.dagrpo.demonstrations.column=...  # where the data have them",
+            "algorithm.gsd.dagrpo.demonstrations.source=expert_or_self  # falls back to the policy's own successes",
+            "algorithm.gsd.dagrpo.demonstrations.column=...  # the column of the data that has demonstrations",
         ),
     )
 
 
-def failing(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
-    """Judgements that are no scores, and the reason that most of them have."""
+def failed_judgements(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
+    """Many judgements fail; the finding names the most frequent reason."""
     share = recent_mean(table, "judge_failed")
-    if not share > FAILED:
+    if not share > MAX_FAILED:
         return
     counts = {reason: recent_mean(table, f"judge/failures/{reason}") for reason in _REMEDIES}
     reason = max(counts, key=lambda name: counts[name] if counts[name] > 0 else 0.0)
-    known = counts[reason] > 0
+    has_reason = counts[reason] > 0
     yield Finding(
         f"{percent(share)} of the judgements failed",
-        (f"Most of them: {reason.replace('_', ' ')}. " if known else "") + "Pairs without a score are kept, unmasked.",
+        (f"The most frequent reason is: {reason.replace('_', ' ')}. " if has_reason else "")
+        + "The mask keeps pairs without a score.",
         tuple(
             line
-            for key, factor, why in _REMEDIES[reason if known else "connection"]
+            for key, factor, why in _REMEDIES[reason if has_reason else "connection"]
             for line in (scaled(config, f"{_JUDGE}.{key}", factor, why) if factor else (f"{_JUDGE}.{key}  # {why}",))
         ),
     )
 
 
-def waited_for(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
-    """Steps that mostly wait."""
+def slow_judge(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
+    """Steps spend much of their time waiting for the judge."""
     share = recent_mean(table, "judge/share_of_step")
-    if share > OF_STEP:
+    if share > MAX_WAITING:
         yield Finding(
-            f"{percent(share)} of a step is waiting for the judge",
-            "Groups are judged while others are generated; what is left over is waited for.",
+            f"{percent(share)} of the time of a step is spent waiting for the judge",
+            "Groups are judged while others are generated. After generation, the step waits for the remaining scores.",
             (
-                *scaled(config, f"{_JUDGE}.concurrency", 2, "calls at once, if the server has room"),
-                *scaled(config, f"{_JUDGE}.budget_s", 0.5, "seconds a group may wait; then its pairs count unjudged"),
+                *scaled(config, f"{_JUDGE}.concurrency", 2, "calls at once, if the server can handle them"),
+                *scaled(config, f"{_JUDGE}.budget_s", 0.5, "seconds per group; pairs without scores are kept"),
             ),
         )
 
 
-def tied(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
-    """Pairs that the judge scores alike."""
+def tied_scores(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
+    """The judge scores many pairs alike."""
     share = recent_mean(table, "dagrpo/pairs/tied")
-    if share > TIED:
+    if share > MAX_TIED:
         yield Finding(
             f"The judge scores {percent(share)} of the pairs alike",
-            "A mask by such scores drops pairs for no reason that the judge gives.",
-            ("'algorithm.gsd.dagrpo.delta={quantile:0.25}'  # masks a quarter at most", _CALIBRATE),
+            "With such scores, the mask drops pairs that the judge did not distinguish.",
+            ("'algorithm.gsd.dagrpo.delta={quantile:0.25}'  # masks at most a quarter of the pairs", _CALIBRATE),
         )
 
 
-def contradicting(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
-    """Pairs of which the judge prefers the response that the verifier calls worse."""
+def contradicted_verifier(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
+    """In many pairs, the judge prefers the response that the verifier rates worse."""
     share = recent_mean(table, "pairs_contradicted")
-    if share > CONTRADICTED:
+    if share > MAX_CONTRADICTED:
         yield Finding(
             f"The judge contradicts the verifier on {percent(share)} of the pairs",
-            "One of the two is wrong about these problems, or a response talks the judge round.",
+            "Either one of the two is wrong about these problems, or responses manipulate the judge.",
             (f"{_JUDGE}.model=...  # a stronger judge", _CALIBRATE),
         )
 
 
-def masked(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
-    """A mask that leaves hardly anything."""
+def few_pairs_kept(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
+    """The mask drops almost all pairs."""
     share = recent_mean(table, "pairs_kept")
-    if share < KEPT:
+    if share < MIN_KEPT:
         yield Finding(
-            f"DaGRPO's mask keeps {percent(share)} of the pairs",
-            "What is left of a group's advantages is next to nothing.",
-            (*scaled(config, "algorithm.gsd.dagrpo.delta", 0.5, "the gap of scores that counts"), _CALIBRATE),
+            f"DaGRPO's mask keeps only {percent(share)} of the pairs",
+            "The mask removes almost all of the advantages of a group.",
+            (*scaled(config, "algorithm.gsd.dagrpo.delta", 0.5, "the score gap from which a pair counts"), _CALIBRATE),
         )
 
 
-#: By reason (``judge/failures/<reason>``): keys below the judge's section, what to multiply them by, and why.
+#: Reason of a failure (``judge/failures/<reason>``) -> changes of the judge's section: (key, factor of its value, why).
 _REMEDIES: dict[str, tuple[tuple[str, float | None, str], ...]] = {
     "connection": (("base_url=...", None, "where the server listens"),),
-    "timed_out": (("timeout_s", 2, "seconds a call may take"), ("concurrency", 0.5, "fewer calls at once")),
-    "over_budget": (("budget_s", 2, "seconds a group may wait"), ("concurrency", 2, "more calls at once")),
+    "timed_out": (("timeout_s", 2, "seconds per call"), ("concurrency", 0.5, "fewer calls at once")),
+    "over_budget": (("budget_s", 2, "seconds per group"), ("concurrency", 2, "more calls at once")),
     "rate_limited": (("concurrency", 0.5, "fewer calls at once"),),
-    "server_error": (("concurrency", 0.5, "fewer calls at once"), ("retries=4", None, "further calls after a failure")),
-    "refused": (("model=...", None, "as the server names it; and api_key_env, where it wants a key"),),
-    "unreadable": (("answer=choice", None, "or json_schema: the server then allows scores alone"),),
-    "off_scale": (("answer=choice", None, "or json_schema: the server then allows scores alone"),),
+    "server_error": (
+        ("concurrency", 0.5, "fewer calls at once"),
+        ("retries=4", None, "repeated calls after a failure"),
+    ),
+    "refused": (("model=...", None, "as the server names it; also set api_key_env if the server needs a key"),),
+    "unreadable": (("answer=choice", None, "or json_schema; the server then accepts only scores"),),
+    "off_scale": (("answer=choice", None, "or json_schema; the server then accepts only scores"),),
 }
 
-OF_DEMONSTRATIONS: tuple[Finder, ...] = (undemonstrated,)
-OF_JUDGE: tuple[Finder, ...] = (failing, waited_for, tied, contradicting, masked)
+DEMONSTRATION_FINDERS: tuple[Finder, ...] = (missing_demonstrations,)
+JUDGE_FINDERS: tuple[Finder, ...] = (failed_judgements, slow_judge, tied_scores, contradicted_verifier, few_pairs_kept)

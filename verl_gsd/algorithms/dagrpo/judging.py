@@ -1,8 +1,8 @@
-"""DaGRPO's judge in the trainer process: whole groups are judged while others are still generated.
+"""DaGRPO's judge in the trainer's process: whole groups are judged while others are still generated.
 
-A group is judged when it is seen to be whole and its outcomes differ: only such groups form pairs. Until its scores are
-there, or its time is up, it counts as running. The buffer is looked at while a trainer samples: what ends during an
-update of an asynchronous trainer is judged after it.
+A group is judged as soon as it is complete, if its rewards differ; only such groups have pairs. It counts as running
+until its scores have arrived or its time budget is over. The trainer looks for complete groups only while it samples.
+Groups that end during an update of an asynchronous trainer are therefore judged after the update.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from verl_gsd.judge.settings import JudgeSettings
 from verl_gsd.records import Fate
 
 
-class Judging(Extension):
-    """Asks for scores, holds groups back for them, and gives them to the groups that leave.
+class JudgeExtension(Extension):
+    """Requests scores, holds groups back until they arrive, and attaches them to the groups that leave.
 
     Args:
-        settings: of ``algorithm.gsd.dagrpo.judge``, or that section.
+        settings: settings or config section of ``algorithm.gsd.dagrpo.judge``.
     """
 
     def __init__(self, settings: JudgeSettings | Mapping[str, Any], services: Services | None = None) -> None:
@@ -38,14 +38,14 @@ class Judging(Extension):
         super().__init__(self._settings, services)
         self._judge: Judge | None = None
         self._cache: ScoreCache | None = None
-        self._waiting: set[str] = set()
-        self._asked: set[str] = set()
-        self._ended_at = self._ready_at = 0.0  # of the last group in this step, by time.monotonic
-        self._spent = 0.0
+        self._waiting: set[str] = set()  # uids of groups that wait for scores
+        self._asked: set[str] = set()  # uids of groups that have been sent to the judge
+        self._ended_at = self._ready_at = 0.0  # when the last group ended, and got its scores, by time.monotonic
+        self._seconds = 0.0
         self._tokens = self._shared = 0
 
     def before_rollout(self, visits: Visits) -> None:
-        self._running()  # what is wrong with a scorer is said before anything is generated
+        self._get_judge()  # so that a wrong scorer raises before anything is generated
 
     def on_groups_complete(self, groups: Sequence[Group]) -> None:
         start = self._ended_at = time.monotonic()
@@ -56,16 +56,16 @@ class Judging(Extension):
         rows = self.services.rows.read(keys, ["responses", "raw_prompt", "reward_model"])
         by_key = dict(zip(keys, rows, strict=True))
         for group in mixed:
-            of_prompt = by_key[group.keys[0]]
+            first_row = by_key[group.keys[0]]
             responses = [by_key[key]["responses"] for key in group.keys]
-            self._ask(group.uid, responses, of_prompt["raw_prompt"], of_prompt["reward_model"])
+            self._ask(group.uid, responses, first_row["raw_prompt"], first_row["reward_model"])
         self._ended_at = time.monotonic()
-        self._spent += self._ended_at - start
+        self._seconds += self._ended_at - start
 
     def poll(self, now: float) -> None:
-        for uid in [uid for uid in self._waiting if self._running().is_done(uid)]:
+        for uid in [uid for uid in self._waiting if self._get_judge().is_done(uid)]:
             self._waiting.discard(uid)
-            self._ready_at = max(self._ready_at, self._running().answered_at(uid) or now)
+            self._ready_at = max(self._ready_at, self._get_judge().answered_at(uid) or now)
 
     def is_ready(self, group: Group) -> bool:
         return group.uid not in self._waiting
@@ -73,24 +73,26 @@ class Judging(Extension):
     def on_group_left(self, group: Group, fate: Fate) -> Group:
         if group.uid not in self._asked:
             return group
-        if self._ready_at:  # the first of a batch that leaves: it was waited for until now
-            self._spent += max(0.0, self._ready_at - self._ended_at)
+        if self._ready_at:  # the first group of a batch leaves: the waiting time of the batch is known
+            self._seconds += max(0.0, self._ready_at - self._ended_at)
             self._ready_at = 0.0
         self._asked.discard(group.uid)
         self._waiting.discard(group.uid)
-        return replace(group, scores=self._running().take(group.uid))
+        return replace(group, scores=self._get_judge().take(group.uid))
 
     def end_step(self, left: Sequence[Group]) -> dict[str, float]:
-        """``judge/*`` (see ``Judge.metrics``), and ``dagrpo/shared_prefix``: of the tokens of mixed groups, the share
-        in what all their responses begin with."""
+        """``judge/*`` (see ``Judge.metrics``), and ``dagrpo/shared_prefix``.
+
+        The latter is the share of the tokens of mixed groups that lie in the common prefix of a group's responses.
+        """
         shared = {"dagrpo/shared_prefix": self._shared / self._tokens} if self._tokens else {}
         self._tokens = self._shared = 0
         return shared | (self._judge.metrics() if self._judge else {})
 
     def seconds(self) -> dict[str, float]:
-        """``judge``: seconds spent on asking, and in each batch from the end of its last session to the last score."""
-        spent, self._spent = self._spent, 0.0
-        return {"judge": spent}
+        """``judge``: seconds spent on requests, and, per batch, from the end of its last session to its last score."""
+        seconds, self._seconds = self._seconds, 0.0
+        return {"judge": seconds}
 
     def close(self) -> None:
         try:
@@ -100,7 +102,8 @@ class Judging(Extension):
             if self._cache:
                 self._cache.close()
 
-    def _running(self) -> Judge:
+    def _get_judge(self) -> Judge:
+        """The judge. It is started on the first call."""
         if self._judge is None:
             settings = self._settings
             self._cache = ScoreCache(Path(settings.cache).expanduser(), settings.cache_mb) if settings.cache else None
@@ -110,7 +113,7 @@ class Judging(Extension):
         return self._judge
 
     def make_scorer(self) -> Scorer:
-        """Who answers; asked for when the first prompts are submitted."""
+        """Build the scorer. It is called when the first prompts are submitted."""
         settings = self._settings
         if settings.scorer != "reward_model":
             return build_scorer(settings)
@@ -126,7 +129,7 @@ class Judging(Extension):
         tokenizer = self.services.tokenizer
         tokens = [np.asarray(response) for response in responses]
         texts = [tokenizer.decode(row, skip_special_tokens=True) for row in tokens]
-        self._running().ask(uid, [Question(problem, reference, text) for text in texts])
+        self._get_judge().ask(uid, [Question(problem, reference, text) for text in texts])
         self._asked.add(uid)
         self._waiting.add(uid)
         self._tokens += sum(len(row) for row in tokens)
@@ -134,7 +137,7 @@ class Judging(Extension):
 
 
 def shared_prefix(rows: Sequence[np.ndarray]) -> int:
-    """How many tokens all ``rows`` begin with alike."""
+    """The number of tokens in the common prefix of ``rows``."""
     length = min(len(row) for row in rows)
-    alike = np.all(np.stack([row[:length] for row in rows]) == rows[0][:length], axis=0)
-    return int(length if alike.all() else alike.argmin())
+    is_common = np.all(np.stack([row[:length] for row in rows]) == rows[0][:length], axis=0)
+    return int(length if is_common.all() else is_common.argmin())

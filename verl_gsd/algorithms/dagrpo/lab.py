@@ -1,4 +1,4 @@
-"""DaGRPO in ``verl-gsd lab``, on prompts that are Bernoulli logits, with a synthetic judge."""
+"""DaGRPO's algorithms in ``verl-gsd lab``, which models each prompt as one Bernoulli logit. The judge is synthetic."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ _JUDGE_SPREAD = 2.0
 def lab_algorithms() -> Mapping[str, Algorithm]:
     """The mask alone, demonstrations alone, and both."""
     judge = (
-        f"a synthetic judge (AUC {JUDGE_AUC:g}) knows of a response only whether it is right, so that the mask drops "
-        "pairs at random. The lab shows what the mask costs, not what it is for"
+        f"a synthetic judge (AUC {JUDGE_AUC:g}) only knows whether a response is right, so the mask drops pairs at "
+        "random. The lab shows the cost of the mask, not its benefit"
     )
     demonstrations = (
-        "every prompt has a demonstration, which replaces a response where all failed, with the ratio p/(p + 0.1)"
+        "every prompt has a demonstration, with the ratio p/(p + 0.1). It replaces a response if all responses failed"
     )
     return {
         "dagrpo_mask": _row(DELTA, False, f"GRPO over the pairs whose scores differ by {DELTA:g} or more: {judge}."),
         "dagrpo_anchors": _row(-math.inf, True, f"GRPO over all pairs: {demonstrations}."),
-        "dagrpo": _row(DELTA, True, f"The mask and demonstrations: {judge}. Besides, {demonstrations}."),
+        "dagrpo": _row(DELTA, True, f"The mask and demonstrations: {judge}. In addition, {demonstrations}."),
     }
 
 
@@ -67,7 +67,7 @@ def dagrpo_update(generator: torch.Generator, *, delta: float, demonstrations: b
             failed = rewards.amax(dim=1) == 0
             rewards[failed, -1], judge_scores[failed, -1] = 1.0, math.nan
             scores[failed, -1] = demonstration_scores(logit[batch.prompt[failed]])
-        mixed = is_mixed(rewards)  # silent groups have advantages of 0, as in ``skip_silent_groups``
+        mixed = is_mixed(rewards)  # silent groups would have advantages of 0, as in ``skip_silent_groups``
         if not mixed.any():
             return torch.zeros_like(logit)
         kept = replace(batch, prompt=batch.prompt[mixed], rewards=rewards[mixed])
@@ -80,7 +80,7 @@ def dagrpo_update(generator: torch.Generator, *, delta: float, demonstrations: b
 
 
 def synthetic_judge_scores(rewards: torch.Tensor, auc: float, generator: torch.Generator) -> torch.Tensor:
-    """Whole scores from 0 to 10 in the shape of ``rewards``: rounded normal values whose two means ``auc`` sets."""
+    """Integer scores from 0 to 10 in the shape of ``rewards``: rounded normal values whose two means give ``auc``."""
     distance = _JUDGE_SPREAD * math.sqrt(2) * float(torch.special.ndtri(torch.tensor(auc, dtype=torch.float64)))
     noise = torch.randn(rewards.shape, generator=generator, dtype=torch.float64)
     return (5 + distance * (rewards - 0.5) + _JUDGE_SPREAD * noise).round().clamp(0, 10)

@@ -1,4 +1,4 @@
-"""The policy loss of a run with demonstrations, under verl's ``ppo_loss``: entropy and KL terms stay as they are."""
+"""The policy loss of a run with demonstrations. verl's ``ppo_loss`` calls it and adds the entropy and KL terms."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from verl_gsd.trainer.rows import DEMONSTRATION
 
 @dataclass
 class DagrpoLossConfig(PolicyLossConfig):
-    """``actor_rollout_ref.actor.policy_loss`` of a run with demonstrations.
+    """The config section ``actor_rollout_ref.actor.policy_loss`` of a run with demonstrations.
 
     Attributes:
-        on_policy: the loss of the policy's own rows, ``vanilla`` or ``gspo``.
+        on_policy: the loss on rows that the policy generated: ``vanilla`` or ``gspo``.
         ratio, gamma: see ``demonstration_ratio.demonstration_ratio``.
 
     Raises:
@@ -47,20 +47,23 @@ def dagrpo_policy_loss(
     config: ActorConfig | None = None,
     rollout_is_weights: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, dict[str, Any]]:
-    """verl's loss of the policy's own rows, as verl computes it, and -A f(pi_theta) on demonstrations' tokens.
+    """verl's own loss on the policy's rows, plus -A f(pi_theta) on the tokens of demonstrations, without clipping.
 
-    Both are aggregated by ``loss_agg_mode`` over the whole batch, each over its own tokens: such sums add up. Nothing
-    is clipped on a demonstration's tokens.
+    ``loss_agg_mode`` aggregates each term over its own tokens but divides by counts of the whole batch. The two terms
+    can therefore be added.
 
     Args:
-        log_prob: (B, T), with a gradient; old_log_prob, advantages, response_mask and rollout_is_weights alike.
+        log_prob: (B, T), with a gradient. old_log_prob, advantages, response_mask and rollout_is_weights have the same
+            shape.
 
     Raises:
-        RuntimeError: called by a trainer that is not ours.
+        RuntimeError: the trainer is not one of ours.
     """
     context = loss_context()
     if context is None or config is None or not context.has(DEMONSTRATION):
-        raise RuntimeError("policy_loss.loss_mode=dagrpo needs a trainer mode of ours: trainer.v1.trainer_mode=gsd_*")
+        raise RuntimeError(
+            "policy_loss.loss_mode=dagrpo does not work with verl's own trainers. Set trainer.v1.trainer_mode=gsd_sync."
+        )
     settings = config.policy_loss
     demonstrated = response_mask.bool() & context.rows[DEMONSTRATION].to(response_mask.device).bool().unsqueeze(-1)
     own = response_mask.bool() & ~demonstrated
@@ -73,9 +76,9 @@ def dagrpo_policy_loss(
         config=config,
         rollout_is_weights=rollout_is_weights,
     )
-    # Masked tokens get 0: the log-probability of padding could make the gradient NaN.
+    # Set masked tokens to 0, because the log-probability of padding could make the gradient NaN.
     ratio = demonstration_ratio(log_prob.masked_fill(~demonstrated, 0), ratio=settings.ratio, gamma=settings.gamma)
-    of_demonstrations = agg_loss(
+    demonstration_loss = agg_loss(
         loss_mat=-advantages * ratio, loss_mask=demonstrated, loss_agg_mode=loss_agg_mode, **config.global_batch_info
     )
-    return loss + of_demonstrations, metrics
+    return loss + demonstration_loss, metrics

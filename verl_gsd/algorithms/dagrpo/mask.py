@@ -1,4 +1,4 @@
-"""DaGRPO in a trainer: its place in the chain, the scores of the rows at hand, and what its mask did.
+"""DaGRPO's trainer extension: applies the mask in the chain, schedules delta, and reports what the mask did.
 
 The equations are in ``pairs.py``.
 """
@@ -23,16 +23,15 @@ from verl_gsd.groups import Group, GroupStats, Member, group_stats
 
 logger = logging.getLogger(__name__)
 
-
-#: What the workers are told where a step's gradients are to be probed.
+#: The flag that tells the workers whether to probe a step's gradients.
 PROBE = "dagrpo_probe"
 
 
 class Dagrpo(Extension):
-    """DaGRPO's mask: reads each row's score off its group, masks, and counts what it masked.
+    """DaGRPO's mask: reads each row's score from its group, applies the mask, and counts masked pairs and rows.
 
     Args:
-        settings: of ``algorithm.gsd.dagrpo``, or that section.
+        settings: settings or config section of ``algorithm.gsd.dagrpo``.
     """
 
     def __init__(self, settings: MaskSettings | Mapping[str, Any], services: Services | None = None) -> None:
@@ -40,14 +39,18 @@ class Dagrpo(Extension):
         super().__init__(self.settings, services)
         self._steps = 0
         self._delta = self.settings.delta.at(0)
-        self._delta_by_uid: dict[str, float] = {}  # of the step at hand
-        self._uids: set[str] = set()  # of the batch at hand
-        self._counts: Counter[str] = Counter()  # of the step at hand
+        self._delta_by_uid: dict[str, float] = {}  # of the current step
+        self._uids: set[str] = set()  # of the current batch
+        self._counts: Counter[str] = Counter()  # of the current step
         self._has_warned = False
 
     def stage_inputs(self, members: Sequence[Member | None], left: Sequence[Group]) -> dict[str, Any]:
-        """``judge_score`` (N,), NaN where there is none; and (N,) bool: ``judge_failed``, where one was asked for, and
-        ``demonstration``."""
+        """Three columns, (N,) each.
+
+        - ``judge_score``: float, NaN for a row without a score
+        - ``judge_failed``: bool, whether the judgement of the row failed
+        - ``demonstration``: bool, whether the row is a demonstration
+        """
         score = np.full(len(members), math.nan)
         failed: np.ndarray = np.zeros(len(members), bool)
         demonstration: np.ndarray = np.zeros(len(members), bool)
@@ -64,37 +67,40 @@ class Dagrpo(Extension):
         return {name: torch.from_numpy(column) for name, column in columns.items()}
 
     def centre(self, rows: Rows) -> torch.Tensor | tuple[torch.Tensor, GroupStats]:
-        """The rewards less what they are measured against, and a note of what was masked."""
+        """The masked, centred rewards. The method also counts what was masked."""
         settings, score = self.settings, rows.column("judge_score", "dagrpo")
         failed = rows.columns["judge_failed"] if settings.fail_closed else None
         self._delta = self._delta_of(rows, score)
         self._delta_by_uid |= dict.fromkeys(self._uids, self._delta)
         mask: dict[str, Any] = {"delta": self._delta, "signed": settings.signed}
-        with_pair: dict[str, Any] = mask | {"alone": failed, "exempt": rows.columns["demonstration"]}
+        pair_mask: dict[str, Any] = mask | {"drop_rows": failed, "keep_rows": rows.columns["demonstration"]}
         blocks = list(pairs_by_size(rows.rewards, score, rows.stats))
         if settings.mask == "pairs":
-            centred, stats = rectified(rows.rewards, score, rows.stats, **with_pair), rows.stats
-            alive = _rows_with(blocks, [pairs.kept(**with_pair) for pairs in blocks], rows.rewards)
+            centred, stats = rectified(rows.rewards, score, rows.stats, **pair_mask), rows.stats
+            has_signal = _rows_in_pairs(blocks, [pairs.kept(**pair_mask) for pairs in blocks], rows.rewards)
         else:
             keep = kept_rows(rows.rewards, score, rows.stats, by=settings.mask, **mask)
             keep = keep if failed is None else keep & ~failed
-            centred, stats = _of_kept(rows, keep)
-            alive = keep & ~stats.per_row(stats.unanimous, elsewhere=True)
-        self._count(rows, blocks, alive, with_pair)
+            centred, stats = _centre_kept_rows(rows, keep)
+            has_signal = keep & ~stats.per_row(stats.unanimous, elsewhere=True)
+        self._count(rows, blocks, has_signal, pair_mask)
         mixed = ~rows.stats.per_row(rows.stats.unanimous, elsewhere=True)
-        if settings.rescale and (n_alive := int((mixed & alive).sum())):
-            centred = centred * (int(mixed.sum()) / n_alive)
+        if settings.rescale and (n_kept := int((mixed & has_signal).sum())):
+            centred = centred * (int(mixed.sum()) / n_kept)
         return centred, stats
 
     def record(self, group: Group) -> dict[str, float | None]:
-        """What the records say of a group's own responses: pairs of unequal rewards, how many reached delta, how many
-        the judge sees the other way round, and its mean score."""
+        """Columns for the records, over the group's own responses.
+
+        They count the pairs of unequal rewards, the pairs that the mask keeps, those on which the judge contradicts the
+        verifier, and the failed judgements. The last column is the mean score.
+        """
         if group.scores is None or len(group.rewards) < 2:
             return {}
         rewards, scores = torch.from_numpy(group.rewards), torch.from_numpy(group.scores)
-        alone = scores.isnan() if self.settings.fail_closed else None
+        failed = scores.isnan() if self.settings.fail_closed else None
         delta = self._delta_by_uid.get(group.uid, self._delta)
-        mask = {"delta": delta, "signed": self.settings.signed, "alone": alone}
+        mask = {"delta": delta, "signed": self.settings.signed, "drop_rows": failed}
         pairs = pairs_by_size(rewards, scores, group_stats(rewards, [0] * len(rewards)))
         counts = _pair_counts(pairs, torch.ones(len(rewards), dtype=torch.bool), mask)
         judged = group.scores[~np.isnan(group.scores)]
@@ -107,16 +113,25 @@ class Dagrpo(Extension):
         }
 
     def worker_flags(self, update: Update) -> dict[str, Any]:
-        """Whether the workers compare the gradients of positives and negatives."""
+        """Whether the workers compare the gradients of rows with positive and with negative advantages in this step."""
         every = self.settings.probe_every
         return {} if every is None else {PROBE: update.step % every == 0}
 
     def end_step(self, left: Sequence[Group]) -> dict[str, float]:
-        """Delta moves on; returns ``dagrpo/delta``, and of the step's batches, of the policy's pairs of unequal
-        rewards, the shares ``pairs/kept`` (which reach delta, or are not judged) and ``pairs/judged`` (both scores
-        known), of those judged ``pairs/contradicted`` (the judge prefers the worse) and ``pairs/tied``;
-        ``masked/{right,wrong}``, the share of responses above (below) their group's mean that were masked, and
-        ``masked/groups``, of groups wholly masked."""
+        """Advance delta's schedule. Returns ``dagrpo/delta``, and shares over the step's batches, ``dagrpo/...``.
+
+        Among pairs of the policy's responses with unequal rewards:
+
+        - ``pairs/kept``: pairs that reach delta or are not judged
+        - ``pairs/judged``: pairs with two scores
+        - ``pairs/contradicted``: of the judged pairs, those in which the judge prefers the worse response
+        - ``pairs/tied``: of the judged pairs, those with equal scores
+
+        Among the responses of groups with such pairs:
+
+        - ``masked/right``, ``masked/wrong``: of the responses above, and below, their group's mean, those masked
+        - ``masked/groups``: groups in which every response was masked
+        """
         counts, self._counts = self._counts, Counter()
         self._steps += 1
         self._delta_by_uid.clear()
@@ -135,8 +150,9 @@ class Dagrpo(Extension):
         if counts["judged"] >= 20 and not counts["kept"] and not self._has_warned:
             self._has_warned = True
             logger.warning(
-                "algorithm.gsd.dagrpo.delta=%g: the mask dropped all %d judged pairs of a step, %d of which the judge "
-                "scored alike. Set a smaller delta, or use a judge that tells more apart: verl-gsd judge calibrate.",
+                "algorithm.gsd.dagrpo.delta=%g: the mask dropped all %d judged pairs of a step. The judge scored %d of "
+                "them alike. Set a smaller delta, or use a judge that distinguishes more responses. Run verl-gsd judge "
+                "calibrate to compare judges.",
                 self._delta,
                 counts["judged"],
                 counts["tied"],
@@ -148,7 +164,7 @@ class Dagrpo(Extension):
         return {"steps": self._steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what ``state_dict`` gave."""
+        """Restore what ``state_dict`` returned."""
         self._steps = int(state["steps"])
         self._delta = self.settings.delta.at(self._steps)
 
@@ -156,56 +172,59 @@ class Dagrpo(Extension):
         delta = self.settings.delta
         if delta.quantile is None:
             return delta.at(self._steps)
-        found = [
+        gaps_by_block = [
             (pairs.gap if self.settings.signed else pairs.gap.abs())[(pairs.difference > 0) & ~pairs.gap.isnan()]
             for pairs in pairs_by_size(rows.rewards, score, rows.stats)
         ]
-        gaps = torch.cat(found) if found else score[:0]
-        # numpy's, because torch's takes 2^24 numbers at most.
+        gaps = torch.cat(gaps_by_block) if gaps_by_block else score[:0]
+        # numpy's quantile, because torch's accepts at most 2^24 numbers.
         return float(np.quantile(gaps.cpu().numpy(), delta.quantile)) if len(gaps) else -math.inf
 
-    def _count(self, rows: Rows, blocks: Sequence[Pairs], alive: torch.Tensor, mask: Mapping[str, Any]) -> None:
-        """Of the policy's own responses and groups that have pairs of their own: with a demonstration every group of
-        failures is mixed, and its pairs are never judged, which would hide what is masked."""
+    def _count(self, rows: Rows, blocks: Sequence[Pairs], has_signal: torch.Tensor, mask: Mapping[str, Any]) -> None:
+        """Count the policy's own responses, in groups in which they form pairs.
+
+        Demonstrations do not count. A demonstration makes every group of failures a mixed group whose pairs are never
+        judged; counting it would hide how much is masked.
+        """
         own = ~rows.columns["demonstration"]
         self._counts.update(_pair_counts(blocks, own, mask))
-        paired = own & _rows_with(blocks, [_among(pairs, own) for pairs in blocks], rows.rewards)
+        paired = own & _rows_in_pairs(blocks, [_pairs_among(pairs, own) for pairs in blocks], rows.rewards)
         mean = rows.stats.per_row(rows.stats.mean)
-        for name, of_class in (("right", rows.rewards > mean), ("wrong", rows.rewards < mean)):
-            self._counts[name] += int((paired & of_class).sum())
-            self._counts[f"silent_{name}"] += int((paired & of_class & ~alive).sum())
+        for name, in_class in (("right", rows.rewards > mean), ("wrong", rows.rewards < mean)):
+            self._counts[name] += int((paired & in_class).sum())
+            self._counts[f"silent_{name}"] += int((paired & in_class & ~has_signal).sum())
         groups = len(rows.stats.group[paired].unique())
         self._counts["groups"] += groups
-        self._counts["silent_groups"] += groups - len(rows.stats.group[paired & alive].unique())
+        self._counts["silent_groups"] += groups - len(rows.stats.group[paired & has_signal].unique())
 
 
-def _of_kept(rows: Rows, keep: torch.Tensor) -> tuple[torch.Tensor, GroupStats]:
-    """Rewards less the mean of the kept rows of their group, and those rows' groups; 0 in rows that are not kept."""
+def _centre_kept_rows(rows: Rows, keep: torch.Tensor) -> tuple[torch.Tensor, GroupStats]:
+    """Rewards minus the mean of their group's kept rows, 0 in other rows; and the group statistics of the kept rows."""
     if not keep.any():
         return torch.zeros_like(rows.rewards), rows.stats
     stats = group_stats(rows.rewards.double(), rows.stats.group, keep)
     return centre(rows.rewards, stats), stats
 
 
-def _rows_with(blocks: Sequence[Pairs], chosen: Sequence[torch.Tensor], rewards: torch.Tensor) -> torch.Tensor:
-    """(N,) bool: rows in a pair of ``chosen``, (g, k, k) bool for each of ``blocks``; on the device of ``rewards``."""
-    found = torch.zeros(len(rewards), dtype=torch.bool, device=rewards.device)
-    for pairs, of_block in zip(blocks, chosen, strict=True):
-        found[pairs.row] = of_block.any(dim=-1)
-    return found
+def _rows_in_pairs(blocks: Sequence[Pairs], chosen: Sequence[torch.Tensor], rewards: torch.Tensor) -> torch.Tensor:
+    """(N,) bool, on the device of ``rewards``: rows in a chosen pair. ``chosen`` has one bool (g, k, k) per block."""
+    in_pair = torch.zeros(len(rewards), dtype=torch.bool, device=rewards.device)
+    for pairs, chosen_pairs in zip(blocks, chosen, strict=True):
+        in_pair[pairs.row] = chosen_pairs.any(dim=-1)
+    return in_pair
 
 
-def _among(pairs: Pairs, own: torch.Tensor) -> torch.Tensor:
-    """(g, k, k) bool: pairs of unequal rewards, both of ``own``."""
-    of_group = own[pairs.row]
-    return (pairs.difference != 0) & of_group.unsqueeze(2) & of_group.unsqueeze(1)
+def _pairs_among(pairs: Pairs, own: torch.Tensor) -> torch.Tensor:
+    """(g, k, k) bool: pairs of unequal rewards whose two rows are both in ``own``."""
+    is_own = own[pairs.row]
+    return (pairs.difference != 0) & is_own.unsqueeze(2) & is_own.unsqueeze(1)
 
 
 def _pair_counts(blocks: Iterable[Pairs], own: torch.Tensor, mask: Mapping[str, Any]) -> dict[str, int]:
-    """Of the pairs among the rows ``own``, each once: how many there are, are kept, judged, contradicted, tied."""
+    """Counts of the pairs among the rows ``own``, each pair once: all, kept, judged, contradicted and tied ones."""
     counts = Counter(pairs=0, kept=0, judged=0, contradicted=0, tied=0)
     for pairs in blocks:
-        pair = _among(pairs, own) & (pairs.difference > 0)
+        pair = _pairs_among(pairs, own) & (pairs.difference > 0)
         counts["pairs"] += int(pair.sum())
         counts["kept"] += int((pair & pairs.kept(**mask)).sum())
         counts["judged"] += int((pair & ~pairs.gap.isnan()).sum())

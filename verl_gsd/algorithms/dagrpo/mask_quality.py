@@ -1,4 +1,4 @@
-"""What DaGRPO's mask leaves of the signal in a set of responses, given a judge's scores."""
+"""How much of the signal in a set of responses remains after DaGRPO's mask, given a judge's scores."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DELTAS = (-math.inf, 0.0, 1.0, 3.0, 5.0)
 
 @dataclass(frozen=True)
 class MaskAtDelta:
-    """What the mask leaves at one delta. Shares are in [0, 1], and NaN where their denominator is 0.
+    """What remains after the mask at one delta. Shares are in [0, 1], and NaN if their denominator is 0.
 
     Attributes:
         delta: the gap from which a pair counts.
@@ -79,7 +79,7 @@ def mask_report(scores: np.ndarray, correct: np.ndarray, group: Labels, deltas: 
     blocks = list(pairs_by_size(rewards, torch.from_numpy(scores.astype(float)), group_stats(rewards, index)))
     gaps = [pairs.gap[pairs.difference > 0] for pairs in blocks]
     gap = torch.cat([*gaps, torch.zeros(0, dtype=torch.float64)])
-    known = gap[~gap.isnan()]
+    judged_gap = gap[~gap.isnan()]
     kept = [
         sum(int((pairs.kept(delta) & (pairs.difference > 0)).sum()) for pairs in blocks) / max(len(gap), 1)
         for delta in deltas
@@ -90,8 +90,8 @@ def mask_report(scores: np.ndarray, correct: np.ndarray, group: Labels, deltas: 
         _mask(_advantages(scores, correct, index, delta), whole, correct, index.numpy(), delta, share)
         for delta, share in zip(deltas, kept, strict=True)
     )
-    unknown = _ratio(len(gap) - len(known), len(gap))
-    contradicted, tied = (_ratio(int(chosen.sum()), len(known)) for chosen in (known < 0, known == 0))
+    unknown = _ratio(len(gap) - len(judged_gap), len(gap))
+    contradicted, tied = (_ratio(int(chosen.sum()), len(judged_gap)) for chosen in (judged_gap < 0, judged_gap == 0))
     return MaskReport(mixed_groups, len(gap), unknown, contradicted, tied, masks)
 
 
@@ -103,7 +103,7 @@ def _advantages(scores: np.ndarray, correct: np.ndarray, index: torch.Tensor, de
 def _mask(
     advantage: np.ndarray, whole: np.ndarray, correct: np.ndarray, group: np.ndarray, delta: float, kept: float
 ) -> MaskAtDelta:
-    """Figures of one delta. A row's pairs agree in sign, so that its advantage is 0 only if all of them are masked."""
+    """Figures of one delta. All pairs of a row have the same sign, so its advantage is 0 only if all are masked."""
     mixed, silent = whole != 0, advantage == 0
     right, wrong = (
         _ratio(int((silent & mixed & chosen).sum()), int((mixed & chosen).sum())) for chosen in (correct, ~correct)

@@ -1,19 +1,23 @@
-r"""DaGRPO: of a group's pairs of a better and a worse response, only those that a judge finds distinct push them apart.
+r"""DaGRPO computes advantages only from those pairs of a better and a worse response that a judge scores differently.
 
 Paper: "DaGRPO: Rectifying Gradient Conflict in Reasoning via Distinctiveness-Aware Group Relative Policy Optimization",
-arXiv 2512.06337. Responses much like each other get opposing advantages whose gradients cancel or conflict; the paper
-scores every response finely (an LLM as judge) and masks pairs whose scores differ by less than delta. Its equations
-were not available to us: **everything below is our reading.** Because R_i - mean R = (1/G) sum_j (R_i - R_j),
+arXiv 2512.06337. If two responses are very similar, their opposing advantages have gradients that cancel or conflict.
+In the paper, an LLM as a judge gives every response a fine-grained score, and pairs whose scores differ by less than
+delta are masked.
 
-    A_i = (1/G) sum_j M_ij (R_i - R_j),    M_ij = 1 where R_i != R_j and score(better) - score(worse) >= delta
+The paper's equations were not available to us: **everything below is our reading.** GRPO centres the rewards of a
+group, and R_i - mean R = (1/G) sum_j (R_i - R_j). We replace this centred reward by
 
-takes the place of R_i - mean R, and is divided by (sigma + eps)^alpha as ever, sigma that of all the group's rewards.
+    A_i = (1/G) sum_j M_ij (R_i - R_j),    M_ij = 1 if R_i != R_j and score(better) - score(worse) >= delta, else 0
 
-- delta = -inf keeps every pair and is mean-centred GRPO; sum A_i = 0 for every delta; kept pairs fall as delta rises.
-- With delta >= 0 a pair on which the judge contradicts the verifier is dropped, whatever the gap. ``signed=False``
-  measures |gap| instead.
-- A score of NaN is a failed judgement: its pairs are kept.
-- ``kept_rows`` is the other reading, a mask on responses instead of pairs.
+As usual, A_i is then divided by (sigma + eps)^alpha, where sigma is over all rewards of the group.
+
+- delta = -inf keeps every pair, which is mean-centred GRPO. sum A_i = 0 for every delta. A larger delta never keeps
+  more pairs.
+- With delta >= 0, a pair on which the judge contradicts the verifier is dropped, however large the gap.
+  ``signed=False`` compares |gap| with delta instead.
+- A NaN score is a failed judgement. Its pairs are kept.
+- ``kept_rows`` implements another reading, which masks responses instead of pairs.
 """
 
 from __future__ import annotations
@@ -41,21 +45,22 @@ def rectified_advantage(
     signed: bool = True,
     mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """A_i = (1/G) sum_j M_ij (R_i - R_j) / (sigma + eps)^alpha, one number a response.
+    """A_i = (1/G) sum_j M_ij (R_i - R_j) / (sigma + eps)^alpha, one number per response.
 
     Args:
-        rewards, index, alpha, ddof, eps, mask: as ``dial.dial_advantage``.
-        scores: (N,), a judge's; NaN where it failed.
+        rewards, index, alpha, ddof, eps, mask: as in ``dial.dial_advantage``.
+        scores: (N,), the judge's scores; NaN for a failed judgement.
         delta: the gap from which a pair counts; -inf keeps every pair.
-        signed: measure the better response's score less the worse one's; False: the gap whatever its sign.
+        signed: whether the gap is the better response's score minus the worse one's. If False, it is the absolute
+            difference.
 
     Returns:
-        (N,) in the rewards' dtype, float32 at least; they sum to zero in each group. 0 in unanimous groups, groups of
-        one, rows of no group, and rows all of whose pairs are masked.
+        (N,) in the rewards' dtype, float32 at least. The advantages of a group sum to zero. They are 0 in unanimous
+        groups, groups of one, rows of no group, and rows whose pairs are all masked.
 
     Raises:
         ValueError: a setting is out of range, lengths differ, a score that counts is infinite, or
-            ``groups.group_stats`` refuses the batch; the message names the row.
+            ``groups.group_stats`` rejects the batch; the message names the row.
     """
     rewards = float_rows(rewards, "rewards")
     stats = group_stats(rewards.double(), index, mask)
@@ -70,17 +75,17 @@ def rectified(
     *,
     delta: float,
     signed: bool = True,
-    alone: torch.Tensor | None = None,
-    exempt: torch.Tensor | None = None,
+    drop_rows: torch.Tensor | None = None,
+    keep_rows: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """(1/G) sum_j M_ij (R_i - R_j), (N,) in the rewards' dtype: what takes the place of R_i - mean R.
+    """(1/G) sum_j M_ij (R_i - R_j), which replaces R_i - mean R: (N,) in the rewards' dtype.
 
     Args:
-        alone, exempt: see ``Pairs.kept``.
+        drop_rows, keep_rows: see ``Pairs.kept``.
     """
     centred = torch.zeros(len(rewards), dtype=torch.float64, device=rewards.device)
     for pairs in pairs_by_size(rewards, scores, stats):
-        kept = pairs.kept(delta, signed=signed, alone=alone, exempt=exempt)
+        kept = pairs.kept(delta, signed=signed, drop_rows=drop_rows, keep_rows=keep_rows)
         centred[pairs.row] = (pairs.difference * kept).sum(dim=-1) / pairs.row.shape[1]
     return centred.to(rewards.dtype)
 
@@ -94,10 +99,11 @@ def kept_rows(
     by: Literal["min", "mean", "max"],
     signed: bool = True,
 ) -> torch.Tensor:
-    """The mask on responses: those whose gaps to the rows of another reward reach ``delta``, by their min, mean or max.
+    """The mask on responses: keep a row if its gaps to the rows with another reward reach ``delta``.
 
-    A row without a known gap is kept. Mean and sigma are then those of the kept rows, so that a class left empty
-    silences its group.
+    ``by`` selects whether the minimum, the mean or the maximum of these gaps must reach it. A row without a known gap
+    is kept. The caller computes mean and sigma over the kept rows, so a group without any row of one class has no
+    signal.
 
     Returns:
         (N,) bool; False in rows of no group.
@@ -109,25 +115,26 @@ def kept_rows(
     keep = stats.group >= 0
     for pairs in pairs_by_size(rewards, scores, stats):
         gap = pairs.gap if signed else pairs.gap.abs()
-        known = (pairs.difference != 0) & ~gap.isnan()
+        is_judged = (pairs.difference != 0) & ~gap.isnan()
         if by == "mean":
-            found = gap.masked_fill(~known, 0).sum(dim=-1) / known.sum(dim=-1).clamp(min=1)
+            row_gap = gap.masked_fill(~is_judged, 0).sum(dim=-1) / is_judged.sum(dim=-1).clamp(min=1)
         elif by == "min":
-            found = gap.masked_fill(~known, math.inf).amin(dim=-1)
+            row_gap = gap.masked_fill(~is_judged, math.inf).amin(dim=-1)
         else:
-            found = gap.masked_fill(~known, -math.inf).amax(dim=-1)
-        keep[pairs.row] = (found >= delta) | ~known.any(dim=-1)
+            row_gap = gap.masked_fill(~is_judged, -math.inf).amax(dim=-1)
+        keep[pairs.row] = (row_gap >= delta) | ~is_judged.any(dim=-1)
     return keep
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """The ordered pairs of rows within each of g groups of one size k, in float64.
+    """The ordered pairs of rows within each of g groups, which all have the size k. Numbers are float64.
 
     Attributes:
-        row: (g, k) int64, rows of the batch.
+        row: (g, k) int64, the rows' numbers in the batch.
         difference: (g, k, k), R_i - R_j.
-        gap: (g, k, k), the better one's score less the worse one's; NaN where a score is, 0 where rewards are equal.
+        gap: (g, k, k), the better response's score minus the worse one's. It is NaN if a score is NaN, and otherwise 0
+            if the rewards are equal.
     """
 
     row: torch.Tensor
@@ -139,14 +146,14 @@ class Pairs:
         delta: float,
         *,
         signed: bool = True,
-        alone: torch.Tensor | None = None,
-        exempt: torch.Tensor | None = None,
+        drop_rows: torch.Tensor | None = None,
+        keep_rows: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """(g, k, k) bool: pairs of unequal rewards whose gap reaches ``delta`` or is not known; symmetric.
+        """(g, k, k) bool, symmetric: pairs of unequal rewards whose gap reaches ``delta`` or is NaN.
 
         Args:
-            alone: (N,) bool, rows of the batch whose pairs are dropped.
-            exempt: (N,) bool, rows whose pairs are kept in any case.
+            drop_rows: (N,) bool, rows of the batch whose pairs are dropped.
+            keep_rows: (N,) bool, rows whose pairs are always kept; takes precedence over ``drop_rows``.
 
         Raises:
             ValueError: ``delta`` is NaN.
@@ -154,20 +161,20 @@ class Pairs:
         _require_delta(delta)
         gap = self.gap if signed else self.gap.abs()
         kept = (gap >= delta) | gap.isnan()
-        if alone is not None:
-            kept &= ~self._either(alone)
-        if exempt is not None:
-            kept |= self._either(exempt)
+        if drop_rows is not None:
+            kept &= ~self._either(drop_rows)
+        if keep_rows is not None:
+            kept |= self._either(keep_rows)
         return kept & (self.difference != 0)
 
     def _either(self, rows: torch.Tensor) -> torch.Tensor:
-        """(g, k, k): whether one of the pair is among ``rows``, (N,) bool."""
-        of_group = rows[self.row]
-        return of_group.unsqueeze(2) | of_group.unsqueeze(1)
+        """(g, k, k) bool: whether at least one row of the pair is in ``rows``, (N,) bool."""
+        selected = rows[self.row]
+        return selected.unsqueeze(2) | selected.unsqueeze(1)
 
 
 def pairs_by_size(rewards: torch.Tensor, scores: torch.Tensor, stats: GroupStats) -> Iterator[Pairs]:
-    """The pairs of all groups of two rows or more, those of one size together.
+    """The pairs of all groups of two or more rows. Groups of equal size come together.
 
     Raises:
         ValueError: lengths differ, or a score that counts is infinite.
@@ -188,4 +195,6 @@ def pairs_by_size(rewards: torch.Tensor, scores: torch.Tensor, stats: GroupStats
 
 def _require_delta(delta: float) -> None:
     if math.isnan(delta):
-        raise ValueError("delta=nan: write a number on the judge's scale, or -inf to keep every pair")
+        raise ValueError(
+            "delta=nan: not a number. Set it to a number on the judge's scale, or to -inf to keep every pair."
+        )

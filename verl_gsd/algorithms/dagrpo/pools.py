@@ -1,4 +1,4 @@
-"""Where demonstrations come from: a column of the data, verified by the run's verifier, or the policy's successes."""
+"""Sources of demonstrations: a column of the data, which the run's verifier checks, or the policy's own successes."""
 
 from __future__ import annotations
 
@@ -17,34 +17,49 @@ from verl_gsd.responses import PromptKey, Response
 from verl_gsd.trainer.rows import only_outputs, read_responses, uid_of
 
 
-class Pool(Protocol):
-    """Demonstrations of the prompts at hand.
+class DemonstrationPool(Protocol):
+    """A source of demonstrations for the prompts of current visits.
 
     Attributes:
-        rejected: what was no demonstration, by reason, since somebody cleared it.
+        rejected: reason -> number of rejected candidates, since the counter was last cleared.
     """
 
     rejected: Counter[Reason]
 
     def look_up(self, visits: Visits) -> None:
-        """Prompts about to be generated."""
+        """Look for candidates for these prompts. Their rollouts are about to be generated, or in flight."""
 
     def demonstrations(self, uid: str, deadline: float) -> list[Response]:
-        """Those of a prompt that was looked up; waits for the verifier until ``deadline`` by time.monotonic."""
+        """The accepted demonstrations of a visit after ``look_up``.
+
+        The method waits for the verifier until ``deadline``, by time.monotonic.
+        """
 
     def forget(self, uid: str) -> None:
-        """The visit is over."""
+        """Forget a visit, which is over."""
 
-    def observe_trained(self, own: Sequence[str], key_of: Mapping[str, PromptKey], step: int) -> None:
-        """Rows that the policy generated and was trained on, which can still be read."""
+    def observe_trained(self, own: Sequence[str], prompts: Mapping[str, PromptKey], step: int) -> None:
+        """Observe the rows ``own``, which the policy generated and was trained on. They can still be read.
+
+        Args:
+            own: keys of the rows.
+            prompts: uid -> prompt.
+            step: the trainer step.
+        """
 
     def end_step(self) -> dict[str, float]:
-        """Learn from what was observed; returns metrics."""
+        """Store what was observed. Returns metrics."""
 
 
 @dataclass(frozen=True)
 class _Candidate:
-    """An expert's text as tokens: number ``number`` of the prompt ``key``; ``answer``, where the verifier was asked."""
+    """An expert's text as tokens.
+
+    Attributes:
+        key, number: the prompt, and the number of the text among its texts.
+        tokens: the text.
+        answer: the verifier's handle, if the text was sent to the verifier at this visit.
+    """
 
     key: PromptKey
     number: int
@@ -52,59 +67,63 @@ class _Candidate:
     answer: Any = None
 
 
-class Experts:
-    """An expert's texts in a column of the data: checked, and sent to the verifier until it has answered, when their
-    prompt is generated.
+class ExpertPool:
+    """An expert's texts, from a column of the data.
+
+    When the rollouts of a prompt are about to be generated, its texts are checked and sent to the verifier. A text that
+    already has a verdict is not sent again.
 
     Args:
-        column: of the data.
-        longest: tokens of a response at most.
-        services: have the policy's tokenizer and the run's verifier.
+        column: the column of the data.
+        longest: maximum tokens of a response.
+        services: provide the policy's tokenizer and the run's verifier.
         template: further arguments of the tokenizer's chat template.
     """
 
     def __init__(self, column: str, *, longest: int, services: Services, template: Mapping[str, Any]) -> None:
         self.rejected: Counter[Reason] = Counter()
         self._column, self._longest, self._services, self._template = column, longest, services, dict(template)
-        self._of: dict[str, list[_Candidate | Reason]] = {}  # by uid
+        self._candidates: dict[str, list[_Candidate | Reason]] = {}  # by uid
         self._verdicts: dict[tuple[PromptKey, int], Verdict] = {}
 
     def look_up(self, visits: Visits) -> None:
         columns = dict(visits.columns)
         if self._column not in columns:
             raise ValueError(
-                f"algorithm.gsd.dagrpo.demonstrations.column={self._column}: the data has no such column. It has "
-                f"{', '.join(sorted(columns))}."
+                f"algorithm.gsd.dagrpo.demonstrations.column={self._column}: the data has no such column. Set "
+                f"the key to one of its columns: {', '.join(sorted(columns))}."
             )
         for number, (uid, key) in enumerate(zip(visits.uids, visits.keys, strict=True)):
-            self._of[uid] = self._candidates(key, {name: values[number] for name, values in columns.items()})
+            self._candidates[uid] = self._find_candidates(
+                key, {name: values[number] for name, values in columns.items()}
+            )
 
     def demonstrations(self, uid: str, deadline: float) -> list[Response]:
-        found = []
-        for candidate in self._of.get(uid, ()):
-            accepted = candidate if isinstance(candidate, str) else self._accepted(candidate, deadline)
-            if isinstance(accepted, str):
-                self.rejected[accepted] += 1
+        accepted = []
+        for candidate in self._candidates.get(uid, ()):
+            result = candidate if isinstance(candidate, str) else self._verify(candidate, deadline)
+            if isinstance(result, str):
+                self.rejected[result] += 1
             else:
-                found.append(accepted)
-        return found
+                accepted.append(result)
+        return accepted
 
     def forget(self, uid: str) -> None:
-        for candidate in self._of.pop(uid, ()):
-            # An answer that nobody needed this time is known at the next visit.
+        for candidate in self._candidates.pop(uid, ()):
+            # Keep a verdict that has arrived but was not needed, for the prompt's next visit.
             if isinstance(candidate, _Candidate) and self._has_answered(candidate):
                 self._verdict(candidate, deadline=0.0)
 
     def _has_answered(self, candidate: _Candidate) -> bool:
         return candidate.answer is not None and self._services.verifier.has_answered(candidate.answer)
 
-    def observe_trained(self, own: Sequence[str], key_of: Mapping[str, PromptKey], step: int) -> None:
+    def observe_trained(self, own: Sequence[str], prompts: Mapping[str, PromptKey], step: int) -> None:
         pass
 
     def end_step(self) -> dict[str, float]:
         return {}
 
-    def _candidates(self, key: PromptKey, columns: Mapping[str, Any]) -> list[_Candidate | Reason]:
+    def _find_candidates(self, key: PromptKey, columns: Mapping[str, Any]) -> list[_Candidate | Reason]:
         try:
             texts = expert_texts(columns[self._column])
         except ValueError as error:
@@ -115,20 +134,20 @@ class Experts:
         prompt = tokenizer.apply_chat_template(
             columns["raw_prompt"], add_generation_prompt=True, tokenize=False, **self._template
         )
-        found: list[_Candidate | Reason] = []
+        candidates: list[_Candidate | Reason] = []
         for number, text in enumerate(texts):
             tokens = expert_tokens(text, tokenizer, prompt=prompt, longest=self._longest)
             if isinstance(tokens, str):
-                found.append(tokens)
+                candidates.append(tokens)
                 continue
             answer = None
             if (key, number) not in self._verdicts:
                 ids = tokenizer.encode(prompt, add_special_tokens=False)
                 answer = self._services.verifier.submit(columns, ids, tokens.tolist())
-            found.append(_Candidate(key, number, tokens, answer))
-        return found
+            candidates.append(_Candidate(key, number, tokens, answer))
+        return candidates
 
-    def _accepted(self, candidate: _Candidate, deadline: float) -> Response | Reason:
+    def _verify(self, candidate: _Candidate, deadline: float) -> Response | Reason:
         verdict = self._verdict(candidate, deadline)
         if verdict is None:
             return "unverified"
@@ -139,55 +158,55 @@ class Experts:
         return Response(candidate.tokens, np.ones(len(candidate.tokens), bool), verdict.reward, 0, verdict.info)
 
     def _verdict(self, candidate: _Candidate, deadline: float) -> Verdict | None:
-        """What the verifier says; one that failed or was late is asked again at the next visit."""
-        place = (candidate.key, candidate.number)
-        if place not in self._verdicts:
+        """The verdict; None if the verifier failed or was late. The text is then sent again at the next visit."""
+        text = (candidate.key, candidate.number)
+        if text not in self._verdicts:
             verdict = self._services.verifier.verdict(candidate.answer, max(0.0, deadline - time.monotonic()))
             if verdict is None:
                 return None
-            self._verdicts[place] = verdict
-        return self._verdicts[place]
+            self._verdicts[text] = verdict
+        return self._verdicts[text]
 
 
-class OwnSuccesses:
-    """The policy's own earlier successes on the same prompt, verified when they were made; the latest first.
+class OwnSuccessPool:
+    """The policy's own earlier successes on the same prompt, the latest first. They were verified when generated.
 
     Args:
-        services: have the store of responses, in which nothing else is, and the policy's tokenizer.
-        keep: responses of a prompt at most.
-        longest: tokens of a response at most.
+        services: provide the policy's tokenizer and the store of responses, which only this pool uses.
+        keep: maximum number of stored responses per prompt.
+        longest: maximum tokens of a response.
     """
 
     def __init__(self, services: Services, *, keep: int, longest: int) -> None:
         self.rejected: Counter[Reason] = Counter()
         self._services, self._keep, self._longest = services, keep, longest
         self._store = services.prompts.responses
-        self._observed: dict[PromptKey, list[Response]] = {}  # successes of the step at hand
-        self._key_of: dict[str, PromptKey] = {}
+        self._observed: dict[PromptKey, list[Response]] = {}  # successes of the current step
+        self._prompts: dict[str, PromptKey] = {}  # by uid
 
     def look_up(self, visits: Visits) -> None:
-        self._key_of |= dict(zip(visits.uids, visits.keys, strict=True))
+        self._prompts |= dict(zip(visits.uids, visits.keys, strict=True))
 
     def demonstrations(self, uid: str, deadline: float) -> list[Response]:
-        stored = self._store.recall(self._key_of[uid])
+        stored = self._store.recall(self._prompts[uid])
         if not stored:
             self.rejected["missing"] += 1
-        found = []
+        accepted = []
         for response in stored:
             tokens = own_tokens(response.tokens, self._services.tokenizer, longest=self._longest)
             if isinstance(tokens, str):
                 self.rejected[tokens] += 1
             else:
-                found.append(response)
-        return found
+                accepted.append(response)
+        return accepted
 
     def forget(self, uid: str) -> None:
-        self._key_of.pop(uid, None)
+        self._prompts.pop(uid, None)
 
-    def observe_trained(self, own: Sequence[str], key_of: Mapping[str, PromptKey], step: int) -> None:
+    def observe_trained(self, own: Sequence[str], prompts: Mapping[str, PromptKey], step: int) -> None:
         keys = [key for rows in only_outputs(own).values() for key in rows]
         for key, response in zip(keys, read_responses(self._services.rows, keys, step), strict=True):
-            prompt = key_of[uid_of(key)]
+            prompt = prompts[uid_of(key)]
             if succeeded(response.verdict.get("acc", np.nan), f"data_source={prompt[0]}, index={prompt[1]}"):
                 self._observed.setdefault(prompt, []).append(response)
 
@@ -198,10 +217,10 @@ class OwnSuccesses:
         return {"known": float(len(self._store))}
 
 
-class ExpertsOrOwn:
-    """An expert's where one is accepted, the policy's own earlier successes otherwise."""
+class ExpertFirstPool:
+    """An expert's demonstrations if one is accepted, otherwise the policy's own earlier successes."""
 
-    def __init__(self, experts: Experts, own: OwnSuccesses) -> None:
+    def __init__(self, experts: ExpertPool, own: OwnSuccessPool) -> None:
         self.rejected = experts.rejected = own.rejected = Counter()
         self._pools = (experts, own)
 
@@ -217,19 +236,23 @@ class ExpertsOrOwn:
         for pool in self._pools:
             pool.forget(uid)
 
-    def observe_trained(self, own: Sequence[str], key_of: Mapping[str, PromptKey], step: int) -> None:
-        self._pools[1].observe_trained(own, key_of, step)
+    def observe_trained(self, own: Sequence[str], prompts: Mapping[str, PromptKey], step: int) -> None:
+        self._pools[1].observe_trained(own, prompts, step)
 
     def end_step(self) -> dict[str, float]:
         return self._pools[1].end_step()
 
 
-def pool_of(settings: DemonstrationSettings, services: Services) -> Pool:
-    """The demonstrations that ``settings.source`` names."""
+def build_pool(settings: DemonstrationSettings, services: Services) -> DemonstrationPool:
+    """Build the pool that ``settings.source`` names."""
     data = services.config.data
     longest = int(data.max_response_length)
-    own = OwnSuccesses(services, keep=settings.per_group, longest=longest)
+    own = OwnSuccessPool(services, keep=settings.per_group, longest=longest)
     template = data.get("apply_chat_template_kwargs") or {}
-    experts = Experts(settings.column, longest=longest, services=services, template=template)
-    pools: dict[str, Pool] = {"expert": experts, "self": own, "expert_or_self": ExpertsOrOwn(experts, own)}
+    experts = ExpertPool(settings.column, longest=longest, services=services, template=template)
+    pools: dict[str, DemonstrationPool] = {
+        "expert": experts,
+        "self": own,
+        "expert_or_self": ExpertFirstPool(experts, own),
+    }
     return pools[settings.source]

@@ -1,14 +1,16 @@
-"""What DaGRPO shows of a run: record columns, figures per step and its section of a report."""
+"""DaGRPO's record columns, figures per step, and report section."""
 
 from __future__ import annotations
 
 from verl_gsd.extension import RecordColumn, ReportChart, ReportSection, StepFigure
 
-#: All are null where nobody judged the group.
+#: All are null for a group that was not judged.
 RECORD_COLUMNS = (
-    RecordColumn("dagrpo_pairs", "int32", "DaGRPO: pairs of a better and a worse response. Null if nobody judged."),
+    RecordColumn(
+        "dagrpo_pairs", "int32", "DaGRPO: pairs of a better and a worse response. Null if the group was not judged."
+    ),
     RecordColumn("dagrpo_pairs_kept", "int32", "DaGRPO: pairs that the mask kept."),
-    RecordColumn("dagrpo_pairs_contradicted", "int32", "DaGRPO: pairs of which the judge prefers the worse response."),
+    RecordColumn("dagrpo_pairs_contradicted", "int32", "DaGRPO: pairs in which the judge prefers the worse response."),
     RecordColumn("judge_failed", "int32", "DaGRPO: responses whose judgement failed."),
     RecordColumn("judge_score", "float64", "DaGRPO: mean score of the judged responses."),
 )
@@ -23,8 +25,9 @@ STEP_FIGURES = (
 REPORT = ReportSection(
     "dagrpo",
     "DaGRPO",
-    "Pairs of a better and a worse response to one prompt; the mask keeps those that the judge tells apart. The judge "
-    "contradicts the verifier where it prefers the worse, and scores them alike where it has no preference.",
+    "Each pair is a better and a worse response to one prompt. The mask keeps the pairs whose judge scores differ by "
+    "delta or more. The judge contradicts the verifier in pairs in which it prefers the worse response. Pairs scored "
+    "alike have equal scores.",
     (
         ReportChart(
             "pairs",
@@ -44,7 +47,7 @@ REPORT = ReportSection(
         ),
         ReportChart(
             "latency",
-            "Time of a judge's call",
+            "Duration of a call to the judge",
             {"median": "judge/latency/p50", "95th percentile": "judge/latency/p95"},
             "seconds",
         ),
@@ -52,7 +55,7 @@ REPORT = ReportSection(
             "wanted",
             "Demonstrations",
             {"wanted": "dagrpo/demonstrations/wanted", "found": "dagrpo/demonstrations/found"},
-            "groups in a step",
+            "groups per step",
         ),
         ReportChart(
             "shown",

@@ -1,4 +1,4 @@
-"""verl's own reward model as a judge: what its reward workers ask of it, whichever function gives the reward."""
+"""verl's own reward model as a judge. verl's reward workers query it, whatever function computes the reward."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from verl_gsd.trainer.verifying import as_data
 
 
 class RewardModelScorer:
-    """Scores by verl's discriminative reward model, ``reward.reward_model``, on that model's own scale.
+    """Scores from verl's discriminative reward model (``reward.reward_model``), on that model's own scale.
 
-    A prompt of several messages is given to it as one message of their texts.
+    A prompt of several messages is passed on as one message with all texts.
 
     Args:
         workers: verl's reward workers.
-        tokenizer: the policy's; verl's workers decode with it.
-        model: its path, for the cache.
-        timeout_s: seconds for a score.
+        tokenizer: the policy's tokenizer. verl's workers decode with it.
+        model: the path of the reward model, for the cache.
+        timeout_s: maximum seconds per score.
     """
 
     def __init__(self, workers: Sequence[Any], tokenizer: Any, model: str, *, timeout_s: float) -> None:
@@ -43,7 +43,7 @@ class RewardModelScorer:
         except (KeyError, TypeError, ValueError) as error:
             raise JudgementError("unreadable", type(error).__name__) from None
         finally:
-            ray.cancel(answer)  # verl's workers go on asking for hours; nothing where it has answered
+            ray.cancel(answer)  # otherwise verl's workers retry for hours; no effect on a finished call
 
     async def close(self) -> None:
-        """Nothing to give back."""
+        """There is nothing to release."""

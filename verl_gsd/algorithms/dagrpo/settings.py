@@ -1,4 +1,7 @@
-"""The config section ``algorithm.gsd.dagrpo`` without its parts, and settings of the loss; needs no torch."""
+"""The config section ``algorithm.gsd.dagrpo`` without its subsections, and checks of the settings of its loss.
+
+It does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -13,19 +16,21 @@ from verl_gsd.sections import is_finite, is_number, is_whole
 from verl_gsd.settings import SectionSettings, did_you_mean
 
 DEMONSTRATION_RATIOS = ("shaped", "one")
-#: Losses of the policy's own rows whose tokens are added up by verl's aggregation and nothing else.
+#: Losses that work with demonstrations, because only verl's aggregation sums over their tokens.
 ON_POLICY_LOSSES = ("vanilla", "gspo")
 
 
 @dataclass(frozen=True)
-class Delta:
-    """The gap from which a pair counts, on the judge's scale: fixed, going from one value to another, or a quantile.
+class MaskDelta:
+    """The gap from which a pair counts, on the judge's scale. It is fixed, changes linearly, or is a quantile.
 
     Attributes:
-        first, last: at step 1 and from step ``steps`` + 1 on, linear between; equal where fixed.
-        steps: 0 where fixed.
-        quantile: of the gaps of the batch at hand, in [0, 1]; the paper's open question of an adaptive delta. A judge
-            that often contradicts the verifier makes it negative, and then keeps such pairs.
+        first, last: delta at step 1, and from step ``steps`` + 1 on. In between, delta is interpolated linearly. Both
+            are equal if delta is fixed.
+        steps: 0 if delta is fixed.
+        quantile: delta is this quantile of the current batch's gaps, in [0, 1]. The paper leaves such an adaptive delta
+            as an open question. If a judge often contradicts the verifier, the quantile becomes negative and keeps
+            pairs on which the two disagree.
     """
 
     first: float = -math.inf
@@ -34,26 +39,26 @@ class Delta:
     quantile: float | None = None
 
     def at(self, steps_done: int) -> float:
-        """delta after ``steps_done`` steps, where it is no quantile."""
+        """Delta after ``steps_done`` steps, if it is not a quantile."""
         if steps_done >= self.steps:
             return self.last
         return self.first + (self.last - self.first) * steps_done / self.steps
 
     @property
     def keeps_all(self) -> bool:
-        """Whether no pair is ever masked for its gap, so that no judge is needed."""
+        """Whether no gap ever masks a pair, so that no judge is needed."""
         return self.quantile is None and self.first == self.last == -math.inf
 
     @classmethod
-    def of(cls, value: Any) -> Delta:
-        """From a number, ``{from: 1, to: 5, steps: 200}`` or ``{quantile: 0.25}``.
+    def of(cls, value: Any) -> MaskDelta:
+        """Read a number, ``{from: 1, to: 5, steps: 200}`` or ``{quantile: 0.25}``.
 
         Raises:
-            ValueError: it is none of these.
+            ValueError: ``value`` is none of these.
         """
         if isinstance(value, cls):
             return value
-        if value == "-.inf":  # what YAML reads as a number, a command line does not
+        if value == "-.inf":  # a number in YAML, but a string on the command line
             value = -math.inf
         if is_number(value) and not math.isnan(value):
             return cls(float(value), float(value))
@@ -64,12 +69,12 @@ class Delta:
                 return cls(quantile=float(quantile))
             ends: list[Any] = [keys.get("from"), keys.get("to")]
             steps: Any = keys.get("steps")
-            counts = is_whole(steps, 1)
-            if set(keys) == {"from", "to", "steps"} and counts and all(map(is_finite, ends)):
+            has_steps = is_whole(steps, 1)
+            if set(keys) == {"from", "to", "steps"} and has_steps and all(map(is_finite, ends)):
                 return cls(float(ends[0]), float(ends[1]), steps)
         raise ValueError(
-            "not a gap. Set it to a number on the judge's scale (-.inf keeps every pair), to {from: 1, to: 5, steps: "
-            "200}, or to {quantile: 0.25} of each batch's gaps"
+            "not a score gap. Set it to a number on the judge's scale (-.inf keeps every pair), to {from: 1, to: 5, "
+            "steps: 200}, or to {quantile: 0.25} for a quantile of each batch's gaps"
         )
 
 
@@ -77,18 +82,21 @@ class MaskSettings(SectionSettings):
     """Settings of the mask.
 
     Attributes:
-        delta: see ``Delta``.
-        signed: the better response's score less the worse one's; False: the gap whatever its sign.
-        mask: ``pairs``, or ``min``, ``mean``, ``max``: a mask on responses, by that of their gaps to the other class.
-        rescale: multiply a batch's advantages by N / N_kept, rows of mixed groups over those that are not masked.
-        fail_closed: a failed judgement masks its pairs instead of keeping them.
-        probe_every: steps between two measurements of the cosine between the gradients of positives and negatives;
-            None for none.
+        delta: see ``MaskDelta``.
+        signed: whether a gap is the better response's score minus the worse one's. If False, it is the absolute
+            difference.
+        mask: ``pairs`` masks pairs. ``min``, ``mean`` and ``max`` mask responses, by the minimum, mean or maximum of
+            their gaps to the responses of the other class.
+        rescale: multiply a batch's advantages by N / N_kept: the rows of mixed groups, divided by those of them that
+            are not masked.
+        fail_closed: whether a failed judgement masks its pairs instead of keeping them.
+        probe_every: number of steps between two measurements of the cosine between the gradients of rows with positive
+            and with negative advantages; None for no measurement.
     """
 
     parts = ("judge", "demonstrations")
 
-    delta: Delta = Delta(3.0, 3.0)
+    delta: MaskDelta = MaskDelta(3.0, 3.0)
     signed: bool = True
     mask: Literal["pairs", "min", "mean", "max"] = "pairs"
     rescale: bool = False
@@ -97,12 +105,12 @@ class MaskSettings(SectionSettings):
 
     @field_validator("delta", mode="plain")
     @classmethod
-    def _read_delta(cls, value: Any) -> Delta:
-        return Delta.of(value)
+    def _read_delta(cls, value: Any) -> MaskDelta:
+        return MaskDelta.of(value)
 
 
 def check_on_policy(loss: Any) -> None:
-    """Raise a ValueError if ``loss`` is not one of those that work with demonstrations."""
+    """Raise a ValueError if ``loss`` does not work with demonstrations."""
     if loss not in ON_POLICY_LOSSES:
         raise ValueError(
             f"on_policy={loss}: no such value. Set it to one of {', '.join(ON_POLICY_LOSSES)}."
@@ -111,11 +119,11 @@ def check_on_policy(loss: Any) -> None:
 
 
 def check_ratio(ratio: Any, gamma: Any) -> None:
-    """Raise a ValueError that names the setting of a demonstration's ratio which is out of range."""
+    """Raise a ValueError that names the first wrong setting of the ratio on demonstrations."""
     if ratio not in DEMONSTRATION_RATIOS:
         raise ValueError(
             f"ratio={ratio}: no such value. Set it to one of {', '.join(DEMONSTRATION_RATIOS)}."
             f"{did_you_mean(ratio, DEMONSTRATION_RATIOS)}"
         )
     if not (is_finite(gamma) and gamma > 0):
-        raise ValueError(f"gamma={gamma}: out of range. Set it to a finite number above 0; the paper's is 0.1.")
+        raise ValueError(f"gamma={gamma}: out of range. Set it to a finite number above 0. The paper uses 0.1.")

@@ -1,4 +1,4 @@
-"""Keys of DaGRPO that have no effect, by its other settings."""
+"""Keys of DaGRPO that have no effect under its other settings."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from verl_gsd.judge.settings import JudgeSettings
 from verl_gsd.run.checks.unused_keys import UnusedKey
 
 _SECTION, _LOSS = "algorithm.gsd.dagrpo", "actor_rollout_ref.actor.policy_loss"
-_UNSET = object()  # an absent key is not null: its default is a file
-#: Keys of a judge, by the scorers that read them.
+_UNSET = object()  # unlike null, an absent key has a default, which is a file
+#: Key of a judge -> the scorers that read it.
 _READ_BY = {
     "base_url": ("openai",),
     "api_key_env": ("openai",),
@@ -50,7 +50,7 @@ UNUSED_KEYS = (
         UnusedKey(
             f"{_SECTION}.{name}",
             lambda config: _setting(config, "judge") is None,
-            "there is no judge, and every pair counts. Set algo=dagrpo or algo=dagrpo_mask",
+            "without a judge, every pair counts. Set algo=dagrpo or algo=dagrpo_mask",
         )
         for name in ("signed", "mask", "rescale", "fail_closed")
     ),
@@ -62,7 +62,7 @@ UNUSED_KEYS = (
     UnusedKey(
         f"{_LOSS}.gamma",
         lambda config: config.actor_rollout_ref.actor.policy_loss.get("ratio") == "one",
-        "policy_loss.ratio=one is not shaped",
+        "policy_loss.ratio=one does not use it",
     ),
     *(
         UnusedKey(

@@ -1,18 +1,20 @@
-"""GVPO, arXiv 2504.19599: the loss that fits a group's centred log-ratios to its centred rewards.
+"""GVPO (arXiv 2504.19599): a loss that fits a group's centred log-ratios to its centred rewards.
 
-maths.py      the equations, and how they differ from the paper
-settings.py   the section ``algorithm.gsd.gvpo``, and the settings of the loss
-extension.py  what the trainer does for it: places groups into mini-batches, gives the loss its columns
-placement.py  where each row stands, and which route a step takes
-replayed.py   earlier responses as a share of each group
-rows.py       what the loss knows of each row and of a mini-batch
-worker.py     weights of whole groups in a training worker
-loss.py       the loss under verl's name ``gvpo``
-checks.py     what can be wrong with a config
-report.py     charts
-findings.py   what can go wrong in a run
-conflicts.py, unused_keys.py, audit.py    what it does not work with, what has no effect, what it does in words
-lab.py        its rows in ``verl-gsd lab``
+maths.py        the equations, and how they differ from the paper
+settings.py     the config section ``algorithm.gsd.gvpo``, and the settings of the loss
+extension.py    the trainer extension: places groups into mini-batches and provides the columns that the loss reads
+placement.py    the position of each row, and the route that a step takes
+replayed.py     earlier responses as a share of each group
+rows.py         what the loss reads about each row, and statistics of a mini-batch
+worker.py       the worker extension: computes the weights of whole groups
+loss.py         the policy loss that verl knows as ``gvpo``
+checks.py       checks of a config
+conflicts.py    settings that GVPO does not work with
+unused_keys.py  keys that have no effect
+report.py       charts
+findings.py     problems that a report looks for
+audit.py        the description that the config audit prints
+lab.py          GVPO's algorithms in ``verl-gsd lab``
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ register(
         worker="verl_gsd.algorithms.gvpo.worker:GvpoWorker",
         loss="verl_gsd.algorithms.gvpo.loss",
         conflicts=CONFLICTS,
-        check="verl_gsd.algorithms.gvpo.checks:gvpo_wrong",
+        check="verl_gsd.algorithms.gvpo.checks:check_gvpo",
         report=report.REPORT,
         findings="verl_gsd.algorithms.gvpo.findings:FINDERS",
         report_order=30,
@@ -47,7 +49,7 @@ register(
     )
 )
 
-#: Public names. The declaration above must be there without torch, so that these are imported when they are used.
+#: Public names, imported on first use: the declaration above must not import torch.
 __getattr__ = lazy_names(
     __name__,
     {

@@ -1,4 +1,4 @@
-"""Settings that GVPO does not work with, and why."""
+"""Settings that GVPO does not work with, and the reasons."""
 
 from verl_gsd.declaration import WEIGHS, Conflict
 
@@ -6,7 +6,7 @@ _CORRECTION = "algorithm.rollout_correction"
 _KEEP_SECOND_KL = "algorithm.gsd.gvpo.allow_second_kl"
 _WITHOUT_HISTORY = "algorithm.gsd.gvpo.history_fraction=0"
 _HAS_HISTORY = "algorithm.gsd.gvpo.history_fraction!=0"
-_NO_IMPORTANCE_WEIGHTS = "GVPO needs no importance weights, because its optimum is the same for every sampler"
+_NO_IMPORTANCE_WEIGHTS = "GVPO needs no importance weights, because its optimum does not depend on the sampling policy"
 
 CONFLICTS = (
     Conflict(
@@ -16,14 +16,14 @@ CONFLICTS = (
     ),
     Conflict(
         "algorithm.gsd.budget",
-        "a budget scales a group's advantages by its size, and GVPO's optimum is pi exp(R / beta) for unscaled ones",
+        "a budget scales advantages by the group's size, but GVPO's optimum is pi exp(R / beta) only for unscaled ones",
         "Set budget=uniform, or use another algo.",
     ),
     Conflict(
         WEIGHS,
         "GVPO's weights must sum to zero within a group, and its optimum is pi exp(R / beta) only if nothing else "
         "changes the centred rewards",
-        "Leave one of the two out.",
+        "Remove one of the two.",
     ),
     Conflict(
         "algorithm.gsd.sampler",
@@ -38,33 +38,33 @@ CONFLICTS = (
     ),
     Conflict(
         "actor_rollout_ref.actor.use_kl_loss=false",
-        "policy_loss.reference=ref needs the reference model's log-probabilities, which verl computes only where "
+        "policy_loss.reference=ref needs the reference model's log-probabilities, which verl computes only if "
         "use_kl_loss is true",
         "Set actor_rollout_ref.actor.use_kl_loss=true. With kl_loss_coef=0 it adds no term to the loss.",
         when="actor_rollout_ref.actor.policy_loss.reference=ref",
     ),
     Conflict(
         "critic.enable=true",
-        "GVPO has no use for a critic, and verl would cut its batches to fit the critic's",
+        "GVPO does not use a critic, and verl would cut GVPO's batches to fit those of the critic",
         "Set critic.enable=false.",
     ),
     Conflict("trainer.critic_warmup!=0|1", "GVPO has no critic to warm up", "Set trainer.critic_warmup=0."),
     Conflict(
         f"{_CORRECTION}.bypass_mode=true",
-        "the inference engine's log-probabilities would replace those of pi_old, and their numerical difference would "
-        "count as a log-ratio",
+        "the inference engine's log-probabilities would replace those of pi_old, and the numerical difference between "
+        "the two engines would count as a log-ratio",
         f"Set {_CORRECTION}.bypass_mode=false.",
     ),
     Conflict(f"{_CORRECTION}.rollout_is", _NO_IMPORTANCE_WEIGHTS, f"Set {_CORRECTION}.rollout_is=null."),
     Conflict(f"{_CORRECTION}.rollout_rs", _NO_IMPORTANCE_WEIGHTS, f"Set {_CORRECTION}.rollout_rs=null."),
     Conflict(
         "actor_rollout_ref.actor.shuffle=true",
-        "every worker would shuffle its rows by itself, and groups would be spread over mini-batches",
+        "every worker would shuffle its own rows, which spreads groups over mini-batches",
         "Set actor_rollout_ref.actor.shuffle=false.",
     ),
     Conflict(
         "actor_rollout_ref.actor.megatron.dynamic_context_parallel=true",
-        "rows then belong to no worker, and GVPO's figures are summed over workers",
+        "rows then belong to no single worker, but GVPO sums its statistics over workers",
         "Set actor_rollout_ref.actor.megatron.dynamic_context_parallel=false.",
     ),
     Conflict(
@@ -74,14 +74,14 @@ CONFLICTS = (
     ),
     Conflict(
         "actor_rollout_ref.rollout.enable_rollout_routing_replay=true",
-        "an earlier response (history_fraction) has no routes of this policy to replay",
+        "an earlier response (history_fraction) has no routes of the current policy to replay",
         f"Set actor_rollout_ref.rollout.enable_rollout_routing_replay=false, or {_WITHOUT_HISTORY}.",
         when=_HAS_HISTORY,
     ),
     Conflict(
         "actor_rollout_ref.rollout.calculate_log_probs=true",
-        "an earlier response (history_fraction) has no log-probabilities of this policy's rollout, and verl's "
-        "comparison of engines would show how the policy changed",
+        "an earlier response (history_fraction) has no rollout log-probabilities of the current policy, so verl's "
+        "comparison of the two engines would show how the policy changed instead",
         f"Set actor_rollout_ref.rollout.calculate_log_probs=false, or {_WITHOUT_HISTORY}.",
         when=_HAS_HISTORY,
     ),

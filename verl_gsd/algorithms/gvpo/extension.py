@@ -1,4 +1,4 @@
-"""GVPO in a trainer: groups kept inside mini-batches, columns for the loss, and earlier responses in each group."""
+"""GVPO's trainer extension: keeps groups within mini-batches, provides loss columns, adds earlier responses."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from verl_gsd.groups import Group
 
 
 class Gvpo(Extension):
-    """The trainer's part of GVPO; the worker's is ``worker.GvpoWorker``.
+    """GVPO's part in the trainer's process. ``worker.GvpoWorker`` is its part in the workers.
 
     Args:
-        settings: of ``algorithm.gsd.gvpo``, or that section.
+        settings: settings or config section of ``algorithm.gsd.gvpo``.
     """
 
     def __init__(self, settings: GvpoSettings | Mapping[str, Any], services: Services | None = None) -> None:

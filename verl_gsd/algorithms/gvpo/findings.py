@@ -1,4 +1,4 @@
-"""Log-ratios that go further than the rewards ask for."""
+"""The finding of GVPO: log-ratios that grow further than the rewards call for."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import Any
 from verl_gsd.report.findings.finding import Finder, Finding, recent_mean, scaled
 from verl_gsd.report.reading import Columns
 
-#: Pull of the reference over push of the rewards, above which the pull dominates.
-PULL = 2.0
+#: Threshold for the pull of the reference policy divided by the push of the rewards.
+MAX_PULL_OVER_PUSH = 2.0
 
 
-def pulled(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
-    """GVPO's log-ratios go further than the rewards ask for."""
+def strong_pull(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
+    """GVPO's log-ratios grow further than the rewards call for."""
     pull = recent_mean(table, "gvpo/pull_over_push")
-    if pull > PULL:
+    if pull > MAX_PULL_OVER_PUSH:
         yield Finding(
-            f"GVPO pulls {pull:.1f} times as hard as the rewards push",
-            "Within a step the policy moves further than the rewards call for, and the loss spends its updates on "
-            "getting it back.",
+            f"GVPO's pull to the reference policy is {pull:.1f} times as strong as the push of the rewards",
+            "Within a step, the policy moves further than the rewards call for. The loss then spends its updates on "
+            "moving it back.",
             (
                 *scaled(config, "actor_rollout_ref.actor.optim.lr", 0.5, "smaller steps"),
-                *scaled(config, "actor_rollout_ref.actor.policy_loss.beta", 0.5, "a looser pull"),
+                *scaled(config, "actor_rollout_ref.actor.policy_loss.beta", 0.5, "a weaker pull"),
             ),
         )
 
 
-FINDERS: tuple[Finder, ...] = (pulled,)
+FINDERS: tuple[Finder, ...] = (strong_pull,)

@@ -1,4 +1,4 @@
-"""GVPO in ``verl-gsd lab``, on prompts that are Bernoulli logits."""
+"""GVPO's algorithms in ``verl-gsd lab``, which models each prompt as one Bernoulli logit."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from verl_gsd.bernoulli import (
     skip_silent_groups,
 )
 
-#: beta against the policy before the batch, and against a fixed reference. The second is large enough for the end of
-#: its run, a logit 1/beta higher, to be visible.
+#: beta against the policy before the batch, and beta against a fixed reference. With a fixed reference, logits end
+#: 1/beta higher; BETA_FIXED is large enough for this end to be visible.
 BETA, BETA_FIXED = 0.1, 0.5
-#: Steps over each batch: the paper's 1024 prompts per step in mini-batches of 256.
+#: Updates per batch: the paper has 1024 prompts per step in mini-batches of 256.
 PASSES = 4
 
 
@@ -29,17 +29,17 @@ def lab_algorithms() -> Mapping[str, Algorithm]:
     return {
         "gvpo": Algorithm(
             "gvpo",
-            f"GVPO, beta {BETA:g}, against the policy before the batch, in {PASSES} steps per batch. A single step "
-            "would be REINFORCE, since no other prompt's update moves a logit. GVPO divides by G - 1: it is Dr. GRPO's "
-            "update times G/(G - 1), minus the pull towards the reference.",
+            f"GVPO, beta {BETA:g}, against the policy before the batch, in {PASSES} updates per batch. A single update "
+            "would be REINFORCE, because no other prompt's update moves a logit here. GVPO divides by G - 1: it is Dr. "
+            "GRPO's update times G/(G - 1), minus the pull towards the reference.",
             one_group_per_prompt,
             lambda logit, generator: gvpo_update(BETA, passes=PASSES),
             RATE / BETA,
         ),
         "gvpo_ref": Algorithm(
             "gvpo",
-            f"GVPO, beta {BETA_FIXED:g}, against the policy at the start, a fixed reference. Every logit ends 1/beta = "
-            f"{1 / BETA_FIXED:g} above its start, so that a prompt that was hard is not mastered.",
+            f"GVPO, beta {BETA_FIXED:g}, against the policy at the start as a fixed reference. Every logit ends 1/beta "
+            f"= {1 / BETA_FIXED:g} above its start, so the policy does not master a hard prompt.",
             one_group_per_prompt,
             lambda logit, generator: gvpo_update(BETA_FIXED, reference=logit),
             RATE / BETA_FIXED,
@@ -48,19 +48,19 @@ def lab_algorithms() -> Mapping[str, Algorithm]:
 
 
 def gvpo_update(beta: float, *, passes: int = 1, reference: torch.Tensor | None = None) -> Update:
-    """Descend on GVPO's loss in ``passes`` steps over one batch, each with its share of the learning rate.
+    """Minimize GVPO's loss in ``passes`` gradient steps over one batch. Each step has its share of the learning rate.
 
     Args:
-        reference: (P,), logits of pi_theta'. None: the logits before the batch; a single pass is then REINFORCE.
+        reference: (P,), logits of pi_theta'. None means the logits before the batch; a single pass is then REINFORCE.
     """
 
     def update(logit: torch.Tensor, batch: BernoulliBatch, rate: float) -> torch.Tensor:
-        fixed, current = logit if reference is None else reference, logit
+        reference_logit, current = logit if reference is None else reference, logit
         for _ in range(passes):
             current = current.detach().requires_grad_()
-            log_ratio = log_probs(current, batch) - log_probs(fixed, batch)
+            log_ratio = log_probs(current, batch) - log_probs(reference_logit, batch)
             loss, _ = gvpo_loss(log_ratio.flatten(), batch.rewards.flatten(), batch.index, beta=beta)
-            # The loss is a mean over groups; the updates of other algorithms are sums.
+            # The loss is a mean over groups, but the updates of the other algorithms are sums.
             (slope,) = torch.autograd.grad(loss * len(batch.prompt), current)
             current = current.detach() - rate / passes * slope
         return current - logit

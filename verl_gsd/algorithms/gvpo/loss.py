@@ -1,4 +1,4 @@
-"""GVPO's policy loss under verl's own ``ppo_loss``: entropy and KL terms stay as the user set them."""
+"""GVPO's policy loss. verl's ``ppo_loss`` calls it and adds the entropy and KL terms that the user configured."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class GVPOLossConfig(PolicyLossConfig):
-    """``actor_rollout_ref.actor.policy_loss`` of GVPO.
+    """The config section ``actor_rollout_ref.actor.policy_loss`` of GVPO.
 
     Attributes:
         beta: weight of the divergence from the reference policy, above 0.
-        reference: pi_theta', the policy of the step's start (``old``) or the reference model (``ref``).
-        normalizer: what a group's sum is divided by: ``k-1``, ``k`` or ``none``.
-        var, cov: whether the weights have the terms Var(log pi_theta) and Cov(log pi_theta, log pi_theta').
+        reference: pi_theta', which is the policy at the start of the step (``old``) or the reference model (``ref``).
+        normalizer: the divisor of a group's sum: ``k-1``, ``k`` or ``none``.
+        var, cov: whether the weights include the terms Var(log pi_theta) and Cov(log pi_theta, log pi_theta').
 
     Raises:
         ValueError: a setting is out of range.
@@ -44,7 +44,7 @@ class GVPOLossConfig(PolicyLossConfig):
 
     @property
     def reference_column(self) -> str:
-        """The column of the reference policy's log-probabilities."""
+        """The column that holds the reference policy's log-probabilities."""
         return "old_log_probs" if self.reference == "old" else "ref_log_prob"
 
 
@@ -58,37 +58,39 @@ def gvpo_policy_loss(
     config: ActorConfig | None = None,
     rollout_is_weights: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, dict[str, Any]]:
-    """A micro-batch's share of GVPO's loss, ``maths.gvpo_row_loss``.
+    """The micro-batch's share of GVPO's loss (``maths.gvpo_row_loss``).
 
-    Groups are averaged by the rows' own coefficients, whatever ``loss_agg_mode`` is: that one is for other terms. The
-    factor dp_size undoes the mean over workers that verl's engines take of gradients.
+    The coefficients of the rows average the loss over groups. ``loss_agg_mode`` does not affect this loss; it applies
+    to the other terms. verl's engines average gradients over workers; the factor dp_size undoes this.
 
     Args:
-        log_prob: (B, T), with a gradient; old_log_prob, advantages and response_mask alike.
-        rollout_is_weights: not used, and refused before the run: GVPO needs no importance weights.
+        log_prob: (B, T), with a gradient. old_log_prob, advantages and response_mask have the same shape.
+        rollout_is_weights: not used. The checks before a run reject importance weights, because GVPO needs none.
 
     Raises:
-        RuntimeError: called by a trainer that is not ours, or a group is split although ``grouping=whole``.
+        RuntimeError: the trainer is not one of ours, or a group is split although ``grouping=whole``.
     """
     context = loss_context()
-    weigher = None if context is None else cast("GvpoWorker | None", context.extensions.get("gvpo"))
-    if context is None or weigher is None or config is None:
-        raise RuntimeError("policy_loss.loss_mode=gvpo needs a trainer mode of ours: trainer.v1.trainer_mode=gsd_sync")
+    worker = None if context is None else cast("GvpoWorker | None", context.extensions.get("gvpo"))
+    if context is None or worker is None or config is None:
+        raise RuntimeError(
+            "policy_loss.loss_mode=gvpo does not work with verl's own trainers. Set trainer.v1.trainer_mode=gsd_sync."
+        )
     settings = config.policy_loss
-    rows, figures = context.rows, weigher.figures
-    part = GvpoRows.of(rows)
-    figures.count_micro_batch(part)
+    rows, stats = context.rows, worker.stats
+    own_rows = GvpoRows.of(rows)
+    stats.count_micro_batch(own_rows)
     if context.has(WEIGHT):
         weights = rows[WEIGHT]
     else:
-        if split := part.split():
-            raise RuntimeError(split)
+        if problem := own_rows.split_group_problem():
+            raise RuntimeError(problem)
         reference = torch.nested.to_padded_tensor(rows[settings.reference_column], 0.0)
         mask = response_mask.bool()
         s = torch.where(mask, log_prob.detach().float() - reference.float(), 0).sum(dim=-1)
         log_reference = torch.where(mask, reference.float(), 0).sum(dim=-1)
-        figures.add(part, s, log_reference, mask.sum(dim=-1))
-        tilt = maths.tilt_of(s, log_reference, var=settings.var, cov=settings.cov)
-        weights = maths.gvpo_weights(part.advantage, tilt, part.group_here(), beta=settings.beta)
-    loss = maths.gvpo_row_loss(log_prob, response_mask, weights, part.coefficient, beta=settings.beta)
+        stats.add(own_rows, s, log_reference, mask.sum(dim=-1))
+        term = maths.log_ratio_term(s, log_reference, var=settings.var, cov=settings.cov)
+        weights = maths.gvpo_weights(own_rows.advantage, term, own_rows.local_group(), beta=settings.beta)
+    loss = maths.gvpo_row_loss(log_prob, response_mask, weights, own_rows.coefficient, beta=settings.beta)
     return config.global_batch_info["dp_size"] * loss, {}

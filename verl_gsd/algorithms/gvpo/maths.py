@@ -1,23 +1,24 @@
-r"""GVPO: the difference between implicit and actual rewards, centred within a group and squared.
+r"""GVPO: the squared difference between the implicit and the actual rewards of a group, both centred.
 
-Paper: "GVPO: Group Variance Policy Optimization", arXiv 2504.19599. For k responses y_i to one prompt, with rewards R_i
-and s_i = log pi_theta(y_i) - log pi_theta'(y_i), summed over the response's tokens,
+Paper: "GVPO: Group Variance Policy Optimization", arXiv 2504.19599. k responses y_i to one prompt have rewards R_i and
+log-ratios s_i = log pi_theta(y_i) - log pi_theta'(y_i), summed over the response's tokens. The loss of the group is
 
     L = 1/2 sum_i (beta (s_i - mean s) - A_i)^2,    A_i = R_i - mean R
 
     grad L = -beta sum_i w_i grad log pi_theta(y_i),    w_i = A_i - beta (s_i - mean s)          (Equation 8)
 
-The weights of a group sum to zero, so that the gradient is the same whether mean s is differentiated or not, and a loss
-needs no more of a group than its *detached* weights: then responses may be spread over micro-batches and workers as one
-likes. By Theorems 3.1 and 3.2 the one optimum is pi_theta' exp(R / beta) / Z whatever the responses were sampled from,
-if only that could have given any response.
+The weights of a group sum to zero. The gradient is therefore the same whether mean s is differentiated or not, and a
+loss only needs the *detached* weights of a group. Given these, the responses of a group can be spread over any
+micro-batches and workers. By Theorems 3.1 and 3.2 the only optimum is pi_theta' exp(R / beta) / Z. It does not depend
+on the policy that sampled the responses, if this policy can generate every response.
 
 How this differs from the paper:
-- A group is divided by k - 1, as in the authors' listing (Equation 8 does not), and a batch is the mean over its groups
-  of two or more: then the batch's loss is an unbiased estimate of half of Equation 9, and no group weighs more for
-  having more responses. ``normalizer`` has the other two.
-- A group of one response has no centre and counts nowhere. The listing would divide 0 by 0.
-- Var(log pi_theta) and Cov(log pi_theta, log pi_theta') can be left out of the weights, for the paper's Table 2.
+- We divide a group's sum by k - 1, as the authors' listing does (Equation 8 does not), and average over the groups of
+  two or more responses. The loss of a batch is then an unbiased estimate of half of Equation 9, and groups with more
+  responses do not weigh more. ``normalizer`` offers the two alternatives.
+- A group of one response has no centre and is ignored. The authors' listing would divide 0 by 0.
+- The terms Var(log pi_theta) and Cov(log pi_theta, log pi_theta') can be left out of the weights, to reproduce the
+  paper's Table 2.
 """
 
 from __future__ import annotations
@@ -39,28 +40,28 @@ def gvpo_loss(
     normalizer: str = "k-1",
     mask: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, dict[str, float]]:
-    """The mean over groups of two or more of 1/2 sum_i (beta (s_i - mean s) - A_i)^2 / (k - 1).
+    """The mean, over groups of two or more responses, of 1/2 sum_i (beta (s_i - mean s) - A_i)^2 / (k - 1).
 
     Args:
-        log_ratio: (N,), s_i, with a gradient; the sum over a response's tokens, not their mean.
-        rewards: (N,), one a response.
+        log_ratio: (N,), s_i, with a gradient: the sum over a response's tokens, not their mean.
+        rewards: (N,), one per response.
         index: N hashable labels; rows with equal labels are one group.
         beta: weight of the divergence from pi_theta', above 0.
-        normalizer: what a group's sum is divided by: "k-1", "k" or "none".
-        mask: (N,) bool; False is a row of no group. A group is then centred over the rows that are left.
+        normalizer: the divisor of a group's sum: "k-1", "k" or "none".
+        mask: (N,) bool; False marks a row of no group. A group is then centred over its remaining rows.
 
     Returns:
-        The loss, a scalar in ``log_ratio``'s dtype, float32 at least (0 where every group is of one), and ``metrics``,
-        see ``describe``.
+        The loss, a scalar in ``log_ratio``'s dtype, float32 at least (0 if every group has one response), and the
+        metrics of ``gvpo_metrics``.
 
     Raises:
-        ValueError: a setting is out of range, ``groups.group_stats`` refuses the batch, or a log-ratio that counts is
-            no finite number; the message names the row.
+        ValueError: a setting is out of range, ``groups.group_stats`` rejects the batch, or the log-ratio of a row that
+            counts is not finite; the message names the row.
     """
     check_gvpo_settings(beta, normalizer)
     log_ratio = float_rows(log_ratio, "log_ratio")
     float_rows(rewards, "rewards")
-    rewards = rewards.to(log_ratio.device, torch.float64)  # whole numbers beyond float32's are exact
+    rewards = rewards.to(log_ratio.device, torch.float64)  # float32 would round large integers
     require_rows(len(log_ratio), rewards=rewards)
     stats = group_stats(rewards, index, mask)
     group, counted = stats.group, stats.group >= 0
@@ -69,9 +70,11 @@ def gvpo_loss(
     advantages = (rewards - stats.per_row(stats.mean)).masked_fill(~counted, 0)
     residual = beta * centred(s, group) - advantages
     loss = 0.5 * (group_coefficients(group, normalizer) * residual.square()).sum()
-    metrics = describe(s.detach(), advantages, group, beta=beta)
-    if alone := int(metrics["gvpo/groups_of_one"]):
-        warnings.warn(f"GVPO: {alone} of {len(stats.size)} groups are of one response and teach nothing", stacklevel=2)
+    metrics = gvpo_metrics(s.detach(), advantages, group, beta=beta)
+    if groups_of_one := int(metrics["gvpo/groups_of_one"]):
+        warnings.warn(
+            f"GVPO ignores {groups_of_one} of {len(stats.size)} groups, which have only one response", stacklevel=2
+        )
     return loss.to(log_ratio.dtype), metrics
 
 
@@ -83,15 +86,16 @@ def gvpo_row_loss(
     *,
     beta: float,
 ) -> torch.Tensor:
-    """-beta sum_i c_i w_i sum_t log pi_theta(y_it): the same gradient, a share of it for any share of the rows.
+    """-beta sum_i c_i w_i sum_t log pi_theta(y_it), a loss for any subset of the rows.
 
-    Its gradients add up to that of ``gvpo_loss`` over any division of the rows; its value means nothing.
+    However the rows are divided, the gradients of the parts add up to the gradient of ``gvpo_loss``. The value of this
+    loss has no meaning.
 
     Args:
-        log_prob: (B, T), with a gradient, of the responses' tokens.
+        log_prob: (B, T), with a gradient: log-probabilities of the responses' tokens.
         response_mask: (B, T), 1 on tokens that count.
-        weights: (B,), w_i of ``gvpo_weights`` over whole groups; used detached.
-        coefficients: (B,), c_i of ``group_coefficients`` over the whole mini-batch.
+        weights: (B,), w_i, which ``gvpo_weights`` computed over whole groups. They are detached.
+        coefficients: (B,), c_i, which ``group_coefficients`` computed over the whole mini-batch.
 
     Returns:
         A scalar in ``log_prob``'s dtype, float32 at least.
@@ -101,21 +105,23 @@ def gvpo_row_loss(
     """
     if log_prob.ndim != 2 or response_mask.shape != log_prob.shape:
         raise ValueError(
-            f"log_prob is {tuple(log_prob.shape)} and response_mask {tuple(response_mask.shape)}: write (B, T)"
+            f"log_prob has shape {tuple(log_prob.shape)} and response_mask {tuple(response_mask.shape)}. Both need the "
+            "same shape (B, T)."
         )
     require_rows(len(log_prob), weights=weights, coefficients=coefficients)
     log_prob = log_prob.to(torch.promote_types(log_prob.dtype, torch.float32))
-    of_response = torch.where(response_mask.bool(), log_prob, 0).sum(dim=-1)
-    return -beta * ((coefficients.double() * weights.double()).detach().to(log_prob.dtype) * of_response).sum()
+    sequence_log_prob = torch.where(response_mask.bool(), log_prob, 0).sum(dim=-1)
+    return -beta * ((coefficients.double() * weights.double()).detach().to(log_prob.dtype) * sequence_log_prob).sum()
 
 
-def gvpo_weights(advantages: torch.Tensor, tilt: torch.Tensor, group: torch.Tensor, *, beta: float) -> torch.Tensor:
-    """w_i = A_i - beta (tilt_i - mean tilt), which sum to zero within each group.
+def gvpo_weights(advantages: torch.Tensor, term: torch.Tensor, group: torch.Tensor, *, beta: float) -> torch.Tensor:
+    """w_i = A_i - beta (term_i - mean term), which sum to zero within each group.
 
     Args:
         advantages: (N,), A_i = R_i - mean R over the group's rows.
-        tilt: (N,), s_i, or what ``tilt_of`` leaves of it; both it and its mean from the same pass over the model.
-        group: (N,) int64, numbers of groups; -1 is a row of no group and gets 0.
+        term: (N,), the result of ``log_ratio_term``, by default s_i. All values of a group must come from one forward
+            pass.
+        group: (N,) int64, the number of each row's group; -1 marks a row of no group, which gets 0.
 
     Returns:
         (N,) in the wider of both dtypes, float32 at least.
@@ -123,46 +129,50 @@ def gvpo_weights(advantages: torch.Tensor, tilt: torch.Tensor, group: torch.Tens
     Raises:
         ValueError: shapes do not match.
     """
-    require_rows(len(group), advantages=advantages, tilt=tilt)
-    return (float_rows(advantages, "advantages") - beta * centred(tilt, group)).masked_fill(group < 0, 0)
+    require_rows(len(group), advantages=advantages, term=term)
+    return (float_rows(advantages, "advantages") - beta * centred(term, group)).masked_fill(group < 0, 0)
 
 
-def tilt_of(
+def log_ratio_term(
     log_ratio: torch.Tensor, log_reference: torch.Tensor, *, var: bool = True, cov: bool = True
 ) -> torch.Tensor:
-    """What a weight is tilted by: s_i = l_i - l'_i, or one of its two terms alone (Table 2).
+    """The term of the weights that depends on the policy: s_i = l_i - l'_i, or one of its two parts (Table 2).
 
-    The gradient of Var(l) is that of l_i, that of Cov(l, l') is -l'_i; leaving out both leaves REINFORCE.
+    Var(l) contributes l_i to the weights, and Cov(l, l') contributes -l'_i. Without both, the loss is REINFORCE.
 
     Args:
         log_ratio: (N,), s_i.
         log_reference: (N,), l'_i = log pi_theta'(y_i).
     """
     if var and cov:
-        return log_ratio  # not (s + l') - l', which loses the digits that s keeps
+        return log_ratio  # (s + l') - l' would lose digits of s
     return var * (log_ratio + log_reference) - cov * log_reference
 
 
 def group_coefficients(group: torch.Tensor, normalizer: str = "k-1") -> torch.Tensor:
-    """c_i = 1 / ((k_g - 1) P) of the row's group g, where P groups have two rows or more; (N,) float64, 0 elsewhere.
+    """c_i = 1 / ((k_g - 1) P), (N,) float64.
+
+    k_g is the size of the row's group g, and P is the number of groups of two or more. Rows of no group and of groups
+    of one get 0.
 
     Args:
-        group: (N,) int64, numbers of groups of one mini-batch over all workers; -1 is a row of no group.
+        group: (N,) int64, the number of each row's group in one mini-batch over all workers; -1 marks a row of no
+            group.
         normalizer: see ``gvpo_loss``.
 
     Raises:
-        ValueError: there is no such normaliser.
+        ValueError: the normalizer does not exist.
     """
     check_gvpo_settings(1.0, normalizer)
     size = _sizes(group)
     divisor = {"k-1": size - 1, "k": size, "none": torch.ones_like(size)}[normalizer].clamp(min=1)
     several = size >= 2
-    of_group = several / (divisor * several.sum().clamp(min=1)).double()
-    return _per_row(of_group, group)
+    by_group = several / (divisor * several.sum().clamp(min=1)).double()
+    return _per_row(by_group, group)
 
 
 def centred(values: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
-    """``values`` less the mean of their group, (N,), float32 at least; 0 in rows of no group."""
+    """``values`` minus the mean of their group, (N,), float32 at least; 0 in rows of no group."""
     values = float_rows(values, "values")
     size = _sizes(group)
     member = group >= 0
@@ -170,7 +180,7 @@ def centred(values: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
     return torch.where(member, values - _per_row(sums / size.clamp(min=1).to(values.dtype), group), 0)
 
 
-def describe(
+def gvpo_metrics(
     log_ratio: torch.Tensor,
     advantages: torch.Tensor,
     group: torch.Tensor,
@@ -178,17 +188,18 @@ def describe(
     beta: float,
     tokens: torch.Tensor | None = None,
 ) -> dict[str, float]:
-    """Figures of one mini-batch, (N,) each, in float64; groups of one and rows of no group count in one figure alone.
+    """Metrics of one mini-batch, computed in float64. All tensors have shape (N,).
 
     Returns:
-        ``gvpo/groups_of_one``, and of the other groups:
-        ``gvpo/mse``, the mean over groups of sum (beta (s - mean s) - A)^2 / (k - 1), in units of the reward squared;
-        ``gvpo/s_std``, the mean over groups of the standard deviation of s, divisor k - 1, in nats;
-        ``gvpo/beta_s_std``;
-        ``gvpo/sequence_kl``, the mean of -s in nats, which for responses from pi_theta' estimates
-        KL(pi_theta' || pi_theta) without bias;
-        and where they are defined ``gvpo/pull_over_push``, mean |beta (s - mean s)| over mean |A|, and
-        ``gvpo/s_length_correlation``, of s with the response's ``tokens``.
+        - ``gvpo/groups_of_one``, the number of groups with one response. The other metrics ignore these groups, and
+          rows of no group:
+        - ``gvpo/mse``, the mean over groups of sum (beta (s - mean s) - A)^2 / (k - 1), in units of the reward squared
+        - ``gvpo/s_std``, the mean over groups of the standard deviation of s, with divisor k - 1, in nats
+        - ``gvpo/beta_s_std``, beta times that
+        - ``gvpo/sequence_kl``, the mean of -s in nats; an unbiased estimate of KL(pi_theta' || pi_theta) if pi_theta'
+          generated the responses
+        - if defined, ``gvpo/pull_over_push``: the mean of |beta (s - mean s)| divided by the mean of |A|
+        - if defined, ``gvpo/s_length_correlation``: the correlation of s with the responses' ``tokens``
     """
     size = _sizes(group)
     metrics = {"gvpo/groups_of_one": float((size == 1).sum())}

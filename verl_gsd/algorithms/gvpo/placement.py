@@ -1,4 +1,4 @@
-"""What GVPO asks of a trainer: rows in an order that keeps groups together, columns for the loss, a route a step."""
+"""Places rows so that groups stay within mini-batches, provides the loss's columns, and chooses a route per step."""
 
 from __future__ import annotations
 
@@ -28,16 +28,17 @@ Route = Literal["whole", "prepass"]
 
 
 @dataclass(frozen=True)
-class _Sizes:
-    """What a config says of batches.
+class _BatchSizes:
+    """The batch sizes in a config.
 
     Attributes:
         group: responses per prompt.
         mini_prompts: prompts per mini-batch over all workers.
-        micro_rows, micro_tokens: of a worker's micro-batch, the first where its size is fixed, the second elsewhere.
-        log_prob_rows: sizes of fixed micro-batches in which log-probabilities are computed.
-        epochs: over a batch's mini-batches.
-        virtual_pipeline: whether Megatron's is on.
+        micro_rows: rows of a worker's micro-batch if its size is fixed; otherwise None.
+        micro_tokens: maximum number of tokens of a micro-batch if its size is dynamic; otherwise None.
+        log_prob_rows: sizes of the fixed micro-batches in which verl computes log-probabilities.
+        epochs: passes over a batch's mini-batches.
+        virtual_pipeline: whether Megatron's virtual pipeline is on.
     """
 
     group: int
@@ -49,76 +50,86 @@ class _Sizes:
     virtual_pipeline: bool
 
     @classmethod
-    def of(cls, config: DictConfig) -> _Sizes:
+    def of(cls, config: DictConfig) -> _BatchSizes:
         actor, group = config.actor_rollout_ref.actor, int(config.actor_rollout_ref.rollout.n)
         dynamic = actor.use_dynamic_bsz
-        log_prob = [config.actor_rollout_ref.rollout]
+        sections = [config.actor_rollout_ref.rollout]
         if actor.use_kl_loss or config.algorithm.use_kl_in_reward:
-            log_prob.append(config.actor_rollout_ref.ref)
-        fixed = [of.log_prob_micro_batch_size_per_gpu for of in log_prob if not of.log_prob_use_dynamic_bsz]
+            sections.append(config.actor_rollout_ref.ref)
+        fixed_sizes = [
+            section.log_prob_micro_batch_size_per_gpu for section in sections if not section.log_prob_use_dynamic_bsz
+        ]
         return cls(
             group=group,
             mini_prompts=int(actor.ppo_mini_batch_size),
             micro_rows=None if dynamic else int(actor.ppo_micro_batch_size_per_gpu),
             micro_tokens=int(actor.ppo_max_token_len_per_gpu) * sequence_parallel(actor) if dynamic else None,
-            log_prob_rows=tuple(int(rows) for rows in fixed if rows),
+            log_prob_rows=tuple(int(rows) for rows in fixed_sizes if rows),
             epochs=int(actor.ppo_epochs),
             virtual_pipeline=bool(OmegaConf.select(actor, "megatron.virtual_pipeline_model_parallel_size")),
         )
 
 
 class Placement:
-    """One step after another: ``place`` the rows, give their ``columns``, tell the workers the route in ``flags``.
+    """Places the rows of a batch and decides how GVPO's weights are computed. It is used once per step:
+
+    1. ``place`` returns the position of each row.
+    2. ``columns`` returns the columns that the loss reads.
+    3. ``flags`` returns what the workers need to know before each update.
 
     Args:
-        config: the trainer's.
+        config: the trainer's config.
 
     Attributes:
-        workers, mini_batches: among which the batch at hand is spread.
+        workers, mini_batches: the numbers of workers and mini-batches of the current batch.
     """
 
     def __init__(self, config: DictConfig) -> None:
         self._grouping = GvpoSettings.of(config.algorithm.gsd.gvpo).grouping
         self._normalizer: str = config.actor_rollout_ref.actor.policy_loss.normalizer
-        self._sizes = _Sizes.of(config)
+        self._sizes = _BatchSizes.of(config)
         self._route: Route | None = None
-        self._warned_of_updates = False
+        self._has_warned = False
         self.workers, self.mini_batches = 1, 1
 
     def place(self, rows: UnplacedRows) -> tuple[list[int], dict[str, float]]:
         """Choose the route of this step and place its rows.
 
-        A mini-batch is counted in groups, not in rows: its number of updates is the config's whatever the groups'
-        sizes are. Rows of padding fill its mini-batches up to the one with the most rows.
+        The size of a mini-batch is a number of groups, not of rows. The number of updates is therefore that of the
+        config, whatever the sizes of the groups. Padding rows fill every mini-batch up to the size of the largest.
 
         Returns:
-            ``batching.layout``'s places, and metrics ``gvpo/{route_whole,padding_rows,missing_sessions,
-            missing_updates}``: sessions of groups that have some (one without any is in no batch), and updates that the
-            config states and that the batch has too few groups for.
+            The positions from ``batching.layout``, and these metrics:
+
+            - ``gvpo/route_whole``: 1 if micro-batches hold whole groups, otherwise 0
+            - ``gvpo/padding_rows``
+            - ``gvpo/missing_sessions``: sessions without a response. A group with no response at all is in no batch, so
+              its sessions do not count.
+            - ``gvpo/missing_updates``: updates that the config requires but for which the batch has too few groups
 
         Raises:
-            ValueError: ``grouping=whole`` and a group is not a session a row, at most n of them, or does not fit a
-                micro-batch.
+            ValueError: ``grouping=whole``, but a session has several rows, or a group has more than n rows or does not
+                fit into a micro-batch.
         """
         keys, workers = rows.keys, rows.workers
         sizes, self.workers = self._sizes, workers
         group = group_numbers([uid_of(key) for key in keys], len(keys)).tolist()
-        stated = math.ceil(rows.prompts / sizes.mini_prompts)
-        self.mini_batches = min(stated, 1 + max(group))
-        self._warn_of_updates(stated, 1 + max(group))
+        expected = math.ceil(rows.prompts / sizes.mini_prompts)
+        self.mini_batches = min(expected, 1 + max(group))
+        self._warn_of_missing_updates(expected, 1 + max(group))
         obstacle = self._obstacle_to_whole(keys, group, rows.tokens, rows.padding_tokens)
         if self._grouping == "whole" and obstacle:
             raise ValueError(
-                f"algorithm.gsd.gvpo.grouping=whole: {obstacle}. Write algorithm.gsd.gvpo.grouping=prepass, or auto."
+                f"algorithm.gsd.gvpo.grouping=whole: {obstacle}. Set algorithm.gsd.gvpo.grouping=prepass or auto."
             )
-        if self._grouping == "auto" and stated * sizes.epochs == 1:
-            self._take("prepass", "with one update a step the log-probabilities are known, and no pass is made")
+        if self._grouping == "auto" and expected * sizes.epochs == 1:
+            self._set_route("prepass", "each step has one update, so its log-probabilities are known without a pass")
         elif self._grouping == "prepass":
-            self._take("prepass", "algorithm.gsd.gvpo.grouping says so")
+            self._set_route("prepass", "algorithm.gsd.gvpo.grouping=prepass")
         elif obstacle:
-            self._take("prepass", obstacle)
+            self._set_route("prepass", obstacle)
         else:
-            self._take("whole", "every group fits a micro-batch")
+            self._set_route("whole", "every group fits into a micro-batch")
         places = layout(
             group,
             group_numbers([session_of(key) for key in keys], len(keys)).tolist(),
@@ -132,70 +143,74 @@ class Placement:
         return places, {
             "gvpo/route_whole": float(self._route == "whole"),
             "gvpo/padding_rows": float(places.count(PADDING)),
-            "gvpo/missing_sessions": float(sum(max(0, sizes.group - found) for found in sessions.values())),
-            "gvpo/missing_updates": float(sizes.epochs * (stated - self.mini_batches)),
+            "gvpo/missing_sessions": float(sum(max(0, sizes.group - count) for count in sessions.values())),
+            "gvpo/missing_updates": float(sizes.epochs * (expected - self.mini_batches)),
         }
 
-    def _warn_of_updates(self, stated: int, groups: int) -> None:
-        if groups < stated and not self._warned_of_updates:
-            self._warned_of_updates = True
+    def _warn_of_missing_updates(self, expected: int, groups: int) -> None:
+        if groups < expected and not self._has_warned:
+            self._has_warned = True
             logger.warning(
-                "GVPO: a step has responses to %d prompts and its config states %d mini-batches. Each mini-batch needs "
-                "a prompt, so the step has %d. The metric gvpo/missing_updates counts them; this is logged once.",
-                *(groups, stated, groups),
+                "GVPO: a step has responses to only %d prompts, but the config has %d mini-batches per step. Each "
+                "mini-batch needs a prompt, so this step has %d mini-batches. The metric gvpo/missing_updates counts "
+                "the missing updates. This warning is logged once.",
+                *(groups, expected, groups),
             )
 
     def _slice_multiple(self) -> int:
-        """Of how many rows a worker's slice must be. verl cuts a slice into fixed micro-batches for an update, and all
-        of a worker's slices together for log-probabilities; both must leave no rest."""
-        of_log_prob = (rows // math.gcd(rows, self.mini_batches) for rows in self._sizes.log_prob_rows)
-        return math.lcm(self._sizes.micro_rows or 1, *of_log_prob)
+        """The number that must divide the number of rows of a worker's slice.
+
+        For an update, verl cuts each slice into fixed micro-batches. For log-probabilities, it cuts all slices of a
+        worker together. Neither may leave a remainder.
+        """
+        log_prob_multiples = (rows // math.gcd(rows, self.mini_batches) for rows in self._sizes.log_prob_rows)
+        return math.lcm(self._sizes.micro_rows or 1, *log_prob_multiples)
 
     def _obstacle_to_whole(
         self, keys: Sequence[str], group: Sequence[int], tokens: Sequence[int], padding_tokens: int
     ) -> str:
-        """Why groups cannot be kept whole in micro-batches; empty where they can."""
+        """Why micro-batches cannot hold whole groups; an empty string if they can."""
         sizes = self._sizes
         if sizes.virtual_pipeline:
-            return "Megatron's virtual pipeline needs numbers of micro-batches that groups may not allow"
+            return "Megatron's virtual pipeline needs a number of micro-batches that whole groups may not allow"
         if len({session_of(key) for key in keys}) < len(keys):
-            return "a session has several outputs, and a micro-batch holds groups of one row a session"
+            return "a session has several outputs, but in whole groups every session has one row"
         rows = Counter(group)
         if rows and max(rows.values()) > sizes.group:
-            return f"a group has {max(rows.values())} responses and actor_rollout_ref.rollout.n={sizes.group}"
+            return f"a group has {max(rows.values())} responses, but actor_rollout_ref.rollout.n={sizes.group}"
         if sizes.mini_prompts % self.workers:
             return (
-                f"actor_rollout_ref.actor.ppo_mini_batch_size={sizes.mini_prompts} prompts cannot be dealt to "
-                f"{self.workers} workers evenly"
+                f"actor_rollout_ref.actor.ppo_mini_batch_size={sizes.mini_prompts} prompts cannot be divided evenly "
+                f"among {self.workers} workers"
             )
         if sizes.micro_rows is not None and sizes.micro_rows % sizes.group:
             return (
-                f"actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu={sizes.micro_rows} is no multiple of "
+                f"actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu={sizes.micro_rows} is not a multiple of "
                 f"actor_rollout_ref.rollout.n={sizes.group}"
             )
-        of_group: defaultdict[int, int] = defaultdict(int)
+        group_tokens: defaultdict[int, int] = defaultdict(int)
         for number, length in zip(group, tokens, strict=True):
-            of_group[number] += length
-        longest = max((of_group[g] + (sizes.group - rows[g]) * padding_tokens for g in of_group), default=0)
-        if len(of_group) % (self.mini_batches * self.workers):  # then there will be groups of padding alone
+            group_tokens[number] += length
+        longest = max((group_tokens[g] + (sizes.group - rows[g]) * padding_tokens for g in group_tokens), default=0)
+        if len(group_tokens) % (self.mini_batches * self.workers):  # some groups will consist of padding only
             longest = max(longest, sizes.group * padding_tokens)
         if sizes.micro_tokens is not None and longest > sizes.micro_tokens:
             return (
-                f"a group has {longest} tokens, and actor_rollout_ref.actor.ppo_max_token_len_per_gpu allows a "
-                f"micro-batch {sizes.micro_tokens}"
+                f"a group has {longest} tokens, but actor_rollout_ref.actor.ppo_max_token_len_per_gpu limits a "
+                f"micro-batch to {sizes.micro_tokens} tokens"
             )
         return ""
 
-    def _take(self, route: Route, reason: str) -> None:
+    def _set_route(self, route: Route, reason: str) -> None:
         if route != self._route:
-            logger.warning("GVPO: grouping %s from this step on: %s", route, reason)
+            logger.warning("GVPO uses grouping=%s from this step on. Reason: %s.", route, reason)
         self._route = route
 
     def columns(self, keys: Sequence[str], advantages: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What the loss has to know of each row, ``rows.py``: (N,) each.
+        """The columns that the loss reads (see ``rows.py``), (N,) each.
 
         Args:
-            keys: of the batch as it is placed, padding included (its uid starts with ``pad``).
+            keys: the keys of the placed batch, including padding rows, whose uid starts with ``pad``.
             advantages: (N,) A_i.
         """
         mini_batch = mini_batch_of(len(keys), mini_batches=self.mini_batches, workers=self.workers)
@@ -212,28 +227,28 @@ class Placement:
                 continue
             response = group_numbers([session_of(keys[row]) for row in rows], len(rows))
             group = group_numbers([uid_of(keys[row]) for row in rows], len(rows))
-            # The group of each response, once.
-            of_response = torch.zeros(int(response.max()) + 1, dtype=torch.int64).scatter_(0, response, group)
+            # (S,) the group of each response.
+            response_group = torch.zeros(int(response.max()) + 1, dtype=torch.int64).scatter_(0, response, group)
             columns[RESPONSE][rows] = response
             columns[GROUP][rows] = group
-            columns[SIZE][rows] = torch.bincount(of_response)[group]
-            coefficient = maths.group_coefficients(of_response, self._normalizer)
+            columns[SIZE][rows] = torch.bincount(response_group)[group]
+            coefficient = maths.group_coefficients(response_group, self._normalizer)
             columns[COEFFICIENT][rows] = coefficient[response].float()
         return columns
 
     def flags(self, *, theta_is_old: bool) -> dict[str, Any]:
-        """For the workers' update: verl's ``extra_info``.
+        """The flags of the workers' update, which verl passes on as ``extra_info``.
 
         Args:
-            theta_is_old: the batch's old log-probabilities are those of the policy about to be updated.
+            theta_is_old: whether the policy about to be updated computed the batch's old log-probabilities.
         """
         flags: dict[str, Any] = {
             "gvpo_route": self._route,
             "gvpo_theta_is_old": theta_is_old,
-            "num_mini_batch": self.mini_batches,  # verl's own key, which it reads where there is no mini_batch_size
+            "num_mini_batch": self.mini_batches,  # verl reads this key if there is no mini_batch_size
         }
         if self._route == "whole":
             flags["force_group_size"] = self._sizes.group
-            if self._sizes.micro_rows is not None:  # verl counts groups then, not rows
+            if self._sizes.micro_rows is not None:  # with force_group_size, verl counts groups instead of rows
                 flags["micro_batch_size_per_gpu"] = self._sizes.micro_rows // self._sizes.group
         return flags

@@ -1,4 +1,4 @@
-"""GVPO's section of a report."""
+"""GVPO's report section."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from verl_gsd.extension import ReportChart, ReportSection
 REPORT = ReportSection(
     "gvpo",
     "GVPO",
-    "s is a response's log-ratio to the policy before the step, A its advantage.",
+    "s is a response's log-ratio to the policy before the step. A is its advantage.",
     (
         ReportChart(
             "mse",
@@ -34,7 +34,7 @@ REPORT = ReportSection(
             "kl",
             "Distance from the policy before the step",
             {"distance": "gvpo/sequence_kl"},
-            "nats a response",
+            "nats per response",
             hide_zeros=True,
         ),
         ReportChart(

@@ -1,4 +1,4 @@
-"""The config section ``algorithm.gsd.gvpo``, and the settings of GVPO's loss; needs no torch."""
+"""The config section ``algorithm.gsd.gvpo``, and checks of the settings of GVPO's loss. It does not import torch."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ REFERENCES = ("old", "ref")
 
 
 class GvpoSettings(SectionSettings):
-    """Settings of GVPO in the trainer.
+    """GVPO's settings in the trainer.
 
     Attributes:
-        grouping: how a group's weights are made where its rows are spread over micro-batches and workers. ``whole``:
-            micro-batches of whole groups; ``prepass``: a pass without gradients before each mini-batch's update;
-            ``auto``: whole where it fits.
+        grouping: how the weights of a group are computed although verl spreads its rows over micro-batches and workers.
+            ``whole``: micro-batches hold whole groups. ``prepass``: a forward pass without gradients before the update
+            of each mini-batch. ``auto``: ``whole`` if groups fit, otherwise ``prepass``.
         history_fraction: share of each group that is earlier responses to the same prompt.
-        allow_second_kl: whether a second KL term, in the reward or beside the loss, is allowed.
+        allow_second_kl: whether a second KL term, in the reward or added to the loss, is allowed.
     """
 
     grouping: Literal["auto", "whole", "prepass"] = "auto"
@@ -30,9 +30,9 @@ class GvpoSettings(SectionSettings):
 
 
 def check_gvpo_settings(beta: Any, normalizer: Any, reference: Any = "old", var: Any = True, cov: Any = True) -> None:
-    """Raise a ValueError that names the setting of GVPO's loss which is out of range."""
+    """Raise a ValueError that names the first setting of GVPO's loss that is wrong."""
     if not (is_finite(beta) and beta > 0):
-        raise ValueError(f"beta={beta}: out of range. Set it to a finite number above 0; the paper's is 0.1.")
+        raise ValueError(f"beta={beta}: out of range. Set it to a finite number above 0. The paper uses 0.1.")
     for name, value, choices in (("normalizer", normalizer, NORMALIZERS), ("reference", reference, REFERENCES)):
         if value not in choices:
             raise ValueError(

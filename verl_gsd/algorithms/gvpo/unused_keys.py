@@ -1,4 +1,4 @@
-"""Keys that have no effect under GVPO, and keys of GVPO that have none elsewhere."""
+"""Keys that have no effect under GVPO, and keys of GVPO that have no effect under other losses."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def _no_other_term(config: DictConfig) -> bool:
 
 def _reference_is_unused(config: DictConfig) -> bool:
     actor = config.actor_rollout_ref.actor
-    of_zero = actor.use_kl_loss and actor.kl_loss_coef == 0
-    return is_gvpo(config) and of_zero and actor.policy_loss.get("reference") == "old"
+    has_zero_weight = actor.use_kl_loss and actor.kl_loss_coef == 0
+    return is_gvpo(config) and has_zero_weight and actor.policy_loss.get("reference") == "old"
 
 
 def _no_second_kl(config: DictConfig) -> bool:
@@ -32,18 +32,20 @@ def _no_second_kl(config: DictConfig) -> bool:
 
 UNUSED_KEYS = (
     *(
-        UnusedKey(f"{_ACTOR}.{clip}", is_gvpo, "GVPO has no ratio and clips nothing")
+        UnusedKey(f"{_ACTOR}.{clip}", is_gvpo, "GVPO has no probability ratio and clips nothing")
         for clip in ("clip_ratio", "clip_ratio_low", "clip_ratio_high", "clip_ratio_c")
     ),
     UnusedKey(
-        f"{_ACTOR}.loss_agg_mode", _no_other_term, "GVPO averages its own loss over groups, and no other term is on"
+        f"{_ACTOR}.loss_agg_mode",
+        _no_other_term,
+        "GVPO averages its own loss over groups, and the loss has no other term",
     ),
     UnusedKey(
         f"{_ACTOR}.use_kl_loss",
         _reference_is_unused,
-        "with kl_loss_coef=0 and policy_loss.reference=old nothing reads the reference model",
+        "with kl_loss_coef=0 and policy_loss.reference=old, nothing reads the reference model",
     ),
-    UnusedKey("algorithm.gsd.gvpo.allow_second_kl", _no_second_kl, "no second KL term is on"),
+    UnusedKey("algorithm.gsd.gvpo.allow_second_kl", _no_second_kl, "the config has no second KL term"),
     *(
         UnusedKey(
             f"{_ACTOR}.policy_loss.{name}",

@@ -1,14 +1,14 @@
-"""HA-DW, arXiv 2601.08521: advantages reweighted by how hard a prompt is for the policy as it was so far.
+"""HA-DW (arXiv 2601.08521) reweights advantages by how hard a prompt is, compared with the policy's past accuracy.
 
 factor.py     the equations, and how they differ from the paper
-audit.py      what it does, in words
-anchors.py    the running accuracy against which a prompt is hard or easy
-settings.py   the section ``algorithm.gsd.hadw``
-extension.py  the weights, and the anchor's memory: updated in ``end_step`` and saved
-report.py     record columns, figures per step, charts
-findings.py   what can go wrong in a run
-lab.py        its rows in ``verl-gsd lab``
-command.py    ``verl-gsd audit-bias``, by bias.py
+anchors.py    the anchor: the running accuracy that separates hard prompts from easy ones
+settings.py   the config section ``algorithm.gsd.hadw``
+extension.py  the trainer extension: computes the weights, updates the anchor in ``end_step``, and saves it
+report.py     record columns, figures per step, and charts
+findings.py   problems that a report looks for
+audit.py      the description that the config audit prints
+lab.py        HA-DW's algorithms in ``verl-gsd lab``
+command.py    the command ``verl-gsd audit-bias``; bias.py computes its figures
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ register(
     )
 )
 
-#: Public names. The declaration above must be there without torch, so that these are imported when they are used.
+#: Public names, imported on first use: the declaration above must not import torch.
 __getattr__ = lazy_names(
     __name__,
     {

@@ -1,4 +1,4 @@
-"""What HA-DW does to advantages, in words."""
+"""How the config audit describes HA-DW."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from verl_gsd.audit import Effect
 
 
 def hadw_effect(config: DictConfig) -> Effect | None:
-    """What the audit says of ``algorithm.gsd.hadw``; None where it weighs nothing."""
+    """The effect of ``algorithm.gsd.hadw``; None if its preset is ``off``."""
     preset = HadwSettings.of(config.algorithm.gsd.hadw).preset
     if preset == "off":
         return None

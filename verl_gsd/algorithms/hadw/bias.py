@@ -1,8 +1,10 @@
-"""The bias of the group mean as a baseline among mixed groups, by solve rate, and HA-DW's factors there.
+"""The bias of the group mean as a baseline, by solve rate, and HA-DW's factors at these solve rates.
 
-Lemma 2 of arXiv 2601.08521: with G responses to a prompt of solve rate p and S the event of a mixed group,
+Lemma 2 of arXiv 2601.08521: with G responses to a prompt of solve rate p, and S the event that the group is mixed,
 
-    E[p_hat | S] = (p - p^G) / (1 - (1-p)^G - p^G),    so that the baseline is too high by E[p_hat | S] - p.
+    E[p_hat | S] = (p - p^G) / (1 - (1-p)^G - p^G).
+
+Among mixed groups, the group mean therefore exceeds the solve rate by E[p_hat | S] - p on average.
 """
 
 from __future__ import annotations
@@ -38,8 +40,8 @@ class BiasBin:
         visited_once: share of the groups whose prompt has no other visit.
         rate: mean solve rate of the groups' prompts.
         bias: mean of E[p_hat | S] - p at the groups' rates and sizes.
-        factor_right, factor_wrong: mean HA-DW factors for right and for wrong responses, over the groups for which
-            there was an anchor already; NaN if there is no such group.
+        factor_right, factor_wrong: mean HA-DW factors of right and of wrong responses, over the groups that already had
+            an anchor; NaN if no group had one.
     """
 
     low: float
@@ -53,22 +55,24 @@ class BiasBin:
 
 
 def baseline_bias(p: float, group_size: int) -> float:
-    """E[p_hat | mixed] - p for binary rewards (Lemma 2); NaN at p = 0 and 1, where no group is mixed.
+    """E[p_hat | mixed] - p for binary rewards (Lemma 2). It is NaN at p = 0 and p = 1, where no group is mixed.
 
     Raises:
         ValueError: p is outside [0, 1] or the group has fewer than two responses.
     """
     if not 0 <= p <= 1 or group_size < 2:
-        raise ValueError(f"p={p}, group_size={group_size}: use a rate in [0, 1] and a group of 2 responses or more.")
-    # 1 - q^G as p * (1 + q + ... + q^(G-1)): nothing cancels where p is tiny.
+        raise ValueError(
+            f"p={p}, group_size={group_size}: out of range. Use a rate in [0, 1] and a group of 2 responses or more."
+        )
+    # 1 - q^G computed as p * (1 + q + ... + q^(G-1)), which loses no digits for a tiny p.
     mixed = p * np.sum((1 - p) ** np.arange(group_size)) - p**group_size
     return float("nan") if mixed <= 0 else (p - p**group_size) / mixed - p
 
 
 def bias_by_rate(records: pa.Table, settings: HadwSettings = HadwSettings()) -> list[BiasBin]:
-    """The bias in a run's records, by solve rate, and HA-DW's factors with these settings.
+    """The bias of the baseline in a run's records, by solve rate, and HA-DW's factors under these settings.
 
-    The anchor follows from the recorded counts, as it would have done in a run with HA-DW.
+    The anchor is recomputed from the recorded counts, as it would have evolved in a run with HA-DW.
     """
     by_step: dict[int, list[dict]] = defaultdict(list)
     pooled: dict[tuple[str, int], list[float]] = defaultdict(lambda: [0.0, 0, 0])
@@ -86,8 +90,8 @@ def bias_by_rate(records: pa.Table, settings: HadwSettings = HadwSettings()) -> 
                 correct, total, visits = pooled[row["data_source"], row["index"]]
                 rate, columns = correct / total, hadw.record(group)
                 factors = [columns.get(name, np.nan) for name in ("hadw_factor_right", "hadw_factor_wrong")]
-                place = next(number for number, (_, high) in enumerate(BINS) if rate < high or high == 1)
-                figures_by_bin[place].append((visits == 1, rate, baseline_bias(rate, row["size"]), *factors))
+                bin_number = next(number for number, (_, high) in enumerate(BINS) if rate < high or high == 1)
+                figures_by_bin[bin_number].append((visits == 1, rate, baseline_bias(rate, row["size"]), *factors))
         hadw.end_step(groups)
     filled = [(ends, np.array(figures, float)) for ends, figures in zip(BINS, figures_by_bin, strict=True) if figures]
     return [_bin(low, high, figures) for (low, high), figures in filled]
@@ -101,7 +105,7 @@ def _bin(low: float, high: float, figures: np.ndarray) -> BiasBin:
 
 
 def _as_group(row: dict, number: int) -> Group:
-    """A recorded group. Records keep only the sum of accuracies, so that each response has their mean here."""
+    """A recorded group. Records keep only the sum of accuracies, so each response gets the mean accuracy."""
     accuracies = np.full(row["total"], row["correct"] / row["total"])
     tokens = np.zeros(row["total"], np.int64)
     return Group(str(number), row["data_source"], row["index"], accuracies, accuracies, tokens)

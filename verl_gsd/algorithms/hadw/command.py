@@ -1,4 +1,4 @@
-"""``verl-gsd audit-bias RUN``: the bias of the group mean in a run's records, and HA-DW's factors there."""
+"""``verl-gsd audit-bias RUN``: the bias of the group mean in a run's records, and HA-DW's factors by solve rate."""
 
 from __future__ import annotations
 
@@ -12,26 +12,34 @@ from verl_gsd.console import fail, out
 
 
 def audit_bias(
-    run: Annotated[Path, typer.Argument(help="A run's folder, of any algorithm, with one of our trainer modes.")],
+    run: Annotated[
+        Path, typer.Argument(help="The folder of a run that used one of our trainer modes, with any algorithm.")
+    ],
     preset: Annotated[
-        str | None, typer.Option(help="HA-DW's anchor: hard, soft, paper, fixed, or a number. Default: that of a run.")
+        str | None,
+        typer.Option(
+            help="HA-DW's anchor: hard, soft, paper, fixed, or a number in [0, 1]. Default: that of algorithm.gsd.hadw."
+        ),
     ] = None,
-    lambda_scale: Annotated[float | None, typer.Option(help="HA-DW's constant. Default: that of a run.")] = None,
+    lambda_scale: Annotated[
+        float | None,
+        typer.Option(help="The constant that multiplies all factors. Default: that of algorithm.gsd.hadw."),
+    ] = None,
 ) -> None:
-    """The bias of group-relative advantages by solve rate (Lemma 2 of HA-DW's paper), and HA-DW's factors there."""
+    """Show the bias of group-relative advantages by solve rate (Lemma 2 of HA-DW's paper), and HA-DW's factors."""
     from verl_gsd.algorithms.hadw.bias import CAVEATS, bias_by_rate
     from verl_gsd.algorithms.hadw.settings import HadwSettings
     from verl_gsd.records import read_records
 
     if preset == "off":
-        fail("--preset off: this has no factors. Use hard, soft, paper, fixed, or a number.")
+        fail("--preset off: this preset has no factors. Use hard, soft, paper, fixed, or a number.")
     try:
         records = read_records(run)
         if not len(records):
             fail(f"{run}: no records. Use the folder of a run with one of our trainer modes, for example gsd_sync.")
         anchor = float(preset) if preset and preset.replace(".", "", 1).isdigit() else preset
-        given = {"preset": anchor, "lambda_scale": lambda_scale}
-        settings = HadwSettings.of({key: value for key, value in given.items() if value is not None})
+        options = {"preset": anchor, "lambda_scale": lambda_scale}
+        settings = HadwSettings.of({key: value for key, value in options.items() if value is not None})
         bins = bias_by_rate(records, settings)
     except (FileNotFoundError, ValueError) as error:
         fail(str(error))

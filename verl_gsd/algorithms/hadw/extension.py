@@ -1,4 +1,4 @@
-"""HA-DW in a trainer: its weights in the chain, and what it keeps from step to step.
+"""HA-DW's trainer extension: its weights in the chain, and the anchors that it keeps between steps.
 
 The equations are in ``factor.py``.
 """
@@ -36,48 +36,53 @@ _ANCHORS: dict[str, Callable[[], Anchor]] = {
 
 
 class Hadw(Extension):
-    """HA-DW in a trainer: frozen anchors while a step lasts, every group that left observed once at its end.
+    """HA-DW's trainer extension.
+
+    The anchors do not change during a step. At its end, they observe every group that left the buffer, once.
 
     Args:
-        settings: of ``algorithm.gsd.hadw``, or that section.
+        settings: settings or config section of ``algorithm.gsd.hadw``.
     """
 
     def __init__(self, settings: HadwSettings | Mapping[str, Any], services: Services | None = None) -> None:
         self.settings = HadwSettings.of(settings)
         super().__init__(self.settings, services)
-        self.bank = AnchorBank(self._anchor, self.settings.n_min)
-        self._unmoved = 0
+        self.bank = AnchorBank(self._new_anchor, self.settings.n_min)
+        self._steps_unmoved = 0
         self._innovations: list[float] = []
-        self._weighing = self.bank  # what the step at hand is weighed with
-        self._accuracies: dict[str, float] = {}  # by uid, sums over the responses of the groups of the step at hand
+        self._step_bank = self.bank  # the anchors that weigh the current step
+        self._accuracy_sums: dict[str, float] = {}  # uid -> sum of accuracies, for groups of the current step
         self._metrics: dict[str, float] = {}
 
     def on_group_left(self, group: Group, fate: Fate) -> Group:
-        """``group`` with its accuracies in [0, 1], if the verifier is graded."""
+        """Rescale the group's accuracies to [0, 1] if ``accuracy_range`` is set."""
         if self.settings.accuracy_range is None:
             return group
         low, high = self.settings.accuracy_range
         return replace(group, accuracies=(group.accuracies - low) / (high - low))
 
     def stage_inputs(self, members: Sequence[Member | None], left: Sequence[Group]) -> dict[str, Any]:
-        """``accuracy`` of each row's group and the ``anchor`` it meets, (N,) each; NaN where there is neither."""
+        """Per row, (N,) each: ``accuracy`` of its group, and the ``anchor`` to compare it with.
+
+        Rows of no group have NaN in both. ``anchor`` is also NaN before the first observation.
+        """
         if self.settings.preset == "off":
             return {}
         if self.settings.include_current:
-            self._weighing = copy.deepcopy(self.bank)
-            self._weighing.observe(self._counts(left))
-        bank = self._weighing
+            self._step_bank = copy.deepcopy(self.bank)
+            self._step_bank.observe(self._counts(left))
+        bank = self._step_bank
         groups = {row.group.uid: row.group for row in members if row is not None}
         anchor = {source: _or_nan(bank.value(source)) for source in {group.data_source for group in groups.values()}}
-        known = {uid: (self._accuracy(group), anchor[group.data_source]) for uid, group in groups.items()}
-        nobody = (math.nan, math.nan)
+        by_uid = {uid: (self._accuracy(group), anchor[group.data_source]) for uid, group in groups.items()}
+        no_group = (math.nan, math.nan)
         columns = torch.tensor(
-            [nobody if row is None else known[row.group.uid] for row in members], dtype=torch.float64
+            [no_group if row is None else by_uid[row.group.uid] for row in members], dtype=torch.float64
         )
         return {"accuracy": columns[:, 0], "anchor": columns[:, 1]}
 
     def weight(self, rows: Rows, advantages: torch.Tensor) -> torch.Tensor:
-        """Phi, (N,); notes its figures for the step's metrics."""
+        """Phi, (N,). The method also collects metrics for ``end_step``."""
         if self.settings.preset == "off":
             return torch.ones_like(advantages)
         accuracy, anchor = rows.column("accuracy", "hadw"), rows.column("anchor", "hadw")
@@ -100,8 +105,8 @@ class Hadw(Extension):
         return phi
 
     def record(self, group: Group) -> dict[str, float | None]:
-        """What the records say of a group: the anchor it met, and the factors of right and of wrong responses."""
-        anchor = self._weighing.value(group.data_source)
+        """Columns for the records: the group's anchor, and the factors of its right and of its wrong responses."""
+        anchor = self._step_bank.value(group.data_source)
         if anchor is None or not len(group.rewards) or self.settings.preset == "off":
             return {}
         distance, scale = self._accuracy(group) - anchor, self.settings.lambda_scale
@@ -112,10 +117,10 @@ class Hadw(Extension):
         }
 
     def end_step(self, left: Sequence[Group]) -> dict[str, float]:
-        """Observe every group that left in the step, whatever its fate: the anchor moves here and nowhere else."""
+        """Observe every group that left in the step, trained on or not. Only this method changes the anchors."""
         self._observe(left)
-        taken, self._metrics = self._metrics, {}
-        return taken
+        metrics, self._metrics = self._metrics, {}
+        return metrics
 
     def _observe(self, left: Sequence[Group]) -> None:
         counts = self._counts(left)
@@ -124,14 +129,14 @@ class Hadw(Extension):
             return
         before, accuracy = self.bank.overall.value, math.fsum(correct for _, correct, _ in counts) / total
         self.bank.observe(counts)
-        self._weighing = self.bank
-        self._accuracies.clear()
+        self._step_bank = self.bank
+        self._accuracy_sums.clear()
         after = self.bank.overall.value
-        self._unmoved = self._unmoved + 1 if before == after else 0
+        self._steps_unmoved = self._steps_unmoved + 1 if before == after else 0
         self._metrics |= {
             "hadw/accuracy": accuracy,
             "hadw/anchor/after": _or_nan(after),
-            "hadw/steps_unmoved": float(self._unmoved),
+            "hadw/steps_unmoved": float(self._steps_unmoved),
             "hadw/frac_degenerate": _share_unanimous(left),
         }
         if before is not None:
@@ -142,67 +147,70 @@ class Hadw(Extension):
             self._innovations = [*self._innovations, self._metrics.get("hadw/innovation", 0.0)][-10:]
             if rate < 1e-3 and abs(np.mean(self._innovations)) > 0.05:
                 logger.warning(
-                    "algorithm.gsd.hadw.preset=%s: the anchor is frozen at %.3f while accuracy is %.3f. Set "
-                    "preset=soft or hard.",
+                    "algorithm.gsd.hadw.preset=%s: the anchor is frozen at %.3f, but the accuracy is %.3f. Set "
+                    "algorithm.gsd.hadw.preset=soft or hard.",
                     self.settings.preset,
                     after,
                     accuracy,
                 )
 
     def fingerprint(self) -> dict[str, Any]:
-        """The settings under which the anchors mean what they do, as plain JSON."""
-        wide = self.settings.accuracy_range
-        return {"preset": self.settings.preset, "n_min": self.settings.n_min, "accuracy_range": wide and list(wide)}
+        """The settings that saved anchors depend on, as plain JSON."""
+        ends = self.settings.accuracy_range
+        return {"preset": self.settings.preset, "n_min": self.settings.n_min, "accuracy_range": ends and list(ends)}
 
     def state_dict(self) -> dict[str, Any]:
         """Plain JSON."""
-        return {"bank": self.bank.state_dict(), "unmoved": self._unmoved, "innovations": list(self._innovations)}
+        return {"bank": self.bank.state_dict(), "unmoved": self._steps_unmoved, "innovations": list(self._innovations)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what ``state_dict`` gave."""
+        """Restore what ``state_dict`` returned."""
         self.bank.load_state_dict(state["bank"])
-        self._weighing = self.bank
-        self._unmoved, self._innovations = state["unmoved"], list(state["innovations"])
+        self._step_bank = self.bank
+        self._steps_unmoved, self._innovations = state["unmoved"], list(state["innovations"])
 
-    def _anchor(self) -> Anchor:
+    def _new_anchor(self) -> Anchor:
         preset = self.settings.preset
         return _ANCHORS[preset]() if isinstance(preset, str) else FixedAnchor(preset)
 
     def _counts(self, groups: Sequence[Group]) -> list[tuple[str, float, int]]:
-        """(source, correct, total) of every group with responses. Under a budget, which gives more rollouts to prompts
-        that disagree, each prompt counts as much: as the mean number asked for."""
+        """(source, correct, total) of every group with responses.
+
+        A budget requests more rollouts for prompts on which answers disagree. To give every prompt the same weight,
+        each group then counts as the mean number of requested rollouts.
+        """
         groups = [group for group in groups if len(group.rewards)]
         if self.settings.preset == "off" or not groups:
             return []
-        asked = [group.rollouts_requested for group in groups if group.rollouts_requested is not None]
-        if asked:
-            size = round(math.fsum(asked) / len(asked))
+        requested = [group.rollouts_requested for group in groups if group.rollouts_requested is not None]
+        if requested:
+            size = round(math.fsum(requested) / len(requested))
             return [(group.data_source, size * self._accuracy(group), size) for group in groups]
-        return [(group.data_source, self._sum(group), len(group.rewards)) for group in groups]
+        return [(group.data_source, self._accuracy_sum(group), len(group.rewards)) for group in groups]
 
     def _accuracy(self, group: Group) -> float:
         """p_hat of a group with responses."""
-        return self._sum(group) / len(group.rewards)
+        return self._accuracy_sum(group) / len(group.rewards)
 
-    def _sum(self, group: Group) -> float:
+    def _accuracy_sum(self, group: Group) -> float:
         """The sum of a group's accuracies.
 
         Raises:
             ValueError: a response has no accuracy in [0, 1].
         """
-        if group.uid not in self._accuracies:
-            verdicts = group.accuracies.tolist()
-            for verdict in verdicts:
-                if not 0 <= verdict <= 1:
-                    scaled = " after accuracy_range" if self.settings.accuracy_range else ""
+        if group.uid not in self._accuracy_sums:
+            accuracies = group.accuracies.tolist()
+            for accuracy in accuracies:
+                if not 0 <= accuracy <= 1:
+                    rescaled = " after rescaling by accuracy_range" if self.settings.accuracy_range else ""
                     where = f"data_source={group.data_source}, index={group.index}"
                     raise ValueError(
-                        f"algorithm.gsd.hadw reads acc, the verifier's verdict in [0, 1], and a response to {where} "
-                        f"has {verdict}{scaled}. Return acc from the reward function; for a graded verifier set "
-                        "algorithm.gsd.hadw.accuracy_range=[low,high]"
+                        f"algorithm.gsd.hadw needs acc, the verifier's verdict in [0, 1]. A response to {where} "
+                        f"has acc={accuracy}{rescaled}, which is outside [0, 1]. Return acc from the reward function. "
+                        "For a graded verifier, set algorithm.gsd.hadw.accuracy_range=[low,high]."
                     )
-            self._accuracies[group.uid] = math.fsum(verdicts)
-        return self._accuracies[group.uid]
+            self._accuracy_sums[group.uid] = math.fsum(accuracies)
+        return self._accuracy_sums[group.uid]
 
 
 def _share_unanimous(groups: Sequence[Group]) -> float:

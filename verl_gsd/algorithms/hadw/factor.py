@@ -1,30 +1,31 @@
-r"""HA-DW: advantages reweighted by how hard a prompt is for the policy as it was so far.
+r"""HA-DW reweights advantages by how hard a prompt is, compared with the policy's past accuracy.
 
-Paper: "Your Group-Relative Advantage Is Biased", arXiv 2601.08521. With p_hat the share of right responses in a group
-and C an anchor, the policy's running accuracy before this batch, a response's advantage A is multiplied by
+Paper: "Your Group-Relative Advantage Is Biased", arXiv 2601.08521. p_hat is the share of right responses in a group.
+The anchor C is the policy's running accuracy before the current batch. The advantage A of a response is multiplied by
 
     Phi = lambda_scale * exp(D * M),    D = -sgn(A) sgn(p_hat - C),    M = |p_hat - C|
 
-so that on prompts harder than the anchor right responses count for more and wrong ones for less, and on easier prompts
-the reverse. Phi is positive, so that multiplying A before a clipped objective is multiplying it inside: the clip region
-does not move, and one factor serves GRPO, GSPO and DAPO.
+On prompts harder than the anchor (p_hat < C), right responses count for more and wrong ones for less. On easier prompts
+it is the reverse. Phi is positive. Multiplying A before a clipped objective therefore equals multiplying it inside the
+objective: the clip region stays the same, and one factor works for GRPO, GSPO and DAPO.
 
-The anchor observes y = (right responses) / (all responses) of every batch, dynamic sampling's evicted groups included:
+The anchor observes the accuracy y = (right responses) / (all responses) of every batch. The batch includes groups that
+dynamic sampling evicts. There are two update rules:
 
     soft   C+ = (1 - eta_t) C + eta_t y,  eta_t = clip(eta * sigma_t, floor, cap),  sigma_t: std of C's last m values
     hard   C+ = mean of the last h batch accuracies
 
 How this differs from the paper:
-- It states neither eta, m, h nor C_0. Ours: eta = 20, m = h = 10, and the first batch's accuracy.
-- eta_t has a floor and a cap. sigma_t = 0 is a fixed point of the paper's rule for every eta, and without a cap eta_t
-  feeds on its own noise. floor = 0, cap = 1, seeds = 2 is the rule as written.
-- C is the value before the current batch, as the paper defines it; the authors' code includes the batch.
-- Mixtures of data sets have an anchor each (``AnchorBank``).
-- Where a budget gives prompts different numbers of responses, y is the mean over prompts.
-- We do not claim unbiasedness: conditioning on mixed groups rescales a prompt's gradient, it does not turn it, and the
-  paper's lambda_scale of 1.3 lies in the joint interval for right and wrong responses nowhere from G = 4 on.
+- The paper does not state eta, m, h or C_0. We use eta = 20 and m = h = 10. C_0 is the accuracy of the first batch.
+- We bound eta_t by a floor and a cap. Under the paper's rule, sigma_t = 0 is a fixed point for every eta, and without
+  a cap eta_t amplifies its own noise. floor = 0, cap = 1, seeds = 2 is the paper's rule.
+- C is the value before the current batch, as the paper defines it. The authors' code includes the current batch.
+- In a mixture of data sets, each data set has its own anchor (``AnchorBank``).
+- If a budget gives prompts different numbers of responses, y is the mean over prompts.
+- We do not claim unbiasedness. Conditioning on mixed groups rescales a prompt's gradient but does not change its
+  direction. For G >= 4, the paper's lambda_scale of 1.3 never lies in the joint interval for right and wrong responses.
 
-``anchors.py`` has the anchors, ``extension.py`` what a trainer keeps of them between steps.
+``anchors.py`` has the anchors. ``extension.py`` keeps them between the steps of a run.
 """
 
 from __future__ import annotations
@@ -41,12 +42,12 @@ def hadw_factor(
     *,
     lambda_scale: float = 1.3,
 ) -> torch.Tensor:
-    """Phi, one number a response.
+    """Phi, one number per response.
 
     Args:
-        advantages: (N,) float, what Phi will multiply.
+        advantages: (N,) float, the advantages that Phi will multiply.
         group_accuracy: (N,), p_hat of each row's group, in [0, 1].
-        anchor: C, or one a row; where it is NaN nothing was observed yet, and Phi is 1.
+        anchor: C, a number or one per row. NaN means that nothing was observed yet; Phi is then 1.
         lambda_scale: above 0.
 
     Returns:
@@ -56,12 +57,12 @@ def hadw_factor(
         ValueError: lambda_scale is not above 0, or the accuracy of a row whose advantage is not 0 is outside [0, 1].
     """
     if not 0 < lambda_scale < math.inf:
-        raise ValueError(f"lambda_scale={lambda_scale}: out of range. Set it to a finite number above 0")
+        raise ValueError(f"lambda_scale={lambda_scale}: out of range. Set it to a finite number above 0.")
     accuracy = group_accuracy.double()
     bad = torch.nonzero((advantages != 0) & ~((accuracy >= 0) & (accuracy <= 1)))
     if len(bad):
         row = int(bad[0])
-        raise ValueError(f"group_accuracy[{row}] is {group_accuracy[row].item()}; write an accuracy in [0, 1]")
+        raise ValueError(f"group_accuracy[{row}] is {group_accuracy[row].item()}. Set it to an accuracy in [0, 1].")
     distance = accuracy - torch.as_tensor(anchor, dtype=torch.float64, device=accuracy.device)
     phi = lambda_scale * torch.exp(-advantages.sign().double() * distance)
     return torch.where(distance.isnan(), 1.0, phi).to(advantages.dtype)

@@ -1,4 +1,4 @@
-"""An anchor that no longer follows the policy."""
+"""The finding of HA-DW: an anchor that no longer follows the policy."""
 
 from __future__ import annotations
 
@@ -12,25 +12,26 @@ from verl_gsd.report.reading import Columns
 from verl_gsd.report.steps import column
 
 _PRESET = "algorithm.gsd.hadw.preset"
-#: The anchor is frozen if it moved no further than the span in so many steps, and is so far from the accuracy.
+#: The anchor is frozen if its values over FROZEN_STEPS steps span at most FROZEN_SPAN, and their mean differs from the
+#: mean accuracy by more than FROZEN_DISTANCE.
 FROZEN_STEPS, FROZEN_SPAN, FROZEN_DISTANCE = 10, 1e-3, 0.05
 
 
-def frozen(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
-    """HA-DW's anchor stands still, far from the accuracy that it is to follow; not where it is fixed by choice."""
+def frozen_anchor(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
+    """HA-DW's anchor no longer changes and is far from the accuracy. An anchor that the user fixed is no finding."""
     if config.get(_PRESET) == "fixed" or numeric_value(config, _PRESET) is not None:
         return
-    known = ~np.isnan(column(table, "anchor"))
-    anchor, accuracy = (column(table, name)[known][-FROZEN_STEPS:] for name in ("anchor", "accuracy"))
+    has_anchor = ~np.isnan(column(table, "anchor"))
+    anchor, accuracy = (column(table, name)[has_anchor][-FROZEN_STEPS:] for name in ("anchor", "accuracy"))
     if len(anchor) < FROZEN_STEPS or np.ptp(anchor) > FROZEN_SPAN:
         return
     if abs(accuracy.mean() - anchor.mean()) > FROZEN_DISTANCE:
         yield Finding(
             "HA-DW's anchor is frozen",
-            f"It stands at {anchor[-1]:.3f} for {len(anchor)} steps or more, where accuracy is {accuracy.mean():.3f}: "
-            "what counts as a hard prompt is that of an earlier policy.",
+            f"It has been at {anchor[-1]:.3f} for at least {len(anchor)} steps, but the accuracy is "
+            f"{accuracy.mean():.3f}. HA-DW still judges how hard a prompt is by the accuracy of an earlier policy.",
             (f"{_PRESET}=hard  # the mean of the last ten steps; or soft, whose rate cannot reach 0",),
         )
 
 
-FINDERS: tuple[Finder, ...] = (frozen,)
+FINDERS: tuple[Finder, ...] = (frozen_anchor,)

@@ -1,4 +1,4 @@
-"""HA-DW in ``verl-gsd lab``, on prompts that are Bernoulli logits."""
+"""HA-DW's algorithms in ``verl-gsd lab``, which models each prompt as one Bernoulli logit."""
 
 from __future__ import annotations
 
@@ -51,7 +51,8 @@ def lab_algorithms() -> Mapping[str, Algorithm | SameAlgorithm]:
             lambda logit, generator: hadw_update(HardAnchor()),
         ),
         "hadw_gspo": SameAlgorithm(
-            "a sequence of one token has the token's ratio, which is 1 where each batch is used once", use="hadw"
+            "a sequence of one token has the ratio of its token, and this ratio is 1 if each batch is used once",
+            use="hadw",
         ),
         "hadw_grpo": SameAlgorithm("hadw is HA-DW on GRPO", use="hadw"),
     }

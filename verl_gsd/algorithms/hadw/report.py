@@ -1,13 +1,13 @@
-"""What HA-DW shows of a run: record columns, figures per step and its section of a report."""
+"""HA-DW's record columns, figures per step, and report section."""
 
 from __future__ import annotations
 
 from verl_gsd.extension import RecordColumn, ReportChart, ReportSection, StepFigure
 
 RECORD_COLUMNS = (
-    RecordColumn("hadw_anchor", about="HA-DW: the anchor that the group met. Null before the first one."),
-    RecordColumn("hadw_factor_right", about="HA-DW: factor of the group's right responses."),
-    RecordColumn("hadw_factor_wrong", about="HA-DW: factor of the group's wrong responses."),
+    RecordColumn("hadw_anchor", about="HA-DW: the group's anchor. Null before the first observation."),
+    RecordColumn("hadw_factor_right", about="HA-DW: the factor of the group's right responses."),
+    RecordColumn("hadw_factor_wrong", about="HA-DW: the factor of the group's wrong responses."),
 )
 
 STEP_FIGURES = (
@@ -19,8 +19,8 @@ STEP_FIGURES = (
 REPORT = ReportSection(
     "hadw",
     "HA-DW",
-    "Phi multiplies an advantage: on prompts harder than the anchor right responses count for more and wrong ones "
-    "for less, on easier ones the reverse. Means over the mixed groups that were trained on.",
+    "Phi multiplies the advantages. On prompts harder than the anchor, right responses count for more and wrong ones "
+    "for less. On easier prompts it is the reverse. The charts show means over the mixed groups that were trained on.",
     (
         ReportChart(
             "anchor",
@@ -32,7 +32,7 @@ REPORT = ReportSection(
         ReportChart(
             "phi",
             "Phi",
-            {"of right responses": "phi_right", "of wrong ones": "phi_wrong"},
+            {"right responses": "phi_right", "wrong responses": "phi_wrong"},
             "mean Phi",
             from_zero=False,
         ),

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 from verl_gsd.sections import is_finite, is_number
 from verl_gsd.settings import SectionSettings, did_you_mean
 
-#: Anchors by name. ``paper`` is the rule as the paper writes it.
+#: Names of anchors. ``paper`` is the rule that the paper states.
 PRESETS = ("hard", "soft", "paper", "fixed", "off")
 
 
@@ -18,11 +18,12 @@ class HadwSettings(SectionSettings):
     """Settings of HA-DW.
 
     Attributes:
-        preset: a name of ``PRESETS``, or a number in [0, 1] for an anchor fixed there.
-        lambda_scale: the constant by which every factor is multiplied.
-        include_current: use an anchor that has observed the current batch, as the authors' code does.
-        n_min: responses that a data source must have shown before its own anchor is used.
-        accuracy_range: (low, high) of a graded verifier, rescaled to [0, 1]; None for one that is in [0, 1].
+        preset: one of ``PRESETS``, or a number in [0, 1] at which the anchor is fixed.
+        lambda_scale: the constant that multiplies every factor.
+        include_current: whether the anchor has already observed the current batch, as in the authors' code.
+        n_min: the number of observed responses from which on a data source uses its own anchor.
+        accuracy_range: (low, high) of a graded verifier, which is rescaled to [0, 1]. None if the verifier already
+            returns values in [0, 1].
     """
 
     preset: str | float = "hard"

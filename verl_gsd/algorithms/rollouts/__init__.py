@@ -1,10 +1,15 @@
-"""Which prompts a step visits, and how many rollouts each gets.
+"""The sampler and the budget: which prompts a step visits, and how many rollouts each of them gets.
 
-sampler.py, sampler_settings.py  ``algorithm.gsd.sampler``: prompts drawn by expected disagreement
-budget.py, budget_settings.py    ``algorithm.gsd.budget``: rollouts shared out by what is known of prompts
-group_size_weights.py            groups of several sizes in one update
-report.py, findings.py           a record column and charts; what can go wrong in a run
-conflicts.py, unused_keys.py, audit.py    what they do not work with, what has no effect, what they do in words
+sampler.py             the trainer extension ``sampler``: samples prompts by expected disagreement
+sampler_settings.py    its config section, and checks of a config under it
+budget.py              the trainer extension ``budget``: divides rollouts by what earlier visits tell about prompts
+budget_settings.py     its config section, and checks of a config under it
+group_size_weights.py  weights for groups of different sizes in one update
+conflicts.py           settings that they do not work with
+unused_keys.py         keys that have no effect
+report.py              a record column, and charts
+findings.py            problems that a report looks for
+audit.py               the descriptions that the config audit prints
 """
 
 from verl_gsd.algorithms.rollouts import report
@@ -19,7 +24,7 @@ register(
         reads_accuracy=True,
         conflicts=BUDGET_CONFLICTS,
         settings="verl_gsd.algorithms.rollouts.budget_settings:BudgetSettings",
-        check="verl_gsd.algorithms.rollouts.budget_settings:budget_wrong",
+        check="verl_gsd.algorithms.rollouts.budget_settings:check_budget",
         record_columns=report.RECORD_COLUMNS,
         report=report.REPORT,
         findings="verl_gsd.algorithms.rollouts.findings:FINDERS",
@@ -30,13 +35,13 @@ register(
 register(
     Declaration(
         "sampler",
-        "verl_gsd.algorithms.rollouts.sampler:Drawing",
+        "verl_gsd.algorithms.rollouts.sampler:SamplerExtension",
         order=11,
         settings="verl_gsd.algorithms.rollouts.sampler_settings:SamplerSettings",
         weighs=False,
         reads_accuracy=True,
         conflicts=SAMPLER_CONFLICTS,
-        check="verl_gsd.algorithms.rollouts.sampler_settings:sampler_wrong",
+        check="verl_gsd.algorithms.rollouts.sampler_settings:check_sampler",
         remedies={"silent": "sampler=disagreement  # revisits prompts on which answers differ"},
         report_order=50,
         unused_keys="verl_gsd.algorithms.rollouts.unused_keys:SAMPLER_UNUSED_KEYS",

@@ -1,4 +1,4 @@
-"""What a budget and a sampler do, in words."""
+"""How the config audit describes a budget and a sampler."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from verl_gsd.audit import Effect
 
 
 def budget_effect(config: DictConfig) -> Effect:
-    """What the audit says of ``algorithm.gsd.budget``."""
+    """The effect of ``algorithm.gsd.budget``."""
     one_visit = (
-        "algorithm.gsd.budget with trainer.total_epochs=1: every prompt is visited once, so that nothing is known of "
-        "it and every prompt has as many rollouts. Set more epochs, or budget=uniform."
+        "algorithm.gsd.budget with trainer.total_epochs=1: every prompt is visited once. Without earlier visits, "
+        "all prompts get the same number of rollouts. Set more epochs, or budget=uniform."
     )
     return Effect(
-        weight="the mean number of rollouts / the prompt's own (budget), so that more rollouts do not count more",
+        weight="the mean number of rollouts / the prompt's own number (budget), so prompts with more rollouts do not "
+        "weigh more",
         warnings=(one_visit,) if config.trainer.total_epochs == 1 else (),
     )
 
 
 def sampler_effect(config: DictConfig) -> Effect:
-    """What the audit says of ``algorithm.gsd.sampler``."""
+    """The effect of ``algorithm.gsd.sampler``."""
     explore = SamplerSettings.of(config.algorithm.gsd.sampler).explore
     return Effect(
         prompts="sampled by expected disagreement (the posterior of earlier visits); the objective is then the average "

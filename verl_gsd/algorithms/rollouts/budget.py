@@ -1,9 +1,9 @@
-"""Rollouts shared out in the trainer process: a group's size by what earlier visits say of its prompt.
+"""The trainer extension that divides a batch's rollouts among its prompts, by what earlier visits tell about them.
 
-verl's agent loops start as many sessions of a prompt as its column ``__rollout_n__`` says. A batch of B prompts has B n
-rollouts whoever gets them, so that verl's mini-batches are filled as ever and no row is padded: taking the largest next
-gain one rollout at a time ends there exactly, with nothing to rescale or round. ``group_size_weights.py`` keeps a
-prompt's part in the update what it is with equal groups.
+verl's agent loops start as many sessions of a prompt as its column ``__rollout_n__`` says. A batch of B prompts always
+has B n rollouts in all. verl's mini-batches are therefore filled as usual, and no row is padded. The allocation gives
+one rollout at a time to the prompt with the largest gain. It ends at exactly B n, so nothing is rescaled or rounded.
+``group_size_weights.py`` gives each prompt the same weight in the update as with equal groups.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from verl_gsd.algorithms.rollouts.budget_settings import BudgetSettings
-from verl_gsd.algorithms.rollouts.group_size_weights import equal_prompts
+from verl_gsd.algorithms.rollouts.group_size_weights import group_size_weights
 from verl_gsd.chain import Rows
 from verl_gsd.extension import ROLLOUTS, Extension, Services, Visits
 from verl_gsd.groups import Group, Member
@@ -25,16 +25,16 @@ from verl_gsd.records import Fate
 
 
 class Budget(Extension):
-    """Requests the rollouts of every batch. Each batch is trained on in the step it was submitted in.
+    """Requests a number of rollouts for each prompt. Each batch is trained on in the step in which it was submitted.
 
     Args:
-        settings: of ``algorithm.gsd.budget``, or that section.
+        settings: settings or config section of ``algorithm.gsd.budget``.
     """
 
     def __init__(self, settings: BudgetSettings | Mapping[str, Any], services: Services | None = None) -> None:
         self._settings = BudgetSettings.of(settings)
         super().__init__(self._settings, services)
-        self._asked: dict[str, int] = {}  # by uid, of groups whose record is not written
+        self._requested: dict[str, int] = {}  # uid -> rollouts, for groups whose record is not written yet
         self._metrics: dict[str, float] = {}
         if services is not None:
             services.prompts.prior, services.prompts.half_life = self._settings.prior, self._settings.half_life
@@ -44,38 +44,43 @@ class Budget(Extension):
         """Request each prompt's number of rollouts.
 
         Raises:
-            ValueError: the data has a number of its own.
+            ValueError: the training data has its own numbers of rollouts.
         """
         if visits.has_own_rollouts:
             raise ValueError(
-                f"the training data has a column {ROLLOUTS}, and algorithm.gsd.budget sets one. Set budget=uniform, "
-                "or drop the column."
+                f"the training data has a column {ROLLOUTS}, but algorithm.gsd.budget sets this column itself. Set "
+                "budget=uniform, or remove the column from the data."
             )
         correct, total = self.services.prompts.recent(visits.keys, self.services.step)
-        sizes = rollouts_of(correct, total, self._group_size, self._settings)
+        sizes = allocate_rollouts(correct, total, self._group_size, self._settings)
         visits.request(sizes)
-        self._asked |= dict(zip(visits.uids, sizes.tolist(), strict=True))
+        self._requested |= dict(zip(visits.uids, sizes.tolist(), strict=True))
         self._metrics = self._figures(correct, total, sizes)
 
     def on_group_left(self, group: Group, fate: Fate) -> Group:
-        return replace(group, rollouts_requested=self._asked[group.uid])
+        return replace(group, rollouts_requested=self._requested[group.uid])
 
     def stage_inputs(self, members: Sequence[Member | None], left: Sequence[Group]) -> dict[str, torch.Tensor]:
-        """``rollouts``, asked for of each row's prompt; 0 in rows of no group."""
-        return {"rollouts": torch.tensor([0 if row is None else self._asked[row.group.uid] for row in members])}
+        """``rollouts``, (N,): the number requested for each row's prompt; 0 in rows of no group."""
+        return {"rollouts": torch.tensor([0 if row is None else self._requested[row.group.uid] for row in members])}
 
     def weight(self, rows: Rows, advantages: torch.Tensor) -> torch.Tensor:
-        return equal_prompts(rows.column("rollouts", "budget"), rows.stats)
+        return group_size_weights(rows.column("rollouts", "budget"), rows.stats)
 
     def record(self, group: Group) -> dict[str, float | None]:
-        return {"asked": self._asked[group.uid]}
+        return {"asked": self._requested[group.uid]}
 
     def end_step(self, left: Sequence[Group]) -> dict[str, float]:
-        """``budget/``: ``rollouts/{p10,p50,p90}`` asked for of a prompt; ``share/{floor,cap}``, of prompts that got the
-        least and the most allowed; ``share/known``, of prompts visited before; ``mixed/expected``, the share of groups
-        that the posterior expects to be mixed, and ``mixed/expected_if_equal``, with n rollouts each."""
+        """Metrics named ``budget/...``.
+
+        - ``rollouts/{p10,p50,p90}``: percentiles of the numbers of rollouts requested per prompt
+        - ``share/floor``, ``share/cap``: shares of the prompts that got the minimum and the maximum
+        - ``share/known``: share of the prompts that were visited before
+        - ``mixed/expected``: share of the groups that the posterior expects to be mixed
+        - ``mixed/expected_if_equal``: the same with n rollouts for every prompt
+        """
         for group in left:
-            del self._asked[group.uid]
+            del self._requested[group.uid]
         return {f"budget/{name}": value for name, value in self._metrics.items()}
 
     def _figures(self, correct: np.ndarray, total: np.ndarray, sizes: np.ndarray) -> dict[str, float]:
@@ -91,8 +96,8 @@ class Budget(Extension):
         return figures
 
 
-def rollouts_of(correct: np.ndarray, total: np.ndarray, group_size: int, settings: BudgetSettings) -> np.ndarray:
-    """(B,) int64, group sizes of mean ``group_size``, from what ``PromptStore.recent`` gives of B prompts."""
+def allocate_rollouts(correct: np.ndarray, total: np.ndarray, group_size: int, settings: BudgetSettings) -> np.ndarray:
+    """Group sizes with mean ``group_size``, (B,) int64, from the counts of ``PromptStore.recent``, (B,) each."""
     return allocate_from_counts(
         correct,
         total,

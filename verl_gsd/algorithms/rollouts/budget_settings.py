@@ -1,4 +1,4 @@
-"""The config section ``algorithm.gsd.budget``, and what can be wrong with a config under it."""
+"""The config section ``algorithm.gsd.budget``, and checks of a config under it."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _SECTION = "algorithm.gsd.budget"
 
 
 class BudgetSettings(SectionSettings):
-    """Settings of a budget; ``config/budget/adaptive.yaml`` says more of each.
+    """Settings of a budget. ``config/budget/adaptive.yaml`` explains them in more detail.
 
     Attributes:
-        objective: what is maximized over a batch: the expected standard deviation of a group's outcomes, or the
-            probability that they are mixed.
-        prior: (a, b) of Beta, of a prompt's solve rate before its first visit.
-        minimum, maximum: rollouts per prompt; a maximum of None is no limit.
-        half_life: trainer steps after which a visit counts half; None: every visit counts the same.
+        objective: the sum to maximize over a batch. ``expected_std``: the expected standard deviation of a group's
+            outcomes. ``mixed``: the probability that they are mixed.
+        prior: (a, b) of the Beta distribution of a prompt's solve rate before its first visit.
+        minimum, maximum: bounds of the rollouts per prompt; None for no maximum.
+        half_life: number of trainer steps after which a visit counts half. None: all visits count the same.
     """
 
     objective: Literal["expected_std", "mixed"] = "expected_std"
@@ -43,8 +43,8 @@ class BudgetSettings(SectionSettings):
         raise ValueError("not a prior. Set it to [a,b], two finite numbers above 0")
 
 
-def budget_wrong(config: DictConfig, line: Line) -> Iterator[str]:
-    """Everything that is wrong with a budget's settings together with others."""
+def check_budget(config: DictConfig, line: Line) -> Iterator[str]:
+    """Check a budget's settings against the other settings."""
     section = OmegaConf.select(config, _SECTION)
     if section is None:
         return
@@ -54,11 +54,12 @@ def budget_wrong(config: DictConfig, line: Line) -> Iterator[str]:
     if isinstance(size, int) and not settings.minimum < size < largest:
         bound = "minimum" if settings.minimum >= size else "maximum"
         yield (
-            f"{_SECTION}.{bound}={getattr(settings, bound)} with actor_rollout_ref.rollout.n={size}: the mean must lie "
-            "between the bounds, or there is nothing to share out. Set a minimum below n and a maximum above it."
+            f"{_SECTION}.{bound}={getattr(settings, bound)} with actor_rollout_ref.rollout.n={size}: the mean n must "
+            "lie between the bounds, or there are no rollouts to redistribute. Set a minimum below n and a maximum "
+            "above it."
         )
     for file in files_with(ROLLOUTS, config.data.train_files):
         yield (
-            f"data.train_files={file} has a column {ROLLOUTS}, and {_SECTION} sets one. Set budget=uniform, or drop "
-            "the column."
+            f"data.train_files={file} has a column {ROLLOUTS}, but {_SECTION} sets this column itself. Set "
+            "budget=uniform, or remove the column from the data."
         )

@@ -1,4 +1,4 @@
-"""Settings that a budget and a sampler do not work with, and why."""
+"""Settings that a budget and a sampler do not work with, and the reasons."""
 
 from verl_gsd.declaration import Conflict
 
@@ -10,7 +10,7 @@ BUDGET_CONFLICTS = (
     ),
     Conflict(
         "algorithm.filter_groups.enable=true",
-        "dynamic sampling replaces groups by groups of other sizes, and the rollouts of an update no longer add up",
+        "dynamic sampling replaces groups by groups of other sizes, which changes the number of rollouts per update",
         "Set algorithm.filter_groups.enable=false, or budget=uniform.",
     ),
     Conflict(
@@ -20,7 +20,7 @@ BUDGET_CONFLICTS = (
     ),
     Conflict(
         "trainer.v1.sync.parameter_sync_step!=1",
-        "verl then updates on parts of a step, and the rollouts of a part do not add up",
+        "verl then updates on parts of a step, whose numbers of rollouts differ",
         "Set trainer.v1.sync.parameter_sync_step=1, or budget=uniform.",
     ),
 )
@@ -28,12 +28,12 @@ BUDGET_CONFLICTS = (
 SAMPLER_CONFLICTS = (
     Conflict(
         "data.dataloader_num_workers!=0",
-        "workers fetch prompts before the result of the last step is known, and the sampler draws by that result",
+        "workers fetch prompts before the last step has ended, but the sampler needs the results of that step",
         "Set data.dataloader_num_workers=0.",
     ),
     Conflict(
         "data.sampler",
-        "only one of the two can draw prompts, and verl's V1 trainers do not read data.sampler",
+        "only one of the two can sample prompts, and verl's V1 trainers do not read data.sampler",
         "Remove data.sampler, or set sampler=uniform.",
     ),
 )

@@ -1,4 +1,4 @@
-"""A budget whose expectations do not come true."""
+"""The finding of a budget: it expects more mixed groups than the run has."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ from verl_gsd.report.findings.finding import Finder, Finding, percent, recent_me
 from verl_gsd.report.reading import Columns
 from verl_gsd.report.steps import column
 
-#: Share of mixed groups that a budget expects, less the share that it got, above which its rates no longer hold. It
-#: counts at steps of whose prompts at least the share ``KNOWN`` was visited before.
-EXCESS, KNOWN = 0.15, 0.9
+#: Threshold for the expected share of mixed groups minus the observed share.
+MAX_EXCESS = 0.15
+#: Only steps count in which at least this share of the prompts was visited before.
+MIN_KNOWN = 0.9
 
 
-def budgeted(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
-    """A budget expects more mixed groups than it gets, of prompts that it knows."""
-    known = column(table, "budget/share/known") >= KNOWN
-    of_known = {"step": table["step"][known]} | {
-        name: column(table, name)[known] for name in ("budget/mixed/expected", "mixed")
+def outdated_rates(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
+    """Among prompts with earlier visits, a budget expects clearly more mixed groups than there are."""
+    mostly_known = column(table, "budget/share/known") >= MIN_KNOWN
+    steps = {"step": table["step"][mostly_known]} | {
+        name: column(table, name)[mostly_known] for name in ("budget/mixed/expected", "mixed")
     }
-    expected, got = recent_mean(of_known, "budget/mixed/expected"), recent_mean(of_known, "mixed")
-    if expected - got > EXCESS:
+    expected, observed = recent_mean(steps, "budget/mixed/expected"), recent_mean(steps, "mixed")
+    if expected - observed > MAX_EXCESS:
         yield Finding(
-            "The budget is spent on rates that no longer hold",
-            f"It expects {percent(expected)} of the groups to be mixed, and {percent(got)} are. Earlier visits tell "
-            "less of the policy than it takes them to.",
+            "The budget relies on outdated solve rates",
+            f"It expects {percent(expected)} of the groups to be mixed, but {percent(observed)} are. Earlier visits "
+            "say less about the current policy than the budget assumes.",
             (
                 *scaled(config, "algorithm.gsd.budget.half_life", 0.5, "steps after which a visit counts half"),
                 "budget=uniform  # equal groups",
@@ -33,4 +34,4 @@ def budgeted(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
         )
 
 
-FINDERS: tuple[Finder, ...] = (budgeted,)
+FINDERS: tuple[Finder, ...] = (outdated_rates,)

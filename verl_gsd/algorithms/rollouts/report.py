@@ -1,4 +1,4 @@
-"""What a budget and a sampler show of a run: a record column and their section of a report."""
+"""The record column of a budget, and the report section of budget and sampler."""
 
 from __future__ import annotations
 
@@ -8,29 +8,30 @@ RECORD_COLUMNS = (
     RecordColumn(
         "asked",
         "int32",
-        "Budget: rollouts that it requested. The size differs from it only by sessions that failed.",
+        "Budget: requested rollouts. The size is smaller if sessions failed.",
     ),
 )
 
-#: Of both: the budget declares it.
+#: The section shows both. The budget declares it.
 REPORT = ReportSection(
     "allotment",
     "Budget and sampler",
-    "A budget shares out a step's rollouts, and a sampler chooses its prompts, by what earlier visits say of them.",
+    "A budget divides a step's rollouts among its prompts, and a sampler chooses these prompts. Both use the results "
+    "of earlier visits.",
     (
         ReportChart(
             "sizes",
-            "Rollouts of a prompt",
+            "Rollouts per prompt",
             {f"{percent}th percentile": f"budget/rollouts/p{percent}" for percent in (10, 50, 90)},
             "rollouts",
         ),
         ReportChart(
             "mixed",
-            "Mixed groups, expected and as it was",
+            "Mixed groups, expected and observed",
             {
-                "with the budget": "budget/mixed/expected",
-                "with equal groups": "budget/mixed/expected_if_equal",
-                "as it was": "mixed",
+                "expected with the budget": "budget/mixed/expected",
+                "expected with equal groups": "budget/mixed/expected_if_equal",
+                "observed": "mixed",
             },
             "share of the groups",
             values="share",
@@ -39,12 +40,12 @@ REPORT = ReportSection(
         ReportChart(
             "drawn",
             "Expected disagreement of prompts",
-            {"drawn": "sampler/disagreement/drawn", "in all the data": "sampler/disagreement/everywhere"},
+            {"sampled": "sampler/disagreement/drawn", "whole data set": "sampler/disagreement/everywhere"},
             "mean of 2p(1-p)",
         ),
         ReportChart(
             "effective",
-            "Prompts drawn from, effectively",
+            "Effective number of prompts",
             {"prompts": "sampler/effective_prompts"},
             "prompts",
             values="large",

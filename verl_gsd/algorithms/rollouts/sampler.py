@@ -1,12 +1,12 @@
-"""Which prompts a step generates for: drawn by how much their answers are expected to disagree (``sampler``).
+"""The trainer extension that samples the prompts of each step by the expected disagreement of their answers.
 
-A draw is of ``data.train_batch_size`` distinct prompts and is made when its first prompt is asked for. It knows every
-step that is over by then, and nothing of groups on their way: in mode ``gsd_sync`` all steps before the one at hand, in
-asynchronous modes, which generate ahead, those before it was submitted. Where groups are refilled or generated ahead, a
-prompt of one draw may be on its way when the next draws it again.
+A draw samples ``data.train_batch_size`` distinct prompts. It happens when the trainer requests the first of them, and
+uses the results of all steps that have ended by then. Groups in flight do not count. In mode ``gsd_sync``, these are
+all steps before the current one. Asynchronous modes generate ahead, so they are the steps before the draw was
+submitted. If groups are refilled or generated ahead, a prompt may be drawn again while it is still in flight.
 
-A draw is a function of ``data.seed``, its number and the memory of prompts, all of which a checkpoint has. A resume
-therefore draws what an uninterrupted run would have drawn, as long as numpy's generator stays the same.
+A draw is a function of ``data.seed``, its number and the memory of prompts. A checkpoint has all three. After a resume,
+the sampler therefore draws the same prompts as an uninterrupted run, as long as numpy's generator stays the same.
 """
 
 from __future__ import annotations
@@ -28,19 +28,21 @@ from verl_gsd.run.dataset import PromptKeys
 
 
 class DisagreementSampler(Sampler[int]):
-    """Rows of a data set, draw after draw; a pass, after which verl starts another, has as many draws as are whole.
+    """Samples rows of a data set, one draw after another.
+
+    A pass has as many complete draws as fit into the data set. verl then starts the next pass.
 
     Args:
-        keys: of the data set's rows.
-        store: what is known of prompts.
-        count: prompts a draw.
-        prior: (a, b) of Beta, of a prompt's solve rate before its first visit.
-        explore: share of the chance that is the same for all; ``planning/visits.py`` says what it is good for.
-        seed: any whole number.
-        step: the trainer step at hand.
+        keys: the prompts of the data set's rows.
+        store: the memory of prompts.
+        count: prompts per draw.
+        prior: (a, b) of the Beta distribution of a prompt's solve rate before its first visit.
+        explore: share of the probability that is equal for all prompts; ``planning/visits.py`` explains its purpose.
+        seed: any integer.
+        step: returns the current trainer step.
 
     Attributes:
-        seconds: spent drawing since somebody set it to 0.
+        seconds: time spent drawing. The caller resets it to 0.
 
     Raises:
         ConfigError: the data set has fewer rows than a draw.
@@ -60,25 +62,25 @@ class DisagreementSampler(Sampler[int]):
         self._rows = _Rows(keys)
         if len(self._rows) < count:
             raise ConfigError(
-                f"data.train_batch_size={count}: the training data has {len(self._rows)} prompts. Set it to that "
-                "or less."
+                f"data.train_batch_size={count}: the training data has only {len(self._rows)} prompts. Set it to "
+                f"{len(self._rows)} or less."
             )
         self._store, self._step, self._prior = store, step, prior
         self._count, self._explore, self._seed = count, explore, seed
         self._draws = 0
-        self._waiting: list[int] = []  # drawn and not asked for yet, the next one last
-        self._figures: dict[str, float] = {}
+        self._waiting: list[int] = []  # rows that were drawn but not requested yet, in reverse order
+        self._metrics: dict[str, float] = {}
         self.seconds = 0.0
 
     def __len__(self) -> int:
-        return self._draws_a_pass * self._count
+        return self._draws_per_pass * self._count
 
     def __iter__(self) -> Iterator[int]:
         while True:
             if not self._waiting:
                 self._draw()
             yield self._waiting.pop()
-            if not self._waiting and self._draws % self._draws_a_pass == 0:
+            if not self._waiting and self._draws % self._draws_per_pass == 0:
                 return
 
     def state_dict(self) -> dict[str, Any]:
@@ -88,14 +90,17 @@ class DisagreementSampler(Sampler[int]):
         self._draws, self._waiting = state["draws"], list(state["waiting"])
 
     def metrics(self) -> dict[str, float]:
-        """Of the last draw: ``sampler/frac_new`` (prompts of which nothing is known that counts),
-        ``sampler/disagreement/{drawn,everywhere}`` (its posterior mean, over what was drawn and over the data set) and
-        ``sampler/effective_prompts`` (as many prompts of equal chance would be met again as often).
+        """Metrics of the last draw, named ``sampler/...``.
+
+        - ``frac_new``: share of the drawn prompts without an earlier visit that counts
+        - ``disagreement/drawn``, ``disagreement/everywhere``: mean of the posterior expected disagreement, over the
+          drawn prompts and over the whole data set
+        - ``effective_prompts``: the number of prompts with equal probabilities that would be visited again as often
         """
-        return dict(self._figures)
+        return dict(self._metrics)
 
     @property
-    def _draws_a_pass(self) -> int:
+    def _draws_per_pass(self) -> int:
         return len(self._rows) // self._count
 
     def _draw(self) -> None:
@@ -106,7 +111,7 @@ class DisagreementSampler(Sampler[int]):
         drawn = draw(chance, self._count, np.random.default_rng([self._seed % 2**64, self._draws]))
         self._draws += 1
         self._waiting = drawn[::-1].tolist()
-        self._figures = {
+        self._metrics = {
             "sampler/frac_new": float((total[drawn] == 0).mean()),
             "sampler/disagreement/drawn": float(disagreement[drawn].mean()),
             "sampler/disagreement/everywhere": float(disagreement.mean()),
@@ -116,60 +121,64 @@ class DisagreementSampler(Sampler[int]):
 
 
 class _Rows:
-    """Which rows of a data set a store's prompts are; each prompt is looked up once, until some are forgotten."""
+    """Maps a store's prompts to the rows of a data set. It looks up each prompt once, until the store drops some."""
 
     def __init__(self, keys: PromptKeys) -> None:
-        self._of_source: dict[str, tuple[int, np.ndarray]] = {}  # number of its first prompt; its indices in order
-        self._prompt: np.ndarray = np.zeros(len(keys.index), np.int64)  # by row; rows may be of one prompt
+        # source -> number of its first prompt, and its sorted indices
+        self._prompts_by_source: dict[str, tuple[int, np.ndarray]] = {}
+        # Number of each row's prompt. Several rows may have the same prompt.
+        self._prompt: np.ndarray = np.zeros(len(keys.index), np.int64)
         self._n_prompts = 0
         for number, name in enumerate(keys.sources):
             rows = np.flatnonzero(keys.source == number)
-            distinct, which = np.unique(keys.index[rows], return_inverse=True)
-            self._of_source[name] = (self._n_prompts, distinct)
-            self._prompt[rows] = self._n_prompts + which
+            distinct, inverse = np.unique(keys.index[rows], return_inverse=True)
+            self._prompts_by_source[name] = (self._n_prompts, distinct)
+            self._prompt[rows] = self._n_prompts + inverse
             self._n_prompts += len(distinct)
-        self._source: np.ndarray = np.zeros(0, np.int32)  # of the store's prompts
+        # Source and index of each of the store's prompts.
+        self._source: np.ndarray = np.zeros(0, np.int32)
         self._index: np.ndarray = np.zeros(0, np.int64)
-        self._known: np.ndarray = np.zeros(0, np.int64)  # which prompt each is; -1 where it is none of the data set's
+        # Our number of each of the store's prompts; -1 if it is not in the data set.
+        self._number: np.ndarray = np.zeros(0, np.int64)
 
     def __len__(self) -> int:
         return len(self._prompt)
 
-    def counts(self, known: PromptCounts) -> tuple[np.ndarray, np.ndarray]:
+    def counts(self, stored: PromptCounts) -> tuple[np.ndarray, np.ndarray]:
         """(correct, total) of every row, (n_rows,) each."""
-        self._look_up(known)
-        ours = self._known >= 0
-        found = []
-        for figure in (known.correct, known.total):
+        self._look_up(stored)
+        in_data = self._number >= 0
+        counts_by_row = []
+        for counts in (stored.correct, stored.total):
             by_prompt = np.zeros(self._n_prompts)
-            by_prompt[self._known[ours]] = figure[ours]
-            found.append(by_prompt[self._prompt])
-        return found[0], found[1]
+            by_prompt[self._number[in_data]] = counts[in_data]
+            counts_by_row.append(by_prompt[self._prompt])
+        return counts_by_row[0], counts_by_row[1]
 
-    def _look_up(self, known: PromptCounts) -> None:
-        before = len(self._known)
+    def _look_up(self, stored: PromptCounts) -> None:
+        before = len(self._number)
         if not (
-            np.array_equal(self._index, known.index[:before]) and np.array_equal(self._source, known.source[:before])
+            np.array_equal(self._index, stored.index[:before]) and np.array_equal(self._source, stored.source[:before])
         ):
-            self._known, before = self._known[:0], 0
-        source, index = known.source[before:], known.index[before:]
-        which: np.ndarray = np.full(len(index), -1)
+            self._number, before = self._number[:0], 0
+        source, index = stored.source[before:], stored.index[before:]
+        new_numbers: np.ndarray = np.full(len(index), -1)
         for number in np.unique(source):
-            first, distinct = self._of_source.get(known.sources[number], (0, np.zeros(0, np.int64)))
-            here = np.flatnonzero(source == number)
-            place = np.asarray(np.searchsorted(distinct, index[here]))
-            found = np.append(distinct, 0)[place] == index[here]
-            found &= place < len(distinct)
-            which[here[found]] = first + place[found]
-        self._known = np.concatenate([self._known, which])
-        self._source, self._index = known.source.copy(), known.index.copy()
+            first, distinct = self._prompts_by_source.get(stored.sources[number], (0, np.zeros(0, np.int64)))
+            of_source = np.flatnonzero(source == number)
+            position = np.asarray(np.searchsorted(distinct, index[of_source]))
+            in_data = np.append(distinct, 0)[position] == index[of_source]
+            in_data &= position < len(distinct)
+            new_numbers[of_source[in_data]] = first + position[in_data]
+        self._number = np.concatenate([self._number, new_numbers])
+        self._source, self._index = stored.source.copy(), stored.index.copy()
 
 
-class Drawing(Extension):
-    """Has the prompts of every step drawn by a ``DisagreementSampler``.
+class SamplerExtension(Extension):
+    """Samples the prompts of every step with a ``DisagreementSampler``.
 
     Args:
-        settings: of ``algorithm.gsd.sampler``, or that section.
+        settings: settings or config section of ``algorithm.gsd.sampler``.
     """
 
     _sampler: DisagreementSampler | None = None
@@ -177,7 +186,7 @@ class Drawing(Extension):
     def __init__(self, settings: SamplerSettings | Mapping[str, Any], services: Services | None = None) -> None:
         self._settings = SamplerSettings.of(settings)
         super().__init__(self._settings, services)
-        if services is not None:  # both read one memory; a budget has said the same of it, if there is one
+        if services is not None:  # a budget reads the same memory; the checks require that both half-lives are equal
             services.prompts.half_life = self._settings.half_life
 
     def draw_prompts(self, dataset: PromptKeys, count: int, seed: int) -> DisagreementSampler:
@@ -200,5 +209,5 @@ class Drawing(Extension):
         """``draw``: seconds spent drawing."""
         if self._sampler is None:
             return {}
-        spent, self._sampler.seconds = self._sampler.seconds, 0.0
-        return {"draw": spent}
+        seconds, self._sampler.seconds = self._sampler.seconds, 0.0
+        return {"draw": seconds}

@@ -1,4 +1,4 @@
-"""The config section ``algorithm.gsd.sampler``, and what can be wrong with a config under it."""
+"""The config section ``algorithm.gsd.sampler``, and checks of a config under it."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ _SECTION = "algorithm.gsd.sampler"
 
 
 class SamplerSettings(SectionSettings):
-    """Settings of the sampler; ``config/sampler/disagreement.yaml`` says more of each.
+    """Settings of the sampler. ``config/sampler/disagreement.yaml`` explains them in more detail.
 
     Attributes:
-        explore: share of the chance that is the same for all prompts. Above 0, so that no prompt waits forever.
-        half_life: trainer steps after which a visit counts half; None: every visit counts the same.
+        explore: share of the probability that is equal for all prompts. It is above 0 so that no prompt waits forever.
+        half_life: number of trainer steps after which a visit counts half. None: all visits count the same.
     """
 
     explore: float = Field(0.1, gt=0, le=1)
     half_life: float | None = Field(BudgetSettings.default("half_life"), gt=0)
 
 
-def sampler_wrong(config: DictConfig, line: Line) -> Iterator[str]:
-    """Everything that is wrong with a sampler's settings together with others."""
+def check_sampler(config: DictConfig, line: Line) -> Iterator[str]:
+    """Check a sampler's settings against the other settings."""
     section = OmegaConf.select(config, _SECTION)
     if section is None:
         return
@@ -39,6 +39,6 @@ def sampler_wrong(config: DictConfig, line: Line) -> Iterator[str]:
     if half_life != settings.half_life:
         yield (
             f"{_SECTION}.half_life={section.get('half_life', settings.half_life)} with "
-            f"algorithm.gsd.budget.half_life={half_life}: both read one memory, which forgets at one rate. Set both to "
-            "the same, or leave the sampler's out."
+            f"algorithm.gsd.budget.half_life={half_life}: sampler and budget share one memory of prompts, which has "
+            "one half-life. Set both to the same value, or remove the sampler's."
         )

@@ -138,15 +138,15 @@ def test_rows_that_stand_alone_have_no_pair_and_the_others_keep_theirs():
     rewards, scores = EXAMPLE
     stats = group_stats(rewards.double(), [0] * 4)
     alone = torch.tensor([False, False, False, True])
-    assert rectified(rewards, scores, stats, delta=3, alone=alone).tolist() == [0.25, -0.25, 0, 0]
-    assert rectified(rewards, scores, stats, delta=3, alone=~alone).tolist() == [0, 0, 0, 0]
+    assert rectified(rewards, scores, stats, delta=3, drop_rows=alone).tolist() == [0.25, -0.25, 0, 0]
+    assert rectified(rewards, scores, stats, delta=3, drop_rows=~alone).tolist() == [0, 0, 0, 0]
 
 
 @given(batches, deltas, st.booleans(), st.sets(st.integers(0, 11)))
 def test_rows_that_stand_alone_are_what_the_loop_says_and_sums_stay_zero(rows, delta, signed, apart):
     rewards, scores, labels = tensors(rows)
     alone = torch.tensor([row in apart for row in range(len(labels))])
-    found = rectified(rewards, scores, group_stats(rewards, labels), delta=delta, signed=signed, alone=alone)
+    found = rectified(rewards, scores, group_stats(rewards, labels), delta=delta, signed=signed, drop_rows=alone)
     expected = spelled_out(rewards.tolist(), scores.tolist(), labels, delta, signed, apart)
     assert found.tolist() == pytest.approx(expected, abs=1e-12)
     assert not found[alone].any()

@@ -45,7 +45,7 @@ LINES = [
         f"{SHOWN}.mode=never": r"demonstrations\.mode=never: .*all_fail, always",
     },
     {
-        f"{SHOWN}.per_group=8": r"per_group=8 of actor_rollout_ref\.rollout\.n=8: ",
+        f"{SHOWN}.per_group=8": r"per_group=8 with actor_rollout_ref\.rollout\.n=8: ",
         f"{POLICY}.ratio=two": r"policy_loss\.ratio=two: .*shaped, one",
         "algorithm.rollout_correction.bypass_mode=true": r"bypass_mode=true: .*bypass_mode=false",
         "critic.enable=true": r"critic\.enable=true: .*critic\.enable=false",
@@ -150,7 +150,7 @@ def test_the_audit_says_what_is_masked_and_who_is_shown(compose_fast, tiny_task)
 
     both = words("dagrpo", "+algorithm.gsd.hadw.preset=soft")
     assert re.search(r"judge \(openai\) .*3", both) and "expert's response" in both
-    places = [both.index(words) for words in ("response takes the place", "judge (openai)", "(GRPO)", "HA-DW's factor")]
+    places = [both.index(words) for words in ("response replaces", "judge (openai)", "(GRPO)", "HA-DW's factor")]
     assert places == sorted(places), "demonstrations join before rewards are centred, and weights come last"
     anchors = words("dagrpo_anchors", f"{SHOWN}.source=self", f"{SHOWN}.mode=always")
     assert "judge" not in anchors and "expert's response" not in anchors and "every group" in anchors

@@ -30,7 +30,7 @@ from hypothesis import strategies as st
 from verl_gsd import chain
 from verl_gsd.algorithms.dagrpo.mask import Dagrpo
 from verl_gsd.algorithms.dagrpo.pairs import rectified_advantage
-from verl_gsd.algorithms.dagrpo.settings import Delta
+from verl_gsd.algorithms.dagrpo.settings import MaskDelta
 from verl_gsd.algorithms.hadw.extension import Hadw
 from verl_gsd.algorithms.hadw.factor import hadw_factor
 from verl_gsd.dial import dial_advantage
@@ -227,7 +227,7 @@ def test_delta_moves_with_every_step_and_not_within_one():
 @given(st.floats(-100, 100), st.floats(-100, 100), st.integers(1, 500))
 def test_a_way_ends_at_its_last_value_and_never_leaves_its_ends(first, last, steps):
     """A delta above ``last`` by a rounding masks every pair whose gap is ``last`` itself."""
-    delta = Delta.of({"from": first, "to": last, "steps": steps})
+    delta = MaskDelta.of({"from": first, "to": last, "steps": steps})
     assert delta.at(0) == first
     assert delta.at(steps) == delta.at(steps + 1) == delta.at(10**6) == last
     assert min(first, last) <= delta.at(steps // 2) <= max(first, last)

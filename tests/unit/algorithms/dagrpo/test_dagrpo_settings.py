@@ -6,7 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from verl_gsd import extension
-from verl_gsd.algorithms.dagrpo.settings import Delta, MaskSettings
+from verl_gsd.algorithms.dagrpo.settings import MaskDelta, MaskSettings
 
 NAN, INF = math.nan, math.inf
 
@@ -15,35 +15,37 @@ NAN, INF = math.nan, math.inf
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
-        (3, Delta(3.0, 3.0)),
-        (-0.5, Delta(-0.5, -0.5)),
-        (-INF, Delta(-INF, -INF)),
-        (INF, Delta(INF, INF)),
-        ({"from": 1, "to": 5, "steps": 200}, Delta(1.0, 5.0, 200)),
-        ({"from": 5, "to": -1.5, "steps": 1}, Delta(5.0, -1.5, 1)),
-        ({"quantile": 0.25}, Delta(quantile=0.25)),
-        ({"quantile": 0}, Delta(quantile=0.0)),
-        ({"quantile": 1}, Delta(quantile=1.0)),
+        (3, MaskDelta(3.0, 3.0)),
+        (-0.5, MaskDelta(-0.5, -0.5)),
+        (-INF, MaskDelta(-INF, -INF)),
+        (INF, MaskDelta(INF, INF)),
+        ({"from": 1, "to": 5, "steps": 200}, MaskDelta(1.0, 5.0, 200)),
+        ({"from": 5, "to": -1.5, "steps": 1}, MaskDelta(5.0, -1.5, 1)),
+        ({"quantile": 0.25}, MaskDelta(quantile=0.25)),
+        ({"quantile": 0}, MaskDelta(quantile=0.0)),
+        ({"quantile": 1}, MaskDelta(quantile=1.0)),
     ],
 )
 def test_a_delta_is_a_number_a_way_or_a_quantile(wrap, value, expected):
     section = wrap({"delta": value, "judge": {"scorer": "stub"}, "demonstrations": None})
     assert MaskSettings.of(section) == MaskSettings(delta=expected)
-    assert Delta.of(section["delta"]) == expected
+    assert MaskDelta.of(section["delta"]) == expected
 
 
 def test_only_a_delta_that_is_minus_infinity_for_good_needs_no_judge():
-    assert Delta.of(-INF).keeps_all
+    assert MaskDelta.of(-INF).keeps_all
     for value in (-100, INF, {"quantile": 0.0}, {"from": -5, "to": -5, "steps": 1}):
-        assert not Delta.of(value).keeps_all
+        assert not MaskDelta.of(value).keeps_all
 
 
 def test_every_key_of_the_section_is_read_and_null_is_no_value_but_where_it_means_none():
     given_ = {"signed": False, "mask": "mean", "rescale": True, "fail_closed": True, "probe_every": 7}
-    expected = MaskSettings(delta=Delta(1.0, 1.0), **given_)
+    expected = MaskSettings(delta=MaskDelta(1.0, 1.0), **given_)
     assert vars(expected).items() >= given_.items()
     assert MaskSettings.of(OmegaConf.create({"delta": 1} | given_)) == expected
-    assert MaskSettings.of(OmegaConf.create({"delta": 1, "probe_every": None})) == MaskSettings(delta=Delta(1.0, 1.0))
+    assert MaskSettings.of(OmegaConf.create({"delta": 1, "probe_every": None})) == MaskSettings(
+        delta=MaskDelta(1.0, 1.0)
+    )
     for key in given_.keys() - {"probe_every"}:
         with pytest.raises(ValueError, match=f"{key}=null"):
             MaskSettings.of({"delta": 1, key: None})

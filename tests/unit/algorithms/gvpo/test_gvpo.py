@@ -186,7 +186,7 @@ def row_gradient(division, ablated=None):
     log_prob, reference, mask, group, rewards = sequences()
     s, l_ref = log_ratios(log_prob, reference, mask), torch.where(mask, reference, 0).sum(dim=-1)
     weights = maths.gvpo_weights(
-        maths.centred(rewards, group), maths.tilt_of(s, l_ref, **(ablated or {})), group, beta=BETA
+        maths.centred(rewards, group), maths.log_ratio_term(s, l_ref, **(ablated or {})), group, beta=BETA
     )
     c = maths.group_coefficients(group)
     log_prob.requires_grad_()
@@ -227,7 +227,7 @@ def test_on_the_old_policy_the_gradients_of_var_and_cov_cancel():
     """So that with one mini-batch and one epoch GVPO is plain REINFORCE."""
     log_prob, _, mask, group, rewards = sequences()
     same = torch.where(mask, log_prob, 0).sum(dim=-1)
-    tilted = maths.tilt_of(torch.zeros_like(same), same)
+    tilted = maths.log_ratio_term(torch.zeros_like(same), same)
     weights = maths.gvpo_weights(maths.centred(rewards, group), tilted, group, beta=BETA)
     assert torch.equal(weights, maths.centred(rewards, group))
 
@@ -260,7 +260,7 @@ def test_figures_of_a_mini_batch():
     s, rewards = torch.tensor([1.0, 2.0, 3.0, 9.0]), torch.tensor([0.0, 1.0, 0.0, 5.0])
     group = torch.tensor([0, 0, 1, 2])
     group[2] = 0
-    found = maths.describe(s, maths.centred(rewards, group), group, beta=0.5, tokens=torch.tensor([3, 2, 1, 7]))
+    found = maths.gvpo_metrics(s, maths.centred(rewards, group), group, beta=0.5, tokens=torch.tensor([3, 2, 1, 7]))
     assert found["gvpo/groups_of_one"] == 1
     assert found["gvpo/s_std"] == pytest.approx(1.0) and found["gvpo/beta_s_std"] == pytest.approx(0.5)
     assert found["gvpo/sequence_kl"] == pytest.approx(-2.0)
@@ -364,7 +364,7 @@ def test_whole_numbers_as_rewards_are_exact():
         ),
         (lambda: maths.gvpo_row_loss(torch.zeros(6), torch.ones(6), torch.ones(6), torch.ones(6), beta=1), r"\(B, T\)"),
         (lambda: maths.gvpo_weights(torch.ones(1), torch.ones(2), torch.tensor([0, 0]), beta=1), "advantages"),
-        (lambda: maths.gvpo_weights(torch.ones(2), torch.ones(2, 1), torch.tensor([0, 0]), beta=1), "tilt"),
+        (lambda: maths.gvpo_weights(torch.ones(2), torch.ones(2, 1), torch.tensor([0, 0]), beta=1), "term"),
     ],
 )
 def test_shapes_are_refused_and_not_broadcast(call, words):

@@ -88,7 +88,7 @@ def test_auto_makes_a_pass_where_groups_cannot_be_kept_whole_and_says_why(update
         place(auto, of, workers=workers)
     assert metrics["gvpo/route_whole"] == 0
     (record,) = caplog.records  # once, not at every step
-    assert "grouping prepass" in record.message
+    assert "grouping=prepass" in record.message
     whole = update(*words, "algorithm.gsd.gvpo.grouping=whole")
     with pytest.raises(ValueError, match=rf"grouping=whole: .*{reason}.*algorithm\.gsd\.gvpo\.grouping=prepass"):
         place(whole, of, workers=workers)

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from verl_gsd import chain
 from verl_gsd.algorithms.rollouts.budget import Budget
 from verl_gsd.algorithms.rollouts.budget_settings import BudgetSettings
-from verl_gsd.algorithms.rollouts.group_size_weights import equal_prompts
+from verl_gsd.algorithms.rollouts.group_size_weights import group_size_weights
 from verl_gsd.audit import audit
 from verl_gsd.errors import ConfigError
 from verl_gsd.extension import ExtensionError, Visits
@@ -63,7 +63,7 @@ def test_weights_are_mean_size_over_size_and_add_up_to_the_rows(sizes, ignored):
     mask = torch.tensor([label != 99 for label in labels])
     rollouts = torch.tensor([0 if label == 99 else sizes[label] for label in labels])
     stats = group_stats(torch.zeros(len(labels)), labels, mask)
-    weight = equal_prompts(rollouts, stats)
+    weight = group_size_weights(rollouts, stats)
     slow = [1.0 if label == 99 else np.mean(sizes) / sizes[label] for label in labels]
     assert weight.tolist() == pytest.approx(slow)
     assert float(weight[mask].sum()) == pytest.approx(sum(sizes))
@@ -87,7 +87,7 @@ def test_a_trainer_that_does_not_say_what_was_asked_for_is_refused():
 def test_rollouts_that_are_no_groups_are_named(rollouts, row):
     stats = group_stats(torch.zeros(3), ["a", "a", "b"])
     with pytest.raises(ValueError, match=rf"rollouts\[{row}\] is"):
-        equal_prompts(torch.tensor(rollouts), stats)
+        group_size_weights(torch.tensor(rollouts), stats)
 
 
 # The extension
