@@ -238,7 +238,7 @@ def test_a_package_whose_extension_is_refused_is_named_once(monkeypatch):
     def register_taken(module):
         register(Declaration("hadw", "theirs.extension:Theirs"))
 
-    monkeypatch.setattr(extension.importlib.metadata, "entry_points", lambda group: [Point])
+    monkeypatch.setattr(extension, "_entry_points", lambda: [Point])
     monkeypatch.setattr(extension.importlib, "import_module", register_taken)
     before = extension.rejected()
     extension._register_all.__wrapped__()

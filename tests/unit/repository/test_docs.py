@@ -30,7 +30,7 @@ def test_the_stage_of_the_page_on_extending_passes_its_own_test_in_forty_lines(s
     (test,) = (value for name, value in there.items() if name.startswith("test_"))
     test()
     for section, key in (({"limit": 0}, "limit=0"), ({"limt": 1}, "limt: .*limit"), ({}, "limit is missing")):
-        with pytest.raises(ValueError, match=f"algorithm.gsd.cap: .*{key}"):
+        with pytest.raises(ValueError, match=rf"algorithm\.gsd\.cap\.{key}"):
             extension.build({"cap": section})
 
 
