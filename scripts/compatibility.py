@@ -110,13 +110,13 @@ def with_settings(row: DictConfig, settings: Mapping[str, object], notes: Notes)
     """Whether a run of ``row`` can have each of these settings."""
     rejected, partly, numbers = set(), False, set()
     for name, conflict in _conflicts_of(row):
-        condition = Condition.of(conflict.setting)
+        condition = Condition.parse(conflict.setting)
         example = OmegaConf.create()
         if condition.key in settings:
             OmegaConf.update(example, condition.key, settings[condition.key])
         if condition.holds(example):
             numbers.add(notes.number(name, conflict))
-            if not conflict.when or Condition.of(conflict.when).holds(row):
+            if not conflict.when or Condition.parse(conflict.when).holds(row):
                 rejected.add(condition.key)
             else:
                 partly = True
@@ -126,7 +126,7 @@ def with_settings(row: DictConfig, settings: Mapping[str, object], notes: Notes)
 def with_other_settings(row: DictConfig, notes: Notes) -> str:
     """Which settings without a column a run of ``row`` cannot have."""
     in_columns = {key for settings in SETTINGS.values() for key in settings}
-    others = [pair for pair in _conflicts_of(row) if Condition.of(pair[1].setting).key not in in_columns]
+    others = [pair for pair in _conflicts_of(row) if Condition.parse(pair[1].setting).key not in in_columns]
     return _cell("not all", {notes.number(*pair) for pair in others})
 
 

@@ -1,4 +1,4 @@
-"""What the package itself puts into records, reports and histograms, by name. Extensions must choose other names."""
+"""The names that the package itself uses in records, reports and histograms. Extensions must use other names."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from verl_gsd.declaration import RecordColumn
 
-#: Record columns that every run has, in the order of a file. Columns of extensions come after them.
+#: Record columns of every run, in the order of the file. Columns of extensions come after them.
 RECORD_COLUMNS: tuple[RecordColumn, ...] = (
     RecordColumn("step", "int32", "Trainer step in which the group left the replay buffer."),
     RecordColumn("attempt", "int32", "Attempt of the run. A resume begins the next one."),
@@ -48,8 +48,8 @@ RECORD_COLUMNS: tuple[RecordColumn, ...] = (
     ),
 )
 
-#: Kind of name -> names that are taken.
-TAKEN: Mapping[str, tuple[str, ...]] = {
+#: Kind of name -> names that the package uses.
+PACKAGE_NAMES: Mapping[str, tuple[str, ...]] = {
     "record column": tuple(column.name for column in RECORD_COLUMNS),
     "figure per step": (
         *("step", "groups", "rollouts", "tokens", "tokens_per_response", "lost_rewards", "accuracy", "sigma"),
@@ -62,7 +62,7 @@ TAKEN: Mapping[str, tuple[str, ...]] = {
     ),
     "report section": (
         *("words", "runs", "accuracy", "sigma", "silence", "difficulty", "waste", "policy"),
-        *("waiting", "error"),  # of a page that is served while a run goes on
+        *("waiting", "error"),  # in a page that is served during a run
     ),
     "histogram": ("sigma", "accuracy", "judge_score"),
 }

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from verl_gsd.sections import is_finite, is_number
+from verl_gsd.scalars import is_finite, is_number
 from verl_gsd.settings import SectionSettings, did_you_mean
 
 #: Anchors by name. ``paper`` is the rule as the paper writes it.

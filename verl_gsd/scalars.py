@@ -1,4 +1,4 @@
-"""What a config value is: a number, a finite number, or a whole number."""
+"""Type checks of numbers in configs and data files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, TypeGuard
 
 
 def is_number(value: Any) -> TypeGuard[float]:
-    """Whether it is a number that a float can hold, infinite ones and NaN included, and no bool."""
+    """Whether ``value`` is a number that fits into a float. Infinity and NaN are numbers, bools are not."""
     try:
         return isinstance(value, Real) and not isinstance(value, bool) and float(value) is not None
     except OverflowError:  # 10**400
@@ -16,10 +16,10 @@ def is_number(value: Any) -> TypeGuard[float]:
 
 
 def is_finite(value: Any) -> TypeGuard[float]:
-    """Whether it is a number, and no infinite one or NaN."""
+    """Whether ``value`` is a number, and neither infinite nor NaN."""
     return is_number(value) and math.isfinite(value)
 
 
 def is_whole(value: Any, least: int) -> TypeGuard[int]:
-    """Whether it is a whole number of ``least`` or more, and no bool."""
+    """Whether ``value`` is an integer of at least ``least``. Bools are not integers here."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
