@@ -1,4 +1,4 @@
-"""The names that the package itself uses in records, reports and histograms. Extensions must use other names."""
+"""Names that the package itself uses in records, reports and histograms. Extensions must choose other names."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from verl_gsd.declaration import RecordColumn
 
-#: Record columns of every run, in the order of the file. Columns of extensions come after them.
+#: Record columns that every run has, in their order in a file. Columns of extensions follow.
 RECORD_COLUMNS: tuple[RecordColumn, ...] = (
     RecordColumn("step", "int32", "Trainer step in which the group left the replay buffer."),
     RecordColumn("attempt", "int32", "Attempt of the run. A resume begins the next one."),
@@ -49,7 +49,7 @@ RECORD_COLUMNS: tuple[RecordColumn, ...] = (
 )
 
 #: Kind of name -> names that the package uses.
-PACKAGE_NAMES: Mapping[str, tuple[str, ...]] = {
+BASE_NAMES: Mapping[str, tuple[str, ...]] = {
     "record column": tuple(column.name for column in RECORD_COLUMNS),
     "figure per step": (
         *("step", "groups", "rollouts", "tokens", "tokens_per_response", "lost_rewards", "accuracy", "sigma"),
@@ -62,7 +62,7 @@ PACKAGE_NAMES: Mapping[str, tuple[str, ...]] = {
     ),
     "report section": (
         *("words", "runs", "accuracy", "sigma", "silence", "difficulty", "waste", "policy"),
-        *("waiting", "error"),  # in a page that is served during a run
+        *("waiting", "error"),  # only in a page of `verl-gsd report --watch`
     ),
     "histogram": ("sigma", "accuracy", "judge_score"),
 }

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
-from verl_gsd.base_names import PACKAGE_NAMES, RECORD_COLUMNS
+from verl_gsd.base_names import BASE_NAMES, RECORD_COLUMNS
 from verl_gsd.declaration import Conflict as Conflict
 from verl_gsd.declaration import Declaration as Declaration
 from verl_gsd.declaration import RecordColumn as RecordColumn
@@ -454,7 +454,7 @@ def _check_declaration(declaration: Declaration) -> None:
     if (other := _DECLARED.get(name)) is not None and other != declaration:
         raise ValueError(f"extension {name!r} is already registered by {module_of(other)}. Rename one of the two.")
     for kind, names in _declared_names(declaration).items():
-        owners = dict.fromkeys(PACKAGE_NAMES[kind], "verl-gsd")
+        owners = dict.fromkeys(BASE_NAMES[kind], "verl-gsd")
         for registered in _DECLARED.values():
             if registered.name != name:
                 owners |= dict.fromkeys(_declared_names(registered)[kind], f"extension {registered.name!r}")
@@ -481,7 +481,7 @@ def _check_declaration(declaration: Declaration) -> None:
 
 
 def _declared_names(declaration: Declaration) -> dict[str, list[str]]:
-    """Kind of name (``base_names.PACKAGE_NAMES``) -> declared names of this kind, which no other extension may use."""
+    """Kind of name (``base_names.BASE_NAMES``) -> declared names of this kind, which no other extension may use."""
     return {
         "record column": [column.name for column in declaration.record_columns],
         "figure per step": [figure.name for figure in declaration.step_figures],

@@ -35,7 +35,7 @@ def test_wrong_settings_unused_keys_and_conflicts_are_rejected_together_before_r
         "algorithm.gsd.eps=x",
     )
     assert done.returncode == 2
-    for problem in (r"algorithm\.gsd\.trend\.strength=2: .*1 or less", "halflife.*half_life"):
+    for problem in (r"algorithm\.gsd\.trend\.strength=2: .*up to 1", "halflife.*half_life"):
         assert re.search(problem, told), told
     done, told = run(installed, "algorithm.gsd.trend.strength=0", "algorithm.gsd.trend.half_life=3")
     assert done.returncode == 2 and "half_life=3" in told and "weighs all groups alike" in told

@@ -12,7 +12,7 @@ from report_runs import config, everything, group, metrics, records
 from typer.testing import CliRunner
 
 from verl_gsd import extension
-from verl_gsd.base_names import PACKAGE_NAMES
+from verl_gsd.base_names import BASE_NAMES
 from verl_gsd.cli.main import app
 from verl_gsd.extension import (
     Declaration,
@@ -289,12 +289,12 @@ def test_names_that_are_taken_are_those_that_the_package_uses(tmp_path):
     read = read_run(run, "run")
     declared = declarations()
     figures = {figure.name for of in declared for figure in of.step_figures}
-    assert set(by_step(read)) - figures == set(PACKAGE_NAMES["figure per step"])
+    assert set(by_step(read)) - figures == set(BASE_NAMES["figure per step"])
     sections = {of.report.name for of in declared if of.report is not None}
     shown = {section.name for section in sections_of([read])} - sections
-    assert shown == set(PACKAGE_NAMES["report section"]) - {"waiting", "error"}
+    assert shown == set(BASE_NAMES["report section"]) - {"waiting", "error"}
     scored = Left(replace(group(MIXED), scores=np.ones(4)), "trained")
     histograms = values_shown(describe([scored], step=1, attempt=1, alpha=1.0), [scored.group])
-    assert set(histograms) == set(PACKAGE_NAMES["histogram"])
-    columns = list(PACKAGE_NAMES["record column"])
+    assert set(histograms) == set(BASE_NAMES["histogram"])
+    columns = list(BASE_NAMES["record column"])
     assert [field.name for field in schema()][: len(columns)] == columns
