@@ -17,9 +17,10 @@ def dotted_items(config: Any, *, into_lists: bool = False) -> Iterator[tuple[str
 
 
 def dotted_leaves(config: Any, *, into_lists: bool = False) -> Iterator[tuple[str, Any]]:
-    """The entries of ``dotted_items`` without sections. With ``into_lists``, also without lists."""
+    """The entries of ``dotted_items`` that have no entries of their own. An empty section is one of them."""
     nested = (dict, list) if into_lists else dict
-    return ((key, value) for key, value in dotted_items(config, into_lists=into_lists) if not isinstance(value, nested))
+    entries = dotted_items(config, into_lists=into_lists)
+    return ((key, value) for key, value in entries if not (isinstance(value, nested) and value))
 
 
 def value_at(config: Any, key: str) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 #: verl's trainer modes -> our modes, which extend them.
 OUR_MODES = {
     "sync": "gsd_sync",
@@ -12,3 +14,15 @@ OUR_MODES = {
 
 class ConfigError(ValueError):
     """A configuration that cannot run. The message names the key, the value and what to set instead."""
+
+
+class SettingsError(ValueError):
+    """A config section is wrong.
+
+    Attributes:
+        problems: one sentence per problem. Each begins with the key, relative to the section.
+    """
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = tuple(problems)

@@ -31,7 +31,8 @@ from verl_gsd.declaration import RecordColumn as RecordColumn
 from verl_gsd.declaration import ReportChart as ReportChart
 from verl_gsd.declaration import ReportSection as ReportSection
 from verl_gsd.declaration import StepFigure as StepFigure
-from verl_gsd.settings import SettingsError, as_yaml
+from verl_gsd.errors import SettingsError
+from verl_gsd.scalars import as_yaml
 
 if TYPE_CHECKING:
     import numpy as np  # imported where it is used: verl-gsd --help imports this module and should not wait for numpy

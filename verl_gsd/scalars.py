@@ -1,4 +1,4 @@
-"""Type checks of numbers in configs and data files."""
+"""Scalars of configs and data files: type checks of numbers, and the text of a value in YAML."""
 
 from __future__ import annotations
 
@@ -23,3 +23,8 @@ def is_finite(value: Any) -> TypeGuard[float]:
 def is_whole(value: Any, least: int) -> TypeGuard[int]:
     """Whether ``value`` is an integer of at least ``least``. Bools are not integers here."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def as_yaml(value: Any) -> str:
+    """A scalar of a config as YAML writes it."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -15,17 +15,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 from typing_extensions import Self
 
-
-class SettingsError(ValueError):
-    """A config section is wrong.
-
-    Attributes:
-        problems: one sentence per problem. Each begins with the key, relative to the section.
-    """
-
-    def __init__(self, problems: Sequence[str]) -> None:
-        super().__init__("\n".join(problems))
-        self.problems = tuple(problems)
+from verl_gsd.errors import SettingsError as SettingsError
+from verl_gsd.scalars import as_yaml
 
 
 class SectionSettings(BaseModel):
@@ -170,8 +161,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return [_plain(entry) for entry in value]
     return value
-
-
-def as_yaml(value: Any) -> str:
-    """A config value as YAML writes it."""
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -10,9 +10,9 @@ def test_items_are_sections_and_their_entries_in_order():
     assert dict(dotted_items(CONFIG))["a"] is CONFIG["a"]
 
 
-def test_leaves_are_no_sections_and_may_lie_in_lists():
-    assert dict(dotted_leaves(CONFIG)) == {"a.b": 1, "a.d": [{"e": 2}, 3], "f": None}
-    assert dict(dotted_leaves(CONFIG, into_lists=True)) == {"a.b": 1, "a.d[0].e": 2, "a.d[1]": 3, "f": None}
+def test_leaves_have_no_entries_and_may_lie_in_lists():
+    assert dict(dotted_leaves(CONFIG)) == {"a.b": 1, "a.c": {}, "a.d": [{"e": 2}, 3], "f": None}
+    assert dict(dotted_leaves(CONFIG, into_lists=True)) == {"a.b": 1, "a.c": {}, "a.d[0].e": 2, "a.d[1]": 3, "f": None}
 
 
 def test_a_value_is_found_by_its_key_and_a_missing_key_is_none():

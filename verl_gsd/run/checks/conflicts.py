@@ -16,7 +16,7 @@ from verl_gsd import extension
 from verl_gsd.declaration import WEIGHS, Conflict, Declaration
 from verl_gsd.errors import OUR_MODES
 from verl_gsd.run.compose import Line
-from verl_gsd.settings import as_yaml
+from verl_gsd.scalars import as_yaml
 
 _SECTIONS = "algorithm.gsd."
 MODE = "trainer.v1.trainer_mode"

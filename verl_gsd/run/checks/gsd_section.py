@@ -217,22 +217,23 @@ def _check_extension(declaration: extension.Declaration, config: DictConfig, lin
 
 def check_extension_files(config: DictConfig, line: Line) -> Iterator[str]:
     """Report files that this run's extensions need and that are missing or wrong on the machine that trains."""
-    for declaration in _with_section(config):
+    for declaration in _with_valid_settings(config):
         if declaration.check_files is not None:
             yield from extension.load(declaration.check_files)(config, line)
 
 
 def check_extension_services(config: DictConfig) -> Iterator[str]:
     """Report servers that this run's extensions need and that do not answer correctly. This may take seconds."""
-    for declaration in _with_section(config):
+    for declaration in _with_valid_settings(config):
         if declaration.check_services is not None:
             yield from extension.load(declaration.check_services)(config, Line({}, ()))
 
 
-def _with_section(config: DictConfig) -> list[extension.Declaration]:
-    """The extensions of this run, without those whose section has a value that is not a section."""
+def _with_valid_settings(config: DictConfig) -> list[extension.Declaration]:
+    """The extensions of this run, without those whose settings are wrong. Another check reports these."""
     gsd = OmegaConf.select(config, "algorithm.gsd") or {}
-    return [declaration for declaration in extension.active(gsd) if isinstance(declaration.section(gsd), DictConfig)]
+    active = extension.active(gsd)
+    return [declaration for declaration in active if not extension.settings_problems(declaration, gsd)]
 
 
 CHECKS = (
@@ -276,7 +277,7 @@ def check_third_party_extensions(config: DictConfig, files: bool = True) -> Iter
     for declaration in extension.declarations():
         if not extension.is_ours(declaration):
             yield from _check_extension(declaration, config, line)
-    if any(not extension.is_ours(declaration) for declaration in _with_section(config)):
+    if any(not extension.is_ours(declaration) for declaration in _with_valid_settings(config)):
         for check in (check_accuracies_known, check_conflicts, check_limits):
             yield from check(config, line)
         if files:

@@ -121,8 +121,10 @@ def test_knobs_of_a_mask_that_nobody_judges_for_do_nothing(check):
 
 
 def test_keys_of_parts_that_are_not_there_are_answered_and_not_stumbled_over(check):
-    with pytest.raises(ConfigError, match=r"cache_mb=4 .*algorithm\.gsd\.dagrpo\.judge\.cache is null"):
+    with pytest.raises(ConfigError, match=r"delta=-inf with algorithm\.gsd\.dagrpo\.judge"):
         check(f"+{JUDGE}.cache_mb=4", algo="dagrpo_anchors")
+    with pytest.raises(ConfigError, match=r"cache_mb=4 .*algorithm\.gsd\.dagrpo\.judge\.cache is null"):
+        check(f"{JUDGE}.cache_mb=4", f"{JUDGE}.cache=null")
 
 
 def test_gvpo_goes_with_none_of_it(check):

@@ -83,7 +83,7 @@ LINES = [
     {
         "actor_rollout_ref.rollout.n=5": "",
         "trainer.n_gpus_per_node=2": "",
-        "actor_rollout_ref.actor.ppo_mini_batch_size=5": r"25 rows .*2 workers",
+        "actor_rollout_ref.actor.ppo_mini_batch_size=5": r"25 rows, .*2 workers",
         "critic.enable=true": r"critic\.enable=true: .*false",
     },
     {
