@@ -1,7 +1,7 @@
-"""Write the table of what works with what into docs/switching.md, from the declarations of the extensions.
+"""Write the compatibility table into docs/switching.md, based on the declarations of the extensions.
 
-Run ``python scripts/compatibility.py`` after a change of a declared conflict. With ``--check`` it writes nothing and
-fails if the page is not what the declarations say.
+Run ``python scripts/compatibility.py`` after changing a declared conflict. With ``--check``, it changes nothing, and
+fails if the page does not match the declarations.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from verl_gsd.run.checks.conflicts import MODE, Condition, all_conflicts, confli
 PAGE = Path(__file__).parents[1] / "docs" / "switching.md"
 BEGIN, END = "<!-- compatibility: begin, made by scripts/compatibility.py -->", "<!-- compatibility: end -->"
 
-#: What a run can add to its algorithm: the title of a column, and the file that has the section.
+#: Title of a column -> (group, name) of the YAML file with the section that a run can add to its algorithm.
 ADDITIONS = {
     "HA-DW": ("algo", "_hadw"),
     "DaGRPO's mask": ("algo", "_mask"),
@@ -29,7 +29,7 @@ ADDITIONS = {
     "budget": ("budget", "adaptive"),
     "sampler": ("sampler", "disagreement"),
 }
-#: Settings with a column of their own: key -> an example of what a run may set.
+#: Title of a column -> the settings that it is about: key -> example of a value.
 SETTINGS: dict[str, dict[str, object]] = {
     "dynamic sampling": {"algorithm.filter_groups.enable": True},
     "asynchronous modes": {MODE: "gsd_colocate_async"},
@@ -52,71 +52,79 @@ class Notes:
         self._names: dict[Conflict, list[str]] = {}
 
     def number(self, name: str, conflict: Conflict) -> int:
-        """The number of the reason why the extension ``name`` has this conflict."""
+        """The number of this conflict in the list of reasons. ``name`` is the extension that declares it."""
         names = self._names.setdefault(conflict, [])
         if name not in names:
             names.append(name)
         return list(self._names).index(conflict) + 1
 
     def lines(self) -> Iterator[str]:
+        """The numbered list below the table."""
         for number, (conflict, names) in enumerate(self._names.items(), start=1):
             extensions = ", ".join(f"`algorithm.gsd.{name}`" for name in names)
-            when = f", where `{conflict.when}`" if conflict.when else ""
-            yield f"{number}. {extensions} with {_named(conflict, names)}{when}: {conflict.reason}. {conflict.fix}"
+            setting = _describe_setting(conflict, names) + (f", if `{conflict.when}`" if conflict.when else "")
+            yield f"{number}. {extensions} with {setting}: {conflict.reason}. {conflict.fix}"
 
 
-def _named(conflict: Conflict, names: Sequence[str]) -> str:
+def _describe_setting(conflict: Conflict, names: Sequence[str]) -> str:
+    """The conflict's setting in words. ``names`` are the extensions that declare the conflict."""
     if conflict.setting != WEIGHS:
         return f"`{conflict.setting}`"
-    declared = [of for of in extension.declarations() if extension.is_ours(of)]
-    of_names = [of for of in declared if of.name in names]
-    explicit = {conflict.setting for of in of_names for conflict in of.conflicts}
-    others = [f"algorithm.gsd.{other.name}" for of in of_names for other in others_that_weigh(of, declared)]
-    shown = ", ".join(f"`{other}`" for other in others if other not in explicit)
-    return f"any other extension that weighs advantages (of ours {shown})"
+    ours = [declaration for declaration in extension.declarations() if extension.is_ours(declaration)]
+    declaring = [declaration for declaration in ours if declaration.name in names]
+    explicit = {conflict.setting for declaration in declaring for conflict in declaration.conflicts}
+    others = [
+        f"algorithm.gsd.{other.name}" for declaration in declaring for other in others_that_weigh(declaration, ours)
+    ]
+    listed = ", ".join(f"`{other}`" for other in others if other not in explicit)
+    return f"any other extension that weighs advantages (in this package {listed})"
 
 
-def of_group(group: str, name: str) -> DictConfig:
-    """What a choice says, with the files that it is based on."""
+def load_choice(group: str, name: str) -> DictConfig:
+    """The YAML file of a choice, merged with the files that it is based on."""
     node = groups.load(group, name)
-    based_on = [base for base in node.pop("defaults", []) if base != "_self_"]
-    merged = OmegaConf.merge(*(of_group(group, base) for base in based_on), node)
+    bases = [base for base in node.pop("defaults", []) if base != "_self_"]
+    merged = OmegaConf.merge(*(load_choice(group, base) for base in bases), node)
     assert isinstance(merged, DictConfig)
     return merged
 
 
 def rows() -> dict[str, DictConfig]:
-    """Choices by name. ``algo=`` is left out of the names."""
-    choices = {f"`{name}`": of_group("algo", name) for name in groups.choices("algo")}
+    """Title of each row -> the config of its choice. Titles do not contain ``algo=``."""
+    choices = {f"`{name}`": load_choice("algo", name) for name in groups.choices("algo")}
     return choices | {
-        f"`{group}={name}`": of_group(group, name) for group, name in ADDITIONS.values() if group != "algo"
+        f"`{group}={name}`": load_choice(group, name) for group, name in ADDITIONS.values() if group != "algo"
     }
 
 
 def with_addition(row: DictConfig, addition: DictConfig, notes: Notes) -> str:
-    """Whether a run of ``row`` can have ``addition``, too."""
-    own, added = ({of.name for of in extension.active(config.algorithm.get("gsd"))} for config in (row, addition))
-    if added <= own:
+    """The cell that tells whether a run of ``row`` can also have ``addition``."""
+    present, added = (
+        {declaration.name for declaration in extension.active(config.algorithm.get("gsd"))}
+        for config in (row, addition)
+    )
+    if added <= present:
         return "has it"
     together = OmegaConf.merge(row, addition)
     assert isinstance(together, DictConfig)
-    alone = {(found.declaration.name, found.key) for config in (row, addition) for found in conflicts_in(config)}
-    found = [one for one in conflicts_in(together) if (one.declaration.name, one.key) not in alone]
-    numbers = {notes.number(one.declaration.name, one.conflict) for one in found}
-    return _cell("no" if any(one.applies for one in found) else "partly", numbers)
+    # Conflicts that the row or the addition has on its own.
+    separate = {(item.declaration.name, item.key) for config in (row, addition) for item in conflicts_in(config)}
+    conflicts = [item for item in conflicts_in(together) if (item.declaration.name, item.key) not in separate]
+    numbers = {notes.number(item.declaration.name, item.conflict) for item in conflicts}
+    return _cell("no" if any(item.applies for item in conflicts) else "partly", numbers)
 
 
 def with_settings(row: DictConfig, settings: Mapping[str, object], notes: Notes) -> str:
-    """Whether a run of ``row`` can have each of these settings."""
+    """The cell that tells whether a run of ``row`` can have these settings."""
     rejected, partly, numbers = set(), False, set()
     for name, conflict in _conflicts_of(row):
-        condition = Condition.of(conflict.setting)
+        condition = Condition.parse(conflict.setting)
         example = OmegaConf.create()
         if condition.key in settings:
             OmegaConf.update(example, condition.key, settings[condition.key])
         if condition.holds(example):
             numbers.add(notes.number(name, conflict))
-            if not conflict.when or Condition.of(conflict.when).holds(row):
+            if not conflict.when or Condition.parse(conflict.when).holds(row):
                 rejected.add(condition.key)
             else:
                 partly = True
@@ -124,14 +132,14 @@ def with_settings(row: DictConfig, settings: Mapping[str, object], notes: Notes)
 
 
 def with_other_settings(row: DictConfig, notes: Notes) -> str:
-    """Which settings without a column a run of ``row`` cannot have."""
+    """The cell with the settings that a run of ``row`` cannot have and that have no column of their own."""
     in_columns = {key for settings in SETTINGS.values() for key in settings}
-    others = [pair for pair in _conflicts_of(row) if Condition.of(pair[1].setting).key not in in_columns]
+    others = [pair for pair in _conflicts_of(row) if Condition.parse(pair[1].setting).key not in in_columns]
     return _cell("not all", {notes.number(*pair) for pair in others})
 
 
 def _conflicts_of(row: DictConfig) -> list[tuple[str, Conflict]]:
-    """The conflicts with settings of the extensions of ``row``. Those with other extensions are additions."""
+    """(extension, conflict) for all conflicts with settings. Conflicts with other extensions are not included."""
     return [
         (declaration.name, conflict)
         for declaration in extension.active(row.algorithm.get("gsd"))
@@ -145,19 +153,19 @@ def _cell(answer: str, numbers: set[int]) -> str:
 
 
 def table() -> str:
-    """The table and its notes."""
+    """The table, followed by the numbered reasons."""
     groups.store_groups()
     notes = Notes()
-    additions = {title: of_group(*place) for title, place in ADDITIONS.items()}
-    by_cells: dict[tuple[str, ...], list[str]] = {}
+    additions = {title: load_choice(*choice) for title, choice in ADDITIONS.items()}
+    names_by_cells: dict[tuple[str, ...], list[str]] = {}
     for name, row in rows().items():
         cells = [with_addition(row, addition, notes) for addition in additions.values()]
         cells += [with_settings(row, settings, notes) for settings in SETTINGS.values()]
         cells.append(with_other_settings(row, notes))
-        by_cells.setdefault(tuple(cells), []).append(name)
+        names_by_cells.setdefault(tuple(cells), []).append(name)
     titles = ("", *additions, *SETTINGS, OTHER_SETTINGS)
     lines = [_line(titles), _line(["---"] * len(titles))]
-    lines += [_line([", ".join(names), *cells]) for cells, names in by_cells.items()]
+    lines += [_line([", ".join(names), *cells]) for cells, names in names_by_cells.items()]
     return "\n".join([*lines, "", *notes.lines()])
 
 
@@ -166,7 +174,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def with_table(page: str) -> str:
-    """The page with the table in place of what is between the two marks."""
+    """The page, with the table between the two marks replaced."""
     before, _, rest = page.partition(BEGIN)
     _, mark, after = rest.partition(END)
     if not mark:
@@ -176,14 +184,14 @@ def with_table(page: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--check", action="store_true", help="Write nothing; fail if the page is out of date.")
+    parser.add_argument("--check", action="store_true", help="Change nothing, and fail if the page is out of date.")
     is_check = parser.parse_args().check
     page = PAGE.read_text(encoding="utf-8")
-    if (wanted := with_table(page)) == page:
+    if (updated := with_table(page)) == page:
         return
     if is_check:
-        sys.exit(f"{PAGE.name} is not what the declarations say. Run python scripts/compatibility.py.")
-    PAGE.write_text(wanted, encoding="utf-8")
+        sys.exit(f"{PAGE.name} does not match the declarations. Run python scripts/compatibility.py.")
+    PAGE.write_text(updated, encoding="utf-8")
 
 
 if __name__ == "__main__":

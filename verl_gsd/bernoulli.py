@@ -1,9 +1,9 @@
-r"""Training without a model: a prompt is one Bernoulli logit, and an algorithm draws groups and moves the logits.
+r"""Training without a model: each prompt is one Bernoulli logit. An algorithm draws groups and changes the logits.
 
-A response to a prompt is right with probability p = 1 / (1 + exp(-logit)), and it is nothing but right or wrong. Its
-score, the gradient of its log-probability with respect to the logit, is 1 - p if it is right and -p if it is wrong.
-The mean score of right responses minus the mean score of wrong responses is therefore 1, and the dial updates a prompt
-by exactly its gain,
+A response to a prompt is right with probability p = 1 / (1 + exp(-logit)), and wrong otherwise. It has no other
+content. Its score, the gradient of its log-probability with respect to the logit, is 1 - p if it is right and -p if it
+is wrong. The mean score of right responses minus the mean score of wrong responses is therefore 1. So the dial changes
+the logit of a prompt by exactly its gain,
 
     g = (1/G) sum_i A_i s_i = sigma^(2 - alpha)    (Theorem 1 of arXiv 2607.00152, with eps = 0).
 
@@ -20,12 +20,12 @@ import torch
 
 from verl_gsd.dial import dial_advantage
 
-#: The paper's learning rate: a gain of 1 moves a prompt's logit by this much.
+#: The paper's learning rate: a gain of 1 changes the logit by this amount.
 RATE = 0.5
-#: In the paper's controlled run, how often DAPO draws from one prompt in a step at most.
+#: How often DAPO draws from one prompt in a step, at most, in the paper's controlled run.
 REDRAWS = 4
-#: How often DAPO generates groups for other prompts in a step at most, the first time included. After that, the step
-#: uses the mixed groups that it has.
+#: How often DAPO generates groups in a step, at most, including the first time. After that, the step uses the mixed
+#: groups that it has.
 ROUNDS = 10
 
 
@@ -36,8 +36,8 @@ class BernoulliBatch:
     Attributes:
         prompt: (V,) int64, the prompt of each group. A prompt may appear more than once.
         rewards: (V, G) float64, 1 for a right response and 0 for a wrong one.
-        generated: how many groups were generated to obtain these V, including them.
-        right: how many of all generated responses are right.
+        generated: number of groups that were generated to obtain these V groups, including them.
+        right: number of right responses among all generated responses.
     """
 
     prompt: torch.Tensor
@@ -51,9 +51,9 @@ class BernoulliBatch:
         return torch.arange(len(self.prompt)).repeat_interleave(self.rewards.shape[1])
 
 
-#: From (P,) solve rates and a group size to the batch of a step.
+#: ((P,) solve rates, group size, random generator) -> the batch of a step.
 Draw = Callable[[torch.Tensor, int, torch.Generator], BernoulliBatch]
-#: From (P,) logits, a batch and the learning rate to the (P,) change of the logits. It may remember earlier calls.
+#: ((P,) logits, batch, learning rate) -> (P,) change of the logits. It may keep a memory between calls.
 Update = Callable[[torch.Tensor, BernoulliBatch, float], torch.Tensor]
 
 
@@ -113,8 +113,8 @@ def redraw_silent_groups(p: torch.Tensor, group_size: int, generator: torch.Gene
 def replace_silent_groups(p: torch.Tensor, group_size: int, generator: torch.Generator) -> BernoulliBatch:
     """Replace silent groups by groups of other prompts until there are as many mixed groups as prompts, as DAPO does.
 
-    It stops after ``ROUNDS`` rounds. Towards the end of a run, when nearly every prompt is mastered, the batch is
-    therefore not full.
+    It stops after ``ROUNDS`` rounds. Towards the end of a run, when nearly all prompts are solved, it therefore returns
+    fewer groups.
     """
     prompt, kept, generated, right = torch.arange(len(p)), [], 0, 0.0
     n_mixed = 0
@@ -158,11 +158,11 @@ def dial_advantages(batch: BernoulliBatch, alpha: float) -> torch.Tensor:
 def ascend(
     logit: torch.Tensor, batch: BernoulliBatch, advantages: torch.Tensor, scores: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """(P,): the sum, over a prompt's groups, of (1/G) sum_i A_i s_i.
+    """(P,): for each prompt, the sum of (1/G) sum_i A_i s_i over its groups.
 
     Args:
         advantages: (V*G,).
-        scores: (V, G), s_i. None: those of responses that the policy generated.
+        scores: (V, G), s_i. None: the scores of responses that the policy generated.
     """
     if scores is None:
         scores = policy_scores(logit, batch)
@@ -171,7 +171,7 @@ def ascend(
 
 
 def skip_silent_groups(update: Update) -> Update:
-    """``update`` applied to the mixed groups alone, for an update that gives silent groups exactly 0.
+    """Apply ``update`` only to the mixed groups. This requires that it changes nothing for silent groups.
 
     This saves most of a run's time: towards the end, most groups are silent.
     """

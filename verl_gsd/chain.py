@@ -19,7 +19,16 @@ import torch
 
 from verl_gsd import dial
 from verl_gsd.dial_settings import dial_settings
-from verl_gsd.extension import Declaration, Extension, build, call_hook, declared, overrides, register, require_free
+from verl_gsd.extension import (
+    Declaration,
+    Extension,
+    build,
+    call_hook,
+    check_name_is_free,
+    declared,
+    overrides,
+    register,
+)
 from verl_gsd.groups import GroupStats, Labels, float_rows, group_stats, require_finite
 
 Place = Literal["centre", "weight"]
@@ -74,7 +83,7 @@ def register_stage(
     if place not in get_args(Place):
         raise ValueError(f"place={place!r} is unknown. Use one of {', '.join(get_args(Place))}")
 
-    require_free(name)
+    check_name_is_free(name)
 
     def register_function(function: Callable) -> Callable:
         known = declared(name)

@@ -1,4 +1,4 @@
-"""The consoles that all commands print to, and how a command ends on an error."""
+"""The consoles that all commands print to, and the function that ends a command with an error."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def fail(message: str, code: int = 2) -> NoReturn:
     """Print ``message`` to standard error and exit with ``code``.
 
     Args:
-        code: 2 for a mistake that the user can correct, 1 for a run that failed.
+        code: 2 if the user can correct the mistake, 1 if a run failed.
     """
     err.print(f"[bold red]error[/] {_escape_markup(message)}", soft_wrap=True)
     raise typer.Exit(code)

@@ -1,10 +1,10 @@
-"""What an extension declares: everything that the package must know of it before a run, and without running it.
+"""The declaration of an extension: everything that the package must know about it without running it.
 
-``extension.Declaration`` collects these. Checks, records, reports, the audit, histograms, the command line and the lab
-iterate over the declarations of all registered extensions, so that no file of theirs names an algorithm. Importing this
-module, and a module that only declares, needs neither torch nor verl.
+Checks, records, reports, the audit, histograms, the command line and the lab iterate over the declarations of all
+registered extensions. Their code therefore names no algorithm. This module needs neither torch nor verl, and neither
+does a module that only registers a declaration.
 
-Several fields name code as ``"module:name"``. The package imports that code when it is first used.
+Several fields refer to code as ``"module:name"``. The package imports this code when it is first used.
 """
 
 from __future__ import annotations
@@ -20,21 +20,22 @@ if TYPE_CHECKING:
     from verl_gsd.extension import Extension
 
 ColumnType = Literal["bool", "int32", "int64", "float64", "string"]
-#: How a chart shows its values: as they are, shares in [0, 1] in percent, or large numbers with a prefix (12k).
+#: Format of a chart's values: plain numbers, shares in [0, 1] as percentages, or large numbers with a prefix (12k).
 ValueFormat = Literal["number", "share", "large"]
-#: Findings of the report that an extension can remedy: many groups are unanimous; most of these are all wrong.
+#: Findings of a report for which an extension can suggest a remedy. ``silent``: many groups are unanimous.
+#: ``all_wrong``: most of these are all wrong.
 Problem = Literal["silent", "all_wrong"]
 
-#: A conflict's setting that stands for every other extension that weighs advantages.
+#: ``Conflict.setting`` for a conflict with every other extension that weighs advantages.
 WEIGHS = "weighs"
 
 
 @dataclass(frozen=True)
 class RecordColumn:
-    """A column that ``Extension.record`` fills: one value per group. It is null where the extension gives none.
+    """A record column that ``Extension.record`` fills with one value per group. A missing value becomes null.
 
     Attributes:
-        about: what the value is, in one sentence.
+        about: one sentence that describes the value.
 
     Raises:
         ValueError: the type is unknown.
@@ -51,16 +52,16 @@ class RecordColumn:
 
 @dataclass(frozen=True)
 class StepFigure:
-    """A figure per step that the report computes from the records of the step's groups.
+    """A figure per step, which the report computes from the records of the step's groups.
 
-    It is the sum of ``column`` divided by the sum of ``over``, of the groups that have both. If ``over`` is empty, it
-    is the mean of ``column``, of the groups that have it.
+    It is the sum of ``column`` divided by the sum of ``over``, for the groups that have both values. If ``over`` is
+    empty, it is the mean of ``column`` for the groups that have a value.
 
     Attributes:
-        name: charts and findings refer to it by this name, as to a metric.
-        column: a record column that the extension declares or that all runs have. It holds no strings.
-        over: such a column, or empty.
-        taught: only groups that were trained on and whose rewards differ.
+        name: charts and findings use it like the name of a metric.
+        column: a numeric record column, which the extension declares or which all runs have.
+        over: another such column, or empty.
+        taught: use only groups that were trained on and whose rewards differ.
     """
 
     name: str
@@ -74,13 +75,13 @@ class ReportChart:
     """A chart over steps in the extension's section of a report.
 
     Attributes:
-        name: part of the PNG's file name: letters, digits and hyphens.
-        lines: label -> name of a metric or of a figure per step. One to three.
+        name: part of the PNG's file name. It has only letters, digits and hyphens.
+        lines: label -> name of a metric or of a figure per step. One to three lines.
         unit: title of the vertical axis, with the unit.
-        values: how values are shown.
+        values: format of the values.
         from_zero: whether the vertical axis includes 0.
-        needs: a metric or figure without which a run is left out of this chart. Empty: any of the lines is enough.
-        hide_zeros: leave the chart out if all values are 0.
+        needs: a metric or figure that a run must have to appear in this chart. Empty: a run needs any of the lines.
+        hide_zeros: omit the chart if all values are 0.
 
     Raises:
         ValueError: the name, the number of lines or ``values`` is wrong.
@@ -105,13 +106,13 @@ class ReportChart:
 
 @dataclass(frozen=True)
 class ReportSection:
-    """The extension's section of a report. It is left out where no run has a chart of it.
+    """The extension's section of a report. It is omitted if no run appears in any of its charts.
 
     Attributes:
-        name: part of its charts' file names: letters, digits and hyphens. No other section has it.
+        name: part of the file names of its charts. It has only letters, digits and hyphens, and must be unique.
         text: a paragraph before the charts.
-        needs: a metric or figure without which a run is left out of all charts. The section is left out if the values
-            of all runs are 0.
+        needs: a metric or figure that a run must have to appear in the charts. If it is 0 in all runs, the section is
+            omitted.
 
     Raises:
         ValueError: the name is wrong.
@@ -129,23 +130,23 @@ class ReportSection:
 
 @dataclass(frozen=True)
 class Conflict:
-    """A setting that the extension does not work with. Declared on one side; the checks and docs of both sides read it.
+    """A setting that the extension does not work with. For two extensions, only one of them declares the conflict.
 
     The checks report ``KEY=VALUE: algorithm.gsd.NAME does not work with it: REASON. FIX``.
 
     Attributes:
-        setting: when the conflict holds:
+        setting: the condition of the conflict:
 
             - ``key``: the key has a value that is not null, for example ``algorithm.gsd.mine``;
-            - ``key=value``: it has this value, in YAML. An absent key is null;
-            - ``key!=value``: it has a value that is neither this one nor null;
-            - ``weighs`` (``WEIGHS``): another extension takes part whose declaration has ``weighs``.
+            - ``key=value``: the key has this value, in YAML. A missing key is null;
+            - ``key!=value``: the key has a value that is neither this one nor null;
+            - ``weighs`` (``WEIGHS``): the run has another extension whose declaration has ``weighs``.
 
             ``|`` separates several values.
         reason: why, as a part of a sentence without a full stop.
         fix: what to set instead, as whole sentences.
-        when: a further condition, in the same form as ``setting``, usually on the extension's own section. Empty:
-            wherever the extension takes part.
+        when: a second condition in the form of ``setting``, usually on the extension's own section. Empty: the conflict
+            needs no second condition.
     """
 
     setting: str
@@ -156,56 +157,60 @@ class Conflict:
 
 @dataclass(frozen=True)
 class Declaration:
-    """What a run knows of an extension before it builds it.
+    """The description of an extension, which the package reads before it builds the extension.
 
     Attributes:
-        name: of the config section ``algorithm.gsd.<name>``. A dot leads into a section: ``mine.part`` is a part of
-            ``mine`` that takes part where that has a section ``part``.
-        runtime: the ``Extension``: its class, or ``"module:Class"``. It is called with its settings and the run's
-            ``Services``. The services are None while a config is checked and under one of verl's own trainers.
-        order: extensions take part in ascending order; equal ones by name. Ours have 10 to 40.
-        settings: the section's pydantic model, a ``settings.SectionSettings``: its class, or ``"module:Class"``. It
-            rejects unknown keys and wrong values before Ray starts.
-        needs_groups: only our trainer modes, which see whole groups, can run it. It is rejected under verl's own modes.
-        counts_groups: its ``Extension.place`` fills a mini-batch with a number of groups, whatever their sizes.
-        weighs: it changes or uses the advantages of the estimator ``gsd``. It is rejected under any other estimator.
-        reads_accuracy: it reads ``acc``, the verifier's verdict. It is rejected where rewards come without one.
-        saves: it has ``state_dict`` and ``load_state_dict``, and checkpoints keep what they return.
-        worker: its ``WorkerExtension``, as ``"module:Class"``.
-        loss: the module that registers its policy loss. Under our worker the loss finds its micro-batch's columns in
-            ``trainer.loss_context.loss_context()``.
-        conflicts: settings that it does not work with.
-        check: a function (config, line) -> problems, as ``"module:function"``. It takes the resolved config and yields
-            one sentence per problem with other keys beside the section. It is called where the section is absent, too,
-            but not where the section, or a part of it, is wrong by itself.
-        check_files: the same for files of the machine that runs the training. It is called where the extension takes
-            part.
-        check_services: the same for servers, whose answer may take seconds. It is called where the extension takes
-            part, last, before Ray starts.
-        longest_wait: the key of its section that says how many seconds a group may wait for the extension.
+        name: name of the config section ``algorithm.gsd.<name>``. A dot denotes a nested section: ``mine.part`` is a
+            part of ``mine``, which takes part if the section ``mine`` has a section ``part``.
+        runtime: the subclass of ``Extension``, or ``"module:Class"``. The run calls it with the settings and the run's
+            ``Services``. The services are None if a config is only checked, and under one of verl's own trainers.
+        order: extensions take part in ascending order. Extensions with the same order are sorted by name. Ours have 10
+            to 40.
+        settings: the pydantic model of the section, a subclass of ``settings.SectionSettings``, or ``"module:Class"``.
+            It rejects unknown keys and wrong values before Ray starts.
+        needs_groups: only our trainer modes, which see whole groups, can run the extension. The checks reject it under
+            verl's own modes.
+        counts_groups: ``Extension.place`` fills a mini-batch with a fixed number of groups, whatever their sizes.
+        weighs: the extension changes or uses the advantages of the estimator ``gsd``. The checks reject it under any
+            other estimator.
+        reads_accuracy: the extension reads ``acc``, the verifier's verdict. The checks reject it if rewards come
+            without a verdict.
+        saves: the extension has ``state_dict`` and ``load_state_dict``, and checkpoints save its memory.
+        worker: the ``WorkerExtension``, as ``"module:Class"``.
+        loss: the module that registers the policy loss. Under our worker, ``trainer.loss_context.loss_context()``
+            gives the loss the columns of its micro-batch.
+        conflicts: settings that the extension does not work with.
+        check: a function (config, line) -> problems, as ``"module:function"``. It takes the resolved config, and yields
+            one sentence per problem with keys outside the section. It is also called if the section is missing, but not
+            if the section or a part of it is wrong by itself.
+        check_files: the same for files of the machine that trains. It is called only if the extension takes part.
+        check_services: the same for servers, which may take seconds to answer. It is called only if the extension takes
+            part, as the last check before Ray starts.
+        longest_wait: the key of the section with the maximum number of seconds that a group waits for the extension.
         unused_keys: a tuple of ``run.checks.unused_keys.UnusedKey``, as ``"module:NAME"``: keys that have no effect
-            while a condition holds, whether or not the extension takes part.
-        audit: a function config -> ``audit.Effect`` or None, as ``"module:function"``: what it does to advantages, in
-            words. It is called where the extension takes part.
-        record_columns: what ``Extension.record`` returns.
-        step_figures: figures per step for charts and findings, from record columns.
-        report: its section of a report.
-        findings: a tuple of ``report.findings.finding.Finder``, as ``"module:NAME"``: what can go wrong in a run.
-        remedies: a finding of the package -> what to set, which uses this extension. A report shows it if the finding
-            is made and the extension takes no part in the run.
-        report_order: sections, findings and remedies of extensions are in this order in a report; equal ones in the
-            extensions' order.
-        histograms: name -> record column whose distribution wandb and TensorBoard show at every step. The column is
-            one that the extension declares or that all runs have, and holds no strings.
-        lab: a function () -> name -> ``bernoulli.Algorithm``, as ``"module:function"``: rows of ``verl-gsd lab``. A
-            ``bernoulli.SameAlgorithm`` says which row to use for a name whose run would repeat that row.
-        commands: name -> a function that typer turns into a command, as ``"module:function"``. ``verl-gsd`` then has
-            this command; ``judge NAME`` belongs to the group ``judge``. Help imports the module, so import heavy
+            under a condition. They are checked even if the extension does not take part.
+        audit: a function config -> ``audit.Effect`` or None, as ``"module:function"``. It describes what the extension
+            does to advantages. It is called only if the extension takes part.
+        record_columns: the columns that ``Extension.record`` fills.
+        step_figures: figures per step for charts and findings, computed from record columns.
+        report: the extension's section of a report.
+        findings: a tuple of ``report.findings.finding.Finder``, as ``"module:NAME"``. They detect what went wrong in a
+            run.
+        remedies: finding of the package -> a setting that uses this extension. A report suggests the setting if it has
+            the finding and the extension does not take part in the run.
+        report_order: a report has the sections, findings and remedies of extensions in this order. Those with the same
+            order are sorted like the extensions.
+        histograms: name -> record column. wandb and TensorBoard show the distribution of its values at every step. The
+            column is numeric, and is declared by the extension or common to all runs.
+        lab: a function () -> name -> ``bernoulli.Algorithm``, as ``"module:function"``. These are rows of
+            ``verl-gsd lab``. A ``bernoulli.SameAlgorithm`` refers a name to the row that its run would repeat.
+        commands: name -> a function that typer turns into a command of ``verl-gsd``, as ``"module:function"``. A name
+            ``judge NAME`` belongs to the group ``judge``. ``verl-gsd --help`` imports the module, so import heavy
             packages inside the function.
         configs: a package whose YAML files ``algo/NAME.yaml`` become choices of ``algo=``.
 
     Raises:
-        ValueError: it has a remedy for an unknown finding.
+        ValueError: there is a remedy for an unknown finding.
     """
 
     name: str
@@ -240,10 +245,12 @@ class Declaration:
     def __post_init__(self) -> None:
         for problem in self.remedies:
             if problem not in get_args(Problem):
-                raise ValueError(f"extension {self.name!r}: no finding {problem!r} to remedy. Use {_listed(Problem)}.")
+                raise ValueError(
+                    f"extension {self.name!r}: remedies has no finding {problem!r}. Use {_listed(Problem)}."
+                )
 
     def section(self, gsd: Mapping[str, object]) -> object:
-        """Its section of ``algorithm.gsd``; None where the extension takes no part."""
+        """The extension's section of ``algorithm.gsd``; None if the extension does not take part."""
         return value_at(gsd, self.name)
 
 

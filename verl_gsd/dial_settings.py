@@ -1,11 +1,11 @@
-"""The settings of the dial, checked without torch, so that a command line is rejected at once."""
+"""The settings of the dial. This module checks them without torch, so that a wrong command line fails at once."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from verl_gsd.sections import is_finite
+from verl_gsd.scalars import is_finite
 
 DIAL_SETTINGS = ("alpha", "ddof", "eps")
 
@@ -14,7 +14,7 @@ def dial_settings(gsd: Mapping[str, Any]) -> dict[str, Any]:
     """``alpha``, ``ddof`` and ``eps`` of a config section ``algorithm.gsd``.
 
     Raises:
-        ValueError: one is missing or out of range (naming it).
+        ValueError: a setting is missing or out of range. The message names it.
     """
     settings = {name: gsd.get(name) for name in DIAL_SETTINGS}
     for name, value in settings.items():
@@ -28,9 +28,13 @@ def dial_settings(gsd: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_dial_settings(alpha: Any, ddof: Any, eps: Any) -> None:
-    """Raise a ValueError that names the setting which is out of range."""
+    """Check the values of the three settings.
+
+    Raises:
+        ValueError: a setting is wrong. The message names it.
+    """
     if not is_finite(alpha):
-        raise ValueError(f"alpha={alpha}: not a finite number. Set it to one; 1 is GRPO, 0 is Dr. GRPO.")
+        raise ValueError(f"alpha={alpha}: not a finite number. Set it to a number: 1 is GRPO, 0 is Dr. GRPO.")
     if ddof not in (0, 1):
         raise ValueError(f"ddof={ddof}: no such value. Set it to 0 (population) or 1 (sample).")
     if not (is_finite(eps) and eps >= 0):

@@ -1,4 +1,4 @@
-"""Nested configs by dotted key, as on verl's command line: ``actor_rollout_ref.rollout.n``."""
+"""Read nested configs by dotted keys, as on verl's command line: ``actor_rollout_ref.rollout.n``."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 
 def dotted_items(config: Any, *, into_lists: bool = False) -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of every entry of a nested dict, a section before its own entries.
+    """Yield (dotted key, value) for every entry of a nested dict. A section comes before its own entries.
 
     Args:
-        config: plain dicts and lists (``OmegaConf.to_container`` of a ``DictConfig``).
-        into_lists: whether the entries of lists are yielded too, as ``key[position]``.
+        config: plain dicts and lists, for example from ``OmegaConf.to_container``.
+        into_lists: also yield the entries of lists, as ``key[position]``.
     """
     return _items(config, "", into_lists)
 

@@ -1,14 +1,15 @@
-"""The protocol of extensions, and the registry of all of them.
+"""The protocol of extensions, and their registry.
 
-An extension adds an algorithm to a run. It takes part if the config has its section, ``algorithm.gsd.<name>``, and has
+An extension adds an algorithm to a run. It takes part if the config has its section, ``algorithm.gsd.<name>``. It has
 up to three parts:
 
 - a ``Declaration``, registered when its module is imported; it needs neither torch nor verl;
 - an ``Extension``, one object in the trainer's process, whose hooks the trainer calls;
-- a ``WorkerExtension``, one object in each training worker, for a loss that needs figures of whole mini-batches.
+- a ``WorkerExtension``, one object in each training worker, for a loss that needs sums over whole mini-batches.
 
-Every hook is optional. The trainer calls each hook of all extensions in their stated order, on its own thread, and
-names the extension and the hook in any error. Within a step, the hooks run in the order of their definitions below.
+Every hook is optional. The trainer calls each hook for all extensions in their declared order, on its own thread. If a
+hook raises an error, the message names the extension and the hook. Within a step, the hooks run in the order in which
+they are defined below.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from verl_gsd.declaration import ReportChart as ReportChart
 from verl_gsd.declaration import ReportSection as ReportSection
 from verl_gsd.declaration import StepFigure as StepFigure
 from verl_gsd.errors import SettingsError
-from verl_gsd.sections import shown
+from verl_gsd.scalars import as_yaml
 
 if TYPE_CHECKING:
     import numpy as np  # imported where it is used: verl-gsd --help imports this module and should not wait for numpy
@@ -46,17 +47,17 @@ if TYPE_CHECKING:
     from verl_gsd.responses import PromptKey
 
 T = TypeVar("T")
-#: What a record column can hold.
+#: A value of a record column.
 RecordValue = bool | int | float | str | None
 logger = logging.getLogger(__name__)
 
-#: Packages of other people declare their extensions in modules that they list under this group of entry points.
+#: Group of entry points under which other packages list the modules that declare their extensions.
 ENTRY_POINTS = "verl_gsd.extensions"
-#: The column in which verl's agent loops look for the number of rollouts of a prompt.
+#: The column from which verl's agent loops read the number of rollouts of a prompt.
 ROLLOUTS = "__rollout_n__"
 #: Names in ``algorithm.gsd`` that belong to the dial and to the trainer.
 RESERVED = ("alpha", "ddof", "eps", "poll_interval", "state", "limits")
-#: By group, the commands of ``verl-gsd`` that belong to no extension, and whose names an extension cannot use.
+#: Group -> the commands of ``verl-gsd`` that belong to no extension. An extension cannot use their names.
 COMMANDS: Mapping[str, tuple[str, ...]] = {
     "": (
         *("train", "submit", "status", "logs", "stop", "prepare", "eval", "doctor", "plan", "report", "lab", "compare"),
@@ -69,19 +70,19 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
 class RowStore(Protocol):
     """The responses of training groups: one row per response, with a key and columns.
 
-    On the stack, this is verl's TransferQueue. ``trainer/rows.py`` defines keys, tags and columns.
+    In a run, this is verl's TransferQueue. ``trainer/rows.py`` defines keys, tags and columns.
 
     Attributes:
-        tags: key -> tag of each row, for all groups that have not left the buffer.
+        tags: key -> tag of each row, for all groups that are still in the buffer.
     """
 
     tags: dict[str, dict[str, Any]]
 
     def read(self, keys: Sequence[str], columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
-        """The rows of these keys, with these columns, or with all columns that the rows share."""
+        """The rows of these keys, with these columns. None: with all columns that the rows share."""
 
     def put(self, rows: Mapping[str, Mapping[str, Any]], tags: Mapping[str, Mapping[str, Any]] | None = None) -> None:
-        """Add rows, or add columns to rows. ``tags`` replaces the tags of the rows."""
+        """Add rows, or add columns to existing rows. ``tags`` replaces the tags of the rows."""
 
     def drop(self, keys: Sequence[str]) -> None:
         """Remove rows."""
@@ -91,24 +92,24 @@ class Verifier(Protocol):
     """The run's verifier, for responses that no rollout generated.
 
     Attributes:
-        workers: the workers that verify; on the stack, verl's reward workers.
+        workers: the workers that verify. In a run, these are verl's reward workers.
     """
 
     workers: Sequence[Any]
 
     def submit(self, columns: Mapping[str, Any], prompt: Sequence[int], response: Sequence[int]) -> Any:
-        """Start to verify a response. Returns a handle for ``has_answered`` and ``verdict``.
+        """Start to verify a response. Return a handle for ``has_answered`` and ``verdict``.
 
         Args:
             columns: the prompt's columns of the data set (``data_source``, ``reward_model``, ``extra_info``, ...).
-            prompt, response: tokens.
+            prompt, response: token ids.
         """
 
     def has_answered(self, answer: Any) -> bool:
-        """Whether ``verdict`` returns at once."""
+        """Whether ``verdict`` would return immediately."""
 
     def verdict(self, answer: Any, timeout_s: float) -> Verdict | None:
-        """The verdict; None if the verifier failed or took longer than ``timeout_s``."""
+        """Wait for the verdict. None if the verifier failed or took longer than ``timeout_s``."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ class Verdict:
 
     Attributes:
         reward: the reward.
-        info: other finite numbers that the verifier returned, by name.
+        info: name -> other finite number that the verifier returned.
     """
 
     reward: float
@@ -127,7 +128,7 @@ class Verdict:
 class Services(Protocol):
     """What a run provides to its extensions.
 
-    ``config``, ``rows`` and ``prompts`` exist when an extension is built. The others exist when training begins.
+    ``config``, ``rows`` and ``prompts`` are available when an extension is built, the others when training begins.
     """
 
     @property
@@ -139,7 +140,7 @@ class Services(Protocol):
 
     @property
     def prompts(self) -> PromptStore:
-        """The memory of prompts from earlier steps. Store responses in it only at the end of a step."""
+        """The memory of prompts and their earlier responses. Store responses in it only at the end of a step."""
 
     @property
     def tokenizer(self) -> Any:
@@ -154,7 +155,7 @@ class Services(Protocol):
 
 
 class Visits:
-    """N visits to prompts: before their rollouts are requested, or in flight after a restart.
+    """N visits to prompts, either before their rollouts are requested or, after a restart, in flight.
 
     Args:
         uids: verl's name of each visit.
@@ -163,9 +164,9 @@ class Visits:
         group_size: rollouts per prompt, if the data has no column ``ROLLOUTS``.
 
     Attributes:
-        rollouts: (N,) int64, rollouts per visit before any extension requests another number.
+        rollouts: (N,) int64, rollouts per visit before an extension requests another number.
         requested: (N,) int64, rollouts per visit that an extension requests instead; None if no extension does.
-        notes: name -> (N,) int64, kept with the prompts until their groups leave, also after a restart.
+        notes: name -> (N,) int64. They are kept with the prompts until their groups leave, even if the run restarts.
     """
 
     def __init__(
@@ -175,8 +176,8 @@ class Visits:
         self.has_own_rollouts = ROLLOUTS in columns
         import numpy as np
 
-        given = [int(n) for n in columns[ROLLOUTS]] if self.has_own_rollouts else [group_size] * len(uids)
-        self.rollouts: np.ndarray = np.array(given, np.int64)
+        rollouts = [int(n) for n in columns[ROLLOUTS]] if self.has_own_rollouts else [group_size] * len(uids)
+        self.rollouts: np.ndarray = np.array(rollouts, np.int64)
         self.requested: np.ndarray | None = None
         self.notes: dict[str, np.ndarray] = {}
 
@@ -184,32 +185,34 @@ class Visits:
         """Request another number of rollouts for each visit.
 
         Raises:
-            ValueError: another extension has requested rollouts.
+            ValueError: another extension has already requested rollouts.
         """
         if self.requested is not None:
-            raise ValueError("another extension has requested rollouts for these prompts. Remove one of the two.")
+            raise ValueError(
+                "another extension has already requested rollouts for these prompts. Remove one of the two extensions."
+            )
         import numpy as np
 
         self.requested = np.asarray(rollouts, np.int64)
 
     def note(self, name: str, values: Sequence[int] | np.ndarray) -> None:
-        """Keep a number for each visit. ``noted`` returns it, also after a restart."""
+        """Store a number for each visit. ``noted`` returns it, even after a restart."""
         import numpy as np
 
         self.notes[name] = np.asarray(values, np.int64)
 
     def noted(self, name: str) -> list[int] | None:
-        """The numbers noted under ``name``; None if there are none."""
+        """The numbers that ``note`` stored under ``name``; None if there are none."""
         return [int(value) for value in self.columns[name]] if name in self.columns else None
 
 
 @dataclass(frozen=True)
 class Batch:
-    """The N rows of an update, padding included.
+    """The N rows of an update, including padding.
 
     Attributes:
         keys, tags: one per row.
-        prompts: uid -> prompt, for every group in the step's batches.
+        prompts: uid -> key of the prompt, for every group in the step's batches.
     """
 
     keys: Sequence[str]
@@ -223,11 +226,11 @@ class UnplacedRows:
 
     Attributes:
         keys: (N,) keys.
-        tokens: (N,) tokens of each row.
-        workload: (N,) verl's estimate of a row's cost for a worker.
-        prompts: prompts that the step samples. The config's number of updates assumes this many.
-        padding_tokens: tokens of a padding row.
-        workers: data-parallel workers that share the batch.
+        tokens: (N,) number of tokens in each row.
+        workload: (N,) verl's estimate of the compute that each row costs a worker.
+        prompts: number of prompts that the step samples. The config's number of updates assumes this number.
+        padding_tokens: number of tokens in a padding row.
+        workers: number of data-parallel workers that share the batch.
     """
 
     keys: Sequence[str]
@@ -244,7 +247,7 @@ class Update:
 
     Attributes:
         step: the trainer step.
-        is_first: whether the policy still equals the one that computed the batch's old log-probabilities.
+        is_first: whether the policy has not changed since it computed the batch's old log-probabilities.
     """
 
     step: int
@@ -255,8 +258,8 @@ class Extension:
     """An extension's part in the trainer's process. A subclass overrides the hooks that it needs.
 
     Args:
-        settings: the model that the declaration names, or the config section itself where it names none. The
-            constructor raises a ValueError if it is wrong.
+        settings: an instance of the model in the declaration, or the config section itself if there is no model. A
+            constructor raises a ValueError if a setting is wrong.
         services: see ``Services``.
     """
 
@@ -268,7 +271,7 @@ class Extension:
         """What the run provides.
 
         Raises:
-            RuntimeError: there is no run, because a config is checked or the trainer is one of verl's own.
+            RuntimeError: there are none, because only a config is checked, or the trainer is one of verl's own.
         """
         if self._services is None:
             raise RuntimeError("this extension has no services, because none of our trainer modes runs it")
@@ -277,114 +280,115 @@ class Extension:
     # Before generation.
 
     def draw_prompts(self, dataset: Any, count: int, seed: int) -> Sampler[int]:
-        """The sampler that samples ``count`` rows of ``dataset`` (``run.dataset.PromptKeys``) in each step.
+        """Return a sampler that samples ``count`` rows of ``dataset`` (``run.dataset.PromptKeys``) in each step.
 
-        At most one extension has this hook. To be resumed, the sampler needs ``state_dict``, with the number of rows as
-        ``rows``, and ``load_state_dict``.
+        At most one extension may have this hook. A run can resume only if the sampler has ``load_state_dict`` and
+        ``state_dict``, which includes the number of rows as ``rows``.
         """
         raise NotImplementedError
 
     def before_rollout(self, visits: Visits) -> None:
-        """Rollouts of these prompts are about to be generated. ``Visits`` says what can be requested."""
+        """The engine is about to generate rollouts for these prompts. ``Visits`` shows what a hook can request."""
 
     def restore_in_flight(self, visits: Visits) -> None:
-        """These prompts were submitted before a restart. Their columns and notes are those from then."""
+        """These prompts were submitted before a restart. They have the columns and notes that they had then."""
 
-    # While groups complete. The first two are called once per look into the queue, for all groups that it found.
+    # While groups complete. The trainer looks into the queue repeatedly. Each time, it calls the first two hooks once,
+    # for all groups that it found.
 
     def add_rows(self, uids: Sequence[str]) -> None:
-        """The sessions of these visits have ended, and their rows have not been read. The hook may add rows."""
+        """The sessions of these visits have ended, but their rows have not been read yet. The hook may add rows."""
 
     def on_groups_complete(self, groups: Sequence[Group]) -> None:
-        """These groups were read. The hook may replace rows in the row store; the groups stay as they are."""
+        """These groups were read. The hook may replace rows in the row store, which does not change ``groups``."""
 
     def poll(self, now: float) -> None:
-        """The trainer looks into the queue at ``now`` (``time.monotonic()``). Serve threads and clocks here."""
+        """The trainer looks into the queue at ``now`` (``time.monotonic()``). Serve threads and check timeouts here."""
 
     def is_ready(self, group: Group) -> bool:
-        """Whether a complete group may be trained on or evicted. Pure: called at every look until it is true."""
+        """Whether a complete group may be trained on or filtered. Called repeatedly, so avoid side effects."""
         return True
 
     def on_group_left(self, group: Group, fate: Fate) -> Group:
-        """A group left the buffer. Returns it, possibly changed, for example with a judge's scores."""
+        """A group left the buffer. Return it, possibly changed, for example with a judge's scores."""
         return group
 
     # The update.
 
     def place(self, rows: UnplacedRows) -> tuple[list[int], Mapping[str, float]]:
-        """Place rows into mini-batches. At most one extension has this hook.
+        """Place rows into mini-batches. At most one extension may have this hook.
 
         Returns:
-            The row number (or ``batching.PADDING``) at each place of the batch, in the order that
-            ``trainer.batching.layout`` describes, and metrics of this batch. A step may have several batches.
+            For each place of the batch the row number, or ``batching.PADDING``, in the order that
+            ``trainer.batching.layout`` describes. Also metrics of this batch. A step may have several batches.
         """
         raise NotImplementedError
 
     def stage_inputs(self, members: Sequence[Member | None], left: Sequence[Group]) -> Mapping[str, Any]:
-        """Columns for ``chain.Rows``.
+        """Return columns for ``chain.Rows``.
 
         Args:
             members: the group and response of each row of the batch; None for a row of no group.
-            left: the groups that have left in this step so far.
+            left: the groups that have left the buffer in this step so far.
         """
         return {}
 
     def centre(self, rows: Rows) -> torch.Tensor | tuple[torch.Tensor, GroupStats]:
-        """(N,) centred rewards, instead of the rewards less their group's mean. At most one extension has this hook.
+        """Return (N,) centred rewards, which replace the rewards minus their group's mean.
 
-        If sigma shall be the standard deviation of fewer rows, also return the groups of these rows (``group_stats``
-        with a mask).
+        At most one extension may have this hook. To compute sigma from only some of the rows, also return the groups of
+        these rows (``group_stats`` with a mask).
         """
         raise NotImplementedError
 
     def weight(self, rows: Rows, advantages: torch.Tensor) -> torch.Tensor:
-        """(N,) factors. ``advantages`` (N,) already include the dial and the factors of earlier extensions."""
+        """Return (N,) factors. ``advantages`` (N,) already include the dial and the factors of earlier extensions."""
         raise NotImplementedError
 
     def loss_columns(self, batch: Batch, advantages: torch.Tensor) -> Mapping[str, torch.Tensor]:
-        """Columns (N,) for the loss. ``advantages`` (N,) are those of the batch's rows."""
+        """Return columns (N,) for the loss. ``advantages`` (N,) belong to the rows of the batch."""
         return {}
 
     def worker_flags(self, update: Update) -> Mapping[str, Any]:
-        """Values that the workers get in addition to the rows."""
+        """Return values that the workers get in addition to the rows."""
         return {}
 
-    # The end of a step, in this order. Saved state changes in ``end_step`` and nowhere else.
+    # The end of a step, in this order. Only ``end_step`` may change saved state.
 
     def observe_trained(self, batch: Batch) -> None:
         """The step trained on ``batch``, which includes padding and earlier responses. Its rows can still be read."""
 
     def record(self, group: Group) -> Mapping[str, RecordValue]:
-        """Record columns of a group that left in this step, from the state before ``end_step``.
+        """Return the record columns of a group that left in this step. ``end_step`` has not changed the state yet.
 
-        A column has its declared type (``Declaration.record_columns``). A column that is not declared takes numbers.
+        Values have the type in ``Declaration.record_columns``. Values of columns that are not declared are numbers.
         """
         return {}
 
     def end_step(self, left: Sequence[Group]) -> Mapping[str, float]:
-        """The step is over. ``left`` are all groups that left in it, whatever their fate. Returns metrics."""
+        """The step is over. ``left`` contains all groups that left in it, with any fate. Return metrics."""
         return {}
 
     def seconds(self) -> Mapping[str, float]:
-        """Seconds spent since the last call, by activity."""
+        """Return activity -> seconds spent on it since the last call."""
         return {}
 
     # Checkpoints and the end.
 
     def state_dict(self) -> dict[str, Any]:
-        """The memory: plain JSON, and numpy arrays at the top level."""
+        """Return the memory: plain JSON, and numpy arrays at the top level."""
         raise NotImplementedError
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what ``state_dict`` returned."""
+        """Restore the memory that ``state_dict`` returned."""
         raise NotImplementedError
 
     def fingerprint(self) -> dict[str, Any]:
-        """Settings that must not differ when the memory is restored, as plain JSON."""
+        """Return settings that must be the same when the memory is restored, as plain JSON."""
         return {}
 
     def close(self) -> None:
-        """Training ends, normally or with an error. An error raised here is only logged."""
+        """Training ends, normally or with an error. An error that this hook raises is only logged."""
 
 
 class WorkerExtension:
@@ -402,10 +406,10 @@ class WorkerExtension:
         """``data`` is a TensorDict: this worker's rows of all mini-batches, and ``Extension.worker_flags``."""
 
     def before_mini_batch(self, data: Any) -> None:
-        """``data`` is this worker's rows of the mini-batch that is trained on next. The hook may add columns."""
+        """``data`` is this worker's rows of the next mini-batch. The hook may add columns."""
 
     def after_mini_batch(self, data: Any) -> Mapping[str, Any]:
-        """The mini-batch was trained on. Returns metrics."""
+        """The worker trained on the mini-batch. Return metrics."""
         return {}
 
 
@@ -416,60 +420,69 @@ class ExtensionError(RuntimeError):
     """
 
     @classmethod
-    def of(cls, name: str, hook: str, error: Exception) -> ExtensionError:
-        return cls(f"algorithm.gsd.{name}: its hook {hook} raised: {_described(error)}")
+    def in_hook(cls, name: str, hook: str, error: Exception) -> ExtensionError:
+        return cls(f"algorithm.gsd.{name}: its hook {hook} raised an error: {_error_text(error)}")
 
 
+#: Name -> declaration of each registered extension.
 _DECLARED: dict[str, Declaration] = {}
+#: Why extensions were not registered, one sentence each.
 _REJECTED: list[str] = []
 
 
 def register(declaration: Declaration) -> None:
-    """Make an extension known to every process that imports the calling module.
+    """Register an extension in every process that imports the calling module.
 
-    ``rejected`` reports a rejected declaration before Ray starts, because verl hides what a plugin raises.
+    verl hides the exceptions of its plugins. ``rejected`` therefore reports a rejected declaration before Ray starts.
 
     Raises:
-        ValueError: the name is reserved or taken, the package or another extension uses a name that it declares, a
-            figure or histogram has no column of numbers, or a command cannot have its name.
+        ValueError: the name is reserved or in use, the declaration uses a name of the package or of another extension,
+            a figure or histogram has no numeric column, or the name of a command is wrong.
     """
     try:
-        require_free(declaration.name)
+        check_name_is_free(declaration.name)
         if not is_ours(declaration):
-            _register_ours()  # so that the names of ours are taken
-        _check_new(declaration)
+            _register_ours()  # our extensions reserve their names first
+        _check_declaration(declaration)
     except ValueError as error:
         _REJECTED.append(str(error))
         raise
     _DECLARED[declaration.name] = declaration
 
 
-def _check_new(declaration: Declaration) -> None:
+def _check_declaration(declaration: Declaration) -> None:
     name = declaration.name
     if (other := _DECLARED.get(name)) is not None and other != declaration:
-        raise ValueError(f"extension {name!r} is registered already, by {module_of(other)}. Rename one of the two.")
+        raise ValueError(f"extension {name!r} is already registered by {module_of(other)}. Rename one of the two.")
     for kind, names in _declared_names(declaration).items():
-        owner = dict.fromkeys(BASE_NAMES[kind], "verl-gsd")
-        for of in _DECLARED.values():
-            if of.name != name:
-                owner |= dict.fromkeys(_declared_names(of)[kind], f"extension {of.name!r}")
-        for taken in names:
-            if taken in owner:
+        owners = dict.fromkeys(BASE_NAMES[kind], "verl-gsd")
+        for registered in _DECLARED.values():
+            if registered.name != name:
+                owners |= dict.fromkeys(_declared_names(registered)[kind], f"extension {registered.name!r}")
+        for declared_name in names:
+            if declared_name in owners:
                 raise ValueError(
-                    f"extension {name!r}: {kind} {taken} belongs to {owner[taken]} already. Rename one of the two."
+                    f"extension {name!r}: {kind} {declared_name} already belongs to {owners[declared_name]}. Rename "
+                    "one of the two."
                 )
-            owner[taken] = f"extension {name!r}"
+            owners[declared_name] = f"extension {name!r}"
     types = {column.name: column.type for column in (*RECORD_COLUMNS, *declaration.record_columns)}
-    for what, column in _columns_used(declaration):
+    for used_by, column in _columns_used(declaration):
         if column not in types:
-            raise ValueError(f"extension {name!r}: {what} uses the record column {column}. Declare this column.")
+            raise ValueError(
+                f"extension {name!r}: {used_by} uses the record column {column}, which does not exist. Declare this "
+                "column."
+            )
         if types[column] == "string":
-            raise ValueError(f"extension {name!r}: {what} uses the record column {column}. Use a column of numbers.")
+            raise ValueError(
+                f"extension {name!r}: {used_by} uses the record column {column}, which contains strings. Use a column "
+                "of numbers."
+            )
     _check_commands(declaration)
 
 
 def _declared_names(declaration: Declaration) -> dict[str, list[str]]:
-    """What is declared under names that nobody else may use, by kind of name (``base_names.BASE_NAMES``)."""
+    """Kind of name (``base_names.BASE_NAMES``) -> declared names of this kind, which no other extension may use."""
     return {
         "record column": [column.name for column in declaration.record_columns],
         "figure per step": [figure.name for figure in declaration.step_figures],
@@ -479,7 +492,7 @@ def _declared_names(declaration: Declaration) -> dict[str, list[str]]:
 
 
 def _columns_used(declaration: Declaration) -> Iterator[tuple[str, str]]:
-    """(what uses it, record column) of all figures per step and histograms."""
+    """(user of the column, record column) for all figures per step and histograms."""
     for figure in declaration.step_figures:
         for column in filter(None, (figure.column, figure.over)):
             yield f"figure per step {figure.name}", column
@@ -488,53 +501,58 @@ def _columns_used(declaration: Declaration) -> Iterator[tuple[str, str]]:
 
 
 def _check_commands(declaration: Declaration) -> None:
-    """Check that the extension's commands have new names, within a group that exists."""
-    taken = {command: of.name for of in _DECLARED.values() if of.name != declaration.name for command in of.commands}
+    """Check that the names of the extension's commands are valid and not in use, and that their groups exist."""
+    owners = {
+        command: other.name
+        for other in _DECLARED.values()
+        if other.name != declaration.name
+        for command in other.commands
+    }
     for command in declaration.commands:
         group, _, name = command.rpartition(" ")
         if group not in COMMANDS or not re.fullmatch("[a-z][a-z0-9-]*", name):
             raise ValueError(
-                f"extension {declaration.name!r}: {command!r} cannot be a command. Use lower-case letters, digits and "
-                "hyphens, alone or after 'judge '."
+                f"extension {declaration.name!r}: {command!r} is not a valid command. Use lower-case letters, digits "
+                "and hyphens, optionally after 'judge '."
             )
-        owner = "verl-gsd itself" if name in COMMANDS[group] else taken.get(command)
+        owner = "verl-gsd itself" if name in COMMANDS[group] else owners.get(command)
         if owner is not None:
             raise ValueError(
-                f"extension {declaration.name!r}: the command verl-gsd {command} belongs to {owner} already. Rename it."
+                f"extension {declaration.name!r}: the command verl-gsd {command} already belongs to {owner}. Rename it."
             )
 
 
-def require_free(name: str) -> None:
+def check_name_is_free(name: str) -> None:
     """Check that an extension can have this name.
 
     Raises:
-        ValueError: it is the name of a setting in ``algorithm.gsd``.
+        ValueError: ``algorithm.gsd`` has a setting of this name.
     """
-    if name in RESERVED or name == "prompts":  # a checkpoint keeps the memory of prompts under this name
+    if name in RESERVED or name == "prompts":  # checkpoints save the memory of prompts under this name
         raise ValueError(f"extension {name!r}: algorithm.gsd.{name} is a setting of verl-gsd. Choose another name.")
 
 
 def declarations() -> list[Declaration]:
-    """All registered extensions in their order: ours, and those of installed packages (``ENTRY_POINTS``)."""
+    """All registered extensions in their declared order: ours, and those of installed packages (``ENTRY_POINTS``)."""
     _register_all()
     return sorted(_DECLARED.values(), key=lambda declaration: (declaration.order, declaration.name))
 
 
 def declared(name: str) -> Declaration | None:
-    """The extension of that name, if there is one."""
+    """The extension with this name; None if there is none."""
     _register_all()
     return _DECLARED.get(name)
 
 
 def rejected() -> list[str]:
-    """Extensions that could not be registered, one sentence each."""
+    """Why extensions could not be registered, one sentence per extension."""
     _register_all()
     return list(_REJECTED)
 
 
 @functools.cache
 def _register_ours() -> None:
-    """Every algorithm of this package is a folder or a file in ``algorithms/`` and registers itself."""
+    """Import every folder and file in ``algorithms/``. Each is an algorithm and registers itself."""
     package = importlib.import_module("verl_gsd.algorithms")
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"{package.__name__}.{module.name}")
@@ -546,29 +564,30 @@ def _register_all() -> None:
     for point in _entry_points():
         try:
             importlib.import_module(point.module)
-        except Exception as error:  # the module is somebody else's: it may raise anything
+        except Exception as error:  # a module of another package may raise anything
             package = point.dist.name if point.dist is not None else point.name
-            reason = _described(error)
+            reason = _error_text(error)
             problem = f"package {package}: its extension module {point.module} could not be loaded: {reason}"
             logger.warning(problem)
-            _REJECTED[:] = [*(known for known in _REJECTED if known != reason), problem]  # register may have added it
+            # ``register`` may have added the same reason without the package.
+            _REJECTED[:] = [*(earlier for earlier in _REJECTED if earlier != reason), problem]
 
 
 def _entry_points() -> Iterator[importlib.metadata.EntryPoint]:
-    """Those of the group ``ENTRY_POINTS``. The function of this name in importlib takes three times as long."""
+    """The entry points of the group ``ENTRY_POINTS``. ``importlib.metadata.entry_points`` takes three times as long."""
     for package in importlib.metadata.distributions():
         if f"[{ENTRY_POINTS}]" in (package.read_text("entry_points.txt") or ""):
             yield from (point for point in package.entry_points if point.group == ENTRY_POINTS)
 
 
-def _described(error: Exception) -> str:
-    """The message of a ValueError, which is written for users, or the type and message of any other error."""
+def _error_text(error: Exception) -> str:
+    """The message of a ValueError, which is meant for users. For other errors, the type and the message."""
     return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
 
 
 def active(gsd: Mapping[str, Any] | None) -> list[Declaration]:
-    """The extensions that take part under ``gsd``, the config section ``algorithm.gsd``, in order."""
-    present = set(gsd.keys()) if gsd else set()  # looking up every name in a DictConfig takes longer than the chain
+    """The extensions that take part, in order. ``gsd`` is the config section ``algorithm.gsd``."""
+    present = set(gsd.keys()) if gsd else set()  # looking up each name in a DictConfig would take longer than the chain
     return [
         declaration
         for declaration in declarations()
@@ -576,11 +595,11 @@ def active(gsd: Mapping[str, Any] | None) -> list[Declaration]:
     ]
 
 
-def load(place: str | T) -> Any:
-    """Import what ``"module:name"`` names. Anything that is not a string is returned as it is."""
-    if not isinstance(place, str):
-        return place
-    module, _, name = place.partition(":")
+def load(reference: str | T) -> Any:
+    """Import the object that ``"module:name"`` refers to. An argument that is not a string is returned unchanged."""
+    if not isinstance(reference, str):
+        return reference
+    module, _, name = reference.partition(":")
     return getattr(importlib.import_module(module), name)
 
 
@@ -602,6 +621,7 @@ def overrides(extension: Extension | type[Extension], hook: str) -> bool:
 
 
 Exclusive = Literal["centre", "place", "draw_prompts"]
+#: Hooks that at most one extension of a run may have, with the reason.
 _EXCLUSIVE: dict[Exclusive, str] = {
     "centre": "each replaces the group's mean",
     "place": "each places the rows of an update",
@@ -609,10 +629,10 @@ _EXCLUSIVE: dict[Exclusive, str] = {
 }
 
 
-def problems(gsd: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """(name, problem) for each section that is wrong, and for extensions that exclude each other (with name "").
+def build_problems(gsd: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(name, problem) for each wrong section, and ("", problem) for extensions that exclude each other.
 
-    It builds the extensions without services, and therefore imports torch.
+    This builds the extensions without services, and therefore imports torch.
     """
     built: dict[str, Extension] = {}
     for declaration in active(gsd):
@@ -622,31 +642,31 @@ def problems(gsd: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield from ((declaration.name, problem) for problem in error.problems)
         except ValueError as error:
             yield declaration.name, f"{error}" if str(error).endswith(".") else f"{error}."
-    yield from (("", problem) for problem in collisions(built))
+    yield from (("", problem) for problem in _exclusive_hook_problems(built))
 
 
-def collisions(extensions: Mapping[str, Extension]) -> Iterator[str]:
-    """One sentence per hook that at most one extension may have and that several of these have."""
-    for hook, why in _EXCLUSIVE.items():
+def _exclusive_hook_problems(extensions: Mapping[str, Extension]) -> Iterator[str]:
+    """One sentence per hook that several extensions have, although at most one may have it."""
+    for hook, reason in _EXCLUSIVE.items():
         names = [name for name, extension in extensions.items() if overrides(extension, hook)]
         if len(names) > 1:
-            yield f"algorithm.gsd has {' and '.join(names)}: {why}. Remove one of them."
+            yield f"algorithm.gsd has {' and '.join(names)}: {reason}. Remove one of them."
 
 
 def build(gsd: Mapping[str, Any], services: Services | None = None) -> dict[str, Extension]:
-    """Build the extensions that take part under ``gsd``, by name, in order.
+    """Build the extensions that take part, and return name -> extension, in order. ``gsd`` is ``algorithm.gsd``.
 
     Raises:
-        ValueError: a section is wrong (naming it), or two extensions cannot take part together.
+        ValueError: a section is wrong, which the message names, or two extensions exclude each other.
     """
     built = {declaration.name: _build(declaration, gsd, services) for declaration in active(gsd)}
-    for problem in collisions(built):
+    for problem in _exclusive_hook_problems(built):
         raise ValueError(problem)
     return built
 
 
 def settings_problems(declaration: Declaration, gsd: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the extension's own section, if there is one. It imports neither torch nor verl."""
+    """Problems of the extension's own section, if the config has it. This imports neither torch nor verl."""
     if declaration.section(gsd) is None:
         return []
     try:
@@ -657,14 +677,14 @@ def settings_problems(declaration: Declaration, gsd: Mapping[str, Any]) -> list[
 
 
 def settings_of(declaration: Declaration, gsd: Mapping[str, Any]) -> Any:
-    """The settings of the extension, or its section where it declares no model.
+    """The settings of the extension, or its config section if it declares no model.
 
     Raises:
         SettingsError: the section is wrong. Each problem begins with the full key.
     """
     section, key = declaration.section(gsd), f"algorithm.gsd.{declaration.name}"
     if not isinstance(section, Mapping):
-        raise SettingsError([f"{key}={shown(section)}: not a section. Set it to a section with keys, or to null."])
+        raise SettingsError([f"{key}={as_yaml(section)}: not a section. Set it to a section with keys, or to null."])
     if declaration.settings is None:
         return section
     try:
@@ -679,7 +699,7 @@ def _build(declaration: Declaration, gsd: Mapping[str, Any], services: Services 
     try:
         built = kind(settings, services)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"algorithm.gsd.{declaration.name}: {_described(error)}") from error
+        raise ValueError(f"algorithm.gsd.{declaration.name}: {_error_text(error)}") from error
     if overrides(built, "state_dict") != declaration.saves:
         raise ValueError(
             f"algorithm.gsd.{declaration.name}: its declaration has saves={declaration.saves}, but its class "
@@ -689,7 +709,7 @@ def _build(declaration: Declaration, gsd: Mapping[str, Any], services: Services 
 
 
 def run_hook(extensions: Mapping[str, Extension], hook: str, *arguments: Any) -> Iterator[tuple[str, Any]]:
-    """Call a hook of every extension that has it, in order. Yields (name, returned value).
+    """Call a hook of every extension that has it, in order. Yield (name, returned value).
 
     Raises:
         ExtensionError: a hook raised an error.
@@ -700,7 +720,7 @@ def run_hook(extensions: Mapping[str, Extension], hook: str, *arguments: Any) ->
 
 
 def call_hook(name: str, extension: Extension | WorkerExtension, hook: str, *arguments: Any) -> Any:
-    """Call one hook.
+    """Call one hook of one extension.
 
     Raises:
         ExtensionError: the hook raised an error.
@@ -710,7 +730,7 @@ def call_hook(name: str, extension: Extension | WorkerExtension, hook: str, *arg
     except ExtensionError:
         raise
     except Exception as error:
-        raise ExtensionError.of(name, hook, error) from error
+        raise ExtensionError.in_hook(name, hook, error) from error
 
 
 def merged(results: Iterable[tuple[str, Mapping[str, T]]]) -> dict[str, T]:
@@ -720,12 +740,12 @@ def merged(results: Iterable[tuple[str, Mapping[str, T]]]) -> dict[str, T]:
         ValueError: two extensions returned the same name.
     """
     result: dict[str, T] = {}
-    owner: dict[str, str] = {}
+    owners: dict[str, str] = {}
     for extension, values in results:
         for name, value in values.items():
             if name in result:
                 raise ValueError(
-                    f"extensions {owner[name]} and {extension} both returned {name}. Rename it in one of them."
+                    f"extensions {owners[name]} and {extension} both returned {name}. Rename it in one of them."
                 )
-            result[name], owner[name] = value, extension
+            result[name], owners[name] = value, extension
     return result

@@ -1,4 +1,4 @@
-"""Config sections as pydantic models: each setting, its type, range and default are defined in one place.
+"""Config sections as pydantic models, which define each setting with its type, range and default.
 
 A model rejects unknown keys and wrong values with one sentence per problem. The sentence names the key and the value,
 and says what to set instead. Importing this module needs neither torch nor verl.
@@ -16,18 +16,18 @@ from pydantic.fields import FieldInfo
 from typing_extensions import Self
 
 from verl_gsd.errors import SettingsError as SettingsError
-from verl_gsd.sections import shown as shown
+from verl_gsd.scalars import as_yaml
 
 
 class SectionSettings(BaseModel):
-    """Base class of the model of a config section ``algorithm.gsd.<name>``.
+    """Base class of the models of config sections ``algorithm.gsd.<name>``.
 
-    Values are not converted (``"3"`` is not 3, and ``true`` is not 1), but an integer is accepted as a float. Numbers
-    are finite. A validator raises a ValueError that says what is wrong and what to set. An error does not repeat the
-    value of a field with ``repr=False``, because it may be a secret.
+    Values are not converted: ``"3"`` is not 3, and ``true`` is not 1. The exception is an integer, which is accepted as
+    a float. Numbers must be finite. A validator raises a ValueError that says what is wrong and what to set. If a field
+    has ``repr=False``, errors do not repeat its value, because it may be a secret.
 
     Attributes:
-        parts: keys of the section that are sections of other extensions. ``of`` ignores them.
+        parts: keys of this section that are the sections of other extensions. ``of`` ignores them.
     """
 
     model_config = ConfigDict(
@@ -43,15 +43,15 @@ class SectionSettings(BaseModel):
 
     @classmethod
     def of(cls, section: Any) -> Self:
-        """The settings of a config section, a mapping; settings are returned as they are.
+        """Validate a config section and return its settings. Settings of this class are returned unchanged.
 
         Raises:
-            SettingsError: the section is not a mapping, has an unknown key or lacks one, or a value is wrong.
+            SettingsError: the section is not a mapping, a key is unknown or missing, or a value is wrong.
         """
         if isinstance(section, cls):
             return section
         if not isinstance(section, Mapping):
-            raise SettingsError([f"{shown(section)} is not a section. Set it to a section with keys, or to null."])
+            raise SettingsError([f"{as_yaml(section)} is not a section. Set it to a section with keys, or to null."])
         try:
             return cls.model_validate({key: _plain(value) for key, value in section.items() if key not in cls.parts})
         except ValidationError as error:
@@ -59,39 +59,39 @@ class SectionSettings(BaseModel):
 
     @classmethod
     def default(cls, name: str) -> Any:
-        """The default of a field."""
+        """The default of the field ``name``."""
         return cls.model_fields[name].get_default(call_default_factory=True)
 
     @classmethod
     def _sentence(cls, problem: Any) -> str:
-        """What pydantic reports, as a sentence: ``key=value: what is wrong. What to set.``"""
+        """Turn a problem from pydantic into a message: ``key=value: what is wrong. What to set.``"""
         key, kind = str(problem["loc"][0]) if problem["loc"] else "", problem["type"]
         field = cls.model_fields.get(key)
         if field is None and key:
-            known = [*cls.model_fields, *cls.parts]
-            return f"{key}: no such key." + (did_you_mean(key, known) or f" Keys are {', '.join(known)}.")
+            keys = [*cls.model_fields, *cls.parts]
+            return f"{key}: no such key." + (did_you_mean(key, keys) or f" Keys are {', '.join(keys)}.")
         if kind == "missing":
             return f"{key} is missing. Set it."
-        named = "The section" if field is None else f"{key}={shown(problem['input'])}" if field.repr else key
+        subject = "The section" if field is None else f"{key}={as_yaml(problem['input'])}" if field.repr else key
         if kind == "value_error":
             text = str(problem["ctx"]["error"])
-            return f"{named}: {text}" if text.endswith((".", "?")) else f"{named}: {text}."
-        values = None if field is None else _values_of(field)
-        if values is None:
-            return f"{named}: {problem['msg']}."
+            return f"{subject}: {text}" if text.endswith((".", "?")) else f"{subject}: {text}."
+        allowed = None if field is None else _allowed_values(field)
+        if allowed is None:
+            return f"{subject}: {problem['msg']}."
         value = problem["input"]
         wrong_type = "it cannot be null" if value is None else f"wrong type ({type(value).__name__})"
         suggestion = did_you_mean(value, _choices(field))
-        return f"{named}: {_WHAT_IS_WRONG.get(kind, wrong_type)}. Set it to {values}.{suggestion}"
+        return f"{subject}: {_WHAT_IS_WRONG.get(kind, wrong_type)}. Set it to {allowed}.{suggestion}"
 
 
-def did_you_mean(value: Any, known: Iterable[str]) -> str:
-    """A sentence, with a space before it, that names the entry of ``known`` that ``value`` resembles; empty if none."""
-    close = difflib.get_close_matches(value, list(known), n=1) if isinstance(value, str) else []
+def did_you_mean(value: Any, choices: Iterable[str]) -> str:
+    """``" Did you mean X?"`` with the X of ``choices`` that ``value`` resembles; an empty string if there is none."""
+    close = difflib.get_close_matches(value, list(choices), n=1) if isinstance(value, str) else []
     return f" Did you mean {close[0]}?" if close else ""
 
 
-#: By pydantic's type of error. Those of wrong types are left out.
+#: pydantic's type of error -> words. Errors about wrong types are not listed.
 _WHAT_IS_WRONG = {
     "finite_number": "not finite",
     "greater_than": "out of range",
@@ -101,8 +101,9 @@ _WHAT_IS_WRONG = {
     "string_too_short": "too short",
     "literal_error": "no such value",
 }
+#: Python type -> words.
 _KINDS: dict[Any, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
-#: By the name of a constraint's attribute.
+#: Attribute of a constraint -> words.
 _BOUNDS = {
     "gt": "above {:g}",
     "ge": "of {:g} or more",
@@ -113,7 +114,7 @@ _BOUNDS = {
 
 
 def _alternatives(annotation: Any, metadata: Sequence[Any]) -> Iterable[tuple[Any, list[Any]]]:
-    """The types that an annotation allows, each with its constraints."""
+    """(type, its constraints) for each type that an annotation allows."""
     if get_origin(annotation) in (Union, UnionType):
         for part in get_args(annotation):
             yield from _alternatives(part, metadata)
@@ -126,14 +127,14 @@ def _alternatives(annotation: Any, metadata: Sequence[Any]) -> Iterable[tuple[An
         yield annotation, list(metadata)
 
 
-def _values_of(field: FieldInfo) -> str | None:
-    """The values that a field may have, in words; None for types that this module does not describe."""
+def _allowed_values(field: FieldInfo) -> str | None:
+    """The values that a field may have, in words; None if this module cannot describe its type."""
     words = []
     for kind, metadata in _alternatives(field.annotation, field.metadata):
         if kind is NoneType:
             words.append("to null")
         elif get_origin(kind) is Literal:
-            words.append(f"one of {', '.join(map(shown, get_args(kind)))}")
+            words.append(f"one of {', '.join(map(as_yaml, get_args(kind)))}")
         elif kind in _KINDS:
             bounds = [
                 text.format(getattr(constraint, name))
@@ -148,13 +149,13 @@ def _values_of(field: FieldInfo) -> str | None:
 
 
 def _choices(field: FieldInfo | None) -> list[str]:
-    """The names among which a field's value is chosen."""
+    """The values of a field's ``Literal`` types; empty if it has none."""
     kinds = _alternatives(field.annotation, ()) if field is not None else ()
     return [str(choice) for kind, _ in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
 
 
 def _plain(value: Any) -> Any:
-    """A config value as dicts and lists of Python's own."""
+    """A config value with Python's own dicts and lists."""
     if isinstance(value, Mapping):
         return {key: _plain(entry) for key, entry in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):

@@ -222,7 +222,7 @@ def test_settings_that_need_a_verdict_are_rejected_with_only_a_reward_model(comp
 def test_the_fix_for_a_colocated_reward_model_gives_a_valid_config(config):
     colocated = config.copy()
     colocated.reward.reward_model.enable_resource_pool = False
-    (problem,) = gsd_section._groups_have_rewards(colocated, Line({}, ()))
+    (problem,) = gsd_section.check_reward_model_pool(colocated, Line({}, ()))
     assert "reward.reward_model.enable_resource_pool=true" in problem
     assert not [problem for check in gsd_section.CHECKS for problem in check(config, Line({}, ()))]
 

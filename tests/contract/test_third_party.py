@@ -44,7 +44,7 @@ def test_wrong_settings_unused_keys_and_conflicts_are_rejected_together_before_r
 @pytest.mark.parametrize(
     ("declaration", "problem"),
     [
-        ('Declaration("hadw", "broken:X")', "hadw.*registered already"),
+        ('Declaration("hadw", "broken:X")', "hadw.*already registered"),
         (
             'Declaration("mine", "broken:X", record_columns=(RecordColumn("mine", "float16"),))',
             "mine.*float16.*float64",

@@ -174,7 +174,7 @@ class AnchorStub(Extension):
 
 @pytest.mark.parametrize(("mode", "wanted"), [("sync", "gsd_sync"), ("colocate_async", "gsd_colocate_async")])
 def test_a_stage_that_needs_groups_rejects_a_stock_mode(configure, mode, wanted, monkeypatch):
-    from verl_gsd.run.checks.gsd_section import extensions_unusable, own_problems
+    from verl_gsd.run.checks.gsd_section import check_extensions_build, gsd_section_problems
 
     extension.declarations()
     monkeypatch.setattr(extension, "_DECLARED", dict(extension._DECLARED))
@@ -182,11 +182,11 @@ def test_a_stage_that_needs_groups_rejects_a_stock_mode(configure, mode, wanted,
     extension.register(Declaration("anchor_stub", AnchorStub))
     window = "+algorithm.gsd.anchor_stub.window=3"
     config = configure(window, f"trainer.v1.trainer_mode={mode}")
-    (problem,) = own_problems(config)
+    (problem,) = gsd_section_problems(config)
     named = (f"trainer.v1.trainer_mode={mode}", "algorithm.gsd.anchor_stub", f"trainer.v1.trainer_mode={wanted}")
     assert all(name in problem for name in named)
     config = configure(window, f"trainer.v1.trainer_mode={wanted}")
-    assert list(extensions_unusable(config)) == own_problems(config) == []
+    assert list(check_extensions_build(config)) == gsd_section_problems(config) == []
 
 
 def test_names_that_verl_does_not_know_are_rejected_before_ray_starts(configure):
@@ -222,8 +222,8 @@ def test_messages_differ_for_a_plugin_that_verl_did_not_load_and_one_that_raised
     monkeypatch.setattr(wrapt, "when_imported", lambda name: lambda hook: None)  # verl is patched already
     monkeypatch.delitem(sys.modules, with_verl.PLUGIN)
     monkeypatch.setenv("VERL_USE_EXTERNAL_PLUGINS", "none")
-    assert "VERL_USE_EXTERNAL_PLUGINS=none" in next(with_verl.plugin_absent())
+    assert "VERL_USE_EXTERNAL_PLUGINS=none" in next(with_verl.check_plugin_loaded())
 
     monkeypatch.delitem(sys.modules, with_verl.PLUGIN)
     monkeypatch.setitem(sys.modules, "wrapt", None)  # as if it were not installed
-    assert "ModuleNotFoundError" in next(with_verl.plugin_absent())
+    assert "ModuleNotFoundError" in next(with_verl.check_plugin_loaded())

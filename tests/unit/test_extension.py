@@ -23,8 +23,8 @@ from verl_gsd.extension import (
     Visits,
     active,
     build,
+    build_problems,
     merged,
-    problems,
     register,
     run_hook,
 )
@@ -101,15 +101,15 @@ def test_they_are_called_in_the_order_they_state_and_equal_ones_by_name():
 def test_two_owners_of_what_one_alone_may_do_are_named_before_anything_is_built_for_a_run(hook):
     declared("one", **{hook: lambda self, *arguments: None})
     declared("two", **{hook: lambda self, *arguments: None})
-    ((_, problem),) = problems({"one": {}, "two": {}})
+    ((_, problem),) = build_problems({"one": {}, "two": {}})
     assert "one and two" in problem and "algorithm.gsd" in problem
     with pytest.raises(ValueError, match="one and two"):
         build({"one": {}, "two": {}})
-    assert list(problems({"one": {}, "two": None})) == []
+    assert list(build_problems({"one": {}, "two": None})) == []
 
 
 def test_every_wrong_section_is_named():
-    found = dict(problems({"hadw": {"preset": "haard"}, "dagrpo": {"delta": "x"}, "sampler": 3}))
+    found = dict(build_problems({"hadw": {"preset": "haard"}, "dagrpo": {"delta": "x"}, "sampler": 3}))
     assert found.keys() == {"hadw", "dagrpo", "sampler"}
     for name, what in (("hadw", ".preset=haard"), ("dagrpo", ".delta=x"), ("sampler", "=3")):
         assert f"algorithm.gsd.{name}{what}" in found[name]
@@ -118,7 +118,7 @@ def test_every_wrong_section_is_named():
 def test_a_declaration_that_contradicts_its_class_is_named():
     register(Declaration("keeping", type("Keeping", (Extension,), {"state_dict": lambda self: {}})))
     register(Declaration("forgetting", Extension, saves=True))
-    found = dict(problems({"keeping": {}, "forgetting": {}}))
+    found = dict(build_problems({"keeping": {}, "forgetting": {}}))
     assert found.keys() == {"keeping", "forgetting"} and all("state_dict" in line for line in found.values())
 
 
@@ -129,7 +129,7 @@ def test_a_constructor_that_needs_services_to_check_its_section_is_named():
             self.size = services.config.actor_rollout_ref.rollout.n
 
     register(Declaration("needy", Needy))
-    ((name, problem),) = problems({"needy": {}})
+    ((name, problem),) = build_problems({"needy": {}})
     assert name == "needy" and "algorithm.gsd.needy" in problem and "AttributeError" in problem
 
 

@@ -174,7 +174,7 @@ def _training_settings(checkpoint: str) -> tuple[int, dict[str, Any]]:
     from verl_gsd.compare.run_names import read_yaml
     from verl_gsd.dotted_keys import value_at
     from verl_gsd.rundir import RunDirectory
-    from verl_gsd.sections import is_whole
+    from verl_gsd.scalars import is_whole
 
     path = Path(checkpoint)
     file = RunDirectory(path.parent).config

@@ -160,9 +160,9 @@ def _print_audit(config: DictConfig) -> None:
     from verl_gsd.audit import audit
     from verl_gsd.run.checks.memory import estimate
     from verl_gsd.run.checks.parallelism import attention_reason
-    from verl_gsd.run.checks.sizes_in_data import planned_sizes
+    from verl_gsd.run.checks.sizes_in_data import dataset_group_sizes
 
-    for text in (*audit(config).lines(), *attention_reason(config), *planned_sizes(config), *estimate(config)):
+    for text in (*audit(config).lines(), *attention_reason(config), *dataset_group_sizes(config), *estimate(config)):
         err.print(text, style="yellow" if text.startswith("warning") else None, markup=False, highlight=False)
 
 

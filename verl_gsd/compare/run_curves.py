@@ -16,7 +16,7 @@ from verl_gsd.dotted_keys import value_at
 from verl_gsd.evaluation.summary import ACCURACY
 from verl_gsd.records import read_records
 from verl_gsd.rundir import TRAINED, RunDirectory, merge_metrics, read_metrics
-from verl_gsd.sections import is_whole
+from verl_gsd.scalars import is_whole
 
 #: If this is above 0, verl validates on that many held-out prompts: the first ones, or with ``SHUFFLE`` a sample that
 #: depends on data.seed.

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from verl_gsd.judge.problem import problem_text
-from verl_gsd.sections import is_number
+from verl_gsd.scalars import is_number
 
 #: In a dict, 0, 0.0 and False are the same key, and so are 1, 1.0 and True.
 _VERDICTS: dict[Any, bool] = {

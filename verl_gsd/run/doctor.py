@@ -23,7 +23,7 @@ import psutil
 from verl_gsd.config.attention import FLASH, attention_here, flash_attention_problem
 from verl_gsd.run import all_reduce, gpus
 from verl_gsd.run.checks.validate import FULLEST_DISK, MINIMUM_FREE_BYTES, is_installed, ray_folder
-from verl_gsd.run.checks.with_verl import plugin_absent
+from verl_gsd.run.checks.with_verl import check_plugin_loaded
 
 _INSTALL = "Run scripts/setup.sh in a checkout of verl-gsd"
 #: Seconds that vLLM's import may take. From a network disk without a warm cache it takes more than a minute.
@@ -278,7 +278,7 @@ def _check_plugin_in_worker() -> Iterator[CheckResult]:
 def plugin_problem() -> str:
     """Why verl did not load our plugin in this process; an empty string if it did."""
     try:
-        for problem in plugin_absent():
+        for problem in check_plugin_loaded():
             return problem
         modes = importlib.import_module("verl.trainer.ppo.v1.trainer_base").TRAINER_REGISTRY
         importlib.import_module("verl.trainer.ppo.v1")

@@ -21,7 +21,7 @@ from xml.etree import ElementTree
 from omegaconf import DictConfig
 
 from verl_gsd.run.cluster_lock import accelerators
-from verl_gsd.sections import is_finite, is_whole
+from verl_gsd.scalars import is_finite, is_whole
 
 #: Seconds that nvidia-smi may take. If no process keeps the driver loaded, nvidia-smi loads it (about 3 s per GPU).
 _QUERY_LIMIT_S = 60

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from verl_gsd.row_table import SUFFIXES
-from verl_gsd.sections import is_whole
+from verl_gsd.scalars import is_whole
 from verl_gsd.solve_rates.dumps import dumps_in, read_dumps
 from verl_gsd.solve_rates.rates import SolveRates, rates_from_counts
 from verl_gsd.solve_rates.tables import RateColumns, read_table

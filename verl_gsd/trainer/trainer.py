@@ -33,11 +33,11 @@ from verl_gsd.errors import OUR_MODES, ConfigError
 from verl_gsd.extension import UnplacedRows, Update
 from verl_gsd.prompts import PromptKey, PromptStore, prompt_hash
 from verl_gsd.run import lost_metrics
-from verl_gsd.run.checks.gsd_section import checkpoint_to_resume, memory_settings, own_problems
+from verl_gsd.run.checks.gsd_section import checkpoint_to_resume, gsd_section_problems, memory_settings
 from verl_gsd.run.checks.limits import seconds_for_a_reward
 from verl_gsd.run.checks.parallelism import attention_reason
 from verl_gsd.run.checks.prompt_lengths import check_prompts
-from verl_gsd.run.checks.sizes_in_data import planned_sizes
+from verl_gsd.run.checks.sizes_in_data import dataset_group_sizes
 from verl_gsd.run.dataset import UNKNOWN_SOURCE, indices_are_unique, prompt_keys
 from verl_gsd.run.messages import MessageWriter, RunStoppedError
 from verl_gsd.run.truncation import obey_truncation
@@ -102,7 +102,7 @@ class GroupTrainer(PPOTrainer):
     _rollout_moe_lb_metrics_accumulator: Any
 
     def __init__(self, config: DictConfig):
-        if problems := own_problems(config):
+        if problems := gsd_section_problems(config):
             raise ConfigError("\n".join(problems))
         self._run = RunDirectory(Path(config.trainer.default_local_dir))
         self._attempt = _attempt(self._run)
@@ -110,7 +110,7 @@ class GroupTrainer(PPOTrainer):
         self.messages = MessageWriter(self._run.messages(self._attempt))
         self.monitor = RunMonitor(config, self.messages, lambda: self.global_steps)
         self._alpha = audited.operation.alpha if audited.operation else None
-        for warning in (*audited.warnings, *planned_sizes(config)):
+        for warning in (*audited.warnings, *dataset_group_sizes(config)):
             logger.warning(warning.removeprefix("warning: "))
         print(f"verl-gsd: attention: {audited.attention or 'the engine decides'}", *attention_reason(config), sep="\n")
         services, gsd = TrainerServices(self, config), OmegaConf.select(config, "algorithm.gsd") or {}

@@ -132,20 +132,20 @@ def test_a_package_cannot_replace_our_command_and_is_named(tmp_path, name):
         tmp_path,
     )
     (problem,) = re.findall("^package .*", found.stdout, re.MULTILINE)
-    assert re.search(rf"^package third-party-tally: .*'tally'.*\bverl-gsd {name} belongs to .*Rename", problem)
+    assert re.search(rf"^package third-party-tally: .*'tally'.*\bverl-gsd {name} already belongs to .*Rename", problem)
     assert "third-party-tally" in found.stderr, "help says why the package's commands are missing"
     assert "Usage: verl-gsd" in found.stdout and "Count what" not in found.stdout
 
 
 @pytest.mark.parametrize("name", ["mine show", "", "judge", "--help", "judge a b", "Show"])
 def test_a_name_that_cannot_be_a_command_is_rejected(third_party, name):
-    with pytest.raises(ValueError, match=rf"'mine': .*{re.escape(name)}\b|'mine': '.*' cannot be a command"):
+    with pytest.raises(ValueError, match=rf"'mine': .*{re.escape(name)}\b|'mine': '.*' is not a valid command"):
         third_party(**{name: "theirs:show"})
 
 
 def test_two_packages_cannot_have_one_command(third_party):
     third_party(show="theirs:show")
-    with pytest.raises(ValueError, match=r"'other': the command verl-gsd show belongs to mine already"):
+    with pytest.raises(ValueError, match=r"'other': the command verl-gsd show already belongs to mine"):
         register(Declaration("other", "others:Other", commands={"show": "others:show"}))
 
 

@@ -15,7 +15,7 @@ from verl_gsd.config.attention import attention_here
 from verl_gsd.errors import ConfigError
 from verl_gsd.run import cluster_lock, engines, gpus
 from verl_gsd.run.checks import validate
-from verl_gsd.run.checks.gsd_section import own_problems
+from verl_gsd.run.checks.gsd_section import gsd_section_problems
 from verl_gsd.run.checks.parallelism import (
     CRITIC_ATTENTION,
     attention_reason,
@@ -66,7 +66,7 @@ def test_other_engines_are_rejected_by_name(engine, hardware, compose_fast):
     with pytest.raises(ConfigError, match=rf"^model_engine={engine}: .*model_engine=dp.*megatron") as error:
         validate.validate(config, line)
     assert len(str(error.value).splitlines()) == 1
-    assert own_problems(config) == [str(error.value)]
+    assert gsd_section_problems(config) == [str(error.value)]
 
 
 def test_every_engine_of_verls_composes_or_is_rejected_without_a_traceback(capsys):

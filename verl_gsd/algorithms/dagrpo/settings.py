@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from verl_gsd.sections import is_finite, is_number, is_whole
+from verl_gsd.scalars import is_finite, is_number, is_whole
 from verl_gsd.settings import SectionSettings, did_you_mean
 
 DEMONSTRATION_RATIOS = ("shaped", "one")

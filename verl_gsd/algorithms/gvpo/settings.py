@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from verl_gsd.sections import is_finite
+from verl_gsd.scalars import is_finite
 from verl_gsd.settings import SectionSettings, did_you_mean
 
 NORMALIZERS = ("k-1", "k", "none")

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from verl_gsd.sections import is_finite, is_number
+from verl_gsd.scalars import is_finite, is_number
 from verl_gsd.settings import SectionSettings, did_you_mean
 
 #: Names of anchors. ``paper`` is the rule that the paper states.

@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 from verl_gsd.extension import ROLLOUTS
 from verl_gsd.run.compose import Line
 from verl_gsd.run.dataset import files_with
-from verl_gsd.sections import is_finite
+from verl_gsd.scalars import is_finite
 from verl_gsd.settings import SectionSettings
 
 _SECTION = "algorithm.gsd.budget"

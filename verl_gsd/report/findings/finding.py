@@ -10,7 +10,7 @@ import numpy as np
 
 from verl_gsd.report.reading import Columns
 from verl_gsd.report.steps import column
-from verl_gsd.sections import is_number
+from verl_gsd.scalars import is_number
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
-"""Settings that the extensions of a run do not work with, as their declarations say.
+"""Settings that the extensions of a run do not work with, according to their declarations.
 
-``check_conflicts`` reads them for a config, and ``scripts/compatibility.py`` for the table in docs/switching.md.
+``check_conflicts`` reports them for a config. ``scripts/compatibility.py`` writes them into docs/switching.md.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from verl_gsd import extension
 from verl_gsd.declaration import WEIGHS, Conflict, Declaration
 from verl_gsd.errors import OUR_MODES
 from verl_gsd.run.compose import Line
+from verl_gsd.scalars import as_yaml
 
 _SECTIONS = "algorithm.gsd."
 MODE = "trainer.v1.trainer_mode"
@@ -23,10 +24,10 @@ MODE = "trainer.v1.trainer_mode"
 
 @dataclass(frozen=True)
 class Condition:
-    """``Conflict.setting`` or ``Conflict.when``, apart from ``weighs``.
+    """``Conflict.setting`` or ``Conflict.when``, parsed. ``weighs`` is not a condition.
 
     Attributes:
-        values: that the key must have, or must not have where ``negated``; empty where any will do.
+        values: values that the key must have, or must not have if ``negated``. Empty: any value that is not null.
     """
 
     key: str
@@ -34,31 +35,33 @@ class Condition:
     negated: bool = False
 
     @classmethod
-    def of(cls, text: str) -> Condition:
-        """From ``key``, ``key=value|value`` or ``key!=value|value``."""
+    def parse(cls, text: str) -> Condition:
+        """Parse ``key``, ``key=value|value`` or ``key!=value|value``."""
         key, equals, values = text.partition("=")
         parsed = tuple(yaml.safe_load(value) for value in values.split("|")) if equals else ()
         return cls(key.removesuffix("!"), parsed, negated=key.endswith("!"))
 
     def holds(self, config: DictConfig) -> bool:
-        """Whether the resolved ``config`` is as the condition says."""
+        """Whether the resolved ``config`` meets the condition."""
         value = OmegaConf.select(config, self.key)
-        has_one_of_them = any(_is_same(value, other) for other in self.values)
+        is_listed = any(_is_equal(value, listed) for listed in self.values)
         if self.negated or not self.values:
-            return value is not None and not has_one_of_them
-        return has_one_of_them
+            return value is not None and not is_listed
+        return is_listed
 
 
-def _is_same(value: Any, other: Any) -> bool:
+def _is_equal(value: Any, other: Any) -> bool:
+    """Whether two values are equal. Unlike in Python, true is not 1."""
     return isinstance(value, bool) == isinstance(other, bool) and bool(value == other)
 
 
 @dataclass(frozen=True)
 class ConflictInConfig:
-    """A conflict of an extension that takes part, and the key by which the config has it.
+    """A conflict of an extension that takes part, for a config that meets ``Conflict.setting``.
 
     Attributes:
-        applies: whether ``Conflict.when`` holds, too.
+        key: the key of the config that conflicts.
+        applies: whether the config also meets ``Conflict.when``.
     """
 
     declaration: Declaration
@@ -68,17 +71,17 @@ class ConflictInConfig:
 
 
 def all_conflicts(declaration: Declaration, mode: str = "sync") -> tuple[Conflict, ...]:
-    """The conflicts that an extension declares, and those that follow from its other fields.
+    """The conflicts that an extension declares, and those that follow from other fields of its declaration.
 
     Args:
-        mode: a trainer mode of verl's own, in whose place one of ours is to be set.
+        mode: one of verl's own trainer modes. A fix for it suggests our mode that extends it.
     """
     return (*declaration.conflicts, *_implied(declaration, mode))
 
 
 def _implied(declaration: Declaration, mode: str) -> Iterator[Conflict]:
     if "." in declaration.name:
-        return  # the extension that it is a part of has the same needs, and says so
+        return  # the extension that contains this part has the same conflicts and reports them
     if declaration.weighs:
         yield Conflict(
             "algorithm.adv_estimator!=gsd",
@@ -88,65 +91,60 @@ def _implied(declaration: Declaration, mode: str) -> Iterator[Conflict]:
     if declaration.needs_groups:
         yield Conflict(
             f"{MODE}!={'|'.join(OUR_MODES.values())}",
-            f"it needs to see whole groups, which only {', '.join(OUR_MODES.values())} show",
+            f"it needs whole groups, which only {', '.join(OUR_MODES.values())} provide",
             f"Set {MODE}={OUR_MODES.get(mode, OUR_MODES['sync'])}.",
         )
 
 
 def conflicts_in(config: DictConfig) -> Iterator[ConflictInConfig]:
-    """The conflicts of the extensions that take part, each pair of an extension and a key once.
+    """The conflicts of the extensions that take part, at most one per extension and key.
 
-    Those that do not apply, because of ``Conflict.when``, come last.
+    Conflicts that do not apply because of ``Conflict.when`` come last.
     """
     gsd, mode = OmegaConf.select(config, "algorithm.gsd") or {}, str(OmegaConf.select(config, MODE))
-    # A section that is no mapping is reported by gsd_section.
-    taking_part = [of for of in extension.active(gsd) if isinstance(of.section(gsd), Mapping)]
+    # gsd_section.py reports sections that are not mappings.
+    active = [declaration for declaration in extension.active(gsd) if isinstance(declaration.section(gsd), Mapping)]
     conflicts = [
-        ConflictInConfig(declaration, conflict, key, not conflict.when or Condition.of(conflict.when).holds(config))
-        for declaration in taking_part
+        ConflictInConfig(declaration, conflict, key, not conflict.when or Condition.parse(conflict.when).holds(config))
+        for declaration in active
         for conflict in all_conflicts(declaration, mode)
-        for key in _keys_of(conflict, declaration, taking_part, config)
+        for key in _keys_of(conflict, declaration, active, config)
     ]
-    pairs: set[frozenset[str]] = set()
-    for found in sorted(conflicts, key=lambda found: not found.applies):
-        pair = frozenset((found.declaration.name, found.key.removeprefix(_SECTIONS)))
-        if pair not in pairs:
-            yield found
-        pairs.add(pair)
+    reported_pairs: set[frozenset[str]] = set()
+    for in_config in sorted(conflicts, key=lambda in_config: not in_config.applies):
+        pair = frozenset((in_config.declaration.name, in_config.key.removeprefix(_SECTIONS)))
+        if pair not in reported_pairs:
+            yield in_config
+        reported_pairs.add(pair)
 
 
 def check_conflicts(config: DictConfig, line: Line) -> Iterator[str]:
     """Report every setting that an extension of this run does not work with."""
-    for found in conflicts_in(config):
-        if found.applies:
-            name, reason, fix = found.declaration.name, found.conflict.reason, found.conflict.fix
-            value = OmegaConf.select(config, found.key)
-            shown = "" if OmegaConf.is_config(value) else f"={_shown(value)}"
-            yield f"{found.key}{shown}: {_SECTIONS}{name} does not work with it: {reason}. {fix}"
+    for in_config in conflicts_in(config):
+        if in_config.applies:
+            name, conflict = in_config.declaration.name, in_config.conflict
+            value = OmegaConf.select(config, in_config.key)
+            setting = in_config.key if OmegaConf.is_config(value) else f"{in_config.key}={as_yaml(value)}"
+            yield f"{setting}: {_SECTIONS}{name} does not work with it: {conflict.reason}. {conflict.fix}"
 
 
 def _keys_of(
-    conflict: Conflict, declaration: Declaration, taking_part: Sequence[Declaration], config: DictConfig
+    conflict: Conflict, declaration: Declaration, active: Sequence[Declaration], config: DictConfig
 ) -> list[str]:
-    """The keys by which ``config`` is as ``Conflict.setting`` says."""
+    """The keys of ``config`` that meet ``Conflict.setting``."""
     if conflict.setting == WEIGHS:
-        return [f"{_SECTIONS}{other.name}" for other in others_that_weigh(declaration, taking_part)]
-    condition = Condition.of(conflict.setting)
+        return [f"{_SECTIONS}{other.name}" for other in others_that_weigh(declaration, active)]
+    condition = Condition.parse(conflict.setting)
     return [condition.key] if condition.holds(config) else []
 
 
 def others_that_weigh(declaration: Declaration, among: Sequence[Declaration]) -> list[Declaration]:
-    """Extensions other than ``declaration`` that weigh. A part is left out where the whole is there."""
-    found = [other for other in among if other.weighs and _whole(other) != _whole(declaration)]
-    names = {other.name for other in found}
-    return [other for other in found if other.name == _whole(other) or _whole(other) not in names]
+    """Other extensions that weigh advantages. A part is left out if the extension that contains it is listed."""
+    others = [other for other in among if other.weighs and _top_name(other) != _top_name(declaration)]
+    names = {other.name for other in others}
+    return [other for other in others if other.name == _top_name(other) or _top_name(other) not in names]
 
 
-def _whole(declaration: Declaration) -> str:
-    """The name of the extension that it is, or is a part of."""
+def _top_name(declaration: Declaration) -> str:
+    """The name of the extension, or of the extension that contains it as a part."""
     return declaration.name.partition(".")[0]
-
-
-def _shown(value: Any) -> str:
-    """A value as YAML has it."""
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

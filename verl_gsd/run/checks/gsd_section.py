@@ -1,4 +1,8 @@
-"""What can be wrong with our own part of a config: the section ``algorithm.gsd`` and the trainer mode."""
+"""Checks of our own part of a config: the section ``algorithm.gsd`` and the trainer mode.
+
+An extension of this package, or of a package with an entry point, is known from the start. Other packages register
+their extensions as plugins of verl, and are known only in a process that has imported verl.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +27,12 @@ from verl_gsd.rundir import RunDirectory
 from verl_gsd.state import REMEDY, DamagedStateError, check_state
 
 
-def is_ours(config: DictConfig) -> bool:
-    """Whether the trainer mode is one of ours, which see whole groups and remember."""
+def uses_our_trainer(config: DictConfig) -> bool:
+    """Whether the trainer mode is one of ours, which see whole groups and keep a memory."""
     return config.trainer.v1.trainer_mode in OUR_MODES.values()
 
 
-def _dial_settings_in_range(config: DictConfig, line: Line) -> Iterator[str]:
+def _check_dial_settings(config: DictConfig, line: Line) -> Iterator[str]:
     if config.algorithm.adv_estimator == "gsd":
         try:
             dial_settings(OmegaConf.select(config, "algorithm.gsd") or {})
@@ -36,7 +40,7 @@ def _dial_settings_in_range(config: DictConfig, line: Line) -> Iterator[str]:
             yield str(error)
 
 
-def _poll_interval_positive(config: DictConfig, line: Line) -> Iterator[str]:
+def _check_poll_interval(config: DictConfig, line: Line) -> Iterator[str]:
     interval = OmegaConf.select(config, "algorithm.gsd.poll_interval")
     if interval is not None and not (isinstance(interval, int | float) and interval > 0):
         yield (
@@ -45,7 +49,7 @@ def _poll_interval_positive(config: DictConfig, line: Line) -> Iterator[str]:
         )
 
 
-def _state_named(config: DictConfig, line: Line) -> Iterator[str]:
+def _check_state_setting(config: DictConfig, line: Line) -> Iterator[str]:
     state = OmegaConf.select(config, "algorithm.gsd.state")
     if state not in (None, "fresh"):
         yield (
@@ -54,38 +58,39 @@ def _state_named(config: DictConfig, line: Line) -> Iterator[str]:
         )
 
 
-def _groups_have_rewards(config: DictConfig, line: Line) -> Iterator[str]:
+def check_reward_model_pool(config: DictConfig, line: Line) -> Iterator[str]:
+    """Report a reward model that shares the GPUs of the policy: our trainer modes need rewards earlier."""
     model = config.reward.reward_model
-    if is_ours(config) and model.enable and not model.enable_resource_pool:
+    if uses_our_trainer(config) and model.enable and not model.enable_resource_pool:
         yield (
             "reward.reward_model.enable=true with reward.reward_model.enable_resource_pool=false: a colocated reward "
-            "model scores after groups were chosen, so that nothing is known of a group when it is whole. Set "
-            "reward.reward_model.enable_resource_pool=true."
+            "model computes rewards after the groups of a step are chosen, but our trainer modes need the rewards as "
+            "soon as a group is complete. Set reward.reward_model.enable_resource_pool=true."
         )
 
 
 def check_accuracies_known(config: DictConfig, line: Line) -> Iterator[str]:
-    """Report settings that read ``acc`` where a reward model alone gives the rewards: it returns a score and no acc."""
+    """Report settings that read ``acc`` if rewards come only from a reward model, which returns a score and no acc."""
     if not config.reward.reward_model.enable or config.reward.custom_reward_function.path is not None:
         return
-    alone = "a reward model without reward.custom_reward_function.path returns a score and no acc"
+    no_accuracy = "a reward model without reward.custom_reward_function.path returns a score and no acc"
     metric = OmegaConf.select(config, "algorithm.filter_groups.metric")
     if OmegaConf.select(config, "algorithm.filter_groups.enable") and metric != "reward":
         yield (
-            f"algorithm.filter_groups.metric={metric}: {alone}. Set algorithm.filter_groups.metric=reward, or "
+            f"algorithm.filter_groups.metric={metric}: {no_accuracy}. Set algorithm.filter_groups.metric=reward, or "
             "algorithm.filter_groups.enable=false."
         )
     for declaration in extension.active(OmegaConf.select(config, "algorithm.gsd")):
         if declaration.reads_accuracy:
             section = f"algorithm.gsd.{declaration.name}"
             yield (
-                f"{section} reads acc, the verifier's verdict, and {alone}. Set "
+                f"{section} reads acc, the verifier's verdict, but {no_accuracy}. Set "
                 f"reward.custom_reward_function.path to a function that returns both, or {section}=null."
             )
 
 
 def memory_settings(config: DictConfig) -> dict[str, object]:
-    """What a memory's keys and counts mean: prompts of these files, judged by this function."""
+    """The settings that a memory depends on: the files with the prompts, and the function that verifies responses."""
     return {
         "data.train_files": fingerprints(config.data.train_files),
         "reward.custom_reward_function.name": config.reward.custom_reward_function.name,
@@ -93,7 +98,7 @@ def memory_settings(config: DictConfig) -> dict[str, object]:
 
 
 def checkpoint_to_resume(config: DictConfig) -> Path | None:
-    """The checkpoint folder verl will go on from, as it reads ``trainer.resume_mode``."""
+    """The checkpoint folder that verl will resume from, according to ``trainer.resume_mode``."""
     mode, path = (OmegaConf.select(config, f"trainer.resume_{name}") for name in ("mode", "from_path"))
     if mode == "resume_path" and path:
         return Path(path)
@@ -102,29 +107,30 @@ def checkpoint_to_resume(config: DictConfig) -> Path | None:
     return None if step is None else run.checkpoint(step)
 
 
-def other_checkpoint(config: DictConfig, line: Line, damaged: Path) -> str | None:
-    """A sentence that offers a whole checkpoint of the same run instead of ``damaged``; None if there is no other.
+def suggest_checkpoint(config: DictConfig, line: Line, damaged: Path) -> str | None:
+    """A sentence that suggests another, complete checkpoint of the same run; None if there is none.
 
-    An older one is preferred: a newer one was not announced, and may be of a branch that was given up.
+    An older checkpoint is preferred. A newer one was never announced, and may belong to a branch that was given up.
     """
     step = step_of(damaged)
-    others = [path for path in whole_checkpoints(damaged.parent, all_ranks(config)) if path != damaged]
-    others = [path for path in others if not is_ours(config) or _has_whole_state(path)]
-    others.sort(key=lambda path: step is not None and (step_of(path) or 0) > step)  # stable: newest first in each
+    others = [path for path in whole_checkpoints(damaged.parent, needs_all_ranks(config)) if path != damaged]
+    others = [path for path in others if not uses_our_trainer(config) or _has_whole_state(path)]
+    # The sort is stable, so the newest comes first among the older checkpoints, and among the newer ones.
+    others.sort(key=lambda path: step is not None and (step_of(path) or 0) > step)
     if not others:
         return None
     if line.resume is None:
-        return f"Set trainer.resume_mode=resume_path trainer.resume_from_path={others[0]} to use a whole checkpoint."
-    return f"The newest whole checkpoint is {others[0].name}. To resume from it, run:\n{resume_command(others[0])}"
+        return f"Set trainer.resume_mode=resume_path trainer.resume_from_path={others[0]} to use a complete checkpoint."
+    return f"The newest complete checkpoint is {others[0].name}. To resume from it, run:\n{resume_command(others[0])}"
 
 
-def resume_command(place: Path) -> str:
-    """The command that resumes a run's folder or one of its checkpoints, as one line for a shell."""
-    return f"verl-gsd {'submit --resume ' if is_job() else 'train resume='}{shlex.quote(str(place))}"
+def resume_command(folder: Path) -> str:
+    """The shell command that resumes a run, given its folder or one of its checkpoints."""
+    return f"verl-gsd {'submit --resume ' if is_job() else 'train resume='}{shlex.quote(str(folder))}"
 
 
-def all_ranks(config: DictConfig) -> bool:
-    """Whether this machine must have the checkpoint files of every rank: on several nodes each may have its own."""
+def needs_all_ranks(config: DictConfig) -> bool:
+    """Whether this machine must have the checkpoint files of all ranks. With several nodes, each may have its own."""
     return OmegaConf.select(config, "trainer.nnodes") == 1
 
 
@@ -136,9 +142,11 @@ def _has_whole_state(checkpoint: Path) -> bool:
     return True
 
 
-def _memories(config: DictConfig) -> set[str] | None:
-    """What this run saves, by name; None where a section belongs to nobody that this process knows, yet: packages of
-    other people are known where verl is imported."""
+def _memory_names(config: DictConfig) -> set[str] | None:
+    """The names of the memories that this run saves.
+
+    None if this process does not know the owner of a section. It may be registered when verl is imported.
+    """
     gsd = OmegaConf.select(config, "algorithm.gsd") or {}
     if set(_sections(gsd)) - {declaration.name for declaration in extension.declarations()}:
         return None
@@ -149,116 +157,118 @@ def _sections(gsd: DictConfig) -> list[str]:
     return [name for name, value in gsd.items() if isinstance(value, DictConfig) and name not in extension.RESERVED]
 
 
-def memory_restorable(config: DictConfig, line: Line) -> Iterator[str]:
-    if is_ours(config) and OmegaConf.select(config, "algorithm.gsd.state") != "fresh":
+def check_saved_memory(config: DictConfig, line: Line) -> Iterator[str]:
+    """Report a memory that cannot be restored from the checkpoint that the run resumes."""
+    if uses_our_trainer(config) and OmegaConf.select(config, "algorithm.gsd.state") != "fresh":
         checkpoint = checkpoint_to_resume(config)
         if checkpoint is not None:
             try:
-                check_state(checkpoint, memory_settings(config), names=_memories(config))
+                check_state(checkpoint, memory_settings(config), names=_memory_names(config))
             except DamagedStateError as error:
-                offer = other_checkpoint(config, line, checkpoint)
-                yield f"{error.problem}. {offer}\nOr: {REMEDY}" if offer else str(error)
+                suggestion = suggest_checkpoint(config, line, checkpoint)
+                yield f"{error.problem}. {suggestion}\nOr: {REMEDY}" if suggestion else str(error)
             except ConfigError as error:
                 yield str(error)
 
 
-def foreign_memory_restorable(config: DictConfig) -> Iterator[str]:
-    """``memory_restorable`` for a run with extensions of other people's packages, once these are loaded."""
+def check_third_party_memory(config: DictConfig) -> Iterator[str]:
+    """Run ``check_saved_memory`` again for a run with extensions of other packages. Their plugins must be loaded."""
     if any(not extension.is_ours(declaration) for declaration in extension.active(config.algorithm.get("gsd"))):
-        yield from memory_restorable(config, Line({}, ()))
+        yield from check_saved_memory(config, Line({}, ()))
 
 
-def _rollouts_are_generated(config: DictConfig, line: Line) -> Iterator[str]:
-    if is_ours(config) and config.skip.rollout_tq.enable:
+def _check_rollout_skipping(config: DictConfig, line: Line) -> Iterator[str]:
+    if uses_our_trainer(config) and config.skip.rollout_tq.enable:
         yield (
-            "skip.rollout_tq.enable=true: rollouts read from a file belong to no prompt that "
-            f"trainer.v1.trainer_mode={config.trainer.v1.trainer_mode} could know. Set skip.rollout_tq.enable=false, "
-            "or use a trainer mode of verl's."
+            "skip.rollout_tq.enable=true: verl reads rollouts from a file, and "
+            f"trainer.v1.trainer_mode={config.trainer.v1.trainer_mode} cannot tell which prompts they belong to. Set "
+            "skip.rollout_tq.enable=false, or use one of verl's own trainer modes."
         )
 
 
-def _extensions_registered(config: DictConfig, line: Line) -> Iterator[str]:
+def _check_registration(config: DictConfig, line: Line) -> Iterator[str]:
     """Report extensions of installed packages that could not be registered."""
     yield from extension.rejected()
 
 
-def _misspelt_sections(config: DictConfig, line: Line) -> Iterator[str]:
-    """Report unknown sections with a name like a known one. A package that only verl loads may own any other."""
-    for name, meant in _unknown_sections(config):
-        if meant:
-            yield _unknown_section(name, meant)
+def _check_misspelt_sections(config: DictConfig, line: Line) -> Iterator[str]:
+    """Report unknown sections whose name resembles a known one. Any other may belong to a plugin of verl."""
+    for name, similar in _unknown_sections(config):
+        if similar:
+            yield _unknown_section_problem(name, similar)
 
 
-def _extensions_wrong(config: DictConfig, line: Line) -> Iterator[str]:
-    """What is wrong with each extension's section, and what its own check finds, with or without a section."""
+def _check_extensions(config: DictConfig, line: Line) -> Iterator[str]:
+    """Report wrong sections of extensions, and what the extensions' own checks find, even without a section."""
     for declaration in extension.declarations():
-        yield from _told_by(declaration, config, line)
+        yield from _check_extension(declaration, config, line)
 
 
-def _told_by(declaration: extension.Declaration, config: DictConfig, line: Line) -> Iterator[str]:
+def _check_extension(declaration: extension.Declaration, config: DictConfig, line: Line) -> Iterator[str]:
     gsd = OmegaConf.select(config, "algorithm.gsd") or {}
     yield from extension.settings_problems(declaration, gsd)
     if declaration.check is not None:
         top = declaration.name.partition(".")[0]
-        family = [of for of in extension.declarations() if of.name.partition(".")[0] == top]
-        if not any(extension.settings_problems(of, gsd) for of in family):  # a check may rely on all of them
+        family = [other for other in extension.declarations() if other.name.partition(".")[0] == top]
+        # The check may rely on the sections of the whole family.
+        if not any(extension.settings_problems(member, gsd) for member in family):
             yield from extension.load(declaration.check)(config, line)
 
 
 def check_extension_files(config: DictConfig, line: Line) -> Iterator[str]:
-    """Report what the extensions of this run miss in files of the machine that trains."""
-    for declaration in _taking_part(config):
+    """Report files that this run's extensions need and that are missing or wrong on the machine that trains."""
+    for declaration in _with_valid_settings(config):
         if declaration.check_files is not None:
             yield from extension.load(declaration.check_files)(config, line)
 
 
 def check_extension_services(config: DictConfig) -> Iterator[str]:
-    """Report what the extensions of this run miss of servers. It may take seconds."""
-    for declaration in _taking_part(config):
+    """Report servers that this run's extensions need and that do not answer correctly. This may take seconds."""
+    for declaration in _with_valid_settings(config):
         if declaration.check_services is not None:
             yield from extension.load(declaration.check_services)(config, Line({}, ()))
 
 
-def _taking_part(config: DictConfig) -> list[extension.Declaration]:
-    """The extensions of this run, without those whose settings are wrong, which another check reports."""
+def _with_valid_settings(config: DictConfig) -> list[extension.Declaration]:
+    """The extensions of this run, without those whose settings are wrong. Another check reports these."""
     gsd = OmegaConf.select(config, "algorithm.gsd") or {}
     active = extension.active(gsd)
     return [declaration for declaration in active if not extension.settings_problems(declaration, gsd)]
 
 
 CHECKS = (
-    _extensions_registered,
-    _misspelt_sections,
-    _dial_settings_in_range,
-    _poll_interval_positive,
-    _state_named,
-    _groups_have_rewards,
+    _check_registration,
+    _check_misspelt_sections,
+    _check_dial_settings,
+    _check_poll_interval,
+    _check_state_setting,
+    check_reward_model_pool,
     check_accuracies_known,
-    _rollouts_are_generated,
-    _extensions_wrong,
+    _check_rollout_skipping,
+    _check_extensions,
     check_conflicts,
     check_limits,
-    memory_restorable,
+    check_saved_memory,
 )
 
 
-def own_problems(config: DictConfig) -> list[str]:
-    """All that is wrong with our own part, for a trainer that verl's own command started."""
+def gsd_section_problems(config: DictConfig) -> list[str]:
+    """All problems of our own part, for a trainer that verl's own command started. Verl's plugins must be loaded."""
     line = Line({}, ())
     if problems := list(check_engine(config, line)):
         return problems
     problems = [
-        *own_keys_unknown(config),
-        *extensions_unusable(config),
+        *check_unknown_sections(config),
+        *check_extensions_build(config),
         *(problem for check in CHECKS for problem in check(config, line)),
     ]
     return list(dict.fromkeys(problems))
 
 
-def foreign_extensions_wrong(config: DictConfig, files: bool = True) -> Iterator[str]:
-    """What extensions of other people's packages have to say of the config, once these are loaded.
+def check_third_party_extensions(config: DictConfig, files: bool = True) -> Iterator[str]:
+    """Run the checks of extensions of other packages. Their plugins must be loaded.
 
-    The first checks of the config were made without them.
+    The first checks of a config run without these plugins.
 
     Args:
         files: whether this machine has the run's files.
@@ -266,25 +276,25 @@ def foreign_extensions_wrong(config: DictConfig, files: bool = True) -> Iterator
     line = Line({}, ())
     for declaration in extension.declarations():
         if not extension.is_ours(declaration):
-            yield from _told_by(declaration, config, line)
-    if any(not extension.is_ours(declaration) for declaration in _taking_part(config)):
+            yield from _check_extension(declaration, config, line)
+    if any(not extension.is_ours(declaration) for declaration in _with_valid_settings(config)):
         for check in (check_accuracies_known, check_conflicts, check_limits):
             yield from check(config, line)
         if files:
             yield from check_extension_files(config, line)
 
 
-def own_keys_unknown(config: DictConfig) -> Iterator[str]:
-    """Report every unknown section. verl's plugins must have been loaded, because they may have registered it."""
-    for name, meant in _unknown_sections(config):
-        yield _unknown_section(name, meant)
+def check_unknown_sections(config: DictConfig) -> Iterator[str]:
+    """Report every unknown section. Verl's plugins must be loaded, because they may register one."""
+    for name, similar in _unknown_sections(config):
+        yield _unknown_section_problem(name, similar)
 
 
 def _unknown_sections(config: DictConfig) -> Iterator[tuple[str, list[str]]]:
-    """(name, the known names that it resembles or []) of each key that nobody reads."""
-    gsd, known = OmegaConf.select(config, "algorithm.gsd") or {}, _known_sections()
-    for name in sorted(set(map(str, gsd)) - set(known)):
-        yield name, difflib.get_close_matches(name, known, n=1)
+    """(name, similar known names) of each key of ``algorithm.gsd`` that nothing reads."""
+    gsd, known_names = OmegaConf.select(config, "algorithm.gsd") or {}, _known_sections()
+    for name in sorted(set(map(str, gsd)) - set(known_names)):
+        yield name, difflib.get_close_matches(name, known_names, n=1)
 
 
 def _known_sections() -> list[str]:
@@ -292,18 +302,23 @@ def _known_sections() -> list[str]:
     return sorted({*extension.RESERVED, *top})
 
 
-def _unknown_section(name: str, meant: list[str]) -> str:
-    if meant:
-        return f"algorithm.gsd.{name}: no such key. Did you mean {meant[0]}?"
+def _unknown_section_problem(name: str, similar: list[str]) -> str:
+    if similar:
+        return f"algorithm.gsd.{name}: no such key. Did you mean {similar[0]}?"
     return f"algorithm.gsd.{name}: no such key. Keys are {', '.join(_known_sections())}."
 
 
-def extensions_unusable(config: DictConfig) -> Iterator[str]:
-    """Extensions whose section is wrong or which cannot take part together. Needs the plugins loaded, and imports
-    torch."""
+def check_extensions_build(config: DictConfig) -> Iterator[str]:
+    """Build the extensions, and report those whose section is wrong or that exclude each other.
+
+    Verl's plugins must be loaded. This imports torch.
+    """
     gsd = OmegaConf.select(config, "algorithm.gsd") or {}
-    # An extension's own check says it better, where it has one.
-    told = {of.name: list(_told_by(of, config, Line({}, ()))) for of in extension.active(gsd)}
-    for name, problem in extension.problems(gsd):
-        if not told.get(name) and not told.get(name.partition(".")[0]):
+    # An extension's own check has a better message, so a problem is left out if the check reports the extension.
+    problems_by_name = {
+        declaration.name: list(_check_extension(declaration, config, Line({}, ())))
+        for declaration in extension.active(gsd)
+    }
+    for name, problem in extension.build_problems(gsd):
+        if not problems_by_name.get(name) and not problems_by_name.get(name.partition(".")[0]):
             yield problem

@@ -1,4 +1,4 @@
-"""The config section ``algorithm.gsd.limits``: when a run that no longer works is stopped."""
+"""The config section ``algorithm.gsd.limits``: when the trainer stops a run that no longer works."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from verl_gsd.run.compose import Line
 from verl_gsd.settings import SectionSettings, SettingsError
 
 _SECTION = "algorithm.gsd.limits"
-#: verl asks a reward model 16 times before it gives up, and waits 331 s in between.
+#: verl calls a reward model up to 16 times, and waits 331 s in total between the calls.
 _REWARD_MODEL_SECONDS = 600.0
 
 
 class LimitSettings(SectionSettings):
-    """When a run is stopped.
+    """Limits at which the trainer stops a run.
 
     Attributes:
-        quiet_seconds: seconds without a finished response and without any other progress, once the run has started.
-            None: the limit adapts to the run (``trainer/progress.py``).
-        reward_seconds: seconds that one call of the reward function may take. The response then counts as failed. A
-            reward model without a custom reward function has at least 600 s. It does not apply to the reward managers
-            ``rate_limited``, which has ``reward.timeout``, and ``remote``.
-        failed_rewards: share of a step's responses, in [0, 1], whose reward may fail. The run stops above it, but not
-            for a single one. The share is of the responses that were read for the step, and at least of a batch's.
+        quiet_seconds: seconds without a finished response or any other progress, after the run has started. None: the
+            limit adapts to the run (``trainer/progress.py``).
+        reward_seconds: seconds that one call of the reward function may take. After that, the response counts as
+            failed. If a reward model is used without a custom reward function, the limit is at least 600 s. The limit
+            does not apply to the reward managers ``rate_limited``, which has ``reward.timeout``, and ``remote``.
+        failed_rewards: share of a step's responses, in [0, 1], whose reward may fail. The run stops if more fail, but
+            never for a single response. The share is relative to the responses that were read for the step, and at
+            least to the size of a batch.
     """
 
     quiet_seconds: float | None = Field(None, gt=0)
@@ -45,20 +46,20 @@ def limits_of(config: DictConfig) -> LimitSettings:
 
 
 def seconds_for_a_reward(config: DictConfig) -> float:
-    """Seconds that one reward may take: ``reward_seconds``, and for a reward model no less than verl's own patience.
+    """Seconds that one reward may take: ``reward_seconds``, but for a reward model at least as long as verl tries.
 
     Raises:
         SettingsError: the section is wrong.
     """
     seconds = limits_of(config).reward_seconds
-    model_alone = config.reward.custom_reward_function.path is None and config.reward.reward_model.enable
-    return max(seconds, _REWARD_MODEL_SECONDS) if model_alone else seconds
+    only_model = config.reward.custom_reward_function.path is None and config.reward.reward_model.enable
+    return max(seconds, _REWARD_MODEL_SECONDS) if only_model else seconds
 
 
 def extension_waits(config: DictConfig) -> dict[str, float]:
-    """Seconds that a group may wait for the extensions of this run, by the key that says so.
+    """Key -> seconds: how long a group may wait for each extension of this run, by the key that sets this time.
 
-    It leaves out an extension whose section is wrong: another check reports that.
+    Extensions with a wrong section are left out. Another check reports them.
     """
     gsd = OmegaConf.select(config, "algorithm.gsd") or {}
     waits: dict[str, float] = {}
@@ -71,7 +72,7 @@ def extension_waits(config: DictConfig) -> dict[str, float]:
 
 
 def check_limits(config: DictConfig, line: Line) -> Iterator[str]:
-    """Report a section that is wrong, or a limit that ends a run before another one can help it."""
+    """Report a wrong section, and a limit that would stop the run while it may still wait for a reward or extension."""
     try:
         limits = limits_of(config)
     except SettingsError as error:
@@ -83,6 +84,7 @@ def check_limits(config: DictConfig, line: Line) -> Iterator[str]:
     for key, seconds in waits.items():
         if limits.quiet_seconds <= seconds:
             yield (
-                f"{_SECTION}.quiet_seconds={limits.quiet_seconds:g}: the run would be stopped before {key}={seconds:g} "
-                "has passed. Set quiet_seconds to a larger number, or the other to a smaller one."
+                f"{_SECTION}.quiet_seconds={limits.quiet_seconds:g}: the trainer would stop the run before "
+                f"{key}={seconds:g} seconds have passed. Set quiet_seconds to a larger number, or {key} to a smaller "
+                "one."
             )

@@ -17,7 +17,7 @@ from verl_gsd.planning.memory import SHAPES, Shape, kv_cache_gib, padded_mask_gi
 from verl_gsd.run.checks.parallelism import attention_of, model_config, sequence_parallel
 from verl_gsd.run.cluster_lock import accelerators
 from verl_gsd.run.compose import Line
-from verl_gsd.sections import is_finite
+from verl_gsd.scalars import is_finite
 
 #: An update whose estimate is above these shares of a GPU's memory leads to a warning, or is rejected.
 TIGHT, TOO_MUCH = 0.9, 1.1

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from verl_gsd.config.attention import FLASH, SDPA, flash_attention_problem
 from verl_gsd.errors import OUR_MODES
 from verl_gsd.run.compose import Line
-from verl_gsd.sections import is_whole
+from verl_gsd.scalars import is_whole
 
 #: The attention implementation of the policy. If the key is missing, verl uses flash-attn.
 ATTENTION = "actor_rollout_ref.model.override_config.attn_implementation"

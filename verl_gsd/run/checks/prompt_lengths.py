@@ -19,11 +19,11 @@ from omegaconf import DictConfig
 
 from verl_gsd.run.checks.data_files import FILE_KEYS, files_of, has_own_dataset, prompt_column, prompt_problem
 from verl_gsd.run.checks.data_reading import DataFile, DataReport, check_same_types, open_files, without_progress_bars
-from verl_gsd.run.checks.gsd_section import is_ours
+from verl_gsd.run.checks.gsd_section import uses_our_trainer
 from verl_gsd.run.checks.prompt_tokens import NotCountableError, PromptTokens, prompt_tokens_of, tools_of
 from verl_gsd.run.remote_paths import scheme_of
 from verl_gsd.run.truncation import is_obeyed
-from verl_gsd.sections import is_whole
+from verl_gsd.scalars import is_whole
 
 #: verl's own agent loops. Both build prompts with the continuous token builder; only the second passes tools to it.
 _PLAIN_LOOP, _TOOL_LOOP = "single_turn_agent", "tool_agent"
@@ -252,7 +252,7 @@ def _report_cut(
         return []
     text = f"{len(cut)} of {len(lengths.rows)} prompts are longer than {key}={limit} tokens"
     most, truncation = lengths.tokens[cut].max(), config.data.truncation
-    if not (is_ours(config) or is_obeyed(config)):  # a running trainer of ours has reset the mode to verl's
+    if not (uses_our_trainer(config) or is_obeyed(config)):  # a running trainer of ours has reset the mode to verl's
         because = f"trainer.v1.trainer_mode={config.trainer.v1.trainer_mode} ignores data.truncation={truncation}"
         report.warn(
             f"{file}: {text} (the longest has {most}): verl cuts them on the left, because {because}. Set {key}={most} "

@@ -1,4 +1,4 @@
-"""Keys that have no effect under the config chosen. Set on the command line, such a key is an error."""
+"""Keys that have no effect under the resolved config. A key that the user set on the command line is then an error."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from verl_gsd import extension
 from verl_gsd.dial_settings import DIAL_SETTINGS
-from verl_gsd.run.checks.gsd_section import is_ours
+from verl_gsd.run.checks.gsd_section import uses_our_trainer
 from verl_gsd.run.compose import Line
 from verl_gsd.run.engines import engine_of
 
@@ -19,9 +19,9 @@ class UnusedKey:
     """A key, or all keys below it, that has no effect while a condition holds.
 
     Attributes:
-        prefix: the key, or the section that has the keys.
-        unused: whether it has no effect under a resolved config, which has the key.
-        reason: why, and what to set instead. A part of a sentence without a full stop.
+        prefix: the key, or the section that contains the keys.
+        unused: takes the resolved config, which contains the key; returns whether the key has no effect.
+        reason: why, and what to set instead. It has no full stop at its end.
     """
 
     prefix: str
@@ -29,7 +29,7 @@ class UnusedKey:
     reason: str
 
     def has(self, key: str) -> bool:
-        """Whether ``key`` is the key, or below it."""
+        """Whether ``key`` is this key or a key of this section."""
         return key == self.prefix or key.startswith(self.prefix + ".")
 
 
@@ -45,18 +45,18 @@ def _no_critic(config: DictConfig) -> bool:
     return not (config.algorithm.adv_estimator == "gae" if config.critic.enable is None else config.critic.enable)
 
 
-#: Those that belong to no extension.
+#: Keys that do not depend on an extension.
 _KEYS = (
     UnusedKey(
         "algorithm.norm_adv_by_std_in_grpo",
         lambda c: c.algorithm.adv_estimator not in ("grpo", "grpo_vectorized", "grpo_passk"),
-        "only grpo, grpo_vectorized and grpo_passk read it; write algorithm.gsd.alpha, 1 to divide and 0 not to",
+        "only grpo, grpo_vectorized and grpo_passk read it. Set algorithm.gsd.alpha=1 to divide by sigma, 0 to keep it",
     ),
     *(
         UnusedKey(
             f"algorithm.gsd.{name}",
             lambda c: c.algorithm.adv_estimator != "gsd",
-            "only the estimator gsd reads it; write algorithm.adv_estimator=gsd",
+            "only the estimator gsd reads it. Set algorithm.adv_estimator=gsd",
         )
         for name in DIAL_SETTINGS
     ),
@@ -64,7 +64,7 @@ _KEYS = (
         UnusedKey(
             f"algorithm.gsd.{name}",
             lambda c: c.algorithm.gsd.alpha == 0,
-            "alpha=0 divides by nothing",
+            "nothing is divided by sigma, because algorithm.gsd.alpha=0",
         )
         for name in ("ddof", "eps")
     ),
@@ -81,7 +81,7 @@ _KEYS = (
     UnusedKey(
         "algorithm.filter_groups.max_num_gen_batches",
         lambda c: True,
-        "verl's V1 replay buffer ignores it; write algorithm.filter_groups.max_inflight_gen_batches",
+        "verl's V1 replay buffer ignores it. Set algorithm.filter_groups.max_inflight_gen_batches",
     ),
     UnusedKey("algorithm.kl_ctrl", lambda c: not c.algorithm.use_kl_in_reward, "algorithm.use_kl_in_reward is false"),
     UnusedKey(
@@ -90,42 +90,42 @@ _KEYS = (
     UnusedKey(
         "algorithm.gamma",
         lambda c: c.algorithm.adv_estimator in ("gsd", "grpo", "grpo_vectorized", "grpo_passk", "rloo"),
-        "an outcome's reward is not discounted by this estimator",
+        "this estimator does not discount rewards",
     ),
     *(
         UnusedKey(
             f"actor_rollout_ref.actor.{size}",
             lambda c: c.actor_rollout_ref.actor.use_dynamic_bsz,
-            "use_dynamic_bsz=true packs by tokens; write ppo_max_token_len_per_gpu, or turn that off",
+            "use_dynamic_bsz=true fills batches by tokens. Set ppo_max_token_len_per_gpu, or use_dynamic_bsz=false",
         )
         for size in ("ppo_micro_batch_size_per_gpu", "ppo_micro_batch_size")
     ),
     UnusedKey("algorithm.lam", lambda c: c.algorithm.adv_estimator != "gae", "only the estimator gae reads it"),
     UnusedKey(
         "algorithm.gsd.poll_interval",
-        lambda c: not is_ours(c),
-        "only our trainer modes read it; write trainer.v1.trainer_mode=gsd_sync",
+        lambda c: not uses_our_trainer(c),
+        "only our trainer modes read it. Set trainer.v1.trainer_mode=gsd_sync",
     ),
     UnusedKey(
         "algorithm.gsd.limits",
-        lambda c: not is_ours(c),
-        "only our trainer modes watch a run; set trainer.v1.trainer_mode=gsd_sync",
+        lambda c: not uses_our_trainer(c),
+        "only our trainer modes watch a run. Set trainer.v1.trainer_mode=gsd_sync",
     ),
     UnusedKey(
         "algorithm.gsd.state",
-        lambda c: not is_ours(c),
-        "only our trainer modes remember; write trainer.v1.trainer_mode=gsd_sync",
+        lambda c: not uses_our_trainer(c),
+        "only our trainer modes keep a memory. Set trainer.v1.trainer_mode=gsd_sync",
     ),
     UnusedKey("actor_rollout_ref.actor.kl_loss_coef", _no_kl_loss, "actor_rollout_ref.actor.use_kl_loss is false"),
     UnusedKey("actor_rollout_ref.actor.kl_loss_type", _no_kl_loss, "actor_rollout_ref.actor.use_kl_loss is false"),
-    UnusedKey("actor_rollout_ref.ref", _no_reference, "no KL term is on, so there is no reference model"),
+    UnusedKey("actor_rollout_ref.ref", _no_reference, "the config has no KL term, so there is no reference model"),
     UnusedKey(
         "actor_rollout_ref.actor.clip_ratio",
         lambda c: (
             c.actor_rollout_ref.actor.clip_ratio_low is not None
             and c.actor_rollout_ref.actor.clip_ratio_high is not None
         ),
-        "clip_ratio_low and clip_ratio_high are set and win; write those",
+        "clip_ratio_low and clip_ratio_high are set, and verl uses them instead. Set these two",
     ),
     UnusedKey(
         "actor_rollout_ref.actor.loss_scale_factor",
@@ -140,12 +140,12 @@ _KEYS = (
         )
         for role in ("actor", "ref")
     ),
-    UnusedKey("critic", _no_critic, "the estimator needs no critic and critic.enable is not true"),
+    UnusedKey("critic", _no_critic, "the estimator needs no critic, and critic.enable is not true"),
 )
 
 
-def keys_have_effect(config: DictConfig, line: Line) -> Iterator[str]:
-    """Report keys of the line that have no effect, by the extensions' reasons first."""
+def check_unused_keys(config: DictConfig, line: Line) -> Iterator[str]:
+    """Report keys of the command line that have no effect. The reasons of extensions come before the others."""
     unused_keys = [*_of_extensions(), *_KEYS]
     for key in line.keys:
         for unused in unused_keys:

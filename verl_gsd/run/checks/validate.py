@@ -31,12 +31,12 @@ from verl_gsd.run.checks.parallelism import (
     check_layout,
     check_model_attention,
 )
-from verl_gsd.run.checks.unused_keys import keys_have_effect
+from verl_gsd.run.checks.unused_keys import check_unused_keys
 from verl_gsd.run.compose import Line
 from verl_gsd.run.dataset import count_rows
 from verl_gsd.run.engines import check_engine, check_engine_installed
 from verl_gsd.run.remote_paths import missing_client, scheme_of, unreadable_file, unreadable_model
-from verl_gsd.sections import is_finite, is_whole
+from verl_gsd.scalars import is_finite, is_whole
 
 #: Logs, metrics and Ray's session need at least this much disk space. Checkpoints need more.
 MINIMUM_FREE_BYTES = 1 << 30
@@ -264,8 +264,8 @@ def _check_checkpoint(config: DictConfig, line: Line) -> Iterator[str]:
     checkpoint = gsd_section.checkpoint_to_resume(config)
     if checkpoint is None:
         return
-    if problem := checkpoints.damage(checkpoint, gsd_section.all_ranks(config)):
-        offer = gsd_section.other_checkpoint(config, line, checkpoint)
+    if problem := checkpoints.damage(checkpoint, gsd_section.needs_all_ranks(config)):
+        offer = gsd_section.suggest_checkpoint(config, line, checkpoint)
         yield f"{problem}. {offer or 'The run has no other complete checkpoint. Start a new run.'}"
 
 
@@ -367,7 +367,7 @@ CHECKS = (
     check_model_attention,
     check_memory,
     check_secrets,
-    keys_have_effect,
+    check_unused_keys,
 )
 #: Checks of accelerators and packages, which another machine may have. In a dry run their problems are only warnings.
 OF_THIS_ENVIRONMENT = (check_accelerators, check_platform, check_packages)
@@ -381,7 +381,7 @@ OF_THIS_MACHINE = (
     _check_batch_size,
     _check_disk_space,
     _check_checkpoint,
-    gsd_section.memory_restorable,
+    gsd_section.check_saved_memory,
 )
 
 

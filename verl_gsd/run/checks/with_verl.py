@@ -1,4 +1,4 @@
-"""What only verl can say is wrong, asked in the training process before it starts Ray: importing verl takes seconds."""
+"""Checks that need verl, whose import takes seconds. They run in the training process before it starts Ray."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from verl_gsd import extension
 from verl_gsd.errors import OUR_MODES
 from verl_gsd.run.checks.gsd_section import (
     check_extension_services,
-    extensions_unusable,
-    foreign_extensions_wrong,
-    foreign_memory_restorable,
-    own_keys_unknown,
+    check_extensions_build,
+    check_third_party_extensions,
+    check_third_party_memory,
+    check_unknown_sections,
 )
 from verl_gsd.run.checks.prompt_lengths import check_prompts
 from verl_gsd.run.checks.validate import as_list, raise_problems
@@ -27,61 +27,65 @@ PLUGIN = "verl_gsd.trainer.plugin"
 
 
 def validate_with_verl(config: DictConfig, runs_here: bool = True) -> list[Message]:
-    """Check what needs verl: the plugin, names, the reward function, servers, the data, and verl's own checks.
+    """Check the plugin, names, the reward function, servers and the data, and run verl's own checks.
 
     Args:
-        runs_here: whether the run's data, verifier and servers can be reached from this machine.
+        runs_here: whether this machine can reach the run's data, verifier and servers.
 
     Returns:
-        What the user should know of the data.
+        Messages about the data for the user.
 
     Raises:
         ConfigError: lists every problem found.
     """
     raise_problems(
-        list(plugin_absent())
+        list(check_plugin_loaded())
         or [
-            *_unknown_names(config),
-            *extension.rejected(),  # plugins of verl's register when verl is imported, and verl hides what they raise
-            *own_keys_unknown(config),
-            *foreign_extensions_wrong(config, files=runs_here),
-            *extensions_unusable(config),
-            *(foreign_memory_restorable(config) if runs_here else ()),
-            *(_reward_function_missing(config) if runs_here else ()),
+            *_check_names(config),
+            *extension.rejected(),  # importing verl loads plugins that register extensions, and verl hides their errors
+            *check_unknown_sections(config),
+            *check_third_party_extensions(config, files=runs_here),
+            *check_extensions_build(config),
+            *(check_third_party_memory(config) if runs_here else ()),
+            *(_check_reward_function(config) if runs_here else ()),
             *(check_extension_services(config) if runs_here else ()),
         ]
-        or list(_verl_refuses(config))
+        or list(_check_verl_config(config))
     )
     if not runs_here:
         return []
-    found = check_prompts(config, remote=False)
-    raise_problems(found.problems)
-    return found.messages
+    report = check_prompts(config, remote=False)
+    raise_problems(report.problems)
+    return report.messages
 
 
-#: verl's own modes and ours. Asking the registry imports vLLM, so it is asked about other names alone.
+#: verl's own modes and ours. Other names are looked up in verl's registry, which imports vLLM.
 _TRAINER_MODES = (*OUR_MODES, *OUR_MODES.values())
 
 
-def plugin_absent() -> Iterator[str]:
-    """verl loads plugins on import and swallows what they raise: import it once more for its exception to be seen."""
+def check_plugin_loaded() -> Iterator[str]:
+    """Report that verl did not load our plugin, and why.
+
+    verl loads plugins when it is imported, and hides their exceptions. This function imports the plugin again to get
+    its exception.
+    """
     importlib.import_module("verl")
     if PLUGIN in sys.modules:
         return
     policy = os.environ.get("VERL_USE_EXTERNAL_PLUGINS", "auto")
     try:
         importlib.import_module(PLUGIN)
-    except Exception as error:  # whatever it is, it is what verl hid
+    except Exception as error:  # any error is the one that verl hid
         yield f"verl could not load {PLUGIN}: {type(error).__name__}: {error}"
     else:
         yield (
-            f"verl did not load {PLUGIN} (VERL_USE_EXTERNAL_PLUGINS={policy}). Install this package where verl is, and "
-            "leave that variable unset or let it name verl_gsd."
+            f"verl did not load {PLUGIN} (VERL_USE_EXTERNAL_PLUGINS={policy}). Install this package in the environment "
+            "of verl. Unset VERL_USE_EXTERNAL_PLUGINS, or include verl_gsd in its list."
         )
 
 
-def _unknown_names(config: DictConfig) -> Iterator[str]:
-    """Names that verl would only look up in a worker."""
+def _check_names(config: DictConfig) -> Iterator[str]:
+    """Report unknown names that verl would look up only later, in a worker."""
     from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, POLICY_LOSS_REGISTRY
     from verl.utils.tracking import Tracking
 
@@ -92,18 +96,18 @@ def _unknown_names(config: DictConfig) -> Iterator[str]:
 
         modes = trainer_base.TRAINER_REGISTRY
     loss = config.actor_rollout_ref.actor.policy_loss.loss_mode
-    for key, known, value in (
+    for key, names, value in (
         ("trainer.v1.trainer_mode", modes, mode),
         ("algorithm.adv_estimator", ADV_ESTIMATOR_REGISTRY, config.algorithm.adv_estimator),
         ("actor_rollout_ref.actor.policy_loss.loss_mode", POLICY_LOSS_REGISTRY, loss),
         *(("trainer.logger", Tracking.supported_backend, name) for name in as_list(config.trainer.logger)),
     ):
-        if value not in known:
-            yield f"{key}={value}: no such name. Write one of {', '.join(sorted(map(str, known)))}."
+        if value not in names:
+            yield f"{key}={value}: no such name. Set it to one of {', '.join(sorted(map(str, names)))}."
 
 
-def _reward_function_missing(config: DictConfig) -> Iterator[str]:
-    """verl loads it in its reward workers and then goes on over groups that all fail."""
+def _check_reward_function(config: DictConfig) -> Iterator[str]:
+    """Load the reward function: if verl's reward workers cannot load it, verl continues, and all rewards fail."""
     from verl.utils.import_utils import load_extern_object
 
     function = config.reward.custom_reward_function
@@ -115,13 +119,13 @@ def _reward_function_missing(config: DictConfig) -> Iterator[str]:
             yield f"reward.custom_reward_function.path={function.path} name={function.name}: {reason}"
 
 
-def _verl_refuses(config: DictConfig) -> Iterator[str]:
+def _check_verl_config(config: DictConfig) -> Iterator[str]:
     from verl.trainer.ppo.utils import need_critic, need_reference_policy
     from verl.utils.config import validate_config
 
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Disabled critic")  # no algorithm of a group has one
+            warnings.filterwarnings("ignore", "Disabled critic")  # group-based algorithms have no critic
             validate_config(config, need_reference_policy(config), need_critic(config))
-    except Exception as error:  # assertions, type errors, whatever verl's dataclasses raise: all say what is wrong
-        yield f"verl refuses this config: {error}"
+    except Exception as error:  # assertions, type errors and others from verl's dataclasses: all say what is wrong
+        yield f"verl rejects this config: {error}"

@@ -57,7 +57,7 @@ def add_section(config, declaration):
 
 def fulfil(config, text):
     """The config in which a condition holds."""
-    condition = Condition.of(text)
+    condition = Condition.parse(text)
     other = extension.declared(condition.key.removeprefix("algorithm.gsd."))
     if other is not None and not condition.values:
         return add_section(config, other)
@@ -75,7 +75,7 @@ def sentences(config, *words):
 
 def names(declaration, conflict):
     """Both sides, as a message names them."""
-    return f"{Condition.of(conflict.setting).key}", f": algorithm.gsd.{declaration.name} does not work with it: "
+    return f"{Condition.parse(conflict.setting).key}", f": algorithm.gsd.{declaration.name} does not work with it: "
 
 
 def fixes(conflict):
@@ -99,7 +99,7 @@ def test_a_config_that_has_both_is_rejected_and_the_fix_helps(config_with, compo
     (said,) = sentences(config, *both)
     # An extension's own reason comes before one that follows from its other fields.
     key = both[0]
-    first = next(one for one in all_conflicts(declaration) if Condition.of(one.setting).key == key)
+    first = next(one for one in all_conflicts(declaration) if Condition.parse(one.setting).key == key)
     assert said.startswith(key) and (conflict.reason in said or first.reason in said)
     with pytest.raises(ConfigError) as refused:
         validation.validate(config, LINE, leave_out=validation.OF_THIS_MACHINE)
@@ -183,7 +183,7 @@ def test_a_setting_that_an_extension_rejects_itself_is_named_once(config_with):
     ],
 )
 def test_when_a_condition_holds(text, holding, others):
-    condition = Condition.of(text)
+    condition = Condition.parse(text)
     for value in (*holding, *others):
         config = OmegaConf.create({"a": {"b": value}})
         assert condition.holds(config) == any(value is one for one in holding), value

@@ -14,8 +14,8 @@ from verl_gsd.extension import Conflict, Declaration, Extension, register
 from verl_gsd.prompts import PromptStore
 from verl_gsd.run.checks import gsd_section, limits
 from verl_gsd.run.checks.conflicts import check_conflicts
-from verl_gsd.run.checks.sizes_in_data import planned_sizes
-from verl_gsd.run.checks.unused_keys import UnusedKey, keys_have_effect
+from verl_gsd.run.checks.sizes_in_data import dataset_group_sizes
+from verl_gsd.run.checks.unused_keys import UnusedKey, check_unused_keys
 from verl_gsd.run.compose import Line, parse_line
 from verl_gsd.settings import SectionSettings
 from verl_gsd.state import save_state
@@ -59,8 +59,8 @@ def resumed(compose_fast, tmp_path):
 def wrong(config):
     """What is wrong with the memory, before any package of other people is loaded, and after."""
     return [
-        list(gsd_section.memory_restorable(config, Line({}, ()))),
-        list(gsd_section.foreign_memory_restorable(config)),
+        list(gsd_section.check_saved_memory(config, Line({}, ()))),
+        list(gsd_section.check_third_party_memory(config)),
     ]
 
 
@@ -69,7 +69,7 @@ def test_a_weight_that_keeps_nothing_resumes(resumed):
     assert wrong(config)[0] == [], "nobody knows yet what cap saves"
     register_stage("cap", "weight")(lambda rows, advantages, section: advantages)
     assert wrong(config) == [[], []]
-    assert list(gsd_section.own_keys_unknown(config)) == []
+    assert list(gsd_section.check_unknown_sections(config)) == []
 
 
 def test_a_memory_of_other_people_is_asked_for_once_their_package_is_loaded(resumed):
@@ -90,17 +90,17 @@ def first_stage(config):
 def test_a_section_that_only_a_plugin_of_verls_may_own_is_left_to_the_checks_with_verl(resumed):
     config = resumed({"alpha": 1.0, "ddof": 1, "eps": 0.0, "cap": {"limit": 1.0}}, {"prompts": PromptStore()})
     assert first_stage(config) == []
-    (problem,) = gsd_section.own_keys_unknown(config)
+    (problem,) = gsd_section.check_unknown_sections(config)
     assert problem.startswith("algorithm.gsd.cap: no such key. Keys are alpha, budget, ")
     register_stage("cap", "weight")(lambda rows, advantages, section: advantages)
-    assert list(gsd_section.own_keys_unknown(config)) == []
+    assert list(gsd_section.check_unknown_sections(config)) == []
 
 
 def test_a_section_with_a_name_like_a_known_one_is_a_typing_mistake_at_once(resumed):
     config = resumed({"alpha": 1.0, "ddof": 1, "eps": 0.0, "hawd": {"preset": "hard"}}, {"prompts": PromptStore()})
     expected = ["algorithm.gsd.hawd: no such key. Did you mean hadw?"]
-    assert first_stage(config) == list(gsd_section.own_keys_unknown(config)) == expected
-    assert gsd_section.own_problems(config) == expected
+    assert first_stage(config) == list(gsd_section.check_unknown_sections(config)) == expected
+    assert gsd_section.gsd_section_problems(config) == expected
 
 
 def test_an_extension_that_could_not_be_registered_is_named_in_both_stages(resumed):
@@ -108,7 +108,7 @@ def test_an_extension_that_could_not_be_registered_is_named_in_both_stages(resum
     with pytest.raises(ValueError, match="'hadw'"):
         register(Declaration("hadw", Counter))
     (problem,) = first_stage(config)
-    assert "'hadw'" in problem and extension.rejected() == gsd_section.own_problems(config) == [problem]
+    assert "'hadw'" in problem and extension.rejected() == gsd_section.gsd_section_problems(config) == [problem]
 
 
 class MineSettings(SectionSettings):
@@ -131,7 +131,7 @@ def test_settings_of_another_package_are_checked_first_and_its_own_check_relies_
         told = first_stage(config)
         assert len(told) == len(problems)
         assert all(one.startswith(f"algorithm.gsd.mine.{two}") for one, two in zip(told, problems, strict=True)), told
-        assert gsd_section.own_problems(config) == told
+        assert gsd_section.gsd_section_problems(config) == told
     config = resumed({"alpha": 1.0, "ddof": 1, "eps": 0.0, "mine": {"limit": 1}}, {"prompts": PromptStore()})
     assert first_stage(config) == ["rollout.temperature is too warm"]
 
@@ -148,7 +148,7 @@ def test_the_check_of_an_extension_does_not_run_beside_a_wrong_part_of_it(compos
 
 def test_a_section_that_nobody_reads_is_an_unknown_key(resumed):
     config = resumed({"capp": {"limit": 1.0}}, {"prompts": PromptStore()})
-    (problem,) = gsd_section.own_keys_unknown(config)
+    (problem,) = gsd_section.check_unknown_sections(config)
     assert "algorithm.gsd.capp" in problem and "hadw" in problem
 
 
@@ -165,14 +165,14 @@ def test_a_section_that_nobody_reads_is_an_unknown_key(resumed):
 def test_what_is_wrong_with_a_section_is_said_once_under_verls_own_command(compose_fast, section, key):
     config, _ = compose_fast("algo=grpo", "task=arithmetic", "hardware=cpu")
     OmegaConf.update(config, "algorithm.gsd", section, force_add=True)
-    (problem,) = gsd_section.own_problems(config)
+    (problem,) = gsd_section.gsd_section_problems(config)
     assert key in problem
 
 
 def test_a_mode_that_a_budget_cannot_have_is_said_once(compose_fast):
     config, _ = compose_fast("algo=grpo", "budget=adaptive", "task=arithmetic", "hardware=cpu")
     config.trainer.v1.trainer_mode = "sync"
-    (problem,) = gsd_section.own_problems(config)
+    (problem,) = gsd_section.gsd_section_problems(config)
     assert "trainer.v1.trainer_mode=sync" in problem
 
 
@@ -193,7 +193,7 @@ def test_what_is_wrong_with_another_packages_section_is_said_once_before_ray(res
     monkeypatch.setattr(extension, "load", lambda place: too_warm if place == "mine:check" else place)
     register(Declaration("mine", Mine, check="mine:check"))
     config = resumed({"alpha": 1.0, "ddof": 1, "eps": 0.0, "mine": section}, {"prompts": PromptStore()})
-    problems = [*gsd_section.foreign_extensions_wrong(config), *gsd_section.extensions_unusable(config)]
+    problems = [*gsd_section.check_third_party_extensions(config), *gsd_section.check_extensions_build(config)]
     (problem,) = problems
     assert said in problem
 
@@ -225,10 +225,10 @@ def test_a_conflict_of_another_package_is_reported_before_ray_and_by_the_trainer
         "algorithm.gsd.hadw: algorithm.gsd.theirs does not work with it: both cap advantages. Leave one of the two out."
     )
     beside = config("algo=hadw")
-    assert list(gsd_section.foreign_extensions_wrong(beside)) == [expected]
-    assert gsd_section.own_problems(beside) == [expected]
+    assert list(gsd_section.check_third_party_extensions(beside)) == [expected]
+    assert gsd_section.gsd_section_problems(beside) == [expected]
     alone = config("algo=grpo")
-    assert list(gsd_section.foreign_extensions_wrong(alone)) == gsd_section.own_problems(alone) == []
+    assert list(gsd_section.check_third_party_extensions(alone)) == gsd_section.gsd_section_problems(alone) == []
 
 
 def test_gvpo_rejects_what_weighs_in_another_package_and_nothing_else(config):
@@ -286,12 +286,12 @@ def test_a_key_without_effect_of_another_package_is_an_error_on_the_line(config,
     register(Declaration("theirs", Theirs, unused_keys="their_package:KEYS"))
     words = ("algo=grpo", "task=arithmetic", "+algorithm.gsd.theirs.slope=2", "data.shuffle=true", "data.seed=3")
     both = config("algo=grpo", "data.shuffle=true", section={"limit": 1, "slope": 2})
-    assert list(keys_have_effect(both, parse_line(words))) == [
+    assert list(check_unused_keys(both, parse_line(words))) == [
         "algorithm.gsd.theirs.slope=2 does nothing: limit=1 is flat.",
         "data.shuffle=True does nothing: theirs sorts.",
     ]
     both.algorithm.gsd.theirs.limit = 2
-    assert len(list(keys_have_effect(both, parse_line(words)))) == 1
+    assert len(list(check_unused_keys(both, parse_line(words)))) == 1
 
 
 def test_verdicts_files_and_servers_that_another_package_needs_are_checked(config, package):
@@ -300,9 +300,9 @@ def test_verdicts_files_and_servers_that_another_package_needs_are_checked(confi
     places = {"check_files": "their_package:files", "check_services": "their_package:servers"}
     register(Declaration("theirs", Theirs, reads_accuracy=True, **places))
     with_model = config("algo=grpo", "reward.reward_model.enable=true", "reward.custom_reward_function.path=null")
-    said, *others = gsd_section.foreign_extensions_wrong(with_model)
+    said, *others = gsd_section.check_third_party_extensions(with_model)
     assert "algorithm.gsd.theirs reads acc" in said and others == ["no file"]
-    assert list(gsd_section.foreign_extensions_wrong(config("algo=grpo"), files=False)) == []
+    assert list(gsd_section.check_third_party_extensions(config("algo=grpo"), files=False)) == []
     assert list(gsd_section.check_extension_services(config("algo=grpo"))) == ["no server"]
     absent = config("algo=grpo")
     absent.algorithm.gsd.theirs = None
@@ -332,6 +332,6 @@ def test_sizes_of_groups_are_no_matter_to_who_counts_groups(config, tmp_path):
     file = tmp_path / "planned.parquet"
     pq.write_table(pa.table({"data_source": ["a"] * 4, "__rollout_n__": [2, 6, 4, 4]}), file)
     found = config("algo=grpo", f"data.train_files={file}")
-    assert len(list(planned_sizes(found))) == 1
+    assert len(list(dataset_group_sizes(found))) == 1
     found.algorithm.gsd.theirs = None
-    assert len(list(planned_sizes(found))) > 1
+    assert len(list(dataset_group_sizes(found))) > 1

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from verl_gsd.run.checks.sizes_in_data import planned_sizes
+from verl_gsd.run.checks.sizes_in_data import dataset_group_sizes
 
 UNSHUFFLED = "data.shuffle=false"
 
@@ -18,7 +18,7 @@ def said(compose_fast, tmp_path):
         pq.write_table(pa.table({"data_source": ["a"] * len(sizes), "__rollout_n__": sizes}), path)
         line = ("algo=grpo", "task=arithmetic", "hardware=cpu", f"data.train_files={path}", *words)
         config, _ = compose_fast(*line, "data.train_batch_size=2", "actor_rollout_ref.rollout.n=8")
-        return list(planned_sizes(config))
+        return list(dataset_group_sizes(config))
 
     return said
 
@@ -34,7 +34,7 @@ def test_batches_that_add_up_are_described_and_no_more(said):
     [
         ([2, 6, 4, 4], [UNSHUFFLED], r"planned\.parquet .* 4 .*actor_rollout_ref\.rollout\.n=8"),
         ([2, 10, 14, 6], [UNSHUFFLED], "8 x 2 "),
-        ([2, 14, 10, 6], [], "--batch-size 2 .*data.shuffle=false"),
+        ([2, 14, 10, 6], [], "--batch-size 2, .*data.shuffle=false"),
         ([2, 14, 10, 6], ["sampler=disagreement"], r"algorithm\.gsd\.sampler .*__rollout_n__.*sampler=uniform"),
         ([2, 14], [UNSHUFFLED, "algo=dapo"], r"algorithm\.filter_groups\.enable=true .*__rollout_n__"),
         (
@@ -55,4 +55,4 @@ def test_gvpo_counts_groups_and_has_nothing_to_warn_of(said, words):
 
 
 def test_without_the_column_nothing_is_said(compose_fast, tiny_task):
-    assert not list(planned_sizes(compose_fast("algo=grpo", "task=arithmetic", f"task.directory={tiny_task}")[0]))
+    assert not list(dataset_group_sizes(compose_fast("algo=grpo", "task=arithmetic", f"task.directory={tiny_task}")[0]))

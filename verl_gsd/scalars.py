@@ -1,4 +1,4 @@
-"""What a config value is: a number, a finite number, or a whole number."""
+"""Scalars of configs and data files: type checks of numbers, and the text of a value in YAML."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, TypeGuard
 
 
 def is_number(value: Any) -> TypeGuard[float]:
-    """Whether it is a number that a float can hold, infinite ones and NaN included, and no bool."""
+    """Whether ``value`` is a number that fits into a float. Infinity and NaN are numbers, bools are not."""
     try:
         return isinstance(value, Real) and not isinstance(value, bool) and float(value) is not None
     except OverflowError:  # 10**400
@@ -16,15 +16,15 @@ def is_number(value: Any) -> TypeGuard[float]:
 
 
 def is_finite(value: Any) -> TypeGuard[float]:
-    """Whether it is a number, and no infinite one or NaN."""
+    """Whether ``value`` is a number, and neither infinite nor NaN."""
     return is_number(value) and math.isfinite(value)
 
 
 def is_whole(value: Any, least: int) -> TypeGuard[int]:
-    """Whether it is a whole number of ``least`` or more, and no bool."""
+    """Whether ``value`` is an integer of at least ``least``. Bools are not integers here."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
-def shown(value: Any) -> str:
-    """A config value as YAML writes it."""
+def as_yaml(value: Any) -> str:
+    """A scalar of a config as YAML writes it."""
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
