@@ -257,15 +257,17 @@ def test_metrics_say_who_got_how_many_rollouts(grpo):
 
 
 def test_a_groups_rows_weigh_as_much_less_as_there_are_more_of_them(grpo):
-    """The largest advantage of a step, from counts alone: that of a right answer in the group that has fewest for its
-    size, times n over the group's size."""
+    """The largest advantage of a step, from the records alone: that of a right answer, times n over the group's size,
+    times the factor of the third party's extension."""
     for step, rows in grpo.rows.items():
         largest = [0.0]
         for row in rows:
             size, rate = row["size"], row["correct"] / row["size"]
             if 0 < rate < 1:
                 sigma = np.sqrt(rate * (1 - rate) * size / (size - 1))
-                largest.append(SIZE / size * (1 - rate) / (sigma + 1e-6))
+                average = row["trend_average"]
+                factor = 1.0 if average is None else 1 + 0.1 * (average - rate)
+                largest.append(SIZE / size * (1 - rate) / (sigma + 1e-6) * factor)
         assert grpo.seen[step]["critic/advantages/max"] == pytest.approx(max(largest), rel=1e-5)
         assert 0 < grpo.seen[step]["actor/grad_norm"] < np.inf
 
