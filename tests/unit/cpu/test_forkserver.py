@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from controlled_judge import wait_until
 
 from verl_gsd.cpu.forkserver import workers_forked
 
@@ -234,7 +235,7 @@ def test_no_worker_outlives_its_server_or_its_client(tmp_path):
         assert workers[1].is_running()
     for client, worker in zip(clients, workers, strict=True):
         client.wait()
-        assert not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE
+        wait_until(lambda worker=worker: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE)
 
 
 PAUSING = """
