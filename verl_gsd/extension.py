@@ -17,6 +17,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.metadata
+import json
 import logging
 import pkgutil
 import re
@@ -663,6 +664,18 @@ def build(gsd: Mapping[str, Any], services: Services | None = None) -> dict[str,
     for problem in _exclusive_hook_problems(built):
         raise ValueError(problem)
     return built
+
+
+def fingerprints(extensions: Mapping[str, Extension]) -> dict[str, Any]:
+    """The fingerprints of all extensions with a memory, by config key, as a checkpoint stores them.
+
+    Tuples become lists, as in JSON.
+    """
+    return {
+        f"algorithm.gsd.{name}": json.loads(json.dumps(call_hook(name, extension, "fingerprint")))
+        for name, extension in extensions.items()
+        if overrides(extension, "state_dict")
+    }
 
 
 def settings_problems(declaration: Declaration, gsd: Mapping[str, Any]) -> list[str]:

@@ -6,7 +6,6 @@ One mixin extends all three trainers. It copies no method of verl, but calls ``s
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import os
 import time
@@ -191,7 +190,7 @@ class GroupTrainer(PPOTrainer):
         self._unique_indices = indices_are_unique(self.train_dataset)
         self._settings = memory_settings(self.config) | {
             "prompts are known by": "data_source and index" if self._unique_indices else "data_source and text",
-            **{f"algorithm.gsd.{name}": _as_json(part.fingerprint()) for name, part in self._saved_extensions.items()},
+            **extension.fingerprints(self._saved_extensions),
         }
         if owner := self.seam.owner("draw_prompts"):
             keys = prompt_keys(self.train_dataset, self._unique_indices)
@@ -395,11 +394,6 @@ def _attempt(run: RunDirectory) -> int:
 def _own_rows(batch: Any) -> Any:
     """``batch``, a ``KVBatchMeta``, without demonstrations and earlier responses, but with padding."""
     return batch.select_keys([key for key, tag in zip(batch.keys, batch.tags, strict=True) if is_own(tag)])
-
-
-def _as_json(value: Any) -> Any:
-    """``value`` after a round trip through JSON, as in a checkpoint: tuples become lists."""
-    return json.loads(json.dumps(value))
 
 
 def _with_file(logger: Any) -> list[str]:

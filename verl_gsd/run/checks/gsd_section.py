@@ -177,6 +177,28 @@ def check_third_party_memory(config: DictConfig) -> Iterator[str]:
         yield from check_saved_memory(config, Line({}, ()))
 
 
+def check_fingerprints(config: DictConfig) -> Iterator[str]:
+    """Report an extension whose settings differ from those with which its saved memory was made.
+
+    It builds the extensions, and therefore imports torch.
+    """
+    checkpoint = checkpoint_to_resume(config)
+    is_restored = uses_our_trainer(config) and OmegaConf.select(config, "algorithm.gsd.state") != "fresh"
+    if checkpoint is None or not is_restored:
+        return
+    try:
+        extensions = extension.build(OmegaConf.select(config, "algorithm.gsd") or {})
+    except ValueError:
+        return  # ``check_extensions_build`` reports this
+    for key, fingerprint in extension.fingerprints(extensions).items():
+        try:
+            check_state(checkpoint, {key: fingerprint})
+        except DamagedStateError:
+            return  # ``check_saved_memory`` reports this
+        except ConfigError as error:
+            yield str(error)
+
+
 def _check_rollout_skipping(config: DictConfig, line: Line) -> Iterator[str]:
     if uses_our_trainer(config) and config.skip.rollout_tq.enable:
         yield (

@@ -335,3 +335,22 @@ def test_sizes_of_groups_are_no_matter_to_who_counts_groups(config, tmp_path):
     assert len(list(dataset_group_sizes(found))) == 1
     found.algorithm.gsd.theirs = None
     assert len(list(dataset_group_sizes(found))) > 1
+
+
+def test_settings_that_a_saved_memory_was_made_with_may_not_change(resumed, tmp_path):
+    class LimitedCounter(Counter):
+        def fingerprint(self):
+            return {"ends": (0, self.settings["limit"])}
+
+    register(Declaration("counter", LimitedCounter, saves=True))
+    config = resumed({"counter": {"limit": 3}}, {"prompts": PromptStore(), "counter": Counter({})})
+    saved = extension.fingerprints(extension.build({"counter": {"limit": 3}}))
+    assert saved == {"algorithm.gsd.counter": {"ends": [0, 3]}}, "as JSON has it"
+    memories = {"prompts": PromptStore(), "counter": Counter({})}
+    save_state(tmp_path / "global_step_3", memories, gsd_section.memory_settings(config) | saved)
+    assert list(gsd_section.check_fingerprints(config)) == []
+    config.algorithm.gsd.counter.limit = 4
+    (problem,) = gsd_section.check_fingerprints(config)
+    assert problem.startswith("algorithm.gsd.counter: ") and "[0, 3]" in problem and "[0, 4]" in problem
+    config.algorithm.gsd.state = "fresh"
+    assert list(gsd_section.check_fingerprints(config)) == []
