@@ -164,12 +164,24 @@ def audit(config: DictConfig) -> Audit:
 def _effects(config: DictConfig) -> list[Effect]:
     """The effects of this run's extensions, in order."""
     is_dial = config.algorithm.adv_estimator == "gsd"
-    audits = [
-        declaration.audit
-        for declaration in extension.active(OmegaConf.select(config, "algorithm.gsd"))
-        if declaration.audit is not None and (is_dial or not declaration.weighs)
-    ]
-    return [effect for reference in audits if (effect := extension.load(reference)(config)) is not None]
+    active = extension.active(OmegaConf.select(config, "algorithm.gsd"))
+    declarations = [declaration for declaration in active if is_dial or not declaration.weighs]
+    effects = [_effect(declaration, config) for declaration in declarations]
+    return [effect for effect in effects if effect is not None]
+
+
+def _effect(declaration: extension.Declaration, config: DictConfig) -> Effect | None:
+    """The declared effect of an extension. If another package declares none, its hooks say what it changes."""
+    if declaration.audit is not None:
+        return extension.load(declaration.audit)(config)
+    if extension.is_ours(declaration):
+        return None
+    runtime, text = (
+        extension.load(declaration.runtime),
+        f"algorithm.gsd.{declaration.name}, which declares no audit text",
+    )
+    centre, weight = (extension.overrides(runtime, hook) for hook in ("centre", "weight"))
+    return Effect(centre=f"by {text}" if centre else "", weight=f"the factor of {text}" if weight else "")
 
 
 def _join(texts: Iterable[str]) -> str:

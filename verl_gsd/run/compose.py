@@ -27,6 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from verl_gsd import config as groups
+from verl_gsd import extension
 from verl_gsd.dotted_keys import dotted_items
 from verl_gsd.errors import ConfigError
 from verl_gsd.run.engines import drop_other_engines
@@ -157,6 +158,8 @@ def no_such_key(key: str, known: Sequence[str]) -> str:
         files = {name: groups.load(group, name) for name in groups.choices(group)}
         if members := [name for name, file in files.items() if OmegaConf.select(file, key) is not None]:
             return f"{key}: the chosen {option} does not have this key. It belongs to {group}={_listed(members)}."
+    if key.startswith("algorithm.gsd.") and extension.declared(key.split(".")[2]) is not None:
+        return f"{key}: the config does not have this section. Use +{key}=VALUE to add it."
     similar = difflib.get_close_matches(key, known, n=3, cutoff=0.8)
     similar += [other for other in known if other.endswith(f".{key}")][:3]
     if similar:

@@ -7,6 +7,7 @@ their extensions as plugins of verl, and are known only in a process that has im
 from __future__ import annotations
 
 import difflib
+import importlib.metadata
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -214,10 +215,20 @@ def _check_registration(config: DictConfig, line: Line) -> Iterator[str]:
 
 
 def _check_misspelt_sections(config: DictConfig, line: Line) -> Iterator[str]:
-    """Report unknown sections whose name resembles a known one. Any other may belong to a plugin of verl."""
+    """Report unknown sections with a name like a known one."""
     for name, similar in _unknown_sections(config):
         if similar:
             yield _unknown_section_problem(name, similar)
+
+
+def check_section_owners(config: DictConfig, line: Line) -> Iterator[str]:
+    """Report all other unknown sections, unless importing verl can still register an extension of another package."""
+    plugins = importlib.metadata.entry_points(group="verl.plugins")
+    has_other_plugins = any(not point.value.startswith("verl_gsd.") for point in plugins)
+    if not has_other_plugins and not OmegaConf.select(config, "actor_rollout_ref.model.external_lib"):
+        for name, similar in _unknown_sections(config):
+            if not similar:
+                yield _unknown_section_problem(name, similar)
 
 
 def _check_extensions(config: DictConfig, line: Line) -> Iterator[str]:
@@ -261,6 +272,7 @@ def _with_valid_settings(config: DictConfig) -> list[extension.Declaration]:
 CHECKS = (
     _check_registration,
     _check_misspelt_sections,
+    check_section_owners,
     _check_dial_settings,
     _check_poll_interval,
     _check_state_setting,
@@ -327,7 +339,10 @@ def _known_sections() -> list[str]:
 def _unknown_section_problem(name: str, similar: list[str]) -> str:
     if similar:
         return f"algorithm.gsd.{name}: no such key. Did you mean {similar[0]}?"
-    return f"algorithm.gsd.{name}: no such key. Keys are {', '.join(_known_sections())}."
+    return (
+        f"algorithm.gsd.{name}: no such key. Keys are {', '.join(_known_sections())}. If {name} is an extension of "
+        "another package, install that package in this environment."
+    )
 
 
 def check_extensions_build(config: DictConfig) -> Iterator[str]:

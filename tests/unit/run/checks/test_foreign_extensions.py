@@ -1,5 +1,6 @@
 """Other people's extensions: their sections are keys, and a checkpoint restores what they save."""
 
+import importlib.metadata
 import sys
 from types import ModuleType
 
@@ -10,6 +11,7 @@ from pydantic import Field
 from verl_gsd import extension
 from verl_gsd.audit import Effect, audit
 from verl_gsd.chain import register_stage
+from verl_gsd.errors import ConfigError
 from verl_gsd.extension import Conflict, Declaration, Extension, register
 from verl_gsd.prompts import PromptStore
 from verl_gsd.run.checks import gsd_section, limits
@@ -87,8 +89,12 @@ def first_stage(config):
     return [problem for check in gsd_section.CHECKS for problem in check(config, Line({}, ()))]
 
 
-def test_a_section_that_only_a_plugin_of_verls_may_own_is_left_to_the_checks_with_verl(resumed):
+def test_a_section_that_only_a_plugin_of_verls_may_own_is_left_to_the_checks_with_verl(resumed, monkeypatch):
     config = resumed({"alpha": 1.0, "ddof": 1, "eps": 0.0, "cap": {"limit": 1.0}}, {"prompts": PromptStore()})
+    (problem,) = first_stage(config)
+    assert "algorithm.gsd.cap: no such key" in problem and "install that package" in problem, "nobody else has a plugin"
+    theirs = importlib.metadata.EntryPoint("theirs", "theirs.plugin", "verl.plugins")
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [theirs])
     assert first_stage(config) == []
     (problem,) = gsd_section.check_unknown_sections(config)
     assert problem.startswith("algorithm.gsd.cap: no such key. Keys are alpha, budget, ")
@@ -354,3 +360,16 @@ def test_settings_that_a_saved_memory_was_made_with_may_not_change(resumed, tmp_
     assert problem.startswith("algorithm.gsd.counter: ") and "[0, 3]" in problem and "[0, 4]" in problem
     config.algorithm.gsd.state = "fresh"
     assert list(gsd_section.check_fingerprints(config)) == []
+
+
+def test_the_audit_names_a_stage_that_describes_nothing(compose_fast):
+    register_stage("cap", "weight")(lambda rows, advantages, section: advantages)
+    config, _ = compose_fast("algo=grpo", "task=arithmetic", "hardware=cpu", "+algorithm.gsd.cap={limit: 1.0}")
+    text = "\n".join(audit(config).lines())
+    assert "multiplied by the factor of algorithm.gsd.cap, which declares no audit text" in text
+
+
+def test_a_section_that_the_config_lacks_is_added_with_a_plus(compose_fast):
+    register_stage("cap", "weight")(lambda rows, advantages, section: advantages)
+    with pytest.raises(ConfigError, match=r"algorithm\.gsd\.cap: .*Use \+algorithm\.gsd\.cap=VALUE"):
+        compose_fast("algo=grpo", "task=arithmetic", "hardware=cpu", "algorithm.gsd.cap={limit: 1.0}")
