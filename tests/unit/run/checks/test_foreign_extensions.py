@@ -18,7 +18,7 @@ from verl_gsd.run.checks import gsd_section, limits
 from verl_gsd.run.checks.conflicts import check_conflicts
 from verl_gsd.run.checks.sizes_in_data import dataset_group_sizes
 from verl_gsd.run.checks.unused_keys import UnusedKey, check_unused_keys
-from verl_gsd.run.compose import Line, parse_line
+from verl_gsd.run.compose import Line, compose_config, parse_line
 from verl_gsd.settings import SectionSettings
 from verl_gsd.state import save_state
 
@@ -369,7 +369,8 @@ def test_the_audit_names_a_stage_that_describes_nothing(compose_fast):
     assert "multiplied by the factor of algorithm.gsd.cap, which declares no audit text" in text
 
 
-def test_a_section_that_the_config_lacks_is_added_with_a_plus(compose_fast):
+def test_a_section_that_the_config_lacks_is_added_with_a_plus():
     register_stage("cap", "weight")(lambda rows, advantages, section: advantages)
+    words = ["algo=grpo", "task=arithmetic", "hardware=cpu", "algorithm.gsd.cap={limit: 1.0}"]
     with pytest.raises(ConfigError, match=r"algorithm\.gsd\.cap: .*Use \+algorithm\.gsd\.cap=VALUE"):
-        compose_fast("algo=grpo", "task=arithmetic", "hardware=cpu", "algorithm.gsd.cap={limit: 1.0}")
+        compose_config(parse_line(words))
