@@ -59,6 +59,7 @@ def save_state(checkpoint: Path, memories: Mapping[str, Memory], settings: Mappi
         settings: the settings that determine what the states mean, as plain JSON. They are compared on restore.
 
     Raises:
+        TypeError: a state has a value that JSON would not give back; the message names the memory and the value.
         OSError: the disk is full, or the process may not write there.
     """
     values: dict[str, dict[str, Any]] = {}
@@ -67,6 +68,7 @@ def save_state(checkpoint: Path, memories: Mapping[str, Memory], settings: Mappi
         state = memory.state_dict()
         arrays |= {f"{name}/{key}": value for key, value in state.items() if isinstance(value, np.ndarray)}
         values[name] = {key: value for key, value in state.items() if not isinstance(value, np.ndarray)}
+        _check_json(values[name], f"the state of {name}")
     packed = save({key: np.asarray(value, order="C") for key, value in arrays.items()})
     content = {
         "version": VERSION,
@@ -79,6 +81,25 @@ def save_state(checkpoint: Path, memories: Mapping[str, Memory], settings: Mappi
     with atomic_folder(checkpoint / FOLDER) as temporary:
         _write(temporary / "arrays.safetensors", packed)
         _write(temporary / "state.json", (json.dumps(content, indent=1) + "\n").encode())
+
+
+def _check_json(value: Any, place: str) -> None:
+    """Check that JSON gives ``value`` back, apart from tuples, which become lists."""
+    if isinstance(value, Mapping):
+        for key, entry in value.items():
+            if not isinstance(key, str):
+                raise TypeError(
+                    f"{place} has the key {key!r}, which JSON does not keep. Use texts as keys, or a list of pairs."
+                )
+            _check_json(entry, f"{place}[{key!r}]")
+    elif isinstance(value, list | tuple):
+        for position, entry in enumerate(value):
+            _check_json(entry, f"{place}[{position}]")
+    elif not isinstance(value, str | int | float | None):
+        raise TypeError(
+            f"{place} is of type {type(value).__name__}, which JSON does not have. Use texts, numbers, lists, dicts, "
+            "and numpy arrays at the top level only."
+        )
 
 
 def remove_rotated_states(run: RunDirectory, saved: Sequence[int], keep: int | None) -> None:
@@ -133,9 +154,10 @@ def check_state(
     for key, value in settings.items():
         saved = content["settings"].get(key)
         if saved != value:
+            key, saved, value = _first_difference(key, saved, value)
             raise ConfigError(
-                f"{key}: the state in {folder} was saved with {saved}, and this run has {value}. Use the saved value, "
-                f"or: {REMEDY}"
+                f"{key}: the state in {folder} was saved with {saved}, and this run has {value}. Use the saved value. "
+                f"Or: {REMEDY}"
             )
     if names is not None and content["values"].keys() != set(names):
         raise ConfigError(
@@ -143,6 +165,15 @@ def check_state(
             f"{', '.join(sorted(names))}. {REMEDY}"
         )
     return content["values"], arrays
+
+
+def _first_difference(key: str, saved: Any, value: Any) -> tuple[str, Any, Any]:
+    """The first entry, with its dotted key, in which two settings differ."""
+    if isinstance(saved, dict) and isinstance(value, dict):
+        for name in (*saved, *value):
+            if saved.get(name) != value.get(name):
+                return f"{key}.{name}", saved.get(name), value.get(name)
+    return key, saved, value
 
 
 def restore_state(checkpoint: Path, memories: Mapping[str, Memory], settings: Mapping[str, Any]) -> None:
@@ -172,7 +203,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     if content["version"] > VERSION:
         raise ConfigError(
             f"{folder}: format version {content['version']} is too new, this verl-gsd reads up to {VERSION}. "
-            f"Install a newer verl-gsd, or: {REMEDY}"
+            f"Install a newer verl-gsd. Or: {REMEDY}"
         )
     if hashlib.sha256(packed).hexdigest() != content["arrays_sha256"]:
         raise DamagedStateError(

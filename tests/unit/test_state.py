@@ -120,3 +120,22 @@ def test_state_is_kept_next_to_visible_weights_and_in_the_checkpoint_to_resume_f
     (tmp_path / "latest_checkpointed_iteration.txt").write_text("40")
     remove_rotated_states(run, [10, 20, 30, 40], keep=1)
     assert steps_with("gsd", tmp_path) == [40]
+
+
+@pytest.mark.parametrize(
+    ("state", "problem"),
+    [
+        ({"lengths": {3: 1.0}}, r"the state of mine\['lengths'\] has the key 3"),
+        ({"lengths": {("maths", 3): 1.0}}, r"\['lengths'\] has the key \('maths', 3\)"),
+        ({"seen": [{"prompts": {1, 2}}]}, r"\['seen'\]\[0\]\['prompts'\] is of type set"),
+        ({"inner": {"rates": np.zeros(2)}}, r"\['inner'\]\['rates'\] is of type ndarray"),
+    ],
+)
+def test_a_state_that_json_would_not_give_back_is_rejected_when_it_is_saved(tmp_path, state, problem):
+    class Mine:
+        def state_dict(self):
+            return state
+
+    with pytest.raises(TypeError, match=problem):
+        save_state(tmp_path / "global_step_1", {"mine": Mine()}, {})
+    assert not (tmp_path / "global_step_1" / "gsd").exists()

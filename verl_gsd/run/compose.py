@@ -90,8 +90,9 @@ def parse_line(words: Sequence[str]) -> Line:
         key = _key(word)
         if key in groups.GROUPS:
             if value not in groups.choices(key):
+                hint = f" If {value} belongs to another package, install that package." if key == "algo" else ""
                 raise ConfigError(
-                    f"{key}={value}: no such choice. Set {key}= to one of {_listed(groups.choices(key))}."
+                    f"{key}={value}: no such choice. Set {key}= to one of {_listed(groups.choices(key))}.{hint}"
                 )
             chosen[key] = value
             given.append(key)

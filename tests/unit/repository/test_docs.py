@@ -3,6 +3,8 @@
 import dataclasses
 import importlib.util
 import re
+import subprocess
+import sys
 
 import pytest
 import third_party
@@ -53,6 +55,13 @@ def test_the_declaration_of_the_page_on_extending_is_accepted(stages_as_before):
     trend = extension.declared("trend")
     assert trend.histograms == {"trend_average": "trend_average"}
     assert [column.name for column in trend.record_columns] == ["trend_average", "trend_groups"]
+
+
+def test_the_test_of_the_package_on_the_page_on_extending_passes(tmp_path):
+    environment = third_party.install(tmp_path)
+    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--import-mode=importlib", "trend"]
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout + done.stderr
 
 
 def test_keys_of_the_page_on_switching_are_those_of_the_choices(compose_fast):

@@ -178,10 +178,10 @@ def check_third_party_memory(config: DictConfig) -> Iterator[str]:
         yield from check_saved_memory(config, Line({}, ()))
 
 
-def check_fingerprints(config: DictConfig) -> Iterator[str]:
+def check_fingerprints(config: DictConfig, line: Line) -> Iterator[str]:
     """Report an extension whose settings differ from those with which its saved memory was made.
 
-    It builds the extensions, and therefore imports torch.
+    If the run resumes, this builds the extensions, and therefore imports torch.
     """
     checkpoint = checkpoint_to_resume(config)
     is_restored = uses_our_trainer(config) and OmegaConf.select(config, "algorithm.gsd.state") != "fresh"
@@ -283,6 +283,7 @@ CHECKS = (
     check_conflicts,
     check_limits,
     check_saved_memory,
+    check_fingerprints,
 )
 
 

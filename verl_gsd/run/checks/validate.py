@@ -382,6 +382,7 @@ OF_THIS_MACHINE = (
     _check_disk_space,
     _check_checkpoint,
     gsd_section.check_saved_memory,
+    gsd_section.check_fingerprints,
     gsd_section.check_section_owners,
 )
 

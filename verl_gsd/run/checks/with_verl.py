@@ -15,7 +15,6 @@ from verl_gsd.errors import OUR_MODES
 from verl_gsd.run.checks.gsd_section import (
     check_extension_services,
     check_extensions_build,
-    check_fingerprints,
     check_third_party_extensions,
     check_third_party_memory,
     check_unknown_sections,
@@ -48,7 +47,6 @@ def validate_with_verl(config: DictConfig, runs_here: bool = True) -> list[Messa
             *check_third_party_extensions(config, files=runs_here),
             *check_extensions_build(config),
             *(check_third_party_memory(config) if runs_here else ()),
-            *(check_fingerprints(config) if runs_here else ()),
             *(_check_reward_function(config) if runs_here else ()),
             *(check_extension_services(config) if runs_here else ()),
         ]

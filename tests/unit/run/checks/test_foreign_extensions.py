@@ -354,12 +354,12 @@ def test_settings_that_a_saved_memory_was_made_with_may_not_change(resumed, tmp_
     assert saved == {"algorithm.gsd.counter": {"ends": [0, 3]}}, "as JSON has it"
     memories = {"prompts": PromptStore(), "counter": Counter({})}
     save_state(tmp_path / "global_step_3", memories, gsd_section.memory_settings(config) | saved)
-    assert list(gsd_section.check_fingerprints(config)) == []
+    assert list(gsd_section.check_fingerprints(config, Line({}, ()))) == []
     config.algorithm.gsd.counter.limit = 4
-    (problem,) = gsd_section.check_fingerprints(config)
-    assert problem.startswith("algorithm.gsd.counter: ") and "[0, 3]" in problem and "[0, 4]" in problem
+    (problem,) = gsd_section.check_fingerprints(config, Line({}, ()))
+    assert problem.startswith("algorithm.gsd.counter.ends: ") and "[0, 3]" in problem and "[0, 4]" in problem
     config.algorithm.gsd.state = "fresh"
-    assert list(gsd_section.check_fingerprints(config)) == []
+    assert list(gsd_section.check_fingerprints(config, Line({}, ()))) == []
 
 
 def test_the_audit_names_a_stage_that_describes_nothing(compose_fast):
