@@ -173,7 +173,7 @@ def _effects(config: DictConfig) -> list[Effect]:
 def _effect(declaration: extension.Declaration, config: DictConfig) -> Effect | None:
     """The declared effect of an extension. If another package declares none, its hooks say what it changes."""
     if declaration.audit is not None:
-        return extension.load(declaration.audit)(config)
+        return extension.call_declared(declaration, "audit", config)
     if extension.is_ours(declaration):
         return None
     runtime, text = (

@@ -126,6 +126,10 @@ class ReportSection:
 
     def __post_init__(self) -> None:
         _check_part_name("report section", self.name)
+        names = [chart.name for chart in self.charts]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"report section {self.name}: two charts are called {name}. Rename one of them.")
 
 
 @dataclass(frozen=True)
@@ -153,6 +157,11 @@ class Conflict:
     reason: str
     fix: str
     when: str = ""
+
+    def __post_init__(self) -> None:
+        for condition in (self.setting, self.when):
+            if condition and not re.fullmatch(r"[\w.]+(!?=[^=\[\]{}]*)?", condition):
+                raise ValueError(f"conflict {condition!r}: not a condition. Use key, key=value or key!=value.")
 
 
 @dataclass(frozen=True)
@@ -243,6 +252,8 @@ class Declaration:
     configs: str | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.order, int | float):
+            raise ValueError(f"extension {self.name!r}: order={self.order!r} is not a number. Use a number.")
         for problem in self.remedies:
             if problem not in get_args(Problem):
                 raise ValueError(

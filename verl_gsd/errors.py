@@ -24,5 +24,9 @@ class SettingsError(ValueError):
     """
 
     def __init__(self, problems: Sequence[str]) -> None:
-        super().__init__("\n".join(problems))
+        super().__init__("\n".join(problem.removeprefix(": ") for problem in problems))
         self.problems = tuple(problems)
+
+    def __reduce__(self) -> tuple[type[SettingsError], tuple[tuple[str, ...]]]:
+        """Ray pickles errors of workers."""
+        return type(self), (self.problems,)

@@ -32,7 +32,7 @@ from verl_gsd.declaration import RecordColumn as RecordColumn
 from verl_gsd.declaration import ReportChart as ReportChart
 from verl_gsd.declaration import ReportSection as ReportSection
 from verl_gsd.declaration import StepFigure as StepFigure
-from verl_gsd.errors import SettingsError
+from verl_gsd.errors import ConfigError, SettingsError
 from verl_gsd.scalars import as_yaml
 
 if TYPE_CHECKING:
@@ -467,6 +467,8 @@ def _check_declaration(declaration: Declaration) -> None:
                     "one of the two."
                 )
             owners[declared_name] = f"extension {name!r}"
+    if declaration.report is not None:
+        _check_chart_names(declaration.report.name, name)
     types = {column.name: column.type for column in (*RECORD_COLUMNS, *declaration.record_columns)}
     for used_by, column in _columns_used(declaration):
         if column not in types:
@@ -490,6 +492,17 @@ def _declared_names(declaration: Declaration) -> dict[str, list[str]]:
         "report section": [] if declaration.report is None else [declaration.report.name],
         "histogram": list(declaration.histograms),
     }
+
+
+def _check_chart_names(section: str, extension_name: str) -> None:
+    """Check that no chart ``SECTION-CHART`` of a report can have the same name in two sections."""
+    others = [of.report.name for of in _DECLARED.values() if of.report is not None and of.name != extension_name]
+    for other in (*BASE_NAMES["report section"], *others):
+        if section.startswith(f"{other}-") or other.startswith(f"{section}-"):
+            raise ValueError(
+                f"extension {extension_name!r}: the report section {section} has a name like that of a chart of the "
+                f"section {other}. Rename it."
+            )
 
 
 def _columns_used(declaration: Declaration) -> Iterator[tuple[str, str]]:
@@ -559,13 +572,27 @@ def _register_ours() -> None:
         importlib.import_module(f"{package.__name__}.{module.name}")
 
 
+_is_registering = False
+
+
 @functools.cache
 def _register_all() -> None:
-    _register_ours()
+    global _is_registering
+    if _is_registering:  # a module that is being imported asks for the registry
+        return
+    _is_registering = True
+    try:
+        _register_ours()
+        _register_other_packages()
+    finally:
+        _is_registering = False
+
+
+def _register_other_packages() -> None:
     for point in _entry_points():
         try:
             importlib.import_module(point.module)
-        except Exception as error:  # a module of another package may raise anything
+        except (Exception, SystemExit) as error:  # a module of another package may raise anything
             package = point.dist.name if point.dist is not None else point.name
             reason = _error_text(error)
             problem = f"package {package}: its extension module {point.module} could not be loaded: {reason}"
@@ -581,7 +608,7 @@ def _entry_points() -> Iterator[importlib.metadata.EntryPoint]:
             yield from (point for point in package.entry_points if point.group == ENTRY_POINTS)
 
 
-def _error_text(error: Exception) -> str:
+def _error_text(error: BaseException) -> str:
     """The message of a ValueError, which is meant for users. For other errors, the type and the message."""
     return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
 
@@ -602,6 +629,47 @@ def load(reference: str | T) -> Any:
         return reference
     module, _, name = reference.partition(":")
     return getattr(importlib.import_module(module), name)
+
+
+def declared_object(declaration: Declaration, field: str) -> Any:
+    """Import the object to which a field of the declaration refers.
+
+    Raises:
+        ConfigError: it cannot be imported, and the extension belongs to another package.
+    """
+    return guarded(declaration, field, lambda: load(getattr(declaration, field)))
+
+
+def call_declared(declaration: Declaration, field: str, *arguments: Any) -> Any:
+    """Call the function to which a field of the declaration refers. An iterator is returned as a list.
+
+    Raises:
+        ConfigError: the function cannot be imported or raised an error, and the extension belongs to another package.
+    """
+    function = declared_object(declaration, field)
+
+    def call() -> Any:
+        result = function(*arguments)
+        return list(result) if isinstance(result, Iterator) else result
+
+    return guarded(declaration, field, call)
+
+
+def guarded(declaration: Declaration, field: str, action: Callable[[], T]) -> T:
+    """Run code that a field of the declaration names.
+
+    Raises:
+        ConfigError: the code raised an error, and the extension belongs to another package. Ours raise their own error.
+    """
+    if is_ours(declaration):
+        return action()
+    try:
+        return action()
+    except Exception as error:  # code of another package may raise anything
+        raise ConfigError(
+            f"extension {declaration.name!r}: its {field} ({getattr(declaration, field)}) failed: "
+            f"{_error_text(error)}. Repair or uninstall the package of {module_of(declaration)}."
+        ) from error
 
 
 def module_of(declaration: Declaration) -> str:
@@ -700,10 +768,18 @@ def settings_of(declaration: Declaration, gsd: Mapping[str, Any]) -> Any:
         raise SettingsError([f"{key}={as_yaml(section)}: not a section. Set it to a section with keys, or to null."])
     if declaration.settings is None:
         return section
+    model = declared_object(declaration, "settings")
+    if not hasattr(model, "of"):
+        raise ConfigError(
+            f"extension {declaration.name!r}: settings={declaration.settings} is not a subclass of "
+            "verl_gsd.settings.SectionSettings. Make it one."
+        )
     try:
-        return load(declaration.settings).of(section)
+        return model.of(section)
     except SettingsError as error:
-        raise SettingsError([f"{key}.{problem}" for problem in error.problems]) from error
+        # A problem of the section as a whole begins with a colon, any other with a key.
+        problems = [f"{key}{'' if problem.startswith(':') else '.'}{problem}" for problem in error.problems]
+        raise SettingsError(problems) from error
 
 
 def _build(declaration: Declaration, gsd: Mapping[str, Any], services: Services | None) -> Extension:
@@ -711,7 +787,7 @@ def _build(declaration: Declaration, gsd: Mapping[str, Any], services: Services 
     settings = settings_of(declaration, gsd)
     try:
         built = kind(settings, services)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except Exception as error:  # a constructor of another package may raise anything
         raise ValueError(f"algorithm.gsd.{declaration.name}: {_error_text(error)}") from error
     if overrides(built, "state_dict") != declaration.saves:
         raise ValueError(

@@ -160,8 +160,11 @@ def _extension_arrays(values_of_groups: Sequence[Mapping[str, RecordValue]]) -> 
 
 
 def _typed_array(values: Sequence[RecordValue], data_type: pa.DataType) -> pa.Array:
-    array = pa.array(values, data_type)  # rejects values of other kinds, but truncates 1.5 to 1
-    return pa.array(values).cast(data_type) if pa.types.is_integer(data_type) else array
+    plain = [value.item() if isinstance(value, np.generic) else value for value in values]
+    if pa.types.is_floating(data_type):
+        plain = [float(value) if isinstance(value, bool) else value for value in plain]
+    array = pa.array(plain, data_type)  # rejects values of other kinds, but truncates 1.5 to 1
+    return pa.array(plain).cast(data_type) if pa.types.is_integer(data_type) else array
 
 
 def _valid_accuracies(group: Group) -> np.ndarray:

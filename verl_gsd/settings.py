@@ -70,9 +70,13 @@ class SectionSettings(BaseModel):
         if field is None and key:
             keys = [*cls.model_fields, *cls.parts]
             return f"{key}: no such key." + (did_you_mean(key, keys) or f" Keys are {', '.join(keys)}.")
+        if field is not None and _is_model(field) and len(problem["loc"]) > 1:
+            # A field of a model within this one. It may be secret, so the value is left out.
+            return f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}."
         if kind == "missing":
             return f"{key} is missing. Set it."
-        subject = "The section" if field is None else f"{key}={as_yaml(problem['input'])}" if field.repr else key
+        # A problem of the section as a whole has no key and begins with the colon.
+        subject = "" if field is None else f"{key}={as_yaml(problem['input'])}" if field.repr else key
         if kind == "value_error":
             text = str(problem["ctx"]["error"])
             return f"{subject}: {text}" if text.endswith((".", "?")) else f"{subject}: {text}."
@@ -83,6 +87,12 @@ class SectionSettings(BaseModel):
         wrong_type = "it cannot be null" if value is None else f"wrong type ({type(value).__name__})"
         suggestion = did_you_mean(value, _choices(field))
         return f"{subject}: {_WHAT_IS_WRONG.get(kind, wrong_type)}. Set it to {allowed}.{suggestion}"
+
+
+def _is_model(field: FieldInfo) -> bool:
+    """Whether the field's value can be a pydantic model."""
+    kinds = (kind for kind, _ in _alternatives(field.annotation, ()))
+    return any(isinstance(kind, type) and issubclass(kind, BaseModel) for kind in kinds)
 
 
 def did_you_mean(value: Any, choices: Iterable[str]) -> str:

@@ -22,6 +22,7 @@ import numpy as np
 from safetensors.numpy import load, save
 
 from verl_gsd.errors import ConfigError
+from verl_gsd.extension import Extension, ExtensionError, call_hook
 from verl_gsd.rundir import RunDirectory
 from verl_gsd.writing import atomic_folder
 
@@ -65,7 +66,7 @@ def save_state(checkpoint: Path, memories: Mapping[str, Memory], settings: Mappi
     values: dict[str, dict[str, Any]] = {}
     arrays: dict[str, np.ndarray] = {}
     for name, memory in memories.items():
-        state = memory.state_dict()
+        state = call_hook(name, memory, "state_dict") if isinstance(memory, Extension) else memory.state_dict()
         arrays |= {f"{name}/{key}": value for key, value in state.items() if isinstance(value, np.ndarray)}
         values[name] = {key: value for key, value in state.items() if not isinstance(value, np.ndarray)}
         _check_json(values[name], f"the state of {name}")
@@ -167,6 +168,17 @@ def check_state(
     return content["values"], arrays
 
 
+def saved_settings(checkpoint: Path) -> dict[str, Any]:
+    """The settings with which the state in ``checkpoint`` was saved; empty if there is no state that can be read."""
+    if not (checkpoint / FOLDER).is_dir():
+        return {}
+    try:
+        content, _ = _read(checkpoint / FOLDER)
+    except ConfigError:
+        return {}
+    return content["settings"]
+
+
 def _first_difference(key: str, saved: Any, value: Any) -> tuple[str, Any, Any]:
     """The first entry, with its dotted key, in which two settings differ."""
     if isinstance(saved, dict) and isinstance(value, dict):
@@ -189,6 +201,10 @@ def restore_state(checkpoint: Path, memories: Mapping[str, Memory], settings: Ma
             memory.load_state_dict(values[name] | own)
         except (IndexError, KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"{checkpoint / FOLDER}: the state of {name} is damaged ({error!r}). {REMEDY}") from error
+        except Exception as error:
+            if isinstance(memory, Extension):
+                raise ExtensionError.in_hook(name, "load_state_dict", error) from error
+            raise
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

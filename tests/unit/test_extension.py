@@ -13,6 +13,7 @@ from verl_gsd import extension
 from verl_gsd.bernoulli import Algorithm, SameAlgorithm
 from verl_gsd.extension import (
     ROLLOUTS,
+    Conflict,
     Declaration,
     Extension,
     ExtensionError,
@@ -282,3 +283,47 @@ def test_names_in_users_files_lead_to_what_moved():
     assert {of.__module__ for of in (FixedAnchor, HardAnchor, SoftAnchor)} == {"verl_gsd.algorithms.hadw.anchors"}
     with pytest.raises(ImportError):
         from verl_gsd.algorithms.hadw import no_such_name  # noqa: F401
+
+
+@pytest.mark.parametrize("setting", ["a.b==1", "a.b=[1", "a b", "=1"])
+def test_a_conflict_that_is_no_condition_is_rejected_where_it_is_declared(setting):
+    with pytest.raises(ValueError, match="not a condition"):
+        Conflict(setting, "it does not work", "Set another value.")
+    Conflict("a.b!=1|null", "it does not work", "Set another value.", when="a.c")
+
+
+def test_names_of_charts_and_sections_that_would_meet_on_a_page_are_rejected():
+    chart = ReportChart("a", "A", {"a": "mine/a"}, "number")
+    with pytest.raises(ValueError, match="two charts are called a"):
+        ReportSection("mine", "Mine", "Text.", (chart, chart))
+    with pytest.raises(ValueError, match=r"policy-entropy .*policy"):
+        register(Declaration("mine", Extension, report=ReportSection("policy-entropy", "M", "Text.", (chart,))))
+
+
+def test_a_package_that_asks_for_the_registry_while_it_is_loaded_changes_nothing(monkeypatch):
+    imported = []
+
+    class Point:
+        dist = None
+
+        def __init__(self, name):
+            self.name = self.module = name
+
+    def import_module(module):
+        imported.append(module)
+        extension.declared("hadw")
+        if module == "zzz":
+            raise SystemExit(3)
+
+    monkeypatch.setattr(extension, "_entry_points", lambda: [Point("aaa"), Point("zzz")])
+    monkeypatch.setattr(extension.importlib, "import_module", import_module)
+    monkeypatch.setattr(extension, "_REJECTED", [])
+    extension._register_ours()
+    extension._register_all.cache_clear()
+    try:
+        assert [("zzz" in problem) for problem in extension.rejected()] == [True]
+        assert imported == ["aaa", "zzz"]
+    finally:
+        extension._register_all.cache_clear()
+        monkeypatch.undo()
+        extension._register_all()

@@ -252,3 +252,11 @@ def test_no_name_of_a_metric_makes_verl_reduce_it_in_another_way():
     assert len(names) >= 17
     for name, syllable in itertools.product(names, ("max", "min", "sum", "total")):
         assert syllable not in name
+
+
+def test_numpys_booleans_and_numbers_are_values_of_a_column():
+    left = [
+        LeftGroup(group([1, 0]), "trained", {"mine_flag": np.bool_(True), "mine_count": np.int32(3), "mine_is": False})
+    ]
+    table = step_records(left, step=1, attempt=1, alpha=1.0)
+    assert [table[name].to_pylist() for name in ("mine_flag", "mine_count", "mine_is")] == [[1.0], [3.0], [0.0]]

@@ -1,12 +1,13 @@
 """Models of config sections: a wrong value is one sentence with its remedy, and YAML files have the same defaults."""
 
 import math
+import pickle
 import traceback
 from typing import Annotated, Literal
 
 import pytest
 from omegaconf import OmegaConf
-from pydantic import Field, field_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from verl_gsd import extension
 from verl_gsd.config import load
@@ -141,3 +142,33 @@ def test_a_yaml_file_has_every_setting_of_its_section_with_the_models_default(na
     settings = model.of(section)
     for key in section:
         assert getattr(settings, key) == model.default(key), key
+
+
+def test_an_error_of_settings_survives_ray():
+    error = SettingsError(["beta=0: out of range.", "gamma: no such key."])
+    copy = pickle.loads(pickle.dumps(error))
+    assert copy.problems == error.problems and str(copy) == str(error)
+
+
+def test_a_model_within_the_model_keeps_its_secrets_and_a_problem_of_the_whole_has_no_key():
+    class Server(BaseModel):
+        key: str = Field(repr=False, max_length=3)
+
+    class Mine(SectionSettings):
+        low: float = 0.0
+        high: float = 1.0
+        server: Server | None = None
+
+        @model_validator(mode="after")
+        def _check_order(self):
+            if self.low > self.high:
+                raise ValueError("low exceeds high. Set low to less than high")
+            return self
+
+    with pytest.raises(SettingsError) as caught:
+        Mine.of({"server": {"key": "sk-secret"}})
+    assert "server.key" in str(caught.value) and "secret" not in str(caught.value)
+    with pytest.raises(SettingsError) as caught:
+        Mine.of({"low": 2.0})
+    assert caught.value.problems == (": low exceeds high. Set low to less than high.",)
+    assert str(caught.value) == "low exceeds high. Set low to less than high."

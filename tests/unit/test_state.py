@@ -8,6 +8,7 @@ from memories import SETTINGS, EveryKind, restored
 
 from verl_gsd import state
 from verl_gsd.errors import ConfigError
+from verl_gsd.extension import Extension, ExtensionError
 from verl_gsd.rundir import RunDirectory
 from verl_gsd.state import remove_rotated_states, save_state
 
@@ -139,3 +140,19 @@ def test_a_state_that_json_would_not_give_back_is_rejected_when_it_is_saved(tmp_
     with pytest.raises(TypeError, match=problem):
         save_state(tmp_path / "global_step_1", {"mine": Mine()}, {})
     assert not (tmp_path / "global_step_1" / "gsd").exists()
+
+
+@pytest.mark.parametrize("hook", ["state_dict", "load_state_dict"])
+def test_an_extension_that_fails_to_save_or_to_load_is_named(tmp_path, hook):
+    class Mine(Extension):
+        def state_dict(self):
+            if hook == "state_dict":
+                raise KeyError("boom")
+            return {}
+
+        def load_state_dict(self, state):
+            raise RuntimeError("boom")
+
+    with pytest.raises(ExtensionError, match=rf"algorithm\.gsd\.mine: its hook {hook} .*boom"):
+        save_state(tmp_path / "global_step_1", {"mine": Mine({})}, {})
+        state.restore_state(tmp_path / "global_step_1", {"mine": Mine({})}, {})

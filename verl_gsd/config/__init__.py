@@ -60,8 +60,17 @@ def _files(group: str) -> dict[str, Path]:
 def _folders(group: str) -> list[Path]:
     if group == "recipe":
         return [_RECIPES]
-    packages = [of.configs for of in extension.declarations() if of.configs is not None] if group == "algo" else []
-    return [_HERE / group, *(Path(str(importlib.resources.files(package) / group)) for package in packages)]
+    declarations = extension.declarations() if group == "algo" else []
+    others = [_package_folder(declaration, group) for declaration in declarations if declaration.configs is not None]
+    return [_HERE / group, *others]
+
+
+def _package_folder(declaration: extension.Declaration, group: str) -> Path:
+    """The folder of a group's files in the package that an extension names (``Declaration.configs``)."""
+    package = declaration.configs or ""
+    return extension.guarded(
+        declaration, "configs", lambda: Path(str(importlib.resources.files(package).joinpath(group)))
+    )
 
 
 @functools.cache

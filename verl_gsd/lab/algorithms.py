@@ -98,7 +98,7 @@ def _rows() -> dict[str, Algorithm | SameAlgorithm]:
     for declaration in in_order:
         if declaration.lab is None:
             continue
-        for name, row in extension.load(declaration.lab)().items():
+        for name, row in extension.call_declared(declaration, "lab").items():
             if name in rows:
                 raise ValueError(
                     f"extension {declaration.name!r}: {declaration.lab} has a row {name}, which {owners[name]} has "

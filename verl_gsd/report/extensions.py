@@ -23,7 +23,9 @@ def remedies(problem: Problem, config: Mapping[str, Any]) -> list[str]:
     return [
         declaration.remedies[problem]
         for declaration in in_report_order()
-        if problem in declaration.remedies and not _takes_part(declaration, config)
+        if problem in declaration.remedies
+        and not _takes_part(declaration, config)
+        and not is_rejected(f"algorithm.gsd.{declaration.name}", "", config)
     ]
 
 

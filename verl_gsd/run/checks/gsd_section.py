@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.metadata
+import os
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +26,7 @@ from verl_gsd.run.compose import Line
 from verl_gsd.run.dataset import fingerprints
 from verl_gsd.run.engines import check_engine
 from verl_gsd.rundir import RunDirectory
-from verl_gsd.state import REMEDY, DamagedStateError, check_state
+from verl_gsd.state import REMEDY, DamagedStateError, check_state, saved_settings
 
 
 def uses_our_trainer(config: DictConfig) -> bool:
@@ -187,15 +188,14 @@ def check_fingerprints(config: DictConfig, line: Line) -> Iterator[str]:
     is_restored = uses_our_trainer(config) and OmegaConf.select(config, "algorithm.gsd.state") != "fresh"
     if checkpoint is None or not is_restored:
         return
+    saved = saved_settings(checkpoint)
     try:
-        extensions = extension.build(OmegaConf.select(config, "algorithm.gsd") or {})
-    except ValueError:
-        return  # ``check_extensions_build`` reports this
-    for key, fingerprint in extension.fingerprints(extensions).items():
+        fingerprints_now = extension.fingerprints(extension.build(OmegaConf.select(config, "algorithm.gsd") or {}))
+    except Exception:
+        return  # wrong settings, or a fingerprint that needs a run; the trainer compares again
+    for key in fingerprints_now.keys() & saved.keys():
         try:
-            check_state(checkpoint, {key: fingerprint})
-        except DamagedStateError:
-            return  # ``check_saved_memory`` reports this
+            check_state(checkpoint, {key: fingerprints_now[key]})
         except ConfigError as error:
             yield str(error)
 
@@ -214,21 +214,15 @@ def _check_registration(config: DictConfig, line: Line) -> Iterator[str]:
     yield from extension.rejected()
 
 
-def _check_misspelt_sections(config: DictConfig, line: Line) -> Iterator[str]:
-    """Report unknown sections with a name like a known one."""
-    for name, similar in _unknown_sections(config):
-        if similar:
-            yield _unknown_section_problem(name, similar)
-
-
 def check_section_owners(config: DictConfig, line: Line) -> Iterator[str]:
-    """Report all other unknown sections, unless importing verl can still register an extension of another package."""
+    """Report unknown sections, unless importing verl can still register an extension of another package."""
     plugins = importlib.metadata.entry_points(group="verl.plugins")
     has_other_plugins = any(not point.value.startswith("verl_gsd.") for point in plugins)
-    if not has_other_plugins and not OmegaConf.select(config, "actor_rollout_ref.model.external_lib"):
-        for name, similar in _unknown_sections(config):
-            if not similar:
-                yield _unknown_section_problem(name, similar)
+    imports_more = os.environ.get("VERL_USE_EXTERNAL_MODULES") or OmegaConf.select(
+        config, "actor_rollout_ref.model.external_lib"
+    )
+    if not has_other_plugins and not imports_more:
+        yield from check_unknown_sections(config)
 
 
 def _check_extensions(config: DictConfig, line: Line) -> Iterator[str]:
@@ -245,21 +239,21 @@ def _check_extension(declaration: extension.Declaration, config: DictConfig, lin
         family = [other for other in extension.declarations() if other.name.partition(".")[0] == top]
         # The check may rely on the sections of the whole family.
         if not any(extension.settings_problems(member, gsd) for member in family):
-            yield from extension.load(declaration.check)(config, line)
+            yield from extension.call_declared(declaration, "check", config, line)
 
 
 def check_extension_files(config: DictConfig, line: Line) -> Iterator[str]:
     """Report files that this run's extensions need and that are missing or wrong on the machine that trains."""
     for declaration in _with_valid_settings(config):
         if declaration.check_files is not None:
-            yield from extension.load(declaration.check_files)(config, line)
+            yield from extension.call_declared(declaration, "check_files", config, line)
 
 
 def check_extension_services(config: DictConfig) -> Iterator[str]:
     """Report servers that this run's extensions need and that do not answer correctly. This may take seconds."""
     for declaration in _with_valid_settings(config):
         if declaration.check_services is not None:
-            yield from extension.load(declaration.check_services)(config, Line({}, ()))
+            yield from extension.call_declared(declaration, "check_services", config, Line({}, ()))
 
 
 def _with_valid_settings(config: DictConfig) -> list[extension.Declaration]:
@@ -271,7 +265,6 @@ def _with_valid_settings(config: DictConfig) -> list[extension.Declaration]:
 
 CHECKS = (
     _check_registration,
-    _check_misspelt_sections,
     check_section_owners,
     _check_dial_settings,
     _check_poll_interval,

@@ -157,4 +157,4 @@ def check_unused_keys(config: DictConfig, line: Line) -> Iterator[str]:
 def _of_extensions() -> Iterator[UnusedKey]:
     for declaration in extension.declarations():
         if declaration.unused_keys is not None:
-            yield from extension.load(declaration.unused_keys)
+            yield from extension.declared_object(declaration, "unused_keys")

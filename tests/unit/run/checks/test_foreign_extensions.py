@@ -93,6 +93,9 @@ def test_a_section_that_only_a_plugin_of_verls_may_own_is_left_to_the_checks_wit
     config = resumed({"alpha": 1.0, "ddof": 1, "eps": 0.0, "cap": {"limit": 1.0}}, {"prompts": PromptStore()})
     (problem,) = first_stage(config)
     assert "algorithm.gsd.cap: no such key" in problem and "install that package" in problem, "nobody else has a plugin"
+    with monkeypatch.context() as patched:
+        patched.setenv("VERL_USE_EXTERNAL_MODULES", "theirs.plugin")
+        assert first_stage(config) == []
     theirs = importlib.metadata.EntryPoint("theirs", "theirs.plugin", "verl.plugins")
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [theirs])
     assert first_stage(config) == []
@@ -374,3 +377,45 @@ def test_a_section_that_the_config_lacks_is_added_with_a_plus():
     words = ["algo=grpo", "task=arithmetic", "hardware=cpu", "algorithm.gsd.cap={limit: 1.0}"]
     with pytest.raises(ConfigError, match=r"algorithm\.gsd\.cap: .*Use \+algorithm\.gsd\.cap=VALUE"):
         compose_config(parse_line(words))
+
+
+def test_a_fingerprint_that_needs_a_run_is_left_to_the_trainer(resumed):
+    class Needy(Counter):
+        def fingerprint(self):
+            return {"step": self.services.step}
+
+    register(Declaration("counter", Needy, saves=True))
+    config = resumed({"counter": {}}, {"prompts": PromptStore(), "counter": Counter({})})
+    assert list(gsd_section.check_fingerprints(config, Line({}, ()))) == []
+
+
+def test_a_checkpoint_of_a_run_without_the_extension_is_reported_once(resumed):
+    config = resumed({"hadw": {"preset": "hard"}}, {"prompts": PromptStore()})
+    (problem,) = first_stage_of_memory(config)
+    assert "hadw" in problem and "None" not in problem
+
+
+def first_stage_of_memory(config):
+    line = Line({}, ())
+    return [*gsd_section.check_saved_memory(config, line), *gsd_section.check_fingerprints(config, line)]
+
+
+@pytest.mark.parametrize(
+    ("field", "reference"),
+    [("check", "theirs:fail"), ("check", "theirs:nothing"), ("unused_keys", "theirs:nothing"), ("check", "none:x")],
+)
+def test_a_declared_function_that_fails_is_named_with_its_extension(monkeypatch, compose_fast, field, reference):
+    def fail(config, line):
+        raise RuntimeError("boom")
+        yield ""
+
+    theirs = ModuleType("theirs")
+    theirs.fail = fail
+    monkeypatch.setitem(sys.modules, "theirs", theirs)
+    register(Declaration("mine", Counter, **{field: reference}))
+    config, _ = compose_fast("algo=grpo", "task=arithmetic", "hardware=cpu")
+    with pytest.raises(ConfigError, match=rf"extension 'mine': its {field} \({reference}\) failed: "):
+        [*gsd_section._check_extensions(config, Line({}, ())), *check_unused_keys(config, parse_line(LINE))]
+
+
+LINE = ["algo=grpo", "task=arithmetic", "hardware=cpu", "trainer.total_training_steps=1"]
