@@ -1,13 +1,12 @@
-"""Histograms of each step and a table of prompts, for wandb and TensorBoard: verl's loggers take numbers alone.
+"""Logs histograms of each step and a table of prompts to wandb and TensorBoard. verl's loggers only log numbers.
 
-    histogram/{sigma,accuracy}    every step, of its groups, whatever their fate
-    histogram/judge_score         of each response that a judge scored
-    histogram/<name>              of each group: the record columns that extensions declare as histograms
-    table/prompts                 where verl validates or saves, and at the end: at most 200 prompts
+    histogram/{sigma,accuracy}    one value per group of the step, whatever its fate
+    histogram/judge_score         one value per response that a judge scored
+    histogram/<name>              one value per group: the record columns that extensions declare as histograms
+    table/prompts                 at most 200 prompts; at steps that validate or save, and at the last step
 
-wandb gets ``wandb.Histogram`` and ``wandb.Table``, TensorBoard its histograms and a table in Markdown. verl logs the
-numbers of a step when the step is over. This module logs before that under the same number, so that both appear at the
-same step.
+wandb gets ``wandb.Histogram`` and ``wandb.Table``. TensorBoard gets histograms and a table in Markdown. verl logs the
+numbers of a step at its end. This module logs earlier, but with the same step number, so that both appear together.
 """
 
 from __future__ import annotations
@@ -31,12 +30,14 @@ COLUMNS = ("data_source", "index", "visits", "solve_rate", "kind", "fate")
 
 
 class Histograms:
-    """Shows a step's groups. Never raises: a run of days must not end because a histogram could not be drawn, by a full
-    disk or a library's new version. The log has the first error of each logger.
+    """Logs the groups of each step.
+
+    It never raises an error: a long run must not end because a disk is full or a library has changed. The first error
+    of each logger goes to the log.
 
     Args:
-        prompts: what is known of prompts.
-        prior: (a, b) of Beta, of a prompt's solve rate before its first visit.
+        prompts: the memory of prompts.
+        prior: (a, b) of the Beta prior of a solve rate before a prompt's first visit.
     """
 
     def __init__(self, prompts: PromptStore, prior: tuple[float, float]) -> None:
@@ -46,10 +47,12 @@ class Histograms:
     def show(
         self, loggers: Mapping[str, Any], step: int, table: pa.Table, groups: Sequence[Group], *, prompts_too: bool
     ) -> None:
-        """Show histograms of the step's records ``table`` and its ``groups``, and with ``prompts_too`` the table.
+        """Log histograms of one step, and the table of prompts if ``prompts_too``.
 
         Args:
-            loggers: verl's, by name (``Tracking.logger``).
+            loggers: verl's loggers, by name (``Tracking.logger``).
+            table: the step's records.
+            groups: the step's groups.
         """
         for name in _DRAW.keys() & loggers.keys():
             try:
@@ -62,7 +65,7 @@ class Histograms:
 
 
 def values_shown(table: pa.Table, groups: Sequence[Group]) -> dict[str, np.ndarray]:
-    """What there is of each histogram, by its name: float64, finite, at least one.
+    """The values of each histogram, by name: finite float64. Histograms without values are left out.
 
     Args:
         table: the step's records (``records.step_records``).
@@ -77,15 +80,15 @@ def values_shown(table: pa.Table, groups: Sequence[Group]) -> dict[str, np.ndarr
     }
     for declared in declarations():
         values |= {name: _numbers(table[column]) for name, column in declared.histograms.items()}
-    finite = {name: of[np.isfinite(of)] for name, of in values.items()}
-    return {name: of for name, of in finite.items() if len(of)}
+    finite = {name: column[np.isfinite(column)] for name, column in values.items()}
+    return {name: column for name, column in finite.items() if len(column)}
 
 
 def prompt_rows(table: pa.Table, prompts: PromptStore, step: int, prior: tuple[float, float]) -> list[tuple]:
-    """A row of ``COLUMNS`` for each of the step's groups, and of more than ``TABLE_ROWS`` for as many evenly spaced.
+    """One row of ``COLUMNS`` per group of the step; if there are more than ``TABLE_ROWS``, evenly spaced groups.
 
-    Visits, and the mean (a + correct) / (a + b + total) of the solve rate under the prior Beta(a, b), are what
-    ``prompts`` knows at ``step``.
+    Visits and solve rates come from the memory ``prompts`` at ``step``. The solve rate is the mean of the posterior under
+    the prior Beta(a, b): (a + correct) / (a + b + total).
     """
     chosen = np.unique(np.linspace(0, len(table) - 1, min(TABLE_ROWS, len(table))).astype(int))
     entries = table.take(chosen).to_pylist()
@@ -100,22 +103,22 @@ def prompt_rows(table: pa.Table, prompts: PromptStore, step: int, prior: tuple[f
 
 
 def table_is_due(config: DictConfig, step: int, last: int) -> bool:
-    """Whether verl validates or saves at ``step``, or it is the ``last``."""
+    """Whether verl validates or saves at ``step``, or ``step`` is the last one."""
     return step >= last or any(
         freq > 0 and step % freq == 0 for freq in (config.trainer.test_freq, config.trainer.save_freq)
     )
 
 
 def _wandb(wandb: Any, step: int, histograms: Mapping[str, np.ndarray], rows: Sequence[tuple] | None) -> None:
-    data: dict[str, Any] = {f"histogram/{name}": wandb.Histogram(of) for name, of in histograms.items()}
+    data: dict[str, Any] = {f"histogram/{name}": wandb.Histogram(values) for name, values in histograms.items()}
     if rows is not None:
         data["table/prompts"] = wandb.Table(columns=list(COLUMNS), data=[list(row) for row in rows])
     wandb.log(data, step=step)
 
 
 def _tensorboard(adapter: Any, step: int, histograms: Mapping[str, np.ndarray], rows: Sequence[tuple] | None) -> None:
-    for name, of in histograms.items():
-        adapter.writer.add_histogram(f"histogram/{name}", of, step)
+    for name, values in histograms.items():
+        adapter.writer.add_histogram(f"histogram/{name}", values, step)
     if rows is not None:
         adapter.writer.add_text("table/prompts", markdown(rows), step)
 
@@ -127,7 +130,7 @@ _DRAW: dict[str, Callable[[Any, int, Mapping[str, np.ndarray], Sequence[tuple] |
 
 
 def markdown(rows: Sequence[tuple]) -> str:
-    """``rows`` as a table; a data set's own names cannot be read as markup."""
+    """``rows`` as a Markdown table. Characters of names that could be markup are escaped."""
     lines = [COLUMNS, ("---",) * len(COLUMNS), *([_cell(value) for value in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
