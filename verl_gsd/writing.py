@@ -35,8 +35,8 @@ def atomic_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
     first, so two processes must not write the same folder at a time. Missing parent folders are created.
 
     Args:
-        replace: whether a folder that is already at ``path`` is removed just before the rename. If the process is killed
-            in between, ``path`` is missing or incomplete. If False, a folder there that is not empty is an error.
+        replace: whether a folder that is already at ``path`` is removed just before the rename. If the process is
+            killed in between, ``path`` is missing or incomplete. If False, a folder that is not empty is an error.
 
     Raises:
         OSError: the disk is full, the process may not write there, or ``path`` exists and ``replace`` is False.

@@ -87,8 +87,8 @@ def values_shown(table: pa.Table, groups: Sequence[Group]) -> dict[str, np.ndarr
 def prompt_rows(table: pa.Table, prompts: PromptStore, step: int, prior: tuple[float, float]) -> list[tuple]:
     """One row of ``COLUMNS`` per group of the step; if there are more than ``TABLE_ROWS``, evenly spaced groups.
 
-    Visits and solve rates come from the memory ``prompts`` at ``step``. The solve rate is the mean of the posterior under
-    the prior Beta(a, b): (a + correct) / (a + b + total).
+    Visits and solve rates come from the memory ``prompts`` at ``step``. The solve rate is the posterior mean under the
+    prior Beta(a, b): (a + correct) / (a + b + total).
     """
     chosen = np.unique(np.linspace(0, len(table) - 1, min(TABLE_ROWS, len(table))).astype(int))
     entries = table.take(chosen).to_pylist()
