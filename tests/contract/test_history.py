@@ -262,7 +262,7 @@ def test_columns_that_cannot_be_remade_are_refused(visited_once, further):
     answered("second", range(2), step=2, **further)
     with pytest.raises(ExtensionError, match=rf"{next(iter(further))}.*history_fraction=0") as raised:
         run.buffer._sync_metadata_from_transfer_queue()
-    assert str(raised.value).startswith("algorithm.gsd.gvpo: its hook add_rows raised: ")
+    assert str(raised.value).startswith("algorithm.gsd.gvpo: its hook add_rows raised an error: ")
     assert isinstance(raised.value.__cause__, ValueError)
 
 
