@@ -283,7 +283,7 @@ async def _run_with_limit(
         is_limited: whether ``coroutine`` is cancelled after ``seconds``.
 
     Raises:
-        _TooSlowError: ``coroutine`` ran for longer than ``seconds``. It is cancelled, but its work in a thread goes on.
+        _TooSlowError: ``coroutine`` ran for longer than ``seconds``. It is cancelled; its work in a thread continues.
         _EscapedError: ``coroutine`` raised ``SystemExit``, or raised ``CancelledError`` without being cancelled.
         Exception: any other exception of ``coroutine``.
     """
