@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from running import SURE, TASK, metrics, validated, validation_kept, verl_gsd
+from running import SURE, TASK, course, metrics, validated, validation_kept, verl_gsd
 
 from verl_gsd.evaluation.intervals import paired_test
 from verl_gsd.records import read_records
@@ -74,4 +74,4 @@ def test_gvpo_learns(task, tmp_path):
     done = verl_gsd("train", *COMMON[:3], *kept)
     assert done.returncode == 0, done.stdout + done.stderr
     found = paired_test(validated(run, 0), validated(run, 40))
-    assert found.difference.low > 0 and found.p_value < SURE, found
+    assert found.difference.low > 0 and found.p_value < SURE, f"{found}\n{course(run)}"

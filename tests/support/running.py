@@ -79,6 +79,16 @@ def metrics(run, attempt):
     return dict(read_metrics(RunDirectory(run).metrics(attempt)))
 
 
+def course(run):
+    """The first attempt's training as one line per step, for the message of a test that expected it to learn."""
+    names = ("critic/rewards/mean", "actor/grad_norm", "actor/lr", "training/rollout_probs_diff_max")
+    lines = [
+        f"step {step}: " + ", ".join(f"{name} {values[name]:.5g}" for name in names if name in values)
+        for step, values in metrics(run, 1).items()
+    ]
+    return "\n".join(lines)
+
+
 def validated(run, step):
     """(Q,) mean scores of validation prompts after ``step``, always in one order; the run has ``validation_kept``."""
     scores = defaultdict(list)
