@@ -73,6 +73,13 @@ class MainCommands(CommandGroup):
     declared_after = "doctor"
 
 
+class LabCommands(CommandGroup):
+    """``verl-gsd lab NAME``."""
+
+    group = "lab"
+    declared_after = "train"
+
+
 class JudgeCommands(CommandGroup):
     """``verl-gsd judge NAME``."""
 

@@ -1,4 +1,4 @@
-"""``verl-gsd lab``: recomputes figures of arXiv 2607.00152 and runs every algorithm on prompts without a model."""
+"""``verl-gsd lab``: every algorithm on prompts without a model, and the group of the laboratory's other commands."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from click.core import ParameterSource
 from rich.markup import escape
 from rich.table import Table
 
+from verl_gsd.cli import lab_identity, lab_train
+from verl_gsd.cli.command_groups import LabCommands
 from verl_gsd.cli.rate_options import Column, CorrectColumn, Samples, TotalColumn
 from verl_gsd.console import fail, out
 
@@ -17,7 +20,12 @@ if TYPE_CHECKING:
     from verl_gsd.lab.prompts import Prompts
 
 
+app = typer.Typer(cls=LabCommands, invoke_without_command=True)
+
+
+@app.callback()
 def lab(
+    context: typer.Context,
     solve_rates: Annotated[
         Path | None,
         typer.Option(help="Solve rates to start from: a table, dumps or a run, as for plan. Default: a mixture."),
@@ -36,7 +44,13 @@ def lab(
     output: Annotated[Path | None, typer.Option(help="Write a page to this file, FILE.html.")] = None,
     png: Annotated[Path | None, typer.Option(help="Write every chart into this folder.")] = None,
 ) -> None:
-    """What each algorithm does to easy and hard prompts, on Bernoulli logits, and the paper's figures recomputed."""
+    """What each algorithm does to easy and hard prompts, on Bernoulli logits, and the paper's figures recomputed.
+
+    With a command: experiments with a real policy, in seconds.
+    """
+    if context.invoked_subcommand is not None:
+        _reject_options(context)
+        return
     if output is not None and (output.suffix != ".html" or output.is_dir()):
         fail(f"--output {output}: not an HTML file. Use a file name that ends in .html.")
     if png is not None and png.exists() and not png.is_dir():
@@ -60,6 +74,18 @@ def lab(
         _write(results, output, png)
     except OSError as error:
         fail(f"The page or the charts could not be written: {error}", code=1)
+
+
+app.command(no_args_is_help=True)(lab_train.train)
+app.command()(lab_identity.identity)
+
+
+def _reject_options(context: typer.Context) -> None:
+    """The options above belong to ``lab`` without a command. Typer would ignore them in front of one."""
+    for name in context.params:
+        if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+            option = f"--{name.replace('_', '-')}"
+            fail(f"{option}: this option is not of lab {context.invoked_subcommand}. Remove it, or the command.")
 
 
 def _prompts(path: Path | None, options: dict[str, Any]) -> Prompts:

@@ -8,10 +8,8 @@ leaves, and it tells the monitor what the buffer sees of the run.
 
 from __future__ import annotations
 
-import math
 import numbers
 import time
-from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
@@ -24,18 +22,14 @@ from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 from verl_gsd.errors import ConfigError
 from verl_gsd.groups import Group
 from verl_gsd.records import Fate
+from verl_gsd.trainer.group_reading import failure_of_row, read_groups
 from verl_gsd.trainer.monitor import RunMonitor
-from verl_gsd.trainer.reward_failures import MARK, Failure, failure_of_score
+from verl_gsd.trainer.reward_failures import MARK, Failure
 from verl_gsd.trainer.reward_monitor import LostReward, Rewards
 from verl_gsd.trainer.rows import (
-    DEMONSTRATED_BY,
-    GENERATED_IN,
     PARTITION,
-    REPLACED,
     VALIDATION,
-    as_number,
     output_number,
-    session_number,
     session_of,
     uid_of,
 )
@@ -78,7 +72,7 @@ class _Watched(ReplayBuffer):
             start = time.perf_counter()
             rows = self.partitions[PARTITION]
             self._seam.add_rows(sorted(new))
-            groups, rewards, lost = _read_groups(sorted(new), rows, self._seam)
+            groups, rewards, lost = read_groups(sorted(new), self._seam.rows, self._seam.prompt_of)
             self._drop(lost, rows, PARTITION)
             for group in groups:
                 self._whole[group.uid] = group
@@ -207,83 +201,6 @@ def watch(buffer: Any, seam: Seam, monitor: RunMonitor) -> None:
     buffer._rows, buffer._responses = set(), 0
 
 
-def _read_groups(uids: list[str], partition: dict[str, dict], seam: Seam) -> tuple[list[Group], Rewards, list[str]]:
-    """Read the groups ``uids`` with one read of the queue.
-
-    The last output of a session represents the session; the tokens of all its outputs count. A response of an earlier
-    visit has a reward, but neither accuracy nor tokens, because the earlier visit counted them. A demonstration has
-    none of these; its tag has those of the response that it replaced. A response with a failed reward is not in its
-    group.
-
-    Returns:
-        The groups, what was read of their rewards, and the sessions whose rewards failed.
-    """
-    wanted = set(uids)
-    last: dict[str, dict[int, str]] = defaultdict(dict)  # uid -> session -> row key
-    tokens: dict[str, int] = defaultdict(int)  # by uid_session
-    demonstrations: dict[str, int] = defaultdict(int)
-    for key, tag in partition.items():
-        uid, session = uid_of(key), session_number(key)
-        if uid not in wanted:
-            continue
-        if DEMONSTRATED_BY in tag:
-            demonstrations[uid] += 1
-            if REPLACED not in tag:
-                continue
-        other = last[uid].get(session)
-        if other is None or output_number(other) < output_number(key):
-            last[uid][session] = key
-        tokens[session_of(key)] += 0 if GENERATED_IN in tag or DEMONSTRATED_BY in tag else tag["response_len"]
-    representatives = [key for uid in uids for key in last[uid].values()]
-    rewards: dict[str, float] = {}
-    accuracies: dict[str, float] = {}
-    unverified: dict[str, float] = {}  # the verifier's flag, if it returns one
-    lost: dict[str, LostReward] = {}
-    seconds: list[float] = []
-    for key in representatives:
-        if REPLACED in partition[key]:
-            rewards[key], accuracies[key], tokens[session_of(key)] = partition[key][REPLACED]
-    read = [key for key in representatives if key not in rewards]
-    if read:
-        fields = ["rm_scores", "extra_fields", "metrics"]
-        data = tq.kv_batch_get(keys=read, partition_id=PARTITION, select_fields=fields)
-        for key, scores, extra, measured in zip(read, *(list(data[name]) for name in fields), strict=True):
-            rewards[key] = float(scores.double().sum())
-            extra = getattr(extra, "data", extra)
-            info = extra.get("reward_extra_info") or {}
-            if GENERATED_IN in partition[key]:
-                accuracies[key] = math.nan
-                continue
-            accuracies[key] = as_number(info.get("acc"))
-            unverified[key] = as_number(info.get("unverified"))
-            waited = getattr(measured, "data", measured).get("compute_score")
-            seconds += [] if waited is None else [float(waited)]  # None: the agent loop returned the reward
-            if failure := _failure(rewards[key], info):
-                lost[key] = LostReward(*seam.prompt_of(uid_of(key)), failure, by_agent_loop=MARK not in info)
-    groups = []
-    for uid in uids:
-        rows = [key for key in last[uid].values() if key not in lost]
-        flags = [unverified[key] for key in rows if not math.isnan(unverified.get(key, math.nan))]
-        source, index = seam.prompt_of(uid)
-        groups.append(
-            Group(
-                uid,
-                source,
-                index,
-                rewards=np.array([rewards[key] for key in rows], dtype=np.float64),
-                accuracies=np.array([accuracies[key] for key in rows], dtype=np.float64),
-                tokens=np.array([tokens[session_of(key)] for key in rows], dtype=np.int64),
-                keys=tuple(rows),
-                demonstrations=demonstrations[uid],
-                unverified=sum(value > 0 for value in flags) if flags else None,
-                failed_rewards=sum(key in lost for key in last[uid].values()),
-            )
-        )
-    rewarded = sum(GENERATED_IN not in partition[key] for key in read)
-    all_rewards = Rewards(PARTITION, len(groups), rewarded, tuple(lost.values()), tuple(seconds))
-    return groups, all_rewards, [session_of(key) for key in lost]
-
-
 def _read_validation(uids: set[str], partition: Mapping[str, Mapping[str, Any]]) -> tuple[Rewards, list[str]]:
     """(the rewards of a validation's prompts ``uids``, the sessions to remove because their rewards failed).
 
@@ -301,7 +218,7 @@ def _read_validation(uids: set[str], partition: Mapping[str, Mapping[str, Any]])
         data = tq.kv_batch_get(keys=keys, partition_id=VALIDATION, select_fields=fields)
         for key, scores, extra in zip(keys, *(list(data[name]) for name in fields), strict=True):
             info = getattr(extra, "data", extra).get("reward_extra_info") or {}
-            if failure := _failure(float(scores.double().sum()), info):
+            if failure := failure_of_row(float(scores.double().sum()), info):
                 failures[key] = failure, MARK not in info
     lost = []
     if failures:
@@ -328,8 +245,3 @@ def _set_no_reward(key: str) -> None:
 def _whole_or_text(index: Any) -> int | str:
     """A prompt's index for display. Some data sets have texts as indices."""
     return int(index) if isinstance(index, numbers.Integral) else str(index)
-
-
-def _failure(reward: float, info: Mapping[str, Any]) -> Failure | None:
-    """How a reward failed; None if it did not. Only rewards of a reward function carry a mark."""
-    return Failure.from_extra_info(info) or failure_of_score(reward)

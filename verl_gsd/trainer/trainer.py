@@ -46,20 +46,18 @@ from verl_gsd.trainer import estimator, replay
 from verl_gsd.trainer.batching import PADDING
 from verl_gsd.trainer.data_loader import discard_foreign_sampler_state, replace_sampler
 from verl_gsd.trainer.histograms import Histograms, table_is_due
-from verl_gsd.trainer.metrics import group_metrics, strip_actor_prefix, with_prediction
+from verl_gsd.trainer.metrics import group_metrics, strip_actor_prefix
 from verl_gsd.trainer.monitor import RunMonitor
 from verl_gsd.trainer.reward_failures import mark_failures
 from verl_gsd.trainer.reward_monitor import RewardMonitor
 from verl_gsd.trainer.row_store import BatchColumns, QueueRows
 from verl_gsd.trainer.rows import PARTITION, is_own
 from verl_gsd.trainer.seam import Seam
+from verl_gsd.trainer.step_end import HALF_LIFE, end_step, step_table
 from verl_gsd.trainer.verifying import RewardWorkers
 from verl_gsd.trainer.worker import actor_worker
 
 logger = logging.getLogger(__name__)
-
-#: Default half-life: a visit this many steps ago has half the weight in the estimate of a prompt's solve rate.
-HALF_LIFE = 100.0
 
 _ACTORS = {Role.Actor, Role.ActorRollout, Role.ActorRolloutRef}
 
@@ -306,20 +304,12 @@ class GroupTrainer(PPOTrainer):
         batch = super().step(metrics, timing_raw)
         seconds, start = time.perf_counter() - start, time.perf_counter()
         self.seam.observe_trained(batch)
-        left = [records.LeftGroup(group, fate, self.seam.record(group)) for group, fate in self.seam.left]
-        table = records.step_records(left, step=self.global_steps, attempt=self._attempt, alpha=self._alpha)
-        prompts = self.seam.prompts
-        table = with_prediction(table, prompts, self.global_steps, prompts.prior)
+        left, table = step_table(self.seam, step=self.global_steps, attempt=self._attempt, alpha=self._alpha)
         records.write_step(self._run.path, table, step=self.global_steps, attempt=self._attempt)
         metrics.update(group_metrics(table))
         metrics.update(self.monitor.rewards.end_step(self.global_steps, seconds))
         metrics["group/count/waiting"] = float(self.seam.waiting)  # being generated, or generated and not used yet
-        # Saved state changes from here on.
-        for row in table.select(["data_source", "index", "correct", "total"]).to_pylist():
-            if row["total"]:
-                prompts.observe((row["data_source"], row["index"]), row["correct"], row["total"], self.global_steps)
-        metrics.update(prompts.metrics())
-        metrics.update(self.seam.end_step())
+        metrics.update(end_step(self.seam, table, self.global_steps))  # saved state changes here
         for name, spent in self.seam.seconds().items():
             timing_raw[f"gsd_{name}"] = spent
             metrics[f"{name}/share_of_step"] = spent / seconds

@@ -11,13 +11,13 @@ import typer
 from typer.testing import CliRunner
 
 from verl_gsd import extension
-from verl_gsd.cli import judge
+from verl_gsd.cli import judge, lab
 from verl_gsd.cli.main import app
 from verl_gsd.extension import COMMANDS, Declaration, register
 
 OURS = (
-    *("train", "submit", "status", "logs", "stop", "prepare", "eval", "doctor", "audit-bias", "plan", "report", "lab"),
-    *("compare", "judge"),
+    *("train", "submit", "status", "logs", "stop", "prepare", "eval", "doctor", "audit-bias", "plan", "report"),
+    *("compare", "lab", "judge"),
 )
 
 
@@ -79,8 +79,8 @@ def test_help_lists_the_commands_of_all_extensions_in_one_order():
 
 
 def test_names_that_an_extension_cannot_have_are_those_of_our_own_commands():
-    assert COMMANDS.keys() == {"", "judge"}
-    for group, own in ((app, COMMANDS[""]), (judge.app, COMMANDS["judge"])):
+    assert COMMANDS.keys() == {"", "lab", "judge"}
+    for group, own in ((app, COMMANDS[""]), (lab.app, COMMANDS["lab"]), (judge.app, COMMANDS["judge"])):
         assert list(typer.main.get_command(group).commands) == list(own)
 
 

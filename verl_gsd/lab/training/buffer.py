@@ -1,0 +1,103 @@
+"""Groups between generation and update, with the rules of verl's synchronous replay buffer.
+
+On the stack, responses finish one after another while verl looks at its buffer again and again. Here, all prompts that
+were submitted have finished at the next look. Apart from that, a group leaves for the same reasons:
+
+- Dynamic sampling evicts a group whose metric is the same for all responses (``filtered``). Each eviction allows two
+  further prompts, but no more than ``max_inflight_gen_batches`` batches may be in flight. A judge may still be at work
+  on a group; it then counts as in flight.
+- The first groups fill the batch (``trained``), in the order in which they were submitted.
+- Dynamic sampling discards the rest (``surplus``).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+from omegaconf import DictConfig, OmegaConf
+
+from verl_gsd.groups import Group
+from verl_gsd.records import Fate
+from verl_gsd.trainer.group_reading import read_groups
+from verl_gsd.trainer.rows import as_number, uid_of
+from verl_gsd.trainer.seam import Seam
+
+#: Seconds between two looks while groups wait for an extension, such as a judge.
+POLL_S = 0.005
+
+
+class GroupBuffer:
+    """Selects the groups of each batch.
+
+    Args:
+        batch_size: prompts per batch.
+        submit: generates rollouts of this many further prompts, and returns their uids.
+    """
+
+    def __init__(self, config: DictConfig, seam: Seam, submit: Callable[[int], list[str]]) -> None:
+        self._seam, self._submit = seam, submit
+        self._batch_size = int(config.data.train_batch_size)
+        filtering = config.algorithm.filter_groups
+        self._metric: str | None = filtering.metric if filtering.enable else None
+        batches = OmegaConf.select(config, "trainer.v1.sampler.max_inflight_gen_batches") or 1
+        self._most_in_flight = int(batches) * self._batch_size
+        self._groups: dict[str, Group] = {}
+
+    def sample(self) -> list[str]:
+        """Submit a batch of prompts and return the uids of the groups to train on."""
+        new, credit, is_draining = self._submit(self._batch_size), 0, False
+        while True:
+            self._look(new)
+            new = []
+            ready = [uid for uid, group in self._groups.items() if self._seam.is_ready(group)]
+            in_flight = len(self._groups) - len(ready)
+            filtered = [uid for uid in ready if self._is_filtered(self._groups[uid])]
+            for uid in filtered:
+                self._leave(uid, "filtered")
+            usable = [uid for uid in ready if uid in self._groups]
+            has_enough = len(usable) >= self._batch_size
+            if self._metric is not None:
+                if has_enough:
+                    is_draining, credit = True, 0
+                elif not is_draining:
+                    credit += 2 * len(filtered)
+                count = min(credit, max(0, self._most_in_flight - in_flight))
+                if not is_draining and count:
+                    credit -= count
+                    new = self._submit(count)
+                    continue
+            if has_enough and (self._metric is None or not in_flight):
+                break
+            time.sleep(POLL_S)
+        chosen = usable[: self._batch_size]
+        for uid in usable[self._batch_size :] if self._metric is not None else []:
+            self._leave(uid, "surplus")
+        for uid in chosen:
+            self._seam.on_group_left(self._groups.pop(uid), "trained")
+        return chosen
+
+    def _look(self, new: list[str]) -> None:
+        if new:
+            self._seam.add_rows(sorted(new))
+            groups, _, _ = read_groups(new, self._seam.rows, self._seam.prompt_of)
+            self._groups |= {group.uid: group for group in groups}
+            self._seam.on_groups_complete(groups)
+        self._seam.poll(time.monotonic())
+
+    def _is_filtered(self, group: Group) -> bool:
+        """Whether dynamic sampling evicts the group: the metric of its rows is the same, by verl's own arithmetic."""
+        if self._metric is None:
+            return False
+        keys = [key for key in self._seam.rows.tags if uid_of(key) == group.uid]
+        if self._metric == "reward":
+            values = [float(row["rm_scores"].sum()) for row in self._seam.rows.read(keys, ["rm_scores"])]
+        else:
+            rows = self._seam.rows.read(keys, ["extra_fields"])
+            values = [as_number(row["extra_fields"]["reward_extra_info"][self._metric]) for row in rows]
+        return len(values) > 1 and float(np.std(values)) == 0.0
+
+    def _leave(self, uid: str, fate: Fate) -> None:
+        self._seam.rows.drop([key for key in self._seam.rows.tags if uid_of(key) == uid])
+        self._seam.on_group_left(self._groups.pop(uid), fate)

@@ -1,0 +1,148 @@
+"""Training and held-out prompts. verl's own data code reads them, in the order of a run on the stack."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig
+from torchdata.stateful_dataloader import StatefulDataLoader
+from verl.trainer.ppo.utils import create_rl_dataset, create_rl_sampler
+from verl.utils.dataset.rl_dataset import collate_fn
+
+from verl_gsd import extension
+from verl_gsd.errors import ConfigError
+from verl_gsd.prompts import PromptKey, prompt_hash
+from verl_gsd.run.dataset import UNKNOWN_SOURCE, indices_are_unique, prompt_keys
+from verl_gsd.trainer.data_loader import replace_sampler
+from verl_gsd.trainer.seam import Seam
+
+
+@dataclass(frozen=True, eq=False)
+class Prompts:
+    """N prompts.
+
+    Attributes:
+        keys: the key of each prompt.
+        ids: the token ids of each prompt.
+        columns: columns of the data set, one entry per prompt.
+    """
+
+    keys: list[PromptKey]
+    ids: list[list[int]]
+    columns: dict[str, list[Any]]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def part(self, start: int, end: int) -> Prompts:
+        """The prompts from ``start`` up to, but not including, ``end``."""
+        columns = {name: values[start:end] for name, values in self.columns.items()}
+        return Prompts(self.keys[start:end], self.ids[start:end], columns)
+
+    def row(self, number: int) -> dict[str, Any]:
+        """The columns of one prompt."""
+        return {name: values[number] for name, values in self.columns.items()}
+
+
+class TrainingPrompts:
+    """An endless stream of training prompts.
+
+    The order depends on ``data.seed`` and is that of verl's data loader. An extension with the hook ``draw_prompts``
+    replaces the order.
+    """
+
+    def __init__(self, config: DictConfig, tokenizer: Any, seam: Seam) -> None:
+        self._encode = _Encoder(config, tokenizer)
+        dataset = create_rl_dataset(
+            config.data.train_files,
+            config.data,
+            tokenizer,
+            None,
+            is_train=True,
+            max_samples=config.data.get("train_max_samples", -1),
+        )
+        self.per_epoch = len(dataset)
+        self._unique = indices_are_unique(dataset)
+        # With dynamic sampling, verl fetches single prompts.
+        self._fetch_size = 1 if config.algorithm.filter_groups.enable else int(config.data.train_batch_size)
+        if self.per_epoch < self._fetch_size:
+            raise ConfigError(
+                f"data.train_batch_size={self._fetch_size}: the training set has {self.per_epoch} prompts. Set it to "
+                f"{self.per_epoch} or less."
+            )
+        self._loader = StatefulDataLoader(
+            dataset=dataset,
+            batch_size=self._fetch_size,
+            drop_last=True,
+            collate_fn=collate_fn,
+            sampler=create_rl_sampler(config.data, dataset),
+        )
+        if owner := seam.owner("draw_prompts"):
+            keys = prompt_keys(dataset, self._unique)
+            count, seed = config.data.train_batch_size, config.data.seed or 0
+            sampler = extension.call_hook(*owner, "draw_prompts", keys, count, seed)
+            self._loader = replace_sampler(self._loader, sampler)
+        self._iterator = iter(self._loader)
+
+    def next(self, count: int) -> Prompts:
+        """The next ``count`` prompts, a multiple of what verl fetches at once."""
+        columns: dict[str, list[Any]] = {}
+        for _ in range(count // self._fetch_size):
+            for name, values in self._fetch().items():
+                columns.setdefault(name, []).extend(values)
+        return _prompts(columns, self._encode, self._unique)
+
+    def _fetch(self) -> dict[str, Any]:
+        batch = next(self._iterator, None)
+        if batch is None:
+            self._iterator = iter(self._loader)
+            batch = next(self._iterator)
+        return batch
+
+
+def held_out_prompts(config: DictConfig, tokenizer: Any) -> Prompts:
+    """All prompts on which the config validates."""
+    dataset = create_rl_dataset(
+        config.data.val_files,
+        config.data,
+        tokenizer,
+        None,
+        is_train=False,
+        max_samples=config.data.get("val_max_samples", -1),
+    )
+    if not len(dataset):
+        raise ConfigError(f"data.val_files={config.data.val_files}: there are no held-out prompts.")
+    columns = {name: list(values) for name, values in collate_fn([dataset[n] for n in range(len(dataset))]).items()}
+    return _prompts(columns, _Encoder(config, tokenizer), indices_are_unique(dataset))
+
+
+class _Encoder:
+    """Tokens of prompts, as verl's single-turn agent loop makes them."""
+
+    def __init__(self, config: DictConfig, tokenizer: Any) -> None:
+        self._tokenizer, self._longest = tokenizer, int(config.data.max_prompt_length)
+        self._options = dict(config.data.get("apply_chat_template_kwargs") or {})
+
+    def __call__(self, chat: Sequence[Any], key: PromptKey) -> list[int]:
+        ids = self._tokenizer.apply_chat_template(
+            list(chat), add_generation_prompt=True, tokenize=True, return_dict=False, **self._options
+        )
+        if len(ids) > self._longest:
+            source, index = key
+            raise ConfigError(
+                f"data.max_prompt_length={self._longest}: the prompt data_source={source}, index={index} has "
+                f"{len(ids)} tokens, and the laboratory does not truncate. Set data.max_prompt_length={len(ids)} or "
+                "more, or data.filter_overlong_prompts=true."
+            )
+        return ids
+
+
+def _prompts(columns: dict[str, list[Any]], encode: _Encoder, unique: bool) -> Prompts:
+    count = len(columns["raw_prompt"])
+    sources = columns.setdefault("data_source", [UNKNOWN_SOURCE] * count)
+    labels = columns["index"] if unique else [prompt_hash(chat) for chat in columns["raw_prompt"]]
+    keys = [(str(source), int(label)) for source, label in zip(sources, labels, strict=True)]
+    ids = [encode(chat, key) for chat, key in zip(columns["raw_prompt"], keys, strict=True)]
+    return Prompts(keys, ids, columns)

@@ -1,0 +1,471 @@
+"""The laboratory's trainer: the steps of verl's synchronous trainer in one process.
+
+Only generation, the queue and the placement of processes are ours. verl's data code draws the prompts, verl's worker
+makes the updates (with ``engine.LabEngine``), and our extensions, losses, records and metrics are the objects that run
+on the stack.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf, open_dict
+from tensordict import TensorDict
+from verl import DataProto
+from verl.trainer.ppo import core_algos
+from verl.trainer.ppo.metric_utils import compute_data_metrics
+from verl.trainer.ppo.ray_trainer import apply_kl_penalty
+from verl.utils import tensordict_utils as tu
+from verl.utils.metric import reduce_metrics
+from verl.utils.py_functional import rename_dict
+from verl.workers.engine_workers import ActorRolloutRefWorker
+
+from verl_gsd import extension, records
+from verl_gsd.audit import audit
+from verl_gsd.extension import ROLLOUTS, UnplacedRows, Update
+from verl_gsd.lab.training.buffer import GroupBuffer
+from verl_gsd.lab.training.engine import DEVICE, load_model
+from verl_gsd.lab.training.policy import Sampled, Sampling, read_prompts, sample_responses, score_responses
+from verl_gsd.lab.training.prompts import Prompts, TrainingPrompts, held_out_prompts
+from verl_gsd.lab.training.rows import DictRows
+from verl_gsd.lab.training.verifier import InlineVerifier, Reward
+from verl_gsd.prompts import PromptStore
+from verl_gsd.rundir import TRAINED, RunDirectory
+from verl_gsd.trainer import estimator
+from verl_gsd.trainer.batching import PADDING
+from verl_gsd.trainer.metrics import group_metrics, strip_actor_prefix
+from verl_gsd.trainer.rows import is_own, uid_of
+from verl_gsd.trainer.seam import Seam
+from verl_gsd.trainer.step_end import HALF_LIFE, end_step, step_table
+from verl_gsd.trainer.worker import actor_worker
+
+logger = logging.getLogger(__name__)
+
+#: The columns that verl's worker reads of every row, each nested over the tokens of the row.
+_COLUMNS = ("prompts", "responses", "response_mask", "loss_mask", "input_ids", "position_ids", "old_log_probs")
+#: Prompts per pass of a validation.
+_VALIDATION_PROMPTS = 512
+
+
+class LabServices:
+    """What the laboratory provides to its extensions; see ``extension.Services``."""
+
+    def __init__(self, config: DictConfig, tokenizer: Any) -> None:
+        self.config, self.tokenizer = config, tokenizer
+        self.rows, self.prompts = DictRows(), PromptStore(half_life=HALF_LIFE)
+        self.verifier = InlineVerifier(config, tokenizer)
+        self.step = 0
+
+
+class Batch:
+    """The rows of an update: verl's ``KVBatchMeta`` without a queue.
+
+    Attributes:
+        keys, tags: one per row, including padding.
+    """
+
+    def __init__(self, keys: Sequence[str], tags: Sequence[Mapping[str, Any]]) -> None:
+        self.keys, self.tags = list(keys), list(tags)
+
+
+class LabTrainer:
+    """Trains in this process and writes records and metrics to the run's folder.
+
+    Args:
+        config: the resolved config of a run, which ``lab.training.checks`` has accepted. It is changed as verl changes
+            it: the number of steps is filled in.
+        on_step: called after each step, and before the first one, with the step's number and metrics.
+
+    Attributes:
+        module: the model that is trained.
+        tokenizer, held_out: see ``prompts.Prompts``.
+    """
+
+    def __init__(
+        self, config: DictConfig, on_step: Callable[[int, Mapping[str, float]], None] = lambda *_: None
+    ) -> None:
+        self._config, self._on_step = config, on_step
+        self._run = RunDirectory(Path(config.trainer.default_local_dir))
+        self._worker = _worker(config)
+        self.module, self.tokenizer = self._worker.actor.engine.module, self._worker.actor.model_config.tokenizer
+        self._reference = load_model(config.actor_rollout_ref.model.path) if _has_reference(config) else None
+        self._services = LabServices(config, self.tokenizer)
+        extensions = extension.build(config.algorithm.gsd, self._services)
+        self._rows, rollout = self._services.rows, config.actor_rollout_ref.rollout
+        self.seam = Seam(extensions, self._services.prompts, self._rows, int(rollout.n))
+        operation = audit(config).operation
+        self._alpha = operation.alpha if operation else None
+        self._training_prompts = TrainingPrompts(config, self.tokenizer, self.seam)
+        self.held_out = held_out_prompts(config, self.tokenizer)
+        self._buffer = GroupBuffer(config, self.seam, self._submit)
+        self._sampling = Sampling(float(rollout.temperature), int(rollout.top_k), float(rollout.top_p))
+        seed = OmegaConf.select(config, "actor_rollout_ref.rollout.seed") or 0
+        self._generator = torch.Generator().manual_seed(int(seed))
+        self._kl_controller = (
+            core_algos.get_kl_controller(config.algorithm.kl_ctrl) if config.algorithm.use_kl_in_reward else None
+        )
+        self._generated: dict[str, Sampled] = {}  # by key, of the current step
+        self._visits = 0
+
+    def train(self) -> None:
+        """Train for all steps, with validations as the config says.
+
+        Raises:
+            RewardFailedError, ExtensionError: see there.
+        """
+        trainer, last = self._config.trainer, self._total_steps()
+        self._run.metrics(1).parent.mkdir(parents=True, exist_ok=True)
+        with self._run.metrics(1).open("w", encoding="utf-8") as file:
+
+            def write(step: int, metrics: Mapping[str, float]) -> None:
+                file.write(json.dumps({"step": step, "data": metrics}) + "\n")
+                file.flush()
+                self._on_step(step, metrics)
+
+            try:
+                if trainer.val_before_train:
+                    write(0, self.validate())
+                for step in range(1, last + 1):
+                    self._services.step = step
+                    metrics = self._step()
+                    if trainer.test_freq > 0 and (step == last or step % trainer.test_freq == 0):
+                        metrics |= self.validate()
+                    write(step, metrics)
+            finally:
+                for name, part in self.seam.extensions.items():
+                    try:
+                        part.close()
+                    except Exception:  # must not hide the error that ended the run
+                        logger.exception("algorithm.gsd.%s could not be closed", name)
+
+    def _total_steps(self) -> int:
+        total = self._config.trainer.total_training_steps
+        per_epoch = self._training_prompts.per_epoch // self._config.data.train_batch_size
+        return int(total or per_epoch * self._config.trainer.total_epochs)
+
+    # A step
+
+    def _step(self) -> dict[str, float]:
+        metrics: dict[str, Any] = {TRAINED: self._services.step}
+        with _timed(metrics, "step"):
+            with _timed(metrics, "gen"):
+                self._generated = {}
+                uids = self._buffer.sample()
+                batch = self._batch(uids, metrics)
+            with _timed(metrics, "old_log_prob"):
+                self._old_log_probs(batch, metrics)
+            if self._reference is not None:
+                with _timed(metrics, "ref"):
+                    self._reference_log_probs(batch)
+            with _timed(metrics, "adv"):
+                padded = self._advantages(batch, metrics)
+            with _timed(metrics, "update_actor"):
+                self._update(batch, metrics)
+            self.seam.observe_trained(batch)
+            _, table = step_table(self.seam, step=self._services.step, attempt=1, alpha=self._alpha)
+            records.write_step(self._run.path, table, step=self._services.step, attempt=1)
+            metrics |= group_metrics(table)
+            metrics |= end_step(self.seam, table, self._services.step)  # saved state changes here
+            metrics |= self._data_metrics(batch, padded)
+        self._rows.drop([key for key in self._rows.tags])
+        return {name: float(value) for name, value in metrics.items()}
+
+    def _submit(self, count: int) -> list[str]:
+        """Generate rollouts of the next ``count`` prompts, verify them, and put them into the row store."""
+        prompts = self._training_prompts.next(count)
+        uids = [f"visit{self._visits + number}" for number in range(len(prompts))]
+        self._visits += len(prompts)
+        columns = prompts.columns | {"uid": uids}
+        added = self.seam.before_rollout(dict(zip(uids, prompts.keys, strict=True)), columns)
+        columns |= {name: values.tolist() for name, values in added.items()}
+        n = int(self._config.actor_rollout_ref.rollout.n)
+        copies = [int(value) for value in columns.pop(ROLLOUTS, [n] * len(uids))]
+        sampled = iter(self._sample(prompts, copies, self._sampling))
+        rows: dict[str, dict[str, Any]] = {}
+        tags: dict[str, dict[str, Any]] = {}
+        for number, (uid, count) in enumerate(zip(uids, copies, strict=True)):
+            row = {name: values[number] for name, values in columns.items()}
+            for session in range(count):
+                key, response = f"{uid}_{session}_0", next(sampled)
+                reward = self._services.verifier.reward(row, response.tokens)
+                rows[key] = row | self._row(prompts.ids[number], response, reward, session)
+                tags[key] = self._tag(len(prompts.ids[number]), len(response.tokens))
+                self._generated[key] = response
+        self._rows.put(rows, tags)
+        return uids
+
+    def _sample(self, prompts: Prompts, copies: Sequence[int], sampling: Sampling) -> list[Sampled]:
+        return sample_responses(
+            self.module,
+            prompts.ids,
+            copies,
+            max_tokens=int(self._config.data.max_response_length),
+            eos=self.tokenizer.eos_token_id,
+            sampling=sampling,
+            generator=self._generator,
+        )
+
+    def _row(self, prompt: list[int], response: Sampled, reward: Reward, session: int) -> dict[str, Any]:
+        """The columns that verl's agent loop adds to those of the data set."""
+        ids = torch.tensor(prompt + response.tokens)
+        mask = torch.ones(len(response.tokens), dtype=torch.int64)
+        scores = torch.zeros(len(mask))
+        scores[-1] = reward.score
+        version = self._services.step - 1
+        return {
+            "prompts": ids[: len(prompt)],
+            "responses": ids[len(prompt) :],
+            "response_mask": mask,
+            "loss_mask": mask,
+            "input_ids": ids,
+            "position_ids": torch.arange(len(ids)),
+            "rm_scores": scores,
+            "extra_fields": {
+                "reward_extra_info": dict(reward.info),
+                "min_global_steps": version,
+                "max_global_steps": version,
+            },
+            "metrics": {},
+            "num_turns": 2,
+            "multi_modal_inputs": {},
+            "session_id": session,
+        }
+
+    def _tag(self, prompt_length: int, response_length: int) -> dict[str, Any]:
+        step = self._services.step
+        return {
+            "status": "success",
+            "prompt_len": prompt_length,
+            "response_len": response_length,
+            "seq_len": prompt_length + response_length,
+            "global_steps": step,
+            "min_global_steps": step - 1,
+            "max_global_steps": step - 1,
+        }
+
+    def _batch(self, uids: Sequence[str], metrics: dict[str, Any]) -> Batch:
+        """The rows of the chosen groups, placed into mini-batches and filled up with padding."""
+        by_uid: defaultdict[str, list[str]] = defaultdict(list)
+        for key in self._rows.tags:
+            by_uid[uid_of(key)].append(key)
+        keys = [key for uid in uids for key in by_uid[uid]]
+        actor = self._config.actor_rollout_ref.actor
+        if self.seam.owner("place") is None:
+            mini_batch = int(actor.ppo_mini_batch_size) * int(self._config.actor_rollout_ref.rollout.n)
+            places = [*range(len(keys)), *[PADDING] * (-len(keys) % mini_batch)]
+        else:
+            lengths = [self._rows.tags[key]["seq_len"] for key in keys]
+            places, placement = self.seam.place(
+                UnplacedRows(
+                    keys,
+                    lengths,
+                    lengths,
+                    prompts=int(self._config.data.train_batch_size),
+                    padding_tokens=2,
+                    workers=1,
+                )
+            )
+            metrics |= placement
+        placed = []
+        for number, row in enumerate(places):
+            key = f"pad_{number}_0" if row == PADDING else keys[row]
+            if row == PADDING:
+                self._put_padding(key, template=keys[0])
+            placed.append(key)
+        return Batch(placed, [self._rows.tags[key] for key in placed])
+
+    def _put_padding(self, key: str, template: str) -> None:
+        """A row that no loss and no metric counts."""
+        eos, nothing = torch.full((2,), self.tokenizer.eos_token_id), torch.zeros(1, dtype=torch.int64)
+        (row,) = self._rows.read([template])
+        row |= {
+            "prompts": eos[:1],
+            "responses": eos[1:],
+            "response_mask": nothing,
+            "loss_mask": nothing,
+            "input_ids": eos,
+            "position_ids": torch.arange(2),
+            "rm_scores": torch.zeros(1),
+        }
+        self._rows.put({key: row}, {key: self._tag(1, 1) | {"is_padding": True}})
+
+    def _old_log_probs(self, batch: Batch, metrics: dict[str, Any]) -> None:
+        """Log-probabilities under the policy before the update.
+
+        Those of rollouts are known from sampling, because the weights have not changed since. Those of demonstrations
+        and of earlier responses are computed.
+        """
+        known: dict[str, Sampled] = {}
+        for key, tag in zip(batch.keys, batch.tags, strict=True):
+            if key in self._generated and is_own(tag):
+                known[key] = self._generated[key]
+        others = [key for key in batch.keys if key not in known]
+        columns = {key: {"old_log_probs": torch.tensor(response.log_probs)} for key, response in known.items()}
+        columns |= self._scored(self.module, others, "old_log_probs")
+        self._rows.put(columns)
+        entropy = np.concatenate([response.entropy for response in known.values()])
+        metrics["actor/entropy"] = float(entropy.mean())
+
+    def _reference_log_probs(self, batch: Batch) -> None:
+        self._rows.put(self._scored(self._reference, batch.keys, "ref_log_prob"))
+
+    @torch.no_grad()
+    def _scored(self, model: Any, keys: Sequence[str], column: str) -> dict[str, dict[str, torch.Tensor]]:
+        """key -> the column ``column`` with the log-probabilities under ``model``, (j,)."""
+        if not keys:
+            return {}
+        rows = self._rows.read(keys, ["prompts", "responses"])
+        prompts = [tuple(row["prompts"].tolist()) for row in rows]
+        number = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
+        responses = torch.nn.utils.rnn.pad_sequence([row["responses"] for row in rows], batch_first=True)
+        scores = score_responses(
+            model,
+            read_prompts(model, list(number)),
+            torch.tensor([number[prompt] for prompt in prompts]),
+            responses,
+            temperature=self._sampling.temperature,
+        )
+        return {
+            key: {column: values[: len(row["responses"])].clone()}
+            for key, row, values in zip(keys, rows, scores.log_probs, strict=True)
+        }
+
+    def _advantages(self, batch: Batch, metrics: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """Compute advantages and the columns of the loss, and put them into the rows.
+
+        Returns:
+            The batch's columns as padded tensors (N, T), for metrics.
+        """
+        names = ["response_mask", "rm_scores", "old_log_probs", *(["ref_log_prob"] if self._reference else [])]
+        rows = self._rows.read(batch.keys, names)
+        padded = {name: _padded([row[name] for row in rows]) for name in names}
+        padded["token_level_scores"] = padded["token_level_rewards"] = padded["rm_scores"]
+        if self._kl_controller is not None:
+            data = DataProto(batch=TensorDict(padded, batch_size=len(rows)))
+            data, kl_metrics = apply_kl_penalty(
+                data, kl_ctrl=self._kl_controller, kl_penalty=self._config.algorithm.kl_penalty
+            )
+            metrics |= kl_metrics
+            padded["token_level_rewards"] = data.batch["token_level_rewards"]
+        columns = self.seam.stage_inputs(batch)
+        uids = np.array([uid_of(key) for key in batch.keys], dtype=object)
+        with estimator.batch_context(batch.keys, columns, self.seam.extensions) as context:
+            advantages, _ = estimator.gsd_advantage(
+                padded["token_level_rewards"], padded["response_mask"], uids, self._config.algorithm
+            )
+        lengths = [len(row["response_mask"]) for row in rows]
+        self._rows.put(
+            {
+                key: {"advantages": values[:length]}
+                for key, values, length in zip(batch.keys, advantages, lengths, strict=True)
+            }
+        )
+        loss_columns = self.seam.loss_columns(batch, context.advantages)
+        self._rows.put(
+            {key: {name: values[n] for name, values in loss_columns.items()} for n, key in enumerate(batch.keys)}
+        )
+        padded["advantages"] = padded["returns"] = advantages
+        self._loss_columns = tuple(loss_columns)
+        return padded
+
+    def _update(self, batch: Batch, metrics: dict[str, Any]) -> None:
+        actor, rollout = self._config.actor_rollout_ref.actor, self._config.actor_rollout_ref.rollout
+        names = [*_COLUMNS, "advantages", *(["ref_log_prob"] if self._reference else [])]
+        rows = self._rows.read(batch.keys, [*names, *self._loss_columns])
+        data = TensorDict(
+            {name: torch.nested.as_nested_tensor([row[name] for row in rows], layout=torch.jagged) for name in names}
+            | {name: torch.stack([row[name] for row in rows]) for name in self._loss_columns},
+            batch_size=len(rows),
+        )
+        mini_batch = int(actor.ppo_mini_batch_size) * int(rollout.n)
+        flags: dict[str, Any] = {
+            "calculate_entropy": bool(actor.calculate_entropy or actor.entropy_coeff),
+            "distillation_use_topk": False,
+            "distillation_only": False,
+            "global_batch_size": mini_batch,
+            "mini_batch_size": mini_batch,
+            "epochs": actor.ppo_epochs,
+            "seed": actor.data_loader_seed,
+            "dataloader_kwargs": {"shuffle": actor.shuffle},
+            "temperature": rollout.temperature,
+        }
+        flags |= self.seam.worker_flags(Update(self._services.step, is_first=True))
+        tu.assign_non_tensor(data, **flags)
+        output = rename_dict(tu.get(self._worker.update_actor(data), "metrics"), "actor/")
+        output.pop("actor/mfu", None)
+        metrics |= strip_actor_prefix(reduce_metrics(output), self.seam.extensions)
+
+    def _data_metrics(self, batch: Batch, padded: Mapping[str, torch.Tensor]) -> dict[str, float]:
+        """verl's metrics of the batch. They include only rows that the policy generated in this step."""
+        own = [number for number, tag in enumerate(batch.tags) if is_own(tag) and not tag.get("is_padding")]
+        columns = {name: values[own] for name, values in padded.items()}
+        rows = self._rows.read([batch.keys[number] for number in own], ["prompts", "responses"])
+        for name in ("prompts", "responses"):
+            columns[name] = _padded([row[name] for row in rows])
+        columns["prompt_length"] = torch.tensor([float(len(row["prompts"])) for row in rows])
+        columns["response_length"] = torch.tensor([float(len(row["responses"])) for row in rows])
+        data = DataProto(batch=TensorDict(columns, batch_size=len(own)))
+        return compute_data_metrics(data, use_critic=False)
+
+    # Validation
+
+    def validate(self) -> dict[str, float]:
+        """Accuracy and reward on the held-out prompts, sampled as the config says."""
+        settings = self._config.actor_rollout_ref.rollout.val_kwargs
+        sampling = Sampling(
+            float(settings.temperature) if settings.do_sample else 0.0, int(settings.top_k), float(settings.top_p)
+        )
+        count = int(settings.n)
+        values: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
+        for start in range(0, len(self.held_out), _VALIDATION_PROMPTS):
+            part = self.held_out.part(start, start + _VALIDATION_PROMPTS)
+            sampled = iter(self._sample(part, [count] * len(part), sampling))
+            for number, (source, _) in enumerate(part.keys):
+                row = part.row(number)
+                for _ in range(count):
+                    reward = self._services.verifier.reward(row, next(sampled).tokens)
+                    values[f"val-aux/{source}/reward", source].append(reward.score)
+                    if (accuracy := reward.info.get("acc")) is not None:
+                        values[f"val-core/{source}/acc", source].append(float(accuracy))
+        return {f"{name}/mean@{count}": float(np.mean(found)) for (name, _), found in values.items()}
+
+
+def _padded(values: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.nn.utils.rnn.pad_sequence(list(values), batch_first=True)
+
+
+def _has_reference(config: DictConfig) -> bool:
+    return bool(config.actor_rollout_ref.actor.use_kl_loss or config.algorithm.use_kl_in_reward)
+
+
+def _worker(config: DictConfig) -> Any:
+    """verl's actor with ``LabEngine``, our worker extensions, and the loss of the config."""
+    # verl's worker reads these variables. The address is not used, because the process group exists already.
+    os.environ |= {"VERL_ENGINE_DEVICE": DEVICE, "WORLD_SIZE": "1", "RANK": "0"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    if not torch.distributed.is_initialized():  # verl's worker needs a process group, even if it is alone
+        torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    with open_dict(config):
+        optim = config.actor_rollout_ref.actor.optim
+        optim.total_training_steps = config.trainer.total_training_steps or optim.total_training_steps
+    kind = actor_worker(extension.active(config.algorithm.gsd), separate=False) or ActorRolloutRefWorker
+    worker = kind(config=config.actor_rollout_ref, role="actor")
+    worker.init_model()
+    return worker
+
+
+@contextmanager
+def _timed(metrics: dict[str, Any], name: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    metrics[f"timing_s/{name}"] = time.perf_counter() - start

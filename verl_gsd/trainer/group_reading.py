@@ -1,0 +1,111 @@
+"""Reads the groups whose sessions have all ended from their rows, in verl's queue or in the laboratory's store."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from verl_gsd.extension import RowStore
+from verl_gsd.groups import Group
+from verl_gsd.prompts import PromptKey
+from verl_gsd.trainer.reward_failures import MARK, Failure, failure_of_score
+from verl_gsd.trainer.reward_monitor import LostReward, Rewards
+from verl_gsd.trainer.rows import (
+    DEMONSTRATED_BY,
+    GENERATED_IN,
+    PARTITION,
+    REPLACED,
+    as_number,
+    output_number,
+    session_number,
+    session_of,
+    uid_of,
+)
+
+
+def read_groups(
+    uids: list[str], rows: RowStore, prompt_of: Callable[[str], PromptKey]
+) -> tuple[list[Group], Rewards, list[str]]:
+    """Read the groups ``uids``, whose sessions have all ended, with one read of ``rows``.
+
+    The last output of a session represents the session; the tokens of all its outputs count. A response of an earlier
+    visit has a reward, but neither accuracy nor tokens, because the earlier visit counted them. A demonstration has
+    none of these; its tag has those of the response that it replaced. A response with a failed reward is not in its
+    group.
+
+    Args:
+        prompt_of: the prompt of each visit.
+
+    Returns:
+        The groups, what was read of their rewards, and the sessions whose rewards failed.
+    """
+    wanted = set(uids)
+    last: defaultdict[str, dict[int, str]] = defaultdict(dict)  # uid -> session -> row key
+    tokens: dict[str, int] = defaultdict(int)  # by uid_session
+    demonstrations: dict[str, int] = defaultdict(int)
+    for key, tag in rows.tags.items():
+        uid, session = uid_of(key), session_number(key)
+        if uid not in wanted:
+            continue
+        if DEMONSTRATED_BY in tag:
+            demonstrations[uid] += 1
+            if REPLACED not in tag:
+                continue
+        other = last[uid].get(session)
+        if other is None or output_number(other) < output_number(key):
+            last[uid][session] = key
+        tokens[session_of(key)] += 0 if GENERATED_IN in tag or DEMONSTRATED_BY in tag else tag["response_len"]
+    representatives = [key for uid in uids for key in last[uid].values()]
+    rewards: dict[str, float] = {}
+    accuracies: dict[str, float] = {}
+    unverified: dict[str, float] = {}  # the verifier's flag, if it returns one
+    lost: dict[str, LostReward] = {}
+    seconds: list[float] = []
+    for key in representatives:
+        if REPLACED in rows.tags[key]:
+            rewards[key], accuracies[key], tokens[session_of(key)] = rows.tags[key][REPLACED]
+    read = [key for key in representatives if key not in rewards]
+    if read:
+        for key, row in zip(read, rows.read(read, ["rm_scores", "extra_fields", "metrics"]), strict=True):
+            rewards[key] = float(row["rm_scores"].double().sum())
+            info = row["extra_fields"].get("reward_extra_info") or {}
+            if GENERATED_IN in rows.tags[key]:
+                accuracies[key] = math.nan
+                continue
+            accuracies[key] = as_number(info.get("acc"))
+            unverified[key] = as_number(info.get("unverified"))
+            waited = row["metrics"].get("compute_score")
+            seconds += [] if waited is None else [float(waited)]  # None: the agent loop returned the reward
+            if failure := failure_of_row(rewards[key], info):
+                lost[key] = LostReward(*prompt_of(uid_of(key)), failure, by_agent_loop=MARK not in info)
+    groups = []
+    for uid in uids:
+        keys = [key for key in last[uid].values() if key not in lost]
+        flags = [unverified[key] for key in keys if not math.isnan(unverified.get(key, math.nan))]
+        source, index = prompt_of(uid)
+        groups.append(
+            Group(
+                uid,
+                source,
+                index,
+                rewards=np.array([rewards[key] for key in keys], dtype=np.float64),
+                accuracies=np.array([accuracies[key] for key in keys], dtype=np.float64),
+                tokens=np.array([tokens[session_of(key)] for key in keys], dtype=np.int64),
+                keys=tuple(keys),
+                demonstrations=demonstrations[uid],
+                unverified=sum(value > 0 for value in flags) if flags else None,
+                failed_rewards=sum(key in lost for key in last[uid].values()),
+            )
+        )
+    rewarded = sum(GENERATED_IN not in rows.tags[key] for key in read)
+    all_rewards = Rewards(PARTITION, len(groups), rewarded, tuple(lost.values()), tuple(seconds))
+    return groups, all_rewards, [session_of(key) for key in lost]
+
+
+def failure_of_row(reward: float, info: Mapping[str, Any]) -> Failure | None:
+    """How a reward failed; None if it did not. Only rewards of a reward function carry a mark."""
+    return Failure.from_extra_info(info) or failure_of_score(reward)

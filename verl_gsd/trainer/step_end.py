@@ -1,0 +1,35 @@
+"""The end of a step: records of the groups that left in it, and the only place where saved state changes."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from verl_gsd import records
+from verl_gsd.trainer.metrics import with_prediction
+from verl_gsd.trainer.seam import Seam
+
+#: Default half-life: a visit this many steps ago has half the weight in the estimate of a prompt's solve rate.
+HALF_LIFE = 100.0
+
+
+def step_table(seam: Seam, *, step: int, attempt: int, alpha: float | None) -> tuple[list[records.LeftGroup], pa.Table]:
+    """The groups that left in the step, and their records. No state changes.
+
+    Args:
+        alpha: see ``records.step_records``.
+    """
+    left = [records.LeftGroup(group, fate, seam.record(group)) for group, fate in seam.left]
+    table = records.step_records(left, step=step, attempt=attempt, alpha=alpha)
+    return left, with_prediction(table, seam.prompts, step, seam.prompts.prior)
+
+
+def end_step(seam: Seam, table: pa.Table, step: int) -> dict[str, float]:
+    """Add the step's groups to the memory of prompts, end the step of all extensions, and return their metrics.
+
+    Args:
+        table: from ``step_table``.
+    """
+    for row in table.select(["data_source", "index", "correct", "total"]).to_pylist():
+        if row["total"]:
+            seam.prompts.observe((row["data_source"], row["index"]), row["correct"], row["total"], step)
+    return seam.prompts.metrics() | seam.end_step()
