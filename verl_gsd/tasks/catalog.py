@@ -18,17 +18,26 @@ class EmbeddedTask:
     Attributes:
         name: its name in ``task=NAME``, ``verl-gsd prepare NAME`` and ``verl-gsd eval --bench NAME``. It is also the
             ``data_source`` of its prompts.
-        levels: the levels of difficulty of its problems, with their weights in the warm start.
+        levels: the levels of difficulty of its prompts. The warm start's corpus has them too.
         verifier: the module whose ``compute_score`` is the reward function. Reward workers import it.
+        lessons: levels that only the warm start's corpus has. They teach the policy what it needs for ``levels``.
     """
 
     name: str
     levels: tuple[arithmetic.Level, ...]
     verifier: str
+    lessons: tuple[arithmetic.Level, ...] = ()
+
+    @property
+    def corpus(self) -> tuple[arithmetic.Level, ...]:
+        """The levels of the warm start's corpus."""
+        return self.lessons + self.levels
 
 
 ARITHMETIC = EmbeddedTask(arithmetic.DATA_SOURCE, arithmetic.LEVELS, arithmetic.__name__)
-ARITHMETIC_HARD = EmbeddedTask(arithmetic_hard.DATA_SOURCE, arithmetic_hard.LEVELS, arithmetic.__name__)
+ARITHMETIC_HARD = EmbeddedTask(
+    arithmetic_hard.DATA_SOURCE, arithmetic_hard.LEVELS, arithmetic.__name__, arithmetic_hard.LESSONS
+)
 ARITHMETIC_GRADED = EmbeddedTask(arithmetic_graded.DATA_SOURCE, arithmetic.LEVELS, arithmetic_graded.__name__)
 
 TASKS = {task.name: task for task in (ARITHMETIC, ARITHMETIC_HARD, ARITHMETIC_GRADED)}

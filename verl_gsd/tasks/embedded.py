@@ -43,10 +43,12 @@ class Specification:
 
     def fingerprint(self) -> str:
         """A hash of this specification, the task and the format."""
-        levels = [dataclasses.asdict(level) for level in self.task.levels]
-        # The first task was the only one at first. Its folders would be remade if its name were part of the hash.
-        name = [] if self.task == ARITHMETIC else [self.task.name]
-        content = json.dumps([FORMAT, self.numbers(), levels, *name], sort_keys=True)
+        levels, lessons = (
+            [dataclasses.asdict(level) for level in group] for group in (self.task.levels, self.task.lessons)
+        )
+        # ARITHMETIC was the only task at first. Its folders would be remade if its hash had more than this.
+        more = [] if self.task == ARITHMETIC else [self.task.name, lessons]
+        content = json.dumps([FORMAT, self.numbers(), levels, *more], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
@@ -109,7 +111,7 @@ def _build(directory: Path, specification: Specification, on_step: Callable[[int
 
     tokenizer = byte_llama.build_tokenizer()
     model = byte_llama.build_model(tokenizer, specification.seed)
-    pairs = arithmetic.warm_start_pairs(rng, held_out, task.levels)
+    pairs = arithmetic.warm_start_pairs(rng, held_out, task.corpus)
     byte_llama.warm_start(model, tokenizer, pairs, steps=specification.warm_start_steps, on_step=on_step)
     model.save_pretrained(directory / "model")
     tokenizer.save_pretrained(directory / "model")

@@ -19,7 +19,7 @@ from verl_gsd.tasks.catalog import ARITHMETIC_GRADED, ARITHMETIC_HARD, TASKS
 TINY = embedded.Specification(seed=3, train_per_level=6, test_per_level=2, warm_start_steps=1)
 EACH_TASK = pytest.mark.parametrize("task", TASKS.values(), ids=list(TASKS))
 #: Every distinct level of all tasks.
-ALL_LEVELS = tuple(dict.fromkeys(level for task in TASKS.values() for level in task.levels))
+ALL_LEVELS = tuple(dict.fromkeys(level for task in TASKS.values() for level in task.corpus))
 
 
 def evaluate(question: str) -> int:
@@ -69,11 +69,11 @@ def test_distinct_problems_are_distinct_and_not_excluded(task):
     assert {problem.level for problem in second} == {level.name for level in task.levels}
 
 
-@pytest.mark.parametrize("levels", [LEVELS, ARITHMETIC_HARD.levels], ids=["arithmetic", "arithmetic_hard"])
-def test_the_warm_start_has_no_held_out_question_and_the_stated_shares_of_passes(levels):
-    problems = arithmetic.distinct_problems(64, random.Random(0), levels=levels)
+@EACH_TASK
+def test_the_warm_start_has_no_held_out_question_and_the_stated_shares_of_passes(task):
+    problems = arithmetic.distinct_problems(64, random.Random(0), levels=task.levels)
     held_out = {problem.question for problem in problems}
-    pairs = arithmetic.warm_start_pairs(random.Random(1), held_out, levels)
+    pairs = arithmetic.warm_start_pairs(random.Random(1), held_out, task.corpus)
     passed, seen = {}, {}
     for question, answer in (next(pairs) for _ in range(20_000)):
         assert question not in held_out
@@ -81,7 +81,7 @@ def test_the_warm_start_has_no_held_out_question_and_the_stated_shares_of_passes
         key = (sum(c.isdigit() for c in question), "-" in question)
         seen[key] = seen.get(key, 0) + 1
         passed[key] = passed.get(key, 0) + (answer == arithmetic.PASS)
-    for level in levels:
+    for level in task.corpus:
         key = (level.terms, level.mixed)
         assert passed[key] / seen[key] == pytest.approx(level.passes, abs=0.06)
     assert compute_score("arithmetic", arithmetic.PASS, "12")["acc"] == 0
