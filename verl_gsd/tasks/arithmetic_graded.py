@@ -1,13 +1,24 @@
-"""The verifier of the embedded task ``arithmetic_graded``, which gives partial credit.
+"""The embedded task ``arithmetic_graded``, whose verifier gives partial credit.
 
-The problems and the warm-started policy are those of ``arithmetic``. Only the reward differs, so the two tasks show the
-same policy with a binary and with a graded reward. The formula is our choice:
+The formula is our choice:
 
     score = max(0, 1 - |x - answer| / 10)
 
 Here ``x`` is the whole number that the response consists of. A response that is not a whole number has score 0; this
-includes ``?``, with which the policy gives up. Distances are whole, so a score is one of 0, 0.1, ..., 1.0. The rewards
-of a group are therefore often different although none of its responses is right.
+includes ``PASS``. Distances are whole, so a score is one of 0, 0.1, ..., 1.0. The scores of a group therefore often
+differ although none of its responses is right.
+
+The problems are those of ``arithmetic_hard``. The policy gives up on fewer of them at the start, because all responses
+that give up have the same score. Figures of the 2,560 training prompts at the start (two cores of an AMD EPYC, November
+2026):
+
+- mean score: 0.69; prompts whose mean score is below 0.02: none; prompts above 0.9: one
+- mean solve rate, which is the probability of the exact answer: 0.44; prompts below 0.02: 4%; prompts above 0.9: none
+- distinct scores in a group of 8, on average: 3.3
+- groups of 8 in which all scores are equal: 4%; with a binary reward they would be 23%
+
+The figures are computed from the exact probability of every number less than 10 away from the answer, at temperature 1
+(``tests/drills/test_embedded_tasks.py``).
 
 This module imports neither torch, verl nor Ray: reward workers load it through ``reward.custom_reward_function``.
 """
@@ -15,11 +26,15 @@ This module imports neither torch, verl nor Ray: reward workers load it through 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
+from verl_gsd.tasks import arithmetic_hard
 from verl_gsd.tasks.arithmetic import LONGEST_ANSWER
 
 DATA_SOURCE = "arithmetic_graded"
+LESSONS = arithmetic_hard.LESSONS
+LEVELS = tuple(replace(level, passes=0.2) for level in arithmetic_hard.LEVELS)
 #: A number this far from the answer, or farther, has score 0.
 TOLERANCE = 10
 

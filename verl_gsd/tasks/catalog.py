@@ -38,6 +38,8 @@ ARITHMETIC = EmbeddedTask(arithmetic.DATA_SOURCE, arithmetic.LEVELS, arithmetic.
 ARITHMETIC_HARD = EmbeddedTask(
     arithmetic_hard.DATA_SOURCE, arithmetic_hard.LEVELS, arithmetic.__name__, arithmetic_hard.LESSONS
 )
-ARITHMETIC_GRADED = EmbeddedTask(arithmetic_graded.DATA_SOURCE, arithmetic.LEVELS, arithmetic_graded.__name__)
+ARITHMETIC_GRADED = EmbeddedTask(
+    arithmetic_graded.DATA_SOURCE, arithmetic_graded.LEVELS, arithmetic_graded.__name__, arithmetic_graded.LESSONS
+)
 
 TASKS = {task.name: task for task in (ARITHMETIC, ARITHMETIC_HARD, ARITHMETIC_GRADED)}

@@ -53,9 +53,13 @@ def test_the_first_task_is_what_it_was_when_it_was_the_only_one():
     assert fingerprint(islice(arithmetic.warm_start_pairs(rng, held_out), 5000)) == "9238e8b3415b03e7"
 
 
-def test_tasks_differ_in_their_fingerprints_and_the_graded_one_has_the_first_ones_problems():
+def test_tasks_differ_in_their_fingerprints_and_the_graded_one_has_the_hard_ones_problems():
     assert len({embedded.Specification(task).fingerprint() for task in TASKS.values()}) == len(TASKS)
-    assert ARITHMETIC_GRADED.levels == LEVELS
+    hard, graded = (
+        arithmetic.distinct_problems(5, random.Random(0), levels=task.levels)
+        for task in (ARITHMETIC_HARD, ARITHMETIC_GRADED)
+    )
+    assert hard == graded
 
 
 @EACH_TASK
