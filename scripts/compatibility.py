@@ -80,20 +80,13 @@ def _describe_setting(conflict: Conflict, names: Sequence[str]) -> str:
     return f"any other extension that weighs advantages (in this package {listed})"
 
 
-def load_choice(group: str, name: str) -> DictConfig:
-    """The YAML file of a choice, merged with the files that it is based on."""
-    node = groups.load(group, name)
-    bases = [base for base in node.pop("defaults", []) if base != "_self_"]
-    merged = OmegaConf.merge(*(load_choice(group, base) for base in bases), node)
-    assert isinstance(merged, DictConfig)
-    return merged
-
-
 def rows() -> dict[str, DictConfig]:
     """Title of each row -> the config of its choice. Titles do not contain ``algo=``."""
-    choices = {f"`{name}`": load_choice("algo", name) for name in groups.choices("algo")}
+    choices = {f"`{name}`": groups.load_with_defaults("algo", name) for name in groups.choices("algo")}
     return choices | {
-        f"`{group}={name}`": load_choice(group, name) for group, name in ADDITIONS.values() if group != "algo"
+        f"`{group}={name}`": groups.load_with_defaults(group, name)
+        for group, name in ADDITIONS.values()
+        if group != "algo"
     }
 
 
@@ -156,7 +149,7 @@ def table() -> str:
     """The table, followed by the numbered reasons."""
     groups.store_groups()
     notes = Notes()
-    additions = {title: load_choice(*choice) for title, choice in ADDITIONS.items()}
+    additions = {title: groups.load_with_defaults(*choice) for title, choice in ADDITIONS.items()}
     names_by_cells: dict[tuple[str, ...], list[str]] = {}
     for name, row in rows().items():
         cells = [with_addition(row, addition, notes) for addition in additions.values()]

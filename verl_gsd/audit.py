@@ -204,7 +204,7 @@ def _mixed_task(config: DictConfig) -> str:
     name = OmegaConf.select(config, "task.name")
     if name is None:
         return ""
-    task = OmegaConf.merge(groups.load("task", name), {"task": config.task})
+    task = OmegaConf.merge(groups.load_with_defaults("task", name), {"task": config.task})
     is_the_tasks = {key: OmegaConf.select(config, key) == OmegaConf.select(task, key) for key in _TASK_KEYS}
     others = ["a recipe"] if "recipe" in config else []
     others += [f"another {key}" for key in _TASK_KEYS if not is_the_tasks[key]]

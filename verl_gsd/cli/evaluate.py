@@ -11,8 +11,9 @@ from rich.markup import escape
 from rich.progress import Progress, TaskID
 
 from verl_gsd.cli.judge_score import progress
-from verl_gsd.cli.prepare import data_folder
+from verl_gsd.cli.prepare import data_folder, default_directory
 from verl_gsd.console import fail, out
+from verl_gsd.tasks.catalog import TASKS
 
 if TYPE_CHECKING:
     from verl_gsd.evaluation.benches import Bench
@@ -28,8 +29,8 @@ def evaluate(
     bench: Annotated[
         str,
         typer.Option(
-            help="Benchmarks, separated by commas: arithmetic, aime24, aime25, amc23, math500, minerva, olympiadbench, "
-            "arc_c, gpqa_diamond, mmlu_pro, or any prepared data set with a test split."
+            help=f"Benchmarks, separated by commas: {', '.join(TASKS)}, aime24, aime25, amc23, math500, minerva, "
+            "olympiadbench, arc_c, gpqa_diamond, mmlu_pro, or any prepared data set with a test split."
         ),
     ],
     output: Annotated[
@@ -117,13 +118,14 @@ def evaluate(
 
 
 def _benches(names: str, data: Path) -> list[Bench]:
-    from verl_gsd import config
-    from verl_gsd.evaluation.benches import ARITHMETIC, find_bench
+    from verl_gsd.evaluation.benches import find_bench
 
-    # In --data if it is there, else in the folder that task=arithmetic uses.
-    in_data = data / ARITHMETIC
-    arithmetic = in_data if in_data.is_dir() else Path(config.load("task", ARITHMETIC).task.directory)
-    return [find_bench(name.strip(), data, arithmetic) for name in dict.fromkeys(names.split(","))]
+    def folder(name: str) -> Path:
+        """In ``data`` if it is there, else the folder that ``task=NAME`` uses."""
+        return data / name if name not in TASKS or (data / name).is_dir() else default_directory(TASKS[name])
+
+    unique_names = dict.fromkeys(name.strip() for name in names.split(","))
+    return [find_bench(name, data, folder(name)) for name in unique_names]
 
 
 def _default_output(checkpoint: str) -> Path:

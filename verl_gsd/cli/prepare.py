@@ -1,4 +1,4 @@
-"""``verl-gsd prepare NAME``: prepares a data set, or makes the embedded task."""
+"""``verl-gsd prepare NAME``: prepares a data set, or makes an embedded task."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 
 from verl_gsd.console import fail, out
+from verl_gsd.tasks.catalog import TASKS, EmbeddedTask
 
 if TYPE_CHECKING:
     from verl_gsd.preparation.dataset import PrepareConfig
     from verl_gsd.preparation.manifest import PreparedDataset
     from verl_gsd.preparation.sources import Source
-
-EMBEDDED = "arithmetic"
 
 
 def data_folder() -> Path:
@@ -32,7 +31,7 @@ def prepare(
         typer.Argument(
             metavar="NAME",
             help="A data set: gsm8k, math, dapo17k, openr1_math_46k, bigmath, tldr, or a benchmark of `verl-gsd eval`; "
-            "arithmetic, the embedded task; or a new name for the table given with --input.",
+            f"an embedded task: {', '.join(TASKS)}; or a new name for the table given with --input.",
         ),
     ],
     input: Annotated[
@@ -126,7 +125,7 @@ def prepare(
         fail(f"{empty_options[0]}: the value is empty. Set a value, or remove the option")
     if not 2 <= overlap_words <= 1000:
         fail(f"--overlap-words {overlap_words}: out of range. Use 2 to 1000; the default is 13")
-    if name == EMBEDDED:
+    if name in TASKS:
         without_effect: dict[str, object] = {
             "--input": input,
             "--split": split,
@@ -138,7 +137,7 @@ def prepare(
         }
         if unused := [option for option, value in without_effect.items() if value is not None]:
             fail(f"{unused[0]}: has no effect on {name}, which is generated and not read. Remove the option")
-        _make_embedded_task(data)
+        _make_embedded_task(TASKS[name], data)
         return
     if max_prompt_length is not None and model is None:
         fail(f"--max-prompt-length {max_prompt_length}: tokens cannot be counted without a model. Set --model")
@@ -181,7 +180,7 @@ def _source(name: str, input: Path | None, split: str | None, given_options: dic
     source = sources.SOURCES.get(name)
     if source is None:
         if input is None:
-            names = ", ".join([EMBEDDED, *sources.SOURCES])
+            names = ", ".join([*TASKS, *sources.SOURCES])
             raise ValueError(f"{name}: not a known data set. Use one of {names}, or set --input to a table")
         if "--judged-by-model" in given_options and "--answer-column" in given_options:
             raise ValueError(
@@ -293,31 +292,33 @@ def _print_older_training_sets(dataset: PreparedDataset, data_folder: Path) -> N
             )
 
 
-def _make_embedded_task(data: Path | None) -> None:
-    """Make the embedded task: train and test files and a warm-started model (about a minute on two cores)."""
-    if data is None:
-        from verl_gsd import config
+def default_directory(task: EmbeddedTask) -> Path:
+    """The folder that ``task=NAME`` uses for an embedded task unless ``task.directory`` is set."""
+    from verl_gsd import config
 
-        directory = Path(config.load("task", EMBEDDED).task.directory)
-    else:
-        directory = data / EMBEDDED
-    out.print(f"arithmetic is in [bold]{ensure_with_progress(directory)}[/]")
+    return Path(config.load_with_defaults("task", task.name).task.directory)
 
 
-def ensure_with_progress(directory: Path) -> Path:
+def _make_embedded_task(task: EmbeddedTask, data: Path | None) -> None:
+    """Make an embedded task: train and test files and a warm-started model (about a minute on two cores)."""
+    directory = default_directory(task) if data is None else data / task.name
+    out.print(f"{task.name} is in [bold]{ensure_with_progress(directory, task)}[/]")
+
+
+def ensure_with_progress(directory: Path, task: EmbeddedTask) -> Path:
     """``tasks.embedded.ensure`` with a progress bar for the warm start, shown only if the task has to be made."""
     from safetensors import SafetensorError
 
     from verl_gsd.tasks.embedded import Specification, ensure, is_ready
 
-    specification = Specification()
+    specification = Specification(task)
     try:
         if is_ready(directory, specification):
             return directory
     except OSError as error:
         fail(f"task.directory={directory}: {error}")
     with Progress(
-        TextColumn("making task arithmetic: warm start"),
+        TextColumn(f"making task {task.name}: warm start"),
         BarColumn(),
         TextColumn("{task.completed}/{task.total} steps, loss {task.fields[loss]:.2f}"),
         TimeElapsedColumn(),

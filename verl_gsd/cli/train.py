@@ -182,12 +182,13 @@ def _check_steps_left(config: DictConfig, line: Line) -> None:
 
 
 def _make_task(config: DictConfig) -> None:
-    """Create the data of the embedded arithmetic task on first use. All other tasks must exist."""
-    if config.get("task", {}).get("name") != "arithmetic":
-        return
+    """Create the data and the model of an embedded task on first use. All other tasks must exist."""
     from verl_gsd.cli.prepare import ensure_with_progress
+    from verl_gsd.tasks.catalog import TASKS
 
-    ensure_with_progress(Path(config.task.directory))
+    task = TASKS.get(config.get("task", {}).get("name"))
+    if task is not None:
+        ensure_with_progress(Path(config.task.directory), task)
 
 
 def _run(config: DictConfig, line: Line) -> None:

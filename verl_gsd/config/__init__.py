@@ -39,10 +39,22 @@ def choices(group: str) -> list[str]:
 
 
 def load(group: str, name: str) -> DictConfig:
-    """One YAML file, with its interpolations unresolved."""
+    """One YAML file, with its interpolations unresolved and without the files in its ``defaults``."""
     node = OmegaConf.load(_files(group)[name])
     assert isinstance(node, DictConfig)
     return node
+
+
+def load_with_defaults(group: str, name: str) -> DictConfig:
+    """One YAML file, merged onto the files of the same group that its ``defaults`` name before ``_self_``.
+
+    Not for recipes, whose ``defaults`` name files of other groups.
+    """
+    node = load(group, name)
+    bases = [base for base in node.pop("defaults", []) if base != "_self_"]
+    merged = OmegaConf.merge(*(load_with_defaults(group, base) for base in bases), node)
+    assert isinstance(merged, DictConfig)
+    return merged
 
 
 def _files(group: str) -> dict[str, Path]:

@@ -13,14 +13,11 @@ import pyarrow.parquet as pq
 
 from verl_gsd.preparation import manifest
 from verl_gsd.preparation.reading import sha256
-from verl_gsd.tasks import embedded
+from verl_gsd.tasks import catalog, embedded
 
 #: Default number of samples per question: 32 for these small sets, as in arXiv 2504.19599 (AIME24) and arXiv 2504.14945
 #: (AIME and AMC), and 1 for all others.
 SAMPLES = {"aime24": 32, "aime25": 32, "amc23": 32}
-
-#: The name of the embedded task, whose folder does not have the layout of prepared data.
-ARITHMETIC = "arithmetic"
 
 Verifier = Callable[..., dict[str, float]]
 
@@ -61,20 +58,21 @@ class Bench:
         return importlib.import_module(self.verifier).compute_score
 
 
-def find_bench(name: str, data: Path, arithmetic: Path) -> Bench:
+def find_bench(name: str, data: Path, embedded_folder: Path) -> Bench:
     """The benchmark ``name``.
 
     Args:
         data: the folder of prepared data sets.
-        arithmetic: the folder of the embedded task.
+        embedded_folder: the folder of the task if ``name`` is an embedded task. Its layout is not that of prepared data
+            sets.
 
     Raises:
         ValueError: the benchmark is not prepared, its file has changed since, or it has no verifier.
     """
-    if name == ARITHMETIC:
-        if not embedded.is_ready(arithmetic):
-            raise ValueError(f"--bench {name}: it is not in {arithmetic}. Run verl-gsd prepare {name}")
-        return _read_bench(name, arithmetic / "test.parquet", "verl_gsd.tasks.arithmetic")
+    if task := catalog.TASKS.get(name):
+        if not embedded.is_ready(embedded_folder, embedded.Specification(task)):
+            raise ValueError(f"--bench {name}: it is not in {embedded_folder}. Run verl-gsd prepare {name}")
+        return _read_bench(name, embedded_folder / "test.parquet", task.verifier)
     manifest.check_name(name)
     data_set = manifest.read_manifest(data / name)
     if data_set is None:

@@ -1,9 +1,11 @@
-"""The embedded task: sums and differences at several levels of difficulty, and the verifier of their answers.
+"""The first embedded task: sums and differences at several levels of difficulty, and the verifier of their answers.
 
 A problem is a line such as ``"3+8-5="`` with one-digit terms. The answer is a decimal integer, never negative. Each
 problem has a level, which sets the number of terms and whether there are differences. The briefly warm-started policy
 (``byte_llama.py``) solves some levels nearly always, some sometimes and some hardly ever. On part of the prompts the
 responses of a group therefore disagree, and group-relative training learns from this disagreement.
+
+The other embedded tasks (``catalog.py``) have problems of the same form.
 
 This module imports neither torch, verl nor Ray: reward workers load it through ``reward.custom_reward_function``.
 """
@@ -11,7 +13,7 @@ This module imports neither torch, verl nor Ray: reward workers load it through 
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,11 +77,13 @@ def sample_problem(level: Level, rng: random.Random) -> Problem:
         return Problem(question.removeprefix("+") + "=", str(result), level.name)
 
 
-def distinct_problems(per_level: int, rng: random.Random, excluded: Collection[str] = ()) -> list[Problem]:
+def distinct_problems(
+    per_level: int, rng: random.Random, excluded: Collection[str] = (), levels: Sequence[Level] = LEVELS
+) -> list[Problem]:
     """``per_level`` distinct problems of every level, shuffled, without the questions in ``excluded``."""
     seen = set(excluded)
     problems: list[Problem] = []
-    for level in LEVELS:
+    for level in levels:
         target = len(problems) + per_level
         while len(problems) < target:
             problem = sample_problem(level, rng)
@@ -90,14 +94,16 @@ def distinct_problems(per_level: int, rng: random.Random, excluded: Collection[s
     return problems
 
 
-def warm_start_pairs(rng: random.Random, excluded: Collection[str]) -> Iterator[tuple[str, str]]:
+def warm_start_pairs(
+    rng: random.Random, excluded: Collection[str], levels: Sequence[Level] = LEVELS
+) -> Iterator[tuple[str, str]]:
     """Endless (question, answer) pairs for the warm start, without the questions in ``excluded``.
 
     Levels are sampled by their ``share``; a share ``passes`` of the answers is ``PASS``.
     """
-    shares = [level.share for level in LEVELS]
+    shares = [level.share for level in levels]
     while True:
-        level = rng.choices(LEVELS, shares)[0]
+        level = rng.choices(levels, shares)[0]
         problem = sample_problem(level, rng)
         if problem.question in excluded:
             continue

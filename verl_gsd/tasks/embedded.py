@@ -1,4 +1,4 @@
-"""Makes the embedded task locally: two Parquet files in verl's schema and a warm-started model.
+"""Makes an embedded task locally: two Parquet files in verl's schema and a warm-started model.
 
 The folder is created atomically and by one process at a time. Its manifest has the specification it was made from.
 ``ensure`` makes the folder if it is missing or has another specification.
@@ -12,12 +12,14 @@ import json
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock
 
 from verl_gsd.tasks import arithmetic
+from verl_gsd.tasks.catalog import ARITHMETIC, EmbeddedTask
 from verl_gsd.writing import atomic_folder
 
 MANIFEST = "manifest.json"
@@ -29,25 +31,38 @@ FORMAT = 3
 class Specification:
     """What the folder's content depends on. Problems are counted per level; 700 steps take about 75 s on two cores."""
 
+    task: EmbeddedTask = ARITHMETIC
     seed: int = 0
     train_per_level: int = 320
     test_per_level: int = 128
     warm_start_steps: int = 700
 
+    def numbers(self) -> dict[str, int]:
+        """The specification without its task."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "task"}
+
     def fingerprint(self) -> str:
-        """A hash of this specification, the levels and the format."""
-        levels = [dataclasses.asdict(level) for level in arithmetic.LEVELS]
-        content = json.dumps([FORMAT, dataclasses.asdict(self), levels], sort_keys=True)
+        """A hash of this specification, the task and the format."""
+        levels, lessons = (
+            [dataclasses.asdict(level) for level in group] for group in (self.task.levels, self.task.lessons)
+        )
+        # ARITHMETIC was the only task at first. Its folders would be remade if its hash had more than this.
+        more = [] if self.task == ARITHMETIC else [self.task.name, lessons]
+        content = json.dumps([FORMAT, self.numbers(), levels, *more], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def is_ready(directory: Path, specification: Specification = Specification()) -> bool:
     """Whether ``directory`` holds the task made from ``specification``."""
+    return _read_manifest(directory).get("fingerprint") == specification.fingerprint()
+
+
+def _read_manifest(directory: Path) -> dict[str, Any]:
+    """The manifest of a task's folder; empty if there is none or it is damaged."""
     try:
-        manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+        return json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
-        return False
-    return manifest.get("fingerprint") == specification.fingerprint()
+        return {}
 
 
 def ensure(
@@ -63,7 +78,7 @@ def ensure(
         on_step: called after every step of the warm start with its number and loss.
 
     Raises:
-        FileExistsError: ``directory`` contains files that are not part of the task.
+        FileExistsError: ``directory`` contains another embedded task, or files that are not part of one.
     """
     directory.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(directory.with_name(directory.name + ".lock")):
@@ -71,7 +86,13 @@ def ensure(
             return directory
         if directory.exists() and any(directory.iterdir()) and not (directory / MANIFEST).is_file():
             raise FileExistsError(
-                f"{directory} is not empty and does not contain the embedded task. Set task.directory to another folder"
+                f"{directory} is not empty and does not contain an embedded task. Set task.directory to another folder"
+            )
+        manifest, name = _read_manifest(directory), specification.task.name
+        # Folders of the first task were written without a name at first.
+        if manifest and (other := manifest.get("task", ARITHMETIC.name)) != name:
+            raise FileExistsError(
+                f"{directory} contains the task {other}, not {name}. Set task.directory to another folder"
             )
         with atomic_folder(directory) as building:
             _build(building, specification, on_step)
@@ -81,29 +102,35 @@ def ensure(
 def _build(directory: Path, specification: Specification, on_step: Callable[[int, float], None]) -> None:
     from verl_gsd.tasks import byte_llama  # imports torch and transformers, which composing a config does not need
 
-    rng = random.Random(specification.seed)
-    test = arithmetic.distinct_problems(specification.test_per_level, rng)
+    task, rng = specification.task, random.Random(specification.seed)
+    test = arithmetic.distinct_problems(specification.test_per_level, rng, levels=task.levels)
     held_out = {problem.question for problem in test}
-    train = arithmetic.distinct_problems(specification.train_per_level, rng, excluded=held_out)
-    _write_parquet(train, "train", 0, directory / "train.parquet")
-    _write_parquet(test, "test", len(train), directory / "test.parquet")
+    train = arithmetic.distinct_problems(specification.train_per_level, rng, held_out, task.levels)
+    _write_parquet(task, train, "train", 0, directory / "train.parquet")
+    _write_parquet(task, test, "test", len(train), directory / "test.parquet")
 
     tokenizer = byte_llama.build_tokenizer()
     model = byte_llama.build_model(tokenizer, specification.seed)
-    pairs = arithmetic.warm_start_pairs(rng, held_out)
+    pairs = arithmetic.warm_start_pairs(rng, held_out, task.corpus)
     byte_llama.warm_start(model, tokenizer, pairs, steps=specification.warm_start_steps, on_step=on_step)
     model.save_pretrained(directory / "model")
     tokenizer.save_pretrained(directory / "model")
 
-    manifest = dataclasses.asdict(specification) | {
-        "fingerprint": specification.fingerprint(),
-        "train_prompts": len(train),
-        "test_prompts": len(test),
-    }
+    manifest = (
+        {"task": task.name}
+        | specification.numbers()
+        | {
+            "fingerprint": specification.fingerprint(),
+            "train_prompts": len(train),
+            "test_prompts": len(test),
+        }
+    )
     (directory / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
-def _write_parquet(problems: list[arithmetic.Problem], split: str, first_index: int, path: Path) -> None:
+def _write_parquet(
+    task: EmbeddedTask, problems: list[arithmetic.Problem], split: str, first_index: int, path: Path
+) -> None:
     """Write problems in verl's schema. ``extra_info.index`` is unique over both files.
 
     The demonstration is the answer, because an expert would write nothing else.
@@ -112,7 +139,7 @@ def _write_parquet(problems: list[arithmetic.Problem], split: str, first_index: 
 
     rows = [
         {
-            "data_source": arithmetic.DATA_SOURCE,
+            "data_source": task.name,
             "prompt": chat_prompt(problem.question),
             "ability": "arithmetic",
             "reward_model": {"style": "rule", "ground_truth": problem.answer},

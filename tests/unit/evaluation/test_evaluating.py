@@ -166,6 +166,7 @@ def test_a_prompt_that_exceeds_the_context_is_rejected(tmp_path, mini, model):
     [
         (["--bench", "absent"], "--bench absent: .*verl-gsd prepare absent"),
         (["--bench", "arithmetic"], "--bench arithmetic: .*verl-gsd prepare arithmetic"),
+        (["--bench", "arithmetic_hard"], "cache/arithmetic_hard.*verl-gsd prepare arithmetic_hard"),
         (["--bench", "mini", "--samples", "2", "--temperature", "0"], "--samples 2: .*temperature 0"),
         (["--bench", "mini", "--top-p", "0"], r"--top-p 0\.0: "),
         (["--bench", "mini", "--verifier-url", "http://x"], r"--verifier-url\b.*--verifier-model\b"),

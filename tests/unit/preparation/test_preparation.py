@@ -343,7 +343,7 @@ def one_table(tmp_path_factory):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["nameless"], "nameless: .*arithmetic, gsm8k, math, dapo17k"),
+        (["nameless"], "nameless: .*arithmetic, .*gsm8k, math, dapo17k"),
         (["../x", "--input", "t.jsonl"], r"'\.\./x': "),
         (["", "--input", "t.jsonl"], "'': "),
         (["none", "--input", "t.jsonl"], "none: "),
@@ -364,6 +364,7 @@ def one_table(tmp_path_factory):
         (["arithmetic", "--split", "test"], "--split: .*arithmetic"),
         (["mine", "--input", "t.jsonl", "--overlap-words", "1"], r"--overlap-words 1: .*\b2 to 1000\b"),
         (["arithmetic", "--input", "t.jsonl"], "--input: .*arithmetic"),
+        (["arithmetic_hard", "--model", "m"], "--model: .*arithmetic_hard"),
     ],
 )
 def test_wrong_options_are_reported(one_table, monkeypatch, words, message):

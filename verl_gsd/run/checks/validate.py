@@ -37,6 +37,7 @@ from verl_gsd.run.dataset import count_rows
 from verl_gsd.run.engines import check_engine, check_engine_installed
 from verl_gsd.run.remote_paths import missing_client, scheme_of, unreadable_file, unreadable_model
 from verl_gsd.scalars import is_finite, is_whole
+from verl_gsd.tasks.catalog import TASKS
 
 #: Logs, metrics and Ray's session need at least this much disk space. Checkpoints need more.
 MINIMUM_FREE_BYTES = 1 << 30
@@ -111,12 +112,12 @@ def _check_remote_paths(config: DictConfig, line: Line) -> Iterator[str]:
 
 
 def made_on_first_use(config: DictConfig) -> Callable[[str], bool]:
-    """A function that tells whether a path belongs to the embedded task.
+    """A function that tells whether a path belongs to the embedded task of this config.
 
     The launcher creates these files after all checks have passed, so they need not exist yet.
     """
     task = config.get("task", {})
-    created = ("train.parquet", "test.parquet", "model") if task.get("name") == "arithmetic" else ()
+    created = ("train.parquet", "test.parquet", "model") if task.get("name") in TASKS else ()
     return lambda path: str(path) in [f"{task.directory}/{name}" for name in created]
 
 

@@ -18,18 +18,11 @@ OURS = [declaration for declaration in extension.declarations() if extension.is_
 CONFLICTS = [(of, conflict) for of in OURS for conflict in all_conflicts(of)]
 
 
-def of_file(group, name):
-    """What a choice says, interpolations open."""
-    node = groups.load(group, name)
-    bases = [base for base in node.get("defaults", []) if base != "_self_"]
-    return OmegaConf.merge(*(of_file(group, base) for base in bases), node)
-
-
 def choice_with(declaration):
     """The first choice of a group that has the extension's section."""
     for group in ("budget", "sampler", "algo"):
         for name in groups.choices(group):
-            if declaration.section(of_file(group, name).algorithm.gsd) is not None:
+            if declaration.section(groups.load_with_defaults(group, name).algorithm.gsd) is not None:
                 return f"{group}={name}"
     raise AssertionError(f"no choice has algorithm.gsd.{declaration.name}")
 
@@ -48,7 +41,7 @@ def config_with(compose_fast):
 
 def add_section(config, declaration):
     group, _, name = choice_with(declaration).partition("=")
-    section = declaration.section(of_file(group, name).algorithm.gsd)
+    section = declaration.section(groups.load_with_defaults(group, name).algorithm.gsd)
     resolved = OmegaConf.merge(config, {"algorithm": {"gsd": {}}})
     OmegaConf.update(resolved, f"algorithm.gsd.{declaration.name}", section, force_add=True)
     OmegaConf.resolve(resolved)

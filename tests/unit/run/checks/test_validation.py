@@ -11,6 +11,7 @@ from checkpoint_files import write_checkpoint
 
 from verl_gsd.errors import ConfigError
 from verl_gsd.run.checks import validate
+from verl_gsd.tasks.catalog import TASKS
 
 
 @pytest.fixture
@@ -24,6 +25,11 @@ def check(compose_fast):
 
 def test_a_right_line_passes(check, tiny_task):
     check(tiny_task)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_an_embedded_task_need_not_exist_yet(check, tmp_path, name):
+    check(tmp_path / "not_made_yet", f"task={name}")
 
 
 #: Lines with as many mistakes as go together, each with what the problem names.
