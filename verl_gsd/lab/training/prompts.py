@@ -36,6 +36,17 @@ class Prompts:
     def __len__(self) -> int:
         return len(self.keys)
 
+    @property
+    def answers(self) -> list[str]:
+        """The ground truth of each prompt."""
+        return [str(model["ground_truth"]) for model in self.columns["reward_model"]]
+
+    @property
+    def levels(self) -> list[str]:
+        """The level of difficulty of each prompt; empty for a prompt without a level."""
+        infos = self.columns.get("extra_info") or [None] * len(self)
+        return [str((info or {}).get("level") or "") for info in infos]
+
     def part(self, start: int, end: int) -> Prompts:
         """The prompts from ``start`` up to, but not including, ``end``."""
         columns = {name: values[start:end] for name, values in self.columns.items()}
