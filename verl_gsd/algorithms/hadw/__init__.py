@@ -9,6 +9,7 @@ findings.py   problems that a report looks for
 audit.py      the description that the config audit prints
 lab.py        HA-DW's algorithms in ``verl-gsd lab``
 command.py    the command ``verl-gsd audit-bias``; bias.py computes its figures
+lab_command.py  the command ``verl-gsd lab bias``; policy_bias.py and policy_bias_page.py compute and show its figures
 """
 
 from __future__ import annotations
@@ -42,7 +43,10 @@ register(
         audit="verl_gsd.algorithms.hadw.audit:hadw_effect",
         settings="verl_gsd.algorithms.hadw.settings:HadwSettings",
         lab="verl_gsd.algorithms.hadw.lab:lab_algorithms",
-        commands={"audit-bias": "verl_gsd.algorithms.hadw.command:audit_bias"},
+        commands={
+            "audit-bias": "verl_gsd.algorithms.hadw.command:audit_bias",
+            "lab bias": "verl_gsd.algorithms.hadw.lab_command:lab_bias",
+        },
     )
 )
 

@@ -80,6 +80,24 @@ def read_prompts(model: Any, prompts: Sequence[Tokens]) -> Prefix:
     return Prefix(layers, mask, output.logits[:, -1])
 
 
+def response_logits(model: Any, prefix: Prefix, prompt_of: torch.Tensor, responses: torch.Tensor) -> torch.Tensor:
+    """Logits from which each token of N responses is sampled, (N, T, V), in the model's dtype.
+
+    Args:
+        prompt_of, responses: see ``score_responses``.
+    """
+    first = prefix.logits[prompt_of].unsqueeze(1)
+    length = responses.shape[1]
+    if length == 1:
+        return first
+    cache = _cache_of(prefix, prompt_of)
+    mask, positions = _continued(prefix.mask[prompt_of], length - 1)
+    output = model(
+        responses[:, :-1], attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+    )
+    return torch.cat([first, output.logits], dim=1)
+
+
 def score_responses(
     model: Any,
     prefix: Prefix,
@@ -96,16 +114,7 @@ def score_responses(
         responses: (N, T) int64 token ids, padded on the right with any id.
         temperature: divides the logits, as in verl's engines.
     """
-    first = prefix.logits[prompt_of].unsqueeze(1)
-    length = responses.shape[1]
-    logits = first
-    if length > 1:
-        cache = _cache_of(prefix, prompt_of)
-        mask, positions = _continued(prefix.mask[prompt_of], length - 1)
-        output = model(
-            responses[:, :-1], attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
-        )
-        logits = torch.cat([first, output.logits], dim=1)
+    logits = response_logits(model, prefix, prompt_of, responses)
     log_probs = torch.log_softmax(logits.float() / temperature, dim=-1)
     entropy = -(log_probs.exp() * log_probs).sum(dim=-1) if with_entropy else None
     return ResponseScores(log_probs.gather(-1, responses.unsqueeze(-1)).squeeze(-1), entropy)
@@ -142,7 +151,24 @@ def sample_responses(
     A response ends with ``eos`` or after ``max_tokens`` tokens.
     """
     prefix = read_prompts(model, prompts)
-    prompt_of = torch.repeat_interleave(torch.arange(len(prompts)), torch.as_tensor(copies)).to(prefix.mask.device)
+    return continue_prompts(
+        model, prefix, copies, max_tokens=max_tokens, eos=eos, sampling=sampling, generator=generator
+    )
+
+
+@torch.no_grad()
+def continue_prompts(
+    model: Any,
+    prefix: Prefix,
+    copies: Sequence[int],
+    *,
+    max_tokens: int,
+    eos: int,
+    sampling: Sampling,
+    generator: torch.Generator,
+) -> list[Sampled]:
+    """Sample responses as ``sample_responses`` does, to prompts that the model has read."""
+    prompt_of = torch.repeat_interleave(torch.arange(len(copies)), torch.as_tensor(copies)).to(prefix.mask.device)
     mask = prefix.mask[prompt_of]
     prompt_length = mask.sum(dim=1)
     responses = [Sampled([], [], []) for _ in range(len(prompt_of))]

@@ -36,6 +36,17 @@ class Prompts:
     def __len__(self) -> int:
         return len(self.keys)
 
+    @property
+    def answers(self) -> list[str]:
+        """The ground truth of each prompt."""
+        return [str(model["ground_truth"]) for model in self.columns["reward_model"]]
+
+    @property
+    def levels(self) -> list[str]:
+        """The level of difficulty of each prompt; empty for a prompt without a level."""
+        infos = self.columns.get("extra_info") or [None] * len(self)
+        return [str((info or {}).get("level") or "") for info in infos]
+
     def part(self, start: int, end: int) -> Prompts:
         """The prompts from ``start`` up to, but not including, ``end``."""
         columns = {name: values[start:end] for name, values in self.columns.items()}
@@ -104,16 +115,26 @@ class TrainingPrompts:
 
 def held_out_prompts(config: DictConfig, tokenizer: Any) -> Prompts:
     """All prompts on which the config validates."""
+    return _all_prompts(config, tokenizer, "val")
+
+
+def all_training_prompts(config: DictConfig, tokenizer: Any) -> Prompts:
+    """All prompts of the training set, in the order of its files."""
+    return _all_prompts(config, tokenizer, "train")
+
+
+def _all_prompts(config: DictConfig, tokenizer: Any, split: str) -> Prompts:
+    files = config.data[f"{split}_files"]
     dataset = create_rl_dataset(
-        config.data.val_files,
+        files,
         config.data,
         tokenizer,
         None,
-        is_train=False,
-        max_samples=config.data.get("val_max_samples", -1),
+        is_train=split == "train",
+        max_samples=config.data.get(f"{split}_max_samples", -1),
     )
     if not len(dataset):
-        raise ConfigError(f"data.val_files={config.data.val_files}: there are no held-out prompts.")
+        raise ConfigError(f"data.{split}_files={files}: there are no prompts. Set the key to a file with prompts.")
     columns = {name: list(values) for name, values in collate_fn([dataset[n] for n in range(len(dataset))]).items()}
     return _prompts(columns, _Encoder(config, tokenizer), indices_are_unique(dataset))
 

@@ -35,7 +35,15 @@ from verl_gsd.audit import audit
 from verl_gsd.extension import ROLLOUTS, UnplacedRows, Update
 from verl_gsd.lab.training.buffer import GroupBuffer
 from verl_gsd.lab.training.engine import DEVICE, load_model
-from verl_gsd.lab.training.policy import Sampled, Sampling, read_prompts, sample_responses, score_responses
+from verl_gsd.lab.training.exact import ExactRates, exact_solver, joined
+from verl_gsd.lab.training.policy import (
+    Prefix,
+    Sampled,
+    Sampling,
+    continue_prompts,
+    read_prompts,
+    score_responses,
+)
 from verl_gsd.lab.training.prompts import Prompts, TrainingPrompts, held_out_prompts
 from verl_gsd.lab.training.rows import DictRows
 from verl_gsd.lab.training.verifier import InlineVerifier, Reward
@@ -109,6 +117,11 @@ class LabTrainer:
         self.held_out = held_out_prompts(config, self.tokenizer)
         self._buffer = GroupBuffer(config, self.seam, self._submit)
         self._sampling = Sampling(float(rollout.temperature), int(rollout.top_k), float(rollout.top_p))
+        held_out = rollout.val_kwargs
+        self._held_out_sampling = Sampling(
+            float(held_out.temperature) if held_out.do_sample else 0.0, int(held_out.top_k), float(held_out.top_p)
+        )
+        self._solver = exact_solver(config, self.module, self.tokenizer, self._held_out_sampling)
         seed = OmegaConf.select(config, "actor_rollout_ref.rollout.seed") or 0
         self._generator = torch.Generator().manual_seed(int(seed))
         self._kl_controller = (
@@ -205,9 +218,14 @@ class LabTrainer:
         return uids
 
     def _sample(self, prompts: Prompts, copies: Sequence[int], sampling: Sampling) -> list[Sampled]:
-        return sample_responses(
+        with torch.no_grad():
+            prefix = read_prompts(self.module, prompts.ids)
+        return self._continue(prefix, copies, sampling)
+
+    def _continue(self, prefix: Prefix, copies: Sequence[int], sampling: Sampling) -> list[Sampled]:
+        return continue_prompts(
             self.module,
-            prompts.ids,
+            prefix,
             copies,
             max_tokens=int(self._config.data.max_response_length),
             eos=self.tokenizer.eos_token_id,
@@ -420,16 +438,22 @@ class LabTrainer:
     # Validation
 
     def validate(self) -> dict[str, float]:
-        """Accuracy and reward on the held-out prompts, sampled as the config says."""
-        settings = self._config.actor_rollout_ref.rollout.val_kwargs
-        sampling = Sampling(
-            float(settings.temperature) if settings.do_sample else 0.0, int(settings.top_k), float(settings.top_p)
-        )
-        count = int(settings.n)
+        """Accuracy and reward on the held-out prompts, sampled as the config says.
+
+        If each prompt has one right answer (``tasks.one_answer``), there are also ``exact/accuracy`` and
+        ``exact/level/NAME``, the probability of this answer, averaged over all prompts and over those of a level
+        (``extra_info.level``). It is what the sampled accuracy would be with infinitely many responses, less at most
+        ``exact/slack``, the largest slack of a prompt (``exact.py``). They are absent under greedy sampling, which has
+        no noise, and if ``top_k`` or ``top_p`` excludes tokens.
+        """
+        sampling, count = self._held_out_sampling, int(self._config.actor_rollout_ref.rollout.val_kwargs.n)
         values: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
+        exact = []
         for start in range(0, len(self.held_out), _VALIDATION_PROMPTS):
             part = self.held_out.part(start, start + _VALIDATION_PROMPTS)
-            sampled = iter(self._sample(part, [count] * len(part), sampling))
+            with torch.no_grad():
+                prefix = read_prompts(self.module, part.ids)
+            sampled = iter(self._continue(prefix, [count] * len(part), sampling))
             for number, (source, _) in enumerate(part.keys):
                 row = part.row(number)
                 for _ in range(count):
@@ -437,7 +461,18 @@ class LabTrainer:
                     values[f"val-aux/{source}/reward", source].append(reward.score)
                     if (accuracy := reward.info.get("acc")) is not None:
                         values[f"val-core/{source}/acc", source].append(float(accuracy))
-        return {f"{name}/mean@{count}": float(np.mean(found)) for (name, _), found in values.items()}
+            if self._solver is not None:
+                exact.append(self._solver.rates_of_read(prefix, part.answers))
+        metrics = {f"{name}/mean@{count}": float(np.mean(found)) for (name, _), found in values.items()}
+        return metrics | (_exact_metrics(joined(exact), self.held_out) if exact else {})
+
+
+def _exact_metrics(rates: ExactRates, prompts: Prompts) -> dict[str, float]:
+    metrics = {"exact/accuracy": float(rates.p.mean()), "exact/slack": float(rates.slack.max())}
+    levels = np.array(prompts.levels)
+    for level in sorted(set(prompts.levels) - {""}):
+        metrics[f"exact/level/{level}"] = float(rates.p[levels == level].mean())
+    return metrics
 
 
 def _padded(values: Sequence[torch.Tensor]) -> torch.Tensor:
