@@ -1,12 +1,14 @@
 """Workers of ours on verl's real FSDP2 engine.
 
 For each case they make verl's actor from the resolved config, take their rows, run one ``update_actor`` and keep the
-whole gradient of every update, and the metrics. ``scripts/gpu_check.sh`` calls ``run`` on a GPU.
+whole gradient of every update, and the metrics. A case with ``in_laboratory`` has the laboratory's engine instead.
+``scripts/gpu_check.sh`` calls ``run`` on a GPU.
 """
 
 import os
 import traceback
 from pathlib import Path
+from unittest import mock
 
 import forks
 import torch
@@ -29,12 +31,14 @@ def run(case, rank, world):
     from verl.workers.engine_workers import ActorRolloutRefWorker
 
     from verl_gsd import extension
+    from verl_gsd.lab.training.engine import DEVICE
     from verl_gsd.trainer.worker import actor_worker
 
     config = OmegaConf.create(case["config"])
     ours = actor_worker(extension.active(OmegaConf.select(config, "algorithm.gsd")), separate=False)
     worker = (ours or ActorRolloutRefWorker)(config=config.actor_rollout_ref, role="actor")
-    worker.init_model()
+    with mock.patch.dict(os.environ, {"VERL_ENGINE_DEVICE": DEVICE} if case.get("in_laboratory") else {}):
+        worker.init_model()
     if case.get("is_inference"):
         return {"log_probs": log_probs(worker, case)}
     engine, seen = worker.actor.engine, []
@@ -56,7 +60,11 @@ def run(case, rank, world):
         return {"error": f"{type(error).__name__}: {error}"}
     if "checkpoint" in case:
         worker.save_checkpoint(case["checkpoint"])
-    return {"gradients": seen, "metrics": {name: metrics[name] for name in metrics if name.startswith(OURS)}}
+    return {
+        "gradients": seen,
+        "metrics": {name: metrics[name] for name in metrics if name.startswith(OURS)},
+        "verls_metrics": {name: metrics[name] for name in metrics if not name.startswith((*OURS, "perf/", "mfu"))},
+    }
 
 
 def log_probs(worker, case):

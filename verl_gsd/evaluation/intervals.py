@@ -1,4 +1,4 @@
-"""Confidence intervals for accuracies, and a paired test of two methods.
+"""Confidence intervals for accuracies, a paired test of two methods, and a test of equivalence.
 
 A unit is what was sampled independently: a question of a benchmark, or a seed of a training run. Several responses to
 one question are not independent units. They are averaged first, and the interval is over questions.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -51,6 +52,21 @@ class PairedTest:
     wins: int
     ties: int
     losses: int
+
+
+@dataclass(frozen=True)
+class EquivalenceTest:
+    """The difference between two independent samples, and whether it is smaller than a margin.
+
+    Attributes:
+        difference: mean of second - mean of first, with Welch's 90% interval; ``n`` counts the units of both samples.
+        p_value: the larger p-value of the two one-sided tests. The samples are equivalent at level 0.05 if it is below
+            0.05, which is so if and only if the interval lies within (-margin, margin).
+    """
+
+    difference: Estimate
+    margin: float
+    p_value: float
 
 
 def wilson(correct: float, n: int, confidence: float = 0.95) -> Proportion:
@@ -123,6 +139,44 @@ def paired_test(first: np.ndarray, second: np.ndarray, confidence: float = 0.95,
     wins, losses = int((differences > 0).sum()), int((differences < 0).sum())
     p_value = _sign_flip_p(differences[differences != 0], seed)
     return PairedTest(_student(differences, confidence), p_value, wins, len(differences) - wins - losses, losses)
+
+
+def equivalence_test(first: np.ndarray, second: np.ndarray, margin: float) -> EquivalenceTest:
+    """Test whether the means of two independent samples differ by less than ``margin``.
+
+    Two one-sided tests (Schuirmann, Journal of Pharmacokinetics and Biopharmaceutics 15, 1987) with Welch's statistic,
+    which does not assume equal variances:
+
+        t_low = (m_2 - m_1 + margin) / se,   t_high = (m_2 - m_1 - margin) / se,   se^2 = s_1^2 / n_1 + s_2^2 / n_2
+
+    The null hypotheses are m_2 - m_1 <= -margin and m_2 - m_1 >= margin. The samples are equivalent if both are
+    rejected. Few units or large variances therefore never make two samples equivalent.
+
+    Args:
+        first, second: (n_1,) and (n_2,), one value per unit, such as the seeds of a run; at least two each.
+
+    Raises:
+        ValueError: the margin is not positive; a sample has fewer than two units; a value is NaN or infinite; or no
+            value differs from another one of its sample, so that nothing is known of the variance.
+    """
+    first, second = _check_values(first, "first"), _check_values(second, "second")
+    if not 0 < margin < math.inf:
+        raise ValueError(f"margin={margin} is not a positive number. Use the largest difference that does not matter")
+    for name, values in (("first", first), ("second", second)):
+        if len(values) < 2:
+            raise ValueError(f"{name} has 1 unit, which has no variance. Use at least two units")
+    scale = max(np.abs(first).max(), np.abs(second).max())
+    if max(np.ptp(first), np.ptp(second)) <= _TOLERANCE * scale:
+        raise ValueError("all values of first are equal, and so are those of second. Use units that can differ")
+
+    def welch(shift: float, alternative: str) -> Any:
+        return stats.ttest_ind(second + shift, first, equal_var=False, alternative=alternative)
+
+    p_value = max(float(welch(margin, "greater").pvalue), float(welch(-margin, "less").pvalue))
+    interval = welch(0.0, "two-sided").confidence_interval(0.9)
+    value = float(second.mean() - first.mean())
+    difference = Estimate(value, float(interval.low), float(interval.high), len(first) + len(second))
+    return EquivalenceTest(difference, margin, p_value)
 
 
 def bootstrap_mean(values: np.ndarray, draws: int = 10_000, seed: int = 0, confidence: float = 0.95) -> Estimate:

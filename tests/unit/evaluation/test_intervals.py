@@ -9,7 +9,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from verl_gsd.evaluation.intervals import bootstrap_mean, mean_by_question, paired_test, wilson
+from verl_gsd.evaluation.intervals import bootstrap_mean, equivalence_test, mean_by_question, paired_test, wilson
 from verl_gsd.evaluation.summary import summarise
 
 Z = 1.959963984540054
@@ -226,6 +226,85 @@ def test_one_in_twenty_equal_methods_is_significant():
 def test_units_that_do_not_pair_are_rejected(first, second, said):
     with pytest.raises(ValueError, match=said):
         paired_test(np.array(first), np.array(second))
+
+
+# Equivalence
+
+_SAMPLES = st.lists(st.integers(0, 1000), min_size=2, max_size=8, unique=True).map(lambda of: np.array(of) / 1000)
+
+
+def test_two_against_two_by_hand():
+    """Both variances are 0.02, so se^2 = 0.02 with 2 degrees of freedom, for which P(T > t) has a closed form."""
+    found = equivalence_test(np.array([0.0, 0.2]), np.array([0.1, 0.3]), margin=0.5)
+    t_high = 0.4 / math.sqrt(0.02)
+    assert found.p_value == pytest.approx(0.5 - t_high / (2 * math.sqrt(2 + t_high**2)))
+    half = 2.919986 * math.sqrt(0.02)  # Student's t from a table
+    assert found.difference.value == pytest.approx(0.1) and found.difference.n == 4
+    assert (found.difference.low, found.difference.high) == pytest.approx((0.1 - half, 0.1 + half), abs=1e-6)
+
+
+def test_the_published_example_of_unequal_variances():
+    """Lakens, Social Psychological and Personality Science 8 (2017): t(181) = -2.69, p = 0.004.
+
+    The samples have means 5.25 and 5.22, standard deviations 0.95 and 0.83, and 95 and 89 units. The margin is 0.43 of
+    the mean standard deviation.
+    """
+
+    def sample(mean, std, count):
+        values = np.linspace(-1, 1, count)
+        return mean + std * (values - values.mean()) / values.std(ddof=1)
+
+    margin = 0.43 * math.sqrt((0.95**2 + 0.83**2) / 2)
+    found = equivalence_test(sample(5.22, 0.83, 89), sample(5.25, 0.95, 95), margin)
+    assert found.p_value == pytest.approx(0.004, abs=0.0005)
+    assert found.p_value == pytest.approx(scipy.stats.t.sf(2.69, 181), rel=0.02)
+
+
+@given(_SAMPLES, _SAMPLES, st.floats(0.001, 1))
+def test_equivalent_samples_are_those_with_an_interval_within_the_margin(first, second, margin):
+    found = equivalence_test(first, second, margin)
+    largest = max(-found.difference.low, found.difference.high)
+    if abs(largest - margin) > 1e-9:
+        assert (found.p_value < 0.05) == (largest < margin)
+    assert found.difference.low < found.difference.value < found.difference.high
+
+
+@given(_SAMPLES, _SAMPLES, st.floats(0.001, 1))
+def test_the_order_of_the_samples_and_their_level_do_not_matter(first, second, margin):
+    found, exchanged = equivalence_test(first, second, margin), equivalence_test(second, first, margin)
+    raised = equivalence_test(first + 0.25, second + 0.25, margin)
+    assert found.p_value == pytest.approx(exchanged.p_value) == pytest.approx(raised.p_value, rel=1e-6)
+    assert found.difference.value == pytest.approx(-exchanged.difference.value)
+    assert found.difference.low == pytest.approx(-exchanged.difference.high)
+
+
+@given(_SAMPLES, _SAMPLES, st.floats(0.001, 0.5))
+def test_a_wider_margin_has_a_smaller_p(first, second, margin):
+    assert equivalence_test(first, second, 2 * margin).p_value <= equivalence_test(first, second, margin).p_value
+
+
+def test_samples_that_differ_by_the_margin_are_equivalent_in_one_case_of_twenty():
+    rng, found = np.random.default_rng(0), 0
+    for _ in range(400):
+        first, second = rng.normal(0.5, 0.01, 8), rng.normal(0.53, 0.02, 5)
+        found += equivalence_test(first, second, margin=0.03).p_value < 0.05
+    assert 8 <= found <= 34, "20 of 400 on average, with a standard deviation of 4.4"
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "margin", "message"),
+    [
+        ([0.5], [0.4, 0.5], 0.03, "first has 1 unit"),
+        ([0.4, 0.5], [0.5], 0.03, "second has 1 unit"),
+        ([0.4, 0.5], [0.5, math.nan], 0.03, r"second\[1\]=nan"),
+        ([0.4, 0.5], [0.5, 0.6], 0.0, "margin=0.0"),
+        ([0.4, 0.5], [0.5, 0.6], math.nan, "margin=nan"),
+        ([0.4, 0.4], [0.5, 0.5], 0.03, "all values"),
+    ],
+)
+def test_samples_without_a_variance_are_rejected(first, second, margin, message):
+    with pytest.raises(ValueError, match=message):
+        equivalence_test(np.array(first), np.array(second), margin)
 
 
 # Bootstrap

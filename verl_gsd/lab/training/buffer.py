@@ -13,10 +13,10 @@ were submitted have finished at the next look. Apart from that, a group leaves f
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from verl_gsd.groups import Group
 from verl_gsd.records import Fate
@@ -41,8 +41,7 @@ class GroupBuffer:
         self._batch_size = int(config.data.train_batch_size)
         filtering = config.algorithm.filter_groups
         self._metric: str | None = filtering.metric if filtering.enable else None
-        batches = OmegaConf.select(config, "trainer.v1.sampler.max_inflight_gen_batches") or 1
-        self._most_in_flight = int(batches) * self._batch_size
+        self._most_in_flight = int(filtering.max_inflight_gen_batches) * self._batch_size
         self._groups: dict[str, Group] = {}
 
     def sample(self) -> list[str]:
@@ -54,8 +53,7 @@ class GroupBuffer:
             ready = [uid for uid, group in self._groups.items() if self._seam.is_ready(group)]
             in_flight = len(self._groups) - len(ready)
             filtered = [uid for uid in ready if self._is_filtered(self._groups[uid])]
-            for uid in filtered:
-                self._leave(uid, "filtered")
+            self._leave(filtered, "filtered")
             usable = [uid for uid in ready if uid in self._groups]
             has_enough = len(usable) >= self._batch_size
             if self._metric is not None:
@@ -72,15 +70,15 @@ class GroupBuffer:
                 break
             time.sleep(POLL_S)
         chosen = usable[: self._batch_size]
-        for uid in usable[self._batch_size :] if self._metric is not None else []:
-            self._leave(uid, "surplus")
+        if self._metric is not None:
+            self._leave(usable[self._batch_size :], "surplus")
         for uid in chosen:
             self._seam.on_group_left(self._groups.pop(uid), "trained")
         return chosen
 
     def _look(self, new: list[str]) -> None:
         if new:
-            self._seam.add_rows(sorted(new))
+            self._seam.add_rows(new)
             groups, _, _ = read_groups(new, self._seam.rows, self._seam.prompt_of)
             self._groups |= {group.uid: group for group in groups}
             self._seam.on_groups_complete(groups)
@@ -98,6 +96,9 @@ class GroupBuffer:
             values = [as_number(row["extra_fields"]["reward_extra_info"][self._metric]) for row in rows]
         return len(values) > 1 and float(np.std(values)) == 0.0
 
-    def _leave(self, uid: str, fate: Fate) -> None:
-        self._seam.rows.drop([key for key in self._seam.rows.tags if uid_of(key) == uid])
-        self._seam.on_group_left(self._groups.pop(uid), fate)
+    def _leave(self, uids: Sequence[str], fate: Fate) -> None:
+        """Remove the rows of all these groups, and then report each group, as the watched buffer of verl does."""
+        leaving = set(uids)
+        self._seam.rows.drop([key for key in self._seam.rows.tags if uid_of(key) in leaving])
+        for uid in uids:
+            self._seam.on_group_left(self._groups.pop(uid), fate)
