@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from verl_gsd.cli import lab_identity, lab_train
 from verl_gsd.cli.command_groups import LabCommands
@@ -50,10 +49,9 @@ def lab(
     if context.invoked_subcommand is not None:
         _reject_options(context)
         return
-    if output is not None and (output.suffix != ".html" or output.is_dir()):
-        fail(f"--output {output}: not an HTML file. Use a file name that ends in .html.")
-    if png is not None and png.exists() and not png.is_dir():
-        fail(f"--png {png}: this is a file. Use a folder.")
+    from verl_gsd.lab.outputs import check_outputs, write_outputs
+
+    check_outputs(output, png)
     options = {"column": column, "samples": samples, "correct_column": correct_column, "total_column": total_column}
     given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None]
     if solve_rates is None and given:
@@ -69,10 +67,10 @@ def lab(
     except (OSError, ValueError) as error:
         fail(str(error))
     _print(results)
-    try:
-        _write(results, output, png)
-    except OSError as error:
-        fail(f"The page or the charts could not be written: {error}", code=1)
+    if output is not None or png is not None:
+        from verl_gsd.lab.page import TITLE, charts_of, sections
+
+        write_outputs(TITLE, sections(results), charts_of(results), output, png)
 
 
 app.command(no_args_is_help=True)(lab_train.train)
@@ -123,33 +121,11 @@ def _run(start: Prompts, names: list[str], n_prompts: int, group_size: int, step
 
 def _print(results: Results) -> None:
     from verl_gsd.lab import words
+    from verl_gsd.lab.outputs import print_lines, print_table
 
     for title, figures in results.tables.items():
-        _table(f"arXiv 2607.00152, figures {title}", words.FIGURES_HEADER, words.figure_rows(figures))
-    out.print(escape(words.data_remark(results)), highlight=False)
-    out.print(f"\n{escape(words.setting(results))}", highlight=False)
-    _table("Runs", words.RUNS_HEADER, words.run_rows(results))
-    out.print(escape(words.legend()), highlight=False)
-    for caveat in words.caveats(results):
-        out.print(f"- {escape(caveat)}", highlight=False)
-
-
-def _table(title: str, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    table = Table(*header, title=title, title_justify="left")
-    for row in rows:
-        table.add_row(*map(escape, row))
-    out.print(table)
-
-
-def _write(results: Results, output: Path | None, png: Path | None) -> None:
-    from verl_gsd.charts import write_page, write_png
-    from verl_gsd.lab.page import TITLE, charts_of, sections
-
-    if output is not None:
-        write_page(output, TITLE, sections(results))
-        out.print(f"Page: {escape(str(output))}", highlight=False)
-    if png is not None:
-        charts = charts_of(results)
-        for name, chart in charts.items():
-            write_png(chart, png / f"{name}.png")
-        out.print(f"{len(charts)} charts: {escape(str(png))}", highlight=False)
+        print_table(f"arXiv 2607.00152, figures {title}", words.FIGURES_HEADER, words.figure_rows(figures))
+    print_lines([words.data_remark(results), f"\n{words.setting(results)}"])
+    print_table("Runs", words.RUNS_HEADER, words.run_rows(results))
+    print_lines([words.legend()])
+    print_lines(words.caveats(results), bullet="- ")

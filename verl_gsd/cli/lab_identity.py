@@ -36,7 +36,7 @@ def identity(
     computes both sides of the identity of arXiv 2607.00152 by separate backward passes.
     """
     from verl_gsd.errors import ConfigError
-    from verl_gsd.lab.study_output import check_outputs, print_lines, print_table, write_outputs
+    from verl_gsd.lab.outputs import check_outputs, print_lines, print_table, write_outputs
 
     check_outputs(output, png)
     try:
@@ -54,7 +54,8 @@ def identity(
     print_table("The identity of arXiv 2607.00152, by solve rate", page.HEADER, page.rows(study))
     print_lines([page.legend(study)])
     print_lines([*page.findings(study), *page.CAVEATS], bullet="- ")
-    write_outputs(page.TITLE, page.sections(study), page.charts_of(study), output, png)
+    if output is not None or png is not None:
+        write_outputs(page.TITLE, page.sections(study), page.charts_of(study), output, png)
 
 
 def _measure(policy: StudyPolicy, group_size: int, count: int, seed: int) -> IdentityStudy:

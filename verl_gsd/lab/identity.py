@@ -65,7 +65,7 @@ def spread_over_rates(rates: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 def interval_of(rates: np.ndarray) -> np.ndarray:
     """(N,) the number of each rate's interval between ``START_EDGES``. A rate on an edge belongs to the one above."""
-    return np.searchsorted(START_EDGES[1:-1], rates, side="right")
+    return np.asarray(np.digitize(rates, START_EDGES[1:-1]))
 
 
 class IdentityMeter:

@@ -178,16 +178,13 @@ def _by_rate(points: Sequence[tuple[float, float]], name: str) -> alt.TopLevelMi
 
 
 def _both_sides(study: IdentityStudy) -> alt.TopLevelMixin:
-    data = [
-        {
-            "alpha": f"alpha={alpha:g}",
-            "expected": float(f"{group.sigma ** (2 - alpha) * group.difference:.4g}"),
-            "norm": float(f"{norm:.4g}"),
-        }
+    sides = [
+        (alpha, float(f"{group.sigma ** (2 - alpha) * group.difference:.4g}"), float(f"{norm:.4g}"))
         for group in study.groups
         for alpha, norm in zip(ALPHAS, group.norms, strict=True)
     ]
-    values = [value for point in data for value in (point["expected"], point["norm"])]
+    data = [{"alpha": f"alpha={alpha:g}", "expected": expected, "norm": norm} for alpha, expected, norm in sides]
+    values = [value for _, expected, norm in sides for value in (expected, norm)]
     scale = alt.Scale(type="log", domain=[min(values), max(values)])
     names = [f"alpha={alpha:g}" for alpha in ALPHAS]
     line = (

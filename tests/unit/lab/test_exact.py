@@ -112,6 +112,11 @@ def test_a_pass_does_not_depend_on_its_size(model, tokenizer, monkeypatch):
     assert len(whole.p) == len(prompts)
 
 
+def test_a_ground_truth_with_white_space_is_never_given(model, tokenizer):
+    assert compute_score("", "12", "12\n")["acc"] == 0
+    assert ExactSolver(model, tokenizer, max_tokens=4).rates(PROMPTS[:1], ["12\n"]).p == [0]
+
+
 def test_a_solve_rate_needs_a_temperature(model, tokenizer):
     with pytest.raises(ValueError, match="temperature=0"):
         ExactSolver(model, tokenizer, max_tokens=4, temperature=0)

@@ -26,7 +26,7 @@ def lab_bias(
         Path | None, typer.Option(help="The folder of another policy. Default: the model of the words.")
     ] = None,
     group_size: Annotated[int, typer.Option(min=2, help="Responses per group.")] = 8,
-    groups: Annotated[int, typer.Option(min=1, help="Groups per training prompt.")] = 8,
+    groups: Annotated[int, typer.Option(min=1, help="Groups per training prompt.")] = 6,
     seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal numbers.")] = 0,
     output: Annotated[Path | None, typer.Option(help="Write a page to this file, FILE.html.")] = None,
     png: Annotated[Path | None, typer.Option(help="Write every chart into this folder.")] = None,
@@ -37,7 +37,7 @@ def lab_bias(
     both with Theorems 1 to 3 and Lemma 2 of arXiv 2601.08521. Anchor and lambda_scale are those of algorithm.gsd.hadw.
     """
     from verl_gsd.errors import ConfigError
-    from verl_gsd.lab.study_output import check_outputs, print_lines, print_table, write_outputs
+    from verl_gsd.lab.outputs import check_outputs, print_lines, print_table, write_outputs
 
     check_outputs(output, png)
     try:
@@ -58,7 +58,8 @@ def lab_bias(
     print_lines([page.factor_setting(study)])
     print_table("After HA-DW's factor", page.FACTOR_HEADER, page.factor_rows(study.bias))
     print_lines([*page.legend(), *page.findings(study), *page.CAVEATS], bullet="- ")
-    write_outputs(page.TITLE, page.sections(study), page.charts_of(study), output, png)
+    if output is not None or png is not None:
+        write_outputs(page.TITLE, page.sections(study), page.charts_of(study), output, png)
 
 
 def _settings(config: DictConfig) -> HadwSettings:

@@ -180,7 +180,7 @@ def charts_of(study: BiasStudy) -> Mapping[str, alt.TopLevelMixin]:
 def sections(study: BiasStudy) -> list[Section]:
     """The page from top to bottom."""
     charts, bias = charts_of(study), study.bias
-    marks = "Points are sampled, with 95% intervals. Crosses are closed forms."
+    marks = "Points are sampled, with 95% intervals. Dashes are closed forms."
     return [
         Section("in-short", "In short", [setting(study), *findings(study)]),
         Section("caveats", "What this does not show", CAVEATS),
@@ -236,5 +236,5 @@ def _chart(bins: Sequence[RateBin], series: Mapping[str, str], unit: str) -> alt
     zero = alt.Chart(alt.Data(values=[{"zero": 0}])).mark_rule(color="#b0b0b0").encode(y="zero:Q")
     interval = base.mark_rule().encode(y=alt.Y("low:Q", title=unit), y2="high:Q")
     points = base.mark_circle(size=50).encode(y=alt.Y("sampled:Q", title=unit))
-    crosses = base.mark_point(shape="cross", size=70, filled=False).encode(y=alt.Y("expected:Q", title=unit))
-    return alt.layer(zero, interval, points, crosses).properties(height=300)
+    dashes = base.mark_point(shape="stroke", size=350, strokeWidth=2).encode(y=alt.Y("expected:Q", title=unit))
+    return alt.layer(zero, interval, points, dashes).properties(height=300)

@@ -14,9 +14,10 @@ V_t are the tokens, except y_t and eos, whose text, without white space around i
 the answer after y_<t. The empty text is such a beginning, so V_t contains all white space and all special tokens. It
 also contains all tokens that are only a part of a character, because several of them can be white space together.
 
-Why this is a bound: every other response leaves y at some first step t with a token v. If v is not in V_t, then the
-text so far is not the beginning of an accepted text, and what follows does not change this. The events of different t
-exclude each other, so that their probabilities add up. The solve rate therefore lies in [p, p + slack].
+Why this is a bound: every other response leaves y at some first step t with a token v. If v is eos, the response ends
+with only a part of the answer. If v is another token outside V_t, the text so far is not the beginning of an accepted
+text, and what follows does not change this. In both cases the response is wrong. The events of different t exclude each
+other, so that their probabilities add up. The solve rate therefore lies in [p, p + slack].
 """
 
 from __future__ import annotations
@@ -99,7 +100,13 @@ class ExactSolver:
     ) -> ExactRates:
         eos = self._tokenizer.eos_token_id
         steps = [[*tokens, eos][: self._max_tokens] for tokens in answer_tokens]
-        too_long = torch.tensor([len(tokens) > self._max_tokens for tokens in answer_tokens])
+        is_impossible = torch.tensor(
+            # The verifier removes white space around a response, but not around the ground truth.
+            [
+                len(tokens) > self._max_tokens or answer != answer.strip()
+                for answer, tokens in zip(answers, answer_tokens, strict=True)
+            ]
+        )
         responses = torch.nn.utils.rnn.pad_sequence(
             [torch.tensor(tokens) for tokens in steps], batch_first=True, padding_value=eos
         )
@@ -116,7 +123,7 @@ class ExactSolver:
         pair_of_step = torch.zeros_like(responses)
         pair_of_step[is_step] = torch.tensor([number[pair] for pair in pairs])
         leaving = (log_probs.exp() * others[pair_of_step]).sum(dim=-1).masked_fill(~is_step, 0)
-        p = chosen.sum(dim=1).exp().masked_fill(too_long, 0)
+        p = chosen.sum(dim=1).exp().masked_fill(is_impossible, 0)
         return ExactRates(p.numpy(), (reached * leaving).sum(dim=1).numpy())
 
     def _pairs(self, answers: Sequence[str], steps: Sequence[list[int]]) -> list[tuple[str, int]]:
