@@ -92,7 +92,10 @@ class LabEngine(BaseEngine):
         self, data: TensorDict, loss_function: Callable | None, forward_only: bool = False
     ) -> dict[str, Any]:
         tu.assign_non_tensor(data, sp_size=1, dp_size=1, batch_num_tokens=data["loss_mask"].sum().item())
-        micro_batches, indices = prepare_micro_batches(data, dp_group=None, same_micro_num_in_dp=False)
+        if data["use_dynamic_bsz"] and int(data["input_ids"].offsets()[-1]) <= data["max_token_len_per_gpu"]:
+            micro_batches, indices = [data], [list(range(len(data)))]  # what verl would do, without copies
+        else:
+            micro_batches, indices = prepare_micro_batches(data, dp_group=None, same_micro_num_in_dp=False)
         outputs = []
         for micro_batch in micro_batches:
             with torch.no_grad() if forward_only else nullcontext():
