@@ -254,11 +254,12 @@ class LabTrainer:
         }
 
     def _batch(self, uids: Sequence[str], metrics: dict[str, Any]) -> Batch:
-        """The rows of the chosen groups, placed into mini-batches and filled up with padding."""
-        by_uid: defaultdict[str, list[str]] = defaultdict(list)
-        for key in self._rows.tags:
-            by_uid[uid_of(key)].append(key)
-        keys = [key for uid in uids for key in by_uid[uid]]
+        """The rows of the chosen groups, placed into mini-batches and filled up with padding.
+
+        As on the stack, rows have the order in which they were put into the row store, whatever their groups.
+        """
+        chosen = set(uids)
+        keys = [key for key in self._rows.tags if uid_of(key) in chosen]
         actor = self._config.actor_rollout_ref.actor
         if self.seam.owner("place") is None:
             mini_batch = int(actor.ppo_mini_batch_size) * int(self._config.actor_rollout_ref.rollout.n)
@@ -310,35 +311,50 @@ class LabTrainer:
             if key in self._generated and is_own(tag):
                 known[key] = self._generated[key]
         others = [key for key in batch.keys if key not in known]
-        columns = {key: {"old_log_probs": torch.tensor(response.log_probs)} for key, response in known.items()}
-        columns |= self._scored(self.module, others, "old_log_probs")
+        columns = {
+            key: {"old_log_probs": torch.tensor(response.log_probs), "entropy": torch.tensor(response.entropy)}
+            for key, response in known.items()
+        }
+        for key, (log_probs, entropy) in self._scored(self.module, others, with_entropy=True).items():
+            columns[key] = {"old_log_probs": log_probs, "entropy": entropy}
         self._rows.put(columns)
-        entropy = np.concatenate([response.entropy for response in known.values()])
-        metrics["actor/entropy"] = float(entropy.mean())
+        rows, actor = self._rows.read(batch.keys, ["entropy", "response_mask"]), self._config.actor_rollout_ref.actor
+        mean = core_algos.agg_loss(
+            loss_mat=_padded([row["entropy"] for row in rows]),
+            loss_mask=_padded([row["response_mask"] for row in rows]),
+            loss_agg_mode=actor.loss_agg_mode,
+            loss_scale_factor=actor.loss_scale_factor,
+        )
+        metrics["actor/entropy"] = float(mean)
 
     def _reference_log_probs(self, batch: Batch) -> None:
-        self._rows.put(self._scored(self._reference, batch.keys, "ref_log_prob"))
+        scored = self._scored(self._reference, batch.keys, with_entropy=False)
+        self._rows.put({key: {"ref_log_prob": log_probs} for key, (log_probs, _) in scored.items()})
 
     @torch.no_grad()
-    def _scored(self, model: Any, keys: Sequence[str], column: str) -> dict[str, dict[str, torch.Tensor]]:
-        """key -> the column ``column`` with the log-probabilities under ``model``, (j,)."""
+    def _scored(
+        self, model: Any, keys: Sequence[str], *, with_entropy: bool
+    ) -> dict[str, tuple[torch.Tensor, torch.Tensor | None]]:
+        """key -> log-probabilities of its j tokens under ``model``, (j,), and entropies (j,) if requested."""
         if not keys:
             return {}
         rows = self._rows.read(keys, ["prompts", "responses"])
         prompts = [tuple(row["prompts"].tolist()) for row in rows]
         number = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
-        responses = torch.nn.utils.rnn.pad_sequence([row["responses"] for row in rows], batch_first=True)
         scores = score_responses(
             model,
             read_prompts(model, list(number)),
             torch.tensor([number[prompt] for prompt in prompts]),
-            responses,
+            _padded([row["responses"] for row in rows]),
             temperature=self._sampling.temperature,
+            with_entropy=with_entropy,
         )
-        return {
-            key: {column: values[: len(row["responses"])].clone()}
-            for key, row, values in zip(keys, rows, scores.log_probs, strict=True)
-        }
+        found = {}
+        for place, (key, row) in enumerate(zip(keys, rows, strict=True)):
+            length = len(row["responses"])
+            entropy = None if scores.entropy is None else scores.entropy[place, :length].clone()
+            found[key] = scores.log_probs[place, :length].clone(), entropy
+        return found
 
     def _advantages(self, batch: Batch, metrics: dict[str, Any]) -> dict[str, torch.Tensor]:
         """Compute advantages and the columns of the loss, and put them into the rows.
