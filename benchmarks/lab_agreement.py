@@ -78,8 +78,8 @@ def exact_of_stack(run: Path, step: int) -> float | None:
     import torch
     from omegaconf import OmegaConf
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-    from verl_gsd.lab.training.exact import exact_solver
 
+    from verl_gsd.lab.training.exact import exact_solver
     from verl_gsd.lab.training.policy import Sampling
     from verl_gsd.lab.training.prompts import held_out_prompts
 
