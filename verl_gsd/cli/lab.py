@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from click.core import ParameterSource
 from rich.markup import escape
 from rich.table import Table
 
@@ -83,7 +82,8 @@ app.command()(lab_identity.identity)
 def _reject_options(context: typer.Context) -> None:
     """The options above belong to ``lab`` without a command. Typer would ignore them in front of one."""
     for name in context.params:
-        if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name != "DEFAULT":  # newer typers have a copy of click, and of its enum
             option = f"--{name.replace('_', '-')}"
             fail(f"{option}: this option is not of lab {context.invoked_subcommand}. Remove it, or the command.")
 
