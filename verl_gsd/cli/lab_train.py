@@ -1,12 +1,280 @@
-"""``verl-gsd lab train``."""
+"""``verl-gsd lab train``: train a small policy in one process, or one run per seed on all cores."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import io
+import logging
+import os
+import shlex
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from verl_gsd.cli.train import accuracies, held_out_prompts, make_task, name_run, print_audit, result_table
+from verl_gsd.console import err, fail, out
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from verl_gsd.lab.training.processes import LabRun
+    from verl_gsd.run.compose import Line
+
+#: One thread per process: a step has too little work for more, and seeds use the other cores.
+_ENVIRONMENT = {"VERL_GSD_CPU": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+#: verl's logger -> the beginning of a message that does not concern the laboratory.
+_QUIET = {
+    "verl.plugin.platform.platform_manager": "Platform override from",
+    "verl.utils.tokenizer.continuous_token_wiring": "No model-specific Continuous Token builder",
+}
 
 
-def train(words: Annotated[list[str], typer.Argument(metavar="KEY=VALUE...")]) -> None:
-    """Train a small policy in this process, by the words of verl-gsd train."""
-    raise NotImplementedError
+def train(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="KEY=VALUE...", help="As for verl-gsd train: recipe=, or algo= and task=; any verl key."
+        ),
+    ],
+    seeds: Annotated[
+        str | None, typer.Option(metavar="1..32", help="One run per seed, on all cores: 1..32, 1,2,5 or 3.")
+    ] = None,
+    runs: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="With --seeds: the folder of runs. Default: runs/lab.")
+    ] = None,
+    label: Annotated[
+        str | None, typer.Option(help="With --seeds: runs are in RUNS/LABEL/seed_N. Default: the algorithm's name.")
+    ] = None,
+) -> None:
+    """Train a small policy without Ray and vLLM, e.g. verl-gsd lab train algo=grpo task=arithmetic --seeds 1..16."""
+    if seeds is None and (runs is not None or label is not None):
+        fail(f"{'--runs' if runs is not None else '--label'}: only runs of --seeds have it. Set --seeds, or remove it.")
+    from verl_gsd.errors import ConfigError
+    from verl_gsd.run.launch import signals_interrupt
+
+    os.environ |= _ENVIRONMENT  # before anything imports torch or verl
+    try:
+        line, composed = _compose(words)
+        if seeds is None:
+            lab_runs = [_single(line, composed)]
+        else:
+            lab_runs = _of_seeds(line, composed, seeds, (runs or Path("runs/lab")).absolute(), label or _label(line))
+        _prepare(composed, line, lab_runs[0].config)
+    except ConfigError as error:
+        fail(str(error))
+    try:
+        with signals_interrupt():
+            errors = _train_one(lab_runs[0]) if seeds is None else _train_seeds(lab_runs)
+    except KeyboardInterrupt:
+        again = "" if seeds is None else ". The same command trains the seeds that have not finished"
+        fail(f"interrupted; all processes have ended{again}", code=130)
+    if errors:
+        raise typer.Exit(1)
+
+
+def _compose(words: Sequence[str]) -> tuple[Line, DictConfig]:
+    """The line with ``hardware=cpu``, and its config with interpolations unresolved.
+
+    Raises:
+        ConfigError: the line is wrong, resumes a run, or has other hardware.
+    """
+    from verl_gsd.errors import ConfigError
+    from verl_gsd.run.compose import compose_config, parse_line
+
+    line = parse_line(["hardware=cpu", *words])
+    if line.resume is not None:
+        raise ConfigError(
+            f"resume={line.resume}: the laboratory saves no checkpoints, because a run takes seconds. Remove it, and "
+            "start a new run."
+        )
+    if line.choices["hardware"] != "cpu":
+        raise ConfigError(
+            f"hardware={line.choices['hardware']}: the laboratory trains on one core. Remove it, or train on the stack "
+            "with verl-gsd train."
+        )
+    return line, compose_config(line)
+
+
+def _single(line: Line, composed: DictConfig) -> LabRun:
+    from verl_gsd.errors import ConfigError
+    from verl_gsd.lab.training.processes import LabRun
+    from verl_gsd.run.compose import resolve
+
+    config = composed.copy()
+    name_run(config, line)
+    run = LabRun("the run", resolve(config), line.words)
+    if run.directory.is_used():
+        raise ConfigError(
+            f"trainer.default_local_dir={run.directory.path}: this folder is not empty. Set the key to another folder."
+        )
+    return run
+
+
+def _of_seeds(line: Line, composed: DictConfig, seeds: str, runs: Path, label: str) -> list[LabRun]:
+    from verl_gsd.lab.training.processes import LabRun
+    from verl_gsd.lab.training.seeds import (
+        check_line,
+        check_same_line,
+        config_of_seed,
+        parse_seeds,
+        words_of_seed,
+    )
+    from verl_gsd.run.checks.validate import raise_problems
+
+    check_line(line)
+    numbers = parse_seeds(seeds)
+    raise_problems([] if label and "/" not in label else [f"--label {label}: not a folder name. Use one without /."])
+    lab_runs = [
+        LabRun(f"seed {seed}", config_of_seed(composed, seed, runs / label / f"seed_{seed}"), words_of_seed(line, seed))
+        for seed in numbers
+    ]
+    for run in lab_runs:
+        check_same_line(run.directory, run.words)
+    return lab_runs
+
+
+def _label(line: Line) -> str:
+    return (line.choices.get("algo") or line.choices["recipe"]).replace("/", "-")
+
+
+def _prepare(composed: DictConfig, line: Line, config: DictConfig) -> None:
+    """Check the config, create the embedded task if it is missing, import verl, and print the audit.
+
+    Args:
+        config: the resolved config of the first run.
+
+    Raises:
+        ConfigError: the config is rejected.
+    """
+    from verl_gsd.lab.training.checks import check_lab
+    from verl_gsd.run.checks.with_verl import validate_with_verl
+
+    check_lab(composed, line)
+    make_task(config)
+    import torch
+
+    torch.set_num_threads(1)
+    with out.status("importing verl"), _quiet():
+        messages = validate_with_verl(config)
+        import verl_gsd.lab.training.trainer  # noqa: F401 -- before the forks, which then need not import it
+    for message in messages:
+        style = "yellow" if message.kind == "warning" else None
+        err.print(f"{message.kind}: {message.text}", style=style, markup=False, highlight=False, soft_wrap=True)
+    print_audit(config)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide what verl and transformers say about parts that the laboratory does not use, and loading bars."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    for name in _QUIET:
+        logging.getLogger(name).addFilter(lambda record: not str(record.msg).startswith(tuple(_QUIET.values())))
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):  # verl prints that its validation has passed
+        warnings.filterwarnings("ignore", r"\w+ engine is not available", UserWarning)
+        yield
+
+
+def _train_one(run: LabRun) -> dict[str, str]:
+    """Train one run, and print its validations and results. Returns the errors by name."""
+    from verl_gsd.rundir import read_metrics
+
+    total = run.config.trainer.total_training_steps
+    directory = run.directory
+    out.print(f"run directory [bold]{escape(str(directory.path))}[/]", soft_wrap=True)
+    with _bars() as bars:
+        bar = bars.add_task("steps", total=total)
+
+        def show(_: LabRun, step: int, metrics: Mapping[str, float]) -> None:
+            bars.update(bar, completed=step)
+            if parts := accuracies(metrics):
+                bars.console.print(f"step {step:>4}/{total or '?'}  {'  '.join(parts)}", highlight=False)
+
+        errors = _train_all([run], show, lambda run, error: None)
+    for error in errors.values():
+        fail(_failure(run, error), code=1)
+    metrics = list(read_metrics(directory.metrics(1)))
+    out.print(result_table(metrics, held_out_prompts(run.config)))
+    _warn_of_skipped_updates(metrics)
+    out.print(f"run directory [bold]{escape(str(directory.path))}[/]", soft_wrap=True)
+    return errors
+
+
+def _train_seeds(lab_runs: Sequence[LabRun]) -> dict[str, str]:
+    """Train the seeds that have not finished, and print means over all that have. Returns the errors by name."""
+    from verl_gsd.lab.training.seeds import is_finished, mean_accuracies
+
+    waiting = [run for run in lab_runs if not is_finished(run.directory)]
+    folder = lab_runs[0].directory.path.parent
+    skipped = f"; {len(lab_runs) - len(waiting)} have finished before" if len(waiting) < len(lab_runs) else ""
+    out.print(f"{len(waiting)} seeds to train{skipped}: [bold]{escape(str(folder))}[/]", soft_wrap=True)
+    with _bars() as bars:
+        steps, ended = bars.add_task("steps", total=None), bars.add_task("seeds", total=len(waiting))
+
+        def show_end(run: LabRun, error: str | None) -> None:
+            bars.advance(ended)
+            if error is not None:
+                err.print(_failure(run, error), style="red", markup=False, highlight=False, soft_wrap=True)
+
+        errors = _train_all(waiting, lambda *_: bars.advance(steps), show_end)
+    finished = [run.directory for run in lab_runs if run.name not in errors]
+    for source, (first, last) in mean_accuracies(finished).items() if finished else ():
+        count = f"{last.n} seed{'s' if last.n > 1 else ''}"
+        out.print(f"held-out accuracy, {source}, mean of {count}: {first} -> {last}", highlight=False, soft_wrap=True)
+    if finished:
+        out.print("Intervals: 95%, bootstrap over seeds. To compare with another label, run:")
+        out.print(_compare_command(folder), markup=False, highlight=False, soft_wrap=True)
+    if errors:
+        err.print(f"{len(errors)} of {len(lab_runs)} seeds failed: {', '.join(errors)}.", style="red", highlight=False)
+    return errors
+
+
+def _train_all(lab_runs: Sequence[LabRun], show, show_end) -> dict[str, str]:
+    from verl_gsd.lab.training.processes import cores, train_runs
+
+    errors: dict[str, str] = {}
+
+    def end(run: LabRun, error: str | None) -> None:
+        if error is not None:
+            errors[run.name] = error
+        show_end(run, error)
+
+    train_runs(lab_runs, processes=cores(), on_step=show, on_end=end)
+    return errors
+
+
+def _bars() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=out, transient=True)
+
+
+def _failure(run: LabRun, error: str) -> str:
+    log = run.directory.log(1)
+    return f"{run.name} failed: {error}" + (f"\nfull log: {log}" if log.is_file() else "")
+
+
+def _warn_of_skipped_updates(metrics: Sequence[tuple[int, Mapping[str, float]]]) -> None:
+    skipped = sum(data.get("actor/skipped_updates", 0) for _, data in metrics)
+    if skipped:
+        err.print(
+            f"warning: {skipped:.0f} updates were skipped, because their gradient was not finite. Set a smaller "
+            "actor_rollout_ref.actor.optim.lr.",
+            style="yellow",
+            soft_wrap=True,
+            highlight=False,
+        )
+
+
+def _compare_command(folder: Path) -> str:
+    """The command that compares the label in ``folder`` with another one of the same runs."""
+    others = sorted(path for path in folder.parent.iterdir() if any(path.glob("seed_*")) and path != folder)
+    baseline = next((path for path in others if path.name == "grpo"), others[0] if others else folder.parent / "OTHER")
+    here = Path.cwd()
+    paths = (path.relative_to(here) if path.is_relative_to(here) else path for path in (baseline, folder))
+    return " ".join(["verl-gsd compare", *(f"{shlex.quote(str(path))}/seed_*" for path in paths)])

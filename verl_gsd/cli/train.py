@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import redirect_stdout
 from datetime import datetime
 from pathlib import Path
@@ -43,7 +44,7 @@ def train(
 
         validate(config, line, leave_out=OF_THIS_ENVIRONMENT if dry_run else ())
         _check_steps_left(config, line)
-        _print_audit(config)
+        print_audit(config)
         if dry_run:
             for problem in (problem for check in OF_THIS_ENVIRONMENT for problem in check(config, line)):
                 err.print(f"warning: {problem}", style="yellow", markup=False, highlight=False)
@@ -59,7 +60,7 @@ def train(
 
         print(OmegaConf.to_yaml(config), end="")
         return
-    _make_task(config)
+    make_task(config)
     _run(config, line)
 
 
@@ -67,10 +68,8 @@ def _compose(words: list[str]) -> tuple[Line, DictConfig]:
     """Return the parsed command line and the resolved config, with a run directory and names set."""
     from omegaconf import open_dict
 
-    from verl_gsd.errors import ConfigError
     from verl_gsd.run import compose
     from verl_gsd.run.launch import require_unused
-    from verl_gsd.run.remote_paths import scheme_of
     from verl_gsd.rundir import RunDirectory
 
     line = compose.parse_line(words)
@@ -81,14 +80,32 @@ def _compose(words: list[str]) -> tuple[Line, DictConfig]:
         os.environ["VERL_GSD_CPU"] = "1"  # before anything imports verl
     config = compose.compose_config(line)
     with open_dict(config):
+        if line.resume is not None:
+            config.trainer.default_local_dir = str(line.resume)
+            if checkpoint is not None:
+                config.trainer.resume_mode, config.trainer.resume_from_path = "resume_path", str(checkpoint)
+    name_run(config, line)
+    if line.resume is None:
+        require_unused(RunDirectory(Path(config.trainer.default_local_dir)))
+    return line, compose.resolve(config)
+
+
+def name_run(config: DictConfig, line: Line) -> None:
+    """Set the run's folder, where the line has none, and its names for loggers.
+
+    Raises:
+        ConfigError: the folder is not local.
+    """
+    from omegaconf import open_dict
+
+    from verl_gsd.errors import ConfigError
+    from verl_gsd.run.remote_paths import scheme_of
+
+    with open_dict(config):
         if line.resume is None and "trainer.default_local_dir" not in line.keys:
             choices = [line.choices[group] for group in ("recipe", "task", "algo") if group in line.choices]
             name = f"{'-'.join(choices)}-{datetime.now():%Y%m%d-%H%M%S}".replace("/", "-")
             config.trainer.default_local_dir = f"runs/{name}"
-        elif line.resume is not None:
-            config.trainer.default_local_dir = str(line.resume)
-            if checkpoint is not None:
-                config.trainer.resume_mode, config.trainer.resume_from_path = "resume_path", str(checkpoint)
         if scheme_of(str(config.trainer.default_local_dir)):
             raise ConfigError(
                 f"trainer.default_local_dir={config.trainer.default_local_dir}: a run directory must be a local path. "
@@ -100,9 +117,6 @@ def _compose(words: list[str]) -> tuple[Line, DictConfig]:
             config.trainer.project_name = "verl-gsd"
         if "trainer.experiment_name" not in line.keys:
             config.trainer.experiment_name = run_path.name
-    if line.resume is None:
-        require_unused(RunDirectory(run_path))
-    return line, compose.resolve(config)
 
 
 def _chosen_checkpoint(line: Line) -> Path | None:
@@ -155,7 +169,7 @@ def _line_to_resume(line: Line) -> Line:
     return parse_line([*stored, *line.words_given, f"resume={run.path}"])
 
 
-def _print_audit(config: DictConfig) -> None:
+def print_audit(config: DictConfig) -> None:
     """Print the audit and the memory estimate to standard error. With --dry-run, standard output is the config."""
     from verl_gsd.audit import audit
     from verl_gsd.run.checks.memory import estimate
@@ -181,7 +195,7 @@ def _check_steps_left(config: DictConfig, line: Line) -> None:
         )
 
 
-def _make_task(config: DictConfig) -> None:
+def make_task(config: DictConfig) -> None:
     """Create the data and the model of an embedded task on first use. All other tasks must exist."""
     from verl_gsd.cli.prepare import ensure_with_progress
     from verl_gsd.tasks.catalog import TASKS
@@ -222,7 +236,7 @@ def _run(config: DictConfig, line: Line) -> None:
         _show_how_to_resume(run)
         outcome = "was stopped" if isinstance(error, RunStoppedError) else "failed"
         fail(f"the run {outcome}: {error}\nfull log: {run.log(attempt)}", code=1)
-    out.print(_table(list(read_metrics(run.metrics(attempt))), held_out))
+    out.print(result_table(list(read_metrics(run.metrics(attempt))), held_out))
     out.print(f"run directory [bold]{run.path}[/]", soft_wrap=True)
     if "wandb" in config.trainer.logger and launch.wandb_is_offline():
         out.print(f"wandb was offline. To upload the run: wandb sync {run.path}/wandb/offline-run-*", soft_wrap=True)
@@ -234,7 +248,7 @@ def _show(step: int, total: int | None, metrics: dict[str, float], status) -> No
         parts.append(f"reward {metrics['critic/score/mean']:.3f}")
     if "timing_s/step" in metrics:
         parts.append(f"{metrics['timing_s/step']:.1f} s")
-    parts += [f"held-out {name.split('/')[1]} {value:.3f}" for name, value in metrics.items() if _is_accuracy(name)]
+    parts += accuracies(metrics)
     out.print(f"step {step:>4}/{total or '?'}  " + "  ".join(parts), highlight=False)
     status.update("training")
 
@@ -245,8 +259,12 @@ def _show_message(kind: str, text: str) -> None:
     out.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
-def _is_accuracy(name: str) -> bool:
-    return name.startswith("val-core/") and "/acc/mean@" in name
+def accuracies(metrics: Mapping[str, float]) -> list[str]:
+    """The held-out accuracies in the metrics of a step, as texts."""
+    from verl_gsd.evaluation.summary import ACCURACY
+
+    matches = ((ACCURACY.match(name), value) for name, value in metrics.items())
+    return [f"held-out {match['source']} {value:.3f}" for match, value in matches if match]
 
 
 def held_out_prompts(config: DictConfig) -> Counter[str]:
@@ -277,7 +295,8 @@ def held_out_prompts(config: DictConfig) -> Counter[str]:
     )
 
 
-def _table(metrics: list, prompts: Counter[str]) -> Table:
+def result_table(metrics: list, prompts: Counter[str]) -> Table:
+    """Held-out accuracy before and after, steps and seconds per step, from the (step, metrics) of an attempt."""
     from verl_gsd.evaluation.summary import summarise
 
     summary = summarise(metrics, prompts)

@@ -83,20 +83,7 @@ def new_attempt(config: DictConfig, overrides: list[str], resuming: bool) -> Ite
         ConfigError: the directory cannot be written, or another process is training in it.
     """
     run = RunDirectory(Path(config.trainer.default_local_dir))
-    lock = FileLock(run.lock, blocking=False)
-    try:
-        run.path.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout:
-        raise ConfigError(
-            f"trainer.default_local_dir={run.path}: another process is training in this folder. Set it to another "
-            "folder, or wait until that run ends."
-        ) from None
-    except OSError as error:
-        raise ConfigError(
-            f"trainer.default_local_dir={run.path}: {error.strerror}. Set it to another folder."
-        ) from error
-    with lock:
+    with locked(run):
         if not resuming:
             require_unused(run)
         attempt = max(run.attempts(), default=0) + 1
@@ -124,6 +111,30 @@ def new_attempt(config: DictConfig, overrides: list[str], resuming: bool) -> Ite
         finally:
             if run.path.is_dir():
                 lost_metrics.restore(run)
+
+
+@contextmanager
+def locked(run: RunDirectory) -> Iterator[None]:
+    """Create the run's folder if it does not exist, and lock it for this process.
+
+    Raises:
+        ConfigError: the folder cannot be written, or another process is training in it.
+    """
+    lock = FileLock(run.lock, blocking=False)
+    try:
+        run.path.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise ConfigError(
+            f"trainer.default_local_dir={run.path}: another process is training in this folder. Set it to another "
+            "folder, or wait until that run ends."
+        ) from None
+    except OSError as error:
+        raise ConfigError(
+            f"trainer.default_local_dir={run.path}: {error.strerror}. Set it to another folder."
+        ) from error
+    with lock:
+        yield
 
 
 def _set_newest_checkpoint(run: RunDirectory, checkpoint: Path | None) -> None:

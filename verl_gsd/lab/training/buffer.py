@@ -24,29 +24,42 @@ from verl_gsd.trainer.group_reading import read_groups
 from verl_gsd.trainer.rows import as_number, uid_of
 from verl_gsd.trainer.seam import Seam
 
+#: Dynamic sampling may evict this many batches, and at least all training prompts once, without finding a mixed group.
+_HOPELESS_BATCHES = 20
 #: Seconds between two looks while groups wait for an extension, such as a judge.
 POLL_S = 0.005
+
+
+class NoMixedGroupError(RuntimeError):
+    """Dynamic sampling evicted so many groups in a row that it would probably never fill the batch."""
 
 
 class GroupBuffer:
     """Selects the groups of each batch.
 
     Args:
-        batch_size: prompts per batch.
         submit: generates rollouts of this many further prompts, and returns their uids.
+        training_prompts: the number of prompts in the training set.
     """
 
-    def __init__(self, config: DictConfig, seam: Seam, submit: Callable[[int], list[str]]) -> None:
+    def __init__(
+        self, config: DictConfig, seam: Seam, submit: Callable[[int], list[str]], training_prompts: int
+    ) -> None:
         self._seam, self._submit = seam, submit
         self._batch_size = int(config.data.train_batch_size)
         filtering = config.algorithm.filter_groups
         self._metric: str | None = filtering.metric if filtering.enable else None
         self._most_in_flight = int(filtering.max_inflight_gen_batches) * self._batch_size
+        self._most_evicted = max(training_prompts, _HOPELESS_BATCHES * self._batch_size)
         self._groups: dict[str, Group] = {}
 
     def sample(self) -> list[str]:
-        """Submit a batch of prompts and return the uids of the groups to train on."""
-        new, credit, is_draining = self._submit(self._batch_size), 0, False
+        """Submit a batch of prompts and return the uids of the groups to train on.
+
+        Raises:
+            NoMixedGroupError: see there. verl would never stop.
+        """
+        new, credit, is_draining, evicted = self._submit(self._batch_size), 0, False, 0
         while True:
             self._look(new)
             new = []
@@ -54,8 +67,16 @@ class GroupBuffer:
             in_flight = len(self._groups) - len(ready)
             filtered = [uid for uid in ready if self._is_filtered(self._groups[uid])]
             self._leave(filtered, "filtered")
+            evicted += len(filtered)
             usable = [uid for uid in ready if uid in self._groups]
             has_enough = len(usable) >= self._batch_size
+            if not usable and not in_flight and evicted >= self._most_evicted:
+                raise NoMixedGroupError(
+                    f"algorithm.filter_groups.enable=true: dynamic sampling evicted {evicted} groups in a row, because "
+                    f"algorithm.filter_groups.metric={self._metric} was the same for all responses of each group. Set "
+                    "algorithm.filter_groups.enable=false or a larger actor_rollout_ref.rollout.n, or use prompts that "
+                    "the policy solves sometimes."
+                )
             if self._metric is not None:
                 if has_enough:
                     is_draining, credit = True, 0

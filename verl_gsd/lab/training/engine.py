@@ -36,6 +36,9 @@ class LabEngine(BaseEngine):
     """Trains a whole model in this process with the optimizer of the config.
 
     The model never leaves the mode ``eval``, so that dropout, if the model has any, is off in every pass.
+
+    Attributes:
+        skipped_updates: the number of updates whose gradient was not finite, since the start of the run.
     """
 
     is_param_offload_enabled = False
@@ -44,6 +47,7 @@ class LabEngine(BaseEngine):
     def __init__(self, model_config: Any, engine_config: Any, optimizer_config: Any, checkpoint_config: Any) -> None:
         self.model_config, self.engine_config, self.optimizer_config = model_config, engine_config, optimizer_config
         self.mode: str | None = None
+        self.skipped_updates = 0
 
     def initialize(self) -> None:
         self.module = load_model(self.model_config.local_path)
@@ -82,6 +86,7 @@ class LabEngine(BaseEngine):
             self.optimizer.step()
         else:
             self.optimizer.zero_grad()
+            self.skipped_updates += 1
         return norm.item()
 
     def lr_scheduler_step(self) -> float:

@@ -13,10 +13,14 @@ from verl.utils.dataset.rl_dataset import collate_fn
 
 from verl_gsd import extension
 from verl_gsd.errors import ConfigError
+from verl_gsd.extension import ROLLOUTS
 from verl_gsd.prompts import PromptKey, prompt_hash
 from verl_gsd.run.dataset import UNKNOWN_SOURCE, indices_are_unique, prompt_keys
 from verl_gsd.trainer.data_loader import replace_sampler
 from verl_gsd.trainer.seam import Seam
+
+#: verl's agent loop for one response to one prompt, which the laboratory stands in for.
+_LOOP = "single_turn_agent"
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,6 +140,11 @@ def _all_prompts(config: DictConfig, tokenizer: Any, split: str) -> Prompts:
     if not len(dataset):
         raise ConfigError(f"data.{split}_files={files}: there are no prompts. Set the key to a file with prompts.")
     columns = {name: list(values) for name, values in collate_fn([dataset[n] for n in range(len(dataset))]).items()}
+    if ROLLOUTS in columns:
+        raise ConfigError(
+            f"data.val_files={config.data.val_files}: the column {ROLLOUTS} sets the number of responses per prompt. "
+            "The laboratory has one number for all. Remove the column, and set actor_rollout_ref.rollout.val_kwargs.n."
+        )
     return _prompts(columns, _Encoder(config, tokenizer), indices_are_unique(dataset))
 
 
@@ -147,6 +156,13 @@ class _Encoder:
         self._options = dict(config.data.get("apply_chat_template_kwargs") or {})
 
     def __call__(self, chat: Sequence[Any], key: PromptKey) -> list[int]:
+        if not all(isinstance(message["content"], str) for message in chat):
+            source, index = key
+            raise ConfigError(
+                f"data.train_files, data.val_files: the prompt data_source={source}, index={index} has images or other "
+                "parts that are not text, and the laboratory reads only text. Use text prompts, or train on the stack "
+                "with verl-gsd train."
+            )
         ids = self._tokenizer.apply_chat_template(
             list(chat), add_generation_prompt=True, tokenize=True, return_dict=False, **self._options
         )
@@ -162,6 +178,11 @@ class _Encoder:
 
 def _prompts(columns: dict[str, list[Any]], encode: _Encoder, unique: bool) -> Prompts:
     count = len(columns["raw_prompt"])
+    for name in set(columns.get("agent_name", [])) - {_LOOP}:
+        raise ConfigError(
+            f"data.train_files, data.val_files: the column agent_name has the value {name}, and the laboratory has no "
+            f"agent loops. Remove the column, or set all its values to {_LOOP}."
+        )
     sources = columns.setdefault("data_source", [UNKNOWN_SOURCE] * count)
     labels = columns["index"] if unique else [prompt_hash(chat) for chat in columns["raw_prompt"]]
     keys = [(str(source), int(label)) for source, label in zip(sources, labels, strict=True)]

@@ -26,12 +26,14 @@ from verl.trainer.ppo import core_algos
 from verl.trainer.ppo.metric_utils import compute_data_metrics
 from verl.trainer.ppo.ray_trainer import apply_kl_penalty
 from verl.utils import tensordict_utils as tu
+from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.metric import reduce_metrics
 from verl.utils.py_functional import rename_dict
 from verl.workers.engine_workers import ActorRolloutRefWorker
 
 from verl_gsd import extension, records
 from verl_gsd.audit import audit
+from verl_gsd.errors import ConfigError
 from verl_gsd.extension import ROLLOUTS, UnplacedRows, Update
 from verl_gsd.lab.training.buffer import GroupBuffer
 from verl_gsd.lab.training.engine import DEVICE, load_model
@@ -104,9 +106,8 @@ class LabTrainer:
     ) -> None:
         self._config, self._on_step = config, on_step
         self._run = RunDirectory(Path(config.trainer.default_local_dir))
-        self._worker = _worker(config)
-        self.module, self.tokenizer = self._worker.actor.engine.module, self._worker.actor.model_config.tokenizer
-        self._reference = load_model(config.actor_rollout_ref.model.path) if _has_reference(config) else None
+        model = omega_conf_to_dataclass(config.actor_rollout_ref.model)
+        self.tokenizer = model.tokenizer
         self._services = LabServices(config, self.tokenizer)
         extensions = extension.build(config.algorithm.gsd, self._services)
         self._rows, rollout = self._services.rows, config.actor_rollout_ref.rollout
@@ -115,7 +116,12 @@ class LabTrainer:
         self._alpha = operation.alpha if operation else None
         self._training_prompts = TrainingPrompts(config, self.tokenizer, self.seam)
         self.held_out = held_out_prompts(config, self.tokenizer)
-        self._buffer = GroupBuffer(config, self.seam, self._submit)
+        self._buffer = GroupBuffer(config, self.seam, self._submit, self._training_prompts.per_epoch)
+        with open_dict(config):
+            config.trainer.total_training_steps = _total_steps(config, self._training_prompts.per_epoch)
+        self._worker = _worker(config)  # after the number of steps, on which its learning rate depends
+        self.module = self._worker.actor.engine.module
+        self._reference = load_model(model.local_path) if _has_reference(config) else None
         self._sampling = Sampling(float(rollout.temperature), int(rollout.top_k), float(rollout.top_p))
         held_out = rollout.val_kwargs
         self._held_out_sampling = Sampling(
@@ -134,9 +140,10 @@ class LabTrainer:
         """Train for all steps, with validations as the config says.
 
         Raises:
-            RewardFailedError, ExtensionError: see there.
+            RewardFailedError, NoMixedGroupError, ExtensionError: see there.
         """
-        trainer, last = self._config.trainer, self._total_steps()
+        trainer = self._config.trainer
+        last = trainer.total_training_steps
         self._run.metrics(1).parent.mkdir(parents=True, exist_ok=True)
         with self._run.metrics(1).open("w", encoding="utf-8") as file:
 
@@ -160,11 +167,6 @@ class LabTrainer:
                         part.close()
                     except Exception:  # must not hide the error that ended the run
                         logger.exception("algorithm.gsd.%s could not be closed", name)
-
-    def _total_steps(self) -> int:
-        total = self._config.trainer.total_training_steps
-        per_epoch = self._training_prompts.per_epoch // self._config.data.train_batch_size
-        return int(total or per_epoch * self._config.trainer.total_epochs)
 
     # A step
 
@@ -434,9 +436,11 @@ class LabTrainer:
             "temperature": rollout.temperature,
         }
         flags |= self.seam.worker_flags(Update(self._services.step, is_first=True))
+        skipped = self._worker.actor.engine.skipped_updates
         tu.assign_non_tensor(data, **flags)
         output = rename_dict(tu.get(self._worker.update_actor(data), "metrics"), "actor/")
         output.pop("actor/mfu", None)
+        output["actor/skipped_updates"] = self._worker.actor.engine.skipped_updates - skipped
         metrics |= strip_actor_prefix(reduce_metrics(output), self.seam.extensions)
 
     def _data_metrics(self, batch: Batch, padded: Mapping[str, torch.Tensor]) -> dict[str, float]:
@@ -463,7 +467,8 @@ class LabTrainer:
         no noise, and if ``top_k`` or ``top_p`` excludes tokens.
         """
         sampling, count = self._held_out_sampling, int(self._config.actor_rollout_ref.rollout.val_kwargs.n)
-        values: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
+        rewards: defaultdict[str, list[float]] = defaultdict(list)  # by data source
+        accuracies: defaultdict[str, list[float]] = defaultdict(list)
         exact = []
         for start in range(0, len(self.held_out), _VALIDATION_PROMPTS):
             part = self.held_out.part(start, start + _VALIDATION_PROMPTS)
@@ -474,12 +479,15 @@ class LabTrainer:
                 row = part.row(number)
                 for _ in range(count):
                     reward = self._services.verifier.reward(row, next(sampled).tokens)
-                    values[f"val-aux/{source}/reward", source].append(reward.score)
+                    rewards[source].append(reward.score)
                     if (accuracy := reward.info.get("acc")) is not None:
-                        values[f"val-core/{source}/acc", source].append(float(accuracy))
+                        accuracies[source].append(float(accuracy))
             if self._solver is not None:
                 exact.append(self._solver.rates_of_read(prefix, part.answers))
-        metrics = {f"{name}/mean@{count}": float(np.mean(found)) for (name, _), found in values.items()}
+        # As verl names them: without a verdict, the reward is the main figure of a data source.
+        values = {f"val-{'aux' if name in accuracies else 'core'}/{name}/reward": of for name, of in rewards.items()}
+        values |= {f"val-core/{name}/acc": of for name, of in accuracies.items()}
+        metrics = {f"{name}/mean@{count}": float(np.mean(of)) for name, of in values.items()}
         return metrics | (_exact_metrics(joined(exact), self.held_out) if exact else {})
 
 
@@ -495,6 +503,19 @@ def _padded(values: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.nn.utils.rnn.pad_sequence(list(values), batch_first=True)
 
 
+def _total_steps(config: DictConfig, prompts: int) -> int:
+    """The number of steps of a run, from the number of training prompts where the config does not say it."""
+    total, epochs = config.trainer.total_training_steps, int(config.trainer.total_epochs)
+    available = prompts // int(config.data.train_batch_size) * epochs
+    if total is not None and total > available:
+        raise ConfigError(
+            f"trainer.total_training_steps={total}: trainer.total_epochs={epochs} of {prompts} prompts have only "
+            f"{available} steps, after which verl stops without the last validation. Set trainer.total_training_steps="
+            f"{available}, or a larger trainer.total_epochs."
+        )
+    return available if total is None else int(total)
+
+
 def _has_reference(config: DictConfig) -> bool:
     return bool(config.actor_rollout_ref.actor.use_kl_loss or config.algorithm.use_kl_in_reward)
 
@@ -508,7 +529,7 @@ def _worker(config: DictConfig) -> Any:
         torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     with open_dict(config):
         optim = config.actor_rollout_ref.actor.optim
-        optim.total_training_steps = config.trainer.total_training_steps or optim.total_training_steps
+        optim.total_training_steps = config.trainer.total_training_steps
     kind = actor_worker(extension.active(config.algorithm.gsd), separate=False) or ActorRolloutRefWorker
     worker = kind(config=config.actor_rollout_ref, role="actor")
     worker.init_model()

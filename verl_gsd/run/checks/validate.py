@@ -153,7 +153,7 @@ def check_accelerators(config: DictConfig, line: Line) -> Iterator[str]:
         yield f"trainer.device={config.trainer.device}: no accelerator on this machine. {gpus.ELSEWHERE}."
 
 
-def _check_disk_space(config: DictConfig, line: Line) -> Iterator[str]:
+def check_disk_space(config: DictConfig, line: Line) -> Iterator[str]:
     folders = {
         "trainer.default_local_dir": Path(config.trainer.default_local_dir),
         "RAY_TMPDIR": ray_folder(),
@@ -362,7 +362,7 @@ CHECKS = (
     gsd_section.check_extension_files,
     check_truncation,
     _check_batch_size,
-    _check_disk_space,
+    check_disk_space,
     check_layout,
     check_attention,
     check_model_attention,
@@ -380,7 +380,7 @@ OF_THIS_MACHINE = (
     _check_files,
     gsd_section.check_extension_files,
     _check_batch_size,
-    _check_disk_space,
+    check_disk_space,
     _check_checkpoint,
     gsd_section.check_saved_memory,
     gsd_section.check_fingerprints,

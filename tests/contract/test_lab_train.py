@@ -1,0 +1,304 @@
+"""``verl-gsd lab train`` with verl's worker, data code and losses: every algorithm family, and what a run leaves.
+
+The policy has random weights, and ``lab_reward.py`` rewards it sometimes, so that groups are mixed.
+"""
+
+import json
+import math
+import os
+import re
+from pathlib import Path
+
+import lab_commands
+import pyarrow.parquet as pq
+import pytest
+import torch
+from places import SUPPORT
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from typer.testing import CliRunner
+
+from verl_gsd.cli.main import app
+from verl_gsd.errors import ConfigError
+from verl_gsd.lab.training.buffer import NoMixedGroupError
+from verl_gsd.lab.training.trainer import LabTrainer
+from verl_gsd.records import read_records
+from verl_gsd.rundir import RunDirectory, read_metrics
+from verl_gsd.tasks.byte_llama import build_tokenizer
+
+STEPS = 2
+SMALL = (
+    "task=arithmetic",
+    "data.train_batch_size=4",
+    "actor_rollout_ref.rollout.n=4",
+    f"trainer.total_training_steps={STEPS}",
+    f"trainer.test_freq={STEPS}",
+    "data.val_max_samples=8",
+    "actor_rollout_ref.actor.optim.lr=1e-3",
+    "actor_rollout_ref.actor.optim.lr_warmup_steps=0",
+    f"reward.custom_reward_function.path={SUPPORT / 'lab_reward.py'}",
+)
+FAMILIES = {
+    "grpo": ("algo=grpo",),
+    "dr_grpo and a KL loss": ("algo=dr_grpo", "actor_rollout_ref.actor.use_kl_loss=true"),
+    "gsd and a KL penalty": ("algo=gsd", "algorithm.use_kl_in_reward=true", "actor_rollout_ref.actor.ppo_epochs=2"),
+    "dapo": ("algo=dapo",),
+    "gspo": ("algo=gspo",),
+    "gvpo": ("algo=gvpo", "algorithm.gsd.gvpo.history_fraction=0.5"),
+    "hadw_dapo": ("algo=hadw_dapo", "algorithm.gsd.hadw.n_min=1"),
+    "dagrpo": (
+        "algo=dagrpo",
+        "algorithm.gsd.dagrpo.judge.scorer=stub",
+        "algorithm.gsd.dagrpo.judge.cache=null",
+        "algorithm.gsd.dagrpo.delta=0",
+    ),
+    "budget and sampler": ("algo=grpo", "budget=adaptive", "sampler=disagreement"),
+}
+
+
+@pytest.fixture(scope="module")
+def trained(compose_fast, tiny_task, tmp_path_factory):
+    """(words) -> the trainer after its last step, the run, and the weights before."""
+
+    def train(*words):
+        config, _ = compose_fast(*SMALL, "hardware=cpu", f"task.directory={tiny_task}", *words)
+        folder = tmp_path_factory.mktemp("lab")
+        config.trainer.default_local_dir = str(folder)
+        trainer = LabTrainer(config)
+        before = [parameter.detach().clone() for parameter in trainer.module.parameters()]
+        trainer.train()
+        return trainer, RunDirectory(folder), before
+
+    return train
+
+
+def metrics_of(run):
+    """Step -> metrics without times, in the order of the file."""
+    return {
+        step: {name: value for name, value in data.items() if not re.search("timing_s/|perf/", name)}
+        for step, data in read_metrics(run.metrics(1))
+    }
+
+
+@pytest.mark.parametrize("words", FAMILIES.values(), ids=FAMILIES)
+def test_every_family_trains_and_leaves_records_and_metrics(words, trained):
+    trainer, run, before = trained(*words)
+    metrics = metrics_of(run)
+    assert list(metrics) == list(range(STEPS + 1))
+    assert [step for step, data in metrics.items() if "val-core/arithmetic/acc/mean@1" in data] == [0, STEPS]
+    assert all(data["actor/grad_norm"] > 0 for step, data in metrics.items() if step)
+    assert all(data["actor/skipped_updates"] == 0 for step, data in metrics.items() if step)
+    assert any(not torch.equal(*pair) for pair in zip(before, trainer.module.parameters(), strict=True))
+    records = read_records(run.path, ["step", "fate", "tokens"]).to_pylist()
+    assert [sum(row["step"] == step and row["fate"] == "trained" for row in records) for step in (1, 2)] == [4, 4]
+    assert all(row["tokens"] > 0 for row in records)
+
+
+def test_a_seed_gives_equal_metrics_and_another_seed_gives_others(trained):
+    first, again, other = (
+        metrics_of(trained("algo=grpo", f"data.seed={seed}", f"actor_rollout_ref.rollout.seed={seed}")[1])
+        for seed in (1, 1, 2)
+    )
+    assert first == again and first != other
+
+
+@pytest.mark.parametrize("algo", ["grpo", "dapo", "dr_grpo", "gspo", "gvpo"])
+def test_the_size_of_micro_batches_changes_nothing(algo, trained):
+    """With SGD. Adam divides by the gradient, which enlarges rounding errors where the gradient is almost 0."""
+    words = (f"algo={algo}", "actor_rollout_ref.actor.optim.optimizer=SGD", "actor_rollout_ref.actor.optim.lr=0.1")
+    small = (
+        "actor_rollout_ref.actor.use_dynamic_bsz=false",
+        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=4",
+        "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=4",
+    )
+    runs = [trained(*words), trained(*words, *small)]
+    for one, two in zip(*(trainer.module.parameters() for trainer, _, _ in runs), strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=1e-6)
+    whole, parts = (metrics_of(run)[STEPS] for _, run, _ in runs)
+    for name in ("actor/grad_norm", "critic/rewards/mean", "val-core/arithmetic/acc/mean@1"):
+        assert whole[name] == pytest.approx(parts[name], rel=1e-4)
+
+
+def test_validations_are_those_of_the_stack(trained):
+    """After every test_freq steps and after the last one; before the first one if val_before_train."""
+    name = "val-core/arithmetic/acc/mean@1"
+
+    def steps(*words):
+        _, run, _ = trained("algo=grpo", *words)
+        return [step for step, data in metrics_of(run).items() if name in data]
+
+    assert steps("trainer.total_training_steps=3", "trainer.test_freq=2") == [0, 2, 3]
+    assert steps("trainer.val_before_train=false") == [STEPS]
+    assert steps("trainer.test_freq=-1") == [0]
+
+
+def test_epochs_give_the_number_of_steps_and_the_learning_rate_follows_it(trained):
+    cosine = "actor_rollout_ref.actor.optim.lr_scheduler_type=cosine"
+    words = ("trainer.total_training_steps=null", "trainer.total_epochs=1", "data.train_max_samples=12", cosine)
+    _, run, _ = trained("algo=grpo", *words)
+    rates = [data["actor/lr"] for step, data in metrics_of(run).items() if step]
+    assert len(rates) == 3
+    # verl's cosine from 1e-3 to 0 over 3 updates, logged after each of them.
+    assert rates == pytest.approx([1e-3 * (1 + math.cos(math.pi * done / 3)) / 2 for done in (1, 2, 3)], abs=1e-9)
+    with pytest.raises(ConfigError, match=r"trainer\.total_training_steps=9: .*only 3 steps.*trainer\.total_epochs"):
+        trained("algo=grpo", *words, "trainer.total_training_steps=9")
+
+
+def test_each_source_of_held_out_prompts_has_its_accuracy_or_its_reward(trained, tiny_task, tmp_path):
+    table = pq.read_table(tiny_task / "test.parquet")
+    other = table.set_column(table.schema.get_field_index("data_source"), "data_source", [["other"] * len(table)])
+    pq.write_table(other, tmp_path / "other.parquet")
+    files = f"data.val_files=[{tiny_task / 'test.parquet'},{tmp_path / 'other.parquet'}]"
+    _, run, _ = trained("algo=grpo", files, "data.val_max_samples=-1")
+    held_out = {name for name in metrics_of(run)[STEPS] if name.startswith("val-core")}
+    assert held_out == {"val-core/arithmetic/acc/mean@1", "val-core/other/acc/mean@1"}
+    (tmp_path / "reward.py").write_text("def compute_score(**_):\n    return {'score': 0.25}\n")
+    reward = f"reward.custom_reward_function.path={tmp_path / 'reward.py'}"
+    _, run, _ = trained("algo=grpo", reward)
+    assert metrics_of(run)[STEPS]["val-core/arithmetic/reward/mean@1"] == 0.25
+
+
+def test_dynamic_sampling_without_any_mixed_group_ends_with_the_remedy(trained, tmp_path):
+    (tmp_path / "reward.py").write_text("def compute_score(**_):\n    return {'score': 0.0, 'acc': 0.0}\n")
+    reward = f"reward.custom_reward_function.path={tmp_path / 'reward.py'}"
+    with pytest.raises(NoMixedGroupError, match=r"evicted \d+ groups.*Set algorithm\.filter_groups\.enable=false"):
+        trained("algo=dapo", reward)
+
+
+def test_an_update_with_an_infinite_gradient_is_skipped_and_counted(trained):
+    trainer, _, _ = trained("algo=grpo")
+    engine = trainer._worker.actor.engine
+    for parameter in trainer.module.parameters():
+        parameter.grad = torch.full_like(parameter, torch.inf)
+    engine.optimizer_step()
+    assert engine.skipped_updates == 1
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [("agent_name", "tool_agent", "agent_name has the value tool_agent"), ("__rollout_n__", 3, "__rollout_n__")],
+)
+def test_columns_that_the_laboratory_cannot_honour_are_rejected(column, value, message, trained, tiny_task, tmp_path):
+    table = pq.read_table(tiny_task / "test.parquet")
+    pq.write_table(table.append_column(column, [[value] * len(table)]), tmp_path / "test.parquet")
+    with pytest.raises(ConfigError, match=message):
+        trained("algo=grpo", f"data.val_files={tmp_path / 'test.parquet'}")
+
+
+def tiny_model(folder, kind, settings):
+    tokenizer = build_tokenizer()
+    sizes = {
+        "vocab_size": 288,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 64,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    torch.manual_seed(0)
+    kind(settings(**sizes)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(("kind", "settings"), [(Qwen2ForCausalLM, Qwen2Config), (LlamaForCausalLM, LlamaConfig)])
+def test_a_small_model_by_path_is_trained(kind, settings, trained, tmp_path):
+    folder = tiny_model(tmp_path / "model", kind, settings)
+    trainer, _, before = trained("algo=grpo", f"actor_rollout_ref.model.path={folder}")
+    assert type(trainer.module) is kind
+    assert any(not torch.equal(*pair) for pair in zip(before, trainer.module.parameters(), strict=True))
+
+
+# The command
+
+
+def flat(text):
+    return re.sub(r"\s+", " ", text)
+
+
+RUNS = {
+    "single": (["algo=grpo", "trainer.default_local_dir=run"], None),
+    "again": (["algo=grpo", "trainer.default_local_dir=run"], None),
+    "grpo": (["algo=grpo", "--seeds", "1..2"], None),
+    "dr_grpo": (["algo=dr_grpo", "--seeds", "1..2"], None),
+    "more": (["algo=grpo", "--seeds", "1..3"], None),
+    "other line": (["algo=grpo", "--seeds", "1", "trainer.test_freq=1"], None),
+    "a seed fails": (["algo=grpo", "--seeds", "1..3", "--label", "failing"], 2),
+}
+
+
+@pytest.fixture(scope="module")
+def commands(tiny_task, tmp_path_factory):
+    """Name of ``RUNS`` -> (exit code, stdout, stderr); the folder; and what the process itself printed."""
+    folder = tmp_path_factory.mktemp("commands")
+    line = [*SMALL, f"task.directory={tiny_task}"]
+    results, printed = lab_commands.run_all(
+        [([words[0], *line, *words[1:]], fails) for words, fails in RUNS.values()], folder, dict(os.environ)
+    )
+    return dict(zip(RUNS, results, strict=True)), folder, printed
+
+
+def test_a_run_prints_its_validations_and_its_result_and_can_be_reported(commands):
+    results, folder, printed = commands
+    code, told, problems = results["single"]
+    assert code == 0, told + problems
+    assert re.search(r"step +0/2 +held-out arithmetic \d", told) and re.search(r"step +2/2 +held-out arithmetic", told)
+    assert "held-out accuracy, arithmetic" in told and "seconds per step" in told
+    for noise in ("engine is not available", "Loading weights", "Platform override", "Continuous Token", "dataset len"):
+        assert noise not in told + problems + printed
+    run = folder / "run"
+    assert {path.name for path in run.iterdir()} >= {"config.yaml", "overrides.yaml", "metrics", "records", "logs"}
+    assert "dataset len" in (run / "logs" / "attempt_1.log").read_text()
+    reported = CliRunner().invoke(app, ["report", str(run), "--output", str(folder / "page.html")])
+    assert reported.exit_code == 0, reported.output
+    code, _, problems = results["again"]
+    assert code == 2 and "this folder is not empty" in flat(problems)
+
+
+def test_seeds_are_trained_resumed_and_compared(commands, monkeypatch):
+    results, folder, _ = commands
+    assert results["grpo"][0] == 0, results["grpo"]
+    code, told, problems = results["dr_grpo"]
+    assert code == 0 and re.search(r"mean of 2 seeds: 0\.\d+ \[.* -> 0\.\d+ \[", told), told + problems
+    (command,) = re.findall(r"^verl-gsd (compare .*)$", told, re.MULTILINE)
+    assert command == "compare runs/lab/grpo/seed_* runs/lab/dr_grpo/seed_*"
+    monkeypatch.chdir(folder)
+    folders = [str(Path("runs/lab") / label / f"seed_{seed}") for label in ("grpo", "dr_grpo") for seed in (1, 2)]
+    compared = CliRunner().invoke(app, ["compare", *folders, "--output", "compared.json"])
+    assert compared.exit_code == 0, compared.output
+    rows = json.loads(Path("compared.json").read_text())["rows"]
+    assert [(row["label"], row["seeds"]) for row in rows] == [("grpo", [1, 2]), ("dr_grpo", [1, 2])]
+    code, told, problems = results["more"]
+    assert code == 0 and "1 seeds to train; 2 have finished before" in flat(told), told + problems
+    code, _, problems = results["other line"]
+    assert code == 2 and "this line has trainer.test_freq=1" in flat(problems)
+
+
+def test_a_seed_that_fails_is_named_and_ends_the_command_with_1(commands):
+    code, told, problems = commands[0]["a seed fails"]
+    assert code == 1
+    assert "seed 2 failed: RuntimeError: the stage divided by zero" in flat(problems)
+    assert "1 of 3 seeds failed: seed 2." in flat(problems) and "mean of 2 seeds" in flat(told)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("hardware=gpu",), "hardware=gpu: the laboratory trains on one core"),
+        (("resume=runs/a",), "resume=runs/a: the laboratory saves no checkpoints"),
+        (("--label", "x"), "--label: only runs of --seeds"),
+        (("--seeds", "4..1"), "--seeds 4..1: not a list of seeds"),
+        (("--seeds", "1", "data.seed=3"), "data.seed: --seeds sets this key"),
+        (("--seeds", "1", "--label", "a/b"), "--label a/b: not a folder name"),
+        (("trainer.save_freq=5", "critic.enable=true"), "critic.enable=true.* no critic.*trainer.save_freq=5"),
+        (("algorithm.gsd.alpha=x",), "algorithm.gsd.alpha=x"),
+    ],
+)
+def test_mistakes_end_with_code_2_before_anything_is_written(words, message, tiny_task, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    line = ["algo=grpo", *SMALL, f"task.directory={tiny_task}", *words]
+    done = CliRunner().invoke(app, ["lab", "train", *line], env={"COLUMNS": "200"})
+    assert done.exit_code == 2 and re.search(message, flat(done.stderr)), done.output
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,164 @@
+"""The laboratory trains what it can honour, and rejects everything else with the key and the remedy."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+from safetensors.numpy import save_file
+
+from verl_gsd import config as groups
+from verl_gsd.errors import ConfigError
+from verl_gsd.lab.training import checks
+from verl_gsd.planning.memory import SHAPES
+from verl_gsd.run import compose
+
+LINE = ("algo=grpo", "task=arithmetic")
+
+pytestmark = pytest.mark.usefixtures("composing_is_fast")
+
+
+def composed(*words):
+    line = compose.parse_line(["hardware=cpu", *words])
+    return compose.compose_config(line), line
+
+
+def problems(*words):
+    return list(checks.unsupported(*composed(*words)))
+
+
+@pytest.mark.parametrize("algo", groups.choices("algo"))
+def test_every_choice_of_algorithm_task_budget_and_sampler_is_honoured(algo):
+    """Each choice sets its own keys, so that a budget and a sampler together set no others than each by itself."""
+    assert {*groups.choices("budget"), *groups.choices("sampler")} == {"uniform", "adaptive", "disagreement"}
+    for task in groups.choices("task"):
+        assert problems(f"algo={algo}", f"task={task}", "budget=adaptive", "sampler=disagreement") == []
+    assert problems(f"algo={algo}", "task=arithmetic", "budget=uniform", "sampler=uniform") == []
+
+
+@pytest.mark.parametrize("recipe", groups.choices("recipe"))
+def test_a_recipe_is_rejected_for_its_model_and_its_reward_model_and_for_nothing_else(recipe, monkeypatch):
+    monkeypatch.setenv("VERL_GSD_DATA", "/data")
+    monkeypatch.setattr(checks, "flops_per_second", lambda: 2e10)
+    found = problems(f"recipe={recipe}")
+    has_reward_model = recipe == "gvpo/summarisation"
+    assert [problem.partition("=")[0] for problem in found] == ["reward.reward_model.enable"] * has_reward_model
+    config, _ = composed(f"recipe={recipe}")
+    (problem,) = checks.check_model_size(compose.resolve(config))
+    path = config.actor_rollout_ref.model.path
+    reason = "would take about" if path in SHAPES else "is not known here"
+    assert problem.startswith("actor_rollout_ref.model.path=") and reason in problem
+    assert problems(f"recipe={recipe}", "task=arithmetic") == []
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("trainer.v1.trainer_mode=gsd_colocate_async", "synchronous.*Set trainer.v1.trainer_mode=gsd_sync"),
+        ("algorithm.adv_estimator=grpo", "Set algorithm.adv_estimator=gsd"),
+        ("algorithm.adv_estimator=gae", "Set algorithm.adv_estimator=gsd"),
+        ("model_engine=megatron", "Set model_engine=dp"),
+        ("reward.reward_model.enable=true", "no reward models.*Set reward.reward_model.enable=false"),
+        ("reward.reward_manager.name=dapo", "Set reward.reward_manager.name=naive"),
+        ("actor_rollout_ref.rollout.name=sglang", "without vLLM. Remove it"),
+        ("actor_rollout_ref.rollout.tensor_model_parallel_size=2", "without vLLM. Remove it"),
+        ("actor_rollout_ref.rollout.gpu_memory_utilization=0.5", "without vLLM. Remove it"),
+        ("actor_rollout_ref.rollout.multi_turn.enable=true", "without tools and agent loops"),
+        ("actor_rollout_ref.rollout.agent.default_agent_loop=tool_agent", "without tools and agent loops"),
+        ("actor_rollout_ref.rollout.enable_rollout_routing_replay=true", "without vLLM"),
+        ("actor_rollout_ref.rollout.calculate_log_probs=false", "one model"),
+        ("trainer.n_gpus_per_node=4", "one process"),
+        ("trainer.nnodes=2", "one process"),
+        ("critic.enable=true", "no critic"),
+        ("trainer.v1.sampler.custom_sampler.path=x", "synchronous"),
+        ("algorithm.rollout_correction.bypass_mode=true", "nothing has to be corrected"),
+        ("algorithm.rollout_correction.rollout_is=token", "nothing has to be corrected"),
+        ("actor_rollout_ref.model.lora_rank=8", "all weights"),
+        ("+actor_rollout_ref.model.override_config.attention_dropout=0.1", "all weights"),
+        ("trainer.save_freq=10", "no checkpoints.*Remove it"),
+        ("trainer.resume_mode=resume_path", "no checkpoints"),
+        ("algorithm.gsd.state=fresh", "no checkpoints"),
+        ("algorithm.gsd.limits.reward_seconds=9", "one process"),
+        ("logger=wandb", "trainer.logger.*files of the run. Leave out logger=wandb"),
+        ("distillation.enabled=true", "no distillation"),
+        ("data.truncation=left", "does not truncate"),
+        ("data.gen_batch_size=4", "verl's order"),
+        ("trainer.val_only=true", "does not read this key"),
+        ("+trainer.unknown=1", "does not read this key. Remove it, or train on the stack"),
+    ],
+)
+def test_what_the_laboratory_cannot_honour_is_rejected_with_the_key_and_the_remedy(word, message):
+    found = problems(*LINE, word)
+    assert len(found) == 1, found
+    key, _, value = word.lstrip("+").partition("=")
+    if key != "logger":
+        assert found[0].startswith(f"{key}={value}: the laboratory ")
+    assert re.search(message, found[0]), found[0]
+
+
+def test_values_of_verls_config_and_what_only_changes_speed_are_accepted():
+    assert problems(*LINE, "trainer.n_gpus_per_node=1", "actor_rollout_ref.rollout.tensor_model_parallel_size=1") == []
+    assert problems(*LINE, "data.dataloader_num_workers=4", "actor_rollout_ref.model.use_remove_padding=true") == []
+    assert problems(*LINE, "+algorithm.gsd.cap={limit: 1.0}", "actor_rollout_ref.actor.optim.lr=1e-3") == []
+
+
+def test_a_key_is_in_one_table():
+    tables = (checks.HONOURED, checks.WITHOUT_EFFECT, checks.ONLY_BY_GROUPS)
+    keys = [key for table in tables for key in table]
+    assert len(keys) == len(set(keys))
+
+
+def test_every_key_of_the_tables_exists_in_a_config():
+    config, _ = composed("recipe=gvpo/qwen2.5_math_7b", "task=arithmetic", "budget=adaptive")
+    missing = object()
+    tables = (checks.HONOURED, checks.WITHOUT_EFFECT, checks.ONLY_BY_GROUPS, checks.REQUIRED)
+    keys = [key for table in tables for key in table]
+    plain = OmegaConf.to_container(config)
+    for key in keys:
+        node = plain
+        for name in key.split("."):
+            node = node.get(name, missing) if isinstance(node, dict) else missing
+        assert node is not missing, key
+
+
+def test_checks_of_the_stack_run_too(tmp_path):
+    config, line = composed(*LINE, "data.train_batch_size=0", "algorithm.gsd.alpha=x")
+    with pytest.raises(ConfigError, match=r"(?s)data\.train_batch_size=0.*alpha"):
+        checks.check_lab(config, line)
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A folder with tensors of 10M parameters."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    save_file(
+        {"a": np.zeros((1000, 6000), np.float16), "b": np.zeros(4_000_000, np.float16)}, tmp_path / "model.safetensors"
+    )
+    return tmp_path
+
+
+def test_a_model_too_large_is_rejected_with_the_seconds_of_a_step(model, monkeypatch):
+    monkeypatch.setattr(checks, "flops_per_second", lambda: 1e9)
+    path = f"actor_rollout_ref.model.path={model}"
+    config = compose.resolve(composed(*LINE, path)[0])
+    # 24 x (24 + 8 x 8) tokens, 2 for generation and 6 for the update.
+    assert checks.parameters_of(str(model)) == 10_000_000
+    assert checks.step_flops(config, 10_000_000) == 10_000_000 * 24 * 88 * 8
+    (problem,) = checks.check_model_size(config)
+    assert "10M parameters" in problem and "24 x 8 responses of up to 8 tokens would take about 3 min" in problem
+    assert "data.max_response_length" in problem
+    with_kl = composed(*LINE, path, "actor_rollout_ref.actor.use_kl_loss=true", "actor_rollout_ref.actor.ppo_epochs=2")
+    assert checks.step_flops(compose.resolve(with_kl[0]), 1) == 24 * 88 * 16
+    smaller = composed(*LINE, path, "data.train_batch_size=8")[0]
+    assert list(checks.check_model_size(compose.resolve(smaller))) == []
+
+
+def test_a_model_of_unknown_size_is_rejected():
+    config = compose.resolve(composed(*LINE, "actor_rollout_ref.model.path=some/model")[0])
+    (problem,) = checks.check_model_size(config)
+    assert problem.startswith("actor_rollout_ref.model.path=some/model: ") and "Download it" in problem
+
+
+def test_the_speed_of_this_machine_is_measured():
+    assert 1e8 < checks.flops_per_second() < 1e14

@@ -1,0 +1,114 @@
+"""One run per seed, in RUNS/LABEL/seed_N: the words of each run, and which runs have finished."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from verl_gsd.dotted_keys import value_at
+from verl_gsd.errors import ConfigError
+from verl_gsd.evaluation.intervals import Estimate, bootstrap_mean
+from verl_gsd.evaluation.summary import summarise
+from verl_gsd.jobs.submission import SEED_KEYS
+from verl_gsd.run.compose import Line, resolve
+from verl_gsd.rundir import RunDirectory, read_metrics
+
+_FOLDER = "trainer.default_local_dir"
+
+
+def parse_seeds(text: str) -> list[int]:
+    """The seeds of ``--seeds``: ``1..32``, ``1,2,5``, ``3``, or a list of these.
+
+    Raises:
+        ConfigError: the text is none of these, or a seed is repeated.
+    """
+    seeds: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d+)(?:\.\.(\d+))?", part)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if first > last:
+            raise ConfigError(f"--seeds {text}: not a list of seeds. Use, for example, --seeds 1..32 or --seeds 1,2,5.")
+        seeds += range(first, last + 1)
+    if repeated := [seed for seed in seeds if seeds.count(seed) > 1]:
+        raise ConfigError(f"--seeds {text}: seed {repeated[0]} is repeated. Remove the repetition.")
+    return seeds
+
+
+def check_line(line: Line) -> None:
+    """Raise a ConfigError if the line sets a key that each seed sets by itself."""
+    for key in line.keys:
+        if key in (*SEED_KEYS, _FOLDER):
+            raise ConfigError(f"{key}: --seeds sets this key for each run. Remove the key, or --seeds.")
+
+
+def words_of_seed(line: Line, seed: int) -> list[str]:
+    """The words of one seed's run, without its folder."""
+    return [*line.words, *(f"{key}={seed}" for key in SEED_KEYS)]
+
+
+def config_of_seed(composed: DictConfig, seed: int, folder: Path) -> DictConfig:
+    """The resolved config of one seed's run.
+
+    Args:
+        composed: the config of the line, with its interpolations unresolved.
+    """
+    config = composed.copy()
+    with open_dict(config):
+        for key in SEED_KEYS:
+            OmegaConf.update(config, key, seed)
+        config.trainer.default_local_dir, config.trainer.experiment_name = str(folder), folder.name
+    return resolve(config)
+
+
+def is_finished(run: RunDirectory) -> bool:
+    """Whether the metrics of a run contain its last step."""
+    total = value_at(_read_yaml(run.config), "trainer.total_training_steps")
+    return total is not None and max((step for step, _ in _metrics(run)), default=0) >= total
+
+
+def check_same_line(run: RunDirectory, words: Sequence[str]) -> None:
+    """Raise a ConfigError if the folder has anything but a run of the line ``words``, so that runs are never mixed."""
+    if not run.is_used():
+        return
+    stored = _read_yaml(run.overrides)
+    if not isinstance(stored, list):
+        raise ConfigError(
+            f"{run.path}: this folder is not empty, and it has no run of the laboratory. Use another --label or --runs."
+        )
+    if only_stored := sorted(set(stored) - set(words)):
+        only_stored = [f"the run in this folder has {' '.join(only_stored)}"]
+    if only_given := sorted(set(words) - set(stored)):
+        only_given = [f"this line has {' '.join(only_given)}"]
+    if only_stored or only_given:
+        raise ConfigError(
+            f"{run.path}: {', and '.join([*only_stored, *only_given])}. Use the same line, another --label, or remove "
+            "the folder."
+        )
+
+
+def mean_accuracies(runs: Sequence[RunDirectory]) -> dict[str, tuple[Estimate, Estimate]]:
+    """Data source -> held-out accuracy at the first and at the last validation: means over runs, with intervals."""
+    ends: dict[str, list[tuple[float, float]]] = {}
+    for run in runs:
+        for held_out in summarise(_metrics(run), {}).held_out:
+            values = [accuracy.value for accuracy in held_out.accuracies]
+            ends.setdefault(held_out.source, []).append((values[0], values[-1]))
+    return {
+        source: (bootstrap_mean(np.array(pairs)[:, 0]), bootstrap_mean(np.array(pairs)[:, 1]))
+        for source, pairs in ends.items()
+    }
+
+
+def _metrics(run: RunDirectory) -> list[tuple[int, dict[str, float]]]:
+    return list(read_metrics(run.metrics(1)))
+
+
+def _read_yaml(path: Path) -> Any:
+    """The content of a YAML file; None if it does not exist."""
+    return yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader) if path.is_file() else None
