@@ -177,7 +177,7 @@ def with_verls_buffer(case, config):
 def with_the_labs_buffer(case, config):
     rows = DictRows()
     run = Run(case, rows, lambda uid, columns, tags: rows.put(columns, tags))
-    buffer = lab_buffer.GroupBuffer(config, run.seam, run.submit)
+    buffer = lab_buffer.GroupBuffer(config, run.seam, run.submit, training_prompts=10**9)
     for _ in range(case.steps):
         run.events.append(("batch", buffer.sample()))
         rows.drop(list(rows.tags))

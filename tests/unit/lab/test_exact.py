@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from verl_gsd.lab.training.exact import ExactSolver, exact_solver, why_not_exact
-from verl_gsd.lab.training.policy import Sampling, read_prompts, sample_responses, score_responses
+from verl_gsd.lab.training.policy import TokenSampling, read_prompts, sample_responses, score_responses
 from verl_gsd.tasks.arithmetic import compute_score
 
 #: The byte E2 begins the characters of E2 80 83 (an em space, which is white space) and of others.
@@ -142,7 +142,7 @@ def test_sampled_accuracy_agrees_on_the_embedded_task(tiny_task):
         [copies] * len(prompts),
         max_tokens=3,
         eos=tokenizer.eos_token_id,
-        sampling=Sampling(temperature=0.9),
+        sampling=TokenSampling(temperature=0.9),
         generator=torch.Generator().manual_seed(0),
     )
     texts = [tokenizer.decode(response.tokens, skip_special_tokens=True) for response in sampled]
@@ -156,10 +156,14 @@ def test_sampled_accuracy_agrees_on_the_embedded_task(tiny_task):
 def test_exact_rates_are_absent_where_several_answers_are_right(compose_fast, model, tokenizer):
     words = ["algo=grpo", "task=arithmetic", "hardware=cpu"]
     own, _ = compose_fast(*words)
-    assert why_not_exact(own, Sampling()) == ""
-    assert exact_solver(own, model, tokenizer, Sampling()) is not None
+    assert why_not_exact(own, TokenSampling()) == ""
+    assert exact_solver(own, model, tokenizer, TokenSampling()) is not None
     other, _ = compose_fast(*words, "reward.custom_reward_function.path=pkg://verl_gsd.tasks.maths")
-    assert "pkg://verl_gsd.tasks.maths" in why_not_exact(other, Sampling())
-    for sampling, key in ((Sampling(0.0), "temperature"), (Sampling(top_k=5), "top_k=5"), (Sampling(top_p=0.9), "0.9")):
+    assert "pkg://verl_gsd.tasks.maths" in why_not_exact(other, TokenSampling())
+    for sampling, key in (
+        (TokenSampling(0.0), "temperature"),
+        (TokenSampling(top_k=5), "top_k=5"),
+        (TokenSampling(top_p=0.9), "0.9"),
+    ):
         assert key in why_not_exact(own, sampling)
         assert exact_solver(own, model, tokenizer, sampling) is None

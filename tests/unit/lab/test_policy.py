@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from verl_gsd.lab.training.policy import Sampling, read_prompts, sample_responses, score_responses
+from verl_gsd.lab.training.policy import TokenSampling, read_prompts, sample_responses, score_responses
 
 VOCABULARY, EOS = 7, 0
 PROMPTS = [[3, 1, 4], [1, 5], [2, 6, 5, 3, 5], [1]]
@@ -82,7 +82,7 @@ def test_responses_of_one_token_need_no_second_pass(model):
         torch.testing.assert_close(scores.log_probs[row], expected, check_dtype=False)
 
 
-def sampled(model, copies, sampling=Sampling(), seed=0, max_tokens=3):
+def sampled(model, copies, sampling=TokenSampling(), seed=0, max_tokens=3):
     generator = torch.Generator().manual_seed(seed)
     options = {"max_tokens": max_tokens, "eos": EOS, "sampling": sampling, "generator": generator}
     return sample_responses(model, PROMPTS, copies, **options)
@@ -90,7 +90,7 @@ def sampled(model, copies, sampling=Sampling(), seed=0, max_tokens=3):
 
 def test_sampled_responses_end_with_eos_or_at_the_limit_and_carry_their_log_probabilities(model):
     copies = [30, 0, 50, 200]
-    responses = sampled(model, copies, Sampling(temperature=0.8))
+    responses = sampled(model, copies, TokenSampling(temperature=0.8))
     prompts = [prompt for prompt, count in enumerate(copies) for _ in range(count)]
     assert len(responses) == sum(copies)
     assert {len(response.tokens) for response in responses} == {1, 2, 3}
@@ -117,7 +117,7 @@ def test_responses_have_the_frequencies_of_their_probabilities(model):
 
 
 def test_temperature_zero_takes_the_most_probable_token(model):
-    for prompt, response in enumerate(sampled(model, [1] * len(PROMPTS), Sampling(temperature=0))):
+    for prompt, response in enumerate(sampled(model, [1] * len(PROMPTS), TokenSampling(temperature=0))):
         context = list(PROMPTS[prompt])
         for token in response.tokens:
             assert token == int(model(torch.tensor([context])).logits[0, -1].argmax())
@@ -137,7 +137,7 @@ def test_top_k_and_top_p_leave_only_the_most_probable_tokens(model, prompt, top_
             allowed.append(token)
         mass += float(probabilities[token]) / whole
     copies = [400 if number == prompt else 0 for number in range(len(PROMPTS))]
-    responses = sampled(model, copies, Sampling(top_k=top_k, top_p=top_p), max_tokens=1)
+    responses = sampled(model, copies, TokenSampling(top_k=top_k, top_p=top_p), max_tokens=1)
     drawn = {response.tokens[0] for response in responses}
     assert drawn <= set(allowed)
     assert {token for token in allowed if probabilities[token] / whole > 0.05} <= drawn

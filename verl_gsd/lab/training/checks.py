@@ -240,9 +240,9 @@ def unsupported(composed: DictConfig, line: Line) -> Iterator[str]:
         if key in REQUIRED:
             continue
         value = as_yaml(_plain(composed, key))
-        if (does := _entry(ONLY_BY_GROUPS, key)) is not None:
+        if (reason := _entry(ONLY_BY_GROUPS, key)) is not None:
             if _is_on_line(key, line):
-                yield f"{key}={value}: the laboratory {does}. Remove it."
+                yield f"{key}={value}: the laboratory {reason}. Remove it."
         elif _entry(HONOURED, key) is None and _entry(WITHOUT_EFFECT, key) is None:
             does = _entry(_REASONS, key) or _REASONS[""]
             remedy = "Remove it" if _is_on_line(key, line) else f"Leave out {_source(key, line)}, which sets it"

@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from verl_gsd.lab.training.policy import Prefix, Sampling, Tokens, read_prompts, response_logits
+from verl_gsd.lab.training.policy import Prefix, Tokens, TokenSampling, read_prompts, response_logits
 from verl_gsd.tasks.one_answer import has_one_answer
 
 #: Prompts that the model reads at once, and the most logits of a pass, which limits the memory of large vocabularies.
@@ -152,7 +152,7 @@ class ExactSolver:
         return self._others[rest, token]
 
 
-def why_not_exact(config: DictConfig, sampling: Sampling) -> str:
+def why_not_exact(config: DictConfig, sampling: TokenSampling) -> str:
     """Why solve rates under this resolved config cannot be computed, with what to set instead; empty if they can."""
     if not has_one_answer(config):
         function = OmegaConf.select(config, "reward.custom_reward_function.path")
@@ -170,7 +170,7 @@ def why_not_exact(config: DictConfig, sampling: Sampling) -> str:
     return ""
 
 
-def exact_solver(config: DictConfig, model: Any, tokenizer: Any, sampling: Sampling) -> ExactSolver | None:
+def exact_solver(config: DictConfig, model: Any, tokenizer: Any, sampling: TokenSampling) -> ExactSolver | None:
     """The solver of a config's policy; None if solve rates cannot be computed."""
     if why_not_exact(config, sampling):
         return None

@@ -47,7 +47,7 @@ class ResponseScores:
 
 
 @dataclass(frozen=True)
-class Sampling:
+class TokenSampling:
     """How tokens are sampled; the names are vLLM's.
 
     Attributes:
@@ -143,7 +143,7 @@ def sample_responses(
     *,
     max_tokens: int,
     eos: int,
-    sampling: Sampling,
+    sampling: TokenSampling,
     generator: torch.Generator,
 ) -> list[Sampled]:
     """Sample ``copies[u]`` responses to prompt u, in the order of the prompts.
@@ -164,7 +164,7 @@ def continue_prompts(
     *,
     max_tokens: int,
     eos: int,
-    sampling: Sampling,
+    sampling: TokenSampling,
     generator: torch.Generator,
 ) -> list[Sampled]:
     """Sample responses as ``sample_responses`` does, to prompts that the model has read."""
@@ -200,7 +200,7 @@ def continue_prompts(
     return responses
 
 
-def _draw(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator) -> torch.Tensor:
+def _draw(logits: torch.Tensor, sampling: TokenSampling, generator: torch.Generator) -> torch.Tensor:
     """(N,) one token per row of ``logits`` (N, V)."""
     if sampling.temperature == 0:
         return logits.argmax(dim=-1)

@@ -97,7 +97,7 @@ def train_runs(
             while waiting and len(active) < processes:
                 run = waiting.popleft()
                 receiving, sending = context.Pipe(duplex=False)
-                process = context.Process(target=_child, args=(run, sending, os.getpid(), train))
+                process: BaseProcess = context.Process(target=_child, args=(run, sending, os.getpid(), train))
                 process.start()
                 sending.close()  # the child has the only end, so that its death closes the pipe
                 active[receiving] = run, process

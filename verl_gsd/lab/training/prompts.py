@@ -24,7 +24,7 @@ _LOOP = "single_turn_agent"
 
 
 @dataclass(frozen=True, eq=False)
-class Prompts:
+class PromptBatch:
     """N prompts.
 
     Attributes:
@@ -51,10 +51,10 @@ class Prompts:
         infos = self.columns.get("extra_info") or [None] * len(self)
         return [str((info or {}).get("level") or "") for info in infos]
 
-    def part(self, start: int, end: int) -> Prompts:
+    def part(self, start: int, end: int) -> PromptBatch:
         """The prompts from ``start`` up to, but not including, ``end``."""
         columns = {name: values[start:end] for name, values in self.columns.items()}
-        return Prompts(self.keys[start:end], self.ids[start:end], columns)
+        return PromptBatch(self.keys[start:end], self.ids[start:end], columns)
 
     def row(self, number: int) -> dict[str, Any]:
         """The columns of one prompt."""
@@ -101,7 +101,7 @@ class TrainingPrompts:
             self._loader = replace_sampler(self._loader, sampler)
         self._iterator = iter(self._loader)
 
-    def next(self, count: int) -> Prompts:
+    def next(self, count: int) -> PromptBatch:
         """The next ``count`` prompts, a multiple of what verl fetches at once."""
         columns: dict[str, list[Any]] = {}
         for _ in range(count // self._fetch_size):
@@ -117,17 +117,17 @@ class TrainingPrompts:
         return batch
 
 
-def held_out_prompts(config: DictConfig, tokenizer: Any) -> Prompts:
+def held_out_prompts(config: DictConfig, tokenizer: Any) -> PromptBatch:
     """All prompts on which the config validates."""
     return _all_prompts(config, tokenizer, "val")
 
 
-def all_training_prompts(config: DictConfig, tokenizer: Any) -> Prompts:
+def all_training_prompts(config: DictConfig, tokenizer: Any) -> PromptBatch:
     """All prompts of the training set, in the order of its files."""
     return _all_prompts(config, tokenizer, "train")
 
 
-def _all_prompts(config: DictConfig, tokenizer: Any, split: str) -> Prompts:
+def _all_prompts(config: DictConfig, tokenizer: Any, split: str) -> PromptBatch:
     files = config.data[f"{split}_files"]
     dataset = create_rl_dataset(
         files,
@@ -176,7 +176,7 @@ class _Encoder:
         return ids
 
 
-def _prompts(columns: dict[str, list[Any]], encode: _Encoder, unique: bool) -> Prompts:
+def _prompts(columns: dict[str, list[Any]], encode: _Encoder, unique: bool) -> PromptBatch:
     count = len(columns["raw_prompt"])
     for name in set(columns.get("agent_name", [])) - {_LOOP}:
         raise ConfigError(
@@ -187,4 +187,4 @@ def _prompts(columns: dict[str, list[Any]], encode: _Encoder, unique: bool) -> P
     labels = columns["index"] if unique else [prompt_hash(chat) for chat in columns["raw_prompt"]]
     keys = [(str(source), int(label)) for source, label in zip(sources, labels, strict=True)]
     ids = [encode(chat, key) for chat, key in zip(columns["raw_prompt"], keys, strict=True)]
-    return Prompts(keys, ids, columns)
+    return PromptBatch(keys, ids, columns)

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from verl_gsd.errors import ConfigError
 from verl_gsd.lab.training.exact import ExactRates, ExactSolver, joined, why_not_exact
-from verl_gsd.lab.training.policy import Sampling, Tokens, continue_prompts, read_prompts
+from verl_gsd.lab.training.policy import Tokens, TokenSampling, continue_prompts, read_prompts
 from verl_gsd.lab.training.quiet import quiet
 from verl_gsd.run.compose import compose_config, parse_line, resolve
 
@@ -136,9 +136,9 @@ class StudyPolicy:
         return joined(rates), sampled_groups
 
 
-def _sampling(config: DictConfig) -> Sampling:
+def _sampling(config: DictConfig) -> TokenSampling:
     rollout = config.actor_rollout_ref.rollout
-    return Sampling(float(rollout.temperature), int(rollout.top_k), float(rollout.top_p))
+    return TokenSampling(float(rollout.temperature), int(rollout.top_k), float(rollout.top_p))
 
 
 def _model_folder(config: DictConfig, folder: Path | None) -> Path:

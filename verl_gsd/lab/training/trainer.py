@@ -41,12 +41,12 @@ from verl_gsd.lab.training.exact import ExactRates, exact_solver, joined
 from verl_gsd.lab.training.policy import (
     Prefix,
     Sampled,
-    Sampling,
+    TokenSampling,
     continue_prompts,
     read_prompts,
     score_responses,
 )
-from verl_gsd.lab.training.prompts import Prompts, TrainingPrompts, held_out_prompts
+from verl_gsd.lab.training.prompts import PromptBatch, TrainingPrompts, held_out_prompts
 from verl_gsd.lab.training.rows import DictRows
 from verl_gsd.lab.training.verifier import InlineVerifier, Reward
 from verl_gsd.prompts import PromptStore
@@ -77,7 +77,7 @@ class LabServices:
         self.step = 0
 
 
-class Batch:
+class LabBatch:
     """The rows of an update: verl's ``KVBatchMeta`` without a queue.
 
     Attributes:
@@ -98,7 +98,7 @@ class LabTrainer:
 
     Attributes:
         module: the model that is trained.
-        tokenizer, held_out: see ``prompts.Prompts``.
+        tokenizer, held_out: see ``prompts.PromptBatch``.
     """
 
     def __init__(
@@ -122,9 +122,9 @@ class LabTrainer:
         self._worker = _worker(config)  # after the number of steps, on which its learning rate depends
         self.module = self._worker.actor.engine.module
         self._reference = load_model(model.local_path) if _has_reference(config) else None
-        self._sampling = Sampling(float(rollout.temperature), int(rollout.top_k), float(rollout.top_p))
+        self._sampling = TokenSampling(float(rollout.temperature), int(rollout.top_k), float(rollout.top_p))
         held_out = rollout.val_kwargs
-        self._held_out_sampling = Sampling(
+        self._held_out_sampling = TokenSampling(
             float(held_out.temperature) if held_out.do_sample else 0.0, int(held_out.top_k), float(held_out.top_p)
         )
         self._solver = exact_solver(config, self.module, self.tokenizer, self._held_out_sampling)
@@ -219,12 +219,12 @@ class LabTrainer:
         self._rows.put(rows, tags)
         return uids
 
-    def _sample(self, prompts: Prompts, copies: Sequence[int], sampling: Sampling) -> list[Sampled]:
+    def _sample(self, prompts: PromptBatch, copies: Sequence[int], sampling: TokenSampling) -> list[Sampled]:
         with torch.no_grad():
             prefix = read_prompts(self.module, prompts.ids)
         return self._continue(prefix, copies, sampling)
 
-    def _continue(self, prefix: Prefix, copies: Sequence[int], sampling: Sampling) -> list[Sampled]:
+    def _continue(self, prefix: Prefix, copies: Sequence[int], sampling: TokenSampling) -> list[Sampled]:
         return continue_prompts(
             self.module,
             prefix,
@@ -273,7 +273,7 @@ class LabTrainer:
             "max_global_steps": step - 1,
         }
 
-    def _batch(self, uids: Sequence[str], metrics: dict[str, Any]) -> Batch:
+    def _batch(self, uids: Sequence[str], metrics: dict[str, Any]) -> LabBatch:
         """The rows of the chosen groups, placed into mini-batches and filled up with padding.
 
         As on the stack, rows have the order in which they were put into the row store, whatever their groups.
@@ -303,7 +303,7 @@ class LabTrainer:
             if row == PADDING:
                 self._put_padding(key, template=keys[0])
             placed.append(key)
-        return Batch(placed, [self._rows.tags[key] for key in placed])
+        return LabBatch(placed, [self._rows.tags[key] for key in placed])
 
     def _put_padding(self, key: str, template: str) -> None:
         """A row that no loss and no metric counts."""
@@ -320,7 +320,7 @@ class LabTrainer:
         }
         self._rows.put({key: row}, {key: self._tag(1, 1) | {"is_padding": True}})
 
-    def _old_log_probs(self, batch: Batch, metrics: dict[str, Any]) -> None:
+    def _old_log_probs(self, batch: LabBatch, metrics: dict[str, Any]) -> None:
         """Log-probabilities under the policy before the update.
 
         Those of rollouts are known from sampling, because the weights have not changed since. Those of demonstrations
@@ -347,7 +347,7 @@ class LabTrainer:
         )
         metrics["actor/entropy"] = float(mean)
 
-    def _reference_log_probs(self, batch: Batch) -> None:
+    def _reference_log_probs(self, batch: LabBatch) -> None:
         scored = self._scored(self._reference, batch.keys, with_entropy=False)
         self._rows.put({key: {"ref_log_prob": log_probs} for key, (log_probs, _) in scored.items()})
 
@@ -376,7 +376,7 @@ class LabTrainer:
             found[key] = scores.log_probs[place, :length].clone(), entropy
         return found
 
-    def _advantages(self, batch: Batch, metrics: dict[str, Any]) -> dict[str, torch.Tensor]:
+    def _advantages(self, batch: LabBatch, metrics: dict[str, Any]) -> dict[str, torch.Tensor]:
         """Compute advantages and the columns of the loss, and put them into the rows.
 
         Returns:
@@ -414,7 +414,7 @@ class LabTrainer:
         self._loss_columns = tuple(loss_columns)
         return padded
 
-    def _update(self, batch: Batch, metrics: dict[str, Any]) -> None:
+    def _update(self, batch: LabBatch, metrics: dict[str, Any]) -> None:
         actor, rollout = self._config.actor_rollout_ref.actor, self._config.actor_rollout_ref.rollout
         names = [*_COLUMNS, "advantages", *(["ref_log_prob"] if self._reference else [])]
         rows = self._rows.read(batch.keys, [*names, *self._loss_columns])
@@ -443,7 +443,7 @@ class LabTrainer:
         output["actor/skipped_updates"] = self._worker.actor.engine.skipped_updates - skipped
         metrics |= strip_actor_prefix(reduce_metrics(output), self.seam.extensions)
 
-    def _data_metrics(self, batch: Batch, padded: Mapping[str, torch.Tensor]) -> dict[str, float]:
+    def _data_metrics(self, batch: LabBatch, padded: Mapping[str, torch.Tensor]) -> dict[str, float]:
         """verl's metrics of the batch. They include only rows that the policy generated in this step."""
         own = [number for number, tag in enumerate(batch.tags) if is_own(tag) and not tag.get("is_padding")]
         columns = {name: values[own] for name, values in padded.items()}
@@ -491,7 +491,7 @@ class LabTrainer:
         return metrics | (_exact_metrics(joined(exact), self.held_out) if exact else {})
 
 
-def _exact_metrics(rates: ExactRates, prompts: Prompts) -> dict[str, float]:
+def _exact_metrics(rates: ExactRates, prompts: PromptBatch) -> dict[str, float]:
     metrics = {"exact/accuracy": float(rates.p.mean()), "exact/slack": float(rates.slack.max())}
     levels = np.array(prompts.levels)
     for level in sorted(set(prompts.levels) - {""}):
