@@ -12,9 +12,13 @@ KEYS = {
 
 
 def write_run(
-    run: Path, tokens, accuracy, *, source="math", total: int | None = None, first=1, attempt=1, **keys
+    run: Path, tokens, accuracy, *, source="math", total: int | None = None, first=1, attempt=1, exact=None, **keys
 ) -> Path:
-    """Write ``tokens`` per step from ``first`` on, ``accuracy`` by step, and ``keys`` as report_runs.config does."""
+    """Write ``tokens`` per step from ``first`` on, ``accuracy`` by step, and ``keys`` as report_runs.config does.
+
+    Args:
+        exact: exact accuracies by step, as the laboratory writes them.
+    """
     for step, number in enumerate(tokens, start=first):
         evicted = report_runs.group([0.0], tokens=number - 1)
         report_runs.records(
@@ -24,6 +28,8 @@ def write_run(
     for step, data in lines:
         if step in accuracy:
             data[f"val-core/{source}/acc/mean@1"] = accuracy[step]
+        if exact and step in exact:
+            data["exact/accuracy"] = exact[step]
     report_runs.metrics(run, [(step, data) for step, data in lines if data.keys() != {"validation"}], attempt=attempt)
     report_runs.config(run, **KEYS | {"trainer__total_training_steps": total} | keys)
     return run

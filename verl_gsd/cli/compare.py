@@ -30,6 +30,9 @@ def compare(
     unfinished: Annotated[
         bool, typer.Option("--unfinished", help="Include unfinished runs, up to their last validation.")
     ] = False,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Compare exact accuracies, which runs of the laboratory have.")
+    ] = False,
     output: Annotated[
         Path | None, typer.Option(metavar="FILE.json", help="Write the results and curves to this file.")
     ] = None,
@@ -50,7 +53,7 @@ def compare(
     from verl_gsd.compare.comparison_page import TITLE, sections
 
     try:
-        curves, notices, first_label = _read_curves(runs, source, unfinished)
+        curves, notices, first_label = _read_curves(runs, source, unfinished, exact)
         comparison = compare_curves(curves, baseline or first_label)
         page_sections = sections(comparison, notices) if page else []
     except (OSError, ValueError) as error:
@@ -68,7 +71,9 @@ def compare(
             out.print(escape(str(path)), soft_wrap=True, highlight=False)
 
 
-def _read_curves(runs: list[str], source: str | None, unfinished: bool) -> tuple[list[Curve], list[str], str]:
+def _read_curves(
+    runs: list[str], source: str | None, unfinished: bool, exact: bool
+) -> tuple[list[Curve], list[str], str]:
     """Return the curves to compare, notices about runs that are left out or incomplete, and the first run's label.
 
     The label is returned even if the first run is left out.
@@ -87,7 +92,7 @@ def _read_curves(runs: list[str], source: str | None, unfinished: bool) -> tuple
         if (twin := words_by_path.setdefault(path.resolve(), word)) != word:
             raise ValueError(f"{twin} and {word}: both are {path}. Remove one")
         try:
-            new_curves = [read_curve(path, label, source)] if path.is_dir() or label else read_curves(path)
+            new_curves = [read_curve(path, label, source, exact=exact)] if path.is_dir() or label else read_curves(path)
         except NoValidationYetError as error:
             first_label = first_label or error.label
             notices.append(f"Left out: {error}.")

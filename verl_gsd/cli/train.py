@@ -296,7 +296,7 @@ def held_out_prompts(config: DictConfig) -> Counter[str]:
 
 
 def result_table(metrics: list, prompts: Counter[str]) -> Table:
-    """Held-out accuracy before and after, steps and seconds per step, from the (step, metrics) of an attempt."""
+    """Held-out accuracy before and after, sampled and exact, steps and seconds per step, from (step, metrics)."""
     from verl_gsd.evaluation.summary import summarise
 
     summary = summarise(metrics, prompts)
@@ -304,6 +304,10 @@ def result_table(metrics: list, prompts: Counter[str]) -> Table:
     for held_out in summary.held_out:
         size = f" ({prompts[held_out.source]} prompts)" if held_out.source in prompts else ""
         table.add_row(f"held-out accuracy, {held_out.source}{size}", " -> ".join(map(str, held_out.accuracies)))
+    exact = [(step, data["exact/accuracy"]) for step, data in metrics if "exact/accuracy" in data]
+    if exact:
+        ends = dict.fromkeys((exact[0], exact[-1]))
+        table.add_row("the same, exact", " -> ".join(f"{value:.4f} at step {step}" for step, value in ends))
     if summary.held_out:
         table.add_row("intervals", "95%, Wilson" if prompts else "none: the number of held-out prompts is unknown")
     table.add_row("steps of this attempt", str(summary.steps))

@@ -34,6 +34,8 @@ VALIDATION = (
     "reward.custom_reward_function.path",
     "reward.custom_reward_function.name",
 )
+#: The laboratory's accuracy by exact solve rates, over all its held-out prompts (lab/training/exact.py).
+EXACT = "exact/accuracy"
 _TOTAL = "trainer.total_training_steps"
 
 
@@ -49,7 +51,7 @@ class NoValidationYetError(ValueError):
         self.label = label
 
 
-def read_curve(run: Path, label: str | None = None, source: str | None = None) -> Curve:
+def read_curve(run: Path, label: str | None = None, source: str | None = None, *, exact: bool = False) -> Curve:
     """Return the learning curve of the run in the folder ``run``.
 
     Its label and seed are those of ``label_and_seed``.
@@ -57,6 +59,7 @@ def read_curve(run: Path, label: str | None = None, source: str | None = None) -
     Args:
         label: overrides the run's label.
         source: data source of the held-out prompts. It may be None if the run has only one.
+        exact: read accuracies by exact solve rates, which runs of the laboratory have.
 
     Raises:
         FileNotFoundError: the folder does not exist.
@@ -87,7 +90,7 @@ def read_curve(run: Path, label: str | None = None, source: str | None = None) -
             f"{run}: no records, so the number of generated tokens is unknown. Train with a trainer mode that writes "
             "records, such as trainer.v1.trainer_mode=gsd_sync"
         )
-    metric, source = _metric(run, metrics, source)
+    metric, source = _metric(run, metrics, source, exact)
     steps = [step for step, data in metrics.items() if metric in data]
     if missing := sorted(set(range(1, steps[-1] + 1)) - set(tokens)):
         raise ValueError(
@@ -136,7 +139,7 @@ def _validations(layout: RunDirectory) -> dict[int, dict[str, float]]:
     """
     steps = merge_metrics(_lines(layout.metrics(attempt)) for attempt in layout.attempts())
     accuracies = {step: {name: data[name] for name in data if name != TRAINED} for step, data in steps.items()}
-    return {step: data for step, data in accuracies.items() if data}
+    return {step: data for step, data in accuracies.items() if data.keys() - {EXACT}}
 
 
 def _lines(path: Path) -> list[tuple[int, dict[str, float]]]:
@@ -144,7 +147,7 @@ def _lines(path: Path) -> list[tuple[int, dict[str, float]]]:
     lines: list[tuple[int, dict[str, float]]] = []
     try:
         for step, data in read_metrics(path):
-            selected = {name: value for name, value in data.items() if name == TRAINED or ACCURACY.match(name)}
+            selected = {name: value for name, value in data.items() if name in (TRAINED, EXACT) or ACCURACY.match(name)}
             numbers = {name: float(value) for name, value in selected.items()}
             known = {name: value for name, value in numbers.items() if name == TRAINED or not math.isnan(value)}
             lines.append((operator.index(step), known))
@@ -155,8 +158,10 @@ def _lines(path: Path) -> list[tuple[int, dict[str, float]]]:
     return lines
 
 
-def _metric(run: Path, metrics: Mapping[int, Mapping[str, float]], source: str | None) -> tuple[str, str]:
-    """Return verl's name of the accuracy on ``source``, and the source; if ``source`` is None, the only one."""
+def _metric(
+    run: Path, metrics: Mapping[int, Mapping[str, float]], source: str | None, exact: bool
+) -> tuple[str, str]:
+    """Return the name of the accuracy on ``source``, and the source; if ``source`` is None, the only one."""
     names = {name: match["source"] for data in metrics.values() for name in data if (match := ACCURACY.match(name))}
     sources = sorted(set(names.values()))
     if source is None and len(sources) > 1:
@@ -166,6 +171,17 @@ def _metric(run: Path, metrics: Mapping[int, Mapping[str, float]], source: str |
     source = source or sources[0]
     if source not in sources:
         raise ValueError(f"--source {source}: {run} has {', '.join(sources)}. Use one of these")
+    if exact:
+        if any(EXACT not in data for data in metrics.values()):
+            raise ValueError(
+                f"{run}: its validations have no exact accuracy. Use runs of verl-gsd lab train on an embedded task, or "
+                "leave out --exact"
+            )
+        if len(sources) > 1:
+            raise ValueError(
+                f"{run}: its exact accuracy is over the prompts of {', '.join(sources)} together. Leave out --exact"
+            )
+        return EXACT, source
     candidates = sorted(name for name in names if names[name] == source)
     if len(candidates) > 1:
         raise ValueError(

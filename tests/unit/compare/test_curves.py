@@ -59,6 +59,21 @@ def test_one_of_several_data_sources_must_be_chosen(tmp_path):
         read_curve(run, source="c")
 
 
+def test_exact_accuracies_of_the_laboratory_are_read_on_request(tmp_path):
+    run = write_run(tmp_path / "lab" / "seed_1", [10, 10], {1: 0.4, 2: 0.6}, exact={1: 0.45, 2: 0.55})
+    exact, sampled = read_curve(run, exact=True), read_curve(run)
+    assert exact.accuracy == (0.45, 0.55) and sampled.accuracy == (0.4, 0.6)
+    assert exact.tokens == sampled.tokens and exact.data_source == "math"
+    with pytest.raises(ValueError, match="metric"):
+        check_comparable([exact, sampled])
+
+
+def test_runs_without_exact_accuracies_are_rejected_where_they_are_requested(tmp_path):
+    run = write_run(tmp_path / "grpo" / "seed_1", [10, 10], {1: 0.4, 2: 0.6}, exact={2: 0.55})
+    with pytest.raises(ValueError, match="no exact accuracy.*leave out --exact"):
+        read_curve(run, exact=True)
+
+
 def test_different_numbers_of_samples_are_rejected(tmp_path):
     run = write_run(tmp_path / "seed_1", [10, 20], {})
     report_runs.metrics(run, [(1, {"val-core/a/acc/mean@4": 0.5}), (2, {"val-core/a/acc/mean@8": 0.2})])
