@@ -158,9 +158,7 @@ def _lines(path: Path) -> list[tuple[int, dict[str, float]]]:
     return lines
 
 
-def _metric(
-    run: Path, metrics: Mapping[int, Mapping[str, float]], source: str | None, exact: bool
-) -> tuple[str, str]:
+def _metric(run: Path, metrics: Mapping[int, Mapping[str, float]], source: str | None, exact: bool) -> tuple[str, str]:
     """Return the name of the accuracy on ``source``, and the source; if ``source`` is None, the only one."""
     names = {name: match["source"] for data in metrics.values() for name in data if (match := ACCURACY.match(name))}
     sources = sorted(set(names.values()))
@@ -174,8 +172,8 @@ def _metric(
     if exact:
         if any(EXACT not in data for data in metrics.values()):
             raise ValueError(
-                f"{run}: its validations have no exact accuracy. Use runs of verl-gsd lab train on an embedded task, or "
-                "leave out --exact"
+                f"{run}: its validations have no exact accuracy. Use runs of verl-gsd lab train on an embedded task, "
+                "or leave out --exact"
             )
         if len(sources) > 1:
             raise ValueError(

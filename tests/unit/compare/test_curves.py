@@ -70,7 +70,7 @@ def test_exact_accuracies_of_the_laboratory_are_read_on_request(tmp_path):
 
 def test_runs_without_exact_accuracies_are_rejected_where_they_are_requested(tmp_path):
     run = write_run(tmp_path / "grpo" / "seed_1", [10, 10], {1: 0.4, 2: 0.6}, exact={2: 0.55})
-    with pytest.raises(ValueError, match="no exact accuracy.*leave out --exact"):
+    with pytest.raises(ValueError, match=r"no exact accuracy.*leave out --exact"):
         read_curve(run, exact=True)
 
 
