@@ -239,10 +239,10 @@ def unsupported(composed: DictConfig, line: Line) -> Iterator[str]:
     for key in _differences(composed):
         if key in REQUIRED:
             continue
-        value = as_yaml(_plain(composed, key))
-        if (does := _entry(ONLY_BY_GROUPS, key)) is not None:
+        value, only_by_groups = as_yaml(_plain(composed, key)), _entry(ONLY_BY_GROUPS, key)
+        if only_by_groups is not None:
             if _is_on_line(key, line):
-                yield f"{key}={value}: the laboratory {does}. Remove it."
+                yield f"{key}={value}: the laboratory {only_by_groups}. Remove it."
         elif _entry(HONOURED, key) is None and _entry(WITHOUT_EFFECT, key) is None:
             does = _entry(_REASONS, key) or _REASONS[""]
             remedy = "Remove it" if _is_on_line(key, line) else f"Leave out {_source(key, line)}, which sets it"
