@@ -19,6 +19,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 from verl_gsd.groups import Group
+from verl_gsd.records import Fate
 from verl_gsd.trainer.group_reading import read_groups
 from verl_gsd.trainer.rows import as_number, uid_of
 from verl_gsd.trainer.seam import Seam
@@ -117,6 +118,6 @@ class GroupBuffer:
             values = [as_number(row["extra_fields"]["reward_extra_info"][self._metric]) for row in rows]
         return len(values) > 1 and float(np.std(values)) == 0.0
 
-    def _leave(self, uid: str, fate: str) -> None:
+    def _leave(self, uid: str, fate: Fate) -> None:
         self._seam.rows.drop([key for key in self._seam.rows.tags if uid_of(key) == uid])
         self._seam.on_group_left(self._groups.pop(uid), fate)

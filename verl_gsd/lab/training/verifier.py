@@ -41,8 +41,6 @@ class InlineVerifier:
         ConfigError: the reward function is asynchronous.
     """
 
-    workers = ("this process",)
-
     def __init__(self, config: DictConfig, tokenizer: Any) -> None:
         self._compute_score = get_custom_reward_fn(config) or default_compute_score
         if inspect.iscoroutinefunction(self._compute_score):
@@ -51,6 +49,7 @@ class InlineVerifier:
                 "reward functions in its own process, and this one is asynchronous. Use a function without async, or "
                 "train on the stack with verl-gsd train."
             )
+        self.workers: Sequence[Any] = ()  # nothing to send responses to: they are verified at once
         self._tokenizer = tokenizer
         self._texts: dict[tuple[int, ...], str] = {}
 
