@@ -271,7 +271,7 @@ def test_seeds_are_trained_resumed_and_compared(commands, monkeypatch):
     rows = json.loads(Path("compared.json").read_text())["rows"]
     assert [(row["label"], row["seeds"]) for row in rows] == [("grpo", [1, 2]), ("dr_grpo", [1, 2])]
     code, told, problems = results["more"]
-    assert code == 0 and "1 seeds to train; 2 have finished before" in flat(told), told + problems
+    assert code == 0 and "1 seed to train; 2 have finished before" in flat(told), told + problems
     code, _, problems = results["other line"]
     assert code == 2 and "this line has trainer.test_freq=1" in flat(problems)
 

@@ -7,7 +7,7 @@ import logging
 import os
 import shlex
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from verl_gsd.lab.training.processes import LabRun
     from verl_gsd.run.compose import Line
+    from verl_gsd.rundir import RunDirectory
 
 #: One thread per process: a step has too little work for more, and seeds use the other cores.
 _ENVIRONMENT = {"VERL_GSD_CPU": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -201,7 +202,7 @@ def _train_one(run: LabRun) -> dict[str, str]:
         fail(_failure(run, error), code=1)
     metrics = list(read_metrics(directory.metrics(1)))
     out.print(result_table(metrics, held_out_prompts(run.config)))
-    _warn_of_skipped_updates(metrics)
+    _warn_of_skipped_updates([directory])
     out.print(f"run directory [bold]{escape(str(directory.path))}[/]", soft_wrap=True)
     return errors
 
@@ -213,7 +214,8 @@ def _train_seeds(lab_runs: Sequence[LabRun]) -> dict[str, str]:
     waiting = [run for run in lab_runs if not is_finished(run.directory)]
     folder = lab_runs[0].directory.path.parent
     skipped = f"; {len(lab_runs) - len(waiting)} have finished before" if len(waiting) < len(lab_runs) else ""
-    out.print(f"{len(waiting)} seeds to train{skipped}: [bold]{escape(str(folder))}[/]", soft_wrap=True)
+    count = "1 seed" if len(waiting) == 1 else f"{len(waiting)} seeds"
+    out.print(f"{count} to train{skipped}: [bold]{escape(str(folder))}[/]", soft_wrap=True)
     with _bars() as bars:
         steps, ended = bars.add_task("steps", total=None), bars.add_task("seeds", total=len(waiting))
 
@@ -225,8 +227,9 @@ def _train_seeds(lab_runs: Sequence[LabRun]) -> dict[str, str]:
         errors = _train_all(waiting, lambda *_: bars.advance(steps), show_end)
     finished = [run.directory for run in lab_runs if run.name not in errors]
     for source, (first, last) in mean_accuracies(finished).items() if finished else ():
-        count = f"{last.n} seed{'s' if last.n > 1 else ''}"
+        count = "1 seed" if last.n == 1 else f"{last.n} seeds"
         out.print(f"held-out accuracy, {source}, mean of {count}: {first} -> {last}", highlight=False, soft_wrap=True)
+    _warn_of_skipped_updates(finished)
     if finished:
         out.print("Intervals: 95%, bootstrap over seeds. To compare with another label, run:")
         out.print(_compare_command(folder), markup=False, highlight=False, soft_wrap=True)
@@ -235,7 +238,12 @@ def _train_seeds(lab_runs: Sequence[LabRun]) -> dict[str, str]:
     return errors
 
 
-def _train_all(lab_runs: Sequence[LabRun], show, show_end) -> dict[str, str]:
+def _train_all(
+    lab_runs: Sequence[LabRun],
+    show: Callable[[LabRun, int, Mapping[str, float]], None],
+    show_end: Callable[[LabRun, str | None], None],
+) -> dict[str, str]:
+    """Train all runs. Returns the errors by name."""
     from verl_gsd.lab.training.processes import cores, train_runs
 
     errors: dict[str, str] = {}
@@ -259,8 +267,11 @@ def _failure(run: LabRun, error: str) -> str:
     return f"{run.name} failed: {error}" + (f"\nfull log: {log}" if log.is_file() else "")
 
 
-def _warn_of_skipped_updates(metrics: Sequence[tuple[int, Mapping[str, float]]]) -> None:
-    skipped = sum(data.get("actor/skipped_updates", 0) for _, data in metrics)
+def _warn_of_skipped_updates(directories: Sequence[RunDirectory]) -> None:
+    from verl_gsd.rundir import read_metrics
+
+    metrics = (data for directory in directories for _, data in read_metrics(directory.metrics(1)))
+    skipped = sum(data.get("actor/skipped_updates", 0) for data in metrics)
     if skipped:
         err.print(
             f"warning: {skipped:.0f} updates were skipped, because their gradient was not finite. Set a smaller "
