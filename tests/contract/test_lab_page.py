@@ -9,7 +9,8 @@ import pytest
 from places import ROOT
 
 TEXT = (ROOT / "docs" / "lab.md").read_text(encoding="utf-8")
-COMMANDS = re.findall(r"^    ((?:verl-gsd|export) .*)$", TEXT, re.MULTILINE)
+#: Without the two studies, which test_lab_studies.py runs.
+COMMANDS = re.findall(r"^    ((?:verl-gsd (?:lab train|compare)|export) .*)$", TEXT, re.MULTILINE)
 SMALL = (
     "trainer.total_training_steps=2 trainer.test_freq=2 data.train_batch_size=4 data.val_max_samples=16 "
     "trainer.default_local_dir=run"
