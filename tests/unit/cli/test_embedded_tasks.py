@@ -52,5 +52,5 @@ def test_prepare_makes_the_task_in_another_folder_and_eval_finds_it_there(task, 
 
 def test_train_makes_the_task_on_first_use(task, tmp_path):
     words = ["algo=grpo", f"task={task.name}", "hardware=cpu", f"task.directory={tmp_path}/task"]
-    train._make_task(compose_config(parse_line(words)))
+    train.make_task(compose_config(parse_line(words)))
     assert task_in(tmp_path / "task") == task.name
