@@ -47,8 +47,8 @@ def test_a_study_prints_and_draws(composing_is_fast, little_trained, tmp_path, c
 def test_a_policy_without_a_mixed_group_is_named(composing_is_fast, little_trained, tiny_task, command, algo):
     """The words name one policy and --model another one, whose responses are noise."""
     words = [command, f"algo={algo}", "task=arithmetic", f"task.directory={little_trained}"]
-    code, text = lab(*words, "--model", tiny_task / "model", "--groups", "1", "--group-size", "2")
-    assert code == 2 and "--group-size" in text and "--model" in text
+    code, text = lab(*words, "--model", tiny_task / "model", "--groups", "1", "actor_rollout_ref.rollout.n=2")
+    assert code == 2 and "actor_rollout_ref.rollout.n" in text and "--model" in text
 
 
 def test_validation_reports_exact_accuracy(compose_fast, little_trained, tmp_path):

@@ -22,7 +22,6 @@ def identity(
     model: Annotated[
         Path | None, typer.Option(help="The folder of another policy. Default: the model of the words.")
     ] = None,
-    group_size: Annotated[int, typer.Option(min=2, help="Responses per group.")] = 8,
     groups: Annotated[
         int, typer.Option(min=1, help="At most this many groups are measured, spread over solve rates.")
     ] = 96,
@@ -45,7 +44,7 @@ def identity(
         config = study_config(words)
         with out.status("loading the policy and verl"):
             policy = StudyPolicy(config, model)
-        study = _measure(policy, group_size, groups, seed)
+        study = _measure(policy, int(config.actor_rollout_ref.rollout.n), groups, seed)
     except ConfigError as error:
         fail(str(error))
     from verl_gsd.lab import identity_page as page
@@ -78,8 +77,8 @@ def _measure(policy: StudyPolicy, group_size: int, count: int, seed: int) -> Ide
     mixed = [group for group in sampled if group.rewards.min() < group.rewards.max()]
     if not mixed:
         raise ConfigError(
-            f"All {len(sampled)} groups are unanimous, so that their gradients are 0. Use a larger --group-size, or "
-            "--model with a policy that solves some prompts sometimes."
+            f"All {len(sampled)} groups are unanimous, so that their gradients are 0. Set a larger "
+            "actor_rollout_ref.rollout.n, or use --model with a policy that solves some prompts sometimes."
         )
     rate_of_mixed = np.array([rates.p[group.prompt] for group in mixed])
     chosen = spread_over_rates(rate_of_mixed, count, seed)

@@ -66,6 +66,8 @@ def train(
         else:
             lab_runs = _of_seeds(line, composed, seeds, (runs or Path("runs/lab")).absolute(), label or _label(line))
         _prepare(composed, line, lab_runs[0].config)
+        if seeds is not None:
+            _check_sources(lab_runs)
     except ConfigError as error:
         fail(str(error))
     try:
@@ -137,6 +139,14 @@ def _of_seeds(line: Line, composed: DictConfig, seeds: str, runs: Path, label: s
     for run in lab_runs:
         check_same_line(run.directory, run.words)
     return lab_runs
+
+
+def _check_sources(lab_runs: Sequence[LabRun]) -> None:
+    from verl_gsd.lab.training.sources import check_same_sources, sources_of
+
+    sources = sources_of(lab_runs[0].config)
+    for run in lab_runs:
+        check_same_sources(run.directory, sources)
 
 
 def _label(line: Line) -> str:
@@ -228,10 +238,11 @@ def _train_seeds(lab_runs: Sequence[LabRun]) -> dict[str, str]:
     finished = [run.directory for run in lab_runs if run.name not in errors]
     for source, (first, last) in mean_accuracies(finished).items() if finished else ():
         count = "1 seed" if last.n == 1 else f"{last.n} seeds"
-        out.print(f"held-out accuracy, {source}, mean of {count}: {first} -> {last}", highlight=False, soft_wrap=True)
+        ends = " -> ".join(str(end) if end.n > 1 else f"{end.value:.3f}" for end in (first, last))
+        out.print(f"held-out accuracy, {source}, mean of {count}: {ends}", highlight=False, soft_wrap=True)
     _warn_of_skipped_updates(finished)
     if finished:
-        out.print("Intervals: 95%, bootstrap over seeds. To compare with another label, run:")
+        out.print("Intervals: 95%, Student's, over seeds. To compare with another label, run:")
         out.print(_compare_command(folder), markup=False, highlight=False, soft_wrap=True)
     if errors:
         err.print(f"{len(errors)} of {len(lab_runs)} seeds failed: {', '.join(errors)}.", style="red", highlight=False)

@@ -108,7 +108,7 @@ def mean_by_question(values: np.ndarray, confidence: float = 0.95) -> Estimate:
         return Estimate(float(values[0]), 0.0, 1.0, 1)
     if np.ptp(values) <= _TOLERANCE or np.isin(values, (0, 1)).all():
         return _wilson(float(values.mean()), len(values), confidence)
-    estimate = _student(values, confidence)
+    estimate = student_mean(values, confidence)
     return Estimate(estimate.value, max(0.0, estimate.low), min(1.0, estimate.high), estimate.n)
 
 
@@ -138,7 +138,7 @@ def paired_test(first: np.ndarray, second: np.ndarray, confidence: float = 0.95,
     differences[np.abs(differences) <= _TOLERANCE * max(np.abs(first).max(), np.abs(second).max())] = 0.0
     wins, losses = int((differences > 0).sum()), int((differences < 0).sum())
     p_value = _sign_flip_p(differences[differences != 0], seed)
-    return PairedTest(_student(differences, confidence), p_value, wins, len(differences) - wins - losses, losses)
+    return PairedTest(student_mean(differences, confidence), p_value, wins, len(differences) - wins - losses, losses)
 
 
 def equivalence_test(first: np.ndarray, second: np.ndarray, margin: float) -> EquivalenceTest:
@@ -211,7 +211,8 @@ def _check_values(values: np.ndarray, name: str) -> np.ndarray:
     return values
 
 
-def _student(values: np.ndarray, confidence: float) -> Estimate:
+def student_mean(values: np.ndarray, confidence: float = 0.95) -> Estimate:
+    """Return the mean of ``values`` (S,), one per unit, with Student's interval. Its ends are infinite for one unit."""
     mean, n = float(values.mean()), len(values)
     if n == 1:
         return Estimate(mean, -math.inf, math.inf, 1)

@@ -24,7 +24,8 @@ def lab(*words):
         ((*WORDS, "actor_rollout_ref.rollout.top_p=0.9"), "top_p=0.9"),
         ((*WORDS, "--model", "absent"), "--model absent"),
         ((*WORDS, "--output", "page.txt"), "--output page.txt"),
-        ((*WORDS, "--group-size", "1"), "--group-size"),
+        ((*WORDS, "actor_rollout_ref.rollout.n=1"), "rollout.n=1: a group needs two responses"),
+        ((*WORDS, "trainer.nnodes=7"), "trainer.nnodes=7: the laboratory"),
     ],
 )
 def test_a_mistake_is_named(composing_is_fast, command, words, key):

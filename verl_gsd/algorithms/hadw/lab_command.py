@@ -25,7 +25,6 @@ def lab_bias(
     model: Annotated[
         Path | None, typer.Option(help="The folder of another policy. Default: the model of the words.")
     ] = None,
-    group_size: Annotated[int, typer.Option(min=2, help="Responses per group.")] = 8,
     groups: Annotated[int, typer.Option(min=1, help="Groups per training prompt.")] = 6,
     seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal numbers.")] = 0,
     output: Annotated[Path | None, typer.Option(help="Write a page to this file, FILE.html.")] = None,
@@ -47,7 +46,7 @@ def lab_bias(
         settings = _settings(config)
         with out.status("loading the policy and verl"):
             policy = StudyPolicy(config, model)
-        study = _measure(policy, settings, group_size, groups, seed)
+        study = _measure(policy, settings, int(config.actor_rollout_ref.rollout.n), groups, seed)
     except ConfigError as error:
         fail(str(error))
     from verl_gsd.algorithms.hadw import policy_bias_page as page
@@ -111,7 +110,8 @@ def _measure(policy: StudyPolicy, settings: HadwSettings, group_size: int, group
         bias = measure_bias(rates.p, correct, group_size, anchor=anchor, lambda_scale=settings.lambda_scale)
     except ValueError as error:
         raise ConfigError(
-            f"{error} Use a larger --group-size, or --model with a policy that solves some prompts sometimes."
+            f"{error} Set a larger actor_rollout_ref.rollout.n, or use --model with a policy that solves some prompts "
+            "sometimes."
         ) from error
     return BiasStudy(
         model=str(policy.path),

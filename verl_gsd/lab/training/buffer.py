@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from omegaconf import DictConfig
 
+from verl_gsd.errors import ConfigError
 from verl_gsd.groups import Group
 from verl_gsd.records import Fate
 from verl_gsd.trainer.group_reading import read_groups
@@ -114,7 +115,13 @@ class GroupBuffer:
             values = [float(row["rm_scores"].sum()) for row in self._seam.rows.read(keys, ["rm_scores"])]
         else:
             rows = self._seam.rows.read(keys, ["extra_fields"])
-            values = [as_number(row["extra_fields"]["reward_extra_info"][self._metric]) for row in rows]
+            returned = [row["extra_fields"]["reward_extra_info"] for row in rows]
+            if missing := [names for names in returned if self._metric not in names]:
+                raise ConfigError(
+                    f"algorithm.filter_groups.metric={self._metric}: the reward function does not return this value. "
+                    f"Set it to reward, or to one of {', '.join(missing[0])}."
+                )
+            values = [as_number(names[self._metric]) for names in returned]
         return len(values) > 1 and float(np.std(values)) == 0.0
 
     def _leave(self, uids: Sequence[str], fate: Fate) -> None:

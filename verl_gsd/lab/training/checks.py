@@ -221,8 +221,14 @@ def check_lab(composed: DictConfig, line: Line) -> None:
         ConfigError: lists all problems.
     """
     config = resolve(composed)
-    raise_problems([*unsupported(composed, line), *check_model_size(config)])
+    raise_problems([*unsupported(composed, line), *_check_seed(config), *check_model_size(config)])
     validate(config, line, leave_out=_LEFT_OUT)
+
+
+def _check_seed(config: DictConfig) -> Iterator[str]:
+    seed = config.actor_rollout_ref.rollout.seed
+    if seed is not None and not (is_whole(seed, 0) and seed < 2**32):
+        yield f"{_ROLLOUT}.seed={seed}: not a seed. Set it to a whole number from 0 to {2**32 - 1}."
 
 
 def unsupported(composed: DictConfig, line: Line) -> Iterator[str]:

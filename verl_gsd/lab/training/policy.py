@@ -211,7 +211,8 @@ def _draw(logits: torch.Tensor, sampling: TokenSampling, generator: torch.Genera
     probabilities = logits.softmax(dim=-1)
     if sampling.top_p < 1:
         ordered, order = probabilities.sort(dim=-1, descending=True)
-        dropped = ordered.cumsum(dim=-1) - ordered >= sampling.top_p  # the most probable token is never dropped
+        dropped = ordered.cumsum(dim=-1) - ordered >= sampling.top_p
+        dropped[:, 0] = False  # the most probable token is never dropped
         probabilities = probabilities.masked_fill(torch.zeros_like(dropped).scatter(-1, order, dropped), 0)
     return torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
 

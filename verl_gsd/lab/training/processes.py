@@ -26,6 +26,7 @@ from omegaconf import DictConfig
 from verl_gsd.cpu.forkserver import die_with_parent
 from verl_gsd.errors import ConfigError
 from verl_gsd.lab.training.seeds import check_same_line, is_finished
+from verl_gsd.lab.training.sources import write_sources
 from verl_gsd.run.compose import write_yaml
 from verl_gsd.run.launch import locked
 from verl_gsd.rundir import RunDirectory
@@ -67,9 +68,11 @@ def train_config(config: DictConfig, on_step: OnStep) -> None:
     from verl_gsd.lab.training.trainer import LabTrainer
 
     # An extension may use the global random states. Each seed then has its own, whatever the parent process did.
-    set_seed(config.actor_rollout_ref.rollout.seed)
+    set_seed(config.actor_rollout_ref.rollout.seed or 0)
     trainer = LabTrainer(config, on_step)
-    write_yaml(config, RunDirectory(Path(config.trainer.default_local_dir)).config)  # with the number of steps
+    run = RunDirectory(Path(config.trainer.default_local_dir))
+    write_yaml(config, run.config)  # with the number of steps
+    write_sources(run, config)
     trainer.train()
 
 

@@ -11,9 +11,10 @@ import numpy as np
 import yaml
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from verl_gsd.compare.run_curves import EXACT
 from verl_gsd.dotted_keys import value_at
 from verl_gsd.errors import ConfigError
-from verl_gsd.evaluation.intervals import Estimate, bootstrap_mean
+from verl_gsd.evaluation.intervals import Estimate, student_mean
 from verl_gsd.evaluation.summary import summarise
 from verl_gsd.jobs.submission import SEED_KEYS
 from verl_gsd.run.compose import Line, resolve
@@ -68,15 +69,15 @@ def config_of_seed(composed: DictConfig, seed: int, folder: Path) -> DictConfig:
 
 def is_finished(run: RunDirectory) -> bool:
     """Whether the metrics of a run contain its last step."""
-    total = value_at(_read_yaml(run.config), "trainer.total_training_steps")
-    return total is not None and max((step for step, _ in _metrics(run)), default=0) >= total
+    total = value_at(read_yaml_file(run.config), "trainer.total_training_steps")
+    return total is not None and max((step for step, _ in read_lines(run)), default=0) >= total
 
 
 def check_same_line(run: RunDirectory, words: Sequence[str]) -> None:
     """Raise a ConfigError if the folder has anything but a run of the line ``words``, so that runs are never mixed."""
     if not run.is_used():
         return
-    stored = _read_yaml(run.overrides)
+    stored = read_yaml_file(run.overrides)
     if not isinstance(stored, list):
         raise ConfigError(
             f"{run.path}: this folder is not empty, and it has no run of the laboratory. Use another --label or --runs."
@@ -93,22 +94,29 @@ def check_same_line(run: RunDirectory, words: Sequence[str]) -> None:
 
 
 def mean_accuracies(runs: Sequence[RunDirectory]) -> dict[str, tuple[Estimate, Estimate]]:
-    """Data source -> held-out accuracy at the first and at the last validation: means over runs, with intervals."""
+    """Data source -> held-out accuracy at the first and at the last validation: means over runs, with intervals.
+
+    The source ``exact`` stands for the accuracy by exact solve rates, if the runs have it.
+    """
     ends: dict[str, list[tuple[float, float]]] = {}
     for run in runs:
-        for held_out in summarise(_metrics(run), {}).held_out:
+        metrics = read_lines(run)
+        for held_out in summarise(metrics, {}).held_out:
             values = [accuracy.value for accuracy in held_out.accuracies]
             ends.setdefault(held_out.source, []).append((values[0], values[-1]))
+        if exact := [data[EXACT] for _, data in metrics if EXACT in data]:
+            ends.setdefault("exact", []).append((exact[0], exact[-1]))
     return {
-        source: (bootstrap_mean(np.array(pairs)[:, 0]), bootstrap_mean(np.array(pairs)[:, 1]))
+        source: (student_mean(np.array(pairs)[:, 0]), student_mean(np.array(pairs)[:, 1]))
         for source, pairs in ends.items()
     }
 
 
-def _metrics(run: RunDirectory) -> list[tuple[int, dict[str, float]]]:
+def read_lines(run: RunDirectory) -> list[tuple[int, dict[str, float]]]:
+    """(step, metrics) of the run."""
     return list(read_metrics(run.metrics(1)))
 
 
-def _read_yaml(path: Path) -> Any:
+def read_yaml_file(path: Path) -> Any:
     """The content of a YAML file; None if it does not exist."""
     return yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader) if path.is_file() else None

@@ -16,6 +16,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from verl_gsd.errors import ConfigError
+from verl_gsd.lab.training.checks import check_lab
 from verl_gsd.lab.training.exact import ExactRates, ExactSolver, joined, why_not_exact
 from verl_gsd.lab.training.policy import Tokens, TokenSampling, continue_prompts, read_prompts
 from verl_gsd.lab.training.quiet import quiet
@@ -45,13 +46,17 @@ def study_config(words: Sequence[str]) -> DictConfig:
     """The resolved config of the words of ``verl-gsd train``, where hardware= is not needed.
 
     Raises:
-        ConfigError: the words are wrong, or exact solve rates cannot be computed.
+        ConfigError: the words are wrong, groups have one response, or exact solve rates cannot be computed.
     """
     os.environ["VERL_GSD_CPU"] = "1"  # before anything imports verl
     line = parse_line(["hardware=cpu", *words])
     if line.resume is not None:
         raise ConfigError(f"resume={line.resume}: nothing is trained here. Set --model to the folder of a policy.")
-    config = resolve(compose_config(line))
+    composed = compose_config(line)
+    check_lab(composed, line)
+    config = resolve(composed)
+    if (size := int(config.actor_rollout_ref.rollout.n)) < 2:
+        raise ConfigError(f"actor_rollout_ref.rollout.n={size}: a group needs two responses. Set it to 2 or more.")
     if reason := why_not_exact(config, _sampling(config)):
         raise ConfigError(f"Exact solve rates cannot be computed: {reason}")
     return config

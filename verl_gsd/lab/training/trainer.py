@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 from tensordict import TensorDict
 from verl import DataProto
 from verl.trainer.ppo import core_algos
@@ -123,13 +123,12 @@ class LabTrainer:
         self.module = self._worker.actor.engine.module
         self._reference = load_model(model.local_path) if _has_reference(config) else None
         self._sampling = TokenSampling(float(rollout.temperature), int(rollout.top_k), float(rollout.top_p))
+        # As in verl's agent loop, which does not read ``val_kwargs.do_sample``.
         held_out = rollout.val_kwargs
-        self._held_out_sampling = TokenSampling(
-            float(held_out.temperature) if held_out.do_sample else 0.0, int(held_out.top_k), float(held_out.top_p)
-        )
+        self._held_out_sampling = TokenSampling(float(held_out.temperature), int(held_out.top_k), float(held_out.top_p))
         self._solver = exact_solver(config, self.module, self.tokenizer, self._held_out_sampling)
-        seed = OmegaConf.select(config, "actor_rollout_ref.rollout.seed") or 0
-        self._generator = torch.Generator().manual_seed(int(seed))
+        self._seed = int(rollout.seed or 0)
+        self._generator = torch.Generator().manual_seed(self._seed)
         self._kl_controller = (
             core_algos.get_kl_controller(config.algorithm.kl_ctrl) if config.algorithm.use_kl_in_reward else None
         )
@@ -222,9 +221,11 @@ class LabTrainer:
     def _sample(self, prompts: PromptBatch, copies: Sequence[int], sampling: TokenSampling) -> list[Sampled]:
         with torch.no_grad():
             prefix = read_prompts(self.module, prompts.ids)
-        return self._continue(prefix, copies, sampling)
+        return self._continue(prefix, copies, sampling, self._generator)
 
-    def _continue(self, prefix: Prefix, copies: Sequence[int], sampling: TokenSampling) -> list[Sampled]:
+    def _continue(
+        self, prefix: Prefix, copies: Sequence[int], sampling: TokenSampling, generator: torch.Generator
+    ) -> list[Sampled]:
         return continue_prompts(
             self.module,
             prefix,
@@ -232,7 +233,7 @@ class LabTrainer:
             max_tokens=int(self._config.data.max_response_length),
             eos=self.tokenizer.eos_token_id,
             sampling=sampling,
-            generator=self._generator,
+            generator=generator,
         )
 
     def _row(self, prompt: list[int], response: Sampled, reward: Reward, session: int) -> dict[str, Any]:
@@ -470,11 +471,14 @@ class LabTrainer:
         rewards: defaultdict[str, list[float]] = defaultdict(list)  # by data source
         accuracies: defaultdict[str, list[float]] = defaultdict(list)
         exact = []
+        # A generator of its own for each validation, so that training does not depend on how often it is validated.
+        (state,) = np.random.SeedSequence([self._seed, self._services.step]).generate_state(1)
+        generator = torch.Generator().manual_seed(int(state))
         for start in range(0, len(self.held_out), _VALIDATION_PROMPTS):
             part = self.held_out.part(start, start + _VALIDATION_PROMPTS)
             with torch.no_grad():
                 prefix = read_prompts(self.module, part.ids)
-            sampled = iter(self._continue(prefix, [count] * len(part), sampling))
+            sampled = iter(self._continue(prefix, [count] * len(part), sampling, generator))
             for number, (source, _) in enumerate(part.keys):
                 row = part.row(number)
                 for _ in range(count):
