@@ -163,6 +163,8 @@ def main(
     """Compare final accuracies, print a table per figure, and write both."""
     on_stack = [*(read_curves(have) if have else []), *(curves_in(stack) if stack else [])]
     in_lab = curves_in(lab)
+    labels = {curve.label for curve in in_lab}
+    on_stack = [curve for curve in on_stack if curve.label in labels]
     check_comparable([*on_stack, *(replace(curve, label=f"{curve.label} in the laboratory") for curve in in_lab)])
     check_last_steps([*on_stack, *in_lab])
     result: dict[str, Any] = {"machine": publishing.machine(), "margin": margin}
