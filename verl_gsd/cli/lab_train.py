@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import io
-import logging
 import os
 import shlex
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,11 +24,6 @@ if TYPE_CHECKING:
 
 #: One thread per process: a step has too little work for more, and seeds use the other cores.
 _ENVIRONMENT = {"VERL_GSD_CPU": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-#: verl's logger -> the beginning of a message that does not concern the laboratory.
-_QUIET = {
-    "verl.plugin.platform.platform_manager": "Platform override from",
-    "verl.utils.tokenizer.continuous_token_wiring": "No model-specific Continuous Token builder",
-}
 
 
 def train(
@@ -163,6 +154,7 @@ def _prepare(composed: DictConfig, line: Line, config: DictConfig) -> None:
         ConfigError: the config is rejected.
     """
     from verl_gsd.lab.training.checks import check_lab
+    from verl_gsd.lab.training.quiet import quiet
     from verl_gsd.run.checks.with_verl import validate_with_verl
 
     check_lab(composed, line)
@@ -170,26 +162,13 @@ def _prepare(composed: DictConfig, line: Line, config: DictConfig) -> None:
     import torch
 
     torch.set_num_threads(1)
-    with out.status("importing verl"), _quiet():
+    with out.status("importing verl"), quiet():
         messages = validate_with_verl(config)
         import verl_gsd.lab.training.trainer  # noqa: F401 -- before the forks, which then need not import it
     for message in messages:
         style = "yellow" if message.kind == "warning" else None
         err.print(f"{message.kind}: {message.text}", style=style, markup=False, highlight=False, soft_wrap=True)
     print_audit(config)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hide what verl and transformers say about parts that the laboratory does not use, and loading bars."""
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
-    for name in _QUIET:
-        logging.getLogger(name).addFilter(lambda record: not str(record.msg).startswith(tuple(_QUIET.values())))
-    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):  # verl prints that its validation has passed
-        warnings.filterwarnings("ignore", r"\w+ engine is not available", UserWarning)
-        yield
 
 
 def _train_one(run: LabRun) -> dict[str, str]:
@@ -236,14 +215,15 @@ def _train_seeds(lab_runs: Sequence[LabRun]) -> dict[str, str]:
 
         errors = _train_all(waiting, lambda *_: bars.advance(steps), show_end)
     finished = [run.directory for run in lab_runs if run.name not in errors]
-    for source, (first, last) in mean_accuracies(finished).items() if finished else ():
+    means = mean_accuracies(finished) if finished else {}
+    for source, (first, last) in means.items():
         count = "1 seed" if last.n == 1 else f"{last.n} seeds"
         ends = " -> ".join(str(end) if end.n > 1 else f"{end.value:.3f}" for end in (first, last))
         out.print(f"held-out accuracy, {source}, mean of {count}: {ends}", highlight=False, soft_wrap=True)
     _warn_of_skipped_updates(finished)
     if finished:
         out.print("Intervals: 95%, Student's, over seeds. To compare with another label, run:")
-        out.print(_compare_command(folder), markup=False, highlight=False, soft_wrap=True)
+        out.print(_compare_command(folder, exact="exact" in means), markup=False, highlight=False, soft_wrap=True)
     if errors:
         err.print(f"{len(errors)} of {len(lab_runs)} seeds failed: {', '.join(errors)}.", style="red", highlight=False)
     return errors
@@ -293,10 +273,11 @@ def _warn_of_skipped_updates(directories: Sequence[RunDirectory]) -> None:
         )
 
 
-def _compare_command(folder: Path) -> str:
+def _compare_command(folder: Path, *, exact: bool) -> str:
     """The command that compares the label in ``folder`` with another one of the same runs."""
     others = sorted(path for path in folder.parent.iterdir() if any(path.glob("seed_*")) and path != folder)
     baseline = next((path for path in others if path.name == "grpo"), others[0] if others else folder.parent / "OTHER")
     here = Path.cwd()
     paths = (path.relative_to(here) if path.is_relative_to(here) else path for path in (baseline, folder))
-    return " ".join(["verl-gsd compare", *(f"{shlex.quote(str(path))}/seed_*" for path in paths)])
+    command = "verl-gsd compare --exact" if exact else "verl-gsd compare"
+    return " ".join([command, *(f"{shlex.quote(str(path))}/seed_*" for path in paths)])

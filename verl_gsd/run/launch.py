@@ -126,8 +126,8 @@ def locked(run: RunDirectory) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         raise ConfigError(
-            f"trainer.default_local_dir={run.path}: another process is training in this folder. Set it to another "
-            "folder, or wait until that run ends."
+            f"trainer.default_local_dir={run.path}: another process is training in this folder. Wait until "
+            "that run ends, or use another folder."
         ) from None
     except OSError as error:
         raise ConfigError(

@@ -83,7 +83,7 @@ def test_a_recipe_is_rejected_for_its_model_and_its_reward_model_and_for_nothing
         ("logger=wandb", "trainer.logger.*files of the run. Leave out logger=wandb"),
         ("distillation.enabled=true", "no distillation"),
         ("data.truncation=left", "does not truncate"),
-        ("data.gen_batch_size=4", "verl's order"),
+        ("data.gen_batch_size=4", "fetches as many prompts at a time"),
         ("trainer.val_only=true", "does not read this key"),
         ("+trainer.unknown=1", "does not read this key. Remove it, or train on the stack"),
     ],

@@ -192,6 +192,7 @@ _REASONS = {
     f"{_ROLLOUT}.agent": "generates one response per prompt, without tools and agent loops",
     "data": "reads only text prompts, in verl's order",
     "data.truncation": "does not truncate prompts",
+    "data.gen_batch_size": "fetches as many prompts at a time as verl's synchronous trainer",
     "data.tool_config_path": "generates one response per prompt, without tools and agent loops",
     "data.function_tool_path": "generates one response per prompt, without tools and agent loops",
     "reward": "calls the reward function itself, as verl's reward manager naive does",
