@@ -304,10 +304,11 @@ def result_table(metrics: list, prompts: Counter[str]) -> Table:
     for held_out in summary.held_out:
         size = f" ({prompts[held_out.source]} prompts)" if held_out.source in prompts else ""
         table.add_row(f"held-out accuracy, {held_out.source}{size}", " -> ".join(map(str, held_out.accuracies)))
-    exact = [(step, data["exact/accuracy"]) for step, data in metrics if "exact/accuracy" in data]
+    exact = [(step, data["exact/accuracy"], data["exact/slack"]) for step, data in metrics if "exact/accuracy" in data]
     if exact:
         ends = dict.fromkeys((exact[0], exact[-1]))
-        table.add_row("the same, exact", " -> ".join(f"{value:.4f} at step {step}" for step, value in ends))
+        values = " -> ".join(f"{value:.3f} to {value + slack:.3f} at step {step}" for step, value, slack in ends)
+        table.add_row("the same without sampling, bounds", values)
     if summary.held_out:
         table.add_row("intervals", "95%, Wilson" if prompts else "none: the number of held-out prompts is unknown")
     table.add_row("steps of this attempt", str(summary.steps))

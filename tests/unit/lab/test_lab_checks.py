@@ -162,3 +162,10 @@ def test_a_model_of_unknown_size_is_rejected():
 
 def test_the_speed_of_this_machine_is_measured():
     assert 1e8 < checks.flops_per_second() < 1e14
+
+
+def test_an_own_module_that_python_does_not_find_is_named(composing_is_fast, monkeypatch):
+    monkeypatch.setenv("VERL_USE_EXTERNAL_MODULES", "json,absent_module_of_a_test")
+    line = compose.parse_line(["hardware=cpu", "algo=grpo", "task=arithmetic"])
+    with pytest.raises(ConfigError, match=r"=absent_module_of_a_test: there is no such module\. Add its folder"):
+        checks.check_lab(compose.compose_config(line), line)

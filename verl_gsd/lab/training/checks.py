@@ -9,6 +9,8 @@ error, so that no setting is ignored in silence.
 from __future__ import annotations
 
 import functools
+import importlib.util
+import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -31,6 +33,8 @@ from verl_gsd.run.compose import Line, resolve
 from verl_gsd.scalars import as_yaml, is_whole
 
 _ACTOR, _ROLLOUT, _MODEL = "actor_rollout_ref.actor", "actor_rollout_ref.rollout", "actor_rollout_ref.model"
+#: verl imports the modules that this variable names.
+_MODULES = "VERL_USE_EXTERNAL_MODULES"
 _OTHERWISE = "or train on the stack with verl-gsd train"
 
 #: Keys and sections that the laboratory reads -> what reads them.
@@ -222,8 +226,19 @@ def check_lab(composed: DictConfig, line: Line) -> None:
         ConfigError: lists all problems.
     """
     config = resolve(composed)
-    raise_problems([*unsupported(composed, line), *_check_seed(config), *check_model_size(config)])
+    problems = [*_check_external_modules(), *unsupported(composed, line), *_check_seed(config)]
+    raise_problems([*problems, *check_model_size(config)])
     validate(config, line, leave_out=_LEFT_OUT)
+
+
+def _check_external_modules() -> Iterator[str]:
+    for name in filter(None, os.environ.get(_MODULES, "").split(",")):
+        try:
+            found = importlib.util.find_spec(name)
+        except ModuleNotFoundError:
+            found = None
+        if found is None:
+            yield f"{_MODULES}={name}: there is no such module. Add its folder to PYTHONPATH."
 
 
 def _check_seed(config: DictConfig) -> Iterator[str]:
