@@ -255,6 +255,15 @@ def test_the_entropy_coefficient_changes_the_gradient(trained, plain):
     assert metrics[1]["actor/grad_norm"] != pytest.approx(plain[1]["actor/grad_norm"], rel=1e-2)
 
 
+def test_gradients_are_clipped_to_clip_grad(trained):
+    words = (f"{ACTOR}.optim.clip_grad=0.01", f"{ACTOR}.optim.weight_decay=0", "trainer.total_training_steps=1")
+    trainer, run, before = trained(*PLAIN, *words)
+    assert metrics_of(run)[1]["actor/grad_norm"] > 0.1  # before clipping
+    changes = [after - first for after, first in zip(trainer.module.parameters(), before, strict=True)]
+    change = torch.stack([of_parameter.norm() for of_parameter in changes]).norm()
+    assert float(change) == pytest.approx(0.1 * 0.01, rel=1e-2)  # the learning rate times the norm
+
+
 def test_a_ratio_of_warm_up_steps_raises_the_learning_rate(trained):
     ratio = (f"{ACTOR}.optim.lr_warmup_steps=-1", f"{ACTOR}.optim.lr_warmup_steps_ratio=0.5")
     metrics = metrics_of(trained("algo=grpo", *ratio, "trainer.total_training_steps=4", "trainer.test_freq=-1")[1])
