@@ -211,6 +211,126 @@ def test_a_small_model_by_path_is_trained(kind, settings, trained, tmp_path):
     assert any(not torch.equal(*pair) for pair in zip(before, trainer.module.parameters(), strict=True))
 
 
+# Settings that change what is sampled, the loss or the update
+
+ACTOR, ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
+SGD = (f"{ACTOR}.optim.optimizer=SGD", f"{ACTOR}.optim.lr=0.1")
+#: Neither Adam nor a division by a group's standard deviation enlarges rounding errors.
+PLAIN = ("algo=dr_grpo", *SGD)
+
+
+@pytest.fixture(scope="module")
+def plain(trained):
+    """Step -> metrics of a run without a reference and without an entropy term."""
+    return metrics_of(trained(*PLAIN)[1])
+
+
+def test_the_kl_loss_is_relative_to_the_first_policy(trained):
+    metrics = metrics_of(trained("algo=grpo", f"{ACTOR}.use_kl_loss=true")[1])
+    assert metrics[1]["actor/kl_loss"] == pytest.approx(0, abs=1e-9) and metrics[2]["actor/kl_loss"] > 1e-4
+
+
+def test_sampling_the_reference_and_the_update_use_the_temperature_of_rollouts(trained):
+    words = (f"{ROLLOUT}.temperature=0.7", f"{ACTOR}.use_kl_loss=true", "trainer.total_training_steps=1")
+    metrics = metrics_of(trained("algo=grpo", *words)[1])
+    # All of them have the same weights, and therefore the same log-probabilities.
+    assert metrics[1]["actor/ppo_kl"] == pytest.approx(0, abs=1e-6)
+    assert metrics[1]["actor/kl_loss"] == pytest.approx(0, abs=1e-6)
+
+
+def test_the_kl_penalty_changes_the_rewards_and_the_gradient(trained, plain):
+    words = ("algorithm.use_kl_in_reward=true", "algorithm.kl_ctrl.kl_coef=1")
+    metrics = metrics_of(trained(*PLAIN, *words)[1])
+    # In step 1 the policy is the reference, so that step 2 samples the same responses as without a penalty.
+    assert metrics[1]["critic/rewards/mean"] == pytest.approx(metrics[1]["critic/score/mean"], abs=1e-6)
+    assert metrics[2]["critic/score/mean"] == plain[2]["critic/score/mean"]
+    assert abs(metrics[2]["critic/rewards/mean"] - metrics[2]["critic/score/mean"]) > 1e-4
+    assert metrics[1]["actor/grad_norm"] == pytest.approx(plain[1]["actor/grad_norm"], rel=1e-4)
+    assert metrics[2]["actor/grad_norm"] != pytest.approx(plain[2]["actor/grad_norm"], rel=1e-3)
+
+
+def test_the_entropy_coefficient_changes_the_gradient(trained, plain):
+    metrics = metrics_of(trained(*PLAIN, f"{ACTOR}.entropy_coeff=10", "trainer.total_training_steps=1")[1])
+    assert metrics[1]["actor/entropy_loss"] == pytest.approx(plain[1]["actor/entropy"], rel=1e-4)
+    assert metrics[1]["actor/grad_norm"] != pytest.approx(plain[1]["actor/grad_norm"], rel=1e-2)
+
+
+def test_gradients_are_clipped_to_clip_grad(trained):
+    words = (f"{ACTOR}.optim.clip_grad=0.01", f"{ACTOR}.optim.weight_decay=0", "trainer.total_training_steps=1")
+    trainer, run, before = trained(*PLAIN, *words)
+    assert metrics_of(run)[1]["actor/grad_norm"] > 0.1  # before clipping
+    changes = [after - first for after, first in zip(trainer.module.parameters(), before, strict=True)]
+    change = torch.stack([of_parameter.norm() for of_parameter in changes]).norm()
+    assert float(change) == pytest.approx(0.1 * 0.01, rel=1e-2)  # the learning rate times the norm
+
+
+def test_a_ratio_of_warm_up_steps_raises_the_learning_rate(trained):
+    ratio = (f"{ACTOR}.optim.lr_warmup_steps=-1", f"{ACTOR}.optim.lr_warmup_steps_ratio=0.5")
+    metrics = metrics_of(trained("algo=grpo", *ratio, "trainer.total_training_steps=4", "trainer.test_freq=-1")[1])
+    # Each rate is logged after its update.
+    assert [metrics[step]["actor/lr"] for step in (1, 2, 3, 4)] == pytest.approx([5e-4, 1e-3, 1e-3, 1e-3])
+
+
+def test_padding_rows_change_neither_metrics_nor_weights(trained):
+    """With a mean over tokens. A mean over rows is divided by the size of the mini-batch, with padding, as in verl."""
+    words = ("data.train_batch_size=3", f"{ACTOR}.loss_agg_mode=token-mean", *SGD)
+    whole, filled = (trained("algo=grpo", *words, f"{ACTOR}.ppo_mini_batch_size={size}") for size in (3, 4))
+    for one, two in zip(whole[0].module.parameters(), filled[0].module.parameters(), strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=1e-6)
+    without, padded = metrics_of(whole[1]), metrics_of(filled[1])
+    assert padded.keys() == without.keys()
+    for step, data in without.items():
+        assert padded[step] == pytest.approx(data, rel=1e-4, abs=1e-6), step
+
+
+@pytest.mark.parametrize("setting", ["top_k=1", "top_p=1e-6"])
+def test_top_k_and_top_p_limit_the_rollouts_and_not_the_validation(setting, recorded):
+    held_out, training = recorded(f"{ROLLOUT}.{setting}")
+    assert all(len(set(group)) == 1 for group in training)
+    assert any(len(set(group)) > 1 for group in held_out)
+
+
+@pytest.mark.parametrize("setting", ["temperature=0", "top_k=1", "top_p=1e-6"])
+def test_val_kwargs_set_the_sampling_of_the_validation_and_not_of_rollouts(setting, recorded):
+    held_out, training = recorded(f"{ROLLOUT}.val_kwargs.{setting}")
+    assert all(len(set(group)) == 1 for group in held_out)
+    assert any(len(set(group)) > 1 for group in training)
+
+
+RECORDING_REWARD = """
+import json, pathlib
+
+def compute_score(solution_str, **_):
+    with pathlib.Path(__file__).with_suffix(".jsonl").open("a") as file:
+        file.write(json.dumps(solution_str) + "\\n")
+    return {"score": float(len(solution_str) % 2), "acc": len(solution_str) % 2}
+"""
+
+
+@pytest.fixture
+def recorded(trained, tmp_path):
+    """(word) -> the 4 responses per prompt of a validation, and those of the first step."""
+
+    def record(word):
+        reward = tmp_path / "reward.py"
+        reward.write_text(RECORDING_REWARD)
+        held_out = {"n": 4, "temperature": 1, "top_k": -1, "top_p": 1}
+        base = {f"{ROLLOUT}.val_kwargs.{name}": value for name, value in held_out.items()}
+        base |= {
+            "trainer.total_training_steps": 1,
+            "trainer.test_freq": -1,
+            "reward.custom_reward_function.path": reward,
+        }
+        base |= dict([word.split("=")])
+        trained("algo=grpo", *(f"{key}={value}" for key, value in base.items()))
+        responses = list(map(json.loads, reward.with_suffix(".jsonl").read_text().splitlines()))
+        groups = [responses[start : start + 4] for start in range(0, len(responses), 4)]
+        assert len(groups) == 8 + 4
+        return groups[:8], groups[8:]
+
+    return record
+
+
 # The command
 
 

@@ -21,6 +21,8 @@ PPO = {
     "vanilla with entropy and KL terms": ("algo=grpo", ENTROPY, *KL, PACKED),
     "a mean over tokens, two epochs": ("algo=dapo", f"{ACTOR}.ppo_epochs=2", ENTROPY, PACKED),
     "gspo with entropy and KL terms": ("algo=gspo", ENTROPY, *KL, PACKED),
+    "vanilla at temperature 0.7": ("algo=grpo", "actor_rollout_ref.rollout.temperature=0.7"),
+    "vanilla with clipped gradients": ("algo=grpo", f"{ACTOR}.optim.clip_grad=0.05"),
 }
 #: name -> (words of the config, what is done to the rows)
 GVPO = {
@@ -100,6 +102,13 @@ def test_the_terms_of_a_loss_matter(runs):
     assert distance(first["vanilla with entropy and KL terms"], first["vanilla"]) > 0.1
     second = {name: runs[name][2][1] for name in PPO}
     assert distance(second["gspo with entropy and KL terms"], second["vanilla with entropy and KL terms"]) > 0.1
+
+
+def test_the_temperature_and_the_clipping_of_gradients_matter(runs):
+    vanilla = runs["vanilla"][2]
+    assert distance(runs["vanilla at temperature 0.7"][2][0], vanilla[0]) > 0.1
+    first, second = runs["vanilla with clipped gradients"][2]
+    assert distance(first, vanilla[0]) == 0 and distance(second, vanilla[1]) > 1e-3
 
 
 def test_the_probe_of_dagrpo_runs_in_the_laboratory(runs):

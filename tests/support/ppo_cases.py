@@ -47,10 +47,10 @@ def rows_of_groups(task):
     return rows
 
 
-def log_probs_and_entropies(model, row):
+def log_probs_and_entropies(model, row, temperature=1.0):
     """Both (j,), of the response's tokens."""
     tokens = torch.cat([row["prompt"], row["response"]])
-    logits = model(input_ids=tokens.unsqueeze(0)).logits[0, len(row["prompt"]) - 1 : -1]
+    logits = model(input_ids=tokens.unsqueeze(0)).logits[0, len(row["prompt"]) - 1 : -1] / temperature
     log_probs = torch.log_softmax(logits, dim=-1)
     return log_probs.gather(1, row["response"].unsqueeze(1)).squeeze(1), -(log_probs.exp() * log_probs).sum(dim=1)
 
@@ -75,12 +75,14 @@ def token_losses(row, log_probs, entropies, actor):
 
 
 def expected(task, rows, config):
-    """The gradient of every update, in float64 with plain autograd, one row at a time."""
+    """The gradient of every update before clipping, in float64 with plain autograd, one row at a time."""
     model, actor = model_in(task), config.actor_rollout_ref.actor
+    temperature = config.actor_rollout_ref.rollout.temperature
     gradients = []
     for start in [*range(0, len(rows), MINI)] * actor.ppo_epochs:
         part = rows[start : start + MINI]
-        losses = [token_losses(row, *log_probs_and_entropies(model, row), actor) * row["mask"] for row in part]
+        found = [log_probs_and_entropies(model, row, temperature) for row in part]
+        losses = [token_losses(row, *of_row, actor) * row["mask"] for row, of_row in zip(part, found, strict=True)]
         if actor.loss_agg_mode == "token-mean":
             loss = sum(of_row.sum() for of_row in losses) / sum(row["mask"].sum() for row in part)
         else:
@@ -88,15 +90,17 @@ def expected(task, rows, config):
         model.zero_grad()
         loss.backward()
         gradients.append({name: parameter.grad.clone() for name, parameter in model.named_parameters()})
+        norm = torch.stack([gradient.norm() for gradient in gradients[-1].values()]).norm()
+        scale = min(1.0, actor.optim.clip_grad / float(norm))
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                parameter -= RATE * gradients[-1][name]
+                parameter -= RATE * scale * gradients[-1][name]
     return gradients
 
 
 def case(config, rows):
     """For ``engine_workers.py``, with one worker."""
-    actor = config.actor_rollout_ref.actor
+    actor, temperature = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout.temperature
     engine_rows = [
         {
             "prompts": row["prompt"],
@@ -111,7 +115,7 @@ def case(config, rows):
         | ({"ref_log_prob": row["ref"].float()} if actor.use_kl_loss else {})
         for row in rows
     ]
-    size = {"global_batch_size": MINI, "mini_batch_size": MINI, "temperature": 1.0, "seed": 1}
+    size = {"global_batch_size": MINI, "mini_batch_size": MINI, "temperature": temperature, "seed": 1}
     flags = {"calculate_entropy": bool(actor.entropy_coeff), "distillation_use_topk": False, "distillation_only": False}
     epochs = {"epochs": actor.ppo_epochs, "dataloader_kwargs": {"shuffle": False}}
     return {"config": OmegaConf.to_container(config), "rows": engine_rows, "extra_info": size | flags | epochs}
