@@ -55,6 +55,17 @@ FAMILIES = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _other_tests_find_the_process_as_it_was():
+    """The laboratory's worker creates the process group of its process and sets variables that verl reads."""
+    before = dict(os.environ)
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    os.environ.clear()
+    os.environ.update(before)
+
+
 @pytest.fixture(scope="module")
 def trained(compose_fast, tiny_task, tmp_path_factory):
     """(words) -> the trainer after its last step, the run, and the weights before."""
