@@ -394,7 +394,9 @@ def test_seeds_are_trained_resumed_and_compared(commands, monkeypatch):
     code, told, problems = results["dr_grpo"]
     assert code == 0 and re.search(r"mean of 2 seeds: 0\.\d+ \[.* -> 0\.\d+ \[", told), told + problems
     (command,) = re.findall(r"^verl-gsd (compare .*)$", told, re.MULTILINE)
-    assert command == "compare --exact runs/lab/grpo/seed_* runs/lab/dr_grpo/seed_*"
+    assert (
+        command == "compare runs/lab/grpo/seed_* runs/lab/dr_grpo/seed_*"
+    )  # its reward function may accept several answers
     monkeypatch.chdir(folder)
     folders = [str(Path("runs/lab") / label / f"seed_{seed}") for label in ("grpo", "dr_grpo") for seed in (1, 2)]
     compared = CliRunner().invoke(app, ["compare", *folders, "--output", "compared.json"])

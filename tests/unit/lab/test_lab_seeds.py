@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from verl_gsd.cli import lab_train
+from verl_gsd.compare.run_curves import EXACT
 from verl_gsd.errors import ConfigError
 from verl_gsd.jobs.submission import SEED_KEYS
 from verl_gsd.lab.training import seeds
@@ -97,6 +99,18 @@ def test_means_are_over_the_seeds_with_an_interval(tmp_path):
     train(*runs)
     ((source, (first, last)),) = seeds.mean_accuracies([run.directory for run in runs]).items()
     assert source == "x" and (first.value, last.value) == (0.1, pytest.approx(0.3)) and last.n == 2
+
+
+def test_exact_accuracies_have_means_of_their_own_and_are_compared(tmp_path):
+    for seed, (first, last) in {1: (0.4, 0.5), 2: (0.4, 0.7)}.items():
+        run = RunDirectory(tmp_path / "grpo" / f"seed_{seed}")
+        run.metrics(1).parent.mkdir(parents=True)
+        lines = [{"step": step, "data": {EXACT: value}} for step, value in ((0, first), (40, last))]
+        run.metrics(1).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    runs = [RunDirectory(tmp_path / "grpo" / f"seed_{seed}") for seed in (1, 2)]
+    first, last = seeds.mean_accuracies(runs)["exact"]
+    assert (first.value, last.value, last.n) == (pytest.approx(0.4), pytest.approx(0.6), 2)
+    assert lab_train._compare_command(runs[0].path.parent, exact=True).startswith("verl-gsd compare --exact ")
 
 
 @pytest.mark.parametrize(
