@@ -8,12 +8,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from dict_rows import DictRows
 
 from verl_gsd.algorithms.dagrpo.demonstrations import DemonstrationExtension
 from verl_gsd.algorithms.gvpo.extension import Gvpo
 from verl_gsd.extension import ROLLOUTS, Extension, ExtensionError, Update
 from verl_gsd.groups import Group
+from verl_gsd.lab.training.rows import DictRows
 from verl_gsd.prompts import PromptStore
 from verl_gsd.responses import Response
 from verl_gsd.tasks.byte_llama import build_tokenizer
