@@ -172,7 +172,7 @@ def test_earlier_responses_fill_a_group_and_new_ones_are_remembered_at_the_end_o
         assert len(of.prompts.responses) == of.step - 1, "nothing is remembered before the step ends"
         metrics = seam.end_step()
         assert len(of.prompts.responses) == 1
-    earlier = of.rows.rows["u1_4_0"]
+    earlier = of.rows.read(["u1_4_0"])[0]
     assert earlier["responses"].tolist() == [1, 0] and earlier["rm_scores"].tolist() == [0, 1]
     assert metrics["gvpo/history/share"] == 0.25 and metrics["gvpo/history/age"] == 1
 
@@ -194,7 +194,7 @@ def test_a_demonstration_takes_the_last_failures_place_and_the_update_knows_it(s
     seam.on_groups_complete([failed])
     tag = of.rows.tags["u0_3_0"]
     assert (tag[DEMONSTRATED_BY], tag[REPLACED]) == ("self", [0.0, 0.0, 2.0])
-    row = of.rows.rows["u0_3_0"]
+    row = of.rows.read(["u0_3_0"])[0]
     assert row["responses"].tolist() == tokens and row["response_mask"].tolist() == [0, 0]
     seam.on_group_left(failed, "trained")
     assert seam.left[0][0].demonstrations == 1
@@ -203,8 +203,8 @@ def test_a_demonstration_takes_the_last_failures_place_and_the_update_knows_it(s
     batch = SimpleNamespace(keys=keys, tags=[of.rows.tags[key] for key in keys])
     columns = seam.loss_columns(batch, torch.tensor([-0.5, -0.5, -0.5, 1.5]))
     assert columns[DEMONSTRATION].tolist() == [False, False, False, True]
-    assert of.rows.rows["u0_3_0"]["response_mask"].tolist() == [1, 1]
-    assert of.rows.rows["u0_3_0"]["advantages"].tolist() == [1.5, 1.5]
+    assert of.rows.read(["u0_3_0"])[0]["response_mask"].tolist() == [1, 1]
+    assert of.rows.read(["u0_3_0"])[0]["advantages"].tolist() == [1.5, 1.5]
     seam.observe_trained(batch)
     metrics = seam.end_step()
     assert metrics["dagrpo/demonstrations/share"] == 0.25 and metrics["dagrpo/demonstrations/age"] == 1
