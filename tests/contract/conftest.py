@@ -1,5 +1,6 @@
 """What several contract tests share."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -22,6 +23,15 @@ def pytest_collection_modifyitems(items):
     }
     for item in own:
         item.add_marker(pytest.mark.xdist_group("starts slowly" if item.path in slow else item.path.name))
+
+
+@pytest.fixture(autouse=True)
+def _warnings_are_logged_as_in_a_fresh_process():
+    """A process that has run test_state.py and test_lost_metrics.py has a root logger that drops warnings."""
+    before = logging.root.level
+    logging.root.setLevel(logging.WARNING)
+    yield
+    logging.root.setLevel(before)
 
 
 @pytest.fixture(scope="session")
