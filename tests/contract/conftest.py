@@ -26,12 +26,14 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(autouse=True)
-def _warnings_are_logged_as_in_a_fresh_process():
-    """A process that has run test_state.py and test_lost_metrics.py has a root logger that drops warnings."""
-    before = logging.root.level
+def _warnings_are_captured_as_in_a_fresh_process():
+    """Something that test_state.py and test_lost_metrics.py run raises the level of the root logger and its handlers.
+
+    pytest's handlers are among them, and live as long as the process.
+    """
     logging.root.setLevel(logging.WARNING)
-    yield
-    logging.root.setLevel(before)
+    for handler in logging.root.handlers:
+        handler.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")
