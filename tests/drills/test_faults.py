@@ -413,7 +413,11 @@ def test_responses_whose_reward_fails_leave_their_groups_and_are_counted(name, m
     lost = sum(row["failed_rewards"] for row in rows)
     assert lost and all(row["size"] + row["failed_rewards"] == SIZE for row in rows)
     told = [metrics(run, 1)[step] for step in (1, 2, 3)]
-    assert sum(step["reward/failed"] for step in told) == lost
+    # A failed reward counts when it is read. Groups that still wait when training ends, as an asynchronous mode leaves
+    # them, are in no record.
+    waiting = told[-1]["group/count/waiting"]
+    assert waiting == 0 or mode != "gsd_sync"
+    assert 0 <= sum(step["reward/failed"] for step in told) - lost <= SIZE * waiting
     warnings = [message.text for message in read_messages(RunDirectory(run).messages(1)) if message.kind == "warning"]
     assert any(f"compute_score_{name}" in text for text in warnings) and f"compute_score_{name}" in done.stdout
     log(f"reward {name}, {mode}", f"continues; {lost} responses left their groups", 0)
