@@ -5,9 +5,9 @@
     .venv/bin/python benchmarks/lab_agreement.py --stack STACK --lab LAB [--have benchmarks/results/comparison.json]
 
 Both folders have runs ALGORITHM/seed_N. ``--have`` adds stack runs that are known by their curves alone. Runs of one
-algorithm must have validated after the same last step.
+algorithm must have validated after the same last step. In the file of results, algorithms without runs keep their rows.
 
-There are two figures per run:
+There are three figures per run:
 
 - sampled: verl's accuracy of one response per held-out prompt. With 1,024 prompts it has a standard error of 0.016 from
   sampling alone.
@@ -15,10 +15,13 @@ There are two figures per run:
   weights of its last checkpoint give it, if the run kept them (``global_step_N/actor``) and had one worker. verl's
   merger would round them to bfloat16; this script reads the shard itself. Reading it runs code in the file: use
   checkpoints that you trust.
+- rollouts: the accuracy of all rollouts of the second half of the steps. It has the least noise, because it averages
+  over steps as well as over responses.
 """
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -35,12 +38,11 @@ from verl_gsd.compare.comparison_file import read_curves
 from verl_gsd.compare.curves import Curve, check_comparable
 from verl_gsd.compare.run_curves import read_curve
 from verl_gsd.evaluation.intervals import equivalence_test
-from verl_gsd.rundir import RunDirectory, read_metrics
+from verl_gsd.records import read_records
+from verl_gsd.rundir import EXACT, RunDirectory, read_metrics
 
 #: Largest difference between mean accuracies that does not matter.
 MARGIN = 0.03
-#: The laboratory's metric of a validation.
-EXACT = "exact/accuracy"
 
 #: algorithm -> seed -> value
 Figures = dict[str, dict[int, float]]
@@ -105,6 +107,19 @@ def exact(curves: Sequence[Curve], of_run: Callable[[Path, int], float | None]) 
     return found
 
 
+def of_rollouts(curves: Sequence[Curve]) -> Figures:
+    """The accuracies of all rollouts in the second half of the steps, for runs whose folders are here."""
+    found: Figures = defaultdict(dict)
+    for curve in curves:
+        if not Path(curve.run).is_dir():
+            continue
+        table = read_records(Path(curve.run), ["step", "correct", "total"])
+        step, correct, total = (table[name].to_numpy() for name in ("step", "correct", "total"))
+        late = step > curve.steps[-1] / 2
+        found[curve.label][curve.seed] = float(correct[late].sum() / total[late].sum())
+    return found
+
+
 def check_last_steps(curves: Sequence[Curve]) -> None:
     """Check that all runs of one algorithm validated after the same last step.
 
@@ -126,8 +141,8 @@ def compared(stack: Mapping[int, float], lab: Mapping[int, float], margin: float
     first, second = np.array([*stack.values()]), np.array([*lab.values()])
     found = equivalence_test(first, second, margin)
     return {
-        "stack": {"seeds": sorted(stack), "mean": float(first.mean()), "std": float(first.std(ddof=1))},
-        "lab": {"seeds": sorted(lab), "mean": float(second.mean()), "std": float(second.std(ddof=1))},
+        "stack": {"by_seed": dict(sorted(stack.items())), "mean": first.mean(), "std": first.std(ddof=1)},
+        "lab": {"by_seed": dict(sorted(lab.items())), "mean": second.mean(), "std": second.std(ddof=1)},
         "difference": found.difference.value,
         "interval_90": [found.difference.low, found.difference.high],
         "p_value": found.p_value,
@@ -146,7 +161,7 @@ def show(title: str, rows: Mapping[str, Mapping[str, Any]], margin: float) -> No
     for column in ("algorithm", "stack", "lab", "lab - stack", "90% interval", "p", "equivalent"):
         table.add_column(column)
     for name, row in rows.items():
-        sides = [f"{row[side]['mean']:.4f} ({len(row[side]['seeds'])} seeds)" for side in ("stack", "lab")]
+        sides = [f"{row[side]['mean']:.4f} ({len(row[side]['by_seed'])} seeds)" for side in ("stack", "lab")]
         low, high = row["interval_90"]
         difference = [f"{row['difference']:+.4f}", f"[{low:+.4f}, {high:+.4f}]", f"{row['p_value']:.4f}"]
         table.add_row(name, *sides, *difference, "yes" if row["is_equivalent"] else "no")
@@ -169,12 +184,15 @@ def main(
     check_last_steps([*on_stack, *in_lab])
     result: dict[str, Any] = {"machine": publishing.machine(), "margin": margin}
     result["sampled"] = compare(sampled(on_stack), sampled(in_lab), margin)
-    result["exact"] = compare(exact(on_stack, exact_of_stack), exact(in_lab, exact_of_lab), margin)
-    for title in ("sampled", "exact"):
-        if result[title]:
-            show(title, result[title], margin)
     if not result["sampled"]:
         raise typer.BadParameter("no algorithm has two finished runs on the stack and two in the laboratory")
+    result["exact"] = compare(exact(on_stack, exact_of_stack), exact(in_lab, exact_of_lab), margin)
+    result["rollouts"] = compare(of_rollouts(on_stack), of_rollouts(in_lab), margin)
+    earlier = json.loads(output.read_text()) if output.is_file() else {}
+    for title in ("sampled", "exact", "rollouts"):
+        if result[title]:
+            show(title, result[title], margin)
+        result[title] = {**earlier.get(title, {}), **result[title]}
     publishing.write(result, output)
 
 

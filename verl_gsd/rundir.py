@@ -26,6 +26,8 @@ from verl_gsd.checkpoints import step_of, whole_checkpoints
 
 #: A metric that verl logs with every training step, but not with the validation before the first step.
 TRAINED = "training/global_step"
+#: Held-out accuracy by exact solve rates, in validations of the laboratory (lab/training/exact.py).
+EXACT = "exact/accuracy"
 
 T = TypeVar("T")
 
@@ -43,6 +45,11 @@ class RunDirectory:
     @property
     def overrides(self) -> Path:
         return self.path / "overrides.yaml"
+
+    @property
+    def sources(self) -> Path:
+        """Only in runs of the laboratory: hashes of what the run was made from."""
+        return self.path / "sources.yaml"
 
     def metrics(self, attempt: int) -> Path:
         return self.path / "metrics" / f"attempt_{attempt}.jsonl"

@@ -298,13 +298,14 @@ def held_out_prompts(config: DictConfig) -> Counter[str]:
 def result_table(metrics: list, prompts: Counter[str]) -> Table:
     """Held-out accuracy before and after, sampled and exact, steps and seconds per step, from (step, metrics)."""
     from verl_gsd.evaluation.summary import summarise
+    from verl_gsd.rundir import EXACT
 
     summary = summarise(metrics, prompts)
     table = Table(show_header=False, title="result", title_justify="left")
     for held_out in summary.held_out:
         size = f" ({prompts[held_out.source]} prompts)" if held_out.source in prompts else ""
         table.add_row(f"held-out accuracy, {held_out.source}{size}", " -> ".join(map(str, held_out.accuracies)))
-    exact = [(step, data["exact/accuracy"], data["exact/slack"]) for step, data in metrics if "exact/accuracy" in data]
+    exact = [(step, data[EXACT], data["exact/slack"]) for step, data in metrics if EXACT in data]
     if exact:
         ends = dict.fromkeys((exact[0], exact[-1]))
         values = " -> ".join(f"{value:.3f} to {value + slack:.3f} at step {step}" for step, value, slack in ends)

@@ -77,14 +77,17 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "run": (_is_text, "a folder"),
     "total_steps": (lambda value: value is None or _is_integer(value), "an integer or null"),
     "validation": (lambda value: isinstance(value, dict), "an object"),
+    "trained": (_is_text, "a place"),
 }
+#: Fields that older files do not have.
+_OPTIONAL = {"trained"}
 
 
 def _curve(entry: Any, where: str) -> Curve:
-    if not isinstance(entry, dict) or entry.keys() != _FIELDS.keys():
+    if not isinstance(entry, dict) or entry.keys() | _OPTIONAL != _FIELDS.keys():
         raise ValueError(f"{where}: must be an object with exactly the keys {', '.join(_FIELDS)}")
     for name, (accepts, expected) in _FIELDS.items():
-        if not accepts(entry[name]):
+        if name in entry and not accepts(entry[name]):
             raise ValueError(f"{where}.{name}={str(entry[name])[:80]!r}: must be {expected}")
     lists = {name: tuple(entry[name]) for name in ("steps", "tokens", "accuracy")}
     try:

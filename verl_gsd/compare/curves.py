@@ -29,6 +29,7 @@ class Curve:
         run: the folder that the curve was read from.
         total_steps: configured number of training steps; None if the config does not set it.
         validation: other settings that affect the accuracy, by config key; empty if unknown.
+        trained: where, for messages: ``on the stack`` or ``in the laboratory``; empty if unknown.
 
     Raises:
         ValueError: the lengths differ, steps or tokens do not increase, or an accuracy is outside [0, 1]; the message
@@ -44,6 +45,7 @@ class Curve:
     run: str = ""
     total_steps: int | None = None
     validation: Mapping[str, Any] = field(default_factory=dict)
+    trained: str = ""
 
     def __post_init__(self) -> None:
         if not len(self.steps) == len(self.tokens) == len(self.accuracy) >= 1:
@@ -85,15 +87,17 @@ class Curve:
 
 
 def check_comparable(curves: Sequence[Curve]) -> None:
-    """Check that all accuracies measure the same thing and that no two curves have the same label and seed.
+    """Check that all accuracies measure the same thing, and that curves of one label are seeds of one method.
 
-    A ``validation`` key that only one of two curves has is not compared.
+    No two curves may have the same label and seed, and the curves of a label must be trained in the same place. What is
+    known of only one of two curves is not compared.
 
     Raises:
         ValueError: the message names two curves and what differs.
     """
     first_values: dict[str, tuple[Any, Curve]] = {}
     first_curves: dict[tuple[str, int], Curve] = {}
+    first_places: dict[str, Curve] = {}
     for curve in curves:
         for key, value in {"data source": curve.data_source, **curve.validation}.items():
             other_value, other = first_values.setdefault(key, (value, curve))
@@ -107,3 +111,10 @@ def check_comparable(curves: Sequence[Curve]) -> None:
             raise ValueError(
                 f"{twin.run} and {curve.run}: both are {curve.name}. Remove one, or use LABEL=RUN to rename it"
             )
+        if curve.trained:
+            other = first_places.setdefault(curve.label, curve)
+            if other.trained != curve.trained:
+                raise ValueError(
+                    f"{other.run} was trained {other.trained} and {curve.run} {curve.trained}, but both have the label "
+                    f"{curve.label}. Use LABEL=RUN to rename one"
+                )

@@ -15,7 +15,7 @@ from verl_gsd.compare.run_names import label_and_seed, read_yaml
 from verl_gsd.dotted_keys import value_at
 from verl_gsd.evaluation.summary import ACCURACY
 from verl_gsd.records import read_records
-from verl_gsd.rundir import TRAINED, RunDirectory, merge_metrics, read_metrics
+from verl_gsd.rundir import EXACT, TRAINED, RunDirectory, merge_metrics, read_metrics
 from verl_gsd.scalars import is_whole
 
 #: If this is above 0, verl validates on that many held-out prompts: the first ones, or with ``SHUFFLE`` a sample that
@@ -34,8 +34,6 @@ VALIDATION = (
     "reward.custom_reward_function.path",
     "reward.custom_reward_function.name",
 )
-#: The laboratory's accuracy by exact solve rates, over all its held-out prompts (lab/training/exact.py).
-EXACT = "exact/accuracy"
 _TOTAL = "trainer.total_training_steps"
 
 
@@ -112,6 +110,7 @@ def read_curve(run: Path, label: str | None = None, source: str | None = None, *
             str(run),
             total,
             {"metric": metric} | validation,
+            "in the laboratory" if layout.sources.is_file() else "on the stack",
         )
     except ValueError as error:
         raise ValueError(f"{run}: {error}") from error

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -220,7 +221,11 @@ def test_single_label_is_shown():
 
 
 def test_curves_survive_a_round_trip_through_a_file(tmp_path):
-    curves = [line("grpo", 1, 0.5), line("grpo", 2, 0.25), curve("hadw", 1, total_steps=9, validation={"k": [1, None]})]
+    curves = [
+        line("grpo", 1, 0.5),
+        line("grpo", 2, 0.25),
+        curve("hadw", 1, total_steps=9, validation={"k": [1, None]}, trained="on the stack"),
+    ]
     found = compare_curves(curves, "grpo")
     path = tmp_path / "new" / "c.json"
     write_comparison(path, found)
@@ -231,6 +236,16 @@ def test_curves_survive_a_round_trip_through_a_file(tmp_path):
     assert (content["shortest"], content["baseline"], content["budgets"][-1]) == ("grpo seed 1", "grpo", 100)
     against = content["rows"][1]["cells"][-1]["against"]
     assert against["difference"] == {"value": 0.5, "low": None, "high": None, "n": 1}, "JSON has no infinity"
+
+
+def test_file_of_an_older_version_does_not_say_where_runs_were_trained(tmp_path):
+    path, curves = tmp_path / "c.json", [line("grpo", 1, 0.5)]
+    write_comparison(path, compare_curves([replace(curve, trained="on the stack") for curve in curves], "grpo"))
+    content = json.loads(path.read_text())
+    for entry in content["curves"]:
+        del entry["trained"]
+    path.write_text(json.dumps(content))
+    assert read_curves(path) == curves
 
 
 def changed(content, key, value):
@@ -264,6 +279,7 @@ def changed(content, key, value):
         (["curves", 1, "tokens"], [5], r"curves\[1\]: 2 steps, 1 tokens"),
         (["curves", 1, "total_steps"], "9", r"curves\[1\].total_steps"),
         (["curves", 1, "validation"], [], r"curves\[1\].validation"),
+        (["curves", 1, "trained"], 3, r"curves\[1\].trained"),
     ],
 )
 def test_invalid_file_is_rejected_with_the_field(tmp_path, key, value, said):

@@ -1,6 +1,7 @@
 """Learning curves: reading them from runs, and which ones can be compared."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import report_runs
@@ -10,6 +11,7 @@ from verl_gsd.compare.comparison import compare_curves
 from verl_gsd.compare.comparison_words import caveats
 from verl_gsd.compare.curves import Curve, check_comparable
 from verl_gsd.compare.run_curves import NoValidationYetError, read_curve
+from verl_gsd.rundir import RunDirectory
 
 
 def curve(**changed):
@@ -203,6 +205,16 @@ def test_incomparable_curves_are_rejected_by_name(changed, said):
     check_comparable([one, curve(seed=2), curve(label="b", validation={"metric": "m"})])
     with pytest.raises(ValueError, match=said):
         check_comparable([one, curve(seed=5), curve(**changed)])
+
+
+def test_one_label_cannot_have_runs_of_the_laboratory_and_of_the_stack(tmp_path):
+    runs = [write_run(tmp_path / "grpo" / f"seed_{seed}", [5], {1: 0.5}) for seed in (1, 2, 3)]
+    RunDirectory(runs[1]).sources.write_text("verl_gsd: a\n")
+    stack, lab, other = map(read_curve, runs)
+    assert (stack.trained, lab.trained) == ("on the stack", "in the laboratory")
+    check_comparable([stack, other, replace(lab, label="grpo in the laboratory"), replace(lab, trained="")])
+    with pytest.raises(ValueError, match=r"seed_1 was trained on the stack and .*seed_2 in the laboratory.*LABEL=RUN"):
+        check_comparable([stack, lab])
 
 
 def test_home_folder_is_replaced_by_a_tilde(tmp_path, monkeypatch):

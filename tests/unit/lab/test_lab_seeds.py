@@ -9,14 +9,13 @@ import pytest
 from omegaconf import OmegaConf
 
 from verl_gsd.cli import lab_train
-from verl_gsd.compare.run_curves import EXACT
 from verl_gsd.errors import ConfigError
 from verl_gsd.jobs.submission import SEED_KEYS
 from verl_gsd.lab.training import seeds
 from verl_gsd.lab.training.processes import LabRun, train_runs
 from verl_gsd.run import compose
 from verl_gsd.run.compose import Line, write_yaml
-from verl_gsd.rundir import RunDirectory, read_metrics
+from verl_gsd.rundir import EXACT, RunDirectory, read_metrics
 
 STEPS = 3
 

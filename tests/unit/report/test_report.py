@@ -285,6 +285,14 @@ def test_a_run_of_verls_own_trainer_has_charts_from_metrics_only(tmp_path):
     assert {path.name for path in (tmp_path / "png").iterdir()} == drawn and len(drawn) > 1
 
 
+def test_exact_accuracies_of_the_laboratory_are_drawn_and_summarised(tmp_path):
+    accuracies = [("val-core/math/acc/mean@1", (0.5, 0.75)), ("exact/accuracy", (0.4321, 0.6789))]
+    metrics(tmp_path, [(step, {name: ends[step] for name, ends in accuracies}) for step in (0, 1)])
+    sections = {section.name: section for section in build_sections(read_runs([tmp_path]))}
+    assert [panel.name for panel in sections["accuracy"].panels] == ["accuracy-held-out-1", "accuracy-exact"]
+    assert "exact 0.432\xa0to\xa00.679" in sections["runs"].table.rows[0][-1]
+
+
 def test_each_run_has_one_colour_in_all_charts_and_text_from_data_is_escaped(tmp_path):
     hostile = everything(tmp_path / "a <b> & c", steps=3, source=HOSTILE)
     runs = [hostile, everything(tmp_path / "other", steps=5, seed=1), tmp_path / "stock"]

@@ -11,14 +11,13 @@ import numpy as np
 import yaml
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from verl_gsd.compare.run_curves import EXACT
 from verl_gsd.dotted_keys import value_at
 from verl_gsd.errors import ConfigError
 from verl_gsd.evaluation.intervals import Estimate, student_mean
 from verl_gsd.evaluation.summary import summarise
 from verl_gsd.jobs.submission import SEED_KEYS
 from verl_gsd.run.compose import Line, resolve
-from verl_gsd.rundir import RunDirectory, read_metrics
+from verl_gsd.rundir import EXACT, RunDirectory, read_metrics
 
 _FOLDER = "trainer.default_local_dir"
 

@@ -17,7 +17,6 @@ from verl_gsd.run.compose import write_yaml
 from verl_gsd.run.dataset import fingerprints
 from verl_gsd.rundir import RunDirectory
 
-_FILE = "sources.yaml"
 _DATA = ("data.train_files", "data.val_files")
 
 
@@ -49,14 +48,14 @@ def sources_of(config: DictConfig) -> dict[str, str]:
 
 def write_sources(run: RunDirectory, config: DictConfig) -> None:
     """Write the sources of a run that is about to start into its folder."""
-    write_yaml(OmegaConf.create(sources_of(config)), run.path / _FILE)
+    write_yaml(OmegaConf.create(sources_of(config)), run.sources)
 
 
 def check_same_sources(run: RunDirectory, sources: Mapping[str, str]) -> None:
     """Raise a ConfigError if the folder has a finished run from other code, data or weights."""
     if not is_finished(run):
         return
-    stored = read_yaml_file(run.path / _FILE) or {}
+    stored = read_yaml_file(run.sources) or {}
     if changed := [name for name in sources if stored.get(name) != sources[name]]:
         raise ConfigError(
             f"{run.path}: {' and '.join(changed)} changed since the run in this folder. Use another --label, or "

@@ -50,7 +50,7 @@ from verl_gsd.lab.training.prompts import PromptBatch, TrainingPrompts, held_out
 from verl_gsd.lab.training.rows import DictRows
 from verl_gsd.lab.training.verifier import InlineVerifier, Reward
 from verl_gsd.prompts import PromptStore
-from verl_gsd.rundir import TRAINED, RunDirectory
+from verl_gsd.rundir import EXACT, TRAINED, RunDirectory
 from verl_gsd.trainer import estimator
 from verl_gsd.trainer.batching import PADDING
 from verl_gsd.trainer.metrics import group_metrics, strip_actor_prefix
@@ -464,7 +464,7 @@ class LabTrainer:
         If each prompt has one right answer (``tasks.one_answer``), there are also ``exact/accuracy`` and
         ``exact/level/NAME``, the probability of this answer, averaged over all prompts and over those of a level
         (``extra_info.level``). It is what the sampled accuracy would be with infinitely many responses, less at most
-        ``exact/slack``, the largest slack of a prompt (``exact.py``). They are absent under greedy sampling, which has
+        ``exact/slack``, the mean slack of all prompts (``exact.py``). They are absent under greedy sampling, which has
         no noise, and if ``top_k`` or ``top_p`` excludes tokens.
         """
         sampling, count = self._held_out_sampling, int(self._config.actor_rollout_ref.rollout.val_kwargs.n)
@@ -496,7 +496,7 @@ class LabTrainer:
 
 
 def _exact_metrics(rates: ExactRates, prompts: PromptBatch) -> dict[str, float]:
-    metrics = {"exact/accuracy": float(rates.p.mean()), "exact/slack": float(rates.slack.max())}
+    metrics = {EXACT: float(rates.p.mean()), "exact/slack": float(rates.slack.mean())}
     levels = np.array(prompts.levels)
     for level in sorted(set(prompts.levels) - {""}):
         metrics[f"exact/level/{level}"] = float(rates.p[levels == level].mean())

@@ -8,6 +8,7 @@ from verl_gsd.charts import Section
 from verl_gsd.report.charts import LARGE, SHARE, line_chart
 from verl_gsd.report.findings.policy import ENTROPY, cut_off, held_out, source_of
 from verl_gsd.report.sections.view import Views, has_nonzero, section_of_panels, step_tables
+from verl_gsd.rundir import EXACT
 
 #: Maximum number of held-out data sources with a chart.
 MAX_SOURCES = 8
@@ -24,12 +25,16 @@ def accuracy(views: Views) -> Section | None:
         )
         for number, name in enumerate(names[:MAX_SOURCES], start=1)
     ]
+    if has_nonzero(views, EXACT):
+        panels.append(("exact", "Held out, exact", line_chart(tables, {"exact": EXACT}, "accuracy", SHARE)))
     text = [
         "Held-out accuracy is from verl's validation. The accuracy of rollouts is over all rollouts of a step, also "
         "those that were not trained on."
     ]
     if len(names) > MAX_SOURCES:
         text.append(f"{len(names) - MAX_SOURCES} other data sources are not shown.")
+    if has_nonzero(views, EXACT):
+        text.append("The laboratory's exact accuracy is computed from solve rates instead of sampled responses.")
     if has_nonzero(views, "accuracy"):
         training = ("rollouts", "Rollouts", line_chart(tables, {"accuracy": "accuracy"}, "accuracy", SHARE))
     else:

@@ -10,6 +10,7 @@ from verl_gsd.report.findings.finding import percent
 from verl_gsd.report.findings.policy import held_out
 from verl_gsd.report.sections.view import RunView, Views
 from verl_gsd.report.steps import column
+from verl_gsd.rundir import EXACT
 
 
 def findings_section(views: Views) -> Section:
@@ -54,6 +55,8 @@ def _row(name: str, view: RunView) -> list[str]:
     silent = column(table, "silent")
     accuracy = column(table, "accuracy")
     validations = [_first_to_last(table[name_of_accuracy]) for name_of_accuracy in held_out(table)]
+    if EXACT in table:
+        validations.append(f"exact {_first_to_last(table[EXACT])}")
     return [
         name,
         f"{int((table['step'] > 0).sum())}",
