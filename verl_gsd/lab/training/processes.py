@@ -8,6 +8,7 @@ from one run to the next. The parent must not have trained itself: a fork of a p
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import shutil
@@ -27,6 +28,7 @@ from verl_gsd.cpu.forkserver import die_with_parent
 from verl_gsd.errors import ConfigError
 from verl_gsd.lab.training.seeds import check_same_line, is_finished
 from verl_gsd.lab.training.sources import write_sources
+from verl_gsd.run.cgroups import cpu_quota
 from verl_gsd.run.compose import write_yaml
 from verl_gsd.run.launch import locked
 from verl_gsd.rundir import RunDirectory
@@ -57,8 +59,13 @@ class LabRun:
 
 
 def cores() -> int:
-    """The number of cores that this process may use."""
-    return len(os.sched_getaffinity(0))
+    """The number of cores that this process may use: those that it may run on, or fewer if a container limits its time.
+
+    A limit of 1.5 cores counts as 2: two runs then use all of it, and one run would not.
+    """
+    allowed = len(os.sched_getaffinity(0))
+    quota = cpu_quota()
+    return allowed if quota is None else min(allowed, math.ceil(quota))
 
 
 def train_config(config: DictConfig, on_step: OnStep) -> None:
