@@ -159,13 +159,32 @@ def no_such_key(key: str, known: Sequence[str]) -> str:
         files = {name: groups.load(group, name) for name in groups.choices(group)}
         if members := [name for name, file in files.items() if OmegaConf.select(file, key) is not None]:
             return f"{key}: the chosen {option} does not have this key. It belongs to {group}={_listed(members)}."
-    if key.startswith("algorithm.gsd.") and extension.declared(key.split(".")[2]) is not None:
-        return f"{key}: the config does not have this section. Use +{key}=VALUE to add it."
+    if key.startswith("algorithm.gsd."):
+        return _no_such_gsd_key(key, known)
     similar = difflib.get_close_matches(key, known, n=3, cutoff=0.8)
     similar += [other for other in known if other.endswith(f".{key}")][:3]
     if similar:
         return f"{key}: no such key. Did you mean {' or '.join(similar)}?"
     return f"{key}: no such key. If verl reads it although its config does not list it, use +{key}=VALUE."
+
+
+def _no_such_gsd_key(key: str, known: Sequence[str]) -> str:
+    """As ``no_such_key``, for keys in ``algorithm.gsd``, where the owner of a section may not be known yet."""
+    section = ".".join(key.split(".")[:3])
+    name = section.rpartition(".")[2]
+    if section in known:
+        names, unknown = [], key
+        remedy = f"If {name} has this setting, use +{key}=VALUE."
+    elif extension.declared(name) is not None:
+        return f"{key}: the config does not have this section. Use +{key}=VALUE to add it."
+    else:
+        names, unknown = [declaration.name for declaration in extension.declarations()], section
+        remedy = f"To add the section of an extension, use +{key}=VALUE."
+    parent, _, last = unknown.rpartition(".")
+    names += [other.rpartition(".")[2] for other in known if other.rpartition(".")[0] == parent]
+    similar = difflib.get_close_matches(last, names, n=1)
+    question = f" Did you mean {parent}.{similar[0]}?" if similar else ""
+    return f"{key}: no such key.{question} {remedy}"
 
 
 def verl_config_directory() -> Path:
