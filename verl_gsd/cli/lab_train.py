@@ -79,18 +79,14 @@ def _compose(words: Sequence[str]) -> tuple[Line, DictConfig]:
         ConfigError: the line is wrong, resumes a run, or has other hardware.
     """
     from verl_gsd.errors import ConfigError
-    from verl_gsd.run.compose import compose_config, parse_line
+    from verl_gsd.lab.training.checks import parse_lab_line
+    from verl_gsd.run.compose import compose_config
 
-    line = parse_line(["hardware=cpu", *words])
+    line = parse_lab_line(words)
     if line.resume is not None:
         raise ConfigError(
             f"resume={line.resume}: the laboratory saves no checkpoints, because a run takes seconds. Remove it, and "
             "start a new run."
-        )
-    if line.choices["hardware"] != "cpu":
-        raise ConfigError(
-            f"hardware={line.choices['hardware']}: the laboratory trains on one core. Remove it, or train on the stack "
-            "with verl-gsd train."
         )
     return line, compose_config(line)
 

@@ -28,7 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from verl_gsd import config as groups
 from verl_gsd import extension
-from verl_gsd.dotted_keys import dotted_items
+from verl_gsd.dotted_keys import dotted_items, dotted_leaves
 from verl_gsd.errors import ConfigError
 from verl_gsd.run.engines import drop_other_engines
 from verl_gsd.writing import atomic_write
@@ -70,6 +70,13 @@ class Line:
     def keys(self) -> list[str]:
         """The dotted keys that the command line overrides."""
         return [_key(override) for override in self.overrides]
+
+    @property
+    def leaf_keys(self) -> list[str]:
+        """As ``keys``, with the keys inside values: ``section={key: 1}`` overrides ``section.key``."""
+        parser = OverridesParser.create()
+        values = {_key(override): parser.parse_override(override).value() for override in self.overrides}
+        return [key for key, _ in dotted_leaves(values)]
 
 
 def parse_line(words: Sequence[str]) -> Line:

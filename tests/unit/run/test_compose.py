@@ -155,3 +155,9 @@ def test_a_section_that_the_config_does_not_have_needs_a_plus(word):
     with pytest.raises(ConfigError, match=re.escape(f"use +{key}=VALUE")):
         composed("algo=gsd", word)
     assert composed("algo=gsd", f"+{word}").algorithm.gsd.rare.strength == 1
+
+
+def test_leaf_keys_of_a_line_include_those_inside_values():
+    line = parse_line([*BASE, "algo=gsd", "data.seed=1", "+algorithm.gsd.rare={a: {b: 1}, c: [2]}", "task.name=null"])
+    assert line.leaf_keys == ["data.seed", "algorithm.gsd.rare.a.b", "algorithm.gsd.rare.c", "task.name"]
+    assert line.keys == ["data.seed", "algorithm.gsd.rare", "task.name"]
