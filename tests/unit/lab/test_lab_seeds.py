@@ -244,3 +244,8 @@ def test_two_commands_do_not_train_in_one_folder(tmp_path):
     with locked(run.directory):
         _, ends = train(run)
     assert "another process is training in this folder" in ends["seed 1"]
+    assert ends["seed 1"].endswith(
+        "Wait until it ends and run this command again, or use another folder (with --seeds: another --label)."
+    )
+    _, ends = train(run)
+    assert ends == {"seed 1": None}

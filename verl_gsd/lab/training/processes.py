@@ -33,6 +33,8 @@ from verl_gsd.run.compose import write_yaml
 from verl_gsd.run.launch import locked
 from verl_gsd.rundir import RunDirectory
 
+#: What to do if another command trains the same run. Later, --seeds skips the seeds that the other one has finished.
+_WAIT = "Wait until it ends and run this command again, or use another folder (with --seeds: another --label)."
 #: Called with the step's number and its metrics.
 OnStep = Callable[[int, Mapping[str, float]], None]
 #: Trains a resolved config to its last step.
@@ -145,7 +147,7 @@ def _child(run: LabRun, connection: Connection, parent: int, train: Train) -> No
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)  # the parent tells the user about Ctrl-C
     try:
-        with locked(run.directory):
+        with locked(run.directory, remedy=_WAIT):
             if not is_finished(run.directory):  # another command may have finished it since this one started
                 _train_from_scratch(run, lambda step, metrics: connection.send((step, metrics)), train)
     except Exception as error:
