@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 import lab_commands
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -20,6 +21,7 @@ from typer.testing import CliRunner
 from verl_gsd.cli.main import app
 from verl_gsd.errors import ConfigError
 from verl_gsd.lab.training.buffer import NoMixedGroupError
+from verl_gsd.lab.training.prompts import all_training_prompts
 from verl_gsd.lab.training.trainer import LabTrainer
 from verl_gsd.records import read_records
 from verl_gsd.rundir import RunDirectory, read_metrics
@@ -184,15 +186,44 @@ def test_an_update_with_an_infinite_gradient_is_skipped_and_counted(trained):
     assert engine.skipped_updates == 1
 
 
+@pytest.fixture
+def with_column(tiny_task, tmp_path):
+    """(file of the task, column, value) -> a copy of the file with this column."""
+
+    def write(name, column, value):
+        table = pq.read_table(tiny_task / f"{name}.parquet")
+        pq.write_table(table.append_column(column, [[value] * len(table)]), tmp_path / f"{name}.parquet")
+        return tmp_path / f"{name}.parquet"
+
+    return write
+
+
 @pytest.mark.parametrize(
     ("column", "value", "message"),
     [("agent_name", "tool_agent", "agent_name has the value tool_agent"), ("__rollout_n__", 3, "__rollout_n__")],
 )
-def test_columns_that_the_laboratory_cannot_honour_are_rejected(column, value, message, trained, tiny_task, tmp_path):
-    table = pq.read_table(tiny_task / "test.parquet")
-    pq.write_table(table.append_column(column, [[value] * len(table)]), tmp_path / "test.parquet")
+def test_columns_that_the_laboratory_cannot_honour_are_rejected(column, value, message, trained, with_column):
+    with pytest.raises(ConfigError, match=rf"^data\.val_files\b.*{message}"):
+        trained("algo=grpo", f"data.val_files={with_column('test', column, value)}")
+
+
+def test_a_rejected_column_is_reported_with_the_key_of_its_files(trained, with_column, compose_fast, tiny_task):
+    with pytest.raises(ConfigError, match=r"^data\.train_files: the column agent_name has the value tool_agent"):
+        trained("algo=grpo", f"data.train_files={with_column('train', 'agent_name', 'tool_agent')}")
+    file = with_column("train", "__rollout_n__", 3)
+    words = ("algo=grpo", *SMALL, "hardware=cpu", f"task.directory={tiny_task}", f"data.train_files={file}")
+    message = rf"^data\.train_files={file}: the column __rollout_n__ .* set actor_rollout_ref\.rollout\.n\."
     with pytest.raises(ConfigError, match=message):
-        trained("algo=grpo", f"data.val_files={tmp_path / 'test.parquet'}")
+        all_training_prompts(compose_fast(*words)[0], build_tokenizer())
+
+
+def test_a_prompt_that_is_not_text_is_reported_with_the_key_of_its_file(trained, tiny_task, tmp_path):
+    rows = pq.read_table(tiny_task / "train.parquet").to_pylist()
+    for row in rows:
+        row["prompt"] = [{"role": "user", "content": [{"type": "text", "text": "1 + 1"}]}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train.parquet")
+    with pytest.raises(ConfigError, match=r"^data\.train_files: the prompt data_source=arithmetic, .*not text"):
+        trained("algo=grpo", f"data.train_files={tmp_path / 'train.parquet'}")
 
 
 def tiny_model(folder, kind, settings):

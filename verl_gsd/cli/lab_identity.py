@@ -41,7 +41,7 @@ def identity(
     try:
         from verl_gsd.lab.training.study import StudyPolicy, study_config
 
-        config = study_config(words)
+        config = study_config(words, model=model)
         with out.status("loading the policy and verl"):
             policy = StudyPolicy(config, model)
         study = _measure(policy, int(config.actor_rollout_ref.rollout.n), groups, seed)

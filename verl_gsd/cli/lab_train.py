@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -78,18 +79,14 @@ def _compose(words: Sequence[str]) -> tuple[Line, DictConfig]:
         ConfigError: the line is wrong, resumes a run, or has other hardware.
     """
     from verl_gsd.errors import ConfigError
-    from verl_gsd.run.compose import compose_config, parse_line
+    from verl_gsd.lab.training.checks import parse_lab_line
+    from verl_gsd.run.compose import compose_config
 
-    line = parse_line(["hardware=cpu", *words])
+    line = parse_lab_line(words)
     if line.resume is not None:
         raise ConfigError(
             f"resume={line.resume}: the laboratory saves no checkpoints, because a run takes seconds. Remove it, and "
             "start a new run."
-        )
-    if line.choices["hardware"] != "cpu":
-        raise ConfigError(
-            f"hardware={line.choices['hardware']}: the laboratory trains on one core. Remove it, or train on the stack "
-            "with verl-gsd train."
         )
     return line, compose_config(line)
 
@@ -175,16 +172,15 @@ def _train_one(run: LabRun) -> dict[str, str]:
     """Train one run, and print its validations and results. Returns the errors by name."""
     from verl_gsd.rundir import read_metrics
 
-    total = run.config.trainer.total_training_steps
-    directory = run.directory
+    directory, total = run.directory, functools.cache(_total_steps)
     out.print(f"run directory [bold]{escape(str(directory.path))}[/]", soft_wrap=True)
     with _bars() as bars:
-        bar = bars.add_task("steps", total=total)
+        bar = bars.add_task("steps", total=None)
 
-        def show(_: LabRun, step: int, metrics: Mapping[str, float]) -> None:
-            bars.update(bar, completed=step)
+        def show(run: LabRun, step: int, metrics: Mapping[str, float]) -> None:
+            bars.update(bar, completed=step, total=total(run))
             if parts := accuracies(metrics):
-                bars.console.print(f"step {step:>4}/{total or '?'}  {'  '.join(parts)}", highlight=False)
+                bars.console.print(f"step {step:>4}/{total(run)}  {'  '.join(parts)}", highlight=False)
 
         errors = _train_all([run], show, lambda run, error: None)
     for error in errors.values():
@@ -196,8 +192,20 @@ def _train_one(run: LabRun) -> dict[str, str]:
     return errors
 
 
+def _total_steps(run: LabRun) -> int:
+    """The number of steps of a run that has started. The trainer computes it from the data if the line has none."""
+    from verl_gsd.lab.training.seeds import total_steps
+
+    total = total_steps(run.directory)
+    assert total is not None  # the run's process writes it before its first step
+    return total
+
+
 def _train_seeds(lab_runs: Sequence[LabRun]) -> dict[str, str]:
-    """Train the seeds that have not finished, and print means over all that have. Returns the errors by name."""
+    """Train the seeds that have not finished, and print means over all that have. Returns the errors by name.
+
+    Each seed that finishes is a line, because bars are not shown without a terminal.
+    """
     from verl_gsd.lab.training.seeds import is_finished, mean_accuracies
 
     waiting = [run for run in lab_runs if not is_finished(run.directory)]
@@ -205,15 +213,27 @@ def _train_seeds(lab_runs: Sequence[LabRun]) -> dict[str, str]:
     skipped = f"; {len(lab_runs) - len(waiting)} have finished before" if len(waiting) < len(lab_runs) else ""
     count = "1 seed" if len(waiting) == 1 else f"{len(waiting)} seeds"
     out.print(f"{count} to train{skipped}: [bold]{escape(str(folder))}[/]", soft_wrap=True)
+    total = functools.cache(_total_steps)
+    latest: dict[str, tuple[int, Mapping[str, float]]] = {}  # step and metrics, by the name of the run
+    done = {run.name for run in lab_runs} - {run.name for run in waiting}
     with _bars() as bars:
         steps, ended = bars.add_task("steps", total=None), bars.add_task("seeds", total=len(waiting))
+
+        def show(run: LabRun, step: int, metrics: Mapping[str, float]) -> None:
+            latest[run.name] = step, metrics
+            bars.update(steps, completed=sum(step for step, _ in latest.values()), total=len(waiting) * total(run))
 
         def show_end(run: LabRun, error: str | None) -> None:
             bars.advance(ended)
             if error is not None:
                 err.print(_failure(run, error), style="red", markup=False, highlight=False, soft_wrap=True)
+                return
+            done.add(run.name)
+            _, metrics = latest.get(run.name, (0, {}))  # none if another command has trained it meanwhile
+            line = "  ".join([f"{run.name} finished, {len(done)} of {len(lab_runs)}", *accuracies(metrics)])
+            bars.console.print(line, highlight=False, soft_wrap=True)
 
-        errors = _train_all(waiting, lambda *_: bars.advance(steps), show_end)
+        errors = _train_all(waiting, show, show_end)
     finished = [run.directory for run in lab_runs if run.name not in errors]
     means = mean_accuracies(finished) if finished else {}
     for source, (first, last) in means.items():

@@ -306,7 +306,7 @@ def _make_embedded_task(task: EmbeddedTask, data: Path | None) -> None:
 
 
 def ensure_with_progress(directory: Path, task: EmbeddedTask) -> Path:
-    """``tasks.embedded.ensure`` with a progress bar for the warm start, shown only if the task has to be made."""
+    """``tasks.embedded.ensure`` with a line and a progress bar for the warm start, only if the task has to be made."""
     from safetensors import SafetensorError
 
     from verl_gsd.tasks.embedded import Specification, ensure, is_ready
@@ -317,6 +317,9 @@ def ensure_with_progress(directory: Path, task: EmbeddedTask) -> Path:
             return directory
     except OSError as error:
         fail(f"task.directory={directory}: {error}")
+    # Without a terminal, the bar is shown only at the end.
+    text = f"making task {task.name} in {directory}; this takes one to two minutes, and only the first time"
+    out.print(text, markup=False, highlight=False, soft_wrap=True)
     with Progress(
         TextColumn(f"making task {task.name}: warm start"),
         BarColumn(),

@@ -28,7 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from verl_gsd import config as groups
 from verl_gsd import extension
-from verl_gsd.dotted_keys import dotted_items
+from verl_gsd.dotted_keys import dotted_items, dotted_leaves
 from verl_gsd.errors import ConfigError
 from verl_gsd.run.engines import drop_other_engines
 from verl_gsd.writing import atomic_write
@@ -70,6 +70,13 @@ class Line:
     def keys(self) -> list[str]:
         """The dotted keys that the command line overrides."""
         return [_key(override) for override in self.overrides]
+
+    @property
+    def leaf_keys(self) -> list[str]:
+        """As ``keys``, with the keys inside values: ``section={key: 1}`` overrides ``section.key``."""
+        parser = OverridesParser.create()
+        values = {_key(override): parser.parse_override(override).value() for override in self.overrides}
+        return [key for key, _ in dotted_leaves(values)]
 
 
 def parse_line(words: Sequence[str]) -> Line:
@@ -159,13 +166,32 @@ def no_such_key(key: str, known: Sequence[str]) -> str:
         files = {name: groups.load(group, name) for name in groups.choices(group)}
         if members := [name for name, file in files.items() if OmegaConf.select(file, key) is not None]:
             return f"{key}: the chosen {option} does not have this key. It belongs to {group}={_listed(members)}."
-    if key.startswith("algorithm.gsd.") and extension.declared(key.split(".")[2]) is not None:
-        return f"{key}: the config does not have this section. Use +{key}=VALUE to add it."
+    if key.startswith("algorithm.gsd."):
+        return _no_such_gsd_key(key, known)
     similar = difflib.get_close_matches(key, known, n=3, cutoff=0.8)
     similar += [other for other in known if other.endswith(f".{key}")][:3]
     if similar:
         return f"{key}: no such key. Did you mean {' or '.join(similar)}?"
     return f"{key}: no such key. If verl reads it although its config does not list it, use +{key}=VALUE."
+
+
+def _no_such_gsd_key(key: str, known: Sequence[str]) -> str:
+    """As ``no_such_key``, for keys in ``algorithm.gsd``, where the owner of a section may not be known yet."""
+    section = ".".join(key.split(".")[:3])
+    name = section.rpartition(".")[2]
+    if section in known:
+        names, unknown = [], key
+        remedy = f"If {name} has this setting, use +{key}=VALUE."
+    elif extension.declared(name) is not None:
+        return f"{key}: the config does not have this section. Use +{key}=VALUE to add it."
+    else:
+        names, unknown = [declaration.name for declaration in extension.declarations()], section
+        remedy = f"To add the section of an extension, use +{key}=VALUE."
+    parent, _, last = unknown.rpartition(".")
+    names += [other.rpartition(".")[2] for other in known if other.rpartition(".")[0] == parent]
+    similar = difflib.get_close_matches(last, names, n=1)
+    question = f" Did you mean {parent}.{similar[0]}?" if similar else ""
+    return f"{key}: no such key.{question} {remedy}"
 
 
 def verl_config_directory() -> Path:

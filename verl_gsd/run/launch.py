@@ -114,8 +114,11 @@ def new_attempt(config: DictConfig, overrides: list[str], resuming: bool) -> Ite
 
 
 @contextmanager
-def locked(run: RunDirectory) -> Iterator[None]:
+def locked(run: RunDirectory, *, remedy: str = "Wait until that run ends, or use another folder.") -> Iterator[None]:
     """Create the run's folder if it does not exist, and lock it for this process.
+
+    Args:
+        remedy: what the user can do if another process has the lock.
 
     Raises:
         ConfigError: the folder cannot be written, or another process is training in it.
@@ -126,8 +129,7 @@ def locked(run: RunDirectory) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         raise ConfigError(
-            f"trainer.default_local_dir={run.path}: another process is training in this folder. Wait until "
-            "that run ends, or use another folder."
+            f"trainer.default_local_dir={run.path}: another process is training in this folder. {remedy}"
         ) from None
     except OSError as error:
         raise ConfigError(

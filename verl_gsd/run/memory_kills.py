@@ -11,11 +11,10 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-_PROC = Path("/proc")
-_CGROUPS = Path("/sys/fs/cgroup")
+from verl_gsd.run.cgroups import CGROUPS, PROC, own_cgroups
 
 
-def oom_kills(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> int | None:
+def oom_kills(proc: Path = PROC, cgroups: Path = CGROUPS) -> int | None:
     """The number of processes that the kernel has killed so far because memory ran out; None if it is unknown.
 
     /proc/vmstat counts the whole machine, including containers, but some container runtimes hide it. The counter of
@@ -36,19 +35,8 @@ def killed_since(before: int | None) -> str | None:
 
 def _counters(proc: Path, cgroups: Path) -> Iterator[int]:
     yield from _read(proc / "vmstat")
-    with suppress(OSError):
-        for line in (proc / "self" / "cgroup").read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
-            if not controllers:  # cgroups version 2
-                yield from _read(_inside(cgroups, path) / "memory.events")
-            elif "memory" in controllers.split(","):
-                yield from _read(_inside(cgroups / "memory", path) / "memory.oom_control")
-
-
-def _inside(root: Path, path: str) -> Path:
-    """The folder of a cgroup. In a container the path of the host does not exist, and ``root`` is the container's."""
-    folder = root / path.lstrip("/")
-    return folder if folder.is_dir() else root
+    for version, folder in own_cgroups("memory", proc, cgroups):
+        yield from _read(folder / ("memory.events" if version == 2 else "memory.oom_control"))
 
 
 def _read(file: Path) -> Iterator[int]:

@@ -54,3 +54,15 @@ def test_train_makes_the_task_on_first_use(task, tmp_path):
     words = ["algo=grpo", f"task={task.name}", "hardware=cpu", f"task.directory={tmp_path}/task"]
     train.make_task(compose_config(parse_line(words)))
     assert task_in(tmp_path / "task") == task.name
+
+
+def test_a_line_says_how_long_it_takes_before_a_task_is_made(task, cache, monkeypatch):
+    """Without a terminal, as here, the bar is shown only at the end."""
+
+    def interrupted(*_):
+        raise OSError("interrupted")
+
+    monkeypatch.setattr(embedded, "ensure", interrupted)
+    done = CliRunner().invoke(app, ["prepare", task.name], env={"COLUMNS": "500"})
+    assert done.exit_code == 2
+    assert f"making task {task.name} in {cache / task.name}; this takes one to two minutes" in done.stdout

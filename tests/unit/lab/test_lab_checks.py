@@ -4,6 +4,8 @@ import json
 import re
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from omegaconf import OmegaConf
 from safetensors.numpy import save_file
@@ -112,7 +114,7 @@ def test_a_key_is_in_one_table():
 def test_every_key_of_the_tables_exists_in_a_config():
     config, _ = composed("recipe=gvpo/qwen2.5_math_7b", "task=arithmetic", "budget=adaptive")
     missing = object()
-    tables = (checks.HONOURED, checks.WITHOUT_EFFECT, checks.ONLY_BY_GROUPS, checks.REQUIRED)
+    tables = (checks.HONOURED, checks.WITHOUT_EFFECT, checks.ONLY_BY_GROUPS, checks.REQUIRED, checks.STUDIED)
     keys = [key for table in tables for key in table]
     plain = OmegaConf.to_container(config)
     for key in keys:
@@ -120,6 +122,68 @@ def test_every_key_of_the_tables_exists_in_a_config():
         for name in key.split("."):
             node = node.get(name, missing) if isinstance(node, dict) else missing
         assert node is not missing, key
+
+
+def not_studied(*words, reads=(), has_model=False):
+    config, line = composed(*words)
+    return list(checks.not_studied(config, line, reads=reads, has_model=has_model))
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "actor_rollout_ref.actor.optim.lr=1",
+        "trainer.test_freq=5",
+        "trainer.test_freq=40",  # the value that the task sets, too
+        "trainer.total_training_steps=5",
+        "trainer.default_local_dir=runs/a",
+        "algorithm.filter_groups.enable=true",
+        "algorithm.gsd.alpha=0.5",
+        "data.train_batch_size=8",
+        "data.val_files=other.parquet",
+        "actor_rollout_ref.rollout.val_kwargs.n=4",
+        "actor_rollout_ref.model.custom_chat_template=x",
+        "actor_rollout_ref.actor.use_kl_loss=true",
+    ],
+)
+def test_a_key_that_only_training_reads_is_rejected_on_the_line_of_a_study(word):
+    (problem,) = not_studied(*LINE, word)
+    assert problem == f"{word}: this command trains nothing, and does not read this key. Remove it."
+    assert problems(*LINE, word) == []
+
+
+def test_keys_that_a_study_reads_or_that_change_no_result_are_accepted():
+    words = [f"{key}={value}" for key, value in (("data.seed", 3), ("actor_rollout_ref.rollout.n", 4))]
+    words += ["data.train_max_samples=8", "reward.custom_reward_function.path=a.py", "task.directory=folder"]
+    words += ["data.dataloader_num_workers=4", "trainer.experiment_name=x", "actor_rollout_ref.model.path=model"]
+    words += ["algorithm.adv_estimator=gsd", "actor_rollout_ref.rollout.temperature=0.9", "trainer.save_freq=-1"]
+    assert not_studied(*LINE, *words) == []
+
+
+def test_a_study_reads_the_settings_of_its_own_algorithm_and_no_others():
+    reads = ("algorithm.gsd.hadw.preset",)
+    assert not_studied("algo=hadw", "task=arithmetic", "algorithm.gsd.hadw.preset=soft", reads=reads) == []
+    line = ("algo=grpo", "task=arithmetic", "+algorithm.gsd.hadw={preset: soft, n_min: 5}")
+    (problem,) = not_studied(*line, reads=reads)
+    assert problem.startswith("algorithm.gsd.hadw.n_min=5: this command trains nothing")
+
+
+def test_keys_that_options_of_a_study_set_are_rejected_with_the_option():
+    (problem,) = not_studied(*LINE, "actor_rollout_ref.rollout.seed=3")
+    assert problem.startswith("actor_rollout_ref.rollout.seed=3: ") and problem.endswith("use --seed.")
+    (problem,) = not_studied(*LINE, "actor_rollout_ref.model.path=model", has_model=True)
+    assert problem.startswith("actor_rollout_ref.model.path=model: ") and problem.endswith("or --model.")
+    with pytest.raises(ConfigError, match=r"^hardware=gpu: the laboratory trains on one core\. Remove it"):
+        checks.parse_lab_line([*LINE, "hardware=gpu"])
+
+
+def test_a_study_may_have_fewer_prompts_than_a_batch(tmp_path):
+    row = {"data_source": "x", "prompt": [{"role": "user", "content": "1"}], "reward_model": {"ground_truth": "1"}}
+    pq.write_table(pa.Table.from_pylist([row] * 3), tmp_path / "few.parquet")
+    config, line = composed(*LINE, f"data.train_files={tmp_path / 'few.parquet'}")
+    with pytest.raises(ConfigError, match=r"data\.train_batch_size=24: .*only 3 rows"):
+        checks.check_lab(config, line)
+    checks.check_study(config, line)
 
 
 def test_checks_of_the_stack_run_too(tmp_path):
@@ -148,6 +212,8 @@ def test_a_model_too_large_is_rejected_with_the_seconds_of_a_step(model, monkeyp
     (problem,) = checks.check_model_size(config)
     assert "10M parameters" in problem and "24 x 8 responses of up to 8 tokens would take about 3 min" in problem
     assert "data.max_response_length" in problem
+    (problem,) = checks.check_model_size(config, checks._SMALLER_STUDY)
+    assert "data.train_batch_size" not in problem and "Set the key to a smaller model, or set a smaller" in problem
     with_kl = composed(*LINE, path, "actor_rollout_ref.actor.use_kl_loss=true", "actor_rollout_ref.actor.ppo_epochs=2")
     assert checks.step_flops(compose.resolve(with_kl[0]), 1) == 24 * 88 * 16
     smaller = composed(*LINE, path, "data.train_batch_size=8")[0]

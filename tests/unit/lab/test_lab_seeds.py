@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import signal
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -65,9 +67,10 @@ def train_stub(config, on_step):
             if fault.read_text() == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             raise {"error": ValueError, "config": ConfigError}[fault.read_text()]("it was too large")
+        metrics = {"val-core/x/acc/mean@1": step / 10}
         with run.metrics(1).open("a") as file:
-            file.write(json.dumps({"step": step, "data": {"val-core/x/acc/mean@1": step / 10}}) + "\n")
-        on_step(step, {"loss": 1.0})
+            file.write(json.dumps({"step": step, "data": metrics}) + "\n")
+        on_step(step, metrics)
 
 
 def train(*runs, processes=2):
@@ -80,6 +83,51 @@ def train(*runs, processes=2):
         train=train_stub,
     )
     return steps, ends
+
+
+@pytest.fixture
+def bars(monkeypatch):
+    """Stubs for the command's trainer and its bars, which are returned after they were shown."""
+    shown = []
+    original = lab_train._bars
+    monkeypatch.setattr(lab_train, "_bars", lambda: shown.append(original()) or shown[-1])
+    monkeypatch.setattr(lab_train, "held_out_prompts", lambda config: Counter())
+    monkeypatch.setitem(train_runs.__kwdefaults__, "train", train_stub)
+    return shown
+
+
+def test_without_a_terminal_each_finished_seed_is_a_line_with_its_last_accuracy(bars, tmp_path, capfd):
+    runs = [lab_run(tmp_path / "grpo", number) for number in (1, 2, 3, 4)]
+    train(runs[0])
+    (tmp_path / "grpo" / "fault_of_seed_3").write_text("error")
+    assert list(lab_train._train_seeds(runs)) == ["seed 3"]
+    printed = capfd.readouterr().out
+    lines = sorted(re.findall(r"^(seed \d) finished, (\d) of 4  held-out x 0\.300$", printed, re.MULTILINE))
+    assert [name for name, _ in lines] == ["seed 2", "seed 4"]
+    assert sorted(count for _, count in lines) == ["2", "3"]
+    steps, ended = bars[0].tasks
+    assert (steps.completed, steps.total) == (3 + 1 + 3, 3 * STEPS)
+    assert (ended.completed, ended.total) == (3, 3)
+
+
+def test_a_seed_that_another_command_has_trained_meanwhile_is_a_line_without_accuracy(
+    bars, tmp_path, capfd, monkeypatch
+):
+    run = lab_run(tmp_path / "grpo", 1)
+    train(run)
+    monkeypatch.setattr(seeds, "is_finished", lambda folder: False)  # as it was when this command started
+    assert lab_train._train_seeds([run]) == {}
+    assert re.search(r"^seed 1 finished, 1 of 1$", capfd.readouterr().out, re.MULTILINE)
+
+
+def test_the_bar_and_the_lines_of_one_run_have_the_number_of_steps_that_only_the_trainer_knows(bars, tmp_path, capfd):
+    run = lab_run(tmp_path, 1)
+    assert OmegaConf.select(run.config, "trainer.total_training_steps") is None
+    assert lab_train._train_one(run) == {}
+    printed = capfd.readouterr().out
+    assert [f"step    {step}/{STEPS}  held-out x" in printed for step in (1, 2, 3)] == [True] * STEPS
+    (bar,) = bars[0].tasks
+    assert (bar.completed, bar.total) == (STEPS, STEPS)
 
 
 def test_all_seeds_are_trained_and_their_files_belong_to_them(tmp_path):
@@ -195,3 +243,8 @@ def test_two_commands_do_not_train_in_one_folder(tmp_path):
     with locked(run.directory):
         _, ends = train(run)
     assert "another process is training in this folder" in ends["seed 1"]
+    assert ends["seed 1"].endswith(
+        "Wait until it ends and run this command again, or use another folder (with --seeds: another --label)."
+    )
+    _, ends = train(run)
+    assert ends == {"seed 1": None}

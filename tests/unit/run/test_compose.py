@@ -112,7 +112,14 @@ def test_a_written_config_reads_back_equal(compose_fast, tmp_path):
 
 
 #: Keys of a composed config, as ``no_such_key`` is given them.
-KNOWN = ["trainer.total_training_steps", "trainer.total_epochs", "algorithm.gsd.alpha"]
+KNOWN = [
+    "trainer.total_training_steps",
+    "trainer.total_epochs",
+    "algorithm.gsd.alpha",
+    "algorithm.gsd.state",
+    "algorithm.gsd.dagrpo",
+    "algorithm.gsd.dagrpo.delta",
+]
 
 
 @pytest.mark.parametrize(
@@ -124,6 +131,13 @@ KNOWN = ["trainer.total_training_steps", "trainer.total_epochs", "algorithm.gsd.
         ("actor_rollout_ref.actor.policy_loss.beta", "algo=gvpo"),
         ("algorithm.gsd.budget.minimum", "budget=adaptive"),
         ("algorithm.gsd.sampler.explore", "sampler=disagreement"),
+        ("algorithm.gsd.rare", r"no such key\. To add the section of an extension, use \+algorithm\.gsd\.rare=VALUE\."),
+        ("algorithm.gsd.rare.strength", r"no such key\. To add .*, use \+algorithm\.gsd\.rare\.strength=VALUE\."),
+        ("algorithm.gsd.hadw.new", r"does not have this section\. Use \+algorithm\.gsd\.hadw\.new=VALUE to add it\."),
+        ("algorithm.gsd.alpah", r"Did you mean algorithm\.gsd\.alpha\? .*use \+algorithm\.gsd\.alpah="),
+        ("algorithm.gsd.hawd.preset", r"Did you mean algorithm\.gsd\.hadw\? .*use \+algorithm\.gsd\.hawd\.preset="),
+        ("algorithm.gsd.dagrpo.detla", r"Did you mean algorithm\.gsd\.dagrpo\.delta\? If dagrpo has .*, use \+"),
+        ("algorithm.gsd.dagrpo.zzz", r"no such key\. If dagrpo has this setting, use \+algorithm\.gsd\.dagrpo\.zzz="),
     ],
 )
 def test_error_for_an_unknown_key_suggests_similar_keys(key, answer):
@@ -133,3 +147,17 @@ def test_error_for_an_unknown_key_suggests_similar_keys(key, answer):
 def test_suggestions_for_a_misspelled_key_come_from_the_composed_config():
     with pytest.raises(ConfigError, match=r"trainer\.total_trainings_steps: .*trainer\.total_training_steps"):
         composed("algo=gsd", "trainer.total_trainings_steps=3")
+
+
+@pytest.mark.parametrize("word", ["algorithm.gsd.rare={strength: 1.0}", "algorithm.gsd.rare.strength=1"])
+def test_a_section_that_the_config_does_not_have_needs_a_plus(word):
+    key = word.partition("=")[0]
+    with pytest.raises(ConfigError, match=re.escape(f"use +{key}=VALUE")):
+        composed("algo=gsd", word)
+    assert composed("algo=gsd", f"+{word}").algorithm.gsd.rare.strength == 1
+
+
+def test_leaf_keys_of_a_line_include_those_inside_values():
+    line = parse_line([*BASE, "algo=gsd", "data.seed=1", "+algorithm.gsd.rare={a: {b: 1}, c: [2]}", "task.name=null"])
+    assert line.leaf_keys == ["data.seed", "algorithm.gsd.rare.a.b", "algorithm.gsd.rare.c", "task.name"]
+    assert line.keys == ["data.seed", "algorithm.gsd.rare", "task.name"]

@@ -42,7 +42,8 @@ def lab_bias(
     try:
         from verl_gsd.lab.training.study import StudyPolicy, study_config
 
-        config = study_config(words)
+        reads = ("algorithm.gsd.hadw.preset", "algorithm.gsd.hadw.lambda_scale")
+        config = study_config(words, reads=reads, model=model)
         settings = _settings(config)
         with out.status("loading the policy and verl"):
             policy = StudyPolicy(config, model)

@@ -1,9 +1,11 @@
-"""Rejects what the laboratory cannot honour, before it trains.
+"""Rejects what the laboratory cannot honour, before it trains or studies a policy.
 
 A config differs from verl's own config with ``hardware=cpu`` in some keys, which the command line and the config groups
 set. The laboratory reads some of them (``HONOURED``), and others cannot change its results (``WITHOUT_EFFECT``). The
 groups set a few keys for the stack that a user must not set here (``ONLY_BY_GROUPS``). Every other difference is an
 error, so that no setting is ignored in silence.
+
+A study trains nothing, and reads fewer keys (``STUDIED``). The groups may set the others, but not the command line.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import functools
 import importlib.util
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,12 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors import safe_open
 
 from verl_gsd.dotted_keys import dotted_leaves
+from verl_gsd.errors import ConfigError
 from verl_gsd.planning.memory import SHAPES
 from verl_gsd.run import compose
 from verl_gsd.run.checks.validate import (
     OF_THIS_ENVIRONMENT,
+    check_batch_size,
     check_disk_space,
     made_on_first_use,
     raise_problems,
@@ -97,6 +101,26 @@ HONOURED = {
     "trainer.val_before_train": "the same",
     "trainer.default_local_dir": "the same",
     "trainer.v1.trainer_mode": "the checks: the trainer has the steps of gsd_sync",
+}
+
+#: Keys and sections that a study reads -> what reads them. It also reads those of its own algorithm.
+STUDIED = {
+    "data.train_files": "verl's dataset",
+    "data.train_max_samples": "the same",
+    "data.seed": "the same, for the choice of train_max_samples",
+    "data.shuffle": "the same, for the choice of train_max_samples",
+    "data.prompt_key": "the same",
+    "data.filter_overlong_prompts": "the same",
+    "data.custom_cls": "the same",
+    "data.max_prompt_length": "the encoder of prompts, which rejects longer ones",
+    "data.max_response_length": "the sampler of responses",
+    "data.apply_chat_template_kwargs": "the encoder of prompts",
+    "reward.custom_reward_function": "the verifier",
+    f"{_MODEL}.path": "the study, without --model",
+    f"{_ROLLOUT}.n": "the study",
+    f"{_ROLLOUT}.temperature": "the sampler of responses",
+    f"{_ROLLOUT}.top_k": "the same",
+    f"{_ROLLOUT}.top_p": "the same",
 }
 
 _SPEED = "it changes speed or memory on the stack"
@@ -214,6 +238,23 @@ _LEFT_OUT = (*OF_THIS_ENVIRONMENT, check_disk_space)
 
 #: Longest time that a step may take, in seconds. The embedded task needs a fraction of a second.
 LONGEST_STEP_S = 60.0
+#: What to set instead of a smaller model.
+_SMALLER_STEP = f"set a smaller data.train_batch_size or data.max_response_length, {_OTHERWISE}"
+_SMALLER_STUDY = f"or set a smaller {_ROLLOUT}.n or data.max_response_length"
+
+
+def parse_lab_line(words: Sequence[str]) -> Line:
+    """The line with ``hardware=cpu``.
+
+    Raises:
+        ConfigError: the line is wrong, or has other hardware.
+    """
+    line = compose.parse_line(["hardware=cpu", *words])
+    if line.choices["hardware"] != "cpu":
+        raise ConfigError(
+            f"hardware={line.choices['hardware']}: the laboratory trains on one core. Remove it, {_OTHERWISE}."
+        )
+    return line
 
 
 def check_lab(composed: DictConfig, line: Line) -> None:
@@ -229,6 +270,46 @@ def check_lab(composed: DictConfig, line: Line) -> None:
     problems = [*_check_external_modules(), *unsupported(composed, line), *_check_seed(config)]
     raise_problems([*problems, *check_model_size(config)])
     validate(config, line, leave_out=_LEFT_OUT)
+
+
+def check_study(composed: DictConfig, line: Line, *, reads: Sequence[str] = (), has_model: bool = False) -> None:
+    """Check a study of a policy without importing verl.
+
+    Args:
+        composed: see ``check_lab``.
+        reads: keys of ``algorithm`` that this study reads.
+        has_model: whether the command has the option --model.
+
+    Raises:
+        ConfigError: lists all problems.
+    """
+    config = resolve(composed)
+    problems = [*_check_external_modules(), *unsupported(composed, line)]
+    problems += not_studied(composed, line, reads=reads, has_model=has_model)
+    raise_problems([*problems, *check_model_size(config, _SMALLER_STUDY)])
+    validate(config, line, leave_out=(*_LEFT_OUT, check_batch_size))  # a study has no batches
+
+
+def not_studied(composed: DictConfig, line: Line, *, reads: Sequence[str], has_model: bool) -> Iterator[str]:
+    """Yield one sentence per key on the line that training reads and a study does not.
+
+    Args:
+        composed, reads, has_model: see ``check_study``.
+    """
+    of_algorithm = dict.fromkeys(reads, "the study")
+    for key in line.leaf_keys:
+        value = as_yaml(_plain(composed, key))
+        if key == f"{_ROLLOUT}.seed":
+            yield f"{key}={value}: --seed is the seed of this command. Remove the key, and use --seed."
+        elif key == f"{_MODEL}.path" and has_model:
+            yield f"{key}={value}: --model sets another policy. Remove the key, or --model."
+        elif (
+            _entry(HONOURED, key) is not None
+            and _entry(STUDIED | of_algorithm, key) is None
+            and _entry(ONLY_BY_GROUPS, key) is None
+            and key not in REQUIRED
+        ):
+            yield f"{key}={value}: this command trains nothing, and does not read this key. Remove it."
 
 
 def _check_external_modules() -> Iterator[str]:
@@ -319,8 +400,12 @@ def _source(key: str, line: Line) -> str:
     return next(words, "the setting")
 
 
-def check_model_size(config: DictConfig) -> Iterator[str]:
-    """Report a model with which a step would take longer than ``LONGEST_STEP_S``, with the estimate."""
+def check_model_size(config: DictConfig, smaller: str = _SMALLER_STEP) -> Iterator[str]:
+    """Report a model with which a step would take longer than ``LONGEST_STEP_S``, with the estimate.
+
+    Args:
+        smaller: what to set instead of a smaller model.
+    """
     path = str(config.actor_rollout_ref.model.path)
     sizes = (
         config.data.train_batch_size,
@@ -344,8 +429,7 @@ def check_model_size(config: DictConfig) -> Iterator[str]:
         yield (
             f"{_MODEL}.path={path}: {parameters / 1e6:,.0f}M parameters. A step of {data.train_batch_size} x {n} "
             f"responses of up to {data.max_response_length} tokens would take about {_duration(seconds)} on one core "
-            "here. Set the key to a smaller model, set a smaller data.train_batch_size or data.max_response_length, "
-            f"{_OTHERWISE}."
+            f"here. Set the key to a smaller model, {smaller}."
         )
 
 

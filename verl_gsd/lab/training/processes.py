@@ -8,6 +8,7 @@ from one run to the next. The parent must not have trained itself: a fork of a p
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import shutil
@@ -27,10 +28,13 @@ from verl_gsd.cpu.forkserver import die_with_parent
 from verl_gsd.errors import ConfigError
 from verl_gsd.lab.training.seeds import check_same_line, is_finished
 from verl_gsd.lab.training.sources import write_sources
+from verl_gsd.run.cgroups import cpu_quota
 from verl_gsd.run.compose import write_yaml
 from verl_gsd.run.launch import locked
 from verl_gsd.rundir import RunDirectory
 
+#: What to do if another command trains the same run. Later, --seeds skips the seeds that the other one has finished.
+_WAIT = "Wait until it ends and run this command again, or use another folder (with --seeds: another --label)."
 #: Called with the step's number and its metrics.
 OnStep = Callable[[int, Mapping[str, float]], None]
 #: Trains a resolved config to its last step.
@@ -57,8 +61,13 @@ class LabRun:
 
 
 def cores() -> int:
-    """The number of cores that this process may use."""
-    return len(os.sched_getaffinity(0))
+    """The number of cores that this process may use: those that it may run on, or fewer if a container limits its time.
+
+    A limit of 1.5 cores counts as 2: two runs then use all of it, and one run would not.
+    """
+    allowed = len(os.sched_getaffinity(0))
+    quota = cpu_quota()
+    return allowed if quota is None else min(allowed, math.ceil(quota))
 
 
 def train_config(config: DictConfig, on_step: OnStep) -> None:
@@ -138,7 +147,7 @@ def _child(run: LabRun, connection: Connection, parent: int, train: Train) -> No
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)  # the parent tells the user about Ctrl-C
     try:
-        with locked(run.directory):
+        with locked(run.directory, remedy=_WAIT):
             if not is_finished(run.directory):  # another command may have finished it since this one started
                 _train_from_scratch(run, lambda step, metrics: connection.send((step, metrics)), train)
     except Exception as error:

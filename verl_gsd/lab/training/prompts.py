@@ -69,7 +69,7 @@ class TrainingPrompts:
     """
 
     def __init__(self, config: DictConfig, tokenizer: Any, seam: Seam) -> None:
-        self._encode = _Encoder(config, tokenizer)
+        self._encode = _Encoder(config, tokenizer, "train")
         dataset = create_rl_dataset(
             config.data.train_files,
             config.data,
@@ -141,17 +141,26 @@ def _all_prompts(config: DictConfig, tokenizer: Any, split: str) -> PromptBatch:
         raise ConfigError(f"data.{split}_files={files}: there are no prompts. Set the key to a file with prompts.")
     columns = {name: list(values) for name, values in collate_fn([dataset[n] for n in range(len(dataset))]).items()}
     if ROLLOUTS in columns:
+        number = {"train": "actor_rollout_ref.rollout.n", "val": "actor_rollout_ref.rollout.val_kwargs.n"}[split]
         raise ConfigError(
-            f"data.val_files={config.data.val_files}: the column {ROLLOUTS} sets the number of responses per prompt. "
-            "The laboratory has one number for all. Remove the column, and set actor_rollout_ref.rollout.val_kwargs.n."
+            f"data.{split}_files={files}: the column {ROLLOUTS} sets the number of responses per prompt, and here all "
+            f"prompts have the same number. Remove the column, and set {number}."
         )
-    return _prompts(columns, _Encoder(config, tokenizer), indices_are_unique(dataset))
+    return _prompts(columns, _Encoder(config, tokenizer, split), indices_are_unique(dataset))
 
 
 class _Encoder:
-    """Tokens of prompts, as verl's single-turn agent loop makes them."""
+    """Tokens of prompts, as verl's single-turn agent loop makes them.
 
-    def __init__(self, config: DictConfig, tokenizer: Any) -> None:
+    Args:
+        split: ``train`` or ``val``, the split that the prompts belong to.
+
+    Attributes:
+        files_key: the key of the prompts' files, for messages.
+    """
+
+    def __init__(self, config: DictConfig, tokenizer: Any, split: str) -> None:
+        self.files_key = f"data.{split}_files"
         self._tokenizer, self._longest = tokenizer, int(config.data.max_prompt_length)
         self._options = dict(config.data.get("apply_chat_template_kwargs") or {})
 
@@ -159,9 +168,9 @@ class _Encoder:
         if not all(isinstance(message["content"], str) for message in chat):
             source, index = key
             raise ConfigError(
-                f"data.train_files, data.val_files: the prompt data_source={source}, index={index} has images or other "
-                "parts that are not text, and the laboratory reads only text. Use text prompts, or train on the stack "
-                "with verl-gsd train."
+                f"{self.files_key}: the prompt data_source={source}, index={index} has images or other parts that are "
+                "not text, and the laboratory reads only text. Use text prompts, or train on the stack with verl-gsd "
+                "train."
             )
         ids = self._tokenizer.apply_chat_template(
             list(chat), add_generation_prompt=True, tokenize=True, return_dict=False, **self._options
@@ -180,8 +189,8 @@ def _prompts(columns: dict[str, list[Any]], encode: _Encoder, unique: bool) -> P
     count = len(columns["raw_prompt"])
     for name in set(columns.get("agent_name", [])) - {_LOOP}:
         raise ConfigError(
-            f"data.train_files, data.val_files: the column agent_name has the value {name}, and the laboratory has no "
-            f"agent loops. Remove the column, or set all its values to {_LOOP}."
+            f"{encode.files_key}: the column agent_name has the value {name}, and the laboratory has no agent loops. "
+            f"Remove the column, or set all its values to {_LOOP}."
         )
     sources = columns.setdefault("data_source", [UNKNOWN_SOURCE] * count)
     labels = columns["index"] if unique else [prompt_hash(chat) for chat in columns["raw_prompt"]]

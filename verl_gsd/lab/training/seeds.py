@@ -68,8 +68,13 @@ def config_of_seed(composed: DictConfig, seed: int, folder: Path) -> DictConfig:
 
 def is_finished(run: RunDirectory) -> bool:
     """Whether the metrics of a run contain its last step."""
-    total = value_at(read_yaml_file(run.config), "trainer.total_training_steps")
+    total = total_steps(run)
     return total is not None and max((step for step, _ in read_lines(run)), default=0) >= total
+
+
+def total_steps(run: RunDirectory) -> int | None:
+    """The number of steps of a run. None before its trainer is built, which fills it in where the line has none."""
+    return value_at(read_yaml_file(run.config), "trainer.total_training_steps")
 
 
 def check_same_line(run: RunDirectory, words: Sequence[str]) -> None:

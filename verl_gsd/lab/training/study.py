@@ -16,11 +16,11 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from verl_gsd.errors import ConfigError
-from verl_gsd.lab.training.checks import check_lab
+from verl_gsd.lab.training.checks import check_study, parse_lab_line
 from verl_gsd.lab.training.exact import ExactRates, ExactSolver, joined, why_not_exact
 from verl_gsd.lab.training.policy import Tokens, TokenSampling, continue_prompts, read_prompts
 from verl_gsd.lab.training.quiet import quiet
-from verl_gsd.run.compose import compose_config, parse_line, resolve
+from verl_gsd.run.compose import compose_config, resolve
 
 #: Prompts and responses per pass, at most. More responses would be slower, because they do not fit into caches.
 _PROMPTS, _RESPONSES = 128, 1024
@@ -42,18 +42,23 @@ class StudyGroup:
     accuracies: np.ndarray
 
 
-def study_config(words: Sequence[str]) -> DictConfig:
+def study_config(words: Sequence[str], *, reads: Sequence[str] = (), model: Path | None = None) -> DictConfig:
     """The resolved config of the words of ``verl-gsd train``, where hardware= is not needed.
 
+    Args:
+        reads: keys of ``algorithm`` that the study reads.
+        model: the option --model.
+
     Raises:
-        ConfigError: the words are wrong, groups have one response, or exact solve rates cannot be computed.
+        ConfigError: the words are wrong or have a key that the study does not read, groups have one response, or exact
+            solve rates cannot be computed.
     """
     os.environ["VERL_GSD_CPU"] = "1"  # before anything imports verl
-    line = parse_line(["hardware=cpu", *words])
+    line = parse_lab_line(words)
     if line.resume is not None:
         raise ConfigError(f"resume={line.resume}: nothing is trained here. Set --model to the folder of a policy.")
     composed = compose_config(line)
-    check_lab(composed, line)
+    check_study(composed, line, reads=reads, has_model=model is not None)
     config = resolve(composed)
     if (size := int(config.actor_rollout_ref.rollout.n)) < 2:
         raise ConfigError(f"actor_rollout_ref.rollout.n={size}: a group needs two responses. Set it to 2 or more.")

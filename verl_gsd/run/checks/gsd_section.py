@@ -334,8 +334,9 @@ def _unknown_section_problem(name: str, similar: list[str]) -> str:
     if similar:
         return f"algorithm.gsd.{name}: no such key. Did you mean {similar[0]}?"
     return (
-        f"algorithm.gsd.{name}: no such key. Keys are {', '.join(_known_sections())}. If {name} is an extension of "
-        "another package, install that package in this environment."
+        f"algorithm.gsd.{name}: no such key. Keys are {', '.join(_known_sections())}. If {name} is an extension in a "
+        "module of your own, set VERL_USE_EXTERNAL_MODULES to that module. If it belongs to another package, install "
+        "that package in this environment."
     )
 
 

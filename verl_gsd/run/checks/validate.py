@@ -234,7 +234,7 @@ def _check_numbers(config: DictConfig, line: Line) -> Iterator[str]:
         )
 
 
-def _check_batch_size(config: DictConfig, line: Line) -> Iterator[str]:
+def check_batch_size(config: DictConfig, line: Line) -> Iterator[str]:
     """Report a batch that is larger than the training set.
 
     verl would make no step, and divide by the number of steps after everything has started.
@@ -361,7 +361,7 @@ CHECKS = (
     _check_files,
     gsd_section.check_extension_files,
     check_truncation,
-    _check_batch_size,
+    check_batch_size,
     check_disk_space,
     check_layout,
     check_attention,
@@ -379,7 +379,7 @@ OF_THIS_MACHINE = (
     check_packages,
     _check_files,
     gsd_section.check_extension_files,
-    _check_batch_size,
+    check_batch_size,
     check_disk_space,
     _check_checkpoint,
     gsd_section.check_saved_memory,

@@ -93,6 +93,7 @@ def test_a_section_that_only_a_plugin_of_verls_may_own_is_left_to_the_checks_wit
     config = resumed({"alpha": 1.0, "ddof": 1, "eps": 0.0, "cap": {"limit": 1.0}}, {"prompts": PromptStore()})
     (problem,) = first_stage(config)
     assert "algorithm.gsd.cap: no such key" in problem and "install that package" in problem, "nobody else has a plugin"
+    assert "If cap is an extension in a module of your own, set VERL_USE_EXTERNAL_MODULES to that module." in problem
     with monkeypatch.context() as patched:
         patched.setenv("VERL_USE_EXTERNAL_MODULES", "theirs.plugin")
         assert first_stage(config) == []
