@@ -97,6 +97,7 @@ class Footprint:
             states=0.0 if self.streamed else self.trained_states_gib(),
             logits=not self.fused,
             sdpa=self.sdpa,
+            trained=not self.adapter,
         )
         if self.sdpa and not self.packed:
             # For a micro-batch of full-length rows. Packed rows need no mask (trainer/attention.py).

@@ -100,12 +100,17 @@ def what_would_fit(footprint: Footprint) -> str:
     """Say that a model does not fit its GPUs, and what would: LoRA, more GPUs per node, or larger GPUs."""
     gpus = f"{footprint.gpus_per_node} GPU{'s' if footprint.gpus_per_node > 1 else ''}"
     kind = "with LoRA" if footprint.adapter else "with all weights trained"
-    alternatives = list(_alternatives(footprint))
+    found = alternatives(footprint)
     return (
         f"No settings fit: {footprint.shape.parameters / 1e9:.2f}e9 parameters, {kind}, sequences of "
         f"{footprint.length} tokens and {gpus} of {footprint.memory_gib:g} GiB per node. "
-        + (f"What would fit: {'; '.join(alternatives)}." if alternatives else "Use a smaller model or shorter lengths.")
+        + (f"What would fit: {'; '.join(found)}." if found else "Use a smaller model or shorter lengths.")
     )
+
+
+def alternatives(footprint: Footprint) -> list[str]:
+    """Single changes with which the run would fit: LoRA, the fewest more GPUs per node, the smallest larger GPUs."""
+    return list(_alternatives(footprint))
 
 
 def _alternatives(footprint: Footprint) -> Iterator[str]:
@@ -138,7 +143,9 @@ def _candidates(start: Footprint, fixed: Collection[str]) -> Iterator[Footprint]
                         candidate = replace(
                             start,
                             sequence_parallel=split,
-                            **dict(zip(_OFFLOAD_FIELDS, offload, strict=True)),
+                            param_offload=offload[0],
+                            optimizer_offload=offload[1],
+                            offload_policy=offload[2],
                             tensor_parallel=parallel,
                             max_model_len=max_length,
                             utilization=share,
@@ -175,9 +182,7 @@ def _divisors(start: Footprint) -> list[int]:
     return [
         size
         for size in range(1, start.gpus_per_node + 1)
-        if start.gpus_per_node % size == 0
-        and heads % size == 0
-        and (kv_heads % size == 0 or size % kv_heads == 0)
+        if start.gpus_per_node % size == 0 and heads % size == 0 and (kv_heads % size == 0 or size % kv_heads == 0)
     ]
 
 

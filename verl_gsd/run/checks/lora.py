@@ -34,7 +34,7 @@ _FSDP_KEYS = {
 
 
 def check_lora(config: DictConfig, line: Line) -> Iterator[str]:
-    """Report settings of LoRA that have no effect, with which vLLM fails, or with which the adapter never reaches it."""
+    """Report LoRA settings that have no effect, make vLLM fail, or keep the adapter from reaching vLLM."""
     model = config.actor_rollout_ref.model
     if not all(is_whole(rank or 0, 0) for rank in (model.lora_rank, _megatron(config, "rank"))):
         yield (
@@ -140,7 +140,7 @@ def _check_adapter_file(config: DictConfig, line: Line) -> Iterator[str]:
 
 
 def _adapter_config(config: DictConfig) -> dict[str, Any]:
-    """The content of the adapter's ``adapter_config.json``; empty if the path is not a local folder with a valid one."""
+    """The content of the adapter's ``adapter_config.json``; empty if there is no valid file in a local folder."""
     path = Path(str(config.actor_rollout_ref.model.lora_adapter_path)).expanduser() / "adapter_config.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
