@@ -14,6 +14,7 @@ from verl_gsd import config as groups
 from verl_gsd.audit import audit
 from verl_gsd.errors import ConfigError
 from verl_gsd.run.compose import compose_config, parse_line, resolve
+from verl_gsd.run.sizing import apply_sizing
 
 
 @pytest.fixture(autouse=True)
@@ -183,7 +184,9 @@ def test_the_pages_have_lines_of_every_paper():
 def test_lines_of_the_pages_pass(line):
     recipe, *words = sorted(LINES[line], key=lambda word: not word.startswith("recipe="))
     keys = [word for word in words if word.partition("=")[0] not in groups.GROUPS]
-    assert problems(composed(recipe.partition("=")[2], *words), *keys) == []
+    config = composed(recipe.partition("=")[2], *words, resolved=False).copy()
+    apply_sizing(config, parse_line(LINES[line]))
+    assert problems(resolve(config), *keys) == []
 
 
 @pytest.mark.parametrize("algo", groups.choices("algo"))
