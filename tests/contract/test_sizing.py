@@ -22,7 +22,7 @@ def test_a_lora_run_is_checked_without_vllm(compose_fast):
     config, _ = compose_fast(LORA, "hardware=8xa100_80g")
     assert list(with_verl._check_verl_config(config)) == []
     assert not config.actor_rollout_ref.model.lora.merge, "the config of the run stays as it is"
-    config.data.train_batch_size = config.actor_rollout_ref.actor.ppo_mini_batch_size - 1
+    config.actor_rollout_ref.actor.use_dynamic_bsz = False  # without a size of micro-batches
     assert list(with_verl._check_verl_config(config)), "verl still checks the rest"
 
 

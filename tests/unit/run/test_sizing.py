@@ -150,6 +150,12 @@ def test_by_hand_seven_billion_parameters_on_eight_gpus_stay_there():
     assert set(chosen.reasons) == {"offload_policy", "tokens", "tensor_parallel", "utilization"}
 
 
+def test_vllm_gets_what_the_trainer_leaves():
+    """3B on one GPU of 79 GiB: 12 bytes of 3.086e9 are 34.5 GiB, and with 0.45 of 79 GiB below 71.1 GiB."""
+    chosen = choose(footprint("3B"))
+    assert chosen.footprint.utilization == 0.45 and "34.5 GiB of the trainer" in chosen.reasons["utilization"]
+
+
 def test_states_that_do_not_fit_stream_from_the_host():
     """On one GPU 113.5 GiB of states are more than it has."""
     chosen = choose(footprint())
