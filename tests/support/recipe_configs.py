@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from verl_gsd import config as groups
 from verl_gsd.run.checks import validate as validation
-from verl_gsd.run.compose import Line, verl_config_directory
+from verl_gsd.run.compose import Line, store_groups, verl_config_directory
 
 RECIPES = groups.choices("recipe")
 #: hardware=gpu is whatever this machine has (test_engines.py).
@@ -39,7 +39,7 @@ def _of_machine(*words):
 def composed(recipe, *words, resolved=True):
     """As the command line composes, a hundred times over: each group by Hydra once, then verl's, hardware and recipe
     merged in that order. Who gets it shares it with others, and changes nothing in it."""
-    groups.store_groups()
+    store_groups()
     of_groups = [word for word in words if word.partition("=")[0] in groups.GROUPS]
     hardware = [f"+{word}" for word in of_groups if word.startswith("hardware=")]
     algo = [word for word in of_groups if word.startswith("algo=")]
@@ -49,7 +49,8 @@ def composed(recipe, *words, resolved=True):
     for word in words:
         key, _, value = word.partition("=")
         if word not in of_groups:
-            assert OmegaConf.select(config, key, throw_on_missing=False) is not None, key
+            section, _, name = key.rpartition(".")
+            assert name in OmegaConf.select(config, section), key
             OmegaConf.update(config, key, OmegaConf.create(f"x: {value}").x)
     if resolved:
         OmegaConf.resolve(config)

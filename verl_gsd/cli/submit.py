@@ -129,13 +129,17 @@ def _check(submission: Submission) -> list[str]:
 
     from verl_gsd.audit import audit
     from verl_gsd.errors import ConfigError
+    from verl_gsd.run.checks.lora import lora_warnings
     from verl_gsd.run.checks.memory import estimate
     from verl_gsd.run.checks.validate import OF_THIS_MACHINE, as_list, validate
     from verl_gsd.run.checks.with_verl import validate_with_verl
     from verl_gsd.run.compose import compose_config, parse_line, resolve
+    from verl_gsd.run.sizing import apply_sizing, sizing_lines
 
     line = parse_line(submission.words)
-    config = resolve(compose_config(line))
+    composed = compose_config(line)
+    apply_sizing(composed, line)
+    config = resolve(composed)
     validate(config, line, leave_out=OF_THIS_MACHINE)
     with redirect_stdout(sys.stderr):  # verl prints while it validates
         validate_with_verl(config, runs_here=False)
@@ -145,7 +149,7 @@ def _check(submission: Submission) -> list[str]:
                 raise ConfigError(
                     f"{key}={file}: the path of a file on the cluster is relative. Use an absolute path, or ~/PATH."
                 )
-    return [*audit(config).lines(), *estimate(config)]
+    return [*audit(config).lines(), *sizing_lines(config), *estimate(config), *lora_warnings(config)]
 
 
 def _describe(submissions: Sequence[Submission], package: Path) -> str:

@@ -70,6 +70,7 @@ def _compose(words: list[str]) -> tuple[Line, DictConfig]:
 
     from verl_gsd.run import compose
     from verl_gsd.run.launch import require_unused
+    from verl_gsd.run.sizing import apply_sizing
     from verl_gsd.rundir import RunDirectory
 
     line = compose.parse_line(words)
@@ -79,6 +80,7 @@ def _compose(words: list[str]) -> tuple[Line, DictConfig]:
     if line.choices.get("hardware") == "cpu":
         os.environ["VERL_GSD_CPU"] = "1"  # before anything imports verl
     config = compose.compose_config(line)
+    apply_sizing(config, line)
     with open_dict(config):
         if line.resume is not None:
             config.trainer.default_local_dir = str(line.resume)
@@ -170,13 +172,19 @@ def _line_to_resume(line: Line) -> Line:
 
 
 def print_audit(config: DictConfig) -> None:
-    """Print the audit and the memory estimate to standard error. With --dry-run, standard output is the config."""
+    """Print the audit, the chosen sizes and the memory estimate to standard error.
+
+    With --dry-run, standard output is the config.
+    """
     from verl_gsd.audit import audit
+    from verl_gsd.run.checks.lora import lora_warnings
     from verl_gsd.run.checks.memory import estimate
     from verl_gsd.run.checks.parallelism import attention_reason
     from verl_gsd.run.checks.sizes_in_data import dataset_group_sizes
+    from verl_gsd.run.sizing import sizing_lines
 
-    for text in (*audit(config).lines(), *attention_reason(config), *dataset_group_sizes(config), *estimate(config)):
+    sizes = (*sizing_lines(config), *estimate(config), *lora_warnings(config))
+    for text in (*audit(config).lines(), *attention_reason(config), *dataset_group_sizes(config), *sizes):
         err.print(text, style="yellow" if text.startswith("warning") else None, markup=False, highlight=False)
 
 

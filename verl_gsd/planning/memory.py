@@ -71,8 +71,20 @@ class Shape:
             return None
 
 
-#: The models of the recipes, from their ``config.json`` on the Hugging Face hub.
+#: The models of the recipes and the Qwen2.5 family, from their ``config.json`` on the Hugging Face hub.
 SHAPES = {
+    "Qwen/Qwen2.5-0.5B": Shape(24, 896, 4864, 14, 2, 64, 151936, True, 32768),
+    "Qwen/Qwen2.5-0.5B-Instruct": Shape(24, 896, 4864, 14, 2, 64, 151936, True, 32768),
+    "Qwen/Qwen2.5-1.5B": Shape(28, 1536, 8960, 12, 2, 128, 151936, True, 131072),
+    "Qwen/Qwen2.5-1.5B-Instruct": Shape(28, 1536, 8960, 12, 2, 128, 151936, True, 32768),
+    "Qwen/Qwen2.5-3B": Shape(36, 2048, 11008, 16, 2, 128, 151936, True, 32768),
+    "Qwen/Qwen2.5-3B-Instruct": Shape(36, 2048, 11008, 16, 2, 128, 151936, True, 32768),
+    "Qwen/Qwen2.5-7B": Shape(28, 3584, 18944, 28, 4, 128, 152064, False, 131072),
+    "Qwen/Qwen2.5-7B-Instruct": Shape(28, 3584, 18944, 28, 4, 128, 152064, False, 32768),
+    "Qwen/Qwen2.5-14B": Shape(48, 5120, 13824, 40, 8, 128, 152064, False, 131072),
+    "Qwen/Qwen2.5-14B-Instruct": Shape(48, 5120, 13824, 40, 8, 128, 152064, False, 32768),
+    "Qwen/Qwen2.5-32B": Shape(64, 5120, 27648, 40, 8, 128, 152064, False, 131072),
+    "Qwen/Qwen2.5-32B-Instruct": Shape(64, 5120, 27648, 40, 8, 128, 152064, False, 32768),
     "Qwen/Qwen2.5-Math-1.5B": Shape(28, 1536, 8960, 12, 2, 128, 151936, True, 4096),
     "Qwen/Qwen2.5-Math-7B": Shape(28, 3584, 18944, 28, 4, 128, 152064, False, 4096),
     "Qwen/Qwen3-4B-Base": Shape(36, 2560, 9728, 32, 8, 128, 151936, True, 32768),
@@ -95,13 +107,20 @@ def states_gib(shape: Shape, shards: int, *, copies: int = 4, width: int = 4) ->
 
 
 def update_gib(
-    shape: Shape, shards: int, tokens: int, *, states: float, logits: bool = True, sdpa: bool = False
+    shape: Shape,
+    shards: int,
+    tokens: int,
+    *,
+    states: float,
+    logits: bool = True,
+    sdpa: bool = False,
+    trained: bool = True,
 ) -> dict[str, float]:
     """The parts of an update's memory peak on one GPU, in GiB, for FSDP2 with bfloat16 compute and checkpointed layers.
 
     - ``states``: the argument of that name.
     - ``gathered``: two unsharded units in flight, each with bfloat16 weights and float32 gradients: 2 x 6 bytes per
-      parameter of the largest unit. A unit is a layer or the embedding.
+      parameter of the largest unit. A unit is a layer or the embedding. Frozen weights have no gradients: 2 x 2 bytes.
     - ``activations``: 2 h bytes per token and layer for its checkpointed input. In addition, the activations of one
       layer, recomputed for its backward pass: 2 (8 h + 4 i) bytes per token, twice, with their gradients. SDPA adds
       2 x 2 h bytes per token: two copies of each sequence's output if rows are packed, and repeated keys and values
@@ -117,12 +136,13 @@ def update_gib(
             policy streams them from the CPU.
         logits: whether the logits of a whole micro-batch are materialized at once.
         sdpa: whether attention is PyTorch's SDPA instead of flash-attn.
+        trained: whether the weights are trained. They are frozen under an adapter.
     """
     unit = max(shape.layer_parameters, shape.vocab * shape.hidden)
     one_layer = 2 * 2 * ((10 if sdpa else 8) * shape.hidden + 4 * shape.intermediate)
     return {
         "states": states,
-        "gathered": 2 * 6 * unit / GIB,
+        "gathered": 2 * (6 if trained else 2) * unit / GIB,
         "activations": tokens * (2 * shape.hidden * shape.layers + one_layer) / GIB,
         "logits": 8 * tokens * shape.vocab / GIB if logits else 0.0,
         "overhead": OVERHEAD_GIB,

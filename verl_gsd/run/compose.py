@@ -121,7 +121,7 @@ def parse_line(words: Sequence[str]) -> Line:
 
 
 def store_groups() -> None:
-    """Register our config groups, and the resolvers ``${verl_gsd.gpus:count}`` and ``${verl_gsd.gpus:memory_gib}``.
+    """Register our config groups, and the resolvers ``${verl_gsd.gpus:WHAT}`` with WHAT count, memory_gib or name.
 
     The resolvers ask the NVIDIA driver.
     """
@@ -129,10 +129,10 @@ def store_groups() -> None:
     OmegaConf.register_new_resolver("verl_gsd.gpus", _gpus_here, replace=True)
 
 
-def _gpus_here(what: str) -> int | None:
+def _gpus_here(what: str) -> int | str | None:
     from verl_gsd.run import gpus  # imported here, because it imports this module
 
-    return {"count": gpus.count_here, "memory_gib": gpus.memory_gib_here}[what]()
+    return {"count": gpus.count_here, "memory_gib": gpus.memory_gib_here, "name": gpus.name_here}[what]()
 
 
 def compose_config(line: Line) -> DictConfig:

@@ -85,6 +85,7 @@ def _is_importable(name: str) -> bool:
 _MACHINE_KEYS = (
     "hardware.gpus_per_node",
     "hardware.gpu_memory_gib",
+    "hardware.gpu_name",
     "actor_rollout_ref.model.override_config.attn_implementation",
     "critic.model.override_config.attn_implementation",
 )

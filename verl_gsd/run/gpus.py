@@ -201,6 +201,14 @@ def memory_gib_here() -> int | None:
     return min(size for size in sizes if size) // 1024 if sizes and all(sizes) else None
 
 
+def name_here() -> str | None:
+    """The model of the GPUs that CUDA shows, for example "NVIDIA L4"; None if there are none.
+
+    GPUs of several models are listed with commas.
+    """
+    return ", ".join(dict.fromkeys(gpu.name for gpu in _visible_here())) or None
+
+
 @functools.cache
 def _visible_here() -> tuple[Gpu, ...]:
     """Cached per process: nvidia-smi takes seconds per GPU if no process keeps the driver loaded."""

@@ -14,6 +14,7 @@ from verl_gsd import config as groups
 from verl_gsd.audit import audit
 from verl_gsd.errors import ConfigError
 from verl_gsd.run.compose import compose_config, parse_line, resolve
+from verl_gsd.run.sizing import apply_sizing
 
 
 @pytest.fixture(autouse=True)
@@ -135,6 +136,10 @@ STATED = {
     ("gvpo/qwen2.5_math_7b",): GVPO | _path("Qwen/Qwen2.5-Math-7B"),
     ("gvpo/qwen2.5_math_1.5b",): GVPO | {f"{ROLLOUT}.n": 8} | _path("Qwen/Qwen2.5-Math-1.5B"),
     ("gvpo/llama_3.1_8b_instruct",): GVPO | _path("meta-llama/Llama-3.1-8B-Instruct"),
+    # No paper: what makes them a first run on one GPU.
+    ("start/gsm8k_qwen2.5_0.5b",): _path("Qwen/Qwen2.5-0.5B-Instruct") | {f"{ROLLOUT}.n": 8},
+    ("start/gsm8k_qwen2.5_0.5b_lora",): _path("Qwen/Qwen2.5-0.5B-Instruct")
+    | {"actor_rollout_ref.model.lora_rank": 32, f"{ROLLOUT}.load_format": "safetensors"},
     ("gvpo/summarisation",): {f"{ACTOR}.policy_loss.reference": "ref", f"{ACTOR}.use_kl_loss": True},
 }
 
@@ -172,14 +177,24 @@ def test_the_pages_have_lines_of_every_paper():
     recipes = {
         word.partition("=")[2].partition("/")[0] for words in LINES.values() for word in words if "recipe=" in word
     }
-    assert recipes == {"gsd", "hadw", "dagrpo", "gvpo"} and len(LINES) > 30
+    assert recipes == {"gsd", "hadw", "dagrpo", "gvpo", "start"} and len(LINES) > 30
 
 
 @pytest.mark.parametrize("line", LINES)
 def test_lines_of_the_pages_pass(line):
     recipe, *words = sorted(LINES[line], key=lambda word: not word.startswith("recipe="))
     keys = [word for word in words if word.partition("=")[0] not in groups.GROUPS]
-    assert problems(composed(recipe.partition("=")[2], *words), *keys) == []
+    config = composed(recipe.partition("=")[2], *words, resolved=False).copy()
+    apply_sizing(config, parse_line(LINES[line]))
+    assert problems(resolve(config), *keys) == []
+
+
+@pytest.mark.parametrize("algo", groups.choices("algo"))
+@pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if recipe.startswith("start/")])
+def test_a_first_run_takes_every_algorithm(recipe, algo):
+    """Its data has no demonstrations, which algorithms with anchors need: their check names the column."""
+    config = composed(recipe, "hardware=8xa100_80g", f"algo={algo}")
+    assert problems(config) == []
 
 
 #: Of the recipes that differ in the first model alone, one.

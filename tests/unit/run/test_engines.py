@@ -231,11 +231,11 @@ def test_hardware_gpu_is_what_the_driver_reports(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     unresolved = compose_config(parse_line(["algo=grpo", "task=arithmetic", "hardware=gpu"]))
-    for shown, count, gib in ((None, 2, 15), ("0", 1, 23), ("", 1, None)):
+    for shown, count, gib, name in ((None, 2, 15, "A, B"), ("0", 1, 23, "A"), ("", 1, None, None)):
         gpus._visible_here.cache_clear()
         if shown is not None:
             monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
         config = resolve(unresolved)
         assert (config.trainer.nnodes, config.trainer.n_gpus_per_node) == (1, count)
-        assert config.hardware.gpu_memory_gib == gib
+        assert (config.hardware.gpu_memory_gib, config.hardware.gpu_name) == (gib, name)
     gpus._visible_here.cache_clear()

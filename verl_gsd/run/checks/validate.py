@@ -24,6 +24,7 @@ from verl_gsd.errors import ConfigError
 from verl_gsd.run import cluster_lock, gpus
 from verl_gsd.run.checks import gsd_section
 from verl_gsd.run.checks.data_files import FILE_KEYS, check_data_file, check_truncation, has_own_dataset
+from verl_gsd.run.checks.lora import check_lora
 from verl_gsd.run.checks.memory import check_memory
 from verl_gsd.run.checks.parallelism import (
     check_attention,
@@ -366,6 +367,7 @@ CHECKS = (
     check_layout,
     check_attention,
     check_model_attention,
+    check_lora,
     check_memory,
     check_secrets,
     check_unused_keys,

@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Collection, Iterator
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from verl_gsd import extension
 from verl_gsd.errors import OUR_MODES
@@ -21,6 +21,7 @@ from verl_gsd.run.checks.gsd_section import (
 )
 from verl_gsd.run.checks.prompt_lengths import check_prompts
 from verl_gsd.run.checks.validate import as_list, raise_problems
+from verl_gsd.run.footprint import has_adapter
 from verl_gsd.run.messages import Message
 
 PLUGIN = "verl_gsd.trainer.plugin"
@@ -123,6 +124,11 @@ def _check_verl_config(config: DictConfig) -> Iterator[str]:
     from verl.trainer.ppo.utils import need_critic, need_reference_policy
     from verl.utils.config import validate_config
 
+    if has_adapter(config):
+        # verl imports vLLM to check the rank, unless the adapter is merged. A machine that only starts runs may have no
+        # vLLM, and check_lora checks the rank.
+        config = config.copy()
+        OmegaConf.update(config, "actor_rollout_ref.model.lora.merge", True, force_add=True)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Disabled critic")  # group-based algorithms have no critic

@@ -27,6 +27,10 @@ def test_parameters_by_hand():
 @pytest.mark.parametrize(
     ("name", "published"),
     [
+        ("Qwen/Qwen2.5-0.5B", 494_032_768),
+        ("Qwen/Qwen2.5-3B", 3_085_938_688),
+        ("Qwen/Qwen2.5-14B", 14_770_033_664),
+        ("Qwen/Qwen2.5-32B", 32_763_876_352),
         ("Qwen/Qwen2.5-Math-1.5B", 1_543_714_304),
         ("Qwen/Qwen2.5-Math-7B", 7_615_616_512),
         ("Qwen/Qwen3-4B-Base", 4_022_468_096),
@@ -52,6 +56,7 @@ def test_memory_by_hand():
         }
     )
     assert update_gib(TINY, 4, 100, states=0, logits=False)["logits"] == 0
+    assert update_gib(TINY, 4, 100, states=0, trained=False)["gathered"] * GIB == pytest.approx(4 * 592)
     assert states_gib(TINY, 4, copies=3, width=2) * GIB == pytest.approx(6 * 1272 / 4)
     assert weights_gib(TINY, 2) * GIB == pytest.approx(1272)
     assert kv_cache_gib(TINY, 100, 1) * GIB == pytest.approx(4 * 2 * 4 * 100)

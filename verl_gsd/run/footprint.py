@@ -1,0 +1,85 @@
+"""Reads the ``Footprint`` of a run from its resolved config."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from verl_gsd.config.attention import SDPA
+from verl_gsd.planning.footprint import Footprint
+from verl_gsd.planning.memory import SHAPES, Shape
+from verl_gsd.run.checks.parallelism import attention_of, model_config, sequence_parallel
+from verl_gsd.scalars import is_finite, is_whole
+
+
+def shape_of(config: DictConfig) -> Shape | None:
+    """The shape of the policy: from its local folder, or a known model of a recipe; None if it is not known."""
+    path = str(config.actor_rollout_ref.model.path)
+    if not (Path(path).expanduser() / "config.json").is_file():
+        return SHAPES.get(path)
+    return Shape.of(model_config(path))
+
+
+def gpu_memory_gib(config: DictConfig) -> float | None:
+    """GiB of one GPU; None if it is not set. Also None for engines other than FSDP, whose sharding is not modeled."""
+    value = OmegaConf.select(config, "hardware.gpu_memory_gib")
+    return value if is_finite(value) and config.actor_rollout_ref.actor.strategy in ("fsdp", "fsdp2") else None
+
+
+def has_valid_sizes(config: DictConfig) -> bool:
+    """Whether the values that the estimate reads are positive numbers. Another check reports those that are not."""
+    data, actor, rollout = config.data, config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
+    sizes = (
+        data.max_prompt_length,
+        data.max_response_length,
+        actor.ppo_max_token_len_per_gpu,
+        rollout.n,
+        rollout.tensor_model_parallel_size,
+        config.trainer.nnodes,
+        config.trainer.n_gpus_per_node,
+    )
+    return all(is_whole(size, 1) for size in sizes) and is_finite(rollout.gpu_memory_utilization)
+
+
+def has_adapter(config: DictConfig) -> bool:
+    """Whether the policy trains a LoRA adapter."""
+    return (config.actor_rollout_ref.model.lora_rank or 0) > 0
+
+
+def footprint_of(config: DictConfig, shape: Shape) -> Footprint:
+    """The footprint of a resolved config with FSDP and valid sizes (``has_valid_sizes``).
+
+    If ``hardware.gpu_memory_gib`` is not a number, ``memory_gib`` is 0.
+    """
+    actor, model, rollout = (config.actor_rollout_ref[name] for name in ("actor", "model", "rollout"))
+    fsdp, gpus = actor.fsdp_config, config.trainer.nnodes * config.trainer.n_gpus_per_node
+    length = config.data.max_prompt_length + config.data.max_response_length
+    split = sequence_parallel(actor)
+    size = fsdp.fsdp_size
+    return Footprint(
+        shape=shape,
+        memory_gib=gpu_memory_gib(config) or 0,
+        gpus_per_node=config.trainer.n_gpus_per_node,
+        shards=min(size, gpus) if isinstance(size, int) and size > 0 else gpus,
+        length=length,
+        responses=rollout.n,
+        adapter=has_adapter(config),
+        fsdp2=actor.strategy == "fsdp2",
+        half="16" in str(fsdp.model_dtype),
+        fused=bool(model.use_fused_kernels),
+        sdpa=attention_of(config) == SDPA,
+        packed=bool(model.use_remove_padding),
+        dynamic=bool(actor.use_dynamic_bsz),
+        sleeps=bool(rollout.free_cache_engine and rollout.get("enable_sleep_mode", True)),
+        tokens=actor.ppo_max_token_len_per_gpu
+        if actor.use_dynamic_bsz
+        else (actor.ppo_micro_batch_size_per_gpu or 1) * length // split,
+        sequence_parallel=split,
+        param_offload=bool(fsdp.param_offload),
+        optimizer_offload=bool(fsdp.optimizer_offload),
+        offload_policy=bool(fsdp.offload_policy),
+        utilization=rollout.gpu_memory_utilization,
+        tensor_parallel=rollout.tensor_model_parallel_size,
+        max_model_len=rollout.max_model_len,
+    )
