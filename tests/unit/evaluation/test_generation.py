@@ -68,7 +68,7 @@ def test_gpus_that_cannot_be_divided_are_an_error(tensor_parallel, message):
 
 
 class EngineStub:
-    """Replaces vLLM's engine. It computes ``batch`` requests at a time, and request number N takes ``steps[N]`` steps."""
+    """Replaces vLLM's engine. It computes ``batch`` requests at a time; request number N takes ``steps[N]`` steps."""
 
     def __init__(self, steps, batch, on_step=lambda engine: None):
         self._steps, self._batch, self._on_step, self._waiting = steps, batch, on_step, []
