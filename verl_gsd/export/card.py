@@ -256,8 +256,13 @@ def render(facts: CardFacts, name: str) -> str:
 
 def _usage(facts: CardFacts, name: str) -> str:
     if facts.is_adapter:
+        local = (
+            ""
+            if facts.base and _HUB_NAME.fullmatch(facts.base)
+            else "The base model was a folder. Set `base_model_name_or_path` in `adapter_config.json` to it.\n\n"
+        )
         return (
-            "```python\nfrom peft import AutoPeftModelForCausalLM\nfrom transformers import AutoTokenizer\n\n"
+            f"{local}```python\nfrom peft import AutoPeftModelForCausalLM\nfrom transformers import AutoTokenizer\n\n"
             f'model = AutoPeftModelForCausalLM.from_pretrained("{name}")\n'
             f'tokenizer = AutoTokenizer.from_pretrained("{name}")\n```\n'
         )

@@ -219,7 +219,9 @@ def _lora_settings(checkpoint: Path, weights: Mapping[str, torch.Tensor], config
 
     if path := value_at(config, "actor_rollout_ref.model.lora_adapter_path"):
         try:
-            return peft.LoraConfig.from_pretrained(str(Path(path).expanduser()))
+            settings = peft.LoraConfig.from_pretrained(str(Path(path).expanduser()))
+            settings.base_model_name_or_path = None  # the base is this checkpoint's
+            return settings
         except (OSError, ValueError, TypeError) as error:
             raise ConfigError(
                 f"actor_rollout_ref.model.lora_adapter_path={path}: the run began with this adapter, and its settings "
