@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.markup import escape
 
 from verl_gsd.console import fail, out
+
+if TYPE_CHECKING:
+    from verl_gsd.rundir import RunDirectory
 
 
 def export(
@@ -66,6 +70,15 @@ def export(
         fail(str(error))
     except KeyboardInterrupt:
         fail("stopped; nothing was written" if not folder.exists() else "stopped", code=130)
+
+
+def show_export_command(run: RunDirectory) -> None:
+    """Print the command that exports a run's newest checkpoint, on a line of its own, if there is a checkpoint."""
+    step = run.latest_checkpoint()
+    if step is not None:
+        out.print("to use the model outside of verl-gsd, run:", highlight=False)
+        command = f"verl-gsd export {shlex.quote(str(run.checkpoint(step)))} FOLDER"
+        out.print(command, soft_wrap=True, markup=False, highlight=False)
 
 
 def _held_out_prompts(checkpoint: Path) -> Mapping[str, int]:

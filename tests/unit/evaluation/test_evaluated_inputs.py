@@ -63,6 +63,18 @@ def test_the_error_for_wrong_columns_names_the_row(tmp_path, row, message):
         bench_of(tmp_path, [row])
 
 
+def test_questions_have_the_levels_of_their_rows(tmp_path):
+    """A level is a text, or a number as in MATH-500."""
+    (tmp_path / "number").mkdir()
+    row = {"prompt": ASKED, "reward_model": {"ground_truth": "3"}}
+    texts = bench_of(
+        tmp_path, [row | {"extra_info": {"index": n, "level": level}} for n, level in enumerate(["a", None])]
+    )
+    assert [question.level for question in texts.questions] == ["a", None]
+    numbers = bench_of(tmp_path / "number", [row | {"extra_info": {"index": 0, "level": 5}}])
+    assert [question.level for question in numbers.questions] == ["5"]
+
+
 def test_a_repeated_index_is_rejected(tmp_path):
     row = {"prompt": ASKED, "reward_model": {"ground_truth": "3"}, "extra_info": {"index": 4}}
     with pytest.raises(ValueError, match=r"test\.parquet: index 4\b"):

@@ -15,7 +15,6 @@ from verl_gsd.preparation import manifest
 from verl_gsd.preparation.reading import sha256
 from verl_gsd.rundir import RunDirectory
 
-
 WARM = {"temperature": 0.6, "top_p": 0.9}
 
 

@@ -14,7 +14,9 @@ from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
+from verl_gsd.cli.export import show_export_command
 from verl_gsd.cli.main import app
+from verl_gsd.rundir import RunDirectory
 
 ACCURACY = "val-core/sums/acc/mean@1"
 TOKEN = "hf_" + "a" * 30
@@ -211,3 +213,13 @@ def test_results_of_eval_are_in_the_card(run, tmp_path):
     (folder / "result.json").write_text(json.dumps(result))
     export(run, tmp_path / "mine")
     assert "| mini | 2 | 1 | 0.6 | 0.500 [" in (tmp_path / "mine" / "README.md").read_text()
+
+
+def test_the_end_of_a_training_run_names_the_command(tmp_path, capsys):
+    run = RunDirectory(tmp_path / "my run")
+    run.path.mkdir()
+    show_export_command(run)
+    assert capsys.readouterr().out == "", "no checkpoint"
+    run.marker.write_text("40")
+    show_export_command(run)
+    assert f"verl-gsd export '{run.path}/global_step_40' FOLDER" in capsys.readouterr().out.splitlines()
