@@ -56,7 +56,7 @@ _PACKAGES = ("verl-gsd", "verl", "torch", "transformers", "peft", "vllm", "vllm-
 
 
 @dataclass(frozen=True)
-class DataFile:
+class CardFile:
     """A data file of a run.
 
     Attributes:
@@ -96,8 +96,8 @@ class CardFacts:
     dtype: str
     choices: Sequence[str] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
-    train: Sequence[DataFile] = ()
-    held_out: Sequence[DataFile] = ()
+    train: Sequence[CardFile] = ()
+    held_out: Sequence[CardFile] = ()
     accuracies: Sequence[HeldOut] = ()
     validation: str = ""
     evaluations: Mapping[str, BenchResult] = field(default_factory=dict)
@@ -114,16 +114,16 @@ def base_name(config: Any) -> str | None:
     return path if is_on_hub else Path(path).name
 
 
-def data_files(paths: Any) -> list[DataFile]:
+def data_files(paths: Any) -> list[CardFile]:
     """The data files that a config names, without the folders of this machine."""
     names = [paths] if isinstance(paths, str) else paths if isinstance(paths, list) else []
     return [_data_file(str(name)) for name in names]
 
 
-def _data_file(name: str) -> DataFile:
+def _data_file(name: str) -> CardFile:
     path = Path(name).expanduser()
     if scheme_of(name) or not path.is_file():
-        return DataFile(path.name)
+        return CardFile(path.name)
     digest = sha256(path)
     try:
         prepared = read_manifest(path.parent)
@@ -131,8 +131,8 @@ def _data_file(name: str) -> DataFile:
         prepared = None  # a damaged manifest says nothing about the file
     entry = prepared.splits.get(path.stem, {}) if prepared else {}
     if entry.get("sha256") != digest:
-        return DataFile(path.name, "", digest)
-    return DataFile(f"{path.parent.name}/{path.name}", _origin(entry.get("origin")), digest)
+        return CardFile(path.name, "", digest)
+    return CardFile(f"{path.parent.name}/{path.name}", _origin(entry.get("origin")), digest)
 
 
 def _origin(origin: Any) -> str:

@@ -33,7 +33,7 @@ class Source:
         suffix: the text after every problem.
         verifier: the module whose ``compute_score`` verifies responses; None if a reward model judges them.
         has_demonstrations: whether items have demonstrations.
-        has_levels: whether items have levels of difficulty.
+        level_column: the column with levels of difficulty, which a downloaded folder need not have.
         extra_columns: further columns that the prepared file keeps, with their types.
         column_roles: which column of a user's table is used for what; empty for other sources.
     """
@@ -46,7 +46,7 @@ class Source:
     suffix: str = BOXED
     verifier: str | None = MATHS
     has_demonstrations: bool = False
-    has_levels: bool = False
+    level_column: str | None = None
     extra_columns: Mapping[str, pa.DataType] = field(default_factory=dict)
     column_roles: str = ""
 
@@ -96,7 +96,7 @@ def _by_columns(problem: str, answer: str) -> Callable[[Row], Item]:
 def _by_columns_with_level(problem: str, answer: str) -> Callable[[Row], Item]:
     """The column ``level`` is a number, or a text such as ``Level 5``."""
     read = _by_columns(problem, answer)
-    return lambda row: replace(read(row), level=None if row["level"] is None else str(row["level"]))
+    return lambda row: replace(read(row), level=None if row.get("level") is None else str(row["level"]))
 
 
 def _gsm8k(row: Row) -> Item:
@@ -213,10 +213,10 @@ SOURCES: dict[str, Source] = {
     "math": Source(
         "EleutherAI/hendrycks_math",
         _BOTH,
-        ("problem", "solution", "level"),
+        ("problem", "solution"),
         _by_columns_with_level("problem", "solution"),
         configs=_MATH_SUBJECTS,
-        has_levels=True,
+        level_column="level",
     ),
     "dapo17k": Source("BytedTsinghua-SIA/DAPO-Math-17k", {"train": "train"}, ("prompt", "reward_model"), _dapo),
     "openr1_math_46k": Source(
@@ -240,9 +240,9 @@ SOURCES: dict[str, Source] = {
     "math500": Source(
         "HuggingFaceH4/MATH-500",
         {"test": "test"},
-        ("problem", "answer", "level"),
+        ("problem", "answer"),
         _by_columns_with_level("problem", "answer"),
-        has_levels=True,
+        level_column="level",
     ),
     "minerva": _benchmark("math-ai/minervamath", "test", "question", "answer"),
     "olympiadbench": Source(

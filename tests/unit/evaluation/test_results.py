@@ -75,8 +75,17 @@ def test_a_written_result_is_read_unchanged(tmp_path):
 
 @pytest.mark.parametrize(
     "change",
-    [{"format": 2}, {"correct": [5, 0, 0, 0]}, {"correct": [1]}, {"correct": "x"}, {"settings": 3}, {"samples": 0}]
-    + [{"levels": ["1"]}, {"levels": [1, 2, 3, 4]}],
+    [
+        *(
+            {"format": 2},
+            {"correct": [5, 0, 0, 0]},
+            {"correct": [1]},
+            {"correct": "x"},
+            {"settings": 3},
+            {"samples": 0},
+        ),
+        *({"levels": ["1"]}, {"levels": [1, 2, 3, 4]}, {"levels": 3}),
+    ],
 )
 def test_the_error_for_an_invalid_result_names_the_file(tmp_path, change):
     write_result(tmp_path, result([4, 2, 0, 1]))

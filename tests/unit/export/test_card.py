@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard
 from verl_gsd.evaluation.results import BenchResult, write_result
 from verl_gsd.evaluation.summary import Accuracy, HeldOut
 from verl_gsd.export import card
-from verl_gsd.export.card import CardFacts, DataFile, render
+from verl_gsd.export.card import CardFacts, CardFile, render
 from verl_gsd.preparation import manifest
 from verl_gsd.preparation.reading import sha256
 from verl_gsd.rundir import RunDirectory
@@ -35,14 +35,14 @@ def test_prepared_files_are_named_with_their_origin_and_others_by_name(tmp_path)
     plain.write_bytes(b"other")
     digest = sha256(hub)
     assert card.data_files([str(hub), str(own), str(plain), "/gone/x.parquet", "s3://bucket/y.parquet"]) == [
-        DataFile("math/train.parquet", "a/math at revision abc", digest),
-        DataFile("mine/train.parquet", "", digest),
-        DataFile("train.parquet", "", sha256(plain)),
-        DataFile("x.parquet"),
-        DataFile("y.parquet"),
+        CardFile("math/train.parquet", "a/math at revision abc", digest),
+        CardFile("mine/train.parquet", "", digest),
+        CardFile("train.parquet", "", sha256(plain)),
+        CardFile("x.parquet"),
+        CardFile("y.parquet"),
     ]
     hub.write_bytes(b"changed")
-    assert card.data_files(str(hub)) == [DataFile("train.parquet", "", sha256(hub))], "not what was prepared"
+    assert card.data_files(str(hub)) == [CardFile("train.parquet", "", sha256(hub))], "not what was prepared"
     assert card.data_files(None) == []
 
 
@@ -137,8 +137,8 @@ FACTS = CardFacts(
     "bfloat16",
     choices=["algo=grpo"],
     settings={"actor_rollout_ref.actor.optim.lr": 1e-6},
-    train=[DataFile("math/train.parquet", "a/math at revision abc", "0123")],
-    held_out=[DataFile("test.parquet")],
+    train=[CardFile("math/train.parquet", "a/math at revision abc", "0123")],
+    held_out=[CardFile("test.parquet")],
     accuracies=[HeldOut("sums", (Accuracy(0, 0.25, None), Accuracy(400, 0.5, None)))],
     validation="one response per prompt, greedy",
     evaluations={"math500": result({})},
