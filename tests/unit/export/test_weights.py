@@ -8,6 +8,7 @@ import peft
 import pytest
 import torch
 from evaluation_runs import random_model
+from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from verl_gsd.errors import ConfigError
@@ -82,6 +83,8 @@ def test_tied_embeddings_are_stored_once(tmp_path, base):
     state = {name: weight.clone() for name, weight in tied.state_dict().items()}
     assert {"lm_head.weight", "model.embed_tokens.weight"} < state.keys()
     model = write(fsdp_checkpoints.save(tmp_path / "run", state, tmp_path / "tied", mesh=((0, 1),)), tmp_path / "out")
+    with safe_open(tmp_path / "out" / "model.safetensors", "pt") as stored:
+        assert "lm_head.weight" not in stored.keys()  # noqa: SIM118, it is not a dict
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert torch.equal(model(IDS).logits, tied(IDS).logits)
 
