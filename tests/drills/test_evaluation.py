@@ -39,7 +39,7 @@ def test_every_group_has_as_many_responses(grpo):
     assert set(read_records(grpo.run)["size"].to_pylist()) == {8}
 
 
-SAMPLES, PART = 4, 64
+SAMPLES, PART = 4, 16
 
 
 @pytest.fixture(scope="module")

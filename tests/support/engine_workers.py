@@ -21,6 +21,8 @@ OURS = ("gvpo/", "dagrpo/")
 def gradients(module):
     whole = {}
     for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:  # of the base model under LoRA
+            continue
         gradient = parameter.grad
         whole[name] = (gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient).to("cpu", copy=True)
     return whole

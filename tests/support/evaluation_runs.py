@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from verl_gsd.cli.main import app
 from verl_gsd.evaluation import benches
-from verl_gsd.evaluation.answers import Answers, part_ranges, write_part
+from verl_gsd.evaluation.answers import Answers, write_part
 from verl_gsd.tasks import byte_llama
 
 
@@ -63,11 +63,11 @@ def rows_of(part, samples):
     ]
 
 
-def answer_all(job, log, on_part):
+def answer_all(job, engines, folder, on_part):
     """Replaces vLLM: every answer is right, and one sample of the first question is cut off."""
     for task in job.tasks:
         for number in task.missing_parts():
-            rows = rows_of(part_ranges(len(task.prompts))[number], task.samples)
+            rows = rows_of(task.parts()[number], task.samples)
             right = [
                 row | {"text": str(row["question"] + 1), "cut_off": row["question"] + row["sample"] == 0}
                 for row in rows

@@ -87,7 +87,7 @@ def evaluate(
             raise ValueError("--verifier-url and --verifier-model only work together. Use both, or neither")
         llm_verifier = _llm_verifier(verifier_url, verifier_model)
         benches = _benches(bench, data or data_folder())
-        folder = output or _default_output(checkpoint)
+        folder = output or default_output(checkpoint)
         others = _read_others(against, benches)
         out.print("Loading the model's weights. A run's checkpoint is merged first.", highlight=False)
         default_max_tokens, template_options = _training_settings(checkpoint)
@@ -128,7 +128,7 @@ def _benches(names: str, data: Path) -> list[Bench]:
     return [find_bench(name, data, folder(name)) for name in unique_names]
 
 
-def _default_output(checkpoint: str) -> Path:
+def default_output(checkpoint: str) -> Path:
     path = Path(checkpoint)
     return path.parent / FOLDER / path.name if path.name.startswith("global_step_") else Path(FOLDER) / path.name
 
@@ -140,7 +140,7 @@ def _read_others(against: Path | None, benches: Sequence[Bench]) -> dict[str, Be
     if against is None:
         return {}
     is_evaluation = any((against / bench.name / RESULT).is_file() for bench in benches)
-    folder = against if is_evaluation else _default_output(str(against))
+    folder = against if is_evaluation else default_output(str(against))
     if not folder.is_dir():
         raise ValueError(f"--against {against}: there is no evaluation in {folder}. Run verl-gsd eval for it first")
     results = {bench.name: read_result(folder / bench.name) for bench in benches}

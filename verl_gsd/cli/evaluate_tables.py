@@ -30,6 +30,9 @@ def results_table(results: Mapping[str, BenchResult], others: Mapping[str, Bench
         table.add_row(*row)
         for k, estimate in result.pass_at_k().items():
             table.add_row("", "", f"pass@{k}", str(estimate))
+        for level, estimate in result.average_by_level().items():
+            figure = f"avg@{result.samples}, level {level.removeprefix('Level ')}"
+            table.add_row("", str(estimate.n), figure, str(estimate))
         unverified, cut_off = result.figures["unverified"], result.figures["cut_off"]
         if unverified or cut_off:
             table.add_row("", "", f"{cut_off:.1%} cut off", f"{unverified:.2%} not verified, counted as wrong")
@@ -69,6 +72,7 @@ def _summarise(result: BenchResult, other: BenchResult | None) -> dict[str, Any]
         "samples": result.samples,
         "average": asdict(result.average()),
         "pass_at_k": {str(k): asdict(estimate) for k, estimate in result.pass_at_k().items()},
+        "by_level": {level: asdict(estimate) for level, estimate in result.average_by_level().items()},
         **result.figures,
     }
     if other is not None:

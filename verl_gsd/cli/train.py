@@ -214,6 +214,7 @@ def make_task(config: DictConfig) -> None:
 
 
 def _run(config: DictConfig, line: Line) -> None:
+    from verl_gsd.cli.export import show_export_command
     from verl_gsd.errors import ConfigError
     from verl_gsd.run import launch
     from verl_gsd.run.messages import RunStoppedError
@@ -245,6 +246,7 @@ def _run(config: DictConfig, line: Line) -> None:
         outcome = "was stopped" if isinstance(error, RunStoppedError) else "failed"
         fail(f"the run {outcome}: {error}\nfull log: {run.log(attempt)}", code=1)
     out.print(result_table(list(read_metrics(run.metrics(attempt))), held_out))
+    show_export_command(run)
     out.print(f"run directory [bold]{run.path}[/]", soft_wrap=True)
     if "wandb" in config.trainer.logger and launch.wandb_is_offline():
         out.print(f"wandb was offline. To upload the run: wandb sync {run.path}/wandb/offline-run-*", soft_wrap=True)

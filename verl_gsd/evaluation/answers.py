@@ -18,8 +18,9 @@ import pyarrow.parquet as pq
 from verl_gsd.evaluation.benches import Bench
 from verl_gsd.writing import atomic_write
 
-#: Number of questions per part.
-PART_SIZE = 64
+#: A part has the questions of about this many responses, and at least one question. Parts are divided among GPUs, so a
+#: small benchmark with many samples per question needs several.
+PART_RESPONSES = 64
 
 SCHEMA = pa.schema(
     [
@@ -63,9 +64,10 @@ class Verdicts:
     unverified: np.ndarray
 
 
-def part_ranges(questions: int) -> list[range]:
-    """The positions of the questions in each part."""
-    return [range(start, min(start + PART_SIZE, questions)) for start in range(0, questions, PART_SIZE)]
+def part_ranges(questions: int, samples: int) -> list[range]:
+    """The positions of the questions in each part, given the number of samples per question."""
+    size = max(1, PART_RESPONSES // samples)
+    return [range(start, min(start + size, questions)) for start in range(0, questions, size)]
 
 
 def part_file(folder: Path, number: int) -> Path:
@@ -88,7 +90,7 @@ def read_answers(folder: Path, questions: int, samples: int) -> Answers:
     texts: list[list[str]] = []
     tokens: np.ndarray = np.zeros((questions, samples), np.int64)
     cut_off: np.ndarray = np.zeros((questions, samples), bool)
-    for number, positions in enumerate(part_ranges(questions)):
+    for number, positions in enumerate(part_ranges(questions, samples)):
         path = part_file(folder, number)
         try:
             rows = pq.read_table(path, schema=SCHEMA).to_pylist()

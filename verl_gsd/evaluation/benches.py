@@ -24,11 +24,19 @@ Verifier = Callable[..., dict[str, float]]
 
 @dataclass(frozen=True)
 class BenchQuestion:
-    """One question of a benchmark: its index, the chat that asks it, and the reference answer."""
+    """One question of a benchmark.
+
+    Attributes:
+        index: identifies it in the benchmark.
+        chat: the messages that ask it.
+        truth: the reference answer.
+        level: its level of difficulty; None if the benchmark has no levels.
+    """
 
     index: int
     chat: list[dict[str, str]]
     truth: str
+    level: str | None = None
 
 
 @dataclass(frozen=True)
@@ -110,4 +118,5 @@ def _question(file: Path, number: int, row: dict[str, Any]) -> BenchQuestion:
             f"{file}, row {number} (the first is 0): reward_model.ground_truth must be a text, extra_info.index must "
             f"be an integer, and the chat needs a message. Found {truth!r:.40}, {index!r:.40} and {len(chat)} messages"
         )
-    return BenchQuestion(index, chat, truth)
+    level = row["extra_info"].get("level")
+    return BenchQuestion(index, chat, truth, None if level is None else str(level))

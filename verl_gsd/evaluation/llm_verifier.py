@@ -57,7 +57,8 @@ def verify_with_llm(
     """
     all_verdicts: list[bool | None] = []
     failures: Counter[Reason] = Counter()
-    for number, positions in enumerate(part_ranges(len(bench.questions))):
+    # These parts have 64 questions whatever the number of samples: a larger part keeps more requests in flight.
+    for number, positions in enumerate(part_ranges(len(bench.questions), 1)):
         path = folder / "opinion" / f"part_{number:05d}.json"
         questions = [
             Question(problem_text(bench.questions[position].chat), bench.questions[position].truth, text)

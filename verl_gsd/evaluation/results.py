@@ -6,7 +6,8 @@ OUTPUT/BENCH/result.json    figures, settings, and each question's number of rig
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from verl_gsd.evaluation.answers import Answers, Verdicts
+from verl_gsd.evaluation.benches import BenchQuestion
 from verl_gsd.evaluation.intervals import Estimate, PairedTest, mean_by_question, paired_test
 from verl_gsd.evaluation.pass_at_k import pass_at_k
 from verl_gsd.writing import atomic_write
@@ -33,6 +35,8 @@ class BenchResult:
         correct: (Q,) int64, number of right samples per question.
         figures: ``unverified`` and ``cut_off`` (shares of samples), ``tokens`` (mean), and with an LLM verifier the
             figures of ``llm_verifier.verify_with_llm``.
+        levels: (Q,) the questions' levels of difficulty, None for a question without one; empty if they are unknown, as
+            in results of earlier versions.
     """
 
     settings: Mapping[str, Any]
@@ -40,10 +44,20 @@ class BenchResult:
     samples: int
     correct: np.ndarray
     figures: Mapping[str, float | str]
+    levels: Sequence[str | None] = ()
 
     def average(self) -> Estimate:
         """avg@n: the mean over questions of the share of right samples."""
         return mean_by_question(self.correct / self.samples)
+
+    def average_by_level(self) -> dict[str, Estimate]:
+        """avg@n of the questions of each level, in the order of levels. Empty if the benchmark has no levels."""
+        rows: dict[str, list[int]] = {}
+        for row, level in enumerate(self.levels):
+            if level is not None:
+                rows.setdefault(level, []).append(row)
+        shares = self.correct / self.samples
+        return {level: mean_by_question(shares[rows[level]]) for level in sorted(rows, key=_level_order)}
 
     def pass_at_k(self) -> dict[int, Estimate]:
         """pass@k for k = 2, 4, ... up to n. pass@1 is the average."""
@@ -52,21 +66,28 @@ class BenchResult:
         return {k: mean_by_question(pass_at_k(samples, self.correct, k)) for k in ks}
 
 
+def _level_order(level: str) -> list[tuple[bool, int, str]]:
+    """A sort key: numbers in a level's name are ordered by size, so that level 10 follows level 9."""
+    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in re.split(r"(\d+)", level)]
+
+
 def build_result(
     settings: Mapping[str, Any],
-    indices: np.ndarray,
+    questions: Sequence[BenchQuestion],
     answers: Answers,
     verdicts: Verdicts,
     more: Mapping[str, float | str],
 ) -> BenchResult:
-    """The result of all samples, with further figures ``more``."""
+    """The result of all samples of the benchmark's ``questions``, with further figures ``more``."""
+    indices = np.array([question.index for question in questions], dtype=np.int64)
+    levels = [question.level for question in questions]
     figures = {
         "unverified": float(verdicts.unverified.mean()),
         "cut_off": float(answers.cut_off.mean()),
         "tokens": float(answers.tokens.mean()),
         **more,
     }
-    return BenchResult(settings, indices, answers.tokens.shape[1], verdicts.correct.sum(axis=1), figures)
+    return BenchResult(settings, indices, answers.tokens.shape[1], verdicts.correct.sum(axis=1), figures, levels)
 
 
 def write_result(folder: Path, result: BenchResult) -> None:
@@ -78,9 +99,11 @@ def write_result(folder: Path, result: BenchResult) -> None:
         "samples": result.samples,
         "average": asdict(result.average()),
         "pass_at_k": {str(k): asdict(estimate) for k, estimate in result.pass_at_k().items()},
+        "by_level": {level: asdict(estimate) for level, estimate in result.average_by_level().items()},
         "figures": dict(result.figures),
         "indices": result.indices.tolist(),
         "correct": result.correct.tolist(),
+        "levels": list(result.levels),
     }
     with atomic_write(folder / RESULT) as building:
         building.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -101,7 +124,10 @@ def read_result(folder: Path) -> BenchResult:
         samples = int(content["samples"])
         if indices.shape != correct.shape or not ((correct >= 0) & (correct <= samples)).all() or samples < 1:
             raise ValueError("correct must be a list of numbers from 0 to samples, one per question")
-        return BenchResult(dict(content["settings"]), indices, samples, correct, dict(content["figures"]))
+        levels = list(content.get("levels", ()))
+        if (levels and len(levels) != len(correct)) or not all(isinstance(level, str | None) for level in levels):
+            raise ValueError("levels must be a list of texts or nulls, one per question")
+        return BenchResult(dict(content["settings"]), indices, samples, correct, dict(content["figures"]), levels)
     except (OSError, OverflowError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: cannot be read as a result of verl-gsd eval ({error})") from error
 

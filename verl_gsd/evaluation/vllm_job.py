@@ -1,20 +1,23 @@
-"""Generates responses with vLLM in a subprocess: ``python -m verl_gsd.evaluation.vllm_job JOB PARENT_PID``.
+"""Generates responses with vLLM in subprocesses, one engine each: ``python -m verl_gsd.evaluation.vllm_job JOB PID``.
 
-JOB is a JSON file with a ``GenerationJob``. Parts that exist are not generated again. A sample's seed depends only on
-the job's seed, the question and the sample's number, so that a restart does not change the sample.
+JOB is a JSON file with a ``GenerationJob``, and PID is the process that waits. Engines are independent: each has its
+own GPUs, a copy of the model, and its share of the parts. Parts that exist are not generated again. A sample's seed
+depends only on the job's seed, the question and the sample's number, so that it is the same after a restart and with
+another number of engines.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +30,8 @@ from verl_gsd.run.launch import signals_interrupt
 
 #: Seconds between two calls of ``on_part``.
 _POLL_INTERVAL_S = 0.5
+#: The most requests that an engine has at a time. vLLM computes up to 1,024 of them together, and the others wait.
+IN_FLIGHT = 4096
 
 
 @dataclass(frozen=True)
@@ -43,9 +48,13 @@ class GenerationTask:
     prompts: list[list[int]]
     samples: int
 
+    def parts(self) -> list[range]:
+        """The positions of the questions in each part."""
+        return part_ranges(len(self.prompts), self.samples)
+
     def part_count(self) -> int:
         """Number of parts, existing or not."""
-        return len(part_ranges(len(self.prompts)))
+        return len(self.parts())
 
     def missing_parts(self) -> list[int]:
         """Numbers of the parts that do not exist yet."""
@@ -65,6 +74,7 @@ class GenerationJob:
         on_cpu: whether to compute on the CPU because there is no GPU.
         revision: the revision of a model on the hub; None for a folder.
         tasks: one per benchmark.
+        parts: (position in ``tasks``, number of the part) of what to generate.
     """
 
     model: str
@@ -77,51 +87,130 @@ class GenerationJob:
     on_cpu: bool
     revision: str | None
     tasks: list[GenerationTask]
+    parts: Sequence[tuple[int, int]] = ()
 
 
-def generate(job: GenerationJob, log: Path, on_part: Callable[[], None]) -> None:
-    """Generate all missing parts of all tasks. ``on_part`` is called regularly to update the progress.
+@dataclass(frozen=True)
+class EnginePlan:
+    """What one engine does.
+
+    Attributes:
+        devices: the value of CUDA_VISIBLE_DEVICES; None on the CPU.
+        parts: see ``GenerationJob.parts``.
+    """
+
+    devices: str | None
+    parts: list[tuple[int, int]]
+
+
+def visible_gpus(count: int, environment: Mapping[str, str]) -> list[str]:
+    """The names of this process's GPUs, for CUDA_VISIBLE_DEVICES.
+
+    Args:
+        count: the number of GPUs that torch sees.
+        environment: the process's environment variables. CUDA_VISIBLE_DEVICES may name GPUs by number or by UUID.
+    """
+    names = environment.get("CUDA_VISIBLE_DEVICES")
+    return [name.strip() for name in names.split(",")][:count] if names else [str(number) for number in range(count)]
+
+
+def plan_engines(gpus: Sequence[str], tensor_parallel: int, missing: Sequence[tuple[int, int]]) -> list[EnginePlan]:
+    """Divide the missing parts among as many engines as the GPUs allow. Without GPUs there is one engine, on the CPU.
+
+    Args:
+        gpus: the names of all GPUs.
+        tensor_parallel: number of GPUs per engine.
+        missing: the parts to generate, at most one engine per part. See ``GenerationJob.parts``.
 
     Raises:
-        ConfigError: vLLM failed. The message has its last error and names the log.
+        ConfigError: the GPUs cannot be divided into groups of ``tensor_parallel``.
     """
-    if not any(task.missing_parts() for task in job.tasks):
-        return
-    file = log.with_name("job.json")
-    file.write_text(json.dumps(dataclasses.asdict(job)), encoding="utf-8")
-    environment = os.environ | ({"VERL_GSD_CPU": "1"} if job.on_cpu else {})
+    if not gpus:
+        return [EnginePlan(None, list(missing))] if missing else []
+    if tensor_parallel > len(gpus):
+        raise ConfigError(
+            f"--tensor-parallel {tensor_parallel}: this machine has {len(gpus)} GPUs. Use at most {len(gpus)}"
+        )
+    if left_over := len(gpus) % tensor_parallel:
+        used = ",".join(gpus[: len(gpus) - left_over])
+        raise ConfigError(
+            f"--tensor-parallel {tensor_parallel}: {len(gpus)} GPUs are not a multiple of it, so {left_over} would be "
+            f"idle. Use another number, or set CUDA_VISIBLE_DEVICES={used}"
+        )
+    groups = [gpus[start : start + tensor_parallel] for start in range(0, len(gpus), tensor_parallel)]
+    count = min(len(groups), len(missing))
+    # Neighbouring parts go to different engines: the questions of a benchmark are often ordered by difficulty.
+    return [EnginePlan(",".join(groups[engine]), list(missing[engine::count])) for engine in range(count)]
+
+
+def missing_parts(tasks: Sequence[GenerationTask]) -> list[tuple[int, int]]:
+    """(position in ``tasks``, number) of all parts that do not exist yet."""
+    return [(position, number) for position, task in enumerate(tasks) for number in task.missing_parts()]
+
+
+def generate(job: GenerationJob, engines: Sequence[EnginePlan], folder: Path, on_part: Callable[[], None]) -> None:
+    """Generate the parts of all ``engines`` at the same time. ``on_part`` is called regularly to update the progress.
+
+    The engines' output goes to ``folder``/generation.log, or generation_I.log for engine I of several.
+
+    Raises:
+        ConfigError: an engine failed, and the others were stopped. The message has its last error and names the log.
+    """
+    processes: list[subprocess.Popen[bytes]] = []
+    suffixes = [f"_{number}" if len(engines) > 1 else "" for number in range(len(engines))]
+    logs = [folder / f"generation{suffix}.log" for suffix in suffixes]
+    files = [folder / f"job{suffix}.json" for suffix in suffixes]
     try:
-        with signals_interrupt(), log.open("wb") as log_output:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "verl_gsd.evaluation.vllm_job", str(file), str(os.getpid())],
-                stdin=subprocess.DEVNULL,
-                stdout=log_output,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,  # a process group, so that vLLM's own processes can be killed with it
-            )
+        with signals_interrupt():
             try:
-                while process.poll() is None:
+                for plan, file, log in zip(engines, files, logs, strict=True):
+                    processes.append(_start(dataclasses.replace(job, parts=plan.parts), plan.devices, file, log))
+                while None in (codes := [process.poll() for process in processes]) and not any(codes):
                     on_part()
                     time.sleep(_POLL_INTERVAL_S)
             finally:
-                with suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+                for process in processes:
+                    with suppress(ProcessLookupError):
+                        os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
         on_part()
     finally:
-        file.unlink(missing_ok=True)
-    if process.returncode != 0:
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-        last = next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else "it printed nothing")
-        raise ConfigError(f"vLLM ended with code {process.returncode}: {last.strip()[:500]}. The whole log is {log}")
+        for file in files:
+            file.unlink(missing_ok=True)
+    for code, log in zip(codes, logs, strict=True):
+        if code:
+            raise ConfigError(_failure(code, log))
+
+
+def _start(job: GenerationJob, devices: str | None, file: Path, log: Path) -> subprocess.Popen[bytes]:
+    file.write_text(json.dumps(dataclasses.asdict(job)), encoding="utf-8")
+    more = {"VERL_GSD_CPU": "1"} if devices is None else {"CUDA_VISIBLE_DEVICES": devices}
+    with log.open("wb") as log_output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "verl_gsd.evaluation.vllm_job", str(file), str(os.getpid())],
+            stdin=subprocess.DEVNULL,
+            stdout=log_output,
+            stderr=subprocess.STDOUT,
+            env=os.environ | more,
+            start_new_session=True,  # a process group, so that vLLM's own processes can be killed with it
+        )
+
+
+def _failure(code: int, log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    last = next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else "it printed nothing")
+    return f"vLLM ended with code {code}: {last.strip()[:500]}. The whole log is {log}"
 
 
 def main(job_file: str, parent: int) -> None:
     """Generate in this process. Ends when the process ``parent`` ends."""
     die_with_parent(parent)
     content = json.loads(Path(job_file).read_text(encoding="utf-8"))
-    job = GenerationJob(**content | {"tasks": [GenerationTask(**task) for task in content["tasks"]]})
+    tasks, parts = (
+        [GenerationTask(**task) for task in content["tasks"]],
+        [(task, part) for task, part in content["parts"]],
+    )
+    job = GenerationJob(**content | {"tasks": tasks, "parts": parts})
     if job.on_cpu:
         from verl_gsd.cpu import platform
 
@@ -139,37 +228,70 @@ def main(job_file: str, parent: int) -> None:
         enforce_eager=job.on_cpu,
         **({"distributed_executor_backend": "uni"} if job.on_cpu else {}),
     )
-    for task in job.tasks:
-        for number in task.missing_parts():
-            positions = part_ranges(len(task.prompts))[number]
-            write_part(Path(task.folder), number, _generate_part(engine, job, task, positions))
+    generate_parts(engine.llm_engine, job)
 
 
-def _generate_part(engine: Any, job: GenerationJob, task: GenerationTask, questions: range) -> list[dict[str, Any]]:
+def generate_parts(engine: Any, job: GenerationJob) -> None:
+    """Generate and write ``job.parts``. Each is written as soon as all of its responses are there.
+
+    Requests of later parts fill the batch while the longest responses of earlier parts are still generated.
+
+    Args:
+        engine: vLLM's ``LLMEngine``. It takes requests in order and returns them as they finish.
+    """
+    requests = _requests(job)
+    rows: dict[tuple[int, int], dict[tuple[int, int], dict[str, Any]]] = {part: {} for part in job.parts}
+    running: dict[str, tuple[tuple[int, int], int, int]] = {}
+    while True:
+        for place in itertools.islice(requests, IN_FLIGHT - len(running)):
+            (position, _), question, sample = place
+            request = "/".join(map(str, (position, question, sample)))
+            running[request] = place
+            prompt = job.tasks[position].prompts[question]
+            engine.add_request(request, {"prompt_token_ids": prompt}, _sampling(job, prompt, sample))
+        if not running:
+            return
+        for output in engine.step():
+            if not output.finished:
+                continue
+            part, question, sample = running.pop(output.request_id)
+            task, of_part = job.tasks[part[0]], rows[part]
+            of_part[question, sample] = _row(question, sample, output.outputs[0])
+            if len(of_part) == len(task.parts()[part[1]]) * task.samples:
+                write_part(Path(task.folder), part[1], [of_part[key] for key in sorted(of_part)])
+                del rows[part]
+
+
+def _requests(job: GenerationJob) -> Iterator[tuple[tuple[int, int], int, int]]:
+    """(part, question, sample) of all responses, in order."""
+    for position, number in job.parts:
+        task = job.tasks[position]
+        for question in task.parts()[number]:
+            for sample in range(task.samples):
+                yield (position, number), question, sample
+
+
+def _sampling(job: GenerationJob, prompt: list[int], sample: int) -> Any:
     from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
 
-    requests = [(question, sample) for question in questions for sample in range(task.samples)]
-    sampling = [
-        SamplingParams(
-            temperature=job.temperature,
-            top_p=job.top_p,
-            max_tokens=job.max_tokens,
-            seed=_seed(job.seed, task.prompts[question], sample) if job.temperature else None,
-        )
-        for question, sample in requests
-    ]
-    prompts = [{"prompt_token_ids": task.prompts[question]} for question, _ in requests]
-    outputs = engine.generate(prompts, sampling, use_tqdm=False)
-    return [
-        {
-            "question": question,
-            "sample": sample,
-            "text": output.outputs[0].text,
-            "tokens": len(output.outputs[0].token_ids),
-            "cut_off": output.outputs[0].finish_reason == "length",
-        }
-        for (question, sample), output in zip(requests, outputs, strict=True)
-    ]
+    return SamplingParams(
+        temperature=job.temperature,
+        top_p=job.top_p,
+        max_tokens=job.max_tokens,
+        seed=_seed(job.seed, prompt, sample) if job.temperature else None,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+
+
+def _row(question: int, sample: int, completion: Any) -> dict[str, Any]:
+    return {
+        "question": question,
+        "sample": sample,
+        "text": completion.text,
+        "tokens": len(completion.token_ids),
+        "cut_off": completion.finish_reason == "length",
+    }
 
 
 def _seed(seed: int, prompt: list[int], sample: int) -> int:

@@ -123,7 +123,7 @@ class SplitBuilder:
     ) -> None:
         self._source, self._split, self._rules = source, split, rules
         self._row_label, self._first_index = row_label, first_index
-        self._schema = file_schema(source.has_demonstrations, source.extra_columns)
+        self._schema = file_schema(source.has_demonstrations, source.extra_columns, source.level_column is not None)
         self._settings = json.dumps({"chunk": CHUNK_ROWS, "first_index": first_index, **settings}, sort_keys=True)
         self._building = folder / f".building_{split}"
         self._file = folder / f"{split}.parquet"

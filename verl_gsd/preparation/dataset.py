@@ -166,6 +166,7 @@ def _settings(
         "made_by": f"verl-gsd {version('verl-gsd')}, format {FORMAT}",
         "origin": origin.describe(),
         "columns": list(config.source.columns),
+        "level_column": config.source.level_column,
         "reads": config.source.column_roles,
         "verifier": config.source.verifier,
         "suffix": config.source.suffix,

@@ -23,8 +23,8 @@ _FIELDS = [
     pa.field("data_source", pa.string()),
     pa.field("prompt", _CHAT),
     pa.field("reward_model", pa.struct([("style", pa.string()), ("ground_truth", pa.string())])),
-    pa.field("extra_info", pa.struct([("index", pa.int64()), ("split", pa.string())])),
 ]
+_EXTRA_INFO = [("index", pa.int64()), ("split", pa.string())]
 #: Present if a source has demonstrations; null in a row without any.
 DEMONSTRATION = pa.field("demonstration", pa.list_(pa.string()))
 
@@ -40,6 +40,7 @@ class Item:
         demonstration: an expert's responses.
         extra_columns: further columns of the source that the file keeps.
         index: the source's own index of the problem, if it has one.
+        level: its level of difficulty, if the source has levels.
         boxed: whether the answer was in a box. Only for tables, whose answers must all be boxed or all be bare.
     """
 
@@ -49,6 +50,7 @@ class Item:
     demonstration: list[str] | None = None
     extra_columns: Mapping[str, Any] = field(default_factory=dict)
     index: int | None = None
+    level: str | None = None
     boxed: bool | None = None
 
     def check_encodable(self) -> None:
@@ -67,10 +69,16 @@ class Item:
         return hashlib.blake2b(" ".join(question.split()).casefold().encode(), digest_size=16).digest()
 
 
-def file_schema(has_demonstrations: bool, extra_columns: Mapping[str, pa.DataType]) -> pa.Schema:
-    """The columns of a prepared file: verl's, ``demonstration`` if there are any, and the source's extra columns."""
+def file_schema(
+    has_demonstrations: bool, extra_columns: Mapping[str, pa.DataType], has_levels: bool = False
+) -> pa.Schema:
+    """The columns of a prepared file: verl's, ``demonstration`` if there are any, and the source's extra columns.
+
+    With levels, ``extra_info`` also has ``level``.
+    """
+    extra_info = pa.field("extra_info", pa.struct([*_EXTRA_INFO, *([("level", pa.string())] if has_levels else [])]))
     added = [DEMONSTRATION] if has_demonstrations else []
-    return pa.schema([*_FIELDS, *added, *(pa.field(name, kind) for name, kind in extra_columns.items())])
+    return pa.schema([*_FIELDS, extra_info, *added, *(pa.field(name, kind) for name, kind in extra_columns.items())])
 
 
 def verl_row(item: Item, *, data_source: str, index: int, split: str, suffix: str, style: str) -> dict[str, Any]:
@@ -91,7 +99,7 @@ def verl_row(item: Item, *, data_source: str, index: int, split: str, suffix: st
         "data_source": data_source,
         "prompt": [{"role": "user", "content": question + suffix}],
         "reward_model": {"style": style, "ground_truth": truth},
-        "extra_info": {"index": index, "split": split},
+        "extra_info": {"index": index, "split": split, "level": item.level},
         "demonstration": item.demonstration,
         **item.extra_columns,
     }

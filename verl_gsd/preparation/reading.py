@@ -95,7 +95,7 @@ def hub_revision(kind: Literal["dataset", "model"], name: str) -> str | None:
 
 
 def read_rows(source: Source, origin: Origin, skip: int = 0) -> Iterator[dict[str, Any]]:
-    """The rows from number ``skip`` on, with the columns that ``source`` reads.
+    """The rows from number ``skip`` on, with the columns that ``source`` reads, and its level column if it is there.
 
     Raises:
         ValueError: a column is missing, or the data cannot be read.
@@ -105,7 +105,7 @@ def read_rows(source: Source, origin: Origin, skip: int = 0) -> Iterator[dict[st
             # Each row of a JSON lines file has its own keys. A missing key counts as null, except in the first row.
             if number == 0 or origin.path.suffix != ".jsonl":
                 _check_columns(source, str(origin.path), list(row))
-            yield {name: row.get(name) for name in source.columns}
+            yield {name: row.get(name) for name in _wanted(source, list(row))}
         return
     yield from itertools.islice(_streamed(source, origin), skip, None)
 
@@ -121,7 +121,7 @@ def _streamed(source: Source, origin: Origin) -> Iterator[dict[str, Any]]:
                 continue
             names = data.column_names or list(next(iter(data), {}))
             _check_columns(source, place, names)
-            yield from data.select_columns(list(source.columns))
+            yield from data.select_columns(_wanted(source, names))
         except Exception as error:  # datasets, its readers, and the YAML of a README raise errors of many types
             message = str(error) or type(error).__name__
             raise ValueError(message if place in message else f"{place}: cannot be read: {message}") from error
@@ -149,6 +149,12 @@ def _open_config(place: str, config: str | None, origin: Origin, is_one_of_many:
         if all(file.is_file() and file.suffix in SUFFIXES for file in files):
             return files, None
     return None, datasets.load_dataset(place, config, split=origin.split, revision=origin.revision, streaming=True)
+
+
+def _wanted(source: Source, names: list[str]) -> list[str]:
+    """The columns that ``source`` reads of a table with the columns ``names``."""
+    optional = source.level_column
+    return [*source.columns, *([optional] if optional is not None and optional in names else [])]
 
 
 def _check_columns(source: Source, place: str, names: list[str]) -> None:

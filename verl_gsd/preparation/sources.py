@@ -7,7 +7,7 @@ Face's hub and published code that loads them. We have not loaded them from the 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -33,6 +33,7 @@ class Source:
         suffix: the text after every problem.
         verifier: the module whose ``compute_score`` verifies responses; None if a reward model judges them.
         has_demonstrations: whether items have demonstrations.
+        level_column: the column with levels of difficulty, which a downloaded folder need not have.
         extra_columns: further columns that the prepared file keeps, with their types.
         column_roles: which column of a user's table is used for what; empty for other sources.
     """
@@ -45,6 +46,7 @@ class Source:
     suffix: str = BOXED
     verifier: str | None = MATHS
     has_demonstrations: bool = False
+    level_column: str | None = None
     extra_columns: Mapping[str, pa.DataType] = field(default_factory=dict)
     column_roles: str = ""
 
@@ -89,6 +91,12 @@ def _cell(row: Row, name: str, read: Callable[[Any], Any]) -> Any:
 
 def _by_columns(problem: str, answer: str) -> Callable[[Row], Item]:
     return lambda row: Item(_cell(row, problem, cells.problem), _cell(row, answer, cells.answer))
+
+
+def _by_columns_with_level(problem: str, answer: str) -> Callable[[Row], Item]:
+    """The column ``level`` is a number, or a text such as ``Level 5``."""
+    read = _by_columns(problem, answer)
+    return lambda row: replace(read(row), level=None if row.get("level") is None else str(row["level"]))
 
 
 def _gsm8k(row: Row) -> Item:
@@ -206,8 +214,9 @@ SOURCES: dict[str, Source] = {
         "EleutherAI/hendrycks_math",
         _BOTH,
         ("problem", "solution"),
-        _by_columns("problem", "solution"),
+        _by_columns_with_level("problem", "solution"),
         configs=_MATH_SUBJECTS,
+        level_column="level",
     ),
     "dapo17k": Source("BytedTsinghua-SIA/DAPO-Math-17k", {"train": "train"}, ("prompt", "reward_model"), _dapo),
     "openr1_math_46k": Source(
@@ -228,7 +237,13 @@ SOURCES: dict[str, Source] = {
     "aime24": _benchmark("HuggingFaceH4/aime_2024", "train", "problem", "answer"),
     "aime25": _benchmark("math-ai/aime25", "test", "problem", "answer"),
     "amc23": _benchmark("math-ai/amc23", "test", "question", "answer"),
-    "math500": _benchmark("HuggingFaceH4/MATH-500", "test", "problem", "answer"),
+    "math500": Source(
+        "HuggingFaceH4/MATH-500",
+        {"test": "test"},
+        ("problem", "answer"),
+        _by_columns_with_level("problem", "answer"),
+        level_column="level",
+    ),
     "minerva": _benchmark("math-ai/minervamath", "test", "question", "answer"),
     "olympiadbench": Source(
         "Hothan/OlympiadBench",

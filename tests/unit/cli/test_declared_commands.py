@@ -16,8 +16,8 @@ from verl_gsd.cli.main import app
 from verl_gsd.extension import COMMANDS, Declaration, register
 
 OURS = (
-    *("train", "submit", "status", "logs", "stop", "prepare", "eval", "doctor", "audit-bias", "plan", "report"),
-    *("compare", "lab", "judge"),
+    *("train", "submit", "status", "logs", "stop", "prepare", "eval", "export", "doctor", "audit-bias", "plan"),
+    *("report", "compare", "lab", "judge"),
 )
 
 

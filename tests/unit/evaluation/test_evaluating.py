@@ -49,23 +49,26 @@ def test_responses_are_verified_and_unverified_responses_are_counted(mini, monke
     monkeypatch.setattr(module, "compute_score", given_up)
     answers = answers_of(mini, texts)
     verdicts = verify(mini, answers, progress.append)
-    result = build_result(SETTINGS, np.arange(70), answers, verdicts, {"second": 1.0})
+    result = build_result(SETTINGS, mini.questions, answers, verdicts, {"second": 1.0})
     assert result.figures == {"unverified": 1 / 70, "cut_off": 0.0, "tokens": 3.0, "second": 1.0}
 
 
 def test_parts_are_read_in_order_and_errors_name_the_part(tmp_path):
-    assert [len(part) for part in part_ranges(70)] == [64, 6]
-    for number, part in enumerate(part_ranges(70)):
+    assert [len(part) for part in part_ranges(70, 1)] == [64, 6]
+    assert [len(part) for part in part_ranges(3, 32)] == [2, 1], "64 responses"
+    assert [len(part) for part in part_ranges(2, 65)] == [1, 1], "at least one question"
+    assert [len(part) for part in part_ranges(70, 2)] == [32, 32, 6]
+    for number, part in enumerate(part_ranges(70, 2)):
         write_part(tmp_path, number, rows_of(part, 2))
     answers = read_answers(tmp_path, 70, 2)
     assert answers.texts[69] == ["69 0", "69 1"] and answers.cut_off.sum() == 70 and answers.tokens.sum() == 420
     task = GenerationTask(str(tmp_path), [[1]] * 70, 2)
-    assert task.missing_parts() == [] and task.part_count() == 2
+    assert task.missing_parts() == [] and task.part_count() == 3
     part_file(tmp_path, 1).unlink()
     assert task.missing_parts() == [1]
     with pytest.raises(ValueError, match=r"part_00001\.parquet: "):
         read_answers(tmp_path, 70, 2)
-    write_part(tmp_path, 1, rows_of(range(64, 69), 2))
+    write_part(tmp_path, 1, rows_of(range(32, 63), 2))
     with pytest.raises(ValueError, match=r"part_00001\.parquet: .*question"):
         read_answers(tmp_path, 70, 2)
     part_file(tmp_path, 1).write_bytes(b"half")
@@ -112,8 +115,8 @@ def two_models(tmp_path, model, monkeypatch):
     for folder in folders:
         shutil.copytree(model, folder)
 
-    def generate(job, log, on_part):
-        answer_all(job, log, on_part)
+    def generate(job, *more):
+        answer_all(job, *more)
         for task in job.tasks if job.model == str(folders[1]) else ():
             for number in range(task.part_count()):
                 rows = pq.read_table(part_file(Path(task.folder), number)).to_pylist()

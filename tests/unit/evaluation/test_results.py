@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -74,7 +75,17 @@ def test_a_written_result_is_read_unchanged(tmp_path):
 
 @pytest.mark.parametrize(
     "change",
-    [{"format": 2}, {"correct": [5, 0, 0, 0]}, {"correct": [1]}, {"correct": "x"}, {"settings": 3}, {"samples": 0}],
+    [
+        *(
+            {"format": 2},
+            {"correct": [5, 0, 0, 0]},
+            {"correct": [1]},
+            {"correct": "x"},
+            {"settings": 3},
+            {"samples": 0},
+        ),
+        *({"levels": ["1"]}, {"levels": [1, 2, 3, 4]}, {"levels": 3}),
+    ],
 )
 def test_the_error_for_an_invalid_result_names_the_file(tmp_path, change):
     write_result(tmp_path, result([4, 2, 0, 1]))
@@ -109,3 +120,32 @@ def test_the_table_and_the_summary_have_equal_values(tmp_path):
     assert rows[3][0] == "0.438 [0.000, 1.000]" and summed["average"]["value"] == 7 / 16
     assert rows[5][0].startswith("0.438 [") and summed["against"]["difference"]["value"] == 7 / 16
     assert summed["against"]["model"] == "base" and rows[7][0] == "3, 1, 0"
+
+
+def test_accuracy_is_reported_by_level_in_the_order_of_levels(tmp_path):
+    levels = ["Level 10", "Level 2", None, "Level 10"]
+    one = replace(result([4, 2, 0, 1]), levels=levels)
+    assert {level: (at.value, at.n) for level, at in one.average_by_level().items()} == {
+        "Level 2": (0.5, 1),
+        "Level 10": (5 / 8, 2),
+    }
+    assert list(one.average_by_level()) == ["Level 2", "Level 10"]
+    rows = list(zip(*(column.cells for column in results_table({"mini": one}, {}).columns), strict=True))
+    assert [row for row in rows if "level" in row[2]] == [
+        ("", "1", "avg@4, level 2", "0.500 [0.000, 1.000]"),
+        ("", "2", "avg@4, level 10", str(one.average_by_level()["Level 10"])),
+    ]
+    write_result(tmp_path / "mini", one)
+    assert list(read_result(tmp_path / "mini").levels) == levels
+    assert json.loads((tmp_path / "mini" / "result.json").read_text())["by_level"]["Level 2"]["value"] == 0.5
+    write_summary(tmp_path, {"mini": one}, {})
+    assert json.loads((tmp_path / "results.json").read_text())["mini"]["by_level"]["Level 10"]["n"] == 2
+    assert result([4, 2]).average_by_level() == {}, "no levels are known"
+
+
+def test_a_result_of_an_earlier_version_has_no_levels(tmp_path):
+    write_result(tmp_path, result([4, 2, 0, 1]))
+    file = tmp_path / "result.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({key: value for key, value in content.items() if "level" not in key}))
+    assert read_result(tmp_path).average_by_level() == {}

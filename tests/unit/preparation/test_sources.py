@@ -189,6 +189,14 @@ def test_a_downloaded_folder_becomes_what_verl_reads(tmp_path, name):
                 assert maths.compute_score(name, rf"So \boxed{{{answer}}}.", answer)["acc"] == 1.0
 
 
+@pytest.mark.parametrize(("name", "level"), [("math", "Level 1"), ("math500", "2"), ("gsm8k", None)])
+def test_levels_of_difficulty_are_kept(tmp_path, name, level):
+    prepared(tmp_path, name, downloaded(tmp_path / "hub", SOURCES[name], ROWS[name][0]), "--against", "none")
+    rows = pq.read_table(tmp_path / "data" / name / "test.parquet")["extra_info"].to_pylist()
+    assert {row.get("level") for row in rows} == {level}
+    assert all(("level" in row) == (level is not None) for row in rows)
+
+
 def test_solve_rates_are_kept(tmp_path):
     prepared(tmp_path, "bigmath", downloaded(tmp_path / "hub", SOURCES["bigmath"], ROWS["bigmath"][0]))
     table = pq.read_table(tmp_path / "data" / "bigmath" / "train.parquet")

@@ -45,8 +45,9 @@ MINIMUM_FREE_BYTES = 1 << 30
 #: If more than this share of a disk is used, Ray does not spill objects to it, and then hangs or fails.
 FULLEST_DISK = 0.95
 
-_SECRET_NAME = re.compile(r"api_?key|(^|_)(key|token|secret|password|passwd|credentials?)($|_)", re.IGNORECASE)
-_SECRET_VALUE = re.compile(r"\b(hf_|sk-|ghp_|xox[bp]-|AKIA)[A-Za-z0-9_-]{12,}|://[^/@\s]+:[^/@\s]+@")
+#: Names of keys and texts of values that look like secrets.
+SECRET_NAME = re.compile(r"api_?key|(^|_)(key|token|secret|password|passwd|credentials?)($|_)", re.IGNORECASE)
+SECRET_VALUE = re.compile(r"\b(hf_|sk-|ghp_|xox[bp]-|AKIA)[A-Za-z0-9_-]{12,}|://[^/@\s]+:[^/@\s]+@")
 
 Check = Callable[[DictConfig, Line], Iterator[str]]
 
@@ -295,9 +296,9 @@ def check_secrets(config: DictConfig, line: Line) -> Iterator[str]:
         name = key.rpartition(".")[2]
         # The value of a key that ends in _env is the name of an environment variable.
         has_secret_name = (
-            is_users and _SECRET_NAME.search(name) and not key.startswith("data.") and not name.endswith("_env")
+            is_users and SECRET_NAME.search(name) and not key.startswith("data.") and not name.endswith("_env")
         )
-        if isinstance(value, str) and value and (has_secret_name or _SECRET_VALUE.search(value)):
+        if isinstance(value, str) and value and (has_secret_name or SECRET_VALUE.search(value)):
             yield f"{key}: looks like a secret, and verl logs its whole config. Set an environment variable instead."
 
 

@@ -1,0 +1,225 @@
+"""``verl-gsd export``: the folder, bad input, and the upload. Weights are tested in test_weights.py."""
+
+import json
+import re
+
+import fsdp_checkpoints
+import httpx
+import huggingface_hub
+import pytest
+import torch
+import yaml
+from evaluation_runs import random_model
+from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.testing import CliRunner
+
+from verl_gsd.cli.export import show_export_command
+from verl_gsd.cli.main import app
+from verl_gsd.rundir import RunDirectory
+
+ACCURACY = "val-core/sums/acc/mean@1"
+TOKEN = "hf_" + "a" * 30
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return random_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def run(tmp_path, model):
+    """A run with checkpoints of steps 2 and 4."""
+    weights = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).state_dict()
+    run = tmp_path / "secret_home" / "run"
+    metrics = [(0, {ACCURACY: 0.25}), (4, {ACCURACY: 0.5})]
+    fsdp_checkpoints.save(run, weights, model, step=2)
+    fsdp_checkpoints.save(run, weights, model, step=4, mesh=((0, 1),), metrics=metrics)
+    config = {
+        "actor_rollout_ref": {"model": {"path": str(model)}},
+        "data": {"train_files": str(tmp_path / "secret_home" / "train.parquet")},
+    }
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    (run / "overrides.yaml").write_text(yaml.safe_dump(["algo=grpo"]))
+    return run
+
+
+def export(*words, code=0):
+    done = CliRunner().invoke(app, ["export", *map(str, words)], env={"COLUMNS": "300"})
+    assert done.exit_code == code, done.output + done.stderr
+    assert TOKEN not in done.output + done.stderr
+    return " ".join((done.stderr if code else done.output).split())
+
+
+def test_a_run_is_exported_from_its_newest_checkpoint(run, tmp_path):
+    target = tmp_path / "models" / "mine"
+    assert "global_step_4" in export(run, target)
+    assert AutoModelForCausalLM.from_pretrained(target).dtype == torch.bfloat16
+    assert AutoTokenizer.from_pretrained(target).chat_template
+    card = (target / "README.md").read_text()
+    for part in ("4 steps", "algo=grpo", "| sums | 0.250 | 0 |", "| sums | 0.500 | 4 |", "train.parquet"):
+        assert part in card, part
+    everything = "".join(path.read_text() for path in target.iterdir() if path.suffix in (".md", ".json", ".jinja"))
+    assert "secret_home" not in everything and str(tmp_path) not in everything
+    assert [path.name for path in (tmp_path / "models").iterdir()] == ["mine"]
+
+
+def test_an_older_checkpoint_into_an_empty_folder(run, tmp_path):
+    (tmp_path / "mine").mkdir()
+    export(run / "global_step_2", tmp_path / "mine", "--dtype", "float32")
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "mine", dtype="auto").dtype == torch.float32
+    card = (tmp_path / "mine" / "README.md").read_text()
+    assert "2 steps" in card and "| 4 |" not in card, "validations after the checkpoint are of other weights"
+
+
+def occupied(run, folder):
+    folder.mkdir()
+    (folder / "mine.txt").write_text("")
+    return run, folder
+
+
+def a_file(run, folder):
+    folder.write_text("")
+    return run, folder
+
+
+def unfinished(run, folder):
+    (run / "latest_checkpointed_iteration.txt").write_text("2")
+    return run / "global_step_4", folder
+
+
+def unsaved(run, folder):
+    (run / "latest_checkpointed_iteration.txt").unlink()
+    return run, folder
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (lambda run, folder: (run.parent, folder), r"secret_home: .*RUN/global_step_N"),
+        (lambda run, folder: (run / "global_step_9", folder), r"global_step_9: .*global_step_4"),
+        (lambda run, folder: (run / "nothing", folder), r"nothing: .*RUN/global_step_N"),
+        (unfinished, r"global_step_4: .*global_step_2"),
+        (unsaved, r"run: .*trainer\.save_freq"),
+        (occupied, r"mine: .*new folder"),
+        (a_file, r"mine: .*new folder"),
+        (lambda run, folder: (run, folder, "--dtype", "float8"), r"float8.*bfloat16"),
+        (lambda run, folder: (run, folder, "--adapter"), r"--adapter: .*Remove --adapter"),
+        (lambda run, folder: (run, folder, "--push", "a/b/c"), r"--push a/b/c: .*OWNER/NAME"),
+    ],
+)
+def test_bad_input_is_an_error_and_nothing_is_written(run, tmp_path, words, message):
+    words = words(run, tmp_path / "mine")
+    before = sorted(tmp_path.rglob("*"))
+    assert re.search(message, export(*words, code=2))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_config_that_cannot_be_read_is_an_error(run, tmp_path):
+    (run / "config.yaml").write_text("data: [")
+    assert re.search(r"config\.yaml: ", export(run, tmp_path / "mine", code=2))
+
+
+class HfApiStub:
+    """Replaces huggingface_hub.HfApi: the hub as the user ``alice`` sees it."""
+
+    def __init__(self, *, login=None, upload=None):
+        self._login, self._upload, self.calls = login, upload, []
+
+    def whoami(self):
+        if self._login:
+            raise self._login
+        return {"name": "alice"}
+
+    def create_repo(self, name, **settings):
+        self.calls.append(("create_repo", name, settings))
+        return f"https://huggingface.co/{name}"
+
+    def upload_folder(self, *, repo_id, folder_path, commit_message):
+        if self._upload:
+            raise self._upload
+        self.calls.append(("upload_folder", repo_id, sorted(path.name for path in folder_path.iterdir())))
+
+
+def refused(status):
+    request = httpx.Request("GET", "https://huggingface.co/api")
+    return HfHubHTTPError(f"{status} from the hub\n{TOKEN}", response=httpx.Response(status, request=request))
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    def use(**errors):
+        stub = HfApiStub(**errors)
+        monkeypatch.setattr(huggingface_hub, "HfApi", lambda: stub)
+        return stub
+
+    return use
+
+
+def test_the_folder_is_uploaded_to_the_users_private_repository(hub, run, tmp_path):
+    stub = hub()
+    output = export(run, tmp_path / "folder", "--push", "mine")
+    assert "https://huggingface.co/alice/mine" in output
+    (_, name, settings), (_, uploaded_to, files) = stub.calls
+    assert name == uploaded_to == "alice/mine" and settings == {"private": True, "exist_ok": True}
+    assert {"README.md", "model.safetensors", "config.json", "tokenizer.json"} <= set(files)
+    assert 'from_pretrained("alice/mine"' in (tmp_path / "folder" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (LocalTokenNotFoundError("none"), r"--push lab/mine: .*hf auth login"),
+        (refused(401), r"--push lab/mine: .*hf auth login"),
+        (refused(503), r"--push lab/mine: .*503.*Remove --push"),
+        (httpx.ConnectError("no network"), r"--push lab/mine: .*no network.*Remove --push"),
+    ],
+)
+def test_without_a_login_nothing_is_exported(hub, run, tmp_path, error, message):
+    hub(login=error)
+    assert re.search(message, export(run, tmp_path / "folder", "--push", "lab/mine", code=2))
+    assert not (tmp_path / "folder").exists()
+
+
+def test_an_upload_that_fails_leaves_the_folder_and_names_the_command(hub, run, tmp_path):
+    hub(upload=refused(403))
+    folder = tmp_path / "folder"
+    output = export(run, folder, "--push", "lab/mine", code=2)
+    assert re.search(rf"--push lab/mine: .*403.*hf upload lab/mine {re.escape(str(folder))}", output)
+    assert (folder / "config.json").is_file()
+
+
+def test_the_held_out_prompts_give_intervals(run, tmp_path, monkeypatch):
+    from verl_gsd.cli import train
+
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["data"]["val_files"] = "test.parquet"
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    monkeypatch.setattr(train, "held_out_prompts", lambda config: {"sums": 40})
+    export(run, tmp_path / "mine")
+    assert re.search(r"\| sums \| 0\.500 \[0\.\d+, 0\.\d+\] \| 4 \|", (tmp_path / "mine" / "README.md").read_text())
+
+
+def test_results_of_eval_are_in_the_card(run, tmp_path):
+    from verl_gsd.evaluation.run import describe_weights
+
+    checkpoint = run / "global_step_4"
+    folder = run / "evaluation" / "global_step_4" / "mini"
+    folder.mkdir(parents=True)
+    result = {
+        **{"format": 1, "samples": 1, "indices": [0, 1], "correct": [1, 0], "figures": {}},
+        "settings": {"model": describe_weights(checkpoint), "temperature": 0.6},
+    }
+    (folder / "result.json").write_text(json.dumps(result))
+    export(run, tmp_path / "mine")
+    assert "| mini | 2 | 1 | 0.6 | 0.500 [" in (tmp_path / "mine" / "README.md").read_text()
+
+
+def test_the_end_of_a_training_run_names_the_command(tmp_path, capsys):
+    run = RunDirectory(tmp_path / "my run")
+    run.path.mkdir()
+    show_export_command(run)
+    assert capsys.readouterr().out == "", "no checkpoint"
+    run.marker.write_text("40")
+    show_export_command(run)
+    assert f"verl-gsd export '{run.path}/global_step_40' FOLDER" in capsys.readouterr().out.splitlines()

