@@ -28,7 +28,7 @@ _GRAD_NORM = "actor/grad_norm"
 
 def weight_checksums(checkpoint: Path) -> dict[str, int]:
     """(file and tensor) -> CRC-32 of the model's tensors in a checkpoint."""
-    sums = {}
+    sums: dict[str, int] = {}
     for path in sorted((checkpoint / "actor").glob("model_world_size_*.pt")):
         with zipfile.ZipFile(path) as archive:
             records = (record for record in archive.infolist() if "/data/" in record.filename)

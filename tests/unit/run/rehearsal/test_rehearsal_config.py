@@ -173,5 +173,5 @@ def test_what_a_cpu_cannot_run_is_rejected_by_its_key(key, value):
 
 
 def test_a_replacement_without_a_reason_is_a_bug():
-    with pytest.raises(ValueError, match="nobody.knows"):
+    with pytest.raises(ValueError, match=r"nobody\.knows"):
         reason_for("nobody.knows")
