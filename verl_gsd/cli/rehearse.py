@@ -29,6 +29,7 @@ def rehearse(line: Line, composed: DictConfig, config: DictConfig) -> None:
     from verl_gsd.errors import ConfigError
     from verl_gsd.run.launch import RunFailedError
     from verl_gsd.run.messages import RunStoppedError
+    from verl_gsd.run.rehearsal.failures import explain
     from verl_gsd.run.rehearsal.report import Findings
 
     findings = Findings()
@@ -43,7 +44,7 @@ def rehearse(line: Line, composed: DictConfig, config: DictConfig) -> None:
     except ConfigError as error:
         findings.wrong += str(error).splitlines()
     except (RunFailedError, RunStoppedError) as error:
-        findings.wrong.append(str(error))
+        findings.wrong.append(explain(str(error), config))
     _print_findings(findings, folder)
     if findings.wrong:
         fail("the rehearsal found problems; see the list above", code=1)
@@ -96,7 +97,8 @@ def _make_files(config: DictConfig, folder: Path, judge: JudgeStandIn | None, fi
     from omegaconf import OmegaConf
     from transformers import AutoTokenizer
 
-    from verl_gsd.run.checks.prompt_tokens import prompt_tokens_of
+    from verl_gsd.errors import ConfigError
+    from verl_gsd.run.checks.prompt_tokens import NotCountableError, prompt_tokens_of
     from verl_gsd.run.rehearsal import config as rehearsal
     from verl_gsd.run.rehearsal.data import VALIDATION_ROWS, balanced_seed, write_rows
     from verl_gsd.run.rehearsal.model import opens_assistant_turn, write_tiny_model, write_tiny_reward_model
@@ -109,7 +111,10 @@ def _make_files(config: DictConfig, folder: Path, judge: JudgeStandIn | None, fi
     local = config.copy()
     OmegaConf.set_struct(local, False)
     local.actor_rollout_ref.model.update({"path": str(tiny.folder), "tokenizer_path": None, "hf_config_path": None})
-    tokens = prompt_tokens_of(local, tokenizer)
+    try:
+        tokens = prompt_tokens_of(local, tokenizer)
+    except NotCountableError as error:
+        raise ConfigError(f"actor_rollout_ref.model.path={config.actor_rollout_ref.model.path}: {error}") from error
     options = OmegaConf.to_container(OmegaConf.create(config.data.get("apply_chat_template_kwargs") or {}))
     if not opens_assistant_turn(tokenizer, {str(name): value for name, value in dict(options).items()}):
         findings.wrong.append(
