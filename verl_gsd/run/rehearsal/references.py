@@ -46,7 +46,7 @@ class References:
 def check_references(function: Callable[..., Any], kwargs: Mapping[str, Any], rows: Sequence[dict]) -> References:
     """Call ``function`` with the reference answer of each row, in each form until it accepts one.
 
-    A form is accepted if it scores higher than an empty response.
+    A form is accepted if it scores higher than an empty response. Blank references are rejected.
 
     Args:
         kwargs: further arguments of the function, from the config.
@@ -60,7 +60,8 @@ def check_references(function: Callable[..., Any], kwargs: Mapping[str, Any], ro
         rejected, scores = [], []
         for number, row in enumerate(rows):
             empty, truth = await _score(function, kwargs, row, ""), row["reward_model"]["ground_truth"]
-            for form in FORMS:
+            # A blank reference is rejected without a form: it could equal an answer that is empty by mistake.
+            for form in FORMS if str(truth).strip() else ():
                 score = await _score(function, kwargs, row, form.format(answer=truth))
                 if score > empty:
                     scores.append(score)
