@@ -47,9 +47,9 @@ def test_every_recipe_can_be_rehearsed(data, tmp_path, recipe):
 @pytest.mark.minutes(4)
 def test_a_loss_that_reads_a_missing_column_is_found(data, tmp_path):
     key = "actor_rollout_ref.actor.policy_loss.loss_mode"
-    words = ("recipe=gvpo/qwen2.5_math_1.5b", "algo=gvpo", MACHINE, f"{key}=lacking")
+    words = ("recipe=gsd/qwen2.5_math_1.5b", "algo=dagrpo_mask", "algorithm.gsd.dagrpo.judge.scorer=stub", MACHINE)
     path = os.pathsep.join([str(SUPPORT), os.environ.get("PYTHONPATH", "")])
     environment = {"VERL_USE_EXTERNAL_MODULES": "lacking_loss", "PYTHONPATH": path}
-    code, printed = rehearse(data, tmp_path / "run", *words, **environment)
+    code, printed = rehearse(data, tmp_path / "run", *words, f"{key}=lacking", **environment)
     assert code == 1
     assert f"{key}=lacking" in part(printed, "found wrong") and "difficulty" in part(printed, "found wrong")

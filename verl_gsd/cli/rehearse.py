@@ -183,7 +183,7 @@ def _train(
 ) -> None:
     from verl_gsd.run.rehearsal import observations
     from verl_gsd.run.rehearsal.config import ALL_STEPS, FIRST_STEPS
-    from verl_gsd.rundir import RunDirectory, read_metrics
+    from verl_gsd.rundir import RunDirectory
 
     run = RunDirectory(files.run)
     try:
@@ -193,12 +193,11 @@ def _train(
         rehearsed.trainer.total_training_steps = ALL_STEPS
         _attempt(rehearsed, resuming=True)
         observations.observe_resume(run, before, findings)
-        observations.observe_groups(run, config, findings)
-        metrics = {name: value for attempt in run.attempts() for _, values in read_metrics(run.metrics(attempt))
-                   for name, value in values.items()}  # fmt: skip
-        observations.observe_judge(judge.answered if judge else 0, config, metrics, findings)
-    finally:
+    finally:  # a run that fails has shown something before
         observations.observe_rewards(files.rewards, config, findings)
+        if run.records(1).is_dir():
+            observations.observe_groups(run, config, findings)
+            observations.observe_judge(run, judge.answered if judge else 0, config, findings)
 
 
 def _attempt(rehearsed: DictConfig, resuming: bool) -> None:

@@ -14,6 +14,10 @@ _NO_COLUMN = re.compile(r"""key ["'](?P<column>\w+)["'] not found in TensorDict"
 _NO_ENTRY = re.compile(r"""KeyError: ["'](?P<name>[\w.]+)["']""")
 
 
+#: Ray's message if it did not start within 30 seconds.
+_SLOW_START = "The current node timed out during startup"
+
+
 def explain(text: str, config: DictConfig) -> str:
     """``text`` of the failure, after a sentence that names the key and the remedy if the error is a known one.
 
@@ -36,3 +40,5 @@ def _explanations(text: str, config: DictConfig) -> Iterator[str]:
             f"the run reads the entry {name['name']}, which the data or the config does not have. Look for it in the "
             "reward function, in the extensions and in the loss, and add the column or the key."
         )
+    if _SLOW_START in text:
+        yield "Ray did not start in time, because this machine is busy. Rehearse again when it has less to do."

@@ -12,7 +12,6 @@ import zipfile
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -22,7 +21,6 @@ from verl_gsd.run.rehearsal.config import ALL_STEPS, FIRST_STEPS, asks_judge, ha
 from verl_gsd.run.rehearsal.report import Findings
 from verl_gsd.rundir import TRAINED, RunDirectory, read_metrics
 
-#: Metrics that verl logs as NaN or infinity in runs that work.
 _GRAD_NORM = "actor/grad_norm"
 
 
@@ -125,11 +123,16 @@ def observe_groups(run: RunDirectory, config: DictConfig, findings: Findings) ->
                 "algorithm.filter_groups.enable=true: no group was evicted, although some are unanimous. Check "
                 f"algorithm.filter_groups.metric={config.algorithm.filter_groups.metric}."
             )
-    metrics = {name: value for attempt in run.attempts() for _, values in read_metrics(run.metrics(attempt))
-               for name, value in values.items()}  # fmt: skip
+    metrics = _last_metrics(run)
     for key, name, title in _FEATURES:
         if OmegaConf.select(config, key):
             _check_metric(metrics, name, f"{title} ({key})", findings)
+
+
+def _last_metrics(run: RunDirectory) -> dict[str, float]:
+    """The last value of every metric of all attempts."""
+    lines = (line for attempt in run.attempts() for line in read_metrics(run.metrics(attempt)))
+    return {name: value for _, values in lines for name, value in values.items()}
 
 
 #: (key that switches a feature on, start of the names of its metrics, its title).
@@ -173,7 +176,7 @@ def observe_rewards(log: Path, config: DictConfig, findings: Findings) -> None:
         findings.worked.append("reward model: a random one scored all responses through verl's router and vLLM")
 
 
-def observe_judge(answered: int, config: DictConfig, metrics: Mapping[str, Any], findings: Findings) -> None:
+def observe_judge(run: RunDirectory, answered: int, config: DictConfig, findings: Findings) -> None:
     """Check that the judge was asked.
 
     Args:
@@ -182,7 +185,7 @@ def observe_judge(answered: int, config: DictConfig, metrics: Mapping[str, Any],
     if not asks_judge(config):
         return
     key = "algorithm.gsd.dagrpo.judge"
-    failures = metrics.get("judge/failures/any", 0.0)
+    failures = _last_metrics(run).get("judge/failures/any", 0.0)
     if answered and not failures:
         findings.worked.append(f"judge: the stand-in answered {answered} questions over HTTP, and all were parsed")
     else:

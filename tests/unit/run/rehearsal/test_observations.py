@@ -114,7 +114,7 @@ def test_groups_are_counted_and_a_filter_must_evict(run, findings):
     filters = {"algorithm__filter_groups": {"enable": True, "metric": "acc"}}
     observations.observe_groups(run, config(**filters), findings)
     said = "\n".join(findings.worked)
-    assert "3 groups" in said and "1 mixed" in said and "1 with graded scores" in said
+    assert "3 groups" in said and "2 mixed, 1 all_right" in said and "1 with graded scores" in said
     assert "1 groups were evicted" in said and not findings.wrong
 
 
@@ -147,14 +147,15 @@ def test_a_reward_function_that_was_not_called_is_wrong(tmp_path, findings):
     assert "scored 2 responses, with 0 to 1" in findings.worked[0]
 
 
-def test_a_judge_that_is_not_asked_or_fails_is_wrong():
+def test_a_judge_that_is_not_asked_or_fails_is_wrong(run):
     asked = config(algorithm__gsd__dagrpo__judge__scorer="openai")
     for answered, metrics, works in ((3, {}, True), (0, {}, False), (3, {"judge/failures/any": 0.5}, False)):
         findings = Findings()
-        observations.observe_judge(answered, asked, metrics, findings)
+        write_metrics(run, 1, {1: metrics})
+        observations.observe_judge(run, answered, asked, findings)
         assert bool(findings.worked) == works and bool(findings.wrong) != works
     findings = Findings()
-    observations.observe_judge(0, config(), {}, findings)
+    observations.observe_judge(run, 0, config(), findings)
     assert not findings.worked and not findings.wrong
 
 
@@ -164,6 +165,17 @@ def test_a_loss_that_reads_a_missing_column_is_explained():
     assert said.startswith("actor_rollout_ref.actor.policy_loss.loss_mode=lacking: the update reads the column mine")
     assert said.endswith(text)
     assert explain("exit code 1", config()) == "exit code 1"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("KeyError: 'level'", "entry level"),
+        ("Exception: The current node timed out during startup. This could happen", "Rehearse again"),
+    ],
+)
+def test_other_failures_are_explained(text, said):
+    assert said in explain(text, config()).partition("\n")[0]
 
 
 def test_the_list_of_findings_has_three_parts_and_names_stand_ins():
