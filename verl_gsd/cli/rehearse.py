@@ -41,6 +41,8 @@ def rehearse(line: Line, composed: DictConfig, config: DictConfig) -> None:
         )
     try:
         _rehearse(line, composed, config, folder, findings)
+    except KeyboardInterrupt:
+        fail("interrupted; all processes of the rehearsal have ended", code=130)
     except ConfigError as error:
         findings.wrong += str(error).splitlines()
     except (RunFailedError, RunStoppedError) as error:
@@ -64,7 +66,7 @@ def _rehearse(line: Line, composed: DictConfig, config: DictConfig, folder: Path
     os.environ["VERL_GSD_CPU"] = "1"  # before anything imports verl
     with redirect_stdout(sys.stderr):  # verl prints while it validates
         _check_with_verl(config)
-    findings.worked.append("checks: lengths fit the model, batches fit the data, memory fits the GPUs as estimated")
+    findings.worked.append("checks: lengths fit the model, batches fit the data, memory fits as far as it is estimated")
     with ExitStack() as stack:
         judge = stack.enter_context(judge_stand_in()) if rehearsal.asks_judge(config) else None
         files = _make_files(config, folder, judge, findings)

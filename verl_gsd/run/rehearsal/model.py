@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
+from verl_gsd.errors import ConfigError
 from verl_gsd.planning.memory import SHAPES, Shape
 from verl_gsd.run.remote_paths import scheme_of
 from verl_gsd.writing import atomic_folder
@@ -38,6 +39,9 @@ def write_tiny_model(config: DictConfig, folder: Path) -> TinyModel:
 
     If the model or its tokenizer cannot be loaded, a stand-in replaces it. Both come from a stand-in or neither does,
     because the vocabulary of a model must be that of its tokenizer.
+
+    Raises:
+        ConfigError: transformers has no such language model, or it has no layers and heads to reduce.
     """
     model = config.actor_rollout_ref.model
     name = str(model.path)
@@ -61,12 +65,18 @@ def write_tiny_model(config: DictConfig, folder: Path) -> TinyModel:
         )
         if model.get("custom_chat_template") is None:
             stand_ins += ("the chat template is a stand-in, so that the original template is not rehearsed",)
-    tiny = shrink(original)
-    for name_of_id in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        if stand_ins:
+    try:
+        tiny = shrink(original)
+        for name_of_id in ("bos_token_id", "eos_token_id", "pad_token_id") if stand_ins else ():
             setattr(tiny, name_of_id, getattr(tokenizer, name_of_id))
+        model_of_run = _random_model(tiny)
+    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"actor_rollout_ref.model.path={name}: a rehearsal cannot make a tiny model of this architecture "
+            f"({_first_line(error)}). Rehearse with another dense language model, or start the run without --rehearse."
+        ) from error
     with atomic_folder(folder) as building:
-        _random_model(tiny).save_pretrained(building)
+        model_of_run.save_pretrained(building)
         tokenizer.save_pretrained(building)
     return TinyModel(folder, describe(tiny), stand_ins)
 

@@ -5,6 +5,7 @@ import pytest
 from omegaconf import OmegaConf
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Qwen3Config
 
+from verl_gsd.errors import ConfigError
 from verl_gsd.run.rehearsal.model import opens_assistant_turn, shrink, write_tiny_model
 
 
@@ -74,3 +75,12 @@ def test_a_template_without_a_generation_prompt_is_found():
     assert opens_assistant_turn(tokenizer, {})
     tokenizer.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
     assert not opens_assistant_turn(tokenizer, {})
+
+
+def test_an_architecture_that_cannot_be_made_tiny_is_rejected_by_its_key(tmp_path):
+    from transformers import T5Config
+
+    T5Config(num_layers=1, d_model=8).save_pretrained(tmp_path / "source")
+    chat_model.build_tokenizer().save_pretrained(tmp_path / "source")
+    with pytest.raises(ConfigError, match=r"actor_rollout_ref\.model\.path=.*without --rehearse"):
+        write_tiny_model(config_of(tmp_path / "source"), tmp_path / "tiny")
