@@ -11,9 +11,9 @@ from verl_gsd import config as groups
 
 #: What a recipe's rehearsal must have seen, besides what every rehearsal sees.
 SEEN = {
-    "dagrpo": ("DaGRPO", "judge: the stand-in answered"),
-    "gvpo": ("GVPO",),
-    "hadw": ("HA-DW",),
+    "dagrpo": ("algorithm.gsd.dagrpo", "judge: the stand-in answered"),
+    "gvpo": ("algorithm.gsd.gvpo",),
+    "hadw": ("algorithm.gsd.hadw",),
     "gsd": (),
 }
 

@@ -68,7 +68,7 @@ def _rehearse(line: Line, composed: DictConfig, config: DictConfig, folder: Path
         _check_with_verl(config)
     findings.worked.append("checks: lengths fit the model, batches fit the data, memory fits as far as it is estimated")
     with ExitStack() as stack:
-        judge = stack.enter_context(judge_stand_in()) if rehearsal.asks_judge(config) else None
+        judge = stack.enter_context(judge_stand_in()) if rehearsal.judge_keys(config) else None
         files = _make_files(config, folder, judge, findings)
         rehearsed, replacements = rehearsal.rehearsal_config(composed, files)
         for text in preserved_lines(rehearsed, rehearsal.sizes_of(config).updates):

@@ -33,7 +33,8 @@ RESPONSE_TOKENS = 16
 #: The section of the reward function that a rehearsal configures.
 REWARD_FUNCTION = "reward.custom_reward_function"
 _SEEDED = "pkg://verl_gsd.run.rehearsal.seeded_rewards"
-_JUDGE = "algorithm.gsd.dagrpo.judge"
+#: The judge of any extension; a part of a key that is * stands for any name.
+_JUDGE = "algorithm.gsd.*.judge"
 _REWARD_MODEL = "reward.reward_model"
 
 #: What a rehearsal preserves: title -> keys, each with everything below it.
@@ -255,9 +256,10 @@ def sizes_of(config: DictConfig) -> Sizes:
     return Sizes(updates, mini_batch, WORKERS if mini_batch * n % WORKERS == 0 else 1)
 
 
-def asks_judge(config: DictConfig) -> bool:
-    """Whether the run asks a judge over HTTP."""
-    return OmegaConf.select(config, f"{_JUDGE}.scorer") == "openai"
+def judge_keys(config: DictConfig) -> list[str]:
+    """The sections of the judges that the run asks over HTTP, for example ``algorithm.gsd.NAME.judge``."""
+    keys = [f"algorithm.gsd.{name}.judge" for name in OmegaConf.select(config, "algorithm.gsd") or {}]
+    return [key for key in keys if OmegaConf.select(config, f"{key}.scorer") == "openai"]
 
 
 def has_reward_model(config: DictConfig) -> bool:
@@ -297,7 +299,7 @@ def _replacements(original: DictConfig, files: Files, sizes: Sizes) -> dict[str,
     actor, rollout = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
     tokens = files.prompt_tokens + files.response_tokens
     before = original.data.max_prompt_length + original.data.max_response_length
-    # As many whole sequences per micro-batch as before: it decides how GVPO keeps groups together.
+    # As many whole sequences per micro-batch as before: it decides whether groups fit into micro-batches.
     room = -(-original.actor_rollout_ref.actor.ppo_max_token_len_per_gpu * tokens // before)
     values: dict[str, Any] = {
         "trainer.n_gpus_per_node": sizes.workers,
@@ -341,9 +343,9 @@ def _replacements(original: DictConfig, files: Files, sizes: Sizes) -> dict[str,
     ):
         if is_whole(size := OmegaConf.select(original, key), 1):
             values[key] = max(divisor for divisor in range(1, min(rows, size) + 1) if rows % divisor == 0)
-    if asks_judge(original) and files.judge_url is not None:
-        values |= {f"{_JUDGE}.base_url": files.judge_url, f"{_JUDGE}.cache": str(files.judge_cache)}
-        values[f"{_JUDGE}.model"] = None
+    for judge in judge_keys(original):
+        values |= {f"{judge}.base_url": files.judge_url, f"{judge}.cache": str(files.judge_cache)}
+        values[f"{judge}.model"] = None
     if has_reward_model(original):
         values |= {
             f"{_REWARD_MODEL}.model_path": str(files.reward_model),
@@ -406,7 +408,12 @@ def reason_for(key: str) -> str:
 
 def longest(key: str, keys: Sequence[str] | Mapping[str, Any]) -> str | None:
     """The longest of ``keys`` that is ``key`` or a section that contains it; None if there is none."""
-    return max((other for other in keys if f"{key}.".startswith(f"{other}.")), key=len, default=None)
+    return max((other for other in keys if _contains(other, key)), key=len, default=None)
+
+
+def _contains(section: str, key: str) -> bool:
+    parts, names = section.split("."), key.split(".")
+    return len(parts) <= len(names) and all(part in ("*", name) for part, name in zip(parts, names, strict=False))
 
 
 def _leaves(config: DictConfig) -> list[tuple[str, Any]]:

@@ -99,8 +99,11 @@ def write_rows(
 
 def demonstration_column(config: DictConfig) -> str | None:
     """The column of demonstrations; None if the run reads none."""
-    section = OmegaConf.select(config, "algorithm.gsd.dagrpo.demonstrations")
-    return None if section is None or section.source == "self" else str(section.column)
+    for section in (OmegaConf.select(config, "algorithm.gsd") or {}).values():
+        settings = section.get("demonstrations") if isinstance(section, DictConfig) else None
+        if settings is not None and settings.source != "self":
+            return str(settings.column)
+    return None
 
 
 def balanced_seed(rows: Sequence[dict[str, Any]]) -> int:

@@ -10,14 +10,16 @@ import json
 import math
 import zipfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from verl_gsd import checkpoints
+from verl_gsd.extension import active
 from verl_gsd.records import read_records
-from verl_gsd.run.rehearsal.config import ALL_STEPS, FIRST_STEPS, asks_judge, has_reward_function, has_reward_model
+from verl_gsd.run.rehearsal.config import ALL_STEPS, FIRST_STEPS, has_reward_function, has_reward_model, judge_keys
 from verl_gsd.run.rehearsal.report import Findings
 from verl_gsd.rundir import TRAINED, RunDirectory, read_metrics
 
@@ -124,9 +126,12 @@ def observe_groups(run: RunDirectory, config: DictConfig, findings: Findings) ->
                 f"algorithm.filter_groups.metric={config.algorithm.filter_groups.metric}."
             )
     metrics = _last_metrics(run)
-    for key, name, title in _FEATURES:
-        if OmegaConf.select(config, key):
-            _check_metric(metrics, name, f"{title} ({key})", findings)
+    if OmegaConf.select(config, "actor_rollout_ref.actor.use_kl_loss"):
+        _check_feature("actor_rollout_ref.actor.use_kl_loss", "actor/kl_", (), metrics, rows, findings)
+    for declaration in active(OmegaConf.select(config, "algorithm.gsd")):
+        columns = tuple(column.name for column in declaration.record_columns)
+        key = f"algorithm.gsd.{declaration.name}"
+        _check_feature(key, f"{declaration.name}/", columns, metrics, rows, findings)
 
 
 def _last_metrics(run: RunDirectory) -> dict[str, float]:
@@ -135,23 +140,23 @@ def _last_metrics(run: RunDirectory) -> dict[str, float]:
     return {name: value for _, values in lines for name, value in values.items()}
 
 
-#: (key that switches a feature on, start of the names of its metrics, its title).
-_FEATURES = (
-    ("actor_rollout_ref.actor.use_kl_loss", "actor/kl_", "KL term"),
-    ("algorithm.gsd.hadw", "hadw/", "HA-DW"),
-    ("algorithm.gsd.gvpo", "gvpo/", "GVPO"),
-    ("algorithm.gsd.budget", "budget/", "adaptive budget"),
-    ("algorithm.gsd.sampler", "sampler/", "sampler"),
-    ("algorithm.gsd.dagrpo", "dagrpo/", "DaGRPO"),
-)
-
-
-def _check_metric(metrics: Mapping[str, float], start: str, title: str, findings: Findings) -> None:
+def _check_feature(
+    key: str,
+    start: str,
+    columns: Sequence[str],
+    metrics: Mapping[str, float],
+    rows: Sequence[Mapping[str, Any]],
+    findings: Findings,
+) -> None:
+    """Check that a feature left a trace: a metric whose name begins with ``start``, or a value in its columns."""
     names = sorted(name for name in metrics if name.startswith(start))
+    filled = [column for column in columns if any(row[column] is not None for row in rows)]
     if names:
-        findings.worked.append(f"{title}: {len(names)} metrics, for example {names[0]} {metrics[names[0]]:.3g}")
+        findings.worked.append(f"{key}: {len(names)} metrics, for example {names[0]} {metrics[names[0]]:.3g}")
+    elif filled:
+        findings.worked.append(f"{key}: it wrote {', '.join(filled)} into the records")
     else:
-        findings.wrong.append(f"{title}: no metric {start}... was logged, so that it was not seen to work.")
+        findings.wrong.append(f"{key}: no metric {start}... and nothing in the records is of it. Check its settings.")
 
 
 def _is_fraction(mean: float, total: int) -> bool:
@@ -182,9 +187,9 @@ def observe_judge(run: RunDirectory, answered: int, config: DictConfig, findings
     Args:
         answered: completions that the stand-in sent.
     """
-    if not asks_judge(config):
+    if not judge_keys(config):
         return
-    key = "algorithm.gsd.dagrpo.judge"
+    key = judge_keys(config)[0]
     failures = _last_metrics(run).get("judge/failures/any", 0.0)
     if answered and not failures:
         findings.worked.append(f"judge: the stand-in answered {answered} questions over HTTP, and all were parsed")

@@ -132,8 +132,8 @@ def test_a_feature_must_log_its_metrics(run, findings):
     write_metrics(run, 1, {1: trained(**{"hadw/anchor": 0.5})})
     keys = {"algorithm__gsd__hadw": {"preset": "hard"}, "actor_rollout_ref__actor__use_kl_loss": True}
     observations.observe_groups(run, config(**keys), findings)
-    assert any(text.startswith("HA-DW") for text in findings.worked)
-    assert any(text.startswith("KL term") for text in findings.wrong)
+    assert any(text.startswith("algorithm.gsd.hadw") for text in findings.worked)
+    assert any(text.startswith("actor_rollout_ref.actor.use_kl_loss") for text in findings.wrong)
 
 
 def test_a_reward_function_that_was_not_called_is_wrong(tmp_path, findings):

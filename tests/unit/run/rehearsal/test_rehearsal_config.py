@@ -7,6 +7,7 @@ from omegaconf import OmegaConf
 from recipe_configs import RECIPES, composed, problems
 
 from verl_gsd import config as groups
+from verl_gsd.dotted_keys import dotted_leaves
 from verl_gsd.errors import ConfigError
 from verl_gsd.run.rehearsal.config import (
     EXCEPTIONS,
@@ -54,16 +55,8 @@ def below(config, key):
     value = OmegaConf.select(config, key)
     if not OmegaConf.is_config(value):
         return value
-    plain = OmegaConf.to_container(value)
-    for exception in EXCEPTIONS:
-        if exception.startswith(f"{key}."):
-            *sections, name = exception.removeprefix(f"{key}.").split(".")
-            section = plain
-            for part in sections:
-                section = (section or {}).get(part)
-            if section:
-                section.pop(name, None)
-    return plain
+    leaves = dotted_leaves(OmegaConf.to_container(value))
+    return {name: entry for name, entry in leaves if not longest(f"{key}.{name}", EXCEPTIONS)}
 
 
 CASES = [(recipe,) for recipe in RECIPES] + [(RECIPES[1], f"algo={algo}") for algo in ALGORITHMS]
