@@ -40,7 +40,7 @@ def observe_first_attempt(run: RunDirectory, findings: Findings) -> None:
     """Check the steps, the validation and the checkpoint of the first attempt."""
     metrics = dict(read_metrics(run.metrics(1)))
     _check_steps(metrics, 1, FIRST_STEPS, findings)
-    validated = sorted({name for values in metrics.values() for name in values if name.startswith("val-")})
+    validated = sorted({name for values in metrics.values() for name in values if name.startswith("val-core/")})
     if validated:
         findings.worked.append(f"validation: {len(validated)} metrics, for example {validated[0]}")
     else:
@@ -112,6 +112,12 @@ def observe_groups(run: RunDirectory, config: DictConfig, findings: Findings) ->
         findings.worked.append(f"records: {len(rows)} groups ({counts}), {graded} with graded scores")
     else:
         findings.wrong.append("records: no group was recorded. Check trainer.v1.trainer_mode.")
+    if rows and has_reward_model(config) and not has_reward_function(config):
+        means = [row["mean"] for row in rows if row["mean"] is not None]
+        findings.worked.append(
+            f"reward model: a random one scored {sum(row['size'] for row in rows)} responses through verl's client, with "
+            f"means of groups from {min(means, default=0):.3g} to {max(means, default=0):.3g}"
+        )
     if has_reward_function(config) and not kinds["mixed"]:
         findings.wrong.append(
             "reward.custom_reward_function: no group had both right and wrong responses, although the seeded scores "
@@ -177,8 +183,6 @@ def observe_rewards(log: Path, config: DictConfig, findings: Findings) -> None:
         )
     elif has_reward_function(config):
         findings.wrong.append("reward.custom_reward_function: it was not called. Check reward.reward_manager.")
-    if has_reward_model(config) and not has_reward_function(config):
-        findings.worked.append("reward model: a random one scored all responses through verl's router and vLLM")
 
 
 def observe_judge(run: RunDirectory, answered: int, config: DictConfig, findings: Findings) -> None:
