@@ -115,8 +115,8 @@ def observe_groups(run: RunDirectory, config: DictConfig, findings: Findings) ->
     if rows and has_reward_model(config) and not has_reward_function(config):
         means = [row["mean"] for row in rows if row["mean"] is not None]
         findings.worked.append(
-            f"reward model: a random one scored {sum(row['size'] for row in rows)} responses through verl's client, with "
-            f"means of groups from {min(means, default=0):.3g} to {max(means, default=0):.3g}"
+            f"reward model: a random one scored {sum(row['size'] for row in rows)} responses through verl's client, "
+            f"with means of groups from {min(means, default=0):.3g} to {max(means, default=0):.3g}"
         )
     if has_reward_function(config) and not kinds["mixed"]:
         findings.wrong.append(
