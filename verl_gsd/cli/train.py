@@ -33,10 +33,17 @@ def train(
         ),
     ],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and stop.")] = False,
+    rehearse: Annotated[
+        bool,
+        typer.Option("--rehearse", help="Try the config on this CPU: three steps of a tiny model."),
+    ] = False,
 ) -> None:
     """Train with verl, e.g. verl-gsd train algo=grpo task=arithmetic hardware=cpu."""
     from verl_gsd.errors import ConfigError
 
+    if rehearse:
+        _rehearse(words, dry_run)
+        return
     try:
         line, config = _compose(words)
         from verl_gsd.run.checks.validate import OF_THIS_ENVIRONMENT, validate
@@ -62,6 +69,23 @@ def train(
         return
     make_task(config)
     _run(config, line)
+
+
+def _rehearse(words: list[str], dry_run: bool) -> None:
+    from verl_gsd.cli.rehearse import rehearse
+    from verl_gsd.errors import ConfigError
+    from verl_gsd.run.compose import compose_config
+
+    if dry_run:
+        fail("--dry-run and --rehearse: a dry run starts nothing. Remove one of the two options.")
+    try:
+        line, config = _compose(words)
+        if line.resume is not None:
+            fail(f"resume={line.resume} and --rehearse: a rehearsal resumes a run of its own. Remove resume=.")
+        composed = compose_config(line)
+    except ConfigError as error:
+        fail(str(error))
+    rehearse(line, composed, config)
 
 
 def _compose(words: list[str]) -> tuple[Line, DictConfig]:

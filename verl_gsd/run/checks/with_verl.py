@@ -48,7 +48,7 @@ def validate_with_verl(config: DictConfig, runs_here: bool = True) -> list[Messa
             *check_third_party_extensions(config, files=runs_here),
             *check_extensions_build(config),
             *(check_third_party_memory(config) if runs_here else ()),
-            *(_check_reward_function(config) if runs_here else ()),
+            *(check_reward_function(config) if runs_here else ()),
             *(check_extension_services(config) if runs_here else ()),
         ]
         or list(_check_verl_config(config))
@@ -107,7 +107,7 @@ def _check_names(config: DictConfig) -> Iterator[str]:
             yield f"{key}={value}: no such name. Set it to one of {', '.join(sorted(map(str, names)))}."
 
 
-def _check_reward_function(config: DictConfig) -> Iterator[str]:
+def check_reward_function(config: DictConfig) -> Iterator[str]:
     """Load the reward function: if verl's reward workers cannot load it, verl continues, and all rewards fail."""
     from verl.utils.import_utils import load_extern_object
 

@@ -1,0 +1,112 @@
+"""``train --rehearse`` up to the start of its run: the faults that it finds before Ray, and what it prints."""
+
+import re
+
+import pyarrow.parquet as pq
+import pytest
+import rehearsal_data
+from places import SUPPORT
+from typer.testing import CliRunner
+
+from verl_gsd.cli import rehearse
+from verl_gsd.cli.main import app
+
+KEY = "reward.custom_reward_function"
+MODEL = "actor_rollout_ref.model.path"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return rehearsal_data.write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def rehearsed(data, tmp_path, monkeypatch):
+    """(words) -> (exit code, what was printed, the configs whose run would have started)."""
+    monkeypatch.setenv("VERL_GSD_DATA", str(data))
+    monkeypatch.setenv("COLUMNS", "5000")
+    started = []
+    monkeypatch.setattr(rehearse, "_train", lambda rehearsed, *others: started.append(rehearsed))
+
+    def run(*words):
+        line = ("recipe=gsd/qwen2.5_math_1.5b", "hardware=8xa100_80g", f"trainer.default_local_dir={tmp_path}/run")
+        model = f"{MODEL}={data}/models/Qwen2.5-Math-7B-16k"
+        done = CliRunner().invoke(app, ["train", *line, model, *words, "--rehearse"])
+        assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+        return done.exit_code, done.output, started
+
+    return run
+
+
+def wrong(output):
+    """The lines below ``found wrong``."""
+    return re.search(r"found wrong:\n(.*?)\na rehearsal cannot know:", output, re.DOTALL)[1]
+
+
+def test_a_right_config_starts_its_run_and_both_lists_are_printed(rehearsed, tmp_path):
+    code, output, (config,) = rehearsed()
+    assert code == 0 and wrong(output).strip() == "- nothing"
+    assert config.trainer.device == "cpu" and config.trainer.total_training_steps == 2
+    preserved, replaced = re.search(r"preserved:\n(.*?)\nreplaced:\n(.*?)\nattempt|\Z", output, re.DOTALL), output
+    assert preserved and "updates per step: 1" in output
+    assert "data.max_response_length 3072 -> 16" in replaced
+    assert "algorithm.adv_estimator=gsd" in output and "NCCL" in output
+    rows = pq.read_table(config.data.train_files[0])
+    assert rows.column_names == ["data_source", "prompt", "reward_model", "extra_info"] and len(rows) == 16
+    assert (tmp_path / "run-rehearsal" / "report.txt").is_file()
+    code, output, _ = rehearsed()
+    assert code == 2 and "run-rehearsal" in output, "an earlier rehearsal is not overwritten"
+
+
+def test_a_wrong_column_is_found(rehearsed):
+    code, output, started = rehearsed("data.prompt_key=question")
+    assert code == 1 and not started
+    assert "no column question" in wrong(output) and "data.prompt_key" in wrong(output)
+
+
+def test_a_batch_that_does_not_divide_is_found(rehearsed):
+    words = ("actor_rollout_ref.actor.ppo_mini_batch_size=3", "actor_rollout_ref.rollout.n=5")
+    code, output, started = rehearsed(*words)
+    assert code == 1 and not started
+    assert "actor_rollout_ref.actor.ppo_mini_batch_size=3" in wrong(output) and "Set another" in wrong(output)
+
+
+@pytest.mark.parametrize("name", ["compute_score_returns_none", "compute_score_raises"])
+def test_a_reward_function_that_returns_none_or_raises_is_found(rehearsed, name):
+    code, output, started = rehearsed(f"{KEY}.path={SUPPORT}/rehearsal_rewards.py", f"{KEY}.name={name}")
+    assert code == 1 and not started
+    assert f"{KEY}.name={name}" in wrong(output)
+
+
+def test_references_that_the_reward_function_rejects_are_found(rehearsed, tmp_path):
+    table = rehearsal_data.table("bigmath", "train", 256)
+    rows = table.to_pylist()
+    rows[5]["reward_model"]["ground_truth"] = ""
+    path = tmp_path / "train.parquet"
+    pq.write_table(table.from_pylist(rows, table.schema), path)
+    code, output, _ = rehearsed(f"data.train_files={path}")
+    assert code == 1 and "row 5: ''" in wrong(output)
+
+
+def test_a_template_without_a_generation_prompt_is_found(rehearsed, tmp_path):
+    template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    model = rehearsal_data.write_model(tmp_path / "model", 4096, template)
+    code, output, _ = rehearsed(f"{MODEL}={model}")
+    assert code == 1
+    assert "generation prompt" in wrong(output) and "custom_chat_template" in wrong(output)
+
+
+def test_lengths_beyond_the_models_positions_are_found(rehearsed):
+    code, output, started = rehearsed("data.max_response_length=20000")
+    assert code == 1 and not started and "supports 16384" in wrong(output)
+
+
+def test_data_that_is_missing_is_found(rehearsed):
+    code, output, started = rehearsed("data.train_files=/nowhere/train.parquet")
+    assert code == 1 and not started and "verl-gsd prepare" in wrong(output)
+
+
+@pytest.mark.parametrize("word", ["--dry-run", "resume=somewhere"])
+def test_what_does_not_go_with_a_rehearsal_is_rejected(rehearsed, word):
+    code, output, started = rehearsed(word)
+    assert code == 2 and not started and word.partition("=")[0] in output

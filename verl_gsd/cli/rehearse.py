@@ -1,0 +1,235 @@
+"""``verl-gsd train ... --rehearse``: run the config of a run for three steps on this machine's CPU, and report."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import ExitStack, redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from verl_gsd.console import err, fail, out
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from verl_gsd.run.compose import Line
+    from verl_gsd.run.rehearsal.config import Files
+    from verl_gsd.run.rehearsal.judge_stand_in import JudgeStandIn
+    from verl_gsd.run.rehearsal.report import Findings
+
+
+def rehearse(line: Line, composed: DictConfig, config: DictConfig) -> None:
+    """Rehearse a run and print what was found. Exits with 1 if something is wrong.
+
+    Args:
+        composed: the config with unresolved interpolations.
+        config: the resolved config. Its run directory names the rehearsal's folder.
+    """
+    from verl_gsd.errors import ConfigError
+    from verl_gsd.run.launch import RunFailedError
+    from verl_gsd.run.messages import RunStoppedError
+    from verl_gsd.run.rehearsal.failures import explain
+    from verl_gsd.run.rehearsal.report import Findings
+
+    findings = Findings()
+    folder = Path(f"{config.trainer.default_local_dir}-rehearsal")
+    if folder.exists():
+        fail(
+            f"{folder} exists, so that an earlier rehearsal is there. Remove the folder, or set "
+            "trainer.default_local_dir to another one."
+        )
+    try:
+        _rehearse(line, composed, config, folder, findings)
+    except KeyboardInterrupt:
+        fail("interrupted; all processes of the rehearsal have ended", code=130)
+    except ConfigError as error:
+        findings.wrong += str(error).splitlines()
+    except (RunFailedError, RunStoppedError) as error:
+        findings.wrong.append(explain(str(error), config))
+    _print_findings(findings, folder)
+    if findings.wrong:
+        fail("the rehearsal found problems; see the list above", code=1)
+
+
+def _rehearse(line: Line, composed: DictConfig, config: DictConfig, folder: Path, findings: Findings) -> None:
+    from verl_gsd.cli.train import make_task, print_audit
+    from verl_gsd.run.checks.validate import OF_THIS_ENVIRONMENT, validate
+    from verl_gsd.run.rehearsal import config as rehearsal
+    from verl_gsd.run.rehearsal.judge_stand_in import judge_stand_in
+    from verl_gsd.run.rehearsal.report import preserved_lines, replaced_lines
+
+    rehearsal.check_rehearsable(config)
+    validate(config, line, leave_out=OF_THIS_ENVIRONMENT)
+    print_audit(config)
+    make_task(config)
+    os.environ["VERL_GSD_CPU"] = "1"  # before anything imports verl
+    with redirect_stdout(sys.stderr):  # verl prints while it validates
+        _check_with_verl(config)
+    findings.worked.append("checks: lengths fit the model, batches fit the data, memory fits as far as it is estimated")
+    with ExitStack() as stack:
+        judge = stack.enter_context(judge_stand_in()) if rehearsal.judge_keys(config) else None
+        files = _make_files(config, folder, judge, findings)
+        rehearsed, replacements = rehearsal.rehearsal_config(composed, files)
+        for text in preserved_lines(rehearsed, rehearsal.sizes_of(config).updates):
+            _print(text)
+        for text in replaced_lines(replacements):
+            _print(text)
+        for text in findings.stand_ins:
+            _print(f"stand-in: {text}", style="bold yellow")
+        _train(rehearsed, config, files, judge, findings)
+
+
+def _check_with_verl(config: DictConfig) -> None:
+    """verl's checks of the original config, and those of its data. The judge need not answer on this machine."""
+    from verl_gsd.run.checks.prompt_lengths import check_prompts
+    from verl_gsd.run.checks.validate import raise_problems
+    from verl_gsd.run.checks.with_verl import check_reward_function, validate_with_verl
+
+    validate_with_verl(config, runs_here=False)
+    raise_problems(list(check_reward_function(config)))
+    report = check_prompts(config, remote=False)
+    raise_problems(report.problems)
+    for message in report.messages:
+        err.print(f"{message.kind}: {message.text}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _make_files(config: DictConfig, folder: Path, judge: JudgeStandIn | None, findings: Findings) -> Files:
+    """Write the model and the data of the rehearsal, and check the chat template and the references."""
+    from omegaconf import OmegaConf
+    from transformers import AutoTokenizer
+
+    from verl_gsd.errors import ConfigError
+    from verl_gsd.run.checks.prompt_tokens import NotCountableError, prompt_tokens_of
+    from verl_gsd.run.rehearsal import config as rehearsal
+    from verl_gsd.run.rehearsal.data import VALIDATION_ROWS, balanced_seed, write_rows
+    from verl_gsd.run.rehearsal.model import opens_assistant_turn, write_tiny_model, write_tiny_reward_model
+
+    tiny = write_tiny_model(config, folder / "model")
+    findings.stand_ins += tiny.stand_ins
+    tokenizer = AutoTokenizer.from_pretrained(tiny.folder)
+    if (template := config.actor_rollout_ref.model.get("custom_chat_template")) is not None:
+        tokenizer.chat_template = template
+    local = config.copy()
+    OmegaConf.set_struct(local, False)
+    local.actor_rollout_ref.model.update({"path": str(tiny.folder), "tokenizer_path": None, "hf_config_path": None})
+    try:
+        tokens = prompt_tokens_of(local, tokenizer)
+    except NotCountableError as error:
+        raise ConfigError(f"actor_rollout_ref.model.path={config.actor_rollout_ref.model.path}: {error}") from error
+    options = OmegaConf.to_container(OmegaConf.create(config.data.get("apply_chat_template_kwargs") or {}))
+    if not opens_assistant_turn(tokenizer, {str(name): value for name, value in dict(options).items()}):
+        findings.wrong.append(
+            "actor_rollout_ref.model.custom_chat_template: the chat template has no generation prompt "
+            "(add_generation_prompt has no effect), so that the policy continues the user's message. Use a template "
+            "that opens the assistant's turn."
+        )
+    sizes = rehearsal.sizes_of(config)
+
+    def rows_of(key: str, count: int) -> Any:
+        return write_rows(
+            config,
+            key,
+            folder / "data",
+            count,
+            lambda chats: tokens.lengths(chats, 0),
+            lambda text: len(tokenizer.encode(text, add_special_tokens=False)),
+        )
+
+    train = rows_of("data.train_files", 2 * sizes.batch)
+    val = rows_of("data.val_files", VALIDATION_ROWS)
+    accepted = _check_references(config, [*train.read, *val.read], findings)
+    findings.worked.append(f"model: {tiny.architecture}")
+    if rehearsal.has_reward_model(config):
+        write_tiny_reward_model(folder / "reward_model")
+    return rehearsal.Files(
+        run=folder / "run",
+        model=tiny.folder,
+        train=train.files,
+        val=val.files,
+        prompt_tokens=max(train.prompt_tokens, val.prompt_tokens),
+        response_tokens=max(rehearsal.RESPONSE_TOKENS, train.demonstration_tokens + 2),
+        rewards=folder / "rewards.jsonl",
+        accepted_score=accepted,
+        seed=balanced_seed(train.rows),
+        judge_url=None if judge is None else judge.base_url,
+        judge_cache=folder / "judge.sqlite",
+        reward_model=folder / "reward_model" if rehearsal.has_reward_model(config) else None,
+    )
+
+
+def _check_references(config: DictConfig, rows: list[dict], findings: Findings) -> float | None:
+    """Check the data's references with the real reward function, and return the lowest score of an accepted one."""
+    from omegaconf import OmegaConf
+
+    from verl_gsd.run.rehearsal.config import has_reward_function
+    from verl_gsd.run.rehearsal.references import check_references
+    from verl_gsd.run.rehearsal.seeded_rewards import real_function
+
+    if not has_reward_function(config):
+        return None
+    function = config.reward.custom_reward_function
+    kwargs = OmegaConf.to_container(OmegaConf.create(function.get("reward_kwargs") or {}))
+    result = check_references(
+        real_function(function.path, function.name), {str(name): value for name, value in dict(kwargs).items()}, rows
+    )
+    if problem := result.problem():
+        findings.wrong.append(problem)
+    else:
+        findings.worked.append(f"references: the reward function accepts all {result.checked} that were checked")
+    return result.accepted_score
+
+
+def _train(
+    rehearsed: DictConfig, config: DictConfig, files: Files, judge: JudgeStandIn | None, findings: Findings
+) -> None:
+    from verl_gsd.run.rehearsal import observations
+    from verl_gsd.run.rehearsal.config import ALL_STEPS, FIRST_STEPS
+    from verl_gsd.rundir import RunDirectory
+
+    run = RunDirectory(files.run)
+    try:
+        _attempt(rehearsed, resuming=False)
+        observations.observe_first_attempt(run, findings)
+        before = observations.weight_checksums(run.checkpoint(FIRST_STEPS))
+        rehearsed.trainer.total_training_steps = ALL_STEPS
+        _attempt(rehearsed, resuming=True)
+        observations.observe_resume(run, before, findings)
+    finally:  # a run that fails has shown something before
+        observations.observe_rewards(files.rewards, config, findings)
+        if run.records(1).is_dir():
+            observations.observe_groups(run, config, findings)
+            observations.observe_judge(run, judge.answered if judge else 0, config, findings)
+
+
+def _attempt(rehearsed: DictConfig, resuming: bool) -> None:
+    from verl_gsd.cli.train import _show, _show_message
+    from verl_gsd.run import launch
+
+    with launch.new_attempt(rehearsed, [], resuming=resuming) as (run, attempt):
+        out.print(f"attempt {attempt} of the rehearsal; output: {run.log(attempt)}", soft_wrap=True, highlight=False)
+        total = rehearsed.trainer.total_training_steps
+        with out.status("rehearsing") as status:
+            launch.train(
+                run,
+                attempt,
+                on_step=lambda step, metrics: _show(step, total, metrics, status),
+                on_wait=lambda text: out.print(text, markup=False, highlight=False),
+                on_message=_show_message,
+            )
+
+
+def _print(text: str, style: str | None = None) -> None:
+    out.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_findings(findings: Findings, folder: Path) -> None:
+    from verl_gsd.writing import atomic_write
+
+    lines = list(findings.lines())
+    for text in lines:
+        _print(text)
+    if folder.is_dir():
+        with atomic_write(folder / "report.txt") as path:
+            path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        _print(f"logs, data and checkpoints of the rehearsal: {folder}")
