@@ -78,7 +78,8 @@ def _compose(words: Sequence[str]) -> tuple[Line, DictConfig]:
         ConfigError: the line is wrong, resumes a run, or has other hardware.
     """
     from verl_gsd.errors import ConfigError
-    from verl_gsd.run.compose import compose_config, parse_line
+    from verl_gsd.run.compose import parse_line
+    from verl_gsd.run.own_data import compose_here
 
     line = parse_line(["hardware=cpu", *words])
     if line.resume is not None:
@@ -91,7 +92,10 @@ def _compose(words: Sequence[str]) -> tuple[Line, DictConfig]:
             f"hardware={line.choices['hardware']}: the laboratory trains on one core. Remove it, or train on the stack "
             "with verl-gsd train."
         )
-    return line, compose_config(line)
+    config, chosen = compose_here(line)
+    for text in chosen:
+        err.print(text, markup=False, highlight=False)
+    return line, config
 
 
 def _single(line: Line, composed: DictConfig) -> LabRun:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,17 +11,13 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 
 from verl_gsd.console import fail, out
+from verl_gsd.preparation.commands import data_folder
 from verl_gsd.tasks.catalog import TASKS, EmbeddedTask
 
 if TYPE_CHECKING:
     from verl_gsd.preparation.dataset import PrepareConfig
     from verl_gsd.preparation.manifest import PreparedDataset
     from verl_gsd.preparation.sources import Source
-
-
-def data_folder() -> Path:
-    """The folder of prepared data sets, which is also where recipes look for them."""
-    return Path(os.environ.get("VERL_GSD_DATA") or Path.home() / "data")
 
 
 def prepare(

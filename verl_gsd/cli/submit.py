@@ -132,10 +132,15 @@ def _check(submission: Submission) -> list[str]:
     from verl_gsd.run.checks.memory import estimate
     from verl_gsd.run.checks.validate import OF_THIS_MACHINE, as_list, validate
     from verl_gsd.run.checks.with_verl import validate_with_verl
-    from verl_gsd.run.compose import compose_config, parse_line, resolve
+    from verl_gsd.run.compose import parse_line, resolve
+    from verl_gsd.run.own_data import compose_elsewhere
 
+    for word in submission.words:
+        if word.startswith("data=") and not word.startswith(("data=/", "data=~")):
+            raise ConfigError(f"{word}: this folder on the cluster is relative. Use an absolute path, or ~/PATH.")
     line = parse_line(submission.words)
-    config = resolve(compose_config(line))
+    composed, lines = compose_elsewhere(line)
+    config = resolve(composed)
     validate(config, line, leave_out=OF_THIS_MACHINE)
     with redirect_stdout(sys.stderr):  # verl prints while it validates
         validate_with_verl(config, runs_here=False)
@@ -145,7 +150,7 @@ def _check(submission: Submission) -> list[str]:
                 raise ConfigError(
                     f"{key}={file}: the path of a file on the cluster is relative. Use an absolute path, or ~/PATH."
                 )
-    return [*audit(config).lines(), *estimate(config)]
+    return [*lines, *audit(config).lines(), *estimate(config)]
 
 
 def _describe(submissions: Sequence[Submission], package: Path) -> str:

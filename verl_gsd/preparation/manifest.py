@@ -81,9 +81,15 @@ def read_manifest(folder: Path) -> PreparedDataset | None:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
+            is_older = manifest["format"] < FORMAT
+            fix = (
+                f"An older version wrote it. Move the folder {folder} away, and run verl-gsd prepare {folder.name} again"
+                if is_older
+                else "Use another NAME, or install the latest verl-gsd"
+            )
             raise ValueError(
                 f"{path}: the manifest has format {manifest['format']}, and this version of verl-gsd reads format "
-                f"{FORMAT}. Use another NAME, or install the latest verl-gsd"
+                f"{FORMAT}. {fix}"
             )
         return PreparedDataset(folder, {name: dict(split) for name, split in manifest["splits"].items()})
     except (AttributeError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
