@@ -1,6 +1,6 @@
 """The commands that messages suggest: how to make a data set, and how to train on it.
 
-The command line imports this module at its start. ``sources``, which imports pyarrow, is therefore imported in functions.
+The command line imports this module at its start. ``sources`` imports pyarrow, and is therefore imported in functions.
 """
 
 from __future__ import annotations

@@ -3,12 +3,12 @@
 import json
 import re
 
+import chat_model
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from omegaconf import OmegaConf
 
-import chat_model
 from verl_gsd.errors import ConfigError
 from verl_gsd.preparation.manifest import FORMAT
 from verl_gsd.preparation.reading import sha256
@@ -153,7 +153,7 @@ def test_an_outlier_does_not_set_the_limit_and_is_named(tmp_path, model):
 def test_a_sample_contains_the_longest_prompt(tmp_path, model, monkeypatch):
     monkeypatch.setattr(own_data, "SAMPLED", 30)
     texts = [f"{'y' * (number % 50)}?" for number in range(300)]
-    config, lines = composed(f"data={prepared(tmp_path / 'mine', train=texts)}", f"model={model}")
+    _, lines = composed(f"data={prepared(tmp_path / 'mine', train=texts)}", f"model={model}")
     assert "30 prompts counted with" in lines[1]
     exact = max(len(chat_model.build_tokenizer().encode(text)) for text in texts)
     assert re.search(rf"the longest of 304 prompts has {exact + lengths_of_template()} tokens", lines[1])
