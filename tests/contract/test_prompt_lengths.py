@@ -338,6 +338,15 @@ def test_verls_own_command_counts_in_the_trainer_and_ours_before_it(compose_fast
     GroupTrainer._examine_prompts(trainer)
 
 
+def test_a_model_without_a_chat_template_is_one_problem(examined, tmp_path):
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = None
+    path = save(tmp_path / "base", tokenizer)
+    words = (f"actor_rollout_ref.model.path={path}", "data.filter_overlong_prompts=true")
+    (problem,) = examined(["1+1="], *words).problems
+    assert mentions(problem, "no chat template", "Use a model with", "model.custom_chat_template")
+
+
 @pytest.mark.usefixtures("composing_is_fast")
 @pytest.mark.parametrize(("truncation", "code"), [("middle", 0), ("error", 2)])
 def test_a_dry_run_counts(tiny_task, truncation, code):

@@ -11,8 +11,9 @@ from rich.markup import escape
 from rich.progress import Progress, TaskID
 
 from verl_gsd.cli.judge_score import progress
-from verl_gsd.cli.prepare import data_folder, default_directory
+from verl_gsd.cli.prepare import default_directory
 from verl_gsd.console import fail, out
+from verl_gsd.preparation.commands import data_folder
 from verl_gsd.tasks.catalog import TASKS
 
 if TYPE_CHECKING:

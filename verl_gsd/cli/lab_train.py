@@ -80,7 +80,7 @@ def _compose(words: Sequence[str]) -> tuple[Line, DictConfig]:
     """
     from verl_gsd.errors import ConfigError
     from verl_gsd.lab.training.checks import parse_lab_line
-    from verl_gsd.run.compose import compose_config
+    from verl_gsd.run.own_data import compose_here
 
     line = parse_lab_line(words)
     if line.resume is not None:
@@ -88,7 +88,10 @@ def _compose(words: Sequence[str]) -> tuple[Line, DictConfig]:
             f"resume={line.resume}: the laboratory saves no checkpoints, because a run takes seconds. Remove it, and "
             "start a new run."
         )
-    return line, compose_config(line)
+    config, chosen = compose_here(line)
+    for text in chosen:
+        err.print(text, markup=False, highlight=False)
+    return line, config
 
 
 def _single(line: Line, composed: DictConfig) -> LabRun:

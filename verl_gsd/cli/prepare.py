@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,17 +12,13 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 
 from verl_gsd.console import fail, out
+from verl_gsd.preparation.commands import data_folder
 from verl_gsd.tasks.catalog import TASKS, EmbeddedTask
 
 if TYPE_CHECKING:
     from verl_gsd.preparation.dataset import PrepareConfig
     from verl_gsd.preparation.manifest import PreparedDataset
     from verl_gsd.preparation.sources import Source
-
-
-def data_folder() -> Path:
-    """The folder of prepared data sets, which is also where recipes look for them."""
-    return Path(os.environ.get("VERL_GSD_DATA") or Path.home() / "data")
 
 
 def prepare(
@@ -267,6 +263,8 @@ def _print_summary(dataset: PreparedDataset, first_prompt: str | None, config: P
         if split == "train" and not entry["against"]:
             out.print("The training problems were not compared with any evaluation set.", highlight=False)
     out.print(table)
+    for split in config.source.splits:
+        _print_faulty_references(dataset, split)
     if "test" in config.source.splits and dataset.splits["test"]["verifier"]:
         _print_older_training_sets(dataset, config.data_folder)
     if first_prompt is not None:
@@ -275,6 +273,60 @@ def _print_summary(dataset: PreparedDataset, first_prompt: str | None, config: P
     else:
         out.print("The chat template and prompt lengths were not checked. Set --model to check them.", highlight=False)
     out.print(f"{dataset.name} is in [bold]{escape(str(dataset.folder))}[/]", soft_wrap=True)
+    _print_next(dataset, config.model)
+
+
+#: What a reason of ``references.py`` means, for the summary.
+_FAULTS = {
+    "no_answer": "the reference is a placeholder",
+    "several_answers": "the reference has several answers",
+    "proof": "the reference is a proof",
+}
+#: Rows per reason that the summary shows.
+_EXAMPLES = 3
+
+
+def _print_faulty_references(dataset: PreparedDataset, split: str) -> None:
+    """Show examples of the rows whose reference no response can equal."""
+    from verl_gsd.preparation.manifest import LEFT_OUT
+
+    counts = {reason: n for reason, n in dataset.splits[split]["left_out"].items() if reason in _FAULTS}
+    if not counts:
+        return
+    path = dataset.folder / LEFT_OUT.format(split=split)
+    rows = [json.loads(row) for row in path.read_text(encoding="utf-8").splitlines()]
+    for reason, n in counts.items():
+        first = [row for row in rows if row["reason"] == reason][:_EXAMPLES]
+        examples = ", ".join(f"row {row['row']} {row['detail']!r}" for row in first)
+        out.print(
+            f"{split}: {n} left out because {_FAULTS[reason]}: {examples}{', ...' if n > len(first) else ''}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+    out.print(f"All rows that were left out: {path}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_next(dataset: PreparedDataset, model: str | None) -> None:
+    """Print the command that uses the data set, on a line of its own, so that it can be pasted into a shell."""
+    from verl_gsd.preparation.commands import prepare_command, train_command
+    from verl_gsd.preparation.sources import SOURCES
+
+    if "train" in dataset.splits:
+        text, command = "To train on it:", train_command(dataset, model)
+    elif dataset.name in SOURCES:
+        text, command = "To evaluate a model:", f"verl-gsd eval --checkpoint MODEL --bench {dataset.name}"
+    else:
+        text, command = "To train, prepare a training split:", prepare_command(dataset.folder)
+    if "test" not in dataset.splits:
+        out.print(
+            "There is no test split. Prepare one first with --split test, or set data.val_files to another Parquet "
+            "file.",
+            highlight=False,
+            soft_wrap=True,
+        )
+    out.print(text, highlight=False)
+    out.print(command, soft_wrap=True, markup=False, highlight=False)
 
 
 def _print_older_training_sets(dataset: PreparedDataset, data_folder: Path) -> None:
@@ -303,6 +355,9 @@ def _make_embedded_task(task: EmbeddedTask, data: Path | None) -> None:
     """Make an embedded task: train and test files and a warm-started model (about a minute on two cores)."""
     directory = default_directory(task) if data is None else data / task.name
     out.print(f"{task.name} is in [bold]{ensure_with_progress(directory, task)}[/]")
+    if data is None:
+        out.print("To train on it:", highlight=False)
+        out.print(f"verl-gsd train algo=grpo task={task.name} hardware=cpu", highlight=False, soft_wrap=True)
 
 
 def ensure_with_progress(directory: Path, task: EmbeddedTask) -> Path:

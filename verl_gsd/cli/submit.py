@@ -133,11 +133,15 @@ def _check(submission: Submission) -> list[str]:
     from verl_gsd.run.checks.memory import estimate
     from verl_gsd.run.checks.validate import OF_THIS_MACHINE, as_list, validate
     from verl_gsd.run.checks.with_verl import validate_with_verl
-    from verl_gsd.run.compose import compose_config, parse_line, resolve
+    from verl_gsd.run.compose import parse_line, resolve
+    from verl_gsd.run.own_data import compose_elsewhere
     from verl_gsd.run.sizing import apply_sizing, sizing_lines
 
+    for word in submission.words:
+        if word.startswith("data=") and not word.startswith(("data=/", "data=~")):
+            raise ConfigError(f"{word}: this folder on the cluster is relative. Use an absolute path, or ~/PATH.")
     line = parse_line(submission.words)
-    composed = compose_config(line)
+    composed, lines = compose_elsewhere(line)
     apply_sizing(composed, line)
     config = resolve(composed)
     validate(config, line, leave_out=OF_THIS_MACHINE)
@@ -149,7 +153,7 @@ def _check(submission: Submission) -> list[str]:
                 raise ConfigError(
                     f"{key}={file}: the path of a file on the cluster is relative. Use an absolute path, or ~/PATH."
                 )
-    return [*audit(config).lines(), *sizing_lines(config), *estimate(config), *lora_warnings(config)]
+    return [*lines, *audit(config).lines(), *sizing_lines(config), *estimate(config), *lora_warnings(config)]
 
 
 def _describe(submissions: Sequence[Submission], package: Path) -> str:

@@ -29,7 +29,8 @@ def train(
         list[str],
         typer.Argument(
             metavar="KEY=VALUE...",
-            help="recipe=, or algo= and task=; hardware=, logger=; resume=RUN or RUN/global_step_N; any verl key.",
+            help="recipe=, or algo= and task=, or algo=, data=FOLDER of verl-gsd prepare and model=FOLDER_OR_HUB_NAME; "
+            "hardware=, logger=; resume=RUN or RUN/global_step_N; any verl key.",
         ),
     ],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and stop.")] = False,
@@ -92,7 +93,7 @@ def _compose(words: list[str]) -> tuple[Line, DictConfig]:
     """Return the parsed command line and the resolved config, with a run directory and names set."""
     from omegaconf import open_dict
 
-    from verl_gsd.run import compose
+    from verl_gsd.run import compose, own_data
     from verl_gsd.run.launch import require_unused
     from verl_gsd.run.sizing import apply_sizing
     from verl_gsd.rundir import RunDirectory
@@ -103,7 +104,9 @@ def _compose(words: list[str]) -> tuple[Line, DictConfig]:
         line = _line_to_resume(line)
     if line.choices.get("hardware") == "cpu":
         os.environ["VERL_GSD_CPU"] = "1"  # before anything imports verl
-    config = compose.compose_config(line)
+    config, chosen = own_data.compose_here(line)
+    for text in chosen:
+        err.print(text, markup=False, highlight=False)
     apply_sizing(config, line)
     with open_dict(config):
         if line.resume is not None:
@@ -129,8 +132,7 @@ def name_run(config: DictConfig, line: Line) -> None:
 
     with open_dict(config):
         if line.resume is None and "trainer.default_local_dir" not in line.keys:
-            choices = [line.choices[group] for group in ("recipe", "task", "algo") if group in line.choices]
-            name = f"{'-'.join(choices)}-{datetime.now():%Y%m%d-%H%M%S}".replace("/", "-")
+            name = f"{line.title}-{datetime.now():%Y%m%d-%H%M%S}".replace("/", "-")
             config.trainer.default_local_dir = f"runs/{name}"
         if scheme_of(str(config.trainer.default_local_dir)):
             raise ConfigError(

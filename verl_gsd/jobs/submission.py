@@ -156,7 +156,8 @@ def _parse_override(word: str) -> Override | None:
 
 
 def _key(word: str) -> str:
-    override = None if word.startswith("resume=") else _parse_override(word)  # the value of resume= is a plain path
+    is_path = word.startswith(("resume=", "data=", "model="))  # plain paths, not in Hydra's grammar
+    override = None if is_path else _parse_override(word)
     return word.partition("=")[0] if override is None else override.key_or_group
 
 
@@ -166,10 +167,12 @@ def _value(word: str) -> str:
 
 
 def _name(words: Sequence[str]) -> str:
-    """Return the first part of a job's identifier: its recipe, or its task and algorithm."""
+    """Return the first part of a job's identifier: its recipe, or its task or data and its algorithm."""
     choices = dict(_pairs(words))
+    if "data" in choices:
+        choices["data"] = choices["data"].rstrip("/").rpartition("/")[2]
     return _safe_name(
-        choices.get("recipe") or "-".join(choices[group] for group in ("task", "algo") if group in choices)
+        choices.get("recipe") or "-".join(choices[word] for word in ("data", "task", "algo") if word in choices)
     )
 
 

@@ -5,7 +5,8 @@
     DATA/NAME/SPLIT.parquet                     all chunks together, made after the last chunk
 
 Chunks and the file are written atomically. Memory holds one chunk, and two short hashes per distinct problem.
-Only unusable rows are left out of a test split, because published scores are means over all of its rows.
+Only unusable rows are left out of the test split of a named data set, because published scores are means over all of
+its rows. Of a user's table, rows whose reference no response can equal are left out of the test split too.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import shutil
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -20,12 +22,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from verl_gsd.preparation.chats import ChatTemplate
 from verl_gsd.preparation.item import Item, file_schema, verl_row
 from verl_gsd.preparation.overlap import OverlapIndex
+from verl_gsd.preparation.references import Fault, reference_fault
 from verl_gsd.preparation.sources import Row, Source
 from verl_gsd.tasks.plain import canonical
 from verl_gsd.writing import atomic_write
@@ -34,13 +38,15 @@ from verl_gsd.writing import atomic_write
 CHUNK_ROWS = 5000
 
 #: Why a row is left out. The checks run in this order:
-#: unusable (no problem or no answer), duplicate (an earlier row has the same problem and answer), conflicting (another
-#: row has the same problem with another answer), contaminated (an evaluation set has the problem), too_long (the prompt
-#: has too many tokens).
-Reason = Literal["duplicate", "conflicting", "contaminated", "too_long", "unusable"]
+#: unusable (no problem or no answer), the faults of a reference (``references.py``), duplicate (an earlier row has the
+#: same problem and answer), conflicting (another row has the same problem with another answer), contaminated (an
+#: evaluation set has the problem), too_long (the prompt has too many tokens).
+Reason = Literal["duplicate", "conflicting", "contaminated", "too_long", "unusable"] | Fault
 
-_KEY, _ANSWER, _ROW = "_key", "_answer", "_row"
+_KEY, _ANSWER, _ROW, _TOKENS = "_key", "_answer", "_row", "_tokens"
 _METADATA = b"verl_gsd.preparation"
+#: Characters of a faulty reference that the list of rows left out has.
+_SHOWN_CHARACTERS = 80
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,7 @@ class FilterRules:
         max_prompt_tokens: the longest prompt that is kept; None for no limit.
         skip_unusable: leave out a row without a problem or an answer instead of raising an error.
         reserved_indices: indices that the data set's other split uses, if the source has indices.
+        check_references: leave out rows whose reference answer no response can equal.
     """
 
     data_source: str
@@ -62,16 +69,22 @@ class FilterRules:
     max_prompt_tokens: int | None = None
     skip_unusable: bool = False
     reserved_indices: Collection[int] = ()
+    check_references: bool = False
 
 
 @dataclass
 class SplitCounts:
-    """How many rows of a split were read, kept, and left out per reason; contaminated rows also per evaluation set."""
+    """How many rows of a split were read, kept, and left out per reason; contaminated rows also per evaluation set.
+
+    ``prompt_tokens`` has the median, the 99th percentile (``p99``) and the maximum (``longest``) of the kept prompts'
+    lengths in tokens, with the chat template. It is empty without a template.
+    """
 
     read: int = 0
     kept: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
     by_set: Counter[str] = field(default_factory=Counter)
+    prompt_tokens: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -165,15 +178,23 @@ class SplitBuilder:
         """The totals over all chunks on disk."""
         counts, metadata_by_chunk = SplitCounts(), [_read_metadata(path) for path in self._chunk_files()]
         conflicting = {key for metadata in metadata_by_chunk for key in metadata["conflicting"]}
+        lengths: list[int] = []
         for path, metadata in zip(self._chunk_files(), metadata_by_chunk, strict=True):
-            keys = pq.read_table(path, columns=[_KEY]).column(0).to_pylist()
+            table = pq.read_table(path, columns=[_KEY, _TOKENS])
+            keys, tokens = (table.column(name).to_pylist() for name in (_KEY, _TOKENS))
             dropped = sum(key.hex() in conflicting for key in keys)
+            lengths += [
+                n for key, n in zip(keys, tokens, strict=True) if n is not None and key.hex() not in conflicting
+            ]
             counts.read += metadata["read"]
             counts.kept += len(keys) - dropped
             counts.left_out["duplicate"] += metadata["duplicates"]
             counts.left_out["conflicting"] += dropped
             counts.left_out.update(reason for _, reason, _ in metadata["others"])
             counts.by_set.update(detail for _, reason, detail in metadata["others"] if reason == "contaminated")
+        if lengths:
+            median, p99, longest = (math.ceil(np.quantile(lengths, share)) for share in (0.5, 0.99, 1))
+            counts.prompt_tokens = {"median": median, "p99": p99, "longest": longest}
         return counts
 
     def left_out_rows(self) -> Iterator[dict[str, Any]]:
@@ -231,6 +252,9 @@ class SplitBuilder:
 
     def _add_item(self, number: int, item: Item, chunk: _Chunk) -> None:
         """Add an item to the chunk's kept rows, or to those left out."""
+        if self._rules.check_references and (fault := reference_fault(item.answer)):
+            chunk.left_out.append((number, fault, item.answer[:_SHOWN_CHARACTERS]))
+            return
         index = self._first_index + number
         if item.index is not None:
             index = item.index
@@ -262,13 +286,14 @@ class SplitBuilder:
             suffix=self._source.suffix,
             style="rule" if self._source.verifier else "model",
         )
+        tokens = None
         if self._rules.template is not None:
             tokens, limit = len(self._rules.template.tokens(row["prompt"])), self._rules.max_prompt_tokens
             if limit is not None and tokens > limit and self._split != "test":
                 chunk.left_out.append((number, "too_long", f"{tokens} tokens"))
                 chunk.left_out_keys.append((key.hex(), answer.hex()))
                 return
-        chunk.rows.append(row | {_KEY: key, _ANSWER: answer, _ROW: number})
+        chunk.rows.append(row | {_KEY: key, _ANSWER: answer, _ROW: number, _TOKENS: tokens})
 
     def _claim_index(self, index: int, number: int) -> None:
         """Reserve one of the source's own indices for a row; no other row may have it."""
@@ -305,7 +330,8 @@ class SplitBuilder:
             "indices": chunk.indices,
             "boxes": chunk.first_by_box,
         }
-        bookkeeping = [pa.field(_KEY, pa.binary(16)), pa.field(_ANSWER, pa.binary(8)), pa.field(_ROW, pa.int64())]
+        kinds = {_KEY: pa.binary(16), _ANSWER: pa.binary(8), _ROW: pa.int64(), _TOKENS: pa.int64()}
+        bookkeeping = [pa.field(name, kind) for name, kind in kinds.items()]
         columns = pa.schema([*self._schema, *bookkeeping], metadata={_METADATA: json.dumps(metadata)})
         path = self._building / f"chunk_{number:05d}.parquet"
         with atomic_write(path) as building:

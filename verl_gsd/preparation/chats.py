@@ -16,25 +16,32 @@ class ChatTemplate:
         model: a folder, or a name on Hugging Face's hub.
         revision: the revision on the hub.
         options: further arguments of the template: a run's ``data.apply_chat_template_kwargs``.
+        label: how messages name the model: the option or key that chose it, with its value.
 
     Raises:
         ValueError: the model has no tokenizer, or the tokenizer has no chat template.
     """
 
-    def __init__(self, model: str, revision: str | None = None, options: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        model: str,
+        revision: str | None = None,
+        options: Mapping[str, Any] | None = None,
+        label: str | None = None,
+    ) -> None:
         from transformers import AutoTokenizer
 
+        self._label = label or f"--model {model}"
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(model, revision=revision)
         except (OSError, ValueError, KeyError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ValueError(
-                f"--model {model}: its tokenizer cannot be loaded ({reason}). Use a folder or a hub name with a "
-                "tokenizer"
+                f"{self._label}: its tokenizer cannot be loaded ({reason}). Use a folder or a hub name with a tokenizer"
             ) from error
         if not getattr(self._tokenizer, "chat_template", None):
             raise ValueError(
-                f"--model {model}: its tokenizer has no chat template, and verl applies one to every prompt. Use a "
+                f"{self._label}: its tokenizer has no chat template, and verl applies one to every prompt. Use a "
                 "model with a chat template, or add one to its tokenizer"
             )
         self._model, self._revision, self.options = model, revision, dict(options or {})
@@ -55,12 +62,12 @@ class ChatTemplate:
                 for add_generation_prompt in (False, True)
             )
         except Exception as error:  # a template is a program of its author and can raise anything
-            raise ValueError(f"--model {self._model}: its chat template rejects the prompt: {error}") from error
+            raise ValueError(f"{self._label}: its chat template rejects the prompt: {error}") from error
         if chat[-1]["content"].strip() not in prompt:
-            raise ValueError(f"--model {self._model}: its chat template drops the problem's text. Use another template")
+            raise ValueError(f"{self._label}: its chat template drops the problem's text. Use another template")
         if prompt == without_turn:
             raise ValueError(
-                f"--model {self._model}: its chat template does not open the assistant's turn "
+                f"{self._label}: its chat template does not open the assistant's turn "
                 "(add_generation_prompt has no effect), so the model would continue the user's message. Use another "
                 "template"
             )

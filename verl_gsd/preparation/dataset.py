@@ -20,7 +20,7 @@ from verl_gsd.preparation.chats import ChatTemplate
 from verl_gsd.preparation.manifest import FORMAT, LEFT_OUT, PreparedDataset
 from verl_gsd.preparation.overlap import OverlapIndex
 from verl_gsd.preparation.reading import Origin, locate, read_rows, sha256
-from verl_gsd.preparation.sources import Row, Source
+from verl_gsd.preparation.sources import MATHS, Row, Source
 from verl_gsd.writing import atomic_write
 
 #: The distance between the first indices of the two splits, whose indices must differ.
@@ -192,8 +192,16 @@ def _builder(
     for name, (path, suffix) in evaluation_files.items():
         assert overlap is not None
         overlap.add(name, _problems(path, suffix))
+    # Published scores are means over all rows of a test split. That of a user's table has no published scores.
+    is_published = split == "test" and not config.source.column_roles
     rules = FilterRules(
-        config.name, overlap, template, config.max_prompt_tokens, config.skip_unusable, reserved_indices
+        config.name,
+        overlap,
+        template,
+        config.max_prompt_tokens,
+        config.skip_unusable,
+        reserved_indices,
+        check_references=config.source.verifier == MATHS and not is_published,
     )
     first_index = 0 if split == "train" else SPLIT_STRIDE
     folder = config.data_folder / config.name
@@ -235,6 +243,7 @@ def _counts_entry(config: PrepareConfig, split: str, builder: SplitBuilder, file
         "rows": counts.kept,
         "left_out": {reason: n for reason, n in sorted(counts.left_out.items()) if n},
         "contaminated_by_set": dict(sorted(counts.by_set.items())),
+        "prompt_tokens": counts.prompt_tokens,
         "sha256": sha256(file),
     }
 

@@ -20,7 +20,7 @@ MANIFEST, LEFT_OUT = "manifest.json", "left_out_{split}.jsonl"
 #: ``--against none`` means no set, and ``model`` is a folder beside the benchmarks in an evaluation's output.
 _RESERVED = {"none", "model"}
 #: The manifest's format. Increase it whenever the same source gives other rows.
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,9 @@ class PreparedDataset:
 
     Attributes:
         folder: DATA/NAME.
-        splits: split -> its entry in the manifest: origin, settings, rows, read, sha256, left_out, and ``verifier``:
-            the module whose ``compute_score`` verifies responses, null if a reward model judges them.
+        splits: split -> its entry in the manifest: ``made_by`` (the version of verl-gsd), origin, settings, rows, read,
+            sha256, left_out, ``prompt_tokens`` (lengths of the kept prompts, see ``build.SplitCounts``), and
+            ``verifier``: the module whose ``compute_score`` verifies responses, null if a reward model judges them.
     """
 
     folder: Path
@@ -81,9 +82,13 @@ def read_manifest(folder: Path) -> PreparedDataset | None:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
+            fix = "Use another NAME, or install the latest verl-gsd"
+            if manifest["format"] < FORMAT:
+                again = f"run verl-gsd prepare {folder.name} again"
+                fix = f"An older version of verl-gsd wrote it. Move the folder {folder} away, and {again}"
             raise ValueError(
                 f"{path}: the manifest has format {manifest['format']}, and this version of verl-gsd reads format "
-                f"{FORMAT}. Use another NAME, or install the latest verl-gsd"
+                f"{FORMAT}. {fix}"
             )
         return PreparedDataset(folder, {name: dict(split) for name, split in manifest["splits"].items()})
     except (AttributeError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:

@@ -7,6 +7,10 @@ all groups.
 
 A recipe includes an algo. ``algo=`` replaces it, but the recipe's own keys still override the new algo. A recipe also
 sets data and sizes, which ``task=`` overrides.
+
+``data=FOLDER`` and ``model=PATH_OR_HUB_NAME`` are words of ``verl-gsd``, not keys of the config. ``own_data.py`` turns
+them into values that override all groups. A line that has its own training data needs neither ``task=`` nor
+``recipe=``: the defaults in ``config/task/_own_data.yaml`` take the place of the task.
 """
 
 from __future__ import annotations
@@ -38,6 +42,11 @@ _UNKNOWN_KEY = re.compile(r"Could not override '([^']+)'")
 #: The order in which groups are merged. Later groups override earlier ones.
 _GROUP_ORDER = ("hardware", "recipe", "task", "algo", "budget", "sampler", "logger")
 _DEFAULT_GROUPS = {"logger": "console"}
+#: Words whose values are paths, which can have characters that Hydra's grammar does not allow.
+_PATH_WORDS = ("resume", "data", "model")
+#: The file of the group ``task`` that a line with its own data gets instead of a task.
+OWN_DATA = "_own_data"
+_TRAIN_FILES, _MODEL_PATH = "data.train_files", "actor_rollout_ref.model.path"
 
 
 @dataclass(frozen=True)
@@ -49,17 +58,23 @@ class Line:
         overrides: overrides of single keys, as on the command line.
         resume: the run to resume, if there is one.
         given: the groups that were on the command line, without those that have their default.
+        data: the absolute path of a folder that ``verl-gsd prepare`` wrote, if ``data=`` is on the line.
+        model: the value of ``model=``: the absolute path of a folder, or a hub name.
     """
 
     choices: dict[str, str]
     overrides: tuple[str, ...]
     resume: Path | None = None
     given: tuple[str, ...] = ()
+    data: str | None = None
+    model: str | None = None
 
     @property
     def words(self) -> list[str]:
         """The words of the command line, without ``resume``."""
-        return [f"{group}={name}" for group, name in self.choices.items()] + list(self.overrides)
+        paths = {"data": self.data, "model": self.model}
+        chosen = [*self.choices.items(), *((word, path) for word, path in paths.items() if path is not None)]
+        return [f"{word}={value}" for word, value in chosen] + list(self.overrides)
 
     @property
     def words_given(self) -> list[str]:
@@ -78,6 +93,24 @@ class Line:
         values = {_key(override): parser.parse_override(override).value() for override in self.overrides}
         return [key for key, _ in dotted_leaves(values)]
 
+    @property
+    def has_own_data(self) -> bool:
+        """Whether the line brings its own training data, without a task and without a recipe."""
+        has_files = self.data is not None or _TRAIN_FILES in self.keys
+        return has_files and not {"task", "recipe"} & self.choices.keys()
+
+    @property
+    def title(self) -> str:
+        """What the run trains on and how, for the names of its folder and of its job."""
+        chosen = [self.choices[group] for group in ("recipe", "task", "algo") if group in self.choices]
+        if self.data is not None:
+            return "-".join([Path(self.data).name, *chosen])
+        return "-".join(["own_data", *chosen] if self.has_own_data else chosen)
+
+    def sets(self, key: str) -> bool:
+        """Whether the line sets a key itself, or a section that contains it."""
+        return any(key == given or key.startswith(f"{given}.") for given in self.keys)
+
 
 def parse_line(words: Sequence[str]) -> Line:
     """Parse the words of a command line. The last word for a group or key wins.
@@ -87,12 +120,12 @@ def parse_line(words: Sequence[str]) -> Line:
     """
     chosen = dict(_DEFAULT_GROUPS)
     overrides: dict[str, str] = {}
-    resume = None
+    paths: dict[str, str] = {}
     given = []
     for word in map(_with_home, words):
         key, _, value = word.partition("=")
-        if key == "resume":  # a path, which can have characters that Hydra's grammar does not allow
-            resume = Path(value).expanduser()
+        if key in _PATH_WORDS:
+            paths[key] = _path(key, value)
             continue
         key = _key(word)
         if key in groups.GROUPS:
@@ -103,21 +136,39 @@ def parse_line(words: Sequence[str]) -> Line:
                 )
             chosen[key] = value
             given.append(key)
-        elif similar := difflib.get_close_matches(key, groups.GROUPS, n=1, cutoff=0.75):
+        elif similar := difflib.get_close_matches(key, (*groups.GROUPS, *_PATH_WORDS), n=1, cutoff=0.75):
             raise ConfigError(f"{key}={value}: no such group. Did you mean {similar[0]}=?")
         else:
             overrides[key] = word
-    if resume is None and "recipe" not in chosen:
-        for group in ("algo", "task"):
-            if group not in chosen:
-                others = _listed(groups.choices(group))
-                raise ConfigError(f"{group} is missing. Add {group}= one of {others}, or recipe=PAPER/NAME.")
-    return Line(
+    line = Line(
         {group: chosen[group] for group in _GROUP_ORDER if group in chosen},
         tuple(overrides.values()),
-        resume,
+        Path(paths["resume"]) if "resume" in paths else None,
         tuple(given),
+        paths.get("data"),
+        paths.get("model"),
     )
+    if line.resume is None and "recipe" not in chosen:
+        _check_complete(line)
+    return line
+
+
+def _check_complete(line: Line) -> None:
+    """Raise ConfigError if a line without a recipe does not say how, on what, or which model to train."""
+    if "algo" not in line.choices:
+        raise ConfigError(f"algo is missing. Add algo= one of {_listed(groups.choices('algo'))}, or recipe=PAPER/NAME.")
+    if "task" in line.choices:
+        return
+    if not line.has_own_data:
+        raise ConfigError(
+            f"task is missing. Add task= one of {_listed(groups.choices('task'))}, recipe=PAPER/NAME, or your own "
+            "data and model: data=FOLDER, which verl-gsd prepare wrote, and model=FOLDER_OR_HUB_NAME."
+        )
+    if line.model is None and _MODEL_PATH not in line.keys:
+        raise ConfigError(
+            "model is missing. Add model=, the folder or the hub name of the model to train, for example "
+            "model=Qwen/Qwen2.5-0.5B-Instruct."
+        )
 
 
 def store_groups() -> None:
@@ -138,11 +189,15 @@ def _gpus_here(what: str) -> int | str | None:
 def compose_config(line: Line) -> DictConfig:
     """Compose verl's ``ppo_trainer`` with the groups and overrides of the command line. Interpolations stay unresolved.
 
+    The values of ``data=`` and ``model=`` are missing; ``own_data.py`` adds them.
+
     Raises:
         ConfigError: Hydra rejects an override, because the key is unknown or the value cannot be parsed.
     """
     replaced = {"algo"} if "recipe" in line.choices else set()  # the recipe has already added it
-    chosen = [f"{'' if group in replaced else '+'}{group}={name}" for group, name in line.choices.items()]
+    members = line.choices | ({"task": OWN_DATA} if line.has_own_data else {})
+    in_order = ((group, members[group]) for group in _GROUP_ORDER if group in members)
+    chosen = [f"{'' if group in replaced else '+'}{group}={name}" for group, name in in_order]
     words = chosen + list(line.overrides)
     store_groups()
     GlobalHydra.instance().clear()
@@ -233,7 +288,18 @@ def write_yaml(value: DictConfig | list[str], path: Path) -> None:
 def _with_home(word: str) -> str:
     """Expand ``~`` in ``KEY=~/FOLDER`` as a shell does in an assignment. In Hydra's grammar ``~`` means deletion."""
     key, _, value = word.partition("=")
-    return f'{key}="{Path(value).expanduser()}"' if key != "resume" and value.startswith("~/") else word
+    return f'{key}="{Path(value).expanduser()}"' if key not in _PATH_WORDS and value.startswith("~/") else word
+
+
+def _path(word: str, value: str) -> str:
+    """The value of ``resume=``, ``data=`` or ``model=``. Local paths become absolute, so that a resume finds them."""
+    if not value:
+        raise ConfigError(f"{word}=: the value is empty. Set it, or remove the word.")
+    path = Path(value).expanduser()
+    if word == "resume":
+        return str(path)
+    is_hub_name = word == "model" and not value.startswith(("/", "~", ".")) and not path.is_dir()
+    return value if is_hub_name else str(path.absolute())
 
 
 def _key(word: str) -> str:

@@ -139,6 +139,19 @@ def test_mistakes_are_rejected_before_verl_and_the_cluster_are_asked(words, said
     assert done.exit_code == 2 and re.search(said, re.sub(r"\s+", " ", done.output)), done.output
 
 
+@pytest.mark.usefixtures("configs_parsed_once")
+def test_own_data_of_the_cluster_is_not_needed_here(monkeypatch):
+    monkeypatch.setattr("verl_gsd.run.checks.with_verl.validate_with_verl", lambda *_, **__: [])
+    line = ["algo=grpo", "data=~/data/a b", "model=Qwen/Qwen3-8B-Base", "hardware=8xa100_80g"]
+    done = submit(*line, "--dry-run")
+    assert done.exit_code == 0, done.output
+    assert "sizes that fit" in done.stderr and "chosen where the run starts" in done.stderr
+    (job,) = new_runs(line, "/runs", NOW)
+    assert job.identifier.startswith("a-b-grpo-") and "data=~/data/a b" in shlex.split(job.entrypoint)
+    done = submit("algo=grpo", "data=mine", "model=a/b", "hardware=8xa100_80g")
+    assert done.exit_code == 2 and "data=mine: this folder on the cluster is relative" in done.output
+
+
 @pytest.fixture(scope="module")
 def shipped():
     with package.unpacked_wheel() as folder:

@@ -1,6 +1,8 @@
 """Preparing a user's table: what its columns may contain, and which rows are rejected."""
 
+import json
 import re
+import shlex
 
 import pytest
 from prepare_runs import Source, asked, builder, lines, made, run
@@ -8,6 +10,9 @@ from prepare_runs import Source, asked, builder, lines, made, run
 from verl_gsd.preparation import build, dataset, manifest, sources
 from verl_gsd.preparation.dataset import PrepareConfig
 from verl_gsd.preparation.item import BOXED
+from verl_gsd.preparation.manifest import FORMAT
+from verl_gsd.preparation.references import reference_fault
+from verl_gsd.run.compose import parse_line
 from verl_gsd.tasks import maths
 
 
@@ -221,3 +226,107 @@ def test_a_changed_config_rebuilds_the_data_set(tmp_path):
     dataset.prepare_dataset(other, lambda *_: None)
     assert made(tmp_path, "mine")[0]["prompt"][0]["content"] == "1?!"
     assert before.splits["train"]["suffix"] == BOXED
+
+
+FAULTY = [
+    ("1?", "N/A"),
+    ("2?", "See solution"),
+    ("3?", "3 or 5"),
+    ("4?", "(a) 1 (b) 2"),
+    ("5?", r"Proof: it follows. \blacksquare"),
+    ("6?", "n/a"),
+    ("7?", "—"),
+    ("8?", r"\text{N/A}"),
+]
+
+
+def test_rows_whose_reference_no_response_can_equal_are_left_out_and_shown(tmp_path):
+    rows = [{"problem": problem, "answer": answer} for problem, answer in [*FAULTY, ("9?", "1, 2"), ("1?", "4")]]
+    table = lines(tmp_path / "mine.jsonl", *rows)
+    shown = run(tmp_path, "mine", "--input", str(table))
+    assert asked(made(tmp_path, "mine")) == ["9?", "1?"], "a good answer to the same problem stays, and so does a set"
+    entry = json.loads((tmp_path / "data/mine/manifest.json").read_text())["splits"]["train"]
+    assert entry["left_out"] == {"no_answer": 5, "proof": 1, "several_answers": 2}
+    assert "5 no answer, 1 proof, 2 several answers" in shown
+    placeholders = "row 0 'N/A', row 1 'See solution', row 5 'n/a', ..."
+    assert f"train: 5 left out because the reference is a placeholder: {placeholders}" in shown
+    assert "train: 2 left out because the reference has several answers: row 2 '3 or 5', row 3 '(a) 1 (b) 2'" in shown
+    listed = [json.loads(row) for row in (tmp_path / "data/mine/left_out_train.jsonl").read_text().splitlines()]
+    assert {"row": 2, "reason": "several_answers", "detail": "3 or 5"} in listed
+    run(tmp_path, "mine", "--input", str(table), "--split", "test")
+    assert asked(made(tmp_path, "mine", "test")) == ["9?", "1?"], "the test split of a table of yours is checked too"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "1, 2",
+        "3 and 5",
+        r"\pm 2",
+        "(1)(2 3)",
+        "(a)(b)",
+        "(a+b)(a-b)",
+        "(i)^{2}",
+        "greater than or equal to 5",
+        "5 or more",
+        r"\emptyset",
+        "no solution",
+        "None",
+        "cannot be determined",
+        "-",
+        "-1",
+        r"\text{for all } x",
+        "x = 1, y = 2; x = 3, y = 4",
+        r"\lfloor x \rfloor",
+        "(B)",
+        "yes",
+        "",
+    ],
+)
+def test_legitimate_references_have_no_fault(answer):
+    assert reference_fault(answer) is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "fault"),
+    [
+        ("see the solution above.", "no_answer"),
+        ("See Figure 3.", "no_answer"),
+        ("???", "no_answer"),
+        ("Answers may vary", "no_answer"),
+        (r"3 \text{ or } 5", "several_answers"),
+        ("Part (a): 3, Part (b): 4", "several_answers"),
+        ("(i) 3; (ii) 4", "several_answers"),
+        ("a. 1, b. 2", "several_answers"),
+        ("1) 5 2) 6", "several_answers"),
+        ("Q.E.D.", "proof"),
+        ("see proof", "proof"),
+    ],
+)
+def test_faulty_references(answer, fault):
+    assert reference_fault(answer) == fault
+
+
+def test_the_summary_ends_with_the_line_that_trains_on_the_data(tmp_path):
+    table = lines(tmp_path / "mine.jsonl", {"problem": "1?", "answer": "1"})
+    folder = tmp_path / "data/mine"
+    last = run(tmp_path, "mine", "--input", str(table), "--split", "test").splitlines()[-1]
+    assert last == f"verl-gsd prepare mine --data {tmp_path}/data --input FILE"
+    table = lines(tmp_path / "mine.jsonl", {"problem": "2?", "answer": "1"})
+    last = run(tmp_path, "mine", "--input", str(table)).splitlines()[-1]
+    assert last == f"verl-gsd train algo=grpo data={folder} model=Qwen/Qwen2.5-0.5B-Instruct hardware=gpu"
+    shown = run(tmp_path, "judged", "--input", str(table), "--judged-by-model").splitlines()
+    assert "There is no test split. Prepare one first with --split test, or set data.val_files" in "".join(shown)
+    assert shown[-1].startswith("verl-gsd train algo=grpo data=") and shown[-1].endswith(
+        "data.val_files=FILE reward.reward_model.enable=true reward.reward_model.model_path=MODEL"
+    )
+    parse_line(shlex.split(last)[2:])
+
+
+def test_an_older_manifest_says_how_to_go_on(tmp_path):
+    table = lines(tmp_path / "mine.jsonl", {"problem": "1?", "answer": "1"})
+    run(tmp_path, "mine", "--input", str(table))
+    path = tmp_path / "data/mine/manifest.json"
+    path.write_text(path.read_text().replace(f'"format": {FORMAT}', f'"format": {FORMAT - 1}'))
+    said = run(tmp_path, "mine", "--input", str(table), code=2)
+    assert f"Move the folder {tmp_path}/data/mine away, and run verl-gsd prepare mine again" in said

@@ -291,7 +291,9 @@ def test_the_first_prompt_is_printed_and_long_prompts_are_left_out(tmp_path, tok
     said = run(tmp_path, "mine", "--input", str(file), *words, str(length))
     assert "<|user|>1? Let's think step by step" in said and "<|assistant|>" in said
     assert len(made(tmp_path, "mine")) == 1
-    assert manifest.read_manifest(tmp_path / "data" / "mine").splits["train"]["left_out"] == {"too_long": 1}
+    entry = manifest.read_manifest(tmp_path / "data" / "mine").splits["train"]
+    assert entry["left_out"] == {"too_long": 1}
+    assert entry["prompt_tokens"] == {"median": length, "p99": length, "longest": length}, "without those left out"
     assert "2 too_long" in run(tmp_path, "mine", "--input", str(file), *words, str(length - 1), code=2)
     said = run(tmp_path, "mine", "--input", str(file), "--max-prompt-length", "9", code=2)
     assert re.search("--max-prompt-length 9: .*--model", said)

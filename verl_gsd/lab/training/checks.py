@@ -344,11 +344,11 @@ def unsupported(composed: DictConfig, line: Line) -> Iterator[str]:
             continue
         value = as_yaml(_plain(composed, key))
         if (reason := _entry(ONLY_BY_GROUPS, key)) is not None:
-            if _is_on_line(key, line):
+            if line.sets(key):
                 yield f"{key}={value}: the laboratory {reason}. Remove it."
         elif _entry(HONOURED, key) is None and _entry(WITHOUT_EFFECT, key) is None:
             does = _entry(_REASONS, key) or _REASONS[""]
-            remedy = "Remove it" if _is_on_line(key, line) else f"Leave out {_source(key, line)}, which sets it"
+            remedy = "Remove it" if line.sets(key) else f"Leave out {_source(key, line)}, which sets it"
             yield f"{key}={value}: the laboratory {does}. {remedy}, {_OTHERWISE}."
 
 
@@ -383,11 +383,6 @@ def _entry(table: Mapping[str, str], key: str) -> str | None:
     names = key.split(".")
     sections = (".".join(names[:count]) for count in range(len(names), 0, -1))
     return next((table[section] for section in sections if section in table), None)
-
-
-def _is_on_line(key: str, line: Line) -> bool:
-    """Whether the line sets the key itself or a section that contains it."""
-    return any(key == given or key.startswith(f"{given}.") for given in line.keys)
 
 
 def _source(key: str, line: Line) -> str:

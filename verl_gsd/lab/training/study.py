@@ -20,7 +20,8 @@ from verl_gsd.lab.training.checks import check_study, parse_lab_line
 from verl_gsd.lab.training.exact import ExactRates, ExactSolver, joined, why_not_exact
 from verl_gsd.lab.training.policy import Tokens, TokenSampling, continue_prompts, read_prompts
 from verl_gsd.lab.training.quiet import quiet
-from verl_gsd.run.compose import compose_config, resolve
+from verl_gsd.run.compose import resolve
+from verl_gsd.run.own_data import compose_here
 
 #: Prompts and responses per pass, at most. More responses would be slower, because they do not fit into caches.
 _PROMPTS, _RESPONSES = 128, 1024
@@ -57,7 +58,7 @@ def study_config(words: Sequence[str], *, reads: Sequence[str] = (), model: Path
     line = parse_lab_line(words)
     if line.resume is not None:
         raise ConfigError(f"resume={line.resume}: nothing is trained here. Set --model to the folder of a policy.")
-    composed = compose_config(line)
+    composed, _ = compose_here(line)
     check_study(composed, line, reads=reads, has_model=model is not None)
     config = resolve(composed)
     if (size := int(config.actor_rollout_ref.rollout.n)) < 2:

@@ -18,6 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from omegaconf import DictConfig, OmegaConf
 
+from verl_gsd.preparation.commands import command_for_file
+from verl_gsd.run.checks.data_sources import check_prepared_verifier, check_sources, reads_ground_truth
 from verl_gsd.run.compose import Line
 
 #: ``reward_model`` and ``extra_info`` are checked in this many rows at the start of a file.
@@ -51,14 +53,7 @@ def columns_read(config: DictConfig) -> tuple[str, ...]:
     model scores without a custom reward function, or if the user has a custom reward manager.
     """
     prompt = prompt_column(config)
-    return ("data_source", prompt, "reward_model") if _reads_ground_truth(config) else (prompt,)
-
-
-def _reads_ground_truth(config: DictConfig) -> bool:
-    own_manager = OmegaConf.select(config, "reward.reward_manager.source") not in (None, "register")
-    function = OmegaConf.select(config, "reward.custom_reward_function.path")
-    by_model = bool(OmegaConf.select(config, "reward.reward_model.enable")) and function is None
-    return not own_manager and not by_model
+    return ("data_source", prompt, "reward_model") if reads_ground_truth(config) else (prompt,)
 
 
 def check_truncation(config: DictConfig, line: Line) -> Iterator[str]:
@@ -81,10 +76,11 @@ def check_data_file(key: str, file: str, config: DictConfig) -> Iterator[str]:
         return
     path = Path(file)
     if not path.is_file():
-        columns = ", ".join(columns_read(config))
+        columns, command = ", ".join(columns_read(config)), command_for_file(path)
+        make = f"Run `{command}` to create it" if command else "Run `verl-gsd prepare` to create one"
         yield (
-            f"{key}={file}: the file does not exist. Run `verl-gsd prepare` to create one, or set the key to a Parquet "
-            f"file with the columns {columns}."
+            f"{key}={file}: the file does not exist. {make}, or set the key to a Parquet file with the columns "
+            f"{columns}."
         )
     elif path.suffix not in SUFFIXES:
         yield (
@@ -92,7 +88,8 @@ def check_data_file(key: str, file: str, config: DictConfig) -> Iterator[str]:
             "example with `verl-gsd prepare`."
         )
     elif path.suffix == ".parquet":
-        yield from (f"{key}={file}: {problem}" for problem in _check_parquet(path, config))
+        problems = list(_check_parquet(path, config)) or list(check_prepared_verifier(path, config))
+        yield from (f"{key}={file}: {problem}" for problem in problems)
 
 
 def _check_parquet(path: Path, config: DictConfig) -> Iterator[str]:
@@ -106,6 +103,9 @@ def _check_parquet(path: Path, config: DictConfig) -> Iterator[str]:
                 columns = [name for name in (*columns_read(config), "extra_info") if name in schema.names]
                 first = next(file.iter_batches(FIRST_ROWS, columns=columns))
                 yield from check_rows(first.to_pylist(), config)
+                if "data_source" in columns:
+                    sources = (batch.column(0) for batch in file.iter_batches(columns=["data_source"]))
+                    yield from check_sources((each for batch in sources for each in batch.unique().to_pylist()), config)
     except (pa.ArrowException, OSError) as error:
         yield f"not a valid Parquet file ({str(error).splitlines()[0]}). Set the key to a complete Parquet file."
 
@@ -138,7 +138,7 @@ def check_rows(rows: Iterable[Mapping[str, Any]], config: DictConfig, first: int
     Args:
         first: number of the first of these rows in the file, counted from 0.
     """
-    prompt, ground_truth = prompt_column(config), _reads_ground_truth(config)
+    prompt, ground_truth = prompt_column(config), reads_ground_truth(config)
     for number, row in enumerate(rows, start=first):
         if problem := prompt_problem(row.get(prompt)):
             yield f"row {number} (the first is 0): {prompt} {problem}"

@@ -27,6 +27,7 @@ from verl_gsd.run.checks.data_files import (
     is_plain,
     prompt_column,
 )
+from verl_gsd.run.checks.data_sources import check_sources, is_chosen_by_source
 from verl_gsd.run.messages import Message
 from verl_gsd.run.remote_paths import scheme_of
 
@@ -156,7 +157,11 @@ def _check_columns_and_first_rows(file: DataFile, config: DictConfig) -> list[st
     if missing := list(check_columns(file.columns, config)):
         return missing
     wanted = {"reward_model", "extra_info", prompt_column(config)} & set(file.columns)
-    return list(check_rows(next(file.rows(sorted(wanted))), config))
+    problems = list(check_rows(next(file.rows(sorted(wanted))), config))
+    if not problems and "data_source" in file.columns and is_chosen_by_source(config):
+        sources = (row["data_source"] for batch in file.rows(["data_source"]) for row in batch)
+        problems = list(check_sources(sources, config))
+    return problems
 
 
 def _why_unreadable(name: str, error: Exception) -> str:

@@ -56,9 +56,17 @@ def check_prompts(
         if report.problems or not any(files.values()):
             return report
         try:
-            counter = _Counter(config, prompt_tokens_of(config, tokenizer, processor), tools_of(config))
+            tokens = prompt_tokens_of(config, tokenizer, processor)
+            counter = _Counter(config, tokens, tools_of(config))
         except NotCountableError as error:
             report.warn(f"prompts are not counted, and may be longer than data.max_prompt_length: {error}")
+            return report
+        if tokens.has_no_template:
+            report.problems.append(
+                f"actor_rollout_ref.model.path={config.actor_rollout_ref.model.path}: the tokenizer has no chat "
+                "template, and verl applies one to every prompt. Use a model with a chat template, for example its "
+                "instruct version, or set actor_rollout_ref.model.custom_chat_template."
+            )
             return report
         _check_lengths(config, files, counter, report)
     return report

@@ -57,6 +57,11 @@ class PromptTokens:
         self._many_at_once = _renders_and_tokenizes(self._builder, tokenizer, self._options)
         self._is_byte_level = self._many_at_once and _is_byte_level(tokenizer)
 
+    @property
+    def has_no_template(self) -> bool:
+        """Whether the builder applies the tokenizer's chat template, and there is none."""
+        return self._many_at_once and not getattr(self._tokenizer, "chat_template", None)
+
     def lengths(self, chats: Sequence[Chat], fits: int, tools: list[dict] | None = None) -> list[int | str]:
         """The number of tokens of each prompt, or the reason why the chat template rejects it.
 

@@ -1,0 +1,74 @@
+r"""Finds references that no response can equal in the verifier of mathematics: placeholders, several answers, proofs.
+
+A policy that trains on such a row gets a wrong reward for a right response. The rules are conservative: an answer is
+left out only if its whole text has one of the forms below. Sets and lists such as ``1, 2``, ``3 and 5`` or ``\pm 2``
+stay, because the verifier compares them as sets.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+#: no_answer: a placeholder. several_answers: the answers to parts of a question, or alternatives. proof: a proof.
+Fault = Literal["no_answer", "several_answers", "proof"]
+
+_PLACEHOLDERS = {
+    "n/a",
+    "n.a",
+    "nan",
+    "null",
+    "tbd",
+    "todo",
+    "to be determined",
+    "unknown",
+    "omitted",
+    "not available",
+    "not applicable",
+    "not given",
+    "not provided",
+    "no answer",
+    "no answer given",
+    "no answer provided",
+    "no final answer",
+    "answers may vary",
+    "answers will vary",
+    "answer may vary",
+    "answer will vary",
+    "varies",
+}
+#: ``see the solution``, ``See Figure 3``, ``refer to the explanation above``.
+_REFERRED = re.compile(
+    r"(?:please )?(?:see|refer to|look at|given in|as in)(?: the| a)?(?: full| complete| detailed)?"
+    r" (?:answer|solution|explanation|proof|work|text|figure|graph|table|diagram|image|picture|above|below|attached)"
+    r"(?: [\w.]+)?(?: above| below)?"
+)
+_NO_LETTER_OR_DIGIT = re.compile(r"[\s?.…—–_]+|-{2,}")
+_PROOF = re.compile(r"proof|proved|proven|q\.?e\.?d|(?:the )?statement is (?:proved|proven)|(?:by|see)(?: the)? proof")
+_PROOF_TEXT = re.compile(r"proof\s*[:.]\s*\w.*|.*(?:\bq\.?e\.?d\.?|\\blacksquare|∎)", re.DOTALL)
+#: The labels of the first two parts of an answer, as in ``(a) 1 (b) 2`` or ``i) x, ii) y``. A letter or digit must be
+#: between them: ``(1)(2 3)`` is a permutation.
+_PARTS = re.compile(
+    r"(?:part )?(?:"
+    r"\(a\)|a[).:]|\(i\)|i\)|\(1\)|1\)"
+    r")\s*[^()]*?[a-z0-9].*?(?:^|[\s,;.])(?:and )?(?:part )?(?:\(b\)|b[).:]|\(ii\)|ii\)|\(2\)|2\))\s*\S",
+    re.DOTALL,
+)
+#: ``3 or 5``, but not ``greater than or equal to 5``, ``5 or more`` and the like.
+_OR = re.compile(
+    r"(?<![\w\\])or(?!\w)(?!\s+(?:equal|more|less|greater|fewer|higher|lower|larger|smaller|above|below)\b)"
+)
+_TEXT_COMMAND = re.compile(r"\\(?:text|textbf|textit|mathrm|mbox)\s*\{([^{}]*)\}")
+
+
+def reference_fault(answer: str) -> Fault | None:
+    """Why no response can be compared with a reference answer; None if one can, as far as the text tells."""
+    text = " ".join(_TEXT_COMMAND.sub(r" \1 ", answer).replace("$", " ").replace("~", " ").split()).casefold()
+    bare = text.strip(" .!:;()[]{}*\"'")
+    if bare in _PLACEHOLDERS or _REFERRED.fullmatch(bare) or _NO_LETTER_OR_DIGIT.fullmatch(text):
+        return "proof" if "proof" in bare else "no_answer"
+    if _PROOF.fullmatch(bare) or _PROOF_TEXT.fullmatch(text):
+        return "proof"
+    if _PARTS.match(text) or _OR.search(text):
+        return "several_answers"
+    return None
