@@ -158,9 +158,11 @@ def _chosen_checkpoint(line: Line) -> Path | None:
 def _line_to_resume(line: Line) -> Line:
     """Return the stored command line of the run to resume, with the new words as further overrides."""
     import yaml
+    from omegaconf import OmegaConf
 
     from verl_gsd.errors import ConfigError
     from verl_gsd.run.compose import parse_line
+    from verl_gsd.run.own_data import sizes_of_run
     from verl_gsd.rundir import RunDirectory
 
     assert line.resume is not None
@@ -191,6 +193,8 @@ def _line_to_resume(line: Line) -> Line:
     # These overrides applied only to the start at which they were given: its checkpoint and its algorithm state.
     one_time = re.compile(r"\+*(algorithm\.gsd\.state|trainer\.resume_\w+)=")
     stored = [word for word in stored if not one_time.match(word)]
+    if run.config.is_file():
+        stored += sizes_of_run(parse_line(stored), OmegaConf.load(run.config))
     for key in line.keys:
         if key.startswith("trainer.resume_"):
             raise ConfigError(f"{key}: conflicts with resume=. Remove it, or set resume=RUN/global_step_N.")

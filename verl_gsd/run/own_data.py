@@ -111,6 +111,17 @@ def compose_here(line: Line) -> tuple[DictConfig, list[str]]:
     return config, [*lines, *map(str, choices), _describe_defaults(config, line)]
 
 
+def sizes_of_run(line: Line, config: DictConfig) -> list[str]:
+    """The sizes that were chosen when a run started, as words for its resume, so that they stay if the data changes.
+
+    Args:
+        line: the line of the run.
+        config: the config of the run.
+    """
+    chosen = [key for key in (_PROMPT, _RESPONSE, _BATCH) if line.has_own_data and not line.sets(key)]
+    return [f"{key}={OmegaConf.select(config, key)}" for key in chosen]
+
+
 def compose_elsewhere(line: Line) -> tuple[DictConfig, list[str]]:
     """Compose the config of a line for a check on this machine. The data is on the machine that will start the run.
 

@@ -51,6 +51,17 @@ def test_whole_checkpoints_are_resumed_in_silence(run):
     assert (config.trainer.resume_mode, gsd_section.checkpoint_to_resume(config)) == ("auto", run.checkpoint(10))
 
 
+def test_a_resume_keeps_sizes_that_were_chosen_for_the_data(run, tmp_path):
+    """The data may have changed meanwhile. A key on the line of the resume still wins."""
+    files = [f"data.{split}_files={tmp_path}/{split}.parquet" for split in ("train", "val")]
+    run.overrides.write_text(yaml.safe_dump(["algo=grpo", "hardware=cpu", f"model={tmp_path}", *files]))
+    sizes = {"train_batch_size": 4, "max_prompt_length": 77, "max_response_length": 99}
+    run.config.write_text(yaml.safe_dump({"data": sizes}))
+    line = train._line_to_resume(parse_line([f"resume={run.path}", "data.max_response_length=55"]))
+    assert {f"data.{name}={size}" for name, size in (sizes | {"max_response_length": 55}).items()} <= set(line.words)
+    assert "data.max_response_length=99" not in line.words
+
+
 def test_damaged_weights_offer_the_newest_whole_checkpoint(run):
     cut(run.checkpoint(10) / "actor" / "model_world_size_1_rank_0.pt")
     cut(run.checkpoint(8) / "data.pt")
