@@ -12,9 +12,7 @@ There are three figures per run:
 - sampled: verl's accuracy of one response per held-out prompt. With 1,024 prompts it has a standard error of 0.016 from
   sampling alone.
 - exact: the mean probability of the right answer (``lab/training/exact.py``), without that error. For a stack run, the
-  weights of its last checkpoint give it, if the run kept them (``global_step_N/actor``) and had one worker. verl's
-  merger would round them to bfloat16; this script reads the shard itself. Reading it runs code in the file: use
-  checkpoints that you trust.
+  weights of its last checkpoint give it, if the run kept them (``global_step_N/actor``).
 - rollouts: the accuracy of all rollouts of the second half of the steps. It has the least noise, because it averages
   over steps as well as over responses.
 """
@@ -22,6 +20,7 @@ There are three figures per run:
 from __future__ import annotations
 
 import json
+import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -72,28 +71,26 @@ def exact_of_lab(run: Path, step: int) -> float | None:
 
 def exact_of_stack(run: Path, step: int) -> float | None:
     """The exact accuracy of the weights in a stack run's checkpoint of ``step``; None if the run did not keep them."""
-    actor = run / f"global_step_{step}" / "actor"
-    shard = actor / "model_world_size_1_rank_0.pt"
-    if not shard.is_file():
+    checkpoint = RunDirectory(run).checkpoint(step)
+    if not (checkpoint / "actor").is_dir():
         return None
     # Both import torch and verl, which takes 10 s, and comparing sampled accuracies needs neither.
-    import torch
     from omegaconf import OmegaConf
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
+    from verl_gsd.export.weights import write_model
+    from verl_gsd.lab.training.engine import load_model
     from verl_gsd.lab.training.exact import exact_solver
     from verl_gsd.lab.training.policy import TokenSampling
     from verl_gsd.lab.training.prompts import held_out_prompts
 
     config: Any = OmegaConf.load(RunDirectory(run).config)
-    values = torch.load(shard, weights_only=False)
-    weights = {name: getattr(value, "_local_tensor", value).float() for name, value in values.items()}
-    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(actor / "huggingface"), dtype=torch.float32)
-    model.load_state_dict(weights)
-    tokenizer = AutoTokenizer.from_pretrained(actor / "huggingface")
+    with tempfile.TemporaryDirectory() as folder:
+        write_model(checkpoint, Path(folder), "float32", OmegaConf.to_container(config))
+        model, tokenizer = load_model(folder), AutoTokenizer.from_pretrained(folder)
     prompts = held_out_prompts(config, tokenizer)
     val = config.actor_rollout_ref.rollout.val_kwargs
-    solver = exact_solver(config, model.eval(), tokenizer, TokenSampling(float(val.temperature)))
+    solver = exact_solver(config, model, tokenizer, TokenSampling(float(val.temperature)))
     return None if solver is None else float(solver.rates(prompts.ids, prompts.answers).p.mean())
 
 
