@@ -15,6 +15,7 @@ SEEN = {
     "gvpo": ("algorithm.gsd.gvpo",),
     "hadw": ("algorithm.gsd.hadw",),
     "gsd": (),
+    "start": (),
 }
 
 

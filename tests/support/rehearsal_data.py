@@ -14,6 +14,8 @@ from verl_gsd.preparation.item import BOXED, Item, file_schema, verl_row
 #: (data set, split, rows, with demonstrations). As many rows as the largest batch of a recipe that uses them.
 FILES = (
     ("bigmath", "train", 256, False),
+    ("gsm8k", "train", 200, False),
+    ("gsm8k", "test", 20, False),
     ("math", "train", 1100, False),
     ("math500", "test", 20, False),
     ("openr1_math_46k", "train", 200, True),
