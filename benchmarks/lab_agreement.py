@@ -82,7 +82,7 @@ def exact_of_stack(run: Path, step: int) -> float | None:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     from verl_gsd.lab.training.exact import exact_solver
-    from verl_gsd.lab.training.policy import TokenSampling
+    from verl_gsd.lab.training.policy import TokenSampling, end_tokens
     from verl_gsd.lab.training.prompts import held_out_prompts
 
     config: Any = OmegaConf.load(RunDirectory(run).config)
@@ -93,7 +93,8 @@ def exact_of_stack(run: Path, step: int) -> float | None:
     tokenizer = AutoTokenizer.from_pretrained(actor / "huggingface")
     prompts = held_out_prompts(config, tokenizer)
     val = config.actor_rollout_ref.rollout.val_kwargs
-    solver = exact_solver(config, model.eval(), tokenizer, TokenSampling(float(val.temperature)))
+    ends = end_tokens(str(actor / "huggingface"))
+    solver = exact_solver(config, model.eval(), tokenizer, ends, TokenSampling(float(val.temperature)))
     return None if solver is None else float(solver.rates(prompts.ids, prompts.answers).p.mean())
 
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from places import SUPPORT
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 from typer.testing import CliRunner
 
 from verl_gsd.cli.main import app
@@ -220,6 +220,15 @@ def test_a_small_model_by_path_is_trained(kind, settings, trained, tmp_path):
     trainer, _, before = trained("algo=grpo", f"actor_rollout_ref.model.path={folder}")
     assert type(trainer.module) is kind
     assert any(not torch.equal(*pair) for pair in zip(before, trainer.module.parameters(), strict=True))
+
+
+def test_every_end_token_of_the_generation_config_ends_a_response(trained, tmp_path):
+    """vLLM reads this file, too. Here each token ends a response, so that all responses have one token."""
+    folder = tiny_model(tmp_path / "model", LlamaForCausalLM, LlamaConfig)
+    GenerationConfig(eos_token_id=list(range(288))).save_pretrained(folder)
+    words = (f"actor_rollout_ref.model.path={folder}", "trainer.total_training_steps=1", "trainer.test_freq=-1")
+    _, run, _ = trained("algo=grpo", *words)
+    assert metrics_of(run)[1]["response_length/max"] == 1
 
 
 # Settings that change what is sampled, the loss or the update

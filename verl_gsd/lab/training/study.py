@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from verl_gsd.errors import ConfigError
 from verl_gsd.lab.training.checks import check_lab
 from verl_gsd.lab.training.exact import ExactRates, ExactSolver, joined, why_not_exact
-from verl_gsd.lab.training.policy import Tokens, TokenSampling, continue_prompts, read_prompts
+from verl_gsd.lab.training.policy import Tokens, TokenSampling, continue_prompts, end_tokens, read_prompts
 from verl_gsd.lab.training.quiet import quiet
 from verl_gsd.run.compose import compose_config, parse_line, resolve
 
@@ -96,8 +96,10 @@ class StudyPolicy:
             self._prompts = all_training_prompts(config, tokenizer)
             self._verifier = InlineVerifier(config, tokenizer)
         self.prompts: Sequence[Tokens] = self._prompts.ids
-        self._eos, self._longest = tokenizer.eos_token_id, int(config.data.max_response_length)
-        self._solver = ExactSolver(self.model, tokenizer, max_tokens=self._longest, temperature=self.temperature)
+        self._ends, self._longest = end_tokens(str(self.path)), int(config.data.max_response_length)
+        self._solver = ExactSolver(
+            self.model, tokenizer, max_tokens=self._longest, ends=self._ends, temperature=self.temperature
+        )
 
     @torch.no_grad()
     def measure(
@@ -121,7 +123,7 @@ class StudyPolicy:
                 prefix,
                 [groups * size] * len(part),
                 max_tokens=self._longest,
-                eos=self._eos,
+                ends=self._ends,
                 sampling=self._sampling,
                 generator=generator,
             )

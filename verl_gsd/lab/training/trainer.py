@@ -43,6 +43,7 @@ from verl_gsd.lab.training.policy import (
     Sampled,
     TokenSampling,
     continue_prompts,
+    end_tokens,
     read_prompts,
     score_responses,
 )
@@ -126,7 +127,8 @@ class LabTrainer:
         # As in verl's agent loop, which does not read ``val_kwargs.do_sample``.
         held_out = rollout.val_kwargs
         self._held_out_sampling = TokenSampling(float(held_out.temperature), int(held_out.top_k), float(held_out.top_p))
-        self._solver = exact_solver(config, self.module, self.tokenizer, self._held_out_sampling)
+        self._ends = end_tokens(model.local_path)
+        self._solver = exact_solver(config, self.module, self.tokenizer, self._ends, self._held_out_sampling)
         self._seed = int(rollout.seed or 0)
         self._generator = torch.Generator().manual_seed(self._seed)
         self._kl_controller = (
@@ -231,7 +233,7 @@ class LabTrainer:
             prefix,
             copies,
             max_tokens=int(self._config.data.max_response_length),
-            eos=self.tokenizer.eos_token_id,
+            ends=self._ends,
             sampling=sampling,
             generator=generator,
         )
