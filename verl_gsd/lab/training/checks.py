@@ -227,7 +227,7 @@ def check_lab(composed: DictConfig, line: Line) -> None:
     """
     config = resolve(composed)
     problems = [*_check_external_modules(), *unsupported(composed, line), *_check_seed(config)]
-    raise_problems([*problems, *check_model_size(config)])
+    raise_problems([*problems, *check_model_size(config), *check_dropout(config)])
     validate(config, line, leave_out=_LEFT_OUT)
 
 
@@ -346,6 +346,37 @@ def check_model_size(config: DictConfig) -> Iterator[str]:
             f"responses of up to {data.max_response_length} tokens would take about {_duration(seconds)} on one core "
             "here. Set the key to a smaller model, set a smaller data.train_batch_size or data.max_response_length, "
             f"{_OTHERWISE}."
+        )
+
+
+def check_dropout(config: DictConfig) -> Iterator[str]:
+    """Report a model with dropout. verl's engine applies it in updates, and the laboratory's engine does not.
+
+    Dropout of whole layers (``layerdrop``) counts, because it is also active in updates and nowhere else.
+    """
+    from transformers import AutoConfig
+
+    path = str(config.actor_rollout_ref.model.path)
+    folder = Path(path).expanduser()
+    if not (folder / "config.json").is_file():
+        return  # the model of an embedded task, which is made on first use, or one that another check reports
+    try:
+        # It knows the defaults of fields that the file does not have. Those of GPT-2 are 0.1.
+        fields = AutoConfig.from_pretrained(folder, trust_remote_code=False).to_dict()
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        yield f"{_MODEL}.path={path}: its config.json cannot be read: {reason} Set the key to another model."
+        return
+    active = [
+        f"{field}={value:g}"
+        for field, value in dotted_leaves(fields)
+        if "drop" in field.rpartition(".")[2].lower() and type(value) in (int, float) and value > 0
+    ]
+    if active:
+        yield (
+            f"{_MODEL}.path={path}: the model has dropout: {', '.join(active)}. verl's engine applies it in updates, "
+            f"and the laboratory does not. Set {'this field' if len(active) == 1 else 'these fields'} to 0 in the "
+            f"model's config.json, {_OTHERWISE}."
         )
 
 
