@@ -2,13 +2,17 @@
 
 import re
 import shutil
+from types import SimpleNamespace
 
 import pytest
 from transformers import GenerationConfig
 from typer.testing import CliRunner
 
 from verl_gsd.cli.main import app
+from verl_gsd.errors import ConfigError
 from verl_gsd.lab.training.study import StudyPolicy, study_config
+from verl_gsd.lab.training.verifier import Reward
+from verl_gsd.trainer.reward_failures import Failure
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +70,14 @@ def test_a_study_ends_responses_at_every_end_token_of_the_generation_config(
     rates, groups = policy.measure(1, 8, seed=1)
     assert {len(response) for group in groups for response in group.responses} == {1}
     assert (rates.p == 0).any() and (rates.p > 0).any()
+
+
+def test_a_study_names_a_prompt_whose_reward_failed(composing_is_fast, little_trained):
+    policy = StudyPolicy(study_config(["algo=grpo", "task=arithmetic", f"task.directory={little_trained}"]))
+    failed = Reward(0.0, Failure("none", "returned None").as_extra_info())
+    policy._verifier = SimpleNamespace(reward=lambda row, response: failed)
+    with pytest.raises(ConfigError, match=r"returned None \(data_source=arithmetic, index=\d+\)\. Correct this prompt"):
+        policy.measure(1, 2, seed=1)
 
 
 def test_validation_reports_exact_accuracy(compose_fast, little_trained, tmp_path):

@@ -80,6 +80,7 @@ def test_a_recipe_is_rejected_for_its_model_and_its_reward_model_and_for_nothing
         ("trainer.resume_mode=resume_path", "no checkpoints"),
         ("algorithm.gsd.state=fresh", "no checkpoints"),
         ("algorithm.gsd.limits.reward_seconds=9", "one process"),
+        ("algorithm.gsd.limits.quiet_seconds=900", "one process"),
         ("logger=wandb", "trainer.logger.*files of the run. Leave out logger=wandb"),
         ("distillation.enabled=true", "no distillation"),
         ("data.truncation=left", "does not truncate"),
@@ -101,6 +102,14 @@ def test_values_of_verls_config_and_what_only_changes_speed_are_accepted():
     assert problems(*LINE, "trainer.n_gpus_per_node=1", "actor_rollout_ref.rollout.tensor_model_parallel_size=1") == []
     assert problems(*LINE, "data.dataloader_num_workers=4", "actor_rollout_ref.model.use_remove_padding=true") == []
     assert problems(*LINE, "+algorithm.gsd.cap={limit: 1.0}", "actor_rollout_ref.actor.optim.lr=1e-3") == []
+
+
+def test_the_limit_of_failed_rewards_is_honoured_and_the_other_limits_are_not():
+    assert problems(*LINE, "algorithm.gsd.limits.failed_rewards=0.2") == []
+    assert problems(*LINE, "algorithm.gsd.limits={failed_rewards: 0.2}") == [], "the section keeps its other keys"
+    assert problems(*LINE, "algorithm.gsd={alpha: 0.5, limits: {failed_rewards: 0.2}}") == []
+    (problem,) = problems(*LINE, "algorithm.gsd.limits={failed_rewards: 0.2, reward_seconds: 9}")
+    assert problem.startswith("algorithm.gsd.limits.reward_seconds=9: ") and "Remove it" in problem
 
 
 def test_a_key_is_in_one_table():

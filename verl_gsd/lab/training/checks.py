@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from safetensors import safe_open
 
@@ -41,6 +42,7 @@ _OTHERWISE = "or train on the stack with verl-gsd train"
 HONOURED = {
     "algorithm.adv_estimator": "our estimator",
     "algorithm.gsd": "the chain and the extensions",
+    "algorithm.gsd.limits.failed_rewards": "the monitor of rewards",
     "algorithm.use_kl_in_reward": "the trainer, with verl's penalty",
     "algorithm.kl_penalty": "the same",
     "algorithm.kl_ctrl": "the same",
@@ -141,13 +143,13 @@ WITHOUT_EFFECT = {
 }
 
 _NO_CHECKPOINTS = "saves no checkpoints, because a run takes seconds. An interrupted run starts again"
-_NOT_WATCHED = "does not watch a run, which has one process"
 #: Keys and sections that groups may set for the stack, but not the command line -> what the laboratory does instead.
 ONLY_BY_GROUPS = {
     "trainer.save_freq": _NO_CHECKPOINTS,
     "trainer.max_actor_ckpt_to_keep": _NO_CHECKPOINTS,
     "algorithm.gsd.state": _NO_CHECKPOINTS,
-    "algorithm.gsd.limits": _NOT_WATCHED,
+    "algorithm.gsd.limits.quiet_seconds": "does not watch a run, which has one process",
+    "algorithm.gsd.limits.reward_seconds": "calls the reward function in one process, and cannot end a call",
     "algorithm.gsd.poll_interval": "has no queue to look into",
     "algorithm.norm_adv_by_std_in_grpo": "has no other estimator than gsd",
     f"{_ROLLOUT}.calculate_log_probs": "has one model, which both samples and trains",
@@ -306,7 +308,15 @@ def _entry(table: Mapping[str, str], key: str) -> str | None:
 
 def _is_on_line(key: str, line: Line) -> bool:
     """Whether the line sets the key itself or a section that contains it."""
-    return any(key == given or key.startswith(f"{given}.") for given in line.keys)
+    return any(key == given or key.startswith(f"{given}.") for given in _keys_set(line))
+
+
+def _keys_set(line: Line) -> Iterator[str]:
+    """The keys that the line sets. For a dict, these are its own keys, because the others of the section remain."""
+    parser = OverridesParser.create()
+    for key, word in zip(line.keys, line.overrides, strict=True):
+        value = parser.parse_override(word).value()
+        yield from (f"{key}.{name}" for name, _ in dotted_leaves(value)) if isinstance(value, dict) else [key]
 
 
 def _source(key: str, line: Line) -> str:

@@ -21,6 +21,7 @@ from verl_gsd.lab.training.exact import ExactRates, ExactSolver, joined, why_not
 from verl_gsd.lab.training.policy import Tokens, TokenSampling, continue_prompts, end_tokens, read_prompts
 from verl_gsd.lab.training.quiet import quiet
 from verl_gsd.run.compose import compose_config, parse_line, resolve
+from verl_gsd.trainer.reward_failures import Failure
 
 #: Prompts and responses per pass, at most. More responses would be slower, because they do not fit into caches.
 _PROMPTS, _RESPONSES = 128, 1024
@@ -109,6 +110,9 @@ class StudyPolicy:
 
         Args:
             on_prompts: called after each pass with its number of prompts.
+
+        Raises:
+            ConfigError: the reward function failed. A study of fewer responses would be about other groups.
         """
         generator = torch.Generator().manual_seed(seed)
         rates: list[ExactRates] = []
@@ -136,11 +140,20 @@ class StudyPolicy:
                     for response in map(tuple, responses):
                         if response not in verdicts:
                             reward = self._verifier.reward(row, response)
+                            if reward.failure is not None:
+                                raise ConfigError(_failed_reward(reward.failure, *part.keys[number]))
                             verdicts[response] = reward.score, float(reward.info["acc"])
                     figures = np.array([verdicts[tuple(response)] for response in responses])
                     sampled_groups.append(StudyGroup(start + number, responses, figures[:, 0], figures[:, 1]))
             on_prompts(len(part))
         return joined(rates), sampled_groups
+
+
+def _failed_reward(failure: Failure, source: str, index: int) -> str:
+    return (
+        f"data.train_files: the reward function {failure.describe()} (data_source={source}, index={index}). Correct "
+        "this prompt, or remove it from the data."
+    )
 
 
 def _sampling(config: DictConfig) -> TokenSampling:
