@@ -81,16 +81,17 @@ def exact_of_stack(run: Path, step: int) -> float | None:
     from verl_gsd.export.weights import write_model
     from verl_gsd.lab.training.engine import load_model
     from verl_gsd.lab.training.exact import exact_solver
-    from verl_gsd.lab.training.policy import TokenSampling
+    from verl_gsd.lab.training.policy import TokenSampling, end_tokens
     from verl_gsd.lab.training.prompts import held_out_prompts
 
     config: Any = OmegaConf.load(RunDirectory(run).config)
     with tempfile.TemporaryDirectory() as folder:
         write_model(checkpoint, Path(folder), "float32", OmegaConf.to_container(config))
         model, tokenizer = load_model(folder), AutoTokenizer.from_pretrained(folder)
+        ends = end_tokens(folder)
     prompts = held_out_prompts(config, tokenizer)
     val = config.actor_rollout_ref.rollout.val_kwargs
-    solver = exact_solver(config, model, tokenizer, TokenSampling(float(val.temperature)))
+    solver = exact_solver(config, model, tokenizer, ends, TokenSampling(float(val.temperature)))
     return None if solver is None else float(solver.rates(prompts.ids, prompts.answers).p.mean())
 
 

@@ -25,7 +25,9 @@ from verl_gsd.extension import Extension
 from verl_gsd.lab.training import buffer as lab_buffer
 from verl_gsd.lab.training.rows import DictRows
 from verl_gsd.prompts import PromptStore
+from verl_gsd.run.messages import RunStoppedError
 from verl_gsd.trainer import replay
+from verl_gsd.trainer.reward_failures import Failure
 from verl_gsd.trainer.row_store import QueueRows
 from verl_gsd.trainer.rows import uid_of
 from verl_gsd.trainer.seam import Seam
@@ -38,12 +40,18 @@ SETTINGS = (
 
 @dataclass(frozen=True)
 class Visit:
-    """A visit to a prompt: rewards and accuracies of its responses, and for how many looks it is held back."""
+    """A visit to a prompt: rewards and accuracies of its responses, and for how many looks it is held back.
+
+    The rewards of the responses ``lost`` failed.
+    """
 
     rewards: tuple[float, ...]
     accuracies: tuple[float, ...]
     held_back: int = 0
+    lost: frozenset[int] = frozenset()
 
+
+FAILURE = Failure("raised", "KeyError")
 
 #: What all visits after the generated ones are like, so that each batch is filled at some time.
 MIXED = Visit((1.0, 0.0), (1.0, 0.0))
@@ -71,7 +79,9 @@ def visits(draw):
             st.lists(st.sampled_from(values), min_size=size, max_size=size).map(tuple),
         )
 
-    return Visit(draw(some_of([0.0, 0.7, 1.0])), draw(some_of([0.0, 1.0])), draw(st.sampled_from([0, 0, 0, 1, 2, 5])))
+    held_back = draw(st.sampled_from([0, 0, 0, 1, 2, 5]))
+    lost = draw(st.one_of(st.just(set()), st.just(set(range(size))), st.sets(st.integers(0, size - 1))))
+    return Visit(draw(some_of([0.0, 0.7, 1.0])), draw(some_of([0.0, 1.0])), held_back, frozenset(lost))
 
 
 CASES = st.builds(
@@ -121,7 +131,10 @@ class Run:
     """Visits to prompts that finish as soon as they are submitted.
 
     Attributes:
-        events: see ``Judge``; "submitted" with the number of prompts, and "batch" with the chosen uids.
+        events: see ``Judge``; "submitted" with the number of prompts, "batch" with the uids of its rows, and "no batch"
+            if there are no rows, which ends a run.
+        counted: groups, responses and failed rewards of each report to the monitor of rewards.
+        checks: how often a batch was about to be chosen.
     """
 
     def __init__(self, case, rows, put):
@@ -129,6 +142,7 @@ class Run:
         self.judge = Judge({}, rows)
         self.events = self.judge.events
         self.seam = Seam({"judge": self.judge}, PromptStore(), rows, group_size=4)
+        self.counted, self.checks = [], 0
 
     def submit(self, count):
         uids = [f"visit{self._number + place:04d}" for place in range(count)]
@@ -139,8 +153,11 @@ class Run:
             visit = self.judge.visit_of[uid] = next(self._visits)
             rows = {}
             for session, (reward, accuracy) in enumerate(zip(visit.rewards, visit.accuracies, strict=True)):
+                info = {"acc": accuracy}
+                if session in visit.lost:
+                    reward, info = 0.0, FAILURE.as_extra_info()
                 columns = {"rm_scores": torch.tensor([0.0, reward]), "metrics": {}}
-                rows[f"{uid}_{session}_0"] = columns | {"extra_fields": {"reward_extra_info": {"acc": accuracy}}}
+                rows[f"{uid}_{session}_0"] = columns | {"extra_fields": {"reward_extra_info": info}}
             self._put(uid, rows, {key: {"status": "success", "response_len": 2} for key in rows})
         return uids
 
@@ -165,21 +182,47 @@ def with_verls_buffer(case, config):
         trainer.config, trainer.trainer_mode, trainer._add_prompts_to_generate = config, "sync", run.submit
         buffer = trainer._build_replay_buffer()
         buffer.poll_interval = 0
-        replay.watch(buffer, run.seam, StubMonitor())
+        monitor = StubMonitor()
+        replay.watch(buffer, run.seam, monitor)
         for step in range(1, case.steps + 1):
             run.submit(case.batch_size)
-            batch, _ = buffer.sample(global_steps=step, partition_id="train", batch_size=case.batch_size)
+            try:
+                batch, _ = buffer.sample(global_steps=step, partition_id="train", batch_size=case.batch_size)
+            except RuntimeError as error:
+                assert "no materializable trajectories" in str(error)
+                run.events.append(("no batch",))
+                break
             run.events.append(("batch", list(dict.fromkeys(map(uid_of, batch.keys)))))
             queue.kv_clear(batch.keys, "train")
+        run.counted = [(rewards.groups, rewards.responses, rewards.lost) for rewards in monitor.rewards]
+        run.checks = monitor.chosen
     return run
+
+
+class StubRewards:
+    """Stands for the laboratory's monitor of rewards, and tells ``run`` what it is told."""
+
+    def __init__(self, run):
+        self._run = run
+
+    def on_rewards(self, step, groups, responses, lost, seconds):
+        self._run.counted.append((groups, responses, lost))
+
+    def check(self, step):
+        self._run.checks += 1
 
 
 def with_the_labs_buffer(case, config):
     rows = DictRows()
     run = Run(case, rows, lambda uid, columns, tags: rows.put(columns, tags))
-    buffer = lab_buffer.GroupBuffer(config, run.seam, run.submit, training_prompts=10**9)
-    for _ in range(case.steps):
-        run.events.append(("batch", buffer.sample()))
+    buffer = lab_buffer.GroupBuffer(config, run.seam, StubRewards(run), run.submit, training_prompts=10**9)
+    for step in range(1, case.steps + 1):
+        try:
+            run.events.append(("batch", buffer.sample(step)))
+        except RunStoppedError as error:
+            assert f"In step {step}, all responses of the batch lost their reward" in str(error)
+            run.events.append(("no batch",))
+            break
         rows.drop(list(rows.tags))
     return run
 
@@ -208,18 +251,43 @@ def configured(compose_fast):
 
 
 SILENT = Visit((1.0, 1.0), (1.0, 1.0))
+LOSES_ONE = Visit((1.0, 0.0, 0.0), (1.0, 0.0, 0.0), lost=frozenset({1}))
+LOSES_ALL = Visit((1.0, 0.0), (1.0, 0.0), lost=frozenset({0, 1}))
 
 
 @example(Case((SILENT, MIXED, SILENT, SILENT), batches_in_flight=2))
 @example(Case((SILENT,) * 7, batch_size=3, batches_in_flight=2))
 @example(Case((Visit((1.0, 0.0), (1.0, 0.0), held_back=4), SILENT), steps=2))
 @example(Case((Visit((0.7,) * 3, (1.0, 0.0, 1.0)),), batch_size=1, metric="reward"))
+@example(Case((LOSES_ALL, MIXED, LOSES_ONE, MIXED), steps=2))
+@example(Case((LOSES_ALL, MIXED, LOSES_ONE, MIXED), steps=2, metric=None))
+@example(Case((LOSES_ALL, LOSES_ALL)))
 @given(CASES)
 def test_groups_meet_the_same_fates_in_the_same_order(configured, case):
     config = configured(case)
     verls, labs = with_verls_buffer(case, config), with_the_labs_buffer(case, config)
     assert labs.events == verls.events
-    assert labs.seam.waiting == verls.seam.waiting == 0
+    assert (labs.counted, labs.checks) == (verls.counted, verls.checks)
+    assert labs.seam.waiting == verls.seam.waiting
+    assert labs.seam.waiting == 0 or labs.events[-1] == ("no batch",)
+
+
+def test_a_group_without_rewards_takes_a_place_in_the_batch_and_has_no_rows_in_it(configured):
+    case = Case((LOSES_ALL, LOSES_ONE), metric=None)
+    run = with_the_labs_buffer(case, configured(case))
+    assert [event for event in run.events if event[0] == "batch"] == [("batch", ["visit0001"])]
+    assert [event[1:3] for event in run.events if event[0] == "left"] == [
+        ("visit0000", "failed"),
+        ("visit0001", "trained"),
+    ]
+    ((groups, responses, lost),) = run.counted
+    assert (groups, responses, [(loss.data_source, loss.index) for loss in lost]) == (
+        2,
+        5,
+        [("math", 0)] * 2 + [("math", 1)],
+    )
+    (complete,) = (event[1:3] for event in run.events if event[0] == "complete")
+    assert [keys for _, keys, _ in complete] == [(), ("visit0001_0_0", "visit0001_2_0")]
 
 
 def test_the_cases_meet_every_fate_and_more_than_one_refill(configured):

@@ -1,11 +1,18 @@
 """``verl-gsd lab identity`` and ``lab bias`` on a small policy, with verl's own reading of the data."""
 
 import re
+import shutil
+from types import SimpleNamespace
 
 import pytest
+from transformers import GenerationConfig
 from typer.testing import CliRunner
 
 from verl_gsd.cli.main import app
+from verl_gsd.errors import ConfigError
+from verl_gsd.lab.training.study import StudyPolicy, study_config
+from verl_gsd.lab.training.verifier import Reward
+from verl_gsd.trainer.reward_failures import Failure
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +56,28 @@ def test_a_policy_without_a_mixed_group_is_named(composing_is_fast, little_train
     words = [command, f"algo={algo}", "task=arithmetic", f"task.directory={little_trained}"]
     code, text = lab(*words, "--model", tiny_task / "model", "--groups", "1", "actor_rollout_ref.rollout.n=2")
     assert code == 2 and "actor_rollout_ref.rollout.n" in text and "--model" in text
+
+
+def test_a_study_ends_responses_at_every_end_token_of_the_generation_config(
+    composing_is_fast, little_trained, tmp_path
+):
+    """Here each token ends a response, so that a response is right only if the answer has one token."""
+    folder = tmp_path / "model"
+    shutil.copytree(little_trained / "model", folder)
+    GenerationConfig(eos_token_id=list(range(288))).save_pretrained(folder)
+    words = ["algo=grpo", "task=arithmetic", f"task.directory={little_trained}"]
+    policy = StudyPolicy(study_config(words), folder)
+    rates, groups = policy.measure(1, 8, seed=1)
+    assert {len(response) for group in groups for response in group.responses} == {1}
+    assert (rates.p == 0).any() and (rates.p > 0).any()
+
+
+def test_a_study_names_a_prompt_whose_reward_failed(composing_is_fast, little_trained):
+    policy = StudyPolicy(study_config(["algo=grpo", "task=arithmetic", f"task.directory={little_trained}"]))
+    failed = Reward(0.0, Failure("none", "returned None").as_extra_info())
+    policy._verifier = SimpleNamespace(reward=lambda row, response: failed)
+    with pytest.raises(ConfigError, match=r"returned None \(data_source=arithmetic, index=\d+\)\. Correct this prompt"):
+        policy.measure(1, 2, seed=1)
 
 
 def test_validation_reports_exact_accuracy(compose_fast, little_trained, tmp_path):

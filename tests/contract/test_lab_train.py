@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from places import SUPPORT
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 from typer.testing import CliRunner
 
 from verl_gsd.cli.main import app
@@ -24,6 +24,7 @@ from verl_gsd.lab.training.buffer import NoMixedGroupError
 from verl_gsd.lab.training.prompts import all_training_prompts
 from verl_gsd.lab.training.trainer import LabTrainer
 from verl_gsd.records import read_records
+from verl_gsd.run.messages import RunStoppedError, read_messages
 from verl_gsd.rundir import RunDirectory, read_metrics
 from verl_gsd.tasks.byte_llama import build_tokenizer
 
@@ -74,12 +75,13 @@ def trained(compose_fast, tiny_task, tmp_path_factory):
 
     def train(*words):
         config, _ = compose_fast(*SMALL, "hardware=cpu", f"task.directory={tiny_task}", *words)
-        folder = tmp_path_factory.mktemp("lab")
-        config.trainer.default_local_dir = str(folder)
+        folder = config.trainer.default_local_dir
+        if not any(word.startswith("trainer.default_local_dir=") for word in words):
+            folder = config.trainer.default_local_dir = str(tmp_path_factory.mktemp("lab"))
         trainer = LabTrainer(config)
         before = [parameter.detach().clone() for parameter in trainer.module.parameters()]
         trainer.train()
-        return trainer, RunDirectory(folder), before
+        return trainer, RunDirectory(Path(folder)), before
 
     return train
 
@@ -253,6 +255,78 @@ def test_a_small_model_by_path_is_trained(kind, settings, trained, tmp_path):
     assert any(not torch.equal(*pair) for pair in zip(before, trainer.module.parameters(), strict=True))
 
 
+def test_every_end_token_of_the_generation_config_ends_a_response(trained, tmp_path):
+    """vLLM reads this file, too. Here each token ends a response, so that all responses have one token."""
+    folder = tiny_model(tmp_path / "model", LlamaForCausalLM, LlamaConfig)
+    GenerationConfig(eos_token_id=list(range(288))).save_pretrained(folder)
+    words = (f"actor_rollout_ref.model.path={folder}", "trainer.total_training_steps=1", "trainer.test_freq=-1")
+    _, run, _ = trained("algo=grpo", *words)
+    assert metrics_of(run)[1]["response_length/max"] == 1
+
+
+# Rewards that fail
+
+IN_EVERY_WAY = (
+    f"reward.custom_reward_function.path={SUPPORT / 'failing_rewards.py'}",
+    "reward.custom_reward_function.name=compute_score_in_every_way",
+)
+#: The accuracy with failed rewards as wrong responses, and that without them.
+VALIDATED = ("core/arithmetic/acc", "aux/arithmetic/acc_success_only")
+
+
+def failed_rewards(run, step):
+    """[(fate, responses, failed rewards)] of the groups in the records of a step."""
+    rows = read_records(run.path, ["step", "fate", "size", "failed_rewards"]).to_pylist()
+    return [(row["fate"], row["size"], row["failed_rewards"]) for row in rows if row["step"] == step]
+
+
+@pytest.mark.parametrize("algo", ["grpo", "gvpo", "hadw_dapo"])
+def test_responses_without_a_reward_leave_their_groups_and_are_counted(algo, trained):
+    """As on the stack: the same metrics, records and messages."""
+    _, run, _ = trained(f"algo={algo}", *IN_EVERY_WAY, "algorithm.gsd.limits.failed_rewards=1", "data.seed=3")
+    metrics = metrics_of(run)
+    kinds = ("raised", "none", "not_finite", "no_score")
+    for step in (1, STEPS):
+        groups = failed_rewards(run, step)
+        lost = sum(failed for _, _, failed in groups)
+        assert {size + failed for _, size, failed in groups} == {4}
+        assert metrics[step]["reward/failed"] == lost > 0
+        assert metrics[step]["reward/failed_share"] == lost / (4 * len(groups))
+        assert sum(metrics[step][f"reward/failures/{kind}"] for kind in kinds) == lost
+        assert not any(math.isnan(value) for value in metrics[step].values())
+    for step in (0, STEPS):
+        lost = metrics[step]["val/failed_rewards"]
+        accuracy, of_others = (metrics[step][f"val-{name}/mean@1"] for name in VALIDATED)
+        assert 0 < lost < 8 and accuracy * 8 == pytest.approx(of_others * (8 - lost))
+    messages = read_messages(run.messages(1))
+    assert {message.kind for message in messages} == {"warning"}
+    first = messages[0].text
+    assert "lost its reward in the validation at step 0: compute_score_in_every_way of" in first
+    assert "failing_rewards.py" in first and "algorithm.gsd.limits.failed_rewards=1" in first
+
+
+def test_too_many_failed_rewards_stop_the_run_before_its_update(trained, tmp_path):
+    with pytest.raises(RunStoppedError, match=r"In the validation at step 0, \d of 8 responses lost their reward"):
+        trained("algo=grpo", *IN_EVERY_WAY)
+    folder = f"trainer.default_local_dir={tmp_path / 'run'}"
+    with pytest.raises(RunStoppedError) as stopped:
+        trained("algo=grpo", *IN_EVERY_WAY, "trainer.val_before_train=false", folder)
+    assert re.search(
+        r"In step 1, \d+ of 16 responses lost .*algorithm\.gsd\.limits\.failed_rewards=0\.05", str(stopped.value)
+    )
+    run = RunDirectory(tmp_path / "run")
+    assert metrics_of(run) == {} and not run.records(1).exists()
+    *warnings, stop = read_messages(run.messages(1))
+    assert (stop.kind, stop.text) == ("stop", str(stopped.value)) and warnings
+
+
+def test_a_batch_without_any_reward_stops_the_run(trained):
+    name = "reward.custom_reward_function.name=compute_score_raises"
+    limit = "algorithm.gsd.limits.failed_rewards=1"
+    with pytest.raises(RunStoppedError, match="In step 1, all responses of the batch lost their reward"):
+        trained("algo=grpo", IN_EVERY_WAY[0], name, limit)
+
+
 # Settings that change what is sampled, the loss or the update
 
 ACTOR, ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
@@ -380,6 +454,7 @@ def flat(text):
     return re.sub(r"\s+", " ", text)
 
 
+REWARDS_FAIL = ["algo=grpo", *IN_EVERY_WAY]
 RUNS = {
     "single": (["algo=grpo", "trainer.default_local_dir=run"], None),
     "again": (["algo=grpo", "trainer.default_local_dir=run"], None),
@@ -388,6 +463,8 @@ RUNS = {
     "more": (["algo=grpo", "--seeds", "1..3"], None),
     "other line": (["algo=grpo", "--seeds", "1", "trainer.test_freq=1"], None),
     "a seed fails": (["algo=grpo", "--seeds", "1..3", "--label", "failing"], 2),
+    "rewards fail": ([*REWARDS_FAIL, "algorithm.gsd.limits.failed_rewards=1"], None),
+    "too many rewards fail": ([*REWARDS_FAIL, "--seeds", "5"], None),
 }
 
 
@@ -445,6 +522,18 @@ def test_a_seed_that_fails_is_named_and_ends_the_command_with_1(commands):
     assert code == 1
     assert "seed 2 failed: RuntimeError: the stage divided by zero" in flat(problems)
     assert "1 of 3 seeds failed: seed 2." in flat(problems) and "mean of 2 seeds" in flat(told)
+
+
+def test_failed_rewards_are_printed(commands):
+    code, told, problems = commands[0]["rewards fail"]
+    assert code == 0 and "held-out accuracy, arithmetic" in told, told + problems
+    assert "warning: the run: A response lost its reward in the validation at step 0: compute_score_in" in flat(
+        problems
+    )
+    code, _, problems = commands[0]["too many rewards fail"]
+    assert code == 1
+    assert re.search(r"seed 5 failed: In the validation at step 0, \d of 8 responses lost their reward", flat(problems))
+    assert flat(problems).count("lost their reward") == 1
 
 
 @pytest.mark.parametrize(

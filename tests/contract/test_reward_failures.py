@@ -8,6 +8,7 @@ import math
 import sys
 import threading
 import time
+from collections import UserDict
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from unittest.mock import MagicMock
@@ -36,6 +37,7 @@ from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
 from verl_parts import AGENT_LOOP_WORKER, bare
 
 from verl_gsd.extension import Verdict
+from verl_gsd.lab.training.verifier import InlineVerifier
 from verl_gsd.run.checks import limits
 from verl_gsd.trainer.reward_failures import Failure, failure_of_score, mark_failures
 from verl_gsd.trainer.verifying import RewardWorkers
@@ -257,6 +259,85 @@ def test_under_verls_own_trainer_modes_nothing_changes(worker, tokenizer):
         answers(worker(failing_rewards.compute_score_raises, seconds=None), response(tokenizer, "4"))
     (result,) = answers(worker(returning(None), seconds=None), response(tokenizer, "4"))
     assert result["reward_score"] is None
+
+
+# The laboratory
+
+
+class UnusableNumber:
+    def __float__(self):
+        raise ZeroDivisionError("no number")
+
+
+def raising(kind, *arguments):
+    def function(**_):
+        raise kind(*arguments)
+
+    return function
+
+
+@pytest.fixture
+def lab_reward(base_config, tokenizer):
+    """(function) -> the reward of a response in the laboratory, for the prompt of ``response``."""
+
+    def reward(function, **further):
+        verifier = InlineVerifier(base_config, tokenizer)
+        verifier._compute_score = function
+        columns = {"data_source": "math", "reward_model": {"ground_truth": "4"}, "extra_info": {"index": 0}}
+        return verifier.reward(columns | further, tokenizer.encode("4", add_special_tokens=False))
+
+    return reward
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        *map(
+            returning, (None, math.nan, -math.inf, {"score": math.nan}, "1.0", [1.0], {"acc": 1.0}, UserDict(score=1.0))
+        ),
+        returning(UnusableNumber()),
+        raising(KeyError, "score"),  # not by the caller, which finds no score
+        raising(ValueError, "bad \x1b[31m answer"),
+        failing_rewards.compute_score_raises,
+    ],
+)
+def test_a_reward_fails_in_the_laboratory_as_in_a_worker(worker, lab_reward, tokenizer, function):
+    reward = lab_reward(function)
+    assert reward.score == 0.0 and reward.failure is not None
+    assert reward.failure == failure(worker(function), tokenizer)
+
+
+@pytest.mark.parametrize("function", [raising(SystemExit, 3), raising(asyncio.CancelledError)])
+def test_a_reward_function_that_exits_does_not_end_the_laboratory(worker, lab_reward, tokenizer, function):
+    found, expected = lab_reward(function).failure, failure(worker(function), tokenizer)
+    assert (found.kind, found.what, found.text) == (expected.kind, expected.what, expected.text)
+    assert found.trace.splitlines()[1].endswith("in function")
+
+
+def test_ctrl_c_in_a_reward_function_ends_the_laboratory(lab_reward):
+    with pytest.raises(KeyboardInterrupt):
+        lab_reward(raising(KeyboardInterrupt))
+
+
+@pytest.mark.parametrize("value", [1, True, np.float64(0.5), torch.tensor(0.5), {"score": 1, "acc": 0, "note": "x"}])
+def test_a_finite_number_is_the_reward_in_the_laboratory_and_in_a_worker(worker, lab_reward, tokenizer, value):
+    reward = lab_reward(returning(value))
+    (expected,) = answers(worker(returning(value)), response(tokenizer, "4"))
+    assert reward.score == expected["reward_score"] and reward.info == expected["reward_extra_info"]
+    assert reward.failure is None
+
+
+def test_a_prompt_without_a_ground_truth_has_no_reward(lab_reward):
+    found = lab_reward(returning(1.0), reward_model={}).failure
+    assert (found.kind, found.describe()) == ("raised", "raised KeyError: 'ground_truth'")
+
+
+def test_the_laboratorys_verifier_gives_no_verdict_if_the_function_failed(base_config, tokenizer, caplog):
+    verifier = InlineVerifier(base_config, tokenizer)
+    verifier._compute_score = returning(math.nan)
+    answer = verifier.submit({"data_source": "math", "reward_model": {"ground_truth": "4"}}, [1], [2])
+    assert verifier.has_answered(answer) and verifier.verdict(answer, 1.0) is None
+    assert "a demonstration could not be verified: the reward function returned nan" in caplog.text
 
 
 # Calls that hang

@@ -106,14 +106,14 @@ class RecordedBuffer:
     def __init__(self, buffer, trainer, recording):
         self._buffer, self._trainer, self._recording, self._uids = buffer, trainer, recording, {}
 
-    def sample(self):
+    def sample(self, step):
         buffer, seam = self._buffer, self._trainer.seam
         chosen, order = [], {}
-        for event in self._recording.events[self._trainer.step]:
+        for event in self._recording.events[step]:
             if event["event"] == "submitted":
                 self._uids |= zip(event["uids"], self._trainer.submit(event["uids"]), strict=True)
             elif event["event"] == "ended":
-                buffer._look([self._uids[uid] for uid in event["uids"]])
+                buffer._look([self._uids[uid] for uid in event["uids"]], step)
             else:
                 uid = self._uids[event["uid"]]
                 group = buffer._groups[uid]
@@ -142,10 +142,6 @@ class RepeatingTrainer(LabTrainer):
     def __init__(self, config, recording):
         super().__init__(config, self._save_memories)
         self._recording, self._buffer = recording, RecordedBuffer(self._buffer, self, recording)
-
-    @property
-    def step(self):
-        return self._services.step
 
     def submit(self, uids):
         """The laboratory's names of the visits that are called ``uids`` in the recording."""

@@ -257,17 +257,30 @@ def _train_all(
     show: Callable[[LabRun, int, Mapping[str, float]], None],
     show_end: Callable[[LabRun, str | None], None],
 ) -> dict[str, str]:
-    """Train all runs. Returns the errors by name."""
+    """Train all runs, and print their warnings. Returns the errors by name."""
     from verl_gsd.lab.training.processes import cores, train_runs
+    from verl_gsd.run.messages import MessageReader
 
     errors: dict[str, str] = {}
+    messages = {run.name: MessageReader(run.directory.messages(1)) for run in lab_runs}
+
+    def show_messages(run: LabRun) -> None:
+        for message in messages[run.name].new():
+            if message.kind != "stop":  # the error of the run
+                text = f"{message.kind}: {run.name}: {message.text}"
+                err.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+    def step(run: LabRun, number: int, metrics: Mapping[str, float]) -> None:
+        show_messages(run)
+        show(run, number, metrics)
 
     def end(run: LabRun, error: str | None) -> None:
+        show_messages(run)
         if error is not None:
             errors[run.name] = error
         show_end(run, error)
 
-    train_runs(lab_runs, processes=cores(), on_step=show, on_end=end)
+    train_runs(lab_runs, processes=cores(), on_step=step, on_end=end)
     return errors
 
 

@@ -108,8 +108,11 @@ class Line:
         return "-".join(["own_data", *chosen] if self.has_own_data else chosen)
 
     def sets(self, key: str) -> bool:
-        """Whether the line sets a key itself, or a section that contains it."""
-        return any(key == given or key.startswith(f"{given}.") for given in self.keys)
+        """Whether the line sets a key itself, or a value that contains it.
+
+        A dict sets only its own keys, because Hydra keeps the others of the section.
+        """
+        return any(key == given or key.startswith(f"{given}.") for given in self.leaf_keys)
 
 
 def parse_line(words: Sequence[str]) -> Line:

@@ -8,7 +8,6 @@ leaves, and it tells the monitor what the buffer sees of the run.
 
 from __future__ import annotations
 
-import numbers
 import time
 from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
@@ -25,7 +24,7 @@ from verl_gsd.records import Fate
 from verl_gsd.trainer.group_reading import failure_of_row, read_groups
 from verl_gsd.trainer.monitor import RunMonitor
 from verl_gsd.trainer.reward_failures import MARK, Failure
-from verl_gsd.trainer.reward_monitor import LostReward, Rewards
+from verl_gsd.trainer.reward_monitor import LostReward, Rewards, index_to_show
 from verl_gsd.trainer.rows import (
     PARTITION,
     VALIDATION,
@@ -226,7 +225,7 @@ def _read_validation(uids: set[str], partition: Mapping[str, Mapping[str, Any]])
         data = tq.kv_batch_get(keys=list(failures), partition_id=VALIDATION, select_fields=fields)
         prompts = zip(*([getattr(of, "data", of) for of in list(data[name])] for name in fields), strict=True)
         for (source, index), (failure, by_agent_loop) in zip(prompts, failures.values(), strict=True):
-            lost.append(LostReward(str(source), _whole_or_text(index), failure, by_agent_loop))
+            lost.append(LostReward(str(source), index_to_show(index), failure, by_agent_loop))
     removed = list(failures)
     if removed and len(removed) == len(keys):
         _set_no_reward(removed.pop(0))
@@ -240,8 +239,3 @@ def _set_no_reward(key: str) -> None:
     extra = dict(getattr(extra, "data", extra)) | {"reward_extra_info": {}}
     fields = list_of_dict_to_tensordict([{"rm_scores": torch.zeros_like(scores), "extra_fields": extra}])
     tq.kv_batch_put(keys=[key], partition_id=VALIDATION, fields=fields)
-
-
-def _whole_or_text(index: Any) -> int | str:
-    """A prompt's index for display. Some data sets have texts as indices."""
-    return int(index) if isinstance(index, numbers.Integral) else str(index)

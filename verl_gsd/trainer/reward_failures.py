@@ -17,6 +17,9 @@ pause``, ``scontrol suspend``) while it computed a reward: the deadline has pass
 ``faulthandler`` acts before Python code can move the deadline. Python offers no deadline that pauses during a
 suspension and works without the interpreter.
 
+The laboratory calls reward functions itself (``lab/training/verifier.py``). It marks failed rewards in the same way,
+without a time limit.
+
 In two of verl's reward managers, ``rate_limited`` and ``remote``, calls wait in the manager's own queue before the
 function begins. The time limit of a call does not apply to them. ``rate_limited`` has its own limit,
 ``reward.timeout``. It turns an exception or a timeout into a score of 0.0, which counts as a failed reward here.
@@ -51,6 +54,9 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 MARK = "verl_gsd_failed_reward"
 #: Our trainers set this key for verl's reward workers: the seconds that a call may take. Without it, nothing is marked.
 _SECONDS = "trainer.v1.gsd_reward_seconds"
+
+#: Errors that are no ``Exception``, with which a reward function can end. Others, for example Ctrl-C, are not its own.
+ESCAPING = (SystemExit, asyncio.CancelledError)
 
 #: Characters that are kept of an exception, whose text may contain a long, untrusted response.
 _LONGEST_TEXT, _LONGEST_TRACEBACK = 300, 4_000
@@ -108,17 +114,17 @@ def failure_of_score(score: Any) -> Failure | None:
     return None if math.isfinite(number) else Failure("not_finite", f"returned {number}")
 
 
-def failure_of_error(error: Exception) -> Failure:
-    """The failure that an exception of ``RewardLoopWorker.compute_score`` means."""
+def failure_of_error(error: BaseException) -> Failure:
+    """The failure that an error of ``RewardLoopWorker.compute_score`` or of a reward function means."""
     if isinstance(error, _TooSlowError):
         return Failure("too_slow", str(error))
-    if isinstance(error, KeyError) and error.args == ("score",) and _raised_in_verl(error):
+    if isinstance(error, KeyError) and error.args == ("score",) and _raised_by_caller(error):
         return Failure("no_score", "returned a dict without score")
     if isinstance(error, _SwallowedError):
         return Failure("raised", "an error", _printable(str(error))[:_LONGEST_TEXT])
     name = type(error.__cause__ if isinstance(error, _EscapedError) else error).__name__
     try:
-        text = str(error)
+        text = _why_escaped(error) if isinstance(error, ESCAPING) else str(error)
     except Exception:  # __str__ is the user's code
         text = ""
     trace = "".join(traceback.format_exception(type(error), error, _traceback_of_function(error), limit=-12))
@@ -171,7 +177,7 @@ class _TooSlowError(Exception):
 
 
 class _EscapedError(Exception):
-    """A reward function raised the cause, which is not an ``Exception`` and would end the worker or the session."""
+    """A reward function raised the cause, which is in ``ESCAPING`` and would end the worker or the session."""
 
 
 class _SwallowedError(Exception):
@@ -306,7 +312,7 @@ async def _run_with_limit(
         try:
             return task.result()
         except asyncio.CancelledError as error:  # if our caller is cancelled, ``asyncio.wait`` above raises
-            raise _EscapedError("the reward function raised CancelledError or was cancelled") from error
+            raise _EscapedError(_why_escaped(error)) from error
     finally:
         _calls -= 1
         if not _calls:
@@ -323,22 +329,31 @@ async def _without_exit(coroutine: Coroutine[Any, Any, dict[str, Any]]) -> dict[
     try:
         return await coroutine
     except SystemExit as error:
-        raise _EscapedError(f"the reward function called sys.exit({error.code!r})") from error
+        raise _EscapedError(_why_escaped(error)) from error
 
 
 # Texts of exceptions
 
-#: Modules between a reward worker and the function that it calls.
+#: Modules that call reward functions: verl's reward managers, and the laboratory.
+_CALLERS = ("verl.experimental.reward_loop.", "verl_gsd.lab.training.verifier")
+#: Modules between a reward worker, or the laboratory, and the function that it calls.
 _OUTER_MODULES = (
     __name__,
-    "verl.experimental.reward_loop.",
+    *_CALLERS,
     "verl.trainer.ppo.reward",
     "concurrent.futures.",
     "asyncio.",
 )
 
 
-def _traceback_of_function(error: Exception) -> TracebackType | None:
+def _why_escaped(error: BaseException) -> str:
+    """What the reward function did to raise one of ``ESCAPING``."""
+    if isinstance(error, SystemExit):
+        return f"the reward function called sys.exit({error.code!r})"
+    return "the reward function raised CancelledError or was cancelled"
+
+
+def _traceback_of_function(error: BaseException) -> TracebackType | None:
     """The traceback from the frame of the reward function on; the whole traceback if no reward function raised."""
     entry = error.__traceback__
     while entry is not None and str(entry.tb_frame.f_globals.get("__name__")).startswith(_OUTER_MODULES):
@@ -346,12 +361,12 @@ def _traceback_of_function(error: Exception) -> TracebackType | None:
     return entry or error.__traceback__
 
 
-def _raised_in_verl(error: Exception) -> bool:
-    """Whether one of verl's reward managers raised the exception, and not the function that it calls."""
+def _raised_by_caller(error: BaseException) -> bool:
+    """Whether the caller of the reward function raised the exception, and not the function."""
     last = error.__traceback__
     while last is not None and last.tb_next is not None:
         last = last.tb_next
-    return last is not None and str(last.tb_frame.f_globals.get("__name__")).startswith("verl.experimental.reward_loop")
+    return last is not None and str(last.tb_frame.f_globals.get("__name__")).startswith(_CALLERS)
 
 
 def _printable(text: str, keep: str = "") -> str:

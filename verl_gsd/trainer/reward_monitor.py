@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numbers
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig
@@ -38,6 +40,11 @@ class LostReward:
     index: int | str
     failure: Failure
     by_agent_loop: bool = False
+
+
+def index_to_show(index: Any) -> int | str:
+    """A prompt's index for display. Some data sets have texts as indices."""
+    return int(index) if isinstance(index, numbers.Integral) else str(index)
 
 
 @dataclass(frozen=True)
@@ -210,8 +217,8 @@ class RewardMonitor:
         if count.lost:
             self._messages.write(
                 "warning",
-                f"In {where}, {count.describe()}. verl counts them, like failed sessions, as wrong in val-core/*/acc "
-                "and leaves them out of val-aux/*/acc_success_only.",
+                f"In {where}, {count.describe()}. They count as wrong in val-core/*/acc, as verl counts failed "
+                "sessions, and val-aux/*/acc_success_only leaves them out.",
             )
         return {"val/failed_rewards": float(len(count.lost))}
 

@@ -82,6 +82,7 @@ def test_a_recipe_is_rejected_for_its_model_and_its_reward_model_and_for_nothing
         ("trainer.resume_mode=resume_path", "no checkpoints"),
         ("algorithm.gsd.state=fresh", "no checkpoints"),
         ("algorithm.gsd.limits.reward_seconds=9", "one process"),
+        ("algorithm.gsd.limits.quiet_seconds=900", "one process"),
         ("logger=wandb", "trainer.logger.*files of the run. Leave out logger=wandb"),
         ("distillation.enabled=true", "no distillation"),
         ("data.truncation=left", "does not truncate"),
@@ -103,6 +104,14 @@ def test_values_of_verls_config_and_what_only_changes_speed_are_accepted():
     assert problems(*LINE, "trainer.n_gpus_per_node=1", "actor_rollout_ref.rollout.tensor_model_parallel_size=1") == []
     assert problems(*LINE, "data.dataloader_num_workers=4", "actor_rollout_ref.model.use_remove_padding=true") == []
     assert problems(*LINE, "+algorithm.gsd.cap={limit: 1.0}", "actor_rollout_ref.actor.optim.lr=1e-3") == []
+
+
+def test_the_limit_of_failed_rewards_is_honoured_and_the_other_limits_are_not():
+    assert problems(*LINE, "algorithm.gsd.limits.failed_rewards=0.2") == []
+    assert problems(*LINE, "algorithm.gsd.limits={failed_rewards: 0.2}") == [], "the section keeps its other keys"
+    assert problems(*LINE, "algorithm.gsd={alpha: 0.5, limits: {failed_rewards: 0.2}}") == []
+    (problem,) = problems(*LINE, "algorithm.gsd.limits={failed_rewards: 0.2, reward_seconds: 9}")
+    assert problem.startswith("algorithm.gsd.limits.reward_seconds=9: ") and "Remove it" in problem
 
 
 def test_a_key_is_in_one_table():
@@ -224,6 +233,45 @@ def test_a_model_of_unknown_size_is_rejected():
     config = compose.resolve(composed(*LINE, "actor_rollout_ref.model.path=some/model")[0])
     (problem,) = checks.check_model_size(config)
     assert problem.startswith("actor_rollout_ref.model.path=some/model: ") and "Download it" in problem
+
+
+@pytest.mark.parametrize(
+    ("fields", "active"),
+    [
+        ({"model_type": "llama", "attention_dropout": 0.1}, "attention_dropout=0.1"),
+        ({"model_type": "llama", "layerdrop": 0.05}, "layerdrop=0.05"),
+        ({"model_type": "llama", "hidden_dropout": 1}, "hidden_dropout=1"),
+        ({"model_type": "gemma3", "text_config": {"attention_dropout": 0.25}}, "text_config.attention_dropout=0.25"),
+        # GPT-2's defaults apply to fields that the file does not have.
+        ({"model_type": "gpt2", "embd_pdrop": 0, "summary_first_dropout": 0}, "resid_pdrop=0.1, attn_pdrop=0.1"),
+    ],
+)
+def test_a_model_with_dropout_is_rejected_with_field_and_value(model, fields, active):
+    (model / "config.json").write_text(json.dumps(fields))
+    line = composed(*LINE, f"actor_rollout_ref.model.path={model}")
+    with pytest.raises(ConfigError) as rejected:
+        checks.check_lab(*line)
+    (problem,) = str(rejected.value).splitlines()
+    assert f"actor_rollout_ref.model.path={model}: the model has dropout: {active}. verl" in problem
+    assert "to 0 in the model's config.json, or train on the stack with verl-gsd train." in problem
+
+
+def test_a_model_without_dropout_is_accepted(model):
+    config = compose.resolve(composed(*LINE, f"actor_rollout_ref.model.path={model}")[0])
+    settings = {"attention_dropout": 0.0, "hidden_dropout": None, "drop_tokens": True, "token_drop_policy": "probs"}
+    (model / "config.json").write_text(json.dumps({"model_type": "llama"} | settings))
+    assert list(checks.check_dropout(config)) == []
+    (model / "config.json").unlink()
+    assert list(checks.check_dropout(config)) == []
+
+
+def test_a_model_whose_config_cannot_be_read_is_rejected(model):
+    config = compose.resolve(composed(*LINE, f"actor_rollout_ref.model.path={model}")[0])
+    for content, reason in (("{", "not a valid JSON file"), ('{"model_type": "unheard-of"}', "does not recognize")):
+        (model / "config.json").write_text(content)
+        (problem,) = checks.check_dropout(config)
+        assert problem.startswith(f"actor_rollout_ref.model.path={model}: its config.json cannot be read: ")
+        assert reason in problem and problem.endswith("Set the key to another model.")
 
 
 def test_the_speed_of_this_machine_is_measured():

@@ -17,6 +17,7 @@ from verl_gsd.lab.training import seeds
 from verl_gsd.lab.training.processes import LabRun, train_runs
 from verl_gsd.run import compose
 from verl_gsd.run.compose import Line, write_yaml
+from verl_gsd.run.messages import MessageWriter, RunStoppedError, read_messages
 from verl_gsd.rundir import EXACT, RunDirectory, read_metrics
 
 STEPS = 3
@@ -66,7 +67,10 @@ def train_stub(config, on_step):
         if step == 2 and fault.is_file():
             if fault.read_text() == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
-            raise {"error": ValueError, "config": ConfigError}[fault.read_text()]("it was too large")
+            if fault.read_text() == "stop":
+                MessageWriter(run.messages(1)).write("stop", "it was too large")
+            errors = {"error": ValueError, "config": ConfigError, "stop": RunStoppedError}
+            raise errors[fault.read_text()]("it was too large")
         metrics = {"val-core/x/acc/mean@1": step / 10}
         with run.metrics(1).open("a") as file:
             file.write(json.dumps({"step": step, "data": metrics}) + "\n")
@@ -180,6 +184,17 @@ def test_a_seed_that_fails_is_named_and_the_others_go_on_and_the_next_time_it_st
     assert steps == [("seed 2", 1), ("seed 2", 2), ("seed 2", 3)]
     assert [step for step, _ in read_metrics(runs[1].directory.metrics(1))] == [1, 2, 3]
     assert runs[0].directory.metrics(1).stat().st_mtime_ns == before
+
+
+def test_a_seed_that_was_stopped_says_why_and_starts_again_without_the_old_messages(tmp_path):
+    run = lab_run(tmp_path, 1)
+    (tmp_path / "fault_of_seed_1").write_text("stop")
+    _, ends = train(run)
+    assert ends == {"seed 1": "it was too large"}
+    assert [message.kind for message in read_messages(run.directory.messages(1))] == ["stop"]
+    (tmp_path / "fault_of_seed_1").unlink()
+    _, ends = train(run)
+    assert ends == {"seed 1": None} and read_messages(run.directory.messages(1)) == []
 
 
 def test_half_a_last_line_is_not_a_finished_run(tmp_path):

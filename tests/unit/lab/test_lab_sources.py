@@ -17,7 +17,8 @@ from verl_gsd.rundir import RunDirectory
 def config(tmp_path, monkeypatch):
     """A config whose data, weights, reward function and own stage are small files."""
     (tmp_path / "model").mkdir()
-    for name in ("train.parquet", "test.parquet", "model/model.safetensors", "reward.py", "own_stage_of_a_test.py"):
+    model = ("model/model.safetensors", "model/generation_config.json")
+    for name in ("train.parquet", "test.parquet", *model, "reward.py", "own_stage_of_a_test.py"):
         (tmp_path / name).write_text("# 1")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("VERL_USE_EXTERNAL_MODULES", "own_stage_of_a_test")
@@ -52,6 +53,7 @@ def test_a_run_of_the_same_sources_is_kept(config):
         ("train.parquet", "data.train_files"),
         ("test.parquet", "data.val_files"),
         ("model/model.safetensors", "actor_rollout_ref.model.path"),
+        ("model/generation_config.json", "actor_rollout_ref.model.path"),
         ("reward.py", "reward.py"),
         ("own_stage_of_a_test.py", "own_stage_of_a_test"),
     ],

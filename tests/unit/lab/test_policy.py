@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from verl_gsd.lab.training.policy import TokenSampling, read_prompts, sample_responses, score_responses
+from verl_gsd.lab.training.policy import TokenSampling, end_tokens, read_prompts, sample_responses, score_responses
+from verl_gsd.tasks.byte_llama import build_tokenizer
 
 VOCABULARY, EOS = 7, 0
 PROMPTS = [[3, 1, 4], [1, 5], [2, 6, 5, 3, 5], [1]]
@@ -82,9 +83,9 @@ def test_responses_of_one_token_need_no_second_pass(model):
         torch.testing.assert_close(scores.log_probs[row], expected, check_dtype=False)
 
 
-def sampled(model, copies, sampling=TokenSampling(), seed=0, max_tokens=3):
+def sampled(model, copies, sampling=TokenSampling(), seed=0, max_tokens=3, ends=(EOS,)):
     generator = torch.Generator().manual_seed(seed)
-    options = {"max_tokens": max_tokens, "eos": EOS, "sampling": sampling, "generator": generator}
+    options = {"max_tokens": max_tokens, "ends": ends, "sampling": sampling, "generator": generator}
     return sample_responses(model, PROMPTS, copies, **options)
 
 
@@ -100,6 +101,39 @@ def test_sampled_responses_end_with_eos_or_at_the_limit_and_carry_their_log_prob
         log_probs, entropy = plain(model, PROMPTS[prompt], response.tokens, 0.8)
         assert response.log_probs == pytest.approx(log_probs.tolist(), abs=1e-5)
         assert response.entropy == pytest.approx(entropy.tolist(), abs=1e-5)
+
+
+def test_each_of_several_end_tokens_ends_a_response(model):
+    ends = (2, EOS)
+    responses = sampled(model, [50] * len(PROMPTS), ends=ends)
+    assert {response.tokens[-1] for response in responses} >= set(ends)
+    for response in responses:
+        assert not set(response.tokens[:-1]) & set(ends)
+        assert response.tokens[-1] in ends or len(response.tokens) == 3
+
+
+def test_without_an_end_token_responses_have_the_maximum_length(model):
+    assert {len(response.tokens) for response in sampled(model, [50] * len(PROMPTS), ends=())} == {3}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A model's folder whose tokenizer ends with the token 1, and whose config.json names the tokens 2 and 3."""
+    tokenizer = build_tokenizer()
+    tokenizer.save_pretrained(tmp_path)
+    LlamaConfig(eos_token_id=[2, 3]).save_pretrained(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("generation", "configured"),
+    [(None, {2, 3}), ({}, set()), ({"eos_token_id": 5}, {5}), ({"eos_token_id": [5, 6]}, {5, 6})],
+)
+def test_end_tokens_come_from_the_tokenizer_and_the_generation_config(folder, generation, configured):
+    """Without generation_config.json, config.json counts, as in vLLM."""
+    if generation is not None:
+        GenerationConfig(**generation).save_pretrained(folder)
+    assert end_tokens(str(folder)) == configured | {build_tokenizer().eos_token_id}
 
 
 def test_responses_have_the_frequencies_of_their_probabilities(model):

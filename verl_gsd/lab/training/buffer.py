@@ -6,8 +6,11 @@ were submitted have finished at the next look. Apart from that, a group leaves f
 - Dynamic sampling evicts a group whose metric is the same for all responses (``filtered``). Each eviction allows two
   further prompts, but no more than ``max_inflight_gen_batches`` batches may be in flight. A judge may still be at work
   on a group; it then counts as in flight.
-- The first groups fill the batch (``trained``), in the order in which they were submitted.
+- The first groups fill the batch (``trained``), in the order in which they were submitted. A group that lost all its
+  rewards takes a place in the batch, too, and has no rows in it (``failed``).
 - Dynamic sampling discards the rest (``surplus``).
+
+As on the stack, a response whose reward failed is removed from its group when the group is complete.
 """
 
 from __future__ import annotations
@@ -21,8 +24,10 @@ from omegaconf import DictConfig
 from verl_gsd.errors import ConfigError
 from verl_gsd.groups import Group
 from verl_gsd.records import Fate
+from verl_gsd.run.messages import RunStoppedError
 from verl_gsd.trainer.group_reading import read_groups
-from verl_gsd.trainer.rows import as_number, uid_of
+from verl_gsd.trainer.reward_monitor import RewardMonitor
+from verl_gsd.trainer.rows import as_number, session_of, uid_of
 from verl_gsd.trainer.seam import Seam
 
 #: Dynamic sampling may evict this many batches, and at least all training prompts once, without finding a mixed group.
@@ -39,14 +44,20 @@ class GroupBuffer:
     """Selects the groups of each batch.
 
     Args:
+        rewards: counts the rewards of all groups that become complete, and stops a run that loses too many.
         submit: generates rollouts of this many further prompts, and returns their uids.
         training_prompts: the number of prompts in the training set.
     """
 
     def __init__(
-        self, config: DictConfig, seam: Seam, submit: Callable[[int], list[str]], training_prompts: int
+        self,
+        config: DictConfig,
+        seam: Seam,
+        rewards: RewardMonitor,
+        submit: Callable[[int], list[str]],
+        training_prompts: int,
     ) -> None:
-        self._seam, self._submit = seam, submit
+        self._seam, self._rewards, self._submit = seam, rewards, submit
         self._batch_size = int(config.data.train_batch_size)
         filtering = config.algorithm.filter_groups
         self._metric: str | None = filtering.metric if filtering.enable else None
@@ -54,15 +65,16 @@ class GroupBuffer:
         self._most_evicted = max(training_prompts, _HOPELESS_BATCHES * self._batch_size)
         self._groups: dict[str, Group] = {}
 
-    def sample(self) -> list[str]:
-        """Submit a batch of prompts and return the uids of the groups to train on.
+    def sample(self, step: int) -> list[str]:
+        """Submit a batch of prompts and return the uids of the groups to train on in ``step``.
 
         Raises:
             NoMixedGroupError: see there. verl would never stop.
+            RunStoppedError: too many rewards of the step failed, or all rewards of the batch.
         """
         new, credit, is_draining, evicted = self._submit(self._batch_size), 0, False, 0
         while True:
-            self._look(new)
+            self._look(new, step)
             new = []
             ready = [uid for uid, group in self._groups.items() if self._seam.is_ready(group)]
             in_flight = len(self._groups) - len(ready)
@@ -91,18 +103,28 @@ class GroupBuffer:
             if has_enough and (self._metric is None or not in_flight):
                 break
             time.sleep(POLL_S)
+        self._rewards.check(step)
         chosen = usable[: self._batch_size]
         if self._metric is not None:
             self._leave(usable[self._batch_size :], "surplus")
+        with_rows = {uid_of(key) for key in self._seam.rows.tags}
+        if with_rows.isdisjoint(chosen):
+            raise RunStoppedError(
+                f"In step {step}, all responses of the batch lost their reward, so that there is nothing to train on. "
+                "Correct the reward function. RUN/messages has the first failure of each kind."
+            )
         for uid in chosen:
-            self._seam.on_group_left(self._groups.pop(uid), "trained")
-        return chosen
+            self._seam.on_group_left(self._groups.pop(uid), "trained" if uid in with_rows else "failed")
+        return [uid for uid in chosen if uid in with_rows]
 
-    def _look(self, new: list[str]) -> None:
+    def _look(self, new: list[str], step: int) -> None:
         if new:
             self._seam.add_rows(new)
-            groups, _, _ = read_groups(new, self._seam.rows, self._seam.prompt_of)
+            groups, rewards, lost = read_groups(new, self._seam.rows, self._seam.prompt_of)
+            sessions = set(lost)
+            self._seam.rows.drop([key for key in self._seam.rows.tags if session_of(key) in sessions])
             self._groups |= {group.uid: group for group in groups}
+            self._rewards.on_rewards(step, rewards.groups, rewards.responses, rewards.lost, rewards.seconds)
             self._seam.on_groups_complete(groups)
         self._seam.poll(time.monotonic())
 

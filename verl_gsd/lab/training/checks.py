@@ -45,6 +45,7 @@ _OTHERWISE = "or train on the stack with verl-gsd train"
 HONOURED = {
     "algorithm.adv_estimator": "our estimator",
     "algorithm.gsd": "the chain and the extensions",
+    "algorithm.gsd.limits.failed_rewards": "the monitor of rewards",
     "algorithm.use_kl_in_reward": "the trainer, with verl's penalty",
     "algorithm.kl_penalty": "the same",
     "algorithm.kl_ctrl": "the same",
@@ -165,13 +166,13 @@ WITHOUT_EFFECT = {
 }
 
 _NO_CHECKPOINTS = "saves no checkpoints, because a run takes seconds. An interrupted run starts again"
-_NOT_WATCHED = "does not watch a run, which has one process"
 #: Keys and sections that groups may set for the stack, but not the command line -> what the laboratory does instead.
 ONLY_BY_GROUPS = {
     "trainer.save_freq": _NO_CHECKPOINTS,
     "trainer.max_actor_ckpt_to_keep": _NO_CHECKPOINTS,
     "algorithm.gsd.state": _NO_CHECKPOINTS,
-    "algorithm.gsd.limits": _NOT_WATCHED,
+    "algorithm.gsd.limits.quiet_seconds": "does not watch a run, which has one process",
+    "algorithm.gsd.limits.reward_seconds": "calls the reward function in one process, and cannot end a call",
     "algorithm.gsd.poll_interval": "has no queue to look into",
     "algorithm.norm_adv_by_std_in_grpo": "has no other estimator than gsd",
     f"{_ROLLOUT}.calculate_log_probs": "has one model, which both samples and trains",
@@ -268,7 +269,7 @@ def check_lab(composed: DictConfig, line: Line) -> None:
     """
     config = resolve(composed)
     problems = [*_check_external_modules(), *unsupported(composed, line), *_check_seed(config)]
-    raise_problems([*problems, *check_model_size(config)])
+    raise_problems([*problems, *check_model_size(config), *check_dropout(config)])
     validate(config, line, leave_out=_LEFT_OUT)
 
 
@@ -425,6 +426,37 @@ def check_model_size(config: DictConfig, smaller: str = _SMALLER_STEP) -> Iterat
             f"{_MODEL}.path={path}: {parameters / 1e6:,.0f}M parameters. A step of {data.train_batch_size} x {n} "
             f"responses of up to {data.max_response_length} tokens would take about {_duration(seconds)} on one core "
             f"here. Set the key to a smaller model, {smaller}."
+        )
+
+
+def check_dropout(config: DictConfig) -> Iterator[str]:
+    """Report a model with dropout. verl's engine applies it in updates, and the laboratory's engine does not.
+
+    Dropout of whole layers (``layerdrop``) counts, because it is also active in updates and nowhere else.
+    """
+    from transformers import AutoConfig
+
+    path = str(config.actor_rollout_ref.model.path)
+    folder = Path(path).expanduser()
+    if not (folder / "config.json").is_file():
+        return  # the model of an embedded task, which is made on first use, or one that another check reports
+    try:
+        # It knows the defaults of fields that the file does not have. Those of GPT-2 are 0.1.
+        fields = AutoConfig.from_pretrained(folder, trust_remote_code=False).to_dict()
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        yield f"{_MODEL}.path={path}: its config.json cannot be read: {reason} Set the key to another model."
+        return
+    active = [
+        f"{field}={value:g}"
+        for field, value in dotted_leaves(fields)
+        if "drop" in field.rpartition(".")[2].lower() and type(value) in (int, float) and value > 0
+    ]
+    if active:
+        yield (
+            f"{_MODEL}.path={path}: the model has dropout: {', '.join(active)}. verl's engine applies it in updates, "
+            f"and the laboratory does not. Set {'this field' if len(active) == 1 else 'these fields'} to 0 in the "
+            f"model's config.json, {_OTHERWISE}."
         )
 
 

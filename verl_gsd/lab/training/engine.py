@@ -27,7 +27,7 @@ DEVICE = "verl_gsd_lab"
 
 
 def load_model(path: str) -> Any:
-    """The model in the folder ``path``, in float32, without dropout."""
+    """The model in the folder ``path``, in float32 and in the mode ``eval``."""
     return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="sdpa").eval()
 
 
@@ -35,7 +35,8 @@ def load_model(path: str) -> Any:
 class LabEngine(BaseEngine):
     """Trains a whole model in this process with the optimizer of the config.
 
-    The model never leaves the mode ``eval``, so that dropout, if the model has any, is off in every pass.
+    The model never leaves the mode ``eval``, because rollouts and updates alternate in it. verl's engines switch to
+    ``train`` for updates. The difference is dropout, so that the checks of the laboratory reject models with dropout.
 
     Attributes:
         skipped_updates: the number of updates whose gradient was not finite, since the start of the run.

@@ -8,12 +8,12 @@ of separate rows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import DynamicCache
+from transformers import AutoConfig, AutoTokenizer, DynamicCache, GenerationConfig
 
 Tokens = Sequence[int]
 
@@ -59,6 +59,20 @@ class TokenSampling:
     temperature: float = 1.0
     top_k: int = -1
     top_p: float = 1.0
+
+
+def end_tokens(folder: str) -> frozenset[int]:
+    """The token ids that end a response of the model in ``folder``, as vLLM finds them under verl's settings.
+
+    They are the end token of the folder's tokenizer, and ``eos_token_id`` of its generation_config.json, which is one
+    id or a list. If there is no such file, ``eos_token_id`` of config.json counts instead.
+    """
+    try:
+        generation = GenerationConfig.from_pretrained(folder)
+    except OSError:
+        generation = GenerationConfig.from_model_config(AutoConfig.from_pretrained(folder))
+    ids = generation.eos_token_id if isinstance(generation.eos_token_id, list) else [generation.eos_token_id]
+    return frozenset([*ids, AutoTokenizer.from_pretrained(folder).eos_token_id]) - {None}
 
 
 def read_prompts(model: Any, prompts: Sequence[Tokens]) -> Prefix:
@@ -142,17 +156,17 @@ def sample_responses(
     copies: Sequence[int],
     *,
     max_tokens: int,
-    eos: int,
+    ends: Collection[int],
     sampling: TokenSampling,
     generator: torch.Generator,
 ) -> list[Sampled]:
     """Sample ``copies[u]`` responses to prompt u, in the order of the prompts.
 
-    A response ends with ``eos`` or after ``max_tokens`` tokens.
+    A response ends with the first of the token ids ``ends``, or after ``max_tokens`` tokens.
     """
     prefix = read_prompts(model, prompts)
     return continue_prompts(
-        model, prefix, copies, max_tokens=max_tokens, eos=eos, sampling=sampling, generator=generator
+        model, prefix, copies, max_tokens=max_tokens, ends=ends, sampling=sampling, generator=generator
     )
 
 
@@ -163,7 +177,7 @@ def continue_prompts(
     copies: Sequence[int],
     *,
     max_tokens: int,
-    eos: int,
+    ends: Collection[int],
     sampling: TokenSampling,
     generator: torch.Generator,
 ) -> list[Sampled]:
@@ -173,6 +187,7 @@ def continue_prompts(
     prompt_length = mask.sum(dim=1)
     responses = [Sampled([], [], []) for _ in range(len(prompt_of))]
     going = torch.arange(len(prompt_of), device=mask.device)  # the rows whose responses have not ended
+    end_ids = torch.tensor(sorted(ends), dtype=torch.int64, device=mask.device)
     cache = _cache_of(prefix, prompt_of)
     logits = prefix.logits[prompt_of]
     for number in range(max_tokens):
@@ -185,7 +200,7 @@ def continue_prompts(
             response.tokens.append(values[0])
             response.log_probs.append(values[1])
             response.entropy.append(values[2])
-        unended = torch.nonzero(tokens != eos).squeeze(1)
+        unended = torch.nonzero(~torch.isin(tokens, end_ids)).squeeze(1)
         if number == max_tokens - 1 or not len(unended):
             break
         if len(unended) < len(going):

@@ -31,6 +31,7 @@ from verl_gsd.lab.training.sources import write_sources
 from verl_gsd.run.cgroups import cpu_quota
 from verl_gsd.run.compose import write_yaml
 from verl_gsd.run.launch import locked
+from verl_gsd.run.messages import RunStoppedError
 from verl_gsd.rundir import RunDirectory
 
 #: What to do if another command trains the same run. Later, --seeds skips the seeds that the other one has finished.
@@ -151,7 +152,8 @@ def _child(run: LabRun, connection: Connection, parent: int, train: Train) -> No
             if not is_finished(run.directory):  # another command may have finished it since this one started
                 _train_from_scratch(run, lambda step, metrics: connection.send((step, metrics)), train)
     except Exception as error:
-        connection.send((None, str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"))
+        is_explained = isinstance(error, ConfigError | RunStoppedError)
+        connection.send((None, str(error) if is_explained else f"{type(error).__name__}: {error}"))
         sys.exit(1)
 
 
@@ -159,7 +161,8 @@ def _train_from_scratch(run: LabRun, on_step: OnStep, train: Train) -> None:
     folder = run.directory
     check_same_line(folder, run.words)
     # The command line is written first and removed last: without it, the folder does not belong to the laboratory.
-    for path in (folder.records(1).parent, folder.metrics(1).parent, folder.log(1).parent, folder.config):
+    written = (folder.records(1), folder.metrics(1), folder.messages(1), folder.log(1))
+    for path in (*(file.parent for file in written), folder.config):
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     write_yaml(list(run.words), folder.overrides)
     folder.log(1).parent.mkdir()

@@ -42,8 +42,9 @@ def sources_of(config: DictConfig) -> dict[str, str]:
         names = OmegaConf.select(config, key)
         sources[key] = ", ".join(fingerprints(names if isinstance(names, str) else list(names)))
     model = Path(config.actor_rollout_ref.model.path)
-    weights = [str(path) for path in sorted(model.glob("*.safetensors"))]
-    return sources | {"actor_rollout_ref.model.path": ", ".join(fingerprints(weights))}
+    # The *.json files have the sizes of the model, its end tokens and its tokenizer.
+    of_model = [str(path) for pattern in ("*.json", "*.safetensors") for path in sorted(model.glob(pattern))]
+    return sources | {"actor_rollout_ref.model.path": ", ".join(fingerprints(of_model))}
 
 
 def write_sources(run: RunDirectory, config: DictConfig) -> None:

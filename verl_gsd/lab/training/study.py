@@ -18,10 +18,11 @@ from omegaconf import DictConfig, OmegaConf
 from verl_gsd.errors import ConfigError
 from verl_gsd.lab.training.checks import check_study, parse_lab_line
 from verl_gsd.lab.training.exact import ExactRates, ExactSolver, joined, why_not_exact
-from verl_gsd.lab.training.policy import Tokens, TokenSampling, continue_prompts, read_prompts
+from verl_gsd.lab.training.policy import Tokens, TokenSampling, continue_prompts, end_tokens, read_prompts
 from verl_gsd.lab.training.quiet import quiet
 from verl_gsd.run.compose import resolve
 from verl_gsd.run.own_data import compose_here
+from verl_gsd.trainer.reward_failures import Failure
 
 #: Prompts and responses per pass, at most. More responses would be slower, because they do not fit into caches.
 _PROMPTS, _RESPONSES = 128, 1024
@@ -102,8 +103,10 @@ class StudyPolicy:
             self._prompts = all_training_prompts(config, tokenizer)
             self._verifier = InlineVerifier(config, tokenizer)
         self.prompts: Sequence[Tokens] = self._prompts.ids
-        self._eos, self._longest = tokenizer.eos_token_id, int(config.data.max_response_length)
-        self._solver = ExactSolver(self.model, tokenizer, max_tokens=self._longest, temperature=self.temperature)
+        self._ends, self._longest = end_tokens(str(self.path)), int(config.data.max_response_length)
+        self._solver = ExactSolver(
+            self.model, tokenizer, max_tokens=self._longest, ends=self._ends, temperature=self.temperature
+        )
 
     @torch.no_grad()
     def measure(
@@ -113,6 +116,9 @@ class StudyPolicy:
 
         Args:
             on_prompts: called after each pass with its number of prompts.
+
+        Raises:
+            ConfigError: the reward function failed. A study of fewer responses would be about other groups.
         """
         generator = torch.Generator().manual_seed(seed)
         rates: list[ExactRates] = []
@@ -127,7 +133,7 @@ class StudyPolicy:
                 prefix,
                 [groups * size] * len(part),
                 max_tokens=self._longest,
-                eos=self._eos,
+                ends=self._ends,
                 sampling=self._sampling,
                 generator=generator,
             )
@@ -140,11 +146,20 @@ class StudyPolicy:
                     for response in map(tuple, responses):
                         if response not in verdicts:
                             reward = self._verifier.reward(row, response)
+                            if reward.failure is not None:
+                                raise ConfigError(_failed_reward(reward.failure, *part.keys[number]))
                             verdicts[response] = reward.score, float(reward.info["acc"])
                     figures = np.array([verdicts[tuple(response)] for response in responses])
                     sampled_groups.append(StudyGroup(start + number, responses, figures[:, 0], figures[:, 1]))
             on_prompts(len(part))
         return joined(rates), sampled_groups
+
+
+def _failed_reward(failure: Failure, source: str, index: int) -> str:
+    return (
+        f"data.train_files: the reward function {failure.describe()} (data_source={source}, index={index}). Correct "
+        "this prompt, or remove it from the data."
+    )
 
 
 def _sampling(config: DictConfig) -> TokenSampling:

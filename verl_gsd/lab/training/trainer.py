@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,17 +42,21 @@ from verl_gsd.lab.training.policy import (
     Sampled,
     TokenSampling,
     continue_prompts,
+    end_tokens,
     read_prompts,
     score_responses,
 )
 from verl_gsd.lab.training.prompts import PromptBatch, TrainingPrompts, held_out_prompts
 from verl_gsd.lab.training.rows import DictRows
+from verl_gsd.lab.training.validation import validation_metrics
 from verl_gsd.lab.training.verifier import InlineVerifier, Reward
 from verl_gsd.prompts import PromptStore
+from verl_gsd.run.messages import MessageWriter, RunStoppedError
 from verl_gsd.rundir import EXACT, TRAINED, RunDirectory
 from verl_gsd.trainer import estimator
 from verl_gsd.trainer.batching import PADDING
 from verl_gsd.trainer.metrics import group_metrics, strip_actor_prefix
+from verl_gsd.trainer.reward_monitor import LostReward, RewardMonitor, index_to_show
 from verl_gsd.trainer.rows import is_own, uid_of
 from verl_gsd.trainer.seam import Seam
 from verl_gsd.trainer.step_end import HALF_LIFE, end_step, step_table
@@ -116,7 +119,11 @@ class LabTrainer:
         self._alpha = operation.alpha if operation else None
         self._training_prompts = TrainingPrompts(config, self.tokenizer, self.seam)
         self.held_out = held_out_prompts(config, self.tokenizer)
-        self._buffer = GroupBuffer(config, self.seam, self._submit, self._training_prompts.per_epoch)
+        self._messages = MessageWriter(self._run.messages(1))
+        self._rewards = RewardMonitor.from_config(
+            config, self._messages, batch_groups=int(config.data.train_batch_size), overlaps=False
+        )
+        self._buffer = GroupBuffer(config, self.seam, self._rewards, self._submit, self._training_prompts.per_epoch)
         with open_dict(config):
             config.trainer.total_training_steps = _total_steps(config, self._training_prompts.per_epoch)
         self._worker = _worker(config)  # after the number of steps, on which its learning rate depends
@@ -126,7 +133,8 @@ class LabTrainer:
         # As in verl's agent loop, which does not read ``val_kwargs.do_sample``.
         held_out = rollout.val_kwargs
         self._held_out_sampling = TokenSampling(float(held_out.temperature), int(held_out.top_k), float(held_out.top_p))
-        self._solver = exact_solver(config, self.module, self.tokenizer, self._held_out_sampling)
+        self._ends = end_tokens(model.local_path)
+        self._solver = exact_solver(config, self.module, self.tokenizer, self._ends, self._held_out_sampling)
         self._seed = int(rollout.seed or 0)
         self._generator = torch.Generator().manual_seed(self._seed)
         self._kl_controller = (
@@ -139,7 +147,8 @@ class LabTrainer:
         """Train for all steps, with validations as the config says.
 
         Raises:
-            RewardFailedError, NoMixedGroupError, ExtensionError: see there.
+            RunStoppedError: too many rewards failed. The message is also in RUN/messages.
+            NoMixedGroupError, ExtensionError: see there.
         """
         trainer = self._config.trainer
         last = trainer.total_training_steps
@@ -160,6 +169,9 @@ class LabTrainer:
                     if trainer.test_freq > 0 and (step == last or step % trainer.test_freq == 0):
                         metrics |= self.validate()
                     write(step, metrics)
+            except RunStoppedError as error:
+                self._messages.write("stop", str(error))
+                raise
             finally:
                 for name, part in self.seam.extensions.items():
                     try:
@@ -170,11 +182,12 @@ class LabTrainer:
     # A step
 
     def _step(self) -> dict[str, float]:
-        metrics: dict[str, Any] = {TRAINED: self._services.step}
+        step, start = self._services.step, time.perf_counter()
+        metrics: dict[str, Any] = {TRAINED: step}
         with _timed(metrics, "step"):
             with _timed(metrics, "gen"):
                 self._generated = {}
-                uids = self._buffer.sample()
+                uids = self._buffer.sample(step)
                 batch = self._batch(uids, metrics)
             with _timed(metrics, "old_log_prob"):
                 self._old_log_probs(batch, metrics)
@@ -186,10 +199,11 @@ class LabTrainer:
             with _timed(metrics, "update_actor"):
                 self._update(batch, metrics)
             self.seam.observe_trained(batch)
-            _, table = step_table(self.seam, step=self._services.step, attempt=1, alpha=self._alpha)
-            records.write_step(self._run.path, table, step=self._services.step, attempt=1)
+            _, table = step_table(self.seam, step=step, attempt=1, alpha=self._alpha)
+            records.write_step(self._run.path, table, step=step, attempt=1)
             metrics |= group_metrics(table)
-            metrics |= end_step(self.seam, table, self._services.step)  # saved state changes here
+            metrics |= self._rewards.end_step(step, time.perf_counter() - start)
+            metrics |= end_step(self.seam, table, step)  # saved state changes here
             metrics |= self._data_metrics(batch, padded)
         self._rows.drop([key for key in self._rows.tags])
         return {name: float(value) for name, value in metrics.items()}
@@ -231,7 +245,7 @@ class LabTrainer:
             prefix,
             copies,
             max_tokens=int(self._config.data.max_response_length),
-            eos=self.tokenizer.eos_token_id,
+            ends=self._ends,
             sampling=sampling,
             generator=generator,
         )
@@ -466,13 +480,14 @@ class LabTrainer:
         (``extra_info.level``). It is what the sampled accuracy would be with infinitely many responses, less at most
         ``exact/slack``, the mean slack of all prompts (``exact.py``). They are absent under greedy sampling, which has
         no noise, and if ``top_k`` or ``top_p`` excludes tokens.
+
+        Raises:
+            RunStoppedError: too many rewards failed.
         """
         sampling, count = self._held_out_sampling, int(self._config.actor_rollout_ref.rollout.val_kwargs.n)
-        rewards: defaultdict[str, list[float]] = defaultdict(list)  # by data source
-        accuracies: defaultdict[str, list[float]] = defaultdict(list)
-        exact = []
+        step, rewards, exact = self._services.step, list[tuple[str, list[Reward]]](), list[ExactRates]()
         # A generator of its own for each validation, so that training does not depend on how often it is validated.
-        (state,) = np.random.SeedSequence([self._seed, self._services.step]).generate_state(1)
+        (state,) = np.random.SeedSequence([self._seed, step]).generate_state(1)
         generator = torch.Generator().manual_seed(int(state))
         for start in range(0, len(self.held_out), _VALIDATION_PROMPTS):
             part = self.held_out.part(start, start + _VALIDATION_PROMPTS)
@@ -481,17 +496,14 @@ class LabTrainer:
             sampled = iter(self._continue(prefix, [count] * len(part), sampling, generator))
             for number, (source, _) in enumerate(part.keys):
                 row = part.row(number)
-                for _ in range(count):
-                    reward = self._services.verifier.reward(row, next(sampled).tokens)
-                    rewards[source].append(reward.score)
-                    if (accuracy := reward.info.get("acc")) is not None:
-                        accuracies[source].append(float(accuracy))
+                of_prompt = [self._services.verifier.reward(row, next(sampled).tokens) for _ in range(count)]
+                rewards.append((source, of_prompt))
+                failures = [reward.failure for reward in of_prompt if reward.failure is not None]
+                lost = [LostReward(source, index_to_show(row["index"]), failure) for failure in failures]
+                self._rewards.on_validation_rewards(step, count, lost)
             if self._solver is not None:
                 exact.append(self._solver.rates_of_read(prefix, part.answers))
-        # As verl names them: without a verdict, the reward is the main figure of a data source.
-        values = {f"val-{'aux' if name in accuracies else 'core'}/{name}/reward": of for name, of in rewards.items()}
-        values |= {f"val-core/{name}/acc": of for name, of in accuracies.items()}
-        metrics = {f"{name}/mean@{count}": float(np.mean(of)) for name, of in values.items()}
+        metrics = validation_metrics(rewards) | self._rewards.end_validation(step)
         return metrics | (_exact_metrics(joined(exact), self.held_out) if exact else {})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,25 +14,29 @@ from verl.utils.reward_score import default_compute_score
 
 from verl_gsd.errors import ConfigError
 from verl_gsd.extension import Verdict
-from verl_gsd.trainer.reward_failures import failure_of_score
+from verl_gsd.trainer.reward_failures import ESCAPING, Failure, failure_of_error, failure_of_score
 from verl_gsd.trainer.rows import verdict_of
 
-
-class RewardFailedError(RuntimeError):
-    """The reward function raised an error or returned no finite number. The message names the prompt."""
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Reward:
-    """What the reward function returned for one response.
+    """The reward of one response, as verl's reward workers return it under our trainer modes.
 
     Attributes:
-        score: the reward.
-        info: the other values, as verl stores them in ``reward_extra_info``.
+        score: the reward; 0.0 if it failed.
+        info: what verl stores in ``reward_extra_info``: the other values that the reward function returned, or the mark
+            of the failure.
     """
 
     score: float
     info: Mapping[str, Any]
+
+    @property
+    def failure(self) -> Failure | None:
+        """How the reward failed; None if it did not."""
+        return Failure.from_extra_info(self.info)
 
 
 class InlineVerifier:
@@ -54,33 +59,27 @@ class InlineVerifier:
         self._texts: dict[tuple[int, ...], str] = {}
 
     def reward(self, columns: Mapping[str, Any], response: Sequence[int]) -> Reward:
-        """The reward of a response, given as token ids.
+        """The reward of a response, given as token ids. It is a failed one if the reward function fails.
 
         Args:
             columns: the prompt's columns of the data set.
-
-        Raises:
-            RewardFailedError: see there.
         """
-        extra_info = dict(columns.get("extra_info") or {}) | {"num_turns": 2, "rollout_reward_scores": {}}
-        where = f"data_source={columns['data_source']}, index={columns['index']}"
         try:
-            result = self._compute_score(
-                data_source=columns["data_source"],
-                solution_str=self._text(response),
-                ground_truth=columns["reward_model"]["ground_truth"],
-                extra_info=extra_info,
-            )
-            info = dict(result) if isinstance(result, Mapping) else {"acc": result}
-            score = result["score"] if isinstance(result, Mapping) else result
-            problem = failure_of_score(score)
-        except Exception as error:
-            raise RewardFailedError(
-                f"the reward function raised {type(error).__name__} for {where}: {error}"
-            ) from error
-        if problem is not None:
-            raise RewardFailedError(f"the reward function {problem.describe()} for {where}")
-        return Reward(float(score), info)
+            score, info = self._call(columns, response)
+            failure = failure_of_score(score)
+        except (Exception, *ESCAPING) as error:
+            failure = failure_of_error(error)
+        return Reward(float(score), info) if failure is None else Reward(0.0, failure.as_extra_info())
+
+    def _call(self, columns: Mapping[str, Any], response: Sequence[int]) -> tuple[Any, dict[str, Any]]:
+        """(the score, the values for ``reward_extra_info``), as verl's reward manager takes them from the result."""
+        result = self._compute_score(
+            data_source=columns["data_source"],
+            solution_str=self._text(response),
+            ground_truth=columns["reward_model"]["ground_truth"],
+            extra_info=dict(columns.get("extra_info") or {}) | {"num_turns": 2, "rollout_reward_scores": {}},
+        )
+        return (result["score"], dict(result)) if isinstance(result, dict) else (result, {"acc": result})
 
     def submit(self, columns: Mapping[str, Any], prompt: Sequence[int], response: Sequence[int]) -> Reward:
         return self.reward(columns, response)
@@ -89,6 +88,10 @@ class InlineVerifier:
         return True
 
     def verdict(self, answer: Reward, timeout_s: float) -> Verdict | None:
+        """The verdict; None if the verifier failed, which is logged."""
+        if failure := answer.failure:
+            logger.warning("a demonstration could not be verified: the reward function %s", failure.describe())
+            return None
         return Verdict(answer.score, verdict_of({"reward_extra_info": answer.info}))
 
     def _text(self, response: Sequence[int]) -> str:
