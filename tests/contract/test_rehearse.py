@@ -1,5 +1,6 @@
 """``train --rehearse`` up to the start of its run: the faults that it finds before Ray, and what it prints."""
 
+import json
 import re
 
 import pyarrow.parquet as pq
@@ -10,9 +11,11 @@ from typer.testing import CliRunner
 
 from verl_gsd.cli import rehearse
 from verl_gsd.cli.main import app
+from verl_gsd.run import footprint
 
 KEY = "reward.custom_reward_function"
 MODEL = "actor_rollout_ref.model.path"
+TWO_SMALL_GPUS = ("hardware.gpus_per_node=2", "hardware.gpu_memory_gib=22", "actor_rollout_ref.model.lora_rank=8")
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +31,10 @@ def rehearsed(data, tmp_path, monkeypatch):
     started = []
     monkeypatch.setattr(rehearse, "_train", lambda rehearsed, *others: started.append(rehearsed))
 
-    def run(*words):
-        line = ("recipe=gsd/qwen2.5_math_1.5b", "hardware=8xa100_80g", f"trainer.default_local_dir={tmp_path}/run")
-        model = f"{MODEL}={data}/models/Qwen2.5-Math-7B-16k"
-        done = CliRunner().invoke(app, ["train", *line, model, *words, "--rehearse"])
+    recipe = ("recipe=gsd/qwen2.5_math_1.5b", "hardware=8xa100_80g", f"trainer.default_local_dir={tmp_path}/run")
+
+    def run(*words, line=(*recipe, f"{MODEL}={data}/models/Qwen2.5-Math-7B-16k")):
+        done = CliRunner().invoke(app, ["train", *line, *words, "--rehearse"])
         assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
         return done.exit_code, done.output, started
 
@@ -47,15 +50,39 @@ def test_a_right_config_starts_its_run_and_both_lists_are_printed(rehearsed, tmp
     code, output, (config,) = rehearsed()
     assert code == 0 and wrong(output).strip() == "- nothing"
     assert config.trainer.device == "cpu" and config.trainer.total_training_steps == 2
-    preserved, replaced = re.search(r"preserved:\n(.*?)\nreplaced:\n(.*?)\nattempt|\Z", output, re.DOTALL), output
-    assert preserved and "updates per step: 1" in output
+    preserved, replaced = re.search(r"preserved:\n(.*?)\nreplaced:\n(.*?)\nseen to work:", output, re.DOTALL).groups()
+    assert "algorithm.adv_estimator=gsd" in preserved and "updates per step: 1" in preserved
     assert "data.max_response_length 3072 -> 16" in replaced
-    assert "algorithm.adv_estimator=gsd" in output and "NCCL" in output
+    assert "the estimated memory fits the GPUs" in output and "NCCL" in output
     rows = pq.read_table(config.data.train_files[0])
     assert rows.column_names == ["data_source", "prompt", "reward_model", "extra_info"] and len(rows) == 16
     assert (tmp_path / "run-rehearsal" / "report.txt").is_file()
     code, output, _ = rehearsed()
     assert code == 2 and "run-rehearsal" in output, "an earlier rehearsal is not overwritten"
+
+
+def test_a_line_with_own_data_is_rehearsed_with_its_files_its_verifier_and_its_sizes(rehearsed, data, tmp_path):
+    rows = [{"problem": f"What is {n} + {n}?", "answer": str(2 * n)} for n in range(64)]
+    for split, part in (("test", rows[:8]), ("train", rows[8:])):
+        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+        words = ("--input", f"{tmp_path}/rows.jsonl", "--data", str(tmp_path), "--split", split)
+        assert CliRunner().invoke(app, ["prepare", "mine", *words]).exit_code == 0
+    model = f"{data}/models/Qwen2.5-Math-7B-16k"
+    line = ("algo=grpo", f"data={tmp_path}/mine", f"model={model}", f"trainer.default_local_dir={tmp_path}/run")
+    code, output, (config,) = rehearsed(line=(*line, "hardware=gpu", *TWO_SMALL_GPUS))
+    assert code == 0, output
+    function = config.reward.custom_reward_function.reward_kwargs.rehearsal
+    assert (function.path, function.name) == ("pkg://verl_gsd.tasks.maths", "compute_score")
+    assert set(pq.read_table(config.data.train_files[0])["data_source"].to_pylist()) == {"mine"}
+    assert "data.train_batch_size 8 -> 8" not in output and "updates per step: 1" in output
+    assert "whether memory fits" not in output and "the estimated memory fits" in output
+
+
+def test_checks_that_could_not_be_made_are_not_seen_to_work(rehearsed, monkeypatch):
+    monkeypatch.setattr(footprint, "shape_of", lambda config: None)
+    code, output, _ = rehearsed("hardware.gpu_memory_gib=null")
+    assert code == 0 and "the estimated memory fits" not in output and "the model's positions" not in output
+    assert "whether lengths and memory fit, because the sizes of" in output
 
 
 def test_a_wrong_column_is_found(rehearsed):

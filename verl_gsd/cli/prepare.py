@@ -279,7 +279,7 @@ def _print_summary(dataset: PreparedDataset, first_prompt: str | None, config: P
 #: What a reason of ``references.py`` means, for the summary.
 _FAULTS = {
     "no_answer": "the reference is a placeholder",
-    "several_answers": "the reference has several answers",
+    "several_answers": "the reference answers several parts",
     "proof": "the reference is a proof",
 }
 #: Rows per reason that the summary shows.
@@ -287,7 +287,7 @@ _EXAMPLES = 3
 
 
 def _print_faulty_references(dataset: PreparedDataset, split: str) -> None:
-    """Show examples of the rows whose reference no response can equal."""
+    """Show examples of the rows whose reference is not one answer."""
     from verl_gsd.preparation.manifest import LEFT_OUT
 
     counts = {reason: n for reason, n in dataset.splits[split]["left_out"].items() if reason in _FAULTS}

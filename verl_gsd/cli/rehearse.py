@@ -66,7 +66,7 @@ def _rehearse(line: Line, composed: DictConfig, config: DictConfig, folder: Path
     os.environ["VERL_GSD_CPU"] = "1"  # before anything imports verl
     with redirect_stdout(sys.stderr):  # verl prints while it validates
         _check_with_verl(config)
-    findings.worked.append("checks: lengths fit the model, batches fit the data, memory fits as far as it is estimated")
+    _note_checks(config, findings)
     with ExitStack() as stack:
         judge = stack.enter_context(judge_stand_in()) if rehearsal.judge_keys(config) else None
         files = _make_files(config, folder, judge, findings)
@@ -78,6 +78,25 @@ def _rehearse(line: Line, composed: DictConfig, config: DictConfig, folder: Path
         for text in findings.stand_ins:
             _print(f"stand-in: {text}", style="bold yellow")
         _train(rehearsed, config, files, judge, findings)
+
+
+def _note_checks(config: DictConfig, findings: Findings) -> None:
+    """Note which checks of the original config have passed, and which could not be made."""
+    from verl_gsd.run.footprint import gpu_memory_gib, shape_of
+
+    path, has_shape = config.actor_rollout_ref.model.path, shape_of(config) is not None
+    findings.worked.append("checks: keys, data, chat template and batch sizes")
+    if has_shape:
+        findings.worked.append("checks: prompts and responses fit the model's positions")
+    else:
+        findings.unchecked.append(
+            f"whether lengths and memory fit, because the sizes of {path} are not known. Set model= or "
+            "actor_rollout_ref.model.path to a local folder with its config.json"
+        )
+    if has_shape and gpu_memory_gib(config) is not None:
+        findings.worked.append("checks: the estimated memory fits the GPUs")
+    elif has_shape:
+        findings.unchecked.append("whether memory fits, because hardware.gpu_memory_gib is not set")
 
 
 def _check_with_verl(config: DictConfig) -> None:

@@ -138,7 +138,9 @@ def _check(submission: Submission) -> list[str]:
     from verl_gsd.run.sizing import apply_sizing, sizing_lines
 
     for word in submission.words:
-        if word.startswith("data=") and not word.startswith(("data=/", "data=~")):
+        name, _, path = word.partition("=")
+        is_hub_name = name == "model" and not path.startswith(".") and not Path(path).is_dir()
+        if name in ("data", "model") and not is_hub_name and not path.startswith(("/", "~")):
             raise ConfigError(f"{word}: this folder on the cluster is relative. Use an absolute path, or ~/PATH.")
     line = parse_line(submission.words)
     composed, lines = compose_elsewhere(line)

@@ -75,15 +75,15 @@ def train(
 def _rehearse(words: list[str], dry_run: bool) -> None:
     from verl_gsd.cli.rehearse import rehearse
     from verl_gsd.errors import ConfigError
-    from verl_gsd.run.compose import compose_config
+    from verl_gsd.run.compose import resolve
 
     if dry_run:
         fail("--dry-run and --rehearse: a dry run starts nothing. Remove one of the two options.")
     try:
-        line, config = _compose(words)
+        line, composed = _compose_unresolved(words)
         if line.resume is not None:
             fail(f"resume={line.resume} and --rehearse: a rehearsal resumes a run of its own. Remove resume=.")
-        composed = compose_config(line)
+        config = resolve(composed)
     except ConfigError as error:
         fail(str(error))
     rehearse(line, composed, config)
@@ -91,6 +91,14 @@ def _rehearse(words: list[str], dry_run: bool) -> None:
 
 def _compose(words: list[str]) -> tuple[Line, DictConfig]:
     """Return the parsed command line and the resolved config, with a run directory and names set."""
+    from verl_gsd.run.compose import resolve
+
+    line, composed = _compose_unresolved(words)
+    return line, resolve(composed)
+
+
+def _compose_unresolved(words: list[str]) -> tuple[Line, DictConfig]:
+    """As ``_compose``, with interpolations unresolved."""
     from omegaconf import open_dict
 
     from verl_gsd.run import compose, own_data
@@ -116,7 +124,7 @@ def _compose(words: list[str]) -> tuple[Line, DictConfig]:
     name_run(config, line)
     if line.resume is None:
         require_unused(RunDirectory(Path(config.trainer.default_local_dir)))
-    return line, compose.resolve(config)
+    return line, config
 
 
 def name_run(config: DictConfig, line: Line) -> None:

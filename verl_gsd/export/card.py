@@ -167,6 +167,12 @@ def public_settings(config: Any) -> dict[str, Any]:
 
 def _without_places(value: Any) -> Any:
     """``value`` with URLs left out, and only the last part of each path."""
+    if isinstance(value, Mapping):
+        return {
+            name: _without_places(entry)
+            for name, entry in value.items()
+            if not (SECRET_NAME.search(str(name)) or (isinstance(entry, str) and SECRET_VALUE.search(entry)))
+        }
     if isinstance(value, list):
         return [_without_places(entry) for entry in value]
     if not isinstance(value, str):

@@ -6,7 +6,7 @@
 
 Chunks and the file are written atomically. Memory holds one chunk, and two short hashes per distinct problem.
 Only unusable rows are left out of the test split of a named data set, because published scores are means over all of
-its rows. Of a user's table, rows whose reference no response can equal are left out of the test split too.
+its rows. Of a user's table, rows whose reference is not one answer are left out of the test split too.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class FilterRules:
         max_prompt_tokens: the longest prompt that is kept; None for no limit.
         skip_unusable: leave out a row without a problem or an answer instead of raising an error.
         reserved_indices: indices that the data set's other split uses, if the source has indices.
-        check_references: leave out rows whose reference answer no response can equal.
+        check_references: leave out rows whose reference is not one answer (``references.py``).
     """
 
     data_source: str

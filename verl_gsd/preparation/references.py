@@ -1,8 +1,8 @@
-r"""Finds references that no response can equal in the verifier of mathematics: placeholders, several answers, proofs.
+r"""Finds references that are not one answer: placeholders, answers to several parts of a question, proofs.
 
-A policy that trains on such a row gets a wrong reward for a right response. The rules are conservative: an answer is
-left out only if its whole text has one of the forms below. Sets and lists such as ``1, 2``, ``3 and 5`` or ``\pm 2``
-stay, because the verifier compares them as sets.
+A right response rarely has the same form, so that a policy that trains on such a row gets a wrong reward for it. The
+rules are conservative: an answer is left out only if its whole text has one of the forms below. Sets, lists and
+alternatives such as ``1, 2``, ``3 and 5``, ``x=2 or x=3`` or ``\pm 2`` stay, because the verifier compares sets.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-#: no_answer: a placeholder. several_answers: the answers to parts of a question, or alternatives. proof: a proof.
+#: no_answer: a placeholder. several_answers: labelled answers to the parts of a question. proof: a proof.
 Fault = Literal["no_answer", "several_answers", "proof"]
 
 _PLACEHOLDERS = {
@@ -54,21 +54,17 @@ _PARTS = re.compile(
     r")\s*[^()]*?[a-z0-9].*?(?:^|[\s,;.])(?:and )?(?:part )?(?:\(b\)|b[).:]|\(ii\)|ii\)|\(2\)|2\))\s*\S",
     re.DOTALL,
 )
-#: ``3 or 5``, but not ``greater than or equal to 5``, ``5 or more`` and the like.
-_OR = re.compile(
-    r"(?<![\w\\])or(?!\w)(?!\s+(?:equal|more|less|greater|fewer|higher|lower|larger|smaller|above|below)\b)"
-)
 _TEXT_COMMAND = re.compile(r"\\(?:text|textbf|textit|mathrm|mbox)\s*\{([^{}]*)\}")
 
 
 def reference_fault(answer: str) -> Fault | None:
-    """Why no response can be compared with a reference answer; None if one can, as far as the text tells."""
+    """Why a reference is not one answer; None if it is, as far as the text tells."""
     text = " ".join(_TEXT_COMMAND.sub(r" \1 ", answer).replace("$", " ").replace("~", " ").split()).casefold()
     bare = text.strip(" .!:;()[]{}*\"'")
     if bare in _PLACEHOLDERS or _REFERRED.fullmatch(bare) or _NO_LETTER_OR_DIGIT.fullmatch(text):
         return "proof" if "proof" in bare else "no_answer"
     if _PROOF.fullmatch(bare) or _PROOF_TEXT.fullmatch(text):
         return "proof"
-    if _PARTS.match(text) or _OR.search(text):
+    if _PARTS.match(text):
         return "several_answers"
     return None

@@ -115,7 +115,10 @@ def alternatives(footprint: Footprint) -> list[str]:
 
 def _alternatives(footprint: Footprint) -> Iterator[str]:
     if not footprint.adapter and choose(replace(footprint, adapter=True)):
-        yield "LoRA (actor_rollout_ref.model.lora_rank=32)"
+        yield (
+            "LoRA (actor_rollout_ref.model.lora_rank=32 actor_rollout_ref.model.lora_alpha=32, with a larger "
+            "actor_rollout_ref.actor.optim.lr, for example 1e-5)"
+        )
     whole_node = footprint.shards == footprint.gpus_per_node
     for count in (count for count in _USUAL_COUNTS if count > footprint.gpus_per_node and whole_node):
         if choose(replace(footprint, gpus_per_node=count, shards=count)):

@@ -67,6 +67,7 @@ def test_settings_have_no_paths_urls_secrets_and_unset_values():
                 "base_url": "http://10.0.0.1:8000/v1",
                 "prompt": "/home/alice/prompt.txt",
                 "files": ["~/a/b.json"],
+                "servers": [{"api_key": "abc", "folder": "/home/alice/c", "port": 1, "note": "hf_abcdefghijklmnop"}],
                 "api_key": "abc",
                 "note": "hf_abcdefghijklmnop",
             },
@@ -80,6 +81,7 @@ def test_settings_have_no_paths_urls_secrets_and_unset_values():
         "algorithm.judge.base_url": "(a URL, left out)",
         "algorithm.judge.prompt": "prompt.txt",
         "algorithm.judge.files": ["b.json"],
+        "algorithm.judge.servers": [{"folder": "c", "port": 1}],
     }
     config["actor_rollout_ref"]["model"]["lora_rank"] = 4
     assert card.public_settings(config)["actor_rollout_ref.model.lora_alpha"] == 16

@@ -231,7 +231,7 @@ def test_a_changed_config_rebuilds_the_data_set(tmp_path):
 FAULTY = [
     ("1?", "N/A"),
     ("2?", "See solution"),
-    ("3?", "3 or 5"),
+    ("3?", "Part (a): 3, Part (b): 4"),
     ("4?", "(a) 1 (b) 2"),
     ("5?", r"Proof: it follows. \blacksquare"),
     ("6?", "n/a"),
@@ -240,7 +240,7 @@ FAULTY = [
 ]
 
 
-def test_rows_whose_reference_no_response_can_equal_are_left_out_and_shown(tmp_path):
+def test_rows_whose_reference_is_not_one_answer_are_left_out_and_shown(tmp_path):
     rows = [{"problem": problem, "answer": answer} for problem, answer in [*FAULTY, ("9?", "1, 2"), ("1?", "4")]]
     table = lines(tmp_path / "mine.jsonl", *rows)
     shown = run(tmp_path, "mine", "--input", str(table))
@@ -250,9 +250,12 @@ def test_rows_whose_reference_no_response_can_equal_are_left_out_and_shown(tmp_p
     assert "5 no answer, 1 proof, 2 several answers" in shown
     placeholders = "row 0 'N/A', row 1 'See solution', row 5 'n/a', ..."
     assert f"train: 5 left out because the reference is a placeholder: {placeholders}" in shown
-    assert "train: 2 left out because the reference has several answers: row 2 '3 or 5', row 3 '(a) 1 (b) 2'" in shown
+    assert (
+        "train: 2 left out because the reference answers several parts: row 2 'Part (a): 3, Part (b): 4', "
+        "row 3 '(a) 1 (b) 2'" in shown
+    )
     listed = [json.loads(row) for row in (tmp_path / "data/mine/left_out_train.jsonl").read_text().splitlines()]
-    assert {"row": 2, "reason": "several_answers", "detail": "3 or 5"} in listed
+    assert {"row": 2, "reason": "several_answers", "detail": "Part (a): 3, Part (b): 4"} in listed
     run(tmp_path, "mine", "--input", str(table), "--split", "test")
     assert asked(made(tmp_path, "mine", "test")) == ["9?", "1?"], "the test split of a table of yours is checked too"
 
@@ -267,6 +270,11 @@ def test_rows_whose_reference_no_response_can_equal_are_left_out_and_shown(tmp_p
         "(a)(b)",
         "(a+b)(a-b)",
         "(i)^{2}",
+        r"3 \text{ or } 5",
+        "x=2 or x=3",
+        r"x<-1\text{ or }x>1",
+        "(2,3) or (3,2)",
+        "f(x)=x or f(x)=-x",
         "greater than or equal to 5",
         "5 or more",
         r"\emptyset",
@@ -294,7 +302,6 @@ def test_legitimate_references_have_no_fault(answer):
         ("See Figure 3.", "no_answer"),
         ("???", "no_answer"),
         ("Answers may vary", "no_answer"),
-        (r"3 \text{ or } 5", "several_answers"),
         ("Part (a): 3, Part (b): 4", "several_answers"),
         ("(i) 3; (ii) 4", "several_answers"),
         ("a. 1, b. 2", "several_answers"),

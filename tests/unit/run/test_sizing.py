@@ -61,7 +61,7 @@ MODELS = ("0.5B", "1.5B", "3B", "7B", "14B", "32B")
 def in_the_table(one):
     chosen = choose(one)
     if chosen is None:
-        return "no: " + ", ".join(sizing.alternatives(one)).replace(" (actor_rollout_ref.model.lora_rank=32)", "")
+        return "no: " + re.sub(r" \(actor_rollout_ref\.model\.lora_.*?\)", "", ", ".join(sizing.alternatives(one)))
     chosen = chosen.footprint
     place = "host" if chosen.offload_policy else "swap" if chosen.param_offload else "GPU"
     parallel = f", TP {chosen.tensor_parallel}" if chosen.tensor_parallel > 1 else ""

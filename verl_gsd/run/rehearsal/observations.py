@@ -10,7 +10,7 @@ import json
 import math
 import zipfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -142,8 +142,16 @@ def observe_groups(run: RunDirectory, config: DictConfig, findings: Findings) ->
 
 def _last_metrics(run: RunDirectory) -> dict[str, float]:
     """The last value of every metric of all attempts."""
-    lines = (line for attempt in run.attempts() for line in read_metrics(run.metrics(attempt)))
-    return {name: value for _, values in lines for name, value in values.items()}
+    return {name: value for values in _lines(run) for name, value in values.items()}
+
+
+def _values(run: RunDirectory, name: str) -> list[float]:
+    """The values of a metric in all steps of all attempts."""
+    return [values[name] for values in _lines(run) if name in values]
+
+
+def _lines(run: RunDirectory) -> Iterator[dict[str, float]]:
+    return (values for attempt in run.attempts() for _, values in read_metrics(run.metrics(attempt)))
 
 
 def _check_feature(
@@ -172,7 +180,14 @@ def _is_fraction(mean: float, total: int) -> bool:
 
 def observe_rewards(log: Path, config: DictConfig, findings: Findings) -> None:
     """Check the calls of the real reward function."""
-    calls = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
+    entries = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
+    calls = [entry for entry in entries if "failed" not in entry]
+    if failed := Counter(entry["failed"] for entry in entries if "failed" in entry):
+        counts = ", ".join(f"{what} {count} times" for what, count in failed.most_common())
+        findings.wrong.append(
+            f"reward.custom_reward_function: it failed for {failed.total()} of {len(entries)} responses ({counts}). "
+            "Correct the function. The logs name the prompts."
+        )
     if calls:
         scores = [entry["real"] for entry in calls]
         kinds = Counter(entry["kind"] for entry in calls)
@@ -181,7 +196,7 @@ def observe_rewards(log: Path, config: DictConfig, findings: Findings) -> None:
             f"reward function: scored {len(calls)} responses, with {min(scores):g} to {max(scores):g}. Seeded scores: "
             f"{seeded}. {sum(entry['accepted'] for entry in calls)} kept their real score."
         )
-    elif has_reward_function(config):
+    elif has_reward_function(config) and not entries:
         findings.wrong.append("reward.custom_reward_function: it was not called. Check reward.reward_manager.")
 
 
@@ -194,7 +209,7 @@ def observe_judge(run: RunDirectory, answered: int, config: DictConfig, findings
     if not judge_keys(config):
         return
     key = judge_keys(config)[0]
-    failures = _last_metrics(run).get("judge/failures/any", 0.0)
+    failures = max(_values(run, "judge/failures/any"), default=0.0)
     if answered and not failures:
         findings.worked.append(f"judge: the stand-in answered {answered} questions over HTTP, and all were parsed")
     else:

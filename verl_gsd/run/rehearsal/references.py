@@ -46,7 +46,8 @@ class References:
 def check_references(function: Callable[..., Any], kwargs: Mapping[str, Any], rows: Sequence[dict]) -> References:
     """Call ``function`` with the reference answer of each row, in each form until it accepts one.
 
-    A form is accepted if it scores higher than an empty response. Blank references are rejected.
+    A form is accepted if the reference in it scores higher than an empty response and than a wrong answer of the same
+    length in this form. Blank references are rejected.
 
     Args:
         kwargs: further arguments of the function, from the config.
@@ -62,8 +63,10 @@ def check_references(function: Callable[..., Any], kwargs: Mapping[str, Any], ro
             empty, truth = await _score(function, kwargs, row, ""), row["reward_model"]["ground_truth"]
             # A blank reference is rejected without a form: it could equal an answer that is empty by mistake.
             for form in FORMS if str(truth).strip() else ():
-                score = await _score(function, kwargs, row, form.format(answer=truth))
-                if score > empty:
+                score, wrong = [
+                    await _score(function, kwargs, row, form.format(answer=answer)) for answer in (truth, _wrong(truth))
+                ]
+                if score > max(empty, wrong):
                     scores.append(score)
                     break
             else:
@@ -71,6 +74,12 @@ def check_references(function: Callable[..., Any], kwargs: Mapping[str, Any], ro
         return References(len(rows), tuple(rejected), min(scores, default=None))
 
     return asyncio.run(check_all())
+
+
+def _wrong(truth: Any) -> str:
+    """A wrong answer with as many characters as the reference, for functions that also score form or length."""
+    letters = str(truth)
+    return ("z" if set(letters.lower()) != {"z"} else "q") * len(letters)
 
 
 async def _score(function: Callable[..., Any], kwargs: Mapping[str, Any], row: dict, response: str) -> float:

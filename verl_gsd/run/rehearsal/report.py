@@ -24,11 +24,19 @@ _LONGEST = 60
 
 @dataclass
 class Findings:
-    """The result of a rehearsal: what was seen to work, and what is wrong, each with its key and the remedy."""
+    """The result of a rehearsal.
+
+    Attributes:
+        worked: what was seen to work.
+        wrong: what is wrong, each with its key and the remedy.
+        stand_ins: what stands in for a part of the run that could not be had.
+        unchecked: what could not be checked, and why.
+    """
 
     worked: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     stand_ins: list[str] = field(default_factory=list)
+    unchecked: list[str] = field(default_factory=list)
 
     def lines(self) -> Iterator[str]:
         yield "seen to work:"
@@ -36,7 +44,9 @@ class Findings:
         yield "found wrong:"
         yield from _bullets(self.wrong or ["nothing"])
         yield "a rehearsal cannot know:"
-        yield from _bullets([*CANNOT_KNOW, *(f"what a stand-in hides: {text}" for text in self.stand_ins)])
+        yield from _bullets(
+            [*CANNOT_KNOW, *self.unchecked, *(f"what a stand-in hides: {text}" for text in self.stand_ins)]
+        )
 
 
 def preserved_lines(config: DictConfig, updates: int) -> Iterator[str]:

@@ -45,22 +45,28 @@ async def compute_score(
             line per call).
     """
     real = real_function(rehearsal["path"], rehearsal["name"])
-    result = await call(
-        real,
-        data_source=data_source,
-        solution_str=solution_str,
-        ground_truth=ground_truth,
-        extra_info=extra_info,
-        **kwargs,
-        **rehearsal["kwargs"],
-    )
+    log = Path(rehearsal["log"])
+    try:
+        result = await call(
+            real,
+            data_source=data_source,
+            solution_str=solution_str,
+            ground_truth=ground_truth,
+            extra_info=extra_info,
+            **kwargs,
+            **rehearsal["kwargs"],
+        )
+    except Exception as error:  # the user's function can raise any error; the trainer counts it
+        _log(log, {"failed": f"raised {type(error).__name__}"})
+        raise
     score = score_of(result)
     if score is None:
+        _log(log, {"failed": "returned no score"})
         return result
     kind = kind_of_prompt(rehearsal["seed"], data_source, ground_truth, extra_info)
     accepted = rehearsal["accepted_score"]
     is_accepted = accepted is not None and score >= accepted
-    _log(Path(rehearsal["log"]), {"real": score, "kind": kind, "accepted": is_accepted})
+    _log(log, {"real": score, "kind": kind, "accepted": is_accepted})
     return result if is_accepted else with_score(result, seeded_score(kind, rehearsal["seed"], solution_str))
 
 

@@ -147,6 +147,21 @@ def test_a_reward_function_that_was_not_called_is_wrong(tmp_path, findings):
     assert "scored 2 responses, with 0 to 1" in findings.worked[0]
 
 
+def test_rewards_that_failed_in_the_run_are_wrong_and_counted(tmp_path, findings):
+    log = tmp_path / "rewards.jsonl"
+    entries = [{"real": 0.0, "kind": "mixed", "accepted": False}, {"failed": "raised KeyError"}]
+    log.write_text("".join(json.dumps(entry) + "\n" for entry in [*entries, {"failed": "raised KeyError"}]))
+    observations.observe_rewards(log, config(), findings)
+    assert "2 of 3 responses (raised KeyError 2 times)" in findings.wrong[0]
+    assert "scored 1 responses" in findings.worked[0]
+
+
+def test_a_judge_that_failed_in_an_early_step_is_wrong(run, findings):
+    write_metrics(run, 1, {1: {"judge/failures/any": 1.0}, 2: {"judge/failures/any": 0.0}})
+    observations.observe_judge(run, 3, config(algorithm__gsd__dagrpo__judge__scorer="openai"), findings)
+    assert findings.wrong and not findings.worked
+
+
 def test_a_judge_that_is_not_asked_or_fails_is_wrong(run):
     asked = config(algorithm__gsd__dagrpo__judge__scorer="openai")
     for answered, metrics, works in ((3, {}, True), (0, {}, False), (3, {"judge/failures/any": 0.5}, False)):
@@ -182,3 +197,4 @@ def test_the_list_of_findings_has_three_parts_and_names_stand_ins():
     lines = list(Findings(["it trained"], ["a: wrong.\nmore"], ["the tokenizer is a stand-in"]).lines())
     assert lines[:5] == ["seen to work:", "  - it trained", "found wrong:", "  - a: wrong.", "    more"]
     assert any("NCCL" in line for line in lines) and "the tokenizer is a stand-in" in lines[-1]
+    assert "  - whether memory fits" in Findings(unchecked=["whether memory fits"]).lines()

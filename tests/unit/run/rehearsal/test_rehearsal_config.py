@@ -14,7 +14,6 @@ from verl_gsd.run.rehearsal.config import (
     PRESERVED,
     Files,
     check_rehearsable,
-    differences,
     longest,
     reason_for,
     rehearsal_config,
@@ -72,7 +71,12 @@ def test_what_is_preserved_is_equal_and_every_other_difference_has_a_reason(word
         assert replacement.reason == reason_for(replacement.key)
         exempt = longest(replacement.key, EXCEPTIONS)
         assert exempt or not longest(replacement.key, [key for keys in PRESERVED.values() for key in keys])
-    assert {one.key for one in replacements} == {one.key for one in differences(original, config)}
+    values = [dict(dotted_leaves(OmegaConf.to_container(one))) for one in (original, config)]
+    changed = {key for key in {**values[0], **values[1]} if values[0].get(key) != values[1].get(key)}
+    assert {one.key for one in replacements} == changed
+    listed = {one.key: (one.before, one.after) for one in replacements}
+    assert listed["trainer.device"] == ("cuda", "cpu")
+    assert listed["actor_rollout_ref.model.path"][1] == "/rehearsal/model"
 
 
 @pytest.mark.parametrize("words", CASES, ids=" ".join)

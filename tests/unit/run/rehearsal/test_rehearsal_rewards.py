@@ -72,11 +72,13 @@ def test_a_response_that_is_accepted_like_a_reference_keeps_its_score(score):
 def test_a_failed_reward_is_passed_on(score, result):
     returned = score(lambda **kwargs: result, "x")
     assert returned is result
+    assert json.loads(score.log.read_text()) == {"failed": "returned no score"}
 
 
 def test_an_exception_of_the_real_function_is_raised(score):
     with pytest.raises(KeyError, match="level"):
         score(users.compute_score_raises, "x")
+    assert json.loads(score.log.read_text()) == {"failed": "raised KeyError"}
 
 
 def test_scores_depend_on_the_text_alone():
@@ -110,6 +112,12 @@ def test_rejected_references_are_named_by_row_with_the_forms_tried():
     assert result.rejected == ((1, "N/A"),)
     for part in ("1 of 2", "row 1: 'N/A'", r"\boxed{A}", "reward.custom_reward_function"):
         assert part in result.problem()
+
+
+@pytest.mark.parametrize("bonus", [lambda text: 0.1 * ("boxed" in text), lambda text: len(text) / 100])
+def test_points_for_form_or_length_do_not_accept_a_reference(bonus):
+    result = check_references(lambda solution_str, **kwargs: bonus(solution_str), {}, rows("7", "zzz"))
+    assert len(result.rejected) == 2 and result.accepted_score is None
 
 
 def test_a_function_that_accepts_everything_accepts_no_reference():
