@@ -543,6 +543,7 @@ def test_failed_rewards_are_printed(commands):
         (("resume=runs/a",), "resume=runs/a: the laboratory saves no checkpoints"),
         (("--label", "x"), "--label: only runs of --seeds"),
         (("--seeds", "4..1"), "--seeds 4..1: not a list of seeds"),
+        (("--seeds", "1..2", "--seeds", "2..4"), "--seeds 1..2,2..4: seed 2 is repeated"),
         (("--seeds", "1", "data.seed=3"), "data.seed: --seeds sets this key"),
         (("--seeds", "1", "--label", "a/b"), "--label a/b: not a folder name"),
         (("trainer.save_freq=5", "critic.enable=true"), "critic.enable=true.* no critic.*trainer.save_freq=5"),

@@ -35,7 +35,7 @@ def train(
         ),
     ],
     seeds: Annotated[
-        str | None, typer.Option(metavar="1..32", help="One run per seed, on all cores: 1..32, 1,2,5 or 3.")
+        list[str] | None, typer.Option(metavar="1..32", help="One run per seed, on all cores: 1..32, 1,2,5 or 3.")
     ] = None,
     runs: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="With --seeds: the folder of runs. Default: runs/lab.")
@@ -45,7 +45,7 @@ def train(
     ] = None,
 ) -> None:
     """Train a small policy without Ray and vLLM, e.g. verl-gsd lab train algo=grpo task=arithmetic --seeds 1..16."""
-    if seeds is None and (runs is not None or label is not None):
+    if not seeds and (runs is not None or label is not None):
         fail(f"{'--runs' if runs is not None else '--label'}: only runs of --seeds have it. Set --seeds, or remove it.")
     from verl_gsd.errors import ConfigError
     from verl_gsd.run.launch import signals_interrupt
@@ -53,20 +53,21 @@ def train(
     os.environ |= _ENVIRONMENT  # before anything imports torch or verl
     try:
         line, composed = _compose(words)
-        if seeds is None:
+        if not seeds:
             lab_runs = [_single(line, composed)]
         else:
-            lab_runs = _of_seeds(line, composed, seeds, (runs or Path("runs/lab")).absolute(), label or _label(line))
+            folder = (runs or Path("runs/lab")).absolute()
+            lab_runs = _of_seeds(line, composed, ",".join(seeds), folder, label or _label(line))
         _prepare(composed, line, lab_runs[0].config)
-        if seeds is not None:
+        if seeds:
             _check_sources(lab_runs)
     except ConfigError as error:
         fail(str(error))
     try:
         with signals_interrupt():
-            errors = _train_one(lab_runs[0]) if seeds is None else _train_seeds(lab_runs)
+            errors = _train_one(lab_runs[0]) if not seeds else _train_seeds(lab_runs)
     except KeyboardInterrupt:
-        again = "" if seeds is None else ". The same command trains the seeds that have not finished"
+        again = "" if not seeds else ". The same command trains the seeds that have not finished"
         fail(f"interrupted; all processes have ended{again}", code=130)
     if errors:
         raise typer.Exit(1)

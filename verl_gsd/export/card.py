@@ -260,6 +260,14 @@ def render(facts: CardFacts, name: str) -> str:
     return "\n".join(parts)
 
 
+#: The policy was trained on chats: without the template it continues a text that it has never seen.
+_GENERATE = """chat = [{"role": "user", "content": "What is 12 + 30?"}]
+prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+response = model.generate(**prompt, max_new_tokens=256)[0, prompt["input_ids"].shape[1] :]
+print(tokenizer.decode(response, skip_special_tokens=True))
+"""
+
+
 def _usage(facts: CardFacts, name: str) -> str:
     if facts.is_adapter:
         local = (
@@ -270,12 +278,12 @@ def _usage(facts: CardFacts, name: str) -> str:
         return (
             f"{local}```python\nfrom peft import AutoPeftModelForCausalLM\nfrom transformers import AutoTokenizer\n\n"
             f'model = AutoPeftModelForCausalLM.from_pretrained("{name}")\n'
-            f'tokenizer = AutoTokenizer.from_pretrained("{name}")\n```\n'
+            f'tokenizer = AutoTokenizer.from_pretrained("{name}")\n{_GENERATE}```\n'
         )
     return (
         "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         f'model = AutoModelForCausalLM.from_pretrained("{name}", dtype="auto")\n'
-        f'tokenizer = AutoTokenizer.from_pretrained("{name}")\n```\n\n'
+        f'tokenizer = AutoTokenizer.from_pretrained("{name}")\n{_GENERATE}```\n\n'
         f"Or serve it: `vllm serve {name}`.\n"
     )
 

@@ -160,7 +160,10 @@ def _wanted(source: Source, names: list[str]) -> list[str]:
 def _check_columns(source: Source, place: str, names: list[str]) -> None:
     missing = [name for name in source.columns if name not in names]
     if missing:
-        raise ValueError(f"{place}: column {missing[0]} is missing. The columns are: {', '.join(names) or 'none'}")
+        raise ValueError(
+            f"{place}: column {missing[0]} is missing. The columns are: {', '.join(names) or 'none'}. "
+            "For a table of your own, name its columns with --problem-column and --answer-column"
+        )
 
 
 def sha256(path: Path) -> str:

@@ -338,7 +338,7 @@ def sizing_lines(config: DictConfig) -> Iterator[str]:
 
 def fixed_fields(config: DictConfig, line: Line) -> set[str]:
     """The fields of ``Footprint`` that the line, or a group other than ``hardware``, sets."""
-    keys = set(line.keys)
+    keys = set(line.leaf_keys)
     for group, name in line.choices.items():
         if group != "hardware":
             keys |= set(_keys_of(group, name))

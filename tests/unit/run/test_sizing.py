@@ -135,6 +135,8 @@ def test_what_is_said_to_fit_fits(model):
                 )
             else:
                 assert choose(replace(one, memory_gib=int(re.fullmatch(r"GPUs of (\d+) GiB", text)[1])))
+    assert choose(footprint("32B", 1, 11)) is None and sizing.alternatives(footprint("32B", 1, 11)), "some do not fit"
+    assert choose(footprint("0.5B", 1, 79)) is not None
 
 
 def test_by_hand_seven_billion_parameters_on_eight_gpus_stay_there():
@@ -154,6 +156,14 @@ def test_vllm_gets_what_the_trainer_leaves():
     """3B on one GPU of 79 GiB: 12 bytes of 3.086e9 are 34.5 GiB, and with 0.45 of 79 GiB below 71.1 GiB."""
     chosen = choose(footprint("3B"))
     assert chosen.footprint.utilization == 0.45 and "34.5 GiB of the trainer" in chosen.reasons["utilization"]
+
+
+def test_few_cached_sequences_give_vllm_a_larger_share():
+    """7B on one GPU of 22 GiB, streamed: vLLM's usual 0.7 leaves no room for a cache of 64 sequences."""
+    chosen = choose(footprint("7B", 1, 22)).footprint
+    assert chosen.utilization > 0.7
+    kept = replace(chosen, utilization=0.7)
+    assert kept.cached_sequences() < min(64, chosen.cached_sequences())
 
 
 def test_states_that_do_not_fit_stream_from_the_host():

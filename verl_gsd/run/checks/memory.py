@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+import psutil
 from omegaconf import DictConfig, OmegaConf
 
 from verl_gsd.planning.footprint import AWAKE, TIGHT, TOO_MUCH, Footprint
@@ -118,6 +119,11 @@ def estimate(config: DictConfig) -> Iterator[str]:
             f"{seconds:.0f} s per update with {_threads(config)} threads per worker. Set "
             "++ray_kwargs.ray_init.runtime_env.env_vars.OMP_NUM_THREADS to the number of cores per worker."
         )
+    if (host := _host_gib(footprint, config)) > (here := psutil.virtual_memory().total / 2**30):
+        yield (
+            f"warning: weights, gradients and optimizer need {host:.0f} GiB of this machine's memory, and it has "
+            f"{here:.0f}. Use a smaller model, LoRA (actor_rollout_ref.model.lora_rank), or a machine with more memory."
+        )
     if TIGHT * memory < share + resident <= memory:
         yield f"warning: little GPU memory is left during generation. Set a smaller {_ROLLOUT}.gpu_memory_utilization."
     if cached < rollout.n:
@@ -204,6 +210,12 @@ def _update(config: DictConfig, shape: Shape) -> dict[str, float]:
 
 def _resident(config: DictConfig, shape: Shape) -> float:
     return footprint_of(config, shape).resident_gib()
+
+
+def _host_gib(footprint: Footprint, config: DictConfig) -> float:
+    """GiB per node of what is kept in host memory; 0 if nothing is, or if the run may start on another machine."""
+    is_here = OmegaConf.select(config, "hardware.gpu_name") is not None  # hardware=gpu has asked this machine's driver
+    return footprint.trained_states_gib() * footprint.gpus_per_node if footprint.streamed and is_here else 0.0
 
 
 def _threads(config: DictConfig) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 from omegaconf import OmegaConf
@@ -170,6 +171,16 @@ def test_sdpa_needs_more_than_flash_attention(sized):
     assert "attention mask" not in packed and "attention mask" not in flash
     (warning,) = [line for line in memory.estimate(padded) if line.startswith("warning")]
     assert "use_remove_padding=false" in warning and "use_dynamic_bsz=true" in warning
+
+
+def test_states_that_do_not_fit_into_this_machines_memory_lead_to_a_warning(sized, monkeypatch):
+    """16 bytes of 8.19e9 parameters are 122 GiB. Only hardware=gpu is known to be this machine."""
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(total=64 * 2**30))
+    config = sized("hadw/qwen3_8b_base", "1xh200")
+    assert not any("this machine's memory" in line for line in memory.estimate(config))
+    OmegaConf.update(config, "hardware.gpu_name", "H200", force_add=True)
+    (warning,) = [line for line in memory.estimate(config) if "this machine's memory" in line]
+    assert warning.startswith("warning: ") and "122 GiB" in warning and "it has 64" in warning
 
 
 def test_optimizer_with_few_threads_leads_to_a_warning(sized):
