@@ -222,20 +222,12 @@ def _train(
 
 
 def _attempt(rehearsed: DictConfig, resuming: bool) -> None:
-    from verl_gsd.cli.train import _show, _show_message
+    from verl_gsd.cli.train import train_attempt
     from verl_gsd.run import launch
 
     with launch.new_attempt(rehearsed, [], resuming=resuming) as (run, attempt):
         out.print(f"attempt {attempt} of the rehearsal; output: {run.log(attempt)}", soft_wrap=True, highlight=False)
-        total = rehearsed.trainer.total_training_steps
-        with out.status("rehearsing") as status:
-            launch.train(
-                run,
-                attempt,
-                on_step=lambda step, metrics: _show(step, total, metrics, status),
-                on_wait=lambda text: out.print(text, markup=False, highlight=False),
-                on_message=_show_message,
-            )
+        train_attempt(run, attempt, rehearsed.trainer.total_training_steps)
 
 
 def _print(text: str, style: str | None = None) -> None:

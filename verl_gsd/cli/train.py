@@ -259,21 +259,13 @@ def _run(config: DictConfig, line: Line) -> None:
     from verl_gsd.rundir import RunDirectory, read_metrics
 
     held_out = held_out_prompts(config)
-    total = config.trainer.total_training_steps
     run = RunDirectory(Path(config.trainer.default_local_dir))
     try:
         with launch.new_attempt(config, line.words, resuming=line.resume is not None) as (run, attempt):
             out.print(f"run directory [bold]{run.path}[/]", soft_wrap=True)
             out.print(f"output of Ray, verl and vLLM: {run.log(attempt).relative_to(run.path)} in the run directory")
             out.print("starting Ray, the trainer and vLLM; with few CPU cores this takes one to two minutes")
-            with out.status("starting") as status:
-                launch.train(
-                    run,
-                    attempt,
-                    on_step=lambda step, metrics: _show(step, total, metrics, status),
-                    on_wait=lambda text: out.print(text, markup=False, highlight=False),
-                    on_message=_show_message,
-                )
+            train_attempt(run, attempt, config.trainer.total_training_steps)
     except KeyboardInterrupt:
         _show_how_to_resume(run)
         fail("interrupted; all processes of this run have ended", code=130)
@@ -288,6 +280,24 @@ def _run(config: DictConfig, line: Line) -> None:
     out.print(f"run directory [bold]{run.path}[/]", soft_wrap=True)
     if "wandb" in config.trainer.logger and launch.wandb_is_offline():
         out.print(f"wandb was offline. To upload the run: wandb sync {run.path}/wandb/offline-run-*", soft_wrap=True)
+
+
+def train_attempt(run: RunDirectory, attempt: int, total: int | None) -> None:
+    """Train an attempt of a run, and print its steps and messages.
+
+    Args:
+        total: the number of steps, if the config sets it.
+    """
+    from verl_gsd.run import launch
+
+    with out.status("starting") as status:
+        launch.train(
+            run,
+            attempt,
+            on_step=lambda step, metrics: _show(step, total, metrics, status),
+            on_wait=lambda text: out.print(text, markup=False, highlight=False),
+            on_message=_show_message,
+        )
 
 
 def _show(step: int, total: int | None, metrics: dict[str, float], status) -> None:
