@@ -133,11 +133,13 @@ def observe_groups(run: RunDirectory, config: DictConfig, findings: Findings) ->
             )
     metrics = _last_metrics(run)
     if OmegaConf.select(config, "actor_rollout_ref.actor.use_kl_loss"):
-        _check_feature("actor_rollout_ref.actor.use_kl_loss", "actor/kl_", (), metrics, rows, findings)
+        _check_feature("actor_rollout_ref.actor.use_kl_loss", ("actor/kl_",), (), metrics, rows, findings)
     for declaration in active(OmegaConf.select(config, "algorithm.gsd")):
         columns = tuple(column.name for column in declaration.record_columns)
         key = f"algorithm.gsd.{declaration.name}"
-        _check_feature(key, f"{declaration.name}/", columns, metrics, rows, findings)
+        # A section in another one has metrics under both names, or under its own: outer/inner/..., inner/...
+        starts = (f"{declaration.name.replace('.', '/')}/", f"{declaration.name.rpartition('.')[2]}/")
+        _check_feature(key, tuple(dict.fromkeys(starts)), columns, metrics, rows, findings)
 
 
 def _last_metrics(run: RunDirectory) -> dict[str, float]:
@@ -156,21 +158,23 @@ def _lines(run: RunDirectory) -> Iterator[dict[str, float]]:
 
 def _check_feature(
     key: str,
-    start: str,
+    starts: tuple[str, ...],
     columns: Sequence[str],
     metrics: Mapping[str, float],
     rows: Sequence[Mapping[str, Any]],
     findings: Findings,
 ) -> None:
-    """Check that a feature left a trace: a metric whose name begins with ``start``, or a value in its columns."""
-    names = sorted(name for name in metrics if name.startswith(start))
+    """Check that a feature left a trace: a metric whose name begins as in ``starts``, or a value in its columns."""
+    names = sorted(name for name in metrics if name.startswith(starts))
     filled = [column for column in columns if any(row[column] is not None for row in rows)]
     if names:
         findings.worked.append(f"{key}: {len(names)} metrics, for example {names[0]} {metrics[names[0]]:.3g}")
     elif filled:
         findings.worked.append(f"{key}: it wrote {', '.join(filled)} into the records")
     else:
-        findings.wrong.append(f"{key}: no metric {start}... and nothing in the records is of it. Check its settings.")
+        findings.wrong.append(
+            f"{key}: no metric {' or '.join(starts)}... and nothing in the records is of it. Check its settings."
+        )
 
 
 def _is_fraction(mean: float, total: int) -> bool:

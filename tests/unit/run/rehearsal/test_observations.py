@@ -147,6 +147,16 @@ def test_a_reward_function_that_was_not_called_is_wrong(tmp_path, findings):
     assert "scored 2 responses, with 0 to 1" in findings.worked[0]
 
 
+def test_sections_in_others_have_metrics_under_both_names_or_their_own(run, findings):
+    write_metrics(run, 1, {1: trained(**{"judge/failures/any": 0.0, "dagrpo/demonstrations/wanted": 1.0})})
+    write_groups(run, ([1.0, 0.0], [1.0, 0.0], "trained"))
+    judge, demonstrations = "algorithm.gsd.dagrpo.judge", "algorithm.gsd.dagrpo.demonstrations"
+    observations.observe_groups(run, config(algorithm__gsd__dagrpo={"judge": {}, "demonstrations": {}}), findings)
+    for key, metric in ((judge, "judge/failures/any"), (demonstrations, "dagrpo/demonstrations/wanted")):
+        assert any(text.startswith(f"{key}: 1 metrics, for example {metric}") for text in findings.worked)
+    assert not any(text.startswith(f"{judge}:") for text in findings.wrong)
+
+
 def test_rewards_that_failed_in_the_run_are_wrong_and_counted(tmp_path, findings):
     log = tmp_path / "rewards.jsonl"
     entries = [{"real": 0.0, "kind": "mixed", "accepted": False}, {"failed": "raised KeyError"}]
