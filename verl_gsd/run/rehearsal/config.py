@@ -24,7 +24,7 @@ from verl_gsd.scalars import is_whole
 
 #: Data-parallel workers, the smallest number with which gradients and weights travel between workers.
 WORKERS = 2
-#: Prompts per step if a step has one update. With fewer, a step may have groups of one kind only.
+#: Prompts per step if a step has one update. In a smaller step, all groups may be of the same kind.
 PROMPTS = 8
 #: Steps of the first attempt, which ends with a checkpoint, and of both attempts.
 FIRST_STEPS, ALL_STEPS = 2, 3
