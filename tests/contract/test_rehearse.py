@@ -6,12 +6,15 @@ import re
 import pyarrow.parquet as pq
 import pytest
 import rehearsal_data
+from omegaconf import OmegaConf
 from places import SUPPORT
 from typer.testing import CliRunner
 
 from verl_gsd.cli import rehearse
 from verl_gsd.cli.main import app
 from verl_gsd.run import footprint
+from verl_gsd.run.checks.prompt_tokens import prompt_tokens_of
+from verl_gsd.run.rehearsal.model import write_tiny_model
 
 KEY = "reward.custom_reward_function"
 MODEL = "actor_rollout_ref.model.path"
@@ -76,6 +79,19 @@ def test_a_line_with_own_data_is_rehearsed_with_its_files_its_verifier_and_its_s
     assert set(pq.read_table(config.data.train_files[0])["data_source"].to_pylist()) == {"mine"}
     assert "data.train_batch_size 8 -> 8" not in output and "updates per step: 1" in output
     assert "whether memory fits" not in output and "the estimated memory fits" in output
+
+
+@pytest.mark.parametrize(
+    "name", ["Qwen/Qwen2.5-0.5B-Instruct", "Qwen/Qwen3-4B-Base", "meta-llama/Llama-3.2-3B-Instruct"]
+)
+def test_verl_builds_prompts_with_the_stand_in_for_a_model_that_cannot_be_loaded(tmp_path, monkeypatch, name):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    config = OmegaConf.create({"actor_rollout_ref": {"model": {"path": name}}, "data": {}})
+    assert write_tiny_model(config, tmp_path / "model").stand_ins
+    config.actor_rollout_ref.model.path = str(tmp_path / "model")
+    tokens = prompt_tokens_of(config)
+    (length,) = tokens.lengths([[{"role": "user", "content": "1 + 1"}]], 100)
+    assert length > len("1 + 1")
 
 
 def test_checks_that_could_not_be_made_are_not_seen_to_work(rehearsed, monkeypatch):

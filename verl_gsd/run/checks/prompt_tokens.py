@@ -147,13 +147,16 @@ def prompt_tokens_of(config: DictConfig, tokenizer: Any = None, processor: Any =
     try:
         if tokenizer is None:
             tokenizer, processor = _tokenizer_of(model)
-        options = OmegaConf.to_container(OmegaConf.create(config.data.get("apply_chat_template_kwargs") or {}))
-        assert isinstance(options, dict)
-        return PromptTokens(tokenizer, processor, _model_type(model), {str(k): v for k, v in options.items()})
     except NotCountableError:
         raise
     except Exception as error:  # a model's files and code can raise any error
         raise NotCountableError(f"the tokenizer cannot be loaded ({first_line(error)})") from error
+    try:
+        options = OmegaConf.to_container(OmegaConf.create(config.data.get("apply_chat_template_kwargs") or {}))
+        assert isinstance(options, dict)
+        return PromptTokens(tokenizer, processor, _model_type(model), {str(k): v for k, v in options.items()})
+    except Exception as error:
+        raise NotCountableError(f"verl cannot build prompts with this tokenizer ({first_line(error)})") from error
 
 
 def first_line(error: Exception) -> str:

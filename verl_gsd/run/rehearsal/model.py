@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 LAYERS, HEADS, INTERMEDIATE = 2, 2, 128
+#: verl builds the prompts of Qwen models with this token, and rejects a tokenizer without it.
+_END_OF_TURN_IN_QWEN = "<|im_end|>"
 SEED = 0
 
 
@@ -57,6 +59,7 @@ def write_tiny_model(config: DictConfig, folder: Path) -> TinyModel:
 
         original, architecture = _known_config(name)
         tokenizer = byte_llama.build_tokenizer()
+        tokenizer.add_tokens([_END_OF_TURN_IN_QWEN], special_tokens=True)
         original.vocab_size = byte_llama.VOCABULARY_SIZE
         stand_ins = (
             f"actor_rollout_ref.model.path={name} cannot be loaded here ({_first_line(error)})",
