@@ -3,7 +3,7 @@
 #   cpu.txt        the extra [cpu] on Python 3.11, x86-64: what the tests run on
 #   gpu.txt        the extra [gpu] on Python 3.12, x86-64
 #   image-gpu.txt  the part of gpu.txt that verl's image lacks
-#   build.txt      what builds this package's wheel, and uv
+#   build.txt      what builds this package (hatchling, editables), and uv
 # Run it after a change of pyproject.toml, then run the tests in an environment made with LOCKED=1 scripts/setup.sh.
 #   UPGRADE=1      newest versions that pyproject.toml allows; by default the locked versions are kept where they fit
 set -euo pipefail
@@ -31,4 +31,4 @@ compile gpu.txt pyproject.toml --extra gpu "${gpu[@]}"
 # verl's image has the rest of gpu.txt in its own versions. verl itself is not in it.
 printf '%s\n' verl TransferQueue altair latex2sympy2-extended math-verify narwhals tenacity typer \
   vl-convert-python wrapt | compile image-gpu.txt --no-deps --constraints "$locks/gpu.txt" "${gpu[@]}" -
-printf '%s\n' 'hatchling>=1.26,<2' uv | compile build.txt "${cpu[@]}" -
+printf '%s\n' 'hatchling>=1.26,<2' editables uv | compile build.txt --constraints "$locks/cpu.txt" --constraints "$locks/gpu.txt" "${cpu[@]}" -

@@ -78,8 +78,10 @@ if [ "$(cat "$venv/.stamp" 2>/dev/null)" != "$stamp" ]; then
   overrides=()
   if [ "$engine" != gpu ]; then overrides=(--overrides "$root/scripts/cpu-overrides.txt"); fi
   if [ -n "${LOCKED:-}" ]; then
-    # Without build isolation, which would fetch hatchling without its hash.
-    install --require-hashes --requirement "$root/scripts/locks/build.txt" --requirement "$root/scripts/locks/$engine.txt"
+    # Without dependencies, because the lists are complete, and without build isolation, which would fetch hatchling
+    # without its hash.
+    locks=$root/scripts/locks
+    install --no-deps --require-hashes --requirement "$locks/build.txt" --requirement "$locks/$engine.txt"
     uv_install --no-deps --no-build-isolation -e .
   fi
   # After the locked packages, this adds the tools of dev: what is installed satisfies every other requirement.
