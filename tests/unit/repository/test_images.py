@@ -22,6 +22,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib  # pytest brings it there
 
+LOCKS = ROOT / "scripts/locks"
 IMAGES = sorted(path for path in (ROOT / "docker").glob("Dockerfile*") if path.suffix != ".dockerignore")
 
 
@@ -66,10 +67,38 @@ def test_a_build_sees_what_it_copies_and_nothing_else(image):
     assert all(list(ROOT.glob(pattern)) for pattern in admitted)
 
 
-@pytest.mark.parametrize("name", ["requirements-cpu.txt", "requirements-gpu.txt"])
-def test_requirements_are_exact_versions(name):
-    lines = [line for line in (ROOT / "docker" / name).read_text().splitlines() if not line.startswith("#")]
-    assert lines and all(re.fullmatch(r"[A-Za-z0-9._\[\]-]+==[A-Za-z0-9.+]+( ; .+)?", line) for line in lines)
+def locked(name):
+    """{package: its requirement} of a lock file; fails where a package has no exact version or no hash."""
+    text = "\n".join(line for line in (LOCKS / name).read_text().splitlines() if not line.startswith("#"))
+    requirements = {}
+    for entry in re.sub(r" *\\\n *", " ", text).splitlines():
+        words = entry.split(" --hash=sha256:")
+        requirement = Requirement(words[0])
+        (version,) = requirement.specifier
+        assert version.operator == "==" and len(words) > 1, entry[:80]
+        assert all(re.fullmatch("[0-9a-f]{64}", digest.strip()) for digest in words[1:]), entry[:80]
+        requirements[canonicalize_name(requirement.name)] = version.version
+    return requirements
+
+
+@pytest.mark.parametrize(
+    ("name", "extra"), [("cpu.txt", "cpu"), ("gpu.txt", "gpu"), ("image-gpu.txt", None), ("build.txt", None)]
+)
+def test_a_lock_has_exact_versions_and_hashes_that_pyproject_allows(name, extra):
+    """The lists are installed without dependencies: what they lack is missing."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    versions = locked(name)
+    required = project["build-system"]["requires"] if name == "build.txt" else project["project"]["dependencies"]
+    for text in (*required, *project["project"]["optional-dependencies"].get(extra, ())):
+        requirement = Requirement(text)
+        package = canonicalize_name(requirement.name)
+        if extra or name == "build.txt" or package in versions:
+            assert requirement.specifier.contains(versions[package]), text
+    assert extra != "cpu" or not {"torchvision", "torchaudio", "torchcodec"} & versions.keys(), "their builds want CUDA"
+
+
+def test_the_gpu_image_adds_what_was_tested_together():
+    assert locked("image-gpu.txt").items() <= locked("gpu.txt").items()
 
 
 def test_the_gpu_image_fails_to_build_where_a_requirement_of_ours_is_missing():
@@ -81,21 +110,6 @@ def test_the_gpu_image_fails_to_build_where_a_requirement_of_ours_is_missing():
     broken = script.replace("as p;", f"as p{more}", 1)
     done = subprocess.run([sys.executable, "-c", broken], capture_output=True, text=True)
     assert done.returncode != 0 and "nobody-has-this" in done.stderr
-
-
-def test_the_cpu_image_has_every_requirement_of_ours_in_a_version_we_allow():
-    """Its list is installed without dependencies: what it lacks is missing."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    listed = {}
-    for line in (ROOT / "docker/requirements-cpu.txt").read_text().splitlines():
-        if not line.startswith("#"):
-            requirement = Requirement(line)
-            (version,) = (specifier.version for specifier in requirement.specifier)
-            listed[canonicalize_name(requirement.name)] = version
-    for text in (*project["dependencies"], *project["optional-dependencies"]["cpu"]):
-        requirement = Requirement(text)
-        assert requirement.specifier.contains(listed[canonicalize_name(requirement.name)]), text
-    assert not {"torchvision", "torchaudio", "torchcodec"} & listed.keys(), "their builds want CUDA"
 
 
 def test_the_slurm_script_is_clean():

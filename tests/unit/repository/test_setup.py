@@ -71,6 +71,29 @@ def test_extras_override_what_the_machine_has(machine):
     assert "--overrides" in machine("gpu")("setup.sh", EXTRAS="cpu").calls[0]
 
 
+@pytest.mark.parametrize(("name", "engine"), [("gpu", "gpu"), ("no driver", "cpu")])
+def test_locked_packages_are_installed_by_their_hashes_and_nothing_else_is(machine, name, engine):
+    packages, ours = machine(name)("setup.sh", LOCKED="1", EXTRAS=engine).calls
+    assert "--require-hashes" in packages and f"scripts/locks/{engine}.txt" in packages and "-e ." not in packages
+    assert "--no-deps" in ours and "--no-build-isolation" in ours and ours.endswith("-e .")
+
+
+def test_dev_comes_after_the_locked_packages(machine):
+    calls = machine("no driver")("setup.sh", LOCKED="1").calls
+    assert len(calls) == 3 and calls[2].endswith("-e .[cpu,dev]") and "--overrides" in calls[2]
+
+
+def test_a_lock_needs_an_engine(machine):
+    done = machine("no driver")("setup.sh", LOCKED="1", EXTRAS="dev")
+    assert done.returncode == 1 and "EXTRAS=dev" in done.stderr and done.calls == []
+
+
+def test_a_change_of_the_lock_installs_again(machine):
+    assert machine("no driver")("setup.sh", EXTRAS="cpu").calls
+    assert machine("no driver")("setup.sh", EXTRAS="cpu", LOCKED="1").calls, "an environment of other versions"
+    assert machine("no driver")("setup.sh", EXTRAS="cpu", LOCKED="1").calls == []
+
+
 def test_a_folder_of_wheels_is_handed_on(machine):
     (call,) = machine("no driver")("setup.sh", PIP_FIND_LINKS="/wheels").calls
     assert "--torch-backend" not in call, "the wheels have torch"
