@@ -40,18 +40,20 @@ def gpu_memory_gib(config: DictConfig) -> float | None:
 def has_valid_sizes(config: DictConfig) -> bool:
     """Whether the values that the estimate reads are positive numbers. Another check reports those that are not."""
     data, actor, rollout = config.data, config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
-    rewards = config.reward.reward_model.rollout
-    sizes = (
+    rewards = config.reward.reward_model
+    sizes = [
         data.max_prompt_length,
         data.max_response_length,
         actor.ppo_max_token_len_per_gpu,
         rollout.n,
         rollout.tensor_model_parallel_size,
-        rewards.tensor_model_parallel_size,
         config.trainer.nnodes,
         config.trainer.n_gpus_per_node,
-    )
-    shares = (rollout.gpu_memory_utilization, rewards.gpu_memory_utilization)
+    ]
+    shares = [rollout.gpu_memory_utilization]
+    if rewards.enable:
+        sizes.append(rewards.rollout.tensor_model_parallel_size)
+        shares.append(rewards.rollout.gpu_memory_utilization)
     return all(is_whole(size, 1) for size in sizes) and all(is_finite(share) for share in shares)
 
 
