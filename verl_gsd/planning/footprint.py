@@ -8,14 +8,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from verl_gsd.planning.memory import Shape, kv_cache_gib, padded_mask_gib, states_gib, update_gib, weights_gib
+from verl_gsd.planning.memory import (
+    OVERHEAD_GIB,
+    Shape,
+    kv_cache_gib,
+    padded_mask_gib,
+    states_gib,
+    update_gib,
+    weights_gib,
+)
 
 #: An update whose estimate is above these shares of a GPU's memory leads to a warning, or is rejected.
 TIGHT, TOO_MUCH = 0.9, 1.1
 #: GiB that vLLM needs for activations and CUDA graphs, in addition to weights and KV cache. A rough figure.
 VLLM_OWN_GIB = 3.0
-#: The part of an update's memory that vLLM keeps if it does not release it.
-AWAKE = "vLLM awake"
+#: The parts of an update's memory that vLLM keeps if it does not release it, for the policy and for a reward model.
+AWAKE, REWARD_AWAKE = "vLLM awake", "reward model awake"
+#: The part of an update's memory that only the optimizer's step takes.
+STEP_COPY = "temporary copy of AdamW"
 
 
 @dataclass(frozen=True)
@@ -45,6 +55,8 @@ class Footprint:
         utilization: the share of the GPU that vLLM uses (``gpu_memory_utilization``).
         tensor_parallel: GPUs per vLLM replica.
         max_model_len: the longest sequence in vLLM, in tokens; None for the model's whole context.
+        reward_share: the share of the GPU that a reward model on the same GPUs uses; 0 if there is none.
+        reward_sleeps: whether that reward model releases its memory while it does not score.
     """
 
     shape: Shape
@@ -69,6 +81,8 @@ class Footprint:
     utilization: float = 0.7
     tensor_parallel: int = 1
     max_model_len: int | None = None
+    reward_share: float = 0.0
+    reward_sleeps: bool = True
 
     @property
     def streamed(self) -> bool:
@@ -89,7 +103,24 @@ class Footprint:
         return self.states_gib(1 if self.adapter else 4)
 
     def update_parts(self) -> dict[str, float]:
-        """The parts of an update's peak on one GPU, in GiB (``planning.memory.update_gib``)."""
+        """The parts of an update's peak on one GPU, in GiB.
+
+        The peak is in the backward pass (``planning.memory.update_gib``) or in the optimizer's step, whichever needs
+        more. In a step, verl's AdamW processes all parameters at once (torch's default on a GPU), for which it takes
+        the square root of the second moments: one more number per parameter. Activations and logits are free by then.
+        """
+        backward, step = self._backward_parts(), {"states": 0.0 if self.streamed else self.trained_states_gib()}
+        if not self.streamed and not self.adapter:
+            step[STEP_COPY] = self.states_gib(1)
+        step["overhead"] = OVERHEAD_GIB
+        parts = max(backward, step, key=lambda moment: sum(moment.values()))
+        if not self.sleeps:
+            parts[AWAKE] = self.share_gib()
+        if not self.reward_sleeps:
+            parts[REWARD_AWAKE] = self.reward_gib()
+        return parts
+
+    def _backward_parts(self) -> dict[str, float]:
         parts = update_gib(
             self.shape,
             self.shards,
@@ -103,8 +134,6 @@ class Footprint:
             # For a micro-batch of full-length rows. Packed rows need no mask (trainer/attention.py).
             rows = max(1, self.tokens * self.sequence_parallel // self.length)
             parts["attention mask"] = padded_mask_gib(rows, self.length)
-        if not self.sleeps:
-            parts[AWAKE] = self.share_gib()
         return parts
 
     def resident_gib(self) -> float:
@@ -117,6 +146,18 @@ class Footprint:
     def share_gib(self) -> float:
         """GiB of one GPU that vLLM uses."""
         return self.utilization * self.memory_gib
+
+    def reward_gib(self) -> float:
+        """GiB of one GPU that a reward model on the same GPUs uses while it is awake."""
+        return self.reward_share * self.memory_gib
+
+    def generation_gib(self) -> float:
+        """GiB of one GPU that are in use while vLLM generates."""
+        return self.share_gib() + self.resident_gib() + (0.0 if self.reward_sleeps else self.reward_gib())
+
+    def scoring_gib(self) -> float:
+        """GiB of one GPU that are in use while a reward model on the same GPUs scores."""
+        return self.reward_gib() + self.resident_gib() + (0.0 if self.sleeps else self.share_gib())
 
     def vllm_weights_gib(self) -> float:
         """GiB of vLLM's copy of the weights on one GPU."""

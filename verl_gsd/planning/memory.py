@@ -116,7 +116,7 @@ def update_gib(
     sdpa: bool = False,
     trained: bool = True,
 ) -> dict[str, float]:
-    """The parts of an update's memory peak on one GPU, in GiB, for FSDP2 with bfloat16 compute and checkpointed layers.
+    """The parts of a backward pass's peak on one GPU, in GiB, for FSDP2 with bfloat16 compute and checkpointed layers.
 
     - ``states``: the argument of that name.
     - ``gathered``: two unsharded units in flight, each with bfloat16 weights and float32 gradients: 2 x 6 bytes per

@@ -92,13 +92,20 @@ class ClusterLock:
 
 def accelerators(config: DictConfig) -> int:
     """The number of accelerators of a run: for training, and for a reward model and rollouts if they have their own."""
-    trainer, model, rollout = config.trainer, config.reward.reward_model, config.actor_rollout_ref.rollout
-    needed = trainer.nnodes * trainer.n_gpus_per_node
-    if model.enable and model.enable_resource_pool:
-        needed += model.nnodes * model.n_gpus_per_node
-    if trainer.v1.trainer_mode in ("separate_async", OUR_MODES["separate_async"]):
-        needed += rollout.nnodes * rollout.n_gpus_per_node
-    return needed
+    trainer = config.trainer
+    return trainer.nnodes * trainer.n_gpus_per_node + sum(separate_accelerators(config).values())
+
+
+def separate_accelerators(config: DictConfig) -> dict[str, int]:
+    """Config section -> the number of accelerators that it has in addition to those of the trainer."""
+    rollout, model = "actor_rollout_ref.rollout", "reward.reward_model"
+    sections = []
+    if config.trainer.v1.trainer_mode in ("separate_async", OUR_MODES["separate_async"]):
+        sections.append(rollout)
+    if config.reward.reward_model.enable and config.reward.reward_model.enable_resource_pool:
+        sections.append(model)
+    pools = {section: OmegaConf.select(config, section) for section in sections}
+    return {section: pool.nnodes * pool.n_gpus_per_node for section, pool in pools.items()}
 
 
 def lock_queue(transfer_queue: Any) -> None:

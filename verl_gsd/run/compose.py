@@ -226,6 +226,8 @@ def no_such_key(key: str, known: Sequence[str]) -> str:
             return f"{key}: the chosen {option} does not have this key. It belongs to {group}={_listed(members)}."
     if key.startswith("algorithm.gsd."):
         return _no_such_gsd_key(key, known)
+    if key in {f"hardware.{name}" for name in groups.load("hardware", "gpu").hardware}:
+        return f"{key}: this key describes GPUs, but the line has no hardware= with GPUs. Set hardware=gpu to use it."
     similar = difflib.get_close_matches(key, known, n=3, cutoff=0.8)
     similar += [other for other in known if other.endswith(f".{key}")][:3]
     if similar:

@@ -12,10 +12,20 @@ from verl_gsd.planning.memory import SHAPES, Shape
 from verl_gsd.run.checks.parallelism import attention_of, model_config, sequence_parallel
 from verl_gsd.scalars import is_finite, is_whole
 
+#: The value of hardware.gpu_memory_gib, for messages. ``gpus.memory_gib_here`` computes the same.
+MEMORY_OF_A_GPU = (
+    "the total memory of one GPU in nvidia-smi, in GiB and rounded down (for example 22 for an L4 of 24 GB, which "
+    "shows 23034 MiB)"
+)
+
 
 def shape_of(config: DictConfig) -> Shape | None:
     """The shape of the policy: from its local folder, or a known model of a recipe; None if it is not known."""
-    path = str(config.actor_rollout_ref.model.path)
+    return shape_of_model(str(config.actor_rollout_ref.model.path))
+
+
+def shape_of_model(path: str) -> Shape | None:
+    """As ``shape_of``, for any model."""
     if not (Path(path).expanduser() / "config.json").is_file():
         return SHAPES.get(path)
     return Shape.of(model_config(path))
@@ -30,7 +40,8 @@ def gpu_memory_gib(config: DictConfig) -> float | None:
 def has_valid_sizes(config: DictConfig) -> bool:
     """Whether the values that the estimate reads are positive numbers. Another check reports those that are not."""
     data, actor, rollout = config.data, config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
-    sizes = (
+    rewards = config.reward.reward_model
+    sizes = [
         data.max_prompt_length,
         data.max_response_length,
         actor.ppo_max_token_len_per_gpu,
@@ -38,8 +49,12 @@ def has_valid_sizes(config: DictConfig) -> bool:
         rollout.tensor_model_parallel_size,
         config.trainer.nnodes,
         config.trainer.n_gpus_per_node,
-    )
-    return all(is_whole(size, 1) for size in sizes) and is_finite(rollout.gpu_memory_utilization)
+    ]
+    shares = [rollout.gpu_memory_utilization]
+    if rewards.enable:
+        sizes.append(rewards.rollout.tensor_model_parallel_size)
+        shares.append(rewards.rollout.gpu_memory_utilization)
+    return all(is_whole(size, 1) for size in sizes) and all(is_finite(share) for share in shares)
 
 
 def has_adapter(config: DictConfig) -> bool:
@@ -53,6 +68,8 @@ def footprint_of(config: DictConfig, shape: Shape) -> Footprint:
     If ``hardware.gpu_memory_gib`` is not a number, ``memory_gib`` is 0.
     """
     actor, model, rollout = (config.actor_rollout_ref[name] for name in ("actor", "model", "rollout"))
+    rewards = config.reward.reward_model
+    is_colocated = rewards.enable and not rewards.enable_resource_pool
     fsdp, gpus = actor.fsdp_config, config.trainer.nnodes * config.trainer.n_gpus_per_node
     length = config.data.max_prompt_length + config.data.max_response_length
     split = sequence_parallel(actor)
@@ -71,7 +88,7 @@ def footprint_of(config: DictConfig, shape: Shape) -> Footprint:
         sdpa=attention_of(config) == SDPA,
         packed=bool(model.use_remove_padding),
         dynamic=bool(actor.use_dynamic_bsz),
-        sleeps=bool(rollout.free_cache_engine and rollout.get("enable_sleep_mode", True)),
+        sleeps=_sleeps(rollout),
         tokens=actor.ppo_max_token_len_per_gpu
         if actor.use_dynamic_bsz
         else (actor.ppo_micro_batch_size_per_gpu or 1) * length // split,
@@ -82,4 +99,10 @@ def footprint_of(config: DictConfig, shape: Shape) -> Footprint:
         utilization=rollout.gpu_memory_utilization,
         tensor_parallel=rollout.tensor_model_parallel_size,
         max_model_len=rollout.max_model_len,
+        reward_share=rewards.rollout.gpu_memory_utilization if is_colocated else 0.0,
+        reward_sleeps=_sleeps(rewards.rollout) or not is_colocated,
     )
+
+
+def _sleeps(rollout: DictConfig) -> bool:
+    return bool(rollout.free_cache_engine and rollout.get("enable_sleep_mode", True))

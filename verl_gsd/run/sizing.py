@@ -23,7 +23,7 @@ from verl_gsd.dotted_keys import dotted_leaves
 from verl_gsd.errors import OUR_MODES
 from verl_gsd.planning.footprint import TIGHT, TOO_MUCH, Footprint
 from verl_gsd.run.compose import Line, resolve
-from verl_gsd.run.footprint import footprint_of, gpu_memory_gib, has_valid_sizes, shape_of
+from verl_gsd.run.footprint import MEMORY_OF_A_GPU, footprint_of, gpu_memory_gib, has_valid_sizes, shape_of
 from verl_gsd.scalars import as_yaml
 
 _ACTOR, _ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
@@ -197,13 +197,13 @@ def _max_lengths(start: Footprint, fixed: Collection[str]) -> Sequence[int | Non
 
 
 def _fits(candidate: Footprint, limit: float, sequences: int) -> bool:
-    share, resident = candidate.share_gib(), candidate.resident_gib()
+    share = candidate.share_gib()
     return (
         candidate.tokens >= candidate.least_tokens
         and candidate.vllm_length() >= min(candidate.length, candidate.shape.positions)
         and sum(candidate.update_parts().values()) <= limit * candidate.memory_gib
         and candidate.vllm_weights_gib() + candidate.one_sequence_gib() <= share
-        and share + resident <= min(limit, 1) * candidate.memory_gib
+        and max(candidate.generation_gib(), candidate.scoring_gib()) <= min(limit, 1) * candidate.memory_gib
         and candidate.cached_sequences() >= sequences
     )
 
@@ -327,8 +327,8 @@ def sizing_lines(config: DictConfig) -> Iterator[str]:
     if hardware.get("gpu_memory_gib", 0) is None:
         yield (
             "hardware.gpu_memory_gib is not known here: memory is not checked, and the memory settings are those of "
-            f"hardware={hardware.name} unless the machine that starts the run knows it. Set hardware.gpus_per_node and "
-            "hardware.gpu_memory_gib to describe the GPUs."
+            f"hardware={hardware.name} unless the machine that starts the run knows it. To describe the GPUs, set "
+            f"hardware.gpus_per_node, and set hardware.gpu_memory_gib to {MEMORY_OF_A_GPU}."
         )
     machine, *choices = hardware.get("sizing") or ("",)
     if choices:

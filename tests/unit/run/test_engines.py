@@ -206,6 +206,8 @@ def test_reason_for_a_gpu_run_without_flash_attention_is_printed(compose_fast):
     config, _ = compose_fast(*A100)
     reason = "flash-attn" if attention_here() == "sdpa" else ""
     assert reason in "".join(attention_reason(config))
+    lines = [*audit(config).lines(), *attention_reason(config)]
+    assert sum(line.startswith("attention: ") for line in lines) == 1
     OmegaConf.update(config, ATTENTION, "flash_attention_2", force_add=True)
     assert list(attention_reason(config)) == []
     lines = list(audit(config).lines())

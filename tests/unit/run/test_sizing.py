@@ -12,7 +12,7 @@ from places import ROOT
 
 from verl_gsd import config as groups
 from verl_gsd.cli import train as command
-from verl_gsd.planning.footprint import TIGHT, TOO_MUCH, Footprint
+from verl_gsd.planning.footprint import REWARD_AWAKE, STEP_COPY, TIGHT, TOO_MUCH, Footprint
 from verl_gsd.planning.memory import SHAPES, Shape
 from verl_gsd.run import sizing
 from verl_gsd.run.checks import memory
@@ -51,6 +51,7 @@ MACHINES = {
     "2 x 24 GB": (2, 22),
     "4 x 24 GB": (4, 22),
     "1 x 80 GB": (1, 79),
+    "2 x 80 GB": (2, 79),
     "4 x 80 GB": (4, 79),
     "8 x 80 GB": (8, 79),
     "2 nodes of 8 x 80 GB": (8, 79),
@@ -108,7 +109,7 @@ def test_the_table_is_monotone():
     for machines in (
         ("1 x 12 GB", "1 x 24 GB", "1 x 80 GB"),
         ("1 x 24 GB", "2 x 24 GB", "4 x 24 GB"),
-        ("1 x 80 GB", "4 x 80 GB", "8 x 80 GB"),
+        ("1 x 80 GB", "2 x 80 GB", "4 x 80 GB", "8 x 80 GB"),
     ):
         for table in (full, adapter):
             for column in range(len(MODELS)):
@@ -150,6 +151,28 @@ def test_by_hand_seven_billion_parameters_on_eight_gpus_stay_there():
     assert "14.2 GiB per GPU" in chosen.reasons["offload_policy"]
     assert "52.3 of 79 GiB" in chosen.reasons["tokens"]
     assert set(chosen.reasons) == {"offload_policy", "tokens", "tensor_parallel", "utilization"}
+
+
+def test_by_hand_the_step_of_seven_billion_parameters_on_two_gpus_needs_more_than_the_backward_pass():
+    """20 bytes of 7.615e9 / 2 are 70.9 GiB, and 4 more are above 90% of 79; the backward pass would take 70.3."""
+    one = footprint(gpus=2)
+    on_gpu = choose(one, {"offload_policy"}).footprint
+    assert on_gpu.update_parts() == pytest.approx({"states": 56.7, STEP_COPY: 14.2, "overhead": 4.0}, abs=0.05)
+    assert choose(one).footprint.offload_policy
+    assert STEP_COPY not in replace(on_gpu, offload_policy=True).update_parts(), "the CPU runs the optimizer"
+    assert STEP_COPY not in replace(on_gpu, adapter=True).update_parts(), "the weights have no moments"
+
+
+def test_a_reward_model_on_the_same_gpus_leaves_less_room():
+    """3B on one GPU of 79 GiB keeps 34.5 GiB there, and half of the GPU for the reward model is 39.5."""
+    alone = choose(footprint("3B"))
+    assert not alone.footprint.param_offload
+    shared = choose(footprint("3B", reward_share=0.5))
+    assert shared.footprint.param_offload and shared.footprint.scoring_gib() == pytest.approx(39.5)
+    assert "make room" in shared.reasons["param_offload"]
+    awake = choose(footprint("3B", reward_share=0.5, reward_sleeps=False)).footprint
+    assert awake.update_parts()[REWARD_AWAKE] == pytest.approx(39.5)
+    assert awake.share_gib() + awake.resident_gib() <= 79 - 39.5
 
 
 def test_vllm_gets_what_the_trainer_leaves():
@@ -382,6 +405,7 @@ def test_nothing_is_chosen_where_the_sizes_are_not_known():
     unknown = resolve(compose_config(parse_line([FIRST_HOUR, "hardware=8xa100_80g", "hardware.gpu_memory_gib=null"])))
     (line,) = sizing_lines(unknown)
     assert line.startswith("hardware.gpu_memory_gib is not known here") and "hardware.gpus_per_node" in line
+    assert "nvidia-smi" in line and "22 for an L4 of 24 GB" in line
 
 
 def test_a_run_that_does_not_fit_is_rejected_once_with_what_would():

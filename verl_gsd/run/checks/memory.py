@@ -13,12 +13,20 @@ from dataclasses import replace
 import psutil
 from omegaconf import DictConfig, OmegaConf
 
-from verl_gsd.planning.footprint import AWAKE, TIGHT, TOO_MUCH, Footprint
-from verl_gsd.planning.memory import Shape
+from verl_gsd.planning.footprint import AWAKE, REWARD_AWAKE, TIGHT, TOO_MUCH, Footprint
+from verl_gsd.planning.memory import Shape, kv_cache_gib, weights_gib
 from verl_gsd.run.checks.parallelism import sequence_parallel
-from verl_gsd.run.cluster_lock import accelerators
+from verl_gsd.run.cluster_lock import accelerators, separate_accelerators
 from verl_gsd.run.compose import Line
-from verl_gsd.run.footprint import footprint_of, gpu_memory_gib, has_adapter, has_valid_sizes, shape_of
+from verl_gsd.run.footprint import (
+    MEMORY_OF_A_GPU,
+    footprint_of,
+    gpu_memory_gib,
+    has_adapter,
+    has_valid_sizes,
+    shape_of,
+    shape_of_model,
+)
 from verl_gsd.run.sizing import choose, in_words, what_would_fit
 from verl_gsd.scalars import is_finite
 
@@ -29,6 +37,7 @@ _ADAMW_S, SLOW_OPTIMIZER_S = 8.65, 15.0
 _CPU_PARAMETERS = 2e8
 
 _ACTOR, _ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
+_REWARDS = "reward.reward_model"
 
 
 def check_memory(config: DictConfig, line: Line) -> Iterator[str]:
@@ -37,7 +46,7 @@ def check_memory(config: DictConfig, line: Line) -> Iterator[str]:
     size = OmegaConf.select(config, "hardware.gpu_memory_gib")
     if size is not None and not (is_finite(size) and size > 0):
         yield (
-            f"hardware.gpu_memory_gib={size}: not a number above 0. Set it to the GiB of one GPU, or to null to skip "
+            f"hardware.gpu_memory_gib={size}: not a number above 0. Set it to {MEMORY_OF_A_GPU}, or to null to skip "
             "the checks of memory."
         )
     shape = shape_of(config)
@@ -65,6 +74,7 @@ def check_memory(config: DictConfig, line: Line) -> Iterator[str]:
     if problems:
         problems[-1] += f" {_what_fits(footprint)}"
     yield from problems
+    yield from _check_reward_model(config, footprint)
 
 
 def _what_fits(footprint: Footprint) -> str:
@@ -105,6 +115,8 @@ def estimate(config: DictConfig) -> Iterator[str]:
         f"and {resident:.0f} for weights and optimizer of the trainer. The KV cache holds {cached} "
         "sequences of full length."
     )
+    if footprint.reward_share:
+        yield from _estimate_reward_model(config, footprint)
     if TIGHT * memory < sum(update.values()) <= TOO_MUCH * memory:
         yield f"warning: the update may not fit into GPU memory. {_how_to_shrink(config, update)}"
     if config.actor_rollout_ref.actor.use_dynamic_bsz and not config.actor_rollout_ref.model.use_remove_padding:
@@ -124,7 +136,7 @@ def estimate(config: DictConfig) -> Iterator[str]:
             f"warning: weights, gradients and optimizer need {host:.0f} GiB of this machine's memory, and it has "
             f"{here:.0f}. Use a smaller model, LoRA (actor_rollout_ref.model.lora_rank), or a machine with more memory."
         )
-    if TIGHT * memory < share + resident <= memory:
+    if TIGHT * memory < footprint.generation_gib() <= memory:
         yield f"warning: little GPU memory is left during generation. Set a smaller {_ROLLOUT}.gpu_memory_utilization."
     if cached < rollout.n:
         yield (
@@ -141,8 +153,10 @@ def _check_gpu_count(config: DictConfig) -> Iterator[str]:
     available = hardware.nodes * hardware.gpus_per_node
     needed = accelerators(config)
     if needed > available:
-        separate = needed - trainer.nnodes * trainer.n_gpus_per_node
-        others = f" and {separate} for the reward model (reward.reward_model.n_gpus_per_node)" if separate else ""
+        others = "".join(
+            f", with {count} more GPUs for {section} ({section}.n_gpus_per_node)"
+            for section, count in separate_accelerators(config).items()
+        )
         yield (
             f"trainer.n_gpus_per_node={trainer.n_gpus_per_node} on {trainer.nnodes} nodes{others}: hardware="
             f"{hardware.name} has only {available} GPUs. Set a smaller number, set hardware.nodes to the number of "
@@ -167,7 +181,9 @@ def _how_to_shrink(config: DictConfig, parts: dict[str, float]) -> str:
     actor = config.actor_rollout_ref.actor
     if parts.get(AWAKE, 0) > parts["states"]:
         return f"Set {_ROLLOUT}.free_cache_engine=true (and enable_sleep_mode=true)."
-    if parts["states"] > parts["logits"] + parts["activations"]:
+    if parts.get(REWARD_AWAKE, 0) > parts["states"]:
+        return f"Set {_REWARDS}.rollout.free_cache_engine=true (and enable_sleep_mode=true)."
+    if parts["states"] > parts.get("logits", 0) + parts.get("activations", 0):
         return f"Set {_ACTOR}.fsdp_config.offload_policy=true (with strategy=fsdp2), or use more GPUs."
     if not actor.use_dynamic_bsz:
         return f"Set {_ACTOR}.ppo_micro_batch_size_per_gpu below {actor.ppo_micro_batch_size_per_gpu}."
@@ -201,6 +217,54 @@ def _check_rollout(config: DictConfig, footprint: Footprint) -> Iterator[str]:
             f"{setting} of {memory:g} GiB: in addition to these {share:.0f} GiB, the trainer keeps weights and "
             f"optimizer of {resident:.0f} GiB on the GPU. Set a smaller share, or "
             f"{_ACTOR}.fsdp_config.param_offload=true and optimizer_offload=true."
+        )
+    elif max(footprint.generation_gib(), footprint.scoring_gib()) > memory:
+        sleepless = [
+            f"{section}.free_cache_engine=true"
+            for section, sleeps in ((_ROLLOUT, footprint.sleeps), (f"{_REWARDS}.rollout", footprint.reward_sleeps))
+            if not sleeps
+        ]
+        yield (
+            f"{_REWARDS}.rollout.gpu_memory_utilization={footprint.reward_share:g} of {memory:g} GiB: the reward model "
+            f"gets {footprint.reward_gib():.0f} GiB of the trainer's GPUs. At the same time, weights and optimizer of "
+            f"the trainer need {resident:.0f} GiB"
+            + (f", and the vLLM of the policy {share:.0f} GiB" if sleepless else "")
+            + f". Set {' and '.join(sleepless) or 'a smaller share'}, {_ACTOR}.fsdp_config.param_offload=true and "
+            f"optimizer_offload=true, or {_REWARDS}.enable_resource_pool=true for GPUs of its own."
+        )
+
+
+def _check_reward_model(config: DictConfig, footprint: Footprint) -> Iterator[str]:
+    """Check that a reward model of known shape fits into its share of a GPU."""
+    model, rollout, memory = config.reward.reward_model, config.reward.reward_model.rollout, footprint.memory_gib
+    shape = shape_of_model(str(model.model_path)) if model.enable else None
+    if shape is None:
+        return
+    parallel, share = rollout.tensor_model_parallel_size, rollout.gpu_memory_utilization * memory
+    weights, max_length = weights_gib(shape, parallel), rollout.max_model_len or shape.positions
+    cache = kv_cache_gib(shape, max_length, parallel)
+    if weights + cache > share:
+        yield (
+            f"{_REWARDS}.rollout.gpu_memory_utilization={rollout.gpu_memory_utilization:g} of {memory:g} GiB: the "
+            f"reward model gets {share:.1f} GiB. Its weights need {weights:.1f} GiB, and the KV cache of one sequence "
+            f"of {max_length} tokens, without which vLLM does not start, {cache:.1f} GiB. Set a larger share, a "
+            f"smaller {_REWARDS}.rollout.max_model_len, or tensor_model_parallel_size above {parallel}."
+        )
+
+
+def _estimate_reward_model(config: DictConfig, footprint: Footprint) -> Iterator[str]:
+    """Describe the memory of a reward model on the trainer's GPUs."""
+    model, path = config.reward.reward_model, config.reward.reward_model.model_path
+    yield (
+        f"estimated GiB per GPU while the reward model scores, of {footprint.memory_gib:g}: "
+        f"{footprint.reward_gib():.0f} for the reward model and {footprint.resident_gib():.0f} for weights and "
+        "optimizer of the trainer."
+    )
+    if shape_of_model(str(path)) is None:
+        yield (
+            f"warning: {_REWARDS}.model_path={path}: the sizes of this model are not known. Make sure that its weights "
+            f"on {model.rollout.tensor_model_parallel_size} GPUs and the KV cache of one sequence fit into "
+            f"{footprint.reward_gib():.0f} GiB per GPU, or set model_path to a local folder of the model to check it."
         )
 
 

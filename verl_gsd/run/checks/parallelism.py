@@ -36,7 +36,7 @@ def attention_reason(config: DictConfig) -> Iterator[str]:
     """A line for the console and the log that says why a GPU run does not use flash-attn, if it does not."""
     problem, is_fsdp = flash_attention_problem(), config.actor_rollout_ref.actor.strategy in ("fsdp", "fsdp2")
     if problem and is_fsdp and config.trainer.device != "cpu" and attention_of(config) == SDPA:
-        yield f"attention: {SDPA}, because {problem} on the machine that starts the run"
+        yield f"{problem} on the machine that starts the run, so that the run uses PyTorch's SDPA"
 
 
 def check_attention(config: DictConfig, line: Line) -> Iterator[str]:

@@ -135,7 +135,7 @@ REASONS = {
     "reward.reward_model.rollout": _DEVICE,
     "reward.reward_model.rollout.prompt_length": _LENGTHS,
     "reward.reward_model.rollout.response_length": _LENGTHS,
-    "reward.reward_manager.reward_kwargs": _LENGTHS,
+    **dict.fromkeys(("reward.reward_kwargs", "reward_model.reward_kwargs"), _LENGTHS),
     "trainer.total_epochs": _STEPS,
     "trainer.total_training_steps": _STEPS,
     "actor_rollout_ref.actor.optim.total_training_steps": _STEPS,
@@ -325,6 +325,7 @@ def _replacements(original: DictConfig, files: Files, sizes: Sizes) -> dict[str,
         f"{rollout}.max_model_len": None,
         "actor_rollout_ref.model.path": str(files.model),
         "actor_rollout_ref.model.use_fused_kernels": False,
+        **_shorter_overlong_buffer(original, files.response_tokens),
         **dict.fromkeys(_present(original, "actor_rollout_ref.model", _OTHER_FOLDERS)),
         **dict.fromkeys(_present(original, "trainer", ("rollout_data_dir", "validation_data_dir"))),
         **dict.fromkeys(_present(original, rollout, ("data_parallel_size", "pipeline_model_parallel_size")), 1),
@@ -375,6 +376,22 @@ def _replacements(original: DictConfig, files: Files, sizes: Sizes) -> dict[str,
             },
         }
     return values
+
+
+def _shorter_overlong_buffer(original: DictConfig, response_tokens: int) -> dict[str, int]:
+    """The lengths of DAPO's penalty on long responses, so that it starts in the same part of a response as before.
+
+    verl does not derive them from the limit of responses, and fails if the buffer is longer than that limit. verl also
+    accepts its older section ``reward_model``.
+    """
+    limit = original.data.max_response_length
+    names = ("max_resp_len", "overlong_buffer_cfg.len")
+    sizes = {
+        key: OmegaConf.select(original, key)
+        for section in ("reward", "reward_model")
+        for key in (f"{section}.reward_kwargs.{name}" for name in names)
+    }
+    return {key: max(1, round(size * response_tokens / limit)) for key, size in sizes.items() if is_whole(size, 1)}
 
 
 _OTHER_FOLDERS = ("hf_config_path", "tokenizer_path", "lora_adapter_path")

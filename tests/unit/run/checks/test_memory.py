@@ -131,6 +131,66 @@ def test_configs_that_do_not_fit_are_rejected_with_the_fix(sized, keys, said):
     assert re.search(said, problem), problem
 
 
+def test_gpus_beside_the_trainers_are_named_by_the_key_that_sets_them(sized):
+    pool = {"actor_rollout_ref__rollout__nnodes": 1, "actor_rollout_ref__rollout__n_gpus_per_node": 2}
+    apart = {"trainer__v1__trainer_mode": "gsd_separate_async", **pool}
+    rollout = "with 2 more GPUs for actor_rollout_ref.rollout (actor_rollout_ref.rollout.n_gpus_per_node)"
+    reward = "with 3 more GPUs for reward.reward_model (reward.reward_model.n_gpus_per_node)"
+    own_pool = {f"reward__reward_model__{name}": True for name in ("enable", "enable_resource_pool")}
+    own_pool |= {"reward__reward_model__nnodes": 1, "reward__reward_model__n_gpus_per_node": 3}
+    for keys, named, others in ((apart, rollout, reward), (own_pool, reward, rollout)):
+        (problem,) = memory.check_memory(sized("hadw/qwen3_4b_base", "8xa100_80g", **keys), Line({}, ()))
+        assert named in problem and others not in problem
+    (problem,) = memory.check_memory(sized("hadw/qwen3_4b_base", "8xa100_80g", **apart, **own_pool), Line({}, ()))
+    assert rollout in problem and reward in problem
+
+
+REWARDS = "reward__reward_model__"
+COLOCATED = {f"{REWARDS}enable": True, f"{REWARDS}model_path": "Qwen/Qwen2.5-7B", "trainer__v1__trainer_mode": "sync"}
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        # 12 bytes of 7.6e9 / 8 are 10.6 GiB, and .9 x 79 are 71.1.
+        (
+            {f"{REWARDS}rollout__gpu_memory_utilization": 0.9},
+            r"^reward\.reward_model\.rollout\.gpu_memory_utilization=0\.9 .*gets 71 GiB.* need 11 GiB\. Set a smaller",
+        ),
+        (
+            {f"{REWARDS}rollout__free_cache_engine": False, f"{REWARDS}rollout__gpu_memory_utilization": 0.2},
+            r"gets 16 GiB.* need 11 GiB, and the vLLM of the policy 55 GiB\. Set reward\..*free_cache_engine=true, ",
+        ),
+        # 7.1 GiB of weights and 131,072 tokens of 28 KiB on each of two GPUs.
+        (
+            {f"{REWARDS}rollout__gpu_memory_utilization": 0.1},
+            r"gets 7\.9 GiB.* need 7\.1 GiB.*131072 tokens.* 3\.5 GiB",
+        ),
+    ],
+)
+def test_a_reward_model_that_does_not_fit_beside_the_trainer_is_rejected(sized, keys, said):
+    assert list(memory.check_memory(sized("gvpo/qwen2.5_math_7b", "8xa100_80g", **COLOCATED), Line({}, ()))) == []
+    (problem,) = memory.check_memory(sized("gvpo/qwen2.5_math_7b", "8xa100_80g", **COLOCATED, **keys), Line({}, ()))
+    assert re.search(said, problem), problem
+    apart = {f"{REWARDS}enable_resource_pool": True, f"{REWARDS}nnodes": 1, f"{REWARDS}n_gpus_per_node": 2}
+    config = sized("gvpo/qwen2.5_math_7b", "8xa100_80g", **COLOCATED, **keys, **apart, trainer__n_gpus_per_node=4)
+    problems = list(memory.check_memory(config, Line({}, ())))
+    assert bool(problems) == ("131072" in said), "on GPUs of its own only its weights must fit"
+
+
+def test_the_share_of_a_reward_model_is_part_of_the_estimate(sized):
+    known = list(memory.estimate(sized("gvpo/qwen2.5_math_7b", "8xa100_80g", **COLOCATED)))
+    assert "while the reward model scores, of 79: 40 for the reward model and 11 for weights" in known[1]
+    assert not any(line.startswith("warning") for line in known)
+    unknown = COLOCATED | {f"{REWARDS}model_path": "someone/new"}
+    (warning,) = [
+        line
+        for line in memory.estimate(sized("gvpo/qwen2.5_math_7b", "8xa100_80g", **unknown))
+        if line.startswith("warning")
+    ]
+    assert "model_path=someone/new" in warning and "on 2 GPUs" in warning and "40 GiB per GPU" in warning
+
+
 def test_offloading_saves_gpu_memory(sized):
     whole = sized("hadw/qwen3_8b_base", "1xh200", **{OFFLOADED: False})
     first, second = memory.check_memory(whole, Line({}, ()))
@@ -209,7 +269,7 @@ def test_kv_cache_must_hold_a_sequence_of_the_models_full_context(sized):
 def test_gpu_memory_that_is_not_a_number_is_rejected(sized):
     text = sized("gvpo/qwen2.5_math_7b", "8xa100_80g", hardware__gpu_memory_gib="80GB")
     (problem,) = memory.check_memory(text, Line({}, ()))
-    assert problem.startswith("hardware.gpu_memory_gib=80GB: ")
+    assert problem.startswith("hardware.gpu_memory_gib=80GB: ") and "22 for an L4 of 24 GB" in problem
     for key in ("hardware__gpu_memory_gib", f"{ACTOR}fsdp_config__fsdp_size"):
         assert list(memory.check_memory(sized("gvpo/qwen2.5_math_7b", "8xa100_80g", **{key: None}), Line({}, ()))) == []
 

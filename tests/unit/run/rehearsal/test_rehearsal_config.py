@@ -104,6 +104,21 @@ def test_groups_fit_into_micro_batches_where_they_did_before():
         assert sequences[0] == sequences[1]
 
 
+@pytest.mark.parametrize("section", ["reward", "reward_model"])
+@pytest.mark.parametrize("limit", ["${data.max_response_length}", 3072])
+def test_the_penalty_on_long_responses_starts_in_the_same_part_of_a_response(section, limit):
+    """16 of 3,072 tokens: a buffer of 768 becomes 4."""
+    original = composed("gsd/qwen2.5_math_1.5b", MACHINE, "data.max_response_length=3072", resolved=False).copy()
+    buffer = {"enable": True, "len": 768, "penalty_factor": 1.0}
+    values = {"max_resp_len": limit, "overlong_buffer_cfg": buffer}
+    OmegaConf.update(original, f"{section}.reward_kwargs", values, force_add=True)
+    config, replacements = rehearsal_config(original, FILES)
+    assert config[section].reward_kwargs == {"max_resp_len": 16, "overlong_buffer_cfg": buffer | {"len": 4}}
+    listed = {one.key: (one.before, one.after, one.reason) for one in replacements}
+    key = f"{section}.reward_kwargs.overlong_buffer_cfg.len"
+    assert listed[key] == (768, 4, "prompts and responses are short")
+
+
 def test_the_real_reward_function_and_its_arguments_reach_the_seeded_one():
     _, config, _ = rehearsed("gsd/qwen2.5_math_1.5b")
     function = config.reward.custom_reward_function
