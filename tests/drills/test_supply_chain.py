@@ -1,4 +1,4 @@
-"""The environment that ``LOCKED=1 scripts/setup.sh`` makes, its bill of materials, and a file other than the locked one."""
+"""The environment of ``LOCKED=1 scripts/setup.sh``, its bill of materials, and a file other than the locked one."""
 
 import json
 import os
