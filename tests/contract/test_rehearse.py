@@ -6,12 +6,14 @@ import re
 import pyarrow.parquet as pq
 import pytest
 import rehearsal_data
+import yaml
 from places import SUPPORT
 from typer.testing import CliRunner
 
 from verl_gsd.cli import rehearse
 from verl_gsd.cli.main import app
-from verl_gsd.run import footprint
+from verl_gsd.dotted_keys import dotted_leaves
+from verl_gsd.run import footprint, launch
 
 KEY = "reward.custom_reward_function"
 MODEL = "actor_rollout_ref.model.path"
@@ -21,6 +23,17 @@ TWO_SMALL_GPUS = ("hardware.gpus_per_node=2", "hardware.gpu_memory_gib=22", "act
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return rehearsal_data.write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def own_data(tmp_path):
+    """The folder that ``verl-gsd prepare`` makes of 64 problems of a user."""
+    rows = [{"problem": f"What is {n} + {n}?", "answer": str(2 * n)} for n in range(64)]
+    for split, part in (("test", rows[:8]), ("train", rows[8:])):
+        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+        words = ("--input", f"{tmp_path}/rows.jsonl", "--data", str(tmp_path), "--split", split)
+        assert CliRunner().invoke(app, ["prepare", "mine", *words]).exit_code == 0
+    return tmp_path / "mine"
 
 
 @pytest.fixture
@@ -61,14 +74,9 @@ def test_a_right_config_starts_its_run_and_both_lists_are_printed(rehearsed, tmp
     assert code == 2 and "run-rehearsal" in output, "an earlier rehearsal is not overwritten"
 
 
-def test_a_line_with_own_data_is_rehearsed_with_its_files_its_verifier_and_its_sizes(rehearsed, data, tmp_path):
-    rows = [{"problem": f"What is {n} + {n}?", "answer": str(2 * n)} for n in range(64)]
-    for split, part in (("test", rows[:8]), ("train", rows[8:])):
-        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
-        words = ("--input", f"{tmp_path}/rows.jsonl", "--data", str(tmp_path), "--split", split)
-        assert CliRunner().invoke(app, ["prepare", "mine", *words]).exit_code == 0
+def test_a_line_with_own_data_is_rehearsed_with_its_files_its_verifier_and_its_sizes(rehearsed, data, own_data, tmp_path):
     model = f"{data}/models/Qwen2.5-Math-7B-16k"
-    line = ("algo=grpo", f"data={tmp_path}/mine", f"model={model}", f"trainer.default_local_dir={tmp_path}/run")
+    line = ("algo=grpo", f"data={own_data}", f"model={model}", f"trainer.default_local_dir={tmp_path}/run")
     code, output, (config,) = rehearsed(line=(*line, "hardware=gpu", *TWO_SMALL_GPUS))
     assert code == 0, output
     function = config.reward.custom_reward_function.reward_kwargs.rehearsal
@@ -76,6 +84,56 @@ def test_a_line_with_own_data_is_rehearsed_with_its_files_its_verifier_and_its_s
     assert set(pq.read_table(config.data.train_files[0])["data_source"].to_pylist()) == {"mine"}
     assert "data.train_batch_size 8 -> 8" not in output and "updates per step: 1" in output
     assert "whether memory fits" not in output and "the estimated memory fits" in output
+
+
+DAPO = ("recipe=hadw/qwen3_4b_base_dapo", "hardware=8xa100_80g")
+LORA = ("recipe=start/gsm8k_qwen2.5_0.5b_lora", "hardware=gpu", *TWO_SMALL_GPUS)
+OWN_DATA = ("algo=hadw", "data={own}", "hardware=gpu", *TWO_SMALL_GPUS)
+#: What the launcher sets for every run: where its loggers write, and the number of the attempt.
+LAUNCHER = "ray_kwargs.ray_init.runtime_env.env_vars."
+
+
+@pytest.mark.parametrize("line", [DAPO, LORA, OWN_DATA], ids=lambda line: line[0])
+def test_every_key_that_differs_from_the_run_is_printed(data, own_data, tmp_path, monkeypatch, line):
+    """The config of the run is that of --dry-run. The rehearsal's is the file that its trainer would read."""
+    monkeypatch.setenv("VERL_GSD_DATA", str(data))
+    started = []
+
+    def stub_that_trains_nothing(run, attempt, **callbacks):
+        started.append(leaves(run.config.read_text()))
+
+    monkeypatch.setattr(launch, "train", stub_that_trains_nothing)
+    model = f"{MODEL}={data}/models/Qwen2.5-Math-7B-16k"
+    words = [word.format(own=own_data) for word in (*line, model, f"trainer.default_local_dir={tmp_path}/run")]
+    dry_run = CliRunner().invoke(app, ["train", *words, "--dry-run"])
+    assert dry_run.exit_code == 0, dry_run.stderr
+    output = CliRunner().invoke(app, ["train", *words, "--rehearse"]).output
+    replaced = re.search(r"\nreplaced:\n(.*?)\n(?! )", output, re.DOTALL)[1]
+    original, (first, second) = leaves(dry_run.stdout), started
+    for values in (first, second):
+        for key in launcher_keys(tmp_path):
+            values.pop(key)
+    for key in {*original, *first}:
+        if original.get(key) != first.get(key):
+            change = f"{key} {shown(original.get(key))} -> {shown(first.get(key))}"
+            assert f": {change}" in replaced or f"; {change}" in replaced
+    assert {key for key in {*first, *second} if first.get(key) != second.get(key)} == {"trainer.total_training_steps"}
+    assert first["trainer.total_training_steps"] == 2 and second["trainer.total_training_steps"] == 3
+    assert "2 steps, a checkpoint, a resume and one more step: " in replaced
+
+
+def leaves(text):
+    return dict(dotted_leaves(yaml.safe_load(text)))
+
+
+def launcher_keys(folder):
+    return [f"{LAUNCHER}{name}" for name in launch._logger_environment(launch.RunDirectory(folder), 1)]
+
+
+def shown(value):
+    """A value as the list of replacements shows it: the end of a long one."""
+    text = "null" if value is None else str(value)
+    return text if len(text) <= 60 else f"...{text[-60:]}"
 
 
 def test_checks_that_could_not_be_made_are_not_seen_to_work(rehearsed, monkeypatch):
