@@ -68,13 +68,13 @@ def test_a_right_config_starts_its_run_and_both_lists_are_printed(rehearsed, tmp
     assert "data.max_response_length 3072 -> 16" in replaced
     assert "the estimated memory fits the GPUs" in output and "NCCL" in output
     rows = pq.read_table(config.data.train_files[0])
-    assert rows.column_names == ["data_source", "prompt", "reward_model", "extra_info"] and len(rows) == 16
+    assert rows.column_names == ["data_source", "prompt", "reward_model", "extra_info"] and len(rows) == 32
     assert (tmp_path / "run-rehearsal" / "report.txt").is_file()
     code, output, _ = rehearsed()
     assert code == 2 and "run-rehearsal" in output, "an earlier rehearsal is not overwritten"
 
 
-def test_a_line_with_own_data_is_rehearsed_with_its_files_its_verifier_and_its_sizes(rehearsed, data, own_data, tmp_path):
+def test_own_data_is_rehearsed_with_its_files_its_verifier_and_its_sizes(rehearsed, data, own_data, tmp_path):
     model = f"{data}/models/Qwen2.5-Math-7B-16k"
     line = ("algo=grpo", f"data={own_data}", f"model={model}", f"trainer.default_local_dir={tmp_path}/run")
     code, output, (config,) = rehearsed(line=(*line, "hardware=gpu", *TWO_SMALL_GPUS))
@@ -136,6 +136,46 @@ def shown(value):
     return text if len(text) <= 60 else f"...{text[-60:]}"
 
 
+def with_own_dataset(folder, name, rows=200):
+    """The words for a dataset class of a user and its files of 200 rows."""
+    table = [{"question": f"What is {n} + {n}?", "result": str(2 * n), "number": n} for n in range(rows)]
+    (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table))
+    files = [f"data.{split}_files={folder}/questions.jsonl" for split in ("train", "val")]
+    return (*files, f"data.custom_cls.path={SUPPORT}/rehearsal_datasets.py", f"data.custom_cls.name={name}")
+
+
+def test_a_dataset_class_of_the_user_reads_the_users_files_with_a_limit(rehearsed, tmp_path):
+    code, output, (config,) = rehearsed(*with_own_dataset(tmp_path, "Questions"))
+    assert code == 0, output
+    assert config.data.custom_cls.name == "Questions" and "data.custom_cls.name=Questions" in output
+    assert config.data.train_files == f"{tmp_path}/questions.jsonl" and "data.train_files" not in output
+    assert config.data.train_max_samples == 32 and config.data.val_max_samples == 4
+    assert "data.train_max_samples -1 -> 32" in output
+    assert 0 < config.data.max_prompt_length < 300, "that of the prompts of the class"
+    assert "the reward function accepts all 36 that were checked" in output
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "said"),
+    [
+        ("EndlessQuestions", (), "has 200 rows, although its argument max_samples was 32"),
+        ("BrokenQuestions", (), "RuntimeError: the index is damaged"),
+        ("Nothing", (), "AttributeError"),
+        ("Questions", ("data.shuffle=true", "data.seed=null"), "Set data.seed=1"),
+        ("Questions", ("data.prompt_key=problem",), "has no rows for data.train_files"),
+    ],
+)
+def test_a_dataset_class_that_cannot_be_rehearsed_is_found(rehearsed, tmp_path, name, words, said):
+    code, output, started = rehearsed(*with_own_dataset(tmp_path, name), *words)
+    assert code == 1 and not started and said in wrong(output)
+
+
+def test_a_small_data_set_need_not_be_limited_by_the_class(rehearsed, tmp_path):
+    code, output, _ = rehearsed(*with_own_dataset(tmp_path, "EndlessQuestions", rows=100))
+    assert code == 0, output
+    assert "the reward function accepts all 200 that were checked" in output
+
+
 def test_checks_that_could_not_be_made_are_not_seen_to_work(rehearsed, monkeypatch):
     monkeypatch.setattr(footprint, "shape_of", lambda config: None)
     code, output, _ = rehearsed("hardware.gpu_memory_gib=null")
@@ -189,6 +229,21 @@ def test_lengths_beyond_the_models_positions_are_found(rehearsed):
 def test_data_that_is_missing_is_found(rehearsed):
     code, output, started = rehearsed("data.train_files=/nowhere/train.parquet")
     assert code == 1 and not started and "verl-gsd prepare" in wrong(output)
+
+
+@pytest.mark.parametrize(
+    ("word", "why", "remedy"),
+    [
+        ("trainer.v1.trainer_mode=gsd_separate_async", "NCCL", "trainer.v1.trainer_mode=gsd_colocate_async"),
+        ("model_engine=megatron", "only FSDP2", "model_engine=dp"),
+    ],
+)
+def test_what_a_cpu_cannot_run_is_rejected_and_the_named_setting_can_be_rehearsed(rehearsed, word, why, remedy):
+    code, output, started = rehearsed(word)
+    assert code == 1 and not started
+    assert f"{word}: " in wrong(output) and why in wrong(output) and f"Rehearse with {remedy}" in wrong(output)
+    code, output, started = rehearsed(remedy)
+    assert code == 0 and started, output
 
 
 @pytest.mark.parametrize("word", ["--dry-run", "resume=somewhere"])
