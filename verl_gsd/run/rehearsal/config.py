@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from verl_gsd import config as groups
 from verl_gsd.dotted_keys import dotted_leaves
 from verl_gsd.errors import OUR_MODES, ConfigError
+from verl_gsd.run.checks.data_files import has_own_dataset
 from verl_gsd.run.cluster_lock import accelerators
 from verl_gsd.run.compose import resolve
 from verl_gsd.run.engines import engine_of
@@ -188,10 +189,9 @@ class Files:
     Attributes:
         run: the run directory.
         model: folder of the tiny model, with its tokenizer.
-        train, val: data files.
+        train, val: data files. A dataset class of the user reads the run's own files.
         train_rows: number of rows for training.
-        train_samples, val_samples: limits of rows for a dataset class of the user, which reads the run's own files. -1:
-            the files were shortened.
+        train_samples, val_samples: limits of rows for a dataset class of the user; -1 for none.
         prompt_tokens, response_tokens: the longest prompt, and the limit of responses.
         rewards: the file to which the seeded reward function appends one line per call.
         accepted_score: the lowest score of an accepted reference; None if none was accepted.
@@ -315,8 +315,6 @@ def _replacements(original: DictConfig, files: Files, sizes: Sizes) -> dict[str,
         "trainer.test_freq": FIRST_STEPS,
         "trainer.resume_mode": "auto",
         "trainer.resume_from_path": None,
-        "data.train_files": list(files.train),
-        "data.val_files": list(files.val),
         "data.train_max_samples": files.train_samples,
         "data.val_max_samples": files.val_samples,
         "data.train_batch_size": sizes.batch,
@@ -331,6 +329,8 @@ def _replacements(original: DictConfig, files: Files, sizes: Sizes) -> dict[str,
         **dict.fromkeys(_present(original, "trainer", ("rollout_data_dir", "validation_data_dir"))),
         **dict.fromkeys(_present(original, rollout, ("data_parallel_size", "pipeline_model_parallel_size")), 1),
     }
+    if not has_own_dataset(original):
+        values |= {"data.train_files": list(files.train), "data.val_files": list(files.val)}
     for role in (actor, "actor_rollout_ref.ref"):
         values |= dict.fromkeys(_present(original, role, ("ulysses_sequence_parallel_size",)), 1)
         engine = f"{role}.fsdp_config"
