@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 import typer
@@ -25,3 +28,15 @@ def _escape_markup(message: str) -> str:
     from rich.markup import escape
 
     return escape(message)
+
+
+@contextmanager
+def without_messages(logger: str) -> Iterator[None]:
+    """Hide warnings of a library's logger, for example torch's about process groups when a checkpoint is only read."""
+    log = logging.getLogger(logger)
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)

@@ -6,13 +6,15 @@ import re
 import pyarrow.parquet as pq
 import pytest
 import rehearsal_data
+import yaml
 from omegaconf import OmegaConf
 from places import SUPPORT
 from typer.testing import CliRunner
 
 from verl_gsd.cli import rehearse
 from verl_gsd.cli.main import app
-from verl_gsd.run import footprint
+from verl_gsd.dotted_keys import dotted_leaves
+from verl_gsd.run import footprint, launch
 from verl_gsd.run.checks.prompt_tokens import prompt_tokens_of
 from verl_gsd.run.rehearsal.model import write_tiny_model
 
@@ -24,6 +26,17 @@ TWO_SMALL_GPUS = ("hardware.gpus_per_node=2", "hardware.gpu_memory_gib=22", "act
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return rehearsal_data.write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def own_data(tmp_path):
+    """The folder that ``verl-gsd prepare`` makes of 64 problems of a user."""
+    rows = [{"problem": f"What is {n} + {n}?", "answer": str(2 * n)} for n in range(64)]
+    for split, part in (("test", rows[:8]), ("train", rows[8:])):
+        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+        words = ("--input", f"{tmp_path}/rows.jsonl", "--data", str(tmp_path), "--split", split)
+        assert CliRunner().invoke(app, ["prepare", "mine", *words]).exit_code == 0
+    return tmp_path / "mine"
 
 
 @pytest.fixture
@@ -58,20 +71,15 @@ def test_a_right_config_starts_its_run_and_both_lists_are_printed(rehearsed, tmp
     assert "data.max_response_length 3072 -> 16" in replaced
     assert "the estimated memory fits the GPUs" in output and "NCCL" in output
     rows = pq.read_table(config.data.train_files[0])
-    assert rows.column_names == ["data_source", "prompt", "reward_model", "extra_info"] and len(rows) == 16
+    assert rows.column_names == ["data_source", "prompt", "reward_model", "extra_info"] and len(rows) == 32
     assert (tmp_path / "run-rehearsal" / "report.txt").is_file()
     code, output, _ = rehearsed()
     assert code == 2 and "run-rehearsal" in output, "an earlier rehearsal is not overwritten"
 
 
-def test_a_line_with_own_data_is_rehearsed_with_its_files_its_verifier_and_its_sizes(rehearsed, data, tmp_path):
-    rows = [{"problem": f"What is {n} + {n}?", "answer": str(2 * n)} for n in range(64)]
-    for split, part in (("test", rows[:8]), ("train", rows[8:])):
-        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
-        words = ("--input", f"{tmp_path}/rows.jsonl", "--data", str(tmp_path), "--split", split)
-        assert CliRunner().invoke(app, ["prepare", "mine", *words]).exit_code == 0
+def test_own_data_is_rehearsed_with_its_files_its_verifier_and_its_sizes(rehearsed, data, own_data, tmp_path):
     model = f"{data}/models/Qwen2.5-Math-7B-16k"
-    line = ("algo=grpo", f"data={tmp_path}/mine", f"model={model}", f"trainer.default_local_dir={tmp_path}/run")
+    line = ("algo=grpo", f"data={own_data}", f"model={model}", f"trainer.default_local_dir={tmp_path}/run")
     code, output, (config,) = rehearsed(line=(*line, "hardware=gpu", *TWO_SMALL_GPUS))
     assert code == 0, output
     function = config.reward.custom_reward_function.reward_kwargs.rehearsal
@@ -92,6 +100,96 @@ def test_verl_builds_prompts_with_the_stand_in_for_a_model_that_cannot_be_loaded
     tokens = prompt_tokens_of(config)
     (length,) = tokens.lengths([[{"role": "user", "content": "1 + 1"}]], 100)
     assert length > len("1 + 1")
+
+
+DAPO = ("recipe=hadw/qwen3_4b_base_dapo", "hardware=8xa100_80g")
+LORA = ("recipe=start/gsm8k_qwen2.5_0.5b_lora", "hardware=gpu", *TWO_SMALL_GPUS)
+OWN_DATA = ("algo=hadw", "data={own}", "hardware=gpu", *TWO_SMALL_GPUS)
+#: What the launcher sets for every run: where its loggers write, and the number of the attempt.
+LAUNCHER = "ray_kwargs.ray_init.runtime_env.env_vars."
+
+
+@pytest.mark.parametrize("line", [DAPO, LORA, OWN_DATA], ids=lambda line: line[0])
+def test_every_key_that_differs_from_the_run_is_printed(data, own_data, tmp_path, monkeypatch, line):
+    """The config of the run is that of --dry-run. The rehearsal's is the file that its trainer would read."""
+    monkeypatch.setenv("VERL_GSD_DATA", str(data))
+    started = []
+
+    def stub_that_trains_nothing(run, attempt, **callbacks):
+        started.append(leaves(run.config.read_text()))
+
+    monkeypatch.setattr(launch, "train", stub_that_trains_nothing)
+    model = f"{MODEL}={data}/models/Qwen2.5-Math-7B-16k"
+    words = [word.format(own=own_data) for word in (*line, model, f"trainer.default_local_dir={tmp_path}/run")]
+    dry_run = CliRunner().invoke(app, ["train", *words, "--dry-run"])
+    assert dry_run.exit_code == 0, dry_run.stderr
+    output = CliRunner().invoke(app, ["train", *words, "--rehearse"]).output
+    replaced = re.search(r"\nreplaced:\n(.*?)\n(?! )", output, re.DOTALL)[1]
+    original, (first, second) = leaves(dry_run.stdout), started
+    for values in (first, second):
+        for key in launcher_keys(tmp_path):
+            values.pop(key)
+    for key in {*original, *first}:
+        if original.get(key) != first.get(key):
+            change = f"{key} {shown(original.get(key))} -> {shown(first.get(key))}"
+            assert f": {change}" in replaced or f"; {change}" in replaced
+    assert {key for key in {*first, *second} if first.get(key) != second.get(key)} == {"trainer.total_training_steps"}
+    assert first["trainer.total_training_steps"] == 2 and second["trainer.total_training_steps"] == 3
+    assert "2 steps, a checkpoint, a resume and one more step: " in replaced
+
+
+def leaves(text):
+    return dict(dotted_leaves(yaml.safe_load(text)))
+
+
+def launcher_keys(folder):
+    return [f"{LAUNCHER}{name}" for name in launch._logger_environment(launch.RunDirectory(folder), 1)]
+
+
+def shown(value):
+    """A value as the list of replacements shows it: the end of a long one."""
+    text = "null" if value is None else str(value)
+    return text if len(text) <= 60 else f"...{text[-60:]}"
+
+
+def with_own_dataset(folder, name, rows=200):
+    """The words for a dataset class of a user and its files of 200 rows."""
+    table = [{"question": f"What is {n} + {n}?", "result": str(2 * n), "number": n} for n in range(rows)]
+    (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table))
+    files = [f"data.{split}_files={folder}/questions.jsonl" for split in ("train", "val")]
+    return (*files, f"data.custom_cls.path={SUPPORT}/rehearsal_datasets.py", f"data.custom_cls.name={name}")
+
+
+def test_a_dataset_class_of_the_user_reads_the_users_files_with_a_limit(rehearsed, tmp_path):
+    code, output, (config,) = rehearsed(*with_own_dataset(tmp_path, "Questions"))
+    assert code == 0, output
+    assert config.data.custom_cls.name == "Questions" and "data.custom_cls.name=Questions" in output
+    assert config.data.train_files == f"{tmp_path}/questions.jsonl" and "data.train_files" not in output
+    assert config.data.train_max_samples == 32 and config.data.val_max_samples == 4
+    assert "data.train_max_samples -1 -> 32" in output
+    assert 0 < config.data.max_prompt_length < 300, "that of the prompts of the class"
+    assert "the reward function accepts all 36 that were checked" in output
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "said"),
+    [
+        ("EndlessQuestions", (), "has 200 rows, although its argument max_samples was 32"),
+        ("BrokenQuestions", (), "RuntimeError: the index is damaged"),
+        ("Nothing", (), "AttributeError"),
+        ("Questions", ("data.shuffle=true", "data.seed=null"), "Set data.seed=1"),
+        ("Questions", ("data.prompt_key=problem",), "has no rows for data.train_files"),
+    ],
+)
+def test_a_dataset_class_that_cannot_be_rehearsed_is_found(rehearsed, tmp_path, name, words, said):
+    code, output, started = rehearsed(*with_own_dataset(tmp_path, name), *words)
+    assert code == 1 and not started and said in wrong(output)
+
+
+def test_a_small_data_set_need_not_be_limited_by_the_class(rehearsed, tmp_path):
+    code, output, _ = rehearsed(*with_own_dataset(tmp_path, "EndlessQuestions", rows=100))
+    assert code == 0, output
+    assert "the reward function accepts all 200 that were checked" in output
 
 
 def test_checks_that_could_not_be_made_are_not_seen_to_work(rehearsed, monkeypatch):
@@ -147,6 +245,21 @@ def test_lengths_beyond_the_models_positions_are_found(rehearsed):
 def test_data_that_is_missing_is_found(rehearsed):
     code, output, started = rehearsed("data.train_files=/nowhere/train.parquet")
     assert code == 1 and not started and "verl-gsd prepare" in wrong(output)
+
+
+@pytest.mark.parametrize(
+    ("word", "why", "remedy"),
+    [
+        ("trainer.v1.trainer_mode=gsd_separate_async", "NCCL", "trainer.v1.trainer_mode=gsd_colocate_async"),
+        ("model_engine=megatron", "only FSDP2", "model_engine=dp"),
+    ],
+)
+def test_what_a_cpu_cannot_run_is_rejected_and_the_named_setting_can_be_rehearsed(rehearsed, word, why, remedy):
+    code, output, started = rehearsed(word)
+    assert code == 1 and not started
+    assert f"{word}: " in wrong(output) and why in wrong(output) and f"Rehearse with {remedy}" in wrong(output)
+    code, output, started = rehearsed(remedy)
+    assert code == 0 and started, output
 
 
 @pytest.mark.parametrize("word", ["--dry-run", "resume=somewhere"])

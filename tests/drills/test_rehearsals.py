@@ -35,7 +35,9 @@ def test_every_recipe_can_be_rehearsed(data, tmp_path, recipe):
     for text in (
         "validation",
         "checkpoint",
-        "resume",
+        "resume: the second attempt",
+        "resume: the optimizer",
+        "resume: the memory of prompts",
         "weights",
         "records",
         scores,

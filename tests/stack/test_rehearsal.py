@@ -28,7 +28,11 @@ def test_it_trains_two_steps_and_resumes_for_a_third_with_two_workers(rehearsal)
     run = folder / "run"
     assert max(metrics(run, 1)) == 2 and max(metrics(run, 2)) == 3
     assert len(list((run / "global_step_2" / "actor").glob("model_world_size_2_rank_*.pt"))) == 2
-    assert "began with step 3" in part(printed, "seen to work")
+    worked = part(printed, "seen to work")
+    assert "began with step 3" in worked
+    assert "resume: the optimizer continued after 2 updates and then had 3" in worked
+    assert "resume: step 3 used 8 prompts that steps 1 to 2 had not used" in worked
+    assert "resume: the memory of prompts was carried on (16 visits at step 2, 24 at step 3)" in worked
 
 
 def test_the_list_agrees_with_the_files_of_the_run(rehearsal):

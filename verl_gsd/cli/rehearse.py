@@ -119,9 +119,10 @@ def _make_files(config: DictConfig, folder: Path, judge: JudgeStandIn | None, fi
     from transformers import AutoTokenizer
 
     from verl_gsd.errors import ConfigError
+    from verl_gsd.run.checks.data_files import has_own_dataset
     from verl_gsd.run.checks.prompt_tokens import NotCountableError, prompt_tokens_of
     from verl_gsd.run.rehearsal import config as rehearsal
-    from verl_gsd.run.rehearsal.data import VALIDATION_ROWS, balanced_seed, write_rows
+    from verl_gsd.run.rehearsal.data import VALIDATION_ROWS, balanced_seed, rows_of_own_dataset, write_rows
     from verl_gsd.run.rehearsal.model import opens_assistant_turn, write_tiny_model, write_tiny_reward_model
 
     tiny = write_tiny_model(config, folder / "model")
@@ -145,17 +146,22 @@ def _make_files(config: DictConfig, folder: Path, judge: JudgeStandIn | None, fi
         )
     sizes = rehearsal.sizes_of(config)
 
-    def rows_of(key: str, count: int) -> Any:
-        return write_rows(
-            config,
-            key,
-            folder / "data",
-            count,
-            lambda chats: tokens.lengths(chats, 0),
-            lambda text: len(tokenizer.encode(text, add_special_tokens=False)),
-        )
+    def prompt_lengths(chats: Any) -> list[int | str]:
+        return tokens.lengths(chats, 0)
 
-    train = rows_of("data.train_files", 2 * sizes.batch)
+    def rows_of(key: str, count: int) -> Any:
+        def text_length(text: str) -> int:
+            return len(tokenizer.encode(text, add_special_tokens=False))
+
+        if has_own_dataset(config):
+            with redirect_stdout(sys.stderr):  # verl and the class may print
+                return rows_of_own_dataset(config, key, count, prompt_lengths, text_length, tokenizer)
+        return write_rows(config, key, folder / "data", count, prompt_lengths, text_length)
+
+    # More rows than three steps use, so that a resume that continues in the data trains other rows. With a filter that
+    # evicts half of the groups, three steps of 8 prompts have used 77 rows.
+    batches = (3 if OmegaConf.select(config, "algorithm.filter_groups.enable") else 1) * (rehearsal.ALL_STEPS + 1)
+    train = rows_of("data.train_files", batches * sizes.batch)
     val = rows_of("data.val_files", VALIDATION_ROWS)
     accepted = _check_references(config, [*train.read, *val.read], findings)
     findings.worked.append(f"model: {tiny.architecture}")
@@ -166,6 +172,9 @@ def _make_files(config: DictConfig, folder: Path, judge: JudgeStandIn | None, fi
         model=tiny.folder,
         train=train.files,
         val=val.files,
+        train_rows=len(train.rows),
+        train_samples=train.samples,
+        val_samples=val.samples,
         prompt_tokens=max(train.prompt_tokens, val.prompt_tokens),
         response_tokens=max(rehearsal.RESPONSE_TOKENS, train.demonstration_tokens + 2),
         rewards=folder / "rewards.jsonl",
@@ -202,7 +211,7 @@ def _check_references(config: DictConfig, rows: list[dict], findings: Findings) 
 def _train(
     rehearsed: DictConfig, config: DictConfig, files: Files, judge: JudgeStandIn | None, findings: Findings
 ) -> None:
-    from verl_gsd.run.rehearsal import observations
+    from verl_gsd.run.rehearsal import observations, resumed
     from verl_gsd.run.rehearsal.config import ALL_STEPS, FIRST_STEPS
     from verl_gsd.rundir import RunDirectory
 
@@ -214,6 +223,9 @@ def _train(
         rehearsed.trainer.total_training_steps = ALL_STEPS
         _attempt(rehearsed, resuming=True)
         observations.observe_resume(run, before, findings)
+        resumed.observe_optimizer(run, findings)
+        resumed.observe_prompts(run, config, files.train_rows, findings)
+        resumed.observe_state(run, rehearsed, findings)
     finally:  # a run that fails has shown something before
         observations.observe_rewards(files.rewards, config, findings)
         if run.records(1).is_dir():

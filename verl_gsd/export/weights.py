@@ -10,14 +10,13 @@ once. Memory holds one copy of the model, in the target precision.
 from __future__ import annotations
 
 import json
-import logging
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from verl_gsd.console import without_messages
 from verl_gsd.dotted_keys import value_at
 from verl_gsd.errors import ConfigError
 from verl_gsd.export.checkpoint import LORA_FILE, check_torch, has_lora, shard_paths
@@ -104,7 +103,7 @@ def _load_shard(file: Path) -> Mapping[str, Any]:
     import torch.distributed.tensor  # registers DTensor and its parts as types that may be loaded
 
     try:
-        with _without_messages("torch.distributed.device_mesh"):
+        with without_messages("torch.distributed.device_mesh"):
             return torch.load(file, map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:  # a damaged file may raise anything
         first_line = str(error).partition("\n")[0]
@@ -269,15 +268,3 @@ def _copy_tokenizer(checkpoint: Path, folder: Path) -> None:
     shutil.copytree(
         checkpoint / "actor" / "huggingface", folder, ignore=shutil.ignore_patterns(*_REPLACED), dirs_exist_ok=True
     )
-
-
-@contextmanager
-def _without_messages(logger: str) -> Iterator[None]:
-    """Hide warnings of a library: torch's about process groups, which reading a file does not need."""
-    log = logging.getLogger(logger)
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        log.setLevel(level)

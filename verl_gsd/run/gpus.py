@@ -33,7 +33,10 @@ _MEMORY_TOLERANCE = 0.05
 #: A GPU counts as unused if at least this share of its memory is free. Drivers and displays use a few percent.
 FREE_SHARE = 0.9
 #: The fix if this machine lacks the GPUs.
-ELSEWHERE = "Add hardware=cpu, submit the run to a cluster (verl-gsd submit), or set RAY_ADDRESS to a cluster"
+ELSEWHERE = (
+    "Add hardware=cpu, submit the run to a cluster (verl-gsd submit), set RAY_ADDRESS to a cluster, or try the line "
+    "here with --rehearse"
+)
 #: The fix if torch or vLLM is not the GPU build.
 INSTALL_GPU_STACK = (
     "Run VENV=.venv-gpu EXTRAS=gpu,dev scripts/setup.sh, which creates an environment with the GPU builds"

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from verl_gsd import config as groups
 from verl_gsd.dotted_keys import dotted_leaves
 from verl_gsd.errors import OUR_MODES, ConfigError
+from verl_gsd.run.checks.data_files import has_own_dataset
 from verl_gsd.run.cluster_lock import accelerators
 from verl_gsd.run.compose import resolve
 from verl_gsd.run.engines import engine_of
@@ -68,6 +69,7 @@ PRESERVED: dict[str, tuple[str, ...]] = {
     ),
     "responses per prompt": ("actor_rollout_ref.rollout.n", "actor_rollout_ref.rollout.temperature"),
     "chat template": ("actor_rollout_ref.model.custom_chat_template", "data.apply_chat_template_kwargs"),
+    "dataset class": ("data.custom_cls.path", "data.custom_cls.name"),
     "data columns": ("data.prompt_key", "data.reward_fn_key", "data.filter_overlong_prompts", "data.truncation"),
     "reward manager": ("reward.reward_manager",),
     "validation": ("actor_rollout_ref.rollout.val_kwargs", "trainer.val_before_train"),
@@ -187,7 +189,9 @@ class Files:
     Attributes:
         run: the run directory.
         model: folder of the tiny model, with its tokenizer.
-        train, val: data files.
+        train, val: data files. A dataset class of the user reads the run's own files.
+        train_rows: number of rows for training.
+        train_samples, val_samples: limits of rows for a dataset class of the user; -1 for none.
         prompt_tokens, response_tokens: the longest prompt, and the limit of responses.
         rewards: the file to which the seeded reward function appends one line per call.
         accepted_score: the lowest score of an accepted reference; None if none was accepted.
@@ -201,6 +205,7 @@ class Files:
     model: Path
     train: tuple[str, ...]
     val: tuple[str, ...]
+    train_rows: int
     prompt_tokens: int
     response_tokens: int
     rewards: Path
@@ -209,6 +214,8 @@ class Files:
     judge_url: str | None = None
     judge_cache: Path | None = None
     reward_model: Path | None = None
+    train_samples: int = -1
+    val_samples: int = -1
 
 
 @dataclass(frozen=True)
@@ -233,11 +240,6 @@ def check_rehearsable(config: DictConfig) -> None:
             f"trainer.v1.trainer_mode={config.trainer.v1.trainer_mode}: its weights travel over NCCL, which a CPU does "
             f"not have. Rehearse with trainer.v1.trainer_mode={OUR_MODES['colocate_async']}, or start the run without "
             "--rehearse."
-        )
-    if OmegaConf.select(config, "data.custom_cls.path") is not None:
-        raise ConfigError(
-            f"data.custom_cls.path={config.data.custom_cls.path}: a rehearsal cannot take rows out of a dataset class "
-            "of your own. Rehearse with data.custom_cls.path=null and a Parquet file in verl's format (docs/data.md)."
         )
 
 
@@ -313,10 +315,8 @@ def _replacements(original: DictConfig, files: Files, sizes: Sizes) -> dict[str,
         "trainer.test_freq": FIRST_STEPS,
         "trainer.resume_mode": "auto",
         "trainer.resume_from_path": None,
-        "data.train_files": list(files.train),
-        "data.val_files": list(files.val),
-        "data.train_max_samples": -1,
-        "data.val_max_samples": -1,
+        "data.train_max_samples": files.train_samples,
+        "data.val_max_samples": files.val_samples,
         "data.train_batch_size": sizes.batch,
         "data.max_prompt_length": files.prompt_tokens,
         "data.max_response_length": files.response_tokens,
@@ -330,6 +330,8 @@ def _replacements(original: DictConfig, files: Files, sizes: Sizes) -> dict[str,
         **dict.fromkeys(_present(original, "trainer", ("rollout_data_dir", "validation_data_dir"))),
         **dict.fromkeys(_present(original, rollout, ("data_parallel_size", "pipeline_model_parallel_size")), 1),
     }
+    if not has_own_dataset(original):
+        values |= {"data.train_files": list(files.train), "data.val_files": list(files.val)}
     for role in (actor, "actor_rollout_ref.ref"):
         values |= dict.fromkeys(_present(original, role, ("ulysses_sequence_parallel_size",)), 1)
         engine = f"{role}.fsdp_config"

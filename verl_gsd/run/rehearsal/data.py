@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 from omegaconf import DictConfig, OmegaConf
 
 from verl_gsd.errors import ConfigError
-from verl_gsd.run.checks.data_files import prompt_column
+from verl_gsd.run.checks.data_files import files_of, prompt_column
 from verl_gsd.run.checks.data_reading import DataFile, DataReport, open_files, without_progress_bars
+from verl_gsd.run.checks.data_sources import reads_ground_truth
 from verl_gsd.run.rehearsal.seeded_rewards import KINDS, kind_of_prompt
 from verl_gsd.writing import atomic_write
 
@@ -31,11 +32,12 @@ class RehearsalData:
     """The written data.
 
     Attributes:
-        files: one Parquet file per file of the run.
-        rows: the rows in them.
+        files: one Parquet file per file of the run, or the files of the run if its own dataset class reads them.
+        rows: the rows in them that the rehearsal uses.
         read: the first rows of the run's files, from which the others were chosen.
         prompt_tokens: length of the longest prompt in ``rows``.
         demonstration_tokens: length of the longest demonstration in ``rows``; 0 if there is none.
+        samples: limit of rows for the run's own dataset class; -1 for none.
     """
 
     files: tuple[str, ...]
@@ -43,6 +45,7 @@ class RehearsalData:
     read: list[dict[str, Any]]
     prompt_tokens: int
     demonstration_tokens: int
+    samples: int = -1
 
 
 def write_rows(
@@ -54,6 +57,8 @@ def write_rows(
     text_length: Callable[[str], int],
 ) -> RehearsalData:
     """Choose ``count`` rows with the shortest prompts and demonstrations, in the order of the files, and write them.
+
+    A prompt that the file has twice is chosen once if there are enough others. Records then tell visits apart.
 
     Args:
         config: the resolved config of the run.
@@ -82,8 +87,11 @@ def write_rows(
         usable = [place for place, length in enumerate(lengths) if isinstance(length, int)]
         if not usable:
             raise ConfigError(f"{file}: the chat template rejects every prompt: {lengths[0]}. Use another template.")
+        first = {str(rows[place][column]): place for place in reversed(usable)}
         # A demonstration counts for more, because it also is what the limit of responses must hold.
-        usable.sort(key=lambda place: int(lengths[place]) + 2 * shown[place])
+        usable.sort(
+            key=lambda place: (first[str(rows[place][column])] != place, int(lengths[place]) + 2 * shown[place])
+        )
         places = sorted(usable[:per_file])
         path = folder / f"{key.rpartition('.')[2]}_{number}.parquet"
         schema = file.features.arrow_schema
@@ -95,6 +103,59 @@ def write_rows(
         longest_prompt = max(longest_prompt, *(int(lengths[place]) for place in places))
         longest_demonstration = max(longest_demonstration, *(shown[place] for place in places))
     return RehearsalData(tuple(files), chosen, read, longest_prompt, longest_demonstration)
+
+
+def rows_of_own_dataset(
+    config: DictConfig, key: str, count: int, prompt_lengths: Count, text_length: Callable[[str], int], tokenizer: Any
+) -> RehearsalData:
+    """The rows of the user's own dataset class (data.custom_cls), which reads the run's files with ``count`` as limit.
+
+    Args:
+        config, key, count, prompt_lengths, text_length: as in ``write_rows``.
+        tokenizer: passed to the class.
+
+    Raises:
+        ConfigError: the class cannot be built, ignores the limit of a large data set, draws rows without a seed, or its
+            rows lack an entry that the run reads.
+    """
+    from verl.utils.dataset.rl_dataset import get_dataset_class
+
+    name = f"data.custom_cls.path={config.data.custom_cls.path}"
+    if config.data.get("shuffle") and config.data.get("seed") is None:
+        raise ConfigError(
+            f"data.seed=null: with {name}, a rehearsal measures rows that the class draws, and the run must draw the "
+            "same ones. Set data.seed=1."
+        )
+    files, demonstration = files_of(config, key), demonstration_column(config)
+    try:
+        with without_progress_bars():
+            dataset = get_dataset_class(config.data)(
+                data_files=files, tokenizer=tokenizer, processor=None, config=config.data.copy(), max_samples=count
+            )
+            total = len(dataset)
+            rows = [dict(dataset[number]) for number in range(min(total, max(count, FIRST_ROWS)))]
+    except Exception as error:  # the user's class can raise any error
+        raise ConfigError(
+            f"{name}: the class raised {type(error).__name__}: {str(error)[:200]} for {key}. Correct the class or the "
+            "data."
+        ) from error
+    if not rows:
+        raise ConfigError(f"{name}: the class has no rows for {key}. Check the files, and which prompts it leaves out.")
+    if total > len(rows):
+        raise ConfigError(
+            f"{name}: the class has {total} rows, although its argument max_samples was {count}. Let it keep "
+            f"max_samples rows as verl's RLHFDataset does, or rehearse with {key} of at most {FIRST_ROWS} rows."
+        )
+    required = ("raw_prompt", *(("data_source", "reward_model") if reads_ground_truth(config) else ()))
+    if missing := [entry for entry in required if any(entry not in row for row in rows)]:
+        raise ConfigError(
+            f"{name}: rows have no entry {', '.join(missing)}, which verl reads. Return it from the class."
+        )
+    lengths = prompt_lengths([row["raw_prompt"] for row in rows])
+    if rejected := [length for length in lengths if not isinstance(length, int)]:
+        raise ConfigError(f"{name}: the chat template rejects a prompt of the class: {rejected[0]}.")
+    shown = [text_length(_demonstration(row.get(demonstration))) if demonstration else 0 for row in rows]
+    return RehearsalData(tuple(files), rows, rows, max(map(int, lengths)), max(shown), count)
 
 
 def demonstration_column(config: DictConfig) -> str | None:

@@ -94,7 +94,8 @@ def _check_steps(metrics: Mapping[int, Mapping[str, float]], first: int, last: i
     norms = [values[_GRAD_NORM] for values in steps.values() if _GRAD_NORM in values]
     if norms and all(norm > 0 for norm in norms):
         shown = ", ".join(f"{norm:.3g}" for norm in norms)
-        findings.worked.append(f"steps {first} to {last}: gradient norm {shown}")
+        steps_text = f"step {first}" if first == last else f"steps {first} to {last}"
+        findings.worked.append(f"{steps_text}: gradient norm {shown}")
     else:
         findings.wrong.append(
             f"{_GRAD_NORM}: {norms or 'was not logged'} in steps {first} to {last}: the loss had no gradient. "
@@ -197,7 +198,7 @@ def observe_rewards(log: Path, config: DictConfig, findings: Findings) -> None:
         kinds = Counter(entry["kind"] for entry in calls)
         seeded = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
         findings.worked.append(
-            f"reward function: scored {len(calls)} responses, with {min(scores):g} to {max(scores):g}. Seeded scores: "
+            f"reward function: scored {len(calls)} responses from {min(scores):g} to {max(scores):g}. Seeded scores: "
             f"{seeded}. {sum(entry['accepted'] for entry in calls)} kept their real score."
         )
     elif has_reward_function(config) and not entries:

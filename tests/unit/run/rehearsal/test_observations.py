@@ -144,7 +144,7 @@ def test_a_reward_function_that_was_not_called_is_wrong(tmp_path, findings):
         '{"real": 0.0, "kind": "mixed", "accepted": false}\n{"real": 1.0, "kind": "right", "accepted": true}\n'
     )
     observations.observe_rewards(log, config(), findings)
-    assert "scored 2 responses, with 0 to 1" in findings.worked[0]
+    assert "scored 2 responses from 0 to 1" in findings.worked[0]
 
 
 def test_sections_in_others_have_metrics_under_both_names_or_their_own(run, findings):

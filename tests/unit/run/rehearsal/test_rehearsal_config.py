@@ -26,6 +26,7 @@ FILES = Files(
     model=Path("/rehearsal/model"),
     train=("/rehearsal/train.parquet",),
     val=("/rehearsal/val.parquet",),
+    train_rows=32,
     prompt_tokens=100,
     response_tokens=16,
     rewards=Path("/rehearsal/rewards.jsonl"),
@@ -173,7 +174,6 @@ def test_a_step_is_small_and_keeps_its_updates(batch, mini, n, expected):
     [
         ("trainer.v1.trainer_mode", "gsd_separate_async"),
         ("model_engine", "megatron"),
-        ("data.custom_cls.path", "mine.py"),
     ],
 )
 def test_what_a_cpu_cannot_run_is_rejected_by_its_key(key, value):

@@ -49,12 +49,19 @@ def test_every_file_gives_as_many_rows_from_its_beginning(tmp_path):
 
 def test_short_demonstrations_are_preferred_and_measured(tmp_path):
     rows = [
-        one | {"demonstration": ["x" * length]} for one, length in zip(numbered(["xx"] * 3), (30, 4, 6), strict=True)
+        one | {"demonstration": ["x" * length]}
+        for one, length in zip(numbered(["xx", "xy", "xz"]), (30, 4, 6), strict=True)
     ]
     settings = {"source": "expert", "column": "demonstration"}
     data = written(tmp_path, [parquet(tmp_path, rows)], 2, settings)
     assert [one["extra_info"]["index"] for one in data.rows] == [1, 2] and data.demonstration_tokens == 6
     assert written(tmp_path, [parquet(tmp_path, rows)], 2, settings | {"source": "self"}).demonstration_tokens == 0
+
+
+def test_prompts_that_repeat_are_taken_last(tmp_path):
+    file = parquet(tmp_path, numbered(["xx", "xx", "yyy", "zzzz"]))
+    assert [one["extra_info"]["index"] for one in written(tmp_path, [file], 3).rows] == [0, 2, 3]
+    assert [one["extra_info"]["index"] for one in written(tmp_path, [file], 4).rows] == [0, 1, 2, 3]
 
 
 def test_a_template_that_rejects_every_prompt_is_found(tmp_path):
