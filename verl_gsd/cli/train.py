@@ -52,24 +52,40 @@ def train(
 
         validate(config, line, leave_out=OF_THIS_ENVIRONMENT if dry_run else ())
         _check_steps_left(config, line)
-        print_audit(config)
+        warnings = print_audit(config)
         if dry_run:
             for problem in (problem for check in OF_THIS_ENVIRONMENT for problem in check(config, line)):
                 err.print(f"warning: {problem}", style="yellow", markup=False, highlight=False)
+                warnings += 1
             with redirect_stdout(sys.stderr):  # verl prints while it validates; standard output must be only the config
                 messages = validate_with_verl(config)
             for message in messages:
                 style = "yellow" if message.kind == "warning" else None
                 err.print(f"{message.kind}: {message.text}", style=style, markup=False, highlight=False)
+                warnings += message.kind == "warning"
     except ConfigError as error:
         fail(str(error))
     if dry_run:
         from omegaconf import OmegaConf
 
-        print(OmegaConf.to_yaml(config), end="")
+        print(OmegaConf.to_yaml(config), end="", flush=True)
+        _print_verdict(warnings)
         return
     make_task(config)
     _run(config, line)
+
+
+def _print_verdict(warnings: int) -> None:
+    """Print what the checks of a dry run found, after the config, which is longer than a screen."""
+    counted = f"{warnings} warning{'s' if warnings > 1 else ''}, printed before the config" if warnings else "no warnings"
+    unchecked = "what the warnings name, " if warnings else ""
+    err.print(
+        f"Config valid, {counted}. Not checked: {unchecked}the model's weights, real memory and speed, and training "
+        "itself. To try the config on this CPU, use --rehearse instead of --dry-run.",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def _rehearse(words: list[str], dry_run: bool) -> None:
@@ -209,10 +225,13 @@ def _line_to_resume(line: Line) -> Line:
     return parse_line([*stored, *line.words_given, f"resume={run.path}"])
 
 
-def print_audit(config: DictConfig) -> None:
+def print_audit(config: DictConfig) -> int:
     """Print the audit, the chosen sizes and the memory estimate to standard error.
 
     With --dry-run, standard output is the config.
+
+    Returns:
+        The number of warnings among them.
     """
     from verl_gsd.audit import audit
     from verl_gsd.run.checks.lora import lora_warnings
@@ -222,8 +241,10 @@ def print_audit(config: DictConfig) -> None:
     from verl_gsd.run.sizing import sizing_lines
 
     sizes = (*sizing_lines(config), *estimate(config), *lora_warnings(config))
-    for text in (*audit(config).lines(), *attention_reason(config), *dataset_group_sizes(config), *sizes):
+    texts = [*audit(config).lines(), *attention_reason(config), *dataset_group_sizes(config), *sizes]
+    for text in texts:
         err.print(text, style="yellow" if text.startswith("warning") else None, markup=False, highlight=False)
+    return sum(text.startswith("warning") for text in texts)
 
 
 def _check_steps_left(config: DictConfig, line: Line) -> None:
