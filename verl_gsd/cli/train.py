@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from contextlib import redirect_stdout
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.table import Table
@@ -38,10 +38,13 @@ def train(
         bool,
         typer.Option("--rehearse", help="Try the config on this CPU: three steps of a tiny model."),
     ] = False,
+    seeds: Annotated[str | None, typer.Option("--seeds", hidden=True)] = None,
 ) -> None:
     """Train with verl, e.g. verl-gsd train algo=grpo task=arithmetic hardware=cpu."""
     from verl_gsd.errors import ConfigError
 
+    if seeds is not None:
+        _reject_seeds(seeds)
     if rehearse:
         _rehearse(words, dry_run)
         return
@@ -73,6 +76,19 @@ def train(
         return
     make_task(config)
     _run(config, line)
+
+
+def _reject_seeds(seeds: str) -> NoReturn:
+    """Say how to train several seeds: other commands have this option."""
+    from verl_gsd.jobs.submission import SEED_KEYS
+
+    first = re.split(r"\D", seeds)[0] or "1"
+    fail(
+        f"--seeds {seeds}: verl-gsd train makes one run with one seed. Start one run per seed, for example with "
+        f"{' '.join(f'{key}={first}' for key in SEED_KEYS)}. Or use `verl-gsd submit --seeds 1,2,3`, which starts one "
+        "job per seed on a Ray cluster, or `verl-gsd lab train --seeds 1..3`, which trains small models in the "
+        "laboratory (docs/lab.md)."
+    )
 
 
 def _print_verdict(warnings: int) -> None:
