@@ -107,7 +107,9 @@ def _checked_submissions(
         for override in map(OverridesParser.create().parse_override, line.overrides):
             if not override.is_delete():
                 OmegaConf.update(overrides, override.key_or_group, override.value(), force_add=True)
-        raise_problems([*_relative_words(submission.words), *_relative_keys(overrides), *check_secrets(overrides, line)])
+        raise_problems(
+            [*_relative_words(submission.words), *_relative_keys(overrides), *check_secrets(overrides, line)]
+        )
         return [submission]
     submissions = new_runs(words, runs, now, seeds, sweeps)
     printed: set[str] = set()
@@ -127,7 +129,6 @@ def _check(submission: Submission) -> list[str]:
     Raises:
         ConfigError: the job is rejected.
     """
-    from omegaconf import OmegaConf
 
     from verl_gsd.audit import audit
     from verl_gsd.run.checks.lora import lora_warnings

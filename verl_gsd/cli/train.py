@@ -93,7 +93,9 @@ def _reject_seeds(seeds: str) -> NoReturn:
 
 def _print_verdict(warnings: int) -> None:
     """Print what the checks of a dry run found, after the config, which is longer than a screen."""
-    counted = f"{warnings} warning{'s' if warnings > 1 else ''}, printed before the config" if warnings else "no warnings"
+    counted = (
+        f"{warnings} warning{'s' if warnings > 1 else ''}, printed before the config" if warnings else "no warnings"
+    )
     unchecked = "what the warnings name, " if warnings else ""
     err.print(
         f"Config valid, {counted}. Not checked: {unchecked}the model's weights, real memory and speed, and training "
