@@ -400,7 +400,7 @@ def result_table(metrics: list, prompts: Counter[str]) -> Table:
     summary = summarise(metrics, prompts)
     table = Table(show_header=False, title="result", title_justify="left")
     for held_out in summary.held_out:
-        size = f" ({prompts[held_out.source]} prompts)" if held_out.source in prompts else ""
+        size = f" ({held_out.prompts} prompts)" if held_out.prompts else ""
         table.add_row(f"held-out accuracy, {held_out.source}{size}", " -> ".join(map(str, held_out.accuracies)))
     exact = [(step, data[EXACT], data["exact/slack"]) for step, data in metrics if EXACT in data]
     if exact:
@@ -408,7 +408,8 @@ def result_table(metrics: list, prompts: Counter[str]) -> Table:
         values = " -> ".join(f"{value:.3f} to {value + slack:.3f} at step {step}" for step, value, slack in ends)
         table.add_row("the same without sampling, bounds", values)
     if summary.held_out:
-        table.add_row("intervals", "95%, Wilson" if prompts else "none: the number of held-out prompts is unknown")
+        is_known = any(held_out.prompts for held_out in summary.held_out)
+        table.add_row("intervals", "95%, Wilson" if is_known else "none: the number of held-out prompts is unknown")
     table.add_row("steps of this attempt", str(summary.steps))
     if summary.seconds_per_step is not None:
         table.add_row("seconds per step (median)", f"{summary.seconds_per_step:.2f}")

@@ -309,7 +309,8 @@ def _usage(facts: CardFacts, name: str) -> str:
         local = (
             ""
             if _is_on_hub(facts)
-            else "The base model was a folder on the machine that trained. Set `base_model_name_or_path` in `adapter_config.json` to it.\n\n"
+            else "The base model was a folder on the machine that trained. Set `base_model_name_or_path` in "
+            "`adapter_config.json` to your copy of it.\n\n"
         )
         return (
             f"{local}```python\nfrom peft import AutoPeftModelForCausalLM\nfrom transformers import AutoTokenizer\n\n"

@@ -350,6 +350,15 @@ def test_summary_of_several_samples_a_prompt_states_their_mean():
     assert wilson(30, 48).low < found.interval.low < wilson(31, 48).low
 
 
+def test_the_number_of_prompts_in_the_metrics_gives_the_interval():
+    """With data.filter_overlong_prompts, the files have more rows than a validation has prompts."""
+    metrics = [(step, {"val-core/a/acc/mean@1": step / 4, "val/prompts/a": 4.0 + step}) for step in (0, 1, 2)]
+    for known in ({}, {"a": 1000}):
+        (held_out,) = summarise(metrics, known).held_out
+        assert [one.interval.n for one in held_out.accuracies] == [4, 6] and held_out.prompts == 6
+    assert summarise([(0, {"val-core/a/acc/mean@1": 0.5})], {"a": 8}).held_out[0].prompts == 8
+
+
 def test_summary_claims_no_interval_for_what_is_no_share():
     (held_out,) = summarise([(1, {"val-core/a/acc/mean@1": 1.5})], {"a": 4}).held_out
     assert [str(one) for one in held_out.accuracies] == ["1.500 at step 1"]
