@@ -28,6 +28,8 @@ from verl_gsd.checkpoints import step_of, whole_checkpoints
 TRAINED = "training/global_step"
 #: Held-out accuracy by exact solve rates, in validations of the laboratory (lab/training/exact.py).
 EXACT = "exact/accuracy"
+#: The start of our trainer's metric names of the number of held-out prompts. The data source follows.
+HELD_OUT_PROMPTS = "val/prompts/"
 
 T = TypeVar("T")
 

@@ -200,6 +200,7 @@ def test_validation_reports_the_mean_reward_and_no_accuracy(agent_loop, config, 
     trainer.val_dataloader = [batch]
     found = trainer._validate()
     assert found[f"val-core/{SOURCE}/reward/mean@1"] == pytest.approx(-0.75)
+    assert found[f"val/prompts/{SOURCE}"] == 2
     assert not [name for name in found if "/acc" in name]
 
 

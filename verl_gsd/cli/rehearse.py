@@ -13,6 +13,7 @@ from verl_gsd.console import err, fail, out
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from verl_gsd.run.checks.hub_models import HubReport
     from verl_gsd.run.compose import Line
     from verl_gsd.run.rehearsal.config import Files
     from verl_gsd.run.rehearsal.judge_stand_in import JudgeStandIn
@@ -54,6 +55,7 @@ def rehearse(line: Line, composed: DictConfig, config: DictConfig) -> None:
 
 def _rehearse(line: Line, composed: DictConfig, config: DictConfig, folder: Path, findings: Findings) -> None:
     from verl_gsd.cli.train import make_task, print_audit
+    from verl_gsd.run.checks.hub_models import hub_asked_once
     from verl_gsd.run.checks.validate import OF_THIS_ENVIRONMENT, validate
     from verl_gsd.run.rehearsal import config as rehearsal
     from verl_gsd.run.rehearsal.judge_stand_in import judge_stand_in
@@ -64,10 +66,11 @@ def _rehearse(line: Line, composed: DictConfig, config: DictConfig, folder: Path
     print_audit(config)
     make_task(config)
     os.environ["VERL_GSD_CPU"] = "1"  # before anything imports verl
-    with redirect_stdout(sys.stderr):  # verl prints while it validates
-        _check_with_verl(config)
-    _note_checks(config, findings)
     with ExitStack() as stack:
+        hub = stack.enter_context(hub_asked_once(config))
+        with redirect_stdout(sys.stderr):  # verl prints while it validates
+            _check_with_verl(config, hub)
+        _note_checks(config, findings)
         judge = stack.enter_context(judge_stand_in()) if rehearsal.judge_keys(config) else None
         files = _make_files(config, folder, judge, findings)
         rehearsed, replacements = rehearsal.rehearsal_config(composed, files)
@@ -99,17 +102,17 @@ def _note_checks(config: DictConfig, findings: Findings) -> None:
         findings.unchecked.append("whether memory fits, because hardware.gpu_memory_gib is not set")
 
 
-def _check_with_verl(config: DictConfig) -> None:
-    """verl's checks of the original config, and those of its data. The judge need not answer on this machine."""
+def _check_with_verl(config: DictConfig, hub: HubReport) -> None:
+    """verl's checks of the original config, its model and its data. The judge need not answer on this machine."""
     from verl_gsd.run.checks.prompt_lengths import check_prompts
     from verl_gsd.run.checks.validate import raise_problems
     from verl_gsd.run.checks.with_verl import check_reward_function, validate_with_verl
 
     validate_with_verl(config, runs_here=False)
-    raise_problems(list(check_reward_function(config)))
-    report = check_prompts(config, remote=False)
+    raise_problems([*check_reward_function(config), *hub.problems])
+    report = check_prompts(config, remote=False, counts=not hub.unknown)
     raise_problems(report.problems)
-    for message in report.messages:
+    for message in (*hub.messages, *report.messages):
         err.print(f"{message.kind}: {message.text}", markup=False, highlight=False, soft_wrap=True)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from datetime import datetime
 from pathlib import Path
@@ -15,6 +15,8 @@ from verl_gsd.cli.jobs import Address, watch
 from verl_gsd.console import err, fail, out
 
 if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
     from verl_gsd.jobs.submission import Submission
 
 
@@ -105,7 +107,9 @@ def _checked_submissions(
         for override in map(OverridesParser.create().parse_override, line.overrides):
             if not override.is_delete():
                 OmegaConf.update(overrides, override.key_or_group, override.value(), force_add=True)
-        raise_problems(list(check_secrets(overrides, line)))
+        raise_problems(
+            [*_relative_words(submission.words), *_relative_keys(overrides), *check_secrets(overrides, line)]
+        )
         return [submission]
     submissions = new_runs(words, runs, now, seeds, sweeps)
     printed: set[str] = set()
@@ -125,37 +129,54 @@ def _check(submission: Submission) -> list[str]:
     Raises:
         ConfigError: the job is rejected.
     """
-    from omegaconf import OmegaConf
 
     from verl_gsd.audit import audit
-    from verl_gsd.errors import ConfigError
     from verl_gsd.run.checks.lora import lora_warnings
     from verl_gsd.run.checks.memory import estimate
-    from verl_gsd.run.checks.validate import OF_THIS_MACHINE, as_list, validate
+    from verl_gsd.run.checks.validate import OF_THIS_MACHINE, raise_problems, validate
     from verl_gsd.run.checks.with_verl import validate_with_verl
     from verl_gsd.run.compose import parse_line, resolve
     from verl_gsd.run.own_data import compose_elsewhere
     from verl_gsd.run.sizing import apply_sizing, sizing_lines
 
-    for word in submission.words:
-        name, _, path = word.partition("=")
-        is_hub_name = name == "model" and not path.startswith(".") and not Path(path).is_dir()
-        if name in ("data", "model") and not is_hub_name and not path.startswith(("/", "~")):
-            raise ConfigError(f"{word}: this folder on the cluster is relative. Use an absolute path, or ~/PATH.")
+    raise_problems(list(_relative_words(submission.words)))
     line = parse_line(submission.words)
     composed, lines = compose_elsewhere(line)
     apply_sizing(composed, line)
     config = resolve(composed)
+    raise_problems(list(_relative_keys(config)))
     validate(config, line, leave_out=OF_THIS_MACHINE)
     with redirect_stdout(sys.stderr):  # verl prints while it validates
         validate_with_verl(config, runs_here=False)
-    for key in ("data.train_files", "data.val_files"):
-        for file in as_list(OmegaConf.select(config, key)):
-            if not str(file).startswith(("/", "~")) and "://" not in str(file):
-                raise ConfigError(
-                    f"{key}={file}: the path of a file on the cluster is relative. Use an absolute path, or ~/PATH."
-                )
     return [*lines, *audit(config).lines(), *sizing_lines(config), *estimate(config), *lora_warnings(config)]
+
+
+def _relative_words(words: Sequence[str]) -> Iterator[str]:
+    """Report folders in ``data=`` and ``model=`` that are relative to this machine's current folder."""
+    for word in words:
+        name, _, path = word.partition("=")
+        is_hub_name = name == "model" and not path.startswith(".") and not Path(path).is_dir()
+        if name in ("data", "model") and not is_hub_name and not path.startswith(("/", "~")):
+            yield f"{word}: this folder on the cluster is relative. Use an absolute path, or ~/PATH."
+
+
+def _relative_keys(config: DictConfig) -> Iterator[str]:
+    """Report files in ``config`` that are relative to this machine's current folder. A job has a folder of its own."""
+    from omegaconf import OmegaConf
+
+    from verl_gsd.run.checks.validate import as_list
+    from verl_gsd.run.remote_paths import scheme_of
+
+    for key in ("data.train_files", "data.val_files", "reward.custom_reward_function.path"):
+        for file in map(str, as_list(OmegaConf.select(config, key) or [])):
+            if not file.startswith(("/", "~")) and not scheme_of(file):
+                yield f"{key}={file}: the path of a file on the cluster is relative. Use an absolute path, or ~/PATH."
+    model = str(OmegaConf.select(config, "actor_rollout_ref.model.path") or "")
+    if model.startswith("."):  # other relative paths can be names on the hub
+        yield (
+            f"actor_rollout_ref.model.path={model}: this folder on the cluster is relative. Use an absolute path, or "
+            "~/PATH."
+        )
 
 
 def _describe(submissions: Sequence[Submission], package: Path) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from contextlib import redirect_stdout
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.table import Table
@@ -38,10 +38,13 @@ def train(
         bool,
         typer.Option("--rehearse", help="Try the config on this CPU: three steps of a tiny model."),
     ] = False,
+    seeds: Annotated[str | None, typer.Option("--seeds", hidden=True)] = None,
 ) -> None:
     """Train with verl, e.g. verl-gsd train algo=grpo task=arithmetic hardware=cpu."""
     from verl_gsd.errors import ConfigError
 
+    if seeds is not None:
+        _reject_seeds(seeds)
     if rehearse:
         _rehearse(words, dry_run)
         return
@@ -52,24 +55,55 @@ def train(
 
         validate(config, line, leave_out=OF_THIS_ENVIRONMENT if dry_run else ())
         _check_steps_left(config, line)
-        print_audit(config)
+        warnings = print_audit(config)
         if dry_run:
             for problem in (problem for check in OF_THIS_ENVIRONMENT for problem in check(config, line)):
                 err.print(f"warning: {problem}", style="yellow", markup=False, highlight=False)
+                warnings += 1
             with redirect_stdout(sys.stderr):  # verl prints while it validates; standard output must be only the config
                 messages = validate_with_verl(config)
             for message in messages:
                 style = "yellow" if message.kind == "warning" else None
                 err.print(f"{message.kind}: {message.text}", style=style, markup=False, highlight=False)
+                warnings += message.kind == "warning"
     except ConfigError as error:
         fail(str(error))
     if dry_run:
         from omegaconf import OmegaConf
 
-        print(OmegaConf.to_yaml(config), end="")
+        print(OmegaConf.to_yaml(config), end="", flush=True)
+        _print_verdict(warnings)
         return
     make_task(config)
     _run(config, line)
+
+
+def _reject_seeds(seeds: str) -> NoReturn:
+    """Say how to train several seeds: other commands have this option."""
+    from verl_gsd.jobs.submission import SEED_KEYS
+
+    first = re.split(r"\D", seeds)[0] or "1"
+    fail(
+        f"--seeds {seeds}: verl-gsd train makes one run with one seed. Start one run per seed, for example with "
+        f"{' '.join(f'{key}={first}' for key in SEED_KEYS)}. Or use `verl-gsd submit --seeds 1,2,3`, which starts one "
+        "job per seed on a Ray cluster, or `verl-gsd lab train --seeds 1..3`, which trains small models in the "
+        "laboratory (docs/lab.md)."
+    )
+
+
+def _print_verdict(warnings: int) -> None:
+    """Print what the checks of a dry run found, after the config, which is longer than a screen."""
+    counted = (
+        f"{warnings} warning{'s' if warnings > 1 else ''}, printed before the config" if warnings else "no warnings"
+    )
+    unchecked = "what the warnings name, " if warnings else ""
+    err.print(
+        f"Config valid, {counted}. Not checked: {unchecked}the model's weights, real memory and speed, and training "
+        "itself. To try the config on this CPU, use --rehearse instead of --dry-run.",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def _rehearse(words: list[str], dry_run: bool) -> None:
@@ -209,10 +243,13 @@ def _line_to_resume(line: Line) -> Line:
     return parse_line([*stored, *line.words_given, f"resume={run.path}"])
 
 
-def print_audit(config: DictConfig) -> None:
+def print_audit(config: DictConfig) -> int:
     """Print the audit, the chosen sizes and the memory estimate to standard error.
 
     With --dry-run, standard output is the config.
+
+    Returns:
+        The number of warnings among them.
     """
     from verl_gsd.audit import audit
     from verl_gsd.run.checks.lora import lora_warnings
@@ -222,8 +259,10 @@ def print_audit(config: DictConfig) -> None:
     from verl_gsd.run.sizing import sizing_lines
 
     sizes = (*sizing_lines(config), *estimate(config), *lora_warnings(config))
-    for text in (*audit(config).lines(), *attention_reason(config), *dataset_group_sizes(config), *sizes):
+    texts = [*audit(config).lines(), *attention_reason(config), *dataset_group_sizes(config), *sizes]
+    for text in texts:
         err.print(text, style="yellow" if text.startswith("warning") else None, markup=False, highlight=False)
+    return sum(text.startswith("warning") for text in texts)
 
 
 def _check_steps_left(config: DictConfig, line: Line) -> None:
@@ -361,7 +400,7 @@ def result_table(metrics: list, prompts: Counter[str]) -> Table:
     summary = summarise(metrics, prompts)
     table = Table(show_header=False, title="result", title_justify="left")
     for held_out in summary.held_out:
-        size = f" ({prompts[held_out.source]} prompts)" if held_out.source in prompts else ""
+        size = f" ({held_out.prompts} prompts)" if held_out.prompts else ""
         table.add_row(f"held-out accuracy, {held_out.source}{size}", " -> ".join(map(str, held_out.accuracies)))
     exact = [(step, data[EXACT], data["exact/slack"]) for step, data in metrics if EXACT in data]
     if exact:
@@ -369,7 +408,8 @@ def result_table(metrics: list, prompts: Counter[str]) -> Table:
         values = " -> ".join(f"{value:.3f} to {value + slack:.3f} at step {step}" for step, value, slack in ends)
         table.add_row("the same without sampling, bounds", values)
     if summary.held_out:
-        table.add_row("intervals", "95%, Wilson" if prompts else "none: the number of held-out prompts is unknown")
+        is_known = any(held_out.prompts for held_out in summary.held_out)
+        table.add_row("intervals", "95%, Wilson" if is_known else "none: the number of held-out prompts is unknown")
     table.add_row("steps of this attempt", str(summary.steps))
     if summary.seconds_per_step is not None:
         table.add_row("seconds per step (median)", f"{summary.seconds_per_step:.2f}")

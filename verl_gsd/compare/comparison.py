@@ -18,7 +18,7 @@ import numpy as np
 from scipy.integrate import trapezoid
 
 from verl_gsd.compare.curves import Curve, check_comparable
-from verl_gsd.evaluation.intervals import Estimate, PairedTest, bootstrap_mean, paired_test
+from verl_gsd.evaluation.intervals import Estimate, PairedTest, paired_test, student_mean
 
 _SHARES = (0.25, 0.5, 0.75, 1.0)
 
@@ -28,7 +28,7 @@ class BudgetResult:
     """The result of one label at one budget.
 
     Attributes:
-        accuracy: mean over the seeds that had a validation within the budget, with its bootstrap interval; None if no
+        accuracy: mean over the seeds that had a validation within the budget, with Student's interval; None if no
             seed had one.
         against: comparison with the baseline on the seeds that both have; None for the baseline itself, and if there is
             no such seed.
@@ -135,7 +135,7 @@ def mean_accuracy(curve: Curve, first: int, last: int) -> float:
 
 def _at_budget(curves: Mapping[int, Curve], baseline: Mapping[int, Curve], budget: int) -> BudgetResult:
     own, others = _accuracies(curves, budget), _accuracies(baseline, budget)
-    accuracy = bootstrap_mean(np.array(list(own.values()))) if own else None
+    accuracy = student_mean(np.array(list(own.values()))) if own else None
     common_seeds = sorted(own.keys() & others.keys())
     if not common_seeds:
         return BudgetResult(accuracy, None)
@@ -157,13 +157,13 @@ def _label_result(
 ) -> LabelResult:
     area = None
     if span[0] < span[1]:
-        area = bootstrap_mean(np.array([mean_accuracy(curve, *span) for curve in curves.values()]))
+        area = student_mean(np.array([mean_accuracy(curve, *span) for curve in curves.values()]))
     return LabelResult(
         label,
         tuple(sorted(curves)),
         cells,
         p_adjusted,
         area,
-        bootstrap_mean(np.array([curve.tokens[-1] for curve in curves.values()])),
-        bootstrap_mean(np.array([curve.accuracy[-1] for curve in curves.values()])),
+        student_mean(np.array([curve.tokens[-1] for curve in curves.values()])),
+        student_mean(np.array([curve.accuracy[-1] for curve in curves.values()])),
     )

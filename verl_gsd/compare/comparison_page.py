@@ -12,7 +12,7 @@ from verl_gsd.charts import COLOURS, Panel, Section, Table
 from verl_gsd.compare import comparison_words as words
 from verl_gsd.compare.comparison import Comparison
 from verl_gsd.compare.curves import Curve
-from verl_gsd.evaluation.intervals import bootstrap_mean
+from verl_gsd.evaluation.intervals import student_mean
 
 TITLE = "Methods at equal generated tokens"
 #: Number of points at which a mean and its band are drawn.
@@ -95,8 +95,9 @@ def _panel(comparison: Comparison, label: str, colour: str) -> alt.TopLevelMixin
     own = alt.Chart(alt.Data(values=_mean(label, comparison.curves)))
     single = alt.Chart(alt.Data(values=seeds)).mark_line(opacity=0.4, strokeWidth=1, color=colour)
     tooltip = [alt.Tooltip("seed:N"), alt.Tooltip("tokens:Q", format=","), alt.Tooltip("accuracy:Q", format=".1%")]
+    band = own.mark_area(opacity=0.15, color=colour, clip=True)  # with few seeds, intervals are wider than the axis
     layers: list[Any] = [
-        own.mark_area(opacity=0.15, color=colour).encode(**_axes(comparison, "low"), y2="high:Q"),
+        band.encode(**_axes(comparison, "low"), y2="high:Q"),
         single.encode(**axes, detail="seed:N", tooltip=tooltip),
         own.mark_line(color=colour).encode(**axes),
     ]
@@ -123,7 +124,7 @@ def _mean(label: str, curves: Sequence[Curve]) -> list[dict[str, Any]]:
     first, last = max(curve.tokens[0] for curve in own), min(curve.tokens[-1] for curve in own)
     points = []
     for tokens in np.unique(np.linspace(first, last, _POINTS).round()) if first < last else ():
-        estimate = bootstrap_mean(np.array([curve.at(tokens) for curve in own]))
+        estimate = student_mean(np.array([curve.at(tokens) for curve in own]))
         # With one seed the interval is infinite: draw a band of width 0.
         low, high = np.nan_to_num([estimate.low, estimate.high], posinf=estimate.value, neginf=estimate.value)
         point = {"accuracy": estimate.value, "low": float(low), "high": float(high)}

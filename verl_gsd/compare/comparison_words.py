@@ -32,8 +32,8 @@ def caveats(comparison: Comparison) -> list[str]:
         "Tokens are all that training generated, including evicted groups. Not counted: steps that a resume discarded, "
         "groups still waiting at the end, validation, and the judge's answers.",
         "Between two validations, accuracy is interpolated linearly. Before a run's first validation it has none.",
-        "Intervals of means are bootstrap percentiles over seeds. From five seeds, a 95% interval covers the true mean "
-        "in about 84 of 100 cases. Intervals of differences are Student's t over the seeds that both methods have.",
+        "Intervals are 95% Student's t intervals over seeds: of means over the seeds of a method, of differences over "
+        "the seeds that both methods have.",
         "Intervals are over training seeds. " + _validated_on(comparison),
     ]
     if comparison.tests:

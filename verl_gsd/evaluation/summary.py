@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from verl_gsd.evaluation.intervals import Proportion, wilson
+from verl_gsd.rundir import HELD_OUT_PROMPTS
 
 #: verl's metric names of held-out accuracies.
 ACCURACY = re.compile(r"^val-core/(?P<source>.+)/acc/mean@\d+$")
@@ -28,10 +29,14 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Accuracies on one data source's held-out prompts: of the first validation and, if there are more, of the last."""
+    """Accuracies on one data source's held-out prompts: of the first validation and, if there are more, of the last.
+
+    ``prompts`` is the number of prompts of the last validation; None if it is unknown.
+    """
 
     source: str
     accuracies: tuple[Accuracy, ...]
+    prompts: int | None = None
 
 
 @dataclass(frozen=True)
@@ -48,19 +53,23 @@ def summarise(metrics: Sequence[tuple[int, Mapping[str, float]]], prompts: Mappi
 
     Args:
         metrics: (step, scalars by name), in order.
-        prompts: number of held-out prompts per data source, if known. The interval counts each prompt as one trial.
+        prompts: number of held-out prompts per data source, if known, for validations whose metrics do not have it
+            (those of verl's own trainers and of older runs). The interval counts each prompt as one trial.
             With several samples per prompt it is therefore wider than necessary, but never too narrow.
     """
     seconds = [data["timing_s/step"] for _, data in metrics if "timing_s/step" in data]
     by_source: dict[str, list[Accuracy]] = {}
+    counts: dict[str, int | None] = {}
     for step, data in metrics:
         for name, value in data.items():
             if (match := ACCURACY.match(name)) and not math.isnan(value):
-                n = prompts.get(match["source"])
+                source = match["source"]
+                counted = data.get(HELD_OUT_PROMPTS + source)
+                n = counts[source] = prompts.get(source) if counted is None else int(counted)
                 interval = wilson(value * n, n) if n and 0 <= value <= 1 else None
-                by_source.setdefault(match["source"], []).append(Accuracy(step, value, interval))
+                by_source.setdefault(source, []).append(Accuracy(step, value, interval))
     held_out = [
-        HeldOut(source, tuple(dict.fromkeys((accuracies[0], accuracies[-1]))))
+        HeldOut(source, tuple(dict.fromkeys((accuracies[0], accuracies[-1]))), counts[source])
         for source, accuracies in by_source.items()
     ]
     return Summary(held_out, len(seconds), statistics.median(seconds) if seconds else None)

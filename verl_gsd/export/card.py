@@ -21,6 +21,7 @@ from verl_gsd.evaluation.summary import HeldOut, summarise
 from verl_gsd.export.checkpoint import file_identities, shard_paths
 from verl_gsd.preparation.manifest import read_manifest
 from verl_gsd.preparation.reading import sha256
+from verl_gsd.run.checks.parallelism import model_config
 from verl_gsd.run.checks.validate import SECRET_NAME, SECRET_VALUE
 from verl_gsd.run.remote_paths import scheme_of
 from verl_gsd.rundir import RunDirectory, merge_metrics, read_metrics
@@ -77,6 +78,9 @@ class CardFacts:
     Attributes:
         step: the number of training steps.
         base: the base model's name on the hub or the name of its folder; None if it is unknown.
+        base_origin: the hub name that the config of a local base model gives as its origin; empty if it gives none.
+        architecture: the class of the model in transformers; empty if it is unknown.
+        parameters: the number of parameters of the whole model; 0 if it is unknown.
         is_adapter: whether the folder has a LoRA adapter instead of a whole model.
         dtype: the precision of the weights.
         choices: the words of the command line that chose the algorithm, the recipe and the task, for example
@@ -102,6 +106,9 @@ class CardFacts:
     validation: str = ""
     evaluations: Mapping[str, BenchResult] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    base_origin: str = ""
+    architecture: str = ""
+    parameters: int = 0
     trained_with_torch: str | None = None
 
 
@@ -112,6 +119,13 @@ def base_name(config: Any) -> str | None:
         return None
     is_on_hub = _HUB_NAME.fullmatch(path) and not Path(path).exists()
     return path if is_on_hub else Path(path).name
+
+
+def base_origin(config: Any) -> str:
+    """The hub name that the config.json of the run's local base model gives as its origin; empty if there is none."""
+    path = value_at(config, "actor_rollout_ref.model.path")
+    name = model_config(path).get("_name_or_path") if isinstance(path, str) and path else None
+    return name if isinstance(name, str) and _HUB_NAME.fullmatch(name) and not Path(name).exists() else ""
 
 
 def data_files(paths: Any) -> list[CardFile]:
@@ -234,17 +248,18 @@ def render(facts: CardFacts, name: str) -> str:
         name: what the usage examples call the model: its name on the hub, or the name of its folder.
     """
     metadata = ModelCardData(
-        base_model=facts.base if facts.base and _HUB_NAME.fullmatch(facts.base) else None,
+        base_model=facts.base if _is_on_hub(facts) else None,
         library_name="peft" if facts.is_adapter else "transformers",
         pipeline_tag="text-generation",
         tags=["verl", "verl-gsd", "reinforcement-learning"],
     )
     kind = "LoRA adapter" if facts.is_adapter else "model"
-    trained_from = f" trained from `{facts.base}`," if facts.base else ""
+    size = f" ({described})" if (described := _size(facts)) else ""
+    trained_from = f", trained from {_base(facts)}" if facts.base else ""
     chosen = ", ".join(f"`{word}`" for word in facts.choices)
     parts = [
         f"---\n{metadata.to_yaml()}\n---\n\n# {name}\n",
-        f"A {kind},{trained_from} after {facts.step} steps of reinforcement learning with verl-gsd, a plugin of "
+        f"A {kind}{size}{trained_from}, after {facts.step} steps of reinforcement learning with verl-gsd, a plugin of "
         f"[verl](https://github.com/volcengine/verl). Weights are stored as {facts.dtype}.\n",
         _usage(facts, name),
         "## Data\n",
@@ -260,6 +275,27 @@ def render(facts: CardFacts, name: str) -> str:
     return "\n".join(parts)
 
 
+def _is_on_hub(facts: CardFacts) -> bool:
+    return bool(facts.base and _HUB_NAME.fullmatch(facts.base))
+
+
+def _base(facts: CardFacts) -> str:
+    """The base model in words. Only its folder's name is known of a local one, which readers do not have."""
+    if _is_on_hub(facts):
+        return f"`{facts.base}`"
+    origin = f", whose config names `{facts.base_origin}` as its origin" if facts.base_origin else ""
+    return f"a local model in a folder `{facts.base}`{origin}"
+
+
+def _size(facts: CardFacts) -> str:
+    """For example ``Qwen2ForCausalLM with 494 million parameters``; empty if it is unknown."""
+    if not facts.architecture:
+        return ""
+    unit, word = (1e9, "billion") if facts.parameters >= 1e9 else (1e6, "million")
+    whole = "base model: " if facts.is_adapter else ""
+    return f"{whole}{facts.architecture} with {facts.parameters / unit:.3g} {word} parameters"
+
+
 #: The policy was trained on chats: without the template it continues a text that it has never seen.
 _GENERATE = """chat = [{"role": "user", "content": "What is 12 + 30?"}]
 prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True, return_tensors="pt")
@@ -272,8 +308,9 @@ def _usage(facts: CardFacts, name: str) -> str:
     if facts.is_adapter:
         local = (
             ""
-            if facts.base and _HUB_NAME.fullmatch(facts.base)
-            else "The base model was a folder. Set `base_model_name_or_path` in `adapter_config.json` to it.\n\n"
+            if _is_on_hub(facts)
+            else "The base model was a folder on the machine that trained. Set `base_model_name_or_path` in "
+            "`adapter_config.json` to your copy of it.\n\n"
         )
         return (
             f"{local}```python\nfrom peft import AutoPeftModelForCausalLM\nfrom transformers import AutoTokenizer\n\n"

@@ -10,7 +10,7 @@ from verl_gsd.compare.run_names import read_yaml
 from verl_gsd.dotted_keys import value_at
 from verl_gsd.errors import ConfigError
 from verl_gsd.export import card
-from verl_gsd.export.weights import write_adapter, write_model
+from verl_gsd.export.weights import architecture_of, write_adapter, write_model
 from verl_gsd.rundir import RunDirectory
 from verl_gsd.state import saved_torch_version
 from verl_gsd.writing import atomic_folder
@@ -64,6 +64,7 @@ def export(
             write_adapter(checkpoint, building, dtype, config, base or "unknown")
         else:
             write_model(checkpoint, building, dtype, config)
+        architecture, parameters = architecture_of(checkpoint)
         facts = card.CardFacts(
             step,
             base,
@@ -77,6 +78,9 @@ def export(
             validation=card.describe_validation(config),
             evaluations=card.read_evaluations(checkpoint, evaluations),
             versions=card.installed_versions(),
+            base_origin=card.base_origin(config),
+            architecture=architecture,
+            parameters=parameters,
             trained_with_torch=saved_torch_version(checkpoint),
         )
         (building / "README.md").write_text(card.render(facts, name), encoding="utf-8")

@@ -85,6 +85,16 @@ def write_adapter(checkpoint: Path, folder: Path, dtype: str, config: Any, base:
     _copy_tokenizer(checkpoint, folder)
 
 
+def architecture_of(checkpoint: Path) -> tuple[str, int]:
+    """The class of the policy in RUN/global_step_N in transformers, and its number of parameters, without adapters.
+
+    Raises:
+        ConfigError: transformers does not have the architecture.
+    """
+    model = _model_without_weights(checkpoint)
+    return type(model).__name__, model.num_parameters()
+
+
 def _read(checkpoint: Path) -> tuple[dict[str, torch.Tensor], Any]:
     """The checkpoint's weights by name, as verl stored them, and its model without weights."""
     files = shard_paths(checkpoint)

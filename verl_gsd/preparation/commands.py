@@ -27,7 +27,8 @@ def data_folder() -> Path:
 def prepare_command(folder: Path, split: str = "train") -> str:
     """The command that makes ``split`` of the data set in ``folder``, DATA/NAME.
 
-    A data set that ``verl-gsd prepare`` does not know is a table, for which FILE stands.
+    A data set that ``verl-gsd prepare`` does not know is a table, for which FILE stands. If another split was prepared,
+    its options are kept.
     """
     from verl_gsd.preparation.sources import SOURCES
 
@@ -36,7 +37,25 @@ def prepare_command(folder: Path, split: str = "train") -> str:
         words += ["--data", str(folder.parent)]
     if folder.name not in (*SOURCES, *TASKS):
         words += ["--input", "FILE", *(["--split", split] if split != "train" else [])]
-    return shlex.join(words)
+    return shlex.join([*words, *_options(folder, split)])
+
+
+def _options(folder: Path, split: str) -> list[str]:
+    """The options with which ``split``, or else another split of the data set in ``folder``, was prepared."""
+    from verl_gsd.preparation.manifest import read_manifest
+    from verl_gsd.preparation.sources import table_options
+
+    try:
+        dataset = read_manifest(folder)
+    except ValueError:  # the command reports a damaged manifest
+        return []
+    if dataset is None or not dataset.splits:
+        return []
+    entry = dataset.splits.get(split) or next(iter(dataset.splits.values()))
+    words = table_options(entry)
+    words += ["--model", entry["model"]] if entry.get("model") else []
+    words += ["--max-prompt-length", str(entry["longest_prompt"])] if entry.get("longest_prompt") else []
+    return words + (["--skip-unusable"] if entry.get("skip_unusable") else [])
 
 
 def command_for_file(file: Path) -> str | None:

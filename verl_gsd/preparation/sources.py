@@ -6,6 +6,7 @@ Face's hub and published code that loads them. We have not loaded them from the 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -51,6 +52,10 @@ class Source:
     column_roles: str = ""
 
 
+#: The roles of a table's columns, as the manifest stores them.
+_ROLES = "problem={}, answer={}, demonstration={}, index={}"
+
+
 def table(
     problem: str,
     answer: str | None,
@@ -75,11 +80,31 @@ def table(
         {split: split},
         tuple(dict.fromkeys(name for name in (problem, answer, demonstration, index) if name)),
         read,
-        column_roles=f"problem={problem}, answer={answer}, demonstration={demonstration}, index={index}",
+        column_roles=_ROLES.format(problem, answer, demonstration, index),
         suffix=suffix,
         verifier=MATHS if answer else None,
         has_demonstrations=demonstration is not None,
     )
+
+
+def table_options(entry: Mapping[str, Any]) -> list[str]:
+    """The column options of ``verl-gsd prepare`` with which it read a table, as words.
+
+    Args:
+        entry: a split's entry in the manifest. For a data set with fixed columns there are no options.
+    """
+    roles = re.fullmatch(_ROLES.format("(.*)", "(.*)", "(.*)", "(.*)"), entry.get("reads") or "")
+    if roles is None:
+        return []
+    options = ("--problem-column", "--answer-column", "--demonstration-column", "--index-column")
+    defaults = ("problem", "answer", "None", "None")
+    columns = zip(options, roles.groups(), defaults, strict=True)
+    words = [word for option, name, default in columns if name not in (default, "None") for word in (option, name)]
+    if entry.get("verifier") is None:
+        words.append("--judged-by-model")
+    if (suffix := entry.get("suffix", BOXED)) != BOXED:
+        words += ["--suffix", suffix]
+    return words
 
 
 def _cell(row: Row, name: str, read: Callable[[Any], Any]) -> Any:

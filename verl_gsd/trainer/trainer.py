@@ -9,6 +9,7 @@ import copy
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -40,7 +41,7 @@ from verl_gsd.run.checks.sizes_in_data import dataset_group_sizes
 from verl_gsd.run.dataset import UNKNOWN_SOURCE, indices_are_unique, prompt_keys
 from verl_gsd.run.messages import MessageWriter, RunStoppedError
 from verl_gsd.run.truncation import obey_truncation
-from verl_gsd.rundir import RunDirectory
+from verl_gsd.rundir import HELD_OUT_PROMPTS, RunDirectory
 from verl_gsd.state import Memory, remove_rotated_states, restore_state, save_state
 from verl_gsd.trainer import estimator, replay
 from verl_gsd.trainer.batching import PADDING
@@ -325,6 +326,12 @@ class GroupTrainer(PPOTrainer):
     def _validate(self):
         metrics = super()._validate()
         return metrics | self.monitor.rewards.end_validation(self.global_steps)
+
+    def _val_metrics_update(self, *args, expected_acc_counts=None, **kwargs):
+        metrics = super()._val_metrics_update(*args, expected_acc_counts=expected_acc_counts, **kwargs)
+        # The files do not tell the number of prompts, because verl's dataset drops those that are too long.
+        sources = Counter(source for source, _ in expected_acc_counts or {})
+        return metrics | {HELD_OUT_PROMPTS + source: float(prompts) for source, prompts in sources.items()}
 
     # verl's metrics of a batch only include rows that the policy generated in this step.
 

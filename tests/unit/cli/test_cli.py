@@ -39,6 +39,16 @@ def test_mistakes_end_with_code_2_and_say_what_to_write(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("more", [[], ["--dry-run"], ["--rehearse"]])
+def test_seeds_of_train_name_the_keys_and_the_commands_that_have_the_option(more):
+    done = invoke("train", *LINE, "--seeds", "3,4", *more)
+    assert done.exit_code == 2 and "No such option" not in done.output
+    said = flat(done.stderr)
+    for text in ("--seeds 3,4: ", "data.seed=3", "data_loader_seed=3", "submit --seeds", "lab train --seeds"):
+        assert text in said, said
+    assert "--seeds" not in invoke("train", "--help").output
+
+
 def test_a_run_without_a_checkpoint_cannot_be_resumed(tmp_path):
     (tmp_path / "overrides.yaml").write_text("[algo=grpo]")
     done = invoke("train", f"resume={tmp_path}")

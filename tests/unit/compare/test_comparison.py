@@ -6,6 +6,7 @@ import math
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from verl_gsd.charts import render_page
@@ -14,7 +15,7 @@ from verl_gsd.compare.comparison import compare_curves, holm, mean_accuracy
 from verl_gsd.compare.comparison_file import read_curves, write_comparison
 from verl_gsd.compare.comparison_page import sections
 from verl_gsd.compare.curves import Curve
-from verl_gsd.evaluation.intervals import Estimate, PairedTest
+from verl_gsd.evaluation.intervals import Estimate, PairedTest, student_mean
 
 T_4 = 2.776445  # of Student's t with 4 degrees of freedom
 
@@ -68,6 +69,15 @@ def test_common_seeds_are_paired_and_all_seeds_are_in_the_mean():
     assert rows(apart)["hadw"].cells[-1].against is None and apart.tests == 0
     _, (row,) = words.against_table(apart)
     assert row[1:-1] == ["-"] * 5 and row[-1] not in ("better", "worse", words.TIE)
+
+
+def test_the_mean_of_two_seeds_has_the_interval_that_the_laboratory_shows():
+    """The bootstrap's, the range of the two runs, covers the mean in half of all cases."""
+    row = rows(compare_curves([line("grpo", seed, end) for seed, end in ((1, 0.4), (2, 0.5))], "grpo"))["grpo"]
+    half = 12.7062 * 0.05  # t of one degree of freedom
+    for found in (row.cells[-1].accuracy, row.end_accuracy):
+        assert (found.value, found.low, found.high) == pytest.approx((0.45, 0.45 - half, 0.45 + half), abs=1e-4)
+        assert found == student_mean(np.array([0.4, 0.5]))
 
 
 def test_run_has_no_accuracy_before_its_first_validation():

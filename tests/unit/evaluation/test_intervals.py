@@ -9,7 +9,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from verl_gsd.evaluation.intervals import bootstrap_mean, equivalence_test, mean_by_question, paired_test, wilson
+from verl_gsd.evaluation.intervals import equivalence_test, mean_by_question, paired_test, student_mean, wilson
 from verl_gsd.evaluation.summary import summarise
 
 Z = 1.959963984540054
@@ -307,37 +307,21 @@ def test_samples_without_a_variance_are_rejected(first, second, margin, message)
         equivalence_test(np.array(first), np.array(second), margin)
 
 
-# Bootstrap
+# Means over seeds
 
 
-def test_bootstrap_of_two_values_is_known():
-    """The mean of two draws from {0, 1} is 0, 1/2 or 1 with probability 1/4, 1/2 or 1/4."""
-    found = bootstrap_mean(np.array([0.0, 1.0]))
-    assert (found.value, found.low, found.high, found.n) == (0.5, 0, 1, 2)
-    found = bootstrap_mean(np.array([0.0, 1.0]), confidence=0.4)
-    assert (found.low, found.high) == (0.5, 0.5)
-
-
-def test_bootstrap_of_many_values_is_the_normal_interval_and_repeats_with_its_seed():
-    values = np.random.default_rng(0).random(400)
-    found, half = bootstrap_mean(values), Z * values.std() / 20
-    assert found.value == pytest.approx(values.mean())
-    assert found.high - found.value == pytest.approx(half, rel=0.05)
-    assert found.value - found.low == pytest.approx(half, rel=0.05)
-    assert found == bootstrap_mean(values) != bootstrap_mean(values, seed=1)
-
-
-def test_bootstrap_of_five_seeds_has_the_documented_coverage():
+@pytest.mark.parametrize("seeds", [2, 3, 5, 32])
+def test_the_mean_over_seeds_is_covered_in_95_of_100_cases(seeds):
     rng = np.random.default_rng(2)
-    found = [bootstrap_mean(values, draws=500) for values in rng.normal(size=(2000, 5))]
-    assert 0.82 < np.mean([one.low <= 0 <= one.high for one in found]) < 0.86
+    found = [student_mean(values) for values in rng.normal(size=(4000, seeds))]
+    assert np.mean([one.low <= 0 <= one.high for one in found]) == pytest.approx(0.95, abs=0.012)
 
 
-def test_one_seed_has_no_bootstrap_interval():
-    found = bootstrap_mean(np.array([0.4]))
+def test_one_seed_has_no_interval():
+    found = student_mean(np.array([0.4]))
     assert (found.value, found.low, found.high) == (0.4, -math.inf, math.inf)
     with pytest.raises(ValueError, match=r"values\b.*\(0,\)"):
-        bootstrap_mean(np.array([]))
+        student_mean(np.array([]))
 
 
 # The summary that quotes them
@@ -364,6 +348,15 @@ def test_summary_of_several_samples_a_prompt_states_their_mean():
     (found,) = held_out.accuracies
     assert str(found).startswith("0.635 [")
     assert wilson(30, 48).low < found.interval.low < wilson(31, 48).low
+
+
+def test_the_number_of_prompts_in_the_metrics_gives_the_interval():
+    """With data.filter_overlong_prompts, the files have more rows than a validation has prompts."""
+    metrics = [(step, {"val-core/a/acc/mean@1": step / 4, "val/prompts/a": 4.0 + step}) for step in (0, 1, 2)]
+    for known in ({}, {"a": 1000}):
+        (held_out,) = summarise(metrics, known).held_out
+        assert [one.interval.n for one in held_out.accuracies] == [4, 6] and held_out.prompts == 6
+    assert summarise([(0, {"val-core/a/acc/mean@1": 0.5})], {"a": 8}).held_out[0].prompts == 8
 
 
 def test_summary_claims_no_interval_for_what_is_no_share():

@@ -54,6 +54,21 @@ def test_the_base_model_is_named_without_its_folder(path, name):
     assert card.base_name({"actor_rollout_ref": {"model": {"path": path}}}) == name
 
 
+@pytest.mark.parametrize(
+    ("stored", "origin"),
+    [
+        ({"_name_or_path": "Qwen/Qwen2.5-0.5B"}, "Qwen/Qwen2.5-0.5B"),
+        ({"_name_or_path": "/home/alice/sft"}, ""),
+        ({}, ""),
+    ],
+)
+def test_the_origin_of_a_local_base_is_a_hub_name_in_its_config(tmp_path, stored, origin):
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    assert card.base_origin({"actor_rollout_ref": {"model": {"path": str(tmp_path)}}}) == origin
+    assert card.base_origin({"actor_rollout_ref": {"model": {"path": str(tmp_path / "gone")}}}) == ""
+    assert card.base_origin(None) == ""
+
+
 def test_settings_have_no_paths_urls_secrets_and_unset_values():
     config = {
         "data": {"train_batch_size": 8, "train_files": "/home/alice/x.parquet", "seed": None},
@@ -169,3 +184,16 @@ def test_a_card_says_what_is_unknown():
     assert "base_model:" not in text and "library_name: peft" in text and "LoRA adapter" in text
     for part in ("data files are unknown", "No accuracy was measured", "base_model_name_or_path"):
         assert part in text
+
+
+@pytest.mark.parametrize(("parameters", "size"), [(494_032_768, "494 million"), (7_615_616_512, "7.62 billion")])
+def test_a_local_base_is_described_by_what_readers_can_use(parameters, size):
+    local = dict(base_origin="Qwen/Qwen2.5-0.5B", architecture="Qwen2ForCausalLM", parameters=parameters)
+    text = " ".join(render(CardFacts(3, "model", False, "float32", **local), "mine").split())
+    assert (
+        f"A model (Qwen2ForCausalLM with {size} parameters), trained from a local model in a folder `model`, whose "
+        "config names `Qwen/Qwen2.5-0.5B` as its origin, after 3 steps" in text
+    )
+    assert "base_model:" not in text
+    text = " ".join(render(CardFacts(3, "model", True, "float32", **local), "mine").split())
+    assert f"A LoRA adapter (base model: Qwen2ForCausalLM with {size} parameters), trained from a local model" in text

@@ -54,10 +54,12 @@ def export(*words, code=0):
 def test_a_run_is_exported_from_its_newest_checkpoint(run, tmp_path):
     target = tmp_path / "models" / "mine"
     assert "global_step_4" in export(run, target)
-    assert AutoModelForCausalLM.from_pretrained(target).dtype == torch.bfloat16
+    model = AutoModelForCausalLM.from_pretrained(target)
+    assert model.dtype == torch.bfloat16
     assert AutoTokenizer.from_pretrained(target).chat_template
     card = (target / "README.md").read_text()
-    for part in ("4 steps", "algo=grpo", "| sums | 0.250 | 0 |", "| sums | 0.500 | 4 |", "train.parquet"):
+    size = f"{type(model).__name__} with {model.num_parameters() / 1e6:.3g} million parameters"
+    for part in ("4 steps", "algo=grpo", "| sums | 0.250 | 0 |", "| sums | 0.500 | 4 |", "train.parquet", size):
         assert part in card, part
     everything = "".join(path.read_text() for path in target.iterdir() if path.suffix in (".md", ".json", ".jinja"))
     assert "secret_home" not in everything and str(tmp_path) not in everything

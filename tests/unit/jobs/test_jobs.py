@@ -130,6 +130,12 @@ def submit(*words):
         (["+trainer.api_key=abc"], "trainer.api_key.*secret"),
         (["resume=/runs/a"], "resume=/runs/a: .*--resume /runs/a"),
         (["--resume", "/runs/a", "+trainer.api_key=abc"], "trainer.api_key.*secret"),
+        (["--resume", "/runs/a", "data=mine"], "data=mine: this folder on the cluster is relative"),
+        (["--resume", "/runs/a", "data.val_files=[/a.parquet,b.parquet]"], "data.val_files=b.parquet: .* is relative"),
+        (["--sweep", "data.train_files=/a.parquet,b.parquet"], "data.train_files=b.parquet: .* is relative"),
+        (["--sweep", "data=/a,b"], "data=b: this folder on the cluster is relative"),
+        (["actor_rollout_ref.model.path=../model"], "model.path=../model: this folder on the cluster is relative"),
+        (["reward.custom_reward_function.path=mine.py"], "reward.custom_reward_function.path=mine.py: .* is relative"),
         (["--resume", "/runs/a", "--seeds", "1,2"], "--resume: .*--seeds.*--sweep"),
     ],
 )

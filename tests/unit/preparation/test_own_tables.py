@@ -8,6 +8,7 @@ import pytest
 from prepare_runs import Source, asked, builder, lines, made, run
 
 from verl_gsd.preparation import build, dataset, manifest, sources
+from verl_gsd.preparation.commands import command_for_file
 from verl_gsd.preparation.dataset import PrepareConfig
 from verl_gsd.preparation.item import BOXED
 from verl_gsd.preparation.manifest import FORMAT
@@ -328,6 +329,26 @@ def test_the_summary_ends_with_the_line_that_trains_on_the_data(tmp_path):
         "data.val_files=FILE reward.reward_model.enable=true reward.reward_model.model_path=MODEL"
     )
     parse_line(shlex.split(last)[2:])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--problem-column", "the question", "--answer-column", "final", "--index-column", "id", "--skip-unusable"],
+        ["--problem-column", "the question", "--answer-column", "final", "--suffix", "\nThink."],
+        ["--problem-column", "the question", "--demonstration-column", "final", "--judged-by-model"],
+    ],
+)
+def test_a_suggested_prepare_line_keeps_the_options_of_the_other_split(tmp_path, options):
+    table = lines(tmp_path / "mine.jsonl", {"the question": "1?", "final": "1", "id": 3})
+    folder = tmp_path / "data/mine"
+    shown = run(tmp_path, "mine", "--input", str(table), "--split", "test", *options)
+    words = shlex.split(shown[shown.rindex("verl-gsd prepare") :])
+    start = ["verl-gsd", "prepare", "mine", "--data", str(folder.parent), "--input"]
+    assert words[:6] == start and sorted(words[6:]) == sorted(["FILE", *options])
+    assert shlex.split(command_for_file(folder / "train.parquet")) == words
+    table = lines(tmp_path / "train.jsonl", {"the question": "2?", "final": "1", "id": 4})
+    run(tmp_path, "mine", "--input", str(table), *words[7:])
 
 
 def test_an_older_manifest_says_how_to_go_on(tmp_path):

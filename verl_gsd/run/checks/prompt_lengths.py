@@ -32,12 +32,18 @@ _SIDES = {"left": "on the left", "right": "on the right", "middle": "in the midd
 
 
 def check_prompts(
-    config: DictConfig, *, remote: bool | None = None, tokenizer: Any = None, processor: Any = None
+    config: DictConfig,
+    *,
+    remote: bool | None = None,
+    counts: bool = True,
+    tokenizer: Any = None,
+    processor: Any = None,
 ) -> DataReport:
     """Read the prompts of data.train_files and data.val_files, and count those that are too long.
 
     Args:
         remote: False skips remote files with a note, True checks only remote files, None checks all files.
+        counts: False opens the files but counts no prompts, because there is no tokenizer. The caller says so.
         tokenizer: the model's tokenizer, as verl loads it. None: it is loaded here, with the processor.
         processor: the model's processor, if there is one and ``tokenizer`` is not None.
     """
@@ -53,7 +59,7 @@ def check_prompts(
         files = {key: list(open_files(key, config, remote, report)) for key in FILE_KEYS}
         for of_key in files.values():
             check_same_types(of_key, report)
-        if report.problems or not any(files.values()):
+        if report.problems or not any(files.values()) or not counts:
             return report
         try:
             tokens = prompt_tokens_of(config, tokenizer, processor)

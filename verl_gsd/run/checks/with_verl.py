@@ -19,6 +19,7 @@ from verl_gsd.run.checks.gsd_section import (
     check_third_party_memory,
     check_unknown_sections,
 )
+from verl_gsd.run.checks.hub_models import hub_asked_once
 from verl_gsd.run.checks.prompt_lengths import check_prompts
 from verl_gsd.run.checks.validate import as_list, raise_problems
 from verl_gsd.run.footprint import has_adapter
@@ -28,13 +29,13 @@ PLUGIN = "verl_gsd.trainer.plugin"
 
 
 def validate_with_verl(config: DictConfig, runs_here: bool = True) -> list[Message]:
-    """Check the plugin, names, the reward function, servers and the data, and run verl's own checks.
+    """Check the plugin, names, the reward function, servers, the model's name and the data, and run verl's own checks.
 
     Args:
         runs_here: whether this machine can reach the run's data, verifier and servers.
 
     Returns:
-        Messages about the data for the user.
+        Messages about the model and the data for the user.
 
     Raises:
         ConfigError: lists every problem found.
@@ -55,9 +56,11 @@ def validate_with_verl(config: DictConfig, runs_here: bool = True) -> list[Messa
     )
     if not runs_here:
         return []
-    report = check_prompts(config, remote=False)
+    with hub_asked_once(config) as hub:
+        raise_problems(hub.problems)
+        report = check_prompts(config, remote=False, counts=not hub.unknown)
     raise_problems(report.problems)
-    return report.messages
+    return [*hub.messages, *report.messages]
 
 
 #: verl's own modes and ours. Other names are looked up in verl's registry, which imports vLLM.
