@@ -419,10 +419,11 @@ def check_ray_processes(processes: list[RayProcess]) -> Iterator[CheckResult]:
         yield CheckResult("Ray of another user", "ok", f"{user} has a Ray cluster on this machine")
     for process in (process for process in processes if process.yours and process.listens):
         has_token = process.mode.lower() == "token"
+        where = f"process {process.pid} listens on {', '.join(process.listens)}"
         yield CheckResult(
             f"Ray's {process.name}",
             "ok" if has_token else "warn",
-            f"process {process.pid} listens on {', '.join(process.listens)}, {'with' if has_token else 'without'} a token",
+            f"{where}, and requires a token" if has_token else f"{where}, without a token",
             ""
             if has_token
             else "Everyone who reaches these addresses can run code as you. Run ray stop, and set RAY_AUTH_MODE=token "
@@ -447,9 +448,8 @@ def check_private_files(token: Path, folder: Path) -> Iterator[CheckResult]:
     if folder.exists():
         problem = private_folders.problem(str(folder))
         fix = f"Run chmod 700 {folder}, or set RAY_TMPDIR to a folder of your own" if problem else ""
-        yield CheckResult(
-            "Ray's sessions", "fail" if problem else "ok", f"{folder}{': ' if problem else ''}{problem}", fix
-        )
+        detail = f"{folder}: {problem}" if problem else str(folder)
+        yield CheckResult("Ray's sessions", "fail" if problem else "ok", detail, fix)
 
 
 CHECKS: tuple[Callable[[], Iterator[CheckResult]], ...] = (

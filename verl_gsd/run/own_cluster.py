@@ -92,6 +92,13 @@ def token_file() -> Path:
     return Path(os.environ.get(TOKEN_PATH) or "~/.ray/auth_token").expanduser()
 
 
+def token_problem() -> str:
+    """Why the token for joining a cluster is not secret, and the fix; an empty string if it is, or if none is used."""
+    if os.environ.get(TOKEN) or os.environ.get(MODE, "").lower() == "disabled":
+        return ""
+    return token_file_problem(token_file())
+
+
 def token_file_problem(path: Path) -> str:
     """Why the token in ``path`` is not secret, and the fix; an empty string if it is, or if there is no such file.
 

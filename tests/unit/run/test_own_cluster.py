@@ -11,7 +11,9 @@ from omegaconf import OmegaConf
 
 from verl_gsd import private_folders
 from verl_gsd.errors import ConfigError
+from verl_gsd.jobs.cluster import ClusterError, connect
 from verl_gsd.run import cluster_lock, own_cluster
+from verl_gsd.run.checks import validate
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
 NOBODY = 65534
@@ -104,6 +106,21 @@ def test_a_token_that_others_can_read_is_a_problem(token, base, mode, is_wrong):
     assert own_cluster.token_file_problem(base / "missing") == ""
 
 
+def test_a_token_that_others_can_read_is_used_neither_for_joining_nor_for_submitting(
+    token, base, monkeypatch, compose_fast
+):
+    base.chmod(0o755)
+    token.chmod(0o644)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    config, line = compose_fast("algo=grpo", "task=arithmetic", "hardware=8xa100_80g")
+    assert [problem for problem in validate.check_ray_access(config, line) if f"chmod 600 {token}" in problem]
+    with pytest.raises(ClusterError, match="chmod 600"):
+        connect("http://127.0.0.1:1")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "a")
+    assert not list(validate.check_ray_access(config, line))
+
+
 @as_root
 def test_a_mounted_token_of_another_owner_is_no_problem(token):
     token.chmod(0o644)
@@ -124,7 +141,9 @@ def test_a_mounted_token_of_another_owner_is_no_problem(token):
 )
 def test_a_dashboard_without_a_token_that_others_reach_is_a_problem(monkeypatch, mode, ray_init, is_open):
     monkeypatch.setenv("RAY_AUTH_MODE", mode)
-    assert bool(own_cluster.open_dashboard_problem(config_of(**ray_init))) is is_open
+    config = config_of(address="local", **ray_init)
+    assert bool(own_cluster.open_dashboard_problem(config)) is is_open
+    assert bool(list(validate.check_ray_access(config, None))) is is_open
 
 
 @as_root
