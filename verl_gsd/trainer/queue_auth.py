@@ -106,10 +106,11 @@ def _tag(frames: Sequence[Any]) -> bytes:
     """The HMAC of the frames that TransferQueue unpickles or decodes."""
     from transfer_queue.utils.serial_utils import _is_pickle_fallback
 
-    digest = hmac.new(_key(), digestmod="sha256")
-    for frame in frames[: 2 if _is_pickle_fallback(frames[0]) else 1]:
-        digest.update(memoryview(frame))
-    return digest.digest()
+    if not _is_pickle_fallback(frames[0]):
+        content = memoryview(frames[0])
+    else:  # this frame marks the next one as a pickle
+        content = memoryview(b"".join(memoryview(frame) for frame in frames[:2]))
+    return hmac.digest(_key(), content, "sha256")
 
 
 def _key() -> bytes:
