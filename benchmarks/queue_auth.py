@@ -69,7 +69,7 @@ def main(
 
 
 def measure(queue: Any, rows: int, tokens: int) -> dict[str, float]:
-    """One batch size: the CPU time of a tag, and that of the tags on both sides per second of the queue's operations."""
+    """One batch size: the CPU time of a tag, and that of all tags per second of the queue's operations."""
     import torch
     from tensordict import TensorDict
 

@@ -14,6 +14,7 @@ import queue_attack
 import ray
 import torch
 import verl  # noqa: F401  loads the plugin
+from ray.experimental import internal_kv as kv
 from tensordict import TensorDict
 from transfer_queue.utils import serial_utils, zmq_utils
 from transfer_queue.utils.zmq_utils import ZMQMessage, ZMQMessageDecodeError, ZMQRequestType
@@ -98,7 +99,7 @@ def test_all_processes_of_a_job_read_one_key_that_is_not_in_their_environment(qu
     assert key == queue_auth._key() and len(key) == 32
     assert key.hex() not in str(environment) and key.hex() not in str(runtime_env)
     assert str(key) not in str(environment) and str(key) not in str(runtime_env)
-    assert queue_auth._key_of_job("another", "02000000") != key
+    assert kv._internal_kv_get(f"queue_key_{ray.get_runtime_context().get_job_id()}", namespace="verl_gsd") == key
 
 
 def test_without_ray_nothing_is_decoded_and_no_cluster_is_started(tmp_path):
@@ -142,6 +143,7 @@ def test_nothing_else_in_transfer_queue_decodes_what_arrives():
         assert bool(re.search(r"recv_multipart\(", text)) == bool(re.search(r"ZMQMessage\.deserialize\(", text)), name
     assert [name for name, text in sources.items() if re.search(r"(?<!\.)\bdecode\(", text)] == ["utils/zmq_utils.py"]
     # The frames that run code when they are decoded are the ones that the tag covers.
+    assert serial_utils._PICKLE_FALLBACK_SENTINEL == queue_auth._PICKLED
     assert serial_utils.decode([serial_utils._PICKLE_FALLBACK_SENTINEL, pickle.dumps(1), b"not a pickle"]) == 1
     assert serial_utils.decode([serial_utils._encoder.encode(1)[0], b"not a pickle"]) == 1
 

@@ -35,6 +35,8 @@ from typing import Any
 #: Namespace of our entries in Ray's key-value store.
 _NAMESPACE = "verl_gsd"
 _KEY_BYTES = 32
+#: TransferQueue's mark of a message whose second frame is a pickle.
+_PICKLED = b"\xc1\xfe\xed"
 #: Seconds between two log lines about rejected messages.
 _LOG_INTERVAL = 60.0
 #: Part of every log line about a rejected message.
@@ -104,34 +106,27 @@ def _patch_actor(actor: Any) -> None:
 
 def _tag(frames: Sequence[Any]) -> bytes:
     """The HMAC of the frames that TransferQueue unpickles or decodes."""
-    from transfer_queue.utils.serial_utils import _is_pickle_fallback
-
-    if not _is_pickle_fallback(frames[0]):
-        content = memoryview(frames[0])
-    else:  # this frame marks the next one as a pickle
-        content = memoryview(b"".join(memoryview(frame) for frame in frames[:2]))
-    return hmac.digest(_key(), content, "sha256")
-
-
-def _key() -> bytes:
-    import ray
-
-    if not ray.is_initialized():  # otherwise, the next call would start a cluster
-        raise RuntimeError("A message of TransferQueue needs the run's key, and Ray is not initialized in this process")
-    context = ray.get_runtime_context()
-    return _key_of_job(context.get_node_id(), context.get_job_id())
+    first = memoryview(frames[0])
+    if first == _PICKLED:
+        first = memoryview(b"".join(memoryview(frame) for frame in frames[:2]))
+    return hmac.digest(_key(), first, "sha256")
 
 
 @functools.cache
-def _key_of_job(node: str, job: str) -> bytes:
-    """The key of a Ray job, which this process creates if no other process has.
+def _key() -> bytes:
+    """The key of this process's Ray job, which this process creates if no other process has.
 
-    Args:
-        node: Ray's random id of this node. It distinguishes clusters, which all have the same first job.
+    It is read once: verl's processes belong to one job as long as they live.
+
+    Raises:
+        RuntimeError: Ray is not initialized in this process.
     """
+    import ray
     from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 
-    name = f"queue_key_{job}"
+    if not ray.is_initialized():  # otherwise, the next call would start a cluster
+        raise RuntimeError("A message of TransferQueue needs the run's key, and Ray is not initialized in this process")
+    name = f"queue_key_{ray.get_runtime_context().get_job_id()}"
     _internal_kv_put(name, secrets.token_bytes(_KEY_BYTES), overwrite=False, namespace=_NAMESPACE)
     key = _internal_kv_get(name, namespace=_NAMESPACE)
     assert key is not None and len(key) == _KEY_BYTES
