@@ -37,9 +37,19 @@ export RAY_AUTH_MODE=token
 RAY_AUTH_TOKEN=${RAY_AUTH_TOKEN:-$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')}
 export RAY_AUTH_TOKEN
 unset RAY_ADDRESS
+# Older releases of Ray ignore RAY_AUTH_MODE, and their cluster would run code for everyone who reaches it.
+version=$(ray --version) # "ray, version 2.60.0"
+if [[ $(printf '%s\n' 2.59 "${version##* }" | sort -V | head -n 1) != 2.59 ]]; then
+  echo "slurm.sh: $version is installed, and the cluster's token needs Ray 2.59 or newer. Run" \
+    "pip install 'ray>=2.59'." >&2
+  exit 2
+fi
+# Ray makes its session folder writable for everyone. On each node it lies in a folder that only this user can enter.
+# shellcheck disable=SC2016 # expanded on the node
+start='folder=$(mktemp -d "/tmp/ray_${SLURM_JOB_ID}_XXXXXX") && exec ray start --temp-dir="$folder/ray" "$@"'
 
 srun --nodes=1 --ntasks=1 --overlap --nodelist="$head" \
-  ray start --head --port="$port" --dashboard-host=0.0.0.0 --dashboard-port=$((port + 1)) --num-gpus="$gpus" --block &
+  bash -c "$start" ray --head --port="$port" --dashboard-host=0.0.0.0 --dashboard-port=$((port + 1)) --num-gpus="$gpus" --block &
 trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT # srun ends what it started
 ray=$!
 for ((waited = 0; ; waited++)); do
@@ -52,7 +62,7 @@ for ((waited = 0; ; waited++)); do
 done
 if ((SLURM_JOB_NUM_NODES > 1)); then
   srun --nodes=$((SLURM_JOB_NUM_NODES - 1)) --ntasks-per-node=1 --overlap --exclude="$head" \
-    ray start --address="$head:$port" --num-gpus="$gpus" --block &
+    bash -c "$start" ray --address="$head:$port" --num-gpus="$gpus" --block &
 fi
 
 # One job, or one per seed and value of a sweep; it ends when all have ended, with a code other than 0 if one failed.

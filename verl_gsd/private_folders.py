@@ -64,6 +64,18 @@ def hold(folder: str) -> None:
     _hold(folder)
 
 
+def problem(folder: str) -> str:
+    """Why ``folder`` is not a folder that only this user can enter; an empty string if it is.
+
+    Raises:
+        OSError: the folder does not exist.
+    """
+    status = Path(folder).lstat()
+    if not stat.S_ISDIR(status.st_mode):
+        return "it is not a folder"
+    return _unsafe_reason(status) or ""
+
+
 def note_segment(name: str) -> None:
     """Record in the node's folder that this process is about to create the shared memory ``name``.
 

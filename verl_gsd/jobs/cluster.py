@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
 
 from verl_gsd.jobs.submission import RUN_KEY
+from verl_gsd.run import own_cluster
 
 #: Seconds to wait for the server's answer, or for the next part of it.
 TIMEOUT_S = 60.0
@@ -29,7 +30,8 @@ def connect(address: str | None) -> JobSubmissionClient:
     """Return a client of the job server at ``address``, for example http://head:8265, after a first request to it.
 
     Raises:
-        ClusterError: the address is missing or has another form, no server answers, or the token is missing or wrong.
+        ClusterError: the address is missing or has another form, no server answers, the token is missing or wrong, or
+            other users of this machine can read it.
     """
     if not address:
         raise ClusterError(
@@ -39,6 +41,8 @@ def connect(address: str | None) -> JobSubmissionClient:
         raise ClusterError(
             f"--address {address}: not an http:// or https:// URL. Use that of the job server, http://HEAD:8265."
         )
+    if problem := own_cluster.token_problem():
+        raise ClusterError(problem)
     if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # read when Ray is imported
     os.environ["RAY_API_SERVER_ADDRESS"] = address  # otherwise Ray prefers RAY_ADDRESS to its argument

@@ -22,6 +22,9 @@ _GPU_MEMORY = (
     "Set actor_rollout_ref.rollout.gpu_memory_utilization or actor_rollout_ref.actor.ppo_max_token_len_per_gpu lower"
 )
 
+#: Of a cluster that verl-gsd started, and of one that `ray start` started.
+_RAY_LOGS = "/tmp/ray_UID/ray/session_latest/logs or /tmp/ray/session_latest/logs, or in RAY_TMPDIR instead of /tmp"
+
 #: Ordered from the most specific cause to the least specific. The log of a killed process often matches several.
 _CAUSES = (
     _Cause(
@@ -61,12 +64,12 @@ _CAUSES = (
     _Cause(
         r"Failed to connect to GCS within|GCS may have been killed",
         "Ray's control service (gcs_server) died or cannot be reached",
-        "Read gcs_server.out and gcs_server.err in Ray's log folder (/tmp/ray/session_latest/logs) on the head node",
+        f"Read gcs_server.out and gcs_server.err in Ray's log folder on the head node ({_RAY_LOGS})",
     ),
     _Cause(
         r"ActorUnavailableError: .*RpcError|The raylet \(Ray node\)|raylet.*(?:has died|died unexpectedly)",
         "Ray's process on a node (raylet) died or cannot be reached",
-        "Read raylet.out and raylet.err in Ray's log folder (/tmp/ray/session_latest/logs) on that node",
+        f"Read raylet.out and raylet.err in Ray's log folder on that node ({_RAY_LOGS})",
     ),
     _Cause(
         r"Engine core initialization failed",

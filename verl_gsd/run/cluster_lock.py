@@ -14,6 +14,7 @@ import functools
 import os
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -52,11 +53,13 @@ def joins(config: DictConfig) -> bool:
     a cluster on this node that was started with ``ray start``.
 
     Raises:
-        ConfigError: Ray cannot resolve the address, or "auto" finds no cluster.
+        ConfigError: Ray cannot resolve the address, "auto" finds no cluster, or another user wrote the address that Ray
+            would use.
     """
     address = OmegaConf.select(config, "ray_kwargs.ray_init.address")
     if address == "local":
         return False
+    from ray._common.utils import get_ray_address_file
     from ray._private.services import canonicalize_bootstrap_address
 
     key = "ray_kwargs.ray_init.address"
@@ -64,14 +67,30 @@ def joins(config: DictConfig) -> bool:
         key, address = "RAY_ADDRESS", os.environ["RAY_ADDRESS"]
     if address is not None and "://" in address:  # Ray Client always joins a cluster
         return True
+    folder = OmegaConf.select(config, "ray_kwargs.ray_init._temp_dir")
+    if address in (None, "auto"):
+        _check_address_file(Path(get_ray_address_file(folder)))
     try:
-        folder = OmegaConf.select(config, "ray_kwargs.ray_init._temp_dir")
         return canonicalize_bootstrap_address(address, folder) is not None
     except (ConnectionError, ValueError, OSError) as error:
         raise ConfigError(
             f"{key}={address}: Ray finds no cluster there ({error}). Set it to HOST:PORT of a running cluster, or set "
             "ray_kwargs.ray_init.address=local to start a separate cluster for this run."
         ) from error
+
+
+def _check_address_file(path: Path) -> None:
+    """Reject the address of a cluster that another user has written. Ray would join it and run that user's code.
+
+    Raises:
+        ConfigError: the file belongs to another user than this one and root.
+    """
+    if path.exists() and path.stat().st_uid not in (os.geteuid(), 0):
+        raise ConfigError(
+            f"ray_kwargs.ray_init.address: another user (id {path.stat().st_uid}) wrote the cluster address in {path}. "
+            "To join this cluster, set RAY_ADDRESS to HOST:PORT. To start a separate cluster for this run, set "
+            "ray_kwargs.ray_init.address=local."
+        )
 
 
 @dataclass(frozen=True)

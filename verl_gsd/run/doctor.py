@@ -20,9 +20,10 @@ from typing import Literal
 
 import psutil
 
+from verl_gsd import private_folders
 from verl_gsd.config.attention import FLASH, attention_here, flash_attention_problem
-from verl_gsd.run import all_reduce, gpus
-from verl_gsd.run.checks.validate import FULLEST_DISK, MINIMUM_FREE_BYTES, is_installed, ray_folder
+from verl_gsd.run import all_reduce, gpus, own_cluster
+from verl_gsd.run.checks.validate import FULLEST_DISK, MINIMUM_FREE_BYTES, is_installed
 from verl_gsd.run.checks.with_verl import check_plugin_loaded
 
 _INSTALL = "Run scripts/setup.sh in a checkout of verl-gsd"
@@ -39,6 +40,9 @@ print("platform", current_platform.device_type)
 _RAY_SHARE, _RAY_BYTES = 0.3, 10 * 10**9
 #: NCCL and vLLM's workers use this much of /dev/shm between GPUs of one machine. They fail if it is not free.
 _NCCL_BYTES = 1 << 30
+
+#: The processes of a Ray cluster that accept commands over the network.
+_RAY_PROCESSES = ("gcs_server", "raylet")
 
 State = Literal["ok", "warn", "fail"]
 
@@ -267,7 +271,15 @@ def _check_plugin_in_driver() -> Iterator[CheckResult]:
 def _check_plugin_in_worker() -> Iterator[CheckResult]:
     import ray
 
-    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    own_cluster.set_token()
+    ray.init(
+        address="local",
+        num_cpus=1,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        _temp_dir=own_cluster.session_folder(),
+    )
     try:
         problem = ray.get(ray.remote(plugin_problem).remote())
     finally:
@@ -313,7 +325,7 @@ def _plugin_result(name: str, problem: str) -> CheckResult:
 def _check_disk() -> Iterator[CheckResult]:
     for name, folder, variable in (
         ("disk, here", Path.cwd(), ""),
-        ("disk, Ray", ray_folder(), ", or set RAY_TMPDIR to a folder on another disk"),
+        ("disk, Ray", own_cluster.ray_folder(), ", or set RAY_TMPDIR to a folder on another disk"),
     ):
         usage = shutil.disk_usage(folder)
         full = usage.free < MINIMUM_FREE_BYTES or 1 - usage.free / usage.total > FULLEST_DISK
@@ -363,6 +375,83 @@ def _count_visible_gpus() -> int:
     return len(gpus.visible(machine.gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))) if machine else 0
 
 
+def _check_ray_processes() -> Iterator[CheckResult]:
+    processes: list[RayProcess] = []
+    for process in psutil.process_iter():
+        try:
+            if (name := process.name()) in _RAY_PROCESSES:
+                yours = process.uids().real == os.geteuid()
+                listens = _open_addresses(process) if yours else ()
+                mode = process.environ().get(own_cluster.MODE, "") if yours else ""
+                processes.append(RayProcess(name, process.pid, process.username(), yours, listens, mode))
+        except psutil.Error:  # it has ended, or this user may not read it
+            continue
+    yield from check_ray_processes(processes)
+
+
+def _open_addresses(process: psutil.Process) -> tuple[str, ...]:
+    """Where a process listens, without addresses that only this machine reaches."""
+    sockets = process.net_connections("tcp") if hasattr(process, "net_connections") else process.connections("tcp")
+    listening = {socket.laddr for socket in sockets if socket.status == psutil.CONN_LISTEN}
+    return tuple(sorted(f"{ip}:{port}" for ip, port in listening if not ip.startswith("127.") and ip != "::1"))
+
+
+@dataclass(frozen=True)
+class RayProcess:
+    """A process of Ray on this machine.
+
+    Attributes:
+        listens: addresses that other machines may reach; empty if the process is another user's.
+        mode: RAY_AUTH_MODE in its environment; empty if it is not set, or if the process is another user's.
+    """
+
+    name: str
+    pid: int
+    user: str
+    yours: bool
+    listens: tuple[str, ...] = ()
+    mode: str = ""
+
+
+def check_ray_processes(processes: list[RayProcess]) -> Iterator[CheckResult]:
+    """Report Ray's processes on this machine. Warns about those of this user that run code for everyone."""
+    for user in sorted({process.user for process in processes if not process.yours}):
+        yield CheckResult("Ray of another user", "ok", f"{user} has a Ray cluster on this machine")
+    for process in (process for process in processes if process.yours and process.listens):
+        has_token = process.mode.lower() == "token"
+        where = f"process {process.pid} listens on {', '.join(process.listens)}"
+        yield CheckResult(
+            f"Ray's {process.name}",
+            "ok" if has_token else "warn",
+            f"{where}, and requires a token" if has_token else f"{where}, without a token",
+            ""
+            if has_token
+            else "Everyone who reaches these addresses can run code as you. Run ray stop, and set RAY_AUTH_MODE=token "
+            "before you start Ray",
+        )
+
+
+def _check_private_files() -> Iterator[CheckResult]:
+    yield from check_private_files(own_cluster.token_file(), own_cluster.private_folder())
+
+
+def check_private_files(token: Path, folder: Path) -> Iterator[CheckResult]:
+    """Check who can read Ray's token and enter the folder of Ray's sessions. What does not exist is not reported.
+
+    Args:
+        token: the file from which Ray reads the token of a cluster.
+        folder: where Ray clusters of ``verl-gsd`` have their sessions.
+    """
+    if token.exists():
+        problem = own_cluster.token_file_problem(token)
+        yield CheckResult("Ray's token", "fail" if problem else "ok", str(token), problem)
+    if folder.exists():
+        problem = private_folders.problem(str(folder))
+        fix = f"Run chmod 700 {folder}, or set RAY_TMPDIR to a folder of your own" if problem else ""
+        detail = f"{folder}: {problem}" if problem else str(folder)
+        yield CheckResult("Ray's sessions", "fail" if problem else "ok", detail, fix)
+
+
 CHECKS: tuple[Callable[[], Iterator[CheckResult]], ...] = (
     _check_versions,
     _check_vllm,
@@ -372,4 +461,6 @@ CHECKS: tuple[Callable[[], Iterator[CheckResult]], ...] = (
     _check_memory,
     _check_plugin_in_driver,
     _check_plugin_in_worker,
+    _check_ray_processes,
+    _check_private_files,
 )

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from verl_gsd.cpu import before_verl
 from verl_gsd.cpu.forkserver import die_with_parent, workers_forked
 from verl_gsd.errors import ConfigError
-from verl_gsd.run import cluster_lock
+from verl_gsd.run import cluster_lock, own_cluster
 from verl_gsd.run.messages import MessageWriter
 from verl_gsd.rundir import RunDirectory
 
@@ -44,6 +44,8 @@ def main(config_file: str, launcher: int) -> None:
     with _exit_if_rejected():
         joins = cluster_lock.joins(config)
     if not joins:
+        with _exit_if_rejected():
+            own_cluster.protect(config)
         # Seconds to wait for Ray's control service to come back. In a cluster of this run, nothing restarts it. Ray's
         # default is 60 s.
         os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "15")

@@ -16,7 +16,7 @@ from verl_gsd import extension
 from verl_gsd.cpu import platform
 from verl_gsd.run import engines
 from verl_gsd.run.compose import store_groups
-from verl_gsd.trainer import prompt_truncation, reward_failures, reward_model_patch, weight_sockets
+from verl_gsd.trainer import prompt_truncation, queue_auth, reward_failures, reward_model_patch, weight_sockets
 
 
 def _register_losses() -> None:
@@ -50,3 +50,4 @@ wrapt.when_imported("verl.utils.torch_functional")(
 wrapt.when_imported("transfer_queue")(
     lambda queue: importlib.import_module("verl_gsd.run.cluster_lock").lock_queue(queue)
 )
+wrapt.when_imported("transfer_queue")(queue_auth.install)

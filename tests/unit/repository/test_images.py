@@ -118,6 +118,7 @@ def test_the_slurm_script_is_clean():
 
 
 STUBS = {
+    "ray": 'echo "ray, version 2.59.0"',
     "scontrol": "echo localhost; echo node2",
     "srun": 'echo "srun $*" >>"$SEEN"; case "$*" in *--head*) exec python3 -c "$LISTEN";; *) exec sleep 300;; esac',
     "verl-gsd": 'echo "$RAY_AUTH_TOKEN" >"$SEEN.token"; '
@@ -168,10 +169,8 @@ def test_the_slurm_script_starts_a_head_and_workers_submits_and_ends_with_the_jo
         seen.read_text().splitlines(), key=lambda line: (line.startswith("verl-gsd"), "--head" not in line)
     )
     port = 20000 + 2 * (os.getpid() % 6000)
-    assert "ray start --head" in head and f"--port={port}" in head and "--nodelist=localhost" in head
-    assert (
-        len(others) == 1 and f"ray start --address=localhost:{port}" in others[0] and "--exclude=localhost" in others[0]
-    )
+    assert f"ray --head --port={port}" in head and "--nodelist=localhost" in head
+    assert len(others) == 1 and f"ray --address=localhost:{port}" in others[0] and "--exclude=localhost" in others[0]
     assert "submit trainer.nnodes=2 trainer.n_gpus_per_node=8 algo=gvpo task=arithmetic" in job
     assert f"--address http://localhost:{port + 1}" in job and "--runs /shared/runs" in job
     assert "token=64 mode=token address=unset" in job
@@ -204,6 +203,29 @@ def test_the_slurm_script_rejects_what_would_end_it_at_once(slurm, word):
     done, seen = slurm("algo=gvpo", "task=arithmetic", word)
     assert done.returncode == 2 and word in done.stderr
     assert not seen.exists(), "nothing was started"
+
+
+def test_every_node_has_its_session_in_a_folder_that_only_this_user_can_enter(slurm, tmp_path):
+    """The stub for srun runs what the nodes run, and the stub for Ray reports the folder."""
+    ray = """
+if [[ $1 == --version ]]; then echo "ray, version 2.60.0"; exit; fi
+folder=${2#--temp-dir=}
+stat -c %a "${folder%/ray}" >"$SEEN.mode"
+rmdir "${folder%/ray}"
+echo "ray $*" >>"$SEEN"
+"""
+    srun = 'while [[ $1 == --* ]]; do shift; done; "$@"; exit 3'
+    done, seen = slurm("algo=gvpo", "task=arithmetic", ray=ray, srun=srun)
+    assert done.returncode == 1 and seen.with_suffix(".mode").read_text() == "700\n"
+    assert re.search(r"ray start --temp-dir=/tmp/ray_\d+_\w{6}/ray --head --port=", seen.read_text())
+
+
+@pytest.mark.parametrize(("version", "code"), [("2.58.1", 2), ("2.9.3", 2), ("2.59.0", 7), ("2.60.0", 7), ("3.0.0", 7)])
+def test_the_slurm_script_rejects_a_ray_that_ignores_the_token(slurm, version, code):
+    done, seen = slurm("algo=gvpo", "task=arithmetic", ray=f'echo "ray, version {version}"')
+    assert done.returncode == code
+    if code == 2:
+        assert f"ray, version {version} is installed" in done.stderr and not seen.exists()
 
 
 def test_a_head_that_does_not_come_up_is_said_so_at_once(slurm):

@@ -2,7 +2,9 @@
 
 import json
 import re
+import socket
 
+import psutil
 import pytest
 from nvidia_smi import A100, EIGHT, PYTHON, WHEEL, card, report, stub_nvidia_smi, write_program
 from typer.testing import CliRunner
@@ -248,3 +250,38 @@ def test_doctor_prints_fixes_and_exits_with_1_if_a_check_fails(monkeypatch, stat
     done = CliRunner().invoke(app, ["doctor"])
     assert done.exit_code == code and "[535]" in done.output
     assert ("Install driver 580" in done.output) == (state != "ok")
+
+
+def test_ray_processes_that_run_code_for_everyone_are_a_warning():
+    processes = [
+        doctor.RayProcess("gcs_server", 7, "me", True, ("0.0.0.0:6379",), "disabled"),
+        doctor.RayProcess("raylet", 8, "me", True, ("10.0.0.1:1234",), "token"),
+        doctor.RayProcess("raylet", 9, "me", True),
+        doctor.RayProcess("gcs_server", 10, "alice", False),
+        doctor.RayProcess("raylet", 11, "alice", False),
+    ]
+    other, gcs, raylet = doctor.check_ray_processes(processes)
+    assert (other.state, other.detail) == ("ok", "alice has a Ray cluster on this machine")
+    assert gcs.state == "warn" and "process 7 listens on 0.0.0.0:6379, without a token" in gcs.detail
+    assert "RAY_AUTH_MODE=token" in gcs.fix
+    assert raylet.state == "ok" and raylet.detail == "process 8 listens on 10.0.0.1:1234, and requires a token"
+
+
+def test_addresses_that_only_this_machine_reaches_are_left_out():
+    with socket.create_server(("127.0.0.1", 0)), socket.create_server(("", 0)) as everywhere:
+        own = doctor._open_addresses(psutil.Process())
+        assert f"0.0.0.0:{everywhere.getsockname()[1]}" in own
+        assert not [address for address in own if address.startswith("127.")]
+
+
+def test_readable_token_and_open_session_folder_fail(tmp_path):
+    tmp_path.chmod(0o755)
+    token, sessions = tmp_path / "token", tmp_path / "ray_0"
+    assert not list(doctor.check_private_files(token, sessions))
+    token.touch(mode=0o600)
+    sessions.mkdir(mode=0o700)
+    assert states(doctor.check_private_files(token, sessions)) == {"Ray's token": "ok", "Ray's sessions": "ok"}
+    sessions.chmod(0o777)
+    results = by_name(doctor.check_private_files(token, sessions))
+    assert results["Ray's sessions"].state == "fail" and "its mode is 0777" in results["Ray's sessions"].detail
+    assert f"chmod 700 {sessions}" in results["Ray's sessions"].fix

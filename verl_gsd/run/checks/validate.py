@@ -21,7 +21,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from verl_gsd import checkpoints
 from verl_gsd.dotted_keys import dotted_leaves
 from verl_gsd.errors import ConfigError
-from verl_gsd.run import cluster_lock, gpus
+from verl_gsd.run import cluster_lock, gpus, own_cluster
 from verl_gsd.run.checks import gsd_section
 from verl_gsd.run.checks.data_files import FILE_KEYS, check_data_file, check_truncation, has_own_dataset
 from verl_gsd.run.checks.lora import check_lora
@@ -158,7 +158,7 @@ def check_accelerators(config: DictConfig, line: Line) -> Iterator[str]:
 def check_disk_space(config: DictConfig, line: Line) -> Iterator[str]:
     folders = {
         "trainer.default_local_dir": Path(config.trainer.default_local_dir),
-        "RAY_TMPDIR": ray_folder(),
+        "RAY_TMPDIR": own_cluster.ray_folder(),
     }
     if OmegaConf.select(config, "task.directory"):
         folders["task.directory"] = Path(config.task.directory)
@@ -175,11 +175,6 @@ def check_disk_space(config: DictConfig, line: Line) -> Iterator[str]:
                 f"{key}={folder}: the disk is {1 - usage.free / usage.total:.0%} full, and Ray stops spilling objects "
                 f"at {FULLEST_DISK:.0%}. Free some space, or set it to a folder on another disk."
             )
-
-
-def ray_folder() -> Path:
-    """The folder for Ray's session: RAY_TMPDIR if it is set, otherwise TMPDIR, otherwise /tmp."""
-    return Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp")
 
 
 #: Whole numbers. verl would report a wrong one minutes later, with an error that does not name the key.
@@ -314,6 +309,13 @@ def check_platform(config: DictConfig, line: Line) -> Iterator[str]:
         yield f"trainer.device=cpu: {problem}"
 
 
+def check_ray_access(config: DictConfig, line: Line) -> Iterator[str]:
+    """Check that no other user can read the token of the cluster that the run joins, or use the one that it starts."""
+    joins = _joins_cluster(config)
+    if problem := own_cluster.token_problem() if joins else own_cluster.open_dashboard_problem(config):
+        yield problem
+
+
 def _joins_cluster(config: DictConfig) -> bool:
     try:
         return cluster_lock.joins(config)
@@ -359,6 +361,7 @@ CHECKS = (
     check_accelerators,
     check_platform,
     check_packages,
+    check_ray_access,
     _check_remote_paths,
     _check_files,
     gsd_section.check_extension_files,
@@ -373,13 +376,15 @@ CHECKS = (
     check_secrets,
     check_unused_keys,
 )
-#: Checks of accelerators and packages, which another machine may have. In a dry run their problems are only warnings.
-OF_THIS_ENVIRONMENT = (check_accelerators, check_platform, check_packages)
+#: Checks of accelerators, packages and access to Ray, which may differ on another machine. In a dry run their problems
+#: are only warnings.
+OF_THIS_ENVIRONMENT = (check_accelerators, check_platform, check_packages, check_ray_access)
 #: Checks of this machine: its accelerators, packages, files, checkpoints and disks.
 OF_THIS_MACHINE = (
     check_accelerators,
     check_platform,
     check_packages,
+    check_ray_access,
     _check_files,
     gsd_section.check_extension_files,
     check_batch_size,

@@ -1,0 +1,73 @@
+"""What we assume of Ray where a run starts a cluster for itself: it uses our token, and writes none."""
+
+import os
+import stat
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from verl_gsd.run import own_cluster
+
+STARTING = """
+import json, os
+import ray  # before the token is set, as in a run
+from omegaconf import OmegaConf
+from verl_gsd.run import own_cluster
+config = OmegaConf.create({"ray_kwargs": {"ray_init": {"num_cpus": 1, "include_dashboard": False}}})
+own_cluster.protect(config)
+ray.init(**OmegaConf.to_container(config.ray_kwargs.ray_init), log_to_driver=False)
+print("GCS", ray.get_runtime_context().gcs_address, flush=True)
+input()
+"""
+#: A process without the token asks Ray's control service.
+ASKING = """
+import sys
+from ray._raylet import GcsClient
+GcsClient(address=sys.argv[1]).internal_kv_get(b"key", b"namespace", 5)
+"""
+
+
+def run_python(code, *words, **environment):
+    return subprocess.run([sys.executable, "-c", code, *words], env=environment, capture_output=True, text=True)
+
+
+def test_a_cluster_of_a_run_requires_the_token_and_other_users_cannot_enter_its_session(tmp_path):
+    unwanted = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS")
+    inherited = {name: value for name, value in os.environ.items() if name not in unwanted}
+    with tempfile.TemporaryDirectory(prefix="gsd_", dir="/tmp", ignore_cleanup_errors=True) as base:
+        Path(base).chmod(0o755)
+        environment = inherited | {"HOME": str(tmp_path), "RAY_TMPDIR": base}
+        process = subprocess.Popen(
+            [sys.executable, "-c", STARTING],
+            **{"env": environment, "stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True},
+        )
+        try:
+            address = next(line.split()[1] for line in process.stdout if line.startswith("GCS"))
+            for mode in ({"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 64}):
+                asked = run_python(ASKING, address, **inherited | mode)
+                assert asked.returncode != 0 and "token" in asked.stderr
+            assert not (tmp_path / ".ray").exists(), "the token is in no file"
+            folder = Path(base) / f"ray_{os.geteuid()}"
+            assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+            session = (folder / "ray" / "session_latest").resolve()
+            sockets = [str(path) for path in (session / "sockets").iterdir()]
+            # Ours is the longest possible path, with seven digits of a process id.
+            longest = max(len(path) - len(f"{folder}/ray") for path in sockets)
+            assert sockets and longest <= len(own_cluster._SOCKET)
+            # The private folder is needed because Ray's own is open to everyone.
+            assert stat.S_IMODE(session.stat().st_mode) == 0o777
+        finally:
+            process.communicate("\n")
+    assert process.returncode == 0
+
+
+def test_patch_still_needed_because_others_can_read_the_token_that_ray_writes(tmp_path):
+    """If Ray writes its token with mode 0600, ``own_cluster.set_token`` can be removed."""
+    code = (
+        "import os; os.umask(0o022)\n"
+        "from ray._private.authentication import authentication_token_setup as setup\n"
+        "setup.generate_and_save_token()"
+    )
+    assert run_python(code, **os.environ | {"HOME": str(tmp_path)}).returncode == 0
+    assert stat.S_IMODE((tmp_path / ".ray" / "auth_token").stat().st_mode) == 0o644
