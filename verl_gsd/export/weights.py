@@ -152,7 +152,7 @@ def _model_without_weights(checkpoint: Path) -> Any:
 
     folder = checkpoint / "actor" / "huggingface"
     try:
-        config = transformers.AutoConfig.from_pretrained(folder)
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{folder / 'config.json'}: cannot be read as a model's config: {error}") from error
     name = (config.architectures or ["None"])[0]

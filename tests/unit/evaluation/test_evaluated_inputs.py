@@ -90,12 +90,23 @@ def test_the_shards_of_a_complete_checkpoint(checkpoint):
     assert set(merging.shard_files(checkpoint)) == {"model_world_size_2_rank_0.pt", "model_world_size_2_rank_1.pt"}
 
 
+def shard(checkpoint):
+    return checkpoint / "actor" / "model_world_size_2_rank_1.pt"
+
+
+def name_ranks(checkpoint, ranks):
+    (checkpoint / "actor" / "fsdp_config.json").write_text(json.dumps({"world_size": ranks}))
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
         (lambda c: (c.parent / MARKER).write_text("3"), "global_step_4: .*global_step_3"),
         (lambda c: (c.parent / MARKER).unlink(), "global_step_4: .*none"),
-        (lambda c: (c / "actor" / "model_world_size_2_rank_1.pt").unlink(), "rank_1.pt: "),
+        (lambda c: (c / "actor" / "model_world_size_2_rank_1.pt").unlink(), "names 2 ranks, .* weights of 1,"),
+        (lambda c: shard(c).rename(shard(c).with_name("model_world_size_3_rank_1.pt")), "rank_1.pt: "),
+        (lambda c: name_ranks(c, 10**9), "names 1000000000 ranks"),
+        (lambda c: name_ranks(c, 0), "names 0 ranks"),
         (lambda c: (c / "actor" / "model_world_size_2_rank_1.pt").write_bytes(b""), "rank_1.pt: "),
         (lambda c: (c / "actor" / "huggingface" / "config.json").unlink(), "huggingface/config.json: "),
         (lambda c: (c / "actor" / "fsdp_config.json").write_text("{"), "fsdp_config.json: "),
