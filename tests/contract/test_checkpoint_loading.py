@@ -98,7 +98,9 @@ def test_the_user_can_trust_a_checkpoint_with_other_objects(manager, tmp_path, m
 
 
 def test_the_place_in_the_data_is_loaded_without_running_anything(tmp_path):
-    """verl's trainer loads data.pt; its method runs with stand-ins for workers and data."""
+    """verl's trainer loads data.pt; its method runs with a stub for the workers."""
+    from torchdata.stateful_dataloader import StatefulDataLoader
+
     from verl_gsd.trainer.trainer import GSDTrainerSync
 
     owned, checkpoint = tmp_path / "owned", tmp_path / "global_step_3"
@@ -109,11 +111,12 @@ def test_the_place_in_the_data_is_loaded_without_running_anything(tmp_path):
     trainer.config = OmegaConf.create({"trainer": settings, "algorithm": {"gsd": {"state": "fresh"}}})
     trainer.actor_rollout_wg = SimpleNamespace(load_checkpoint=lambda **_: None)
     trainer.use_critic, trainer.trainer_mode = False, "sync"
-    loaded = []
-    trainer.train_dataloader = SimpleNamespace(load_state_dict=loaded.append, sampler=None)
-    torch.save({"_num_yielded": 3, "generator": torch.Generator().get_state()}, checkpoint / "data.pt")
+    trainer.train_dataloader = StatefulDataLoader(list(range(9)), batch_size=2)
+    batches = iter(trainer.train_dataloader)
+    next(batches)
+    torch.save(trainer.train_dataloader.state_dict(), checkpoint / "data.pt")
     trainer._load_checkpoint()
-    assert loaded[0]["_num_yielded"] == 3
+    assert next(iter(trainer.train_dataloader)).tolist() == [2, 3]
     torch.save({"w": Harmful(owned)}, checkpoint / "data.pt")
     with pytest.raises(UnsafeCheckpointError, match="global_step_3"):
         trainer._load_checkpoint()
