@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from verl_gsd.dotted_keys import value_at
 from verl_gsd.errors import ConfigError
 from verl_gsd.export.checkpoint import LORA_FILE, check_torch, has_lora, shard_paths
+from verl_gsd.trainer.checkpoint_loading import unsafe_name
 
 if TYPE_CHECKING:
     import torch
@@ -107,6 +108,11 @@ def _load_shard(file: Path) -> Mapping[str, Any]:
         with _without_messages("torch.distributed.device_mesh"):
             return torch.load(file, map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:  # a damaged file may raise anything
+        if (name := unsafe_name(error)) is not None:
+            raise ConfigError(
+                f"{file}: cannot be read as weights: it contains {name}, which can run code. It was not loaded. Use a "
+                "checkpoint that verl wrote"
+            ) from None
         first_line = str(error).partition("\n")[0]
         raise ConfigError(f"{file}: cannot be read as weights with torch {version('torch')}: {first_line}") from error
 

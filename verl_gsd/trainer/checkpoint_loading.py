@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import os
 import pickle
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -45,18 +46,27 @@ def weights_only(checkpoint: str) -> Iterator[None]:
         with torch.serialization.safe_globals(_numpy_arrays()):
             yield
     except pickle.UnpicklingError as error:
-        # torch names the global in one of many lines, and advises to load the file without this protection.
-        reason = next((line.strip() for line in str(error).splitlines() if "GLOBAL" in line), "it is damaged")
+        if (name := unsafe_name(error)) is None:
+            raise
         raise UnsafeCheckpointError(
-            f"{checkpoint}: a file in it contains objects that can run code, and was not loaded ({reason}). Resume "
-            f"from a checkpoint of your own. If your data set or sampler stores such objects, and you trust this "
-            f"checkpoint, set {_FORCE_NOT}=1 in the environment."
+            f"{checkpoint}: a file in it contains more than weights and plain values ({name}), which can run code. It "
+            "was not loaded. Resume from a checkpoint of your own. If your data set or sampler stores such objects, "
+            f"and you trust this checkpoint, set {_FORCE_NOT}=1 in the environment."
         ) from None
     finally:
         if before is None:
             del os.environ[_FORCE]
         else:
             os.environ[_FORCE] = before
+
+
+def unsafe_name(error: Exception) -> str | None:
+    """The class or function in a file that torch refused to load with ``weights_only``; None for any other error.
+
+    torch's own message advises to load the file without this protection.
+    """
+    match = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
+    return match[1] if match else None
 
 
 def install(fsdp_checkpoint_manager: Any) -> None:
@@ -78,8 +88,8 @@ def _numpy_arrays() -> list[Any]:
     """What torch must create to load numpy's random state: an array of unsigned integers. None of it runs code."""
     import numpy as np
 
-    multiarray = np._core.multiarray if hasattr(np, "_core") else np.core.multiarray
-    create = multiarray._reconstruct
+    core: Any = np._core if hasattr(np, "_core") else np.core
+    create = core.multiarray._reconstruct
     # Versions 1 and 2 of numpy write the function under different names.
-    names = [(create, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]
+    names = [(create, f"numpy.{name}.multiarray._reconstruct") for name in ("core", "_core")]
     return [*names, np.ndarray, np.dtype, type(np.dtype(np.uint32))]

@@ -8,9 +8,12 @@ from importlib.metadata import version
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from evaluation_runs import answer_all, answers_of, evaluate, prepared_sums, random_model, unmerged_checkpoint
 from transformers import AutoTokenizer
+from typer.testing import CliRunner
 
+from verl_gsd.cli.main import app
 from verl_gsd.errors import ConfigError
 from verl_gsd.evaluation import benches, run
 from verl_gsd.evaluation import merge as merging
@@ -119,6 +122,39 @@ def test_an_incomplete_checkpoint_is_rejected(checkpoint, tmp_path, spoil, messa
     with pytest.raises(ConfigError, match=message):
         merging.merge(checkpoint, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
+
+
+class Harmful:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.parametrize("command", ["eval", "export"])
+def test_nothing_in_a_shard_runs(checkpoint, mini, tmp_path, command):
+    first = shard(checkpoint).with_name("model_world_size_2_rank_0.pt")
+    torch.save({"w": Harmful(tmp_path / "owned")}, first)
+    words = {
+        "eval": [
+            "--checkpoint",
+            checkpoint,
+            "--bench",
+            "mini",
+            "--data",
+            tmp_path / "data",
+            "--output",
+            tmp_path / "out",
+        ],
+        "export": [checkpoint, tmp_path / "out"],
+    }
+    done = CliRunner().invoke(app, [command, *map(str, words[command])], env={"COLUMNS": "500"})
+    assert done.exit_code == 2, done.output
+    assert f"{first}: " in done.stderr and "open, which can run code" in done.stderr
+    assert not (tmp_path / "owned").exists()
 
 
 def saved_by(checkpoint, torch):
