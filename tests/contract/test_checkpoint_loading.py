@@ -79,12 +79,23 @@ def test_weights_optimizer_scheduler_and_random_states_are_loaded(manager, tmp_p
     assert (random.random(), np.random.rand(), torch.rand(1).item()) == numbers
 
 
+class HarmfulByShell(Harmful):
+    """torch blocks the module of this function, and says it in other words."""
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+@pytest.mark.parametrize("harmful", [Harmful, HarmfulByShell])
 @pytest.mark.parametrize("kind", ["model", "optim", "extra_state"])
-def test_nothing_in_a_shard_runs(manager, tmp_path, kind):
+def test_nothing_in_a_shard_runs(manager, tmp_path, kind, harmful):
     write(manager, tmp_path)
     owned = tmp_path / "owned"
-    torch.save({"w": Harmful(owned)}, tmp_path / f"{kind}_world_size_1_rank_0.pt")
-    with pytest.raises(UnsafeCheckpointError, match=rf"{tmp_path}: .*io\.open.*TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"):
+    torch.save({"w": harmful(owned)}, tmp_path / f"{kind}_world_size_1_rank_0.pt")
+    with pytest.raises(
+        UnsafeCheckpointError,
+        match=rf"{tmp_path}: .*\((io\.open|posix\.system)\), which.*TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD",
+    ):
         manager.load_checkpoint(str(tmp_path))
     assert not owned.exists()
 

@@ -65,7 +65,7 @@ def unsafe_name(error: Exception) -> str | None:
 
     torch's own message advises to load the file without this protection.
     """
-    match = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
+    match = re.search(r"\b[Uu]nsupported (?:global: )?GLOBAL (\S+)", str(error))
     return match[1] if match else None
 
 
