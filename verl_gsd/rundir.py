@@ -2,6 +2,7 @@
 
     RUN/config.yaml              the resolved config of the newest attempt
     RUN/overrides.yaml           the command line it was composed from
+    RUN/signature                shows that this user started the run in this folder (run/trust.py)
     RUN/metrics/attempt_A.jsonl  one line per step with every scalar that verl logs, the first validation included
     RUN/logs/attempt_A.log       everything that verl, Ray and vLLM printed
     RUN/messages/attempt_A.jsonl the trainer's messages to the user: notes, warnings, why it stopped (run/messages.py)
@@ -47,6 +48,11 @@ class RunDirectory:
     @property
     def overrides(self) -> Path:
         return self.path / "overrides.yaml"
+
+    @property
+    def signature(self) -> Path:
+        """The signature of ``overrides`` (``run/trust.py``)."""
+        return self.path / "signature"
 
     @property
     def sources(self) -> Path:

@@ -130,7 +130,8 @@ def _make_files(config: DictConfig, folder: Path, judge: JudgeStandIn | None, fi
 
     tiny = write_tiny_model(config, folder / "model")
     findings.stand_ins += tiny.stand_ins
-    tokenizer = AutoTokenizer.from_pretrained(tiny.folder)
+    trusted = bool(config.actor_rollout_ref.model.get("trust_remote_code", False))
+    tokenizer = AutoTokenizer.from_pretrained(tiny.folder, trust_remote_code=trusted)
     if (template := config.actor_rollout_ref.model.get("custom_chat_template")) is not None:
         tokenizer.chat_template = template
     local = config.copy()

@@ -30,7 +30,8 @@ def train(
         typer.Argument(
             metavar="KEY=VALUE...",
             help="recipe=, or algo= and task=, or algo=, data=FOLDER of verl-gsd prepare and model=FOLDER_OR_HUB_NAME; "
-            "hardware=, logger=; resume=RUN or RUN/global_step_N; any verl key.",
+            "hardware=, logger=; resume=RUN or RUN/global_step_N; trust=RUN to resume a run that somebody else made; "
+            "any verl key.",
         ),
     ],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and stop.")] = False,
@@ -199,12 +200,12 @@ def _chosen_checkpoint(line: Line) -> Path | None:
 
 def _line_to_resume(line: Line) -> Line:
     """Return the stored command line of the run to resume, with the new words as further overrides."""
-    import yaml
     from omegaconf import OmegaConf
 
     from verl_gsd.errors import ConfigError
     from verl_gsd.run.compose import parse_line
     from verl_gsd.run.own_data import sizes_of_run
+    from verl_gsd.run.trust import stored_words
     from verl_gsd.rundir import RunDirectory
 
     assert line.resume is not None
@@ -231,7 +232,10 @@ def _line_to_resume(line: Line) -> Line:
             f"resume={line.resume}: the run saved no checkpoint. Start a new run, with trainer.save_freq above 0 and "
             "not above the step at which this run stopped."
         )
-    stored = yaml.safe_load(run.overrides.read_text(encoding="utf-8"))
+    if line.trust is not None and line.trust.resolve() != run.path.resolve():
+        raise ConfigError(f"trust={line.trust}: this is not the folder that resume= names. Set trust={run.path}.")
+    loaded = checkpoint or (None if newest is None else run.checkpoint(newest))
+    stored = stored_words(run, loaded, trusted=line.trust is not None)
     # These overrides applied only to the start at which they were given: its checkpoint and its algorithm state.
     one_time = re.compile(r"\+*(algorithm\.gsd\.state|trainer\.resume_\w+)=")
     stored = [word for word in stored if not one_time.match(word)]

@@ -66,6 +66,12 @@ def shard_paths(checkpoint: Path) -> list[Path]:
         world = int(json.loads((actor / "fsdp_config.json").read_bytes())["world_size"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{actor / 'fsdp_config.json'}: cannot be read as an FSDP checkpoint ({error!r})") from error
+    present = sum(1 for _ in actor.glob("model_world_size_*_rank_*.pt"))
+    if not 0 < world <= present:  # a damaged file can name any number
+        raise ConfigError(
+            f"{actor / 'fsdp_config.json'}: it names {world} ranks, and this folder has the weights of {present}, so "
+            "the checkpoint is incomplete"
+        )
     files = [actor / f"model_world_size_{world}_rank_{rank}.pt" for rank in range(world)]
     for file in [*files, actor / "huggingface" / "config.json"]:
         if not file.is_file() or not file.stat().st_size:

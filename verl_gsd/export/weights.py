@@ -20,6 +20,7 @@ from verl_gsd.console import without_messages
 from verl_gsd.dotted_keys import value_at
 from verl_gsd.errors import ConfigError
 from verl_gsd.export.checkpoint import LORA_FILE, check_torch, has_lora, shard_paths
+from verl_gsd.trainer.checkpoint_loading import unsafe_name
 
 if TYPE_CHECKING:
     import torch
@@ -116,6 +117,11 @@ def _load_shard(file: Path) -> Mapping[str, Any]:
         with without_messages("torch.distributed.device_mesh"):
             return torch.load(file, map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:  # a damaged file may raise anything
+        if (name := unsafe_name(error)) is not None:
+            raise ConfigError(
+                f"{file}: cannot be read as weights: it contains {name}, which can run code. It was not loaded. Use a "
+                "checkpoint that verl wrote"
+            ) from None
         first_line = str(error).partition("\n")[0]
         raise ConfigError(f"{file}: cannot be read as weights with torch {version('torch')}: {first_line}") from error
 
@@ -161,7 +167,7 @@ def _model_without_weights(checkpoint: Path) -> Any:
 
     folder = checkpoint / "actor" / "huggingface"
     try:
-        config = transformers.AutoConfig.from_pretrained(folder)
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{folder / 'config.json'}: cannot be read as a model's config: {error}") from error
     name = (config.architectures or ["None"])[0]

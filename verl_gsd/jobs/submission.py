@@ -156,7 +156,7 @@ def _parse_override(word: str) -> Override | None:
 
 
 def _key(word: str) -> str:
-    is_path = word.startswith(("resume=", "data=", "model="))  # plain paths, not in Hydra's grammar
+    is_path = word.startswith(("resume=", "trust=", "data=", "model="))  # plain paths, not in Hydra's grammar
     override = None if is_path else _parse_override(word)
     return word.partition("=")[0] if override is None else override.key_or_group
 

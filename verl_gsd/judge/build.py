@@ -87,14 +87,18 @@ def _list_models(settings: JudgeSettings) -> list[str]:
     """
     import openai
 
+    from verl_gsd.judge.openai_client import set_headers
+
     deadline = time.monotonic() + LISTING_S
+    key = api_key(settings.api_key_env)
     with openai.OpenAI(
         base_url=settings.base_url,
-        api_key=api_key(settings.api_key_env),
+        api_key=key,
         timeout=LISTING_S,
         max_retries=0,
-        default_headers={"Accept-Encoding": "identity"},
-        http_client=openai.DefaultHttpxClient(follow_redirects=False),
+        http_client=openai.DefaultHttpxClient(
+            follow_redirects=False, event_hooks={"request": [lambda request: set_headers(request, key)]}
+        ),
     ) as client:
         body = b""
         with client.models.with_streaming_response.list() as response:

@@ -33,6 +33,26 @@ _T = TypeVar("_T")
 logging.getLogger("openai._base_client").setLevel(logging.INFO)
 
 
+def set_headers(request: Any, key: str) -> None:
+    """Replace all headers of an httpx request, so that nothing but ``key`` comes from the environment.
+
+    openai adds headers from OPENAI_ORG_ID, OPENAI_PROJECT_ID and OPENAI_CUSTOM_HEADERS, which belong to another server.
+    """
+    headers = {
+        "Host": request.url.netloc.decode("ascii"),
+        "Accept": "application/json",
+        "Accept-Encoding": "identity",  # the size of a compressed body cannot be limited well
+        "User-Agent": "verl-gsd",
+        "Authorization": f"Bearer {key}",
+        "X-Stainless-Raw-Response": "stream",  # openai reads it from the request: do not read the response's body
+    }
+    if request.content:
+        headers |= {"Content-Type": "application/json", "Content-Length": str(len(request.content))}
+    for name in list(request.headers):
+        del request.headers[name]
+    request.headers.update(headers)
+
+
 class OpenAIClient:
     """Requests a completion at temperature 0 and parses it.
 
@@ -55,6 +75,10 @@ class OpenAIClient:
     def __init__(self, base_url: str, model: str, *, api_key_env: str, timeout_s: float, retries: int) -> None:
         require_plain(base_url)
         key = api_key(api_key_env)
+
+        async def set_request_headers(request: Any) -> None:
+            set_headers(request, key)
+
         self._model = model
         self._timeout_s = timeout_s
         self._retries = retries
@@ -64,9 +88,10 @@ class OpenAIClient:
             api_key=key,
             max_retries=0,
             timeout=None,  # we time the whole call ourselves; httpx times each read
-            default_headers={"Accept-Encoding": "identity"},  # the size of a compressed body cannot be limited well
             http_client=openai.DefaultAsyncHttpxClient(
-                follow_redirects=False, timeout=None, event_hooks={"response": [_close_failed_response]}
+                follow_redirects=False,
+                timeout=None,
+                event_hooks={"request": [set_request_headers], "response": [_close_failed_response]},
             ),
         )
 

@@ -33,7 +33,7 @@ class ChatTemplate:
 
         self._label = label or f"--model {model}"
         try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(model, revision=revision)
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ValueError(
@@ -85,5 +85,5 @@ class ChatTemplate:
         """The model's context length in tokens, from its config; None if the config does not have it."""
         from transformers import AutoConfig
 
-        config = AutoConfig.from_pretrained(self._model, revision=self._revision)
+        config = AutoConfig.from_pretrained(self._model, revision=self._revision, trust_remote_code=False)
         return getattr(config, "max_position_embeddings", None)

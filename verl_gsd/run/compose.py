@@ -43,7 +43,7 @@ _UNKNOWN_KEY = re.compile(r"Could not override '([^']+)'")
 _GROUP_ORDER = ("hardware", "recipe", "task", "algo", "budget", "sampler", "logger")
 _DEFAULT_GROUPS = {"logger": "console"}
 #: Words whose values are paths, which can have characters that Hydra's grammar does not allow.
-_PATH_WORDS = ("resume", "data", "model")
+_PATH_WORDS = ("resume", "trust", "data", "model")
 #: The file of the group ``task`` that a line with its own data gets instead of a task.
 OWN_DATA = "_own_data"
 _TRAIN_FILES, _MODEL_PATH = "data.train_files", "actor_rollout_ref.model.path"
@@ -60,6 +60,7 @@ class Line:
         given: the groups that were on the command line, without those that have their default.
         data: the absolute path of a folder that ``verl-gsd prepare`` wrote, if ``data=`` is on the line.
         model: the value of ``model=``: the absolute path of a folder, or a hub name.
+        trust: the run that the user trusts although somebody else may have made it, if ``trust=`` is on the line.
     """
 
     choices: dict[str, str]
@@ -68,10 +69,11 @@ class Line:
     given: tuple[str, ...] = ()
     data: str | None = None
     model: str | None = None
+    trust: Path | None = None
 
     @property
     def words(self) -> list[str]:
-        """The words of the command line, without ``resume``."""
+        """The words of the command line, without ``resume`` and ``trust``."""
         paths = {"data": self.data, "model": self.model}
         chosen = [*self.choices.items(), *((word, path) for word, path in paths.items() if path is not None)]
         return [f"{word}={value}" for word, value in chosen] + list(self.overrides)
@@ -150,7 +152,10 @@ def parse_line(words: Sequence[str]) -> Line:
         tuple(given),
         paths.get("data"),
         paths.get("model"),
+        Path(paths["trust"]) if "trust" in paths else None,
     )
+    if line.trust is not None and line.resume is None:
+        raise ConfigError(f"trust={line.trust}: only works together with resume=. Remove it, or add resume=.")
     if line.resume is None and "recipe" not in chosen:
         _check_complete(line)
     return line
@@ -297,11 +302,11 @@ def _with_home(word: str) -> str:
 
 
 def _path(word: str, value: str) -> str:
-    """The value of ``resume=``, ``data=`` or ``model=``. Local paths become absolute, so that a resume finds them."""
+    """The value of a path word. Local paths become absolute, so that a resume finds them."""
     if not value:
         raise ConfigError(f"{word}=: the value is empty. Set it, or remove the word.")
     path = Path(value).expanduser()
-    if word == "resume":
+    if word in ("resume", "trust"):
         return str(path)
     is_hub_name = word == "model" and not value.startswith(("/", "~", ".")) and not path.is_dir()
     return value if is_hub_name else str(path.absolute())

@@ -31,7 +31,7 @@ from verl_gsd import private_folders
 from verl_gsd.checkpoints import step_of
 from verl_gsd.cpu import forkserver
 from verl_gsd.errors import ConfigError
-from verl_gsd.run import cluster_lock, job, lost_metrics, memory_kills
+from verl_gsd.run import cluster_lock, job, lost_metrics, memory_kills, trust
 from verl_gsd.run.causes import likely_cause
 from verl_gsd.run.checks.gsd_section import checkpoint_to_resume
 from verl_gsd.run.compose import write_yaml
@@ -87,13 +87,14 @@ def new_attempt(config: DictConfig, overrides: list[str], resuming: bool) -> Ite
         if not resuming:
             require_unused(run)
         attempt = max(run.attempts(), default=0) + 1
-        files = (run.config, run.overrides, run.marker)
+        files = (run.config, run.overrides, run.signature, run.marker)
         before = {path: path.read_bytes() for path in files if path.is_file()}
         for folder in (run.metrics(attempt).parent, run.log(attempt).parent):
             folder.mkdir(exist_ok=True)
         _add_environment(config, _logger_environment(run, attempt))
         write_yaml(config, run.config)
         write_yaml(overrides, run.overrides)
+        trust.sign(run)
         if resuming:
             _remove_partial_files(run)
             lost_metrics.restore(run)

@@ -16,7 +16,14 @@ from verl_gsd import extension
 from verl_gsd.cpu import platform
 from verl_gsd.run import engines
 from verl_gsd.run.compose import store_groups
-from verl_gsd.trainer import prompt_truncation, queue_auth, reward_failures, reward_model_patch, weight_sockets
+from verl_gsd.trainer import (
+    checkpoint_loading,
+    prompt_truncation,
+    queue_auth,
+    reward_failures,
+    reward_model_patch,
+    weight_sockets,
+)
 
 
 def _register_losses() -> None:
@@ -43,6 +50,7 @@ wrapt.when_imported("verl.workers.rollout.vllm_rollout.vllm_async_server")(
 wrapt.when_imported("verl.workers.engine.fsdp.transformer_impl")(
     lambda engine: importlib.import_module("verl_gsd.trainer.attention").install(engine)
 )
+wrapt.when_imported("verl.utils.checkpoint.fsdp_checkpoint_manager")(checkpoint_loading.install)
 wrapt.when_imported("verl.utils.device")(engines.patch_main)
 wrapt.when_imported("verl.utils.torch_functional")(
     lambda module: importlib.import_module("verl_gsd.trainer.log_probs").patch(module)

@@ -45,6 +45,7 @@ from verl_gsd.rundir import HELD_OUT_PROMPTS, RunDirectory
 from verl_gsd.state import Memory, remove_rotated_states, restore_state, save_state
 from verl_gsd.trainer import estimator, replay
 from verl_gsd.trainer.batching import PADDING
+from verl_gsd.trainer.checkpoint_loading import weights_only
 from verl_gsd.trainer.data_loader import discard_foreign_sampler_state, replace_sampler
 from verl_gsd.trainer.histograms import Histograms, table_is_due
 from verl_gsd.trainer.metrics import group_metrics, strip_actor_prefix
@@ -368,7 +369,8 @@ class GroupTrainer(PPOTrainer):
         checkpoint = checkpoint_to_resume(self.config)
         if checkpoint is not None and OmegaConf.select(self.config, "algorithm.gsd.state") != "fresh":
             restore_state(checkpoint, self.memories, self._settings)
-        super()._load_checkpoint()
+        with weights_only(str(checkpoint)):  # the workers load their shards themselves; this is for data.pt
+            super()._load_checkpoint()
         discard_foreign_sampler_state(self.train_dataloader)
         if checkpoint is not None and self.verl_mode != "sync":
             self._remember_restored_prompts()

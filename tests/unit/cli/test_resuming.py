@@ -12,7 +12,7 @@ from verl_gsd.cli import train
 from verl_gsd.cli.main import app
 from verl_gsd.errors import ConfigError
 from verl_gsd.jobs.submission import resumed_run
-from verl_gsd.run import compose, launch
+from verl_gsd.run import compose, launch, trust
 from verl_gsd.run.checks import gsd_section, validate
 from verl_gsd.run.compose import parse_line, resolve
 from verl_gsd.run.messages import RunStoppedError
@@ -29,10 +29,16 @@ def run(tmp_path, monkeypatch):
     monkeypatch.setattr(gsd_section, "memory_settings", lambda config: {})
     run = RunDirectory(tmp_path / "my run")
     run.path.mkdir()
-    run.overrides.write_text(yaml.safe_dump(LINE))
+    store(run, LINE)
     for step in (4, 8, 10):
         write_checkpoint(run.path, step)
     return run
+
+
+def store(run, words):
+    """Write the run's line as its launcher does."""
+    launch.write_yaml(words, run.overrides)
+    trust.sign(run)
 
 
 def cut(path):
@@ -54,7 +60,7 @@ def test_whole_checkpoints_are_resumed_in_silence(run):
 def test_a_resume_keeps_sizes_that_were_chosen_for_the_data(run, tmp_path):
     """The data may have changed meanwhile. A key on the line of the resume still wins."""
     files = [f"data.{split}_files={tmp_path}/{split}.parquet" for split in ("train", "val")]
-    run.overrides.write_text(yaml.safe_dump(["algo=grpo", "hardware=cpu", f"model={tmp_path}", *files]))
+    store(run, ["algo=grpo", "hardware=cpu", f"model={tmp_path}", *files])
     sizes = {"train_batch_size": 4, "max_prompt_length": 77, "max_response_length": 99}
     run.config.write_text(yaml.safe_dump({"data": sizes}))
     line = train._line_to_resume(parse_line([f"resume={run.path}", "data.max_response_length=55"]))

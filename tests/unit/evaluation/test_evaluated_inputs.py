@@ -8,9 +8,12 @@ from importlib.metadata import version
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from evaluation_runs import answer_all, answers_of, evaluate, prepared_sums, random_model, unmerged_checkpoint
 from transformers import AutoTokenizer
+from typer.testing import CliRunner
 
+from verl_gsd.cli.main import app
 from verl_gsd.errors import ConfigError
 from verl_gsd.evaluation import benches, run
 from verl_gsd.evaluation import merge as merging
@@ -90,12 +93,23 @@ def test_the_shards_of_a_complete_checkpoint(checkpoint):
     assert set(merging.shard_files(checkpoint)) == {"model_world_size_2_rank_0.pt", "model_world_size_2_rank_1.pt"}
 
 
+def shard(checkpoint):
+    return checkpoint / "actor" / "model_world_size_2_rank_1.pt"
+
+
+def name_ranks(checkpoint, ranks):
+    (checkpoint / "actor" / "fsdp_config.json").write_text(json.dumps({"world_size": ranks}))
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
         (lambda c: (c.parent / MARKER).write_text("3"), "global_step_4: .*global_step_3"),
         (lambda c: (c.parent / MARKER).unlink(), "global_step_4: .*none"),
-        (lambda c: (c / "actor" / "model_world_size_2_rank_1.pt").unlink(), "rank_1.pt: "),
+        (lambda c: (c / "actor" / "model_world_size_2_rank_1.pt").unlink(), "names 2 ranks, .* weights of 1,"),
+        (lambda c: shard(c).rename(shard(c).with_name("model_world_size_3_rank_1.pt")), "rank_1.pt: "),
+        (lambda c: name_ranks(c, 10**9), "names 1000000000 ranks"),
+        (lambda c: name_ranks(c, 0), "names 0 ranks"),
         (lambda c: (c / "actor" / "model_world_size_2_rank_1.pt").write_bytes(b""), "rank_1.pt: "),
         (lambda c: (c / "actor" / "huggingface" / "config.json").unlink(), "huggingface/config.json: "),
         (lambda c: (c / "actor" / "fsdp_config.json").write_text("{"), "fsdp_config.json: "),
@@ -108,6 +122,39 @@ def test_an_incomplete_checkpoint_is_rejected(checkpoint, tmp_path, spoil, messa
     with pytest.raises(ConfigError, match=message):
         merging.merge(checkpoint, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
+
+
+class Harmful:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.parametrize("command", ["eval", "export"])
+def test_nothing_in_a_shard_runs(checkpoint, mini, tmp_path, command):
+    first = shard(checkpoint).with_name("model_world_size_2_rank_0.pt")
+    torch.save({"w": Harmful(tmp_path / "owned")}, first)
+    words = {
+        "eval": [
+            "--checkpoint",
+            checkpoint,
+            "--bench",
+            "mini",
+            "--data",
+            tmp_path / "data",
+            "--output",
+            tmp_path / "out",
+        ],
+        "export": [checkpoint, tmp_path / "out"],
+    }
+    done = CliRunner().invoke(app, [command, *map(str, words[command])], env={"COLUMNS": "500"})
+    assert done.exit_code == 2, done.output
+    assert f"{first}: " in done.stderr and "open, which can run code" in done.stderr
+    assert not (tmp_path / "owned").exists()
 
 
 def saved_by(checkpoint, torch):

@@ -21,11 +21,15 @@ from hostile_server import (
 )
 
 from verl_gsd.judge import openai_client
+from verl_gsd.judge.build import served_model
 from verl_gsd.judge.openai_scorer import OpenAIScorer
 from verl_gsd.judge.scorer import JudgementError, Question
+from verl_gsd.judge.settings import JudgeSettings
+from verl_gsd.judge.verdicts import verify_all
 
 QUESTION = Question("What is 6 times 7?", "42", "Six sevens are forty-two. 42")
 KEY = "sk-very-secret-0123456789"
+MODELS = json.dumps({"data": [{"id": "judge-7b"}]}).encode()
 
 
 @pytest.fixture(autouse=True)
@@ -302,3 +306,38 @@ def test_a_cancelled_call_is_not_retried(waits):
     with HostileServer(hang) as server:
         assert asyncio.run(cancelled(server.url)) == 1
     assert waits == []
+
+
+@pytest.mark.parametrize("client", ["scorer", "verifier", "list of models"])
+def test_nothing_of_the_environment_is_sent_but_the_key(client, monkeypatch):
+    """openai adds headers from variables that belong to OpenAI or to a gateway in front of it."""
+    for name in ("ORG_ID", "PROJECT_ID", "API_KEY", "ADMIN_KEY", "WEBHOOK_SECRET"):
+        monkeypatch.setenv(f"OPENAI_{name}", f"own-{name}")
+    custom = (
+        "X-Gateway-Key: own-gateway\nAuthorization: Bearer own-token\nUser-Agent: own-agent\nHost: own-host\nA: own"
+    )
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", custom)
+    monkeypatch.setenv("VERL_GSD_JUDGE_API_KEY", KEY)
+    with HostileServer(completion("10") if client != "list of models" else http(200, MODELS, JSON)) as server:
+        if client == "scorer":
+            assert ask(server) == (10, 1)
+        elif client == "verifier":
+            verify_all([QUESTION], base_url=server.url, model="judge-7b", retries=0)
+        else:
+            assert served_model(JudgeSettings.of({"base_url": server.url})) == "judge-7b"
+        (head,) = server.headers
+    sent = dict(line.split(": ", 1) for line in head.lower().strip().split("\r\n")[1:])
+    length = sent.pop("content-length", None)
+    content_type = sent.pop("content-type", None)
+    assert (length is None, content_type) == (
+        (True, None) if client == "list of models" else (False, "application/json")
+    )
+    sent.pop("connection", None)
+    assert sent == {
+        "host": server.url.removeprefix("http://").removesuffix("/v1"),
+        "accept": "application/json",
+        "accept-encoding": "identity",
+        "user-agent": "verl-gsd",
+        "authorization": f"Bearer {KEY}".lower(),
+        "x-stainless-raw-response": "stream",
+    }

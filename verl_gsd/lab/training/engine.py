@@ -28,7 +28,9 @@ DEVICE = "verl_gsd_lab"
 
 def load_model(path: str) -> Any:
     """The model in the folder ``path``, in float32 and in the mode ``eval``."""
-    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="sdpa").eval()
+    return AutoModelForCausalLM.from_pretrained(
+        path, dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=False
+    ).eval()
 
 
 @EngineRegistry.register(model_type="language_model", backend=["fsdp", "fsdp2"], device=DEVICE)

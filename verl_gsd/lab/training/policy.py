@@ -70,9 +70,9 @@ def end_tokens(folder: str) -> frozenset[int]:
     try:
         generation = GenerationConfig.from_pretrained(folder)
     except OSError:
-        generation = GenerationConfig.from_model_config(AutoConfig.from_pretrained(folder))
+        generation = GenerationConfig.from_model_config(AutoConfig.from_pretrained(folder, trust_remote_code=False))
     ids = generation.eos_token_id if isinstance(generation.eos_token_id, list) else [generation.eos_token_id]
-    return frozenset([*ids, AutoTokenizer.from_pretrained(folder).eos_token_id]) - {None}
+    return frozenset([*ids, AutoTokenizer.from_pretrained(folder, trust_remote_code=False).eos_token_id]) - {None}
 
 
 def read_prompts(model: Any, prompts: Sequence[Tokens]) -> Prefix:

