@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from contextlib import redirect_stdout
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from verl_gsd.console import err, fail, out
@@ -165,7 +166,6 @@ def _chosen_checkpoint(line: Line) -> Path | None:
 
 def _line_to_resume(line: Line) -> Line:
     """Return the stored command line of the run to resume, with the new words as further overrides."""
-    import yaml
     from omegaconf import OmegaConf
 
     from verl_gsd.errors import ConfigError
@@ -197,16 +197,36 @@ def _line_to_resume(line: Line) -> Line:
             f"resume={line.resume}: the run saved no checkpoint. Start a new run, with trainer.save_freq above 0 and "
             "not above the step at which this run stopped."
         )
-    stored = yaml.safe_load(run.overrides.read_text(encoding="utf-8"))
+    stored = _stored(run.overrides, list)
+    if not all(isinstance(word, str) for word in stored):
+        raise ConfigError(f"{run.overrides}: not a list of KEY=VALUE words. Resume another run, or start a new one.")
     # These overrides applied only to the start at which they were given: its checkpoint and its algorithm state.
     one_time = re.compile(r"\+*(algorithm\.gsd\.state|trainer\.resume_\w+)=")
     stored = [word for word in stored if not one_time.match(word)]
     if run.config.is_file():
-        stored += sizes_of_run(parse_line(stored), OmegaConf.load(run.config))
+        stored += sizes_of_run(parse_line(stored), OmegaConf.create(_stored(run.config, dict)))
     for key in line.keys:
         if key.startswith("trainer.resume_"):
             raise ConfigError(f"{key}: conflicts with resume=. Remove it, or set resume=RUN/global_step_N.")
     return parse_line([*stored, *line.words_given, f"resume={run.path}"])
+
+
+def _stored(path: Path, kind: type) -> Any:
+    """The content of a YAML file of the run to resume: a ``kind``.
+
+    Raises:
+        ConfigError: the file is damaged.
+    """
+    from verl_gsd.errors import ConfigError
+    from verl_gsd.plain_data import read_yaml
+
+    try:
+        content = read_yaml(path)
+    except ValueError as error:
+        raise ConfigError(f"{error}. Repair the file, or start a new run.") from error
+    if not isinstance(content, kind):
+        raise ConfigError(f"{path}: not a {kind.__name__}. Repair the file, or start a new run.")
+    return content
 
 
 def print_audit(config: DictConfig) -> None:
@@ -262,7 +282,7 @@ def _run(config: DictConfig, line: Line) -> None:
     run = RunDirectory(Path(config.trainer.default_local_dir))
     try:
         with launch.new_attempt(config, line.words, resuming=line.resume is not None) as (run, attempt):
-            out.print(f"run directory [bold]{run.path}[/]", soft_wrap=True)
+            out.print(f"run directory [bold]{escape(str(run.path))}[/]", soft_wrap=True)
             out.print(f"output of Ray, verl and vLLM: {run.log(attempt).relative_to(run.path)} in the run directory")
             out.print("starting Ray, the trainer and vLLM; with few CPU cores this takes one to two minutes")
             train_attempt(run, attempt, config.trainer.total_training_steps)
@@ -277,9 +297,10 @@ def _run(config: DictConfig, line: Line) -> None:
         fail(f"the run {outcome}: {error}\nfull log: {run.log(attempt)}", code=1)
     out.print(result_table(list(read_metrics(run.metrics(attempt))), held_out))
     show_export_command(run)
-    out.print(f"run directory [bold]{run.path}[/]", soft_wrap=True)
+    out.print(f"run directory [bold]{escape(str(run.path))}[/]", soft_wrap=True)
     if "wandb" in config.trainer.logger and launch.wandb_is_offline():
-        out.print(f"wandb was offline. To upload the run: wandb sync {run.path}/wandb/offline-run-*", soft_wrap=True)
+        command = f"wandb sync {run.path}/wandb/offline-run-*"
+        out.print(f"wandb was offline. To upload the run: {command}", soft_wrap=True, markup=False)
 
 
 def train_attempt(run: RunDirectory, attempt: int, total: int | None) -> None:
@@ -307,7 +328,7 @@ def _show(step: int, total: int | None, metrics: dict[str, float], status) -> No
     if "timing_s/step" in metrics:
         parts.append(f"{metrics['timing_s/step']:.1f} s")
     parts += accuracies(metrics)
-    out.print(f"step {step:>4}/{total or '?'}  " + "  ".join(parts), highlight=False)
+    out.print(f"step {step:>4}/{total or '?'}  " + "  ".join(parts), markup=False, highlight=False)
     status.update("training")
 
 
@@ -362,7 +383,7 @@ def result_table(metrics: list, prompts: Counter[str]) -> Table:
     table = Table(show_header=False, title="result", title_justify="left")
     for held_out in summary.held_out:
         size = f" ({prompts[held_out.source]} prompts)" if held_out.source in prompts else ""
-        table.add_row(f"held-out accuracy, {held_out.source}{size}", " -> ".join(map(str, held_out.accuracies)))
+        table.add_row(escape(f"held-out accuracy, {held_out.source}{size}"), " -> ".join(map(str, held_out.accuracies)))
     exact = [(step, data[EXACT], data["exact/slack"]) for step, data in metrics if EXACT in data]
     if exact:
         ends = dict.fromkeys((exact[0], exact[-1]))

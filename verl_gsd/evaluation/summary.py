@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from verl_gsd.evaluation.intervals import Proportion, wilson
+from verl_gsd.scalars import is_number
 
 #: verl's metric names of held-out accuracies.
 ACCURACY = re.compile(r"^val-core/(?P<source>.+)/acc/mean@\d+$")
@@ -51,11 +52,11 @@ def summarise(metrics: Sequence[tuple[int, Mapping[str, float]]], prompts: Mappi
         prompts: number of held-out prompts per data source, if known. The interval counts each prompt as one trial.
             With several samples per prompt it is therefore wider than necessary, but never too narrow.
     """
-    seconds = [data["timing_s/step"] for _, data in metrics if "timing_s/step" in data]
+    seconds = [data["timing_s/step"] for _, data in metrics if is_number(data.get("timing_s/step"))]
     by_source: dict[str, list[Accuracy]] = {}
     for step, data in metrics:
         for name, value in data.items():
-            if (match := ACCURACY.match(name)) and not math.isnan(value):
+            if (match := ACCURACY.match(name)) and is_number(value) and not math.isnan(value):
                 n = prompts.get(match["source"])
                 interval = wilson(value * n, n) if n and 0 <= value <= 1 else None
                 by_source.setdefault(match["source"], []).append(Accuracy(step, value, interval))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from verl_gsd.checkpoints import step_of
+from verl_gsd.checkpoints import step_of, world_size
 from verl_gsd.errors import ConfigError
 from verl_gsd.rundir import RunDirectory
 from verl_gsd.state import saved_torch_version
@@ -63,9 +62,9 @@ def shard_paths(checkpoint: Path) -> list[Path]:
             f"{checkpoint}: it has no folder actor/. verl keeps only the last trainer.max_actor_ckpt_to_keep of them"
         )
     try:
-        world = int(json.loads((actor / "fsdp_config.json").read_bytes())["world_size"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{actor / 'fsdp_config.json'}: cannot be read as an FSDP checkpoint ({error!r})") from error
+        world = world_size(actor)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{actor / 'fsdp_config.json'}: cannot be read as an FSDP checkpoint ({error})") from error
     files = [actor / f"model_world_size_{world}_rank_{rank}.pt" for rank in range(world)]
     for file in [*files, actor / "huggingface" / "config.json"]:
         if not file.is_file() or not file.stat().st_size:
