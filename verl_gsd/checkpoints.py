@@ -6,7 +6,6 @@ A run that is killed, or whose disk is full, can leave files that are missing, e
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import struct
@@ -14,9 +13,14 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from verl_gsd.plain_data import parse_json
+from verl_gsd.scalars import is_whole
+
 _STEP = re.compile(r"global_step_(\d+)")
 #: A rank's shard under FSDP: of the model, the optimizer, or the extra state.
 _SHARD = re.compile(r"(?P<kind>\w+)_world_size_(?P<world>\d+)_rank_(?P<rank>\d+)\.pt")
+#: We list the files of all ranks. More ranks than this would be a damaged file.
+_MOST_RANKS = 100_000
 #: The first bytes of each record of a zip archive.
 _RECORD_SIGNATURE = b"PK\x03\x04"
 
@@ -49,11 +53,25 @@ def whole_checkpoints(run: Path, all_ranks: bool = True) -> Iterator[Path]:
             yield path
 
 
+def world_size(folder: Path) -> int:
+    """The number of ranks that wrote the shards in ``folder``, for example RUN/global_step_N/actor.
+
+    Raises:
+        OSError: its file cannot be read.
+        ValueError: its file is damaged.
+    """
+    content = parse_json((folder / "fsdp_config.json").read_bytes())
+    ranks = content.get("world_size") if isinstance(content, dict) else None
+    if not is_whole(ranks, 1) or ranks > _MOST_RANKS:
+        raise ValueError(f"world_size={str(ranks)[:30]}: not a number of ranks from 1 to {_MOST_RANKS}")
+    return ranks
+
+
 def _attempt_of(checkpoint: Path) -> int:
     """The attempt that saved a checkpoint (``run/lost_metrics.py``); 0 if it is unknown."""
     try:
-        return int(json.loads((checkpoint / "gsd" / "metrics.json").read_bytes())["attempt"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return int(parse_json((checkpoint / "gsd" / "metrics.json").read_bytes())["attempt"])
+    except (OSError, OverflowError, ValueError, KeyError, TypeError):
         return 0
 
 
@@ -76,8 +94,8 @@ def _missing_shards(folder: Path) -> Iterator[str]:
     if not shards:
         return  # Megatron's shards have other names
     try:
-        world = int(json.loads((folder / "fsdp_config.json").read_bytes())["world_size"])
-    except (OSError, ValueError, KeyError, TypeError):
+        world = world_size(folder)
+    except (OSError, ValueError):
         yield f"{folder / 'fsdp_config.json'}: is missing or damaged, so the number of ranks is unknown"
         return
     kinds = sorted({match["kind"] for match in shards} | {"model"})
@@ -96,7 +114,7 @@ def _file_problem(path: Path) -> str | None:
         if path.suffix == ".pt":
             return None if _is_whole_archive(path) else "is truncated or overwritten: it is not a file of torch.save"
         if path.suffix == ".json":
-            json.loads(path.read_bytes())
+            parse_json(path.read_bytes())
         elif path.suffix == ".safetensors" and _safetensors_size(path) != size:
             return "is truncated: its size differs from the size in its header"
     except OSError as error:
@@ -124,6 +142,6 @@ def _safetensors_size(path: Path) -> int:
         length = int.from_bytes(file.read(8), "little")
         if length > os.fstat(file.fileno()).st_size:
             raise ValueError(f"its header of {length} bytes is larger than the file")
-        header = json.loads(file.read(length))
+        header = parse_json(file.read(length))
     ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
     return 8 + length + max(ends, default=0)

@@ -3,15 +3,55 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+from rich.text import Text
 
-out = Console()
-err = Console(stderr=True)
+#: Sequences that colour text. They are left out: a log full of colours is easier to read without their escapes.
+_COLOURS = re.compile(r"\x1b\[[0-9;:]*m")
+#: Characters that a terminal obeys instead of showing: control characters except the line feed and the tab (among them
+#: ESC and the C1 codes, which begin sequences that move the cursor or fill the clipboard), characters that change the
+#: direction of text or end a line, halves of surrogate pairs, which cannot be encoded, and two that XML does not allow.
+_NOT_SHOWN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff"
+    "\U000e0000-\U000e007f]"
+)
+
+
+def visible(text: str) -> str:
+    r"""``text`` without colours, and with each character that a terminal would obey as its escape, such as ``\x1b``."""
+    without_colours = _COLOURS.sub("", text)
+    return _NOT_SHOWN.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), without_colours)
+
+
+class SafeConsole(Console):
+    """A console that shows control sequences as text.
+
+    Names and texts that commands print come from other people's files, models and clusters. Printing them must not
+    change the terminal. Rich itself strips only a few control characters.
+    """
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Convert a string with markup to rich's ``Text``. The options are those of ``Console.render_str``.
+
+        Rich calls this for all strings, also those in tables, before it measures how wide they are.
+        """
+        return super().render_str(visible(text), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Yield the segments of anything that rich can print, also of texts that rich made: statuses and bars."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(visible(segment.text), segment.style)
+
+
+out = SafeConsole()
+err = SafeConsole(stderr=True)
 
 
 def fail(message: str, code: int = 2) -> NoReturn:

@@ -9,8 +9,9 @@ S + 1. Files of earlier attempts from that step on no longer count, because thei
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -38,6 +39,9 @@ HARD, EASY = 0.25, 0.75
 
 VERSION = 5
 _VERSION_KEY = "verl_gsd.records"
+
+#: Number of missing steps that a message lists.
+_LISTED = 3
 
 _ATTEMPT = re.compile(r"attempt_(\d+)")
 _STEP = re.compile(r"step_(\d+)\.parquet")
@@ -231,10 +235,24 @@ def read_records(
     return table.select([name for name in columns or table.schema.names if name not in leave_out])
 
 
-def missing_steps(run: Path | str) -> list[int]:
+def missing_steps(run: Path | str) -> list[range]:
     """Return the steps without a file between the first and the last step that have one. Every step writes a file."""
-    steps = _current_files(Path(run))
-    return sorted(set(range(min(steps, default=0), max(steps, default=0))) - set(steps))
+    return gaps(_current_files(Path(run)))
+
+
+def gaps(steps: Iterable[int]) -> list[range]:
+    """Return the numbers between the smallest and the largest of ``steps`` that are not among them.
+
+    They are ranges, because a file with a wrong name can leave a gap of any size.
+    """
+    return [range(step + 1, after) for step, after in itertools.pairwise(sorted(steps)) if after - step > 1]
+
+
+def listed_steps(ranges: Sequence[range]) -> str:
+    """The first few steps of ``gaps`` as text, and how many more there are: ``3, 5, 6 and 4 more``."""
+    first = ", ".join(map(str, itertools.islice(itertools.chain.from_iterable(ranges), _LISTED)))
+    more = sum(steps.stop - steps.start for steps in ranges) - _LISTED  # len() is limited to 2^63
+    return f"{first} and {more} more" if more > 0 else first
 
 
 def _current_files(run: Path) -> dict[int, Path]:

@@ -15,15 +15,16 @@ verl truncates the file when it opens it.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 from verl_gsd.checkpoints import step_of, whole_checkpoints
+from verl_gsd.plain_data import parse_json
+from verl_gsd.scalars import is_number, is_whole
 
 #: A metric that verl logs with every training step, but not with the validation before the first step.
 TRAINED = "training/global_step"
@@ -31,6 +32,9 @@ TRAINED = "training/global_step"
 EXACT = "exact/accuracy"
 #: The start of our trainer's metric names of the number of held-out prompts. The data source follows.
 HELD_OUT_PROMPTS = "val/prompts/"
+
+#: Larger numbers are no steps. Programs that read JSON with doubles represent integers exactly up to this one.
+LARGEST_STEP = 2**53
 
 T = TypeVar("T")
 
@@ -114,9 +118,15 @@ class RunDirectory:
 
     def _marked_step(self) -> int | None:
         try:
-            return int(self.marker.read_bytes())
+            step = int(self.marker.read_bytes())
         except ValueError:
             return None
+        return step if is_step(step) else None
+
+
+def is_step(value: Any) -> TypeGuard[int]:
+    """Whether a value from a file can be the number of a step."""
+    return is_whole(value, 0) and value <= LARGEST_STEP
 
 
 class MetricsReader:
@@ -143,13 +153,30 @@ class MetricsReader:
                     return
                 self._offset += len(line)
                 try:
-                    entry = json.loads(line)
-                    step, data = entry["step"], entry["data"].items()
-                except (ValueError, KeyError, TypeError, AttributeError):
+                    step, data = _step_and_scalars(line)
+                except ValueError:
                     if self._skip_damaged:
                         continue
                     raise
-                yield step, {name: math.nan if value is None else value for name, value in data}
+                yield step, data
+
+
+def _step_and_scalars(line: bytes) -> tuple[int, dict[str, float]]:
+    """Parse a line of a metrics file: the step, and its scalars; NaN for null.
+
+    Raises:
+        ValueError: the line has no step or no metrics, or a number that is too large for a float.
+    """
+    entry = parse_json(line)
+    step, data = (entry.get(name) if isinstance(entry, dict) else None for name in ("step", "data"))
+    if not is_step(step):
+        raise ValueError(f"step={str(step)[:30]}: not a step")
+    if not isinstance(data, dict):
+        raise ValueError("data is not an object with the metrics")
+    for name, value in data.items():
+        if isinstance(value, int) and not isinstance(value, bool) and not is_number(value):
+            raise ValueError(f"{name}: the number is too large")
+    return step, {name: math.nan if value is None else value for name, value in data.items()}
 
 
 def read_metrics(path: Path) -> Iterator[tuple[int, dict[str, float]]]:

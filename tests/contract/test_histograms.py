@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from canaries import CANARIES, files_with_a_canary
 
 pytest.importorskip("verl")
 from omegaconf import OmegaConf
@@ -94,7 +95,7 @@ def tracked(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tracked")
     places = {"TENSORBOARD_DIR": str(folder / "tensorboard"), "WANDB_DIR": str(folder), "WANDB_MODE": "offline"}
     with pytest.MonkeyPatch.context() as environment:
-        for name, value in places.items():
+        for name, value in (CANARIES | places).items():
             environment.setenv(name, value)
         tracking = Tracking("project", "experiment", ["wandb", "tensorboard"], {"trainer": {}})
     prompts = PromptStore()
@@ -118,6 +119,11 @@ def test_tensorboard_has_them_at_the_steps_they_are_of(tracked):
     (table,) = events.Tensors("table/prompts/text_summary")
     text = table.tensor_proto.string_val[0].decode()
     assert table.step == 3 and "| arithmetic | 0 | 3 | 0.500 | mixed | trained |" in text and "<script>" not in text
+
+
+def test_wandb_and_tensorboard_write_no_secret_of_the_environment(tracked):
+    assert list(tracked.glob("wandb/offline-run-*/*.wandb")) and list(tracked.glob("tensorboard/**/*tfevents*"))
+    assert files_with_a_canary(tracked) == []
 
 
 def test_wandb_has_them_beside_the_numbers_of_their_steps(tracked):

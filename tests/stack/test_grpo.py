@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import third_party
 import torch
+from canaries import CANARIES, files_with_a_canary
 from omegaconf import OmegaConf
 from running import (
     SURE,
@@ -54,7 +55,7 @@ def grpo(tmp_path_factory):
     assert done.returncode == 0, done.stderr
     pq.write_table(pq.read_table(TASK / "train.parquet").slice(0, PROMPTS), folder / "prompts.parquet")
     files = (f"data.train_files={folder}/prompts.parquet", f"data.val_files={folder}/prompts.parquet")
-    env = third_party.install(folder) | {MARK: str(folder)}
+    env = third_party.install(folder) | {MARK: str(folder)} | CANARIES
     left = []
     attempts, printed = train_through(
         run,
@@ -147,6 +148,17 @@ def test_records_agree_with_what_verl_logs(grpo):
         known = {row["index"] for earlier in range(1, step + 1) for row in grpo.rows[earlier]}
         assert logged["prompts/known"] == len(known)
         assert logged["dial/gain/mean"] == pytest.approx(np.mean([row["gain"] for row in rows]))
+
+
+def test_no_secret_of_the_environment_is_in_a_file_of_the_run_or_was_printed(grpo, tmp_path):
+    """In config, logs, metrics, records, messages, TensorBoard's files and checkpoints, and in a report of the run."""
+    done = verl_gsd("report", str(grpo.run), "--output", str(tmp_path / "report.html"), env=grpo.env)
+    assert done.returncode == 0, done.stderr
+    for name in ("config.yaml", "logs", "metrics", "records", "tensorboard", f"global_step_{STEPS}"):
+        assert (grpo.run / name).exists(), "what is looked through"
+    assert files_with_a_canary(grpo.run, tmp_path) == []
+    everything_printed = grpo.printed + done.stdout + done.stderr
+    assert [name for name, value in CANARIES.items() if value in everything_printed] == []
 
 
 def test_a_finished_or_killed_run_leaves_no_process(grpo):

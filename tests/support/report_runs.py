@@ -12,6 +12,8 @@ from verl_gsd.records import LeftGroup, step_records, write_step
 
 #: Text that a policy, a judge or a data set could put into a page.
 HOSTILE = "</script><script>window.hostile = 1</script><img src=x onerror='window.hostile = 1'>"
+#: A short file of YAML whose last entry stands for 10^29 texts.
+YAML_BOMB = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 30))
 
 
 def group(rewards, *, tokens=5, demonstrations=0, source="math", index=7):

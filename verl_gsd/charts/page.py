@@ -1,6 +1,7 @@
 """Renders one self-contained HTML file: text, tables, charts and the library that draws them (page.html.jinja).
 
-Jinja escapes all text, including data: a page may show text of a policy or a judge, which must not become HTML.
+Jinja escapes all text, including data: a page may show text of a policy or a judge, which must not become HTML. Control
+characters are shown as on a terminal (``console.visible``).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import vl_convert
 
 from verl_gsd.charts.parts import Section
 from verl_gsd.charts.theme import styled
+from verl_gsd.console import visible
 from verl_gsd.writing import atomic_write
 
 
@@ -51,6 +53,8 @@ def _template() -> jinja2.Template:
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        # What is not plain text is markup of ours, or a number.
+        finalize=lambda value: visible(value) if type(value) is str else value,
         trim_blocks=True,
         lstrip_blocks=True,
     )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import altair as alt
 import vl_convert
 
+from verl_gsd.console import visible
 from verl_gsd.writing import atomic_write
 
 #: The eight colours of Okabe and Ito, in the order in which series use them. Yellow is last: it is faint on white.
@@ -34,6 +36,11 @@ _CONFIG = {
 #: Dots per length unit in a PNG.
 _SCALE = 2.0
 _PNG_WIDTH, _HEIGHT = 640, 260
+#: Names that every object of JavaScript has. Vega looks up drawn names in such objects, and would find these.
+_NAMES_OF_OBJECTS = {
+    *("constructor", "hasOwnProperty", "isPrototypeOf", "propertyIsEnumerable", "toLocaleString", "toString"),
+    *("valueOf", "__defineGetter__", "__defineSetter__", "__lookupGetter__", "__lookupSetter__", "__proto__"),
+}
 
 
 def styled(chart: alt.TopLevelMixin) -> dict:
@@ -44,10 +51,25 @@ def styled(chart: alt.TopLevelMixin) -> dict:
     # Altair's limit on rows is meant for notebooks; our data are small.
     with alt.data_transformers.enable("default", max_rows=None):
         specification = chart.to_dict()
+    specification = _drawable(specification)
     specification["config"] = _CONFIG
     if "layer" in specification or "mark" in specification:
         specification = {"width": "container", "height": _HEIGHT} | specification
     return specification
+
+
+def _drawable(value: Any) -> Any:
+    """The value with all texts in it as Vega can draw them. They are names of runs and data that others chose.
+
+    Control characters end the process that draws a PNG. A space at the end of a name is not seen.
+    """
+    if isinstance(value, dict):
+        return {key: _drawable(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_drawable(entry) for entry in value]
+    if isinstance(value, str):
+        return f"{value} " if value in _NAMES_OF_OBJECTS else visible(value)
+    return value
 
 
 def write_png(chart: alt.TopLevelMixin, path: Path) -> None:

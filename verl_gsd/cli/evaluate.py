@@ -174,8 +174,8 @@ def _training_settings(checkpoint: str) -> tuple[int, dict[str, Any]]:
 
     For a model that is not a run's checkpoint: 8192 and no options.
     """
-    from verl_gsd.compare.run_names import read_yaml
     from verl_gsd.dotted_keys import value_at
+    from verl_gsd.plain_data import read_yaml
     from verl_gsd.rundir import RunDirectory
     from verl_gsd.scalars import is_whole
 
@@ -223,7 +223,7 @@ def _progress_bars(display: Progress) -> OnProgress:
 
     def update(description: str, done: int, total: int) -> None:
         if description not in bars:
-            bars[description] = display.add_task(description, total=total)
+            bars[description] = display.add_task(escape(description), total=total)
         display.update(bars[description], completed=done)
 
     return update

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from verl_gsd.compare.comparison_file import nonfinite_to_null
@@ -27,12 +28,12 @@ def results_table(results: Mapping[str, BenchResult], others: Mapping[str, Bench
             comparison = compare(others[name], result)
             row += [f"{others[name].average().value:.3f}", str(comparison.difference), f"{comparison.p_value:.3g}"]
             row += [f"{comparison.wins}, {comparison.ties}, {comparison.losses}"]
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
         for k, estimate in result.pass_at_k().items():
             table.add_row("", "", f"pass@{k}", str(estimate))
         for level, estimate in result.average_by_level().items():
             figure = f"avg@{result.samples}, level {level.removeprefix('Level ')}"
-            table.add_row("", str(estimate.n), figure, str(estimate))
+            table.add_row("", str(estimate.n), escape(figure), str(estimate))
         unverified, cut_off = result.figures["unverified"], result.figures["cut_off"]
         if unverified or cut_off:
             table.add_row("", "", f"{cut_off:.1%} cut off", f"{unverified:.2%} not verified, counted as wrong")

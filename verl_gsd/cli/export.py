@@ -86,8 +86,8 @@ def _held_out_prompts(checkpoint: Path) -> Mapping[str, int]:
     from omegaconf import OmegaConf
 
     from verl_gsd.cli.train import held_out_prompts
-    from verl_gsd.compare.run_names import read_yaml
     from verl_gsd.dotted_keys import value_at
+    from verl_gsd.plain_data import read_yaml
     from verl_gsd.rundir import RunDirectory
 
     config = read_yaml(RunDirectory(checkpoint.parent).config)

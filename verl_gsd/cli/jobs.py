@@ -13,7 +13,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from verl_gsd.console import err, fail, out
+from verl_gsd.console import err, fail, out, visible
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
@@ -73,9 +73,9 @@ def stop(identifier: Identifier, address: Address = None) -> None:
         run = (get_job(client, identifier).metadata or {}).get(RUN_KEY)
         running = client.stop_job(identifier)
     if not running:
-        out.print(f"{identifier} had already ended", highlight=False)
+        out.print(f"{identifier} had already ended", markup=False, highlight=False)
         return
-    out.print(f"{identifier} is being stopped", highlight=False)
+    out.print(f"{identifier} is being stopped", markup=False, highlight=False)
     if run:
         out.print("To resume its run:")
         out.print(f"verl-gsd submit --resume {shlex.quote(run)}", soft_wrap=True, markup=False, highlight=False)
@@ -95,7 +95,8 @@ def watch(client: JobSubmissionClient, identifiers: Sequence[str], address: str 
     try:
         for position, identifier in enumerate(identifiers, start=1):
             if len(identifiers) > 1:
-                out.print(f"log of job [bold]{identifier}[/] ({position} of {len(identifiers)})", soft_wrap=True)
+                name = f"[bold]{escape(identifier)}[/]"
+                out.print(f"log of job {name} ({position} of {len(identifiers)})", soft_wrap=True)
             states[identifier] = _watch_one(client, identifier, address)
     except KeyboardInterrupt:
         remaining = [identifier for identifier in identifiers if identifier not in states]
@@ -107,7 +108,8 @@ def watch(client: JobSubmissionClient, identifiers: Sequence[str], address: str 
         )
     failed = [f"{identifier} ({state})" for identifier, state in states.items() if state != "SUCCEEDED"]
     if failed and len(identifiers) > 1:
-        err.print(f"{len(failed)} of {len(identifiers)} jobs did not succeed: {', '.join(failed)}", soft_wrap=True)
+        names = escape(", ".join(failed))
+        err.print(f"{len(failed)} of {len(identifiers)} jobs did not succeed: {names}", soft_wrap=True)
     if failed:
         raise typer.Exit(1)
 
@@ -129,7 +131,8 @@ def _watch_one(client: JobSubmissionClient, identifier: str, address: str | None
         return "unknown"
     except typer.Exit:  # the cluster's answer has been printed; continue with the other jobs
         return "unknown"
-    out.print(f"job {identifier}: [{_STATE_STYLE.get(state.value, 'bold')}]{state.value}[/]", soft_wrap=True)
+    style = _STATE_STYLE.get(state.value, "bold")
+    out.print(f"job {escape(identifier)}: [{style}]{state.value}[/]", soft_wrap=True)
     if state.value != "SUCCEEDED":
         with suppress(Exception):  # the state is already known; the message is optional
             out.print(escape(client.get_job_info(identifier).message or ""), soft_wrap=True, highlight=False)
@@ -137,7 +140,7 @@ def _watch_one(client: JobSubmissionClient, identifier: str, address: str | None
 
 
 def _write(text: str) -> None:
-    sys.stdout.write(text)
+    sys.stdout.write(visible(text))
     sys.stdout.flush()
 
 

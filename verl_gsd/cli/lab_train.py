@@ -235,7 +235,7 @@ def _train_seeds(lab_runs: Sequence[LabRun]) -> dict[str, str]:
             done.add(run.name)
             _, metrics = latest.get(run.name, (0, {}))  # none if another command has trained it meanwhile
             line = "  ".join([f"{run.name} finished, {len(done)} of {len(lab_runs)}", *accuracies(metrics)])
-            bars.console.print(line, highlight=False, soft_wrap=True)
+            bars.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
         errors = _train_all(waiting, show, show_end)
     finished = [run.directory for run in lab_runs if run.name not in errors]
@@ -243,13 +243,15 @@ def _train_seeds(lab_runs: Sequence[LabRun]) -> dict[str, str]:
     for source, (first, last) in means.items():
         count = "1 seed" if last.n == 1 else f"{last.n} seeds"
         ends = " -> ".join(str(end) if end.n > 1 else f"{end.value:.3f}" for end in (first, last))
-        out.print(f"held-out accuracy, {source}, mean of {count}: {ends}", highlight=False, soft_wrap=True)
+        line = f"held-out accuracy, {source}, mean of {count}: {ends}"
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
     _warn_of_skipped_updates(finished)
     if finished:
         out.print("Intervals: 95%, Student's, over seeds. To compare with another label, run:")
         out.print(_compare_command(folder, exact="exact" in means), markup=False, highlight=False, soft_wrap=True)
     if errors:
-        err.print(f"{len(errors)} of {len(lab_runs)} seeds failed: {', '.join(errors)}.", style="red", highlight=False)
+        line = f"{len(errors)} of {len(lab_runs)} seeds failed: {', '.join(errors)}."
+        err.print(line, style="red", markup=False, highlight=False)
     return errors
 
 

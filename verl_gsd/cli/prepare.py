@@ -252,11 +252,12 @@ def _print_summary(dataset: PreparedDataset, first_prompt: str | None, config: P
     for split in config.source.splits:
         entry = dataset.splits[split]
         reasons = [f"{n} {reason.replace('_', ' ')}" for reason, n in entry["left_out"].items()]
-        table.add_row(split, str(entry["rows"]), str(entry["read"]), ", ".join(reasons) or "none")
+        table.add_row(escape(split), str(entry["rows"]), str(entry["read"]), escape(", ".join(reasons)) or "none")
         if entry["contaminated_by_set"]:
             by_set = ", ".join(f"{name} {n}" for name, n in entry["contaminated_by_set"].items())
             out.print(
                 f"{split}: left out because an evaluation set has the problem: {by_set}",
+                markup=False,
                 highlight=False,
                 soft_wrap=True,
             )
@@ -354,7 +355,7 @@ def default_directory(task: EmbeddedTask) -> Path:
 def _make_embedded_task(task: EmbeddedTask, data: Path | None) -> None:
     """Make an embedded task: train and test files and a warm-started model (about a minute on two cores)."""
     directory = default_directory(task) if data is None else data / task.name
-    out.print(f"{task.name} is in [bold]{ensure_with_progress(directory, task)}[/]")
+    out.print(f"{task.name} is in [bold]{escape(str(ensure_with_progress(directory, task)))}[/]")
     if data is None:
         out.print("To train on it:", highlight=False)
         out.print(f"verl-gsd train algo=grpo task={task.name} hardware=cpu", highlight=False, soft_wrap=True)

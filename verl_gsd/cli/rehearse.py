@@ -242,7 +242,7 @@ def _attempt(rehearsed: DictConfig, resuming: bool) -> None:
     from verl_gsd.run import launch
 
     with launch.new_attempt(rehearsed, [], resuming=resuming) as (run, attempt):
-        out.print(f"attempt {attempt} of the rehearsal; output: {run.log(attempt)}", soft_wrap=True, highlight=False)
+        _print(f"attempt {attempt} of the rehearsal; output: {run.log(attempt)}")
         train_attempt(run, attempt, rehearsed.trainer.total_training_steps)
 
 

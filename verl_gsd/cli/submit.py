@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 
 from verl_gsd.cli.jobs import Address, watch
 from verl_gsd.console import err, fail, out
@@ -59,7 +60,8 @@ def submit(
                         runtime_env=_runtime_environment(package),
                         metadata=submission.metadata,
                     )
-                out.print(f"job [bold]{submission.identifier}[/], run directory {submission.run}", soft_wrap=True)
+                name, folder = escape(submission.identifier), escape(submission.run)
+                out.print(f"job [bold]{name}[/], run directory {folder}", soft_wrap=True)
     except (ConfigError, PackagingError, ClusterError) as error:
         fail(str(error))
     if len(submissions) > 1:

@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from contextlib import redirect_stdout
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from verl_gsd.console import err, fail, out
@@ -240,11 +241,29 @@ def _line_to_resume(line: Line) -> Line:
     one_time = re.compile(r"\+*(algorithm\.gsd\.state|trainer\.resume_\w+)=")
     stored = [word for word in stored if not one_time.match(word)]
     if run.config.is_file():
-        stored += sizes_of_run(parse_line(stored), OmegaConf.load(run.config))
+        stored += sizes_of_run(parse_line(stored), OmegaConf.create(_stored_config(run.config)))
     for key in line.keys:
         if key.startswith("trainer.resume_"):
             raise ConfigError(f"{key}: conflicts with resume=. Remove it, or set resume=RUN/global_step_N.")
     return parse_line([*stored, *line.words_given, f"resume={run.path}"])
+
+
+def _stored_config(path: Path) -> dict[str, Any]:
+    """The config of the run to resume.
+
+    Raises:
+        ConfigError: the file is damaged.
+    """
+    from verl_gsd.errors import ConfigError
+    from verl_gsd.plain_data import read_yaml
+
+    try:
+        content = read_yaml(path)
+    except ValueError as error:
+        raise ConfigError(f"{error}. Repair the file, or start a new run.") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: not a config. Repair the file, or start a new run.")
+    return content
 
 
 def print_audit(config: DictConfig) -> int:
@@ -305,7 +324,7 @@ def _run(config: DictConfig, line: Line) -> None:
     run = RunDirectory(Path(config.trainer.default_local_dir))
     try:
         with launch.new_attempt(config, line.words, resuming=line.resume is not None) as (run, attempt):
-            out.print(f"run directory [bold]{run.path}[/]", soft_wrap=True)
+            out.print(f"run directory [bold]{escape(str(run.path))}[/]", soft_wrap=True)
             out.print(f"output of Ray, verl and vLLM: {run.log(attempt).relative_to(run.path)} in the run directory")
             out.print("starting Ray, the trainer and vLLM; with few CPU cores this takes one to two minutes")
             train_attempt(run, attempt, config.trainer.total_training_steps)
@@ -320,9 +339,10 @@ def _run(config: DictConfig, line: Line) -> None:
         fail(f"the run {outcome}: {error}\nfull log: {run.log(attempt)}", code=1)
     out.print(result_table(list(read_metrics(run.metrics(attempt))), held_out))
     show_export_command(run)
-    out.print(f"run directory [bold]{run.path}[/]", soft_wrap=True)
+    out.print(f"run directory [bold]{escape(str(run.path))}[/]", soft_wrap=True)
     if "wandb" in config.trainer.logger and launch.wandb_is_offline():
-        out.print(f"wandb was offline. To upload the run: wandb sync {run.path}/wandb/offline-run-*", soft_wrap=True)
+        command = f"wandb sync {run.path}/wandb/offline-run-*"
+        out.print(f"wandb was offline. To upload the run: {command}", soft_wrap=True, markup=False)
 
 
 def train_attempt(run: RunDirectory, attempt: int, total: int | None) -> None:
@@ -350,7 +370,7 @@ def _show(step: int, total: int | None, metrics: dict[str, float], status) -> No
     if "timing_s/step" in metrics:
         parts.append(f"{metrics['timing_s/step']:.1f} s")
     parts += accuracies(metrics)
-    out.print(f"step {step:>4}/{total or '?'}  " + "  ".join(parts), highlight=False)
+    out.print(f"step {step:>4}/{total or '?'}  " + "  ".join(parts), markup=False, highlight=False)
     status.update("training")
 
 
@@ -405,7 +425,7 @@ def result_table(metrics: list, prompts: Counter[str]) -> Table:
     table = Table(show_header=False, title="result", title_justify="left")
     for held_out in summary.held_out:
         size = f" ({held_out.prompts} prompts)" if held_out.prompts else ""
-        table.add_row(f"held-out accuracy, {held_out.source}{size}", " -> ".join(map(str, held_out.accuracies)))
+        table.add_row(escape(f"held-out accuracy, {held_out.source}{size}"), " -> ".join(map(str, held_out.accuracies)))
     exact = [(step, data[EXACT], data["exact/slack"]) for step, data in metrics if EXACT in data]
     if exact:
         ends = dict.fromkeys((exact[0], exact[-1]))

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from verl_gsd.compare.curves import Curve
-from verl_gsd.compare.run_names import label_and_seed, read_yaml
+from verl_gsd.compare.run_names import label_and_seed
 from verl_gsd.dotted_keys import value_at
 from verl_gsd.evaluation.summary import ACCURACY
-from verl_gsd.records import read_records
+from verl_gsd.plain_data import read_yaml
+from verl_gsd.records import gaps, listed_steps, read_records
 from verl_gsd.rundir import EXACT, TRAINED, RunDirectory, merge_metrics, read_metrics
 from verl_gsd.scalars import is_whole
 
@@ -90,9 +90,9 @@ def read_curve(run: Path, label: str | None = None, source: str | None = None, *
         )
     metric, source = _metric(run, metrics, source, exact)
     steps = [step for step, data in metrics.items() if metric in data]
-    if missing := sorted(set(range(1, steps[-1] + 1)) - set(tokens)):
+    if missing := gaps({0, *(step for step in tokens if 0 < step <= steps[-1]), steps[-1] + 1}):
         raise ValueError(
-            f"{run}: no records of step {_abbreviated(missing)}, so the number of generated tokens is unknown"
+            f"{run}: no records of step {listed_steps(missing)}, so the number of generated tokens is unknown"
         )
     generated = np.cumsum([tokens.get(step, 0) for step in range(steps[-1] + 1)]).tolist()
     label, seed = label_and_seed(run, config, label)
@@ -149,8 +149,8 @@ def _lines(path: Path) -> list[tuple[int, dict[str, float]]]:
             selected = {name: value for name, value in data.items() if name in (TRAINED, EXACT) or ACCURACY.match(name)}
             numbers = {name: float(value) for name, value in selected.items()}
             known = {name: value for name, value in numbers.items() if name == TRAINED or not math.isnan(value)}
-            lines.append((operator.index(step), known))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+            lines.append((step, known))
+    except (TypeError, ValueError) as error:
         raise ValueError(
             f"{path}: line {len(lines) + 1} is not a valid line of metrics ({error}). Repair or remove it"
         ) from error
@@ -186,8 +186,3 @@ def _metric(run: Path, metrics: Mapping[int, Mapping[str, float]], source: str |
             "throughout"
         )
     return candidates[0], source
-
-
-def _abbreviated(steps: Sequence[int]) -> str:
-    first = ", ".join(map(str, steps[:3]))
-    return first if len(steps) <= 3 else f"{first} and {len(steps) - 3} more"

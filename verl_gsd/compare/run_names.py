@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from verl_gsd.dotted_keys import value_at
+from verl_gsd.plain_data import read_yaml
 from verl_gsd.rundir import RunDirectory
 
 _SEEDED = re.compile(r"(?:(?P<before>.+)-)?seed_(?P<seed>\d+)")
@@ -49,17 +48,3 @@ def label_and_seed(run: Path, config: Mapping[str, Any], label: str | None) -> t
     if label is None and not algos:
         raise ValueError(f"{run}: no label in its folder name, and no algo= in its overrides. Use LABEL={run}")
     return label or algos[-1], seed
-
-
-def read_yaml(path: Path) -> Any:
-    """Return the content of a YAML file, or None if it does not exist.
-
-    Raises:
-        ValueError: the file cannot be read; the message names it.
-    """
-    try:
-        return yaml.load(path.read_text(), Loader=yaml.CSafeLoader)
-    except FileNotFoundError:
-        return None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path}: cannot be read: {error}") from error

@@ -6,9 +6,9 @@ import json
 from contextlib import suppress
 from pathlib import Path
 
-from verl_gsd.compare.run_names import read_yaml
 from verl_gsd.export.checkpoint import file_identities, shard_paths
 from verl_gsd.export.weights import write_model
+from verl_gsd.plain_data import parse_json, read_yaml
 from verl_gsd.rundir import RunDirectory
 from verl_gsd.writing import atomic_folder
 
@@ -37,7 +37,7 @@ def merge(checkpoint: Path, target: Path) -> None:
     """
     shards = shard_files(checkpoint)
     with suppress(OSError, ValueError):  # missing or damaged: merge again
-        if json.loads((target / SOURCE_FILE).read_text(encoding="utf-8")) == shards:
+        if parse_json((target / SOURCE_FILE).read_text(encoding="utf-8")) == shards:
             return
     with atomic_folder(target) as building:
         write_model(checkpoint, building, _DTYPE, read_yaml(RunDirectory(checkpoint.parent).config))

@@ -31,6 +31,7 @@ from verl_gsd.evaluation.vllm_job import (
     plan_engines,
     visible_gpus,
 )
+from verl_gsd.plain_data import parse_json
 from verl_gsd.preparation.chats import ChatTemplate
 from verl_gsd.preparation.reading import hub_revision
 from verl_gsd.run.checks.validate import cpu_engine_problem
@@ -261,7 +262,7 @@ def _check_single_model(folder: Path, benches: set[str], model: EvaluatedModel) 
         if bench in benches:
             continue  # ``_write_or_check_settings`` checks all of its settings
         try:
-            other = dict(json.loads(path.read_text(encoding="utf-8"))["model"])
+            other = dict(parse_json(path.read_text(encoding="utf-8"))["model"])
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"{path}: cannot be read ({error!r}). Remove {path.parent}") from error
         if other != model.description:
@@ -280,7 +281,7 @@ def _write_or_check_settings(folder: Path, settings: dict[str, Any], has_respons
             building.write_text(json.dumps(settings, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         return
     try:
-        before = dict(json.loads(path.read_text(encoding="utf-8")))
+        before = dict(parse_json(path.read_text(encoding="utf-8")))
     except (OSError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: cannot be read ({error}). Remove {folder} and run the same command") from error
     different = next((key for key in {**settings, **before} if before.get(key) != settings.get(key)), None)

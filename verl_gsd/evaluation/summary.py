@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from verl_gsd.evaluation.intervals import Proportion, wilson
 from verl_gsd.rundir import HELD_OUT_PROMPTS
+from verl_gsd.scalars import is_finite, is_number
 
 #: verl's metric names of held-out accuracies.
 ACCURACY = re.compile(r"^val-core/(?P<source>.+)/acc/mean@\d+$")
@@ -57,15 +58,15 @@ def summarise(metrics: Sequence[tuple[int, Mapping[str, float]]], prompts: Mappi
             (those of verl's own trainers and of older runs). The interval counts each prompt as one trial.
             With several samples per prompt it is therefore wider than necessary, but never too narrow.
     """
-    seconds = [data["timing_s/step"] for _, data in metrics if "timing_s/step" in data]
+    seconds = [data["timing_s/step"] for _, data in metrics if is_number(data.get("timing_s/step"))]
     by_source: dict[str, list[Accuracy]] = {}
     counts: dict[str, int | None] = {}
     for step, data in metrics:
         for name, value in data.items():
-            if (match := ACCURACY.match(name)) and not math.isnan(value):
+            if (match := ACCURACY.match(name)) and is_number(value) and not math.isnan(value):
                 source = match["source"]
                 counted = data.get(HELD_OUT_PROMPTS + source)
-                n = counts[source] = prompts.get(source) if counted is None else int(counted)
+                n = counts[source] = int(counted) if is_finite(counted) else prompts.get(source)
                 interval = wilson(value * n, n) if n and 0 <= value <= 1 else None
                 by_source.setdefault(source, []).append(Accuracy(step, value, interval))
     held_out = [

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from verl_gsd.checkpoints import step_of
+from verl_gsd.checkpoints import step_of, world_size
 from verl_gsd.errors import ConfigError
 from verl_gsd.rundir import RunDirectory
 from verl_gsd.state import saved_torch_version
@@ -63,11 +62,11 @@ def shard_paths(checkpoint: Path) -> list[Path]:
             f"{checkpoint}: it has no folder actor/. verl keeps only the last trainer.max_actor_ckpt_to_keep of them"
         )
     try:
-        world = int(json.loads((actor / "fsdp_config.json").read_bytes())["world_size"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{actor / 'fsdp_config.json'}: cannot be read as an FSDP checkpoint ({error!r})") from error
+        world = world_size(actor)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{actor / 'fsdp_config.json'}: cannot be read as an FSDP checkpoint ({error})") from error
     present = sum(1 for _ in actor.glob("model_world_size_*_rank_*.pt"))
-    if not 0 < world <= present:  # a damaged file can name any number
+    if world > present:
         raise ConfigError(
             f"{actor / 'fsdp_config.json'}: it names {world} ranks, and this folder has the weights of {present}, so "
             "the checkpoint is incomplete"

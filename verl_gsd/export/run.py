@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from verl_gsd.checkpoints import step_of
-from verl_gsd.compare.run_names import read_yaml
 from verl_gsd.dotted_keys import value_at
 from verl_gsd.errors import ConfigError
 from verl_gsd.export import card
 from verl_gsd.export.weights import architecture_of, write_adapter, write_model
+from verl_gsd.plain_data import read_yaml
 from verl_gsd.rundir import RunDirectory
 from verl_gsd.state import saved_torch_version
 from verl_gsd.writing import atomic_folder

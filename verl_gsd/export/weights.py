@@ -9,7 +9,6 @@ once. Memory holds one copy of the model, in the target precision.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -20,6 +19,7 @@ from verl_gsd.console import without_messages
 from verl_gsd.dotted_keys import value_at
 from verl_gsd.errors import ConfigError
 from verl_gsd.export.checkpoint import LORA_FILE, check_torch, has_lora, shard_paths
+from verl_gsd.plain_data import parse_json
 from verl_gsd.trainer.checkpoint_loading import unsafe_name
 
 if TYPE_CHECKING:
@@ -244,9 +244,9 @@ def _lora_settings(checkpoint: Path, weights: Mapping[str, torch.Tensor], config
             ) from error
     file = checkpoint / "actor" / LORA_FILE
     try:
-        stored = json.loads(file.read_bytes())
+        stored = parse_json(file.read_bytes())
         rank, alpha = int(stored["r"]), int(stored["lora_alpha"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, OverflowError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{file}: cannot be read as verl's LoRA settings ({error!r})") from error
     modules = sorted(name.removeprefix(_PEFT_PREFIX).partition(".lora_A.")[0] for name in weights if ".lora_A." in name)
     return peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=modules, task_type="CAUSAL_LM")

@@ -21,9 +21,16 @@ VERDICT_VERSION = "verdict_v1"
 _TAIL = 4096
 _VERDICT = re.compile(r"(?:verdict\s*:\s*)?[*]*(correct|incorrect)[*]*\.?[*]*", re.ASCII | re.IGNORECASE)
 _GRADE = re.compile(r"(?:score\s*:\s*)?(-?[0-9]+)", re.ASCII | re.IGNORECASE)
-#: Where a chat template's control token may begin: <|im_end|>, </s>, [/INST]. If a text spells one out, the tokenizer
-#: would treat it as a real control token, and the text after it would no longer belong to the user's message.
-_CONTROL = re.compile(r"<(?=[|｜/\w])|\[(?=[|/]?[A-Za-z]\w{2,}\|?\])")
+#: Where a chat template's control token may begin: <|im_end|>, </s>, [/INST], <-hist->. If a text spells one out, the
+#: tokenizer would treat it as a real control token, and the text after it would no longer belong to the user's message.
+#: A bracket is left alone only where ordinary text has it: before white space, in <=, <>, << and "<- ", in [], and
+#: before a digit, another bracket, or a single letter with an operator after it, except s, because of [s]. Before
+#: anything else a token could begin, also before characters that tokenizers drop, such as zero-width spaces. Tokenizers
+#: also turn the full-width and small forms into < and [.
+_CONTROL = re.compile(
+    r"[<＜﹤](?![ \t\r\n<＜﹤=>]|-(?:[ \t\r\n]|\Z)|\Z)"
+    r"|[\[［﹇](?![ \t\r\n\d\]()\[{\\$]|[+\-.][\d\\]|[a-rt-zA-RT-Z](?:[\] \t\r\n,+\-*/^=()<>]|\Z)|\Z)"
+)
 
 
 def digest(*texts: str) -> bytes:

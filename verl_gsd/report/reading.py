@@ -5,7 +5,6 @@ Files that cannot be read are left out and listed.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import yaml
 
 from verl_gsd.dotted_keys import dotted_leaves
 from verl_gsd.extension import declarations
-from verl_gsd.records import missing_steps, read_records
+from verl_gsd.plain_data import read_yaml
+from verl_gsd.records import listed_steps, missing_steps, read_records
 from verl_gsd.rundir import MetricsReader, RunDirectory, merge_metrics
 
 #: Column name -> values. All columns have the same length.
@@ -71,7 +70,7 @@ def read_run(path: Path, name: str) -> RunData:
     unread = _UNREAD - {name for figure in figures for name in (figure.column, figure.over)}
     records = read_records(path, leave_out=unread, on_damaged=skipped.append)
     if missing := missing_steps(path):
-        skipped.append(f"{RunDirectory(path).path / 'records'}: no file for step {', '.join(map(str, missing))}")
+        skipped.append(f"{RunDirectory(path).path / 'records'}: no file for step {listed_steps(missing)}")
     attempts = RunDirectory(path).attempts()
     metrics = _read_metrics(RunDirectory(path), attempts, skipped)
     config = _read_config(RunDirectory(path).config, skipped)
@@ -112,9 +111,9 @@ def _lines(path: Path, skipped: list[str]) -> list[tuple[int, dict[str, float]]]
         try:
             for step, data in reader.new():
                 numbers = {name: float(value) for name, value in data.items() if isinstance(value, int | float)}
-                lines.append((int(step), numbers))
+                lines.append((step, numbers))
             break
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
+        except ValueError:
             damaged += 1  # the reader continues after the line that it could not read
     if damaged:
         skipped.append(f"{path}: {damaged} lines cannot be read as metrics")
@@ -122,11 +121,9 @@ def _lines(path: Path, skipped: list[str]) -> list[tuple[int, dict[str, float]]]
 
 
 def _read_config(path: Path, skipped: list[str]) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
     try:
-        content = yaml.load(path.read_text(), Loader=yaml.CSafeLoader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        skipped.append(f"{path}: cannot be read as a config: {error}")
+        content = read_yaml(path)
+    except ValueError as error:
+        skipped.append(str(error))
         return {}
     return dict(dotted_leaves(content)) if isinstance(content, dict) else {}

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from verl_gsd.plain_data import parse_json
 from verl_gsd.rundir import TRAINED, RunDirectory
 from verl_gsd.writing import atomic_write
 
@@ -48,9 +49,9 @@ def restore(run: RunDirectory) -> int | None:
     if newest is None:
         return None
     try:
-        saved = json.loads((run.checkpoint(newest) / _FILE).read_bytes())
+        saved = parse_json((run.checkpoint(newest) / _FILE).read_bytes())
         attempt, step, data = int(saved["attempt"]), int(saved["step"]), dict(saved["data"])
-    except (OSError, ValueError, KeyError, TypeError):  # missing or damaged: only this line is lost
+    except (OSError, OverflowError, ValueError, KeyError, TypeError):  # missing or damaged: only this line is lost
         return None
     path = run.metrics(attempt)
     content = path.read_bytes() if path.is_file() else b""
@@ -72,7 +73,7 @@ def restore(run: RunDirectory) -> int | None:
 def _is_line_of(step: int, line: bytes) -> bool:
     """Whether ``line`` has the metrics of the training step. Validation before the first step has a separate line."""
     try:
-        entry = json.loads(line)
+        entry = parse_json(line)
         return entry["step"] == step and TRAINED in entry["data"]
     except (ValueError, KeyError, TypeError):
         return False

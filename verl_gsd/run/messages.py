@@ -18,6 +18,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
+from verl_gsd.plain_data import parse_json
+
 #: The start of every line of a message on standard error, which distinguishes it from other lines of the log.
 OWN = "verl-gsd: "
 
@@ -90,7 +92,7 @@ class MessageReader:
                     return
                 self._offset += len(line)
                 try:
-                    entry = json.loads(line)
+                    entry = parse_json(line)
                     pid = entry.get("pid")
                     message = Message(entry["kind"], str(entry["text"]), pid if type(pid) is int else None)
                 except (ValueError, KeyError, TypeError, AttributeError):

@@ -26,9 +26,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-import yaml
-
 from verl_gsd.errors import ConfigError
+from verl_gsd.plain_data import parse_yaml
 from verl_gsd.rundir import RunDirectory
 from verl_gsd.writing import atomic_write
 
@@ -176,11 +175,11 @@ def _create_key(path: Path) -> None:
 
 def _parse(path: Path, content: bytes) -> list[str]:
     try:
-        words = yaml.safe_load(content.decode("utf-8"))
-    except (ValueError, RecursionError, yaml.YAMLError):
-        words = None
+        words = parse_yaml(content)
+    except ValueError as error:
+        raise ConfigError(f"{path}: cannot be read: {error}. Repair the file, or start a new run.") from error
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-        raise ConfigError(f"{path}: is damaged: it is not a list of words. Start a new run.")
+        raise ConfigError(f"{path}: not a list of KEY=VALUE words. Resume another run, or start a new one.")
     return words
 
 

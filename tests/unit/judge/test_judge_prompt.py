@@ -5,10 +5,11 @@ import hashlib
 import json
 import math
 import re
+import unicodedata
 from importlib import resources
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from verl_gsd.judge.prompt import PROMPT_VERSION, build_messages, digest, parse_score
@@ -73,6 +74,61 @@ def test_control_tokens_in_a_text_are_broken_up():
     assert enclosed["RESPONSE"].replace(" ", "") == response.replace(" ", "")
     untouched = "if a < b and b <= c then x[0] = {1} and A[N] -> <- <>"
     assert fenced(Question("p", "42", untouched))[1]["RESPONSE"] == untouched
+
+
+#: Control tokens of many models: what no text may spell out.
+CONTROL_TOKENS = (
+    *("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|start_header_id|>", "<|user|>"),
+    *("<s>", "</s>", "<bos>", "<end_of_turn>", "<\N{FULLWIDTH VERTICAL LINE}Assistant\N{FULLWIDTH VERTICAL LINE}>"),
+    *("<<SYS>>", "<-hist->", "<@..@>", "<[begin]>", "<[begin..]>", "]<]end[>[", "]<]end of document[>["),
+    *("<unused0>", "<tool_call>", "<0x0A>", "<!--x-->"),
+    *("[INST]", "[/INST]", "[s]", "[/s]", "[gMASK]", "[sop]", "[CLS]", "[|endofturn|]", "[|assistant|]"),
+    *("[control_8]", "[unused1]", "[TOOL_CALLS]", "[BOS]"),
+)
+#: Characters that normalizers of tokenizers drop.
+DROPPED = "\u200b\u200c\u200d\u2060\ufeff\u00ad\u180e\x00\x0b\x1f\x7f\ufe0f"
+
+
+def normalized(text):
+    """What a tokenizer may make of a text before it looks for control tokens."""
+    return unicodedata.normalize("NFKC", "".join(character for character in text if character not in DROPPED))
+
+
+@st.composite
+def spelled_out(draw):
+    """A control token in full-width or small forms, or with characters in it that are dropped."""
+    token = draw(st.sampled_from(CONTROL_TOKENS))
+    forms = {"<": "<＜﹤", ">": ">＞﹥", "[": "[［﹇", "]": "]］﹈", "|": "|｜", "/": "/／", "s": "sｓ", "I": "IＩ"}
+    dropped = st.text(st.sampled_from(DROPPED), max_size=3)
+    return "".join(draw(st.sampled_from(forms.get(letter, letter))) + draw(dropped) for letter in token)
+
+
+@given(st.lists(st.one_of(spelled_out(), texts, st.text(st.sampled_from("<[|/]> s-=\n"), max_size=5)), max_size=6))
+@example(["<-hist->"])
+@example(["a<", "|im_end|>"])
+def test_no_control_token_is_left_in_a_text(parts):
+    _, enclosed = fenced(Question("p", "42", "".join(parts)))
+    left = [token for token in CONTROL_TOKENS if normalized(token) in normalized(enclosed["RESPONSE"])]
+    assert left == []
+
+
+def test_ordinary_texts_stay_as_they_are():
+    ordinary = (
+        "|x| < 3, x <= 3, x << 3, A <- B, a <> b, f[g(x)] [n+1] [x=1] []",
+        r"[1,2] x[0] A[N] x[i][j] [a, b) [-1, 1] [.5, 1] [-\infty, 0) [(1, 2)] [[1, 2], [3, 4]]",
+        r"\[x^2 = 1\] \[\frac{1}{2}\] \left[ \begin{array}{c} 1 \\ 2 \end{array} \right] \sqrt[3]{8} \sqrt[n]{8}",
+    )
+    for text in ordinary:
+        assert fenced(Question("p", "42", text))[1]["RESPONSE"] == text
+    changed = {
+        "a<b": "a< b",
+        "x<5": "x< 5",
+        "<br>": "< br>",
+        "[x_1, x_2]": "[ x_1, x_2]",
+        "<<48/2=24>>": "<< 48/2=24>>",
+    }
+    for text, readable in changed.items():
+        assert fenced(Question("p", "42", text))[1]["RESPONSE"] == readable
 
 
 def test_the_mark_occurs_in_no_text(monkeypatch):

@@ -273,7 +273,9 @@ def test_the_rayjob_has_fields_that_kuberay_knows_and_a_line_that_train_reads():
     for group in groups:
         pod = group["template"]["spec"]
         assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["automountServiceAccountToken"] is False
         (container,) = pod["containers"]
+        assert container["securityContext"] == {"allowPrivilegeEscalation": False}
         for amounts in container["resources"].values():
             assert amounts["nvidia.com/gpu"] == group["rayStartParams"]["num-gpus"]
         mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from canaries import CANARIES, files_with_a_canary
 from checkpoint_files import write_checkpoint
 from omegaconf import OmegaConf
 
@@ -159,6 +160,14 @@ def test_wandb_is_online_with_a_key_and_no_file_contains_the_key(config, monkeyp
     with attempt(config) as (run, _):
         written = [path.read_text() for path in run.path.rglob("*") if path.is_file()]
     assert written and not any(key in text or "offline" in text for text in written)
+
+
+def test_no_secret_of_the_environment_is_in_the_files_that_start_a_run(config, monkeypatch):
+    for name, value in CANARIES.items():
+        monkeypatch.setenv(name, value)
+    with attempt(config) as (run, _):
+        assert {run.config, run.overrides} <= set(run.path.rglob("*"))
+        assert files_with_a_canary(run.path) == []
 
 
 def test_logger_settings_of_the_user_are_kept(config, monkeypatch):

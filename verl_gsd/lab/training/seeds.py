@@ -5,10 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import yaml
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from verl_gsd.dotted_keys import value_at
@@ -16,6 +14,7 @@ from verl_gsd.errors import ConfigError
 from verl_gsd.evaluation.intervals import Estimate, student_mean
 from verl_gsd.evaluation.summary import summarise
 from verl_gsd.jobs.submission import SEED_KEYS
+from verl_gsd.plain_data import read_yaml
 from verl_gsd.run.compose import Line, resolve
 from verl_gsd.rundir import EXACT, RunDirectory, read_metrics
 
@@ -74,14 +73,14 @@ def is_finished(run: RunDirectory) -> bool:
 
 def total_steps(run: RunDirectory) -> int | None:
     """The number of steps of a run. None before its trainer is built, which fills it in where the line has none."""
-    return value_at(read_yaml_file(run.config), "trainer.total_training_steps")
+    return value_at(read_yaml(run.config), "trainer.total_training_steps")
 
 
 def check_same_line(run: RunDirectory, words: Sequence[str]) -> None:
     """Raise a ConfigError if the folder has anything but a run of the line ``words``, so that runs are never mixed."""
     if not run.is_used():
         return
-    stored = read_yaml_file(run.overrides)
+    stored = read_yaml(run.overrides)
     if not isinstance(stored, list):
         raise ConfigError(
             f"{run.path}: this folder is not empty, and it has no run of the laboratory. Use another --label or --runs."
@@ -119,8 +118,3 @@ def mean_accuracies(runs: Sequence[RunDirectory]) -> dict[str, tuple[Estimate, E
 def read_lines(run: RunDirectory) -> list[tuple[int, dict[str, float]]]:
     """(step, metrics) of the run."""
     return list(read_metrics(run.metrics(1)))
-
-
-def read_yaml_file(path: Path) -> Any:
-    """The content of a YAML file; None if it does not exist."""
-    return yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader) if path.is_file() else None

@@ -46,8 +46,25 @@ MINIMUM_FREE_BYTES = 1 << 30
 FULLEST_DISK = 0.95
 
 #: Names of keys and texts of values that look like secrets.
-SECRET_NAME = re.compile(r"api_?key|(^|_)(key|token|secret|password|passwd|credentials?)($|_)", re.IGNORECASE)
-SECRET_VALUE = re.compile(r"\b(hf_|sk-|ghp_|xox[bp]-|AKIA)[A-Za-z0-9_-]{12,}|://[^/@\s]+:[^/@\s]+@")
+SECRET_NAME = re.compile(
+    r"api[_-]?key|secret|passw(?:or)?d|passphrase|credential|authorization"
+    r"|(?:^|[_-])(?:key|token|auth|bearer|pwd)(?:$|[_-])",
+    re.IGNORECASE,
+)
+SECRET_VALUE = re.compile(
+    # Tokens of Hugging Face, OpenAI and others, GitHub, GitLab, Slack, AWS and Google
+    r"\b(?:hf_|sk-|gh[oprsu]_|github_pat_|glpat-|xox[a-z]-|AKIA|ASIA|AIza)[A-Za-z0-9_-]{12,}"
+    r"|\beyJ[A-Za-z0-9_-]{8,}"  # a JSON Web Token, which begins with {" in base64
+    r"|(?:^|(?i:authorization:))\s*(?i:bearer)\s+\S+\s*$"
+    r"|://[^/@\s]+:[^/@\s]+@"
+)
+#: The name of the variable in an interpolation ${oc.env:NAME} or ${oc.env:NAME,DEFAULT}, which may lie within another.
+_FROM_ENVIRONMENT = re.compile(r"\$\{\s*oc\.env\s*:\s*['\"]?([^,}'\"]*)")
+#: As SECRET_NAME, for variables, whose names often lack the underscore: MYKEY, GITHUB_PAT.
+_SECRET_VARIABLE = re.compile(rf"{SECRET_NAME.pattern}|(?:key|token|pwd|_pat|_pass)$", re.IGNORECASE)
+
+#: A secret that is shorter is only hidden where a message quotes KEY=VALUE.
+_LONG_ENOUGH = 6
 
 Check = Callable[[DictConfig, Line], Iterator[str]]
 
@@ -65,7 +82,8 @@ def validate(config: DictConfig, line: Line, leave_out: Collection[Check] = ()) 
     """
     raise_problems(list(check_engine(config, line)))
     checks = (check for check in CHECKS if check not in leave_out)
-    raise_problems([problem for check in checks for problem in check(config, line)])
+    problems = [problem for check in checks for problem in check(config, line)]
+    raise_problems([_without_secrets(problem, config, line) for problem in problems])
 
 
 def raise_problems(problems: list[str]) -> None:
@@ -284,7 +302,37 @@ def _check_trainer(config: DictConfig, line: Line) -> Iterator[str]:
 
 def check_secrets(config: DictConfig, line: Line) -> Iterator[str]:
     """Report values that look like secrets: verl prints its whole config and sends it to every logger."""
-    set_by_user = set(line.keys)
+    for key in _secrets(config, line):
+        yield f"{key}: looks like a secret, and verl logs its whole config. Set an environment variable instead."
+    for key, name in _secret_variables(line):
+        yield (
+            f"{key}: takes its value from the variable {name}, which looks like a secret, and verl logs its whole "
+            "config. Remove the key, and let the code that needs the secret read the variable."
+        )
+
+
+def _secret_variables(line: Line) -> list[tuple[str, str]]:
+    """(key, name of the variable) of interpolations on the command line that put a secret into the config."""
+    words = [word.lstrip("+").partition("=") for word in line.overrides]
+    names = [(key, name.strip()) for key, _, value in words for name in _FROM_ENVIRONMENT.findall(value)]
+    return [(key, name) for key, name in names if _SECRET_VARIABLE.search(name)]
+
+
+def _without_secrets(problem: str, config: DictConfig, line: Line) -> str:
+    """``problem`` without the values of secrets, which checks of other things may have quoted."""
+    secrets = _secrets(config, line)
+    for key, value in secrets.items():  # also a short value, which would be found in any text
+        problem = problem.replace(f"{key}={value}", f"{key}=(secret)")
+    values = {*secrets.values(), *(os.environ.get(name, "") for _, name in _secret_variables(line))}
+    for value in sorted(values, key=len, reverse=True):
+        problem = problem.replace(value, "(secret)") if len(value) >= _LONG_ENOUGH else problem
+    return problem
+
+
+def _secrets(config: DictConfig, line: Line) -> dict[str, str]:
+    """Dotted key -> value, for values that look like secrets."""
+    secrets = {}
+    set_by_user = {*line.keys, *line.leaf_keys}
     for key, value in dotted_leaves(OmegaConf.to_container(config), into_lists=True):
         # Names are checked only for keys that the user set: verl has harmless names such as prompt_key.
         is_users = key in set_by_user or ".env_vars." in key
@@ -294,7 +342,12 @@ def check_secrets(config: DictConfig, line: Line) -> Iterator[str]:
             is_users and SECRET_NAME.search(name) and not key.startswith("data.") and not name.endswith("_env")
         )
         if isinstance(value, str) and value and (has_secret_name or SECRET_VALUE.search(value)):
-            yield f"{key}: looks like a secret, and verl logs its whole config. Set an environment variable instead."
+            secrets[key] = value
+    for word in line.overrides:  # for example in the default of an interpolation, which the config need not have
+        key, _, value = word.lstrip("+").partition("=")
+        if SECRET_VALUE.search(value):
+            secrets.setdefault(key, value)
+    return secrets
 
 
 def check_platform(config: DictConfig, line: Line) -> Iterator[str]:

@@ -179,6 +179,79 @@ def test_no_secret_is_seen_in_an_ordinary_config(check, tiny_task, monkeypatch):
     check(tiny_task, "logger=wandb")
 
 
+#: Looks like a token of no kind, and gives each kind its length.
+RANDOM = "q7Zp4Wd9Kx2Lm8Tv"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(f"{prefix}{RANDOM}" for prefix in ("hf_", "sk-", "sk-proj-", "ghp_", "gho_", "github_pat_", "glpat-")),
+        *(f"{prefix}{RANDOM}" for prefix in ("xoxb-", "xoxa-", "xoxp-", "AKIA", "AIza")),
+        *(f"eyJ{RANDOM}.eyJ{RANDOM}.{RANDOM}", f"Bearer {RANDOM}", f"Authorization: Bearer {RANDOM}"),
+        *(f"https://me:{RANDOM}@proxy.example", f"${{oc.env:HOME,ghp_{RANDOM}}}"),
+    ],
+)
+def test_tokens_of_known_shapes_are_seen_whatever_their_key_and_are_not_repeated(check, tiny_task, value):
+    with pytest.raises(ConfigError, match=r"reward_kwargs\.x: looks like a secret") as caught:
+        check(tiny_task, f"+reward.custom_reward_function.reward_kwargs.x='{value}'")
+    assert RANDOM not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["auth", "bearer", "pwd", "passphrase", "authorization", "Authorization", "X-Api-Key", "mysecret", "db_password"],
+)
+def test_values_of_keys_that_name_a_secret_are_seen_alone_and_in_a_section(check, tiny_task, key):
+    section = "reward.custom_reward_function.reward_kwargs"
+    for word in (f"+{section}.{key}=swordfish", f"+{section}={{{key}: swordfish}}"):
+        with pytest.raises(ConfigError, match=rf"{section}\.{key}: looks like a secret") as caught:
+            check(tiny_task, word)
+        assert "swordfish" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("${oc.env:MYSECRET}", "${oc.env:MYSECRET,none}", "'${oc.env: MYSECRET }'", "'Bearer ${oc.env:MYSECRET}'"),
+        *(
+            "'${oc.env:NOT_SET,${oc.env:MYSECRET}}'",
+            "'${oc.decode:${oc.env:MYSECRET}}'",
+            "{a: [1, '${oc.env:MYSECRET}']}",
+        ),
+    ],
+)
+def test_a_secret_from_the_environment_is_seen_by_the_name_of_its_variable(check, tiny_task, monkeypatch, value):
+    monkeypatch.setenv("MYSECRET", "swordfish")
+    with pytest.raises(ConfigError, match=r"reward_kwargs\.x: takes its value from the variable MYSECRET") as caught:
+        check(tiny_task, f"+reward.custom_reward_function.reward_kwargs.x={value}")
+    assert "swordfish" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "MYKEY", "GITHUB_PAT", "DB_PASS", "PGPASSWORD"])
+def test_variables_of_secrets_have_such_names(name, compose_fast):
+    config, line = compose_fast("algo=grpo", "task=arithmetic", f"trainer.project_name=${{oc.env:{name},x}}")
+    (problem,) = validate.check_secrets(config, line)
+    assert f"trainer.project_name: takes its value from the variable {name}," in problem
+
+
+def test_other_variables_may_be_used(check, tiny_task, monkeypatch):
+    monkeypatch.setenv("TOKENIZER_FOLDER", "keys")
+    check(tiny_task, "trainer.project_name=${oc.env:TOKENIZER_FOLDER}-${oc.env:HOME,author}")
+
+
+def test_problems_of_other_checks_do_not_repeat_a_secret(check, tiny_task, monkeypatch):
+    """A key without effect was named with its value."""
+    monkeypatch.setenv("MYSECRET", "swordfish")
+    words = (f"algorithm.lam=ghp_{RANDOM}", "critic.optim.lr=${oc.env:MYSECRET}", "+critic.auth=x")
+    with pytest.raises(ConfigError) as caught:
+        check(tiny_task, *words)
+    problems = str(caught.value)
+    assert "algorithm.lam=(secret) does nothing" in problems and "critic.optim.lr=(secret) does nothing" in problems
+    assert "critic.auth=(secret) does nothing" in problems
+    assert RANDOM not in problems and "swordfish" not in problems
+
+
 def test_the_embedded_task_need_not_be_there_yet_but_files_beside_it_must(check, tmp_path):
     check(tmp_path / "not_made_yet")
     with pytest.raises(ConfigError, match=r"data\.val_files=.*/other\.parquet: "):

@@ -1,0 +1,88 @@
+"""Names and texts that come from other people's data, runs and clusters, as the commands print them."""
+
+import io
+import re
+from collections import Counter
+from types import SimpleNamespace
+
+import pytest
+from report_runs import config, group, metrics, records
+from typer.testing import CliRunner
+
+from verl_gsd.cli import jobs, train
+from verl_gsd.cli.main import app
+from verl_gsd.console import SafeConsole
+from verl_gsd.jobs import cluster
+from verl_gsd.jobs.submission import RUN_KEY
+
+CLIPBOARD = "\x1b]52;c;cm0gLXJmIH4K\x1b\\"
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e]")
+
+
+@pytest.fixture
+def out(monkeypatch):
+    """The text that ``train`` and ``jobs`` print."""
+    file = io.StringIO()
+    for module in (train, jobs):
+        monkeypatch.setattr(module, "out", SafeConsole(file=file, width=300))
+    return file
+
+
+def test_data_sources_with_brackets_and_slashes_are_printed_as_they_are(out):
+    sources = ("maths[/hard]", "openai/gsm8k", "openai/math", f"[bold]{CLIPBOARD}")
+    scalars = {f"val-core/{source}/acc/mean@1": 0.5 for source in sources}
+    train._show(3, 10, scalars, SimpleNamespace(update=lambda text: None))
+    train.out.print(train.result_table([(0, scalars), (3, scalars)], Counter({"maths[/hard]": 4})))
+    step, _, table = out.getvalue().partition("\n")
+    assert not CONTROL.search(step + table.replace("\n", ""))
+    for source in (*sources[:3], "[bold]\\x1b]52;c;"):
+        assert f"held-out {source}" in step and f"held-out accuracy, {source}" in table
+
+
+def test_a_report_does_not_pass_control_sequences_of_a_data_source_or_a_folder_on(tmp_path):
+    run = tmp_path / "run[/x]\x1b[2J"
+    source = f"math{CLIPBOARD}"
+    for step in range(1, 9):
+        records(run, step, (group([1, 1], source=source), "trained"), (group([0, 1], source=source), "trained"))
+    accuracies = [0.9, 0.1, 0.1, 0.1]
+    lines = [(2 * step, {f"val-core/{source}/acc/mean@1": value}) for step, value in enumerate(accuracies, start=1)]
+    metrics(run, lines)
+    config(run, data__max_response_length=512)
+    done = CliRunner().invoke(app, ["report", str(run)], env={"COLUMNS": "300"})
+    assert done.exit_code == 0, done.output
+    assert "Held-out accuracy fell" in done.output and r"math\x1b]52;c;" in done.output, "what the test is about"
+    assert r"run[/x]\x1b[2J" in done.output
+    assert not CONTROL.search(done.output.replace("\n", ""))
+    page = (run / "report.html").read_text()
+    assert r"math\x1b]52;c;" in page and "\x1b]52" not in page
+
+
+class ClusterStub:
+    """Stands in for a cluster on which another user has submitted a job with hostile texts."""
+
+    job = SimpleNamespace(
+        submission_id="gsd[/x]",
+        status=SimpleNamespace(value="FAILED"),
+        start_time=1,
+        end_time=2,
+        metadata={RUN_KEY: f"/runs/{CLIPBOARD}[/y]"},
+        message=f"failed {CLIPBOARD}[/z]",
+    )
+
+    def stop_job(self, identifier):
+        return True
+
+    def get_job_logs(self, identifier):
+        return f"\x1b[36m(worker)\x1b[0m {CLIPBOARD} [/w]\n"
+
+
+@pytest.mark.parametrize("words", [["status"], ["status", "gsd[/x]"], ["stop", "gsd[/x]"], ["logs", "gsd[/x]"]])
+def test_jobs_of_other_users_cannot_write_to_the_terminal(monkeypatch, words):
+    monkeypatch.setattr(cluster, "connect", lambda address: ClusterStub())
+    monkeypatch.setattr(cluster, "get_job", lambda client, identifier: client.job)
+    monkeypatch.setattr(cluster, "submitted_jobs", lambda client: [client.job])
+    done = CliRunner().invoke(app, words, env={"COLUMNS": "300"})
+    assert done.exit_code == 0, done.output
+    assert r"\x1b]52;c;" in done.output and "[/" in done.output
+    assert not CONTROL.search(done.output.replace("\n", ""))
+    assert "(worker)" not in done.output or "[36m" not in done.output, "colours are left out"
