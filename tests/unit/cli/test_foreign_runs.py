@@ -164,10 +164,24 @@ def test_without_a_place_for_a_key_a_run_starts_unsigned(run, tmp_path, monkeypa
     assert not run.signature.exists()
 
 
-@pytest.mark.parametrize("content", [b"{a: 1}", b"[1]", b"\xff", b"[" * 5_000, b"a: ["], ids=range(5))
-def test_words_that_are_no_list_are_an_error(run, content):
+ALIASES = b"- &a x\n- *a\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"{a: 1}", "not a list"),
+        (b"[1]", "not a list"),
+        (b"\xff", "cannot be read"),
+        (b"[" * 5_000, "cannot be read"),
+        (b"a: [", "cannot be read"),
+        (ALIASES, "cannot be read: it has an alias"),
+    ],
+    ids=range(6),
+)
+def test_words_that_are_no_list_are_an_error(run, content, problem):
     run.overrides.write_bytes(content)
-    with pytest.raises(ConfigError, match=r"overrides\.yaml: is damaged"):
+    with pytest.raises(ConfigError, match=rf"overrides\.yaml: {problem}"):
         resumed(run)
 
 
