@@ -266,6 +266,7 @@ def _print_summary(dataset: PreparedDataset, first_prompt: str | None, config: P
     out.print(table)
     for split in config.source.splits:
         _print_faulty_references(dataset, split)
+    _print_first_rows(dataset, next(iter(config.source.splits)))
     if "test" in config.source.splits and dataset.splits["test"]["verifier"]:
         _print_older_training_sets(dataset, config.data_folder)
     if first_prompt is not None:
@@ -282,9 +283,12 @@ _FAULTS = {
     "no_answer": "the reference is a placeholder",
     "several_answers": "the reference answers several parts",
     "proof": "the reference is a proof",
+    "sentence": "the reference is a sentence, which only the same words equal",
 }
-#: Rows per reason that the summary shows.
+#: Rows that the summary shows, of each reason and of those that were kept.
 _EXAMPLES = 3
+#: Characters of a question that the summary shows.
+_SHOWN_CHARACTERS = 80
 
 
 def _print_faulty_references(dataset: PreparedDataset, split: str) -> None:
@@ -306,6 +310,19 @@ def _print_faulty_references(dataset: PreparedDataset, split: str) -> None:
             soft_wrap=True,
         )
     out.print(f"All rows that were left out: {path}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_first_rows(dataset: PreparedDataset, split: str) -> None:
+    """Show what is asked and which answer is right, so that a wrong column or form is noticed."""
+    import pyarrow.parquet as pq
+
+    batch = next(pq.ParquetFile(dataset.file(split)).iter_batches(_EXAMPLES, columns=["prompt", "reward_model"]), None)
+    for number, row in enumerate([] if batch is None else batch.to_pylist()):
+        question = row["prompt"][-1]["content"]
+        if number:  # the suffix is the same
+            question = question[:_SHOWN_CHARACTERS] + ("..." if len(question) > _SHOWN_CHARACTERS else "")
+        answer = (row["reward_model"] or {}).get("ground_truth")
+        out.print(f"{split} row {number}: {question!r} -> {answer!r}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _print_next(dataset: PreparedDataset, model: str | None) -> None:

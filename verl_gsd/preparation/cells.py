@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
-from verl_gsd.tasks.maths import last_boxed
+from verl_gsd.tasks.answers import final_answer, has_announcement, last_boxed
 
 #: A longer text without a box is taken for a solution that has no answer. In characters.
 _MAX_UNBOXED_CHARACTERS = 300
@@ -38,9 +38,10 @@ def text(value: Any) -> str:
 def answer(value: Any) -> str:
     r"""A reference answer.
 
-    The value is a text, a number, a solution (its last ``\boxed{}`` is the answer), a list of one of these, or verl's
-    ``reward_model``. A float with an integer value becomes an integer, because tables with gaps store integers as
-    floats.
+    The value is a text, a number, a solution, a list of one of these, or verl's ``reward_model``. The answer of a
+    solution is its last ``\boxed{}``, or what follows its last ``####`` or ``the answer is``: the verifier of
+    mathematics reads responses in this way, but compares them with the whole reference. A float with an integer value
+    becomes an integer, because tables with gaps store integers as floats.
     """
     if isinstance(value, Mapping):
         value = value.get("ground_truth")
@@ -54,9 +55,12 @@ def answer(value: Any) -> str:
         )
     boxed = last_boxed(value)
     result = value.strip() if boxed is None else boxed
+    if boxed is None and has_announcement(value):
+        result = final_answer(value) or ""
     if not _is_visible(result) or "\\boxed" in result or (boxed is None and len(result) > _MAX_UNBOXED_CHARACTERS):
         raise ValueError(
-            f"{value[-60:]!r} contains no answer. Use the answer alone, or a solution with the answer in \\boxed{{}}"
+            f"{value[-60:]!r} contains no answer. Use the answer alone, or a solution with the answer in \\boxed{{}} "
+            "or after ####"
         )
     return result
 

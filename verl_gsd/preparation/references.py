@@ -1,4 +1,4 @@
-r"""Finds references that are not one answer: placeholders, answers to several parts of a question, proofs.
+r"""Finds references that are not one answer: placeholders, answers to several parts of a question, proofs, sentences.
 
 A right response rarely has the same form, so that a policy that trains on such a row gets a wrong reward for it. The
 rules are conservative: an answer is left out only if its whole text has one of the forms below. Sets, lists and
@@ -10,8 +10,9 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-#: no_answer: a placeholder. several_answers: labelled answers to the parts of a question. proof: a proof.
-Fault = Literal["no_answer", "several_answers", "proof"]
+#: no_answer: a placeholder. several_answers: labelled answers to the parts of a question. proof: a proof. sentence: a
+#: sentence about the answer, which only a response with the same words equals.
+Fault = Literal["no_answer", "several_answers", "proof", "sentence"]
 
 _PLACEHOLDERS = {
     "n/a",
@@ -54,6 +55,14 @@ _PARTS = re.compile(
     r")\s*[^()]*?[a-z0-9].*?(?:^|[\s,;.])(?:and )?(?:part )?(?:\(b\)|b[).:]|\(ii\)|ii\)|\(2\)|2\))\s*\S",
     re.DOTALL,
 )
+#: ``She has 115 apples.``: a sentence with a number and a verb of word problems.
+_VERB = re.compile(
+    r"\b(?:is|are|was|were|has|have|had|will|can|gets?|got|makes?|made|costs?|takes?|took|needs?|needed|sells?|sold|buys?"
+    r"|bought|spends?|spent|earns?|earned|pays?|paid|saves?|saved|equals|remains?)\b"
+)
+_WORD = re.compile(r"[a-z]{2,}")
+#: Fewer words are a phrase such as ``x is 3``.
+_SENTENCE_WORDS = 3
 _TEXT_COMMAND = re.compile(r"\\(?:text|textbf|textit|mathrm|mbox)\s*\{([^{}]*)\}")
 
 
@@ -67,4 +76,6 @@ def reference_fault(answer: str) -> Fault | None:
         return "proof"
     if _PARTS.match(text):
         return "several_answers"
+    if _VERB.search(text) and len(_WORD.findall(text)) >= _SENTENCE_WORDS and any(map(str.isdigit, text)):
+        return "sentence"
     return None

@@ -55,6 +55,11 @@ def final_answer(text: str) -> str | None:
     return _clean_answer(line) if len(line) <= LONGEST_LINE and "\n" not in line else None
 
 
+def has_announcement(text: str) -> bool:
+    """Whether words such as ``####`` or ``the answer is`` announce an answer in the text."""
+    return _ANNOUNCED.search(text) is not None
+
+
 def last_boxed(text: str) -> str | None:
     r"""The content of the last ``\boxed{}``, ``\fbox{}`` or ``\boxed x`` of a text, stripped.
 

@@ -7,7 +7,7 @@ import shlex
 import pytest
 from prepare_runs import Source, asked, builder, lines, made, run
 
-from verl_gsd.preparation import build, dataset, manifest, sources
+from verl_gsd.preparation import build, cells, dataset, manifest, sources
 from verl_gsd.preparation.commands import command_for_file
 from verl_gsd.preparation.dataset import PrepareConfig
 from verl_gsd.preparation.item import BOXED
@@ -278,6 +278,9 @@ def test_rows_whose_reference_is_not_one_answer_are_left_out_and_shown(tmp_path)
         "f(x)=x or f(x)=-x",
         "greater than or equal to 5",
         "5 or more",
+        "3 hours and 20 minutes",
+        "all real numbers except 0",
+        "x is 3",
         r"\emptyset",
         "no solution",
         "None",
@@ -309,10 +312,39 @@ def test_legitimate_references_have_no_fault(answer):
         ("1) 5 2) 6", "several_answers"),
         ("Q.E.D.", "proof"),
         ("see proof", "proof"),
+        ("She has 115 apples.", "sentence"),
+        ("Ann had 3 pens, so she has 8 pens", "sentence"),
+        (r"\text{Each child gets } 12 \text{ sweets}", "sentence"),
     ],
 )
 def test_faulty_references(answer, fault):
     assert reference_fault(answer) == fault
+
+
+@pytest.mark.parametrize(
+    ("cell", "answer"),
+    [
+        ("She has 110 + 5.\n#### 115", "115"),
+        ("She has 110 + 5.\nThe answer is 115 apples.", "115 apples"),
+        (r"So $x = 3$. **Answer:** $x=3$", "x=3"),
+        (r"The answer is 7, that is \boxed{8}", "8"),
+    ],
+)
+def test_the_answer_of_a_solution_is_what_the_verifier_reads_in_a_response(cell, answer):
+    assert cells.answer(cell) == answer
+    assert maths.compute_score("mine", cell, cells.answer(cell))["score"] == 1
+
+
+def test_a_solution_without_an_answer_after_its_announcement_is_rejected():
+    with pytest.raises(ValueError, match="contains no answer"):
+        cells.answer("We add the numbers and then\nthe answer is what we are looking for in this case")
+
+
+def test_the_summary_shows_questions_as_they_are_asked_with_their_answers(tmp_path):
+    rows = [{"problem": f"What is {i} + 5?", "answer": f"We add.\n#### {i + 5}"} for i in range(5)]
+    shown = run(tmp_path, "mine", "--input", str(lines(tmp_path / "mine.jsonl", *rows)))
+    assert f"train row 0: {'What is 0 + 5?' + BOXED!r} -> '5'" in shown
+    assert 'train row 2: "What is 2 + 5?' in shown and "-> '7'" in shown and "row 3" not in shown
 
 
 def test_the_summary_ends_with_the_line_that_trains_on_the_data(tmp_path):

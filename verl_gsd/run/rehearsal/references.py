@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from verl_gsd.errors import ConfigError
+from verl_gsd.preparation.references import reference_fault
 from verl_gsd.run.rehearsal.seeded_rewards import call, score_of
+from verl_gsd.tasks.answers import has_announcement
 
 #: Responses that state an answer, in the forms that reward functions commonly read.
 FORMS = (r"\boxed{{{answer}}}", "{answer}", "#### {answer}", "<answer>{answer}</answer>", "The answer is {answer}.")
@@ -47,7 +50,8 @@ def check_references(function: Callable[..., Any], kwargs: Mapping[str, Any], ro
     """Call ``function`` with the reference answer of each row, in each form until it accepts one.
 
     A form is accepted if the reference in it scores higher than an empty response and than a wrong answer of the same
-    length in this form. Blank references are rejected.
+    length in this form. Blank references are rejected. Of a reference that is a sentence or a solution, only its last
+    number is put into the forms: a function that compares texts accepts the whole reference, and no response equals it.
 
     Args:
         kwargs: further arguments of the function, from the config.
@@ -62,9 +66,10 @@ def check_references(function: Callable[..., Any], kwargs: Mapping[str, Any], ro
         for number, row in enumerate(rows):
             empty, truth = await _score(function, kwargs, row, ""), row["reward_model"]["ground_truth"]
             # A blank reference is rejected without a form: it could equal an answer that is empty by mistake.
+            answer = _stated_answer(truth)
             for form in FORMS if str(truth).strip() else ():
                 score, wrong = [
-                    await _score(function, kwargs, row, form.format(answer=answer)) for answer in (truth, _wrong(truth))
+                    await _score(function, kwargs, row, form.format(answer=text)) for text in (answer, _wrong(answer))
                 ]
                 if score > max(empty, wrong):
                     scores.append(score)
@@ -74,6 +79,14 @@ def check_references(function: Callable[..., Any], kwargs: Mapping[str, Any], ro
         return References(len(rows), tuple(rejected), min(scores, default=None))
 
     return asyncio.run(check_all())
+
+
+def _stated_answer(truth: Any) -> Any:
+    """What a response would give as its answer: the reference, or the last number of a sentence or a solution."""
+    text = str(truth)
+    numbers = re.findall(r"-?\d[\d,]*(?:\.\d+)?", text)
+    is_solution = has_announcement(text) or reference_fault(text) == "sentence"
+    return numbers[-1] if numbers and is_solution else truth
 
 
 def _wrong(truth: Any) -> str:

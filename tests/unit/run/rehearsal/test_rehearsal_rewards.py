@@ -13,6 +13,7 @@ from verl_gsd.run.rehearsal import seeded_rewards
 from verl_gsd.run.rehearsal.data import balanced_seed
 from verl_gsd.run.rehearsal.references import check_references
 from verl_gsd.run.rehearsal.seeded_rewards import KINDS, kind_of_prompt, seeded_score
+from verl_gsd.tasks import maths
 
 
 def rows(*truths):
@@ -135,3 +136,14 @@ def test_a_function_that_accepts_everything_accepts_no_reference():
 def test_a_function_that_fails_is_found_before_the_run(function, said):
     with pytest.raises(ConfigError, match=f"reward.custom_reward_function.name={said}"):
         check_references(function, {}, rows("7"))
+
+
+@pytest.mark.parametrize("truth", ["We add. 3 + 4 = 7\n#### 115", "She has 115 apples.", "The answer is 115 apples."])
+def test_solutions_and_sentences_that_only_the_same_text_equals_are_rejected(truth):
+    """The verifier of mathematics compares texts before anything else, so that such a reference equals itself."""
+    assert maths.compute_score("", rf"\boxed{{{truth}}}", truth)["score"] == 1
+    assert maths.compute_score("", r"\boxed{115}", truth)["score"] == 0
+    assert check_references(maths.compute_score, {}, rows(truth)).rejected == ((0, truth),)
+    assert not check_references(
+        maths.compute_score, {}, rows("115", "x=3", "3 or 5", "3 hours and 20 minutes")
+    ).rejected
