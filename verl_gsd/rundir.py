@@ -36,7 +36,24 @@ HELD_OUT_PROMPTS = "val/prompts/"
 #: Larger numbers are no steps. Programs that read JSON with doubles represent integers exactly up to this one.
 LARGEST_STEP = 2**53
 
+#: The end of the path of a rehearsal's run.
+_REHEARSED = "-rehearsal/run"
+
 T = TypeVar("T")
+
+
+def rehearsal_folder(run: Path) -> Path:
+    """The folder of the rehearsal of ``run``. The rehearsal's own run is the folder ``run`` in it."""
+    return Path(f"{run}{_REHEARSED}").parent
+
+
+def is_rehearsal(default_local_dir: Any) -> bool:
+    """Whether a run was a rehearsal: its weights are random and most of its scores are seeded.
+
+    Args:
+        default_local_dir: the value of ``trainer.default_local_dir`` in the run's config.
+    """
+    return isinstance(default_local_dir, str) and default_local_dir.endswith(_REHEARSED)
 
 
 @dataclass(frozen=True)

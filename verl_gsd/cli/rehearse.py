@@ -32,9 +32,10 @@ def rehearse(line: Line, composed: DictConfig, config: DictConfig) -> None:
     from verl_gsd.run.messages import RunStoppedError
     from verl_gsd.run.rehearsal.failures import explain
     from verl_gsd.run.rehearsal.report import Findings
+    from verl_gsd.rundir import rehearsal_folder
 
     findings = Findings()
-    folder = Path(f"{config.trainer.default_local_dir}-rehearsal")
+    folder = rehearsal_folder(Path(config.trainer.default_local_dir))
     if folder.exists():
         fail(
             f"{folder} exists, so that an earlier rehearsal is there. Remove the folder, or set "

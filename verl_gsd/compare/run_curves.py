@@ -15,7 +15,7 @@ from verl_gsd.dotted_keys import value_at
 from verl_gsd.evaluation.summary import ACCURACY
 from verl_gsd.plain_data import read_yaml
 from verl_gsd.records import gaps, listed_steps, read_records
-from verl_gsd.rundir import EXACT, TRAINED, RunDirectory, merge_metrics, read_metrics
+from verl_gsd.rundir import EXACT, TRAINED, RunDirectory, is_rehearsal, merge_metrics, read_metrics
 from verl_gsd.scalars import is_whole
 
 #: If this is above 0, verl validates on that many held-out prompts: the first ones, or with ``SHUFFLE`` a sample that
@@ -68,6 +68,11 @@ def read_curve(run: Path, label: str | None = None, source: str | None = None, *
     tokens = _tokens(run)
     metrics = _validations(layout)
     config = read_yaml(layout.config) or {}
+    if is_rehearsal(value_at(config, "trainer.default_local_dir")):
+        raise ValueError(
+            f"{run}: this is a rehearsal, which --rehearse made. Its weights are random and its scores are seeded. Use "
+            "the folder of a run"
+        )
     total = value_at(config, _TOTAL)
     total = total if isinstance(total, int) else None
     if not metrics:

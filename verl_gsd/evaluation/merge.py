@@ -6,7 +6,7 @@ import json
 from contextlib import suppress
 from pathlib import Path
 
-from verl_gsd.export.checkpoint import file_identities, shard_paths
+from verl_gsd.export.checkpoint import check_not_rehearsal, file_identities, shard_paths
 from verl_gsd.export.weights import write_model
 from verl_gsd.plain_data import parse_json, read_yaml
 from verl_gsd.rundir import RunDirectory
@@ -39,6 +39,8 @@ def merge(checkpoint: Path, target: Path) -> None:
     with suppress(OSError, ValueError):  # missing or damaged: merge again
         if parse_json((target / SOURCE_FILE).read_text(encoding="utf-8")) == shards:
             return
+    config = read_yaml(RunDirectory(checkpoint.parent).config)
+    check_not_rehearsal(checkpoint, config)
     with atomic_folder(target) as building:
-        write_model(checkpoint, building, _DTYPE, read_yaml(RunDirectory(checkpoint.parent).config))
+        write_model(checkpoint, building, _DTYPE, config)
         (building / SOURCE_FILE).write_text(json.dumps(shards), encoding="utf-8")

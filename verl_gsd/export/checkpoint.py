@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from verl_gsd.checkpoints import step_of, world_size
+from verl_gsd.dotted_keys import value_at
 from verl_gsd.errors import ConfigError
-from verl_gsd.rundir import RunDirectory
+from verl_gsd.rundir import RunDirectory, is_rehearsal
 from verl_gsd.state import saved_torch_version
 
 #: verl writes this file next to the shards if they have LoRA adapters: rank, alpha and task type.
@@ -107,3 +109,19 @@ def _latest(run: RunDirectory) -> int | None:
 
 def _minor(torch: str) -> str:
     return ".".join(torch.split(".")[:2])
+
+
+def check_not_rehearsal(checkpoint: Path, config: Any) -> None:
+    """Check that a checkpoint is not one of a rehearsal.
+
+    Args:
+        config: the config of its run; None if there is none.
+
+    Raises:
+        ConfigError: it is.
+    """
+    if is_rehearsal(value_at(config or {}, "trainer.default_local_dir")):
+        raise ConfigError(
+            f"{checkpoint}: this is a rehearsal, which --rehearse made. Its weights are random and its scores are "
+            "seeded. Use the checkpoint of a run"
+        )

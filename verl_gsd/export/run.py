@@ -9,6 +9,7 @@ from verl_gsd.checkpoints import step_of
 from verl_gsd.dotted_keys import value_at
 from verl_gsd.errors import ConfigError
 from verl_gsd.export import card
+from verl_gsd.export.checkpoint import check_not_rehearsal
 from verl_gsd.export.weights import architecture_of, write_adapter, write_model
 from verl_gsd.plain_data import read_yaml
 from verl_gsd.rundir import RunDirectory
@@ -55,6 +56,7 @@ def export(
     check_target(folder)
     run = RunDirectory(checkpoint.parent)
     config = read_yaml(run.config)
+    check_not_rehearsal(checkpoint, config)
     step = step_of(checkpoint)
     if step is None:
         raise ConfigError(f"{checkpoint}: this is not a checkpoint. Use RUN/global_step_N")

@@ -11,6 +11,7 @@ from verl_gsd.report.sections import groups, policy
 from verl_gsd.report.sections.extensions import extension_sections
 from verl_gsd.report.sections.summary import findings_section, runs_section
 from verl_gsd.report.sections.view import RunView, SectionBuilder
+from verl_gsd.rundir import is_rehearsal
 
 #: Sections after the summary, in the order of the page. The sections of extensions follow.
 SECTION_BUILDERS: tuple[SectionBuilder, ...] = (
@@ -35,6 +36,10 @@ def read_runs(paths: Sequence[Path]) -> list[RunData]:
     return [read_run(path, name) for path, name in zip(paths, unique_names(paths), strict=True)]
 
 
+#: What the title adds to the name of a rehearsal.
+_REHEARSAL = " (a rehearsal: random weights, seeded scores)"
+
+
 def check_not_empty(runs: Sequence[RunData]) -> None:
     """Check that each run has something to report.
 
@@ -51,7 +56,10 @@ def check_not_empty(runs: Sequence[RunData]) -> None:
 
 
 def page_title(runs: Sequence[RunData]) -> str:
-    return "Report: " + ", ".join(run.name for run in runs)
+    """The names of the runs. A rehearsal is marked, because its figures look like those of a run."""
+    marks = [is_rehearsal(run.config.get("trainer.default_local_dir")) for run in runs]
+    names = (f"{run.name}{_REHEARSAL if mark else ''}" for run, mark in zip(runs, marks, strict=True))
+    return "Report: " + ", ".join(names)
 
 
 def build_sections(runs: Sequence[RunData]) -> list[Section]:

@@ -55,6 +55,11 @@ _CAUSES = (
         "A process could not allocate host memory",
         _HOST_MEMORY,
     ),
+    _Cause(
+        r"current node timed out during startup",
+        "Ray did not start in time, because this machine is busy or its disk is slow",
+        "End other work on this machine, then start the run again",
+    ),
     _Cause(r"Too many open files", "A process ran out of file descriptors", "Run `ulimit -n 65536` before the run"),
     _Cause(
         r"NCCL (?:error|timeout)|Watchdog caught collective operation timeout",

@@ -16,6 +16,7 @@ run. ``compose_elsewhere`` composes the same line for another machine.
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ from verl_gsd import config as groups
 from verl_gsd.dotted_keys import dotted_leaves
 from verl_gsd.errors import ConfigError
 from verl_gsd.preparation.chats import ChatTemplate
-from verl_gsd.preparation.commands import prepare_command
+from verl_gsd.preparation.commands import data_folder, prepare_command
 from verl_gsd.preparation.manifest import PreparedDataset, read_manifest
 from verl_gsd.preparation.sources import MATHS, SOURCES
 from verl_gsd.run import compose
@@ -154,7 +155,16 @@ def _read_dataset(folder: Path, line: Line) -> PreparedDataset:
     Raises:
         ConfigError: there is none, or a split is missing that the line does not replace.
     """
+    if folder.is_file():
+        raise ConfigError(
+            f"data={folder}: this is a file. Run `verl-gsd prepare NAME --input {shlex.quote(str(folder))}`, and set "
+            "data= to the folder that the command prints. For files in verl's columns, set data.train_files=, "
+            f"data.val_files= and {_FUNCTION}.path= instead."
+        )
     if not folder.is_dir():
+        usual = data_folder() / folder.name
+        if usual.is_dir():
+            raise ConfigError(f"data={folder}: the folder does not exist. Did you mean data={usual}?")
         raise ConfigError(
             f"data={folder}: the folder does not exist. Run `{prepare_command(folder)}` to make it, or set data= to a "
             "folder that verl-gsd prepare wrote."

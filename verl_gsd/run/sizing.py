@@ -321,14 +321,23 @@ def apply_sizing(config: DictConfig, line: Line) -> None:
         config.hardware.sizing = lines
 
 
+#: Gigabytes in the names of cards. Some cards of 12 and 24 GB do show 12 and 24 GiB.
+_SIZES_IN_NAMES = (12, 16, 24, 40, 48, 80, 96, 141)
+
+
 def sizing_lines(config: DictConfig) -> Iterator[str]:
     """The chosen settings of a resolved config with their reasons, for the console; nothing if none were chosen."""
     hardware = config.get("hardware", {})
     if hardware.get("gpu_memory_gib", 0) is None:
         yield (
-            "hardware.gpu_memory_gib is not known here: memory is not checked, and the memory settings are those of "
-            f"hardware={hardware.name} unless the machine that starts the run knows it. To describe the GPUs, set "
-            f"hardware.gpus_per_node, and set hardware.gpu_memory_gib to {MEMORY_OF_A_GPU}."
+            "warning: hardware.gpu_memory_gib is not known here: memory is not checked, and the memory settings are "
+            f"those of hardware={hardware.name} unless the machine that starts the run knows it. To describe the GPUs, "
+            f"set hardware.gpus_per_node, and set hardware.gpu_memory_gib to {MEMORY_OF_A_GPU}."
+        )
+    if hardware.get("gpu_memory_gib") in _SIZES_IN_NAMES:
+        yield (
+            f"note: hardware.gpu_memory_gib={hardware.gpu_memory_gib} is the size in the names of cards, and most of "
+            f"them show less. Set it to {MEMORY_OF_A_GPU}."
         )
     machine, *choices = hardware.get("sizing") or ("",)
     if choices:

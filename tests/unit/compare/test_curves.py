@@ -46,6 +46,13 @@ def test_curve_ends_at_the_last_validation_and_the_run_is_unfinished(tmp_path):
     assert read_curve(write_run(tmp_path / "seed_2", [10], {1: 0.1})).finished, "nobody said how long it is to be"
 
 
+def test_a_rehearsal_has_no_curve(tmp_path):
+    run = write_run(tmp_path / "seed_1", [10, 20], {1: 0.1, 2: 0.2}, total=2)
+    (run / "config.yaml").write_text("trainer: {default_local_dir: /runs/mine-rehearsal/run}")
+    with pytest.raises(ValueError, match="this is a rehearsal"):
+        read_curve(run)
+
+
 def test_missing_accuracy_is_skipped(tmp_path):
     run = write_run(tmp_path / "seed_1", [10, 20], {1: None, 2: 0.2})
     assert read_curve(run).steps == (2,)

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from verl_gsd.cli.export import show_export_command
 from verl_gsd.cli.main import app
-from verl_gsd.rundir import RunDirectory
+from verl_gsd.rundir import RunDirectory, rehearsal_folder
 
 ACCURACY = "val-core/sums/acc/mean@1"
 TOKEN = "hf_" + "a" * 30
@@ -120,6 +120,14 @@ def test_bad_input_is_an_error_and_nothing_is_written(run, tmp_path, words, mess
 def test_a_config_that_cannot_be_read_is_an_error(run, tmp_path):
     (run / "config.yaml").write_text("data: [")
     assert re.search(r"config\.yaml: ", export(run, tmp_path / "mine", code=2))
+
+
+def test_a_rehearsal_is_not_exported(run, tmp_path):
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["trainer"] = {"default_local_dir": str(rehearsal_folder(tmp_path / "mine") / "run")}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    assert "this is a rehearsal" in export(run, tmp_path / "exported", code=2)
+    assert not (tmp_path / "exported").exists()
 
 
 class HfApiStub:

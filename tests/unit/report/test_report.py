@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from verl_gsd.cli.main import app
 from verl_gsd.records import FATES, LeftGroup
-from verl_gsd.report.build import build_sections, check_not_empty, read_runs
+from verl_gsd.report.build import build_sections, check_not_empty, page_title, read_runs
 from verl_gsd.report.chart_data import accuracy_bins, averaged_in_spans, sigma_cells
 from verl_gsd.report.reading import RunData, read_run, unique_names
 from verl_gsd.report.steps import USES, step_table
@@ -360,3 +360,10 @@ def test_a_run_whose_groups_all_failed_has_a_page(tmp_path):
     records(tmp_path, 1, (group([]), "failed"), (group([]), "failed"))
     config(tmp_path)
     assert run_report(tmp_path).exit_code == 0
+
+
+def test_the_title_marks_a_rehearsal():
+    empty = {"step": np.zeros(0, np.int64)}
+    configs = {"a": "/runs/a", "b": "/runs/b-rehearsal/run"}
+    runs = [RunData(n, pa.table({}), empty, {"trainer.default_local_dir": c}, 1, ()) for n, c in configs.items()]
+    assert page_title(runs) == "Report: a, b (a rehearsal: random weights, seeded scores)"

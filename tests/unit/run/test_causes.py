@@ -41,6 +41,7 @@ LINES = {
     "been killed.": r"gcs_server\.err",
     "ray.exceptions.ActorUnavailableError: The actor 975f30dd140b79f247c35f7a01000000 is unavailable: The actor is "
     "temporarily unavailable: RpcError: RPC error: Socket closed rpc_code: 14.": r"raylet\.err",
+    "Exception: The current node timed out during startup. This could happen because some of the raylet failed": "busy",
     "OSError: [Errno 24] Too many open files: '/data/train.parquet'": "ulimit -n",
     "[rank1]:[E] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=12, OpType=ALLREDUCE)": "GPUs .*rank",
 }

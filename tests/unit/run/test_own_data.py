@@ -211,6 +211,7 @@ def test_a_model_without_a_chat_template_is_rejected(tmp_path):
     ("make", "message"),
     [
         (lambda folder: None, r"the folder does not exist. Run `verl-gsd prepare mine --data .* --input FILE`"),
+        (lambda folder: folder.touch(), r"this is a file\. Run `verl-gsd prepare NAME --input .*/mine`"),
         (lambda folder: folder.mkdir(), r"no manifest\.json.*data\.train_files="),
         (lambda folder: prepared(folder, test=None), r"no test split, only train.*data\.val_files=.*--split test`"),
         (lambda folder: prepared(folder, train=None), r"no train split, only test.*data\.train_files="),
@@ -227,6 +228,13 @@ def test_a_folder_that_cannot_be_used_is_rejected_with_the_fix(tmp_path, make, m
     make(tmp_path / "mine")
     with pytest.raises(ConfigError, match=rf"(?s)data={tmp_path}/mine: .*{message}"):
         composed(f"data={tmp_path}/mine", "model=me/unknown")
+
+
+def test_a_bare_name_is_looked_up_in_the_folder_of_data_sets(tmp_path, monkeypatch):
+    folder = prepared(tmp_path / "data" / "mine")
+    monkeypatch.setenv("VERL_GSD_DATA", str(folder.parent))
+    with pytest.raises(ConfigError, match=rf"data=.*mine: the folder does not exist\. Did you mean data={folder}\?"):
+        composed("data=mine", "model=me/unknown")
 
 
 def test_a_known_data_set_without_a_test_split_is_not_said_to_get_one(tmp_path):

@@ -404,7 +404,7 @@ def test_nothing_is_chosen_where_the_sizes_are_not_known():
         assert config == before, words
     unknown = resolve(compose_config(parse_line([FIRST_HOUR, "hardware=8xa100_80g", "hardware.gpu_memory_gib=null"])))
     (line,) = sizing_lines(unknown)
-    assert line.startswith("hardware.gpu_memory_gib is not known here") and "hardware.gpus_per_node" in line
+    assert line.startswith("warning: hardware.gpu_memory_gib is not known here") and "hardware.gpus_per_node" in line
     assert "nvidia-smi" in line and "22 for an L4 of 24 GB" in line
 
 
