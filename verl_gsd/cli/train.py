@@ -56,7 +56,6 @@ def train(
         from verl_gsd.run.checks.with_verl import validate_with_verl
 
         validate(config, line, leave_out=OF_THIS_ENVIRONMENT if dry_run else ())
-        _check_steps_left(config, line)
         warnings = print_audit(config)
         if dry_run:
             for problem in (problem for check in OF_THIS_ENVIRONMENT for problem in check(config, line)):
@@ -286,21 +285,6 @@ def print_audit(config: DictConfig) -> int:
     for text in texts:
         err.print(text, style="yellow" if text.startswith("warning") else None, markup=False, highlight=False)
     return sum(text.startswith("warning") for text in texts)
-
-
-def _check_steps_left(config: DictConfig, line: Line) -> None:
-    from verl_gsd.checkpoints import step_of
-    from verl_gsd.errors import ConfigError
-    from verl_gsd.run.checks.gsd_section import checkpoint_to_resume
-
-    checkpoint = checkpoint_to_resume(config)
-    if line.resume is None or checkpoint is None:
-        return
-    step, total = step_of(checkpoint), config.trainer.total_training_steps
-    if step is not None and total is not None and step >= total:
-        raise ConfigError(
-            f"trainer.total_training_steps={total}: the checkpoint already has {step} steps. Set a larger number."
-        )
 
 
 def make_task(config: DictConfig) -> None:
