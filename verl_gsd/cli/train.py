@@ -6,7 +6,6 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Mapping
 from contextlib import redirect_stdout
 from datetime import datetime
 from pathlib import Path
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from verl_gsd.run.compose import Line
+    from verl_gsd.run.messages import Kind
     from verl_gsd.rundir import RunDirectory
 
 
@@ -335,41 +335,30 @@ def train_attempt(run: RunDirectory, attempt: int, total: int | None) -> None:
     Args:
         total: the number of steps, if the config sets it.
     """
+    from verl_gsd.cli.step_display import StepDisplay
     from verl_gsd.run import launch
 
-    with out.status("starting") as status:
+    with StepDisplay(total, out) as display:
+
+        def show_message(kind: Kind, text: str) -> None:
+            if kind != "steps":
+                _show_message(kind, text)
+            elif text.isdecimal():
+                display.set_total(int(text))
+
         launch.train(
             run,
             attempt,
-            on_step=lambda step, metrics: _show(step, total, metrics, status),
+            on_step=display.show,
             on_wait=lambda text: out.print(text, markup=False, highlight=False),
-            on_message=_show_message,
+            on_message=show_message,
         )
-
-
-def _show(step: int, total: int | None, metrics: dict[str, float], status) -> None:
-    parts = []
-    if "critic/score/mean" in metrics:
-        parts.append(f"reward {metrics['critic/score/mean']:.3f}")
-    if "timing_s/step" in metrics:
-        parts.append(f"{metrics['timing_s/step']:.1f} s")
-    parts += accuracies(metrics)
-    out.print(f"step {step:>4}/{total or '?'}  " + "  ".join(parts), markup=False, highlight=False)
-    status.update("training")
 
 
 def _show_message(kind: str, text: str) -> None:
     """Print a note or a warning of the trainer."""
     line, style = (f"warning: {text}", "yellow") if kind == "warning" else (text, None)
     out.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
-
-
-def accuracies(metrics: Mapping[str, float]) -> list[str]:
-    """The held-out accuracies in the metrics of a step, as texts."""
-    from verl_gsd.evaluation.summary import ACCURACY
-
-    matches = ((ACCURACY.match(name), value) for name, value in metrics.items())
-    return [f"held-out {match['source']} {value:.3f}" for match, value in matches if match]
 
 
 def held_out_prompts(config: DictConfig) -> Counter[str]:
