@@ -1,8 +1,9 @@
 """Messages of the trainer to the user, in a file that remains if the trainer's process dies.
 
-    RUN/messages/attempt_A.jsonl   {"kind": "note" | "warning" | "stop" | "steps", "text": ..., "pid": ...}, one object per line
+    RUN/messages/attempt_A.jsonl   {"kind": "note", "text": ..., "pid": ...}, one object per line
 
-The text of "steps" is the number of the run's last step. It is for the launcher's progress bar.
+``kind`` is "note", "warning", "stop" or "steps". The text of "steps" is the number of the run's last step. The launcher
+uses it for its progress bar.
 ``pid`` is set if the message is about a process. The launcher then adds the last lines that this process logged.
 
 The trainer writes the messages and the launcher prints them. They are in a file, because the output of a Ray worker can

@@ -155,6 +155,8 @@ class GroupTrainer(PPOTrainer):
         metrics = self._run.metrics(self._attempt)
         if Path(os.environ.setdefault("VERL_FILE_LOGGER_PATH", str(metrics))) == metrics:
             metrics.parent.mkdir(parents=True, exist_ok=True)
+        last = min(self.total_training_steps, self.steps_per_epoch * self.config.trainer.total_epochs)
+        self.messages.write("steps", str(last))
         try:
             super().fit(agent_loop_manager)
         except Exception as error:
@@ -190,8 +192,6 @@ class GroupTrainer(PPOTrainer):
         super()._init_dataloader()
         if problems := list(finished(self.config, self.steps_per_epoch)):  # the dataset may have dropped long prompts
             raise RunStoppedError("\n".join(problems))
-        last = min(self.total_training_steps, self.steps_per_epoch * self.config.trainer.total_epochs)
-        self.messages.write("steps", str(last))
         self._unique_indices = indices_are_unique(self.train_dataset)
         self._settings = memory_settings(self.config) | {
             "prompts are known by": "data_source and index" if self._unique_indices else "data_source and text",

@@ -5,8 +5,11 @@ import re
 
 import pytest
 
+from verl_gsd.cli import train
 from verl_gsd.cli.step_display import StepDisplay
 from verl_gsd.console import SafeConsole
+from verl_gsd.run import launch
+from verl_gsd.rundir import RunDirectory
 
 STEP = {"training/global_step": 1, "critic/score/mean": 0.5, "timing_s/step": 12.34}
 FILTERED = STEP | {"group/reward/generated": 0.25}
@@ -60,3 +63,18 @@ def test_a_terminal_has_a_bar_with_both_times_instead_of_lines_of_steps_without_
 def test_a_resumed_run_has_no_remaining_time_from_steps_that_another_attempt_made():
     """At the first step after the resume, 100 steps have not been made in the seconds since the start."""
     assert "remaining -:--:--" in last_frame(shown([(101, STEP)], terminal=True, total=200))
+
+
+def test_the_command_shows_steps_with_the_last_one_that_the_trainer_names(tmp_path, monkeypatch, capsys):
+    def stub_that_trains_one_step(run, attempt, on_step, on_wait, on_message):
+        on_message("steps", "damaged")
+        on_message("steps", "7")
+        on_message("warning", "something")
+        on_step(1, STEP)
+
+    monkeypatch.setattr(launch, "train", stub_that_trains_one_step)
+    monkeypatch.setattr(train, "out", SafeConsole(width=160))
+    train.train_attempt(RunDirectory(tmp_path), 1, None)
+    printed = capsys.readouterr().out
+    assert "step    1/7  reward 0.500" in printed and "warning: something" in printed
+    assert "damaged" not in printed
