@@ -218,13 +218,12 @@ def _pair_counts(pairs: Pairs, among: torch.Tensor, kept: torch.Tensor) -> dict[
     Args:
         kept: (g, k, k) bool, the pairs that the mask keeps.
     """
-    pair = among & (pairs.difference > 0)
-    gap = pairs.gap[pair]
-    counted = {
-        "pairs": pair,
-        "kept": pair & kept,
-        "judged": ~gap.isnan(),
-        "contradicted": gap < 0,
-        "tied": gap == 0,
+    is_judged = ~pairs.gap.isnan()
+    chosen = {
+        "pairs": among,
+        "kept": among & kept,
+        "judged": among & is_judged,
+        "contradicted": among & (pairs.gap < 0),
+        "tied": among & (pairs.gap == 0),
     }
-    return {name: int(chosen.count_nonzero()) for name, chosen in counted.items()}
+    return {name: int(both_orders.count_nonzero()) // 2 for name, both_orders in chosen.items()}

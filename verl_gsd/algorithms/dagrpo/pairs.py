@@ -172,7 +172,7 @@ class Pairs:
         """
         _require_delta(delta)
         gap = self.gap if signed else self.gap.abs()
-        kept = (gap >= delta) | gap.isnan()
+        kept = (gap < delta).logical_not_()  # a NaN is not below delta
         if drop_rows is not None:
             kept &= ~self._either(drop_rows)
         if keep_rows is not None:
