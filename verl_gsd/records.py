@@ -214,25 +214,60 @@ def read_records(
         ValueError: a file is damaged or was written by a newer version, and there is no ``on_damaged``. The message
             names the file.
     """
-    run = Path(run)
-    if not run.is_dir():
-        raise FileNotFoundError(f"{run}: no such folder. Use a run's folder (trainer.default_local_dir)")
-    current_schema = schema()
-    types = dict(zip(current_schema.names, current_schema.types, strict=True))
-    tables = []
-    for path in _current_files(run).values():
+    return RecordReader(run, columns, leave_out=leave_out).read(on_damaged)
+
+
+class RecordReader:
+    """Reads the records of a run repeatedly while the run writes them. Each file is read again only if it changed.
+
+    Args:
+        columns, leave_out: as for ``read_records``.
+    """
+
+    def __init__(
+        self, run: Path | str, columns: Sequence[str] | None = None, *, leave_out: Collection[str] = ()
+    ) -> None:
+        self._run, self._columns, self._leave_out = Path(run), columns, leave_out
+        # Path -> (size, time of modification) and content, as in the file.
+        self._tables: dict[Path, tuple[tuple[int, int], pa.Table]] = {}
+
+    def read(self, on_damaged: Callable[[str], None] | None = None) -> pa.Table:
+        """The table of all records, as ``read_records`` returns it.
+
+        Raises:
+            FileNotFoundError, ValueError: as for ``read_records``.
+        """
+        if not self._run.is_dir():
+            raise FileNotFoundError(f"{self._run}: no such folder. Use a run's folder (trainer.default_local_dir)")
+        current_schema = schema()
+        types = dict(zip(current_schema.names, current_schema.types, strict=True))
+        tables, files = [], list(_current_files(self._run).values())
+        self._tables = {path: self._tables[path] for path in files if path in self._tables}
+        for path in files:
+            try:
+                table = _with_types(path, self._table(path), types)
+            except ValueError as error:
+                if on_damaged is None:
+                    raise
+                on_damaged(str(error))
+            else:
+                tables.append(table)
+                types = dict(zip(table.schema.names, table.schema.types, strict=True)) | types
+        # A column that a file lacks is null: an older version wrote the file, or the extension took no part.
+        table = pa.concat_tables([current_schema.empty_table(), *tables], promote_options="default")
+        return table.select([name for name in self._columns or table.schema.names if name not in self._leave_out])
+
+    def _table(self, path: Path) -> pa.Table:
         try:
-            table = _read(path, columns, leave_out, types)
-        except ValueError as error:
-            if on_damaged is None:
-                raise
-            on_damaged(str(error))
-        else:
-            tables.append(table)
-            types = dict(zip(table.schema.names, table.schema.types, strict=True)) | types
-    # A column that a file lacks is null: an older version wrote the file, or the extension took no part.
-    table = pa.concat_tables([current_schema.empty_table(), *tables], promote_options="default")
-    return table.select([name for name in columns or table.schema.names if name not in leave_out])
+            stat = path.stat()
+        except OSError as error:
+            raise ValueError(f"{path}: cannot be read as records: {error}") from error
+        state = (stat.st_size, stat.st_mtime_ns)
+        known, table = self._tables.get(path, (None, None))
+        if known != state:
+            table = _read(path, self._columns, self._leave_out)
+            self._tables[path] = state, table
+        return table
 
 
 def missing_steps(run: Path | str) -> list[range]:
@@ -264,9 +299,7 @@ def _current_files(run: Path) -> dict[int, Path]:
     )
 
 
-def _read(
-    path: Path, columns: Sequence[str] | None, leave_out: Collection[str], types: Mapping[str, pa.DataType]
-) -> pa.Table:
+def _read(path: Path, columns: Sequence[str] | None, leave_out: Collection[str]) -> pa.Table:
     try:
         with pq.ParquetFile(path) as file:
             table = file.read([name for name in columns or file.schema_arrow.names if name not in leave_out])
@@ -278,6 +311,10 @@ def _read(
             f"{path}: its records have version {version}, and this package reads versions 1 to {VERSION}. Install the "
             "version of verl-gsd that wrote them, or a newer one"
         )
+    return table
+
+
+def _with_types(path: Path, table: pa.Table, types: Mapping[str, pa.DataType]) -> pa.Table:
     for position, (name, written) in enumerate(zip(table.schema.names, table.schema.types, strict=True)):
         if written != (expected := types.get(name, written)):  # the extension declared another type at that time
             try:

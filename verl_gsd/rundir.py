@@ -30,6 +30,9 @@ from verl_gsd.scalars import is_number, is_whole
 TRAINED = "training/global_step"
 #: Held-out accuracy by exact solve rates, in validations of the laboratory (lab/training/exact.py).
 EXACT = "exact/accuracy"
+#: Our trainer's metric of the mean reward of all responses that were generated, in steps in which some were not trained
+#: on. verl's ``critic/score/mean`` is that of the batch trained on.
+GENERATED_REWARD = "group/reward/generated"
 #: The start of our trainer's metric names of the number of held-out prompts. The data source follows.
 HELD_OUT_PROMPTS = "val/prompts/"
 

@@ -161,3 +161,15 @@ def test_verl_saves_the_loaders_place_with_a_checkpoint_and_restores_it(tmp_path
     first._save_checkpoint()
     second._load_checkpoint()
     assert second._fetch_one_gen_batch()["index"].tolist() == [4, 5, 6, 7]
+
+
+def test_the_trainer_rejects_a_finished_run_by_the_steps_per_epoch_that_verl_uses(build, tmp_path):
+    """Under verl's own command, and if verl's dataset drops prompts, only the trainer knows the number."""
+    steps = build("data.train_batch_size=4").steps_per_epoch
+    words = ["data.train_batch_size=4", "trainer.total_training_steps=null", "trainer.resume_mode=resume_path"]
+    words.append("algorithm.gsd.state=fresh")  # the checkpoint of this test has no files
+    finished, unfinished = (f"trainer.resume_from_path={tmp_path}/global_step_{step}" for step in (steps, steps - 1))
+    with pytest.raises(RunStoppedError, match=rf"trainer\.total_epochs=1: .* {steps} steps"):
+        build(*words, finished, "trainer.total_epochs=1")
+    assert build(*words, unfinished, "trainer.total_epochs=1").total_training_steps == steps
+    assert build(*words, finished, "trainer.total_epochs=2").total_training_steps == 2 * steps

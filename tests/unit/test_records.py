@@ -195,6 +195,11 @@ def test_metrics_count_every_fate_once():
     assert metrics["group/frac_mixed"] == 3 / 6
     assert metrics["group/frac_all_correct"] == 2 / 6
     assert metrics["group/frac_all_wrong"] == 1 / 6
+    assert metrics["group/reward/generated"] == pytest.approx((1 + 3 + 0 + 4 + 1 + 1) / 19), (
+        "per response, not per group"
+    )
+    batch = rows((group([0, 0, 0, 1]), "trained"), (group([]), "failed"))
+    assert "group/reward/generated" not in group_metrics(batch), "verl's own mean is that of all responses"
     sigmas = [np.sqrt(3) / 4, np.sqrt(3) / 4, 0, 0, 0.5, 0]
     assert metrics["group/std/mean"] == metrics["dial/gain/mean"] == pytest.approx(np.mean(sigmas))
     assert metrics["group/std/p50"] == pytest.approx(np.median(sigmas))

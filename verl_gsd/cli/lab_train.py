@@ -13,7 +13,8 @@ import typer
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from verl_gsd.cli.train import accuracies, held_out_prompts, make_task, name_run, print_audit, result_table
+from verl_gsd.cli.step_display import accuracies
+from verl_gsd.cli.train import held_out_prompts, make_task, name_run, print_audit, result_table
 from verl_gsd.console import err, fail, out
 
 if TYPE_CHECKING:

@@ -6,7 +6,6 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Mapping
 from contextlib import redirect_stdout
 from datetime import datetime
 from pathlib import Path
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from verl_gsd.run.compose import Line
+    from verl_gsd.run.messages import Kind
     from verl_gsd.rundir import RunDirectory
 
 
@@ -56,7 +56,6 @@ def train(
         from verl_gsd.run.checks.with_verl import validate_with_verl
 
         validate(config, line, leave_out=OF_THIS_ENVIRONMENT if dry_run else ())
-        _check_steps_left(config, line)
         warnings = print_audit(config)
         if dry_run:
             for problem in (problem for check in OF_THIS_ENVIRONMENT for problem in check(config, line)):
@@ -288,21 +287,6 @@ def print_audit(config: DictConfig) -> int:
     return sum(text.startswith("warning") for text in texts)
 
 
-def _check_steps_left(config: DictConfig, line: Line) -> None:
-    from verl_gsd.checkpoints import step_of
-    from verl_gsd.errors import ConfigError
-    from verl_gsd.run.checks.gsd_section import checkpoint_to_resume
-
-    checkpoint = checkpoint_to_resume(config)
-    if line.resume is None or checkpoint is None:
-        return
-    step, total = step_of(checkpoint), config.trainer.total_training_steps
-    if step is not None and total is not None and step >= total:
-        raise ConfigError(
-            f"trainer.total_training_steps={total}: the checkpoint already has {step} steps. Set a larger number."
-        )
-
-
 def make_task(config: DictConfig) -> None:
     """Create the data and the model of an embedded task on first use. All other tasks must exist."""
     from verl_gsd.cli.prepare import ensure_with_progress
@@ -351,41 +335,30 @@ def train_attempt(run: RunDirectory, attempt: int, total: int | None) -> None:
     Args:
         total: the number of steps, if the config sets it.
     """
+    from verl_gsd.cli.step_display import StepDisplay
     from verl_gsd.run import launch
 
-    with out.status("starting") as status:
+    with StepDisplay(total, out) as display:
+
+        def show_message(kind: Kind, text: str) -> None:
+            if kind != "steps":
+                _show_message(kind, text)
+            elif text.isdecimal():
+                display.set_total(int(text))
+
         launch.train(
             run,
             attempt,
-            on_step=lambda step, metrics: _show(step, total, metrics, status),
+            on_step=display.show,
             on_wait=lambda text: out.print(text, markup=False, highlight=False),
-            on_message=_show_message,
+            on_message=show_message,
         )
-
-
-def _show(step: int, total: int | None, metrics: dict[str, float], status) -> None:
-    parts = []
-    if "critic/score/mean" in metrics:
-        parts.append(f"reward {metrics['critic/score/mean']:.3f}")
-    if "timing_s/step" in metrics:
-        parts.append(f"{metrics['timing_s/step']:.1f} s")
-    parts += accuracies(metrics)
-    out.print(f"step {step:>4}/{total or '?'}  " + "  ".join(parts), markup=False, highlight=False)
-    status.update("training")
 
 
 def _show_message(kind: str, text: str) -> None:
     """Print a note or a warning of the trainer."""
     line, style = (f"warning: {text}", "yellow") if kind == "warning" else (text, None)
     out.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
-
-
-def accuracies(metrics: Mapping[str, float]) -> list[str]:
-    """The held-out accuracies in the metrics of a step, as texts."""
-    from verl_gsd.evaluation.summary import ACCURACY
-
-    matches = ((ACCURACY.match(name), value) for name, value in metrics.items())
-    return [f"held-out {match['source']} {value:.3f}" for match, value in matches if match]
 
 
 def held_out_prompts(config: DictConfig) -> Counter[str]:

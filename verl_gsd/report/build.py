@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from verl_gsd.charts import COLOURS, Section, write_png
-from verl_gsd.report.reading import RunData, read_run, unique_names
+from verl_gsd.report.reading import RunData, RunReader, unique_names
 from verl_gsd.report.sections import groups, policy
 from verl_gsd.report.sections.extensions import extension_sections
 from verl_gsd.report.sections.summary import findings_section, runs_section
@@ -24,8 +24,11 @@ SECTION_BUILDERS: tuple[SectionBuilder, ...] = (
 )
 
 
-def read_runs(paths: Sequence[Path]) -> list[RunData]:
+def read_runs(paths: Sequence[Path], readers: dict[Path, RunReader] | None = None) -> list[RunData]:
     """Read the runs in the folders ``paths``. Each gets a unique name.
+
+    Args:
+        readers: readers of earlier calls, which read only what is new. Readers of other runs are added.
 
     Raises:
         FileNotFoundError: a folder does not exist.
@@ -33,7 +36,11 @@ def read_runs(paths: Sequence[Path]) -> list[RunData]:
     """
     if len(paths) > len(COLOURS):
         raise ValueError(f"{len(paths)} runs are too many for one report. Use at most {len(COLOURS)}")
-    return [read_run(path, name) for path, name in zip(paths, unique_names(paths), strict=True)]
+    readers = {} if readers is None else readers
+    return [
+        readers.setdefault(path, RunReader(path)).read(name)
+        for path, name in zip(paths, unique_names(paths), strict=True)
+    ]
 
 
 #: What the title adds to the name of a rehearsal.

@@ -17,7 +17,7 @@ import pyarrow as pa
 from verl_gsd.dotted_keys import dotted_leaves
 from verl_gsd.extension import declarations
 from verl_gsd.plain_data import read_yaml
-from verl_gsd.records import listed_steps, missing_steps, read_records
+from verl_gsd.records import RecordReader, listed_steps, missing_steps
 from verl_gsd.rundir import MetricsReader, RunDirectory, merge_metrics
 
 #: Column name -> values. All columns have the same length.
@@ -65,16 +65,31 @@ def read_run(path: Path, name: str) -> RunData:
     Raises:
         FileNotFoundError: the folder does not exist.
     """
-    skipped: list[str] = []
-    figures = [figure for declared in declarations() for figure in declared.step_figures]
-    unread = _UNREAD - {name for figure in figures for name in (figure.column, figure.over)}
-    records = read_records(path, leave_out=unread, on_damaged=skipped.append)
-    if missing := missing_steps(path):
-        skipped.append(f"{RunDirectory(path).path / 'records'}: no file for step {listed_steps(missing)}")
-    attempts = RunDirectory(path).attempts()
-    metrics = _read_metrics(RunDirectory(path), attempts, skipped)
-    config = _read_config(RunDirectory(path).config, skipped)
-    return RunData(name, records, metrics, config, len(attempts), tuple(skipped))
+    return RunReader(path).read(name)
+
+
+class RunReader:
+    """Reads a run repeatedly while it trains. Records and metrics that it has read before are not read again."""
+
+    def __init__(self, path: Path) -> None:
+        self._run = RunDirectory(path)
+        figures = [figure for declared in declarations() for figure in declared.step_figures]
+        unread = _UNREAD - {name for figure in figures for name in (figure.column, figure.over)}
+        self._records = RecordReader(path, leave_out=unread)
+        self._metrics: dict[int, _MetricsLines] = {}  # by attempt
+
+    def read(self, name: str) -> RunData:
+        """The run as it is now; see ``read_run``."""
+        skipped: list[str] = []
+        records = self._records.read(on_damaged=skipped.append)
+        if missing := missing_steps(self._run.path):
+            skipped.append(f"{self._run.path / 'records'}: no file for step {listed_steps(missing)}")
+        attempts = self._run.attempts()
+        for attempt in attempts:
+            self._metrics.setdefault(attempt, _MetricsLines(self._run.metrics(attempt)))
+        metrics = _metrics_columns([self._metrics[attempt].read(skipped) for attempt in attempts])
+        config = _read_config(self._run.config, skipped)
+        return RunData(name, records, metrics, config, len(attempts), tuple(skipped))
 
 
 def unique_names(paths: Sequence[Path]) -> list[str]:
@@ -95,29 +110,44 @@ def unique_names(paths: Sequence[Path]) -> list[str]:
     return names
 
 
-def _read_metrics(run: RunDirectory, attempts: Sequence[int], skipped: list[str]) -> Columns:
+class _MetricsLines:
+    """The lines of a metrics file that have been read so far."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._begin()
+
+    def _begin(self) -> None:
+        self._reader, self._size = MetricsReader(self._path), 0
+        self._lines: list[tuple[int, dict[str, float]]] = []
+        self._damaged = 0
+
+    def read(self, skipped: list[str]) -> list[tuple[int, dict[str, float]]]:
+        """All lines of the file. Only lines that were added since the last call are read."""
+        size = self._path.stat().st_size if self._path.is_file() else 0
+        if size < self._size:  # another file is in its place
+            self._begin()
+        self._size = size
+        while True:
+            try:
+                for step, data in self._reader.new():
+                    numbers = {name: float(value) for name, value in data.items() if isinstance(value, int | float)}
+                    self._lines.append((step, numbers))
+                break
+            except ValueError:
+                self._damaged += 1  # the reader continues after the line that it could not read
+        if self._damaged:
+            skipped.append(f"{self._path}: {self._damaged} lines cannot be read as metrics")
+        return self._lines
+
+
+def _metrics_columns(attempts: Sequence[Sequence[tuple[int, dict[str, float]]]]) -> Columns:
     """Merge the metrics of all attempts. A resume replaces later steps of earlier attempts, as in ``records``."""
-    steps = merge_metrics(_lines(run.metrics(attempt), skipped) for attempt in attempts)
+    steps = merge_metrics(attempts)
     order = list(steps)
     names = dict.fromkeys(name for step in order for name in steps[step])
     columns = {name: np.array([steps[step].get(name, math.nan) for step in order], dtype=float) for name in names}
     return {"step": np.array(order, dtype=np.int64)} | columns
-
-
-def _lines(path: Path, skipped: list[str]) -> list[tuple[int, dict[str, float]]]:
-    lines: list[tuple[int, dict[str, float]]] = []
-    reader, damaged = MetricsReader(path), 0
-    while True:
-        try:
-            for step, data in reader.new():
-                numbers = {name: float(value) for name, value in data.items() if isinstance(value, int | float)}
-                lines.append((step, numbers))
-            break
-        except ValueError:
-            damaged += 1  # the reader continues after the line that it could not read
-    if damaged:
-        skipped.append(f"{path}: {damaged} lines cannot be read as metrics")
-    return lines
 
 
 def _read_config(path: Path, skipped: list[str]) -> dict[str, Any]:

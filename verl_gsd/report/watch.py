@@ -11,6 +11,7 @@ from pathlib import Path
 
 from verl_gsd.charts import Notice, Section, render_page
 from verl_gsd.report.build import build_sections, page_title, read_runs
+from verl_gsd.report.reading import RunReader
 from verl_gsd.rundir import RunDirectory
 
 #: Seconds after which the browser reloads the page.
@@ -42,10 +43,14 @@ def serve(runs: Sequence[Path], port: int, *, on_start: Callable[[str], None]) -
 
 
 class PageCache:
-    """The page of some runs. It is rebuilt on request if a file has changed since the last request."""
+    """The page of some runs. It is rebuilt on request if a file has changed since the last request.
+
+    Rebuilding it reads only the files of new steps and the lines that were added to the metrics.
+    """
 
     def __init__(self, runs: Sequence[Path]) -> None:
         self._runs = runs
+        self._readers: dict[Path, RunReader] = {}
         self._lock = threading.Lock()
         self._file_states: object = None
         self._page = b""
@@ -59,7 +64,7 @@ class PageCache:
         with self._lock:
             file_states = [_file_states(path) for path in self._runs]
             if file_states != self._file_states:
-                runs = read_runs(self._runs)
+                runs = read_runs(self._runs, self._readers)
                 empty = [run.name for run in runs if run.is_empty()]
                 notices = [
                     Notice(f"{name} has not finished a step yet", "This page reloads by itself.") for name in empty

@@ -1,7 +1,9 @@
 """Messages of the trainer to the user, in a file that remains if the trainer's process dies.
 
-    RUN/messages/attempt_A.jsonl   {"kind": "note" | "warning" | "stop", "text": ..., "pid": ...}, one object per line
+    RUN/messages/attempt_A.jsonl   {"kind": "note", "text": ..., "pid": ...}, one object per line
 
+``kind`` is "note", "warning", "stop" or "steps". The text of "steps" is the number of the run's last step. The launcher
+uses it for its progress bar.
 ``pid`` is set if the message is about a process. The launcher then adds the last lines that this process logged.
 
 The trainer writes the messages and the launcher prints them. They are in a file, because the output of a Ray worker can
@@ -23,7 +25,7 @@ from verl_gsd.plain_data import parse_json
 #: The start of every line of a message on standard error, which distinguishes it from other lines of the log.
 OWN = "verl-gsd: "
 
-Kind = Literal["note", "warning", "stop"]
+Kind = Literal["note", "warning", "stop", "steps"]
 
 #: Longer texts, for example tracebacks, are cut to this number of characters, because users read them on a console.
 _LONGEST = 8_000

@@ -15,6 +15,7 @@ import pyarrow as pa
 from verl_gsd.planning import posterior_silent_rate
 from verl_gsd.prompts import PromptStore
 from verl_gsd.records import EASY, FATES, HARD
+from verl_gsd.rundir import GENERATED_REWARD
 
 
 def with_prediction(table: pa.Table, prompts: PromptStore, step: int, prior: tuple[float, float]) -> pa.Table:
@@ -58,6 +59,7 @@ def group_metrics(table: pa.Table) -> dict[str, float]:
         - ``group/frac_{mixed,all_correct,all_wrong}``: shares of groups.
         - ``group/std/{mean,p10,p50,p90}``: standard deviation of the rewards.
         - ``group/frac_tokens_silent``: share of tokens in unanimous groups.
+        - ``group/reward/generated``: mean reward of all responses, if some groups were not trained on.
 
         For groups whose prompt was visited before:
 
@@ -88,6 +90,8 @@ def group_metrics(table: pa.Table) -> dict[str, float]:
     metrics["group/std/mean"] = float(std.mean())
     for percent in (10, 50, 90):
         metrics[f"group/std/p{percent}"] = float(np.percentile(std, percent))
+    if {"trained"} < set(table["fate"].to_pylist()):
+        metrics[GENERATED_REWARD] = float(np.average(table["mean"].to_numpy(), weights=size))
     silent = kind != "mixed"
     tokens = table["tokens"].to_numpy()
     metrics["group/frac_tokens_silent"] = float(tokens[silent].sum() / max(tokens.sum(), 1))

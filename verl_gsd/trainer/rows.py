@@ -90,6 +90,11 @@ def read_responses(rows: RowStore, keys: Sequence[str], step: int) -> list[Respo
     return [_response(row, step) for row in rows.read(keys, columns)]
 
 
+def read_verdicts(rows: RowStore, keys: Sequence[str]) -> list[dict[str, float]]:
+    """``verdict_of`` of the rows ``keys``. This does not read their tokens."""
+    return [verdict_of(row["extra_fields"]) for row in rows.read(keys, ["extra_fields"])] if keys else []
+
+
 def verdict_of(extra: Mapping[str, Any]) -> dict[str, float]:
     """The finite numbers that the verifier returned in addition to the reward, by name."""
     verdict = (extra or {}).get("reward_extra_info") or {}

@@ -38,6 +38,7 @@ from verl_gsd.run.checks.limits import seconds_for_a_reward
 from verl_gsd.run.checks.parallelism import attention_reason
 from verl_gsd.run.checks.prompt_lengths import check_prompts
 from verl_gsd.run.checks.sizes_in_data import dataset_group_sizes
+from verl_gsd.run.checks.steps_left import finished
 from verl_gsd.run.dataset import UNKNOWN_SOURCE, indices_are_unique, prompt_keys
 from verl_gsd.run.messages import MessageWriter, RunStoppedError
 from verl_gsd.run.truncation import obey_truncation
@@ -154,6 +155,8 @@ class GroupTrainer(PPOTrainer):
         metrics = self._run.metrics(self._attempt)
         if Path(os.environ.setdefault("VERL_FILE_LOGGER_PATH", str(metrics))) == metrics:
             metrics.parent.mkdir(parents=True, exist_ok=True)
+        last = min(self.total_training_steps, self.steps_per_epoch * self.config.trainer.total_epochs)
+        self.messages.write("steps", str(last))
         try:
             super().fit(agent_loop_manager)
         except Exception as error:
@@ -187,6 +190,8 @@ class GroupTrainer(PPOTrainer):
     def _init_dataloader(self):
         self._examine_prompts()
         super()._init_dataloader()
+        if problems := list(finished(self.config, self.steps_per_epoch)):  # the dataset may have dropped long prompts
+            raise RunStoppedError("\n".join(problems))
         self._unique_indices = indices_are_unique(self.train_dataset)
         self._settings = memory_settings(self.config) | {
             "prompts are known by": "data_source and index" if self._unique_indices else "data_source and text",

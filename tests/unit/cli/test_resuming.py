@@ -2,6 +2,8 @@
 
 from datetime import datetime
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import typer
 import yaml
@@ -14,6 +16,7 @@ from verl_gsd.errors import ConfigError
 from verl_gsd.jobs.submission import resumed_run
 from verl_gsd.run import compose, launch, trust
 from verl_gsd.run.checks import gsd_section, validate
+from verl_gsd.run.checks.steps_left import check_steps_left
 from verl_gsd.run.compose import parse_line, resolve
 from verl_gsd.run.messages import RunStoppedError
 from verl_gsd.rundir import RunDirectory
@@ -112,13 +115,49 @@ def test_an_older_checkpoint_can_be_named(run):
     assert (line.resume, config.trainer.default_local_dir) == (run.path, str(run.path))
     assert gsd_section.checkpoint_to_resume(config) == run.checkpoint(8)
     assert not any("resume" in word for word in line.words), "the next resume starts from the newest again"
-    train._check_steps_left(config, line)
+    assert list(check_steps_left(config, line)) == []
     line, config = train._compose([f"resume={run.path}/global_step_8", "trainer.total_training_steps=8"])
-    with pytest.raises(ConfigError, match="8 steps"):
-        train._check_steps_left(config, line)
+    (problem,) = check_steps_left(config, line)
+    assert "8 steps" in problem
     for place in (run.checkpoint(9), run.path.parent / "global_step_1"):
         with pytest.raises(ConfigError, match=f"resume={place}: "):
             train._compose([f"resume={place}"])
+
+
+@pytest.fixture
+def twenty_rows(tmp_path):
+    """Words for a training set of 20 rows in batches of 4, which is 5 steps per epoch."""
+    pq.write_table(pa.table({"prompt": ["x"] * 20}), tmp_path / "twenty.parquet")
+    return [f"data.train_files={tmp_path}/twenty.parquet", "data.train_batch_size=4"]
+
+
+def test_a_finished_run_is_rejected_with_each_key_to_raise(run, twenty_rows):
+    """The newest checkpoint is that of step 10, which is two epochs."""
+
+    def found(*words):
+        line, config = train._compose([f"resume={run.path}", *twenty_rows, *words])
+        return list(check_steps_left(config, line))
+
+    unset, used_up = "trainer.total_training_steps=null", "trainer.total_epochs=2"
+    (problem,) = found(unset, used_up)
+    assert problem.startswith("trainer.total_epochs=2: ") and "10 steps" in problem and "3 or more" in problem
+    assert found(unset, "trainer.total_epochs=3") == []
+    assert found("trainer.total_training_steps=40", used_up) == [problem], "verl ends at the limit that comes first"
+    steps, epochs = found("trainer.total_training_steps=10", used_up)
+    assert steps.startswith("trainer.total_training_steps=10: ") and epochs == problem
+    assert found(unset, used_up, "data.train_max_samples=12"), "and a smaller data set has shorter epochs"
+    assert found(unset, "trainer.total_epochs=3", "data.train_max_samples=12"), "of 3 steps each"
+    assert found(unset, "trainer.total_epochs=4", "data.train_max_samples=12") == []
+    assert found(unset, used_up, "trainer.val_only=true", "trainer.val_before_train=true") == []
+    assert any("trainer.total_epochs=2: " in text for text in problems(run, *twenty_rows, unset, used_up))
+
+
+def test_a_checkpoint_of_another_run_can_be_the_last_one_too(run, twenty_rows, tmp_path):
+    where = f"trainer.resume_from_path='{run.checkpoint(10)}'"
+    folder = f"trainer.default_local_dir={tmp_path}/new"
+    words = [*LINE, folder, *twenty_rows, "trainer.resume_mode=resume_path", where, "trainer.total_epochs=2"]
+    line, config = train._compose(words)
+    assert any("trainer.total_epochs=2: " in text for text in check_steps_left(config, line))
 
 
 def test_a_damaged_marker_is_said_and_the_newest_whole_checkpoint_resumed(run, capsys):

@@ -10,6 +10,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from evaluation_runs import random_model
 from safetensors.numpy import load as unpack
 from safetensors.numpy import save as pack
@@ -17,6 +18,7 @@ from safetensors.numpy import save as pack
 from verl_gsd.judge.agreement import measure_agreement
 from verl_gsd.judge.distilled import DistilledScorer, fit
 from verl_gsd.judge.encoder import LENGTH_FEATURES, MAX_TOKENS, Encoder, fingerprint
+from verl_gsd.judge.encoder_cost import layer_weights, operations_per_second, seconds_per_response
 from verl_gsd.judge.head import load_distilled
 from verl_gsd.judge.scorer import JudgementError, Question
 
@@ -271,3 +273,28 @@ def test_undefined_measures_are_explained():
     tied = measure_agreement(np.array([1.0, 2.0]), np.array([5.0, 5.0]), [0, 0], n_train=9)
     assert tied.order == 0.5 and math.isnan(tied.spearman) and tied.r2 == 1 - 25 / 0.5
     assert "R^2 -49.000" in tied.describe()[1] and "nan" not in tied.describe()[1]
+
+
+# Its cost
+
+
+def test_only_the_layers_weights_count_and_they_are_read_without_loading_them(model, encoder):
+    layers = sum(p.numel() for name, p in encoder._model.named_parameters() if "embed" not in name)
+    assert layer_weights(model) == layers > 0
+    (model / "broken.safetensors").write_bytes(b"x")
+    try:
+        with pytest.raises(ValueError, match=r"broken\.safetensors: "):
+            layer_weights(model)
+    finally:
+        (model / "broken.safetensors").unlink()
+
+
+def test_a_response_costs_two_operations_per_weight_and_token_up_to_the_encoders_limit():
+    assert seconds_per_response(10, 300, rate=1000.0) == 6
+    assert seconds_per_response(10, 10 * MAX_TOKENS, rate=1000.0) == seconds_per_response(10, MAX_TOKENS, rate=1000.0)
+
+
+def test_measuring_leaves_the_number_of_threads_as_it_was():
+    before = torch.get_num_threads()
+    assert operations_per_second() > 1e6
+    assert torch.get_num_threads() == before

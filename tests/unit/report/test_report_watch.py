@@ -9,10 +9,12 @@ import urllib.request
 from http.server import ThreadingHTTPServer
 
 import psutil
+import pyarrow.parquet as pq
 import pytest
-from report_runs import records
+from report_runs import metrics, records
 from typer.testing import CliRunner
 
+from verl_gsd import rundir
 from verl_gsd.cli.main import app
 from verl_gsd.report import watch
 
@@ -84,13 +86,50 @@ def test_the_command_serves_only_this_machine_until_ctrl_c(tmp_path, monkeypatch
 def test_a_page_is_rebuilt_only_if_a_file_has_changed(tmp_path, monkeypatch):
     records(tmp_path, 1, (MIXED, "trained"))
     reads = []
-    monkeypatch.setattr(watch, "read_runs", lambda runs, real=watch.read_runs: reads.append(runs) or real(runs))
+    monkeypatch.setattr(watch, "read_runs", lambda *runs, real=watch.read_runs: reads.append(runs) or real(*runs))
     pages = watch.PageCache([tmp_path])
     assert pages.page() == pages.page()
     assert len(reads) == 1
     records(tmp_path, 2, (MIXED, "trained"))
     pages.page()
     assert len(reads) == 2
+
+
+def test_a_rebuild_reads_only_new_records_and_new_lines_of_metrics(tmp_path, monkeypatch):
+    opened, parsed = [], []
+    monkeypatch.setattr(
+        "pyarrow.parquet.ParquetFile", lambda path, real=pq.ParquetFile: opened.append(path.name) or real(path)
+    )
+    monkeypatch.setattr(
+        rundir, "_step_and_scalars", lambda line, real=rundir._step_and_scalars: parsed.append(line) or real(line)
+    )
+    records(tmp_path, 1, (MIXED, "trained"))
+    lines = [(1, {"actor/entropy": 0.5})]
+    metrics(tmp_path, lines)
+    pages = watch.PageCache([tmp_path])
+    pages.page()
+    for step in (2, 3):
+        records(tmp_path, step, (MIXED, "trained"))
+        lines.append((step, {"actor/entropy": 0.5}))
+        metrics(tmp_path, lines)
+        page = pages.page()
+        assert opened == [f"step_{number:06d}.parquet" for number in range(1, step + 1)]
+        assert len(parsed) == step
+    assert page == watch.PageCache([tmp_path]).page(), "which is the page of a reader that has read everything"
+
+
+def test_a_rebuild_notices_what_a_resume_replaces(tmp_path):
+    pages = watch.PageCache([tmp_path])
+    for step in (1, 2, 3):
+        records(tmp_path, step, (MIXED, "trained"))
+    metrics(tmp_path, [(step, {"actor/entropy": 0.5}) for step in (1, 2, 3)])
+    before = pages.page()
+    records(tmp_path, 2, ([0, 0, 0, 0], "filtered"), attempt=2)
+    metrics(tmp_path, [(2, {"actor/entropy": 0.25})], attempt=2)
+    records(tmp_path, 1, (MIXED, "trained"), (MIXED, "trained"))  # the same name, with other content
+    metrics(tmp_path, [(1, {"actor/entropy": 0.125})])  # shorter than before
+    after = pages.page()
+    assert before != after == watch.PageCache([tmp_path]).page()
 
 
 def test_the_page_waits_for_a_run_without_a_step(tmp_path):

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from verl_gsd.algorithms.dagrpo.demonstration_settings import DemonstrationSettings
 from verl_gsd.algorithms.dagrpo.demonstrations import DemonstrationExtension
+from verl_gsd.algorithms.dagrpo.pools import build_pool
 from verl_gsd.algorithms.gvpo.extension import Gvpo
 from verl_gsd.extension import ROLLOUTS, Extension, ExtensionError, Update
 from verl_gsd.groups import Group
@@ -208,6 +210,40 @@ def test_a_demonstration_takes_the_last_failures_place_and_the_update_knows_it(s
     seam.observe_trained(batch)
     metrics = seam.end_step()
     assert metrics["dagrpo/demonstrations/share"] == 0.25 and metrics["dagrpo/demonstrations/age"] == 1
+
+
+class CountingRows(DictRows):
+    """Notes which columns are read of which rows."""
+
+    def __init__(self):
+        super().__init__()
+        self.reads = []
+
+    def read(self, keys, columns=None):
+        self.reads.append((list(keys), columns))
+        return super().read(keys, columns)
+
+
+def test_of_the_policys_own_responses_only_those_to_store_are_read_with_their_tokens(services):
+    of = services(
+        "algo=dagrpo_anchors",
+        "algorithm.gsd.dagrpo.demonstrations.source=self",
+        "algorithm.gsd.dagrpo.demonstrations.per_group=2",
+    )
+    of.rows = CountingRows()
+    pool = build_pool(DemonstrationSettings.of(of.config.algorithm.gsd.dagrpo.demonstrations), of)
+    for uid, rewards in (("u0", [0, 1, 0, 1, 1]), ("u1", [0, 0]), ("u2", [1, 1])):
+        for session, reward in enumerate(rewards):
+            put_session(of.rows, uid, session, [int(uid[1]), session], float(reward))
+    prompts = {"u0": ("maths", 7), "u1": ("maths", 8), "u2": ("maths", 7)}
+    for uids in (("u0", "u1"), ("u2",)):  # the step has two batches, and both visit the same prompt
+        pool.observe_trained([key for key in of.rows.tags if key.startswith(uids)], prompts, step=1)
+    read = [key for keys, columns in of.rows.reads if columns is None or "responses" in columns for key in keys]
+    assert read == ["u0_1_0", "u0_3_0"]
+    pool.end_step()
+    stored = of.prompts.responses.recall(("maths", 7))
+    assert [response.tokens.tolist() for response in stored] == [[0, 1], [0, 3]]
+    assert of.prompts.responses.recall(("maths", 8)) == []
 
 
 def test_flags_of_the_workers_come_from_the_extensions(services):

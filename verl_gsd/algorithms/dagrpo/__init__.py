@@ -72,6 +72,7 @@ register(
         findings="verl_gsd.algorithms.dagrpo.findings:JUDGE_FINDERS",
         report_order=70,
         conflicts=JUDGE_CONFLICTS,
+        check_files="verl_gsd.algorithms.dagrpo.checks:check_distilled_judge",
         check_services="verl_gsd.algorithms.dagrpo.checks:check_judge_server",
         settings="verl_gsd.judge.settings:JudgeSettings",
         longest_wait="budget_s",

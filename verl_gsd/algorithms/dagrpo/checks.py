@@ -20,6 +20,7 @@ from verl_gsd.run.checks.parallelism import sequence_parallel
 from verl_gsd.run.checks.validate import as_list, made_on_first_use
 from verl_gsd.run.compose import Line
 from verl_gsd.run.remote_paths import scheme_of
+from verl_gsd.scalars import is_whole
 
 _LOSS = "actor_rollout_ref.actor.policy_loss"
 _SECTION = "algorithm.gsd.dagrpo"
@@ -139,6 +140,42 @@ def _holds_texts(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return _holds_texts(kind.value_type)
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)
+
+
+#: Assumptions about a step whose responses a distilled judge scores. Most runs have more and longer ones.
+_SHARE_JUDGED, _SHARE_OF_LENGTH = 0.5, 0.25
+
+
+def check_distilled_judge(config: DictConfig, line: Line) -> Iterator[str]:
+    """Report a distilled judge that cannot score a step's responses in ``budget_s``. Then most judgements would fail.
+
+    The check measures this machine, and takes a second.
+    """
+    from verl_gsd.judge.encoder_cost import layer_weights, operations_per_second, seconds_per_response
+    from verl_gsd.judge.head import load_distilled
+
+    settings = JudgeSettings.of(config.algorithm.gsd.dagrpo.judge)
+    batch, size = config.data.train_batch_size, config.actor_rollout_ref.rollout.n
+    longest = config.data.max_response_length
+    if settings.scorer != "distilled" or not all(is_whole(number, 1) for number in (batch, size, longest)):
+        return
+    key = f"{_SECTION}.judge.model={settings.model}"
+    try:
+        encoder = load_distilled(Path(settings.model or "")).encoder
+        weights = layer_weights(encoder)
+    except ValueError as error:
+        yield f"{key}: {error}."
+        return
+    responses, tokens = batch * size * _SHARE_JUDGED, longest * _SHARE_OF_LENGTH
+    seconds = seconds_per_response(weights, tokens, operations_per_second())
+    if responses * seconds > settings.budget_s:
+        yield (
+            f"{key}: the trainer runs the encoder {encoder} on one CPU core. {responses:,.0f} responses (half of a "
+            f"step's) of {tokens:,.0f} tokens (a quarter of data.max_response_length) would take about "
+            f"{responses * seconds:,.0f} s, and {_SECTION}.judge.budget_s={settings.budget_s:g} allows "
+            f"{settings.budget_s / seconds:,.0f} of them. The others would count as failed judgements. Use a smaller "
+            "encoder, set a larger budget_s, or set scorer=openai or scorer=reward_model."
+        )
 
 
 def check_judge_server(config: DictConfig, line: Line) -> Iterator[str]:

@@ -8,13 +8,13 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from verl_gsd.algorithms.dagrpo.pairs import Pairs, kept_rows, pairs_by_size, rectified
+from verl_gsd.algorithms.dagrpo.pairs import Pairs, kept_rows, pairs_by_size
 from verl_gsd.algorithms.dagrpo.settings import MaskSettings
 from verl_gsd.chain import Rows
 from verl_gsd.dial import centre
@@ -74,16 +74,21 @@ class Dagrpo(Extension):
         self._delta_by_uid |= dict.fromkeys(self._uids, self._delta)
         mask: dict[str, Any] = {"delta": self._delta, "signed": settings.signed}
         pair_mask: dict[str, Any] = mask | {"drop_rows": failed, "keep_rows": rows.columns["demonstration"]}
-        blocks = list(pairs_by_size(rows.rewards, score, rows.stats))
-        if settings.mask == "pairs":
-            centred, stats = rectified(rows.rewards, score, rows.stats, **pair_mask), rows.stats
-            has_signal = _rows_in_pairs(blocks, [pairs.kept(**pair_mask) for pairs in blocks], rows.rewards)
-        else:
+        own = ~rows.columns["demonstration"]
+        centred = torch.zeros_like(rows.rewards, dtype=torch.float64)
+        has_signal, paired = (torch.zeros_like(centred, dtype=torch.bool) for _ in range(2))
+        for pairs in pairs_by_size(rows.rewards, score, rows.stats):
+            kept, among_own = pairs.kept(**pair_mask), pairs.among(own)
+            centred[pairs.row], has_signal[pairs.row] = pairs.centred(kept), kept.any(dim=-1)
+            paired[pairs.row] = among_own.any(dim=-1)
+            self._counts.update(_pair_counts(pairs, among_own, kept))
+        centred, stats = centred.to(rows.rewards.dtype), rows.stats
+        if settings.mask != "pairs":
             keep = kept_rows(rows.rewards, score, rows.stats, by=settings.mask, **mask)
             keep = keep if failed is None else keep & ~failed
             centred, stats = _centre_kept_rows(rows, keep)
             has_signal = keep & ~stats.per_row(stats.unanimous, elsewhere=True)
-        self._count(rows, blocks, has_signal, pair_mask)
+        self._count_rows(rows, paired, has_signal)
         mixed = ~rows.stats.per_row(rows.stats.unanimous, elsewhere=True)
         if settings.rescale and (n_kept := int((mixed & has_signal).sum())):
             centred = centred * (int(mixed.sum()) / n_kept)
@@ -101,8 +106,8 @@ class Dagrpo(Extension):
         failed = scores.isnan() if self.settings.fail_closed else None
         delta = self._delta_by_uid.get(group.uid, self._delta)
         mask = {"delta": delta, "signed": self.settings.signed, "drop_rows": failed}
-        pairs = pairs_by_size(rewards, scores, group_stats(rewards, [0] * len(rewards)))
-        counts = _pair_counts(pairs, torch.ones(len(rewards), dtype=torch.bool), mask)
+        (pairs,) = pairs_by_size(rewards, scores, group_stats(rewards, [0] * len(rewards)))
+        counts = _pair_counts(pairs, pairs.difference != 0, pairs.kept(**mask))
         judged = group.scores[~np.isnan(group.scores)]
         return {
             "dagrpo_pairs": counts["pairs"],
@@ -172,23 +177,17 @@ class Dagrpo(Extension):
         delta = self.settings.delta
         if delta.quantile is None:
             return delta.at(self._steps)
-        gaps_by_block = [
-            (pairs.gap if self.settings.signed else pairs.gap.abs())[(pairs.difference > 0) & ~pairs.gap.isnan()]
-            for pairs in pairs_by_size(rows.rewards, score, rows.stats)
-        ]
-        gaps = torch.cat(gaps_by_block) if gaps_by_block else score[:0]
-        # numpy's quantile, because torch's accepts at most 2^24 numbers.
-        return float(np.quantile(gaps.cpu().numpy(), delta.quantile)) if len(gaps) else -math.inf
+        no_gaps = score.new_zeros(0, dtype=torch.float64)
+        gaps = torch.cat([no_gaps, *_judged_gaps(rows, score, signed=self.settings.signed)]).cpu().numpy()
+        # numpy's quantile, because torch's accepts at most 2^24 numbers. It may reorder the gaps, and so needs no copy.
+        return float(np.quantile(gaps, delta.quantile, overwrite_input=True)) if len(gaps) else -math.inf
 
-    def _count(self, rows: Rows, blocks: Sequence[Pairs], has_signal: torch.Tensor, mask: Mapping[str, Any]) -> None:
-        """Count the policy's own responses, in groups in which they form pairs.
+    def _count_rows(self, rows: Rows, paired: torch.Tensor, has_signal: torch.Tensor) -> None:
+        """Count the rows ``paired``: the policy's own responses, in groups in which they form pairs.
 
         Demonstrations do not count. A demonstration makes every group of failures a mixed group whose pairs are never
         judged; counting it would hide how much is masked.
         """
-        own = ~rows.columns["demonstration"]
-        self._counts.update(_pair_counts(blocks, own, mask))
-        paired = own & _rows_in_pairs(blocks, [_pairs_among(pairs, own) for pairs in blocks], rows.rewards)
         mean = rows.stats.per_row(rows.stats.mean)
         for name, in_class in (("right", rows.rewards > mean), ("wrong", rows.rewards < mean)):
             self._counts[name] += int((paired & in_class).sum())
@@ -196,6 +195,13 @@ class Dagrpo(Extension):
         groups = len(rows.stats.group[paired].unique())
         self._counts["groups"] += groups
         self._counts["silent_groups"] += groups - len(rows.stats.group[paired & has_signal].unique())
+
+
+def _judged_gaps(rows: Rows, score: torch.Tensor, *, signed: bool) -> Iterator[torch.Tensor]:
+    """Per block of pairs, the gaps of the pairs of unequal rewards with two scores, each pair once."""
+    for pairs in pairs_by_size(rows.rewards, score, rows.stats):
+        gap = pairs.gap[(pairs.difference > 0) & ~pairs.gap.isnan()]
+        yield gap if signed else gap.abs()
 
 
 def _centre_kept_rows(rows: Rows, keep: torch.Tensor) -> tuple[torch.Tensor, GroupStats]:
@@ -206,28 +212,18 @@ def _centre_kept_rows(rows: Rows, keep: torch.Tensor) -> tuple[torch.Tensor, Gro
     return centre(rows.rewards, stats), stats
 
 
-def _rows_in_pairs(blocks: Sequence[Pairs], chosen: Sequence[torch.Tensor], rewards: torch.Tensor) -> torch.Tensor:
-    """(N,) bool, on the device of ``rewards``: rows in a chosen pair. ``chosen`` has one bool (g, k, k) per block."""
-    in_pair = torch.zeros(len(rewards), dtype=torch.bool, device=rewards.device)
-    for pairs, chosen_pairs in zip(blocks, chosen, strict=True):
-        in_pair[pairs.row] = chosen_pairs.any(dim=-1)
-    return in_pair
+def _pair_counts(pairs: Pairs, among: torch.Tensor, kept: torch.Tensor) -> dict[str, int]:
+    """Counts of the pairs in ``among``, (g, k, k) bool, each pair once: all, kept, judged, contradicted and tied ones.
 
-
-def _pairs_among(pairs: Pairs, own: torch.Tensor) -> torch.Tensor:
-    """(g, k, k) bool: pairs of unequal rewards whose two rows are both in ``own``."""
-    is_own = own[pairs.row]
-    return (pairs.difference != 0) & is_own.unsqueeze(2) & is_own.unsqueeze(1)
-
-
-def _pair_counts(blocks: Iterable[Pairs], own: torch.Tensor, mask: Mapping[str, Any]) -> dict[str, int]:
-    """Counts of the pairs among the rows ``own``, each pair once: all, kept, judged, contradicted and tied ones."""
-    counts = Counter(pairs=0, kept=0, judged=0, contradicted=0, tied=0)
-    for pairs in blocks:
-        pair = _pairs_among(pairs, own) & (pairs.difference > 0)
-        counts["pairs"] += int(pair.sum())
-        counts["kept"] += int((pair & pairs.kept(**mask)).sum())
-        counts["judged"] += int((pair & ~pairs.gap.isnan()).sum())
-        counts["contradicted"] += int((pair & (pairs.gap < 0)).sum())
-        counts["tied"] += int((pair & (pairs.gap == 0)).sum())
-    return dict(counts)
+    Args:
+        kept: (g, k, k) bool, the pairs that the mask keeps.
+    """
+    is_judged = ~pairs.gap.isnan()
+    chosen = {
+        "pairs": among,
+        "kept": among & kept,
+        "judged": among & is_judged,
+        "contradicted": among & (pairs.gap < 0),
+        "tied": among & (pairs.gap == 0),
+    }
+    return {name: int(both_orders.count_nonzero()) // 2 for name, both_orders in chosen.items()}

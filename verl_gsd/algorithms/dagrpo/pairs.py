@@ -32,6 +32,9 @@ import torch
 from verl_gsd import dial
 from verl_gsd.groups import GroupStats, Labels, float_rows, group_stats, require_finite, require_rows
 
+#: Maximum number of pairs in a block of several groups. A float64 per pair is then 2 MiB, and so is one group of 512.
+BLOCK_PAIRS = 1 << 18
+
 
 def rectified_advantage(
     rewards: torch.Tensor,
@@ -86,7 +89,7 @@ def rectified(
     centred = torch.zeros(len(rewards), dtype=torch.float64, device=rewards.device)
     for pairs in pairs_by_size(rewards, scores, stats):
         kept = pairs.kept(delta, signed=signed, drop_rows=drop_rows, keep_rows=keep_rows)
-        centred[pairs.row] = (pairs.difference * kept).sum(dim=-1) / pairs.row.shape[1]
+        centred[pairs.row] = pairs.centred(kept)
     return centred.to(rewards.dtype)
 
 
@@ -141,6 +144,15 @@ class Pairs:
     difference: torch.Tensor
     gap: torch.Tensor
 
+    def centred(self, kept: torch.Tensor) -> torch.Tensor:
+        """(g, k): (1/k) sum_j (R_i - R_j) over the pairs in ``kept``, (g, k, k) bool."""
+        return (self.difference * kept).sum(dim=-1) / self.row.shape[1]
+
+    def among(self, rows: torch.Tensor) -> torch.Tensor:
+        """(g, k, k) bool: pairs of unequal rewards whose two rows are both in ``rows``, (N,) bool."""
+        selected = rows[self.row]
+        return (self.difference != 0) & selected.unsqueeze(2) & selected.unsqueeze(1)
+
     def kept(
         self,
         delta: float,
@@ -160,7 +172,7 @@ class Pairs:
         """
         _require_delta(delta)
         gap = self.gap if signed else self.gap.abs()
-        kept = (gap >= delta) | gap.isnan()
+        kept = (gap < delta).logical_not_()  # a NaN is not below delta
         if drop_rows is not None:
             kept &= ~self._either(drop_rows)
         if keep_rows is not None:
@@ -174,7 +186,10 @@ class Pairs:
 
 
 def pairs_by_size(rewards: torch.Tensor, scores: torch.Tensor, stats: GroupStats) -> Iterator[Pairs]:
-    """The pairs of all groups of two or more rows. Groups of equal size come together.
+    """The pairs of all groups of two or more rows, in blocks of groups of equal size.
+
+    A block has at most ``BLOCK_PAIRS`` pairs, or one group. Use each block before taking the next one: then the memory
+    does not grow with the number of groups, and the block stays in the processor's cache.
 
     Raises:
         ValueError: lengths differ, or a score that counts is infinite.
@@ -187,10 +202,11 @@ def pairs_by_size(rewards: torch.Tensor, scores: torch.Tensor, stats: GroupStats
         if k < 2:
             continue
         rows = torch.nonzero((size == k) & (stats.group >= 0)).squeeze(1)
-        row = rows[torch.argsort(stats.group[rows], stable=True)].view(-1, k)
-        reward, score = rewards.double()[row], scores.double()[row]
-        difference = reward.unsqueeze(2) - reward.unsqueeze(1)
-        yield Pairs(row, difference, difference.sign() * (score.unsqueeze(2) - score.unsqueeze(1)))
+        by_group = rows[torch.argsort(stats.group[rows], stable=True)].view(-1, k)
+        for row in by_group.split(max(1, BLOCK_PAIRS // k**2)):
+            reward, score = rewards[row].double(), scores[row].double()
+            difference = reward.unsqueeze(2) - reward.unsqueeze(1)
+            yield Pairs(row, difference, difference.sign().mul_(score.unsqueeze(2) - score.unsqueeze(1)))
 
 
 def _require_delta(delta: float) -> None:

@@ -14,7 +14,7 @@ from verl_gsd.algorithms.dagrpo.demonstration_settings import DemonstrationSetti
 from verl_gsd.algorithms.dagrpo.tokens import Reason, expert_texts, expert_tokens, own_tokens, succeeded
 from verl_gsd.extension import Services, Verdict, Visits
 from verl_gsd.responses import PromptKey, Response
-from verl_gsd.trainer.rows import only_outputs, read_responses, uid_of
+from verl_gsd.trainer.rows import only_outputs, read_responses, read_verdicts, uid_of
 
 
 class DemonstrationPool(Protocol):
@@ -181,7 +181,7 @@ class OwnSuccessPool:
         self.rejected: Counter[Reason] = Counter()
         self._services, self._keep, self._longest = services, keep, longest
         self._store = services.prompts.responses
-        self._observed: dict[PromptKey, list[Response]] = {}  # successes of the current step
+        self._observed: dict[PromptKey, list[Response]] = {}  # the first successes of the current step
         self._prompts: dict[str, PromptKey] = {}  # by uid
 
     def look_up(self, visits: Visits) -> None:
@@ -205,15 +205,24 @@ class OwnSuccessPool:
 
     def observe_trained(self, own: Sequence[str], prompts: Mapping[str, PromptKey], step: int) -> None:
         keys = [key for rows in only_outputs(own).values() for key in rows]
-        for key, response in zip(keys, read_responses(self._services.rows, keys, step), strict=True):
+        successes: dict[PromptKey, list[str]] = {}
+        for key, verdict in zip(keys, read_verdicts(self._services.rows, keys), strict=True):
             prompt = prompts[uid_of(key)]
-            if succeeded(response.verdict.get("acc", np.nan), f"data_source={prompt[0]}, index={prompt[1]}"):
-                self._observed.setdefault(prompt, []).append(response)
+            if succeeded(verdict.get("acc", np.nan), f"data_source={prompt[0]}, index={prompt[1]}"):
+                successes.setdefault(prompt, []).append(key)
+        # Tokens are read only for the responses that end_step stores. Most rows of a batch are not among them.
+        chosen = [
+            key
+            for prompt, rows in successes.items()
+            for key in rows[: self._keep - len(self._observed.get(prompt, ()))]
+        ]
+        for key, response in zip(chosen, read_responses(self._services.rows, chosen, step), strict=True):
+            self._observed.setdefault(prompts[uid_of(key)], []).append(response)
 
     def end_step(self) -> dict[str, float]:
         observed, self._observed = self._observed, {}
         for prompt, responses in observed.items():
-            self._store.store(prompt, responses[: self._keep], keep=self._keep)
+            self._store.store(prompt, responses, keep=self._keep)
         return {"known": float(len(self._store))}
 
 

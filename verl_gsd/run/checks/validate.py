@@ -32,6 +32,7 @@ from verl_gsd.run.checks.parallelism import (
     check_layout,
     check_model_attention,
 )
+from verl_gsd.run.checks.steps_left import check_steps_left
 from verl_gsd.run.checks.unused_keys import check_unused_keys
 from verl_gsd.run.compose import Line
 from verl_gsd.run.dataset import count_rows
@@ -410,6 +411,7 @@ CHECKS = (
     _check_numbers,
     _check_appended_keys,
     _check_checkpoint,
+    check_steps_left,
     *gsd_section.CHECKS,
     check_accelerators,
     check_platform,
@@ -443,6 +445,7 @@ OF_THIS_MACHINE = (
     check_batch_size,
     check_disk_space,
     _check_checkpoint,
+    check_steps_left,
     gsd_section.check_saved_memory,
     gsd_section.check_fingerprints,
     gsd_section.check_section_owners,

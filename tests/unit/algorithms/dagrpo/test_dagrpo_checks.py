@@ -2,11 +2,16 @@
 
 import re
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from evaluation_runs import random_model
 
 from verl_gsd.audit import audit
 from verl_gsd.errors import ConfigError
+from verl_gsd.judge.agreement import measure_agreement
+from verl_gsd.judge.encoder import Encoder, fingerprint
+from verl_gsd.judge.head import DistilledJudge, Head
 from verl_gsd.run.checks import validate as validation
 
 DAGRPO, POLICY = "algorithm.gsd.dagrpo", "actor_rollout_ref.actor.policy_loss"
@@ -137,6 +142,25 @@ def test_a_cache_that_is_there_or_can_be_made_is_right(check, tmp_path):
     there.touch()
     for file in (there, tmp_path / "not" / "yet" / "there.sqlite"):
         check(f"{JUDGE}.cache={file}")
+
+
+def test_a_distilled_judge_is_rejected_if_a_step_would_take_longer_than_its_budget(check, tmp_path):
+    model, folder = random_model(tmp_path / "model"), tmp_path / "head"
+    width = Encoder(model).width
+    ones = np.ones(width)
+    agreement = measure_agreement(*(np.arange(4.0),) * 2, np.zeros(4, int), 4)
+    head = Head(ones, ones, ones, 5.0, whole=True)
+    DistilledJudge("a judge", model, fingerprint(model), head, 1.0, agreement).save(folder)
+    words = [f"{JUDGE}.scorer=distilled", f"{JUDGE}.model={folder}"]
+    check(*words)
+    pattern = (
+        r"judge\.model=.*one CPU core.* [\d,]+ responses .* would take about [\d,]+ s, and .*budget_s=1e-05 allows 0"
+    )
+    with pytest.raises(ConfigError, match=pattern):
+        check(*words, f"{JUDGE}.budget_s=0.00001")
+    (model / "model.safetensors").write_bytes(b"x")
+    with pytest.raises(ConfigError, match=r"judge\.model=.*model\.safetensors: cannot be read"):
+        check(*words)
 
 
 def test_a_task_that_is_made_anew_is_not_asked_for_its_columns(check, tmp_path):

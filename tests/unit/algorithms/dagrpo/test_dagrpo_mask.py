@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from verl_gsd import chain
+from verl_gsd.algorithms.dagrpo import pairs
 from verl_gsd.algorithms.dagrpo.mask import Dagrpo
 from verl_gsd.algorithms.dagrpo.pairs import rectified_advantage
 from verl_gsd.algorithms.dagrpo.settings import MaskDelta
@@ -289,3 +291,42 @@ def test_a_demonstration_is_weighed_by_the_accuracy_of_the_policys_own_responses
     found = both({"delta": 3}, {"preset": 0.5, "lambda_scale": 1.0}, failed, alpha=0.0)
     factor = torch.tensor([math.exp(-0.5)] * 3 + [math.exp(0.5)], dtype=torch.float64)
     torch.testing.assert_close(found, plain * factor)
+
+
+# Large groups
+
+
+@settings(max_examples=50)
+@given(batches, deltas, masks)
+def test_blocks_of_pairs_change_no_result(groups, delta, mask):
+    section = {"delta": delta, "mask": mask}
+    results = []
+    for block_pairs in (1, pairs.BLOCK_PAIRS):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(pairs, "BLOCK_PAIRS", block_pairs)
+            dagrpo = Dagrpo(section)
+            results.append((chained(dagrpo, groups, section).tolist(), dagrpo.end_step([])))
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("mask", ["pairs", "mean"])
+@pytest.mark.parametrize("delta", [3.0, {"quantile": 0.5}])
+def test_the_memory_for_pairs_does_not_grow_with_the_number_of_groups(mask, delta, monkeypatch):
+    # 12 groups of 512 have 12 blocks, as 64 such groups have 64. Holding all their pairs would take 24 MiB per number.
+    blocks, alive, passes = [], [], []
+
+    def watched(*arguments):
+        passes.append(None)
+        for block in pairs.pairs_by_size(*arguments):
+            blocks.append(weakref.ref(block))
+            assert block.difference.numel() <= pairs.BLOCK_PAIRS == 512**2
+            yield block
+            del block
+            alive.append(sum(reference() is not None for reference in blocks))
+
+    monkeypatch.setattr("verl_gsd.algorithms.dagrpo.mask.pairs_by_size", watched)
+    generator = np.random.default_rng(0)
+    groups = [group(generator.integers(0, 2, 512), generator.integers(0, 11, 512)) for _ in range(12)]
+    through({"delta": delta, "mask": mask}, *groups)
+    assert len(passes) == (1 if delta == 3.0 else 2), "the pairs are made once, and once more for a quantile of them"
+    assert len(alive) == 12 * len(passes) and max(alive) <= 1
