@@ -113,6 +113,7 @@ def test_a_run_whose_files_are_damaged_is_not_resumed(tmp_path, file, text):
     (run / "overrides.yaml").write_text("[algo=grpo, task=arithmetic, hardware=cpu]")
     (run / "config.yaml").write_text("{}")
     (run / file).write_text(text)
+    trust.sign(RunDirectory(run))  # a run of this user
     done = CliRunner().invoke(app, ["train", f"resume={run}"], env={"COLUMNS": "300"})
     assert done.exit_code == 2 and re.search(rf"{file}: (cannot be read|not a )", done.output), done.output[:2000]
 
