@@ -70,7 +70,7 @@ class CommandGroup(TyperGroup):
 class MainCommands(CommandGroup):
     """``verl-gsd NAME``."""
 
-    declared_after = "doctor"
+    declared_after = "contract"
 
 
 class LabCommands(CommandGroup):

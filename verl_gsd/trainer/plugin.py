@@ -30,6 +30,9 @@ from verl_gsd.trainer import (
     weight_sockets,
 )
 
+_REWARD_LOOP = "verl.experimental.reward_loop.reward_loop"
+_AGENT_LOOP = "verl.experimental.agent_loop.agent_loop"
+
 
 def _register_estimator(core_algos: Any) -> None:
     try:
@@ -65,21 +68,33 @@ weight_sockets.install()
 when_imported("verl.trainer.ppo.core_algos", _register_estimator)
 when_imported("verl.trainer.ppo.core_algos", _register_losses)
 when_imported("verl.trainer.ppo.v1.trainer_sync", _register_trainers)
-when_imported("verl.experimental.reward_loop.reward_loop", reward_model_patch.add_extra_info)
-when_imported("verl.experimental.reward_loop.reward_loop", reward_failures.install)
-when_imported("verl.experimental.agent_loop.agent_loop", prompt_truncation.install)
+when_imported(_REWARD_LOOP, reward_model_patch.add_extra_info, patch="trainer/reward_model_patch.py")
+when_imported(_REWARD_LOOP, reward_failures.install, patch="trainer/reward_failures.py")
+when_imported(_AGENT_LOOP, prompt_truncation.install, patch="trainer/prompt_truncation.py")
 when_imported(
     "verl.workers.rollout.vllm_rollout.vllm_async_server",
     lambda server: importlib.import_module("verl_gsd.trainer.engine_health").install(server),
+    patch="trainer/engine_health.py",
 )
 when_imported(
     "verl.workers.engine.fsdp.transformer_impl",
     lambda engine: importlib.import_module("verl_gsd.trainer.attention").install(engine),
+    patch="trainer/attention.py",
 )
-when_imported("verl.utils.checkpoint.fsdp_checkpoint_manager", checkpoint_loading.install)
-when_imported("verl.utils.device", engines.patch_main)
 when_imported(
-    "verl.utils.torch_functional", lambda module: importlib.import_module("verl_gsd.trainer.log_probs").patch(module)
+    "verl.utils.checkpoint.fsdp_checkpoint_manager",
+    checkpoint_loading.install,
+    patch="trainer/checkpoint_loading.py",
 )
-when_imported("transfer_queue", lambda queue: importlib.import_module("verl_gsd.run.cluster_lock").lock_queue(queue))
-when_imported("transfer_queue", queue_auth.install)
+when_imported("verl.utils.device", engines.patch_main, patch="run/engines.py")
+when_imported(
+    "verl.utils.torch_functional",
+    lambda module: importlib.import_module("verl_gsd.trainer.log_probs").patch(module),
+    patch="trainer/log_probs.py",
+)
+when_imported(
+    "transfer_queue",
+    lambda queue: importlib.import_module("verl_gsd.run.cluster_lock").lock_queue(queue),
+    patch="run/cluster_lock.py",
+)
+when_imported("transfer_queue", queue_auth.install, patch="trainer/queue_auth.py")

@@ -41,7 +41,7 @@ from verl_gsd.run.checks.sizes_in_data import dataset_group_sizes
 from verl_gsd.run.dataset import UNKNOWN_SOURCE, indices_are_unique, prompt_keys
 from verl_gsd.run.messages import MessageWriter, RunStoppedError
 from verl_gsd.run.truncation import obey_truncation
-from verl_gsd.run.verl_hooks import reject_if_failed
+from verl_gsd.run.verl_hooks import reject_if_failed, reject_if_unfit
 from verl_gsd.rundir import HELD_OUT_PROMPTS, RunDirectory
 from verl_gsd.state import Memory, remove_rotated_states, restore_state, save_state
 from verl_gsd.trainer import estimator, replay
@@ -102,7 +102,7 @@ class GroupTrainer(PPOTrainer):
     _rollout_moe_lb_metrics_accumulator: Any
 
     def __init__(self, config: DictConfig):
-        reject_if_failed()
+        reject_if_unfit()
         if problems := gsd_section_problems(config):
             raise ConfigError("\n".join(problems))
         self._run = RunDirectory(Path(config.trainer.default_local_dir))

@@ -35,11 +35,11 @@ NODE = "VERL_GSD_RAY_NODE"
 
 def install() -> None:
     """Patch verl's sender, receiver and shared memory, and the actor that starts vLLM, each when verl imports it."""
-    package = "verl.workers.rollout.vllm_rollout"
-    when_imported(f"{package}.vllm_rollout", _patch_sender)
-    when_imported(f"{package}.vllm_async_server", _patch_server)
-    when_imported(f"{package}.utils", _patch_receiver)
-    when_imported(f"{package}.bucketed_weight_transfer", _patch_shared_memory)
+    package, patch = "verl.workers.rollout.vllm_rollout", "trainer/weight_sockets.py"
+    when_imported(f"{package}.vllm_rollout", _patch_sender, patch=patch)
+    when_imported(f"{package}.vllm_async_server", _patch_server, patch=patch)
+    when_imported(f"{package}.utils", _patch_receiver, patch=patch)
+    when_imported(f"{package}.bucketed_weight_transfer", _patch_shared_memory, patch=patch)
 
 
 def private_handle(handle: str, node: str) -> str:

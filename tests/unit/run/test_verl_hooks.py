@@ -37,7 +37,7 @@ def test_a_hook_that_fails_does_not_end_the_import_and_warns_once(host, caplog):
     (record,) = caplog.records
     assert "verl_hooks_host_1 failed (ImportError: cannot import name 'GONE')" in record.getMessage()
     assert "Runs that do not use verl-gsd are not affected" in record.getMessage()
-    with pytest.raises(ConfigError, match="(?s)GONE.*verl_hooks_host_2.*AttributeError.*'gone'"):
+    with pytest.raises(ConfigError, match=r"(?s)GONE.*verl_hooks_host_2.*AttributeError.*'gone'"):
         verl_hooks.reject_if_failed()
 
 

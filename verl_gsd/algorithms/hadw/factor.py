@@ -20,8 +20,8 @@ How this differs from the paper:
 - The paper does not state eta, m, h or C_0. We use eta = 20 and m = h = 10. C_0 is the accuracy of the first batch.
 - Equation 134 also writes the hard rule as ((h - 1) / h) C + y / h. This equals the mean of the last h accuracies only
   if C is the mean of the h - 1 before. We use the mean.
-- We bound eta_t by a floor (0.05) and a cap (0.2). Under the paper's rule, sigma_t = 0 is a fixed point for every eta, and without
-  a cap eta_t amplifies its own noise. floor = 0, cap = 1, seeds = 2 is the paper's rule.
+- We bound eta_t by a floor (0.05) and a cap (0.2). Under the paper's rule, sigma_t = 0 is a fixed point for every eta,
+  and without a cap eta_t amplifies its own noise. floor = 0, cap = 1, seeds = 2 is the paper's rule.
 - C is the value before the current batch, as the paper defines it. The authors' code includes the current batch.
 - In a mixture of data sets, each data set has its own anchor (``AnchorBank``).
 - If a budget gives prompts different numbers of responses, y is the mean over prompts.

@@ -10,8 +10,8 @@ from pydantic import Field, field_validator
 from verl_gsd.scalars import is_finite, is_number
 from verl_gsd.settings import SectionSettings, did_you_mean
 
-#: Names of anchors. ``soft`` is the paper's method, with a floor and a cap where the paper states no constants. ``hard``
-#: is the anchor of the authors' code. ``paper`` is the soft anchor without floor and cap.
+#: Names of anchors. ``soft`` is the paper's method, with a floor and a cap where the paper states no constants.
+#: ``hard`` is the anchor of the authors' code. ``paper`` is the soft anchor without floor and cap.
 PRESETS = ("soft", "hard", "paper", "fixed", "off")
 
 
