@@ -7,13 +7,21 @@ from verl_gsd.cli.main import app
 from verl_gsd.run import verl_contract
 
 SOURCE = verl_contract.source_of()
-ALL = verl_contract.assumptions()
+NAMES, KEYS = verl_contract.assumptions(), verl_contract.config_keys()
+ALL = [*NAMES, *KEYS]
 
 
-@pytest.mark.parametrize("assumption", ALL, ids=lambda one: f"{one.used_in}: {one}")
+@pytest.mark.parametrize("assumption", NAMES, ids=lambda one: f"{one.used_in}: {one}")
 def test_holds(assumption):
     assert SOURCE.is_read(assumption.module)
     assert verl_contract.check(SOURCE, [assumption]) == []
+
+
+def test_verls_config_has_the_keys_that_our_files_set():
+    assert len(KEYS) > 100 and verl_contract.check_config(SOURCE, KEYS) == []
+    gone = verl_contract.Assumption("config/algo/x.yaml", verl_contract.CONFIG, "actor_rollout_ref.actor.gone")
+    (broken,) = verl_contract.check_config(SOURCE, [*KEYS, gone])
+    assert (broken.assumption, broken.problem) == (gone, "verl's config does not have this key")
 
 
 def test_the_command_says_so():

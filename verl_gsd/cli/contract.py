@@ -16,7 +16,7 @@ def contract(
         typer.Option("--verl", help="A checkout of verl to check instead of the installed one.", show_default=False),
     ] = None,
 ) -> None:
-    """Check whether verl still has every class, function and parameter that verl-gsd uses. Nothing is imported."""
+    """Check whether verl still has all classes, functions, parameters and config keys that verl-gsd uses."""
     from verl_gsd.run import verl_contract
 
     if checkout is not None and not (checkout / "verl" / "__init__.py").is_file():
@@ -24,8 +24,9 @@ def contract(
     source = verl_contract.source_of(checkout)
     if not source.is_read("verl"):
         fail("verl is not installed. Install it, or set --verl to a checkout of it.")
-    expected = verl_contract.assumptions()
-    broken = verl_contract.check(source, expected)
+    names, keys = verl_contract.assumptions(), verl_contract.config_keys()
+    expected = [*names, *keys]
+    broken = [*verl_contract.check(source, names), *verl_contract.check_config(source, keys)]
     name = f"verl {verl_contract.version_in(source)}"
     if not broken:
         out.print(f"{name}: all {len(expected)} assumptions hold.", highlight=False)
@@ -35,6 +36,6 @@ def contract(
     if any(one.assumption.stops_runs for one in broken):
         lines.append("Runs that use verl-gsd are rejected with this verl. Runs that do not use it are not affected.")
     else:
-        lines.append("Runs that use verl-gsd start with this verl, but they fail where they need the files above.")
+        lines.append("Runs that use verl-gsd start with this verl. What the files above do may fail or have no effect.")
     out.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
     raise typer.Exit(1)

@@ -6,7 +6,8 @@ Most assumptions are read from our own source, so that the list is complete:
 - every method of verl that we override and call with ``super()``: it exists, and has the parameters of our method;
 - every attribute of ``self`` that our subclasses of verl's classes use and do not define;
 - every abstract method of a class of verl that we implement;
-- every module of verl in which the plugin has a hook.
+- every module of verl in which the plugin has a hook;
+- every key of verl's config that our YAML files set. Hydra accepts unknown keys from a file, and nothing reads them.
 
 ``PATCHED`` lists what the patches replace or read, because they reach it through objects. Names and parameters are
 compared in the source (``verl_source.py``). What verl's code does is tested by ``tests/contract``.
@@ -19,7 +20,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
 import verl_gsd
+from verl_gsd import config as groups
+from verl_gsd.dotted_keys import dotted_items
+from verl_gsd.run.compose import VERL_CONFIG_NAME
 from verl_gsd.run.verl_source import Module, PackageSource, Parameters, bound_names, installed
 
 #: The packages that the assumptions are about.
@@ -124,6 +132,58 @@ PATCHED = (
     _patched("trainer/trainer.py", _TRAINER, "PPOTrainer.reward_loop_manager"),
     _patched("trainer/trainer.py", _TRAINER, "PPOTrainer._rollout_moe_lb_metrics_accumulator"),
 )
+
+
+#: The package with verl's YAML files, as ``Assumption.module`` of a key.
+CONFIG = "verl.trainer.config"
+#: Sections of our YAML files that verl does not have, and sections of verl to which anybody may add keys.
+_NOT_VERLS = (
+    "recipe",
+    "hardware",
+    "task",
+    "algorithm.gsd",
+    "actor_rollout_ref.actor.policy_loss",
+    "ray_kwargs.ray_init",
+)
+_OPEN = ("override_config", "engine_kwargs", "mixed_precision")
+#: Keys that verl reads but does not list in its YAML files.
+_UNLISTED = ("actor_rollout_ref.rollout.enable_sleep_mode",)
+
+
+def config_keys() -> list[Assumption]:
+    """Every key of verl's config that our YAML files set, once, with the first file that sets it.
+
+    Recipes are left out, because they refer to files of other groups.
+    """
+    keys: dict[str, Assumption] = {}
+    for group in (group for group in groups.GROUPS if group != "recipe"):
+        for name in groups.choices(group):
+            content = OmegaConf.to_container(groups.load_with_defaults(group, name))
+            for key, _ in dotted_items(content):
+                if _is_verls(key):
+                    keys.setdefault(key, Assumption(f"config/{group}/{name}.yaml", CONFIG, key))
+    return list(keys.values())
+
+
+def check_config(source: PackageSource, expected: Sequence[Assumption]) -> list[Broken]:
+    """Those of ``expected``, which are ``config_keys``, that the config of ``source`` does not have.
+
+    Raises:
+        HydraException: the config cannot be composed.
+    """
+    package = source.module(CONFIG.rpartition(".")[0])
+    folder = None if package is None else package.path.parent / "config"
+    if folder is None or not folder.is_dir():
+        return [Broken(one, "verl has no folder with configs") for one in expected]
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(folder.absolute()), version_base=None):
+        present = {key for key, _ in dotted_items(OmegaConf.to_container(compose(VERL_CONFIG_NAME)))}
+    return [Broken(one, "verl's config does not have this key") for one in expected if one.path not in present]
+
+
+def _is_verls(key: str) -> bool:
+    is_open = any(part in _OPEN for part in key.split("."))
+    return key not in _UNLISTED and not is_open and not any(f"{key}.".startswith(f"{one}.") for one in _NOT_VERLS)
 
 
 def assumptions(folder: str = ".") -> list[Assumption]:
