@@ -200,12 +200,13 @@ def test_a_resume_keeps_the_settings_of_its_state_where_the_default_has_changed(
 
 
 def test_a_setting_on_the_line_of_a_resume_is_checked_and_not_replaced(run):
+    soft = "algorithm.gsd.hadw.preset=soft"
     with_state(run, "hard")
-    assert any(
-        "hadw.preset" in problem and "hard" in problem for problem in problems(run, "algorithm.gsd.hadw.preset=soft")
-    )
+    assert any("hadw.preset" in problem and "hard" in problem for problem in problems(run, soft))
     _, config = train._compose([f"resume={run.path}", "algorithm.gsd.state=fresh"])
     assert config.algorithm.gsd.hadw.preset == "soft", "a run that starts with an empty state has today's default"
+    store(run, ["algo=hadw", *LINE[1:], soft])
+    assert any("hadw.preset" in problem and "hard" in problem for problem in problems(run)), "also on the stored line"
 
 
 def test_a_resume_adds_no_section_that_its_line_does_not_have(run):
