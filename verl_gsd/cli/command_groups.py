@@ -70,7 +70,7 @@ class CommandGroup(TyperGroup):
 class MainCommands(CommandGroup):
     """``verl-gsd NAME``."""
 
-    declared_after = "contract"
+    declared_after = "doctor"
 
 
 class LabCommands(CommandGroup):
