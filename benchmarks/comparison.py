@@ -29,7 +29,7 @@ ALGORITHMS = {
     "grpo": ("algo=grpo",),
     "dr_grpo": ("algo=dr_grpo",),
     "dapo": ("algo=dapo", "trainer.total_training_steps=20", "trainer.test_freq=5"),
-    "hadw": ("algo=hadw",),
+    "hadw": ("algo=hadw", "algorithm.gsd.hadw.preset=hard"),  # the anchor of the runs in results/comparison.json
     "dagrpo_mask": ("algo=dagrpo_mask", "algorithm.gsd.dagrpo.judge.scorer=stub"),
     "gvpo": ("algo=gvpo",),
 }

@@ -11,14 +11,13 @@ from places import SUPPORT
 from verl.trainer.constants_ppo import get_ppo_ray_runtime_env
 
 from verl_gsd.cpu import before_verl, forkserver
-from verl_gsd.cpu import platform as cpu
 from verl_gsd.run.job import VERLS_ENVIRONMENT
 
 
 @pytest.fixture(scope="module")
 def found():
     """What a process found that imports the fork server's modules and then verl, and does not ask for the CPU."""
-    ours = {cpu.SWITCH, *before_verl.ENVIRONMENT}
+    ours = {before_verl.SWITCH, *before_verl.ENVIRONMENT}
     environment = {name: value for name, value in os.environ.items() if name not in ours}
     words = sys.executable, SUPPORT / "import_probe.py", *forkserver.MODULES
     done = subprocess.run(words, env=environment, capture_output=True, text=True)

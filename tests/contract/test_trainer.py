@@ -225,5 +225,5 @@ def test_messages_differ_for_a_plugin_that_verl_did_not_load_and_one_that_raised
     assert "VERL_USE_EXTERNAL_PLUGINS=none" in next(with_verl.check_plugin_loaded())
 
     monkeypatch.delitem(sys.modules, with_verl.PLUGIN)
-    monkeypatch.setitem(sys.modules, "wrapt", None)  # as if it were not installed
+    monkeypatch.setitem(sys.modules, "verl_gsd.run.verl_hooks", None)  # as if a module were missing
     assert "ModuleNotFoundError" in next(with_verl.check_plugin_loaded())

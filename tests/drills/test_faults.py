@@ -263,7 +263,7 @@ def whole(run, last, mode):
     for checkpoint in kept:
         assert remembered(checkpoint) == replayed(records, step_of(checkpoint))
     if mode == "gsd_sync":  # where prompts of one source alone meet the anchor of the step before
-        replayed_anchors(run, records, last)
+        replayed_anchors(run, records, last, preset="hard")
     directory = RunDirectory(run)
     attempts = [attempt for attempt in directory.attempts() if directory.metrics(attempt).is_file()]
     known = set().union(*(metrics(run, attempt) for attempt in attempts))

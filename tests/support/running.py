@@ -143,12 +143,12 @@ def replayed(records, last_step):
     return dict(memory)
 
 
-def replayed_anchors(run, records, last_step):
+def replayed_anchors(run, records, last_step, preset="soft"):
     """HA-DW's anchor after each step, from the recorded counts through a fresh ``Hadw``: bit for bit what the run had.
 
     Asserts that every group met the anchor of the step before, and that every checkpoint holds the anchor of its step.
     """
-    fresh, path = Hadw({"preset": "hard"}), {}
+    fresh, path = Hadw({"preset": preset}), {}
     for step in range(1, last_step + 1):
         rows = [row for row in records.to_pylist() if row["step"] == step]
         assert {row["hadw_anchor"] for row in rows if row["total"]} == {fresh.bank.value("arithmetic")}

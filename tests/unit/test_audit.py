@@ -131,6 +131,6 @@ def test_a_task_alone_or_replaced_as_a_whole_says_nothing(audited, compose_fast)
 
 
 def test_hadw_is_said_to_weigh(audited):
-    assert any(re.search(r"2601\.08521.*\bhard\b", line) for line in audited("algo=hadw_dapo").lines())
+    assert any(re.search(r"2601\.08521.*\bsoft\b", line) for line in audited("algo=hadw_dapo").lines())
     off = audited("algo=hadw", "algorithm.gsd.hadw.preset=off")
     assert not any("2601.08521" in line for line in off.lines())

@@ -7,7 +7,21 @@ from __future__ import annotations
 
 import typer
 
-from verl_gsd.cli import compare, doctor, evaluate, export, jobs, judge, lab, plan, prepare, report, submit, train
+from verl_gsd.cli import (
+    compare,
+    contract,
+    doctor,
+    evaluate,
+    export,
+    jobs,
+    judge,
+    lab,
+    plan,
+    prepare,
+    report,
+    submit,
+    train,
+)
 from verl_gsd.cli.command_groups import MainCommands
 
 app = typer.Typer(
@@ -24,6 +38,7 @@ app.command()(jobs.stop)
 app.command(no_args_is_help=True)(prepare.prepare)
 app.command("eval", no_args_is_help=True)(evaluate.evaluate)
 app.command(no_args_is_help=True)(export.export)
+app.command()(contract.contract)
 app.command()(doctor.doctor)
 app.command(no_args_is_help=True)(plan.plan)
 app.command()(report.report)

@@ -204,6 +204,7 @@ def _line_to_resume(line: Line) -> Line:
 
     from verl_gsd.errors import ConfigError
     from verl_gsd.run.compose import parse_line
+    from verl_gsd.run.kept_settings import settings_of_state
     from verl_gsd.run.own_data import sizes_of_run
     from verl_gsd.run.trust import stored_words
     from verl_gsd.rundir import RunDirectory
@@ -244,7 +245,14 @@ def _line_to_resume(line: Line) -> Line:
     for key in line.keys:
         if key.startswith("trainer.resume_"):
             raise ConfigError(f"{key}: conflicts with resume=. Remove it, or set resume=RUN/global_step_N.")
-    return parse_line([*stored, *line.words_given, f"resume={run.path}"])
+    resumed = parse_line([*stored, *line.words_given, f"resume={run.path}"])
+    kept = settings_of_state(resumed, loaded) if loaded is not None and not _starts_fresh(line) else []
+    return parse_line([*stored, *kept, *line.words_given, f"resume={run.path}"]) if kept else resumed
+
+
+def _starts_fresh(line: Line) -> bool:
+    """Whether the words of a resume ignore the saved state."""
+    return any(re.fullmatch(r"\+*algorithm\.gsd\.state=fresh", word) for word in line.words_given)
 
 
 def _stored_config(path: Path) -> dict[str, Any]:

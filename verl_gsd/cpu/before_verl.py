@@ -12,6 +12,9 @@ from typing import Any
 
 import wrapt
 
+#: The environment variable that enables the CPU platform.
+SWITCH = "VERL_GSD_CPU"
+
 #: Environment variables for Ray, vLLM and OpenMP, also in processes that we do not start ourselves. Values that the
 #: user has set are kept.
 ENVIRONMENT = {
@@ -28,6 +31,11 @@ ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "GLOO_SOCKET_IFNAME": "lo",
 }
+
+
+def requested() -> bool:
+    """Whether this process's environment enables the CPU platform."""
+    return os.environ.get(SWITCH) == "1"
 
 
 def set_environment() -> None:

@@ -24,13 +24,6 @@ from verl.plugin.platform.platform_manager import PlatformRegistry
 
 from verl_gsd.cpu import before_verl
 
-SWITCH = "VERL_GSD_CPU"
-
-
-def requested() -> bool:
-    """Whether this process's environment enables the CPU platform."""
-    return os.environ.get(SWITCH) == "1"
-
 
 def activate() -> None:
     """Make this process run verl on the CPU: set the environment, register the platform, apply the patches.
@@ -108,7 +101,7 @@ class PlatformCPU(PlatformBase):
         return _DEVICE
 
     def is_available(self) -> bool:
-        return requested()
+        return before_verl.requested()
 
     def current_device(self) -> str:  # type: ignore[override]  # an argument of torch.device; a CPU has no index
         return "cpu"

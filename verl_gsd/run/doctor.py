@@ -25,6 +25,7 @@ from verl_gsd.config.attention import FLASH, attention_here, flash_attention_pro
 from verl_gsd.run import all_reduce, gpus, own_cluster
 from verl_gsd.run.checks.validate import FULLEST_DISK, MINIMUM_FREE_BYTES, is_installed
 from verl_gsd.run.checks.with_verl import check_plugin_loaded
+from verl_gsd.run.verl_hooks import failures
 
 _INSTALL = "Run scripts/setup.sh in a checkout of verl-gsd"
 #: Seconds that vLLM's import may take. From a network disk without a warm cache it takes more than a minute.
@@ -299,6 +300,8 @@ def plugin_problem() -> str:
         return f"{type(error).__name__}: {error}"
     if not any(point.value == "verl_gsd.trainer.plugin" for point in _entry_points()):
         return "no entry point in the group verl.plugins names verl_gsd: the package is on the path but not installed"
+    for problem in failures():
+        return problem
     if "gsd_sync" not in modes:
         return "the plugin is loaded, but trainer mode gsd_sync is not registered"
     if "gsd" not in estimators:

@@ -19,6 +19,7 @@ from verl.trainer.ppo.core_algos import register_adv_est
 
 from verl_gsd import chain, extension
 from verl_gsd.errors import OUR_MODES
+from verl_gsd.run.verl_hooks import reject_if_failed
 
 
 @dataclass
@@ -90,6 +91,7 @@ def gsd_advantage(
         Advantages and returns, which are the same (N, T) tensor: the response's advantage on each of its tokens.
 
     Raises:
+        ConfigError: a part of this package does not fit the installed verl.
         ValueError: ``config.gsd`` is missing or incomplete, or one of its extensions needs one of our trainer modes.
         ValueError, ExtensionError: see ``chain.advantages``.
     """
@@ -97,6 +99,7 @@ def gsd_advantage(
         rewards = token_level_rewards.sum(dim=-1)
         gsd, batch = (config and config.get("gsd")) or {}, _BATCH.get()
         if batch is None:
+            reject_if_failed()
             _require_no_groups(gsd)
             batch = _BatchContext(None, {}, None)
         mask, representative = not_padding(index), batch.representative

@@ -4,18 +4,23 @@ Every process that imports verl imports this module, including those that vLLM s
 cheap. Estimators, losses and trainer modes import much of verl and vLLM, so they are registered only when verl's own
 are imported. verl swallows an exception that this module raises. Therefore, the training process (before it starts Ray)
 and ``verl-gsd doctor`` check afterwards that everything is registered.
+
+A part that does not fit the installed verl does not break verl (``verl_hooks.py``). If our estimator or our trainer
+modes cannot be imported, ``reject_if_failed`` takes their place in verl's registries, so that a run that asks for them
+is rejected with the reason.
 """
 
 from __future__ import annotations
 
 import importlib
-
-import wrapt
+from typing import Any
 
 from verl_gsd import extension
-from verl_gsd.cpu import platform
+from verl_gsd.cpu import before_verl
+from verl_gsd.errors import OUR_MODES
 from verl_gsd.run import engines
 from verl_gsd.run.compose import store_groups
+from verl_gsd.run.verl_hooks import contained, reject_if_failed, when_imported
 from verl_gsd.trainer import (
     checkpoint_loading,
     prompt_truncation,
@@ -25,37 +30,71 @@ from verl_gsd.trainer import (
     weight_sockets,
 )
 
+_REWARD_LOOP = "verl.experimental.reward_loop.reward_loop"
+_AGENT_LOOP = "verl.experimental.agent_loop.agent_loop"
 
-def _register_losses() -> None:
+
+def _register_estimator(core_algos: Any) -> None:
+    try:
+        importlib.import_module("verl_gsd.trainer.estimator")
+    except Exception:
+        core_algos.ADV_ESTIMATOR_REGISTRY.setdefault("gsd", reject_if_failed)
+        raise
+
+
+def _register_losses(_: Any) -> None:
     for declaration in extension.declarations():
         if declaration.loss is not None:
-            importlib.import_module(declaration.loss)
+            with contained(f"the loss of {declaration.name}"):
+                importlib.import_module(declaration.loss)
 
 
-if platform.requested():
-    platform.activate()
+def _register_trainers(_: Any) -> None:
+    try:
+        importlib.import_module("verl_gsd.trainer.trainer")
+    except Exception:
+        registry = importlib.import_module("verl.trainer.ppo.v1.trainer_base").TRAINER_REGISTRY
+        for mode in OUR_MODES.values():
+            registry.setdefault(mode, reject_if_failed)
+        raise
+
 
 store_groups()
+if before_verl.requested():
+    with contained("the CPU platform"):
+        importlib.import_module("verl_gsd.cpu.platform").activate()
 weight_sockets.install()
 
-wrapt.when_imported("verl.trainer.ppo.core_algos")(lambda _: importlib.import_module("verl_gsd.trainer.estimator"))
-wrapt.when_imported("verl.trainer.ppo.core_algos")(lambda _: _register_losses())
-wrapt.when_imported("verl.trainer.ppo.v1.trainer_sync")(lambda _: importlib.import_module("verl_gsd.trainer.trainer"))
-wrapt.when_imported("verl.experimental.reward_loop.reward_loop")(reward_model_patch.add_extra_info)
-wrapt.when_imported("verl.experimental.reward_loop.reward_loop")(reward_failures.install)
-wrapt.when_imported("verl.experimental.agent_loop.agent_loop")(prompt_truncation.install)
-wrapt.when_imported("verl.workers.rollout.vllm_rollout.vllm_async_server")(
-    lambda server: importlib.import_module("verl_gsd.trainer.engine_health").install(server)
+when_imported("verl.trainer.ppo.core_algos", _register_estimator)
+when_imported("verl.trainer.ppo.core_algos", _register_losses)
+when_imported("verl.trainer.ppo.v1.trainer_sync", _register_trainers)
+when_imported(_REWARD_LOOP, reward_model_patch.add_extra_info, patch="trainer/reward_model_patch.py")
+when_imported(_REWARD_LOOP, reward_failures.install, patch="trainer/reward_failures.py")
+when_imported(_AGENT_LOOP, prompt_truncation.install, patch="trainer/prompt_truncation.py")
+when_imported(
+    "verl.workers.rollout.vllm_rollout.vllm_async_server",
+    lambda server: importlib.import_module("verl_gsd.trainer.engine_health").install(server),
+    patch="trainer/engine_health.py",
 )
-wrapt.when_imported("verl.workers.engine.fsdp.transformer_impl")(
-    lambda engine: importlib.import_module("verl_gsd.trainer.attention").install(engine)
+when_imported(
+    "verl.workers.engine.fsdp.transformer_impl",
+    lambda engine: importlib.import_module("verl_gsd.trainer.attention").install(engine),
+    patch="trainer/attention.py",
 )
-wrapt.when_imported("verl.utils.checkpoint.fsdp_checkpoint_manager")(checkpoint_loading.install)
-wrapt.when_imported("verl.utils.device")(engines.patch_main)
-wrapt.when_imported("verl.utils.torch_functional")(
-    lambda module: importlib.import_module("verl_gsd.trainer.log_probs").patch(module)
+when_imported(
+    "verl.utils.checkpoint.fsdp_checkpoint_manager",
+    checkpoint_loading.install,
+    patch="trainer/checkpoint_loading.py",
 )
-wrapt.when_imported("transfer_queue")(
-    lambda queue: importlib.import_module("verl_gsd.run.cluster_lock").lock_queue(queue)
+when_imported("verl.utils.device", engines.patch_main, patch="run/engines.py")
+when_imported(
+    "verl.utils.torch_functional",
+    lambda module: importlib.import_module("verl_gsd.trainer.log_probs").patch(module),
+    patch="trainer/log_probs.py",
 )
-wrapt.when_imported("transfer_queue")(queue_auth.install)
+when_imported(
+    "transfer_queue",
+    lambda queue: importlib.import_module("verl_gsd.run.cluster_lock").lock_queue(queue),
+    patch="run/cluster_lock.py",
+)
+when_imported("transfer_queue", queue_auth.install, patch="trainer/queue_auth.py")

@@ -57,9 +57,11 @@ def install(transfer_queue: Any = None) -> None:
 
     if hasattr(ZMQMessage.serialize, "__wrapped__"):
         return  # an actor has imported verl before TransferQueue creates its object
+    # Before anything is patched: with only a part of the patches, no process could read the messages of another.
+    actors = [actor.__ray_metadata__.modified_class for actor in (TransferQueueController, SimpleStorageUnit)]
     _patch_messages(ZMQMessage)
-    for actor in (TransferQueueController, SimpleStorageUnit):
-        _patch_actor(actor.__ray_metadata__.modified_class)
+    for actor in actors:
+        _patch_actor(actor)
     for name in _LOGGERS:
         logging.getLogger(name).addFilter(_RateLimit())
 

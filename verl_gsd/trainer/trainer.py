@@ -42,6 +42,7 @@ from verl_gsd.run.checks.steps_left import finished
 from verl_gsd.run.dataset import UNKNOWN_SOURCE, indices_are_unique, prompt_keys
 from verl_gsd.run.messages import MessageWriter, RunStoppedError
 from verl_gsd.run.truncation import obey_truncation
+from verl_gsd.run.verl_hooks import reject_if_failed, reject_if_unfit
 from verl_gsd.rundir import HELD_OUT_PROMPTS, RunDirectory
 from verl_gsd.state import Memory, remove_rotated_states, restore_state, save_state
 from verl_gsd.trainer import estimator, replay
@@ -94,7 +95,7 @@ class GroupTrainer(PPOTrainer):
 
     Raises:
         ConfigError: ``algorithm.gsd`` is wrong. ``verl-gsd train`` finds this before the run starts; verl's own
-            ``main_ppo`` does not.
+            ``main_ppo`` does not. Or a part of this package does not fit the installed verl.
     """
 
     verl_mode: ClassVar[str]
@@ -102,6 +103,7 @@ class GroupTrainer(PPOTrainer):
     _rollout_moe_lb_metrics_accumulator: Any
 
     def __init__(self, config: DictConfig):
+        reject_if_unfit()
         if problems := gsd_section_problems(config):
             raise ConfigError("\n".join(problems))
         self._run = RunDirectory(Path(config.trainer.default_local_dir))
@@ -151,6 +153,7 @@ class GroupTrainer(PPOTrainer):
             raise
 
     def fit(self, agent_loop_manager):
+        reject_if_failed()  # verl imports its rollout only after it has created the trainer
         # verl's file logger writes to this path and does not create the folder. verl-gsd or the user may have set it.
         metrics = self._run.metrics(self._attempt)
         if Path(os.environ.setdefault("VERL_FILE_LOGGER_PATH", str(metrics))) == metrics:

@@ -26,9 +26,8 @@ import os
 from pathlib import PurePath
 from typing import Any
 
-import wrapt
-
 from verl_gsd import private_folders
+from verl_gsd.run.verl_hooks import when_imported
 
 #: Environment variable of vLLM's processes: the id of their Ray node.
 NODE = "VERL_GSD_RAY_NODE"
@@ -36,11 +35,11 @@ NODE = "VERL_GSD_RAY_NODE"
 
 def install() -> None:
     """Patch verl's sender, receiver and shared memory, and the actor that starts vLLM, each when verl imports it."""
-    package = "verl.workers.rollout.vllm_rollout"
-    wrapt.when_imported(f"{package}.vllm_rollout")(_patch_sender)
-    wrapt.when_imported(f"{package}.vllm_async_server")(_patch_server)
-    wrapt.when_imported(f"{package}.utils")(_patch_receiver)
-    wrapt.when_imported(f"{package}.bucketed_weight_transfer")(_patch_shared_memory)
+    package, patch = "verl.workers.rollout.vllm_rollout", "trainer/weight_sockets.py"
+    when_imported(f"{package}.vllm_rollout", _patch_sender, patch=patch)
+    when_imported(f"{package}.vllm_async_server", _patch_server, patch=patch)
+    when_imported(f"{package}.utils", _patch_receiver, patch=patch)
+    when_imported(f"{package}.bucketed_weight_transfer", _patch_shared_memory, patch=patch)
 
 
 def private_handle(handle: str, node: str) -> str:

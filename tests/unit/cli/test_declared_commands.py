@@ -16,7 +16,8 @@ from verl_gsd.cli.main import app
 from verl_gsd.extension import COMMANDS, Declaration, register
 
 OURS = (
-    *("train", "submit", "status", "logs", "stop", "prepare", "eval", "export", "doctor", "audit-bias", "plan"),
+    *("train", "submit", "status", "logs", "stop", "prepare", "eval", "export", "contract", "doctor"),
+    *("audit-bias", "plan"),
     *("report", "compare", "lab", "judge"),
 )
 

@@ -10,16 +10,20 @@ import yaml
 from checkpoint_files import write_checkpoint
 from typer.testing import CliRunner
 
+from verl_gsd.algorithms.hadw.extension import Hadw
 from verl_gsd.cli import train
 from verl_gsd.cli.main import app
 from verl_gsd.errors import ConfigError
+from verl_gsd.extension import fingerprints
 from verl_gsd.jobs.submission import resumed_run
+from verl_gsd.prompts import PromptStore
 from verl_gsd.run import compose, launch, trust
 from verl_gsd.run.checks import gsd_section, validate
 from verl_gsd.run.checks.steps_left import check_steps_left
 from verl_gsd.run.compose import parse_line, resolve
 from verl_gsd.run.messages import RunStoppedError
 from verl_gsd.rundir import RunDirectory
+from verl_gsd.state import save_state
 
 LINE = ["algo=grpo", "task=arithmetic", "hardware=cpu"]
 
@@ -215,3 +219,36 @@ def test_a_stopped_run_ends_with_what_the_trainer_said(run, monkeypatch, capsys)
     assert ended.value.exit_code == 1
     assert "vLLM's engine died: process id 7 [on node a]\n" in printed.err
     assert f"\nverl-gsd train resume='{run.path}'\n" in printed.out
+
+
+def with_state(run, preset, **saved):
+    """A run of HA-DW whose line names no preset, with a checkpoint whose anchors are of ``preset``."""
+    store(run, ["algo=hadw", *LINE[1:]])
+    hadw = Hadw({"preset": preset, **saved})
+    for step in (4, 8, 10):
+        save_state(run.checkpoint(step), {"prompts": PromptStore(), "hadw": hadw}, fingerprints({"hadw": hadw}))
+
+
+@pytest.mark.parametrize("preset", ["hard", "soft", 0.4])
+def test_a_resume_keeps_the_settings_of_its_state_where_the_default_has_changed(run, preset):
+    """Runs that began when ``algo=hadw`` had the hard anchor go on with it. The line alone would give the default."""
+    with_state(run, preset, accuracy_range=[0, 2])
+    assert problems(run) == []
+    _, config = train._compose([f"resume={run.path}"])
+    assert config.algorithm.gsd.hadw.preset == preset and config.algorithm.gsd.hadw.accuracy_range == [0, 2]
+
+
+def test_a_setting_on_the_line_of_a_resume_is_checked_and_not_replaced(run):
+    soft = "algorithm.gsd.hadw.preset=soft"
+    with_state(run, "hard")
+    assert any("hadw.preset" in problem and "hard" in problem for problem in problems(run, soft))
+    _, config = train._compose([f"resume={run.path}", "algorithm.gsd.state=fresh"])
+    assert config.algorithm.gsd.hadw.preset == "soft", "a run that starts with an empty state has today's default"
+    store(run, ["algo=hadw", *LINE[1:], soft])
+    assert any("hadw.preset" in problem and "hard" in problem for problem in problems(run)), "also on the stored line"
+
+
+def test_a_resume_adds_no_section_that_its_line_does_not_have(run):
+    with_state(run, "hard")
+    _, config = train._compose([f"resume={run.path}", "algo=grpo"])
+    assert "hadw" not in config.algorithm.gsd

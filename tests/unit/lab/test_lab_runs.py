@@ -84,7 +84,7 @@ def test_every_algorithm_that_a_run_can_have_is_here_or_said_to_be_another():
 OURS = {
     "dial": ["grpo", "dr_grpo", "alpha=0.5", "alpha=2"],
     "dapo": ["dapo", "dapo_redraw"],
-    "hadw": ["hadw", "hadw_soft", "hadw_dr_grpo", "hadw_dapo"],
+    "hadw": ["hadw", "hadw_hard", "hadw_dr_grpo", "hadw_dapo"],
     "dagrpo": ["dagrpo_mask", "dagrpo_anchors", "dagrpo"],
     "gvpo": ["gvpo", "gvpo_ref"],
 }

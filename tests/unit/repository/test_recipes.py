@@ -79,6 +79,12 @@ HADW = NO_KL | {
     "data.max_response_length": 4096,
     "algorithm.gsd.alpha": 1,
     "algorithm.gsd.hadw.lambda_scale": 1.3,
+    "algorithm.gsd.hadw.preset": "soft",
+    "algorithm.filter_groups.enable": False,
+    f"{ACTOR}.use_dynamic_bsz": True,
+    f"{ROLLOUT}.tensor_model_parallel_size": 1,
+    f"{ROLLOUT}.val_kwargs.do_sample": False,
+    "trainer.test_freq": 5,
 }
 GVPO = NO_KL | {
     f"{ACTOR}.policy_loss.loss_mode": "gvpo",
@@ -119,7 +125,7 @@ STATED = {
     ("gsd/qwen2.5_math_7b",): {f"{ROLLOUT}.n": 8} | _path("Qwen/Qwen2.5-Math-7B"),
     ("hadw/qwen3_4b_base",): HADW | _clips(0.2, 0.2, 3) | _path("Qwen/Qwen3-4B-Base"),
     ("hadw/qwen3_4b_base", "algo=hadw_gspo"): HADW | _clips(3e-4, 4e-4, 3),
-    ("hadw/qwen3_4b_base_dapo",): HADW | _clips(0.2, 0.28, 9) | {"algorithm.filter_groups.enable": True},
+    ("hadw/qwen3_4b_base_dapo",): HADW | _clips(0.2, 0.28, 9),
     ("hadw/qwen3_8b_base",): HADW | _path("Qwen/Qwen3-8B-Base"),
     ("hadw/qwen3_8b_base_dapo",): HADW | _clips(0.2, 0.28, 9) | _path("Qwen/Qwen3-8B-Base"),
     ("hadw/llama_3.2_3b_instruct",): HADW | _path("meta-llama/Llama-3.2-3B-Instruct"),
@@ -225,7 +231,7 @@ def test_a_task_takes_a_recipe_to_a_laptop():
     config = composed("hadw/qwen3_4b_base_dapo", "hardware=cpu", "task=arithmetic")
     assert (config.data.train_batch_size, config.data.max_response_length) == (24, 8)
     assert config.actor_rollout_ref.model.path.endswith("/arithmetic/model")
-    assert config.algorithm.filter_groups.enable and config.algorithm.gsd.hadw.preset == "hard"
+    assert not config.algorithm.filter_groups.enable and config.algorithm.gsd.hadw.preset == "soft"
     assert problems(config) == []
 
 

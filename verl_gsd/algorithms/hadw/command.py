@@ -18,7 +18,7 @@ def audit_bias(
     preset: Annotated[
         str | None,
         typer.Option(
-            help="HA-DW's anchor: hard, soft, paper, fixed, or a number in [0, 1]. Default: that of algorithm.gsd.hadw."
+            help="HA-DW's anchor: soft, hard, paper, fixed, or a number in [0, 1]. Default: that of algorithm.gsd.hadw."
         ),
     ] = None,
     lambda_scale: Annotated[
@@ -32,7 +32,7 @@ def audit_bias(
     from verl_gsd.records import read_records
 
     if preset == "off":
-        fail("--preset off: this preset has no factors. Use hard, soft, paper, fixed, or a number.")
+        fail("--preset off: this preset has no factors. Use soft, hard, paper, fixed, or a number.")
     try:
         records = read_records(run)
         if not len(records):

@@ -27,8 +27,8 @@ logger = logging.getLogger(__name__)
 
 #: The anchors of ``settings.PRESETS``.
 _ANCHORS: dict[str, Callable[[], Anchor]] = {
-    "hard": HardAnchor,
     "soft": SoftAnchor,
+    "hard": HardAnchor,
     "paper": lambda: SoftAnchor(floor=0, cap=1, seeds=2),
     "fixed": lambda: FixedAnchor(0.5),
     "off": lambda: FixedAnchor(0.5),

@@ -10,15 +10,18 @@ it is the reverse. Phi is positive. Multiplying A before a clipped objective the
 objective: the clip region stays the same, and one factor works for GRPO, GSPO and DAPO.
 
 The anchor observes the accuracy y = (right responses) / (all responses) of every batch. The batch includes groups that
-dynamic sampling evicts. There are two update rules:
+dynamic sampling evicts. There are two update rules. The soft one is the paper's method (Section 3.1, Equations 7 to
+12) and our default. The hard one is a variant in its Appendix F, and the one that the authors' code runs:
 
     soft   C+ = (1 - eta_t) C + eta_t y,  eta_t = clip(eta * sigma_t, floor, cap),  sigma_t: std of C's last m values
     hard   C+ = mean of the last h batch accuracies
 
 How this differs from the paper:
 - The paper does not state eta, m, h or C_0. We use eta = 20 and m = h = 10. C_0 is the accuracy of the first batch.
-- We bound eta_t by a floor and a cap. Under the paper's rule, sigma_t = 0 is a fixed point for every eta, and without
-  a cap eta_t amplifies its own noise. floor = 0, cap = 1, seeds = 2 is the paper's rule.
+- Equation 134 also writes the hard rule as ((h - 1) / h) C + y / h. This equals the mean of the last h accuracies only
+  if C is the mean of the h - 1 before. We use the mean.
+- We bound eta_t by a floor (0.05) and a cap (0.2). Under the paper's rule, sigma_t = 0 is a fixed point for every eta,
+  and without a cap eta_t amplifies its own noise. floor = 0, cap = 1, seeds = 2 is the paper's rule.
 - C is the value before the current batch, as the paper defines it. The authors' code includes the current batch.
 - In a mixture of data sets, each data set has its own anchor (``AnchorBank``).
 - If a budget gives prompts different numbers of responses, y is the mean over prompts.

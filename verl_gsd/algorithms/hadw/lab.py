@@ -23,32 +23,32 @@ from verl_gsd.bernoulli import (
 
 
 def lab_algorithms() -> Mapping[str, Algorithm | SameAlgorithm]:
-    """HA-DW on GRPO with both kinds of anchor, on Dr. GRPO and on DAPO."""
+    """HA-DW on GRPO with both kinds of anchor, on Dr. GRPO and on DAPO with the soft one."""
     return {
         "hadw": Algorithm(
             "hadw",
-            "GRPO times HA-DW's factor, with lambda_scale 1.3 and the hard anchor (the mean accuracy of the last 10 "
-            "steps). Here the 1.3 raises the learning rate; AdamW would hide it.",
-            one_group_per_prompt,
-            lambda logit, generator: hadw_update(HardAnchor()),
-        ),
-        "hadw_soft": Algorithm(
-            "hadw",
-            "The same with the soft anchor.",
+            "GRPO times HA-DW's factor, with lambda_scale 1.3 and the soft anchor (the paper's method). Here the 1.3 "
+            "raises the learning rate; AdamW would hide it.",
             one_group_per_prompt,
             lambda logit, generator: hadw_update(SoftAnchor()),
         ),
+        "hadw_hard": Algorithm(
+            "hadw",
+            "The same with the hard anchor of the authors' code (the mean accuracy of the last 10 steps).",
+            one_group_per_prompt,
+            lambda logit, generator: hadw_update(HardAnchor()),
+        ),
         "hadw_dr_grpo": Algorithm(
             "hadw",
-            "Dr. GRPO times HA-DW's factor, with the hard anchor.",
+            "Dr. GRPO times HA-DW's factor, with the soft anchor.",
             one_group_per_prompt,
-            lambda logit, generator: hadw_update(HardAnchor(), alpha=0.0),
+            lambda logit, generator: hadw_update(SoftAnchor(), alpha=0.0),
         ),
         "hadw_dapo": Algorithm(
             "hadw",
-            "DAPO times HA-DW's factor. The hard anchor observes every generated group.",
+            "DAPO times HA-DW's factor. The soft anchor observes every generated group.",
             replace_silent_groups,
-            lambda logit, generator: hadw_update(HardAnchor()),
+            lambda logit, generator: hadw_update(SoftAnchor()),
         ),
         "hadw_gspo": SameAlgorithm(
             "a sequence of one token has the ratio of its token, and this ratio is 1 if each batch is used once",

@@ -80,7 +80,7 @@ def _settings(config: DictConfig) -> HadwSettings:
         raise ConfigError(str(error)) from error
     if settings.preset == "off":
         raise ConfigError(
-            "algorithm.gsd.hadw.preset=off: this preset has no factor. Set it to hard, soft, paper, fixed, or a number."
+            "algorithm.gsd.hadw.preset=off: this preset has no factor. Set it to soft, hard, paper, fixed, or a number."
         )
     return settings
 

@@ -10,8 +10,9 @@ from pydantic import Field, field_validator
 from verl_gsd.scalars import is_finite, is_number
 from verl_gsd.settings import SectionSettings, did_you_mean
 
-#: Names of anchors. ``paper`` is the rule that the paper states.
-PRESETS = ("hard", "soft", "paper", "fixed", "off")
+#: Names of anchors. ``soft`` is the paper's method, with a floor and a cap where the paper states no constants.
+#: ``hard`` is the anchor of the authors' code. ``paper`` is the soft anchor without floor and cap.
+PRESETS = ("soft", "hard", "paper", "fixed", "off")
 
 
 class HadwSettings(SectionSettings):
@@ -26,7 +27,7 @@ class HadwSettings(SectionSettings):
             returns values in [0, 1].
     """
 
-    preset: str | float = "hard"
+    preset: str | float = "soft"
     lambda_scale: float = Field(1.3, gt=0)
     include_current: bool = False
     n_min: int = Field(64, ge=1)

@@ -24,6 +24,7 @@ from verl_gsd.run.checks.prompt_lengths import check_prompts
 from verl_gsd.run.checks.validate import as_list, raise_problems
 from verl_gsd.run.footprint import has_adapter
 from verl_gsd.run.messages import Message
+from verl_gsd.run.verl_hooks import failures, uses_us
 
 PLUGIN = "verl_gsd.trainer.plugin"
 
@@ -44,6 +45,7 @@ def validate_with_verl(config: DictConfig, runs_here: bool = True) -> list[Messa
         list(check_plugin_loaded())
         or [
             *_check_names(config),
+            *(failures() if uses_us(config) else ()),
             *extension.rejected(),  # importing verl loads plugins that register extensions, and verl hides their errors
             *check_unknown_sections(config),
             *check_third_party_extensions(config, files=runs_here),

@@ -314,7 +314,7 @@ def test_the_papers_anchor_warns_when_it_is_frozen(caplog):
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({"preset": "sfot"}, r"preset=sfot: .*hard, soft, paper, fixed, off.*\. Did you mean soft\?$"),
+        ({"preset": "sfot"}, r"preset=sfot: .*soft, hard, paper, fixed, off.*\. Did you mean soft\?$"),
         ({"preset": 1.2}, r"preset=1\.2"),
         ({"lambda_scale": 0}, r"lambda_scale=0"),
         ({"n_min": 0}, r"n_min=0"),

@@ -1,0 +1,27 @@
+"""What our plugin does where verl has changed: verl can be imported, and only runs that use us are rejected."""
+
+import changed_verl
+import forks
+import pytest
+
+pytest.importorskip("verl")
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory):
+    status, output = forks.run(tmp_path_factory.mktemp("changed"), changed_verl.run)
+    assert status == 0, output[-5000:]
+    return output
+
+
+def test_stock_trainers_can_be_imported_with_one_warning(output):
+    assert "stock trainer: PPOTrainerSync" in output and "estimator registered: True" in output
+    (warning,) = [line for line in output.splitlines() if "Runs that do not use verl-gsd are not" in line]
+    assert "verl-gsd does not fit verl" in warning
+    assert "trainer_sync failed (ImportError" in warning and "SYNTHETIC_PADDING_SEQ_LEN" in warning
+
+
+@pytest.mark.parametrize("mode", ["gsd_sync", "gsd_colocate_async", "gsd_separate_async"])
+def test_a_run_that_asks_for_our_trainer_is_rejected_with_the_reason(output, mode):
+    (line,) = [line for line in output.splitlines() if line.startswith(mode)]
+    assert line.startswith(f"{mode} ConfigError") and "SYNTHETIC_PADDING_SEQ_LEN" in line
