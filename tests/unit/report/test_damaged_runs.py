@@ -15,6 +15,7 @@ from verl_gsd.export.checkpoint import shard_paths
 from verl_gsd.records import missing_steps
 from verl_gsd.report.build import build_sections, read_runs
 from verl_gsd.report.reading import read_run
+from verl_gsd.run import trust
 from verl_gsd.rundir import LARGEST_STEP, RunDirectory, read_metrics
 
 DEEP = "[" * 200_000
