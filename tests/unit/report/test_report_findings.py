@@ -8,7 +8,7 @@ from verl_gsd.algorithms.gvpo import findings as gvpo
 from verl_gsd.algorithms.hadw import findings as hadw
 from verl_gsd.algorithms.rollouts import findings as rollouts
 from verl_gsd.extension import declarations, load
-from verl_gsd.report.findings import THRESHOLDS, collect_findings, groups, policy, rewards
+from verl_gsd.report.findings import THRESHOLDS, collect_findings, groups, policy, rewards, updates
 from verl_gsd.report.findings.finding import recent_mean, scaled
 
 STEPS = 30
@@ -56,6 +56,23 @@ NUMBER = {"algorithm.gsd.hadw.preset": 0.5}
 LONGEST = {"data.max_response_length": 512}
 FAILING = {"judge_failed": 0.2}
 MODE = "trainer.v1.trainer_mode"
+CLIPPING = "actor_rollout_ref.actor.optim.clip_grad"
+
+#: What noise adds to a figure, so that no figure is constant.
+WAVE = 0.02 * np.resize([1.0, -1.0, 0.5], STEPS)
+NORMS = np.exp(10 * WAVE)
+SPIKE = np.where(np.arange(STEPS) == 20, 1e10, NORMS)
+
+
+def long_run(loss, reward):
+    """A table of 60 steps, of which the finding of the loss needs as many."""
+    steps = np.arange(1, 61)
+    return {"step": steps, "actor/pg_loss": loss, "accuracy": reward}
+
+
+LONG_WAVE = 0.02 * np.resize([1.0, -1.0, 0.5], 60)
+OSCILLATING = np.resize([1.0, -1.0], 60) * np.linspace(0, 1, 60) ** 2
+BY_SCORE = {"critic/score/mean": 0.3 + LONG_WAVE}
 
 FIRES = [
     (groups.silent, table(silent=0.6, all_wrong=0.5, all_right=0.1), {}, "algo=dagrpo_anchors"),
@@ -91,6 +108,24 @@ FIRES = [
     (policy.entropy, table(actor__entropy=falling(1, 0.01)), {}, "clip_ratio_high=0.28"),
     (policy.length, table(tokens_per_response=falling(400, 50)), {}, "loss_agg_mode=token-mean"),
     (policy.length, table(response_length__mean=falling(400, 50)), {}, "loss_agg_mode=token-mean"),
+    (
+        policy.length,
+        table(tokens_per_response=np.repeat([400, 1200, 350], STEPS // 3)),
+        {},
+        "loss_agg_mode=token-mean",
+    ),
+    (rewards.shifted_verdicts, table(accuracy=WAVE + known_after(0, LATE)), {}, "gives the same verdict"),
+    (rewards.rising_unverified, table(verifier__unverified=falling(0.01, 0.3)), {}, "can read the answers"),
+    (updates.gradient_spikes, table(actor__grad_norm=SPIKE), {}, "algo=dagrpo_mask"),
+    (updates.gradient_spikes, table(actor__grad_norm=SPIKE), {CLIPPING: 1.0}, f"{CLIPPING}=0.5"),
+    (
+        updates.gradient_spikes,
+        table(actor__grad_norm=np.where(np.arange(STEPS) == 20, np.nan, NORMS), actor__pg_loss=0.1),
+        {},
+        "optim.lr",
+    ),
+    (updates.oscillating_loss, long_run(OSCILLATING, 0.3 + LONG_WAVE), {}, "optim.lr"),
+    (updates.oscillating_loss, long_run(OSCILLATING, np.full(60, np.nan)) | BY_SCORE, {}, "optim.lr"),
     (policy.cut, table(response_length__max=512, response_length__clip_ratio=0.5), LONGEST, "max_response_length=1024"),
     (policy.unlearning, held_out(0.3, 0.5, 0.4, 0.41), {}, "optim.lr"),
     (hadw.frozen_anchor, table(anchor=0.4, accuracy=0.6), {}, "preset=hard"),
@@ -118,6 +153,8 @@ FIRES = [
     (dagrpo.slow_judge, table(judge__share_of_step=0.8), {}, "concurrency"),
     (dagrpo.tied_scores, table(dagrpo__pairs__tied=0.8), {}, "quantile"),
     (dagrpo.contradicted_verifier, table(pairs_contradicted=0.5), {}, "judge.model"),
+    (dagrpo.drifting_judge, table(judge_score=5 + WAVE + 3 * LATE), {}, "quantile"),
+    (dagrpo.drifting_judge, table(pairs_contradicted=falling(0.05, 0.25) + WAVE / 2), {}, "judge calibrate"),
     (dagrpo.few_pairs_kept, table(pairs_kept=0.01), {"algorithm.gsd.dagrpo.delta": 3.0}, "delta=1.5"),
 ]
 
@@ -138,6 +175,18 @@ QUIET = [
     (policy.entropy, table(actor__entropy=falling(1, 0.5)), {}),
     (policy.entropy, table(actor__entropy=known_after(STEPS - 5, falling(1, 0))), {}),
     (policy.length, table(tokens_per_response=falling(400, 300)), {}),
+    (policy.length, table(tokens_per_response=np.repeat([400, 1200, 450], STEPS // 3)), {}),
+    (rewards.shifted_verdicts, table(accuracy=falling(0.1, 0.9)), {}),
+    (rewards.shifted_verdicts, table(accuracy=1 / (1 + np.exp(np.linspace(6, -6, STEPS)))), {}),
+    (rewards.shifted_verdicts, table(accuracy=np.where(np.arange(STEPS) == 15, 0.9, 0.1 + WAVE)), {}),
+    (rewards.rising_unverified, table(verifier__unverified=np.resize([0.0, 0.3, 0.1], STEPS)), {}),
+    (updates.gradient_spikes, table(actor__grad_norm=NORMS, actor__pg_loss=0.1), {}),
+    (updates.gradient_spikes, table(actor__grad_norm=falling(5, 0.1)), {}),
+    (updates.gradient_spikes, table(actor__grad_norm=np.resize([0.0, 1.0, 1.1], STEPS)), {}),
+    (updates.oscillating_loss, long_run(OSCILLATING, np.linspace(0.1, 0.9, 60)), {}),
+    (updates.oscillating_loss, long_run(LONG_WAVE, 0.3 + LONG_WAVE), {}),
+    (updates.oscillating_loss, long_run(1e-5 * OSCILLATING, 0.3 + LONG_WAVE), {}),
+    (dagrpo.drifting_judge, table(judge_score=falling(4, 8), pairs_contradicted=0.1 + WAVE), {}),
     (policy.cut, table(response_length__max=512, response_length__clip_ratio=0.1), LONGEST),
     (policy.cut, table(response_length__max=100, response_length__clip_ratio=0.9), LONGEST),
     (policy.cut, table(response_length__max=512, response_length__clip_ratio=0.9), {}),

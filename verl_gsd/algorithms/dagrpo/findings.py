@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from verl_gsd.report.findings.finding import Finder, Finding, percent, recent_mean, scaled
+from verl_gsd.report.findings.finding import Finder, Finding, initial_mean, percent, recent_mean, scaled
+from verl_gsd.report.findings.trends import growth, sudden_shift
 from verl_gsd.report.reading import Columns
 
 _JUDGE = "algorithm.gsd.dagrpo.judge"
@@ -13,6 +14,8 @@ _CALIBRATE = "verl-gsd judge calibrate FILE  # measures how well the judge agree
 #: Thresholds. A finding reports shares above these: failed judgements; the part of a step spent waiting for the judge;
 #: pairs that the judge scores alike; pairs on which it contradicts the verifier.
 MAX_FAILED, MAX_WAITING, MAX_TIED, MAX_CONTRADICTED = 0.05, 0.5, 0.5, 0.3
+#: A finding reports a sudden shift of the mean score, and a growth of the share of contradicted pairs, above these.
+MIN_SHIFT, MAX_CONTRADICTION_GROWTH = 1.0, 0.1
 #: A finding reports shares below these: pairs that the mask keeps; of the groups that need a demonstration, those that
 #: have one.
 MIN_KEPT, MIN_DEMONSTRATED = 0.1, 0.1
@@ -93,6 +96,35 @@ def contradicted_verifier(table: Columns, config: Mapping[str, Any]) -> Iterator
         )
 
 
+def drifting_judge(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
+    """The judge's scores shift at once, or it contradicts the verifier more and more."""
+    shift = sudden_shift(table, "judge_score", MIN_SHIFT)
+    sentences = []
+    if shift is not None:
+        sentences.append(
+            f"At step {shift.step}, its mean score changed at once from {shift.before:.2f} to {shift.after:.2f}."
+        )
+    if growth(table, "pairs_contradicted") > MAX_CONTRADICTION_GROWTH:
+        first, last = (mean(table, "pairs_contradicted") for mean in (initial_mean, recent_mean))
+        sentences.append(f"It contradicted the verifier on {percent(first)} of the pairs, and now on {percent(last)}.")
+    if sentences:
+        yield Finding(
+            "The judge's scores drift",
+            " ".join(
+                [
+                    *sentences,
+                    "Possible causes: its server has another model, or responses manipulate the judge. A fixed delta "
+                    "then keeps other pairs than before.",
+                ]
+            ),
+            (
+                "'algorithm.gsd.dagrpo.delta={quantile:0.25}'  # follows the scale of the scores",
+                f"{_JUDGE}.model=...  # a judge that does not change during a run",
+                _CALIBRATE,
+            ),
+        )
+
+
 def few_pairs_kept(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
     """The mask drops almost all pairs."""
     share = recent_mean(table, "pairs_kept")
@@ -120,4 +152,11 @@ _REMEDIES: dict[str, tuple[tuple[str, float | None, str], ...]] = {
 }
 
 DEMONSTRATION_FINDERS: tuple[Finder, ...] = (missing_demonstrations,)
-JUDGE_FINDERS: tuple[Finder, ...] = (failed_judgements, slow_judge, tied_scores, contradicted_verifier, few_pairs_kept)
+JUDGE_FINDERS: tuple[Finder, ...] = (
+    failed_judgements,
+    slow_judge,
+    tied_scores,
+    contradicted_verifier,
+    drifting_judge,
+    few_pairs_kept,
+)

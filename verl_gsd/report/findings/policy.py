@@ -13,6 +13,7 @@ from verl_gsd.report.findings.finding import (
     Finding,
     count_values,
     initial_mean,
+    largest_mean,
     numeric_value,
     percent,
     recent_mean,
@@ -43,13 +44,17 @@ def entropy(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def length(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
-    """Responses are much shorter than initially."""
+    """Responses are much shorter than they were, and shorter than initially.
+
+    Lengths that rose and returned to their initial mean are no collapse.
+    """
     name = length_column(table)
-    first, last = initial_mean(table, name), recent_mean(table, name)
-    if count_values(table, name) >= THRESHOLDS.trend and last < THRESHOLDS.length * first:
+    longest, last = largest_mean(table, name), recent_mean(table, name)
+    is_shorter = last < THRESHOLDS.length * longest and last < initial_mean(table, name)
+    if count_values(table, name) >= THRESHOLDS.trend and is_shorter:
         yield Finding(
             "Responses become very short",
-            f"Their mean length fell from {first:.3g} to {last:.3g} tokens. A loss that is averaged over the tokens of "
+            f"Their mean length fell from {longest:.3g} to {last:.3g} tokens. A loss that is averaged over the tokens of "
             "each response favours short right responses. So does a verifier that accepts an answer without reasoning.",
             (
                 "actor_rollout_ref.actor.loss_agg_mode=token-mean  # or algo=dr_grpo: length does not scale gradients",
