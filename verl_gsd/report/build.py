@@ -15,6 +15,7 @@ from verl_gsd.report.sections.view import RunView, SectionBuilder
 #: Sections after the summary, in the order of the page. The sections of extensions follow.
 SECTION_BUILDERS: tuple[SectionBuilder, ...] = (
     policy.accuracy,
+    groups.diversity,
     groups.disagreement,
     groups.silence,
     groups.difficulty,

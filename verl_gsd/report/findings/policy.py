@@ -54,8 +54,9 @@ def length(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
     if count_values(table, name) >= THRESHOLDS.trend and is_shorter:
         yield Finding(
             "Responses become very short",
-            f"Their mean length fell from {longest:.3g} to {last:.3g} tokens. A loss that is averaged over the tokens of "
-            "each response favours short right responses. So does a verifier that accepts an answer without reasoning.",
+            f"Their mean length fell from {longest:.3g} to {last:.3g} tokens. A loss that is averaged over the tokens "
+            "of each response favours short right responses. So does a verifier that accepts an answer without "
+            "reasoning.",
             (
                 "actor_rollout_ref.actor.loss_agg_mode=token-mean  # or algo=dr_grpo: length does not scale gradients",
                 *scaled(config, _LEARNING_RATE, 0.5, "smaller steps"),
