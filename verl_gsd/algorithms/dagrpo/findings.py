@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from verl_gsd.report.findings.finding import Finder, Finding, initial_mean, percent, recent_mean, scaled
+from verl_gsd.report.findings.finding import Finder, Finding, assigned, initial_mean, percent, recent_mean, scaled
 from verl_gsd.report.findings.trends import growth, sudden_shift
 from verl_gsd.report.reading import Columns
 
@@ -34,7 +34,12 @@ def missing_demonstrations(table: Columns, config: Mapping[str, Any]) -> Iterato
         f"Only {percent(served / wanted)} of the groups that need a demonstration get one",
         f"{wanted:.0f} groups per step need one.{most}",
         (
-            "algorithm.gsd.dagrpo.demonstrations.source=expert_or_self  # falls back to the policy's own successes",
+            *assigned(
+                config,
+                "algorithm.gsd.dagrpo.demonstrations.source",
+                "expert_or_self",
+                "falls back to the policy's own successes",
+            ),
             "algorithm.gsd.dagrpo.demonstrations.column=...  # the column of the data that has demonstrations",
         ),
     )
@@ -54,8 +59,8 @@ def failed_judgements(table: Columns, config: Mapping[str, Any]) -> Iterator[Fin
         + "The mask keeps pairs without a score.",
         tuple(
             line
-            for key, factor, why in _REMEDIES[reason if has_reason else "connection"]
-            for line in (scaled(config, f"{_JUDGE}.{key}", factor, why) if factor else (f"{_JUDGE}.{key}  # {why}",))
+            for key, change, why in _REMEDIES[reason if has_reason else "connection"]
+            for line in _changed(config, f"{_JUDGE}.{key}", change, why)
         ),
     )
 
@@ -136,19 +141,28 @@ def few_pairs_kept(table: Columns, config: Mapping[str, Any]) -> Iterator[Findin
         )
 
 
-#: Reason of a failure (``judge/failures/<reason>``) -> changes of the judge's section: (key, factor of its value, why).
-_REMEDIES: dict[str, tuple[tuple[str, float | None, str], ...]] = {
-    "connection": (("base_url=...", None, "where the server listens"),),
+def _changed(config: Mapping[str, Any], key: str, change: float | str, why: str) -> tuple[str, ...]:
+    return assigned(config, key, change, why) if isinstance(change, str) else scaled(config, key, change, why)
+
+
+_ONLY_SCORES = (
+    ("answer", "choice", "the server then accepts only scores; not all servers have it"),
+    ("answer", "json_schema", "the server then accepts only JSON with a score"),
+)
+#: Reason of a failure (``judge/failures/<reason>``) -> changes of the judge's section: (key, its new value as text or
+#: the factor of its value, why).
+_REMEDIES: dict[str, tuple[tuple[str, float | str, str], ...]] = {
+    "connection": (("base_url", "...", "where the server listens"),),
     "timed_out": (("timeout_s", 2, "seconds per call"), ("concurrency", 0.5, "fewer calls at once")),
     "over_budget": (("budget_s", 2, "seconds per group"), ("concurrency", 2, "more calls at once")),
     "rate_limited": (("concurrency", 0.5, "fewer calls at once"),),
     "server_error": (
         ("concurrency", 0.5, "fewer calls at once"),
-        ("retries=4", None, "repeated calls after a failure"),
+        ("retries", 2, "repeated calls after a failure"),
     ),
-    "refused": (("model=...", None, "as the server names it; also set api_key_env if the server needs a key"),),
-    "unreadable": (("answer=choice", None, "or json_schema; the server then accepts only scores"),),
-    "off_scale": (("answer=choice", None, "or json_schema; the server then accepts only scores"),),
+    "refused": (("model", "...", "as the server names it; also set api_key_env if the server needs a key"),),
+    "unreadable": _ONLY_SCORES,
+    "off_scale": _ONLY_SCORES,
 }
 
 DEMONSTRATION_FINDERS: tuple[Finder, ...] = (missing_demonstrations,)

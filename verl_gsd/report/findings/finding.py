@@ -134,6 +134,17 @@ def numeric_value(config: Mapping[str, Any], key: str) -> float | None:
     return float(value) if is_number(value) else None
 
 
+def assigned(config: Mapping[str, Any], key: str, value: str | float | bool, why: str) -> tuple[str, ...]:
+    """Return an override that sets ``key`` to ``value``, or nothing if the key is known to have this value.
+
+    Args:
+        config: dotted key -> value.
+        why: the comment of the override.
+    """
+    text = str(value).lower() if isinstance(value, bool) else f"{value}"
+    return () if config.get(key) == value else (f"{key}={text}  # {why}",)
+
+
 def scaled(config: Mapping[str, Any], key: str, factor: float, why: str) -> tuple[str, ...]:
     """Return an override that multiplies a key's value by ``factor``, or nothing if the value would not change.
 

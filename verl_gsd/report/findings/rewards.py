@@ -11,6 +11,7 @@ from verl_gsd.report.findings.finding import (
     THRESHOLDS,
     Finder,
     Finding,
+    assigned,
     initial_mean,
     percent,
     recent_mean,
@@ -79,7 +80,7 @@ def shifted_verdicts(table: Columns, config: Mapping[str, Any]) -> Iterator[Find
             "prompts from this step on are of another kind; or a single update damaged the policy.",
             (
                 f"{_REWARD_FUNCTION} gives the same verdict at every step",
-                *(() if config.get(_SHUFFLE) is True else (f"{_SHUFFLE}=true  # mixes prompts of different kinds",)),
+                *assigned(config, _SHUFFLE, True, "mixes prompts of different kinds"),
             ),
         )
 
