@@ -46,7 +46,16 @@ RECORD_COLUMNS: tuple[RecordColumn, ...] = (
         "int32",
         "Responses that left the group because their reward failed. They count in no other column.",
     ),
+    RecordColumn(
+        "distinct_answers",
+        "int32",
+        "Different final answers of the responses, as the verifier returned them (`answer` or `pred`). Null if it does "
+        "not return them.",
+    ),
 )
+
+#: The k for which reports and metrics have pass@k of the groups.
+PASS_KS = (2, 4, 8, 16, 32, 64)
 
 #: Kind of name -> names that the package uses.
 BASE_NAMES: Mapping[str, tuple[str, ...]] = {
@@ -59,9 +68,10 @@ BASE_NAMES: Mapping[str, tuple[str, ...]] = {
         *("tokens_taught", "tokens_silent", "tokens_filtered", "tokens_surplus", "tokens_stale", "tokens_failed"),
         *("gain_hard", "gain_between", "gain_easy", "seen_silent", "seen_predicted"),
         *("likely_groups", "likely_silent", "likely_predicted", "likely_variance"),
+        *("distinct_answers", "pass_at_1", *(f"pass_at_{k}" for k in PASS_KS)),
     ),
     "report section": (
-        *("words", "runs", "accuracy", "sigma", "silence", "difficulty", "waste", "policy"),
+        *("words", "runs", "accuracy", "diversity", "sigma", "silence", "difficulty", "waste", "policy"),
         *("waiting", "error"),  # only in a page of `verl-gsd report --watch`
     ),
     "histogram": ("sigma", "accuracy", "judge_score"),

@@ -64,6 +64,8 @@ class Group:
             does not report this.
         failed_rewards: number of responses whose reward failed. They are not among the k responses and are not trained
             on.
+        distinct_answers: number of different final answers, as texts that the verifier returned. Responses without an
+            answer and responses of an earlier visit do not count. None if the verifier does not return answers.
     """
 
     uid: str
@@ -78,6 +80,7 @@ class Group:
     rollouts_requested: int | None = None
     unverified: int | None = None
     failed_rewards: int = 0
+    distinct_answers: int | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -123,6 +123,7 @@ def step_records(left: Sequence[LeftGroup], *, step: int, attempt: int, alpha: f
         "silent_predicted": pa.nulls(len(groups)),
         "unverified": [group.unverified for group in groups],
         "failed_rewards": [group.failed_rewards for group in groups],
+        "distinct_answers": [group.distinct_answers for group in groups],
     }
     arrays = {
         column.name: pa.array(values_by_name[column.name]).cast(pa.type_for_alias(column.type))

@@ -318,7 +318,7 @@ def test_for_the_update_its_tokens_are_unmasked_with_their_advantage_and_the_oth
 
     before = [
         {
-            "old_log_probs": torch.full((len(rows[key]["responses"]),), -0.7),
+            "old_log_probs": torch.full((len(rows[key]["responses"]),), -0.7 if key == "a0_3_0" else -0.2),
             "advantages": torch.full((len(rows[key]["responses"]),), 9.0),
             "returns": torch.full((len(rows[key]["responses"]),), 9.0),
         }
@@ -334,6 +334,7 @@ def test_for_the_update_its_tokens_are_unmasked_with_their_advantage_and_the_oth
         assert row["advantages"].tolist() == row["returns"].tolist() == [3.0 if shown else 9.0] * len(mask)
     found = run.trained(batch)
     assert found["dagrpo/demonstrations/token_probability"] == pytest.approx(np.exp(-0.7))
+    assert found["dagrpo/demonstrations/own_token_probability"] == pytest.approx(np.exp(-0.2))
     assert found["dagrpo/demonstrations/share"] == 0.25
 
 

@@ -17,6 +17,11 @@ CASES = {
     "row by row": (1, ONE_BY_ONE, False),
     "two workers": (2, (PACKED,), False),
     "two workers, probed": (2, (PACKED,), True),
+    "two workers with a copy of the parameters each, probed": (
+        2,
+        (PACKED, "actor_rollout_ref.actor.fsdp_config.fsdp_size=1"),
+        True,
+    ),
     "probed": (1, (), True),
     "a mean over tokens": (1, (f"{MODE}=token-mean", PACKED), False),
     "a mean over tokens, two workers": (2, (f"{MODE}=token-mean",), False),
@@ -63,10 +68,13 @@ def test_the_loss_of_a_demonstration_matters_and_its_ratio_too(runs):
 
 
 def test_the_probe_measures_the_cosine_and_changes_nothing(runs):
-    for name in ("probed", "two workers, probed"):
+    (whole, _, _) = runs["probed"]
+    for name in (name for name, (_, _, probed) in CASES.items() if probed):
         found, _, cosines = runs[name]
         assert found["metrics"]["dagrpo/probe/cosine"] == pytest.approx(cosines, abs=1e-4)
         assert min(found["metrics"]["dagrpo/probe/norm_positive"]) > 0
+        for norm in ("dagrpo/probe/norm_positive", "dagrpo/probe/norm_negative"):
+            assert found["metrics"][norm] == pytest.approx(whole["metrics"][norm], rel=1e-3), name
     assert "dagrpo/probe/cosine" not in runs["all rows at once"][0]["metrics"]
 
 

@@ -80,12 +80,14 @@ def everything(run: Path, *, steps: int = 8, groups: int = 24, seed: int = 0, so
                 further |= {"judge_failed": 1, "judge_score": 5.5}
             fate = ("trained", "filtered", "surplus", "stale")[index % 4] if index % 3 else "trained"
             made = group(rewards, tokens=100 + step, demonstrations=int(index == 0), source=source, index=index)
+            made = replace(made, distinct_answers=1 + int(8 - rewards.sum()))
             left.append((made, fate, further))
         left.append((group([]), "failed"))
         records(run, step, *left)
         data = {"actor/entropy": 1 / step, "response_length/max": 512.0, "response_length/clip_ratio": 0.1}
         data |= {"dagrpo/pairs/tied": 0.2, "judge/latency/p50": 0.5, "judge/latency/p95": 0.9}
         data |= {"dagrpo/demonstrations/wanted": 4.0, "dagrpo/demonstrations/found": 2.0}
+        data |= {"dagrpo/demonstrations/token_probability": 0.3, "dagrpo/demonstrations/own_token_probability": 0.8}
         data |= {f"gvpo/{name}": step / 10 for name in ("mse", "s_std", "pull_over_push", "sequence_kl")}
         data |= {"gvpo/s_length_correlation": -0.1, "gvpo/history/share": 0.25}
         data |= {f"budget/rollouts/p{percent}": percent / 10 for percent in (10, 50, 90)}

@@ -7,6 +7,8 @@ import pytest
 from verl_gsd.audit import RATES, audit
 from verl_gsd.planning import gain
 
+ACTOR, ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
+
 
 @pytest.fixture
 def audited(compose_fast):
@@ -134,3 +136,37 @@ def test_hadw_is_said_to_weigh(audited):
     assert any(re.search(r"2601\.08521.*\bsoft\b", line) for line in audited("algo=hadw_dapo").lines())
     off = audited("algo=hadw", "algorithm.gsd.hadw.preset=off")
     assert not any("2601.08521" in line for line in off.lines())
+
+
+@pytest.mark.parametrize(
+    ("words", "remedies"),
+    [
+        (["algo=grpo", f"{ROLLOUT}.n=1"], [f"{ROLLOUT}.n=2"]),
+        (
+            ["algo=dr_grpo", "algorithm.gsd.alpha=1"],
+            ["algorithm.gsd.alpha=0", f"{ACTOR}.loss_agg_mode=seq-mean-token-mean"],
+        ),
+        (
+            ["algo=dr_grpo", "algorithm.adv_estimator=grpo", "algorithm.norm_adv_by_std_in_grpo=true"],
+            ["algorithm.norm_adv_by_std_in_grpo=false"],
+        ),
+        (["algo=dr_grpo", f"{ACTOR}.loss_scale_factor=null"], [f"{ACTOR}.loss_scale_factor=6"]),
+        (["algo=grpo", "algorithm.use_kl_in_reward=true"], ["algorithm.use_kl_in_reward=false"]),
+        (["algo=dapo", "algorithm.filter_groups.metric=reward"], ["algorithm.filter_groups.metric=acc"]),
+        (["algo=gvpo", f"{ACTOR}.ppo_mini_batch_size=64"], [f"{ACTOR}.ppo_mini_batch_size=16"]),
+        (["algo=gvpo", f"{ROLLOUT}.top_p=0.9"], [f"{ROLLOUT}.top_p=1"]),
+        (["algo=gvpo", f"{ROLLOUT}.top_k=5"], [f"{ROLLOUT}.top_k=-1"]),
+        (
+            ["algo=gvpo", "algorithm.gsd.gvpo.history_fraction=0.25", "trainer.total_epochs=1"],
+            ["trainer.total_epochs=2", "algorithm.gsd.gvpo.history_fraction=0"],
+        ),
+        (["algo=gvpo", f"{ACTOR}.policy_loss.var=false"], [f"{ACTOR}.policy_loss.var=true"]),
+        (["algo=grpo", "budget=adaptive", "trainer.total_epochs=1"], ["trainer.total_epochs=2", "budget=uniform"]),
+    ],
+)
+def test_a_warning_ends_if_its_remedy_is_followed(audited, words, remedies):
+    assert len(audited(*words).warnings) == 1
+    for remedy in remedies:
+        name = remedy.partition("=")[0]
+        others = [word for word in words if word.partition("=")[0] != name]
+        assert audited(*others, remedy).warnings == (), remedy

@@ -36,7 +36,7 @@ def test_figures_of_a_group(alpha):
         **{"hadw_anchor": None, "hadw_factor_right": None, "hadw_factor_wrong": None, "demonstrations": 0},
         **{"dagrpo_pairs": None, "dagrpo_pairs_kept": None, "dagrpo_pairs_contradicted": None},
         **{"judge_failed": None, "judge_score": None, "asked": None, "silent_predicted": None},
-        **{"unverified": None, "failed_rewards": 0},
+        **{"unverified": None, "failed_rewards": 0, "distinct_answers": None},
     }
 
 
@@ -207,6 +207,37 @@ def test_metrics_count_every_fate_once():
     share = np.array([sigmas[0], sigmas[1], 0.5]) / sum(sigmas)
     for name, value in zip(("hard", "easy", "between"), share, strict=True):
         assert metrics[f"dial/gain_share/{name}"] == pytest.approx(value)
+
+
+def test_pass_at_k_of_the_groups_is_without_bias():
+    table = rows((group([0, 0, 0, 1]), "trained"), (group([1, 1, 1, 1]), "filtered"), (group([]), "failed"))
+    metrics = group_metrics(table)
+    assert metrics["group/pass@2"] == pytest.approx((1 / 2 + 1) / 2)  # 3 of the 6 pairs have the right response
+    assert metrics["group/pass@4"] == pytest.approx(1)
+    assert "group/pass@8" not in metrics
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        [1],  # a mean over larger groups alone would be biased if a budget gives hard prompts more rollouts
+        [0.5, 1, 1, 1],
+    ],
+)
+def test_there_is_no_pass_at_k_if_it_would_be_biased(other):
+    metrics = group_metrics(rows((group([0, 0, 0, 1]), "trained"), (group(other), "trained")))
+    assert not [name for name in metrics if name.startswith("group/pass@")]
+
+
+def test_distinct_answers_are_averaged_over_the_groups_whose_verifier_returns_them():
+    table = rows(
+        (replace(group([0, 0, 1]), distinct_answers=3), "trained"),
+        (replace(group([1, 1, 1]), distinct_answers=1), "filtered"),
+        (group([0, 1]), "trained"),
+    )
+    assert table["distinct_answers"].to_pylist() == [3, 1, None]
+    assert group_metrics(table)["group/answers/distinct"] == 2
+    assert "group/answers/distinct" not in group_metrics(rows((group([0, 1]), "trained")))
 
 
 def test_the_share_of_unverified_responses_counts_only_verifiers_that_report_it():

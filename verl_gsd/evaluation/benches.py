@@ -19,7 +19,7 @@ from verl_gsd.tasks import catalog, embedded
 #: (AIME and AMC), and 1 for all others.
 SAMPLES = {"aime24": 32, "aime25": 32, "amc23": 32}
 
-Verifier = Callable[..., dict[str, float]]
+Verifier = Callable[..., dict[str, Any]]
 
 
 @dataclass(frozen=True)

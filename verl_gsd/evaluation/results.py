@@ -17,8 +17,8 @@ import numpy as np
 from verl_gsd.evaluation.answers import Answers, Verdicts
 from verl_gsd.evaluation.benches import BenchQuestion
 from verl_gsd.evaluation.intervals import Estimate, PairedTest, mean_by_question, paired_test
-from verl_gsd.evaluation.pass_at_k import pass_at_k
 from verl_gsd.plain_data import parse_json
+from verl_gsd.planning.pass_at_k import pass_at_k
 from verl_gsd.writing import atomic_write
 
 RESULT, SETTINGS = "result.json", "settings.json"

@@ -16,6 +16,7 @@ from verl_gsd.rundir import is_rehearsal
 #: Sections after the summary, in the order of the page. The sections of extensions follow.
 SECTION_BUILDERS: tuple[SectionBuilder, ...] = (
     policy.accuracy,
+    groups.diversity,
     groups.disagreement,
     groups.silence,
     groups.difficulty,

@@ -6,7 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from verl_gsd.base_names import PASS_KS
 from verl_gsd.extension import declarations
+from verl_gsd.planning.pass_at_k import pass_at_k
 from verl_gsd.records import EASY, HARD
 from verl_gsd.report.reading import Columns, RunData
 
@@ -34,6 +36,9 @@ def step_table(run: RunData) -> Columns:
       is below 0.5: their number, how many are silent, the prediction, and its variance.
     - ``gain_{hard,between,easy}``: shares of the gain of the groups trained on, by the group's accuracy.
     - ``demonstrated``: share of the groups with a demonstration.
+    - ``distinct_answers``: mean number of different final answers of a group, if the verifier returns answers.
+    - ``pass_at_<k>``: mean over groups of the unbiased estimate of pass@k, for k = 1 and ``base_names.PASS_KS``. NaN at
+      steps with a group of fewer than k accuracies, or with accuracies between 0 and 1.
     - The figures that extensions declare (``declaration.StepFigure``).
     """
     figures = _record_figures(run.records) if len(run.records) else {"step": np.zeros(0, np.int64)}
@@ -89,6 +94,16 @@ class _StepSums:
         with np.errstate(divide="ignore", invalid="ignore"):
             return self.total(values * weight, known) / self.total(weight, known)
 
+    def smallest(self, values: np.ndarray, where: np.ndarray) -> np.ndarray:
+        """Smallest value per step over rows where ``where`` is true; infinity if there is none."""
+        result: np.ndarray = np.full(len(self.steps), np.inf)
+        np.minimum.at(result, self._row[where], values[where])
+        return result
+
+    def per_row(self, values: np.ndarray) -> np.ndarray:
+        """Expand one value per step to one value per row."""
+        return values[self._row]
+
     def ratio(self, numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
         """Sum of ``numerator`` divided by the sum of ``denominator``, per step, over rows that have both.
 
@@ -102,7 +117,14 @@ class _StepSums:
 def _record_figures(records: pa.Table) -> Columns:
     sums = _StepSums(records)
     table: Columns = {"step": sums.steps.astype(np.int64)}
-    for figures in (_group_figures, _use_figures, _gain_figures, _extension_figures, _prediction_figures):
+    for figures in (
+        _group_figures,
+        _diversity_figures,
+        _use_figures,
+        _gain_figures,
+        _extension_figures,
+        _prediction_figures,
+    ):
         table |= figures(records, sums)
     return table
 
@@ -126,6 +148,21 @@ def _group_figures(records: pa.Table, sums: _StepSums) -> Columns:
         "accuracy": sums.ratio(float_column(records, "correct"), rated),
         "demonstrated": sums.mean((float_column(records, "demonstrations") > 0).astype(float), has_responses),
     }
+
+
+def _diversity_figures(records: pa.Table, sums: _StepSums) -> Columns:
+    correct, rated = float_column(records, "correct"), float_column(records, "total")
+    figures = {"distinct_answers": sums.mean(float_column(records, "distinct_answers"), True)}
+    is_rated = rated > 0
+    smallest = sums.smallest(rated, is_rated)
+    is_binary = sums.total((correct != np.rint(correct)).astype(float)) == 0
+    for k in (1, *PASS_KS):
+        is_usable = is_binary & (smallest >= k)
+        where = is_rated & sums.per_row(is_usable)
+        estimates: np.ndarray = np.full(len(rated), np.nan)
+        estimates[where] = pass_at_k(rated[where].astype(np.int64), correct[where].astype(np.int64), k)
+        figures[f"pass_at_{k}"] = sums.mean(estimates, True)
+    return figures
 
 
 def _use_figures(records: pa.Table, sums: _StepSums) -> Columns:

@@ -112,18 +112,17 @@ def warm_start_pairs(
 
 def compute_score(
     data_source: str, solution_str: Any, ground_truth: Any, extra_info: dict | None = None, **_: Any
-) -> dict[str, float]:
+) -> dict[str, float | str]:
     """Verify one response. It is right if it equals the answer, apart from white space around it.
 
     The signature is that of verl's reward functions. verl trains on ``score`` and reports ``acc``; here they are equal.
     Any text is safe: no number is parsed, and at most ``LONGEST_ANSWER`` characters are read.
 
     Returns:
-        ``{"score": 0.0 or 1.0, "acc": the same}``.
+        ``{"score": 0.0 or 1.0, "acc": the same, "answer": the text}``. ``answer`` is empty for a text that is not
+        examined, and for ``PASS``.
     """
-    right = (
-        isinstance(solution_str, str)
-        and len(solution_str) <= LONGEST_ANSWER
-        and solution_str.strip() == str(ground_truth)
-    )
-    return {"score": float(right), "acc": float(right)}
+    is_examined = isinstance(solution_str, str) and len(solution_str) <= LONGEST_ANSWER
+    answer = solution_str.strip() if is_examined else ""
+    right = is_examined and answer == str(ground_truth)
+    return {"score": float(right), "acc": float(right), "answer": "" if answer == PASS else answer}

@@ -44,7 +44,7 @@ _WHOLE_NUMBER = re.compile(r"0|-?[1-9][0-9]*")
 
 def compute_score(
     data_source: str, solution_str: Any, ground_truth: Any, extra_info: dict | None = None, **_: Any
-) -> dict[str, float]:
+) -> dict[str, float | str]:
     """Grade one response by how close it is to the answer, apart from white space around it.
 
     The signature is that of verl's reward functions. verl trains on ``score`` and reports ``acc``. Any text is safe: a
@@ -53,6 +53,7 @@ def compute_score(
 
     Returns:
         ``score`` from 0.0 to 1.0 by the formula above, and ``acc``, which is 1.0 for the answer and otherwise 0.0.
+        ``answer`` is the number as text, and empty if the response is not a whole number.
 
     Raises:
         ValueError: ``ground_truth`` is not a whole number.
@@ -65,8 +66,9 @@ def compute_score(
         )
     number = _whole_number(solution_str)
     if number is None:
-        return {"score": 0.0, "acc": 0.0}
-    return {"score": max(0, TOLERANCE - abs(number - answer)) / TOLERANCE, "acc": float(number == answer)}
+        return {"score": 0.0, "acc": 0.0, "answer": ""}
+    score = max(0, TOLERANCE - abs(number - answer)) / TOLERANCE
+    return {"score": score, "acc": float(number == answer), "answer": str(number)}
 
 
 def _whole_number(text: Any) -> int | None:

@@ -36,7 +36,7 @@ _SECOND_LETTER = re.compile(
 
 def compute_score(
     data_source: str, solution_str: Any, ground_truth: Any, extra_info: dict | None = None, **_: Any
-) -> dict[str, float]:
+) -> dict[str, float | str]:
     """Verify one response. It is right if it chooses the letter ``ground_truth``.
 
     The signature is that of verl's reward functions. Any text is safe, from any thread.
@@ -46,6 +46,7 @@ def compute_score(
 
     Returns:
         ``score`` and ``acc``, both 0.0 or both 1.0, and ``unverified``, always 0.0 because letters can be compared.
+        ``answer`` is the letter, and empty if the response chooses none.
 
     Raises:
         ValueError: ``ground_truth`` is not such a letter.
@@ -56,8 +57,9 @@ def compute_score(
             f"ground_truth={truth[:40]!r} of data_source={data_source}: not a letter from A to J. Set ground_truth to "
             "one letter, or use another reward function"
         )
-    right = isinstance(solution_str, str) and final_letter(solution_str) == truth
-    return {"score": float(right), "acc": float(right), "unverified": 0.0}
+    letter = final_letter(solution_str) if isinstance(solution_str, str) else None
+    right = letter == truth
+    return {"score": float(right), "acc": float(right), "unverified": 0.0, "answer": letter or ""}
 
 
 def final_letter(text: str) -> str | None:

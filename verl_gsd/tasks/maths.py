@@ -96,7 +96,7 @@ _lock = threading.Lock()
 
 def compute_score(
     data_source: str, solution_str: Any, ground_truth: Any, extra_info: dict | None = None, **_: Any
-) -> dict[str, float]:
+) -> dict[str, float | str]:
     r"""Verify one response. It is right if its final answer is mathematically equal to the reference answer.
 
     The signature is that of verl's reward functions. Any text is safe, from any thread.
@@ -107,25 +107,27 @@ def compute_score(
     Returns:
         ``score`` and ``acc``, both 0.0 or both 1.0, and ``unverified``. ``unverified`` is 1.0 if the comparison failed,
         which counts as wrong: it took more than ``CPU_S`` seconds (less if recent comparisons did, too), its process
-        ended, or one of the two numbers is too large.
+        ended, or one of the two numbers is too large. ``answer`` is the final answer as normalised LaTeX: the reference
+        answer if the response is right, so that equal answers in other words are not different, and empty if there is
+        none.
 
     Raises:
         RuntimeError: the process with math-verify does not start.
     """
     answer, truth = final_answer(solution_str) if isinstance(solution_str, str) else None, str(ground_truth).strip()
     if answer is None or len(answer) > LONGEST_ANSWER:
-        return _scores(False)
+        return _scores(False, "")
     answer, truth = normalize_latex(answer), normalize_latex(truth)
     if answer == truth:
-        return _scores(True)
+        return _scores(True, truth)
     if is_trivially_wrong(answer, truth):
-        return _scores(False)
+        return _scores(False, answer)
     if equals_one_side(answer, truth):
-        return _scores(True)
+        return _scores(True, truth)
     right = plain_equal(answer, truth)
     if right is None and not (is_too_large(answer) or is_too_large(truth)):
         right = _are_equal(answer, truth)
-    return _scores(right)
+    return _scores(right, truth if right else answer)
 
 
 def _are_equal(answer: str, truth: str) -> bool | None:
@@ -167,5 +169,6 @@ def _forget(answer: str, truth: str) -> None:
         _verdicts.pop((answer, truth), None)
 
 
-def _scores(right: bool | None) -> dict[str, float]:
-    return {"score": float(bool(right)), "acc": float(bool(right)), "unverified": float(right is None)}
+def _scores(right: bool | None, answer: str) -> dict[str, float | str]:
+    verdict = float(bool(right))
+    return {"score": verdict, "acc": verdict, "unverified": float(right is None), "answer": answer}

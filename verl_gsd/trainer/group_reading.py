@@ -19,6 +19,7 @@ from verl_gsd.trainer.rows import (
     GENERATED_IN,
     PARTITION,
     REPLACED,
+    answer_of,
     as_number,
     output_number,
     session_number,
@@ -63,6 +64,7 @@ def read_groups(
     rewards: dict[str, float] = {}
     accuracies: dict[str, float] = {}
     unverified: dict[str, float] = {}  # the verifier's flag, if it returns one
+    answers: dict[str, str] = {}  # the final answer, if the verifier returns it; empty if the response has none
     lost: dict[str, LostReward] = {}
     seconds: list[float] = []
     for key in representatives:
@@ -78,6 +80,8 @@ def read_groups(
                 continue
             accuracies[key] = as_number(info.get("acc"))
             unverified[key] = as_number(info.get("unverified"))
+            if (answer := answer_of(info)) is not None:
+                answers[key] = answer
             waited = row["metrics"].get("compute_score")
             seconds += [] if waited is None else [float(waited)]  # None: the agent loop returned the reward
             if failure := failure_of_row(rewards[key], info):
@@ -86,6 +90,7 @@ def read_groups(
     for uid in uids:
         keys = [key for key in last[uid].values() if key not in lost]
         flags = [unverified[key] for key in keys if not math.isnan(unverified.get(key, math.nan))]
+        given = [answers[key] for key in keys if key in answers]
         source, index = prompt_of(uid)
         groups.append(
             Group(
@@ -99,6 +104,7 @@ def read_groups(
                 demonstrations=demonstrations[uid],
                 unverified=sum(value > 0 for value in flags) if flags else None,
                 failed_rewards=sum(key in lost for key in last[uid].values()),
+                distinct_answers=len({answer for answer in given if answer}) if given else None,
             )
         )
     rewarded = sum(GENERATED_IN not in rows.tags[key] for key in read)

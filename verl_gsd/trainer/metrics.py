@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from verl_gsd.base_names import PASS_KS
 from verl_gsd.planning import posterior_silent_rate
+from verl_gsd.planning.pass_at_k import pass_at_k_of_groups
 from verl_gsd.prompts import PromptStore
 from verl_gsd.records import EASY, FATES, HARD
 from verl_gsd.rundir import GENERATED_REWARD
@@ -72,6 +74,14 @@ def group_metrics(table: pa.Table) -> dict[str, float]:
         - ``dial/gain/mean``: mean gain.
         - ``dial/gain_share/{hard,between,easy}``: shares of the gain, by the group's accuracy.
 
+        If all accuracies are 0 or 1, for each k up to the size of the smallest group:
+
+        - ``group/pass@<k>``: mean over the groups of the unbiased estimate of pass@k.
+
+        If the verifier returns the final answers:
+
+        - ``group/answers/distinct``: mean number of different final answers of a group.
+
         If the verifier reports which responses it could not verify:
 
         - ``verifier/unverified``: their share of the responses with a verdict.
@@ -100,7 +110,20 @@ def group_metrics(table: pa.Table) -> dict[str, float]:
     if has_prediction.any():
         metrics["group/silent/observed"] = float(silent[has_prediction].mean())
         metrics["group/silent/predicted"] = float(predicted[has_prediction].mean())
-    return metrics | _gain(table) | _verifier(table)
+    return metrics | _gain(table) | _diversity(table) | _verifier(table)
+
+
+def _diversity(table: pa.Table) -> dict[str, float]:
+    metrics = {}
+    correct, rated = table["correct"].to_numpy(), table["total"].to_numpy()
+    for k in PASS_KS:
+        estimates = pass_at_k_of_groups(correct, rated, k)
+        if not np.isnan(estimates).all():
+            metrics[f"group/pass@{k}"] = float(np.nanmean(estimates))
+    distinct = table["distinct_answers"].drop_null().to_numpy()
+    if len(distinct):
+        metrics["group/answers/distinct"] = float(distinct.mean())
+    return metrics
 
 
 def _verifier(table: pa.Table) -> dict[str, float]:

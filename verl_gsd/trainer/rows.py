@@ -31,6 +31,10 @@ REPLACED = "replaced"
 #: Column (bool) that is true for demonstrations.
 DEMONSTRATION = "demonstration"
 
+#: Values of a verifier that are the final answer of a response. Verifiers of verl return ``pred``, and ours ``answer``:
+#: with ``pred``, verl computes majority votes at each validation, which takes minutes with many samples.
+ANSWER_NAMES = ("answer", "pred")
+
 #: Columns that only the generation of a response can fill.
 _NOT_REMADE = ("rollout_log_probs", "routed_experts", "teacher_ids", "teacher_logprobs")
 
@@ -70,6 +74,17 @@ def as_number(value: Any) -> float:
         return math.nan
 
 
+def answer_of(info: Mapping[str, Any]) -> str | None:
+    """The final answer of a response, from its ``reward_extra_info``; None if the verifier does not return it.
+
+    The answer is empty if the response has none.
+    """
+    for name in ANSWER_NAMES:
+        if name in info:
+            return "" if info[name] is None else str(info[name]).strip()
+    return None
+
+
 def only_outputs(keys: Iterable[str]) -> dict[str, list[str]]:
     """uid -> the keys of rows that are the only output of their session, sorted by session."""
     outputs: defaultdict[str, list[str]] = defaultdict(list)
@@ -98,7 +113,7 @@ def read_verdicts(rows: RowStore, keys: Sequence[str]) -> list[dict[str, float]]
 def verdict_of(extra: Mapping[str, Any]) -> dict[str, float]:
     """The finite numbers that the verifier returned in addition to the reward, by name."""
     verdict = (extra or {}).get("reward_extra_info") or {}
-    numbers = {name: as_number(value) for name, value in verdict.items()}
+    numbers = {name: as_number(value) for name, value in verdict.items() if name not in ANSWER_NAMES}
     return {name: value for name, value in numbers.items() if math.isfinite(value)}
 
 

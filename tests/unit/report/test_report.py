@@ -1,6 +1,7 @@
 """Reading a run's files, counting its groups, and the page that a user gets."""
 
 import collections
+import itertools
 import math
 import re
 
@@ -158,6 +159,7 @@ def slow_step_table(table):
             "sigma": mean([row["std"] for row in whole]),
             "accuracy": ratio(sum(row["correct"] for row in rows), sum(row["total"] for row in rows)),
             "failed": mean([row["fate"] == "failed" for row in rows]),
+            **{f"pass_at_{k}": pass_at_k_by_subsets(rows, k) for k in (1, 2, 4)},
             "anchor": mean(anchors),
             "gain_hard": ratio(sum(hard), sum(row["gain"] for row in rated)),
             "pairs_kept": ratio(sum(r["dagrpo_pairs_kept"] for r in paired), sum(r["dagrpo_pairs"] for r in paired)),
@@ -169,6 +171,15 @@ def slow_step_table(table):
             **{f"rollouts_{use}": uses[use] for use in USES},
         }
     return figures
+
+
+def pass_at_k_by_subsets(rows, k):
+    """The mean over groups of the share of subsets of k responses that have a right one."""
+    rated = [row for row in rows if row["total"]]
+    if any(row["correct"] % 1 for row in rated) or any(row["total"] < k for row in rated):
+        return math.nan
+    verdicts = [[index < row["correct"] for index in range(row["total"])] for row in rated]
+    return mean([mean([any(subset) for subset in itertools.combinations(of, k)]) for of in verdicts])
 
 
 def ratio(part, whole):
@@ -257,13 +268,14 @@ def test_a_page_has_all_sections_and_charts_of_a_run_with_all_data(tmp_path):
     assert str(run / "report.html") in result.output
     sections = build_sections(read_runs([run]))
     assert names(sections) == [
-        *("words", "runs", "accuracy", "sigma", "silence", "difficulty", "waste"),
+        *("words", "runs", "accuracy", "diversity", "sigma", "silence", "difficulty", "waste"),
         *("policy", "hadw", "dagrpo", "gvpo", "allotment"),
     ]
     assert sum(len(section.panels) for section in sections) > 25
     assert [panel.name for section in sections[-4:] for panel in section.panels] == [
         *("hadw-anchor", "hadw-phi"),
-        *("dagrpo-pairs", "dagrpo-score", "dagrpo-failed", "dagrpo-latency", "dagrpo-wanted", "dagrpo-shown"),
+        *("dagrpo-pairs", "dagrpo-score", "dagrpo-failed", "dagrpo-latency", "dagrpo-wanted", "dagrpo-probability"),
+        "dagrpo-shown",
         *("gvpo-mse", "gvpo-s", "gvpo-pull", "gvpo-kl", "gvpo-length", "gvpo-history"),
         *("allotment-sizes", "allotment-mixed", "allotment-drawn", "allotment-effective"),
     ]
@@ -272,7 +284,7 @@ def test_a_page_has_all_sections_and_charts_of_a_run_with_all_data(tmp_path):
 def test_sections_without_data_are_left_out(tmp_path):
     records(tmp_path, 1, (MIXED, "trained"), (WRONG, "trained"), alpha=None)
     sections = build_sections(read_runs([tmp_path]))
-    assert names(sections) == ["words", "runs", "accuracy", "sigma", "silence", "waste", "policy"]
+    assert names(sections) == ["words", "runs", "accuracy", "diversity", "sigma", "silence", "waste", "policy"]
 
 
 def test_a_run_of_verls_own_trainer_has_charts_from_metrics_only(tmp_path):

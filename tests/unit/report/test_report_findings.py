@@ -1,15 +1,25 @@
 """Each finding: data for which it is reported, and data for which it is not."""
 
+import re
+import shlex
+
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
+from typer.testing import CliRunner
 
+from verl_gsd import config as groups_of_config
 from verl_gsd.algorithms.dagrpo import findings as dagrpo
 from verl_gsd.algorithms.gvpo import findings as gvpo
 from verl_gsd.algorithms.hadw import findings as hadw
 from verl_gsd.algorithms.rollouts import findings as rollouts
+from verl_gsd.cli.main import app
+from verl_gsd.dotted_keys import dotted_leaves
+from verl_gsd.errors import ConfigError
 from verl_gsd.extension import declarations, load
-from verl_gsd.report.findings import THRESHOLDS, collect_findings, groups, policy, rewards
+from verl_gsd.report.findings import THRESHOLDS, collect_findings, groups, policy, rewards, updates
 from verl_gsd.report.findings.finding import recent_mean, scaled
+from verl_gsd.run.checks.validate import OF_THIS_MACHINE, validate
 
 STEPS = 30
 
@@ -56,6 +66,24 @@ NUMBER = {"algorithm.gsd.hadw.preset": 0.5}
 LONGEST = {"data.max_response_length": 512}
 FAILING = {"judge_failed": 0.2}
 MODE = "trainer.v1.trainer_mode"
+JUDGE_URL = "algorithm.gsd.dagrpo.judge.base_url=http://localhost:1/v1"
+CLIPPING = "actor_rollout_ref.actor.optim.clip_grad"
+
+#: What noise adds to a figure, so that no figure is constant.
+WAVE = 0.02 * np.resize([1.0, -1.0, 0.5], STEPS)
+NORMS = np.exp(10 * WAVE)
+SPIKE = np.where(np.arange(STEPS) == 20, 1e10, NORMS)
+
+
+def long_run(loss, reward):
+    """A table of 60 steps, of which the finding of the loss needs as many."""
+    steps = np.arange(1, 61)
+    return {"step": steps, "actor/pg_loss": loss, "accuracy": reward}
+
+
+LONG_WAVE = 0.02 * np.resize([1.0, -1.0, 0.5], 60)
+OSCILLATING = np.resize([1.0, -1.0], 60) * np.linspace(0, 1, 60) ** 2
+BY_SCORE = {"critic/score/mean": 0.3 + LONG_WAVE}
 
 FIRES = [
     (groups.silent, table(silent=0.6, all_wrong=0.5, all_right=0.1), {}, "algo=dagrpo_anchors"),
@@ -69,7 +97,7 @@ FIRES = [
     (groups.silent, table(silent=LATE, all_wrong=LATE, all_right=0), {}, "algo=dapo"),
     (groups.noisy, seen(600, 0.5, 0.1), {}, "temperature"),
     (groups.alone, table(alone=0.1), {}, "rollout.n=8"),
-    (groups.unused, of_sessions(taught=0.7, surplus=0.3), {}, "gen_batch_size"),
+    (groups.unused, of_sessions(taught=0.7, surplus=0.3), {}, "rollout.n=..."),
     (groups.unused, of_sessions(taught=0.7, stale=0.3), {}, "max_off_policy_strategy=wait"),
     (groups.failed, table(failed=0.1), {}, "sync_refill_failed_groups=true"),
     (rewards.failing, table(lost_rewards=0.1, rollouts=64), {}, "custom_reward_function.path"),
@@ -91,6 +119,24 @@ FIRES = [
     (policy.entropy, table(actor__entropy=falling(1, 0.01)), {}, "clip_ratio_high=0.28"),
     (policy.length, table(tokens_per_response=falling(400, 50)), {}, "loss_agg_mode=token-mean"),
     (policy.length, table(response_length__mean=falling(400, 50)), {}, "loss_agg_mode=token-mean"),
+    (
+        policy.length,
+        table(tokens_per_response=np.repeat([400, 1200, 350], STEPS // 3)),
+        {},
+        "loss_agg_mode=token-mean",
+    ),
+    (rewards.shifted_verdicts, table(accuracy=WAVE + known_after(0, LATE)), {}, "gives the same verdict"),
+    (rewards.rising_unverified, table(verifier__unverified=falling(0.01, 0.3)), {}, "can read the answers"),
+    (updates.gradient_spikes, table(actor__grad_norm=SPIKE), {}, "algo=dagrpo_mask"),
+    (updates.gradient_spikes, table(actor__grad_norm=SPIKE), {CLIPPING: 1.0}, f"{CLIPPING}=0.5"),
+    (
+        updates.gradient_spikes,
+        table(actor__grad_norm=np.where(np.arange(STEPS) == 20, np.nan, NORMS), actor__pg_loss=0.1),
+        {},
+        "optim.lr",
+    ),
+    (updates.oscillating_loss, long_run(OSCILLATING, 0.3 + LONG_WAVE), {}, "optim.lr"),
+    (updates.oscillating_loss, long_run(OSCILLATING, np.full(60, np.nan)) | BY_SCORE, {}, "optim.lr"),
     (policy.cut, table(response_length__max=512, response_length__clip_ratio=0.5), LONGEST, "max_response_length=1024"),
     (policy.unlearning, held_out(0.3, 0.5, 0.4, 0.41), {}, "optim.lr"),
     (hadw.frozen_anchor, table(anchor=0.4, accuracy=0.6), {}, "preset=hard"),
@@ -118,6 +164,8 @@ FIRES = [
     (dagrpo.slow_judge, table(judge__share_of_step=0.8), {}, "concurrency"),
     (dagrpo.tied_scores, table(dagrpo__pairs__tied=0.8), {}, "quantile"),
     (dagrpo.contradicted_verifier, table(pairs_contradicted=0.5), {}, "judge.model"),
+    (dagrpo.drifting_judge, table(judge_score=5 + WAVE + 3 * LATE), {}, "quantile"),
+    (dagrpo.drifting_judge, table(pairs_contradicted=falling(0.05, 0.25) + WAVE / 2), {}, "judge calibrate"),
     (dagrpo.few_pairs_kept, table(pairs_kept=0.01), {"algorithm.gsd.dagrpo.delta": 3.0}, "delta=1.5"),
 ]
 
@@ -138,6 +186,18 @@ QUIET = [
     (policy.entropy, table(actor__entropy=falling(1, 0.5)), {}),
     (policy.entropy, table(actor__entropy=known_after(STEPS - 5, falling(1, 0))), {}),
     (policy.length, table(tokens_per_response=falling(400, 300)), {}),
+    (policy.length, table(tokens_per_response=np.repeat([400, 1200, 450], STEPS // 3)), {}),
+    (rewards.shifted_verdicts, table(accuracy=falling(0.1, 0.9)), {}),
+    (rewards.shifted_verdicts, table(accuracy=1 / (1 + np.exp(np.linspace(6, -6, STEPS)))), {}),
+    (rewards.shifted_verdicts, table(accuracy=np.where(np.arange(STEPS) == 15, 0.9, 0.1 + WAVE)), {}),
+    (rewards.rising_unverified, table(verifier__unverified=np.resize([0.0, 0.3, 0.1], STEPS)), {}),
+    (updates.gradient_spikes, table(actor__grad_norm=NORMS, actor__pg_loss=0.1), {}),
+    (updates.gradient_spikes, table(actor__grad_norm=falling(5, 0.1)), {}),
+    (updates.gradient_spikes, table(actor__grad_norm=np.resize([0.0, 1.0, 1.1], STEPS)), {}),
+    (updates.oscillating_loss, long_run(OSCILLATING, np.linspace(0.1, 0.9, 60)), {}),
+    (updates.oscillating_loss, long_run(LONG_WAVE, 0.3 + LONG_WAVE), {}),
+    (updates.oscillating_loss, long_run(1e-5 * OSCILLATING, 0.3 + LONG_WAVE), {}),
+    (dagrpo.drifting_judge, table(judge_score=falling(4, 8), pairs_contradicted=0.1 + WAVE), {}),
     (policy.cut, table(response_length__max=512, response_length__clip_ratio=0.1), LONGEST),
     (policy.cut, table(response_length__max=100, response_length__clip_ratio=0.9), LONGEST),
     (policy.cut, table(response_length__max=512, response_length__clip_ratio=0.9), {}),
@@ -173,6 +233,99 @@ def test_a_problem_is_one_finding_with_an_override_that_helps(finder, steps, con
 @pytest.mark.parametrize(("finder", "steps", "config"), QUIET)
 def test_without_the_problem_there_is_no_finding(finder, steps, config):
     assert list(finder(steps, config)) == []
+
+
+#: Words of a run that the finders of a module are for.
+WORDS_OF_RUN = {
+    "verl_gsd.algorithms.dagrpo.findings": ("algo=dagrpo", "algorithm.gsd.dagrpo.judge.model=judge", JUDGE_URL),
+    "verl_gsd.algorithms.gvpo.findings": ("algo=gvpo",),
+    "verl_gsd.algorithms.hadw.findings": ("algo=hadw",),
+    "verl_gsd.algorithms.rollouts.findings": ("algo=grpo", "budget=adaptive"),
+}
+#: Further words of the runs in which a finder can find something.
+WORDS_OF_FINDER = {
+    groups.unused: ("trainer.v1.trainer_mode=gsd_colocate_async",),
+}
+#: Settings of a run that another algorithm needs, if a remedy names it.
+WORDS_OF_REMEDY = {
+    "algo=dagrpo_mask": ("algorithm.gsd.dagrpo.judge.model=judge", JUDGE_URL),
+}
+
+
+def settings_in(override):
+    """The KEY=VALUE words of an override and of its comment."""
+    command, _, comment = override.partition("#")
+    return shlex.split(command), re.findall(r"\b[\w.]+\.\w+=[\w.-]*\w", comment)
+
+
+def composed(compose, words):
+    """(the config as dotted keys, what the checks report that do not depend on this machine)."""
+    config, line = compose("task=arithmetic", "hardware=cpu", *words)
+    problems: set[str] = set()
+    try:
+        validate(config, line, OF_THIS_MACHINE)
+    except ConfigError as error:
+        problems |= set(str(error).splitlines())
+    return dict(dotted_leaves(OmegaConf.to_container(config))), problems
+
+
+def replaced(words, change):
+    """``words`` with ``change`` in place of a word for the same group or key."""
+    name = change.partition("=")[0]
+    return [*(word for word in words if word.partition("=")[0] != name), change]
+
+
+OF_UPDATES = [case for case in FIRES if case[0].__module__.endswith((".policy", ".updates"))]
+
+
+@pytest.mark.parametrize("algorithm", ["dapo", "gspo", "gvpo"])
+@pytest.mark.parametrize(("finder", "steps", "settings", "expected"), OF_UPDATES)
+def test_remedies_for_the_policy_suit_the_algorithm(compose_fast, finder, steps, settings, expected, algorithm):
+    check_remedies(compose_fast, finder, steps, settings, (f"algo={algorithm}",))
+
+
+@pytest.mark.parametrize(("finder", "steps", "settings", "expected"), FIRES)
+def test_every_remedy_is_accepted_and_changes_the_config(compose_fast, finder, steps, settings, expected):
+    words = (*WORDS_OF_RUN.get(finder.__module__, ("algo=grpo",)), *WORDS_OF_FINDER.get(finder, ()))
+    check_remedies(compose_fast, finder, steps, settings, words)
+
+
+def check_remedies(compose_fast, finder, steps, settings, words):
+    words = [*words]
+    words += [f"{key}={value}" for key, value in settings.items() if key != MODE]
+    config, problems = composed(compose_fast, words)
+    (finding,) = finder(steps, config)
+    assert finding.overrides, "a finding without a remedy"
+    for override in finding.overrides:
+        changes, in_comment = settings_in(override)
+        if changes[0] == "verl-gsd":
+            command = [word for word in changes[1:] if word.islower()]
+            assert CliRunner().invoke(app, [*command, "--help"]).exit_code == 0, override
+            continue
+        for remedy in (changes, *([setting] for setting in in_comment)):
+            new_words = list(words)
+            for change in remedy:
+                key, _, value = change.partition("=")
+                assert key in groups_of_config.GROUPS or is_key(config, key), f"{override}: no such key"
+                if "..." not in value:
+                    new_words = replaced(new_words, change)
+                new_words += WORDS_OF_REMEDY.get(change, ())
+            if new_words == words:
+                continue  # the user chooses the value
+            new_config, new_problems = composed(compose_fast, new_words)
+            assert new_problems <= problems, override
+            assert new_config != config, f"{override}: changes nothing"
+
+
+def is_key(config, key):
+    """Whether a composed config has the key, as a value or as a section."""
+    return any(name == key or name.startswith(f"{key}.") for name in config)
+
+
+def test_the_remedy_for_surplus_rollouts_is_no_key_that_verl_overrides():
+    """Under dynamic sampling, verl sets data.gen_batch_size to 1 whatever its value."""
+    (finding,) = groups.unused(of_sessions(taught=0.7, surplus=0.3), {})
+    assert not any("gen_batch_size" in override for override in finding.overrides)
 
 
 def test_lost_rewards_are_counted_over_the_whole_run_with_their_kinds():

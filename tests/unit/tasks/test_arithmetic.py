@@ -93,7 +93,7 @@ def test_the_warm_start_has_no_held_out_question_and_the_stated_shares_of_passes
 
 @pytest.mark.parametrize("text", ["12", " 12\n", "\t12 "])
 def test_the_answer_alone_is_right(text):
-    assert compute_score("arithmetic", text, "12") == {"score": 1.0, "acc": 1.0}
+    assert compute_score("arithmetic", text, "12") == {"score": 1.0, "acc": 1.0, "answer": "12"}
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,9 @@ def test_the_answer_alone_is_right(text):
     ids=lambda text: repr(text)[:20],
 )
 def test_any_other_text_is_wrong_and_harmless(text):
-    assert compute_score("arithmetic", text, "12") == {"score": 0.0, "acc": 0.0}
+    answer = text.strip() if isinstance(text, str) and len(text) <= arithmetic.LONGEST_ANSWER else ""
+    answer = "" if answer == arithmetic.PASS else answer
+    assert compute_score("arithmetic", text, "12") == {"score": 0.0, "acc": 0.0, "answer": answer}
 
 
 @EACH_TASK
@@ -161,8 +163,8 @@ def test_the_other_tasks_have_their_own_source_levels_and_verifier(task, tmp_pat
     score = importlib.import_module(task.verifier).compute_score
     for row in rows:
         truth = row["reward_model"]["ground_truth"]
-        assert score(task.name, row["demonstration"], truth) == {"score": 1.0, "acc": 1.0}
-        assert score(task.name, arithmetic.PASS, truth) == {"score": 0.0, "acc": 0.0}
+        assert score(task.name, row["demonstration"], truth) == {"score": 1.0, "acc": 1.0, "answer": truth}
+        assert score(task.name, arithmetic.PASS, truth) == {"score": 0.0, "acc": 0.0, "answer": ""}
 
 
 def test_a_folder_of_another_task_is_left_alone(made, tmp_path):

@@ -8,7 +8,7 @@ from verl_gsd.tasks.arithmetic import LONGEST_ANSWER, PASS
 from verl_gsd.tasks.arithmetic_graded import compute_score
 
 NUMBERS = st.integers(-100, 100) | st.integers()
-WRONG = {"score": 0.0, "acc": 0.0}
+WRONG = {"score": 0.0, "acc": 0.0, "answer": ""}
 
 
 def grade(text, truth="12"):
@@ -20,7 +20,7 @@ def grade(text, truth="12"):
     [("12", 1.0), (" 12\n", 1.0), ("13", 0.9), ("11", 0.9), ("7", 0.5), ("3", 0.1), ("2", 0.0), ("22", 0), ("-12", 0)],
 )
 def test_the_score_falls_by_a_tenth_per_unit_of_distance(text, score):
-    assert grade(text) == {"score": score, "acc": float(score == 1)}
+    assert grade(text) == {"score": score, "acc": float(score == 1), "answer": text.strip()}
 
 
 @given(NUMBERS, NUMBERS)
@@ -43,7 +43,7 @@ def test_a_closer_number_never_has_a_lower_score(one, other, answer):
 @given(st.text(), st.integers(-20, 20))
 def test_any_text_has_a_score(text, answer):
     verdict = grade(text, str(answer))
-    assert verdict == (WRONG if text.strip() != str(answer) and not verdict["score"] else verdict)
+    assert verdict == (WRONG if not verdict["answer"] else verdict)
     assert 0 <= verdict["score"] <= 1 and verdict["acc"] == (text.strip() == str(answer))
 
 
@@ -57,7 +57,8 @@ def test_any_text_has_a_score(text, answer):
     ids=lambda text: repr(text)[:20],
 )
 def test_any_other_text_is_wrong_and_harmless(text):
-    assert grade(text) == WRONG
+    is_number = isinstance(text, str) and text == "9" * LONGEST_ANSWER
+    assert grade(text) == (WRONG | {"answer": text} if is_number else WRONG)
 
 
 def test_the_answer_may_be_negative_zero_or_an_integer():

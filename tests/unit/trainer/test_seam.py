@@ -19,7 +19,8 @@ from verl_gsd.lab.training.rows import DictRows
 from verl_gsd.prompts import PromptStore
 from verl_gsd.responses import Response
 from verl_gsd.tasks.byte_llama import build_tokenizer
-from verl_gsd.trainer.rows import DEMONSTRATED_BY, DEMONSTRATION, GENERATED_IN, REPLACED
+from verl_gsd.trainer.group_reading import read_groups
+from verl_gsd.trainer.rows import DEMONSTRATED_BY, DEMONSTRATION, GENERATED_IN, REPLACED, verdict_of
 from verl_gsd.trainer.seam import Seam
 
 PROMPTS = {"u0": ("maths", 0), "u1": ("maths", 1)}
@@ -141,6 +142,31 @@ def put_session(rows, uid, session, tokens, reward):
     }
     lengths = {"prompt_len": 2, "response_len": len(tokens), "seq_len": 2 + len(tokens)}
     rows.put({f"{uid}_{session}_0": row}, {f"{uid}_{session}_0": lengths})
+
+
+@pytest.mark.parametrize(
+    ("answers", "distinct"),
+    [
+        ([{"answer": "7"}, {"answer": " 7"}, {"answer": "8"}, {"answer": ""}], 2),
+        ([{"pred": "7"}, {"pred": None}, {"pred": 7}, {"pred": "9"}], 2),  # as verl's verifiers return it
+        ([{"answer": "1", "pred": "2"}] * 4, 1),
+        ([{"answer": ""}] * 4, 0),
+        ([{}] * 4, None),
+    ],
+)
+def test_a_group_has_the_number_of_its_distinct_answers(answers, distinct):
+    rows = DictRows()
+    for session, answer in enumerate(answers):
+        info = {"reward_extra_info": {"acc": 0.0} | answer}
+        row = {"rm_scores": torch.tensor([0.0]), "extra_fields": info, "metrics": {}}
+        rows.put({f"u0_{session}_0": row}, {f"u0_{session}_0": {"response_len": 1}})
+    (group,), _, _ = read_groups(["u0"], rows, lambda uid: ("math", 1))
+    assert group.distinct_answers == distinct
+
+
+def test_the_answer_is_no_number_of_a_verdict():
+    """A remembered response would return it as a float, and as text the next time."""
+    assert verdict_of({"reward_extra_info": {"acc": 1.0, "answer": "12", "pred": "12"}}) == {"acc": 1.0}
 
 
 @pytest.fixture

@@ -53,6 +53,9 @@ register(
         worker="verl_gsd.algorithms.dagrpo.worker:DagrpoWorker",
         loss="verl_gsd.algorithms.dagrpo.loss",
         check="verl_gsd.algorithms.dagrpo.checks:check_dagrpo",
+        remedies={
+            "unstable": "algo=dagrpo_mask  # drops pairs of responses that are too alike, whose gradients conflict"
+        },
         record_columns=report.RECORD_COLUMNS,
         step_figures=report.STEP_FIGURES,
         report=report.REPORT,

@@ -36,6 +36,7 @@ from verl_gsd.trainer.rows import (
     session_number,
     session_of,
     tag_of,
+    uid_of,
     unmade_columns,
 )
 
@@ -62,7 +63,8 @@ class DemonstrationExtension(Extension):
         self._chosen: dict[str, list[Response]] = {}  # uid -> demonstrations, in mode "always"
         self._groups_wanting = self._groups_served = 0
         self._seconds_waited = 0.0
-        self._probabilities: list[torch.Tensor] = []
+        self._probabilities: list[torch.Tensor] = []  # of demonstrations' tokens
+        self._own_probabilities: list[torch.Tensor] = []  # of the policy's tokens in the same groups
         self._metrics: dict[str, float] = {}
 
     def before_rollout(self, visits: Visits) -> None:
@@ -115,6 +117,13 @@ class DemonstrationExtension(Extension):
                 on_tokens = mask * advantages[number]
                 changed[batch.keys[number]] = {"response_mask": mask, "advantages": on_tokens, "returns": on_tokens}
             self._rows.put(changed)
+            uids = {uid_of(key) for key in keys}
+            own = [key for key, tag in zip(batch.keys, batch.tags, strict=True) if uid_of(key) in uids and is_own(tag)]
+            if own:
+                self._own_probabilities += [
+                    row["old_log_probs"][row["response_mask"].bool()].double().exp()
+                    for row in self._rows.read(own, ["response_mask", "old_log_probs"])
+                ]
         return {DEMONSTRATION: column}
 
     def observe_trained(self, batch: Batch) -> None:
@@ -131,6 +140,7 @@ class DemonstrationExtension(Extension):
         - ``share``: share of the batch's rows that are demonstrations
         - ``wanted``, ``found``: groups that need a demonstration, and those of them that have one
         - ``token_probability``: mean probability of demonstrations' tokens under the policy before the update
+        - ``own_token_probability``: the same for the tokens that the policy generated in the same groups
         - ``known``: prompts for which a success of the policy is stored
         - ``age``: mean age in steps of the policy's own successes that were used
         - ``rejected/<reason>``: rejected candidates of the groups that need a demonstration
@@ -143,8 +153,11 @@ class DemonstrationExtension(Extension):
         }
         if self._probabilities:
             metrics["token_probability"] = float(torch.cat(self._probabilities).mean())
+        if self._own_probabilities:
+            metrics["own_token_probability"] = float(torch.cat(self._own_probabilities).mean())
         self._pool.rejected.clear()
         self._probabilities.clear()
+        self._own_probabilities.clear()
         self._groups_wanting = self._groups_served = 0
         self._seconds_waited = 0.0
         return {f"dagrpo/demonstrations/{name}": value for name, value in metrics.items()}

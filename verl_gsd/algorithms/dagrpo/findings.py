@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from verl_gsd.report.findings.finding import Finder, Finding, percent, recent_mean, scaled
+from verl_gsd.report.findings.finding import Finder, Finding, assigned, initial_mean, percent, recent_mean, scaled
+from verl_gsd.report.findings.trends import growth, sudden_shift
 from verl_gsd.report.reading import Columns
 
 _JUDGE = "algorithm.gsd.dagrpo.judge"
@@ -13,6 +14,8 @@ _CALIBRATE = "verl-gsd judge calibrate FILE  # measures how well the judge agree
 #: Thresholds. A finding reports shares above these: failed judgements; the part of a step spent waiting for the judge;
 #: pairs that the judge scores alike; pairs on which it contradicts the verifier.
 MAX_FAILED, MAX_WAITING, MAX_TIED, MAX_CONTRADICTED = 0.05, 0.5, 0.5, 0.3
+#: A finding reports a sudden shift of the mean score, and a growth of the share of contradicted pairs, above these.
+MIN_SHIFT, MAX_CONTRADICTION_GROWTH = 1.0, 0.1
 #: A finding reports shares below these: pairs that the mask keeps; of the groups that need a demonstration, those that
 #: have one.
 MIN_KEPT, MIN_DEMONSTRATED = 0.1, 0.1
@@ -31,7 +34,12 @@ def missing_demonstrations(table: Columns, config: Mapping[str, Any]) -> Iterato
         f"Only {percent(served / wanted)} of the groups that need a demonstration get one",
         f"{wanted:.0f} groups per step need one.{most}",
         (
-            "algorithm.gsd.dagrpo.demonstrations.source=expert_or_self  # falls back to the policy's own successes",
+            *assigned(
+                config,
+                "algorithm.gsd.dagrpo.demonstrations.source",
+                "expert_or_self",
+                "falls back to the policy's own successes",
+            ),
             "algorithm.gsd.dagrpo.demonstrations.column=...  # the column of the data that has demonstrations",
         ),
     )
@@ -51,8 +59,8 @@ def failed_judgements(table: Columns, config: Mapping[str, Any]) -> Iterator[Fin
         + "The mask keeps pairs without a score.",
         tuple(
             line
-            for key, factor, why in _REMEDIES[reason if has_reason else "connection"]
-            for line in (scaled(config, f"{_JUDGE}.{key}", factor, why) if factor else (f"{_JUDGE}.{key}  # {why}",))
+            for key, change, why in _REMEDIES[reason if has_reason else "connection"]
+            for line in _changed(config, f"{_JUDGE}.{key}", change, why)
         ),
     )
 
@@ -93,6 +101,35 @@ def contradicted_verifier(table: Columns, config: Mapping[str, Any]) -> Iterator
         )
 
 
+def drifting_judge(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
+    """The judge's scores shift at once, or it contradicts the verifier more and more."""
+    shift = sudden_shift(table, "judge_score", MIN_SHIFT)
+    sentences = []
+    if shift is not None:
+        sentences.append(
+            f"At step {shift.step}, its mean score changed at once from {shift.before:.2f} to {shift.after:.2f}."
+        )
+    if growth(table, "pairs_contradicted") > MAX_CONTRADICTION_GROWTH:
+        first, last = (mean(table, "pairs_contradicted") for mean in (initial_mean, recent_mean))
+        sentences.append(f"It contradicted the verifier on {percent(first)} of the pairs, and now on {percent(last)}.")
+    if sentences:
+        yield Finding(
+            "The judge's scores drift",
+            " ".join(
+                [
+                    *sentences,
+                    "Possible causes: its server has another model, or responses manipulate the judge. A fixed delta "
+                    "then keeps other pairs than before.",
+                ]
+            ),
+            (
+                "'algorithm.gsd.dagrpo.delta={quantile:0.25}'  # follows the scale of the scores",
+                f"{_JUDGE}.model=...  # a judge that does not change during a run",
+                _CALIBRATE,
+            ),
+        )
+
+
 def few_pairs_kept(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
     """The mask drops almost all pairs."""
     share = recent_mean(table, "pairs_kept")
@@ -104,20 +141,36 @@ def few_pairs_kept(table: Columns, config: Mapping[str, Any]) -> Iterator[Findin
         )
 
 
-#: Reason of a failure (``judge/failures/<reason>``) -> changes of the judge's section: (key, factor of its value, why).
-_REMEDIES: dict[str, tuple[tuple[str, float | None, str], ...]] = {
-    "connection": (("base_url=...", None, "where the server listens"),),
+def _changed(config: Mapping[str, Any], key: str, change: float | str, why: str) -> tuple[str, ...]:
+    return assigned(config, key, change, why) if isinstance(change, str) else scaled(config, key, change, why)
+
+
+_ONLY_SCORES = (
+    ("answer", "choice", "the server then accepts only scores; not all servers have it"),
+    ("answer", "json_schema", "the server then accepts only JSON with a score"),
+)
+#: Reason of a failure (``judge/failures/<reason>``) -> changes of the judge's section: (key, its new value as text or
+#: the factor of its value, why).
+_REMEDIES: dict[str, tuple[tuple[str, float | str, str], ...]] = {
+    "connection": (("base_url", "...", "where the server listens"),),
     "timed_out": (("timeout_s", 2, "seconds per call"), ("concurrency", 0.5, "fewer calls at once")),
     "over_budget": (("budget_s", 2, "seconds per group"), ("concurrency", 2, "more calls at once")),
     "rate_limited": (("concurrency", 0.5, "fewer calls at once"),),
     "server_error": (
         ("concurrency", 0.5, "fewer calls at once"),
-        ("retries=4", None, "repeated calls after a failure"),
+        ("retries", 2, "repeated calls after a failure"),
     ),
-    "refused": (("model=...", None, "as the server names it; also set api_key_env if the server needs a key"),),
-    "unreadable": (("answer=choice", None, "or json_schema; the server then accepts only scores"),),
-    "off_scale": (("answer=choice", None, "or json_schema; the server then accepts only scores"),),
+    "refused": (("model", "...", "as the server names it; also set api_key_env if the server needs a key"),),
+    "unreadable": _ONLY_SCORES,
+    "off_scale": _ONLY_SCORES,
 }
 
 DEMONSTRATION_FINDERS: tuple[Finder, ...] = (missing_demonstrations,)
-JUDGE_FINDERS: tuple[Finder, ...] = (failed_judgements, slow_judge, tied_scores, contradicted_verifier, few_pairs_kept)
+JUDGE_FINDERS: tuple[Finder, ...] = (
+    failed_judgements,
+    slow_judge,
+    tied_scores,
+    contradicted_verifier,
+    drifting_judge,
+    few_pairs_kept,
+)

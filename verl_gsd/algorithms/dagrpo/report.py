@@ -58,6 +58,15 @@ REPORT = ReportSection(
             "groups per step",
         ),
         ReportChart(
+            "probability",
+            "Probability of a token under the policy",
+            {
+                "demonstrations": "dagrpo/demonstrations/token_probability",
+                "own responses to the same prompts": "dagrpo/demonstrations/own_token_probability",
+            },
+            "mean probability",
+        ),
+        ReportChart(
             "shown",
             "Groups with a demonstration",
             {"demonstrated": "demonstrated"},

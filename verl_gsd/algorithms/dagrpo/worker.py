@@ -44,7 +44,7 @@ class DagrpoWorker(WorkerExtension):
         for positive_shard, negative_shard in zip(positive, negative, strict=True):
             p, n = positive_shard.flatten().double(), negative_shard.flatten().double()
             products += torch.stack([p @ n, p @ p, n @ n]).to(products.device)
-        torch.distributed.all_reduce(products, group=self.worker.engine.get_data_parallel_group())
+        torch.distributed.all_reduce(products, group=_shard_group(self.worker.engine))
         dot_product, positive_square, negative_square = products.tolist()
         metrics = {"norm_positive": positive_square**0.5, "norm_negative": negative_square**0.5}
         if positive_square and negative_square:
@@ -64,6 +64,16 @@ class DagrpoWorker(WorkerExtension):
         gradient = [getattr(shard, "_local_tensor", shard) for shard in shards]
         self.worker.engine.optimizer_zero_grad()  # drops its references; we keep the tensors
         return gradient
+
+
+def _shard_group(engine: Any) -> Any:
+    """The processes among which the engine divides each gradient.
+
+    With ``fsdp_size`` below the number of workers, each such group has a copy of all gradients. With sequence
+    parallelism, the data-parallel group has only a part of the shards.
+    """
+    mesh = getattr(engine, "device_mesh", None)
+    return engine.get_data_parallel_group() if mesh is None else mesh.get_group("fsdp")
 
 
 def _without_other_terms(config: Any) -> Any:

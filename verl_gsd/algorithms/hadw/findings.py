@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from verl_gsd.report.findings.finding import Finder, Finding, numeric_value
+from verl_gsd.report.findings.finding import Finder, Finding, assigned, numeric_value
 from verl_gsd.report.reading import Columns
 from verl_gsd.report.steps import column
 
@@ -30,7 +30,10 @@ def frozen_anchor(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding
             "HA-DW's anchor is frozen",
             f"It has been at {anchor[-1]:.3f} for at least {len(anchor)} steps, but the accuracy is "
             f"{accuracy.mean():.3f}. HA-DW still judges how hard a prompt is by the accuracy of an earlier policy.",
-            (f"{_PRESET}=hard  # the mean of the last ten steps; or soft, whose rate cannot reach 0",),
+            (
+                *assigned(config, _PRESET, "hard", "the mean of the last ten steps"),
+                *assigned(config, _PRESET, "soft", "its rate cannot reach 0"),
+            ),
         )
 
 

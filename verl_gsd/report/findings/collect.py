@@ -8,14 +8,14 @@ from typing import Any
 
 from verl_gsd.extension import load
 from verl_gsd.report.extensions import in_report_order
-from verl_gsd.report.findings import groups, policy, rewards
+from verl_gsd.report.findings import groups, policy, rewards, updates
 from verl_gsd.report.findings.finding import Finder, Finding
 from verl_gsd.report.reading import Columns
 
 logger = logging.getLogger(__name__)
 
 #: In the order of the page: the most costly problems come first. The finders of extensions follow.
-FINDERS: tuple[Finder, ...] = (*groups.FINDERS, *rewards.FINDERS, *policy.FINDERS)
+FINDERS: tuple[Finder, ...] = (*groups.FINDERS, *rewards.FINDERS, *policy.FINDERS, *updates.FINDERS)
 
 
 def collect_findings(table: Columns, config: Mapping[str, Any]) -> list[Finding]:

@@ -49,10 +49,19 @@ class FindingThresholds:
         noise: observed minus predicted share of silent groups, among groups that were predicted to be mixed.
         noise_groups: groups that this comparison needs.
         noise_errors: standard errors that the difference must exceed.
-        entropy, length: recent mean divided by initial mean, below which the policy collapses.
+        entropy: recent mean divided by initial mean, below which the policy collapses.
+        length: recent mean divided by the largest earlier mean, below which the policy collapses.
         clipped: share of responses that reach the maximum length.
         accuracy: drop of held-out accuracy below its best, at two validations in succession.
         reward_of_step: time of the slowest reward as a share of its step.
+        gradient_spike: gradient norm of a step divided by the median norm.
+        gradient_spreads: robust standard deviations of the logarithm of the norm that a spike must exceed.
+        oscillation: spread of the loss in the last third of the steps divided by that in the first third.
+        oscillation_steps: steps that this comparison needs.
+        loss_spread: spread of the loss below which its growth does not matter.
+        shift: sudden change of the accuracy of the rollouts.
+        unverified: growth of the share of responses that the verifier could not verify.
+        growth_errors: standard errors that a growth must exceed.
     """
 
     window: int = 20
@@ -70,6 +79,14 @@ class FindingThresholds:
     clipped: float = 0.3
     accuracy: float = 0.05
     reward_of_step: float = 0.5
+    gradient_spike: float = 100.0
+    gradient_spreads: float = 8.0
+    oscillation: float = 6.0
+    oscillation_steps: int = 60
+    loss_spread: float = 1e-3
+    shift: float = 0.15
+    unverified: float = 0.05
+    growth_errors: float = 4.0
 
 
 THRESHOLDS = FindingThresholds()
@@ -77,17 +94,34 @@ THRESHOLDS = FindingThresholds()
 
 def recent_mean(table: Columns, name: str) -> float:
     """Mean of a column over the last steps that have a value; NaN if no step has one."""
-    return _window_mean(column(table, name), last=True)
+    values = known_values(table, name)
+    return float(values[-_window(values) :].mean()) if len(values) else float("nan")
 
 
 def initial_mean(table: Columns, name: str) -> float:
     """Mean of a column over the first steps that have a value; NaN if no step has one."""
-    return _window_mean(column(table, name), last=False)
+    values = known_values(table, name)
+    return float(values[: _window(values)].mean()) if len(values) else float("nan")
+
+
+def largest_mean(table: Columns, name: str) -> float:
+    """The largest mean of a column over as many steps in a row as ``recent_mean`` uses; NaN if no step has a value."""
+    values = known_values(table, name)
+    if not len(values):
+        return float("nan")
+    size = _window(values)
+    return float(np.lib.stride_tricks.sliding_window_view(values, size).mean(axis=1).max())
+
+
+def known_values(table: Columns, name: str) -> np.ndarray:
+    """The values of a column, without the steps that have none."""
+    values = column(table, name)
+    return values[~np.isnan(values)]
 
 
 def count_values(table: Columns, name: str) -> int:
     """Number of steps at which the column has a value."""
-    return int((~np.isnan(column(table, name))).sum())
+    return len(known_values(table, name))
 
 
 def percent(share: float) -> str:
@@ -98,6 +132,17 @@ def numeric_value(config: Mapping[str, Any], key: str) -> float | None:
     """The value of ``key`` if it is a number, else None."""
     value = config.get(key)
     return float(value) if is_number(value) else None
+
+
+def assigned(config: Mapping[str, Any], key: str, value: str | float | bool, why: str) -> tuple[str, ...]:
+    """Return an override that sets ``key`` to ``value``, or nothing if the key is known to have this value.
+
+    Args:
+        config: dotted key -> value.
+        why: the comment of the override.
+    """
+    text = str(value).lower() if isinstance(value, bool) else f"{value}"
+    return () if config.get(key) == value else (f"{key}={text}  # {why}",)
 
 
 def scaled(config: Mapping[str, Any], key: str, factor: float, why: str) -> tuple[str, ...]:
@@ -116,7 +161,5 @@ def scaled(config: Mapping[str, Any], key: str, factor: float, why: str) -> tupl
     return () if wanted == value else (f"{key}={wanted:g}  # {why}; it is {value:g}",)
 
 
-def _window_mean(values: np.ndarray, *, last: bool) -> float:
-    known = values[~np.isnan(values)]
-    size = max(1, min(THRESHOLDS.window, len(known) // 3))
-    return float((known[-size:] if last else known[:size]).mean()) if len(known) else float("nan")
+def _window(values: np.ndarray) -> int:
+    return max(1, min(THRESHOLDS.window, len(values) // 3))

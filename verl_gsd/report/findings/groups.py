@@ -12,6 +12,7 @@ from verl_gsd.report.findings.finding import (
     THRESHOLDS,
     Finder,
     Finding,
+    assigned,
     numeric_value,
     percent,
     recent_mean,
@@ -74,7 +75,7 @@ def noisy(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
             "verifier fails for whole groups (timeouts, answers that it cannot parse); or the policy has changed much "
             "since the last visit.",
             (
-                f"{_TEMPERATURE}=1.0  # if it is lower" + (f"; it is {temperature:g}" if temperature else ""),
+                *(() if temperature is not None and temperature >= 1 else (f"{_TEMPERATURE}=1.0  # if it is lower",)),
                 "reward.custom_reward_function.path=...  # a verifier that gives equal responses equal verdicts",
             ),
         )
@@ -86,7 +87,9 @@ def alone(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding(
             f"{percent(recent_mean(table, 'alone'))} of the groups have one response",
             "Such a response has no others to be compared with, and its advantage is 0.",
-            (f"{_GROUP_SIZE}=8  # responses per prompt",),
+            (f"{_GROUP_SIZE}=8  # responses per prompt",)
+            if (numeric_value(config, _GROUP_SIZE) or 1) == 1
+            else scaled(config, _GROUP_SIZE, 2, "responses per prompt, because sessions of these groups failed"),
         )
 
 
@@ -97,10 +100,12 @@ def unused(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
     if shares.get("surplus", 0) > THRESHOLDS.surplus:
         yield Finding(
             f"{percent(shares['surplus'])} of the rollouts were surplus",
-            "Their groups were mixed, but the batch was full.",
+            "Their groups were mixed, but the batch was full. verl starts two prompts for each silent group that it "
+            "evicts.",
             (
-                "data.gen_batch_size=...  # fewer prompts per refill of the batch",
                 *scaled(config, "algorithm.filter_groups.max_inflight_gen_batches", 0.5, "fewer batches at once"),
+                *scaled(config, _GROUP_SIZE, 2, "larger groups are less often silent, so fewer are replaced"),
+                *remedies("silent", config),
             ),
         )
     if shares.get("stale", 0) > THRESHOLDS.stale:
@@ -108,7 +113,7 @@ def unused(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
             f"{percent(shares['stale'])} of the rollouts were stale when their group was complete",
             "The policy had been updated more often since they were started than the config allows. They were dropped.",
             (
-                "trainer.v1.sampler.max_off_policy_strategy=wait  # waits for them instead",
+                *assigned(config, "trainer.v1.sampler.max_off_policy_strategy", "wait", "waits for them instead"),
                 *scaled(config, "trainer.v1.sampler.max_off_policy_threshold", 2, "policy versions per response"),
             ),
         )
@@ -123,7 +128,7 @@ def failed(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
             "server stopped. RUN/logs has the errors.",
             ()
             if is_rejected(_REPLACE_FAILED, "true", config)
-            else (f"{_REPLACE_FAILED}=true  # with data.gen_batch_size=1: other prompts replace them",),
+            else (f"{_REPLACE_FAILED}=true data.gen_batch_size=1  # other prompts replace them",),
         )
 
 

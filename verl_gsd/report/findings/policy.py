@@ -11,8 +11,10 @@ from verl_gsd.report.findings.finding import (
     THRESHOLDS,
     Finder,
     Finding,
+    assigned,
     count_values,
     initial_mean,
+    largest_mean,
     numeric_value,
     percent,
     recent_mean,
@@ -23,6 +25,8 @@ from verl_gsd.report.steps import column
 
 ENTROPY = "actor/entropy"
 _MAX_LENGTH = "data.max_response_length"
+_UPPER_CLIPPING = "actor_rollout_ref.actor.clip_ratio_high"
+_LOSS = "actor_rollout_ref.actor.policy_loss.loss_mode"
 _LEARNING_RATE = "actor_rollout_ref.actor.optim.lr"
 
 
@@ -35,24 +39,42 @@ def entropy(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
             f"It fell from {first:.3g} to {last:.3g} nats per token. Responses to one prompt become alike, and groups "
             "become silent.",
             (
-                "actor_rollout_ref.actor.clip_ratio_high=0.28  # DAPO's value: unlikely tokens can become likelier",
-                "actor_rollout_ref.actor.entropy_coeff=0.001  # rewards entropy",
+                *_higher_clipping(config),
+                *assigned(config, "actor_rollout_ref.actor.entropy_coeff", 0.001, "rewards entropy"),
                 *scaled(config, _LEARNING_RATE, 0.5, "smaller steps"),
             ),
         )
 
 
+def _higher_clipping(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """DAPO's upper clipping bound, if the run's is lower. Other losses have no such bound, or another scale of it."""
+    bound = numeric_value(config, _UPPER_CLIPPING)
+    if config.get(_LOSS, "vanilla") != "vanilla" or (bound is not None and bound >= 0.28):
+        return ()
+    return (f"{_UPPER_CLIPPING}=0.28  # DAPO's value: unlikely tokens can become likelier",)
+
+
 def length(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
-    """Responses are much shorter than initially."""
+    """Responses are much shorter than they were, and shorter than initially.
+
+    Lengths that rose and returned to their initial mean are no collapse.
+    """
     name = length_column(table)
-    first, last = initial_mean(table, name), recent_mean(table, name)
-    if count_values(table, name) >= THRESHOLDS.trend and last < THRESHOLDS.length * first:
+    longest, last = largest_mean(table, name), recent_mean(table, name)
+    is_shorter = last < THRESHOLDS.length * longest and last < initial_mean(table, name)
+    if count_values(table, name) >= THRESHOLDS.trend and is_shorter:
         yield Finding(
             "Responses become very short",
-            f"Their mean length fell from {first:.3g} to {last:.3g} tokens. A loss that is averaged over the tokens of "
-            "each response favours short right responses. So does a verifier that accepts an answer without reasoning.",
+            f"Their mean length fell from {longest:.3g} to {last:.3g} tokens. A loss that is averaged over the tokens "
+            "of each response favours short right responses. So does a verifier that accepts an answer without "
+            "reasoning.",
             (
-                "actor_rollout_ref.actor.loss_agg_mode=token-mean  # or algo=dr_grpo: length does not scale gradients",
+                *assigned(
+                    config,
+                    "actor_rollout_ref.actor.loss_agg_mode",
+                    "token-mean",
+                    "or algo=dr_grpo: length does not scale gradients",
+                ),
                 *scaled(config, _LEARNING_RATE, 0.5, "smaller steps"),
             ),
         )

@@ -1,4 +1,4 @@
-"""Findings about rewards: some fail, or steps wait for them."""
+"""Findings about rewards: some fail, steps wait for them, or the verifier's verdicts drift."""
 
 from __future__ import annotations
 
@@ -7,13 +7,25 @@ from typing import Any
 
 import numpy as np
 
-from verl_gsd.report.findings.finding import THRESHOLDS, Finder, Finding, percent, recent_mean, scaled
+from verl_gsd.report.findings.finding import (
+    THRESHOLDS,
+    Finder,
+    Finding,
+    assigned,
+    initial_mean,
+    percent,
+    recent_mean,
+    scaled,
+)
+from verl_gsd.report.findings.trends import growth, sudden_shift
 from verl_gsd.report.reading import Columns
 from verl_gsd.report.steps import column
 
 _REWARD_FUNCTION = "reward.custom_reward_function.path=...  # a function that"
 _WORKERS = "reward.num_workers"
 _FAILURES = "reward/failures/"
+_UNVERIFIED = "verifier/unverified"
+_SHUFFLE = "data.shuffle"
 
 
 def failing(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
@@ -57,4 +69,32 @@ def slow(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
         )
 
 
-FINDERS: tuple[Finder, ...] = (failing, slow)
+def shifted_verdicts(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
+    """The accuracy of the rollouts changed suddenly and stayed there. A policy changes over several steps."""
+    shift = sudden_shift(table, "accuracy", THRESHOLDS.shift)
+    if shift is not None:
+        yield Finding(
+            "The verdicts of the verifier shift",
+            f"At step {shift.step}, the accuracy of the rollouts changed at once from {shift.before:.3f} to "
+            f"{shift.after:.3f}. Possible causes: the verifier or its server changed, for example at a resume; the "
+            "prompts from this step on are of another kind; or a single update damaged the policy.",
+            (
+                f"{_REWARD_FUNCTION} gives the same verdict at every step",
+                *assigned(config, _SHUFFLE, True, "mixes prompts of different kinds"),
+            ),
+        )
+
+
+def rising_unverified(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
+    """The verifier can verify fewer and fewer responses, which then count as wrong."""
+    if growth(table, _UNVERIFIED) > THRESHOLDS.unverified:
+        yield Finding(
+            "The verifier can verify fewer and fewer responses",
+            f"It could not verify {percent(initial_mean(table, _UNVERIFIED))} of the responses initially, and "
+            f"{percent(recent_mean(table, _UNVERIFIED))} recently. They count as wrong. The policy's answers changed "
+            "their form, or comparisons take too long.",
+            (f"{_REWARD_FUNCTION} can read the answers that the policy writes now",),
+        )
+
+
+FINDERS: tuple[Finder, ...] = (failing, slow, shifted_verdicts, rising_unverified)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from verl_gsd.base_names import PASS_KS
 from verl_gsd.charts import COLOURS, KINDS, Section
 from verl_gsd.report.chart_data import accuracy_bins, sigma_cells, totals_by_use
 from verl_gsd.report.charts import SHARE, bar_chart, heat_map, line_chart, share_bars, stacked_chart
@@ -21,6 +22,31 @@ _USES = {
     "stale": ("stale", COLOURS[3]),
     "failed": ("failed", COLOURS[6]),
 }
+
+
+def diversity(views: Views) -> Section | None:
+    """Final answers and pass@k. Unlike accuracy, pass@k falls if the policy gives up ways to solve a prompt."""
+    tables = step_tables(views)
+    known = [k for k in PASS_KS if has_nonzero(views, f"pass_at_{k}")]
+    shown = sorted({1, *known[len(known) // 2 : len(known) // 2 + 1], *known[-1:]}) if known else []
+    text = [
+        "pass@k is the probability that at least one of k responses to a prompt is right. It is estimated without bias "
+        "from all groups of a step, also those that were not trained on. If accuracy grows and pass@k does not, the "
+        "policy makes likely answers likelier and finds no new ones.",
+    ]
+    panels = [
+        (
+            "pass",
+            "pass@k of the groups",
+            line_chart(tables, {f"pass@{k}": f"pass_at_{k}" for k in shown}, "probability", SHARE) if shown else None,
+        ),
+        (
+            "answers",
+            "Different final answers per group",
+            line_chart(tables, {"different": "distinct_answers"}, "answers per group"),
+        ),
+    ]
+    return section_of_panels("diversity", "Diversity", text, panels)
 
 
 def disagreement(views: Views) -> Section | None:

@@ -35,9 +35,28 @@ def pass_at_k(samples: np.ndarray, correct: np.ndarray, k: int) -> np.ndarray:
     if len(bad := np.flatnonzero(samples < k)):
         row = bad[0]
         raise ValueError(f"row {row}: k={k} is larger than samples={samples[row]}. Use a smaller k, or more samples")
-    pairs, pair_of_row = np.unique(np.stack([samples, correct]), axis=1, return_inverse=True)
-    estimates = np.array([_estimate(n, c, k) for n, c in pairs.T.tolist()], dtype=np.float64)
-    return estimates[pair_of_row.reshape(-1)]
+    if not len(samples):
+        return np.zeros(0)
+    base = int(samples.max()) + 1  # a pair as one number, which sorts much faster than rows of two
+    pairs, pair_of_row = np.unique(samples * base + correct, return_inverse=True)
+    estimates = np.array([_estimate(pair // base, pair % base, k) for pair in pairs.tolist()], dtype=np.float64)
+    return estimates[pair_of_row]
+
+
+def pass_at_k_of_groups(correct: np.ndarray, total: np.ndarray, k: int) -> np.ndarray:
+    """Unbiased pass@k of each group of a run, (N,) float64; NaN for groups without an accuracy.
+
+    All are NaN if any group with accuracies has fewer than k, because groups of hard and easy prompts may differ in
+    size, and a mean over the others would be biased. All are NaN, too, if the accuracies are not all 0 or 1.
+
+    Args:
+        correct, total: (N,) sum and number of the accuracies of each group.
+    """
+    result: np.ndarray = np.full(len(total), np.nan)
+    rated = total > 0
+    if rated.any() and total[rated].min() >= k and (correct == np.rint(correct)).all():
+        result[rated] = pass_at_k(total[rated].astype(np.int64), correct[rated].astype(np.int64), k)
+    return result
 
 
 def _estimate(n: int, c: int, k: int) -> float:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from verl_gsd.evaluation.pass_at_k import pass_at_k
+from verl_gsd.planning.pass_at_k import pass_at_k
 
 
 def by_enumeration(n, c, k):

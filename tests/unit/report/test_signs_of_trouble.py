@@ -1,0 +1,122 @@
+"""Signs of trouble that the papers name: a run on disk that has the sign, and the same run without it."""
+
+import numpy as np
+import pytest
+import report_runs
+
+from verl_gsd.report.build import read_runs
+from verl_gsd.report.findings import collect_findings
+from verl_gsd.report.steps import step_table
+
+STEPS, GROUPS, SIZE = 60, 24, 8
+
+#: Title of each finding.
+SPIKES = "The gradient norm spikes"
+OSCILLATES = "The loss oscillates, and the reward does not grow"
+SHORT = "Responses become very short"
+ENTROPY = "The policy's entropy collapses"
+SHIFT = "The verdicts of the verifier shift"
+UNVERIFIED = "The verifier can verify fewer and fewer responses"
+JUDGE = "The judge's scores drift"
+
+
+def spike(figures):
+    figures["actor/grad_norm"][40] = 1e10
+
+
+def oscillate(figures):
+    figures["actor/pg_loss"][STEPS // 2 :] *= 20
+
+
+def shorten(figures):
+    figures["tokens"][STEPS // 2 :] //= 4
+
+
+def lose_entropy(figures):
+    figures["actor/entropy"] *= np.geomspace(1, 0.01, STEPS)
+
+
+def shift_verdicts(figures):
+    figures["solve_rate"][STEPS // 2 :] *= 0.1
+
+
+def lose_verdicts(figures):
+    figures["verifier/unverified"] += np.linspace(0, 0.3, STEPS)
+
+
+def shift_scores(figures):
+    figures["judge_score"][STEPS // 2 :] += 3
+
+
+def contradict(figures):
+    figures["contradicted"] = np.linspace(0, 5, STEPS)
+
+
+def written_run(folder, change=None, seed=0):
+    """A run of a policy that does not change, with the noise that sampling and updates have."""
+    rng = np.random.default_rng(seed)
+    figures = {
+        "solve_rate": np.full(STEPS, 0.5),
+        "tokens": np.full(STEPS, 400),
+        "judge_score": rng.normal(5, 0.2, STEPS),
+        "contradicted": np.full(STEPS, 1.0),
+        "actor/grad_norm": 0.2 * np.exp(0.6 * rng.normal(size=STEPS)),
+        "actor/pg_loss": 0.01 * rng.standard_t(3, STEPS),
+        "actor/entropy": 0.4 * np.exp(0.1 * rng.normal(size=STEPS)),
+        "verifier/unverified": rng.binomial(GROUPS * SIZE, 0.01, STEPS) / (GROUPS * SIZE),
+    }
+    if change is not None:
+        change(figures)
+    lines = []
+    for row in range(STEPS):
+        left = []
+        for index in range(GROUPS):
+            rewards = (rng.random(SIZE) < figures["solve_rate"][row]).astype(float)
+            values = {"judge_score": figures["judge_score"][row], "dagrpo_pairs": 12, "dagrpo_pairs_kept": 8}
+            values["dagrpo_pairs_contradicted"] = int(rng.poisson(figures["contradicted"][row]))
+            tokens = int(figures["tokens"][row] + rng.integers(-50, 50))
+            left.append((report_runs.group(rewards, tokens=tokens, index=index), "trained", values))
+        report_runs.records(folder, row + 1, *left)
+        lines.append((row + 1, {name: values[row] for name, values in figures.items() if "/" in name}))
+    report_runs.metrics(folder, lines)
+    report_runs.config(folder, data__shuffle=True)
+    return folder
+
+
+def findings_of(folder):
+    (run,) = read_runs([folder])
+    return collect_findings(step_table(run), run.config)
+
+
+@pytest.mark.parametrize(
+    ("change", "title"),
+    [
+        (spike, SPIKES),
+        (oscillate, OSCILLATES),
+        (shorten, SHORT),
+        (lose_entropy, ENTROPY),
+        (shift_verdicts, SHIFT),
+        (lose_verdicts, UNVERIFIED),
+        (shift_scores, JUDGE),
+        (contradict, JUDGE),
+    ],
+)
+def test_a_run_with_a_sign_of_trouble_has_its_finding_with_a_remedy(tmp_path, change, title):
+    by_title = {finding.title: finding for finding in findings_of(written_run(tmp_path / "run", change))}
+    assert by_title[title].overrides
+    assert "nan" not in by_title[title].text
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_healthy_run_has_none_of_the_signs(tmp_path, seed):
+    assert [finding.title for finding in findings_of(written_run(tmp_path / "run", seed=seed))] == []
+
+
+def test_a_gradient_that_is_not_finite_is_counted(tmp_path):
+    def lose_gradients(figures):
+        figures["actor/grad_norm"] = [
+            None if row in (10, 20) else value for row, value in enumerate(figures["actor/grad_norm"])
+        ]
+
+    (finding,) = findings_of(written_run(tmp_path / "run", lose_gradients))
+    assert finding.title == SPIKES and "not finite at 2 steps" in finding.text

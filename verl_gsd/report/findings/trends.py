@@ -1,0 +1,83 @@
+"""Robust statistics of a figure over steps, for findings.
+
+A heavy tail is normal in training: single steps with extreme values must raise no alarm. Medians and median deviations
+ignore them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from verl_gsd.report.findings.finding import THRESHOLDS, known_values
+from verl_gsd.report.reading import Columns
+from verl_gsd.report.steps import column
+
+#: The standard deviation of normal values divided by their median absolute deviation.
+_NORMAL = 1.4826
+#: Steps before and after a shift. It must be as large between the NEAR as between the FAR steps on both sides, because
+#: a figure that grows steadily changes less between the near ones.
+_NEAR, _FAR = 3, 8
+_SUDDEN = 0.8
+#: Standard deviations of a step's noise that a shift must exceed.
+_SHIFT_SPREADS = 6.0
+
+
+@dataclass(frozen=True)
+class Shift:
+    """A sudden, lasting change of a figure.
+
+    Attributes:
+        step: the first step with the new level.
+        before, after: medians of the steps before, and from ``step`` on.
+    """
+
+    step: int
+    before: float
+    after: float
+
+
+def spread(values: np.ndarray) -> float:
+    """Robust standard deviation: the median absolute deviation, scaled for normal values."""
+    return _NORMAL * float(np.median(np.abs(values - np.median(values))))
+
+
+def sudden_shift(table: Columns, name: str, least: float) -> Shift | None:
+    """Return the largest sudden shift of a column, or None if none exceeds ``least`` and the noise of a step.
+
+    The noise is that of the differences between consecutive steps, which neither trends nor a few shifts change.
+    """
+    values = known_values(table, name)
+    if len(values) < 2 * _FAR:
+        return None
+    steps = table["step"][~np.isnan(column(table, name))]
+    limit = max(least, _SHIFT_SPREADS * spread(np.diff(values)) / np.sqrt(2))
+    near, far = (_changes(values, size)[_FAR - size : len(values) - _FAR - size + 1] for size in (_NEAR, _FAR))
+    # ``far`` may be larger by the noise alone; a steady growth is larger by the ratio of the distances.
+    is_shift = (np.abs(near) > limit) & (np.abs(far) > limit) & (np.abs(near) >= _SUDDEN * np.abs(far))
+    if not is_shift.any():
+        return None
+    at = int(np.argmax(np.where(is_shift, np.abs(far), 0.0))) + _FAR
+    return Shift(int(steps[at]), float(np.median(values[at - _FAR : at])), float(np.median(values[at : at + _FAR])))
+
+
+def growth(table: Columns, name: str) -> float:
+    """Recent mean minus initial mean of a column; 0 if noise explains it, or if there are too few steps.
+
+    The noise of a window's mean is estimated from the values of the window.
+    """
+    values = known_values(table, name)
+    if len(values) < THRESHOLDS.trend:
+        return 0.0
+    size = min(THRESHOLDS.window, len(values) // 3)
+    first, last = values[:size], values[-size:]
+    difference = float(last.mean() - first.mean())
+    error = np.sqrt((first.var(ddof=1) + last.var(ddof=1)) / size)
+    return difference if abs(difference) > THRESHOLDS.growth_errors * error else 0.0
+
+
+def _changes(values: np.ndarray, size: int) -> np.ndarray:
+    """Median of ``size`` values minus the median of the ``size`` values before, for each position that has both."""
+    medians = np.median(np.lib.stride_tricks.sliding_window_view(values, size), axis=1)
+    return medians[size:] - medians[:-size]
