@@ -15,7 +15,7 @@ def budget_effect(config: DictConfig) -> Effect:
         "all prompts get the same number of rollouts. Set more epochs, or budget=uniform."
     )
     return Effect(
-        weight="mean rollouts / the prompt's rollouts, times the expected gain of an equal group / that of its own group "
+        weight="mean rollouts / the prompt's rollouts, times the expected gain of an equal group / that of its group "
         "(budget), so prompts with more rollouts do not weigh more on average",
         warnings=(one_visit,) if config.trainer.total_epochs == 1 else (),
     )
