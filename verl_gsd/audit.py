@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from verl_gsd import config as groups
 from verl_gsd import extension
 from verl_gsd.config.attention import FLASH, SDPA
+from verl_gsd.dynamic_sampling import OLD_METRICS
 from verl_gsd.planning import gain
 
 #: Solve rates for which the audit prints the gain. The gain is symmetric about 0.5.
@@ -293,15 +294,39 @@ def _setting_to_keep_sigma(algorithm: DictConfig) -> str:
     return "algorithm.gsd.alpha=0" if is_dial else "algorithm.norm_adv_by_std_in_grpo=false"
 
 
+def _reward_terms(config: DictConfig) -> str:
+    """What ``metric=reward`` compares and what it leaves out, as a part of a sentence."""
+    has_overlong_penalty = OmegaConf.select(config, "reward.reward_manager.name") == "dapo" and OmegaConf.select(
+        config, "reward.reward_kwargs.overlong_buffer_cfg.enable"
+    )
+    terms = ", with the overlong penalty of reward.reward_kwargs.overlong_buffer_cfg" if has_overlong_penalty else ""
+    return terms + (", without the KL penalty" if config.algorithm.use_kl_in_reward else "")
+
+
 def _filter_contradictions(config: DictConfig) -> Iterator[str]:
-    metric = config.algorithm.filter_groups.metric
+    key, metric = "algorithm.filter_groups.metric", config.algorithm.filter_groups.metric
     has_verifier = OmegaConf.select(config, "reward.custom_reward_function.path") is not None
     if config.reward.reward_model.enable and not has_verifier:
         return  # its groups have no acc, and gsd_section.py rejects settings that read acc
-    if metric != "acc":
+    if metric in OLD_METRICS or not metric:
+        return  # gsd_section.py rejects them
+    if metric == "reward":
         yield (
-            f"algorithm.filter_groups.metric={metric}: shaped scores are rarely equal within a group, so the filter "
-            "keeps groups whose responses are all right or all wrong. Set it to acc, the verifier's verdict."
+            f"{key}=reward: verl compares the rewards of a group{_reward_terms(config)}. Rewards with a term for "
+            "length or format are rarely equal, so the filter keeps groups whose responses are all right or all wrong. "
+            "Set it to acc, the verifier's verdict."
+        )
+    elif metric == "score":
+        yield (
+            f"{key}=score: verl compares the score that the reward function returns, before a penalty of the reward "
+            "manager. If the score has a term for length or format, the filter keeps groups whose responses are all "
+            "right or all wrong. If the function returns a plain number, verl has no score and stops when the first "
+            "group is complete. Set it to acc, the verifier's verdict."
+        )
+    elif metric != "acc":
+        yield (
+            f"{key}={metric}: the reward function must return a value of this name for every response. Otherwise verl "
+            "stops when the first group is complete. Set it to acc to compare the verifier's verdicts."
         )
     elif not has_verifier:
         yield (

@@ -18,11 +18,24 @@ RECORD_COLUMNS: tuple[RecordColumn, ...] = (
     RecordColumn("total", "int32", "Responses that have an accuracy, a number in [0, 1]."),
     RecordColumn("mean", "float64", "Mean reward. Null for a group without responses."),
     RecordColumn("std", "float64", "Population standard deviation sigma of the rewards. Null without responses."),
-    RecordColumn("kind", "string", "`mixed`, `all_right` or `all_wrong`. Null without responses."),
+    RecordColumn(
+        "kind",
+        "string",
+        "`all_right` or `all_wrong` if all responses have the same `acc`, else `mixed`. Without an `acc` for every "
+        "response, the rewards decide. Null without responses.",
+    ),
+    RecordColumn(
+        "silent",
+        "bool",
+        "Whether the group teaches nothing: its rewards are all equal, or dynamic sampling evicted it. A length or "
+        "format penalty can make the rewards of an `all_right` group differ; such a group is not silent if it is "
+        "trained on. Null without responses, and in files of version 5 and older, in which `kind` described the "
+        "rewards.",
+    ),
     RecordColumn(
         "gain",
         "float64",
-        "sigma^(2 - alpha), and 0 for a unanimous group. Null without responses, and where the estimator has no gain.",
+        "sigma^(2 - alpha), and 0 for a silent group. Null without responses, and where the estimator has no gain.",
     ),
     RecordColumn("tokens", "int64", "Tokens of all responses."),
     RecordColumn(
@@ -33,8 +46,8 @@ RECORD_COLUMNS: tuple[RecordColumn, ...] = (
     RecordColumn(
         "silent_predicted",
         "float64",
-        "Probability of a unanimous group of this size, predicted from earlier visits to the prompt. Null at the first "
-        "visit, and where some responses have no accuracy.",
+        "Probability that a group of this size is all right or all wrong, predicted from earlier visits to the prompt. "
+        "Null at the first visit, and where some responses have no accuracy.",
     ),
     RecordColumn(
         "unverified",

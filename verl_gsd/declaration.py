@@ -61,7 +61,7 @@ class StepFigure:
         name: charts and findings use it like the name of a metric.
         column: a numeric record column, which the extension declares or which all runs have.
         over: another such column, or empty.
-        taught: use only groups that were trained on and whose rewards differ.
+        taught: use only groups that were trained on and are not silent.
     """
 
     name: str

@@ -37,7 +37,7 @@ FATES: tuple[Fate, ...] = ("trained", "filtered", "surplus", "stale", "failed")
 #: Prompts with a solve rate up to HARD count as hard, those with a rate of at least EASY as easy.
 HARD, EASY = 0.25, 0.75
 
-VERSION = 5
+VERSION = 6
 _VERSION_KEY = "verl_gsd.records"
 
 #: Number of missing steps that a message lists.
@@ -97,14 +97,13 @@ def step_records(left: Sequence[LeftGroup], *, step: int, attempt: int, alpha: f
     accuracies = [_valid_accuracies(group) for group in groups]
     correct = np.array([values.sum() for values in accuracies])
     total = np.array([len(values) for values in accuracies])
-    # Without accuracies, a reward above 0 counts as right.
-    right = np.where(total > 0, 2 * correct > total, mean > 0)
-    kind = np.where(unanimous, np.where(right, "all_right", "all_wrong"), "mixed")
     empty = sizes == 0
+    # Dynamic sampling may compare another value than the rewards, so the rewards of an evicted group can differ.
+    silent = unanimous | np.array([entry.fate == "filtered" for entry in left], dtype=bool)
     gain = np.zeros(len(groups))
-    mixed = ~empty & ~unanimous
+    taught = ~empty & ~silent
     if alpha is not None:
-        gain[mixed] = std[mixed] ** (2 - alpha)
+        gain[taught] = std[taught] ** (2 - alpha)
     values_by_name = {
         "step": np.full(len(groups), step),
         "attempt": np.full(len(groups), attempt),
@@ -116,7 +115,8 @@ def step_records(left: Sequence[LeftGroup], *, step: int, attempt: int, alpha: f
         "total": total,
         "mean": pa.array(mean, mask=empty),
         "std": pa.array(std, mask=empty),
-        "kind": pa.array(kind.astype(object), pa.string(), mask=empty),
+        "kind": [_kind(group, values) for group, values in zip(groups, accuracies, strict=True)],
+        "silent": pa.array(silent, mask=empty),
         "gain": pa.array(gain, mask=empty | (alpha is None)),
         "tokens": np.array([group.tokens.sum() for group in groups], dtype=np.int64),
         "demonstrations": [group.demonstrations for group in groups],
@@ -180,6 +180,24 @@ def _valid_accuracies(group: Group) -> np.ndarray:
     """
     accuracies = group.accuracies[~np.isnan(group.accuracies)]
     return accuracies if ((accuracies >= 0) & (accuracies <= 1)).all() else accuracies[:0]
+
+
+def _kind(group: Group, accuracies: np.ndarray) -> str | None:
+    """``mixed``, ``all_right`` or ``all_wrong``, by the verdicts; None for a group without responses.
+
+    Verdicts are the verifier's values of ``acc``, whatever their range. If a response has none, they are the rewards.
+
+    Args:
+        accuracies: ``_valid_accuracies`` of the group.
+    """
+    if not len(group.rewards):
+        return None
+    verdicts = group.rewards if np.isnan(group.accuracies).any() else group.accuracies
+    if verdicts.min() != verdicts.max():
+        return "mixed"
+    # Outside [0, 1], a verdict above 0 counts as right.
+    is_right = accuracies.mean() > 0.5 if len(accuracies) else verdicts[0] > 0
+    return "all_right" if is_right else "all_wrong"
 
 
 def write_step(run: Path, table: pa.Table, *, step: int, attempt: int) -> Path:

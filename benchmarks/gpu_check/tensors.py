@@ -88,7 +88,10 @@ def estimator(gsd: dict[str, Any], values: tuple[float, ...] = (0.0, 1.0)) -> Ca
         others = [one for name, one in extensions.items() if name != "budget"]
         if "hadw" in extensions:
             extensions["hadw"].end_step(rows.groups[: GROUPS // 2])  # so that there is an anchor
-        columns: dict[str, Any] = {"rollouts": torch.tensor([*[SIZE] * (len(rows.keys) - 2), 0, 0])}
+        columns: dict[str, Any] = {
+            "rollouts": torch.tensor([*[SIZE] * (len(rows.keys) - 2), 0, 0]),
+            "gain_ratio": torch.ones(len(rows.keys), dtype=torch.float64),
+        }
         for one in others:
             columns |= one.stage_inputs(rows.members, rows.groups)
         with batch_context(rows.keys, columns, extensions) as batch:

@@ -67,9 +67,10 @@ def judging():
 
     made, tokenizer = [], build_tokenizer()
 
-    def make(**settings):
+    def make(algorithm=None, **settings):
         scorer = ScriptedScorer()
-        part = JudgingByScript(scorer, {"scorer": "stub", "cache": None, **settings}, services_of(tokenizer=tokenizer))
+        services = services_of(tokenizer=tokenizer, config=OmegaConf.create({"algorithm": algorithm or {}}))
+        part = JudgingByScript(scorer, {"scorer": "stub", "cache": None, **settings}, services)
         made.append((part, scorer))
         return part, scorer, tokenizer
 
@@ -98,6 +99,33 @@ def test_a_group_whose_outcomes_differ_is_judged_and_leaves_with_its_scores(judg
     found = seam.end_step()
     assert found["judge/responses"] == 4 and found["judge/failures/server_error"] == 1
     assert seam.seconds()["judge"] > 0 and seam.seconds()["judge"] == 0, "counted once"
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "judged"),
+    [
+        ({"filter_groups": {"enable": True, "metric": "acc"}}, {"a1"}),
+        ({"filter_groups": {"enable": True, "metric": "reward"}}, {"a1", "a2"}),
+        ({"filter_groups": {"enable": True, "metric": "score"}}, {"a1", "a2"}),  # a group does not have this value
+        ({"filter_groups": {"enable": False, "metric": "acc"}}, {"a1", "a2"}),
+        (  # a demonstration can keep a group
+            {
+                "filter_groups": {"enable": True, "metric": "acc"},
+                "gsd": {"dagrpo": {"demonstrations": {"source": "self"}}},
+            },
+            {"a1", "a2"},
+        ),
+    ],
+    ids=["acc", "reward", "score", "off", "demonstrations"],
+)
+def test_a_group_that_dynamic_sampling_is_about_to_evict_is_not_judged(judging, algorithm, judged):
+    """A penalty makes the rewards of a2 differ, although all its responses are right."""
+    part, _, tokenizer = judging(algorithm)
+    buffer, _ = watched_for(part)
+    answer("a1", PROBLEM, tokenizer, ["11", "7"])
+    answer("a2", PROBLEM, tokenizer, ["11", "11"], penalties=[0.0, 0.5])
+    buffer._sync_metadata_from_transfer_queue()
+    assert part._asked == judged
 
 
 def test_until_it_is_judged_a_group_counts_as_running(judging):

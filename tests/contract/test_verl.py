@@ -23,6 +23,7 @@ from memory_queue import MemoryQueue
 from omegaconf import OmegaConf
 from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
+from verl.experimental.reward_loop.reward_manager.dapo import DAPORewardManager
 from verl.protocol import DataProto
 from verl.trainer import main_ppo
 from verl.trainer.ppo import core_algos, padding_utils, ray_trainer
@@ -32,6 +33,9 @@ from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
 from verl.trainer.ppo.v1.utils import compute_advantage_for_multi_trajectories
 from verl.utils.tracking import Tracking
 from verl_parts import actor_config, bare_trainer, fit, loss_of, micro_batch, names_of_calls
+
+from verl_gsd.dynamic_sampling import is_evicted
+from verl_gsd.groups import Group
 
 
 @pytest.fixture
@@ -301,6 +305,46 @@ def test_dynamic_sampling_reads_the_verdict_beside_the_reward(queue, verdicts, m
     queue.columns("a_0_0")["rm_scores"] = torch.tensor([7.0])
     built._sync_metadata_from_transfer_queue()
     assert (built._dapo_filtered_keys("train")[0] == {"a"}) is is_evicted
+
+
+@pytest.mark.parametrize("metric", ["seq_reward", "seq_final_reward"])
+def test_dynamic_sampling_does_not_compute_the_metrics_of_verls_older_trainers(queue, metric):
+    built = buffer(filter_groups_metric=metric)
+    queue.put_group("a", [1.0, 0.0])
+    built._sync_metadata_from_transfer_queue()
+    with pytest.raises(RuntimeError, match=f"missing DAPO metric '{metric}'"):
+        built._dapo_filtered_keys("train")
+
+
+@pytest.mark.parametrize(("metric", "is_evicted"), [("reward", False), ("score", True), ("acc", True)])
+def test_the_reward_of_dynamic_sampling_has_the_overlong_penalty_and_the_score_has_not(queue, metric, is_evicted):
+    """What ``dynamic_sampling.py`` and the audit say of each metric."""
+    overlong = {"enable": True, "len": 2, "penalty_factor": 1.0, "log": False}
+    config = OmegaConf.create({"reward": {"reward_kwargs": {"max_resp_len": 4, "overlong_buffer_cfg": overlong}}})
+    manager = DAPORewardManager(config, Mock(), lambda **_: {"score": 1.0, "acc": 1.0})
+    for session, length in enumerate((2, 4)):
+        tensors = {"responses": torch.ones(1, length), "attention_mask": torch.ones(1, length + 1, dtype=torch.int64)}
+        objects = {"data_source": "s", "reward_model": {"ground_truth": "1"}, "extra_info": {}}
+        columns = {name: np.array([value], dtype=object) for name, value in objects.items()}
+        result = manager.loop.run_until_complete(manager.run_single(DataProto.from_dict(tensors, columns)))
+        row = {"rm_scores": torch.tensor([float(result["reward_score"])])}
+        row["extra_fields"] = {"reward_extra_info": result["reward_extra_info"]}
+        queue.kv_put(f"a_{session}_0", "train", row, {"status": "success"})
+    queue.kv_put("a", "train", tag={"is_prompt": True, "status": "finished", "global_steps": 1})
+    built = buffer(filter_groups_metric=metric)
+    built._sync_metadata_from_transfer_queue()
+    assert (built._dapo_filtered_keys("train")[0] == {"a"}) is is_evicted
+
+
+@pytest.mark.parametrize("values", [[1.0, 1.0], [0.0, 1.0], [1.0], [0.7] * 7, [0.1] * 3, [1e-9, 0.0]], ids=str)
+@pytest.mark.parametrize("metric", ["acc", "reward"])
+def test_we_know_which_groups_dynamic_sampling_evicts(queue, values, metric):
+    queue.put_group("a", values)
+    built = buffer(filter_groups_metric=metric)
+    built._sync_metadata_from_transfer_queue()
+    rewards = np.array([float(queue.columns(f"a_{n}_0")["rm_scores"].sum()) for n in range(len(values))])
+    group = Group("a", "s", 0, rewards, np.array(values), np.ones(len(values), np.int64))
+    assert is_evicted(group, metric) is (built._dapo_filtered_keys("train")[0] == {"a"})
 
 
 class Doors:

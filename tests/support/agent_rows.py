@@ -100,12 +100,13 @@ def prompts(uids, problems, **columns):
     return TensorDict(batch | columns, batch_size=[len(uids)])
 
 
-def answer(uid, problem, tokenizer, texts, *, verdicts=None, step=1, outputs=1, ended=True):
+def answer(uid, problem, tokenizer, texts, *, verdicts=None, penalties=None, step=1, outputs=1, ended=True):
     """Sessions ``0, 1, ...`` of one prompt, with ``texts`` for responses; right where the text is the problem's answer.
 
     Args:
         problem: a row of the data, as verl's data set gives it.
         verdicts: ``acc`` of each, where the texts do not decide.
+        penalties: what the reward of each is lower than its ``acc``.
     """
     truth = problem["reward_model"]["ground_truth"]
     prompt = tokenizer.apply_chat_template(problem["raw_prompt"], add_generation_prompt=True, return_dict=False)
@@ -117,7 +118,7 @@ def answer(uid, problem, tokenizer, texts, *, verdicts=None, step=1, outputs=1, 
         for output in range(outputs):
             ids, mask = torch.tensor([*context, *tokens]), torch.ones(len(tokens), dtype=torch.int64)
             scores = torch.zeros(len(tokens))
-            scores[-1] = accuracy
+            scores[-1] = accuracy - (penalties[session] if penalties else 0)
             keys.append(f"{uid}_{session}_{output}")
             fields.append(
                 {

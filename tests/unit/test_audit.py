@@ -73,7 +73,25 @@ def test_dapo_evicts_silent_groups(audited):
             ["algo=dr_grpo", "actor_rollout_ref.actor.loss_scale_factor=null"],
             "factor=null.*data.max_response_length",
         ),
-        (["algo=dapo", "algorithm.filter_groups.metric=reward"], r"filter_groups.metric=reward\b.*\bacc\b"),
+        (["algo=dapo", "algorithm.filter_groups.metric=reward"], r"filter_groups.metric=reward: .*group\. .*\bacc\b"),
+        (
+            [
+                "algo=dapo",
+                "algorithm.filter_groups.metric=reward",
+                "reward.reward_manager.name=dapo",
+                "+reward.reward_kwargs.overlong_buffer_cfg.enable=true",
+            ],
+            r"metric=reward: .*, with the overlong penalty of reward\.reward_kwargs\.overlong_buffer_cfg\. .*\bacc\b",
+        ),
+        (
+            ["algo=dapo", "algorithm.filter_groups.metric=reward", "algorithm.use_kl_in_reward=true"],
+            r"metric=reward: .*, without the KL penalty\. .*\bacc\b",
+        ),
+        (
+            ["algo=dapo", "algorithm.filter_groups.metric=score"],
+            r"metric=score: .*before a penalty.*plain number.*\bacc",
+        ),
+        (["algo=dapo", "algorithm.filter_groups.metric=format"], r"metric=format: .*must return .*\bacc\b"),
         (
             ["algo=dapo", "reward.custom_reward_function.path=null"],
             r"metric=acc\b.*reward.custom_reward_function\b",

@@ -31,7 +31,7 @@ def test_figures_of_a_group(alpha):
     sigma = np.sqrt(3 * 1) / 4
     assert row == {
         **{"step": 3, "attempt": 2, "fate": "trained", "data_source": "math", "index": 7, "size": 4, "tokens": 20},
-        **{"correct": 3.0, "total": 4, "mean": 0.75, "kind": "mixed"},
+        **{"correct": 3.0, "total": 4, "mean": 0.75, "kind": "mixed", "silent": False},
         **{"std": pytest.approx(sigma), "gain": pytest.approx(sigma ** (2 - alpha))},
         **{"hadw_anchor": None, "hadw_factor_right": None, "hadw_factor_wrong": None, "demonstrations": 0},
         **{"dagrpo_pairs": None, "dagrpo_pairs_kept": None, "dagrpo_pairs_contradicted": None},
@@ -41,22 +41,50 @@ def test_figures_of_a_group(alpha):
 
 
 @pytest.mark.parametrize(
-    ("rewards", "accuracies", "kind"),
+    ("rewards", "accuracies", "kind", "silent"),
     [
-        ([1, 1], None, "all_right"),
-        ([0, 0], None, "all_wrong"),
-        ([0.7] * 7, [1] * 7, "all_right"),
-        ([-1, -1], [np.nan, np.nan], "all_wrong"),
-        ([0.3, 0.4], [0, 0], "mixed"),  # a shaped reward teaches where the verdicts agree
-        ([1], None, "all_right"),
-        ([-1, -1], None, "all_wrong"),  # a verifier that returns a number: verl takes it for the accuracy too
-        ([100, 100], None, "all_right"),
+        ([1, 1], None, "all_right", True),
+        ([0, 0], None, "all_wrong", True),
+        ([0, 1], None, "mixed", False),
+        ([0.7] * 7, [1] * 7, "all_right", True),
+        ([-1, -1], [np.nan, np.nan], "all_wrong", True),
+        ([0.3, 0.4], [0, 0], "all_wrong", False),  # a penalty teaches where the verdicts agree
+        ([1, 0.7], [1, 1], "all_right", False),
+        ([0.5, 0.5], [1, 0], "mixed", True),  # the verdicts differ, and nothing is learned from it
+        ([1, 0.7], [1, np.nan], "mixed", False),  # not every response has a verdict
+        ([1], None, "all_right", True),
+        ([-1, -1], None, "all_wrong", True),  # a verifier that returns a number: verl takes it for the accuracy too
+        ([-1, -1.3], [-1, -1], "all_wrong", False),
+        ([1, -0.9], [1, 1], "all_right", False),
+        ([100, 100], None, "all_right", True),
     ],
 )
-def test_kinds(rewards, accuracies, kind):
-    (row,) = rows((group(rewards, accuracies), "filtered"), alpha=2.0).to_pylist()
-    assert row["kind"] == kind
-    assert (row["gain"] == 0) == (kind != "mixed")
+def test_kinds_go_by_verdicts_and_silence_by_rewards(rewards, accuracies, kind, silent):
+    (row,) = rows((group(rewards, accuracies), "trained"), alpha=2.0).to_pylist()
+    assert (row["kind"], row["silent"]) == (kind, silent)
+    assert (row["gain"] == 0) == silent
+
+
+def test_an_evicted_group_is_silent_even_if_a_penalty_makes_its_rewards_differ():
+    """DAPO's overlong penalty on one response per group, with algorithm.filter_groups.metric=acc."""
+    penalty = np.array([0.0] * 7 + [-0.3])
+    left = [
+        (group(2 * np.array(verdicts) - 1 + penalty, verdicts, index=index), fate)
+        for index, (verdicts, fate) in enumerate(
+            [([1] * 8, "filtered"), ([1] * 8, "filtered"), ([0] * 8, "filtered"), ([1, 0] * 4, "trained")]
+        )
+    ]
+    prompts = PromptStore()
+    for index in range(4):
+        prompts.observe(("math", index), 4, 8, step=1)
+    table = with_prediction(rows(*left), prompts, 2, (0.5, 0.5))
+    assert table["kind"].to_pylist() == ["all_right", "all_right", "all_wrong", "mixed"]
+    assert table["silent"].to_pylist() == [True, True, True, False]
+    assert table["gain"].to_pylist() == [0, 0, 0, table["std"][3].as_py()]
+    metrics = group_metrics(table)
+    assert [metrics[f"group/frac_{name}"] for name in ("mixed", "all_correct", "all_wrong")] == [0.25, 0.5, 0.25]
+    assert metrics["group/silent/observed"] == metrics["group/frac_tokens_silent"] == 0.75
+    assert metrics["dial/gain_share/between"] == 1
 
 
 @pytest.mark.parametrize("rewards", [[-1, 1, -1, 1], [2, 2, 0, 0], [100, 0, 0, 0], [0, 1, np.inf, 0]])
@@ -73,7 +101,7 @@ def test_a_group_without_responses_and_an_estimator_without_a_gain_have_nulls():
     table = rows((group([]), "failed"), (group([0, 1]), "trained"))
     empty, whole = table.to_pylist()
     assert [empty[name] for name in ("size", "total", "tokens")] == [0, 0, 0]
-    assert [empty[name] for name in ("mean", "std", "kind", "gain")] == [None] * 4
+    assert [empty[name] for name in ("mean", "std", "kind", "silent", "gain")] == [None] * 5
     assert whole["gain"] == pytest.approx(0.5)
     assert rows((group([0, 1]), "trained"), alpha=None)["gain"].null_count == 1
     assert rows().schema.equals(schema()) and len(rows()) == 0
@@ -162,7 +190,8 @@ def test_records_of_runs_from_before_extensions_declared_their_columns_are_read(
     (tmp_path / "records" / "attempt_1").mkdir(parents=True)
     shutil.copy(kept, tmp_path / "records" / "attempt_1" / "step_000001.parquet")
     wanted, found = pq.read_table(kept), read_records(tmp_path)
-    assert set(wanted.schema.names) == set(found.schema.names) and found.schema.equals(schema())
+    assert set(found.schema.names) - set(wanted.schema.names) == {"silent"} and found.schema.equals(schema())
+    assert found["silent"].null_count == len(found)
     assert found.select(wanted.schema.names).equals(wanted)
 
 

@@ -8,6 +8,7 @@ from verl_gsd.planning.allocation import allocate, allocate_from_counts
 from verl_gsd.planning.counts import (
     expected_std_from_counts,
     posterior_expected_std,
+    posterior_gain,
     posterior_silent_rate,
     silent_rate_from_counts,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "gain",
     "mixed_rate",
     "posterior_expected_std",
+    "posterior_gain",
     "posterior_silent_rate",
     "required_group_size",
     "silent_rate",

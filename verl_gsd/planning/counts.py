@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import betaln, gammaln
 
-from verl_gsd.planning.rates import check_entries, check_group_sizes, scalar_or_array
+from verl_gsd.planning.rates import check_alpha, check_entries, check_group_sizes, log_gain, scalar_or_array
 
 
 def silent_rate_from_counts(correct: ArrayLike, n: ArrayLike, group_size: ArrayLike) -> np.ndarray | float:
@@ -63,14 +63,34 @@ def posterior_expected_std(
     Raises:
         ValueError: as ``posterior_silent_rate``.
     """
+    return posterior_gain(correct, n, group_size, 1.0, prior)
+
+
+def posterior_gain(
+    correct: ArrayLike,
+    n: ArrayLike,
+    group_size: ArrayLike,
+    alpha: float,
+    prior: tuple[float, float] = (1.0, 1.0),
+    *,
+    ddof: int = 0,
+    eps: float = 0.0,
+) -> np.ndarray | float:
+    """The mean of ``rates.gain`` under the posterior: a prompt's expected weight in the update under the dial.
+
+    Counts may be fractions, and ``n`` may be 0.
+
+    Raises:
+        ValueError: as ``posterior_silent_rate``, or alpha is not finite.
+    """
+    check_alpha(alpha)
     a, b, sizes = _posterior_at(correct, n, group_size, prior)
     result = np.zeros(a.shape)
     for size in np.unique(sizes):
         rows = sizes == size
         for k in range(1, int(size)):
-            weight = np.sqrt(k * (size - k)) / size
             log_chance = betaln(a[rows] + k, b[rows] + size - k) - betaln(a[rows], b[rows])
-            result[rows] += weight * np.exp(_log_choose(size, k) + log_chance)
+            result[rows] += np.exp(_log_choose(size, k) + log_chance + log_gain(k, size, alpha, ddof, eps))
     return scalar_or_array(result)
 
 

@@ -56,8 +56,7 @@ def gain(
     Raises:
         ValueError: as ``silent_rate``, or alpha is not finite.
     """
-    if not np.isfinite(alpha):
-        raise ValueError(f"alpha={alpha} is not finite. Set it to a finite number, for example 1.0.")
+    check_alpha(alpha)
     p, size = _checked_rates(p, group_size)
     result = np.empty(p.shape)
     for distinct_size in np.unique(size):
@@ -135,7 +134,7 @@ def _gain(rates: np.ndarray, size: int, alpha: float, ddof: int, eps: float) -> 
     if size > _LARGEST_FULL_SUM:
         return np.array([_gain_of_large_group(rate, size, alpha, ddof, eps) for rate in rates])
     k = np.arange(1, size)
-    log_binomial = gammaln(size + 1) - gammaln(k + 1) - gammaln(size - k + 1) + _log_weight(k, size, alpha, ddof, eps)
+    log_binomial = gammaln(size + 1) - gammaln(k + 1) - gammaln(size - k + 1) + log_gain(k, size, alpha, ddof, eps)
     result = np.empty(len(rates))
     step = max(1, _TABLE // size)
     with np.errstate(divide="ignore"):
@@ -162,14 +161,20 @@ def _gain_of_large_group(rate: float, size: int, alpha: float, ddof: int, eps: f
     chance = np.exp(log_chance - log_chance.max())
     chance /= chance.sum()
     mixed = (k > 0) & (k < size)
-    return float(chance[mixed] @ np.exp(_log_weight(k[mixed], size, alpha, ddof, eps)))
+    return float(chance[mixed] @ np.exp(log_gain(k[mixed], size, alpha, ddof, eps)))
 
 
-def _log_weight(k: np.ndarray, size: int, alpha: float, ddof: int, eps: float) -> np.ndarray:
+def log_gain(k: np.ndarray | int, size: int, alpha: float, ddof: int, eps: float) -> np.ndarray:
     """log of sigma^2 / (sigma_ddof + eps)^alpha for a group of ``size`` with 0 < k < size correct."""
     log_sigma = 0.5 * (np.log(k) + np.log(size - k)) - np.log(size)
     divisor = np.exp(log_sigma) * np.sqrt(size / (size - ddof)) + eps
     return 2 * log_sigma - alpha * np.log(divisor)
+
+
+def check_alpha(alpha: float) -> None:
+    """Raise a ValueError if ``alpha`` is not a finite number."""
+    if not np.isfinite(alpha):
+        raise ValueError(f"alpha={alpha} is not finite. Set it to a finite number, for example 1.0.")
 
 
 def _checked_rates(p: ArrayLike, group_size: ArrayLike) -> tuple[np.ndarray, np.ndarray]:

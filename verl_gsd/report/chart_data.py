@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from verl_gsd.report.reading import Columns
-from verl_gsd.report.steps import USES, column, float_column, group_accuracies, is_one_of
+from verl_gsd.report.steps import USES, column, float_column, group_accuracies, is_one_of, is_silent
 
 #: Maximum number of points of a line.
 MAX_POINTS = 200
@@ -39,14 +39,14 @@ def sigma_cells(records: pa.Table) -> Columns:
     Returns:
         One row per cell: ``low``, ``high`` (steps), ``below``, ``above`` (sigma), and ``share`` of the span's groups.
     """
-    sigma, mixed = float_column(records, "std"), is_one_of(records, "kind", "mixed")
+    sigma, silent = float_column(records, "std"), is_silent(records)
     has_responses = ~np.isnan(sigma)
     steps, step_number = np.unique(records["step"].to_numpy()[has_responses], return_inverse=True)
-    sigma, mixed = sigma[has_responses], mixed[has_responses]
+    sigma, silent = sigma[has_responses], silent[has_responses]
     width = max(1, -(-len(steps) // MAP_COLUMNS))
     height = (sigma.max(initial=0.0) or 1.0) / MAP_ROWS
     levels = MAP_ROWS + 1
-    level = np.where(mixed, np.clip((sigma / height).astype(int), 0, MAP_ROWS - 1) + 1, 0)
+    level = np.where(silent, 0, np.clip((sigma / height).astype(int), 0, MAP_ROWS - 1) + 1)
     span = step_number // width
     counts = np.bincount(span * levels + level, minlength=(span.max(initial=-1) + 1) * levels).reshape(-1, levels)
     cell_span, cell_level = np.nonzero(counts)

@@ -12,9 +12,9 @@ from verl_gsd.planning.pass_at_k import pass_at_k
 from verl_gsd.records import EASY, HARD
 from verl_gsd.report.reading import Columns, RunData
 
-#: What a rollout was used for. taught: its group was trained on and has a gradient, because it is mixed or has a
-#: demonstration; silent: its group was trained on without a gradient; the others are fates of groups that were not
-#: trained on.
+#: What a rollout was used for. taught: its group was trained on and has a gradient, because its rewards differ or
+#: because it has a demonstration; silent: its group was trained on without a gradient; the others are fates of groups
+#: that were not trained on.
 USES = ("taught", "silent", "filtered", "surplus", "stale", "failed")
 
 
@@ -26,14 +26,14 @@ def step_table(run: RunData) -> Columns:
     - ``groups``, ``rollouts``, ``tokens``: numbers of them.
     - ``accuracy``: mean over all rollouts that have one. ``tokens_per_response``: mean over all rollouts.
     - ``mixed``, ``all_right``, ``all_wrong``, ``silent``, ``alone``: shares of the groups that have responses.
-      ``silent`` is all right or all wrong; ``alone`` is a group of one response.
+      The first three go by the verdicts. ``silent``: see ``is_silent``; ``alone`` is a group of one response.
     - ``sigma``: mean standard deviation of a group's rewards.
     - ``rollouts_<use>``, ``tokens_<use>``: numbers, for each use in ``USES``. ``failed``: share of all groups.
     - ``lost_rewards``: number of responses without a reward. They do not count as rollouts.
-    - ``seen_silent``, ``seen_predicted``: of the groups whose prompt was visited before, the share that is silent, and
-      the share that earlier visits predict.
-    - ``likely_{groups,silent,predicted,variance}``: sums over the groups whose predicted probability of being silent
-      is below 0.5: their number, how many are silent, the prediction, and its variance.
+    - ``seen_silent``, ``seen_predicted``: of the groups whose prompt was visited before, the share that is all right or
+      all wrong, and the share that earlier visits predict.
+    - ``likely_{groups,silent,predicted,variance}``: sums over the groups whose predicted probability of being all right
+      or all wrong is below 0.5: their number, how many are, the prediction, and its variance.
     - ``gain_{hard,between,easy}``: shares of the gain of the groups trained on, by the group's accuracy.
     - ``demonstrated``: share of the groups with a demonstration.
     - ``distinct_answers``: mean number of different final answers of a group, if the verifier returns answers.
@@ -72,6 +72,15 @@ def group_accuracies(records: pa.Table) -> np.ndarray:
 def is_one_of(records: pa.Table, name: str, *values: str) -> np.ndarray:
     """(N,) bool: whether the string column ``name`` has one of ``values``. False where it is null."""
     return pc.is_in(records[name], value_set=pa.array(values)).to_numpy()
+
+
+def is_silent(records: pa.Table) -> np.ndarray:
+    """(N,) bool: whether a group teaches nothing (record column ``silent``). True for a group without responses.
+
+    Files of version 5 and older lack the column. Their ``kind`` says whether the rewards are equal.
+    """
+    known = pc.coalesce(records["silent"], pc.not_equal(records["kind"], "mixed"))
+    return pc.fill_null(known, True).to_numpy()
 
 
 class _StepSums:
@@ -142,7 +151,7 @@ def _group_figures(records: pa.Table, sums: _StepSums) -> Columns:
         "tokens_per_response": sums.ratio(tokens, size),
         "lost_rewards": sums.total(float_column(records, "failed_rewards")),
         **{kind: sums.mean(is_kind, has_responses) for kind, is_kind in kinds.items()},
-        "silent": sums.mean(1 - kinds["mixed"], has_responses),
+        "silent": sums.mean(is_silent(records).astype(float), has_responses),
         "alone": sums.mean((size == 1).astype(float), has_responses),
         "sigma": sums.mean(float_column(records, "std"), has_responses),
         "accuracy": sums.ratio(float_column(records, "correct"), rated),
@@ -166,11 +175,11 @@ def _diversity_figures(records: pa.Table, sums: _StepSums) -> Columns:
 
 
 def _use_figures(records: pa.Table, sums: _StepSums) -> Columns:
-    mixed, trained = is_one_of(records, "kind", "mixed"), is_one_of(records, "fate", "trained")
+    trained = is_one_of(records, "fate", "trained")
     other_uses = {fate: is_one_of(records, "fate", fate) for fate in USES[2:]}
     # The record describes the responses before a demonstration replaced one. With a demonstration, a group in which
     # all responses failed has a gradient.
-    teaches = mixed | (float_column(records, "demonstrations") > 0)
+    teaches = ~is_silent(records) | (float_column(records, "demonstrations") > 0)
     figures = {"failed": sums.mean(other_uses["failed"].astype(float), True)}
     for use, where in {"taught": trained & teaches, "silent": trained & ~teaches, **other_uses}.items():
         for unit, name in (("rollouts", "size"), ("tokens", "tokens")):
@@ -186,7 +195,7 @@ def _gain_figures(records: pa.Table, sums: _StepSums) -> Columns:
 
 
 def _extension_figures(records: pa.Table, sums: _StepSums) -> Columns:
-    taught = is_one_of(records, "fate", "trained") & is_one_of(records, "kind", "mixed")
+    taught = is_one_of(records, "fate", "trained") & ~is_silent(records)
     figures: Columns = {}
     for figure in (figure for declaration in declarations() for figure in declaration.step_figures):
         values = float_column(records, figure.column)
@@ -200,6 +209,7 @@ def _extension_figures(records: pa.Table, sums: _StepSums) -> Columns:
 
 def _prediction_figures(records: pa.Table, sums: _StepSums) -> Columns:
     predicted = float_column(records, "silent_predicted")
+    # The prediction is about verdicts, so it is compared with them and not with ``is_silent``.
     silent: np.ndarray = (~is_one_of(records, "kind", "mixed")).astype(float)
     likely_mixed = predicted < 0.5
     return {

@@ -58,14 +58,14 @@ def group_metrics(table: pa.Table) -> dict[str, float]:
 
         For groups with responses:
 
-        - ``group/frac_{mixed,all_correct,all_wrong}``: shares of groups.
+        - ``group/frac_{mixed,all_correct,all_wrong}``: shares of groups, by the verifier's verdicts (``kind``).
         - ``group/std/{mean,p10,p50,p90}``: standard deviation of the rewards.
-        - ``group/frac_tokens_silent``: share of tokens in unanimous groups.
+        - ``group/frac_tokens_silent``: share of tokens in groups that teach nothing (``silent``).
         - ``group/reward/generated``: mean reward of all responses, if some groups were not trained on.
 
         For groups whose prompt was visited before:
 
-        - ``group/silent/observed``: share of unanimous groups.
+        - ``group/silent/observed``: share of groups that are all right or all wrong.
         - ``group/silent/predicted``: the share predicted from earlier visits. A lasting gap means that rollouts are not
           independent or that the verifier is noisy.
 
@@ -102,13 +102,13 @@ def group_metrics(table: pa.Table) -> dict[str, float]:
         metrics[f"group/std/p{percent}"] = float(np.percentile(std, percent))
     if {"trained"} < set(table["fate"].to_pylist()):
         metrics[GENERATED_REWARD] = float(np.average(table["mean"].to_numpy(), weights=size))
-    silent = kind != "mixed"
+    silent = np.array(table["silent"].to_pylist(), dtype=bool)
     tokens = table["tokens"].to_numpy()
     metrics["group/frac_tokens_silent"] = float(tokens[silent].sum() / max(tokens.sum(), 1))
     predicted = table["silent_predicted"].to_numpy()  # null becomes NaN
     has_prediction = ~np.isnan(predicted)
     if has_prediction.any():
-        metrics["group/silent/observed"] = float(silent[has_prediction].mean())
+        metrics["group/silent/observed"] = float((kind[has_prediction] != "mixed").mean())
         metrics["group/silent/predicted"] = float(predicted[has_prediction].mean())
     return metrics | _gain(table) | _diversity(table) | _verifier(table)
 

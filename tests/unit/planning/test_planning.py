@@ -153,6 +153,10 @@ def test_posterior_means_equal_their_integrals(correct, n, prior):
     assert planning.posterior_expected_std(correct, n, 8, prior) == pytest.approx(
         density @ planning.expected_std(p, 8), rel=2e-3
     )
+    for alpha, dial in ((0.0, {}), (1.5, {"ddof": 1, "eps": 0.1}), (3.0, {"ddof": 1})):
+        assert planning.posterior_gain(correct, n, 8, alpha, prior, **dial) == pytest.approx(
+            density @ planning.gain(p, 8, alpha, **dial), rel=2e-3
+        )
 
 
 @pytest.mark.parametrize(

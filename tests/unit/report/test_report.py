@@ -4,6 +4,7 @@ import collections
 import itertools
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -109,7 +110,8 @@ def tables(draw):
     rows = []
     for step in sorted(draw(st.sets(st.integers(1, 9), min_size=1, max_size=4))):
         for _ in range(draw(st.integers(1, 5))):
-            rewards = draw(st.lists(st.sampled_from([0.0, 0.3, 1.0]), max_size=4))
+            verdicts = draw(st.lists(st.sampled_from([0.0, 0.3, 1.0]), max_size=4))
+            penalties = [draw(st.sampled_from([0.0, 0.0, 0.5])) for _ in verdicts]
             further = draw(
                 st.fixed_dictionaries(
                     {},
@@ -122,11 +124,19 @@ def tables(draw):
                     },
                 )
             )
-            left = LeftGroup(
-                group(rewards, demonstrations=draw(st.integers(0, 1))), draw(st.sampled_from(FATES)), further
-            )
-            rows.append(predicted_records([left], step=step, attempt=1, alpha=draw(st.sampled_from([0.0, 1.0]))))
+            judged = group(verdicts, demonstrations=draw(st.integers(0, 1)))
+            shaped = replace(judged, rewards=judged.rewards - np.array(penalties))
+            left = LeftGroup(shaped, draw(st.sampled_from(FATES)), further)
+            table = predicted_records([left], step=step, attempt=1, alpha=draw(st.sampled_from([0.0, 1.0])))
+            if draw(st.booleans()):  # a file of version 5 or older
+                at = table.schema.get_field_index("silent")
+                table = table.set_column(at, table.schema.field(at), pa.nulls(1, pa.bool_()))
+            rows.append(table)
     return pa.concat_tables(rows)
+
+
+def is_silent(row):
+    return row["kind"] != "mixed" if row["silent"] is None else row["silent"]
 
 
 def slow_step_table(table):
@@ -136,24 +146,25 @@ def slow_step_table(table):
         rows = [row for row in table.to_pylist() if row["step"] == step]
         whole = [row for row in rows if row["size"]]
         trained = [row for row in whole if row["fate"] == "trained"]
-        mixed = [row for row in trained if row["kind"] == "mixed"]
+        teaching = [row for row in trained if not is_silent(row)]
         seen = [row for row in rows if row["silent_predicted"] is not None]
         likely = [row for row in seen if row["silent_predicted"] < 0.5]
         paired = [row for row in rows if None not in (row["dagrpo_pairs"], row["dagrpo_pairs_kept"])]
         scored = [row["judge_score"] for row in rows if row["judge_score"] is not None]
-        anchors = [row["hadw_anchor"] for row in mixed if row["hadw_anchor"] is not None]
+        anchors = [row["hadw_anchor"] for row in teaching if row["hadw_anchor"] is not None]
         rated = [row for row in trained if row["total"]]
         hard = [row["gain"] for row in rated if row["correct"] / row["total"] <= 0.25]
         uses = collections.Counter()
         for row in rows:
-            taught = "taught" if row["kind"] == "mixed" or row["demonstrations"] else "silent"
+            taught = "taught" if not is_silent(row) or row["demonstrations"] else "silent"
             uses[taught if row["fate"] == "trained" else row["fate"]] += row["size"]
         figures[step] = {
             "groups": len(rows),
             "rollouts": sum(row["size"] for row in rows),
             "tokens": sum(row["tokens"] for row in rows),
             "tokens_per_response": ratio(sum(row["tokens"] for row in rows), sum(row["size"] for row in rows)),
-            "silent": mean([row["kind"] != "mixed" for row in whole]),
+            "silent": mean([is_silent(row) for row in whole]),
+            "mixed": mean([row["kind"] == "mixed" for row in whole]),
             "all_wrong": mean([row["kind"] == "all_wrong" for row in whole]),
             "alone": mean([row["size"] == 1 for row in whole]),
             "sigma": mean([row["std"] for row in whole]),
@@ -229,10 +240,10 @@ def test_shares_of_sigma_cells_add_up_in_each_span_of_steps(table):
         here = cells["low"] == low
         assert cells["share"][here].sum() == pytest.approx(1)
         of_span = [row for row in whole if low < row["step"] < cells["high"][here][0]]
-        silent = np.mean([row["kind"] != "mixed" for row in of_span])
+        silent = np.mean([is_silent(row) for row in of_span])
         assert cells["share"][here & (cells["above"] <= 0)].sum() == pytest.approx(silent)
         for row in of_span:
-            if row["kind"] == "mixed":
+            if not is_silent(row):
                 inside = (cells["below"][here] <= row["std"] + 1e-9) & (row["std"] <= cells["above"][here] + 1e-9)
                 assert inside.any()
 

@@ -1,7 +1,8 @@
 """DaGRPO's judge in the trainer's process: whole groups are judged while others are still generated.
 
-A group is judged as soon as it is complete, if its rewards differ; only such groups have pairs. It counts as running
-until its scores have arrived or its time budget is over. The trainer looks for complete groups only while it samples.
+A group is judged as soon as it is complete, if its rewards differ; only such groups have pairs. A group that dynamic
+sampling is about to evict is not judged, because nothing reads its scores. A group counts as running until its scores
+have arrived or its time budget is over. The trainer looks for complete groups only while it samples.
 Groups that end during an update of an asynchronous trainer are therefore judged after the update.
 """
 
@@ -14,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from omegaconf import OmegaConf
 
+from verl_gsd.dynamic_sampling import filter_metric, is_evicted
 from verl_gsd.extension import Extension, Services, Visits
 from verl_gsd.groups import Group
 from verl_gsd.judge.build import build_scorer
@@ -49,13 +52,14 @@ class JudgeExtension(Extension):
 
     def on_groups_complete(self, groups: Sequence[Group]) -> None:
         start = self._ended_at = time.monotonic()
-        mixed = [group for group in groups if len(group.rewards) and group.rewards.min() != group.rewards.max()]
-        keys = [key for group in mixed for key in group.keys]
+        metric = self._eviction_metric()
+        asked = [group for group in groups if _has_pairs(group) and not is_evicted(group, metric)]
+        keys = [key for group in asked for key in group.keys]
         if not keys:
             return
         rows = self.services.rows.read(keys, ["responses", "raw_prompt", "reward_model"])
         by_key = dict(zip(keys, rows, strict=True))
-        for group in mixed:
+        for group in asked:
             first_row = by_key[group.keys[0]]
             responses = [by_key[key]["responses"] for key in group.keys]
             self._ask(group.uid, responses, first_row["raw_prompt"], first_row["reward_model"])
@@ -123,6 +127,15 @@ class JudgeExtension(Extension):
         workers, tokenizer = self.services.verifier.workers, self.services.tokenizer
         return RewardModelScorer(workers, tokenizer, model, timeout_s=settings.timeout_s)
 
+    def _eviction_metric(self) -> str | None:
+        """The value by which dynamic sampling evicts complete groups; None if it evicts none for certain.
+
+        A demonstration can later be added to a group, which then stays.
+        """
+        config = self.services.config
+        has_demonstrations = OmegaConf.select(config, "algorithm.gsd.dagrpo.demonstrations") is not None
+        return None if has_demonstrations else filter_metric(config)
+
     def _ask(self, uid: str, responses: Sequence[Any], prompt: Any, truth: Any) -> None:
         answer = (truth or {}).get("ground_truth")
         problem, reference = problem_text(prompt), "" if answer is None else str(answer)
@@ -134,6 +147,10 @@ class JudgeExtension(Extension):
         self._waiting.add(uid)
         self._tokens += sum(len(row) for row in tokens)
         self._shared += shared_prefix(tokens) * len(tokens)
+
+
+def _has_pairs(group: Group) -> bool:
+    return len(group.rewards) > 0 and group.rewards.min() != group.rewards.max()
 
 
 def shared_prefix(rows: Sequence[np.ndarray]) -> int:

@@ -137,7 +137,7 @@ class Hadw(Extension):
             "hadw/accuracy": accuracy,
             "hadw/anchor/after": _or_nan(after),
             "hadw/steps_unmoved": float(self._steps_unmoved),
-            "hadw/frac_degenerate": _share_unanimous(left),
+            "hadw/frac_degenerate": _share_degenerate(left),
         }
         if before is not None:
             self._metrics |= {"hadw/anchor/before": before, "hadw/innovation": accuracy - before}
@@ -213,8 +213,11 @@ class Hadw(Extension):
         return self._accuracy_sums[group.uid]
 
 
-def _share_unanimous(groups: Sequence[Group]) -> float:
-    spreads = [max(rewards) - min(rewards) for rewards in (group.rewards.tolist() for group in groups) if rewards]
+def _share_degenerate(groups: Sequence[Group]) -> float:
+    """The share of the groups whose responses all have the same accuracy. A penalty can make their rewards differ."""
+    spreads = [
+        max(verdicts) - min(verdicts) for verdicts in (group.accuracies.tolist() for group in groups) if verdicts
+    ]
     return spreads.count(0) / len(spreads)
 
 

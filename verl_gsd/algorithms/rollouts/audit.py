@@ -15,8 +15,8 @@ def budget_effect(config: DictConfig) -> Effect:
         "all prompts get the same number of rollouts. Set more epochs, or budget=uniform."
     )
     return Effect(
-        weight="the mean number of rollouts / the prompt's own number (budget), so prompts with more rollouts do not "
-        "weigh more",
+        weight="mean rollouts / the prompt's rollouts, times the expected gain of an equal group / that of its group "
+        "(budget), so prompts with more rollouts do not weigh more on average",
         warnings=(one_visit,) if config.trainer.total_epochs == 1 else (),
     )
 

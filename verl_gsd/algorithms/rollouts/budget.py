@@ -3,7 +3,7 @@
 verl's agent loops start as many sessions of a prompt as its column ``__rollout_n__`` says. A batch of B prompts always
 has B n rollouts in all. verl's mini-batches are therefore filled as usual, and no row is padded. The allocation gives
 one rollout at a time to the prompt with the largest gain. It ends at exactly B n, so nothing is rescaled or rounded.
-``group_size_weights.py`` gives each prompt the same weight in the update as with equal groups.
+``group_size_weights.py`` gives each prompt the same expected part in the update as with equal groups.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import numpy as np
 import torch
 
 from verl_gsd.algorithms.rollouts.budget_settings import BudgetSettings
-from verl_gsd.algorithms.rollouts.group_size_weights import group_size_weights
+from verl_gsd.algorithms.rollouts.group_size_weights import gain_ratios, group_size_weights
 from verl_gsd.chain import Rows
+from verl_gsd.dial_settings import dial_settings
 from verl_gsd.extension import ROLLOUTS, Extension, Services, Visits
 from verl_gsd.groups import Group, Member
 from verl_gsd.planning import allocate_from_counts, posterior_silent_rate
@@ -35,10 +36,12 @@ class Budget(Extension):
         self._settings = BudgetSettings.of(settings)
         super().__init__(self._settings, services)
         self._requested: dict[str, int] = {}  # uid -> rollouts, for groups whose record is not written yet
+        self._gain_ratios: dict[str, float] = {}  # uid -> ``gain_ratios``, for the same groups
         self._metrics: dict[str, float] = {}
         if services is not None:
             services.prompts.prior, services.prompts.half_life = self._settings.prior, self._settings.half_life
             self._group_size = int(services.config.actor_rollout_ref.rollout.n)
+            self._dial = dial_settings(services.config.algorithm.gsd)
 
     def before_rollout(self, visits: Visits) -> None:
         """Request each prompt's number of rollouts.
@@ -55,17 +58,29 @@ class Budget(Extension):
         sizes = allocate_rollouts(correct, total, self._group_size, self._settings)
         visits.request(sizes)
         self._requested |= dict(zip(visits.uids, sizes.tolist(), strict=True))
+        ratios = gain_ratios(correct, total, sizes, self._group_size, prior=self._settings.prior, **self._dial)
+        self._gain_ratios |= dict(zip(visits.uids, ratios.tolist(), strict=True))
         self._metrics = self._figures(correct, total, sizes)
 
     def on_group_left(self, group: Group, fate: Fate) -> Group:
         return replace(group, rollouts_requested=self._requested[group.uid])
 
     def stage_inputs(self, members: Sequence[Member | None], left: Sequence[Group]) -> dict[str, torch.Tensor]:
-        """``rollouts``, (N,): the number requested for each row's prompt; 0 in rows of no group."""
-        return {"rollouts": torch.tensor([0 if row is None else self._requested[row.group.uid] for row in members])}
+        """Two columns, (N,) each.
+
+        - ``rollouts``: the number requested for each row's prompt; 0 in rows of no group
+        - ``gain_ratio``: its prompt's ``gain_ratios``; 1 in rows of no group
+        """
+        uids = [None if row is None else row.group.uid for row in members]
+        ratios = [1.0 if uid is None else self._gain_ratios[uid] for uid in uids]
+        return {
+            "rollouts": torch.tensor([0 if uid is None else self._requested[uid] for uid in uids]),
+            "gain_ratio": torch.tensor(ratios, dtype=torch.float64),
+        }
 
     def weight(self, rows: Rows, advantages: torch.Tensor) -> torch.Tensor:
-        return group_size_weights(rows.column("rollouts", "budget"), rows.stats)
+        rollouts, ratio = rows.column("rollouts", "budget"), rows.column("gain_ratio", "budget")
+        return group_size_weights(rollouts, rows.stats) * ratio
 
     def record(self, group: Group) -> dict[str, float | None]:
         return {"asked": self._requested[group.uid]}
@@ -80,7 +95,7 @@ class Budget(Extension):
         - ``mixed/expected_if_equal``: the same with n rollouts for every prompt
         """
         for group in left:
-            del self._requested[group.uid]
+            del self._requested[group.uid], self._gain_ratios[group.uid]
         return {f"budget/{name}": value for name, value in self._metrics.items()}
 
     def _figures(self, correct: np.ndarray, total: np.ndarray, sizes: np.ndarray) -> dict[str, float]:

@@ -1,32 +1,50 @@
-r"""Weights that give every prompt the same weight in an update although groups have different sizes.
+r"""Weights that keep every prompt's part in an update although groups have different sizes.
 
 A budget (``budget.py``) requests G_i rollouts for prompt i, and B n rollouts for B prompts in all. verl's losses
-average over rows. Compared with equal groups, prompt i would therefore weigh G_i / n times as much. To undo this, its
-advantages are multiplied by
+average over rows, so with the dial the part of a prompt with solve rate p in the update is
 
-    mean(G) / G_i,    mean(G) = n if all B groups are present
+    (1/(B n)) sum_j A_j s_j = (G_i/(B n)) g_i,    E[g_i] = gain(p, G_i) ds
 
-How this differs from the paper: arXiv 2607.00152 only has groups of one size. The weight follows from its identity
-g = (1/G) sum A_i s_i.
+Here s_j is the score of a response, and ds does not depend on the group size (arXiv 2607.00152). ``planning.gain`` is
+the mean of sigma^2 / (sigma + eps)^alpha. With equal groups the expected part is gain(p, n) ds / B. The advantages of
+prompt i are therefore multiplied by two factors:
+
+    mean(G) / G_i                     it has more rows: ``group_size_weights``
+    gain(p, n) / gain(p, G_i)         the expected gain depends on the group size: ``gain_ratios``
+
+mean(G) = n if all B groups are present.
+
+What is exact and what is chosen:
+- alpha = 0: gain(p, G) = (1 - 1/G) p (1-p), and the two factors together are (n-1) / (G_i-1) for every p. The part of a
+  prompt is exact. It is exact for graded rewards, too, because a mean over G responses is centred on itself whatever
+  the rewards are.
+- Other alpha: the second factor depends on p, which is unknown. We choose to replace both gains by their means under
+  the posterior of p by which the budget divides the rollouts. The expected part of a prompt is then exact on average
+  over this posterior, and exact for the p itself if p is known. It assumes rewards of 0 and 1.
+- Stages that mask pairs or weigh responses multiply a gain that the second factor does not know.
+
+How this differs from the paper: arXiv 2607.00152 only has groups of one size. The weights follow from its identity
+g = (1/G) sum A_i s_i = sigma^(2 - alpha) ds.
 
 Consequences:
-- Under verl's ``seq-mean-*`` losses, prompts have exactly equal weights. Let l_j be the loss of a response before it is
-  multiplied by its advantage. The share of a prompt is (1/(B n)) sum_j (n/G_i) A_j l_j = (1/B) (1/G_i) sum_j A_j l_j,
-  the mean over its responses, whatever their number.
+- A prompt with more rollouts does not move further on average. Its part has less noise: it is the mean of more
+  responses. This is the purpose of a budget.
+- Under verl's ``seq-mean-*`` losses, the share of a prompt is (1/(B n)) sum_j (n/G_i) A_j l_j = (1/B) (1/G_i) sum_j
+  A_j l_j times the second factor. Here l_j is the loss of a response before it is multiplied by its advantage.
 - Under ``token-mean``, prompts have the same relative weights as with equal groups. The common divisor, the number of
   tokens in the mini-batch, is that of the requested rollouts.
-- The mean of a larger group is more precise: the expected gain E[sigma_hat] of a prompt still grows with its rollouts.
-  This is the purpose of a budget, and the weights do not cancel it.
 - Other terms of the loss (``use_kl_loss``, ``entropy_coeff``) have no advantage to weigh. They still average over rows.
-- The factor is positive and equal for all responses of a group. It does not change signs, clipping, or sums that are
-  zero. It does not change weights and masks of other extensions either, which are defined for groups of any size.
+- The factors are positive and equal for all responses of a group. They do not change signs, clipping, or sums that are
+  zero.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from verl_gsd.groups import GroupStats, require_rows
+from verl_gsd.planning import posterior_gain
 
 
 def group_size_weights(rollouts: torch.Tensor, stats: GroupStats) -> torch.Tensor:
@@ -54,3 +72,31 @@ def group_size_weights(rollouts: torch.Tensor, stats: GroupStats) -> torch.Tenso
             f"rollouts[{row}] is {rollouts[row].item()}. Set the same number, 1 or more, for all rows of a group."
         )
     return stats.per_row(by_group.mean() / by_group, elsewhere=1)
+
+
+def gain_ratios(
+    correct: np.ndarray,
+    total: np.ndarray,
+    sizes: np.ndarray,
+    equal_size: int,
+    *,
+    prior: tuple[float, float],
+    alpha: float,
+    ddof: int,
+    eps: float,
+) -> np.ndarray:
+    """The expected gain of a group of ``equal_size`` divided by that of a group of ``sizes``, (B,) float64.
+
+    Args:
+        correct, total: (B,), earlier responses to each prompt; see ``planning.posterior_gain``.
+        sizes: (B,), rollouts requested for each prompt, 2 or more.
+        equal_size: rollouts per prompt if all groups were equal, 2 or more.
+
+    Raises:
+        ValueError: as ``planning.posterior_gain``.
+    """
+    gain_of_equal, gain = (
+        np.asarray(posterior_gain(correct, total, size, alpha, prior, ddof=ddof, eps=eps))
+        for size in (equal_size, sizes)
+    )
+    return gain_of_equal / gain

@@ -18,9 +18,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-import numpy as np
 from omegaconf import DictConfig
 
+from verl_gsd.dynamic_sampling import filter_metric, is_uniform
 from verl_gsd.errors import ConfigError
 from verl_gsd.groups import Group
 from verl_gsd.records import Fate
@@ -59,9 +59,8 @@ class GroupBuffer:
     ) -> None:
         self._seam, self._rewards, self._submit = seam, rewards, submit
         self._batch_size = int(config.data.train_batch_size)
-        filtering = config.algorithm.filter_groups
-        self._metric: str | None = filtering.metric if filtering.enable else None
-        self._most_in_flight = int(filtering.max_inflight_gen_batches) * self._batch_size
+        self._metric = filter_metric(config)
+        self._most_in_flight = int(config.algorithm.filter_groups.max_inflight_gen_batches) * self._batch_size
         self._most_evicted = max(training_prompts, _HOPELESS_BATCHES * self._batch_size)
         self._groups: dict[str, Group] = {}
 
@@ -129,7 +128,7 @@ class GroupBuffer:
         self._seam.poll(time.monotonic())
 
     def _is_filtered(self, group: Group) -> bool:
-        """Whether dynamic sampling evicts the group: the metric of its rows is the same, by verl's own arithmetic."""
+        """Whether dynamic sampling evicts the group: the metric of its rows is the same."""
         if self._metric is None:
             return False
         keys = [key for key in self._seam.rows.tags if uid_of(key) == group.uid]
@@ -144,7 +143,7 @@ class GroupBuffer:
                     f"Set it to reward, or to one of {', '.join(missing[0])}."
                 )
             values = [as_number(names[self._metric]) for names in returned]
-        return len(values) > 1 and float(np.std(values)) == 0.0
+        return is_uniform(values)
 
     def _leave(self, uids: Sequence[str], fate: Fate) -> None:
         """Remove the rows of all these groups, and then report each group, as the watched buffer of verl does."""

@@ -28,7 +28,7 @@ _REPLACE_FAILED = "trainer.v1.sampler.sync_refill_failed_groups"
 
 
 def silent(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
-    """More than half of the groups are silent: all their responses are right, or all are wrong."""
+    """More than half of the groups are silent (``steps.is_silent``)."""
     share = recent_mean(table, "silent")
     if not share > THRESHOLDS.silent:
         return
@@ -49,7 +49,7 @@ def silent(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
     yield Finding(
         f"{percent(share)} of the groups are silent",
         f"Recently, all responses were wrong in {percent(wrong)} of the groups and all right in {percent(right)}. "
-        f"Such a group has no gradient. {cost}{advice}",
+        f"A silent group has no gradient. {cost}{advice}",
         tuple(overrides),
     )
 

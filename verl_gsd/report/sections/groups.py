@@ -67,12 +67,19 @@ def disagreement(views: Views) -> Section | None:
 def silence(views: Views) -> Section | None:
     tables = step_tables(views)
     text = [
-        "In a silent group, all responses are right or all are wrong. It has no gradient. The charts count all groups, "
-        "also those that were not trained on."
+        "A silent group has no gradient: its rewards are all equal, or dynamic sampling evicted it. A group whose "
+        "responses are all right or all wrong is silent, unless a penalty, for example on length, makes its rewards "
+        "differ. The charts count all groups, also those that were not trained on."
     ]
     if len(views) == 1:
         layers = {"all wrong": ("all_wrong", KINDS["all_wrong"]), "all right": ("all_right", KINDS["all_right"])}
-        kinds = [("kinds", "Silent groups", stacked_chart(next(iter(tables.values())), layers, _OF_GROUPS))]
+        kinds = [
+            (
+                "kinds",
+                "Groups that are all right or all wrong",
+                stacked_chart(next(iter(tables.values())), layers, _OF_GROUPS),
+            )
+        ]
     else:
         kinds = [
             ("silent", "Silent", line_chart(tables, {"silent": "silent"}, _OF_GROUPS, SHARE)),
@@ -89,7 +96,7 @@ def silence(views: Views) -> Section | None:
             "those visits."
         )
     return section_of_panels(
-        "silence", "Silence", text, [*kinds, ("seen", "Silent groups of prompts visited before", seen_chart)]
+        "silence", "Silence", text, [*kinds, ("seen", "All right or all wrong, of prompts visited before", seen_chart)]
     )
 
 

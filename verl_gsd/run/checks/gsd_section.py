@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from verl_gsd import extension
 from verl_gsd.checkpoints import step_of, whole_checkpoints
 from verl_gsd.dial_settings import dial_settings
+from verl_gsd.dynamic_sampling import OLD_METRICS
 from verl_gsd.errors import OUR_MODES, ConfigError
 from verl_gsd.run.checks.conflicts import check_conflicts
 from verl_gsd.run.checks.limits import check_limits
@@ -89,6 +90,24 @@ def check_accuracies_known(config: DictConfig, line: Line) -> Iterator[str]:
                 f"{section} reads acc, the verifier's verdict, but {no_accuracy}. Set "
                 f"reward.custom_reward_function.path to a function that returns both, or {section}=null."
             )
+
+
+def check_filter_metric(config: DictConfig, line: Line) -> Iterator[str]:
+    """Report a metric of dynamic sampling without which verl stops when the first group is complete."""
+    if not OmegaConf.select(config, "algorithm.filter_groups.enable"):
+        return
+    key, metric = "algorithm.filter_groups.metric", config.algorithm.filter_groups.metric
+    fix = (
+        f"Set {key}=acc to compare the verifier's verdicts, or {key}=reward to compare the rewards before a KL penalty."
+    )
+    if metric in OLD_METRICS:
+        yield (
+            f"{key}={metric}: this name is of verl's older trainers, for {OLD_METRICS[metric]}. verl's V1 trainers do "
+            f"not compute it, and stop when the first group is complete. {fix} If your reward function returns a value "
+            "of this name, rename it."
+        )
+    elif not metric:
+        yield f"{key}=null with algorithm.filter_groups.enable=true: verl has nothing to compare. {fix}"
 
 
 def memory_settings(config: DictConfig) -> dict[str, object]:
@@ -271,6 +290,7 @@ CHECKS = (
     _check_state_setting,
     check_reward_model_pool,
     check_accuracies_known,
+    check_filter_metric,
     _check_rollout_skipping,
     _check_extensions,
     check_conflicts,

@@ -304,6 +304,12 @@ def test_metrics_of_a_step():
     assert hadw.end_step([]) == {}, "they are taken once"
 
 
+def test_a_penalty_does_not_hide_a_group_whose_responses_are_all_right():
+    shaped = replace(group(8), rewards=group(8).rewards - 0.1 * np.arange(8))
+    metrics = Hadw({"preset": "soft"}).end_step([shaped, group(3)])
+    assert metrics["hadw/frac_degenerate"] == 0.5
+
+
 def test_the_papers_anchor_warns_when_it_is_frozen(caplog):
     hadw = Hadw({"preset": "paper"})
     for correct in [4] * 3 + [8] * 10:

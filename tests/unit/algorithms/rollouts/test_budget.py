@@ -11,11 +11,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
+from scipy.special import roots_sh_jacobi
 
 from verl_gsd import chain
 from verl_gsd.algorithms.rollouts.budget import Budget
 from verl_gsd.algorithms.rollouts.budget_settings import BudgetSettings
-from verl_gsd.algorithms.rollouts.group_size_weights import group_size_weights
+from verl_gsd.algorithms.rollouts.group_size_weights import gain_ratios, group_size_weights
 from verl_gsd.audit import audit
 from verl_gsd.errors import ConfigError
 from verl_gsd.extension import ExtensionError, Visits
@@ -32,7 +33,7 @@ outcomes = st.lists(st.lists(st.floats(-3, 3), min_size=2, max_size=5), min_size
 
 def update(rewards, scores, labels, rollouts, gsd):
     """The gradient of a loss that averages over rows, (D,): sum_j A_j s_j / N, with scores s_j (N, D)."""
-    columns = {} if rollouts is None else {"rollouts": torch.tensor(rollouts)}
+    columns = {} if rollouts is None else {"rollouts": torch.tensor(rollouts), "gain_ratio": torch.ones(len(rollouts))}
     advantages = chain.advantages(torch.tensor(rewards, dtype=torch.float64), labels, gsd, columns=columns)
     return (advantages[:, None] * scores).sum(dim=0) / len(rewards)
 
@@ -40,7 +41,8 @@ def update(rewards, scores, labels, rollouts, gsd):
 @given(outcomes, st.lists(st.integers(1, 4), min_size=5, max_size=5), st.sampled_from([0.0, 0.5, 1.0]))
 def test_a_prompts_part_in_the_update_does_not_grow_with_its_rollouts(groups, times, alpha):
     """A group with each response several times over is the same prompt seen more often. Its part, of one prompt among
-    B, is that of the group as it was: with whatever sizes, the update is the mean over prompts of their groups' own."""
+    B, is that of the group as it was: with whatever sizes, the update is the mean over prompts of their groups' own.
+    These groups all have the gain of a small one, so the second factor is 1 here."""
     gsd, size = DIAL | {"alpha": alpha}, 2
     rewards, labels, rollouts, scores, own = [], [], [], [], []
     generator = torch.Generator().manual_seed(0)
@@ -71,7 +73,8 @@ def test_weights_are_mean_size_over_size_and_add_up_to_the_rows(sizes, ignored):
 
 def test_equal_sizes_change_nothing_and_a_failed_rollout_weighs_as_it_does_with_equal_groups():
     rewards, labels = torch.tensor([1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 1.0]), [0, 0, 0, 0, 1, 1, 1]  # one of 4 failed
-    columns = {"rollouts": torch.full((7,), 4)}
+    ratio = gain_ratios(*np.array([[1, 3], [2, 8], [4, 4]]), 4, prior=(0.5, 0.5), **DIAL)
+    columns = {"rollouts": torch.full((7,), 4), "gain_ratio": torch.from_numpy(ratio)[torch.tensor(labels)]}
     plain = chain.advantages(rewards, labels, DIAL)
     assert torch.equal(chain.advantages(rewards, labels, DIAL | {"budget": {}}, columns=columns), plain)
 
@@ -90,12 +93,105 @@ def test_rollouts_that_are_no_groups_are_named(rollouts, row):
         group_size_weights(torch.tensor(rollouts), stats)
 
 
+# The expected part of a prompt in the update, from all outcomes of its responses
+
+PRIOR = (0.5, 0.5)
+DIALS = [
+    {"alpha": alpha, "ddof": ddof, "eps": eps}
+    for alpha in (-1.0, 0.0, 0.5, 1.0, 2.0, 3.0)
+    for ddof, eps in ((0, 0.0), (1, 1e-6), (1, 0.1))
+]
+
+
+def outcomes_of(size, values=(0.0, 1.0)):
+    return torch.tensor(list(itertools.product(values, repeat=size)), dtype=torch.float64)
+
+
+def parts(sizes, chances, scores, gsd, columns=None, values=(0.0, 1.0)):
+    """(prompts,) expected part of each prompt in the update: the mean over all outcomes of sum_j A_j s_j / (B n).
+
+    Args:
+        chances, scores: for each prompt, what a response of each of ``values`` is likely to be, and its score.
+        columns: name -> one entry per prompt.
+    """
+    joint = outcomes_of(sum(sizes), values)  # every outcome of all prompts' responses is a batch
+    prompt = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    labels = (torch.arange(len(joint))[:, None] * len(sizes) + prompt).flatten()
+    of_rows = {name: entries[prompt].repeat(len(joint)) for name, entries in (columns or {}).items()}
+    advantages = chain.advantages(joint.flatten(), labels, gsd, columns=of_rows).view_as(joint)
+    values, chances, scores = (torch.tensor(of, dtype=torch.float64) for of in (values, chances, scores))
+    value = torch.searchsorted(values, joint)
+    terms = chances[prompt, value].prod(dim=1, keepdim=True) * advantages * scores[prompt, value] / sum(sizes)
+    return torch.zeros(len(sizes), dtype=torch.float64).index_add(0, prompt, terms.sum(dim=0))
+
+
+def bernoulli_parts(sizes, rates, gsd, columns=None):
+    """``parts`` of prompts with these solve rates. The scores are those of a logit."""
+    chances = [[1 - p, p] for p in rates]
+    return parts(sizes, chances, [[-p, 1 - p] for p in rates], gsd, columns)
+
+
+def weighed(sizes, correct, total, gsd):
+    """The columns of a budget for prompts with these counts, and the section that uses them."""
+    mean = sum(sizes) // len(sizes)
+    ratio = gain_ratios(np.array(correct), np.array(total), np.array(sizes), mean, prior=PRIOR, **gsd)
+    columns = {"rollouts": torch.tensor(sizes), "gain_ratio": torch.from_numpy(ratio)}
+    return gsd | {"budget": {}}, columns
+
+
+@pytest.mark.parametrize("sizes", [(2, 4), (2, 10), (5, 3), (2, 4, 6)], ids=str)
+@pytest.mark.parametrize("dial", [dial for dial in DIALS if dial["alpha"] == 0], ids=str)
+def test_at_alpha_0_the_expected_part_of_every_prompt_is_that_with_equal_groups(sizes, dial):
+    """For every solve rate, whatever the budget assumed: the factor is (n-1) / (G-1)."""
+    equal, rates = [sum(sizes) // len(sizes)] * len(sizes), [0.02, 0.5, 0.9][: len(sizes)]
+    for counts in ((0, 0), (0, 9), (3, 4)):
+        gsd, columns = weighed(sizes, *([count] * len(sizes) for count in counts), dial)
+        torch.testing.assert_close(
+            bernoulli_parts(sizes, rates, gsd, columns), bernoulli_parts(equal, rates, dial), rtol=1e-9, atol=0
+        )
+        weights = columns["gain_ratio"] * equal[0] / columns["rollouts"]
+        assert weights.tolist() == pytest.approx([(equal[0] - 1) / (size - 1) for size in sizes])
+
+
+def test_at_alpha_0_the_expected_part_is_exact_for_graded_rewards():
+    values, dial = (0.0, 0.3, 1.0), DIAL | {"alpha": 0.0}
+    chances, scores = [[0.2, 0.5, 0.3], [0.7, 0.2, 0.1]], [[-1.0, 1.0, -1.0], [0.5, -2.0, 0.5]]
+    for chance, score in zip(chances, scores, strict=True):
+        assert np.dot(chance, score) == pytest.approx(0), "as the scores of every policy"
+    gsd, columns = weighed((2, 4), (0, 2), (3, 4), dial)
+    adaptive = parts((2, 4), chances, scores, gsd, columns, values)
+    torch.testing.assert_close(adaptive, parts((3, 3), chances, scores, dial, values=values), rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("counts", [(0.0, 0.0), (0.0, 8.0), (4.0, 8.0), (2.5, 3.5)], ids=str)
+@pytest.mark.parametrize("dial", DIALS, ids=str)
+def test_the_expected_part_of_a_prompt_is_exact_on_average_over_the_budgets_posterior(dial, counts):
+    correct, total = counts
+    sizes, equal = (2, 8), (5, 5)
+    gsd, columns = weighed(sizes, [correct] * 2, [total] * 2, dial)
+    # The mean over the posterior is a Gauss-Jacobi sum, which is exact for polynomials of the rate.
+    a, b = PRIOR[0] + correct, PRIOR[1] + total - correct
+    rates, chances = roots_sh_jacobi(8, a + b - 1, a)
+    adaptive = sum(bernoulli_parts(sizes, [p, p], gsd, columns) * w for p, w in zip(rates, chances, strict=True))
+    of_equal = sum(bernoulli_parts(equal, [p, p], dial) * w for p, w in zip(rates, chances, strict=True))
+    torch.testing.assert_close(adaptive, of_equal, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("dial", DIALS, ids=str)
+def test_the_expected_part_of_a_prompt_is_exact_if_its_solve_rate_is_known(dial):
+    sizes, rate, visits = (2, 8), 0.2, 1e7
+    gsd, columns = weighed(sizes, [rate * visits] * 2, [visits] * 2, dial)
+    torch.testing.assert_close(
+        bernoulli_parts(sizes, [rate] * 2, gsd, columns), bernoulli_parts((5, 5), [rate] * 2, dial), rtol=1e-5, atol=0
+    )
+
+
 # The extension
 
 
 def services(group_size, store, step=1):
     """What a budget reads of a run."""
-    config = OmegaConf.create({"actor_rollout_ref": {"rollout": {"n": group_size}}})
+    config = OmegaConf.create({"actor_rollout_ref": {"rollout": {"n": group_size}}, "algorithm": {"gsd": DIAL}})
     return SimpleNamespace(config=config, prompts=store, step=step)
 
 
@@ -160,11 +256,32 @@ def test_a_group_is_known_by_what_was_asked_for_whatever_came_of_it():
     group = Group("uid0", "math", 1, np.zeros(3), np.zeros(3), np.ones(3, np.int64))  # one of 4 failed
     assert budget.on_group_left(group, "trained").rollouts_requested == 4
     members = [Member(group, 0), None, Member(group, 2)]
-    assert budget.stage_inputs(members, [group])["rollouts"].tolist() == [4, 0, 4]
+    columns = budget.stage_inputs(members, [group])
+    assert columns["rollouts"].tolist() == [4, 0, 4] and columns["gain_ratio"].tolist() == [1, 1, 1]
     assert budget.record(group) == budget.record(group) == {"asked": 4}
     budget.end_step([group])
     with pytest.raises(KeyError):  # a run keeps nothing of what has left
         budget.record(group)
+
+
+def test_a_prompts_gain_is_what_earlier_visits_tell_and_the_dial_of_the_run():
+    store = PromptStore()
+    for index, correct in enumerate((0, 4, 8)):
+        store.observe(("math", index), correct, 8, step=1)
+    run = services(8, store)
+    run.config.algorithm.gsd = DIAL | {"alpha": 0.5, "ddof": 1, "eps": 0.01}
+    budget, keys = Budget({"prior": [1.0, 2.0]}, run), [("math", index) for index in range(4)]
+    visits = Visits([f"uid{index}" for index in range(4)], keys, {"index": list(range(4))}, 8)
+    budget.before_rollout(visits)
+    groups = [
+        Group(uid, *key, *np.zeros((2, 2)), np.ones(2, np.int64)) for uid, key in zip(visits.uids, keys, strict=True)
+    ]
+    found = budget.stage_inputs([Member(group, 0) for group in groups], groups)
+    correct, total = store.recent(keys, 1)
+    wanted = gain_ratios(correct, total, visits.requested, 8, prior=(1.0, 2.0), alpha=0.5, ddof=1, eps=0.01)
+    assert found["gain_ratio"].tolist() == wanted.tolist() and len(set(visits.requested.tolist())) > 1
+    weight = budget.weight(chain.Rows(torch.zeros(4), group_stats(torch.zeros(4), visits.uids), found), torch.zeros(4))
+    assert weight.tolist() == pytest.approx(8 / visits.requested * wanted)
 
 
 def test_a_column_of_somebody_elses_is_an_error():

@@ -88,6 +88,17 @@ LINES = [
         "algorithm.gsd.eps=null": r"algorithm\.gsd\.eps ",
     },
     {
+        "algorithm.filter_groups.enable=true": r"metric=null with .*enable=true: ",
+        "algorithm.filter_groups.metric=null": r"filter_groups\.metric=acc .*filter_groups\.metric=reward",
+    },
+    *(
+        {
+            "algorithm.filter_groups.enable=true": rf"metric={metric}: .*V1 .*stop.*\.metric=acc .*\.metric=reward",
+            f"algorithm.filter_groups.metric={metric}": r"rename it",
+        }
+        for metric in ("seq_reward", "seq_final_reward")
+    ),
+    {
         "data.train_files=null": r"data\.train_files=null: ",
     },
 ]
