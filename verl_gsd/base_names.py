@@ -22,7 +22,8 @@ RECORD_COLUMNS: tuple[RecordColumn, ...] = (
     RecordColumn(
         "gain",
         "float64",
-        "sigma^(2 - alpha), and 0 for a unanimous group. Null without responses, and where the estimator has no gain.",
+        "sigma^(2 - alpha), and 0 for a unanimous group. For alpha > 1, sigma has a floor (`verl_gsd/dial.py`). Null "
+        "without responses, and where the estimator has no gain.",
     ),
     RecordColumn("tokens", "int64", "Tokens of all responses."),
     RecordColumn(
@@ -34,7 +35,7 @@ RECORD_COLUMNS: tuple[RecordColumn, ...] = (
         "silent_predicted",
         "float64",
         "Probability of a unanimous group of this size, predicted from earlier visits to the prompt. Null at the first "
-        "visit, and where some responses have no accuracy.",
+        "visit, and where some responses have no accuracy or the prompt had accuracies between 0 and 1.",
     ),
     RecordColumn(
         "unverified",
