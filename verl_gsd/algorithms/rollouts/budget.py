@@ -17,6 +17,7 @@ import torch
 
 from verl_gsd.algorithms.rollouts.budget_settings import BudgetSettings
 from verl_gsd.algorithms.rollouts.group_size_weights import group_size_weights
+from verl_gsd.algorithms.rollouts.verdicts import require_accuracies
 from verl_gsd.chain import Rows
 from verl_gsd.extension import ROLLOUTS, Extension, Services, Visits
 from verl_gsd.groups import Group, Member
@@ -51,17 +52,23 @@ class Budget(Extension):
                 f"the training data has a column {ROLLOUTS}, but algorithm.gsd.budget sets this column itself. Set "
                 "budget=uniform, or remove the column from the data."
             )
-        correct, total = self.services.prompts.recent(visits.keys, self.services.step)
-        sizes = allocate_rollouts(correct, total, self._group_size, self._settings)
+        prompts, step = self.services.prompts, self.services.step
+        (correct, total), partial = prompts.recent(visits.keys, step), prompts.recent_partial(visits.keys, step)
+        sizes = allocate_rollouts(correct, total, self._group_size, self._settings, partial=partial)
         visits.request(sizes)
         self._requested |= dict(zip(visits.uids, sizes.tolist(), strict=True))
-        self._metrics = self._figures(correct, total, sizes)
+        self._metrics = self._figures(correct, total, partial, sizes)
 
     def on_group_left(self, group: Group, fate: Fate) -> Group:
         return replace(group, rollouts_requested=self._requested[group.uid])
 
     def stage_inputs(self, members: Sequence[Member | None], left: Sequence[Group]) -> dict[str, torch.Tensor]:
-        """``rollouts``, (N,): the number requested for each row's prompt; 0 in rows of no group."""
+        """``rollouts``, (N,): the number requested for each row's prompt; 0 in rows of no group.
+
+        Raises:
+            ValueError: a response has no accuracy in [0, 1].
+        """
+        require_accuracies(left, "algorithm.gsd.budget")
         return {"rollouts": torch.tensor([0 if row is None else self._requested[row.group.uid] for row in members])}
 
     def weight(self, rows: Rows, advantages: torch.Tensor) -> torch.Tensor:
@@ -83,7 +90,9 @@ class Budget(Extension):
             del self._requested[group.uid]
         return {f"budget/{name}": value for name, value in self._metrics.items()}
 
-    def _figures(self, correct: np.ndarray, total: np.ndarray, sizes: np.ndarray) -> dict[str, float]:
+    def _figures(
+        self, correct: np.ndarray, total: np.ndarray, partial: np.ndarray, sizes: np.ndarray
+    ) -> dict[str, float]:
         settings = self._settings
         figures = {f"rollouts/p{percent}": float(np.percentile(sizes, percent)) for percent in (10, 50, 90)}
         figures["share/floor"] = float((sizes == settings.minimum).mean())
@@ -91,19 +100,31 @@ class Budget(Extension):
             figures["share/cap"] = float((sizes == settings.maximum).mean())
         figures["share/known"] = float((total > 0).mean())
         for name, group_size in (("expected", sizes), ("expected_if_equal", self._group_size)):
-            silent = posterior_silent_rate(correct, total, group_size, settings.prior)
+            silent = posterior_silent_rate(correct, total, group_size, settings.prior, partial=partial)
             figures[f"mixed/{name}"] = float(1 - np.mean(silent))
         return figures
 
 
-def allocate_rollouts(correct: np.ndarray, total: np.ndarray, group_size: int, settings: BudgetSettings) -> np.ndarray:
-    """Group sizes with mean ``group_size``, (B,) int64, from the counts of ``PromptStore.recent``, (B,) each."""
+def allocate_rollouts(
+    correct: np.ndarray,
+    total: np.ndarray,
+    group_size: int,
+    settings: BudgetSettings,
+    *,
+    partial: np.ndarray | float = 0.0,
+) -> np.ndarray:
+    """Group sizes with mean ``group_size``, (B,) int64.
+
+    Args:
+        correct, total, partial: (B,), the counts of ``PromptStore.recent`` and ``PromptStore.recent_partial``.
+    """
     return allocate_from_counts(
         correct,
         total,
         group_size * len(total),
         objective=settings.objective,
         prior=settings.prior,
+        partial=partial,
         minimum=settings.minimum,
         maximum=settings.maximum,
     )
