@@ -23,6 +23,10 @@ from verl_gsd.planning import gain
 RATES = (0.01, 0.05, 0.1, 0.25, 0.5)
 
 
+#: Reward functions of this package that return only 0 and 1.
+_BINARY_VERIFIERS = frozenset(f"pkg://verl_gsd.tasks.{name}" for name in ("arithmetic", "maths", "choice"))
+
+
 @dataclass(frozen=True)
 class Operation:
     """A_i = scale * (R_i - mu) / (sigma + eps)^alpha, where sigma has the divisor G - ddof.
@@ -275,6 +279,14 @@ def _contradictions(config: DictConfig, operation: Operation | None, group_size:
                 "actor_rollout_ref.actor.loss_scale_factor=null: verl then divides by the longest response of each "
                 "micro-batch. Set it to a constant, for example data.max_response_length."
             )
+    if operation is not None and operation.alpha > 1 and _rewards_may_be_graded(config):
+        yield (
+            f"algorithm.gsd.alpha={operation.alpha:g} with rewards that may be graded: sigma can then be close to 0, "
+            "and advantages would grow without limit. Sigma therefore has a floor of s / (2 sqrt(G)), where s is the "
+            "range of the batch's rewards. Groups below the floor have the weights of alpha=1, up to a constant. If "
+            "all rewards are 0 or 1, this has no effect. Otherwise set algorithm.gsd.alpha to 1 or less, or use a "
+            "reward function that returns 0 or 1."
+        )
     if operation is not None and algorithm.use_kl_in_reward:
         yield (
             "algorithm.use_kl_in_reward=true: sigma is then the standard deviation of the reward minus a KL penalty, "
@@ -282,6 +294,12 @@ def _contradictions(config: DictConfig, operation: Operation | None, group_size:
         )
     if _filters_groups(config):
         yield from _filter_contradictions(config)
+
+
+def _rewards_may_be_graded(config: DictConfig) -> bool:
+    """Whether rewards other than 0 and 1 are possible: only reward functions of this package are known not to."""
+    has_length_penalty = OmegaConf.select(config, "reward.reward_kwargs.overlong_buffer_cfg.enable")
+    return bool(has_length_penalty) or config.reward.custom_reward_function.path not in _BINARY_VERIFIERS
 
 
 def _filters_groups(config: DictConfig) -> bool:

@@ -35,7 +35,8 @@ RECORD_COLUMNS: tuple[RecordColumn, ...] = (
     RecordColumn(
         "gain",
         "float64",
-        "sigma^(2 - alpha), and 0 for a silent group. Null without responses, and where the estimator has no gain.",
+        "sigma^(2 - alpha), and 0 for a silent group. For alpha > 1, sigma has a floor (`verl_gsd/dial.py`). Null "
+        "without responses, and where the estimator has no gain.",
     ),
     RecordColumn("tokens", "int64", "Tokens of all responses."),
     RecordColumn(
@@ -47,7 +48,8 @@ RECORD_COLUMNS: tuple[RecordColumn, ...] = (
         "silent_predicted",
         "float64",
         "Probability that a group of this size is all right or all wrong, predicted from earlier visits to the prompt. "
-        "Null at the first visit, and where some responses have no accuracy.",
+        "Null at the first visit, and where some responses have no accuracy or the prompt had accuracies between 0 and "
+        "1.",
     ),
     RecordColumn(
         "unverified",

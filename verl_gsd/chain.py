@@ -2,9 +2,10 @@
 
     centre -> divide by (sigma + eps)^alpha -> multiply by the weights
 
-The division is the dial (``dial.py``); alpha = 0 divides by 1. Extensions (``extension.py``) provide the other steps if
-the config has their section, ``algorithm.gsd.<name>``. At most one extension centres. Any number of them weigh, in
-their stated order. ``register_stage`` makes an extension from one function.
+The division is the dial (``dial.py``), which has a floor of sigma for alpha > 1; alpha = 0 divides by 1. Extensions
+(``extension.py``) provide the other steps if the config has their section, ``algorithm.gsd.<name>``. At most one
+extension centres. Any number of them weigh, in their stated order. ``register_stage`` makes an extension from one
+function.
 
 Sigma is the standard deviation of the group's original rewards, unless the centring extension excludes rows from it.
 """
@@ -141,7 +142,7 @@ def advantages(
     if extensions is None:
         extensions = build(gsd)
     centred, stats = _centre(rows, extensions)
-    result = dial.divide(centred, stats, **settings)
+    result = dial.divide(centred, stats, **settings, scale=dial.reward_scale(rewards, rows.stats))
     for name, extension in extensions.items():
         if overrides(extension, "weight"):
             result = result * _per_row(call_hook(name, extension, "weight", rows, result), rows, name)

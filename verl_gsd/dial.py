@@ -12,10 +12,22 @@ the mean scores (gradients of the log-probability) of the right and the wrong re
     alpha = 0   Dr. GRPO: gain sigma^2               alpha = -1   groups that are split in half get more weight
     DAPO is alpha = 1 without unanimous groups. Their gain is 0 in any case.
 
+With alpha > 1, the advantages grow without limit as sigma approaches 0. Rewards of 0 and 1 set a limit, because sigma
+is at least sqrt(G - 1) / G in a mixed group. Graded rewards set none: with alpha = 2, rewards of 0.83, 0.8301, 0.8299
+and 0.83 would have advantages of 14600. So sigma has a floor in all but one of its alpha powers,
+
+    A_i = (R_i - mu) / ((sigma + eps) (max(sigma, f) + eps)^(alpha - 1)),    f = s / (2 sqrt(G)),    if alpha > 1.
+
+s is the scale of the batch's rewards: the largest minus the smallest reward, or a tenth of the largest absolute reward
+if that is more. Below the floor, groups have the same weights as with alpha = 1, up to a constant factor. For eps = 0,
+no advantage exceeds sqrt(G - 1) f^(1 - alpha) in size.
+
 How this differs from the paper:
 - The paper defines the operations. That one exponent covers all of them is our reading.
 - The defaults are ddof = 1 and eps = 1e-6, as in verl's GRPO. The paper has ddof = 0 and eps = 0. With ddof = 1 a
   group's gradient is multiplied by ((G-1)/G)^(alpha/2).
+- The floor for alpha > 1 is ours. If the batch has two different rewards, such as 0 and 1 or -1 and 1, all sigmas are
+  above it (unless the two differ by less than a fourteenth of their size). It has no effect for alpha <= 1.
 - A unanimous group gets exactly 0 for every alpha and eps. A group of one has no baseline and gets 0.
 """
 
@@ -36,10 +48,10 @@ def dial_advantage(
     eps: float = 1e-6,
     mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """A_i = (R_i - mu) / (sigma + eps)^alpha, one advantage per response.
+    """A_i = (R_i - mu) / (sigma + eps)^alpha, one advantage per response. For alpha > 1, sigma has the floor above.
 
     Args:
-        rewards: (N,), one per response.
+        rewards: (N,), one per response: the whole batch, because the floor depends on the scale of its rewards.
         index: N hashable labels. Rows with equal labels are one group.
         alpha: any finite number; 1 is GRPO, 0 is Dr. GRPO.
         ddof: 0 for the paper's population sigma, 1 for the sample sigma of verl, TRL and OpenRLHF.
@@ -55,7 +67,8 @@ def dial_advantage(
     """
     rewards = float_rows(rewards, "rewards")
     stats = group_stats(rewards.double(), index, mask)
-    return divide(centre(rewards, stats), stats, alpha=alpha, ddof=ddof, eps=eps)
+    scale = reward_scale(rewards, stats)
+    return divide(centre(rewards, stats), stats, alpha=alpha, ddof=ddof, eps=eps, scale=scale)
 
 
 def centre(rewards: torch.Tensor, stats: GroupStats) -> torch.Tensor:
@@ -66,12 +79,48 @@ def centre(rewards: torch.Tensor, stats: GroupStats) -> torch.Tensor:
     return (rewards - stats.per_row(stats.mean).to(rewards.dtype)).masked_fill(stats.group < 0, 0)
 
 
-def divide(centred: torch.Tensor, stats: GroupStats, *, alpha: float, ddof: int, eps: float) -> torch.Tensor:
-    """``centred`` / (sigma + eps)^alpha; exactly 0 in unanimous groups and groups of one.
+def reward_scale(rewards: torch.Tensor, stats: GroupStats) -> float:
+    """s, the scale of a batch's rewards (N,): their range, or a tenth of the largest absolute one if that is more.
+
+    Without the second part, a batch of nearly equal rewards would have a scale near 0. Rows of no group do not count.
+    """
+    counted = rewards[stats.group >= 0].double()
+    return max(float(counted.max() - counted.min()), float(counted.abs().max()) / 10)
+
+
+def sigma_floor(size: torch.Tensor, scale: float) -> torch.Tensor:
+    """f = s / (2 sqrt(G)), (n_groups,) float64: the floor of sigma if alpha > 1.
+
+    Args:
+        size: (n_groups,), G.
+        scale: s, from ``reward_scale``.
+    """
+    return scale / (2 * size.double().sqrt())
+
+
+def gain_of_sigma(sigma: torch.Tensor, size: torch.Tensor, *, alpha: float, scale: float) -> torch.Tensor:
+    """(n_groups,) the gain of mixed groups: sigma^(2 - alpha), and sigma f^(1 - alpha) below the floor f.
+
+    Args:
+        sigma: (n_groups,) float64, population standard deviations above 0.
+        size, scale: see ``sigma_floor``.
+    """
+    gain = sigma.pow(2 - alpha)
+    if alpha <= 1:
+        return gain
+    floor = sigma_floor(size, scale)
+    return torch.where(sigma < floor, sigma * floor.pow(1 - alpha), gain)
+
+
+def divide(
+    centred: torch.Tensor, stats: GroupStats, *, alpha: float, ddof: int, eps: float, scale: float
+) -> torch.Tensor:
+    """``centred`` / (sigma + eps)^alpha, with the floor above; exactly 0 in unanimous groups and groups of one.
 
     Args:
         centred: (N,), rewards less their baseline.
         stats: the groups' original rewards, in float64.
+        scale: the scale of the batch's original rewards, from ``reward_scale``.
 
     Raises:
         ValueError: alpha, ddof or eps is out of range, or a result is not finite.
@@ -82,6 +131,10 @@ def divide(centred: torch.Tensor, stats: GroupStats, *, alpha: float, ddof: int,
     size = stats.size.double()
     sigma = (stats.std * (size / (size - ddof).clamp(min=1)).sqrt()).to(centred.dtype)
     divisor = (sigma + eps).double().pow(alpha)
+    if alpha > 1:
+        floor = sigma_floor(size, scale)
+        floored = (sigma + eps).double() * (floor + eps).pow(alpha - 1)
+        divisor = torch.where(sigma.double() < floor, floored, divisor)
     silent = stats.per_row(stats.unanimous, elsewhere=True)  # a group of one is unanimous too
     exact = (centred.double() / stats.per_row(divisor, elsewhere=1)).masked_fill(silent, 0)
     advantages = exact.to(centred.dtype)

@@ -83,6 +83,16 @@ class Group:
     distinct_answers: int | None = None
 
 
+def first_invalid_accuracy(group: Group) -> float | None:
+    """The first accuracy of a group that is missing (NaN) or outside [0, 1]; None if there is none.
+
+    Responses of earlier visits do not count. They have neither tokens nor an accuracy.
+    """
+    accuracies = group.accuracies[group.tokens > 0]
+    invalid = accuracies[~((accuracies >= 0) & (accuracies <= 1))]
+    return float(invalid[0]) if len(invalid) else None
+
+
 @dataclass(frozen=True, eq=False)
 class Member:
     """The group of a row of a batch, and the response that the row is.

@@ -19,7 +19,7 @@ from verl_gsd.responses import PromptKey, ResponseStore
 
 __all__ = ["PromptKey", "PromptStore", "prompt_hash"]
 
-#: One prompt in the store: 48 bytes, in addition to about 110 bytes in the dictionary that finds it.
+#: One prompt in the store: 56 bytes, in addition to about 110 bytes in the dictionary that finds it.
 _ROW: np.dtype = np.dtype(
     [
         ("source", np.int32),
@@ -28,9 +28,10 @@ _ROW: np.dtype = np.dtype(
         ("visits", np.int32),
         ("total", np.int32),
         ("correct", np.float64),
-        # The two sums with exponential forgetting, as of last_step.
+        # Sums with exponential forgetting, as of last_step.
         ("recent_correct", np.float64),
         ("recent_total", np.float64),
+        ("recent_partial", np.float64),
     ]
 )
 
@@ -44,6 +45,7 @@ class PromptCounts:
         source: (n_prompts,) the position of each prompt's source in ``sources``.
         index: (n_prompts,) dataset indices.
         correct, total: (n_prompts,) as ``PromptStore.recent`` returns them.
+        partial: (n_prompts,) as ``PromptStore.recent_partial`` returns it.
     """
 
     sources: tuple[str, ...]
@@ -51,6 +53,7 @@ class PromptCounts:
     index: np.ndarray
     correct: np.ndarray
     total: np.ndarray
+    partial: np.ndarray
 
 
 class PromptStore:
@@ -94,8 +97,12 @@ class PromptStore:
     def __len__(self) -> int:
         return self._size
 
-    def observe(self, key: PromptKey, correct: float, total: int, step: int) -> None:
-        """Add one visit in trainer step ``step``: ``total`` responses with a sum of accuracies ``correct``."""
+    def observe(self, key: PromptKey, correct: float, total: int, step: int, partial: float = 0.0) -> None:
+        """Add one visit in trainer step ``step``: ``total`` responses with a sum of accuracies ``correct``.
+
+        Args:
+            partial: their partial credit, the sum of acc (1 - acc); 0 if every accuracy is 0 or 1.
+        """
         position = self._find_or_add(key)  # may move the rows
         row = self._rows[position]
         weight = self._weight(step - row["last_step"])
@@ -104,6 +111,7 @@ class PromptStore:
         row["total"] += total
         row["recent_correct"] = weight * row["recent_correct"] + correct
         row["recent_total"] = weight * row["recent_total"] + total
+        row["recent_partial"] = weight * row["recent_partial"] + partial
         row["last_step"] = step
 
     def counts(self, keys: Sequence[PromptKey]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -124,8 +132,16 @@ class PromptStore:
         weight = self._weight(step - rows["last_step"])
         return weight * rows["recent_correct"], weight * rows["recent_total"]
 
+    def recent_partial(self, keys: Sequence[PromptKey], step: int) -> np.ndarray:
+        """(n_keys,) float64, the partial credit of the visits, weighted as in ``recent``; 0 for an unknown prompt."""
+        rows = self._rows_of(keys)
+        return self._weight(step - rows["last_step"]) * rows["recent_partial"]
+
     def all_recent(self, step: int) -> PromptCounts:
-        """The counts of ``recent`` for every prompt. Prompts keep their positions until some are removed."""
+        """The counts of ``recent`` and ``recent_partial`` for every prompt.
+
+        Prompts keep their positions until some are removed.
+        """
         rows = self._rows[: self._size]
         weight = self._weight(step - rows["last_step"])
         return PromptCounts(
@@ -134,20 +150,29 @@ class PromptStore:
             rows["index"],
             weight * rows["recent_correct"],
             weight * rows["recent_total"],
+            weight * rows["recent_partial"],
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """The whole store: the names of the sources, one array (n_prompts,) per column, and the responses."""
+        """The whole store: the names of the sources, one array (n_prompts,) per column, and the responses.
+
+        If no prompt has partial credit, its column is left out, as in checkpoints of older versions.
+        """
         rows = self._rows[: self._size]
         counts = {name: rows[name].copy() for name in _ROW.names or ()}
+        if not counts["recent_partial"].any():
+            del counts["recent_partial"]
         return {"sources": list(self._sources)} | counts | self.responses.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the result of ``state_dict``. If the capacity is now smaller, the latest visited prompts are kept."""
         rows = np.zeros(len(state["index"]), _ROW)
         for name in _ROW.names or ():
-            # Older checkpoints have no recent counts: they were saved without forgetting.
-            rows[name] = state[name] if name in state else state[name.removeprefix("recent_")]
+            if name in state:
+                rows[name] = state[name]
+            elif name != "recent_partial":  # stays 0
+                # Checkpoints without recent counts were saved without forgetting.
+                rows[name] = state[name.removeprefix("recent_")]
         self._sources = list(state["sources"])
         self.responses.load_state_dict(state)
         self._set_rows(rows)

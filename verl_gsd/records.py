@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from verl_gsd import dial
 from verl_gsd.base_names import RECORD_COLUMNS
 from verl_gsd.declaration import RecordColumn
 from verl_gsd.extension import RecordValue, declarations
@@ -78,8 +79,8 @@ def step_records(left: Sequence[LeftGroup], *, step: int, attempt: int, alpha: f
     ``silent_predicted`` is null; ``trainer.metrics.with_prediction`` fills it.
 
     Args:
-        alpha: the dial's exponent, for the gain sigma^(2 - alpha) of arXiv 2607.00152. None if the estimator has no
-            such exponent; the gain is then null.
+        alpha: the dial's exponent, for the gain sigma^(2 - alpha) of arXiv 2607.00152, with the floor of ``dial`` for
+            alpha > 1. None if the estimator has no such exponent; the gain is then null.
 
     Raises:
         ValueError: a value does not fit its column (the message names the column and the extension), or an extension
@@ -89,21 +90,22 @@ def step_records(left: Sequence[LeftGroup], *, step: int, attempt: int, alpha: f
     sizes = np.array([len(group.rewards) for group in groups], dtype=np.int64)
     mean, std = np.full(len(groups), np.nan), np.full(len(groups), np.nan)
     unanimous: np.ndarray = np.zeros(len(groups), dtype=bool)
+    gain = np.zeros(len(groups))
     if sizes.sum():
         rewards = torch.from_numpy(np.concatenate([group.rewards for group in groups]))
         stats = group_stats(rewards, np.repeat(np.arange(len(groups)), sizes))
         for values, values_of_nonempty in ((mean, stats.mean), (std, stats.std), (unanimous, stats.unanimous)):
             values[sizes > 0] = values_of_nonempty.numpy()
-    accuracies = [_valid_accuracies(group) for group in groups]
+        if alpha is not None:
+            by_sigma = dial.gain_of_sigma(stats.std, stats.size, alpha=alpha, scale=dial.reward_scale(rewards, stats))
+            gain[sizes > 0] = by_sigma.masked_fill(stats.unanimous, 0).numpy()
+    accuracies = [valid_accuracies(group) for group in groups]
     correct = np.array([values.sum() for values in accuracies])
     total = np.array([len(values) for values in accuracies])
     empty = sizes == 0
     # Dynamic sampling may compare another value than the rewards, so the rewards of an evicted group can differ.
     silent = unanimous | np.array([entry.fate == "filtered" for entry in left], dtype=bool)
-    gain = np.zeros(len(groups))
-    taught = ~empty & ~silent
-    if alpha is not None:
-        gain[taught] = std[taught] ** (2 - alpha)
+    gain[silent] = 0
     values_by_name = {
         "step": np.full(len(groups), step),
         "attempt": np.full(len(groups), attempt),
@@ -172,7 +174,7 @@ def _typed_array(values: Sequence[RecordValue], data_type: pa.DataType) -> pa.Ar
     return pa.array(plain).cast(data_type) if pa.types.is_integer(data_type) else array
 
 
-def _valid_accuracies(group: Group) -> np.ndarray:
+def valid_accuracies(group: Group) -> np.ndarray:
     """Return the accuracies of the responses that have one; none if any lies outside [0, 1].
 
     verl sets ``acc`` to the reward if the verifier returns nothing else. With rewards 1 and -1, only the 1s would count

@@ -104,6 +104,25 @@ def test_contradictions_are_named_with_what_to_write(audited, words, warning):
     assert len([text for text in audited(*words).warnings if re.search(warning, text)]) == 1
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["reward.custom_reward_function.path=mine.py"],
+        ["task=arithmetic_graded"],
+        ["reward.reward_model.enable=true", "reward.custom_reward_function.path=null"],
+        ["+reward.reward_kwargs.overlong_buffer_cfg.enable=true"],
+    ],
+)
+def test_alpha_above_1_with_rewards_that_may_be_graded_is_warned_of(audited, words):
+    def warned(alpha, *words):
+        texts = audited("algo=gsd", f"algorithm.gsd.alpha={alpha}", *words).warnings
+        return [text for text in texts if text.startswith(f"algorithm.gsd.alpha={alpha} ")]
+
+    (text,) = warned(1.5, *words)
+    assert "floor" in text and "alpha to 1 or less" in text
+    assert not warned(1, *words) and not warned(1.5)
+
+
 def test_a_reward_model_without_a_verifier_gets_no_advice_about_acc(audited):
     """Its groups have none: gsd_section.py rejects the metrics that would read one."""
     for metric in ("acc", "reward"):

@@ -46,6 +46,20 @@ def test_a_centring_stage_replaces_the_mean_and_sigma_stays_that_of_the_rewards(
     torch.testing.assert_close(got, REWARDS / (sigma + 1e-6) ** 0.5)
 
 
+def test_the_floor_of_sigma_has_the_scale_of_the_rewards_and_not_of_what_a_stage_returns():
+    @chain.register_stage("tenfold", "centre")
+    def tenfold(rows, section):
+        return 10 * rows.rewards
+
+    settings, mask = SETTINGS | {"alpha": 2.0}, torch.tensor([True, True, True, True, True, False])
+    rewards, index = torch.tensor([0.5, 0.501, 0.5, 0.0, 1.0, 50.0]), ["a", "a", "a", "b", "b", "pad"]
+    plain = chain.advantages(rewards, index, settings, mask=mask)
+    assert torch.equal(plain, dial_advantage(rewards, index, **settings, mask=mask))
+    got = chain.advantages(rewards, index, settings | {"tenfold": {}}, mask=mask)
+    divisor = (0.001 / 3**0.5 + 1e-6) * (1 / (2 * 3**0.5) + 1e-6)
+    assert got[0].item() == pytest.approx(10 * 0.5 / divisor, rel=1e-4)
+
+
 def test_weights_see_what_stands_before_them_in_the_order_that_they_state():
     seen = []
     for name, order in (("a_second", 2), ("b_first", 1), ("c_third", 2)):

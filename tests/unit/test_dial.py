@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from verl_gsd.dial import dial_advantage
+from verl_gsd.dial import centre, dial_advantage, gain_of_sigma, reward_scale
+from verl_gsd.groups import group_stats
 
 alphas = st.floats(-3, 3) | st.sampled_from([0.0, 1.0, 2.0, -1.0])
 rewards = st.sampled_from([0.0, 1.0]) | st.floats(-10, 10, width=32).map(lambda value: round(value, 3))
@@ -15,6 +16,8 @@ batches = st.lists(st.tuples(st.integers(0, 4), rewards), min_size=1, max_size=4
 
 
 def reference(rows, alpha, ddof, eps):
+    values = [reward for _, reward in rows]
+    scale = max(max(values) - min(values), max(map(abs, values)) / 10)
     result = []
     for label, reward in rows:
         members = [other for name, other in rows if name == label]
@@ -23,7 +26,8 @@ def reference(rows, alpha, ddof, eps):
             continue
         mu = math.fsum(members) / len(members)
         sigma = math.sqrt(math.fsum((other - mu) ** 2 for other in members) / (len(members) - ddof))
-        result.append((reward - mu) / (sigma + eps) ** alpha)
+        floor = scale / (2 * math.sqrt(len(members))) if alpha > 1 else 0.0
+        result.append((reward - mu) / ((sigma + eps) * (max(sigma, floor) + eps) ** (alpha - 1)))
     return result
 
 
@@ -92,6 +96,92 @@ def test_a_masked_row_gets_zero_and_does_not_count():
     assert torch.equal(got[mask], dial_advantage(values[mask], ["a"] * 3))
 
 
+def without_floor(values, labels, alpha, ddof, eps):
+    """The paper's formula in the dial's own precision; the rewards (N,) have no unanimous group."""
+    rewards, labels = torch.tensor(values), torch.tensor(labels)
+    result = torch.zeros(len(rewards))
+    for label in labels.unique():
+        members = rewards[labels == label]
+        mean = members.double().mean()
+        sigma = (members.double() - mean).square().mean().sqrt() * math.sqrt(len(members) / (len(members) - ddof))
+        divisor = (sigma.float() + eps).double() ** alpha
+        result[labels == label] = ((members - mean.float()).double() / divisor).float()
+    return result
+
+
+two_values = st.sampled_from([(0.0, 1.0), (-1.0, 1.0), (0.0, 0.1), (2.0, 3.0), (-0.5, 0.0)])
+sizes = st.lists(
+    st.integers(2, 600).flatmap(lambda k: st.tuples(st.just(k), st.integers(1, k - 1))), min_size=1, max_size=4
+)
+
+
+@given(two_values, sizes, st.floats(1.01, 3), st.sampled_from([0, 1]), st.sampled_from([0.0, 1e-6]))
+def test_two_reward_values_never_reach_the_floor(pair, groups, alpha, ddof, eps):
+    """Bit for bit, in groups of any size and however few responses are right."""
+    values = [pair[place < right] for size, right in groups for place in range(size)]
+    labels = [number for number, (size, _) in enumerate(groups) for _ in range(size)]
+    got = dial_advantage(torch.tensor(values), labels, alpha=alpha, ddof=ddof, eps=eps)
+    assert torch.equal(got, without_floor(values, labels, alpha, ddof, eps))
+
+
+grades = st.floats(0, 1).map(lambda value: round(value, 9))
+
+
+@given(st.lists(st.lists(grades, min_size=2, max_size=16), min_size=1, max_size=5), st.floats(1.01, 3))
+def test_no_graded_group_has_larger_advantages_than_the_floor_allows(groups, alpha):
+    """Rewards from 0 to 1, in a batch that has both. The bound is 2^(alpha - 1) times the largest of a 0/1 group."""
+    groups = [[0.0, 1.0], *groups]
+    labels = [number for number, group in enumerate(groups) for _ in group]
+    values = torch.tensor([value for group in groups for value in group], dtype=torch.float64)
+    got = dial_advantage(values, labels, alpha=alpha, ddof=0, eps=0)
+    for number, group in enumerate(groups):
+        size, largest = (
+            len(group),
+            max(abs(value) for label, value in zip(labels, got.tolist(), strict=True) if label == number),
+        )
+        assert largest <= math.sqrt(size - 1) * (2 * math.sqrt(size)) ** (alpha - 1) * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("alpha", [1.5, 2.0, 3.0])
+@pytest.mark.parametrize(
+    "values", [[0.83, 0.8301, 0.8299, 0.83], [0.7] * 7 + [0.7000001], [0.0] * 7 + [1e-4], [0.1 + 0.2, 0.3, 0.3, 0.3]]
+)
+def test_a_nearly_unanimous_group_does_not_dominate_a_batch(values, alpha):
+    """Beside a group of its size with one right response, which has the largest advantages that 0 and 1 allow. Alone,
+    its rewards are the scale."""
+    batch, labels = torch.tensor([*values, 1.0] + [0.0] * (len(values) - 1)), [0] * len(values) + [1] * len(values)
+    near, hardest = dial_advantage(batch, labels, alpha=alpha).abs().view(2, -1).amax(dim=1).tolist()
+    assert near < 1.5 * 2 ** (alpha - 1) * hardest
+    if max(values) > 0.1:
+        assert dial_advantage(torch.tensor(values), [0] * len(values), alpha=alpha).abs().max() < 1e4
+
+
+def test_the_dial_has_no_jump_at_alpha_1():
+    values, labels = torch.tensor([0.5, 0.5001, 0.5, 0.4998, 0.0, 1.0], dtype=torch.float64), [0, 0, 0, 0, 1, 1]
+    grpo, beyond = (dial_advantage(values, labels, alpha=alpha) for alpha in (1.0, 1 + 1e-9))
+    torch.testing.assert_close(beyond, grpo, rtol=1e-6, atol=0)
+
+
+def test_rows_of_no_group_do_not_set_the_scale_of_the_floor():
+    values, labels = torch.tensor([0.5, 0.51, 0.5, 0.49, 9.0]), ["a"] * 4 + ["pad"]
+    mask = torch.tensor([True] * 4 + [False])
+    assert torch.equal(
+        dial_advantage(values, labels, alpha=2, mask=mask)[:4], dial_advantage(values[:4], ["a"] * 4, alpha=2)
+    )
+
+
+@given(batches, alphas)
+def test_the_gain_is_the_factor_of_the_advantages(rows, alpha):
+    """A_i sigma^2 = (R_i - mu) gain, also where the floor holds."""
+    labels, values = zip(*rows, strict=True)
+    rewards = torch.tensor(values, dtype=torch.float64)
+    stats = group_stats(rewards, labels)
+    got = dial_advantage(rewards, labels, alpha=alpha, ddof=0, eps=0)
+    gain = gain_of_sigma(stats.std, stats.size, alpha=alpha, scale=reward_scale(rewards, stats))
+    expected = centre(rewards, stats) * stats.per_row(gain.masked_fill(stats.unanimous, 0))
+    torch.testing.assert_close(got * stats.per_row(stats.std).square(), expected, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_dtype_is_kept(dtype):
     assert dial_advantage(torch.tensor([0, 1], dtype=dtype), [0, 0]).dtype == dtype
@@ -105,7 +195,7 @@ def test_the_dtype_is_kept(dtype):
         ({"alpha": float("inf")}, "alpha=inf"),
         ({"ddof": 2}, "ddof=2"),
         ({"eps": -1e-6}, "eps=-1e-06"),
-        ({"alpha": 60.0, "eps": 0.0}, r"row 2\b.*alpha=60\.0\b.*\beps\b"),
+        ({"alpha": 100.0, "eps": 0.0}, r"row 2\b.*alpha=100\.0\b.*\beps\b"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, message):

@@ -48,6 +48,34 @@ def test_recent_counts_halve_with_every_half_life(visits, half_life, later):
         assert np.array_equal(found, store.counts(asked)[1:])
 
 
+graded_visits = st.lists(st.tuples(keys, st.lists(st.floats(0, 1), min_size=1, max_size=4)), min_size=1, max_size=20)
+
+
+@given(graded_visits, half_lives)
+def test_partial_credit_is_forgotten_like_the_counts_and_restored(graded, half_life):
+    store, slow = PromptStore(half_life=half_life), {}
+    for step, (key, accuracies) in enumerate(graded):
+        partial = sum(accuracy * (1 - accuracy) for accuracy in accuracies)
+        store.observe(key, sum(accuracies), len(accuracies), step, partial)
+        share = 1.0 if half_life is None else 0.5 ** ((len(graded) - step) / half_life)
+        slow[key] = slow.get(key, 0.0) + share * partial
+    asked = [*slow, ("nobody", 0)]
+    found = store.recent_partial(asked, len(graded))
+    assert found.tolist() == pytest.approx([*slow.values(), 0.0], rel=1e-9, abs=1e-300)
+    restored = PromptStore(half_life=half_life)
+    restored.load_state_dict(store.state_dict())
+    assert np.array_equal(restored.recent_partial(asked, len(graded)), found)
+    assert np.array_equal(restored.all_recent(len(graded)).partial, store.all_recent(len(graded)).partial)
+
+
+@given(visits)
+def test_a_store_without_partial_credit_saves_what_older_versions_saved(visits):
+    store = PromptStore()
+    for step, (key, correct, total) in enumerate(visits):
+        store.observe(key, correct, total, step)
+    assert "recent_partial" not in store.state_dict()
+
+
 @given(visits, half_lives)
 def test_an_older_checkpoint_without_recent_counts_is_restored(visits, half_life):
     before, after = PromptStore(), PromptStore(half_life=half_life)

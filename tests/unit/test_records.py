@@ -10,9 +10,12 @@ import pytest
 from places import ROOT
 
 from verl_gsd.groups import Group
+from verl_gsd.lab.training.rows import DictRows
 from verl_gsd.prompts import PromptStore
 from verl_gsd.records import LeftGroup, read_records, schema, step_records, write_step
 from verl_gsd.trainer.metrics import group_metrics, with_prediction
+from verl_gsd.trainer.seam import Seam
+from verl_gsd.trainer.step_end import end_step
 
 
 def group(rewards, accuracies=None, index=7, source="math"):
@@ -85,6 +88,14 @@ def test_an_evicted_group_is_silent_even_if_a_penalty_makes_its_rewards_differ()
     assert [metrics[f"group/frac_{name}"] for name in ("mixed", "all_correct", "all_wrong")] == [0.25, 0.5, 0.25]
     assert metrics["group/silent/observed"] == metrics["group/frac_tokens_silent"] == 0.75
     assert metrics["dial/gain_share/between"] == 1
+
+
+def test_the_gain_of_a_nearly_unanimous_group_has_the_floor_of_the_dial():
+    near, split = [0.83, 0.8301, 0.8299, 0.83], [0, 1, 0, 1]
+    table = rows((group(near), "trained"), (group(split), "filtered"), alpha=2.0)
+    assert table["gain"].to_pylist() == [pytest.approx(np.std(near) * 4), pytest.approx(1)]
+    table = rows((group(near), "trained"), (group(split), "filtered"), alpha=1.0)
+    assert table["gain"].to_pylist() == [pytest.approx(np.std(near)), pytest.approx(0.5)]
 
 
 @pytest.mark.parametrize("rewards", [[-1, 1, -1, 1], [2, 2, 0, 0], [100, 0, 0, 0], [0, 1, np.inf, 0]])
@@ -297,6 +308,17 @@ def test_silence_is_predicted_from_earlier_visits_only():
     metrics = group_metrics(table)
     assert metrics["group/silent/observed"] == 1, "of the prompts visited before"
     assert metrics["group/silent/predicted"] == pytest.approx(exact)
+
+
+@pytest.mark.parametrize("accuracies", [[0.5] * 8, [0.5] * 2 + [1.0] * 3, [0.25] * 4])
+def test_partial_credit_is_no_prediction_even_where_it_adds_up_to_a_whole_number(accuracies):
+    seam = Seam({}, PromptStore(), DictRows(), group_size=8)
+    seam.left = [(group(accuracies), "trained")]
+    end_step(seam, step=1)
+    (visits,), (correct,), (total,) = seam.prompts.counts([("math", 7)])
+    assert (visits, correct, total) == (1, sum(accuracies), len(accuracies)) and correct == round(correct)
+    table = with_prediction(rows((group([0, 1]), "trained")), seam.prompts, 2, (1.0, 1.0))
+    assert table["silent_predicted"].to_pylist() == [None]
 
 
 def test_a_prediction_forgets_as_the_memory_does_and_starts_from_its_prior():

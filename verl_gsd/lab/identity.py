@@ -9,7 +9,9 @@ gradient of the group under the dial (``dial.py``, with ddof = 0 and eps = 0) is
 For binary rewards g = sigma^(2 - alpha) (s+ - s-), where s+ and s- are the mean scores of the right and of the wrong
 responses (arXiv 2607.00152, Theorem 1, for alpha = 1). For other rewards g = sigma^(2 - alpha) b, where
 b = Cov(R, s) / Var(R) is the slope of the regression of the scores on the rewards. That generalization is ours. The
-identity holds for the first update after sampling (the ratio is 1), without KL or entropy terms.
+identity holds for the first update after sampling (the ratio is 1), without KL or entropy terms. For alpha = 2,
+sigma must be above the dial's floor. In a group by itself it always is, unless the rewards differ by less than a
+fourteenth of their size.
 
 Both sides are computed by separate backward passes. Weights and log-probabilities are in float64, but models can have
 parts that always compute in float32, such as the RMSNorm of Llama. Relative errors are then about 1e-7, not 1e-15.

@@ -78,6 +78,7 @@ def allocate_from_counts(
     *,
     objective: Objective = "expected_std",
     prior: tuple[float, float] = (1.0, 1.0),
+    partial: ArrayLike = 0.0,
     minimum: int = 2,
     maximum: int | None = None,
 ) -> np.ndarray:
@@ -94,6 +95,7 @@ def allocate_from_counts(
         rollouts: rollouts to allocate.
         objective: as in ``allocate``; ``fidelity`` is E[sigma_hat] / E[sqrt(p (1-p))].
         prior: (a, b), both above 0; (1, 1) is uniform.
+        partial: (n_prompts,) sums of verdict (1 - verdict). 0 if every verdict is 0 or 1. See ``counts.posterior``.
         minimum, maximum: as in ``allocate``.
 
     Returns:
@@ -104,7 +106,7 @@ def allocate_from_counts(
         ValueError: counts or prior are out of range (the message names the entry), the bounds contradict each other
             or ``rollouts``, or the objective is unknown.
     """
-    a, b = posterior(correct, total, prior)
+    a, b = posterior(correct, total, prior, partial)
     if a.ndim != 1:
         raise ValueError(f"correct has shape {a.shape}. Use one count per prompt, shape (n_prompts,).")
     rollouts, minimum = _integer(rollouts, "rollouts"), _integer(minimum, "minimum")

@@ -36,7 +36,12 @@ def expected_std_from_counts(correct: ArrayLike, n: ArrayLike, group_size: Array
 
 
 def posterior_silent_rate(
-    correct: ArrayLike, n: ArrayLike, group_size: ArrayLike, prior: tuple[float, float] = (1.0, 1.0)
+    correct: ArrayLike,
+    n: ArrayLike,
+    group_size: ArrayLike,
+    prior: tuple[float, float] = (1.0, 1.0),
+    *,
+    partial: ArrayLike = 0.0,
 ) -> np.ndarray | float:
     """E[p^G + (1-p)^G] under the posterior Beta(a + c, b + n - c).
 
@@ -44,11 +49,12 @@ def posterior_silent_rate(
 
     Args:
         prior: (a, b), both above 0; (1, 1) is uniform.
+        partial: see ``posterior``.
 
     Raises:
         ValueError: counts, group size or prior are out of range; the message names the entry.
     """
-    a, b, size = _posterior_at(correct, n, group_size, prior)
+    a, b, size = _posterior_at(correct, n, group_size, prior, partial)
     silent = np.exp(betaln(a + size, b) - betaln(a, b)) + np.exp(betaln(a, b + size) - betaln(a, b))
     return scalar_or_array(silent)
 
@@ -73,18 +79,19 @@ def posterior_gain(
     alpha: float,
     prior: tuple[float, float] = (1.0, 1.0),
     *,
+    partial: ArrayLike = 0.0,
     ddof: int = 0,
     eps: float = 0.0,
 ) -> np.ndarray | float:
     """The mean of ``rates.gain`` under the posterior: a prompt's expected weight in the update under the dial.
 
-    Counts may be fractions, and ``n`` may be 0.
+    Counts may be fractions, and ``n`` may be 0. ``partial`` is explained at ``posterior``.
 
     Raises:
         ValueError: as ``posterior_silent_rate``, or alpha is not finite.
     """
     check_alpha(alpha)
-    a, b, sizes = _posterior_at(correct, n, group_size, prior)
+    a, b, sizes = _posterior_at(correct, n, group_size, prior, partial)
     result = np.zeros(a.shape)
     for size in np.unique(sizes):
         rows = sizes == size
@@ -136,32 +143,64 @@ def _log_choose(n: np.ndarray | int, k: int) -> np.ndarray:
     return np.where(n >= k, log_binomial, -np.inf)
 
 
-def posterior(correct: ArrayLike, n: ArrayLike, prior: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
-    """The parameters a + correct and b + n - correct of the posterior Beta, broadcast to one shape.
+def posterior(
+    correct: ArrayLike, n: ArrayLike, prior: tuple[float, float], partial: ArrayLike = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
+    r"""The parameters a + correct and b + n - correct of the posterior Beta, broadcast to one shape.
 
     Counts may be fractions, and ``n`` may be 0.
 
+    Verdicts x_i between 0 and 1 give partial credit. Eight verdicts of 0.5 sum to 4, but they never differ, while four
+    of 1 and four of 0 do. With the sum of squares, the expected squared difference of two verdicts is known under the
+    Dirichlet process whose base has the mass a at 1 and b at 0. It generalises the Beta prior:
+
+        E[(x - x')^2] = 2 (A B - N partial) / (N (N + 1)),    A = a + correct, B = b + n - correct, N = A + B.
+
+    The result is then the Beta of verdicts 0 and 1 with the same N and the same expected squared difference, and with
+    its mean on the same side of 1/2. If ``partial`` is 0, this is Beta(A, B).
+
+    Args:
+        partial: sum_i x_i (1 - x_i), which is 0 if every verdict is 0 or 1.
+
     Raises:
-        ValueError: not 0 <= correct <= n (the message names the entry), or not a, b > 0.
+        ValueError: not 0 <= correct <= n, or ``partial`` is out of range (the message names the entry), or not
+            a, b > 0.
     """
-    c, total = np.asarray(correct, dtype=float), np.asarray(n, dtype=float)
+    c, total, partial = (np.asarray(values, dtype=float) for values in (correct, n, partial))
     check_entries((total >= 0) & np.isfinite(total), total, "n", "a finite number of at least 0")
     check_entries((c >= 0) & np.isfinite(c), c, "correct", "a finite number of at least 0")
-    c, total = np.broadcast_arrays(c, total)
+    check_entries((partial >= 0) & np.isfinite(partial), partial, "partial", "a finite number of at least 0")
+    c, total, partial = np.broadcast_arrays(c, total, partial)
     # Rounding can make a sum of fractional verdicts, such as 0.1, slightly larger than the number of responses.
     check_entries(c <= total * (1 + 1e-9), c, "correct", "at most the same entry of n")
     if not (np.shape(prior) == (2,) and min(prior) > 0 and np.isfinite(prior).all()):
         raise ValueError(f"prior={prior} is not a Beta prior. Use two finite numbers above 0.")
-    return c + prior[0], np.maximum(total - c, 0) + prior[1]
+    a, b = c + prior[0], np.maximum(total - c, 0) + prior[1]
+    # (sum x)^2 <= n sum x^2 bounds the partial credit. At the bound all verdicts are equal. Counts that are nearly
+    # forgotten are so small that each is rounded on its own, hence the last term.
+    largest = c * np.maximum(total - c, 0) / np.where(total > 0, total, 1)
+    within = partial <= largest * (1 + 1e-9) + 1e-12 * total + np.finfo(float).tiny
+    check_entries(within, partial, "partial", "at most correct (n - correct) / n of the same entry")
+    if not partial.any():
+        return a, b
+    both = a + b
+    product = a * b - both * np.minimum(partial, largest)  # of the two new parameters, whose sum is also ``both``
+    larger = both / 2 + np.sqrt(np.maximum(both**2 / 4 - product, 0))
+    smaller = product / larger  # not ``both - larger``, which loses digits
+    is_graded = partial > 0
+    return (
+        np.where(is_graded, np.where(a >= b, larger, smaller), a),
+        np.where(is_graded, np.where(a >= b, smaller, larger), b),
+    )
 
 
 def _posterior_at(
-    correct: ArrayLike, n: ArrayLike, group_size: ArrayLike, prior: tuple[float, float]
+    correct: ArrayLike, n: ArrayLike, group_size: ArrayLike, prior: tuple[float, float], partial: ArrayLike
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The parameters of ``posterior`` and the group sizes, broadcast to one shape."""
     sizes = np.asarray(group_size, dtype=float)
     check_group_sizes(sizes)
-    a, b, sizes = np.broadcast_arrays(*posterior(correct, n, prior), sizes)
+    a, b, sizes = np.broadcast_arrays(*posterior(correct, n, prior, partial), sizes)
     return a, b, sizes
 
 

@@ -5,9 +5,13 @@ weight of a prompt is the probability that two of its responses have different r
 
     E[2 p (1-p)] = 2 a b / ((a + b) (a + b + 1)).
 
-This is 2 G/(G-1) times E[sigma_hat^2] for a group of any size G >= 2, the expected gain at alpha=0 in arXiv 2607.00152.
-Under the uniform prior, the weight is 1/3 for a prompt never seen and 0.164 for one with 8 of 8 responses correct.
-The weight never exceeds 1/2.
+Verdicts between 0 and 1 (partial credit) count by their spread: the weight is then the expected squared difference of
+two verdicts (``planning.counts.posterior``). A prompt whose responses all get 0.5 is as settled as one whose responses
+are all right.
+
+The weight is 2 G/(G-1) times E[sigma_hat^2] for a group of any size G >= 2, the expected gain at alpha=0 in
+arXiv 2607.00152. Under the uniform prior, the weight is 1/3 for a prompt never seen and 0.164 for one with 8 of 8
+responses correct. The weight never exceeds 1/2.
 
 Prompts are drawn one after another without replacement, with probability
 
@@ -21,27 +25,33 @@ from __future__ import annotations
 
 import numpy as np
 
+from verl_gsd.planning.counts import posterior
 from verl_gsd.planning.rates import check_entries
 
 
 def expected_disagreement(
-    correct: np.ndarray, total: np.ndarray, prior: tuple[float, float] = (1.0, 1.0)
+    correct: np.ndarray,
+    total: np.ndarray,
+    prior: tuple[float, float] = (1.0, 1.0),
+    *,
+    partial: np.ndarray | float = 0.0,
 ) -> np.ndarray:
-    """E[2 p (1-p)] under Beta(a + correct, b + total - correct).
+    """The expected squared difference of two verdicts: E[2 p (1-p)] under Beta(a + correct, b + total - correct).
 
     Args:
         correct, total: (n,) sums of accuracies and numbers of responses. They may be fractions, because old responses
             can be discounted.
         prior: (a, b), both above 0; (1, 1) is uniform.
+        partial: (n,) sums of acc (1 - acc); 0 if every accuracy is 0 or 1.
 
     Raises:
-        ValueError: not 0 <= correct <= total; the message names the entry.
+        ValueError: not 0 <= correct <= total, or ``partial`` is out of range; the message names the entry.
     """
     correct, total = np.asarray(correct, dtype=float), np.asarray(total, dtype=float)
     # Rounding can make a sum of fractional verdicts, such as 0.1, slightly larger than the number of responses.
     valid = (correct >= 0) & (correct <= total * (1 + 1e-9))
     check_entries(valid, correct, "correct", "a number from 0 to the same entry of total")
-    right, wrong = prior[0] + correct, prior[1] + np.maximum(total - correct, 0)
+    right, wrong = posterior(correct, total, prior, partial)
     both = right + wrong
     return 2 * right * wrong / (both * (both + 1))
 

@@ -32,9 +32,10 @@ def with_prediction(table: pa.Table, prompts: PromptStore, step: int, prior: tup
     keys = list(zip(table["data_source"].to_pylist(), table["index"].to_pylist(), strict=True))
     size = table["size"].to_numpy()
     _, counted, visited = prompts.counts(keys)
-    # The prediction needs responses that are right or wrong, and all of them from this visit. Groups with accuracies
-    # between 0 and 1 have no prediction.
-    is_predictable = (visited > 0) & (counted == np.rint(counted)) & (table["total"].to_numpy() == size) & (size > 0)
+    # The prediction needs responses that are right or wrong, and all of them from this visit. Prompts with accuracies
+    # between 0 and 1 have no prediction. Checkpoints of older versions know only the sum of the accuracies.
+    is_binary = (prompts.recent_partial(keys, step) == 0) & (counted == np.rint(counted))
+    is_predictable = (visited > 0) & is_binary & (table["total"].to_numpy() == size) & (size > 0)
     predicted = np.zeros(len(table))
     if is_predictable.any():
         correct, total = prompts.recent(list(itertools.compress(keys, is_predictable)), step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 from collections import Counter
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 
+from verl_gsd.groups import Group, first_invalid_accuracy
 from verl_gsd.run.checks.limits import limits_of
 from verl_gsd.run.messages import MessageWriter, RunStoppedError
 from verl_gsd.trainer.reward_failures import KINDS, Failure
@@ -121,6 +123,7 @@ class RewardMonitor:
         self._lost = self._reported_lost = 0  # in training
         self._reported_share = 0.0
         self._slow_steps, self._slow_reported = 0, False
+        self._unrated_reported = False
 
     @classmethod
     def from_config(
@@ -194,6 +197,27 @@ class RewardMonitor:
             metrics["reward/share_of_step"] = longest / seconds
             self._report_slow(step, longest, seconds)
         return metrics
+
+    def report_unrated(self, step: int, groups: Sequence[Group]) -> None:
+        """Warn of the first step in which responses have no accuracy in [0, 1].
+
+        Args:
+            groups: the groups that left in the step.
+        """
+        invalid = {group.uid: accuracy for group in groups if (accuracy := first_invalid_accuracy(group)) is not None}
+        if self._unrated_reported or not invalid:
+            return
+        self._unrated_reported = True
+        first = next(group for group in groups if group.uid in invalid)
+        value = "no acc" if math.isnan(invalid[first.uid]) else f"acc={invalid[first.uid]:g}"
+        self._messages.write(
+            "warning",
+            f"In {len(invalid)} of {len(groups)} groups of step {step}, responses have no accuracy in [0, 1]. For "
+            f"example, data_source={first.data_source}, index={first.index} has {value} from {self._function}. The "
+            "records and reports have no solve rates of such groups, and no predictions of silent groups. To get "
+            "them, return acc, 1 for a right and 0 for a wrong response, beside score from "
+            "reward.custom_reward_function.",
+        )
 
     # Validation
 

@@ -23,13 +23,11 @@ def step_table(seam: Seam, *, step: int, attempt: int, alpha: float | None) -> t
     return left, with_prediction(table, seam.prompts, step, seam.prompts.prior)
 
 
-def end_step(seam: Seam, table: pa.Table, step: int) -> dict[str, float]:
-    """Add the step's groups to the memory of prompts, end the step of all extensions, and return their metrics.
-
-    Args:
-        table: from ``step_table``.
-    """
-    for row in table.select(["data_source", "index", "correct", "total"]).to_pylist():
-        if row["total"]:
-            seam.prompts.observe((row["data_source"], row["index"]), row["correct"], row["total"], step)
+def end_step(seam: Seam, step: int) -> dict[str, float]:
+    """Add the step's groups to the memory of prompts, end the step of all extensions, and return their metrics."""
+    for group, _ in seam.left:
+        accuracies = records.valid_accuracies(group)
+        if len(accuracies):
+            correct, partial = float(accuracies.sum()), float((accuracies * (1 - accuracies)).sum())
+            seam.prompts.observe((group.data_source, group.index), correct, len(accuracies), step, partial)
     return seam.prompts.metrics() | seam.end_step()

@@ -317,16 +317,17 @@ class GroupTrainer(PPOTrainer):
         left, table = step_table(self.seam, step=self.global_steps, attempt=self._attempt, alpha=self._alpha)
         records.write_step(self._run.path, table, step=self.global_steps, attempt=self._attempt)
         metrics.update(group_metrics(table))
+        groups = [entry.group for entry in left]
+        self.monitor.rewards.report_unrated(self.global_steps, groups)
         metrics.update(self.monitor.rewards.end_step(self.global_steps, seconds))
         metrics["group/count/waiting"] = float(self.seam.waiting)  # being generated, or generated and not used yet
-        metrics.update(end_step(self.seam, table, self.global_steps))  # saved state changes here
+        metrics.update(end_step(self.seam, self.global_steps))  # saved state changes here
         for name, spent in self.seam.seconds().items():
             timing_raw[f"gsd_{name}"] = spent
             metrics[f"{name}/share_of_step"] = spent / seconds
         timing_raw["gsd_read"], self.replay_buffer.read_seconds = self.replay_buffer.read_seconds, 0.0
         timing_raw["gsd_write"], start = time.perf_counter() - start, time.perf_counter()
         due = table_is_due(self.config, self.global_steps, self.total_training_steps)
-        groups = [entry.group for entry in left]
         self._histograms.show(self.logger.logger, self.global_steps, table, groups, prompts_too=due)
         timing_raw["gsd_show"] = time.perf_counter() - start
         self._current_step = batch, metrics, timing_raw, step_start

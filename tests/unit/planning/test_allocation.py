@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from verl_gsd import planning
+from verl_gsd.planning.counts import posterior
 
 
 def greedy(p, total, value, minimum, maximum):
@@ -149,6 +150,35 @@ def test_every_prompt_gets_the_minimum_if_nothing_more_is_to_be_allocated(object
             [1, 0], [2, 2], 2 * minimum, objective=objective, minimum=minimum, maximum=minimum
         )
         assert from_counts.tolist() == [minimum] * 2 and from_counts.dtype == np.int64
+
+
+graded = st.lists(st.sampled_from([0.0, 1.0, 0.5]) | st.floats(0, 1), max_size=10)
+
+
+@given(graded, st.tuples(st.floats(0.1, 5), st.floats(0.1, 5)))
+def test_the_posterior_of_partial_credit_has_the_spread_of_its_verdicts(verdicts, prior):
+    correct, partial = sum(verdicts), sum(verdict * (1 - verdict) for verdict in verdicts)
+    a, b = posterior(correct, len(verdicts), prior, partial)
+    both = prior[0] + prior[1] + len(verdicts)
+    assert a > 0 and b > 0 and a + b == pytest.approx(both)
+    mean = (prior[0] + correct) / both
+    square = (prior[0] + sum(verdict**2 for verdict in verdicts)) / both
+    assert a * b / both**2 == pytest.approx(square - mean**2, rel=1e-6, abs=1e-12)
+    assert (a >= b) == (prior[0] + correct >= prior[1] + len(verdicts) - correct)
+    if set(verdicts) <= {0.0, 1.0}:
+        assert (a, b) == (correct + prior[0], len(verdicts) - correct + prior[1])
+
+
+def test_equal_partial_credit_is_not_worth_more_rollouts():
+    """Eight visits of 8: always 0.5, half right, 1 in 8 right, always right."""
+    correct, partial = [32, 32, 8, 64], [16.0, 0, 0, 0]
+    for objective in ("expected_std", "mixed"):
+        half_credit, split, hard, mastered = planning.allocate_from_counts(
+            correct, [64] * 4, 32, objective=objective, prior=(0.5, 0.5), partial=partial
+        )
+        assert half_credit <= mastered < min(split, hard)
+    silent = planning.posterior_silent_rate(correct, [64] * 4, 8, (0.5, 0.5), partial=partial)
+    assert silent[0] > silent[3] > 0.9 and silent[1] < 0.02
 
 
 def test_unknown_prompts_get_equal_sizes_and_few_failures_do_not_make_a_prompt_impossible():

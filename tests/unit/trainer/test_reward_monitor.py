@@ -1,10 +1,13 @@
 """The reward monitor counts, reports and limits lost rewards, and reports slow ones."""
 
 import itertools
+import math
 import re
 
+import numpy as np
 import pytest
 
+from verl_gsd.groups import Group
 from verl_gsd.run.messages import MessageWriter, RunStoppedError, read_messages
 from verl_gsd.trainer.reward_failures import Failure
 from verl_gsd.trainer.reward_monitor import LostReward, RewardMonitor, describe_reward_function
@@ -49,6 +52,25 @@ def test_a_message_about_an_agent_loops_own_reward_does_not_name_the_reward_func
     built.on_rewards(1, 1, 8, [loss(Failure("not_finite", "returned nan"), by_agent_loop=True)], [])
     ((_, text),) = messages()
     assert "agent loop" in text and "nan" in text and "bad.py" not in text
+
+
+def test_the_first_step_with_accuracies_outside_0_to_1_is_reported_once(monitor):
+    def group(accuracies, index, tokens=1):
+        size = len(accuracies)
+        tokens = np.full(size, tokens)
+        return Group(f"uid{index}", "math", index, np.zeros(size), np.array(accuracies), tokens)
+
+    built, messages = monitor()
+    built.report_unrated(1, [group([1.0, 0.5], 1), group([], 2), group([math.nan], 3, tokens=0)])
+    assert messages() == []
+    built.report_unrated(2, [group([1.0], 1), group([1.0, -1.0], 4), group([math.nan], 5)])
+    built.report_unrated(3, [group([-1.0], 6)])
+    ((kind, text),) = messages()
+    assert kind == "warning" and "In 2 of 3 groups of step 2" in text
+    assert "data_source=math, index=4 has acc=-1 from score of bad.py" in text
+    other, messages = monitor()
+    other.report_unrated(9, [group([math.nan], 5)])
+    assert "index=5 has no acc" in messages()[-1][1]
 
 
 def test_metrics_are_those_of_one_step(monitor):

@@ -48,7 +48,7 @@ def rectified_advantage(
     signed: bool = True,
     mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """A_i = (1/G) sum_j M_ij (R_i - R_j) / (sigma + eps)^alpha, one number per response.
+    """A_i = (1/G) sum_j M_ij (R_i - R_j) / (sigma + eps)^alpha, one number per response. For alpha > 1, see ``dial``.
 
     Args:
         rewards, index, alpha, ddof, eps, mask: as in ``dial.dial_advantage``.
@@ -68,7 +68,8 @@ def rectified_advantage(
     rewards = float_rows(rewards, "rewards")
     stats = group_stats(rewards.double(), index, mask)
     centred = rectified(rewards, scores, stats, delta=delta, signed=signed)
-    return dial.divide(centred, stats, alpha=alpha, ddof=ddof, eps=eps)
+    scale = dial.reward_scale(rewards, stats)
+    return dial.divide(centred, stats, alpha=alpha, ddof=ddof, eps=eps, scale=scale)
 
 
 def rectified(

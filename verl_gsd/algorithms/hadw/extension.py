@@ -54,8 +54,21 @@ class Hadw(Extension):
         self._accuracy_sums: dict[str, float] = {}  # uid -> sum of accuracies, for groups of the current step
         self._metrics: dict[str, float] = {}
 
+    def on_groups_complete(self, groups: Sequence[Group]) -> None:
+        """Check the accuracies of the first groups at once, and not only when a batch is full.
+
+        Raises:
+            ValueError: a response has no accuracy in [0, 1], after rescaling.
+        """
+        if self.settings.preset != "off":
+            for group in groups:
+                self._check_accuracies(self._rescaled(group))
+
     def on_group_left(self, group: Group, fate: Fate) -> Group:
         """Rescale the group's accuracies to [0, 1] if ``accuracy_range`` is set."""
+        return self._rescaled(group)
+
+    def _rescaled(self, group: Group) -> Group:
         if self.settings.accuracy_range is None:
             return group
         low, high = self.settings.accuracy_range
@@ -199,18 +212,20 @@ class Hadw(Extension):
             ValueError: a response has no accuracy in [0, 1].
         """
         if group.uid not in self._accuracy_sums:
-            accuracies = group.accuracies.tolist()
-            for accuracy in accuracies:
-                if not 0 <= accuracy <= 1:
-                    rescaled = " after rescaling by accuracy_range" if self.settings.accuracy_range else ""
-                    where = f"data_source={group.data_source}, index={group.index}"
-                    raise ValueError(
-                        f"algorithm.gsd.hadw needs acc, the verifier's verdict in [0, 1]. A response to {where} "
-                        f"has acc={accuracy}{rescaled}, which is outside [0, 1]. Return acc from the reward function. "
-                        "For a graded verifier, set algorithm.gsd.hadw.accuracy_range=[low,high]."
-                    )
-            self._accuracy_sums[group.uid] = math.fsum(accuracies)
+            self._check_accuracies(group)
+            self._accuracy_sums[group.uid] = math.fsum(group.accuracies.tolist())
         return self._accuracy_sums[group.uid]
+
+    def _check_accuracies(self, group: Group) -> None:
+        for accuracy in group.accuracies.tolist():
+            if not 0 <= accuracy <= 1:
+                rescaled = " after rescaling by accuracy_range" if self.settings.accuracy_range else ""
+                where = f"data_source={group.data_source}, index={group.index}"
+                raise ValueError(
+                    f"algorithm.gsd.hadw needs acc, the verifier's verdict in [0, 1]. A response to {where} "
+                    f"has acc={accuracy}{rescaled}, which is outside [0, 1]. Return acc from the reward function. "
+                    "For a graded verifier, set algorithm.gsd.hadw.accuracy_range=[low,high]."
+                )
 
 
 def _share_degenerate(groups: Sequence[Group]) -> float:

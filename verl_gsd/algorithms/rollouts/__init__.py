@@ -4,6 +4,7 @@ sampler.py             the trainer extension ``sampler``: samples prompts by exp
 sampler_settings.py    its config section, and checks of a config under it
 budget.py              the trainer extension ``budget``: divides rollouts by what earlier visits tell about prompts
 budget_settings.py     its config section, and checks of a config under it
+verdicts.py            checks that every response has an accuracy
 group_size_weights.py  weights for groups of different sizes in one update
 conflicts.py           settings that they do not work with
 unused_keys.py         keys that have no effect

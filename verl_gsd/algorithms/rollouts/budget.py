@@ -17,6 +17,7 @@ import torch
 
 from verl_gsd.algorithms.rollouts.budget_settings import BudgetSettings
 from verl_gsd.algorithms.rollouts.group_size_weights import gain_ratios, group_size_weights
+from verl_gsd.algorithms.rollouts.verdicts import require_accuracies
 from verl_gsd.chain import Rows
 from verl_gsd.dial_settings import dial_settings
 from verl_gsd.extension import ROLLOUTS, Extension, Services, Visits
@@ -54,13 +55,16 @@ class Budget(Extension):
                 f"the training data has a column {ROLLOUTS}, but algorithm.gsd.budget sets this column itself. Set "
                 "budget=uniform, or remove the column from the data."
             )
-        correct, total = self.services.prompts.recent(visits.keys, self.services.step)
-        sizes = allocate_rollouts(correct, total, self._group_size, self._settings)
+        prompts, step = self.services.prompts, self.services.step
+        (correct, total), partial = prompts.recent(visits.keys, step), prompts.recent_partial(visits.keys, step)
+        sizes = allocate_rollouts(correct, total, self._group_size, self._settings, partial=partial)
         visits.request(sizes)
         self._requested |= dict(zip(visits.uids, sizes.tolist(), strict=True))
-        ratios = gain_ratios(correct, total, sizes, self._group_size, prior=self._settings.prior, **self._dial)
+        ratios = gain_ratios(
+            correct, total, sizes, self._group_size, prior=self._settings.prior, partial=partial, **self._dial
+        )
         self._gain_ratios |= dict(zip(visits.uids, ratios.tolist(), strict=True))
-        self._metrics = self._figures(correct, total, sizes)
+        self._metrics = self._figures(correct, total, partial, sizes)
 
     def on_group_left(self, group: Group, fate: Fate) -> Group:
         return replace(group, rollouts_requested=self._requested[group.uid])
@@ -70,7 +74,11 @@ class Budget(Extension):
 
         - ``rollouts``: the number requested for each row's prompt; 0 in rows of no group
         - ``gain_ratio``: its prompt's ``gain_ratios``; 1 in rows of no group
+
+        Raises:
+            ValueError: a response has no accuracy in [0, 1].
         """
+        require_accuracies(left, "algorithm.gsd.budget")
         uids = [None if row is None else row.group.uid for row in members]
         ratios = [1.0 if uid is None else self._gain_ratios[uid] for uid in uids]
         return {
@@ -98,7 +106,9 @@ class Budget(Extension):
             del self._requested[group.uid], self._gain_ratios[group.uid]
         return {f"budget/{name}": value for name, value in self._metrics.items()}
 
-    def _figures(self, correct: np.ndarray, total: np.ndarray, sizes: np.ndarray) -> dict[str, float]:
+    def _figures(
+        self, correct: np.ndarray, total: np.ndarray, partial: np.ndarray, sizes: np.ndarray
+    ) -> dict[str, float]:
         settings = self._settings
         figures = {f"rollouts/p{percent}": float(np.percentile(sizes, percent)) for percent in (10, 50, 90)}
         figures["share/floor"] = float((sizes == settings.minimum).mean())
@@ -106,19 +116,31 @@ class Budget(Extension):
             figures["share/cap"] = float((sizes == settings.maximum).mean())
         figures["share/known"] = float((total > 0).mean())
         for name, group_size in (("expected", sizes), ("expected_if_equal", self._group_size)):
-            silent = posterior_silent_rate(correct, total, group_size, settings.prior)
+            silent = posterior_silent_rate(correct, total, group_size, settings.prior, partial=partial)
             figures[f"mixed/{name}"] = float(1 - np.mean(silent))
         return figures
 
 
-def allocate_rollouts(correct: np.ndarray, total: np.ndarray, group_size: int, settings: BudgetSettings) -> np.ndarray:
-    """Group sizes with mean ``group_size``, (B,) int64, from the counts of ``PromptStore.recent``, (B,) each."""
+def allocate_rollouts(
+    correct: np.ndarray,
+    total: np.ndarray,
+    group_size: int,
+    settings: BudgetSettings,
+    *,
+    partial: np.ndarray | float = 0.0,
+) -> np.ndarray:
+    """Group sizes with mean ``group_size``, (B,) int64.
+
+    Args:
+        correct, total, partial: (B,), the counts of ``PromptStore.recent`` and ``PromptStore.recent_partial``.
+    """
     return allocate_from_counts(
         correct,
         total,
         group_size * len(total),
         objective=settings.objective,
         prior=settings.prior,
+        partial=partial,
         minimum=settings.minimum,
         maximum=settings.maximum,
     )

@@ -81,6 +81,7 @@ def gain_ratios(
     equal_size: int,
     *,
     prior: tuple[float, float],
+    partial: np.ndarray | float = 0.0,
     alpha: float,
     ddof: int,
     eps: float,
@@ -88,7 +89,7 @@ def gain_ratios(
     """The expected gain of a group of ``equal_size`` divided by that of a group of ``sizes``, (B,) float64.
 
     Args:
-        correct, total: (B,), earlier responses to each prompt; see ``planning.posterior_gain``.
+        correct, total, partial: (B,), earlier responses to each prompt; see ``planning.posterior_gain``.
         sizes: (B,), rollouts requested for each prompt, 2 or more.
         equal_size: rollouts per prompt if all groups were equal, 2 or more.
 
@@ -96,7 +97,7 @@ def gain_ratios(
         ValueError: as ``planning.posterior_gain``.
     """
     gain_of_equal, gain = (
-        np.asarray(posterior_gain(correct, total, size, alpha, prior, ddof=ddof, eps=eps))
+        np.asarray(posterior_gain(correct, total, size, alpha, prior, partial=partial, ddof=ddof, eps=eps))
         for size in (equal_size, sizes)
     )
     return gain_of_equal / gain

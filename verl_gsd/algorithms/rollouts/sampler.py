@@ -19,9 +19,10 @@ import numpy as np
 from torch.utils.data import Sampler
 
 from verl_gsd.algorithms.rollouts.sampler_settings import SamplerSettings
+from verl_gsd.algorithms.rollouts.verdicts import require_accuracies
 from verl_gsd.errors import ConfigError
 from verl_gsd.extension import Extension, Services
-from verl_gsd.groups import Group
+from verl_gsd.groups import Group, Member
 from verl_gsd.planning.visits import chances, draw, effective_number, expected_disagreement
 from verl_gsd.prompts import PromptCounts, PromptStore
 from verl_gsd.run.dataset import PromptKeys
@@ -105,8 +106,8 @@ class DisagreementSampler(Sampler[int]):
 
     def _draw(self) -> None:
         start = time.perf_counter()
-        correct, total = self._rows.counts(self._store.all_recent(self._step()))
-        disagreement = expected_disagreement(correct, total, self._prior)
+        correct, total, partial = self._rows.counts(self._store.all_recent(self._step()))
+        disagreement = expected_disagreement(correct, total, self._prior, partial=partial)
         chance = chances(disagreement, self._explore)
         drawn = draw(chance, self._count, np.random.default_rng([self._seed % 2**64, self._draws]))
         self._draws += 1
@@ -144,16 +145,16 @@ class _Rows:
     def __len__(self) -> int:
         return len(self._prompt)
 
-    def counts(self, stored: PromptCounts) -> tuple[np.ndarray, np.ndarray]:
-        """(correct, total) of every row, (n_rows,) each."""
+    def counts(self, stored: PromptCounts) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(correct, total, partial) of every row, (n_rows,) each."""
         self._look_up(stored)
         in_data = self._number >= 0
         counts_by_row = []
-        for counts in (stored.correct, stored.total):
+        for counts in (stored.correct, stored.total, stored.partial):
             by_prompt = np.zeros(self._n_prompts)
             by_prompt[self._number[in_data]] = counts[in_data]
             counts_by_row.append(by_prompt[self._prompt])
-        return counts_by_row[0], counts_by_row[1]
+        return counts_by_row[0], counts_by_row[1], counts_by_row[2]
 
     def _look_up(self, stored: PromptCounts) -> None:
         before = len(self._number)
@@ -201,6 +202,15 @@ class SamplerExtension(Extension):
             prior=services.prompts.prior,
         )
         return self._sampler
+
+    def stage_inputs(self, members: Sequence[Member | None], left: Sequence[Group]) -> dict[str, Any]:
+        """No columns. Checks the groups before their update.
+
+        Raises:
+            ValueError: a response has no accuracy in [0, 1].
+        """
+        require_accuracies(left, "algorithm.gsd.sampler")
+        return {}
 
     def end_step(self, left: Sequence[Group]) -> dict[str, float]:
         return self._sampler.metrics() if self._sampler else {}

@@ -199,11 +199,12 @@ class LabTrainer:
             with _timed(metrics, "update_actor"):
                 self._update(batch, metrics)
             self.seam.observe_trained(batch)
-            _, table = step_table(self.seam, step=step, attempt=1, alpha=self._alpha)
+            left, table = step_table(self.seam, step=step, attempt=1, alpha=self._alpha)
             records.write_step(self._run.path, table, step=step, attempt=1)
             metrics |= group_metrics(table)
+            self._rewards.report_unrated(step, [entry.group for entry in left])
             metrics |= self._rewards.end_step(step, time.perf_counter() - start)
-            metrics |= end_step(self.seam, table, step)  # saved state changes here
+            metrics |= end_step(self.seam, step)  # saved state changes here
             metrics |= self._data_metrics(batch, padded)
         self._rows.drop([key for key in self._rows.tags])
         return {name: float(value) for name, value in metrics.items()}

@@ -284,6 +284,18 @@ def test_accuracies_that_are_none_are_named_and_graded_ones_are_rescaled():
         hadw.stage_inputs([Member(silent, 0)], [silent])
 
 
+def test_an_accuracy_outside_the_range_is_rejected_at_the_first_complete_group():
+    graded = Group("graded", "code", 17, np.zeros(2), np.array([-1.0, 0.5]), np.ones(2, np.int64))
+    with pytest.raises(ValueError, match=r"data_source=code, index=17\b.*-1\.0\b.*accuracy_range"):
+        Hadw({"preset": "hard"}).on_groups_complete([group(3), graded])
+    Hadw({"preset": "off"}).on_groups_complete([graded])
+    rescaling = Hadw({"preset": "hard", "accuracy_range": OmegaConf.create([-1, 1])})
+    rescaling.on_groups_complete([graded])
+    outside = replace(graded, accuracies=np.array([-1.0, 2.0]))
+    with pytest.raises(ValueError, match=r"acc=1\.5 after rescaling"):
+        rescaling.on_groups_complete([outside])
+
+
 def test_what_yaml_makes_of_off_is_off():
     assert HadwSettings.of({"preset": False}).preset == "off"
 

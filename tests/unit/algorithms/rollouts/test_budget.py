@@ -250,6 +250,26 @@ def test_prompts_that_nobody_visited_have_equal_groups_and_what_is_known_of_them
     assert set(planned(budget, keys)[0].values()) == {8}, "forgotten"
 
 
+def test_prompts_with_equal_partial_credit_get_no_more_rollouts_than_settled_ones():
+    store = PromptStore()
+    budget, keys = Budget({"half_life": None}, services(8, store, step=8)), [("math", index) for index in range(4)]
+    for step in range(8):
+        for key, (correct, partial) in zip(keys, [(4, 2.0), (4, 0.0), (1, 0.0), (8, 0.0)], strict=True):
+            store.observe(key, correct, 8, step, partial)
+    asked, metrics = planned(budget, keys)
+    assert asked["uid0"] <= asked["uid3"] < asked["uid2"]
+    assert metrics["budget/mixed/expected_if_equal"] < 0.45, "the first and the last prompt are silent"
+
+
+@pytest.mark.parametrize("accuracy", [-1.0, 1.5, np.nan])
+def test_a_response_without_an_accuracy_ends_the_run_before_its_update(accuracy):
+    budget = Budget({}, services(2, PromptStore()))
+    planned(budget, [("math", 1)])
+    group = Group("uid0", "math", 1, np.zeros(2), np.array([1.0, accuracy]), np.ones(2, np.int64))
+    with pytest.raises(ValueError, match=rf"algorithm\.gsd\.budget .*index=1 has acc={accuracy}\."):
+        budget.stage_inputs([Member(group, 0)], [group])
+
+
 def test_a_group_is_known_by_what_was_asked_for_whatever_came_of_it():
     budget = Budget({}, services(4, PromptStore()))
     planned(budget, [("math", 1), ("math", 2)])

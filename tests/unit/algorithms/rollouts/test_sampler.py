@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from torchdata.stateful_dataloader import StatefulDataLoader
 from torchdata.stateful_dataloader.sampler import RandomSampler
 
-from verl_gsd.algorithms.rollouts.sampler import DisagreementSampler
+from verl_gsd.algorithms.rollouts.sampler import DisagreementSampler, SamplerExtension
 from verl_gsd.errors import ConfigError
+from verl_gsd.groups import Group
 from verl_gsd.planning.visits import chances, draw, effective_number, expected_disagreement
 from verl_gsd.prompts import PromptStore
 from verl_gsd.run.dataset import PromptKeys
@@ -48,6 +49,49 @@ def test_what_is_split_is_worth_most_and_what_is_settled_least():
     assert mastered == pytest.approx(0.1636, abs=5e-5) and 0 < long_mastered < mastered
     with pytest.raises(ValueError, match=r"correct\[1\] is 3\. .*0 .*total"):
         expected_disagreement(np.array([1, 3]), np.array([2, 2]))
+
+
+verdicts = st.lists(st.sampled_from([0.0, 1.0, 0.5]) | st.floats(0, 1), max_size=12)
+priors = st.tuples(st.floats(0.1, 5), st.floats(0.1, 5))
+
+
+def partial_credit(accuracies):
+    return sum(accuracy * (1 - accuracy) for accuracy in accuracies)
+
+
+@given(verdicts, priors)
+def test_graded_verdicts_weigh_by_their_expected_squared_difference(accuracies, prior):
+    """E[(x - x')^2] of two draws under the Dirichlet process, by summing over all pairs of atoms of its posterior."""
+    atoms = [(1.0, prior[0]), (0.0, prior[1]), *((accuracy, 1.0) for accuracy in accuracies)]
+    mass = math.fsum(weight for _, weight in atoms)
+    # The second draw repeats the first with probability 1 / (mass + 1), and is a new draw from the base otherwise.
+    pairs = math.fsum(v * w * (x - y) ** 2 for x, v in atoms for y, w in atoms)
+    slow = pairs / mass**2 * mass / (mass + 1)
+    found = expected_disagreement(sum(accuracies), len(accuracies), prior, partial=partial_credit(accuracies))
+    assert found == pytest.approx(slow, rel=1e-9, abs=1e-12)
+
+
+@given(st.integers(0, 30), st.integers(0, 30), priors)
+def test_verdicts_of_0_and_1_weigh_as_they_did_to_the_bit(right, wrong, prior):
+    a, b = prior[0] + right, prior[1] + wrong
+    assert expected_disagreement(right, right + wrong, prior, partial=0.0) == 2 * a * b / ((a + b) * (a + b + 1))
+
+
+def test_partial_credit_does_not_look_like_disagreement():
+    """Eight visits of 8: always 0.5, always 0.3, always right, 1 in 8 right, half right."""
+    correct, total = np.array([32, 19.2, 64, 8, 32]), np.full(5, 64)
+    partial = np.array([16, 64 * 0.21, 0, 0, 0])
+    half_credit, some_credit, mastered, hard, split = expected_disagreement(correct, total, (0.5, 0.5), partial=partial)
+    assert half_credit < some_credit < mastered < hard < split
+    assert split == pytest.approx(0.4924, abs=1e-3)
+    as_counts = expected_disagreement(correct, total, (0.5, 0.5))
+    assert as_counts[0] == as_counts[4], "the sum alone cannot tell them apart"
+
+
+@pytest.mark.parametrize("partial", [-0.1, 2.1, math.nan])
+def test_partial_credit_that_no_verdicts_have_is_an_error(partial):
+    with pytest.raises(ValueError, match=r"partial\[1\] is"):
+        expected_disagreement(np.array([0, 4]), np.array([1, 8]), partial=np.array([0, partial]))
 
 
 def inclusion(chance, count):
@@ -111,6 +155,38 @@ def test_rows_are_weighed_by_what_the_memory_says_of_their_keys(visits, capacity
             assert list(sampler) == drawn.tolist()
             assert sampler.metrics()["sampler/effective_prompts"] == effective_number(chance)
             assert sampler.metrics()["sampler/frac_new"] == np.mean(total == 0)
+
+
+def test_a_draw_prefers_prompts_whose_responses_differ_over_those_with_equal_partial_credit():
+    store = PromptStore()
+    keys = PromptKeys(("a",), np.zeros(2, np.int64), np.arange(2))
+    for step in range(8):
+        store.observe(("a", 0), 4.0, 8, step, partial=2.0)  # 0.5 eight times
+        store.observe(("a", 1), 4.0, 8, step)  # four right, four wrong
+    sampler = DisagreementSampler(keys, store, count=1, explore=0.1, seed=0, step=lambda: 8)
+    drawn = [row for _ in range(50) for row in sampler]
+    assert drawn.count(1) > 0.85 * len(drawn)
+
+
+def left_with(accuracies, tokens=None):
+    size = len(accuracies)
+    tokens = np.ones(size, np.int64) if tokens is None else np.array(tokens)
+    return Group("uid", "math", 7, np.zeros(size), np.array(accuracies), tokens)
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "shown"), [([1.0, -1.0], r"-1\.0"), ([1.0, 1.3], r"1\.3"), ([np.nan, 1.0], "nan")]
+)
+def test_groups_without_accuracies_in_0_to_1_are_rejected_before_the_update(accuracies, shown):
+    """They would never reach the memory, and the sampler would be uniform without a word."""
+    sampler = SamplerExtension({})
+    assert sampler.stage_inputs([], [left_with([0.5, 1.0]), left_with([])]) == {}
+    with pytest.raises(ValueError, match=rf"algorithm\.gsd\.sampler .*data_source=math, index=7 has acc={shown}\."):
+        sampler.stage_inputs([], [left_with([1.0, 0.0]), left_with(accuracies)])
+
+
+def test_responses_of_earlier_visits_need_no_accuracy():
+    assert SamplerExtension({}).stage_inputs([], [left_with([1.0, np.nan], tokens=[3, 0])]) == {}
 
 
 class Run:
