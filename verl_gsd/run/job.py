@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from verl_gsd.cpu import before_verl
 from verl_gsd.cpu.forkserver import die_with_parent, workers_forked
@@ -41,15 +41,19 @@ def main(config_file: str, launcher: int) -> None:
     OmegaConf.set_struct(config, True)  # as in the config that Hydra passes to main_ppo
     if cluster_lock.is_job():
         cluster_lock.join(config)
+    note = ""
     with _exit_if_rejected():
-        joins = cluster_lock.joins(config)
-    if not joins:
-        with _exit_if_rejected():
-            own_cluster.protect(config)
+        address = cluster_lock.address_to_join(config)
+        if address is None:
+            note = own_cluster.protect(config)
+    if address is None:
         # Seconds to wait for Ray's control service to come back. In a cluster of this run, nothing restarts it. Ray's
         # default is 60 s.
         os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "15")
-    with _workers(config, joins):
+    else:
+        with open_dict(config):
+            config.ray_kwargs.ray_init.address = address  # Ray would look again, and could find another cluster
+    with _workers(config, joins=address is not None):
         from verl.utils.device import auto_set_device
 
         from verl_gsd.run.checks.with_verl import validate_with_verl
@@ -60,12 +64,14 @@ def main(config_file: str, launcher: int) -> None:
             messages = validate_with_verl(config)
         run = RunDirectory(Path(config.trainer.default_local_dir))
         writer = MessageWriter(run.messages(max(run.attempts(), default=1)))
+        if note:
+            writer.write("note", note)
         for message in messages:
             writer.write(message.kind, message.text)
 
         from verl.trainer.main_ppo import TaskRunnerV1, run_ppo
 
-        run_ppo(config, cluster_lock.ClusterLock(TaskRunnerV1, config) if joins else TaskRunnerV1)
+        run_ppo(config, cluster_lock.ClusterLock(TaskRunnerV1, config) if address else TaskRunnerV1)
 
 
 @contextmanager

@@ -365,7 +365,7 @@ def check_platform(config: DictConfig, line: Line) -> Iterator[str]:
 def check_ray_access(config: DictConfig, line: Line) -> Iterator[str]:
     """Check that no other user can read the token of the cluster that the run joins, or use the one that it starts."""
     joins = _joins_cluster(config)
-    if problem := own_cluster.token_problem() if joins else own_cluster.open_dashboard_problem(config):
+    if problem := own_cluster.token_problem() if joins else own_cluster.open_cluster_problem():
         yield problem
 
 
