@@ -120,7 +120,7 @@ def test_words_of_somebody_else_are_not_resumed_with_a_signature_of_this_user(ru
 def test_a_run_of_another_home_directory_is_not_resumed_without_its_key(run, tmp_path, monkeypatch):
     shared = trust.key_file().parents[1]
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config of the pod"))
-    with pytest.raises(ConfigError, match="another home directory, for example in a container.*set XDG_CONFIG_HOME"):
+    with pytest.raises(ConfigError, match=r"another home directory, for example in a container.*set XDG_CONFIG_HOME"):
         resumed(run)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(shared))
     assert set(LINE) <= set(resumed(run).words)
