@@ -7,7 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from verl_gsd.run import own_cluster
+from verl_gsd.run import doctor, own_cluster
 
 STARTING = """
 import json, os
@@ -28,13 +28,15 @@ GcsClient(address=sys.argv[1]).internal_kv_get(b"key", b"namespace", 5)
 """
 
 
+UNWANTED = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS")
+
+
 def run_python(code, *words, **environment):
     return subprocess.run([sys.executable, "-c", code, *words], env=environment, capture_output=True, text=True)
 
 
 def test_a_cluster_of_a_run_requires_the_token_and_other_users_cannot_enter_its_session(tmp_path):
-    unwanted = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS")
-    inherited = {name: value for name, value in os.environ.items() if name not in unwanted}
+    inherited = {name: value for name, value in os.environ.items() if name not in UNWANTED}
     with tempfile.TemporaryDirectory(prefix="gsd_", dir="/tmp", ignore_cleanup_errors=True) as base:
         Path(base).chmod(0o755)
         environment = inherited | {"HOME": str(tmp_path), "RAY_TMPDIR": base}
@@ -47,6 +49,7 @@ def test_a_cluster_of_a_run_requires_the_token_and_other_users_cannot_enter_its_
             for mode in ({"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 64}):
                 asked = run_python(ASKING, address, **inherited | mode)
                 assert asked.returncode != 0 and "token" in asked.stderr
+            assert doctor.asks_for_token(address) is True
             assert not (tmp_path / ".ray").exists(), "the token is in no file"
             folder = Path(base) / f"ray_{os.geteuid()}"
             assert stat.S_IMODE(folder.stat().st_mode) == 0o700
@@ -60,6 +63,30 @@ def test_a_cluster_of_a_run_requires_the_token_and_other_users_cannot_enter_its_
         finally:
             process.communicate("\n")
     assert process.returncode == 0
+
+
+OPEN = """
+import ray, tempfile
+with tempfile.TemporaryDirectory(prefix="gsd_", dir="/tmp", ignore_cleanup_errors=True) as folder:
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, _temp_dir=folder + "/ray")
+    print("GCS", ray.get_runtime_context().gcs_address, flush=True)
+    input()
+    ray.shutdown()
+"""
+
+
+def test_a_cluster_whose_mode_is_empty_requires_no_token_and_doctor_sees_that():
+    """``own_cluster.open_cluster_problem`` rejects an empty RAY_AUTH_MODE, and not only "disabled"."""
+    environment = {name: value for name, value in os.environ.items() if name not in UNWANTED} | {"RAY_AUTH_MODE": ""}
+    process = subprocess.Popen(
+        [sys.executable, "-c", OPEN],
+        **{"env": environment, "stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True},
+    )
+    try:
+        address = next(line.split()[1] for line in process.stdout if line.startswith("GCS"))
+        assert doctor.asks_for_token(address) is False
+    finally:
+        process.communicate("\n")
 
 
 def test_patch_still_needed_because_others_can_read_the_token_that_ray_writes(tmp_path):

@@ -22,6 +22,7 @@ from verl_gsd.trainer import (
     queue_auth,
     reward_failures,
     reward_model_patch,
+    runtime_lora,
     weight_sockets,
 )
 
@@ -47,6 +48,7 @@ wrapt.when_imported("verl.experimental.agent_loop.agent_loop")(prompt_truncation
 wrapt.when_imported("verl.workers.rollout.vllm_rollout.vllm_async_server")(
     lambda server: importlib.import_module("verl_gsd.trainer.engine_health").install(server)
 )
+wrapt.when_imported("verl.workers.rollout.vllm_rollout.vllm_async_server")(runtime_lora.install)
 wrapt.when_imported("verl.workers.engine.fsdp.transformer_impl")(
     lambda engine: importlib.import_module("verl_gsd.trainer.attention").install(engine)
 )
