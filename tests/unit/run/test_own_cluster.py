@@ -6,12 +6,10 @@ import pwd
 import stat
 import subprocess
 import tempfile
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
-from ray._private import services
 
 from verl_gsd import private_folders
 from verl_gsd.errors import ConfigError
@@ -259,39 +257,3 @@ def test_a_link_of_another_user_to_an_address_of_this_user_is_not_used(base, mon
     os.chown(link, NOBODY, NOBODY, follow_symlinks=False)
     with pytest.raises(ConfigError, match=r"another user \(id 65534\) wrote the cluster address"):
         cluster_lock.joins(config_of(address=None))
-
-
-@contextmanager
-def raylet_stub(base, address, user=None):
-    """A process whose command line Ray takes for that of a raylet. It ends when its standard input is closed."""
-    program = base / "raylet"
-    program.write_text("#!/bin/sh\nread line\n")
-    program.chmod(0o755)
-    process = subprocess.Popen([program, f"--gcs-address={address}"], stdin=subprocess.PIPE, user=user)
-    services.find_gcs_addresses.cache_clear()
-    try:
-        yield
-    finally:
-        process.communicate()
-        services.find_gcs_addresses.cache_clear()
-
-
-@as_root
-@pytest.mark.parametrize("has_file", [False, True])
-def test_auto_joins_a_cluster_in_the_process_table_only_if_this_user_started_it(base, monkeypatch, has_file):
-    """With "auto", Ray prefers the only cluster in the process table to its own address file."""
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(services, "_is_raylet_process", lambda line: f"{base}/raylet" in str(line))  # of no other test
-    if has_file:
-        (base / "ray").mkdir()
-        (base / "ray" / "ray_current_cluster").write_text("127.0.0.1:7")
-    config = config_of(address="auto")
-    with raylet_stub(base, "127.0.0.1:4321"):
-        assert cluster_lock.address_to_join(config) == f"{services.resolve_ip_for_localhost('127.0.0.1')}:4321"
-        assert bool(cluster_lock.joins(config_of(address=None))) is has_file
-    with raylet_stub(base, "127.0.0.1:4321", user=NOBODY):
-        with pytest.raises(ConfigError, match=r"address=auto: .*127.0.0.1:4321, .*another user.*RAY_ADDRESS=127"):
-            cluster_lock.joins(config)
-        assert bool(cluster_lock.joins(config_of(address=None))) is has_file
-        monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:4321")
-        assert cluster_lock.joins(config)
