@@ -41,19 +41,9 @@ def main(config_file: str, launcher: int) -> None:
     OmegaConf.set_struct(config, True)  # as in the config that Hydra passes to main_ppo
     if cluster_lock.is_job():
         cluster_lock.join(config)
-    note = ""
     with _exit_if_rejected():
-        address = cluster_lock.address_to_join(config)
-        if address is None:
-            note = own_cluster.protect(config)
-    if address is None:
-        # Seconds to wait for Ray's control service to come back. In a cluster of this run, nothing restarts it. Ray's
-        # default is 60 s.
-        os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "15")
-    else:
-        with open_dict(config):
-            config.ray_kwargs.ray_init.address = address  # Ray would look again, and could find another cluster
-    with _workers(config, joins=address is not None):
+        joins, note = set_cluster(config)
+    with _workers(config, joins):
         from verl.utils.device import auto_set_device
 
         from verl_gsd.run.checks.with_verl import validate_with_verl
@@ -71,7 +61,28 @@ def main(config_file: str, launcher: int) -> None:
 
         from verl.trainer.main_ppo import TaskRunnerV1, run_ppo
 
-        run_ppo(config, cluster_lock.ClusterLock(TaskRunnerV1, config) if address else TaskRunnerV1)
+        run_ppo(config, cluster_lock.ClusterLock(TaskRunnerV1, config) if joins else TaskRunnerV1)
+
+
+def set_cluster(config: DictConfig) -> tuple[bool, str]:
+    """Set up the config for the running cluster that the run joins, or for a cluster of its own.
+
+    Returns:
+        Whether the run joins a cluster, and a note for the user or an empty string.
+
+    Raises:
+        ConfigError: Ray's address leads to no cluster or to one of another user, or a cluster of its own would be open
+            to others.
+    """
+    address = cluster_lock.address_to_join(config)
+    if address is not None:
+        with open_dict(config):
+            config.ray_kwargs.ray_init.address = address  # Ray would look again, and could find another cluster
+        return True, ""
+    # Seconds to wait for Ray's control service to come back. In a cluster of this run, nothing restarts it. Ray's
+    # default is 60 s.
+    os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "15")
+    return False, own_cluster.protect(config)
 
 
 @contextmanager

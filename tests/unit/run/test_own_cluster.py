@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from verl_gsd import private_folders
 from verl_gsd.errors import ConfigError
 from verl_gsd.jobs.cluster import ClusterError, connect
-from verl_gsd.run import cluster_lock, file_access, own_cluster
+from verl_gsd.run import cluster_lock, file_access, job, own_cluster
 from verl_gsd.run.checks import validate
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
@@ -257,3 +257,17 @@ def test_a_link_of_another_user_to_an_address_of_this_user_is_not_used(base, mon
     os.chown(link, NOBODY, NOBODY, follow_symlinks=False)
     with pytest.raises(ConfigError, match=r"another user \(id 65534\) wrote the cluster address"):
         cluster_lock.joins(config_of(address=None))
+
+
+def test_ray_gets_the_address_that_was_checked(base, monkeypatch):
+    """Ray would look again, and another user could start a cluster between the check and that."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "15")
+    (base / "ray").mkdir()
+    address = base / "ray" / "ray_current_cluster"
+    address.write_text("10.0.0.1:6379")
+    config = config_of(address=None)
+    assert job.set_cluster(config) == (True, "") and config.ray_kwargs.ray_init.address == "10.0.0.1:6379"
+    address.unlink()
+    config = config_of(address=None)
+    assert job.set_cluster(config) == (False, "") and config.ray_kwargs.ray_init.address == "local"
