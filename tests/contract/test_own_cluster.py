@@ -5,9 +5,15 @@ import stat
 import subprocess
 import sys
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
-from verl_gsd.run import own_cluster
+import pytest
+from omegaconf import OmegaConf
+from ray._private import services
+
+from verl_gsd.errors import ConfigError
+from verl_gsd.run import cluster_lock, doctor, own_cluster
 
 STARTING = """
 import json, os
@@ -28,13 +34,15 @@ GcsClient(address=sys.argv[1]).internal_kv_get(b"key", b"namespace", 5)
 """
 
 
+UNWANTED = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS")
+
+
 def run_python(code, *words, **environment):
     return subprocess.run([sys.executable, "-c", code, *words], env=environment, capture_output=True, text=True)
 
 
 def test_a_cluster_of_a_run_requires_the_token_and_other_users_cannot_enter_its_session(tmp_path):
-    unwanted = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS")
-    inherited = {name: value for name, value in os.environ.items() if name not in unwanted}
+    inherited = {name: value for name, value in os.environ.items() if name not in UNWANTED}
     with tempfile.TemporaryDirectory(prefix="gsd_", dir="/tmp", ignore_cleanup_errors=True) as base:
         Path(base).chmod(0o755)
         environment = inherited | {"HOME": str(tmp_path), "RAY_TMPDIR": base}
@@ -47,6 +55,7 @@ def test_a_cluster_of_a_run_requires_the_token_and_other_users_cannot_enter_its_
             for mode in ({"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 64}):
                 asked = run_python(ASKING, address, **inherited | mode)
                 assert asked.returncode != 0 and "token" in asked.stderr
+            assert doctor.asks_for_token(address) is True
             assert not (tmp_path / ".ray").exists(), "the token is in no file"
             folder = Path(base) / f"ray_{os.geteuid()}"
             assert stat.S_IMODE(folder.stat().st_mode) == 0o700
@@ -62,6 +71,30 @@ def test_a_cluster_of_a_run_requires_the_token_and_other_users_cannot_enter_its_
     assert process.returncode == 0
 
 
+OPEN = """
+import ray, tempfile
+with tempfile.TemporaryDirectory(prefix="gsd_", dir="/tmp", ignore_cleanup_errors=True) as folder:
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, _temp_dir=folder + "/ray")
+    print("GCS", ray.get_runtime_context().gcs_address, flush=True)
+    input()
+    ray.shutdown()
+"""
+
+
+def test_a_cluster_whose_mode_is_empty_requires_no_token_and_doctor_sees_that():
+    """``own_cluster.open_cluster_problem`` rejects an empty RAY_AUTH_MODE, and not only "disabled"."""
+    environment = {name: value for name, value in os.environ.items() if name not in UNWANTED} | {"RAY_AUTH_MODE": ""}
+    process = subprocess.Popen(
+        [sys.executable, "-c", OPEN],
+        **{"env": environment, "stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True},
+    )
+    try:
+        address = next(line.split()[1] for line in process.stdout if line.startswith("GCS"))
+        assert doctor.asks_for_token(address) is False
+    finally:
+        process.communicate("\n")
+
+
 def test_patch_still_needed_because_others_can_read_the_token_that_ray_writes(tmp_path):
     """If Ray writes its token with mode 0600, ``own_cluster.set_token`` can be removed."""
     code = (
@@ -71,3 +104,54 @@ def test_patch_still_needed_because_others_can_read_the_token_that_ray_writes(tm
     )
     assert run_python(code, **os.environ | {"HOME": str(tmp_path)}).returncode == 0
     assert stat.S_IMODE((tmp_path / ".ray" / "auth_token").stat().st_mode) == 0o644
+
+
+def config_of(address):
+    return OmegaConf.create({"ray_kwargs": {"ray_init": {"address": address}}})
+
+
+@pytest.fixture
+def folder():
+    """A folder that other users can enter."""
+    with tempfile.TemporaryDirectory(prefix="gsd_", dir="/tmp") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+@contextmanager
+def raylet_stub(folder, address, user=None):
+    """A process whose command line Ray takes for that of a raylet. It ends when its standard input is closed."""
+    program = folder / "raylet"
+    program.write_text("#!/bin/sh\nread line\n")
+    program.chmod(0o755)
+    process = subprocess.Popen([program, f"--gcs-address={address}"], stdin=subprocess.PIPE, user=user)
+    services.find_gcs_addresses.cache_clear()
+    try:
+        yield
+    finally:
+        process.communicate()
+        services.find_gcs_addresses.cache_clear()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
+@pytest.mark.parametrize("has_file", [False, True])
+def test_auto_joins_a_cluster_in_the_process_table_only_if_this_user_started_it(folder, monkeypatch, has_file):
+    """With "auto", Ray prefers the only cluster in the process table to its own address file."""
+    monkeypatch.setenv("RAY_TMPDIR", str(folder))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(
+        services, "_is_raylet_process", lambda line: f"{folder}/raylet" in str(line)
+    )  # of no other test
+    if has_file:
+        (folder / "ray").mkdir()
+        (folder / "ray" / "ray_current_cluster").write_text("127.0.0.1:7")
+    config = config_of("auto")
+    with raylet_stub(folder, "127.0.0.1:4321"):
+        assert cluster_lock.address_to_join(config) == f"{services.resolve_ip_for_localhost('127.0.0.1')}:4321"
+        assert bool(cluster_lock.joins(config_of(None))) is has_file
+    with raylet_stub(folder, "127.0.0.1:4321", user=65534):
+        with pytest.raises(ConfigError, match=r"address=auto: .*127.0.0.1:4321, .*another user.*RAY_ADDRESS=127"):
+            cluster_lock.joins(config)
+        assert bool(cluster_lock.joins(config_of(None))) is has_file
+        monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:4321")
+        assert cluster_lock.joins(config)

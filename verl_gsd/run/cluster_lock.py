@@ -13,10 +13,12 @@ from __future__ import annotations
 import functools
 import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from verl_gsd.errors import OUR_MODES, ConfigError
@@ -47,31 +49,49 @@ def join(config: DictConfig) -> None:
 
 
 def joins(config: DictConfig) -> bool:
-    """Whether ``ray.init`` will join a running cluster. This follows Ray's rules.
-
-    ``ray_init.address`` decides. If it is null or "auto", RAY_ADDRESS decides. If that is not set either, Ray looks for
-    a cluster on this node that was started with ``ray start``.
+    """Whether ``ray.init`` will join a running cluster.
 
     Raises:
-        ConfigError: Ray cannot resolve the address, "auto" finds no cluster, or another user wrote the address that Ray
-            would use.
+        ConfigError: see ``address_to_join``.
+    """
+    return address_to_join(config) is not None
+
+
+def address_to_join(config: DictConfig) -> str | None:
+    """The address of the running cluster that ``ray.init`` will join; None if it starts one. This follows Ray's rules.
+
+    ``ray_init.address`` decides. If it is null or "auto", RAY_ADDRESS decides. If that is not set either, Ray looks for
+    a cluster on this node that was started with ``ray start``. If it is "auto", Ray also takes the address from the
+    command line of any process that looks like a raylet.
+
+    Raises:
+        ConfigError: Ray cannot resolve the address, "auto" finds no cluster, or Ray would use an address that another
+            user may have chosen.
     """
     address = OmegaConf.select(config, "ray_kwargs.ray_init.address")
     if address == "local":
-        return False
+        return None
     from ray._common.utils import get_ray_address_file
-    from ray._private.services import canonicalize_bootstrap_address
+    from ray._private import services
 
     key = "ray_kwargs.ray_init.address"
     if address in (None, "auto") and os.environ.get("RAY_ADDRESS"):
         key, address = "RAY_ADDRESS", os.environ["RAY_ADDRESS"]
     if address is not None and "://" in address:  # Ray Client always joins a cluster
-        return True
+        return address
     folder = OmegaConf.select(config, "ray_kwargs.ray_init._temp_dir")
-    if address in (None, "auto"):
-        _check_address_file(Path(get_ray_address_file(folder)))
     try:
-        return canonicalize_bootstrap_address(address, folder) is not None
+        if address in (None, "auto"):
+            _check_address_file(Path(get_ray_address_file(folder)))
+            found = services.get_ray_address_from_environment(address, folder)
+            if found is not None and found != services.find_bootstrap_address(folder):
+                _check_process_address(found)
+            if found is None:
+                return None
+            address = found
+        return services.canonicalize_bootstrap_address(address, folder)
+    except ConfigError:  # our own, which is a ValueError too
+        raise
     except (ConnectionError, ValueError, OSError) as error:
         raise ConfigError(
             f"{key}={address}: Ray finds no cluster there ({error}). Set it to HOST:PORT of a running cluster, or set "
@@ -85,12 +105,34 @@ def _check_address_file(path: Path) -> None:
     Raises:
         ConfigError: the file belongs to another user than this one and root.
     """
-    if path.exists() and path.stat().st_uid not in (os.geteuid(), 0):
+    try:
+        owner = path.lstat().st_uid  # of a link itself: another user could link to a file of this user
+    except FileNotFoundError:
+        return
+    if owner not in (os.geteuid(), 0):
         raise ConfigError(
-            f"ray_kwargs.ray_init.address: another user (id {path.stat().st_uid}) wrote the cluster address in {path}. "
+            f"ray_kwargs.ray_init.address: another user (id {owner}) wrote the cluster address in {path}. "
             "To join this cluster, set RAY_ADDRESS to HOST:PORT. To start a separate cluster for this run, set "
             "ray_kwargs.ray_init.address=local."
         )
+
+
+def _check_process_address(address: str) -> None:
+    """Reject an address that Ray read from a command line, unless a process of this user or root has it.
+
+    Raises:
+        ConfigError: only processes of other users have the address.
+    """
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):  # it has ended, or this user may not read it
+            words = " ".join(process.cmdline()).split()  # a process that sets its title has all words in the first
+            if f"--gcs-address={address}" in words and process.uids().real in (os.geteuid(), 0):
+                return
+    raise ConfigError(
+        f"ray_kwargs.ray_init.address=auto: Ray would join the cluster at {address}, and another user of this machine "
+        f"started it. If you trust that user and want to join this cluster, set RAY_ADDRESS={address}. To start a "
+        "separate cluster for this run, set ray_kwargs.ray_init.address=local."
+    )
 
 
 @dataclass(frozen=True)

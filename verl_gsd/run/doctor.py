@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.metadata
 import importlib.util
@@ -44,6 +45,14 @@ _NCCL_BYTES = 1 << 30
 
 #: The processes of a Ray cluster that accept commands over the network.
 _RAY_PROCESSES = ("gcs_server", "raylet")
+#: Asks Ray's control service for a value, in a process without the cluster's token.
+_ASK_RAY = """
+import sys
+from ray._raylet import GcsClient
+GcsClient(address=sys.argv[1]).internal_kv_get(b"key", b"namespace", 5)
+"""
+#: Seconds that the question may take, including the import of Ray.
+_ASK_LIMIT_S = 20
 
 State = Literal["ok", "warn", "fail"]
 
@@ -385,8 +394,8 @@ def _check_ray_processes() -> Iterator[CheckResult]:
             if (name := process.name()) in _RAY_PROCESSES:
                 yours = process.uids().real == os.geteuid()
                 listens = _open_addresses(process) if yours else ()
-                mode = process.environ().get(own_cluster.MODE, "") if yours else ""
-                processes.append(RayProcess(name, process.pid, process.username(), yours, listens, mode))
+                has_token = bool(listens) and _requires_token(process, listens)
+                processes.append(RayProcess(name, process.pid, process.username(), yours, listens, has_token))
         except psutil.Error:  # it has ended, or this user may not read it
             continue
     yield from check_ray_processes(processes)
@@ -399,13 +408,50 @@ def _open_addresses(process: psutil.Process) -> tuple[str, ...]:
     return tuple(sorted(f"{ip}:{port}" for ip, port in listening if not ip.startswith("127.") and ip != "::1"))
 
 
+def _requires_token(process: psutil.Process, listens: tuple[str, ...]) -> bool:
+    """Whether the cluster of this process requires a token. If its control service does not answer, RAY_AUTH_MODE says.
+
+    Ray decides with more than RAY_AUTH_MODE, which is why the service itself is asked.
+    """
+    named = [word.partition("=")[2] for word in process.cmdline() if word.startswith("--gcs-address=")]  # of raylets
+    for address in named or listens:
+        host, _, port = address.rpartition(":")
+        required = asks_for_token(f"127.0.0.1:{port}" if host in ("::", "0.0.0.0") else address)
+        if required is not None:
+            return required
+    return process.environ().get(own_cluster.MODE, "").lower() == "token"
+
+
+@functools.cache
+def asks_for_token(address: str) -> bool | None:
+    """Whether Ray's control service at ``address`` rejects a client without a token; None if there is no such service.
+
+    A separate process asks, because Ray reads RAY_AUTH_MODE only once per process.
+    """
+    try:
+        asked = subprocess.run(
+            [sys.executable, "-c", _ASK_RAY, address],
+            env=os.environ | {own_cluster.MODE: "disabled"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_ASK_LIMIT_S,
+        )
+    except subprocess.TimeoutExpired:
+        return None
+    if asked.returncode == 0:
+        return False
+    return True if "AuthenticationError" in asked.stderr else None
+
+
 @dataclass(frozen=True)
 class RayProcess:
     """A process of Ray on this machine.
 
     Attributes:
         listens: addresses that other machines may reach; empty if the process is another user's.
-        mode: RAY_AUTH_MODE in its environment; empty if it is not set, or if the process is another user's.
+        has_token: whether its cluster requires a token; not known if nothing listens.
     """
 
     name: str
@@ -413,7 +459,7 @@ class RayProcess:
     user: str
     yours: bool
     listens: tuple[str, ...] = ()
-    mode: str = ""
+    has_token: bool = False
 
 
 def check_ray_processes(processes: list[RayProcess]) -> Iterator[CheckResult]:
@@ -421,14 +467,13 @@ def check_ray_processes(processes: list[RayProcess]) -> Iterator[CheckResult]:
     for user in sorted({process.user for process in processes if not process.yours}):
         yield CheckResult("Ray of another user", "ok", f"{user} has a Ray cluster on this machine")
     for process in (process for process in processes if process.yours and process.listens):
-        has_token = process.mode.lower() == "token"
         where = f"process {process.pid} listens on {', '.join(process.listens)}"
         yield CheckResult(
             f"Ray's {process.name}",
-            "ok" if has_token else "warn",
-            f"{where}, and requires a token" if has_token else f"{where}, without a token",
+            "ok" if process.has_token else "warn",
+            f"{where}, and requires a token" if process.has_token else f"{where}, without a token",
             ""
-            if has_token
+            if process.has_token
             else "Everyone who reaches these addresses can run code as you. Run ray stop, and set RAY_AUTH_MODE=token "
             "before you start Ray",
         )

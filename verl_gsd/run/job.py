@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from verl_gsd.cpu import before_verl
 from verl_gsd.cpu.forkserver import die_with_parent, workers_forked
@@ -42,13 +42,7 @@ def main(config_file: str, launcher: int) -> None:
     if cluster_lock.is_job():
         cluster_lock.join(config)
     with _exit_if_rejected():
-        joins = cluster_lock.joins(config)
-    if not joins:
-        with _exit_if_rejected():
-            own_cluster.protect(config)
-        # Seconds to wait for Ray's control service to come back. In a cluster of this run, nothing restarts it. Ray's
-        # default is 60 s.
-        os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "15")
+        joins, note = set_cluster(config)
     with _workers(config, joins):
         from verl.utils.device import auto_set_device
 
@@ -60,12 +54,35 @@ def main(config_file: str, launcher: int) -> None:
             messages = validate_with_verl(config)
         run = RunDirectory(Path(config.trainer.default_local_dir))
         writer = MessageWriter(run.messages(max(run.attempts(), default=1)))
+        if note:
+            writer.write("note", note)
         for message in messages:
             writer.write(message.kind, message.text)
 
         from verl.trainer.main_ppo import TaskRunnerV1, run_ppo
 
         run_ppo(config, cluster_lock.ClusterLock(TaskRunnerV1, config) if joins else TaskRunnerV1)
+
+
+def set_cluster(config: DictConfig) -> tuple[bool, str]:
+    """Set up the config for the running cluster that the run joins, or for a cluster of its own.
+
+    Returns:
+        Whether the run joins a cluster, and a note for the user or an empty string.
+
+    Raises:
+        ConfigError: Ray's address leads to no cluster or to one of another user, or a cluster of its own would be open
+            to others.
+    """
+    address = cluster_lock.address_to_join(config)
+    if address is not None:
+        with open_dict(config):
+            config.ray_kwargs.ray_init.address = address  # Ray would look again, and could find another cluster
+        return True, ""
+    # Seconds to wait for Ray's control service to come back. In a cluster of this run, nothing restarts it. Ray's
+    # default is 60 s.
+    os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "15")
+    return False, own_cluster.protect(config)
 
 
 @contextmanager

@@ -7,6 +7,8 @@ Two of Ray's defaults let other users in:
 - Ray makes its session folder writable for everyone. It holds sockets and the packages that workers import. It is
   therefore placed in a folder that only this user can enter: ray_UID in RAY_TMPDIR (or TMPDIR, or /tmp).
 
+A cluster without a token is not started: everyone who reaches it can run code in it.
+
 Session folders are not removed after the run, because error messages point to the logs in them.
 """
 
@@ -14,18 +16,19 @@ from __future__ import annotations
 
 import os
 import secrets
+import tempfile
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from verl_gsd import private_folders
 from verl_gsd.errors import ConfigError
+from verl_gsd.run import file_access
 
 MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 #: Bytes of the path of Ray's session in ``_temp_dir``, with the longest of its sockets. Linux allows 107 in all.
 _SOCKET = "/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
 _LONGEST = 107 - len(_SOCKET)
-_LOCALHOST = (None, "localhost", "127.0.0.1", "::1")
 
 
 def ray_folder() -> Path:
@@ -38,26 +41,57 @@ def private_folder() -> Path:
     return ray_folder() / f"ray_{os.geteuid()}"
 
 
-def protect(config: DictConfig) -> None:
+def protect(config: DictConfig) -> str:
     """Set up the config, and the environment of this process, for starting a cluster with ``ray.init``.
 
-    A token, ``RAY_AUTH_MODE=disabled`` or a ``_temp_dir`` that the user set is kept.
+    A token or a ``_temp_dir`` that the user set is kept.
+
+    Returns:
+        A note for the user if another user has taken the name of the usual folder; otherwise an empty string.
 
     Raises:
-        ConfigError: the session folder's path is too long for sockets, or other users can enter the folder.
+        ConfigError: the cluster would have no token, the session folder's path is too long for sockets, or other users
+            can enter or replace the folder.
     """
     set_token()
     init = config.ray_kwargs.ray_init
     with open_dict(init):
         init.address = "local"  # with another folder, Ray would look for a running cluster again, at another place
-        init._temp_dir = OmegaConf.select(init, "_temp_dir") or session_folder()
+        if OmegaConf.select(init, "_temp_dir"):
+            return ""
+        init._temp_dir = session_folder()
+    folder = Path(init._temp_dir).parent
+    if folder.name == private_folder().name:
+        return ""
+    return (
+        f"Another user has taken {private_folder()}, so this run's Ray session is in {folder}. Set RAY_TMPDIR to a "
+        "folder of your own to avoid this."
+    )
+
+
+def open_cluster_problem() -> str:
+    """Why a cluster that this process starts would have no token, and the fix; an empty string if it would have one.
+
+    Ray requires a token only if RAY_AUTH_MODE is "token" or not set. Every other value, also an empty one, opens its
+    control service on all interfaces.
+    """
+    mode = os.environ.get(MODE)
+    if mode is None or mode.lower() == "token":
+        return ""
+    return (
+        f"{MODE}={mode}: the run's Ray cluster would have no token, so that everyone who reaches this machine could "
+        f"run code on it as you. No option allows this. Run `unset {MODE}`."
+    )
 
 
 def set_token() -> None:
     """Set a new token in this process's environment, for ``ray.init`` and for the processes that it starts.
 
-    Ray reads the token when it starts a cluster, and then uses it unless RAY_AUTH_MODE is "disabled".
+    Raises:
+        ConfigError: RAY_AUTH_MODE makes Ray ignore the token.
     """
+    if problem := open_cluster_problem():
+        raise ConfigError(problem)
     if not os.environ.get(TOKEN) and not os.environ.get(TOKEN_PATH):
         os.environ[TOKEN] = secrets.token_hex(32)
 
@@ -65,26 +99,48 @@ def set_token() -> None:
 def session_folder() -> str:
     """Ray's ``_temp_dir``, in a folder that only this user can enter. This process holds that folder until it ends.
 
-    Ray makes ``_temp_dir`` itself writable for everyone, which is why it cannot be the private folder.
+    Ray makes ``_temp_dir`` itself writable for everyone, which is why it cannot be the private folder. If another user
+    has taken the name of the private folder, which everyone can do in /tmp, it is a new folder with a random name.
 
     Raises:
-        ConfigError: the path is too long for sockets, or other users can enter the folder.
+        ConfigError: the path is too long for sockets, or other users can enter or replace the folder.
     """
-    folder = private_folder().absolute() / "ray"
-    if len(os.fsencode(folder)) > _LONGEST:
-        raise ConfigError(
-            f"RAY_TMPDIR={ray_folder()}: Ray's sockets in this folder would have paths of more than 107 characters. "
-            "Set RAY_TMPDIR to a folder with a shorter path."
-        )
+    base = ray_folder().resolve()  # without links, which others could change after the check
+    folder = base / private_folder().name
+    _check_length(folder)
     try:
-        folder.parent.parent.mkdir(parents=True, exist_ok=True)
-        private_folders.hold(str(folder.parent))
+        base.mkdir(parents=True, exist_ok=True)
+        if problem := file_access.replaceable_folder(base):
+            raise ConfigError(
+                f"RAY_TMPDIR={ray_folder()}: Ray's session cannot be placed there, because {problem} and could replace "
+                "the session. Set RAY_TMPDIR to a folder of your own in a folder where only you and root can write, or "
+                "in /tmp."
+            )
+        if _is_anothers(folder):
+            folder = Path(tempfile.mkdtemp(prefix=f"{folder.name}_", dir=base))
+            _check_length(folder)
+        private_folders.hold(str(folder))
     except (private_folders.UnsafeFolderError, OSError) as error:
         raise ConfigError(
             f"RAY_TMPDIR={ray_folder()}: Ray's session cannot be placed there. {error} You can also set RAY_TMPDIR to "
             "a folder of your own."
         ) from error
-    return str(folder)
+    return str(folder / "ray")
+
+
+def _check_length(folder: Path) -> None:
+    if len(os.fsencode(folder / "ray")) > _LONGEST:
+        raise ConfigError(
+            f"RAY_TMPDIR={ray_folder()}: Ray's sockets in this folder would have paths of more than 107 characters. "
+            "Set RAY_TMPDIR to a folder with a shorter path."
+        )
+
+
+def _is_anothers(path: Path) -> bool:
+    try:
+        return path.lstat().st_uid != os.geteuid()
+    except FileNotFoundError:
+        return False
 
 
 def token_file() -> Path:
@@ -106,9 +162,10 @@ def token_file_problem(path: Path) -> str:
     """
     try:
         status = path.stat()
-        if status.st_uid != os.geteuid() or not status.st_mode & 0o077:
+        if status.st_uid != os.geteuid() or not file_access.is_open_to_others(status, os.R_OK | os.W_OK):
             return ""
-        reachable = all(folder.stat().st_mode & 0o011 for folder in path.absolute().parents)
+        folders = path.absolute().parents
+        reachable = all(file_access.is_open_to_others(folder.stat(), os.X_OK) for folder in folders)
     except OSError:
         return ""
     if not reachable:
@@ -116,16 +173,4 @@ def token_file_problem(path: Path) -> str:
     return (
         f"{path} has mode {status.st_mode & 0o777:04o}, so other users of this machine can read the token and run code "
         f"in the cluster as you. Run `chmod 600 {path}`."
-    )
-
-
-def open_dashboard_problem(config: DictConfig) -> str:
-    """Why the dashboard of a cluster that this run starts is open to others; an empty string if it is not."""
-    init = config.ray_kwargs.ray_init
-    host, enabled = OmegaConf.select(init, "dashboard_host"), OmegaConf.select(init, "include_dashboard")
-    if os.environ.get(MODE, "").lower() != "disabled" or host in _LOCALHOST or enabled is False:
-        return ""
-    return (
-        f"ray_kwargs.ray_init.dashboard_host={host}: with RAY_AUTH_MODE=disabled, everyone who reaches this address "
-        f"can run code on this machine. Run `unset {MODE}`, or remove dashboard_host."
     )

@@ -14,20 +14,19 @@ no other user may be able to write them.
 
 from __future__ import annotations
 
-import grp
 import hashlib
 import hmac
 import os
 import pwd
 import re
 import secrets
-import stat
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from verl_gsd.errors import ConfigError
 from verl_gsd.plain_data import parse_yaml
+from verl_gsd.run import file_access
 from verl_gsd.rundir import RunDirectory
 from verl_gsd.writing import atomic_write
 
@@ -106,7 +105,9 @@ def _reason_for_distrust(run: RunDirectory, checkpoint: Path | None, content: by
     if not is_own:
         return (
             f"nothing shows that you started this run in this folder (RUN/{run.signature.name} is missing or was not "
-            f"made with {key_file()}). It may be of another user, copied, moved, edited, or of an older version"
+            f"made with {key_file()}). It may be of another user, copied, moved, edited, or of an older version. "
+            "If you started it with another home directory, for example in a container or a pod, the key is in that "
+            "directory. To keep one key for all of them, set XDG_CONFIG_HOME to a folder that they share"
         )
     return next(_foreign_access(run, checkpoint), None)
 
@@ -122,17 +123,8 @@ def _foreign_access(run: RunDirectory, checkpoint: Path | None) -> Iterator[str]
             status = path.stat()
             if status.st_uid not in (os.geteuid(), 0):
                 yield f"{path} belongs to {_user_name(status.st_uid)}"
-            by_group = status.st_mode & stat.S_IWGRP and not _is_own_group(status.st_gid)
-            if by_group or status.st_mode & stat.S_IWOTH:
+            if file_access.is_open_to_others(status, os.W_OK):
                 yield f"other users can write {path}. `chmod -R go-w {run.path}` prevents this from now on"
-
-
-def _is_own_group(group: int) -> bool:
-    """Whether a group is the private one of this user: many systems create one per user, with the user's name."""
-    try:
-        return grp.getgrgid(group).gr_name == pwd.getpwuid(os.geteuid()).pw_name
-    except KeyError:  # the user or the group has no name, for example in a container
-        return group == os.geteuid()
 
 
 def _user_name(user: int) -> str:

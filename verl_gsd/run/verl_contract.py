@@ -94,6 +94,7 @@ PATCHED = (
     _patched("trainer/weight_sockets.py", f"{_VLLM}.bucketed_weight_transfer", "BucketedWeightSender._cleanup"),
     _patched("trainer/weight_sockets.py", f"{_VLLM}.bucketed_weight_transfer", "BucketedWeightSender.shm"),
     _patched("trainer/engine_health.py", f"{_VLLM}.vllm_async_server", "vLLMHttpServer.engine"),
+    _patched("trainer/runtime_lora.py", f"{_VLLM}.vllm_async_server", "vLLMHttpServer.__init__"),
     _patched("trainer/reward_model_patch.py", _REWARD, "RewardLoopWorker.compute_score_disrm", "data"),
     _patched("trainer/reward_failures.py", _REWARD, "RewardLoopWorker.compute_score", "data"),
     _patched("trainer/reward_failures.py", _REWARD, "RewardLoopWorker.config"),

@@ -27,11 +27,13 @@ from verl_gsd.trainer import (
     queue_auth,
     reward_failures,
     reward_model_patch,
+    runtime_lora,
     weight_sockets,
 )
 
 _REWARD_LOOP = "verl.experimental.reward_loop.reward_loop"
 _AGENT_LOOP = "verl.experimental.agent_loop.agent_loop"
+_VLLM_SERVER = "verl.workers.rollout.vllm_rollout.vllm_async_server"
 
 
 def _register_estimator(core_algos: Any) -> None:
@@ -72,10 +74,11 @@ when_imported(_REWARD_LOOP, reward_model_patch.add_extra_info, patch="trainer/re
 when_imported(_REWARD_LOOP, reward_failures.install, patch="trainer/reward_failures.py")
 when_imported(_AGENT_LOOP, prompt_truncation.install, patch="trainer/prompt_truncation.py")
 when_imported(
-    "verl.workers.rollout.vllm_rollout.vllm_async_server",
+    _VLLM_SERVER,
     lambda server: importlib.import_module("verl_gsd.trainer.engine_health").install(server),
     patch="trainer/engine_health.py",
 )
+when_imported(_VLLM_SERVER, runtime_lora.install, patch="trainer/runtime_lora.py")
 when_imported(
     "verl.workers.engine.fsdp.transformer_impl",
     lambda engine: importlib.import_module("verl_gsd.trainer.attention").install(engine),

@@ -117,6 +117,15 @@ def test_words_of_somebody_else_are_not_resumed_with_a_signature_of_this_user(ru
         resumed(run)
 
 
+def test_a_run_of_another_home_directory_is_not_resumed_without_its_key(run, tmp_path, monkeypatch):
+    shared = trust.key_file().parents[1]
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config of the pod"))
+    with pytest.raises(ConfigError, match=r"another home directory, for example in a container.*set XDG_CONFIG_HOME"):
+        resumed(run)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(shared))
+    assert set(LINE) <= set(resumed(run).words)
+
+
 def test_a_run_is_found_under_another_name_of_the_same_folder(run):
     link = run.path.parent / "link"
     link.symlink_to(run.path)
@@ -133,7 +142,7 @@ def test_files_that_others_can_write_are_not_resumed(run, monkeypatch):
         path.chmod(before)
     shard.chmod(0o664)
     assert set(LINE) <= set(resumed(run).words), "the group of the user's own name has no other members"
-    monkeypatch.setattr(trust, "_is_own_group", lambda group: False)
+    monkeypatch.setattr(trust.file_access, "is_own_group", lambda group: False)
     with pytest.raises(ConfigError, match=f"other users can write {shard}"):
         resumed(run)
     assert set(LINE) <= set(resumed(run, f"trust={run.path}").words)

@@ -254,8 +254,8 @@ def test_doctor_prints_fixes_and_exits_with_1_if_a_check_fails(monkeypatch, stat
 
 def test_ray_processes_that_run_code_for_everyone_are_a_warning():
     processes = [
-        doctor.RayProcess("gcs_server", 7, "me", True, ("0.0.0.0:6379",), "disabled"),
-        doctor.RayProcess("raylet", 8, "me", True, ("10.0.0.1:1234",), "token"),
+        doctor.RayProcess("gcs_server", 7, "me", True, ("0.0.0.0:6379",), has_token=False),
+        doctor.RayProcess("raylet", 8, "me", True, ("10.0.0.1:1234",), has_token=True),
         doctor.RayProcess("raylet", 9, "me", True),
         doctor.RayProcess("gcs_server", 10, "alice", False),
         doctor.RayProcess("raylet", 11, "alice", False),

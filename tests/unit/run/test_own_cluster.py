@@ -1,6 +1,8 @@
 """A Ray cluster of a run has its own token, and a session folder that no other user can enter."""
 
+import grp
 import os
+import pwd
 import stat
 import subprocess
 import tempfile
@@ -12,7 +14,7 @@ from omegaconf import OmegaConf
 from verl_gsd import private_folders
 from verl_gsd.errors import ConfigError
 from verl_gsd.jobs.cluster import ClusterError, connect
-from verl_gsd.run import cluster_lock, own_cluster
+from verl_gsd.run import cluster_lock, file_access, job, own_cluster
 from verl_gsd.run.checks import validate
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
@@ -60,16 +62,67 @@ def test_what_the_user_chose_is_kept(base, monkeypatch):
 
 
 @as_root
-def test_another_user_cannot_enter_the_folder_and_a_folder_of_theirs_is_rejected(base):
+def test_another_user_cannot_enter_the_folder(base):
     folder = Path(own_cluster.session_folder())
     folder.mkdir()
     listing = subprocess.run(["ls", str(folder)], user=NOBODY, capture_output=True, text=True)
     assert listing.returncode != 0 and "Permission denied" in listing.stderr
-    folder.rmdir()
-    os.chown(folder.parent, NOBODY, NOBODY)
-    private_folders._hold.cache_clear()
-    with pytest.raises(ConfigError, match=r"RAY_TMPDIR=.*belongs to user id 65534"):
+
+
+@as_root
+@pytest.mark.parametrize("kind", ["folder", "link", "file"])
+def test_another_user_who_takes_the_name_of_the_folder_cannot_stop_a_run(base, kind):
+    name, mine = own_cluster.private_folder(), base / "mine"
+    mine.mkdir(mode=0o700)
+    make = {"folder": name.mkdir, "link": lambda: name.symlink_to(mine), "file": name.touch}
+    make[kind]()
+    os.chown(name, NOBODY, NOBODY, follow_symlinks=False)
+    config = config_of(address="local")
+    note = own_cluster.protect(config)
+    folder = Path(config.ray_kwargs.ray_init._temp_dir).parent
+    assert folder.parent == base and folder.name.startswith(f"{name.name}_")
+    assert folder.stat().st_uid == os.geteuid() and stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert f"Another user has taken {name}" in note and str(folder) in note and "RAY_TMPDIR" in note
+
+
+def test_a_usual_folder_and_a_folder_of_the_user_need_no_note(base):
+    assert own_cluster.protect(config_of(address="local")) == ""
+    assert own_cluster.protect(config_of(address="local", _temp_dir="/mine")) == ""
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o757])
+def test_a_folder_that_another_user_could_replace_is_rejected(base, monkeypatch, mode):
+    """Whoever may write in a folder can rename the private folder in it, unless the folder is sticky."""
+    monkeypatch.setenv("RAY_TMPDIR", str(base / "a" / "b"))
+    (base / "a" / "b").mkdir(parents=True)
+    (base / "a").chmod(mode)
+    with pytest.raises(ConfigError, match=f"RAY_TMPDIR=.*other users can write {base}/a .mode 0{mode:o}.*Set RAY_TMP"):
         own_cluster.session_folder()
+    assert not list((base / "a" / "b").iterdir())
+    (base / "a").chmod(mode | stat.S_ISVTX)
+    assert own_cluster.session_folder() == f"{base}/a/b/ray_{os.geteuid()}/ray"
+
+
+@as_root
+def test_a_folder_in_a_folder_of_another_user_is_rejected(base, monkeypatch):
+    monkeypatch.setenv("RAY_TMPDIR", str(base / "a" / "b"))
+    (base / "a" / "b").mkdir(parents=True)
+    os.chown(base / "a", NOBODY, -1)
+    with pytest.raises(ConfigError, match=f"because {base}/a belongs to user id 65534"):
+        own_cluster.session_folder()
+    # The machine's root, as a container without root sees it.
+    users = base / "uid_map"
+    users.write_text("      1000       1000          1\n")
+    monkeypatch.setattr(file_access, "_USER_MAP", users)
+    own_cluster.session_folder()
+
+
+def test_the_session_is_placed_in_the_folder_behind_a_link(base, monkeypatch):
+    """The link may be changed after the check."""
+    (base / "real").mkdir()
+    (base / "link").symlink_to(base / "real")
+    monkeypatch.setenv("RAY_TMPDIR", str(base / "link"))
+    assert own_cluster.session_folder() == f"{base}/real/ray_{os.geteuid()}/ray"
 
 
 def test_a_folder_that_others_can_enter_is_rejected(base):
@@ -93,7 +146,7 @@ def token(base):
     return path
 
 
-@pytest.mark.parametrize(("mode", "is_wrong"), [(0o644, True), (0o640, True), (0o600, False), (0o400, False)])
+@pytest.mark.parametrize(("mode", "is_wrong"), [(0o644, True), (0o604, True), (0o600, False), (0o400, False)])
 def test_a_token_that_others_can_read_is_a_problem(token, base, mode, is_wrong):
     base.chmod(0o755)
     token.chmod(mode)
@@ -104,6 +157,28 @@ def test_a_token_that_others_can_read_is_a_problem(token, base, mode, is_wrong):
     base.chmod(0o700)
     assert own_cluster.token_file_problem(token) == "", "nobody else reaches it"
     assert own_cluster.token_file_problem(base / "missing") == ""
+
+
+def test_a_token_for_a_group_is_a_problem_unless_the_group_is_the_users_own(token, base, monkeypatch):
+    base.chmod(0o755)
+    token.chmod(0o640)
+    os.chown(token, -1, os.getegid())
+    assert own_cluster.token_file_problem(token) == ""
+    monkeypatch.setattr(file_access, "is_own_group", lambda group: False)
+    assert "mode 0640" in own_cluster.token_file_problem(token)
+
+
+def test_a_group_with_other_members_is_not_the_users_own(monkeypatch):
+    user = pwd.getpwuid(os.geteuid())
+    for name, members, is_own in (
+        (user.pw_name, [], True),
+        (user.pw_name, [user.pw_name], True),
+        (user.pw_name, ["alice"], False),
+        ("staff", [], False),
+    ):
+        entry = grp.struct_group((name, "x", 7, members))
+        monkeypatch.setattr(file_access.grp, "getgrgid", lambda group, entry=entry: entry)
+        assert file_access.is_own_group(7) is is_own
 
 
 def test_a_token_that_others_can_read_is_used_neither_for_joining_nor_for_submitting(
@@ -129,21 +204,31 @@ def test_a_mounted_token_of_another_owner_is_no_problem(token):
 
 
 @pytest.mark.parametrize(
-    ("mode", "ray_init", "is_open"),
-    [
-        ("disabled", {"dashboard_host": "0.0.0.0"}, True),
-        ("disabled", {"dashboard_host": "0.0.0.0", "include_dashboard": False}, False),
-        ("disabled", {"dashboard_host": "127.0.0.1"}, False),
-        ("disabled", {}, False),
-        ("token", {"dashboard_host": "0.0.0.0"}, False),
-        ("", {"dashboard_host": "0.0.0.0"}, False),
-    ],
+    ("mode", "is_open"),
+    [("disabled", True), ("Disabled", True), ("", True), ("off", True), ("token", False), ("TOKEN", False)],
 )
-def test_a_dashboard_without_a_token_that_others_reach_is_a_problem(monkeypatch, mode, ray_init, is_open):
+def test_a_cluster_without_a_token_is_not_started(base, monkeypatch, mode, is_open):
+    """Ray's control service listens on all interfaces, also without a dashboard."""
     monkeypatch.setenv("RAY_AUTH_MODE", mode)
-    config = config_of(address="local", **ray_init)
-    assert bool(own_cluster.open_dashboard_problem(config)) is is_open
-    assert bool(list(validate.check_ray_access(config, None))) is is_open
+    config = config_of(address="local", include_dashboard=False)
+    problems = list(validate.check_ray_access(config, None))
+    assert bool(problems) is is_open
+    if is_open:
+        (problem,) = problems
+        assert f"RAY_AUTH_MODE={mode}: " in problem and "unset RAY_AUTH_MODE" in problem
+        with pytest.raises(ConfigError, match="unset RAY_AUTH_MODE"):
+            own_cluster.protect(config)
+        with pytest.raises(ConfigError, match="unset RAY_AUTH_MODE"):
+            own_cluster.set_token()
+    else:
+        own_cluster.protect(config)
+
+
+def test_a_run_may_join_a_cluster_without_a_token(monkeypatch):
+    """Whoever started the cluster decided that."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    assert not list(validate.check_ray_access(config_of(address=None), None))
 
 
 @as_root
@@ -159,3 +244,30 @@ def test_the_address_of_a_cluster_that_another_user_wrote_is_not_used(base, monk
     assert not cluster_lock.joins(config_of(address="local"))
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
     assert cluster_lock.joins(config_of(address=None))
+
+
+@as_root
+def test_a_link_of_another_user_to_an_address_of_this_user_is_not_used(base, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    (base / "ray").mkdir()
+    (base / "mine").write_text("127.0.0.1:6379")
+    link = base / "ray" / "ray_current_cluster"
+    link.symlink_to(base / "mine")
+    assert cluster_lock.joins(config_of(address=None))
+    os.chown(link, NOBODY, NOBODY, follow_symlinks=False)
+    with pytest.raises(ConfigError, match=r"another user \(id 65534\) wrote the cluster address"):
+        cluster_lock.joins(config_of(address=None))
+
+
+def test_ray_gets_the_address_that_was_checked(base, monkeypatch):
+    """Ray would look again, and another user could start a cluster between the check and that."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "15")
+    (base / "ray").mkdir()
+    address = base / "ray" / "ray_current_cluster"
+    address.write_text("10.0.0.1:6379")
+    config = config_of(address=None)
+    assert job.set_cluster(config) == (True, "") and config.ray_kwargs.ray_init.address == "10.0.0.1:6379"
+    address.unlink()
+    config = config_of(address=None)
+    assert job.set_cluster(config) == (False, "") and config.ray_kwargs.ray_init.address == "local"

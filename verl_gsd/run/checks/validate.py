@@ -48,21 +48,36 @@ FULLEST_DISK = 0.95
 
 #: Names of keys and texts of values that look like secrets.
 SECRET_NAME = re.compile(
-    r"api[_-]?key|secret|passw(?:or)?d|passphrase|credential|authorization"
-    r"|(?:^|[_-])(?:key|token|auth|bearer|pwd)(?:$|[_-])",
+    r"api[_-]?key|private[_-]?key|secret|passw(?:or)?d|passphrase|credential|authorization|cookie"
+    r"|(?:^|[_-])(?:key|token|auth|bearer|pwd)(?:$|[_-])"
+    r"|(?:^|[_-])(?:pw|pass)$",  # not pass_at_k
     re.IGNORECASE,
 )
 SECRET_VALUE = re.compile(
-    # Tokens of Hugging Face, OpenAI and others, GitHub, GitLab, Slack, AWS and Google
-    r"\b(?:hf_|sk-|gh[oprsu]_|github_pat_|glpat-|xox[a-z]-|AKIA|ASIA|AIza)[A-Za-z0-9_-]{12,}"
+    # Tokens of Hugging Face, OpenAI and others, GitHub, GitLab, Slack, AWS, Google, NVIDIA, PyPI and Stripe
+    r"\b(?:hf_|sk-|gh[oprsu]_|github_pat_|glpat-|xox[a-z]-|AKIA|ASIA|AIza|ya29\.|nvapi-|pypi-AgE|[rs]k_(?:live|test)_)"
+    r"[A-Za-z0-9_-]{12,}"
+    # Tokens of Groq, Replicate, npm and xAI. Ordinary names begin in the same way, but have separators: xai-org
+    r"|\b(?:gsk_|r8_|npm_|xai-)[A-Za-z0-9]{16,}"
     r"|\beyJ[A-Za-z0-9_-]{8,}"  # a JSON Web Token, which begins with {" in base64
     r"|(?:^|(?i:authorization:))\s*(?i:bearer)\s+\S+\s*$"
-    r"|://[^/@\s]+:[^/@\s]+@"
+    r"|(?i:authorization:\s*basic)\s+\S+\s*$"
+    # NAME:PASSWORD in base64, in which a capital letter or a digit follows a small letter, unlike in words
+    r"|^\s*(?i:basic)\s+[A-Za-z0-9+/]*[a-z][A-Z0-9][A-Za-z0-9+/]{4,}={0,2}\s*$"
+    r"|://[^/@\s]*:[^/@\s]+@"
+    r"|hooks\.slack\.com/(?:services|workflows)/\S+"  # whoever knows the URL can post
+    r"|[?&](?i:sig|x-(?:amz|goog)-signature)=[^&\s]{12,}"  # a signed URL of Azure, AWS or Google
 )
+#: verl's keys that name a column of the data.
+_COLUMN_KEYS = ("prompt_key", "reward_fn_key", "image_key", "video_key", "audio_key", "teacher_key")
+#: A key begins in this way, and a name of an environment variable does not: it is all capitals, or all small letters.
+_KEY_PREFIX = re.compile(r"(?:hf_|gh[oprsu]_|github_pat_|gsk_|r8_|npm_|[rs]k_)[a-z_]*[A-Z0-9]")
 #: The name of the variable in an interpolation ${oc.env:NAME} or ${oc.env:NAME,DEFAULT}, which may lie within another.
 _FROM_ENVIRONMENT = re.compile(r"\$\{\s*oc\.env\s*:\s*['\"]?([^,}'\"]*)")
 #: As SECRET_NAME, for variables, whose names often lack the underscore: MYKEY, GITHUB_PAT.
-_SECRET_VARIABLE = re.compile(rf"{SECRET_NAME.pattern}|(?:key|token|pwd|_pat|_pass)$", re.IGNORECASE)
+_SECRET_VARIABLE = re.compile(
+    rf"{SECRET_NAME.pattern}|(?:key|token|pwd|_pat)$|webhook|(?:database|db)_ur[il]", re.IGNORECASE
+)
 
 #: A secret that is shorter is only hidden where a message quotes KEY=VALUE.
 _LONG_ENOUGH = 6
@@ -335,20 +350,29 @@ def _secrets(config: DictConfig, line: Line) -> dict[str, str]:
     secrets = {}
     set_by_user = {*line.keys, *line.leaf_keys}
     for key, value in dotted_leaves(OmegaConf.to_container(config), into_lists=True):
-        # Names are checked only for keys that the user set: verl has harmless names such as prompt_key.
+        # Names are checked only for keys that the user set: verl has harmless names that end in _key and _token.
         is_users = key in set_by_user or ".env_vars." in key
-        name = key.rpartition(".")[2]
-        # The value of a key that ends in _env is the name of an environment variable.
-        has_secret_name = (
-            is_users and SECRET_NAME.search(name) and not key.startswith("data.") and not name.endswith("_env")
-        )
-        if isinstance(value, str) and value and (has_secret_name or SECRET_VALUE.search(value)):
+        if not isinstance(value, str) or not value:
+            continue
+        if SECRET_VALUE.search(value) or (is_users and _names_secret(key, value)):
             secrets[key] = value
     for word in line.overrides:  # for example in the default of an interpolation, which the config need not have
         key, _, value = word.lstrip("+").partition("=")
         if SECRET_VALUE.search(value):
             secrets.setdefault(key, value)
     return secrets
+
+
+def _names_secret(key: str, value: str) -> bool:
+    """Whether the name of a key says that its value is a secret."""
+    section, _, name = key.rpartition(".")
+    if section.endswith(".env_vars"):
+        return bool(_SECRET_VARIABLE.search(name))
+    if name in _COLUMN_KEYS:
+        return False
+    # The value of a key that ends in _env is the name of a variable, unless the user has put the secret itself there.
+    is_variable = re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value) and not _KEY_PREFIX.match(value)
+    return bool(SECRET_NAME.search(name)) and not (name.endswith("_env") and is_variable)
 
 
 def check_platform(config: DictConfig, line: Line) -> Iterator[str]:
@@ -366,7 +390,7 @@ def check_platform(config: DictConfig, line: Line) -> Iterator[str]:
 def check_ray_access(config: DictConfig, line: Line) -> Iterator[str]:
     """Check that no other user can read the token of the cluster that the run joins, or use the one that it starts."""
     joins = _joins_cluster(config)
-    if problem := own_cluster.token_problem() if joins else own_cluster.open_dashboard_problem(config):
+    if problem := own_cluster.token_problem() if joins else own_cluster.open_cluster_problem():
         yield problem
 
 

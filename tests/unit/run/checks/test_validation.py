@@ -201,6 +201,10 @@ RANDOM = "q7Zp4Wd9Kx2Lm8Tv"
         *(f"{prefix}{RANDOM}" for prefix in ("xoxb-", "xoxa-", "xoxp-", "AKIA", "AIza")),
         *(f"eyJ{RANDOM}.eyJ{RANDOM}.{RANDOM}", f"Bearer {RANDOM}", f"Authorization: Bearer {RANDOM}"),
         *(f"https://me:{RANDOM}@proxy.example", f"${{oc.env:HOME,ghp_{RANDOM}}}"),
+        *(f"{prefix}{RANDOM}" for prefix in ("nvapi-", "gsk_", "r8_", "npm_", "pypi-AgE", "xai-", "sk_live_", "ya29.")),
+        *(f"https://hooks.slack.com/services/T0/B0/{RANDOM}", f"redis://:{RANDOM}@cache.example/0"),
+        *(f"Basic {RANDOM}==", f"basic {RANDOM}", f"Authorization: Basic {RANDOM}"),
+        *(f"https://a.example/b?sv=1&sig={RANDOM}%3D", f"https://a.example/b?X-Amz-Signature={RANDOM}"),
     ],
 )
 def test_tokens_of_known_shapes_are_seen_whatever_their_key_and_are_not_repeated(check, tiny_task, value):
@@ -211,7 +215,10 @@ def test_tokens_of_known_shapes_are_seen_whatever_their_key_and_are_not_repeated
 
 @pytest.mark.parametrize(
     "key",
-    ["auth", "bearer", "pwd", "passphrase", "authorization", "Authorization", "X-Api-Key", "mysecret", "db_password"],
+    [
+        *("auth", "bearer", "pwd", "passphrase", "authorization", "Authorization", "X-Api-Key", "mysecret"),
+        *("db_password", "cookie", "session_cookie", "pw", "db_pw", "pass", "private_key", "privatekey"),
+    ],
 )
 def test_values_of_keys_that_name_a_secret_are_seen_alone_and_in_a_section(check, tiny_task, key):
     section = "reward.custom_reward_function.reward_kwargs"
@@ -239,11 +246,68 @@ def test_a_secret_from_the_environment_is_seen_by_the_name_of_its_variable(check
     assert "swordfish" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "MYKEY", "GITHUB_PAT", "DB_PASS", "PGPASSWORD"])
+#: Variables whose names say less than KEY or TOKEN.
+VARIABLES = ("SLACK_WEBHOOK", "SLACK_WEBHOOK_URL", "DATABASE_URL", "DB_URI", "SESSION_COOKIE")
+
+
+@pytest.mark.parametrize(
+    "name", ["AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "MYKEY", "GITHUB_PAT", "DB_PASS", "PGPASSWORD", *VARIABLES]
+)
 def test_variables_of_secrets_have_such_names(name, compose_fast):
     config, line = compose_fast("algo=grpo", "task=arithmetic", f"trainer.project_name=${{oc.env:{name},x}}")
     (problem,) = validate.check_secrets(config, line)
     assert f"trainer.project_name: takes its value from the variable {name}," in problem
+
+
+@pytest.mark.parametrize("name", ["GITHUB_PAT", *VARIABLES])
+def test_a_variable_for_workers_with_the_name_of_a_secret_is_seen(compose_fast, name):
+    word = f"+ray_kwargs.ray_init.runtime_env.env_vars.{name}=swordfish"
+    (problem,) = validate.check_secrets(*compose_fast("algo=grpo", "task=arithmetic", word))
+    assert f"env_vars.{name}: looks like a secret" in problem
+
+
+@pytest.mark.parametrize("name", ["api_key", "token", "s3_secret_key"])
+def test_only_verls_keys_of_columns_may_end_in_key_among_the_keys_of_the_data(compose_fast, name):
+    columns = ("data.prompt_key=question", "data.reward_fn_key=source", "data.image_key=pictures")
+    config, line = compose_fast("algo=grpo", "task=arithmetic", *columns, f"+data.{name}=swordfish")
+    (problem,) = validate.check_secrets(config, line)
+    assert f"data.{name}: looks like a secret" in problem and "swordfish" not in problem
+
+
+@pytest.mark.parametrize(
+    ("value", "is_secret"),
+    [
+        *(("MY_JUDGE_KEY", False), ("HF_TOKEN", False), ("hf_token", False), ("judge", False), ("MyKey2", False)),
+        *(("gsk_ABC", True), ("hf_a1", True), ("ghp_Xy", True), ("sk-abc", True), ("a b", True), ("1abc", True)),
+    ],
+)
+def test_a_key_in_place_of_the_name_of_its_variable_is_seen_and_not_repeated(compose_fast, value, is_secret):
+    key = "algorithm.gsd.dagrpo.judge.api_key_env"
+    config, line = compose_fast("algo=dagrpo", "task=arithmetic", f"{key}='{value}'", "critic.optim.lr=x")
+    assert [key in problem for problem in validate.check_secrets(config, line)] == [True] * is_secret
+    with pytest.raises(ConfigError) as caught:
+        validate.validate(config, line)
+    assert not is_secret or f"{key}: looks like a secret" in str(caught.value)
+    assert not is_secret or (f"'{value}'" not in str(caught.value) and f"={value}" not in str(caught.value))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("xai-org/grok-1", "basic training", "Basic qwen2.5", "basic GRPO", "npm_config_registry_mirror_in_europe"),
+        *(
+            "pypi-packages-of-the-course",
+            "r8_alpha_half_precision_run",
+            "https://host.example/a?sort=signature",
+            "pass",
+        ),
+        *("sk_learn_baseline_with_twelve", "a@b.example:1", "https://[::1]:8000/v1", "gsk_eight", "hooks.slack.com"),
+    ],
+)
+def test_ordinary_values_are_no_secrets(compose_fast, value):
+    names = ("x", "pass_at_k", "keys", "tokenizer", "passes", "compass", "author")
+    words = [f"+reward.custom_reward_function.reward_kwargs.{name}='{value}'" for name in names]
+    assert not list(validate.check_secrets(*compose_fast("algo=grpo", "task=arithmetic", *words)))
 
 
 def test_other_variables_may_be_used(check, tiny_task, monkeypatch):
