@@ -15,7 +15,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -31,6 +30,7 @@ from verl_gsd import private_folders
 from verl_gsd.checkpoints import step_of
 from verl_gsd.cpu import forkserver
 from verl_gsd.errors import ConfigError
+from verl_gsd.python_commands import module_command
 from verl_gsd.run import cluster_lock, job, lost_metrics, memory_kills, trust
 from verl_gsd.run.causes import likely_cause
 from verl_gsd.run.checks.gsd_section import checkpoint_to_resume
@@ -208,7 +208,7 @@ def train(
     ):
         private_folders.remove_unused()
         process = subprocess.Popen(
-            [sys.executable, "-m", "verl_gsd.run.job", str(run.config), str(os.getpid())],
+            module_command("verl_gsd.run.job", str(run.config), str(os.getpid())),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -251,7 +251,7 @@ def run_with_job_stub(tmp_path, monkeypatch, body):
     stub = tmp_path / "python_stub"
     stub.write_text(f"#!{sys.executable}\n{body}")
     stub.chmod(0o755)
-    monkeypatch.setattr(launch.sys, "executable", str(stub))
+    monkeypatch.setattr(sys, "executable", str(stub))
     seen = []
     launch.train(
         run,
