@@ -61,9 +61,9 @@ def test_the_verifier_of_mathematics_starts_in_any_folder():
 def starts_python(source):
     """The lines that write ``[sys.executable, "-m" or "-c", ...]``."""
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.List) and len(node.elts) > 1 and ast.unparse(node.elts[0]) == "sys.executable":
-            if isinstance(node.elts[1], ast.Constant) and node.elts[1].value in ("-m", "-c"):
-                yield node.lineno
+        words = [ast.unparse(word) for word in node.elts[:2]] if isinstance(node, ast.List) else []
+        if words in (["sys.executable", "'-m'"], ["sys.executable", "'-c'"]):
+            yield node.lineno
 
 
 def test_all_processes_are_started_by_these_commands():

@@ -83,11 +83,12 @@ def _check_address_file(path: Path) -> None:
     """Reject the address of a cluster that another user has written. Ray would join it and run that user's code.
 
     Raises:
-        ConfigError: the file belongs to another user than this one and root.
+        ConfigError: the file, or a symbolic link in its place, belongs to another user than this one and root.
     """
-    if path.exists() and path.stat().st_uid not in (os.geteuid(), 0):
+    owners = {path.stat().st_uid, path.lstat().st_uid} if path.exists() else set()
+    if foreign := owners - {os.geteuid(), 0}:
         raise ConfigError(
-            f"ray_kwargs.ray_init.address: another user (id {path.stat().st_uid}) wrote the cluster address in {path}. "
+            f"ray_kwargs.ray_init.address: another user (id {min(foreign)}) wrote the cluster address in {path}. "
             "To join this cluster, set RAY_ADDRESS to HOST:PORT. To start a separate cluster for this run, set "
             "ray_kwargs.ray_init.address=local."
         )

@@ -22,7 +22,7 @@ import pwd
 import re
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -82,6 +82,22 @@ def stored_words(run: RunDirectory, checkpoint: Path | None, *, trusted: bool) -
     return words
 
 
+def check_checkpoint(checkpoint: Path) -> None:
+    """Check the checkpoint that ``trainer.resume_from_path`` names on a line without ``resume=``.
+
+    Nothing in it is signed, so that only its files can be checked.
+
+    Raises:
+        ConfigError: a file belongs to another user, or other users can write it.
+    """
+    reason = next(_foreign_access(_files_below(checkpoint), checkpoint), None)
+    if reason is not None:
+        raise ConfigError(
+            f"trainer.resume_from_path={checkpoint}: {reason}. A checkpoint can contain code. If you trust whoever "
+            "made it, copy it into a folder of your own and name the copy."
+        )
+
+
 def key_file() -> Path:
     """The file with the user's key.
 
@@ -108,15 +124,24 @@ def _reason_for_distrust(run: RunDirectory, checkpoint: Path | None, content: by
             f"nothing shows that you started this run in this folder (RUN/{run.signature.name} is missing or was not "
             f"made with {key_file()}). It may be of another user, copied, moved, edited, or of an older version"
         )
-    return next(_foreign_access(run, checkpoint), None)
-
-
-def _foreign_access(run: RunDirectory, checkpoint: Path | None) -> Iterator[str]:
-    """How other users can change, or have changed, what a resume reads."""
     paths = [run.path, run.overrides, run.config, run.marker]
     if checkpoint is not None:
-        for folder, _, files in os.walk(checkpoint):
-            paths += [Path(folder), *(Path(folder, file) for file in files)]
+        paths += _files_below(checkpoint)
+    return next(_foreign_access(paths, run.path), None)
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """``folder``, and all folders and files in it. Links to folders are followed, as in loading a checkpoint."""
+    visited: set[str] = set()  # a link may lead back to a folder that contains it
+    for name, folders, files in os.walk(folder, followlinks=True):
+        visited.add(os.path.realpath(name))
+        folders[:] = [below for below in folders if os.path.realpath(os.path.join(name, below)) not in visited]
+        yield Path(name)
+        yield from (Path(name, file) for file in files)
+
+
+def _foreign_access(paths: Iterable[Path], folder: Path) -> Iterator[str]:
+    """How users other than this one can change, or have changed, ``paths`` in ``folder``."""
     for path in paths:
         with suppress(FileNotFoundError):
             status = path.stat()
@@ -124,7 +149,7 @@ def _foreign_access(run: RunDirectory, checkpoint: Path | None) -> Iterator[str]
                 yield f"{path} belongs to {_user_name(status.st_uid)}"
             by_group = status.st_mode & stat.S_IWGRP and not _is_own_group(status.st_gid)
             if by_group or status.st_mode & stat.S_IWOTH:
-                yield f"other users can write {path}. `chmod -R go-w {run.path}` prevents this from now on"
+                yield f"other users can write {path}. `chmod -R go-w {folder}` prevents this from now on"
 
 
 def _is_own_group(group: int) -> bool:
