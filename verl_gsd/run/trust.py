@@ -132,12 +132,13 @@ def _reason_for_distrust(run: RunDirectory, checkpoint: Path | None, content: by
 
 def _files_below(folder: Path) -> Iterator[Path]:
     """``folder``, and all folders and files in it. Links to folders are followed, as in loading a checkpoint."""
-    visited: set[str] = set()  # a link may lead back to a folder that contains it
+    visited: set[Path] = set()  # a link may lead back to a folder that contains it
     for name, folders, files in os.walk(folder, followlinks=True):
-        visited.add(os.path.realpath(name))
-        folders[:] = [below for below in folders if os.path.realpath(os.path.join(name, below)) not in visited]
-        yield Path(name)
-        yield from (Path(name, file) for file in files)
+        parent = Path(name)
+        visited.add(parent.resolve())
+        folders[:] = [below for below in folders if (parent / below).resolve() not in visited]
+        yield parent
+        yield from (parent / file for file in files)
 
 
 def _foreign_access(paths: Iterable[Path], folder: Path) -> Iterator[str]:
