@@ -151,8 +151,8 @@ def _set_newest_checkpoint(run: RunDirectory, checkpoint: Path | None) -> None:
 
 def _remove_partial_files(run: RunDirectory) -> None:
     """Remove temporary files of killed processes. Our writers create a temporary file and then rename it."""
-    names = ("*.yaml*.tmp", f"{run.marker.name}*.tmp", f"{run.signature.name}.*.tmp")
-    names += ("records/attempt_*/*.tmp", "global_step_*/gsd/*.tmp")
+    names = ["*.yaml*.tmp", f"{run.marker.name}*.tmp", f"{run.signature.name}.*.tmp"]
+    names += ["records/attempt_*/*.tmp", "global_step_*/gsd/*.tmp"]
     for path in (path for name in names for path in run.path.glob(name)):
         path.unlink(missing_ok=True)
     for folder in run.path.glob("global_step_*/gsd.tmp"):

@@ -59,7 +59,7 @@ BYTES_PER_TOKEN, TEMPLATE_TOKENS = 2, 64
 _SPLITS = {"data.train_files": "train", "data.val_files": "test"}
 _FUNCTION = "reward.custom_reward_function"
 #: The values of data with a verifier, besides its module. They disable the reward model of a recipe.
-_VERIFIED: Mapping[str, object] = {
+_VERIFIED: dict[str, object] = {
     f"{_FUNCTION}.name": "compute_score",
     "reward.reward_model.enable": False,
     "reward.reward_model.enable_resource_pool": False,
