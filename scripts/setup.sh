@@ -25,7 +25,8 @@ for extra in ${extras//,/ }; do
 done
 
 # The two builds of vLLM write into one folder, so that neither can be installed over the other.
-before=$(cut -d' ' -f1 "$venv/.stamp" 2>/dev/null || true)
+read -r before kind _ <"$venv/.stamp" 2>/dev/null || true
+before=${before:-} kind=${kind:-}
 if [ -n "$before" ] && [ "$(engine_of "$before")" != none ] && [ "$(engine_of "$before")" != "$engine" ]; then
   echo "setup: $venv was made with EXTRAS=$before, and now EXTRAS=$extras." >&2
   echo "setup: Set VENV=$venv-$engine for a second environment, EXTRAS=$before to keep this one, or remove the folder." >&2
@@ -34,6 +35,12 @@ fi
 
 if [ -n "${LOCKED:-}" ] && [ "$engine" = none ]; then
   echo "setup: LOCKED=1 and EXTRAS=$extras: only the extras cpu and gpu are locked. Add one of them." >&2; exit 1
+fi
+# The packages that are installed already would keep whatever the lock files do not replace.
+if [ -n "${LOCKED:-}" ] && [ -n "$before" ] && [ "$kind" != locked ]; then
+  echo "setup: $venv was made without LOCKED=1, or by an older version of this script, so that it can have other" >&2
+  echo "setup: packages. Set VENV=$venv-locked for a second environment, or remove the folder." >&2
+  exit 1
 fi
 
 if [ ! -x "$venv/bin/python" ]; then
@@ -53,15 +60,22 @@ if [ ! -x "$venv/bin/python" ]; then
   [ -n "$python" ] || { echo "setup: there is no ${PYTHON:-$pythons} here. Install one, or set PYTHON=..." >&2; exit 1; }
   "$python" -m venv "$venv"
 fi
-[ -x "$venv/bin/uv" ] || "$venv/bin/python" -m pip install --quiet --disable-pip-version-check uv
+install_uv() {
+  local options=(--quiet --disable-pip-version-check)
+  if [ -z "${LOCKED:-}" ]; then "$venv/bin/python" -m pip install "${options[@]}" uv; return; fi
+  # Of the lock file, the line of uv and the lines of its hashes, which a backslash continues.
+  "$venv/bin/python" -m pip install "${options[@]}" --no-deps --require-hashes --requirement \
+    <(sed -n '/^uv==/,/[^\]$/p' "$root/scripts/locks/build.txt")
+}
 
 # What the environment was made from: the same stamp means nothing to do.
 sources=("$root/pyproject.toml" "$root/scripts/cpu-overrides.txt")
 if [ -n "${LOCKED:-}" ]; then sources+=("$root/scripts/locks/build.txt" "$root/scripts/locks/$engine.txt"); fi
-stamp="$extras $(cat "${sources[@]}" | cksum)"
+stamp="$extras ${LOCKED:+locked }$(cat "${sources[@]}" | cksum)"
 if [ "$(cat "$venv/.stamp" 2>/dev/null)" != "$stamp" ]; then
   echo "setup: installing EXTRAS=$extras into $venv (a minute, more where packages are not cached)" >&2
-  echo "$extras (incomplete)" >"$venv/.stamp"
+  echo "$extras ${LOCKED:+locked }(incomplete)" >"$venv/.stamp"
+  [ -x "$venv/bin/uv" ] || install_uv
   # Byte code now, as pip does: a run starts a dozen processes that import torch and verl, and where the environment
   # says PYTHONDONTWRITEBYTECODE every one of them would compile the sources again (two minutes per run on two cores).
   uv_install() { (cd "$root" && VIRTUAL_ENV="$venv" "$venv/bin/uv" pip install --quiet --compile-bytecode "$@"); }

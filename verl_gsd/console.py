@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn, TextIO
 
 import typer
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -30,12 +31,57 @@ def visible(text: str) -> str:
     return _NOT_SHOWN.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), without_colours)
 
 
+class VisibleStream:
+    """A text stream that shows control sequences as text, except for a carriage return with which a write begins.
+
+    Progress bars of libraries begin with one, to replace what they printed before. All other attributes are those of
+    the wrapped stream.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self.wrapped = stream
+
+    def write(self, text: str) -> int:
+        """Write ``text`` as ``visible`` shows it; returns the number of characters in ``text``."""
+        rest = text.removeprefix("\r")
+        self.wrapped.write(text[: len(text) - len(rest)] + visible(rest))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write all ``lines``."""
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.wrapped, name)
+
+
+def protect_stderr() -> None:
+    """Show control sequences in everything that this process writes to ``sys.stderr`` from now on.
+
+    Libraries log there, and so do warnings and tracebacks. They quote other people's files, for example a value in a
+    model's config. What native code or another process writes to the same terminal is not changed.
+    """
+    if not isinstance(sys.stderr, VisibleStream):
+        sys.stderr = VisibleStream(sys.stderr)  # type: ignore[assignment]
+
+
 class SafeConsole(Console):
     """A console that shows control sequences as text.
 
     Names and texts that commands print come from other people's files, models and clusters. Printing them must not
     change the terminal. Rich itself strips only a few control characters.
     """
+
+    @property
+    def file(self) -> IO[str]:
+        """The file that the console writes to. It is not a ``VisibleStream``, because status lines move the cursor."""
+        stream = Console.file.__get__(self)
+        return stream.wrapped if isinstance(stream, VisibleStream) else stream
+
+    @file.setter
+    def file(self, new_file: IO[str]) -> None:
+        Console.file.__set__(self, new_file)
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Convert a string with markup to rich's ``Text``. The options are those of ``Console.render_str``.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import typer
 from typer.core import TyperGroup
 
-from verl_gsd.console import err
+from verl_gsd.console import err, protect_stderr
 
 if TYPE_CHECKING:
     from verl_gsd.extension import Declaration
@@ -71,6 +71,11 @@ class MainCommands(CommandGroup):
     """``verl-gsd NAME``."""
 
     declared_after = "doctor"
+
+    def main(self, *arguments: Any, **options: Any) -> Any:
+        """Run the command line. The arguments are those of ``TyperGroup.main``."""
+        protect_stderr()
+        return super().main(*arguments, **options)
 
 
 class LabCommands(CommandGroup):

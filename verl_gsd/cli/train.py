@@ -137,8 +137,10 @@ def _compose_unresolved(words: list[str]) -> tuple[Line, DictConfig]:
     from omegaconf import open_dict
 
     from verl_gsd.run import compose, own_data
+    from verl_gsd.run.checks.gsd_section import checkpoint_to_resume
     from verl_gsd.run.launch import require_unused
     from verl_gsd.run.sizing import apply_sizing
+    from verl_gsd.run.trust import check_checkpoint
     from verl_gsd.rundir import RunDirectory
 
     line = compose.parse_line(words)
@@ -159,6 +161,8 @@ def _compose_unresolved(words: list[str]) -> tuple[Line, DictConfig]:
     name_run(config, line)
     if line.resume is None:
         require_unused(RunDirectory(Path(config.trainer.default_local_dir)))
+        if (named := checkpoint_to_resume(config)) is not None:
+            check_checkpoint(named)
     return line, config
 
 

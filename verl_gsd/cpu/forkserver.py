@@ -38,6 +38,7 @@ import psutil
 
 from verl_gsd import private_folders
 from verl_gsd.cpu import before_verl
+from verl_gsd.python_commands import module_command
 
 #: The slow imports of workers, without Ray and modules that import Ray. Ray reads its job's ids on import, and its
 #: random generator would be copied into every fork: the tasks of two workers would get the same id.
@@ -95,7 +96,7 @@ def workers_forked(modules: Sequence[str] = MODULES, environment: Mapping[str, s
             listener.bind(path)
             listener.listen(64)  # before any process learns the path
             server = subprocess.Popen(
-                [sys.executable, "-m", __name__, str(listener.fileno()), str(os.getpid()), *modules],
+                module_command(__name__, str(listener.fileno()), str(os.getpid()), *modules),
                 pass_fds=[listener.fileno()],
                 env=os.environ | dict(environment or {}),
             )
@@ -171,10 +172,12 @@ def _main(listener: socket.socket, job: int, modules: Sequence[str]) -> None:
     if os.access(executable, os.X_OK):  # false if /tmp is mounted with noexec
         multiprocessing.set_executable(executable)
     if request.program is not None:
-        sys.argv, sys.path[0] = ["-c", *request.arguments], ""
+        # Python would also put the current folder first in sys.path. The requesting process sends its own sys.path.
+        sys.argv = ["-c", *request.arguments]
         exec(request.program, {"__name__": "__main__", "__builtins__": __builtins__})
     else:
-        sys.argv, sys.path[0] = request.arguments, str(Path(request.arguments[0]).parent)
+        sys.argv = request.arguments
+        sys.path.insert(0, str(Path(request.arguments[0]).parent))
         runpy.run_path(request.arguments[0], run_name="__main__")
 
 

@@ -75,7 +75,7 @@ def find_bench(name: str, data: Path, embedded_folder: Path) -> Bench:
             sets.
 
     Raises:
-        ValueError: the benchmark is not prepared, its file has changed since, or it has no verifier.
+        ValueError: the benchmark is not prepared, its file has changed since, or it has no verifier of this package.
     """
     if task := catalog.TASKS.get(name):
         if not embedded.is_ready(embedded_folder, embedded.Specification(task)):
@@ -85,8 +85,8 @@ def find_bench(name: str, data: Path, embedded_folder: Path) -> Bench:
     data_set = manifest.read_manifest(data / name)
     if data_set is None:
         raise ValueError(f"--bench {name}: it is not in {data / name}. Run verl-gsd prepare {name}")
-    file, verifier = data_set.file("test"), data_set.splits["test"].get("verifier")
-    if not isinstance(verifier, str) or not verifier.startswith("verl_gsd.tasks."):
+    file, verifier = data_set.file("test"), data_set.verifier("test")
+    if verifier is None:
         raise ValueError(
             f"--bench {name}: its rewards come from a model, so it has no reference answers to verify against"
         )

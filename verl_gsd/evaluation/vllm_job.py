@@ -26,7 +26,9 @@ from typing import Any
 from verl_gsd.cpu.forkserver import die_with_parent
 from verl_gsd.errors import ConfigError
 from verl_gsd.evaluation.answers import part_file, part_ranges, write_part
+from verl_gsd.python_commands import module_command
 from verl_gsd.run.launch import signals_interrupt
+from verl_gsd.writing import open_new
 
 #: Seconds between two calls of ``on_part``.
 _POLL_INTERVAL_S = 0.5
@@ -183,11 +185,12 @@ def generate(job: GenerationJob, engines: Sequence[EnginePlan], folder: Path, on
 
 
 def _start(job: GenerationJob, devices: str | None, file: Path, log: Path) -> subprocess.Popen[bytes]:
-    file.write_text(json.dumps(dataclasses.asdict(job)), encoding="utf-8")
+    with open_new(file) as job_file:
+        job_file.write(json.dumps(dataclasses.asdict(job)).encode())
     more = {"VERL_GSD_CPU": "1"} if devices is None else {"CUDA_VISIBLE_DEVICES": devices}
-    with log.open("wb") as log_output:
+    with open_new(log) as log_output:
         return subprocess.Popen(
-            [sys.executable, "-m", "verl_gsd.evaluation.vllm_job", str(file), str(os.getpid())],
+            module_command("verl_gsd.evaluation.vllm_job", str(file), str(os.getpid())),
             stdin=subprocess.DEVNULL,
             stdout=log_output,
             stderr=subprocess.STDOUT,

@@ -168,16 +168,24 @@ def _model_without_weights(checkpoint: Path) -> Any:
     folder = checkpoint / "actor" / "huggingface"
     try:
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a damaged file may raise anything
         raise ConfigError(f"{folder / 'config.json'}: cannot be read as a model's config: {error}") from error
-    name = (config.architectures or ["None"])[0]
-    if not hasattr(transformers, name):
+    names = config.architectures
+    name = names[0] if isinstance(names, list) and names else None
+    kind = getattr(transformers, name, None) if isinstance(name, str) else None
+    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
         raise ConfigError(
-            f"{folder / 'config.json'}: the architecture {name} is not in transformers {version('transformers')}. "
-            "Models with code of their own cannot be exported"
+            f"{folder / 'config.json'}: the architecture {name!r:.80} is not a model in transformers "
+            f"{version('transformers')}. Models with code of their own cannot be exported"
         )
-    with torch.device("meta"):
-        return getattr(transformers, name)(config)
+    try:
+        with torch.device("meta"):
+            return kind(config)
+    except Exception as error:
+        raise ConfigError(
+            f"{folder / 'config.json'}: no {name} can be made from this config ({error!r:.300}). Compare it with the "
+            "config.json of the model that was trained"
+        ) from error
 
 
 def _load(checkpoint: Path, model: Any, weights: Mapping[str, torch.Tensor], given: str = "") -> None:

@@ -13,7 +13,6 @@ image: none, another one, or an editable install. Ray's alternatives do not work
 from __future__ import annotations
 
 import subprocess
-import sys
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from pathlib import Path, PurePosixPath
 
 import verl_gsd
 from verl_gsd import private_folders
+from verl_gsd.python_commands import module_command
 
 _DISTRIBUTION = "verl-gsd"
 
@@ -50,7 +50,7 @@ def unpacked_wheel() -> Iterator[Path]:
 
 def _build_wheel(checkout: Path, folder: Path) -> Path:
     """Build the wheel of a checkout in this environment, with pyproject.toml's build backend and without a network."""
-    command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(folder)]
+    command = module_command("hatchling", "build", "--target", "wheel", "--directory", str(folder))
     build = subprocess.run(command, cwd=checkout, capture_output=True, text=True)
     if build.returncode != 0:
         output = (build.stderr or build.stdout).strip()

@@ -8,6 +8,7 @@ DATA/NAME/left_out_SPLIT.jsonl          one line per row that is left out, excep
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ MANIFEST, LEFT_OUT = "manifest.json", "left_out_{split}.jsonl"
 _RESERVED = {"none", "model"}
 #: The manifest's format. Increase it whenever the same source gives other rows.
 FORMAT = 2
+#: A module with a verifier of this package. The manifest may come from somebody else and must not name other code.
+_VERIFIER = re.compile(r"verl_gsd\.tasks\.[a-z_]+")
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,20 @@ class PreparedDataset:
                 f"{path}: the file is missing or does not match {MANIFEST}. Run verl-gsd prepare {self.name} again"
             )
         return path
+
+    def verifier(self, split: str) -> str | None:
+        """The module whose ``compute_score`` verifies responses to ``split``; None if a reward model judges them.
+
+        Raises:
+            ValueError: the manifest names anything else than a module in ``verl_gsd.tasks``.
+        """
+        verifier = self.splits[split].get("verifier")
+        if verifier is None or (isinstance(verifier, str) and _VERIFIER.fullmatch(verifier)):
+            return verifier
+        raise ValueError(
+            f"{self.folder / MANIFEST}: the verifier of the {split} split, {verifier!r:.80}, is not a module in "
+            "verl_gsd.tasks. A manifest cannot name other code"
+        )
 
 
 def write_manifest(dataset: PreparedDataset) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from verl_gsd import private_folders
+from verl_gsd.python_commands import module_command
 
 #: Time limit in seconds. Most of the time is spent importing torch in eight processes and starting NCCL.
 LIMIT_S = 180.0
@@ -49,7 +50,7 @@ def measure(ranks: int, backend: str = "nccl", limit_s: float = LIMIT_S) -> floa
                 with _log(folder, rank).open("wb") as log:
                     processes.append(
                         subprocess.Popen(
-                            [sys.executable, "-m", "verl_gsd.run.all_reduce", *words],
+                            module_command("verl_gsd.run.all_reduce", *words),
                             stdin=subprocess.DEVNULL,
                             stdout=log,
                             stderr=subprocess.STDOUT,

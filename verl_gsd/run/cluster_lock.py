@@ -103,15 +103,21 @@ def _check_address_file(path: Path) -> None:
     """Reject the address of a cluster that another user has written. Ray would join it and run that user's code.
 
     Raises:
-        ConfigError: the file belongs to another user than this one and root.
+        ConfigError: the file, or a symbolic link in its place, belongs to another user than this one and root.
     """
     try:
-        owner = path.lstat().st_uid  # of a link itself: another user could link to a file of this user
+        owners = {path.lstat().st_uid, path.stat().st_uid}  # of a link and of the file that it names
     except FileNotFoundError:
         return
-    if owner not in (os.geteuid(), 0):
+    except OSError as error:
         raise ConfigError(
-            f"ray_kwargs.ray_init.address: another user (id {owner}) wrote the cluster address in {path}. "
+            f"ray_kwargs.ray_init.address: {path} cannot be read ({error.strerror}), so that the cluster in it is not "
+            "known. To join a cluster, set RAY_ADDRESS to HOST:PORT. To start a separate cluster for this run, set "
+            "ray_kwargs.ray_init.address=local."
+        ) from error
+    if foreign := owners - {os.geteuid(), 0}:
+        raise ConfigError(
+            f"ray_kwargs.ray_init.address: another user (id {min(foreign)}) wrote the cluster address in {path}. "
             "To join this cluster, set RAY_ADDRESS to HOST:PORT. To start a separate cluster for this run, set "
             "ray_kwargs.ray_init.address=local."
         )

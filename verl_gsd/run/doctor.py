@@ -23,6 +23,7 @@ import psutil
 
 from verl_gsd import private_folders
 from verl_gsd.config.attention import FLASH, attention_here, flash_attention_problem
+from verl_gsd.python_commands import code_command
 from verl_gsd.run import all_reduce, gpus, own_cluster
 from verl_gsd.run.checks.validate import FULLEST_DISK, MINIMUM_FREE_BYTES, is_installed
 from verl_gsd.run.checks.with_verl import check_plugin_loaded
@@ -132,7 +133,7 @@ def _import_vllm() -> tuple[int | None, str]:
     """
     try:
         completed = subprocess.run(
-            [sys.executable, "-c", _IMPORT_VLLM],
+            code_command(_IMPORT_VLLM),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -15,7 +15,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -31,6 +30,7 @@ from verl_gsd import private_folders
 from verl_gsd.checkpoints import step_of
 from verl_gsd.cpu import forkserver
 from verl_gsd.errors import ConfigError
+from verl_gsd.python_commands import module_command
 from verl_gsd.run import cluster_lock, job, lost_metrics, memory_kills, trust
 from verl_gsd.run.causes import likely_cause
 from verl_gsd.run.checks.gsd_section import checkpoint_to_resume
@@ -38,7 +38,7 @@ from verl_gsd.run.compose import write_yaml
 from verl_gsd.run.messages import Kind, Message, MessageReader, RunStoppedError
 from verl_gsd.run.run_log import first_exception, last_lines, last_lines_of
 from verl_gsd.rundir import MetricsReader, RunDirectory
-from verl_gsd.writing import atomic_write
+from verl_gsd.writing import atomic_write, open_new
 
 MARK = "VERL_GSD_RUN_MARK"
 #: Seconds between two reads of the metrics file.
@@ -104,7 +104,8 @@ def new_attempt(config: DictConfig, overrides: list[str], resuming: bool) -> Ite
         except ConfigError:
             if before:
                 for path, content in before.items():
-                    path.write_bytes(content)
+                    with atomic_write(path) as temporary:
+                        temporary.write_bytes(content)
                 run.log(attempt).unlink(missing_ok=True)
             else:
                 shutil.rmtree(run.path)  # created above
@@ -150,7 +151,8 @@ def _set_newest_checkpoint(run: RunDirectory, checkpoint: Path | None) -> None:
 
 def _remove_partial_files(run: RunDirectory) -> None:
     """Remove temporary files of killed processes. Our writers create a temporary file and then rename it."""
-    names = ("*.yaml.tmp", f"{run.marker.name}.tmp", "records/attempt_*/*.tmp", "global_step_*/gsd/*.tmp")
+    names = ["*.yaml*.tmp", f"{run.marker.name}*.tmp", f"{run.signature.name}.*.tmp"]
+    names += ["records/attempt_*/*.tmp", "global_step_*/gsd/*.tmp"]
     for path in (path for name in names for path in run.path.glob(name)):
         path.unlink(missing_ok=True)
     for folder in run.path.glob("global_step_*/gsd.tmp"):
@@ -199,14 +201,14 @@ def train(
 
     with (
         signals_interrupt(),
-        run.log(attempt).open("wb") as log,
+        open_new(run.log(attempt)) as log,
         run.log(attempt).open("rb") as reading,
         private_folders.run_folder() as folder,  # of the run's process, which may be killed before it removes it
         _all_processes_ended(mark),
     ):
         private_folders.remove_unused()
         process = subprocess.Popen(
-            [sys.executable, "-m", "verl_gsd.run.job", str(run.config), str(os.getpid())],
+            module_command("verl_gsd.run.job", str(run.config), str(os.getpid())),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

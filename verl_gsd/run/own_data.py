@@ -59,6 +59,12 @@ BYTES_PER_TOKEN, TEMPLATE_TOKENS = 2, 64
 
 _SPLITS = {"data.train_files": "train", "data.val_files": "test"}
 _FUNCTION = "reward.custom_reward_function"
+#: The values of data with a verifier, besides its module. They disable the reward model of a recipe.
+_VERIFIED: dict[str, object] = {
+    f"{_FUNCTION}.name": "compute_score",
+    "reward.reward_model.enable": False,
+    "reward.reward_model.enable_resource_pool": False,
+}
 _PROMPT, _RESPONSE, _BATCH = "data.max_prompt_length", "data.max_response_length", "data.train_batch_size"
 
 
@@ -205,16 +211,19 @@ def _file_values(line: Line, dataset: PreparedDataset | None) -> dict[str, objec
     """The config values of ``model=`` and of ``data=``.
 
     Raises:
-        ConfigError: the two splits have different verifiers.
+        ConfigError: the two splits have different verifiers, or a verifier is not one of this package.
     """
     values: dict[str, object] = {} if line.model is None else {"actor_rollout_ref.model.path": line.model}
     if dataset is None:
         return values
     splits = {key: split for key, split in _SPLITS.items() if not line.sets(key)}
     values |= {key: str(dataset.folder / f"{split}.parquet") for key, split in splits.items()}
-    verifiers = {dataset.splits[split].get("verifier") for split in splits.values()}
-    if len(verifiers) > 1 and not line.sets(f"{_FUNCTION}.path"):
-        named = " and ".join(f"{split} has {dataset.splits[split].get('verifier')}" for split in splits.values())
+    if line.sets(f"{_FUNCTION}.path"):  # the line's function replaces the verifier
+        is_verified = any(dataset.splits[split].get("verifier") is not None for split in splits.values())
+        return values | (_VERIFIED if is_verified else {})
+    verifiers = {_verifier(dataset, split) for split in splits.values()}
+    if len(verifiers) > 1:
+        named = " and ".join(f"{split} has {_verifier(dataset, split)}" for split in splits.values())
         raise ConfigError(
             f"data={dataset.folder}: the splits have different verifiers ({named}), and a run has one. Set "
             f"data.val_files= to a file with the verifier of the training split, or set {_FUNCTION}.path=."
@@ -222,20 +231,31 @@ def _file_values(line: Line, dataset: PreparedDataset | None) -> dict[str, objec
     return values | (_reward_values(verifiers.pop()) if verifiers else {})
 
 
-def _reward_values(verifier: Any) -> dict[str, object]:
+def _verifier(dataset: PreparedDataset, split: str) -> str | None:
+    try:
+        return dataset.verifier(split)
+    except ValueError as error:
+        raise ConfigError(
+            f"data={dataset.folder}: {error}. If you trust that code, set {_FUNCTION}.path= to it. Otherwise prepare "
+            "the data set again."
+        ) from None
+
+
+def _reward_values(verifier: str | None) -> dict[str, object]:
     """The reward of a verifier's module; for None, which means a reward model, no function."""
     if verifier is None:
         return {f"{_FUNCTION}.path": None}
-    # Disables the reward model of a recipe, because the data has a verifier.
-    no_model = {"reward.reward_model.enable": False, "reward.reward_model.enable_resource_pool": False}
-    return {f"{_FUNCTION}.path": f"pkg://{verifier}", f"{_FUNCTION}.name": "compute_score", **no_model}
+    return {f"{_FUNCTION}.path": f"pkg://{verifier}", **_VERIFIED}
 
 
 def _describe(dataset: PreparedDataset, line: Line) -> str:
     splits = [split for key, split in _SPLITS.items() if not line.sets(key)]
     rows = ", ".join(f"{split} {dataset.splits[split]['rows']} rows" for split in splits)
-    verifier = dataset.splits[splits[0]].get("verifier") if splits else None
-    judged = f"verified by {verifier}" if verifier else "judged by a reward model"
+    if line.sets(f"{_FUNCTION}.path"):
+        judged = f"verified by {_FUNCTION}.path of the command"
+    else:
+        verifier = dataset.verifier(splits[0]) if splits else None
+        judged = f"verified by {verifier}" if verifier else "judged by a reward model"
     return f"data: {dataset.folder}: {rows or 'its files are replaced on the line'}; {judged}"
 
 

@@ -20,7 +20,7 @@ import os
 import pwd
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -81,6 +81,22 @@ def stored_words(run: RunDirectory, checkpoint: Path | None, *, trusted: bool) -
     return words
 
 
+def check_checkpoint(checkpoint: Path) -> None:
+    """Check the checkpoint that ``trainer.resume_from_path`` names on a line without ``resume=``.
+
+    Nothing in it is signed, so that only its files can be checked.
+
+    Raises:
+        ConfigError: a file belongs to another user, or other users can write it.
+    """
+    reason = next(_foreign_access(_files_below(checkpoint), checkpoint), None)
+    if reason is not None:
+        raise ConfigError(
+            f"trainer.resume_from_path={checkpoint}: {reason}. A checkpoint can contain code. If you trust whoever "
+            "made it, copy it into a folder of your own and name the copy."
+        )
+
+
 def key_file() -> Path:
     """The file with the user's key.
 
@@ -109,22 +125,32 @@ def _reason_for_distrust(run: RunDirectory, checkpoint: Path | None, content: by
             "If you started it with another home directory, for example in a container or a pod, the key is in that "
             "directory. To keep one key for all of them, set XDG_CONFIG_HOME to a folder that they share"
         )
-    return next(_foreign_access(run, checkpoint), None)
-
-
-def _foreign_access(run: RunDirectory, checkpoint: Path | None) -> Iterator[str]:
-    """How other users can change, or have changed, what a resume reads."""
     paths = [run.path, run.overrides, run.config, run.marker]
     if checkpoint is not None:
-        for folder, _, files in os.walk(checkpoint):
-            paths += [Path(folder), *(Path(folder, file) for file in files)]
+        paths += _files_below(checkpoint)
+    return next(_foreign_access(paths, run.path), None)
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """``folder``, and all folders and files in it. Links to folders are followed, as in loading a checkpoint."""
+    visited: set[Path] = set()  # a link may lead back to a folder that contains it
+    for name, folders, files in os.walk(folder, followlinks=True):
+        parent = Path(name)
+        visited.add(parent.resolve())
+        folders[:] = [below for below in folders if (parent / below).resolve() not in visited]
+        yield parent
+        yield from (parent / file for file in files)
+
+
+def _foreign_access(paths: Iterable[Path], folder: Path) -> Iterator[str]:
+    """How users other than this one can change, or have changed, ``paths`` in ``folder``."""
     for path in paths:
         with suppress(FileNotFoundError):
             status = path.stat()
             if status.st_uid not in (os.geteuid(), 0):
                 yield f"{path} belongs to {_user_name(status.st_uid)}"
             if file_access.is_open_to_others(status, os.W_OK):
-                yield f"other users can write {path}. `chmod -R go-w {run.path}` prevents this from now on"
+                yield f"other users can write {path}. `chmod -R go-w {folder}` prevents this from now on"
 
 
 def _user_name(user: int) -> str:

@@ -19,12 +19,12 @@ import logging
 import queue
 import select
 import subprocess
-import sys
 import threading
 from collections import OrderedDict
 from concurrent.futures import Future
 from typing import Any
 
+from verl_gsd.python_commands import module_command
 from verl_gsd.tasks.answers import LONGEST_ANSWER, final_answer
 from verl_gsd.tasks.answers import last_boxed as last_boxed  # code that reads reference solutions imports it from here
 from verl_gsd.tasks.notation import is_trivially_wrong, normalize_latex
@@ -50,7 +50,7 @@ class _Worker:
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "verl_gsd.tasks.maths_worker", str(CPU_S)],
+            module_command("verl_gsd.tasks.maths_worker", str(CPU_S)),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )

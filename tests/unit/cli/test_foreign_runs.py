@@ -148,6 +148,29 @@ def test_files_that_others_can_write_are_not_resumed(run, monkeypatch):
     assert set(LINE) <= set(resumed(run, f"trust={run.path}").words)
 
 
+def test_links_to_folders_do_not_hide_files_that_others_can_write(run, tmp_path):
+    actor = run.checkpoint(4) / "actor"
+    elsewhere = actor.rename(tmp_path / "elsewhere")
+    actor.symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(run.path)  # a loop
+    assert set(LINE) <= set(resumed(run).words)
+    (elsewhere / "model_world_size_1_rank_0.pt").chmod(0o646)
+    with pytest.raises(ConfigError, match=r"other users can write .*/actor/model_world_size_1_rank_0\.pt"):
+        resumed(run)
+
+
+def test_a_checkpoint_for_a_new_run_must_not_be_writable_for_others(run, tmp_path):
+    """No signature covers a checkpoint of another run, so that only its files are checked."""
+    checkpoint = run.checkpoint(4)
+    words = [*LINE, "trainer.resume_mode=resume_path", f"trainer.resume_from_path='{checkpoint}'"]
+    words.append(f"trainer.default_local_dir='{tmp_path}/new'")
+    _, config = train._compose(words)
+    assert config.trainer.resume_from_path == str(checkpoint)
+    (checkpoint / "actor").chmod(0o777)
+    with pytest.raises(ConfigError, match=r"trainer\.resume_from_path=.*: other users can write .*/actor\b.*copy it"):
+        train._compose(words)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to another user")
 def test_a_checkpoint_of_another_user_is_not_resumed(run):
     shard = run.checkpoint(4) / "actor" / "model_world_size_1_rank_0.pt"

@@ -1,7 +1,11 @@
 """Names and texts that come from other people's data, runs and clusters, as the commands print them."""
 
 import io
+import logging
 import re
+import subprocess
+import sys
+import traceback
 from collections import Counter
 from types import SimpleNamespace
 
@@ -11,7 +15,7 @@ from typer.testing import CliRunner
 
 from verl_gsd.cli import jobs, train
 from verl_gsd.cli.main import app
-from verl_gsd.console import SafeConsole
+from verl_gsd.console import SafeConsole, protect_stderr
 from verl_gsd.jobs import cluster
 from verl_gsd.jobs.submission import RUN_KEY
 
@@ -55,6 +59,53 @@ def test_a_report_does_not_pass_control_sequences_of_a_data_source_or_a_folder_o
     assert not CONTROL.search(done.output.replace("\n", ""))
     page = (run / "report.html").read_text()
     assert r"math\x1b]52;c;" in page and "\x1b]52" not in page
+
+
+def test_libraries_cannot_write_control_sequences_to_standard_error(monkeypatch):
+    """Logs, tracebacks and print write to it. Only our own consoles may move the cursor."""
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    protect_stderr()
+    protect_stderr()
+    logger, handler = logging.getLogger("test.of.a.library"), logging.StreamHandler()
+    logger.addHandler(handler)
+    logger.warning("rope_type %s", CLIPBOARD)
+    try:
+        raise ValueError(f"bad {CLIPBOARD}\rgood")
+    except ValueError:
+        traceback.print_exc()
+    print(f"\x1b[1mverl{CLIPBOARD}", file=sys.stderr)
+    sys.stderr.writelines([CLIPBOARD, "\n"])
+    text = terminal.getvalue()
+    assert not CONTROL.search(text.replace("\n", "")) and text.count(r"\x1b]52;c;") == 4
+    assert r"\rgood" in text and "verl\\x1b" in text and sys.stderr.isatty()
+
+
+def test_progress_bars_work_on_a_protected_standard_error(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    protect_stderr()
+    sys.stderr.write("\rof a library: 1/2")
+    sys.stderr.write("\rof a library: 2/2\n")
+    assert terminal.getvalue() == "\rof a library: 1/2\rof a library: 2/2\n"
+    console = SafeConsole(stderr=True, force_terminal=True)
+    with console.status(f"waiting {CLIPBOARD}"):
+        print(f"meanwhile {CLIPBOARD}", file=sys.stderr)
+    text = terminal.getvalue()
+    assert "\x1b[?25l" in text and "\\x1b[?25l" not in text, "the status hides the cursor"
+    assert "\x1b]52" not in text and "meanwhile" in text
+
+
+def test_every_command_protects_standard_error():
+    code = "import sys, verl_gsd.cli.main as main\n"
+    code += "try:\n    main.app(['--help'])\nexcept SystemExit:\n    pass\nraise ValueError('\\x1b]52;c;x')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert r"ValueError: \x1b]52;c;x" in done.stderr and "\x1b" not in done.stderr
+
+
+class Terminal(io.StringIO):
+    """A stream in memory that says it is a terminal."""
+
+    def isatty(self):
+        return True
 
 
 class ClusterStub:

@@ -93,6 +93,21 @@ def test_workers_start_as_plain_python_if_the_server_cannot_import(script, capfd
     assert "no_such_module" in capfd.readouterr().err, "the server says why"
 
 
+def test_neither_the_server_nor_a_fork_imports_from_the_current_folder(tmp_path, monkeypatch):
+    (tmp_path / "current").mkdir()
+    (tmp_path / "current" / "json.py").write_text("raise SystemExit('code of somebody else')")
+    (script := tmp_path / "worker.py").write_text("import json, os, sys; print(os.getppid(), '' in sys.path)")
+    monkeypatch.chdir(tmp_path / "current")
+    with workers_forked([]) as command:
+        done = start(command, script)
+        program = subprocess.run(
+            [*shlex.split(command), "-c", script.read_text()], capture_output=True, text=True, timeout=60
+        )
+    for seen in (done, program):
+        parent, searches_folder = seen.stdout.split()
+        assert searches_folder == "False" and parent != str(os.getpid()) and seen.stderr == ""
+
+
 def test_a_stopped_server_leaves_no_process_and_no_files(script):
     with workers_forked([]) as command:
         parent = json.loads(start(command, script).stdout)["parent"]

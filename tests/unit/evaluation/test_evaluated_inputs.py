@@ -277,6 +277,16 @@ def test_the_runs_chat_template_options_are_used(checkpoint, mini, model, tmp_pa
     assert settings["chat_template_options"] == {"twice": True}
 
 
+def test_a_benchmark_that_names_other_code_is_rejected(mini, tmp_path):
+    file = tmp_path / "data" / "mini" / "manifest.json"
+    for verifier in ("mine.evil", "verl_gsd.tasks.maths.x", 3):
+        content = json.loads(file.read_text())
+        content["splits"]["test"]["verifier"] = verifier
+        file.write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=r"manifest\.json: the verifier of the test split"):
+            benches.find_bench("mini", tmp_path / "data", tmp_path)
+
+
 @pytest.mark.parametrize("name", ["../mini", "a/b", "model", ""])
 def test_a_path_is_rejected_as_a_benchmark_name(tmp_path, name):
     with pytest.raises(ValueError, match=f"^{re.escape(repr(name))}: |^{name}: "):

@@ -142,7 +142,7 @@ def test_an_engine_generates_its_own_parts_only(job):
 
 ENGINE = """
 import json, os, sys, time
-job = json.load(open(sys.argv[3]))
+job = json.load(open(sys.argv[-2]))
 print(os.environ.get("CUDA_VISIBLE_DEVICES"), job["parts"], flush=True)
 if job["parts"] == [[0, 1]]:
     sys.exit("RuntimeError: no memory")
@@ -155,12 +155,16 @@ def test_if_one_engine_fails_the_others_are_stopped_and_the_error_names_its_log(
     program = tmp_path / "python"
     program.write_text(f"#!{sys.executable}{ENGINE}")
     program.chmod(0o755)
-    monkeypatch.setattr(vllm_job.sys, "executable", str(program))
+    monkeypatch.setattr(sys, "executable", str(program))
     plans = plan_engines(["4", "5"], 1, [(0, 0), (0, 1)])
+    (theirs := tmp_path / "bashrc").write_text("precious")
+    for name in ("job_0.json", "generation_0.log", "job_1.json", "generation_1.log"):
+        (tmp_path / name).symlink_to(theirs)
     with pytest.raises(ConfigError, match=r"RuntimeError: no memory.*generation_1\.log"):
         generate(job, plans, tmp_path, lambda: None)
     assert (tmp_path / "generation_1.log").read_text().startswith("5 [[0, 1]]")
     assert not list(tmp_path.glob("job*.json"))
+    assert theirs.read_text() == "precious", "links that were there before are not followed"
     assert not [
         process for process in psutil.process_iter(["cmdline"]) if str(program) in (process.info["cmdline"] or ())
     ]

@@ -219,6 +219,13 @@ def edit_config(**changes):
         (with_code, r"rank_1\.pt: cannot be read as weights"),
         (edit_config(architectures=["OwnForCausalLM"]), r"config\.json: .*OwnForCausalLM"),
         (edit_config(model_type="own"), r"config\.json: .*own"),
+        (edit_config(architectures=["pipeline"]), r"config\.json: the architecture 'pipeline' is not a model"),
+        (edit_config(architectures=["Trainer"]), r"config\.json: the architecture 'Trainer' is not a model"),
+        (edit_config(architectures=[3]), r"config\.json: .*"),
+        (edit_config(architectures={"a": "b"}), r"config\.json: .*"),
+        (edit_config(architectures=[]), r"config\.json: .*None"),
+        (edit_config(architectures=["BertForMaskedLM"]), r"config\.json: no BertForMaskedLM can be made"),
+        (edit_config(vocab_size=-1), r"config\.json: .*"),
     ],
 )
 def test_a_damaged_checkpoint_is_an_error(tmp_path, base, weights, spoil, message):

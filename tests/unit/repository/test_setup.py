@@ -26,7 +26,11 @@ def machine(tmp_path):
         venv, calls, stubs = tmp_path / "venv", tmp_path / "calls", tmp_path / "stubs"
         for command in ("uv", "verl-gsd"):
             script(venv / "bin" / command, f'echo "{command} $@" >>{calls}')
-        script(venv / "bin" / "python", "exit 1")  # asked for pip's configuration alone
+        # Asked for pip's configuration, and to install uv, where the test has removed it.
+        uv_stub = f"printf '#!/bin/sh\\necho \"uv $@\" >>{calls}\\n' >{venv}/bin/uv; chmod +x {venv}/bin/uv"
+        read_lists = "for word; do case $word in /dev/fd/*) cat $word ;; esac; done"
+        lines = f'echo "pip $@" >>{calls}', f"{read_lists} >>{calls}", uv_stub
+        script(venv / "bin" / "python", '[ "$3" = install ] || exit 1', *lines)
         (stubs / "nvidia-smi").unlink(missing_ok=True)
         if MACHINES[name]:
             script(stubs / "nvidia-smi", MACHINES[name])
@@ -88,10 +92,39 @@ def test_a_lock_needs_an_engine(machine):
     assert done.returncode == 1 and "EXTRAS=dev" in done.stderr and done.calls == []
 
 
-def test_a_change_of_the_lock_installs_again(machine):
-    assert machine("no driver")("setup.sh", EXTRAS="cpu").calls
-    assert machine("no driver")("setup.sh", EXTRAS="cpu", LOCKED="1").calls, "an environment of other versions"
-    assert machine("no driver")("setup.sh", EXTRAS="cpu", LOCKED="1").calls == []
+def test_an_environment_without_the_lock_is_not_turned_into_a_locked_one(machine, tmp_path):
+    run = machine("no driver")
+    assert run("setup.sh", EXTRAS="cpu").calls
+    done = run("setup.sh", EXTRAS="cpu", LOCKED="1")
+    assert done.returncode == 1 and done.calls == [] and f"VENV={tmp_path}/venv-locked" in done.stderr
+    (tmp_path / "venv" / ".stamp").write_text("cpu (incomplete)\n")
+    assert run("setup.sh", EXTRAS="cpu", LOCKED="1").returncode == 1
+    (tmp_path / "venv" / ".stamp").unlink()
+    assert run("setup.sh", EXTRAS="cpu", LOCKED="1").calls
+    assert run("setup.sh", EXTRAS="cpu", LOCKED="1").calls == []
+    assert run("setup.sh", EXTRAS="cpu").calls, "the other way round, versions are only freed"
+
+
+def test_a_locked_installation_that_broke_off_can_go_on(machine, tmp_path):
+    run = machine("no driver")
+    script(tmp_path / "venv" / "bin" / "uv", "exit 1")
+    assert run("setup.sh", LOCKED="1").returncode != 0
+    assert machine("no driver")("setup.sh", LOCKED="1").returncode == 0
+
+
+def test_uv_itself_is_installed_by_its_hashes(machine, tmp_path):
+    run = machine("no driver")
+    (tmp_path / "venv" / "bin" / "uv").unlink()
+    calls = run("setup.sh", EXTRAS="cpu", LOCKED="1").calls
+    last = next(number for number, line in enumerate(calls) if line.startswith("uv pip "))
+    command, package, *hashes = calls[:last]
+    assert command.startswith("pip -m pip install") and "--require-hashes" in command and "--no-deps" in command
+    assert package.startswith("uv==") and hashes and all("--hash=sha256:" in line for line in hashes)
+    locked = (ROOT / "scripts" / "locks" / "build.txt").read_text()
+    assert "\n".join([package, *hashes]) in locked and locked.count("--hash=") > len(hashes)
+    (tmp_path / "venv" / ".stamp").unlink()
+    (tmp_path / "venv" / "bin" / "uv").unlink()
+    assert machine("no driver")("setup.sh", EXTRAS="cpu").returncode == 0
 
 
 def test_a_folder_of_wheels_is_handed_on(machine):

@@ -3,6 +3,7 @@
 import json
 import re
 import socket
+import sys
 
 import psutil
 import pytest
@@ -122,9 +123,9 @@ def test_rank_checks_the_sums_and_writes_its_seconds(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("failing", [0, 1])
 def test_failed_rank_is_reported_and_the_others_are_killed(tmp_path, monkeypatch, failing):
-    program = tmp_path / "python"  # -m MODULE RANK RANKS FOLDER BACKEND
-    write_program(program, f'[ "$3" != {failing} ] && exec sleep 600\necho first\necho "no backend $6"\nexit 7')
-    monkeypatch.setattr(all_reduce.sys, "executable", str(program))
+    program = tmp_path / "python"  # -P -m MODULE RANK RANKS FOLDER BACKEND
+    write_program(program, f'[ "$4" != {failing} ] && exec sleep 600\necho first\necho "no backend $7"\nexit 7')
+    monkeypatch.setattr(sys, "executable", str(program))
     with pytest.raises(all_reduce.AllReduceError, match=rf"rank {failing} of 2 .*7: no backend nowhere"):
         all_reduce.measure(2, backend="nowhere")
 

@@ -107,6 +107,8 @@ def test_only_partial_files_of_a_killed_attempt_are_removed(config, tmp_path):
     step = run.records(1) / "step_000001.parquet"
     left = [checkpoint / "gsd.tmp" / "state.json", checkpoint / "gsd" / "metrics.json.tmp", step.with_suffix(".tmp")]
     left += [run.path / "config.yaml.tmp", run.path / "latest_checkpointed_iteration.txt.tmp"]
+    left += [path.with_name(f"{path.name}.0123456789abcdef.tmp") for path in (run.config, run.marker, run.signature)]
+    left += [step.with_name(f"{step.name}.0123456789abcdef.tmp")]
     for path in (*left, step, run.path / "mine.tmp"):
         path.touch()
     resumed(config, tmp_path)
@@ -245,11 +247,11 @@ def run_with_job_stub(tmp_path, monkeypatch, body):
     """``launch.train`` on a stand-in for the training process."""
     run = RunDirectory(tmp_path / "run")
     run.metrics(1).parent.mkdir(parents=True)
-    run.log(1).parent.mkdir()
+    run.log(1).parent.mkdir(exist_ok=True)
     stub = tmp_path / "python_stub"
     stub.write_text(f"#!{sys.executable}\n{body}")
     stub.chmod(0o755)
-    monkeypatch.setattr(launch.sys, "executable", str(stub))
+    monkeypatch.setattr(sys, "executable", str(stub))
     seen = []
     launch.train(
         run,
@@ -259,6 +261,15 @@ def run_with_job_stub(tmp_path, monkeypatch, body):
         on_message=lambda *message: seen.append(message),
     )
     return seen
+
+
+def test_the_log_is_not_written_through_a_link(tmp_path, monkeypatch):
+    (theirs := tmp_path / "bashrc").write_text("precious")
+    log = RunDirectory(tmp_path / "run").log(1)
+    log.parent.mkdir(parents=True)
+    log.symlink_to(theirs)
+    run_with_job_stub(tmp_path, monkeypatch, "print('a line of the log')")
+    assert theirs.read_text() == "precious" and log.read_text() == "a line of the log\n"
 
 
 def messages(tmp_path, *entries):

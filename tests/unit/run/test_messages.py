@@ -34,5 +34,9 @@ def test_long_text_is_cut_and_write_errors_do_not_raise(tmp_path, capsys):
     MessageWriter(path).write("warning", "x" * 100_000)
     (message,) = read_messages(path)
     assert len(message.text) < 10_000 and message.text.endswith("[cut]")
+    (theirs := tmp_path / "bashrc").write_text("precious")
+    (link := tmp_path / "attempt_2.jsonl").symlink_to(theirs)
+    MessageWriter(link).write("warning", "not through a link")
+    assert theirs.read_text() == "precious" and f"{link} cannot be written" in capsys.readouterr().err
     MessageWriter(path / "below_a_file").write("stop", "read me on standard error")
     assert "stop: read me on standard error" in capsys.readouterr().err

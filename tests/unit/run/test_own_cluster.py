@@ -242,6 +242,11 @@ def test_the_address_of_a_cluster_that_another_user_wrote_is_not_used(base, monk
     with pytest.raises(ConfigError, match=r"another user \(id 65534\) wrote the cluster address"):
         cluster_lock.joins(config_of(address=None))
     assert not cluster_lock.joins(config_of(address="local"))
+    os.chown(address.rename(base / "of_this_user"), os.geteuid(), -1)
+    address.symlink_to(base / "of_this_user")
+    os.chown(address, NOBODY, NOBODY, follow_symlinks=False)
+    with pytest.raises(ConfigError, match=r"another user \(id 65534\) wrote the cluster address"):
+        cluster_lock.joins(config_of(address=None))
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
     assert cluster_lock.joins(config_of(address=None))
 

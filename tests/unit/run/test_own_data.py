@@ -237,6 +237,24 @@ def test_a_bare_name_is_looked_up_in_the_folder_of_data_sets(tmp_path, monkeypat
         composed("data=mine", "model=me/unknown")
 
 
+@pytest.mark.parametrize(
+    "verifier",
+    ["os", "mine.evil", "verl_gsd.tasks", "verl_gsd.tasks.maths.x", "verl_gsd.tasks.${oc.env:HOME}", ["a"], ""],
+)
+def test_a_manifest_cannot_name_code_or_read_the_environment(tmp_path, model, verifier):
+    folder = prepared(tmp_path / "mine", verifiers=(verifier, verifier))
+    with pytest.raises(ConfigError) as caught:
+        composed(f"data={folder}", f"model={model}")
+    assert re.search(
+        r"manifest\.json: the verifier of the train split.*custom_reward_function\.path=", str(caught.value)
+    )
+    own = "reward.custom_reward_function.path=/mine.py"
+    config, lines = composed(f"data={folder}", f"model={model}", own)
+    assert config.reward.custom_reward_function == {"path": "/mine.py", "name": "compute_score"}
+    assert config.reward.reward_model.enable is False
+    assert "verified by reward.custom_reward_function.path of the command" in lines[0]
+
+
 def test_a_known_data_set_without_a_test_split_is_not_said_to_get_one(tmp_path):
     folder = prepared(tmp_path / "dapo17k", test=None)
     with pytest.raises(ConfigError, match=r"no test split.*data\.val_files=") as caught:

@@ -177,7 +177,7 @@ def test_a_worker_that_died_is_replaced(pool):
 
 
 def test_a_process_that_does_not_start_is_an_error(monkeypatch):
-    monkeypatch.setattr(maths.sys, "executable", "/bin/false")
+    monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(RuntimeError, match="math-verify"):
         maths._Worker()
 

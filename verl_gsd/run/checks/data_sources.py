@@ -95,9 +95,9 @@ def check_prepared_verifier(file: Path, config: DictConfig) -> Iterator[str]:
         return
     try:
         dataset = read_manifest(file.parent)
+        verifier = dataset.verifier(file.stem) if dataset is not None and file.stem in dataset.splits else None
     except ValueError:
-        return  # not the manifest of a prepared data set
-    verifier = dataset.splits.get(file.stem, {}).get("verifier") if dataset is not None else None
+        return  # not the manifest of a prepared data set, or it names code of somebody else
     if verifier is not None and file.suffix == ".parquet":
         yield (
             f"verl-gsd prepare made this file for the verifier {verifier}, but no reward function is set. Set "

@@ -66,8 +66,9 @@ def test_a_prepared_file_needs_its_verifier_even_if_verl_knows_its_source(tmp_pa
     (problem,) = problems(file)
     assert f"data={tmp_path}" in problem and "reward.custom_reward_function.path=pkg://verl_gsd.tasks.maths" in problem
     assert problems(file, "pkg://verl_gsd.tasks.maths") == []
-    (tmp_path / "manifest.json").write_text("{}")
-    assert problems(file) == []
+    for text in ("{}", json.dumps(manifest).replace("verl_gsd.tasks.maths", "mine.evil")):
+        (tmp_path / "manifest.json").write_text(text)
+        assert problems(file) == []
 
 
 @pytest.mark.parametrize(
