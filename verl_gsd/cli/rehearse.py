@@ -228,7 +228,7 @@ def _train(
         _attempt(rehearsed, resuming=True)
         observations.observe_resume(run, before, findings)
         resumed.observe_optimizer(run, findings)
-        resumed.observe_prompts(run, config, files.train_rows, findings)
+        resumed.observe_prompts(run, rehearsed, files.train_rows, findings)
         resumed.observe_state(run, rehearsed, findings)
     finally:  # a run that fails has shown something before
         observations.observe_rewards(files.rewards, config, findings)
