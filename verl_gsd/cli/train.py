@@ -316,11 +316,19 @@ def make_task(config: DictConfig) -> None:
 def _run(config: DictConfig, line: Line) -> None:
     from verl_gsd.cli.export import show_export_command
     from verl_gsd.errors import ConfigError
-    from verl_gsd.run import launch
+    from verl_gsd.run import launch, trust
     from verl_gsd.run.messages import RunStoppedError
     from verl_gsd.rundir import RunDirectory, read_metrics
 
     held_out = held_out_prompts(config)
+    if reason := trust.why_unsigned():
+        err.print(
+            f"warning: this run will not be signed, so that a resume of it needs trust=RUN (docs/resume.md). {reason}.",
+            style="yellow",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
     run = RunDirectory(Path(config.trainer.default_local_dir))
     try:
         with launch.new_attempt(config, line.words, resuming=line.resume is not None) as (run, attempt):

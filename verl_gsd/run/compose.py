@@ -290,9 +290,14 @@ def resolve(config: DictConfig) -> DictConfig:
 
 def write_yaml(value: DictConfig | list[str], path: Path) -> None:
     """Write YAML through a temporary file and a rename, so that a crash leaves the old file or the new one."""
-    plain = OmegaConf.to_container(value) if isinstance(value, DictConfig) else value
     with atomic_write(path) as temporary:
-        temporary.write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        temporary.write_bytes(to_yaml(value))
+
+
+def to_yaml(value: DictConfig | list[str]) -> bytes:
+    """A config, or the words of a command line, as the content of a YAML file."""
+    plain = OmegaConf.to_container(value) if isinstance(value, DictConfig) else value
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True).encode()
 
 
 def _with_home(word: str) -> str:
