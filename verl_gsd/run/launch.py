@@ -72,9 +72,9 @@ def new_attempt(config: DictConfig, overrides: list[str], resuming: bool) -> Ite
     """Create the run directory, or the next attempt in an existing one, and lock it for this process.
 
     This sets the paths of verl's loggers and saves the config. If verl rejects the config (a ``ConfigError`` inside the
-    context), or a file cannot be written, the directory is restored to its previous state. A resume removes files that a killed attempt left
-    half-written. If it starts from a checkpoint of this run that is not the newest, this checkpoint becomes the newest,
-    and the later steps are trained again.
+    context), or a file cannot be written, the directory is restored to its previous state. A resume removes files that
+    a killed attempt left half-written. If it starts from a checkpoint of this run that is not the newest, this
+    checkpoint becomes the newest, and the later steps are trained again.
 
     Yields:
         The run directory and the number of the attempt.

@@ -200,7 +200,8 @@ def _read_key(*, create: bool = False) -> bytes:
             raise
         action = "read or created" if create else "read"
         raise UnusableKeyError(
-            f"{path}: your key cannot be {action} ({error.strerror}). Set XDG_CONFIG_HOME to a folder that you can write"
+            f"{path}: your key cannot be {action} ({error.strerror}). Set XDG_CONFIG_HOME to a folder that you can "
+            "write"
         ) from None
     if status.st_uid != os.geteuid() or status.st_mode & 0o077 or len(key) != _KEY_BYTES:
         raise UnusableKeyError(
