@@ -55,9 +55,10 @@ def train(
         from verl_gsd.run.checks.validate import OF_THIS_ENVIRONMENT, validate
         from verl_gsd.run.checks.with_verl import validate_with_verl
 
+        warnings = _warn_of_damaged_marker(line, config)
         validate(config, line, leave_out=OF_THIS_ENVIRONMENT if dry_run else ())
         _check_steps_left(config, line)
-        warnings = print_audit(config)
+        warnings += print_audit(config)
         if dry_run:
             for problem in (problem for check in OF_THIS_ENVIRONMENT for problem in check(config, line)):
                 err.print(f"warning: {problem}", style="yellow", markup=False, highlight=False)
@@ -219,15 +220,6 @@ def _line_to_resume(line: Line) -> Line:
             f"resume={line.resume}: not a run's folder (it has no {run.overrides.name}). Set resume= to a run's folder."
         )
     newest = run.latest_checkpoint()
-    if newest is not None and run.marker_is_damaged() and not checkpoint:
-        err.print(
-            f"warning: {run.marker}: contains no step (was the disk full?). Resuming from global_step_{newest}, the "
-            "newest complete checkpoint.",
-            style="yellow",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
     if newest is None and not checkpoint:
         raise ConfigError(
             f"resume={line.resume}: the run saved no checkpoint. Start a new run, with trainer.save_freq above 0 and "
@@ -246,6 +238,29 @@ def _line_to_resume(line: Line) -> Line:
         if key.startswith("trainer.resume_"):
             raise ConfigError(f"{key}: conflicts with resume=. Remove it, or set resume=RUN/global_step_N.")
     return parse_line([*stored, *line.words_given, f"resume={run.path}"])
+
+
+def _warn_of_damaged_marker(line: Line, config: DictConfig) -> int:
+    """Warn if a resume must choose its checkpoint, because verl's marker contains no step.
+
+    Returns:
+        The number of warnings.
+    """
+    from verl_gsd.rundir import RunDirectory
+
+    run = RunDirectory(Path(config.trainer.default_local_dir))
+    is_chosen = config.trainer.resume_mode == "resume_path"
+    if line.resume is None or is_chosen or not run.marker_is_damaged():
+        return 0
+    err.print(
+        f"warning: {run.marker}: contains no step (was the disk full?). Resuming from "
+        f"global_step_{run.latest_checkpoint()}, the newest complete checkpoint.",
+        style="yellow",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+    return 1
 
 
 def _stored_config(path: Path) -> dict[str, Any]:

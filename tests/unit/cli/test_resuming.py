@@ -1,5 +1,6 @@
 """Resuming as a user does: which checkpoint, what is said of a damaged one, and lines that can be pasted."""
 
+import re
 from datetime import datetime
 
 import pytest
@@ -13,7 +14,7 @@ from verl_gsd.cli.main import app
 from verl_gsd.errors import ConfigError
 from verl_gsd.jobs.submission import resumed_run
 from verl_gsd.run import compose, launch, trust
-from verl_gsd.run.checks import gsd_section, validate
+from verl_gsd.run.checks import gsd_section, validate, with_verl
 from verl_gsd.run.compose import parse_line, resolve
 from verl_gsd.run.messages import RunStoppedError
 from verl_gsd.rundir import RunDirectory
@@ -121,12 +122,29 @@ def test_an_older_checkpoint_can_be_named(run):
             train._compose([f"resume={place}"])
 
 
-def test_a_damaged_marker_is_said_and_the_newest_whole_checkpoint_resumed(run, capsys):
+def test_a_damaged_marker_is_said_and_the_newest_whole_checkpoint_resumed(run, monkeypatch):
+    """The verdict of a dry run counts the warning."""
+    monkeypatch.setattr(with_verl, "validate_with_verl", lambda config: [])
+
+    def warnings_of(word):
+        done = CliRunner().invoke(app, ["train", word, "--dry-run"], env={"COLUMNS": "300"})
+        assert done.exit_code == 0, done.stderr
+        verdict = done.stderr.splitlines()[-1]
+        assert verdict.startswith("Config valid, ")
+        counted = re.match(r"Config valid, (\d+) warning", verdict)
+        assert done.stderr.count("warning: ") == (int(counted[1]) if counted else 0)
+        return [
+            text for text in done.stderr.splitlines() if text.startswith("warning: ") and "contains no step" in text
+        ]
+
+    assert warnings_of(f"resume={run.path}") == []
     run.marker.write_text("")
     cut(run.checkpoint(10) / "data.pt")
+    (warning,) = warnings_of(f"resume={run.path}")
+    assert str(run.marker) in warning and "global_step_8" in warning
+    assert warnings_of(f"resume={run.path}/global_step_4") == [], "the marker does not matter"
     _, config = train._compose([f"resume={run.path}"])
     assert gsd_section.checkpoint_to_resume(config) == run.checkpoint(8)
-    assert "global_step_8" in capsys.readouterr().err
 
 
 def test_a_damaged_checkpoint_ends_the_command_before_anything_starts(run, tmp_path, monkeypatch):
