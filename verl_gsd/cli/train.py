@@ -368,11 +368,12 @@ def _run(config: DictConfig, line: Line) -> None:
         out.print(f"wandb was offline. To upload the run: {command}", soft_wrap=True, markup=False)
 
 
-def train_attempt(run: RunDirectory, attempt: int, total: int | None) -> None:
+def train_attempt(run: RunDirectory, attempt: int, total: int | None, score_note: str = "") -> None:
     """Train an attempt of a run, and print its steps and messages.
 
     Args:
         total: the number of steps, if the config sets it.
+        score_note: printed after each reward and accuracy, for scores that are not those of the reward function.
     """
     from verl_gsd.run import launch
 
@@ -380,19 +381,19 @@ def train_attempt(run: RunDirectory, attempt: int, total: int | None) -> None:
         launch.train(
             run,
             attempt,
-            on_step=lambda step, metrics: _show(step, total, metrics, status),
+            on_step=lambda step, metrics: _show(step, total, metrics, status, score_note),
             on_wait=lambda text: out.print(text, markup=False, highlight=False),
             on_message=_show_message,
         )
 
 
-def _show(step: int, total: int | None, metrics: dict[str, float], status) -> None:
+def _show(step: int, total: int | None, metrics: dict[str, float], status, score_note: str = "") -> None:
     parts = []
     if "critic/score/mean" in metrics:
-        parts.append(f"reward {metrics['critic/score/mean']:.3f}")
+        parts.append(f"reward {metrics['critic/score/mean']:.3f}{score_note}")
     if "timing_s/step" in metrics:
         parts.append(f"{metrics['timing_s/step']:.1f} s")
-    parts += accuracies(metrics)
+    parts += [f"{accuracy}{score_note}" for accuracy in accuracies(metrics)]
     out.print(f"step {step:>4}/{total or '?'}  " + "  ".join(parts), markup=False, highlight=False)
     status.update("training")
 

@@ -21,6 +21,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 from hydra import compose, initialize_config_dir
@@ -221,6 +222,11 @@ def compose_config(line: Line) -> DictConfig:
         raise ConfigError(str(error).strip()) from error
     drop_other_engines(config)
     return config
+
+
+def verl_defaults() -> dict[str, Any]:
+    """Dotted key -> value of verl's own config, without groups and overrides."""
+    return dict(dotted_leaves(OmegaConf.to_container(resolve(compose_config(Line({}, ()))))))
 
 
 def no_such_key(key: str, known: Sequence[str]) -> str:

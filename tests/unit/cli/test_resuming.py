@@ -2,6 +2,7 @@
 
 import re
 from datetime import datetime
+from types import SimpleNamespace
 
 import pytest
 import typer
@@ -177,6 +178,14 @@ def test_messages_are_shown_plainly_and_warnings_in_yellow(capsys):
     train._show_message("note", "[3] prompts are left out")
     train._show_message("warning", "rewards fail")
     assert capsys.readouterr().out.splitlines() == ["[3] prompts are left out", "warning: rewards fail"]
+
+
+def test_scores_of_a_rehearsal_are_marked_where_they_look_like_an_accuracy(capsys):
+    metrics = {"critic/score/mean": 0.629, "val-core/mine/acc/mean@1": 0.5, "timing_s/step": 2.0}
+    train._show(2, 2, metrics, SimpleNamespace(update=lambda text: None), " (seeded)")
+    assert capsys.readouterr().out == "step    2/2  reward 0.629 (seeded)  2.0 s  held-out mine 0.500 (seeded)\n"
+    train._show(2, 2, metrics, SimpleNamespace(update=lambda text: None))
+    assert "seeded" not in capsys.readouterr().out
 
 
 def test_a_stopped_run_ends_with_what_the_trainer_said(run, monkeypatch, capsys):
