@@ -84,7 +84,7 @@ def test_a_right_config_starts_its_run_and_both_lists_are_shown(rehearsed, data,
     )
     assert int(checked[1]) == int(checked[2]) + int(checked[3]) and int(checked[2]) == 128
     copy, command = output.rstrip().splitlines()[-2:]
-    files = [*(f"{data}/bigmath/{split}.parquet" for split in ("train", "test")), f"{data}/models/Qwen2.5-Math-7B-16k"]
+    files = [f"{data}/bigmath/train.parquet", f"{data}/math500/test.parquet", f"{data}/models/Qwen2.5-Math-7B-16k"]
     assert copy == f"On the GPU machine: copy {', '.join(files)} there, correct paths that differ, then run:"
     assert command.startswith("verl-gsd train ")
     assert {"recipe=gsd/qwen2.5_math_1.5b", "hardware=8xa100_80g", "algorithm.gsd.ddof=1"} <= set(command.split())
