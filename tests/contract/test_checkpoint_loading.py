@@ -100,12 +100,21 @@ def test_nothing_in_a_shard_runs(manager, tmp_path, kind, harmful):
     assert not owned.exists()
 
 
-def test_the_user_can_trust_a_checkpoint_with_other_objects(manager, tmp_path, monkeypatch):
+@pytest.mark.parametrize("value", ["1", "y", "YES", "true"])
+def test_the_user_can_trust_a_checkpoint_with_other_objects(manager, tmp_path, monkeypatch, value):
     write(manager, tmp_path, own=OmegaConf.create({"a": 1}))
     with pytest.raises(UnsafeCheckpointError):
         manager.load_checkpoint(str(tmp_path))
-    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", value)
     manager.load_checkpoint(str(tmp_path))
+
+
+@pytest.mark.parametrize("value", ["", "0", "no", "false", "off"])
+def test_a_value_that_torch_does_not_take_for_true_trusts_nothing(manager, tmp_path, monkeypatch, value):
+    write(manager, tmp_path, own=OmegaConf.create({"a": 1}))
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", value)
+    with pytest.raises(UnsafeCheckpointError):
+        manager.load_checkpoint(str(tmp_path))
 
 
 def test_the_place_in_the_data_is_loaded_without_running_anything(tmp_path):

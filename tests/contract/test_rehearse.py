@@ -62,17 +62,36 @@ def wrong(output):
     return re.search(r"found wrong:\n(.*?)\na rehearsal cannot know:", output, re.DOTALL)[1]
 
 
-def test_a_right_config_starts_its_run_and_both_lists_are_printed(rehearsed, tmp_path):
-    code, output, (config,) = rehearsed()
+def report(folder):
+    """The file of the report, which has all keys and values."""
+    return (folder / "run-rehearsal" / "report.txt").read_text()
+
+
+def test_a_right_config_starts_its_run_and_both_lists_are_shown(rehearsed, data, tmp_path):
+    code, output, (config,) = rehearsed("algorithm.gsd.ddof=1")
     assert code == 0 and wrong(output).strip() == "- nothing"
     assert config.trainer.device == "cpu" and config.trainer.total_training_steps == 2
-    preserved, replaced = re.search(r"preserved:\n(.*?)\nreplaced:\n(.*?)\nseen to work:", output, re.DOTALL).groups()
+    title = re.escape(f"replaced (keys and values: {tmp_path}/run-rehearsal/report.txt):")
+    preserved, replaced = re.search(rf"preserved:\n(.*?)\n{title}\n(.*?)\nseen to work:", output, re.DOTALL).groups()
     assert "algorithm.adv_estimator=gsd" in preserved and "updates per step: 1" in preserved
-    assert "data.max_response_length 3072 -> 16" in replaced
+    assert "algorithm.gsd.alpha=0.5" in preserved and "algorithm.gsd.ddof=1" in preserved
+    assert "algorithm.gsd.poll_interval" not in preserved, "it is replaced"
+    assert re.search(r"^  prompts and responses are short: \d+ keys$", replaced, re.MULTILINE) and "->" not in replaced
+    assert "data.max_response_length 3072 -> 16" in report(tmp_path) and preserved in report(tmp_path)
+    assert "data.max_response_length 3072 -> 16" not in output
+    checked = re.search(
+        r"accepts all (\d+) that were checked, (\d+) of data.train_files and (\d+) of data.val_f", output
+    )
+    assert int(checked[1]) == int(checked[2]) + int(checked[3]) and int(checked[2]) == 128
+    copy, command = output.rstrip().splitlines()[-2:]
+    files = [f"{data}/bigmath/train.parquet", f"{data}/math500/test.parquet", f"{data}/models/Qwen2.5-Math-7B-16k"]
+    assert copy == f"On the GPU machine: copy {', '.join(files)} there, correct paths that differ, then run:"
+    assert command.startswith("verl-gsd train ")
+    assert {"recipe=gsd/qwen2.5_math_1.5b", "hardware=8xa100_80g", "algorithm.gsd.ddof=1"} <= set(command.split())
+    assert "--rehearse" not in command
     assert "the estimated memory fits the GPUs" in output and "NCCL" in output
     rows = pq.read_table(config.data.train_files[0])
     assert rows.column_names == ["data_source", "prompt", "reward_model", "extra_info"] and len(rows) == 32
-    assert (tmp_path / "run-rehearsal" / "report.txt").is_file()
     code, output, _ = rehearsed()
     assert code == 2 and "run-rehearsal" in output, "an earlier rehearsal is not overwritten"
 
@@ -85,7 +104,7 @@ def test_own_data_is_rehearsed_with_its_files_its_verifier_and_its_sizes(rehears
     function = config.reward.custom_reward_function.reward_kwargs.rehearsal
     assert (function.path, function.name) == ("pkg://verl_gsd.tasks.maths", "compute_score")
     assert set(pq.read_table(config.data.train_files[0])["data_source"].to_pylist()) == {"mine"}
-    assert "data.train_batch_size 8 -> 8" not in output and "updates per step: 1" in output
+    assert "data.train_batch_size 8 -> 8" not in report(tmp_path) and "updates per step: 1" in output
     assert "whether memory fits" not in output and "the estimated memory fits" in output
 
 
@@ -110,7 +129,7 @@ LAUNCHER = "ray_kwargs.ray_init.runtime_env.env_vars."
 
 
 @pytest.mark.parametrize("line", [DAPO, LORA, OWN_DATA], ids=lambda line: line[0])
-def test_every_key_that_differs_from_the_run_is_printed(data, own_data, tmp_path, monkeypatch, line):
+def test_every_key_that_differs_from_the_run_is_in_the_report(data, own_data, tmp_path, monkeypatch, line):
     """The config of the run is that of --dry-run. The rehearsal's is the file that its trainer would read."""
     monkeypatch.setenv("VERL_GSD_DATA", str(data))
     started = []
@@ -123,8 +142,8 @@ def test_every_key_that_differs_from_the_run_is_printed(data, own_data, tmp_path
     words = [word.format(own=own_data) for word in (*line, model, f"trainer.default_local_dir={tmp_path}/run")]
     dry_run = CliRunner().invoke(app, ["train", *words, "--dry-run"])
     assert dry_run.exit_code == 0, dry_run.stderr
-    output = CliRunner().invoke(app, ["train", *words, "--rehearse"]).output
-    replaced = re.search(r"\nreplaced:\n(.*?)\n(?! )", output, re.DOTALL)[1]
+    CliRunner().invoke(app, ["train", *words, "--rehearse"])
+    replaced = re.search(r"\nreplaced:\n(.*?)\n(?! )", report(tmp_path), re.DOTALL)[1]
     original, (first, second) = leaves(dry_run.stdout), started
     for values in (first, second):
         for key in launcher_keys(tmp_path):
@@ -164,9 +183,10 @@ def test_a_dataset_class_of_the_user_reads_the_users_files_with_a_limit(rehearse
     code, output, (config,) = rehearsed(*with_own_dataset(tmp_path, "Questions"))
     assert code == 0, output
     assert config.data.custom_cls.name == "Questions" and "data.custom_cls.name=Questions" in output
-    assert config.data.train_files == f"{tmp_path}/questions.jsonl" and "data.train_files" not in output
+    assert config.data.train_files == f"{tmp_path}/questions.jsonl"
+    assert not re.search(r"data\.train_files \S+ ->", report(tmp_path))
     assert config.data.train_max_samples == 32 and config.data.val_max_samples == 4
-    assert "data.train_max_samples -1 -> 32" in output
+    assert "data.train_max_samples -1 -> 32" in report(tmp_path)
     assert 0 < config.data.max_prompt_length < 300, "that of the prompts of the class"
     assert "the reward function accepts all 36 that were checked" in output
 

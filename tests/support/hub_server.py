@@ -12,6 +12,9 @@ ANSWERS = {
     "lab/gated": (401, {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access to model lab/gated is restricted."}),
     "lab/no-model": (404, {"X-Error-Code": "EntryNotFound", "X-Error-Message": "Entry not found"}),
     "lab/broken": (503, {}),
+    "lab/often": (429, {}),
+    "lab/token": (401, {"X-Error-Message": "Invalid credentials in Authorization header"}),
+    "lab/forbidden": (403, {"X-Error-Message": "Your token cannot read this model"}),
 }
 _MISSING = (404, {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"})
 #: The model about which the server says nothing.

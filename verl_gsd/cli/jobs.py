@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -58,7 +59,7 @@ def logs(
         client = connect(address)
         get_job(client, identifier)
         if not following:
-            _write(client.get_job_logs(identifier))
+            _LogPrinter().print_end(client.get_job_logs(identifier))
             return
     watch(client, [identifier], address)
 
@@ -118,9 +119,11 @@ def _watch_one(client: JobSubmissionClient, identifier: str, address: str | None
     """Show a job's log until the job has ended. Return its final state, or ``unknown`` without an answer."""
     from verl_gsd.jobs.following import ConnectionLostError, follow
 
+    log = _LogPrinter()
     try:
         with _exiting_on_cluster_errors(address):
-            state = follow(client, identifier, _write, on_drop=lambda: err.print("connection lost; reconnecting"))
+            state = follow(client, identifier, log.print, on_drop=lambda: err.print("connection lost; reconnecting"))
+        log.print_end()
     except ConnectionLostError as error:
         err.print(
             f"error: the cluster does not answer: {error}\n"
@@ -139,9 +142,23 @@ def _watch_one(client: JobSubmissionClient, identifier: str, address: str | None
     return str(state.value)
 
 
-def _write(text: str) -> None:
-    sys.stdout.write(visible(text))
-    sys.stdout.flush()
+class _LogPrinter:
+    """Prints the log of a job in pieces. Carriage returns become ends of lines.
+
+    Progress bars return to the beginning of their line, and files of Windows end their lines with a carriage return
+    and a line feed.
+    """
+
+    def __init__(self) -> None:
+        self._ends_of_lines = io.IncrementalNewlineDecoder(None, translate=True)
+
+    def print(self, text: str, final: bool = False) -> None:
+        # A carriage return at the end of a piece is kept back, because a line feed may follow.
+        sys.stdout.write(visible(self._ends_of_lines.decode(text, final)))
+        sys.stdout.flush()
+
+    def print_end(self, text: str = "") -> None:
+        self.print(text, final=True)
 
 
 def _row(job: JobDetails) -> tuple[str, str, str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from verl_gsd.run.rehearsal.report import Findings
 
 
+#: The file of the report, in the rehearsal's folder.
+_REPORT = "report.txt"
+
+
 def rehearse(line: Line, composed: DictConfig, config: DictConfig) -> None:
     """Rehearse a run and print what was found. Exits with 1 if something is wrong.
 
@@ -31,7 +36,7 @@ def rehearse(line: Line, composed: DictConfig, config: DictConfig) -> None:
     from verl_gsd.run.launch import RunFailedError
     from verl_gsd.run.messages import RunStoppedError
     from verl_gsd.run.rehearsal.failures import explain
-    from verl_gsd.run.rehearsal.report import Findings
+    from verl_gsd.run.rehearsal.report import Findings, next_lines
     from verl_gsd.rundir import rehearsal_folder
 
     findings = Findings()
@@ -49,18 +54,25 @@ def rehearse(line: Line, composed: DictConfig, config: DictConfig) -> None:
         findings.wrong += str(error).splitlines()
     except (RunFailedError, RunStoppedError) as error:
         findings.wrong.append(explain(str(error), config))
-    _print_findings(findings, folder)
+    for text in findings.lines():
+        _print(text)
+    if folder.is_dir():
+        _write_report(findings, folder)
+        _print(f"logs, data and checkpoints of the rehearsal: {folder}")
     if findings.wrong:
         fail("the rehearsal found problems; see the list above", code=1)
+    for text in next_lines(line, config):
+        _print(text)
 
 
 def _rehearse(line: Line, composed: DictConfig, config: DictConfig, folder: Path, findings: Findings) -> None:
     from verl_gsd.cli.train import make_task, print_audit
     from verl_gsd.run.checks.hub_models import hub_asked_once
     from verl_gsd.run.checks.validate import OF_THIS_ENVIRONMENT, validate
+    from verl_gsd.run.compose import verl_defaults
     from verl_gsd.run.rehearsal import config as rehearsal
     from verl_gsd.run.rehearsal.judge_stand_in import judge_stand_in
-    from verl_gsd.run.rehearsal.report import preserved_lines, replaced_lines
+    from verl_gsd.run.rehearsal.report import preserved_lines, replaced_lines, replaced_summary
 
     rehearsal.check_rehearsable(config)
     validate(config, line, leave_out=OF_THIS_ENVIRONMENT)
@@ -75,9 +87,11 @@ def _rehearse(line: Line, composed: DictConfig, config: DictConfig, folder: Path
         judge = stack.enter_context(judge_stand_in()) if rehearsal.judge_keys(config) else None
         files = _make_files(config, folder, judge, findings)
         rehearsed, replacements = rehearsal.rehearsal_config(composed, files)
-        for text in preserved_lines(rehearsed, rehearsal.sizes_of(config).updates):
-            _print(text)
-        for text in replaced_lines(replacements):
+        updates = rehearsal.sizes_of(config).updates
+        preserved = list(preserved_lines(rehearsed, updates, replacements, verl_defaults()))
+        findings.settings = [*preserved, *replaced_lines(replacements)]
+        _write_report(findings, folder)  # also at the end; until then, the lists are there
+        for text in (*preserved, *replaced_summary(replacements, folder / _REPORT)):
             _print(text)
         for text in findings.stand_ins:
             _print(f"stand-in: {text}", style="bold yellow")
@@ -168,7 +182,7 @@ def _make_files(config: DictConfig, folder: Path, judge: JudgeStandIn | None, fi
     batches = (3 if OmegaConf.select(config, "algorithm.filter_groups.enable") else 1) * (rehearsal.ALL_STEPS + 1)
     train = rows_of("data.train_files", batches * sizes.batch)
     val = rows_of("data.val_files", VALIDATION_ROWS)
-    accepted = _check_references(config, [*train.read, *val.read], findings)
+    accepted = _check_references(config, train.read, val.read, findings)
     findings.worked.append(f"model: {tiny.architecture}")
     if rehearsal.has_reward_model(config):
         write_tiny_reward_model(folder / "reward_model")
@@ -191,7 +205,9 @@ def _make_files(config: DictConfig, folder: Path, judge: JudgeStandIn | None, fi
     )
 
 
-def _check_references(config: DictConfig, rows: list[dict], findings: Findings) -> float | None:
+def _check_references(
+    config: DictConfig, train: Sequence[dict], val: Sequence[dict], findings: Findings
+) -> float | None:
     """Check the data's references with the real reward function, and return the lowest score of an accepted one."""
     from omegaconf import OmegaConf
 
@@ -204,12 +220,17 @@ def _check_references(config: DictConfig, rows: list[dict], findings: Findings) 
     function = config.reward.custom_reward_function
     kwargs = OmegaConf.to_container(OmegaConf.create(function.get("reward_kwargs") or {}))
     result = check_references(
-        real_function(function.path, function.name), {str(name): value for name, value in dict(kwargs).items()}, rows
+        real_function(function.path, function.name),
+        {str(name): value for name, value in dict(kwargs).items()},
+        [*train, *val],
     )
     if problem := result.problem():
         findings.wrong.append(problem)
     else:
-        findings.worked.append(f"references: the reward function accepts all {result.checked} that were checked")
+        findings.worked.append(
+            f"references: the reward function accepts all {result.checked} that were checked, {len(train)} of "
+            f"data.train_files and {len(val)} of data.val_files"
+        )
     return result.accepted_score
 
 
@@ -229,7 +250,7 @@ def _train(
         _attempt(rehearsed, resuming=True)
         observations.observe_resume(run, before, findings)
         resumed.observe_optimizer(run, findings)
-        resumed.observe_prompts(run, config, files.train_rows, findings)
+        resumed.observe_prompts(run, rehearsed, files.train_rows, findings)
         resumed.observe_state(run, rehearsed, findings)
     finally:  # a run that fails has shown something before
         observations.observe_rewards(files.rewards, config, findings)
@@ -241,23 +262,20 @@ def _train(
 def _attempt(rehearsed: DictConfig, resuming: bool) -> None:
     from verl_gsd.cli.train import train_attempt
     from verl_gsd.run import launch
+    from verl_gsd.run.rehearsal.config import has_reward_function
 
     with launch.new_attempt(rehearsed, [], resuming=resuming) as (run, attempt):
         _print(f"attempt {attempt} of the rehearsal; output: {run.log(attempt)}")
-        train_attempt(run, attempt, rehearsed.trainer.total_training_steps)
+        seeded = " (seeded)" if has_reward_function(rehearsed) else ""
+        train_attempt(run, attempt, rehearsed.trainer.total_training_steps, score_note=seeded)
 
 
 def _print(text: str, style: str | None = None) -> None:
     out.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
-def _print_findings(findings: Findings, folder: Path) -> None:
+def _write_report(findings: Findings, folder: Path) -> None:
     from verl_gsd.writing import atomic_write
 
-    lines = list(findings.lines())
-    for text in lines:
-        _print(text)
-    if folder.is_dir():
-        with atomic_write(folder / "report.txt") as path:
-            path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        _print(f"logs, data and checkpoints of the rehearsal: {folder}")
+    with atomic_write(folder / _REPORT) as path:
+        path.write_text("\n".join([*findings.settings, *findings.lines()]) + "\n", encoding="utf-8")

@@ -29,10 +29,11 @@ class StepDisplay:
     Args:
         total: the last step, if it is known.
         console: the console to print to.
+        score_note: printed after each reward and accuracy, for scores that are not those of the reward function.
     """
 
-    def __init__(self, total: int | None, console: Console) -> None:
-        self._console, self.total = console, total
+    def __init__(self, total: int | None, console: Console, score_note: str = "") -> None:
+        self._console, self.total, self._score_note = console, total, score_note
         self._bar = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False),
@@ -64,7 +65,9 @@ class StepDisplay:
 
     def show(self, step: int, metrics: Mapping[str, float]) -> None:
         """Show the metrics of ``step``: of a training step, or of the validation before the first one."""
-        held_out, parts = accuracies(metrics), _rewards(metrics)
+        held_out, parts = (
+            [f"{text}{self._score_note}" for text in texts] for texts in (accuracies(metrics), _rewards(metrics))
+        )
         if "timing_s/step" in metrics:
             parts.append(f"{metrics['timing_s/step']:.1f} s")
         if self._bar.disable or held_out:

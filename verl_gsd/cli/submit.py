@@ -163,22 +163,23 @@ def _relative_words(words: Sequence[str]) -> Iterator[str]:
 
 
 def _relative_keys(config: DictConfig) -> Iterator[str]:
-    """Report files in ``config`` that are relative to this machine's current folder. A job has a folder of its own."""
+    """Report files and models in ``config`` that are relative to this machine's current folder.
+
+    A job has a folder of its own.
+    """
     from omegaconf import OmegaConf
 
     from verl_gsd.run.checks.validate import as_list
-    from verl_gsd.run.remote_paths import scheme_of
+    from verl_gsd.run.remote_paths import FILE_KEYS, MODEL_KEYS, scheme_of
 
-    for key in ("data.train_files", "data.val_files", "reward.custom_reward_function.path"):
+    for key in FILE_KEYS:
         for file in map(str, as_list(OmegaConf.select(config, key) or [])):
             if not file.startswith(("/", "~")) and not scheme_of(file):
                 yield f"{key}={file}: the path of a file on the cluster is relative. Use an absolute path, or ~/PATH."
-    model = str(OmegaConf.select(config, "actor_rollout_ref.model.path") or "")
-    if model.startswith("."):  # other relative paths can be names on the hub
-        yield (
-            f"actor_rollout_ref.model.path={model}: this folder on the cluster is relative. Use an absolute path, or "
-            "~/PATH."
-        )
+    for key in MODEL_KEYS:
+        model = str(OmegaConf.select(config, key) or "")
+        if model.startswith("."):  # other relative paths can be names on the hub
+            yield f"{key}={model}: this folder on the cluster is relative. Use an absolute path, or ~/PATH."
 
 
 def _describe(submissions: Sequence[Submission], package: Path) -> str:

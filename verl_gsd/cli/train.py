@@ -55,8 +55,9 @@ def train(
         from verl_gsd.run.checks.validate import OF_THIS_ENVIRONMENT, validate
         from verl_gsd.run.checks.with_verl import validate_with_verl
 
+        warnings = _warn_of_damaged_marker(line, config)
         validate(config, line, leave_out=OF_THIS_ENVIRONMENT if dry_run else ())
-        warnings = print_audit(config)
+        warnings += print_audit(config)
         if dry_run:
             for problem in (problem for check in OF_THIS_ENVIRONMENT for problem in check(config, line)):
                 err.print(f"warning: {problem}", style="yellow", markup=False, highlight=False)
@@ -223,15 +224,6 @@ def _line_to_resume(line: Line) -> Line:
             f"resume={line.resume}: not a run's folder (it has no {run.overrides.name}). Set resume= to a run's folder."
         )
     newest = run.latest_checkpoint()
-    if newest is not None and run.marker_is_damaged() and not checkpoint:
-        err.print(
-            f"warning: {run.marker}: contains no step (was the disk full?). Resuming from global_step_{newest}, the "
-            "newest complete checkpoint.",
-            style="yellow",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
     if newest is None and not checkpoint:
         raise ConfigError(
             f"resume={line.resume}: the run saved no checkpoint. Start a new run, with trainer.save_freq above 0 and "
@@ -257,6 +249,29 @@ def _line_to_resume(line: Line) -> Line:
 def _starts_fresh(line: Line) -> bool:
     """Whether the words of a resume ignore the saved state."""
     return any(re.fullmatch(r"\+*algorithm\.gsd\.state=fresh", word) for word in line.words_given)
+
+
+def _warn_of_damaged_marker(line: Line, config: DictConfig) -> int:
+    """Warn if a resume must choose its checkpoint, because verl's marker contains no step.
+
+    Returns:
+        The number of warnings.
+    """
+    from verl_gsd.rundir import RunDirectory
+
+    run = RunDirectory(Path(config.trainer.default_local_dir))
+    is_chosen = config.trainer.resume_mode == "resume_path"
+    if line.resume is None or is_chosen or not run.marker_is_damaged():
+        return 0
+    err.print(
+        f"warning: {run.marker}: contains no step (was the disk full?). Resuming from "
+        f"global_step_{run.latest_checkpoint()}, the newest complete checkpoint.",
+        style="yellow",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+    return 1
 
 
 def _stored_config(path: Path) -> dict[str, Any]:
@@ -312,11 +327,19 @@ def make_task(config: DictConfig) -> None:
 def _run(config: DictConfig, line: Line) -> None:
     from verl_gsd.cli.export import show_export_command
     from verl_gsd.errors import ConfigError
-    from verl_gsd.run import launch
+    from verl_gsd.run import launch, trust
     from verl_gsd.run.messages import RunStoppedError
     from verl_gsd.rundir import RunDirectory, read_metrics
 
     held_out = held_out_prompts(config)
+    if reason := trust.why_unsigned():
+        err.print(
+            f"warning: this run will not be signed, so that a resume of it needs trust=RUN (docs/resume.md). {reason}.",
+            style="yellow",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
     run = RunDirectory(Path(config.trainer.default_local_dir))
     try:
         with launch.new_attempt(config, line.words, resuming=line.resume is not None) as (run, attempt):
@@ -341,16 +364,17 @@ def _run(config: DictConfig, line: Line) -> None:
         out.print(f"wandb was offline. To upload the run: {command}", soft_wrap=True, markup=False)
 
 
-def train_attempt(run: RunDirectory, attempt: int, total: int | None) -> None:
+def train_attempt(run: RunDirectory, attempt: int, total: int | None, score_note: str = "") -> None:
     """Train an attempt of a run, and print its steps and messages.
 
     Args:
         total: the number of steps, if the config sets it.
+        score_note: printed after each reward and accuracy, for scores that are not those of the reward function.
     """
     from verl_gsd.cli.step_display import StepDisplay
     from verl_gsd.run import launch
 
-    with StepDisplay(total, out) as display:
+    with StepDisplay(total, out, score_note) as display:
 
         def show_message(kind: Kind, text: str) -> None:
             if kind != "steps":

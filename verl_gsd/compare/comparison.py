@@ -18,7 +18,7 @@ import numpy as np
 from scipy.integrate import trapezoid
 
 from verl_gsd.compare.curves import Curve, check_comparable
-from verl_gsd.evaluation.intervals import Estimate, PairedTest, paired_test, student_mean
+from verl_gsd.evaluation.intervals import Estimate, PairedTest, mean_accuracy_over_seeds, paired_test, student_mean
 
 _SHARES = (0.25, 0.5, 0.75, 1.0)
 
@@ -28,8 +28,8 @@ class BudgetResult:
     """The result of one label at one budget.
 
     Attributes:
-        accuracy: mean over the seeds that had a validation within the budget, with Student's interval; None if no
-            seed had one.
+        accuracy: mean over the seeds that had a validation within the budget, with Student's interval within [0, 1];
+            None if no seed had one.
         against: comparison with the baseline on the seeds that both have; None for the baseline itself, and if there is
             no such seed.
     """
@@ -135,7 +135,7 @@ def mean_accuracy(curve: Curve, first: int, last: int) -> float:
 
 def _at_budget(curves: Mapping[int, Curve], baseline: Mapping[int, Curve], budget: int) -> BudgetResult:
     own, others = _accuracies(curves, budget), _accuracies(baseline, budget)
-    accuracy = student_mean(np.array(list(own.values()))) if own else None
+    accuracy = mean_accuracy_over_seeds(np.array(list(own.values()))) if own else None
     common_seeds = sorted(own.keys() & others.keys())
     if not common_seeds:
         return BudgetResult(accuracy, None)
@@ -157,7 +157,7 @@ def _label_result(
 ) -> LabelResult:
     area = None
     if span[0] < span[1]:
-        area = student_mean(np.array([mean_accuracy(curve, *span) for curve in curves.values()]))
+        area = mean_accuracy_over_seeds(np.array([mean_accuracy(curve, *span) for curve in curves.values()]))
     return LabelResult(
         label,
         tuple(sorted(curves)),
@@ -165,5 +165,5 @@ def _label_result(
         p_adjusted,
         area,
         student_mean(np.array([curve.tokens[-1] for curve in curves.values()])),
-        student_mean(np.array([curve.accuracy[-1] for curve in curves.values()])),
+        mean_accuracy_over_seeds(np.array([curve.accuracy[-1] for curve in curves.values()])),
     )

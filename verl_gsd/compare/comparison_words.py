@@ -33,7 +33,7 @@ def caveats(comparison: Comparison) -> list[str]:
         "groups still waiting at the end, validation, and the judge's answers.",
         "Between two validations, accuracy is interpolated linearly. Before a run's first validation it has none.",
         "Intervals are 95% Student's t intervals over seeds: of means over the seeds of a method, of differences over "
-        "the seeds that both methods have.",
+        "the seeds that both methods have. Those of accuracies are cut at 0 and 1.",
         "Intervals are over training seeds. " + _validated_on(comparison),
     ]
     if comparison.tests:

@@ -207,6 +207,23 @@ def student_mean(values: np.ndarray, confidence: float = 0.95) -> Estimate:
     return Estimate(mean, mean - half, mean + half, n)
 
 
+def mean_accuracy_over_seeds(values: np.ndarray, confidence: float = 0.95) -> Estimate:
+    """Return ``student_mean`` of one accuracy per seed, with the interval intersected with the possible range [0, 1].
+
+    Student's t does not know that an accuracy has a range, and with few seeds its interval can leave it. The true mean
+    cannot, so the intersection covers it in as many cases. The ends for one seed stay infinite, as "no interval".
+
+    Values outside [0, 1] are rewards and no accuracies. The interval of such values is Student's.
+
+    Raises:
+        ValueError: ``values`` is empty, or a value is NaN or infinite; the message names its row.
+    """
+    estimate = student_mean(values, confidence)
+    if estimate.n == 1 or np.min(values) < 0 or np.max(values) > 1:
+        return estimate
+    return Estimate(estimate.value, max(0.0, estimate.low), min(1.0, estimate.high), estimate.n)
+
+
 def _wilson(share: float, n: int, confidence: float) -> Estimate:
     """Solve (share - p)^2 = z^2 p (1 - p) / n for p; ``share * n`` need not be an integer."""
     z = float(stats.norm.ppf((1 + confidence) / 2))

@@ -21,6 +21,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 from hydra import compose, initialize_config_dir
@@ -223,6 +224,11 @@ def compose_config(line: Line) -> DictConfig:
     return config
 
 
+def verl_defaults() -> dict[str, Any]:
+    """Dotted key -> value of verl's own config, without groups and overrides."""
+    return dict(dotted_leaves(OmegaConf.to_container(resolve(compose_config(Line({}, ()))))))
+
+
 def no_such_key(key: str, known: Sequence[str]) -> str:
     """The error message for a key that does not exist, with similar keys from ``known``."""
     for group, option in (("algo", "algorithm"), ("budget", "budget"), ("sampler", "sampler")):
@@ -290,9 +296,14 @@ def resolve(config: DictConfig) -> DictConfig:
 
 def write_yaml(value: DictConfig | list[str], path: Path) -> None:
     """Write YAML through a temporary file and a rename, so that a crash leaves the old file or the new one."""
-    plain = OmegaConf.to_container(value) if isinstance(value, DictConfig) else value
     with atomic_write(path) as temporary:
-        temporary.write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        temporary.write_bytes(to_yaml(value))
+
+
+def to_yaml(value: DictConfig | list[str]) -> bytes:
+    """A config, or the words of a command line, as the content of a YAML file."""
+    plain = OmegaConf.to_container(value) if isinstance(value, DictConfig) else value
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True).encode()
 
 
 def _with_home(word: str) -> str:

@@ -34,7 +34,7 @@ from verl_gsd.python_commands import module_command
 from verl_gsd.run import cluster_lock, job, lost_metrics, memory_kills, trust
 from verl_gsd.run.causes import likely_cause
 from verl_gsd.run.checks.gsd_section import checkpoint_to_resume
-from verl_gsd.run.compose import write_yaml
+from verl_gsd.run.compose import to_yaml, write_yaml
 from verl_gsd.run.messages import Kind, Message, MessageReader, RunStoppedError
 from verl_gsd.run.run_log import first_exception, last_lines, last_lines_of
 from verl_gsd.rundir import MetricsReader, RunDirectory
@@ -72,9 +72,9 @@ def new_attempt(config: DictConfig, overrides: list[str], resuming: bool) -> Ite
     """Create the run directory, or the next attempt in an existing one, and lock it for this process.
 
     This sets the paths of verl's loggers and saves the config. If verl rejects the config (a ``ConfigError`` inside the
-    context), the directory is restored to its previous state. A resume removes files that a killed attempt left
-    half-written. If it starts from a checkpoint of this run that is not the newest, this checkpoint becomes the newest,
-    and the later steps are trained again.
+    context), or a file cannot be written, the directory is restored to its previous state. A resume removes files that
+    a killed attempt left half-written. If it starts from a checkpoint of this run that is not the newest, this
+    checkpoint becomes the newest, and the later steps are trained again.
 
     Yields:
         The run directory and the number of the attempt.
@@ -89,23 +89,12 @@ def new_attempt(config: DictConfig, overrides: list[str], resuming: bool) -> Ite
         attempt = max(run.attempts(), default=0) + 1
         files = (run.config, run.overrides, run.signature, run.marker)
         before = {path: path.read_bytes() for path in files if path.is_file()}
-        for folder in (run.metrics(attempt).parent, run.log(attempt).parent):
-            folder.mkdir(exist_ok=True)
-        _add_environment(config, _logger_environment(run, attempt))
-        write_yaml(config, run.config)
-        write_yaml(overrides, run.overrides)
-        trust.sign(run)
-        if resuming:
-            _remove_partial_files(run)
-            lost_metrics.restore(run)
-            _set_newest_checkpoint(run, checkpoint_to_resume(config))
         try:
+            _prepare(run, attempt, config, overrides, resuming)
             yield run, attempt
         except ConfigError:
             if before:
-                for path, content in before.items():
-                    with atomic_write(path) as temporary:
-                        temporary.write_bytes(content)
+                _restore(run, before)
                 run.log(attempt).unlink(missing_ok=True)
             else:
                 shutil.rmtree(run.path)  # created above
@@ -113,6 +102,46 @@ def new_attempt(config: DictConfig, overrides: list[str], resuming: bool) -> Ite
         finally:
             if run.path.is_dir():
                 lost_metrics.restore(run)
+
+
+def _prepare(run: RunDirectory, attempt: int, config: DictConfig, overrides: list[str], resuming: bool) -> None:
+    """Write the files of an attempt.
+
+    Raises:
+        ConfigError: a file cannot be written.
+    """
+    try:
+        for folder in (run.metrics(attempt).parent, run.log(attempt).parent):
+            folder.mkdir(exist_ok=True)
+        _add_environment(config, _logger_environment(run, attempt))
+        write_yaml(config, run.config)
+        trust.write_words(run, to_yaml(overrides))
+        if resuming:
+            _remove_partial_files(run)
+            lost_metrics.restore(run)
+            _set_newest_checkpoint(run, checkpoint_to_resume(config))
+    except OSError as error:
+        raise ConfigError(
+            f"trainer.default_local_dir={run.path}: cannot be written ({error.strerror}). Free some space, or correct "
+            "the permissions of this folder and its files."
+        ) from error
+
+
+def _restore(run: RunDirectory, before: dict[Path, bytes]) -> None:
+    """Write the earlier contents of files again, as far as the disk has space.
+
+    While the words are replaced, the signature is valid for both versions of them (``trust.write_words``).
+    """
+    with suppress(OSError):
+        if run.signature in before:
+            _write(run.signature, before[run.signature] + run.signature.read_bytes())
+        for path, content in before.items():
+            _write(path, content)
+
+
+def _write(path: Path, content: bytes) -> None:
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(content)
 
 
 @contextmanager

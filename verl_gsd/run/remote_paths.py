@@ -1,4 +1,6 @@
-"""Checks whether verl 0.9.1 can read a remote path, so that other paths are rejected before Ray starts.
+"""The keys of verl 0.9.1 that name files and models, and which remote paths verl can read.
+
+Other remote paths are rejected before Ray starts.
 
 Models: verl copies ``hdfs://`` folders to the local disk (verl/utils/fs.py). It passes all other paths to transformers,
 which reads local folders and models on the Hugging Face Hub.
@@ -14,6 +16,52 @@ import re
 import shutil
 
 import fsspec
+
+_ROLLOUT = "actor_rollout_ref.rollout"
+#: The keys of verl's config that name files or folders. Their values can have a scheme, for example hdfs:// or pkg://.
+FILE_KEYS = (
+    "data.train_files",
+    "data.val_files",
+    "data.custom_cls.path",
+    "data.tool_config_path",
+    "data.function_tool_path",
+    "reward.custom_reward_function.path",
+    "reward.reward_manager.module.path",
+    "reward.reward_model.rollout.quantization_config_file",
+    "custom_reward_function.path",
+    "reward_model.reward_loop_module_path",
+    f"{_ROLLOUT}.multi_turn.tool_config_path",
+    f"{_ROLLOUT}.multi_turn.function_tool_path",
+    f"{_ROLLOUT}.agent.agent_loop_config_path",
+    f"{_ROLLOUT}.agent.custom_async_server.path",
+    f"{_ROLLOUT}.router_config_path",
+    f"{_ROLLOUT}.quantization_config_file",
+    "actor_rollout_ref.actor.qat.quantization_config_path",
+    "actor_rollout_ref.actor.fsdp_config.qat.quantization_config_path",
+    "actor_rollout_ref.ref.fsdp_config.qat.quantization_config_path",
+    "critic.fsdp.qat.quantization_config_path",
+    "trainer.v1.sampler.custom_sampler.path",
+    "trainer.resume_from_path",
+    "trainer.rollout_data_dir",
+    "trainer.validation_data_dir",
+    "ray_kwargs.timeline_json_file",
+)
+#: The keys of verl's config that name a model: a folder, or a name on the hub.
+MODEL_KEYS = (
+    "actor_rollout_ref.model.path",
+    "actor_rollout_ref.model.hf_config_path",
+    "actor_rollout_ref.model.tokenizer_path",
+    "actor_rollout_ref.model.lora_adapter_path",
+    "actor_rollout_ref.model.lora.adapter_path",
+    "critic.model.path",
+    "critic.model.hf_config_path",
+    "critic.model.tokenizer_path",
+    "critic.model.lora_adapter_path",
+    "critic.model.lora.adapter_path",
+    "reward.reward_model.model_path",
+    "reward_model.model.path",
+    "distillation.teacher_models.teacher_model.model_path",
+)
 
 _HDFS = "hdfs"
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")

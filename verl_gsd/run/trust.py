@@ -4,7 +4,7 @@ A run's folder is a program: RUN/overrides.yaml can name code to import, command
 variables whose values are sent to them. The owner of the files does not tell who made them, because what a user copies
 or unpacks belongs to that user. Therefore each run is signed when it starts:
 
-    RUN/signature              HMAC of the folder's path and of RUN/overrides.yaml
+    RUN/signature              HMAC of the folder's path and of RUN/overrides.yaml, one line per content that is valid
     ~/.config/verl_gsd/key     the user's key, which only the user can read ($XDG_CONFIG_HOME replaces ~/.config)
 
 The path is part of it, so that a copy of a run, which may have other checkpoints, does not count as the run itself.
@@ -41,20 +41,41 @@ class UnusableKeyError(Exception):
     """The key file cannot be used. The message says why."""
 
 
-def sign(run: RunDirectory) -> None:
-    """Sign RUN/overrides.yaml, which this process has just written.
+def why_unsigned() -> str | None:
+    """Why a run cannot be signed; None if the user has a key. The key is created if there is none."""
+    try:
+        _read_key(create=True)
+    except UnusableKeyError as error:
+        return str(error)
+    return None
 
-    If the user has no key and none can be created, for example without a home directory, the run is not signed.
+
+def write_words(run: RunDirectory, content: bytes) -> None:
+    """Write RUN/overrides.yaml and sign it.
+
+    A kill or a full disk at any moment leaves a file that is signed if it was before: the signature is valid for the
+    old and the new content while the file is replaced. Without a key (``why_unsigned``), nothing is signed.
 
     Raises:
         OSError: the disk with the run is full, or the process may not write there.
     """
-    try:
+    old = run.overrides.read_bytes() if run.overrides.is_file() else None
+    with suppress(UnusableKeyError):
         key = _read_key(create=True)
-    except (OSError, UnusableKeyError):
-        return  # a resume will say so
-    with atomic_write(run.signature) as temporary:
-        temporary.write_text(_signature(key, run, run.overrides.read_bytes()) + "\n", encoding="utf-8")
+        _write_signature(key, run, content, *([old] if old is not None and _is_signed(key, run, old) else []))
+    with atomic_write(run.overrides) as temporary:
+        temporary.write_bytes(content)
+    sign(run)
+
+
+def sign(run: RunDirectory) -> None:
+    """Sign RUN/overrides.yaml, which this process has just written. Without a key, the run is not signed.
+
+    Raises:
+        OSError: the disk with the run is full, or the process may not write there.
+    """
+    with suppress(UnusableKeyError):
+        _write_signature(_read_key(create=True), run, run.overrides.read_bytes())
 
 
 def stored_words(run: RunDirectory, checkpoint: Path | None, *, trusted: bool) -> list[str]:
@@ -112,11 +133,10 @@ def key_file() -> Path:
 
 def _reason_for_distrust(run: RunDirectory, checkpoint: Path | None, content: bytes) -> str | None:
     try:
-        signature = run.signature.read_text(encoding="utf-8").strip()
-        is_own = hmac.compare_digest(signature.encode(), _signature(_read_key(), run, content).encode())
+        is_own = _is_signed(_read_key(), run, content)
     except UnusableKeyError as error:
         return str(error)
-    except (OSError, ValueError):  # the key or the signature is missing or damaged
+    except FileNotFoundError:  # there is no key
         is_own = False
     if not is_own:
         return (
@@ -165,12 +185,42 @@ def _signature(key: bytes, run: RunDirectory, content: bytes) -> str:
     return hmac.new(key, b"%s\0%s" % (folder, content), hashlib.sha256).hexdigest()
 
 
+def _is_signed(key: bytes, run: RunDirectory, content: bytes) -> bool:
+    try:
+        lines = run.signature.read_bytes().splitlines()
+    except OSError:
+        return False
+    expected = _signature(key, run, content).encode()
+    return any(hmac.compare_digest(line, expected) for line in lines)
+
+
+def _write_signature(key: bytes, run: RunDirectory, *contents: bytes) -> None:
+    """Write a signature that is valid for each of ``contents``."""
+    with atomic_write(run.signature) as temporary:
+        temporary.write_text("".join(f"{_signature(key, run, content)}\n" for content in contents), encoding="utf-8")
+
+
 def _read_key(*, create: bool = False) -> bytes:
+    """The user's key.
+
+    Raises:
+        FileNotFoundError: there is none, and ``create`` is False.
+        UnusableKeyError: it is damaged, others can read it, or it cannot be read or created.
+    """
     path = key_file()
-    if create and not path.exists():
-        _create_key(path)
-    with path.open("rb") as file:
-        status, key = os.fstat(file.fileno()), file.read()
+    try:
+        if create and not path.exists():
+            _create_key(path)
+        with path.open("rb") as file:
+            status, key = os.fstat(file.fileno()), file.read()
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and not create:
+            raise
+        action = "read or created" if create else "read"
+        raise UnusableKeyError(
+            f"{path}: your key cannot be {action} ({error.strerror}). Set XDG_CONFIG_HOME to a folder that you can "
+            "write"
+        ) from None
     if status.st_uid != os.geteuid() or status.st_mode & 0o077 or len(key) != _KEY_BYTES:
         raise UnusableKeyError(
             f"{path}: this key is damaged, or other users can read it. Remove it; the next run creates another one"
@@ -181,14 +231,30 @@ def _read_key(*, create: bool = False) -> bytes:
 def _create_key(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        _write_key(temporary)
+        try:
+            os.link(temporary, path)  # unlike a rename, this keeps a key that another run has just created
+        except FileExistsError:
+            return
+        except OSError:  # this file system has no hard links
+            with suppress(FileExistsError):
+                _write_key(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_key(path: Path) -> None:
+    """Write a new key to a file that does not exist. After a crash of the machine, the file is not empty."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(secrets.token_bytes(_KEY_BYTES))
-        with suppress(FileExistsError):
-            os.link(temporary, path)  # unlike a rename, this does not replace the key that another run has just created
-    finally:
-        temporary.unlink()
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        path.unlink()
+        raise
 
 
 def _parse(path: Path, content: bytes) -> list[str]:

@@ -21,6 +21,10 @@ from typing import Any
 _FORCE, _FORCE_NOT = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 
 
+#: The values that torch takes for true in these variables.
+_TRUE = ("1", "y", "yes", "true")
+
+
 class UnsafeCheckpointError(RuntimeError):
     """A file of a checkpoint contains more than data. The message names the folder and the remedy."""
 
@@ -35,7 +39,7 @@ def weights_only(checkpoint: str) -> Iterator[None]:
     Raises:
         UnsafeCheckpointError: a file that is loaded in the context contains other objects. They were not created.
     """
-    if os.environ.get(_FORCE_NOT, "0") != "0":
+    if os.environ.get(_FORCE_NOT, "").lower() in _TRUE:
         yield
         return
     import torch

@@ -1,23 +1,28 @@
 """Run folders of other people: nothing in them runs, and no secret is sent, unless the user trusts the folder."""
 
+import errno
 import os
 import shlex
 import shutil
 import stat
 from datetime import datetime
+from pathlib import Path
 
 import pytest
+import typer
 import yaml
 from checkpoint_files import write_checkpoint
 from hostile_server import HostileServer, http
+from omegaconf import OmegaConf
 from typer.testing import CliRunner
 
 from verl_gsd.cli import train
 from verl_gsd.cli.main import app
 from verl_gsd.errors import ConfigError
 from verl_gsd.jobs.submission import resumed_run
-from verl_gsd.run import trust
+from verl_gsd.run import launch, trust
 from verl_gsd.run.compose import parse_line
+from verl_gsd.run.messages import RunStoppedError
 from verl_gsd.rundir import RunDirectory
 
 LINE = ["algo=grpo", "task=arithmetic", "hardware=cpu"]
@@ -179,13 +184,63 @@ def test_a_checkpoint_of_another_user_is_not_resumed(run):
         resumed(run)
 
 
-def test_a_key_that_others_can_read_is_not_used(run):
-    trust.key_file().chmod(0o644)
-    with pytest.raises(ConfigError, match="other users can read it"):
+@pytest.mark.parametrize("fault", ["others can read it", "it is empty"])
+def test_a_key_that_others_can_read_or_that_is_damaged_is_not_used(run, fault):
+    if fault == "it is empty":
+        trust.key_file().write_bytes(b"")
+    else:
+        trust.key_file().chmod(0o644)
+    with pytest.raises(ConfigError, match="this key is damaged, or other users can read it"):
         resumed(run)
     run.signature.unlink()
     trust.sign(run)
-    assert not run.signature.exists()
+    assert not run.signature.exists() and "this key is damaged" in trust.why_unsigned()
+    with pytest.raises(ConfigError, match=f"{trust.key_file()}: this key is damaged"):
+        resumed(run)  # the key is the reason, and not the missing signature
+
+
+def test_a_file_system_without_hard_links_has_a_key(run, monkeypatch):
+    def stub_without_hard_links(*_):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", stub_without_hard_links)
+    trust.key_file().unlink()
+    assert trust.why_unsigned() is None
+    key = trust.key_file().read_bytes()
+    trust.sign(run)
+    assert set(LINE) <= set(resumed(run).words) and trust.key_file().read_bytes() == key
+    assert stat.S_IMODE(trust.key_file().stat().st_mode) == 0o600 and len(key) == 32
+    assert list(trust.key_file().parent.iterdir()) == [trust.key_file()], "no temporary file stays"
+
+
+def test_a_new_key_is_on_the_disk_before_it_gets_its_name(home, monkeypatch):
+    """Otherwise a crash of the machine leaves an empty file."""
+    done = []
+    link, fsync = os.link, os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: done.append("fsync") or fsync(file))
+    monkeypatch.setattr(os, "link", lambda *paths: done.append("link") or link(*paths))
+    assert trust.why_unsigned() is None
+    assert done == ["fsync", "link"]
+
+
+def test_a_run_that_cannot_be_signed_warns_at_its_start_with_the_reason(run, home, monkeypatch, capsys):
+    def stub_that_trains_nothing(*_, **__):
+        raise RunStoppedError("stopped")
+
+    monkeypatch.setattr(launch, "train", stub_that_trains_nothing)
+    monkeypatch.setattr(train, "held_out_prompts", lambda config: {})
+    for key_works in (True, False):
+        if not key_works:
+            (home / "file").touch()
+            monkeypatch.setenv("XDG_CONFIG_HOME", str(home / "file"))
+        line, config = train._compose([*LINE, f"trainer.default_local_dir={home}/new-{key_works}"])
+        with pytest.raises(typer.Exit):
+            train._run(config, line)
+        warned = capsys.readouterr().err
+        assert ("warning: this run will not be signed" in warned) != key_works
+    assert f"{home}/file/verl_gsd/key: your key cannot be read or created (Not a directory). Set XDG" in warned
+    with pytest.raises(ConfigError, match=r"your key cannot be read \(Not a directory\)"):
+        resumed(run)
 
 
 def test_without_a_place_for_a_key_a_run_starts_unsigned(run, tmp_path, monkeypatch):
@@ -225,6 +280,75 @@ def test_the_list_of_words_is_safe_to_print(run):
     text = str(rejected.value)
     assert "\x1b" not in text and r"\x1b]52" in text
     assert "bbb [cut]\n" in text and "and 102 more in" in text
+
+
+def renames_failing(monkeypatch, at, error):
+    """A stub: the rename number ``at`` (from 0) raises ``error``. Returns the renames so far."""
+    done, replace = [], Path.replace
+
+    def stub_that_fails(self, target):
+        done.append(target)
+        if len(done) == at + 1:
+            raise error
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", stub_that_fails)
+    return done
+
+
+def resume_config(run):
+    trainer = {"default_local_dir": str(run.path), "resume_mode": "auto"}
+    return OmegaConf.create({"trainer": trainer, "ray_kwargs": {"ray_init": {"runtime_env": {}}}})
+
+
+@pytest.mark.parametrize("at", range(4))
+def test_a_kill_at_any_moment_of_a_resume_leaves_a_run_that_can_be_resumed(run, monkeypatch, at):
+    with monkeypatch.context() as patches, pytest.raises(KeyboardInterrupt):
+        done = renames_failing(patches, at, KeyboardInterrupt)
+        with launch.new_attempt(resume_config(run), [*LINE, "+a=1"], resuming=True):
+            pytest.fail("the resume was killed")
+    assert done[-1] == [run.config, run.signature, run.overrides, run.signature][at]
+    assert set(LINE) <= set(resumed(run).words)
+
+
+@pytest.mark.parametrize("at", range(4))
+def test_a_full_disk_at_any_moment_of_a_resume_restores_the_run(run, monkeypatch, at):
+    words, signature = run.overrides.read_bytes(), run.signature.read_bytes()
+    with monkeypatch.context() as patches, pytest.raises(ConfigError, match=r"my run: .*No space.*Free some space"):
+        renames_failing(patches, at, OSError(errno.ENOSPC, "No space left on device"))
+        with launch.new_attempt(resume_config(run), [*LINE, "+a=1"], resuming=True):
+            pytest.fail("the disk is full")
+    assert (run.overrides.read_bytes(), run.signature.read_bytes()) == (words, signature)
+    assert set(LINE) <= set(resumed(run).words)
+
+
+@pytest.mark.parametrize("at", range(4, 9))
+def test_a_kill_while_a_rejected_resume_is_undone_leaves_a_run_that_can_be_resumed(run, monkeypatch, at):
+    run.config.write_text("{}")
+    with monkeypatch.context() as patches, pytest.raises((KeyboardInterrupt, ConfigError)):
+        renames_failing(patches, at, KeyboardInterrupt)
+        with launch.new_attempt(resume_config(run), [*LINE, "+a=1"], resuming=True):
+            raise ConfigError("refused")
+    assert set(LINE) <= set(resumed(run).words)
+
+
+def test_after_a_resume_the_signature_is_of_the_new_words_only(run):
+    before = run.overrides.read_bytes()
+    with launch.new_attempt(resume_config(run), [*LINE, "+a=1"], resuming=True):
+        assert "+a=1" in resumed(run).words
+    run.overrides.write_bytes(before)
+    with pytest.raises(ConfigError, match="nothing shows"):
+        resumed(run)
+
+
+def test_words_that_were_not_signed_are_not_signed_by_a_resume_that_trusts_them(run, monkeypatch):
+    run.overrides.write_text(yaml.safe_dump([*LINE, "+b=1"]))
+    with monkeypatch.context() as patches, pytest.raises(KeyboardInterrupt):
+        renames_failing(patches, 2, KeyboardInterrupt)
+        with launch.new_attempt(resume_config(run), [*LINE, "+a=1"], resuming=True):
+            pytest.fail("the resume was killed")
+    with pytest.raises(ConfigError, match="nothing shows"):
+        resumed(run)
 
 
 def test_a_submitted_resume_takes_the_word_along():

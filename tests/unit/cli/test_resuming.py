@@ -1,6 +1,8 @@
 """Resuming as a user does: which checkpoint, what is said of a damaged one, and lines that can be pasted."""
 
+import re
 from datetime import datetime
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,7 +20,7 @@ from verl_gsd.extension import fingerprints
 from verl_gsd.jobs.submission import resumed_run
 from verl_gsd.prompts import PromptStore
 from verl_gsd.run import compose, launch, trust
-from verl_gsd.run.checks import gsd_section, validate
+from verl_gsd.run.checks import gsd_section, validate, with_verl
 from verl_gsd.run.checks.steps_left import check_steps_left
 from verl_gsd.run.compose import parse_line, resolve
 from verl_gsd.run.messages import RunStoppedError
@@ -164,12 +166,29 @@ def test_a_checkpoint_of_another_run_can_be_the_last_one_too(run, twenty_rows, t
     assert any("trainer.total_epochs=2: " in text for text in check_steps_left(config, line))
 
 
-def test_a_damaged_marker_is_said_and_the_newest_whole_checkpoint_resumed(run, capsys):
+def test_a_damaged_marker_is_said_and_the_newest_whole_checkpoint_resumed(run, monkeypatch):
+    """The verdict of a dry run counts the warning."""
+    monkeypatch.setattr(with_verl, "validate_with_verl", lambda config: [])
+
+    def warnings_of(word):
+        done = CliRunner().invoke(app, ["train", word, "--dry-run"], env={"COLUMNS": "300"})
+        assert done.exit_code == 0, done.stderr
+        verdict = done.stderr.splitlines()[-1]
+        assert verdict.startswith("Config valid, ")
+        counted = re.match(r"Config valid, (\d+) warning", verdict)
+        assert done.stderr.count("warning: ") == (int(counted[1]) if counted else 0)
+        return [
+            text for text in done.stderr.splitlines() if text.startswith("warning: ") and "contains no step" in text
+        ]
+
+    assert warnings_of(f"resume={run.path}") == []
     run.marker.write_text("")
     cut(run.checkpoint(10) / "data.pt")
+    (warning,) = warnings_of(f"resume={run.path}")
+    assert str(run.marker) in warning and "global_step_8" in warning
+    assert warnings_of(f"resume={run.path}/global_step_4") == [], "the marker does not matter"
     _, config = train._compose([f"resume={run.path}"])
     assert gsd_section.checkpoint_to_resume(config) == run.checkpoint(8)
-    assert "global_step_8" in capsys.readouterr().err
 
 
 def test_a_damaged_checkpoint_ends_the_command_before_anything_starts(run, tmp_path, monkeypatch):
@@ -202,6 +221,14 @@ def test_messages_are_shown_plainly_and_warnings_in_yellow(capsys):
     train._show_message("note", "[3] prompts are left out")
     train._show_message("warning", "rewards fail")
     assert capsys.readouterr().out.splitlines() == ["[3] prompts are left out", "warning: rewards fail"]
+
+
+def test_scores_of_a_rehearsal_are_marked_where_they_look_like_an_accuracy(capsys):
+    metrics = {"critic/score/mean": 0.629, "val-core/mine/acc/mean@1": 0.5, "timing_s/step": 2.0}
+    train._show(2, 2, metrics, SimpleNamespace(update=lambda text: None), " (seeded)")
+    assert capsys.readouterr().out == "step    2/2  reward 0.629 (seeded)  2.0 s  held-out mine 0.500 (seeded)\n"
+    train._show(2, 2, metrics, SimpleNamespace(update=lambda text: None))
+    assert "seeded" not in capsys.readouterr().out
 
 
 def test_a_stopped_run_ends_with_what_the_trainer_said(run, monkeypatch, capsys):

@@ -124,7 +124,7 @@ class ClusterStub:
         return True
 
     def get_job_logs(self, identifier):
-        return f"\x1b[36m(worker)\x1b[0m {CLIPBOARD} [/w]\n"
+        return f"\x1b[36m(worker)\x1b[0m {CLIPBOARD} [/w]\r\n"
 
 
 @pytest.mark.parametrize("words", [["status"], ["status", "gsd[/x]"], ["stop", "gsd[/x]"], ["logs", "gsd[/x]"]])

@@ -73,11 +73,25 @@ def test_common_seeds_are_paired_and_all_seeds_are_in_the_mean():
 
 def test_the_mean_of_two_seeds_has_the_interval_that_the_laboratory_shows():
     """The bootstrap's, the range of the two runs, covers the mean in half of all cases."""
-    row = rows(compare_curves([line("grpo", seed, end) for seed, end in ((1, 0.4), (2, 0.5))], "grpo"))["grpo"]
-    half = 12.7062 * 0.05  # t of one degree of freedom
+    row = rows(compare_curves([line("grpo", seed, end) for seed, end in ((1, 0.44), (2, 0.46))], "grpo"))["grpo"]
+    half = 12.7062 * 0.01  # t of one degree of freedom
     for found in (row.cells[-1].accuracy, row.end_accuracy):
         assert (found.value, found.low, found.high) == pytest.approx((0.45, 0.45 - half, 0.45 + half), abs=1e-4)
-        assert found == student_mean(np.array([0.4, 0.5]))
+        assert found == student_mean(np.array([0.44, 0.46]))
+
+
+def test_intervals_of_accuracies_stay_in_their_range_and_those_of_differences_do_not():
+    curves = [line("grpo", seed, end) for seed, end in ((1, 0.1), (2, 0.9))]
+    found = compare_curves([*curves, line("hadw", 1, 0.9), line("hadw", 2, 0.1)], "grpo")
+    for row in found.rows:
+        for estimate in (*(cell.accuracy for cell in row.cells), row.area, row.end_accuracy):
+            assert (estimate.low, estimate.high) == (0.0, 1.0)
+    difference = rows(found)["hadw"].cells[-1].against.difference
+    assert difference.low < -1 and difference.high > 1
+    assert row.end_tokens.value == 100, "tokens have no range"
+    of = {section.name: section for section in sections(found)}
+    band = of["seeds"].panels[0].chart.to_dict()["layer"][0]["data"]["values"]
+    assert all(0 <= point["low"] <= point["high"] <= 1 for point in band)
 
 
 def test_run_has_no_accuracy_before_its_first_validation():

@@ -9,7 +9,14 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from verl_gsd.evaluation.intervals import equivalence_test, mean_by_question, paired_test, student_mean, wilson
+from verl_gsd.evaluation.intervals import (
+    equivalence_test,
+    mean_accuracy_over_seeds,
+    mean_by_question,
+    paired_test,
+    student_mean,
+    wilson,
+)
 from verl_gsd.evaluation.summary import summarise
 
 Z = 1.959963984540054
@@ -373,3 +380,23 @@ def test_summary_claims_no_interval_where_the_trials_are_unknown_and_no_change_a
 def test_summary_of_a_run_that_made_no_step():
     summary = summarise([], {})
     assert (summary.held_out, summary.steps, summary.seconds_per_step) == ([], 0, None)
+
+
+def test_an_interval_of_accuracies_is_students_within_their_range():
+    student = student_mean(np.array([0.1, 0.9]))
+    assert student.low < 0 and student.high > 1
+    found = mean_accuracy_over_seeds(np.array([0.1, 0.9]))
+    assert (found.value, found.low, found.high, found.n) == (student.value, 0.0, 1.0, 2)
+    for values in ([0.4, 0.41], [-1.0, 1.0], [0.5]):  # narrow, rewards, and one seed
+        assert mean_accuracy_over_seeds(np.array(values)) == student_mean(np.array(values))
+    with pytest.raises(ValueError, match=r"values\[1\]=nan"):
+        mean_accuracy_over_seeds(np.array([0.5, np.nan]))
+
+
+def test_cutting_an_interval_at_the_range_covers_as_often():
+    draws = np.random.default_rng(0).beta(8, 2, size=(2000, 3))
+    covered = [
+        [one.low <= 0.8 <= one.high for one in map(function, draws)]
+        for function in (student_mean, mean_accuracy_over_seeds)
+    ]
+    assert covered[0] == covered[1]

@@ -9,16 +9,22 @@ import sys
 from datetime import datetime
 
 import pytest
+import recipe_configs
 from hypothesis import given
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 from typer.testing import CliRunner
 
 import verl_gsd
+from verl_gsd.cli import jobs as job_commands
 from verl_gsd.cli.main import app
+from verl_gsd.cli.submit import _relative_keys
+from verl_gsd.dotted_keys import dotted_leaves
 from verl_gsd.errors import ConfigError
 from verl_gsd.jobs import package
 from verl_gsd.jobs.submission import SEED_KEYS, new_runs, resumed_run
 from verl_gsd.run.compose import parse_line
+from verl_gsd.run.remote_paths import FILE_KEYS, MODEL_KEYS
 
 NOW = datetime(2026, 11, 25, 10, 30)
 LINE = ["algo=gsd", "task=arithmetic", "hardware=cpu"]
@@ -143,6 +149,42 @@ def test_mistakes_are_rejected_before_verl_and_the_cluster_are_asked(words, said
     line = [] if "--resume" in words else LINE
     done = submit(*line, *words)
     assert done.exit_code == 2 and re.search(said, re.sub(r"\s+", " ", done.output)), done.output
+
+
+def test_progress_bars_and_lines_of_windows_are_lines_of_a_log(capsys):
+    """Also if a piece of the log ends between the two characters that end a line."""
+    log = job_commands._LogPrinter()
+    for piece in ("one\r\ntwo\r", "\n 0%|  |\r50%|# |\r99%|##|\nthree\x1b[2J\n", "four\r"):
+        log.print(piece)
+    log.print_end()
+    assert capsys.readouterr().out == "one\ntwo\n 0%|  |\n50%|# |\n99%|##|\nthree\\x1b[2J\nfour\n"
+
+
+@pytest.mark.parametrize("key", FILE_KEYS)
+def test_each_relative_file_of_a_line_is_rejected(key):
+    for value, count in (("mine.py", 1), ("/mine.py", 0), ("~/mine.py", 0), ("pkg://mine.rewards", 0), (None, 0)):
+        config = OmegaConf.create()
+        OmegaConf.update(config, key, value, force_add=True)
+        problems = list(_relative_keys(config))
+        assert len(problems) == count and all(problem.startswith(f"{key}=mine.py: ") for problem in problems)
+
+
+@pytest.mark.parametrize("key", MODEL_KEYS)
+def test_each_relative_model_of_a_line_is_rejected(key):
+    for value, count in (("../model", 1), ("a/b", 0), ("/models/a", 0), (None, 0)):
+        config = OmegaConf.create()
+        OmegaConf.update(config, key, value, force_add=True)
+        problems = list(_relative_keys(config))
+        assert len(problems) == count and all(problem.startswith(f"{key}=../model: ") for problem in problems)
+
+
+def test_the_path_keys_are_all_those_of_verls_config():
+    """Those that a line can set to a file of the user. Others have an absolute default, or verl-gsd sets them."""
+    others = {"actor_rollout_ref.rollout.prometheus.file", "trainer.default_hdfs_dir", "trainer.default_local_dir"}
+    keys = {key for key, _ in dotted_leaves(recipe_configs.part(of_verl=True))}
+    paths = {key for key in keys if re.search(r"(path|file|files|_dir)$", key)}
+    paths = {key for key in paths if "profiler" not in key and not key.startswith("skip.")}
+    assert paths - others == set(FILE_KEYS) | set(MODEL_KEYS)
 
 
 @pytest.mark.usefixtures("configs_parsed_once")

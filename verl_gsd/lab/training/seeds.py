@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from verl_gsd.dotted_keys import value_at
 from verl_gsd.errors import ConfigError
-from verl_gsd.evaluation.intervals import Estimate, student_mean
+from verl_gsd.evaluation.intervals import Estimate, mean_accuracy_over_seeds
 from verl_gsd.evaluation.summary import summarise
 from verl_gsd.jobs.submission import SEED_KEYS
 from verl_gsd.plain_data import read_yaml
@@ -110,7 +110,7 @@ def mean_accuracies(runs: Sequence[RunDirectory]) -> dict[str, tuple[Estimate, E
         if exact := [data[EXACT] for _, data in metrics if EXACT in data]:
             ends.setdefault("exact", []).append((exact[0], exact[-1]))
     return {
-        source: (student_mean(np.array(pairs)[:, 0]), student_mean(np.array(pairs)[:, 1]))
+        source: (mean_accuracy_over_seeds(np.array(pairs)[:, 0]), mean_accuracy_over_seeds(np.array(pairs)[:, 1]))
         for source, pairs in ends.items()
     }
 

@@ -74,7 +74,10 @@ def observe_resume(run: RunDirectory, before: Mapping[str, int], findings: Findi
     if not after:
         findings.wrong.append(f"trainer.save_freq: there is no checkpoint after step {ALL_STEPS} to compare.")
     elif changed:
-        findings.worked.append(f"weights: {len(changed)} of {len(after)} tensors changed in step {ALL_STEPS}")
+        others = (
+            "" if len(changed) == len(after) else ". The others are frozen, or their gradient is 0, which is normal"
+        )
+        findings.worked.append(f"weights: {len(changed)} of {len(after)} tensors changed in step {ALL_STEPS}{others}")
     else:
         findings.wrong.append(
             f"actor_rollout_ref.actor.optim.lr: no weight changed in step {ALL_STEPS}. Set a learning rate above 0, or "

@@ -60,28 +60,38 @@ def observe_prompts(run: RunDirectory, config: DictConfig, rows: int, findings: 
     """Check that the resumed attempt trained the next prompts of the data, and not the first ones again.
 
     Args:
+        config: the config of the rehearsal.
         rows: number of rows of the training data.
     """
-    prompts: dict[bool, set[tuple[str, int]]] = {False: set(), True: set()}
+    prompts: dict[bool, list[tuple[str, int]]] = {False: [], True: []}
     for row in read_records(run.path).to_pylist():
-        prompts[row["step"] > FIRST_STEPS].add((row["data_source"], row["index"]))
-    earlier, later = prompts[False], prompts[True]
+        prompts[row["step"] > FIRST_STEPS].append((row["data_source"], row["index"]))
+    earlier, later = set(prompts[False]), set(prompts[True])
     if not later:
         return  # another check reports that nothing was recorded
+    used, per_pass = len(prompts[False]) + len(prompts[True]), _prompts_per_pass(config, rows)
     if not (repeated := later & earlier):
         findings.worked.append(
             f"resume: step {ALL_STEPS} used {len(later)} prompts that steps 1 to {FIRST_STEPS} had not used"
         )
-    elif _may_repeat(config) or len(earlier | later) == rows:
+    elif _may_repeat(config):
+        findings.unchecked.append("whether a resume continues with the next prompts, because the sampler repeats them")
+    elif used > per_pass:
         findings.unchecked.append(
-            "whether a resume continues with the next prompts, because the sampler or the small number of rows "
-            f"({rows}) makes the run repeat prompts"
+            f"whether a resume continues with the next prompts, because {ALL_STEPS} steps used {used} prompts, and a "
+            f"pass over the {rows} rows has only {per_pass}. The next pass repeats them in another order"
         )
     else:
         findings.wrong.append(
             f"resume: step {ALL_STEPS} used {len(repeated)} prompts of steps 1 to {FIRST_STEPS} again, although others "
             "were left. The position in the data was not restored. Check data.sampler and the dataset class."
         )
+
+
+def _prompts_per_pass(config: DictConfig, rows: int) -> int:
+    """The prompts of a pass over the data: verl leaves out the rows that do not fill a last batch."""
+    batch = OmegaConf.select(config, "data.gen_batch_size") or config.data.train_batch_size
+    return rows // batch * batch
 
 
 def _may_repeat(config: DictConfig) -> bool:

@@ -1,5 +1,6 @@
 """The hub's real client asks a local server about the models of a config."""
 
+import httpx
 import hub_server
 import pytest
 from huggingface_hub import constants
@@ -17,6 +18,20 @@ def asked(monkeypatch, tmp_path):
     with hub_server.serving() as (address, paths):
         hub_server.use(monkeypatch, address, tmp_path / "cache")
         yield paths
+
+
+@pytest.fixture
+def cached(tmp_path):
+    """The file of a model in the cache."""
+
+    def write(name):
+        repository = tmp_path / "cache" / f"models--{name.replace('/', '--')}"
+        (repository / "snapshots/1").mkdir(parents=True)
+        (repository / "refs").mkdir()
+        (repository / "refs/main").write_text("1")
+        (repository / "snapshots/1/config.json").write_text("{}")
+
+    return write
 
 
 @pytest.fixture
@@ -40,6 +55,8 @@ def report_on(path, **model):
         ("lab/missing", ["no such model on the Hugging Face Hub", "Correct the name"]),
         ("lab/gated", ["accept its authors' conditions", "hf auth login", "local folder"]),
         ("lab/no-model", ["no config.json", "local folder"]),
+        ("lab/token", ["HTTP 401 Unauthorized: Invalid credentials", "hf auth login", "HF_TOKEN", "local folder"]),
+        ("lab/forbidden", ["HTTP 403 Forbidden: Your token cannot read this model", "hf auth login"]),
     ],
 )
 def test_what_the_hub_does_not_give_is_a_problem(asked, name, said):
@@ -71,6 +88,45 @@ def test_a_hub_that_does_not_answer_is_asked_once(asked, name, monkeypatch):
     assert not constants.is_offline_mode()
     assert report.problems == [] and len(asked) == 1
     assert set(report.unknown) == {name, "lab/public"}
+    first, second = (message.text.partition("the Hugging Face Hub ")[2] for message in report.messages)
+    assert first == second, "the reason is the same, and not that HF_HUB_OFFLINE is set"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("lab/broken", "HTTP 503 Service Unavailable"), ("lab/often", "HTTP 429 Too Many Requests")]
+)
+@pytest.mark.usefixtures("asked")
+def test_an_answer_that_is_an_error_is_said(name, said):
+    (message,) = report_on(name).messages
+    assert message.text.startswith(f"{PATH}={name}: the Hugging Face Hub answered {said}, and this machine's cache")
+    assert "Try again later" in message.text and "did not answer" not in message.text
+
+
+def test_a_hub_that_says_nothing_is_waited_for_as_long_as_the_limit_says(asked, monkeypatch):
+    limits, send = [], httpx.Client.send
+
+    def recording(client, request, **options):
+        limits.append(request.extensions["timeout"])
+        return send(client, request, **options)
+
+    monkeypatch.setattr(httpx.Client, "send", recording)
+    monkeypatch.setattr(hub_models, "TIMEOUT", 0.25)
+    assert report_on(hub_server.SILENT).is_silent and len(asked) == 1
+    assert set(limits[-1].values()) == {0.25}
+
+
+@pytest.mark.parametrize("name", ["lab/gated", "lab/token", "lab/forbidden"])
+@pytest.mark.usefixtures("asked")
+def test_a_model_without_access_that_is_cached_is_no_problem(cached, name):
+    cached(name)
+    report = report_on(name)
+    assert (report.problems, report.messages, report.unknown) == ([], [], [])
+
+
+def test_with_modelscope_the_hub_is_not_asked(asked, monkeypatch):
+    monkeypatch.setenv("VERL_USE_MODELSCOPE", "True")
+    report = report_on("lab/missing")
+    assert (report.problems, report.messages, report.unknown, asked) == ([], [], [], [])
 
 
 @pytest.mark.usefixtures("no_hub")
@@ -84,12 +140,8 @@ def test_a_refused_connection_is_one_warning():
 
 
 @pytest.mark.usefixtures("no_hub")
-def test_a_cached_model_needs_no_hub(tmp_path, monkeypatch):
-    repository = tmp_path / "cache/models--lab--public"
-    (repository / "snapshots/1").mkdir(parents=True)
-    (repository / "refs").mkdir()
-    (repository / "refs/main").write_text("1")
-    (repository / "snapshots/1/config.json").write_text("{}")
+def test_a_cached_model_needs_no_hub(cached, monkeypatch):
+    cached("lab/public")
     report = report_on("lab/public")
     assert report.unknown == [] and [message.kind for message in report.messages] == ["note"]
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -99,5 +151,8 @@ def test_a_cached_model_needs_no_hub(tmp_path, monkeypatch):
 def test_offline_mode_is_said_for_a_model_that_is_not_cached(asked, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     report = report_on("lab/public")
-    assert "HF_HUB_OFFLINE is set" in report.messages[0].text and report.unknown == ["lab/public"]
+    (message,) = report.messages
+    assert "HF_HUB_OFFLINE is set" in message.text and report.unknown == ["lab/public"]
+    assert "HF_HUB_OFFLINE=1" not in message.text, "it is set already"
+    assert message.text.endswith("Set the key to a local folder, or download the model to the cache before.")
     assert asked == []

@@ -28,8 +28,9 @@ def findings():
     return Findings()
 
 
-def config(mode=OUR_MODES["sync"], gsd=GSD):
-    return OmegaConf.create({"trainer": {"v1": {"trainer_mode": mode}}, "algorithm": {"gsd": gsd}})
+def config(mode=OUR_MODES["sync"], gsd=GSD, batch=2):
+    data = {"train_batch_size": batch, "gen_batch_size": None}
+    return OmegaConf.create({"trainer": {"v1": {"trainer_mode": mode}}, "algorithm": {"gsd": gsd}, "data": data})
 
 
 def save_optimizer(run, step, updates):
@@ -101,6 +102,34 @@ def test_the_resumed_step_must_use_prompts_that_were_not_used_before(
     assert [len(findings.worked), len(findings.wrong), len(findings.unchecked)] == [worked, wrong, unchecked]
     if wrong:
         assert f"{len(set(later) & {0, 1, 2, 3})} prompts" in findings.wrong[0]
+
+
+@pytest.mark.parametrize("gen_batch", [None, 1, 5])
+@pytest.mark.parametrize("rows", range(8, 41))
+def test_a_resume_is_never_wrong_if_it_continues_and_always_if_it_begins_again(tmp_path, rows, gen_batch):
+    """verl's loader, shuffled at every pass: three steps of 8 prompts, with a resume before the third."""
+    for continues in (True, False):
+        findings, run = Findings(), RunDirectory(tmp_path / f"run-{continues}")
+        steps = (steps_of_loader(rows, gen_batch or 8), steps_of_loader(rows, gen_batch or 8))
+        first, second, third = (next(steps[0]) for _ in range(3))
+        write_groups(run, 1, 1, first)
+        write_groups(run, 2, 1, second)
+        write_groups(run, 3, 2, third if continues else next(steps[1]))
+        of_run = config()
+        of_run.data.update({"train_batch_size": 8, "gen_batch_size": gen_batch})
+        resumed.observe_prompts(run, of_run, rows, findings)
+        is_enough = rows // (gen_batch or 8) * (gen_batch or 8) >= 24
+        assert bool(findings.wrong) == (is_enough and not continues)
+        assert is_enough or findings.unchecked or findings.worked, "by chance, the next pass may repeat nothing"
+        assert not (is_enough and continues) or findings.worked
+
+
+def steps_of_loader(rows, batch):
+    """Steps of 8 prompts of a loader of ``range(rows)``. Two loaders begin with the same prompts."""
+    torch.manual_seed(0)
+    loader = torch.utils.data.DataLoader(range(rows), batch_size=batch, shuffle=True, drop_last=True)
+    prompts = [prompt for _ in range(5) for rows in loader for prompt in rows.tolist()]
+    return (tuple(prompts[start : start + 8]) for start in range(0, 24, 8))
 
 
 def test_a_memory_that_was_carried_on_has_all_earlier_visits(run, findings):
