@@ -431,7 +431,7 @@ def asks_for_token(address: str) -> bool | None:
     """
     try:
         asked = subprocess.run(
-            [sys.executable, "-c", _ASK_RAY, address],
+            [*code_command(_ASK_RAY), address],
             env=os.environ | {own_cluster.MODE: "disabled"},
             stdin=subprocess.DEVNULL,
             capture_output=True,

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors.numpy import load_file, save
 
@@ -84,16 +83,10 @@ def kept(name):
         parts = np.split(arrays[str(step)], np.cumsum(list(rows.values()))[:-1])
         trace.updates[step], trace.metrics[step] = line["updates"], line["metrics"]
         trace.advantages[step] = dict(zip(rows, parts, strict=True))
-    trace.records = with_silence(pq.read_table(folder / "records.parquet"))
+    trace.records = pq.read_table(folder / "records.parquet")
     saved = saved_state(folder / "saved")
     trace.states = {"saved": saved, "restored": saved, "ended": saved_state(folder / "ended")}
     return trace
-
-
-def with_silence(records):
-    """The kept records with the column ``silent``, which is newer. No reward is shaped, so ``kind`` determines it."""
-    kinds = records["kind"].to_pylist()
-    return records.append_column("silent", pa.array([kind and kind != "mixed" for kind in kinds], pa.bool_()))
 
 
 def differences(name, wanted, found):

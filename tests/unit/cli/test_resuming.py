@@ -2,7 +2,6 @@
 
 import re
 from datetime import datetime
-from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,6 +14,7 @@ from typer.testing import CliRunner
 from verl_gsd.algorithms.hadw.extension import Hadw
 from verl_gsd.cli import train
 from verl_gsd.cli.main import app
+from verl_gsd.cli.step_display import StepDisplay
 from verl_gsd.errors import ConfigError
 from verl_gsd.extension import fingerprints
 from verl_gsd.jobs.submission import resumed_run
@@ -225,9 +225,9 @@ def test_messages_are_shown_plainly_and_warnings_in_yellow(capsys):
 
 def test_scores_of_a_rehearsal_are_marked_where_they_look_like_an_accuracy(capsys):
     metrics = {"critic/score/mean": 0.629, "val-core/mine/acc/mean@1": 0.5, "timing_s/step": 2.0}
-    train._show(2, 2, metrics, SimpleNamespace(update=lambda text: None), " (seeded)")
+    StepDisplay(2, train.out, " (seeded)").show(2, metrics)
     assert capsys.readouterr().out == "step    2/2  reward 0.629 (seeded)  2.0 s  held-out mine 0.500 (seeded)\n"
-    train._show(2, 2, metrics, SimpleNamespace(update=lambda text: None))
+    StepDisplay(2, train.out).show(2, metrics)
     assert "seeded" not in capsys.readouterr().out
 
 

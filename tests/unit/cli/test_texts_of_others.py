@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from verl_gsd.cli import jobs, train
 from verl_gsd.cli.main import app
+from verl_gsd.cli.step_display import StepDisplay
 from verl_gsd.console import SafeConsole, protect_stderr
 from verl_gsd.jobs import cluster
 from verl_gsd.jobs.submission import RUN_KEY
@@ -35,7 +36,7 @@ def out(monkeypatch):
 def test_data_sources_with_brackets_and_slashes_are_printed_as_they_are(out):
     sources = ("maths[/hard]", "openai/gsm8k", "openai/math", f"[bold]{CLIPBOARD}")
     scalars = {f"val-core/{source}/acc/mean@1": 0.5 for source in sources}
-    train._show(3, 10, scalars, SimpleNamespace(update=lambda text: None))
+    StepDisplay(10, train.out).show(3, scalars)
     train.out.print(train.result_table([(0, scalars), (3, scalars)], Counter({"maths[/hard]": 4})))
     step, _, table = out.getvalue().partition("\n")
     assert not CONTROL.search(step + table.replace("\n", ""))

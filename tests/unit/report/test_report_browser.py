@@ -114,7 +114,7 @@ def check_page(page, sections):
 )
 def test_everything_is_drawn(visit, written, scenario):
     address, sections = written(scenario)
-    assert len(sections) == 12 or scenario is one_step
+    assert len(sections) == 13 or scenario is one_step
     check_page(visit(address), sections)
 
 
