@@ -55,8 +55,10 @@ SECRET_NAME = re.compile(
 )
 SECRET_VALUE = re.compile(
     # Tokens of Hugging Face, OpenAI and others, GitHub, GitLab, Slack, AWS, Google, NVIDIA, PyPI and Stripe
-    r"\b(?:hf_|sk-|gh[oprsu]_|github_pat_|glpat-|xox[a-z]-|AKIA|ASIA|AIza|ya29\.|nvapi-|pypi-AgE|[rs]k_(?:live|test)_)"
-    r"[A-Za-z0-9_-]{12,}"
+    r"\b(?:github_pat_|glpat-|xox[a-z]-|AIza|ya29\.|nvapi-|pypi-AgE|[rs]k_(?:live|test)_)[A-Za-z0-9_-]{12,}"
+    # Names of folders begin in the same way, but have separators or small letters: hf_models, sk-learn-2, ASIA_maths
+    r"|\b(?:hf_|gh[oprsu]_|sk-(?:proj-|svcacct-|admin-|or-v1-|ant-[a-z0-9]+-)?)[A-Za-z0-9]{12,}"
+    r"|\b(?:AKIA|ASIA)[A-Z0-9]{12,}"
     # Tokens of Groq, Replicate, npm and xAI. Ordinary names begin in the same way, but have separators: xai-org
     r"|\b(?:gsk_|r8_|npm_|xai-)[A-Za-z0-9]{16,}"
     r"|\beyJ[A-Za-z0-9_-]{8,}"  # a JSON Web Token, which begins with {" in base64
@@ -76,7 +78,9 @@ _KEY_PREFIX = re.compile(r"(?:hf_|gh[oprsu]_|github_pat_|gsk_|r8_|npm_|[rs]k_)[a
 _FROM_ENVIRONMENT = re.compile(r"\$\{\s*oc\.env\s*:\s*['\"]?([^,}'\"]*)")
 #: As SECRET_NAME, for variables, whose names often lack the underscore: MYKEY, GITHUB_PAT.
 _SECRET_VARIABLE = re.compile(
-    rf"{SECRET_NAME.pattern}|(?:key|token|pwd|_pat)$|webhook|(?:database|db)_ur[il]", re.IGNORECASE
+    r"^(?!(?:old)?pwd$|ssh_auth_sock$)"  # the current folder, and a socket
+    rf"(?:.*(?:{SECRET_NAME.pattern}|(?:key|token|pwd|_pat)$|webhook|(?:database|db)_ur[il]))",
+    re.IGNORECASE,
 )
 
 #: A secret that is shorter is only hidden where a message quotes KEY=VALUE.

@@ -198,7 +198,8 @@ RANDOM = "q7Zp4Wd9Kx2Lm8Tv"
     "value",
     [
         *(f"{prefix}{RANDOM}" for prefix in ("hf_", "sk-", "sk-proj-", "ghp_", "gho_", "github_pat_", "glpat-")),
-        *(f"{prefix}{RANDOM}" for prefix in ("xoxb-", "xoxa-", "xoxp-", "AKIA", "AIza")),
+        *(f"{prefix}{RANDOM}" for prefix in ("xoxb-", "xoxa-", "xoxp-", "AIza")),
+        *(f"{prefix}{RANDOM.upper()}" for prefix in ("AKIA", "ASIA")),
         *(f"eyJ{RANDOM}.eyJ{RANDOM}.{RANDOM}", f"Bearer {RANDOM}", f"Authorization: Bearer {RANDOM}"),
         *(f"https://me:{RANDOM}@proxy.example", f"${{oc.env:HOME,ghp_{RANDOM}}}"),
         *(f"{prefix}{RANDOM}" for prefix in ("nvapi-", "gsk_", "r8_", "npm_", "pypi-AgE", "xai-", "sk_live_", "ya29.")),
@@ -301,6 +302,8 @@ def test_a_key_in_place_of_the_name_of_its_variable_is_seen_and_not_repeated(com
             "https://host.example/a?sort=signature",
             "pass",
         ),
+        *("ASIA_multilingual_math", "/mnt/ASIA-languages-train.parquet", "/data/hf_models_cache/qwen"),
+        *("/scratch/sk-learn-experiments-2026", "ghr_a_and_b_run_number_2"),
         *("sk_learn_baseline_with_twelve", "a@b.example:1", "https://[::1]:8000/v1", "gsk_eight", "hooks.slack.com"),
     ],
 )
@@ -313,6 +316,7 @@ def test_ordinary_values_are_no_secrets(compose_fast, value):
 def test_other_variables_may_be_used(check, tiny_task, monkeypatch):
     monkeypatch.setenv("TOKENIZER_FOLDER", "keys")
     check(tiny_task, "trainer.project_name=${oc.env:TOKENIZER_FOLDER}-${oc.env:HOME,author}")
+    check(tiny_task, "trainer.project_name=${oc.env:PWD,x}-${oc.env:OLDPWD,x}-${oc.env:SSH_AUTH_SOCK,x}")
 
 
 def test_problems_of_other_checks_do_not_repeat_a_secret(check, tiny_task, monkeypatch):
