@@ -22,9 +22,10 @@ case "${1:-}" in
   --*) echo "gpu_check: $1: no such option. Use --engine, --training, or names of parts." >&2; exit 2 ;;
 esac
 
-python=${VENV:-$root/.venv}/bin/python
+python=$(realpath --no-symlinks --canonicalize-missing "${VENV:-$root/.venv}")/bin/python
 [ -x "$python" ] || python=python3
 results=$(realpath -m "${RESULTS:-$root/benchmarks/results/gpu}")
+cd "$root" # otherwise python -m would also search the current folder, which may hold files of other people
 mkdir -p "$results"
 export PYTHONPATH="$root:$root/benchmarks:$root/tests/support${PYTHONPATH:+:$PYTHONPATH}"
 export HF_HUB_OFFLINE=1 RAY_USAGE_STATS_ENABLED=0 VLLM_NO_USAGE_STATS=1 TOKENIZERS_PARALLELISM=false

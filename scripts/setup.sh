@@ -8,6 +8,7 @@
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=$(realpath --canonicalize-missing "${VENV:-$root/.venv}")
+cd "$root" # otherwise python -m would also search the current folder, which may hold files of other people
 
 has_gpu() { nvidia-smi --list-gpus 2>/dev/null | grep '^GPU ' >/dev/null; }
 if [ -n "${EXTRAS:-}" ]; then extras=$EXTRAS; elif has_gpu; then extras=gpu,dev; else extras=cpu,dev; fi

@@ -82,12 +82,13 @@ def address_to_join(config: DictConfig) -> str | None:
     folder = OmegaConf.select(config, "ray_kwargs.ray_init._temp_dir")
     try:
         if address in (None, "auto"):
-            _check_address_file(Path(get_ray_address_file(folder)))
-            found = services.get_ray_address_from_environment(address, folder)
-            if found is not None and found != services.find_bootstrap_address(folder):
-                _check_process_address(found)
+            own = _read_address_file(Path(get_ray_address_file(folder)))
+            found = own if address is None else services.get_ray_address_from_environment(address, folder)
             if found is None:
                 return None
+            if found != own:
+                _check_process_address(found)
+            _check_listener(found)
             address = found
         return services.canonicalize_bootstrap_address(address, folder)
     except ConfigError:  # our own, which is a ValueError too
@@ -99,28 +100,66 @@ def address_to_join(config: DictConfig) -> str | None:
         ) from error
 
 
-def _check_address_file(path: Path) -> None:
-    """Reject the address of a cluster that another user has written. Ray would join it and run that user's code.
+def _read_address_file(path: Path) -> str | None:
+    """The address of a cluster that Ray wrote to a file; None if there is no such file.
+
+    The file is opened once, because its folder may be writable for others, who could replace it in between. If another
+    user has written it, Ray would join that user's cluster and run that user's code.
 
     Raises:
-        ConfigError: the file, or a symbolic link in its place, belongs to another user than this one and root.
+        ConfigError: the file belongs to another user than this one and root, is a symbolic link, or cannot be read.
     """
     try:
-        owners = {path.lstat().st_uid, path.stat().st_uid}  # of a link and of the file that it names
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     except FileNotFoundError:
-        return
+        return None
     except OSError as error:
         raise ConfigError(
             f"ray_kwargs.ray_init.address: {path} cannot be read ({error.strerror}), so that the cluster in it is not "
             "known. To join a cluster, set RAY_ADDRESS to HOST:PORT. To start a separate cluster for this run, set "
             "ray_kwargs.ray_init.address=local."
         ) from error
-    if foreign := owners - {os.geteuid(), 0}:
+    with os.fdopen(descriptor, encoding="utf-8", errors="replace") as file:
+        owner, content = os.fstat(file.fileno()).st_uid, file.readline().strip()
+    if owner not in (os.geteuid(), 0):
         raise ConfigError(
-            f"ray_kwargs.ray_init.address: another user (id {min(foreign)}) wrote the cluster address in {path}. "
+            f"ray_kwargs.ray_init.address: another user (id {owner}) wrote the cluster address in {path}. "
             "To join this cluster, set RAY_ADDRESS to HOST:PORT. To start a separate cluster for this run, set "
             "ray_kwargs.ray_init.address=local."
         )
+    return content or None
+
+
+def _check_listener(address: str) -> None:
+    """Reject an address of this machine at which a process of another user listens.
+
+    The file with the address remains when a cluster is killed, and another user can then listen at its port.
+
+    Raises:
+        ConfigError: see above.
+    """
+    host, _, port = address.rpartition(":")
+    addresses = {entry.address for entries in psutil.net_if_addrs().values() for entry in entries}
+    if host.strip("[]") not in addresses | {"localhost"} or not port.isdecimal():
+        return  # another machine, or Ray's own error
+    if foreign := _listeners(int(port)) - {os.geteuid(), 0}:
+        raise ConfigError(
+            f"ray_kwargs.ray_init.address: Ray would join the cluster at {address}, but another user (id "
+            f"{min(foreign)}) listens there. If you trust that user and want to join this cluster, set RAY_ADDRESS to "
+            "this address. To start a separate cluster for this run, set ray_kwargs.ray_init.address=local."
+        )
+
+
+def _listeners(port: int) -> set[int]:
+    """The ids of the users whose processes listen at a TCP port of this machine. Linux lists them for every user."""
+    users = set()
+    for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")):
+        with suppress(OSError):
+            for row in table.read_text(encoding="ascii").splitlines()[1:]:
+                _, local, _, state, _, _, _, user, *_ = row.split()
+                if state == "0A" and int(local.rpartition(":")[2], 16) == port:
+                    users.add(int(user))
+    return users
 
 
 def _check_process_address(address: str) -> None:

@@ -8,12 +8,16 @@ have another value than the run had before. The state in a checkpoint names the 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
 from verl_gsd.run.compose import Line, compose_config
 from verl_gsd.state import saved_settings
+
+#: Keys that can name a file, a server or an environment variable.
+_NAMES_SOMETHING = re.compile(r"judge|url|path|file|env|key|model")
 
 
 def settings_of_state(line: Line, checkpoint: Path) -> list[str]:
@@ -43,7 +47,26 @@ def settings_of_state(line: Line, checkpoint: Path) -> list[str]:
         if isinstance(OmegaConf.select(config, key.rpartition(".")[0]), DictConfig)
         and not line.sets(key)
         and _plain(config, key) != value
+        and _is_harmless(key, value)
     ]
+
+
+def _is_harmless(key: str, value: object) -> bool:
+    """Whether a setting can neither name a file, a server or a variable, nor read one. A checkpoint is not signed.
+
+    A resume whose settings differ in another key is rejected, as every resume with other settings.
+    """
+    return _NAMES_SOMETHING.search(key) is None and (
+        value is None or isinstance(value, bool | int | float) or _is_word(value) or _is_list_of_numbers(value)
+    )
+
+
+def _is_word(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9_-]*", value) is not None
+
+
+def _is_list_of_numbers(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(entry, int | float) for entry in value)
 
 
 def _plain(config: DictConfig, key: str) -> object:

@@ -36,6 +36,7 @@ from verl_gsd.preparation.manifest import PreparedDataset, read_manifest
 from verl_gsd.preparation.sources import MATHS, SOURCES
 from verl_gsd.run import compose
 from verl_gsd.run.checks.data_files import FILE_KEYS, files_of, has_own_dataset, prompt_column
+from verl_gsd.run.checks.data_sources import is_chosen_by_source
 from verl_gsd.run.checks.memory import shape_of
 from verl_gsd.run.compose import OWN_DATA, Line
 from verl_gsd.run.dataset import count_rows
@@ -111,6 +112,11 @@ def compose_here(line: Line) -> tuple[DictConfig, list[str]]:
     """
     dataset = None if line.data is None else _read_dataset(Path(line.data), line)
     config = _composed(line, _file_values(line, dataset))
+    if dataset is not None and is_chosen_by_source(config):
+        raise ConfigError(
+            f"data={dataset.folder}: it was prepared without a verifier (--judged-by-model), and no reward is set. Set "
+            f"reward.reward_model.enable=true and reward.reward_model.model_path=MODEL, or set {_FUNCTION}.path=FILE."
+        )
     lines = [] if dataset is None else [_describe(dataset, line)]
     if not line.has_own_data:
         return config, lines

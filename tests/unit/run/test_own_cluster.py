@@ -3,6 +3,7 @@
 import grp
 import os
 import pwd
+import socket
 import stat
 import subprocess
 import tempfile
@@ -242,26 +243,46 @@ def test_the_address_of_a_cluster_that_another_user_wrote_is_not_used(base, monk
     with pytest.raises(ConfigError, match=r"another user \(id 65534\) wrote the cluster address"):
         cluster_lock.joins(config_of(address=None))
     assert not cluster_lock.joins(config_of(address="local"))
-    os.chown(address.rename(base / "of_this_user"), os.geteuid(), -1)
-    address.symlink_to(base / "of_this_user")
-    os.chown(address, NOBODY, NOBODY, follow_symlinks=False)
-    with pytest.raises(ConfigError, match=r"another user \(id 65534\) wrote the cluster address"):
-        cluster_lock.joins(config_of(address=None))
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
     assert cluster_lock.joins(config_of(address=None))
 
 
-@as_root
-def test_a_link_of_another_user_to_an_address_of_this_user_is_not_used(base, monkeypatch):
+def test_a_link_in_place_of_the_address_of_a_cluster_is_not_followed(base, monkeypatch):
+    """Another user could link to an old address of this user. Ray writes a file."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     (base / "ray").mkdir()
     (base / "mine").write_text("127.0.0.1:6379")
-    link = base / "ray" / "ray_current_cluster"
-    link.symlink_to(base / "mine")
-    assert cluster_lock.joins(config_of(address=None))
-    os.chown(link, NOBODY, NOBODY, follow_symlinks=False)
-    with pytest.raises(ConfigError, match=r"another user \(id 65534\) wrote the cluster address"):
+    (base / "ray" / "ray_current_cluster").symlink_to(base / "mine")
+    with pytest.raises(ConfigError, match=r"ray_current_cluster cannot be read"):
         cluster_lock.joins(config_of(address=None))
+
+
+def test_an_old_address_at_which_another_user_listens_is_not_used(base, monkeypatch):
+    """A cluster that was killed leaves its address, and anyone can then listen there."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    (base / "ray").mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        (base / "ray" / "ray_current_cluster").write_text(f"127.0.0.1:{port}")
+        assert cluster_lock.joins(config_of(address=None)), "this user listens"
+        monkeypatch.setattr(cluster_lock, "_listeners", lambda asked: {NOBODY} if asked == port else set())
+        with pytest.raises(ConfigError, match=rf"127\.0\.0\.1:{port}, but another user \(id {NOBODY}\) listens there"):
+            cluster_lock.joins(config_of(address=None))
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+        assert cluster_lock.joins(config_of(address=None)), "the user named it"
+
+
+@as_root
+def test_listeners_of_other_users_are_seen():
+    os.seteuid(NOBODY)  # a socket belongs to the user who creates it
+    try:
+        server = socket.create_server(("127.0.0.1", 0))
+    finally:
+        os.seteuid(0)
+    with server:
+        port = server.getsockname()[1]
+        assert cluster_lock._listeners(port) == {NOBODY}
+    assert cluster_lock._listeners(port) == set()
 
 
 def test_ray_gets_the_address_that_was_checked(base, monkeypatch):

@@ -116,6 +116,16 @@ def test_data_for_a_reward_model_has_no_reward_function(tmp_path, model):
     assert config.reward.custom_reward_function.path is None and config.reward.reward_model.enable is True
 
 
+def test_data_without_a_verifier_needs_a_reward_of_the_line(tmp_path, model):
+    """Otherwise verl would choose the reward by a name in the data, and some of its functions run texts as code."""
+    folder = prepared(tmp_path / "mine", verifiers=(None, None))
+    for words in ((f"model={model}",), ("recipe=gsd/qwen2.5_math_1.5b",)):
+        with pytest.raises(ConfigError, match=r"data=.*without a verifier.*reward_model\.enable=true.*function\.path="):
+            composed(f"data={folder}", *words)
+    own = "reward.custom_reward_function.path=/mine.py"
+    assert composed(f"data={folder}", f"model={model}", own)[0].reward.custom_reward_function.path == "/mine.py"
+
+
 def test_own_files_get_sizes_without_data(tmp_path, model):
     folder = prepared(tmp_path / "mine")
     files = (f"data.train_files={folder}/train.parquet", f"data.val_files=['{folder}/test.parquet']")

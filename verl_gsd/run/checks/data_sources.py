@@ -46,6 +46,22 @@ VERL_SOURCES = frozenset(
 )
 #: It also knows all sources that start with this.
 VERL_PREFIX = "aime"
+#: For these, verl evaluates texts of the data or of responses as Python: the ground truth and matrices of numina, and
+#: programs, which it runs without a sandbox (verl/utils/reward_score/prime_math and prime_code).
+RUN_AS_CODE = frozenset(
+    {
+        "numina_aops_forum",
+        "numina_synthetic_math",
+        "numina_amc_aime",
+        "numina_synthetic_amc",
+        "numina_cn_k12",
+        "numina_olympiads",
+        "codecontests",
+        "apps",
+        "codeforces",
+        "taco",
+    }
+)
 #: Unknown sources that a message names.
 _NAMED = 5
 
@@ -71,18 +87,31 @@ def is_chosen_by_source(config: DictConfig) -> bool:
 
 
 def check_sources(sources: Iterable[Any], config: DictConfig) -> Iterator[str]:
-    """Report values of ``data_source`` for which verl has no reward function and the config has none either."""
+    """Report values of ``data_source`` whose reward nobody chose: verl has none for them, or it runs texts as code."""
     if not is_chosen_by_source(config):
         return
+    sources = list(sources)
+    if dangerous := sorted({str(source) for source in sources if source in RUN_AS_CODE}):
+        yield (
+            f"data_source={_names(dangerous)}: for this source, verl's reward function runs texts of the data or of "
+            "responses as Python code. Set reward.custom_reward_function.path=pkg://verl_gsd.tasks.maths for "
+            "mathematics. If you trust the data, or run in a sandbox, name verl's function: "
+            "reward.custom_reward_function.path=pkg://verl.utils.reward_score and "
+            "reward.custom_reward_function.name=default_compute_score."
+        )
     unknown = sorted({str(source) for source in sources if not _is_verls(source)})
     if not unknown:
         return
-    names = ", ".join(unknown[:_NAMED]) + (f" and {len(unknown) - _NAMED} more" if len(unknown) > _NAMED else "")
     yield (
-        f"data_source={names}: verl has no reward function for this source. Set reward.custom_reward_function.path to "
-        "a file with a function compute_score, for example pkg://verl_gsd.tasks.maths for mathematics. For a reward "
-        "model, set reward.reward_model.enable=true and reward.reward_model.model_path=MODEL."
+        f"data_source={_names(unknown)}: verl has no reward function for this source. Set "
+        "reward.custom_reward_function.path to a file with a function compute_score, for example "
+        "pkg://verl_gsd.tasks.maths for mathematics. For a reward model, set reward.reward_model.enable=true and "
+        "reward.reward_model.model_path=MODEL."
     )
+
+
+def _names(sources: list[str]) -> str:
+    return ", ".join(sources[:_NAMED]) + (f" and {len(sources) - _NAMED} more" if len(sources) > _NAMED else "")
 
 
 def check_prepared_verifier(file: Path, config: DictConfig) -> Iterator[str]:

@@ -45,6 +45,15 @@ def test_sources_of_verl_pass(tmp_path, source):
     assert problems(parquet(tmp_path, [row(data_source=source)])) == []
 
 
+@pytest.mark.parametrize("source", ["numina_olympiads", "codecontests", "taco"])
+def test_sources_whose_texts_verl_runs_as_code_must_be_chosen(tmp_path, source):
+    file = parquet(tmp_path, [row(data_source="openai/gsm8k"), row(data_source=source)])
+    (problem,) = problems(file)
+    assert f"data_source={source}: " in problem and "Python code" in problem
+    assert "custom_reward_function.name=default_compute_score" in problem
+    assert problems(file, "pkg://verl.utils.reward_score") == []
+
+
 @pytest.mark.parametrize("settings", [{"path": "/r.py"}, {"model": True}, {"manager": "importlib"}])
 def test_any_other_reward_makes_every_source_right(tmp_path, settings):
     assert problems(parquet(tmp_path, [row(data_source="sums")]), **settings) == []
