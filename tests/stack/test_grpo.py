@@ -30,6 +30,7 @@ from safetensors.torch import load_file
 
 from verl_gsd.algorithms.rollouts.budget import allocate_rollouts
 from verl_gsd.algorithms.rollouts.budget_settings import BudgetSettings
+from verl_gsd.algorithms.rollouts.group_size_weights import gain_ratios
 from verl_gsd.evaluation.intervals import paired_test, wilson
 from verl_gsd.planning import posterior_silent_rate
 from verl_gsd.prompts import PromptStore
@@ -281,17 +282,20 @@ def test_metrics_say_who_got_how_many_rollouts(grpo):
 
 
 def test_a_groups_rows_weigh_as_much_less_as_there_are_more_of_them(grpo):
-    """The largest advantage of a step, from the records alone: that of a right answer, times n over the group's size,
-    times the factor of the third party's extension."""
-    for step, rows in grpo.rows.items():
+    """The largest advantage of a step: that of a right answer, times n over the group's size, times the expected gain of
+    n rollouts over that of the group's size (from earlier visits), times the factor of the third party's extension."""
+    for step, rows, (correct, total) in replay(grpo):
+        sizes = np.array([row["size"] for row in rows])
+        counts = np.asarray(correct), np.asarray(total)
+        ratios = gain_ratios(*counts, sizes, SIZE, prior=BUDGET.prior, alpha=1.0, ddof=1, eps=1e-6)
         largest = [0.0]
-        for row in rows:
+        for row, ratio in zip(rows, ratios, strict=True):
             size, rate = row["size"], row["correct"] / row["size"]
             if 0 < rate < 1:
                 sigma = np.sqrt(rate * (1 - rate) * size / (size - 1))
                 average = row["trend_average"]
                 factor = 1.0 if average is None else 1 + 0.1 * (average - rate)
-                largest.append(SIZE / size * (1 - rate) / (sigma + 1e-6) * factor)
+                largest.append(SIZE / size * ratio * (1 - rate) / (sigma + 1e-6) * factor)
         assert grpo.seen[step]["critic/advantages/max"] == pytest.approx(max(largest), rel=1e-5)
         assert 0 < grpo.seen[step]["actor/grad_norm"] < np.inf
 

@@ -261,6 +261,7 @@ SET_LATER = (
     "VLLM_DISABLE_SHARED_EXPERTS_STREAM",
     "VLLM_SSM_CONV_STATE_LAYOUT",
     "VLLM_RPC_BASE_PATH",
+    "VLLM_ALLOW_RUNTIME_LORA_UPDATING",  # trainer/runtime_lora.py; vLLM reads it when its HTTP server starts
 )
 
 #: Prefixes of variables that Python and libraries read on import.
