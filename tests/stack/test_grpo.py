@@ -282,8 +282,8 @@ def test_metrics_say_who_got_how_many_rollouts(grpo):
 
 
 def test_a_groups_rows_weigh_as_much_less_as_there_are_more_of_them(grpo):
-    """The largest advantage of a step: that of a right answer, times n over the group's size, times the expected gain of
-    n rollouts over that of the group's size (from earlier visits), times the factor of the third party's extension."""
+    """The largest advantage of a step is that of a right answer, times n over the group's size, times the expected gain
+    of n rollouts over that of the group's size (from earlier visits), times the factor of the other extension."""
     for step, rows, (correct, total) in replay(grpo):
         sizes = np.array([row["size"] for row in rows])
         counts = np.asarray(correct), np.asarray(total)
