@@ -14,38 +14,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from verl_gsd.preparation.manifest import read_manifest
 
-#: The sources that ``default_compute_score`` knows (verl/utils/reward_score/__init__.py).
-VERL_SOURCES = frozenset(
-    {
-        "openai/gsm8k",
-        "lighteval/MATH",
-        "DigitalLearningGmbH/MATH-lighteval",
-        "HuggingFaceH4/MATH-500",
-        "math_dapo",
-        "math",
-        "math_dapo_reasoning",
-        "numina_aops_forum",
-        "numina_synthetic_math",
-        "numina_amc_aime",
-        "numina_synthetic_amc",
-        "numina_cn_k12",
-        "numina_olympiads",
-        "codecontests",
-        "apps",
-        "codeforces",
-        "taco",
-        "hiyouga/geometry3k",
-        "searchR1_nq",
-        "searchR1_triviaqa",
-        "searchR1_popqa",
-        "searchR1_hotpotqa",
-        "searchR1_2wikimultihopqa",
-        "searchR1_musique",
-        "searchR1_bamboogle",
-    }
-)
-#: It also knows all sources that start with this.
-VERL_PREFIX = "aime"
 #: For these, verl evaluates texts of the data or of responses as Python: the ground truth and matrices of numina, and
 #: programs, which it runs without a sandbox (verl/utils/reward_score/prime_math and prime_code).
 RUN_AS_CODE = frozenset(
@@ -62,6 +30,28 @@ RUN_AS_CODE = frozenset(
         "taco",
     }
 )
+#: The sources that ``default_compute_score`` knows (verl/utils/reward_score/__init__.py).
+VERL_SOURCES = RUN_AS_CODE | frozenset(
+    {
+        "openai/gsm8k",
+        "lighteval/MATH",
+        "DigitalLearningGmbH/MATH-lighteval",
+        "HuggingFaceH4/MATH-500",
+        "math_dapo",
+        "math",
+        "math_dapo_reasoning",
+        "hiyouga/geometry3k",
+        "searchR1_nq",
+        "searchR1_triviaqa",
+        "searchR1_popqa",
+        "searchR1_hotpotqa",
+        "searchR1_2wikimultihopqa",
+        "searchR1_musique",
+        "searchR1_bamboogle",
+    }
+)
+#: It also knows all sources that start with this.
+VERL_PREFIX = "aime"
 #: Unknown sources that a message names.
 _NAMED = 5
 
