@@ -10,6 +10,7 @@ This module checks Parquet files without verl: the schema, the number of rows an
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,10 @@ def check_truncation(config: DictConfig, line: Line) -> Iterator[str]:
         yield f"data.truncation={config.data.truncation}: not a valid value. Set it to {values}."
 
 
+#: Characters of patterns in the paths that ``datasets`` expands.
+_PATTERN = re.compile(r"[*?\[\]{}]")
+
+
 def check_data_file(key: str, file: str, config: DictConfig) -> Iterator[str]:
     """Check one local file, as far as this is possible without reading all of it.
 
@@ -73,6 +78,12 @@ def check_data_file(key: str, file: str, config: DictConfig) -> Iterator[str]:
         return
     if file.startswith("~"):
         yield f"{key}={file}: verl does not expand ~ in this key. Set the full path."
+        return
+    if found := _PATTERN.search(file):
+        yield (
+            f"{key}={file}: verl takes a path with {found[0]} for a pattern, and may read other files than this one. "
+            "Rename the file or its folder."
+        )
         return
     path = Path(file)
     if not path.is_file():

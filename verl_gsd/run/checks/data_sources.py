@@ -14,8 +14,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from verl_gsd.preparation.manifest import read_manifest
 
-#: For these, verl evaluates texts of the data or of responses as Python: the ground truth and matrices of numina, and
-#: programs, which it runs without a sandbox (verl/utils/reward_score/prime_math and prime_code).
+#: For these, verl evaluates texts of the data or of responses as Python: the ground truth and matrices of numina, the
+#: ground truth of geometry3k (mathruler gives it to sympy's parser), and programs, which it runs without a sandbox
+#: (verl/utils/reward_score/prime_math, geo3k.py and prime_code).
 RUN_AS_CODE = frozenset(
     {
         "numina_aops_forum",
@@ -28,6 +29,7 @@ RUN_AS_CODE = frozenset(
         "apps",
         "codeforces",
         "taco",
+        "hiyouga/geometry3k",
     }
 )
 #: The sources that ``default_compute_score`` knows (verl/utils/reward_score/__init__.py).
@@ -40,7 +42,6 @@ VERL_SOURCES = RUN_AS_CODE | frozenset(
         "math_dapo",
         "math",
         "math_dapo_reasoning",
-        "hiyouga/geometry3k",
         "searchR1_nq",
         "searchR1_triviaqa",
         "searchR1_popqa",

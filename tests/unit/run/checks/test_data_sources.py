@@ -45,13 +45,21 @@ def test_sources_of_verl_pass(tmp_path, source):
     assert problems(parquet(tmp_path, [row(data_source=source)])) == []
 
 
-@pytest.mark.parametrize("source", ["numina_olympiads", "codecontests", "taco"])
+@pytest.mark.parametrize("source", ["numina_olympiads", "codecontests", "taco", "hiyouga/geometry3k"])
 def test_sources_whose_texts_verl_runs_as_code_must_be_chosen(tmp_path, source):
     file = parquet(tmp_path, [row(data_source="openai/gsm8k"), row(data_source=source)])
     (problem,) = problems(file)
     assert f"data_source={source}: " in problem and "Python code" in problem
     assert "custom_reward_function.name=default_compute_score" in problem
     assert problems(file, "pkg://verl.utils.reward_score") == []
+
+
+@pytest.mark.parametrize("name", ["train[1]", "*", "train?", "{a,b}"])
+def test_a_path_that_verl_takes_for_a_pattern_is_rejected(tmp_path, name):
+    """verl would read other files than those that were checked."""
+    file = parquet(tmp_path, [row(data_source="openai/gsm8k")])
+    (problem,) = problems(file.rename(file.with_name(f"{name}.parquet")))
+    assert "for a pattern" in problem and "Rename" in problem
 
 
 @pytest.mark.parametrize("settings", [{"path": "/r.py"}, {"model": True}, {"manager": "importlib"}])
