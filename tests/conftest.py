@@ -20,6 +20,8 @@ HANGS = {"stack": 2400, "drills": 5400}
 
 # No test fails for being slow on a busy machine.
 settings.register_profile("project", deadline=None)
+# `--hypothesis-profile thorough` looks for rare counterexamples before a commit meets them.
+settings.register_profile("thorough", deadline=None, max_examples=3000)
 settings.load_profile("project")
 # Before anything imports verl: the tests run on a CPU wherever they run.
 os.environ["VERL_GSD_CPU"] = "1"
