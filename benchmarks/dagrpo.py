@@ -28,7 +28,12 @@ from verl_gsd.algorithms.dagrpo.mask import Dagrpo
 ROWS = 32_768
 GROUP_SIZES = (8, 64, 512)
 #: Name -> settings of ``algorithm.gsd.dagrpo``.
-CASES = {"pairs": {"delta": 2.0}, "mean": {"delta": 2.0, "mask": "mean"}, "quantile": {"delta": {"quantile": 0.5}}}
+CASES = {
+    "pairs": {"delta": 2.0},
+    "min": {"delta": 2.0, "mask": "min"},
+    "mean": {"delta": 2.0, "mask": "mean"},
+    "quantile": {"delta": {"quantile": 0.5}},
+}
 
 
 def measure(size: int, case: str, graded: bool, rounds: int) -> tuple[float, float, float]:

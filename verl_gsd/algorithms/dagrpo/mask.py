@@ -8,13 +8,13 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from verl_gsd.algorithms.dagrpo.pairs import Pairs, kept_rows, pairs_by_size
+from verl_gsd.algorithms.dagrpo.pairs import Pairs, any_pair, pairs_by_size
 from verl_gsd.algorithms.dagrpo.settings import MaskSettings
 from verl_gsd.chain import Rows
 from verl_gsd.dial import centre
@@ -77,14 +77,17 @@ class Dagrpo(Extension):
         own = ~rows.columns["demonstration"]
         centred = torch.zeros_like(rows.rewards, dtype=torch.float64)
         has_signal, paired = (torch.zeros_like(centred, dtype=torch.bool) for _ in range(2))
+        keep = rows.stats.group >= 0  # of the masks on responses; a group of one has no pair, and its row is kept
         for pairs in pairs_by_size(rows.rewards, score, rows.stats):
             kept, among_own = pairs.kept(**pair_mask), pairs.among(own)
-            centred[pairs.row], has_signal[pairs.row] = pairs.centred(kept), kept.any(dim=-1)
-            paired[pairs.row] = among_own.any(dim=-1)
+            paired[pairs.row] = any_pair(among_own)
             self._counts.update(_pair_counts(pairs, among_own, kept))
+            if settings.mask == "pairs":
+                centred[pairs.row], has_signal[pairs.row] = pairs.centred(kept), any_pair(kept)
+            else:
+                keep[pairs.row] = pairs.kept_rows(by=settings.mask, **mask)
         centred, stats = centred.to(rows.rewards.dtype), rows.stats
         if settings.mask != "pairs":
-            keep = kept_rows(rows.rewards, score, rows.stats, by=settings.mask, **mask)
             keep = keep if failed is None else keep & ~failed
             centred, stats = _centre_kept_rows(rows, keep)
             has_signal = keep & ~stats.per_row(stats.unanimous, elsewhere=True)
@@ -107,7 +110,7 @@ class Dagrpo(Extension):
         delta = self._delta_by_uid.get(group.uid, self._delta)
         mask = {"delta": delta, "signed": self.settings.signed, "drop_rows": failed}
         (pairs,) = pairs_by_size(rewards, scores, group_stats(rewards, [0] * len(rewards)))
-        counts = _pair_counts(pairs, pairs.difference != 0, pairs.kept(**mask))
+        counts = _pair_counts(pairs, pairs.unequal, pairs.kept(**mask))
         judged = group.scores[~np.isnan(group.scores)]
         return {
             "dagrpo_pairs": counts["pairs"],
@@ -177,8 +180,7 @@ class Dagrpo(Extension):
         delta = self.settings.delta
         if delta.quantile is None:
             return delta.at(self._steps)
-        no_gaps = score.new_zeros(0, dtype=torch.float64)
-        gaps = torch.cat([no_gaps, *_judged_gaps(rows, score, signed=self.settings.signed)]).cpu().numpy()
+        gaps = _judged_gaps(rows, score, signed=self.settings.signed)
         # numpy's quantile, because torch's accepts at most 2^24 numbers. It may reorder the gaps, and so needs no copy.
         return float(np.quantile(gaps, delta.quantile, overwrite_input=True)) if len(gaps) else -math.inf
 
@@ -197,11 +199,18 @@ class Dagrpo(Extension):
         self._counts["silent_groups"] += groups - len(rows.stats.group[paired & has_signal].unique())
 
 
-def _judged_gaps(rows: Rows, score: torch.Tensor, *, signed: bool) -> Iterator[torch.Tensor]:
-    """Per block of pairs, the gaps of the pairs of unequal rewards with two scores, each pair once."""
+def _judged_gaps(rows: Rows, score: torch.Tensor, *, signed: bool) -> np.ndarray:
+    """(n,) float64, the gaps of the pairs of unequal rewards with two scores, each pair once."""
+    size = rows.stats.size
+    gaps = np.empty(
+        int((size * (size - 1)).sum()) // 2
+    )  # as many as there can be; takes memory only where it is filled
+    found = 0
     for pairs in pairs_by_size(rows.rewards, score, rows.stats):
-        gap = pairs.gap[(pairs.difference > 0) & ~pairs.gap.isnan()]
-        yield gap if signed else gap.abs()
+        gap = pairs.gap.masked_select((pairs.difference > 0) & ~pairs.gap.isnan())
+        gaps[found : found + len(gap)] = (gap if signed else gap.abs()).cpu()
+        found += len(gap)
+    return gaps[:found]
 
 
 def _centre_kept_rows(rows: Rows, keep: torch.Tensor) -> tuple[torch.Tensor, GroupStats]:
@@ -218,11 +227,10 @@ def _pair_counts(pairs: Pairs, among: torch.Tensor, kept: torch.Tensor) -> dict[
     Args:
         kept: (g, k, k) bool, the pairs that the mask keeps.
     """
-    is_judged = ~pairs.gap.isnan()
     chosen = {
         "pairs": among,
         "kept": among & kept,
-        "judged": among & is_judged,
+        "judged": among & pairs.judged,
         "contradicted": among & (pairs.gap < 0),
         "tied": among & (pairs.gap == 0),
     }

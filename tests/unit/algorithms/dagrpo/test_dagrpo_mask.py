@@ -314,17 +314,19 @@ def test_blocks_of_pairs_change_no_result(groups, delta, mask):
 def test_the_memory_for_pairs_does_not_grow_with_the_number_of_groups(mask, delta, monkeypatch):
     # 12 groups of 512 have 12 blocks, as 64 such groups have 64. Holding all their pairs would take 24 MiB per number.
     blocks, alive, passes = [], [], []
+    pairs_by_size = pairs.pairs_by_size
 
     def watched(*arguments):
         passes.append(None)
-        for block in pairs.pairs_by_size(*arguments):
+        for block in pairs_by_size(*arguments):
             blocks.append(weakref.ref(block))
             assert block.difference.numel() <= pairs.BLOCK_PAIRS == 512**2
             yield block
             del block
             alive.append(sum(reference() is not None for reference in blocks))
 
-    monkeypatch.setattr("verl_gsd.algorithms.dagrpo.mask.pairs_by_size", watched)
+    for module in ("mask", "pairs"):
+        monkeypatch.setattr(f"verl_gsd.algorithms.dagrpo.{module}.pairs_by_size", watched)
     generator = np.random.default_rng(0)
     groups = [group(generator.integers(0, 2, 512), generator.integers(0, 11, 512)) for _ in range(12)]
     through({"delta": delta, "mask": mask}, *groups)
