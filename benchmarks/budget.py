@@ -31,6 +31,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from verl_gsd.algorithms.rollouts.budget import allocate_rollouts
 from verl_gsd.algorithms.rollouts.budget_settings import BudgetSettings
+from verl_gsd.algorithms.rollouts.group_size_weights import gain_ratios
 from verl_gsd.chain import advantages
 from verl_gsd.planning import posterior_silent_rate
 from verl_gsd.prompts import PromptStore
@@ -120,7 +121,8 @@ def run(arm: str, seed: int, task: Path, train: list[dict], held_out: list[dict]
             size = allocate_rollouts(correct, total, SIZE, BUDGET)
         tokens, mask, rewards = policy.sample([train[index] for index in here], size.tolist())
         group = np.repeat(np.arange(BATCH), size)
-        columns = {"rollouts": torch.from_numpy(size)[group]}
+        ratio = gain_ratios(correct, total, size, SIZE, prior=BUDGET.prior, **DIAL)
+        columns = {"rollouts": torch.from_numpy(size)[group], "gain_ratio": torch.from_numpy(ratio)[group]}
         policy.update(tokens, mask, advantages(rewards, group, DIAL | {"budget": {}}, columns=columns))
         for place, key in enumerate(keys):
             of_prompt = rewards[group == place].double()
