@@ -114,7 +114,7 @@ class Audit:
         else:
             centred = "centred rewards" if self.centre else "(R - mu)"
             formula = f"{centred} / (sigma + {self.operation.eps:g})^{self.operation.alpha:g}"
-            yield f"{self.estimator}: {self.operation.description}; A = {formula}, ddof {self.operation.ddof}"
+            yield f"{self.estimator}: {self.operation.description}; A = {formula}; {_divisor(self.operation.ddof)}"
             curve = "  ".join(f"p={rate:g}: {value:.2f}" for rate, value in zip(RATES, self.gains, strict=False))
             yield f"gain relative to p=0.5, G={self.group_size}: {curve or 'none'}"
         if self.weights:
@@ -248,6 +248,11 @@ def _attention(config: DictConfig) -> str:
     # Other implementations compute the whole row under a mask.
     by_sequence = model.use_remove_padding and implementation in (SDPA, FLASH)
     return f"{implementation} on {rows}{', sequence by sequence' if by_sequence else ''}"
+
+
+def _divisor(ddof: int) -> str:
+    """The divisor of sigma's squares, which ``ddof`` sets."""
+    return f"sigma has the divisor G{f' - {ddof}' if ddof else ''} (ddof {ddof})"
 
 
 def _describe(alpha: float) -> str:

@@ -34,6 +34,8 @@ def test_the_operation_on_sigma_is_read_off_the_config(audited, words, alpha, dd
     assert (operation.alpha, operation.ddof, operation.eps) == (alpha, ddof, eps)
     assert re.search(said, operation.description) and operation.description in "\n".join(seen.lines())
     assert seen.warnings == ()
+    divisor = {0: "G (ddof 0)", 1: "G - 1 (ddof 1)"}[ddof]
+    assert f"; sigma has the divisor {divisor}" in "\n".join(seen.lines())
     curve = gain(RATES, 8, alpha, ddof=ddof, eps=eps)
     assert seen.gains == pytest.approx((curve / curve[-1]).tolist())
 

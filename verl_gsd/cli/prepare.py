@@ -337,12 +337,13 @@ def _print_next(dataset: PreparedDataset, model: str | None) -> None:
     else:
         text, command = "To train, prepare a training split:", prepare_command(dataset.folder)
     if "test" not in dataset.splits:
-        out.print(
-            "There is no test split. Prepare one first with --split test, or set data.val_files to another Parquet "
-            "file.",
-            highlight=False,
-            soft_wrap=True,
+        remedy = (
+            "This data set has none. Run verl-gsd prepare math500, or another benchmark, and set data.val_files to its "
+            "test.parquet."
+            if dataset.name in SOURCES
+            else f"Run {prepare_command(dataset.folder, 'test')}, or set data.val_files to another Parquet file."
         )
+        out.print(f"There is no test split. {remedy}", markup=False, highlight=False, soft_wrap=True)
     out.print(text, highlight=False)
     out.print(command, soft_wrap=True, markup=False, highlight=False)
 

@@ -356,7 +356,8 @@ def test_the_summary_ends_with_the_line_that_trains_on_the_data(tmp_path):
     last = run(tmp_path, "mine", "--input", str(table)).splitlines()[-1]
     assert last == f"verl-gsd train algo=grpo data={folder} model=Qwen/Qwen2.5-0.5B-Instruct hardware=gpu"
     shown = run(tmp_path, "judged", "--input", str(table), "--judged-by-model").splitlines()
-    assert "There is no test split. Prepare one first with --split test, or set data.val_files" in "".join(shown)
+    command = f"verl-gsd prepare judged --data {tmp_path}/data --input FILE --split test --judged-by-model"
+    assert f"There is no test split. Run {command}, or set data.val_files" in "".join(shown)
     assert shown[-1].startswith("verl-gsd train algo=grpo data=") and shown[-1].endswith(
         "data.val_files=FILE reward.reward_model.enable=true reward.reward_model.model_path=MODEL"
     )

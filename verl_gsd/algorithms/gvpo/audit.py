@@ -20,7 +20,7 @@ def gvpo_effect(config: DictConfig) -> Effect:
         responses=replayed if share else "",
         loss=f"fits {loss.get('beta')} times the log-ratio to {reference}, centred per group, to the advantages (GVPO, "
         "arXiv 2504.19599)",
-        unanimous="kept; their only effect is a pull towards the reference policy",
+        unanimous=f"kept; their only effect is a pull towards {reference}",
         warnings=tuple(_contradictions(config)),
     )
 

@@ -7,7 +7,8 @@ from verl_gsd.extension import ReportChart, ReportSection
 REPORT = ReportSection(
     "gvpo",
     "GVPO",
-    "s is a response's log-ratio to the policy before the step. A is its advantage.",
+    "s is a response's log-ratio to the reference, which is the policy before the step, or the reference model if "
+    "policy_loss.reference=ref. A is its advantage.",
     (
         ReportChart(
             "mse",
@@ -32,7 +33,7 @@ REPORT = ReportSection(
         ),
         ReportChart(
             "kl",
-            "Distance from the policy before the step",
+            "Distance from the reference",
             {"distance": "gvpo/sequence_kl"},
             "nats per response",
             hide_zeros=True,

@@ -132,8 +132,10 @@ def test_the_audit_says_what_gvpo_does(compose_fast):
     found = audit(compose_fast("algo=gvpo", "task=arithmetic", "hardware=cpu", f"{POLICY}.reference=ref")[0])
     lines = "\n".join(found.lines())
     assert "fits 0.1 times the log-ratio to the reference model" in lines
-    assert "their only effect is a pull towards the reference policy" in lines
+    assert "their only effect is a pull towards the reference model" in lines
     assert not found.warnings
+    found = audit(compose_fast("algo=gvpo", "task=arithmetic", "hardware=cpu")[0])
+    assert "their only effect is a pull towards the policy before the step" in "\n".join(found.lines())
 
 
 @pytest.mark.parametrize(
