@@ -14,7 +14,6 @@ Published are each run's figures, and the differences adaptive - uniform with 95
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import time
 from pathlib import Path
@@ -173,7 +172,7 @@ def main(
     result: dict[str, Any] = {
         "machine": publishing.machine(),
         "setting": f"grpo, {len(train)} prompts, {BATCH} x {SIZE} rollouts, {STEPS} steps",
-        "budget": dataclasses.asdict(BUDGET),
+        "budget": BUDGET.model_dump(),
         "minutes": (time.perf_counter() - start) / 60,
         "mean": {
             arm: {name: float(np.mean([r[name] for r in of.values()])) for name in of["1"]} for arm, of in runs.items()
