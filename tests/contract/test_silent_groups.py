@@ -49,9 +49,8 @@ def batch(silent, seed=0):
     return {"old_log_prob": old, "log_prob": (old + noise).clamp(max=-0.01), "row": advantages, "response_mask": mask}
 
 
-def actor(loss_mode, **info):
-    policy_loss = PolicyLossConfig(loss_mode=loss_mode)
-    policy_loss.dro_beta = 0.1
+def actor(loss_mode, rollout_correction=None, **info):
+    policy_loss = PolicyLossConfig(loss_mode=loss_mode, dro_beta=0.1, rollout_correction=rollout_correction)
     config = FSDPActorConfig(rollout_n=4, ppo_micro_batch_size_per_gpu=1, policy_loss=policy_loss)
     config.global_batch_info.update(info)
     return config
@@ -176,8 +175,9 @@ def test_the_losses_of_verls_bypass_mode_are_proportional_to_their_advantages(lo
     of = batch("")
     found = []
     for factor in (1.0, 3.0, 0.0):
-        config = actor("bypass_mode", dp_size=1, batch_num_tokens=30, global_batch_size=ROWS, loss_scale_factor=None)
-        config.policy_loss.rollout_correction = {"loss_type": loss_type, "rollout_is": "token"}
+        correction = {"loss_type": loss_type, "rollout_is": "token"}
+        info = {"dp_size": 1, "batch_num_tokens": 30, "global_batch_size": ROWS, "loss_scale_factor": None}
+        config = actor("bypass_mode", correction, **info)
         log_prob = of["log_prob"].clone().requires_grad_()
         loss, _ = get_policy_loss_fn("bypass_mode")(
             old_log_prob=of["old_log_prob"],
