@@ -196,11 +196,12 @@ def _kept_groups(config: DictConfig, operation: Operation | None) -> str:
     unit = divided_by(actor.policy_loss.loss_mode, actor.loss_agg_mode)
     if operation is None or unit is None:
         return "kept, with gain 0"
-    remedy = " (silent_groups=left_out divides by the others alone)" if str(config.algorithm.adv_estimator) == "gsd" else ""
-    return (
-        f"kept, with gain 0; the policy loss is also divided by their {unit}, so that a share s of silent {unit} makes "
-        f"the update smaller by the factor 1 - s{remedy}"
+    text = (
+        f"kept, with gain 0; the policy loss is also divided by their {unit}, so that a share s of silent {unit} "
+        "makes the policy's gradient smaller by the factor 1 - s"
     )
+    is_dial = config.algorithm.adv_estimator == "gsd"
+    return f"{text} (silent_groups=left_out divides by the others alone)" if is_dial else text
 
 
 def _join(texts: Iterable[str]) -> str:

@@ -57,7 +57,10 @@ def actor(loss_mode, rollout_correction=None, **info):
 
 
 def gradient(of, division, loss_mode, mode, factor=None, norm=9):
-    """The gradient by log_prob that workers average, each of which adds up micro-batches. None: silent groups left out."""
+    """The gradient by log_prob that workers average. Each of them adds up micro-batches.
+
+    ``factor`` multiplies the advantages. None: silent groups are left out.
+    """
     if factor is None:
         is_response = torch.tensor([label != "padding" for label in LABELS])
         silent = in_silent_group(of["row"], LABELS, is_response)

@@ -231,7 +231,7 @@ def verl_defaults() -> dict[str, Any]:
 
 def no_such_key(key: str, known: Sequence[str]) -> str:
     """The error message for a key that does not exist, with similar keys from ``known``."""
-    options = {"algo": "algorithm", "budget": "budget", "sampler": "sampler", "silent_groups": "choice of silent_groups"}
+    options = {"algo": "algorithm", "budget": "budget", "sampler": "sampler", "silent_groups": "silent_groups"}
     for group, option in options.items():
         files = {name: groups.load(group, name) for name in groups.choices(group)}
         if members := [name for name, file in files.items() if OmegaConf.select(file, key) is not None]:

@@ -15,12 +15,12 @@ def silent_groups_effect(config: DictConfig) -> Effect:
     actor = config.actor_rollout_ref.actor
     unit = divided_by(actor.policy_loss.loss_mode, actor.loss_agg_mode)
     return Effect(
-        unanimous=f"kept, with gain 0, and left out of the denominator: the policy loss is divided by the {unit} of the "
-        f"other groups of the mini-batch, KL and entropy terms by those of all. With a share s of silent {unit}, the "
-        "update is 1 / (1 - s) times verl's, as large as if dynamic sampling had removed these groups, but no other "
-        "groups are generated in their place, so that it is noisier. With Adam, a factor that stays the same "
-        "cancels, and the switch acts like a learning rate only where s changes between updates; it always changes the "
-        "policy loss relative to KL and entropy terms and to clip_grad",
+        unanimous="kept, with gain 0, and left out of the denominator: the policy loss is divided by the "
+        f"{unit} of the other groups of the mini-batch, KL and entropy terms by those of all. With a share s of silent "
+        f"{unit}, the policy's gradient is 1 / (1 - s) times verl's, as large as if dynamic sampling had removed these "
+        "groups, but noisier, because no other groups are generated in their place. With SGD, this is a learning rate "
+        "1 / (1 - s) times as large. With Adam, a factor that stays the same cancels, and only changes of s count. It "
+        "always changes the policy loss relative to KL and entropy terms, and to clip_grad",
         warnings=tuple(_contradictions(config)),
     )
 

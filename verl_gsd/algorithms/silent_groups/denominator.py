@@ -1,23 +1,23 @@
 r"""The policy loss divided by what is not silent.
 
 A group is silent if all its advantages are exactly 0. Its policy loss is then 0, and so is the gradient, but verl still
-counts its responses and tokens when it divides the loss. With the count D of a mini-batch (``verl_gsd/denominators.py``)
-and the part D_s of it that belongs to silent groups,
+counts its responses and tokens when it divides the loss. With D, the count of a mini-batch
+(``verl_gsd/denominators.py``), and D_s, the part of it that belongs to silent groups,
 
     verl:        L  = (1 / D)         sum_i l_i(A_i)
     left out:    L' = (1 / (D - D_s)) sum_i l_i(A_i)
 
-The losses for which this is allowed (``conflicts.py``) are proportional to their advantages, that is l_i(c A) = c l_i(A)
-for c > 0. So L' is verl's loss L with all advantages of the mini-batch multiplied by D / (D - D_s), which is what the
-workers do. If all groups are silent, both losses are 0 and nothing is multiplied.
+The losses for which this is allowed (``conflicts.py``) are proportional to their advantages: l_i(c A) = c l_i(A) for
+c > 0. So L' is verl's loss L with all advantages of the mini-batch multiplied by D / (D - D_s). The workers multiply
+them. If all groups are silent, both losses are 0, and the factor is 1.
 
 What counts:
 - D is verl's own count. Its tokens are those of ``loss_mask``, so that tokens that rollout correction rejects still
-  count. Its responses are the rows of the mini-batch, with verl's padding rows. Padding belongs to no group and is never
-  left out, as little as it is under verl.
+  count. Its responses are the rows of the mini-batch, with verl's padding rows. Padding belongs to no group and is
+  never left out.
 - The advantages decide, not the rewards. Unanimous groups and groups of one are silent. So is a group of different
-  rewards if the chain sets all advantages to 0, for example because a mask drops all pairs of responses. A group in which
-  every response failed is not silent if a demonstration gives it advantages.
+  rewards if the chain sets all advantages to 0, for example because a mask drops all pairs of responses. A group in
+  which every response failed is not silent if a demonstration gives it advantages.
 - KL and entropy terms have a gradient in silent groups, too. They keep verl's D.
 """
 
