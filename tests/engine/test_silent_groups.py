@@ -208,3 +208,9 @@ def test_metrics_are_those_of_the_whole_mini_batch(runs, name):
         )
         share = shares[0 if by_tokens else 1]
         assert values == pytest.approx((*shares, 1 / (1 - share) if share < 1 else 1))
+
+
+def test_verl_averages_the_metrics(runs):
+    """It takes the minimum of a metric whose name contains ``min``, as ``denominator`` does."""
+    names = {name for name in runs["token-mean"][0]["metrics"] if name.startswith("silent_groups/")}
+    assert len(names) == 3 and not [name for name in names for part in ("max", "min", "sum", "total") if part in name]

@@ -11,7 +11,7 @@ from verl.utils.device import get_device_id
 
 from verl_gsd.algorithms.silent_groups.denominator import scale, unit_counts
 from verl_gsd.algorithms.silent_groups.extension import IN_SILENT_GROUP
-from verl_gsd.denominators import divided_by
+from verl_gsd.denominators import UNITS, divided_by
 from verl_gsd.extension import WorkerExtension
 
 
@@ -41,10 +41,9 @@ class SilentGroupsWorker(WorkerExtension):
             torch.distributed.all_reduce(counts, group=dp_group)
         factor = scale(counts, self._unit)
         data["advantages"] = data["advantages"] * factor
-        tokens_share, responses_share = (counts[1] / counts[0].clamp(min=1)).tolist()
+        shares = (counts[1].double() / counts[0].clamp(min=1)).tolist()
         self._metrics = {
-            "silent_groups/share_of_tokens": tokens_share,
-            "silent_groups/share_of_responses": responses_share,
+            **{f"silent_groups/share_of_{unit}": share for unit, share in zip(UNITS, shares, strict=True)},
             "silent_groups/scale": factor,
         }
 

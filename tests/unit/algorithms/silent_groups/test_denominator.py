@@ -84,16 +84,6 @@ def test_the_extension_marks_rows_of_silent_groups_and_no_padding():
     assert columns[IN_SILENT_GROUP].tolist() == [key.startswith("a_") for key in keys]
 
 
-def test_names_of_its_metrics_are_averaged_by_verl():
-    """verl takes the minimum of a metric whose name contains ``min``, as ``denominator`` does."""
-    from places import ROOT
-
-    text = (ROOT / "verl_gsd/algorithms/silent_groups/worker.py").read_text()
-    names = [word for word in text.split('"') if word.startswith("silent_groups/")]
-    assert len(names) == 3
-    assert not [name for name in names for part in ("max", "min", "sum", "total") if part in name]
-
-
 def test_verls_denominator_needs_no_section():
     assert SilentGroupSettings.of({}) == SilentGroupSettings.of({"in_denominator": False})
     for section, message in (
