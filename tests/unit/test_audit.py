@@ -70,7 +70,7 @@ def unanimous(audited, *words):
 )
 def test_what_silent_groups_do_to_the_denominator(audited, words, unit):
     line = unanimous(audited, *words)
-    assert re.search(rf"divided by their {unit}.*factor 1 - s .*silent_groups=left_out", line)
+    assert re.search(rf"divided by the {unit} of these groups.*factor 1 - s .*silent_groups=left_out", line)
     line = unanimous(audited, *words, "silent_groups=left_out")
     assert re.search(rf"left out of the denominator.*by the {unit} of the other groups.*KL and entropy", line)
     assert re.search(r"1 / \(1 - s\) times verl's.*dynamic sampling.*Adam.*clip_grad", line)
