@@ -197,8 +197,8 @@ def _kept_groups(config: DictConfig, operation: Operation | None) -> str:
     if operation is None or unit is None:
         return "kept, with gain 0"
     text = (
-        f"kept, with gain 0; the policy loss is also divided by the {unit} of these groups, so that a share s of them "
-        "makes the policy's gradient smaller by the factor 1 - s"
+        f"kept, with gain 0; the policy loss is also divided by the {unit} of these groups, so that a share s of "
+        f"silent {unit} makes the policy's gradient smaller by the factor 1 - s"
     )
     is_dial = config.algorithm.adv_estimator == "gsd"
     return f"{text} (silent_groups=left_out divides by the others alone)" if is_dial else text
