@@ -28,6 +28,7 @@ ADDITIONS = {
     "demonstrations": ("algo", "_demonstrations"),
     "budget": ("budget", "adaptive"),
     "sampler": ("sampler", "disagreement"),
+    "silent groups left out": ("silent_groups", "left_out"),
 }
 #: Title of a column -> the settings that it is about: key -> example of a value.
 SETTINGS: dict[str, dict[str, object]] = {

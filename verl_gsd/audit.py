@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from verl_gsd import config as groups
 from verl_gsd import extension
 from verl_gsd.config.attention import FLASH, SDPA
+from verl_gsd.denominators import divided_by
 from verl_gsd.dynamic_sampling import OLD_METRICS
 from verl_gsd.planning import gain
 
@@ -144,7 +145,7 @@ def audit(config: DictConfig) -> Audit:
     if _filters_groups(config):
         silent_groups = "removed and replaced by groups of other prompts"
     else:
-        silent_groups = _join(effect.unanimous for effect in effects) or "kept, with gain 0"
+        silent_groups = _join(effect.unanimous for effect in effects) or _kept_groups(config, operation)
     warnings = (
         *_contradictions(config, operation, group_size),
         *(warning for effect in effects for warning in effect.warnings),
@@ -187,6 +188,20 @@ def _effect(declaration: extension.Declaration, config: DictConfig) -> Effect | 
     )
     centre, weight = (extension.overrides(runtime, hook) for hook in ("centre", "weight"))
     return Effect(centre=f"by {text}" if centre else "", weight=f"the factor of {text}" if weight else "")
+
+
+def _kept_groups(config: DictConfig, operation: Operation | None) -> str:
+    """What unanimous groups do to an update if nothing removes them or leaves them out of the denominator."""
+    actor = config.actor_rollout_ref.actor
+    unit = divided_by(actor.policy_loss.loss_mode, actor.loss_agg_mode)
+    if operation is None or unit is None:
+        return "kept, with gain 0"
+    text = (
+        f"kept, with gain 0; the policy loss is also divided by the {unit} of these groups, so that a share s of "
+        f"silent {unit} makes the policy's gradient smaller by the factor 1 - s"
+    )
+    is_dial = config.algorithm.adv_estimator == "gsd"
+    return f"{text} (silent_groups=left_out divides by the others alone)" if is_dial else text
 
 
 def _join(texts: Iterable[str]) -> str:

@@ -55,6 +55,7 @@ FAMILIES = {
         "algorithm.gsd.dagrpo.delta=0",
     ),
     "budget and sampler": ("algo=grpo", "budget=adaptive", "sampler=disagreement"),
+    "hadw without silent groups": ("algo=hadw", "algorithm.gsd.hadw.n_min=1", "silent_groups=left_out"),
 }
 
 
@@ -106,6 +107,29 @@ def test_every_family_trains_and_leaves_records_and_metrics(words, trained):
     records = read_records(run.path, ["step", "fate", "tokens"]).to_pylist()
     assert [sum(row["step"] == step and row["fate"] == "trained" for row in records) for step in (1, 2)] == [4, 4]
     assert all(row["tokens"] > 0 for row in records)
+
+
+def test_silent_groups_left_out_of_the_denominator_are_those_of_the_records(trained):
+    """Each step has one mini-batch, of one worker. Without KL and entropy terms, its gradient grows by the scale."""
+    first = {}
+    for choice in ("counted", "left_out"):
+        # A clipped gradient would have the same norm whatever the scale.
+        words = ("algo=dr_grpo", f"silent_groups={choice}", "actor_rollout_ref.actor.optim.clip_grad=1e9")
+        # Of groups of two, half are silent.
+        words += ("actor_rollout_ref.rollout.n=2", "data.seed=1", "actor_rollout_ref.rollout.seed=1")
+        _, run, _ = trained(*words)
+        first[choice] = metrics_of(run)[1]
+    records = read_records(run.path, ["step", "silent", "size", "tokens"]).to_pylist()
+    groups = [row for row in records if row["step"] == 1]
+    left_out = first["left_out"]
+    for name, column in (("responses", "size"), ("tokens", "tokens")):
+        share = sum(row[column] for row in groups if row["silent"]) / sum(row[column] for row in groups)
+        assert left_out[f"silent_groups/share_of_{name}"] == pytest.approx(share)
+    assert 0 < left_out["silent_groups/share_of_responses"] < 1
+    scale = 1 / (1 - left_out["silent_groups/share_of_responses"])
+    assert left_out["silent_groups/scale"] == pytest.approx(scale)
+    assert left_out["actor/grad_norm"] == pytest.approx(scale * first["counted"]["actor/grad_norm"], rel=1e-4)
+    assert not any(name.startswith("silent_groups/") for name in first["counted"])
 
 
 def test_a_seed_gives_equal_metrics_and_another_seed_gives_others(trained):

@@ -15,7 +15,7 @@ import torch
 from omegaconf import OmegaConf
 from ports import free_ports
 
-OURS = ("gvpo/", "dagrpo/")
+OURS = ("gvpo/", "dagrpo/", "silent_groups/")
 
 
 def gradients(module):

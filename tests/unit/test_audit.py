@@ -56,6 +56,43 @@ def test_dapo_evicts_silent_groups(audited):
     assert re.search("unanimous groups: .*gain 0", "\n".join(audited("algo=grpo").lines()))
 
 
+def unanimous(audited, *words):
+    (line,) = (line for line in audited(*words).lines() if line.startswith("unanimous groups: "))
+    return line
+
+
+@pytest.mark.parametrize(
+    ("words", "unit"),
+    [
+        (["algo=grpo"], "responses"),
+        (["algo=dr_grpo"], "responses"),
+        (["algo=grpo", f"{ACTOR}.loss_agg_mode=token-mean"], "tokens"),
+        (["algo=grpo", f"{ACTOR}.loss_agg_mode=token-mean", f"{ACTOR}.policy_loss.loss_mode=sapo"], "responses"),
+    ],
+)
+def test_what_silent_groups_do_to_the_denominator(audited, words, unit):
+    line = unanimous(audited, *words)
+    assert re.search(rf"divided by the {unit} of these groups.*factor 1 - s .*silent_groups=left_out", line)
+    line = unanimous(audited, *words, "silent_groups=left_out")
+    assert re.search(rf"left out of the denominator.*by the {unit} of the other groups.*KL and entropy", line)
+    assert re.search(r"1 / \(1 - s\) times verl's.*dynamic sampling.*Adam.*clip_grad", line)
+
+
+def test_a_denominator_that_counts_nothing_is_not_described(audited):
+    assert unanimous(audited, "algo=grpo", f"{ACTOR}.loss_agg_mode=token-sum") == "unanimous groups: kept, with gain 0"
+    line = unanimous(audited, "algo=grpo", "algorithm.adv_estimator=rloo")
+    assert "factor 1 - s" in line and "silent_groups=left_out" not in line, "that needs the estimator gsd"
+    line = unanimous(audited, "algo=gvpo")
+    assert "denominator" not in line and "factor 1 - s" not in line, "its silent groups have a gradient"
+
+
+def test_dynamic_sampling_leaves_nothing_to_leave_out(audited):
+    seen = audited("algo=dapo", "silent_groups=left_out")
+    assert "removed and replaced" in "\n".join(seen.lines())
+    (warning,) = (text for text in seen.warnings if text.startswith("algorithm.gsd.silent_groups "))
+    assert "silent_groups=counted" in warning and "algorithm.filter_groups.enable=false" in warning
+
+
 @pytest.mark.parametrize(
     ("words", "warning"),
     [

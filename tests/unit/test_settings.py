@@ -116,6 +116,7 @@ DOCUMENTED = {
     "limits": ("algo", "_base"),
     "budget": ("budget", "adaptive"),
     "sampler": ("sampler", "disagreement"),
+    "silent_groups": ("silent_groups", "left_out"),
 }
 
 

@@ -1,4 +1,4 @@
-"""The Hydra config groups ``algo/ task/ hardware/ budget/ sampler/ logger/ recipe/``.
+"""The Hydra config groups ``algo/ task/ hardware/ budget/ sampler/ silent_groups/ logger/ recipe/``.
 
 Each YAML file is one choice of its group; nothing else has to be registered. Recipes have one folder per paper, and its
 name is part of theirs: ``recipe=PAPER/NAME``. An installed package with an extension can add choices of ``algo=``
@@ -23,7 +23,7 @@ from verl_gsd import extension
 from verl_gsd.config.attention import attention_here
 from verl_gsd.errors import ConfigError
 
-GROUPS = ("algo", "task", "hardware", "budget", "sampler", "logger", "recipe")
+GROUPS = ("algo", "task", "hardware", "budget", "sampler", "silent_groups", "logger", "recipe")
 _HERE = Path(__file__).parent
 #: Recipes are next to the package in a checkout, and inside it in a wheel.
 _RECIPES = next((p for p in (_HERE.parent / "recipes", _HERE.parents[1] / "recipes") if p.is_dir()), _HERE / "recipe")

@@ -41,7 +41,7 @@ from verl_gsd.writing import atomic_write
 VERL_CONFIG_NAME = "ppo_trainer"
 _UNKNOWN_KEY = re.compile(r"Could not override '([^']+)'")
 #: The order in which groups are merged. Later groups override earlier ones.
-_GROUP_ORDER = ("hardware", "recipe", "task", "algo", "budget", "sampler", "logger")
+_GROUP_ORDER = ("hardware", "recipe", "task", "algo", "budget", "sampler", "silent_groups", "logger")
 _DEFAULT_GROUPS = {"logger": "console"}
 #: Words whose values are paths, which can have characters that Hydra's grammar does not allow.
 _PATH_WORDS = ("resume", "trust", "data", "model")
@@ -231,7 +231,8 @@ def verl_defaults() -> dict[str, Any]:
 
 def no_such_key(key: str, known: Sequence[str]) -> str:
     """The error message for a key that does not exist, with similar keys from ``known``."""
-    for group, option in (("algo", "algorithm"), ("budget", "budget"), ("sampler", "sampler")):
+    options = {"algo": "algorithm", "budget": "budget", "sampler": "sampler", "silent_groups": "silent_groups"}
+    for group, option in options.items():
         files = {name: groups.load(group, name) for name in groups.choices(group)}
         if members := [name for name, file in files.items() if OmegaConf.select(file, key) is not None]:
             return f"{key}: the chosen {option} does not have this key. It belongs to {group}={_listed(members)}."

@@ -34,9 +34,11 @@ def problems(*words):
 def test_every_choice_of_algorithm_task_budget_and_sampler_is_honoured(algo):
     """Each choice sets its own keys, so that a budget and a sampler together set no others than each by itself."""
     assert {*groups.choices("budget"), *groups.choices("sampler")} == {"uniform", "adaptive", "disagreement"}
+    assert groups.choices("silent_groups") == ["counted", "left_out"]
     for task in groups.choices("task"):
         assert problems(f"algo={algo}", f"task={task}", "budget=adaptive", "sampler=disagreement") == []
     assert problems(f"algo={algo}", "task=arithmetic", "budget=uniform", "sampler=uniform") == []
+    assert problems(f"algo={algo}", "task=arithmetic", "silent_groups=left_out") == []
 
 
 @pytest.mark.parametrize("recipe", groups.choices("recipe"))

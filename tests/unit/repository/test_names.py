@@ -48,6 +48,7 @@ def test_every_algorithm_has_a_folder():
     assert {path.name for path in ALGORITHMS.iterdir() if path.is_dir() and path.name != "__pycache__"} == {
         *NAMES,
         "rollouts",
+        "silent_groups",
     }
 
 
@@ -60,7 +61,7 @@ def test_only_an_algorithms_own_folder_and_its_configs_name_it():
         assert mentions({path: outside[path]}, pattern), f"{path} names no algorithm: it is no exception"
 
 
-@pytest.mark.parametrize("folder", [*NAMES, "rollouts"])
+@pytest.mark.parametrize("folder", [*NAMES, "rollouts", "silent_groups"])
 def test_an_algorithm_names_another_only_in_a_declared_conflict(folder):
     own = {
         path: without_conflicts(text)

@@ -59,7 +59,7 @@ def test_every_choice_of_every_group_composes(compose_fast):
         assert compose_fast(f"algo={algo}", *BASE)[0].algorithm.adv_estimator == "gsd"
     for hardware in groups.choices("hardware"):
         assert compose_fast("recipe=gsd/qwen2.5_math_7b", f"hardware={hardware}")[0].hardware.name == hardware
-    names = {group: groups.choices(group) for group in ("task", "budget", "sampler", "logger")}
+    names = {group: groups.choices(group) for group in ("task", "budget", "sampler", "silent_groups", "logger")}
     assert {*names, "algo", "hardware", "recipe"} == set(groups.GROUPS)
     for turn in range(max(map(len, names.values()))):
         words = [f"{group}={of[turn % len(of)]}" for group, of in names.items()]
@@ -131,6 +131,7 @@ KNOWN = [
         ("actor_rollout_ref.actor.policy_loss.beta", "algo=gvpo"),
         ("algorithm.gsd.budget.minimum", "budget=adaptive"),
         ("algorithm.gsd.sampler.explore", "sampler=disagreement"),
+        ("algorithm.gsd.silent_groups.in_denominator", "silent_groups=left_out"),
         ("hardware.gpus_per_node", r"the line has no hardware= with GPUs\. Set hardware=gpu"),
         ("hardware.gpu_memory_gib", r"the line has no hardware= with GPUs\. Set hardware=gpu"),
         ("hardware.colour", r"no such key\. .*use \+hardware\.colour="),
