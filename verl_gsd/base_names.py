@@ -81,7 +81,7 @@ BASE_NAMES: Mapping[str, tuple[str, ...]] = {
         *("rollouts_taught", "rollouts_silent", "rollouts_filtered"),
         *("rollouts_surplus", "rollouts_stale", "rollouts_failed"),
         *("tokens_taught", "tokens_silent", "tokens_filtered", "tokens_surplus", "tokens_stale", "tokens_failed"),
-        *("gain_hard", "gain_between", "gain_easy", "seen_silent", "seen_predicted"),
+        *("gain_hard", "gain_between", "gain_easy", "seen_silent", "seen_predicted", "seen_predicted_without_forgetting"),
         *("likely_groups", "likely_silent", "likely_predicted", "likely_variance"),
         *("distinct_answers", "pass_at_1", *(f"pass_at_{k}" for k in PASS_KS)),
     ),
