@@ -31,6 +31,21 @@ def texts():
     return tuple(text for path in paths for text in _texts_of(path))
 
 
+def yielded(path):
+    """The texts that functions of a file yield, each with the name of its function in front of the line number."""
+    where, known = path.relative_to(ROOT), _constants(path)
+    found = []
+    for function in ast.walk(_tree(path)):
+        if not isinstance(function, _FUNCTIONS):
+            continue
+        inner = known | _assigned(function.body, known, deep=True)
+        for node in ast.walk(function):
+            text = _text(node.value, inner) if isinstance(node, ast.Yield) and node.value is not None else None
+            if text is not None and " " in text:
+                found.append(Text(f"{where}:{function.name}:{node.lineno}", text))
+    return found
+
+
 @functools.cache
 def _tree(path):
     return ast.parse(path.read_text(encoding="utf-8"))
@@ -67,6 +82,9 @@ def _text(node, known):
         return "".join(_text(value, known) or HOLE for value in node.values)
     if isinstance(node, ast.FormattedValue):
         return _text(node.value, known)
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        parts = [_text(part, known) for part in (node.left, node.right)]
+        return None if parts == [None, None] else "".join(HOLE if part is None else part for part in parts)
     return None
 
 

@@ -358,7 +358,9 @@ def test_the_summary_ends_with_the_line_that_trains_on_the_data(tmp_path):
     shown = run(tmp_path, "judged", "--input", str(table), "--judged-by-model").splitlines()
     assert "There is no test split. Prepare one first with --split test, or set data.val_files" in "".join(shown)
     assert shown[-1].startswith("verl-gsd train algo=grpo data=") and shown[-1].endswith(
-        "data.val_files=FILE reward.reward_model.enable=true reward.reward_model.model_path=MODEL"
+        "data.val_files=FILE reward.reward_model.enable=true reward.reward_model.model_path=MODEL "
+        "reward.reward_model.enable_resource_pool=true reward.reward_model.nnodes=1 "
+        "reward.reward_model.n_gpus_per_node=1 reward.reward_model.rollout.name=vllm"
     )
     parse_line(shlex.split(last)[2:])
 

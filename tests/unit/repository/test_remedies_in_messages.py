@@ -21,8 +21,8 @@ ROOTS = (
     *("actor_rollout_ref", "algorithm", "critic", "data", "distillation", "global_profiler", "hardware"),
     *("ray_kwargs", "reward", "skip", "trainer"),
 )
-#: Keys that no config lists, but that code reads, with the reason why a user can have them. Hydra accepts them only with
-#: a plus.
+#: Keys that no config lists, but that code reads, with the reason why a user can have them. Hydra accepts them only if
+#: they have a plus.
 UNLISTED = {
     "actor_rollout_ref.actor.router_replay": "a field of verl's dataclass",
     "actor_rollout_ref.model.target_parameters": "verl reads it if somebody adds it",
