@@ -10,8 +10,8 @@ OUR_MODES = {
     "colocate_async": "gsd_colocate_async",
     "separate_async": "gsd_separate_async",
 }
-#: Words of a command line that give a reward model GPUs of its own, as our trainer modes need. verl's config has no GPUs
-#: and no engine for it.
+#: Words of a command line that give a reward model GPUs of its own, as our trainer modes need. By default, verl's
+#: config has no GPUs and no engine for it.
 OWN_GPUS_FOR_REWARDS = (
     "reward.reward_model.enable_resource_pool=true",
     "reward.reward_model.nnodes=1",

@@ -253,7 +253,7 @@ def _earlier_counts(records: pa.Table) -> tuple[np.ndarray, np.ndarray]:
 
     def first_of_run(*keys: np.ndarray) -> np.ndarray:
         """For each position in ``order``: the first position of the run of rows with equal ``keys``."""
-        is_first = np.ones(len(order), dtype=bool)
+        is_first: np.ndarray = np.ones(len(order), dtype=bool)
         is_first[1:] = np.any([key[order][1:] != key[order][:-1] for key in keys], axis=0)
         result: np.ndarray = np.maximum.accumulate(np.where(is_first, n_rows, 0))
         return result

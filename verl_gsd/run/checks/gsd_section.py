@@ -81,7 +81,7 @@ def check_reward_model_pool(config: DictConfig, line: Line) -> Iterator[str]:
         words = " and ".join(f"reward.reward_model.{name}={count}" for name, count in counts.items())
         yield f"{words}: the reward model has no GPUs. Set both to 1 or more."
     if OmegaConf.is_missing(model.rollout, "name"):
-        yield "reward.reward_model.rollout.name is missing: verl has no default. Set reward.reward_model.rollout.name=vllm."
+        yield "reward.reward_model.rollout.name is missing, and verl has no default. Set it to vllm."
 
 
 def check_accuracies_known(config: DictConfig, line: Line) -> Iterator[str]:

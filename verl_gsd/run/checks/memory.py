@@ -159,10 +159,11 @@ def _check_gpu_count(config: DictConfig) -> Iterator[str]:
         )
         # More nodes help only if the line has set the number of nodes. Otherwise that is hardware.nodes.
         is_more_nodes = trainer.nnodes > hardware.nodes and trainer.n_gpus_per_node <= hardware.gpus_per_node
-        nodes = f"set hardware.nodes={-(-needed // hardware.gpus_per_node)} if there are as many, " if is_more_nodes else ""
+        nodes = -(-needed // hardware.gpus_per_node)
+        more_nodes = f"set hardware.nodes={nodes} if there are as many, " if is_more_nodes else ""
         yield (
             f"trainer.n_gpus_per_node={trainer.n_gpus_per_node} on {trainer.nnodes} nodes{others}: hardware="
-            f"{hardware.name} has only {available} GPUs. Set a smaller number, {nodes}or use another choice "
+            f"{hardware.name} has only {available} GPUs. Set a smaller number, {more_nodes}or use another choice "
             "of hardware=."
         )
 
