@@ -300,12 +300,14 @@ def _contradictions(config: DictConfig, operation: Operation | None, group_size:
                 "micro-batch. Set it to a constant, for example data.max_response_length."
             )
     if operation is not None and operation.alpha > 1 and _rewards_may_be_graded(config):
+        is_dr_grpos = actor.loss_agg_mode == "seq-mean-token-sum-norm"
+        with_mode = " (to 1 only with loss_agg_mode=seq-mean-token-mean)" if is_dr_grpos else ""
         yield (
             f"algorithm.gsd.alpha={operation.alpha:g} with rewards that may be graded: sigma can then be close to 0, "
             "and advantages would grow without limit. Sigma therefore has a floor of s / (2 sqrt(G)), where s is the "
             "range of the batch's rewards. Groups below the floor have the weights of alpha=1, up to a constant. If "
-            "all rewards are 0 or 1, this has no effect. Otherwise set algorithm.gsd.alpha to 1 or less, or use a "
-            "reward function that returns 0 or 1."
+            f"all rewards are 0 or 1, this has no effect. Otherwise set algorithm.gsd.alpha to 1 or less{with_mode}, "
+            "or set reward.custom_reward_function.path to a function that returns 0 or 1."
         )
     if operation is not None and algorithm.use_kl_in_reward:
         yield (

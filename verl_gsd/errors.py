@@ -10,6 +10,20 @@ OUR_MODES = {
     "colocate_async": "gsd_colocate_async",
     "separate_async": "gsd_separate_async",
 }
+#: Words of a command line that give a reward model GPUs of its own, as our trainer modes need. By default, verl's
+#: config has no GPUs and no engine for it.
+OWN_GPUS_FOR_REWARDS = (
+    "reward.reward_model.enable_resource_pool=true",
+    "reward.reward_model.nnodes=1",
+    "reward.reward_model.n_gpus_per_node=1",
+    "reward.reward_model.rollout.name=vllm",
+)
+#: Words of a command line with which the reward model MODEL scores.
+USE_REWARD_MODEL = (
+    "reward.reward_model.enable=true",
+    "reward.reward_model.model_path=MODEL",
+    *OWN_GPUS_FOR_REWARDS,
+)
 
 
 class ConfigError(ValueError):

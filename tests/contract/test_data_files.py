@@ -100,7 +100,8 @@ def test_verl_loads_files_that_training_cannot_use(tiny_task, tmp_path, name):
 
 def test_a_reward_model_needs_no_answers(check, tmp_path):
     file = parquet(tmp_path, [row(reward_model=LEFT_OUT, data_source=LEFT_OUT)])
-    words = ["reward.reward_model.enable=true", "reward.reward_model.enable_resource_pool=true"]
+    words = [f"reward.reward_model.{word}" for word in ("enable=true", "enable_resource_pool=true", "nnodes=1")]
+    words.append("reward.reward_model.rollout.name=vllm")
     model = f"reward.reward_model.model_path={tmp_path}"
     function = "reward.custom_reward_function.path=null"
     check(f"data.train_files={file}", f"data.val_files={file}", *words, model, function)

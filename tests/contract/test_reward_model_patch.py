@@ -224,8 +224,10 @@ def test_the_fix_for_a_colocated_reward_model_gives_a_valid_config(config):
     colocated = config.copy()
     colocated.reward.reward_model.enable_resource_pool = False
     (problem,) = gsd_section.check_reward_model_pool(colocated, Line({}, ()))
-    assert "reward.reward_model.enable_resource_pool=true" in problem
-    assert not [problem for check in gsd_section.CHECKS for problem in check(config, Line({}, ()))]
+    assert "reward.reward_model.enable_resource_pool=true reward.reward_model.nnodes=1 " in problem
+    fixed = config.copy()
+    fixed.reward.reward_model.nnodes = 1  # verl's default is 0, with which it would stop after Ray has started
+    assert not [problem for check in gsd_section.CHECKS for problem in check(fixed, Line({}, ()))]
 
 
 # Contracts with verl. If one fails, the patch or a part of it can be removed.

@@ -10,6 +10,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from verl_gsd.errors import USE_REWARD_MODEL
 from verl_gsd.tasks.catalog import TASKS
 
 if TYPE_CHECKING:
@@ -80,5 +81,5 @@ def train_command(dataset: PreparedDataset, model: str | None) -> str:
     if "test" not in dataset.splits:
         words.append("data.val_files=FILE")
     if dataset.splits["train"]["verifier"] is None:
-        words += ["reward.reward_model.enable=true", "reward.reward_model.model_path=MODEL"]
+        words += USE_REWARD_MODEL
     return shlex.join(["verl-gsd", "train", *words])

@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 
 from verl_gsd.base_names import PASS_KS
 from verl_gsd.extension import declarations
+from verl_gsd.planning import posterior_silent_rate
 from verl_gsd.planning.pass_at_k import pass_at_k
 from verl_gsd.records import EASY, HARD
 from verl_gsd.report.reading import Columns, RunData
@@ -16,6 +17,8 @@ from verl_gsd.report.reading import Columns, RunData
 #: because it has a demonstration; silent: its group was trained on without a gradient; the others are fates of groups
 #: that were not trained on.
 USES = ("taught", "silent", "filtered", "surplus", "stale", "failed")
+#: Jeffreys' prior of a solve rate, which is also the default of the memory of prompts.
+_PRIOR = (0.5, 0.5)
 
 
 def step_table(run: RunData) -> Columns:
@@ -31,7 +34,8 @@ def step_table(run: RunData) -> Columns:
     - ``rollouts_<use>``, ``tokens_<use>``: numbers, for each use in ``USES``. ``failed``: share of all groups.
     - ``lost_rewards``: number of responses without a reward. They do not count as rollouts.
     - ``seen_silent``, ``seen_predicted``: of the groups whose prompt was visited before, the share that is all right or
-      all wrong, and the share that earlier visits predict.
+      all wrong, and the share that earlier visits predict. ``seen_predicted_without_forgetting``: the share that they
+      predict if all of them count the same, under the prior ``_PRIOR``.
     - ``likely_{groups,silent,predicted,variance}``: sums over the groups whose predicted probability of being all right
       or all wrong is below 0.5: their number, how many are, the prediction, and its variance.
     - ``gain_{hard,between,easy}``: shares of the gain of the groups trained on, by the group's accuracy.
@@ -215,8 +219,50 @@ def _prediction_figures(records: pa.Table, sums: _StepSums) -> Columns:
     return {
         "seen_silent": sums.mean(silent, ~np.isnan(predicted)),
         "seen_predicted": sums.mean(predicted, True),
+        "seen_predicted_without_forgetting": sums.mean(_predicted_without_forgetting(records), True),
         "likely_groups": sums.total(np.ones(len(predicted)), likely_mixed),
         "likely_silent": sums.total(silent, likely_mixed),
         "likely_predicted": sums.total(predicted, likely_mixed),
         "likely_variance": sums.total(predicted * (1 - predicted), likely_mixed),
     }
+
+
+def _predicted_without_forgetting(records: pa.Table) -> np.ndarray:
+    """(N,) as the column ``silent_predicted``, but visits of all ages count the same; NaN where that is null.
+
+    The trainer forgets older visits, so that the two differ if it forgets too fast, or if solve rates have changed.
+    """
+    predicted: np.ndarray = np.full(len(records), np.nan)
+    size = float_column(records, "size")
+    is_predicted = ~np.isnan(float_column(records, "silent_predicted")) & (size > 0)
+    if is_predicted.any():
+        correct, total = _earlier_counts(records)
+        is_predicted &= total > 0  # the memory of a resumed run may have visits without a record
+        predicted[is_predicted] = posterior_silent_rate(
+            correct[is_predicted], total[is_predicted], size[is_predicted], _PRIOR
+        )
+    return predicted
+
+
+def _earlier_counts(records: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+    """(correct, total), (N,) each: sums over the groups of the same prompt in earlier steps."""
+    step, index = records["step"].to_numpy(), records["index"].to_numpy()
+    source = pc.dictionary_encode(records["data_source"].combine_chunks()).indices.to_numpy()
+    order = np.lexsort((step, index, source))
+    n_rows = np.arange(len(order))
+
+    def first_of_run(*keys: np.ndarray) -> np.ndarray:
+        """For each position in ``order``: the first position of the run of rows with equal ``keys``."""
+        is_first: np.ndarray = np.ones(len(order), dtype=bool)
+        is_first[1:] = np.any([key[order][1:] != key[order][:-1] for key in keys], axis=0)
+        result: np.ndarray = np.maximum.accumulate(np.where(is_first, n_rows, 0))
+        return result
+
+    of_prompt, of_visit = first_of_run(source, index), first_of_run(source, index, step)
+    sums = []
+    for name in ("correct", "total"):
+        before = np.concatenate([[0.0], np.cumsum(np.nan_to_num(float_column(records, name))[order])])
+        earlier: np.ndarray = np.zeros(len(order))
+        earlier[order] = before[of_visit] - before[of_prompt]
+        sums.append(earlier)
+    return sums[0], sums[1]

@@ -41,22 +41,24 @@ def drop_other_engines(config: DictConfig) -> None:
 def check_engine(config: DictConfig, line: Line) -> Iterator[str]:
     """Report an engine that is not supported, or a strategy that belongs to another engine."""
     engine, strategy = engine_of(config), OmegaConf.select(config, _STRATEGY)
+    is_cpu = config.trainer.device == "cpu"
     if engine not in SUPPORTED:
+        on_gpus = " with a choice of hardware= that has GPUs" if is_cpu else ""
         yield (
             f"model_engine={engine}: verl-gsd supports only {' and '.join(SUPPORTED)}. Set model_engine=dp for FSDP2, "
-            "or model_engine=megatron."
+            f"or model_engine=megatron{on_gpus}."
+        )
+    elif engine != "dp" and is_cpu:  # before the strategy, which hardware=cpu sets to FSDP2
+        yield (
+            f"model_engine={engine}: hardware=cpu supports only FSDP2. Set model_engine=dp, or set hardware= to one "
+            "with GPUs."
         )
     elif strategy not in SUPPORTED[engine]:
-        others = [name for name, strategies in SUPPORTED.items() if strategy in strategies]
+        others = [name for name, strategies in SUPPORTED.items() if strategy in strategies and not is_cpu]
         instead = f", or model_engine={others[0]}" if others else ""
         yield (
             f"{_STRATEGY}={strategy} does not belong to model_engine={engine}. Set {_STRATEGY}="
             f"{SUPPORTED[engine][0]}{instead}."
-        )
-    elif engine != "dp" and config.trainer.device == "cpu":
-        yield (
-            f"model_engine={engine}: hardware=cpu supports only FSDP2. Set model_engine=dp, or set hardware= to one "
-            "with GPUs."
         )
 
 

@@ -58,8 +58,8 @@ def has_valid_sizes(config: DictConfig) -> bool:
 
 
 def has_adapter(config: DictConfig) -> bool:
-    """Whether the policy trains a LoRA adapter."""
-    return (config.actor_rollout_ref.model.lora_rank or 0) > 0
+    """Whether the policy trains a LoRA adapter. A rank that is no integer counts as none; another check reports it."""
+    return is_whole(config.actor_rollout_ref.model.lora_rank, 1)
 
 
 def footprint_of(config: DictConfig, shape: Shape) -> Footprint:

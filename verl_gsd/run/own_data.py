@@ -29,7 +29,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from verl_gsd import config as groups
 from verl_gsd.dotted_keys import dotted_leaves
-from verl_gsd.errors import ConfigError
+from verl_gsd.errors import USE_REWARD_MODEL, ConfigError
 from verl_gsd.preparation.chats import ChatTemplate
 from verl_gsd.preparation.commands import data_folder, prepare_command
 from verl_gsd.preparation.manifest import PreparedDataset, read_manifest
@@ -115,7 +115,7 @@ def compose_here(line: Line) -> tuple[DictConfig, list[str]]:
     if dataset is not None and is_chosen_by_source(config):
         raise ConfigError(
             f"data={dataset.folder}: it was prepared without a verifier (--judged-by-model), and no reward is set. Set "
-            f"reward.reward_model.enable=true and reward.reward_model.model_path=MODEL, or set {_FUNCTION}.path=FILE."
+            f"{' '.join(USE_REWARD_MODEL)}, or set {_FUNCTION}.path=FILE."
         )
     lines = [] if dataset is None else [_describe(dataset, line)]
     if not line.has_own_data:

@@ -286,7 +286,7 @@ class RewardMonitor:
         of_batch = f" of the {responses} responses of an update" if responses > count.responses else ""
         first = next((loss for loss in count.lost if loss.failure.trace), count.lost[0])
         slow_fix = (
-            " For rewards that take too long, set algorithm.gsd.limits.reward_seconds (or reward.timeout with "
+            " For rewards that take too long, set algorithm.gsd.limits.reward_seconds (or +reward.timeout with "
             "reward.reward_manager.name=rate_limited) or reward.num_workers higher."
         )
         kinds = {loss.failure.kind for loss in count.lost}

@@ -359,7 +359,9 @@ def test_the_summary_ends_with_the_line_that_trains_on_the_data(tmp_path):
     command = f"verl-gsd prepare judged --data {tmp_path}/data --input FILE --split test --judged-by-model"
     assert f"There is no test split. Run {command}, or set data.val_files" in "".join(shown)
     assert shown[-1].startswith("verl-gsd train algo=grpo data=") and shown[-1].endswith(
-        "data.val_files=FILE reward.reward_model.enable=true reward.reward_model.model_path=MODEL"
+        "data.val_files=FILE reward.reward_model.enable=true reward.reward_model.model_path=MODEL "
+        "reward.reward_model.enable_resource_pool=true reward.reward_model.nnodes=1 "
+        "reward.reward_model.n_gpus_per_node=1 reward.reward_model.rollout.name=vllm"
     )
     parse_line(shlex.split(last)[2:])
 

@@ -124,7 +124,8 @@ def tables(draw):
                     },
                 )
             )
-            judged = group(verdicts, demonstrations=draw(st.integers(0, 1)))
+            prompt = {"source": draw(st.sampled_from(["math", "code"])), "index": draw(st.integers(0, 1))}
+            judged = group(verdicts, demonstrations=draw(st.integers(0, 1)), **prompt)
             shaped = replace(judged, rewards=judged.rewards - np.array(penalties))
             left = LeftGroup(shaped, draw(st.sampled_from(FATES)), further)
             table = predicted_records([left], step=step, attempt=1, alpha=draw(st.sampled_from([0.0, 1.0])))
@@ -177,11 +178,34 @@ def slow_step_table(table):
             "judge_score": mean(scored),
             "seen_silent": mean([row["kind"] != "mixed" for row in seen]),
             "seen_predicted": mean([row["silent_predicted"] for row in seen]),
+            "seen_predicted_without_forgetting": mean(
+                [
+                    value
+                    for row in seen
+                    if row["size"] and (value := predicted_by_all_visits(row, table.to_pylist())) is not None
+                ]
+            ),
             "likely_groups": len(likely),
             "likely_silent": sum(row["kind"] != "mixed" for row in likely),
             **{f"rollouts_{use}": uses[use] for use in USES},
         }
     return figures
+
+
+def predicted_by_all_visits(row, rows):
+    """The probability that a group is all right or all wrong, under Beta(1/2 + right, 1/2 + wrong) of earlier steps."""
+    visits = [
+        of
+        for of in rows
+        if (of["data_source"], of["index"]) == (row["data_source"], row["index"]) and of["step"] < row["step"]
+    ]
+    right, total = (sum(of[name] for of in visits) for name in ("correct", "total"))
+    if not total:
+        return None
+    a, b, silent = 0.5 + right, 0.5 + total - right, 0.0
+    for first, other in ((a, b), (b, a)):  # one factor per response, by the rule of succession
+        silent += math.prod((first + drawn) / (first + other + drawn) for drawn in range(row["size"]))
+    return silent
 
 
 def pass_at_k_by_subsets(rows, k):

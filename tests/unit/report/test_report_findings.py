@@ -50,6 +50,13 @@ def seen(groups, silent, predicted):
     return table(**{f"likely_{name}": value / STEPS for name, value in sums.items()})
 
 
+def expecting(expected, observed, **further):
+    """A budget expects this share of the groups to be mixed."""
+    columns = {"budget__share__known": 1, "budget__mixed__expected": expected, "mixed": observed}
+    return table(**columns | {"seen_silent": 1 - observed, "seen_predicted": 1 - expected} | further)
+
+
+HALF_LIFE = {"algorithm.gsd.budget.half_life": 100}
 HELD_OUT = "val-core/math/acc/mean@1"
 
 
@@ -142,7 +149,10 @@ FIRES = [
     (hadw.frozen_anchor, table(anchor=0.4, accuracy=0.6), {}, "preset=hard"),
     (hadw.frozen_anchor, table(anchor=known_after(1, 0.4), accuracy=0.6), SOFT, "preset=hard"),
     (gvpo.strong_pull, table(gvpo__pull_over_push=5), {}, "policy_loss.beta"),
-    (rollouts.outdated_rates, table(budget__share__known=1, budget__mixed__expected=0.7, mixed=0.4), {}, "half_life"),
+    (rollouts.wrong_rates, expecting(0.7, 0.4), {}, "budget=uniform"),
+    (rollouts.wrong_rates, expecting(0.7, 0.4, seen_predicted_without_forgetting=0.55), HALF_LIFE, "half_life=200"),
+    (rollouts.wrong_rates, expecting(0.7, 0.4, seen_predicted_without_forgetting=0.1), HALF_LIFE, "half_life=50"),
+    (rollouts.wrong_rates, expecting(0.7, 0.4, seen_predicted_without_forgetting=0.3), HALF_LIFE, "half_life=50"),
     (
         dagrpo.missing_demonstrations,
         table(
@@ -209,8 +219,8 @@ QUIET = [
     (hadw.frozen_anchor, table(anchor=0.4, accuracy=0.6), NUMBER),
     (hadw.frozen_anchor, table(anchor=known_after(STEPS - 5, 0.4), accuracy=0.6), {}),
     (gvpo.strong_pull, table(gvpo__pull_over_push=0.5), {}),
-    (rollouts.outdated_rates, table(budget__share__known=1, budget__mixed__expected=0.7, mixed=0.65), {}),
-    (rollouts.outdated_rates, table(budget__share__known=0.5, budget__mixed__expected=0.7, mixed=0.4), {}),
+    (rollouts.wrong_rates, expecting(0.7, 0.65), {}),
+    (rollouts.wrong_rates, expecting(0.7, 0.4, budget__share__known=0.5), {}),
     (dagrpo.missing_demonstrations, table(dagrpo__demonstrations__wanted=10, dagrpo__demonstrations__found=5), {}),
     (dagrpo.missing_demonstrations, table(dagrpo__demonstrations__wanted=0, dagrpo__demonstrations__found=0), {}),
     (dagrpo.failed_judgements, table(judge_failed=0.01), {}),

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from verl_gsd.algorithms.dagrpo.demonstration_settings import DemonstrationSettings
 from verl_gsd.algorithms.dagrpo.settings import MaskSettings, check_on_policy, check_ratio
+from verl_gsd.errors import USE_REWARD_MODEL
 from verl_gsd.judge.disks import journal_mode, mounts
 from verl_gsd.judge.scorer import HIGHEST
 from verl_gsd.judge.settings import JudgeSettings
@@ -92,7 +93,7 @@ def _check_judge(config: DictConfig, mask: MaskSettings) -> Iterator[str]:
         yield (
             f"{_SECTION}.judge.scorer=reward_model with reward.reward_model.enable={model.enable} and "
             f"enable_resource_pool={model.enable_resource_pool}: groups cannot be scored while others are generated. "
-            "Set both to true, or use another scorer."
+            f"Set {' '.join(USE_REWARD_MODEL)}, or use another scorer ({_SECTION}.judge.scorer)."
         )
 
 

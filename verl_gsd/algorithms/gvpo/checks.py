@@ -59,10 +59,13 @@ def _check_second_kl(config: DictConfig, settings: GvpoSettings) -> Iterator[str
     """Check for a KL term in the loss. A KL term in the reward is a declared conflict."""
     actor = config.actor_rollout_ref.actor
     if not settings.allow_second_kl and actor.use_kl_loss and actor.kl_loss_coef != 0:
+        # With reference=ref, use_kl_loss must be true. Otherwise it would have no effect without a coefficient.
+        needs_reference = actor.policy_loss.get("reference") == "ref"
+        key = "actor_rollout_ref.actor"
+        without = f"{key}.kl_loss_coef=0" if needs_reference else f"{key}.use_kl_loss=false and remove kl_loss_coef"
         yield (
             f"actor_rollout_ref.actor.kl_loss_coef={actor.kl_loss_coef}: GVPO's beta already is a KL term, and a "
-            "second one moves its optimum. Set actor_rollout_ref.actor.kl_loss_coef=0, or "
-            "algorithm.gsd.gvpo.allow_second_kl=true to keep both."
+            f"second one moves its optimum. Set {without}, or algorithm.gsd.gvpo.allow_second_kl=true to keep both."
         )
 
 

@@ -14,24 +14,40 @@ MAX_EXCESS = 0.15
 #: Only steps count in which at least this share of the prompts was visited before.
 MIN_KNOWN = 0.9
 
+#: Visits that all count the same predict better if their error is smaller by more than this.
+MIN_IMPROVEMENT = 0.01
 
-def outdated_rates(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
-    """Among prompts with earlier visits, a budget expects clearly more mixed groups than there are."""
+_HALF_LIFE = "algorithm.gsd.budget.half_life"
+
+
+def wrong_rates(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
+    """Among prompts with earlier visits, a budget expects clearly more mixed groups than there are.
+
+    There are two causes, which need opposite half-lives:
+
+    - The budget forgets too fast. What it knows of a prompt is then little more than the prior, under which most groups
+      are mixed. This happens if a pass over the data takes more steps than the half-life. Visits that all count the
+      same predict the observed share better.
+    - Solve rates have changed since the visits. Visits that all count the same do not predict it better.
+    """
+    names = ("budget/mixed/expected", "mixed", "seen_silent", "seen_predicted", "seen_predicted_without_forgetting")
     mostly_known = column(table, "budget/share/known") >= MIN_KNOWN
-    steps = {"step": table["step"][mostly_known]} | {
-        name: column(table, name)[mostly_known] for name in ("budget/mixed/expected", "mixed")
-    }
-    expected, observed = recent_mean(steps, "budget/mixed/expected"), recent_mean(steps, "mixed")
-    if expected - observed > MAX_EXCESS:
-        yield Finding(
-            "The budget relies on outdated solve rates",
-            f"It expects {percent(expected)} of the groups to be mixed, but {percent(observed)} are. Earlier visits "
-            "say less about the current policy than the budget assumes.",
-            (
-                *scaled(config, "algorithm.gsd.budget.half_life", 0.5, "steps after which a visit counts half"),
-                "budget=uniform  # equal groups",
-            ),
-        )
+    steps = {"step": table["step"][mostly_known]} | {name: column(table, name)[mostly_known] for name in names}
+    expected, observed, silent, *predicted = (recent_mean(steps, name) for name in names)
+    if not expected - observed > MAX_EXCESS:
+        return
+    error, error_without_forgetting = (abs(share - silent) for share in predicted)
+    what = f"It expects {percent(expected)} of the groups to be mixed, but {percent(observed)} are."
+    if error_without_forgetting < error - MIN_IMPROVEMENT:
+        title, cause = "forgets solve rates too fast", "Visits of all ages, counted the same, would predict better."
+        change = scaled(config, _HALF_LIFE, 2, "steps after which a visit counts half; null for no forgetting")
+    elif error_without_forgetting >= error - MIN_IMPROVEMENT:
+        title, cause = "relies on outdated solve rates", "Solve rates have changed since earlier visits."
+        change = scaled(config, _HALF_LIFE, 0.5, "steps after which a visit counts half")
+    else:  # an error is NaN: the records are of an older version
+        title, cause = "relies on wrong solve rates", "It forgets too fast, or solve rates have changed."
+        change = ()
+    yield Finding(f"The budget {title}", f"{what} {cause}", (*change, "budget=uniform  # equal groups"))
 
 
-FINDERS: tuple[Finder, ...] = (outdated_rates,)
+FINDERS: tuple[Finder, ...] = (wrong_rates,)

@@ -12,6 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from verl_gsd.errors import USE_REWARD_MODEL
 from verl_gsd.preparation.manifest import read_manifest
 
 #: For these, verl evaluates texts of the data or of responses as Python: the ground truth and matrices of numina, the
@@ -96,8 +97,8 @@ def check_sources(sources: Iterable[Any], config: DictConfig) -> Iterator[str]:
     yield (
         f"data_source={_names(unknown)}: verl has no reward function for this source. Set "
         "reward.custom_reward_function.path to a file with a function compute_score, for example "
-        "pkg://verl_gsd.tasks.maths for mathematics. For a reward model, set reward.reward_model.enable=true and "
-        "reward.reward_model.model_path=MODEL."
+        "pkg://verl_gsd.tasks.maths for mathematics. For a reward model, set "
+        f"{' '.join(USE_REWARD_MODEL)}."
     )
 
 

@@ -19,7 +19,7 @@ from verl_gsd import extension
 from verl_gsd.checkpoints import step_of, whole_checkpoints
 from verl_gsd.dial_settings import dial_settings
 from verl_gsd.dynamic_sampling import OLD_METRICS
-from verl_gsd.errors import OUR_MODES, ConfigError
+from verl_gsd.errors import OUR_MODES, OWN_GPUS_FOR_REWARDS, ConfigError
 from verl_gsd.run.checks.conflicts import check_conflicts
 from verl_gsd.run.checks.limits import check_limits
 from verl_gsd.run.cluster_lock import is_job
@@ -27,6 +27,7 @@ from verl_gsd.run.compose import Line
 from verl_gsd.run.dataset import fingerprints
 from verl_gsd.run.engines import check_engine
 from verl_gsd.rundir import RunDirectory
+from verl_gsd.scalars import is_whole
 from verl_gsd.state import REMEDY, DamagedStateError, check_state, saved_settings
 
 
@@ -62,14 +63,25 @@ def _check_state_setting(config: DictConfig, line: Line) -> Iterator[str]:
 
 
 def check_reward_model_pool(config: DictConfig, line: Line) -> Iterator[str]:
-    """Report a reward model that shares the GPUs of the policy: our trainer modes need rewards earlier."""
+    """Report a reward model that shares the GPUs of the policy: our trainer modes need rewards earlier.
+
+    Also report one for which verl would find neither GPUs nor an engine, after Ray has started.
+    """
     model = config.reward.reward_model
-    if uses_our_trainer(config) and model.enable and not model.enable_resource_pool:
+    if not model.enable:
+        return
+    if uses_our_trainer(config) and not model.enable_resource_pool:
         yield (
             "reward.reward_model.enable=true with reward.reward_model.enable_resource_pool=false: a colocated reward "
             "model computes rewards after the groups of a step are chosen, but our trainer modes need the rewards as "
-            "soon as a group is complete. Set reward.reward_model.enable_resource_pool=true."
+            f"soon as a group is complete. Set {' '.join(OWN_GPUS_FOR_REWARDS)}, with the number of GPUs that it uses."
         )
+    counts = {name: model[name] for name in ("nnodes", "n_gpus_per_node")}
+    if model.enable_resource_pool and not all(is_whole(count, 1) for count in counts.values()):
+        words = " and ".join(f"reward.reward_model.{name}={count}" for name, count in counts.items())
+        yield f"{words}: the reward model has no GPUs. Set both to 1 or more."
+    if OmegaConf.is_missing(model.rollout, "name"):
+        yield "reward.reward_model.rollout.name is missing, and verl has no default. Set it to vllm."
 
 
 def check_accuracies_known(config: DictConfig, line: Line) -> Iterator[str]:
@@ -98,7 +110,8 @@ def check_filter_metric(config: DictConfig, line: Line) -> Iterator[str]:
         return
     key, metric = "algorithm.filter_groups.metric", config.algorithm.filter_groups.metric
     fix = (
-        f"Set {key}=acc to compare the verifier's verdicts, or {key}=reward to compare the rewards before a KL penalty."
+        f"Set {key}=acc to compare the verifier's verdicts. {key}=reward compares the rewards before a KL penalty. Use "
+        "it only if rewards have no term for length or format."
     )
     if metric in OLD_METRICS:
         yield (

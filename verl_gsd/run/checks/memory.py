@@ -157,10 +157,14 @@ def _check_gpu_count(config: DictConfig) -> Iterator[str]:
             f", with {count} more GPUs for {section} ({section}.n_gpus_per_node)"
             for section, count in separate_accelerators(config).items()
         )
+        # More nodes help only if the line has set the number of nodes. Otherwise that is hardware.nodes.
+        is_more_nodes = trainer.nnodes > hardware.nodes and trainer.n_gpus_per_node <= hardware.gpus_per_node
+        nodes = -(-needed // hardware.gpus_per_node)
+        more_nodes = f"set hardware.nodes={nodes} if there are as many, " if is_more_nodes else ""
         yield (
             f"trainer.n_gpus_per_node={trainer.n_gpus_per_node} on {trainer.nnodes} nodes{others}: hardware="
-            f"{hardware.name} has only {available} GPUs. Set a smaller number, set hardware.nodes to the number of "
-            f"nodes with {hardware.gpus_per_node} GPUs, or use another choice of hardware=."
+            f"{hardware.name} has only {available} GPUs. Set a smaller number, {more_nodes}or use another choice "
+            "of hardware=."
         )
 
 

@@ -47,8 +47,8 @@ def dataset_group_sizes(config: DictConfig) -> Iterator[str]:
     if OmegaConf.select(config, "algorithm.gsd.sampler") is not None:
         yield (
             f"warning: algorithm.gsd.sampler with column {COLUMN}: the sampled prompts have another average size than "
-            "the data set, so that the rollouts of a step do not add up. Set sampler=uniform, or use budget=adaptive "
-            "with data that does not have the column."
+            "the data set, so that the rollouts of a step do not add up. Set sampler=uniform data.shuffle=false, or "
+            "use budget=adaptive with data that does not have the column."
         )
     elif config.data.shuffle or (sizes[: len(sizes) // batch * batch].reshape(-1, batch).sum(1) != size * batch).any():
         yield (

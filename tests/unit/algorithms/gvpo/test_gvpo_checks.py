@@ -63,7 +63,7 @@ LINES = [
     {
         f"{POLICY}.normalizer=n": r"policy_loss\.normalizer=n: .*k-1, k, none",
         "actor_rollout_ref.actor.use_kl_loss=true": "",
-        "actor_rollout_ref.actor.kl_loss_coef=0.1": r"kl_loss_coef=0\.1: .*kl_loss_coef=0, .*allow_second_kl=true",
+        "actor_rollout_ref.actor.kl_loss_coef=0.1": r"kl_loss_coef=0\.1: .*use_kl_loss=false .*allow_second_kl=true",
         f"{POLICY}.beta=-1": r"policy_loss\.beta=-1",
         f"{GVPO}.grouping=whole": "",
         "actor_rollout_ref.actor.use_dynamic_bsz=false": "",
