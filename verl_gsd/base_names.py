@@ -67,6 +67,17 @@ RECORD_COLUMNS: tuple[RecordColumn, ...] = (
         "Different final answers of the responses, as the verifier returned them (`answer` or `pred`). Null if it does "
         "not return them.",
     ),
+    RecordColumn(
+        "partial",
+        "float64",
+        "Sum of accuracy (1 - accuracy) of the responses: 0 if every accuracy is 0 or 1, and more with partial credit.",
+    ),
+    RecordColumn(
+        "answers",
+        "binary",
+        "The final answers as digests, with the number of responses of each (`verl_gsd/answer_counts.py`). Null if the "
+        "verifier does not return answers.",
+    ),
 )
 
 #: The k for which reports and metrics have pass@k of the groups.
@@ -83,7 +94,7 @@ BASE_NAMES: Mapping[str, tuple[str, ...]] = {
         *("tokens_taught", "tokens_silent", "tokens_filtered", "tokens_surplus", "tokens_stale", "tokens_failed"),
         *("gain_hard", "gain_between", "gain_easy", "seen_silent", "seen_predicted"),
         *("likely_groups", "likely_silent", "likely_predicted", "likely_variance"),
-        *("distinct_answers", "pass_at_1", *(f"pass_at_{k}" for k in PASS_KS)),
+        *("distinct_answers", "answers_in_visit", "answers_in_visits", "pass_at_1", *(f"pass_at_{k}" for k in PASS_KS)),
     ),
     "report section": (
         *("words", "runs", "accuracy", "diversity", "sigma", "silence", "difficulty", "waste", "policy"),
