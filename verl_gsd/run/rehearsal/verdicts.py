@@ -35,8 +35,8 @@ def verdict_problems(config: DictConfig, returned: Sequence[Returned]) -> Iterat
     metric = filter_metric(config)
     if metric not in (None, "reward") and (lacking := [row for row, values in returned if metric not in values]):
         yield (
-            f"algorithm.filter_groups.metric={metric}: {_FUNCTION} returns no {metric} for row {lacking[0]} of the data. "
-            f"Return {metric} beside score, or set algorithm.filter_groups.metric=reward."
+            f"algorithm.filter_groups.metric={metric}: {_FUNCTION} returns no {metric} for row {lacking[0]} of the "
+            f"data. Return {metric} beside score, or set algorithm.filter_groups.metric=reward."
         )
     gsd = OmegaConf.select(config, "algorithm.gsd") or {}
     for declaration in extension.active(gsd):
@@ -49,9 +49,9 @@ def verdict_problems(config: DictConfig, returned: Sequence[Returned]) -> Iterat
                 given = "no acc" if "acc" not in values else f"acc={str(accuracy)[:40]}"
                 section = f"algorithm.gsd.{declaration.name}"
                 yield (
-                    f"{section} reads acc, the verifier's verdict from {low:g} to {high:g}, but {_FUNCTION} returns {given} "
-                    f'for row {row} of the data. Return acc from the function, for example {{"score": -1.0, "acc": 0.0}} '
-                    f"for a wrong response, or set {section}=null."
+                    f"{section} reads acc, the verifier's verdict from {low:g} to {high:g}, but {_FUNCTION} returns "
+                    f"{given} for row {row} of the data. Return acc from the function, for example "
+                    f'{{"score": -1.0, "acc": 0.0}} for a wrong response, or set {section}=null.'
                 )
                 break
 
