@@ -49,8 +49,8 @@ def source_sentences(rates: SolveRates) -> list[str]:
         sentences.append("Responses of all training steps are pooled, so these rates average over a changing policy.")
     if rates.graded:
         sentences.append(
-            f"{rates.graded} prompts have verdicts between 0 and 1 (partial credit). The figures take the mean verdict "
-            "of a prompt for its probability of a right response. Groups with partial credit can agree or differ more "
+            f"Prompts with verdicts between 0 and 1 (partial credit): {rates.graded}. The figures take the mean "
+            "verdict of a prompt for its probability of a right response. Groups with partial credit can agree or differ more "
             "often than the figures say."
         )
     return [*sentences, *(f"Skipped: {reason}." for reason in rates.skipped)]
