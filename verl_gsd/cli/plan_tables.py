@@ -50,8 +50,8 @@ def source_sentences(rates: SolveRates) -> list[str]:
     if rates.graded:
         sentences.append(
             f"Prompts with verdicts between 0 and 1 (partial credit): {rates.graded}. The figures take the mean "
-            "verdict of a prompt for its probability of a right response. Groups with partial credit can agree or differ more "
-            "often than the figures say."
+            "verdict of a prompt for its probability of a right response. Groups with partial credit can agree or "
+            "differ more often than the figures say."
         )
     return [*sentences, *(f"Skipped: {reason}." for reason in rates.skipped)]
 
