@@ -26,6 +26,8 @@ RATES = (0.01, 0.05, 0.1, 0.25, 0.5)
 
 #: Reward functions of this package that return only 0 and 1.
 _BINARY_VERIFIERS = frozenset(f"pkg://verl_gsd.tasks.{name}" for name in ("arithmetic", "maths", "choice"))
+#: Reward functions of this package whose score gives partial credit, while ``acc`` is 0 or 1.
+_GRADED_VERIFIERS = frozenset({"pkg://verl_gsd.tasks.arithmetic_graded"})
 
 
 @dataclass(frozen=True)
@@ -350,7 +352,15 @@ def _filter_contradictions(config: DictConfig) -> Iterator[str]:
         return  # its groups have no acc, and gsd_section.py rejects settings that read acc
     if metric in OLD_METRICS or not metric:
         return  # gsd_section.py rejects them
-    if metric == "reward":
+    is_graded = config.reward.custom_reward_function.path in _GRADED_VERIFIERS
+    if is_graded and metric == "acc":
+        yield (
+            f"{key}=acc: verl evicts groups whose verdicts agree, even if their scores differ. With partial credit, "
+            "such groups have a gradient. Set it to score to evict only groups whose scores agree."
+        )
+    elif is_graded and metric == "score":
+        return  # its score has no other terms
+    elif metric == "reward":
         yield (
             f"{key}=reward: verl compares the rewards of a group{_reward_terms(config)}. Rewards with a term for "
             "length or format are rarely equal, so the filter keeps groups whose responses are all right or all wrong. "

@@ -67,6 +67,17 @@ RECORD_COLUMNS: tuple[RecordColumn, ...] = (
         "Different final answers of the responses, as the verifier returned them (`answer` or `pred`). Null if it does "
         "not return them.",
     ),
+    RecordColumn(
+        "partial",
+        "float64",
+        "Sum of accuracy (1 - accuracy) of the responses: 0 if every accuracy is 0 or 1, and more with partial credit.",
+    ),
+    RecordColumn(
+        "answers",
+        "binary",
+        "The final answers as digests, with the number of responses of each (`verl_gsd/answer_counts.py`). Null if the "
+        "verifier does not return answers.",
+    ),
 )
 
 #: The k for which reports and metrics have pass@k of the groups.
@@ -84,7 +95,7 @@ BASE_NAMES: Mapping[str, tuple[str, ...]] = {
         *("gain_hard", "gain_between", "gain_easy"),
         *("seen_silent", "seen_predicted", "seen_predicted_without_forgetting"),
         *("likely_groups", "likely_silent", "likely_predicted", "likely_variance"),
-        *("distinct_answers", "pass_at_1", *(f"pass_at_{k}" for k in PASS_KS)),
+        *("distinct_answers", "answers_in_visit", "answers_in_visits", "pass_at_1", *(f"pass_at_{k}" for k in PASS_KS)),
     ),
     "report section": (
         *("words", "runs", "accuracy", "diversity", "sigma", "silence", "difficulty", "waste", "policy"),

@@ -19,7 +19,7 @@ from verl_gsd.dotted_keys import value_at
 if TYPE_CHECKING:
     from verl_gsd.extension import Extension
 
-ColumnType = Literal["bool", "int32", "int64", "float64", "string"]
+ColumnType = Literal["bool", "int32", "int64", "float64", "string", "binary"]
 #: Format of a chart's values: plain numbers, shares in [0, 1] as percentages, or large numbers with a prefix (12k).
 ValueFormat = Literal["number", "share", "large"]
 #: Findings of a report for which an extension can suggest a remedy. ``silent``: many groups are unanimous.

@@ -66,6 +66,7 @@ class Group:
             on.
         distinct_answers: number of different final answers, as texts that the verifier returned. Responses without an
             answer and responses of an earlier visit do not count. None if the verifier does not return answers.
+        answers: these answers as digests with their counts, from ``answer_counts.pack_answers``.
     """
 
     uid: str
@@ -81,6 +82,7 @@ class Group:
     unverified: int | None = None
     failed_rewards: int = 0
     distinct_answers: int | None = None
+    answers: bytes | None = None
 
 
 def first_invalid_accuracy(group: Group) -> float | None:

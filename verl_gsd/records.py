@@ -18,6 +18,7 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
@@ -126,6 +127,8 @@ def step_records(left: Sequence[LeftGroup], *, step: int, attempt: int, alpha: f
         "unverified": [group.unverified for group in groups],
         "failed_rewards": [group.failed_rewards for group in groups],
         "distinct_answers": [group.distinct_answers for group in groups],
+        "partial": np.array([(values * (1 - values)).sum() for values in accuracies]),
+        "answers": pa.array([group.answers for group in groups], pa.binary()),
     }
     arrays = {
         column.name: pa.array(values_by_name[column.name]).cast(pa.type_for_alias(column.type))
@@ -182,6 +185,21 @@ def valid_accuracies(group: Group) -> np.ndarray:
     """
     accuracies = group.accuracies[~np.isnan(group.accuracies)]
     return accuracies if ((accuracies >= 0) & (accuracies <= 1)).all() else accuracies[:0]
+
+
+def is_graded(table: pa.Table) -> np.ndarray:
+    """(N,) bool: whether a group has accuracies between 0 and 1, so that ``correct`` is no number of right responses.
+
+    The sum alone does not tell: eight accuracies of 0.5 sum to 4. Older files lack the column ``partial``. There, a
+    group counts as graded if its sum is not whole, or if all verdicts agree and the sum is neither 0 nor ``total``.
+
+    Args:
+        table: records with the columns ``partial``, ``correct``, ``total`` and ``kind``.
+    """
+    partial, correct = (table[name].to_numpy().astype(float) for name in ("partial", "correct"))
+    agree = pc.fill_null(pc.not_equal(table["kind"], "mixed"), False).to_numpy()
+    looks_graded = (correct != np.rint(correct)) | (agree & (correct > 0) & (correct < table["total"].to_numpy()))
+    return np.where(np.isnan(partial), looks_graded, partial > 0)
 
 
 def _kind(group: Group, accuracies: np.ndarray) -> str | None:

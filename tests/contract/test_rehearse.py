@@ -239,6 +239,13 @@ def test_a_reward_function_that_returns_none_or_raises_is_found(rehearsed, name)
     assert f"{KEY}.name={name}" in wrong(output)
 
 
+def test_a_reward_function_without_the_verdict_that_the_sampler_reads_is_found(rehearsed):
+    function = (f"{KEY}.path={SUPPORT}/rehearsal_rewards.py", f"{KEY}.name=compute_score_without_acc")
+    code, output, started = rehearsed(*function, "sampler=disagreement")
+    assert code == 1 and not started
+    assert "algorithm.gsd.sampler reads acc" in wrong(output) and "returns no acc" in wrong(output)
+
+
 def test_references_that_the_reward_function_rejects_are_found(rehearsed, tmp_path):
     table = rehearsal_data.table("bigmath", "train", 256)
     rows = table.to_pylist()

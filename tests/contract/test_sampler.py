@@ -10,9 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import torchdata.stateful_dataloader as torchdata
+import transfer_queue
 from omegaconf import OmegaConf
 from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
+from verl.trainer import main_ppo
 from verl.trainer.ppo import utils
 from verl.trainer.ppo.v1 import get_trainer_cls, trainer_base
 from verl_parts import bare_trainer, names_of_calls
@@ -173,3 +175,26 @@ def test_the_trainer_rejects_a_finished_run_by_the_steps_per_epoch_that_verl_use
         build(*words, finished, "trainer.total_epochs=1")
     assert build(*words, unfinished, "trainer.total_epochs=1").total_training_steps == steps
     assert build(*words, finished, "trainer.total_epochs=2").total_training_steps == 2 * steps
+
+
+def test_verls_own_command_ends_without_an_error_if_the_run_is_finished(
+    compose_fast, tiny_task, tmp_path, monkeypatch, capfd
+):
+    """verl's task runner itself, without Ray and the queue. Nothing starts. ``verl-gsd`` still rejects the run."""
+    words = ["algo=grpo", "task=arithmetic", "hardware=cpu", f"task.directory={tiny_task}", "data.train_batch_size=4"]
+    words += [f"trainer.default_local_dir={tmp_path}/run", "trainer.total_training_steps=8"]
+    words += ["trainer.resume_mode=resume_path", f"trainer.resume_from_path={tmp_path}/global_step_8"]
+    words.append("algorithm.gsd.state=fresh")  # the checkpoint of this test has no files
+    calls = []
+    monkeypatch.setattr(transfer_queue, "init", lambda *_: calls.append("init"))
+    monkeypatch.setattr(transfer_queue, "close", lambda: calls.append("close"))
+    monkeypatch.setattr(trainer_base.PPOTrainer, "_init_resource_pool_mgr", Mock(side_effect=AssertionError))
+    monkeypatch.delenv("VERL_GSD_ATTEMPT", raising=False)
+    run = main_ppo.TaskRunnerV1.__ray_metadata__.modified_class().run
+    run(compose_fast(*words)[0])
+    assert calls == ["init", "close"]
+    _, _, said = capfd.readouterr().err.partition("note: ")
+    assert said.startswith("The run is finished: nothing to do. ") and "trainer.total_training_steps=8: " in said
+    monkeypatch.setenv("VERL_GSD_ATTEMPT", "1")
+    with pytest.raises(RunStoppedError, match=r"trainer\.total_training_steps=8: .* 8 steps"):
+        run(compose_fast(*words)[0])

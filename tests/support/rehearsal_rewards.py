@@ -20,3 +20,7 @@ def compute_score_raises(data_source, solution_str, ground_truth, extra_info=Non
 
 def compute_score_accepts_all(data_source, solution_str, ground_truth, extra_info=None, **kwargs):
     return 1.0
+
+
+def compute_score_without_acc(data_source, solution_str, ground_truth, extra_info=None, **kwargs):
+    return {"score": compute_score(data_source, solution_str, ground_truth)["score"]}

@@ -132,6 +132,10 @@ def test_dynamic_sampling_leaves_nothing_to_leave_out(audited):
         ),
         (["algo=dapo", "algorithm.filter_groups.metric=format"], r"metric=format: .*must return .*\bacc\b"),
         (
+            ["algo=dapo", "task=arithmetic_graded"],
+            r"filter_groups\.metric=acc: .*even if their scores.*Set it to score",
+        ),
+        (
             ["algo=dapo", "reward.custom_reward_function.path=null"],
             r"metric=acc\b.*reward.custom_reward_function\b",
         ),
@@ -160,6 +164,11 @@ def test_alpha_above_1_with_rewards_that_may_be_graded_is_warned_of(audited, wor
     (text,) = warned(1.5, *words)
     assert "floor" in text and "alpha to 1 or less" in text
     assert not warned(1, *words) and not warned(1.5)
+
+
+def test_the_filter_that_the_audit_advises_for_partial_credit_has_no_warning(audited):
+    words = ["algo=dapo", "task=arithmetic_graded", "algorithm.filter_groups.metric=score"]
+    assert not any("filter_groups.metric" in text for text in audited(*words).warnings)
 
 
 def test_a_reward_model_without_a_verifier_gets_no_advice_about_acc(audited):

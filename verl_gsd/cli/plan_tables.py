@@ -47,6 +47,12 @@ def source_sentences(rates: SolveRates) -> list[str]:
     ]
     if rates.row is None and rates.path.is_dir():
         sentences.append("Responses of all training steps are pooled, so these rates average over a changing policy.")
+    if rates.graded:
+        sentences.append(
+            f"Prompts with verdicts between 0 and 1 (partial credit): {rates.graded}. The figures take the mean "
+            "verdict of a prompt for its probability of a right response. Groups with partial credit can agree or "
+            "differ more often than the figures say."
+        )
     return [*sentences, *(f"Skipped: {reason}." for reason in rates.skipped)]
 
 
@@ -66,6 +72,8 @@ def by_group_size_notes(summaries: Sequence[GroupSizeSummary]) -> list[str]:
 
 
 def _response_counts(rates: SolveRates) -> str:
+    if rates.graded:
+        return "without counts of right responses"
     if rates.total is None:
         return "the number of responses per prompt is unknown"
     fewest, most = int(rates.total.min()), int(rates.total.max())

@@ -208,12 +208,18 @@ def _make_files(config: DictConfig, folder: Path, judge: JudgeStandIn | None, fi
 def _check_references(
     config: DictConfig, train: Sequence[dict], val: Sequence[dict], findings: Findings
 ) -> float | None:
-    """Check the data's references with the real reward function, and return the lowest score of an accepted one."""
+    """Check the data's references with the real reward function, and return the lowest score of an accepted one.
+
+    Raises:
+        ConfigError: the function fails, or does not return a value that the config reads.
+    """
     from omegaconf import OmegaConf
 
+    from verl_gsd.errors import ConfigError
     from verl_gsd.run.rehearsal.config import has_reward_function
     from verl_gsd.run.rehearsal.references import check_references
     from verl_gsd.run.rehearsal.seeded_rewards import real_function
+    from verl_gsd.run.rehearsal.verdicts import verdict_problems
 
     if not has_reward_function(config):
         return None
@@ -224,6 +230,8 @@ def _check_references(
         {str(name): value for name, value in dict(kwargs).items()},
         [*train, *val],
     )
+    if problems := list(verdict_problems(config, result.returned)):
+        raise ConfigError("\n".join(problems))
     if problem := result.problem():
         findings.wrong.append(problem)
     else:

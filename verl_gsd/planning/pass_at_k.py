@@ -43,7 +43,7 @@ def pass_at_k(samples: np.ndarray, correct: np.ndarray, k: int) -> np.ndarray:
     return estimates[pair_of_row]
 
 
-def pass_at_k_of_groups(correct: np.ndarray, total: np.ndarray, k: int) -> np.ndarray:
+def pass_at_k_of_groups(correct: np.ndarray, total: np.ndarray, is_graded: np.ndarray, k: int) -> np.ndarray:
     """Unbiased pass@k of each group of a run, (N,) float64; NaN for groups without an accuracy.
 
     All are NaN if any group with accuracies has fewer than k, because groups of hard and easy prompts may differ in
@@ -51,10 +51,11 @@ def pass_at_k_of_groups(correct: np.ndarray, total: np.ndarray, k: int) -> np.nd
 
     Args:
         correct, total: (N,) sum and number of the accuracies of each group.
+        is_graded: (N,) bool, whether a group has an accuracy between 0 and 1 (``records.is_graded``).
     """
     result: np.ndarray = np.full(len(total), np.nan)
     rated = total > 0
-    if rated.any() and total[rated].min() >= k and (correct == np.rint(correct)).all():
+    if rated.any() and total[rated].min() >= k and not is_graded.any():
         result[rated] = pass_at_k(total[rated].astype(np.int64), correct[rated].astype(np.int64), k)
     return result
 

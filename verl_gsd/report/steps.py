@@ -10,7 +10,8 @@ from verl_gsd.base_names import PASS_KS
 from verl_gsd.extension import declarations
 from verl_gsd.planning import posterior_silent_rate
 from verl_gsd.planning.pass_at_k import pass_at_k
-from verl_gsd.records import EASY, HARD
+from verl_gsd.records import EASY, HARD, is_graded
+from verl_gsd.report.answers import revisited_answers
 from verl_gsd.report.reading import Columns, RunData
 
 #: What a rollout was used for. taught: its group was trained on and has a gradient, because its rewards differ or
@@ -41,6 +42,9 @@ def step_table(run: RunData) -> Columns:
     - ``gain_{hard,between,easy}``: shares of the gain of the groups trained on, by the group's accuracy.
     - ``demonstrated``: share of the groups with a demonstration.
     - ``distinct_answers``: mean number of different final answers of a group, if the verifier returns answers.
+    - ``answers_in_visit``, ``answers_in_visits``: expected number of different final answers in equal numbers of
+      responses, of the groups alone and pooled with all earlier visits to their prompts; mean over the groups whose
+      prompt was visited before (``answers.revisited_answers``).
     - ``pass_at_<k>``: mean over groups of the unbiased estimate of pass@k, for k = 1 and ``base_names.PASS_KS``. NaN at
       steps with a group of fewer than k accuracies, or with accuracies between 0 and 1.
     - The figures that extensions declare (``declaration.StepFigure``).
@@ -166,9 +170,14 @@ def _group_figures(records: pa.Table, sums: _StepSums) -> Columns:
 def _diversity_figures(records: pa.Table, sums: _StepSums) -> Columns:
     correct, rated = float_column(records, "correct"), float_column(records, "total")
     figures = {"distinct_answers": sums.mean(float_column(records, "distinct_answers"), True)}
+    revisited = revisited_answers(records)
+    for name in ("in_visit", "in_visits"):
+        answers: np.ndarray = np.full(len(records), np.nan)
+        answers[revisited.row] = getattr(revisited, name)
+        figures[f"answers_{name}"] = sums.mean(answers, True)
     is_rated = rated > 0
     smallest = sums.smallest(rated, is_rated)
-    is_binary = sums.total((correct != np.rint(correct)).astype(float)) == 0
+    is_binary = sums.total(is_graded(records).astype(float)) == 0
     for k in (1, *PASS_KS):
         is_usable = is_binary & (smallest >= k)
         where = is_rated & sums.per_row(is_usable)

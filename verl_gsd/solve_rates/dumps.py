@@ -46,8 +46,9 @@ class _DumpReader:
 
     def __init__(self, path: Path, field: str | None) -> None:
         self._path, self._field = path, field
-        self._entries: dict[int, int] = {}  # hash of a prompt -> its position in the two lists below
+        self._entries: dict[int, int] = {}  # hash of a prompt -> its position in the three lists below
         self._correct: list[float] = []
+        self._graded: list[bool] = []
         self._total: list[int] = []
         self._skipped: dict[str, list[str]] = {}
 
@@ -84,8 +85,10 @@ class _DumpReader:
         entry = self._entries.setdefault(prompt_hash([row["input"], row.get("gts")]), len(self._total))
         if entry == len(self._total):
             self._correct.append(0.0)
+            self._graded.append(False)
             self._total.append(0)
         self._correct[entry] += verdict
+        self._graded[entry] |= 0 < verdict < 1
         self._total[entry] += 1
 
     def _lines(self, file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -112,9 +115,8 @@ class _DumpReader:
         skipped = tuple(f"{len(places)} {what}; the first is {places[0]}" for what, places in self._skipped.items())
         if not self._total:
             raise ValueError(f"{self._path}: no response has a verdict" + "".join(f"; {reason}" for reason in skipped))
-        return rates_from_counts(
-            self._path, np.array(self._correct), np.array(self._total, dtype=np.int64), None, skipped
-        )
+        correct, total = np.array(self._correct), np.array(self._total, dtype=np.int64)
+        return rates_from_counts(self._path, correct, total, np.array(self._graded), None, skipped)
 
 
 def _is_dump(file: Path) -> bool:

@@ -23,6 +23,7 @@ class SolveRates:
         skipped: what was skipped: one text per reason, with the number of entries and the location of the first.
         row: (n,) int64, the row of each entry in the file, starting at 0; None if rows were pooled by prompt.
         n_rows: the number of rows of the file, including skipped ones; 0 if rows were pooled.
+        graded: the number of prompts with a verdict between 0 and 1 (partial credit). Their rate is the mean verdict.
     """
 
     path: Path
@@ -33,22 +34,30 @@ class SolveRates:
     skipped: tuple[str, ...] = ()
     row: np.ndarray | None = None
     n_rows: int = 0
+    graded: int = 0
 
     def __len__(self) -> int:
         return len(self.rate)
 
 
 def rates_from_counts(
-    path: Path, correct: np.ndarray, total: np.ndarray, keys: list[PromptKey] | None, skipped: tuple[str, ...]
+    path: Path,
+    correct: np.ndarray,
+    total: np.ndarray,
+    is_graded: np.ndarray,
+    keys: list[PromptKey] | None,
+    skipped: tuple[str, ...],
 ) -> SolveRates:
     """Solve rates of pooled responses.
 
     Args:
         correct: (n,) float, the sum of each prompt's verdicts, which lie in [0, 1].
         total: (n,) int64, the number of verdicts, at least 1.
+        is_graded: (n,) bool, whether a prompt has a verdict between 0 and 1. Its sum is then no count of right
+            responses, even if it is a whole number.
     """
-    counts = correct.round()
-    if (np.abs(correct - counts) <= 1e-6).all():
-        solved: np.ndarray = counts.astype(np.int64)
-        return SolveRates(path, solved / total, solved, total, keys, skipped)
-    return SolveRates(path, np.clip(correct / total, 0.0, 1.0), None, None, keys, skipped)
+    if is_graded.any():
+        rate = np.clip(correct / total, 0.0, 1.0)
+        return SolveRates(path, rate, None, None, keys, skipped, graded=int(is_graded.sum()))
+    solved: np.ndarray = correct.astype(np.int64)
+    return SolveRates(path, solved / total, solved, total, keys, skipped)

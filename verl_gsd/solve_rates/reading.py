@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from verl_gsd.row_table import SUFFIXES
 from verl_gsd.scalars import is_whole
@@ -69,9 +70,9 @@ def read_solve_rates(
 
 
 def _read_run(path: Path) -> SolveRates:
-    from verl_gsd.records import read_records
+    from verl_gsd.records import is_graded, read_records
 
-    records = read_records(path).select(["step", "data_source", "index", "correct", "total"])
+    records = read_records(path).select(["step", "data_source", "index", "correct", "total", "partial", "kind"])
     if not len(records):
         raise ValueError(
             f"{path}: no records and no dumps. Use the folder of a run with a verl-gsd trainer mode (for example "
@@ -88,13 +89,15 @@ def _read_run(path: Path) -> SolveRates:
             f"{int((total == 0).sum())} of {len(total)} groups have no response with an accuracy; the first is row "
             f"{first} of the records, in step {step}",
         )
+    records = records.append_column("graded", pa.array(is_graded(records)))
     groups = records.filter(total > 0).group_by(["data_source", "index"], use_threads=False)
-    prompts = groups.aggregate([("correct", "sum"), ("total", "sum")]).sort_by(
+    prompts = groups.aggregate([("correct", "sum"), ("total", "sum"), ("graded", "any")]).sort_by(
         [("data_source", "ascending"), ("index", "ascending")]
     )
     keys = list(zip(prompts.column("data_source").to_pylist(), prompts.column("index").to_pylist(), strict=True))
     correct, totals = prompts.column("correct_sum").to_numpy(), prompts.column("total_sum").to_numpy()
-    return rates_from_counts(path, correct, totals.astype(np.int64), keys, skipped)
+    graded = prompts.column("graded_any").to_numpy()
+    return rates_from_counts(path, correct, totals.astype(np.int64), graded, keys, skipped)
 
 
 def _read_histogram(path: Path, samples: int | None) -> SolveRates:
@@ -120,4 +123,5 @@ def _read_histogram(path: Path, samples: int | None) -> SolveRates:
     if not 0 < sum(histogram) <= _MOST_PROMPTS:
         raise ValueError(f"{path} has {sum(histogram)} prompts in total. Use 1 to {_MOST_PROMPTS:.0e} prompts.")
     correct: np.ndarray = np.repeat(np.arange(n + 1), histogram)
-    return rates_from_counts(path, correct.astype(float), np.full(len(correct), n), None, ())
+    graded: np.ndarray = np.zeros(len(correct), dtype=bool)
+    return rates_from_counts(path, correct.astype(float), np.full(len(correct), n), graded, None, ())

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from verl_gsd.answer_counts import pack_answers
 from verl_gsd.extension import RowStore
 from verl_gsd.groups import Group
 from verl_gsd.prompts import PromptKey
@@ -105,6 +106,7 @@ def read_groups(
                 unverified=sum(value > 0 for value in flags) if flags else None,
                 failed_rewards=sum(key in lost for key in last[uid].values()),
                 distinct_answers=len({answer for answer in given if answer}) if given else None,
+                answers=pack_answers(given) if given else None,
             )
         )
     rewarded = sum(GENERATED_IN not in rows.tags[key] for key in read)

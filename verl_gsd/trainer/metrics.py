@@ -16,7 +16,7 @@ from verl_gsd.base_names import PASS_KS
 from verl_gsd.planning import posterior_silent_rate
 from verl_gsd.planning.pass_at_k import pass_at_k_of_groups
 from verl_gsd.prompts import PromptStore
-from verl_gsd.records import EASY, FATES, HARD
+from verl_gsd.records import EASY, FATES, HARD, is_graded
 from verl_gsd.rundir import GENERATED_REWARD
 
 
@@ -116,9 +116,9 @@ def group_metrics(table: pa.Table) -> dict[str, float]:
 
 def _diversity(table: pa.Table) -> dict[str, float]:
     metrics = {}
-    correct, rated = table["correct"].to_numpy(), table["total"].to_numpy()
+    correct, rated, graded = table["correct"].to_numpy(), table["total"].to_numpy(), is_graded(table)
     for k in PASS_KS:
-        estimates = pass_at_k_of_groups(correct, rated, k)
+        estimates = pass_at_k_of_groups(correct, rated, graded, k)
         if not np.isnan(estimates).all():
             metrics[f"group/pass@{k}"] = float(np.nanmean(estimates))
     distinct = table["distinct_answers"].drop_null().to_numpy()

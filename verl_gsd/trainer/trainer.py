@@ -49,6 +49,7 @@ from verl_gsd.trainer import estimator, replay
 from verl_gsd.trainer.batching import PADDING
 from verl_gsd.trainer.checkpoint_loading import weights_only
 from verl_gsd.trainer.data_loader import discard_foreign_sampler_state, replace_sampler
+from verl_gsd.trainer.finished import NOTHING_TO_DO, FinishedError, replace_agent_loops
 from verl_gsd.trainer.histograms import Histograms, table_is_due
 from verl_gsd.trainer.metrics import group_metrics, strip_actor_prefix
 from verl_gsd.trainer.monitor import RunMonitor
@@ -99,6 +100,7 @@ class GroupTrainer(PPOTrainer):
     """
 
     verl_mode: ClassVar[str]
+    is_finished = False  # under verl's ``main_ppo``: the run was finished before it was resumed, and nothing started
     train_dataloader: Any
     _rollout_moe_lb_metrics_accumulator: Any
 
@@ -148,11 +150,30 @@ class GroupTrainer(PPOTrainer):
         try:
             super().init()
         except Exception as error:
-            self.monitor.explain(error)
+            if isinstance(error, FinishedError) and not _is_launched_by_us():
+                self.is_finished = True
+                self.messages.write("note", f"{NOTHING_TO_DO}\n{error}")
+                replace_agent_loops(self.config)
+            else:
+                self.monitor.explain(error)
             self.monitor.end()
-            raise
+            if not self.is_finished:
+                raise
+
+    # verl's task runner passes these three to the agent loops.
+
+    def get_llm_client(self):
+        return None if self.is_finished else super().get_llm_client()
+
+    def get_teacher_client(self):
+        return None if self.is_finished else super().get_teacher_client()
+
+    def get_reward_handles(self):
+        return [] if self.is_finished else super().get_reward_handles()
 
     def fit(self, agent_loop_manager):
+        if self.is_finished:
+            return
         reject_if_failed()  # verl imports its rollout only after it has created the trainer
         # verl's file logger writes to this path and does not create the folder. verl-gsd or the user may have set it.
         metrics = self._run.metrics(self._attempt)
@@ -194,7 +215,7 @@ class GroupTrainer(PPOTrainer):
         self._examine_prompts()
         super()._init_dataloader()
         if problems := list(finished(self.config, self.steps_per_epoch)):  # the dataset may have dropped long prompts
-            raise RunStoppedError("\n".join(problems))
+            raise FinishedError("\n".join(problems))
         self._unique_indices = indices_are_unique(self.train_dataset)
         self._settings = memory_settings(self.config) | {
             "prompts are known by": "data_source and index" if self._unique_indices else "data_source and text",
@@ -208,9 +229,11 @@ class GroupTrainer(PPOTrainer):
 
     def _examine_prompts(self) -> None:
         """Count the tokens of the prompts that ``verl-gsd`` has not counted. Under verl's ``main_ppo``, that is all."""
-        is_launched_by_us = "VERL_GSD_ATTEMPT" in os.environ
         examined = check_prompts(
-            self.config, remote=True if is_launched_by_us else None, tokenizer=self.tokenizer, processor=self.processor
+            self.config,
+            remote=True if _is_launched_by_us() else None,
+            tokenizer=self.tokenizer,
+            processor=self.processor,
         )
         for message in examined.messages:
             self.messages.write(message.kind, message.text)
@@ -391,6 +414,11 @@ class GroupTrainer(PPOTrainer):
         if uids:
             prompts = tq.kv_batch_get(uids, PARTITION)
             self.seam.restore_in_flight(self._prompts_of(uids, prompts), BatchColumns(prompts))
+
+
+def _is_launched_by_us() -> bool:
+    """Whether ``verl-gsd`` started the run, and not verl's own ``main_ppo``."""
+    return "VERL_GSD_ATTEMPT" in os.environ
 
 
 def _attempt(run: RunDirectory) -> int:

@@ -3,6 +3,8 @@
 import json
 import math
 import re
+from dataclasses import replace
+from pathlib import Path
 
 import big_math
 import numpy as np
@@ -15,9 +17,11 @@ from typer.testing import CliRunner
 
 from verl_gsd import planning
 from verl_gsd.cli.main import app
+from verl_gsd.cli.plan_tables import source_sentences
 from verl_gsd.groups import Group
 from verl_gsd.planning import summary
 from verl_gsd.records import LeftGroup, step_records, write_step
+from verl_gsd.solve_rates import SolveRates
 
 
 def invoke(*words):
@@ -332,3 +336,11 @@ def test_the_written_training_set_loads_as_in_verl(tmp_path, rates):
     ]
     row = loaded[0]
     assert type(row["__rollout_n__"]) is int and row["prompt"] == pq.read_table(own)["prompt"][0].as_py()
+
+
+def test_partial_credit_is_said_to_be_taken_for_a_rate():
+    rates = SolveRates(Path("run"), np.array([0.5, 0.25]), None, None, None, graded=1)
+    first, graded = source_sentences(rates)
+    assert "without counts" in first and "unknown" not in first
+    assert graded.startswith("Prompts with verdicts between 0 and 1 (partial credit): 1. ")
+    assert not any("partial credit" in text for text in source_sentences(replace(rates, graded=0)))

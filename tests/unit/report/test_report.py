@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from report_runs import HOSTILE, config, everything, group, metrics, predicted_records, records
 from typer.testing import CliRunner
 
+from verl_gsd.answer_counts import pack_answers
 from verl_gsd.cli.main import app
 from verl_gsd.records import FATES, LeftGroup
 from verl_gsd.report.build import build_sections, check_not_empty, page_title, read_runs
@@ -414,3 +415,22 @@ def test_the_title_marks_a_rehearsal():
     configs = {"a": "/runs/a", "b": "/runs/b-rehearsal/run"}
     runs = [RunData(n, pa.table({}), empty, {"trainer.default_local_dir": c}, 1, ()) for n, c in configs.items()]
     assert page_title(runs) == "Report: a, b (a rehearsal: random weights, seeded scores)"
+
+
+def test_answers_of_a_prompt_are_compared_over_its_visits(tmp_path):
+    """The policy gives up an answer at the second visit. A prompt without an earlier visit is not compared."""
+
+    def visit(index, answers):
+        made = replace(group([0, 0, 0, 1], index=index), distinct_answers=len(set(answers)))
+        return replace(made, answers=pack_answers(answers)), "trained"
+
+    records(tmp_path, 1, visit(7, "aabb"))
+    records(tmp_path, 2, visit(7, "aaaa"), visit(8, "abcd"))
+    run = read_run(tmp_path, "run")
+    table = step_table(run)
+    assert table["answers_in_visit"].tolist() == pytest.approx([math.nan, 1], nan_ok=True)
+    # Of the 70 choices of 4 among 6 a and 2 b, 15 have only a.
+    assert table["answers_in_visits"].tolist() == pytest.approx([math.nan, 2 - 15 / 70], nan_ok=True)
+    (section,) = (section for section in build_sections([run]) if section.name == "diversity")
+    assert any(panel.name.endswith("answers-of-prompts") for panel in section.panels)
+    assert any("equal numbers of responses" in text for text in section.text)

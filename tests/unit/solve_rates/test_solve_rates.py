@@ -292,3 +292,27 @@ def test_prompts_that_a_run_identified_by_text_are_joined_by_text(tmp_path):
     data = {"data_source": ["math"] * 2, "prompt": prompts, "extra_info": [{"index": 0}] * 2}
     entries = join(read_solve_rates(tmp_path / "run"), read_row_table(table(tmp_path / "data.parquet", **data)))
     assert entries.tolist() == [-1, 0]
+
+
+HALVES, SPLIT = [0.5] * 8, [0.0] * 4 + [1.0] * 4
+
+
+def test_partial_credit_that_sums_to_a_whole_number_is_no_count_of_right_responses(tmp_path):
+    """Eight verdicts of 0.5 never differ; four of 1 and four of 0 do. Both sum to 4."""
+    visits(tmp_path / "run", 1, (7, HALVES), (3, SPLIT))
+    dump(tmp_path / "dumps", 1, *(("seven", f"u_{n}_0", verdict) for n, verdict in enumerate(HALVES)))
+    dump(tmp_path / "dumps", 2, *(("three", f"v_{n}_0", verdict) for n, verdict in enumerate(SPLIT)))
+    for place in ("run", "dumps"):
+        found = read_solve_rates(tmp_path / place)
+        assert found.rate.tolist() == [0.5, 0.5] and found.correct is None and found.total is None
+        assert found.graded == 1
+    visits(tmp_path / "whole", 1, (7, SPLIT), (3, SPLIT))
+    found = read_solve_rates(tmp_path / "whole")
+    assert found.correct.tolist() == [4, 4] and found.graded == 0
+
+
+def test_records_of_older_versions_are_graded_if_equal_verdicts_are_neither_right_nor_wrong(tmp_path):
+    for run, verdicts, graded in (("halves", HALVES, 1), ("split", SPLIT, 0), ("thirds", [0.3, 0.3], 1)):
+        path = visits(tmp_path / run, 1, (7, verdicts))
+        pq.write_table(pq.read_table(path).drop_columns(["partial", "answers"]), path)
+        assert read_solve_rates(tmp_path / run).graded == graded

@@ -6,6 +6,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
@@ -13,6 +14,7 @@ from verl_gsd.algorithms.dagrpo.demonstration_settings import DemonstrationSetti
 from verl_gsd.algorithms.dagrpo.demonstrations import DemonstrationExtension
 from verl_gsd.algorithms.dagrpo.pools import build_pool
 from verl_gsd.algorithms.gvpo.extension import Gvpo
+from verl_gsd.answer_counts import unpack_answers
 from verl_gsd.extension import ROLLOUTS, Extension, ExtensionError, Update
 from verl_gsd.groups import Group
 from verl_gsd.lab.training.rows import DictRows
@@ -162,6 +164,10 @@ def test_a_group_has_the_number_of_its_distinct_answers(answers, distinct):
         rows.put({f"u0_{session}_0": row}, {f"u0_{session}_0": {"response_len": 1}})
     (group,), _, _ = read_groups(["u0"], rows, lambda uid: ("math", 1))
     assert group.distinct_answers == distinct
+    assert (group.answers is None) == (distinct is None)
+    if distinct is not None:
+        _, digest, count = unpack_answers(pa.chunked_array([pa.array([group.answers])]))
+        assert (digest > 0).sum() == distinct and count.sum() == 4, "responses without an answer count too"
 
 
 def test_the_answer_is_no_number_of_a_verdict():

@@ -34,6 +34,13 @@ def diversity(views: Views) -> Section | None:
         "from all groups of a step, also those that were not trained on. If accuracy grows and pass@k does not, the "
         "policy makes likely answers likelier and finds no new ones.",
     ]
+    visits = {"this visit": "answers_in_visit", "all visits so far": "answers_in_visits"}
+    if has_nonzero(views, "answers_in_visit"):
+        text.append(
+            "The answers of a prompt are compared in equal numbers of responses, drawn from this visit or from all "
+            "visits so far. With a policy that does not change, both lines agree, however often a prompt was visited. "
+            "If only the lower one falls, the policy has given up answers that it used to give."
+        )
     panels = [
         (
             "pass",
@@ -44,6 +51,11 @@ def diversity(views: Views) -> Section | None:
             "answers",
             "Different final answers per group",
             line_chart(tables, {"different": "distinct_answers"}, "answers per group"),
+        ),
+        (
+            "answers-of-prompts",
+            "Different final answers of prompts visited before",
+            line_chart(tables, visits, "answers in equal numbers of responses"),
         ),
     ]
     return section_of_panels("diversity", "Diversity", text, panels)

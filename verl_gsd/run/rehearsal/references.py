@@ -11,6 +11,7 @@ from typing import Any
 from verl_gsd.errors import ConfigError
 from verl_gsd.preparation.references import reference_fault
 from verl_gsd.run.rehearsal.seeded_rewards import call, score_of
+from verl_gsd.run.rehearsal.verdicts import Returned, returned_values
 from verl_gsd.tasks.answers import has_announcement
 
 #: Responses that state an answer, in the forms that reward functions commonly read.
@@ -27,11 +28,13 @@ class References:
         checked: number of rows.
         rejected: (row, reference) of those that the function accepted in no form.
         accepted_score: the lowest score of an accepted reference; None if none was accepted.
+        returned: what the function returned for an empty, a wrong and a right answer to each row.
     """
 
     checked: int
     rejected: tuple[tuple[int, str], ...]
     accepted_score: float | None
+    returned: tuple[Returned, ...] = ()
 
     def problem(self) -> str | None:
         """What is wrong, with the remedy; None if all references were accepted."""
@@ -63,20 +66,27 @@ def check_references(function: Callable[..., Any], kwargs: Mapping[str, Any], ro
 
     async def check_all() -> References:
         rejected, scores = [], []
+        returned: list[Returned] = []
+
+        async def score_of_response(number: int, row: dict, response: str) -> float:
+            score, values = await _score(function, kwargs, row, response)
+            returned.append((number, values))
+            return score
+
         for number, row in enumerate(rows):
-            empty, truth = await _score(function, kwargs, row, ""), row["reward_model"]["ground_truth"]
+            empty, truth = await score_of_response(number, row, ""), row["reward_model"]["ground_truth"]
             # A blank reference is rejected without a form: it could equal an answer that is empty by mistake.
             answer = _stated_answer(truth)
             for form in FORMS if str(truth).strip() else ():
                 score, wrong = [
-                    await _score(function, kwargs, row, form.format(answer=text)) for text in (answer, _wrong(answer))
+                    await score_of_response(number, row, form.format(answer=text)) for text in (answer, _wrong(answer))
                 ]
                 if score > max(empty, wrong):
                     scores.append(score)
                     break
             else:
                 rejected.append((number, str(truth)))
-        return References(len(rows), tuple(rejected), min(scores, default=None))
+        return References(len(rows), tuple(rejected), min(scores, default=None), tuple(returned))
 
     return asyncio.run(check_all())
 
@@ -95,7 +105,10 @@ def _wrong(truth: Any) -> str:
     return ("z" if set(letters.lower()) != {"z"} else "q") * len(letters)
 
 
-async def _score(function: Callable[..., Any], kwargs: Mapping[str, Any], row: dict, response: str) -> float:
+async def _score(
+    function: Callable[..., Any], kwargs: Mapping[str, Any], row: dict, response: str
+) -> tuple[float, Mapping[str, Any]]:
+    """The score of a response, and all values that the function returned."""
     name = getattr(function, "__qualname__", str(function))
     try:
         result = await call(
@@ -118,4 +131,4 @@ async def _score(function: Callable[..., Any], kwargs: Mapping[str, Any], row: d
             f"{_KEY}.name={name}: it returned {str(result)[:80]} for the response {response[:80]!r}, which is no "
             'score. Return a finite number, or a dict such as {"score": 1.0, "acc": 1.0}.'
         )
-    return score
+    return score, returned_values(result)
