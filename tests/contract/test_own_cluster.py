@@ -159,6 +159,6 @@ def test_auto_joins_a_cluster_in_the_process_table_only_if_this_user_started_it(
             monkeypatch.setenv("RAY_ADDRESS", address)
             assert cluster_lock.joins(config)
     monkeypatch.delenv("RAY_ADDRESS")
-    with raylet_stub(folder, address):
-        with pytest.raises(ConfigError, match=r"found in a command line: no process listens at .*:" + str(port)):
-            cluster_lock.joins(config)
+    nobody = rf"found in a command line: no process listens at .*:{port}"
+    with raylet_stub(folder, address), pytest.raises(ConfigError, match=nobody):
+        cluster_lock.joins(config)

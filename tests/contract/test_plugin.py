@@ -1,6 +1,7 @@
 """What our plugin does where verl has changed: verl can be imported, and only runs that use us are rejected."""
 
 import changed_verl
+import failed_queue_auth
 import forks
 import pytest
 
@@ -25,3 +26,14 @@ def test_stock_trainers_can_be_imported_with_one_warning(output):
 def test_a_run_that_asks_for_our_trainer_is_rejected_with_the_reason(output, mode):
     (line,) = [line for line in output.splitlines() if line.startswith(mode)]
     assert line.startswith(f"{mode} ConfigError") and "SYNTHETIC_PADDING_SEQ_LEN" in line
+
+
+def test_without_authenticated_messages_no_queue_of_ours_is_created_or_used_and_a_stock_run_goes_on(tmp_path):
+    status, output = forks.run(tmp_path, failed_queue_auth.run)
+    assert status == 0, output[-5000:]
+    lines = dict(line.split(": ", 1) for line in output.splitlines() if line.startswith(("creating", "attaching")))
+    assert lines["creating for ours"].startswith("ConfigError verl-gsd does not fit verl")
+    assert "the queue has changed" in lines["creating for ours"]
+    assert lines["creating for stock"] == "LookupError it goes on, and takes the lock"
+    assert lines["attaching in a worker of ours"].startswith("UnprotectedProcessError verl-gsd does not fit verl")
+    assert "the queue has changed" in lines["attaching in a worker of ours"]

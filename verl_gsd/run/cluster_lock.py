@@ -28,6 +28,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from verl_gsd.errors import OUR_MODES, ConfigError
 from verl_gsd.run import file_access
+from verl_gsd.run.our_runs import uses_us
+from verl_gsd.run.verl_hooks import reject_if_failed
 
 #: The start of log lines that tell the user what the run waits for. The launcher shows these lines.
 WAITING = "verl-gsd waits: "
@@ -145,7 +147,7 @@ def _read_address_file(path: Path) -> str | None:
     if file_access.is_open_to_others(status, os.W_OK):
         raise _address_file_error(f"other users can write {path} (mode {stat.S_IMODE(status.st_mode):04o})")
     address = content.strip()
-    if len(content) > _LONGEST_ADDRESS or address and not _ADDRESS.fullmatch(address):
+    if len(content) > _LONGEST_ADDRESS or (address and not _ADDRESS.fullmatch(address)):
         raise _address_file_error(f"{path} does not contain HOST:PORT")
     return address.decode("ascii") or None
 
@@ -305,16 +307,28 @@ def lock_queue(transfer_queue: Any) -> None:
 
     Under verl's ``main_ppo`` none of our code runs before verl creates the queue. Under ``verl-gsd train`` the driver
     already has the lock, because only the driver knows how many accelerators to wait for.
+
+    The patched function raises ``ConfigError`` if a part of this package failed in this process, for example the
+    authentication of the queue's messages, and the run uses this package. No queue is created then. verl's modules have
+    been imported by then, so that their hooks have run.
     """
     original = transfer_queue.init
 
     @functools.wraps(original)
     def init(conf: Any = None) -> Any:
         if conf is not None:  # workers pass None, because they attach to the existing queue of their run
+            if _is_of_our_run(conf):
+                reject_if_failed()
             take_lock()
         return original(conf)
 
     transfer_queue.init = init
+
+
+def _is_of_our_run(conf: Any) -> bool:
+    """Whether verl's section ``transfer_queue`` belongs to the config of a run that uses this package."""
+    root = conf._get_root() if isinstance(conf, DictConfig) else None
+    return isinstance(root, DictConfig) and uses_us(root)
 
 
 def take_lock() -> None:

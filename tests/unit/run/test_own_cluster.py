@@ -319,7 +319,9 @@ def test_a_named_pipe_in_place_of_the_address_does_not_stop_the_command(address_
         cluster_lock.joins(config_of(address=address))
 
 
-@pytest.mark.parametrize("content", [b"[INFO] a log:1\n", b"10.0.0.1:6379\nmore", b"\xff:1", b"10.0.0.1", b"a" * 9999 + b":1"])
+@pytest.mark.parametrize(
+    "content", [b"[INFO] a log:1\n", b"10.0.0.1:6379\nmore", b"\xff:1", b"10.0.0.1", b"a" * 9999 + b":1"]
+)
 def test_another_file_of_this_user_in_place_of_the_address_is_not_used(address_file, content):
     """Everybody can write in Ray's folder, and move one of the user's logs to this name."""
     address_file.write_bytes(content)
@@ -344,7 +346,11 @@ if not socket.has_dualstack_ipv6():
 
 def host_of(spelling):
     own = services.get_node_ip_address()
-    special = {"host name": socket.gethostname(), "own IPv4 address": own, "own address mapped to IPv6": f"[::ffff:{own}]"}
+    special = {
+        "host name": socket.gethostname(),
+        "own IPv4 address": own,
+        "own address mapped to IPv6": f"[::ffff:{own}]",
+    }
     return special.get(spelling, spelling)
 
 
