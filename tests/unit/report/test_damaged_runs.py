@@ -1,6 +1,8 @@
 """Damaged and hostile run folders: report, compare, resume and export end with a message, and without endless work."""
 
+import os
 import re
+import subprocess
 
 import pytest
 import yaml
@@ -13,6 +15,7 @@ from verl_gsd.cli.main import app
 from verl_gsd.errors import ConfigError
 from verl_gsd.export.card import read_accuracies
 from verl_gsd.export.checkpoint import shard_paths
+from verl_gsd.python_commands import module_command
 from verl_gsd.records import missing_steps
 from verl_gsd.report.build import build_sections, read_runs
 from verl_gsd.report.reading import read_run
@@ -104,6 +107,17 @@ def test_compare_names_the_file_that_it_cannot_read(tmp_path, name):
         path.write_text(YAML[name])
     done = CliRunner().invoke(app, ["compare", str(run)], env={"COLUMNS": "300"})
     assert done.exit_code == 2 and f"{path.name}: " in done.output, done.output[:2000]
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "records/attempt_1/step_000002.parquet"])
+def test_a_named_pipe_in_a_run_does_not_stop_a_report(tmp_path, name):
+    """A process of its own, because the old code waits for a writer for ever."""
+    run = everything(tmp_path / "run", steps=2, groups=3)
+    (run / name).unlink()
+    os.mkfifo(run / name)
+    words = module_command("verl_gsd.cli", "report", str(run))
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "it is not a regular file" in re.sub(r"\s+", " ", done.stdout + done.stderr)
 
 
 def resumable(folder, words, config="{}"):
