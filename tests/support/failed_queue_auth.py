@@ -6,7 +6,7 @@ from omegaconf import OmegaConf
 
 
 def run():
-    import verl  # noqa: F401  loads our plugin
+    import ray
 
     from verl_gsd.run import cluster_lock, our_runs
     from verl_gsd.trainer import queue_auth
@@ -19,8 +19,9 @@ def run():
     def lock():
         raise LookupError("it goes on, and takes the lock")
 
-    cluster_lock.take_lock = lock
-    import transfer_queue
+    cluster_lock.take_lock = ray.init = lock
+    import verl  # noqa: F401  loads our plugin, and then the queue
+    import transfer_queue  # isort: skip
 
     def enter(name, conf=None):
         try:
@@ -33,3 +34,7 @@ def run():
         enter(f"creating for {name}", OmegaConf.create(config).transfer_queue)
     os.environ[our_runs.MARK] = "1"
     enter("attaching in a worker of ours")
+
+
+if __name__ == "__main__":
+    run()
