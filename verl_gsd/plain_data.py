@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ def read_yaml(path: Path) -> Any:
         ValueError: the file cannot be read, or ``parse_yaml`` rejects it; the message names it.
     """
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # reading a named pipe or a device might never end
+            raise ValueError("it is not a regular file")
         return parse_yaml(path.read_bytes())
     except FileNotFoundError:
         return None

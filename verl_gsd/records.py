@@ -339,6 +339,8 @@ def _current_files(run: Path) -> dict[int, Path]:
 
 
 def _read(path: Path, columns: Sequence[str] | None, leave_out: Collection[str]) -> pa.Table:
+    if path.exists() and not path.is_file():  # opening a named pipe would never end
+        raise ValueError(f"{path}: cannot be read as records: it is not a regular file")
     try:
         with pq.ParquetFile(path) as file:
             table = file.read([name for name in columns or file.schema_arrow.names if name not in leave_out])

@@ -158,15 +158,22 @@ def check_state(
         if saved != value:
             key, saved, value = _first_difference(key, saved, value)
             raise ConfigError(
-                f"{key}: the state in {folder} was saved with {saved}, and this run has {value}. Use the saved value. "
-                f"Or: {REMEDY}"
+                f"{_shown(key)}: the state in {folder} was saved with {_shown(saved)}, and this run has {value}. Use "
+                f"the saved value. Or: {REMEDY}"
             )
     if names is not None and content["values"].keys() != set(names):
+        saved_names = _shown(", ".join(sorted(content["values"])))
         raise ConfigError(
-            f"{folder}: the saved state is of {', '.join(sorted(content['values']))}, but this run needs the state of "
+            f"{folder}: the saved state is of {saved_names}, but this run needs the state of "
             f"{', '.join(sorted(names))}. {REMEDY}"
         )
     return content["values"], arrays
+
+
+def _shown(value: Any) -> str:
+    """A text of a checkpoint for a message, in one line. Somebody else may have made the checkpoint."""
+    text = str(value)
+    return text if text.isprintable() else ascii(text)
 
 
 def saved_settings(checkpoint: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from verl.utils import device
 from verl.utils.config import omega_conf_to_dataclass
 
 from verl_gsd import config as groups
+from verl_gsd.run import our_runs
 from verl_gsd.run.checks import validate
 from verl_gsd.run.compose import compose_config, parse_line, resolve
 
@@ -30,6 +31,19 @@ def test_main_ppo_removes_sections_of_other_engines(compose_fast):
     assert "fsdp_config" not in config.actor_rollout_ref.actor and "fsdp_config" not in config.actor_rollout_ref.ref
     assert main_ppo.auto_set_device is device.auto_set_device
     assert "auto_set_device" in inspect.unwrap(main_ppo.main).__code__.co_names
+
+
+def test_main_ppo_marks_the_workers_of_runs_that_use_us(compose_fast):
+    """Processes without the patches that keep other users out then take no part in the run."""
+    config, _ = compose_fast("recipe=gsd/qwen2.5_math_7b", "hardware=8xa100_80g")
+    main_ppo.auto_set_device(config)
+    assert config.ray_kwargs.ray_init.runtime_env.env_vars[our_runs.MARK] == "1"
+    stock, _ = compose_fast("recipe=gsd/qwen2.5_math_7b", "hardware=8xa100_80g")
+    stock.trainer.v1.trainer_mode, stock.algorithm.adv_estimator = "sync", "grpo"
+    with open_dict(stock):
+        del stock.algorithm.gsd
+    main_ppo.auto_set_device(stock)
+    assert our_runs.MARK not in OmegaConf.to_yaml(stock)
 
 
 def test_packages_are_not_checked_for_a_cluster(compose_fast):

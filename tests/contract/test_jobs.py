@@ -1,21 +1,28 @@
 """verl's checks of submitted jobs, and our commands against Ray's job server."""
 
 import importlib.metadata
+import io
 import json
 import re
 import socket
 import threading
+import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
 
 import pytest
 import ray
 import yaml
+from canaries import CANARIES, canaries_in, files_with_a_canary
 from typer.testing import CliRunner
 
 from verl_gsd.cli.main import app
 from verl_gsd.jobs import cluster
+from verl_gsd.jobs.submission import RUN_KEY
 
 LINE = ["algo=gsd", "task=arithmetic", "hardware=cpu"]
+#: Ray would prefer them to its argument, or send them.
+UNWANTED = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
 def submit(*words, **environment):
@@ -95,6 +102,66 @@ def test_server_errors_are_reported_with_the_address(words, monkeypatch):
     said = re.sub(r"\s+", " ", done.output)
     assert done.exit_code == 2 and f"{address}: Request failed with status code 500" in said, done.output
     assert "no such job" not in said
+
+
+class RecordingServer(BaseHTTPRequestHandler):
+    """A job server that accepts one package and one job, and keeps all that it is sent in ``requests``."""
+
+    requests: ClassVar[list[tuple[str, str, bytes]]]  # (method and path, headers, body)
+
+    def _record(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.requests.append((f"{self.command} {self.path}", str(self.headers), body))
+
+    def _answer(self, status, content):
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(json.dumps(content).encode())
+
+    def do_GET(self):
+        self._record()
+        is_version = self.path == "/api/version"
+        answer = {"version": "4", "ray_version": ray.__version__, "ray_commit": "", "session_name": ""}
+        self._answer(200 if is_version else 404, answer)
+
+    def do_PUT(self):  # a name that http.server looks for
+        self._record()
+        self._answer(200, {})
+
+    def do_POST(self):
+        self._record()
+        self._answer(200, {"job_id": "a", "submission_id": "a"})
+
+    def log_message(self, *_):
+        pass
+
+
+def test_no_secret_of_the_environment_is_sent_with_a_job(monkeypatch, tmp_path):
+    for name in UNWANTED:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in CANARIES.items():
+        monkeypatch.setenv(name, value)
+
+    class Server(RecordingServer):
+        requests: ClassVar = []
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        done = submit(*LINE, "--runs", "/shared", "--no-wait", "--address", address)
+        server.shutdown()
+    assert done.exit_code == 0, done.output
+    for request, headers, body in Server.requests:
+        assert canaries_in(f"{request}\n{headers}".encode() + body) == [], request
+    (package,) = [body for request, _, body in Server.requests if request.startswith("PUT ")]
+    with zipfile.ZipFile(io.BytesIO(package)) as archive:
+        assert any(name.endswith("verl_gsd/__init__.py") for name in archive.namelist())
+        archive.extractall(tmp_path)
+    assert files_with_a_canary(tmp_path) == []
+    (job,) = [json.loads(body) for request, _, body in Server.requests if request.startswith("POST ")]
+    assert list(job["metadata"]) == [RUN_KEY] and job["metadata"][RUN_KEY].startswith("/shared/")
+    assert list(job["runtime_env"]) == ["working_dir"], "the nodes provide variables and secrets"
+    assert canaries_in(done.output.encode()) == []
 
 
 def test_silent_server_times_out(monkeypatch):

@@ -1,6 +1,7 @@
 """What we assume of Ray where a run starts a cluster for itself: it uses our token, and writes none."""
 
 import os
+import socket
 import stat
 import subprocess
 import sys
@@ -144,14 +145,20 @@ def test_auto_joins_a_cluster_in_the_process_table_only_if_this_user_started_it(
     )  # of no other test
     if has_file:
         (folder / "ray").mkdir()
-        (folder / "ray" / "ray_current_cluster").write_text("127.0.0.1:7")
+        (folder / "ray" / "ray_current_cluster").write_text("192.0.2.77:7")
     config = config_of("auto")
-    with raylet_stub(folder, "127.0.0.1:4321"):
-        assert cluster_lock.address_to_join(config) == f"{services.resolve_ip_for_localhost('127.0.0.1')}:4321"
-        assert bool(cluster_lock.joins(config_of(None))) is has_file
-    with raylet_stub(folder, "127.0.0.1:4321", user=65534):
-        with pytest.raises(ConfigError, match=r"address=auto: .*127.0.0.1:4321, .*another user.*RAY_ADDRESS=127"):
-            cluster_lock.joins(config)
-        assert bool(cluster_lock.joins(config_of(None))) is has_file
-        monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:4321")
-        assert cluster_lock.joins(config)
+    with socket.create_server(("", 0)) as server:
+        address = f"127.0.0.1:{(port := server.getsockname()[1])}"
+        with raylet_stub(folder, address):
+            assert cluster_lock.address_to_join(config) == f"{services.resolve_ip_for_localhost('127.0.0.1')}:{port}"
+            assert bool(cluster_lock.joins(config_of(None))) is has_file
+        with raylet_stub(folder, address, user=65534):
+            with pytest.raises(ConfigError, match=rf"address=auto: .*{address}, .*another user.*RAY_ADDRESS=127"):
+                cluster_lock.joins(config)
+            assert bool(cluster_lock.joins(config_of(None))) is has_file
+            monkeypatch.setenv("RAY_ADDRESS", address)
+            assert cluster_lock.joins(config)
+    monkeypatch.delenv("RAY_ADDRESS")
+    nobody = rf"found in a command line: no process listens at .*:{port}"
+    with raylet_stub(folder, address), pytest.raises(ConfigError, match=nobody):
+        cluster_lock.joins(config)

@@ -20,11 +20,16 @@ CANARIES = {
 }
 
 
+def canaries_in(content: bytes) -> list[str]:
+    """The variables whose values are in ``content``."""
+    return [name for name, value in CANARIES.items() if value.encode() in content]
+
+
 def files_with_a_canary(*folders: Path) -> list[str]:
     """Each file below ``folders`` whose content or name has a secret of ``CANARIES``, with the variable's name."""
     found = []
     for path in (path for folder in folders for path in sorted(folder.rglob("*"))):
         content = path.read_bytes() if path.is_file() and not path.is_symlink() else b""
         content += os.fsencode(path)
-        found += [f"{path}: {name}" for name, value in CANARIES.items() if value.encode() in content]
+        found += [f"{path}: {name}" for name in canaries_in(content)]
     return found

@@ -104,6 +104,18 @@ def test_the_state_of_another_run_is_rejected_with_the_key_that_differs(checkpoi
         restored(checkpoint, names=("anchor",))
 
 
+def test_texts_of_a_hostile_state_are_shown_in_one_line_without_control_characters(checkpoint):
+    file = checkpoint / "gsd" / "state.json"
+    content = json.loads(file.read_text())
+    name = "a=1,b[\n\x1b[31m"
+    file.write_text(json.dumps(content | {"settings": {"section": {name: name}}, "values": {name: {}}}))
+    for wanted in ({"settings": {"section": {"other": 1}}}, {"settings": {}, "names": ("anchor",)}):
+        with pytest.raises(ConfigError) as error:
+            restored(checkpoint, **wanted)
+        assert str(error.value).isprintable() and "gsd" in str(error.value)
+        assert r"a=1,b[\n\x1b[31m" in str(error.value)
+
+
 def steps_with(name, disk):
     return sorted(int(path.parent.name.rpartition("_")[2]) for path in disk.glob(f"global_step_*/{name}"))
 

@@ -6,7 +6,8 @@ import os
 import re
 import sys
 from collections import Counter
-from contextlib import redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -205,8 +206,6 @@ def _chosen_checkpoint(line: Line) -> Path | None:
 
 def _line_to_resume(line: Line) -> Line:
     """Return the stored command line of the run to resume, with the new words as further overrides."""
-    from omegaconf import OmegaConf
-
     from verl_gsd.errors import ConfigError
     from verl_gsd.run.compose import parse_line
     from verl_gsd.run.kept_settings import settings_of_state
@@ -236,14 +235,29 @@ def _line_to_resume(line: Line) -> Line:
     # These overrides applied only to the start at which they were given: its checkpoint and its algorithm state.
     one_time = re.compile(r"\+*(algorithm\.gsd\.state|trainer\.resume_\w+)=")
     stored = [word for word in stored if not one_time.match(word)]
+    with _naming(run.overrides):
+        started = parse_line([*stored, f"resume={run.path}"])
     if run.config.is_file():
-        stored += sizes_of_run(parse_line(stored), OmegaConf.create(_stored_config(run.config)))
+        content = _stored_config(run.config)
+        with _naming(run.config):
+            stored += sizes_of_run(started, content)
     for key in line.keys:
         if key.startswith("trainer.resume_"):
             raise ConfigError(f"{key}: conflicts with resume=. Remove it, or set resume=RUN/global_step_N.")
     resumed = parse_line([*stored, *line.words_given, f"resume={run.path}"])
     kept = settings_of_state(resumed, loaded) if loaded is not None and not _starts_fresh(line) else []
     return parse_line([*stored, *kept, *line.words_given, f"resume={run.path}"]) if kept else resumed
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Begin the message of a ConfigError with the file that causes it."""
+    from verl_gsd.errors import ConfigError
+
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def _starts_fresh(line: Line) -> bool:

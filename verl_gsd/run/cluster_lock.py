@@ -11,7 +11,12 @@ that request it, and releases it when a job ends for any reason.
 from __future__ import annotations
 
 import functools
+import ipaddress
 import os
+import re
+import socket
+import stat
+import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,6 +27,9 @@ import psutil
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from verl_gsd.errors import OUR_MODES, ConfigError
+from verl_gsd.run import file_access
+from verl_gsd.run.our_runs import uses_us
+from verl_gsd.run.verl_hooks import reject_if_failed
 
 #: The start of log lines that tell the user what the run waits for. The launcher shows these lines.
 WAITING = "verl-gsd waits: "
@@ -32,6 +40,11 @@ _LOCK = {"node:__internal_head__": 0.6}
 _QUEUE = "TransferQueueController"
 #: Seconds to wait for accelerators, for example of nodes that are starting. Then verl reports what is missing.
 _ARRIVAL = 600.0
+#: What Ray writes to its address file: HOST:PORT, at most this many bytes.
+_ADDRESS = re.compile(rb"[\w.:%\[\]-]+:\d{1,5}")
+_LONGEST_ADDRESS = 300
+
+_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def is_job() -> bool:
@@ -65,8 +78,8 @@ def address_to_join(config: DictConfig) -> str | None:
     command line of any process that looks like a raylet.
 
     Raises:
-        ConfigError: Ray cannot resolve the address, "auto" finds no cluster, or Ray would use an address that another
-            user may have chosen.
+        ConfigError: Ray cannot resolve the address, "auto" finds no cluster, no process listens at an address of this
+            machine, or Ray would use an address that another user may have chosen.
     """
     address = OmegaConf.select(config, "ray_kwargs.ray_init.address")
     if address == "local":
@@ -80,17 +93,20 @@ def address_to_join(config: DictConfig) -> str | None:
     if address is not None and "://" in address:  # Ray Client always joins a cluster
         return address
     folder = OmegaConf.select(config, "ray_kwargs.ray_init._temp_dir")
+    is_named = address not in (None, "auto")
+    source = f"{key}={address}"
     try:
-        if address in (None, "auto"):
-            own = _read_address_file(Path(get_ray_address_file(folder)))
+        if not is_named:
+            file = Path(get_ray_address_file(folder))
+            own = _read_address_file(file)
             found = own if address is None else services.get_ray_address_from_environment(address, folder)
             if found is None:
                 return None
             if found != own:
                 _check_process_address(found)
-            _check_listener(found)
+            source = f"the address in {file}" if found == own else "the address that Ray found in a command line"
             address = found
-        return services.canonicalize_bootstrap_address(address, folder)
+        joined = services.canonicalize_bootstrap_address(address, folder)
     except ConfigError:  # our own, which is a ValueError too
         raise
     except (ConnectionError, ValueError, OSError) as error:
@@ -98,68 +114,140 @@ def address_to_join(config: DictConfig) -> str | None:
             f"{key}={address}: Ray finds no cluster there ({error}). Set it to HOST:PORT of a running cluster, or set "
             "ray_kwargs.ray_init.address=local to start a separate cluster for this run."
         ) from error
+    if joined is not None:
+        _check_listener(joined, source, is_named=is_named)
+    return joined
 
 
 def _read_address_file(path: Path) -> str | None:
-    """The address of a cluster that Ray wrote to a file; None if there is no such file.
+    """The address of a cluster that Ray wrote to a file; None if there is no such file, or it is empty.
 
     The file is opened once, because its folder may be writable for others, who could replace it in between. If another
-    user has written it, Ray would join that user's cluster and run that user's code.
+    user has written it, Ray would join that user's cluster and run that user's code. Others could also move another
+    file of this user to this path, for example a log. The whole content must therefore be an address.
 
     Raises:
-        ConfigError: the file belongs to another user than this one and root, is a symbolic link, or cannot be read.
+        ConfigError: the file cannot be read, is no regular file (also a symbolic link), does not contain an address,
+            belongs to another user than this one and root, or others can write it.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        # Without O_NONBLOCK, opening a named pipe would wait for a writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise ConfigError(
-            f"ray_kwargs.ray_init.address: {path} cannot be read ({error.strerror}), so that the cluster in it is not "
-            "known. To join a cluster, set RAY_ADDRESS to HOST:PORT. To start a separate cluster for this run, set "
-            "ray_kwargs.ray_init.address=local."
-        ) from error
-    with os.fdopen(descriptor, encoding="utf-8", errors="replace") as file:
-        owner, content = os.fstat(file.fileno()).st_uid, file.readline().strip()
-    if owner not in (os.geteuid(), 0):
-        raise ConfigError(
-            f"ray_kwargs.ray_init.address: another user (id {owner}) wrote the cluster address in {path}. "
-            "To join this cluster, set RAY_ADDRESS to HOST:PORT. To start a separate cluster for this run, set "
-            "ray_kwargs.ray_init.address=local."
-        )
-    return content or None
+        raise _address_file_error(f"{path} cannot be read ({error.strerror})") from error
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise _address_file_error(f"{path} is not a regular file")
+        content = file.read(_LONGEST_ADDRESS + 1)
+    if status.st_uid not in (os.geteuid(), 0):
+        raise _address_file_error(f"another user (id {status.st_uid}) wrote the cluster address in {path}")
+    if file_access.is_open_to_others(status, os.W_OK):
+        raise _address_file_error(f"other users can write {path} (mode {stat.S_IMODE(status.st_mode):04o})")
+    address = content.strip()
+    if len(content) > _LONGEST_ADDRESS or (address and not _ADDRESS.fullmatch(address)):
+        raise _address_file_error(f"{path} does not contain HOST:PORT")
+    return address.decode("ascii") or None
 
 
-def _check_listener(address: str) -> None:
-    """Reject an address of this machine at which a process of another user listens.
+def _address_file_error(problem: str) -> ConfigError:
+    return ConfigError(
+        f"ray_kwargs.ray_init.address: {problem}, so that the cluster to join is not known. To join a cluster, set "
+        "RAY_ADDRESS to HOST:PORT, or remove the file and run `ray start`. To start a separate cluster for this run, "
+        "set ray_kwargs.ray_init.address=local."
+    )
 
-    The file with the address remains when a cluster is killed, and another user can then listen at its port.
+
+def _check_listener(address: str, source: str, *, is_named: bool) -> None:
+    """Reject an address of this machine at which no process listens, or one of another user.
+
+    An address remains when its cluster is killed, and another user can then listen there. A port at which this user or
+    root listens cannot be taken. Nothing is known about the listeners of other machines.
+
+    Args:
+        address: HOST:PORT, as Ray will use it.
+        source: where it comes from, for the message.
+        is_named: the user named this address. The cluster may then be of another user.
 
     Raises:
         ConfigError: see above.
     """
     host, _, port = address.rpartition(":")
-    addresses = {entry.address for entries in psutil.net_if_addrs().values() for entry in entries}
-    if host.strip("[]") not in addresses | {"localhost"} or not port.isdecimal():
+    local = _local_addresses(host.strip("[]"))
+    if not local or not port.isdecimal():
         return  # another machine, or Ray's own error
-    if foreign := _listeners(int(port)) - {os.geteuid(), 0}:
+    listeners = _listeners(int(port))
+    if listeners is None:
+        return
+    users = {user for bound, user in listeners if any(_accepts(bound, target) for target in local)}
+    if not users:
         raise ConfigError(
-            f"ray_kwargs.ray_init.address: Ray would join the cluster at {address}, but another user (id "
+            f"{source}: no process listens at {address}. The cluster has ended, and another user could listen there "
+            "instead. Start the cluster, or run `ray stop`, which removes an old address. To start a separate cluster "
+            "for this run, unset RAY_ADDRESS and set ray_kwargs.ray_init.address=local."
+        )
+    if not is_named and (foreign := users - {os.geteuid(), 0}):
+        raise ConfigError(
+            f"ray_kwargs.ray_init.address: Ray would join the cluster at {address} ({source}), but another user (id "
             f"{min(foreign)}) listens there. If you trust that user and want to join this cluster, set RAY_ADDRESS to "
             "this address. To start a separate cluster for this run, set ray_kwargs.ray_init.address=local."
         )
 
 
-def _listeners(port: int) -> set[int]:
-    """The ids of the users whose processes listen at a TCP port of this machine. Linux lists them for every user."""
-    users = set()
+def _local_addresses(host: str) -> set[_Address]:
+    """The addresses of this machine that ``host`` stands for: a name, or an IP address in any spelling.
+
+    A connection to the unspecified address (0.0.0.0 or ::) leads to the loopback address.
+    """
+    try:
+        resolved = {_ip(str(entry[4][0])) for entry in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
+    except (OSError, UnicodeError):  # Ray will report it
+        return set()
+    entries = (entry for interface in psutil.net_if_addrs().values() for entry in interface)
+    own = {_ip(entry.address) for entry in entries if entry.family in (socket.AF_INET, socket.AF_INET6)}
+    loopback = {4: ipaddress.ip_address("127.0.0.1"), 6: ipaddress.ip_address("::1")}
+    targets = {loopback[one.version] if one.is_unspecified else one for one in resolved}
+    return {one for one in targets if one.is_loopback or one in own}
+
+
+def _ip(text: str) -> _Address:
+    """An address without its interface (``%eth0``). IPv4 addresses that are written as IPv6 become IPv4."""
+    return _unmapped(ipaddress.ip_address(text.partition("%")[0]))
+
+
+def _unmapped(address: _Address) -> _Address:
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def _accepts(bound: _Address, target: _Address) -> bool:
+    """Whether a socket that listens at ``bound`` accepts connections to ``target``."""
+    is_any = bound.is_unspecified and (bound.version == 6 or target.version == 4)  # :: usually accepts IPv4 as well
+    return bound == target or is_any
+
+
+def _listeners(port: int) -> set[tuple[_Address, int]] | None:
+    """(address, user id) of every process that listens at a TCP port of this machine; None if that cannot be read.
+
+    Linux lists the processes of all users.
+    """
+    listeners, is_known = set(), False
     for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")):
         with suppress(OSError):
             for row in table.read_text(encoding="ascii").splitlines()[1:]:
                 _, local, _, state, _, _, _, user, *_ = row.split()
-                if state == "0A" and int(local.rpartition(":")[2], 16) == port:
-                    users.add(int(user))
-    return users
+                host, _, number = local.rpartition(":")
+                if state == "0A" and int(number, 16) == port:
+                    listeners.add((_of_table(host), int(user)))
+            is_known = True
+    return listeners if is_known else None
+
+
+def _of_table(digits: str) -> _Address:
+    """An address in /proc/net/tcp: words of 32 bits in the byte order of the machine."""
+    words = (int(digits[start : start + 8], 16) for start in range(0, len(digits), 8))
+    return _unmapped(ipaddress.ip_address(b"".join(word.to_bytes(4, sys.byteorder) for word in words)))
 
 
 def _check_process_address(address: str) -> None:
@@ -219,16 +307,28 @@ def lock_queue(transfer_queue: Any) -> None:
 
     Under verl's ``main_ppo`` none of our code runs before verl creates the queue. Under ``verl-gsd train`` the driver
     already has the lock, because only the driver knows how many accelerators to wait for.
+
+    The patched function raises ``ConfigError`` if a part of this package failed in this process, for example the
+    authentication of the queue's messages, and the run uses this package. No queue is created then. verl's modules have
+    been imported by then, so that their hooks have run.
     """
     original = transfer_queue.init
 
     @functools.wraps(original)
     def init(conf: Any = None) -> Any:
         if conf is not None:  # workers pass None, because they attach to the existing queue of their run
+            if _is_of_our_run(conf):
+                reject_if_failed()
             take_lock()
         return original(conf)
 
     transfer_queue.init = init
+
+
+def _is_of_our_run(conf: Any) -> bool:
+    """Whether verl's section ``transfer_queue`` belongs to the config of a run that uses this package."""
+    root = conf._get_root() if isinstance(conf, DictConfig) else None
+    return isinstance(root, DictConfig) and uses_us(root)
 
 
 def take_lock() -> None:

@@ -213,7 +213,7 @@ def compose_config(line: Line) -> DictConfig:
     try:
         with initialize_config_dir(str(verl_config_directory()), version_base=None):
             config = compose(VERL_CONFIG_NAME, overrides=words)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, OSError) as error:  # Hydra looks for long keys in file names
         unknown = _UNKNOWN_KEY.search(str(error))
         if unknown and line.overrides:
             defaults = OmegaConf.to_container(compose_config(replace(line, overrides=())))

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import wrapt
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from verl_gsd.run import our_runs
+
 if TYPE_CHECKING:
     from verl_gsd.run.compose import Line
 
@@ -103,7 +105,7 @@ def patch_main(device: Any) -> None:
     """Patch ``auto_set_device`` so that verl's ``main_ppo`` also removes sections of other engines.
 
     ``auto_set_device`` is the first function that ``main_ppo`` calls with the composed config. The patch also resolves
-    the keys that depend on this machine.
+    the keys that depend on this machine, and marks the processes of a run that uses this package.
     """
 
     @wrapt.decorator
@@ -112,6 +114,8 @@ def patch_main(device: Any) -> None:
         if isinstance(config, DictConfig) and "actor_rollout_ref" in config:
             drop_other_engines(config)
             _resolve_machine_keys(config)
+            if our_runs.uses_us(config):
+                our_runs.mark_processes(config)
         return wrapped(*args, **kwargs)
 
     device.auto_set_device = prepared(device.auto_set_device)

@@ -16,6 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from verl_gsd.run.compose import Line, compose_config
 from verl_gsd.state import saved_settings
 
+#: The dotted keys of our settings.
+_KEY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
 #: Keys that can name a file, a server or an environment variable.
 _NAMES_SOMETHING = re.compile(r"judge|url|path|file|env|key|model")
 
@@ -44,19 +46,21 @@ def settings_of_state(line: Line, checkpoint: Path) -> list[str]:
     return [
         f"++{key}={json.dumps(value)}"
         for key, value in saved.items()
-        if isinstance(OmegaConf.select(config, key.rpartition(".")[0]), DictConfig)
+        if _is_harmless(key, value)
+        and isinstance(OmegaConf.select(config, key.rpartition(".")[0]), DictConfig)
         and not line.sets(key)
         and _plain(config, key) != value
-        and _is_harmless(key, value)
     ]
 
 
 def _is_harmless(key: str, value: object) -> bool:
     """Whether a setting can neither name a file, a server or a variable, nor read one. A checkpoint is not signed.
 
-    A resume whose settings differ in another key is rejected, as every resume with other settings.
+    A resume whose settings differ in another key is rejected, as every resume with other settings. A key with other
+    characters could end in the middle of the word (``a=1,b``).
     """
-    return _NAMES_SOMETHING.search(key) is None and (
+    is_harmless_key = _KEY.fullmatch(key) is not None and _NAMES_SOMETHING.search(key) is None
+    return is_harmless_key and (
         value is None or isinstance(value, bool | int | float) or _is_word(value) or _is_list_of_numbers(value)
     )
 

@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from omegaconf import DictConfig, OmegaConf
 
 from verl_gsd import config as groups
-from verl_gsd.dotted_keys import dotted_leaves
+from verl_gsd.dotted_keys import dotted_leaves, value_at
 from verl_gsd.errors import USE_REWARD_MODEL, ConfigError
 from verl_gsd.preparation.chats import ChatTemplate
 from verl_gsd.preparation.commands import data_folder, prepare_command
@@ -124,15 +124,23 @@ def compose_here(line: Line) -> tuple[DictConfig, list[str]]:
     return config, [*lines, *map(str, choices), _describe_defaults(config, line)]
 
 
-def sizes_of_run(line: Line, config: DictConfig) -> list[str]:
+def sizes_of_run(line: Line, config: Mapping[str, object]) -> list[str]:
     """The sizes that were chosen when a run started, as words for its resume, so that they stay if the data changes.
 
     Args:
         line: the line of the run.
-        config: the config of the run.
+        config: the config of the run, as its file has it. Interpolations in it must not be resolved: nobody signs the
+            file, and one could put a variable of the environment into the words.
+
+    Raises:
+        ConfigError: a size is no whole number.
     """
     chosen = [key for key in (_PROMPT, _RESPONSE, _BATCH) if line.has_own_data and not line.sets(key)]
-    return [f"{key}={OmegaConf.select(config, key)}" for key in chosen]
+    sizes = {key: value_at(config, key) for key in chosen}
+    for key, size in sizes.items():
+        if type(size) is not int:
+            raise ConfigError(f"{key}={size!a}: not a whole number. Repair the file, or start a new run.")
+    return [f"{key}={size}" for key, size in sizes.items()]
 
 
 def compose_elsewhere(line: Line) -> tuple[DictConfig, list[str]]:

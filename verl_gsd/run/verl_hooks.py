@@ -6,22 +6,26 @@ warning per process, and keeps the reason. ``reject_if_failed`` then rejects the
 
 A patch changes nothing if a part of what it assumes does not hold (``verl_contract.py``). Some patches have parts in
 several processes, and one part without the others would break every run.
+
+A hook can fail in one process only, for example because a node has another version of a package. Without a patch that
+keeps other users out, such a process must not take part in a run that uses this package. Its ``entrances``, functions
+of verl's module through which it would take part, then raise. In other runs they do what verl's do.
 """
 
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import wrapt
-from omegaconf import DictConfig, OmegaConf
 
-from verl_gsd.errors import OUR_MODES, ConfigError
-from verl_gsd.run import verl_contract
+from verl_gsd.errors import ConfigError
+from verl_gsd.run import our_runs, verl_contract
 
 logger = logging.getLogger(__name__)
 
@@ -29,24 +33,59 @@ logger = logging.getLogger(__name__)
 _failures: dict[str, str] = {}
 
 
-def when_imported(module: str, hook: Callable[[Any], object], patch: str | None = None) -> None:
+def when_imported(
+    module: str, hook: Callable[[Any], object], patch: str | None = None, entrances: Sequence[str] = ()
+) -> None:
     """Call ``hook`` with verl's ``module`` when it is imported. Its exception does not reach verl.
 
     Args:
         patch: our file in ``verl_contract.PATCHED``. The hook runs only if all that it assumes holds.
+        entrances: ``function`` or ``Class.method`` of the module, for a patch that keeps other users out. If the hook
+            fails, they raise ``UnprotectedProcessError`` in the processes of runs that use this package.
     """
+    part = f"the hook in {module}"
 
     def run(imported: Any) -> None:
-        with contained(f"the hook in {module}"):
-            if patch is not None and (problem := patch_problem(patch)):
-                raise UnmetAssumptionError(problem)
-            hook(imported)
+        with contained(part):
+            try:
+                if patch is not None and (problem := patch_problem(patch)):
+                    raise UnmetAssumptionError(problem)
+                hook(imported)
+            except Exception as error:
+                for entrance in entrances:
+                    _close(imported, entrance, f"{part} failed ({type(error).__name__}: {error})")
+                raise
 
     wrapt.when_imported(module)(run)
 
 
+def _close(module: Any, entrance: str, reason: str) -> None:
+    """Make ``entrance`` raise in runs that use this package. Nothing is changed if verl does not have it any more."""
+    path, _, name = entrance.rpartition(".")
+    owner = getattr(module, path, None) if path else module
+    original = getattr(owner, name, None)
+    if not inspect.isroutine(original):
+        return
+
+    @functools.wraps(original)
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        if our_runs.is_marked():
+            raise UnprotectedProcessError(
+                f"verl-gsd does not fit verl {_verl_version()} in this process: {reason}. Without this patch, other "
+                "users could send data or code to the run, so the process does not take part in it. Install the same "
+                "versions of verl and verl-gsd on every node, and run verl-gsd contract there."
+            )
+        return original(*args, **kwargs)
+
+    setattr(owner, name, guarded)
+
+
 class UnmetAssumptionError(Exception):
     """verl has changed what a patch replaces or reads."""
+
+
+class UnprotectedProcessError(RuntimeError):
+    """A process of a run lacks a patch that keeps other users out. The message says why."""
 
 
 @functools.cache
@@ -114,15 +153,6 @@ def reject_if_failed(*_: Any, **__: Any) -> None:
     """
     if problems := failures():
         raise ConfigError("\n".join(problems))
-
-
-def uses_us(config: DictConfig) -> bool:
-    """Whether a run of ``config`` uses this package: its estimator, one of its trainer modes, or its config section."""
-    return (
-        OmegaConf.select(config, "algorithm.adv_estimator") == "gsd"
-        or OmegaConf.select(config, "trainer.v1.trainer_mode") in OUR_MODES.values()
-        or OmegaConf.select(config, "algorithm.gsd") is not None
-    )
 
 
 def _verl_version() -> str:

@@ -78,7 +78,9 @@ when_imported(
     lambda server: importlib.import_module("verl_gsd.trainer.engine_health").install(server),
     patch="trainer/engine_health.py",
 )
-when_imported(_VLLM_SERVER, runtime_lora.install, patch="trainer/runtime_lora.py")
+when_imported(
+    _VLLM_SERVER, runtime_lora.install, patch="trainer/runtime_lora.py", entrances=["vLLMHttpServer.__init__"]
+)
 when_imported(
     "verl.workers.engine.fsdp.transformer_impl",
     lambda engine: importlib.import_module("verl_gsd.trainer.attention").install(engine),
@@ -88,6 +90,7 @@ when_imported(
     "verl.utils.checkpoint.fsdp_checkpoint_manager",
     checkpoint_loading.install,
     patch="trainer/checkpoint_loading.py",
+    entrances=["FSDPCheckpointManager.load_checkpoint"],
 )
 when_imported("verl.utils.device", engines.patch_main, patch="run/engines.py")
 when_imported(
@@ -99,5 +102,6 @@ when_imported(
     "transfer_queue",
     lambda queue: importlib.import_module("verl_gsd.run.cluster_lock").lock_queue(queue),
     patch="run/cluster_lock.py",
+    entrances=["init"],
 )
-when_imported("transfer_queue", queue_auth.install, patch="trainer/queue_auth.py")
+when_imported("transfer_queue", queue_auth.install, patch="trainer/queue_auth.py", entrances=["init"])

@@ -36,9 +36,10 @@ NODE = "VERL_GSD_RAY_NODE"
 def install() -> None:
     """Patch verl's sender, receiver and shared memory, and the actor that starts vLLM, each when verl imports it."""
     package, patch = "verl.workers.rollout.vllm_rollout", "trainer/weight_sockets.py"
-    when_imported(f"{package}.vllm_rollout", _patch_sender, patch=patch)
-    when_imported(f"{package}.vllm_async_server", _patch_server, patch=patch)
-    when_imported(f"{package}.utils", _patch_receiver, patch=patch)
+    when_imported(f"{package}.vllm_rollout", _patch_sender, patch=patch, entrances=["ServerAdapter.__init__"])
+    when_imported(f"{package}.vllm_async_server", _patch_server, patch=patch, entrances=["vLLMHttpServer.__init__"])
+    receiver = "vLLMColocateWorkerExtension._get_zmq_handle"
+    when_imported(f"{package}.utils", _patch_receiver, patch=patch, entrances=[receiver])
     when_imported(f"{package}.bucketed_weight_transfer", _patch_shared_memory, patch=patch)
 
 

@@ -5,6 +5,7 @@ import re
 import shlex
 
 import pytest
+from canaries import CANARIES, canaries_in, files_with_a_canary
 from prepare_runs import Source, asked, builder, lines, made, run
 
 from verl_gsd.preparation import build, cells, dataset, manifest, sources
@@ -37,6 +38,15 @@ def test_a_table_becomes_what_verl_reads(tmp_path):
     assert maths.compute_score("math", r"\boxed{1.5}", r"\frac{3}{2}")["acc"] == 1.0
     names = {path.name for path in (tmp_path / "data" / "mine").iterdir()}
     assert names == {"train.parquet", "manifest.json", "left_out_train.jsonl", ".lock"}
+
+
+def test_no_secret_of_the_environment_is_in_a_prepared_data_set(tmp_path, monkeypatch):
+    for name, value in CANARIES.items():
+        monkeypatch.setenv(name, value)
+    file = lines(tmp_path / "math.jsonl", {"problem": "1+1?", "answer": "2"}, {"problem": "1+1?", "answer": "2"})
+    output = run(tmp_path, "mine", "--input", str(file))
+    assert (tmp_path / "data" / "mine" / "manifest.json").is_file()
+    assert files_with_a_canary(tmp_path) == [] and canaries_in(output.encode()) == []
 
 
 def test_a_table_in_verls_columns_can_be_read(tmp_path):

@@ -1,8 +1,11 @@
 """Damaged and hostile run folders: report, compare, resume and export end with a message, and without endless work."""
 
+import os
 import re
+import subprocess
 
 import pytest
+import yaml
 from report_runs import YAML_BOMB, config, everything, group, metrics, records
 from typer.testing import CliRunner
 
@@ -12,6 +15,7 @@ from verl_gsd.cli.main import app
 from verl_gsd.errors import ConfigError
 from verl_gsd.export.card import read_accuracies
 from verl_gsd.export.checkpoint import shard_paths
+from verl_gsd.python_commands import module_command
 from verl_gsd.records import missing_steps
 from verl_gsd.report.build import build_sections, read_runs
 from verl_gsd.report.reading import read_run
@@ -105,18 +109,71 @@ def test_compare_names_the_file_that_it_cannot_read(tmp_path, name):
     assert done.exit_code == 2 and f"{path.name}: " in done.output, done.output[:2000]
 
 
+@pytest.mark.parametrize("name", ["config.yaml", "records/attempt_1/step_000002.parquet"])
+def test_a_named_pipe_in_a_run_does_not_stop_a_report(tmp_path, name):
+    """A process of its own, because the old code waits for a writer for ever."""
+    run = everything(tmp_path / "run", steps=2, groups=3)
+    (run / name).unlink()
+    os.mkfifo(run / name)
+    words = module_command("verl_gsd.cli", "report", str(run))
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "it is not a regular file" in re.sub(r"\s+", " ", done.stdout + done.stderr)
+
+
+def resumable(folder, words, config="{}"):
+    """A run of this user with a checkpoint that has no content."""
+    run = folder / "run"
+    (run / "global_step_1" / "actor").mkdir(parents=True)
+    (run / "latest_checkpointed_iteration.txt").write_text("1")
+    (run / "overrides.yaml").write_text(words)
+    (run / "config.yaml").write_text(config)
+    trust.sign(RunDirectory(run))
+    return run
+
+
 @pytest.mark.parametrize("file", ["overrides.yaml", "config.yaml"])
 @pytest.mark.parametrize("text", [*YAML.values(), "a scalar", "[1, {a: b}]"])
 def test_a_run_whose_files_are_damaged_is_not_resumed(tmp_path, file, text):
-    run = tmp_path / "run"
-    (run / "global_step_1" / "actor").mkdir(parents=True)
-    (run / "latest_checkpointed_iteration.txt").write_text("1")
-    (run / "overrides.yaml").write_text("[algo=grpo, task=arithmetic, hardware=cpu]")
-    (run / "config.yaml").write_text("{}")
+    run = resumable(tmp_path, "[algo=grpo, task=arithmetic, hardware=cpu]")
     (run / file).write_text(text)
-    trust.sign(RunDirectory(run))  # a run of this user
+    trust.sign(RunDirectory(run))
     done = CliRunner().invoke(app, ["train", f"resume={run}"], env={"COLUMNS": "300"})
     assert done.exit_code == 2 and re.search(rf"{file}: (cannot be read|not a )", done.output), done.output[:2000]
+
+
+HOSTILE_WORDS = ["a\nb=1", "[=1", "x", "", "\x1b[31m=1", "a.b=c=d", "++a[b=1", "++a\u2028b=1", "${oc.env:HOME}=1"]
+
+
+@pytest.mark.parametrize("word", [*HOSTILE_WORDS, "a" * 5000 + "=1", "++" + "a." * 300 + "b=1"])
+def test_hostile_words_of_a_run_end_in_a_message_of_one_line(tmp_path, word):
+    run = resumable(tmp_path, yaml.safe_dump(["algo=grpo", "task=arithmetic", "hardware=cpu", word]))
+    done = CliRunner().invoke(app, ["train", f"resume={run}"], env={"COLUMNS": "30000"})
+    assert done.exit_code == 2 and len(done.output.splitlines()) == 1 and done.output.strip().isprintable(), done.output
+    if len(word) < 300:
+        assert "overrides.yaml: " in done.output
+
+
+#: A size that is no number in the config of a run on data of the user's own.
+SIZES = ["${oc.env:CANARY}", "5,trainer.project_name=x", "{a: 1}", "[1, 2]", "null", "true", "1.5", "'12'", '"\\e[31m"']
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_resume_takes_only_whole_numbers_from_the_config_of_a_run(tmp_path, monkeypatch, size):
+    """Nobody signs the config. Its sizes become words of the resume, which are written to files."""
+    monkeypatch.setenv("CANARY", "1234567")
+    words = ["algo=grpo", f"data={tmp_path}", f"model={tmp_path}", "hardware=cpu"]
+    config = f"data:\n  max_prompt_length: {size}\n  max_response_length: 5\n  train_batch_size: 6\n"
+    run = resumable(tmp_path, yaml.safe_dump(words), config)
+    done = CliRunner().invoke(app, ["train", f"resume={run}"], env={"COLUMNS": "30000"})
+    assert done.exit_code == 2 and "1234567" not in done.output
+    assert re.search(r"config\.yaml: data.max_prompt_length=.*not a whole number", done.output), done.output[:2000]
+
+
+@pytest.mark.parametrize("config", ["{null: 2}", "{'': 1}", "{'a=b': 1, 'a[': {'b': 1}}", '{"\\e[31m": 1}', "{1: 2}"])
+def test_hostile_keys_in_the_config_of_a_run_end_in_a_message(tmp_path, config):
+    run = resumable(tmp_path, "[algo=grpo, task=arithmetic, hardware=cpu]", config)
+    done = CliRunner().invoke(app, ["train", f"resume={run}"], env={"COLUMNS": "300"})
+    assert done.exit_code == 2 and "data.pt: is missing" in done.output, done.output[:2000]
 
 
 @pytest.mark.parametrize("content", ["9" * 300, str(2**63), "-1", "x"])

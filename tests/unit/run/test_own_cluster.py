@@ -1,16 +1,22 @@
 """A Ray cluster of a run has its own token, and a session folder that no other user can enter."""
 
 import grp
+import ipaddress
 import os
 import pwd
 import socket
 import stat
 import subprocess
+import sys
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from omegaconf import OmegaConf
+from ray._private import services
 
 from verl_gsd import private_folders
 from verl_gsd.errors import ConfigError
@@ -183,12 +189,12 @@ def test_a_group_with_other_members_is_not_the_users_own(monkeypatch):
 
 
 def test_a_token_that_others_can_read_is_used_neither_for_joining_nor_for_submitting(
-    token, base, monkeypatch, compose_fast
+    token, base, listener, monkeypatch, compose_fast
 ):
     base.chmod(0o755)
     token.chmod(0o644)
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
-    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{listener}")
     config, line = compose_fast("algo=grpo", "task=arithmetic", "hardware=8xa100_80g")
     assert [problem for problem in validate.check_ray_access(config, line) if f"chmod 600 {token}" in problem]
     with pytest.raises(ClusterError, match="chmod 600"):
@@ -225,75 +231,205 @@ def test_a_cluster_without_a_token_is_not_started(base, monkeypatch, mode, is_op
         own_cluster.protect(config)
 
 
-def test_a_run_may_join_a_cluster_without_a_token(monkeypatch):
+def test_a_run_may_join_a_cluster_without_a_token(listener, monkeypatch):
     """Whoever started the cluster decided that."""
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{listener}")
     assert not list(validate.check_ray_access(config_of(address=None), None))
 
 
-@as_root
-def test_the_address_of_a_cluster_that_another_user_wrote_is_not_used(base, monkeypatch):
+@pytest.fixture
+def listener():
+    """The port of a socket that listens on all interfaces, as Ray's control service does."""
+    with server_on_all_interfaces() as server:
+        yield server.getsockname()[1]
+
+
+def server_on_all_interfaces():
+    if socket.has_dualstack_ipv6():
+        return socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True)
+    return socket.create_server(("", 0))
+
+
+@contextmanager
+def listening_as(user, create=server_on_all_interfaces):
+    """The port at which another user listens. A socket belongs to the user who creates it."""
+    os.seteuid(user)
+    try:
+        server = create()
+    finally:
+        os.seteuid(0)
+    with server:
+        yield server.getsockname()[1]
+
+
+@pytest.fixture
+def address_file(base, monkeypatch):
+    """Ray's file with the address of the cluster that ``ray start`` started. It does not exist yet."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     (base / "ray").mkdir()
-    address = base / "ray" / "ray_current_cluster"
-    address.write_text("127.0.0.1:6379")
+    return base / "ray" / "ray_current_cluster"
+
+
+@as_root
+def test_the_address_of_a_cluster_that_another_user_wrote_is_not_used(address_file, listener, monkeypatch):
+    address_file.write_text(f"127.0.0.1:{listener}")
     assert cluster_lock.joins(config_of(address=None))
-    os.chown(address, NOBODY, NOBODY)
+    os.chown(address_file, NOBODY, NOBODY)
     with pytest.raises(ConfigError, match=r"another user \(id 65534\) wrote the cluster address"):
         cluster_lock.joins(config_of(address=None))
     assert not cluster_lock.joins(config_of(address="local"))
-    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{listener}")
     assert cluster_lock.joins(config_of(address=None))
 
 
-def test_a_link_in_place_of_the_address_of_a_cluster_is_not_followed(base, monkeypatch):
+def test_a_link_in_place_of_the_address_of_a_cluster_is_not_followed(base, address_file, listener):
     """Another user could link to an old address of this user. Ray writes a file."""
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    (base / "ray").mkdir()
-    (base / "mine").write_text("127.0.0.1:6379")
-    (base / "ray" / "ray_current_cluster").symlink_to(base / "mine")
+    (base / "mine").write_text(f"127.0.0.1:{listener}")
+    address_file.symlink_to(base / "mine")
     with pytest.raises(ConfigError, match=r"ray_current_cluster cannot be read"):
         cluster_lock.joins(config_of(address=None))
 
 
-def test_an_old_address_at_which_another_user_listens_is_not_used(base, monkeypatch):
-    """A cluster that was killed leaves its address, and anyone can then listen there."""
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    (base / "ray").mkdir()
+@pytest.mark.parametrize("mode", [0o666, 0o622, 0o602, 0o646])
+def test_an_address_that_other_users_can_write_is_not_used(address_file, listener, mode):
+    address_file.write_text(f"127.0.0.1:{listener}")
+    address_file.chmod(mode)
+    with pytest.raises(ConfigError, match=rf"other users can write {address_file} \(mode {mode:04o}\).*RAY_ADDRESS"):
+        cluster_lock.joins(config_of(address=None))
+    address_file.chmod(0o644)
+    assert cluster_lock.joins(config_of(address=None))
+
+
+def test_an_address_that_a_group_with_others_can_write_is_not_used(address_file, listener, monkeypatch):
+    """With the umask 0002, Ray's file belongs to the user's private group, which may write it."""
+    address_file.write_text(f"127.0.0.1:{listener}")
+    address_file.chmod(0o664)
+    os.chown(address_file, -1, os.getegid())
+    assert cluster_lock.joins(config_of(address=None))
+    monkeypatch.setattr(file_access, "is_own_group", lambda group: False)
+    with pytest.raises(ConfigError, match="mode 0664"):
+        cluster_lock.joins(config_of(address=None))
+
+
+@pytest.mark.parametrize("address", [None, "auto"])
+def test_a_named_pipe_in_place_of_the_address_does_not_stop_the_command(address_file, address):
+    os.mkfifo(address_file)
+    with pytest.raises(ConfigError, match="ray_current_cluster is not a regular file"):
+        cluster_lock.joins(config_of(address=address))
+
+
+@pytest.mark.parametrize(
+    "content", [b"[INFO] a log:1\n", b"10.0.0.1:6379\nmore", b"\xff:1", b"10.0.0.1", b"a" * 9999 + b":1"]
+)
+def test_another_file_of_this_user_in_place_of_the_address_is_not_used(address_file, content):
+    """Everybody can write in Ray's folder, and move one of the user's logs to this name."""
+    address_file.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"ray_current_cluster does not contain HOST:PORT"):
+        cluster_lock.joins(config_of(address=None))
+
+
+def test_an_empty_address_file_names_no_cluster(address_file):
+    address_file.touch()
+    assert not cluster_lock.joins(config_of(address=None))
+
+
+#: Spellings of this machine. What the last three stand for depends on it.
+SPELLINGS = [
+    *("127.0.0.1", "localhost", "127.0.0.2", "127.1", "2130706433", "0x7f.1", "0.0.0.0", "0"),
+    *("[::1]", "[::]", "[::ffff:127.0.0.1]", "[0:0:0:0:0:ffff:7f00:1]"),
+    *("host name", "own IPv4 address", "own address mapped to IPv6"),
+]
+if not socket.has_dualstack_ipv6():
+    SPELLINGS = [spelling for spelling in SPELLINGS if not spelling.startswith("[")]
+
+
+def host_of(spelling):
+    own = services.get_node_ip_address()
+    special = {
+        "host name": socket.gethostname(),
+        "own IPv4 address": own,
+        "own address mapped to IPv6": f"[::ffff:{own}]",
+    }
+    return special.get(spelling, spelling)
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_an_address_of_this_machine_at_which_nobody_listens_is_not_used(address_file, monkeypatch, spelling):
+    """A cluster that was killed leaves its address, and another user can listen there after the check."""
+    with server_on_all_interfaces() as server:
+        port = server.getsockname()[1]
+    address = f"{host_of(spelling)}:{port}"
+    address_file.write_text(address)
+    with pytest.raises(ConfigError, match=rf"(?s)the address in {address_file}: no process listens at .*ray stop"):
+        cluster_lock.joins(config_of(address=None))
+    with pytest.raises(ConfigError, match=r"ray_kwargs.ray_init.address=.*: no process listens at "):
+        cluster_lock.joins(config_of(address=address))
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ConfigError, match=r"RAY_ADDRESS=.*: no process listens at "):
+        cluster_lock.joins(config_of(address=None))
+
+
+@as_root
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_an_old_address_at_which_another_user_listens_is_not_used(address_file, monkeypatch, spelling):
+    with listening_as(NOBODY) as port:
+        address = f"{host_of(spelling)}:{port}"
+        address_file.write_text(address)
+        with pytest.raises(ConfigError, match=rf":{port} .*, but another user \(id {NOBODY}\) listens there"):
+            cluster_lock.joins(config_of(address=None))
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        assert cluster_lock.joins(config_of(address=None)), "the user named it"
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_an_address_at_which_this_user_listens_is_used(address_file, spelling):
+    with server_on_all_interfaces() as server:
+        address_file.write_text(f"{host_of(spelling)}:{server.getsockname()[1]}")
+        assert cluster_lock.joins(config_of(address=None))
+
+
+def test_a_listener_at_another_address_of_this_machine_does_not_count(address_file):
+    """Another user could listen at the address itself."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        (base / "ray" / "ray_current_cluster").write_text(f"127.0.0.1:{port}")
-        assert cluster_lock.joins(config_of(address=None)), "this user listens"
-        monkeypatch.setattr(cluster_lock, "_listeners", lambda asked: {NOBODY} if asked == port else set())
-        with pytest.raises(ConfigError, match=rf"127\.0\.0\.1:{port}, but another user \(id {NOBODY}\) listens there"):
-            cluster_lock.joins(config_of(address=None))
-        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
-        assert cluster_lock.joins(config_of(address=None)), "the user named it"
+        for host, is_there in (("127.1", True), ("127.0.0.2", False)):
+            address_file.write_text(f"{host}:{port}")
+            if is_there:
+                assert cluster_lock.joins(config_of(address=None))
+            else:
+                with pytest.raises(ConfigError, match="no process listens at"):
+                    cluster_lock.joins(config_of(address=None))
+
+
+def test_nothing_is_asked_about_listeners_of_other_machines(address_file):
+    for host in ("192.0.2.77", "[2001:db8::1]", "head.invalid"):
+        address_file.write_text(f"{host}:6379")
+        assert cluster_lock.joins(config_of(address=None))
 
 
 @as_root
 def test_listeners_of_other_users_are_seen():
-    os.seteuid(NOBODY)  # a socket belongs to the user who creates it
-    try:
-        server = socket.create_server(("127.0.0.1", 0))
-    finally:
-        os.seteuid(0)
-    with server:
-        port = server.getsockname()[1]
-        assert cluster_lock._listeners(port) == {NOBODY}
-    assert cluster_lock._listeners(port) == set()
+    for address in ("127.0.0.1", "0.0.0.0"):
+        with listening_as(NOBODY, lambda address=address: socket.create_server((address, 0))) as port:
+            assert cluster_lock._listeners(port) == {(ipaddress.ip_address(address), NOBODY)}
+        assert cluster_lock._listeners(port) == set()
 
 
-def test_ray_gets_the_address_that_was_checked(base, monkeypatch):
+@given(st.ip_addresses())
+def test_addresses_are_read_from_the_tables_of_linux(address):
+    """The inverse of what the kernel writes: words of 32 bits in the machine's byte order."""
+    packed = address.packed
+    words = [int.from_bytes(packed[start : start + 4], sys.byteorder) for start in range(0, len(packed), 4)]
+    assert cluster_lock._of_table("".join(f"{word:08X}" for word in words)) == cluster_lock._ip(str(address))
+
+
+def test_ray_gets_the_address_that_was_checked(address_file, monkeypatch):
     """Ray would look again, and another user could start a cluster between the check and that."""
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "15")
-    (base / "ray").mkdir()
-    address = base / "ray" / "ray_current_cluster"
-    address.write_text("10.0.0.1:6379")
+    address_file.write_text("10.0.0.1:6379")
     config = config_of(address=None)
     assert job.set_cluster(config) == (True, "") and config.ray_kwargs.ray_init.address == "10.0.0.1:6379"
-    address.unlink()
+    address_file.unlink()
     config = config_of(address=None)
     assert job.set_cluster(config) == (False, "") and config.ray_kwargs.ray_init.address == "local"

@@ -18,6 +18,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from io import TextIOWrapper
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -33,6 +34,7 @@ from verl_gsd.run.compose import write_yaml
 from verl_gsd.run.launch import locked
 from verl_gsd.run.messages import RunStoppedError
 from verl_gsd.rundir import RunDirectory
+from verl_gsd.writing import open_new
 
 #: What to do if another command trains the same run. Later, --seeds skips the seeds that the other one has finished.
 _WAIT = "Wait until it ends and run this command again, or use another folder (with --seeds: another --label)."
@@ -179,7 +181,7 @@ def _train_from_scratch(run: LabRun, on_step: OnStep, train: Train) -> None:
 
 def _print_to(path: Path) -> None:
     """Send what this process prints from now on to a file, also what libraries print without Python's streams."""
-    log = path.open("w", buffering=1, encoding="utf-8")
+    log = TextIOWrapper(open_new(path), encoding="utf-8", line_buffering=True)
     for descriptor in (1, 2):
         os.dup2(log.fileno(), descriptor)
     sys.stdout = sys.stderr = log

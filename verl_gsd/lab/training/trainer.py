@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,7 @@ from verl_gsd.trainer.rows import is_own, uid_of
 from verl_gsd.trainer.seam import Seam
 from verl_gsd.trainer.step_end import HALF_LIFE, end_step, step_table
 from verl_gsd.trainer.worker import actor_worker
+from verl_gsd.writing import open_new
 
 logger = logging.getLogger(__name__)
 
@@ -153,7 +155,7 @@ class LabTrainer:
         trainer = self._config.trainer
         last = trainer.total_training_steps
         self._run.metrics(1).parent.mkdir(parents=True, exist_ok=True)
-        with self._run.metrics(1).open("w", encoding="utf-8") as file:
+        with TextIOWrapper(open_new(self._run.metrics(1)), encoding="utf-8") as file:
 
             def write(step: int, metrics: Mapping[str, float]) -> None:
                 file.write(json.dumps({"step": step, "data": metrics}) + "\n")

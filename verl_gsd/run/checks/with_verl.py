@@ -24,7 +24,8 @@ from verl_gsd.run.checks.prompt_lengths import check_prompts
 from verl_gsd.run.checks.validate import as_list, raise_problems
 from verl_gsd.run.footprint import has_adapter
 from verl_gsd.run.messages import Message
-from verl_gsd.run.verl_hooks import failures, uses_us
+from verl_gsd.run.our_runs import uses_us
+from verl_gsd.run.verl_hooks import failures
 
 PLUGIN = "verl_gsd.trainer.plugin"
 
