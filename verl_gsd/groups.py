@@ -66,6 +66,8 @@ class Group:
             on.
         distinct_answers: number of different final answers, as texts that the verifier returned. Responses without an
             answer and responses of an earlier visit do not count. None if the verifier does not return answers.
+        earlier: number of the k responses that an earlier visit generated. They have a reward, but neither tokens nor
+            an accuracy, because the earlier visit counted them.
     """
 
     uid: str
@@ -81,6 +83,7 @@ class Group:
     unverified: int | None = None
     failed_rewards: int = 0
     distinct_answers: int | None = None
+    earlier: int = 0
 
 
 def first_invalid_accuracy(group: Group) -> float | None:

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from verl_gsd.base_names import PASS_KS
 from verl_gsd.extension import declarations
 from verl_gsd.planning.pass_at_k import pass_at_k
-from verl_gsd.records import EASY, HARD
+from verl_gsd.records import EASY, HARD, gradient_mass
 from verl_gsd.report.reading import Columns, RunData
 
 #: What a rollout was used for. taught: its group was trained on and has a gradient, because its rewards differ or
@@ -23,7 +23,8 @@ def step_table(run: RunData) -> Columns:
 
     A figure is NaN at steps that have no group to compute it from.
 
-    - ``groups``, ``rollouts``, ``tokens``: numbers of them.
+    - ``groups``, ``rollouts``, ``tokens``: numbers of them. Demonstrations and responses of earlier visits were not
+      generated in the step and are not rollouts.
     - ``accuracy``: mean over all rollouts that have one. ``tokens_per_response``: mean over all rollouts.
     - ``mixed``, ``all_right``, ``all_wrong``, ``silent``, ``alone``: shares of the groups that have responses.
       The first three go by the verdicts. ``silent``: see ``is_silent``; ``alone`` is a group of one response.
@@ -34,7 +35,7 @@ def step_table(run: RunData) -> Columns:
       all wrong, and the share that earlier visits predict.
     - ``likely_{groups,silent,predicted,variance}``: sums over the groups whose predicted probability of being all right
       or all wrong is below 0.5: their number, how many are, the prediction, and its variance.
-    - ``gain_{hard,between,easy}``: shares of the gain of the groups trained on, by the group's accuracy.
+    - ``gain_{hard,between,easy}``: shares of the gradient mass of the groups trained on, by the group's accuracy.
     - ``demonstrated``: share of the groups with a demonstration.
     - ``distinct_answers``: mean number of different final answers of a group, if the verifier returns answers.
     - ``pass_at_<k>``: mean over groups of the unbiased estimate of pass@k, for k = 1 and ``base_names.PASS_KS``. NaN at
@@ -72,6 +73,11 @@ def group_accuracies(records: pa.Table) -> np.ndarray:
 def is_one_of(records: pa.Table, name: str, *values: str) -> np.ndarray:
     """(N,) bool: whether the string column ``name`` has one of ``values``. False where it is null."""
     return pc.is_in(records[name], value_set=pa.array(values)).to_numpy()
+
+
+def generated(records: pa.Table) -> np.ndarray:
+    """(N,) number of responses that each group's visit generated: all but those of earlier visits."""
+    return float_column(records, "size") - np.nan_to_num(float_column(records, "earlier"))
 
 
 def is_silent(records: pa.Table) -> np.ndarray:
@@ -140,15 +146,16 @@ def _record_figures(records: pa.Table) -> Columns:
 
 def _group_figures(records: pa.Table, sums: _StepSums) -> Columns:
     size, tokens, rated = (float_column(records, name) for name in ("size", "tokens", "total"))
+    rollouts = generated(records)
     has_responses = size > 0
     kinds: Columns = {
         kind: is_one_of(records, "kind", kind).astype(float) for kind in ("mixed", "all_right", "all_wrong")
     }
     return {
         "groups": sums.total(np.ones(len(size))),
-        "rollouts": sums.total(size),
+        "rollouts": sums.total(rollouts),
         "tokens": sums.total(tokens),
-        "tokens_per_response": sums.ratio(tokens, size),
+        "tokens_per_response": sums.ratio(tokens, rollouts),
         "lost_rewards": sums.total(float_column(records, "failed_rewards")),
         **{kind: sums.mean(is_kind, has_responses) for kind, is_kind in kinds.items()},
         "silent": sums.mean(is_silent(records).astype(float), has_responses),
@@ -182,16 +189,15 @@ def _use_figures(records: pa.Table, sums: _StepSums) -> Columns:
     teaches = ~is_silent(records) | (float_column(records, "demonstrations") > 0)
     figures = {"failed": sums.mean(other_uses["failed"].astype(float), True)}
     for use, where in {"taught": trained & teaches, "silent": trained & ~teaches, **other_uses}.items():
-        for unit, name in (("rollouts", "size"), ("tokens", "tokens")):
-            figures[f"{unit}_{use}"] = sums.total(float_column(records, name), where)
+        for unit, amounts in (("rollouts", generated(records)), ("tokens", float_column(records, "tokens"))):
+            figures[f"{unit}_{use}"] = sums.total(amounts, where)
     return figures
 
 
 def _gain_figures(records: pa.Table, sums: _StepSums) -> Columns:
-    rate = group_accuracies(records)
-    gain = np.where(is_one_of(records, "fate", "trained"), float_column(records, "gain"), np.nan)
+    rate, mass = group_accuracies(records), gradient_mass(records)
     ranges = {"hard": rate <= HARD, "between": (rate > HARD) & (rate < EASY), "easy": rate >= EASY}
-    return {f"gain_{name}": sums.mean(where.astype(float), ~np.isnan(rate), gain) for name, where in ranges.items()}
+    return {f"gain_{name}": sums.mean(where.astype(float), ~np.isnan(rate), mass) for name, where in ranges.items()}
 
 
 def _extension_figures(records: pa.Table, sums: _StepSums) -> Columns:

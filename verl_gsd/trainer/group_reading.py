@@ -105,6 +105,7 @@ def read_groups(
                 unverified=sum(value > 0 for value in flags) if flags else None,
                 failed_rewards=sum(key in lost for key in last[uid].values()),
                 distinct_answers=len({answer for answer in given if answer}) if given else None,
+                earlier=sum(GENERATED_IN in rows.tags[key] for key in keys),
             )
         )
     rewarded = sum(GENERATED_IN not in rows.tags[key] for key in read)

@@ -422,6 +422,7 @@ class LabTrainer:
                 for key, values, length in zip(batch.keys, advantages, lengths, strict=True)
             }
         )
+        self.seam.on_advantages(batch, context.advantages)
         loss_columns = self.seam.loss_columns(batch, context.advantages)
         self._rows.put(
             {key: {name: values[n] for name, values in loss_columns.items()} for n, key in enumerate(batch.keys)}
