@@ -81,12 +81,16 @@ def generated(records: pa.Table) -> np.ndarray:
 
 
 def is_silent(records: pa.Table) -> np.ndarray:
-    """(N,) bool: whether a group teaches nothing (record column ``silent``). True for a group without responses.
+    """(N,) bool: whether the rewards of a group give no gradient. True for a group without responses.
 
-    Files of version 5 and older lack the column. Their ``kind`` says whether the rewards are equal.
+    This is the record column ``silent``, which describes a group's own responses, except for groups with a
+    demonstration: they have a gradient unless dynamic sampling evicted them. Files of version 5 and older lack the
+    column. Their ``kind`` says whether the rewards are equal.
     """
     known = pc.coalesce(records["silent"], pc.not_equal(records["kind"], "mixed"))
-    return pc.fill_null(known, True).to_numpy()
+    silent = pc.fill_null(known, True).to_numpy()
+    teaches = (float_column(records, "demonstrations") > 0) & ~is_one_of(records, "fate", "filtered")
+    return silent & ~teaches
 
 
 class _StepSums:
@@ -184,9 +188,7 @@ def _diversity_figures(records: pa.Table, sums: _StepSums) -> Columns:
 def _use_figures(records: pa.Table, sums: _StepSums) -> Columns:
     trained = is_one_of(records, "fate", "trained")
     other_uses = {fate: is_one_of(records, "fate", fate) for fate in USES[2:]}
-    # The record describes the responses before a demonstration replaced one. With a demonstration, a group in which
-    # all responses failed has a gradient.
-    teaches = ~is_silent(records) | (float_column(records, "demonstrations") > 0)
+    teaches = ~is_silent(records)
     figures = {"failed": sums.mean(other_uses["failed"].astype(float), True)}
     for use, where in {"taught": trained & teaches, "silent": trained & ~teaches, **other_uses}.items():
         for unit, amounts in (("rollouts", generated(records)), ("tokens", float_column(records, "tokens"))):

@@ -143,7 +143,10 @@ def tables(draw):
 
 
 def is_silent(row):
-    return row["kind"] != "mixed" if row["silent"] is None else row["silent"]
+    if row["demonstrations"] and row["fate"] != "filtered":
+        return False
+    known = row["kind"] != "mixed" if row["silent"] is None else row["silent"]
+    return True if known is None else known
 
 
 def generated(row):
@@ -171,7 +174,7 @@ def slow_step_table(table):
         hard = [mass(row) for row in rated if row["correct"] / row["total"] <= 0.25]
         uses = collections.Counter()
         for row in rows:
-            taught = "taught" if not is_silent(row) or row["demonstrations"] else "silent"
+            taught = "silent" if is_silent(row) else "taught"
             uses[taught if row["fate"] == "trained" else row["fate"]] += generated(row)
         figures[step] = {
             "groups": len(rows),

@@ -55,7 +55,7 @@ from verl_gsd.run.messages import MessageWriter, RunStoppedError
 from verl_gsd.rundir import EXACT, TRAINED, RunDirectory
 from verl_gsd.trainer import estimator
 from verl_gsd.trainer.batching import PADDING
-from verl_gsd.trainer.metrics import group_metrics, strip_actor_prefix
+from verl_gsd.trainer.metrics import group_metrics, held_out_counts, strip_actor_prefix
 from verl_gsd.trainer.reward_monitor import LostReward, RewardMonitor, index_to_show
 from verl_gsd.trainer.rows import is_own, uid_of
 from verl_gsd.trainer.seam import Seam
@@ -505,7 +505,8 @@ class LabTrainer:
                 self._rewards.on_validation_rewards(step, count, lost)
             if self._solver is not None:
                 exact.append(self._solver.rates_of_read(prefix, part.answers))
-        metrics = validation_metrics(rewards) | self._rewards.end_validation(step)
+        metrics = validation_metrics(rewards) | held_out_counts(source for source, _ in rewards)
+        metrics |= self._rewards.end_validation(step)
         return metrics | (_exact_metrics(joined(exact), self.held_out) if exact else {})
 
 

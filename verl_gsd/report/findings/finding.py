@@ -52,7 +52,7 @@ class FindingThresholds:
         entropy: recent mean divided by initial mean, below which the policy collapses.
         length: recent mean divided by the largest earlier mean, below which the policy collapses.
         clipped: share of responses that reach the maximum length.
-        accuracy: drop of held-out accuracy below its best, at two validations in succession.
+        accuracy: fall of held-out accuracy from its best. It must also exceed what chance explains.
         reward_of_step: time of the slowest reward as a share of its step.
         gradient_spike: gradient norm of a step divided by the median norm.
         gradient_spreads: robust standard deviations of the logarithm of the norm that a spike must exceed.

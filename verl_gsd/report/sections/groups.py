@@ -67,9 +67,10 @@ def disagreement(views: Views) -> Section | None:
 def silence(views: Views) -> Section | None:
     tables = step_tables(views)
     text = [
-        "A silent group has no gradient: its rewards are all equal, or dynamic sampling evicted it. A group whose "
-        "responses are all right or all wrong is silent, unless a penalty, for example on length, makes its rewards "
-        "differ. The charts count all groups, also those that were not trained on."
+        "The rewards of a silent group give no gradient: they are all equal, or dynamic sampling evicted the group. A "
+        "group whose responses are all right or all wrong is silent, unless a penalty, for example on length, makes "
+        "its rewards differ, or a demonstration joins it. The charts count all groups, also those that were not "
+        "trained on."
     ]
     if len(views) == 1:
         layers = {"all wrong": ("all_wrong", KINDS["all_wrong"]), "all right": ("all_right", KINDS["all_right"])}
