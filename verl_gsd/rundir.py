@@ -28,8 +28,6 @@ from verl_gsd.scalars import is_number, is_whole
 
 #: A metric that verl logs with every training step, but not with the validation before the first step.
 TRAINED = "training/global_step"
-#: Prefix of a metric of a validation: ``val/prompts/<source>``, the number of held-out prompts.
-HELD_OUT_PROMPTS = "val/prompts/"
 #: Held-out accuracy by exact solve rates, in validations of the laboratory (lab/training/exact.py).
 EXACT = "exact/accuracy"
 #: Our trainer's metric of the mean reward of all responses that were generated, in steps in which some were not trained

@@ -6,8 +6,7 @@ verl reduces a metric by its name if the name contains max, min, sum or total. T
 from __future__ import annotations
 
 import itertools
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from verl_gsd.planning import posterior_silent_rate
 from verl_gsd.planning.pass_at_k import pass_at_k_of_groups
 from verl_gsd.prompts import PromptStore
 from verl_gsd.records import EASY, FATES, HARD, gradient_mass
-from verl_gsd.rundir import GENERATED_REWARD, HELD_OUT_PROMPTS
+from verl_gsd.rundir import GENERATED_REWARD
 
 
 def with_prediction(table: pa.Table, prompts: PromptStore, step: int, prior: tuple[float, float]) -> pa.Table:
@@ -150,15 +149,6 @@ def _gain(table: pa.Table) -> dict[str, float]:
         metrics["dial/gain_share/easy"] = float(share[rate >= EASY].sum())
         metrics["dial/gain_share/between"] = float(share[(rate > HARD) & (rate < EASY)].sum())
     return metrics
-
-
-def held_out_counts(sources: Iterable[str]) -> dict[str, float]:
-    """``val/prompts/<source>``: number of held-out prompts. It says how far chance moves an accuracy.
-
-    Args:
-        sources: the data source of each prompt.
-    """
-    return {f"{HELD_OUT_PROMPTS}{source}": float(count) for source, count in Counter(map(str, sources)).items()}
 
 
 def strip_actor_prefix(metrics: Mapping[str, Any], extensions: Collection[str]) -> dict[str, Any]:

@@ -50,7 +50,7 @@ from verl_gsd.trainer.batching import PADDING
 from verl_gsd.trainer.checkpoint_loading import weights_only
 from verl_gsd.trainer.data_loader import discard_foreign_sampler_state, replace_sampler
 from verl_gsd.trainer.histograms import Histograms, table_is_due
-from verl_gsd.trainer.metrics import group_metrics, held_out_counts, strip_actor_prefix
+from verl_gsd.trainer.metrics import group_metrics, strip_actor_prefix
 from verl_gsd.trainer.monitor import RunMonitor
 from verl_gsd.trainer.reward_failures import mark_failures
 from verl_gsd.trainer.reward_monitor import RewardMonitor
@@ -337,10 +337,6 @@ class GroupTrainer(PPOTrainer):
     def _validate(self):
         metrics = super()._validate()
         return metrics | self.monitor.rewards.end_validation(self.global_steps)
-
-    def _val_metrics_update(self, data_sources, sample_uids, *args, **kwargs):
-        metrics = super()._val_metrics_update(data_sources, sample_uids, *args, **kwargs)
-        return metrics | held_out_counts(dict(zip(sample_uids, data_sources, strict=True)).values())
 
     def _val_metrics_update(self, *args, expected_acc_counts=None, **kwargs):
         metrics = super()._val_metrics_update(*args, expected_acc_counts=expected_acc_counts, **kwargs)

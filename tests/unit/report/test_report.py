@@ -441,3 +441,18 @@ def test_the_title_marks_a_rehearsal():
     configs = {"a": "/runs/a", "b": "/runs/b-rehearsal/run"}
     runs = [RunData(n, pa.table({}), empty, {"trainer.default_local_dir": c}, 1, ()) for n, c in configs.items()]
     assert page_title(runs) == "Report: a, b (a rehearsal: random weights, seeded scores)"
+
+
+def test_a_page_says_which_checks_a_run_is_too_short_for(tmp_path):
+    """Lengths and entropy collapse within 8 steps: too few to tell, and the page says so."""
+    for step in range(1, 9):
+        records(tmp_path / "short", step, (group(MIXED, tokens=1000 // step), "trained"))
+    metrics(tmp_path / "short", [(step, {"actor/entropy": 1 / step**3}) for step in range(1, 9)])
+    section, *_ = build_sections(read_runs([tmp_path / "short"]))
+    (sentence,) = [text for text in section.text if "12 to 60 steps" in text]
+    assert "this run has 8" in sentence
+    for step in range(1, 61):
+        records(tmp_path / "long", step, (MIXED, "trained"))
+    metrics(tmp_path / "long", [(1, {"actor/entropy": 1.0})])
+    section, *_ = build_sections(read_runs([tmp_path / "long"]))
+    assert not any("12 to 60" in text for text in section.text)

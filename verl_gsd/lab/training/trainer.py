@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,10 +53,10 @@ from verl_gsd.lab.training.validation import validation_metrics
 from verl_gsd.lab.training.verifier import InlineVerifier, Reward
 from verl_gsd.prompts import PromptStore
 from verl_gsd.run.messages import MessageWriter, RunStoppedError
-from verl_gsd.rundir import EXACT, TRAINED, RunDirectory
+from verl_gsd.rundir import EXACT, HELD_OUT_PROMPTS, TRAINED, RunDirectory
 from verl_gsd.trainer import estimator
 from verl_gsd.trainer.batching import PADDING
-from verl_gsd.trainer.metrics import group_metrics, held_out_counts, strip_actor_prefix
+from verl_gsd.trainer.metrics import group_metrics, strip_actor_prefix
 from verl_gsd.trainer.reward_monitor import LostReward, RewardMonitor, index_to_show
 from verl_gsd.trainer.rows import is_own, uid_of
 from verl_gsd.trainer.seam import Seam
@@ -505,7 +506,10 @@ class LabTrainer:
                 self._rewards.on_validation_rewards(step, count, lost)
             if self._solver is not None:
                 exact.append(self._solver.rates_of_read(prefix, part.answers))
-        metrics = validation_metrics(rewards) | held_out_counts(source for source, _ in rewards)
+        sources = Counter(source for source, _ in rewards)
+        metrics = validation_metrics(rewards) | {
+            f"{HELD_OUT_PROMPTS}{source}": float(n) for source, n in sources.items()
+        }
         metrics |= self._rewards.end_validation(step)
         return metrics | (_exact_metrics(joined(exact), self.held_out) if exact else {})
 

@@ -17,6 +17,7 @@ from verl_gsd.report.findings.finding import (
     numeric_value,
     percent,
     recent_mean,
+    recent_sum,
     scaled,
 )
 from verl_gsd.report.reading import Columns
@@ -34,8 +35,10 @@ def silent(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
 
     An estimator without a group baseline learns from groups whose rewards are equal, too.
     """
-    share = recent_mean(table, "silent")
-    if not share > THRESHOLDS.silent or not has_group_baseline(config.get(_ESTIMATOR)):
+    share, groups = recent_mean(table, "silent"), recent_sum(table, "groups")
+    error = np.sqrt(share * (1 - share) / groups) if groups else 0.0
+    is_silent = share - THRESHOLDS.silent_errors * error > THRESHOLDS.silent
+    if not is_silent or not has_group_baseline(config.get(_ESTIMATOR)):
         return
     wrong, right = recent_mean(table, "all_wrong"), recent_mean(table, "all_right")
     is_filtered = config.get(_DYNAMIC_SAMPLING) is True
