@@ -337,11 +337,15 @@ def shift_scores(of: Draw) -> None:
 
 
 def more_contradictions(of: Draw) -> None:
-    of.extensions["dagrpo_pairs_contradicted"] = 0.5 * of.extensions["dagrpo_pairs"]
+    of.extensions["dagrpo_pairs_contradicted"] = of.extensions["dagrpo_pairs"] // 2
+
+
+def frozen(of: Draw) -> None:
+    of.extensions["hadw_anchor"] = np.full(of.prompt.shape, 0.3)
 
 
 def few_kept(of: Draw) -> None:
-    of.extensions["dagrpo_pairs_kept"] = 0.05 * of.extensions["dagrpo_pairs"] // 1
+    of.extensions["dagrpo_pairs_kept"] = 0.0 * of.extensions["dagrpo_pairs"]
 
 
 def failed_judgements(of: Draw) -> None:
@@ -357,7 +361,7 @@ FAULTS: dict[str, tuple[str, Scenario, Callable[[Draw], None]]] = {
     "unused": ("30% of the groups are surplus", Scenario(), leave(1, 0.3)),
     "failed": ("5% of the groups failed", Scenario(), leave(3, 0.05)),
     "failing": ("one response in 800 lost its reward", Scenario(), lost_rewards),
-    "slow": ("rewards take 70% of a step", Scenario(), scaled("reward/share_of_step", 3.5)),
+    "slow": ("rewards take 80% of a step", Scenario(), scaled("reward/share_of_step", 4)),
     "shifted_verdicts": ("accuracy drops from .5 to .2 within a step", HALF, shift),
     "rising_unverified": ("unverified responses rise from 2% to 17%", Scenario(), raised("verifier/unverified", 0.15)),
     "entropy": ("entropy falls to a tenth", Scenario(), scaled("actor/entropy", 0.1)),
@@ -367,11 +371,12 @@ FAULTS: dict[str, tuple[str, Scenario, Callable[[Draw], None]]] = {
     "gradient_spikes": ("one gradient norm of 1e10", Scenario(), spike),
     "oscillating_loss": ("the loss scatters 20 times as much", Scenario(), scaled("actor/pg_loss", 20)),
     "strong_pull": ("a pull of three times the push", Scenario(), scaled("gvpo/pull_over_push", 5)),
-    "slow_judge": ("the judge takes 70% of a step", Scenario(), scaled("judge/share_of_step", 3.5)),
-    "tied_scores": ("the judge scores 60% of the pairs alike", Scenario(), scaled("dagrpo/pairs/tied", 3)),
+    "frozen_anchor": ("the anchor stays at .3 and the accuracy at .5", HALF, frozen),
+    "slow_judge": ("the judge takes 80% of a step", Scenario(), scaled("judge/share_of_step", 4)),
+    "tied_scores": ("the judge scores 70% of the pairs alike", Scenario(), scaled("dagrpo/pairs/tied", 3.5)),
     "contradicted_verifier": ("the judge contradicts half of the pairs", Scenario(), more_contradictions),
     "drifting_judge": ("the mean score rises by 3 of 10", Scenario(), shift_scores),
-    "few_pairs_kept": ("the mask keeps less than a twentieth", Scenario(), few_kept),
+    "few_pairs_kept": ("the mask keeps no pair", Scenario(), few_kept),
     "failed_judgements": ("10% of the judgements fail", Scenario(), failed_judgements),
     "missing_demonstrations": (
         "one demonstration in a hundred is found",
@@ -407,6 +412,30 @@ def is_true(name: str, scenario: Scenario) -> bool:
     return name == "silent" and min(scenario.law) < 0.6
 
 
+def table(figures: dict[str, Any]) -> str:
+    """The Markdown tables of docs/findings.md."""
+    runs = figures["runs"]
+    bound = upper_bound(0, runs)
+    lines = [
+        f"| healthy runs | pages with a false alarm, of {runs} | findings |",
+        "|---|---|---|",
+        *(
+            f"| {name} | {page['false']} | {', '.join(f'{alarm} {n}' for alarm, n in figures['false'][name].items())} |"
+            for name, page in figures["pages"].items()
+        ),
+        "",
+        f"None of {runs} means at most {100 * bound:.1f}% with 95% confidence.",
+        "",
+        "| finding | fault | found | false alarms in all healthy runs |",
+        "|---|---|---|---|",
+    ]
+    healthy = sum(page["runs"] for page in figures["pages"].values())
+    for name, of in figures["power"].items():
+        false = sum(counts.get(name, 0) for counts in figures["false"].values())
+        lines.append(f"| `{name}` | {of['fault']} | {of['found'] / of['runs']:.1%} | {false} of {healthy} |")
+    return "\n".join(lines) + "\n"
+
+
 def main(
     runs: Annotated[int, typer.Option(help="runs per scenario and per fault")] = 300,
     seed: Annotated[int, typer.Option()] = 0,
@@ -429,19 +458,15 @@ def main(
         )
         power[name] = {"fault": about, "found": found, "runs": runs}
         print(f"{name} ({about}): {found} of {runs}", flush=True)
-    output.write_text(
-        json.dumps(
-            {
-                "runs": runs,
-                "seed": seed,
-                "pages": {name: {"false": pages[name], "runs": runs} for name in HEALTHY},
-                "false": {name: dict(sorted(counts.items())) for name, counts in false.items()},
-                "power": power,
-            },
-            indent=1,
-        )
-        + "\n"
-    )
+    figures = {
+        "runs": runs,
+        "seed": seed,
+        "pages": {name: {"false": pages[name], "runs": runs} for name in HEALTHY},
+        "false": {name: dict(sorted(counts.items())) for name, counts in false.items()},
+        "power": power,
+    }
+    output.write_text(json.dumps(figures, indent=1) + "\n")
+    print(table(figures))
 
 
 if __name__ == "__main__":
