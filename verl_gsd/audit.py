@@ -7,7 +7,7 @@ of settings that contradict each other. It computes nothing that a trainer uses.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ from verl_gsd import extension
 from verl_gsd.config.attention import FLASH, SDPA
 from verl_gsd.denominators import divided_by
 from verl_gsd.dynamic_sampling import OLD_METRICS
+from verl_gsd.estimators import has_group_baseline
 from verl_gsd.planning import gain
 
 #: Solve rates for which the audit prints the gain. The gain is symmetric about 0.5.
@@ -60,6 +61,9 @@ class Effect:
         loss: what the policy loss does with advantages.
         prompts: which prompts a step visits, and over what the objective then averages.
         unanimous: what happens to groups whose rewards are all equal, if no filter removes them.
+        gain: a function (rates, group_size, *, alpha, ddof, eps) -> the expected gain at these solve rates, if the
+            extension adds responses to groups. None: that of the dial.
+        gain_note: the condition under which ``gain`` holds.
         warnings: settings that contradict the extension, each with what to set instead. Whole sentences.
     """
 
@@ -69,6 +73,8 @@ class Effect:
     loss: str = ""
     prompts: str = ""
     unanimous: str = ""
+    gain: Callable[..., np.ndarray] | None = None
+    gain_note: str = ""
     warnings: tuple[str, ...] = ()
 
 
@@ -89,6 +95,7 @@ class Audit:
         prompts: which prompts are visited; empty if each prompt is visited once per epoch.
         attention: how the policy computes attention; empty if the engine decides.
         gains: the gain at each of ``RATES`` divided by the gain at 0.5, for groups of ``group_size``.
+        gain_note: the condition under which these gains hold; empty if there is none.
         warnings: settings that contradict each other, each with what to set instead.
     """
 
@@ -104,6 +111,7 @@ class Audit:
     prompts: str
     attention: str
     gains: tuple[float, ...]
+    gain_note: str
     warnings: tuple[str, ...]
 
     def lines(self) -> Iterator[str]:
@@ -117,9 +125,12 @@ class Audit:
         else:
             centred = "centred rewards" if self.centre else "(R - mu)"
             formula = f"{centred} / (sigma + {self.operation.eps:g})^{self.operation.alpha:g}"
+            if self.operation.scale != 1:
+                formula = f"{self.operation.scale:.3g} {formula}"
             yield f"{self.estimator}: {self.operation.description}; A = {formula}; {_divisor(self.operation.ddof)}"
             curve = "  ".join(f"p={rate:g}: {value:.2f}" for rate, value in zip(RATES, self.gains, strict=False))
-            yield f"gain relative to p=0.5, G={self.group_size}: {curve or 'none'}"
+            note = f" ({self.gain_note})" if self.gain_note else ""
+            yield f"gain relative to p=0.5, G={self.group_size}: {curve or 'none'}{note}"
         if self.weights:
             yield f"weights: advantages are multiplied by {', then by '.join(self.weights)}"
         if self.loss:
@@ -139,11 +150,14 @@ def audit(config: DictConfig) -> Audit:
     """Describe ``config``, a resolved verl config."""
     group_size = int(config.actor_rollout_ref.rollout.n)
     operation = _operation(config.algorithm, group_size)
+    effects = _effects(config)
     gains: tuple[float, ...] = ()
     if operation is not None and group_size > 1:
-        curve = np.asarray(gain(RATES, group_size, operation.alpha, ddof=operation.ddof, eps=operation.eps))
+        expected = next((effect.gain for effect in effects if effect.gain is not None), gain)
+        curve = np.asarray(
+            expected(np.array(RATES), group_size, alpha=operation.alpha, ddof=operation.ddof, eps=operation.eps)
+        )
         gains = tuple((curve / curve[-1]).tolist())
-    effects = _effects(config)
     if _filters_groups(config):
         silent_groups = "removed and replaced by groups of other prompts"
     else:
@@ -165,6 +179,7 @@ def audit(config: DictConfig) -> Audit:
         prompts=_join(effect.prompts for effect in effects),
         attention=_attention(config),
         gains=gains,
+        gain_note=_join(effect.gain_note for effect in effects),
         warnings=warnings,
     )
 
@@ -194,6 +209,8 @@ def _effect(declaration: extension.Declaration, config: DictConfig) -> Effect | 
 
 def _kept_groups(config: DictConfig, operation: Operation | None) -> str:
     """What unanimous groups do to an update if nothing removes them or leaves them out of the denominator."""
+    if not has_group_baseline(config.algorithm.adv_estimator):
+        return "kept, and trained on: this estimator does not compare the responses of a group"
     actor = config.actor_rollout_ref.actor
     unit = divided_by(actor.policy_loss.loss_mode, actor.loss_agg_mode)
     if operation is None or unit is None:

@@ -78,6 +78,19 @@ RECORD_COLUMNS: tuple[RecordColumn, ...] = (
         "The final answers as digests, with the number of responses of each (`verl_gsd/answer_counts.py`). Null if the "
         "verifier does not return answers.",
     ),
+    RecordColumn(
+        "earlier",
+        "int32",
+        "Responses that an earlier visit to the prompt generated. They count in `size` and in the columns about "
+        "rewards, and in no other. Null in files of version 6 and older.",
+    ),
+    RecordColumn(
+        "mass",
+        "float64",
+        "Half the sum of the absolute advantages of the group's rows, as the update uses them. With the dial alone and "
+        "rewards of 0 and 1, this is `size` times `gain`. Weights, masks and demonstrations change it. Null if the "
+        "group was not trained on or the estimator is not `gsd`, and in files of version 6 and older.",
+    ),
 )
 
 #: The k for which reports and metrics have pass@k of the groups.

@@ -67,6 +67,8 @@ class Group:
         distinct_answers: number of different final answers, as texts that the verifier returned. Responses without an
             answer and responses of an earlier visit do not count. None if the verifier does not return answers.
         answers: these answers as digests with their counts, from ``answer_counts.pack_answers``.
+        earlier: number of the k responses that an earlier visit generated. They have a reward, but neither tokens nor
+            an accuracy, because the earlier visit counted them.
     """
 
     uid: str
@@ -83,6 +85,7 @@ class Group:
     failed_rewards: int = 0
     distinct_answers: int | None = None
     answers: bytes | None = None
+    earlier: int = 0
 
 
 def first_invalid_accuracy(group: Group) -> float | None:

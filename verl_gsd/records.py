@@ -39,7 +39,7 @@ FATES: tuple[Fate, ...] = ("trained", "filtered", "surplus", "stale", "failed")
 #: Prompts with a solve rate up to HARD count as hard, those with a rate of at least EASY as easy.
 HARD, EASY = 0.25, 0.75
 
-VERSION = 6
+VERSION = 7
 _VERSION_KEY = "verl_gsd.records"
 
 #: Number of missing steps that a message lists.
@@ -66,11 +66,13 @@ class LeftGroup:
 
     Attributes:
         extension_values: column -> value, for record columns of extensions.
+        mass: half the sum of the absolute advantages of the group's responses; None if they are not known.
     """
 
     group: Group
     fate: Fate
     extension_values: Mapping[str, RecordValue] = field(default_factory=dict)
+    mass: float | None = None
 
 
 def step_records(left: Sequence[LeftGroup], *, step: int, attempt: int, alpha: float | None) -> pa.Table:
@@ -129,6 +131,8 @@ def step_records(left: Sequence[LeftGroup], *, step: int, attempt: int, alpha: f
         "distinct_answers": [group.distinct_answers for group in groups],
         "partial": np.array([(values * (1 - values)).sum() for values in accuracies]),
         "answers": pa.array([group.answers for group in groups], pa.binary()),
+        "earlier": [group.earlier for group in groups],
+        "mass": [entry.mass for entry in left],
     }
     arrays = {
         column.name: pa.array(values_by_name[column.name]).cast(pa.type_for_alias(column.type))
@@ -200,6 +204,20 @@ def is_graded(table: pa.Table) -> np.ndarray:
     agree = pc.fill_null(pc.not_equal(table["kind"], "mixed"), False).to_numpy()
     looks_graded = (correct != np.rint(correct)) | (agree & (correct > 0) & (correct < table["total"].to_numpy()))
     return np.where(np.isnan(partial), looks_graded, partial > 0)
+
+
+def gradient_mass(records: pa.Table) -> np.ndarray:
+    """(N,) each group's part in the gradient, up to a factor; NaN if it was not trained on, or if it is not known.
+
+    It is the column ``mass``. Where that is null, because an older version wrote the records or the estimator is not
+    the dial, it is the number of responses times the gain.
+
+    Args:
+        records: N rows of ``schema``.
+    """
+    mass, size, gain = (records[name].to_numpy().astype(float) for name in ("mass", "size", "gain"))  # null is NaN
+    trained = pc.fill_null(pc.equal(records["fate"], "trained"), False).to_numpy()
+    return np.where(trained, np.where(np.isnan(mass), size * gain, mass), np.nan)
 
 
 def _kind(group: Group, accuracies: np.ndarray) -> str | None:

@@ -35,6 +35,7 @@ from verl.utils.tracking import Tracking
 from verl_parts import actor_config, bare_trainer, fit, loss_of, micro_batch, names_of_calls
 
 from verl_gsd.dynamic_sampling import is_evicted
+from verl_gsd.estimators import GROUP_BASELINES, has_group_baseline
 from verl_gsd.groups import Group
 
 
@@ -514,3 +515,17 @@ def test_verls_own_tests_of_the_registries_pass_with_our_plugin_loaded(tmp_path)
     assert all(file.is_file() for file in files), "this build of verl has other tests: choose again"
     status, output = forks.run(tmp_path, verls_tests.run, *map(str, files))
     assert status == 0, output[-5000:]
+
+
+def test_estimators_with_a_group_baseline_are_those_we_name():
+    """Two groups of different tokens whose rewards are all equal, and a mixed one."""
+    rewards = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1, 1, 0, 0, 0.0]).unsqueeze(1)
+    mask, index = torch.ones_like(rewards), np.repeat([0, 1, 2], 4)
+    algorithm = OmegaConf.create({"gamma": 1.0, "norm_adv_by_std_in_grpo": True})
+    for name in sorted(GROUP_BASELINES - {"gsd"}):
+        estimator = core_algos.get_adv_estimator_fn(name)
+        advantages, _ = estimator(token_level_rewards=rewards, response_mask=mask, index=index, config=algorithm)
+        assert advantages[:8].abs().max() < 1e-6 < advantages[8:].abs().max(), name
+    estimator = core_algos.get_adv_estimator_fn("reinforce_plus_plus")
+    advantages, _ = estimator(token_level_rewards=rewards, response_mask=mask, index=index, config=algorithm)
+    assert advantages[:8].abs().min() > 0.5 and not has_group_baseline("reinforce_plus_plus")

@@ -1,7 +1,10 @@
 """What the auditor reads off a config, and the contradictions it names."""
 
+import itertools
+import math
 import re
 
+import numpy as np
 import pytest
 
 from verl_gsd.audit import RATES, audit
@@ -49,6 +52,35 @@ def test_other_estimators_are_not_described(audited):
     seen = audited("algo=grpo", "algorithm.adv_estimator=reinforce_plus_plus")
     assert seen.operation is None and not any(line.startswith("gain ") for line in seen.lines())
     assert any(line.startswith("reinforce_plus_plus: ") for line in seen.lines())
+    assert "gain 0" not in seen.silent_groups and "trained on" in seen.silent_groups
+
+
+def test_rloo_has_its_factor_in_the_formula(audited):
+    assert any("A = 1.14 (R - mu)" in line for line in audited("algo=grpo", "algorithm.adv_estimator=rloo").lines())
+
+
+@pytest.mark.parametrize(("mode", "shown"), [("all_fail", 1), ("all_fail", 2), ("always", 1), ("always", 3)])
+def test_gains_include_demonstrations(audited, mode, shown):
+    """All 2^8 outcomes of a group at each rate, with the demonstrations in the places of its last failures or rows."""
+    section = "algorithm.gsd.dagrpo.demonstrations"
+    seen = audited("algo=dagrpo_anchors", f"{section}.mode={mode}", f"{section}.per_group={shown}")
+    operation, size = seen.operation, seen.group_size
+    expected = []
+    for rate in RATES:
+        total = 0.0
+        for outcome in itertools.product((0, 1), repeat=size):
+            chance = math.prod(rate if right else 1 - rate for right in outcome)
+            rewards = np.array(outcome, float)
+            if mode == "always" or not any(outcome):
+                rewards[size - shown :] = 1
+            sigma = rewards.std()
+            if sigma:
+                divisor = rewards.std(ddof=operation.ddof) + operation.eps
+                total += chance * sigma**2 / divisor**operation.alpha
+        expected.append(total)
+    assert seen.gains == pytest.approx([value / expected[-1] for value in expected])
+    assert any("if every such group gets its demonstration" in line for line in seen.lines())
+    assert "every rollout failed" in seen.silent_groups
 
 
 def test_dapo_evicts_silent_groups(audited):

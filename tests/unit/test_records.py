@@ -39,6 +39,7 @@ def test_figures_of_a_group(alpha):
         **{"dagrpo_pairs": None, "dagrpo_pairs_kept": None, "dagrpo_pairs_contradicted": None},
         **{"judge_failed": None, "judge_score": None, "asked": None, "silent_predicted": None},
         **{"unverified": None, "failed_rewards": 0, "distinct_answers": None, "partial": 0.0, "answers": None},
+        **{"earlier": 0, "mass": None},
     }
 
 
@@ -194,17 +195,22 @@ def test_columns_that_an_older_version_did_not_write_are_null(tmp_path):
     assert found["demonstrations"].to_pylist() == [None] * (len(found) // 2) + [0] * (len(found) // 2)
 
 
+#: Columns that version 7 added.
+_NEW = ("partial", "answers", "earlier", "mass")
+
+
 @pytest.mark.parametrize("run", ["dagrpo", "grpo", "gvpo_whole", "hadw_dapo"])
 def test_records_of_runs_from_before_extensions_declared_their_columns_are_read(tmp_path, run):
     kept = ROOT / "tests" / "support" / "golden" / "data" / run / "records.parquet"
     (tmp_path / "records" / "attempt_1").mkdir(parents=True)
     old = tmp_path / "records" / "attempt_1" / "step_000001.parquet"
-    newer = {"silent", "partial", "answers"}  # than version 5
-    table = pq.read_table(kept)
-    pq.write_table(table.drop_columns([name for name in table.column_names if name in newer]), old)
+    content = pq.read_table(kept)
+    older = content.drop_columns([name for name in ("silent", *_NEW) if name in content.schema.names])
+    pq.write_table(older, old)  # version 5 and older
     wanted, found = pq.read_table(old), read_records(tmp_path)
-    assert set(found.schema.names) - set(wanted.schema.names) == newer and found.schema.equals(schema())
-    assert found["silent"].null_count == len(found)
+    missing = set(found.schema.names) - set(wanted.schema.names)
+    assert missing == {"silent", *_NEW} and found.schema.equals(schema())
+    assert all(found[name].null_count == len(found) for name in missing)
     assert found.select(wanted.schema.names).equals(wanted)
 
 
@@ -246,7 +252,7 @@ def test_metrics_count_every_fate_once():
     assert metrics["group/std/mean"] == metrics["dial/gain/mean"] == pytest.approx(np.mean(sigmas))
     assert metrics["group/std/p50"] == pytest.approx(np.median(sigmas))
     assert metrics["group/frac_tokens_silent"] == pytest.approx((20 + 20 + 5) / (20 * 4 + 10 + 5))
-    share = np.array([sigmas[0], sigmas[1], 0.5]) / sum(sigmas)
+    share = np.array([0.5, 0.5, 0])  # of the gradient: the surplus group has none
     for name, value in zip(("hard", "easy", "between"), share, strict=True):
         assert metrics[f"dial/gain_share/{name}"] == pytest.approx(value)
 

@@ -5,8 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
+from verl_gsd.records import gradient_mass
 from verl_gsd.report.reading import Columns
-from verl_gsd.report.steps import USES, column, float_column, group_accuracies, is_one_of, is_silent
+from verl_gsd.report.steps import (
+    USES,
+    column,
+    float_column,
+    group_accuracies,
+    is_one_of,
+    is_silent,
+)
 
 #: Maximum number of points of a line.
 MAX_POINTS = 200
@@ -66,7 +74,8 @@ def accuracy_bins(records: pa.Table) -> Columns:
 
     Returns:
         One row per bin: ``low``, ``high``, the shares ``groups`` and ``gain_share``, and the mean ``gain``. The last
-        bin includes 1. ``gain_share`` and ``gain`` are NaN if the estimator has no gain.
+        bin includes 1. ``gain_share`` is the share of the gradient mass. It and ``gain`` are NaN if the estimator has
+        no gain.
     """
     rate, gain = group_accuracies(records), float_column(records, "gain")
     known = is_one_of(records, "fate", "trained") & ~np.isnan(rate)
@@ -74,9 +83,10 @@ def accuracy_bins(records: pa.Table) -> Columns:
     group_bin = np.minimum((rate[known] * ACCURACY_BINS + 1e-9).astype(int), ACCURACY_BINS - 1)
     groups = np.bincount(group_bin, minlength=ACCURACY_BINS).astype(float)
     sums = np.bincount(group_bin, gain[known], minlength=ACCURACY_BINS)
+    masses = np.bincount(group_bin, gradient_mass(records)[known], minlength=ACCURACY_BINS)
     edges = np.arange(ACCURACY_BINS) / ACCURACY_BINS
     with np.errstate(divide="ignore", invalid="ignore"):
-        shares = {"groups": groups / groups.sum(), "gain_share": sums / sums.sum(), "gain": sums / groups}
+        shares = {"groups": groups / groups.sum(), "gain_share": masses / masses.sum(), "gain": sums / groups}
     return {"low": edges, "high": edges + 1 / ACCURACY_BINS} | shares
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from verl_gsd.declaration import Problem
+from verl_gsd.declaration import WEIGHS, Problem
 from verl_gsd.extension import Declaration, declarations
 
 
@@ -26,6 +26,7 @@ def remedies(problem: Problem, config: Mapping[str, Any]) -> list[str]:
         if problem in declaration.remedies
         and not _takes_part(declaration, config)
         and not is_rejected(f"algorithm.gsd.{declaration.name}", "", config)
+        and not (declaration.weighs and _rejects_weights(config))
     ]
 
 
@@ -40,6 +41,16 @@ def is_rejected(key: str, value: str, config: Mapping[str, Any]) -> bool:
     """
     return any(
         _holds(conflict.setting, key, value)
+        for declaration in declarations()
+        if _takes_part(declaration, config)
+        for conflict in declaration.conflicts
+    )
+
+
+def _rejects_weights(config: Mapping[str, Any]) -> bool:
+    """Whether an extension that takes part in the run works with no other extension that weighs advantages."""
+    return any(
+        conflict.setting == WEIGHS
         for declaration in declarations()
         if _takes_part(declaration, config)
         for conflict in declaration.conflicts

@@ -10,7 +10,7 @@ from verl_gsd.base_names import PASS_KS
 from verl_gsd.extension import declarations
 from verl_gsd.planning import posterior_silent_rate
 from verl_gsd.planning.pass_at_k import pass_at_k
-from verl_gsd.records import EASY, HARD, is_graded
+from verl_gsd.records import EASY, HARD, gradient_mass, is_graded
 from verl_gsd.report.answers import revisited_answers
 from verl_gsd.report.reading import Columns, RunData
 
@@ -27,7 +27,8 @@ def step_table(run: RunData) -> Columns:
 
     A figure is NaN at steps that have no group to compute it from.
 
-    - ``groups``, ``rollouts``, ``tokens``: numbers of them.
+    - ``groups``, ``rollouts``, ``tokens``: numbers of them. Demonstrations and responses of earlier visits were not
+      generated in the step and are not rollouts.
     - ``accuracy``: mean over all rollouts that have one. ``tokens_per_response``: mean over all rollouts.
     - ``mixed``, ``all_right``, ``all_wrong``, ``silent``, ``alone``: shares of the groups that have responses.
       The first three go by the verdicts. ``silent``: see ``is_silent``; ``alone`` is a group of one response.
@@ -39,7 +40,7 @@ def step_table(run: RunData) -> Columns:
       predict if all of them count the same, under the prior ``_PRIOR``.
     - ``likely_{groups,silent,predicted,variance}``: sums over the groups whose predicted probability of being all right
       or all wrong is below 0.5: their number, how many are, the prediction, and its variance.
-    - ``gain_{hard,between,easy}``: shares of the gain of the groups trained on, by the group's accuracy.
+    - ``gain_{hard,between,easy}``: shares of the gradient mass of the groups trained on, by the group's accuracy.
     - ``demonstrated``: share of the groups with a demonstration.
     - ``distinct_answers``: mean number of different final answers of a group, if the verifier returns answers.
     - ``answers_in_visit``, ``answers_in_visits``: expected number of different final answers in equal numbers of
@@ -82,13 +83,22 @@ def is_one_of(records: pa.Table, name: str, *values: str) -> np.ndarray:
     return pc.is_in(records[name], value_set=pa.array(values)).to_numpy()
 
 
-def is_silent(records: pa.Table) -> np.ndarray:
-    """(N,) bool: whether a group teaches nothing (record column ``silent``). True for a group without responses.
+def generated(records: pa.Table) -> np.ndarray:
+    """(N,) number of responses that each group's visit generated: all but those of earlier visits."""
+    return float_column(records, "size") - np.nan_to_num(float_column(records, "earlier"))
 
-    Files of version 5 and older lack the column. Their ``kind`` says whether the rewards are equal.
+
+def is_silent(records: pa.Table) -> np.ndarray:
+    """(N,) bool: whether the rewards of a group give no gradient. True for a group without responses.
+
+    This is the record column ``silent``, which describes a group's own responses, except for groups with a
+    demonstration: they have a gradient unless dynamic sampling evicted them. Files of version 5 and older lack the
+    column. Their ``kind`` says whether the rewards are equal.
     """
     known = pc.coalesce(records["silent"], pc.not_equal(records["kind"], "mixed"))
-    return pc.fill_null(known, True).to_numpy()
+    silent = pc.fill_null(known, True).to_numpy()
+    teaches = (float_column(records, "demonstrations") > 0) & ~is_one_of(records, "fate", "filtered")
+    return silent & ~teaches
 
 
 class _StepSums:
@@ -148,15 +158,16 @@ def _record_figures(records: pa.Table) -> Columns:
 
 def _group_figures(records: pa.Table, sums: _StepSums) -> Columns:
     size, tokens, rated = (float_column(records, name) for name in ("size", "tokens", "total"))
+    rollouts = generated(records)
     has_responses = size > 0
     kinds: Columns = {
         kind: is_one_of(records, "kind", kind).astype(float) for kind in ("mixed", "all_right", "all_wrong")
     }
     return {
         "groups": sums.total(np.ones(len(size))),
-        "rollouts": sums.total(size),
+        "rollouts": sums.total(rollouts),
         "tokens": sums.total(tokens),
-        "tokens_per_response": sums.ratio(tokens, size),
+        "tokens_per_response": sums.ratio(tokens, rollouts),
         "lost_rewards": sums.total(float_column(records, "failed_rewards")),
         **{kind: sums.mean(is_kind, has_responses) for kind, is_kind in kinds.items()},
         "silent": sums.mean(is_silent(records).astype(float), has_responses),
@@ -190,21 +201,18 @@ def _diversity_figures(records: pa.Table, sums: _StepSums) -> Columns:
 def _use_figures(records: pa.Table, sums: _StepSums) -> Columns:
     trained = is_one_of(records, "fate", "trained")
     other_uses = {fate: is_one_of(records, "fate", fate) for fate in USES[2:]}
-    # The record describes the responses before a demonstration replaced one. With a demonstration, a group in which
-    # all responses failed has a gradient.
-    teaches = ~is_silent(records) | (float_column(records, "demonstrations") > 0)
+    teaches = ~is_silent(records)
     figures = {"failed": sums.mean(other_uses["failed"].astype(float), True)}
     for use, where in {"taught": trained & teaches, "silent": trained & ~teaches, **other_uses}.items():
-        for unit, name in (("rollouts", "size"), ("tokens", "tokens")):
-            figures[f"{unit}_{use}"] = sums.total(float_column(records, name), where)
+        for unit, amounts in (("rollouts", generated(records)), ("tokens", float_column(records, "tokens"))):
+            figures[f"{unit}_{use}"] = sums.total(amounts, where)
     return figures
 
 
 def _gain_figures(records: pa.Table, sums: _StepSums) -> Columns:
-    rate = group_accuracies(records)
-    gain = np.where(is_one_of(records, "fate", "trained"), float_column(records, "gain"), np.nan)
+    rate, mass = group_accuracies(records), gradient_mass(records)
     ranges = {"hard": rate <= HARD, "between": (rate > HARD) & (rate < EASY), "easy": rate >= EASY}
-    return {f"gain_{name}": sums.mean(where.astype(float), ~np.isnan(rate), gain) for name, where in ranges.items()}
+    return {f"gain_{name}": sums.mean(where.astype(float), ~np.isnan(rate), mass) for name, where in ranges.items()}
 
 
 def _extension_figures(records: pa.Table, sums: _StepSums) -> Columns:

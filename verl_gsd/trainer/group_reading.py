@@ -107,6 +107,7 @@ def read_groups(
                 failed_rewards=sum(key in lost for key in last[uid].values()),
                 distinct_answers=len({answer for answer in given if answer}) if given else None,
                 answers=pack_answers(given) if given else None,
+                earlier=sum(GENERATED_IN in rows.tags[key] for key in keys),
             )
         )
     rewarded = sum(GENERATED_IN not in rows.tags[key] for key in read)

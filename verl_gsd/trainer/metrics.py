@@ -16,7 +16,7 @@ from verl_gsd.base_names import PASS_KS
 from verl_gsd.planning import posterior_silent_rate
 from verl_gsd.planning.pass_at_k import pass_at_k_of_groups
 from verl_gsd.prompts import PromptStore
-from verl_gsd.records import EASY, FATES, HARD, is_graded
+from verl_gsd.records import EASY, FATES, HARD, gradient_mass, is_graded
 from verl_gsd.rundir import GENERATED_REWARD
 
 
@@ -62,7 +62,8 @@ def group_metrics(table: pa.Table) -> dict[str, float]:
         - ``group/frac_{mixed,all_correct,all_wrong}``: shares of groups, by the verifier's verdicts (``kind``).
         - ``group/std/{mean,p10,p50,p90}``: standard deviation of the rewards.
         - ``group/frac_tokens_silent``: share of tokens in groups that teach nothing (``silent``).
-        - ``group/reward/generated``: mean reward of all responses, if some groups were not trained on.
+        - ``group/reward/generated``: mean reward of all responses, if some groups were not trained on and no response
+          is of an earlier visit.
 
         For groups whose prompt was visited before:
 
@@ -73,7 +74,8 @@ def group_metrics(table: pa.Table) -> dict[str, float]:
         If the config is an operation on sigma:
 
         - ``dial/gain/mean``: mean gain.
-        - ``dial/gain_share/{hard,between,easy}``: shares of the gain, by the group's accuracy.
+        - ``dial/gain_share/{hard,between,easy}``: shares of the gradient mass of the groups that were trained on, by
+          the group's accuracy. See ``records.gradient_mass``.
 
         If all accuracies are 0 or 1, for each k up to the size of the smallest group:
 
@@ -101,7 +103,8 @@ def group_metrics(table: pa.Table) -> dict[str, float]:
     metrics["group/std/mean"] = float(std.mean())
     for percent in (10, 50, 90):
         metrics[f"group/std/p{percent}"] = float(np.percentile(std, percent))
-    if {"trained"} < set(table["fate"].to_pylist()):
+    # The rewards of earlier responses are in the group's mean, but they were not generated in this step.
+    if {"trained"} < set(table["fate"].to_pylist()) and not table["earlier"].to_numpy().any():
         metrics[GENERATED_REWARD] = float(np.average(table["mean"].to_numpy(), weights=size))
     silent = np.array(table["silent"].to_pylist(), dtype=bool)
     tokens = table["tokens"].to_numpy()
@@ -136,12 +139,12 @@ def _verifier(table: pa.Table) -> dict[str, float]:
 def _gain(table: pa.Table) -> dict[str, float]:
     if table["gain"].null_count:
         return {}
-    gain = table["gain"].to_numpy()
-    metrics = {"dial/gain/mean": float(gain.mean())}
-    rated = table["total"].to_numpy() > 0
-    if 0 < gain[rated].sum() < np.inf:
-        rate, share = table["correct"].to_numpy()[rated] / table["total"].to_numpy()[rated], gain[rated]
-        share = share / share.sum()
+    metrics = {"dial/gain/mean": float(table["gain"].to_numpy().mean())}
+    mass, rated = gradient_mass(table), table["total"].to_numpy() > 0
+    counted = rated & ~np.isnan(mass)
+    if 0 < mass[counted].sum() < np.inf:
+        rate = table["correct"].to_numpy()[counted] / table["total"].to_numpy()[counted]
+        share = mass[counted] / mass[counted].sum()
         metrics["dial/gain_share/hard"] = float(share[rate <= HARD].sum())
         metrics["dial/gain_share/easy"] = float(share[rate >= EASY].sum())
         metrics["dial/gain_share/between"] = float(share[(rate > HARD) & (rate < EASY)].sum())

@@ -44,6 +44,7 @@ class Seam:
 
     Attributes:
         left: the groups that have left the buffer in the current step, each with its fate.
+        mass: uid -> the gradient mass of each group in the current step's batches; see ``on_advantages``.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Seam:
     ) -> None:
         self.extensions, self.prompts, self.rows = extensions, prompts, rows
         self.left: list[tuple[Group, Fate]] = []
+        self.mass: dict[str, float] = {}
         self._group_size = group_size
         self._prompt_of: dict[str, PromptKey] = {}  # by uid, for every group that has not left the buffer
         self._training: dict[str, Group] = {}  # by uid, the groups of the current step's batches
@@ -132,6 +134,25 @@ class Seam:
         left = [group for group, _ in self.left]
         return merged(run_hook(self.extensions, "stage_inputs", self._members(batch), left))
 
+    def on_advantages(self, batch: Any, advantages: torch.Tensor | None) -> None:
+        """Note the gradient mass of the groups in ``batch``: half the sum of |A| over the responses of a group.
+
+        For rewards of 0 and 1, the identity of arXiv 2607.00152 makes the group's part in the update proportional to
+        sum_j A_j over its right responses. This is the mass, because the advantages of a group sum to 0. Unlike the
+        gain it includes the number of rows, weights of extensions, masks and demonstrations.
+
+        Args:
+            batch: a ``KVBatchMeta`` of N rows.
+            advantages: (N,), equal for all rows of a session; None if the estimator is not the dial.
+        """
+        if advantages is None:
+            return
+        by_session = dict(zip(map(session_of, batch.keys), advantages.abs().tolist(), strict=True))
+        for session, size in by_session.items():
+            uid = session.rsplit("_", 1)[0]
+            if uid in self._training:
+                self.mass[uid] = self.mass.get(uid, 0.0) + size / 2
+
     def loss_columns(self, batch: Any, advantages: torch.Tensor) -> dict[str, torch.Tensor]:
         return merged(run_hook(self.extensions, "loss_columns", self._batch(batch), advantages))
 
@@ -168,7 +189,7 @@ class Seam:
     def end_step(self) -> dict[str, float]:
         """End the step: extensions update their saved state and return metrics. Then ``left`` is emptied."""
         metrics = merged(run_hook(self.extensions, "end_step", [group for group, _ in self.left]))
-        self.left, self._training = [], {}
+        self.left, self._training, self.mass = [], {}, {}
         return metrics
 
     def seconds(self) -> dict[str, float]:

@@ -18,7 +18,7 @@ def step_table(seam: Seam, *, step: int, attempt: int, alpha: float | None) -> t
     Args:
         alpha: see ``records.step_records``.
     """
-    left = [records.LeftGroup(group, fate, seam.record(group)) for group, fate in seam.left]
+    left = [records.LeftGroup(group, fate, seam.record(group), seam.mass.get(group.uid)) for group, fate in seam.left]
     table = records.step_records(left, step=step, attempt=attempt, alpha=alpha)
     return left, with_prediction(table, seam.prompts, step, seam.prompts.prior)
 

@@ -297,6 +297,7 @@ class GroupTrainer(PPOTrainer):
         columns = self.seam.stage_inputs(batch)
         with estimator.batch_context(batch.keys, columns, self.seam.extensions) as context:
             batch = super()._compute_advantage(batch, metrics)
+        self.seam.on_advantages(batch, context.advantages)
         loss_columns = self.seam.loss_columns(batch, context.advantages)
         if loss_columns:
             fields = TensorDict(loss_columns, batch_size=len(batch.keys))

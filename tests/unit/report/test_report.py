@@ -16,9 +16,10 @@ from typer.testing import CliRunner
 
 from verl_gsd.answer_counts import pack_answers
 from verl_gsd.cli.main import app
-from verl_gsd.records import FATES, LeftGroup
+from verl_gsd.records import FATES, LeftGroup, step_records, write_step
 from verl_gsd.report.build import build_sections, check_not_empty, page_title, read_runs
-from verl_gsd.report.chart_data import accuracy_bins, averaged_in_spans, sigma_cells
+from verl_gsd.report.chart_data import accuracy_bins, averaged_in_spans, sigma_cells, totals_by_use
+from verl_gsd.report.findings import collect_findings
 from verl_gsd.report.reading import RunData, read_run, unique_names
 from verl_gsd.report.steps import USES, step_table
 
@@ -128,17 +129,34 @@ def tables(draw):
             prompt = {"source": draw(st.sampled_from(["math", "code"])), "index": draw(st.integers(0, 1))}
             judged = group(verdicts, demonstrations=draw(st.integers(0, 1)), **prompt)
             shaped = replace(judged, rewards=judged.rewards - np.array(penalties))
-            left = LeftGroup(shaped, draw(st.sampled_from(FATES)), further)
+            earlier = draw(st.integers(0, len(verdicts)))
+            if earlier:
+                shaped = replace(shaped, earlier=earlier, accuracies=np.full(len(verdicts), np.nan))
+            fate = draw(st.sampled_from(FATES))
+            mass = draw(st.none() | st.floats(0, 9)) if fate == "trained" else None
+            left = LeftGroup(shaped, fate, further, mass)
             table = predicted_records([left], step=step, attempt=1, alpha=draw(st.sampled_from([0.0, 1.0])))
             if draw(st.booleans()):  # a file of version 5 or older
-                at = table.schema.get_field_index("silent")
-                table = table.set_column(at, table.schema.field(at), pa.nulls(1, pa.bool_()))
+                for name in ("silent", "earlier", "mass"):
+                    at = table.schema.get_field_index(name)
+                    table = table.set_column(at, table.schema.field(at), pa.nulls(1, table.schema.field(at).type))
             rows.append(table)
     return pa.concat_tables(rows)
 
 
 def is_silent(row):
-    return row["kind"] != "mixed" if row["silent"] is None else row["silent"]
+    if row["demonstrations"] and row["fate"] != "filtered":
+        return False
+    known = row["kind"] != "mixed" if row["silent"] is None else row["silent"]
+    return True if known is None else known
+
+
+def generated(row):
+    return row["size"] - (row["earlier"] or 0)
+
+
+def mass(row):
+    return row["size"] * row["gain"] if row["mass"] is None else row["mass"]
 
 
 def slow_step_table(table):
@@ -155,16 +173,16 @@ def slow_step_table(table):
         scored = [row["judge_score"] for row in rows if row["judge_score"] is not None]
         anchors = [row["hadw_anchor"] for row in teaching if row["hadw_anchor"] is not None]
         rated = [row for row in trained if row["total"]]
-        hard = [row["gain"] for row in rated if row["correct"] / row["total"] <= 0.25]
+        hard = [mass(row) for row in rated if row["correct"] / row["total"] <= 0.25]
         uses = collections.Counter()
         for row in rows:
-            taught = "taught" if not is_silent(row) or row["demonstrations"] else "silent"
-            uses[taught if row["fate"] == "trained" else row["fate"]] += row["size"]
+            taught = "silent" if is_silent(row) else "taught"
+            uses[taught if row["fate"] == "trained" else row["fate"]] += generated(row)
         figures[step] = {
             "groups": len(rows),
-            "rollouts": sum(row["size"] for row in rows),
+            "rollouts": sum(map(generated, rows)),
             "tokens": sum(row["tokens"] for row in rows),
-            "tokens_per_response": ratio(sum(row["tokens"] for row in rows), sum(row["size"] for row in rows)),
+            "tokens_per_response": ratio(sum(row["tokens"] for row in rows), sum(map(generated, rows))),
             "silent": mean([is_silent(row) for row in whole]),
             "mixed": mean([row["kind"] == "mixed" for row in whole]),
             "all_wrong": mean([row["kind"] == "all_wrong" for row in whole]),
@@ -174,7 +192,7 @@ def slow_step_table(table):
             "failed": mean([row["fate"] == "failed" for row in rows]),
             **{f"pass_at_{k}": pass_at_k_by_subsets(rows, k) for k in (1, 2, 4)},
             "anchor": mean(anchors),
-            "gain_hard": ratio(sum(hard), sum(row["gain"] for row in rated)),
+            "gain_hard": ratio(sum(hard), sum(map(mass, rated))),
             "pairs_kept": ratio(sum(r["dagrpo_pairs_kept"] for r in paired), sum(r["dagrpo_pairs"] for r in paired)),
             "judge_score": mean(scored),
             "seen_silent": mean([row["kind"] != "mixed" for row in seen]),
@@ -283,6 +301,39 @@ def test_gradient_mass_by_accuracy(tmp_path):
     )
     assert found["gain_share"][[2, 7]].tolist() == pytest.approx([0.5, 0.5])
     assert found["gain"][2] == pytest.approx(sigma) and found["gain"][9] == 0
+
+
+def test_a_larger_group_has_more_of_the_gradient_mass_unless_its_advantages_are_divided_by_its_size(tmp_path):
+    """20 prompts of 32 responses, 1 of them right, and 20 of 4, 2 of them right, as a plan of group sizes has them."""
+    hard, easy = [1] + [0] * 31, [1, 1, 0, 0]
+    records(tmp_path / "planned", 1, *[(hard, "trained")] * 20, *[(easy, "trained")] * 20)
+    mass = np.array([32 * math.sqrt(31) / 32, 4 / 2])
+    share = accuracy_bins(read_run(tmp_path / "planned", "run").records)["gain_share"]
+    assert share[[0, 5]] == pytest.approx(mass / mass.sum()) and share[0] > 0.7
+    weighed = LeftGroup(group(hard), "trained", {}, mass[0] / 32), LeftGroup(group(easy), "trained", {}, mass[1] / 4)
+    write_step(tmp_path / "budget", step_records(weighed, step=1, attempt=1, alpha=1.0), step=1, attempt=1)
+    share = accuracy_bins(read_run(tmp_path / "budget", "run").records)["gain_share"]
+    assert share[[0, 5]] == pytest.approx(np.array([math.sqrt(31) / 32, 0.5]) / (math.sqrt(31) / 32 + 0.5))
+
+
+def test_responses_of_earlier_visits_were_not_generated(tmp_path):
+    """From step 9 on, half of each group is of an earlier visit. Responses become one token shorter, and no more."""
+    rng = np.random.default_rng(0)
+    for step in range(1, 25):
+        left, earlier = [], 4 if step > 8 else 0
+        for _ in range(24):
+            rewards = (rng.random(8) < 0.5).astype(float)
+            tokens = np.array([99] * 4 + [0] * 4) if earlier else np.full(8, 100)
+            accuracies = np.where(tokens > 0, rewards, np.nan)
+            of = replace(group(rewards), accuracies=accuracies, tokens=tokens, earlier=earlier)
+            left.append((of, "trained"))
+        records(tmp_path, step, *left, alpha=0.0)
+    metrics(tmp_path, [(step, {"loss": 0.0}) for step in range(1, 25)])
+    run = read_run(tmp_path, "run")
+    table = step_table(run)
+    assert table["tokens_per_response"][[0, 7, 8, 23]].tolist() == [100, 100, 99, 99]
+    assert sum(totals_by_use(table)["rollouts"].values()) == 24 * (8 * 8 + 16 * 4) == table["rollouts"].sum()
+    assert [finding.title for finding in collect_findings(table, {})] == []
 
 
 def test_bins_of_accuracy_are_not_shifted_by_rounding(tmp_path):
@@ -434,3 +485,18 @@ def test_answers_of_a_prompt_are_compared_over_its_visits(tmp_path):
     (section,) = (section for section in build_sections([run]) if section.name == "diversity")
     assert any(panel.name.endswith("answers-of-prompts") for panel in section.panels)
     assert any("equal numbers of responses" in text for text in section.text)
+
+
+def test_a_page_says_which_checks_a_run_is_too_short_for(tmp_path):
+    """Lengths and entropy collapse within 8 steps: too few to tell, and the page says so."""
+    for step in range(1, 9):
+        records(tmp_path / "short", step, (group(MIXED, tokens=1000 // step), "trained"))
+    metrics(tmp_path / "short", [(step, {"actor/entropy": 1 / step**3}) for step in range(1, 9)])
+    section, *_ = build_sections(read_runs([tmp_path / "short"]))
+    (sentence,) = [text for text in section.text if "12 to 60 steps" in text]
+    assert "this run has 8" in sentence
+    for step in range(1, 61):
+        records(tmp_path / "long", step, (MIXED, "trained"))
+    metrics(tmp_path / "long", [(1, {"actor/entropy": 1.0})])
+    section, *_ = build_sections(read_runs([tmp_path / "long"]))
+    assert not any("12 to 60" in text for text in section.text)

@@ -60,10 +60,10 @@ HALF_LIFE = {"algorithm.gsd.budget.half_life": 100}
 HELD_OUT = "val-core/math/acc/mean@1"
 
 
-def held_out(*values):
+def held_out(*values, prompts=np.nan):
     column = np.full(STEPS, np.nan)
     column[: len(values)] = values
-    return table() | {HELD_OUT: column}
+    return table(val__prompts__math=prompts) | {HELD_OUT: column}
 
 
 LATE = np.repeat([0.1, 0.9], STEPS // 2)
@@ -101,7 +101,7 @@ FIRES = [
         {"actor_rollout_ref.rollout.n": 8},
         "rollout.n=16",
     ),
-    (groups.silent, table(silent=LATE, all_wrong=LATE, all_right=0), {}, "algo=dapo"),
+    (groups.silent, table(silent=LATE, all_wrong=LATE, all_right=0), {}, "filter_groups.enable=true"),
     (groups.noisy, seen(600, 0.5, 0.1), {}, "temperature"),
     (groups.alone, table(alone=0.1), {}, "rollout.n=8"),
     (groups.unused, of_sessions(taught=0.7, surplus=0.3), {}, "rollout.n=..."),
@@ -145,7 +145,8 @@ FIRES = [
     (updates.oscillating_loss, long_run(OSCILLATING, 0.3 + LONG_WAVE), {}, "optim.lr"),
     (updates.oscillating_loss, long_run(OSCILLATING, np.full(60, np.nan)) | BY_SCORE, {}, "optim.lr"),
     (policy.cut, table(response_length__max=512, response_length__clip_ratio=0.5), LONGEST, "max_response_length=1024"),
-    (policy.unlearning, held_out(0.3, 0.5, 0.4, 0.41), {}, "optim.lr"),
+    (policy.unlearning, held_out(0.3, 0.5, 0.4, 0.41, prompts=2000), {}, "optim.lr"),
+    (policy.unlearning, held_out(*(0.5 - 0.01 * LONG_WAVE[:10]), *(0.3 - 0.01 * LONG_WAVE[:10])), {}, "optim.lr"),
     (hadw.frozen_anchor, table(anchor=0.4, accuracy=0.6), {}, "preset=hard"),
     (hadw.frozen_anchor, table(anchor=known_after(1, 0.4), accuracy=0.6), SOFT, "preset=hard"),
     (gvpo.strong_pull, table(gvpo__pull_over_push=5), {}, "policy_loss.beta"),
@@ -211,8 +212,11 @@ QUIET = [
     (policy.cut, table(response_length__max=512, response_length__clip_ratio=0.1), LONGEST),
     (policy.cut, table(response_length__max=100, response_length__clip_ratio=0.9), LONGEST),
     (policy.cut, table(response_length__max=512, response_length__clip_ratio=0.9), {}),
-    (policy.unlearning, held_out(0.3, 0.5, 0.4, 0.48), {}),
-    (policy.unlearning, held_out(0.5, 0.3), {}),
+    (groups.silent, table(silent=0.6, all_wrong=0.6), {"algorithm.adv_estimator": "reinforce_plus_plus"}),
+    (policy.unlearning, held_out(0.3, 0.5, 0.4, 0.48, prompts=2000), {}),
+    (policy.unlearning, held_out(0.3, 0.5, 0.4, 0.41, prompts=100), {}),  # two standard errors
+    (policy.unlearning, held_out(0.3, 0.5, 0.4, 0.41), {}),  # no word on the prompts, and too few values to tell
+    (policy.unlearning, held_out(0.5, 0.3, prompts=2000), {}),
     (hadw.frozen_anchor, table(anchor=falling(0.4, 0.5), accuracy=0.6), {}),
     (hadw.frozen_anchor, table(anchor=0.4, accuracy=0.42), {}),
     (hadw.frozen_anchor, table(anchor=0.4, accuracy=0.6), FIXED),
@@ -378,3 +382,9 @@ def test_the_recent_mean_is_over_the_last_steps_that_have_a_value():
 )
 def test_an_override_is_scaled_if_the_value_is_known(value, factor, line):
     assert scaled({"a.b": value}, "a.b", factor, "why") == line
+
+
+def test_a_run_is_not_told_to_change_its_algorithm_for_another_that_its_own_does_not_work_with():
+    (finding,) = groups.silent(table(silent=0.6, all_wrong=0.6), {"algorithm.gsd.gvpo.history_fraction": 0.0})
+    assert any(line.startswith("algorithm.filter_groups.enable=true ") for line in finding.overrides)
+    assert not any("dagrpo" in line or "sampler" in line for line in finding.overrides), finding.overrides

@@ -299,7 +299,7 @@ def test_a_setting_that_an_extension_of_the_run_does_not_work_with_is_not_sugges
     findings = collect_findings(step_table(run), run.config)
     overrides = [override for finding in findings for override in finding.overrides]
     suggested = {
-        DYNAMIC_SAMPLING: any(override.startswith("algo=dapo ") for override in overrides),
+        DYNAMIC_SAMPLING: any(override.startswith(f"{DYNAMIC_SAMPLING}=true ") for override in overrides),
         REPLACE_FAILED: any(override.startswith(f"{REPLACE_FAILED}=true ") for override in overrides),
     }
     assert suggested == {DYNAMIC_SAMPLING: True, REPLACE_FAILED: True} | {key: is_shown}

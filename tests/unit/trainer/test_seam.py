@@ -15,15 +15,19 @@ from verl_gsd.algorithms.dagrpo.demonstrations import DemonstrationExtension
 from verl_gsd.algorithms.dagrpo.pools import build_pool
 from verl_gsd.algorithms.gvpo.extension import Gvpo
 from verl_gsd.answer_counts import unpack_answers
+from verl_gsd.dial import dial_advantage
 from verl_gsd.extension import ROLLOUTS, Extension, ExtensionError, Update
 from verl_gsd.groups import Group
 from verl_gsd.lab.training.rows import DictRows
 from verl_gsd.prompts import PromptStore
+from verl_gsd.records import LeftGroup, gradient_mass, step_records
 from verl_gsd.responses import Response
 from verl_gsd.tasks.byte_llama import build_tokenizer
 from verl_gsd.trainer.group_reading import read_groups
+from verl_gsd.trainer.metrics import group_metrics
 from verl_gsd.trainer.rows import DEMONSTRATED_BY, DEMONSTRATION, GENERATED_IN, REPLACED, verdict_of
 from verl_gsd.trainer.seam import Seam
+from verl_gsd.trainer.step_end import step_table
 
 PROMPTS = {"u0": ("maths", 0), "u1": ("maths", 1)}
 
@@ -141,6 +145,7 @@ def put_session(rows, uid, session, tokens, reward):
         "response_mask": torch.ones(len(tokens), dtype=torch.int64),
         "rm_scores": torch.tensor([0.0] * (len(tokens) - 1) + [reward]),
         "extra_fields": {"reward_extra_info": {"acc": reward}},
+        "metrics": {},
     }
     lengths = {"prompt_len": 2, "response_len": len(tokens), "seq_len": 2 + len(tokens)}
     rows.put({f"{uid}_{session}_0": row}, {f"{uid}_{session}_0": lengths})
@@ -200,6 +205,8 @@ def test_earlier_responses_fill_a_group_and_new_ones_are_remembered_at_the_end_o
         seam.add_rows([uid])
         added = {key: tag for key, tag in of.rows.tags.items() if GENERATED_IN in tag}
         assert list(added) == ([] if of.step == 1 else ["u1_4_0"])
+        (read,), _, _ = read_groups([uid], of.rows, prompts.get)
+        assert (len(read.keys), read.earlier, (read.tokens > 0).sum()) == (4, 4 - generated, generated)
         seam.on_group_left(group_of(uid, [1, 0, 0, 0], 7), "trained")
         keys = [key for key in of.rows.tags if key.startswith(uid)]
         seam.observe_trained(SimpleNamespace(keys=keys, tags=[of.rows.tags[key] for key in keys]))
@@ -209,6 +216,35 @@ def test_earlier_responses_fill_a_group_and_new_ones_are_remembered_at_the_end_o
     earlier = of.rows.read(["u1_4_0"])[0]
     assert earlier["responses"].tolist() == [1, 0] and earlier["rm_scores"].tolist() == [0, 1]
     assert metrics["gvpo/history/share"] == 0.25 and metrics["gvpo/history/age"] == 1
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+def test_a_groups_gradient_mass_is_that_of_its_advantages(alpha):
+    """With the dial alone, size times gain: groups of 3, 5 and 4, and one response with two outputs. Then a weight."""
+    groups = [group_of("u0", [1, 0, 0]), group_of("u1", [1, 1, 0, 0, 0]), group_of("u2", [1, 1, 1, 1])]
+    seam = seam_of()
+    seam.before_rollout({group.uid: ("maths", 0) for group in groups}, {})
+    for group in groups:
+        seam.on_group_left(group, "trained")
+    keys = [key for group in groups for key in group.keys]
+    rewards = torch.tensor(np.concatenate([group.rewards for group in groups]))
+    advantages = dial_advantage(rewards, [key.split("_")[0] for key in keys], alpha=alpha, ddof=0, eps=0.0)
+    batch = SimpleNamespace(keys=[*keys, "u0_0_1", "pad0_0_0"])
+    seam.on_advantages(batch, torch.cat([advantages, advantages[:1], torch.tensor([9.0])]))
+    _, table = step_table(seam, step=1, attempt=1, alpha=alpha)
+    gain = table["gain"].to_numpy()
+    assert table["mass"].to_pylist() == pytest.approx([3 * gain[0], 5 * gain[1], 0])
+    shares = {name: group_metrics(table)[f"dial/gain_share/{name}"] for name in ("hard", "between", "easy")}
+    assert shares == {"hard": 0, "between": pytest.approx(1), "easy": 0}
+    seam.end_step()
+    assert seam.mass == {}
+    weighed = LeftGroup(groups[0], "trained", {}, 7.0), LeftGroup(groups[1], "filtered", {})
+    assert gradient_mass(step_records(weighed, step=1, attempt=1, alpha=alpha)).tolist() == [
+        7,
+        pytest.approx(np.nan, nan_ok=True),
+    ]
+    by_gain = gradient_mass(step_records([LeftGroup(groups[0], "trained")], step=1, attempt=1, alpha=alpha))
+    assert by_gain.tolist() == [3 * gain[0]], "an estimator that is not the dial"
 
 
 def test_a_demonstration_takes_the_last_failures_place_and_the_update_knows_it(services):

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+import numpy as np
 from omegaconf import DictConfig
+from scipy.stats import binom
 
 from verl_gsd.algorithms.dagrpo.demonstration_settings import DemonstrationSettings
 from verl_gsd.algorithms.dagrpo.settings import MaskSettings
 from verl_gsd.audit import Effect
 from verl_gsd.judge.settings import JudgeSettings
+from verl_gsd.planning.rates import gain, log_gain
 
 _SELF = "an earlier success of the policy itself"
 _SOURCES = {"expert": "an expert's response", "self": _SELF, "expert_or_self": f"an expert's response or {_SELF}"}
@@ -34,5 +39,32 @@ def demonstration_effect(config: DictConfig) -> Effect:
     source, where = _SOURCES[settings.source], _GROUPS[settings.mode]
     return Effect(
         responses=f"{source} replaces a rollout in {where} and changes the group's mean and sigma (DaGRPO's "
-        "demonstrations)"
+        "demonstrations)",
+        unanimous="those in which every rollout failed get a demonstration, if there is one; all others are kept, with "
+        "gain 0",
+        gain=partial(demonstrated_gain, demonstrations=settings.per_group, always=settings.mode == "always"),
+        gain_note="if every such group gets its demonstration",
     )
+
+
+def demonstrated_gain(
+    rates: np.ndarray, size: int, *, alpha: float, ddof: int, eps: float, demonstrations: int, always: bool
+) -> np.ndarray:
+    """The expected gain of a prompt's group of ``size`` rows, of which some are right demonstrations, (N,).
+
+    A group has k right rollouts and d demonstrations, which gives it the gain of k + d right of ``size``. If all
+    rollouts failed, the demonstrations replace d of them: k = 0. In mode ``always``, k of only ``size`` - d rollouts
+    are right.
+
+    Args:
+        rates: (N,) solve rates.
+        demonstrations: d. At least one row is a rollout.
+        always: every group has demonstrations. Otherwise only groups in which every rollout failed have them.
+    """
+    shown = min(demonstrations, size - 1)
+    if not always:
+        of_failed = np.exp(log_gain(shown, size, alpha, ddof, eps))
+        return np.asarray(gain(rates, size, alpha, ddof=ddof, eps=eps)) + (1 - rates) ** size * of_failed
+    right = np.arange(size - shown)  # if all rollouts are right, the group is unanimous
+    chances = binom.pmf(right, size - shown, rates[:, None])
+    return chances @ np.exp(log_gain(right + shown, size, alpha, ddof, eps))

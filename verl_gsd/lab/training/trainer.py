@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import TextIOWrapper
@@ -53,7 +54,7 @@ from verl_gsd.lab.training.validation import validation_metrics
 from verl_gsd.lab.training.verifier import InlineVerifier, Reward
 from verl_gsd.prompts import PromptStore
 from verl_gsd.run.messages import MessageWriter, RunStoppedError
-from verl_gsd.rundir import EXACT, TRAINED, RunDirectory
+from verl_gsd.rundir import EXACT, HELD_OUT_PROMPTS, TRAINED, RunDirectory
 from verl_gsd.trainer import estimator
 from verl_gsd.trainer.batching import PADDING
 from verl_gsd.trainer.metrics import group_metrics, strip_actor_prefix
@@ -424,6 +425,7 @@ class LabTrainer:
                 for key, values, length in zip(batch.keys, advantages, lengths, strict=True)
             }
         )
+        self.seam.on_advantages(batch, context.advantages)
         loss_columns = self.seam.loss_columns(batch, context.advantages)
         self._rows.put(
             {key: {name: values[n] for name, values in loss_columns.items()} for n, key in enumerate(batch.keys)}
@@ -506,7 +508,11 @@ class LabTrainer:
                 self._rewards.on_validation_rewards(step, count, lost)
             if self._solver is not None:
                 exact.append(self._solver.rates_of_read(prefix, part.answers))
-        metrics = validation_metrics(rewards) | self._rewards.end_validation(step)
+        sources = Counter(source for source, _ in rewards)
+        metrics = validation_metrics(rewards) | {
+            f"{HELD_OUT_PROMPTS}{source}": float(n) for source, n in sources.items()
+        }
+        metrics |= self._rewards.end_validation(step)
         return metrics | (_exact_metrics(joined(exact), self.held_out) if exact else {})
 
 

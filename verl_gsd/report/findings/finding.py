@@ -43,6 +43,7 @@ class FindingThresholds:
         window: number of steps whose mean counts as recent or initial; at most a third of the run's steps.
         trend: steps that a comparison of recent with initial means needs.
         silent: share of groups whose rewards are all equal.
+        silent_errors: standard errors by which that share must exceed its threshold.
         alone: share of groups with one response.
         failed: share of groups without a usable response.
         surplus, stale: shares of rollouts with these fates.
@@ -52,7 +53,7 @@ class FindingThresholds:
         entropy: recent mean divided by initial mean, below which the policy collapses.
         length: recent mean divided by the largest earlier mean, below which the policy collapses.
         clipped: share of responses that reach the maximum length.
-        accuracy: drop of held-out accuracy below its best, at two validations in succession.
+        accuracy: fall of held-out accuracy from its best. It must also exceed what chance explains.
         reward_of_step: time of the slowest reward as a share of its step.
         gradient_spike: gradient norm of a step divided by the median norm.
         gradient_spreads: robust standard deviations of the logarithm of the norm that a spike must exceed.
@@ -67,6 +68,7 @@ class FindingThresholds:
     window: int = 20
     trend: int = 12
     silent: float = 0.5
+    silent_errors: float = 2.0
     alone: float = 0.05
     failed: float = 0.02
     surplus: float = 0.2
@@ -96,6 +98,12 @@ def recent_mean(table: Columns, name: str) -> float:
     """Mean of a column over the last steps that have a value; NaN if no step has one."""
     values = known_values(table, name)
     return float(values[-_window(values) :].mean()) if len(values) else float("nan")
+
+
+def recent_sum(table: Columns, name: str) -> float:
+    """Sum of a column over the steps of ``recent_mean``; 0 if no step has a value."""
+    values = known_values(table, name)
+    return float(values[-_window(values) :].sum()) if len(values) else 0.0
 
 
 def initial_mean(table: Columns, name: str) -> float:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from verl_gsd.estimators import has_group_baseline
 from verl_gsd.report.extensions import is_rejected, remedies
 from verl_gsd.report.findings.finding import (
     THRESHOLDS,
@@ -16,6 +17,7 @@ from verl_gsd.report.findings.finding import (
     numeric_value,
     percent,
     recent_mean,
+    recent_sum,
     scaled,
 )
 from verl_gsd.report.reading import Columns
@@ -24,19 +26,25 @@ from verl_gsd.report.steps import USES, column
 _GROUP_SIZE = "actor_rollout_ref.rollout.n"
 _TEMPERATURE = "actor_rollout_ref.rollout.temperature"
 _DYNAMIC_SAMPLING = "algorithm.filter_groups.enable"
+_ESTIMATOR = "algorithm.adv_estimator"
 _REPLACE_FAILED = "trainer.v1.sampler.sync_refill_failed_groups"
 
 
 def silent(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
-    """More than half of the groups are silent (``steps.is_silent``)."""
-    share = recent_mean(table, "silent")
-    if not share > THRESHOLDS.silent:
+    """The rewards of more than half of the groups give no gradient (``steps.is_silent``).
+
+    An estimator without a group baseline learns from groups whose rewards are equal, too.
+    """
+    share, groups = recent_mean(table, "silent"), recent_sum(table, "groups")
+    error = np.sqrt(share * (1 - share) / groups) if groups else 0.0
+    is_silent = share - THRESHOLDS.silent_errors * error > THRESHOLDS.silent
+    if not is_silent or not has_group_baseline(config.get(_ESTIMATOR)):
         return
     wrong, right = recent_mean(table, "all_wrong"), recent_mean(table, "all_right")
     is_filtered = config.get(_DYNAMIC_SAMPLING) is True
     overrides: list[str] = []
     if not is_filtered and not is_rejected(_DYNAMIC_SAMPLING, "true", config):
-        overrides.append(f"algo=dapo  # replaces silent groups; or set {_DYNAMIC_SAMPLING}=true with metric=acc")
+        overrides.append(f"{_DYNAMIC_SAMPLING}=true algorithm.filter_groups.metric=acc  # replaces silent groups")
     overrides += scaled(config, _GROUP_SIZE, 2, "larger groups are less often silent")
     overrides += remedies("all_wrong", config) if wrong >= right else []
     overrides += remedies("silent", config)
@@ -49,7 +57,7 @@ def silent(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
     yield Finding(
         f"{percent(share)} of the groups are silent",
         f"Recently, all responses were wrong in {percent(wrong)} of the groups and all right in {percent(right)}. "
-        f"A silent group has no gradient. {cost}{advice}",
+        f"The rewards of a silent group give no gradient. {cost}{advice}",
         tuple(overrides),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,14 +15,17 @@ from verl_gsd.report.findings.finding import (
     assigned,
     count_values,
     initial_mean,
+    known_values,
     largest_mean,
     numeric_value,
     percent,
     recent_mean,
     scaled,
 )
+from verl_gsd.report.findings.trends import lasting_fall
 from verl_gsd.report.reading import Columns
 from verl_gsd.report.steps import column
+from verl_gsd.rundir import HELD_OUT_PROMPTS
 
 ENTROPY = "actor/entropy"
 _MAX_LENGTH = "data.max_response_length"
@@ -92,17 +96,40 @@ def cut(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def unlearning(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
-    """Held-out accuracy was below its best at the last two validations."""
+    """Held-out accuracy is lower than it was, by more than chance explains.
+
+    All validations have the same n prompts. With m responses per prompt, the variance of an accuracy is
+    sum_i p_i (1 - p_i) / (n^2 m), which is at most p (1 - p) / (n m) for the mean solve rate p.
+    """
     for name in held_out(table):
         known = ~np.isnan(table[name])
-        steps, values = table["step"][known], table[name][known]
-        if len(values) >= 3 and (values[-2:] < values[:-2].max() - THRESHOLDS.accuracy).all():
-            best = int(values[:-2].argmax())
+        responses = _held_out_responses(table, name)
+        fall = lasting_fall(
+            table["step"][known],
+            table[name][known],
+            THRESHOLDS.accuracy,
+            None if responses is None else partial(_accuracy_error, responses=responses),
+        )
+        if fall is not None:
+            of_window = "" if fall.size == 1 else f" (means of {fall.size} validations)"
             yield Finding(
                 f"Held-out accuracy fell: {source_of(name)}",
-                f"It was {values[best]:.3f} at step {steps[best]} and is {values[-1]:.3f} at step {steps[-1]}.",
+                f"It was {fall.best:.3f} up to step {fall.step} and is {fall.last:.3f}{of_window}.",
                 (*scaled(config, _LEARNING_RATE, 0.5, "smaller steps"), "trainer.test_freq=...  # validate more often"),
             )
+
+
+def _held_out_responses(table: Columns, name: str) -> float | None:
+    """The number of responses of which ``name`` is the mean; None if it is not known, as in runs of older versions."""
+    prompts = known_values(table, f"{HELD_OUT_PROMPTS}{source_of(name)}")
+    per_prompt = name.rsplit("@", 1)[1]
+    return float(prompts[-1]) * int(per_prompt) if len(prompts) and per_prompt.isdecimal() else None
+
+
+def _accuracy_error(level: float, responses: float) -> float:
+    """Standard error of an accuracy of ``responses`` responses. One more right and one more wrong keep it above 0."""
+    rate = (level * responses + 1) / (responses + 2)
+    return float(np.sqrt(rate * (1 - rate) / responses))
 
 
 def held_out(table: Columns) -> list[str]:

@@ -6,6 +6,7 @@ ignore them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,9 @@ _NEAR, _FAR = 3, 8
 _SUDDEN = 0.8
 #: Standard deviations of a step's noise that a shift must exceed.
 _SHIFT_SPREADS = 6.0
+#: Values in a window of ``lasting_fall``, values that it needs to estimate their error, and standard errors that a fall
+#: must exceed.
+_FALL_WINDOW, _FALL_VALUES, _FALL_ERRORS = 5, 12, 4.0
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,48 @@ def sudden_shift(table: Columns, name: str, least: float) -> Shift | None:
         return None
     at = int(np.argmax(np.where(is_shift, np.abs(far), 0.0))) + _FAR
     return Shift(int(steps[at]), float(np.median(values[at - _FAR : at])), float(np.median(values[at : at + _FAR])))
+
+
+@dataclass(frozen=True)
+class Fall:
+    """A figure that was higher before than it is now.
+
+    Attributes:
+        step: the last step of the window with the highest mean.
+        best, last: means of that window and of the last one.
+        size: number of values in a window.
+    """
+
+    step: int
+    best: float
+    last: float
+    size: int
+
+
+def lasting_fall(
+    steps: np.ndarray, values: np.ndarray, least: float, error_at: Callable[[float], float] | None
+) -> Fall | None:
+    """Return the fall from the best window to the last one, or None if it is smaller than ``least`` or than chance.
+
+    A window has a quarter of the values, and at most ``_FALL_WINDOW``. The best of many windows lies above the true
+    level by chance. The limit is therefore ``_FALL_ERRORS`` standard errors of the difference of two windows.
+
+    Args:
+        steps, values: (K,), without NaN.
+        error_at: the standard error of one value at a given level. None if it is not known. It is then estimated from
+            the differences between consecutive values, which needs ``_FALL_VALUES`` of them. A steady change makes
+            this estimate larger and the comparison less sensitive.
+    """
+    if len(values) < (4 if error_at else _FALL_VALUES):
+        return None
+    size = min(_FALL_WINDOW, len(values) // 4)
+    means = np.lib.stride_tricks.sliding_window_view(values, size).mean(axis=1)
+    at = int(means[:-size].argmax())
+    best, last = float(means[at]), float(means[-1])
+    error = error_at((best + last) / 2) if error_at else float(np.sqrt(np.mean(np.diff(values) ** 2) / 2))
+    if best - last <= max(least, _FALL_ERRORS * error * np.sqrt(2 / size)):
+        return None
+    return Fall(int(steps[at + size - 1]), best, last, size)
 
 
 def growth(table: Columns, name: str) -> float:

@@ -79,9 +79,10 @@ def disagreement(views: Views) -> Section | None:
 def silence(views: Views) -> Section | None:
     tables = step_tables(views)
     text = [
-        "A silent group has no gradient: its rewards are all equal, or dynamic sampling evicted it. A group whose "
-        "responses are all right or all wrong is silent, unless a penalty, for example on length, makes its rewards "
-        "differ. The charts count all groups, also those that were not trained on."
+        "The rewards of a silent group give no gradient: they are all equal, or dynamic sampling evicted the group. A "
+        "group whose responses are all right or all wrong is silent, unless a penalty, for example on length, makes "
+        "its rewards differ, or a demonstration joins it. The charts count all groups, also those that were not "
+        "trained on."
     ]
     if len(views) == 1:
         layers = {"all wrong": ("all_wrong", KINDS["all_wrong"]), "all right": ("all_right", KINDS["all_right"])}
@@ -115,9 +116,9 @@ def silence(views: Views) -> Section | None:
 def difficulty(views: Views) -> Section | None:
     bins = {name: accuracy_bins(view.run.records) for name, view in views.items()}
     text = [
-        "A group's gradient is multiplied by its gain sigma^(2 - alpha). The gradient mass of a range of accuracy is "
-        "the share of the total gain that its groups have. The charts show groups that were trained on, by their "
-        "accuracy."
+        "A group's gradient is multiplied by its gain sigma^(2 - alpha). Its gradient mass is the sum of its positive "
+        "advantages: the gain times the number of its rows, with all weights, masks and demonstrations of the run. The "
+        "charts show groups that were trained on, by their accuracy."
     ]
     axis = "accuracy of the group, %"
     if len(bins) == 1:
@@ -125,17 +126,17 @@ def difficulty(views: Views) -> Section | None:
         panels = [("mass", "Gradient mass and groups", bar_chart(bins, shares, axis, "share", SHARE))]
     else:
         panels = [
-            ("mass", "Gradient mass", bar_chart(bins, {"mass": "gain_share"}, axis, "share of the gain", SHARE)),
+            ("mass", "Gradient mass", bar_chart(bins, {"mass": "gain_share"}, axis, "share of the mass", SHARE)),
             ("groups", "Groups", bar_chart(bins, {"groups": "groups"}, axis, _OF_GROUPS, SHARE)),
         ]
     panels.append(("gain", "Mean gain", bar_chart(bins, {"gain": "gain"}, axis, "mean gain")))
     ranges = {"hard, up to 25%": "gain_hard", "between": "gain_between", "easy, from 75%": "gain_easy"}
     if len(views) == 1:
-        chart = line_chart(step_tables(views), ranges, "share of the gain", SHARE)
+        chart = line_chart(step_tables(views), ranges, "share of the mass", SHARE)
         panels.append(("places", "Gradient mass over steps", chart))
     else:
         for label, name in ranges.items():
-            chart = line_chart(step_tables(views), {label: name}, "share of the gain", SHARE)
+            chart = line_chart(step_tables(views), {label: name}, "share of the mass", SHARE)
             panels.append((name.replace("_", "-"), f"Gradient mass: {label}", chart))
     if not any(has_nonzero(views, name) for name in ranges.values()):
         return None

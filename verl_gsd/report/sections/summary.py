@@ -40,7 +40,24 @@ def findings_section(views: Views) -> Section:
         "No problems were found. The report checks for silent or failed groups, wasted rollouts, failing or slow "
         "rewards, a policy that collapses, falling accuracy, and the problems that the run's algorithms declare."
     )
-    return Section("words", "Findings", [text if notices else no_findings], notices=notices)
+    texts = [text if notices else no_findings, *_not_checked(views)]
+    return Section("words", "Findings", texts, notices=notices)
+
+
+def _not_checked(views: Views) -> list[str]:
+    """A sentence for the checks for which a run is too short, naming the runs."""
+    short = {name: int((view.table["step"] > 0).sum()) for name, view in views.items()}
+    short = {name: steps for name, steps in short.items() if steps < THRESHOLDS.oscillation_steps}
+    if not short:
+        return []
+    steps = ", ".join(
+        f"{name} has {count}" if len(views) > 1 else f"this run has {count}" for name, count in short.items()
+    )
+    return [
+        f"Checks for changes compare early with recent steps. They need {THRESHOLDS.trend} to "
+        f"{THRESHOLDS.oscillation_steps} steps, and {steps}. Held-out accuracy is compared from the fourth validation "
+        "on. What a check needs more steps for, it did not look for."
+    ]
 
 
 def runs_section(views: Views) -> Section:
