@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 from verl_gsd.preparation.words import drawings, is_fixed, words
 
@@ -15,8 +16,13 @@ SHARE = 0.5
 SHORTEST = 6
 #: One word in this many may be changed, and at least one.
 WORDS_PER_CHANGE = 10
+#: The place of a fixed word in the index of a problem that has none.
+_NOTHING_FIXED = ""
 #: Words per anchor. An evaluation problem of at least ``SHORTEST`` words has two anchors that do not overlap.
 _ANCHOR_WORDS = 3
+
+#: A run -> a fixed word -> (number of the problem, the run's offset in it).
+_Anchors = dict[tuple[str, ...], dict[str, list[tuple[int, int]]]]
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,7 @@ class _Problem:
         set_name: the evaluation set.
         words: its words in order.
         distinct: the same without order.
+        fixed: its numbers and letters (``words.is_fixed``).
         changes: the number of words that may differ in a near copy.
         runs: the number of its distinct runs; 0 if it is shorter than a run.
     """
@@ -34,6 +41,7 @@ class _Problem:
     set_name: str
     words: list[str]
     distinct: frozenset[str]
+    fixed: frozenset[str]
     changes: int
     runs: int
 
@@ -43,11 +51,11 @@ class OverlapIndex:
 
     A training problem overlaps with an evaluation problem in one of these cases:
 
-    - It has at least ``SHARE`` of the evaluation problem's runs.
+    - It has at least ``SHARE`` of the evaluation problem's runs, and no number has another in its place.
     - The evaluation problem has fewer than ``length`` words, and the training problem contains it as a whole.
-    - The training problem is a near copy: one word in ``WORDS_PER_CHANGE`` is changed, inserted or left out. A number
-      or a letter of a formula is not inserted, left out, or replaced by another. An evaluation problem of at least
-      ``length`` words may be surrounded by other text.
+    - The training problem is a near copy: one word in ``WORDS_PER_CHANGE`` is changed, inserted or left out, but no
+      number and no letter of a formula. An evaluation problem of at least ``length`` words may be surrounded by other
+      text.
     - The evaluation problem has fewer than ``SHORTEST`` words, and the training problem consists of the same words.
 
     Drawings are ignored, unless a problem without its drawings has fewer than ``length`` words. Then they count as one
@@ -57,7 +65,8 @@ class OverlapIndex:
     Runs of 13 words are those of GPT-3's report (arXiv 2005.14165); the other numbers are our choice.
 
     Near copies are searched for by anchors. Each change spoils at most one of a problem's disjoint runs of three words.
-    One run more than there may be changes is indexed, and the rarest ones are taken, so that few problems share them.
+    One run more than there may be changes is indexed, together with one number or letter of the problem. The rarest ones
+    are taken, so that few problems share them.
 
     Args:
         length: words per run.
@@ -70,7 +79,7 @@ class OverlapIndex:
         self._problems: list[_Problem] = []
         self._problems_by_run: defaultdict[int, list[int]] = defaultdict(list)
         self._shortest_problems: dict[tuple[str, ...], int] = {}
-        self._anchors: dict[tuple[str, ...], list[tuple[int, int]]] | None = None  # -> (problem, the anchor's offset)
+        self._anchors: _Anchors | None = None
 
     def add(self, name: str, problems: Iterable[str]) -> None:
         """Add the problems of evaluation set ``name``. If two sets have a problem, ``find`` returns the first set."""
@@ -79,7 +88,9 @@ class OverlapIndex:
             number, text_words = len(self._problems), self._words(problem)
             runs = set(_run_hashes(text_words, self._length)) if len(text_words) >= SHORTEST else set()
             changes = max(1, len(text_words) // WORDS_PER_CHANGE)
-            self._problems.append(_Problem(name, text_words, frozenset(text_words), changes, len(runs)))
+            distinct = frozenset(text_words)
+            fixed = frozenset(filter(is_fixed, distinct))
+            self._problems.append(_Problem(name, text_words, distinct, fixed, changes, len(runs)))
             for run in runs:
                 self._problems_by_run[run].append(number)
             if len(text_words) < SHORTEST:
@@ -93,7 +104,8 @@ class OverlapIndex:
         found = [number for number in [self._shortest_problems.get(tuple(text_words))] if number is not None]
         by_run = self._problems_by_run
         shared = Counter(number for run in set(_run_hashes(text_words, self._length)) for number in by_run.get(run, ()))
-        found += [number for number, count in shared.items() if count >= SHARE * self._problems[number].runs]
+        copied = [number for number, count in shared.items() if count >= SHARE * self._problems[number].runs]
+        found += [number for number in copied if not _has_other_numbers(self._problems[number].words, text_words)]
         found += self._near_copies(text_words)
         return self._problems[min(found)].set_name if found else None
 
@@ -105,15 +117,20 @@ class OverlapIndex:
         """The numbers of evaluation problems that ``text_words`` contains, or is a near copy of."""
         if self._anchors is None:
             self._anchors = self._index_anchors()
+        anchors, runs = self._anchors, enumerate(_runs(text_words, _ANCHOR_WORDS))
+        if not (hits := [(start, anchors[run]) for start, run in runs if run in anchors]):
+            return
+        distinct = set(text_words)
+        fixed = {_NOTHING_FIXED, *filter(is_fixed, distinct)}
         candidates = {
             (number, start - offset)
-            for start, run in enumerate(_runs(text_words, _ANCHOR_WORDS))
-            for number, offset in self._anchors.get(run, ())
+            for start, by_fixed in hits
+            for word in fixed & by_fixed.keys()
+            for number, offset in by_fixed[word]
         }
-        distinct = set(text_words) if candidates else set()
         for number, start in candidates:
             problem = self._problems[number]
-            if len(problem.distinct - distinct) > problem.changes:
+            if not problem.fixed <= fixed or len(problem.distinct - distinct) > problem.changes:
                 continue
             size = len(problem.words)
             if text_words[max(start, 0) : start + size] == problem.words:
@@ -125,18 +142,20 @@ class OverlapIndex:
             elif _is_near(problem.words, text_words, problem.changes, is_inside=False):
                 yield number
 
-    def _index_anchors(self) -> dict[tuple[str, ...], list[tuple[int, int]]]:
+    def _index_anchors(self) -> _Anchors:
         by_problem = [
             [tuple(problem.words[at : at + _ANCHOR_WORDS]) for at in _anchor_offsets(problem.words)]
             for problem in self._problems
         ]
         frequency = Counter(run for runs in by_problem for run in runs)
-        anchors: defaultdict[tuple[str, ...], list[tuple[int, int]]] = defaultdict(list)
+        word_frequency = Counter(word for problem in self._problems for word in problem.fixed)
+        anchors: _Anchors = {}
         for number, (problem, runs) in enumerate(zip(self._problems, by_problem, strict=True)):
             rarest = sorted(range(len(runs)), key=lambda place: frequency[runs[place]])[: problem.changes + 1]
+            fixed = min(problem.fixed, key=lambda word: (word_frequency[word], word), default=_NOTHING_FIXED)
             for place in rarest:
-                anchors[runs[place]].append((number, place * _ANCHOR_WORDS))
-        return dict(anchors)
+                anchors.setdefault(runs[place], {}).setdefault(fixed, []).append((number, place * _ANCHOR_WORDS))
+        return anchors
 
 
 def _anchor_offsets(text_words: list[str]) -> range:
@@ -147,8 +166,8 @@ def _anchor_offsets(text_words: list[str]) -> range:
 def _is_near(evaluation: list[str], training: list[str], changes: int, *, is_inside: bool) -> bool:
     """Whether at most ``changes`` edits of words turn ``evaluation`` into ``training``.
 
-    An edit changes, inserts or leaves out a word, but does not insert or leave out a fixed word, or change one into
-    another (``words.is_fixed``). This is the edit distance by dynamic programming.
+    An edit changes, inserts or leaves out a word that is not fixed (``words.is_fixed``). This is the edit distance by
+    dynamic programming.
 
     Args:
         is_inside: compare with any run of words inside ``training``, instead of with all of it.
@@ -165,13 +184,21 @@ def _is_near(evaluation: list[str], training: list[str], changes: int, *, is_ins
         leave_out = never if is_word_fixed else 1
         row = [costs[0] + leave_out]
         for place, other in enumerate(training):
-            change = 0 if word == other else never if is_word_fixed and fixed[place] else 1
+            change = 0 if word == other else never if is_word_fixed or fixed[place] else 1
             insert = never if fixed[place] else 1
             row.append(min(costs[place] + change, costs[place + 1] + leave_out, row[-1] + insert))
         costs = row
         if min(costs) > changes:
             return False
     return (min(costs) if is_inside else costs[-1]) <= changes
+
+
+def _has_other_numbers(evaluation: list[str], training: list[str]) -> bool:
+    """Whether a number of ``evaluation`` has another in its place: after the same word."""
+    ours, theirs = (
+        Counter(pair for pair in pairwise(text_words) if pair[1].isdigit()) for text_words in (evaluation, training)
+    )
+    return not {word for word, _ in ours - theirs}.isdisjoint(word for word, _ in theirs - ours)
 
 
 def _runs(text_words: list[str], length: int) -> Iterator[tuple[str, ...]]:

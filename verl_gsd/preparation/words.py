@@ -22,6 +22,10 @@ _MATHS = re.compile(
 _ENVIRONMENT = re.compile(r"\\(?:begin|end)\s*\{[A-Za-z]+\*?\}")
 #: What separates the thousands of 1,200, 1{,}200, 1,\!200 and 1\,200.
 _THOUSANDS = re.compile(r"(?<=[0-9])(?:\{,\}|,\\!|,|\\,|\\!)(?=[0-9]{3}(?![0-9]))")
+#: Before superscript and subscript digits, which NFKC makes ordinary ones.
+_HIGH_OR_LOW = re.compile(r"(?=[²³¹⁰⁴-⁹₀-₉])")
+#: ``\frac12`` is a half.
+_FRACTION_OF_DIGITS = re.compile(r"(\\[dtc]?frac)\s*([0-9])\s*([0-9])")
 _IN_TEXT = re.compile(rf"\\[A-Za-z]+|\d+|[{_CJK}]|{_LETTER}[^\W_{_CJK}]*")
 _COMMAND_WITH_TEXT = r"\\(?:text|textbf|textit|textrm|mbox|mathrm|operatorname)\s*\{([^{}]*)\}"
 _IN_MATHS = re.compile(rf"{_COMMAND_WITH_TEXT}|(\\[A-Za-z]+|\d+|[A-Z]{{2,}}|[^\W\d_])")
@@ -68,10 +72,11 @@ def words(text: str) -> list[str]:
     the spaces between factors, as in ``2xy``.
     """
     if not text.isascii():
-        text = unicodedata.normalize("NFKC", text).translate(_SIGNS)
+        text = unicodedata.normalize("NFKC", _HIGH_OR_LOW.sub(" ", text)).translate(_SIGNS)
     text = _THOUSANDS.sub("", _DRAWING.sub(" ", text))
     if "\\" not in text and "$" not in text:
         return " ".join(_IN_TEXT.findall(text)).casefold().split()
+    text = _FRACTION_OF_DIGITS.sub(r"\1 \2 \3 ", text)
     tokens, end = [], 0
     for maths in _MATHS.finditer(text):
         tokens += _IN_TEXT.findall(_ENVIRONMENT.sub(" ", text[end : maths.start()]))
@@ -92,9 +97,9 @@ def drawings(text: str) -> list[str]:
 
 
 def is_fixed(word: str) -> bool:
-    """Whether two problems are different if they differ in this word: numbers, letters of formulas, and drawings.
+    """Whether a copy must have this word: numbers, letters of formulas, and drawings.
 
-    The article "a" and characters of scripts without spaces are words like others.
+    The article "a" and the characters of scripts without spaces are words like others.
     """
     return word[0] == "[" or word.isdigit() or (len(word) == 1 and word != "a" and not _ONE_CJK.match(word))
 

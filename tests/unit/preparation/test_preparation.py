@@ -161,9 +161,8 @@ def slowly_near(evaluation, training, changes):
     (word, *words), (other, *others) = evaluation, training
     if word == other and slowly_near(words, others, changes):
         return True
-    both = fixed(word) and fixed(other)
     return (
-        (not both and slowly_near(words, others, changes - 1))
+        (not fixed(word) and not fixed(other) and slowly_near(words, others, changes - 1))
         or (not fixed(word) and slowly_near(words, training, changes - 1))
         or (not fixed(other) and slowly_near(evaluation, others, changes - 1))
     )
