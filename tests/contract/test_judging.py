@@ -204,7 +204,7 @@ def test_verls_reward_model_is_asked_through_its_own_workers():
 
     def asked(seconds=60):
         scorer = JudgeExtension({"scorer": "reward_model", "timeout_s": seconds}, services).make_scorer()
-        assert scorer.identity == "reward_model rm-7b"
+        assert scorer.identity == "reward_model rm-7b", "a name, of which nothing more is known"
         return asyncio.run(scorer.score(Question("3+8=", "11", "11")))
 
     worker = StubRewardWorker.remote([{"reward_score": 1.25}, {}, RuntimeError("broken")])

@@ -104,7 +104,7 @@ UNREADABLE = {
     "a word": completion("ten"),
     "empty": completion(""),
     "two": completion("10 10"),
-    "a share": completion("7/10"),
+    "a share": completion("7/100"),
     "cut off": completion("It is sound.\n1", ending="length"),
 }
 
