@@ -19,7 +19,8 @@ TEMPLATES = (
     r"If $f(x) = {a}x + {b}$ and $g(x) = {c}x - {d}$, what is $f(g({e}))$?",
     r"For what value of $k$ does the equation ${a}x^2 + kx + {b} = 0$ have exactly one real solution?",
     r"The line $y = {a}x + {b}$ intersects the $x$-axis at point $P$. What is the $x$-coordinate of $P$?",
-    r"What is the distance between the points $({a}, {b})$ and $({c}, {d})$? Express your answer in simplest radical form.",
+    r"What is the distance between the points $({a}, {b})$ and $({c}, {d})$? Express your answer in "
+    r"simplest radical form.",
     r"Find the midpoint of the segment with endpoints $({a}, {b})$ and $({c}, {d})$.",
     r"Find the slope of the line through the points $({a}, {b})$ and $({c}, {d})$.",
     r"Simplify $\sqrt{{{a}}} + \sqrt{{{b}}}$.",
@@ -44,18 +45,22 @@ TEMPLATES = (
     r"Compute $\binom{{{a}}}{{{b}}}$.",
     r"How many ways are there to put {a} distinguishable balls into {b} distinguishable boxes?",
     r"How many ways are there to put {a} indistinguishable balls into {b} distinguishable boxes?",
-    r"A committee of {a} people is to be chosen from {b} men and {c} women. How many committees have more women than men?",
+    r"A committee of {a} people is to be chosen from {b} men and {c} women. How many committees have more "
+    r"women than men?",
     r"Two numbers are chosen at random, with replacement, from the set of integers from {a} to {b}. What is the "
     r"probability that their sum is even? Express your answer as a common fraction.",
     # Geometry
     r"The sides of a triangle have lengths ${a}$, ${b}$ and ${c}$. What is its area?",
     r"The sides of a triangle have lengths ${a}$, ${b}$ and ${c}$. What is its perimeter?",
     r"In triangle $ABC$, $AB = {a}$, $BC = {b}$ and $\angle B = {c}^\circ$. Find the area of triangle $ABC$.",
-    r"A circle has radius {a} cm. What is the number of square centimeters in its area? Express your answer in terms of "
+    r"A circle has radius {a} cm. What is the number of square centimeters in its area? Express your "
+    r"answer in terms of "
     r"$\pi$.",
-    r"A circle has radius {a} cm. What is the number of centimeters in its circumference? Express your answer in terms of "
+    r"A circle has radius {a} cm. What is the number of centimeters in its circumference? Express your "
+    r"answer in terms of "
     r"$\pi$.",
-    r"A right circular cone has base radius {a} and height {b}. What is its volume? Express your answer in terms of $\pi$.",
+    r"A right circular cone has base radius {a} and height {b}. What is its volume? Express your answer "
+    r"in terms of $\pi$.",
     r"A rectangular box has sides of length {a}, {b} and {c}. Find the length of its space diagonal.",
     r"A regular polygon has {a} sides. What is the number of degrees in each interior angle?",
     r"A regular polygon has {a} sides. What is the number of degrees in each exterior angle?",
@@ -73,29 +78,37 @@ TEMPLATES = (
     r"Find the smallest positive integer $n$ such that $n \equiv {a} \pmod{{{b}}}$ and $n \equiv {c} \pmod{{{d}}}$.",
     r"Find the largest three-digit integer that is divisible by both {a} and {b}.",
     # Prealgebra
-    r"{who} has {a} {thing}. After giving {b} of them to a friend and buying {c} more, how many {thing} does {who} have?",
+    r"{who} has {a} {thing}. After giving {b} of them to a friend and buying {c} more, how many {thing} "
+    r"does {who} have?",
     r"{who} buys {a} {thing} at \${b} each and pays with a \${c} bill. How many dollars of change does {who} receive?",
     r"A train travels {a} miles in {b} hours. At this rate, how many miles does it travel in {c} hours?",
     r"{who} scored {a}, {b}, {c} and {d} points in four games. What is the mean of the scores?",
     r"{who} scored {a}, {b}, {c} and {d} points in four games. What is the median of the scores?",
-    r"The price of a {thing} set is {a} dollars. It is reduced by {b}\%, and then increased by {c}\%. What is the final "
+    r"The price of a {thing} set is {a} dollars. It is reduced by {b}\%, and then increased by {c}\%. "
+    r"What is the final "
     r"price in dollars?",
     r"In a class of {a} students, {b} play soccer, {c} play tennis and {d} play both. How many students play neither?",
     r"What is ${a} \times {b} - {c}$?",
     r"What is ${a} + {b} \times {c}$?",
     r"A store sold {a},{b}00 {thing} last year and {c},{d}00 this year. How many more {thing} were sold this year?",
     # Intermediate algebra and precalculus
-    r"Let $x$, $y$ and $z$ be positive real numbers such that $x + y + z = {a}$. Find the maximum value of $x^{b} y^{c} z$.",
-    r"Let $x$, $y$ and $z$ be positive real numbers such that $x + y + z = {a}$. Find the minimum value of $\frac{{{b}}}{{x}} "
+    r"Let $x$, $y$ and $z$ be positive real numbers such that $x + y + z = {a}$. Find the maximum value "
+    r"of $x^{b} y^{c} z$.",
+    r"Let $x$, $y$ and $z$ be positive real numbers such that $x + y + z = {a}$. Find the minimum value "
+    r"of $\frac{{{b}}}{{x}} "
     r"+ \frac{{{c}}}{{y}} + \frac{{1}}{{z}}$.",
-    r"The polynomial $p(x)$ leaves a remainder of {a} when divided by $x - {b}$, and a remainder of {c} when divided by "
+    r"The polynomial $p(x)$ leaves a remainder of {a} when divided by $x - {b}$, and a remainder of {c} "
+    r"when divided by "
     r"$x - {d}$. Find the remainder when $p(x)$ is divided by $(x - {b})(x - {d})$.",
-    r"The ratio of the areas of two squares is $\frac{{{a}}}{{{b}}}$. After rationalizing the denominator, the ratio of "
+    r"The ratio of the areas of two squares is $\frac{{{a}}}{{{b}}}$. After rationalizing the "
+    r"denominator, the ratio of "
     r"their side lengths is $\frac{{m}}{{n}}$, where $m$ and $n$ are relatively prime positive integers. Find $m + n$.",
-    r"The probability that {a} points chosen on a circle lie on an arc of {b} degrees is $\frac{{m}}{{n}}$, where $m$ and $n$ "
+    r"The probability that {a} points chosen on a circle lie on an arc of {b} degrees is "
+    r"$\frac{{m}}{{n}}$, where $m$ and $n$ "
     r"are relatively prime positive integers. Find $m + n$.",
     r"Find the number of complex numbers $z$ such that $|z| = {a}$ and $z^{{{b}}}$ is real.",
-    r"Let $\mathbf{{v}} = \begin{{pmatrix}} {a} \\ {b} \end{{pmatrix}}$ and $\mathbf{{w}} = \begin{{pmatrix}} {c} \\ {d} "
+    r"Let $\mathbf{{v}} = \begin{{pmatrix}} {a} \\ {b} \end{{pmatrix}}$ and $\mathbf{{w}} = "
+    r"\begin{{pmatrix}} {c} \\ {d} "
     r"\end{{pmatrix}}$. Find the projection of $\mathbf{{v}}$ onto $\mathbf{{w}}$.",
     r"Compute $\sin {a}^\circ + \cos {b}^\circ$.",
     r"Find the period of the graph of $y = {a} \sin \left( {b}x + \frac{{\pi}}{{{c}}} \right)$.",
@@ -153,7 +166,9 @@ def change_notation(text: str, rng: random.Random) -> str:
     formulas = text.replace(r"\$", "\0").split("$")
     for place in range(1, len(formulas), 2):
         formula = formulas[place].replace(r"\dfrac", r"\tfrac").replace(r"\frac", r"\dfrac")
-        spaced = "".join(f"{sign} " if sign.isdigit() and not following.isdigit() else sign
-                         for sign, following in zip(formula, formula[1:] + " ", strict=True))
+        spaced = "".join(
+            f"{sign} " if sign.isdigit() and not following.isdigit() else sign
+            for sign, following in zip(formula, formula[1:] + " ", strict=True)
+        )
         formulas[place] = rng.choice((r"\displaystyle ", "")) + spaced.replace(" + ", "+").replace(" = ", "=")
     return "$".join(formulas).replace("\0", r"\$")

@@ -63,8 +63,7 @@ def prepare(
     overlap_words: Annotated[
         int,
         typer.Option(
-            help="Length of the word runs by which a training problem is compared with test problems, 2 to 1000. Shorter "
-            "test problems must be in it as a whole."
+            help="Length of the word runs by which a training problem is compared with test problems, 2 to 1000."
         ),
     ] = 13,
     skip_unusable: Annotated[
@@ -74,8 +73,8 @@ def prepare(
     problem_column: Annotated[
         str | None,
         typer.Option(
-            help="Column of problems: texts, or chats. Of a chat, the last user message is the problem, and the messages before it are kept. "
-            "Default: problem."
+            help="Column of problems: texts, or chats. Of a chat, the last user message is the problem, and earlier "
+            "messages are kept. Default: problem."
         ),
     ] = None,
     answer_column: Annotated[
@@ -267,8 +266,8 @@ def _print_summary(dataset: PreparedDataset, first_prompt: str | None, config: P
             )
         if entry["not_compared"]:
             out.print(
-                f"{split}: the verifier did not compare the answers of {entry['not_compared']} of the conflicting rows, "
-                f"because it compares {MAX_COMPARISONS:,} pairs at most.",
+                f"{split}: the verifier did not compare the answers of {entry['not_compared']} of the conflicting "
+                f"rows, because it compares {MAX_COMPARISONS:,} pairs at most.",
                 highlight=False,
             )
         if split == "train" and not entry["against"]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from verl_gsd.judge.openai_client import OpenAIClient
-from verl_gsd.judge.prompt import PROMPT_VERSION, build_messages, parse_score
+from verl_gsd.judge.prompt import PROMPT_VERSION, build_messages, digest, parse_score
 from verl_gsd.judge.scorer import HIGHEST, LOWEST, Question
 from verl_gsd.judge.settings import JudgeSettings
 
@@ -52,7 +52,9 @@ class OpenAIScorer:
         answer: Answer = JudgeSettings.default("answer"),
         max_tokens: int = 512,
     ) -> None:
-        served = " ".join(filter(None, (f"openai model={model} server={base_url.rstrip('/')}", facts)))
+        # A digest, because the identity is kept in the files of a distilled judge, which may be published.
+        server = digest(base_url.rstrip("/")).hex()[:12]
+        served = " ".join(filter(None, (f"openai model={model} server={server}", facts)))
         self.identity = f"{served} prompt={PROMPT_VERSION} answer={answer} temperature=0"
         self._options = _request_options(answer, max_tokens)
         self._client = OpenAIClient(base_url, model, api_key_env=api_key_env, timeout_s=timeout_s, retries=retries)

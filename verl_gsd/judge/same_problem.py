@@ -40,7 +40,7 @@ def problem_labels(texts: Sequence[str]) -> np.ndarray:
         for part in _parts(text_words, lengths_by_start):
             if part in parent:
                 parent[root(part)] = root(text_words)
-    labels = np.empty(len(texts), np.int64)
+    labels: np.ndarray = np.empty(len(texts), np.int64)
     rows_by_root: defaultdict[tuple[str, ...], list[int]] = defaultdict(list)
     for text_words, rows in rows_by_words.items():
         rows_by_root[root(text_words)] += rows

@@ -4,7 +4,8 @@
     DATA/NAME/.building_SPLIT/chunk_00000.parquet   the kept rows of CHUNK_ROWS source rows; metadata lists the others
     DATA/NAME/SPLIT.parquet                     all chunks together, made after the last chunk
 
-Chunks and the file are written atomically. Memory holds one chunk, and a short hash and the answer per distinct problem.
+Chunks and the file are written atomically. Memory holds one chunk, and per distinct problem a
+short hash and the answer.
 Only unusable rows are left out of the test split of a named data set, because published scores are means over all of
 its rows. Of a user's table, rows whose reference is not one answer are left out of the test split too.
 """
@@ -42,8 +43,8 @@ MAX_COMPARISONS = 2000
 
 #: Why a row is left out. The checks run in this order:
 #: unusable (no problem or no answer), the faults of a reference (``references.py``), duplicate (an earlier row has the
-#: same problem and an equal answer), conflicting (another row has the same problem with an answer that the verifier finds
-#: different), contaminated (an evaluation set has the problem), too_long (the prompt has too many tokens).
+#: same problem and an equal answer), conflicting (another row has the same problem with an answer that the verifier
+#: finds different), contaminated (an evaluation set has the problem), too_long (the prompt has too many tokens).
 Reason = Literal["duplicate", "conflicting", "contaminated", "too_long", "unusable"] | Fault
 
 _KEY, _ANSWER, _ROW, _TOKENS = "_key", "_answer", "_row", "_tokens"

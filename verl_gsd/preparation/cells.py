@@ -139,8 +139,8 @@ def _message(place: int, message: Any) -> Message:
     role = message.get("role") if isinstance(message, Mapping) else None
     if role not in ROLES or not isinstance(message.get("content"), str):
         raise ValueError(
-            f"message {place} of the chat (the first is 0) has role {role!r:.40}, or its content is not a text. Use the "
-            f"roles {', '.join(ROLES)}, and texts"
+            f"message {place} of the chat (the first is 0) has role {role!r:.40}, or its content is not a text. Use "
+            f"the roles {', '.join(ROLES)}, and texts"
         )
     return {"role": role, "content": message["content"]}
 

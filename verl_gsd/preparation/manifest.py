@@ -33,8 +33,9 @@ class PreparedDataset:
     Attributes:
         folder: DATA/NAME.
         splits: split -> its entry in the manifest: ``made_by`` (the version of verl-gsd), origin, settings, rows, read,
-            sha256, left_out, ``prompt_tokens`` (lengths of the kept prompts) and ``not_compared`` (rows, see
-            ``build.SplitCounts`` for both), and ``verifier``: the module whose ``compute_score`` verifies responses, null if a reward model judges them.
+            sha256, left_out, ``prompt_tokens`` (lengths of the kept prompts) and ``not_compared`` (rows; see
+            ``build.SplitCounts`` for both), and ``verifier``: the module whose ``compute_score`` verifies responses,
+            null if a reward model judges them.
     """
 
     folder: Path

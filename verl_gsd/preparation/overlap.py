@@ -65,8 +65,8 @@ class OverlapIndex:
     Runs of 13 words are those of GPT-3's report (arXiv 2005.14165); the other numbers are our choice.
 
     Near copies are searched for by anchors. Each change spoils at most one of a problem's disjoint runs of three words.
-    One run more than there may be changes is indexed, together with one number or letter of the problem. The rarest ones
-    are taken, so that few problems share them.
+    One run more than there may be changes is indexed, together with one number or letter of the problem. The rarest
+    ones are taken, so that few problems share them.
 
     Args:
         length: words per run.

@@ -31,9 +31,12 @@ _COMMAND_WITH_TEXT = r"\\(?:text|textbf|textit|textrm|mbox|mathrm|operatorname)\
 _IN_MATHS = re.compile(rf"{_COMMAND_WITH_TEXT}|(\\[A-Za-z]+|\d+|[A-Z]{{2,}}|[^\W\d_])")
 #: Commands that change only how a text looks.
 _LAYOUT = frozenset(
-    r"\displaystyle \textstyle \scriptstyle \left \right \middle \big \Big \bigg \Bigg \bigl \bigr \Bigl \Bigr \limits"
-    r" \nolimits \quad \qquad \text \textbf \textit \textrm \emph \mbox \mathrm \mathbf \mathit \boldsymbol"
-    r" \operatorname \ldots \cdots \dots \noindent".split()
+    {
+        *(r"\displaystyle", r"\textstyle", r"\scriptstyle", r"\left", r"\right", r"\middle", r"\limits", r"\nolimits"),
+        *(r"\big", r"\Big", r"\bigg", r"\Bigg", r"\bigl", r"\bigr", r"\Bigl", r"\Bigr", r"\quad", r"\qquad"),
+        *(r"\text", r"\textbf", r"\textit", r"\textrm", r"\emph", r"\mbox", r"\mathrm", r"\mathbf", r"\mathit"),
+        *(r"\boldsymbol", r"\operatorname", r"\ldots", r"\cdots", r"\dots", r"\noindent"),
+    }
 )
 _SYNONYMS = {
     **dict.fromkeys((r"\dfrac", r"\tfrac", r"\cfrac"), "frac"),
@@ -85,9 +88,11 @@ def words(text: str) -> list[str]:
         end = maths.end()
     tokens += _IN_TEXT.findall(_ENVIRONMENT.sub(" ", text[end:]))
     # One call of casefold is faster than one per word.
-    return " ".join(
-        _SYNONYMS.get(token, token.removeprefix("\\")) for token in tokens if token not in _LAYOUT
-    ).casefold().split()
+    return (
+        " ".join(_SYNONYMS.get(token, token.removeprefix("\\")) for token in tokens if token not in _LAYOUT)
+        .casefold()
+        .split()
+    )
 
 
 def drawings(text: str) -> list[str]:

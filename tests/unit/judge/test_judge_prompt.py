@@ -194,7 +194,9 @@ def test_scores_are_parsed(text, score):
     assert parse_score(text) == score
 
 
-@pytest.mark.parametrize("text", ["11", "-1", "-3", "score: 100", "9" * 4000, "11/10", "**-1**", "70.0", '{"score": 11}', '{"score": -1}'])
+@pytest.mark.parametrize(
+    "text", ["11", "-1", "-3", "score: 100", "9" * 4000, "11/10", "**-1**", "70.0", '{"score": 11}', '{"score": -1}']
+)
 def test_an_integer_off_the_scale_has_its_own_reason(text):
     with pytest.raises(JudgementError) as failure:
         parse_score(text)

@@ -79,7 +79,7 @@ def described(**entry):
 
 def test_two_servers_with_one_model_name_have_different_identities():
     big, small = (OpenAIScorer(f"http://{name}:8000/v1", "judge").identity for name in ("big", "small"))
-    assert big != small and "server=http://big:8000/v1" in big
+    assert big != small
     assert OpenAIScorer("http://big:8000/v1/", "judge").identity == big
     with HostileServer(listing(root="/models/a")) as one, HostileServer(listing(root="/models/a")) as other:
         identities = {build_scorer(JudgeSettings.of({"base_url": server.url})).identity for server in (one, other)}

@@ -47,7 +47,10 @@ def test_a_copy_with_any_one_word_changed_is_found(length):
         (r"Solve for $x$: $2x + 3y = 7$ and $y = 1$.", r"Solve for $x$: $2 x+3 y=7$ and $y=1$."),
         (r"What is $\dfrac{1}{2} \times \left( 3 + 4 \right)$?", r"What is $\frac12\times(3+4)$?"),
         ("What is 3 × 4 and 3 ≤ π?", r"What is $3 \times 4$ and $3 \leq \pi$?"),
-        ("Find the value of x² in the café at once.", "Find the value of $x^2$ in the cafe\N{COMBINING ACUTE ACCENT} at once."),
+        (
+            "Find the value of x² in the café at once.",
+            "Find the value of $x^2$ in the cafe\N{COMBINING ACUTE ACCENT} at once.",
+        ),
     ],
 )
 def test_a_copy_in_other_notation_is_found(evaluation, training):

@@ -108,7 +108,12 @@ def test_a_foreign_file_is_not_overwritten(tmp_path):
 
 def test_a_damaged_manifest_stops_only_its_own_data_set(tmp_path):
     file = lines(tmp_path / "t.jsonl", {"problem": "One?", "answer": "1"})
-    for content in ("{", f'{{"format": {FORMAT}}}', '{"format": 1, "splits": null}', '{"format": 1, "splits": ["test"]}'):
+    for content in (
+        "{",
+        f'{{"format": {FORMAT}}}',
+        '{"format": 1, "splits": null}',
+        '{"format": 1, "splits": ["test"]}',
+    ):
         (tmp_path / "data" / "other").mkdir(parents=True, exist_ok=True)
         (tmp_path / "data" / "other" / "manifest.json").write_text(content)
         assert "other/manifest.json: " in run(tmp_path, "mine", "--input", str(file)), content
