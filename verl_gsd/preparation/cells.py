@@ -29,11 +29,12 @@ def conversation(value: Any) -> tuple[tuple[Message, ...], str]:
     """
     earlier: tuple[Message, ...] = ()
     if isinstance(value, list):
-        last = max((place for place, message in enumerate(value) if _has_role(message, "user")), default=None)
+        roles = [message.get("role") if isinstance(message, Mapping) else None for message in value]
+        last = max((place for place, role in enumerate(roles) if role == "user"), default=None)
         earlier = tuple(_message(place, message) for place, message in enumerate(value[: last or 0]))
-        value = None if last is None else value[last]["content"]
+        value = None if last is None else value[last].get("content")
     if not isinstance(value, str) or not _is_visible(value):
-        raise ValueError("no problem. Use a text that is not empty, or a chat with a user message")
+        raise ValueError("no problem. Use a text that is not empty, or a chat whose last user message is one")
     return earlier, value.strip()
 
 

@@ -73,6 +73,14 @@ def test_a_message_that_a_prompt_cannot_keep_is_rejected(tmp_path, message):
     assert re.search(r"c\.jsonl, row 0\b.*column problem: message 1 of the chat.*system, user, assistant", said)
 
 
+def test_a_last_user_message_that_is_no_text_is_rejected(tmp_path):
+    """An earlier message must not become the problem."""
+    parts = {"role": "user", "content": [{"type": "text", "text": "What is x + 4?"}]}
+    file = chats(tmp_path / "c.jsonl", ([user("Let x be 5."), REPLY, parts], 9))
+    said = run(tmp_path, "mine", "--input", str(file), code=2)
+    assert "column problem: no problem. Use a text that is not empty, or a chat whose last user message is one" in said
+
+
 def test_a_named_data_set_with_several_turns_is_rejected(tmp_path):
     row = {"prompt": CHATS[2][0], "reward_model": {"ground_truth": "9"}}
     said = run(tmp_path, "dapo17k", "--input", str(lines(tmp_path / "c.jsonl", row)), code=2)
