@@ -12,6 +12,7 @@ from agent_rows import answer, services_of, watched
 from omegaconf import OmegaConf
 
 from verl_gsd.algorithms.dagrpo.judging import JudgeExtension, shared_prefix
+from verl_gsd.algorithms.dagrpo.reward_model import RewardModelScorer
 from verl_gsd.judge.scorer import JudgementError
 
 pytestmark = pytest.mark.usefixtures("queue")
@@ -204,7 +205,7 @@ def test_verls_reward_model_is_asked_through_its_own_workers():
 
     def asked(seconds=60):
         scorer = JudgeExtension({"scorer": "reward_model", "timeout_s": seconds}, services).make_scorer()
-        assert scorer.identity == "reward_model rm-7b"
+        assert scorer.identity == "reward_model rm-7b", "a name, of which nothing more is known"
         return asyncio.run(scorer.score(Question("3+8=", "11", "11")))
 
     worker = StubRewardWorker.remote([{"reward_score": 1.25}, {}, RuntimeError("broken")])
@@ -218,3 +219,16 @@ def test_verls_reward_model_is_asked_through_its_own_workers():
             assert failure.value.reason == reason
     finally:
         ray.kill(worker)
+
+
+def test_a_reward_model_that_was_trained_further_in_place_has_another_identity(tmp_path):
+    def identity():
+        return RewardModelScorer([], None, str(tmp_path), timeout_s=1).identity
+
+    assert identity() == f"reward_model {tmp_path}", "nothing is known about a folder without a config"
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"1" * 100)
+    before = identity()
+    assert before != f"reward_model {tmp_path}" and identity() == before
+    (tmp_path / "model.safetensors").write_bytes(b"2" * 100)
+    assert identity() != before

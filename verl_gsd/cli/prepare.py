@@ -73,7 +73,8 @@ def prepare(
     problem_column: Annotated[
         str | None,
         typer.Option(
-            help="Column of problems: texts, or chats, of which the last user message is used. Default: problem."
+            help="Column of problems: texts, or chats. Of a chat, the last user message is the problem, and earlier "
+            "messages are kept. Default: problem."
         ),
     ] = None,
     answer_column: Annotated[
@@ -248,6 +249,8 @@ def _prepare_with_progress(config: PrepareConfig) -> tuple[PreparedDataset, str 
 
 
 def _print_summary(dataset: PreparedDataset, first_prompt: str | None, config: PrepareConfig) -> None:
+    from verl_gsd.preparation.build import MAX_COMPARISONS
+
     table = Table("split", "rows", "read", "left out")
     for split in config.source.splits:
         entry = dataset.splits[split]
@@ -260,6 +263,12 @@ def _print_summary(dataset: PreparedDataset, first_prompt: str | None, config: P
                 markup=False,
                 highlight=False,
                 soft_wrap=True,
+            )
+        if entry["not_compared"]:
+            out.print(
+                f"{split}: the verifier did not compare the answers of {entry['not_compared']} of the conflicting "
+                f"rows, because it compares {MAX_COMPARISONS:,} pairs at most.",
+                highlight=False,
             )
         if split == "train" and not entry["against"]:
             out.print("The training problems were not compared with any evaluation set.", highlight=False)
@@ -318,7 +327,8 @@ def _print_first_rows(dataset: PreparedDataset, split: str) -> None:
 
     batch = next(pq.ParquetFile(dataset.file(split)).iter_batches(_EXAMPLES, columns=["prompt", "reward_model"]), None)
     for number, row in enumerate([] if batch is None else batch.to_pylist()):
-        question = row["prompt"][-1]["content"]
+        *earlier, last = row["prompt"]
+        question = "".join(f"{message['role']}: {message['content']}\n" for message in earlier) + last["content"]
         if number:  # the suffix is the same
             question = question[:_SHOWN_CHARACTERS] + ("..." if len(question) > _SHOWN_CHARACTERS else "")
         answer = (row["reward_model"] or {}).get("ground_truth")

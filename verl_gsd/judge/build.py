@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from verl_gsd.judge.prompt import digest
 from verl_gsd.judge.scorer import Scorer
 from verl_gsd.judge.settings import JudgeSettings, api_key
 
 #: Maximum time in seconds, and maximum size, of a server's list of models.
 LISTING_S = 10.0
 LISTING_BYTES = 1 << 20
+#: What identifies the weights and the context in a server's list of models. vLLM gives ``root`` (the model's path),
+#: ``parent`` (of a LoRA adapter) and ``max_model_len``.
+_FACTS = ("root", "parent", "max_model_len", "fingerprint", "system_fingerprint")
+_FACT_CHARACTERS = 300
+_DAY_S = 24 * 3600
 
 
 def build_scorer(settings: JudgeSettings) -> Scorer:
@@ -32,9 +40,11 @@ def build_scorer(settings: JudgeSettings) -> Scorer:
     if settings.scorer == "openai":
         from verl_gsd.judge.openai_scorer import OpenAIScorer
 
+        model = describe_model(settings)
         return OpenAIScorer(
             str(settings.base_url),
-            served_model(settings),
+            model.name,
+            facts=model.facts,
             api_key_env=settings.api_key_env,
             timeout_s=settings.timeout_s,
             retries=settings.retries,
@@ -45,7 +55,25 @@ def build_scorer(settings: JudgeSettings) -> Scorer:
     )
 
 
+@dataclass(frozen=True)
+class ServedModel:
+    """A model of a server.
+
+    Attributes:
+        name: its name on the server.
+        facts: what the server says about it and a cached score depends on, as ``name=value`` words. It may be empty.
+    """
+
+    name: str
+    facts: str = ""
+
+
 def served_model(settings: JudgeSettings) -> str:
+    """The name of the model that ``describe_model`` describes. Raises what it raises."""
+    return describe_model(settings).name
+
+
+def describe_model(settings: JudgeSettings) -> ServedModel:
     """``settings.model``, or the server's only model if that is None.
 
     Raises:
@@ -62,25 +90,26 @@ def served_model(settings: JudgeSettings) -> str:
         ) from None
     except openai.OpenAIError as error:
         if settings.model is not None and isinstance(error, openai.APIStatusError):
-            return settings.model  # the server answers, but does not list its models
+            return ServedModel(settings.model)  # the server answers, but does not list its models
         raise ValueError(
             f"{where}: no judge answers at this URL ({type(error).__name__}). Start a server, for example with vllm "
             "serve, or set scorer=stub for a first run without a server"
         ) from None
-    listed = ", ".join(model[:80] for model in models[:20]) or "none"
+    listed = ", ".join(model.name[:80] for model in models[:20]) or "none"
     if settings.model is None and len(models) == 1:
         return models[0]
     if settings.model is None:
         raise ValueError(f"model=null: the models of {settings.base_url} are: {listed}. Set model to one of them")
-    if settings.model not in models:
-        raise ValueError(
-            f"model={settings.model}: the models of {settings.base_url} are: {listed}. Set model to one of them"
-        )
-    return settings.model
+    for model in models:
+        if model.name == settings.model:
+            return model
+    raise ValueError(
+        f"model={settings.model}: the models of {settings.base_url} are: {listed}. Set model to one of them"
+    )
 
 
-def _list_models(settings: JudgeSettings) -> list[str]:
-    """The names of the server's models. Time and size are limited, and entries that are not names are left out.
+def _list_models(settings: JudgeSettings) -> list[ServedModel]:
+    """The server's models. Time and size are limited, and entries without a name are left out.
 
     Raises:
         openai.OpenAIError: there is no answer, or it cannot be parsed.
@@ -108,8 +137,29 @@ def _list_models(settings: JudgeSettings) -> list[str]:
                     raise openai.OpenAIError("the list of models is too long or too slow")
     try:
         entries = json.loads(body)["data"]
-        names = [entry["id"] for entry in entries]
+        named = [(entry["id"], entry) for entry in entries]
     except (ValueError, TypeError, KeyError, RecursionError):
         raise openai.OpenAIError("the answer is not a list of models") from None
     # isprintable() excludes terminal control characters and lone surrogates.
-    return [name for name in names if isinstance(name, str) and name and name.isprintable()]
+    return [
+        ServedModel(name, _facts(entry, time.time()))
+        for name, entry in named
+        if isinstance(name, str) and name and name.isprintable()
+    ]
+
+
+def _facts(entry: dict[str, Any], now: float) -> str:
+    """The facts of an entry in the list of models, as in ``ServedModel``.
+
+    ``created`` counts only if it is more than a day old. Some servers set it to the time of the request, as vLLM does,
+    or to the time of their start. It would then differ for the same weights.
+    """
+    facts = {name: entry[name] for name in _FACTS if isinstance(entry.get(name), str | int)}
+    created = entry.get("created")
+    if isinstance(created, int) and 0 < created < now - _DAY_S:
+        facts["created"] = created
+    # JSON in ASCII is one line without control characters. A long text is shortened to its digest.
+    texts = {name: json.dumps(value) for name, value in facts.items()}
+    return " ".join(
+        f"{name}={text if len(text) <= _FACT_CHARACTERS else digest(text).hex()}" for name, text in texts.items()
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 import sqlite3
 import threading
 import zlib
@@ -47,6 +48,9 @@ _DELETE_OLDEST = (
     "DELETE FROM judgement WHERE rowid IN"
     " (SELECT rowid FROM judgement ORDER BY used LIMIT (SELECT max(1, count(*) / 50) FROM judgement))"
 )
+
+#: The identities of ``OpenAIScorer`` in earlier versions.
+_WITHOUT_SERVER = re.compile(r"openai model=(?!.* server=).* prompt=")
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +103,7 @@ class ScoreCache:
         journal = _journal_mode(path)
         self._is_shared = journal != "wal"  # several hosts may have the file open
         self._writer, self._reader = _open(path, journal)
+        self._warn_of_scores_without_server()
 
     def get(self, identity: str, question: Question) -> float | None:
         """The score that the scorer ``identity`` gave, or None. Writes nothing to the file."""
@@ -199,6 +204,20 @@ class ScoreCache:
                     sleep(perf_counter() - start)
         except sqlite3.Error as error:
             self._handle_error(error)
+
+    def _warn_of_scores_without_server(self) -> None:
+        """Say once that scores of earlier versions are not reused: until the file has a newer score than theirs."""
+        try:
+            newest = self._reader.execute("SELECT texts FROM judgement ORDER BY rowid DESC LIMIT 1").fetchone()
+        except sqlite3.Error:  # the first use of the file handles it
+            return
+        unpacked = _unpack(newest[0]) if newest else None
+        if unpacked and _WITHOUT_SERVER.match(unpacked[0]):
+            logger.warning(
+                "%s: its scores by servers stay in the file but are not reused. An earlier version of verl-gsd stored "
+                "them, without the server's URL",
+                self._path,
+            )
 
     def _size(self) -> int:
         """Bytes of the pages in use."""

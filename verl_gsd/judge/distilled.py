@@ -18,6 +18,7 @@ import numpy as np
 from verl_gsd.judge.agreement import measure_agreement
 from verl_gsd.judge.encoder import Encoder
 from verl_gsd.judge.head import HEAD, DistilledJudge, Head, load_distilled
+from verl_gsd.judge.same_problem import problem_labels
 from verl_gsd.judge.scorer import HIGHEST, LOWEST, JudgementError, Question
 
 MIN_JUDGEMENTS, MIN_PROBLEMS = 50, 5
@@ -35,6 +36,8 @@ def fit(
 ) -> DistilledJudge:
     """Fit a head on four fifths of the problems and measure its agreement on the others. Deterministic.
 
+    Texts that differ only around the problem, as by a suffix, are one problem (``same_problem.py``).
+
     Args:
         judgements: questions and scores on the scale of 0 to 10, all by one judge.
         judge: that judge's identity.
@@ -45,11 +48,11 @@ def fit(
             or the encoder's hidden states are not finite.
     """
     scores = np.array([score for _, score in judgements], float)
-    keys = {question.problem: number for number, (question, _) in enumerate(judgements)}
-    problem = np.array([keys[question.problem] for question, _ in judgements], np.int64)
-    if len(scores) < MIN_JUDGEMENTS or len(keys) < MIN_PROBLEMS:
+    problem = problem_labels([question.problem for question, _ in judgements])
+    n_problems = len(np.unique(problem))
+    if len(scores) < MIN_JUDGEMENTS or n_problems < MIN_PROBLEMS:
         raise ValueError(
-            f"{len(scores)} judgements on {len(keys)} problems are too few. At least {MIN_JUDGEMENTS} judgements on "
+            f"{len(scores)} judgements on {n_problems} problems are too few. At least {MIN_JUDGEMENTS} judgements on "
             f"{MIN_PROBLEMS} problems are needed. Let the judge score more responses: a run with a judge, and "
             "verl-gsd judge score FILE --cache PATH, both fill the cache"
         )

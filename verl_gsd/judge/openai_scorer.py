@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from verl_gsd.judge.openai_client import OpenAIClient
-from verl_gsd.judge.prompt import PROMPT_VERSION, build_messages, parse_score
+from verl_gsd.judge.prompt import PROMPT_VERSION, build_messages, digest, parse_score
 from verl_gsd.judge.scorer import HIGHEST, LOWEST, Question
 from verl_gsd.judge.settings import JudgeSettings
 
@@ -26,6 +26,7 @@ class OpenAIScorer:
     Args:
         base_url: URL of the API, for example http://localhost:8000/v1.
         model: the model's name on the server.
+        facts: what the server says about the model (``build.describe_model``).
         api_key_env: the environment variable that holds the key. It may be unset if the server needs no key.
         timeout_s: maximum seconds per call, from connecting to the last byte.
         retries: maximum number of calls after the first one.
@@ -44,13 +45,17 @@ class OpenAIScorer:
         base_url: str,
         model: str,
         *,
+        facts: str = "",
         api_key_env: str = JudgeSettings.default("api_key_env"),
         timeout_s: float = JudgeSettings.default("timeout_s"),
         retries: int = JudgeSettings.default("retries"),
         answer: Answer = JudgeSettings.default("answer"),
         max_tokens: int = 512,
     ) -> None:
-        self.identity = f"openai model={model} prompt={PROMPT_VERSION} answer={answer} temperature=0"
+        # A digest, because the identity is kept in the files of a distilled judge, which may be published.
+        server = digest(base_url.rstrip("/")).hex()[:12]
+        served = " ".join(filter(None, (f"openai model={model} server={server}", facts)))
+        self.identity = f"{served} prompt={PROMPT_VERSION} answer={answer} temperature=0"
         self._options = _request_options(answer, max_tokens)
         self._client = OpenAIClient(base_url, model, api_key_env=api_key_env, timeout_s=timeout_s, retries=retries)
 

@@ -20,7 +20,11 @@ VERDICT_VERSION = "verdict_v1"
 #: Only this many characters at the end of an answer are parsed.
 _TAIL = 4096
 _VERDICT = re.compile(r"(?:verdict\s*:\s*)?[*]*(correct|incorrect)[*]*\.?[*]*", re.ASCII | re.IGNORECASE)
-_GRADE = re.compile(r"(?:score\s*:\s*)?(-?[0-9]+)", re.ASCII | re.IGNORECASE)
+#: An integer, also as 7/10, 7.0 or in bold. Stars are limited, so that matching takes linear time.
+_GRADE = re.compile(
+    r"\*{0,3}(?:score\*{0,3}\s*:\*{0,3}\s*\*{0,3})?(-?[0-9]+)(?:\.0+)?\*{0,3}(?:\s*/\s*10)?\*{0,3}\.?\*{0,3}",
+    re.ASCII | re.IGNORECASE,
+)
 #: Where a chat template's control token may begin: <|im_end|>, </s>, [/INST], <-hist->. If a text spells one out, the
 #: tokenizer would treat it as a real control token, and the text after it would no longer belong to the user's message.
 #: A bracket is left alone only where ordinary text has it: before white space, in <=, <>, << and "<- ", in [], and
@@ -64,6 +68,9 @@ def build_messages(question: Question, version: str = PROMPT_VERSION) -> list[di
 
 def parse_score(text: str) -> float:
     """The score in a judge's answer: a last line with only an integer or ``score: N``, or the "score" of a JSON object.
+
+    In the last line, the integer may be in bold, have only zeros after its point, be of ten (``7/10``), and be followed
+    by a full stop.
 
     Raises:
         JudgementError: "unreadable" if there is no such integer, "off_scale" if it is outside 0..10.

@@ -4,18 +4,19 @@
     DATA/NAME/.building_SPLIT/chunk_00000.parquet   the kept rows of CHUNK_ROWS source rows; metadata lists the others
     DATA/NAME/SPLIT.parquet                     all chunks together, made after the last chunk
 
-Chunks and the file are written atomically. Memory holds one chunk, and two short hashes per distinct problem.
+Chunks and the file are written atomically. Memory holds one chunk, and per distinct problem a
+short hash and the answer.
 Only unusable rows are left out of the test split of a named data set, because published scores are means over all of
 its rows. Of a user's table, rows whose reference is not one answer are left out of the test split too.
 """
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import math
 import shutil
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -30,23 +31,28 @@ from verl_gsd.preparation.chats import ChatTemplate
 from verl_gsd.preparation.item import Item, file_schema, verl_row
 from verl_gsd.preparation.overlap import OverlapIndex
 from verl_gsd.preparation.references import Fault, reference_fault
-from verl_gsd.preparation.sources import Row, Source
+from verl_gsd.preparation.sources import MATHS, Row, Source
+from verl_gsd.tasks import maths
 from verl_gsd.tasks.plain import canonical
 from verl_gsd.writing import atomic_write
 
 #: Source rows per chunk.
 CHUNK_ROWS = 5000
+#: Pairs of answers of one split that the verifier compares. A pair takes some 0.1 s, and 4 s at most.
+MAX_COMPARISONS = 2000
 
 #: Why a row is left out. The checks run in this order:
 #: unusable (no problem or no answer), the faults of a reference (``references.py``), duplicate (an earlier row has the
-#: same problem and answer), conflicting (another row has the same problem with another answer), contaminated (an
-#: evaluation set has the problem), too_long (the prompt has too many tokens).
+#: same problem and an equal answer), conflicting (another row has the same problem with an answer that the verifier
+#: finds different), contaminated (an evaluation set has the problem), too_long (the prompt has too many tokens).
 Reason = Literal["duplicate", "conflicting", "contaminated", "too_long", "unusable"] | Fault
 
 _KEY, _ANSWER, _ROW, _TOKENS = "_key", "_answer", "_row", "_tokens"
 _METADATA = b"verl_gsd.preparation"
 #: Characters of a faulty reference that the list of rows left out has.
 _SHOWN_CHARACTERS = 80
+#: The detail of a conflicting row whose answers were not compared.
+_NOT_COMPARED = "not compared by the verifier"
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,8 @@ class FilterRules:
 class SplitCounts:
     """How many rows of a split were read, kept, and left out per reason; contaminated rows also per evaluation set.
 
+    ``not_compared`` is the number of conflicting rows whose answers the verifier did not compare, because it had
+    compared ``MAX_COMPARISONS`` pairs before.
     ``prompt_tokens`` has the median, the 99th percentile (``p99``) and the maximum (``longest``) of the kept prompts'
     lengths in tokens, with the chat template. It is empty without a template.
     """
@@ -85,6 +93,7 @@ class SplitCounts:
     left_out: Counter[str] = field(default_factory=Counter)
     by_set: Counter[str] = field(default_factory=Counter)
     prompt_tokens: dict[str, int] = field(default_factory=dict)
+    not_compared: int = 0
 
 
 @dataclass
@@ -96,8 +105,9 @@ class _Chunk:
         rows: the kept rows.
         left_out: (row number, reason, detail) of the other rows; duplicates are only counted.
         duplicates: the number of duplicates.
-        left_out_keys: (key, answer) in hexadecimal of problems that are left out and may occur again.
+        left_out_keys: (key in hexadecimal, answer) of problems that are left out and may occur again.
         conflicting_keys: keys of problems with two answers.
+        comparisons: the number of pairs of answers that the verifier compared.
         indices: (index, row number) if the source has indices of its own.
         first_by_box: the first row whose answer is boxed, and the first whose answer is bare. Only for sources that
             report this.
@@ -109,6 +119,7 @@ class _Chunk:
     duplicates: int = 0
     left_out_keys: list[tuple[str, str]] = field(default_factory=list)
     conflicting_keys: list[str] = field(default_factory=list)
+    comparisons: int = 0
     indices: list[tuple[int, int]] = field(default_factory=list)
     first_by_box: dict[str, int] = field(default_factory=dict)
 
@@ -140,7 +151,9 @@ class SplitBuilder:
         self._settings = json.dumps({"chunk": CHUNK_ROWS, "first_index": first_index, **settings}, sort_keys=True)
         self._building = folder / f".building_{split}"
         self._file = folder / f"{split}.parquet"
-        self._answer_by_problem: dict[bytes, bytes] = {}
+        self._answer_by_problem: dict[bytes, str] = {}
+        self._conflicting: set[bytes] = set()
+        self._comparisons = 0
         self._row_by_index: dict[int, int] = {}  # the source's own indices
 
     def build(self, rows: Callable[[int], Iterator[Row]], on_chunk: Callable[[int, int], None]) -> Path:
@@ -192,6 +205,7 @@ class SplitBuilder:
             counts.left_out["conflicting"] += dropped
             counts.left_out.update(reason for _, reason, _ in metadata["others"])
             counts.by_set.update(detail for _, reason, detail in metadata["others"] if reason == "contaminated")
+            counts.not_compared += sum(detail == _NOT_COMPARED for _, _, detail in metadata["others"])
         if lengths:
             median, p99, longest = (math.ceil(np.quantile(lengths, share)) for share in (0.5, 0.99, 1))
             counts.prompt_tokens = {"median": median, "p99": p99, "longest": longest}
@@ -223,8 +237,9 @@ class SplitBuilder:
             metadata, table = _read_metadata(path), pq.read_table(path, columns=[_KEY, _ANSWER])
             kept = zip(table.column(_KEY).to_pylist(), table.column(_ANSWER).to_pylist(), strict=True)
             self._answer_by_problem.update(kept)
-            left_out = ((bytes.fromhex(key), bytes.fromhex(answer)) for key, answer in metadata["known"])
-            self._answer_by_problem.update(left_out)
+            self._answer_by_problem.update((bytes.fromhex(key), answer) for key, answer in metadata["known"])
+            self._conflicting.update(map(bytes.fromhex, metadata["conflicting"]))
+            self._comparisons += metadata["comparisons"]
             self._row_by_index.update(metadata["indices"])
             metadata_by_chunk.append(metadata | {"kept": len(table)})
         return metadata_by_chunk
@@ -262,21 +277,16 @@ class SplitBuilder:
             chunk.indices.append((index, number))
         if item.boxed is not None:
             chunk.first_by_box.setdefault("boxed" if item.boxed else "bare", number)
-        key, answer = item.key(), _digest(canonical(item.answer))
+        # Two summaries of a post do not conflict: only a verified answer has one right value.
+        key, answer = item.key(), item.answer if self._source.verifier else ""
         if self._split != "test":
-            earlier_answer = self._answer_by_problem.get(key)
-            # Two summaries of a post do not conflict: only a verified answer has one right value.
-            if earlier_answer == answer or (earlier_answer is not None and self._source.verifier is None):
-                chunk.duplicates += 1
-                return
-            if earlier_answer is not None:
-                chunk.conflicting_keys.append(key.hex())
-                chunk.left_out.append((number, "conflicting", ""))
+            if (earlier_answer := self._answer_by_problem.get(key)) is not None:
+                self._add_repeated(number, key, earlier_answer, answer, chunk)
                 return
             self._answer_by_problem[key] = answer
-            if self._rules.overlap and (evaluation_set := self._rules.overlap.find(item.problem)):
+            if self._rules.overlap and (evaluation_set := self._rules.overlap.find(item.asked())):
                 chunk.left_out.append((number, "contaminated", evaluation_set))
-                chunk.left_out_keys.append((key.hex(), answer.hex()))
+                chunk.left_out_keys.append((key.hex(), answer))
                 return
         row = verl_row(
             item,
@@ -291,9 +301,28 @@ class SplitBuilder:
             tokens, limit = len(self._rules.template.tokens(row["prompt"])), self._rules.max_prompt_tokens
             if limit is not None and tokens > limit and self._split != "test":
                 chunk.left_out.append((number, "too_long", f"{tokens} tokens"))
-                chunk.left_out_keys.append((key.hex(), answer.hex()))
+                chunk.left_out_keys.append((key.hex(), answer))
                 return
         chunk.rows.append(row | {_KEY: key, _ANSWER: answer, _ROW: number, _TOKENS: tokens})
+
+    def _add_repeated(self, number: int, key: bytes, earlier_answer: str, answer: str, chunk: _Chunk) -> None:
+        """Leave out a row whose problem an earlier row has: as a duplicate, or as conflicting if the answers differ."""
+        detail = ""
+        if _comparable(earlier_answer) == _comparable(answer):
+            chunk.duplicates += 1
+            return
+        if key not in self._conflicting and self._source.verifier == MATHS:
+            if self._comparisons < MAX_COMPARISONS:
+                self._comparisons += 1
+                chunk.comparisons += 1
+                if _verifier_accepts(earlier_answer, answer) or _verifier_accepts(answer, earlier_answer):
+                    chunk.duplicates += 1
+                    return
+            else:
+                detail = _NOT_COMPARED
+        self._conflicting.add(key)
+        chunk.conflicting_keys.append(key.hex())
+        chunk.left_out.append((number, "conflicting", detail))
 
     def _claim_index(self, index: int, number: int) -> None:
         """Reserve one of the source's own indices for a row; no other row may have it."""
@@ -325,12 +354,13 @@ class SplitBuilder:
             "read": chunk.read,
             "duplicates": chunk.duplicates,
             "conflicting": chunk.conflicting_keys,
+            "comparisons": chunk.comparisons,
             "others": chunk.left_out,
             "known": chunk.left_out_keys,
             "indices": chunk.indices,
             "boxes": chunk.first_by_box,
         }
-        kinds = {_KEY: pa.binary(16), _ANSWER: pa.binary(8), _ROW: pa.int64(), _TOKENS: pa.int64()}
+        kinds = {_KEY: pa.binary(16), _ANSWER: pa.string(), _ROW: pa.int64(), _TOKENS: pa.int64()}
         bookkeeping = [pa.field(name, kind) for name, kind in kinds.items()]
         columns = pa.schema([*self._schema, *bookkeeping], metadata={_METADATA: json.dumps(metadata)})
         path = self._building / f"chunk_{number:05d}.parquet"
@@ -359,5 +389,11 @@ def _read_metadata(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def _digest(text: str) -> bytes:
-    return hashlib.blake2b("".join(text.split()).encode(), digest_size=8).digest()
+def _comparable(answer: str) -> str:
+    """Equal texts for answers that are equal without the verifier: numbers in other notation, and other white space."""
+    return "".join(canonical(unicodedata.normalize("NFC", answer)).split())
+
+
+def _verifier_accepts(answer: str, reference: str) -> bool:
+    """Whether a response with ``answer`` counts as right if the reference is ``reference``."""
+    return maths.compute_score("", rf"\boxed{{{answer}}}", reference)["acc"] == 1.0

@@ -14,18 +14,36 @@ from typing import Any
 
 from verl_gsd.tasks.answers import final_answer, has_announcement, last_boxed
 
+#: A message of a chat: its role and its content.
+Message = dict[str, str]
+#: Who can speak before a problem.
+ROLES = ("system", "user", "assistant")
 #: A longer text without a box is taken for a solution that has no answer. In characters.
 _MAX_UNBOXED_CHARACTERS = 300
 
 
-def problem(value: Any) -> str:
-    """A text, or the last user message of a chat."""
+def conversation(value: Any) -> tuple[tuple[Message, ...], str]:
+    """The messages before a problem, and the problem: a text, or the last user message of a chat.
+
+    Messages after the last user message are solutions, and are left out.
+    """
+    earlier: tuple[Message, ...] = ()
     if isinstance(value, list):
-        user_messages = [message["content"] for message in value if _has_role(message, "user")]
-        value = user_messages[-1] if user_messages else None
+        roles = [message.get("role") if isinstance(message, Mapping) else None for message in value]
+        last = max((place for place, role in enumerate(roles) if role == "user"), default=None)
+        earlier = tuple(_message(place, message) for place, message in enumerate(value[: last or 0]))
+        value = None if last is None else value[last].get("content")
     if not isinstance(value, str) or not _is_visible(value):
-        raise ValueError("no problem. Use a text that is not empty, or a chat with a user message")
-    return value.strip()
+        raise ValueError("no problem. Use a text that is not empty, or a chat whose last user message is one")
+    return earlier, value.strip()
+
+
+def problem(value: Any) -> str:
+    """A text, or the only user message of a chat. A system message is left out."""
+    earlier, text = conversation(value)
+    if any(message["role"] != "system" for message in earlier):
+        raise ValueError("the chat has several turns. Prepare this data set as a table of your own, with --input")
+    return text
 
 
 def text(value: Any) -> str:
@@ -115,6 +133,17 @@ def parse_list_literal(value: Any) -> Any:
 def _is_visible(value: str) -> bool:
     """Whether a text has any visible character: zero-width spaces and direction marks do not count."""
     return any(not character.isspace() and unicodedata.category(character) not in ("Cf", "Cc") for character in value)
+
+
+def _message(place: int, message: Any) -> Message:
+    """A message before the problem, with its role and text alone."""
+    role = message.get("role") if isinstance(message, Mapping) else None
+    if role not in ROLES or not isinstance(message.get("content"), str):
+        raise ValueError(
+            f"message {place} of the chat (the first is 0) has role {role!r:.40}, or its content is not a text. Use "
+            f"the roles {', '.join(ROLES)}, and texts"
+        )
+    return {"role": role, "content": message["content"]}
 
 
 def _has_role(message: Any, role: str) -> bool:

@@ -52,7 +52,7 @@ class ChatTemplate:
         """The prompt as the model reads it, as text.
 
         Raises:
-            ValueError: the template rejects the chat, drops the user's text, or does not open the assistant's turn.
+            ValueError: the template rejects the chat, drops a message, or does not open the assistant's turn.
         """
         try:
             without_turn, prompt = (
@@ -63,8 +63,11 @@ class ChatTemplate:
             )
         except Exception as error:  # a template is a program of its author and can raise anything
             raise ValueError(f"{self._label}: its chat template rejects the prompt: {error}") from error
-        if chat[-1]["content"].strip() not in prompt:
-            raise ValueError(f"{self._label}: its chat template drops the problem's text. Use another template")
+        for message in chat:
+            # Templates may drop an assistant's reasoning in earlier turns.
+            if message["role"] != "assistant" and message["content"].strip() not in prompt:
+                text = "problem's text" if message is chat[-1] else f"{message['role']}'s message"
+                raise ValueError(f"{self._label}: its chat template drops the {text}. Use another template")
         if prompt == without_turn:
             raise ValueError(
                 f"{self._label}: its chat template does not open the assistant's turn "

@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 from verl_gsd.preparation import manifest
 from verl_gsd.preparation.build import FilterRules, SplitBuilder
 from verl_gsd.preparation.chats import ChatTemplate
+from verl_gsd.preparation.item import turns
 from verl_gsd.preparation.manifest import FORMAT, LEFT_OUT, PreparedDataset
 from verl_gsd.preparation.overlap import OverlapIndex
 from verl_gsd.preparation.reading import Origin, locate, read_rows, sha256
@@ -222,8 +223,9 @@ def _row_reader(source: Source, origin: Origin) -> Callable[[int], Iterator[Row]
 
 def _problems(path: Path, suffix: str) -> Iterator[str]:
     """The questions of a prepared file, without their options and the suffix."""
-    for prompt in pq.read_table(path, columns=["prompt"]).column(0).to_pylist():
-        yield prompt[-1]["content"].removesuffix(suffix).split("\n\nA. ")[0]
+    for *earlier, last in pq.read_table(path, columns=["prompt"]).column(0).to_pylist():
+        question = last["content"].removesuffix(suffix).split("\n\nA. ")[0]
+        yield turns([*earlier, {"role": last["role"], "content": question}])
 
 
 def _first_prompt(path: Path) -> list[dict[str, str]]:
@@ -243,6 +245,7 @@ def _counts_entry(config: PrepareConfig, split: str, builder: SplitBuilder, file
         "rows": counts.kept,
         "left_out": {reason: n for reason, n in sorted(counts.left_out.items()) if n},
         "contaminated_by_set": dict(sorted(counts.by_set.items())),
+        "not_compared": counts.not_compared,
         "prompt_tokens": counts.prompt_tokens,
         "sha256": sha256(file),
     }

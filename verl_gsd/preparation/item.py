@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import random
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
+
+from verl_gsd.preparation.cells import Message
+from verl_gsd.preparation.words import identity_text
 
 #: The text after every problem: that of arXiv 2601.08521, and our variant of it for problems with options.
 BOXED = r" Let's think step by step and output the final answer within \boxed{}."
@@ -35,6 +38,7 @@ class Item:
 
     Attributes:
         problem: the question, without instructions on how to answer.
+        earlier: the messages of a chat before the question.
         answer: the reference answer in LaTeX; for a problem with options, the text of the right option.
         options: the texts of the options, the right one first; empty if the answer is free.
         demonstration: an expert's responses.
@@ -52,10 +56,12 @@ class Item:
     index: int | None = None
     level: str | None = None
     boxed: bool | None = None
+    earlier: tuple[Message, ...] = ()
 
     def check_encodable(self) -> None:
         """Raise ValueError if a text cannot be stored as UTF-8: JSON can spell out a lone surrogate."""
-        for text in (self.problem, self.answer, *self.options, *(self.demonstration or ())):
+        earlier = (message["content"] for message in self.earlier)
+        for text in (self.problem, self.answer, *self.options, *(self.demonstration or ()), *earlier):
             try:
                 text.encode()
             except UnicodeEncodeError as error:
@@ -64,9 +70,17 @@ class Item:
                 ) from None
 
     def key(self) -> bytes:
-        """A 16-byte hash of the question and its options; case, white space and the order of options do not matter."""
-        question = "\0".join((self.problem, *sorted(self.options)))
-        return hashlib.blake2b(" ".join(question.split()).casefold().encode(), digest_size=16).digest()
+        """A 16-byte hash of the messages, the question and its options, as ``words.identity_text`` writes them.
+
+        The order of the options does not matter.
+        """
+        earlier = (f"{message['role']} {message['content']}" for message in self.earlier)
+        texts = map(identity_text, (*earlier, self.problem, *sorted(self.options)))
+        return hashlib.blake2b("\0".join(texts).encode(), digest_size=16).digest()
+
+    def asked(self) -> str:
+        """What is compared with evaluation problems: the question, and the earlier turns of its chat."""
+        return turns([*self.earlier, {"role": "user", "content": self.problem}])
 
 
 def file_schema(
@@ -97,12 +111,17 @@ def verl_row(item: Item, *, data_source: str, index: int, split: str, suffix: st
         question, truth = "\n".join((question + "\n", *lines)), letters[order.index(0)]
     return {
         "data_source": data_source,
-        "prompt": [{"role": "user", "content": question + suffix}],
+        "prompt": [*item.earlier, {"role": "user", "content": question + suffix}],
         "reward_model": {"style": style, "ground_truth": truth},
         "extra_info": {"index": index, "split": split, "level": item.level},
         "demonstration": item.demonstration,
         **item.extra_columns,
     }
+
+
+def turns(chat: Iterable[Message]) -> str:
+    """The text of a chat without its system message, which many chats share."""
+    return "\n".join(message["content"] for message in chat if message["role"] != "system")
 
 
 def option_order(question: str, count: int) -> Sequence[int]:

@@ -21,7 +21,7 @@ MANIFEST, LEFT_OUT = "manifest.json", "left_out_{split}.jsonl"
 #: ``--against none`` means no set, and ``model`` is a folder beside the benchmarks in an evaluation's output.
 _RESERVED = {"none", "model"}
 #: The manifest's format. Increase it whenever the same source gives other rows.
-FORMAT = 2
+FORMAT = 3
 #: A module with a verifier of this package. The manifest may come from somebody else and must not name other code.
 _VERIFIER = re.compile(r"verl_gsd\.tasks\.[a-z_]+")
 
@@ -33,8 +33,9 @@ class PreparedDataset:
     Attributes:
         folder: DATA/NAME.
         splits: split -> its entry in the manifest: ``made_by`` (the version of verl-gsd), origin, settings, rows, read,
-            sha256, left_out, ``prompt_tokens`` (lengths of the kept prompts, see ``build.SplitCounts``), and
-            ``verifier``: the module whose ``compute_score`` verifies responses, null if a reward model judges them.
+            sha256, left_out, ``prompt_tokens`` (lengths of the kept prompts) and ``not_compared`` (rows; see
+            ``build.SplitCounts`` for both), and ``verifier``: the module whose ``compute_score`` verifies responses,
+            null if a reward model judges them.
     """
 
     folder: Path

@@ -1,35 +1,72 @@
-"""Finds training problems that an evaluation set contains too, by the runs of words they share."""
+"""Finds training problems that an evaluation set contains too, by the words they share."""
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+from verl_gsd.preparation.words import drawings, is_fixed, words
 
 #: The share of an evaluation problem's runs that a training problem must have to count as a copy. A single run may be
 #: a phrase that many problems end with ("where m and n are relatively prime positive integers, find m + n").
 SHARE = 0.5
 #: An evaluation problem of fewer words is not searched for inside longer problems: "What is 1 + 1?" would be found.
 SHORTEST = 6
+#: One word in this many may be changed, and at least one.
+WORDS_PER_CHANGE = 10
+#: The place of a fixed word in the index of a problem that has none.
+_NOTHING_FIXED = ""
+#: Words per anchor. An evaluation problem of at least ``SHORTEST`` words has two anchors that do not overlap.
+_ANCHOR_WORDS = 3
 
-#: A word is a run of letters and digits. In scripts without spaces between words, each character is one.
-_WORD = re.compile(r"[㐀-鿿぀-ヿ]|[^\W_㐀-鿿぀-ヿ]+")
-#: The code of a drawing begins alike in all problems that have one.
-_DRAWING = re.compile(r"\[asy\].*?\[/asy\]", re.DOTALL | re.IGNORECASE)
+#: A run -> a fixed word -> (number of the problem, the run's offset in it).
+_Anchors = dict[tuple[str, ...], dict[str, list[tuple[int, int]]]]
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """An evaluation problem.
+
+    Attributes:
+        set_name: the evaluation set.
+        words: its words in order.
+        distinct: the same without order.
+        fixed: its numbers and letters (``words.is_fixed``).
+        changes: the number of words that may differ in a near copy.
+        runs: the number of its distinct runs; 0 if it is shorter than a run.
+    """
+
+    set_name: str
+    words: list[str]
+    distinct: frozenset[str]
+    fixed: frozenset[str]
+    changes: int
+    runs: int
 
 
 class OverlapIndex:
-    """An index of evaluation problems by their runs of ``length`` words.
+    """An index of evaluation problems by their words (``words.words``) and by their runs of ``length`` words.
 
-    A training problem overlaps with an evaluation problem in one of three cases:
+    A training problem overlaps with an evaluation problem in one of these cases:
 
-    - It has at least ``SHARE`` of the evaluation problem's runs.
+    - It has at least ``SHARE`` of the evaluation problem's runs, and no number has another in its place.
     - The evaluation problem has fewer than ``length`` words, and the training problem contains it as a whole.
+    - The training problem is a near copy: one word in ``WORDS_PER_CHANGE`` is changed, inserted or left out, but no
+      number and no letter of a formula. An evaluation problem of at least ``length`` words may be surrounded by other
+      text.
     - The evaluation problem has fewer than ``SHORTEST`` words, and the training problem consists of the same words.
 
-    Case, white space, punctuation, LaTeX's signs and drawings are ignored. This finds copies with the same numbers. It
-    finds neither paraphrases nor the same problem with other numbers. Runs of 13 words are those of GPT-3's report
-    (arXiv 2005.14165); the share is our choice.
+    Drawings are ignored, unless a problem without its drawings has fewer than ``length`` words. Then they count as one
+    word each.
+
+    This finds copies with the same numbers. It finds neither paraphrases nor the same problem with other numbers.
+    Runs of 13 words are those of GPT-3's report (arXiv 2005.14165); the other numbers are our choice.
+
+    Near copies are searched for by anchors. Each change spoils at most one of a problem's disjoint runs of three words.
+    One run more than there may be changes is indexed, together with one number or letter of the problem. The rarest
+    ones are taken, so that few problems share them.
 
     Args:
         length: words per run.
@@ -39,54 +76,135 @@ class OverlapIndex:
         if length < 2:
             raise ValueError(f"--overlap-words {length} is too small. Use 2 or more; the default is 13")
         self._length = length
-        self._set_names: list[str] = []  # per evaluation problem
-        self._run_counts: list[int] = []  # distinct runs per evaluation problem
+        self._problems: list[_Problem] = []
         self._problems_by_run: defaultdict[int, list[int]] = defaultdict(list)
-        self._short_problems: dict[tuple[int, int], str] = {}  # (words, hash of the words) -> set
-        self._shortest_problems: dict[int, str] = {}  # hash of the words -> set
+        self._shortest_problems: dict[tuple[str, ...], int] = {}
+        self._anchors: _Anchors | None = None
 
     def add(self, name: str, problems: Iterable[str]) -> None:
         """Add the problems of evaluation set ``name``. If two sets have a problem, ``find`` returns the first set."""
+        self._anchors = None
         for problem in problems:
-            words = _words(problem)
-            if len(words) < SHORTEST:
-                self._shortest_problems.setdefault(_hash(words), name)
-            elif len(words) < self._length:
-                self._short_problems.setdefault((len(words), _hash(words)), name)
-            else:
-                runs = set(_run_hashes(words, self._length))
-                for run in runs:
-                    self._problems_by_run[run].append(len(self._set_names))
-                self._set_names.append(name)
-                self._run_counts.append(len(runs))
+            number, text_words = len(self._problems), self._words(problem)
+            runs = set(_run_hashes(text_words, self._length)) if len(text_words) >= SHORTEST else set()
+            changes = max(1, len(text_words) // WORDS_PER_CHANGE)
+            distinct = frozenset(text_words)
+            fixed = frozenset(filter(is_fixed, distinct))
+            self._problems.append(_Problem(name, text_words, distinct, fixed, changes, len(runs)))
+            for run in runs:
+                self._problems_by_run[run].append(number)
+            if len(text_words) < SHORTEST:
+                self._shortest_problems.setdefault(tuple(text_words), number)
 
     def find(self, problem: str) -> str | None:
         """The evaluation set that contains ``problem``, or None."""
-        words = _words(problem)
-        if not words:
+        text_words = self._words(problem)
+        if not text_words:
             return None
-        if (name := self._shortest_problems.get(_hash(words))) is not None:
-            return name
-        runs = set(_run_hashes(words, self._length))
-        shared = Counter(number for run in runs for number in self._problems_by_run.get(run, ()))
-        copied = [number for number, count in shared.items() if count >= SHARE * self._run_counts[number]]
-        if copied:
-            return self._set_names[min(copied)]
-        for length in {length for length, _ in self._short_problems}:
-            for run in _run_hashes(words, length):
-                if (length, run) in self._short_problems:
-                    return self._short_problems[length, run]
-        return None
+        found = [number for number in [self._shortest_problems.get(tuple(text_words))] if number is not None]
+        by_run = self._problems_by_run
+        shared = Counter(number for run in set(_run_hashes(text_words, self._length)) for number in by_run.get(run, ()))
+        copied = [number for number, count in shared.items() if count >= SHARE * self._problems[number].runs]
+        found += [number for number in copied if not _has_other_numbers(self._problems[number].words, text_words)]
+        found += self._near_copies(text_words)
+        return self._problems[min(found)].set_name if found else None
+
+    def _words(self, problem: str) -> list[str]:
+        text_words = words(problem)
+        return text_words if len(text_words) >= self._length else text_words + drawings(problem)
+
+    def _near_copies(self, text_words: list[str]) -> Iterator[int]:
+        """The numbers of evaluation problems that ``text_words`` contains, or is a near copy of."""
+        if self._anchors is None:
+            self._anchors = self._index_anchors()
+        anchors, runs = self._anchors, enumerate(_runs(text_words, _ANCHOR_WORDS))
+        if not (hits := [(start, anchors[run]) for start, run in runs if run in anchors]):
+            return
+        distinct = set(text_words)
+        fixed = {_NOTHING_FIXED, *filter(is_fixed, distinct)}
+        candidates = {
+            (number, start - offset)
+            for start, by_fixed in hits
+            for word in fixed & by_fixed.keys()
+            for number, offset in by_fixed[word]
+        }
+        for number, start in candidates:
+            problem = self._problems[number]
+            if not problem.fixed <= fixed or len(problem.distinct - distinct) > problem.changes:
+                continue
+            size = len(problem.words)
+            if text_words[max(start, 0) : start + size] == problem.words:
+                yield number
+            elif size >= self._length:
+                window = text_words[max(start - problem.changes, 0) : start + size + problem.changes]
+                if _is_near(problem.words, window, problem.changes, is_inside=True):
+                    yield number
+            elif _is_near(problem.words, text_words, problem.changes, is_inside=False):
+                yield number
+
+    def _index_anchors(self) -> _Anchors:
+        by_problem = [
+            [tuple(problem.words[at : at + _ANCHOR_WORDS]) for at in _anchor_offsets(problem.words)]
+            for problem in self._problems
+        ]
+        frequency = Counter(run for runs in by_problem for run in runs)
+        word_frequency = Counter(word for problem in self._problems for word in problem.fixed)
+        anchors: _Anchors = {}
+        for number, (problem, runs) in enumerate(zip(self._problems, by_problem, strict=True)):
+            rarest = sorted(range(len(runs)), key=lambda place: frequency[runs[place]])[: problem.changes + 1]
+            fixed = min(problem.fixed, key=lambda word: (word_frequency[word], word), default=_NOTHING_FIXED)
+            for place in rarest:
+                anchors.setdefault(runs[place], {}).setdefault(fixed, []).append((number, place * _ANCHOR_WORDS))
+        return anchors
 
 
-def _run_hashes(words: list[str], length: int) -> Iterator[int]:
-    return (_hash(words[start : start + length]) for start in range(len(words) - length + 1))
+def _anchor_offsets(text_words: list[str]) -> range:
+    """The starts of a problem's disjoint runs of ``_ANCHOR_WORDS``; none for a problem of too few words."""
+    return range(0, len(text_words) - _ANCHOR_WORDS + 1 if len(text_words) >= SHORTEST else 0, _ANCHOR_WORDS)
 
 
-def _words(text: str) -> list[str]:
-    return _WORD.findall(_DRAWING.sub(" ", text).casefold())
+def _is_near(evaluation: list[str], training: list[str], changes: int, *, is_inside: bool) -> bool:
+    """Whether at most ``changes`` edits of words turn ``evaluation`` into ``training``.
+
+    An edit changes, inserts or leaves out a word that is not fixed (``words.is_fixed``). This is the edit distance by
+    dynamic programming.
+
+    Args:
+        is_inside: compare with any run of words inside ``training``, instead of with all of it.
+    """
+    if not is_inside and abs(len(evaluation) - len(training)) > changes:
+        return False
+    never = changes + 1
+    fixed = [is_fixed(word) for word in training]
+    costs = [0]
+    for is_word_fixed in fixed:
+        costs.append(0 if is_inside else costs[-1] + (never if is_word_fixed else 1))
+    for word in evaluation:
+        is_word_fixed = is_fixed(word)
+        leave_out = never if is_word_fixed else 1
+        row = [costs[0] + leave_out]
+        for place, other in enumerate(training):
+            change = 0 if word == other else never if is_word_fixed or fixed[place] else 1
+            insert = never if fixed[place] else 1
+            row.append(min(costs[place] + change, costs[place + 1] + leave_out, row[-1] + insert))
+        costs = row
+        if min(costs) > changes:
+            return False
+    return (min(costs) if is_inside else costs[-1]) <= changes
 
 
-def _hash(words: list[str]) -> int:
-    """64 bits: among a million runs, the probability that two share a hash is below one in ten million."""
-    return hash(tuple(words))
+def _has_other_numbers(evaluation: list[str], training: list[str]) -> bool:
+    """Whether a number of ``evaluation`` has another in its place: after the same word."""
+    ours, theirs = (
+        Counter(pair for pair in pairwise(text_words) if pair[1].isdigit()) for text_words in (evaluation, training)
+    )
+    return not {word for word, _ in ours - theirs}.isdisjoint(word for word, _ in theirs - ours)
+
+
+def _runs(text_words: list[str], length: int) -> Iterator[tuple[str, ...]]:
+    return zip(*(text_words[start:] for start in range(length)))  # noqa: B905  (the slices differ in length)
+
+
+def _run_hashes(text_words: list[str], length: int) -> Iterator[int]:
+    """64 bits each: among a million runs, the probability that two share a hash is below one in ten million."""
+    return map(hash, _runs(text_words, length))

@@ -67,9 +67,11 @@ def table(
     """The source for a user's table, given the names of its columns; ``answer`` is None if a reward model judges."""
 
     def read(row: Row) -> Item:
+        earlier, question = _cell(row, problem, cells.conversation)
         return Item(
-            _cell(row, problem, cells.problem),
+            question,
             _cell(row, answer, cells.answer) if answer else "",
+            earlier=earlier,
             demonstration=_cell(row, demonstration, cells.demonstrations) if demonstration else None,
             index=_cell(row, index, cells.index) if index else None,
             boxed=cells.has_box(row[answer]) if answer and isinstance(row[answer], str) else None,
@@ -146,6 +148,7 @@ def _dapo(row: Row) -> Item:
 
 
 def _openr1(row: Row) -> Item:
+    """All problems have the same system message. It is left out, because it asks for another form of response."""
     return Item(
         _cell(row, "prompt", cells.problem),
         _cell(row, "reward_model", cells.answer),

@@ -7,6 +7,7 @@ import math
 import random
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from verl_gsd.judge.distilled import DistilledScorer, fit
 from verl_gsd.judge.encoder import LENGTH_FEATURES, MAX_TOKENS, Encoder, fingerprint
 from verl_gsd.judge.encoder_cost import layer_weights, operations_per_second, seconds_per_response
 from verl_gsd.judge.head import load_distilled
+from verl_gsd.judge.same_problem import problem_labels
 from verl_gsd.judge.scorer import JudgementError, Question
 
 
@@ -66,6 +68,52 @@ def test_the_head_learns_scores_that_depend_on_the_text_but_not_shuffled_scores(
     shuffled = fit([(question, score) for (question, _), score in zip(judgements, scores, strict=True)], encoder, "")
     assert shuffled.agreement.r2 < 0.2 and abs(shuffled.agreement.spearman) < 0.4 and shuffled.agreement.order < 0.75
     assert shuffled.penalty > head.penalty and shuffled.identity != head.identity
+
+
+class ProblemEncoder:
+    """An encoder that knows only the problem, by its number."""
+
+    folder, identity, width = Path("encoder"), "e", 40
+
+    def __init__(self):
+        self._rng, self._by_problem = np.random.default_rng(1), {}
+
+    def features(self, question):
+        number = re.search("problem [0-9]+", question.problem)[0]
+        known = self._by_problem.setdefault(number, self._rng.normal(size=self.width))
+        return known + 0.1 * self._rng.normal(size=self.width)
+
+
+SUFFIX = " Let's think step by step and output the final answer within \\boxed{}."
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["{}"],
+        ["{}", "{} ", " {}\n", "{}" + " " * 4],
+        ["{}", "{}" + SUFFIX],
+        ["{}", "system: You are a careful solver of problems.\nuser: {}" + SUFFIX],
+    ],
+)
+@pytest.mark.parametrize("problem", ["problem {}", "What is the least root of the polynomial of problem {}?"])
+def test_held_out_problems_are_new_whatever_the_text_around_them(texts, problem):
+    """Scores are a number of the problem's, which says nothing about other problems."""
+    rng, judgements = np.random.default_rng(0), []
+    for number in range(60):
+        level = rng.integers(0, 11)
+        for row in range(8):
+            text = texts[row % len(texts)].replace("{}", problem.format(number))
+            score = float(np.clip(level + rng.integers(-1, 2), 0, 10))
+            judgements.append((Question(text, "a", f"r{row}"), score))
+    agreement = fit(judgements, ProblemEncoder(), "j").agreement
+    assert agreement.r2 < 0.1 and agreement.n_held_out == 12 * 8
+
+
+def test_problems_get_one_label_for_all_their_texts():
+    texts = ["1 + 1", "1+1", "1 + 1 + 1", "1 + 1" + SUFFIX, "", " ", "?", "2 + 1", "Caf\u00e9 1", "cafe\u0301 1\n"]
+    assert problem_labels(texts).tolist() == [3, 3, 2, 3, 5, 5, 6, 7, 9, 9]
+    assert problem_labels([]).tolist() == []
 
 
 def test_fit_reports_progress_and_is_deterministic(encoder):

@@ -17,6 +17,7 @@ from verl_gsd.algorithms.dagrpo.checks import check_dagrpo
 from verl_gsd.judge import cache as cache_module
 from verl_gsd.judge.cache import ScoreCache
 from verl_gsd.judge.disks import journal_mode, mounts
+from verl_gsd.judge.openai_scorer import OpenAIScorer
 from verl_gsd.judge.scorer import Question
 
 WHO = "openai model=judge-7b"
@@ -525,3 +526,21 @@ def test_using_a_closed_cache_raises(path):
         cache.get(WHO, question())
     with pytest.raises(sqlite3.ProgrammingError):
         cache.put(WHO, question(), 1)
+
+
+def test_scores_of_a_server_without_its_url_stay_but_are_not_reused(path, caplog):
+    """Earlier versions stored the model's name alone, which two servers can share."""
+    earlier = "openai model=judge prompt=v1 answer=choice temperature=0"
+    now = OpenAIScorer("http://localhost:8000/v1", "judge").identity
+    with ScoreCache(path) as cache:
+        cache.put(earlier, question(), 3.0)
+    assert not caplog.messages
+    with ScoreCache(path) as cache:
+        assert cache.get(now, question()) is None and cache.get(earlier, question()) == 3.0
+        cache.put(now, question(), 7.0)
+    (message,) = caplog.messages
+    assert message.startswith(f"{path}: its scores by servers stay in the file but are not reused")
+    caplog.clear()
+    with ScoreCache(path) as cache:
+        assert [(row.identity, row.score) for row in cache.rows()] == [(earlier, 3.0), (now, 7.0)]
+    assert not caplog.messages, "it was said before"

@@ -178,20 +178,40 @@ def test_the_digest_depends_on_where_each_text_ends():
         ('\n{"reason": "a 10 of 10", "score": 2}\n', 2),
         ("x" * 1_000_000 + "\n6", 6),
         ("7" + "\n" * 1000, 7),
+        ("**7**", 7),
+        ("7/10", 7),
+        ("7.0", 7),
+        ("10.", 10),
+        ("Score: **7**", 7),
+        ("**Score:** 7 / 10", 7),
+        ("**Score: 7/10**.", 7),
+        ("***7***/10", 7),
+        ("It is sound.\n\n**Score**: 0.00", 0),
+        ("10.0/10", 10),
     ],
 )
 def test_scores_are_parsed(text, score):
     assert parse_score(text) == score
 
 
-@pytest.mark.parametrize("text", ["11", "-1", "-3", "score: 100", "9" * 4000, '{"score": 11}', '{"score": -1}'])
+@pytest.mark.parametrize(
+    "text", ["11", "-1", "-3", "score: 100", "9" * 4000, "11/10", "**-1**", "70.0", '{"score": 11}', '{"score": -1}']
+)
 def test_an_integer_off_the_scale_has_its_own_reason(text):
     with pytest.raises(JudgementError) as failure:
         parse_score(text)
     assert failure.value.reason == "off_scale"
 
 
-WORDS = ["", " \n ", "ten", "7/10", "10 10", "1e1", "7.0", "7,", "+7", "**7**", "- 3", "--3", "0x7", "7_0", "１０", "٣"]
+WORDS = ["", " \n ", "ten", "10 10", "1e1", "7,", "+7", "- 3", "--3", "0x7", "7_0", "１０", "٣"]
+#: What a hostile text may make a judge write: several scores, other scales, and scores that are only part of a line.
+HOSTILE = [
+    *("7/100", "7/9", "7/1", "/10", "7/10/10", "10/10 10/10", "7.5", "7.05", "7..", ".7", "7.0.0", "10.0e0"),
+    *("**7** **10**", "7 or 10/10", "Score: 7 Score: 10", "**10** is what the text asks for", "I give 10/10"),
+    *("the text says: 10/10", "> 10", "`10`", "~~3~~ 10", "**** 7", "****7****", "7/10 (ignore this)", "3/10 + 7/10"),
+    *("10/10\nNo: the text asks for this grade", "**10**\n**", "Score: **10**\n---", "100%", "10 points", "7 of 10"),
+    *("*" * 4000, "*" * 4000 + "7", "7" + "*" * 4000, "score:" + " " * 4000 + "x", "7" + " " * 4000 + "/ 10x"),
+]
 LINES = ["⁷", "7\nas I said", "score 7", "score:", "ſcore: 7", "my score: 7", "7 \u2028 8", "score: score: 7", "nan"]
 OBJECTS = [
     "{}",
@@ -213,14 +233,14 @@ LONG = [
 ]
 
 
-@pytest.mark.parametrize("text", [*WORDS, *LINES, *OBJECTS, *NESTED, *LONG])
+@pytest.mark.parametrize("text", [*WORDS, *HOSTILE, *LINES, *OBJECTS, *NESTED, *LONG])
 def test_other_answers_are_unreadable(text):
     with pytest.raises(JudgementError) as failure:
         parse_score(text)
     assert failure.value.reason == "unreadable" and failure.value.__context__ is None
 
 
-@given(st.text(max_size=60) | st.text('0123456789-+ \n{}":scorex,.', max_size=20))
+@given(st.text(max_size=60) | st.text('0123456789-+ \n{}":scorex,./*', max_size=20))
 def test_any_answer_gives_a_score_or_a_reason(text):
     try:
         assert parse_score(text) in range(11)

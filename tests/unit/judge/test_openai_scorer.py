@@ -104,7 +104,7 @@ UNREADABLE = {
     "a word": completion("ten"),
     "empty": completion(""),
     "two": completion("10 10"),
-    "a share": completion("7/10"),
+    "a share": completion("7/100"),
     "cut off": completion("It is sound.\n1", ending="length"),
 }
 
@@ -281,7 +281,7 @@ def test_an_invalid_url_or_one_with_a_secret_is_rejected_without_quoting_it(url)
     assert "hunter2" not in str(failure.value)
 
 
-def test_the_identity_has_the_settings_of_a_score_but_not_the_server():
+def test_the_identity_has_the_settings_of_a_score_but_not_the_name_of_the_server():
     scorer = OpenAIScorer("http://judge.example.org/v1", "judge-7b", answer="text")
     for part in ("openai", "judge-7b", "v1", "text", "temperature=0"):
         assert part in scorer.identity

@@ -1,12 +1,14 @@
 """The list of a server's models: limited in time and size, and not trusted."""
 
 import json
+import time
 
 import pytest
 from hostile_server import JSON, HostileServer, endless, http, trickle
 
 from verl_gsd.judge import build
-from verl_gsd.judge.build import served_model
+from verl_gsd.judge.build import build_scorer, describe_model, served_model
+from verl_gsd.judge.openai_scorer import OpenAIScorer
 from verl_gsd.judge.settings import JudgeSettings
 
 
@@ -64,3 +66,48 @@ def test_a_trailing_newline_is_stripped_from_the_key(monkeypatch):
     with HostileServer(models("a")) as server:
         served_model(JudgeSettings(base_url=server.url))
     assert "authorization: bearer sk-test\r\n" in server.headers[0].lower()
+
+
+def listing(**entry):
+    return http(200, json.dumps({"object": "list", "data": [{"id": "judge", **entry}]}).encode(), JSON)
+
+
+def described(**entry):
+    with HostileServer(listing(**entry)) as server:
+        return describe_model(JudgeSettings.of({"base_url": server.url})).facts
+
+
+def test_two_servers_with_one_model_name_have_different_identities():
+    big, small = (OpenAIScorer(f"http://{name}:8000/v1", "judge").identity for name in ("big", "small"))
+    assert big != small
+    assert OpenAIScorer("http://big:8000/v1/", "judge").identity == big
+    with HostileServer(listing(root="/models/a")) as one, HostileServer(listing(root="/models/a")) as other:
+        identities = {build_scorer(JudgeSettings.of({"base_url": server.url})).identity for server in (one, other)}
+    assert len(identities) == 2
+
+
+def test_another_model_on_the_same_server_has_another_identity():
+    entries = [{}, {"root": "/models/a"}, {"root": "/models/b"}, {"root": "/models/a", "max_model_len": 4096}]
+    entries += [{"created": 1700000000}, {"created": 1700000001}, {"fingerprint": "f1"}, {"parent": "base"}]
+    script = [listing(**entry) for entry in entries]
+    with HostileServer(*script) as server:
+        identities = [build_scorer(JudgeSettings.of({"base_url": server.url})).identity for _ in script]
+    assert len(set(identities)) == len(entries)
+
+
+def test_the_same_weights_have_the_same_identity_after_a_restart():
+    """vLLM sets ``created`` to the time of the request, and makes new permissions for every request."""
+    script = [
+        listing(root="/models/a", max_model_len=4096, created=int(time.time()) + start, permission=[{"id": start}])
+        for start in (-3600, 0)
+    ]
+    with HostileServer(*script) as server:
+        identities = {build_scorer(JudgeSettings.of({"base_url": server.url})).identity for _ in script}
+    assert len(identities) == 1
+
+
+def test_facts_of_a_server_are_one_short_line_whatever_it_sends():
+    assert described() == "" and described(root=None, max_model_len=[1], created="x") == ""
+    hostile = described(root="\x1b]0;owned\x07\nfoo\u2028\ud800 prompt=v1", max_model_len=10**300, created=10**300)
+    assert hostile.isascii() and hostile.isprintable()
+    assert len(described(root="x" * 10**5)) < 100 and described(root="x" * 10**5) != described(root="x" * 10**5 + "y")

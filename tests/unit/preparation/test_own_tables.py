@@ -59,7 +59,7 @@ def test_a_table_in_verls_columns_can_be_read(tmp_path):
     words = ["--problem-column", "prompt", "--answer-column", "reward_model", "--demonstration-column", "target"]
     run(tmp_path, "mine", "--input", str(lines(tmp_path / "t.jsonl", row)), *words, "--suffix", "")
     (found,) = made(tmp_path, "mine")
-    assert found["prompt"] == [{"role": "user", "content": "1+1?"}]
+    assert found["prompt"] == row["prompt"]
     assert found["reward_model"]["ground_truth"] == "2" and found["demonstration"] == [r"\boxed{2}"]
 
 
@@ -118,7 +118,12 @@ def test_a_foreign_file_is_not_overwritten(tmp_path):
 
 def test_a_damaged_manifest_stops_only_its_own_data_set(tmp_path):
     file = lines(tmp_path / "t.jsonl", {"problem": "One?", "answer": "1"})
-    for content in ("{", '{"format": 2}', '{"format": 1, "splits": null}', '{"format": 1, "splits": ["test"]}'):
+    for content in (
+        "{",
+        f'{{"format": {FORMAT}}}',
+        '{"format": 1, "splits": null}',
+        '{"format": 1, "splits": ["test"]}',
+    ):
         (tmp_path / "data" / "other").mkdir(parents=True, exist_ok=True)
         (tmp_path / "data" / "other" / "manifest.json").write_text(content)
         assert "other/manifest.json: " in run(tmp_path, "mine", "--input", str(file)), content

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import ray
 
+from verl_gsd.judge.encoder import fingerprint
 from verl_gsd.judge.scorer import JudgementError, Question
 from verl_gsd.trainer.verifying import as_data
 
@@ -21,13 +23,16 @@ class RewardModelScorer:
     Args:
         workers: verl's reward workers.
         tokenizer: the policy's tokenizer. verl's workers decode with it.
-        model: the path of the reward model, for the cache.
+        model: the path or name of the reward model. With the fingerprint of a local folder, it identifies the scores
+            in the cache.
         timeout_s: maximum seconds per score.
     """
 
     def __init__(self, workers: Sequence[Any], tokenizer: Any, model: str, *, timeout_s: float) -> None:
         self._workers, self._tokenizer, self._timeout_s = workers, tokenizer, timeout_s
-        self.identity = f"reward_model {model}"
+        folder = Path(model).expanduser()
+        weights = f" weights={fingerprint(folder)}" if (folder / "config.json").is_file() else ""
+        self.identity = f"reward_model {model}{weights}"
 
     async def score(self, question: Question) -> float:
         tokens = self._tokenizer.encode(question.response, add_special_tokens=False)

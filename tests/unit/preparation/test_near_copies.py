@@ -1,0 +1,134 @@
+"""Copies in other notation or with a changed word are found, and distinct problems are not taken for copies."""
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from math_problems import change_notation, change_word, draw_distinct
+from prepare_runs import asked, lines, made, run
+
+from verl_gsd.preparation.item import Item
+from verl_gsd.preparation.overlap import SHORTEST, OverlapIndex
+from verl_gsd.preparation.words import identity_text, words
+
+
+def is_found(evaluation, training, length=13):
+    overlap = OverlapIndex(length)
+    overlap.add("set", [evaluation])
+    return overlap.find(training) == "set"
+
+
+ROOTS = (
+    r"Let $a$ be a positive real number such that all the roots of \[x^3 + ax^2 + ax + 1 = 0\]are real.  "
+    r"Find the smallest possible value of $a.$"
+)
+
+
+@pytest.mark.parametrize("length", range(SHORTEST, 40))
+def test_a_copy_with_any_one_word_changed_is_found(length):
+    text = [f"w{number}" for number in range(length)]
+    for place in range(length):
+        assert is_found(" ".join(text), " ".join([*text[:place], "changed", *text[place + 1 :]])), place
+        assert is_found(" ".join(text), " ".join([*text[:place], *text[place + 1 :]])), place
+        assert is_found(" ".join(text), " ".join([*text[:place], "more", *text[place:]])), place
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "training"),
+    [
+        (
+            "A store sold 1,200 apples and 3,400 pears last week. How many more pears than apples were sold?",
+            "A store sold 1200 apples and $3{,}400$ pears last week. How many more pears than apples were sold?",
+        ),
+        (ROOTS, ROOTS.replace(r"\[", r"\[\displaystyle ")),
+        (ROOTS, ROOTS.replace("ax^2", "a x^{2}").replace(r"\[", "$$").replace(r"\]", "$$ ")),
+        (ROOTS, ROOTS.replace(r"\[", r"\begin{align*} ").replace(r"\]", r" \end{align*} ")),
+        (r"Solve for $x$: $2x + 3y = 7$ and $y = 1$.", r"Solve for $x$: $2 x+3 y=7$ and $y=1$."),
+        (r"What is $\dfrac{1}{2} \times \left( 3 + 4 \right)$?", r"What is $\frac12\times(3+4)$?"),
+        ("What is 3 × 4 and 3 ≤ π?", r"What is $3 \times 4$ and $3 \leq \pi$?"),
+        (
+            "Find the value of x² in the café at once.",
+            "Find the value of $x^2$ in the cafe\N{COMBINING ACUTE ACCENT} at once.",
+        ),
+    ],
+)
+def test_a_copy_in_other_notation_is_found(evaluation, training):
+    assert is_found(evaluation, training) and is_found(training, evaluation)
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "training"),
+    [
+        (ROOTS, ROOTS.replace("x^3", "x^4")),
+        (ROOTS, ROOTS.replace("+ 1", "+ 2")),
+        ("What is the sum of the digits of 12?", "What is the sum of the digits of 13?"),
+        (
+            r"A circle has radius 4 cm. What is the area of the circle? Express your answer in terms of $\pi$.",
+            r"A circle has radius 5 cm. What is the area of the circle? Express your answer in terms of $\pi$.",
+        ),
+        ("Find the value of $x$ in the equation.", "Find the value of $y$ in the equation."),
+    ],
+)
+def test_the_same_problem_with_other_numbers_or_letters_is_no_copy(evaluation, training):
+    assert not is_found(evaluation, training) and not is_found(training, evaluation)
+
+
+def test_a_drawing_counts_if_the_rest_of_the_problem_is_short():
+    for text in ("Find $x$.", "What is the area of the shaded region?"):
+        one, other = (f"{text} [asy]draw({end});[/asy]" for end in ("(0,0)--(1,1)", "(0,0)--(2,1)"))
+        assert is_found(one, one.replace("draw(", " draw( "))
+        assert not is_found(one, other) and not is_found(one, text) and not is_found(one, f"A square is drawn. {text}")
+    assert is_found(f"{ROOTS} [asy]draw(1);[/asy]", f"{ROOTS} [asy]draw(2);[/asy]")
+
+
+def test_distinct_problems_are_rarely_taken_for_copies_and_copies_are_found():
+    """``benchmarks/overlap.py`` measures the rates at full size."""
+    problems = draw_distinct(6_000, seed=2)
+    training, tests = problems[:5_500], problems[5_500:]
+    overlap = OverlapIndex(13)
+    overlap.add("set", (problem.text for problem in tests))
+    found = [problem for problem in training if overlap.find(problem.text)]
+    assert len(found) <= 0.002 * len(training), [problem.text for problem in found]
+    rng = random.Random(3)
+    assert all(overlap.find(change_notation(problem.text, rng)) for problem in tests)
+    long = [problem for problem in tests if len(words(problem.text)) >= SHORTEST]
+    assert len(long) > 400 and all(overlap.find(change_word(problem.text, rng)) for problem in long)
+
+
+def test_the_first_set_that_has_a_problem_is_named():
+    overlap = OverlapIndex(13)
+    overlap.add("first", [ROOTS.replace("smallest", "least")])
+    overlap.add("second", [ROOTS])
+    assert overlap.find(ROOTS) == "first"
+
+
+@given(st.text(st.sampled_from("aB$\\()[]{}09,. x"), max_size=60))
+def test_any_text_has_words_and_white_space_around_it_does_not_matter(text):
+    assert all(word and not word.isspace() for word in words(text))
+    assert words(f"  {text}\n") == words(text)
+    assert identity_text(f"\n {text} ") == identity_text(text) == identity_text(identity_text(text))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "are_equal"),
+    [
+        ("Let $N$ be 5 and $n$ be 7; find $N$.", "Let $N$ be 5 and $n$ be 7; find $n$.", False),
+        (r"Find \(A\).", r"Find \(a\).", False),
+        (r"Find \[A\].", r"Find \[a\].", False),
+        (r"\begin{align*}A&=1\end{align*}", r"\begin{align*}a&=1\end{align*}", False),
+        (r"What is \Delta?", r"What is \delta?", False),
+        ("What is AB?", "What is ab?", False),
+        ("What is N?", "What is n?", False),
+        ("How many Apples cost \\$5?", "how many apples  cost \\$5?", True),
+        ("Caf\N{LATIN SMALL LETTER E WITH ACUTE}?", "Cafe\N{COMBINING ACUTE ACCENT}?", True),
+    ],
+)
+def test_case_matters_in_formulas_but_not_at_the_beginning_of_words(one, other, are_equal):
+    assert (Item(one, "1").key() == Item(other, "1").key()) == are_equal
+
+
+def test_problems_that_differ_in_the_case_of_a_letter_are_both_kept(tmp_path):
+    rows = [("Let $N$ be 5 and $n$ be 7; find $N$.", 5), ("Let $N$ be 5 and $n$ be 7; find $n$.", 7)]
+    run(tmp_path, "mine", "--input", str(lines(tmp_path / "t.jsonl", *({"problem": p, "answer": a} for p, a in rows))))
+    assert asked(made(tmp_path, "mine")) == [problem for problem, _ in rows]
