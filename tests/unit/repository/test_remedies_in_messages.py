@@ -25,6 +25,7 @@ ROOTS = (
 #: they have a plus.
 UNLISTED = {
     "actor_rollout_ref.actor.router_replay": "a field of verl's dataclass",
+    "actor_rollout_ref.rollout.agent.agent_loop_manager_class": "verl reads it if somebody adds it",
     "actor_rollout_ref.model.target_parameters": "verl reads it if somebody adds it",
     "data.sampler": "verl's older trainers read it if somebody adds it",
     "data.sampler.class_path": "as data.sampler",
