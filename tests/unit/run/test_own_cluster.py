@@ -12,11 +12,11 @@ import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
-from ray._private import services
 
 from verl_gsd import private_folders
 from verl_gsd.errors import ConfigError
@@ -345,7 +345,10 @@ if not socket.has_dualstack_ipv6():
 
 
 def host_of(spelling):
-    own = services.get_node_ip_address()
+    entries = [entry for interface in psutil.net_if_addrs().values() for entry in interface]
+    own = max(
+        (entry.address for entry in entries if entry.family == socket.AF_INET), key=lambda one: one != "127.0.0.1"
+    )
     special = {
         "host name": socket.gethostname(),
         "own IPv4 address": own,
