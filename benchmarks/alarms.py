@@ -344,6 +344,10 @@ def frozen(of: Draw) -> None:
     of.extensions["hadw_anchor"] = np.full(of.prompt.shape, 0.3)
 
 
+def mastered(of: Draw) -> None:
+    of.solve_rates[of.late] = 0.97
+
+
 def few_kept(of: Draw) -> None:
     of.extensions["dagrpo_pairs_kept"] = 0.0 * of.extensions["dagrpo_pairs"]
 
@@ -372,6 +376,11 @@ FAULTS: dict[str, tuple[str, Scenario, Callable[[Draw], None]]] = {
     "oscillating_loss": ("the loss scatters 20 times as much", Scenario(), scaled("actor/pg_loss", 20)),
     "strong_pull": ("a pull of three times the push", Scenario(), scaled("gvpo/pull_over_push", 5)),
     "frozen_anchor": ("the anchor stays at .3 and the accuracy at .5", HALF, frozen),
+    "wrong_rates": (
+        "under a budget, solve rates rise from .5 to .97",
+        Scenario(law=(8.0, 8.0), prompts=200, budget=True),
+        mastered,
+    ),
     "slow_judge": ("the judge takes 80% of a step", Scenario(), scaled("judge/share_of_step", 4)),
     "tied_scores": ("the judge scores 70% of the pairs alike", Scenario(), scaled("dagrpo/pairs/tied", 3.5)),
     "contradicted_verifier": ("the judge contradicts half of the pairs", Scenario(), more_contradictions),
