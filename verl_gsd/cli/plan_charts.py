@@ -103,7 +103,7 @@ def _histogram(rates: SolveRates) -> alt.Chart:
 def _silence(rates: SolveRates, summaries: Sequence[GroupSizeSummary]) -> alt.Chart:
     points = []
     for size in sorted({*_SIZES, *(each.group_size for each in summaries)}):
-        figures = summarize(rates.rate, rates.correct, rates.total, size)
+        figures = summarize(rates.rate, *rates.unbiased_counts, size)
         points.append({"size": size, "silent": figures.silent, "estimate": "plug-in"})
         if figures.unbiased is not None and figures.unbiased.prompts == len(rates):
             points.append({"size": size, "silent": figures.unbiased.silent, "estimate": "unbiased"})
