@@ -27,7 +27,12 @@ from verl_gsd import planning
 PROMPTS, SIZE, RESPONSES = 10_000_000, 8, 64
 OBJECTIVES = ("expected_std", "mixed", "fidelity")
 #: Number of prompts with distinct rates, or distinct counts.
-DISTINCT = {"required_group_size": 100_000, "allocate": 1_000_000, "allocate_from_counts": 100_000}
+DISTINCT = {
+    "required_group_size": 100_000,
+    "allocate": 1_000_000,
+    "allocate_from_counts": 100_000,
+    "posterior_expected_std": 1_000_000,
+}
 
 OF_RATES: dict[str, Callable[[np.ndarray], object]] = {
     "silent_rate": lambda p: planning.silent_rate(p, SIZE),
