@@ -42,8 +42,11 @@ _TRAINING = (
     *("trainer.total_epochs", _TOTAL, "trainer.critic_warmup", "trainer.balance_batch", "trainer.nnodes"),
     "trainer.n_gpus_per_node",
 )
-#: Keys that may differ between the seeds of a method: seeds and paths. What a validation uses is in ``VALIDATION``.
-_MAY_DIFFER = re.compile(r"(^|[._])(seed|path|paths|file|files|dir|directory|folder|url)$|[._]served_model_name$")
+#: Keys that may differ between the seeds of a method: seeds, paths, and names of runs. What a validation uses is in
+#: ``VALIDATION``.
+_MAY_DIFFER = re.compile(
+    r"(^|[._])(seed|path|paths|file|files|dir|directory|folder|url|served_model_name|experiment_name|project_name)$"
+)
 #: Prepared data sets are DATA_SET/SPLIT.parquet, so the last two parts identify a training file on any machine.
 _TRAIN_FILES = "data.train_files"
 

@@ -273,6 +273,7 @@ def test_runs_of_one_label_must_have_the_same_settings(tmp_path):
         ("actor_rollout_ref__actor__data_loader_seed", 7, True),
         ("actor_rollout_ref__ref__profiler__save_path", "/elsewhere", True),
         ("trainer__logger", ["wandb"], True),
+        ("actor_rollout_ref__rollout__trace__experiment_name", "seed_2", True),
         ("trainer__total_epochs", 2, False),
         ("algorithm__gsd__hadw__eta", 0.1, False),
         ("algorithm__filter_groups__enable", True, False),

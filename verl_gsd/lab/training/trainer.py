@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,7 +52,7 @@ from verl_gsd.lab.training.validation import validation_metrics
 from verl_gsd.lab.training.verifier import InlineVerifier, Reward
 from verl_gsd.prompts import PromptStore
 from verl_gsd.run.messages import MessageWriter, RunStoppedError
-from verl_gsd.rundir import EXACT, HELD_OUT_PROMPTS, TRAINED, RunDirectory
+from verl_gsd.rundir import EXACT, TRAINED, RunDirectory
 from verl_gsd.trainer import estimator
 from verl_gsd.trainer.batching import PADDING
 from verl_gsd.trainer.metrics import group_metrics, strip_actor_prefix
@@ -506,9 +505,6 @@ class LabTrainer:
             if self._solver is not None:
                 exact.append(self._solver.rates_of_read(prefix, part.answers))
         metrics = validation_metrics(rewards) | self._rewards.end_validation(step)
-        metrics |= {
-            HELD_OUT_PROMPTS + source: float(n) for source, n in Counter(source for source, _ in rewards).items()
-        }
         return metrics | (_exact_metrics(joined(exact), self.held_out) if exact else {})
 
 
