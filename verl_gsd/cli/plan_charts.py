@@ -59,7 +59,13 @@ def draw(
     large, *finite = by_solve_rate(rates, summaries, alphas)
     sections = [
         Section("solve-rates", titles[0], source_sentences(rates), histogram),
-        Section("silence", titles[1], [_SILENT, *by_group_size_notes(summaries)], silence, Table(*figures)),
+        Section(
+            "silence",
+            titles[1],
+            [_SILENT, *by_group_size_notes(summaries, only_mixed=rates.mixed_groups > 0)],
+            silence,
+            Table(*figures),
+        ),
         Section(
             "gradient",
             titles[2],
