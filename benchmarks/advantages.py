@@ -1,4 +1,4 @@
-"""Estimator ``gsd`` against verl's ``grpo`` and ``grpo_vectorized``, and the planner, in one run of this script.
+"""Estimator ``gsd`` against verl's ``grpo`` and ``grpo_vectorized``, in one run of this script.
 
     .venv/bin/python benchmarks/advantages.py
 
@@ -10,7 +10,6 @@ without the two passes over tokens that any estimator must make.
 
 from __future__ import annotations
 
-import resource
 import statistics
 import time
 import uuid
@@ -25,13 +24,12 @@ import typer
 from omegaconf import OmegaConf
 from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage, compute_grpo_vectorized_outcome_advantage
 
-from verl_gsd import chain, planning
+from verl_gsd import chain
 from verl_gsd.trainer.estimator import gsd_advantage, not_padding
 
 TOKENS = 1024
 BATCHES = ((512, 8), (8192, 16), (32768, 32))
 CONFIG = OmegaConf.create({"gsd": {"alpha": 1.0, "ddof": 1, "eps": 1e-6}})
-PROMPTS = 10_000_000
 
 
 def batch(rows: int, group_size: int, device: torch.device) -> dict[str, torch.Tensor | np.ndarray]:
@@ -83,34 +81,6 @@ def estimators(rows: int, group_size: int, rounds: int, device: torch.device) ->
     )
 
 
-def planner() -> dict[str, float]:
-    """Seconds of each planning function on ten million prompts."""
-    generator = np.random.default_rng(0)
-    p = generator.random(PROMPTS)
-    counts = generator.binomial(64, p)
-    coarse = np.round(p * 1024) / 1024  # 1,025 distinct rates
-    tasks: dict[str, Callable[[], object]] = {
-        "silent_rate": lambda: planning.silent_rate(p, 8),
-        "expected_std": lambda: planning.expected_std(p, 8),
-        "fidelity": lambda: planning.fidelity(p, 8),
-        "silent_rate_from_counts": lambda: planning.silent_rate_from_counts(counts, 64, 8),
-        "expected_std_from_counts": lambda: planning.expected_std_from_counts(counts, 64, 8),
-        "posterior_silent_rate": lambda: planning.posterior_silent_rate(counts, 64, 8),
-        **{
-            f"allocate {objective}": lambda objective=objective: planning.allocate(
-                coarse, 8 * PROMPTS, objective=objective
-            )
-            for objective in ("expected_std", "mixed", "fidelity")
-        },
-    }
-    seconds = {}
-    for name, task in tasks.items():
-        start = time.perf_counter()
-        task()
-        seconds[name] = time.perf_counter() - start
-    return seconds
-
-
 def main(
     rounds: Annotated[int, typer.Option(help="Timed rounds a batch size.")] = 9,
     output: Annotated[Path, typer.Option(help="Where the figures go.")] = Path("benchmarks/results/advantages.json"),
@@ -119,12 +89,7 @@ def main(
     result: dict[str, object] = {
         "machine": publishing.machine(),
         "threads": torch.get_num_threads(),
-        "planner_seconds": planner(),
-        "planner_peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
     }
-    for name, seconds in result["planner_seconds"].items():
-        print(f"planner {name:26} {seconds:6.2f} s for {PROMPTS:,} prompts")
-    print(f"planner peak memory of the process {result['planner_peak_gib']:.2f} GiB")
     for rows, group_size in BATCHES:
         medians = estimators(rows, group_size, rounds, torch.device("cpu"))
         result[f"{rows} rows"] = medians

@@ -19,7 +19,7 @@ import publishing
 import typer
 from math_problems import TEMPLATES, MathProblem, change_notation, change_word, draw_distinct
 
-from verl_gsd.evaluation.intervals import wilson
+from verl_gsd.evaluation.intervals import proportion
 from verl_gsd.preparation.overlap import SHORTEST, OverlapIndex
 from verl_gsd.preparation.words import words
 
@@ -63,7 +63,7 @@ def _false_positives(train: list[MathProblem], test: list[MathProblem]) -> dict[
     built = time.process_time()
     found = sum(index.find(problem.text) is not None for problem in train)
     seconds = time.process_time() - built
-    interval = wilson(found, len(train))
+    interval = proportion(found, len(train))
     return {
         "test_problems": len(test),
         "found": found,
@@ -76,7 +76,7 @@ def _false_positives(train: list[MathProblem], test: list[MathProblem]) -> dict[
 def _found(test: list[MathProblem], change: Callable[[str], str]) -> dict[str, Any]:
     index = _index(test)
     found = sum(index.find(change(problem.text)) is not None for problem in test)
-    interval = wilson(found, len(test))
+    interval = proportion(found, len(test))
     return {"problems": len(test), "share": [round(v, 4) for v in (found / len(test), interval.low, interval.high)]}
 
 

@@ -198,7 +198,7 @@ class TestTraining:
         run.end()
         assert run.process.returncode != 0
 
-    def test_accuracies_have_wilsons_intervals(self, tmp_path):
+    def test_accuracies_have_intervals(self, tmp_path):
         run = training.Run("grpo", tmp_path / "grpo", [])
         name = "val-core/arithmetic/acc/mean@1"
         run.metrics = [

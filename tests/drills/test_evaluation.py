@@ -12,7 +12,7 @@ import pytest
 from places import BINARIES
 from running import SURE, TASK, Started, metrics, validated, validation_kept, verl_gsd
 
-from verl_gsd.evaluation.intervals import paired_test, wilson
+from verl_gsd.evaluation.intervals import paired_test, proportion
 from verl_gsd.records import read_records
 
 STEPS, HELD_OUT = 40, 1024
@@ -100,7 +100,7 @@ def test_the_merged_checkpoint_answers_better_than_what_it_began_with(evaluated)
 
 def test_the_evaluation_agrees_with_the_runs_own_validation(grpo, evaluated):
     """On the same weights, bfloat16 aside, and on the same problems at the same temperature."""
-    held_out = wilson(round(metrics(grpo.run, 1)[STEPS]["val-core/arithmetic/acc/mean@1"] * HELD_OUT), HELD_OUT)
+    held_out = proportion(round(metrics(grpo.run, 1)[STEPS]["val-core/arithmetic/acc/mean@1"] * HELD_OUT), HELD_OUT)
     found = json.loads((evaluated.after / "results.json").read_text())["sums"]["average"]
     assert found["low"] < held_out.high and held_out.low < found["high"]
 

@@ -31,7 +31,7 @@ from safetensors.torch import load_file
 from verl_gsd.algorithms.rollouts.budget import allocate_rollouts
 from verl_gsd.algorithms.rollouts.budget_settings import BudgetSettings
 from verl_gsd.algorithms.rollouts.group_size_weights import gain_ratios
-from verl_gsd.evaluation.intervals import paired_test, wilson
+from verl_gsd.evaluation.intervals import paired_test, proportion
 from verl_gsd.planning import posterior_silent_rate
 from verl_gsd.prompts import PromptStore
 from verl_gsd.records import read_records
@@ -412,7 +412,7 @@ def evaluated(grpo, tmp_path_factory):
 def test_the_evaluation_agrees_with_the_runs_own_validation(grpo, evaluated):
     """On the same weights, bfloat16 aside, and on the same problems at the same temperature."""
     count = PROMPTS * SIZE
-    validation = wilson(round(metrics(grpo.run, 2)[STEPS][ACCURACY] * count), count)
+    validation = proportion(round(metrics(grpo.run, 2)[STEPS][ACCURACY] * count), count)
     found, _ = evaluated
     assert found["average"]["low"] < validation.high and validation.low < found["average"]["high"]
 

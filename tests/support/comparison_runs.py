@@ -12,12 +12,23 @@ KEYS = {
 
 
 def write_run(
-    run: Path, tokens, accuracy, *, source="math", total: int | None = None, first=1, attempt=1, exact=None, **keys
+    run: Path,
+    tokens,
+    accuracy,
+    *,
+    source="math",
+    total: int | None = None,
+    first=1,
+    attempt=1,
+    exact=None,
+    prompts: int | None = None,
+    **keys,
 ) -> Path:
     """Write ``tokens`` per step from ``first`` on, ``accuracy`` by step, and ``keys`` as report_runs.config does.
 
     Args:
         exact: exact accuracies by step, as the laboratory writes them.
+        prompts: number of held-out prompts of each validation.
     """
     for step, number in enumerate(tokens, start=first):
         evicted = report_runs.group([0.0], tokens=number - 1)
@@ -28,6 +39,7 @@ def write_run(
     for step, data in lines:
         if step in accuracy:
             data[f"val-core/{source}/acc/mean@1"] = accuracy[step]
+            data |= {f"val/prompts/{source}": prompts} if prompts else {}
         if exact and step in exact:
             data["exact/accuracy"] = exact[step]
     report_runs.metrics(run, [(step, data) for step, data in lines if data.keys() != {"validation"}], attempt=attempt)

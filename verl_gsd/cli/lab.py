@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from verl_gsd.cli import lab_identity, lab_train
 from verl_gsd.cli.command_groups import LabCommands
@@ -93,8 +92,8 @@ def _prompts(path: Path | None, options: dict[str, Any]) -> Prompts:
     if path is None:
         return mixture()
     rates = read_solve_rates(path, **options)
-    for skipped in rates.skipped:
-        out.print(f"Left out: {escape(skipped)}", highlight=False)
+    for notice in rates.notices():
+        out.print(notice, markup=False, highlight=False, soft_wrap=True)
     return measured(rates)
 
 

@@ -243,12 +243,12 @@ def _train_seeds(lab_runs: Sequence[LabRun]) -> dict[str, str]:
     means = mean_accuracies(finished) if finished else {}
     for source, (first, last) in means.items():
         count = "1 seed" if last.n == 1 else f"{last.n} seeds"
-        ends = " -> ".join(str(end) if end.n > 1 else f"{end.value:.3f}" for end in (first, last))
+        ends = " -> ".join(map(str, (first, last)))
         line = f"held-out accuracy, {source}, mean of {count}: {ends}"
         out.print(line, markup=False, highlight=False, soft_wrap=True)
     _warn_of_skipped_updates(finished)
     if finished:
-        out.print("Intervals: 95%, Student's, over seeds. To compare with another label, run:")
+        out.print("Intervals: 95%, over seeds. To compare with another label, run:")
         out.print(_compare_command(folder, exact="exact" in means), markup=False, highlight=False, soft_wrap=True)
     if errors:
         line = f"{len(errors)} of {len(lab_runs)} seeds failed: {', '.join(errors)}."

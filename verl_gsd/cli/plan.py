@@ -85,7 +85,7 @@ def plan(
             correct_column=correct_column,
             total_column=total_column,
         )
-        summaries = [summary.summarize(rates.rate, rates.correct, rates.total, size) for size in sizes]
+        summaries = [summary.summarize(rates.rate, *rates.unbiased_counts, size) for size in sizes]
         targets = [_target(rates, text) for text in target or ()]
         allocated = None
         if allocate is not None:  # before anything is written, because most mistakes are found here

@@ -59,7 +59,13 @@ def draw(
     large, *finite = by_solve_rate(rates, summaries, alphas)
     sections = [
         Section("solve-rates", titles[0], source_sentences(rates), histogram),
-        Section("silence", titles[1], [_SILENT, *by_group_size_notes(summaries)], silence, Table(*figures)),
+        Section(
+            "silence",
+            titles[1],
+            [_SILENT, *by_group_size_notes(summaries, only_mixed=rates.mixed_groups > 0)],
+            silence,
+            Table(*figures),
+        ),
         Section(
             "gradient",
             titles[2],
@@ -103,7 +109,7 @@ def _histogram(rates: SolveRates) -> alt.Chart:
 def _silence(rates: SolveRates, summaries: Sequence[GroupSizeSummary]) -> alt.Chart:
     points = []
     for size in sorted({*_SIZES, *(each.group_size for each in summaries)}):
-        figures = summarize(rates.rate, rates.correct, rates.total, size)
+        figures = summarize(rates.rate, *rates.unbiased_counts, size)
         points.append({"size": size, "silent": figures.silent, "estimate": "plug-in"})
         if figures.unbiased is not None and figures.unbiased.prompts == len(rates):
             points.append({"size": size, "silent": figures.unbiased.silent, "estimate": "unbiased"})

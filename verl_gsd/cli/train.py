@@ -456,7 +456,9 @@ def result_table(metrics: list, prompts: Counter[str]) -> Table:
         table.add_row("the same without sampling, bounds", values)
     if summary.held_out:
         is_known = any(held_out.prompts for held_out in summary.held_out)
-        table.add_row("intervals", "95%, Wilson" if is_known else "none: the number of held-out prompts is unknown")
+        table.add_row(
+            "intervals", "95%, over prompts" if is_known else "none: the number of held-out prompts is unknown"
+        )
     table.add_row("steps of this attempt", str(summary.steps))
     if summary.seconds_per_step is not None:
         table.add_row("seconds per step (median)", f"{summary.seconds_per_step:.2f}")

@@ -12,13 +12,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.integrate import trapezoid
 
 from verl_gsd.compare.curves import Curve, check_comparable
-from verl_gsd.evaluation.intervals import Estimate, PairedTest, mean_accuracy_over_seeds, paired_test, student_mean
+from verl_gsd.evaluation.intervals import (
+    Estimate,
+    PairedTest,
+    difference_over_seeds,
+    mean_accuracy_over_seeds,
+    paired_test,
+    student_mean,
+)
 
 _SHARES = (0.25, 0.5, 0.75, 1.0)
 
@@ -28,8 +35,8 @@ class BudgetResult:
     """The result of one label at one budget.
 
     Attributes:
-        accuracy: mean over the seeds that had a validation within the budget, with Student's interval within [0, 1];
-            None if no seed had one.
+        accuracy: mean over the seeds that had a validation within the budget, with its interval over seeds; None if no
+            seed had one.
         against: comparison with the baseline on the seeds that both have; None for the baseline itself, and if there is
             no such seed.
     """
@@ -46,8 +53,7 @@ class LabelResult:
         seeds: in ascending order.
         cells: one per budget.
         p_adjusted: Holm's adjusted p-value of the test at the largest budget; None if there is no test.
-        area: mean accuracy over tokens, from the latest first validation of all runs to the largest budget; None if
-            that range is empty.
+        area: mean accuracy over tokens in ``Comparison.span``; None if that range is empty.
         end_tokens, end_accuracy: mean over the seeds' last validations. Token counts differ between seeds.
     """
 
@@ -66,6 +72,8 @@ class Comparison:
 
     Attributes:
         budgets: generated tokens, in ascending order.
+        span: the range of tokens that all runs' validations cover: from the latest first validation of all runs to the
+            largest budget. Means over tokens are over this range.
         shortest: the run that generated the fewest tokens.
         rows: one per label, the baseline first.
         curves: all compared curves.
@@ -73,6 +81,7 @@ class Comparison:
 
     baseline: str
     budgets: tuple[int, ...]
+    span: tuple[int, int]
     shortest: Curve
     rows: tuple[LabelResult, ...]
     curves: tuple[Curve, ...]
@@ -107,11 +116,9 @@ def compare_curves(curves: Sequence[Curve], baseline: str) -> Comparison:
     }
     p_values = {label: against.p_value for label in labels if (against := cells[label][-1].against)}
     adjusted = holm(p_values)
-    start = max(curve.tokens[0] for curve in curves)
-    rows = [
-        _label_result(label, by_seed[label], cells[label], adjusted.get(label), (start, largest)) for label in labels
-    ]
-    return Comparison(baseline, tuple(budgets), shortest, tuple(rows), tuple(curves))
+    span = (max(curve.tokens[0] for curve in curves), largest)
+    rows = [_label_result(label, by_seed[label], cells[label], adjusted.get(label), span) for label in labels]
+    return Comparison(baseline, tuple(budgets), span, shortest, tuple(rows), tuple(curves))
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
@@ -135,12 +142,29 @@ def mean_accuracy(curve: Curve, first: int, last: int) -> float:
 
 def _at_budget(curves: Mapping[int, Curve], baseline: Mapping[int, Curve], budget: int) -> BudgetResult:
     own, others = _accuracies(curves, budget), _accuracies(baseline, budget)
-    accuracy = mean_accuracy_over_seeds(np.array(list(own.values()))) if own else None
+    accuracy = mean_over_seeds([curves[seed] for seed in own], list(own.values())) if own else None
     common_seeds = sorted(own.keys() & others.keys())
     if not common_seeds:
         return BudgetResult(accuracy, None)
     first, second = (np.array([accuracies[seed] for seed in common_seeds]) for accuracies in (others, own))
-    return BudgetResult(accuracy, paired_test(first, second))
+    pairs = [curve for by_seed in (curves, baseline) for curve in map(by_seed.__getitem__, common_seeds)]
+    trials = None if (both := _responses(pairs)) is None else both // 2
+    difference = difference_over_seeds(first, second, trials)
+    return BudgetResult(accuracy, replace(paired_test(first, second), difference=difference))
+
+
+def mean_over_seeds(curves: Sequence[Curve], accuracies: Sequence[float]) -> Estimate:
+    """Return the mean of one accuracy per curve, with its interval over seeds.
+
+    An accuracy between two validations, or a mean of several, counts as one validation.
+    """
+    return mean_accuracy_over_seeds(np.array(accuracies), _responses(curves))
+
+
+def _responses(curves: Sequence[Curve]) -> int | None:
+    """Return the number of responses behind one validation of each curve; None if it is unknown of one of them."""
+    counts = [curve.responses for curve in curves if curve.responses is not None]
+    return sum(counts) if len(counts) == len(curves) else None
 
 
 def _accuracies(curves: Mapping[int, Curve], budget: int) -> dict[int, float]:
@@ -155,15 +179,14 @@ def _label_result(
     p_adjusted: float | None,
     span: tuple[int, int],
 ) -> LabelResult:
-    area = None
-    if span[0] < span[1]:
-        area = mean_accuracy_over_seeds(np.array([mean_accuracy(curve, *span) for curve in curves.values()]))
+    own = list(curves.values())
+    area = mean_over_seeds(own, [mean_accuracy(curve, *span) for curve in own]) if span[0] < span[1] else None
     return LabelResult(
         label,
         tuple(sorted(curves)),
         cells,
         p_adjusted,
         area,
-        student_mean(np.array([curve.tokens[-1] for curve in curves.values()])),
-        mean_accuracy_over_seeds(np.array([curve.accuracy[-1] for curve in curves.values()])),
+        student_mean(np.array([curve.tokens[-1] for curve in own])),
+        mean_over_seeds(own, [curve.accuracy[-1] for curve in own]),
     )

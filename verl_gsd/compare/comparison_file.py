@@ -26,6 +26,8 @@ def write_comparison(path: Path, comparison: Comparison) -> None:
         OSError: the disk is full, or the folder is not writable.
     """
     content = {_MARK: _VERSION, **dataclasses.asdict(comparison), "shortest": comparison.shortest.name}
+    for curve in content["curves"]:
+        del curve["settings"]  # hundreds of keys per run, some of which may name this machine
     with atomic_write(path) as building:
         building.write_text(json.dumps(nonfinite_to_null(content), indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
@@ -78,9 +80,10 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "total_steps": (lambda value: value is None or _is_integer(value), "an integer or null"),
     "validation": (lambda value: isinstance(value, dict), "an object"),
     "trained": (_is_text, "a place"),
+    "responses": (lambda value: value is None or (_is_integer(value) and value >= 1), "a positive integer or null"),
 }
 #: Fields that older files do not have.
-_OPTIONAL = {"trained"}
+_OPTIONAL = {"trained", "responses"}
 
 
 def _curve(entry: Any, where: str) -> Curve:

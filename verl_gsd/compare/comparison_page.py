@@ -10,9 +10,8 @@ import numpy as np
 
 from verl_gsd.charts import COLOURS, Panel, Section, Table
 from verl_gsd.compare import comparison_words as words
-from verl_gsd.compare.comparison import Comparison
+from verl_gsd.compare.comparison import Comparison, mean_over_seeds
 from verl_gsd.compare.curves import Curve
-from verl_gsd.evaluation.intervals import mean_accuracy_over_seeds
 
 TITLE = "Methods at equal generated tokens"
 #: Number of points at which a mean and its band are drawn.
@@ -124,8 +123,8 @@ def _mean(label: str, curves: Sequence[Curve]) -> list[dict[str, Any]]:
     first, last = max(curve.tokens[0] for curve in own), min(curve.tokens[-1] for curve in own)
     points = []
     for tokens in np.unique(np.linspace(first, last, _POINTS).round()) if first < last else ():
-        estimate = mean_accuracy_over_seeds(np.array([curve.at(tokens) for curve in own]))
-        # With one seed the interval is infinite: draw a band of width 0.
+        estimate = mean_over_seeds(own, [curve.at(tokens) for curve in own])
+        # Without an interval, as with one seed, its ends are infinite: draw a band of width 0.
         low, high = np.nan_to_num([estimate.low, estimate.high], posinf=estimate.value, neginf=estimate.value)
         point = {"accuracy": estimate.value, "low": float(low), "high": float(high)}
         points.append(

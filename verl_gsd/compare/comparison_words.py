@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from verl_gsd.compare.comparison import Comparison, LabelResult
 from verl_gsd.compare.run_curves import SHUFFLE, VALIDATED
 from verl_gsd.evaluation.intervals import Estimate, PairedTest
+from verl_gsd.rundir import EXACT, HELD_OUT_PROMPTS
 
 #: The verdict if neither the interval nor the test shows a difference.
 TIE = "no difference seen at 95%"
@@ -32,8 +33,9 @@ def caveats(comparison: Comparison) -> list[str]:
         "Tokens are all that training generated, including evicted groups. Not counted: steps that a resume discarded, "
         "groups still waiting at the end, validation, and the judge's answers.",
         "Between two validations, accuracy is interpolated linearly. Before a run's first validation it has none.",
-        "Intervals are 95% Student's t intervals over seeds: of means over the seeds of a method, of differences over "
-        "the seeds that both methods have. Those of accuracies are cut at 0 and 1.",
+        "Intervals are 95% intervals over seeds: of means over the seeds of a method, of differences over the seeds "
+        "that both methods have. They are Student's t intervals, but never narrower than the sampling error of the "
+        "validations' responses allows. Those of accuracies are cut at 0 and 1. One seed has no interval.",
         "Intervals are over training seeds. " + _validated_on(comparison),
     ]
     if comparison.tests:
@@ -43,10 +45,28 @@ def caveats(comparison: Comparison) -> list[str]:
         )
     if counts and comparison.tests * 2 * 0.5**fewest > _SIGNIFICANCE:
         needed = math.ceil(math.log2(2 * comparison.tests / _SIGNIFICANCE))
+        least_p = 2 * 0.5**fewest
+        level = f"it can show a difference at a level of at most {1 - least_p:.3g}" if fewest > 1 else "it shows none"
         sentences.append(
             f"The smallest number of seeds that both methods have is {fewest}. The p of the sign-flip test is then at "
-            f"least {2 * 0.5**fewest:.2g}, whatever the results. Holm's p over {comparison.tests} comparisons can be "
-            f"below {_SIGNIFICANCE:g} only from {needed} seeds."
+            f"least {least_p:.2g}, whatever the results, so {level}. Holm's p over {comparison.tests} comparisons "
+            f"can be below {_SIGNIFICANCE:g} only from {needed} seeds."
+        )
+    unknown = [
+        curve for curve in comparison.curves if curve.responses is None and curve.validation.get("metric") != EXACT
+    ]
+    if unknown:
+        sentences.append(
+            f"The number of responses behind the accuracies of {unknown[0].name} is unknown, because its metrics have "
+            f"no {HELD_OUT_PROMPTS}{unknown[0].data_source}. Intervals of such runs are Student's alone. They are too "
+            "narrow near accuracies of 0 and 1 and for few held-out prompts, and there is none if all seeds have the "
+            "same value."
+        )
+    without = [curve for curve in comparison.curves if not curve.settings]
+    if any(len(row.seeds) > 1 and row.label == curve.label for row in comparison.rows for curve in without):
+        sentences.append(
+            f"The settings of {without[0].name} are unknown, so they were not compared with those of other runs with "
+            "the same label. Files of --output have no settings."
         )
     return sentences
 
@@ -62,7 +82,9 @@ def _validated_on(comparison: Comparison) -> str:
 
 def accuracy_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """Return the header and rows of the accuracy of each label at each budget."""
-    header = ["method", "seeds", *(f"{budget:,} tokens" for budget in comparison.budgets), "mean over tokens"]
+    first, last = comparison.span
+    mean_name = f"mean over {first:,} to {last:,} tokens" if first < last else "mean over tokens"
+    header = ["method", "seeds", *(f"{budget:,} tokens" for budget in comparison.budgets), mean_name]
     rows = [
         [
             row.label,
@@ -138,8 +160,7 @@ def _over_seeds(estimate: Estimate | None, seeds: int) -> str:
     """Return the mean with its finite interval, and the number of seeds if some have no value."""
     if estimate is None:
         return "none so far"
-    text = str(estimate) if math.isfinite(estimate.low) else f"{estimate.value:.3f}"
-    return text if estimate.n == seeds else f"{text}, {estimate.n} of {seeds} seeds"
+    return str(estimate) if estimate.n == seeds else f"{estimate}, {estimate.n} of {seeds} seeds"
 
 
 def _signed(estimate: Estimate) -> str:

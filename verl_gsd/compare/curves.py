@@ -15,6 +15,9 @@ from typing import Any
 
 import numpy as np
 
+#: Number of different settings that a message lists.
+_LISTED = 8
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -30,6 +33,9 @@ class Curve:
         total_steps: configured number of training steps; None if the config does not set it.
         validation: other settings that affect the accuracy, by config key; empty if unknown.
         trained: where, for messages: ``on the stack`` or ``in the laboratory``; empty if unknown.
+        responses: number of sampled responses behind each accuracy; None if unknown, or if accuracies are exact.
+        settings: the config by dotted key, without seeds, paths, and keys that do not affect training; empty if
+            unknown. It is not part of equality, and ``comparison_file`` does not write it.
 
     Raises:
         ValueError: the lengths differ, steps or tokens do not increase, or an accuracy is outside [0, 1]; the message
@@ -46,6 +52,8 @@ class Curve:
     total_steps: int | None = None
     validation: Mapping[str, Any] = field(default_factory=dict)
     trained: str = ""
+    responses: int | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not len(self.steps) == len(self.tokens) == len(self.accuracy) >= 1:
@@ -89,8 +97,8 @@ class Curve:
 def check_comparable(curves: Sequence[Curve]) -> None:
     """Check that all accuracies measure the same thing, and that curves of one label are seeds of one method.
 
-    No two curves may have the same label and seed, and the curves of a label must be trained in the same place. What is
-    known of only one of two curves is not compared.
+    No two curves may have the same label and seed. The curves of a label must be trained in the same place and have the
+    same settings. What is known of only one of two curves is not compared.
 
     Raises:
         ValueError: the message names two curves and what differs.
@@ -98,6 +106,7 @@ def check_comparable(curves: Sequence[Curve]) -> None:
     first_values: dict[str, tuple[Any, Curve]] = {}
     first_curves: dict[tuple[str, int], Curve] = {}
     first_places: dict[str, Curve] = {}
+    first_settings: dict[str, Curve] = {}
     for curve in curves:
         for key, value in {"data source": curve.data_source, **curve.validation}.items():
             other_value, other = first_values.setdefault(key, (value, curve))
@@ -118,3 +127,19 @@ def check_comparable(curves: Sequence[Curve]) -> None:
                     f"{other.run} was trained {other.trained} and {curve.run} {curve.trained}, but both have the label "
                     f"{curve.label}. Use LABEL=RUN to rename one"
                 )
+        if curve.settings:
+            _check_same_settings(first_settings.setdefault(curve.label, curve), curve)
+
+
+def _check_same_settings(first: Curve, second: Curve) -> None:
+    """Raise a ValueError that names the keys in which the settings of two curves differ. A missing key equals null."""
+    keys = sorted({*first.settings, *second.settings})
+    values = [(key, first.settings.get(key), second.settings.get(key)) for key in keys]
+    if different := [f"{key} ({one!r:.60} and {other!r:.60})" for key, one, other in values if one != other]:
+        listed = ", ".join(different[:_LISTED]) + (
+            f", and {more} more" if (more := len(different) - _LISTED) > 0 else ""
+        )
+        raise ValueError(
+            f"{first.run} and {second.run} have the label {first.label}, but their settings differ: {listed}. Only "
+            "seeds and paths may differ between runs with one label. Use LABEL=RUN to rename one"
+        )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from verl_gsd.dotted_keys import value_at
 from verl_gsd.evaluation.summary import ACCURACY
 from verl_gsd.plain_data import read_yaml
 from verl_gsd.records import gaps, listed_steps, read_records
-from verl_gsd.rundir import EXACT, TRAINED, RunDirectory, is_rehearsal, merge_metrics, read_metrics
+from verl_gsd.rundir import EXACT, HELD_OUT_PROMPTS, TRAINED, RunDirectory, is_rehearsal, merge_metrics, read_metrics
 from verl_gsd.scalars import is_whole
 
 #: If this is above 0, verl validates on that many held-out prompts: the first ones, or with ``SHUFFLE`` a sample that
@@ -35,6 +36,19 @@ VALIDATION = (
     "reward.custom_reward_function.name",
 )
 _TOTAL = "trainer.total_training_steps"
+#: Sections and keys of the config that affect training.
+_TRAINING = (
+    *("algorithm.", "actor_rollout_ref.", "critic.", "data.", "reward.", "trainer.v1."),
+    *("trainer.total_epochs", _TOTAL, "trainer.critic_warmup", "trainer.balance_batch", "trainer.nnodes"),
+    "trainer.n_gpus_per_node",
+)
+#: Keys that may differ between the seeds of a method: seeds, paths, and names of runs. What a validation uses is in
+#: ``VALIDATION``.
+_MAY_DIFFER = re.compile(
+    r"(^|[._])(seed|path|paths|file|files|dir|directory|folder|url|served_model_name|experiment_name|project_name)$"
+)
+#: Prepared data sets are DATA_SET/SPLIT.parquet, so the last two parts identify a training file on any machine.
+_TRAIN_FILES = "data.train_files"
 
 
 class NoValidationYetError(ValueError):
@@ -116,6 +130,8 @@ def read_curve(run: Path, label: str | None = None, source: str | None = None, *
             total,
             {"metric": metric} | validation,
             "in the laboratory" if layout.sources.is_file() else "on the stack",
+            _responses(metric, source, [metrics[step] for step in steps]),
+            _training_settings(config),
         )
     except ValueError as error:
         raise ValueError(f"{run}: {error}") from error
@@ -125,6 +141,29 @@ def _without_home(value: Any) -> Any:
     """Replace the home folder in a path by ``~``, because results of different machines are compared."""
     home = str(Path.home())
     return f"~{value.removeprefix(home)}" if isinstance(value, str) and value.startswith(f"{home}/") else value
+
+
+def _responses(metric: str, source: str, validations: Sequence[Mapping[str, float]]) -> int | None:
+    """Return the fewest responses behind an accuracy; None if a validation does not have its number of prompts."""
+    prompts = [data.get(HELD_OUT_PROMPTS + source) for data in validations]
+    match = ACCURACY.match(metric)  # an exact accuracy has no responses
+    known = [int(count) for count in prompts if count]
+    return min(known) * int(match["samples"]) if match and len(known) == len(prompts) else None
+
+
+def _training_settings(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the settings by dotted key that the seeds of one method must share."""
+    settings: dict[str, Any] = {}
+    for name, value in config.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, dict):
+            settings |= _training_settings(value, f"{key}.")
+        elif key == _TRAIN_FILES:
+            files = value if isinstance(value, list) else [value]
+            settings[key] = ["/".join(Path(str(file)).parts[-2:]) for file in files]
+        elif key.startswith(_TRAINING) and not _MAY_DIFFER.search(key):
+            settings[key] = value
+    return settings
 
 
 def _tokens(run: Path) -> dict[int, int]:
@@ -143,15 +182,15 @@ def _validations(layout: RunDirectory) -> dict[int, dict[str, float]]:
     """
     steps = merge_metrics(_lines(layout.metrics(attempt)) for attempt in layout.attempts())
     accuracies = {step: {name: data[name] for name in data if name != TRAINED} for step, data in steps.items()}
-    return {step: data for step, data in accuracies.items() if data.keys() - {EXACT}}
+    return {step: data for step, data in accuracies.items() if any(map(ACCURACY.match, data))}
 
 
 def _lines(path: Path) -> list[tuple[int, dict[str, float]]]:
-    """Return the step, the accuracies and ``_TRAINED`` (if present) of each line of a metrics file."""
+    """Return the step, the accuracies and the other metrics that are needed of each line of a metrics file."""
     lines: list[tuple[int, dict[str, float]]] = []
     try:
         for step, data in read_metrics(path):
-            selected = {name: value for name, value in data.items() if name in (TRAINED, EXACT) or ACCURACY.match(name)}
+            selected = {name: value for name, value in data.items() if _is_needed(name)}
             numbers = {name: float(value) for name, value in selected.items()}
             known = {name: value for name, value in numbers.items() if name == TRAINED or not math.isnan(value)}
             lines.append((step, known))
@@ -160,6 +199,10 @@ def _lines(path: Path) -> list[tuple[int, dict[str, float]]]:
             f"{path}: line {len(lines) + 1} is not a valid line of metrics ({error}). Repair or remove it"
         ) from error
     return lines
+
+
+def _is_needed(name: str) -> bool:
+    return name in (TRAINED, EXACT) or name.startswith(HELD_OUT_PROMPTS) or ACCURACY.match(name) is not None
 
 
 def _metric(run: Path, metrics: Mapping[int, Mapping[str, float]], source: str | None, exact: bool) -> tuple[str, str]:

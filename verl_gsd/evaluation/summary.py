@@ -8,21 +8,22 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from verl_gsd.evaluation.intervals import Proportion, wilson
+from verl_gsd.evaluation.intervals import Proportion, proportion
 from verl_gsd.rundir import HELD_OUT_PROMPTS
 from verl_gsd.scalars import is_finite, is_number
 
-#: verl's metric names of held-out accuracies.
-ACCURACY = re.compile(r"^val-core/(?P<source>.+)/acc/mean@\d+$")
+#: verl's metric names of held-out accuracies. ``samples`` is the number of responses per prompt.
+ACCURACY = re.compile(r"^val-core/(?P<source>.+)/acc/mean@(?P<samples>\d+)$")
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """The accuracy of one validation. ``interval`` is None if the number of prompts is unknown."""
+    """The accuracy of one validation. ``interval`` and ``responses`` are None if the number of prompts is unknown."""
 
     step: int
     value: float
     interval: Proportion | None
+    responses: int | None = None
 
     def __str__(self) -> str:
         return f"{self.interval or f'{self.value:.3f}'} at step {self.step}"
@@ -67,8 +68,9 @@ def summarise(metrics: Sequence[tuple[int, Mapping[str, float]]], prompts: Mappi
                 source = match["source"]
                 counted = data.get(HELD_OUT_PROMPTS + source)
                 n = counts[source] = int(counted) if is_finite(counted) else prompts.get(source)
-                interval = wilson(value * n, n) if n and 0 <= value <= 1 else None
-                by_source.setdefault(source, []).append(Accuracy(step, value, interval))
+                interval = proportion(value * n, n) if n and 0 <= value <= 1 else None
+                responses = n * int(match["samples"]) if n else None
+                by_source.setdefault(source, []).append(Accuracy(step, value, interval, responses))
     held_out = [
         HeldOut(source, tuple(dict.fromkeys((accuracies[0], accuracies[-1]))), counts[source])
         for source, accuracies in by_source.items()

@@ -339,9 +339,7 @@ def _accuracy(facts: CardFacts) -> str:
     if facts.accuracies:
         sampling = f" ({facts.validation})" if facts.validation else ""
         has_intervals = any(accuracy.interval for held_out in facts.accuracies for accuracy in held_out.accuracies)
-        interval = (
-            "95% Wilson intervals over prompts" if has_intervals else "no intervals: the number of prompts is unknown"
-        )
+        interval = "95% intervals over prompts" if has_intervals else "no intervals: the number of prompts is unknown"
         lines += [
             f"The run's own validations on held-out prompts{sampling}: the first, and the last up to this step. "
             f"Intervals: {interval}.\n",

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from verl_gsd.planning.counts import posterior
+from verl_gsd.planning.distinct import distinct_pairs
 from verl_gsd.planning.greedy import allocate_greedily
 from verl_gsd.planning.rates import check_entries, expected_std, fidelity, mixed_rate
 from verl_gsd.planning.urn import expected_std_by_size, fidelity_by_size, mixed_gain_by_size
@@ -112,13 +113,13 @@ def allocate_from_counts(
     rollouts, minimum = _integer(rollouts, "rollouts"), _integer(minimum, "minimum")
     maximum = None if maximum is None else _integer(maximum, "maximum")
     _check_bounds(len(a), rollouts, objective, minimum, maximum, names=("correct", "rollouts"))
-    distinct, entry_of_prompt, n_prompts = np.unique(np.stack([a, b]), axis=1, return_inverse=True, return_counts=True)
+    distinct, entry_of_prompt, n_prompts = distinct_pairs(a, b)
 
     def gains(entries: np.ndarray, depth: int) -> np.ndarray:
         a, b = distinct[:, entries]
         return _posterior_gains(a, b, objective, minimum, depth)
 
-    return allocate_greedily(gains, entry_of_prompt.ravel(), n_prompts, rollouts, minimum, maximum)
+    return allocate_greedily(gains, entry_of_prompt, n_prompts, rollouts, minimum, maximum)
 
 
 def _gains(rates: np.ndarray, objective: Objective, minimum: int, depth: int) -> np.ndarray:

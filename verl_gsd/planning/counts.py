@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import betaln, gammaln
 
+from verl_gsd.planning.distinct import distinct_pairs
 from verl_gsd.planning.rates import check_alpha, check_entries, check_group_sizes, log_gain, scalar_or_array
 
 
@@ -85,7 +86,8 @@ def posterior_gain(
 ) -> np.ndarray | float:
     """The mean of ``rates.gain`` under the posterior: a prompt's expected weight in the update under the dial.
 
-    Counts may be fractions, and ``n`` may be 0. ``partial`` is explained at ``posterior``.
+    Counts may be fractions, and ``n`` may be 0. ``partial`` is explained at ``posterior``. The cost grows with the
+    number of distinct posteriors.
 
     Raises:
         ValueError: as ``posterior_silent_rate``, or alpha is not finite.
@@ -95,9 +97,12 @@ def posterior_gain(
     result = np.zeros(a.shape)
     for size in np.unique(sizes):
         rows = sizes == size
+        (right, wrong), pair_of_row, _ = distinct_pairs(a[rows], b[rows])
+        gains, log_beta = np.zeros(len(right)), betaln(right, wrong)
         for k in range(1, int(size)):
-            log_chance = betaln(a[rows] + k, b[rows] + size - k) - betaln(a[rows], b[rows])
-            result[rows] += np.exp(_log_choose(size, k) + log_chance + log_gain(k, size, alpha, ddof, eps))
+            log_chance = betaln(right + k, wrong + size - k) - log_beta
+            gains += np.exp(_log_choose(size, k) + log_chance + log_gain(k, size, alpha, ddof, eps))
+        result[rows] = gains[pair_of_row]
     return scalar_or_array(result)
 
 

@@ -19,6 +19,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import gammaln, xlog1py, xlogy
 
+from verl_gsd.planning.distinct import distinct_pairs
+
 #: Largest number of elements of a (rates x counts) table that is computed at once: 8 MiB of float64.
 _TABLE = 1 << 20
 #: Sums run over all counts k up to this group size, and only over the likely counts above it.
@@ -106,13 +108,11 @@ def required_group_size(
     check_entries((wanted > 0) & (wanted < 1), np.asarray(tolerance), "tolerance", "a number between 0 and 1")
     p, _ = _checked_rates(p, 1)
     p, wanted = np.broadcast_arrays(p, wanted)
-    pairs, pair_of_entry = np.unique(
-        np.stack([np.minimum(p, 1 - p).ravel(), wanted.ravel()]), axis=1, return_inverse=True
-    )
+    pairs, pair_of_entry, _ = distinct_pairs(np.minimum(p, 1 - p).ravel(), wanted.ravel())
     sizes = np.full(pairs.shape[1], np.inf)
     reachable = pairs[0] > 0
     sizes[reachable] = _smallest(criteria[criterion], *pairs[:, reachable])
-    return scalar_or_array(sizes[pair_of_entry.ravel()].reshape(p.shape))
+    return scalar_or_array(sizes[pair_of_entry].reshape(p.shape))
 
 
 def _smallest(reached: Callable, rates: np.ndarray, wanted: np.ndarray) -> np.ndarray:

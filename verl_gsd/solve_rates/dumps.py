@@ -3,6 +3,9 @@
 In verl 0.9.1 a line has the fields input, output, gts, score and step. The V1 trainer adds a uid of the form
 PROMPT_SESSION_OUTPUT, and a validation adds the verifier's results. verl gives a prompt a new uid at every visit, so
 prompts are identified by their text and their reference answer.
+
+verl dumps the batch that it trains on. With dynamic sampling, evicted groups are therefore missing. A source without
+any silent group is reported as such.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import json
 import math
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,7 @@ from verl_gsd.solve_rates.tables import as_number
 
 _STEP = re.compile(r"(\d+)\.jsonl")
 _OUTPUT = re.compile(r"(_\d+)_\d+$")
+_SESSION = re.compile(r"_\d+_\d+$")
 _FIELDS = {"input", "output", "gts", "score", "step"}
 
 
@@ -51,8 +56,11 @@ class _DumpReader:
         self._graded: list[bool] = []
         self._total: list[int] = []
         self._skipped: dict[str, list[str]] = {}
+        self._groups = 0  # with at least two verdicts
+        self._silent: dict[str, int] = {}  # by what dynamic sampling may compare: verdicts or scores
 
     def read(self, file: Path) -> None:
+        groups: dict[str | int, list[tuple[float, float]]] = {}  # verdicts and scores by group
         sessions: set[str] = set()  # a session with several outputs has one line for each, all with the same score
         for number, row in self._lines(file):
             uid = row.get("uid")
@@ -61,9 +69,19 @@ class _DumpReader:
                 if uid.startswith("pad") or session in sessions:
                     continue
                 sessions.add(session)
-            self._count(row, f"{file}, line {number} (the first is 1)")
+            counted = self._count(row, f"{file}, line {number} (the first is 1)")
+            if counted is not None:
+                entry, verdict = counted
+                group = _SESSION.sub("", uid) if isinstance(uid, str) else entry
+                groups.setdefault(group, []).append((verdict, _score(row)))
+        for values in groups.values():
+            if len(values) > 1:
+                self._groups += 1
+                for name, compared in zip(("verdict", "score"), zip(*values, strict=True), strict=True):
+                    self._silent[name] = self._silent.get(name, 0) + (min(compared) == max(compared))
 
-    def _count(self, row: dict[str, Any], where: str) -> None:
+    def _count(self, row: dict[str, Any], where: str) -> tuple[int, float] | None:
+        """Add a response. Returns the entry of its prompt and its verdict; None if it has no verdict."""
         if "input" not in row:
             raise ValueError(f"{where} has no field input. Use a file that verl dumped (trainer.rollout_data_dir).")
         if self._field is None:
@@ -76,7 +94,7 @@ class _DumpReader:
             raise ValueError(f"{where}, field {self._field}: {error}") from None
         if math.isnan(verdict):
             self._skipped.setdefault(f"responses without a {self._field}", []).append(where)
-            return
+            return None
         if not 0 <= verdict <= 1:
             raise ValueError(
                 f"{where}, field {self._field}: {verdict:g} is not a verdict from 0 to 1. Set --column to a field that "
@@ -90,6 +108,7 @@ class _DumpReader:
         self._correct[entry] += verdict
         self._graded[entry] |= 0 < verdict < 1
         self._total[entry] += 1
+        return entry, verdict
 
     def _lines(self, file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         try:
@@ -116,7 +135,16 @@ class _DumpReader:
         if not self._total:
             raise ValueError(f"{self._path}: no response has a verdict" + "".join(f"; {reason}" for reason in skipped))
         correct, total = np.array(self._correct), np.array(self._total, dtype=np.int64)
-        return rates_from_counts(self._path, correct, total, np.array(self._graded), None, skipped)
+        rates = rates_from_counts(self._path, correct, total, np.array(self._graded), None, skipped)
+        without_silent = 0 in self._silent.values()
+        return replace(rates, mixed_groups=self._groups if without_silent else 0)
+
+
+def _score(row: dict[str, Any]) -> float:
+    try:
+        return as_number(row.get("score"))
+    except ValueError:
+        return math.nan
 
 
 def _is_dump(file: Path) -> bool:

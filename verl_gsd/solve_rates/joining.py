@@ -34,18 +34,27 @@ def join(rates: SolveRates, table: RowTable) -> np.ndarray:
 
     - by (data_source, extra_info.index), if both sides have them;
     - by a hash of column prompt, if the run identified its prompts by their text;
-    - by position, if no key matches and the rates are a table with the same number of rows.
+    - by position, if one of the two has no keys and the rates are a table with the same number of rows.
 
     Raises:
-        ValueError: the rows cannot be matched in any of these ways, or no row has a solve rate.
+        ValueError: the rows cannot be matched in any of these ways, no row has a solve rate, or both sides have keys
+            and none of them match.
     """
     candidates = []
+    index_keys = None
     if rates.keys is not None:
+        index_keys = keys_by_index(table)
         entry_of_key = {key: entry for entry, key in enumerate(rates.keys)}
-        keys_of_rows = (keys for keys in (keys_by_index(table), _keys_by_text(table)) if keys is not None)
+        keys_of_rows = (keys for keys in (index_keys, _keys_by_text(table)) if keys is not None)
         candidates = [np.array([entry_of_key.get(key, -1) for key in keys]) for keys in keys_of_rows]
     candidates = [entries for entries in candidates if (entries >= 0).any()] or candidates
     by_keys = bool(candidates) and bool((candidates[0] >= 0).any())
+    if not by_keys and rates.row is not None and rates.keys and index_keys:
+        raise ValueError(
+            f"{table.path}: none of its {len(table)} rows has a solve rate in {rates.path}. Its first row has "
+            f"data_source and extra_info.index {index_keys[0]}, and the first rate is of {rates.keys[0]}. Use the "
+            "solve rates of these prompts. To match rows by their order, remove these columns from the solve rates."
+        )
     if not by_keys and rates.row is not None and rates.n_rows == len(table):
         by_position: np.ndarray = np.full(len(table), -1)
         by_position[rates.row] = np.arange(len(rates))

@@ -24,6 +24,8 @@ class SolveRates:
         row: (n,) int64, the row of each entry in the file, starting at 0; None if rows were pooled by prompt.
         n_rows: the number of rows of the file, including skipped ones; 0 if rows were pooled.
         graded: the number of prompts with a verdict between 0 and 1 (partial credit). Their rate is the mean verdict.
+        mixed_groups: the number of groups if the source has mixed groups only, as the dumps of a run with dynamic
+            sampling; else 0. Such rates are not those of the prompts: groups that agreed are missing.
     """
 
     path: Path
@@ -35,9 +37,28 @@ class SolveRates:
     row: np.ndarray | None = None
     n_rows: int = 0
     graded: int = 0
+    mixed_groups: int = 0
 
     def __len__(self) -> int:
         return len(self.rate)
+
+    @property
+    def unbiased_counts(self) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """``correct`` and ``total`` if unbiased estimates can be computed from them; else None and None."""
+        return (None, None) if self.mixed_groups else (self.correct, self.total)
+
+    def notices(self) -> list[str]:
+        """What was skipped, and whether groups are missing."""
+        sentences = [f"Skipped: {reason}." for reason in self.skipped]
+        if self.mixed_groups:
+            sentences.append(
+                f"All {self.mixed_groups} groups in {self.path} are mixed. If the run had dynamic sampling "
+                "(algorithm.filter_groups), it evicted the silent groups, and verl dumps only what it trains on. The "
+                "evicted groups are missing from all figures below: silent groups are understated, gain is "
+                "overstated, and no figure is unbiased. Set --solve-rates to the run's folder, whose records have the "
+                "evicted groups."
+            )
+        return sentences
 
 
 def rates_from_counts(

@@ -175,6 +175,31 @@ def test_skipped_rows_are_reported(tmp_path):
     assert "1 prompts from" in done.output and "2 of 3 rows" in flat(done.output)
 
 
+def test_figures_of_dumps_without_silent_groups_are_not_called_unbiased(tmp_path):
+    (tmp_path / "dumps").mkdir()
+    rows = [
+        {
+            "input": f"q{prompt}",
+            "output": "x",
+            "gts": "1",
+            "score": float(n <= prompt),
+            "step": 1,
+            "uid": f"u{prompt}_{n}_0",
+        }
+        for prompt in range(3)
+        for n in range(4)
+    ]
+    (tmp_path / "dumps" / "1.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = invoke("--solve-rates", tmp_path / "dumps", "--group-size", 4)
+    assert done.exit_code == 0, done.output
+    assert "algorithm.filter_groups" in flat(done.output)
+    assert figures(done.output, "silent groups, plug-in") and "groups, unbiased" not in done.output
+    more = [row | {"input": "q9", "uid": f"u9_{n}_0", "score": 0.0} for n, row in enumerate(rows[:4])]
+    (tmp_path / "dumps" / "2.jsonl").write_text("".join(json.dumps(row) + "\n" for row in more))
+    done = invoke("--solve-rates", tmp_path / "dumps", "--group-size", 4)
+    assert figures(done.output, "silent groups, unbiased") == [25.0] and "filter_groups" not in flat(done.output)
+
+
 def test_prompts_at_rates_0_and_1_alone_do_not_crash(tmp_path):
     path = tmp_path / "rates.csv"
     path.write_text("name,rate\na,0\nb,1\n")

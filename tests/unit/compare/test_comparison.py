@@ -15,7 +15,7 @@ from verl_gsd.compare.comparison import compare_curves, holm, mean_accuracy
 from verl_gsd.compare.comparison_file import read_curves, write_comparison
 from verl_gsd.compare.comparison_page import sections
 from verl_gsd.compare.curves import Curve
-from verl_gsd.evaluation.intervals import Estimate, PairedTest, student_mean
+from verl_gsd.evaluation.intervals import Estimate, PairedTest, difference_over_seeds, proportion, student_mean
 
 T_4 = 2.776445  # of Student's t with 4 degrees of freedom
 
@@ -94,6 +94,25 @@ def test_intervals_of_accuracies_stay_in_their_range_and_those_of_differences_do
     assert all(0 <= point["low"] <= point["high"] <= 1 for point in band)
 
 
+def test_an_interval_is_not_narrower_than_that_of_the_validations_responses():
+    """Seeds that agree, or differ by the same, do so by chance where few responses are behind each accuracy."""
+    curves = [
+        replace(line(label, seed, end), responses=30)
+        for label, end in (("grpo", 0.3), ("hadw", 0.5))
+        for seed in (1, 2)
+    ]
+    grpo, hadw = compare_curves(curves, "grpo").rows
+    mean, difference = grpo.cells[-1].accuracy, hadw.cells[-1].against.difference
+    assert (mean.low, mean.high) == (proportion(18, 60).low, proportion(18, 60).high) and mean.n == 2
+    assert grpo.end_accuracy == mean and grpo.area.low == proportion(0.15 * 60, 60).low
+    assert difference == difference_over_seeds(np.full(2, 0.3), np.full(2, 0.5), trials=60)
+    assert difference.low > 0 and difference.high - difference.low > 0.3
+    several = [replace(curve, accuracy=(0.0, 0.1 * curve.seed)) for curve in curves]
+    assert compare_curves(several, "grpo").rows[0].cells[-1].accuracy.high == student_mean(np.array([0.1, 0.2])).high
+    unknown = compare_curves([curves[0], replace(curves[1], responses=None), *curves[2:]], "grpo").rows[0]
+    assert math.isinf(unknown.cells[-1].accuracy.high), "of seeds that agree nothing is known"
+
+
 def test_run_has_no_accuracy_before_its_first_validation():
     late = curve("hadw", 1, (60, 100), (0.5, 0.9))
     found = compare_curves([line("grpo", 1, 1.0), line("grpo", 2, 1.0), late, line("hadw", 2, 1.0)], "grpo")
@@ -113,10 +132,12 @@ def test_mean_over_tokens_covers_the_range_of_all_runs():
     assert mean_accuracy(bent, 0, 100) == pytest.approx(0.6)
     assert mean_accuracy(bent, 25, 75) == pytest.approx((0.6 * 25 + 0.8 * 25) / 50)
     found = compare_curves([curve("grpo", 1, (20, 80), (0.5, 0.5)), bent], "grpo")
+    assert found.span == (20, 80) and {"20", "80"} <= set(re.findall(r"\d+", words.accuracy_table(found)[0][-1]))
     assert rows(found)["hadw"].area.value == pytest.approx(mean_accuracy(bent, 20, 80))
     assert rows(found)["grpo"].area.value == pytest.approx(0.5)
     nothing = compare_curves([curve("grpo", 1, (100, 120), (0.5, 0.5)), bent], "grpo")
     assert rows(nothing)["hadw"].area is None, "what all have is one point"
+    assert not re.search(r"\d", words.accuracy_table(nothing)[0][-1])
 
 
 def test_baseline_comes_first_and_must_exist():
@@ -201,6 +222,30 @@ def test_partial_seeds_and_the_smallest_possible_p_are_reported():
     assert {"4", "2", "7"} <= what_seeds_cannot_show(many[:-2]), "gvpo has fewest"
 
 
+def caveats_of(curves, key):
+    return [said for said in words.caveats(compare_curves(curves, "grpo")) if key in said]
+
+
+def test_the_level_that_few_seeds_allow_is_stated():
+    for seeds, level in ((2, 0.5), (3, 0.75), (4, 0.875)):
+        curves = [line(label, seed, 0.5 + seed / 100) for label in ("grpo", "hadw") for seed in range(seeds)]
+        assert str(level) in caveats_of(curves, "sign-flip")[0]
+
+
+def test_unknown_numbers_of_responses_and_unknown_settings_are_reported():
+    known = [replace(line("grpo", seed, 0.5), responses=8, settings={"data.seed_of": 1}) for seed in (1, 2)]
+    assert not caveats_of(known, "val/prompts/math") and not caveats_of(known, "settings")
+    exact = {"validation": {"metric": "exact/accuracy"}}
+    assert not caveats_of([replace(one, responses=None, **exact) for one in known], "val/prompts/math")
+    other = [known[0], line("grpo", 2, 0.5)]
+    assert (
+        "grpo seed 2" in caveats_of(other, "val/prompts/math")[0] and "grpo seed 2" in caveats_of(other, "settings")[0]
+    )
+    assert not caveats_of([line("grpo", 1, 0.5), line("hadw", 1, 0.5)], "settings"), (
+        "one seed has nothing to differ from"
+    )
+
+
 # The page
 
 
@@ -248,7 +293,7 @@ def test_curves_survive_a_round_trip_through_a_file(tmp_path):
     curves = [
         line("grpo", 1, 0.5),
         line("grpo", 2, 0.25),
-        curve("hadw", 1, total_steps=9, validation={"k": [1, None]}, trained="on the stack"),
+        curve("hadw", 1, total_steps=9, validation={"k": [1, None]}, trained="on the stack", responses=64),
     ]
     found = compare_curves(curves, "grpo")
     path = tmp_path / "new" / "c.json"
@@ -262,12 +307,19 @@ def test_curves_survive_a_round_trip_through_a_file(tmp_path):
     assert against["difference"] == {"value": 0.5, "low": None, "high": None, "n": 1}, "JSON has no infinity"
 
 
+def test_a_file_has_no_settings_because_they_can_name_a_machine(tmp_path):
+    path, curves = tmp_path / "c.json", [replace(line("grpo", 1, 0.5), settings={"key": "value"})]
+    write_comparison(path, compare_curves(curves, "grpo"))
+    assert "settings" not in path.read_text() and read_curves(path)[0].settings == {}
+
+
 def test_file_of_an_older_version_does_not_say_where_runs_were_trained(tmp_path):
     path, curves = tmp_path / "c.json", [line("grpo", 1, 0.5)]
-    write_comparison(path, compare_curves([replace(curve, trained="on the stack") for curve in curves], "grpo"))
+    newer = [replace(curve, trained="on the stack", responses=64) for curve in curves]
+    write_comparison(path, compare_curves(newer, "grpo"))
     content = json.loads(path.read_text())
     for entry in content["curves"]:
-        del entry["trained"]
+        del entry["trained"], entry["responses"]
     path.write_text(json.dumps(content))
     assert read_curves(path) == curves
 
@@ -304,6 +356,7 @@ def changed(content, key, value):
         (["curves", 1, "total_steps"], "9", r"curves\[1\].total_steps"),
         (["curves", 1, "validation"], [], r"curves\[1\].validation"),
         (["curves", 1, "trained"], 3, r"curves\[1\].trained"),
+        (["curves", 1, "responses"], 0, r"curves\[1\].responses"),
     ],
 )
 def test_invalid_file_is_rejected_with_the_field(tmp_path, key, value, said):

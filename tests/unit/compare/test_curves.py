@@ -1,6 +1,7 @@
 """Learning curves: reading them from runs, and which ones can be compared."""
 
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -51,6 +52,19 @@ def test_a_rehearsal_has_no_curve(tmp_path):
     (run / "config.yaml").write_text("trainer: {default_local_dir: /runs/mine-rehearsal/run}")
     with pytest.raises(ValueError, match="this is a rehearsal"):
         read_curve(run)
+
+
+def test_responses_are_the_prompts_of_a_validation_times_its_samples(tmp_path):
+    run = write_run(tmp_path / "seed_1", [10, 20], {0: 0.1, 2: 0.2}, total=2, prompts=30, exact={0: 0.1, 2: 0.2})
+    assert read_curve(run).responses == 30 and read_curve(run, exact=True).responses is None
+    path = run / "metrics" / "attempt_1.jsonl"
+    text = path.read_text()
+    path.write_text(text.replace("mean@1", "mean@8"))
+    assert read_curve(run).responses == 240
+    path.write_text(text.replace('"val/prompts/math": 30', '"val/prompts/math": 29', 1))
+    assert read_curve(run).responses == 29, "the fewest"
+    path.write_text(text.replace('"val/prompts/math": 30', '"other": 30', 1))
+    assert read_curve(run).responses is None
 
 
 def test_missing_accuracy_is_skipped(tmp_path):
@@ -222,6 +236,57 @@ def test_one_label_cannot_have_runs_of_the_laboratory_and_of_the_stack(tmp_path)
     check_comparable([stack, other, replace(lab, label="grpo in the laboratory"), replace(lab, trained="")])
     with pytest.raises(ValueError, match=r"seed_1 was trained on the stack and .*seed_2 in the laboratory.*LABEL=RUN"):
         check_comparable([stack, lab])
+
+
+def settings(tmp_path, label="grpo", seed=1, **keys):
+    """A curve of a run with these keys in its config."""
+    shared = {
+        "algorithm__gsd__alpha": 1.0,
+        "actor_rollout_ref__actor__optim__lr": 0.01,
+        "data__train_files": "/a/m/t.parquet",
+    }
+    own = {
+        "data__seed": seed,
+        "trainer__default_local_dir": f"/runs/seed_{seed}",
+        "trainer__experiment_name": f"s{seed}",
+    }
+    return read_curve(write_run(tmp_path / label / f"seed_{seed}", [5], {1: 0.5}, **shared | own | keys))
+
+
+def test_runs_of_one_label_must_have_the_same_settings(tmp_path):
+    one, other = settings(tmp_path), settings(tmp_path, seed=2)
+    third = settings(tmp_path, seed=3, actor_rollout_ref__actor__optim__lr=1e-3, algorithm__gsd__alpha=0.0)
+    check_comparable([one, other, replace(third, label="other"), replace(third, settings={})])
+    with pytest.raises(ValueError, match=r"seed_1 and .*seed_3 .*label grpo\b.*LABEL=RUN") as caught:
+        check_comparable([one, other, third])
+    said = str(caught.value)
+    assert "algorithm.gsd.alpha (1.0 and 0.0)" in said and "actor_rollout_ref.actor.optim.lr (0.01 and 0.001)" in said
+    assert "seed_2" not in said and "data.seed" not in said
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "may_differ"),
+    [
+        ("data__train_files", "/elsewhere/m/t.parquet", True),
+        ("data__train_files", "/a/other/t.parquet", False),
+        ("actor_rollout_ref__rollout__seed", 7, True),
+        ("actor_rollout_ref__actor__data_loader_seed", 7, True),
+        ("actor_rollout_ref__ref__profiler__save_path", "/elsewhere", True),
+        ("trainer__logger", ["wandb"], True),
+        ("actor_rollout_ref__rollout__trace__experiment_name", "seed_2", True),
+        ("trainer__total_epochs", 2, False),
+        ("algorithm__gsd__hadw__eta", 0.1, False),
+        ("algorithm__filter_groups__enable", True, False),
+        ("algorithm__gsd__unused", None, True),
+    ],
+)
+def test_seeds_and_paths_may_differ_between_runs_of_one_label(tmp_path, key, value, may_differ):
+    curves = [settings(tmp_path), settings(tmp_path, seed=2, **{key: value})]
+    if may_differ:
+        check_comparable(curves)
+        return
+    with pytest.raises(ValueError, match=re.escape(key.replace("__", "."))):
+        check_comparable(curves)
 
 
 def test_home_folder_is_replaced_by_a_tilde(tmp_path, monkeypatch):

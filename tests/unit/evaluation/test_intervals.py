@@ -10,48 +10,57 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from verl_gsd.evaluation.intervals import (
+    difference_over_seeds,
     equivalence_test,
     mean_accuracy_over_seeds,
     mean_by_question,
     paired_test,
+    proportion,
     student_mean,
-    wilson,
 )
 from verl_gsd.evaluation.summary import summarise
 
-Z = 1.959963984540054
+
+def by_listing(values):
+    """The interval of ``mean_by_question`` from a list in which each value and each pseudo-question is there twice."""
+    doubled = [*values, *values, 1, 1, 1, 0, 0, 0]
+    mean, spread = np.mean(doubled), np.std(doubled)
+    half = scipy.stats.t.ppf(0.975, len(values) - 1) * spread / math.sqrt(len(values) + 3)
+    return max(0, mean - half), min(1, mean + half)
 
 
-@given(st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_wilson_ends_solve_the_score_equation(counts):
+@given(st.integers(2, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_interval_of_a_share_is_that_of_zeros_and_ones(counts):
     correct, n = counts
-    interval = wilson(correct, n)
-    assert 0 <= interval.low <= interval.value <= interval.high <= 1
-    for end in (interval.low, interval.high):
-        if 0 < end < 1:
-            assert abs(interval.value - end) == pytest.approx(Z * math.sqrt(end * (1 - end) / n), rel=1e-6, abs=1e-9)
+    found = proportion(correct, n)
+    assert 0 <= found.low <= found.value <= found.high <= 1 and found.value == correct / n
+    ends = by_listing([1] * correct + [0] * (n - correct))
+    assert (found.low, found.high) == pytest.approx(ends, abs=1e-9)
+    assert found == mean_by_question(np.repeat([1.0, 0.0], [correct, n - correct]))
 
 
-def test_wilson_known_value():
-    interval = wilson(8, 10)
-    assert (interval.low, interval.high) == (pytest.approx(0.4902, abs=1e-4), pytest.approx(0.9433, abs=1e-4))
+def test_interval_of_8_of_10_by_hand():
+    found = proportion(8, 10)
+    half = 2.262157 * math.sqrt((9.5 / 13) * (3.5 / 13) / 13)  # t of 9 degrees of freedom, from a table
+    assert found.low == pytest.approx(9.5 / 13 - half, abs=1e-6) and found.high == 1
 
 
 @pytest.mark.parametrize(("correct", "n"), [(0, 0), (-1, 5), (6, 5)])
 def test_impossible_counts_are_rejected(correct, n):
     with pytest.raises(ValueError, match=f"correct={correct} of n={n}"):
-        wilson(correct, n)
+        proportion(correct, n)
 
 
 # Over questions
 
-#: Of Student's t with 3 and with 4 degrees of freedom, from a table.
-T_3, T_4 = 3.182446, 2.776445
+#: Of Student's t with 3 degrees of freedom, from a table.
+T_3 = 3.182446
 
 
-def test_mean_over_questions_has_students_interval():
+def test_mean_over_questions_has_students_interval_with_three_pseudo_questions():
+    """Half of the three are solved: seven values with mean 1/2 and squares .04 + .16 + .36 + .64 + 1.5."""
     found = mean_by_question(np.array([0.2, 0.4, 0.6, 0.8]))
-    half = T_3 * math.sqrt(0.2 / 3) / 2  # squares of the deviations: .09 + .01 + .01 + .09
+    half = T_3 * math.sqrt((2.7 / 7 - 0.25) / 7)
     assert (found.value, found.n) == (pytest.approx(0.5), 4)
     assert (found.low, found.high) == (pytest.approx(0.5 - half, abs=1e-6), pytest.approx(0.5 + half, abs=1e-6))
     assert str(found) == f"0.500 [{0.5 - half:.3f}, {0.5 + half:.3f}]"
@@ -62,39 +71,46 @@ def test_interval_is_clipped_to_the_unit_interval():
     assert (found.low, found.value, found.high) == (0, pytest.approx(0.33), 1)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
-def test_equal_values_give_wilsons_interval(share):
-    found = mean_by_question(np.full(20, share))
-    trials = wilson(round(20 * share), 20)
-    assert (found.value, found.low, found.high, found.n) == pytest.approx((share, trials.low, trials.high, 20))
-    assert found.high - found.low > 0.1
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=40), st.randoms())
+def test_interval_contains_the_mean_and_is_mirrored_with_the_values(values, random):
+    found = mean_by_question(np.array(values))
+    assert found.low <= found.value <= found.high
+    assert (found.low, found.high) == pytest.approx(by_listing(values), abs=1e-9)
+    random.shuffle(values)
+    mirrored = mean_by_question(1 - np.array(values))
+    assert (1 - mirrored.high, 1 - mirrored.low) == pytest.approx((found.low, found.high), abs=1e-9)
 
 
-@pytest.mark.parametrize(("questions", "rate"), [(100, 0.97), (100, 0.95), (500, 0.99), (30, 0.9), (198, 0.5)])
-def test_interval_for_one_response_per_question_has_the_stated_coverage(questions, rate):
-    """The sum is over all outcomes. Student's interval covers a rate of 0.97 for 100 questions in 85 of 100 cases."""
-    holds, chances = 0.0, scipy.stats.binom(questions, rate).pmf(np.arange(questions + 1))
-    for solved, chance in enumerate(chances):
-        found = mean_by_question(np.repeat([1.0, 0.0], [solved, questions - solved]))
-        holds += chance * (found.low <= rate <= found.high)
-    assert 0.93 < holds < 0.99
+def test_one_solved_response_does_not_shrink_the_interval():
+    """One of 32 responses to one of 30 questions: Student's interval alone ends at 0.003."""
+    none, one = np.zeros(30), np.zeros(30)
+    one[0] = 1 / 32
+    assert mean_by_question(one).high > mean_by_question(none).high > 0.1
+    assert mean_by_question(1 - one).low < mean_by_question(1 - none).low < 0.9
+
+
+@pytest.mark.parametrize("questions", [15, 16, 25, 30, 100, 198, 500, 1000])
+def test_interval_for_one_response_per_question_covers_every_accuracy(questions):
+    """The sum is over all outcomes. Wilson's interval covers an accuracy of 0.011 of 15 questions in 85%."""
+    solved = np.arange(questions + 1)
+    found = [proportion(int(count), questions) for count in solved]
+    ends = np.array([(estimate.low, estimate.high) for estimate in found])
+    rates = np.unique(np.concatenate([np.linspace(0.001, 0.5, 500), ends.ravel() - 1e-9, ends.ravel() + 1e-9]))
+    rates = rates[(rates >= 0.001) & (rates <= 0.5)][:, None]  # higher ones are mirrored
+    holds = (scipy.stats.binom.pmf(solved, questions, rates) * ((ends[:, 0] <= rates) & (rates <= ends[:, 1]))).sum(
+        axis=1
+    )
+    assert holds.min() >= 0.93, rates[holds.argmin()]
+    assert holds.mean() < 0.98
 
 
 def test_wrong_answers_never_raise_an_end():
     ends = [mean_by_question(np.repeat([1.0, 0.0], [solved, 30 - solved])) for solved in range(31)]
-    assert all(a.low < b.low and a.high < b.high for a, b in itertools.pairwise(ends[1:-1]))
+    for fewer, more in itertools.pairwise(ends[1:-1]):
+        assert fewer.low < more.low or more.low == 0, "cut at 0"
+        assert fewer.high < more.high or fewer.high == 1, "cut at 1"
+    assert sum(end.low == 0 for end in ends) == sum(end.high == 1 for end in ends) == 3
     assert ends[29].low < ends[30].low and ends[0].high < ends[1].high
-
-
-def test_fractional_number_of_successes_solves_the_score_equation():
-    found = mean_by_question(np.full(7, 0.5))
-    for end in (found.low, found.high):
-        assert abs(end - 0.5) == pytest.approx(Z * math.sqrt(end * (1 - end) / 7))
-
-
-def test_rounding_does_not_count_as_spread():
-    figures = np.array([0.3, 0.1 + 0.2] * 5)
-    assert mean_by_question(figures).high == pytest.approx(mean_by_question(np.full(10, 0.3)).high)
 
 
 def test_one_question_gives_the_unit_interval():
@@ -108,7 +124,7 @@ def test_responses_to_one_question_are_not_independent_trials():
     clustered, pooled = 0, 0
     for _ in range(500):
         figures = rng.integers(0, 2, 40).astype(float)
-        found, samples = mean_by_question(figures), wilson(int(8 * figures.sum()), 320)
+        found, samples = mean_by_question(figures), proportion(int(8 * figures.sum()), 320)
         clustered += found.low <= 0.5 <= found.high
         pooled += samples.low <= 0.5 <= samples.high
     assert 0.92 < clustered / 500 < 0.98
@@ -345,7 +361,7 @@ def test_summary_takes_first_and_last_validation_and_the_median_step():
     assert (summary.steps, summary.seconds_per_step) == (3, 3.0)
     a, b = summary.held_out
     assert [(one.step, one.value) for one in a.accuracies] == [(0, 0.25), (3, 0.75)]
-    assert a.accuracies[0].interval == wilson(1, 4) and str(a.accuracies[1]) == f"{wilson(3, 4)} at step 3"
+    assert a.accuracies[0].interval == proportion(1, 4) and str(a.accuracies[1]) == f"{proportion(3, 4)} at step 3"
     assert [(one.step, one.value) for one in b.accuracies] == [(0, 0.5), (3, 1.0)]
 
 
@@ -354,7 +370,15 @@ def test_summary_of_several_samples_a_prompt_states_their_mean():
     (held_out,) = summarise([(12, {"val-core/a/acc/mean@8": 244 / 384})], {"a": 48}).held_out
     (found,) = held_out.accuracies
     assert str(found).startswith("0.635 [")
-    assert wilson(30, 48).low < found.interval.low < wilson(31, 48).low
+    assert proportion(30, 48).low < found.interval.low < proportion(31, 48).low
+    assert found.responses == 384
+
+
+@pytest.mark.parametrize("value", [0.2499, 0.2501, 15 / 960, 17 / 960])
+def test_accuracy_is_never_rounded_to_whole_prompts(value):
+    (held_out,) = summarise([(0, {"val-core/aime24/acc/mean@32": value})], {"aime24": 30}).held_out
+    assert held_out.accuracies[0].interval.value == pytest.approx(value, abs=1e-12)
+    assert str(held_out.accuracies[0]).startswith(f"{value:.3f} [")
 
 
 def test_the_number_of_prompts_in_the_metrics_gives_the_interval():
@@ -391,6 +415,32 @@ def test_an_interval_of_accuracies_is_students_within_their_range():
         assert mean_accuracy_over_seeds(np.array(values)) == student_mean(np.array(values))
     with pytest.raises(ValueError, match=r"values\[1\]=nan"):
         mean_accuracy_over_seeds(np.array([0.5, np.nan]))
+
+
+def test_an_interval_over_seeds_contains_that_of_their_responses():
+    """Three seeds agree by chance: the interval is that of 90 responses, half of which are right."""
+    near, far = np.array([0.5, 0.5, 0.5]), np.array([0.1, 0.5, 0.9])
+    found = mean_accuracy_over_seeds(near, trials=90)
+    assert (found.low, found.high, found.n) == (proportion(45, 90).low, proportion(45, 90).high, 3)
+    assert mean_accuracy_over_seeds(far, trials=90) == mean_accuracy_over_seeds(far), "seeds differ by more than that"
+    for values in ([0.3, 0.3, 0.3], [0.5]):
+        single = mean_accuracy_over_seeds(np.array(values))
+        assert (single.low, single.high) == (-math.inf, math.inf) and str(single) == f"{values[0]:.3f}"
+
+
+def test_a_difference_over_seeds_contains_that_of_their_responses():
+    """Pseudo-trials as of Agresti and Caffo, three for each method: 1.5 of 63 and 31.5 of 63."""
+    found = difference_over_seeds(np.zeros(2), np.full(2, 0.5), trials=60)
+    first, second = 1.5 / 63, 31.5 / 63
+    half = 2.000995 * math.sqrt((first * (1 - first) + second * (1 - second)) / 63)  # t of 59 degrees of freedom
+    assert (found.value, found.n) == (0.5, 2)
+    assert (found.low, found.high) == pytest.approx((second - first - half, second - first + half), abs=1e-6)
+    wide = (np.array([0.1, 0.5]), np.array([0.9, 0.3]))
+    assert difference_over_seeds(*wide, trials=60) == student_mean(wide[1] - wide[0])
+    for first, second in (([0.2, 0.2], [0.4, 0.4]), ([0.2], [0.4])):
+        assert difference_over_seeds(np.array(first), np.array(second)).low == -math.inf
+    rewards = np.array([3.0, 4.0])
+    assert difference_over_seeds(rewards, rewards + 1, trials=60) == student_mean(np.ones(2)), "no accuracies"
 
 
 def test_cutting_an_interval_at_the_range_covers_as_often():

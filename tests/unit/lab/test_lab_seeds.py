@@ -1,6 +1,7 @@
 """Runs of several seeds: their words and folders, what is skipped, trained again and rejected, and how they end."""
 
 import json
+import math
 import os
 import re
 import signal
@@ -12,6 +13,7 @@ from omegaconf import OmegaConf
 
 from verl_gsd.cli import lab_train
 from verl_gsd.errors import ConfigError
+from verl_gsd.evaluation.intervals import proportion
 from verl_gsd.jobs.submission import SEED_KEYS
 from verl_gsd.lab.training import seeds
 from verl_gsd.lab.training.processes import LabRun, train_runs
@@ -150,6 +152,22 @@ def test_means_are_over_the_seeds_with_an_interval(tmp_path):
     train(*runs)
     ((source, (first, last)),) = seeds.mean_accuracies([run.directory for run in runs]).items()
     assert source == "x" and (first.value, last.value) == (0.1, pytest.approx(0.3)) and last.n == 2
+
+
+def test_intervals_of_means_know_the_number_of_responses(tmp_path):
+    runs = [RunDirectory(tmp_path / "grpo" / f"seed_{seed}") for seed in (1, 2)]
+    for run in runs:
+        run.metrics(1).parent.mkdir(parents=True)
+        data = {"val-core/x/acc/mean@4": 0.5, "val/prompts/x": 25}
+        run.metrics(1).write_text(json.dumps({"step": 0, "data": data}) + "\n")
+    first, last = seeds.mean_accuracies(runs)["x"]
+    assert first == last and (first.low, first.high, first.n) == (
+        proportion(100, 200).low,
+        proportion(100, 200).high,
+        2,
+    )
+    runs[1].metrics(1).write_text(json.dumps({"step": 0, "data": {"val-core/x/acc/mean@4": 0.5}}) + "\n")
+    assert math.isinf(seeds.mean_accuracies(runs)["x"][0].low), "the seeds agree, and one of them does not know"
 
 
 def test_exact_accuracies_have_means_of_their_own_and_are_compared(tmp_path):

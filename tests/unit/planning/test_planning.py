@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from verl_gsd import planning
+from verl_gsd.planning.distinct import distinct_pairs
 
 rates = st.floats(0, 1)
 sizes = st.integers(1, 40)
@@ -205,3 +206,11 @@ def test_posterior_means_equal_their_integrals(correct, n, prior):
 def test_invalid_input_raises_an_error_that_names_it(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@given(st.lists(st.tuples(st.sampled_from([0.0, 0.1, 1.5, 2.0]), st.integers(0, 3)), min_size=1, max_size=30))
+def test_distinct_pairs_are_those_of_numpy(pairs):
+    first, second = np.array(pairs, dtype=float).T
+    expected = np.unique(np.stack([first, second]), axis=1, return_inverse=True, return_counts=True)
+    for found, wanted in zip(distinct_pairs(first, second), expected, strict=True):
+        assert found.tolist() == wanted.tolist()

@@ -154,6 +154,36 @@ def test_fractional_verdicts_give_rates_without_counts(tmp_path):
     assert found.rate.tolist() == [0.75] and found.correct is None and found.total is None
 
 
+def dumps_of_groups(folder, groups, **fields):
+    """Dump groups of (prompt's text, scores), two per step."""
+    for step, start in enumerate(range(0, len(groups), 2), start=1):
+        part = enumerate(groups[start : start + 2])
+        lines = [(text, f"u{number}_{n}_0", score) for number, (text, scores) in part for n, score in enumerate(scores)]
+        dump(folder, step, *lines, **fields)
+    return folder
+
+
+def test_dumps_without_a_silent_group_are_reported(tmp_path):
+    """With dynamic sampling verl dumps mixed groups only, although a prompt's pooled rate can be 0.5 or 0.25."""
+    mixed = [("one", [1, 0]), ("two", [0, 0, 1]), ("one", [0, 1]), ("three", [1])]
+    found = read_solve_rates(dumps_of_groups(tmp_path / "filtered", mixed))
+    assert found.mixed_groups == 3 and found.unbiased_counts == (None, None), "one response is no group"
+    (notice,) = found.notices()
+    assert re.search(r"\b3 groups\b.*algorithm\.filter_groups.*--solve-rates", notice)
+    whole = read_solve_rates(dumps_of_groups(tmp_path / "whole", [*mixed, ("four", [0, 0])]))
+    assert whole.mixed_groups == 0 and whole.notices() == [] and whole.unbiased_counts[0] is whole.correct
+    alone = read_solve_rates(dumps_of_groups(tmp_path / "alone", [("one", [1]), ("two", [0])]))
+    assert alone.mixed_groups == 0, "single responses tell nothing"
+
+
+def test_dumps_are_recognised_by_what_dynamic_sampling_compared(tmp_path):
+    """With algorithm.filter_groups.metric=score, groups of equal verdicts stay if their scores differ."""
+    scores = [("one", [0.5, 0.25]), ("two", [-1, 1])]
+    assert read_solve_rates(dumps_of_groups(tmp_path / "by_score", scores, acc=1)).mixed_groups == 2
+    equal = [("one", [0.5, 0.5]), ("two", [-1, 1])]
+    assert read_solve_rates(dumps_of_groups(tmp_path / "all", equal, acc=1)).mixed_groups == 0
+
+
 def test_a_dump_truncated_by_a_crash_is_read_up_to_the_last_complete_line(tmp_path):
     dump(tmp_path / "dumps", 1, ("one", "u_0_0", None), ("one", "u_1_0", 1))
     path = dump(tmp_path / "dumps", 2, ("two", "v_0_0", 0), ("two", "v_1_0", 1))
@@ -274,6 +304,23 @@ def test_a_table_is_joined_by_key_rather_than_by_position(tmp_path):
         1,
         -1,
     ]
+
+
+def test_keys_of_both_sides_that_do_not_match_are_an_error(tmp_path):
+    """As many rows do not make two data sets the same one."""
+    keyed = {
+        name: read_row_table(
+            table(tmp_path / f"{name}.parquet", data_source=[name] * 2, extra_info=[{"index": i} for i in indices])
+        )
+        for name, indices in (("aime", (500, 501)), ("gsm8k", (500, 501)))
+    }
+    columns = {"data_source": ["gsm8k"] * 2, "extra_info": [{"index": 0}, {"index": 1}], "rate": [0.1, 0.2]}
+    rates = read_solve_rates(table(tmp_path / "rates.parquet", **columns), column="rate")
+    for name, data in keyed.items():
+        with pytest.raises(ValueError, match=rf"{name}\.parquet: .*\b2\b.*'{name}', 500\b.*'gsm8k', 0\b"):
+            join(rates, data)
+    without = read_solve_rates(table(tmp_path / "without.parquet", rate=[0.1, 0.2]), column="rate")
+    assert join(without, keyed["aime"]).tolist() == [0, 1], "one side has no keys"
 
 
 def test_a_table_without_keys_is_joined_by_position_if_it_has_as_many_rows(tmp_path):

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from verl_gsd.dotted_keys import value_at
 from verl_gsd.errors import ConfigError
 from verl_gsd.evaluation.intervals import Estimate, mean_accuracy_over_seeds
-from verl_gsd.evaluation.summary import summarise
+from verl_gsd.evaluation.summary import Accuracy, summarise
 from verl_gsd.jobs.submission import SEED_KEYS
 from verl_gsd.plain_data import read_yaml
 from verl_gsd.run.compose import Line, resolve
@@ -101,18 +101,24 @@ def mean_accuracies(runs: Sequence[RunDirectory]) -> dict[str, tuple[Estimate, E
 
     The source ``exact`` stands for the accuracy by exact solve rates, if the runs have it.
     """
-    ends: dict[str, list[tuple[float, float]]] = {}
+    ends: dict[str, list[tuple[Accuracy, Accuracy]]] = {}
     for run in runs:
         metrics = read_lines(run)
         for held_out in summarise(metrics, {}).held_out:
-            values = [accuracy.value for accuracy in held_out.accuracies]
-            ends.setdefault(held_out.source, []).append((values[0], values[-1]))
-        if exact := [data[EXACT] for _, data in metrics if EXACT in data]:
+            ends.setdefault(held_out.source, []).append((held_out.accuracies[0], held_out.accuracies[-1]))
+        if exact := [Accuracy(step, data[EXACT], None) for step, data in metrics if EXACT in data]:
             ends.setdefault("exact", []).append((exact[0], exact[-1]))
     return {
-        source: (mean_accuracy_over_seeds(np.array(pairs)[:, 0]), mean_accuracy_over_seeds(np.array(pairs)[:, 1]))
+        source: (_over_seeds([first for first, _ in pairs]), _over_seeds([last for _, last in pairs]))
         for source, pairs in ends.items()
     }
+
+
+def _over_seeds(accuracies: Sequence[Accuracy]) -> Estimate:
+    """The mean of one validation per seed. The number of responses counts if it is known of all of them."""
+    counts = [accuracy.responses for accuracy in accuracies]
+    trials = None if None in counts else sum(count for count in counts if count)
+    return mean_accuracy_over_seeds(np.array([accuracy.value for accuracy in accuracies]), trials)
 
 
 def read_lines(run: RunDirectory) -> list[tuple[int, dict[str, float]]]:
