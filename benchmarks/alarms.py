@@ -47,6 +47,8 @@ class Scenario:
         earlier: share of a group's responses that are of an earlier visit, from a prompt's second visit on.
         budget: whether group sizes follow from earlier visits.
         demonstrations: whether a group in which all responses failed gets a demonstration.
+        filtered: whether dynamic sampling evicts groups whose responses are all right or all wrong.
+        resumed: whether the run resumes after half of its steps, without the memory of earlier visits.
     """
 
     law: tuple[float, float] = (1.0, 1.0)
@@ -60,6 +62,8 @@ class Scenario:
     earlier: float = 0.0
     budget: bool = False
     demonstrations: bool = False
+    filtered: bool = False
+    resumed: bool = False
     config: dict[str, Any] = field(default_factory=dict)
 
 
@@ -78,6 +82,8 @@ HEALTHY = {
     "earlier responses": Scenario(prompts=300, earlier=0.5, config=GVPO),
     "adaptive budget": Scenario(law=(0.3, 0.3), prompts=400, budget=True),
     "demonstrations": Scenario(law=(0.4, 1.0), demonstrations=True),
+    "dynamic sampling": Scenario(filtered=True, config={"algorithm.filter_groups.enable": True}),
+    "resumed with a fresh memory": Scenario(law=(0.5, 0.5), prompts=300, resumed=True),
 }
 
 
@@ -179,6 +185,8 @@ def run_of(of: Draw) -> RunData:
     level = None
     for step in range(steps):
         at = of.prompt[step]
+        if scenario.resumed and step == steps // 2:
+            correct[:], total[:] = 0, 0
         weight = 2 ** (-(step - last[at]) / HALF_LIFE)
         seen_correct, seen = weight * correct[at], weight * total[at]
         sizes = np.full(batch, scenario.size)
@@ -250,10 +258,11 @@ def _records(joined: dict[str, np.ndarray], of: Draw) -> pa.Table:
     kind = np.where(unanimous, np.where(mean == 1, "all_right", "all_wrong"), "mixed").astype(object)
     kind[empty] = None
     shown = (mean == 0) & of.scenario.demonstrations
+    fate = np.where(unanimous & of.scenario.filtered, "filtered", _FATES[joined["fate"]])
     rows = len(mean)
     values: dict[str, Any] = joined | {
         "attempt": np.ones(rows),
-        "fate": _FATES[joined["fate"]],
+        "fate": fate,
         "data_source": np.full(rows, "maths", dtype=object),
         "index": of.prompt.ravel(),
         "kind": kind,

@@ -68,8 +68,9 @@ def group_metrics(table: pa.Table) -> dict[str, float]:
         For groups whose prompt was visited before:
 
         - ``group/silent/observed``: share of groups that are all right or all wrong.
-        - ``group/silent/predicted``: the share predicted from earlier visits. A lasting gap means that rollouts are not
-          independent or that the verifier is noisy.
+        - ``group/silent/predicted``: the share predicted from earlier visits. After few visits, or if visits are
+          forgotten before the next one, the prior makes it smaller than the observed share. A lasting gap otherwise
+          means that the policy has changed, that rollouts are not independent, or that the verifier is noisy.
 
         If the config is an operation on sigma:
 
