@@ -75,7 +75,9 @@ def train(
         from omegaconf import OmegaConf
 
         print(OmegaConf.to_yaml(config), end="", flush=True)
-        _print_verdict(warnings)
+        from verl_gsd.run.checks.steps_left import planned_steps
+
+        _print_verdict(warnings, planned_steps(config))
         return
     make_task(config)
     _run(config, line)
@@ -94,15 +96,20 @@ def _reject_seeds(seeds: str) -> NoReturn:
     )
 
 
-def _print_verdict(warnings: int) -> None:
-    """Print what the checks of a dry run found, after the config, which is longer than a screen."""
+def _print_verdict(warnings: int, steps: int | None) -> None:
+    """Print what the checks of a dry run found, after the config, which is longer than a screen.
+
+    Args:
+        steps: the number of steps that the run takes at most; None if it is not known.
+    """
     counted = (
         f"{warnings} warning{'s' if warnings > 1 else ''}, printed before the config" if warnings else "no warnings"
     )
+    planned = "" if steps is None else f" Steps: at most {steps:,}."
     unchecked = "what the warnings name, " if warnings else ""
     err.print(
-        f"Config valid, {counted}. Not checked: {unchecked}the model's weights, real memory and speed, and training "
-        "itself. To try the config on this CPU, use --rehearse instead of --dry-run.",
+        f"Config valid, {counted}.{planned} Not checked: {unchecked}the model's weights, real memory and speed, and "
+        "training itself. To try the config on this CPU, use --rehearse instead of --dry-run.",
         markup=False,
         highlight=False,
         soft_wrap=True,

@@ -21,7 +21,7 @@ from verl_gsd.jobs.submission import resumed_run
 from verl_gsd.prompts import PromptStore
 from verl_gsd.run import compose, launch, trust
 from verl_gsd.run.checks import gsd_section, validate, with_verl
-from verl_gsd.run.checks.steps_left import check_steps_left
+from verl_gsd.run.checks.steps_left import check_steps_left, planned_steps
 from verl_gsd.run.compose import parse_line, resolve
 from verl_gsd.run.messages import RunStoppedError
 from verl_gsd.rundir import RunDirectory
@@ -158,6 +158,21 @@ def test_a_finished_run_is_rejected_with_each_key_to_raise(run, twenty_rows):
     assert any("trainer.total_epochs=2: " in text for text in problems(run, *twenty_rows, unset, used_up))
 
 
+@pytest.mark.parametrize(
+    ("words", "steps"),
+    [
+        (["trainer.total_training_steps=null", "trainer.total_epochs=3"], 15),
+        (["trainer.total_training_steps=7", "trainer.total_epochs=3"], 7),
+        (["trainer.total_training_steps=40", "trainer.total_epochs=3"], 15),
+        (["trainer.total_training_steps=7", "trainer.total_epochs=3", "data.train_files=missing.parquet"], 7),
+        (["trainer.total_training_steps=null", "trainer.total_epochs=3", "data.train_files=missing.parquet"], None),
+    ],
+)
+def test_a_dry_run_tells_the_number_of_steps(twenty_rows, words, steps):
+    _, config = train._compose([*LINE, *twenty_rows, *words])
+    assert planned_steps(config) == steps
+
+
 def test_a_checkpoint_of_another_run_can_be_the_last_one_too(run, twenty_rows, tmp_path):
     where = f"trainer.resume_from_path='{run.checkpoint(10)}'"
     folder = f"trainer.default_local_dir={tmp_path}/new"
@@ -174,7 +189,7 @@ def test_a_damaged_marker_is_said_and_the_newest_whole_checkpoint_resumed(run, m
         done = CliRunner().invoke(app, ["train", word, "--dry-run"], env={"COLUMNS": "300"})
         assert done.exit_code == 0, done.stderr
         verdict = done.stderr.splitlines()[-1]
-        assert verdict.startswith("Config valid, ")
+        assert verdict.startswith("Config valid, ") and re.search(r"\. Steps: at most \d+\. ", verdict)
         counted = re.match(r"Config valid, (\d+) warning", verdict)
         assert done.stderr.count("warning: ") == (int(counted[1]) if counted else 0)
         return [

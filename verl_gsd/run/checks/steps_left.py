@@ -23,11 +23,28 @@ def check_steps_left(config: DictConfig, line: Line) -> Iterator[str]:
 
     Prompts that verl's dataset drops because of their length are counted here. The trainer checks again without them.
     """
+    yield from finished(config, _steps_per_epoch(config))
+
+
+def planned_steps(config: DictConfig) -> int | None:
+    """The number of the last step, as far as the data files show it: prompts that are too long are counted here.
+
+    None if neither the files nor ``trainer.total_training_steps`` tell.
+    """
+    per_epoch, epochs, total = (
+        _steps_per_epoch(config),
+        config.trainer.total_epochs,
+        config.trainer.total_training_steps,
+    )
+    limits = [per_epoch * epochs] if per_epoch is not None and is_whole(epochs, 1) else []
+    return min([*limits, *([total] if is_whole(total, 1) else [])], default=None)
+
+
+def _steps_per_epoch(config: DictConfig) -> int | None:
     rows, batch, most = count_rows(config.data.train_files), config.data.train_batch_size, config.data.train_max_samples
     if rows is None or has_own_dataset(config) or not is_whole(batch, 1):
-        yield from finished(config, None)
-    else:
-        yield from finished(config, (min(rows, most) if is_whole(most, 1) else rows) // batch)
+        return None
+    return (min(rows, most) if is_whole(most, 1) else rows) // batch
 
 
 def finished(config: DictConfig, steps_per_epoch: int | None) -> Iterator[str]:
