@@ -50,7 +50,10 @@ def test_a_report_does_not_pass_control_sequences_of_a_data_source_or_a_folder_o
     for step in range(1, 9):
         records(run, step, (group([1, 1], source=source), "trained"), (group([0, 1], source=source), "trained"))
     accuracies = [0.9, 0.1, 0.1, 0.1]
-    lines = [(2 * step, {f"val-core/{source}/acc/mean@1": value}) for step, value in enumerate(accuracies, start=1)]
+    prompts = {f"val/prompts/{source}": 2000}
+    lines = [
+        (2 * step, {f"val-core/{source}/acc/mean@1": value} | prompts) for step, value in enumerate(accuracies, start=1)
+    ]
     metrics(run, lines)
     config(run, data__max_response_length=512)
     done = CliRunner().invoke(app, ["report", str(run)], env={"COLUMNS": "300"})

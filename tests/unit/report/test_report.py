@@ -145,7 +145,7 @@ def tables(draw):
 
 
 def is_silent(row):
-    if row["demonstrations"] and row["fate"] != "filtered":
+    if row["demonstrations"] and row["size"] and row["fate"] != "filtered":
         return False
     known = row["kind"] != "mixed" if row["silent"] is None else row["silent"]
     return True if known is None else known
