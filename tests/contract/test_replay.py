@@ -51,7 +51,16 @@ FAILURE = Failure("raised", "KeyError", "'x'", "Traceback ...")
 
 
 def put(
-    uid, scores, *, step=1, status="finished", partition="train", outputs=1, verdict=ACCURACY, unverified=None, lost=(),
+    uid,
+    scores,
+    *,
+    step=1,
+    status="finished",
+    partition="train",
+    outputs=1,
+    verdict=ACCURACY,
+    unverified=None,
+    lost=(),
     doubtful=None,
 ):
     """A prompt's rows and status, as an agent loop worker writes them; the rewards of sessions ``lost`` failed."""

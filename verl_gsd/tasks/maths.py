@@ -50,7 +50,7 @@ REMEMBERED = 8192
 RULES = {
     "no answer": "the response has no final answer, or a very long one",
     "same text": "the answer is the reference, apart from notation",
-    "contradiction": "the answer is an equation of numbers that does not hold, or differs in a word that changes a value",
+    "contradiction": "the answer is an equation that does not hold, or differs in a word that changes a value",
     "one side": "the answer is an equation of numbers that holds, and the reference is one side of it",
     "numbers": "both are numbers, or tuples or intervals of numbers",
     "algebra": "math-verify compared both as mathematics",
@@ -258,4 +258,3 @@ def _ask(answer: str, truth: str, alone: bool = False) -> str:
 def _forget(answer: str, truth: str) -> None:
     with _lock:
         _verdicts.pop((answer, truth), None)
-

@@ -32,7 +32,7 @@ def test_the_rule_that_decides(answer, truth, rule, right):
     decision = compare(answer, truth)
     assert (decision.rule, decision.right) == (rule, right)
     assert decision.answer == maths.normalize_latex(truth if right else answer)
-    if r"\frac{1" != truth:  # a box with this answer would not be closed
+    if truth != r"\frac{1":  # a box with this answer would not be closed
         verdict = maths.compute_score("math", rf"So \boxed{{{answer}}}." if answer != "x^{" else answer, truth)
         assert (verdict["unverified"], verdict["doubtful"]) == (float(right is None), float(rule == "doubtful"))
         assert verdict["score"] == verdict["acc"] == float(bool(right))
