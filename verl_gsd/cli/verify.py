@@ -93,7 +93,7 @@ def verify(
         with progress() as display:
             decided = display.add_task("compared", total=len(pairs))
             decisions = decide_all(pairs, lambda done: display.update(decided, completed=done))
-            second = display.add_task("second opinion", total=None)
+            second = display.add_task("second opinion", total=len(pairs))
             opinions = ask_second(pairs, lambda done: display.update(second, completed=done))
         compared = [ComparedPair(*of_pair) for of_pair in zip(pairs, decisions, opinions, strict=True)]
         if output is not None:

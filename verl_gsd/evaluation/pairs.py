@@ -6,7 +6,9 @@ A run's records have no texts. verl stores the responses of a run only in dumps 
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -241,7 +243,7 @@ def math_verify_all(pairs: Sequence[Pair], on_done: Callable[[int], None]) -> li
     compared. Equal pairs are compared once.
 
     Args:
-        on_done: called with the number of different pairs compared so far.
+        on_done: called with the number of pairs compared so far.
 
     Raises:
         RuntimeError: the process with math-verify does not start.
@@ -254,8 +256,10 @@ def math_verify_all(pairs: Sequence[Pair], on_done: Callable[[int], None]) -> li
             return None
         return maths.is_right_by_math_verify(response, reference)
 
-    different = list(dict.fromkeys(map(_as_response, pairs)))
-    verdicts = dict(zip(different, _in_threads(verdict, different, on_done), strict=True))
+    occurrences = Counter(map(_as_response, pairs))
+    done = list(itertools.accumulate(occurrences.values()))
+    results = _in_threads(verdict, list(occurrences), lambda number: on_done(done[number - 1]))
+    verdicts = dict(zip(occurrences, results, strict=True))
     return [verdicts[_as_response(pair)] for pair in pairs]
 
 

@@ -47,8 +47,8 @@ _WARM_UP_PAIRS = (
     (r"\text{even}", r"\text{odd}"),
 )
 
-#: Compares an answer with its reference; None if nothing is sure. See ``_comparison``.
-Comparison = Callable[..., bool | None]
+#: Compares an answer with its reference; None if it is not sure that they differ.
+Comparison = Callable[[str, str], bool | None]
 _REPLIES = {True: "right", False: "wrong", None: "doubtful"}
 
 
@@ -63,6 +63,8 @@ def main(limit_s: float) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     are_equal = _comparison()
+    from verl_gsd.tasks import math_verify_alone  # noqa: F401  so that forks need not import it
+
     for pair in _WARM_UP_PAIRS:
         are_equal(*pair)
     print("ready", file=answers, flush=True)
@@ -86,7 +88,7 @@ def current_limit_s(limit_s: float, late: int) -> float:
 
 
 def _comparison() -> Comparison:
-    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
+    from math_verify import LatexExtractionConfig, parse, verify
 
     logging.disable(logging.CRITICAL)  # math-verify warns once per process that its own time-outs are off
     latex = [LatexExtractionConfig(boxed_match_priority=0)]
@@ -95,20 +97,13 @@ def _comparison() -> Comparison:
     def parse_answer(text: str) -> list:
         return parse(rf"\boxed{{{text}}}", latex, parsing_timeout=None)
 
-    def are_equal(answer: str, truth: str, alone: bool = False) -> bool | None:
-        if alone:
-            return is_right_alone(answer, truth)
+    def are_equal(answer: str, truth: str) -> bool | None:
         gold, candidate = parse_answer(truth), parse_answer(answer)
         # With allow_set_relation_comp, x > 3 equals (3, oo), whichever of the two is the reference.
         is_right = gold and candidate and verify(gold, candidate, allow_set_relation_comp=True, timeout_seconds=None)
         if is_right:
             return are_near(gold, candidate)
         return False if is_mathematics(gold) and is_mathematics(candidate) else None
-
-    def is_right_alone(response: str, truth: str) -> bool:
-        gold = parse(rf"\boxed{{{truth}}}", [LatexExtractionConfig()], parsing_timeout=None)
-        candidate = parse(response, [ExprExtractionConfig(), LatexExtractionConfig()], parsing_timeout=None)
-        return bool(verify(gold, candidate, timeout_seconds=None))
 
     return are_equal
 
@@ -178,12 +173,15 @@ class _Fork:
 
 def _serve(are_equal: Comparison, questions: int, answers: int) -> None:
     """Reply to pairs until the input ends, or until a comparison runs out of memory or recursion depth."""
+    from verl_gsd.tasks.math_verify_alone import is_right as is_right_alone
+
     with open(questions, encoding="utf-8") as lines:
         for line in lines:
             limit_s, pair = line.split(" ", 1)
             signal.setitimer(signal.ITIMER_PROF, float(limit_s))
             try:
-                reply = _REPLIES[are_equal(*json.loads(pair))]
+                answer, truth, *alone = json.loads(pair)
+                reply = _REPLIES[(is_right_alone if any(alone) else are_equal)(answer, truth)]
             except (MemoryError, RecursionError):
                 return
             signal.setitimer(signal.ITIMER_PROF, 0)

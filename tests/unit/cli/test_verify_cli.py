@@ -10,7 +10,7 @@ from hostile_server import HostileServer, completion, http
 from typer.testing import CliRunner
 
 from verl_gsd.cli.main import app
-from verl_gsd.evaluation.pairs import PairColumns, read_pairs
+from verl_gsd.evaluation.pairs import Pair, PairColumns, math_verify_all, read_pairs
 from verl_gsd.tasks import maths
 
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e]")
@@ -82,6 +82,15 @@ def test_verdicts_rules_and_second_opinions_are_printed(table):
     assert "The run had" not in text
     for rule in {rule for *_, rule, _ in ROWS}:
         assert maths.RULES[rule] in text
+
+
+def test_equal_pairs_are_compared_once_and_counted(monkeypatch):
+    asked, done = [], []
+    monkeypatch.setattr(maths, "is_right_by_math_verify", lambda *texts: asked.append(texts) or texts[1] == "3")
+    pairs = [Pair("", "", response, "3") for response in "3343"] + [Pair("", "", "3", "5", is_answer=True)]
+    pairs.append(Pair("", "", "x" * 10**5, "3"))
+    assert math_verify_all(pairs, done.append) == [True] * 4 + [False, None]
+    assert sorted(asked) == [("3", "3"), ("4", "3"), (r"\boxed{3}", "5")] and done == [3, 4, 5, 6]
 
 
 def test_pairs_to_look_at_are_printed_first_if_there_are_many(table):
