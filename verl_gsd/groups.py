@@ -62,6 +62,8 @@ class Group:
         rollouts_requested: rollouts that a budget requested; None if every prompt has the same number.
         unverified: number of responses that the verifier could not verify and counted as wrong; None if the verifier
             does not report this.
+        doubtful: number of responses that count as wrong although the verifier was not sure; None if the verifier does
+            not report this.
         failed_rewards: number of responses whose reward failed. They are not among the k responses and are not trained
             on.
         distinct_answers: number of different final answers, as texts that the verifier returned. Responses without an
@@ -82,6 +84,7 @@ class Group:
     demonstrations: int = 0
     rollouts_requested: int | None = None
     unverified: int | None = None
+    doubtful: int | None = None
     failed_rewards: int = 0
     distinct_answers: int | None = None
     answers: bytes | None = None

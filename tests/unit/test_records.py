@@ -12,7 +12,7 @@ from verl_gsd.groups import Group
 from verl_gsd.lab.training.rows import DictRows
 from verl_gsd.prompts import PromptStore
 from verl_gsd.records import LeftGroup, read_records, schema, step_records, write_step
-from verl_gsd.trainer.metrics import group_metrics, with_prediction
+from verl_gsd.trainer.metrics import doubt, group_metrics, with_prediction
 from verl_gsd.trainer.seam import Seam
 from verl_gsd.trainer.step_end import end_step
 
@@ -300,6 +300,13 @@ def test_the_share_of_unverified_responses_counts_only_verifiers_that_report_it(
     table = rows(silent, *reported, none)
     assert table["unverified"].to_pylist() == [None, 2, 0, None]
     assert group_metrics(table)["verifier/unverified"] == 2 / 8
+
+
+def test_the_share_of_doubtful_responses_counts_only_verifiers_that_report_it():
+    assert doubt([]) == doubt([group([0, 1])]) == doubt([replace(group([]), doubtful=None)]) == {}
+    reported = [replace(group([0, 0, 0, 1]), doubtful=3), replace(group([1] * 4), doubtful=0)]
+    assert doubt([group([0, 1]), *reported, group([])]) == {"verifier/doubtful": 3 / 8}
+    assert doubt([replace(group([1, -1]), doubtful=1)]) == {}, "these are no accuracies"
 
 
 def test_silence_is_predicted_from_earlier_visits_only():

@@ -1,6 +1,8 @@
 """The process that compares two answers by math-verify. It reads one JSON pair per line and prints one reply per line.
 
-A reply is ``right``, ``wrong``, ``late`` (the comparison exceeded its CPU time) or ``lost`` (it ended its process).
+A reply is ``right``, ``wrong``, ``doubtful`` (math-verify could not read one of the two as mathematics), ``late`` (the
+comparison exceeded its CPU time) or ``lost`` (it ended its process). A pair is a final answer and its reference. With a
+third element, true, it is a whole response and its reference, which math-verify compares without our rules.
 
 This process imports sympy and then only forks. A fork compares one pair after the other until something goes wrong,
 which ends the fork; a new one takes milliseconds. The limit is CPU time, so that a busy machine makes no answer wrong.
@@ -45,6 +47,10 @@ _WARM_UP_PAIRS = (
     (r"\text{even}", r"\text{odd}"),
 )
 
+#: Compares an answer with its reference; None if it is not sure that they differ.
+Comparison = Callable[[str, str], bool | None]
+_REPLIES = {True: "right", False: "wrong", None: "doubtful"}
+
 
 def main(limit_s: float) -> None:
     """Reply to pairs until the input ends.
@@ -57,6 +63,8 @@ def main(limit_s: float) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     are_equal = _comparison()
+    from verl_gsd.tasks import math_verify_alone  # noqa: F401  so that forks need not import it
+
     for pair in _WARM_UP_PAIRS:
         are_equal(*pair)
     print("ready", file=answers, flush=True)
@@ -79,7 +87,7 @@ def current_limit_s(limit_s: float, late: int) -> float:
     return max(min(LEAST_S, limit_s), limit_s / (1 + late))
 
 
-def _comparison() -> Callable[[str, str], bool]:
+def _comparison() -> Comparison:
     from math_verify import LatexExtractionConfig, parse, verify
 
     logging.disable(logging.CRITICAL)  # math-verify warns once per process that its own time-outs are off
@@ -89,13 +97,20 @@ def _comparison() -> Callable[[str, str], bool]:
     def parse_answer(text: str) -> list:
         return parse(rf"\boxed{{{text}}}", latex, parsing_timeout=None)
 
-    def are_equal(answer: str, truth: str) -> bool:
+    def are_equal(answer: str, truth: str) -> bool | None:
         gold, candidate = parse_answer(truth), parse_answer(answer)
         # With allow_set_relation_comp, x > 3 equals (3, oo), whichever of the two is the reference.
         is_right = gold and candidate and verify(gold, candidate, allow_set_relation_comp=True, timeout_seconds=None)
-        return bool(is_right) and are_near(gold, candidate)
+        if is_right:
+            return are_near(gold, candidate)
+        return False if is_mathematics(gold) and is_mathematics(candidate) else None
 
     return are_equal
+
+
+def is_mathematics(parsed: Sequence[Any]) -> bool:
+    """Whether math-verify read an answer as mathematics, and not only as a text."""
+    return any(not isinstance(value, str) for value in parsed)
 
 
 def are_near(gold: Sequence[Any], candidate: Sequence[Any]) -> bool:
@@ -126,7 +141,7 @@ class _Fork:
         unwanted: file descriptors that the fork closes, so that only the first process holds them open.
     """
 
-    def __init__(self, are_equal: Callable[[str, str], bool], unwanted: Sequence[int]) -> None:
+    def __init__(self, are_equal: Comparison, unwanted: Sequence[int]) -> None:
         fork_reads, self._questions = os.pipe()
         self._answers, fork_writes = os.pipe()
         self._pid = os.fork()
@@ -148,7 +163,7 @@ class _Fork:
             reply = os.read(self._answers, 16).decode()
         except BrokenPipeError:
             reply = ""
-        if reply in ("right", "wrong"):
+        if reply in _REPLIES.values():
             return reply
         os.close(self._questions)
         os.close(self._answers)
@@ -156,14 +171,17 @@ class _Fork:
         return "late" if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGPROF else "lost"
 
 
-def _serve(are_equal: Callable[[str, str], bool], questions: int, answers: int) -> None:
+def _serve(are_equal: Comparison, questions: int, answers: int) -> None:
     """Reply to pairs until the input ends, or until a comparison runs out of memory or recursion depth."""
+    from verl_gsd.tasks.math_verify_alone import is_right as is_right_alone
+
     with open(questions, encoding="utf-8") as lines:
         for line in lines:
             limit_s, pair = line.split(" ", 1)
             signal.setitimer(signal.ITIMER_PROF, float(limit_s))
             try:
-                reply = "right" if are_equal(*json.loads(pair)) else "wrong"
+                answer, truth, *alone = json.loads(pair)
+                reply = _REPLIES[(is_right_alone if any(alone) else are_equal)(answer, truth)]
             except (MemoryError, RecursionError):
                 return
             signal.setitimer(signal.ITIMER_PROF, 0)

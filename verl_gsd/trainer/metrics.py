@@ -6,17 +6,18 @@ verl reduces a metric by its name if the name contains max, min, sum or total. T
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from verl_gsd.base_names import PASS_KS
+from verl_gsd.groups import Group
 from verl_gsd.planning import posterior_silent_rate
 from verl_gsd.planning.pass_at_k import pass_at_k_of_groups
 from verl_gsd.prompts import PromptStore
-from verl_gsd.records import EASY, FATES, HARD, gradient_mass, is_graded
+from verl_gsd.records import EASY, FATES, HARD, gradient_mass, is_graded, valid_accuracies
 from verl_gsd.rundir import GENERATED_REWARD
 
 
@@ -135,6 +136,16 @@ def _verifier(table: pa.Table) -> dict[str, float]:
     table = table.filter(table["unverified"].is_valid())
     verdicts = table["total"].to_numpy().sum()
     return {"verifier/unverified": float(table["unverified"].to_numpy().sum() / verdicts)} if verdicts else {}
+
+
+def doubt(groups: Sequence[Group]) -> dict[str, float]:
+    """``verifier/doubtful``: the share of the responses with a verdict that count as wrong without a rule being sure.
+
+    Only groups whose verifier reports this count. The dict is empty if there is none.
+    """
+    reported = [group for group in groups if group.doubtful is not None]
+    verdicts = sum(len(valid_accuracies(group)) for group in reported)
+    return {"verifier/doubtful": sum(group.doubtful or 0 for group in reported) / verdicts} if verdicts else {}
 
 
 def _gain(table: pa.Table) -> dict[str, float]:

@@ -51,7 +51,7 @@ from verl_gsd.trainer.checkpoint_loading import weights_only
 from verl_gsd.trainer.data_loader import discard_foreign_sampler_state, replace_sampler
 from verl_gsd.trainer.finished import NOTHING_TO_DO, FinishedError, replace_agent_loops
 from verl_gsd.trainer.histograms import Histograms, table_is_due
-from verl_gsd.trainer.metrics import group_metrics, strip_actor_prefix
+from verl_gsd.trainer.metrics import doubt, group_metrics, strip_actor_prefix
 from verl_gsd.trainer.monitor import RunMonitor
 from verl_gsd.trainer.reward_failures import mark_failures
 from verl_gsd.trainer.reward_monitor import RewardMonitor
@@ -342,6 +342,7 @@ class GroupTrainer(PPOTrainer):
         records.write_step(self._run.path, table, step=self.global_steps, attempt=self._attempt)
         metrics.update(group_metrics(table))
         groups = [entry.group for entry in left]
+        metrics.update(doubt(groups))
         self.monitor.rewards.report_unrated(self.global_steps, groups)
         metrics.update(self.monitor.rewards.end_step(self.global_steps, seconds))
         metrics["group/count/waiting"] = float(self.seam.waiting)  # being generated, or generated and not used yet
