@@ -144,7 +144,7 @@ def held_out(table: Columns) -> list[str]:
 
 
 def is_outside(table: Columns, source: str) -> bool:
-    """Whether a held-out response of ``source`` has an ``acc`` outside [0, 1], so that means of ``acc`` are no accuracy.
+    """Whether a held-out response of ``source`` has an ``acc`` outside [0, 1]. Means of ``acc`` are no accuracies then.
 
     Runs of older versions do not count them. There, only a mean outside [0, 1] tells.
     """
