@@ -92,13 +92,15 @@ class Group:
 
 
 def first_invalid_accuracy(group: Group) -> float | None:
-    """The first accuracy of a group that is missing (NaN) or outside [0, 1]; None if there is none.
+    """The first accuracy of a group that is outside [0, 1], or NaN if one is missing; None if all are valid.
 
     Responses of earlier visits do not count. They have neither tokens nor an accuracy.
     """
     accuracies = group.accuracies[group.tokens > 0]
-    invalid = accuracies[~((accuracies >= 0) & (accuracies <= 1))]
-    return float(invalid[0]) if len(invalid) else None
+    outside = accuracies[(accuracies < 0) | (accuracies > 1)]
+    if len(outside):
+        return float(outside[0])
+    return float("nan") if np.isnan(accuracies).any() else None
 
 
 @dataclass(frozen=True, eq=False)

@@ -448,24 +448,23 @@ def held_out_prompts(config: DictConfig) -> Counter[str]:
 
 def result_table(metrics: list, prompts: Counter[str]) -> Table:
     """Held-out accuracy before and after, sampled and exact, steps and seconds per step, from (step, metrics)."""
-    from verl_gsd.evaluation.summary import summarise
+    from verl_gsd.evaluation.summary import summarise, why_without_intervals
     from verl_gsd.rundir import EXACT
 
     summary = summarise(metrics, prompts)
     table = Table(show_header=False, title="result", title_justify="left")
     for held_out in summary.held_out:
         size = f" ({held_out.prompts} prompts)" if held_out.prompts else ""
-        table.add_row(escape(f"held-out accuracy, {held_out.source}{size}"), " -> ".join(map(str, held_out.accuracies)))
+        figure = "acc, not in [0, 1]" if held_out.is_outside else "accuracy"
+        table.add_row(escape(f"held-out {figure}, {held_out.source}{size}"), " -> ".join(map(str, held_out.accuracies)))
     exact = [(step, data[EXACT], data["exact/slack"]) for step, data in metrics if EXACT in data]
     if exact:
         ends = dict.fromkeys((exact[0], exact[-1]))
         values = " -> ".join(f"{value:.3f} to {value + slack:.3f} at step {step}" for step, value, slack in ends)
         table.add_row("the same without sampling, bounds", values)
     if summary.held_out:
-        is_known = any(held_out.prompts for held_out in summary.held_out)
-        table.add_row(
-            "intervals", "95%, over prompts" if is_known else "none: the number of held-out prompts is unknown"
-        )
+        reason = why_without_intervals(summary.held_out)
+        table.add_row("intervals", f"none: {reason}" if reason else "95%, over prompts")
     table.add_row("steps of this attempt", str(summary.steps))
     if summary.seconds_per_step is not None:
         table.add_row("seconds per step (median)", f"{summary.seconds_per_step:.2f}")

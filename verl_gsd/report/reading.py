@@ -17,7 +17,7 @@ import pyarrow as pa
 from verl_gsd.dotted_keys import dotted_leaves
 from verl_gsd.extension import declarations
 from verl_gsd.plain_data import read_yaml
-from verl_gsd.records import RecordReader, listed_steps, missing_steps
+from verl_gsd.records import RecordReader, listed_steps, missing_steps, with_valid_accuracies
 from verl_gsd.rundir import MetricsReader, RunDirectory, merge_metrics
 
 #: Column name -> values. All columns have the same length.
@@ -35,7 +35,8 @@ class RunData:
 
     Attributes:
         name: the name of its folder, preceded by parent folders if two runs would otherwise have the same name.
-        records: one row per group (``records.schema``), without columns that no figure of the report needs.
+        records: one row per group (``records.schema``), without columns that no figure of the report needs, and
+            without the accuracies of data sources that have values outside [0, 1] (``records.with_valid_accuracies``).
         metrics: ``step`` (int64), and verl's metrics by name (float64), NaN at steps without a value.
         config: dotted key -> value; empty if there is no config.
         attempts: the number of attempts: the start and each resume.
@@ -81,7 +82,7 @@ class RunReader:
     def read(self, name: str) -> RunData:
         """The run as it is now; see ``read_run``."""
         skipped: list[str] = []
-        records = self._records.read(on_damaged=skipped.append)
+        records = with_valid_accuracies(self._records.read(on_damaged=skipped.append))
         if missing := missing_steps(self._run.path):
             skipped.append(f"{self._run.path / 'records'}: no file for step {listed_steps(missing)}")
         attempts = self._run.attempts()

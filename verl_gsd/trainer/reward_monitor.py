@@ -123,7 +123,7 @@ class RewardMonitor:
         self._lost = self._reported_lost = 0  # in training
         self._reported_share = 0.0
         self._slow_steps, self._slow_reported = 0, False
-        self._unrated_reported = False
+        self._unrated_reported: str | None = None  # why responses had no accuracy: ``no acc`` or ``outside``
 
     @classmethod
     def from_config(
@@ -201,22 +201,37 @@ class RewardMonitor:
     def report_unrated(self, step: int, groups: Sequence[Group]) -> None:
         """Warn of the first step in which responses have no accuracy in [0, 1].
 
+        If they only lacked one, the first step in which one lies outside [0, 1] is reported as well.
+
         Args:
             groups: the groups that left in the step.
         """
         invalid = {group.uid: accuracy for group in groups if (accuracy := first_invalid_accuracy(group)) is not None}
-        if self._unrated_reported or not invalid:
+        # A value outside [0, 1] comes first, because it costs the data source all its accuracies.
+        first = min(
+            (group for group in groups if group.uid in invalid),
+            key=lambda of: math.isnan(invalid[of.uid]),
+            default=None,
+        )
+        if first is None:
             return
-        self._unrated_reported = True
-        first = next(group for group in groups if group.uid in invalid)
-        value = "no acc" if math.isnan(invalid[first.uid]) else f"acc={invalid[first.uid]:g}"
+        what = "no acc" if math.isnan(invalid[first.uid]) else "outside"
+        if self._unrated_reported in ("outside", what):
+            return
+        self._unrated_reported = what
+        value, consequence = "no acc", "The records and reports have no solve rates of such groups"
+        if what == "outside":
+            value = f"acc={invalid[first.uid]:g}"
+            consequence = (
+                f"Groups without a value outside [0, 1] are no fair sample of data_source={first.data_source}. The "
+                "records therefore have no solve rates of this source from now on, reports have none for the whole run"
+            )
         self._messages.write(
             "warning",
             f"In {len(invalid)} of {len(groups)} groups of step {step}, responses have no accuracy in [0, 1]. For "
-            f"example, data_source={first.data_source}, index={first.index} has {value} from {self._function}. The "
-            "records and reports have no solve rates of such groups, and no predictions of silent groups. To get "
-            "them, return acc, 1 for a right and 0 for a wrong response, beside score from "
-            "reward.custom_reward_function.",
+            f"example, data_source={first.data_source}, index={first.index} has {value} from {self._function}. "
+            f"{consequence}, and there are no predictions of silent groups. To get them, return acc, 1 for a right and "
+            "0 for a wrong response, beside score from reward.custom_reward_function.",
         )
 
     # Validation

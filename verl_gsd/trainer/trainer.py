@@ -51,7 +51,7 @@ from verl_gsd.trainer.checkpoint_loading import weights_only
 from verl_gsd.trainer.data_loader import discard_foreign_sampler_state, replace_sampler
 from verl_gsd.trainer.finished import NOTHING_TO_DO, FinishedError, replace_agent_loops
 from verl_gsd.trainer.histograms import Histograms, table_is_due
-from verl_gsd.trainer.metrics import doubt, group_metrics, strip_actor_prefix
+from verl_gsd.trainer.metrics import doubt, group_metrics, held_out_outside, strip_actor_prefix
 from verl_gsd.trainer.monitor import RunMonitor
 from verl_gsd.trainer.reward_failures import mark_failures
 from verl_gsd.trainer.reward_monitor import RewardMonitor
@@ -362,8 +362,12 @@ class GroupTrainer(PPOTrainer):
         metrics = super()._validate()
         return metrics | self.monitor.rewards.end_validation(self.global_steps)
 
-    def _val_metrics_update(self, *args, expected_acc_counts=None, **kwargs):
-        metrics = super()._val_metrics_update(*args, expected_acc_counts=expected_acc_counts, **kwargs)
+    def _val_metrics_update(self, data_sources, sample_uids, infos, turns, expected_acc_counts=None):
+        metrics = super()._val_metrics_update(
+            data_sources, sample_uids, infos, turns, expected_acc_counts=expected_acc_counts
+        )
+        if "acc" in infos:
+            metrics |= held_out_outside(data_sources, infos["acc"])
         # The files do not tell the number of prompts, because verl's dataset drops those that are too long.
         sources = Counter(source for source, _ in expected_acc_counts or {})
         return metrics | {HELD_OUT_PROMPTS + source: float(prompts) for source, prompts in sources.items()}

@@ -91,3 +91,7 @@ def test_audit_bias_shows_a_runs_bias_and_says_what_it_is_not(tmp_path):
         assert done.exit_code == 2 and message in flat(done.stderr)
     (tmp_path / "empty").mkdir()
     assert "empty: no records" in flat(invoke("audit-bias", str(tmp_path / "empty")).stderr)
+    signed = [Group("u", "math", 1, *(np.array([1.0, last]),) * 2, np.ones(2)) for last in (1, -1)]
+    table = step_records([LeftGroup(group, "trained") for group in signed], step=1, attempt=1, alpha=1.0)
+    write_step(tmp_path / "signed", table, step=1, attempt=1)
+    assert "signed: no group has accuracies" in flat(invoke("audit-bias", str(tmp_path / "signed")).stderr)

@@ -18,7 +18,7 @@ from verl_gsd.evaluation.intervals import (
     proportion,
     student_mean,
 )
-from verl_gsd.evaluation.summary import summarise
+from verl_gsd.evaluation.summary import summarise, why_without_intervals
 
 
 def by_listing(values):
@@ -393,6 +393,18 @@ def test_the_number_of_prompts_in_the_metrics_gives_the_interval():
 def test_summary_claims_no_interval_for_what_is_no_share():
     (held_out,) = summarise([(1, {"val-core/a/acc/mean@1": 1.5})], {"a": 4}).held_out
     assert [str(one) for one in held_out.accuracies] == ["1.500 at step 1"]
+
+
+@pytest.mark.parametrize("told_by", [{"val/outside/a": 1.0}, {"val-core/a/acc/mean@1": -0.5}])
+def test_summary_claims_no_interval_for_means_of_1_and_minus_1(told_by):
+    """At the first validation, they look like an accuracy."""
+    first, last = ({"val-core/a/acc/mean@1": value, "val/prompts/a": 8.0} for value in (0.25, 0.5))
+    other = {"val-core/b/acc/mean@1": 0.5, "val/prompts/b": 8.0}
+    found = summarise([(0, first | other), (1, first | told_by), (2, last)], {"a": 8}).held_out
+    assert [str(one) for one in found[0].accuracies] == ["0.250 at step 0", "0.500 at step 2"]
+    assert [one.responses for one in found[0].accuracies] == [None, None]
+    assert found[0].is_outside and not found[1].is_outside and found[1].accuracies[0].interval.n == 8
+    assert why_without_intervals(found) is None and "outside [0, 1]" in why_without_intervals(found[:1])
 
 
 def test_summary_claims_no_interval_where_the_trials_are_unknown_and_no_change_after_one_validation():

@@ -66,6 +66,8 @@ def held_out(*values, prompts=np.nan):
     return table(val__prompts__math=prompts) | {HELD_OUT: column}
 
 
+#: Twenty validations of a verifier that returns 1 and -1. Chance makes the first better than the last.
+SIGNED_WAVE = 0.05 + 0.15 * np.array([1, 1, -1, 1, 1, *[1, -1] * 5, -1, -1, 1, -1, -1])
 LATE = np.repeat([0.1, 0.9], STEPS // 2)
 SOFT = {"algorithm.gsd.hadw.preset": "soft"}
 FIXED = {"algorithm.gsd.hadw.preset": "fixed"}
@@ -217,6 +219,9 @@ QUIET = [
     (policy.unlearning, held_out(0.3, 0.5, 0.4, 0.41, prompts=100), {}),  # two standard errors
     (policy.unlearning, held_out(0.3, 0.5, 0.4, 0.41), {}),  # no word on the prompts, and too few values to tell
     (policy.unlearning, held_out(0.5, 0.3, prompts=2000), {}),
+    # Means of 1 and -1 scatter twice as much as a proportion with the same mean, and it has no error below 0.
+    (policy.unlearning, held_out(*SIGNED_WAVE, prompts=400) | {"val/outside/math": np.full(STEPS, 160.0)}, {}),
+    (policy.unlearning, held_out(*(SIGNED_WAVE - 0.5), prompts=400), {}),
     (hadw.frozen_anchor, table(anchor=falling(0.4, 0.5), accuracy=0.6), {}),
     (hadw.frozen_anchor, table(anchor=0.4, accuracy=0.42), {}),
     (hadw.frozen_anchor, table(anchor=0.4, accuracy=0.6), FIXED),

@@ -25,7 +25,7 @@ from verl_gsd.report.findings.finding import (
 from verl_gsd.report.findings.trends import lasting_fall
 from verl_gsd.report.reading import Columns
 from verl_gsd.report.steps import column
-from verl_gsd.rundir import HELD_OUT_PROMPTS
+from verl_gsd.rundir import HELD_OUT_OUTSIDE, HELD_OUT_PROMPTS
 
 ENTROPY = "actor/entropy"
 _MAX_LENGTH = "data.max_response_length"
@@ -99,7 +99,8 @@ def unlearning(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
     """Held-out accuracy is lower than it was, by more than chance explains.
 
     All validations have the same n prompts. With m responses per prompt, the variance of an accuracy is
-    sum_i p_i (1 - p_i) / (n^2 m), which is at most p (1 - p) / (n m) for the mean solve rate p.
+    sum_i p_i (1 - p_i) / (n^2 m), which is at most p (1 - p) / (n m) for the mean solve rate p. If a verifier returns
+    values outside [0, 1], the means are no accuracies, and their variance is that between validations.
     """
     for name in held_out(table):
         known = ~np.isnan(table[name])
@@ -113,14 +114,19 @@ def unlearning(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
         if fall is not None:
             of_window = "" if fall.size == 1 else f" (means of {fall.size} validations)"
             yield Finding(
-                f"Held-out accuracy fell: {source_of(name)}",
+                f"Held-out {'acc' if is_outside(table, source_of(name)) else 'accuracy'} fell: {source_of(name)}",
                 f"It was {fall.best:.3f} up to step {fall.step} and is {fall.last:.3f}{of_window}.",
                 (*scaled(config, _LEARNING_RATE, 0.5, "smaller steps"), "trainer.test_freq=...  # validate more often"),
             )
 
 
 def _held_out_responses(table: Columns, name: str) -> float | None:
-    """The number of responses of which ``name`` is the mean; None if it is not known, as in runs of older versions."""
+    """The number of responses of which ``name`` is the mean accuracy.
+
+    None if it is not known, as in runs of older versions, or if the mean is no accuracy.
+    """
+    if is_outside(table, source_of(name)):
+        return None
     prompts = known_values(table, f"{HELD_OUT_PROMPTS}{source_of(name)}")
     per_prompt = name.rsplit("@", 1)[1]
     return float(prompts[-1]) * int(per_prompt) if len(prompts) and per_prompt.isdecimal() else None
@@ -135,6 +141,16 @@ def _accuracy_error(level: float, responses: float) -> float:
 def held_out(table: Columns) -> list[str]:
     """Names of the columns with held-out accuracies."""
     return [name for name in table if name.startswith("val-core/") and "/acc/mean@" in name]
+
+
+def is_outside(table: Columns, source: str) -> bool:
+    """Whether a held-out response of ``source`` has an ``acc`` outside [0, 1]. Means of ``acc`` are no accuracies then.
+
+    Runs of older versions do not count them. There, only a mean outside [0, 1] tells.
+    """
+    means = [known_values(table, name) for name in held_out(table) if source_of(name) == source]
+    is_counted = bool((known_values(table, f"{HELD_OUT_OUTSIDE}{source}") > 0).any())
+    return is_counted or any(bool(((values < 0) | (values > 1)).any()) for values in means)
 
 
 def source_of(name: str) -> str:
