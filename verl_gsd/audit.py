@@ -324,9 +324,9 @@ def _contradictions(config: DictConfig, operation: Operation | None, group_size:
         yield (
             f"algorithm.gsd.alpha={operation.alpha:g} with rewards that may be graded: sigma can then be close to 0, "
             "and advantages would grow without limit. Sigma therefore has a floor of s / (2 sqrt(G)), where s is the "
-            "range of the batch's rewards. Groups below the floor have the weights of alpha=1, up to a constant. If "
-            f"all rewards are 0 or 1, this has no effect. Otherwise set algorithm.gsd.alpha to 1 or less{with_mode}, "
-            "or set reward.custom_reward_function.path to a function that returns 0 or 1."
+            "scale of the batch's rewards without outliers. Groups below the floor have the weights of alpha=1, up to "
+            "a constant. If all rewards are 0 or 1, this has no effect. Otherwise set algorithm.gsd.alpha to 1 or "
+            f"less{with_mode}, or set reward.custom_reward_function.path to a function that returns 0 or 1."
         )
     if operation is not None and algorithm.use_kl_in_reward:
         yield (

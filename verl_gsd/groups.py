@@ -145,13 +145,24 @@ def group_stats(rewards: torch.Tensor, index: Labels, mask: torch.Tensor | None 
 
     mean = total(value) / size
     variance = total((value - mean[member]).square()) / size
-    low, high = (
-        value.new_zeros(n_groups).scatter_reduce_(0, member, value, extreme, include_self=False)
-        for extreme in ("amin", "amax")
-    )
+    low, high = group_extremes(value, member, n_groups)
     unanimous = low == high
     std = variance.sqrt().masked_fill(unanimous, 0)
     return GroupStats(group, size, mean.to(rewards.dtype), std.to(rewards.dtype), unanimous)
+
+
+def group_extremes(values: torch.Tensor, member: torch.Tensor, n_groups: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The smallest and the largest value of each group, (n_groups,) each, in the dtype of ``values``.
+
+    Args:
+        values: (n,).
+        member: (n,) int64, the number of each value's group. Every group has a value.
+    """
+    low, high = (
+        values.new_zeros(n_groups).scatter_reduce_(0, member, values, extreme, include_self=False)
+        for extreme in ("amin", "amax")
+    )
+    return low, high
 
 
 def group_numbers(index: Labels, n_rows: int, mask: torch.Tensor | None = None) -> torch.Tensor:

@@ -158,6 +158,8 @@ def put_session(rows, uid, session, tokens, reward):
         ([{"pred": "7"}, {"pred": None}, {"pred": 7}, {"pred": "9"}], 2),  # as verl's verifiers return it
         ([{"answer": "1", "pred": "2"}] * 4, 1),
         ([{"answer": ""}] * 4, 0),
+        ([{"pred": "[INVALID]"}] * 4, 0),  # as verl's math_dapo returns it
+        ([{"pred": "[INVALID]"}, {"pred": "3"}, {"pred": "[INVALID]"}, {"pred": "4"}], 2),
         ([{}] * 4, None),
     ],
 )
