@@ -19,8 +19,8 @@ and 0.83 would have advantages of 14600. So sigma has a floor in all but one of 
     A_i = (R_i - mu) / ((sigma + eps) (max(sigma, f) + eps)^(alpha - 1)),    f = s / (2 sqrt(G)),    if alpha > 1.
 
 s is the scale of the batch's rewards (``reward_scale``). A few outliers do not change it: one reward of -100 among
-rewards of 0 and 1 must not scale all other groups down. Below the floor, groups have the same weights as with alpha = 1,
-up to a constant factor. For eps = 0, no advantage exceeds sqrt(G - 1) f^(1 - alpha) in size.
+rewards of 0 and 1 must not scale all other groups down. Below the floor, groups have the same weights as with
+alpha = 1, up to a constant factor. For eps = 0, no advantage exceeds sqrt(G - 1) f^(1 - alpha) in size.
 
 How this differs from the paper:
 - The paper defines the operations. That one exponent covers all of them is our reading.

@@ -246,6 +246,13 @@ def test_a_reward_function_without_the_verdict_that_the_sampler_reads_is_found(r
     assert "algorithm.gsd.sampler reads acc" in wrong(output) and "returns no acc" in wrong(output)
 
 
+def test_a_reward_function_without_a_verdict_that_nothing_reads_is_warned_of(rehearsed):
+    function = (f"{KEY}.path={SUPPORT}/rehearsal_rewards.py", f"{KEY}.name=compute_score_without_acc")
+    code, output, started = rehearsed(*function)
+    assert code == 0 and started and wrong(output).strip() == "- nothing"
+    assert re.search(rf"\nwarnings:\n  - {KEY}: it returns no acc for row 0 .*no pass@K.*\nfound wrong:", output)
+
+
 def test_references_that_the_reward_function_rejects_are_found(rehearsed, tmp_path):
     table = rehearsal_data.table("bigmath", "train", 256)
     rows = table.to_pylist()

@@ -216,10 +216,11 @@ def _check_references(
     from omegaconf import OmegaConf
 
     from verl_gsd.errors import ConfigError
+    from verl_gsd.run.checks.gsd_section import uses_our_trainer
     from verl_gsd.run.rehearsal.config import has_reward_function
     from verl_gsd.run.rehearsal.references import check_references
     from verl_gsd.run.rehearsal.seeded_rewards import real_function
-    from verl_gsd.run.rehearsal.verdicts import verdict_problems
+    from verl_gsd.run.rehearsal.verdicts import accuracy_warning, verdict_problems
 
     if not has_reward_function(config):
         return None
@@ -232,6 +233,8 @@ def _check_references(
     )
     if problems := list(verdict_problems(config, result.returned)):
         raise ConfigError("\n".join(problems))
+    if uses_our_trainer(config) and (warning := accuracy_warning(config, result.returned)):
+        findings.warnings.append(warning)
     if problem := result.problem():
         findings.wrong.append(problem)
     else:
