@@ -362,12 +362,14 @@ class GroupTrainer(PPOTrainer):
         metrics = super()._validate()
         return metrics | self.monitor.rewards.end_validation(self.global_steps)
 
-    def _val_metrics_update(self, data_sources, sample_uids, infos, turns, expected_acc_counts=None):
+    def _val_metrics_update(
+        self, data_sources, sample_uids, reward_extra_infos_dict, sample_turns, expected_acc_counts=None
+    ):
         metrics = super()._val_metrics_update(
-            data_sources, sample_uids, infos, turns, expected_acc_counts=expected_acc_counts
+            data_sources, sample_uids, reward_extra_infos_dict, sample_turns, expected_acc_counts=expected_acc_counts
         )
-        if "acc" in infos:
-            metrics |= held_out_outside(data_sources, infos["acc"])
+        if "acc" in reward_extra_infos_dict:
+            metrics |= held_out_outside(data_sources, reward_extra_infos_dict["acc"])
         # The files do not tell the number of prompts, because verl's dataset drops those that are too long.
         sources = Counter(source for source, _ in expected_acc_counts or {})
         return metrics | {HELD_OUT_PROMPTS + source: float(prompts) for source, prompts in sources.items()}
