@@ -55,6 +55,8 @@ def connect(address: str | None) -> JobSubmissionClient:
 
     from ray.job_submission import JobSubmissionClient
 
+    server = address
+
     class Client(JobSubmissionClient):
         """Ray's client, with a timeout and a check of who listens, which both hold for every request.
 
@@ -63,11 +65,11 @@ def connect(address: str | None) -> JobSubmissionClient:
         """
 
         def _do_request(self, *args: Any, **options: Any) -> Any:
-            _check_listener(address)
+            _check_listener(server)
             return super()._do_request(*args, **{"timeout": TIMEOUT_S} | options)
 
         async def tail_job_logs(self, job_id: str) -> AsyncIterator[str]:
-            _check_listener(address)
+            _check_listener(server)
             async for text in super().tail_job_logs(job_id):
                 yield text
 
