@@ -60,6 +60,21 @@ for ((waited = 0; ; waited++)); do
   fi
   sleep 1
 done
+# The ports can be guessed, and Ray's head stays up without a dashboard if another user has taken its port. That user
+# would receive the token. A port is ours only if this user or root listens there.
+# shellcheck disable=SC2016 # expanded on the node
+listening='while read -r _ local _ state _ _ _ user _; do # a row of /proc/net/tcp; state 0A: it listens
+  for port; do [[ $state == 0A ]] && ((16#${local##*:} == port)) && echo "$port $user"; done
+done < <(cat /proc/net/tcp /proc/net/tcp6 2>/dev/null); true'
+owners=$(srun --nodes=1 --ntasks=1 --overlap --nodelist="$head" bash -c "$listening" listening "$port" $((port + 1)))
+for ours in "$port" $((port + 1)); do
+  users=$(awk -v port="$ours" '$1 == port { print $2 }' <<<"$owners" | sort -u)
+  if [[ -z $users ]] || grep -qvxE "0|$(id -u)" <<<"$users"; then
+    echo "slurm.sh: port $ours of $head is not this job's Ray (users who listen there: ${users:-none}), so the cluster's" \
+      "token was not sent. Submit the job again: each job has other ports." >&2
+    exit 1
+  fi
+done
 if ((SLURM_JOB_NUM_NODES > 1)); then
   srun --nodes=$((SLURM_JOB_NUM_NODES - 1)) --ntasks-per-node=1 --overlap --exclude="$head" \
     bash -c "$start" ray --address="$head:$port" --num-gpus="$gpus" --block &

@@ -19,6 +19,7 @@ from verl_gsd.evaluation.benches import BenchQuestion
 from verl_gsd.evaluation.intervals import Estimate, PairedTest, mean_by_question, paired_test
 from verl_gsd.plain_data import parse_json
 from verl_gsd.planning.pass_at_k import pass_at_k
+from verl_gsd.regular_files import read_regular
 from verl_gsd.writing import atomic_write
 
 RESULT, SETTINGS = "result.json", "settings.json"
@@ -118,7 +119,7 @@ def read_result(folder: Path) -> BenchResult:
     """
     path = folder / RESULT
     try:
-        content = parse_json(path.read_text(encoding="utf-8"))
+        content = parse_json(read_regular(path))
         if content["format"] != FORMAT:
             raise ValueError(f"it has format {content['format']}, and this package reads format {FORMAT}")
         indices, correct = (np.array(content[name], dtype=np.int64) for name in ("indices", "correct"))

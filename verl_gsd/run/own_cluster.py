@@ -164,7 +164,7 @@ def token_file_problem(path: Path) -> str:
         status = path.stat()
         if status.st_uid != os.geteuid() or not file_access.is_open_to_others(status, os.R_OK | os.W_OK):
             return ""
-        folders = path.absolute().parents
+        folders = path.resolve().parents  # a link, for example ~/.ray, may lead into folders that others can enter
         reachable = all(file_access.is_open_to_others(folder.stat(), os.X_OK) for folder in folders)
     except OSError:
         return ""

@@ -26,6 +26,7 @@ from pathlib import Path
 
 from verl_gsd.errors import ConfigError
 from verl_gsd.plain_data import parse_yaml
+from verl_gsd.regular_files import open_regular, read_regular
 from verl_gsd.run import file_access
 from verl_gsd.rundir import RunDirectory
 from verl_gsd.writing import atomic_write
@@ -89,7 +90,7 @@ def stored_words(run: RunDirectory, checkpoint: Path | None, *, trusted: bool) -
         ConfigError: the words cannot be read; or, unless ``trusted``, this user did not start the run or others can
             change it. The message lists what it would run.
     """
-    content = run.overrides.read_bytes()  # read once, so that what is checked is what is used
+    content = _read_words(run)
     words = _parse(run.overrides, content)
     reason = None if trusted else _reason_for_distrust(run, checkpoint, content)
     if reason is not None:
@@ -100,6 +101,16 @@ def stored_words(run: RunDirectory, checkpoint: Path | None, *, trusted: bool) -
             "to the command."
         )
     return words
+
+
+def _read_words(run: RunDirectory) -> bytes:
+    """The content of RUN/overrides.yaml, read once, so that what is checked is what is used."""
+    try:
+        return read_regular(run.overrides)
+    except OSError as error:
+        raise ConfigError(
+            f"{run.overrides}: cannot be read: {error.strerror}. Repair the file, or start a new run."
+        ) from error
 
 
 def check_checkpoint(checkpoint: Path) -> None:
@@ -187,7 +198,7 @@ def _signature(key: bytes, run: RunDirectory, content: bytes) -> str:
 
 def _is_signed(key: bytes, run: RunDirectory, content: bytes) -> bool:
     try:
-        lines = run.signature.read_bytes().splitlines()
+        lines = read_regular(run.signature).splitlines()
     except OSError:
         return False
     expected = _signature(key, run, content).encode()
@@ -211,7 +222,7 @@ def _read_key(*, create: bool = False) -> bytes:
     try:
         if create and not path.exists():
             _create_key(path)
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             status, key = os.fstat(file.fileno()), file.read()
     except OSError as error:
         if isinstance(error, FileNotFoundError) and not create:
