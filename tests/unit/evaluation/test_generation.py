@@ -144,7 +144,7 @@ def test_an_engine_generates_its_own_parts_only(job):
 
 ENGINE = """
 import json, os, sys, time
-job = json.load(open(sys.argv[-2]))
+job = json.load(open(sys.argv[-3]))
 print(os.environ.get("CUDA_VISIBLE_DEVICES"), job["parts"], flush=True)
 if job["parts"] == [[0, 1]]:
     sys.exit("RuntimeError: no memory")
