@@ -3,6 +3,7 @@
 #   RUNS=/shared/runs sbatch --nodes=2 --gpus-per-node=8 scripts/slurm.sh recipe=gvpo/qwen2.5_math_7b hardware=multi_node
 #   RUNS=/shared/runs sbatch ... scripts/slurm.sh --resume /shared/runs/RUN
 # RUNS lies on storage that all nodes share; so does the environment that has verl-gsd on its PATH when this is submitted.
+# If your group can write RUNS, add trust=/shared/runs to the words (docs/security.md).
 #SBATCH --job-name=verl-gsd
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1

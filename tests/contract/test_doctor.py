@@ -1,5 +1,7 @@
 """``verl-gsd doctor``: what it measures with torch, and what it assumes about vLLM and Ray."""
 
+from pathlib import Path
+
 from ray._private import ray_constants
 
 from verl_gsd.run import all_reduce, doctor
@@ -21,3 +23,12 @@ def test_ray_uses_the_assumed_sizes_of_shared_memory():
     """Contract with Ray: the sizes of its object store that the check assumes."""
     assert ray_constants.DEFAULT_OBJECT_STORE_MEMORY_PROPORTION == doctor._RAY_SHARE
     assert ray_constants.REQUIRE_SHM_SIZE_THRESHOLD == doctor._RAY_BYTES
+
+
+def test_doctors_worker_does_not_import_files_of_the_current_folder(tmp_path, monkeypatch):
+    """Ray puts the current folder before everything that is installed."""
+    (tmp_path / "transfer_queue.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    monkeypatch.chdir(tmp_path)
+    (result,) = doctor._check_plugin_in_worker()
+    assert result.state == "ok" and not (tmp_path / "ran").exists()
+    assert Path.cwd() == tmp_path

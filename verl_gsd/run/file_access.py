@@ -76,8 +76,20 @@ def replaceable_folder(path: Path) -> str:
         if status.st_uid not in (os.geteuid(), 0) and not _is_of_hidden_root(folder, status):
             return f"{folder} belongs to user id {status.st_uid}"
         if is_open_to_others(status, os.W_OK) and not status.st_mode & stat.S_ISVTX:
-            return f"other users can write {folder} (mode {stat.S_IMODE(status.st_mode):04o})"
+            return _open_to_others(folder, status)
     return ""
+
+
+def changeable_folder(path: Path) -> str:
+    """How another user could change what is in the folder ``path``, or replace it; an empty string if nobody can."""
+    status = path.stat()
+    if is_open_to_others(status, os.W_OK):
+        return _open_to_others(path, status)
+    return replaceable_folder(path)
+
+
+def _open_to_others(folder: Path, status: os.stat_result) -> str:
+    return f"other users can write {folder} (mode {stat.S_IMODE(status.st_mode):04o})"
 
 
 def _is_of_hidden_root(folder: Path, status: os.stat_result) -> bool:

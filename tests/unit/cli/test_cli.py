@@ -60,7 +60,7 @@ def test_a_run_without_a_checkpoint_cannot_be_resumed(tmp_path):
 def test_where_an_earlier_start_began_and_its_fresh_memory_are_not_asked_for_again(tmp_path):
     once = ["++algorithm.gsd.state=fresh", "trainer.resume_mode=resume_path", "trainer.resume_from_path=/global_step_2"]
     (tmp_path / "overrides.yaml").write_text(yaml.safe_dump([*LINE, *once, "trainer.total_training_steps=7"]))
-    trust.sign(RunDirectory(tmp_path))
+    trust.sign(RunDirectory(tmp_path), RunDirectory(tmp_path).overrides.read_bytes())
     (tmp_path / "latest_checkpointed_iteration.txt").write_text("3")
     line = train._line_to_resume(parse_line([f"resume={tmp_path}", "trainer.total_training_steps=9"]))
     assert "trainer.total_training_steps" in line.keys
