@@ -189,6 +189,8 @@ class Declaration:
         loss: the module that registers the policy loss. Under our worker, ``trainer.loss_context.loss_context()``
             gives the loss the columns of its micro-batch.
         conflicts: settings that the extension does not work with.
+        contradictions: settings that leave the extension without much effect. They are not rejected. A report does not
+            suggest them, and it does not suggest the extension in a run that has them. The audit can warn of them.
         check: a function (config, line) -> problems, as ``"module:function"``. It takes the resolved config, and yields
             one sentence per problem with keys outside the section. It is also called if the section is missing, but not
             if the section or a part of it is wrong by itself.
@@ -234,6 +236,7 @@ class Declaration:
     worker: str | None = None
     loss: str | None = None
     conflicts: tuple[Conflict, ...] = ()
+    contradictions: tuple[Conflict, ...] = ()
     check: str | None = None
     check_files: str | None = None
     check_services: str | None = None

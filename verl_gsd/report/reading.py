@@ -41,6 +41,7 @@ class RunData:
         config: dotted key -> value; empty if there is no config.
         attempts: the number of attempts: the start and each resume.
         skipped: one sentence per file or step that could not be read.
+        words: the words of the command line; empty if they are not known.
     """
 
     name: str
@@ -49,6 +50,7 @@ class RunData:
     config: Mapping[str, Any]
     attempts: int
     skipped: tuple[str, ...]
+    words: tuple[str, ...] = ()
 
     def is_empty(self) -> bool:
         """Whether the run has neither records nor metrics."""
@@ -90,7 +92,8 @@ class RunReader:
             self._metrics.setdefault(attempt, _MetricsLines(self._run.metrics(attempt)))
         metrics = _metrics_columns([self._metrics[attempt].read(skipped) for attempt in attempts])
         config = _read_config(self._run.config, skipped)
-        return RunData(name, records, metrics, config, len(attempts), tuple(skipped))
+        words = _read_words(self._run.overrides, skipped)
+        return RunData(name, records, metrics, config, len(attempts), tuple(skipped), words)
 
 
 def unique_names(paths: Sequence[Path]) -> list[str]:
@@ -158,3 +161,12 @@ def _read_config(path: Path, skipped: list[str]) -> dict[str, Any]:
         skipped.append(str(error))
         return {}
     return dict(dotted_leaves(content)) if isinstance(content, dict) else {}
+
+
+def _read_words(path: Path, skipped: list[str]) -> tuple[str, ...]:
+    try:
+        content = read_yaml(path)
+    except ValueError as error:
+        skipped.append(str(error))
+        return ()
+    return tuple(map(str, content)) if isinstance(content, list) else ()

@@ -75,12 +75,14 @@ NUMBER = {"algorithm.gsd.hadw.preset": 0.5}
 LONGEST = {"data.max_response_length": 512}
 FAILING = {"judge_failed": 0.2}
 MODE = "trainer.v1.trainer_mode"
+VERIFIER = "reward.custom_reward_function.path"
 JUDGE_URL = "algorithm.gsd.dagrpo.judge.base_url=http://localhost:1/v1"
 CLIPPING = "actor_rollout_ref.actor.optim.clip_grad"
 
 #: What noise adds to a figure, so that no figure is constant.
 WAVE = 0.02 * np.resize([1.0, -1.0, 0.5], STEPS)
 NORMS = np.exp(10 * WAVE)
+LOST = np.where(np.arange(STEPS) >= 20, np.nan, NORMS)
 SPIKE = np.where(np.arange(STEPS) == 20, 1e10, NORMS)
 
 
@@ -144,6 +146,13 @@ FIRES = [
         {},
         "optim.lr",
     ),
+    (
+        updates.gradient_spikes,
+        table(actor__grad_norm=LOST, actor__pg_loss=LOST, actor__lr=1e-6),
+        {},
+        "optim.lr",
+    ),
+    (updates.gradient_spikes, table(actor__grad_norm=np.nan, actor__pg_loss=np.nan, actor__lr=1e-6), {}, "optim.lr"),
     (updates.oscillating_loss, long_run(OSCILLATING, 0.3 + LONG_WAVE), {}, "optim.lr"),
     (updates.oscillating_loss, long_run(OSCILLATING, np.full(60, np.nan)) | BY_SCORE, {}, "optim.lr"),
     (policy.cut, table(response_length__max=512, response_length__clip_ratio=0.5), LONGEST, "max_response_length=1024"),
@@ -206,6 +215,8 @@ QUIET = [
     (rewards.rising_unverified, table(verifier__unverified=np.resize([0.0, 0.3, 0.1], STEPS)), {}),
     (updates.gradient_spikes, table(actor__grad_norm=NORMS, actor__pg_loss=0.1), {}),
     (updates.gradient_spikes, table(actor__grad_norm=falling(5, 0.1)), {}),
+    (updates.gradient_spikes, table(actor__pg_loss=0.1, actor__lr=1e-6), {}),  # the norm is not logged
+    (updates.gradient_spikes, table(actor__grad_norm=LOST, actor__pg_loss=LOST, actor__lr=LOST), {}),  # no update
     (updates.gradient_spikes, table(actor__grad_norm=np.resize([0.0, 1.0, 1.1], STEPS)), {}),
     (updates.oscillating_loss, long_run(OSCILLATING, np.linspace(0.1, 0.9, 60)), {}),
     (updates.oscillating_loss, long_run(LONG_WAVE, 0.3 + LONG_WAVE), {}),
@@ -215,6 +226,7 @@ QUIET = [
     (policy.cut, table(response_length__max=100, response_length__clip_ratio=0.9), LONGEST),
     (policy.cut, table(response_length__max=512, response_length__clip_ratio=0.9), {}),
     (groups.silent, table(silent=0.6, all_wrong=0.6), {"algorithm.adv_estimator": "reinforce_plus_plus"}),
+    (groups.silent, table(silent=0.6, all_wrong=0.6), {"algorithm.use_kl_in_reward": True}),
     (policy.unlearning, held_out(0.3, 0.5, 0.4, 0.48, prompts=2000), {}),
     (policy.unlearning, held_out(0.3, 0.5, 0.4, 0.41, prompts=100), {}),  # two standard errors
     (policy.unlearning, held_out(0.3, 0.5, 0.4, 0.41), {}),  # no word on the prompts, and too few values to tell
@@ -389,7 +401,37 @@ def test_an_override_is_scaled_if_the_value_is_known(value, factor, line):
     assert scaled({"a.b": value}, "a.b", factor, "why") == line
 
 
+@pytest.mark.parametrize(
+    ("columns", "config", "metric"),
+    [
+        ({"all_wrong": 0.6, "all_right": 0.0}, {}, "acc"),
+        ({"all_wrong": 0.9, "all_right": 0.0}, {}, "score"),
+        ({"all_wrong": 0.5, "all_right": 0.3}, {}, "score"),
+        ({"all_wrong": 0.9, "all_right": 0.0, "demonstrated": 0.3}, {}, "acc"),
+        (
+            {"all_wrong": 0.9, "all_right": 0.0},
+            {"reward.reward_kwargs.overlong_buffer_cfg.enable": True},
+            "acc",
+        ),
+        ({"all_wrong": 0.6, "all_right": 0.0}, {VERIFIER: "pkg://verl_gsd.tasks.arithmetic_graded"}, "score"),
+    ],
+)
+def test_dynamic_sampling_is_advised_by_what_is_equal_in_silent_groups(columns, config, metric):
+    """With partial credit, a filter by verdict would also evict groups whose scores differ."""
+    (finding,) = groups.silent(table(silent=0.6, **columns), config)
+    assert any(f"algorithm.filter_groups.metric={metric} " in line for line in finding.overrides)
+
+
+def test_a_loss_that_is_not_finite_is_told_from_a_gradient():
+    (finding,) = updates.gradient_spikes(table(actor__grad_norm=LOST, actor__pg_loss=LOST, actor__lr=1e-6), {})
+    assert finding.title == "The loss is not finite"
+    assert "not finite at 10 steps, first at step 21" in finding.text and "At 10 of them, the loss" in finding.text
+    (finding,) = updates.gradient_spikes(table(actor__grad_norm=LOST, actor__pg_loss=0.1, actor__lr=1e-6), {})
+    assert finding.title == "The gradient norm spikes" and "the loss" not in finding.text
+
+
 def test_a_run_is_not_told_to_change_its_algorithm_for_another_that_its_own_does_not_work_with():
-    (finding,) = groups.silent(table(silent=0.6, all_wrong=0.6), {"algorithm.gsd.gvpo.history_fraction": 0.0})
+    config = {"algorithm.gsd.gvpo.history_fraction": 0.0}
+    (finding,) = collect_findings(table(silent=0.6, all_wrong=0.6), config)
     assert any(line.startswith("algorithm.filter_groups.enable=true ") for line in finding.overrides)
     assert not any("dagrpo" in line or "sampler" in line for line in finding.overrides), finding.overrides

@@ -44,6 +44,7 @@ class FindingThresholds:
         trend: steps that a comparison of recent with initial means needs.
         silent: share of groups whose rewards are all equal.
         silent_errors: standard errors by which that share must exceed its threshold.
+        partial: share of groups whose verdicts agree and whose scores differ.
         alone: share of groups with one response.
         failed: share of groups without a usable response.
         surplus, stale: shares of rollouts with these fates.
@@ -69,6 +70,7 @@ class FindingThresholds:
     trend: int = 12
     silent: float = 0.5
     silent_errors: float = 2.0
+    partial: float = 0.01
     alone: float = 0.05
     failed: float = 0.02
     surplus: float = 0.2

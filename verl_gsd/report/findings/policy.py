@@ -22,13 +22,13 @@ from verl_gsd.report.findings.finding import (
     recent_mean,
     scaled,
 )
+from verl_gsd.report.findings.lengths import MAX_RESPONSE, doubled
 from verl_gsd.report.findings.trends import lasting_fall
 from verl_gsd.report.reading import Columns
 from verl_gsd.report.steps import column
 from verl_gsd.rundir import HELD_OUT_OUTSIDE, HELD_OUT_PROMPTS
 
 ENTROPY = "actor/entropy"
-_MAX_LENGTH = "data.max_response_length"
 _UPPER_CLIPPING = "actor_rollout_ref.actor.clip_ratio_high"
 _LOSS = "actor_rollout_ref.actor.policy_loss.loss_mode"
 _LEARNING_RATE = "actor_rollout_ref.actor.optim.lr"
@@ -91,7 +91,7 @@ def cut(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding(
             f"{percent(share)} of the responses are cut off",
             "They reach the maximum length, most of them without an answer, and count as wrong.",
-            scaled(config, _MAX_LENGTH, 2, "maximum tokens per response"),
+            doubled(config, MAX_RESPONSE, "maximum tokens per response"),
         )
 
 
@@ -169,7 +169,7 @@ def cut_off(table: Columns, config: Mapping[str, Any]) -> np.ndarray:
     verl's ``response_length/clip_ratio`` is the share of responses that are as long as the longest of the batch. It is
     the share of cut responses only if the longest has the maximum length.
     """
-    max_length = numeric_value(config, _MAX_LENGTH)
+    max_length = numeric_value(config, MAX_RESPONSE)
     if max_length is None:
         return np.full(len(table["step"]), np.nan)
     longest, share = column(table, "response_length/max"), column(table, "response_length/clip_ratio")
