@@ -134,7 +134,7 @@ def test_every_key_that_differs_from_the_run_is_in_the_report(data, own_data, tm
     monkeypatch.setenv("VERL_GSD_DATA", str(data))
     started = []
 
-    def stub_that_trains_nothing(run, attempt, **callbacks):
+    def stub_that_trains_nothing(run, attempt, config, **callbacks):
         started.append(leaves(run.config.read_text()))
 
     monkeypatch.setattr(launch, "train", stub_that_trains_nothing)
