@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from verl_gsd.prompts import prompt_hash
+from verl_gsd.scalars import without_rounding
 from verl_gsd.solve_rates.rates import SolveRates, rates_from_counts
 from verl_gsd.solve_rates.tables import as_number
 
@@ -125,7 +126,7 @@ class _DumpReader:
         if self._field not in row:
             raise ValueError(f"{where} has no field {self._field}. Set --column to one of {', '.join(row)}.")
         try:
-            verdict = as_number(row[self._field])
+            verdict = without_rounding(as_number(row[self._field]))
         except ValueError as error:
             raise ValueError(f"{where}, field {self._field}: {error}") from None
         if math.isnan(verdict):

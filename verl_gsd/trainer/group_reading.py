@@ -13,6 +13,7 @@ from verl_gsd.answer_counts import pack_answers
 from verl_gsd.extension import RowStore
 from verl_gsd.groups import Group
 from verl_gsd.prompts import PromptKey
+from verl_gsd.scalars import without_rounding
 from verl_gsd.trainer.reward_failures import MARK, Failure, failure_of_score
 from verl_gsd.trainer.reward_monitor import LostReward, Rewards
 from verl_gsd.trainer.rows import (
@@ -80,7 +81,7 @@ def read_groups(
             if GENERATED_IN in rows.tags[key]:
                 accuracies[key] = math.nan
                 continue
-            accuracies[key] = as_number(info.get("acc"))
+            accuracies[key] = without_rounding(as_number(info.get("acc")))
             unverified[key] = as_number(info.get("unverified"))
             doubtful[key] = as_number(info.get("doubtful"))
             if (answer := answer_of(info)) is not None:

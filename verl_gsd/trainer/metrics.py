@@ -21,6 +21,7 @@ from verl_gsd.planning.pass_at_k import pass_at_k_of_groups
 from verl_gsd.prompts import PromptStore
 from verl_gsd.records import EASY, FATES, HARD, gradient_mass, is_graded, unrated_sources, valid_accuracies
 from verl_gsd.rundir import GENERATED_REWARD, HELD_OUT_OUTSIDE
+from verl_gsd.scalars import without_rounding
 from verl_gsd.trainer.rows import as_number
 
 
@@ -179,7 +180,7 @@ def held_out_outside(sources: Sequence[Any], accuracies: Sequence[Any]) -> dict[
     outside = Counter(
         str(source)
         for source, accuracy in zip(sources, map(as_number, accuracies), strict=True)
-        if accuracy < 0 or accuracy > 1
+        if without_rounding(accuracy) < 0 or without_rounding(accuracy) > 1
     )
     return {HELD_OUT_OUTSIDE + source: float(count) for source, count in outside.items()}
 

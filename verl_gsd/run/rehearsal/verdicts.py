@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from verl_gsd import extension
 from verl_gsd.dynamic_sampling import filter_metric
+from verl_gsd.scalars import without_rounding
 
 #: Row of the data, and what the reward function returned for a response to it, by name.
 Returned = tuple[int, Mapping[str, Any]]
@@ -45,7 +46,7 @@ def verdict_problems(config: DictConfig, returned: Sequence[Returned]) -> Iterat
         low, high = _accuracy_range(config, declaration.name) or (0, 1)
         for row, values in returned:
             accuracy = values.get("acc")
-            if not low <= _number(accuracy) <= high:
+            if not low <= without_rounding(_number(accuracy)) <= high:
                 given = "no acc" if "acc" not in values else f"acc={str(accuracy)[:40]}"
                 section = f"algorithm.gsd.{declaration.name}"
                 yield (
@@ -69,7 +70,7 @@ def accuracy_warning(config: DictConfig, returned: Sequence[Returned]) -> str | 
     ranges = (_accuracy_range(config, declaration.name) for declaration in extension.active(gsd))
     low, high = next(filter(None, ranges), (0, 1))
     for row, values in returned:
-        if not low <= _number(values.get("acc")) <= high:
+        if not low <= without_rounding(_number(values.get("acc"))) <= high:
             given = f"acc={str(values['acc'])[:40]}" if "acc" in values else "no acc"
             return (
                 f"{_FUNCTION}: it returns {given} for row {row} of the data, which is no accuracy from {low:g} to "
