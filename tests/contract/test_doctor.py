@@ -1,6 +1,7 @@
 """``verl-gsd doctor``: what it measures with torch, and what it assumes about vLLM and Ray."""
 
-from pathlib import Path
+import subprocess
+import sys
 
 from ray._private import ray_constants
 
@@ -25,10 +26,16 @@ def test_ray_uses_the_assumed_sizes_of_shared_memory():
     assert ray_constants.REQUIRE_SHM_SIZE_THRESHOLD == doctor._RAY_BYTES
 
 
-def test_doctors_worker_does_not_import_files_of_the_current_folder(tmp_path, monkeypatch):
-    """Ray puts the current folder before everything that is installed."""
+def test_doctors_worker_does_not_import_files_of_the_current_folder(tmp_path):
+    """Ray puts the current folder before everything that is installed. Other tests here may have a Ray of their own."""
     (tmp_path / "transfer_queue.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
-    monkeypatch.chdir(tmp_path)
-    (result,) = doctor._check_plugin_in_worker()
-    assert result.state == "ok" and not (tmp_path / "ran").exists()
-    assert Path.cwd() == tmp_path
+    script = (
+        "from pathlib import Path\n"
+        f"from {doctor.__name__} import _check_plugin_in_worker\n"
+        "(result,) = _check_plugin_in_worker()\n"
+        "assert result.state == 'ok', result\n"
+        f"assert Path.cwd() == Path({str(tmp_path)!r})\n"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "ran").exists()

@@ -45,7 +45,7 @@ def rehearsed(data, tmp_path, monkeypatch):
     monkeypatch.setenv("VERL_GSD_DATA", str(data))
     monkeypatch.setenv("COLUMNS", "5000")
     started = []
-    monkeypatch.setattr(rehearse, "_train", lambda rehearsed, *others: started.append(rehearsed))
+    monkeypatch.setattr(rehearse, "_train", lambda rehearsed, *others, **named: started.append(rehearsed))
 
     recipe = ("recipe=gsd/qwen2.5_math_1.5b", "hardware=8xa100_80g", f"trainer.default_local_dir={tmp_path}/run")
 
