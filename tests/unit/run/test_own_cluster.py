@@ -178,6 +178,17 @@ def test_a_token_that_others_can_read_is_a_problem(token, base, mode, is_wrong):
     assert own_cluster.token_file_problem(base / "missing") == ""
 
 
+@pytest.mark.parametrize(("mode", "is_kept"), [(0o600, True), (0o644, False)])
+def test_an_own_cluster_does_not_use_a_token_that_others_can_read(token, base, monkeypatch, mode, is_kept):
+    """Ray's control service listens on all interfaces, so that whoever knows the token runs code as this user."""
+    base.chmod(0o755)
+    token.chmod(mode)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    own_cluster.set_token()
+    assert ("RAY_AUTH_TOKEN" not in os.environ) is is_kept
+
+
 def test_a_token_behind_a_link_is_as_reachable_as_the_folder_that_has_it(base):
     """~/.ray may be a link from a private home folder into a folder that others can enter."""
     base.chmod(0o755)
