@@ -412,6 +412,7 @@ class GroupTrainer(PPOTrainer):
         checkpoint = checkpoint_to_resume(self.config)
         if checkpoint is not None and OmegaConf.select(self.config, "algorithm.gsd.state") != "fresh":
             restore_state(checkpoint, self.memories, self._settings)
+            self.monitor.rewards.report_restored(self.seam.prompts.unrated)
         with weights_only(str(checkpoint)):  # the workers load their shards themselves; this is for data.pt
             super()._load_checkpoint()
         discard_foreign_sampler_state(self.train_dataloader)
