@@ -7,7 +7,6 @@ A run's records have no texts. verl stores the responses of a run only in dumps 
 from __future__ import annotations
 
 import itertools
-import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -66,7 +65,8 @@ class Pair:
         place: where the pair is in its source, for a message: ``row 3`` or ``FILE, line 7``.
         problem: empty if it was not read.
         is_answer: whether ``response`` is a final answer, and not a text that has one.
-        rewarded: whether the run counted the response as right; None if the source does not say so.
+        rewarded: whether the run counted the response as right; None if the source does not say so,
+            or has a graded value.
     """
 
     place: str
@@ -210,13 +210,16 @@ def _text(value: Any) -> str:
 
 
 def _rewarded(row: dict[str, Any], where: str) -> bool | None:
-    """The run's verdict: the field acc, or else whether the score is above 0."""
+    """The run's verdict: the field acc, or else the score. Right is 1, and wrong is 0 or -1.
+
+    There is no verdict if the value is another one, such as partial credit or a score with a penalty for length.
+    """
     field = "acc" if "acc" in row else "score"
     try:
         value = as_number(row.get(field))
     except ValueError as error:
         raise ValueError(f"{where}, field {field}: {error}") from None
-    return None if math.isnan(value) else value > 0
+    return value == 1 if value in (-1, 0, 1) else None
 
 
 def decide_all(pairs: Sequence[Pair], on_done: Callable[[int], None]) -> list[maths.Decision]:

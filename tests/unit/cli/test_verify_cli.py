@@ -184,6 +184,28 @@ def test_what_a_run_rewarded_is_compared_with_its_verdicts(tmp_path):
         assert ("default of verl" in text) == (source == run)
 
 
+@pytest.mark.parametrize(
+    ("more", "verdict"),
+    [
+        ({"acc": 1}, True),
+        ({"acc": True, "score": 0.3}, True),
+        ({"acc": 0.0}, False),
+        ({"score": 1.0}, True),
+        ({"score": 0.0}, False),
+        ({"acc": -1.0}, False),
+        ({"acc": 0.3}, None),
+        ({"score": 0.3}, None),
+        ({"score": -0.4}, None),
+        ({"score": 1.2}, None),
+    ],
+)
+def test_a_graded_reward_is_no_verdict(tmp_path, more, verdict):
+    """Partial credit above 0 does not say that the run took a wrong response for a right one."""
+    lines_in(tmp_path / "1.jsonl", [dumped(r"\boxed{7}", "5", "a_0_0", **more)])
+    (pair,) = read_pairs(tmp_path, PairColumns(), pytest.fail)
+    assert pair.rewarded is verdict
+
+
 def test_texts_of_others_are_shown_in_one_short_line_and_obey_nothing(tmp_path):
     clipboard = "\x1b]52;c;cm0gLXJmIH4K\x1b\\"
     rows = [
