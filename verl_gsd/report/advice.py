@@ -1,9 +1,9 @@
-"""Which of the overrides of a finding the run's config accepts."""
+"""Which of the overrides of a finding the run's config accepts, and which have an effect."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import yaml
@@ -11,15 +11,20 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from verl_gsd import config as groups
-from verl_gsd.conflicts import is_accepted
+from verl_gsd.conflicts import is_accepted, with_changes
 from verl_gsd.dotted_keys import dotted_leaves, nested
 from verl_gsd.errors import ConfigError
+from verl_gsd.extension import declarations, declared_object
+
+_ABSENT = object()
 
 
 def accepted_overrides(
     overrides: Collection[str], config: Mapping[str, Any], words: Collection[str]
 ) -> tuple[str, ...]:
-    """The overrides that lead to no conflict that an extension declares (``conflicts.is_accepted``).
+    """The overrides that lead to no conflict that an extension declares, and set no key that has no effect.
+
+    See ``conflicts.is_accepted`` and ``Declaration.unused_keys``.
 
     Those that are no KEY=VALUE, or leave the value to the user, are kept. So is a choice of a group that is not
     installed.
@@ -39,10 +44,36 @@ def accepted_overrides(
 
 def _is_accepted(override: str, config: DictConfig, words: Collection[str]) -> bool:
     try:
-        changes = _changes(shlex.split(override.partition("#")[0]), words)
-        return is_accepted(config, changes)
+        command = shlex.split(override.partition("#")[0])
+        changes = _changes(command, words)
+        if not is_accepted(config, changes):
+            return False
+        changed = with_changes(config, changes)
+        return not any(_is_unused(key, changed) for key in _keys_set(command) if _has(config, key))
     except (ValueError, ConfigError, yaml.YAMLError, OmegaConfBaseException):
         return True  # it is no override that can be tried here
+
+
+def _has(config: DictConfig, key: str) -> bool:
+    """Whether ``config`` contains ``key``. A condition of an unused key takes such a config."""
+    return OmegaConf.select(config, key, default=_ABSENT) is not _ABSENT
+
+
+def _is_unused(key: str, config: DictConfig) -> bool:
+    """Whether an extension declares that ``key`` has no effect. The checks before a run reject such a key."""
+    return any(
+        unused.has(key) and _applies(unused.unused, config)
+        for declaration in declarations()
+        if declaration.unused_keys is not None
+        for unused in declared_object(declaration, "unused_keys")
+    )
+
+
+def _applies(condition: Callable[[DictConfig], bool], config: DictConfig) -> bool:
+    try:
+        return condition(config)
+    except Exception:  # it reads a key that the report's config lacks, or is code of another package
+        return False
 
 
 def _changes(command: list[str], words: Collection[str]) -> dict[str, Any]:

@@ -35,6 +35,8 @@ FILTER, ANCHORS, MASK, SAMPLER = (
     "algo=dagrpo_mask",
     "sampler=",
 )
+AVERAGE, CONTEXT = f"{ACTOR}.loss_agg_mode", "actor_rollout_ref.rollout.max_model_len"
+OVERLONG, PENALIZED = "reward.reward_kwargs.overlong_buffer_cfg.enable", "reward.reward_kwargs.max_resp_len"
 TRIED = (FILTER, ANCHORS, MASK, SAMPLER, f"{MAX_PROMPT}=", f"{MAX_RESPONSE}=")
 
 
@@ -81,6 +83,11 @@ RUNS = [
     (SEVEN, [FILTER, ANCHORS, MASK, SAMPLER, f"{MODEL}=..."], [MAX_RESPONSE, MAX_PROMPT]),
     ((*SEVEN, "data.max_response_length=1000"), [f"{MAX_RESPONSE}=2000 ", f"{MAX_PROMPT}=2048 "], [MODEL]),
     ((*SEVEN, "data.max_response_length=2000"), [f"{MAX_RESPONSE}=3072 ", f"{MAX_PROMPT}=2048 "], [MODEL]),
+    (
+        (*SEVEN, "data.max_response_length=1000", f"{CONTEXT}=2024", f"+{PENALIZED}=1000", f"+{OVERLONG}=true"),
+        [f"{MAX_RESPONSE}=2000 {CONTEXT}=3024 {PENALIZED}=2000 "],
+        [MODEL],
+    ),
     (("algo=grpo", "task=arithmetic_graded", "hardware=cpu"), [f"{FILTER} algorithm.filter_groups.metric=score "], []),
     ((*SMALL, *REWARD_MODEL), [MASK], [FILTER, ANCHORS, SAMPLER]),
     ((*SMALL, "data.dataloader_num_workers=8"), [FILTER, ANCHORS], [SAMPLER]),
@@ -167,3 +174,53 @@ def test_a_longer_response_gets_the_micro_batch_that_it_needs():
     assert f" {key}=17408  #" in doubled(config | {key: 16384}, MAX_RESPONSE, "why")[0]
     assert key not in doubled(config | {key: 17408}, MAX_RESPONSE, "why")[0]
     assert key not in doubled(config | {key: 16384, f"{ACTOR}.use_dynamic_bsz": False}, MAX_RESPONSE, "why")[0]
+
+
+def test_a_longer_response_raises_the_other_limits_of_its_length():
+    """vLLM cuts a sequence at its own limit, and DAPO's penalty grows with each token above max_resp_len."""
+    config = {MAX_PROMPT: 1024, MAX_RESPONSE: 8192, CONTEXT: 9216, OVERLONG: True, PENALIZED: 8192}
+    (override,) = doubled(config, MAX_RESPONSE, "why")
+    assert override.startswith(f"{MAX_RESPONSE}=16384 {CONTEXT}=17408 {PENALIZED}=16384  #")
+    (override,) = doubled(config, MAX_PROMPT, "why")
+    assert override.startswith(f"{MAX_PROMPT}=2048 {CONTEXT}=10240  #")
+    for others in ({CONTEXT: 32768, OVERLONG: False}, {CONTEXT: None, PENALIZED: 16384}):
+        (override,) = doubled(config | others, MAX_RESPONSE, "why")
+        assert override.startswith(f"{MAX_RESPONSE}=16384  #")
+
+
+def columns_of_all_steps(**columns):
+    return {"step": np.arange(1, STEPS + 1)} | columns
+
+
+SHORTER = columns_of_all_steps(tokens_per_response=np.linspace(400, 50, STEPS))
+SHIFTED = columns_of_all_steps(accuracy=np.repeat([0.1, 0.9], STEPS // 2) + 0.01 * np.resize([1, -1, 0.5], STEPS))
+PER_RESPONSE = f"{AVERAGE}=seq-mean-token-mean"
+
+
+@pytest.mark.parametrize(
+    ("steps", "words", "key", "is_given"),
+    [
+        (SHORTER, (*SMALL, PER_RESPONSE), AVERAGE, True),
+        (SHORTER, ("algo=gvpo", *SMALL[1:], PER_RESPONSE), AVERAGE, False),
+        (SHORTER, ("algo=gvpo", *SMALL[1:], PER_RESPONSE, f"{ACTOR}.entropy_coeff=0.01"), AVERAGE, True),
+        (SHIFTED, (*SMALL, "data.shuffle=false"), "data.shuffle", True),
+        (SHIFTED, (*SMALL, "data.shuffle=false", "sampler=disagreement"), "data.shuffle", False),
+    ],
+)
+def test_a_key_without_effect_is_not_advised(compose_fast, steps, words, key, is_given):
+    """The checks before a run reject such a key."""
+    config, _ = compose_fast(*words)
+    findings = collect_findings(steps, dict(dotted_leaves(OmegaConf.to_container(config))), words)
+    overrides = [override for finding in findings for override in finding.overrides]
+    assert any(override.startswith(f"{key}=") for override in overrides) == is_given, overrides
+
+
+def test_a_key_stays_advised_if_the_config_does_not_tell_whether_it_has_an_effect():
+    sampler = {"algorithm.gsd.sampler.explore": 0.1, "data.shuffle": False}
+    rows = {"data.train_max_samples": -1, "data.val_max_samples": -1}
+    advice = ("data.shuffle=true  # why",)
+    assert accepted_overrides(advice, sampler, ()) == advice
+    assert accepted_overrides(advice, sampler | rows, ()) == ()
+    beta = (f"{ACTOR}.policy_loss.beta=...  # why",)
+    assert accepted_overrides(beta, {}, ()) == beta
+    assert accepted_overrides(beta, {f"{ACTOR}.policy_loss.beta": None, LOSS: "vanilla"}, ()) == ()

@@ -366,6 +366,59 @@ def test_lost_rewards_are_counted_over_the_whole_run_with_their_kinds():
     assert "none 15, raised 6" in finding.text and "too_slow" not in finding.text
 
 
+ENTROPY_BONUS, AVERAGE = "actor_rollout_ref.actor.entropy_coeff", "actor_rollout_ref.actor.loss_agg_mode"
+QUANTILE, REPLACES = "algorithm.gsd.dagrpo.delta.quantile", "trainer.v1.sampler.sync_refill_failed_groups"
+
+
+@pytest.mark.parametrize(
+    ("finder", "steps", "key", "advised", "enough"),
+    [
+        (policy.entropy, table(actor__entropy=falling(1, 0.01)), ENTROPY_BONUS, [0, 1e-4], [0.001, 0.01, 1]),
+        (
+            policy.length,
+            table(tokens_per_response=falling(400, 50)),
+            AVERAGE,
+            ["seq-mean-token-mean"],
+            ["token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"],
+        ),
+        (dagrpo.tied_scores, table(dagrpo__pairs__tied=0.8), QUANTILE, [None, 0.5], [0.25, 0.1]),
+        (dagrpo.drifting_judge, table(judge_score=5 + WAVE + 3 * LATE), QUANTILE, [None], [0.25, 0.5]),
+        (groups.failed, table(failed=0.1), REPLACES, [None, False], [True]),
+    ],
+)
+def test_a_setting_that_suffices_is_not_advised(finder, steps, key, advised, enough):
+    name = key.removesuffix(".quantile") + "="
+    for value in advised:
+        (finding,) = finder(steps, {key: value})
+        assert any(name in line for line in finding.overrides), (value, finding.overrides)
+    for value in enough:
+        (finding,) = finder(steps, {key: value})
+        assert not any(name in line for line in finding.overrides), (value, finding.overrides)
+
+
+@pytest.mark.parametrize("mode", ["gsd_separate_async", "colocate_async"])
+def test_asynchronous_modes_replace_failed_groups_without_a_key(mode):
+    (finding,) = groups.failed(table(failed=0.1), {MODE: mode, REPLACES: False})
+    assert finding.overrides == () and "verl replaces them" in finding.text
+
+
+def test_only_a_loss_that_averages_over_each_response_is_said_to_favour_short_ones():
+    steps = table(tokens_per_response=falling(400, 50))
+    (finding,) = policy.length(steps, {AVERAGE: "seq-mean-token-mean"})
+    assert "A loss that is averaged" in finding.text
+    (finding,) = policy.length(steps, {AVERAGE: "seq-mean-token-sum-norm"})
+    assert "loss" not in finding.text and "cause is a verifier" in finding.text
+
+
+def test_a_bound_or_a_rate_that_is_written_as_an_integer_is_halved():
+    config = {CLIPPING: 1, "actor_rollout_ref.actor.optim.lr": 0}
+    (finding,) = updates.gradient_spikes(table(actor__grad_norm=SPIKE), config)
+    assert finding.overrides[0].startswith(f"{CLIPPING}=0.5 ")
+    assert not any("optim.lr" in line for line in finding.overrides), finding.overrides
+    (finding,) = dagrpo.few_pairs_kept(table(pairs_kept=0.01), {"algorithm.gsd.dagrpo.delta": 1})
+    assert finding.overrides[0].startswith("algorithm.gsd.dagrpo.delta=0.5 ")
+
+
 def test_a_run_without_data_has_no_findings():
     assert collect_findings({"step": np.zeros(0, np.int64)}, {}) == []
     assert collect_findings(table(), {}) == []

@@ -21,6 +21,7 @@ from verl_gsd.report.findings.finding import (
     recent_sum,
     scaled,
 )
+from verl_gsd.report.findings.lengths import OVERLONG
 from verl_gsd.report.reading import Columns
 from verl_gsd.report.steps import USES, column
 
@@ -29,8 +30,8 @@ _TEMPERATURE = "actor_rollout_ref.rollout.temperature"
 _DYNAMIC_SAMPLING = "algorithm.filter_groups.enable"
 _ESTIMATOR = "algorithm.adv_estimator"
 _KL_IN_REWARD = "algorithm.use_kl_in_reward"
-_OVERLONG = "reward.reward_kwargs.overlong_buffer_cfg.enable"
 _REPLACE_FAILED = "trainer.v1.sampler.sync_refill_failed_groups"
+_MODE = "trainer.v1.trainer_mode"
 
 
 def silent(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
@@ -75,7 +76,7 @@ def _has_partial_credit(table: Columns, config: Mapping[str, Any]) -> bool:
     """
     if config.get("reward.custom_reward_function.path") in GRADED_VERIFIERS:
         return True
-    if config.get(_OVERLONG) is True or recent_mean(table, "demonstrated") > 0:
+    if config.get(OVERLONG) is True or recent_mean(table, "demonstrated") > 0:
         return False
     agree = recent_mean(table, "all_wrong") + recent_mean(table, "all_right")
     return agree - recent_mean(table, "silent") > THRESHOLDS.partial
@@ -147,13 +148,17 @@ def unused(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def failed(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
-    """Groups in which no session returned a usable response."""
+    """Groups in which no session returned a usable response.
+
+    The asynchronous modes replace such groups in any case, and do not read the key.
+    """
     if recent_mean(table, "failed") > THRESHOLDS.failed:
+        is_replaced = config.get(_REPLACE_FAILED) is True or str(config.get(_MODE)).endswith("async")
         yield Finding(
             f"{percent(recent_mean(table, 'failed'))} of the groups failed",
             "None of their sessions returned a usable response: an agent loop or a verifier raised an error, or a "
-            "server stopped. RUN/logs has the errors.",
-            (f"{_REPLACE_FAILED}=true data.gen_batch_size=1  # other prompts replace them",),
+            f"server stopped.{' verl replaces them by other prompts.' if is_replaced else ''} RUN/logs has the errors.",
+            () if is_replaced else (f"{_REPLACE_FAILED}=true data.gen_batch_size=1  # other prompts replace them",),
         )
 
 

@@ -11,12 +11,18 @@ from verl_gsd.planning.memory import SHAPES, Shape
 from verl_gsd.report.findings.finding import numeric_value, scaled
 
 MAX_PROMPT, MAX_RESPONSE = "data.max_prompt_length", "data.max_response_length"
+#: Whether verl's reward manager dapo penalizes responses that are almost as long as ``_PENALIZED``.
+OVERLONG = "reward.reward_kwargs.overlong_buffer_cfg.enable"
+_PENALIZED = "reward.reward_kwargs.max_resp_len"
+_CONTEXT = "actor_rollout_ref.rollout.max_model_len"
 _MODEL = "actor_rollout_ref.model.path"
 _DYNAMIC, _ROOM = "actor_rollout_ref.actor.use_dynamic_bsz", "actor_rollout_ref.actor.ppo_max_token_len_per_gpu"
 
 
 def doubled(config: Mapping[str, Any], key: str, why: str) -> tuple[str, ...]:
     """An override that doubles ``key``, or raises it to what the model's context leaves; else that model's context.
+
+    It also raises the keys that limit the same length to a lower value.
 
     Args:
         config: dotted key -> value.
@@ -37,10 +43,18 @@ def doubled(config: Mapping[str, Any], key: str, why: str) -> tuple[str, ...]:
             "this one",
         )
     allowed = "if the model's context allows it; " if positions is None else ""
-    needed, room = int(wanted + other), numeric_value(config, _ROOM)
-    # verl fails if a sequence is longer than a micro-batch.
-    micro_batch = f" {_ROOM}={needed}" if config.get(_DYNAMIC) is True and room is not None and room < needed else ""
-    return (f"{key}={wanted}{micro_batch}  # {why}, {allowed}it is {value:g}",)
+    needed = int(wanted + other)
+    limits = {_CONTEXT: needed}  # verl cuts responses where prompt and response fill it
+    if config.get(_DYNAMIC) is True:
+        limits[_ROOM] = needed  # verl fails if a sequence is longer than a micro-batch
+    if key == MAX_RESPONSE and config.get(OVERLONG) is True:
+        limits[_PENALIZED] = wanted  # the penalty grows without bound above it
+    raised = "".join(
+        f" {name}={least}"
+        for name, least in limits.items()
+        if (limit := numeric_value(config, name)) is not None and limit < least
+    )
+    return (f"{key}={wanted}{raised}  # {why}, {allowed}it is {value:g}",)
 
 
 def _positions(path: str) -> int | None:

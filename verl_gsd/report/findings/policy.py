@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from verl_gsd.report.advice import accepted_overrides
 from verl_gsd.report.findings.finding import (
     THRESHOLDS,
     Finder,
     Finding,
-    assigned,
     count_values,
     initial_mean,
     known_values,
@@ -30,7 +30,11 @@ from verl_gsd.rundir import HELD_OUT_OUTSIDE, HELD_OUT_PROMPTS
 
 ENTROPY = "actor/entropy"
 _UPPER_CLIPPING = "actor_rollout_ref.actor.clip_ratio_high"
+_ENTROPY_BONUS = "actor_rollout_ref.actor.entropy_coeff"
+_AVERAGE = "actor_rollout_ref.actor.loss_agg_mode"
 _LOSS = "actor_rollout_ref.actor.policy_loss.loss_mode"
+#: verl's average over the tokens of each response.
+_PER_RESPONSE = "seq-mean-token-mean"
 _LEARNING_RATE = "actor_rollout_ref.actor.optim.lr"
 
 
@@ -44,8 +48,8 @@ def entropy(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
             "become silent.",
             (
                 *_higher_clipping(config),
-                *assigned(config, "actor_rollout_ref.actor.entropy_coeff", 0.001, "rewards entropy"),
-                *scaled(config, _LEARNING_RATE, 0.5, "smaller steps"),
+                *_higher_entropy_bonus(config),
+                *scaled(config, _LEARNING_RATE, 0.5, "smaller steps", is_count=False),
             ),
         )
 
@@ -58,6 +62,13 @@ def _higher_clipping(config: Mapping[str, Any]) -> tuple[str, ...]:
     return (f"{_UPPER_CLIPPING}=0.28  # DAPO's value: unlikely tokens can become likelier",)
 
 
+def _higher_entropy_bonus(config: Mapping[str, Any]) -> tuple[str, ...]:
+    coefficient = numeric_value(config, _ENTROPY_BONUS)
+    if coefficient is not None and coefficient >= 0.001:
+        return ()
+    return (f"{_ENTROPY_BONUS}=0.001  # rewards entropy",)
+
+
 def length(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
     """Responses are much shorter than they were, and shorter than initially.
 
@@ -67,21 +78,23 @@ def length(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
     longest, last = largest_mean(table, name), recent_mean(table, name)
     is_shorter = last < THRESHOLDS.length * longest and last < initial_mean(table, name)
     if count_values(table, name) >= THRESHOLDS.trend and is_shorter:
+        other_average = _average_over_all_tokens(config)
+        of_loss = "A loss that is averaged over the tokens of each response favours short right responses. So does a"
         yield Finding(
             "Responses become very short",
-            f"Their mean length fell from {longest:.3g} to {last:.3g} tokens. A loss that is averaged over the tokens "
-            "of each response favours short right responses. So does a verifier that accepts an answer without "
+            f"Their mean length fell from {longest:.3g} to {last:.3g} tokens. "
+            f"{of_loss if other_average else 'A possible cause is a'} verifier that accepts an answer without "
             "reasoning.",
-            (
-                *assigned(
-                    config,
-                    "actor_rollout_ref.actor.loss_agg_mode",
-                    "token-mean",
-                    "or algo=dr_grpo: length does not scale gradients",
-                ),
-                *scaled(config, _LEARNING_RATE, 0.5, "smaller steps"),
-            ),
+            (*other_average, *scaled(config, _LEARNING_RATE, 0.5, "smaller steps", is_count=False)),
         )
+
+
+def _average_over_all_tokens(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Another average of the loss, unless the run's does not divide by a response's length, or has no effect."""
+    if config.get(_AVERAGE, _PER_RESPONSE) != _PER_RESPONSE:
+        return ()
+    override = f"{_AVERAGE}=token-mean  # or algo=dr_grpo: length does not scale gradients"
+    return accepted_overrides((override,), config, ())
 
 
 def cut(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
@@ -116,7 +129,10 @@ def unlearning(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
             yield Finding(
                 f"Held-out {'acc' if is_outside(table, source_of(name)) else 'accuracy'} fell: {source_of(name)}",
                 f"It was {fall.best:.3f} up to step {fall.step} and is {fall.last:.3f}{of_window}.",
-                (*scaled(config, _LEARNING_RATE, 0.5, "smaller steps"), "trainer.test_freq=...  # validate more often"),
+                (
+                    *scaled(config, _LEARNING_RATE, 0.5, "smaller steps", is_count=False),
+                    "trainer.test_freq=...  # validate more often",
+                ),
             )
 
 

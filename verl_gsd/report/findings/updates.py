@@ -71,8 +71,8 @@ def gradient_spikes(table: Columns, config: Mapping[str, Any]) -> Iterator[Findi
         "The gradient norm spikes" if len(spikes) or not lost_losses else "The loss is not finite",
         " ".join(sentences),
         (
-            *scaled(config, _CLIPPING, 0.5, "maximum norm of an update's gradient"),
-            *scaled(config, _LEARNING_RATE, 0.5, "smaller steps"),
+            *scaled(config, _CLIPPING, 0.5, "maximum norm of an update's gradient", is_count=False),
+            *scaled(config, _LEARNING_RATE, 0.5, "smaller steps", is_count=False),
             *remedies("unstable", config),
         ),
     )
@@ -95,7 +95,7 @@ def oscillating_loss(table: Columns, config: Mapping[str, Any]) -> Iterator[Find
             "The loss oscillates, and the reward does not grow",
             f"From the first to the last third of the run, the standard deviation of {_LOSS} rose from {first:.3g} to "
             f"{last:.3g}. Updates cancel each other.",
-            (*scaled(config, _LEARNING_RATE, 0.5, "smaller steps"), *remedies("unstable", config)),
+            (*scaled(config, _LEARNING_RATE, 0.5, "smaller steps", is_count=False), *remedies("unstable", config)),
         )
 
 
