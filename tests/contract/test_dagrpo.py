@@ -1,7 +1,6 @@
 """What DaGRPO assumes of verl, a fact a test: an upgrade that changes one fails here, by name."""
 
 import asyncio
-import json
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -161,28 +160,6 @@ def test_metrics_of_a_step_are_of_the_rows_it_is_given(monkeypatch):
     assert [call.args[0] for call in ran.calls._compute_metrics.call_args_list] == ran.batches
     metrics, _ = compute_metrics(MemoryQueue.installed(monkeypatch), [1.0, 0.0, 5.0], used=2)
     assert metrics["critic/score/mean"] == 0.5 and metrics["critic/score/max"] == 1
-
-
-def test_dumps_of_rollouts_are_of_the_rows_that_the_policy_generated_in_this_step(queue, tokenizer, tmp_path):
-    """``verl-gsd plan`` and ``verify`` read them as the policy's. Padding stays in, as in verl."""
-    from verl_gsd.trainer.rows import DEMONSTRATED_BY, GENERATED_IN
-    from verl_gsd.trainer.trainer import GSDTrainerSync
-
-    rows = [("u_0_0", "wrong", {}), ("u_1_0", "theirs", {DEMONSTRATED_BY: "expert"})]
-    rows += [("u_2_0", "earlier", {GENERATED_IN: 1}), ("pad_0_0", "padding", {"is_padding": True})]
-    for key, text, tag in rows:
-        ids = torch.tensor(tokenizer.encode(text))
-        row = {"uid": key, "prompts": ids, "responses": ids, "rm_scores": torch.zeros(len(ids))}
-        queue.kv_put(key, "train", row | {"reward_model": {"ground_truth": "5"}}, tag)
-    tags = [queue.tag(key) for key, _, _ in rows]
-    batch = KVBatchMeta(partition_id="train", keys=[key for key, _, _ in rows], tags=tags)
-    trainer = bare(GSDTrainerSync, global_steps=3, tokenizer=tokenizer)
-    trainer._init_dump_executor()
-    trainer._log_rollout_data(batch, {}, str(tmp_path))
-    trainer._shutdown_dump_executor()
-    dumped = [json.loads(line) for line in (tmp_path / "3.jsonl").open()]
-    assert [(row["uid"], row["output"]) for row in dumped] == [("pad_0_0", "padding"), ("u_0_0", "wrong")]
-    assert batch.keys == [key for key, _, _ in rows], "verl clears all of them"
 
 
 def test_an_update_begins_by_forgetting_gradients_so_that_the_probe_leaves_none():

@@ -374,13 +374,10 @@ class GroupTrainer(PPOTrainer):
         sources = Counter(source for source, _ in expected_acc_counts or {})
         return metrics | {HELD_OUT_PROMPTS + source: float(prompts) for source, prompts in sources.items()}
 
-    # verl's metrics and dumps of a batch only include rows that the policy generated in this step.
+    # verl's metrics of a batch only include rows that the policy generated in this step.
 
     def _compute_metrics(self, batch, *args, **kwargs):
         return super()._compute_metrics(_own_rows(batch), *args, **kwargs)
-
-    def _log_rollout_data(self, batch, timing_raw, rollout_data_dir):
-        return super()._log_rollout_data(_own_rows(batch), timing_raw, rollout_data_dir)
 
     # Checkpoints
 
