@@ -331,9 +331,11 @@ def _contradictions(config: DictConfig, operation: Operation | None, group_size:
         yield (
             f"algorithm.gsd.alpha={operation.alpha:g} with rewards that may be graded: sigma can then be close to 0, "
             "and advantages would grow without limit. Sigma therefore has a floor of s / (2 sqrt(G)), where s is the "
-            "scale of the batch's rewards without outliers. Groups below the floor have the weights of alpha=1, up to "
-            "a constant. If all rewards are 0 or 1, this has no effect. Otherwise set algorithm.gsd.alpha to 1 or "
-            f"less{with_mode}, or set reward.custom_reward_function.path to a function that returns 0 or 1."
+            "scale of the rewards of a data source without outliers. Below the floor, a group's weight falls to 0 as "
+            "sigma does. If all rewards of a source are 0 or 1, this has no effect. A penalty above four times the "
+            "difference between right and wrong, for more than 1% of the responses, puts groups of 0 and 1 below the "
+            f"floor. In these cases set algorithm.gsd.alpha to 1 or less{with_mode}, or set "
+            "reward.custom_reward_function.path to a function that returns 0 or 1."
         )
     if operation is not None and algorithm.use_kl_in_reward:
         yield (

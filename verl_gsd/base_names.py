@@ -40,8 +40,8 @@ RECORD_COLUMNS: tuple[RecordColumn, ...] = (
     RecordColumn(
         "gain",
         "float64",
-        "sigma^(2 - alpha), and 0 for a silent group. For alpha > 1, sigma has a floor (`verl_gsd/dial.py`). Null "
-        "without responses, and where the estimator has no gain.",
+        "sigma^(2 - alpha), and 0 for a silent group. For alpha > 1, sigma has a floor f, and the gain is sigma^alpha "
+        "f^(2 - 2 alpha) below it (`verl_gsd/dial.py`). Null without responses, and where the estimator has no gain.",
     ),
     RecordColumn("tokens", "int64", "Tokens of all responses."),
     RecordColumn(

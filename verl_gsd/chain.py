@@ -34,6 +34,9 @@ from verl_gsd.groups import GroupStats, Labels, float_rows, group_stats, require
 
 Place = Literal["centre", "weight"]
 
+#: The column with the number of each row's data source, (N,) int64, from our trainers.
+SOURCE = "data_source"
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -43,7 +46,7 @@ class Rows:
         rewards: (N,) float.
         stats: the groups and their statistics, in float64.
         columns: name -> one entry per row, for example the verifier's accuracy or a judge's scores. The extensions
-            provide them as ``stage_inputs``. Empty under one of verl's own trainers.
+            provide them as ``stage_inputs``, and our trainers add ``SOURCE``. Empty under one of verl's own trainers.
     """
 
     rewards: torch.Tensor
@@ -142,7 +145,7 @@ def advantages(
     if extensions is None:
         extensions = build(gsd)
     centred, stats = _centre(rows, extensions)
-    result = dial.divide(centred, stats, **settings, scale=dial.reward_scale(rewards, rows.stats))
+    result = dial.divide(centred, stats, **settings, scale=dial.reward_scale(rewards, rows.stats, columns.get(SOURCE)))
     for name, extension in extensions.items():
         if overrides(extension, "weight"):
             result = result * _per_row(call_hook(name, extension, "weight", rows, result), rows, name)

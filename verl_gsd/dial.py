@@ -14,20 +14,21 @@ the mean scores (gradients of the log-probability) of the right and the wrong re
 
 With alpha > 1, the advantages grow without limit as sigma approaches 0. Rewards of 0 and 1 set a limit, because sigma
 is at least sqrt(G - 1) / G in a mixed group. Graded rewards set none: with alpha = 2, rewards of 0.83, 0.8301, 0.8299
-and 0.83 would have advantages of 14600. So sigma has a floor in all but one of its alpha powers,
+and 0.83 would have advantages of 14600. So sigma has a floor f, and below it the weight falls again:
 
-    A_i = (R_i - mu) / ((sigma + eps) (max(sigma, f) + eps)^(alpha - 1)),    f = s / (2 sqrt(G)),    if alpha > 1.
+    A_i = z_i max(t, f^2 / t)^(1 - alpha),    z_i = (R_i - mu) / t,    t = sigma + eps,    f = s / (2 sqrt(G)) + eps
 
-s is the scale of the batch's rewards (``reward_scale``). A few outliers do not change it: one reward of -100 among
-rewards of 0 and 1 must not scale all other groups down. Below the floor, groups have the same weights as with
-alpha = 1, up to a constant factor. For eps = 0, no advantage exceeds sqrt(G - 1) f^(1 - alpha) in size.
+if alpha > 1. z is the advantage of alpha = 1, and s is the scale of the rewards of the prompt's data source
+(``reward_scale``). The factor of z is largest at the floor, f^(1 - alpha), and falls to 0 as sigma approaches 0: a
+group whose rewards differ only by noise has no weight. It is continuous in sigma, and in alpha at 1. For eps = 0, no
+advantage exceeds sqrt(G - 1) f^(1 - alpha) in size.
 
 How this differs from the paper:
 - The paper defines the operations. That one exponent covers all of them is our reading.
 - The defaults are ddof = 1 and eps = 1e-6, as in verl's GRPO. The paper has ddof = 0 and eps = 0. With ddof = 1 a
   group's gradient is multiplied by ((G-1)/G)^(alpha/2).
-- The floor for alpha > 1 is ours. If the batch has two different rewards, such as 0 and 1 or -1 and 1, all sigmas are
-  above it (unless the two differ by less than a fourteenth of their size). It has no effect for alpha <= 1.
+- The floor for alpha > 1 is ours. If a data source has two different rewards, such as 0 and 1 or -1 and 1, all its
+  sigmas are above it (unless the two differ by less than a fourteenth of their size). It has no effect for alpha <= 1.
 - A unanimous group gets exactly 0 for every alpha and eps. A group of one has no baseline and gets 0.
 """
 
@@ -38,8 +39,10 @@ import torch
 from verl_gsd.dial_settings import check_dial_settings
 from verl_gsd.groups import GroupStats, Labels, float_rows, group_extremes, group_stats
 
-#: One of so many rewards of a batch, at either end, may be an outlier for ``reward_scale``.
+#: One of so many rewards of a data source, at either end, may be an outlier for ``reward_scale``.
 _REWARDS_PER_OUTLIER = 100
+#: A group disagrees clearly if its range is at least the range of its source's rewards divided by this number.
+_CLEAR = 5
 
 
 def dial_advantage(
@@ -54,7 +57,7 @@ def dial_advantage(
     """A_i = (R_i - mu) / (sigma + eps)^alpha, one advantage per response. For alpha > 1, sigma has the floor above.
 
     Args:
-        rewards: (N,), one per response: the whole batch, because the floor depends on the scale of its rewards.
+        rewards: (N,), one per response, all of one data source: the floor depends on the scale of its rewards.
         index: N hashable labels. Rows with equal labels are one group.
         alpha: any finite number; 1 is GRPO, 0 is Dr. GRPO.
         ddof: 0 for the paper's population sigma, 1 for the sample sigma of verl, TRL and OpenRLHF.
@@ -82,66 +85,92 @@ def centre(rewards: torch.Tensor, stats: GroupStats) -> torch.Tensor:
     return (rewards - stats.per_row(stats.mean).to(rewards.dtype)).masked_fill(stats.group < 0, 0)
 
 
-def reward_scale(rewards: torch.Tensor, stats: GroupStats) -> float:
-    """s, the scale of a batch's rewards (N,); rows of no group do not count.
+def reward_scale(rewards: torch.Tensor, stats: GroupStats, source: torch.Tensor | None = None) -> torch.Tensor:
+    """s, the scale of the rewards (N,) of a data source, for each row: (N,) float64, 0 in rows of no group.
 
-    With the floor(N / 100) smallest and as many of the largest rewards left out, and R_max and R_min the largest and
-    the smallest of the others,
+    Of the N rewards of a source, the floor(N / 100) smallest and as many of the largest may be outliers. With R_max and
+    R_min the largest and the smallest of the others, and D = R_max - R_min,
 
-        s = max(R_max - R_min, |R_max| / 10, |R_min| / 10, the median of the ranges of mixed groups)
+        s = max(D / 5, |R_max| / 10, |R_min| / 10, the lower quartile of the ranges of groups that disagree clearly)
 
-    - With the range of the whole batch, many groups of nearly equal rewards do not set the scale for the others. An
-      outlier among the rewards left out does not set it either. Of fewer than 100 rewards, none is left out.
-    - Without the tenth of the largest absolute reward, a batch of nearly equal rewards would have a scale near 0.
-    - With rewards of 0 and 1, the median is 1 if any group is mixed, also if fewer than 1% of the responses are right.
-      Of an even number of ranges, it is the lower one of the two in the middle.
+    - A group disagrees clearly if it is mixed and its range is at least D / 5. Groups of nearly equal rewards therefore
+      do not set the scale, however many they are.
+    - The quartile is a range within groups, which sigma is compared with. Prompts may differ more than responses do. A
+      penalty that makes some ranges larger does not set it either: with rewards of 0 and 1, and -2 for a few responses,
+      s is 1 if a quarter of the clear groups have no penalty, and these groups are above the floor.
+    - Without D / 5 and the tenths, a source of nearly equal rewards would have a scale near 0.
+    - Sources do not share a scale, because the points of one are no measure of the verdicts of another.
 
-    If all rewards are multiplied by c > 0, so is s.
+    If all rewards of a source are multiplied by c > 0, so is s.
+
+    Args:
+        source: (N,) int64, the number of each row's data source, the same for all rows of a group. None: all rows are
+            of one source.
+    """
+    counted = torch.nonzero(stats.group >= 0).flatten()
+    value, member = rewards[counted].double(), stats.group[counted]
+    low, high = group_extremes(value, member, len(stats.size))
+    spread, mixed = high - low, ~stats.unanimous
+    of_row = torch.zeros_like(member) if source is None else source[counted]
+    scale = torch.zeros(len(rewards), dtype=torch.float64, device=rewards.device)
+    for one in of_row.unique():
+        rows = of_row == one
+        groups = torch.zeros_like(mixed).index_fill(0, member[rows], True)
+        scale[counted[rows]] = _scale(value[rows], spread[groups & mixed])
+    return scale
+
+
+def _scale(rewards: torch.Tensor, ranges: torch.Tensor) -> float:
+    """``reward_scale`` of one source.
+
+    Args:
+        rewards: (n,) float64, n >= 1.
+        ranges: of the source's mixed groups; may be empty.
+    """
+    outliers = len(rewards) // _REWARDS_PER_OUTLIER
+    ordered = rewards.sort().values
+    smallest, largest = float(ordered[outliers]), float(ordered[-1 - outliers])
+    least = (largest - smallest) / _CLEAR
+    clear = ranges[ranges >= least].sort().values
+    quartile = float(clear[(len(clear) - 1) // 4]) if len(clear) else 0.0
+    return max(least, abs(largest) / 10, abs(smallest) / 10, quartile)
+
+
+def sigma_floor(stats: GroupStats, scale: torch.Tensor) -> torch.Tensor:
+    """s / (2 sqrt(G)), (n_groups,) float64: the floor of sigma if alpha > 1.
+
+    Args:
+        scale: (N,), s, from ``reward_scale``.
     """
     counted = stats.group >= 0
-    value, member = rewards[counted].double(), stats.group[counted]
-    ordered = value.sort().values
-    outliers = len(value) // _REWARDS_PER_OUTLIER
-    smallest, largest = float(ordered[outliers]), float(ordered[-1 - outliers])
-    low, high = group_extremes(value, member, len(stats.size))
-    ranges = (high - low)[~stats.unanimous]
-    usual = float(ranges.median()) if len(ranges) else 0.0
-    return max(largest - smallest, abs(largest) / 10, abs(smallest) / 10, usual)
+    of_group = scale.new_zeros(len(stats.size)).index_copy_(0, stats.group[counted], scale[counted])
+    return of_group / (2 * stats.size.double().sqrt())
 
 
-def sigma_floor(size: torch.Tensor, scale: float) -> torch.Tensor:
-    """f = s / (2 sqrt(G)), (n_groups,) float64: the floor of sigma if alpha > 1.
+def gain_of_sigma(stats: GroupStats, *, alpha: float, scale: torch.Tensor) -> torch.Tensor:
+    """(n_groups,) the gain: sigma^(2 - alpha), and sigma^alpha f^(2 - 2 alpha) below the floor f; 0 if unanimous.
 
     Args:
-        size: (n_groups,), G.
-        scale: s, from ``reward_scale``.
+        stats: in float64.
+        scale: see ``sigma_floor``.
     """
-    return scale / (2 * size.double().sqrt())
-
-
-def gain_of_sigma(sigma: torch.Tensor, size: torch.Tensor, *, alpha: float, scale: float) -> torch.Tensor:
-    """(n_groups,) the gain of mixed groups: sigma^(2 - alpha), and sigma f^(1 - alpha) below the floor f.
-
-    Args:
-        sigma: (n_groups,) float64, population standard deviations above 0.
-        size, scale: see ``sigma_floor``.
-    """
+    sigma = stats.std.masked_fill(stats.unanimous, 1)
     gain = sigma.pow(2 - alpha)
-    if alpha <= 1:
-        return gain
-    floor = sigma_floor(size, scale)
-    return torch.where(sigma < floor, sigma * floor.pow(1 - alpha), gain)
+    if alpha > 1:
+        floor = sigma_floor(stats, scale)
+        gain = torch.where(sigma < floor, sigma * (sigma / floor.square()).pow(alpha - 1), gain)
+    return gain.masked_fill(stats.unanimous, 0)
 
 
 def divide(
-    centred: torch.Tensor, stats: GroupStats, *, alpha: float, ddof: int, eps: float, scale: float
+    centred: torch.Tensor, stats: GroupStats, *, alpha: float, ddof: int, eps: float, scale: torch.Tensor
 ) -> torch.Tensor:
     """``centred`` / (sigma + eps)^alpha, with the floor above; exactly 0 in unanimous groups and groups of one.
 
     Args:
         centred: (N,), rewards less their baseline.
         stats: the groups' original rewards, in float64.
-        scale: the scale of the batch's original rewards, from ``reward_scale``.
+        scale: (N,), the scale of the original rewards, from ``reward_scale``.
 
     Raises:
         ValueError: alpha, ddof or eps is out of range, or a result is not finite.
@@ -153,8 +182,8 @@ def divide(
     sigma = (stats.std * (size / (size - ddof).clamp(min=1)).sqrt()).to(centred.dtype)
     divisor = (sigma + eps).double().pow(alpha)
     if alpha > 1:
-        floor = sigma_floor(size, scale)
-        floored = (sigma + eps).double() * (floor + eps).pow(alpha - 1)
+        floor, raised = sigma_floor(stats, scale), (sigma + eps).double()
+        floored = raised * ((floor + eps).square() / raised).pow(alpha - 1)
         divisor = torch.where(sigma.double() < floor, floored, divisor)
     silent = stats.per_row(stats.unanimous, elsewhere=True)  # a group of one is unanimous too
     exact = (centred.double() / stats.per_row(divisor, elsewhere=1)).masked_fill(silent, 0)

@@ -26,7 +26,7 @@ from verl_gsd import dial
 from verl_gsd.base_names import RECORD_COLUMNS
 from verl_gsd.declaration import RecordColumn
 from verl_gsd.extension import RecordValue, declarations
-from verl_gsd.groups import Group, group_stats
+from verl_gsd.groups import Group, group_numbers, group_stats
 from verl_gsd.rundir import RunDirectory, merge_attempts
 from verl_gsd.writing import atomic_write
 
@@ -90,7 +90,7 @@ def step_records(
 
     Args:
         alpha: the dial's exponent, for the gain sigma^(2 - alpha) of arXiv 2607.00152, with the floor of ``dial`` for
-            alpha > 1. None if the estimator has no such exponent; the gain is then null.
+            alpha > 1, by the recorded rewards. None if the estimator has no such exponent; the gain is then null.
         unrated: data sources without accuracies because of an earlier step. Those of ``unrated_sources`` in this step
             have none either.
 
@@ -109,8 +109,10 @@ def step_records(
         for values, values_of_nonempty in ((mean, stats.mean), (std, stats.std), (unanimous, stats.unanimous)):
             values[sizes > 0] = values_of_nonempty.numpy()
         if alpha is not None:
-            by_sigma = dial.gain_of_sigma(stats.std, stats.size, alpha=alpha, scale=dial.reward_scale(rewards, stats))
-            gain[sizes > 0] = by_sigma.masked_fill(stats.unanimous, 0).numpy()
+            # The update's scale of a source is that of the groups that were trained on. The others have their own.
+            source = group_numbers([(entry.group.data_source, entry.fate == "trained") for entry in left], len(left))
+            scale = dial.reward_scale(rewards, stats, source.repeat_interleave(torch.from_numpy(sizes)))
+            gain[sizes > 0] = dial.gain_of_sigma(stats, alpha=alpha, scale=scale).numpy()
     unrated = {*unrated, *unrated_sources(groups)}
     accuracies = [valid_accuracies(group, unrated) for group in groups]
     # A group whose verifier returned no accuracy has no partial credit. ``outside_sources`` goes by this null.

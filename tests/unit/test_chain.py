@@ -56,8 +56,8 @@ def test_the_floor_of_sigma_has_the_scale_of_the_rewards_and_not_of_what_a_stage
     plain = chain.advantages(rewards, index, settings, mask=mask)
     assert torch.equal(plain, dial_advantage(rewards, index, **settings, mask=mask))
     got = chain.advantages(rewards, index, settings | {"tenfold": {}}, mask=mask)
-    divisor = (0.001 / 3**0.5 + 1e-6) * (1 / (2 * 3**0.5) + 1e-6)
-    assert got[0].item() == pytest.approx(10 * 0.5 / divisor, rel=1e-4)
+    floor = 1 / (2 * 3**0.5) + 1e-6
+    assert got[0].item() == pytest.approx(10 * 0.5 / floor**2, rel=1e-4)
 
 
 def test_weights_see_what_stands_before_them_in_the_order_that_they_state():

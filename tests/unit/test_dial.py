@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from verl_gsd import chain
 from verl_gsd.dial import centre, dial_advantage, gain_of_sigma, reward_scale
 from verl_gsd.groups import group_stats
 
@@ -16,7 +17,7 @@ batches = st.lists(st.tuples(st.integers(0, 4), rewards), min_size=1, max_size=4
 
 
 def reference_scale(rows):
-    """Of (label, reward) per response: the range of the ordinary rewards, a tenth of their size, or a usual group's."""
+    """Of (label, reward) per response: a usual range of the groups that disagree clearly, with two lower bounds."""
     values = sorted(reward for _, reward in rows)
     dropped = len(values) // 100
     low, *_, high = [*values[dropped : len(values) - dropped], values[-1 - dropped]]
@@ -24,8 +25,9 @@ def reference_scale(rows):
     for label, reward in rows:
         groups.setdefault(label, []).append(reward)
     ranges = sorted(max(group) - min(group) for group in groups.values() if max(group) > min(group))
-    usual = ranges[(len(ranges) - 1) // 2] if ranges else 0.0
-    return max(high - low, abs(high) / 10, abs(low) / 10, usual)
+    clear = [spread for spread in ranges if spread >= (high - low) / 5]
+    usual = clear[(len(clear) - 1) // 4] if clear else 0.0
+    return max((high - low) / 5, abs(high) / 10, abs(low) / 10, usual)
 
 
 def reference(rows, alpha, ddof, eps):
@@ -37,9 +39,9 @@ def reference(rows, alpha, ddof, eps):
             result.append(0.0)
             continue
         mu = math.fsum(members) / len(members)
-        sigma = math.sqrt(math.fsum((other - mu) ** 2 for other in members) / (len(members) - ddof))
-        floor = scale / (2 * math.sqrt(len(members))) if alpha > 1 else 0.0
-        result.append((reward - mu) / ((sigma + eps) * (max(sigma, floor) + eps) ** (alpha - 1)))
+        sigma = math.sqrt(math.fsum((other - mu) ** 2 for other in members) / (len(members) - ddof)) + eps
+        floor = scale / (2 * math.sqrt(len(members))) + eps if alpha > 1 else 0.0
+        result.append((reward - mu) / sigma * max(sigma, floor**2 / sigma) ** (1 - alpha))
     return result
 
 
@@ -141,17 +143,20 @@ grades = st.floats(0, 1).map(lambda value: round(value, 9))
 
 @given(st.lists(st.lists(grades, min_size=2, max_size=16), min_size=1, max_size=5), st.floats(1.01, 3))
 def test_no_graded_group_has_larger_advantages_than_the_floor_allows(groups, alpha):
-    """Rewards from 0 to 1, in a batch that has both. The bound is 2^(alpha - 1) times the largest of a 0/1 group."""
+    """The bound is attained at the floor: sqrt(G - 1) f^(1 - alpha), where f is at least a tenth of the batch's range
+    divided by sqrt(G)."""
     groups = [[0.0, 1.0], *groups]
     labels = [number for number, group in enumerate(groups) for _ in group]
     values = torch.tensor([value for group in groups for value in group], dtype=torch.float64)
     got = dial_advantage(values, labels, alpha=alpha, ddof=0, eps=0)
+    scale = reference_scale(list(zip(labels, values.tolist(), strict=True)))
+    assert scale >= 1 / 5
     for number, group in enumerate(groups):
         size, largest = (
             len(group),
             max(abs(value) for label, value in zip(labels, got.tolist(), strict=True) if label == number),
         )
-        assert largest <= math.sqrt(size - 1) * (2 * math.sqrt(size)) ** (alpha - 1) * (1 + 1e-9)
+        assert largest <= math.sqrt(size - 1) * (2 * math.sqrt(size) / scale) ** (alpha - 1) * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("alpha", [1.5, 2.0, 3.0])
@@ -163,7 +168,7 @@ def test_a_nearly_unanimous_group_does_not_dominate_a_batch(values, alpha):
     its rewards are the scale."""
     batch, labels = torch.tensor([*values, 1.0] + [0.0] * (len(values) - 1)), [0] * len(values) + [1] * len(values)
     near, hardest = dial_advantage(batch, labels, alpha=alpha).abs().view(2, -1).amax(dim=1).tolist()
-    assert near < 1.5 * 2 ** (alpha - 1) * hardest
+    assert near < hardest / 10
     if max(values) > 0.1:
         assert dial_advantage(torch.tensor(values), [0] * len(values), alpha=alpha).abs().max() < 1e4
 
@@ -212,7 +217,7 @@ def test_the_scale_is_that_of_the_slow_reference_and_bounds_the_advantages(rando
         rows[place] = rows[place][0], random.choice([-100.0, 1e4])
     labels, values = zip(*rows, strict=True)
     rewards = torch.tensor(values, dtype=torch.float64)
-    scale = reward_scale(rewards, group_stats(rewards, labels))
+    (scale,) = set(reward_scale(rewards, group_stats(rewards, labels)).tolist())
     assert scale == pytest.approx(reference_scale(rows), rel=1e-12)
     got = dial_advantage(rewards, labels, alpha=2, ddof=0, eps=0)
     for (label, _), advantage in zip(rows, got.tolist(), strict=True):
@@ -228,7 +233,7 @@ def test_many_nearly_unanimous_groups_do_not_set_the_scale(around, alpha):
     values, labels = torch.cat([around + noise, torch.tensor([1.0, 1, 0, 0, 0, 0, 0, 0] * 7)]), list(range(128)) * 8
     advantages = dial_advantage(values, sorted(labels), alpha=alpha).abs()
     hardest = dial_advantage(torch.tensor([1.0] + [0.0] * 7), [0] * 8, alpha=alpha).abs().max()
-    assert advantages[: 121 * 8].max() < 1.5 * 2 ** (alpha - 1) * hardest
+    assert advantages[: 121 * 8].max() < hardest / 10
 
 
 @given(batches, st.sampled_from([0.125, 4.0, 1024.0]), st.floats(1.01, 3))
@@ -236,7 +241,7 @@ def test_rewards_times_c_have_advantages_times_c_to_the_1_minus_alpha(rows, fact
     labels, values = zip(*rows, strict=True)
     rewards = torch.tensor(values, dtype=torch.float64)
     stats, scaled = group_stats(rewards, labels), group_stats(factor * rewards, labels)
-    assert reward_scale(factor * rewards, scaled) == factor * reward_scale(rewards, stats)
+    assert torch.equal(reward_scale(factor * rewards, scaled), factor * reward_scale(rewards, stats))
     got = dial_advantage(factor * rewards, labels, alpha=alpha, eps=0)
     expected = dial_advantage(rewards, labels, alpha=alpha, eps=0) * factor ** (1 - alpha)
     torch.testing.assert_close(got, expected, rtol=1e-9, atol=0)
@@ -245,19 +250,90 @@ def test_rewards_times_c_have_advantages_times_c_to_the_1_minus_alpha(rows, fact
 @pytest.mark.parametrize(("values", "scale"), [([0.0, 1.0], 1.0), ([3.0, 3.0], 0.3), ([0.0, 0.0], 0.0), ([5.0], 0.5)])
 def test_the_scale_of_the_smallest_batches(values, scale):
     rewards = torch.tensor(values)
-    assert reward_scale(rewards, group_stats(rewards, [0] * len(values))) == pytest.approx(scale)
+    got = reward_scale(rewards, group_stats(rewards, [0] * len(values)))
+    assert got.tolist() == pytest.approx([scale] * len(values))
 
 
 def test_with_two_reward_values_the_scale_is_their_difference_even_if_one_is_rare():
     rewards = torch.tensor([1.0] + [0.0] * 1599, dtype=torch.float64)
     stats = group_stats(rewards, [row // 8 for row in range(1600)])
-    assert reward_scale(rewards, stats) == 1
+    assert reward_scale(rewards, stats).unique().tolist() == [1]
 
 
 def test_the_dial_has_no_jump_at_alpha_1():
     values, labels = torch.tensor([0.5, 0.5001, 0.5, 0.4998, 0.0, 1.0], dtype=torch.float64), [0, 0, 0, 0, 1, 1]
     grpo, beyond = (dial_advantage(values, labels, alpha=alpha) for alpha in (1.0, 1 + 1e-9))
     torch.testing.assert_close(beyond, grpo, rtol=1e-6, atol=0)
+
+
+def of_widths(widths, base):
+    """Groups of 8 whose rewards are those of ``base`` times a width, after 40 groups of 0 and 1, and their labels."""
+    groups = [[1.0] * 4 + [0.0] * 4] * 40 + [[0.5 + width * value for value in base] for width in widths]
+    return torch.tensor(groups, dtype=torch.float64).flatten(), [number for number in range(len(groups)) for _ in base]
+
+
+@pytest.mark.parametrize("alpha", [1.2, 2.0, 3.5])
+@pytest.mark.parametrize("eps", [0.0, 1e-6])
+def test_the_weight_is_largest_at_the_floor_and_falls_to_0_below_it(alpha, eps):
+    """A settled group, such as a solved prompt with a noisy score, has nearly no part in the update."""
+    base = [1.0, -1.0] * 4
+    floor = 1 / (2 * math.sqrt(8))
+    widths = [1e-9, 1e-6, 1e-4, 0.01, 0.1, 0.999999 * floor, 1.000001 * floor, 0.2, 0.3, 0.5]
+    values, labels = of_widths(widths, base)
+    z, got = (dial_advantage(values, labels, alpha=one, ddof=0, eps=eps).view(-1, 8)[40:, 0] for one in (1.0, alpha))
+    weight = (got / z).tolist()
+    assert weight[0] == pytest.approx(((1e-9 + eps) / (floor + eps)) ** (alpha - 1) * max(weight), rel=1e-4)
+    assert weight[:6] == sorted(weight[:6]) and weight[6:] == sorted(weight[6:], reverse=True)
+    assert weight[5] == pytest.approx(weight[6], rel=1e-4), "no jump at the floor"
+    assert max(weight) == pytest.approx((floor + eps) ** (1 - alpha), rel=1e-4)
+
+
+@pytest.mark.parametrize("alpha", [1.5, 2.0, 3.0])
+@pytest.mark.parametrize("size", [8, 16, 64])
+def test_settled_groups_weigh_less_than_any_mixed_group_in_an_update(alpha, size):
+    """Solved prompts whose scores differ by float noise had 52 %, 66 % and 77 % of the update at alpha 1, 1.5 and 2."""
+    noise = 1e-4 * torch.randn(64 * size, generator=torch.Generator().manual_seed(3))
+    mixed = [1.0 if row % size < right else 0.0 for right in (1, size // 2) for row in range(32 * size)]
+    values, labels = torch.cat([torch.tensor(mixed), 0.83 + noise]), [row // size for row in range(128 * size)]
+    mass = dial_advantage(values, labels, alpha=alpha).abs().view(128, size).sum(dim=1)
+    assert mass[64:].max() < mass[:64].min() / 3
+    assert mass[64:].sum() < 0.15 * mass.sum()
+
+
+@pytest.mark.parametrize("alpha", [1.5, 2.0])
+@pytest.mark.parametrize("size", [8, 16])
+@pytest.mark.parametrize("penalty", [-1.0, -2.0, -4.0])
+def test_a_penalty_for_a_few_responses_changes_no_other_group(penalty, size, alpha):
+    """6 % of the responses in half of the groups, as for a wrong format: up to four times what a right answer is."""
+    generator = torch.Generator().manual_seed(4)
+    values = (torch.rand(128, size, generator=generator) < torch.linspace(0.05, 0.95, 128)[:, None]).float()
+    penalised = (torch.rand(128, size, generator=generator) < 0.06) & (torch.arange(128) % 2 == 0)[:, None]
+    labels, elsewhere = [row // size for row in range(128 * size)], ~penalised.any(dim=1)
+    after = values.masked_fill(penalised, penalty)
+    alone, together = (
+        dial_advantage(one.flatten(), labels, alpha=alpha).view(128, size)[elsewhere] for one in (values, after)
+    )
+    assert elsewhere.sum() >= 64 and torch.equal(together, alone)
+
+
+@given(st.floats(1.01, 3), st.sampled_from([10.0, 0.01, 100.0]), st.randoms(use_true_random=True))
+def test_data_sources_do_not_share_a_scale(alpha, unit, random):
+    """The advantages of each source are those that it has alone, whatever the rewards of the other source are."""
+    groups = [[random.random() * (unit if number % 2 else 1.0) for _ in range(4)] for number in range(12)]
+    groups[0] = [1.0, 0.0, 0.0, 0.0]
+    values = torch.tensor(groups, dtype=torch.float64).flatten()
+    labels = torch.arange(12).repeat_interleave(4)
+    source, gsd = labels % 2, {"alpha": alpha, "ddof": 1, "eps": 1e-6}
+    together = chain.advantages(values, labels, gsd, columns={chain.SOURCE: source})
+    for one in (0, 1):
+        alone = dial_advantage(values[source == one], labels[source == one], **gsd)
+        assert torch.equal(together[source == one], alone)
+
+
+def test_rows_of_no_group_have_no_source_and_no_scale():
+    rewards, labels = torch.tensor([0.0, 1.0, 7.0, 0.0, 10.0]), ["a", "a", "pad", "b", "b"]
+    stats = group_stats(rewards, labels, torch.tensor([True, True, False, True, True]))
+    assert reward_scale(rewards, stats, torch.tensor([0, 0, 1, 2, 2])).tolist() == [1, 1, 0, 10, 10]
 
 
 def test_rows_of_no_group_do_not_set_the_scale_of_the_floor():
@@ -275,8 +351,8 @@ def test_the_gain_is_the_factor_of_the_advantages(rows, alpha):
     rewards = torch.tensor(values, dtype=torch.float64)
     stats = group_stats(rewards, labels)
     got = dial_advantage(rewards, labels, alpha=alpha, ddof=0, eps=0)
-    gain = gain_of_sigma(stats.std, stats.size, alpha=alpha, scale=reward_scale(rewards, stats))
-    expected = centre(rewards, stats) * stats.per_row(gain.masked_fill(stats.unanimous, 0))
+    gain = gain_of_sigma(stats, alpha=alpha, scale=reward_scale(rewards, stats))
+    expected = centre(rewards, stats) * stats.per_row(gain)
     torch.testing.assert_close(got * stats.per_row(stats.std).square(), expected, rtol=1e-9, atol=1e-12)
 
 
@@ -298,7 +374,7 @@ def test_the_dtype_is_kept(dtype):
 )
 def test_settings_out_of_range_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        dial_advantage(torch.tensor([0.0, 1.0, 0.0, 0.01]), [0, 0, 1, 1], **settings)
+        dial_advantage(torch.tensor([0.0, 1.0, 0.0, 0.5]), [0, 0, 1, 1], **settings)
 
 
 @given(batches, alphas)

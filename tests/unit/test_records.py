@@ -8,10 +8,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from places import ROOT
 
+from verl_gsd import chain
 from verl_gsd.groups import Group
 from verl_gsd.lab.training.rows import DictRows
 from verl_gsd.prompts import PromptStore
@@ -105,9 +107,26 @@ def test_an_evicted_group_is_silent_even_if_a_penalty_makes_its_rewards_differ()
 def test_the_gain_of_a_nearly_unanimous_group_has_the_floor_of_the_dial():
     near, split = [0.83, 0.8301, 0.8299, 0.83], [0, 1, 0, 1]
     table = rows((group(near), "trained"), (group(split), "trained"), alpha=2.0)
-    assert table["gain"].to_pylist() == [pytest.approx(np.std(near) * 4), pytest.approx(1)]
+    assert table["gain"].to_pylist() == [pytest.approx(np.var(near) * 4**2), pytest.approx(1)]
     table = rows((group(near), "trained"), (group(split), "trained"), alpha=1.0)
     assert table["gain"].to_pylist() == [pytest.approx(np.std(near)), pytest.approx(0.5)]
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.5, 2.0])
+def test_the_gain_is_that_of_the_update_whatever_other_groups_left(alpha):
+    """The scale of each source is that of its trained groups: neither evicted groups nor another source set it."""
+    near, split, points = [0.83, 0.8301, 0.8299, 0.83], [0.0, 1, 0, 1], [0.0, 10, 4, 3]
+    trained = [("maths", near), ("code", points), ("maths", split)]
+    rewards = torch.tensor([rewards for _, rewards in trained], dtype=torch.float64)
+    columns = {"data_source": torch.tensor([0, 1, 0]).repeat_interleave(4)}
+    gsd = {"alpha": alpha, "ddof": 0, "eps": 0.0}
+    advantages = chain.advantages(rewards.flatten(), [0] * 4 + [1] * 4 + [2] * 4, gsd, columns=columns).view(3, 4)
+    left = [(group(rewards, source=source), "trained") for source, rewards in trained]
+    left.insert(1, (group([-100.0, -100, -100, 3], source="maths"), "filtered"))
+    gain = rows(*left, alpha=alpha).filter(pc.field("fate") == "trained")["gain"].to_numpy()
+    centred = rewards - rewards.mean(dim=1, keepdim=True)
+    expected = (advantages * centred).mean(dim=1)
+    assert gain == pytest.approx(expected.numpy(), rel=1e-9)
 
 
 @pytest.mark.parametrize("rewards", [[-1, 1, -1, 1], [2, 2, 0, 0], [100, 0, 0, 0], [0, 1, np.inf, 0]])

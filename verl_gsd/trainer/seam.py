@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from verl_gsd.chain import SOURCE
 from verl_gsd.extension import (
     ROLLOUTS,
     Batch,
@@ -27,7 +28,7 @@ from verl_gsd.extension import (
     overrides,
     run_hook,
 )
-from verl_gsd.groups import Group, Member
+from verl_gsd.groups import Group, Member, group_numbers
 from verl_gsd.prompts import PromptKey, PromptStore
 from verl_gsd.records import Fate
 from verl_gsd.trainer.rows import DEMONSTRATED_BY, session_of, uid_of
@@ -130,9 +131,10 @@ class Seam:
         return call_hook(*owner, "place", rows)
 
     def stage_inputs(self, batch: Any) -> dict[str, Any]:
-        """Columns of ``batch``, a ``KVBatchMeta``, for the chain."""
-        left = [group for group, _ in self.left]
-        return merged(run_hook(self.extensions, "stage_inputs", self._members(batch), left))
+        """Columns of ``batch``, a ``KVBatchMeta``, for the chain: those of the extensions, and ``chain.SOURCE``."""
+        left, members = [group for group, _ in self.left], self._members(batch)
+        source = group_numbers(["" if row is None else row.group.data_source for row in members], len(members))
+        return merged([("verl-gsd", {SOURCE: source}), *run_hook(self.extensions, "stage_inputs", members, left)])
 
     def on_advantages(self, batch: Any, advantages: torch.Tensor | None) -> None:
         """Note the gradient mass of the groups in ``batch``: half the sum of |A| over the responses of a group.

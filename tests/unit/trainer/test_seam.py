@@ -103,11 +103,13 @@ def test_records_show_the_state_before_the_step_and_a_step_is_counted_once():
         for number, uid in enumerate(PROMPTS):
             seam.on_group_left(group_of(uid, [0, 1], number), "trained")
         batch = SimpleNamespace(keys=["u0_0_0", "pad_0_0", "u1_1_0"], tags=[{}, {"is_padding": True}, {}])
-        assert seam.stage_inputs(batch) == {"a": [0, None, 1]}
+        columns = seam.stage_inputs(batch)
+        assert columns.pop("data_source").tolist() == [0, 1, 0], "both prompts are of one source, the padding of none"
+        assert columns == {"a": [0, None, 1]}
         seam.observe_trained(batch)
         assert [seam.record(group) for group, _ in seam.left] == [{"a_counted": 2.0 * step}] * 2
         assert seam.end_step() == {"a/counted": 2.0 * step + 2}
-        assert seam.left == [] and seam.stage_inputs(batch) == {"a": [None, None, None]}
+        assert seam.left == [] and seam.stage_inputs(batch)["a"] == [None, None, None]
 
 
 def test_a_hook_that_raises_is_named():
