@@ -80,20 +80,18 @@ def posterior_gain(
     alpha: float,
     prior: tuple[float, float] = (1.0, 1.0),
     *,
-    partial: ArrayLike = 0.0,
     ddof: int = 0,
     eps: float = 0.0,
 ) -> np.ndarray | float:
     """The mean of ``rates.gain`` under the posterior: a prompt's expected weight in the update under the dial.
 
-    Counts may be fractions, and ``n`` may be 0. ``partial`` is explained at ``posterior``. The cost grows with the
-    number of distinct posteriors.
+    Counts may be fractions, and ``n`` may be 0. The cost grows with the number of distinct posteriors.
 
     Raises:
         ValueError: as ``posterior_silent_rate``, or alpha is not finite.
     """
     check_alpha(alpha)
-    a, b, sizes = _posterior_at(correct, n, group_size, prior, partial)
+    a, b, sizes = _posterior_at(correct, n, group_size, prior, 0.0)
     result = np.zeros(a.shape)
     for size in np.unique(sizes):
         rows = sizes == size

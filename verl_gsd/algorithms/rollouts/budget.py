@@ -16,7 +16,11 @@ import numpy as np
 import torch
 
 from verl_gsd.algorithms.rollouts.budget_settings import BudgetSettings
-from verl_gsd.algorithms.rollouts.group_size_weights import gain_ratios, group_size_weights
+from verl_gsd.algorithms.rollouts.group_size_weights import (
+    demonstration_ratio,
+    gain_ratios,
+    group_size_weights,
+)
 from verl_gsd.algorithms.rollouts.verdicts import require_accuracies
 from verl_gsd.chain import Rows
 from verl_gsd.dial_settings import dial_settings
@@ -73,18 +77,27 @@ class Budget(Extension):
         """Two columns, (N,) each.
 
         - ``rollouts``: the number requested for each row's prompt; 0 in rows of no group
-        - ``gain_ratio``: its prompt's ``gain_ratios``; 1 in rows of no group
+        - ``gain_ratio``: its group's ``demonstration_ratio`` if it has demonstrations, else its prompt's
+          ``gain_ratios``; 1 in rows of no group
 
         Raises:
-            ValueError: a response has no accuracy in [0, 1], or its data source is unrated.
+            ValueError: a response has no accuracy in [0, 1], or its data source is unrated, or it has partial credit
+                under the objective ``mixed``.
         """
         require_accuracies(left, self.services.prompts.unrated, "algorithm.gsd.budget")
+        if self._settings.objective == "mixed":
+            _reject_partial_credit(left)
         uids = [None if row is None else row.group.uid for row in members]
-        ratios = [1.0 if uid is None else self._gain_ratios[uid] for uid in uids]
+        ratios = [1.0 if row is None else self._ratio(row.group) for row in members]
         return {
             "rollouts": torch.tensor([0 if uid is None else self._requested[uid] for uid in uids]),
             "gain_ratio": torch.tensor(ratios, dtype=torch.float64),
         }
+
+    def _ratio(self, group: Group) -> float:
+        if not group.demonstrations:
+            return self._gain_ratios[group.uid]
+        return demonstration_ratio(group.demonstrations, self._requested[group.uid], self._group_size, **self._dial)
 
     def weight(self, rows: Rows, advantages: torch.Tensor) -> torch.Tensor:
         rollouts, ratio = rows.column("rollouts", "budget"), rows.column("gain_ratio", "budget")
@@ -99,7 +112,8 @@ class Budget(Extension):
         - ``rollouts/{p10,p50,p90}``: percentiles of the numbers of rollouts requested per prompt
         - ``share/floor``, ``share/cap``: shares of the prompts that got the minimum and the maximum
         - ``share/known``: share of the prompts that were visited before
-        - ``mixed/expected``: share of the groups that the posterior expects to be mixed
+        - ``mixed/expected``: share of the groups that the posterior expects to be mixed; absent if a prompt of the step
+          has partial credit, because two such verdicts almost always differ
         - ``mixed/expected_if_equal``: the same with n rollouts for every prompt
         """
         for group in left:
@@ -115,10 +129,24 @@ class Budget(Extension):
         if settings.maximum is not None:
             figures["share/cap"] = float((sizes == settings.maximum).mean())
         figures["share/known"] = float((total > 0).mean())
+        if partial.any():
+            return figures
         for name, group_size in (("expected", sizes), ("expected_if_equal", self._group_size)):
-            silent = posterior_silent_rate(correct, total, group_size, settings.prior, partial=partial)
+            silent = posterior_silent_rate(correct, total, group_size, settings.prior)
             figures[f"mixed/{name}"] = float(1 - np.mean(silent))
         return figures
+
+
+def _reject_partial_credit(groups: Sequence[Group]) -> None:
+    """Raise a ValueError that names the first group with an accuracy between 0 and 1, but neither of them."""
+    for group in groups:
+        partial = group.accuracies[(group.accuracies > 0) & (group.accuracies < 1)]
+        if len(partial):
+            raise ValueError(
+                f"algorithm.gsd.budget.objective=mixed needs accuracies of 0 or 1. A response to data_source="
+                f"{group.data_source}, index={group.index} has acc={partial[0]}. With partial credit, nearly all "
+                "groups are mixed. Set algorithm.gsd.budget.objective=expected_std."
+            )
 
 
 def allocate_rollouts(

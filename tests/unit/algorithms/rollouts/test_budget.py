@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from scipy.special import roots_sh_jacobi
+from scipy.stats import chi
 
 from verl_gsd import chain
 from verl_gsd.algorithms.rollouts.budget import Budget
@@ -186,6 +187,51 @@ def test_the_expected_part_of_a_prompt_is_exact_if_its_solve_rate_is_known(dial)
     )
 
 
+GRADED = {
+    "tests passed, of 10": lambda random, shape: random.binomial(10, 0.6, shape) / 10,
+    "tests passed, of 3": lambda random, shape: random.binomial(3, 0.3, shape) / 3,
+    "a judge's score": lambda random, shape: np.clip(0.8 + 0.05 * random.standard_normal(shape), 0, 1),
+    "uniform": lambda random, shape: random.random(shape),
+    "none, half or all": lambda random, shape: random.integers(0, 3, shape) / 2,
+}
+
+
+@pytest.mark.parametrize("alpha", [-1.0, 0.0, 0.5, 1.0])
+@pytest.mark.parametrize("verifier", GRADED)
+def test_the_expected_part_of_a_prompt_with_partial_credit_is_nearly_that_with_equal_groups(verifier, alpha):
+    """Prompts with few rollouts weighed up to 1.6 times as much, as if rewards were 0 or 1."""
+    random, equal, dial = np.random.default_rng(0), 8, {"alpha": alpha, "ddof": 1, "eps": 1e-6}
+    seen = GRADED[verifier](random, 4000)
+    counts = (np.array([value]) for value in (seen.sum(), seen.size, (seen * (1 - seen)).sum()))
+    correct, total, partial = (80 / 4000 * count for count in counts)
+
+    def gain(size):
+        rewards = torch.from_numpy(GRADED[verifier](random, (20_000, size)))
+        advantages = chain.advantages(rewards.flatten(), torch.arange(20_000).repeat_interleave(size), dial)
+        return float((advantages.view_as(rewards) * rewards).mean())
+
+    gain_of_equal = gain(equal)
+    for size in (2, 4, 16, 24):
+        (ratio,) = gain_ratios(correct, total, np.array([size]), equal, prior=PRIOR, partial=partial, **dial)
+        assert ratio * gain(size) / gain_of_equal == pytest.approx(1, abs=0.08)
+
+
+def test_the_gain_of_normal_verdicts_is_that_of_the_chi_distribution():
+    """Equal to a sum over a fine grid of the distribution of sqrt(G) sigma, and finite for every alpha."""
+    tiny = {"prior": (1e-9, 1e-9), "partial": np.array([2500 - 1e-6]), "eps": 0.0}  # a spread of nearly 0: w is 0
+    for alpha, size, ddof in itertools.product((-1.0, 0.0, 1.0, 1.5), (2, 3, 9), (0, 1)):
+        of_sizes = []
+        for group_size in (8, size):
+            grid = np.linspace(0, 20, 40_001)[1:]
+            sigma = grid / np.sqrt(group_size)
+            values = sigma**2 / (sigma * np.sqrt(group_size / (group_size - ddof))) ** alpha
+            of_sizes.append(np.sum(values * chi.pdf(grid, group_size - 1)))
+        (ratio,) = gain_ratios(np.array([5000.0]), np.array([1e4]), np.array([size]), 8, alpha=alpha, ddof=ddof, **tiny)
+        assert ratio == pytest.approx(of_sizes[0] / of_sizes[1], rel=2e-3)
+    (ratio,) = gain_ratios(np.array([5000.0]), np.array([1e4]), np.array([2]), 8, alpha=5.0, ddof=0, **tiny)
+    assert ratio == pytest.approx(1), "as at alpha 2"
+
+
 # The extension
 
 
@@ -258,7 +304,52 @@ def test_prompts_with_equal_partial_credit_get_no_more_rollouts_than_settled_one
             store.observe(key, correct, 8, step, partial)
     asked, metrics = planned(budget, keys)
     assert asked["uid0"] <= asked["uid3"] < asked["uid2"]
-    assert metrics["budget/mixed/expected_if_equal"] < 0.45, "the first and the last prompt are silent"
+    assert not [name for name in metrics if "mixed" in name], "two verdicts with partial credit nearly always differ"
+    _, metrics = planned(budget, keys[1:])
+    assert metrics["budget/mixed/expected_if_equal"] < 0.6, "the last prompt is silent"
+
+
+def test_the_objective_mixed_rejects_partial_credit_in_the_first_step():
+    group = Group("uid0", "math", 1, np.zeros(2), np.array([1.0, 0.25]), np.ones(2, np.int64))
+    for objective in ("mixed", "expected_std"):
+        budget = Budget({"objective": objective}, services(2, PromptStore()))
+        planned(budget, [("math", 1)])
+        if objective == "mixed":
+            with pytest.raises(ValueError, match=r"objective=mixed .*index=1 has acc=0\.25\b.*objective=expected_std"):
+                budget.stage_inputs([Member(group, 0)], [group])
+        else:
+            assert budget.stage_inputs([Member(group, 0)], [group])["rollouts"].tolist() == [2]
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0, 2.0])
+@pytest.mark.parametrize("correct", [0, 20])
+def test_a_demonstration_has_the_advantage_that_it_has_with_equal_groups(alpha, correct):
+    """Its group is mixed for certain. The chance of a mixed group made it 1.6 times as large on unsolved prompts."""
+    store, dial = PromptStore(), DIAL | {"alpha": alpha, "ddof": 1}
+    counts = [correct, 16, 3, 40]
+    for index, of_prompt in enumerate(counts):
+        store.observe(("math", index), of_prompt, 40, step=1)
+    run = services(8, store)
+    run.config.algorithm.gsd = dial
+    budget = Budget({}, run)
+    visits = Visits([f"uid{index}" for index in range(4)], [("math", i) for i in range(4)], {"index": [0, 1, 2, 3]}, 8)
+    budget.before_rollout(visits)
+    sizes = visits.requested.tolist()
+    assert sizes[0] != 8
+    groups = [
+        Group(uid, *key, *np.zeros((2, size)), np.ones(size, np.int64), demonstrations=int(number == 0))
+        for number, (uid, key, size) in enumerate(zip(visits.uids, visits.keys, sizes, strict=True))
+    ]
+    members = [Member(group, place) for group in groups for place in range(len(group.rewards))]
+    rewards = torch.tensor([float(number == 0) for size in sizes for number in range(size)], dtype=torch.float64)
+    labels = [number for number, size in enumerate(sizes) for _ in range(size)]
+    columns = budget.stage_inputs(members, groups)
+    got = chain.advantages(rewards, labels, dial | {"budget": {}}, columns=columns, extensions={"budget": budget})
+    equal = chain.advantages(torch.tensor([1.0] + [0.0] * 7, dtype=torch.float64), [0] * 8, dial)
+    assert got[0].item() == pytest.approx(equal[0].item(), rel=1e-9)
+    ratios = columns["gain_ratio"].tolist()
+    wanted = gain_ratios(np.array(counts), np.full(4, 40), np.array(sizes), 8, prior=(0.5, 0.5), **dial)
+    assert ratios[sizes[0] :: sizes[1]][0] == wanted[1], "a group without a demonstration"
 
 
 @pytest.mark.parametrize("accuracy", [-1.0, 1.5, np.nan])
