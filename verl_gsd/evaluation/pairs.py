@@ -21,7 +21,7 @@ from verl_gsd.plain_data import read_yaml
 from verl_gsd.preparation import cells
 from verl_gsd.row_table import SUFFIXES, read_row_table
 from verl_gsd.rundir import RunDirectory
-from verl_gsd.solve_rates.dumps import dump_rows, dumps_in, session_of_uid
+from verl_gsd.solve_rates.dumps import dump_rows, dumps_in, is_of_policy, session_of_uid
 from verl_gsd.solve_rates.tables import as_number
 from verl_gsd.tasks import maths
 from verl_gsd.tasks.answers import final_answer
@@ -116,7 +116,8 @@ def read_pairs(path: Path, columns: PairColumns, on_note: Callable[[str], None])
 
     - A Parquet, JSON lines or CSV file with one pair per row, in ``columns``.
     - verl's rollout or validation dumps: a folder of files STEP.jsonl, or one such file. Of a session with several
-      outputs, the last one is the response.
+      outputs, the last one is the response. Responses that the policy did not generate in that step are left out if
+      the dump marks them.
     - The folder of a run, whose config names its folders of dumps.
 
     Args:
@@ -186,10 +187,15 @@ def _dumps_of_run(run: Path, on_note: Callable[[str], None]) -> list[Path]:
 
 def _pairs_of_dump(file: Path, on_note: Callable[[str], None]) -> Iterator[Pair]:
     pairs: dict[str, Pair] = {}  # by session; a later output of a session replaces the earlier one
+    place = f"{file.parent.name}/{file.name}"
+    not_of_policy = 0
     for where, row in dump_rows(file, lambda place: on_note(f"{place} is incomplete and was left out.")):
         uid = row.get("uid")
         session = session_of_uid(uid) if isinstance(uid, str) else where
         if session is None:
+            continue
+        if not is_of_policy(row):
+            not_of_policy += 1
             continue
         response, reference = row.get("output"), row.get("gts")
         if not isinstance(response, str):
@@ -199,9 +205,11 @@ def _pairs_of_dump(file: Path, on_note: Callable[[str], None]) -> Iterator[Pair]
                 f"{where}, field gts: there is no reference answer. Use dumps of a run whose data has "
                 "reward_model.ground_truth"
             )
-        place = where.replace(str(file), f"{file.parent.name}/{file.name}").removesuffix(" (the first is 1)")
+        line = where.replace(str(file), place).removesuffix(" (the first is 1)")
         problem, rewarded = _text(row.get("input")), _rewarded(row, where)
-        pairs[session] = Pair(place, problem, response, _text(reference), rewarded=rewarded)
+        pairs[session] = Pair(line, problem, response, _text(reference), rewarded=rewarded)
+    if not_of_policy:
+        on_note(f"{place}: {not_of_policy} demonstrations and responses of earlier steps were left out.")
     yield from pairs.values()
 
 

@@ -184,6 +184,19 @@ def test_what_a_run_rewarded_is_compared_with_its_verdicts(tmp_path):
         assert ("default of verl" in text) == (source == run)
 
 
+def test_responses_that_the_policy_did_not_generate_in_the_step_are_left_out(tmp_path):
+    rows = [
+        dumped(r"\boxed{5}", "5", "a_0_0", gsd_origin="policy"),
+        dumped(r"\boxed{6}", "5", "a_1_0", gsd_origin="expert"),
+        dumped(r"\boxed{7}", "5", "a_8_0", gsd_origin="earlier"),
+    ]
+    lines_in(tmp_path / "rollouts" / "1.jsonl", rows)
+    notes = []
+    (pair,) = read_pairs(tmp_path / "rollouts", PairColumns(), notes.append)
+    assert pair.response == r"\boxed{5}"
+    assert notes == ["rollouts/1.jsonl: 2 demonstrations and responses of earlier steps were left out."]
+
+
 @pytest.mark.parametrize(
     ("more", "verdict"),
     [
