@@ -33,6 +33,9 @@ EXACT = "exact/accuracy"
 #: Our trainer's metric of the mean reward of all responses that were generated, in steps in which some were not trained
 #: on. verl's ``critic/score/mean`` is that of the batch trained on.
 GENERATED_REWARD = "group/reward/generated"
+#: Our trainer's metric, 1 in each step, if the data sets the number of rollouts per prompt (``extension.ROLLOUTS``).
+#: ``actor_rollout_ref.rollout.n`` then has no effect on the sizes of groups.
+SIZES_IN_DATA = "group/sizes_in_data"
 #: The start of our trainer's metric names of the number of held-out prompts. The data source follows.
 HELD_OUT_PROMPTS = "val/prompts/"
 #: The start of our trainer's metric names of the number of held-out responses whose ``acc`` lies outside [0, 1]. The

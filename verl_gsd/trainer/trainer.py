@@ -43,7 +43,7 @@ from verl_gsd.run.dataset import UNKNOWN_SOURCE, indices_are_unique, prompt_keys
 from verl_gsd.run.messages import MessageWriter, RunStoppedError
 from verl_gsd.run.truncation import obey_truncation
 from verl_gsd.run.verl_hooks import reject_if_failed, reject_if_unfit
-from verl_gsd.rundir import HELD_OUT_PROMPTS, RunDirectory
+from verl_gsd.rundir import HELD_OUT_PROMPTS, SIZES_IN_DATA, RunDirectory
 from verl_gsd.solve_rates.dumps import ORIGIN, REPLACED_SCORE
 from verl_gsd.state import Memory, remove_rotated_states, restore_state, save_state
 from verl_gsd.trainer import estimator, replay
@@ -299,6 +299,7 @@ class GroupTrainer(PPOTrainer):
         columns = self.seam.stage_inputs(batch)
         with estimator.batch_context(batch.keys, columns, self.seam.extensions) as context:
             batch = super()._compute_advantage(batch, metrics)
+        metrics.update(context.metrics)
         self.seam.on_advantages(batch, context.advantages)
         loss_columns = self.seam.loss_columns(batch, context.advantages)
         if loss_columns:
@@ -348,6 +349,8 @@ class GroupTrainer(PPOTrainer):
         self.monitor.rewards.report_unrated(self.global_steps, groups)
         metrics.update(self.monitor.rewards.end_step(self.global_steps, seconds))
         metrics["group/count/waiting"] = float(self.seam.waiting)  # being generated, or generated and not used yet
+        if self.seam.sizes_in_data:
+            metrics[SIZES_IN_DATA] = 1.0
         metrics.update(end_step(self.seam, self.global_steps))  # saved state changes here
         for name, spent in self.seam.seconds().items():
             timing_raw[f"gsd_{name}"] = spent

@@ -419,6 +419,7 @@ class LabTrainer:
             advantages, _ = estimator.gsd_advantage(
                 padded["token_level_rewards"], padded["response_mask"], uids, self._config.algorithm
             )
+        metrics |= context.metrics
         lengths = [len(row["response_mask"]) for row in rows]
         self._rows.put(
             {
