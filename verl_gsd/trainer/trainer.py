@@ -341,7 +341,13 @@ class GroupTrainer(PPOTrainer):
         batch = super().step(metrics, timing_raw)
         seconds, start = time.perf_counter() - start, time.perf_counter()
         self.seam.observe_trained(batch)
-        left, table = step_table(self.seam, step=self.global_steps, attempt=self._attempt, alpha=self._alpha)
+        left, table = step_table(
+            self.seam,
+            step=self.global_steps,
+            attempt=self._attempt,
+            alpha=self._alpha,
+            kl_in_reward=self.config.algorithm.use_kl_in_reward,
+        )
         records.write_step(self._run.path, table, step=self.global_steps, attempt=self._attempt)
         metrics.update(group_metrics(table))
         groups = [entry.group for entry in left]

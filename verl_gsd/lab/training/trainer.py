@@ -202,7 +202,8 @@ class LabTrainer:
             with _timed(metrics, "update_actor"):
                 self._update(batch, metrics)
             self.seam.observe_trained(batch)
-            left, table = step_table(self.seam, step=step, attempt=1, alpha=self._alpha)
+            kl_in_reward = self._config.algorithm.use_kl_in_reward
+            left, table = step_table(self.seam, step=step, attempt=1, alpha=self._alpha, kl_in_reward=kl_in_reward)
             records.write_step(self._run.path, table, step=step, attempt=1)
             groups = [entry.group for entry in left]
             metrics |= group_metrics(table) | doubt(groups)
