@@ -172,14 +172,16 @@ def _compose_unresolved(words: list[str]) -> tuple[Line, DictConfig]:
                 config.trainer.resume_mode, config.trainer.resume_from_path = "resume_path", str(checkpoint)
     name_run(config, line)
     folder = Path(config.trainer.default_local_dir)
-    if line.trust is None:
-        check_folder(folder)
-    elif not folder.resolve().is_relative_to(line.trust.resolve()):
+    # Checked paths are used without symbolic links from here on: others may change a link after the check.
+    real = check_folder(folder) if line.trust is None else folder.resolve()
+    if line.trust is not None and not real.is_relative_to(line.trust.resolve()):
         raise ConfigError(f"trust={line.trust}: the run's folder {folder} is not in it. Set trust={folder}.")
-    if line.resume is None:
-        require_unused(RunDirectory(folder))
-        if (named := checkpoint_to_resume(config)) is not None:
-            check_checkpoint(named)
+    with open_dict(config):
+        config.trainer.default_local_dir = str(real)
+        if line.resume is None:
+            require_unused(RunDirectory(real))
+            if (named := checkpoint_to_resume(config)) is not None:
+                config.trainer.resume_from_path = str(check_checkpoint(named))
     return line, config
 
 
@@ -212,11 +214,15 @@ def name_run(config: DictConfig, line: Line) -> None:
 
 
 def _chosen_checkpoint(line: Line) -> Path | None:
-    """Return the checkpoint that resume=RUN/global_step_N names, or None for resume=RUN."""
+    """Return the checkpoint that resume=RUN/global_step_N names, or None for resume=RUN.
+
+    RUN is without symbolic links. The checkpoint itself may be a link to another disk.
+    """
     from verl_gsd.checkpoints import step_of
 
-    path = None if line.resume is None else line.resume.absolute()
-    return path if path is not None and step_of(path) is not None else None
+    if line.resume is None or step_of(line.resume) is None:
+        return None
+    return line.resume.parent.resolve() / line.resume.name
 
 
 def _line_to_resume(line: Line) -> Line:
@@ -230,7 +236,7 @@ def _line_to_resume(line: Line) -> Line:
 
     assert line.resume is not None
     checkpoint = _chosen_checkpoint(line)
-    run = RunDirectory(checkpoint.parent if checkpoint else line.resume.absolute())
+    run = RunDirectory(checkpoint.parent if checkpoint else line.resume.resolve())
     if checkpoint and not checkpoint.is_dir():
         raise ConfigError(f"resume={line.resume}: does not exist. Set resume= to a run's folder or a checkpoint in it.")
     if not run.overrides.is_file():
