@@ -259,7 +259,7 @@ def _line_to_resume(line: Line) -> Line:
     with _naming(run.overrides):
         started = parse_line([*stored, f"resume={run.path}"])
     if run.config.is_file():
-        content = _stored_config(run.config)
+        content = _stored_config(run)
         with _naming(run.config):
             stored += sizes_of_run(started, content)
     for key in line.keys:
@@ -311,21 +311,20 @@ def _warn_of_damaged_marker(line: Line, config: DictConfig) -> int:
     return 1
 
 
-def _stored_config(path: Path) -> dict[str, Any]:
+def _stored_config(run: RunDirectory) -> dict[str, Any]:
     """The config of the run to resume.
 
     Raises:
         ConfigError: the file is damaged.
     """
     from verl_gsd.errors import ConfigError
-    from verl_gsd.plain_data import read_yaml
 
     try:
-        content = read_yaml(path)
+        content = run.read_yaml(run.config)
     except ValueError as error:
         raise ConfigError(f"{error}. Repair the file, or start a new run.") from error
     if not isinstance(content, dict):
-        raise ConfigError(f"{path}: not a config. Repair the file, or start a new run.")
+        raise ConfigError(f"{run.config}: not a config. Repair the file, or start a new run.")
     return content
 
 

@@ -105,10 +105,25 @@ def stored_words(run: RunDirectory, checkpoint: Path | None, *, trusted: bool) -
     return words
 
 
+def distrust(run: RunDirectory) -> str | None:
+    """Why somebody else may have made the run, or may have changed its config; None if only this user can.
+
+    The config of such a run can name private files and models of the user who reads it.
+    """
+    try:
+        content = read_regular(run.overrides, within=run.path)
+    except OSError as error:
+        return f"nothing shows that you started this run ({run.overrides}: {error.strerror})"
+    try:
+        return _reason_for_distrust(run, None, content) or file_access.changeable_folder(run.path.resolve()) or None
+    except OSError as error:
+        return f"its files cannot be examined ({error.strerror})"
+
+
 def _read_words(run: RunDirectory) -> bytes:
     """The content of RUN/overrides.yaml, read once, so that what is checked is what is used."""
     try:
-        return read_regular(run.overrides)
+        return read_regular(run.overrides, within=run.path)
     except OSError as error:
         raise ConfigError(
             f"{run.overrides}: cannot be read: {error.strerror}. Repair the file, or start a new run."
