@@ -150,18 +150,20 @@ def _compose_unresolved(words: list[str]) -> tuple[Line, DictConfig]:
     from verl_gsd.errors import ConfigError
     from verl_gsd.run import compose, own_data
     from verl_gsd.run.checks.gsd_section import checkpoint_to_resume
+    from verl_gsd.run.code_paths import fix_code_paths
     from verl_gsd.run.launch import require_unused
     from verl_gsd.run.sizing import apply_sizing
     from verl_gsd.run.trust import check_checkpoint, check_folder
     from verl_gsd.rundir import RunDirectory
 
-    line = compose.parse_line(words)
+    line = given = compose.parse_line(words)
     checkpoint = _chosen_checkpoint(line)
     if line.resume is not None:
         line = _line_to_resume(line)
     if line.choices.get("hardware") == "cpu":
         os.environ["VERL_GSD_CPU"] = "1"  # before anything imports verl
     config, chosen = own_data.compose_here(line)
+    line = fix_code_paths(config, line, given)
     for text in chosen:
         err.print(text, markup=False, highlight=False)
     apply_sizing(config, line)

@@ -22,8 +22,10 @@ from verl_gsd.cli.main import app
 from verl_gsd.errors import ConfigError
 from verl_gsd.jobs.submission import resumed_run
 from verl_gsd.run import launch, trust
+from verl_gsd.run.code_paths import CODE_KEYS
 from verl_gsd.run.compose import parse_line
 from verl_gsd.run.messages import RunStoppedError
+from verl_gsd.run.remote_paths import FILE_KEYS
 from verl_gsd.rundir import RunDirectory
 
 LINE = ["algo=grpo", "task=arithmetic", "hardware=cpu"]
@@ -442,3 +444,52 @@ def test_a_link_in_a_checkpoint_must_lead_through_folders_that_others_cannot_wri
     (tmp_path / "shared").chmod(0o777)
     with pytest.raises(ConfigError, match=rf"{shard} is a link, and other users can write {tmp_path}/shared"):
         resumed(run)
+
+
+CODE = "reward.custom_reward_function.path"
+
+
+@pytest.mark.parametrize(
+    "word", [f"{CODE}=verifier.py", f"++{CODE}='verifier.py'", "reward.custom_reward_function={path:verifier.py}"]
+)
+@pytest.mark.parametrize("folder", ["plain", "it's a, {folder}"])
+def test_a_relative_path_of_code_is_stored_as_the_file_that_it_named_at_the_start(tmp_path, monkeypatch, word, folder):
+    """A resume may be started in another folder, where somebody else has put a file of the same name."""
+    (here := tmp_path / folder).mkdir()
+    (here / "verifier.py").touch()
+    monkeypatch.chdir(here)
+    words = [*LINE, word, "data.custom_cls.path=pkg://verl.x", f"trainer.default_local_dir={tmp_path}/new"]
+    line, config = train._compose(words)
+    assert OmegaConf.select(config, CODE) == f"{here}/verifier.py"
+    assert config.data.custom_cls.path == "pkg://verl.x"
+    _, again = train._compose(line.words)
+    assert again == config
+
+
+def test_a_file_scheme_is_no_absolute_path_and_a_missing_file_stays(tmp_path, monkeypatch):
+    (tmp_path / "verifier.py").touch()
+    monkeypatch.chdir(tmp_path)
+    tools = "actor_rollout_ref.rollout.multi_turn.tool_config_path"
+    words = [*LINE, f"{CODE}=file://verifier.py", f"{tools}=examples/tools.yaml"]
+    _, config = train._compose(words)
+    assert OmegaConf.select(config, CODE) == f"{tmp_path}/verifier.py"
+    assert OmegaConf.select(config, tools) == "examples/tools.yaml", "verl looks for it in its own package"
+    assert set(CODE_KEYS) <= set(FILE_KEYS)
+
+
+def test_a_stored_relative_path_of_code_is_not_resumed(run, tmp_path, monkeypatch):
+    """Older versions stored it."""
+    words = [*LINE, f"{CODE}=verifier.py"]
+    run.overrides.write_text(yaml.safe_dump(words))
+    trust.sign(run, run.overrides.read_bytes())
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+    (elsewhere / "verifier.py").touch()
+    monkeypatch.chdir(elsewhere)
+    with pytest.raises(ConfigError, match=rf"{CODE}=verifier.py: .*relative.*Add {CODE}= with the absolute path"):
+        train._compose([f"resume={run.path}"])
+    line, config = train._compose([f"resume={run.path}", f"{CODE}={tmp_path}/verifier.py"])
+    assert (
+        OmegaConf.select(config, CODE) == f"{tmp_path}/verifier.py" and f"{CODE}={tmp_path}/verifier.py" in line.words
+    )
+    line, config = train._compose([f"resume={run.path}", f"{CODE}=verifier.py"])
+    assert OmegaConf.select(config, CODE) == f"{elsewhere}/verifier.py", "the new words name a file here"
