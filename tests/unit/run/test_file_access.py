@@ -2,6 +2,8 @@
 
 import os
 import stat
+import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -21,16 +23,22 @@ def _own_group(monkeypatch):
 
 
 @as_root
-def test_an_acl_lets_another_user_write_where_the_mode_looks_private(tmp_path):
+def test_an_acl_lets_another_user_write_where_the_mode_looks_private():
     """What the kernel does, on which the other tests rely."""
-    file = tmp_path / "file"
-    file.touch()
-    file.chmod(0o600)
-    grant(file, NOBODY, os.R_OK | os.W_OK)
-    assert stat.S_IMODE(file.stat().st_mode) == 0o660
-    assert file_access.is_open_to_others(file, os.W_OK)
-    file.chmod(0o600)  # this takes the named user's permissions, too
-    assert not file_access.is_open_to_others(file, os.R_OK | os.W_OK | os.X_OK)
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # others cannot enter pytest's folders
+        Path(folder).chmod(0o755)
+        file = Path(folder) / "file"
+        file.touch(mode=0o600)
+
+        def can_be_written():
+            return subprocess.run(["tee", str(file)], user=NOBODY, input=b"", capture_output=True).returncode == 0
+
+        assert not can_be_written()
+        grant(file, NOBODY, os.R_OK | os.W_OK)
+        assert stat.S_IMODE(file.stat().st_mode) == 0o660
+        assert can_be_written() and file_access.is_open_to_others(file, os.W_OK)
+        file.chmod(0o600)  # this takes the named user's permissions, too
+        assert not can_be_written() and not file_access.is_open_to_others(file, ALL)
 
 
 def test_the_mask_of_an_acl_is_open_to_others_whoever_owns_the_group(tmp_path):
