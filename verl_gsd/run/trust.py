@@ -227,14 +227,18 @@ def _files_below(folder: Path) -> Iterator[Path]:
 def _foreign_access(paths: Iterable[Path], folder: Path) -> Iterator[str]:
     """How users other than this one can change, or have changed, ``paths`` in ``folder``."""
     for path in paths:
-        with suppress(FileNotFoundError):
-            status = path.stat()
-            if status.st_uid not in (os.geteuid(), 0):
-                yield f"{path} belongs to {_user_name(status.st_uid)}"
+        try:
+            user = path.stat().st_uid
+            if user not in (os.geteuid(), 0):
+                yield f"{path} belongs to {_user_name(user)}"
             if file_access.is_open_to_others(path, os.W_OK):
                 yield f"other users can write {path}. `chmod -R go-w {folder}` prevents this from now on"
             if path.is_symlink() and (problem := file_access.replaceable_target(path)):
                 yield f"{path} is a link, and {problem}"
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            yield f"{path} cannot be examined ({error.strerror})"
 
 
 def _user_name(user: int) -> str:

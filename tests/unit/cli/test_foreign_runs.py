@@ -444,6 +444,10 @@ def test_a_link_in_a_checkpoint_must_lead_through_folders_that_others_cannot_wri
     (tmp_path / "shared").chmod(0o777)
     with pytest.raises(ConfigError, match=rf"{shard} is a link, and other users can write {tmp_path}/shared"):
         resumed(run)
+    shard.unlink()
+    shard.symlink_to(shard.name)
+    with pytest.raises(ConfigError, match=rf"{shard} cannot be examined \(Too many levels of symbolic links\)"):
+        resumed(run)
 
 
 CODE = "reward.custom_reward_function.path"
