@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from acls import grant
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
@@ -385,6 +386,22 @@ def test_an_address_that_a_group_with_others_can_write_is_not_used(address_file,
     monkeypatch.setattr(file_access, "is_own_group", lambda group: False)
     with pytest.raises(ConfigError, match="mode 0664"):
         cluster_lock.joins(config_of(address=None))
+
+
+def test_an_address_and_a_token_of_a_named_user_of_an_acl_are_those_of_another_user(
+    address_file, listener, token, base, monkeypatch
+):
+    monkeypatch.setattr(file_access, "is_own_group", lambda group: True)
+    address_file.write_text(f"127.0.0.1:{listener}")
+    assert cluster_lock.joins(config_of(address=None))
+    grant(address_file, NOBODY, os.R_OK | os.W_OK)
+    with pytest.raises(ConfigError, match="other users can write"):
+        cluster_lock.joins(config_of(address=None))
+    base.chmod(0o755)
+    token.chmod(0o600)
+    assert own_cluster.token_file_problem(token) == ""
+    grant(token, NOBODY, os.R_OK)
+    assert f"chmod 600 {token}" in own_cluster.token_file_problem(token)
 
 
 @pytest.mark.parametrize("address", [None, "auto"])
