@@ -27,6 +27,7 @@ from verl_gsd.base_names import RECORD_COLUMNS
 from verl_gsd.declaration import RecordColumn
 from verl_gsd.extension import RecordValue, declarations
 from verl_gsd.groups import Group, group_stats
+from verl_gsd.regular_files import open_regular
 from verl_gsd.rundir import RunDirectory, merge_attempts
 from verl_gsd.writing import atomic_write
 
@@ -396,7 +397,7 @@ class RecordReader:
         state = (stat.st_size, stat.st_mtime_ns)
         known, table = self._tables.get(path, (None, None))
         if known != state:
-            table = _read(path, self._columns, self._leave_out)
+            table = _read(path, self._run, self._columns, self._leave_out)
             self._tables[path] = state, table
         return table
 
@@ -430,11 +431,9 @@ def _current_files(run: Path) -> dict[int, Path]:
     )
 
 
-def _read(path: Path, columns: Sequence[str] | None, leave_out: Collection[str]) -> pa.Table:
-    if path.exists() and not path.is_file():  # opening a named pipe would never end
-        raise ValueError(f"{path}: cannot be read as records: it is not a regular file")
+def _read(path: Path, run: Path, columns: Sequence[str] | None, leave_out: Collection[str]) -> pa.Table:
     try:
-        with pq.ParquetFile(path) as file:
+        with open_regular(path, within=run) as content, pq.ParquetFile(content) as file:
             table = file.read([name for name in columns or file.schema_arrow.names if name not in leave_out])
     except (pa.ArrowInvalid, OSError) as error:
         raise ValueError(f"{path}: cannot be read as records: {error}") from error

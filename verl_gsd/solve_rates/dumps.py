@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from verl_gsd.prompts import prompt_hash
+from verl_gsd.regular_files import open_regular
 from verl_gsd.scalars import without_rounding
 from verl_gsd.solve_rates.rates import SolveRates, rates_from_counts
 from verl_gsd.solve_rates.tables import as_number
@@ -47,10 +48,14 @@ def dumps_in(path: Path) -> list[Path]:
     return [path] if path.suffix == ".jsonl" and _is_dump(path) else []
 
 
-def dump_rows(file: Path, on_incomplete: Callable[[str], None]) -> Iterator[tuple[str, dict[str, Any]]]:
+def dump_rows(
+    file: Path, within: Path | None, on_incomplete: Callable[[str], None]
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the place and the content of each line of a dump.
 
     Args:
+        within: the folder in which ``dumps_in`` found the file. A link out of it is not followed. None if the user
+            named the file itself.
         on_incomplete: called with the place of the last line if its writer was killed while it wrote it. The line is
             left out.
 
@@ -58,7 +63,7 @@ def dump_rows(file: Path, on_incomplete: Callable[[str], None]) -> Iterator[tupl
         ValueError: the file cannot be read, or a line is no JSON object. The message names the line.
     """
     try:
-        with file.open("rb") as lines:
+        with open_regular(file, within=within) as lines:
             for number, line in enumerate(lines, start=1):
                 where = f"{file}, line {number} (the first is 1)"
                 try:
@@ -112,7 +117,8 @@ class _DumpReader:
         groups: dict[str | int, list[tuple[float, float]]] = {}
         sessions: set[str] = set()  # a session with several outputs has one line for each, all with the same score
         is_marked = False
-        for where, row in dump_rows(file, self._skip_line):
+        within = None if file == self._path else self._path
+        for where, row in dump_rows(file, within, self._skip_line):
             uid = row.get("uid")
             if isinstance(uid, str):
                 session = session_of_uid(uid)
@@ -219,7 +225,7 @@ def _score(row: dict[str, Any]) -> float:
 
 def _is_dump(file: Path) -> bool:
     try:
-        with file.open("rb") as lines:
+        with open_regular(file) as lines:
             row = json.loads(lines.readline())
     except (OSError, ValueError, RecursionError):
         return False  # read_table then reports what is wrong with the file
