@@ -142,9 +142,13 @@ def sigma_floor(stats: GroupStats, scale: torch.Tensor) -> torch.Tensor:
     Args:
         scale: (N,), s, from ``reward_scale``.
     """
+    return _per_group(scale, stats) / (2 * stats.size.double().sqrt())
+
+
+def _per_group(values: torch.Tensor, stats: GroupStats) -> torch.Tensor:
+    """(n_groups,), of ``values`` (N,) that are equal in all rows of a group."""
     counted = stats.group >= 0
-    of_group = scale.new_zeros(len(stats.size)).index_copy_(0, stats.group[counted], scale[counted])
-    return of_group / (2 * stats.size.double().sqrt())
+    return values.new_zeros(len(stats.size)).index_copy_(0, stats.group[counted], values[counted])
 
 
 def gain_of_sigma(stats: GroupStats, *, alpha: float, scale: torch.Tensor) -> torch.Tensor:
@@ -160,6 +164,33 @@ def gain_of_sigma(stats: GroupStats, *, alpha: float, scale: torch.Tensor) -> to
         floor = sigma_floor(stats, scale)
         gain = torch.where(sigma < floor, sigma * (sigma / floor.square()).pow(alpha - 1), gain)
     return gain.masked_fill(stats.unanimous, 0)
+
+
+def floor_metrics(stats: GroupStats, *, alpha: float, ddof: int, scale: torch.Tensor) -> dict[str, float]:
+    """Metrics of the floor in ``divide``, over the mixed groups of a batch; empty if alpha <= 1 or no group is mixed.
+
+    - ``dial/floor/reward_scale``: mean s, the scale of the rewards of a group's data source.
+    - ``dial/floor/sigma``: mean floor f. It depends on the size of a group.
+    - ``dial/floor/groups``: number of groups whose sigma is below their floor.
+
+    Args:
+        stats, scale, alpha, ddof: as for ``divide``.
+    """
+    mixed = ~stats.unanimous
+    if alpha <= 1 or not mixed.any():
+        return {}
+    floor, sigma = sigma_floor(stats, scale)[mixed], _sigma(stats, ddof)[mixed]
+    return {
+        "dial/floor/reward_scale": float(_per_group(scale, stats)[mixed].mean()),
+        "dial/floor/sigma": float(floor.mean()),
+        "dial/floor/groups": float((sigma < floor).sum()),
+    }
+
+
+def _sigma(stats: GroupStats, ddof: int) -> torch.Tensor:
+    """(n_groups,) float64, the groups' standard deviations with divisor G - ``ddof``."""
+    size = stats.size.double()
+    return stats.std * (size / (size - ddof).clamp(min=1)).sqrt()
 
 
 def divide(
@@ -178,8 +209,7 @@ def divide(
     check_dial_settings(alpha, ddof, eps)
     # Sigma is rounded before eps is added. The power and the quotient are computed in float64, and the quotient is
     # rounded once. For alpha = 1 and rewards of 0 and 1, the result equals that of verl's grpo bit for bit.
-    size = stats.size.double()
-    sigma = (stats.std * (size / (size - ddof).clamp(min=1)).sqrt()).to(centred.dtype)
+    sigma = _sigma(stats, ddof).to(centred.dtype)
     divisor = (sigma + eps).double().pow(alpha)
     if alpha > 1:
         floor, raised = sigma_floor(stats, scale), (sigma + eps).double()

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from verl_gsd import chain
-from verl_gsd.dial import centre, dial_advantage, gain_of_sigma, reward_scale
+from verl_gsd.dial import centre, dial_advantage, floor_metrics, gain_of_sigma, reward_scale
 from verl_gsd.groups import group_stats
 
 alphas = st.floats(-3, 3) | st.sampled_from([0.0, 1.0, 2.0, -1.0])
@@ -334,6 +334,34 @@ def test_rows_of_no_group_have_no_source_and_no_scale():
     rewards, labels = torch.tensor([0.0, 1.0, 7.0, 0.0, 10.0]), ["a", "a", "pad", "b", "b"]
     stats = group_stats(rewards, labels, torch.tensor([True, True, False, True, True]))
     assert reward_scale(rewards, stats, torch.tensor([0, 0, 1, 2, 2])).tolist() == [1, 1, 0, 10, 10]
+
+
+def test_metrics_of_the_floor_count_the_groups_that_it_changes():
+    """Their sigmas have the divisor of the dial, and unanimous groups do not count."""
+    values = [0.0, 1.0, 0.5, 0.5, 0.83, 0.8301, 0.4, 0.4, 0.9, 0.9002]
+    rewards, index = torch.tensor(values), [0, 0, 0, 0, 1, 1, 2, 2, 3, 3]
+    stats = group_stats(rewards.double(), index)
+    scale = reward_scale(rewards, stats)
+    assert scale.unique().tolist() == [1]
+    got = floor_metrics(stats, alpha=2.0, ddof=1, scale=scale)
+    floors = [1 / (2 * math.sqrt(size)) for size in (4, 2, 2)]
+    assert got.keys() == {"dial/floor/reward_scale", "dial/floor/sigma", "dial/floor/groups"}
+    assert got["dial/floor/reward_scale"] == 1
+    assert got["dial/floor/sigma"] == pytest.approx(sum(floors) / 3)
+    changed = dial_advantage(rewards, index, alpha=2.0) != without_floor(values, index, 2.0, 1, 1e-6)
+    assert got["dial/floor/groups"] == len({index[row] for row in torch.nonzero(changed).flatten().tolist()}) == 2
+    assert floor_metrics(stats, alpha=1.0, ddof=1, scale=scale) == {}
+    silent = group_stats(rewards[6:8].double(), [2, 2])
+    assert floor_metrics(silent, alpha=2.0, ddof=1, scale=scale[6:8]) == {}, "no mixed group"
+
+
+def test_the_metric_of_the_scale_is_the_mean_over_the_mixed_groups_of_all_sources():
+    rewards, index = torch.tensor([0.0, 1.0, 0.0, 10.0, 7.0, 7.0], dtype=torch.float64), [0, 0, 1, 1, 2, 2]
+    stats = group_stats(rewards, index)
+    scale = reward_scale(rewards, stats, torch.tensor([0, 0, 1, 1, 2, 2]))
+    got = floor_metrics(stats, alpha=2.0, ddof=1, scale=scale)
+    assert got["dial/floor/reward_scale"] == (1 + 10) / 2
+    assert got["dial/floor/sigma"] == pytest.approx((1 + 10) / 2 / (2 * math.sqrt(2)))
 
 
 def test_rows_of_no_group_do_not_set_the_scale_of_the_floor():

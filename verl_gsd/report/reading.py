@@ -16,7 +16,6 @@ import pyarrow as pa
 
 from verl_gsd.dotted_keys import dotted_leaves
 from verl_gsd.extension import declarations
-from verl_gsd.plain_data import read_yaml
 from verl_gsd.records import RecordReader, listed_steps, missing_steps, with_valid_accuracies
 from verl_gsd.rundir import MetricsReader, RunDirectory, merge_metrics
 
@@ -91,8 +90,8 @@ class RunReader:
         for attempt in attempts:
             self._metrics.setdefault(attempt, _MetricsLines(self._run.metrics(attempt)))
         metrics = _metrics_columns([self._metrics[attempt].read(skipped) for attempt in attempts])
-        config = _read_config(self._run.config, skipped)
-        words = _read_words(self._run.overrides, skipped)
+        config = _read_config(self._run, skipped)
+        words = _read_words(self._run, skipped)
         return RunData(name, records, metrics, config, len(attempts), tuple(skipped), words)
 
 
@@ -140,6 +139,9 @@ class _MetricsLines:
                 break
             except ValueError:
                 self._damaged += 1  # the reader continues after the line that it could not read
+            except OSError as error:
+                skipped.append(f"{self._path}: cannot be read: {error.strerror}")
+                break
         if self._damaged:
             skipped.append(f"{self._path}: {self._damaged} lines cannot be read as metrics")
         return self._lines
@@ -154,18 +156,18 @@ def _metrics_columns(attempts: Sequence[Sequence[tuple[int, dict[str, float]]]])
     return {"step": np.array(order, dtype=np.int64)} | columns
 
 
-def _read_config(path: Path, skipped: list[str]) -> dict[str, Any]:
+def _read_config(run: RunDirectory, skipped: list[str]) -> dict[str, Any]:
     try:
-        content = read_yaml(path)
+        content = run.read_yaml(run.config)
     except ValueError as error:
         skipped.append(str(error))
         return {}
     return dict(dotted_leaves(content)) if isinstance(content, dict) else {}
 
 
-def _read_words(path: Path, skipped: list[str]) -> tuple[str, ...]:
+def _read_words(run: RunDirectory, skipped: list[str]) -> tuple[str, ...]:
     try:
-        content = read_yaml(path)
+        content = run.read_yaml(run.overrides)
     except ValueError as error:
         skipped.append(str(error))
         return ()

@@ -9,6 +9,7 @@ import numpy as np
 
 from verl_gsd.dynamic_sampling import GRADED_VERIFIERS
 from verl_gsd.estimators import has_group_baseline
+from verl_gsd.extension import ROLLOUTS
 from verl_gsd.report.extensions import remedies
 from verl_gsd.report.findings.finding import (
     THRESHOLDS,
@@ -24,6 +25,7 @@ from verl_gsd.report.findings.finding import (
 from verl_gsd.report.findings.lengths import OVERLONG
 from verl_gsd.report.reading import Columns
 from verl_gsd.report.steps import USES, column
+from verl_gsd.rundir import SIZES_IN_DATA
 
 _GROUP_SIZE = "actor_rollout_ref.rollout.n"
 _TEMPERATURE = "actor_rollout_ref.rollout.temperature"
@@ -51,7 +53,7 @@ def silent(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
     if not is_filtered:
         metric = "score" if _has_partial_credit(table, config) else "acc"
         overrides.append(f"{_DYNAMIC_SAMPLING}=true algorithm.filter_groups.metric={metric}  # replaces silent groups")
-    overrides += scaled(config, _GROUP_SIZE, 2, "larger groups are less often silent")
+    overrides += _larger_groups(table, config, "larger groups are less often silent")
     overrides += remedies("all_wrong", config) if wrong >= right else []
     overrides += remedies("silent", config)
     cost = (
@@ -66,6 +68,20 @@ def silent(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
         f"The rewards of a silent group give no gradient. {cost}{advice}",
         tuple(overrides),
     )
+
+
+def _larger_groups(table: Columns, config: Mapping[str, Any], why: str) -> tuple[str, ...]:
+    """An override that doubles the sizes of groups, or names what sets them if they are in the data."""
+    if _has_sizes_in_data(table):
+        return (
+            f"data.train_files=...  # {why}; the column {ROLLOUTS} of the data sets their sizes: run `verl-gsd plan "
+            "--allocate` with a larger --group-size",
+        )
+    return scaled(config, _GROUP_SIZE, 2, why)
+
+
+def _has_sizes_in_data(table: Columns) -> bool:
+    return recent_mean(table, SIZES_IN_DATA) > 0
 
 
 def _has_partial_credit(table: Columns, config: Mapping[str, Any]) -> bool:
@@ -111,14 +127,20 @@ def noisy(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
 
 def alone(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
     """Groups of one response have no baseline."""
-    if recent_mean(table, "alone") > THRESHOLDS.alone:
-        yield Finding(
-            f"{percent(recent_mean(table, 'alone'))} of the groups have one response",
-            "Such a response has no others to be compared with, and its advantage is 0.",
-            (f"{_GROUP_SIZE}=8  # responses per prompt",)
-            if (numeric_value(config, _GROUP_SIZE) or 1) == 1
-            else scaled(config, _GROUP_SIZE, 2, "responses per prompt, because sessions of these groups failed"),
-        )
+    share = recent_mean(table, "alone")
+    if not share > THRESHOLDS.alone:  # it may be NaN
+        return
+    if _has_sizes_in_data(table):
+        overrides = _larger_groups(table, config, "responses per prompt")
+    elif (numeric_value(config, _GROUP_SIZE) or 1) == 1:
+        overrides = (f"{_GROUP_SIZE}=8  # responses per prompt",)
+    else:
+        overrides = scaled(config, _GROUP_SIZE, 2, "responses per prompt, because sessions of these groups failed")
+    yield Finding(
+        f"{percent(share)} of the groups have one response",
+        "Such a response has no others to be compared with, and its advantage is 0.",
+        overrides,
+    )
 
 
 def unused(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
@@ -132,7 +154,7 @@ def unused(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
             "evicts.",
             (
                 *scaled(config, "algorithm.filter_groups.max_inflight_gen_batches", 0.5, "fewer batches at once"),
-                *scaled(config, _GROUP_SIZE, 2, "larger groups are less often silent, so fewer are replaced"),
+                *_larger_groups(table, config, "larger groups are less often silent, so fewer are replaced"),
                 *remedies("silent", config),
             ),
         )
