@@ -26,6 +26,8 @@ class SolveRates:
         graded: the number of prompts with a verdict between 0 and 1 (partial credit). Their rate is the mean verdict.
         mixed_groups: the number of groups if the source has mixed groups only, as the dumps of a run with dynamic
             sampling; else 0. Such rates are not those of the prompts: groups that agreed are missing.
+        from_dumps: whether the source is verl's dumps. Those of rollouts do not mark demonstrations and responses of
+            earlier steps, which therefore count as responses.
     """
 
     path: Path
@@ -38,6 +40,7 @@ class SolveRates:
     n_rows: int = 0
     graded: int = 0
     mixed_groups: int = 0
+    from_dumps: bool = False
 
     def __len__(self) -> int:
         return len(self.rate)
@@ -48,15 +51,19 @@ class SolveRates:
         return (None, None) if self.mixed_groups else (self.correct, self.total)
 
     def notices(self) -> list[str]:
-        """What was skipped, and whether groups are missing."""
+        """What was skipped, what may count by mistake, and whether groups are missing."""
         sentences = [f"Skipped: {reason}." for reason in self.skipped]
+        if self.from_dumps:
+            sentences.append(
+                "If the run trained on demonstrations or on responses of earlier steps, its rollout dumps have them "
+                "unmarked, and they count as responses here. The records in a verl-gsd run's folder leave them out."
+            )
         if self.mixed_groups:
             sentences.append(
-                f"All {self.mixed_groups} groups in {self.path} are mixed. If the run had dynamic sampling "
-                "(algorithm.filter_groups), it evicted the silent groups, and verl dumps only what it trains on. The "
-                "evicted groups are missing from all figures below: silent groups are understated, gain is "
-                "overstated, and no figure is unbiased. Set --solve-rates to the run's folder, whose records have the "
-                "evicted groups."
+                f"All {self.mixed_groups} groups in {self.path} are mixed. Dynamic sampling (algorithm.filter_groups) "
+                "evicts the silent groups, and verl dumps only what it trains on. If the run had it, silent groups are "
+                "understated below, and gain is overstated. No figure is therefore called unbiased. Set --solve-rates "
+                "to the folder of the verl-gsd run, whose records have the evicted groups."
             )
         return sentences
 

@@ -168,10 +168,11 @@ def test_dumps_without_a_silent_group_are_reported(tmp_path):
     mixed = [("one", [1, 0]), ("two", [0, 0, 1]), ("one", [0, 1]), ("three", [1])]
     found = read_solve_rates(dumps_of_groups(tmp_path / "filtered", mixed))
     assert found.mixed_groups == 3 and found.unbiased_counts == (None, None), "one response is no group"
-    (notice,) = found.notices()
+    unmarked, notice = found.notices()
+    assert "demonstrations" in unmarked and "folder" in unmarked
     assert re.search(r"\b3 groups\b.*algorithm\.filter_groups.*--solve-rates", notice)
     whole = read_solve_rates(dumps_of_groups(tmp_path / "whole", [*mixed, ("four", [0, 0])]))
-    assert whole.mixed_groups == 0 and whole.notices() == [] and whole.unbiased_counts[0] is whole.correct
+    assert whole.mixed_groups == 0 and whole.notices() == [unmarked] and whole.unbiased_counts[0] is whole.correct
     alone = read_solve_rates(dumps_of_groups(tmp_path / "alone", [("one", [1]), ("two", [0])]))
     assert alone.mixed_groups == 0, "single responses tell nothing"
 
