@@ -431,7 +431,8 @@ def _read(path: Path, columns: Sequence[str] | None, leave_out: Collection[str])
         raise ValueError(f"{path}: cannot be read as records: it is not a regular file")
     try:
         with pq.ParquetFile(path) as file:
-            table = file.read([name for name in columns or file.schema_arrow.names if name not in leave_out])
+            names = [name for name in columns or file.schema_arrow.names if name not in leave_out]
+            table = file.read(names, use_threads=False)  # files are small, so threads would cost more than they save
     except (pa.ArrowInvalid, OSError) as error:
         raise ValueError(f"{path}: cannot be read as records: {error}") from error
     version = int((table.schema.metadata or {}).get(_VERSION_KEY.encode(), b"0"))

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from verl_gsd.answer_counts import pack_answers
 from verl_gsd.cli.main import app
 from verl_gsd.records import FATES, LeftGroup, step_records, write_step
+from verl_gsd.report.answers import order_by_prompt
 from verl_gsd.report.build import build_sections, check_not_empty, page_title, read_runs
 from verl_gsd.report.chart_data import accuracy_bins, averaged_in_spans, sigma_cells, totals_by_use
 from verl_gsd.report.findings import collect_findings
@@ -272,6 +273,21 @@ def test_figures_per_step_equal_those_of_a_loop_over_rows(table):
             assert figures[name][row] == pytest.approx(value, nan_ok=True), name
     uses = np.sum([figures[f"rollouts_{use}"] for use in USES], axis=0)
     assert uses == pytest.approx(figures["rollouts"]), "every rollout has one use"
+
+
+def test_rows_that_are_not_in_the_order_of_steps_are_counted_at_their_steps():
+    """Someone has edited the file of a step."""
+    tables = [step_records([LeftGroup(group([1] * n), "trained")] * n, step=n, attempt=1, alpha=1.0) for n in (3, 1, 2)]
+    figures = step_table(RunData("run", pa.concat_tables(tables), {"step": np.zeros(0, np.int64)}, {}, 1, ()))
+    assert figures["step"].tolist() == figures["groups"].tolist() == [1, 2, 3]
+    assert figures["rollouts"].tolist() == [1, 4, 9]
+
+
+def test_prompts_are_sorted_by_source_and_index_and_their_visits_stay_in_order():
+    source, index = np.array([1, 0, 1, 0, 1]), np.array([2**40, 3, -1, 3, 2**40])
+    assert order_by_prompt(source, index).tolist() == [1, 3, 2, 0, 4]
+    assert order_by_prompt(source, np.array([7, 300, 5, 2, 7])).tolist() == [3, 1, 2, 0, 4]
+    assert order_by_prompt(source, np.array([2**16, 1, 2, 0, 2**16])).tolist() == [3, 1, 2, 0, 4], "17 bits"
 
 
 @given(st.lists(st.one_of(st.none(), st.floats(-5, 5)), min_size=1, max_size=60), st.integers(1, 20))
