@@ -349,6 +349,19 @@ def test_a_larger_group_has_more_of_the_gradient_mass_unless_its_advantages_are_
     assert share[[0, 5]] == pytest.approx(np.array([math.sqrt(31) / 32, 0.5]) / (math.sqrt(31) / 32 + 0.5))
 
 
+def test_equal_rewards_are_not_silent_under_an_estimator_that_compares_no_responses(tmp_path):
+    groups = (WRONG, "trained"), (RIGHT, "filtered"), (MIXED, "trained"), ([], "failed")
+    for name, estimator, silent, taught in (("gsd", "gsd", 2 / 3, 4), ("rpp", "reinforce_plus_plus", 1 / 3, 8)):
+        run = tmp_path / name
+        records(run, 1, *groups)
+        config(run, algorithm__adv_estimator=estimator)
+        table = step_table(read_run(run, "run"))
+        assert table["silent"][0] == pytest.approx(silent) and table["rollouts_taught"][0] == taught
+        assert table["all_wrong"][0] == pytest.approx(1 / 3), "charts of these do not change"
+        page = " ".join(text for section in build_sections(read_runs([run])) for text in section.text)
+        assert ("rpp: the estimator reinforce_plus_plus" in page) is (name == "rpp")
+
+
 def test_responses_of_earlier_visits_were_not_generated(tmp_path):
     """From step 9 on, half of each group is of an earlier visit. Responses become one token shorter, and no more."""
     rng = np.random.default_rng(0)

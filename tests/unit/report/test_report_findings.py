@@ -198,6 +198,8 @@ QUIET = [
     (groups.noisy, seen(50, 0.9, 0.1), {}),
     (groups.noisy, seen(105, 0.60, 0.44), {}),
     (groups.alone, table(alone=0.01), {}),
+    (groups.alone, table(alone=1.0), {"algorithm.adv_estimator": "reinforce_plus_plus"}),
+    (groups.silent, table(silent=1.0, all_wrong=0.5, all_right=0.5), {"actor_rollout_ref.rollout.n": 1}),
     (groups.unused, of_sessions(taught=0.85, surplus=0.1, stale=0.05), {}),
     (groups.unused, of_sessions(taught=0.1, filtered=0.9), {}),
     (groups.failed, table(failed=0.01), {}),
