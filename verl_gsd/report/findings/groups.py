@@ -15,6 +15,7 @@ from verl_gsd.report.findings.finding import (
     Finder,
     Finding,
     assigned,
+    initial_mean,
     numeric_value,
     percent,
     recent_mean,
@@ -88,12 +89,15 @@ def noisy(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
     """More groups are silent than earlier visits to their prompts predict.
 
     This compares only groups that were predicted to be mixed rather than silent, because the prior has little weight
-    for them. The standard error is that of the same number of independent groups.
+    for them. The standard error is that of the same number of independent groups. A policy that learns fast solves
+    prompts for which earlier visits predict mixed groups, and nothing is wrong with that.
     """
     groups, observed, predicted, variance = (
         float(np.nansum(column(table, f"likely_{name}"))) for name in ("groups", "silent", "predicted", "variance")
     )
     if groups < THRESHOLDS.noise_groups or (observed - predicted) / groups <= THRESHOLDS.noise:
+        return
+    if recent_mean(table, "accuracy") - initial_mean(table, "accuracy") > THRESHOLDS.learned:
         return
     if observed - predicted > THRESHOLDS.noise_errors * np.sqrt(variance):
         temperature = numeric_value(config, _TEMPERATURE)
