@@ -436,7 +436,8 @@ def _current_files(run: Path) -> dict[int, Path]:
 def _read(path: Path, run: Path, columns: Sequence[str] | None, leave_out: Collection[str]) -> pa.Table:
     try:
         with open_regular(path, within=run) as content, pq.ParquetFile(content) as file:
-            table = file.read([name for name in columns or file.schema_arrow.names if name not in leave_out])
+            names = [name for name in columns or file.schema_arrow.names if name not in leave_out]
+            table = file.read(names, use_threads=False)  # files are small, so threads would cost more than they save
     except (pa.ArrowInvalid, OSError) as error:
         raise ValueError(f"{path}: cannot be read as records: {error}") from error
     version = int((table.schema.metadata or {}).get(_VERSION_KEY.encode(), b"0"))

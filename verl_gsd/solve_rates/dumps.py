@@ -194,7 +194,12 @@ class _DumpReader:
         correct, total = np.array(self._correct), np.array(self._total, dtype=np.int64)
         rates = rates_from_counts(self._path, correct, total, np.array(self._graded), None, skipped)
         without_silent = 0 in self._silent.values()
-        return replace(rates, mixed_groups=self._groups if without_silent else 0, unmarked_files=self._unmarked_files)
+        return replace(
+            rates,
+            mixed_groups=self._groups if without_silent else 0,
+            unmarked_files=self._unmarked_files,
+            from_dumps=True,
+        )
 
 
 def _seem_added_to(sessions: Iterable[str]) -> bool:

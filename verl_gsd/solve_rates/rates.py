@@ -28,6 +28,7 @@ class SolveRates:
             sampling; else 0. Such rates are not those of the prompts: groups that agreed are missing.
         unmarked_files: the number of dumps that seem to have responses of earlier steps and do not mark them. These
             count as responses of the policy.
+        from_dumps: whether the source is verl's dumps.
     """
 
     path: Path
@@ -41,6 +42,7 @@ class SolveRates:
     graded: int = 0
     mixed_groups: int = 0
     unmarked_files: int = 0
+    from_dumps: bool = False
 
     def __len__(self) -> int:
         return len(self.rate)
@@ -60,11 +62,10 @@ class SolveRates:
         sentences = [f"Skipped: {reason}." for reason in self.skipped]
         if self.mixed_groups:
             sentences.append(
-                f"All {self.mixed_groups} groups in {self.path} are mixed. If the run had dynamic sampling "
-                "(algorithm.filter_groups), it evicted the silent groups, and verl dumps only what it trains on. The "
-                "evicted groups are missing from all figures below: silent groups are understated, gain is "
-                "overstated, and no figure is unbiased. Set --solve-rates to the run's folder, whose records have the "
-                "evicted groups."
+                f"All {self.mixed_groups} groups in {self.path} are mixed. Dynamic sampling (algorithm.filter_groups) "
+                "evicts the silent groups, and verl dumps only what it trains on. If the run had it, silent groups are "
+                "understated below, and gain is overstated. No figure is therefore called unbiased. Set --solve-rates "
+                "to the folder of the verl-gsd run, whose records have the evicted groups."
             )
         if self.unmarked_files:
             sentences.append(

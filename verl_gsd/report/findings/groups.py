@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from verl_gsd.dynamic_sampling import GRADED_VERIFIERS
-from verl_gsd.estimators import has_group_baseline
+from verl_gsd.estimators import ESTIMATOR, has_group_baseline
 from verl_gsd.extension import ROLLOUTS
 from verl_gsd.report.extensions import remedies
 from verl_gsd.report.findings.finding import (
@@ -16,6 +16,7 @@ from verl_gsd.report.findings.finding import (
     Finder,
     Finding,
     assigned,
+    initial_mean,
     numeric_value,
     percent,
     recent_mean,
@@ -30,7 +31,6 @@ from verl_gsd.rundir import SIZES_IN_DATA
 _GROUP_SIZE = "actor_rollout_ref.rollout.n"
 _TEMPERATURE = "actor_rollout_ref.rollout.temperature"
 _DYNAMIC_SAMPLING = "algorithm.filter_groups.enable"
-_ESTIMATOR = "algorithm.adv_estimator"
 _KL_IN_REWARD = "algorithm.use_kl_in_reward"
 _REPLACE_FAILED = "trainer.v1.sampler.sync_refill_failed_groups"
 _MODE = "trainer.v1.trainer_mode"
@@ -40,12 +40,15 @@ def silent(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
     """The rewards of more than half of the groups give no gradient (``steps.is_silent``).
 
     An estimator without a group baseline learns from groups whose rewards are equal, too. So does every estimator if
-    verl subtracts a KL penalty from the rewards, after they were recorded.
+    verl subtracts a KL penalty from the rewards, after they were recorded. If all groups have one response, that is
+    what is wrong (``alone``), and dynamic sampling would evict them all.
     """
     share, groups = recent_mean(table, "silent"), recent_sum(table, "groups")
     error = np.sqrt(share * (1 - share) / groups) if groups else 0.0
     is_silent = share - THRESHOLDS.silent_errors * error > THRESHOLDS.silent
-    if not is_silent or not has_group_baseline(config.get(_ESTIMATOR)) or config.get(_KL_IN_REWARD) is True:
+    if not is_silent or not has_group_baseline(config.get(ESTIMATOR)) or config.get(_KL_IN_REWARD) is True:
+        return
+    if numeric_value(config, _GROUP_SIZE) == 1:
         return
     wrong, right = recent_mean(table, "all_wrong"), recent_mean(table, "all_right")
     is_filtered = config.get(_DYNAMIC_SAMPLING) is True
@@ -102,12 +105,15 @@ def noisy(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
     """More groups are silent than earlier visits to their prompts predict.
 
     This compares only groups that were predicted to be mixed rather than silent, because the prior has little weight
-    for them. The standard error is that of the same number of independent groups.
+    for them. The standard error is that of the same number of independent groups. A policy that learns fast solves
+    prompts for which earlier visits predict mixed groups, and nothing is wrong with that.
     """
     groups, observed, predicted, variance = (
         float(np.nansum(column(table, f"likely_{name}"))) for name in ("groups", "silent", "predicted", "variance")
     )
     if groups < THRESHOLDS.noise_groups or (observed - predicted) / groups <= THRESHOLDS.noise:
+        return
+    if recent_mean(table, "accuracy") - initial_mean(table, "accuracy") > THRESHOLDS.learned:
         return
     if observed - predicted > THRESHOLDS.noise_errors * np.sqrt(variance):
         temperature = numeric_value(config, _TEMPERATURE)
@@ -126,9 +132,9 @@ def noisy(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def alone(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
-    """Groups of one response have no baseline."""
+    """Groups of one response have no baseline. Some estimators need none."""
     share = recent_mean(table, "alone")
-    if not share > THRESHOLDS.alone:  # it may be NaN
+    if not share > THRESHOLDS.alone or not has_group_baseline(config.get(ESTIMATOR)):  # the share may be NaN
         return
     if _has_sizes_in_data(table):
         overrides = _larger_groups(table, config, "responses per prompt")
@@ -136,9 +142,11 @@ def alone(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
         overrides = (f"{_GROUP_SIZE}=8  # responses per prompt",)
     else:
         overrides = scaled(config, _GROUP_SIZE, 2, "responses per prompt, because sessions of these groups failed")
+    # Some estimators of verl, such as grpo, take the reward itself for the advantage of such a response.
+    zero = " Its advantage is 0." if config.get(ESTIMATOR) == "gsd" else ""
     yield Finding(
         f"{percent(share)} of the groups have one response",
-        "Such a response has no others to be compared with, and its advantage is 0.",
+        f"Such a response has no others to be compared with.{zero}",
         overrides,
     )
 
