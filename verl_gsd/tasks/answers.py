@@ -2,7 +2,7 @@ r"""Extracts the final answer of a response, for mathematics. Takes time linear 
 
 The rules, in this order:
 
-1. If there is a box, the last one is the answer. If it is not closed or too long, the response has no answer. No other
+1. If there is a box, the last one is the answer, together with those that ``and``, ``or`` or a comma joins to it. If it is not closed or too long, the response has no answer. No other
    text is searched, because a response that was asked for a box must not be right by accident.
 2. Without a box, the answer follows the last ``#### 12``, ``the answer is 12.`` or ``Answer: $x=3$``, whichever comes
    last. It is the mathematics in dollar signs right after it, or else the words up to the end of the sentence or line.
@@ -28,6 +28,12 @@ PROSE_WORDS = 4
 
 #: A box, and its content if no brace follows: the authors of MATH also write ``\boxed 2``.
 BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*(?:\{|(?P<bare>[^\s{}$\\]+))")
+#: What joins two boxes to one answer, and how many boxes one answer has at most.
+_JOINS = re.compile(
+    r"(?:\s|\$|\\[()\[\]]|\\[,;: ]|\\q?quad(?![A-Za-z]))*"
+    r"(?:,|;|(?:,\s*)?(?:\\text\{\s*)?(?:and|or)(?:\s*\})?)(?:\s|\$|\\[()\[\]]|\\[,;: ]|\\q?quad(?![A-Za-z]))*"
+)
+MOST_BOXES = 10
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 #: GSM8K's line, which must not be a Markdown heading, or words that announce an answer.
 _ANNOUNCED = re.compile(
@@ -63,19 +69,34 @@ def has_announcement(text: str) -> bool:
 def last_boxed(text: str) -> str | None:
     r"""The content of the last ``\boxed{}``, ``\fbox{}`` or ``\boxed x`` of a text, stripped.
 
-    None if there is no box, its braces do not close, or it has more than ``LONGEST_ANSWER`` characters.
+    Boxes that only ``and``, ``or`` or a comma joins to the last one are one answer with it: ``\boxed{1} and
+    \boxed{3}`` is ``1, 3``. None if there is no box, the braces of the last one do not close, or the answer has more
+    than ``LONGEST_ANSWER`` characters.
     """
-    box = _last(BOX.finditer(text))
-    if box is None:
-        return None
+    contents: list[str] = []
+    start_of_next = 0
+    for box in reversed(deque(BOX.finditer(text), maxlen=MOST_BOXES)):
+        content, end = _box_content(text, box)
+        if contents and (end is None or end > start_of_next or not _JOINS.fullmatch(text, end, start_of_next)):
+            break
+        if content is None:
+            return None
+        contents = contents if content in contents else [content, *contents]
+        start_of_next = box.start()
+    joined = ", ".join(contents)
+    return joined if contents and len(joined) <= LONGEST_ANSWER else None
+
+
+def _box_content(text: str, box: re.Match) -> tuple[str | None, int | None]:
+    """The content of a box and where the box ends; None twice if its braces do not close within the longest answer."""
     if box["bare"] is not None:
-        return box["bare"].rstrip(".,;")
+        return box["bare"].rstrip(".,;"), box.end()
     depth = 1
     for brace in _BRACE.finditer(text, box.end(), box.end() + LONGEST_ANSWER + 1):
         depth += {"{": 1, "}": -1}.get(brace[0], 0)  # an escaped brace does not count
         if not depth:
-            return text[box.end() : brace.start()].strip()
-    return None
+            return text[box.end() : brace.start()].strip(), brace.end()
+    return None, None
 
 
 def _last(items: Iterable[_T]) -> _T | None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import logging
 import queue
+import re
 import select
 import subprocess
 import threading
@@ -27,9 +28,15 @@ from typing import Any
 from verl_gsd.python_commands import module_command
 from verl_gsd.tasks.answers import LONGEST_ANSWER, final_answer
 from verl_gsd.tasks.answers import last_boxed as last_boxed  # code that reads reference solutions imports it from here
+from verl_gsd.tasks.choice import chosen_letters
+from verl_gsd.tasks.forms import split_qualifier
 from verl_gsd.tasks.notation import is_trivially_wrong, normalize_latex
 from verl_gsd.tasks.plain import equals_one_side, plain_equal
+from verl_gsd.tasks.quantities import reconciled, same_time
 from verl_gsd.tasks.screen import is_too_large
+
+#: Numbers without a unit.
+_NUMBER = re.compile(r"[-0-9.,/ ]+")
 
 logger = logging.getLogger(__name__)
 
@@ -118,16 +125,35 @@ def compute_score(
     if answer is None or len(answer) > LONGEST_ANSWER:
         return _scores(False, "")
     answer, truth = normalize_latex(answer), normalize_latex(truth)
+    right = _verdict(answer, truth)
+    return _scores(right, truth if right else answer)
+
+
+def _verdict(answer: str, truth: str) -> bool | None:
+    """Whether two answers in normal form are equal; None if they could not be compared."""
     if answer == truth:
-        return _scores(True, truth)
-    if is_trivially_wrong(answer, truth):
-        return _scores(False, answer)
+        return True
+    if (letters := chosen_letters(truth)) and (chosen := chosen_letters(answer, or_with_reason=True)):
+        return chosen == letters
+    (answer, qualifier), (truth, other_qualifier) = split_qualifier(answer), split_qualifier(truth)
+    if (qualifier and other_qualifier and qualifier != other_qualifier) or is_trivially_wrong(answer, truth):
+        return False
     if equals_one_side(answer, truth):
-        return _scores(True, truth)
+        return True
+    right = plain_equal(answer, truth) if _NUMBER.fullmatch(answer) and _NUMBER.fullmatch(truth) else None
+    if right is not None:
+        return right
+    right = same_time(answer, truth)
+    if right is not None:
+        return right
+    reconciled_pair = reconciled(answer, truth)
+    if reconciled_pair is None:
+        return False
+    answer, truth = reconciled_pair
     right = plain_equal(answer, truth)
     if right is None and not (is_too_large(answer) or is_too_large(truth)):
         right = _are_equal(answer, truth)
-    return _scores(right, truth if right else answer)
+    return right
 
 
 def _are_equal(answer: str, truth: str) -> bool | None:

@@ -6,10 +6,12 @@ math-verify takes the ``e`` of 4.5e33 for Euler's number. It takes the right-han
 
 from __future__ import annotations
 
+import functools
 import re
 from itertools import pairwise
 
 from verl_gsd.tasks import units
+from verl_gsd.tasks.forms import latex_form
 from verl_gsd.tasks.plain import MOST_SIDES, sides_contradict
 
 _SCIENTIFIC = re.compile(r"(?<![\w.\\])([-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+))[eE]([-+]?[0-9]{1,3})(?![\w.])")
@@ -21,9 +23,11 @@ _APPROXIMATELY = re.compile(r"\s*(?:\\approx|\\simeq|≈)\s*")
 _TEXT = re.compile(r"\\(?:text|mathrm|mbox|textbf)\{([^{}0-9]*[0-9][^{}]*)\}")
 _PERIODIC = re.compile(r"(?<![\w.])([0-9]{0,9})\.([0-9]{0,9})\\overline\{([0-9]{1,9})\}")
 _BASED = re.compile(r"[0-9]+_(?:[0-9]|\{[0-9]+\})")
+_INTEGER = re.compile(r"-?[0-9]+")
 _HALF_OF_DAY = re.compile(r"[0-9]\W*(?:text\W*)?([ap])\.?\s?m\b", re.I)
 
 
+@functools.lru_cache(4096)  # the responses to a prompt share a reference, and often an answer
 def normalize_latex(text: str) -> str:
     r"""An answer in a uniform notation.
 
@@ -33,7 +37,9 @@ def normalize_latex(text: str) -> str:
     - ``~`` becomes a space.
     """
     text = _APPROXIMATELY.sub("", text, count=1) if _APPROXIMATELY.match(text) else text
-    text = text.replace("~", " ").strip()
+    if _INTEGER.fullmatch(text):
+        return text
+    text = latex_form(text)
     if in_text := _TEXT.fullmatch(text):
         text = in_text[1].strip()
     text = text[:-1].rstrip() if text.endswith(".") and not text.endswith("..") else text

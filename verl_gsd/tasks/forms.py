@@ -1,0 +1,385 @@
+r"""Normal forms of text: rewrites the notations of small models, data sets and Unicode into one LaTeX notation.
+
+Each function handles one kind of notation and is the only place for it. ``latex_form`` applies them in order. They
+never change the value of an answer: what a function does not recognise stays as it is, and such a text is later
+rejected by the parser. The functions take time linear in the length of the text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from fractions import Fraction
+
+_GREEK = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho . sigma tau upsilon phi"
+_GREEK += " chi psi omega"
+_SIGNS: dict[str, str] = {
+    chr(0x3B1 + number): rf"\{name} " for number, name in enumerate(_GREEK.split()) if name not in (".", "omicron")
+}
+_SIGNS |= {"Γ": r"\Gamma ", "Δ": r"\Delta ", "Θ": r"\Theta ", "Λ": r"\Lambda ", "Π": r"\Pi ", "Σ": r"\Sigma "}
+_SIGNS |= {"Φ": r"\Phi ", "Ψ": r"\Psi ", "Ω": r"\Omega ", "ϕ": r"\phi ", "ϵ": r"\epsilon ", "µ": r"\mu "}
+_SIGNS |= dict.fromkeys("−–‒﹣－", "-") | dict.fromkeys("×✕", r"\times ") | dict.fromkeys("·⋅∙•", r"\cdot ")
+_SIGNS |= dict.fromkeys("\u00a0\u2002\u2003\u2004\u2005\u2007", " ") | dict.fromkeys("\u2006\u2008\u2009\u202f", r"\,")
+_SIGNS |= dict.fromkeys("\u200b\u200a\u2061\u2062\ufeff", "") | dict.fromkeys("′’", "'") | {"″": "''"}
+_SIGNS |= {"∞": r"\infty ", "≤": r"\le ", "⩽": r"\le ", "≥": r"\ge ", "⩾": r"\ge ", "≠": r"\neq ", "±": r"\pm "}
+_SIGNS |= {"∓": r"\mp ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∅": r"\emptyset ", "∖": r"\setminus "}
+_SIGNS |= {"÷": "/", "∕": "/", "⁄": "/", "≡": r"\equiv ", "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}"}
+_SIGNS |= {"ℚ": r"\mathbb{Q}", "ℂ": r"\mathbb{C}", "∠": r"\angle ", "⟨": r"\langle ", "⟩": r"\rangle ", "…": r"\ldots "}
+_SIGNS |= {"⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil ", "％": "%", "（": "(", "）": ")", "，": ","}
+_SIGNS |= {chr(0xFF10 + digit): str(digit) for digit in range(10)}
+_RAISED = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ", "0123456789+-()ni", strict=True))
+_LOWERED = dict(zip("₀₁₂₃₄₅₆₇₈₉₊₋₍₎ₙ", "0123456789+-()n", strict=True))
+_VULGAR = dict(zip("½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞", "12 13 23 14 34 15 25 35 45 16 56 18 38 58 78".split(), strict=True))
+_RUN_RAISED, _RUN_LOWERED = (re.compile(f"[{re.escape(''.join(run))}]+") for run in (_RAISED, _LOWERED))
+_ROOT = re.compile(r"([√∛∜])\s*(?:\(([^()]*)\)|([0-9]+(?:\.[0-9]+)?|[A-Za-z]))")
+_INDEX = {"√": "", "∛": "[3]", "∜": "[4]"}
+
+
+def from_unicode(text: str) -> str:
+    r"""Signs outside ASCII as LaTeX: ``2√3`` is ``2\sqrt{3}``, ``x²`` is ``x^{2}``, ``1½`` is ``1\frac{1}{2}``."""
+    if text.isascii():
+        return text
+    text = re.sub("([0-9])[\u0305\u0304]", r"\\overline{\1}", text)
+    text = re.sub("([0-9])\u0307", r"\\dot{\1}", text)
+    text = _RUN_RAISED.sub(lambda run: "^{" + "".join(map(_RAISED.__getitem__, run[0])) + "}", text)
+    text = _RUN_LOWERED.sub(lambda run: "_{" + "".join(map(_LOWERED.__getitem__, run[0])) + "}", text)
+    text = _ROOT.sub(lambda root: rf"\sqrt{_INDEX[root[1]]}{{{root[2] or root[3]}}}", text)
+    text = "".join(rf"\frac{{{_VULGAR[sign][0]}}}{{{_VULGAR[sign][1]}}}" if sign in _VULGAR else sign for sign in text)
+    return "".join(_SIGNS.get(sign, sign) for sign in text)
+
+
+_SPACE = re.compile(r"(?<!\\)\\(?:[,;: ]|q?quad(?![A-Za-z])|enspace(?![A-Za-z])|thinspace(?![A-Za-z]))|~|\s")
+_STYLE = re.compile(
+    r"\\(?:displaystyle|textstyle|scriptstyle|limits|nolimits|left|right|[bB]igg?[lrm]?|boldmath|bf|rm|it"
+    r"|normalsize|large|Large|huge|Huge|hfill)(?![A-Za-z])|\\!"
+)
+_WRAPPED = re.compile(
+    r"\\(?:boxed|fbox|underline|bm|boldsymbol|mathbf|mathit|mathsf|textcolor\{[^{}]*\}|color\{[^{}]*\}|mathop|emph"
+    r"|phantom|hspace\*?\{[^{}]*\})\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}"
+)
+_TEXT = re.compile(r"\\(?:textbf|textit|textrm|textsf|texttt|textnormal|mbox|hbox|operatorname\*?|mathrm|mathtt)\s*\{")
+_SENTENCE = re.compile(r"(?:\\text\{)?\s*(?:so |thus |hence |therefore,? )?the (?:final |correct )?answer is:?\s*\}?\s*(.*)", re.I)
+
+
+def undecorated(text: str) -> str:
+    r"""Without what only decorates: dollar signs, asterisks, back ticks, ``\underline``, sizes, outer braces, a full stop.
+
+    ``\text`` stands for every command that sets text upright.
+    """
+    text = _STYLE.sub("", text)
+    if "\\" in text:
+        text = _TEXT.sub(r"\\text{", text)
+        if "\\text{\\text{" in text:
+            text = re.sub(r"\\text\{\\text\{([^{}]*)\}\}", r"\\text{\1}", text)
+    while True:
+        before = text
+        text = text.strip()
+        for mark in ("**", "*", "`", "$$", "$", "__"):
+            if len(text) > 2 * len(mark) and text.startswith(mark) and text.endswith(mark):
+                inner = text[len(mark) : -len(mark)]
+                text = inner if mark not in inner else text
+        if text.startswith(("\\(", "\\[")) and text.endswith((r"\)", r"\]")) and len(text) > 4:
+            text = text[2:-2]
+        if text.startswith("{") and text.endswith("}") and _closing(text, 0) == len(text) - 1 and r"\over" not in text:
+            text = text[1:-1]
+        if len(text) > 1 and text[-1] in ".,;:" and not text.endswith(("..", r"\,", r"\;", r"\:")):
+            text = text[:-1]
+        if whole := _WRAPPED.fullmatch(text):
+            text = whole[1]
+        if sentence := _SENTENCE.fullmatch(text):
+            text = sentence[1] if sentence[1].strip("} ") else text
+        if text == before:
+            return text
+
+
+def _closing(text: str, start: int) -> int:
+    """The position of the brace that closes the one at ``start``; -1 if there is none."""
+    depth = 0
+    for place in range(start, len(text)):
+        if text[place] in "{}" and text[place - 1 : place] != "\\":
+            depth += 1 if text[place] == "{" else -1
+            if not depth:
+                return place
+    return -1
+
+
+_UPRIGHT = re.compile(
+    r"\\text\{\s*(e|i|pi|d|arc(?:sin|cos|tan|tg|ctg|cot)|sinh?|cosh?|tanh?|cot|sec|csc|tg|ctg|cotg|lg|ln|log|exp|max|min|gcd"
+    r"|lcm|sgn|sqrt|Re|Im)\s*\}"
+)
+_OTHER_NAMES = {"arctg": "arctan", "arcctg": "arccot", "tg": "tan", "ctg": "cot", "cotg": "cot"}
+
+
+def upright_as_usual(text: str) -> str:
+    r"""Upright constants and operators as usual: ``\mathrm{e}`` is ``e``, ``\operatorname{arctg}`` is ``\arctan``."""
+    if "\\text" in text:
+        text = _UPRIGHT.sub(lambda name: name[1] if len(name[1]) == 1 else rf"\{name[1]} ", text)
+    for other in ("varphi", "varepsilon", "vartheta", "varrho"):
+        text = re.sub(rf"\\{other}(?![A-Za-z])", rf"\\{other[3:]} ", text)
+    text = re.sub(r"\\(arcctg|arctg|cotg|ctg|tg)(?![A-Za-z])", lambda name: rf"\{_OTHER_NAMES[name[1]]} ", text)
+    text = re.sub(r"\\lg(?![A-Za-z])", r"\\log_{10}", text)
+    text = re.sub(r"\\[dtc]frac(?![A-Za-z])", r"\\frac", text)
+    text = re.sub(r"\\leq(?:slant)?(?![A-Za-z])", r"\\le ", re.sub(r"\\geq(?:slant)?(?![A-Za-z])", r"\\ge ", text))
+    text = re.sub(r"\\ne(?![A-Za-z])", r"\\neq", text)
+    text = re.sub(r"\{([^{}]*[^{}\s])\s*\\over(?![A-Za-z])\s*([^{}]+)\}", r"\\frac{\1}{\2}", text)
+    return re.sub(r"(?<![A-Za-z}])C_(?:\{(\w+)\}|(\w))\^(?:\{(\w+)\}|(\w))", _combinations, text)
+
+
+def _combinations(symbol: re.Match) -> str:
+    return rf"\binom{{{symbol[1] or symbol[2]}}}{{{symbol[3] or symbol[4]}}}"
+
+
+_FUNCTIONS = r"arcsin|arccos|arctan|asin|acos|atan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|ln|log|exp"
+_INVERSE = {"asin": "arcsin", "acos": "arccos", "atan": "arctan"}
+_PLAIN_FUNCTION = re.compile(rf"(?<![A-Za-z\\])({_FUNCTIONS})(?=\s*[(0-9^_x]|\s[a-z]\b|\s*\\)")
+_PLAIN_NAME = re.compile(r"(?<![A-Za-z\\])(pi|theta|alpha|beta|gamma|lambda|omega|phi)(?![A-Za-z])")
+_PI_TIMES = re.compile(r"(?<![A-Za-z\\])pi(?=[a-z](?![A-Za-z]))")
+_PLAIN_INFINITY = re.compile(r"(?<![A-Za-z\\])(?:infinity|Infinity|infty|inf|oo)(?![A-Za-z])")
+_COMPARISONS = (("<=", r"\le "), (">=", r"\ge "), ("!=", r"\neq "), ("=<", r"\le "))
+
+
+def from_plain_notation(text: str) -> str:
+    r"""Names and operators that stand without LaTeX: ``2*pi*r`` is ``2\cdot \pi\cdot r``, ``sqrt(3)`` ``\sqrt{3}``."""
+    if "\\text" in text:  # words, or mathematics with words: only infinity is a name there
+        return re.sub(r"\\text\{\s*([-+]?)\s*infinity\s*\}", r"\1\\infty", text)
+    for sign, latex in _COMPARISONS:
+        text = text.replace(sign, latex)
+    if "*" in text:
+        text = re.sub(r"\*(?!10\^)", r"\\cdot ", text.replace("**", "^"))
+    if not _LETTERS.search(text):
+        return _round_power(text)
+    text = _PLAIN_INFINITY.sub(r"\\infty ", text)
+    text = _PI_TIMES.sub(r"\\pi ", _PLAIN_NAME.sub(r"\\\1 ", text))
+    for name, index in (("sqrt", ""), ("cbrt", "[3]")):
+        text = _call(text, name, lambda inner, index=index: rf"\sqrt{index}{{{inner}}}")  # type: ignore[misc]
+    text = re.sub(r"(?<![A-Za-z\\])sqrt\s*([0-9]+|\{)", lambda root: rf"\sqrt{root[1] if root[1] == '{' else '{' + root[1] + '}'}", text)
+    text = _call(text, "abs", lambda inner: rf"|{inner}|")
+    text = _call(text, r"\\?exp", lambda inner: rf"e^{{{inner}}}")
+    text = _PLAIN_FUNCTION.sub(lambda name: rf"\{_INVERSE.get(name[1], name[1])} ", text)
+    return _round_power(text)
+
+
+_LETTERS = re.compile(r"[A-Za-z]{2}")
+
+
+def _round_power(text: str) -> str:
+    """``2^(n+1)`` is ``2^{n+1}``."""
+    return _call(text, r"\^", lambda inner: rf"^{{{inner}}}") if "^(" in text else text
+
+
+def _call(text: str, name: str, latex: Callable[[str], str]) -> str:
+    """Replaces each ``name(inner)`` whose brackets close."""
+    head = re.compile(rf"(?<![A-Za-z\\])(?:{name})\s*\(") if name != r"\^" else re.compile(r"\^\(")
+    for _ in range(20):
+        match = head.search(text)
+        if match is None:
+            break
+        depth, place = 1, match.end()
+        while place < len(text) and depth:
+            depth += {"(": 1, ")": -1}.get(text[place], 0)
+            place += 1
+        if depth:
+            break
+        text = text[: match.start()] + latex(text[match.end() : place - 1]) + text[place:]
+    return text
+
+
+_GROUPED = re.compile(r"(?<![0-9.,\\^_])[1-9][0-9]{0,2}(?:(?:\\,|\{,\}|,\s*\\!|\{\\,\}| )[0-9]{3})+(?![0-9])")
+
+
+def ungrouped(text: str) -> str:
+    r"""Numbers whose digits stand in groups of three, as one number: ``1 000 000``, ``24{,}681``, ``12\,345``."""
+    return _GROUPED.sub(lambda number: re.sub("[^0-9]", "", number[0]), text)
+
+
+_PERCENT = re.compile(
+    r"(?<=[0-9})])\s*(?:\\[, ])?\s*(?:\\text\{\s*(?:\\?%|per\s?cent(?:age)?|pct)\.?\s*\}|\\?%|per\s?cent\b|pct\b)"
+)
+_CURRENCY = re.compile(
+    r"(\\\$|\\pounds(?![a-z])|\\euro(?![a-z])|\\(?:text|mathrm)\{\s*(?:[€£¥₹]|Rs\.?|USD|EUR|GBP|\\?\$)\s*\}|[€£¥₹₽₩₪]"
+    r"|(?<![A-Za-z\\])(?:Rs\.?|USD|EUR|GBP|US\\?\$)(?![A-Za-z]))"
+)
+_CURRENCY_NAMES = {"€": "euro", "EUR": "euro", "euro": "euro", "£": "pound", "pounds": "pound", "GBP": "pound", "¥": "yen"}
+_CURRENCY_NAMES |= {"₹": "rupee", "Rs": "rupee", "₽": "ruble", "₩": "won", "₪": "shekel"}
+
+
+def with_usual_percent(text: str) -> str:
+    r"""A percentage in every notation as ``50\%``."""
+    return _PERCENT.sub(lambda _: r"\%", text)
+
+
+def split_currency(text: str) -> tuple[str, str]:
+    """A text without the signs of a currency, and the currency's name; empty if there is none, or more than one."""
+    signs = {re.sub(r"\\(?:text|mathrm)|[\\{}.\s]", "", sign) for sign in _CURRENCY.findall(text)}
+    names = {_CURRENCY_NAMES.get(sign, "dollar") for sign in signs}
+    return (_CURRENCY.sub("", text).strip(), names.pop()) if len(names) == 1 else (text, "")
+
+
+_DOTTED = re.compile(r"([0-9]*)\.([0-9]*?)\\dot\{?([0-9])\}?(?:([0-9]*)\\dot\{?([0-9])\}?)?(?![0-9])")
+_BRACKETED = re.compile(r"(?<![\w.\\)])([0-9]+)\.([0-9]*)\(([0-9]{1,9})\)(?![\w(^])")
+_BAR = re.compile(r"(?<=[0-9.])\\(?:bar|overline|overbar)\s*(?:\{\s*([0-9]{1,9})\s*\}|([0-9]))")
+_DOTS = re.compile(r"(?<![\w.])([0-9]+\.[0-9]*?)([0-9]{1,6}?)\2\2+\s*(?:\\[lc]?dots|\.\.\.)$")
+_WORD_RECURRING = re.compile(r"(?<![\w.])([0-9]+\.[0-9]*)([0-9])\s*(?:\\text\{)?\s*(?:recurring|repeating)\s*\}?$")
+
+
+def recurring_as_overline(text: str) -> str:
+    r"""Recurring decimals as ``0.1\overline{6}``: with dots or a bar over digits, a period in brackets, or dots after
+    a period that stands three times."""
+    if "." not in text:
+        return text
+    text = _DOTTED.sub(lambda m: rf"{m[1]}.{m[2]}\overline{{{m[3]}{(m[4] or '') + (m[5] or '')}}}", text)
+    text = _BRACKETED.sub(r"\1.\2\\overline{\3}", text)
+    text = _BAR.sub(lambda bar: rf"\overline{{{bar[1] or bar[2]}}}", text)
+    text = _DOTS.sub(lambda m: rf"{m[1]}\overline{{{m[2]}}}" if m[2].strip("0") else m[0], text)
+    return _WORD_RECURRING.sub(r"\1\\overline{\2}", text)
+
+
+_MIXED = re.compile(
+    r"(?<![\w.^{}/)\\])(?P<sign>-\s*)?(?P<whole>[1-9][0-9]{0,8})\s*(?:\\,|\\ )?\s*(?:\\text\{\s*and\s*\})?"
+    r"(?:\\frac\s*(?:\{\s*(?P<a>[1-9][0-9]{0,8})\s*\}\s*\{\s*(?P<b>[1-9][0-9]{0,8})\s*\}|(?P<c>[1-9])(?P<d>[1-9]))"
+    r"|(?<=\s)(?P<e>[1-9][0-9]{0,8})/(?P<f>[1-9][0-9]{0,8}))(?![0-9/^!.])"
+)
+
+
+def mixed_as_fraction(text: str) -> str:
+    r"""Mixed numbers as one fraction: ``1 1/4`` and ``1\frac14`` are ``\frac{5}{4}``.
+
+    Only a proper fraction makes a mixed number. ``2\frac{3}{2}`` is a product.
+    """
+    return _MIXED.sub(_one_fraction, text) if "/" in text or r"\frac" in text else text
+
+
+def _one_fraction(number: re.Match) -> str:
+    top, bottom = int(number["a"] or number["c"] or number["e"]), int(number["b"] or number["d"] or number["f"])
+    sign = "-" if number["sign"] else ""
+    if top >= bottom:
+        return number[0] if number["e"] else rf"{sign}{number['whole']} \cdot \frac{{{top}}}{{{bottom}}}"
+    return rf"{sign}\frac{{{int(number['whole']) * bottom + top}}}{{{bottom}}}"
+
+
+_DEGREE = r"\^\s*(?:\\circ|\{\s*\\circ\s*\})|°|\\degree"
+_MINUTES = re.compile(rf"([0-9]+)\s*(?:{_DEGREE})\s*([0-9]{{1,2}})\s*(?:\^\s*\{{?\s*\\prime\s*\}}?|')(?:\s*([0-9]{{1,2}})\s*(?:\^\s*\{{?\s*\\prime\s*\\prime\s*\}}?|''))?$")
+_ANGLE = re.compile(rf"([0-9]+(?:\.[0-9]+)?|\\frac\{{[0-9]+\}}\{{[0-9]+\}})\s*(?:{_DEGREE})")
+_TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
+
+
+def degrees(text: str) -> str:
+    r"""Angles: ``36^\circ 30'`` is ``\frac{73}{2}^\circ``, and ``\cos 60^\circ`` is ``\cos {(\frac{60\pi}{180})}``."""
+    if "\\circ" not in text and "°" not in text and r"\degree" not in text:
+        return text
+    if parts := _MINUTES.fullmatch(text):
+        value = int(parts[1]) + Fraction(int(parts[2]), 60) + Fraction(int(parts[3] or 0), 3600)
+        return rf"\frac{{{value.numerator}}}{{{value.denominator}}}^\circ"
+    if _TRIGONOMETRIC.search(text):
+        return _ANGLE.sub(r"(\\frac{\\pi}{180} \\cdot \1)", text)
+    return text
+
+
+_EMPTY = re.compile(
+    r"\\(?:varnothing|emptyset)|\\\{\s*\\\}|(?:x\s*\\in\s*)?\\(?:varnothing|emptyset)"
+    r"|(?:the )?(?:empty|null) set|(?:there (?:are|is) )?no (?:real )?solutions?(?: exists?)?",
+    re.I,
+)
+_NOWHERE = re.compile(r"(?:the limit )?(?:does not exist|doesn't exist)|DNE|d\.n\.e\.?", re.I)
+_REALS = re.compile(
+    r"(?:[a-z]\s*\\in\s*)?(?:\\mathbb\s*\{?\s*R\s*\}?|\\R|\(\s*-\s*\\infty\s*,\s*\+?\s*\\infty\s*\))"
+    r"|(?:the )?(?:set of )?(?:all )?(?:the )?real numbers|all reals|all real (?:numbers|values)(?: of)? ?\$?[a-z]?\$?",
+    re.I,
+)
+
+
+def same_words(text: str) -> str:
+    r"""Words and signs for the empty set, a limit that does not exist, and all real numbers, each in one notation."""
+    words = re.sub(r"\s+", " ", re.sub(r"\\text\{([^{}]*)\}", r"\1", text)).strip()
+    for pattern, latex in ((_EMPTY, r"\emptyset"), (_NOWHERE, r"\text{DNE}"), (_REALS, r"\mathbb{R}")):
+        if pattern.fullmatch(words):
+            return latex
+    return text
+
+
+_SMALL = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
+_SMALL += " eighteen nineteen"
+_UNITS = {word: number for number, word in enumerate(_SMALL.split())}
+_TENS = {word: 10 * number for number, word in enumerate("twenty thirty forty fifty sixty seventy eighty ninety".split(), 2)}
+
+
+def number_in_words(text: str) -> str:
+    r"""A whole number below a million in words as digits: ``\text{twenty-five}`` is ``25``."""
+    inner = re.fullmatch(r"(?:\\text\{)?\s*([A-Za-z][A-Za-z -]*?)\s*\}?", text)
+    words = inner[1].lower().replace("-", " ").replace(" and ", " ").split() if inner else []
+    if not words or len(words) > 12:
+        return text
+    total = group = 0
+    last = 0  # the word before: what may follow it
+    for word in words:
+        if word in _UNITS and (last in (0, 100, 1000) or (last == 10 and 0 < _UNITS[word] < 10)):
+            group, last = group + _UNITS[word], 1
+        elif word in _TENS and last in (0, 100, 1000):
+            group, last = group + _TENS[word], 10
+        elif word == "hundred" and last == 1 and 0 < group < 10:
+            group, last = group * 100, 100
+        elif word == "thousand" and last in (1, 10, 100) and not total:
+            total, group, last = group * 1000, 0, 1000
+        else:
+            return text
+    return str(total + group)
+
+
+_POINTS = re.compile(r"\\(angle|overline|triangle)\s*\{?\s*([A-Z])\s*([A-Z])\s*([A-Z])?\s*\}?")
+
+
+def named_figures(text: str) -> str:
+    r"""Names of figures as words: ``\angle ABC`` and ``\angle CBA`` are one angle, ``\overline{AB}`` has no direction."""
+    return _POINTS.sub(_figure, text) if r"\angle" in text or r"\overline" in text or r"\triangle" in text else text
+
+
+def _figure(name: re.Match) -> str:
+    kind, points = name[1], [point for point in name.groups()[1:] if point]
+    if kind == "angle" and len(points) == 3 or kind == "overline" and len(points) == 2:
+        return rf"\text{{{kind} {min(''.join(points), ''.join(reversed(points)))}}}"
+    return rf"\text{{{kind} {''.join(points)}}}"
+
+
+_BASE_WORDS = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10, "sixteen": 16}
+_BASE = re.compile(r"([0-9A-F]+)_\{?\s*\\text\{\s*(?:base )?([a-z]+|[0-9]+)\s*\}\s*\}?")
+_QUALIFIER = re.compile(
+    r"\s*(?:,|\\quad|\\qquad|\\;|\\ )*\s*\(?\s*\\text\{\s*\(?\s*(?P<text>(?:for (?:all|every|any|each)|since|because|as)\b.*)"
+    r"|\s*,?\s+\(?(?P<bare>(?:for (?:all|every|any|each)|since|because)\b.*)"
+)
+_ROUNDED_TOO = re.compile(
+    r"\s*\(?\s*(?:\\approx|\\simeq|\\text\{\s*\(?\s*(?:or )?(?:approximately|approx\.?|about)\b).*"
+)
+_EXACT = re.compile(r"\\(?:sqrt|frac|pi|ln|log|e)|\^|/")
+
+
+def without_approximation(text: str) -> str:
+    r"""Without the rounded value after an exact one: ``\frac{\pi}{4} \approx 0.785``. A name before ``\approx`` stays."""
+    rounded = _ROUNDED_TOO.search(text)
+    return text[: rounded.start()] if rounded and _EXACT.search(text[: rounded.start()]) else text
+
+
+def split_qualifier(text: str) -> tuple[str, str]:
+    r"""An answer and what stands after it: ``f(x)=2x`` and ``for all x``.
+
+    Only what does not restrict the answer to a part of the cases is a qualifier: ``for all``, ``since``, not ``if``.
+    """
+    found = _QUALIFIER.search(text)
+    if found is None or not found.start():
+        return text, ""
+    qualifier = re.sub(r"\\text\b|\\in\b|\\mathbb\b|real|numbers?|[{}$\s().,]|\\[ ,;]", "", found["text"] or found["bare"])
+    return text[: found.start()].rstrip(" ,"), qualifier
+
+
+def latex_form(text: str) -> str:
+    """The normal form of an answer or of a reference."""
+    text = from_unicode(text)
+    text = undecorated(text)
+    text = upright_as_usual(text)
+    text = _BASE.sub(lambda based: f"{based[1]}_{{{_BASE_WORDS.get(based[2], based[2])}}}", text)
+    text = with_usual_percent(ungrouped(text))
+    text = recurring_as_overline(text)
+    text = same_words(named_figures(text))
+    text = _SPACE.sub(" ", text)
+    text = mixed_as_fraction(text)
+    text = number_in_words(from_plain_notation(text)) if _LETTERS.search(text) or "*" in text or "(" in text else text
+    return undecorated(degrees(without_approximation(text)))

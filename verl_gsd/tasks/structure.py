@@ -1,0 +1,294 @@
+r"""The structure of an answer: lists, sets, tuples, intervals, unions, relations and matrices, and values inside them.
+
+The text of a value is left to the parser of LaTeX (``compare.py``). A text whose structure is not understood raises
+``NotUnderstoodError``; such an answer is right only if it is the same text as the reference.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+#: How deep brackets may be nested.
+DEEPEST = 30
+
+
+class NotUnderstoodError(ValueError):
+    """The text has a structure that is not in this module."""
+
+
+@dataclass(frozen=True)
+class Value:
+    """An expression, a number or a word. ``text`` is LaTeX."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Unordered:
+    """A list of answers or a finite set, in any order."""
+
+    parts: tuple[Node, ...]
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """A tuple or an interval; which of the two, brackets do not tell."""
+
+    brackets: str
+    parts: tuple[Node, ...]
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Rows of entries. A vector is a matrix of one column or one row."""
+
+    rows: tuple[tuple[Node, ...], ...]
+
+
+@dataclass(frozen=True)
+class Relation:
+    r"""``sides[0] signs[0] sides[1] ...``; a sign is one of ``= < > <= >= != in``."""
+
+    sides: tuple[str, ...]
+    signs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Union:
+    """The union of sets, or with ``sign`` another operation on sets: ``and`` and ``minus``."""
+
+    parts: tuple[Node, ...]
+    sign: str = "or"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A value under a condition, which is compared as text."""
+
+    value: Node
+    condition: str
+
+
+@dataclass(frozen=True)
+class Family:
+    r"""Answers for each value of a parameter: ``2k\pi, k \in \mathbb{Z}``."""
+
+    member: Node
+    parameter: str
+    domain: str
+
+
+Node = Value | Unordered | Sequence | Matrix | Relation | Union | Case | Family
+
+_OPENING = {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}
+_TOKEN = re.compile(r"\\begin\{[a-z]+\*?\}|\\end\{[a-z]+\*?\}|\\text\{[^{}]*\}|\\langle(?![A-Za-z])|\\rangle(?![A-Za-z])|\\[A-Za-z]+|\\.|.", re.DOTALL)
+_OR, _AND = re.compile(r"\\text\{\s*or\s*\}|\\lor|\\vee"), re.compile(r"\\text\{\s*(?:and|,)\s*\}|\\land|\\wedge|\\text\{\s*,\s*and\s*\}")
+_BARE_WORD = re.compile(r"\\text\{[^{}]*\}|(?<![A-Za-z\\])(or|and)(?![A-Za-z])")
+_SIGNS = {"=": "=", "<": "<", ">": ">", r"\le": "<=", r"\ge": ">=", r"\neq": "!=", r"\in": "in", r"\lt": "<", r"\gt": ">"}
+_FRENCH = re.compile(r"([\[\]])([^\[\]()]*[,;][^\[\]()]*)([\[\]])")
+_MATRIX = re.compile(r"\\begin\{([pbvBV]?matrix|smallmatrix|array)\}(?:\{[lcr|]*\})?(.*)\\end\{\1\}", re.DOTALL)
+_CASES = re.compile(r"(?:\\\{)?\\begin\{(cases|array|aligned)\}(?:\{[lcr|]*\})?(.*)\\end\{\1\}", re.DOTALL)
+_DOMAIN = re.compile(
+    r"(?:\\text\{\s*(?:where|for|with|and)\s*\})?\s*\(?([a-z])\s*\\in\s*\\mathbb\s*\{?([ZNRQ])\}?\s*\)?"
+    r"|\(?([a-z])\s*(?:\\text\{)?\s*(?:is )?(?:an |any )?(integer)s?\}?\)?"
+)
+_POINT = re.compile(r"(?:\\text\{\s*)?[A-Z](?:_\{?[0-9]\}?)?\s*\}?\s*(?:=\s*)?(?=\()")
+_CONGRUENT = re.compile(r"(?:([a-z])\s*)?\\equiv\s*([^\\]+?)\s*(?:\(\s*)?(?:\\pmod|\\bmod|\\mod|\\text\{\s*\(?\s*mod\s*\})\s*(?:\{\s*([0-9]+)\s*\}|([0-9]+))\s*\)?")
+
+
+def tokens(text: str) -> list[str]:
+    return _TOKEN.findall(text)
+
+
+def split_outside(text: str, separators: set[str]) -> list[str]:
+    """The parts of a text between separators that stand outside all brackets, each stripped."""
+    parts, found, depth = [[]], tokens(text), 0  # type: list[list[str]], list[str], int
+    for token in found:
+        if token in _OPENING:
+            depth += _OPENING[token]
+        elif token in (r"\{", r"\langle", r"\lfloor", r"\lceil") or token.startswith(r"\begin{"):
+            depth += 1
+        elif token in (r"\}", r"\rangle", r"\rfloor", r"\rceil") or token.startswith(r"\end{"):
+            depth -= 1
+        if depth > DEEPEST:
+            raise NotUnderstoodError(text)
+        if depth == 0 and token in separators:
+            parts.append([])
+        else:
+            parts[-1].append(token)
+    if depth:
+        raise NotUnderstoodError(text)
+    return ["".join(part).strip() for part in parts]
+
+
+def read(text: str) -> Node:
+    """The structure of an answer in the normal form of ``notation.normalize_latex``.
+
+    Raises:
+        NotUnderstoodError: the text has no such structure.
+    """
+    text = _FRENCH.sub(_usual_brackets, text.strip())
+    text = _OR.sub(r" \\or ", _AND.sub(r" \\and ", text))
+    text = _BARE_WORD.sub(lambda word: rf"\{word[1]} " if word[1] else word[0], text)
+    return _read_list(text, 0)
+
+
+def _usual_brackets(found: re.Match) -> str:
+    left, inner, right = found.groups()
+    if (left, right) == ("[", "]"):
+        return found[0]
+    return ("[" if left == "[" else "(") + inner + ("]" if right == "]" else ")")
+
+
+def _read_list(text: str, depth: int) -> Node:
+    if depth > DEEPEST:
+        raise NotUnderstoodError(text)
+    for sign in ("or", "and"):
+        pieces = split_outside(text, {rf"\{sign}"})
+        if len(pieces) > 1:
+            parts = [_read_list(piece.strip(", "), depth + 1) for piece in pieces if piece.strip(", ")]
+            is_set = all(isinstance(part, (Relation, Union)) and _is_inequality(part) for part in parts)
+            if is_set:
+                return Union(tuple(parts), sign)
+            if any(isinstance(part, Family) for part in parts):  # the last domain belongs to all members
+                family = next(part for part in parts if isinstance(part, Family))
+                parts = [
+                    part if isinstance(part, Family) else Family(part, family.parameter, family.domain) for part in parts
+                ]
+            return Unordered(_flat(parts))
+    if congruence := _CONGRUENT.fullmatch(text):
+        modulus = congruence[3] or congruence[4]
+        return Family(Value(rf"{modulus}k+({congruence[2]})"), "k", "Z")
+    pieces = [piece for piece in split_outside(text, {",", ";"}) if piece]
+    if not pieces:
+        raise NotUnderstoodError(text)
+    if len(pieces) > 1:
+        domain = _DOMAIN.fullmatch(pieces[-1])
+        if domain:
+            letters = domain[1] or domain[3]
+            return Family(_read_list(", ".join(pieces[:-1]), depth + 1), letters, domain[2] or "Z")
+        return Unordered(_flat([_read_list(piece, depth + 1) for piece in pieces]))
+    return _read_one(pieces[0], depth)
+
+
+def _is_inequality(node: Node) -> bool:
+    if isinstance(node, Union):
+        return True
+    return isinstance(node, Relation) and all(sign != "=" for sign in node.signs)
+
+
+def _flat(parts: list[Node]) -> tuple[Node, ...]:
+    flat: list[Node] = []
+    for part in parts:
+        flat.extend(part.parts if isinstance(part, Unordered) else [part])
+    return tuple(flat)
+
+
+def _read_one(text: str, depth: int) -> Node:
+    text = _POINT.sub("", text, count=1) if _POINT.match(text) and "," in text else text
+    for operator, sign in ((r"\cup", "or"), (r"\cap", "and"), (r"\setminus", "minus"), (r"\backslash", "minus")):
+        pieces = split_outside(text, {operator})
+        if len(pieces) > 1 and not any(split for piece in pieces for split in [_relation(piece)] if split):
+            return Union(tuple(_read_one(piece, depth + 1) for piece in pieces), sign)
+    if relation := _relation(text):
+        if r"\pm" in text and relation.signs == ("=",):
+            return Unordered(tuple(_relation_of(choice) for choice in _both_signs(text)))
+        if r"\pm" in text and relation.signs == ("!=",):
+            return Union(tuple(_relation_of(choice) for choice in _both_signs(text)), "and")
+        if relation.signs == ("in",):
+            return _read_one(relation.sides[1], depth + 1)
+        return relation
+    if text.startswith(r"\{") and (found := _enclosed(text, depth)):
+        return found
+    if r"\pm" in text or r"\mp" in text:
+        return Unordered(_flat([_read_one(choice, depth + 1) for choice in _both_signs(text)]))
+    if matrix := _MATRIX.fullmatch(text):
+        return Matrix(
+            tuple(
+                tuple(_read_one(cell, depth + 1) for cell in split_outside(row, {"&"}))
+                for row in split_outside(matrix[2], {r"\\"})
+                if row
+            )
+        )
+    if cases := _CASES.fullmatch(text):
+        return Unordered(tuple(_case(row, depth) for row in split_outside(cases[2], {r"\\"}) if row))
+    return _enclosed(text, depth) or Value(text)
+
+
+def _both_signs(text: str) -> tuple[str, str]:
+    if text.count(r"\pm") + text.count(r"\mp") > 1 and "," in text:
+        raise NotUnderstoodError(text)  # whether the signs go together is not said
+    first = text.replace(r"\pm", "+").replace(r"\mp", "-")
+    second = text.replace(r"\pm", "-").replace(r"\mp", "+")
+    return re.sub(r"(^|[(=,])\s*\+", r"\1", first), second
+
+
+def _relation(text: str) -> Relation | None:
+    sides = split_outside(text, set(_SIGNS))
+    if len(sides) == 1:
+        return None
+    return _relation_of(text)
+
+
+def _relation_of(text: str) -> Relation:
+    sides = split_outside(text, set(_SIGNS))
+    if "" in sides:
+        raise NotUnderstoodError(text)
+    signs, depth, place = [], 0, 0
+    remaining = tokens(text)
+    for side in sides[:-1]:  # the sign after each side, found outside brackets as the sides were
+        while True:
+            token = remaining[place]
+            place += 1
+            if token in _OPENING:
+                depth += _OPENING[token]
+            elif token in (r"\{", r"\langle", r"\lfloor", r"\lceil") or token.startswith(r"\begin{"):
+                depth += 1
+            elif token in (r"\}", r"\rangle", r"\rfloor", r"\rceil") or token.startswith(r"\end{"):
+                depth -= 1
+            if depth == 0 and token in _SIGNS:
+                signs.append(_SIGNS[token])
+                break
+    return Relation(tuple(sides), tuple(signs))
+
+
+def _case(row: str, depth: int) -> Node:
+    value, *conditions = split_outside(row, {"&"})
+    value = value.rstrip(",; ")
+    if not conditions:
+        pieces = split_outside(value, {","})
+        value, conditions = pieces[0], pieces[1:]
+    condition = re.sub(r"\\text\{([^{}]*)\}", r"\1", " ".join(conditions)).lower()
+    condition = re.sub(r"\b(?:if|when|for|is|are|where)\b|[\s,.;$]|\\[ ,;]", "", condition)
+    return Case(_read_one(value, depth + 1), condition) if condition else _read_one(value, depth + 1)
+
+
+def _enclosed(text: str, depth: int) -> Node | None:
+    """A tuple, an interval or a set; None if the brackets at both ends do not belong together."""
+    found = tokens(text)
+    pairs = {"(": ")]", "[": "])", r"\{": (r"\}",), r"\langle": (r"\rangle",)}
+    if len(found) < 2 or found[0] not in pairs or found[-1] not in pairs[found[0]]:
+        return None
+    level = 0
+    for number, token in enumerate(found):
+        level += token in ("(", "[", "{", r"\{", r"\langle")
+        level -= token in (")", "]", "}", r"\}", r"\rangle")
+        if not level and number < len(found) - 1:
+            return None
+    inner = "".join(found[1:-1]).strip()
+    if found[0] == r"\{":
+        builder = split_outside(inner, {":", "|", r"\mid"})
+        if len(builder) == 2 and re.fullmatch(r"[a-z](?:\s*\\in\s*\\mathbb\{?R\}?)?", builder[0]):
+            return _read_list(builder[1], depth + 1)
+        if len(builder) > 1 or not inner:
+            raise NotUnderstoodError(text)
+        node = _read_list(inner, depth + 1)
+        return node if isinstance(node, Unordered) else Unordered((node,))
+    parts = [part for part in split_outside(inner, {",", ";"})]
+    if len(parts) < 2 or "" in parts:
+        return None
+    brackets = "()" if found[0] == r"\langle" else found[0] + found[-1]
+    if found[0] == r"\langle":
+        return Matrix(tuple((_read_one(part, depth + 1),) for part in parts))
+    return Sequence(brackets, tuple(_read_one(part, depth + 1) for part in parts))
