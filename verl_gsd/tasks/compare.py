@@ -25,7 +25,10 @@ from typing import Any
 
 import sympy
 from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
-from latex2sympy2_extended.math_normalization import NormalizationConfig, normalize_latex
+from latex2sympy2_extended.math_normalization import NormalizationConfig
+from latex2sympy2_extended.math_normalization import normalize_latex as parsers_latex
+
+from verl_gsd.tasks.notation import normalize_latex
 
 from verl_gsd.tasks.structure import (
     Case,
@@ -54,9 +57,10 @@ _NORMALIZATION = NormalizationConfig(
 _CONVERSION = ConversionConfig(lowercase_symbols=False, interpret_as_mixed_fractions=False)
 _DECIMAL = re.compile(r"[-+]?\s*[0-9]*\.[0-9]+(?:\s*\\?%)?")
 _WORDS = re.compile(r"(?:\\text\{[^{}]*\}|[\s,.'-])+")
+_BARE_WORDS = re.compile(r"[A-Za-z]{2,}(?:[ -][A-Za-z]+)*")
 _UNIT = re.compile(r"(?<=[0-9})a-z])\s*\\text\{[^{}]*\}(?:\^\s*(?:[0-9]|\{[0-9]\}))?$")
 _FRACTION = re.compile(r"\\frac\s*(?:([0-9A-Za-z])|(?=\{))\s*(?:([0-9A-Za-z])|(?=\{))")
-_BAD = re.compile(r"(?<![_0-9.])[0-9.]+\s+[0-9]|\\begin|\\[a-z]*dots|\\(?:angle|triangle|overline|vec|hat)(?![a-z])|[?&]|\\equiv|[^\x00-\x7f]")
+_BAD = re.compile(r"(?<![_0-9.])[0-9.]+\s+[0-9]|\\begin|\\[a-z]*dots|\\(?:angle|triangle|overline|vec|hat)(?![a-z])|[?&]|[0-9]_|\\(?:gcd|lcm)(?![a-z])|\\equiv|[^\x00-\x7f]")
 _SUM = re.compile(r"\\(?:sum|prod)(?![a-z])")
 _UPPER_I = re.compile(r"(?<![A-Za-z\\{])I(?![A-Za-z_}])")
 _PRIME = re.compile(r"([A-Za-z])('+)")
@@ -68,7 +72,7 @@ _LETTER = re.compile(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])")
 
 
 def are_equal(answer: str, truth: str) -> bool:
-    """Whether two answers in normal form are equal. An answer that is not understood equals only the same text."""
+    """Whether two answers are equal. An answer that is not understood equals only the same text."""
     if _compact(answer) == _compact(truth):
         return True
     try:
@@ -78,11 +82,14 @@ def are_equal(answer: str, truth: str) -> bool:
 
 
 def _compact(text: str) -> str:
-    return re.sub(r"\s+", "", text)
+    """A text without the spaces that mean nothing: all but those between digits, and after commands."""
+    text = re.sub(r"(?<![0-9A-Za-z])\s+|\s+(?![0-9A-Za-z])", "", text)
+    return re.sub(r"([_^])\{(\w)\}", r"\1\2", text)
 
 
 @functools.lru_cache(1024)  # each response to a problem is compared with the same reference
 def _structure(text: str) -> Node:
+    text = normalize_latex(text)
     vector = _unit_vectors(text)
     return vector or read(text)
 
@@ -104,7 +111,7 @@ def _unit_vectors(text: str) -> Node | None:
 
 
 def _equal(a: Node, b: Node) -> bool:
-    a, b = _unwrapped(a, b), _unwrapped(b, a)
+    a, b = _unwrapped(a, b, is_answer=True), _unwrapped(b, a, is_answer=False)
     if isinstance(a, Value) and isinstance(b, Value):
         return same_value(a.text, b.text)
     if isinstance(a, Family) or isinstance(b, Family):
@@ -154,7 +161,7 @@ def _same_parts(a: list[Node], b: list[Node]) -> bool:
     return True
 
 
-def _unwrapped(node: Node, other: Node) -> Node:
+def _unwrapped(node: Node, other: Node, *, is_answer: bool) -> Node:
     """A node without the name before its equals sign, if ``other`` has none, and with the last side of a chain."""
     if isinstance(node, Unordered) and isinstance(node.parts[0], Relation) and isinstance(other, Unordered):
         first, *rest = node.parts
@@ -168,26 +175,35 @@ def _unwrapped(node: Node, other: Node) -> Node:
                 node = Unordered(tuple(value for value in values if value is not None))
         return node
     if isinstance(node, Relation) and not isinstance(other, (Relation, Unordered)):
-        return _value_of(node) or node
+        return _value_of(node, is_answer=is_answer) or node
     if isinstance(node, Relation) and isinstance(other, Unordered) and not isinstance(other.parts[0], Relation):
-        return _value_of(node) or node
+        return _value_of(node, is_answer=is_answer) or node
     return node
 
 
-def _value_of(node: Node) -> Node | None:
-    r"""The right-hand side of ``x = 5``, ``f(x) = 2x`` or ``S = 3 + 4 = 7``; None for other relations."""
-    if not isinstance(node, Relation) or set(node.signs) != {"="} or not _is_name(node.sides[0]):
+def _value_of(node: Node, *, is_answer: bool = False) -> Node | None:
+    r"""The right-hand side of ``x = 5``, ``f(x) = 2x`` or ``3 + 4 = 7``; None for other relations.
+
+    An answer ``x + y = 5`` may repeat what was asked for, so that it is 5. A reference ``x + y = 5`` asks for an equation.
+    """
+    if not isinstance(node, Relation) or set(node.signs) != {"="}:
         return None
-    values = [side for side in node.sides[1:]]
+    first, *others = node.sides
+    is_number = not _LETTER.search(first) and not all(_LETTER.search(side) for side in others)
+    if not (is_number or _is_name(first) or ((is_answer or len(others) > 1) and _is_sum_of_letters(first))):
+        return None
+    values = list(node.sides) if is_number else others
     if any(not same_value(values[-1], value) for value in values[:-1] if not _LETTER.search(value)):
         raise NotUnderstoodError("the sides of a chain of equalities differ")
     return read(values[-1])
 
 
 def _is_name(side: str) -> bool:
-    side = side.strip()
-    if _NAME.fullmatch(side) or re.fullmatch(r"\\text\{[^{}]*\}", side):
-        return True
+    return bool(_NAME.fullmatch(side.strip()) or re.fullmatch(r"\\text\{[^{}]*\}", side.strip()))
+
+
+def _is_sum_of_letters(side: str) -> bool:
+    """Whether an expression of two or more letters has no number but exponents: ``m+n``, ``x^2+y^2``."""
     bare = re.sub(r"_(?:\{[^{}]*\}|\w)|\\[a-z]+|\^\s*(?:\{[0-9]\}|[0-9])", "", side)
     return len(set(re.findall("[A-Za-z]", bare))) > 1 and not re.search("[0-9]", bare)
 
@@ -382,6 +398,9 @@ def same_value(answer: str, truth: str) -> bool:
     """Whether two expressions are equal. A unit or another word after them does not count; words equal words."""
     words, other_words = _words(answer), _words(truth)
     if words is not None or other_words is not None:
+        bare = truth if words is not None else answer
+        if (words is None or other_words is None) and _BARE_WORDS.fullmatch(bare.strip()):
+            return bare.strip().lower() == (words or other_words)
         return words == other_words
     a, b = _parsed(answer), _parsed(truth)
     for sides in ((a, answer, b, truth), (b, truth, a, answer)):
@@ -426,14 +445,14 @@ def _parsed(text: str) -> Any:
     text = _UNIT.sub("", text)
     text = _FRACTION.sub(lambda f: "\\frac" + "".join(f"{{{part}}}" for part in f.groups() if part), text)
     text = _PRIME.sub(lambda prime: rf"{prime[1]}_{{prime{len(prime[2])}}}", text)
-    text = _UPPER_I.sub("I_{0}", text)
+    text = _UPPER_I.sub("Y_{I}", text)
     if re.fullmatch(r"[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?", text):
         text = text.replace(",", "")
     if not text or _BAD.search(text) or r"\text" in text or ("=" in text and not _SUM.search(text)) or re.search(r"[0-9],[0-9]", text):
         raise NotUnderstoodError(text)
     try:
         parsed = latex2sympy(
-            normalize_latex(text, _NORMALIZATION), is_real=True, normalization_config=None, conversion_config=_CONVERSION
+            parsers_latex(text, _NORMALIZATION), is_real=True, normalization_config=None, conversion_config=_CONVERSION
         )
     except (MemoryError, RecursionError):
         raise
@@ -452,6 +471,8 @@ def _exact(expression: Any) -> Any:
 def same_numbers(a: Any, b: Any, *, decimal: bool = False) -> bool:
     """Whether two expressions without letters have the same value."""
     a, b = (value.doit() if hasattr(value, "doit") else value for value in (a, b))
+    if a.has(sympy.nan, sympy.zoo) or b.has(sympy.nan, sympy.zoo):
+        return False
     if a == b:
         return True
     if a.is_infinite or b.is_infinite:

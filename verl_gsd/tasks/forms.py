@@ -122,6 +122,8 @@ def upright_as_usual(text: str) -> str:
     text = re.sub(r"\\leq(?:slant)?(?![A-Za-z])", r"\\le ", re.sub(r"\\geq(?:slant)?(?![A-Za-z])", r"\\ge ", text))
     text = re.sub(r"\\ne(?![A-Za-z])", r"\\neq", text)
     text = re.sub(r"\{([^{}]*[^{}\s])\s*\\over(?![A-Za-z])\s*([^{}]+)\}", r"\\frac{\1}{\2}", text)
+    text = re.sub(r"\{?([^{}]*[^{}\s])\s*\\choose(?![A-Za-z])\s*([^{}]+)\}?", r"\\binom{\1}{\2}", text)
+    text = re.sub(r"\\[dt]?binom\s*([0-9A-Za-z])\s*([0-9A-Za-z])", r"\\binom{\1}{\2}", text)
     return re.sub(r"(?<![A-Za-z}])C_(?:\{(\w+)\}|(\w))\^(?:\{(\w+)\}|(\w))", _combinations, text)
 
 
@@ -160,6 +162,7 @@ def from_plain_notation(text: str) -> str:
 
 
 _LETTERS = re.compile(r"[A-Za-z]{2}")
+_PLAIN = re.compile(r"[A-Za-z]{2}|[*(<>!]")
 
 
 def _round_power(text: str) -> str:
@@ -184,7 +187,7 @@ def _call(text: str, name: str, latex: Callable[[str], str]) -> str:
     return text
 
 
-_GROUPED = re.compile(r"(?<![0-9.,\\^_])[1-9][0-9]{0,2}(?:(?:\\,|\{,\}|,\s*\\!|\{\\,\}| )[0-9]{3})+(?![0-9])")
+_GROUPED = re.compile(r"(?<![0-9.,\\^_])(?<![0-9] )[1-9][0-9]{0,2}(?:(?:\\,|\{,\}|,\s*\\!|\{\\,\}| )[0-9]{3})+(?! ?[0-9])")
 
 
 def ungrouped(text: str) -> str:
@@ -381,5 +384,5 @@ def latex_form(text: str) -> str:
     text = same_words(named_figures(text))
     text = _SPACE.sub(" ", text)
     text = mixed_as_fraction(text)
-    text = number_in_words(from_plain_notation(text)) if _LETTERS.search(text) or "*" in text or "(" in text else text
+    text = number_in_words(from_plain_notation(text)) if _PLAIN.search(text) else text
     return undecorated(degrees(without_approximation(text)))

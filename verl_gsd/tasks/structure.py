@@ -81,6 +81,7 @@ class Family:
 
 Node = Value | Unordered | Sequence | Matrix | Relation | Union | Case | Family
 
+_GROUPED = re.compile(r"\\?\$?[-+]?[1-9][0-9]{0,2}(?:,[0-9]{3})+(?:\.[0-9]+)?")
 _OPENING = {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}
 _TOKEN = re.compile(r"\\begin\{[a-z]+\*?\}|\\end\{[a-z]+\*?\}|\\text\{[^{}]*\}|\\langle(?![A-Za-z])|\\rangle(?![A-Za-z])|\\[A-Za-z]+|\\.|.", re.DOTALL)
 _OR, _AND = re.compile(r"\\text\{\s*or\s*\}|\\lor|\\vee"), re.compile(r"\\text\{\s*(?:and|,)\s*\}|\\land|\\wedge|\\text\{\s*,\s*and\s*\}")
@@ -160,6 +161,8 @@ def _read_list(text: str, depth: int) -> Node:
     if congruence := _CONGRUENT.fullmatch(text):
         modulus = congruence[3] or congruence[4]
         return Family(Value(rf"{modulus}k+({congruence[2]})"), "k", "Z")
+    if _GROUPED.fullmatch(text):
+        return Value(text.replace(",", ""))
     pieces = [piece for piece in split_outside(text, {",", ";"}) if piece]
     if not pieces:
         raise NotUnderstoodError(text)
