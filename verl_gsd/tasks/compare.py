@@ -19,6 +19,7 @@ from __future__ import annotations
 import functools
 import random
 import re
+from collections.abc import Iterator
 from collections.abc import Sequence as Items
 from fractions import Fraction
 from typing import Any
@@ -30,6 +31,7 @@ from latex2sympy2_extended.math_normalization import normalize_latex as parsers_
 
 from verl_gsd.tasks.notation import normalize_latex
 
+from verl_gsd.tasks.quantities import reconciled
 from verl_gsd.tasks.structure import (
     Case,
     Family,
@@ -48,8 +50,8 @@ from verl_gsd.tasks.structure import (
 DIGITS, NEAREST = 100, sympy.Float("1e-80", 100)
 #: The largest relative and absolute difference if one value is a decimal.
 NEAR, ROUNDED = sympy.Float("1e-5"), 6
-#: Points at which two expressions are compared, and how many of them must be in the domain of both.
-POINTS, ENOUGH = 24, 4
+#: Points in the domains of both at which two expressions are compared, how few may do, and how many points are tried.
+POINTS, ENOUGH, TRIED = 8, 4, 24
 
 _NORMALIZATION = NormalizationConfig(
     basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none", equations=False
@@ -58,15 +60,27 @@ _CONVERSION = ConversionConfig(lowercase_symbols=False, interpret_as_mixed_fract
 _DECIMAL = re.compile(r"[-+]?\s*[0-9]*\.[0-9]+(?:\s*\\?%)?")
 _WORDS = re.compile(r"(?:\\text\{[^{}]*\}|[\s,.'-])+")
 _BARE_WORDS = re.compile(r"[A-Za-z]{2,}(?:[ -][A-Za-z]+)*")
+#: The constant of integration, whose letter may be either case if one other letter stands in the answer.
+_CONSTANT = re.compile(r"\+\s*([cC])$")
 _UNIT = re.compile(r"(?<=[0-9})a-z])\s*\\text\{[^{}]*\}(?:\^\s*(?:[0-9]|\{[0-9]\}))?$")
+#: Words that change or restrict what stands before them.
+_NOT_A_UNIT = re.compile(
+    "and|or|to|than|through|if|when|where|unless|for|mod|modulo|base|squared|cubed|factorial|choose|plus|minus|over|times"
+    "|more|less|fewer|most|least|greater|larger|smaller|not|negative|positive|below|above|under|even|odd|except|percent"
+    "|hundred|thousand|million|billion|trillion|dozen|tenths|hundredths|thousandths|half|halves|thirds?|quarters?",
+    re.I,
+)
 _FRACTION = re.compile(r"\\frac\s*(?:([0-9A-Za-z])|(?=\{))\s*(?:([0-9A-Za-z])|(?=\{))")
-_BAD = re.compile(r"(?<![_0-9.])[0-9.]+\s+[0-9]|\\begin|\\[a-z]*dots|\\(?:angle|triangle|overline|vec|hat)(?![a-z])|[?&]|[0-9]_|\\(?:gcd|lcm)(?![a-z])|\\equiv|[^\x00-\x7f]")
+_BAD = re.compile(r"(?<![_0-9.])[0-9.]+\s+[0-9]|\\begin|\\[a-z]*dots|\\(?:angle|triangle|overline|vec|hat)(?![a-z])|[?&]|[0-9]_|\\(?:gcd|lcm|partial|lim|to)(?![a-z])|\^\s*\{?\s*(?:T|\\top|\\intercal|\*|\\ast|\\prime|\\complement)\b|\\frac\{d[a-zA-Z]?\}\{d|\\equiv|[^\x00-\x7f]")
+_EXTREME = re.compile(r"\\(?:max|min)(?![a-z])")
 _SUM = re.compile(r"\\(?:sum|prod)(?![a-z])")
 _UPPER_I = re.compile(r"(?<![A-Za-z\\{])I(?![A-Za-z_}])")
 _PRIME = re.compile(r"([A-Za-z])('+)")
 _UNIT_VECTOR = re.compile(r"\\(?:mathbf|hat|vec|bm)\s*\{?\s*\\?(i|j|k)(?:math)?\s*\}?")
 #: A name that may stand before an equals sign without being part of the answer.
-_NAME = re.compile(r"(?:\\?[A-Za-z]+(?:\\?_(?:\{[^{}]*\}|\w))?'*\s*(?:\([^()]*\))?)|\([a-zA-Z](?:\s*,\s*[a-zA-Z])*\)")
+_NAME = re.compile(
+    r"(?:\\?[A-Za-z]+(?:_(?:\{[^{}]*\}|\w))?'*(?:\^\{-1\})?\s*(?:\([^()]*\))?)|\\frac\{d[a-z]\}\{d[a-z]\}|\([a-zA-Z](?:\s*,\s*[a-zA-Z])*\)"
+)
 _CALL = re.compile(r"\\?([A-Za-z])(?:_\{?\w\}?)?\s*\(\s*([a-z])\s*\)")
 _LETTER = re.compile(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])")
 
@@ -75,15 +89,22 @@ def are_equal(answer: str, truth: str) -> bool:
     """Whether two answers are equal. An answer that is not understood equals only the same text."""
     if _compact(answer) == _compact(truth):
         return True
+    if (constant := _CONSTANT.search(answer)) and (other := _CONSTANT.search(truth)) and constant[1] != other[1]:
+        answer, truth = (_CONSTANT.sub("+C", text) if _has_one_other_letter(text) else text for text in (answer, truth))
     try:
         return _equal(_structure(answer), _structure(truth))
     except NotUnderstoodError:
         return False
 
 
+def _has_one_other_letter(text: str) -> bool:
+    return len(set(_LETTER.findall(text)) - {"c", "C", "e"}) == 1
+
+
 def _compact(text: str) -> str:
     """A text without the spaces that mean nothing: all but those between digits, and after commands."""
     text = re.sub(r"(?<![0-9A-Za-z])\s+|\s+(?![0-9A-Za-z])", "", text)
+    text = re.sub(r"\s+", " ", text)
     return re.sub(r"([_^])\{(\w)\}", r"\1\2", text)
 
 
@@ -125,9 +146,14 @@ def _equal(a: Node, b: Node) -> bool:
         return len(a.rows) == len(b.rows) and all(map(_all_equal, a.rows, b.rows))
     if isinstance(a, Matrix) or isinstance(b, Matrix):
         return _same_matrices(a, b)
+    for part, whole in ((a, b), (b, a)):  # x/(x+1), x != -1 is x/(x+1)
+        if isinstance(part, Value) and isinstance(whole, Unordered) and _is_restricted_value(whole):
+            return _equal(part, whole.parts[0])
     if isinstance(a, Unordered) and isinstance(b, Unordered):
         return _same_parts(list(a.parts), list(b.parts))
     if isinstance(a, Sequence) and isinstance(b, Sequence):
+        if a.brackets == b.brackets == ":":
+            return _same_ratios(a.parts, b.parts)
         return a.brackets == b.brackets and _all_equal(a.parts, b.parts)
     if isinstance(a, Relation) and isinstance(b, Relation) and _same_relation(a, b):
         return True
@@ -136,6 +162,20 @@ def _equal(a: Node, b: Node) -> bool:
         return False
     left, right = _real_set(a), _real_set(b)
     return left is not None and right is not None and _same_sets(left, right)
+
+
+def _is_restricted_value(node: Unordered) -> bool:
+    value, *restrictions = node.parts
+    return isinstance(value, Value) and all(isinstance(r, Relation) and r.signs == ("!=",) for r in restrictions)
+
+
+def _same_ratios(a: Items[Node], b: Items[Node]) -> bool:
+    """Whether ``a : b : c`` are in proportion to other three or more values."""
+    if len(a) != len(b) or not all(isinstance(part, Value) for part in (*a, *b)):
+        return False
+    (x, *xs), (y, *ys) = ([_exact(_parsed(part.text)) for part in side] for side in (a, b))  # type: ignore[union-attr]
+    products = [(p * y, q * x) for p, q in zip(xs, ys, strict=True)]
+    return all(same_expressions(p, q) if (p - q).free_symbols else same_numbers(p, q) for p, q in products)
 
 
 def _all_equal(a: Items[Node], b: Items[Node]) -> bool:
@@ -290,8 +330,8 @@ def _constant_ratio(left: Any, right: Any) -> Any:
     if left.free_symbols != right.free_symbols or not left.free_symbols:
         return None
     left, right = (sympy.numer(sympy.together(side)) for side in (left, right))
-    pairs = _values_at_points(left, right)[0]
-    ratios = [a / b for a, b in pairs if b]
+    pairs = [(x, y) for x, y in _values_at_points(left, right) if x is not None and y is not None]
+    ratios = [x / y for x, y in pairs if y]
     if len(ratios) < ENOUGH or len(ratios) < len(pairs) or not ratios[0]:
         return None
     return ratios[0] if all(_near(ratio, ratios[0], NEAREST) for ratio in ratios) else None
@@ -396,6 +436,10 @@ def _same_piece(a: Any, b: Any) -> bool:
 
 def same_value(answer: str, truth: str) -> bool:
     """Whether two expressions are equal. A unit or another word after them does not count; words equal words."""
+    pair = reconciled(answer, truth)
+    if pair is None:
+        return False
+    answer, truth = pair
     words, other_words = _words(answer), _words(truth)
     if words is not None or other_words is not None:
         bare = truth if words is not None else answer
@@ -442,13 +486,16 @@ def _parsed(text: str) -> Any:
     """
     text = re.sub(r"\\\$|\$", "", text).strip()
     text = re.sub(r"\s*\^\s*(?:\\circ|\{\s*\\circ\s*\})|°", "", text)
-    text = _UNIT.sub("", text)
+    if unit := _UNIT.search(text):
+        if any(map(_NOT_A_UNIT.fullmatch, re.findall("[A-Za-z]+", unit[0])[1:])):
+            raise NotUnderstoodError(text)
+        text = text[: unit.start()]
     text = _FRACTION.sub(lambda f: "\\frac" + "".join(f"{{{part}}}" for part in f.groups() if part), text)
     text = _PRIME.sub(lambda prime: rf"{prime[1]}_{{prime{len(prime[2])}}}", text)
     text = _UPPER_I.sub("Y_{I}", text)
     if re.fullmatch(r"[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?", text):
         text = text.replace(",", "")
-    if not text or _BAD.search(text) or r"\text" in text or ("=" in text and not _SUM.search(text)) or re.search(r"[0-9],[0-9]", text):
+    if not text or _BAD.search(text) or r"\text" in text or ("=" in text and not _SUM.search(text)) or (re.search(r"[0-9],[0-9]", text) and not _EXTREME.search(text)):
         raise NotUnderstoodError(text)
     try:
         parsed = latex2sympy(
@@ -500,36 +547,40 @@ def same_expressions(a: Any, b: Any) -> bool:
         a, b = sympy.simplify(a.doit()), sympy.simplify(b.doit())
         if a.free_symbols != b.free_symbols:
             return False
-    pairs, same_domain = _values_at_points(a, b)
-    if a.has(sympy.Abs) != b.has(sympy.Abs) and not same_domain:
-        return False
-    return len(pairs) >= ENOUGH and all(_near(x, y, NEAREST) for x, y in pairs)
+    same_domain = a.has(sympy.Abs) != b.has(sympy.Abs)
+    compared = 0
+    for x, y in _values_at_points(a, b):
+        if x is not None and y is not None:
+            compared += 1
+            if not _near(x, y, NEAREST):
+                return False
+        elif same_domain and (x is None) != (y is None):
+            return False
+    return compared >= ENOUGH
 
 
-def _values_at_points(a: Any, b: Any) -> tuple[list[tuple[Any, Any]], bool]:
-    """The values of two expressions at the points in the domain of both, and whether their domains have the same points.
+def _values_at_points(a: Any, b: Any) -> Iterator[tuple[Any, Any]]:
+    """The values of two expressions at points, None outside their domains, until both have values at ``POINTS`` points.
 
-    The points are the same in each process, so that a verdict is the same.
+    The points are the same in each process, so that a verdict is the same. The first has only positive coordinates and
+    the second only negative ones. Whole numbers follow if too few other points are in both domains.
     """
     symbols = sorted(a.free_symbols | b.free_symbols, key=str)
     whole = any(e.has(sympy.factorial, sympy.binomial, sympy.Sum, sympy.Product) for e in (a, b))
     draw = random.Random(0)
-    pairs: list[tuple[Any, Any]] = []
-    same_domain = True
-    for rational in (True, False) if not whole else (False,):
-        for number in range(POINTS):
-            if rational:
-                signs = [1 if number % 4 == 0 else -1 if number % 4 == 1 else draw.choice((1, -1)) for _ in symbols]
-                point = {s: sign * sympy.Rational(draw.randint(20, 4000), 1009) for s, sign in zip(symbols, signs, strict=True)}
-            else:
-                point = {symbol: sympy.Integer(draw.randint(1, 9)) for symbol in symbols}
-            found = [_value_or_none(expression, point) for expression in (a, b)]
-            same_domain &= (found[0] is None) == (found[1] is None)
-            if None not in found:
-                pairs.append((found[0], found[1]))
-        if len(pairs) >= ENOUGH:
-            break
-    return pairs, same_domain
+    found = 0
+    for number in range(2 * TRIED):
+        if whole or number >= TRIED:
+            point = {symbol: sympy.Integer(draw.randint(1, 9)) for symbol in symbols}
+        else:
+            signs = [1 if number == 0 else -1 if number == 1 else draw.choice((1, -1)) for _ in symbols]
+            sizes = [sympy.Rational(draw.randint(20, 4000), 1009) for _ in symbols]
+            point = {symbol: sign * size for symbol, sign, size in zip(symbols, signs, sizes, strict=True)}
+        x, y = _value_or_none(a, point), _value_or_none(b, point)
+        found += x is not None and y is not None
+        yield x, y
+        if found == POINTS or (number == TRIED - 1 and found >= ENOUGH):
+            return
 
 
 class _OutsideDomainError(ValueError):

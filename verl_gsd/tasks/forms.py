@@ -18,7 +18,7 @@ _SIGNS: dict[str, str] = {
 }
 _SIGNS |= {"Γ": r"\Gamma ", "Δ": r"\Delta ", "Θ": r"\Theta ", "Λ": r"\Lambda ", "Π": r"\Pi ", "Σ": r"\Sigma "}
 _SIGNS |= {"Φ": r"\Phi ", "Ψ": r"\Psi ", "Ω": r"\Omega ", "ϕ": r"\phi ", "ϵ": r"\epsilon ", "µ": r"\mu "}
-_SIGNS |= dict.fromkeys("−–‒﹣－", "-") | dict.fromkeys("×✕", r"\times ") | dict.fromkeys("·⋅∙•", r"\cdot ")
+_SIGNS |= dict.fromkeys("−–‒‑﹣－", "-") | dict.fromkeys("×✕", r"\times ") | dict.fromkeys("·⋅∙•", r"\cdot ")
 _SIGNS |= dict.fromkeys("\u00a0\u2002\u2003\u2004\u2005\u2007", " ") | dict.fromkeys("\u2006\u2008\u2009\u202f", r"\,")
 _SIGNS |= dict.fromkeys("\u200b\u200a\u2061\u2062\ufeff", "") | dict.fromkeys("′’", "'") | {"″": "''"}
 _SIGNS |= {"∞": r"\infty ", "≤": r"\le ", "⩽": r"\le ", "≥": r"\ge ", "⩾": r"\ge ", "≠": r"\neq ", "±": r"\pm "}
@@ -58,6 +58,7 @@ _WRAPPED = re.compile(
     r"|phantom|hspace\*?\{[^{}]*\})\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}"
 )
 _TEXT = re.compile(r"\\(?:textbf|textit|textrm|textsf|texttt|textnormal|mbox|hbox|operatorname\*?|mathrm|mathtt)\s*\{")
+_DOLLAR = re.compile(r"(?<!\\)\$")
 _SENTENCE = re.compile(r"(?:\\text\{)?\s*(?:so |thus |hence |therefore,? )?the (?:final |correct )?answer is:?\s*\}?\s*(.*)", re.I)
 
 
@@ -71,10 +72,12 @@ def undecorated(text: str) -> str:
         text = _TEXT.sub(r"\\text{", text)
         if "\\text{\\text{" in text:
             text = re.sub(r"\\text\{\\text\{([^{}]*)\}\}", r"\\text{\1}", text)
+    dollars = _DOLLAR.findall(text)
+    text = _DOLLAR.sub("", text) if len(dollars) % 2 == 0 else text
     while True:
         before = text
         text = text.strip()
-        for mark in ("**", "*", "`", "$$", "$", "__"):
+        for mark in ("**", "*", "`", "__"):
             if len(text) > 2 * len(mark) and text.startswith(mark) and text.endswith(mark):
                 inner = text[len(mark) : -len(mark)]
                 text = inner if mark not in inner else text

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 
 from verl_gsd.tasks.forms import split_currency
 
@@ -41,11 +42,12 @@ _WORDS: dict[str, tuple[Fraction | int, dict[str, int]]] = {
 }  # fmt: skip
 _WORD_PREFIXES = {"kilo": 3, "centi": -2, "milli": -3, "micro": -6, "nano": -9, "mega": 6, "deci": -1, "giga": 9}
 _END = re.compile(
-    r"(?P<number>.*?[0-9})!])\s*(?P<unit>(?:\\mu\s*)?\\text\{[^{}]*\}(?:\s*\^\s*(?:\{?-?[1-4]\}?))?"
+    r"(?P<number>.*?(?:[0-9})!]|[a-z](?=\s*\\text)))\s*(?P<unit>(?:\\mu\s*)?\\text\{[^{}]*\}(?:\s*\^\s*(?:\{?-?[1-4]\}?))?"
     r"(?:\s*(?:/|\\cdot)?\s*\\text\{[^{}]*\}(?:\s*\^\s*(?:\{?-?[1-4]\}?))?)*|\s[A-Za-zµ][A-Za-z /.]*(?:\^\{?[1-4]\}?)?)"
 )
 _COMPOUND = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*\\text\{([^{}0-9]+)\}")
-_AND = re.compile(r"\s*(?:,|and)?\s*")
+#: ``3 m`` without ``\text`` is a product.
+_ONE_LETTER = re.compile(r"\s*[A-Za-zµ](?:\^\{?[1-4]\}?)?")
 
 
 @dataclass(frozen=True)
@@ -66,14 +68,7 @@ def reconciled(answer: str, truth: str) -> tuple[str, str] | None:
         if unit.factor != other_unit.factor:
             return _scaled(number, unit.factor / other_unit.factor), other_number
         return number, other_number
-    return split_currency(_sum_of_compound(answer, number, unit))[0], split_currency(
-        _sum_of_compound(truth, other_number, other_unit)
-    )[0]
-
-
-def _sum_of_compound(text: str, number: str, unit: Unit | None) -> str:
-    """The text as it is, but with ``2 hours and 30 minutes`` read as one number of hours."""
-    return number if unit is not None and len(_COMPOUND.findall(text)) > 1 else text
+    return number, other_number
 
 
 def _scaled(number: str, factor: Fraction) -> str:
@@ -89,8 +84,8 @@ def _split(text: str) -> tuple[str, Unit | None]:
         return bare, Unit(Fraction(1), ((currency, 1),))
     if len(compound := _COMPOUND.findall(text)) > 1:
         return _compound(text, compound)
-    match = _END.fullmatch(text)
-    unit = parse_unit(match["unit"]) if match else None
+    match = None if "," in text else _END.fullmatch(text)  # a list is compared part by part
+    unit = parse_unit(match["unit"]) if match and not _ONE_LETTER.fullmatch(match["unit"]) else None
     return (match["number"].strip(), unit) if match and unit else (text, None)
 
 
@@ -102,8 +97,9 @@ def _compound(text: str, parts: list[tuple[str, str]]) -> tuple[str, Unit | None
         return text, None
     first = units[0]
     assert first is not None
-    if any(unit is None or unit.kind != first.kind for unit in units):
-        return text, None
+    factors = [unit.factor for unit in units if unit is not None and unit.kind == first.kind]
+    if len(factors) < len(units) or any(larger <= smaller for larger, smaller in pairwise(factors)):
+        return text, None  # 5 cm, 3 cm are two answers
     value = sum((Fraction(number) * unit.factor for (number, _), unit in zip(parts, units, strict=True) if unit), Fraction(0))
     return _scaled("1", value / first.factor), first
 

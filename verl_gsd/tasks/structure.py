@@ -33,7 +33,7 @@ class Unordered:
 
 @dataclass(frozen=True)
 class Sequence:
-    """A tuple or an interval; which of the two, brackets do not tell."""
+    """A tuple or an interval; which of the two, brackets do not tell. Or with ``:`` a ratio of three or more terms."""
 
     brackets: str
     parts: tuple[Node, ...]
@@ -85,6 +85,7 @@ _GROUPED = re.compile(r"\\?\$?[-+]?[1-9][0-9]{0,2}(?:,[0-9]{3})+(?:\.[0-9]+)?")
 _OPENING = {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}
 _TOKEN = re.compile(r"\\begin\{[a-z]+\*?\}|\\end\{[a-z]+\*?\}|\\text\{[^{}]*\}|\\langle(?![A-Za-z])|\\rangle(?![A-Za-z])|\\[A-Za-z]+|\\.|.", re.DOTALL)
 _OR, _AND = re.compile(r"\\text\{\s*or\s*\}|\\lor|\\vee"), re.compile(r"\\text\{\s*(?:and|,)\s*\}|\\land|\\wedge|\\text\{\s*,\s*and\s*\}")
+_LOGIC = re.compile(r"\\(?:lor|land|vee|wedge)(?![a-z])")
 _BARE_WORD = re.compile(r"\\text\{[^{}]*\}|(?<![A-Za-z\\])(or|and)(?![A-Za-z])")
 _SIGNS = {"=": "=", "<": "<", ">": ">", r"\le": "<=", r"\ge": ">=", r"\neq": "!=", r"\in": "in", r"\lt": "<", r"\gt": ">"}
 _FRENCH = re.compile(r"([\[\]])([^\[\]()]*[,;][^\[\]()]*)([\[\]])")
@@ -130,6 +131,8 @@ def read(text: str) -> Node:
         NotUnderstoodError: the text has no such structure.
     """
     text = _FRENCH.sub(_usual_brackets, text.strip())
+    if _LOGIC.search(text) and not any(token in _SIGNS for token in tokens(text)):
+        raise NotUnderstoodError(text)  # a formula of logic
     text = _OR.sub(r" \\or ", _AND.sub(r" \\and ", text))
     text = _BARE_WORD.sub(lambda word: rf"\{word[1]} " if word[1] else word[0], text)
     return _read_list(text, 0)
@@ -216,6 +219,9 @@ def _read_one(text: str, depth: int) -> Node:
         )
     if cases := _CASES.fullmatch(text):
         return Unordered(tuple(_case(row, depth) for row in split_outside(cases[2], {r"\\"}) if row))
+    terms = split_outside(text, {":"})
+    if len(terms) > 2 and "" not in terms:
+        return Sequence(":", tuple(_read_one(term, depth + 1) for term in terms))
     return _enclosed(text, depth) or Value(text)
 
 
