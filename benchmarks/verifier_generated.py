@@ -16,8 +16,8 @@ from typing import Annotated
 
 import publishing
 import typer
-
 from expressions import changed, different, drawn, written
+
 from verl_gsd.tasks import maths
 
 

@@ -28,7 +28,7 @@ def drawn(rng: random.Random, depth: int = 3) -> Tree:
 
 
 def written(tree: Tree, rng: random.Random) -> str:
-    """The tree as LaTeX, in the notation of programs, or with Unicode signs; operands of sums and products in any order."""
+    """The tree as LaTeX, in the notation of programs, or with Unicode signs; sums and products in any order."""
     return _written(tree, rng.choice(("latex", "plain", "unicode")), rng)
 
 
@@ -50,8 +50,10 @@ def _written(tree: Tree, style: str, rng: random.Random) -> str:
         sign = {"latex": (r" \cdot ", r"\times "), "plain": ("*", " * "), "unicode": ("·", "×")}[style]
         return closed[0] + rng.choice(sign) + closed[1]
     if name == "/":
-        return rf"{rng.choice((chr(92) + 'frac', chr(92) + 'dfrac'))}{{{parts[0]}}}{{{parts[1]}}}" if style == "latex" else (
-            f"({closed[0]})/({closed[1]})"
+        return (
+            rf"{rng.choice((chr(92) + 'frac', chr(92) + 'dfrac'))}{{{parts[0]}}}{{{parts[1]}}}"
+            if style == "latex"
+            else (f"({closed[0]})/({closed[1]})")
         )
     (part,), (inner,) = parts, closed
     if name == "sqrt":
@@ -63,7 +65,9 @@ def _written(tree: Tree, style: str, rng: random.Random) -> str:
     if name == "abs":
         return {"latex": rf"\left|{part}\right|", "plain": f"abs({part})", "unicode": rf"\lvert {part} \rvert"}[style]
     power = {"square": 2, "cube": 3}[name]
-    return {"latex": f"{inner}^{{{power}}}", "plain": f"{inner}**{power}", "unicode": inner + {2: "²", 3: "³"}[power]}[style]
+    return {"latex": f"{inner}^{{{power}}}", "plain": f"{inner}**{power}", "unicode": inner + {2: "²", 3: "³"}[power]}[
+        style
+    ]
 
 
 def changed(tree: Tree, rng: random.Random) -> Tree:
@@ -110,7 +114,8 @@ def _value(tree: Tree, point: dict[str, float]) -> float | None:
     a, b = values[0], values[-1]
     try:
         result = {
-            "+": lambda: a + b, "-": lambda: a - b, "*": lambda: a * b, "/": lambda: a / b, "sqrt": lambda: cmath.sqrt(a),
+            "+": lambda: a + b, "-": lambda: a - b, "*": lambda: a * b, "/": lambda: a / b,
+            "sqrt": lambda: cmath.sqrt(a),
             "sin": lambda: math.sin(a), "cos": lambda: math.cos(a), "ln": lambda: cmath.log(a), "neg": lambda: -a,
             "abs": lambda: abs(a), "square": lambda: a**2, "cube": lambda: a**3,
         }[name]()  # fmt: skip

@@ -2,14 +2,15 @@ r"""Extracts the final answer of a response, for mathematics. Takes time linear 
 
 The rules, in this order:
 
-1. If there is a box, the last one is the answer, together with those that ``and``, ``or`` or a comma joins to it. If it is not closed or too long, the response has no answer. No other
-   text is searched, because a response that was asked for a box must not be right by accident.
+1. If there is a box, the last one is the answer, together with those that ``and``, ``or`` or a comma joins to it. If
+   it is not closed or too long, the response has no answer. No other text is searched, because a response that was
+   asked for a box must not be right by accident.
 2. Without a box, the answer follows the last ``#### 12``, ``the answer is 12.`` or ``Answer: $x=3$``, whichever comes
    last. It is the mathematics in dollar signs right after it, or else the words up to the end of the sentence or line.
 3. Without any of these, the whole text is the answer if it is one short line.
 
 Under rules 2 and 3, a text of four or more words is prose and not an answer. The same holds for an equation with a word
-in it, because math-verify takes the right-hand side of any equation. A number is never picked out of a text.
+in it, because its right-hand side could be taken for the answer. A number is never picked out of a text.
 """
 
 from __future__ import annotations

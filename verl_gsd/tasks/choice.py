@@ -18,7 +18,9 @@ from verl_gsd.tasks.answers import BOX, last_boxed
 
 LETTERS = "ABCDEFGHIJ"
 
-_LETTER = r"(?:\(([A-J])\)|([A-J])(?=\s*(?:[.:;,()]|\\[,;:! ]|\\q?quad\b|$|[-–—]+\s+[A-Za-z]+\s[A-Za-z]|(?:because|since|as|for)\b)))"
+#: A dash after the letter needs two words after it, because ``A - B`` is a difference.
+_REASON = r"\s*(?:[.:;,()]|\\[,;:! ]|\\q?quad\b|$|[-–—]+\s+[A-Za-z]+\s[A-Za-z]|(?:because|since|as|for)\b)"
+_LETTER = rf"(?:\(([A-J])\)|([A-J])(?={_REASON}))"
 _AT_START = re.compile(rf"(?:(?:option|choice|answer)\b[\s:]*)?(?-i:{_LETTER})", re.I | re.M)
 _ALONE = re.compile(r"\(([A-J])\)|([A-J])\.?")
 _ANNOUNCED = re.compile(

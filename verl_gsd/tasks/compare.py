@@ -21,7 +21,6 @@ import random
 import re
 from collections.abc import Iterator
 from collections.abc import Sequence as Items
-from fractions import Fraction
 from typing import Any
 
 import sympy
@@ -30,7 +29,6 @@ from latex2sympy2_extended.math_normalization import NormalizationConfig
 from latex2sympy2_extended.math_normalization import normalize_latex as parsers_latex
 
 from verl_gsd.tasks.notation import normalize_latex
-
 from verl_gsd.tasks.quantities import reconciled
 from verl_gsd.tasks.structure import (
     Case,
@@ -51,7 +49,11 @@ DIGITS, NEAREST = 100, sympy.Float("1e-80", 100)
 #: The largest relative and absolute difference if one value is a decimal.
 NEAR, ROUNDED = sympy.Float("1e-5"), 6
 #: Points in the domains of both at which two expressions are compared, how few may do, and how many points are tried.
-POINTS, ENOUGH, TRIED = 8, 4, 24
+POINTS, ENOUGH, TRIED = 10, 4, 40
+
+#: The sizes of coordinates in units of 1/1009: below 1 and above 1, and for functions with a bend also large ones.
+_BANDS = ((20, 1000), (1010, 5000), (5000, 50_000), (50_000, 10**7))
+_BENT = (sympy.Abs, sympy.Max, sympy.Min, sympy.floor, sympy.ceiling, sympy.sign)
 
 _NORMALIZATION = NormalizationConfig(
     basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none", equations=False
@@ -71,7 +73,9 @@ _NOT_A_UNIT = re.compile(
     re.I,
 )
 _FRACTION = re.compile(r"\\frac\s*(?:([0-9A-Za-z])|(?=\{))\s*(?:([0-9A-Za-z])|(?=\{))")
-_BAD = re.compile(r"(?<![_0-9.])[0-9.]+\s+[0-9]|\\begin|\\[a-z]*dots|\\(?:angle|triangle|overline|vec|hat)(?![a-z])|[?&]|[0-9]_|\\(?:gcd|lcm|partial|lim|to)(?![a-z])|\^\s*\{?\s*(?:T|\\top|\\intercal|\*|\\ast|\\prime|\\complement)\b|\\frac\{d[a-zA-Z]?\}\{d|\\equiv|[^\x00-\x7f]")
+_BAD = re.compile(
+    r"(?<![_0-9.])[0-9.]+\s+[0-9]|\\begin|\\[a-z]*dots|\\(?:angle|triangle|overline|vec|hat)(?![a-z])|[?&]|[0-9]_|\\(?:gcd|lcm|partial|lim|to)(?![a-z])|\^\s*\{?\s*(?:T|\\top|\\intercal|\*|\\ast|\\prime|\\complement)\b|\\frac\{d[a-zA-Z]?\}\{d|\\equiv|[^\x00-\x7f]"
+)
 _EXTREME = re.compile(r"\\(?:max|min)(?![a-z])")
 _SUM = re.compile(r"\\(?:sum|prod)(?![a-z])")
 _UPPER_I = re.compile(r"(?<![A-Za-z\\{])I(?![A-Za-z_}])")
@@ -93,7 +97,9 @@ def are_equal(answer: str, truth: str) -> bool:
         answer, truth = (_CONSTANT.sub("+C", text) if _has_one_other_letter(text) else text for text in (answer, truth))
     try:
         return _equal(_structure(answer), _structure(truth))
-    except NotUnderstoodError:
+    except (MemoryError, RecursionError):
+        raise
+    except Exception:  # besides NotUnderstoodError, sympy raises all kinds of errors on texts that a policy wrote
         return False
 
 
@@ -183,8 +189,10 @@ def _all_equal(a: Items[Node], b: Items[Node]) -> bool:
 
 
 def _entries(matrix: Matrix) -> tuple[Node, ...]:
-    return tuple(row[0] for row in matrix.rows) if all(len(row) == 1 for row in matrix.rows) else matrix.rows[0] * (
-        len(matrix.rows) == 1
+    return (
+        tuple(row[0] for row in matrix.rows)
+        if all(len(row) == 1 for row in matrix.rows)
+        else matrix.rows[0] * (len(matrix.rows) == 1)
     )
 
 
@@ -205,8 +213,12 @@ def _unwrapped(node: Node, other: Node, *, is_answer: bool) -> Node:
     """A node without the name before its equals sign, if ``other`` has none, and with the last side of a chain."""
     if isinstance(node, Unordered) and isinstance(node.parts[0], Relation) and isinstance(other, Unordered):
         first, *rest = node.parts
-        named = _value_of(first) is not None and not any(isinstance(part, Relation) for part in rest)
-        if named and rest:  # n = 1, 2, 3
+        named = (
+            isinstance(first, Relation)
+            and _value_of(first) is not None
+            and not any(isinstance(part, Relation) for part in rest)
+        )
+        if isinstance(first, Relation) and named and rest:  # n = 1, 2, 3
             node = Unordered((Value(first.sides[-1]), *rest))
         elif not any(isinstance(part, Relation) for part in other.parts):
             values = [_value_of(part) for part in node.parts if isinstance(part, Relation)]
@@ -224,7 +236,8 @@ def _unwrapped(node: Node, other: Node, *, is_answer: bool) -> Node:
 def _value_of(node: Node, *, is_answer: bool = False) -> Node | None:
     r"""The right-hand side of ``x = 5``, ``f(x) = 2x`` or ``3 + 4 = 7``; None for other relations.
 
-    An answer ``x + y = 5`` may repeat what was asked for, so that it is 5. A reference ``x + y = 5`` asks for an equation.
+    An answer ``x + y = 5`` may repeat what was asked for, so that it is 5. A reference ``x + y = 5`` is an
+    equation.
     """
     if not isinstance(node, Relation) or set(node.signs) != {"="}:
         return None
@@ -367,7 +380,7 @@ def _real_set(node: Node) -> Any:
             return None
         first, *rest = sets
         for part in rest:
-            first = {"or": first.union, "and": first.intersect, "minus": lambda other: first - other}[node.sign](part)
+            first = {"or": sympy.Union, "and": sympy.Intersection, "minus": sympy.Complement}[node.sign](first, part)
         return first
     if isinstance(node, Relation):
         return _solutions(node)
@@ -473,8 +486,10 @@ def _same_percentages(answer: str, truth: str) -> bool:
     percents = ["%" in text for text in (answer, truth)]
     if None in values:
         return False
-    (a, b), both = values, all(percents)
-    return same_numbers(a, b) or (not both and same_numbers(*(v / (100 if p else 1) for v, p in zip(values, percents))))
+    if same_numbers(*values):
+        return True
+    shares = [value / (100 if percent else 1) for value, percent in zip(values, percents, strict=True)]
+    return not all(percents) and same_numbers(*shares)
 
 
 @functools.lru_cache(1024)
@@ -495,7 +510,13 @@ def _parsed(text: str) -> Any:
     text = _UPPER_I.sub("Y_{I}", text)
     if re.fullmatch(r"[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?", text):
         text = text.replace(",", "")
-    if not text or _BAD.search(text) or r"\text" in text or ("=" in text and not _SUM.search(text)) or (re.search(r"[0-9],[0-9]", text) and not _EXTREME.search(text)):
+    if (
+        not text
+        or _BAD.search(text)
+        or r"\text" in text
+        or ("=" in text and not _SUM.search(text))
+        or (re.search(r"[0-9],[0-9]", text) and not _EXTREME.search(text))
+    ):
         raise NotUnderstoodError(text)
     try:
         parsed = latex2sympy(
@@ -562,11 +583,13 @@ def same_expressions(a: Any, b: Any) -> bool:
 def _values_at_points(a: Any, b: Any) -> Iterator[tuple[Any, Any]]:
     """The values of two expressions at points, None outside their domains, until both have values at ``POINTS`` points.
 
-    The points are the same in each process, so that a verdict is the same. The first has only positive coordinates and
-    the second only negative ones. Whole numbers follow if too few other points are in both domains.
+    The points are the same in each process, so that a verdict is the same. They lie on both sides of 0 and of 1, and for
+    functions with a bend also far out. The first has only positive coordinates and the second only negative ones. Whole numbers follow if too few other points are in both domains.
     """
     symbols = sorted(a.free_symbols | b.free_symbols, key=str)
     whole = any(e.has(sympy.factorial, sympy.binomial, sympy.Sum, sympy.Product) for e in (a, b))
+    bent = any(e.has(*_BENT) for e in (a, b))
+    bands = _BANDS if bent else _BANDS[:2]
     draw = random.Random(0)
     found = 0
     for number in range(2 * TRIED):
@@ -574,12 +597,12 @@ def _values_at_points(a: Any, b: Any) -> Iterator[tuple[Any, Any]]:
             point = {symbol: sympy.Integer(draw.randint(1, 9)) for symbol in symbols}
         else:
             signs = [1 if number == 0 else -1 if number == 1 else draw.choice((1, -1)) for _ in symbols]
-            sizes = [sympy.Rational(draw.randint(20, 4000), 1009) for _ in symbols]
+            sizes = [sympy.Rational(draw.randint(*draw.choice(bands)), 1009) for _ in symbols]
             point = {symbol: sign * size for symbol, sign, size in zip(symbols, signs, sizes, strict=True)}
         x, y = _value_or_none(a, point), _value_or_none(b, point)
         found += x is not None and y is not None
         yield x, y
-        if found == POINTS or (number == TRIED - 1 and found >= ENOUGH):
+        if found == (2 * POINTS if bent else POINTS) or (number == TRIED - 1 and found >= ENOUGH):
             return
 
 

@@ -11,7 +11,9 @@ import re
 from collections.abc import Callable
 from fractions import Fraction
 
-_GREEK = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho . sigma tau upsilon phi"
+_GREEK = (
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho . sigma tau upsilon phi"
+)
 _GREEK += " chi psi omega"
 _SIGNS: dict[str, str] = {
     chr(0x3B1 + number): rf"\{name} " for number, name in enumerate(_GREEK.split()) if name not in (".", "omicron")
@@ -25,11 +27,26 @@ _SIGNS |= {"∞": r"\infty ", "≤": r"\le ", "⩽": r"\le ", "≥": r"\ge ", "�
 _SIGNS |= {"∓": r"\mp ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∅": r"\emptyset ", "∖": r"\setminus "}
 _SIGNS |= {"÷": "/", "∕": "/", "⁄": "/", "≡": r"\equiv ", "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}"}
 _SIGNS |= {"ℚ": r"\mathbb{Q}", "ℂ": r"\mathbb{C}", "∠": r"\angle ", "⟨": r"\langle ", "⟩": r"\rangle ", "…": r"\ldots "}
-_SIGNS |= {"⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil ", "％": "%", "（": "(", "）": ")", "，": ","}
+_SIGNS |= {
+    "⌊": r"\lfloor ",
+    "⌋": r"\rfloor ",
+    "⌈": r"\lceil ",
+    "⌉": r"\rceil ",
+    "％": "%",
+    "（": "(",
+    "）": ")",
+    "，": ",",
+}
 _SIGNS |= {chr(0xFF10 + digit): str(digit) for digit in range(10)}
 _RAISED = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ", "0123456789+-()ni", strict=True))
 _LOWERED = dict(zip("₀₁₂₃₄₅₆₇₈₉₊₋₍₎ₙ", "0123456789+-()n", strict=True))
-_VULGAR = dict(zip("½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞", "12 13 23 14 34 15 25 35 45 16 56 18 38 58 78".split(), strict=True))
+_VULGAR = dict(
+    zip(
+        "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞",
+        ["12", "13", "23", "14", "34", "15", "25", "35", "45", "16", "56", "18", "38", "58", "78"],
+        strict=True,
+    )
+)
 _RUN_RAISED, _RUN_LOWERED = (re.compile(f"[{re.escape(''.join(run))}]+") for run in (_RAISED, _LOWERED))
 _ROOT = re.compile(r"([√∛∜])\s*(?:\(([^()]*)\)|([0-9]+(?:\.[0-9]+)?|[A-Za-z]))")
 _INDEX = {"√": "", "∛": "[3]", "∜": "[4]"}
@@ -59,11 +76,13 @@ _WRAPPED = re.compile(
 )
 _TEXT = re.compile(r"\\(?:textbf|textit|textrm|textsf|texttt|textnormal|mbox|hbox|operatorname\*?|mathrm|mathtt)\s*\{")
 _DOLLAR = re.compile(r"(?<!\\)\$")
-_SENTENCE = re.compile(r"(?:\\text\{)?\s*(?:so |thus |hence |therefore,? )?the (?:final |correct )?answer is:?\s*\}?\s*(.*)", re.I)
+_SENTENCE = re.compile(
+    r"(?:\\text\{)?\s*(?:so |thus |hence |therefore,? )?the (?:final |correct )?answer is:?\s*\}?\s*(.*)", re.I
+)
 
 
 def undecorated(text: str) -> str:
-    r"""Without what only decorates: dollar signs, asterisks, back ticks, ``\underline``, sizes, outer braces, a full stop.
+    r"""Without what only decorates: dollar signs, asterisks, back ticks, ``\underline``, sizes, a full stop.
 
     ``\text`` stands for every command that sets text upright.
     """
@@ -157,7 +176,11 @@ def from_plain_notation(text: str) -> str:
     text = _PI_TIMES.sub(r"\\pi ", _PLAIN_NAME.sub(r"\\\1 ", text))
     for name, index in (("sqrt", ""), ("cbrt", "[3]")):
         text = _call(text, name, lambda inner, index=index: rf"\sqrt{index}{{{inner}}}")  # type: ignore[misc]
-    text = re.sub(r"(?<![A-Za-z\\])sqrt\s*([0-9]+|\{)", lambda root: rf"\sqrt{root[1] if root[1] == '{' else '{' + root[1] + '}'}", text)
+    text = re.sub(
+        r"(?<![A-Za-z\\])sqrt\s*([0-9]+|\{)",
+        lambda root: rf"\sqrt{root[1] if root[1] == '{' else '{' + root[1] + '}'}",
+        text,
+    )
     text = _call(text, "abs", lambda inner: rf"|{inner}|")
     text = _call(text, r"\\?exp", lambda inner: rf"e^{{{inner}}}")
     text = _PLAIN_FUNCTION.sub(lambda name: rf"\{_INVERSE.get(name[1], name[1])} ", text)
@@ -190,7 +213,9 @@ def _call(text: str, name: str, latex: Callable[[str], str]) -> str:
     return text
 
 
-_GROUPED = re.compile(r"(?<![0-9.,\\^_])(?<![0-9] )[1-9][0-9]{0,2}(?:(?:\\,|\{,\}|,\s*\\!|\{\\,\}| )[0-9]{3})+(?! ?[0-9])")
+_GROUPED = re.compile(
+    r"(?<![0-9.,\\^_])(?<![0-9] )[1-9][0-9]{0,2}(?:(?:\\,|\{,\}|,\s*\\!|\{\\,\}| )[0-9]{3})+(?! ?[0-9])"
+)
 
 
 def ungrouped(text: str) -> str:
@@ -205,7 +230,15 @@ _CURRENCY = re.compile(
     r"(\\\$|\\pounds(?![a-z])|\\euro(?![a-z])|\\(?:text|mathrm)\{\s*(?:[€£¥₹]|Rs\.?|USD|EUR|GBP|\\?\$)\s*\}|[€£¥₹₽₩₪]"
     r"|(?<![A-Za-z\\])(?:Rs\.?|USD|EUR|GBP|US\\?\$)(?![A-Za-z]))"
 )
-_CURRENCY_NAMES = {"€": "euro", "EUR": "euro", "euro": "euro", "£": "pound", "pounds": "pound", "GBP": "pound", "¥": "yen"}
+_CURRENCY_NAMES = {
+    "€": "euro",
+    "EUR": "euro",
+    "euro": "euro",
+    "£": "pound",
+    "pounds": "pound",
+    "GBP": "pound",
+    "¥": "yen",
+}
 _CURRENCY_NAMES |= {"₹": "rupee", "Rs": "rupee", "₽": "ruble", "₩": "won", "₪": "shekel"}
 
 
@@ -264,7 +297,9 @@ def _one_fraction(number: re.Match) -> str:
 
 
 _DEGREE = r"\^\s*(?:\\circ|\{\s*\\circ\s*\})|°|\\degree"
-_MINUTES = re.compile(rf"([0-9]+)\s*(?:{_DEGREE})\s*([0-9]{{1,2}})\s*(?:\^\s*\{{?\s*\\prime\s*\}}?|')(?:\s*([0-9]{{1,2}})\s*(?:\^\s*\{{?\s*\\prime\s*\\prime\s*\}}?|''))?$")
+_MINUTES = re.compile(
+    rf"([0-9]+)\s*(?:{_DEGREE})\s*([0-9]{{1,2}})\s*(?:\^\s*\{{?\s*\\prime\s*\}}?|')(?:\s*([0-9]{{1,2}})\s*(?:\^\s*\{{?\s*\\prime\s*\\prime\s*\}}?|''))?$"
+)
 _ANGLE = re.compile(rf"([0-9]+(?:\.[0-9]+)?|\\frac\{{[0-9]+\}}\{{[0-9]+\}})\s*(?:{_DEGREE})")
 _TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
 
@@ -303,10 +338,15 @@ def same_words(text: str) -> str:
     return text
 
 
-_SMALL = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
+_SMALL = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
+)
 _SMALL += " eighteen nineteen"
 _UNITS = {word: number for number, word in enumerate(_SMALL.split())}
-_TENS = {word: 10 * number for number, word in enumerate("twenty thirty forty fifty sixty seventy eighty ninety".split(), 2)}
+_TENS = {
+    word: 10 * number
+    for number, word in enumerate(["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"], 2)
+}
 
 
 def number_in_words(text: str) -> str:
@@ -335,21 +375,33 @@ _POINTS = re.compile(r"\\(angle|overline|triangle)\s*\{?\s*([A-Z])\s*([A-Z])\s*(
 
 
 def named_figures(text: str) -> str:
-    r"""Names of figures as words: ``\angle ABC`` and ``\angle CBA`` are one angle, ``\overline{AB}`` has no direction."""
+    r"""Names of figures as words: ``\angle ABC`` and ``\angle CBA`` are one angle, a segment has no direction."""
     return _POINTS.sub(_figure, text) if r"\angle" in text or r"\overline" in text or r"\triangle" in text else text
 
 
 def _figure(name: re.Match) -> str:
     kind, points = name[1], [point for point in name.groups()[1:] if point]
-    if kind == "angle" and len(points) == 3 or kind == "overline" and len(points) == 2:
+    if (kind == "angle" and len(points) == 3) or (kind == "overline" and len(points) == 2):
         return rf"\text{{{kind} {min(''.join(points), ''.join(reversed(points)))}}}"
     return rf"\text{{{kind} {''.join(points)}}}"
 
 
-_BASE_WORDS = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10, "sixteen": 16}
+_BASE_WORDS = {
+    "two": 2,
+    "three": 3,
+    "four": 4,
+    "five": 5,
+    "six": 6,
+    "seven": 7,
+    "eight": 8,
+    "nine": 9,
+    "ten": 10,
+    "sixteen": 16,
+}
 _BASE = re.compile(r"([0-9A-F]+)_\{?\s*\\text\{\s*(?:base )?([a-z]+|[0-9]+)\s*\}\s*\}?")
 _QUALIFIER = re.compile(
-    r"\s*(?:,|\\quad|\\qquad|\\;|\\ )*\s*\(?\s*\\text\{\s*\(?\s*(?P<text>(?:for (?:all|every|any|each)|since|because|as)\b.*)"
+    r"\s*(?:,|\\quad|\\qquad|\\;|\\ )*\s*\(?\s*\\text\{\s*\(?\s*"
+    r"(?P<text>(?:for (?:all|every|any|each)|since|because|as)\b.*)"
     r"|\s*,?\s+\(?(?P<bare>(?:for (?:all|every|any|each)|since|because)\b.*)"
 )
 _ROUNDED_TOO = re.compile(
@@ -359,7 +411,7 @@ _EXACT = re.compile(r"\\(?:sqrt|frac|pi|ln|log|e)|\^|/")
 
 
 def without_approximation(text: str) -> str:
-    r"""Without the rounded value after an exact one: ``\frac{\pi}{4} \approx 0.785``. A name before ``\approx`` stays."""
+    r"""Without the rounded value after an exact one: ``\frac{\pi}{4} \approx 0.785``. ``x \approx 3`` stays."""
     rounded = _ROUNDED_TOO.search(text)
     return text[: rounded.start()] if rounded and _EXACT.search(text[: rounded.start()]) else text
 
@@ -372,20 +424,25 @@ def split_qualifier(text: str) -> tuple[str, str]:
     found = _QUALIFIER.search(text)
     if found is None or not found.start():
         return text, ""
-    qualifier = re.sub(r"\\text\b|\\in\b|\\mathbb\b|real|numbers?|[{}$\s().,]|\\[ ,;]", "", found["text"] or found["bare"])
+    qualifier = re.sub(
+        r"\\text\b|\\in\b|\\mathbb\b|real|numbers?|[{}$\s().,]|\\[ ,;]", "", found["text"] or found["bare"]
+    )
     return text[: found.start()].rstrip(" ,"), qualifier
+
+
+_RUN_OF_SPACE = re.compile(r"\s+")
 
 
 def latex_form(text: str) -> str:
     """The normal form of an answer or of a reference."""
-    text = from_unicode(text)
+    text = _RUN_OF_SPACE.sub(" ", from_unicode(text))
     text = undecorated(text)
     text = upright_as_usual(text)
     text = _BASE.sub(lambda based: f"{based[1]}_{{{_BASE_WORDS.get(based[2], based[2])}}}", text)
     text = with_usual_percent(ungrouped(text))
     text = recurring_as_overline(text)
     text = same_words(named_figures(text))
-    text = _SPACE.sub(" ", text)
+    text = _RUN_OF_SPACE.sub(" ", _SPACE.sub(" ", text))
     text = mixed_as_fraction(text)
     text = number_in_words(from_plain_notation(text)) if _PLAIN.search(text) else text
     return undecorated(degrees(without_approximation(text)))

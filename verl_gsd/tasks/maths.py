@@ -1,15 +1,13 @@
 r"""The verifier for mathematics: compares the final answer of a response with the reference answer.
 
-``answers.py`` extracts the answer: the last ``\boxed{}``, or the answer that a response without a box announces. Plain
-numbers are compared here (``plain.py``), towers of powers are not compared (``screen.py``), and math-verify compares
-everything else.
+``answers.py`` extracts the answer: the last ``\boxed{}``, or the answer that a response without a box announces.
+``notation.py`` and ``forms.py`` bring both texts into one notation, and ``quantities.py`` their units into one unit.
+Plain numbers are compared here (``plain.py``), towers of powers are not compared (``screen.py``), and ``compare.py``
+compares everything else. docs/verifier.md says what counts as equal.
 
-math-verify runs in separate processes (``maths_worker.py``) for two reasons:
-
-- It ends slow comparisons by SIGALRM, which works only in the main thread, and verl calls verifiers in other threads.
-- On text that a policy wrote, sympy may take forever and use all memory.
-
-The processes are few and reused. Their memory and CPU time are limited, and they are killed if they do not reply.
+``compare.py`` runs in separate processes (``maths_worker.py``), because sympy may take forever and use all memory on
+text that a policy wrote. The processes are few and reused. Their memory and CPU time are limited, and they are
+killed if they do not reply.
 """
 
 from __future__ import annotations
@@ -114,16 +112,21 @@ def compute_score(
     Returns:
         ``score`` and ``acc``, both 0.0 or both 1.0, and ``unverified``. ``unverified`` is 1.0 if the comparison failed,
         which counts as wrong: it took more than ``CPU_S`` seconds (less if recent comparisons did, too), its process
-        ended, or one of the two numbers is too large. ``answer`` is the final answer as normalised LaTeX: the reference
+        ended, one of the two numbers is too large, or the reference is too long. ``answer`` is the final answer as normalised LaTeX: the reference
         answer if the response is right, so that equal answers in other words are not different, and empty if there is
         none.
 
     Raises:
-        RuntimeError: the process with math-verify does not start.
+        RuntimeError: the process that compares answers does not start.
     """
     answer, truth = final_answer(solution_str) if isinstance(solution_str, str) else None, str(ground_truth).strip()
     if answer is None or len(answer) > LONGEST_ANSWER:
         return _scores(False, "")
+    if len(truth) > LONGEST_ANSWER:
+        logger.warning(
+            "a reference of %d characters is too long to be compared; the answer counts as wrong", len(truth)
+        )
+        return _scores(None, normalize_latex(answer))
     answer, truth = normalize_latex(answer), normalize_latex(truth)
     right = _verdict(answer, truth)
     return _scores(right, truth if right else answer)
@@ -157,7 +160,7 @@ def _verdict(answer: str, truth: str) -> bool | None:
 
 
 def _are_equal(answer: str, truth: str) -> bool | None:
-    """math-verify's verdict, computed once per pair; None if there is none."""
+    """The verdict of the comparison process, computed once per pair; None if there is none."""
     with _lock:
         earlier = _verdicts.get((answer, truth))
         verdict = _verdicts.setdefault((answer, truth), earlier or Future())

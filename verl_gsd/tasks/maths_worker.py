@@ -1,4 +1,6 @@
-"""The process that compares two answers by computer algebra (``compare.py``). It reads one JSON pair per line and prints one reply per line.
+"""The process that compares two answers by computer algebra (``compare.py``).
+
+It reads one JSON pair per line and prints one reply per line.
 
 A reply is ``right``, ``wrong``, ``late`` (the comparison exceeded its CPU time) or ``lost`` (it ended its process).
 

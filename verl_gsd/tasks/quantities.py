@@ -15,32 +15,84 @@ from verl_gsd.tasks.forms import split_currency
 
 _PREFIXES = {"": 0, "k": 3, "c": -2, "m": -3, "M": 6, "G": 9, "T": 12, "d": -1, "n": -9, "p": -12, "u": -6, "f": -15}
 #: Symbols that take prefixes, in SI base units: (factor, kind).
-_SYMBOLS = {
-    "m": (1, {"m": 1}), "g": (Fraction(1, 1000), {"kg": 1}), "s": (1, {"s": 1}), "L": (Fraction(1, 1000), {"m": 3}),
-    "l": (Fraction(1, 1000), {"m": 3}), "N": (1, {"kg": 1, "m": 1, "s": -2}), "J": (1, {"kg": 1, "m": 2, "s": -2}),
-    "W": (1, {"kg": 1, "m": 2, "s": -3}), "Pa": (1, {"kg": 1, "m": -1, "s": -2}), "Hz": (1, {"s": -1}), "A": (1, {"A": 1}),
-    "V": (1, {"kg": 1, "m": 2, "s": -3, "A": -1}), "C": (1, {"A": 1, "s": 1}), "K": (1, {"K": 1}),
-    "mol": (1, {"mol": 1}), "eV": (Fraction(1602176634, 10**28), {"kg": 1, "m": 2, "s": -2}),
-}  # fmt: skip
+_SYMBOLS: dict[str, tuple[Fraction | int, dict[str, int]]] = {
+    "m": (1, {"m": 1}),
+    "g": (Fraction(1, 1000), {"kg": 1}),
+    "s": (1, {"s": 1}),
+    "L": (Fraction(1, 1000), {"m": 3}),
+    "l": (Fraction(1, 1000), {"m": 3}),
+    "N": (1, {"kg": 1, "m": 1, "s": -2}),
+    "J": (1, {"kg": 1, "m": 2, "s": -2}),
+    "W": (1, {"kg": 1, "m": 2, "s": -3}),
+    "Pa": (1, {"kg": 1, "m": -1, "s": -2}),
+    "Hz": (1, {"s": -1}),
+    "A": (1, {"A": 1}),
+    "V": (1, {"kg": 1, "m": 2, "s": -3, "A": -1}),
+    "C": (1, {"A": 1, "s": 1}),
+    "K": (1, {"K": 1}),
+    "mol": (1, {"mol": 1}),
+    "eV": (Fraction(1602176634, 10**28), {"kg": 1, "m": 2, "s": -2}),
+}
 _LENGTH, _MASS, _TIME, _MONEY = {"m": 1}, {"kg": 1}, {"s": 1}, {"dollar": 1}
 _WORDS: dict[str, tuple[Fraction | int, dict[str, int]]] = {
-    "meter": (1, _LENGTH), "metre": (1, _LENGTH), "inch": (Fraction(254, 10**4), _LENGTH), "in": (Fraction(254, 10**4), _LENGTH),
-    "foot": (Fraction(3048, 10**4), _LENGTH), "feet": (Fraction(3048, 10**4), _LENGTH), "ft": (Fraction(3048, 10**4), _LENGTH),
-    "yard": (Fraction(9144, 10**4), _LENGTH), "yd": (Fraction(9144, 10**4), _LENGTH),
-    "mile": (Fraction(1609344, 1000), _LENGTH), "mi": (Fraction(1609344, 1000), _LENGTH),
-    "gram": (Fraction(1, 1000), _MASS), "pound": (Fraction(45359237, 10**8), _MASS), "lb": (Fraction(45359237, 10**8), _MASS),
-    "ounce": (Fraction(45359237, 16 * 10**8), _MASS), "oz": (Fraction(45359237, 16 * 10**8), _MASS),
-    "tonne": (1000, _MASS), "second": (1, _TIME), "sec": (1, _TIME), "minute": (60, _TIME), "min": (60, _TIME),
-    "hour": (3600, _TIME), "hr": (3600, _TIME), "h": (3600, _TIME), "day": (86400, _TIME), "week": (604800, _TIME),
-    "month": (1, {"month": 1}), "year": (12, {"month": 1}), "liter": (Fraction(1, 1000), {"m": 3}),
-    "litre": (Fraction(1, 1000), {"m": 3}), "newton": (1, {"kg": 1, "m": 1, "s": -2}), "joule": (1, {"kg": 1, "m": 2, "s": -2}),
-    "watt": (1, {"kg": 1, "m": 2, "s": -3}), "volt": (1, {"kg": 1, "m": 2, "s": -3, "A": -1}), "hertz": (1, {"s": -1}),
-    "mph": (Fraction(1609344, 3600000), {"m": 1, "s": -1}), "kph": (Fraction(1000, 3600), {"m": 1, "s": -1}),
-    "dollar": (1, _MONEY), "buck": (1, _MONEY), "cent": (Fraction(1, 100), _MONEY), "penny": (Fraction(1, 100), _MONEY),
-    "euro": (1, {"euro": 1}), "rupee": (1, {"rupee": 1}), "yen": (1, {"yen": 1}), "ruble": (1, {"ruble": 1}),
-    "degree": (1, {"degree": 1}), "radian": (1, {"radian": 1}),
-}  # fmt: skip
-_WORD_PREFIXES = {"kilo": 3, "centi": -2, "milli": -3, "micro": -6, "nano": -9, "mega": 6, "deci": -1, "giga": 9}
+    "meter": (1, _LENGTH),
+    "metre": (1, _LENGTH),
+    "inch": (Fraction(254, 10**4), _LENGTH),
+    "in": (Fraction(254, 10**4), _LENGTH),
+    "foot": (Fraction(3048, 10**4), _LENGTH),
+    "feet": (Fraction(3048, 10**4), _LENGTH),
+    "ft": (Fraction(3048, 10**4), _LENGTH),
+    "yard": (Fraction(9144, 10**4), _LENGTH),
+    "yd": (Fraction(9144, 10**4), _LENGTH),
+    "mile": (Fraction(1609344, 1000), _LENGTH),
+    "mi": (Fraction(1609344, 1000), _LENGTH),
+    "gram": (Fraction(1, 1000), _MASS),
+    "pound": (Fraction(45359237, 10**8), _MASS),
+    "lb": (Fraction(45359237, 10**8), _MASS),
+    "ounce": (Fraction(45359237, 16 * 10**8), _MASS),
+    "oz": (Fraction(45359237, 16 * 10**8), _MASS),
+    "tonne": (1000, _MASS),
+    "second": (1, _TIME),
+    "sec": (1, _TIME),
+    "minute": (60, _TIME),
+    "min": (60, _TIME),
+    "hour": (3600, _TIME),
+    "hr": (3600, _TIME),
+    "h": (3600, _TIME),
+    "day": (86400, _TIME),
+    "week": (604800, _TIME),
+    "month": (1, {"month": 1}),
+    "year": (12, {"month": 1}),
+    "liter": (Fraction(1, 1000), {"m": 3}),
+    "litre": (Fraction(1, 1000), {"m": 3}),
+    "newton": (1, {"kg": 1, "m": 1, "s": -2}),
+    "joule": (1, {"kg": 1, "m": 2, "s": -2}),
+    "watt": (1, {"kg": 1, "m": 2, "s": -3}),
+    "volt": (1, {"kg": 1, "m": 2, "s": -3, "A": -1}),
+    "hertz": (1, {"s": -1}),
+    "mph": (Fraction(1609344, 3600000), {"m": 1, "s": -1}),
+    "kph": (Fraction(1000, 3600), {"m": 1, "s": -1}),
+    "dollar": (1, _MONEY),
+    "buck": (1, _MONEY),
+    "cent": (Fraction(1, 100), _MONEY),
+    "penny": (Fraction(1, 100), _MONEY),
+    "euro": (1, {"euro": 1}),
+    "rupee": (1, {"rupee": 1}),
+    "yen": (1, {"yen": 1}),
+    "ruble": (1, {"ruble": 1}),
+    "degree": (1, {"degree": 1}),
+    "radian": (1, {"radian": 1}),
+}
+_WORD_PREFIXES: dict[str, int] = {
+    "kilo": 3,
+    "centi": -2,
+    "milli": -3,
+    "micro": -6,
+    "nano": -9,
+    "mega": 6,
+    "deci": -1,
+    "giga": 9,
+}
 _END = re.compile(
     r"(?P<number>.*?(?:[0-9})!]|[a-z](?=\s*\\text)))\s*(?P<unit>(?:\\mu\s*)?\\text\{[^{}]*\}(?:\s*\^\s*(?:\{?-?[1-4]\}?))?"
     r"(?:\s*(?:/|\\cdot)?\s*\\text\{[^{}]*\}(?:\s*\^\s*(?:\{?-?[1-4]\}?))?)*|\s[A-Za-zµ][A-Za-z /.]*(?:\^\{?[1-4]\}?)?)"
@@ -100,12 +152,14 @@ def _compound(text: str, parts: list[tuple[str, str]]) -> tuple[str, Unit | None
     factors = [unit.factor for unit in units if unit is not None and unit.kind == first.kind]
     if len(factors) < len(units) or any(larger <= smaller for larger, smaller in pairwise(factors)):
         return text, None  # 5 cm, 3 cm are two answers
-    value = sum((Fraction(number) * unit.factor for (number, _), unit in zip(parts, units, strict=True) if unit), Fraction(0))
+    value = sum(
+        (Fraction(number) * unit.factor for (number, _), unit in zip(parts, units, strict=True) if unit), Fraction(0)
+    )
     return _scaled("1", value / first.factor), first
 
 
 def parse_unit(text: str) -> Unit | None:
-    r"""The unit in a text such as ``\text{ km/h}``, ``\mu \text{m}`` or ``square feet``; None if it is not in the tables."""
+    r"""The unit in a text such as ``\text{ km/h}``, ``\mu \text{m}`` or ``square feet``; None for other words."""
     text = re.sub(r"\\text\{([^{}]*)\}", r" \1", text)
     text = re.sub(r"\\mu\s*|µ\s*|μ\s*", "u", text).replace(r"\cdot", " ").replace("{", "").replace("}", "")
     text = re.sub(r"\bper\b", "/", text.replace("²", "^2").replace("³", "^3")).replace(".", "")
@@ -134,7 +188,9 @@ def parse_unit(text: str) -> Unit | None:
         for base, exponent in known[1].items():
             kind[base] = kind.get(base, 0) + sign * power * exponent
         power = 1
-    return Unit(factor, tuple(sorted((base, exponent) for base, exponent in kind.items() if exponent))) if kind else None
+    return (
+        Unit(factor, tuple(sorted((base, exponent) for base, exponent in kind.items() if exponent))) if kind else None
+    )
 
 
 def _known(word: str) -> tuple[Fraction, dict[str, int]] | None:
@@ -162,7 +218,7 @@ _CLOCK = re.compile(
 
 
 def same_time(answer: str, truth: str) -> bool | None:
-    """Whether two times of day are the same; None if one of them is not a time. ``3:30`` may be either half of the day."""
+    """Whether two times of day are the same; None if one is not a time. ``3:30`` may be in either half of the day."""
     times = [_CLOCK.fullmatch(text.strip()) for text in (answer, truth)]
     if None in times:
         return None

@@ -7,6 +7,7 @@ The text of a value is left to the parser of LaTeX (``compare.py``). A text whos
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 
 #: How deep brackets may be nested.
@@ -82,12 +83,29 @@ class Family:
 Node = Value | Unordered | Sequence | Matrix | Relation | Union | Case | Family
 
 _GROUPED = re.compile(r"\\?\$?[-+]?[1-9][0-9]{0,2}(?:,[0-9]{3})+(?:\.[0-9]+)?")
-_OPENING = {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}
-_TOKEN = re.compile(r"\\begin\{[a-z]+\*?\}|\\end\{[a-z]+\*?\}|\\text\{[^{}]*\}|\\langle(?![A-Za-z])|\\rangle(?![A-Za-z])|\\[A-Za-z]+|\\.|.", re.DOTALL)
-_OR, _AND = re.compile(r"\\text\{\s*or\s*\}|\\lor|\\vee"), re.compile(r"\\text\{\s*(?:and|,)\s*\}|\\land|\\wedge|\\text\{\s*,\s*and\s*\}")
+_OPENING = ("(", "[", "{", r"\{", r"\langle", r"\lfloor", r"\lceil")
+_CLOSING = (")", "]", "}", r"\}", r"\rangle", r"\rfloor", r"\rceil")
+_TOKEN = re.compile(
+    r"\\begin\{[a-z]+\*?\}|\\end\{[a-z]+\*?\}|\\text\{[^{}]*\}|\\langle(?![A-Za-z])|\\rangle(?![A-Za-z])|\\[A-Za-z]+|\\.|.",
+    re.DOTALL,
+)
+_OR, _AND = (
+    re.compile(r"\\text\{\s*or\s*\}|\\lor|\\vee"),
+    re.compile(r"\\text\{\s*(?:and|,)\s*\}|\\land|\\wedge|\\text\{\s*,\s*and\s*\}"),
+)
 _LOGIC = re.compile(r"\\(?:lor|land|vee|wedge)(?![a-z])")
 _BARE_WORD = re.compile(r"\\text\{[^{}]*\}|(?<![A-Za-z\\])(or|and)(?![A-Za-z])")
-_SIGNS = {"=": "=", "<": "<", ">": ">", r"\le": "<=", r"\ge": ">=", r"\neq": "!=", r"\in": "in", r"\lt": "<", r"\gt": ">"}
+_SIGNS = {
+    "=": "=",
+    "<": "<",
+    ">": ">",
+    r"\le": "<=",
+    r"\ge": ">=",
+    r"\neq": "!=",
+    r"\in": "in",
+    r"\lt": "<",
+    r"\gt": ">",
+}
 _FRENCH = re.compile(r"([\[\]])([^\[\]()]*[,;][^\[\]()]*)([\[\]])")
 _MATRIX = re.compile(r"\\begin\{([pbvBV]?matrix|smallmatrix|array)\}(?:\{[lcr|]*\})?(.*)\\end\{\1\}", re.DOTALL)
 _CASES = re.compile(r"(?:\\\{)?\\begin\{(cases|array|aligned)\}(?:\{[lcr|]*\})?(.*)\\end\{\1\}", re.DOTALL)
@@ -96,32 +114,44 @@ _DOMAIN = re.compile(
     r"|\(?([a-z])\s*(?:\\text\{)?\s*(?:is )?(?:an |any )?(integer)s?\}?\)?"
 )
 _POINT = re.compile(r"(?:\\text\{\s*)?[A-Z](?:_\{?[0-9]\}?)?\s*\}?\s*(?:=\s*)?(?=\()")
-_CONGRUENT = re.compile(r"(?:([a-z])\s*)?\\equiv\s*([^\\]+?)\s*(?:\(\s*)?(?:\\pmod|\\bmod|\\mod|\\text\{\s*\(?\s*mod\s*\})\s*(?:\{\s*([0-9]+)\s*\}|([0-9]+))\s*\)?")
+_CONGRUENT = re.compile(
+    r"(?:([a-z])\s*)?\\equiv\s*([^\\]+?)\s*(?:\(\s*)?(?:\\pmod|\\bmod|\\mod|\\text\{\s*\(?\s*mod\s*\})\s*(?:\{\s*([0-9]+)\s*\}|([0-9]+))\s*\)?"
+)
 
 
 def tokens(text: str) -> list[str]:
+    r"""The commands and characters of a text; ``\text{...}`` and ``\begin{...}`` are one token each."""
     return _TOKEN.findall(text)
 
 
-def split_outside(text: str, separators: set[str]) -> list[str]:
+def split_outside(text: str, separators: Collection[str]) -> list[str]:
     """The parts of a text between separators that stand outside all brackets, each stripped."""
-    parts, found, depth = [[]], tokens(text), 0  # type: list[list[str]], list[str], int
-    for token in found:
-        if token in _OPENING:
-            depth += _OPENING[token]
-        elif token in (r"\{", r"\langle", r"\lfloor", r"\lceil") or token.startswith(r"\begin{"):
-            depth += 1
-        elif token in (r"\}", r"\rangle", r"\rfloor", r"\rceil") or token.startswith(r"\end{"):
-            depth -= 1
+    return _split(text, separators)[0]
+
+
+def _split(text: str, separators: Collection[str]) -> tuple[list[str], list[str]]:
+    """The parts between separators outside all brackets, and these separators."""
+    parts: list[list[str]] = [[]]
+    between, depth = [], 0
+    for token in tokens(text):
+        depth += _level(token)
         if depth > DEEPEST:
             raise NotUnderstoodError(text)
         if depth == 0 and token in separators:
             parts.append([])
+            between.append(token)
         else:
             parts[-1].append(token)
     if depth:
         raise NotUnderstoodError(text)
-    return ["".join(part).strip() for part in parts]
+    return ["".join(part).strip() for part in parts], between
+
+
+def _level(token: str) -> int:
+    """1 for a bracket that opens, -1 for one that closes, 0 for other tokens. Half-open intervals are brackets, too."""
+    if token in _OPENING or token.startswith(r"\begin{"):
+        return 1
+    return -1 if token in _CLOSING or token.startswith(r"\end{") else 0
 
 
 def read(text: str) -> Node:
@@ -158,7 +188,8 @@ def _read_list(text: str, depth: int) -> Node:
             if any(isinstance(part, Family) for part in parts):  # the last domain belongs to all members
                 family = next(part for part in parts if isinstance(part, Family))
                 parts = [
-                    part if isinstance(part, Family) else Family(part, family.parameter, family.domain) for part in parts
+                    part if isinstance(part, Family) else Family(part, family.parameter, family.domain)
+                    for part in parts
                 ]
             return Unordered(_flat(parts))
     if congruence := _CONGRUENT.fullmatch(text):
@@ -195,13 +226,13 @@ def _read_one(text: str, depth: int) -> Node:
     text = _POINT.sub("", text, count=1) if _POINT.match(text) and "," in text else text
     for operator, sign in ((r"\cup", "or"), (r"\cap", "and"), (r"\setminus", "minus"), (r"\backslash", "minus")):
         pieces = split_outside(text, {operator})
-        if len(pieces) > 1 and not any(split for piece in pieces for split in [_relation(piece)] if split):
+        if len(pieces) > 1 and not any(map(_relation, pieces)):
             return Union(tuple(_read_one(piece, depth + 1) for piece in pieces), sign)
     if relation := _relation(text):
         if r"\pm" in text and relation.signs == ("=",):
-            return Unordered(tuple(_relation_of(choice) for choice in _both_signs(text)))
+            return Unordered(_both_relations(text))
         if r"\pm" in text and relation.signs == ("!=",):
-            return Union(tuple(_relation_of(choice) for choice in _both_signs(text)), "and")
+            return Union(_both_relations(text), "and")
         if relation.signs == ("in",):
             return _read_one(relation.sides[1], depth + 1)
         return relation
@@ -234,32 +265,18 @@ def _both_signs(text: str) -> tuple[str, str]:
 
 
 def _relation(text: str) -> Relation | None:
-    sides = split_outside(text, set(_SIGNS))
-    if len(sides) == 1:
-        return None
-    return _relation_of(text)
+    return _relation_of(text) if any(token in _SIGNS for token in tokens(text)) else None
 
 
-def _relation_of(text: str) -> Relation:
-    sides = split_outside(text, set(_SIGNS))
+def _relation_of(text: str) -> Relation | None:
+    sides, signs = _split(text, _SIGNS)
     if "" in sides:
         raise NotUnderstoodError(text)
-    signs, depth, place = [], 0, 0
-    remaining = tokens(text)
-    for side in sides[:-1]:  # the sign after each side, found outside brackets as the sides were
-        while True:
-            token = remaining[place]
-            place += 1
-            if token in _OPENING:
-                depth += _OPENING[token]
-            elif token in (r"\{", r"\langle", r"\lfloor", r"\lceil") or token.startswith(r"\begin{"):
-                depth += 1
-            elif token in (r"\}", r"\rangle", r"\rfloor", r"\rceil") or token.startswith(r"\end{"):
-                depth -= 1
-            if depth == 0 and token in _SIGNS:
-                signs.append(_SIGNS[token])
-                break
-    return Relation(tuple(sides), tuple(signs))
+    return Relation(tuple(sides), tuple(_SIGNS[sign] for sign in signs)) if signs else None
+
+
+def _both_relations(text: str) -> tuple[Relation, ...]:
+    return tuple(relation for choice in _both_signs(text) if (relation := _relation_of(choice)))
 
 
 def _case(row: str, depth: int) -> Node:
@@ -294,7 +311,7 @@ def _enclosed(text: str, depth: int) -> Node | None:
             raise NotUnderstoodError(text)
         node = _read_list(inner, depth + 1)
         return node if isinstance(node, Unordered) else Unordered((node,))
-    parts = [part for part in split_outside(inner, {",", ";"})]
+    parts = split_outside(inner, {",", ";"})
     if len(parts) < 2 or "" in parts:
         return None
     brackets = "()" if found[0] == r"\langle" else found[0] + found[-1]

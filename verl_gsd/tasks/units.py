@@ -60,5 +60,5 @@ def parse_unit(text: str) -> tuple[Fraction, bool] | None:
 
 
 def value_changing_words(text: str) -> set[str]:
-    """The words after numbers that change the number's value. math-verify would drop them like units."""
+    """The words after numbers that change the number's value. Units are dropped; these are not."""
     return set(_VALUE_CHANGING.findall(text))

@@ -8,8 +8,8 @@ import random
 from pathlib import Path
 
 import pytest
-
 from expressions import changed, different, drawn, written
+
 from verl_gsd.tasks import maths
 
 PAIRS = Path(__file__).parents[2] / "support" / "verifier_pairs"
