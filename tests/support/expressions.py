@@ -94,7 +94,7 @@ def different(one: Tree, other: Tree) -> bool:
     for _ in range(40):
         point = {letter: rng.uniform(0.3, 4) * rng.choice((1, 1, -1)) for letter in LETTERS}
         values = [_value(tree, point) for tree in (one, other)]
-        if None not in values and abs(values[0] - values[1]) > 1e-6 * max(map(abs, values)):
+        if None not in values and abs(values[0] - values[1]) > 1e-9 + 1e-6 * max(map(abs, values)):
             return True
     return False
 

@@ -112,9 +112,9 @@ def compute_score(
     Returns:
         ``score`` and ``acc``, both 0.0 or both 1.0, and ``unverified``. ``unverified`` is 1.0 if the comparison failed,
         which counts as wrong: it took more than ``CPU_S`` seconds (less if recent comparisons did, too), its process
-        ended, one of the two numbers is too large, or the reference is too long. ``answer`` is the final answer as normalised LaTeX: the reference
-        answer if the response is right, so that equal answers in other words are not different, and empty if there is
-        none.
+        ended, one of the two numbers is too large, or the reference is too long. ``answer`` is the final answer as
+        normalised LaTeX: the reference answer if the response is right, so that equal answers in other words are not
+        different, and empty if there is none.
 
     Raises:
         RuntimeError: the process that compares answers does not start.

@@ -65,3 +65,35 @@ def test_generated_pairs():
             answer, reference = written(other, rng), written(tree, rng)
             assert not accepted(answer, reference), (answer, reference)
     assert sum(equal) >= 0.95 * len(equal)
+
+
+def test_a_reference_of_megabytes_is_not_compared():
+    found = maths.compute_score("pairs", r"\boxed{5}", "5+" * 10**6 + "5")
+    assert found == {"score": 0.0, "acc": 0.0, "unverified": 1.0, "answer": "5"}
+
+
+PIECES = [
+    "(",
+    r"\{",
+    r"\frac{",
+    r"\sqrt",
+    r"\text{",
+    "^",
+    "$",
+    r"\pm",
+    r"\cup",
+    r"\begin{cases}",
+    "&",
+    "\\",
+    "√",
+    "1°",
+    "or ",
+    "=",
+]
+
+
+@pytest.mark.parametrize("piece", PIECES)
+def test_broken_and_deeply_nested_text_is_wrong(piece):
+    text = (piece * 999)[:999]
+    assert not accepted(text, "5") and not accepted("5", text)
+    assert not accepted(piece, "5") and not accepted("5", piece)
