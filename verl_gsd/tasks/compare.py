@@ -583,8 +583,9 @@ def same_expressions(a: Any, b: Any) -> bool:
 def _values_at_points(a: Any, b: Any) -> Iterator[tuple[Any, Any]]:
     """The values of two expressions at points, None outside their domains, until both have values at ``POINTS`` points.
 
-    The points are the same in each process, so that a verdict is the same. They lie on both sides of 0 and of 1, and for
-    functions with a bend also far out. The first has only positive coordinates and the second only negative ones. Whole numbers follow if too few other points are in both domains.
+    The points are the same in each process, so that a verdict is the same. They lie on both sides of 0 and of 1, and
+    for functions with a bend also far out. The first has only positive coordinates and the second only negative ones.
+    Whole numbers follow if too few other points are in both domains.
     """
     symbols = sorted(a.free_symbols | b.free_symbols, key=str)
     whole = any(e.has(sympy.factorial, sympy.binomial, sympy.Sum, sympy.Product) for e in (a, b))
