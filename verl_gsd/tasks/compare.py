@@ -96,7 +96,10 @@ def are_equal(answer: str, truth: str) -> bool:
     if (constant := _CONSTANT.search(answer)) and (other := _CONSTANT.search(truth)) and constant[1] != other[1]:
         answer, truth = (_CONSTANT.sub("+C", text) if _has_one_other_letter(text) else text for text in (answer, truth))
     try:
-        return _equal(_structure(answer), _structure(truth))
+        a, b = _structure(answer), _structure(truth)
+        if isinstance(a, Value) and isinstance(b, Value):  # the caller has reconciled units
+            return same_value(a.text, b.text)
+        return _equal(a, b)
     except (MemoryError, RecursionError):
         raise
     except Exception:  # besides NotUnderstoodError, sympy raises all kinds of errors on texts that a policy wrote
@@ -140,7 +143,8 @@ def _unit_vectors(text: str) -> Node | None:
 def _equal(a: Node, b: Node) -> bool:
     a, b = _unwrapped(a, b, is_answer=True), _unwrapped(b, a, is_answer=False)
     if isinstance(a, Value) and isinstance(b, Value):
-        return same_value(a.text, b.text)
+        pair = reconciled(a.text, b.text)
+        return pair is not None and same_value(*pair)
     if isinstance(a, Family) or isinstance(b, Family):
         return _same_family(a, b)
     if isinstance(a, Case) and isinstance(b, Case):
@@ -449,10 +453,6 @@ def _same_piece(a: Any, b: Any) -> bool:
 
 def same_value(answer: str, truth: str) -> bool:
     """Whether two expressions are equal. A unit or another word after them does not count; words equal words."""
-    pair = reconciled(answer, truth)
-    if pair is None:
-        return False
-    answer, truth = pair
     words, other_words = _words(answer), _words(truth)
     if words is not None or other_words is not None:
         bare = truth if words is not None else answer

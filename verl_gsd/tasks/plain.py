@@ -22,7 +22,6 @@ from fractions import Fraction
 from typing import Any
 
 from verl_gsd.tasks import units
-from verl_gsd.tasks.quantities import Unit, parse_unit
 
 #: The longest plain answer, in characters.
 LONGEST = 200
@@ -61,7 +60,6 @@ class _PlainAnswer:
         brackets: the opening and the closing bracket; empty for one number.
         has_unit: whether a unit follows the number.
         rounding_error: half a unit in the last place of a decimal; 0 for an exact number.
-        unit: the unit after the number, if it is in the tables of ``quantities.py``.
     """
 
     values: tuple[Fraction | float, ...]
@@ -70,7 +68,6 @@ class _PlainAnswer:
     brackets: str = ""
     has_unit: bool = False
     rounding_error: Fraction = Fraction(0)
-    unit: Unit | None = None
 
     def number(self) -> tuple[Any, Fraction]:
         """The value of a single number, with a percentage divided by 100, and its rounding error."""
@@ -83,8 +80,6 @@ def plain_equal(answer: str, truth: str) -> bool | None:
     left, right = _parse(answer), _parse(truth)
     if left is None or right is None or left.brackets != right.brackets:
         return None
-    if None not in (left.unit, right.unit) and left.unit != right.unit:
-        return None  # the comparison process converts units
     if len(left.values) != len(right.values):
         return False
     is_exact = left.is_exact and right.is_exact
@@ -175,7 +170,6 @@ def _quantity(text: str) -> _PlainAnswer | None:
         is_exact=not point,
         is_percent=bool(match["percent"]),
         has_unit=has_unit,
-        unit=parse_unit(match["words"]) if has_unit else None,
         rounding_error=scale / 2 / 10 ** len(places) if point else Fraction(0),
     )
 
