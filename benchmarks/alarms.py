@@ -25,7 +25,7 @@ from scipy.stats import beta
 
 from verl_gsd.extension import declarations, load
 from verl_gsd.planning import allocate_from_counts, posterior_silent_rate
-from verl_gsd.records import schema
+from verl_gsd.records import schema, with_valid_accuracies
 from verl_gsd.report.findings.collect import FINDERS
 from verl_gsd.report.findings.finding import Finder
 from verl_gsd.report.reading import Columns, RunData
@@ -49,6 +49,8 @@ class Scenario:
         demonstrations: whether a group in which all responses failed gets a demonstration.
         filtered: whether dynamic sampling evicts groups whose responses are all right or all wrong.
         resumed: whether the run resumes after half of its steps, without the memory of earlier visits.
+        signed: whether the verifier returns 1 and -1 as plain numbers, which verl takes for accuracies. The records are
+            those of an older version, which left out the groups with a -1 and kept the others.
     """
 
     law: tuple[float, float] = (1.0, 1.0)
@@ -64,6 +66,7 @@ class Scenario:
     demonstrations: bool = False
     filtered: bool = False
     resumed: bool = False
+    signed: bool = False
     config: dict[str, Any] = field(default_factory=dict)
 
 
@@ -84,6 +87,7 @@ HEALTHY = {
     "demonstrations": Scenario(law=(0.4, 1.0), demonstrations=True),
     "dynamic sampling": Scenario(filtered=True, config={"algorithm.filter_groups.enable": True}),
     "resumed with a fresh memory": Scenario(law=(0.5, 0.5), prompts=300, resumed=True),
+    "verdicts of -1 and 1": Scenario(law=(0.6, 1.4), held_out=100, signed=True),
 }
 
 
@@ -206,7 +210,8 @@ def run_of(of: Draw) -> RunData:
         lengths = rng.lognormal(np.log(of.length[step]) - 0.2, 0.63, (batch, max(own.max(), 1)))
         tokens = np.where(np.arange(lengths.shape[1]) < own[:, None], lengths, 0).sum(axis=1)
         predicted = np.full(batch, np.nan)
-        predictable = (seen > 0) & (earlier == 0) & (sizes > 0)
+        is_rated = (right == own) | (not scenario.signed)
+        predictable = (seen > 0) & (earlier == 0) & (sizes > 0) & is_rated
         predicted[predictable] = posterior_silent_rate(
             seen_correct[predictable], seen[predictable], sizes[predictable], PRIOR
         )
@@ -217,8 +222,8 @@ def run_of(of: Draw) -> RunData:
             "step": np.full(batch, step + 1),
             "fate": of.fates[step],
             "size": sizes,
-            "correct": right,
-            "total": own,
+            "correct": np.where(is_rated, right, 0),
+            "total": np.where(is_rated, own, 0),
             "mean": mean,
             "tokens": tokens,
             "earlier": earlier,
@@ -228,7 +233,8 @@ def run_of(of: Draw) -> RunData:
         }
         for name, values in row.items():
             columns.setdefault(name, []).append(values)
-        correct[at], total[at], last[at] = seen_correct + right, seen + own, step
+        correct[at], total[at] = seen_correct + np.where(is_rated, right, 0), seen + np.where(is_rated, own, 0)
+        last[at] = step
         if scenario.earlier:
             for prompt, count, hits in zip(at, own.tolist(), right.astype(int).tolist(), strict=True):
                 before[prompt, :count] = rng.permutation(np.arange(count) < hits)
@@ -237,7 +243,7 @@ def run_of(of: Draw) -> RunData:
     if scenario.budget:
         metrics |= {"budget/mixed/expected": expected, "budget/share/known": known_share}
     metrics |= _validations(of)
-    return RunData("run", _records(joined, of), metrics, of.config, 1, ())
+    return RunData("run", with_valid_accuracies(_records(joined, of)), metrics, of.config, 1, ())
 
 
 def _validations(of: Draw) -> Columns:
@@ -247,7 +253,11 @@ def _validations(of: Draw) -> Columns:
     accuracy, prompts = np.full(scenario.steps, np.nan), np.full(scenario.steps, np.nan)
     accuracy[at] = right / (scenario.held_out * scenario.samples)
     prompts[at] = scenario.held_out
-    return {f"val-core/maths/acc/mean@{scenario.samples}": accuracy, "val/prompts/maths": prompts}
+    outside = {}
+    if scenario.signed:
+        outside["val/outside/maths"] = (1 - accuracy) * prompts * scenario.samples
+        accuracy = 2 * accuracy - 1
+    return {f"val-core/maths/acc/mean@{scenario.samples}": accuracy, "val/prompts/maths": prompts} | outside
 
 
 def _records(joined: dict[str, np.ndarray], of: Draw) -> pa.Table:
@@ -257,6 +267,8 @@ def _records(joined: dict[str, np.ndarray], of: Draw) -> pa.Table:
     std = np.sqrt(mean * (1 - mean))
     kind = np.where(unanimous, np.where(mean == 1, "all_right", "all_wrong"), "mixed").astype(object)
     kind[empty] = None
+    if of.scenario.signed:
+        mean, std = 2 * mean - 1, 2 * std
     shown = (mean == 0) & of.scenario.demonstrations
     fate = np.where(unanimous & of.scenario.filtered, "filtered", _FATES[joined["fate"]])
     rows = len(mean)

@@ -9,6 +9,8 @@ README shows: ``verify(parse(reference), parse(answer))``. The reference stands 
 math-verify parses LaTeX only inside an environment.
 
 The table is written under its name into the file of results, so that earlier tables stay.
+
+``second.jsonl`` is the set by which a change of the verifier is judged: do not read it while you change the verifier.
 """
 
 from __future__ import annotations

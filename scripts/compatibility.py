@@ -15,8 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from verl_gsd import config as groups
 from verl_gsd import extension
+from verl_gsd.conflicts import MODE, Condition, all_conflicts, conflicts_in, others_that_weigh
 from verl_gsd.declaration import WEIGHS, Conflict
-from verl_gsd.run.checks.conflicts import MODE, Condition, all_conflicts, conflicts_in, others_that_weigh
 
 PAGE = Path(__file__).parents[1] / "docs" / "switching.md"
 BEGIN, END = "<!-- compatibility: begin, made by scripts/compatibility.py -->", "<!-- compatibility: end -->"

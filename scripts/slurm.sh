@@ -3,6 +3,7 @@
 #   RUNS=/shared/runs sbatch --nodes=2 --gpus-per-node=8 scripts/slurm.sh recipe=gvpo/qwen2.5_math_7b hardware=multi_node
 #   RUNS=/shared/runs sbatch ... scripts/slurm.sh --resume /shared/runs/RUN
 # RUNS lies on storage that all nodes share; so does the environment that has verl-gsd on its PATH when this is submitted.
+# If your group can write RUNS, add trust=/shared/runs to the words (docs/security.md).
 #SBATCH --job-name=verl-gsd
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
@@ -59,6 +60,21 @@ for ((waited = 0; ; waited++)); do
     exit 1
   fi
   sleep 1
+done
+# The ports can be guessed, and Ray's head stays up without a dashboard if another user has taken its port. That user
+# would receive the token. A port is ours only if this user or root listens there.
+# shellcheck disable=SC2016 # expanded on the node
+listening='while read -r _ local _ state _ _ _ user _; do # a row of /proc/net/tcp; state 0A: it listens
+  for port; do [[ $state == 0A ]] && ((16#${local##*:} == port)) && echo "$port $user"; done
+done < <(cat /proc/net/tcp /proc/net/tcp6 2>/dev/null); true'
+owners=$(srun --nodes=1 --ntasks=1 --overlap --nodelist="$head" bash -c "$listening" listening "$port" $((port + 1)))
+for ours in "$port" $((port + 1)); do
+  users=$(awk -v port="$ours" '$1 == port { print $2 }' <<<"$owners" | sort -u)
+  if [[ -z $users ]] || grep -qvxE "0|$(id -u)" <<<"$users"; then
+    echo "slurm.sh: port $ours of $head is not this job's Ray (users who listen there: ${users:-none}), so the cluster's" \
+      "token was not sent. Submit the job again: each job has other ports." >&2
+    exit 1
+  fi
 done
 if ((SLURM_JOB_NUM_NODES > 1)); then
   srun --nodes=$((SLURM_JOB_NUM_NODES - 1)) --ntasks-per-node=1 --overlap --exclude="$head" \

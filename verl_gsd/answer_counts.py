@@ -25,7 +25,8 @@ def pack_answers(answers: Iterable[str]) -> bytes:
     """Count the final answers of a group's responses, one text per response; it is empty if the response has none.
 
     Returns:
-        The cell of the record column, with at most ``MOST_ANSWERS`` different answers.
+        The cell of the record column, with at most ``MOST_ANSWERS`` different answers. If a cell has so many, and its
+        counts sum to fewer than the responses, rarer answers are missing from it.
     """
     counts = Counter(map(_digest, answers))
     frequent = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:MOST_ANSWERS]

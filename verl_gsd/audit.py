@@ -16,8 +16,10 @@ from omegaconf import DictConfig, OmegaConf
 from verl_gsd import config as groups
 from verl_gsd import extension
 from verl_gsd.config.attention import FLASH, SDPA
-from verl_gsd.denominators import divided_by
-from verl_gsd.dynamic_sampling import OLD_METRICS
+from verl_gsd.conflicts import is_accepted
+from verl_gsd.denominators import WITH_OTHER_TERMS, divided_by
+from verl_gsd.dotted_keys import dotted_leaves
+from verl_gsd.dynamic_sampling import GRADED_VERIFIERS, OLD_METRICS
 from verl_gsd.estimators import has_group_baseline
 from verl_gsd.planning import gain
 
@@ -27,8 +29,6 @@ RATES = (0.01, 0.05, 0.1, 0.25, 0.5)
 
 #: Reward functions of this package that return only 0 and 1.
 _BINARY_VERIFIERS = frozenset(f"pkg://verl_gsd.tasks.{name}" for name in ("arithmetic", "maths", "choice"))
-#: Reward functions of this package whose score gives partial credit, while ``acc`` is 0 or 1.
-_GRADED_VERIFIERS = frozenset({"pkg://verl_gsd.tasks.arithmetic_graded"})
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,14 @@ def _kept_groups(config: DictConfig, operation: Operation | None) -> str:
     """What unanimous groups do to an update if nothing removes them or leaves them out of the denominator."""
     if not has_group_baseline(config.algorithm.adv_estimator):
         return "kept, and trained on: this estimator does not compare the responses of a group"
+    if config.algorithm.use_kl_in_reward:
+        return "kept, and trained on: the KL penalty of algorithm.use_kl_in_reward makes their rewards differ"
     actor = config.actor_rollout_ref.actor
+    if actor.policy_loss.loss_mode in WITH_OTHER_TERMS:
+        return (
+            "kept, with advantages 0; the policy loss still has a gradient in these groups, because "
+            f"policy_loss.loss_mode={actor.policy_loss.loss_mode} has a term without the advantage"
+        )
     unit = divided_by(actor.policy_loss.loss_mode, actor.loss_agg_mode)
     if operation is None or unit is None:
         return "kept, with gain 0"
@@ -219,8 +226,8 @@ def _kept_groups(config: DictConfig, operation: Operation | None) -> str:
         f"kept, with gain 0; the policy loss is also divided by the {unit} of these groups, so that a share s of "
         f"silent {unit} makes the policy's gradient smaller by the factor 1 - s"
     )
-    is_dial = config.algorithm.adv_estimator == "gsd"
-    return f"{text} (silent_groups=left_out divides by the others alone)" if is_dial else text
+    left_out = dict(dotted_leaves(OmegaConf.to_container(groups.load("silent_groups", "left_out"))))
+    return f"{text} (silent_groups=left_out divides by the others alone)" if is_accepted(config, left_out) else text
 
 
 def _join(texts: Iterable[str]) -> str:
@@ -324,9 +331,9 @@ def _contradictions(config: DictConfig, operation: Operation | None, group_size:
         yield (
             f"algorithm.gsd.alpha={operation.alpha:g} with rewards that may be graded: sigma can then be close to 0, "
             "and advantages would grow without limit. Sigma therefore has a floor of s / (2 sqrt(G)), where s is the "
-            "range of the batch's rewards. Groups below the floor have the weights of alpha=1, up to a constant. If "
-            f"all rewards are 0 or 1, this has no effect. Otherwise set algorithm.gsd.alpha to 1 or less{with_mode}, "
-            "or set reward.custom_reward_function.path to a function that returns 0 or 1."
+            "scale of the batch's rewards without outliers. Groups below the floor have the weights of alpha=1, up to "
+            "a constant. If all rewards are 0 or 1, this has no effect. Otherwise set algorithm.gsd.alpha to 1 or "
+            f"less{with_mode}, or set reward.custom_reward_function.path to a function that returns 0 or 1."
         )
     if operation is not None and algorithm.use_kl_in_reward:
         yield (
@@ -369,7 +376,7 @@ def _filter_contradictions(config: DictConfig) -> Iterator[str]:
         return  # its groups have no acc, and gsd_section.py rejects settings that read acc
     if metric in OLD_METRICS or not metric:
         return  # gsd_section.py rejects them
-    is_graded = config.reward.custom_reward_function.path in _GRADED_VERIFIERS
+    is_graded = config.reward.custom_reward_function.path in GRADED_VERIFIERS
     if is_graded and metric == "acc":
         yield (
             f"{key}=acc: verl evicts groups whose verdicts agree, even if their scores differ. With partial credit, "

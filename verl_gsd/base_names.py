@@ -15,7 +15,12 @@ RECORD_COLUMNS: tuple[RecordColumn, ...] = (
     RecordColumn("index", "int64", "Dataset index of the prompt, or its hash if indices are not unique."),
     RecordColumn("size", "int32", "Responses in the group."),
     RecordColumn("correct", "float64", "Sum of the responses' accuracies."),
-    RecordColumn("total", "int32", "Responses that have an accuracy, a number in [0, 1]."),
+    RecordColumn(
+        "total",
+        "int32",
+        "Responses that have an accuracy, a number in [0, 1]. 0 for all groups of a data source from the step on in "
+        "which one of its responses has an `acc` outside [0, 1].",
+    ),
     RecordColumn("mean", "float64", "Mean reward. Null for a group without responses."),
     RecordColumn("std", "float64", "Population standard deviation sigma of the rewards. Null without responses."),
     RecordColumn(
@@ -70,7 +75,8 @@ RECORD_COLUMNS: tuple[RecordColumn, ...] = (
     RecordColumn(
         "partial",
         "float64",
-        "Sum of accuracy (1 - accuracy) of the responses: 0 if every accuracy is 0 or 1, and more with partial credit.",
+        "Sum of accuracy (1 - accuracy) of the responses: 0 if every accuracy is 0 or 1, and more with partial credit. "
+        "Null if the verifier returned no accuracy for any of them.",
     ),
     RecordColumn(
         "answers",

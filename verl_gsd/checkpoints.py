@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from verl_gsd.plain_data import parse_json
+from verl_gsd.regular_files import open_regular, read_regular
 from verl_gsd.scalars import is_whole
 
 _STEP = re.compile(r"global_step_(\d+)")
@@ -60,7 +61,7 @@ def world_size(folder: Path) -> int:
         OSError: its file cannot be read.
         ValueError: its file is damaged.
     """
-    content = parse_json((folder / "fsdp_config.json").read_bytes())
+    content = parse_json(read_regular(folder / "fsdp_config.json"))
     ranks = content.get("world_size") if isinstance(content, dict) else None
     if not is_whole(ranks, 1) or ranks > _MOST_RANKS:
         raise ValueError(f"world_size={str(ranks)[:30]}: not a number of ranks from 1 to {_MOST_RANKS}")
@@ -70,7 +71,7 @@ def world_size(folder: Path) -> int:
 def _attempt_of(checkpoint: Path) -> int:
     """The attempt that saved a checkpoint (``run/lost_metrics.py``); 0 if it is unknown."""
     try:
-        return int(parse_json((checkpoint / "gsd" / "metrics.json").read_bytes())["attempt"])
+        return int(parse_json(read_regular(checkpoint / "gsd" / "metrics.json"))["attempt"])
     except (OSError, OverflowError, ValueError, KeyError, TypeError):
         return 0
 
@@ -114,7 +115,7 @@ def _file_problem(path: Path) -> str | None:
         if path.suffix == ".pt":
             return None if _is_whole_archive(path) else "is truncated or overwritten: it is not a file of torch.save"
         if path.suffix == ".json":
-            parse_json(path.read_bytes())
+            parse_json(read_regular(path))
         elif path.suffix == ".safetensors" and _safetensors_size(path) != size:
             return "is truncated: its size differs from the size in its header"
     except OSError as error:
@@ -126,7 +127,7 @@ def _file_problem(path: Path) -> str | None:
 
 def _is_whole_archive(path: Path) -> bool:
     try:
-        with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
             for record in archive.infolist():
                 file.seek(record.header_offset)
                 if file.read(len(_RECORD_SIGNATURE)) != _RECORD_SIGNATURE:
@@ -138,7 +139,7 @@ def _is_whole_archive(path: Path) -> bool:
 
 def _safetensors_size(path: Path) -> int:
     """The size in bytes of a safetensors file according to its header: the length field, the header and the tensors."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         length = int.from_bytes(file.read(8), "little")
         if length > os.fstat(file.fileno()).st_size:
             raise ValueError(f"its header of {length} bytes is larger than the file")

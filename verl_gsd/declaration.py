@@ -189,6 +189,8 @@ class Declaration:
         loss: the module that registers the policy loss. Under our worker, ``trainer.loss_context.loss_context()``
             gives the loss the columns of its micro-batch.
         conflicts: settings that the extension does not work with.
+        contradictions: settings that leave the extension without much effect. They are not rejected. A report does not
+            suggest them, and it does not suggest the extension in a run that has them. The audit can warn of them.
         check: a function (config, line) -> problems, as ``"module:function"``. It takes the resolved config, and yields
             one sentence per problem with keys outside the section. It is also called if the section is missing, but not
             if the section or a part of it is wrong by itself.
@@ -197,7 +199,7 @@ class Declaration:
             part, as the last check before Ray starts.
         longest_wait: the key of the section with the maximum number of seconds that a group waits for the extension.
         unused_keys: a tuple of ``run.checks.unused_keys.UnusedKey``, as ``"module:NAME"``: keys that have no effect
-            under a condition. They are checked even if the extension does not take part.
+            under a condition. They are checked even if the extension does not take part. A report advises none of them.
         audit: a function config -> ``audit.Effect`` or None, as ``"module:function"``. It describes what the extension
             does to advantages. It is called only if the extension takes part.
         record_columns: the columns that ``Extension.record`` fills.
@@ -234,6 +236,7 @@ class Declaration:
     worker: str | None = None
     loss: str | None = None
     conflicts: tuple[Conflict, ...] = ()
+    contradictions: tuple[Conflict, ...] = ()
     check: str | None = None
     check_files: str | None = None
     check_services: str | None = None

@@ -16,6 +16,8 @@ from typing import Literal
 
 Unit = Literal["tokens", "responses"]
 UNITS: tuple[Unit, ...] = ("tokens", "responses")
+#: Losses of verl that have a term without the advantage. Groups whose advantages are all 0 have a gradient in them.
+WITH_OTHER_TERMS = ("kl_cov", "dro")
 
 
 def divided_by(loss_mode: str, loss_agg_mode: str) -> Unit | None:

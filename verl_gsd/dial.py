@@ -18,9 +18,9 @@ and 0.83 would have advantages of 14600. So sigma has a floor in all but one of 
 
     A_i = (R_i - mu) / ((sigma + eps) (max(sigma, f) + eps)^(alpha - 1)),    f = s / (2 sqrt(G)),    if alpha > 1.
 
-s is the scale of the batch's rewards: the largest minus the smallest reward, or a tenth of the largest absolute reward
-if that is more. Below the floor, groups have the same weights as with alpha = 1, up to a constant factor. For eps = 0,
-no advantage exceeds sqrt(G - 1) f^(1 - alpha) in size.
+s is the scale of the batch's rewards (``reward_scale``). A few outliers do not change it: one reward of -100 among
+rewards of 0 and 1 must not scale all other groups down. Below the floor, groups have the same weights as with
+alpha = 1, up to a constant factor. For eps = 0, no advantage exceeds sqrt(G - 1) f^(1 - alpha) in size.
 
 How this differs from the paper:
 - The paper defines the operations. That one exponent covers all of them is our reading.
@@ -36,7 +36,10 @@ from __future__ import annotations
 import torch
 
 from verl_gsd.dial_settings import check_dial_settings
-from verl_gsd.groups import GroupStats, Labels, float_rows, group_stats
+from verl_gsd.groups import GroupStats, Labels, float_rows, group_extremes, group_stats
+
+#: One of so many rewards of a batch, at either end, may be an outlier for ``reward_scale``.
+_REWARDS_PER_OUTLIER = 100
 
 
 def dial_advantage(
@@ -80,12 +83,30 @@ def centre(rewards: torch.Tensor, stats: GroupStats) -> torch.Tensor:
 
 
 def reward_scale(rewards: torch.Tensor, stats: GroupStats) -> float:
-    """s, the scale of a batch's rewards (N,): their range, or a tenth of the largest absolute one if that is more.
+    """s, the scale of a batch's rewards (N,); rows of no group do not count.
 
-    Without the second part, a batch of nearly equal rewards would have a scale near 0. Rows of no group do not count.
+    With the floor(N / 100) smallest and as many of the largest rewards left out, and R_max and R_min the largest and
+    the smallest of the others,
+
+        s = max(R_max - R_min, |R_max| / 10, |R_min| / 10, the median of the ranges of mixed groups)
+
+    - With the range of the whole batch, many groups of nearly equal rewards do not set the scale for the others. An
+      outlier among the rewards left out does not set it either. Of fewer than 100 rewards, none is left out.
+    - Without the tenth of the largest absolute reward, a batch of nearly equal rewards would have a scale near 0.
+    - With rewards of 0 and 1, the median is 1 if any group is mixed, also if fewer than 1% of the responses are right.
+      Of an even number of ranges, it is the lower one of the two in the middle.
+
+    If all rewards are multiplied by c > 0, so is s.
     """
-    counted = rewards[stats.group >= 0].double()
-    return max(float(counted.max() - counted.min()), float(counted.abs().max()) / 10)
+    counted = stats.group >= 0
+    value, member = rewards[counted].double(), stats.group[counted]
+    ordered = value.sort().values
+    outliers = len(value) // _REWARDS_PER_OUTLIER
+    smallest, largest = float(ordered[outliers]), float(ordered[-1 - outliers])
+    low, high = group_extremes(value, member, len(stats.size))
+    ranges = (high - low)[~stats.unanimous]
+    usual = float(ranges.median()) if len(ranges) else 0.0
+    return max(largest - smallest, abs(largest) / 10, abs(smallest) / 10, usual)
 
 
 def sigma_floor(size: torch.Tensor, scale: float) -> torch.Tensor:

@@ -23,6 +23,19 @@ def dotted_leaves(config: Any, *, into_lists: bool = False) -> Iterator[tuple[st
     return ((key, value) for key, value in entries if not (isinstance(value, nested) and value))
 
 
+def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """The nested dict with these dotted keys; the inverse of ``dotted_leaves``."""
+    config: dict[str, Any] = {}
+    for key, value in leaves.items():
+        *sections, name = key.split(".")
+        node = config
+        for section in sections:
+            inner = node.get(section)
+            node[section] = node = inner if isinstance(inner, dict) else {}
+        node[name] = value
+    return config
+
+
 def value_at(config: Any, key: str) -> Any:
     """The value of a nested mapping at a dotted key; None if there is no such key."""
     for name in key.split("."):

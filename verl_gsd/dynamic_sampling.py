@@ -23,6 +23,8 @@ OLD_METRICS = {
     "seq_reward": "the reward before the KL penalty",
     "seq_final_reward": "the reward after the KL penalty",
 }
+#: Reward functions of this package whose score gives partial credit, while ``acc`` is 0 or 1.
+GRADED_VERIFIERS = frozenset({"pkg://verl_gsd.tasks.arithmetic_graded"})
 
 
 def filter_metric(config: DictConfig) -> str | None:

@@ -61,7 +61,7 @@ RESERVED = ("alpha", "ddof", "eps", "poll_interval", "state", "limits")
 #: Group -> the commands of ``verl-gsd`` that belong to no extension. An extension cannot use their names.
 COMMANDS: Mapping[str, tuple[str, ...]] = {
     "": (
-        *("train", "submit", "status", "logs", "stop", "prepare", "eval", "export", "contract", "doctor"),
+        *("train", "submit", "status", "logs", "stop", "prepare", "eval", "verify", "export", "contract", "doctor"),
         *("plan", "report"),
         *("compare", "lab", "judge"),
     ),

@@ -62,6 +62,8 @@ class Group:
         rollouts_requested: rollouts that a budget requested; None if every prompt has the same number.
         unverified: number of responses that the verifier could not verify and counted as wrong; None if the verifier
             does not report this.
+        doubtful: number of responses that count as wrong although the verifier was not sure; None if the verifier does
+            not report this.
         failed_rewards: number of responses whose reward failed. They are not among the k responses and are not trained
             on.
         distinct_answers: number of different final answers, as texts that the verifier returned. Responses without an
@@ -82,6 +84,7 @@ class Group:
     demonstrations: int = 0
     rollouts_requested: int | None = None
     unverified: int | None = None
+    doubtful: int | None = None
     failed_rewards: int = 0
     distinct_answers: int | None = None
     answers: bytes | None = None
@@ -89,13 +92,15 @@ class Group:
 
 
 def first_invalid_accuracy(group: Group) -> float | None:
-    """The first accuracy of a group that is missing (NaN) or outside [0, 1]; None if there is none.
+    """The first accuracy of a group that is outside [0, 1], or NaN if one is missing; None if all are valid.
 
     Responses of earlier visits do not count. They have neither tokens nor an accuracy.
     """
     accuracies = group.accuracies[group.tokens > 0]
-    invalid = accuracies[~((accuracies >= 0) & (accuracies <= 1))]
-    return float(invalid[0]) if len(invalid) else None
+    outside = accuracies[(accuracies < 0) | (accuracies > 1)]
+    if len(outside):
+        return float(outside[0])
+    return float("nan") if np.isnan(accuracies).any() else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,13 +145,24 @@ def group_stats(rewards: torch.Tensor, index: Labels, mask: torch.Tensor | None 
 
     mean = total(value) / size
     variance = total((value - mean[member]).square()) / size
-    low, high = (
-        value.new_zeros(n_groups).scatter_reduce_(0, member, value, extreme, include_self=False)
-        for extreme in ("amin", "amax")
-    )
+    low, high = group_extremes(value, member, n_groups)
     unanimous = low == high
     std = variance.sqrt().masked_fill(unanimous, 0)
     return GroupStats(group, size, mean.to(rewards.dtype), std.to(rewards.dtype), unanimous)
+
+
+def group_extremes(values: torch.Tensor, member: torch.Tensor, n_groups: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The smallest and the largest value of each group, (n_groups,) each, in the dtype of ``values``.
+
+    Args:
+        values: (n,).
+        member: (n,) int64, the number of each value's group. Every group has a value.
+    """
+    low, high = (
+        values.new_zeros(n_groups).scatter_reduce_(0, member, values, extreme, include_self=False)
+        for extreme in ("amin", "amax")
+    )
+    return low, high
 
 
 def group_numbers(index: Labels, n_rows: int, mask: torch.Tensor | None = None) -> torch.Tensor:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import stat
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from verl_gsd.regular_files import read_regular
 
 #: Files of runs are nested about 8 levels deep. Much deeper ones would end our recursive functions.
 _DEEPEST = 100
@@ -20,12 +21,12 @@ def read_yaml(path: Path) -> Any:
         ValueError: the file cannot be read, or ``parse_yaml`` rejects it; the message names it.
     """
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # reading a named pipe or a device might never end
-            raise ValueError("it is not a regular file")
-        return parse_yaml(path.read_bytes())
+        return parse_yaml(read_regular(path))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
         raise ValueError(f"{path}: cannot be read: {error}") from error
 
 

@@ -59,6 +59,13 @@ def run_folder() -> Iterator[str]:
         os.close(descriptor)
 
 
+def hold_new() -> str:
+    """A new folder that this process holds until it ends. A later run removes it."""
+    folder = f"{_PREFIX}run_{secrets.token_hex(8)}"
+    _locked(folder)  # never closed
+    return folder
+
+
 def hold(folder: str) -> None:
     """Hold a folder that another process of this user created, until this process ends."""
     _hold(folder)

@@ -70,6 +70,8 @@ class PromptStore:
     Attributes:
         half_life, prior: as above. An extension may set them before training begins.
         responses: earlier responses, bounded by their number of tokens; empty unless an algorithm stores some.
+        unrated: data sources without accuracies, because an ``acc`` lay outside [0, 1]. The store has no prompts of
+            them.
 
     Raises:
         ValueError: ``capacity`` or ``half_life`` is not positive.
@@ -89,6 +91,7 @@ class PromptStore:
             )
         self.capacity, self.half_life, self.prior = capacity, half_life, prior
         self.responses = ResponseStore()
+        self.unrated: frozenset[str] = frozenset()
         self._sources: list[str] = []
         self._positions: list[dict[int, int]] = []  # for each source: dataset index -> position in _rows
         self._rows = np.zeros(0, _ROW)
@@ -113,6 +116,16 @@ class PromptStore:
         row["recent_total"] = weight * row["recent_total"] + total
         row["recent_partial"] = weight * row["recent_partial"] + partial
         row["last_step"] = step
+
+    def leave_out(self, source: str) -> None:
+        """A response of ``source`` has an ``acc`` outside [0, 1]: remove its prompts, and add it to ``unrated``.
+
+        The responses that an algorithm stored stay, because they have rewards.
+        """
+        if source in self._sources:
+            rows = self._rows[: self._size]
+            self._set_rows(rows[rows["source"] != self._sources.index(source)])
+        self.unrated |= {source}
 
     def counts(self, keys: Sequence[PromptKey]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(visits, correct, total) over all visits, one int, float and int per key; zeros for an unknown prompt."""
@@ -156,13 +169,15 @@ class PromptStore:
     def state_dict(self) -> dict[str, Any]:
         """The whole store: the names of the sources, one array (n_prompts,) per column, and the responses.
 
-        If no prompt has partial credit, its column is left out, as in checkpoints of older versions.
+        If no prompt has partial credit, its column is left out, as in checkpoints of older versions. So are the
+        unrated sources if there are none.
         """
         rows = self._rows[: self._size]
         counts = {name: rows[name].copy() for name in _ROW.names or ()}
         if not counts["recent_partial"].any():
             del counts["recent_partial"]
-        return {"sources": list(self._sources)} | counts | self.responses.state_dict()
+        unrated = {"unrated_sources": sorted(self.unrated)} if self.unrated else {}
+        return {"sources": list(self._sources)} | unrated | counts | self.responses.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the result of ``state_dict``. If the capacity is now smaller, the latest visited prompts are kept."""
@@ -174,6 +189,7 @@ class PromptStore:
                 # Checkpoints without recent counts were saved without forgetting.
                 rows[name] = state[name.removeprefix("recent_")]
         self._sources = list(state["sources"])
+        self.unrated = frozenset(state.get("unrated_sources", ()))
         self.responses.load_state_dict(state)
         self._set_rows(rows)
         if self._size > self.capacity:

@@ -75,7 +75,14 @@ class LeftGroup:
     mass: float | None = None
 
 
-def step_records(left: Sequence[LeftGroup], *, step: int, attempt: int, alpha: float | None) -> pa.Table:
+def step_records(
+    left: Sequence[LeftGroup],
+    *,
+    step: int,
+    attempt: int,
+    alpha: float | None,
+    unrated: Collection[str] = (),
+) -> pa.Table:
     """Return the records of one step, one row per group, in the order in which the groups left.
 
     The table has the columns of ``schema``, and a float64 column for each undeclared column that an extension returned.
@@ -84,6 +91,8 @@ def step_records(left: Sequence[LeftGroup], *, step: int, attempt: int, alpha: f
     Args:
         alpha: the dial's exponent, for the gain sigma^(2 - alpha) of arXiv 2607.00152, with the floor of ``dial`` for
             alpha > 1. None if the estimator has no such exponent; the gain is then null.
+        unrated: data sources without accuracies because of an earlier step. Those of ``unrated_sources`` in this step
+            have none either.
 
     Raises:
         ValueError: a value does not fit its column (the message names the column and the extension), or an extension
@@ -102,7 +111,10 @@ def step_records(left: Sequence[LeftGroup], *, step: int, attempt: int, alpha: f
         if alpha is not None:
             by_sigma = dial.gain_of_sigma(stats.std, stats.size, alpha=alpha, scale=dial.reward_scale(rewards, stats))
             gain[sizes > 0] = by_sigma.masked_fill(stats.unanimous, 0).numpy()
-    accuracies = [valid_accuracies(group) for group in groups]
+    unrated = {*unrated, *unrated_sources(groups)}
+    accuracies = [valid_accuracies(group, unrated) for group in groups]
+    # A group whose verifier returned no accuracy has no partial credit. ``outside_sources`` goes by this null.
+    has_none = [len(group.rewards) > group.earlier and bool(np.isnan(group.accuracies).all()) for group in groups]
     correct = np.array([values.sum() for values in accuracies])
     total = np.array([len(values) for values in accuracies])
     empty = sizes == 0
@@ -120,7 +132,7 @@ def step_records(left: Sequence[LeftGroup], *, step: int, attempt: int, alpha: f
         "total": total,
         "mean": pa.array(mean, mask=empty),
         "std": pa.array(std, mask=empty),
-        "kind": [_kind(group, values) for group, values in zip(groups, accuracies, strict=True)],
+        "kind": [_kind(group) for group in groups],
         "silent": pa.array(silent, mask=empty),
         "gain": pa.array(gain, mask=empty | (alpha is None)),
         "tokens": np.array([group.tokens.sum() for group in groups], dtype=np.int64),
@@ -129,7 +141,9 @@ def step_records(left: Sequence[LeftGroup], *, step: int, attempt: int, alpha: f
         "unverified": [group.unverified for group in groups],
         "failed_rewards": [group.failed_rewards for group in groups],
         "distinct_answers": [group.distinct_answers for group in groups],
-        "partial": np.array([(values * (1 - values)).sum() for values in accuracies]),
+        "partial": pa.array(
+            np.array([(values * (1 - values)).sum() for values in accuracies]), mask=np.array(has_none, dtype=bool)
+        ),
         "answers": pa.array([group.answers for group in groups], pa.binary()),
         "earlier": [group.earlier for group in groups],
         "mass": [entry.mass for entry in left],
@@ -181,14 +195,72 @@ def _typed_array(values: Sequence[RecordValue], data_type: pa.DataType) -> pa.Ar
     return pa.array(plain).cast(data_type) if pa.types.is_integer(data_type) else array
 
 
-def valid_accuracies(group: Group) -> np.ndarray:
-    """Return the accuracies of the responses that have one; none if any lies outside [0, 1].
+def unrated_sources(groups: Iterable[Group]) -> set[str]:
+    """Return the data sources of which a response has an ``acc`` outside [0, 1]. They have no accuracies at all.
 
-    verl sets ``acc`` to the reward if the verifier returns nothing else. With rewards 1 and -1, only the 1s would count
-    as accuracies, and the group would look all right.
+    verl sets ``acc`` to the reward if the verifier returns nothing else. With rewards 1 and -1, only the groups without
+    a -1 would have accuracies, and every solve rate would be 1. The rule is therefore for a source, not for a group.
     """
-    accuracies = group.accuracies[~np.isnan(group.accuracies)]
-    return accuracies if ((accuracies >= 0) & (accuracies <= 1)).all() else accuracies[:0]
+    return {group.data_source for group in groups if ((group.accuracies < 0) | (group.accuracies > 1)).any()}
+
+
+def valid_accuracies(group: Group, unrated: Collection[str]) -> np.ndarray:
+    """Return the accuracies of the responses that have one; none if the group's source is one of ``unrated``.
+
+    Args:
+        unrated: every source in which an ``acc`` lay outside [0, 1] up to now (``unrated_sources``).
+    """
+    return group.accuracies[:0] if group.data_source in unrated else group.accuracies[~np.isnan(group.accuracies)]
+
+
+def outside_sources(table: pa.Table) -> list[str]:
+    """Return the data sources of which records show that an ``acc`` lay outside [0, 1], sorted.
+
+    A group then has responses of its own, but ``total`` is 0. If the verifier returned no ``acc`` for any of them,
+    ``total`` is 0, too, and ``partial`` is null. In files that lack ``partial`` the two look the same. They then count
+    as outside, because no accuracy is better than a wrong one.
+
+    Args:
+        table: records with the columns ``data_source``, ``size``, ``earlier``, ``total`` and ``partial``.
+    """
+    size, earlier, total, partial = (
+        table[name].to_numpy().astype(float) for name in ("size", "earlier", "total", "partial")
+    )
+    of_older_file = _is_of(table, _sources(table, np.isnan(partial) & (total > 0))).to_numpy()
+    is_outside = (size > np.nan_to_num(earlier)) & (total == 0) & (~np.isnan(partial) | of_older_file)
+    return _sources(table, is_outside)
+
+
+def with_valid_accuracies(table: pa.Table) -> pa.Table:
+    """Return the records of a whole run, without the accuracies of its ``outside_sources``.
+
+    A run learns of an ``acc`` outside [0, 1] when it comes, and steps before have been written by then. Older versions
+    left out the groups with such a value, and kept the others. In all of these rows, ``correct``, ``total`` and
+    ``partial`` become 0, and ``silent_predicted`` becomes null.
+
+    Args:
+        table: records with the columns that ``outside_sources`` needs, of all steps of the run.
+    """
+    unrated = outside_sources(table)
+    if not unrated:
+        return table
+    is_unrated = _is_of(table, unrated)
+    for name, value in (("correct", 0.0), ("total", 0), ("partial", 0.0), ("silent_predicted", None)):
+        if name in table.column_names:
+            field = table.schema.field(name)
+            values = pc.if_else(is_unrated, pa.scalar(value, field.type), table[name])
+            table = table.set_column(table.schema.get_field_index(name), field, values)
+    return table
+
+
+def _sources(table: pa.Table, where: np.ndarray) -> list[str]:
+    """The data sources of the rows ``where``, (N,) bool, sorted."""
+    return sorted(pc.unique(table["data_source"].filter(pa.array(where))).drop_null().to_pylist())
+
+
+def _is_of(table: pa.Table, sources: Sequence[str]) -> pa.ChunkedArray:
+    """(N,) bool: whether a row is of one of ``sources``."""
+    return pc.is_in(table["data_source"], value_set=pa.array(sources, pa.string()))
 
 
 def is_graded(table: pa.Table) -> np.ndarray:
@@ -220,19 +292,17 @@ def gradient_mass(records: pa.Table) -> np.ndarray:
     return np.where(trained, np.where(np.isnan(mass), size * gain, mass), np.nan)
 
 
-def _kind(group: Group, accuracies: np.ndarray) -> str | None:
+def _kind(group: Group) -> str | None:
     """``mixed``, ``all_right`` or ``all_wrong``, by the verdicts; None for a group without responses.
 
     Verdicts are the verifier's values of ``acc``, whatever their range. If a response has none, they are the rewards.
-
-    Args:
-        accuracies: ``_valid_accuracies`` of the group.
     """
     if not len(group.rewards):
         return None
     verdicts = group.rewards if np.isnan(group.accuracies).any() else group.accuracies
     if verdicts.min() != verdicts.max():
         return "mixed"
+    accuracies = valid_accuracies(group, unrated_sources([group]))
     # Outside [0, 1], a verdict above 0 counts as right.
     is_right = accuracies.mean() > 0.5 if len(accuracies) else verdicts[0] > 0
     return "all_right" if is_right else "all_wrong"

@@ -35,6 +35,9 @@ EXACT = "exact/accuracy"
 GENERATED_REWARD = "group/reward/generated"
 #: The start of our trainer's metric names of the number of held-out prompts. The data source follows.
 HELD_OUT_PROMPTS = "val/prompts/"
+#: The start of our trainer's metric names of the number of held-out responses whose ``acc`` lies outside [0, 1]. The
+#: data source follows. Sources without such a response have no metric.
+HELD_OUT_OUTSIDE = "val/outside/"
 
 #: Larger numbers are no steps. Programs that read JSON with doubles represent integers exactly up to this one.
 LARGEST_STEP = 2**53

@@ -24,6 +24,7 @@ from safetensors.numpy import load, save
 from verl_gsd.errors import ConfigError
 from verl_gsd.extension import Extension, ExtensionError, call_hook
 from verl_gsd.plain_data import parse_json
+from verl_gsd.regular_files import read_regular
 from verl_gsd.rundir import RunDirectory
 from verl_gsd.writing import atomic_folder
 
@@ -128,7 +129,7 @@ def remove_rotated_states(run: RunDirectory, saved: Sequence[int], keep: int | N
 def saved_torch_version(checkpoint: Path) -> str | None:
     """The version of torch that wrote ``checkpoint``; None if there is no state, or it does not name a version."""
     try:
-        content = parse_json((checkpoint / FOLDER / "state.json").read_bytes())
+        content = parse_json(read_regular(checkpoint / FOLDER / "state.json"))
     except (OSError, ValueError):
         return None
     torch = content.get("torch") if isinstance(content, dict) else None
@@ -217,8 +218,8 @@ def restore_state(checkpoint: Path, memories: Mapping[str, Memory], settings: Ma
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     try:
-        content = parse_json((folder / "state.json").read_bytes())
-        packed = (folder / "arrays.safetensors").read_bytes()
+        content = parse_json(read_regular(folder / "state.json"))
+        packed = read_regular(folder / "arrays.safetensors")
     except (OSError, ValueError) as error:
         raise DamagedStateError(f"{folder}: the state is damaged ({error})") from error
     kinds = {"version": int, "settings": dict, "values": dict, "arrays_sha256": str}

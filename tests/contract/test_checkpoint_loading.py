@@ -11,6 +11,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from verl_gsd.run.messages import MessageWriter, read_messages
 from verl_gsd.trainer import checkpoint_loading
 from verl_gsd.trainer.checkpoint_loading import UnsafeCheckpointError, weights_only
 
@@ -141,6 +142,40 @@ def test_the_place_in_the_data_is_loaded_without_running_anything(tmp_path):
     with pytest.raises(UnsafeCheckpointError, match="global_step_3"):
         trainer._load_checkpoint()
     assert not owned.exists()
+
+
+def test_a_resume_says_of_which_data_sources_the_checkpoint_has_no_accuracies(tmp_path):
+    """Once, and not if the memory starts empty."""
+    from torchdata.stateful_dataloader import StatefulDataLoader
+
+    from verl_gsd.prompts import PromptStore
+    from verl_gsd.state import save_state
+    from verl_gsd.trainer.reward_monitor import RewardMonitor
+    from verl_gsd.trainer.trainer import GSDTrainerSync
+
+    checkpoint, saved = tmp_path / "global_step_3", PromptStore()
+    checkpoint.mkdir()
+    saved.leave_out("math")
+    save_state(checkpoint, {"prompts": saved}, {})
+    settings = {"default_local_dir": str(tmp_path), "resume_mode": "resume_path", "resume_from_path": str(checkpoint)}
+    settings |= {"default_hdfs_dir": None, "del_local_ckpt_after_load": False}
+    sizes = {"function": "f", "limit": 1.0, "batch_groups": 1, "batch_responses": 1, "workers": 1, "overlaps": False}
+    written = {}
+    for state in ("fresh", None):
+        trainer = GSDTrainerSync.__new__(GSDTrainerSync)
+        trainer.config = OmegaConf.create({"trainer": settings, "algorithm": {"gsd": {"state": state}}})
+        trainer.actor_rollout_wg = SimpleNamespace(load_checkpoint=lambda **_: None)
+        trainer.use_critic, trainer.trainer_mode = False, "sync"
+        trainer.train_dataloader = StatefulDataLoader(list(range(9)), batch_size=2)
+        trainer.seam, trainer._settings = SimpleNamespace(prompts=PromptStore()), {}
+        trainer.memories = {"prompts": trainer.seam.prompts}
+        messages = tmp_path / f"{state}.jsonl"
+        trainer.monitor = SimpleNamespace(rewards=RewardMonitor(MessageWriter(messages), **sizes))
+        trainer._load_checkpoint()
+        written[state] = [message.text for message in read_messages(messages)]
+    assert written["fresh"] == []
+    (text,) = written[None]
+    assert "data_source=math" in text and "algorithm.gsd.state=fresh" in text
 
 
 def test_verl_still_loads_without_weights_only(manager, tmp_path):

@@ -23,7 +23,7 @@ def test_dry_run_prints_the_resolved_config_and_makes_nothing(tmp_path, monkeypa
     assert config["algorithm"]["filter_groups"]["enable"] is True
     assert "${" not in done.stdout
     assert "sigma" in done.stderr, "the audit"
-    assert last_line(done).startswith("Config valid, no warnings. Not checked: the model's weights")
+    assert last_line(done).startswith("Config valid, no warnings. Steps: at most 7. Not checked: the model's weights")
     assert list(tmp_path.iterdir()) == [], "a dry run leaves nothing behind"
 
 
@@ -37,7 +37,9 @@ def test_a_dry_run_asks_the_hub_once_about_the_model(tmp_path, monkeypatch):
         said = " ".join(done.stderr.split())
         assert said.count("warning: ") == 1
         assert "model.path=lab/broken: the Hugging Face Hub answered HTTP 503 Service Unavailable, and" in said
-        assert last_line(done).startswith("Config valid, 1 warning, printed before the config. Not checked: what the")
+        assert last_line(done).startswith(
+            "Config valid, 1 warning, printed before the config. Steps: at most 40. Not checked: what the"
+        )
         assert asked == ["/lab/broken/resolve/main/config.json"]
         done = CliRunner().invoke(app, ["train", *LINE, "model=lab/missing", "--dry-run"])
         assert done.exit_code == 2 and done.stdout == "", done.output

@@ -62,6 +62,10 @@ def test_a_row_says_what_is_known_of_a_prompt_and_what_became_of_its_group():
     assert rows[0] == ("arithmetic", 0, 2, pytest.approx((1 + 2 + 2) / (4 + 4 + 2)), "mixed", "trained")
     assert rows[1] == (NASTY, 1, 0, 0.25, "all_right", "filtered")
     assert rows[2][4] is None, "a group without responses has no kind"
+    prompts.leave_out(NASTY)
+    rows = prompt_rows(step_of(GROUPS), prompts, 3, prior=(1.0, 3.0))
+    assert rows[0][3] > 0 and rows[1][3] is None, "a source with verdicts outside [0, 1] has no solve rates"
+    assert "None" not in markdown(rows)
 
 
 def test_a_table_is_bounded_and_spread_over_the_step():

@@ -3,10 +3,12 @@
 import importlib.metadata
 import io
 import json
+import os
 import re
 import socket
 import threading
 import zipfile
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
 
@@ -14,15 +16,19 @@ import pytest
 import ray
 import yaml
 from canaries import CANARIES, canaries_in, files_with_a_canary
+from running import verl_gsd
 from typer.testing import CliRunner
 
 from verl_gsd.cli.main import app
 from verl_gsd.jobs import cluster
+from verl_gsd.jobs.following import ConnectionLostError, follow
 from verl_gsd.jobs.submission import RUN_KEY
 
 LINE = ["algo=gsd", "task=arithmetic", "hardware=cpu"]
 #: Ray would prefer them to its argument, or send them.
 UNWANTED = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+NOBODY = 65534
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
 
 
 def submit(*words, **environment):
@@ -102,6 +108,97 @@ def test_server_errors_are_reported_with_the_address(words, monkeypatch):
     said = re.sub(r"\s+", " ", done.output)
     assert done.exit_code == 2 and f"{address}: Request failed with status code 500" in said, done.output
     assert "no such job" not in said
+
+
+class TokenServer(BaseHTTPRequestHandler):
+    """A job server without jobs that keeps the tokens it is sent."""
+
+    def do_GET(self):
+        self.server.tokens.append(self.headers.get("authorization"))
+        version = {"version": "4", "ray_version": ray.__version__, "ray_commit": "", "session_name": ""}
+        content = json.dumps(version if self.path == "/api/version" else []).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_):
+        pass
+
+
+@contextmanager
+def token_server(user):
+    """(URL, the tokens that were sent there) of a server that listens as ``user``."""
+    os.seteuid(user)
+    try:
+        server = ThreadingHTTPServer(("127.0.0.1", 0), TokenServer)
+    finally:
+        os.seteuid(0)
+    server.tokens = []
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://localhost:{server.server_port}", server.tokens
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@as_root
+def test_the_token_is_not_sent_to_another_user_who_listens_at_the_address(tmp_path):
+    """Everyone on a machine can listen at 8265 before a user's own job server does."""
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text(token := "a" * 64)
+    (tmp_path / ".ray" / "auth_token").chmod(0o600)
+    environment = {name: value for name, value in os.environ.items() if name not in UNWANTED}
+    environment |= {"HOME": str(tmp_path), "RAY_AUTH_MODE": "token"}
+
+    def status(**more):
+        done = verl_gsd("status", "--address", address, env=environment | more)
+        return done.returncode, re.sub(r"\s+", " ", done.stderr)
+
+    with token_server(NOBODY) as (address, tokens):
+        code, said = status()
+        assert code == 2 and f"{address}: another user of this machine (id {NOBODY}) listens there" in said
+        assert f"set VERL_GSD_CLUSTER_USER={NOBODY}" in said
+        code, said = status(VERL_GSD_CLUSTER_USER="no such user")
+        assert code == 2 and "VERL_GSD_CLUSTER_USER=no such user: this machine has no such user" in said
+        assert not tokens
+        assert status(VERL_GSD_CLUSTER_USER=str(NOBODY)) == (0, "")
+        assert set(tokens) == {f"Bearer {token}"}
+    with token_server(0) as (address, tokens):
+        assert status() == (0, "") and tokens
+
+
+@as_root
+def test_nothing_is_sent_to_another_user_who_takes_the_port_later(monkeypatch):
+    """A log is followed for hours, and its reader reconnects when the server has ended."""
+    for name in UNWANTED:
+        monkeypatch.setenv(name, "")
+    with token_server(0) as (address, _):
+        client = cluster.connect(address)
+    port = int(address.rpartition(":")[2])
+    os.seteuid(NOBODY)
+    try:
+        server = socket.create_server(("127.0.0.1", port))
+    finally:
+        os.seteuid(0)
+    with server:
+        with pytest.raises(cluster.ForeignServerError, match=rf"another user of this machine \(id {NOBODY}\)"):
+            client.list_jobs()
+        with pytest.raises(ConnectionLostError, match="another user"):
+            follow(client, "a", lambda text: None)
+        server.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            server.accept()  # nobody has connected
+
+
+@pytest.mark.parametrize("address", ["http://[::1", "http://127.0.0.1:99999", "http://127.0.0.1:x"])
+def test_an_address_that_is_no_url_is_rejected(monkeypatch, address):
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")
+    with pytest.raises(cluster.ClusterError, match=rf"--address {re.escape(address)}: "):
+        cluster.connect(address)
 
 
 class RecordingServer(BaseHTTPRequestHandler):

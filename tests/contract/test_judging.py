@@ -203,7 +203,7 @@ def test_verls_reward_model_is_asked_through_its_own_workers():
                 raise answer
             return answer
 
-    def asked(seconds=60):
+    def asked(seconds=300):  # the first answer waits until Ray has started the worker
         scorer = JudgeExtension({"scorer": "reward_model", "timeout_s": seconds}, services).make_scorer()
         assert scorer.identity == "reward_model rm-7b", "a name, of which nothing more is known"
         return asyncio.run(scorer.score(Question("3+8=", "11", "11")))

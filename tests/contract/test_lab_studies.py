@@ -94,5 +94,13 @@ def test_validation_reports_exact_accuracy(compose_fast, little_trained, tmp_pat
     assert 0 < metrics["exact/accuracy"] < 1 and 0 < metrics["exact/slack"] < 1
     assert not [name for name in metrics if re.search("max|min|sum|total", name)]
 
+    assert not [name for name in metrics if name.startswith("val/outside/")]
+
+    (tmp_path / "signed.py").write_text("def compute_score(*args, **kwargs):\n    return -1.0\n")
+    config, _ = compose_fast(*words, *sizes, f"reward.custom_reward_function.path={tmp_path}/signed.py")
+    signed = LabTrainer(config).validate()
+    assert signed["val-core/arithmetic/acc/mean@1"] == -1
+    assert signed["val/outside/arithmetic"] == signed["val/prompts/arithmetic"], "one response per prompt"
+
     config, _ = compose_fast(*words, *sizes, "reward.custom_reward_function.path=pkg://verl_gsd.tasks.maths")
     assert not [name for name in LabTrainer(config).validate() if name.startswith("exact/")]

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 pytest.importorskip("verl")
 
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer
+from verl_parts import bare
 
 from verl_gsd.lab.training.validation import validation_metrics
 from verl_gsd.lab.training.verifier import Reward
@@ -52,6 +53,22 @@ def validations(draw):
 def test_metrics_are_those_of_verl(validation):
     prompts, responses = validation
     assert validation_metrics(prompts) == pytest.approx(verls_metrics(prompts, responses))
+
+
+def test_held_out_values_outside_0_and_1_are_counted():
+    from verl_gsd.trainer.trainer import GSDTrainerSync
+
+    sources, uids = ["math", "math", "code", "code", "code"], list("abcde")
+    infos = {"reward": [1.0, 0.0, 1.0, -1.0, 1.2], "acc": [1.0, None, 1.0, -1.0, 1.2]}
+    expected = {(source, uid): 1 for source, uid in zip(sources, uids, strict=True)}
+    trainer = bare(GSDTrainerSync)
+    found = trainer._val_metrics_update(sources, uids, infos, [], expected_acc_counts=expected)
+    assert {name: value for name, value in found.items() if name.startswith("val/")} == {
+        "val/prompts/math": 2.0,
+        "val/prompts/code": 3.0,
+        "val/outside/code": 2.0,
+    }
+    assert found["val-core/code/acc/mean@1"] == pytest.approx(0.4), "the mean looks like an accuracy"
 
 
 def test_a_failed_reward_counts_as_wrong_and_not_as_a_reward_of_0():

@@ -156,7 +156,7 @@ def test_auto_joins_a_cluster_in_the_process_table_only_if_this_user_started_it(
             with pytest.raises(ConfigError, match=rf"address=auto: .*{address}, .*another user.*RAY_ADDRESS=127"):
                 cluster_lock.joins(config)
             assert bool(cluster_lock.joins(config_of(None))) is has_file
-            monkeypatch.setenv("RAY_ADDRESS", address)
+            monkeypatch.setenv("RAY_ADDRESS", address)  # this user listens there
             assert cluster_lock.joins(config)
     monkeypatch.delenv("RAY_ADDRESS")
     nobody = rf"found in a command line: no process listens at .*:{port}"

@@ -45,7 +45,7 @@ def rehearsed(data, tmp_path, monkeypatch):
     monkeypatch.setenv("VERL_GSD_DATA", str(data))
     monkeypatch.setenv("COLUMNS", "5000")
     started = []
-    monkeypatch.setattr(rehearse, "_train", lambda rehearsed, *others: started.append(rehearsed))
+    monkeypatch.setattr(rehearse, "_train", lambda rehearsed, *others, **named: started.append(rehearsed))
 
     recipe = ("recipe=gsd/qwen2.5_math_1.5b", "hardware=8xa100_80g", f"trainer.default_local_dir={tmp_path}/run")
 
@@ -134,7 +134,7 @@ def test_every_key_that_differs_from_the_run_is_in_the_report(data, own_data, tm
     monkeypatch.setenv("VERL_GSD_DATA", str(data))
     started = []
 
-    def stub_that_trains_nothing(run, attempt, **callbacks):
+    def stub_that_trains_nothing(run, attempt, config, **callbacks):
         started.append(leaves(run.config.read_text()))
 
     monkeypatch.setattr(launch, "train", stub_that_trains_nothing)
@@ -244,6 +244,13 @@ def test_a_reward_function_without_the_verdict_that_the_sampler_reads_is_found(r
     code, output, started = rehearsed(*function, "sampler=disagreement")
     assert code == 1 and not started
     assert "algorithm.gsd.sampler reads acc" in wrong(output) and "returns no acc" in wrong(output)
+
+
+def test_a_reward_function_without_a_verdict_that_nothing_reads_is_warned_of(rehearsed):
+    function = (f"{KEY}.path={SUPPORT}/rehearsal_rewards.py", f"{KEY}.name=compute_score_without_acc")
+    code, output, started = rehearsed(*function)
+    assert code == 0 and started and wrong(output).strip() == "- nothing"
+    assert re.search(rf"\nwarnings:\n  - {KEY}: it returns no acc for row 0 .*no pass@K.*\nfound wrong:", output)
 
 
 def test_references_that_the_reward_function_rejects_are_found(rehearsed, tmp_path):

@@ -51,7 +51,17 @@ FAILURE = Failure("raised", "KeyError", "'x'", "Traceback ...")
 
 
 def put(
-    uid, scores, *, step=1, status="finished", partition="train", outputs=1, verdict=ACCURACY, unverified=None, lost=()
+    uid,
+    scores,
+    *,
+    step=1,
+    status="finished",
+    partition="train",
+    outputs=1,
+    verdict=ACCURACY,
+    unverified=None,
+    lost=(),
+    doubtful=None,
 ):
     """A prompt's rows and status, as an agent loop worker writes them; the rewards of sessions ``lost`` failed."""
     keys, fields, tags = [], [], []
@@ -61,6 +71,7 @@ def put(
         tokens = torch.tensor([0.0, score]) if output == outputs - 1 else torch.tensor([9.0, 9.0])
         said = score if verdict is ACCURACY else verdict
         info = {"acc": said} if unverified is None else {"acc": said, "unverified": unverified[session]}
+        info |= {} if doubtful is None else {"doubtful": doubtful[session]}
         info = FAILURE.as_extra_info() if session in lost else info
         prompt = {"data_source": "math", "index": 17}
         fields.append(prompt | {"rm_scores": tokens, "extra_fields": {"reward_extra_info": info}, "metrics": MEASURED})
@@ -207,6 +218,17 @@ def test_what_could_not_be_verified_is_counted_where_the_verifier_says_so():
     put("d4", [1.0, 0.0], unverified=["?", None])
     built._sync_metadata_from_transfer_queue()
     assert {group.uid: group.unverified for group in seam.whole} == {"a1": 2, "b2": 0, "c3": None, "d4": None}
+    assert {group.doubtful for group in seam.whole} == {None}
+
+
+def test_verdicts_that_no_rule_was_sure_of_are_counted_where_the_verifier_says_so():
+    built, seam, _ = buffer()
+    put("a1", [1.0, 0.0, 0.0], doubtful=[0.0, 1.0, 0.0])
+    put("b2", [1.0, 0.0], doubtful=[0.0, 0.0], unverified=[0.0, 1.0])
+    put("c3", [1.0, 0.0], doubtful=["?", None])
+    built._sync_metadata_from_transfer_queue()
+    assert {group.uid: group.doubtful for group in seam.whole} == {"a1": 1, "b2": 0, "c3": None}
+    assert {group.uid: group.unverified for group in seam.whole} == {"a1": None, "b2": 1, "c3": None}
 
 
 def rows_in_queue(partition="train"):

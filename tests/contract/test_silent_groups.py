@@ -12,8 +12,8 @@ from verl.workers.config import FSDPActorConfig, PolicyLossConfig
 
 from verl_gsd.algorithms.silent_groups.conflicts import CONFLICTS
 from verl_gsd.algorithms.silent_groups.denominator import in_silent_group, scale, unit_counts
+from verl_gsd.conflicts import Condition
 from verl_gsd.denominators import divided_by
-from verl_gsd.run.checks.conflicts import Condition
 
 MODES = ["token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"]
 ALLOWED = Condition.parse(CONFLICTS[0].setting).values

@@ -37,6 +37,7 @@ from verl_parts import actor_config, bare_trainer, fit, loss_of, micro_batch, na
 from verl_gsd.dynamic_sampling import is_evicted
 from verl_gsd.estimators import GROUP_BASELINES, has_group_baseline
 from verl_gsd.groups import Group
+from verl_gsd.trainer.rows import answer_of
 
 
 @pytest.fixture
@@ -529,3 +530,11 @@ def test_estimators_with_a_group_baseline_are_those_we_name():
     estimator = core_algos.get_adv_estimator_fn("reinforce_plus_plus")
     advantages, _ = estimator(token_level_rewards=rewards, response_mask=mask, index=index, config=algorithm)
     assert advantages[:8].abs().min() > 0.5 and not has_group_baseline("reinforce_plus_plus")
+
+
+def test_verls_math_dapo_marks_responses_without_an_answer():
+    """The mark is no answer: four such responses do not agree on one."""
+    from verl.utils.reward_score import math_dapo
+
+    infos = [math_dapo.compute_score(text, "34") for text in ("I do not know", "Answer: 34", "Answer: 7")]
+    assert [answer_of(info) for info in infos] == ["", "34", "7"]

@@ -407,7 +407,7 @@ def test_a_job_outlives_its_client_and_goes_on_exactly_after_a_kill_of_its_drive
         (driver,) = (
             process
             for process in psutil.process_iter(["cmdline"])
-            if (process.info["cmdline"] or [])[-3:-1] == ["verl_gsd.run.job", f"{run}/config.yaml"]
+            if (process.info["cmdline"] or [])[-4:-2] == ["verl_gsd.run.job", f"{run}/config.yaml"]
         )
         driver.kill()
         followed += following.stdout.read()

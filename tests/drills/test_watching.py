@@ -50,8 +50,10 @@ NAMED = re.compile(r"2 of 2 jobs did not succeed: \S+-seed_1 \(FAILED\), \S+-see
 
 SLURM = {
     "scontrol": "echo localhost",
-    # Runs what it is given on this machine, as a node would, in a folder of its own and with less memory.
-    "srun": 'while [ "$1" != ray ]; do shift; done; exec "$@" --temp-dir="$FOLDER" ' + " ".join(SMALL),
+    # Runs what it is given on this machine, as a node would; Ray in a folder of its own and with less memory.
+    "srun": 'while [[ $1 == --* ]]; do shift; done; [[ "$*" != *" --head "* ]] || set -- "$@" --temp-dir="$FOLDER" '
+    + " ".join(SMALL)
+    + '; exec "$@"',
 }
 
 

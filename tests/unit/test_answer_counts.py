@@ -73,7 +73,8 @@ def table(*visits):
     """Records of (source, index, the responses' answers or None) per group, in the order of time."""
     source, index, given = zip(*visits, strict=True)
     cells = [None if one is None else pack_answers(one) for one in given]
-    return pa.table({"data_source": source, "index": index, "answers": pa.array(cells, pa.binary())})
+    size = [8 if one is None else len(one) for one in given]
+    return pa.table({"data_source": source, "index": index, "size": size, "answers": pa.array(cells, pa.binary())})
 
 
 VISITS = st.lists(
@@ -124,3 +125,32 @@ def test_of_a_long_run_some_prompts_are_used_with_all_their_visits(monkeypatch):
     found = revisited_answers(table(*visits))
     prompts, visits_of = np.unique(found.row % 100, return_counts=True)
     assert len(prompts) == 14 and set(visits_of.tolist()) == {2}, "14 prompts have 42 groups, 28 of them later visits"
+
+
+def distinct(number, first=0):
+    """Responses with ``number`` different answers, and one of them twice."""
+    return [str(first), *map(str, range(first, first + number))]
+
+
+def test_groups_whose_rare_answers_are_missing_are_not_compared():
+    """Nor are later visits to their prompt: an answer that is missing from an earlier one would look new."""
+    few, most, too_many = distinct(3), distinct(MOST_ANSWERS), distinct(MOST_ANSWERS + 1)
+    visits = [few, few, most, too_many, few]
+    found = revisited_answers(table(*(("math", 1, one) for one in visits), ("math", 2, most), ("math", 2, few)))
+    assert found.row.tolist() == [1, 2, 6] and found.responses == len(few)
+    assert len(revisited_answers(table(*[("math", 1, too_many)] * 3)).row) == 0
+
+
+@pytest.mark.parametrize(("size", "pool"), [(64, 1000), (70, 75), (256, 100)])
+def test_a_policy_that_does_not_change_has_equal_figures_however_many_answers_it_has(size, pool):
+    rng = np.random.default_rng(0)
+    visits = [
+        ("math", index, list(map(str, rng.integers(pool, size=size).tolist()))) for _ in range(4) for index in range(60)
+    ]
+    found = revisited_answers(table(*visits))
+    if found.responses:
+        expected = pool * (1 - (1 - 1 / pool) ** found.responses)
+        noise = 5 * found.in_visit.std() / np.sqrt(60)
+        assert abs(found.in_visit.mean() - found.in_visits.mean()) < noise
+        assert abs(found.in_visit.mean() - expected) < noise
+    assert (found.responses > 0) == (pool == 1000 or size == 70)

@@ -118,6 +118,19 @@ def test_a_denominator_that_counts_nothing_is_not_described(audited):
     assert "denominator" not in line and "factor 1 - s" not in line, "its silent groups have a gradient"
 
 
+@pytest.mark.parametrize("mode", ["geo_mean", "clip_cov", "kl_cov", "dro"])
+def test_leaving_silent_groups_out_is_not_suggested_where_it_is_rejected(audited, mode):
+    line = unanimous(audited, "algo=grpo", f"{ACTOR}.policy_loss.loss_mode={mode}")
+    assert "left_out" not in line
+    has_gradient = mode in ("kl_cov", "dro")
+    assert ("still has a gradient" in line) == has_gradient and ("gain 0" in line) != has_gradient
+
+
+def test_no_group_is_silent_with_a_kl_penalty_in_the_reward(audited):
+    line = unanimous(audited, "algo=grpo", "algorithm.use_kl_in_reward=true")
+    assert "trained on" in line and "gain 0" not in line and "left_out" not in line
+
+
 def test_dynamic_sampling_leaves_nothing_to_leave_out(audited):
     seen = audited("algo=dapo", "silent_groups=left_out")
     assert "removed and replaced" in "\n".join(seen.lines())

@@ -15,9 +15,21 @@ rewards = st.sampled_from([0.0, 1.0]) | st.floats(-10, 10, width=32).map(lambda 
 batches = st.lists(st.tuples(st.integers(0, 4), rewards), min_size=1, max_size=40)
 
 
+def reference_scale(rows):
+    """Of (label, reward) per response: the range of the ordinary rewards, a tenth of their size, or a usual group's."""
+    values = sorted(reward for _, reward in rows)
+    dropped = len(values) // 100
+    low, *_, high = [*values[dropped : len(values) - dropped], values[-1 - dropped]]
+    groups = {}
+    for label, reward in rows:
+        groups.setdefault(label, []).append(reward)
+    ranges = sorted(max(group) - min(group) for group in groups.values() if max(group) > min(group))
+    usual = ranges[(len(ranges) - 1) // 2] if ranges else 0.0
+    return max(high - low, abs(high) / 10, abs(low) / 10, usual)
+
+
 def reference(rows, alpha, ddof, eps):
-    values = [reward for _, reward in rows]
-    scale = max(max(values) - min(values), max(map(abs, values)) / 10)
+    scale = reference_scale(rows)
     result = []
     for label, reward in rows:
         members = [other for name, other in rows if name == label]
@@ -154,6 +166,92 @@ def test_a_nearly_unanimous_group_does_not_dominate_a_batch(values, alpha):
     assert near < 1.5 * 2 ** (alpha - 1) * hardest
     if max(values) > 0.1:
         assert dial_advantage(torch.tensor(values), [0] * len(values), alpha=alpha).abs().max() < 1e4
+
+
+def half_right(groups=128, size=8):
+    """Rewards of 0 and 1 with a solve rate per group, from hardest to easiest, and the groups' labels."""
+    chances = torch.linspace(0.02, 0.98, groups)
+    values = (torch.rand(groups, size, generator=torch.Generator().manual_seed(0)) < chances[:, None]).float()
+    return values.flatten(), [number for number in range(groups) for _ in range(size)]
+
+
+@pytest.mark.parametrize("alpha", [1.5, 2.0, 3.0])
+@pytest.mark.parametrize("outlier", [-100.0, -10.0, -1.0, 50.0])
+@pytest.mark.parametrize("row", [0, 517, 1023])
+def test_one_outlier_changes_no_other_group(outlier, row, alpha):
+    """Of 1,024 rewards of 0 and 1, whatever the other rewards of its group are."""
+    values, labels = half_right()
+    changed = values.clone()
+    changed[row] = outlier
+    elsewhere = torch.tensor(labels) != labels[row]
+    before, after = (dial_advantage(one, labels, alpha=alpha)[elsewhere] for one in (values, changed))
+    assert torch.equal(after, before)
+
+
+@pytest.mark.parametrize("alpha", [1.5, 2.0])
+def test_one_outlier_changes_graded_groups_by_at_most_a_few_percent(alpha):
+    generator = torch.Generator().manual_seed(1)
+    values = torch.rand(128, 1, generator=generator) + 0.1 * torch.randn(128, 8, generator=generator)
+    values, labels = values.double().clamp(0, 1).flatten(), [number for number in range(128) for _ in range(8)]
+    before = dial_advantage(values, labels, alpha=alpha)
+    for outlier in (-100.0, -10.0, 10.0, 1e6):
+        changed = torch.cat([torch.tensor([outlier], dtype=torch.float64), values[1:]])
+        after = dial_advantage(changed, labels, alpha=alpha)
+        torch.testing.assert_close(after[8:], before[8:], rtol=0.03, atol=0)
+
+
+@given(st.randoms(use_true_random=True), st.integers(1, 120), st.sampled_from([1e-3, 0.1, 1.0]), st.integers(0, 4))
+def test_the_scale_is_that_of_the_slow_reference_and_bounds_the_advantages(random, n_groups, width, outliers):
+    """Also in batches of more than 100 responses, of which the most extreme do not count."""
+    groups = [
+        [level + width * random.random() for _ in range(random.randint(2, 8))]
+        for level in (random.random() for _ in range(n_groups))
+    ]
+    rows = [(number, value) for number, group in enumerate(groups) for value in group]
+    for place in random.sample(range(len(rows)), min(outliers, len(rows))):
+        rows[place] = rows[place][0], random.choice([-100.0, 1e4])
+    labels, values = zip(*rows, strict=True)
+    rewards = torch.tensor(values, dtype=torch.float64)
+    scale = reward_scale(rewards, group_stats(rewards, labels))
+    assert scale == pytest.approx(reference_scale(rows), rel=1e-12)
+    got = dial_advantage(rewards, labels, alpha=2, ddof=0, eps=0)
+    for (label, _), advantage in zip(rows, got.tolist(), strict=True):
+        size = len(groups[label])
+        assert abs(advantage) * scale <= 2 * math.sqrt(size * (size - 1)) * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("alpha", [1.5, 2.0, 3.0])
+@pytest.mark.parametrize("around", [0.0, 0.7])
+def test_many_nearly_unanimous_groups_do_not_set_the_scale(around, alpha):
+    """121 groups with ranges of about 1e-4, and 7 with two right responses of eight."""
+    noise = 1e-4 * torch.rand(121 * 8, generator=torch.Generator().manual_seed(2))
+    values, labels = torch.cat([around + noise, torch.tensor([1.0, 1, 0, 0, 0, 0, 0, 0] * 7)]), list(range(128)) * 8
+    advantages = dial_advantage(values, sorted(labels), alpha=alpha).abs()
+    hardest = dial_advantage(torch.tensor([1.0] + [0.0] * 7), [0] * 8, alpha=alpha).abs().max()
+    assert advantages[: 121 * 8].max() < 1.5 * 2 ** (alpha - 1) * hardest
+
+
+@given(batches, st.sampled_from([0.125, 4.0, 1024.0]), st.floats(1.01, 3))
+def test_rewards_times_c_have_advantages_times_c_to_the_1_minus_alpha(rows, factor, alpha):
+    labels, values = zip(*rows, strict=True)
+    rewards = torch.tensor(values, dtype=torch.float64)
+    stats, scaled = group_stats(rewards, labels), group_stats(factor * rewards, labels)
+    assert reward_scale(factor * rewards, scaled) == factor * reward_scale(rewards, stats)
+    got = dial_advantage(factor * rewards, labels, alpha=alpha, eps=0)
+    expected = dial_advantage(rewards, labels, alpha=alpha, eps=0) * factor ** (1 - alpha)
+    torch.testing.assert_close(got, expected, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize(("values", "scale"), [([0.0, 1.0], 1.0), ([3.0, 3.0], 0.3), ([0.0, 0.0], 0.0), ([5.0], 0.5)])
+def test_the_scale_of_the_smallest_batches(values, scale):
+    rewards = torch.tensor(values)
+    assert reward_scale(rewards, group_stats(rewards, [0] * len(values))) == pytest.approx(scale)
+
+
+def test_with_two_reward_values_the_scale_is_their_difference_even_if_one_is_rare():
+    rewards = torch.tensor([1.0] + [0.0] * 1599, dtype=torch.float64)
+    stats = group_stats(rewards, [row // 8 for row in range(1600)])
+    assert reward_scale(rewards, stats) == 1
 
 
 def test_the_dial_has_no_jump_at_alpha_1():

@@ -76,6 +76,26 @@ def test_a_store_without_partial_credit_saves_what_older_versions_saved(visits):
     assert "recent_partial" not in store.state_dict()
 
 
+@given(visits.filter(len), half_lives)
+def test_a_source_that_is_left_out_has_no_prompts_and_the_others_keep_theirs(visits, half_life):
+    store = PromptStore(half_life=half_life)
+    for step, (key, correct, total) in enumerate(visits):
+        store.observe(key, correct, total, step)
+    assert "unrated_sources" not in store.state_dict(), "checkpoints are those of older versions"
+    out, others = visits[0][0][0], [key for key, _, _ in visits if key[0] != visits[0][0][0]]
+    before = store.counts(others), store.recent(others, len(visits))
+    store.leave_out(out)
+    restored = PromptStore(half_life=half_life)
+    restored.load_state_dict(store.state_dict())
+    for one in (store, restored):
+        assert one.unrated == {out} and len(one) == len(set(others))
+        assert not one.counts([key for key, _, _ in visits if key[0] == out])[0].any()
+        after = one.counts(others), one.recent(others, len(visits))
+        assert all(np.array_equal(*pair) for pair in zip(sum(before, ()), sum(after, ()), strict=True))
+    store.leave_out("a source without prompts")
+    assert store.state_dict()["unrated_sources"] == sorted([out, "a source without prompts"])
+
+
 @given(visits, half_lives)
 def test_an_older_checkpoint_without_recent_counts_is_restored(visits, half_life):
     before, after = PromptStore(), PromptStore(half_life=half_life)

@@ -4,17 +4,29 @@ import itertools
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from places import ROOT
 
 from verl_gsd.groups import Group
 from verl_gsd.lab.training.rows import DictRows
 from verl_gsd.prompts import PromptStore
-from verl_gsd.records import LeftGroup, read_records, schema, step_records, write_step
-from verl_gsd.trainer.metrics import group_metrics, with_prediction
+from verl_gsd.records import (
+    LeftGroup,
+    outside_sources,
+    read_records,
+    schema,
+    step_records,
+    with_valid_accuracies,
+    write_step,
+)
+from verl_gsd.trainer.metrics import doubt, group_metrics, with_prediction
 from verl_gsd.trainer.seam import Seam
-from verl_gsd.trainer.step_end import end_step
+from verl_gsd.trainer.step_end import end_step, step_table
 
 
 def group(rewards, accuracies=None, index=7, source="math"):
@@ -106,6 +118,120 @@ def test_values_outside_0_and_1_do_not_count_as_accuracies(rewards):
     prompts.observe(("math", 7), row["correct"], row["total"], step=1)
     table = with_prediction(rows((group([0, 1, 0, 1], rewards), "trained")), prompts, 2, (1.0, 1.0))
     assert table["silent_predicted"].null_count == 1
+
+
+#: Groups of a verifier that returns 1 and -1, and of one that returns 1.0 for a right answer plus 0.2 for its format.
+SIGNED = ([1, 1], [1, -1], [-1, -1], [1, 1])
+BONUS = ([0.2, 0.2], [1.2, 0.2], [0, 0.2], [0.2, 0])
+
+
+@pytest.mark.parametrize("outcomes", [SIGNED, BONUS])
+def test_one_value_outside_0_and_1_takes_the_accuracies_of_its_whole_source(outcomes):
+    left = [(group(values, source="code", index=index), "trained") for index, values in enumerate(outcomes)]
+    left += [(group([0, 1], index=index), "trained") for index in range(3)]
+    table = with_prediction(rows(*left), PromptStore(), 1, (0.5, 0.5))
+    assert table["total"].to_pylist() == [0] * 4 + [2] * 3
+    assert table["correct"].to_pylist() == [0] * 4 + [1] * 3
+    metrics = group_metrics(table)
+    assert metrics["group/pass@2"] == 1 and metrics["dial/gain_share/between"] == 1, "those of the other source"
+    alone = group_metrics(with_prediction(rows(*left[:4]), PromptStore(), 1, (0.5, 0.5)))
+    assert not [name for name in alone if "pass@" in name or "gain_share" in name or "group/silent" in name]
+
+
+def test_unverified_responses_are_counted_only_where_there_are_verdicts():
+    signed = [replace(group(values, source="code"), unverified=1) for values in SIGNED]
+    table = rows(*((one, "trained") for one in [*signed, replace(group([0, 1]), unverified=0)]))
+    assert group_metrics(table)["verifier/unverified"] == 0
+
+
+def a_step(seam, step, *groups):
+    """The records of a step, and the state after it."""
+    seam.left = [(one, "trained") for one in groups]
+    _, table = step_table(seam, step=step, attempt=1, alpha=1.0)
+    end_step(seam, step)
+    return table
+
+
+def test_a_source_stays_without_accuracies_in_later_steps_and_after_a_resume():
+    right, signed, other = group([1, 1], source="code"), group([1, -1], source="code", index=8), group([0, 1])
+    seam = Seam({}, PromptStore(), DictRows(), group_size=2)
+    assert a_step(seam, 1, right, other)["total"].to_pylist() == [2, 2], "nothing is known yet"
+    assert a_step(seam, 2, signed, right, other)["total"].to_pylist() == [0, 0, 2]
+    assert [int(visits) for visits in seam.prompts.counts([("code", 7), ("code", 8), ("math", 7)])[0]] == [0, 0, 2]
+    resumed = Seam({}, PromptStore(), DictRows(), group_size=2)
+    resumed.prompts.load_state_dict(seam.prompts.state_dict())
+    for later in (seam, resumed):
+        table = a_step(later, 3, right, other)
+        assert table["total"].to_pylist() == [0, 2]
+        assert table["silent_predicted"].to_pylist()[0] is None and table["silent_predicted"].to_pylist()[1] > 0
+        assert len(later.prompts) == 1
+    assert table["kind"].to_pylist() == ["all_right", "mixed"], "verdicts are compared all the same"
+
+
+def older_rows(*groups):
+    """Records of versions that left out a group if it had a value outside [0, 1], whatever its source had before."""
+    table = rows(
+        *((replace(one, data_source=f"{one.data_source} {number}"), "trained") for number, one in enumerate(groups))
+    )
+    field = table.schema.field("data_source")
+    names = pa.array([one.data_source for one in groups], pa.string())
+    return table.set_column(table.schema.get_field_index("data_source"), field, names)
+
+
+def test_readers_leave_out_the_accuracies_of_such_a_source_in_all_steps():
+    code = [group(values, source="code", index=index) for index, values in enumerate(SIGNED)]
+    older = older_rows(*code, group([0, 1]))
+    assert older["total"].to_pylist() == [2, 0, 0, 2, 2], "biased: all known solve rates of code are 1"
+    predicted = pa.array([0.9] * 5, pa.float64())
+    older = older.set_column(older.schema.get_field_index("silent_predicted"), "silent_predicted", predicted)
+    newer = rows((code[0], "trained")), rows(*((one, "trained") for one in [*code, group([0, 1])]))
+    for table in (older, pa.concat_tables(newer)):
+        assert outside_sources(table) == ["code"]
+        read = with_valid_accuracies(table)
+        assert read.schema.equals(table.schema) and read.drop(["total", "correct", "silent_predicted"]).equals(
+            table.drop(["total", "correct", "silent_predicted"])
+        )
+        assert all(row["total"] == row["correct"] == 0 for row in read.to_pylist() if row["data_source"] == "code")
+        assert read.to_pylist()[-1] == table.to_pylist()[-1], "another source keeps its accuracies"
+    assert with_valid_accuracies(older)["silent_predicted"].to_pylist() == [None] * 4 + [0.9]
+    without_partial = older.set_column(older.schema.get_field_index("partial"), "partial", pa.nulls(5, pa.float64()))
+    assert outside_sources(without_partial) == ["code"], "files of older versions lack the column"
+
+
+def test_accuracies_that_are_missing_for_another_reason_cost_no_other_group_its_own():
+    earlier = replace(group([1, 0], [np.nan, np.nan]), earlier=2)
+    missing = group([1, 0], [np.nan, np.nan], index=8)
+    lost = replace(group([], index=9), failed_rewards=2)
+    table = rows(*((one, "trained") for one in (earlier, missing, lost, group([0, 1], index=10))))
+    assert table["partial"].to_pylist() == [0, None, 0, 0], "null tells a missing accuracy from one outside [0, 1]"
+    assert outside_sources(table) == [] and with_valid_accuracies(table) is table
+    assert outside_sources(rows()) == []
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["math", "code"]),
+            st.lists(st.sampled_from([0.0, 1.0, 0.5, -1.0, 1.2, np.nan]), min_size=1, max_size=3),
+        ),
+        min_size=1,
+        max_size=8,
+    )
+)
+def test_a_source_has_the_accuracies_of_all_its_responses_or_none(visits):
+    groups = [
+        group(np.nan_to_num(values), values, index=index, source=source)
+        for index, (source, values) in enumerate(visits)
+    ]
+    outside = {source for source, values in visits if any(value < 0 or value > 1 for value in values)}
+    rated = {source: [v for name, values in visits if name == source for v in values if v == v] for source, _ in visits}
+    for table in (rows(*((one, "trained") for one in groups)), older_rows(*groups)):
+        read = with_valid_accuracies(table)
+        for source, values in rated.items():
+            of_source = read.filter(pc.equal(read["data_source"], source))
+            total, correct = sum(of_source["total"].to_pylist()), sum(of_source["correct"].to_pylist())
+            expected = (0, 0) if source in outside else (len(values), sum(values))
+            assert (total, correct) == pytest.approx(expected)
 
 
 def test_a_group_without_responses_and_an_estimator_without_a_gain_have_nulls():
@@ -300,6 +426,13 @@ def test_the_share_of_unverified_responses_counts_only_verifiers_that_report_it(
     table = rows(silent, *reported, none)
     assert table["unverified"].to_pylist() == [None, 2, 0, None]
     assert group_metrics(table)["verifier/unverified"] == 2 / 8
+
+
+def test_the_share_of_doubtful_responses_counts_only_verifiers_that_report_it():
+    assert doubt([]) == doubt([group([0, 1])]) == doubt([replace(group([]), doubtful=None)]) == {}
+    reported = [replace(group([0, 0, 0, 1]), doubtful=3), replace(group([1] * 4), doubtful=0)]
+    assert doubt([group([0, 1]), *reported, group([])]) == {"verifier/doubtful": 3 / 8}
+    assert doubt([replace(group([1, -1]), doubtful=1)]) == {}, "these are no accuracies"
 
 
 def test_silence_is_predicted_from_earlier_visits_only():

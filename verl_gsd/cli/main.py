@@ -21,6 +21,7 @@ from verl_gsd.cli import (
     report,
     submit,
     train,
+    verify,
 )
 from verl_gsd.cli.command_groups import MainCommands
 
@@ -37,6 +38,7 @@ app.command()(jobs.logs)
 app.command()(jobs.stop)
 app.command(no_args_is_help=True)(prepare.prepare)
 app.command("eval", no_args_is_help=True)(evaluate.evaluate)
+app.command(no_args_is_help=True)(verify.verify)
 app.command(no_args_is_help=True)(export.export)
 app.command()(contract.contract)
 app.command()(doctor.doctor)

@@ -95,7 +95,7 @@ def _rehearse(line: Line, composed: DictConfig, config: DictConfig, folder: Path
             _print(text)
         for text in findings.stand_ins:
             _print(f"stand-in: {text}", style="bold yellow")
-        _train(rehearsed, config, files, judge, findings)
+        _train(rehearsed, config, files, judge, findings, trusted=line.trust is not None)
 
 
 def _note_checks(config: DictConfig, findings: Findings) -> None:
@@ -216,10 +216,11 @@ def _check_references(
     from omegaconf import OmegaConf
 
     from verl_gsd.errors import ConfigError
+    from verl_gsd.run.checks.gsd_section import uses_our_trainer
     from verl_gsd.run.rehearsal.config import has_reward_function
     from verl_gsd.run.rehearsal.references import check_references
     from verl_gsd.run.rehearsal.seeded_rewards import real_function
-    from verl_gsd.run.rehearsal.verdicts import verdict_problems
+    from verl_gsd.run.rehearsal.verdicts import accuracy_warning, verdict_problems
 
     if not has_reward_function(config):
         return None
@@ -232,6 +233,8 @@ def _check_references(
     )
     if problems := list(verdict_problems(config, result.returned)):
         raise ConfigError("\n".join(problems))
+    if uses_our_trainer(config) and (warning := accuracy_warning(config, result.returned)):
+        findings.warnings.append(warning)
     if problem := result.problem():
         findings.wrong.append(problem)
     else:
@@ -243,7 +246,13 @@ def _check_references(
 
 
 def _train(
-    rehearsed: DictConfig, config: DictConfig, files: Files, judge: JudgeStandIn | None, findings: Findings
+    rehearsed: DictConfig,
+    config: DictConfig,
+    files: Files,
+    judge: JudgeStandIn | None,
+    findings: Findings,
+    *,
+    trusted: bool,
 ) -> None:
     from verl_gsd.run.rehearsal import observations, resumed
     from verl_gsd.run.rehearsal.config import ALL_STEPS, FIRST_STEPS
@@ -251,11 +260,11 @@ def _train(
 
     run = RunDirectory(files.run)
     try:
-        _attempt(rehearsed, resuming=False)
+        _attempt(rehearsed, resuming=False, trusted=trusted)
         observations.observe_first_attempt(run, findings)
         before = observations.weight_checksums(run.checkpoint(FIRST_STEPS))
         rehearsed.trainer.total_training_steps = ALL_STEPS
-        _attempt(rehearsed, resuming=True)
+        _attempt(rehearsed, resuming=True, trusted=trusted)
         observations.observe_resume(run, before, findings)
         resumed.observe_optimizer(run, findings)
         resumed.observe_prompts(run, rehearsed, files.train_rows, findings)
@@ -267,15 +276,15 @@ def _train(
             observations.observe_judge(run, judge.answered if judge else 0, config, findings)
 
 
-def _attempt(rehearsed: DictConfig, resuming: bool) -> None:
+def _attempt(rehearsed: DictConfig, resuming: bool, trusted: bool) -> None:
     from verl_gsd.cli.train import train_attempt
     from verl_gsd.run import launch
     from verl_gsd.run.rehearsal.config import has_reward_function
 
-    with launch.new_attempt(rehearsed, [], resuming=resuming) as (run, attempt):
+    with launch.new_attempt(rehearsed, [], resuming, trusted=trusted) as (run, attempt):
         _print(f"attempt {attempt} of the rehearsal; output: {run.log(attempt)}")
         seeded = " (seeded)" if has_reward_function(rehearsed) else ""
-        train_attempt(run, attempt, rehearsed.trainer.total_training_steps, score_note=seeded)
+        train_attempt(run, attempt, rehearsed, score_note=seeded)
 
 
 def _print(text: str, style: str | None = None) -> None:

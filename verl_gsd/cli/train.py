@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import sys
@@ -32,7 +33,8 @@ def train(
         typer.Argument(
             metavar="KEY=VALUE...",
             help="recipe=, or algo= and task=, or algo=, data=FOLDER of verl-gsd prepare and model=FOLDER_OR_HUB_NAME; "
-            "hardware=, logger=; resume=RUN or RUN/global_step_N; trust=RUN to resume a run that somebody else made; "
+            "hardware=, logger=; resume=RUN or RUN/global_step_N; trust=RUN to resume a run that somebody else made, "
+            "or to use a folder where others can write; "
             "any verl key.",
         ),
     ],
@@ -145,11 +147,12 @@ def _compose_unresolved(words: list[str]) -> tuple[Line, DictConfig]:
     """As ``_compose``, with interpolations unresolved."""
     from omegaconf import open_dict
 
+    from verl_gsd.errors import ConfigError
     from verl_gsd.run import compose, own_data
     from verl_gsd.run.checks.gsd_section import checkpoint_to_resume
     from verl_gsd.run.launch import require_unused
     from verl_gsd.run.sizing import apply_sizing
-    from verl_gsd.run.trust import check_checkpoint
+    from verl_gsd.run.trust import check_checkpoint, check_folder
     from verl_gsd.rundir import RunDirectory
 
     line = compose.parse_line(words)
@@ -168,8 +171,13 @@ def _compose_unresolved(words: list[str]) -> tuple[Line, DictConfig]:
             if checkpoint is not None:
                 config.trainer.resume_mode, config.trainer.resume_from_path = "resume_path", str(checkpoint)
     name_run(config, line)
+    folder = Path(config.trainer.default_local_dir)
+    if line.trust is None:
+        check_folder(folder)
+    elif not folder.resolve().is_relative_to(line.trust.resolve()):
+        raise ConfigError(f"trust={line.trust}: the run's folder {folder} is not in it. Set trust={folder}.")
     if line.resume is None:
-        require_unused(RunDirectory(Path(config.trainer.default_local_dir)))
+        require_unused(RunDirectory(folder))
         if (named := checkpoint_to_resume(config)) is not None:
             check_checkpoint(named)
     return line, config
@@ -253,7 +261,9 @@ def _line_to_resume(line: Line) -> Line:
             raise ConfigError(f"{key}: conflicts with resume=. Remove it, or set resume=RUN/global_step_N.")
     resumed = parse_line([*stored, *line.words_given, f"resume={run.path}"])
     kept = settings_of_state(resumed, loaded) if loaded is not None and not _starts_fresh(line) else []
-    return parse_line([*stored, *kept, *line.words_given, f"resume={run.path}"]) if kept else resumed
+    if kept:
+        resumed = parse_line([*stored, *kept, *line.words_given, f"resume={run.path}"])
+    return dataclasses.replace(resumed, trust=line.trust)  # a run cannot trust itself
 
 
 @contextmanager
@@ -363,11 +373,12 @@ def _run(config: DictConfig, line: Line) -> None:
         )
     run = RunDirectory(Path(config.trainer.default_local_dir))
     try:
-        with launch.new_attempt(config, line.words, resuming=line.resume is not None) as (run, attempt):
+        is_resume, is_trusted = line.resume is not None, line.trust is not None
+        with launch.new_attempt(config, line.words, is_resume, trusted=is_trusted) as (run, attempt):
             out.print(f"run directory [bold]{escape(str(run.path))}[/]", soft_wrap=True)
             out.print(f"output of Ray, verl and vLLM: {run.log(attempt).relative_to(run.path)} in the run directory")
             out.print("starting Ray, the trainer and vLLM; with few CPU cores this takes one to two minutes")
-            train_attempt(run, attempt, config.trainer.total_training_steps)
+            train_attempt(run, attempt, config)
     except KeyboardInterrupt:
         _show_how_to_resume(run)
         fail("interrupted; all processes of this run have ended", code=130)
@@ -385,17 +396,17 @@ def _run(config: DictConfig, line: Line) -> None:
         out.print(f"wandb was offline. To upload the run: {command}", soft_wrap=True, markup=False)
 
 
-def train_attempt(run: RunDirectory, attempt: int, total: int | None, score_note: str = "") -> None:
+def train_attempt(run: RunDirectory, attempt: int, config: DictConfig, score_note: str = "") -> None:
     """Train an attempt of a run, and print its steps and messages.
 
     Args:
-        total: the number of steps, if the config sets it.
+        config: of the run, as ``launch.new_attempt`` left it.
         score_note: printed after each reward and accuracy, for scores that are not those of the reward function.
     """
     from verl_gsd.cli.step_display import StepDisplay
     from verl_gsd.run import launch
 
-    with StepDisplay(total, out, score_note) as display:
+    with StepDisplay(config.trainer.total_training_steps, out, score_note) as display:
 
         def show_message(kind: Kind, text: str) -> None:
             if kind != "steps":
@@ -406,6 +417,7 @@ def train_attempt(run: RunDirectory, attempt: int, total: int | None, score_note
         launch.train(
             run,
             attempt,
+            config,
             on_step=display.show,
             on_wait=lambda text: out.print(text, markup=False, highlight=False),
             on_message=show_message,
@@ -448,24 +460,23 @@ def held_out_prompts(config: DictConfig) -> Counter[str]:
 
 def result_table(metrics: list, prompts: Counter[str]) -> Table:
     """Held-out accuracy before and after, sampled and exact, steps and seconds per step, from (step, metrics)."""
-    from verl_gsd.evaluation.summary import summarise
+    from verl_gsd.evaluation.summary import summarise, why_without_intervals
     from verl_gsd.rundir import EXACT
 
     summary = summarise(metrics, prompts)
     table = Table(show_header=False, title="result", title_justify="left")
     for held_out in summary.held_out:
         size = f" ({held_out.prompts} prompts)" if held_out.prompts else ""
-        table.add_row(escape(f"held-out accuracy, {held_out.source}{size}"), " -> ".join(map(str, held_out.accuracies)))
+        figure = "acc, not in [0, 1]" if held_out.is_outside else "accuracy"
+        table.add_row(escape(f"held-out {figure}, {held_out.source}{size}"), " -> ".join(map(str, held_out.accuracies)))
     exact = [(step, data[EXACT], data["exact/slack"]) for step, data in metrics if EXACT in data]
     if exact:
         ends = dict.fromkeys((exact[0], exact[-1]))
         values = " -> ".join(f"{value:.3f} to {value + slack:.3f} at step {step}" for step, value, slack in ends)
         table.add_row("the same without sampling, bounds", values)
     if summary.held_out:
-        is_known = any(held_out.prompts for held_out in summary.held_out)
-        table.add_row(
-            "intervals", "95%, over prompts" if is_known else "none: the number of held-out prompts is unknown"
-        )
+        reason = why_without_intervals(summary.held_out)
+        table.add_row("intervals", f"none: {reason}" if reason else "95%, over prompts")
     table.add_row("steps of this attempt", str(summary.steps))
     if summary.seconds_per_step is not None:
         table.add_row("seconds per step (median)", f"{summary.seconds_per_step:.2f}")

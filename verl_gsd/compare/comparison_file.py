@@ -11,6 +11,7 @@ from typing import Any
 
 from verl_gsd.compare.comparison import Comparison
 from verl_gsd.compare.curves import Curve
+from verl_gsd.regular_files import read_regular
 from verl_gsd.writing import atomic_write
 
 #: The key that identifies such a file, and the version of its format.
@@ -40,7 +41,7 @@ def read_curves(path: Path) -> list[Curve]:
         ValueError: it is not such a file, or it is damaged; the message names the file and the field.
     """
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_regular(path))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(content, dict) or content.get(_MARK) != _VERSION:

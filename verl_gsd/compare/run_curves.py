@@ -16,7 +16,16 @@ from verl_gsd.dotted_keys import value_at
 from verl_gsd.evaluation.summary import ACCURACY
 from verl_gsd.plain_data import read_yaml
 from verl_gsd.records import gaps, listed_steps, read_records
-from verl_gsd.rundir import EXACT, HELD_OUT_PROMPTS, TRAINED, RunDirectory, is_rehearsal, merge_metrics, read_metrics
+from verl_gsd.rundir import (
+    EXACT,
+    HELD_OUT_OUTSIDE,
+    HELD_OUT_PROMPTS,
+    TRAINED,
+    RunDirectory,
+    is_rehearsal,
+    merge_metrics,
+    read_metrics,
+)
 from verl_gsd.scalars import is_whole
 
 #: If this is above 0, verl validates on that many held-out prompts: the first ones, or with ``SHUFFLE`` a sample that
@@ -108,6 +117,11 @@ def read_curve(run: Path, label: str | None = None, source: str | None = None, *
             "records, such as trainer.v1.trainer_mode=gsd_sync"
         )
     metric, source = _metric(run, metrics, source, exact)
+    if not exact and any(data.get(HELD_OUT_OUTSIDE + source, 0.0) > 0 for data in metrics.values()):
+        raise ValueError(
+            f"{run}: the held-out acc of {source} is no accuracy, because its verifier returned values outside [0, 1]. "
+            "Return acc, 1 for a right and 0 for a wrong response, beside score from the reward function"
+        )
     steps = [step for step, data in metrics.items() if metric in data]
     if missing := gaps({0, *(step for step in tokens if 0 < step <= steps[-1]), steps[-1] + 1}):
         raise ValueError(
@@ -202,7 +216,8 @@ def _lines(path: Path) -> list[tuple[int, dict[str, float]]]:
 
 
 def _is_needed(name: str) -> bool:
-    return name in (TRAINED, EXACT) or name.startswith(HELD_OUT_PROMPTS) or ACCURACY.match(name) is not None
+    is_count = name.startswith((HELD_OUT_PROMPTS, HELD_OUT_OUTSIDE))
+    return name in (TRAINED, EXACT) or is_count or ACCURACY.match(name) is not None
 
 
 def _metric(run: Path, metrics: Mapping[int, Mapping[str, float]], source: str | None, exact: bool) -> tuple[str, str]:

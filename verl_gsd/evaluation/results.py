@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ import numpy as np
 
 from verl_gsd.evaluation.answers import Answers, Verdicts
 from verl_gsd.evaluation.benches import BenchQuestion
-from verl_gsd.evaluation.intervals import Estimate, PairedTest, mean_by_question, paired_test
+from verl_gsd.evaluation.intervals import Estimate, PairedTest, difference_by_question, mean_by_question, paired_test
 from verl_gsd.plain_data import parse_json
 from verl_gsd.planning.pass_at_k import pass_at_k
+from verl_gsd.regular_files import read_regular
 from verl_gsd.writing import atomic_write
 
 RESULT, SETTINGS = "result.json", "settings.json"
@@ -118,7 +119,7 @@ def read_result(folder: Path) -> BenchResult:
     """
     path = folder / RESULT
     try:
-        content = parse_json(path.read_text(encoding="utf-8"))
+        content = parse_json(read_regular(path))
         if content["format"] != FORMAT:
             raise ValueError(f"it has format {content['format']}, and this package reads format {FORMAT}")
         indices, correct = (np.array(content[name], dtype=np.int64) for name in ("indices", "correct"))
@@ -156,4 +157,5 @@ def compare(first: BenchResult, second: BenchResult) -> PairedTest:
     check_comparable(first.settings, second.settings)
     if first.indices.tolist() != second.indices.tolist() or first.samples != second.samples:
         raise ValueError("the other evaluation has other questions, or another number of samples per question")
-    return paired_test(first.correct / first.samples, second.correct / second.samples)
+    shares = first.correct / first.samples, second.correct / second.samples
+    return replace(paired_test(*shares), difference=difference_by_question(*shares))

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from verl_gsd.evaluation.intervals import Proportion, proportion
-from verl_gsd.rundir import HELD_OUT_PROMPTS
+from verl_gsd.rundir import HELD_OUT_OUTSIDE, HELD_OUT_PROMPTS
 from verl_gsd.scalars import is_finite, is_number
 
 #: verl's metric names of held-out accuracies. ``samples`` is the number of responses per prompt.
@@ -18,7 +18,11 @@ ACCURACY = re.compile(r"^val-core/(?P<source>.+)/acc/mean@(?P<samples>\d+)$")
 
 @dataclass(frozen=True)
 class Accuracy:
-    """The accuracy of one validation. ``interval`` and ``responses`` are None if the number of prompts is unknown."""
+    """The accuracy of one validation.
+
+    ``interval`` and ``responses`` are None if the number of prompts is unknown, or if the values are no accuracies
+    (``outside_sources``).
+    """
 
     step: int
     value: float
@@ -33,12 +37,14 @@ class Accuracy:
 class HeldOut:
     """Accuracies on one data source's held-out prompts: of the first validation and, if there are more, of the last.
 
-    ``prompts`` is the number of prompts of the last validation; None if it is unknown.
+    ``prompts`` is the number of prompts of the last validation; None if it is unknown. ``is_outside``: the values are
+    means of numbers outside [0, 1] and no accuracies.
     """
 
     source: str
     accuracies: tuple[Accuracy, ...]
     prompts: int | None = None
+    is_outside: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,35 @@ class Summary:
     held_out: list[HeldOut]
     steps: int
     seconds_per_step: float | None
+
+
+def outside_sources(metrics: Iterable[Mapping[str, float]]) -> set[str]:
+    """Return the data sources whose held-out ``acc`` is no accuracy, because a response has one outside [0, 1].
+
+    verl sets ``acc`` to the reward if a reward function returns a plain number, for example 1 or -1. The metric
+    ``val/outside/SOURCE`` counts such responses. Runs of verl's own trainers and of older versions lack it. There, only
+    a mean outside [0, 1] tells.
+
+    Args:
+        metrics: the metrics of all validations of a run.
+    """
+    outside = set()
+    for data in metrics:
+        for name, value in data.items():
+            if name.startswith(HELD_OUT_OUTSIDE) and is_number(value) and value > 0:
+                outside.add(name.removeprefix(HELD_OUT_OUTSIDE))
+            elif (match := ACCURACY.match(name)) and is_number(value) and (value < 0 or value > 1):
+                outside.add(match["source"])
+    return outside
+
+
+def why_without_intervals(held_out: Sequence[HeldOut]) -> str | None:
+    """Why no value of ``held_out`` has an interval; None if one has."""
+    if any(accuracy.interval for of_source in held_out for accuracy in of_source.accuracies):
+        return None
+    if any(not of_source.is_outside for of_source in held_out):
+        return "the number of prompts is unknown"
+    return "the verifier returned an acc outside [0, 1]"
 
 
 def summarise(metrics: Sequence[tuple[int, Mapping[str, float]]], prompts: Mapping[str, int]) -> Summary:
@@ -62,17 +97,19 @@ def summarise(metrics: Sequence[tuple[int, Mapping[str, float]]], prompts: Mappi
     seconds = [data["timing_s/step"] for _, data in metrics if is_number(data.get("timing_s/step"))]
     by_source: dict[str, list[Accuracy]] = {}
     counts: dict[str, int | None] = {}
+    outside = outside_sources(data for _, data in metrics)
     for step, data in metrics:
         for name, value in data.items():
             if (match := ACCURACY.match(name)) and is_number(value) and not math.isnan(value):
                 source = match["source"]
                 counted = data.get(HELD_OUT_PROMPTS + source)
                 n = counts[source] = int(counted) if is_finite(counted) else prompts.get(source)
-                interval = proportion(value * n, n) if n and 0 <= value <= 1 else None
-                responses = n * int(match["samples"]) if n else None
+                is_counted = bool(n) and source not in outside
+                interval = proportion(value * n, n) if n and is_counted else None
+                responses = n * int(match["samples"]) if n and is_counted else None
                 by_source.setdefault(source, []).append(Accuracy(step, value, interval, responses))
     held_out = [
-        HeldOut(source, tuple(dict.fromkeys((accuracies[0], accuracies[-1]))), counts[source])
+        HeldOut(source, tuple(dict.fromkeys((accuracies[0], accuracies[-1]))), counts[source], source in outside)
         for source, accuracies in by_source.items()
     ]
     return Summary(held_out, len(seconds), statistics.median(seconds) if seconds else None)

@@ -1,9 +1,9 @@
-"""Generates responses with vLLM in subprocesses, one engine each: ``python -m verl_gsd.evaluation.vllm_job JOB PID``.
+"""Generates responses with vLLM in subprocesses, one engine each: ``vllm_job JOB DIGEST PID``.
 
-JOB is a JSON file with a ``GenerationJob``, and PID is the process that waits. Engines are independent: each has its
-own GPUs, a copy of the model, and its share of the parts. Parts that exist are not generated again. A sample's seed
-depends only on the job's seed, the question and the sample's number, so that it is the same after a restart and with
-another number of engines.
+JOB is a JSON file with a ``GenerationJob``, DIGEST its SHA-256, and PID the process that waits. Engines are
+independent: each has its own GPUs, a copy of the model, and its share of the parts. Parts that exist are not generated
+again. A sample's seed depends only on the job's seed, the question and the sample's number, so that it is the same
+after a restart and with another number of engines.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from verl_gsd.cpu.forkserver import die_with_parent
 from verl_gsd.errors import ConfigError
 from verl_gsd.evaluation.answers import part_file, part_ranges, write_part
 from verl_gsd.python_commands import module_command
+from verl_gsd.run import compile_cache
 from verl_gsd.run.launch import signals_interrupt
 from verl_gsd.writing import open_new
 
@@ -185,12 +186,14 @@ def generate(job: GenerationJob, engines: Sequence[EnginePlan], folder: Path, on
 
 
 def _start(job: GenerationJob, devices: str | None, file: Path, log: Path) -> subprocess.Popen[bytes]:
+    compile_cache.protect()
+    content = json.dumps(dataclasses.asdict(job)).encode()
     with open_new(file) as job_file:
-        job_file.write(json.dumps(dataclasses.asdict(job)).encode())
+        job_file.write(content)
     more = {"VERL_GSD_CPU": "1"} if devices is None else {"CUDA_VISIBLE_DEVICES": devices}
     with open_new(log) as log_output:
         return subprocess.Popen(
-            module_command("verl_gsd.evaluation.vllm_job", str(file), str(os.getpid())),
+            module_command("verl_gsd.evaluation.vllm_job", str(file), _digest(content), str(os.getpid())),
             stdin=subprocess.DEVNULL,
             stdout=log_output,
             stderr=subprocess.STDOUT,
@@ -199,16 +202,33 @@ def _start(job: GenerationJob, devices: str | None, file: Path, log: Path) -> su
         )
 
 
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
 def _failure(code: int, log: Path) -> str:
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     last = next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else "it printed nothing")
     return f"vLLM ended with code {code}: {last.strip()[:500]}. The whole log is {log}"
 
 
-def main(job_file: str, parent: int) -> None:
-    """Generate in this process. Ends when the process ``parent`` ends."""
+def main(job_file: str, expected: str, parent: int) -> None:
+    """Generate in this process. Ends when the process ``parent`` ends.
+
+    Args:
+        expected: the SHA-256 of what ``parent`` wrote to ``job_file``. Others may be able to write in its folder.
+
+    Raises:
+        RuntimeError: the file has other content.
+    """
     die_with_parent(parent)
-    content = json.loads(Path(job_file).read_text(encoding="utf-8"))
+    written = Path(job_file).read_bytes()
+    if _digest(written) != expected:
+        raise RuntimeError(
+            f"{job_file}: this file has been changed since it was written. Use an output folder where only you can "
+            "write"
+        )
+    content = json.loads(written)
     tasks, parts = (
         [GenerationTask(**task) for task in content["tasks"]],
         [(task, part) for task, part in content["parts"]],
@@ -303,4 +323,4 @@ def _seed(seed: int, prompt: list[int], sample: int) -> int:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))

@@ -17,7 +17,7 @@ from huggingface_hub import ModelCardData
 
 from verl_gsd.dotted_keys import dotted_leaves, value_at
 from verl_gsd.evaluation.results import RESULT, BenchResult, read_result
-from verl_gsd.evaluation.summary import HeldOut, summarise
+from verl_gsd.evaluation.summary import HeldOut, summarise, why_without_intervals
 from verl_gsd.export.checkpoint import file_identities, shard_paths
 from verl_gsd.preparation.manifest import read_manifest
 from verl_gsd.preparation.reading import sha256
@@ -338,15 +338,15 @@ def _accuracy(facts: CardFacts) -> str:
     lines = []
     if facts.accuracies:
         sampling = f" ({facts.validation})" if facts.validation else ""
-        has_intervals = any(accuracy.interval for held_out in facts.accuracies for accuracy in held_out.accuracies)
-        interval = "95% intervals over prompts" if has_intervals else "no intervals: the number of prompts is unknown"
+        interval = why_without_intervals(facts.accuracies)
         lines += [
             f"The run's own validations on held-out prompts{sampling}: the first, and the last up to this step. "
-            f"Intervals: {interval}.\n",
+            f"Intervals: {f'no intervals: {interval}' if interval else '95% intervals over prompts'}.\n",
             "| data source | accuracy | step |",
             "|---|---|---|",
             *(
-                f"| {held_out.source} | {accuracy.interval or f'{accuracy.value:.3f}'} | {accuracy.step} |"
+                f"| {held_out.source}{' (mean acc, not in [0, 1])' if held_out.is_outside else ''} "
+                f"| {accuracy.interval or f'{accuracy.value:.3f}'} | {accuracy.step} |"
                 for held_out in facts.accuracies
                 for accuracy in held_out.accuracies
             ),

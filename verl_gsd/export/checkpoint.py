@@ -77,7 +77,24 @@ def shard_paths(checkpoint: Path) -> list[Path]:
     for file in [*files, actor / "huggingface" / "config.json"]:
         if not file.is_file() or not file.stat().st_size:
             raise ConfigError(f"{file}: it is missing or empty, so the checkpoint is incomplete")
+        check_inside(file, checkpoint)
     return files
+
+
+def check_inside(path: Path, checkpoint: Path) -> None:
+    """Check that no symbolic link leads from ``path`` in a checkpoint to a place outside it.
+
+    Whoever made the checkpoint could link to private files of the user who exports it, for example other weights. They
+    would become part of the exported model.
+
+    Raises:
+        ConfigError: a link leads outside.
+    """
+    if not (real := path.resolve()).is_relative_to(checkpoint.resolve()):
+        raise ConfigError(
+            f"{path}: a link leads to {real}, outside the checkpoint. It was not read. If the checkpoint is yours, "
+            "replace the link by what it leads to"
+        )
 
 
 def check_torch(checkpoint: Path) -> None:

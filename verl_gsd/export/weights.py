@@ -9,8 +9,11 @@ once. Memory holds one copy of the model, in the target precision.
 
 from __future__ import annotations
 
+import os
 import shutil
+import stat
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatch
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +21,9 @@ from typing import TYPE_CHECKING, Any
 from verl_gsd.console import without_messages
 from verl_gsd.dotted_keys import value_at
 from verl_gsd.errors import ConfigError
-from verl_gsd.export.checkpoint import LORA_FILE, check_torch, has_lora, shard_paths
+from verl_gsd.export.checkpoint import LORA_FILE, check_inside, check_torch, has_lora, shard_paths
 from verl_gsd.plain_data import parse_json
+from verl_gsd.regular_files import open_regular, read_regular
 from verl_gsd.trainer.checkpoint_loading import unsafe_name
 
 if TYPE_CHECKING:
@@ -31,6 +35,8 @@ DTYPES = ("bfloat16", "float16", "float32")
 _PEFT_PREFIX = "base_model.model."
 #: Files in actor/huggingface that are written again from the weights.
 _REPLACED = ("config.json", "model*.safetensors*", "pytorch_model*")
+#: What to do about a file that cannot be copied from actor/huggingface.
+_REMEDY = "It may lead to a private file of yours. Remove it, or replace it by a regular file"
 
 
 def write_model(checkpoint: Path, folder: Path, dtype: str, config: Any) -> None:
@@ -251,8 +257,9 @@ def _lora_settings(checkpoint: Path, weights: Mapping[str, torch.Tensor], config
                 f"cannot be read: {error}. Make the adapter available there"
             ) from error
     file = checkpoint / "actor" / LORA_FILE
+    check_inside(file, checkpoint)
     try:
-        stored = parse_json(file.read_bytes())
+        stored = parse_json(read_regular(file))
         rank, alpha = int(stored["r"]), int(stored["lora_alpha"])
     except (OSError, OverflowError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{file}: cannot be read as verl's LoRA settings ({error!r})") from error
@@ -288,7 +295,41 @@ def _round(name: str, weight: torch.Tensor, dtype: str) -> torch.Tensor:
 
 
 def _copy_tokenizer(checkpoint: Path, folder: Path) -> None:
-    """Copy what verl saved with the checkpoint: tokenizer, chat template, generation config, processor."""
-    shutil.copytree(
-        checkpoint / "actor" / "huggingface", folder, ignore=shutil.ignore_patterns(*_REPLACED), dirs_exist_ok=True
-    )
+    """Copy what verl saved with the checkpoint: tokenizer, chat template, generation config, processor.
+
+    Only regular files are copied. A link could lead to a private file of the user who exports. Each file is opened in
+    the folder that was listed, so that whoever owns the checkpoint cannot put a link there in between.
+
+    Raises:
+        ConfigError: there is a link, or a special file such as a named pipe.
+        OSError: the disk is full, or the process may not write there.
+    """
+    source = checkpoint / "actor" / "huggingface"
+    check_inside(source, checkpoint)
+    for name, folders, files, descriptor in os.fwalk(source.resolve(), onerror=_raise):
+        below = Path(name).relative_to(source.resolve())
+        (folder / below).mkdir(exist_ok=True)
+        for file in files:
+            if not any(fnmatch(file, pattern) for pattern in _REPLACED):
+                _copy_file(source / below / file, descriptor, folder / below / file)
+        for link in (entry for entry in folders if _is_link(entry, descriptor)):
+            raise ConfigError(f"{source / below / link}: it is a link and was not copied. {_REMEDY}")
+
+
+def _copy_file(source: Path, descriptor: int, target: Path) -> None:
+    """Copy a regular file. ``descriptor``: the folder of ``source``."""
+    try:
+        reading = open_regular(source.name, follow_links=False, folder=descriptor)
+    except OSError as error:
+        kind = "it is a link" if _is_link(source.name, descriptor) else error.strerror
+        raise ConfigError(f"{source}: {kind} and was not copied. {_REMEDY}") from error
+    with reading, target.open("wb") as writing:
+        shutil.copyfileobj(reading, writing)
+
+
+def _is_link(name: str, descriptor: int) -> bool:
+    return stat.S_ISLNK(os.stat(name, dir_fd=descriptor, follow_symlinks=False).st_mode)
+
+
+def _raise(error: OSError) -> None:
+    raise error

@@ -8,15 +8,17 @@ output.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
 
+from verl_gsd.errors import ConfigError
 from verl_gsd.jobs.submission import RUN_KEY
-from verl_gsd.run import own_cluster
+from verl_gsd.run import listeners, own_cluster
 
 #: Seconds to wait for the server's answer, or for the next part of it.
 TIMEOUT_S = 60.0
@@ -26,12 +28,16 @@ class ClusterError(RuntimeError):
     """The cluster cannot be reached, or rejects us or our request; the message says what to do."""
 
 
+class ForeignServerError(ClusterError):
+    """Another user of this machine listens at the address, so that nothing was sent there."""
+
+
 def connect(address: str | None) -> JobSubmissionClient:
     """Return a client of the job server at ``address``, for example http://head:8265, after a first request to it.
 
     Raises:
-        ClusterError: the address is missing or has another form, no server answers, the token is missing or wrong, or
-            other users of this machine can read it.
+        ClusterError: the address is missing or has another form, no server answers, the token is missing or wrong,
+            other users of this machine can read it, or one of them listens at the address.
     """
     if not address:
         raise ClusterError(
@@ -49,14 +55,54 @@ def connect(address: str | None) -> JobSubmissionClient:
 
     from ray.job_submission import JobSubmissionClient
 
+    server = address
+
     class Client(JobSubmissionClient):
-        """Ray's client, with a timeout. Without one it waits forever for a server that accepts but does not answer."""
+        """Ray's client, with a timeout and a check of who listens, which both hold for every request.
+
+        Without a timeout it waits forever for a server that accepts but does not answer. The server may end while a log
+        is followed, and another user could then take its port.
+        """
 
         def _do_request(self, *args: Any, **options: Any) -> Any:
+            _check_listener(server)
             return super()._do_request(*args, **{"timeout": TIMEOUT_S} | options)
+
+        async def tail_job_logs(self, job_id: str) -> AsyncIterator[str]:
+            _check_listener(server)
+            async for text in super().tail_job_logs(job_id):
+                yield text
 
     with raising_cluster_errors(address):
         return Client(address)
+
+
+def _check_listener(address: str) -> None:
+    """Check, before the token is sent to an address of this machine, that this user or root listens there.
+
+    Raises:
+        ConnectionError: no process listens there.
+        ClusterError: the address has no host or no valid port, or names a user wrongly.
+        ForeignServerError: another user listens there.
+    """
+    try:
+        url = urlsplit(address)
+        port = url.port or (443 if url.scheme == "https" else 80)
+    except ValueError as error:
+        raise ClusterError(f"--address {address}: {error}. Use http://HEAD:8265.") from error
+    try:
+        users = listeners.listening_users(url.hostname or "", port)
+        foreign = listeners.foreign_user(users or set())
+    except ConfigError as error:
+        raise ClusterError(str(error)) from error
+    if users is not None and not users:  # another user could listen there before the request arrives
+        raise ConnectionError(f"no process listens at {address}")
+    if foreign is not None:
+        raise ForeignServerError(
+            f"{address}: another user of this machine (id {foreign}) listens there, who would receive the cluster's "
+            "token and could run code as you. Nothing was sent. Use the address of your own cluster. If you trust that "
+            f"user, set {listeners.TRUSTED}={foreign}."
+        )
 
 
 @contextmanager

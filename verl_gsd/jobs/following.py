@@ -15,7 +15,7 @@ import aiohttp
 import requests
 import tenacity
 
-from verl_gsd.jobs.cluster import ClusterError
+from verl_gsd.jobs.cluster import ClusterError, ForeignServerError
 
 if TYPE_CHECKING:
     from ray.job_submission import JobStatus, JobSubmissionClient
@@ -114,7 +114,8 @@ async def _follow(
 
 
 def _is_drop(error: BaseException) -> bool:
-    """Whether reconnecting may help: not if the cluster refuses the request or does not have the job."""
+    """Whether reconnecting may help: not if the cluster refuses the request, does not have the job, or is another's."""
     refused = isinstance(error, aiohttp.WSServerHandshakeError) and error.status in (401, 403, 404)
+    refused |= isinstance(error, ForeignServerError)
     unknown = isinstance(error, RuntimeError) and "status code 404" in str(error)
     return isinstance(error, _CONNECTION_ERRORS) and not refused and not unknown

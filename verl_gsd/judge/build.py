@@ -130,11 +130,16 @@ def _list_models(settings: JudgeSettings) -> list[ServedModel]:
         ),
     ) as client:
         body = b""
-        with client.models.with_streaming_response.list() as response:
-            for chunk in response.iter_bytes():
-                body += chunk
-                if len(body) > LISTING_BYTES or time.monotonic() > deadline:
-                    raise openai.OpenAIError("the list of models is too long or too slow")
+        try:
+            with client.models.with_streaming_response.list() as response:
+                for chunk in response.iter_bytes():
+                    body += chunk
+                    if len(body) > LISTING_BYTES or time.monotonic() > deadline:
+                        raise openai.OpenAIError("the list of models is too long or too slow")
+        except openai.OpenAIError:
+            raise
+        except Exception as error:  # while a body is read, the client passes on errors of its HTTP library
+            raise openai.OpenAIError(f"the list of models ended early ({type(error).__name__})") from error
     try:
         entries = json.loads(body)["data"]
         named = [(entry["id"], entry) for entry in entries]

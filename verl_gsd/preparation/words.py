@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
+from collections.abc import Iterator
 
 #: In scripts without spaces between words, each character is a word.
 _CJK = "㐀-鿿぀-ヿ"
@@ -19,6 +20,9 @@ _MATHS = re.compile(
     r"(?<!\\)\$\$?(?:[^$\\]|\\.)+\$\$?|\\\(.*?\\\)|\\\[.*?\\\]|\\begin\{((?:align|equation|gather)\*?)\}.*?\\end\{\1\}",
     re.DOTALL,
 )
+#: What a ``$`` of money seems to enclose: it begins with a number, and a space or the next amount tells that the second
+#: ``$`` closes nothing. It is money if the text between the two is prose.
+_MONEY = re.compile(r"(?<!\\)\$(\.?[0-9][^$]*)(?:(?<=[\s(])\$|\$(?=\.?[0-9]))")
 _ENVIRONMENT = re.compile(r"\\(?:begin|end)\s*\{[A-Za-z]+\*?\}")
 #: What separates the thousands of 1,200, 1{,}200, 1,\!200 and 1\,200.
 _THOUSANDS = re.compile(r"(?<=[0-9])(?:\{,\}|,\\!|,|\\,|\\!)(?=[0-9]{3}(?![0-9]))")
@@ -28,6 +32,9 @@ _HIGH_OR_LOW = re.compile(r"(?=[²³¹⁰⁴-⁹₀-₉])")
 _FRACTION_OF_DIGITS = re.compile(r"(\\[dtc]?frac)\s*([0-9])\s*([0-9])")
 _IN_TEXT = re.compile(rf"\\[A-Za-z]+|\d+|[{_CJK}]|{_LETTER}[^\W_{_CJK}]*")
 _COMMAND_WITH_TEXT = r"\\(?:text|textbf|textit|textrm|mbox|mathrm|operatorname)\s*\{([^{}]*)\}"
+#: A word, but not the letters of ``2xy``.
+_WORD = re.compile(r"(?<!\w)[^\W\d_]{2,}")
+_SIGN_OF_MATHS = re.compile(r"[=+*^_<>{}]|\\[A-Za-z]")
 _IN_MATHS = re.compile(rf"{_COMMAND_WITH_TEXT}|(\\[A-Za-z]+|\d+|[A-Z]{{2,}}|[^\W\d_])")
 #: Commands that change only how a text looks.
 _LAYOUT = frozenset(
@@ -60,7 +67,7 @@ def identity_text(text: str) -> str:
     """
     text = unicodedata.normalize("NFC", text)
     folded, end = [], 0
-    for maths in _MATHS.finditer(text):
+    for maths in _formulas(text):
         folded += [_WORD_OR_COMMAND.sub(_without_capital, text[end : maths.start()]), maths[0]]
         end = maths.end()
     folded.append(_WORD_OR_COMMAND.sub(_without_capital, text[end:]))
@@ -72,7 +79,7 @@ def words(text: str) -> list[str]:
 
     These differences are ignored: compatibility forms of Unicode (NFKC), case, white space, punctuation, separators of
     thousands, layout (``\displaystyle``, ``\left``), ``\dfrac`` for ``\frac``, ``×`` for ``\times``, and in formulas
-    the spaces between factors, as in ``2xy``.
+    the spaces between factors, as in ``2xy``. Amounts of money have the same words with ``$`` and with ``\$``.
     """
     if not text.isascii():
         text = unicodedata.normalize("NFKC", _HIGH_OR_LOW.sub(" ", text)).translate(_SIGNS)
@@ -81,7 +88,7 @@ def words(text: str) -> list[str]:
         return " ".join(_IN_TEXT.findall(text)).casefold().split()
     text = _FRACTION_OF_DIGITS.sub(r"\1 \2 \3 ", text)
     tokens, end = [], 0
-    for maths in _MATHS.finditer(text):
+    for maths in _formulas(text):
         tokens += _IN_TEXT.findall(_ENVIRONMENT.sub(" ", text[end : maths.start()]))
         for inner, token in _IN_MATHS.findall(_ENVIRONMENT.sub(" ", maths[0])):
             tokens += [token] if token else _IN_TEXT.findall(inner)
@@ -107,6 +114,23 @@ def is_fixed(word: str) -> bool:
     The article "a" and the characters of scripts without spaces are words like others.
     """
     return word[0] == "[" or word.isdigit() or (len(word) == 1 and word != "a" and not _ONE_CJK.match(word))
+
+
+def _formulas(text: str) -> Iterator[re.Match]:
+    """The formulas of ``text``. The text between two amounts of money, as in "$3 each, and has $50", is none."""
+    start = 0
+    while formula := _MATHS.search(text, start):
+        money = _MONEY.match(text, formula.start())
+        if money and _is_prose(money[1]):
+            start = formula.start() + 1
+            continue
+        yield formula
+        start = formula.end()
+
+
+def _is_prose(text: str) -> bool:
+    # Words in capitals are names of points or quantities in a formula.
+    return not _SIGN_OF_MATHS.search(text) and any(not word.isupper() for word in _WORD.findall(text))
 
 
 def _without_capital(match: re.Match) -> str:

@@ -17,7 +17,7 @@ import pyarrow as pa
 from verl_gsd.dotted_keys import dotted_leaves
 from verl_gsd.extension import declarations
 from verl_gsd.plain_data import read_yaml
-from verl_gsd.records import RecordReader, listed_steps, missing_steps
+from verl_gsd.records import RecordReader, listed_steps, missing_steps, with_valid_accuracies
 from verl_gsd.rundir import MetricsReader, RunDirectory, merge_metrics
 
 #: Column name -> values. All columns have the same length.
@@ -35,11 +35,13 @@ class RunData:
 
     Attributes:
         name: the name of its folder, preceded by parent folders if two runs would otherwise have the same name.
-        records: one row per group (``records.schema``), without columns that no figure of the report needs.
+        records: one row per group (``records.schema``), without columns that no figure of the report needs, and
+            without the accuracies of data sources that have values outside [0, 1] (``records.with_valid_accuracies``).
         metrics: ``step`` (int64), and verl's metrics by name (float64), NaN at steps without a value.
         config: dotted key -> value; empty if there is no config.
         attempts: the number of attempts: the start and each resume.
         skipped: one sentence per file or step that could not be read.
+        words: the words of the command line; empty if they are not known.
     """
 
     name: str
@@ -48,6 +50,7 @@ class RunData:
     config: Mapping[str, Any]
     attempts: int
     skipped: tuple[str, ...]
+    words: tuple[str, ...] = ()
 
     def is_empty(self) -> bool:
         """Whether the run has neither records nor metrics."""
@@ -81,7 +84,7 @@ class RunReader:
     def read(self, name: str) -> RunData:
         """The run as it is now; see ``read_run``."""
         skipped: list[str] = []
-        records = self._records.read(on_damaged=skipped.append)
+        records = with_valid_accuracies(self._records.read(on_damaged=skipped.append))
         if missing := missing_steps(self._run.path):
             skipped.append(f"{self._run.path / 'records'}: no file for step {listed_steps(missing)}")
         attempts = self._run.attempts()
@@ -89,7 +92,8 @@ class RunReader:
             self._metrics.setdefault(attempt, _MetricsLines(self._run.metrics(attempt)))
         metrics = _metrics_columns([self._metrics[attempt].read(skipped) for attempt in attempts])
         config = _read_config(self._run.config, skipped)
-        return RunData(name, records, metrics, config, len(attempts), tuple(skipped))
+        words = _read_words(self._run.overrides, skipped)
+        return RunData(name, records, metrics, config, len(attempts), tuple(skipped), words)
 
 
 def unique_names(paths: Sequence[Path]) -> list[str]:
@@ -157,3 +161,12 @@ def _read_config(path: Path, skipped: list[str]) -> dict[str, Any]:
         skipped.append(str(error))
         return {}
     return dict(dotted_leaves(content)) if isinstance(content, dict) else {}
+
+
+def _read_words(path: Path, skipped: list[str]) -> tuple[str, ...]:
+    try:
+        content = read_yaml(path)
+    except ValueError as error:
+        skipped.append(str(error))
+        return ()
+    return tuple(map(str, content)) if isinstance(content, list) else ()

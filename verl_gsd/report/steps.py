@@ -97,7 +97,8 @@ def is_silent(records: pa.Table) -> np.ndarray:
     """
     known = pc.coalesce(records["silent"], pc.not_equal(records["kind"], "mixed"))
     silent = pc.fill_null(known, True).to_numpy()
-    teaches = (float_column(records, "demonstrations") > 0) & ~is_one_of(records, "fate", "filtered")
+    has_demonstration = (float_column(records, "demonstrations") > 0) & (float_column(records, "size") > 0)
+    teaches = has_demonstration & ~is_one_of(records, "fate", "filtered")
     return silent & ~teaches
 
 

@@ -11,23 +11,22 @@ that request it, and releases it when a job ends for any reason.
 from __future__ import annotations
 
 import functools
-import ipaddress
 import os
 import re
-import socket
 import stat
-import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psutil
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from verl_gsd.errors import OUR_MODES, ConfigError
-from verl_gsd.run import file_access
+from verl_gsd.regular_files import open_regular
+from verl_gsd.run import file_access, listeners
 from verl_gsd.run.our_runs import uses_us
 from verl_gsd.run.verl_hooks import reject_if_failed
 
@@ -43,8 +42,6 @@ _ARRIVAL = 600.0
 #: What Ray writes to its address file: HOST:PORT, at most this many bytes.
 _ADDRESS = re.compile(rb"[\w.:%\[\]-]+:\d{1,5}")
 _LONGEST_ADDRESS = 300
-
-_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def is_job() -> bool:
@@ -78,8 +75,8 @@ def address_to_join(config: DictConfig) -> str | None:
     command line of any process that looks like a raylet.
 
     Raises:
-        ConfigError: Ray cannot resolve the address, "auto" finds no cluster, no process listens at an address of this
-            machine, or Ray would use an address that another user may have chosen.
+        ConfigError: Ray cannot resolve the address, "auto" finds no cluster, no process or one of another user listens
+            at an address of this machine, or Ray would use an address that another user may have chosen.
     """
     address = OmegaConf.select(config, "ray_kwargs.ray_init.address")
     if address == "local":
@@ -91,12 +88,12 @@ def address_to_join(config: DictConfig) -> str | None:
     if address in (None, "auto") and os.environ.get("RAY_ADDRESS"):
         key, address = "RAY_ADDRESS", os.environ["RAY_ADDRESS"]
     if address is not None and "://" in address:  # Ray Client always joins a cluster
+        _check_listener(urlsplit(address).netloc, f"{key}={address}")
         return address
     folder = OmegaConf.select(config, "ray_kwargs.ray_init._temp_dir")
-    is_named = address not in (None, "auto")
     source = f"{key}={address}"
     try:
-        if not is_named:
+        if address in (None, "auto"):
             file = Path(get_ray_address_file(folder))
             own = _read_address_file(file)
             found = own if address is None else services.get_ray_address_from_environment(address, folder)
@@ -115,7 +112,7 @@ def address_to_join(config: DictConfig) -> str | None:
             "ray_kwargs.ray_init.address=local to start a separate cluster for this run."
         ) from error
     if joined is not None:
-        _check_listener(joined, source, is_named=is_named)
+        _check_listener(joined, source)
     return joined
 
 
@@ -131,17 +128,12 @@ def _read_address_file(path: Path) -> str | None:
             belongs to another user than this one and root, or others can write it.
     """
     try:
-        # Without O_NONBLOCK, opening a named pipe would wait for a writer.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with open_regular(path, follow_links=False) as file:
+            status, content = os.fstat(file.fileno()), file.read(_LONGEST_ADDRESS + 1)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise _address_file_error(f"{path} cannot be read ({error.strerror})") from error
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise _address_file_error(f"{path} is not a regular file")
-        content = file.read(_LONGEST_ADDRESS + 1)
     if status.st_uid not in (os.geteuid(), 0):
         raise _address_file_error(f"another user (id {status.st_uid}) wrote the cluster address in {path}")
     if file_access.is_open_to_others(status, os.W_OK):
@@ -160,94 +152,39 @@ def _address_file_error(problem: str) -> ConfigError:
     )
 
 
-def _check_listener(address: str, source: str, *, is_named: bool) -> None:
+def _check_listener(address: str, source: str) -> None:
     """Reject an address of this machine at which no process listens, or one of another user.
 
-    An address remains when its cluster is killed, and another user can then listen there. A port at which this user or
-    root listens cannot be taken. Nothing is known about the listeners of other machines.
+    An address remains when its cluster is killed, and another user can then listen there, who would receive the
+    cluster's token and could run code as this user. This also holds for an address that the user named long ago, for
+    example in a shell's startup file. A port at which this user or root listens cannot be taken.
 
     Args:
         address: HOST:PORT, as Ray will use it.
         source: where it comes from, for the message.
-        is_named: the user named this address. The cluster may then be of another user.
 
     Raises:
-        ConfigError: see above.
+        ConfigError: see above; ``VERL_GSD_CLUSTER_USER`` admits one other user.
     """
     host, _, port = address.rpartition(":")
-    local = _local_addresses(host.strip("[]"))
-    if not local or not port.isdecimal():
-        return  # another machine, or Ray's own error
-    listeners = _listeners(int(port))
-    if listeners is None:
+    if not port.isdecimal():
+        return  # Ray will report it
+    users = listeners.listening_users(host.strip("[]"), int(port))
+    if users is None:
         return
-    users = {user for bound, user in listeners if any(_accepts(bound, target) for target in local)}
     if not users:
         raise ConfigError(
             f"{source}: no process listens at {address}. The cluster has ended, and another user could listen there "
             "instead. Start the cluster, or run `ray stop`, which removes an old address. To start a separate cluster "
             "for this run, unset RAY_ADDRESS and set ray_kwargs.ray_init.address=local."
         )
-    if not is_named and (foreign := users - {os.geteuid(), 0}):
+    if (foreign := listeners.foreign_user(users)) is not None:
         raise ConfigError(
-            f"ray_kwargs.ray_init.address: Ray would join the cluster at {address} ({source}), but another user (id "
-            f"{min(foreign)}) listens there. If you trust that user and want to join this cluster, set RAY_ADDRESS to "
-            "this address. To start a separate cluster for this run, set ray_kwargs.ray_init.address=local."
+            f"{source}: Ray would join the cluster at {address}, but another user (id {foreign}) listens there, who "
+            "would receive the cluster's token and could run code as you. If you trust that user and want to join this "
+            f"cluster, set RAY_ADDRESS={address} and {listeners.TRUSTED}={foreign}. To start a separate cluster for "
+            "this run, unset RAY_ADDRESS and set ray_kwargs.ray_init.address=local."
         )
-
-
-def _local_addresses(host: str) -> set[_Address]:
-    """The addresses of this machine that ``host`` stands for: a name, or an IP address in any spelling.
-
-    A connection to the unspecified address (0.0.0.0 or ::) leads to the loopback address.
-    """
-    try:
-        resolved = {_ip(str(entry[4][0])) for entry in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
-    except (OSError, UnicodeError):  # Ray will report it
-        return set()
-    entries = (entry for interface in psutil.net_if_addrs().values() for entry in interface)
-    own = {_ip(entry.address) for entry in entries if entry.family in (socket.AF_INET, socket.AF_INET6)}
-    loopback = {4: ipaddress.ip_address("127.0.0.1"), 6: ipaddress.ip_address("::1")}
-    targets = {loopback[one.version] if one.is_unspecified else one for one in resolved}
-    return {one for one in targets if one.is_loopback or one in own}
-
-
-def _ip(text: str) -> _Address:
-    """An address without its interface (``%eth0``). IPv4 addresses that are written as IPv6 become IPv4."""
-    return _unmapped(ipaddress.ip_address(text.partition("%")[0]))
-
-
-def _unmapped(address: _Address) -> _Address:
-    return getattr(address, "ipv4_mapped", None) or address
-
-
-def _accepts(bound: _Address, target: _Address) -> bool:
-    """Whether a socket that listens at ``bound`` accepts connections to ``target``."""
-    is_any = bound.is_unspecified and (bound.version == 6 or target.version == 4)  # :: usually accepts IPv4 as well
-    return bound == target or is_any
-
-
-def _listeners(port: int) -> set[tuple[_Address, int]] | None:
-    """(address, user id) of every process that listens at a TCP port of this machine; None if that cannot be read.
-
-    Linux lists the processes of all users.
-    """
-    listeners, is_known = set(), False
-    for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")):
-        with suppress(OSError):
-            for row in table.read_text(encoding="ascii").splitlines()[1:]:
-                _, local, _, state, _, _, _, user, *_ = row.split()
-                host, _, number = local.rpartition(":")
-                if state == "0A" and int(number, 16) == port:
-                    listeners.add((_of_table(host), int(user)))
-            is_known = True
-    return listeners if is_known else None
-
-
-def _of_table(digits: str) -> _Address:
-    """An address in /proc/net/tcp: words of 32 bits in the byte order of the machine."""
-    words = (int(digits[start : start + 8], 16) for start in range(0, len(digits), 8))
-    return _unmapped(ipaddress.ip_address(b"".join(word.to_bytes(4, sys.byteorder) for word in words)))
 
 
 def _check_process_address(address: str) -> None:
@@ -263,8 +200,9 @@ def _check_process_address(address: str) -> None:
                 return
     raise ConfigError(
         f"ray_kwargs.ray_init.address=auto: Ray would join the cluster at {address}, and another user of this machine "
-        f"started it. If you trust that user and want to join this cluster, set RAY_ADDRESS={address}. To start a "
-        "separate cluster for this run, set ray_kwargs.ray_init.address=local."
+        f"started it. If you trust that user and want to join this cluster, set RAY_ADDRESS={address} and "
+        f"{listeners.TRUSTED} to that user's name. To start a separate cluster for this run, set "
+        "ray_kwargs.ray_init.address=local."
     )
 
 

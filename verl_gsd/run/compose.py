@@ -155,8 +155,6 @@ def parse_line(words: Sequence[str]) -> Line:
         paths.get("model"),
         Path(paths["trust"]) if "trust" in paths else None,
     )
-    if line.trust is not None and line.resume is None:
-        raise ConfigError(f"trust={line.trust}: only works together with resume=. Remove it, or add resume=.")
     if line.resume is None and "recipe" not in chosen:
         _check_complete(line)
     return line

@@ -14,7 +14,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -23,8 +25,9 @@ import psutil
 
 from verl_gsd import private_folders
 from verl_gsd.config.attention import FLASH, attention_here, flash_attention_problem
+from verl_gsd.errors import ConfigError
 from verl_gsd.python_commands import code_command
-from verl_gsd.run import all_reduce, gpus, own_cluster
+from verl_gsd.run import all_reduce, compile_cache, gpus, own_cluster
 from verl_gsd.run.checks.validate import FULLEST_DISK, MINIMUM_FREE_BYTES, is_installed
 from verl_gsd.run.checks.with_verl import check_plugin_loaded
 from verl_gsd.run.verl_hooks import failures
@@ -83,6 +86,17 @@ def run_checks() -> Iterator[CheckResult]:
             yield CheckResult(
                 name, "fail", f"{type(error).__name__}: {error}", "Solve the problem that the error names"
             )
+
+
+def _check_compile_cache() -> Iterator[CheckResult]:
+    """Before anything imports torch: also the processes that the other checks start use these folders."""
+    try:
+        compile_cache.protect()
+    except ConfigError as error:
+        reason, _, fix = str(error).partition(". ")
+        yield CheckResult("compiled code", "fail", reason, fix)
+    else:
+        yield CheckResult("compiled code", "ok", f"{os.environ[compile_cache.VARIABLE]} is yours")
 
 
 def _check_versions() -> Iterator[CheckResult]:
@@ -283,19 +297,32 @@ def _check_plugin_in_worker() -> Iterator[CheckResult]:
     import ray
 
     own_cluster.set_token()
-    ray.init(
-        address="local",
-        num_cpus=1,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-        _temp_dir=own_cluster.session_folder(),
-    )
-    try:
-        problem = ray.get(ray.remote(plugin_problem).remote())
-    finally:
-        ray.shutdown()
+    # Ray puts the current folder first into the import path of its workers, and doctor may be started anywhere.
+    with _empty_current_folder():
+        ray.init(
+            address="local",
+            num_cpus=1,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            _temp_dir=own_cluster.session_folder(),
+        )
+        try:
+            problem = ray.get(ray.remote(plugin_problem).remote())
+        finally:
+            ray.shutdown()
     yield _plugin_result("plugin in a Ray worker", problem)
+
+
+@contextmanager
+def _empty_current_folder() -> Iterator[None]:
+    before = Path.cwd()
+    with tempfile.TemporaryDirectory() as empty:
+        os.chdir(empty)
+        try:
+            yield
+        finally:
+            os.chdir(before)
 
 
 def plugin_problem() -> str:
@@ -502,6 +529,7 @@ def check_private_files(token: Path, folder: Path) -> Iterator[CheckResult]:
 
 
 CHECKS: tuple[Callable[[], Iterator[CheckResult]], ...] = (
+    _check_compile_cache,
     _check_versions,
     _check_vllm,
     _check_torch_companions,

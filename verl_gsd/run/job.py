@@ -1,10 +1,12 @@
-"""The process of one training run: ``python -m verl_gsd.run.job RUN/config.yaml LAUNCHER_PID``.
+"""The process of one training run: ``python -m verl_gsd.run.job RUN/config.yaml DIGEST LAUNCHER_PID``.
 
-It does what verl's ``main_ppo`` does after composing the config, but reads the config from a file.
+It does what verl's ``main_ppo`` does after composing the config, but reads the config from a file. DIGEST is the
+SHA-256 of what the launcher wrote: a config is a program, and others may be able to write in the run's folder.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from collections.abc import Iterator
@@ -34,10 +36,35 @@ VERLS_ENVIRONMENT = {
 }
 
 
-def main(config_file: str, launcher: int) -> None:
-    die_with_parent(launcher)  # the run has its own session, so that nothing else would end it
-    config = OmegaConf.load(config_file)
+def digest(content: bytes) -> str:
+    """The SHA-256 of a config file, in hexadecimal digits."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def read_config(path: Path, expected: str) -> DictConfig:
+    """The config in the file ``path``, which is read once.
+
+    Args:
+        expected: the digest of the content that was written.
+
+    Raises:
+        ConfigError: the file has other content.
+    """
+    content = path.read_bytes()
+    if digest(content) != expected:
+        raise ConfigError(
+            f"{path}: this file is not what verl-gsd has just written, so that somebody has changed it since. Nothing "
+            "in it was used. Set trainer.default_local_dir to a folder where only you can write."
+        )
+    config = OmegaConf.create(content.decode())
     assert isinstance(config, DictConfig)
+    return config
+
+
+def main(config_file: str, expected: str, launcher: int) -> None:
+    die_with_parent(launcher)  # the run has its own session, so that nothing else would end it
+    with _exit_if_rejected():
+        config = read_config(Path(config_file), expected)
     OmegaConf.set_struct(config, True)  # as in the config that Hydra passes to main_ppo
     if cluster_lock.is_job():
         cluster_lock.join(config)
@@ -121,4 +148,4 @@ def _workers(config: DictConfig, joins: bool) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))

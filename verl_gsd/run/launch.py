@@ -31,7 +31,7 @@ from verl_gsd.checkpoints import step_of
 from verl_gsd.cpu import forkserver
 from verl_gsd.errors import ConfigError
 from verl_gsd.python_commands import module_command
-from verl_gsd.run import cluster_lock, job, lost_metrics, memory_kills, trust
+from verl_gsd.run import cluster_lock, compile_cache, job, lost_metrics, memory_kills, trust
 from verl_gsd.run.causes import likely_cause
 from verl_gsd.run.checks.gsd_section import checkpoint_to_resume
 from verl_gsd.run.compose import to_yaml, write_yaml
@@ -68,7 +68,9 @@ class RunFailedError(RuntimeError):
 
 
 @contextmanager
-def new_attempt(config: DictConfig, overrides: list[str], resuming: bool) -> Iterator[tuple[RunDirectory, int]]:
+def new_attempt(
+    config: DictConfig, overrides: list[str], resuming: bool, *, trusted: bool = False
+) -> Iterator[tuple[RunDirectory, int]]:
     """Create the run directory, or the next attempt in an existing one, and lock it for this process.
 
     This sets the paths of verl's loggers and saves the config. If verl rejects the config (a ``ConfigError`` inside the
@@ -76,14 +78,20 @@ def new_attempt(config: DictConfig, overrides: list[str], resuming: bool) -> Ite
     a killed attempt left half-written. If it starts from a checkpoint of this run that is not the newest, this
     checkpoint becomes the newest, and the later steps are trained again.
 
+    Args:
+        trusted: the user trusts everyone who can write or replace the folder, with the word ``trust=``.
+
     Yields:
         The run directory and the number of the attempt.
 
     Raises:
-        ConfigError: the directory cannot be written, or another process is training in it.
+        ConfigError: the directory cannot be written, another process is training in it, or, unless ``trusted``, other
+            users can write or replace it.
     """
     run = RunDirectory(Path(config.trainer.default_local_dir))
     with locked(run):
+        if not trusted:
+            trust.check_folder(run.path)  # again, because another user could have created it in the meantime
         if not resuming:
             require_unused(run)
         attempt = max(run.attempts(), default=0) + 1
@@ -198,21 +206,29 @@ def require_unused(run: RunDirectory) -> None:
 
 
 def train(
-    run: RunDirectory, attempt: int, on_step: OnStep, on_wait: Callable[[str], None], on_message: OnMessage
+    run: RunDirectory,
+    attempt: int,
+    config: DictConfig,
+    on_step: OnStep,
+    on_wait: Callable[[str], None],
+    on_message: OnMessage,
 ) -> None:
     """Run RUN/config.yaml until it ends.
 
     Args:
+        config: what ``new_attempt`` wrote to that file. A file with other content is rejected.
         on_step: called with step and metrics for every line of the metrics file.
         on_wait: called with a sentence when a run on a cluster starts to wait for something.
         on_message: called with the trainer's notes and warnings.
 
     Raises:
-        ConfigError: verl rejected the config. Ray was not started.
+        ConfigError: verl rejected the config, somebody has changed the file, or other users can write where torch
+            keeps compiled code. Ray was not started.
         RunStoppedError: the trainer stopped the run. The message says why.
         RunFailedError: the process ended with an error.
         KeyboardInterrupt: Ctrl-C, SIGTERM or SIGHUP.
     """
+    compile_cache.protect()
     mark, kills = uuid.uuid4().hex, memory_kills.oom_kills()
     metrics, messages = MetricsReader(run.metrics(attempt), skip_damaged=True), MessageReader(run.messages(attempt))
     stops: list[Message] = []
@@ -237,7 +253,7 @@ def train(
     ):
         private_folders.remove_unused()
         process = subprocess.Popen(
-            module_command("verl_gsd.run.job", str(run.config), str(os.getpid())),
+            module_command("verl_gsd.run.job", str(run.config), job.digest(to_yaml(config)), str(os.getpid())),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

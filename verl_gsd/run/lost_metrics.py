@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from verl_gsd.plain_data import parse_json
+from verl_gsd.regular_files import read_regular
 from verl_gsd.rundir import TRAINED, RunDirectory
 from verl_gsd.writing import atomic_write
 
@@ -49,7 +50,7 @@ def restore(run: RunDirectory) -> int | None:
     if newest is None:
         return None
     try:
-        saved = parse_json((run.checkpoint(newest) / _FILE).read_bytes())
+        saved = parse_json(read_regular(run.checkpoint(newest) / _FILE))
         attempt, step, data = int(saved["attempt"]), int(saved["step"]), dict(saved["data"])
     except (OSError, OverflowError, ValueError, KeyError, TypeError):  # missing or damaged: only this line is lost
         return None

@@ -87,13 +87,16 @@ def open_cluster_problem() -> str:
 def set_token() -> None:
     """Set a new token in this process's environment, for ``ray.init`` and for the processes that it starts.
 
+    A token that the user set is kept, unless it is in a file that others can read: Ray prefers the variable to a file.
+
     Raises:
         ConfigError: RAY_AUTH_MODE makes Ray ignore the token.
     """
     if problem := open_cluster_problem():
         raise ConfigError(problem)
-    if not os.environ.get(TOKEN) and not os.environ.get(TOKEN_PATH):
-        os.environ[TOKEN] = secrets.token_hex(32)
+    if os.environ.get(TOKEN) or (os.environ.get(TOKEN_PATH) and not token_file_problem(token_file())):
+        return
+    os.environ[TOKEN] = secrets.token_hex(32)
 
 
 def session_folder() -> str:
@@ -164,7 +167,7 @@ def token_file_problem(path: Path) -> str:
         status = path.stat()
         if status.st_uid != os.geteuid() or not file_access.is_open_to_others(status, os.R_OK | os.W_OK):
             return ""
-        folders = path.absolute().parents
+        folders = path.resolve().parents  # a link, for example ~/.ray, may lead into folders that others can enter
         reachable = all(file_access.is_open_to_others(folder.stat(), os.X_OK) for folder in folders)
     except OSError:
         return ""

@@ -26,6 +26,7 @@ from pathlib import Path
 
 from verl_gsd.errors import ConfigError
 from verl_gsd.plain_data import parse_yaml
+from verl_gsd.regular_files import open_regular, read_regular
 from verl_gsd.run import file_access
 from verl_gsd.rundir import RunDirectory
 from verl_gsd.writing import atomic_write
@@ -65,17 +66,19 @@ def write_words(run: RunDirectory, content: bytes) -> None:
         _write_signature(key, run, content, *([old] if old is not None and _is_signed(key, run, old) else []))
     with atomic_write(run.overrides) as temporary:
         temporary.write_bytes(content)
-    sign(run)
+    sign(run, content)
 
 
-def sign(run: RunDirectory) -> None:
-    """Sign RUN/overrides.yaml, which this process has just written. Without a key, the run is not signed.
+def sign(run: RunDirectory, content: bytes) -> None:
+    """Sign ``content``, which this process has just written to RUN/overrides.yaml. Without a key, nothing is signed.
+
+    The file is not read again: somebody else may have replaced it.
 
     Raises:
         OSError: the disk with the run is full, or the process may not write there.
     """
     with suppress(UnusableKeyError):
-        _write_signature(_read_key(create=True), run, run.overrides.read_bytes())
+        _write_signature(_read_key(create=True), run, content)
 
 
 def stored_words(run: RunDirectory, checkpoint: Path | None, *, trusted: bool) -> list[str]:
@@ -89,7 +92,7 @@ def stored_words(run: RunDirectory, checkpoint: Path | None, *, trusted: bool) -
         ConfigError: the words cannot be read; or, unless ``trusted``, this user did not start the run or others can
             change it. The message lists what it would run.
     """
-    content = run.overrides.read_bytes()  # read once, so that what is checked is what is used
+    content = _read_words(run)
     words = _parse(run.overrides, content)
     reason = None if trusted else _reason_for_distrust(run, checkpoint, content)
     if reason is not None:
@@ -100,6 +103,37 @@ def stored_words(run: RunDirectory, checkpoint: Path | None, *, trusted: bool) -
             "to the command."
         )
     return words
+
+
+def _read_words(run: RunDirectory) -> bytes:
+    """The content of RUN/overrides.yaml, read once, so that what is checked is what is used."""
+    try:
+        return read_regular(run.overrides)
+    except OSError as error:
+        raise ConfigError(
+            f"{run.overrides}: cannot be read: {error.strerror}. Repair the file, or start a new run."
+        ) from error
+
+
+def check_folder(path: Path) -> None:
+    """Check that nobody else can write the run's folder ``path`` or replace it while the run uses it.
+
+    A folder that does not exist yet is checked by those above it.
+
+    Raises:
+        ConfigError: another user owns or can write the folder, or one above it that is not sticky.
+    """
+    folder = path.resolve()
+    if folder.is_dir():
+        problem = file_access.changeable_folder(folder)
+    else:
+        problem = file_access.replaceable_folder(next(above for above in folder.parents if above.is_dir()))
+    if problem:
+        raise ConfigError(
+            f"trainer.default_local_dir={path}: {problem}. Who can do that can change the run while it trains. Set "
+            "trainer.default_local_dir to a folder where only you can write. If you trust everyone who can write "
+            f"there, add trust={path} to the command."
+        )
 
 
 def check_checkpoint(checkpoint: Path) -> None:
@@ -187,7 +221,7 @@ def _signature(key: bytes, run: RunDirectory, content: bytes) -> str:
 
 def _is_signed(key: bytes, run: RunDirectory, content: bytes) -> bool:
     try:
-        lines = run.signature.read_bytes().splitlines()
+        lines = read_regular(run.signature).splitlines()
     except OSError:
         return False
     expected = _signature(key, run, content).encode()
@@ -211,7 +245,7 @@ def _read_key(*, create: bool = False) -> bytes:
     try:
         if create and not path.exists():
             _create_key(path)
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             status, key = os.fstat(file.fileno()), file.read()
     except OSError as error:
         if isinstance(error, FileNotFoundError) and not create:

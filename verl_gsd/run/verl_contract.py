@@ -17,12 +17,15 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 import verl_gsd
 from verl_gsd import config as groups
@@ -44,6 +47,8 @@ class Assumption:
         path: ``Name`` or ``Class.member`` in it; empty for the module itself.
         parameters: of the function; None if they do not matter.
         implemented: of a class, the methods that our subclass has; None if ``path`` is no base class of ours.
+        own: of a member, whether the class must define it itself. A patch of a method that the class inherits changes
+            nothing if verl calls another method of the class.
     """
 
     used_in: str
@@ -51,14 +56,15 @@ class Assumption:
     path: str = ""
     parameters: Parameters | None = None
     implemented: frozenset[str] | None = None
+    own: bool = False
 
     @property
     def stops_runs(self) -> bool:
         """Whether runs that use this package are rejected if the assumption does not hold.
 
-        These are the patches and our trainer. Other files are needed only by some runs.
+        These are the patches, our trainer and verl's config as a whole. Other files are needed only by some runs.
         """
-        return self in PATCHED or self.used_in.startswith("trainer/")
+        return self in PATCHED or self == WHOLE_CONFIG or self.used_in.startswith("trainer/")
 
     def __str__(self) -> str:
         return f"{self.module}.{self.path}" if self.path else self.module
@@ -80,39 +86,46 @@ def _patched(used_in: str, module: str, path: str, *parameters: str, is_open: bo
     return Assumption(used_in, module, path, Parameters(parameters, is_open) if parameters or is_open else None)
 
 
+def _method(used_in: str, module: str, path: str, *parameters: str, is_open: bool = False) -> Assumption:
+    return replace(_patched(used_in, module, path, *parameters, is_open=is_open), own=True)
+
+
 _VLLM = "verl.workers.rollout.vllm_rollout"
 _TRAINER = "verl.trainer.ppo.v1.trainer_base"
 _REWARD, _AGENT = "verl.experimental.reward_loop.reward_loop", "verl.experimental.agent_loop.agent_loop"
 
-#: What the patches replace or read.
+#: What the patches replace or read. Methods are those that the class itself has.
 PATCHED = (
-    _patched("trainer/weight_sockets.py", f"{_VLLM}.vllm_rollout", "ServerAdapter.__init__"),
+    _method("trainer/weight_sockets.py", f"{_VLLM}.vllm_rollout", "ServerAdapter.__init__"),
     _patched("trainer/weight_sockets.py", f"{_VLLM}.vllm_rollout", "ServerAdapter.zmq_handle"),
-    _patched("trainer/weight_sockets.py", f"{_VLLM}.vllm_async_server", "vLLMHttpServer.__init__"),
-    _patched("trainer/weight_sockets.py", f"{_VLLM}.utils", "vLLMColocateWorkerExtension._get_zmq_handle"),
+    _method("trainer/weight_sockets.py", f"{_VLLM}.vllm_async_server", "vLLMHttpServer.__init__"),
+    _method("trainer/weight_sockets.py", f"{_VLLM}.utils", "vLLMColocateWorkerExtension._get_zmq_handle"),
     _patched("trainer/weight_sockets.py", f"{_VLLM}.bucketed_weight_transfer", "create_shared_memory", "size", "name"),
-    _patched("trainer/weight_sockets.py", f"{_VLLM}.bucketed_weight_transfer", "BucketedWeightSender._cleanup"),
+    _method("trainer/weight_sockets.py", f"{_VLLM}.bucketed_weight_transfer", "BucketedWeightSender._cleanup"),
     _patched("trainer/weight_sockets.py", f"{_VLLM}.bucketed_weight_transfer", "BucketedWeightSender.shm"),
     _patched("trainer/engine_health.py", f"{_VLLM}.vllm_async_server", "vLLMHttpServer.engine"),
-    _patched("trainer/runtime_lora.py", f"{_VLLM}.vllm_async_server", "vLLMHttpServer.__init__"),
-    _patched("trainer/reward_model_patch.py", _REWARD, "RewardLoopWorker.compute_score_disrm", "data"),
-    _patched("trainer/reward_failures.py", _REWARD, "RewardLoopWorker.compute_score", "data"),
+    _method("trainer/runtime_lora.py", f"{_VLLM}.vllm_async_server", "vLLMHttpServer.__init__"),
+    _method("trainer/reward_model_patch.py", _REWARD, "RewardLoopWorker.compute_score_disrm", "data"),
+    _method("trainer/reward_tokenizers.py", _REWARD, "RewardLoopWorker._init_reward_fn"),
+    _patched("trainer/reward_tokenizers.py", _REWARD, "RewardLoopWorker.config"),
+    _patched("trainer/reward_tokenizers.py", _REWARD, "hf_tokenizer"),
+    _method("trainer/reward_failures.py", _REWARD, "RewardLoopWorker.compute_score", "data"),
     _patched("trainer/reward_failures.py", _REWARD, "RewardLoopWorker.config"),
     _patched("trainer/reward_failures.py", _REWARD, "RewardLoopWorker.reward_manager"),
-    _patched("trainer/prompt_truncation.py", _AGENT, "AgentLoopBase._cap_text_prompt_length", "prompt_ids"),
+    _method("trainer/prompt_truncation.py", _AGENT, "AgentLoopBase._cap_text_prompt_length", "prompt_ids"),
     _patched("trainer/prompt_truncation.py", _AGENT, "AgentLoopBase.config"),
     _patched("trainer/prompt_truncation.py", _AGENT, "AgentLoopBase.rollout_config"),
     _patched("trainer/prompt_truncation.py", _AGENT, "AgentLoopBase.data_config"),
-    _patched("trainer/prompt_truncation.py", _AGENT, "AgentLoopWorker._run_agent_loop"),
-    _patched("trainer/prompt_truncation.py", _AGENT, "AgentLoopWorker._compute_score", "outputs", "kwargs"),
-    _patched(
+    _method("trainer/prompt_truncation.py", _AGENT, "AgentLoopWorker._run_agent_loop"),
+    _method("trainer/prompt_truncation.py", _AGENT, "AgentLoopWorker._compute_score", "outputs", "kwargs"),
+    _method(
         "trainer/attention.py",
         "verl.workers.engine.fsdp.transformer_impl",
         "FSDPEngineWithLMHead.forward_step",
         "micro_batch",
         is_open=True,
     ),
-    _patched(
+    _method(
         "trainer/checkpoint_loading.py",
         "verl.utils.checkpoint.fsdp_checkpoint_manager",
         "FSDPCheckpointManager.load_checkpoint",
@@ -126,8 +139,8 @@ PATCHED = (
     _patched("trainer/queue_auth.py", "transfer_queue.controller", "TransferQueueController"),
     _patched("trainer/queue_auth.py", "transfer_queue.storage.simple_storage", "SimpleStorageUnit"),
     _patched("trainer/queue_auth.py", "transfer_queue.utils.zmq_utils", "ZMQMessageDecodeError"),
-    _patched("trainer/queue_auth.py", "transfer_queue.utils.zmq_utils", "ZMQMessage.serialize"),
-    _patched("trainer/queue_auth.py", "transfer_queue.utils.zmq_utils", "ZMQMessage.deserialize", "frames"),
+    _method("trainer/queue_auth.py", "transfer_queue.utils.zmq_utils", "ZMQMessage.serialize"),
+    _method("trainer/queue_auth.py", "transfer_queue.utils.zmq_utils", "ZMQMessage.deserialize", "frames"),
     _patched("trainer/trainer.py", _TRAINER, "TRAINER_REGISTRY"),
     _patched("trainer/trainer.py", _TRAINER, "PPOTrainer.train_dataloader"),
     _patched("trainer/trainer.py", _TRAINER, "PPOTrainer.reward_loop_manager"),
@@ -137,6 +150,8 @@ PATCHED = (
 
 #: The package with verl's YAML files, as ``Assumption.module`` of a key.
 CONFIG = "verl.trainer.config"
+#: That the config of verl can be composed at all.
+WHOLE_CONFIG = Assumption("run/compose.py", CONFIG)
 #: Sections of our YAML files that verl does not have, and sections of verl to which anybody may add keys.
 _NOT_VERLS = (
     "recipe",
@@ -169,16 +184,19 @@ def config_keys() -> list[Assumption]:
 def check_config(source: PackageSource, expected: Sequence[Assumption]) -> list[Broken]:
     """Those of ``expected``, which are ``config_keys``, that the config of ``source`` does not have.
 
-    Raises:
-        HydraException: the config cannot be composed.
+    If the config cannot be composed, no key can be checked, and only ``WHOLE_CONFIG`` is returned.
     """
-    package = source.module(CONFIG.rpartition(".")[0])
-    folder = None if package is None else package.path.parent / "config"
+    package = source.path(CONFIG.rpartition(".")[0])
+    folder = None if package is None else package.parent / "config"
     if folder is None or not folder.is_dir():
-        return [Broken(one, "verl has no folder with configs") for one in expected]
+        return [Broken(WHOLE_CONFIG, "verl has no folder with configs")]
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(folder.absolute()), version_base=None):
-        present = {key for key, _ in dotted_items(OmegaConf.to_container(compose(VERL_CONFIG_NAME)))}
+    try:
+        with initialize_config_dir(str(folder.absolute()), version_base=None):
+            present = {key for key, _ in dotted_items(OmegaConf.to_container(compose(VERL_CONFIG_NAME)))}
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        reason = " ".join(str(error).split("\n\n")[0].split())  # Hydra adds its search path after an empty line
+        return [Broken(WHOLE_CONFIG, f"the config cannot be composed, and its keys are not checked: {reason}")]
     return [Broken(one, "verl's config does not have this key") for one in expected if one.path not in present]
 
 
@@ -213,7 +231,13 @@ def check(source: PackageSource, expected: Sequence[Assumption]) -> list[Broken]
     """
     broken = []
     for assumption in expected:
-        if source.is_read(assumption.module) and (problem := _problem(source, assumption)):
+        if not source.is_read(assumption.module):
+            continue
+        try:
+            problem = _problem(source, assumption)
+        except SyntaxError as error:
+            problem = f"{error.filename}, line {error.lineno}, cannot be parsed by this Python: {error.msg}"
+        if problem:
             broken.append(Broken(assumption, problem))
     return broken
 
@@ -230,13 +254,17 @@ def source_of(checkout: Path | None = None) -> PackageSource:
 
 def version_in(source: PackageSource) -> str:
     """The version of verl that ``source`` has; "(unknown version)" if it names none."""
-    module = source.module("verl")
-    file = None if module is None else module.path.parent / "version" / "version"
+    package = source.path("verl")
+    file = None if package is None else package.parent / "version" / "version"
     return file.read_text(encoding="utf-8").strip() if file is not None and file.is_file() else "(unknown version)"
 
 
 def _problem(source: PackageSource, assumption: Assumption) -> str:
-    """Why an assumption does not hold; an empty string if it does."""
+    """Why an assumption does not hold; an empty string if it does.
+
+    Raises:
+        SyntaxError: this Python cannot parse a module that the assumption is about.
+    """
     if source.module(assumption.module) is None:
         return "this module does not exist"
     if not assumption.path:
@@ -244,6 +272,8 @@ def _problem(source: PackageSource, assumption: Assumption) -> str:
     found = source.find(assumption.module, assumption.path)
     if found is None:
         return "this name does not exist"
+    if assumption.own and not source.is_own(assumption.module, assumption.path):
+        return "the class does not define this method itself"
     if assumption.implemented is not None and isinstance(found.node, ast.ClassDef):
         missing = sorted(_abstract_methods(found.node) - assumption.implemented)
         return f"it has abstract methods that our class lacks: {', '.join(missing)}" if missing else ""

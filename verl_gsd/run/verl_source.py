@@ -69,11 +69,15 @@ _EMPTY_BASES = ("ABC", "Enum", "object")
 
 
 class Module:
-    """A parsed module."""
+    """A parsed module.
+
+    Raises:
+        SyntaxError: this Python cannot parse it.
+    """
 
     def __init__(self, name: str, path: Path) -> None:
         self.name, self.path = name, path
-        self.tree = ast.parse(path.read_text(encoding="utf-8"))
+        self.tree = ast.parse(path.read_bytes(), filename=str(path))
 
     @cached_property
     def names(self) -> dict[str, ast.AST]:
@@ -113,7 +117,7 @@ class PackageSource:
             SyntaxError: this Python cannot parse it.
         """
         if name not in self._modules:
-            path = self._path(name)
+            path = self.path(name)
             self._modules[name] = None if path is None else Module(name, path)
         return self._modules[name]
 
@@ -121,11 +125,23 @@ class PackageSource:
         """Whether ``module`` belongs to one of the packages."""
         return module.partition(".")[0] in self._folders
 
+    def path(self, name: str) -> Path | None:
+        """The file of a module by its full name; None if there is none. The module is not parsed."""
+        top, *rest = name.split(".")
+        if top not in self._folders:
+            return None
+        place = self._folders[top].joinpath(*rest)
+        files = (place / "__init__.py", place.with_name(f"{place.name}.py"))
+        return next((file for file in files if file.is_file()), None)
+
     def find(self, module: str, path: str) -> Definition | None:
         """Find ``name``, ``Class.member`` or ``submodule.name`` in a module; None if there is no such name.
 
         Imports are followed. A member is also found in base classes, and where a method assigns ``self.member``.
         Members of variables, and of what other packages define, are not known: they count as found.
+
+        Raises:
+            SyntaxError: this Python cannot parse the module, or one from which the name comes.
         """
         name, _, member = path.partition(".")
         found = self._find_name(module, name)
@@ -134,6 +150,16 @@ class PackageSource:
         if found.module == f"{module}.{name}":
             return self._find_name(found.module, member)
         return self.member(found, member) if isinstance(found.node, ast.ClassDef) else Definition(found.module, None)
+
+    def is_own(self, module: str, path: str) -> bool:
+        """Whether the body of ``Class`` binds ``member``, for a ``path`` of Class.member."""
+        name, _, member = path.partition(".")
+        owner = self._find_name(module, name)
+        return (
+            owner is not None
+            and isinstance(owner.node, ast.ClassDef)
+            and any(member in bound_names(node) for node in owner.node.body)
+        )
 
     def member(self, owner: Definition, name: str) -> Definition | None:
         """Find a member of a class or of its base classes."""
@@ -166,20 +192,12 @@ class PackageSource:
         if node is not None:
             is_definition = isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
             return Definition(module_name, node if is_definition else None)
-        if self._path(f"{module_name}.{name}") is not None:
+        if self.path(f"{module_name}.{name}") is not None:
             return Definition(f"{module_name}.{name}", None)
         for origin in module.star_imports:
             if (found := self._find_name(origin, name)) is not None:
                 return found
         return None
-
-    def _path(self, name: str) -> Path | None:
-        top, *rest = name.split(".")
-        if top not in self._folders:
-            return None
-        place = self._folders[top].joinpath(*rest)
-        files = (place / "__init__.py", place.with_name(f"{place.name}.py"))
-        return next((file for file in files if file.is_file()), None)
 
 
 def installed(*packages: str) -> dict[str, Path]:

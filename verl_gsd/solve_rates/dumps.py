@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from verl_gsd.prompts import prompt_hash
+from verl_gsd.scalars import without_rounding
 from verl_gsd.solve_rates.rates import SolveRates, rates_from_counts
 from verl_gsd.solve_rates.tables import as_number
 
@@ -38,12 +39,45 @@ def dumps_in(path: Path) -> list[Path]:
     return [path] if path.suffix == ".jsonl" and _is_dump(path) else []
 
 
+def dump_rows(file: Path, on_incomplete: Callable[[str], None]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the place and the content of each line of a dump.
+
+    Args:
+        on_incomplete: called with the place of the last line if its writer was killed while it wrote it. The line is
+            left out.
+
+    Raises:
+        ValueError: the file cannot be read, or a line is no JSON object. The message names the line.
+    """
+    try:
+        with file.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                where = f"{file}, line {number} (the first is 1)"
+                try:
+                    row = json.loads(line)
+                except (ValueError, RecursionError) as error:
+                    if not line.endswith(b"\n"):
+                        on_incomplete(where)
+                        return
+                    raise ValueError(f"{where} is not JSON: {error}. Remove the line.") from error
+                if not isinstance(row, dict):
+                    raise ValueError(f"{where} is not a JSON object. Remove the line.")
+                yield where, row
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read: {error}") from error
+
+
 def read_dumps(path: Path, files: list[Path], field: str | None) -> SolveRates:
     """``read_solve_rates`` for dumps; ``field`` holds the verdict, None for the default."""
     reader = _DumpReader(path, field)
     for file in files:
         reader.read(file)
     return reader.rates()
+
+
+def session_of_uid(uid: str) -> str | None:
+    """The session of a row's uid; None for a row with which verl pads a batch."""
+    return None if uid.startswith("pad") else _OUTPUT.sub(r"\1", uid)
 
 
 class _DumpReader:
@@ -62,14 +96,14 @@ class _DumpReader:
     def read(self, file: Path) -> None:
         groups: dict[str | int, list[tuple[float, float]]] = {}  # verdicts and scores by group
         sessions: set[str] = set()  # a session with several outputs has one line for each, all with the same score
-        for number, row in self._lines(file):
+        for where, row in dump_rows(file, self._skip_line):
             uid = row.get("uid")
             if isinstance(uid, str):
-                session = _OUTPUT.sub(r"\1", uid)
-                if uid.startswith("pad") or session in sessions:
+                session = session_of_uid(uid)
+                if session is None or session in sessions:
                     continue
                 sessions.add(session)
-            counted = self._count(row, f"{file}, line {number} (the first is 1)")
+            counted = self._count(row, where)
             if counted is not None:
                 entry, verdict = counted
                 group = _SESSION.sub("", uid) if isinstance(uid, str) else entry
@@ -80,6 +114,9 @@ class _DumpReader:
                 for name, compared in zip(("verdict", "score"), zip(*values, strict=True), strict=True):
                     self._silent[name] = self._silent.get(name, 0) + (min(compared) == max(compared))
 
+    def _skip_line(self, where: str) -> None:
+        self._skipped.setdefault("files with an incomplete last line", []).append(where)
+
     def _count(self, row: dict[str, Any], where: str) -> tuple[int, float] | None:
         """Add a response. Returns the entry of its prompt and its verdict; None if it has no verdict."""
         if "input" not in row:
@@ -89,7 +126,7 @@ class _DumpReader:
         if self._field not in row:
             raise ValueError(f"{where} has no field {self._field}. Set --column to one of {', '.join(row)}.")
         try:
-            verdict = as_number(row[self._field])
+            verdict = without_rounding(as_number(row[self._field]))
         except ValueError as error:
             raise ValueError(f"{where}, field {self._field}: {error}") from None
         if math.isnan(verdict):
@@ -109,26 +146,6 @@ class _DumpReader:
         self._graded[entry] |= 0 < verdict < 1
         self._total[entry] += 1
         return entry, verdict
-
-    def _lines(self, file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-        try:
-            with file.open("rb") as lines:
-                for number, line in enumerate(lines, start=1):
-                    try:
-                        row = json.loads(line)
-                    except (ValueError, RecursionError) as error:
-                        where = f"{file}, line {number} (the first is 1)"
-                        if not line.endswith(b"\n"):  # the writer was killed while it wrote this line
-                            self._skipped.setdefault("files with an incomplete last line", []).append(where)
-                            return
-                        raise ValueError(f"{where} is not JSON: {error}. Remove the line.") from error
-                    if not isinstance(row, dict):
-                        raise ValueError(
-                            f"{file}, line {number} (the first is 1) is not a JSON object. Remove the line."
-                        )
-                    yield number, row
-        except OSError as error:
-            raise ValueError(f"{file} cannot be read: {error}") from error
 
     def rates(self) -> SolveRates:
         skipped = tuple(f"{len(places)} {what}; the first is {places[0]}" for what, places in self._skipped.items())

@@ -71,9 +71,15 @@ def read_solve_rates(
 
 
 def _read_run(path: Path) -> SolveRates:
-    from verl_gsd.records import is_graded, read_records
+    from verl_gsd.records import is_graded, outside_sources, read_records, with_valid_accuracies
 
-    records = read_records(path).select(["step", "data_source", "index", "correct", "total", "partial", "kind"])
+    columns = ["step", "data_source", "index", "size", "earlier", "correct", "total", "partial", "kind"]
+    records = read_records(path, columns)
+    outside = "; ".join(
+        f"the verifier of data_source={source} returned an acc outside [0, 1], so this source has no solve rates"
+        for source in outside_sources(records)
+    )
+    records = with_valid_accuracies(records)
     if not len(records):
         raise ValueError(
             f"{path}: no records and no dumps. Use the folder of a run with a verl-gsd trainer mode (for example "
@@ -81,7 +87,11 @@ def _read_run(path: Path) -> SolveRates:
         )
     total = records.column("total").to_numpy()
     if not total.any():
-        raise ValueError(f"{path}: none of the {len(records)} groups in its records has a response with an accuracy.")
+        reason = f" ({outside})" if outside else ""
+        raise ValueError(
+            f"{path}: none of the {len(records)} groups in its records has a response with an accuracy{reason}. Return "
+            "acc, 1 for a right and 0 for a wrong response, beside score from the reward function."
+        )
     skipped: tuple[str, ...] = ()
     if (total == 0).any():
         first = int(np.flatnonzero(total == 0)[0])
@@ -89,6 +99,7 @@ def _read_run(path: Path) -> SolveRates:
         skipped = (
             f"{int((total == 0).sum())} of {len(total)} groups have no response with an accuracy; the first is row "
             f"{first} of the records, in step {step}",
+            *([outside] if outside else []),
         )
     records = records.append_column("graded", pa.array(is_graded(records)))
     groups = records.filter(total > 0).group_by(["data_source", "index"], use_threads=False)

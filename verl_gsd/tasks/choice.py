@@ -47,8 +47,8 @@ def compute_score(
         ground_truth: a letter, A to J.
 
     Returns:
-        ``score`` and ``acc``, both 0.0 or both 1.0, and ``unverified``, always 0.0 because letters can be compared.
-        ``answer`` is the letter, and empty if the response chooses none.
+        ``score`` and ``acc``, both 0.0 or both 1.0. ``unverified`` and ``doubtful`` are always 0.0, because letters
+        can be compared. ``answer`` is the letter, and empty if the response chooses none.
 
     Raises:
         ValueError: ``ground_truth`` is not such a letter.
@@ -60,8 +60,8 @@ def compute_score(
             "one letter, or use another reward function"
         )
     letter = final_letter(solution_str) if isinstance(solution_str, str) else None
-    right = letter == truth
-    return {"score": float(right), "acc": float(right), "unverified": 0.0, "answer": letter or ""}
+    right = float(letter == truth)
+    return {"score": right, "acc": right, "unverified": 0.0, "doubtful": 0.0, "answer": letter or ""}
 
 
 def final_letter(text: str) -> str | None:

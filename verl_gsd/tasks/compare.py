@@ -89,8 +89,8 @@ _CALL = re.compile(r"\\?([A-Za-z])(?:_\{?\w\}?)?\s*\(\s*([a-z])\s*\)")
 _LETTER = re.compile(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])")
 
 
-def are_equal(answer: str, truth: str) -> bool:
-    """Whether two answers are equal. An answer that is not understood equals only the same text."""
+def are_equal(answer: str, truth: str) -> bool | None:
+    """Whether two answers are equal; None if one of them is not understood, unless they are the same text."""
     if _compact(answer) == _compact(truth):
         return True
     if (constant := _CONSTANT.search(answer)) and (other := _CONSTANT.search(truth)) and constant[1] != other[1]:
@@ -103,7 +103,7 @@ def are_equal(answer: str, truth: str) -> bool:
     except (MemoryError, RecursionError):
         raise
     except Exception:  # besides NotUnderstoodError, sympy raises all kinds of errors on texts that a policy wrote
-        return False
+        return None
 
 
 def _has_one_other_letter(text: str) -> bool:

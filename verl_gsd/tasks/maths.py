@@ -21,6 +21,7 @@ import subprocess
 import threading
 from collections import OrderedDict
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any
 
 from verl_gsd.python_commands import module_command
@@ -32,9 +33,6 @@ from verl_gsd.tasks.notation import is_trivially_wrong, normalize_latex
 from verl_gsd.tasks.plain import equals_one_side, plain_equal
 from verl_gsd.tasks.quantities import reconciled, same_time
 from verl_gsd.tasks.screen import is_too_large
-
-#: Numbers without a unit.
-_NUMBER = re.compile(r"[-0-9.,/ ]+")
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +46,44 @@ START_S = 120.0
 PROCESSES = 2
 #: Pairs whose verdict is cached, time-outs included. A group of equal answers therefore costs one comparison.
 REMEMBERED = 8192
+
+#: What decides about an answer, in the order in which it is tried.
+RULES = {
+    "no answer": "the response has no final answer, or a very long one",
+    "same text": "the answer is the reference, apart from notation",
+    "letters": "both are letters of options",
+    "contradiction": "the answer is an equation that does not hold, or differs in a word that changes a value",
+    "one side": "the answer is an equation of numbers that holds, and the reference is one side of it",
+    "time": "both are times of day",
+    "units": "both have a unit, and the units measure different things",
+    "numbers": "both are numbers, or tuples or intervals of numbers, in the same unit",
+    "algebra": "computer algebra compared both as mathematics",
+    "doubtful": "one of the two is in words or could not be read as mathematics, and they differ; counts as wrong",
+    "too large": "a number is too large to compute, or the reference is very long; unverified, counts as wrong",
+    "no verdict": "the comparison took too long, or its process ended; unverified, counts as wrong",
+}
+#: A word of an answer, once the names of LaTeX commands are left out. Fewer letters may be a product of variables.
+_COMMAND, _WORD = re.compile(r"\\[A-Za-z]+"), re.compile(r"[A-Za-z]{4}")
+
+
+@dataclass(frozen=True)
+class Decision:
+    """How an answer compares with its reference.
+
+    Attributes:
+        right: None if the comparison failed, which counts as wrong.
+        rule: what decided, a key of ``RULES``.
+        answer: the final answer as normalised LaTeX: the reference if the answer is right, and empty if there is none.
+    """
+
+    right: bool | None
+    rule: str
+    answer: str
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether the answer counts as wrong although no rule was sure that it is."""
+        return self.rule == "doubtful"
 
 
 class _Worker:
@@ -66,15 +102,15 @@ class _Worker:
                 "it is missing"
             )
 
-    def ask(self, answer: str, truth: str, timeout_s: float) -> str:
-        """The process's reply: ``right``, ``wrong``, ``late`` or ``lost`` (see ``maths_worker.py``).
+    def ask(self, answer: str, truth: str, timeout_s: float, alone: bool = False) -> str:
+        """The process's reply: ``right``, ``wrong``, ``doubtful``, ``late`` or ``lost`` (see ``maths_worker.py``).
 
         ``stuck`` means that it did not reply in time, and an empty text that it has ended. In both cases it is of no
         further use.
         """
         assert self._process.stdin is not None
         try:
-            self._process.stdin.write(json.dumps([answer, truth]).encode() + b"\n")
+            self._process.stdin.write(json.dumps([answer, truth, alone]).encode() + b"\n")
             self._process.stdin.flush()
         except OSError:
             return ""
@@ -95,7 +131,7 @@ _idle: queue.LifoQueue[_Worker | None] = queue.LifoQueue()
 for _ in range(PROCESSES):
     _idle.put(None)
 
-_verdicts: OrderedDict[tuple[str, str], Future[bool | None]] = OrderedDict()
+_verdicts: OrderedDict[tuple[str, str], Future[str]] = OrderedDict()
 _lock = threading.Lock()
 
 
@@ -110,57 +146,110 @@ def compute_score(
         ground_truth: LaTeX, without ``\boxed{}``.
 
     Returns:
-        ``score`` and ``acc``, both 0.0 or both 1.0, and ``unverified``. ``unverified`` is 1.0 if the comparison failed,
-        which counts as wrong: it took more than ``CPU_S`` seconds (less if recent comparisons did, too), its process
-        ended, one of the two numbers is too large, or the reference is too long. ``answer`` is the final answer as
-        normalised LaTeX: the reference answer if the response is right, so that equal answers in other words are not
-        different, and empty if there is none.
+        ``score`` and ``acc``, both 0.0 or both 1.0, ``unverified`` and ``doubtful``. ``unverified`` is 1.0 if the
+        comparison failed, which counts as wrong: it took more than ``CPU_S`` seconds (less if recent comparisons did,
+        too), its process ended, a number is too large, or the reference is too long. ``doubtful`` is 1.0 if the
+        comparison ended and found the two different, but nothing is sure of it, which also counts as wrong: one of the
+        two is in words, or is no mathematics that the verifier can read. ``answer`` is the final answer as normalised
+        LaTeX: the reference answer if the response is right, so that equal answers in other words are not different,
+        and empty if there is none.
 
     Raises:
         RuntimeError: the process that compares answers does not start.
     """
-    answer, truth = final_answer(solution_str) if isinstance(solution_str, str) else None, str(ground_truth).strip()
-    if answer is None or len(answer) > LONGEST_ANSWER:
-        return _scores(False, "")
+    decision = decide(solution_str, ground_truth)
+    verdict = float(bool(decision.right))
+    return {
+        "score": verdict,
+        "acc": verdict,
+        "unverified": float(decision.right is None),
+        "doubtful": float(decision.is_doubtful),
+        "answer": decision.answer,
+    }
+
+
+def decide(response: Any, ground_truth: Any) -> Decision:
+    """Compare the final answer of a response with the reference answer; arguments as for ``compute_score``.
+
+    Raises:
+        RuntimeError: the process that compares answers does not start.
+    """
+    answer = final_answer(response) if isinstance(response, str) else None
+    return Decision(False, "no answer", "") if answer is None else compare(answer, str(ground_truth))
+
+
+def compare(answer: str, truth: str) -> Decision:
+    """Compare a final answer with the reference answer. Both are LaTeX without a box, of any length.
+
+    Raises:
+        RuntimeError: the process that compares answers does not start.
+    """
+    if len(answer) > LONGEST_ANSWER:
+        return Decision(False, "no answer", "")
+    answer = normalize_latex(answer.strip())
+    if not answer:
+        return Decision(False, "no answer", "")
     if len(truth) > LONGEST_ANSWER:
-        logger.warning(
-            "a reference of %d characters is too long to be compared; the answer counts as wrong", len(truth)
-        )
-        return _scores(None, normalize_latex(answer))
-    answer, truth = normalize_latex(answer), normalize_latex(truth)
-    right = _verdict(answer, truth)
-    return _scores(right, truth if right else answer)
+        logger.warning("a reference of %d characters is too long to compare; the answer counts as wrong", len(truth))
+        return Decision(None, "too large", answer)
+    truth = normalize_latex(truth.strip())
+    right, rule = _verdict(answer, truth)
+    return Decision(right, rule, truth if right else answer)
 
 
-def _verdict(answer: str, truth: str) -> bool | None:
-    """Whether two answers in normal form are equal; None if they could not be compared."""
+def _verdict(answer: str, truth: str) -> tuple[bool | None, str]:
+    """Whether two answers in normal form are equal (None if this is unverified), and the rule that decided."""
     if answer == truth:
-        return True
+        return True, "same text"
     if (letters := chosen_letters(truth)) and (chosen := chosen_letters(answer, or_with_reason=True)):
-        return chosen == letters
+        return chosen == letters, "letters"
     (answer, qualifier), (truth, other_qualifier) = split_qualifier(answer), split_qualifier(truth)
     if (qualifier and other_qualifier and qualifier != other_qualifier) or is_trivially_wrong(answer, truth):
-        return False
+        return False, "contradiction"
     if equals_one_side(answer, truth):
-        return True
-    right = plain_equal(answer, truth) if _NUMBER.fullmatch(answer) and _NUMBER.fullmatch(truth) else None
-    if right is not None:
-        return right
-    right = same_time(answer, truth)
-    if right is not None:
-        return right
-    reconciled_pair = reconciled(answer, truth)
-    if reconciled_pair is None:
-        return False
-    answer, truth = reconciled_pair
-    right = plain_equal(answer, truth)
-    if right is None and not (is_too_large(answer) or is_too_large(truth)):
-        right = _are_equal(answer, truth)
-    return right
+        return True, "one side"
+    is_same_time = same_time(answer, truth)
+    if is_same_time is not None:
+        return is_same_time, "time"
+    return _verdict_on_quantities(answer, truth)
 
 
-def _are_equal(answer: str, truth: str) -> bool | None:
-    """The verdict of the comparison process, computed once per pair; None if there is none."""
+def _verdict_on_quantities(answer: str, truth: str) -> tuple[bool | None, str]:
+    """The same for answers without qualifiers, which may have units."""
+    in_one_unit = reconciled(answer, truth)
+    if in_one_unit is None:
+        return False, "units"
+    right = plain_equal(*in_one_unit)
+    if right is not None:
+        return right, "numbers"
+    if any(map(is_too_large, in_one_unit)):
+        return None, "too large"
+    reply = _reply(*in_one_unit)
+    if reply == "right":
+        return True, "algebra"
+    if reply == "doubtful" or (reply == "wrong" and (_is_in_words(answer) or _is_in_words(truth))):
+        return False, "doubtful"
+    return (False, "algebra") if reply == "wrong" else (None, "no verdict")
+
+
+def is_right_by_math_verify(response: str, truth: str) -> bool | None:
+    """The verdict of math-verify alone on a whole response, without any rule of this package; None if there is none.
+
+    The settings are those of verl's reward function ``math_verify``. Verdicts are not cached.
+
+    Raises:
+        RuntimeError: the process that compares answers does not start.
+    """
+    return {"right": True, "wrong": False}.get(_ask(response, truth, alone=True))
+
+
+def _is_in_words(text: str) -> bool:
+    """Whether an answer has a word and no digit. math-verify reads words as products of letters."""
+    return _WORD.search(_COMMAND.sub("", text)) is not None and not any(map(str.isdigit, text))
+
+
+def _reply(answer: str, truth: str) -> str:
+    """What a comparison process says of a pair (see ``_Worker.ask``), asked once per pair."""
     with _lock:
         earlier = _verdicts.get((answer, truth))
         verdict = _verdicts.setdefault((answer, truth), earlier or Future())
@@ -169,35 +258,31 @@ def _are_equal(answer: str, truth: str) -> bool | None:
             _verdicts.popitem(last=False)
     if earlier is None:
         try:
-            verdict.set_result(_compare(answer, truth))
+            reply = _ask(answer, truth)
+            verdict.set_result(reply)
+            if reply in ("lost", ""):  # this pair may not be the cause, so compare it again the next time
+                _forget(answer, truth)
         except BaseException as error:
             verdict.set_exception(error)
             _forget(answer, truth)
     return verdict.result()
 
 
-def _compare(answer: str, truth: str) -> bool | None:
+def _ask(answer: str, truth: str, alone: bool = False) -> str:
     worker = _idle.get()
     try:
         worker = worker or _Worker()
-        reply = worker.ask(answer, truth, TIMEOUT_S)
+        reply = worker.ask(answer, truth, TIMEOUT_S, alone)
         if reply in ("stuck", ""):
             worker.kill()
             worker = None
     finally:
         _idle.put(worker)
-    if reply not in ("right", "wrong"):
+    if reply not in ("right", "wrong", "doubtful") and not alone:
         logger.warning("an answer of %d characters could not be verified and counts as wrong", len(answer))
-    if reply in ("lost", ""):  # this pair may not be the cause, so compare it again the next time
-        _forget(answer, truth)
-    return {"right": True, "wrong": False}.get(reply)
+    return reply
 
 
 def _forget(answer: str, truth: str) -> None:
     with _lock:
         _verdicts.pop((answer, truth), None)
-
-
-def _scores(right: bool | None, answer: str) -> dict[str, float | str]:
-    verdict = float(bool(right))
-    return {"score": verdict, "acc": verdict, "unverified": float(right is None), "answer": answer}

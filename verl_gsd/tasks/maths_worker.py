@@ -1,8 +1,9 @@
 """The process that compares two answers by computer algebra (``compare.py``).
 
-It reads one JSON pair per line and prints one reply per line.
-
-A reply is ``right``, ``wrong``, ``late`` (the comparison exceeded its CPU time) or ``lost`` (it ended its process).
+It reads one JSON pair per line and prints one reply per line. A reply is ``right``, ``wrong``, ``doubtful`` (one of the
+two could not be read as mathematics), ``late`` (the comparison exceeded its CPU time) or ``lost`` (it ended its
+process). A pair is a final answer and its reference. With a third element, true, it is a whole response and its
+reference, which math-verify compares without our rules.
 
 This process imports sympy and then only forks. A fork compares one pair after the other until something goes wrong,
 which ends the fork; a new one takes milliseconds. The limit is CPU time, so that a busy machine makes no answer wrong.
@@ -40,6 +41,10 @@ _WARM_UP_PAIRS = (
     (r"\text{even}", r"\text{odd}"),
 )
 
+#: Compares an answer with its reference; None if it is not sure that they differ.
+Comparison = Callable[[str, str], bool | None]
+_REPLIES = {True: "right", False: "wrong", None: "doubtful"}
+
 
 def main(limit_s: float) -> None:
     """Reply to pairs until the input ends.
@@ -52,6 +57,7 @@ def main(limit_s: float) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     logging.disable(logging.CRITICAL)
+    from verl_gsd.tasks import math_verify_alone  # noqa: F401  so that forks need not import it
     from verl_gsd.tasks.compare import are_equal  # after the limits are set
 
     for pair in _WARM_UP_PAIRS:
@@ -83,7 +89,7 @@ class _Fork:
         unwanted: file descriptors that the fork closes, so that only the first process holds them open.
     """
 
-    def __init__(self, are_equal: Callable[[str, str], bool], unwanted: Sequence[int]) -> None:
+    def __init__(self, are_equal: Comparison, unwanted: Sequence[int]) -> None:
         fork_reads, self._questions = os.pipe()
         self._answers, fork_writes = os.pipe()
         self._pid = os.fork()
@@ -105,7 +111,7 @@ class _Fork:
             reply = os.read(self._answers, 16).decode()
         except BrokenPipeError:
             reply = ""
-        if reply in ("right", "wrong"):
+        if reply in _REPLIES.values():
             return reply
         os.close(self._questions)
         os.close(self._answers)
@@ -113,14 +119,17 @@ class _Fork:
         return "late" if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGPROF else "lost"
 
 
-def _serve(are_equal: Callable[[str, str], bool], questions: int, answers: int) -> None:
+def _serve(are_equal: Comparison, questions: int, answers: int) -> None:
     """Reply to pairs until the input ends, or until a comparison runs out of memory or recursion depth."""
+    from verl_gsd.tasks.math_verify_alone import is_right as is_right_alone
+
     with open(questions, encoding="utf-8") as lines:
         for line in lines:
             limit_s, pair = line.split(" ", 1)
             signal.setitimer(signal.ITIMER_PROF, float(limit_s))
             try:
-                reply = "right" if are_equal(*json.loads(pair)) else "wrong"
+                answer, truth, *alone = json.loads(pair)
+                reply = _REPLIES[(is_right_alone if any(alone) else are_equal)(answer, truth)]
             except (MemoryError, RecursionError):
                 return
             signal.setitimer(signal.ITIMER_PROF, 0)

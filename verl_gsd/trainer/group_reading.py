@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from verl_gsd.answer_counts import pack_answers
 from verl_gsd.extension import RowStore
 from verl_gsd.groups import Group
 from verl_gsd.prompts import PromptKey
+from verl_gsd.scalars import without_rounding
 from verl_gsd.trainer.reward_failures import MARK, Failure, failure_of_score
 from verl_gsd.trainer.reward_monitor import LostReward, Rewards
 from verl_gsd.trainer.rows import (
@@ -64,7 +65,8 @@ def read_groups(
     representatives = [key for uid in uids for key in last[uid].values()]
     rewards: dict[str, float] = {}
     accuracies: dict[str, float] = {}
-    unverified: dict[str, float] = {}  # the verifier's flag, if it returns one
+    unverified: dict[str, float] = {}  # the verifier's flags, if it returns them
+    doubtful: dict[str, float] = {}
     answers: dict[str, str] = {}  # the final answer, if the verifier returns it; empty if the response has none
     lost: dict[str, LostReward] = {}
     seconds: list[float] = []
@@ -79,8 +81,9 @@ def read_groups(
             if GENERATED_IN in rows.tags[key]:
                 accuracies[key] = math.nan
                 continue
-            accuracies[key] = as_number(info.get("acc"))
+            accuracies[key] = without_rounding(as_number(info.get("acc")))
             unverified[key] = as_number(info.get("unverified"))
+            doubtful[key] = as_number(info.get("doubtful"))
             if (answer := answer_of(info)) is not None:
                 answers[key] = answer
             waited = row["metrics"].get("compute_score")
@@ -90,7 +93,6 @@ def read_groups(
     groups = []
     for uid in uids:
         keys = [key for key in last[uid].values() if key not in lost]
-        flags = [unverified[key] for key in keys if not math.isnan(unverified.get(key, math.nan))]
         given = [answers[key] for key in keys if key in answers]
         source, index = prompt_of(uid)
         groups.append(
@@ -103,7 +105,8 @@ def read_groups(
                 tokens=np.array([tokens[session_of(key)] for key in keys], dtype=np.int64),
                 keys=tuple(keys),
                 demonstrations=demonstrations[uid],
-                unverified=sum(value > 0 for value in flags) if flags else None,
+                unverified=_flagged(unverified, keys),
+                doubtful=_flagged(doubtful, keys),
                 failed_rewards=sum(key in lost for key in last[uid].values()),
                 distinct_answers=len({answer for answer in given if answer}) if given else None,
                 answers=pack_answers(given) if given else None,
@@ -113,6 +116,12 @@ def read_groups(
     rewarded = sum(GENERATED_IN not in rows.tags[key] for key in read)
     all_rewards = Rewards(PARTITION, len(groups), rewarded, tuple(lost.values()), tuple(seconds))
     return groups, all_rewards, [session_of(key) for key in lost]
+
+
+def _flagged(flags: Mapping[str, float], keys: Sequence[str]) -> int | None:
+    """How many of the rows ``keys`` have a flag above 0; None if none of them has a flag."""
+    values = [flags[key] for key in keys if not math.isnan(flags.get(key, math.nan))]
+    return sum(value > 0 for value in values) if values else None
 
 
 def failure_of_row(reward: float, info: Mapping[str, Any]) -> Failure | None:

@@ -6,18 +6,23 @@ verl reduces a metric by its name if the name contains max, min, sum or total. T
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from verl_gsd.base_names import PASS_KS
+from verl_gsd.groups import Group
 from verl_gsd.planning import posterior_silent_rate
 from verl_gsd.planning.pass_at_k import pass_at_k_of_groups
 from verl_gsd.prompts import PromptStore
-from verl_gsd.records import EASY, FATES, HARD, gradient_mass, is_graded
-from verl_gsd.rundir import GENERATED_REWARD
+from verl_gsd.records import EASY, FATES, HARD, gradient_mass, is_graded, unrated_sources, valid_accuracies
+from verl_gsd.rundir import GENERATED_REWARD, HELD_OUT_OUTSIDE
+from verl_gsd.scalars import without_rounding
+from verl_gsd.trainer.rows import as_number
 
 
 def with_prediction(table: pa.Table, prompts: PromptStore, step: int, prior: tuple[float, float]) -> pa.Table:
@@ -132,9 +137,20 @@ def _diversity(table: pa.Table) -> dict[str, float]:
 
 
 def _verifier(table: pa.Table) -> dict[str, float]:
-    table = table.filter(table["unverified"].is_valid())
+    table = table.filter(pc.and_(table["unverified"].is_valid(), pc.greater(table["total"], 0)))
     verdicts = table["total"].to_numpy().sum()
     return {"verifier/unverified": float(table["unverified"].to_numpy().sum() / verdicts)} if verdicts else {}
+
+
+def doubt(groups: Sequence[Group]) -> dict[str, float]:
+    """``verifier/doubtful``: the share of the responses with a verdict that count as wrong without a rule being sure.
+
+    Only groups whose verifier reports this count. The dict is empty if there is none.
+    """
+    reported = [group for group in groups if group.doubtful is not None]
+    unrated = unrated_sources(reported)
+    verdicts = sum(len(valid_accuracies(group, unrated)) for group in reported)
+    return {"verifier/doubtful": sum(group.doubtful or 0 for group in reported) / verdicts} if verdicts else {}
 
 
 def _gain(table: pa.Table) -> dict[str, float]:
@@ -150,6 +166,23 @@ def _gain(table: pa.Table) -> dict[str, float]:
         metrics["dial/gain_share/easy"] = float(share[rate >= EASY].sum())
         metrics["dial/gain_share/between"] = float(share[(rate > HARD) & (rate < EASY)].sum())
     return metrics
+
+
+def held_out_outside(sources: Sequence[Any], accuracies: Sequence[Any]) -> dict[str, float]:
+    """Metrics ``val/outside/<source>``: the number of held-out responses whose ``acc`` lies outside [0, 1].
+
+    Sources without such a response have no metric.
+
+    Args:
+        sources: the data source of each response.
+        accuracies: the ``acc`` of each response, as its verifier returned it. What is not a number does not count.
+    """
+    outside = Counter(
+        str(source)
+        for source, accuracy in zip(sources, map(as_number, accuracies), strict=True)
+        if without_rounding(accuracy) < 0 or without_rounding(accuracy) > 1
+    )
+    return {HELD_OUT_OUTSIDE + source: float(count) for source, count in outside.items()}
 
 
 def strip_actor_prefix(metrics: Mapping[str, Any], extensions: Collection[str]) -> dict[str, Any]:

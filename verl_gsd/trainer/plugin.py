@@ -18,7 +18,7 @@ from typing import Any
 from verl_gsd import extension
 from verl_gsd.cpu import before_verl
 from verl_gsd.errors import OUR_MODES
-from verl_gsd.run import engines
+from verl_gsd.run import compile_cache, engines
 from verl_gsd.run.compose import store_groups
 from verl_gsd.run.verl_hooks import contained, reject_if_failed, when_imported
 from verl_gsd.trainer import (
@@ -27,6 +27,7 @@ from verl_gsd.trainer import (
     queue_auth,
     reward_failures,
     reward_model_patch,
+    reward_tokenizers,
     runtime_lora,
     weight_sockets,
 )
@@ -66,11 +67,18 @@ if before_verl.requested():
     with contained("the CPU platform"):
         importlib.import_module("verl_gsd.cpu.platform").activate()
 weight_sockets.install()
+compile_cache.protect_or_warn()
 
 when_imported("verl.trainer.ppo.core_algos", _register_estimator)
 when_imported("verl.trainer.ppo.core_algos", _register_losses)
 when_imported("verl.trainer.ppo.v1.trainer_sync", _register_trainers)
 when_imported(_REWARD_LOOP, reward_model_patch.add_extra_info, patch="trainer/reward_model_patch.py")
+when_imported(
+    _REWARD_LOOP,
+    reward_tokenizers.install,
+    patch="trainer/reward_tokenizers.py",
+    entrances=["RewardLoopWorker._init_reward_fn"],
+)
 when_imported(_REWARD_LOOP, reward_failures.install, patch="trainer/reward_failures.py")
 when_imported(_AGENT_LOOP, prompt_truncation.install, patch="trainer/prompt_truncation.py")
 when_imported(

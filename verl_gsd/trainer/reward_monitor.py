@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,7 +123,7 @@ class RewardMonitor:
         self._lost = self._reported_lost = 0  # in training
         self._reported_share = 0.0
         self._slow_steps, self._slow_reported = 0, False
-        self._unrated_reported = False
+        self._unrated_reported: str | None = None  # why responses had no accuracy: ``no acc`` or ``outside``
 
     @classmethod
     def from_config(
@@ -198,25 +198,59 @@ class RewardMonitor:
             self._report_slow(step, longest, seconds)
         return metrics
 
+    def report_restored(self, unrated: Collection[str]) -> None:
+        """Warn of data sources that have no accuracies in this run, whatever the reward function returns now.
+
+        Args:
+            unrated: the sources of which a checkpoint says so (``PromptStore.unrated``).
+        """
+        if unrated:
+            sources = ", ".join(sorted(unrated))
+            if not sources.isprintable():  # somebody else may have made the checkpoint
+                sources = ascii(sources)
+            self._messages.write(
+                "warning",
+                f"There are no solve rates of data_source={sources}, because acc was outside [0, 1] "
+                "before the checkpoint. If the reward function has been corrected since then, resume with "
+                "algorithm.gsd.state=fresh. The memory of prompts and all other saved state is then empty, and new "
+                "records have solve rates. Reports still have none of this source for the whole run.",
+            )
+
     def report_unrated(self, step: int, groups: Sequence[Group]) -> None:
         """Warn of the first step in which responses have no accuracy in [0, 1].
+
+        If they only lacked one, the first step in which one lies outside [0, 1] is reported as well.
 
         Args:
             groups: the groups that left in the step.
         """
         invalid = {group.uid: accuracy for group in groups if (accuracy := first_invalid_accuracy(group)) is not None}
-        if self._unrated_reported or not invalid:
+        # A value outside [0, 1] comes first, because it costs the data source all its accuracies.
+        first = min(
+            (group for group in groups if group.uid in invalid),
+            key=lambda of: math.isnan(invalid[of.uid]),
+            default=None,
+        )
+        if first is None:
             return
-        self._unrated_reported = True
-        first = next(group for group in groups if group.uid in invalid)
-        value = "no acc" if math.isnan(invalid[first.uid]) else f"acc={invalid[first.uid]:g}"
+        what = "no acc" if math.isnan(invalid[first.uid]) else "outside"
+        if self._unrated_reported in ("outside", what):
+            return
+        self._unrated_reported = what
+        value, consequence, remedy = "no acc", "The records and reports have no solve rates of such groups", ""
+        if what == "outside":
+            value = f"acc={invalid[first.uid]:g}"
+            consequence = (
+                f"Groups without a value outside [0, 1] are no fair sample of data_source={first.data_source}. The "
+                "records therefore have no solve rates of this source from now on, reports have none for the whole run"
+            )
+            remedy = " A resume then needs algorithm.gsd.state=fresh."
         self._messages.write(
             "warning",
             f"In {len(invalid)} of {len(groups)} groups of step {step}, responses have no accuracy in [0, 1]. For "
-            f"example, data_source={first.data_source}, index={first.index} has {value} from {self._function}. The "
-            "records and reports have no solve rates of such groups, and no predictions of silent groups. To get "
-            "them, return acc, 1 for a right and 0 for a wrong response, beside score from "
-            "reward.custom_reward_function.",
+            f"example, data_source={first.data_source}, index={first.index} has {value} from {self._function}. "
+            f"{consequence}, and there are no predictions of silent groups. To get them, return acc, 1 for a right and "
+            f"0 for a wrong response, beside score from reward.custom_reward_function.{remedy}",
         )
 
     # Validation

@@ -34,6 +34,8 @@ DEMONSTRATION = "demonstration"
 #: Values of a verifier that are the final answer of a response. Verifiers of verl return ``pred``, and ours ``answer``:
 #: with ``pred``, verl computes majority votes at each validation, which takes minutes with many samples.
 ANSWER_NAMES = ("answer", "pred")
+#: What verl's ``math_dapo`` returns as ``pred`` if it finds no answer in a response.
+_NO_ANSWER = "[INVALID]"
 
 #: Columns that only the generation of a response can fill.
 _NOT_REMADE = ("rollout_log_probs", "routed_experts", "teacher_ids", "teacher_logprobs")
@@ -81,7 +83,8 @@ def answer_of(info: Mapping[str, Any]) -> str | None:
     """
     for name in ANSWER_NAMES:
         if name in info:
-            return "" if info[name] is None else str(info[name]).strip()
+            answer = "" if info[name] is None else str(info[name]).strip()
+            return "" if answer == _NO_ANSWER else answer
     return None
 
 

@@ -19,14 +19,16 @@ def step_table(seam: Seam, *, step: int, attempt: int, alpha: float | None) -> t
         alpha: see ``records.step_records``.
     """
     left = [records.LeftGroup(group, fate, seam.record(group), seam.mass.get(group.uid)) for group, fate in seam.left]
-    table = records.step_records(left, step=step, attempt=attempt, alpha=alpha)
+    table = records.step_records(left, step=step, attempt=attempt, alpha=alpha, unrated=seam.prompts.unrated)
     return left, with_prediction(table, seam.prompts, step, seam.prompts.prior)
 
 
 def end_step(seam: Seam, step: int) -> dict[str, float]:
     """Add the step's groups to the memory of prompts, end the step of all extensions, and return their metrics."""
+    for source in sorted(records.unrated_sources(group for group, _ in seam.left)):
+        seam.prompts.leave_out(source)
     for group, _ in seam.left:
-        accuracies = records.valid_accuracies(group)
+        accuracies = records.valid_accuracies(group, seam.prompts.unrated)
         if len(accuracies):
             correct, partial = float(accuracies.sum()), float((accuracies * (1 - accuracies)).sum())
             seam.prompts.observe((group.data_source, group.index), correct, len(accuracies), step, partial)

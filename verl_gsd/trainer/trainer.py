@@ -51,7 +51,7 @@ from verl_gsd.trainer.checkpoint_loading import weights_only
 from verl_gsd.trainer.data_loader import discard_foreign_sampler_state, replace_sampler
 from verl_gsd.trainer.finished import NOTHING_TO_DO, FinishedError, replace_agent_loops
 from verl_gsd.trainer.histograms import Histograms, table_is_due
-from verl_gsd.trainer.metrics import group_metrics, strip_actor_prefix
+from verl_gsd.trainer.metrics import doubt, group_metrics, held_out_outside, strip_actor_prefix
 from verl_gsd.trainer.monitor import RunMonitor
 from verl_gsd.trainer.reward_failures import mark_failures
 from verl_gsd.trainer.reward_monitor import RewardMonitor
@@ -342,6 +342,7 @@ class GroupTrainer(PPOTrainer):
         records.write_step(self._run.path, table, step=self.global_steps, attempt=self._attempt)
         metrics.update(group_metrics(table))
         groups = [entry.group for entry in left]
+        metrics.update(doubt(groups))
         self.monitor.rewards.report_unrated(self.global_steps, groups)
         metrics.update(self.monitor.rewards.end_step(self.global_steps, seconds))
         metrics["group/count/waiting"] = float(self.seam.waiting)  # being generated, or generated and not used yet
@@ -361,8 +362,14 @@ class GroupTrainer(PPOTrainer):
         metrics = super()._validate()
         return metrics | self.monitor.rewards.end_validation(self.global_steps)
 
-    def _val_metrics_update(self, *args, expected_acc_counts=None, **kwargs):
-        metrics = super()._val_metrics_update(*args, expected_acc_counts=expected_acc_counts, **kwargs)
+    def _val_metrics_update(
+        self, data_sources, sample_uids, reward_extra_infos_dict, sample_turns, expected_acc_counts=None
+    ):
+        metrics = super()._val_metrics_update(
+            data_sources, sample_uids, reward_extra_infos_dict, sample_turns, expected_acc_counts=expected_acc_counts
+        )
+        if "acc" in reward_extra_infos_dict:
+            metrics |= held_out_outside(data_sources, reward_extra_infos_dict["acc"])
         # The files do not tell the number of prompts, because verl's dataset drops those that are too long.
         sources = Counter(source for source, _ in expected_acc_counts or {})
         return metrics | {HELD_OUT_PROMPTS + source: float(prompts) for source, prompts in sources.items()}
@@ -402,6 +409,7 @@ class GroupTrainer(PPOTrainer):
         checkpoint = checkpoint_to_resume(self.config)
         if checkpoint is not None and OmegaConf.select(self.config, "algorithm.gsd.state") != "fresh":
             restore_state(checkpoint, self.memories, self._settings)
+            self.monitor.rewards.report_restored(self.seam.prompts.unrated)
         with weights_only(str(checkpoint)):  # the workers load their shards themselves; this is for data.pt
             super()._load_checkpoint()
         discard_foreign_sampler_state(self.train_dataloader)

@@ -60,7 +60,7 @@ def test_a_run_without_a_checkpoint_cannot_be_resumed(tmp_path):
 def test_where_an_earlier_start_began_and_its_fresh_memory_are_not_asked_for_again(tmp_path):
     once = ["++algorithm.gsd.state=fresh", "trainer.resume_mode=resume_path", "trainer.resume_from_path=/global_step_2"]
     (tmp_path / "overrides.yaml").write_text(yaml.safe_dump([*LINE, *once, "trainer.total_training_steps=7"]))
-    trust.sign(RunDirectory(tmp_path))
+    trust.sign(RunDirectory(tmp_path), RunDirectory(tmp_path).overrides.read_bytes())
     (tmp_path / "latest_checkpointed_iteration.txt").write_text("3")
     line = train._line_to_resume(parse_line([f"resume={tmp_path}", "trainer.total_training_steps=9"]))
     assert "trainer.total_training_steps" in line.keys
@@ -91,3 +91,7 @@ def test_audit_bias_shows_a_runs_bias_and_says_what_it_is_not(tmp_path):
         assert done.exit_code == 2 and message in flat(done.stderr)
     (tmp_path / "empty").mkdir()
     assert "empty: no records" in flat(invoke("audit-bias", str(tmp_path / "empty")).stderr)
+    signed = [Group("u", "math", 1, *(np.array([1.0, last]),) * 2, np.ones(2)) for last in (1, -1)]
+    table = step_records([LeftGroup(group, "trained") for group in signed], step=1, attempt=1, alpha=1.0)
+    write_step(tmp_path / "signed", table, step=1, attempt=1)
+    assert "signed: no group has accuracies" in flat(invoke("audit-bias", str(tmp_path / "signed")).stderr)

@@ -16,7 +16,7 @@ from verl_gsd.cli.main import app
 from verl_gsd.extension import COMMANDS, Declaration, register
 
 OURS = (
-    *("train", "submit", "status", "logs", "stop", "prepare", "eval", "export", "contract", "doctor"),
+    *("train", "submit", "status", "logs", "stop", "prepare", "eval", "verify", "export", "contract", "doctor"),
     *("audit-bias", "plan"),
     *("report", "compare", "lab", "judge"),
 )

@@ -44,7 +44,7 @@ def run(tmp_path):
     run.path.mkdir()
     run.overrides.write_text(yaml.safe_dump(LINE))
     write_checkpoint(run.path, 4)
-    trust.sign(run)
+    trust.sign(run, run.overrides.read_bytes())
     return run
 
 
@@ -91,8 +91,6 @@ def test_a_word_of_trust_for_this_folder_resumes_a_foreign_run(run):
     assert not any(word.startswith("trust=") for word in resumed(run, f"trust={run.path}").words)
     with pytest.raises(ConfigError, match=r"trust=.*other: .*Set trust=.*my run"):
         resumed(run, f"trust={run.path.parent}/other")
-    with pytest.raises(ConfigError, match="trust=/a: only works together with resume="):
-        parse_line([*LINE, "trust=/a"])
 
 
 def test_a_word_of_trust_in_the_folder_itself_has_no_effect(run):
@@ -113,7 +111,7 @@ def test_words_of_somebody_else_are_not_resumed_with_a_signature_of_this_user(ru
         other = RunDirectory(run.path.parent / "other")
         other.path.mkdir()
         other.overrides.write_text(yaml.safe_dump(LINE))
-        trust.sign(other)
+        trust.sign(other, other.overrides.read_bytes())
     elif change == "no key":
         trust.key_file().unlink()
     else:
@@ -193,7 +191,7 @@ def test_a_key_that_others_can_read_or_that_is_damaged_is_not_used(run, fault):
     with pytest.raises(ConfigError, match="this key is damaged, or other users can read it"):
         resumed(run)
     run.signature.unlink()
-    trust.sign(run)
+    trust.sign(run, run.overrides.read_bytes())
     assert not run.signature.exists() and "this key is damaged" in trust.why_unsigned()
     with pytest.raises(ConfigError, match=f"{trust.key_file()}: this key is damaged"):
         resumed(run)  # the key is the reason, and not the missing signature
@@ -207,7 +205,7 @@ def test_a_file_system_without_hard_links_has_a_key(run, monkeypatch):
     trust.key_file().unlink()
     assert trust.why_unsigned() is None
     key = trust.key_file().read_bytes()
-    trust.sign(run)
+    trust.sign(run, run.overrides.read_bytes())
     assert set(LINE) <= set(resumed(run).words) and trust.key_file().read_bytes() == key
     assert stat.S_IMODE(trust.key_file().stat().st_mode) == 0o600 and len(key) == 32
     assert list(trust.key_file().parent.iterdir()) == [trust.key_file()], "no temporary file stays"
@@ -247,7 +245,7 @@ def test_without_a_place_for_a_key_a_run_starts_unsigned(run, tmp_path, monkeypa
     run.signature.unlink()
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "file"))
-    trust.sign(run)
+    trust.sign(run, run.overrides.read_bytes())
     assert not run.signature.exists()
 
 
@@ -355,3 +353,32 @@ def test_a_submitted_resume_takes_the_word_along():
     job = resumed_run("/runs/a", ["trust=/runs/a"], datetime(2026, 1, 1))
     line = parse_line(shlex.split(job.entrypoint)[4:])
     assert (str(line.resume), str(line.trust)) == ("/runs/a", "/runs/a")
+
+
+def test_a_new_run_in_a_folder_where_others_can_write_needs_a_word_of_trust(tmp_path):
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared").chmod(0o777)
+    folder = tmp_path / "shared" / "run"
+    words = [*LINE, f"trainer.default_local_dir={folder}"]
+    with pytest.raises(ConfigError, match=rf"default_local_dir={folder}: .*{folder.parent} .*trust={folder}"):
+        train._compose(words)
+    for trusted in (folder, folder.parent):
+        line, config = train._compose([*words, f"trust={trusted}"])
+        assert config.trainer.default_local_dir == str(folder) and str(line.trust) == str(trusted)
+        assert not any("trust" in word for word in line.words)
+    with pytest.raises(ConfigError, match=rf"trust={tmp_path}/other: .*Set trust={folder}"):
+        train._compose([*words, f"trust={tmp_path}/other"])
+
+
+def test_the_word_of_trust_of_a_resume_reaches_its_start_and_a_stored_one_does_not(run):
+    run.overrides.write_text(yaml.safe_dump([*LINE, f"trust={run.path}"]))
+    trust.sign(run, run.overrides.read_bytes())
+    assert resumed(run).trust is None
+    assert resumed(run, f"trust={run.path}").trust == run.path
+
+
+def test_the_laboratory_has_no_use_for_trust():
+    from verl_gsd.lab.training.checks import parse_lab_line
+
+    with pytest.raises(ConfigError, match=r"trust=/a: .*Remove it"):
+        parse_lab_line(["algo=grpo", "task=arithmetic", "trust=/a"])

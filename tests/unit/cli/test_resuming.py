@@ -47,7 +47,7 @@ def run(tmp_path, monkeypatch):
 def store(run, words):
     """Write the run's line as its launcher does."""
     launch.write_yaml(words, run.overrides)
-    trust.sign(run)
+    trust.sign(run, run.overrides.read_bytes())
 
 
 def cut(path):

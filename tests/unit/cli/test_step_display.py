@@ -4,6 +4,7 @@ import io
 import re
 
 import pytest
+from omegaconf import OmegaConf
 
 from verl_gsd.cli import train
 from verl_gsd.cli.step_display import StepDisplay
@@ -66,7 +67,7 @@ def test_a_resumed_run_has_no_remaining_time_from_steps_that_another_attempt_mad
 
 
 def test_the_command_shows_steps_with_the_last_one_that_the_trainer_names(tmp_path, monkeypatch, capsys):
-    def stub_that_trains_one_step(run, attempt, on_step, on_wait, on_message):
+    def stub_that_trains_one_step(run, attempt, config, on_step, on_wait, on_message):
         on_message("steps", "damaged")
         on_message("steps", "7")
         on_message("warning", "something")
@@ -74,7 +75,7 @@ def test_the_command_shows_steps_with_the_last_one_that_the_trainer_names(tmp_pa
 
     monkeypatch.setattr(launch, "train", stub_that_trains_one_step)
     monkeypatch.setattr(train, "out", SafeConsole(width=160))
-    train.train_attempt(RunDirectory(tmp_path), 1, None)
+    train.train_attempt(RunDirectory(tmp_path), 1, OmegaConf.create({"trainer": {"total_training_steps": None}}))
     printed = capsys.readouterr().out
     assert "step    1/7  reward 0.500" in printed and "warning: something" in printed
     assert "damaged" not in printed

@@ -44,13 +44,24 @@ def test_data_sources_with_brackets_and_slashes_are_printed_as_they_are(out):
         assert f"held-out {source}" in step and f"held-out accuracy, {source}" in table
 
 
+def test_a_result_of_1_and_minus_1_is_not_called_an_accuracy(out):
+    first, last = ({"val-core/code/acc/mean@1": value, "val/prompts/code": 8} for value in (-0.25, 0.5))
+    train.out.print(train.result_table([(0, first), (3, last)], Counter(code=8)))
+    assert "held-out acc, not in [0, 1], code (8 prompts)" in out.getvalue()
+    assert "-0.250 at step 0 -> 0.500 at step 3" in out.getvalue()
+    assert "none: the verifier returned an acc outside [0, 1]" in out.getvalue()
+
+
 def test_a_report_does_not_pass_control_sequences_of_a_data_source_or_a_folder_on(tmp_path):
     run = tmp_path / "run[/x]\x1b[2J"
     source = f"math{CLIPBOARD}"
     for step in range(1, 9):
         records(run, step, (group([1, 1], source=source), "trained"), (group([0, 1], source=source), "trained"))
     accuracies = [0.9, 0.1, 0.1, 0.1]
-    lines = [(2 * step, {f"val-core/{source}/acc/mean@1": value}) for step, value in enumerate(accuracies, start=1)]
+    prompts = {f"val/prompts/{source}": 2000}
+    lines = [
+        (2 * step, {f"val-core/{source}/acc/mean@1": value} | prompts) for step, value in enumerate(accuracies, start=1)
+    ]
     metrics(run, lines)
     config(run, data__max_response_length=512)
     done = CliRunner().invoke(app, ["report", str(run)], env={"COLUMNS": "300"})

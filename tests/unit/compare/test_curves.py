@@ -176,6 +176,12 @@ def test_damage_is_reported_with_file_and_line(tmp_path):
     metrics.write_text("\n".join([first, second.replace("0.2", "1.5"), third]) + "\n")
     with pytest.raises(ValueError, match=r"seed_1: accuracy\[1\]=1\.5\b"):
         read_curve(run)
+    outside = second.replace('"val-core', '"val/outside/math": 3.0, "val-core')
+    metrics.write_text("\n".join([first, outside, third]) + "\n")
+    with pytest.raises(ValueError, match=r"seed_1: the held-out acc of math is no accuracy"):
+        read_curve(run)
+    metrics.write_text("\n".join([first, outside.replace("outside/math", "outside/code"), third]) + "\n")
+    assert read_curve(run).accuracy == (0.1, 0.2), "another source's values"
     metrics.write_text("\n".join([first, second, third]) + "\n")
     (run / "config.yaml").write_text("a: [1")
     with pytest.raises(ValueError, match=r"config\.yaml: "):

@@ -1,5 +1,7 @@
 """Generation without vLLM: how parts are divided among GPUs, and how an engine is kept busy."""
 
+import hashlib
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -142,7 +144,7 @@ def test_an_engine_generates_its_own_parts_only(job):
 
 ENGINE = """
 import json, os, sys, time
-job = json.load(open(sys.argv[-2]))
+job = json.load(open(sys.argv[-3]))
 print(os.environ.get("CUDA_VISIBLE_DEVICES"), job["parts"], flush=True)
 if job["parts"] == [[0, 1]]:
     sys.exit("RuntimeError: no memory")
@@ -173,3 +175,13 @@ def test_if_one_engine_fails_the_others_are_stopped_and_the_error_names_its_log(
 def test_a_complete_evaluation_starts_no_engine(job, tmp_path):
     generate(job, [], tmp_path, lambda: None)
     assert not list(tmp_path.glob("generation*"))
+
+
+def test_a_job_that_somebody_changed_after_it_was_written_is_not_done(tmp_path):
+    (file := tmp_path / "job.json").write_text('{"model": "theirs"}')
+    digest = hashlib.sha256(b'{"model": "mine"}').hexdigest()
+    code = (
+        f"import os; from verl_gsd.evaluation import vllm_job; vllm_job.main({str(file)!r}, {digest!r}, os.getppid())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1 and f"{file}: this file has been changed since it was written" in done.stderr

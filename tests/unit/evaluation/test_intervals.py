@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from verl_gsd.evaluation.intervals import (
+    difference_by_question,
     difference_over_seeds,
     equivalence_test,
     mean_accuracy_over_seeds,
@@ -18,7 +19,7 @@ from verl_gsd.evaluation.intervals import (
     proportion,
     student_mean,
 )
-from verl_gsd.evaluation.summary import summarise
+from verl_gsd.evaluation.summary import summarise, why_without_intervals
 
 
 def by_listing(values):
@@ -251,6 +252,103 @@ def test_units_that_do_not_pair_are_rejected(first, second, said):
         paired_test(np.array(first), np.array(second))
 
 
+# Differences over questions
+
+
+def test_difference_over_questions_has_students_interval_with_two_pseudo_questions():
+    """Six differences 0.2, 0.4, 0, -0.2, 1 and -1, of which the last two are pseudo-questions."""
+    found = difference_by_question(np.array([0.2, 0.2, 0.5, 0.7]), np.array([0.4, 0.6, 0.5, 0.5]))
+    centre, half = 0.4 / 6, T_3 * math.sqrt((2.24 / 6 - (0.4 / 6) ** 2) / 6)
+    assert (found.value, found.n) == (pytest.approx(0.1), 4)
+    assert (found.low, found.high) == (pytest.approx(centre - half, abs=1e-6), pytest.approx(centre + half, abs=1e-6))
+
+
+@pytest.mark.parametrize("questions", [15, 30, 100])
+def test_interval_of_a_difference_covers_all_rates_with_one_response_per_question(questions):
+    """The sum is over all outcomes: how many questions only the second model solves, and how many only the first."""
+    gained, lost = (counts.ravel() for counts in np.meshgrid(*[np.arange(questions + 1)] * 2))
+    gained, lost = (counts[gained + lost <= questions] for counts in (gained, lost))
+    estimates = [
+        difference_by_question(np.repeat([0.0, 1, 0], parts), np.repeat([1.0, 0, 0], parts))
+        for parts in zip(gained, lost, questions - gained - lost, strict=True)
+    ]
+    low, high = np.array([(estimate.low, estimate.high) for estimate in estimates]).T
+    grid = np.geomspace(0.0005, 0.7, 30)
+    coverages = []
+    for gain, loss in itertools.product(grid, grid):
+        if gain + loss < 1 and gain >= loss:  # the others are mirrored
+            outcomes = np.stack([gained, lost, questions - gained - lost], axis=1)
+            chances = scipy.stats.multinomial.pmf(outcomes, questions, [gain, loss, 1 - gain - loss])
+            coverages.append(chances[(low <= gain - loss + 1e-12) & (gain - loss - 1e-12 <= high)].sum())
+    assert min(coverages) >= 0.93
+
+
+@pytest.mark.parametrize(
+    ("questions", "responses", "first", "second", "is_skewed"),
+    [
+        (30, 1, 0.02, 0.06, False),
+        (100, 1, 0.005, 0.02, False),
+        (30, 32, 0.02, 0.04, True),
+        (30, 8, 0.02, 0.05, True),
+        (15, 32, 0.003, 0.03, True),
+        (100, 1, 0.3, 0.7, False),
+        (30, 8, 0.3, 0.7, True),
+        (100, 4, 0.7, 0.5, True),
+    ],
+)
+def test_interval_of_a_difference_covers_the_true_one(questions, responses, first, second, is_skewed):
+    """Two models with independent solve rates, all equal or from a Beta distribution with a + b = 0.5.
+
+    Student's interval alone covers as little as 56% (15 questions with 32 responses).
+    """
+    rng, draws = np.random.default_rng(0), 1000
+
+    def shares(mean):
+        shape = (draws, questions)
+        rates = rng.beta(mean / 2, (1 - mean) / 2, shape) if is_skewed else np.full(shape, mean)
+        return rng.binomial(responses, rates) / responses
+
+    found = [difference_by_question(*pair) for pair in zip(shares(first), shares(second), strict=True)]
+    assert np.mean([estimate.low <= second - first <= estimate.high for estimate in found]) >= 0.93
+    assert all(estimate.low <= estimate.value <= estimate.high for estimate in found)
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=2, max_size=40))
+def test_interval_of_a_difference_contains_it_and_is_mirrored_with_the_models(pairs):
+    first, second = np.array(pairs).T
+    found, mirrored = difference_by_question(first, second), difference_by_question(second, first)
+    assert -1 <= found.low <= found.value <= found.high <= 1
+    assert (-mirrored.high, -mirrored.low) == pytest.approx((found.low, found.high), abs=1e-9)
+
+
+def test_many_questions_have_students_interval():
+    rng = np.random.default_rng(0)
+    first, second = rng.integers(0, 2, (2, 20_000)).astype(float)
+    found, student = difference_by_question(first, second), student_mean(second - first)
+    assert (found.low, found.high) == pytest.approx((student.low, student.high), abs=1e-4)
+
+
+def test_equal_models_have_an_interval_and_one_question_has_all_differences():
+    found = difference_by_question(np.zeros(30), np.zeros(30))
+    assert found.value == 0 and found.low == -found.high < -0.05
+    one = difference_by_question(np.array([0.25]), np.array([0.75]))
+    assert (one.value, one.low, one.high, one.n) == (0.5, -1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        ([1.0, 0.0], [1.0], r"first\b.*\b2\b.*second\b.*\b1\b"),
+        ([], [], r"first\b.*\(0,\)"),
+        ([1.0, 0.0], [1.0, 1.5], r"second\[1\]=1.5 is outside"),
+        ([-0.5], [0.0], r"first\[0\]=-0.5 is outside"),
+    ],
+)
+def test_values_that_are_no_shares_have_no_difference_over_questions(first, second, message):
+    with pytest.raises(ValueError, match=message):
+        difference_by_question(np.array(first), np.array(second))
+
+
 # Equivalence
 
 _SAMPLES = st.lists(st.integers(0, 1000), min_size=2, max_size=8, unique=True).map(lambda of: np.array(of) / 1000)
@@ -393,6 +491,18 @@ def test_the_number_of_prompts_in_the_metrics_gives_the_interval():
 def test_summary_claims_no_interval_for_what_is_no_share():
     (held_out,) = summarise([(1, {"val-core/a/acc/mean@1": 1.5})], {"a": 4}).held_out
     assert [str(one) for one in held_out.accuracies] == ["1.500 at step 1"]
+
+
+@pytest.mark.parametrize("told_by", [{"val/outside/a": 1.0}, {"val-core/a/acc/mean@1": -0.5}])
+def test_summary_claims_no_interval_for_means_of_1_and_minus_1(told_by):
+    """At the first validation, they look like an accuracy."""
+    first, last = ({"val-core/a/acc/mean@1": value, "val/prompts/a": 8.0} for value in (0.25, 0.5))
+    other = {"val-core/b/acc/mean@1": 0.5, "val/prompts/b": 8.0}
+    found = summarise([(0, first | other), (1, first | told_by), (2, last)], {"a": 8}).held_out
+    assert [str(one) for one in found[0].accuracies] == ["0.250 at step 0", "0.500 at step 2"]
+    assert [one.responses for one in found[0].accuracies] == [None, None]
+    assert found[0].is_outside and not found[1].is_outside and found[1].accuracies[0].interval.n == 8
+    assert why_without_intervals(found) is None and "outside [0, 1]" in why_without_intervals(found[:1])
 
 
 def test_summary_claims_no_interval_where_the_trials_are_unknown_and_no_change_after_one_validation():

@@ -44,6 +44,10 @@ def test_one_sample_has_no_pass_at_k_above_one():
 def test_two_models_are_compared_question_by_question():
     pair = compare(result([0, 0, 1, 2], model={"checkpoint": "a"}), result([1, 2, 4, 2], model={"checkpoint": "b"}))
     assert pair.difference.value == pytest.approx((1 + 2 + 3 + 0) / 16)
+    # Two pseudo-questions with the differences 1 and -1, and t of 3 degrees of freedom at 0.975.
+    mean, squares = 1.5 / 6, (1 / 16 + 1 / 4 + 9 / 16 + 2) / 6
+    half = math.sqrt((squares - mean**2) / 6) * 3.182446305284263
+    assert (pair.difference.low, pair.difference.high) == pytest.approx((mean - half, min(mean + half, 1)))
     assert (pair.wins, pair.ties, pair.losses) == (3, 1, 0)
     assert pair.p_value == pytest.approx(2 / 8), "of three differences all have one sign in two of eight patterns"
 

@@ -1,6 +1,7 @@
 """Exported weights against the weights that the checkpoint was made of."""
 
 import json
+import os
 import re
 
 import fsdp_checkpoints
@@ -53,6 +54,57 @@ def test_float32_is_exact_whatever_the_shards(tmp_path, base, weights, mesh):
     model = write(fsdp_checkpoints.save(tmp_path / "run", weights, base, mesh=mesh), tmp_path / "out")
     assert model.dtype == torch.float32 and model.state_dict().keys() == weights.keys()
     assert all(torch.equal(weight, weights[name]) for name, weight in model.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", ["a link to a file", "a link to a folder", "a link to nothing", "a named pipe"])
+@pytest.mark.parametrize("is_below", [False, True])
+def test_a_link_in_somebody_elses_checkpoint_copies_no_private_file_into_the_model(
+    tmp_path, base, weights, kind, is_below
+):
+    checkpoint = fsdp_checkpoints.save(tmp_path / "run", weights, base)
+    (secrets := tmp_path / "ssh").mkdir()
+    (secrets / "id_rsa").write_text("a secret")
+    folder = checkpoint / "actor" / "huggingface" / ("below" if is_below else "")
+    folder.mkdir(exist_ok=True)
+    (folder / "notes.txt").write_text("of the author")
+    file = folder / "vocab.txt"
+    make = {
+        "a link to a file": lambda: file.symlink_to(secrets / "id_rsa"),
+        "a link to a folder": lambda: file.symlink_to(secrets),
+        "a link to nothing": lambda: file.symlink_to(tmp_path / "nothing"),
+        "a named pipe": lambda: os.mkfifo(file),
+    }
+    make[kind]()
+    problem = "it is not a regular file" if kind == "a named pipe" else "it is a link"
+    with pytest.raises(ConfigError, match=f"^{re.escape(str(file))}: {problem} and was not copied"):
+        write(checkpoint, tmp_path / "out")
+    copied = [path for path in (tmp_path / "out").rglob("*") if path.is_file() and path.suffix != ".safetensors"]
+    assert copied and not any("a secret" in path.read_text() for path in copied)
+    file.unlink()
+    write(checkpoint, tmp_path / "out2")
+    copy = tmp_path / "out2" / folder.relative_to(checkpoint / "actor" / "huggingface") / "notes.txt"
+    assert copy.read_text() == "of the author"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("actor", "actor/huggingface", "actor/huggingface/config.json", "actor/model_world_size_1_rank_0.pt"),
+        "actor/lora_train_meta.json",
+    ],
+)
+def test_what_lies_outside_a_checkpoint_is_not_exported(tmp_path, base, name):
+    """The files may be private ones of the user who exports, for example the weights of another run."""
+    policy = with_adapters(base)
+    checkpoint = fsdp_checkpoints.save(tmp_path / "run", policy.state_dict(), base, lora=META)
+    (checkpoint / name).rename(tmp_path / "elsewhere")
+    (checkpoint / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match=rf"{checkpoint}/actor\S*: a link leads to {tmp_path}/elsewhere"):
+        write(checkpoint, tmp_path / "out")
+    (tmp_path / "alias").symlink_to(checkpoint.parent)
+    (checkpoint / name).unlink()
+    (tmp_path / "elsewhere").rename(checkpoint / name)
+    write(tmp_path / "alias" / checkpoint.name, tmp_path / "out2")  # the user may name a run by a link
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -289,7 +289,7 @@ def test_training_process_ends_when_its_launcher_is_killed():
 
 
 def test_training_process_does_not_start_if_its_launcher_has_already_ended():
-    code = "from verl_gsd.run.job import main; main('no such file', 1 << 30)"
+    code = "from verl_gsd.run.job import main; main('no such file', '', 1 << 30)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (
         done.returncode == 1

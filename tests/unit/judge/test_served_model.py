@@ -1,5 +1,6 @@
 """The list of a server's models: limited in time and size, and not trusted."""
 
+import asyncio
 import json
 import time
 
@@ -40,6 +41,7 @@ def test_the_only_model_is_the_default():
         (http(401, b'{"error": {"message": "sk-test-hunter2 is wrong"}}', JSON), "VERL_GSD_JUDGE_API_KEY"),
         (http(500, b"", JSON), "base_url=http"),
         (endless, "base_url=http"),
+        (f"HTTP/1.1 200 OK\r\n{JSON}\r\nContent-Length: 100\r\n\r\n[".encode(), "base_url=http"),  # cut short
     ],
 )
 def test_anything_but_a_list_of_one_model_is_rejected(answer, message, monkeypatch):
@@ -49,10 +51,18 @@ def test_anything_but_a_list_of_one_model_is_rejected(answer, message, monkeypat
     assert "hunter2" not in str(refused.value)
 
 
-def test_a_list_that_arrives_too_slowly_is_aborted(monkeypatch):
+async def stall(writer):
+    """Begin a body, and never go on."""
+    writer.write(f"HTTP/1.1 200 OK\r\n{JSON}\r\nContent-Length: 100\r\n\r\n[".encode())
+    await writer.drain()
+    await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("answer", [trickle, stall])
+def test_a_list_that_arrives_too_slowly_is_aborted(monkeypatch, answer):
     monkeypatch.setattr(build, "LISTING_S", 0.2)
     with pytest.raises(ValueError, match="base_url=http"):
-        asked(trickle)
+        asked(answer)
 
 
 def test_a_configured_model_is_accepted_if_the_server_lists_nothing():

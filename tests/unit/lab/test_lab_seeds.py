@@ -8,12 +8,13 @@ import signal
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
 from verl_gsd.cli import lab_train
 from verl_gsd.errors import ConfigError
-from verl_gsd.evaluation.intervals import proportion
+from verl_gsd.evaluation.intervals import proportion, student_mean
 from verl_gsd.jobs.submission import SEED_KEYS
 from verl_gsd.lab.training import seeds
 from verl_gsd.lab.training.processes import LabRun, train_runs
@@ -168,6 +169,16 @@ def test_intervals_of_means_know_the_number_of_responses(tmp_path):
     )
     runs[1].metrics(1).write_text(json.dumps({"step": 0, "data": {"val-core/x/acc/mean@4": 0.5}}) + "\n")
     assert math.isinf(seeds.mean_accuracies(runs)["x"][0].low), "the seeds agree, and one of them does not know"
+
+
+def test_means_of_1_and_minus_1_have_the_interval_of_any_mean(tmp_path):
+    runs = [RunDirectory(tmp_path / "grpo" / f"seed_{seed}") for seed in (1, 2)]
+    for run, value in zip(runs, (0.1, 0.7), strict=True):
+        run.metrics(1).parent.mkdir(parents=True)
+        data = {"val-core/x/acc/mean@4": value, "val/prompts/x": 25, "val/outside/x": 15}
+        run.metrics(1).write_text(json.dumps({"step": 0, "data": data}) + "\n")
+    first, _ = seeds.mean_accuracies(runs)["x"]
+    assert first == student_mean(np.array([0.1, 0.7])) and first.low < 0
 
 
 def test_exact_accuracies_have_means_of_their_own_and_are_compared(tmp_path):

@@ -25,6 +25,12 @@ ROOTS = (
 )
 
 
+PENCILS = "Tom buys 12 pencils at $3 each and pays with a $50 bill. How much change in dollars does he get?"
+EGGS = (
+    "Janet sells 16 eggs for $2 each at the market and buys a hat for $9. How much money does she have left after it?"
+)
+
+
 @pytest.mark.parametrize("length", range(SHORTEST, 40))
 def test_a_copy_with_any_one_word_changed_is_found(length):
     text = [f"w{number}" for number in range(length)]
@@ -47,6 +53,13 @@ def test_a_copy_with_any_one_word_changed_is_found(length):
         (r"Solve for $x$: $2x + 3y = 7$ and $y = 1$.", r"Solve for $x$: $2 x+3 y=7$ and $y=1$."),
         (r"What is $\dfrac{1}{2} \times \left( 3 + 4 \right)$?", r"What is $\frac12\times(3+4)$?"),
         ("What is 3 × 4 and 3 ≤ π?", r"What is $3 \times 4$ and $3 \leq \pi$?"),
+        (PENCILS, PENCILS.replace("$", r"\$")),
+        (EGGS, EGGS.replace("$", r"\$")),
+        (EGGS, EGGS.replace("$2", r"$\$2$").replace("$9", r"$\$9$")),
+        (EGGS.replace("$", "US$"), EGGS.replace("$", r"US\$")),
+        (EGGS.replace("$2", "$1,200"), EGGS.replace("$2", r"\$1200")),
+        (PENCILS, PENCILS.replace("pays", "paid")),
+        (PENCILS.replace("pays", "paid"), PENCILS.replace("$", r"\$")),
         (
             "Find the value of x² in the café at once.",
             "Find the value of $x^2$ in the cafe\N{COMBINING ACUTE ACCENT} at once.",
@@ -72,6 +85,43 @@ def test_a_copy_in_other_notation_is_found(evaluation, training):
 )
 def test_the_same_problem_with_other_numbers_or_letters_is_no_copy(evaluation, training):
     assert not is_found(evaluation, training) and not is_found(training, evaluation)
+
+
+@pytest.mark.parametrize(
+    ("text", "escaped"),
+    [
+        ("They cost $5, $6 and $7 each, and $x y$ of them", r"They cost \$5, \$6 and \$7 each, and $x y$ of them"),
+        ("Between $10 and $20, or US$5 or US$7.50", r"Between \$10 and \$20, or US\$5 or US\$7.50"),
+        ("From $.50 a pound to $.75 a pound", r"From \$.50 a pound to \$.75 a pound"),
+        ("For $1,000 or more he gets $2xy$ shares", r"For \$1,000 or more he gets $2xy$ shares"),
+        ("Add ($3 each)\nfor $20 in all", "Add (\\$3 each)\nfor \\$20 in all"),
+        ("One costs $5 (and two cost $9) if ($x>1$)", r"One costs \$5 (and two cost \$9) if ($x>1$)"),
+        ("Only $10 is left", r"Only \$10 is left"),
+    ],
+)
+def test_an_amount_of_money_opens_no_formula(text, escaped):
+    assert words(text) == words(escaped)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Add $5$ and $6$ to $2xy+1$", "add 5 and 6 to 2 x y 1"),
+        ("Take $x$ dollars and $yz$ cents", "take x dollars and y z cents"),
+        (r"It is $5 \text{ or more} $ or $ab$", "it is 5 or more or a b"),
+        ("Find $3x + 4yz $ and $ab$", "find 3 x 4 y z and a b"),
+        ("Solve $5x^2 + kx + 1 = 0 $ and $ab$", "solve 5 x 2 k x 1 0 and a b"),
+        ("Find $2AB $ and $ab$", "find 2 ab and a b"),
+        ("$$2xy + 3ab$$ and then $$4cd$$", "2 x y 3 a b and then 4 c d"),
+        (r"Pay \$5 for $2xy$", "pay 5 for 2 x y"),
+    ],
+)
+def test_a_formula_that_begins_with_a_number_is_one(text, expected):
+    assert " ".join(words(text)) == expected
+
+
+def test_names_between_amounts_of_money_are_no_formula():
+    assert identity_text("Paid $3 Each and has $50") == identity_text("Paid $3 each and has $50")
 
 
 def test_a_drawing_counts_if_the_rest_of_the_problem_is_short():

@@ -127,7 +127,7 @@ def resumable(folder, words, config="{}"):
     (run / "latest_checkpointed_iteration.txt").write_text("1")
     (run / "overrides.yaml").write_text(words)
     (run / "config.yaml").write_text(config)
-    trust.sign(RunDirectory(run))
+    trust.sign(RunDirectory(run), RunDirectory(run).overrides.read_bytes())
     return run
 
 
@@ -136,7 +136,7 @@ def resumable(folder, words, config="{}"):
 def test_a_run_whose_files_are_damaged_is_not_resumed(tmp_path, file, text):
     run = resumable(tmp_path, "[algo=grpo, task=arithmetic, hardware=cpu]")
     (run / file).write_text(text)
-    trust.sign(RunDirectory(run))
+    trust.sign(RunDirectory(run), RunDirectory(run).overrides.read_bytes())
     done = CliRunner().invoke(app, ["train", f"resume={run}"], env={"COLUMNS": "300"})
     assert done.exit_code == 2 and re.search(rf"{file}: (cannot be read|not a )", done.output), done.output[:2000]
 

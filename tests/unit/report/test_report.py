@@ -57,6 +57,23 @@ def test_steps_that_a_resume_replaced_are_in_neither_records_nor_metrics(tmp_pat
     assert table["val-core/math/acc/mean@1"][1] == 0.5, "the validation before step 3 belongs to the weights of step 2"
 
 
+def test_a_source_with_verdicts_of_1_and_minus_1_has_no_accuracy_in_any_step(tmp_path):
+    code = [group([1, 1], source="code", index=1), group([1, -1], source="code", index=2)]
+    records(tmp_path, 1, (code[0], "trained"), (MIXED, "trained"))
+    records(tmp_path, 2, (code[0], "trained", {"silent_predicted": 0.9}), (code[1], "trained"), (WRONG, "trained"))
+    validations = [{"val-core/code/acc/mean@1": value, "val/outside/code": 3.0} for value in (0.25, 0.5)]
+    metrics(tmp_path, list(enumerate(validations, start=1)))
+    run = read_run(tmp_path, "run")
+    table = step_table(run)
+    assert table["accuracy"].tolist() == [0.75, 0.0] and table["pass_at_1"].tolist() == pytest.approx([0.75, 0.0])
+    assert np.isnan(table["seen_silent"]).all() and np.isnan(table["seen_predicted"]).all()
+    assert table["all_right"].tolist() == [0.5, pytest.approx(1 / 3)], "verdicts are compared all the same"
+    done = run_report(tmp_path, "--output", tmp_path / "page.html")
+    assert done.exit_code == 0, done.output
+    page = (tmp_path / "page.html").read_text()
+    assert "The held-out values of code are no accuracies, because the verifier returned an acc outside [0, 1]." in page
+
+
 def test_a_resume_without_a_step_replaces_nothing(tmp_path):
     metrics(tmp_path, [(step, {"actor/entropy": 1.0}) for step in (1, 2, 3)])
     metrics(tmp_path, [(2, {"validation": 1, "val-core/math/acc/mean@1": 0.5})], attempt=2)
@@ -145,7 +162,7 @@ def tables(draw):
 
 
 def is_silent(row):
-    if row["demonstrations"] and row["fate"] != "filtered":
+    if row["demonstrations"] and row["size"] and row["fate"] != "filtered":
         return False
     known = row["kind"] != "mixed" if row["silent"] is None else row["silent"]
     return True if known is None else known

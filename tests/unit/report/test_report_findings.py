@@ -66,6 +66,8 @@ def held_out(*values, prompts=np.nan):
     return table(val__prompts__math=prompts) | {HELD_OUT: column}
 
 
+#: Twenty validations of a verifier that returns 1 and -1. Chance makes the first better than the last.
+SIGNED_WAVE = 0.05 + 0.15 * np.array([1, 1, -1, 1, 1, *[1, -1] * 5, -1, -1, 1, -1, -1])
 LATE = np.repeat([0.1, 0.9], STEPS // 2)
 SOFT = {"algorithm.gsd.hadw.preset": "soft"}
 FIXED = {"algorithm.gsd.hadw.preset": "fixed"}
@@ -73,12 +75,14 @@ NUMBER = {"algorithm.gsd.hadw.preset": 0.5}
 LONGEST = {"data.max_response_length": 512}
 FAILING = {"judge_failed": 0.2}
 MODE = "trainer.v1.trainer_mode"
+VERIFIER = "reward.custom_reward_function.path"
 JUDGE_URL = "algorithm.gsd.dagrpo.judge.base_url=http://localhost:1/v1"
 CLIPPING = "actor_rollout_ref.actor.optim.clip_grad"
 
 #: What noise adds to a figure, so that no figure is constant.
 WAVE = 0.02 * np.resize([1.0, -1.0, 0.5], STEPS)
 NORMS = np.exp(10 * WAVE)
+LOST = np.where(np.arange(STEPS) >= 20, np.nan, NORMS)
 SPIKE = np.where(np.arange(STEPS) == 20, 1e10, NORMS)
 
 
@@ -142,6 +146,13 @@ FIRES = [
         {},
         "optim.lr",
     ),
+    (
+        updates.gradient_spikes,
+        table(actor__grad_norm=LOST, actor__pg_loss=LOST, actor__lr=1e-6),
+        {},
+        "optim.lr",
+    ),
+    (updates.gradient_spikes, table(actor__grad_norm=np.nan, actor__pg_loss=np.nan, actor__lr=1e-6), {}, "optim.lr"),
     (updates.oscillating_loss, long_run(OSCILLATING, 0.3 + LONG_WAVE), {}, "optim.lr"),
     (updates.oscillating_loss, long_run(OSCILLATING, np.full(60, np.nan)) | BY_SCORE, {}, "optim.lr"),
     (policy.cut, table(response_length__max=512, response_length__clip_ratio=0.5), LONGEST, "max_response_length=1024"),
@@ -204,6 +215,8 @@ QUIET = [
     (rewards.rising_unverified, table(verifier__unverified=np.resize([0.0, 0.3, 0.1], STEPS)), {}),
     (updates.gradient_spikes, table(actor__grad_norm=NORMS, actor__pg_loss=0.1), {}),
     (updates.gradient_spikes, table(actor__grad_norm=falling(5, 0.1)), {}),
+    (updates.gradient_spikes, table(actor__pg_loss=0.1, actor__lr=1e-6), {}),  # the norm is not logged
+    (updates.gradient_spikes, table(actor__grad_norm=LOST, actor__pg_loss=LOST, actor__lr=LOST), {}),  # no update
     (updates.gradient_spikes, table(actor__grad_norm=np.resize([0.0, 1.0, 1.1], STEPS)), {}),
     (updates.oscillating_loss, long_run(OSCILLATING, np.linspace(0.1, 0.9, 60)), {}),
     (updates.oscillating_loss, long_run(LONG_WAVE, 0.3 + LONG_WAVE), {}),
@@ -213,10 +226,14 @@ QUIET = [
     (policy.cut, table(response_length__max=100, response_length__clip_ratio=0.9), LONGEST),
     (policy.cut, table(response_length__max=512, response_length__clip_ratio=0.9), {}),
     (groups.silent, table(silent=0.6, all_wrong=0.6), {"algorithm.adv_estimator": "reinforce_plus_plus"}),
+    (groups.silent, table(silent=0.6, all_wrong=0.6), {"algorithm.use_kl_in_reward": True}),
     (policy.unlearning, held_out(0.3, 0.5, 0.4, 0.48, prompts=2000), {}),
     (policy.unlearning, held_out(0.3, 0.5, 0.4, 0.41, prompts=100), {}),  # two standard errors
     (policy.unlearning, held_out(0.3, 0.5, 0.4, 0.41), {}),  # no word on the prompts, and too few values to tell
     (policy.unlearning, held_out(0.5, 0.3, prompts=2000), {}),
+    # Means of 1 and -1 scatter twice as much as a proportion with the same mean, and it has no error below 0.
+    (policy.unlearning, held_out(*SIGNED_WAVE, prompts=400) | {"val/outside/math": np.full(STEPS, 160.0)}, {}),
+    (policy.unlearning, held_out(*(SIGNED_WAVE - 0.5), prompts=400), {}),
     (hadw.frozen_anchor, table(anchor=falling(0.4, 0.5), accuracy=0.6), {}),
     (hadw.frozen_anchor, table(anchor=0.4, accuracy=0.42), {}),
     (hadw.frozen_anchor, table(anchor=0.4, accuracy=0.6), FIXED),
@@ -349,6 +366,59 @@ def test_lost_rewards_are_counted_over_the_whole_run_with_their_kinds():
     assert "none 15, raised 6" in finding.text and "too_slow" not in finding.text
 
 
+ENTROPY_BONUS, AVERAGE = "actor_rollout_ref.actor.entropy_coeff", "actor_rollout_ref.actor.loss_agg_mode"
+QUANTILE, REPLACES = "algorithm.gsd.dagrpo.delta.quantile", "trainer.v1.sampler.sync_refill_failed_groups"
+
+
+@pytest.mark.parametrize(
+    ("finder", "steps", "key", "advised", "enough"),
+    [
+        (policy.entropy, table(actor__entropy=falling(1, 0.01)), ENTROPY_BONUS, [0, 1e-4], [0.001, 0.01, 1]),
+        (
+            policy.length,
+            table(tokens_per_response=falling(400, 50)),
+            AVERAGE,
+            ["seq-mean-token-mean"],
+            ["token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"],
+        ),
+        (dagrpo.tied_scores, table(dagrpo__pairs__tied=0.8), QUANTILE, [None, 0.5], [0.25, 0.1]),
+        (dagrpo.drifting_judge, table(judge_score=5 + WAVE + 3 * LATE), QUANTILE, [None], [0.25, 0.5]),
+        (groups.failed, table(failed=0.1), REPLACES, [None, False], [True]),
+    ],
+)
+def test_a_setting_that_suffices_is_not_advised(finder, steps, key, advised, enough):
+    name = key.removesuffix(".quantile") + "="
+    for value in advised:
+        (finding,) = finder(steps, {key: value})
+        assert any(name in line for line in finding.overrides), (value, finding.overrides)
+    for value in enough:
+        (finding,) = finder(steps, {key: value})
+        assert not any(name in line for line in finding.overrides), (value, finding.overrides)
+
+
+@pytest.mark.parametrize("mode", ["gsd_separate_async", "colocate_async"])
+def test_asynchronous_modes_replace_failed_groups_without_a_key(mode):
+    (finding,) = groups.failed(table(failed=0.1), {MODE: mode, REPLACES: False})
+    assert finding.overrides == () and "verl replaces them" in finding.text
+
+
+def test_only_a_loss_that_averages_over_each_response_is_said_to_favour_short_ones():
+    steps = table(tokens_per_response=falling(400, 50))
+    (finding,) = policy.length(steps, {AVERAGE: "seq-mean-token-mean"})
+    assert "A loss that is averaged" in finding.text
+    (finding,) = policy.length(steps, {AVERAGE: "seq-mean-token-sum-norm"})
+    assert "loss" not in finding.text and "cause is a verifier" in finding.text
+
+
+def test_a_bound_or_a_rate_that_is_written_as_an_integer_is_halved():
+    config = {CLIPPING: 1, "actor_rollout_ref.actor.optim.lr": 0}
+    (finding,) = updates.gradient_spikes(table(actor__grad_norm=SPIKE), config)
+    assert finding.overrides[0].startswith(f"{CLIPPING}=0.5 ")
+    assert not any("optim.lr" in line for line in finding.overrides), finding.overrides
+    (finding,) = dagrpo.few_pairs_kept(table(pairs_kept=0.01), {"algorithm.gsd.dagrpo.delta": 1})
+    assert finding.overrides[0].startswith("algorithm.gsd.dagrpo.delta=0.5 ")
+
+
 def test_a_run_without_data_has_no_findings():
     assert collect_findings({"step": np.zeros(0, np.int64)}, {}) == []
     assert collect_findings(table(), {}) == []
@@ -384,7 +454,37 @@ def test_an_override_is_scaled_if_the_value_is_known(value, factor, line):
     assert scaled({"a.b": value}, "a.b", factor, "why") == line
 
 
+@pytest.mark.parametrize(
+    ("columns", "config", "metric"),
+    [
+        ({"all_wrong": 0.6, "all_right": 0.0}, {}, "acc"),
+        ({"all_wrong": 0.9, "all_right": 0.0}, {}, "score"),
+        ({"all_wrong": 0.5, "all_right": 0.3}, {}, "score"),
+        ({"all_wrong": 0.9, "all_right": 0.0, "demonstrated": 0.3}, {}, "acc"),
+        (
+            {"all_wrong": 0.9, "all_right": 0.0},
+            {"reward.reward_kwargs.overlong_buffer_cfg.enable": True},
+            "acc",
+        ),
+        ({"all_wrong": 0.6, "all_right": 0.0}, {VERIFIER: "pkg://verl_gsd.tasks.arithmetic_graded"}, "score"),
+    ],
+)
+def test_dynamic_sampling_is_advised_by_what_is_equal_in_silent_groups(columns, config, metric):
+    """With partial credit, a filter by verdict would also evict groups whose scores differ."""
+    (finding,) = groups.silent(table(silent=0.6, **columns), config)
+    assert any(f"algorithm.filter_groups.metric={metric} " in line for line in finding.overrides)
+
+
+def test_a_loss_that_is_not_finite_is_told_from_a_gradient():
+    (finding,) = updates.gradient_spikes(table(actor__grad_norm=LOST, actor__pg_loss=LOST, actor__lr=1e-6), {})
+    assert finding.title == "The loss is not finite"
+    assert "not finite at 10 steps, first at step 21" in finding.text and "At 10 of them, the loss" in finding.text
+    (finding,) = updates.gradient_spikes(table(actor__grad_norm=LOST, actor__pg_loss=0.1, actor__lr=1e-6), {})
+    assert finding.title == "The gradient norm spikes" and "the loss" not in finding.text
+
+
 def test_a_run_is_not_told_to_change_its_algorithm_for_another_that_its_own_does_not_work_with():
-    (finding,) = groups.silent(table(silent=0.6, all_wrong=0.6), {"algorithm.gsd.gvpo.history_fraction": 0.0})
+    config = {"algorithm.gsd.gvpo.history_fraction": 0.0}
+    (finding,) = collect_findings(table(silent=0.6, all_wrong=0.6), config)
     assert any(line.startswith("algorithm.filter_groups.enable=true ") for line in finding.overrides)
     assert not any("dagrpo" in line or "sampler" in line for line in finding.overrides), finding.overrides

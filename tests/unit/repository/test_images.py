@@ -120,16 +120,20 @@ def test_the_slurm_script_is_clean():
 STUBS = {
     "ray": 'echo "ray, version 2.59.0"',
     "scontrol": "echo localhost; echo node2",
-    "srun": 'echo "srun $*" >>"$SEEN"; case "$*" in *--head*) exec python3 -c "$LISTEN";; *) exec sleep 300;; esac',
+    # Who listens at the ports is asked on the node, which is this machine.
+    "srun": 'case "$*" in *" listening "*) while [[ $1 == --* ]]; do shift; done; exec "$@";; esac; '
+    'echo "srun $*" >>"$SEEN"; case "$*" in *--head*) exec python3 -c "$LISTEN";; *) exec sleep 300;; esac',
     "verl-gsd": 'echo "$RAY_AUTH_TOKEN" >"$SEEN.token"; '
     'echo "verl-gsd $* token=${#RAY_AUTH_TOKEN} mode=$RAY_AUTH_MODE address=${RAY_ADDRESS-unset}" >>"$SEEN"'
     # A job ends after the nodes were asked for, which happens beside it.
     '; until grep -q -- --exclude "$SEEN"; do :; done; exit 7',
 }
-#: In place of Ray's head: something that listens where its job server would.
+#: In place of Ray's head: something that listens where its control service and its job server would.
 LISTEN = """
 import os, socket
-server = socket.create_server(("127.0.0.1", 20000 + 2 * (int(os.environ["SLURM_JOB_ID"]) % 6000) + 1))
+port = 20000 + 2 * (int(os.environ["SLURM_JOB_ID"]) % 6000)
+control = socket.create_server(("127.0.0.1", port))
+server = socket.create_server(("127.0.0.1", port + 1))
 while True: server.accept()
 """
 
@@ -232,6 +236,32 @@ def test_a_head_that_does_not_come_up_is_said_so_at_once(slurm):
     done, _ = slurm("algo=gvpo", "task=arithmetic", srun="echo 'no such partition' >&2; exit 1")
     assert done.returncode == 1
     assert "no such partition" in done.stderr and "head on localhost" in done.stderr
+
+
+#: As ``LISTEN``, but the port whose number is in USERS belongs to that user, and a port that is not in it is free.
+LISTEN_AS = """
+import os, socket
+port = 20000 + 2 * (int(os.environ["SLURM_JOB_ID"]) % 6000)
+servers = {}
+for offset, user in USERS.items():
+    os.seteuid(user)
+    servers[offset] = socket.create_server(("127.0.0.1", port + offset))
+    os.seteuid(0)
+while True: servers[1].accept()
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
+@pytest.mark.parametrize(("users", "offset"), [({0: 0, 1: 65534}, 1), ({0: 65534, 1: 0}, 0), ({1: 0}, 0)])
+def test_the_token_is_sent_nowhere_if_another_user_has_taken_a_port_of_the_head(slurm, users, offset):
+    """Ray's head stays up then: it only logs that its dashboard could not bind."""
+    listen = shlex.quote(LISTEN_AS.replace("USERS", str(users)))
+    done, seen = slurm("algo=gvpo", "task=arithmetic", srun=STUBS["srun"].replace('"$LISTEN"', listen))
+    assert done.returncode == 1, done.stderr
+    port = 20000 + 2 * (os.getpid() % 6000) + offset
+    listening = users.get(offset, "none")
+    assert f"port {port} of localhost is not this job's Ray (users who listen there: {listening})" in done.stderr
+    assert not seen.with_suffix(".token").exists() and "--exclude" not in seen.read_text(), "nothing has joined it"
 
 
 #: Fields of ray.io/v1 that KubeRay's custom resource definition (its main branch of August 2026) knows at each place.

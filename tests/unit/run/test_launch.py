@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
 from contextlib import suppress
@@ -15,8 +16,9 @@ from omegaconf import OmegaConf
 
 from verl_gsd.cpu import forkserver
 from verl_gsd.errors import ConfigError
-from verl_gsd.run import launch, lost_metrics
+from verl_gsd.run import launch, lost_metrics, trust
 from verl_gsd.run.causes import likely_cause
+from verl_gsd.run.compose import to_yaml
 from verl_gsd.run.messages import RunStoppedError
 from verl_gsd.rundir import MetricsReader, RunDirectory, read_metrics
 
@@ -256,6 +258,7 @@ def run_with_job_stub(tmp_path, monkeypatch, body):
     launch.train(
         run,
         1,
+        OmegaConf.create({}),
         on_step=lambda step, data: seen.append((step, data)),
         on_wait=seen.append,
         on_message=lambda *message: seen.append(message),
@@ -385,3 +388,86 @@ def test_rejection_is_a_config_error_without_the_rest_of_the_log(tmp_path, monke
     body = f"import sys; print('noise'); print({REJECTION_MARK!r}); print('a.b=1: wrong'); sys.exit({EXIT_REJECTED})"
     with pytest.raises(ConfigError, match=r"^a\.b=1: wrong$"):
         run_with_job_stub(tmp_path, monkeypatch, body)
+
+
+def job_of(tmp_path, digest):
+    """verl-gsd's training process on RUN/config.yaml. It ends before it imports verl if it rejects the file."""
+    code = f"import os; from verl_gsd.run import job; job.main({str(tmp_path / 'run' / 'config.yaml')!r}, {digest!r}, "
+    return subprocess.run([sys.executable, "-c", f"{code}os.getppid())"], capture_output=True, text=True)
+
+
+def test_a_config_that_somebody_changed_after_it_was_written_is_not_used(config, tmp_path):
+    from verl_gsd.run import job
+
+    with attempt(config) as (run, _):
+        written = run.config.read_bytes()
+        assert job.read_config(run.config, job.digest(to_yaml(config))) == config
+    run.config.write_bytes(written + b"reward: {custom_reward_function: {path: theirs.py}}\n")
+    done = job_of(tmp_path, job.digest(written))
+    assert done.returncode == job.EXIT_REJECTED, done.stderr
+    assert f"{run.config}: this file is not what verl-gsd has just written" in done.stdout.replace("\n", " ")
+    assert "default_local_dir" in done.stdout
+
+
+def test_the_training_process_gets_the_digest_of_the_config_and_not_of_the_file(tmp_path, monkeypatch):
+    from verl_gsd.run.job import digest
+
+    body = "import sys; print('\\n'.join(sys.argv))"
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("theirs: 1\n")
+    run_with_job_stub(tmp_path, monkeypatch, body)
+    printed = RunDirectory(tmp_path / "run").log(1).read_text().splitlines()
+    assert printed[-3:-1] == [str(tmp_path / "run" / "config.yaml"), digest(b"{}\n")]
+
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
+
+
+@as_root
+@pytest.mark.parametrize("place", ["run", ""])
+def test_a_run_does_not_start_in_a_folder_that_another_user_owns(config, tmp_path, place):
+    (tmp_path / "run").mkdir()
+    os.chown(tmp_path / place, 65534, 65534)
+    with pytest.raises(ConfigError, match=rf"default_local_dir=.*belongs to user id 65534.*trust={tmp_path}/run"):
+        attempt(config).__enter__()
+    assert not RunDirectory(tmp_path / "run").config.exists()
+    with launch.new_attempt(config, [], resuming=False, trusted=True) as (run, _):
+        assert run.config.exists()
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o1777, 0o770])
+def test_a_run_does_not_start_in_a_folder_where_others_can_write(config, tmp_path, mode, monkeypatch):
+    monkeypatch.setattr("verl_gsd.run.file_access.is_own_group", lambda group: False)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run").chmod(mode)
+    with pytest.raises(ConfigError, match=rf"other users can write {tmp_path}/run \(mode {mode:04o}\)"):
+        attempt(config).__enter__()
+
+
+def test_a_run_starts_below_a_sticky_folder_and_in_one_of_the_users_own_group(config, tmp_path, monkeypatch):
+    monkeypatch.setattr("verl_gsd.run.file_access.is_own_group", lambda group: True)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run").chmod(0o775)
+    tmp_path.chmod(0o1777)
+    with attempt(config) as (run, _):
+        assert run.config.exists()
+
+
+def test_a_missing_folder_is_checked_by_those_above_it(tmp_path):
+    trust.check_folder(tmp_path / "a" / "b")
+    tmp_path.chmod(0o777)
+    with pytest.raises(ConfigError, match=rf"other users can write {tmp_path} .*trust={tmp_path}/a/b"):
+        trust.check_folder(tmp_path / "a" / "b")
+
+
+def test_words_that_somebody_else_wrote_meanwhile_are_not_signed(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    run = RunDirectory(tmp_path / "run")
+    run.path.mkdir()
+    trust.write_words(run, b"- algo=grpo\n")
+    run.overrides.write_bytes(b"- algo=theirs\n")
+    trust.sign(run, b"- algo=grpo\n")
+    with pytest.raises(ConfigError, match="nothing shows that you started this run"):
+        trust.stored_words(run, None, trusted=False)
+    run.overrides.write_bytes(b"- algo=grpo\n")
+    assert trust.stored_words(run, None, trusted=False) == ["algo=grpo"]

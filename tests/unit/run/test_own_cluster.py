@@ -4,6 +4,7 @@ import grp
 import ipaddress
 import os
 import pwd
+import re
 import socket
 import stat
 import subprocess
@@ -21,11 +22,13 @@ from omegaconf import OmegaConf
 from verl_gsd import private_folders
 from verl_gsd.errors import ConfigError
 from verl_gsd.jobs.cluster import ClusterError, connect
-from verl_gsd.run import cluster_lock, file_access, job, own_cluster
+from verl_gsd.run import cluster_lock, file_access, job, listeners, own_cluster
 from verl_gsd.run.checks import validate
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
 NOBODY = 65534
+#: No user has it as the primary group.
+UNUSED_GROUP = 54321
 
 
 @pytest.fixture
@@ -40,7 +43,7 @@ def base(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def _no_token(monkeypatch):
-    for name in (own_cluster.MODE, own_cluster.TOKEN, own_cluster.TOKEN_PATH):
+    for name in (own_cluster.MODE, own_cluster.TOKEN, own_cluster.TOKEN_PATH, listeners.TRUSTED):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
 
@@ -117,11 +120,20 @@ def test_a_folder_in_a_folder_of_another_user_is_rejected(base, monkeypatch):
     os.chown(base / "a", NOBODY, -1)
     with pytest.raises(ConfigError, match=f"because {base}/a belongs to user id 65534"):
         own_cluster.session_folder()
-    # The machine's root, as a container without root sees it.
+    # A container without root sees the machine's root, and every other user of the machine, as this one.
     users = base / "uid_map"
     users.write_text("      1000       1000          1\n")
     monkeypatch.setattr(file_access, "_USER_MAP", users)
+    with pytest.raises(ConfigError, match=f"because {base}/a belongs to user id 65534"):
+        own_cluster.session_folder()
+    monkeypatch.setattr(file_access, "_SYSTEM_FOLDERS", {str(base / "a")})  # as /home, which is root's everywhere
     own_cluster.session_folder()
+    (base / "a").chmod(0o777)
+    with pytest.raises(ConfigError, match=f"other users can write {base}/a"):
+        own_cluster.session_folder()
+    users.write_text("         0          0 4294967295\n")
+    with pytest.raises(ConfigError, match=f"because {base}/a belongs to user id 65534"):
+        own_cluster.session_folder()
 
 
 def test_the_session_is_placed_in_the_folder_behind_a_link(base, monkeypatch):
@@ -166,6 +178,31 @@ def test_a_token_that_others_can_read_is_a_problem(token, base, mode, is_wrong):
     assert own_cluster.token_file_problem(base / "missing") == ""
 
 
+@pytest.mark.parametrize(("mode", "is_kept"), [(0o600, True), (0o644, False)])
+def test_an_own_cluster_does_not_use_a_token_that_others_can_read(token, base, monkeypatch, mode, is_kept):
+    """Ray's control service listens on all interfaces, so that whoever knows the token runs code as this user."""
+    base.chmod(0o755)
+    token.chmod(mode)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    own_cluster.set_token()
+    assert ("RAY_AUTH_TOKEN" not in os.environ) is is_kept
+
+
+def test_a_token_behind_a_link_is_as_reachable_as_the_folder_that_has_it(base):
+    """~/.ray may be a link from a private home folder into a folder that others can enter."""
+    base.chmod(0o755)
+    (home := base / "home").mkdir(mode=0o700)
+    (shared := base / "shared").mkdir()
+    shared.chmod(0o755)
+    (home / ".ray").symlink_to(shared)
+    (shared / "auth_token").write_text("a")
+    (shared / "auth_token").chmod(0o644)
+    assert "mode 0644" in own_cluster.token_file_problem(home / ".ray" / "auth_token")
+    shared.chmod(0o700)
+    assert own_cluster.token_file_problem(home / ".ray" / "auth_token") == ""
+
+
 def test_a_token_for_a_group_is_a_problem_unless_the_group_is_the_users_own(token, base, monkeypatch):
     base.chmod(0o755)
     token.chmod(0o640)
@@ -183,9 +220,47 @@ def test_a_group_with_other_members_is_not_the_users_own(monkeypatch):
         (user.pw_name, ["alice"], False),
         ("staff", [], False),
     ):
-        entry = grp.struct_group((name, "x", 7, members))
+        entry = grp.struct_group((name, "x", UNUSED_GROUP, members))
         monkeypatch.setattr(file_access.grp, "getgrgid", lambda group, entry=entry: entry)
-        assert file_access.is_own_group(7) is is_own
+        assert file_access.is_own_group(UNUSED_GROUP) is is_own
+
+
+@pytest.fixture
+def getent(tmp_path, monkeypatch):
+    """(shell script) -> None: what lists the users."""
+
+    def put(script):
+        (tmp_path / "getent").write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "getent").chmod(0o755)
+        file_access._is_primary_group_of_others.cache_clear()
+
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    yield put
+    file_access._is_primary_group_of_others.cache_clear()
+
+
+def test_a_group_that_is_the_primary_one_of_another_user_is_not_the_users_own(getent, monkeypatch):
+    """A group does not list these users as its members."""
+    user = pwd.getpwuid(os.geteuid())
+    entry = grp.struct_group((user.pw_name, "x", UNUSED_GROUP, []))
+    monkeypatch.setattr(file_access.grp, "getgrgid", lambda group: entry)
+    own, other = f"me:x:{os.geteuid()}:{UNUSED_GROUP}:::", f"alice:x:65533:{UNUSED_GROUP}:::"
+    for lines, is_own in (([own], True), ([], True), ([own, "", "+"], True), ([own, other], False), ([other], False)):
+        getent("".join(f"echo '{line}'\n" for line in lines))
+        assert file_access.is_own_group(UNUSED_GROUP) is is_own
+
+
+def test_a_group_is_not_the_users_own_if_the_users_cannot_be_listed(getent, monkeypatch):
+    """The list may be a directory service's, which does not answer."""
+    user = pwd.getpwuid(os.geteuid())
+    entry = grp.struct_group((user.pw_name, "x", UNUSED_GROUP, []))
+    monkeypatch.setattr(file_access.grp, "getgrgid", lambda group: entry)
+    monkeypatch.setattr(file_access, "_LISTING_S", 0.05)
+    getent("exec sleep 300")
+    assert not file_access.is_own_group(UNUSED_GROUP)
+    getent("")
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert not file_access.is_own_group(UNUSED_GROUP)
 
 
 def test_a_token_that_others_can_read_is_used_neither_for_joining_nor_for_submitting(
@@ -315,7 +390,7 @@ def test_an_address_that_a_group_with_others_can_write_is_not_used(address_file,
 @pytest.mark.parametrize("address", [None, "auto"])
 def test_a_named_pipe_in_place_of_the_address_does_not_stop_the_command(address_file, address):
     os.mkfifo(address_file)
-    with pytest.raises(ConfigError, match="ray_current_cluster is not a regular file"):
+    with pytest.raises(ConfigError, match=r"ray_current_cluster cannot be read \(it is not a regular file\)"):
         cluster_lock.joins(config_of(address=address))
 
 
@@ -379,10 +454,39 @@ def test_an_old_address_at_which_another_user_listens_is_not_used(address_file, 
     with listening_as(NOBODY) as port:
         address = f"{host_of(spelling)}:{port}"
         address_file.write_text(address)
-        with pytest.raises(ConfigError, match=rf":{port} .*, but another user \(id {NOBODY}\) listens there"):
+        with pytest.raises(ConfigError, match=rf":{port}, but another user \(id {NOBODY}\) listens there"):
             cluster_lock.joins(config_of(address=None))
-        monkeypatch.setenv("RAY_ADDRESS", address)
-        assert cluster_lock.joins(config_of(address=None)), "the user named it"
+
+
+@as_root
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_an_address_of_this_machine_that_the_user_named_is_another_users_only_by_that_users_name(monkeypatch, spelling):
+    """The name may be old, for example in a shell's startup file, and its cluster may have ended."""
+    with listening_as(NOBODY) as port:
+        address = f"{host_of(spelling)}:{port}"
+        for name, config in (
+            (f"ray_kwargs.ray_init.address={address}", config_of(address=address)),
+            (f"RAY_ADDRESS={address}", config_of(address=None)),
+            (f"RAY_ADDRESS=ray://{address}", config_of(address=None)),
+        ):
+            monkeypatch.delenv(listeners.TRUSTED, raising=False)
+            if name.startswith("RAY_ADDRESS="):
+                monkeypatch.setenv("RAY_ADDRESS", name.partition("=")[2])
+            fix = rf"set RAY_ADDRESS=\S+:{port} and VERL_GSD_CLUSTER_USER={NOBODY}"
+            with pytest.raises(ConfigError, match=rf"^{re.escape(name)}: .*another user \(id {NOBODY}\).*{fix}"):
+                cluster_lock.joins(config)
+            for trusted in (str(NOBODY), pwd.getpwuid(NOBODY).pw_name):
+                monkeypatch.setenv(listeners.TRUSTED, trusted)
+                assert cluster_lock.joins(config)
+            monkeypatch.setenv(listeners.TRUSTED, "65533")
+            with pytest.raises(ConfigError, match="another user"):
+                cluster_lock.joins(config)
+
+
+def test_a_trusted_user_who_does_not_exist_is_rejected(monkeypatch, listener):
+    monkeypatch.setenv(listeners.TRUSTED, "no such user")
+    with pytest.raises(ConfigError, match=r"VERL_GSD_CLUSTER_USER=no such user: .*unset VERL_GSD_CLUSTER_USER"):
+        cluster_lock.joins(config_of(address=f"127.0.0.1:{listener}"))
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
@@ -415,8 +519,8 @@ def test_nothing_is_asked_about_listeners_of_other_machines(address_file):
 def test_listeners_of_other_users_are_seen():
     for address in ("127.0.0.1", "0.0.0.0"):
         with listening_as(NOBODY, lambda address=address: socket.create_server((address, 0))) as port:
-            assert cluster_lock._listeners(port) == {(ipaddress.ip_address(address), NOBODY)}
-        assert cluster_lock._listeners(port) == set()
+            assert listeners._listeners(port) == {(ipaddress.ip_address(address), NOBODY)}
+        assert listeners._listeners(port) == set()
 
 
 @given(st.ip_addresses())
@@ -424,7 +528,7 @@ def test_addresses_are_read_from_the_tables_of_linux(address):
     """The inverse of what the kernel writes: words of 32 bits in the machine's byte order."""
     packed = address.packed
     words = [int.from_bytes(packed[start : start + 4], sys.byteorder) for start in range(0, len(packed), 4)]
-    assert cluster_lock._of_table("".join(f"{word:08X}" for word in words)) == cluster_lock._ip(str(address))
+    assert listeners._of_table("".join(f"{word:08X}" for word in words)) == listeners._ip(str(address))
 
 
 def test_ray_gets_the_address_that_was_checked(address_file, monkeypatch):

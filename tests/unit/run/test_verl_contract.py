@@ -163,6 +163,78 @@ def test_a_new_abstract_method_and_a_module_that_is_gone_are_found(verl):
     }
 
 
+def test_a_file_that_cannot_be_parsed_breaks_what_comes_from_it_and_nothing_else(verl):
+    names = ("Trainer.on_end", "Trainer.balance", "Starred")
+    expected = [*(Assumption("ours.py", BASE, name) for name in names), Assumption("ours.py", "verl.parts")]
+    source = verl("parts.py", "LIMIT = 3", "LIMIT =")
+    found = {one.assumption.path: one.problem for one in check(source, expected)}
+    assert set(found) == {"Trainer.balance", ""}, "a member of a base class in that file, and the file itself"
+    assert all("parts.py, line 1, cannot be parsed by this Python: invalid syntax" in one for one in found.values())
+    source.path("verl.parts").write_bytes(b"LIMIT = '\xff'\n")
+    assert len(check(source, expected)) == 2, "also if the file is no UTF-8"
+
+
+def test_a_patched_method_must_be_the_classs_own(verl):
+    """The base class may have a method of the same name, which nobody calls on this class any more."""
+    expected = Assumption("trainer/some_patch.py", BASE, "Trainer.score", own=True)
+    inherited = "LIMIT = 3\nclass Mixin:\n    def balance(self, batch, metrics): ...\n    def score(self): ...\n"
+    verl("parts.py", FILES["parts.py"], inherited)
+    assert check(verl("trainer.py"), [expected]) == []
+    (broken,) = check(verl("trainer.py", "async def score", "async def score_all"), [expected])
+    assert broken.problem == "the class does not define this method itself"
+
+
+def test_every_patched_method_is_expected_in_its_class():
+    source = verl_contract.source_of()
+    members = [one for one in verl_contract.PATCHED if "." in one.path and source.is_read(one.module)]
+    own = {one for one in members if source.is_own(one.module, one.path)}
+    assert own and own == {one for one in members if one.own}
+
+
+@pytest.fixture
+def configs(tmp_path):
+    """A package with a config of two files, and the folder of the files."""
+    folder = tmp_path / "verl" / "trainer" / "config"
+    (folder / "actor").mkdir(parents=True)
+    for name, text in (("verl", ""), ("verl/trainer", "")):
+        (tmp_path / name / "__init__.py").write_text(text)
+    (folder / "ppo_trainer.yaml").write_text("defaults: [actor: dp_actor, _self_]\nmode: 1\n")
+    (folder / "actor" / "dp_actor.yaml").write_text("lr: 0.1\n")
+    return PackageSource({"verl": tmp_path / "verl"}), folder
+
+
+def check_keys(source):
+    keys = [Assumption("config/x.yaml", verl_contract.CONFIG, key) for key in ("mode", "actor.lr", "actor.gone")]
+    return verl_contract.check_config(source, keys)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda folder: (folder / "ppo_trainer.yaml").rename(folder / "x.yaml"), "'ppo_trainer'"),
+        (lambda folder: (folder / "actor").rename(folder / "policy"), "'actor/dp_actor'"),
+        (lambda folder: (folder / "ppo_trainer.yaml").write_text("a: [1\n"), "expected"),
+        (lambda folder: folder.rename(folder.with_name("configs")), "verl has no folder with configs"),
+    ],
+)
+def test_a_config_that_cannot_be_composed_is_one_broken_assumption(configs, change, problem):
+    source, folder = configs
+    assert [one.assumption.path for one in check_keys(source)] == ["actor.gone"]
+    change(folder)
+    (broken,) = check_keys(source)
+    assert broken.assumption == verl_contract.WHOLE_CONFIG and broken.assumption.stops_runs
+    assert problem in broken.problem and "\n" not in broken.problem
+    assert "cannot be composed" in broken.problem or "no folder" in broken.problem
+
+
+def test_the_version_is_known_of_a_package_that_cannot_be_parsed(verl):
+    source = verl("__init__.py")
+    source.path("verl").write_text("x =\n")
+    (source.path("verl").parent / "version").mkdir()
+    (source.path("verl").parent / "version" / "version").write_text("9.9\n")
+    assert verl_contract.version_in(source) == "9.9"
+
+
 def test_what_the_trainer_needs_is_among_all_assumptions():
     everything = verl_contract.assumptions()
     needed = verl_contract.assumptions("trainer")

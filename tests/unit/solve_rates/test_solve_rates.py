@@ -34,12 +34,12 @@ def table(path, **columns):
     return path
 
 
-def visits(run, step, *groups, attempt=1, fate="trained"):
+def visits(run, step, *groups, attempt=1, fate="trained", source="math"):
     """Write the records of one step: (index, accuracies) per group."""
     left = []
     for index, verdicts in groups:
         accuracies = np.array(verdicts, dtype=float)
-        group = Group("u", "math", index, np.nan_to_num(accuracies), accuracies, np.ones(len(verdicts), dtype=int))
+        group = Group("u", source, index, np.nan_to_num(accuracies), accuracies, np.ones(len(verdicts), dtype=int))
         left.append(LeftGroup(group, fate))
     return write_step(run, step_records(left, step=step, attempt=attempt, alpha=1.0), step=step, attempt=attempt)
 
@@ -207,6 +207,17 @@ def test_records_are_pooled_by_prompt_whatever_the_fate_of_a_group(tmp_path):
     assert (found.correct.tolist(), found.total.tolist()) == ([2, 3], [4, 4])
     (said,) = found.skipped
     assert re.search(r"\b1 of 4\b.*row 3\b.*step 3\b", said)
+
+
+def test_a_source_with_verdicts_of_1_and_minus_1_has_no_solve_rates(tmp_path):
+    visits(tmp_path, 1, (1, [1, 1]), source="code")
+    visits(tmp_path, 2, (2, [1, -1]), (1, [1, 1]), source="code")
+    with pytest.raises(ValueError, match=r"none of the 3 groups.*data_source=code returned an acc outside \[0, 1\]"):
+        read_solve_rates(tmp_path)
+    visits(tmp_path, 3, (7, [0, 1]))
+    found = read_solve_rates(tmp_path)
+    assert (found.keys, found.correct.tolist(), found.total.tolist()) == ([("math", 7)], [1], [2])
+    assert "3 of 4 groups" in found.skipped[0] and "data_source=code" in found.skipped[1]
 
 
 def test_records_of_a_crashed_run_are_read_and_a_damaged_file_is_named(tmp_path):

@@ -71,14 +71,20 @@ from verl_gsd.tasks.choice import compute_score, final_letter
 def test_the_letter_that_a_response_chooses(text, letter):
     assert final_letter(text) == letter
     right = float(letter == "B")
-    verdict = {"score": right, "acc": right, "unverified": 0.0, "answer": letter or ""}
+    verdict = {"score": right, "acc": right, "unverified": 0.0, "doubtful": 0.0, "answer": letter or ""}
     assert compute_score("arc", text, "B") == verdict
     assert compute_score("arc", text, "C")["score"] == 0.0
 
 
 @pytest.mark.parametrize("solution", [None, 3, "answer is " * 10**5, "\\" * 10**6, "answer:" + " " * 10**6])
 def test_a_response_without_an_answer_is_wrong(solution):
-    assert compute_score("arc", solution, "B") == {"score": 0.0, "acc": 0.0, "unverified": 0.0, "answer": ""}
+    assert compute_score("arc", solution, "B") == {
+        "score": 0.0,
+        "acc": 0.0,
+        "unverified": 0.0,
+        "doubtful": 0.0,
+        "answer": "",
+    }
 
 
 @pytest.mark.parametrize("truth", ["", "AB", "K", "b", "2", None, "(A)"])

@@ -58,10 +58,13 @@ def test_answers_are_compared_as_mathematics_from_any_thread(monkeypatch):
     with ThreadPoolExecutor(8) as threads:
         right = list(threads.map(lambda pair: score(*pair), RIGHT * 3))
         wrong = list(threads.map(lambda pair: score(*pair), WRONG * 3))
-    verdict = {"score": 1.0, "acc": 1.0, "unverified": 0.0}
+    verdict = {"score": 1.0, "acc": 1.0, "unverified": 0.0, "doubtful": 0.0}
     assert right == [verdict | {"answer": maths.normalize_latex(truth.strip())} for _, truth in RIGHT * 3]
     verdict = {"score": 0.0, "acc": 0.0, "unverified": 0.0}
-    assert wrong == [verdict | {"answer": maths.normalize_latex(answer.strip())} for answer, _ in WRONG * 3]
+    assert wrong == [
+        verdict | {"answer": maths.normalize_latex(answer.strip()), "doubtful": float("none" in answer)}
+        for answer, _ in WRONG * 3
+    ]
     assert maths._idle.qsize() == maths.PROCESSES, "all were given back"
 
 
@@ -69,14 +72,15 @@ def test_answers_are_compared_as_mathematics_from_any_thread(monkeypatch):
 def test_a_response_without_an_answer_is_wrong(solution):
     verdict = maths.compute_score("math", solution, "3")
     assert verdict.pop("answer") in ("", "nobox", "no box", "__import__('os')")
+    assert verdict.pop("doubtful") == float("import" in str(solution))
     assert verdict == {"score": 0.0, "acc": 0.0, "unverified": 0.0}
 
 
 def test_equal_texts_and_plain_answers_need_no_process(monkeypatch):
-    monkeypatch.setattr(maths, "_are_equal", lambda *_: pytest.fail("asked"))
+    monkeypatch.setattr(maths, "_reply", lambda *_: pytest.fail("asked"))
     assert score("9^{9^{9^{9}}}", " 9^{9^{9^{9}}} ")["score"] == 1.0
     assert score("1,000", "1000")["score"] == score(r"50\%", "0.5")["score"] == 1.0
-    assert score(r"(0,1]", "(0,2]") == {"score": 0.0, "acc": 0.0, "unverified": 0.0, "answer": "(0,1]"}
+    assert score(r"(0,1]", "(0,2]") == {"score": 0.0, "acc": 0.0, "unverified": 0.0, "doubtful": 0.0, "answer": "(0,1]"}
 
 
 def test_a_response_without_a_box_is_right_if_it_announces_the_answer():
@@ -117,7 +121,7 @@ def test_hostile_answers_cost_a_bounded_time_and_no_process(pool):
     with ThreadPoolExecutor(8) as threads:
         found = list(threads.map(lambda answer: score(answer, r"\sqrt{2}"), asked))
     assert [verdict.pop("answer") for verdict in found] == [maths.normalize_latex(answer) for answer in asked]
-    assert found == [{"score": 0.0, "acc": 0.0, "unverified": 1.0}] * 200
+    assert found == [{"score": 0.0, "acc": 0.0, "unverified": 1.0, "doubtful": 0.0}] * 200
     assert pool.words == ["right"] + ["late"] * len(ENDLESS)
     assert score(r"\frac{2}{\sqrt{2}}", r"\sqrt{2}")["score"] == 1.0
     assert process.is_running() and len(pool.started) <= maths.PROCESSES
@@ -126,7 +130,7 @@ def test_hostile_answers_cost_a_bounded_time_and_no_process(pool):
 def test_a_group_of_equal_answers_costs_one_comparison(pool):
     with ThreadPoolExecutor(8) as threads:
         verdicts = list(threads.map(lambda _: score("6/2+0", r"\sqrt{9}"), range(8)))
-    assert verdicts == [{"score": 1.0, "acc": 1.0, "unverified": 0.0, "answer": r"\sqrt{9}"}] * 8
+    assert verdicts == [{"score": 1.0, "acc": 1.0, "unverified": 0.0, "doubtful": 0.0, "answer": r"\sqrt{9}"}] * 8
     assert pool.words == ["right"]
 
 
@@ -148,7 +152,7 @@ def test_a_comparison_whose_fork_ended_is_repeated_the_next_time(pool):
     process = the_next_worker()
     (fork,) = process.children()
     fork.kill()
-    assert score("6/2-0", "3") == {"score": 0.0, "acc": 0.0, "unverified": 1.0, "answer": "6/2-0"}
+    assert score("6/2-0", "3") == {"score": 0.0, "acc": 0.0, "unverified": 1.0, "doubtful": 0.0, "answer": "6/2-0"}
     assert score("6/2-0", "3")["score"] == 1.0
     assert pool.words == ["right", "lost", "right"] and process == the_next_worker()
 
@@ -159,7 +163,7 @@ def test_a_silent_process_is_killed_and_replaced(monkeypatch, pool):
     (fork,) = process.children()
     fork.suspend()
     monkeypatch.setattr(maths, "TIMEOUT_S", 0.5)
-    assert score("6/2-0", "3") == {"score": 0.0, "acc": 0.0, "unverified": 1.0, "answer": "6/2-0"}
+    assert score("6/2-0", "3") == {"score": 0.0, "acc": 0.0, "unverified": 1.0, "doubtful": 0.0, "answer": "6/2-0"}
     fork.resume()
     fork.wait(60)  # nobody asks it any more
     monkeypatch.setattr(maths, "TIMEOUT_S", 120.0)

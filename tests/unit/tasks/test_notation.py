@@ -87,6 +87,7 @@ def test_answers_are_normalized_to_what_math_verify_reads(text, found):
 def test_verdicts_in_many_notations(answer, truth, right):
     found = maths.compute_score("minerva", rf"So \boxed{{{answer}}}.", truth)
     wanted = maths.normalize_latex((truth if right else answer).strip())
+    assert not (found.pop("doubtful") and right), "a right answer is never in doubt"
     assert found == {"score": right, "acc": right, "unverified": 0.0, "answer": wanted}
 
 

@@ -70,7 +70,25 @@ def test_the_first_step_with_accuracies_outside_0_to_1_is_reported_once(monitor)
     assert "data_source=math, index=4 has acc=-1 from score of bad.py" in text
     other, messages = monitor()
     other.report_unrated(9, [group([math.nan], 5)])
-    assert "index=5 has no acc" in messages()[-1][1]
+    assert "index=5 has no acc" in messages()[-1][1] and "solve rates of such groups" in messages()[-1][1]
+    other.report_unrated(10, [group([math.nan], 5)])
+    assert len(messages()) == 2, "with that of the other monitor"
+    other.report_unrated(11, [group([math.nan, 1.5], 7), group([math.nan], 5)])
+    assert len(messages()) == 3, "a value outside [0, 1] costs more than a missing one, and is reported as well"
+    assert "index=7 has acc=1.5" in messages()[-1][1] and "for the whole run" in messages()[-1][1]
+    fresh = ["algorithm.gsd.state=fresh" in text for _, text in messages()]
+    assert fresh == [True, False, True], "a missing value costs only the groups of its step"
+
+
+def test_sources_that_a_checkpoint_left_without_accuracies_are_named(monitor):
+    built, messages = monitor()
+    built.report_restored(frozenset())
+    assert messages() == []
+    built.report_restored(frozenset({"math", "code"}))
+    ((kind, text),) = messages()
+    assert kind == "warning" and "data_source=code, math" in text and "algorithm.gsd.state=fresh" in text
+    built.report_restored(frozenset({"a\n\x1b[31mwarning"}))
+    assert messages()[-1][1].isprintable() and r"a\n\x1b[31mwarning" in messages()[-1][1]
 
 
 def test_metrics_are_those_of_one_step(monitor):

@@ -20,11 +20,11 @@ from verl_gsd.extension import ROLLOUTS, Extension, ExtensionError, Update
 from verl_gsd.groups import Group
 from verl_gsd.lab.training.rows import DictRows
 from verl_gsd.prompts import PromptStore
-from verl_gsd.records import LeftGroup, gradient_mass, step_records
+from verl_gsd.records import LeftGroup, gradient_mass, step_records, unrated_sources
 from verl_gsd.responses import Response
 from verl_gsd.tasks.byte_llama import build_tokenizer
 from verl_gsd.trainer.group_reading import read_groups
-from verl_gsd.trainer.metrics import group_metrics
+from verl_gsd.trainer.metrics import group_metrics, held_out_outside
 from verl_gsd.trainer.rows import DEMONSTRATED_BY, DEMONSTRATION, GENERATED_IN, REPLACED, verdict_of
 from verl_gsd.trainer.seam import Seam
 from verl_gsd.trainer.step_end import step_table
@@ -158,6 +158,8 @@ def put_session(rows, uid, session, tokens, reward):
         ([{"pred": "7"}, {"pred": None}, {"pred": 7}, {"pred": "9"}], 2),  # as verl's verifiers return it
         ([{"answer": "1", "pred": "2"}] * 4, 1),
         ([{"answer": ""}] * 4, 0),
+        ([{"pred": "[INVALID]"}] * 4, 0),  # as verl's math_dapo returns it
+        ([{"pred": "[INVALID]"}, {"pred": "3"}, {"pred": "[INVALID]"}, {"pred": "4"}], 2),
         ([{}] * 4, None),
     ],
 )
@@ -173,6 +175,23 @@ def test_a_group_has_the_number_of_its_distinct_answers(answers, distinct):
     if distinct is not None:
         _, digest, count = unpack_answers(pa.chunked_array([pa.array([group.answers])]))
         assert (digest > 0).sum() == distinct and count.sum() == 4, "responses without an answer count too"
+
+
+@pytest.mark.parametrize(
+    ("acc", "read"), [(sum([1 / 9] * 9), 1.0), (1 - 0.9 - 0.1, 0.0), (1.01, 1.01), (-1.0, -1.0), (0.5, 0.5)]
+)
+def test_a_sum_of_shares_that_rounding_moved_out_of_its_range_is_an_accuracy(acc, read):
+    """Nine unit tests that each count a ninth sum to 1.0000000000000002."""
+    assert not 0 <= sum([1 / 9] * 9) <= 1 and not 0 <= 1 - 0.9 - 0.1 <= 1
+    rows = DictRows()
+    info = {"reward_extra_info": {"acc": acc}}
+    rows.put(
+        {"u0_0_0": {"rm_scores": torch.tensor([1.0]), "extra_fields": info, "metrics": {}}},
+        {"u0_0_0": {"response_len": 1}},
+    )
+    (group,), _, _ = read_groups(["u0"], rows, lambda uid: ("math", 1))
+    assert group.accuracies.tolist() == [read]
+    assert bool(unrated_sources([group])) == bool(held_out_outside(["math"], [acc])) == (not 0 <= read <= 1)
 
 
 def test_the_answer_is_no_number_of_a_verdict():

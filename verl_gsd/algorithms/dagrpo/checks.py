@@ -36,14 +36,13 @@ def check_dagrpo(config: DictConfig, line: Line) -> Iterator[str]:
     """Check DaGRPO's settings against the other settings, and the settings of its loss."""
     section = OmegaConf.select(config, _SECTION)
     has_demonstrations = OmegaConf.select(config, f"{_SECTION}.demonstrations") is not None
-    if is_dagrpo_loss(config) != has_demonstrations:
+    if is_dagrpo_loss(config) and not has_demonstrations:
         yield (
-            f"{_LOSS}.loss_mode={OmegaConf.select(config, f'{_LOSS}.loss_mode')} "
-            f"{'with' if has_demonstrations else 'without'} {_SECTION}.demonstrations: demonstrations need both this "
-            "section and loss_mode=dagrpo. Set algo=dagrpo or algo=dagrpo_anchors, or remove the one that is set."
+            f"{_LOSS}.loss_mode=dagrpo without {_SECTION}.demonstrations: demonstrations need both this section and "
+            "loss_mode=dagrpo. Set algo=dagrpo or algo=dagrpo_anchors, or remove loss_mode."
         )
         return
-    if section is None:
+    if section is None or is_dagrpo_loss(config) != has_demonstrations:  # a declared conflict
         return
     has_judge = section.get("judge") is not None
     settings = MaskSettings.of(section)

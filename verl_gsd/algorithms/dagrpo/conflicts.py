@@ -15,6 +15,11 @@ JUDGE_CONFLICTS = (
 
 DEMONSTRATION_CONFLICTS = (
     Conflict(
+        "actor_rollout_ref.actor.policy_loss.loss_mode!=dagrpo",
+        "only the loss dagrpo has the ratio of a demonstration's tokens",
+        "Set actor_rollout_ref.actor.policy_loss.loss_mode=dagrpo.",
+    ),
+    Conflict(
         "algorithm.gsd.budget",
         "demonstrations.mode=always lets demonstrations decide whether the rewards of a group differ, but the budget "
         "divides rollouts by how often they differ",

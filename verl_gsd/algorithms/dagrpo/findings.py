@@ -5,10 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from verl_gsd.report.findings.finding import Finder, Finding, assigned, initial_mean, percent, recent_mean, scaled
+from verl_gsd.report.findings.finding import (
+    Finder,
+    Finding,
+    assigned,
+    initial_mean,
+    numeric_value,
+    percent,
+    recent_mean,
+    scaled,
+)
 from verl_gsd.report.findings.trends import growth, sudden_shift
 from verl_gsd.report.reading import Columns
 
+_DELTA = "algorithm.gsd.dagrpo.delta"
 _JUDGE = "algorithm.gsd.dagrpo.judge"
 _CALIBRATE = "verl-gsd judge calibrate FILE  # measures how well the judge agrees with the verifier"
 #: Thresholds. A finding reports shares above these: failed judgements; the part of a step spent waiting for the judge;
@@ -83,10 +93,13 @@ def tied_scores(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
     """The judge scores many pairs alike."""
     share = recent_mean(table, "dagrpo/pairs/tied")
     if share > MAX_TIED:
+        quantile = numeric_value(config, f"{_DELTA}.quantile")
+        is_set = quantile is not None and quantile <= 0.25
+        advice = () if is_set else (f"'{_DELTA}={{quantile:0.25}}'  # masks at most a quarter of the pairs",)
         yield Finding(
             f"The judge scores {percent(share)} of the pairs alike",
             "With such scores, the mask drops pairs that the judge did not distinguish.",
-            ("'algorithm.gsd.dagrpo.delta={quantile:0.25}'  # masks at most a quarter of the pairs", _CALIBRATE),
+            (*advice, _CALIBRATE),
         )
 
 
@@ -113,6 +126,8 @@ def drifting_judge(table: Columns, config: Mapping[str, Any]) -> Iterator[Findin
         first, last = (mean(table, "pairs_contradicted") for mean in (initial_mean, recent_mean))
         sentences.append(f"It contradicted the verifier on {percent(first)} of the pairs, and now on {percent(last)}.")
     if sentences:
+        follows = numeric_value(config, f"{_DELTA}.quantile") is not None
+        advice = () if follows else (f"'{_DELTA}={{quantile:0.25}}'  # follows the scale of the scores",)
         yield Finding(
             "The judge's scores drift",
             " ".join(
@@ -123,7 +138,7 @@ def drifting_judge(table: Columns, config: Mapping[str, Any]) -> Iterator[Findin
                 ]
             ),
             (
-                "'algorithm.gsd.dagrpo.delta={quantile:0.25}'  # follows the scale of the scores",
+                *advice,
                 f"{_JUDGE}.model=...  # a judge that does not change during a run",
                 _CALIBRATE,
             ),
@@ -137,7 +152,7 @@ def few_pairs_kept(table: Columns, config: Mapping[str, Any]) -> Iterator[Findin
         yield Finding(
             f"DaGRPO's mask keeps only {percent(share)} of the pairs",
             "The mask removes almost all of the advantages of a group.",
-            (*scaled(config, "algorithm.gsd.dagrpo.delta", 0.5, "the score gap from which a pair counts"), _CALIBRATE),
+            (*scaled(config, _DELTA, 0.5, "the score gap from which a pair counts", is_count=False), _CALIBRATE),
         )
 
 

@@ -7,6 +7,8 @@ from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 
+from verl_gsd.scalars import without_rounding
+
 #: Why there is no demonstration, or why a candidate is rejected.
 #:
 #: - ``missing``: the prompt has no candidate.
@@ -92,7 +94,7 @@ def succeeded(accuracy: float, where: str) -> bool:
     Raises:
         ValueError: ``accuracy`` is outside [0, 1]; the message names ``where``.
     """
-    if not 0 <= accuracy <= 1:
+    if not 0 <= without_rounding(accuracy) <= 1:
         raise ValueError(
             f"algorithm.gsd.dagrpo.demonstrations needs acc, the verifier's verdict in [0, 1]. A response to {where} "
             f"has acc={accuracy}. Return acc from the reward function."

@@ -21,8 +21,8 @@ def strong_pull(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
             "Within a step, the policy moves further than the rewards call for. The loss then spends its updates on "
             "moving it back.",
             (
-                *scaled(config, "actor_rollout_ref.actor.optim.lr", 0.5, "smaller steps"),
-                *scaled(config, "actor_rollout_ref.actor.policy_loss.beta", 0.5, "a weaker pull"),
+                *scaled(config, "actor_rollout_ref.actor.optim.lr", 0.5, "smaller steps", is_count=False),
+                *scaled(config, "actor_rollout_ref.actor.policy_loss.beta", 0.5, "a weaker pull", is_count=False),
             ),
         )
 

@@ -29,14 +29,19 @@ def audit_bias(
     """Show the bias of group-relative advantages by solve rate (Lemma 2 of HA-DW's paper), and HA-DW's factors."""
     from verl_gsd.algorithms.hadw.bias import CAVEATS, bias_by_rate
     from verl_gsd.algorithms.hadw.settings import HadwSettings
-    from verl_gsd.records import read_records
+    from verl_gsd.records import read_records, with_valid_accuracies
 
     if preset == "off":
         fail("--preset off: this preset has no factors. Use soft, hard, paper, fixed, or a number.")
     try:
-        records = read_records(run)
+        records = with_valid_accuracies(read_records(run))
         if not len(records):
             fail(f"{run}: no records. Use the folder of a run with one of our trainer modes, for example gsd_sync.")
+        if not records["total"].to_numpy().any():
+            fail(
+                f"{run}: no group has accuracies, numbers in [0, 1]. Return acc, 1 for a right and 0 for a wrong "
+                "response, beside score from the reward function."
+            )
         anchor = float(preset) if preset and preset.replace(".", "", 1).isdigit() else preset
         options = {"preset": anchor, "lambda_scale": lambda_scale}
         settings = HadwSettings.of({key: value for key, value in options.items() if value is not None})

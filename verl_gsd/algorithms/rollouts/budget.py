@@ -76,9 +76,9 @@ class Budget(Extension):
         - ``gain_ratio``: its prompt's ``gain_ratios``; 1 in rows of no group
 
         Raises:
-            ValueError: a response has no accuracy in [0, 1].
+            ValueError: a response has no accuracy in [0, 1], or its data source is unrated.
         """
-        require_accuracies(left, "algorithm.gsd.budget")
+        require_accuracies(left, self.services.prompts.unrated, "algorithm.gsd.budget")
         uids = [None if row is None else row.group.uid for row in members]
         ratios = [1.0 if uid is None else self._gain_ratios[uid] for uid in uids]
         return {

@@ -207,9 +207,9 @@ class SamplerExtension(Extension):
         """No columns. Checks the groups before their update.
 
         Raises:
-            ValueError: a response has no accuracy in [0, 1].
+            ValueError: a response has no accuracy in [0, 1], or its data source is unrated.
         """
-        require_accuracies(left, "algorithm.gsd.sampler")
+        require_accuracies(left, self.services.prompts.unrated, "algorithm.gsd.sampler")
         return {}
 
     def end_step(self, left: Sequence[Group]) -> dict[str, float]:

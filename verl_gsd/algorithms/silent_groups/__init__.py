@@ -8,7 +8,7 @@ conflicts.py    settings that it does not work with
 audit.py        the description that the config audit prints
 """
 
-from verl_gsd.algorithms.silent_groups.conflicts import CONFLICTS
+from verl_gsd.algorithms.silent_groups.conflicts import CONFLICTS, CONTRADICTIONS
 from verl_gsd.extension import Declaration, register
 
 # The order is below that of extensions that measure gradients in the workers, so that they measure those of the update.
@@ -20,6 +20,7 @@ register(
         settings="verl_gsd.algorithms.silent_groups.settings:SilentGroupSettings",
         worker="verl_gsd.algorithms.silent_groups.worker:SilentGroupsWorker",
         conflicts=CONFLICTS,
+        contradictions=CONTRADICTIONS,
         audit="verl_gsd.algorithms.silent_groups.audit:silent_groups_effect",
     )
 )

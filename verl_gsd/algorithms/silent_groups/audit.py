@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from verl_gsd.algorithms.silent_groups.conflicts import CONTRADICTIONS
 from verl_gsd.audit import Effect
+from verl_gsd.conflicts import Condition
 from verl_gsd.denominators import divided_by
 
 
@@ -26,9 +28,8 @@ def silent_groups_effect(config: DictConfig) -> Effect:
 
 
 def _contradictions(config: DictConfig) -> Iterator[str]:
-    if OmegaConf.select(config, "algorithm.filter_groups.enable"):
-        yield (
-            "algorithm.gsd.silent_groups with algorithm.filter_groups.enable=true: dynamic sampling removes silent "
-            "groups before they are counted, so that the denominator hardly changes. Set silent_groups=counted, or "
-            "algorithm.filter_groups.enable=false."
-        )
+    for contradiction in CONTRADICTIONS:
+        if Condition.parse(contradiction.setting).holds(config):
+            yield (
+                f"algorithm.gsd.silent_groups with {contradiction.setting}: {contradiction.reason}. {contradiction.fix}"
+            )

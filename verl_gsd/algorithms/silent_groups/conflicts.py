@@ -1,4 +1,4 @@
-"""Settings with which silent groups cannot be left out of the denominator, and the reasons."""
+"""Settings with which silent groups cannot, or need not, be left out of the denominator, and the reasons."""
 
 from verl_gsd.declaration import Conflict
 
@@ -32,5 +32,13 @@ CONFLICTS = (
         f"{_ACTOR}.megatron.dynamic_context_parallel=true",
         "rows then belong to no single worker, but the workers count their own rows",
         f"Set {_ACTOR}.megatron.dynamic_context_parallel=false, or silent_groups=counted.",
+    ),
+)
+
+CONTRADICTIONS = (
+    Conflict(
+        "algorithm.filter_groups.enable=true",
+        "dynamic sampling removes silent groups before they are counted, so that the denominator hardly changes",
+        "Set silent_groups=counted, or algorithm.filter_groups.enable=false.",
     ),
 )

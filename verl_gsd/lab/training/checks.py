@@ -251,6 +251,8 @@ def parse_lab_line(words: Sequence[str]) -> Line:
         ConfigError: the line is wrong, or has other hardware.
     """
     line = compose.parse_line(["hardware=cpu", *words])
+    if line.trust is not None:
+        raise ConfigError(f"trust={line.trust}: the laboratory runs nothing from a folder. Remove it.")
     if line.choices["hardware"] != "cpu":
         raise ConfigError(
             f"hardware={line.choices['hardware']}: the laboratory trains on one core. Remove it, {_OTHERWISE}."

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from verl_gsd.dotted_keys import value_at
 from verl_gsd.errors import ConfigError
-from verl_gsd.evaluation.intervals import Estimate, mean_accuracy_over_seeds
+from verl_gsd.evaluation.intervals import Estimate, mean_accuracy_over_seeds, student_mean
 from verl_gsd.evaluation.summary import Accuracy, summarise
 from verl_gsd.jobs.submission import SEED_KEYS
 from verl_gsd.plain_data import read_yaml
@@ -102,20 +102,30 @@ def mean_accuracies(runs: Sequence[RunDirectory]) -> dict[str, tuple[Estimate, E
     The source ``exact`` stands for the accuracy by exact solve rates, if the runs have it.
     """
     ends: dict[str, list[tuple[Accuracy, Accuracy]]] = {}
+    outside: set[str] = set()
     for run in runs:
         metrics = read_lines(run)
         for held_out in summarise(metrics, {}).held_out:
             ends.setdefault(held_out.source, []).append((held_out.accuracies[0], held_out.accuracies[-1]))
+            outside |= {held_out.source} if held_out.is_outside else set()
         if exact := [Accuracy(step, data[EXACT], None) for step, data in metrics if EXACT in data]:
             ends.setdefault("exact", []).append((exact[0], exact[-1]))
     return {
-        source: (_over_seeds([first for first, _ in pairs]), _over_seeds([last for _, last in pairs]))
+        source: (
+            _over_seeds([first for first, _ in pairs], is_outside=source in outside),
+            _over_seeds([last for _, last in pairs], is_outside=source in outside),
+        )
         for source, pairs in ends.items()
     }
 
 
-def _over_seeds(accuracies: Sequence[Accuracy]) -> Estimate:
-    """The mean of one validation per seed. The number of responses counts if it is known of all of them."""
+def _over_seeds(accuracies: Sequence[Accuracy], *, is_outside: bool) -> Estimate:
+    """The mean of one validation per seed. The number of responses counts if it is known of all of them.
+
+    Values of a verifier that returns numbers outside [0, 1] have the interval of any other mean, ``student_mean``.
+    """
+    if is_outside:
+        return student_mean(np.array([accuracy.value for accuracy in accuracies]))
     counts = [accuracy.responses for accuracy in accuracies]
     trials = None if None in counts else sum(count for count in counts if count)
     return mean_accuracy_over_seeds(np.array([accuracy.value for accuracy in accuracies]), trials)

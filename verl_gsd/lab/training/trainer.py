@@ -57,7 +57,7 @@ from verl_gsd.run.messages import MessageWriter, RunStoppedError
 from verl_gsd.rundir import EXACT, HELD_OUT_PROMPTS, TRAINED, RunDirectory
 from verl_gsd.trainer import estimator
 from verl_gsd.trainer.batching import PADDING
-from verl_gsd.trainer.metrics import group_metrics, strip_actor_prefix
+from verl_gsd.trainer.metrics import doubt, group_metrics, held_out_outside, strip_actor_prefix
 from verl_gsd.trainer.reward_monitor import LostReward, RewardMonitor, index_to_show
 from verl_gsd.trainer.rows import is_own, uid_of
 from verl_gsd.trainer.seam import Seam
@@ -204,8 +204,9 @@ class LabTrainer:
             self.seam.observe_trained(batch)
             left, table = step_table(self.seam, step=step, attempt=1, alpha=self._alpha)
             records.write_step(self._run.path, table, step=step, attempt=1)
-            metrics |= group_metrics(table)
-            self._rewards.report_unrated(step, [entry.group for entry in left])
+            groups = [entry.group for entry in left]
+            metrics |= group_metrics(table) | doubt(groups)
+            self._rewards.report_unrated(step, groups)
             metrics |= self._rewards.end_step(step, time.perf_counter() - start)
             metrics |= end_step(self.seam, step)  # saved state changes here
             metrics |= self._data_metrics(batch, padded)
@@ -512,6 +513,8 @@ class LabTrainer:
         metrics = validation_metrics(rewards) | {
             f"{HELD_OUT_PROMPTS}{source}": float(n) for source, n in sources.items()
         }
+        rated = [(source, of.info.get("acc")) for source, of_prompt in rewards for of in of_prompt if not of.failure]
+        metrics |= held_out_outside([source for source, _ in rated], [accuracy for _, accuracy in rated])
         metrics |= self._rewards.end_validation(step)
         return metrics | (_exact_metrics(joined(exact), self.held_out) if exact else {})
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from verl_gsd.extension import load
+from verl_gsd.report.advice import accepted_overrides
 from verl_gsd.report.extensions import in_report_order
 from verl_gsd.report.findings import groups, policy, rewards, updates
 from verl_gsd.report.findings.finding import Finder, Finding
@@ -18,17 +20,19 @@ logger = logging.getLogger(__name__)
 FINDERS: tuple[Finder, ...] = (*groups.FINDERS, *rewards.FINDERS, *policy.FINDERS, *updates.FINDERS)
 
 
-def collect_findings(table: Columns, config: Mapping[str, Any]) -> list[Finding]:
-    """Return all findings of a run.
+def collect_findings(table: Columns, config: Mapping[str, Any], words: Collection[str] = ()) -> list[Finding]:
+    """Return all findings of a run, with the overrides that its config accepts (``advice.accepted_overrides``).
 
     If an extension's finder raises an error, a finding names it, and all other finders run.
 
     Args:
         table: the run's ``steps.step_table``.
         config: dotted key -> value; empty if it is not known.
+        words: the words of the run's command line; empty if they are not known.
     """
     findings = [finding for finder in FINDERS for finding in finder(table, config)]
-    return [*findings, *_extension_findings(table, config)]
+    findings += _extension_findings(table, config)
+    return [replace(finding, overrides=accepted_overrides(finding.overrides, config, words)) for finding in findings]
 
 
 def _extension_findings(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:

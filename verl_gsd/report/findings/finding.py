@@ -44,6 +44,7 @@ class FindingThresholds:
         trend: steps that a comparison of recent with initial means needs.
         silent: share of groups whose rewards are all equal.
         silent_errors: standard errors by which that share must exceed its threshold.
+        partial: share of groups whose verdicts agree and whose scores differ.
         alone: share of groups with one response.
         failed: share of groups without a usable response.
         surplus, stale: shares of rollouts with these fates.
@@ -69,6 +70,7 @@ class FindingThresholds:
     trend: int = 12
     silent: float = 0.5
     silent_errors: float = 2.0
+    partial: float = 0.01
     alone: float = 0.05
     failed: float = 0.02
     surplus: float = 0.2
@@ -153,19 +155,21 @@ def assigned(config: Mapping[str, Any], key: str, value: str | float | bool, why
     return () if config.get(key) == value else (f"{key}={text}  # {why}",)
 
 
-def scaled(config: Mapping[str, Any], key: str, factor: float, why: str) -> tuple[str, ...]:
+def scaled(config: Mapping[str, Any], key: str, factor: float, why: str, *, is_count: bool = True) -> tuple[str, ...]:
     """Return an override that multiplies a key's value by ``factor``, or nothing if the value would not change.
 
-    Integers are rounded down, to at least 1. If the value is not known to be a number, the override is ``key=...``.
+    If the value is not known to be a number, the override is ``key=...``.
 
     Args:
         config: dotted key -> value.
         why: the comment of the override.
+        is_count: an integer stays one: it is rounded down, to at least 1. Set it to False for a quantity that can have
+            any value, and that a user may have written as an integer.
     """
     value = config.get(key)
     if not is_number(value):
         return (f"{key}=...  # {why}",)
-    wanted = max(1, int(value * factor)) if isinstance(value, int) else value * factor
+    wanted = max(1, int(value * factor)) if is_count and isinstance(value, int) else value * factor
     return () if wanted == value else (f"{key}={wanted:g}  # {why}; it is {value:g}",)
 
 

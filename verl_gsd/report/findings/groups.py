@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from verl_gsd.dynamic_sampling import GRADED_VERIFIERS
 from verl_gsd.estimators import has_group_baseline
-from verl_gsd.report.extensions import is_rejected, remedies
+from verl_gsd.report.extensions import remedies
 from verl_gsd.report.findings.finding import (
     THRESHOLDS,
     Finder,
@@ -20,6 +21,7 @@ from verl_gsd.report.findings.finding import (
     recent_sum,
     scaled,
 )
+from verl_gsd.report.findings.lengths import OVERLONG
 from verl_gsd.report.reading import Columns
 from verl_gsd.report.steps import USES, column
 
@@ -27,24 +29,28 @@ _GROUP_SIZE = "actor_rollout_ref.rollout.n"
 _TEMPERATURE = "actor_rollout_ref.rollout.temperature"
 _DYNAMIC_SAMPLING = "algorithm.filter_groups.enable"
 _ESTIMATOR = "algorithm.adv_estimator"
+_KL_IN_REWARD = "algorithm.use_kl_in_reward"
 _REPLACE_FAILED = "trainer.v1.sampler.sync_refill_failed_groups"
+_MODE = "trainer.v1.trainer_mode"
 
 
 def silent(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
     """The rewards of more than half of the groups give no gradient (``steps.is_silent``).
 
-    An estimator without a group baseline learns from groups whose rewards are equal, too.
+    An estimator without a group baseline learns from groups whose rewards are equal, too. So does every estimator if
+    verl subtracts a KL penalty from the rewards, after they were recorded.
     """
     share, groups = recent_mean(table, "silent"), recent_sum(table, "groups")
     error = np.sqrt(share * (1 - share) / groups) if groups else 0.0
     is_silent = share - THRESHOLDS.silent_errors * error > THRESHOLDS.silent
-    if not is_silent or not has_group_baseline(config.get(_ESTIMATOR)):
+    if not is_silent or not has_group_baseline(config.get(_ESTIMATOR)) or config.get(_KL_IN_REWARD) is True:
         return
     wrong, right = recent_mean(table, "all_wrong"), recent_mean(table, "all_right")
     is_filtered = config.get(_DYNAMIC_SAMPLING) is True
     overrides: list[str] = []
-    if not is_filtered and not is_rejected(_DYNAMIC_SAMPLING, "true", config):
-        overrides.append(f"{_DYNAMIC_SAMPLING}=true algorithm.filter_groups.metric=acc  # replaces silent groups")
+    if not is_filtered:
+        metric = "score" if _has_partial_credit(table, config) else "acc"
+        overrides.append(f"{_DYNAMIC_SAMPLING}=true algorithm.filter_groups.metric={metric}  # replaces silent groups")
     overrides += scaled(config, _GROUP_SIZE, 2, "larger groups are less often silent")
     overrides += remedies("all_wrong", config) if wrong >= right else []
     overrides += remedies("silent", config)
@@ -60,6 +66,20 @@ def silent(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
         f"The rewards of a silent group give no gradient. {cost}{advice}",
         tuple(overrides),
     )
+
+
+def _has_partial_credit(table: Columns, config: Mapping[str, Any]) -> bool:
+    """Whether scores differ in groups whose verdicts agree, so that a filter by verdict would evict a gradient.
+
+    DAPO's overlong penalty makes rewards differ, and not the scores. Demonstrations make a group with equal scores
+    count as not silent.
+    """
+    if config.get("reward.custom_reward_function.path") in GRADED_VERIFIERS:
+        return True
+    if config.get(OVERLONG) is True or recent_mean(table, "demonstrated") > 0:
+        return False
+    agree = recent_mean(table, "all_wrong") + recent_mean(table, "all_right")
+    return agree - recent_mean(table, "silent") > THRESHOLDS.partial
 
 
 def noisy(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
@@ -128,15 +148,17 @@ def unused(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def failed(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
-    """Groups in which no session returned a usable response."""
+    """Groups in which no session returned a usable response.
+
+    The asynchronous modes replace such groups in any case, and do not read the key.
+    """
     if recent_mean(table, "failed") > THRESHOLDS.failed:
+        is_replaced = config.get(_REPLACE_FAILED) is True or str(config.get(_MODE)).endswith("async")
         yield Finding(
             f"{percent(recent_mean(table, 'failed'))} of the groups failed",
             "None of their sessions returned a usable response: an agent loop or a verifier raised an error, or a "
-            "server stopped. RUN/logs has the errors.",
-            ()
-            if is_rejected(_REPLACE_FAILED, "true", config)
-            else (f"{_REPLACE_FAILED}=true data.gen_batch_size=1  # other prompts replace them",),
+            f"server stopped.{' verl replaces them by other prompts.' if is_replaced else ''} RUN/logs has the errors.",
+            () if is_replaced else (f"{_REPLACE_FAILED}=true data.gen_batch_size=1  # other prompts replace them",),
         )
 
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from verl_gsd.report.advice import accepted_overrides
 from verl_gsd.report.findings.finding import (
     THRESHOLDS,
     Finder,
     Finding,
-    assigned,
     count_values,
     initial_mean,
     known_values,
@@ -22,15 +22,19 @@ from verl_gsd.report.findings.finding import (
     recent_mean,
     scaled,
 )
+from verl_gsd.report.findings.lengths import MAX_RESPONSE, doubled
 from verl_gsd.report.findings.trends import lasting_fall
 from verl_gsd.report.reading import Columns
 from verl_gsd.report.steps import column
-from verl_gsd.rundir import HELD_OUT_PROMPTS
+from verl_gsd.rundir import HELD_OUT_OUTSIDE, HELD_OUT_PROMPTS
 
 ENTROPY = "actor/entropy"
-_MAX_LENGTH = "data.max_response_length"
 _UPPER_CLIPPING = "actor_rollout_ref.actor.clip_ratio_high"
+_ENTROPY_BONUS = "actor_rollout_ref.actor.entropy_coeff"
+_AVERAGE = "actor_rollout_ref.actor.loss_agg_mode"
 _LOSS = "actor_rollout_ref.actor.policy_loss.loss_mode"
+#: verl's average over the tokens of each response.
+_PER_RESPONSE = "seq-mean-token-mean"
 _LEARNING_RATE = "actor_rollout_ref.actor.optim.lr"
 
 
@@ -44,8 +48,8 @@ def entropy(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
             "become silent.",
             (
                 *_higher_clipping(config),
-                *assigned(config, "actor_rollout_ref.actor.entropy_coeff", 0.001, "rewards entropy"),
-                *scaled(config, _LEARNING_RATE, 0.5, "smaller steps"),
+                *_higher_entropy_bonus(config),
+                *scaled(config, _LEARNING_RATE, 0.5, "smaller steps", is_count=False),
             ),
         )
 
@@ -58,6 +62,13 @@ def _higher_clipping(config: Mapping[str, Any]) -> tuple[str, ...]:
     return (f"{_UPPER_CLIPPING}=0.28  # DAPO's value: unlikely tokens can become likelier",)
 
 
+def _higher_entropy_bonus(config: Mapping[str, Any]) -> tuple[str, ...]:
+    coefficient = numeric_value(config, _ENTROPY_BONUS)
+    if coefficient is not None and coefficient >= 0.001:
+        return ()
+    return (f"{_ENTROPY_BONUS}=0.001  # rewards entropy",)
+
+
 def length(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
     """Responses are much shorter than they were, and shorter than initially.
 
@@ -67,21 +78,23 @@ def length(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
     longest, last = largest_mean(table, name), recent_mean(table, name)
     is_shorter = last < THRESHOLDS.length * longest and last < initial_mean(table, name)
     if count_values(table, name) >= THRESHOLDS.trend and is_shorter:
+        other_average = _average_over_all_tokens(config)
+        of_loss = "A loss that is averaged over the tokens of each response favours short right responses. So does a"
         yield Finding(
             "Responses become very short",
-            f"Their mean length fell from {longest:.3g} to {last:.3g} tokens. A loss that is averaged over the tokens "
-            "of each response favours short right responses. So does a verifier that accepts an answer without "
+            f"Their mean length fell from {longest:.3g} to {last:.3g} tokens. "
+            f"{of_loss if other_average else 'A possible cause is a'} verifier that accepts an answer without "
             "reasoning.",
-            (
-                *assigned(
-                    config,
-                    "actor_rollout_ref.actor.loss_agg_mode",
-                    "token-mean",
-                    "or algo=dr_grpo: length does not scale gradients",
-                ),
-                *scaled(config, _LEARNING_RATE, 0.5, "smaller steps"),
-            ),
+            (*other_average, *scaled(config, _LEARNING_RATE, 0.5, "smaller steps", is_count=False)),
         )
+
+
+def _average_over_all_tokens(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Another average of the loss, unless the run's does not divide by a response's length, or has no effect."""
+    if config.get(_AVERAGE, _PER_RESPONSE) != _PER_RESPONSE:
+        return ()
+    override = f"{_AVERAGE}=token-mean  # or algo=dr_grpo: length does not scale gradients"
+    return accepted_overrides((override,), config, ())
 
 
 def cut(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
@@ -91,7 +104,7 @@ def cut(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding(
             f"{percent(share)} of the responses are cut off",
             "They reach the maximum length, most of them without an answer, and count as wrong.",
-            scaled(config, _MAX_LENGTH, 2, "maximum tokens per response"),
+            doubled(config, MAX_RESPONSE, "maximum tokens per response"),
         )
 
 
@@ -99,7 +112,8 @@ def unlearning(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
     """Held-out accuracy is lower than it was, by more than chance explains.
 
     All validations have the same n prompts. With m responses per prompt, the variance of an accuracy is
-    sum_i p_i (1 - p_i) / (n^2 m), which is at most p (1 - p) / (n m) for the mean solve rate p.
+    sum_i p_i (1 - p_i) / (n^2 m), which is at most p (1 - p) / (n m) for the mean solve rate p. If a verifier returns
+    values outside [0, 1], the means are no accuracies, and their variance is that between validations.
     """
     for name in held_out(table):
         known = ~np.isnan(table[name])
@@ -113,14 +127,22 @@ def unlearning(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
         if fall is not None:
             of_window = "" if fall.size == 1 else f" (means of {fall.size} validations)"
             yield Finding(
-                f"Held-out accuracy fell: {source_of(name)}",
+                f"Held-out {'acc' if is_outside(table, source_of(name)) else 'accuracy'} fell: {source_of(name)}",
                 f"It was {fall.best:.3f} up to step {fall.step} and is {fall.last:.3f}{of_window}.",
-                (*scaled(config, _LEARNING_RATE, 0.5, "smaller steps"), "trainer.test_freq=...  # validate more often"),
+                (
+                    *scaled(config, _LEARNING_RATE, 0.5, "smaller steps", is_count=False),
+                    "trainer.test_freq=...  # validate more often",
+                ),
             )
 
 
 def _held_out_responses(table: Columns, name: str) -> float | None:
-    """The number of responses of which ``name`` is the mean; None if it is not known, as in runs of older versions."""
+    """The number of responses of which ``name`` is the mean accuracy.
+
+    None if it is not known, as in runs of older versions, or if the mean is no accuracy.
+    """
+    if is_outside(table, source_of(name)):
+        return None
     prompts = known_values(table, f"{HELD_OUT_PROMPTS}{source_of(name)}")
     per_prompt = name.rsplit("@", 1)[1]
     return float(prompts[-1]) * int(per_prompt) if len(prompts) and per_prompt.isdecimal() else None
@@ -135,6 +157,16 @@ def _accuracy_error(level: float, responses: float) -> float:
 def held_out(table: Columns) -> list[str]:
     """Names of the columns with held-out accuracies."""
     return [name for name in table if name.startswith("val-core/") and "/acc/mean@" in name]
+
+
+def is_outside(table: Columns, source: str) -> bool:
+    """Whether a held-out response of ``source`` has an ``acc`` outside [0, 1]. Means of ``acc`` are no accuracies then.
+
+    Runs of older versions do not count them. There, only a mean outside [0, 1] tells.
+    """
+    means = [known_values(table, name) for name in held_out(table) if source_of(name) == source]
+    is_counted = bool((known_values(table, f"{HELD_OUT_OUTSIDE}{source}") > 0).any())
+    return is_counted or any(bool(((values < 0) | (values > 1)).any()) for values in means)
 
 
 def source_of(name: str) -> str:
@@ -153,7 +185,7 @@ def cut_off(table: Columns, config: Mapping[str, Any]) -> np.ndarray:
     verl's ``response_length/clip_ratio`` is the share of responses that are as long as the longest of the batch. It is
     the share of cut responses only if the longest has the maximum length.
     """
-    max_length = numeric_value(config, _MAX_LENGTH)
+    max_length = numeric_value(config, MAX_RESPONSE)
     if max_length is None:
         return np.full(len(table["step"]), np.nan)
     longest, share = column(table, "response_length/max"), column(table, "response_length/clip_ratio")

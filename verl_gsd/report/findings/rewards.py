@@ -17,6 +17,7 @@ from verl_gsd.report.findings.finding import (
     recent_mean,
     scaled,
 )
+from verl_gsd.report.findings.lengths import MAX_PROMPT, doubled
 from verl_gsd.report.findings.trends import growth, sudden_shift
 from verl_gsd.report.reading import Columns
 from verl_gsd.report.steps import column
@@ -43,7 +44,7 @@ def failing(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
         overrides += scaled(config, "algorithm.gsd.limits.reward_seconds", 2, "seconds that one call may take")
         overrides += scaled(config, _WORKERS, 2, "workers that compute rewards")
     if counts.get("prompt_too_long"):
-        overrides += scaled(config, "data.max_prompt_length", 2, "maximum tokens per prompt")
+        overrides += doubled(config, MAX_PROMPT, "maximum tokens per prompt")
     if not kinds or {kind for _, kind in kinds} - {"too_slow", "prompt_too_long"}:
         overrides.append(f"{_REWARD_FUNCTION} returns a finite number, or a dict with score, for every response")
     yield Finding(

@@ -15,6 +15,8 @@ from verl_gsd.report.steps import column
 
 _GRADIENT_NORM = "actor/grad_norm"
 _LOSS = "actor/pg_loss"
+#: verl logs it with every update, and it is always finite.
+_RATE = "actor/lr"
 _LEARNING_RATE = "actor_rollout_ref.actor.optim.lr"
 _CLIPPING = "actor_rollout_ref.actor.optim.clip_grad"
 
@@ -25,15 +27,20 @@ def gradient_spikes(table: Columns, config: Mapping[str, Any]) -> Iterator[Findi
     Norms are compared on a logarithmic scale, because their distribution has a heavy tail. Steps without a gradient,
     whose norm is 0, do not count.
     """
-    norms = column(table, _GRADIENT_NORM)
-    if count_values(table, _GRADIENT_NORM) < THRESHOLDS.trend:
+    if _GRADIENT_NORM not in table:
         return
-    has_gradient = norms > 0
-    # The log writes a number that is not finite as null. Every update has both a loss and a norm.
-    lost = int((np.isnan(norms) & ~np.isnan(column(table, _LOSS))).sum())
+    norms, losses = column(table, _GRADIENT_NORM), column(table, _LOSS)
+    # The log writes a number that is not finite as null. Every update has a norm, a loss and a learning rate.
+    has_update = ~np.isnan(losses) | ~np.isnan(column(table, _RATE))
+    is_lost = np.isnan(norms) & has_update
+    lost, lost_losses = int(is_lost.sum()), int((is_lost & np.isnan(losses)).sum()) if _LOSS in table else 0
+    is_comparable = count_values(table, _GRADIENT_NORM) >= THRESHOLDS.trend
+    has_gradient = norms > 0 if is_comparable else np.zeros(len(norms), bool)
     logarithms = np.log(norms[has_gradient])
-    median = float(np.median(logarithms)) if len(logarithms) else float("nan")
-    limit = max(np.log(THRESHOLDS.gradient_spike), THRESHOLDS.gradient_spreads * spread(logarithms))
+    median = limit = float("nan")
+    if len(logarithms):
+        median = float(np.median(logarithms))
+        limit = max(np.log(THRESHOLDS.gradient_spike), THRESHOLDS.gradient_spreads * spread(logarithms))
     spikes = table["step"][has_gradient][logarithms - median > limit]
     if not len(spikes) and not lost:
         return
@@ -46,14 +53,26 @@ def gradient_spikes(table: Columns, config: Mapping[str, Any]) -> Iterator[Findi
             f"{table['step'][largest]}."
         )
     if lost:
-        sentences.append(f"It was not finite at {_count(lost, 'step')}, and those steps did not change the policy.")
-    sentences.append("Clipping bounds such a step, but its direction is that of the few tokens that caused the spike.")
+        first = table["step"][is_lost][0]
+        sentences.append(
+            f"{_GRADIENT_NORM} was not finite at {_count(lost, 'step')}, first at step {first}, and those steps did "
+            "not change the policy."
+        )
+    if lost_losses:
+        sentences.append(
+            f"At {lost_losses} of them, the loss was not finite either. Then a weight, a log-probability or a reward "
+            "is not finite. Resume from a checkpoint before the first of them."
+        )
+    if len(spikes):
+        sentences.append(
+            "Clipping bounds such a step, but its direction is that of the few tokens that caused the spike."
+        )
     yield Finding(
-        "The gradient norm spikes",
+        "The gradient norm spikes" if len(spikes) or not lost_losses else "The loss is not finite",
         " ".join(sentences),
         (
-            *scaled(config, _CLIPPING, 0.5, "maximum norm of an update's gradient"),
-            *scaled(config, _LEARNING_RATE, 0.5, "smaller steps"),
+            *scaled(config, _CLIPPING, 0.5, "maximum norm of an update's gradient", is_count=False),
+            *scaled(config, _LEARNING_RATE, 0.5, "smaller steps", is_count=False),
             *remedies("unstable", config),
         ),
     )
@@ -76,7 +95,7 @@ def oscillating_loss(table: Columns, config: Mapping[str, Any]) -> Iterator[Find
             "The loss oscillates, and the reward does not grow",
             f"From the first to the last third of the run, the standard deviation of {_LOSS} rose from {first:.3g} to "
             f"{last:.3g}. Updates cancel each other.",
-            (*scaled(config, _LEARNING_RATE, 0.5, "smaller steps"), *remedies("unstable", config)),
+            (*scaled(config, _LEARNING_RATE, 0.5, "smaller steps", is_count=False), *remedies("unstable", config)),
         )
 
 

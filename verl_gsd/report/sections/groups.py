@@ -81,8 +81,9 @@ def silence(views: Views) -> Section | None:
     text = [
         "The rewards of a silent group give no gradient: they are all equal, or dynamic sampling evicted the group. A "
         "group whose responses are all right or all wrong is silent, unless a penalty, for example on length, makes "
-        "its rewards differ, or a demonstration joins it. The charts count all groups, also those that were not "
-        "trained on."
+        "its rewards differ, or a demonstration joins it. With algorithm.use_kl_in_reward=true, the KL penalty makes "
+        "the rewards of silent groups differ, too, after they were recorded. The charts count all groups, also those "
+        "that were not trained on."
     ]
     if len(views) == 1:
         layers = {"all wrong": ("all_wrong", KINDS["all_wrong"]), "all right": ("all_right", KINDS["all_right"])}

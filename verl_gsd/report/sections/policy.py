@@ -6,7 +6,7 @@ import numpy as np
 
 from verl_gsd.charts import Section
 from verl_gsd.report.charts import LARGE, SHARE, line_chart
-from verl_gsd.report.findings.policy import ENTROPY, cut_off, held_out, source_of
+from verl_gsd.report.findings.policy import ENTROPY, cut_off, held_out, is_outside, source_of
 from verl_gsd.report.sections.view import Views, has_nonzero, section_of_panels, step_tables
 from verl_gsd.rundir import EXACT
 
@@ -17,11 +17,14 @@ MAX_SOURCES = 8
 def accuracy(views: Views) -> Section | None:
     tables = step_tables(views)
     names = list(dict.fromkeys(name for table in tables.values() for name in held_out(table)))
+    outside = {
+        source_of(name) for table in tables.values() for name in held_out(table) if is_outside(table, source_of(name))
+    }
     panels = [
         (
             f"held-out-{number}",
             f"Held out: {source_of(name)}",
-            line_chart(tables, {"held out": name}, "accuracy", SHARE),
+            line_chart(tables, {"held out": name}, *(("acc",) if source_of(name) in outside else ("accuracy", SHARE))),
         )
         for number, name in enumerate(names[:MAX_SOURCES], start=1)
     ]
@@ -31,6 +34,11 @@ def accuracy(views: Views) -> Section | None:
         "Held-out accuracy is from verl's validation. The accuracy of rollouts is over all rollouts of a step, also "
         "those that were not trained on."
     ]
+    if outside:
+        text.append(
+            f"The held-out values of {', '.join(sorted(outside))} are no accuracies, because the verifier returned an "
+            "acc outside [0, 1]."
+        )
     if len(names) > MAX_SOURCES:
         text.append(f"{len(names) - MAX_SOURCES} other data sources are not shown.")
     if has_nonzero(views, EXACT):

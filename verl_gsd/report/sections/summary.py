@@ -20,7 +20,7 @@ def findings_section(views: Views) -> Section:
         prefix = f"{name}: " if len(views) > 1 else ""
         notices += [
             Notice(prefix + finding.title, finding.text, finding.overrides)
-            for finding in collect_findings(view.table, view.run.config)
+            for finding in collect_findings(view.table, view.run.config, view.run.words)
         ]
         notices += [Notice(f"{prefix}left out: {reason}") for reason in view.run.left_out()]
         if not len(view.run.records):

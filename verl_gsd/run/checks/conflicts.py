@@ -1,121 +1,14 @@
-"""Settings that the extensions of a run do not work with, according to their declarations.
-
-``check_conflicts`` reports them for a config. ``scripts/compatibility.py`` writes them into docs/switching.md.
-"""
+"""The check that reports every setting that an extension of the run does not work with."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from verl_gsd import extension
-from verl_gsd.declaration import WEIGHS, Conflict, Declaration
-from verl_gsd.errors import OUR_MODES
+from verl_gsd.conflicts import SECTIONS, conflicts_in
 from verl_gsd.run.compose import Line
 from verl_gsd.scalars import as_yaml
-
-_SECTIONS = "algorithm.gsd."
-MODE = "trainer.v1.trainer_mode"
-
-
-@dataclass(frozen=True)
-class Condition:
-    """``Conflict.setting`` or ``Conflict.when``, parsed. ``weighs`` is not a condition.
-
-    Attributes:
-        values: values that the key must have, or must not have if ``negated``. Empty: any value that is not null.
-    """
-
-    key: str
-    values: tuple[Any, ...] = ()
-    negated: bool = False
-
-    @classmethod
-    def parse(cls, text: str) -> Condition:
-        """Parse ``key``, ``key=value|value`` or ``key!=value|value``."""
-        key, equals, values = text.partition("=")
-        parsed = tuple(yaml.safe_load(value) for value in values.split("|")) if equals else ()
-        return cls(key.removesuffix("!"), parsed, negated=key.endswith("!"))
-
-    def holds(self, config: DictConfig) -> bool:
-        """Whether the resolved ``config`` meets the condition."""
-        value = OmegaConf.select(config, self.key)
-        is_listed = any(_is_equal(value, listed) for listed in self.values)
-        if self.negated or not self.values:
-            return value is not None and not is_listed
-        return is_listed
-
-
-def _is_equal(value: Any, other: Any) -> bool:
-    """Whether two values are equal. Unlike in Python, true is not 1."""
-    return isinstance(value, bool) == isinstance(other, bool) and bool(value == other)
-
-
-@dataclass(frozen=True)
-class ConflictInConfig:
-    """A conflict of an extension that takes part, for a config that meets ``Conflict.setting``.
-
-    Attributes:
-        key: the key of the config that conflicts.
-        applies: whether the config also meets ``Conflict.when``.
-    """
-
-    declaration: Declaration
-    conflict: Conflict
-    key: str
-    applies: bool
-
-
-def all_conflicts(declaration: Declaration, mode: str = "sync") -> tuple[Conflict, ...]:
-    """The conflicts that an extension declares, and those that follow from other fields of its declaration.
-
-    Args:
-        mode: one of verl's own trainer modes. A fix for it suggests our mode that extends it.
-    """
-    return (*declaration.conflicts, *_implied(declaration, mode))
-
-
-def _implied(declaration: Declaration, mode: str) -> Iterator[Conflict]:
-    if "." in declaration.name:
-        return  # the extension that contains this part has the same conflicts and reports them
-    if declaration.weighs:
-        yield Conflict(
-            "algorithm.adv_estimator!=gsd",
-            "it changes or uses the advantages of the estimator gsd",
-            "Set algorithm.adv_estimator=gsd.",
-        )
-    if declaration.needs_groups:
-        yield Conflict(
-            f"{MODE}!={'|'.join(OUR_MODES.values())}",
-            f"it needs whole groups, which only {', '.join(OUR_MODES.values())} provide",
-            f"Set {MODE}={OUR_MODES.get(mode, OUR_MODES['sync'])}.",
-        )
-
-
-def conflicts_in(config: DictConfig) -> Iterator[ConflictInConfig]:
-    """The conflicts of the extensions that take part, at most one per extension and key.
-
-    Conflicts that do not apply because of ``Conflict.when`` come last.
-    """
-    gsd, mode = OmegaConf.select(config, "algorithm.gsd") or {}, str(OmegaConf.select(config, MODE))
-    # gsd_section.py reports sections that are not mappings.
-    active = [declaration for declaration in extension.active(gsd) if isinstance(declaration.section(gsd), Mapping)]
-    conflicts = [
-        ConflictInConfig(declaration, conflict, key, not conflict.when or Condition.parse(conflict.when).holds(config))
-        for declaration in active
-        for conflict in all_conflicts(declaration, mode)
-        for key in _keys_of(conflict, declaration, active, config)
-    ]
-    reported_pairs: set[frozenset[str]] = set()
-    for in_config in sorted(conflicts, key=lambda in_config: not in_config.applies):
-        pair = frozenset((in_config.declaration.name, in_config.key.removeprefix(_SECTIONS)))
-        if pair not in reported_pairs:
-            yield in_config
-        reported_pairs.add(pair)
 
 
 def check_conflicts(config: DictConfig, line: Line) -> Iterator[str]:
@@ -125,26 +18,4 @@ def check_conflicts(config: DictConfig, line: Line) -> Iterator[str]:
             name, conflict = in_config.declaration.name, in_config.conflict
             value = OmegaConf.select(config, in_config.key)
             setting = in_config.key if OmegaConf.is_config(value) else f"{in_config.key}={as_yaml(value)}"
-            yield f"{setting}: {_SECTIONS}{name} does not work with it: {conflict.reason}. {conflict.fix}"
-
-
-def _keys_of(
-    conflict: Conflict, declaration: Declaration, active: Sequence[Declaration], config: DictConfig
-) -> list[str]:
-    """The keys of ``config`` that meet ``Conflict.setting``."""
-    if conflict.setting == WEIGHS:
-        return [f"{_SECTIONS}{other.name}" for other in others_that_weigh(declaration, active)]
-    condition = Condition.parse(conflict.setting)
-    return [condition.key] if condition.holds(config) else []
-
-
-def others_that_weigh(declaration: Declaration, among: Sequence[Declaration]) -> list[Declaration]:
-    """Other extensions that weigh advantages. A part is left out if the extension that contains it is listed."""
-    others = [other for other in among if other.weighs and _top_name(other) != _top_name(declaration)]
-    names = {other.name for other in others}
-    return [other for other in others if other.name == _top_name(other) or _top_name(other) not in names]
-
-
-def _top_name(declaration: Declaration) -> str:
-    """The name of the extension, or of the extension that contains it as a part."""
-    return declaration.name.partition(".")[0]
+            yield f"{setting}: {SECTIONS}{name} does not work with it: {conflict.reason}. {conflict.fix}"

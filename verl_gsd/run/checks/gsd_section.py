@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from verl_gsd import extension
 from verl_gsd.checkpoints import step_of, whole_checkpoints
+from verl_gsd.conflicts import lacks_accuracy
 from verl_gsd.dial_settings import dial_settings
 from verl_gsd.dynamic_sampling import OLD_METRICS
 from verl_gsd.errors import OUR_MODES, OWN_GPUS_FOR_REWARDS, ConfigError
@@ -86,7 +87,7 @@ def check_reward_model_pool(config: DictConfig, line: Line) -> Iterator[str]:
 
 def check_accuracies_known(config: DictConfig, line: Line) -> Iterator[str]:
     """Report settings that read ``acc`` if rewards come only from a reward model, which returns a score and no acc."""
-    if not config.reward.reward_model.enable or config.reward.custom_reward_function.path is not None:
+    if not lacks_accuracy(config):
         return
     no_accuracy = "a reward model without reward.custom_reward_function.path returns a score and no acc"
     metric = OmegaConf.select(config, "algorithm.filter_groups.metric")

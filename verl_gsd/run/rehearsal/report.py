@@ -38,6 +38,7 @@ class Findings:
         stand_ins: what stands in for a part of the run that could not be had.
         unchecked: what could not be checked, and why.
         settings: what is preserved and what is replaced, with all keys and values. Only the file of the report has it.
+        warnings: what the run will lack although it trains, each with its key and the remedy.
     """
 
     worked: list[str] = field(default_factory=list)
@@ -45,10 +46,14 @@ class Findings:
     stand_ins: list[str] = field(default_factory=list)
     unchecked: list[str] = field(default_factory=list)
     settings: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     def lines(self) -> Iterator[str]:
         yield "seen to work:"
         yield from _bullets(self.worked or ["nothing: the rehearsal ended before its run started"])
+        if self.warnings:
+            yield "warnings:"
+            yield from _bullets(self.warnings)
         yield "found wrong:"
         yield from _bullets(self.wrong or ["nothing"])
         yield "a rehearsal cannot know:"

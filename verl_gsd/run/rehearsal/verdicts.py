@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from verl_gsd import extension
 from verl_gsd.dynamic_sampling import filter_metric
+from verl_gsd.scalars import without_rounding
 
 #: Row of the data, and what the reward function returned for a response to it, by name.
 Returned = tuple[int, Mapping[str, Any]]
@@ -42,10 +43,10 @@ def verdict_problems(config: DictConfig, returned: Sequence[Returned]) -> Iterat
     for declaration in extension.active(gsd):
         if not declaration.reads_accuracy:
             continue
-        low, high = OmegaConf.select(config, f"algorithm.gsd.{declaration.name}.accuracy_range") or (0, 1)
+        low, high = _accuracy_range(config, declaration.name) or (0, 1)
         for row, values in returned:
             accuracy = values.get("acc")
-            if not low <= _number(accuracy) <= high:
+            if not low <= without_rounding(_number(accuracy)) <= high:
                 given = "no acc" if "acc" not in values else f"acc={str(accuracy)[:40]}"
                 section = f"algorithm.gsd.{declaration.name}"
                 yield (
@@ -54,6 +55,35 @@ def verdict_problems(config: DictConfig, returned: Sequence[Returned]) -> Iterat
                     f'{{"score": -1.0, "acc": 0.0}} for a wrong response, or set {section}=null.'
                 )
                 break
+
+
+def accuracy_warning(config: DictConfig, returned: Sequence[Returned]) -> str | None:
+    """What the run will lack if the reward function returns no ``acc`` from 0 to 1; None if it returns one.
+
+    The training itself does not need it, unless ``verdict_problems`` finds so. In a rehearsal, seeded scores replace
+    the function's own, so that its run does not show this.
+
+    Args:
+        returned: for right and wrong answers.
+    """
+    gsd = OmegaConf.select(config, "algorithm.gsd") or {}
+    ranges = (_accuracy_range(config, declaration.name) for declaration in extension.active(gsd))
+    low, high = next(filter(None, ranges), (0, 1))
+    for row, values in returned:
+        if not low <= without_rounding(_number(values.get("acc"))) <= high:
+            given = f"acc={str(values['acc'])[:40]}" if "acc" in values else "no acc"
+            return (
+                f"{_FUNCTION}: it returns {given} for row {row} of the data, which is no accuracy from {low:g} to "
+                f"{high:g}. verl uses a plain number as acc. The run will log no accuracy and no pass@K of such "
+                "groups, and the report will not have them. Return acc from the function, for example "
+                '{"score": -1.0, "acc": 0.0} for a wrong response.'
+            )
+    return None
+
+
+def _accuracy_range(config: DictConfig, name: str) -> tuple[float, float] | None:
+    """The range that the section of an extension rescales to [0, 1]; None if it rescales none."""
+    return OmegaConf.select(config, f"algorithm.gsd.{name}.accuracy_range")
 
 
 def _number(value: Any) -> float:

@@ -94,7 +94,7 @@ LINES = [
     {f"{DAGRPO}.delta=-inf": r"delta=-inf with algorithm\.gsd\.dagrpo\.judge: "},
     {f"{JUDGE}=null": r"delta=3 without algorithm\.gsd\.dagrpo\.judge: .*delta=-\.inf"},
     {f"{SHOWN}=null": r"loss_mode=dagrpo without algorithm\.gsd\.dagrpo\.demonstrations"},
-    {f"{POLICY}.loss_mode=vanilla": r"loss_mode=vanilla with algorithm\.gsd\.dagrpo\.demonstrations"},
+    {f"{POLICY}.loss_mode=vanilla": r"loss_mode=vanilla: algorithm\.gsd\.dagrpo\.demonstrations .*loss_mode=dagrpo"},
     {f"{DAGRPO}.probe_every=0": r"probe_every=0: "},
     {f"{DAGRPO}.mask=median": r"mask=median: .*pairs, min, mean, max.*Did you mean mean\?"},
 ]

@@ -270,6 +270,17 @@ def test_a_response_without_an_accuracy_ends_the_run_before_its_update(accuracy)
         budget.stage_inputs([Member(group, 0)], [group])
 
 
+def test_a_source_that_a_checkpoint_left_without_accuracies_ends_the_run_before_its_update():
+    """Its prompts would stay unknown for the whole run, although the reward function is right now."""
+    store = PromptStore()
+    store.leave_out("maths")
+    budget = Budget({}, services(2, store))
+    planned(budget, [("maths", 1)])
+    group = Group("uid0", "maths", 1, np.zeros(2), np.array([1.0, 0.0]), np.ones(2, np.int64))
+    with pytest.raises(ValueError, match=r"algorithm\.gsd\.budget .*data_source=maths.*algorithm\.gsd\.state=fresh"):
+        budget.stage_inputs([Member(group, 0)], [group])
+
+
 def test_a_group_is_known_by_what_was_asked_for_whatever_came_of_it():
     budget = Budget({}, services(4, PromptStore()))
     planned(budget, [("math", 1), ("math", 2)])

@@ -4,6 +4,7 @@ import copy
 import io
 import itertools
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -179,14 +180,26 @@ def left_with(accuracies, tokens=None):
 )
 def test_groups_without_accuracies_in_0_to_1_are_rejected_before_the_update(accuracies, shown):
     """They would never reach the memory, and the sampler would be uniform without a word."""
-    sampler = SamplerExtension({})
+    sampler = SamplerExtension({}, SimpleNamespace(prompts=PromptStore()))
     assert sampler.stage_inputs([], [left_with([0.5, 1.0]), left_with([])]) == {}
     with pytest.raises(ValueError, match=rf"algorithm\.gsd\.sampler .*data_source=math, index=7 has acc={shown}\."):
         sampler.stage_inputs([], [left_with([1.0, 0.0]), left_with(accuracies)])
 
 
 def test_responses_of_earlier_visits_need_no_accuracy():
-    assert SamplerExtension({}).stage_inputs([], [left_with([1.0, np.nan], tokens=[3, 0])]) == {}
+    sampler = SamplerExtension({}, SimpleNamespace(prompts=PromptStore()))
+    assert sampler.stage_inputs([], [left_with([1.0, np.nan], tokens=[3, 0])]) == {}
+
+
+def test_a_source_that_a_checkpoint_left_without_accuracies_is_rejected_before_the_update():
+    """Its prompts would stay unknown for the whole run, although the reward function is right now."""
+    store = PromptStore()
+    store.leave_out("another")
+    sampler = SamplerExtension({}, SimpleNamespace(prompts=store))
+    assert sampler.stage_inputs([], [left_with([1.0, 0.0])]) == {}
+    store.leave_out("math")
+    with pytest.raises(ValueError, match=r"algorithm\.gsd\.sampler .*data_source=math.*algorithm\.gsd\.state=fresh"):
+        sampler.stage_inputs([], [left_with([1.0, 0.0])])
 
 
 class Run:

@@ -7,10 +7,11 @@ from omegaconf import OmegaConf
 
 from verl_gsd import config as groups
 from verl_gsd import extension
+from verl_gsd.conflicts import MODE, Condition, all_conflicts, others_that_weigh
 from verl_gsd.declaration import WEIGHS
 from verl_gsd.errors import ConfigError
 from verl_gsd.run.checks import validate as validation
-from verl_gsd.run.checks.conflicts import MODE, Condition, all_conflicts, check_conflicts, others_that_weigh
+from verl_gsd.run.checks.conflicts import check_conflicts
 from verl_gsd.run.compose import Line
 
 LINE = Line({}, ())

@@ -307,6 +307,12 @@ CASES = [
     ),
     (f"algo=dapo {FILTER}.metric=reward", "compares the rewards", [f"{FILTER}.metric=acc"]),
     (f"algo=dapo {FILTER}.metric=score", "before a penalty", [f"{FILTER}.metric=acc"]),
+    ("algo=dapo task=arithmetic_graded", "evicts groups whose verdicts agree", [f"{FILTER}.metric=score"]),
+    (
+        "algo=dapo silent_groups=left_out",
+        "algorithm.gsd.silent_groups with",
+        ["silent_groups=counted", f"{FILTER}.enable=false"],
+    ),
     (f"algo=dapo {FILTER}.metric=format", "a value of this name for every", [f"{FILTER}.metric=acc"]),
     (f"algo=dapo {VERIFIER}=null", "verl's own scorers", [f"{VERIFIER}=pkg://verl_gsd.tasks.maths"]),
     # sizes_in_data.py

@@ -209,3 +209,12 @@ def test_the_list_of_findings_has_three_parts_and_names_stand_ins():
     assert lines[:5] == ["seen to work:", "  - it trained", "found wrong:", "  - a: wrong.", "    more"]
     assert any("NCCL" in line for line in lines) and "the tokenizer is a stand-in" in lines[-1]
     assert "  - whether memory fits" in Findings(unchecked=["whether memory fits"]).lines()
+
+
+def test_warnings_are_listed_and_are_no_problems():
+    assert list(Findings(["it trained"], warnings=["no acc"]).lines())[2:6] == [
+        "warnings:",
+        "  - no acc",
+        "found wrong:",
+        "  - nothing",
+    ]

@@ -5,7 +5,7 @@ from omegaconf import OmegaConf
 
 import verl_gsd.algorithms  # noqa: F401  # registers the extensions
 from verl_gsd.run.rehearsal.references import check_references
-from verl_gsd.run.rehearsal.verdicts import verdict_problems
+from verl_gsd.run.rehearsal.verdicts import accuracy_warning, verdict_problems
 
 ROWS = [{"data_source": "mine", "reward_model": {"ground_truth": "7"}, "extra_info": {"index": 0}}]
 SAMPLER, HADW = {"gsd": {"sampler": {}}}, {"gsd": {"hadw": {}}}
@@ -14,11 +14,14 @@ RESCALED = {"gsd": {"hadw": {"accuracy_range": [-1, 1]}}}
 FILTER = {"filter_groups": {"enable": True, "metric": "acc"}}
 
 
+def returned_by(answer):
+    """What the function that returns ``answer(is_right)`` returned for the rows."""
+    return check_references(lambda solution_str, **kwargs: answer("7" in solution_str), {}, ROWS).returned
+
+
 def problems(algorithm, answer):
     """Of the function that returns ``answer(is_right)``, for the settings ``algorithm``."""
-    config = OmegaConf.create({"algorithm": algorithm})
-    references = check_references(lambda solution_str, **kwargs: answer("7" in solution_str), {}, ROWS)
-    return list(verdict_problems(config, references.returned))
+    return list(verdict_problems(OmegaConf.create({"algorithm": algorithm}), returned_by(answer)))
 
 
 def plain(right):
@@ -78,3 +81,27 @@ def test_dynamic_sampling_needs_the_value_that_it_compares():
     for metric, answer in (("reward", score_only), ("score", score_only), ("acc", signs)):
         assert problems({"filter_groups": {"enable": True, "metric": metric}}, answer) == []
     assert problems({"filter_groups": {"enable": False, "metric": "acc"}}, score_only) == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "given"),
+    [
+        (plain, None),
+        (verdicts, None),
+        (lambda right: 0.25 + right / 2, None),
+        (signs, "acc=-1.0"),
+        (score_only, "no acc"),
+        (lambda right: {"score": 1.0 * right, "acc": "yes"}, "acc=yes"),
+    ],
+)
+def test_a_function_whose_accuracies_the_run_will_lack_is_warned_of(answer, given):
+    """Although no setting of the run reads them. Seeded scores hide this from the rehearsal's run."""
+    warning = accuracy_warning(OmegaConf.create({"algorithm": {"gsd": {}}}), returned_by(answer))
+    if given is None:
+        assert warning is None
+    else:
+        assert f"returns {given} for row 0" in warning and "no pass@K" in warning and "Return acc" in warning
+
+
+def test_accuracies_in_a_range_that_a_section_rescales_are_not_warned_of():
+    assert accuracy_warning(OmegaConf.create({"algorithm": RESCALED}), returned_by(signs)) is None

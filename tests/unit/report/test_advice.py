@@ -1,0 +1,226 @@
+"""What a report advises is followed on the line of the run: no check rejects it, and no warning is new."""
+
+import shlex
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+
+from verl_gsd.audit import audit
+from verl_gsd.dotted_keys import dotted_leaves
+from verl_gsd.errors import ConfigError
+from verl_gsd.report.advice import accepted_overrides
+from verl_gsd.report.findings import collect_findings
+from verl_gsd.report.findings.lengths import MAX_PROMPT, MAX_RESPONSE, doubled
+from verl_gsd.report.reading import read_run
+from verl_gsd.run.checks.validate import OF_THIS_MACHINE, validate
+
+STEPS = 30
+ACTOR, REWARDS = "actor_rollout_ref.actor", "reward.reward_model"
+LOSS, MODEL = f"{ACTOR}.policy_loss.loss_mode", "actor_rollout_ref.model.path"
+SEVEN = ("recipe=gsd/qwen2.5_math_7b", "hardware=8xa100_80g")
+SMALL = ("algo=grpo", "task=arithmetic", "hardware=cpu")
+REWARD_MODEL = (
+    f"{REWARDS}.enable=true",
+    f"{REWARDS}.model_path=a/model",
+    f"{REWARDS}.enable_resource_pool=true",
+    f"{REWARDS}.nnodes=1",
+    f"{REWARDS}.n_gpus_per_node=1",
+    f"{REWARDS}.rollout.name=vllm",
+    "reward.custom_reward_function.path=null",
+)
+FILTER, ANCHORS, MASK, SAMPLER = (
+    "algorithm.filter_groups.enable=true",
+    "algo=dagrpo_anchors",
+    "algo=dagrpo_mask",
+    "sampler=",
+)
+AVERAGE, CONTEXT = f"{ACTOR}.loss_agg_mode", "actor_rollout_ref.rollout.max_model_len"
+OVERLONG, PENALIZED = "reward.reward_kwargs.overlong_buffer_cfg.enable", "reward.reward_kwargs.max_resp_len"
+TRIED = (FILTER, ANCHORS, MASK, SAMPLER, f"{MAX_PROMPT}=", f"{MAX_RESPONSE}=")
+
+
+def troubled():
+    """A run with silent groups, responses that are cut off, prompts that are too long, and a gradient that spikes."""
+    norms = np.exp(0.2 * np.resize([1.0, -1.0, 0.5], STEPS))
+    norms[20] = 1e10
+    values = {
+        "silent": 0.8,
+        "all_wrong": 0.6,
+        "all_right": 0.2,
+        "groups": 128,
+        "failed": 0.1,
+        "rollouts": 1024,
+        "lost_rewards": 1,
+        "reward/failures/prompt_too_long": 1,
+        "response_length/max": 1e6,
+        "response_length/clip_ratio": 0.6,
+        "actor/grad_norm": norms,
+    }
+    columns = {name: np.broadcast_to(value, STEPS).astype(float) for name, value in values.items()}
+    return {"step": np.arange(1, STEPS + 1)} | columns
+
+
+def composed(compose, words):
+    """(config, problems and warnings that do not depend on this machine)."""
+    config, line = compose(*words)
+    problems: set[str] = set()
+    try:
+        validate(config, line, OF_THIS_MACHINE)
+    except ConfigError as error:
+        problems |= set(str(error).splitlines())
+    return config, problems | set(audit(config).warnings)
+
+
+def advised(config, words):
+    leaves = dict(dotted_leaves(OmegaConf.to_container(config)))
+    return [override for finding in collect_findings(troubled(), leaves, words) for override in finding.overrides]
+
+
+#: (words of a run, starts of overrides that it gets, starts of overrides that it does not get).
+RUNS = [
+    (SMALL, [FILTER, ANCHORS, MASK, SAMPLER], []),
+    (SEVEN, [FILTER, ANCHORS, MASK, SAMPLER, f"{MODEL}=..."], [MAX_RESPONSE, MAX_PROMPT]),
+    ((*SEVEN, "data.max_response_length=1000"), [f"{MAX_RESPONSE}=2000 ", f"{MAX_PROMPT}=2048 "], [MODEL]),
+    ((*SEVEN, "data.max_response_length=2000"), [f"{MAX_RESPONSE}=3072 ", f"{MAX_PROMPT}=2048 "], [MODEL]),
+    (
+        (*SEVEN, "data.max_response_length=1000", f"{CONTEXT}=2024", f"+{PENALIZED}=1000", f"+{OVERLONG}=true"),
+        [f"{MAX_RESPONSE}=2000 {CONTEXT}=3024 {PENALIZED}=2000 "],
+        [MODEL],
+    ),
+    (("algo=grpo", "task=arithmetic_graded", "hardware=cpu"), [f"{FILTER} algorithm.filter_groups.metric=score "], []),
+    ((*SMALL, *REWARD_MODEL), [MASK], [FILTER, ANCHORS, SAMPLER]),
+    ((*SMALL, "data.dataloader_num_workers=8"), [FILTER, ANCHORS], [SAMPLER]),
+    ((*SMALL, f"{LOSS}=sapo"), [FILTER, MASK, SAMPLER], [ANCHORS]),
+    (("algo=gspo", *SMALL[1:]), [FILTER, ANCHORS], []),
+    (
+        (*SMALL, "algorithm.adv_estimator=grpo", "trainer.v1.trainer_mode=sync"),
+        [FILTER],
+        [ANCHORS, MASK, SAMPLER],
+    ),
+    ((*SMALL, "silent_groups=left_out"), [SAMPLER], [FILTER]),
+    ((*SMALL, "budget=adaptive"), [SAMPLER], [FILTER]),
+    (("algo=gvpo", *SMALL[1:]), [FILTER], [ANCHORS, MASK, SAMPLER]),
+    ((*SMALL, "algorithm.use_kl_in_reward=true"), [], [FILTER, ANCHORS, MASK, SAMPLER]),
+]
+
+
+@pytest.mark.parametrize(("words", "given", "withheld"), RUNS, ids=lambda words: " ".join(words)[-60:])
+def test_advice_is_accepted_by_the_line_of_the_run(compose_fast, words, given, withheld):
+    config, before = composed(compose_fast, words)
+    overrides = advised(config, words)
+    for start in given:
+        assert any(override.startswith(start) for override in overrides), (start, overrides)
+    for start in withheld:
+        assert not any(override.startswith(start) for override in overrides), (start, overrides)
+    for override in overrides:
+        changes = shlex.split(override.partition("#")[0])
+        if not override.startswith(TRIED):
+            continue  # test_report_findings.py tries the others
+        names = {change.partition("=")[0] for change in changes}
+        others = [word for word in words if word.partition("=")[0] not in names]
+        judge = ["algorithm.gsd.dagrpo.judge.scorer=stub"] if MASK in override else []
+        _, after = composed(compose_fast, [*others, *changes, *judge])
+        assert after <= before, override
+
+
+def test_without_the_words_a_choice_of_a_group_sets_all_its_keys(compose_fast):
+    words = (*SMALL, "data.dataloader_num_workers=8")
+    config, _ = composed(compose_fast, words)
+    assert any(override.startswith(SAMPLER) for override in advised(config, ()))
+
+
+def test_a_key_of_the_line_stays_if_a_group_is_chosen_anew():
+    config = {LOSS: "sapo", "algorithm.adv_estimator": "gsd"}
+    assert accepted_overrides((ANCHORS,), config, ("recipe=no/such",)) == (ANCHORS,)
+    assert accepted_overrides((ANCHORS,), config, (f"{LOSS}=sapo",)) == ()
+    assert accepted_overrides((ANCHORS,), config, (f"+{LOSS}=sapo",)) == ()
+    assert accepted_overrides((ANCHORS,), config, (f"{ACTOR}.policy_loss={{loss_mode: sapo}}",)) == ()
+
+
+@pytest.mark.parametrize("override", ["a word", "'open", "algo=not_installed  # x", "a.b=...  # y", "a.b={  # z"])
+def test_what_cannot_be_tried_is_kept(override):
+    assert accepted_overrides((override,), {"a.b": 1}, ()) == (override,)
+
+
+def test_the_words_of_a_run_are_read(tmp_path):
+    (tmp_path / "overrides.yaml").write_text("[algo=grpo, a.b=1]")
+    assert read_run(tmp_path, "run").words == ("algo=grpo", "a.b=1")
+    (tmp_path / "overrides.yaml").write_text("a: 1")
+    assert read_run(tmp_path, "run").words == ()
+    (tmp_path / "overrides.yaml").write_text("[")
+    run = read_run(tmp_path, "run")
+    assert run.words == () and "overrides.yaml" in run.skipped[0]
+
+
+def test_a_length_stays_within_the_context_of_a_local_model(tmp_path):
+    """The context is that in the model's folder, whatever its name."""
+    config = {MAX_PROMPT: 1024, MAX_RESPONSE: 1024, MODEL: str(tmp_path)}
+    assert doubled(config, MAX_RESPONSE, "why") == (
+        f"{MAX_RESPONSE}=2048  # why, if the model's context allows it; it is 1024",
+    )
+    sizes = ["num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size"]
+    content = ", ".join(f'"{size}": 8' for size in sizes)
+    (tmp_path / "config.json").write_text(f'{{{content}, "max_position_embeddings": 2500}}')
+    assert doubled(config, MAX_RESPONSE, "why") == (f"{MAX_RESPONSE}=1476  # why, it is 1024",)
+    assert doubled(config | {MAX_PROMPT: 1476}, MAX_RESPONSE, "why")[0].startswith(f"{MODEL}=...  # a model with")
+    (tmp_path / "config.json").write_text("{")
+    assert "if the model's context allows it" in doubled(config, MAX_PROMPT, "why")[0]
+
+
+def test_a_longer_response_gets_the_micro_batch_that_it_needs():
+    config = {MAX_PROMPT: 1024, MAX_RESPONSE: 8192, f"{ACTOR}.use_dynamic_bsz": True}
+    key = f"{ACTOR}.ppo_max_token_len_per_gpu"
+    assert f" {key}=17408  #" in doubled(config | {key: 16384}, MAX_RESPONSE, "why")[0]
+    assert key not in doubled(config | {key: 17408}, MAX_RESPONSE, "why")[0]
+    assert key not in doubled(config | {key: 16384, f"{ACTOR}.use_dynamic_bsz": False}, MAX_RESPONSE, "why")[0]
+
+
+def test_a_longer_response_raises_the_other_limits_of_its_length():
+    """vLLM cuts a sequence at its own limit, and DAPO's penalty grows with each token above max_resp_len."""
+    config = {MAX_PROMPT: 1024, MAX_RESPONSE: 8192, CONTEXT: 9216, OVERLONG: True, PENALIZED: 8192}
+    (override,) = doubled(config, MAX_RESPONSE, "why")
+    assert override.startswith(f"{MAX_RESPONSE}=16384 {CONTEXT}=17408 {PENALIZED}=16384  #")
+    (override,) = doubled(config, MAX_PROMPT, "why")
+    assert override.startswith(f"{MAX_PROMPT}=2048 {CONTEXT}=10240  #")
+    for others in ({CONTEXT: 32768, OVERLONG: False}, {CONTEXT: None, PENALIZED: 16384}):
+        (override,) = doubled(config | others, MAX_RESPONSE, "why")
+        assert override.startswith(f"{MAX_RESPONSE}=16384  #")
+
+
+def columns_of_all_steps(**columns):
+    return {"step": np.arange(1, STEPS + 1)} | columns
+
+
+SHORTER = columns_of_all_steps(tokens_per_response=np.linspace(400, 50, STEPS))
+SHIFTED = columns_of_all_steps(accuracy=np.repeat([0.1, 0.9], STEPS // 2) + 0.01 * np.resize([1, -1, 0.5], STEPS))
+PER_RESPONSE = f"{AVERAGE}=seq-mean-token-mean"
+
+
+@pytest.mark.parametrize(
+    ("steps", "words", "key", "is_given"),
+    [
+        (SHORTER, (*SMALL, PER_RESPONSE), AVERAGE, True),
+        (SHORTER, ("algo=gvpo", *SMALL[1:], PER_RESPONSE), AVERAGE, False),
+        (SHORTER, ("algo=gvpo", *SMALL[1:], PER_RESPONSE, f"{ACTOR}.entropy_coeff=0.01"), AVERAGE, True),
+        (SHIFTED, (*SMALL, "data.shuffle=false"), "data.shuffle", True),
+        (SHIFTED, (*SMALL, "data.shuffle=false", "sampler=disagreement"), "data.shuffle", False),
+    ],
+)
+def test_a_key_without_effect_is_not_advised(compose_fast, steps, words, key, is_given):
+    """The checks before a run reject such a key."""
+    config, _ = compose_fast(*words)
+    findings = collect_findings(steps, dict(dotted_leaves(OmegaConf.to_container(config))), words)
+    overrides = [override for finding in findings for override in finding.overrides]
+    assert any(override.startswith(f"{key}=") for override in overrides) == is_given, overrides
+
+
+def test_a_key_stays_advised_if_the_config_does_not_tell_whether_it_has_an_effect():
+    sampler = {"algorithm.gsd.sampler.explore": 0.1, "data.shuffle": False}
+    rows = {"data.train_max_samples": -1, "data.val_max_samples": -1}
+    advice = ("data.shuffle=true  # why",)
+    assert accepted_overrides(advice, sampler, ()) == advice
+    assert accepted_overrides(advice, sampler | rows, ()) == ()
+    beta = (f"{ACTOR}.policy_loss.beta=...  # why",)
+    assert accepted_overrides(beta, {}, ()) == beta
+    assert accepted_overrides(beta, {f"{ACTOR}.policy_loss.beta": None, LOSS: "vanilla"}, ()) == ()

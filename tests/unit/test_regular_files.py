@@ -1,0 +1,93 @@
+"""Files that others may have made: a named pipe or a device in their place stops no command."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from verl_gsd.python_commands import code_command
+from verl_gsd.regular_files import open_regular, read_regular
+
+
+def test_a_file_is_read_also_through_a_link(tmp_path):
+    (tmp_path / "file").write_bytes(b"abc")
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    assert read_regular(tmp_path / "file") == read_regular(tmp_path / "link") == b"abc"
+    with pytest.raises(OSError, match="link"):
+        open_regular(tmp_path / "link", follow_links=False)
+    with pytest.raises(FileNotFoundError):
+        read_regular(tmp_path / "missing")
+
+
+def test_a_file_is_opened_in_a_folder_that_is_open(tmp_path):
+    (tmp_path / "file").write_bytes(b"abc")
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    try:
+        with open_regular("file", folder=descriptor) as file:
+            assert file.read() == b"abc"
+    finally:
+        os.close(descriptor)
+
+
+def test_what_is_not_a_regular_file_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zeros").symlink_to("/dev/zero")
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for path in (tmp_path / "pipe", tmp_path / "zeros", tmp_path):
+        with pytest.raises(OSError, match="it is not a regular file"):
+            read_regular(path)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+REFUSED = "it is not a regular file"
+#: What reads a file of a run: (the file, code that reads it, what the code prints or raises).
+READERS = {
+    "the number of ranks": (
+        "global_step_1/actor/fsdp_config.json",
+        "from verl_gsd.checkpoints import world_size; world_size(path.parent)",
+        REFUSED,
+    ),
+    "the attempt of a checkpoint": (
+        "global_step_1/gsd/metrics.json",
+        "from verl_gsd.checkpoints import whole_checkpoints; print(list(whole_checkpoints(path.parents[2])))",
+        "[]",
+    ),
+    "a run's words": (
+        "overrides.yaml",
+        "from verl_gsd.run.trust import stored_words; stored_words(RunDirectory(path.parent), None, trusted=True)",
+        REFUSED,
+    ),
+    "a run's signature": (
+        "signature",
+        "from verl_gsd.run import trust; (path.parent / 'overrides.yaml').write_text('[]'); trust.why_unsigned()\n"
+        "trust.stored_words(RunDirectory(path.parent), None, trusted=False)",
+        "nothing shows that you started this run",
+    ),
+    "the key": ("verl_gsd/key", "from verl_gsd.run.trust import why_unsigned; print(why_unsigned())", REFUSED),
+    "curves": ("curves.json", "from verl_gsd.compare.comparison_file import read_curves; read_curves(path)", REFUSED),
+    "an evaluation": (
+        "result.json",
+        "from verl_gsd.evaluation.results import read_result; read_result(path.parent)",
+        REFUSED,
+    ),
+    "a state": (
+        "global_step_1/gsd/state.json",
+        "from verl_gsd.state import saved_torch_version; print(saved_torch_version(path.parents[1]))",
+        "None",
+    ),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_named_pipe_in_place_of_a_file_does_not_stop_its_reader(tmp_path, reader):
+    """A process of its own, because the old code waits for a writer for ever."""
+    name, code, expected = READERS[reader]
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    os.mkfifo(path)
+    before = f"from pathlib import Path\nfrom verl_gsd.rundir import RunDirectory\npath = Path({str(path)!r})\n"
+    environment = os.environ | {"XDG_CONFIG_HOME": str(tmp_path)}
+    command = code_command(before + code)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert expected in done.stdout + done.stderr

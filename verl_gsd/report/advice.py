@@ -1,0 +1,118 @@
+"""Which of the overrides of a finding the run's config accepts, and which have an effect."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from verl_gsd import config as groups
+from verl_gsd.conflicts import is_accepted, with_changes
+from verl_gsd.dotted_keys import dotted_leaves, nested
+from verl_gsd.errors import ConfigError
+from verl_gsd.extension import declarations, declared_object
+
+_ABSENT = object()
+
+
+def accepted_overrides(
+    overrides: Collection[str], config: Mapping[str, Any], words: Collection[str]
+) -> tuple[str, ...]:
+    """The overrides that lead to no conflict that an extension declares, and set no key that has no effect.
+
+    See ``conflicts.is_accepted`` and ``Declaration.unused_keys``.
+
+    Those that are no KEY=VALUE, or leave the value to the user, are kept. So is a choice of a group that is not
+    installed.
+
+    Args:
+        overrides: as ``Finding.overrides``.
+        config: dotted key -> value; empty if it is not known.
+        words: the words of the run's command line; empty if they are not known. A key that a word sets keeps its value
+            if a group is chosen anew.
+    """
+    if not overrides:
+        return ()
+    groups.store_groups()  # with the resolvers of their values
+    whole = OmegaConf.create(nested(config))
+    return tuple(override for override in overrides if _is_accepted(override, whole, words))
+
+
+def _is_accepted(override: str, config: DictConfig, words: Collection[str]) -> bool:
+    try:
+        command = shlex.split(override.partition("#")[0])
+        changes = _changes(command, words)
+        if not is_accepted(config, changes):
+            return False
+        changed = with_changes(config, changes)
+        return not any(_is_unused(key, changed) for key in _keys_set(command) if _has(config, key))
+    except (ValueError, ConfigError, yaml.YAMLError, OmegaConfBaseException):
+        return True  # it is no override that can be tried here
+
+
+def _has(config: DictConfig, key: str) -> bool:
+    """Whether ``config`` contains ``key``. A condition of an unused key takes such a config."""
+    return OmegaConf.select(config, key, default=_ABSENT) is not _ABSENT
+
+
+def _is_unused(key: str, config: DictConfig) -> bool:
+    """Whether an extension declares that ``key`` has no effect. The checks before a run reject such a key."""
+    return any(
+        unused.has(key) and _applies(unused.unused, config)
+        for declaration in declarations()
+        if declaration.unused_keys is not None
+        for unused in declared_object(declaration, "unused_keys")
+    )
+
+
+def _applies(condition: Callable[[DictConfig], bool], config: DictConfig) -> bool:
+    try:
+        return condition(config)
+    except Exception:  # it reads a key that the report's config lacks, or is code of another package
+        return False
+
+
+def _changes(command: list[str], words: Collection[str]) -> dict[str, Any]:
+    """Dotted key -> value of all that an override sets in a run with these words."""
+    changes: dict[str, Any] = {}
+    for word in command:
+        key, equals, text = word.partition("=")
+        if not equals or "..." in text:
+            continue
+        if key not in groups.GROUPS:
+            changes[key.lstrip("+")] = yaml.safe_load(text)
+        elif text in groups.choices(key):
+            kept = _keys_set(words) + (_keys_of_recipe(words) if key == "algo" else ())
+            chosen = OmegaConf.to_container(groups.load_with_defaults(key, text))
+            changes |= {
+                name: value
+                for name, value in dotted_leaves(chosen)
+                if not any(name == own or name.startswith(f"{own}.") for own in kept)
+            }
+    return changes
+
+
+def _keys_set(words: Collection[str]) -> tuple[str, ...]:
+    """The dotted keys that the words of a command line set."""
+    names = (word.lstrip("+").partition("=")[0] for word in words)
+    return tuple(name for name in names if name not in groups.GROUPS)
+
+
+def _keys_of_recipe(words: Collection[str]) -> tuple[str, ...]:
+    """The dotted keys that the recipe itself sets, which override those of an algo that replaces the recipe's."""
+    names = [word.partition("=")[2] for word in words if word.startswith("recipe=")]
+    keys: list[str] = []
+    while names:
+        name = names.pop()
+        try:
+            recipe: Any = OmegaConf.to_container(groups.load("recipe", name))
+        except KeyError:  # a recipe of another version
+            continue
+        defaults = recipe.pop("defaults", [])
+        names += [base.removeprefix("/recipe/") for base in defaults if str(base).startswith("/recipe/")]
+        keys += [key for key, _ in dotted_leaves(recipe)]
+    return tuple(keys)

@@ -1,0 +1,117 @@
+"""Tells which users listen at an address of this machine, before a cluster's token is sent there.
+
+Every user of a machine can listen at a port that is free: at the usual port of Ray's job server, or at the address of a
+cluster that has ended. Whoever listens there receives the token that a client of Ray sends with its first request. A
+port at which this user or root listens cannot be taken by others.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import pwd
+import socket
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+from verl_gsd.errors import ConfigError
+
+#: The environment variable with the name or id of one other user of this machine whose Ray clusters may be used.
+TRUSTED = "VERL_GSD_CLUSTER_USER"
+
+_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+def listening_users(host: str, port: int) -> set[int] | None:
+    """The ids of the users who listen at an address of this machine; empty if nobody does.
+
+    Args:
+        host: a name or an IP address in any spelling, without brackets.
+
+    Returns:
+        None if nothing is known: the address is of another machine, or the system is not Linux.
+    """
+    local = _local_addresses(host)
+    listeners = _listeners(port) if local else None
+    if listeners is None:
+        return None
+    return {user for bound, user in listeners if any(_accepts(bound, target) for target in local)}
+
+
+def foreign_user(users: set[int]) -> int | None:
+    """One of ``users`` who is neither this user, nor root, nor the one that ``VERL_GSD_CLUSTER_USER`` names.
+
+    Raises:
+        ConfigError: the variable names no user of this machine.
+    """
+    return min(users - {os.geteuid(), 0, _trusted_user()}, default=None)
+
+
+def _trusted_user() -> int | None:
+    name = os.environ.get(TRUSTED, "")
+    if not name or name.isdecimal():
+        return int(name) if name else None
+    try:
+        return pwd.getpwnam(name).pw_uid
+    except KeyError:
+        raise ConfigError(
+            f"{TRUSTED}={name}: this machine has no such user. Set it to the name or the id of the user whose Ray "
+            f"cluster you want to use, or run `unset {TRUSTED}`."
+        ) from None
+
+
+def _local_addresses(host: str) -> set[_Address]:
+    """The addresses of this machine that ``host`` stands for: a name, or an IP address in any spelling.
+
+    A connection to the unspecified address (0.0.0.0 or ::) leads to the loopback address.
+    """
+    try:
+        resolved = {_ip(str(entry[4][0])) for entry in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
+    except (OSError, UnicodeError):  # Ray will report it
+        return set()
+    entries = (entry for interface in psutil.net_if_addrs().values() for entry in interface)
+    own = {_ip(entry.address) for entry in entries if entry.family in (socket.AF_INET, socket.AF_INET6)}
+    loopback = {4: ipaddress.ip_address("127.0.0.1"), 6: ipaddress.ip_address("::1")}
+    targets = {loopback[one.version] if one.is_unspecified else one for one in resolved}
+    return {one for one in targets if one.is_loopback or one in own}
+
+
+def _ip(text: str) -> _Address:
+    """An address without its interface (``%eth0``). IPv4 addresses that are written as IPv6 become IPv4."""
+    return _unmapped(ipaddress.ip_address(text.partition("%")[0]))
+
+
+def _unmapped(address: _Address) -> _Address:
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def _accepts(bound: _Address, target: _Address) -> bool:
+    """Whether a socket that listens at ``bound`` accepts connections to ``target``."""
+    is_any = bound.is_unspecified and (bound.version == 6 or target.version == 4)  # :: usually accepts IPv4 as well
+    return bound == target or is_any
+
+
+def _listeners(port: int) -> set[tuple[_Address, int]] | None:
+    """(address, user id) of every process that listens at a TCP port of this machine; None if that cannot be read.
+
+    Linux lists the processes of all users.
+    """
+    listeners, is_known = set(), False
+    for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")):
+        with suppress(OSError):
+            for row in table.read_text(encoding="ascii").splitlines()[1:]:
+                _, local, _, state, _, _, _, user, *_ = row.split()
+                host, _, number = local.rpartition(":")
+                if state == "0A" and int(number, 16) == port:
+                    listeners.add((_of_table(host), int(user)))
+            is_known = True
+    return listeners if is_known else None
+
+
+def _of_table(digits: str) -> _Address:
+    """An address in /proc/net/tcp: words of 32 bits in the byte order of the machine."""
+    words = (int(digits[start : start + 8], 16) for start in range(0, len(digits), 8))
+    return _unmapped(ipaddress.ip_address(b"".join(word.to_bytes(4, sys.byteorder) for word in words)))
