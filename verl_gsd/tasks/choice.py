@@ -81,11 +81,14 @@ def final_letter(text: str) -> str | None:
 _LETTERS_ONLY = re.compile(r"\(?[A-J]\)?(?:[\s,]*(?:and\s+)?\(?[A-J]\)?)*")
 
 
+_SEPARATED = re.compile(r"\(?[A-J]\)?(?:(?:\s*,\s*(?:and\s+)?|\s*and\s+)\(?[A-J]\)?)+")
+
+
 def chosen_letters(answer: str, or_with_reason: bool = False) -> tuple[str, ...]:
     r"""The letters of options that an answer names, in order; empty if it is not letters of options.
 
     ``\text{(B)}`` and ``A, C, D`` are. A single letter without brackets is, if it is a capital up to J. Several letters
-    need to be in order and different, because ``AB`` may also be a product.
+    need to be different, and in order if nothing separates them, because ``BA`` may also be a product.
 
     Args:
         or_with_reason: whether the text of the option may follow the letter: ``(D) 12``, ``E - a score``.
@@ -93,6 +96,7 @@ def chosen_letters(answer: str, or_with_reason: bool = False) -> tuple[str, ...]
     text = _MARKUP.sub("", answer).strip(" .")
     if _LETTERS_ONLY.fullmatch(text):
         letters = tuple(re.findall("[A-J]", text))
-        return letters if list(letters) == sorted(set(letters)) else ()
+        in_order = tuple(sorted(set(letters)))
+        return in_order if letters == in_order or (_SEPARATED.fullmatch(text) and len(in_order) == len(letters)) else ()
     letter = final_letter(rf"\boxed{{{answer}}}") if or_with_reason else None
     return (letter,) if letter else ()

@@ -7,9 +7,12 @@ rejected by the parser. The functions take time linear in the length of the text
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from fractions import Fraction
+
+from verl_gsd.tasks.word_forms import in_usual_words
 
 _GREEK = (
     "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho . sigma tau upsilon phi"
@@ -67,14 +70,16 @@ def from_unicode(text: str) -> str:
 
 _SPACE = re.compile(r"(?<!\\)\\(?:[,;: ]|q?quad(?![A-Za-z])|enspace(?![A-Za-z])|thinspace(?![A-Za-z]))|~|\s")
 _STYLE = re.compile(
-    r"\\(?:displaystyle|textstyle|scriptstyle|limits|nolimits|left|right|[bB]igg?[lrm]?|boldmath|bf|rm|it"
+    r"\\(?:left|right)\s*\.|\\(?:displaystyle|textstyle|scriptstyle|limits|nolimits|left|right|middle|[bB]igg?[lrm]?|boldmath|bf|rm|it"
     r"|normalsize|large|Large|huge|Huge|hfill)(?![A-Za-z])|\\!"
 )
 _WRAPPED = re.compile(
-    r"\\(?:boxed|fbox|underline|bm|boldsymbol|mathbf|mathit|mathsf|textcolor\{[^{}]*\}|color\{[^{}]*\}|mathop|emph"
+    r"\\(?:boxed|fbox|underline|bm|boldsymbol|mathbf(?!\s*\{\s*[NZQR]\s*\})|mathit|mathsf|textcolor\{[^{}]*\}|color\{[^{}]*\}|mathop|emph"
     r"|phantom|hspace\*?\{[^{}]*\})\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}"
 )
 _TEXT = re.compile(r"\\(?:textbf|textit|textrm|textsf|texttt|textnormal|mbox|hbox|operatorname\*?|mathrm|mathtt)\s*\{")
+_ROW_SKIP = re.compile(r"\\\\\s*\[-?[0-9.]+\s*(?:pt|em|ex|mm|cm)\]")
+_SIUNITX = re.compile(r"\\(?:(ang|num)\{([-+0-9.]+)\}|(?:SI|qty)\{([-+0-9.]+)\}\{([A-Za-z/^0-9 ]+)\})")
 _DOLLAR = re.compile(r"(?<!\\)\$")
 _SENTENCE = re.compile(
     r"(?:\\text\{)?\s*(?:so |thus |hence |therefore,? )?the (?:final |correct )?answer is:?\s*\}?\s*(.*)", re.I
@@ -88,11 +93,12 @@ def undecorated(text: str) -> str:
     """
     text = _STYLE.sub("", text)
     if "\\" in text:
+        text = _SIUNITX.sub(_without_siunitx, _ROW_SKIP.sub(r"\\\\", text))
         text = _TEXT.sub(r"\\text{", text)
         if "\\text{\\text{" in text:
             text = re.sub(r"\\text\{\\text\{([^{}]*)\}\}", r"\\text{\1}", text)
     dollars = _DOLLAR.findall(text)
-    text = _DOLLAR.sub("", text) if len(dollars) % 2 == 0 else text
+    text = _DOLLAR.sub("" if len(dollars) % 2 == 0 else r"\\$", text)  # one dollar sign is a price
     while True:
         before = text
         text = text.strip()
@@ -114,6 +120,12 @@ def undecorated(text: str) -> str:
             return text
 
 
+def _without_siunitx(command: re.Match) -> str:
+    if command[3]:
+        return rf"{command[3]}\text{{ {command[4]}}}"
+    return command[2] + (r"^\circ" if command[1] == "ang" else "")
+
+
 def _closing(text: str, start: int) -> int:
     """The position of the brace that closes the one at ``start``; -1 if there is none."""
     depth = 0
@@ -126,8 +138,9 @@ def _closing(text: str, start: int) -> int:
 
 
 _UPRIGHT = re.compile(
-    r"\\text\{\s*(e|i|pi|d|arc(?:sin|cos|tan|tg|ctg|cot)|sinh?|cosh?|tanh?|cot|sec|csc|tg|ctg|cotg|lg|ln|log|exp|max|min|gcd"
-    r"|lcm|sgn|sqrt|Re|Im)\s*\}"
+    r"(?<![0-9})])(?<![0-9})] )\\text\{\s*(min|max)\s*\}"  # after a number, min are minutes
+    r"|\\text\{\s*(e|i|pi|d|arc(?:sin|cos|tan|tg|ctg|cot)|arc?(?:sinh|cosh|tanh)|sinh?|cosh?|tanh?|cot|sec|csc|tg|ctg|cotg"
+    r"|lg|ln|log|exp|gcd|lcm|sgn|sqrt|Re|Im)\s*\}"
 )
 _OTHER_NAMES = {"arctg": "arctan", "arcctg": "arccot", "tg": "tan", "ctg": "cot", "cotg": "cot"}
 
@@ -135,7 +148,7 @@ _OTHER_NAMES = {"arctg": "arctan", "arcctg": "arccot", "tg": "tan", "ctg": "cot"
 def upright_as_usual(text: str) -> str:
     r"""Upright constants and operators as usual: ``\mathrm{e}`` is ``e``, ``\operatorname{arctg}`` is ``\arctan``."""
     if "\\text" in text:
-        text = _UPRIGHT.sub(lambda name: name[1] if len(name[1]) == 1 else rf"\{name[1]} ", text)
+        text = _UPRIGHT.sub(_without_text, text)
     for other in ("varphi", "varepsilon", "vartheta", "varrho"):
         text = re.sub(rf"\\{other}(?![A-Za-z])", rf"\\{other[3:]} ", text)
     text = re.sub(r"\\(arcctg|arctg|cotg|ctg|tg)(?![A-Za-z])", lambda name: rf"\{_OTHER_NAMES[name[1]]} ", text)
@@ -147,6 +160,11 @@ def upright_as_usual(text: str) -> str:
     text = re.sub(r"\{?([^{}]*[^{}\s])\s*\\choose(?![A-Za-z])\s*([^{}]+)\}?", r"\\binom{\1}{\2}", text)
     text = re.sub(r"\\[dt]?binom\s*([0-9A-Za-z])\s*([0-9A-Za-z])", r"\\binom{\1}{\2}", text)
     return re.sub(r"(?<![A-Za-z}])C_(?:\{(\w+)\}|(\w))\^(?:\{(\w+)\}|(\w))", _combinations, text)
+
+
+def _without_text(name: re.Match) -> str:
+    word = name[1] or name[2]
+    return word if len(word) == 1 else rf"\{word} "
 
 
 def _combinations(symbol: re.Match) -> str:
@@ -218,9 +236,16 @@ _GROUPED = re.compile(
 )
 
 
+_DECIMAL_COMMA = re.compile(r"(?<![0-9.,}])((?:0|[1-9][0-9]*)\{,\}(?:[0-9]{1,2}|[0-9]{4,})|0\{,\}[0-9]{3})(?![0-9{.,])")
+
+
 def ungrouped(text: str) -> str:
-    r"""Numbers whose digits stand in groups of three, as one number: ``1 000 000``, ``24{,}681``, ``12\,345``."""
-    return _GROUPED.sub(lambda number: re.sub("[^0-9]", "", number[0]), text)
+    r"""Numbers whose digits stand in groups of three, as one number: ``1 000 000``, ``24{,}681``, ``12\,345``.
+
+    A comma in braces before another number of digits is a decimal comma: ``12{,}75`` is ``12.75``.
+    """
+    text = _GROUPED.sub(lambda number: re.sub("[^0-9]", "", number[0]), text)
+    return _DECIMAL_COMMA.sub(lambda number: number[1].replace("{,}", "."), text)
 
 
 _PERCENT = re.compile(
@@ -242,9 +267,17 @@ _CURRENCY_NAMES = {
 _CURRENCY_NAMES |= {"₹": "rupee", "Rs": "rupee", "₽": "ruble", "₩": "won", "₪": "shekel"}
 
 
+_PER_MILLE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(?:‰|\\permil(?![a-z])|\\perthousand(?![a-z]))")
+
+
 def with_usual_percent(text: str) -> str:
-    r"""A percentage in every notation as ``50\%``."""
-    return _PERCENT.sub(lambda _: r"\%", text)
+    r"""A percentage in every notation as ``50\%``, and per mille as a fraction: ``5‰`` is ``\frac{5}{1000}``."""
+    return _PERCENT.sub(lambda _: r"\%", _PER_MILLE.sub(_as_thousandths, text))
+
+
+def _as_thousandths(number: re.Match) -> str:
+    value = Fraction(number[1]) / 1000
+    return rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
 
 
 def split_currency(text: str) -> tuple[str, str]:
@@ -316,61 +349,6 @@ def degrees(text: str) -> str:
     return text
 
 
-_EMPTY = re.compile(
-    r"\\(?:varnothing|emptyset)|\\\{\s*\\\}|(?:x\s*\\in\s*)?\\(?:varnothing|emptyset)"
-    r"|(?:the )?(?:empty|null) set|(?:there (?:are|is) )?no (?:real )?solutions?(?: exists?)?",
-    re.I,
-)
-_NOWHERE = re.compile(r"(?:the limit )?(?:does not exist|doesn't exist)|DNE|d\.n\.e\.?", re.I)
-_REALS = re.compile(
-    r"(?:[a-z]\s*\\in\s*)?(?:\\mathbb\s*\{?\s*R\s*\}?|\\R|\(\s*-\s*\\infty\s*,\s*\+?\s*\\infty\s*\))"
-    r"|(?:the )?(?:set of )?(?:all )?(?:the )?real numbers|all reals|all real (?:numbers|values)(?: of)? ?\$?[a-z]?\$?",
-    re.I,
-)
-
-
-def same_words(text: str) -> str:
-    r"""Words and signs for the empty set, a limit that does not exist, and all real numbers, each in one notation."""
-    words = re.sub(r"\s+", " ", re.sub(r"\\text\{([^{}]*)\}", r"\1", text)).strip()
-    for pattern, latex in ((_EMPTY, r"\emptyset"), (_NOWHERE, r"\text{DNE}"), (_REALS, r"\mathbb{R}")):
-        if pattern.fullmatch(words):
-            return latex
-    return text
-
-
-_SMALL = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
-)
-_SMALL += " eighteen nineteen"
-_UNITS = {word: number for number, word in enumerate(_SMALL.split())}
-_TENS = {
-    word: 10 * number
-    for number, word in enumerate(["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"], 2)
-}
-
-
-def number_in_words(text: str) -> str:
-    r"""A whole number below a million in words as digits: ``\text{twenty-five}`` is ``25``."""
-    inner = re.fullmatch(r"(?:\\text\{)?\s*([A-Za-z][A-Za-z -]*?)\s*\}?", text)
-    words = inner[1].lower().replace("-", " ").replace(" and ", " ").split() if inner else []
-    if not words or len(words) > 12:
-        return text
-    total = group = 0
-    last = 0  # the word before: what may follow it
-    for word in words:
-        if word in _UNITS and (last in (0, 100, 1000) or (last == 10 and 0 < _UNITS[word] < 10)):
-            group, last = group + _UNITS[word], 1
-        elif word in _TENS and last in (0, 100, 1000):
-            group, last = group + _TENS[word], 10
-        elif word == "hundred" and last == 1 and 0 < group < 10:
-            group, last = group * 100, 100
-        elif word == "thousand" and last in (1, 10, 100) and not total:
-            total, group, last = group * 1000, 0, 1000
-        else:
-            return text
-    return str(total + group)
-
-
 _POINTS = re.compile(r"\\(angle|overline|triangle)\s*\{?\s*([A-Z])\s*([A-Z])\s*([A-Z])?\s*\}?")
 
 
@@ -416,6 +394,19 @@ def without_approximation(text: str) -> str:
     return text[: rounded.start()] if rounded and _EXACT.search(text[: rounded.start()]) else text
 
 
+_RESTATED = re.compile(
+    r"\s*(?:\(\s*=\s*([^()]+)\)|\(?\s*\\text\{\s*,?\s*\(?\s*i\.\s?e\.,?\s*\}\s*\(?([^()]+)\)?|,?\s*\(?\s*i\.\s?e\.,?\s+([^()]+)\)?)"
+)
+
+
+def restated_as_equation(text: str) -> str:
+    r"""A value that is repeated in another notation, as an equation: ``\frac{\pi}{6} (i.e. 30^\circ)``."""
+    again = _RESTATED.search(text)
+    if again is None or again.end() != len(text) or "=" in text[: again.start()] or not again.start():
+        return text
+    return f"{text[: again.start()]} = {again[1] or again[2] or again[3]}"
+
+
 def split_qualifier(text: str) -> tuple[str, str]:
     r"""An answer and what stands after it: ``f(x)=2x`` and ``for all x``.
 
@@ -430,6 +421,42 @@ def split_qualifier(text: str) -> tuple[str, str]:
     return text[: found.start()].rstrip(" ,"), qualifier
 
 
+_ARROW = re.compile(r"([A-Za-z])\s*(?::|\\colon(?![a-z]))\s*([a-z])\s*\\mapsto(?![a-z])\s*")
+_CIS = re.compile(r"\\(?:text\{\s*cis\s*\}|cis(?![a-z]))\s*(?:\(([^()]+)\)|([^()+=,-]+))$")
+_POWER_OF_FUNCTION = re.compile(r"(\\(?:ln|log|sin|cos|tan|cot|sec|csc)\s*\^)\s*([0-9])(?=\s+[0-9])")
+
+
+_DOUBLE_FACTORIAL = re.compile(r"(?<![\w.)}])([0-9]{1,2})\s*!\s*!(?!\s*!)")
+
+
+def functions_in_one_notation(text: str) -> str:
+    r"""Functions in one notation.
+
+    ``f\colon x\mapsto x^2`` is ``f(x)=x^2``, ``f\equiv 0`` is ``f=0``, ``7!!`` is ``105``, ``\ln^2 2`` is
+    ``\ln^{2} 2``, and ``cis`` is written with cosine and sine.
+    """
+    text = _ARROW.sub(r"\1(\2)=", text)
+    if r"\equiv" in text and "mod" not in text:
+        text = re.sub(r"\\equiv(?![a-z])", "=", text)
+    text = _DOUBLE_FACTORIAL.sub(lambda number: str(math.prod(range(int(number[1]), 0, -2))), text)
+    text = _POWER_OF_FUNCTION.sub(r"\1{\2}", text)
+    return _CIS.sub(lambda cis: rf"(\cos ({cis[1] or cis[2]})+i\sin ({cis[1] or cis[2]}))", text)
+
+
+_POWERS_IN_TEXT = re.compile(r"\\text\{(?:[^{}]|\^\s*\{-?[1-4]\})*\}")
+_POWER = re.compile(r"\^\s*\{(-?[1-4])\}")
+_TEMPERATURE = re.compile(
+    r"(?<=[0-9}])\s*(?:\^\s*\{?\s*\\circ\s*\}?|°|(?:\\text\{)?\s*degrees?)\s*\}?\s*(?:\\text\{)?\s*([CF])(?:elsius|ahrenheit)?\s*\}?$"
+)
+_SCALES = {"C": "Celsius", "F": "Fahrenheit"}
+
+
+def units_in_one_notation(text: str) -> str:
+    r"""``^\circ\text{C}`` is ``\text{ Celsius}``, and powers inside ``\text`` stand without braces."""
+    text = _TEMPERATURE.sub(lambda scale: rf"\text{{ {_SCALES[scale[1]]}}}", text)
+    return _POWERS_IN_TEXT.sub(lambda unit: _POWER.sub(r"^\1", unit[0]), text)
+
+
 _RUN_OF_SPACE = re.compile(r"\s+")
 
 
@@ -441,8 +468,9 @@ def latex_form(text: str) -> str:
     text = _BASE.sub(lambda based: f"{based[1]}_{{{_BASE_WORDS.get(based[2], based[2])}}}", text)
     text = with_usual_percent(ungrouped(text))
     text = recurring_as_overline(text)
-    text = same_words(named_figures(text))
+    text = in_usual_words(named_figures(text))
     text = _RUN_OF_SPACE.sub(" ", _SPACE.sub(" ", text))
-    text = mixed_as_fraction(text)
-    text = number_in_words(from_plain_notation(text)) if _PLAIN.search(text) else text
-    return undecorated(degrees(without_approximation(text)))
+    text = mixed_as_fraction(units_in_one_notation(text))
+    text = from_plain_notation(text) if _PLAIN.search(text) else text
+    text = functions_in_one_notation(restated_as_equation(without_approximation(text)))
+    return undecorated(degrees(text))

@@ -80,7 +80,7 @@ def plain_equal(answer: str, truth: str) -> bool | None:
     left, right = _parse(answer), _parse(truth)
     if left is None or right is None or left.brackets != right.brackets:
         return None
-    if len(left.values) != len(right.values):
+    if len(left.values) != len(right.values) or _is_percent_of_unit(left, right):
         return False
     is_exact = left.is_exact and right.is_exact
     verdicts = [_same_value(a, b, is_exact) for a, b in zip(left.values, right.values, strict=True)]
@@ -88,6 +88,11 @@ def plain_equal(answer: str, truth: str) -> bool | None:
         a, b = (plain.values[0] / (100 if plain.is_percent else 1) for plain in (left, right))
         verdicts = [verdicts[0] or _same_value(a, b, is_exact)]
     return False if False in verdicts else None if None in verdicts else True
+
+
+def _is_percent_of_unit(a: _PlainAnswer, b: _PlainAnswer) -> bool:
+    """Whether one of two answers is a percentage, and the other has a unit: ``5\\%`` and ``5\\text{ people}``."""
+    return a.is_percent != b.is_percent and (a.has_unit or b.has_unit)
 
 
 def sides_contradict(left: str, right: str) -> bool:

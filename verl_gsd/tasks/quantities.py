@@ -82,6 +82,9 @@ _WORDS: dict[str, tuple[Fraction | int, dict[str, int]]] = {
     "ruble": (1, {"ruble": 1}),
     "degree": (1, {"degree": 1}),
     "radian": (1, {"radian": 1}),
+    "rad": (1, {"radian": 1}),
+    "celsius": (1, {"celsius": 1}),
+    "fahrenheit": (1, {"fahrenheit": 1}),
 }
 _WORD_PREFIXES: dict[str, int] = {
     "kilo": 3,
@@ -110,17 +113,31 @@ class Unit:
     kind: tuple[tuple[str, int], ...]
 
 
+_PERCENT, _DEGREE, _RADIAN = (Unit(Fraction(1), ((name, 1),)) for name in ("percent", "degree", "radian"))
+_SIGN = re.compile(r"([^,=]*[0-9)}])\s*(?:(?P<percent>\\?%)|\^\s*\{?\s*\\circ\s*\}?|°)")
+
+
 def reconciled(answer: str, truth: str) -> tuple[str, str] | None:
-    """Two answers in one unit and without it. None if their units are of different kinds."""
-    found = [_split(text) for text in (answer, truth)]
-    (number, unit), (other_number, other_unit) = found
-    if unit is not None and other_unit is not None:
-        if unit.kind != other_unit.kind:
-            return None
-        if unit.factor != other_unit.factor:
-            return _scaled(number, unit.factor / other_unit.factor), other_number
-        return number, other_number
+    """Two answers in one unit and without it. None if their units are of different kinds.
+
+    A sign of percent or degrees stays if only one of the two has it, because the comparison then reads it.
+    """
+    (number, unit), (other_number, other_unit) = _split(answer), _split(truth)
+    if unit is None or other_unit is None:
+        return (answer, truth) if (unit or other_unit) in (_PERCENT, _DEGREE) else (number, other_number)
+    if (unit, other_unit) == (_DEGREE, _RADIAN):
+        return _in_radians(number), other_number
+    if (unit, other_unit) == (_RADIAN, _DEGREE):
+        return number, _in_radians(other_number)
+    if unit.kind != other_unit.kind:
+        return None
+    if unit.factor != other_unit.factor:
+        return _scaled(number, unit.factor / other_unit.factor), other_number
     return number, other_number
+
+
+def _in_radians(degrees: str) -> str:
+    return rf"({degrees}) \cdot \frac{{\pi}}{{180}}"
 
 
 def _scaled(number: str, factor: Fraction) -> str:
@@ -134,6 +151,8 @@ def _split(text: str) -> tuple[str, Unit | None]:
     bare, currency = split_currency(text)
     if currency:
         return bare, Unit(Fraction(1), ((currency, 1),))
+    if sign := _SIGN.fullmatch(text):
+        return sign[1].rstrip(), _PERCENT if sign["percent"] else _DEGREE
     if len(compound := _COMPOUND.findall(text)) > 1:
         return _compound(text, compound)
     match = None if "," in text else _END.fullmatch(text)  # a list is compared part by part

@@ -6,6 +6,7 @@ The text of a value is left to the parser of LaTeX (``compare.py``). A text whos
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -72,6 +73,19 @@ class Case:
 
 
 @dataclass(frozen=True)
+class Named:
+    r"""A part with its name: a point ``A(1,2)``, a part ``(a) 5`` of the question, or ``\text{quotient } 5``.
+
+    Attributes:
+        may_lack_name: whether the part may stand without its name in the other answer.
+    """
+
+    name: str
+    value: Node
+    may_lack_name: bool
+
+
+@dataclass(frozen=True)
 class Family:
     r"""Answers for each value of a parameter: ``2k\pi, k \in \mathbb{Z}``."""
 
@@ -80,7 +94,7 @@ class Family:
     domain: str
 
 
-Node = Value | Unordered | Sequence | Matrix | Relation | Union | Case | Family
+Node = Value | Unordered | Sequence | Matrix | Relation | Union | Case | Named | Family
 
 _GROUPED = re.compile(r"\\?\$?[-+]?[1-9][0-9]{0,2}(?:,[0-9]{3})+(?:\.[0-9]+)?")
 _OPENING = ("(", "[", "{", r"\{", r"\langle", r"\lfloor", r"\lceil")
@@ -107,13 +121,32 @@ _SIGNS = {
     r"\gt": ">",
 }
 _FRENCH = re.compile(r"([\[\]])([^\[\]()]*[,;][^\[\]()]*)([\[\]])")
-_MATRIX = re.compile(r"\\begin\{([pbvBV]?matrix|smallmatrix|array)\}(?:\{[lcr|]*\})?(.*)\\end\{\1\}", re.DOTALL)
+_MATRIX = re.compile(
+    r"\\begin\{([pbvB]?matrix|smallmatrix|array)\}(?:\{[lcr|]*\})?(.*)\\end\{\1\}"
+    r"\s*(?P<transposed>\^\s*(?:T|\\top|\\intercal|\{\s*(?:T|\\top|\\intercal|\\text\{\s*T\s*\})\s*\}))?",
+    re.DOTALL,
+)
+#: A domain in brackets after the member.
+_FAMILY = re.compile(r"(.*[^,;\s])\s*(\(\s*[a-z]\s*\\in\s*\\mathbb[^()]*\))", re.DOTALL)
+_TRANSPOSED = re.compile(r"([(\[].*[)\]])\s*\^\s*(?:T|\\top|\{\s*(?:T|\\top|\\intercal)\s*\})", re.DOTALL)
+#: The largest determinant that is expanded, and the longest tuple whose permutations are listed.
+LARGEST_DETERMINANT, LONGEST_PERMUTED = 4, 4
 _CASES = re.compile(r"(?:\\\{)?\\begin\{(cases|array|aligned)\}(?:\{[lcr|]*\})?(.*)\\end\{\1\}", re.DOTALL)
 _DOMAIN = re.compile(
     r"(?:\\text\{\s*(?:where|for|with|and)\s*\})?\s*\(?([a-z])\s*\\in\s*\\mathbb\s*\{?([ZNRQ])\}?\s*\)?"
     r"|\(?([a-z])\s*(?:\\text\{)?\s*(?:is )?(?:an |any )?(integer)s?\}?\)?"
 )
-_POINT = re.compile(r"(?:\\text\{\s*)?[A-Z](?:_\{?[0-9]\}?)?\s*\}?\s*(?:=\s*)?(?=\()")
+_BUILDER = re.compile(r"[a-z](?:\s*\\in\s*\\mathbb\s*\{?([RZ])\}?)?")
+_POINT = re.compile(r"(?:\\text\{\s*)?([A-Z](?:_\{?[0-9]\}?)?'*)\s*\}?\s*(?:=\s*)?(?=\()")
+#: ``(a)`` or ``(ii)`` before a part of an answer, and words before a number.
+_LABEL = re.compile(
+    r"[,;\s]*(?:\\text\{\s*\(?([a-h]|i{1,3}|iv|v)\)\s*:?\s*\}\s*|(?:^|(?<=[\s,;]))\(([a-h]|i{1,3}|iv|v)\)\s+)"
+)
+_LABELS = (["a", "b", "c", "d", "e", "f", "g", "h"], ["i", "ii", "iii", "iv", "v"])
+_WORDS_BEFORE = re.compile(r"\\text\{\s*([A-Za-z][A-Za-z -]*?)\s*[:=]?\s*\}\s*[:=]?\s*(-?[0-9].*)", re.DOTALL)
+_PERMUTATIONS = re.compile(
+    r"(.+?)[,\s]*\\text\{\s*,?\s*and (?:all )?(?:its|the|their)? ?(cyclic )?permutations\s*\}", re.DOTALL
+)
 _CONGRUENT = re.compile(
     r"(?:([a-z])\s*)?\\equiv\s*([^\\]+?)\s*(?:\(\s*)?(?:\\pmod|\\bmod|\\mod|\\text\{\s*\(?\s*mod\s*\})\s*(?:\{\s*([0-9]+)\s*\}|([0-9]+))\s*\)?"
 )
@@ -165,7 +198,18 @@ def read(text: str) -> Node:
         raise NotUnderstoodError(text)  # a formula of logic
     text = _OR.sub(r" \\or ", _AND.sub(r" \\and ", text))
     text = _BARE_WORD.sub(lambda word: rf"\{word[1]} " if word[1] else word[0], text)
-    return _read_list(text, 0)
+    return _read_labelled(text) or _read_list(text, 0)
+
+
+def _read_labelled(text: str) -> Node | None:
+    """The parts of an answer that has labels ``(a)``, ``(b)``, and so on, in order; None for other texts."""
+    labels = list(_LABEL.finditer(text))
+    names = [label[1] or label[2] for label in labels]
+    if len(labels) < 2 or labels[0].start() or not any(names == known[: len(names)] for known in _LABELS):
+        return None
+    ends = [label.start() for label in labels[1:]] + [len(text)]
+    parts = [text[label.end() : end].strip(" ,;") for label, end in zip(labels, ends, strict=True)]
+    return Unordered(tuple(Named(name, _read_list(part, 1), True) for name, part in zip(names, parts, strict=True)))
 
 
 def _usual_brackets(found: re.Match) -> str:
@@ -192,6 +236,10 @@ def _read_list(text: str, depth: int) -> Node:
                     for part in parts
                 ]
             return Unordered(_flat(parts))
+    if (bracketed := _FAMILY.fullmatch(text)) and (domain := _DOMAIN.fullmatch(bracketed[2])):
+        return Family(_read_list(bracketed[1], depth + 1), domain[1] or domain[3], domain[2] or "Z")
+    if permuted := _PERMUTATIONS.fullmatch(text):
+        return _permutations(_read_list(permuted[1], depth + 1), is_cyclic=bool(permuted[2]))
     if congruence := _CONGRUENT.fullmatch(text):
         modulus = congruence[3] or congruence[4]
         return Family(Value(rf"{modulus}k+({congruence[2]})"), "k", "Z")
@@ -209,6 +257,14 @@ def _read_list(text: str, depth: int) -> Node:
     return _read_one(pieces[0], depth)
 
 
+def _permutations(node: Node, *, is_cyclic: bool) -> Node:
+    if not isinstance(node, Sequence) or node.brackets != "()" or len(node.parts) > LONGEST_PERMUTED:
+        raise NotUnderstoodError("permutations of something else than a short tuple")
+    rotations = (node.parts[first:] + node.parts[:first] for first in range(len(node.parts)))
+    orders = rotations if is_cyclic else itertools.permutations(node.parts)
+    return Unordered(tuple(Sequence("()", order) for order in dict.fromkeys(orders)))
+
+
 def _is_inequality(node: Node) -> bool:
     if isinstance(node, Union):
         return True
@@ -223,7 +279,10 @@ def _flat(parts: list[Node]) -> tuple[Node, ...]:
 
 
 def _read_one(text: str, depth: int) -> Node:
-    text = _POINT.sub("", text, count=1) if _POINT.match(text) and "," in text else text
+    if (point := _POINT.match(text)) and (coordinates := _enclosed(text[point.end() :], depth)):
+        return Named(point[1], coordinates, may_lack_name=True)
+    if words := _WORDS_BEFORE.fullmatch(text):
+        return Named(words[1].lower(), _read_one(words[2], depth + 1), may_lack_name=False)
     for operator, sign in ((r"\cup", "or"), (r"\cap", "and"), (r"\setminus", "minus"), (r"\backslash", "minus")):
         pieces = split_outside(text, {operator})
         if len(pieces) > 1 and not any(map(_relation, pieces)):
@@ -241,19 +300,40 @@ def _read_one(text: str, depth: int) -> Node:
     if r"\pm" in text or r"\mp" in text:
         return Unordered(_flat([_read_one(choice, depth + 1) for choice in _both_signs(text)]))
     if matrix := _MATRIX.fullmatch(text):
-        return Matrix(
-            tuple(
-                tuple(_read_one(cell, depth + 1) for cell in split_outside(row, {"&"}))
-                for row in split_outside(matrix[2], {r"\\"})
-                if row
-            )
-        )
+        return _matrix(matrix, depth)
     if cases := _CASES.fullmatch(text):
         return Unordered(tuple(_case(row, depth) for row in split_outside(cases[2], {r"\\"}) if row))
+    if (row := _TRANSPOSED.fullmatch(text)) and isinstance(node := _enclosed(row[1], depth), Sequence):
+        return Matrix(tuple((part,) for part in node.parts))
     terms = split_outside(text, {":"})
     if len(terms) > 2 and "" not in terms:
         return Sequence(":", tuple(_read_one(term, depth + 1) for term in terms))
     return _enclosed(text, depth) or Value(text)
+
+
+def _matrix(matrix: re.Match, depth: int) -> Node:
+    cells = [split_outside(row, {"&"}) for row in split_outside(matrix[2], {r"\\"}) if row]
+    if matrix[1] == "vmatrix":
+        if matrix["transposed"] or any(len(row) != len(cells) for row in cells) or len(cells) > LARGEST_DETERMINANT:
+            raise NotUnderstoodError(matrix[0])
+        return Value(_determinant(cells))
+    rows = tuple(tuple(_read_one(cell, depth + 1) for cell in row) for row in cells)
+    if not matrix["transposed"]:
+        return Matrix(rows)
+    if len(set(map(len, rows))) > 1:
+        raise NotUnderstoodError(matrix[0])
+    return Matrix(tuple(zip(*rows, strict=True)))
+
+
+def _determinant(cells: list[list[str]]) -> str:
+    """The expansion of a determinant by its first row, as LaTeX."""
+    if len(cells) == 1:
+        return f"({cells[0][0]})"
+    terms = []
+    for column, cell in enumerate(cells[0]):
+        minor = _determinant([row[:column] + row[column + 1 :] for row in cells[1:]])
+        terms.append(rf"{'-' if column % 2 else '+'}({cell}) \cdot ({minor})")
+    return "".join(terms).removeprefix("+")
 
 
 def _both_signs(text: str) -> tuple[str, str]:
@@ -305,8 +385,9 @@ def _enclosed(text: str, depth: int) -> Node | None:
     inner = "".join(found[1:-1]).strip()
     if found[0] == r"\{":
         builder = split_outside(inner, {":", "|", r"\mid"})
-        if len(builder) == 2 and re.fullmatch(r"[a-z](?:\s*\\in\s*\\mathbb\{?R\}?)?", builder[0]):
-            return _read_list(builder[1], depth + 1)
+        if len(builder) == 2 and (domain := _BUILDER.fullmatch(builder[0])):
+            condition = _read_list(builder[1], depth + 1)
+            return Union((condition, Value(r"\mathbb{Z}")), "and") if domain[1] == "Z" else condition
         if len(builder) > 1 or not inner:
             raise NotUnderstoodError(text)
         node = _read_list(inner, depth + 1)
