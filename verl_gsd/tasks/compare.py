@@ -61,7 +61,7 @@ _NAME = re.compile(
 )
 _SYMBOL = re.compile(r"\\?[A-Za-z]+(?:_(?:\{\w+\}|\w))?")
 _CALL = re.compile(r"\\?([A-Za-z])(?:_\{?\w\}?)?\s*\(\s*([a-z])\s*\)")
-_LETTER = re.compile(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])")
+_COMMAND = re.compile(r"\\text\{[^{}]*\}|\\[A-Za-z]+")
 
 
 def are_equal(answer: str, truth: str) -> bool | None:
@@ -91,7 +91,12 @@ def _same_antiderivatives(answer: str, truth: str) -> bool:
 
 
 def _has_one_other_letter(text: str) -> bool:
-    return len(set(_LETTER.findall(text)) - {"c", "C", "e"}) == 1
+    return len(_letters(text) - {"c", "C", "e"}) == 1
+
+
+def _letters(text: str) -> set[str]:
+    """The letters of a text that are not part of commands or words. Letters side by side are a product."""
+    return set(re.findall("[A-Za-z]", _COMMAND.sub(" ", text)))
 
 
 def _compact(text: str) -> str:
@@ -274,11 +279,11 @@ def _value_of(node: Node, *, is_answer: bool = False) -> Node | None:
     if not isinstance(node, Relation) or set(node.signs) != {"="}:
         return None
     first, *others = node.sides
-    is_number = not _LETTER.search(first) and not all(_LETTER.search(side) for side in others)
+    is_number = not _letters(first) and not all(_letters(side) for side in others)
     if not (is_number or _is_name(first) or ((is_answer or len(others) > 1) and _is_sum_of_letters(first))):
         return None
     values = list(node.sides) if is_number else others
-    if any(not same_value(values[-1], value) for value in values[:-1] if not _LETTER.search(value)):
+    if any(not same_value(values[-1], value) for value in values[:-1] if not _letters(value)):
         raise NotUnderstoodError("the sides of a chain of equalities differ")
     return read(values[-1])
 
@@ -303,8 +308,6 @@ def _same_family(a: Node, b: Node) -> bool:
         member = node.member if isinstance(node, Family) else node
         member = (_value_of(member) or member) if isinstance(member, Relation) else member
         if isinstance(node, Family) and node.parameter != parameter:
-            if parameter in _LETTER.findall(str(member)):
-                raise NotUnderstoodError("the parameter of one family is another letter of the other")
             member = _renamed(member, node.parameter, parameter)
         members.append(member)
     if all(isinstance(member, Value) for member in members) and domain == "Z":
@@ -319,8 +322,18 @@ def _same_family(a: Node, b: Node) -> bool:
 
 
 def _renamed(node: Node, old: str, new: str) -> Node:
-    pattern = re.compile(rf"(?<![A-Za-z\\]){old}(?![A-Za-z])")
-    rename = lambda text: pattern.sub(lambda _: new, text)  # noqa: E731
+    """A node with another letter.
+
+    Raises:
+        NotUnderstoodError: the new letter already stands in the node.
+    """
+    pattern = re.compile(rf"{_COMMAND.pattern}|{old}")
+
+    def rename(text: str) -> str:
+        if old != new and new in _letters(text):
+            raise NotUnderstoodError(text)
+        return pattern.sub(lambda found: new if found[0] == old else found[0], text)
+
     if isinstance(node, Value):
         return Value(rename(node.text))
     if isinstance(node, Sequence):
@@ -352,8 +365,6 @@ def _same_relation(a: Relation, b: Relation) -> bool:
                 return _equal(value, other)
             call, other_call = _CALL.fullmatch(name), _CALL.fullmatch(other_name)
             if call and other_call and call[1] == other_call[1]:  # f(t) = 3t is f(x) = 3x
-                if other_call[2] in _LETTER.findall(a.sides[-1]) or call[2] in _LETTER.findall(b.sides[-1]):
-                    return False
                 return _equal(_renamed(value, call[2], other_call[2]), other)
             if {name, other_name} & {"y", "f(x)"} and (call or other_call) and len({name, other_name}) == 2:
                 return {name, other_name} == {"y", "f(x)"} and _equal(value, other)
