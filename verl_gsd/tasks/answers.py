@@ -35,6 +35,9 @@ _JOINS = re.compile(
     r"(?:,|;|(?:,\s*)?(?:\\text\{\s*)?(?:and|or)(?:\s*\})?)(?:\s|\$|\\[()\[\]]|\\[,;: ]|\\q?quad(?![A-Za-z]))*"
 )
 MOST_BOXES = 10
+#: A letter and an equals sign before a box: ``x=\boxed{4}, y=\boxed{9}`` is ``x=4, y=9``.
+_NAME = re.compile(r"(?:[$(,;]|\s(?:and|or))\s*([A-Za-z])\s*=\s*$")
+_LONGEST_NAME = 10
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 #: GSM8K's line, which must not be a Markdown heading, or words that announce an answer.
 _ANNOUNCED = re.compile(
@@ -71,10 +74,10 @@ def last_boxed(text: str) -> str | None:
     r"""The content of the last ``\boxed{}``, ``\fbox{}`` or ``\boxed x`` of a text, stripped.
 
     Boxes that only ``and``, ``or`` or a comma joins to the last one are one answer with it: ``\boxed{1} and
-    \boxed{3}`` is ``1, 3``. None if there is no box, the braces of the last one do not close, or the answer has more
-    than ``LONGEST_ANSWER`` characters.
+    \boxed{3}`` is ``1, 3``. If there is a letter before each of them, it is ``x=4, y=9``. None if there is no box, the
+    braces of the last one do not close, or the answer has more than ``LONGEST_ANSWER`` characters.
     """
-    contents: list[str] = []
+    contents: list[tuple[str, str]] = []  # with the names before them
     start_of_next = 0
     for box in reversed(deque(BOX.finditer(text), maxlen=MOST_BOXES)):
         content, end = _box_content(text, box)
@@ -82,9 +85,15 @@ def last_boxed(text: str) -> str | None:
             break
         if content is None:
             return None
-        contents = contents if content in contents else [content, *contents]
-        start_of_next = box.start()
-    joined = ", ".join(contents)
+        name = _NAME.search(text, max(0, box.start() - _LONGEST_NAME), box.start())
+        named = (name[1] if name else "", content)
+        contents = contents if named in contents else [named, *contents]
+        start_of_next = name.start(1) if name else box.start()
+    names = {name for name, _ in contents}
+    if "" not in names and len(names) == len(contents) > 1:
+        joined = ", ".join(f"{name}={content}" for name, content in contents)
+    else:
+        joined = ", ".join(dict.fromkeys(content for _, content in contents))
     return joined if contents and len(joined) <= LONGEST_ANSWER else None
 
 

@@ -33,6 +33,7 @@ from verl_gsd.tasks.structure import (
     Named,
     Node,
     NotUnderstoodError,
+    Progression,
     Relation,
     Sequence,
     Unordered,
@@ -136,6 +137,8 @@ def _equal(a: Node, b: Node) -> bool:
         return pair is not None and same_value(*pair)
     if isinstance(a, Named) or isinstance(b, Named):
         return _same_named(a, b)
+    if isinstance(a, Progression) and isinstance(b, Progression):
+        return (a.first, a.step) == (b.first, b.step) and _equal(a.last, b.last)
     if isinstance(a, Family) or isinstance(b, Family):
         return _same_family(a, b)
     if isinstance(a, Case) and isinstance(b, Case):

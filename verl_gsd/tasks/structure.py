@@ -10,6 +10,7 @@ import itertools
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
+from itertools import pairwise
 
 #: How deep brackets may be nested.
 DEEPEST = 30
@@ -31,6 +32,15 @@ class Unordered:
     """A list of answers or a finite set, in any order."""
 
     parts: tuple[Node, ...]
+
+
+@dataclass(frozen=True)
+class Progression:
+    """A list with dots after two or more whole numbers in arithmetic progression: ``1, 2, ..., n``."""
+
+    first: int
+    step: int
+    last: Node
 
 
 @dataclass(frozen=True)
@@ -94,7 +104,7 @@ class Family:
     domain: str
 
 
-Node = Value | Unordered | Sequence | Matrix | Relation | Union | Case | Named | Family
+Node = Value | Unordered | Progression | Sequence | Matrix | Relation | Union | Case | Named | Family
 
 _GROUPED = re.compile(r"\\?\$?[-+]?[1-9][0-9]{0,2}(?:,[0-9]{3})+(?:\.[0-9]+)?")
 _OPENING = ("(", "[", "{", r"\{", r"\langle", r"\lfloor", r"\lceil")
@@ -129,6 +139,7 @@ _MATRIX = re.compile(
 #: A domain in brackets after the member.
 _FAMILY = re.compile(r"(.*[^,;\s])\s*(\(\s*[a-z]\s*\\in\s*\\mathbb[^()]*\))", re.DOTALL)
 _TRANSPOSED = re.compile(r"([(\[].*[)\]])\s*\^\s*(?:T|\\top|\{\s*(?:T|\\top|\\intercal)\s*\})", re.DOTALL)
+_DOTS, _WHOLE = re.compile(r"\\[lc]?dots|\.\.\."), re.compile(r"-?[0-9]{1,9}")
 #: The largest determinant that is expanded, and the longest tuple whose permutations are listed.
 LARGEST_DETERMINANT, LONGEST_PERMUTED = 4, 4
 _CASES = re.compile(r"(?:\\\{)?\\begin\{(cases|array|aligned)\}(?:\{[lcr|]*\})?(.*)\\end\{\1\}", re.DOTALL)
@@ -253,8 +264,16 @@ def _read_list(text: str, depth: int) -> Node:
         if domain:
             letters = domain[1] or domain[3]
             return Family(_read_list(", ".join(pieces[:-1]), depth + 1), letters, domain[2] or "Z")
-        return Unordered(_flat([_read_list(piece, depth + 1) for piece in pieces]))
+        return _progression(pieces, depth) or Unordered(_flat([_read_list(piece, depth + 1) for piece in pieces]))
     return _read_one(pieces[0], depth)
+
+
+def _progression(pieces: list[str], depth: int) -> Progression | None:
+    if len(pieces) < 4 or not _DOTS.fullmatch(pieces[-2]) or not all(map(_WHOLE.fullmatch, pieces[:-2])):
+        return None
+    numbers = [int(piece) for piece in pieces[:-2]]
+    steps = {after - before for before, after in pairwise(numbers)}
+    return Progression(numbers[0], steps.pop(), _read_one(pieces[-1], depth + 1)) if len(steps) == 1 else None
 
 
 def _permutations(node: Node, *, is_cyclic: bool) -> Node:
