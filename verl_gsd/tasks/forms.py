@@ -28,6 +28,7 @@ _SIGNS |= dict.fromkeys("\u00a0\u2002\u2003\u2004\u2005\u2007", " ") | dict.from
 _SIGNS |= dict.fromkeys("\u200b\u200a\u2061\u2062\ufeff", "") | dict.fromkeys("′’", "'") | {"″": "''"}
 _SIGNS |= {"∞": r"\infty ", "≤": r"\le ", "⩽": r"\le ", "≥": r"\ge ", "⩾": r"\ge ", "≠": r"\neq ", "±": r"\pm "}
 _SIGNS |= {"∓": r"\mp ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∅": r"\emptyset ", "∖": r"\setminus "}
+_SIGNS |= dict.fromkeys("“”„", '"')
 _SIGNS |= {"÷": "/", "∕": "/", "⁄": "/", "≡": r"\equiv ", "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}"}
 _SIGNS |= {"ℚ": r"\mathbb{Q}", "ℂ": r"\mathbb{C}", "∠": r"\angle ", "⟨": r"\langle ", "⟩": r"\rangle ", "…": r"\ldots "}
 _SIGNS |= {
@@ -74,7 +75,7 @@ _STYLE = re.compile(
     r"|normalsize|large|Large|huge|Huge|hfill)(?![A-Za-z])|\\!"
 )
 _WRAPPED = re.compile(
-    r"\\(?:boxed|fbox|underline|bm|boldsymbol|mathbf(?!\s*\{\s*[NZQR]\s*\})|mathit|mathsf|textcolor\{[^{}]*\}|color\{[^{}]*\}|mathop|emph"
+    r"\\(?:boxed|fbox|underline|bm|bold|boldsymbol|mathbf(?!\s*\{\s*[NZQR]\s*\})|mathit|mathsf|textcolor\{[^{}]*\}|color\{[^{}]*\}|mathop|emph"
     r"|phantom|hspace\*?\{[^{}]*\})\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}"
 )
 _TEXT = re.compile(r"\\(?:textbf|textit|textrm|textsf|texttt|textnormal|mbox|hbox|operatorname\*?|mathrm|mathtt)\s*\{")
@@ -102,7 +103,7 @@ def undecorated(text: str) -> str:
     while True:
         before = text
         text = text.strip()
-        for mark in ("**", "*", "`", "__"):
+        for mark in ("**", "*", "`", "__", '"'):
             if len(text) > 2 * len(mark) and text.startswith(mark) and text.endswith(mark):
                 inner = text[len(mark) : -len(mark)]
                 text = inner if mark not in inner else text
@@ -142,13 +143,14 @@ _UPRIGHT = re.compile(
     r"|\\text\{\s*(e|i|pi|d|arc(?:sin|cos|tan|tg|ctg|cot)|arc?(?:sinh|cosh|tanh)|sinh?|cosh?|tanh?|cot|sec|csc|tg|ctg|cotg"
     r"|lg|ln|log|exp|gcd|lcm|sgn|sqrt|Re|Im)\s*\}"
 )
+_COMMAND_IN_TEXT = re.compile(r"\\text\{\s*(\\[A-Za-z]+)\s*\}")
 _OTHER_NAMES = {"arctg": "arctan", "arcctg": "arccot", "tg": "tan", "ctg": "cot", "cotg": "cot"}
 
 
 def upright_as_usual(text: str) -> str:
     r"""Upright constants and operators as usual: ``\mathrm{e}`` is ``e``, ``\operatorname{arctg}`` is ``\arctan``."""
     if "\\text" in text:
-        text = _UPRIGHT.sub(_without_text, text)
+        text = _COMMAND_IN_TEXT.sub(r"\1 ", _UPRIGHT.sub(_without_text, text))
     for other in ("varphi", "varepsilon", "vartheta", "varrho"):
         text = re.sub(rf"\\{other}(?![A-Za-z])", rf"\\{other[3:]} ", text)
     text = re.sub(r"\\(arcctg|arctg|cotg|ctg|tg)(?![A-Za-z])", lambda name: rf"\{_OTHER_NAMES[name[1]]} ", text)
@@ -174,6 +176,7 @@ def _combinations(symbol: re.Match) -> str:
 _FUNCTIONS = r"arcsin|arccos|arctan|asin|acos|atan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|ln|log|exp"
 _INVERSE = {"asin": "arcsin", "acos": "arccos", "atan": "arctan"}
 _PLAIN_FUNCTION = re.compile(rf"(?<![A-Za-z\\])({_FUNCTIONS})(?=\s*[(0-9^_x]|\s[a-z]\b|\s*\\)")
+_LOGARITHM = re.compile(r"(?<![A-Za-z\\])log_?(2|10)\s*\(")
 _PLAIN_NAME = re.compile(r"(?<![A-Za-z\\])(pi|theta|alpha|beta|gamma|lambda|omega|phi)(?![A-Za-z])")
 _PI_TIMES = re.compile(r"(?<![A-Za-z\\])pi(?=[a-z](?![A-Za-z]))")
 _PLAIN_INFINITY = re.compile(r"(?<![A-Za-z\\])(?:infinity|Infinity|infty|inf|oo)(?![A-Za-z])")
@@ -201,6 +204,7 @@ def from_plain_notation(text: str) -> str:
     )
     text = _call(text, "abs", lambda inner: rf"|{inner}|")
     text = _call(text, r"\\?exp", lambda inner: rf"e^{{{inner}}}")
+    text = _LOGARITHM.sub(r"\\log_{\1}(", text)
     text = _PLAIN_FUNCTION.sub(lambda name: rf"\{_INVERSE.get(name[1], name[1])} ", text)
     return _round_power(text)
 
@@ -376,7 +380,18 @@ _BASE_WORDS = {
     "ten": 10,
     "sixteen": 16,
 }
-_BASE = re.compile(r"([0-9A-F]+)_\{?\s*\\text\{\s*(?:base )?([a-z]+|[0-9]+)\s*\}\s*\}?")
+_BASE = re.compile(
+    rf"([0-9A-F]+)_(?:\{{?\s*\\text\{{\s*(?:base )?([a-z]+|[0-9]+)\s*\}}\s*\}}?|\{{\s*({'|'.join(_BASE_WORDS)})\s*\}})"
+)
+_DIGITS_IN_TEXT = re.compile(r"\\text\{\s*([0-9A-F]+)\s*\}(?=\s*_)")
+
+
+def with_base_in_digits(text: str) -> str:
+    r"""The base of a number in digits: ``101_{\text{two}}`` is ``101_{2}``."""
+    text = _DIGITS_IN_TEXT.sub(r"\1", text)
+    return _BASE.sub(lambda number: f"{number[1]}_{{{_BASE_WORDS.get(number[2] or number[3], number[2])}}}", text)
+
+
 _QUALIFIER = re.compile(
     r"\s*(?:,|\\quad|\\qquad|\\;|\\ )*\s*\(?\s*\\text\{\s*\(?\s*"
     r"(?P<text>(?:for (?:all|every|any|each)|since|because|as)\b.*)"
@@ -412,6 +427,7 @@ def split_qualifier(text: str) -> tuple[str, str]:
 
     Only what does not restrict the answer to a part of the cases is a qualifier: ``for all``, ``since``, not ``if``.
     """
+    text = text.replace(r"\forall", r"\text{ for all }")
     found = _QUALIFIER.search(text)
     if found is None or not found.start():
         return text, ""
@@ -448,11 +464,18 @@ _POWER = re.compile(r"\^\s*\{(-?[1-4])\}")
 _TEMPERATURE = re.compile(
     r"(?<=[0-9}])\s*(?:\^\s*\{?\s*\\circ\s*\}?|°|(?:\\text\{)?\s*degrees?)\s*\}?\s*(?:\\text\{)?\s*([CF])(?:elsius|ahrenheit)?\s*\}?$"
 )
+#: Units that stand right after a number without ``\\text``.
+_JOINED_UNIT = re.compile(r"(-?[0-9]+(?:\.[0-9]+)?)(cm|mm|km|kg|mg|ml|mL|ft|lbs?|oz)((?:\^\{?[23]\}?)?)")
 _SCALES = {"C": "Celsius", "F": "Fahrenheit"}
 
 
 def units_in_one_notation(text: str) -> str:
-    r"""``^\circ\text{C}`` is ``\text{ Celsius}``, and powers inside ``\text`` stand without braces."""
+    r"""Units in one notation.
+
+    ``^\circ\text{C}`` is ``\text{ Celsius}``, ``5cm`` is ``5\text{ cm}``, and ``\text{m s^{-1}}`` is ``\text{m s^-1}``.
+    """
+    if joined := _JOINED_UNIT.fullmatch(text):
+        return rf"{joined[1]}\text{{ {joined[2]}}}{joined[3]}"
     text = _TEMPERATURE.sub(lambda scale: rf"\text{{ {_SCALES[scale[1]]}}}", text)
     return _POWERS_IN_TEXT.sub(lambda unit: _POWER.sub(r"^\1", unit[0]), text)
 
@@ -465,7 +488,7 @@ def latex_form(text: str) -> str:
     text = _RUN_OF_SPACE.sub(" ", from_unicode(text))
     text = undecorated(text)
     text = upright_as_usual(text)
-    text = _BASE.sub(lambda based: f"{based[1]}_{{{_BASE_WORDS.get(based[2], based[2])}}}", text)
+    text = with_base_in_digits(text)
     text = with_usual_percent(ungrouped(text))
     text = recurring_as_overline(text)
     text = in_usual_words(named_figures(text))

@@ -140,6 +140,7 @@ _MATRIX = re.compile(
 _FAMILY = re.compile(r"(.*[^,;\s])\s*(\(\s*[a-z]\s*\\in\s*\\mathbb[^()]*\))", re.DOTALL)
 _TRANSPOSED = re.compile(r"([(\[].*[)\]])\s*\^\s*(?:T|\\top|\{\s*(?:T|\\top|\\intercal)\s*\})", re.DOTALL)
 _DOTS, _WHOLE = re.compile(r"\\[lc]?dots|\.\.\."), re.compile(r"-?[0-9]{1,9}")
+_ARRAY = re.compile(r"[(\[]\s*(\\begin\{array\}.*\\end\{array\})\s*[)\]]", re.DOTALL)
 #: The largest determinant that is expanded, and the longest tuple whose permutations are listed.
 LARGEST_DETERMINANT, LONGEST_PERMUTED = 4, 4
 _CASES = re.compile(r"(?:\\\{)?\\begin\{(cases|array|aligned)\}(?:\{[lcr|]*\})?(.*)\\end\{\1\}", re.DOTALL)
@@ -318,6 +319,8 @@ def _read_one(text: str, depth: int) -> Node:
         return found
     if r"\pm" in text or r"\mp" in text:
         return Unordered(_flat([_read_one(choice, depth + 1) for choice in _both_signs(text)]))
+    if in_brackets := _ARRAY.fullmatch(text):
+        text = in_brackets[1]
     if matrix := _MATRIX.fullmatch(text):
         return _matrix(matrix, depth)
     if cases := _CASES.fullmatch(text):

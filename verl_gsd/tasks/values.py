@@ -25,7 +25,8 @@ DIGITS, NEAREST = 100, sympy.Float("1e-80", 100)
 NEAR, ROUNDED = sympy.Float("1e-5"), 6
 #: Points in the domains of both at which two expressions are compared, how few may do, and how many points are tried.
 POINTS, ENOUGH, TRIED = 10, 4, 40
-#: The sizes of coordinates in units of 1/1009: below 1 and above 1, and for functions with a bend also large ones.
+#: The sizes of coordinates in units of 1/1009: below 1 and above 1. Large ones follow for functions with a bend, and
+#: for expressions that are real only there.
 _BANDS = ((20, 1000), (1010, 5000), (5000, 50_000), (50_000, 10**7))
 _BENT = (sympy.Abs, sympy.Max, sympy.Min, sympy.floor, sympy.ceiling, sympy.sign)
 _NORMALIZATION = NormalizationConfig(
@@ -36,7 +37,8 @@ _DECIMAL = re.compile(r"[-+]?\s*[0-9]*\.[0-9]+(?:\s*\\?%)?")
 _WORDS = re.compile(r"(?:\\text\{[^{}]*\}|[\s,.'-])+")
 _BARE_WORDS = re.compile(r"[A-Za-z]{2,}(?:[ -][A-Za-z]+)*")
 _UNIT = re.compile(r"(?<=[0-9})a-z])\s*\\text\{[^{}]*\}(?:\^\s*(?:[0-9]|\{[0-9]\}))?$")
-_FRACTION = re.compile(r"\\frac\s*(?:([0-9A-Za-z])|(?=\{))\s*(?:([0-9A-Za-z])|(?=\{))")
+_ARGUMENT = r"(?:([0-9A-Za-z]|\\(?:pi|alpha|beta|gamma|theta|phi|lambda)(?![A-Za-z]))|(?=\{))"
+_FRACTION = re.compile(rf"\\frac\s*{_ARGUMENT}\s*{_ARGUMENT}")
 #: What the parser ignores or reads as something else.
 _MISREAD = re.compile(
     "|".join(
@@ -210,13 +212,12 @@ def values_at_points(a: Any, b: Any) -> Iterator[tuple[Any, Any]]:
     """The values of two expressions at points, None outside their domains, until both have values at ``POINTS`` points.
 
     The points are the same in each process, so that a verdict is the same. They lie on both sides of 0 and of 1, and
-    for functions with a bend also far out. The first has only positive coordinates and the second only negative ones.
-    Whole numbers follow if too few other points are in both domains.
+    for functions with a bend, or if few points are in both domains, also far out. The first has only positive
+    coordinates and the second only negative ones. Whole numbers follow if too few other points are in both domains.
     """
     symbols = sorted(a.free_symbols | b.free_symbols, key=str)
     whole = any(e.has(sympy.factorial, sympy.binomial, sympy.Sum, sympy.Product) for e in (a, b))
     bent = any(e.has(*_BENT) for e in (a, b))
-    bands = _BANDS if bent else _BANDS[:2]
     draw = random.Random(0)
     found = 0
     for number in range(2 * TRIED):
@@ -224,6 +225,7 @@ def values_at_points(a: Any, b: Any) -> Iterator[tuple[Any, Any]]:
             point = {symbol: sympy.Integer(draw.randint(1, 9)) for symbol in symbols}
         else:
             signs = [1 if number == 0 else -1 if number == 1 else draw.choice((1, -1)) for _ in symbols]
+            bands = _BANDS if bent or number >= TRIED // 2 else _BANDS[:2]
             sizes = [sympy.Rational(draw.randint(*draw.choice(bands)), 1009) for _ in symbols]
             point = {symbol: sign * size for symbol, sign, size in zip(symbols, signs, sizes, strict=True)}
         x, y = _value_or_none(a, point), _value_or_none(b, point)
