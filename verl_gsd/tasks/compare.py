@@ -62,6 +62,7 @@ _NAME = re.compile(
 )
 _SYMBOL = re.compile(r"\\?[A-Za-z]+(?:_(?:\{\w+\}|\w))?")
 _CALL = re.compile(r"\\?([A-Za-z])(?:_\{?\w\}?)?\s*\(\s*([a-z])\s*\)")
+_TURNED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "=": "=", "!=": "!="}
 _COMMAND = re.compile(r"\\text\{[^{}]*\}|\\[A-Za-z]+")
 
 
@@ -132,62 +133,91 @@ def _unit_vectors(text: str) -> Node | None:
 
 def _equal(a: Node, b: Node) -> bool:
     a, b = _unwrapped(a, b, is_answer=True), _unwrapped(b, a, is_answer=False)
-    if isinstance(a, Value) and isinstance(b, Value):
-        pair = reconciled(a.text, b.text)
-        return pair is not None and same_value(*pair)
-    if isinstance(a, Named) or isinstance(b, Named):
-        return _same_named(a, b)
-    if isinstance(a, Progression) and isinstance(b, Progression):
-        return (a.first, a.step) == (b.first, b.step) and _equal(a.last, b.last)
-    if isinstance(a, Family) or isinstance(b, Family):
-        return _same_family(a, b)
-    if isinstance(a, Case) and isinstance(b, Case):
-        return a.condition == b.condition and _equal(a.value, b.value)
-    for vector, other in ((a, b), (b, a)):
-        if isinstance(vector, Matrix) and isinstance(other, Sequence):
-            return other.brackets == "()" and _all_equal(_entries(vector), other.parts)
-    if isinstance(a, Matrix) and isinstance(b, Matrix):
-        return len(a.rows) == len(b.rows) and all(map(_all_equal, a.rows, b.rows))
-    if isinstance(a, Matrix) or isinstance(b, Matrix):
-        return _same_matrices(a, b)
-    for part, whole in ((a, b), (b, a)):  # x/(x+1), x != -1 is x/(x+1)
-        if isinstance(part, Value) and isinstance(whole, Unordered) and _is_restricted_value(whole):
-            return _equal(part, whole.parts[0])
-    if (assigned := _assignments(a)) is not None and (other_assigned := _assignments(b)) is not None:
-        return assigned.keys() == other_assigned.keys() and all(
-            _equal(assigned[n], other_assigned[n]) for n in assigned
-        )
-    if isinstance(a, Unordered) and isinstance(b, Unordered):
-        return _same_lists(a, b)
-    for values, tuple_ in ((_assignments(a), b), (_assignments(b), a)):
-        if values is not None and isinstance(tuple_, Sequence) and [*values] == sorted(values):  # x=1, y=2 is (1,2)
-            return tuple_.brackets == "()" and _all_equal([*values.values()], tuple_.parts)
-    if isinstance(a, Sequence) and isinstance(b, Sequence):
-        if a.brackets == b.brackets == ":":
-            return _same_ratios(a.parts, b.parts)
-        return a.brackets == b.brackets and _all_equal(a.parts, b.parts)
-    if isinstance(a, Relation) and isinstance(b, Relation) and _same_relation(a, b):
-        return True
-    letters = {letter_of(node) for node in (a, b)} - {None}
-    if len(letters) > 1:
-        return False
-    left, right = real_set(a), real_set(b)
-    return left is not None and right is not None and same_sets(left, right)
+    verdicts = (rule(a, b) for rule in _RULES)
+    return next((verdict for verdict in verdicts if verdict is not None), False)
 
 
-def _same_named(a: Node, b: Node) -> bool:
+def _same_values(a: Node, b: Node) -> bool | None:
+    if not isinstance(a, Value) or not isinstance(b, Value):
+        return None
+    in_one_unit = reconciled(a.text, b.text)
+    return in_one_unit is not None and same_value(*in_one_unit)
+
+
+def _same_named(a: Node, b: Node) -> bool | None:
     if isinstance(a, Named) and isinstance(b, Named):
         return a.name == b.name and _equal(a.value, b.value)
-    named, other = (a, b) if isinstance(a, Named) else (b, a)
-    return isinstance(named, Named) and named.may_lack_name and _equal(named.value, other)
+    for named, other in ((a, b), (b, a)):
+        if isinstance(named, Named):
+            return named.may_lack_name and _equal(named.value, other)
+    return None
 
 
-def _same_lists(a: Unordered, b: Unordered) -> bool:
-    """Whether two lists are equal in some order, or in their own order if only one has names for its parts."""
+def _same_progressions(a: Node, b: Node) -> bool | None:
+    if not isinstance(a, Progression) or not isinstance(b, Progression):
+        return None
+    return (a.first, a.step) == (b.first, b.step) and _equal(a.last, b.last)
+
+
+def _same_cases(a: Node, b: Node) -> bool | None:
+    if not isinstance(a, Case) or not isinstance(b, Case):
+        return None
+    return a.condition == b.condition and _equal(a.value, b.value)
+
+
+def _same_matrices(a: Node, b: Node) -> bool | None:
+    """Two matrices, or a matrix and a tuple, which is equal to a row and to a column."""
+    if isinstance(a, Matrix) and isinstance(b, Matrix):
+        return len(a.rows) == len(b.rows) and all(map(_all_equal, a.rows, b.rows))
+    for matrix, other in ((a, b), (b, a)):
+        if isinstance(matrix, Matrix) and isinstance(other, Sequence):
+            return other.brackets == "()" and _all_equal(_entries(matrix), other.parts)
+    return _same_arrays(a, b) if isinstance(a, Matrix) or isinstance(b, Matrix) else None
+
+
+def _same_without_restriction(a: Node, b: Node) -> bool | None:
+    r"""A value and the same value with the points where it is not defined: ``\frac{x}{x+1}, x \neq -1``."""
+    for value, restricted in ((a, b), (b, a)):
+        if isinstance(value, Value) and isinstance(restricted, Unordered) and _is_restricted_value(restricted):
+            return _equal(value, restricted.parts[0])
+    return None
+
+
+def _same_assignments(a: Node, b: Node) -> bool | None:
+    """Values of the same letters, or values of letters in alphabetical order and a tuple: ``x=1, y=2`` is (1,2)."""
+    values, other_values = _assignments(a), _assignments(b)
+    if values is not None and other_values is not None:
+        return values.keys() == other_values.keys() and all(_equal(values[x], other_values[x]) for x in values)
+    for assigned, other in ((values, b), (other_values, a)):
+        if assigned is not None and isinstance(other, Sequence) and [*assigned] == sorted(assigned):
+            return other.brackets == "()" and _all_equal([*assigned.values()], other.parts)
+    return None
+
+
+def _same_lists(a: Node, b: Node) -> bool | None:
+    """Two lists in some order, or in their own order if only one of them has names for its parts."""
+    if not isinstance(a, Unordered) or not isinstance(b, Unordered):
+        return None
     names = [sum(isinstance(part, Named) for part in node.parts) for node in (a, b)]
     if 0 in names and any(names):
         return _all_equal(a.parts, b.parts)
     return _same_parts(list(a.parts), list(b.parts))
+
+
+def _same_sequences(a: Node, b: Node) -> bool | None:
+    if not isinstance(a, Sequence) or not isinstance(b, Sequence):
+        return None
+    if a.brackets == b.brackets == ":":
+        return _same_ratios(a.parts, b.parts)
+    return a.brackets == b.brackets and _all_equal(a.parts, b.parts)
+
+
+def _same_sets(a: Node, b: Node) -> bool | None:
+    """Sets of real numbers in the same letter, if they have one."""
+    if len({letter_of(node) for node in (a, b)} - {None}) > 1:
+        return False
+    left, right = real_set(a), real_set(b)
+    return left is not None and right is not None and same_sets(left, right)
 
 
 def _assignments(node: Node) -> dict[str, Node] | None:
@@ -301,27 +331,35 @@ def _is_sum_of_letters(side: str) -> bool:
     return len(set(re.findall("[A-Za-z]", bare))) > 1 and not re.search("[0-9]", bare)
 
 
-def _same_family(a: Node, b: Node) -> bool:
-    if isinstance(a, Family) and isinstance(b, Family) and a.domain != b.domain:
+def _same_families(a: Node, b: Node) -> bool | None:
+    """Answers for each value of a parameter, whose letter may differ. Only one of the two needs to name its domain."""
+    families = [node for node in (a, b) if isinstance(node, Family)]
+    if not families:
+        return None
+    if len({family.domain for family in families}) > 1:
         return False
-    parameter = next(node.parameter for node in (a, b) if isinstance(node, Family))
-    domain = next(node.domain for node in (a, b) if isinstance(node, Family))
-    members = []
-    for node in (a, b):
-        member = node.member if isinstance(node, Family) else node
-        member = (_value_of(member) or member) if isinstance(member, Relation) else member
-        if isinstance(node, Family) and node.parameter != parameter:
-            member = _renamed(member, node.parameter, parameter)
-        members.append(member)
-    if all(isinstance(member, Value) for member in members) and domain == "Z":
-        both = all(isinstance(node, Family) for node in (a, b))
-        lattices = [_lattice(member.text, parameter) for member in members]  # type: ignore[union-attr]
-        if both and None not in lattices:
-            (step, start), (other_step, other_start) = lattices  # type: ignore[misc]
-            if not same_numbers(step, other_step) and not same_numbers(step, -other_step):
-                return False
-            return bool(sympy.simplify((start - other_start) / step).is_integer)
-    return _equal(*members)
+    parameter = families[0].parameter
+    left, right = (_member(node, parameter) for node in (a, b))
+    if len(families) == 2 and families[0].domain == "Z" and isinstance(left, Value) and isinstance(right, Value):
+        lattice, other_lattice = _lattice(left.text, parameter), _lattice(right.text, parameter)
+        if lattice is not None and other_lattice is not None:
+            return _same_lattices(lattice, other_lattice)
+    return _equal(left, right)
+
+
+def _member(node: Node, parameter: str) -> Node:
+    """The member of a family in the given parameter, without a name before its equals sign."""
+    member = node.member if isinstance(node, Family) else node
+    member = _value_of(member) or member
+    return _renamed(member, node.parameter, parameter) if isinstance(node, Family) else member
+
+
+def _same_lattices(a: tuple[Any, Any], b: tuple[Any, Any]) -> bool:
+    """Whether two lattices (step, start) have the same points."""
+    (step, start), (other_step, other_start) = a, b
+    if not same_numbers(step, other_step) and not same_numbers(step, -other_step):
+        return False
+    return bool(sympy.simplify((start - other_start) / step).is_integer)
 
 
 def _renamed(node: Node, old: str, new: str) -> Node:
@@ -359,28 +397,34 @@ def _lattice(text: str, parameter: str) -> tuple[Any, Any] | None:
     return None if step.free_symbols or step == 0 else (step, expression.subs(symbols[0], 0))
 
 
-def _same_relation(a: Relation, b: Relation) -> bool:
-    if set(a.signs) == set(b.signs) == {"="}:
-        value, other = _value_of(a), _value_of(b)
-        if value is not None and other is not None:
-            name, other_name = _compact(a.sides[0]), _compact(b.sides[0])
-            if name == other_name:
-                return _equal(value, other)
-            call, other_call = _CALL.fullmatch(name), _CALL.fullmatch(other_name)
-            if call and other_call and call[1] == other_call[1]:  # f(t) = 3t is f(x) = 3x
-                return _equal(_renamed(value, call[2], other_call[2]), other)
-            if {name, other_name} & {"y", "f(x)"} and (call or other_call) and len({name, other_name}) == 2:
-                return {name, other_name} == {"y", "f(x)"} and _equal(value, other)
-    if len(a.signs) != 1 or len(b.signs) != 1:
-        return False
-    turned = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "=": "=", "!=": "!="}
-    if a.signs[0] not in turned or b.signs[0] not in turned:
-        return False
-    left, right = (_difference(relation) for relation in (a, b))
-    if a.signs[0] in ("=", "!="):
-        return a.signs == b.signs and _constant_ratio(left, right) is not None
-    ratio = _constant_ratio(left, right)
-    return ratio is not None and (a.signs[0] if ratio > 0 else turned[a.signs[0]]) == b.signs[0]
+def _same_relations(a: Node, b: Node) -> bool | None:
+    """Two relations of one sign each. None if they may still have the same set of solutions."""
+    if not isinstance(a, Relation) or not isinstance(b, Relation):
+        return None
+    if set(a.signs) == set(b.signs) == {"="} and (verdict := _same_definitions(a, b)) is not None:
+        return verdict
+    if len(a.signs) != 1 or len(b.signs) != 1 or not {a.signs[0], b.signs[0]} <= _TURNED.keys():
+        return None
+    ratio = _constant_ratio(_difference(a), _difference(b))
+    if ratio is None:
+        return None
+    is_turned = ratio < 0 and a.signs[0] not in ("=", "!=")
+    return (_TURNED[a.signs[0]] if is_turned else a.signs[0]) == b.signs[0] or None
+
+
+def _same_definitions(a: Relation, b: Relation) -> bool | None:
+    """``y = 2x`` and ``f(x) = 2x``, or functions with another letter; None if the two do not define a value."""
+    value, other = _value_of(a), _value_of(b)
+    if value is None or other is None:
+        return None
+    names = _compact(a.sides[0]), _compact(b.sides[0])
+    if names[0] == names[1] or set(names) == {"y", "f(x)"}:
+        return _equal(value, other)
+    call, other_call = map(_CALL.fullmatch, names)
+    if call and other_call and call[1] == other_call[1]:  # f(t) = 3t is f(x) = 3x
+        return _equal(_renamed(value, call[2], other_call[2]), other)
+    is_another_function = "f(x)" in names or ("y" in names and (call or other_call))
+    return False if is_another_function else None
 
 
 def _difference(relation: Relation) -> Any:
@@ -400,7 +444,7 @@ def _constant_ratio(left: Any, right: Any) -> Any:
     return ratios[0] if all(near(ratio, ratios[0], NEAREST) for ratio in ratios) else None
 
 
-def _same_matrices(a: Node, b: Node) -> bool:
+def _same_arrays(a: Node, b: Node) -> bool:
     """A matrix with a factor or in a sum, which only the parser of LaTeX reads, against a matrix."""
     arrays = []
     for node in (a, b):
@@ -431,3 +475,20 @@ def _factor_and_matrix(text: str) -> tuple[Any, Any]:
         raise NotUnderstoodError(text)
     factor = text[:begin].strip().removesuffix(r"\cdot").strip()
     return exact(parsed(factor)) if factor != "-" else sympy.Integer(-1), sympy.Matrix(cells)
+
+
+#: The rules in their order. Each is None for two answers that it is not about.
+_RULES = (
+    _same_values,
+    _same_named,
+    _same_progressions,
+    _same_families,
+    _same_cases,
+    _same_matrices,
+    _same_without_restriction,
+    _same_assignments,
+    _same_lists,
+    _same_sequences,
+    _same_relations,
+    _same_sets,
+)

@@ -100,25 +100,29 @@ def undecorated(text: str) -> str:
             text = re.sub(r"\\text\{\\text\{([^{}]*)\}\}", r"\\text{\1}", text)
     dollars = _DOLLAR.findall(text)
     text = _DOLLAR.sub("" if len(dollars) % 2 == 0 else r"\\$", text)  # one dollar sign is a price
-    while True:
-        before = text
-        text = text.strip()
-        for mark in ("**", "*", "`", "__", '"'):
-            if len(text) > 2 * len(mark) and text.startswith(mark) and text.endswith(mark):
-                inner = text[len(mark) : -len(mark)]
-                text = inner if mark not in inner else text
-        if text.startswith(("\\(", "\\[")) and text.endswith((r"\)", r"\]")) and len(text) > 4:
-            text = text[2:-2]
-        if text.startswith("{") and text.endswith("}") and _closing(text, 0) == len(text) - 1 and r"\over" not in text:
-            text = text[1:-1]
-        if len(text) > 1 and text[-1] in ".,;:" and not text.endswith(("..", r"\,", r"\;", r"\:")):
-            text = text[:-1]
-        if whole := _WRAPPED.fullmatch(text):
-            text = whole[1]
-        if sentence := _SENTENCE.fullmatch(text):
-            text = sentence[1] if sentence[1].strip("} ") else text
-        if text == before:
-            return text
+    while (inner := _without_outermost(text)) != text:
+        text = inner
+    return text
+
+
+def _without_outermost(text: str) -> str:
+    """A text without what decorates the whole of it, one layer of each kind."""
+    text = text.strip()
+    for mark in ("**", "*", "`", "__", '"'):
+        if len(text) > 2 * len(mark) and text.startswith(mark) and text.endswith(mark):
+            inner = text[len(mark) : -len(mark)]
+            text = inner if mark not in inner else text
+    if text.startswith(("\\(", "\\[")) and text.endswith((r"\)", r"\]")) and len(text) > 4:
+        text = text[2:-2]
+    if text.startswith("{") and text.endswith("}") and _closing(text, 0) == len(text) - 1 and r"\over" not in text:
+        text = text[1:-1]
+    if len(text) > 1 and text[-1] in ".,;:" and not text.endswith(("..", r"\,", r"\;", r"\:")):
+        text = text[:-1]
+    if whole := _WRAPPED.fullmatch(text):
+        text = whole[1]
+    if sentence := _SENTENCE.fullmatch(text):
+        text = sentence[1] if sentence[1].strip("} ") else text
+    return text
 
 
 def _without_siunitx(command: re.Match) -> str:
@@ -151,17 +155,38 @@ def upright_as_usual(text: str) -> str:
     r"""Upright constants and operators as usual: ``\mathrm{e}`` is ``e``, ``\operatorname{arctg}`` is ``\arctan``."""
     if "\\text" in text:
         text = _COMMAND_IN_TEXT.sub(r"\1 ", _UPRIGHT.sub(_without_text, text))
-    for other in ("varphi", "varepsilon", "vartheta", "varrho"):
-        text = re.sub(rf"\\{other}(?![A-Za-z])", rf"\\{other[3:]} ", text)
     text = re.sub(r"\\(arcctg|arctg|cotg|ctg|tg)(?![A-Za-z])", lambda name: rf"\{_OTHER_NAMES[name[1]]} ", text)
-    text = re.sub(r"\\lg(?![A-Za-z])", r"\\log_{10}", text)
-    text = re.sub(r"\\[dtc]frac(?![A-Za-z])", r"\\frac", text)
-    text = re.sub(r"\\leq(?:slant)?(?![A-Za-z])", r"\\le ", re.sub(r"\\geq(?:slant)?(?![A-Za-z])", r"\\ge ", text))
-    text = re.sub(r"\\ne(?![A-Za-z])", r"\\neq", text)
-    text = re.sub(r"\{([^{}]*[^{}\s])\s*\\over(?![A-Za-z])\s*([^{}]+)\}", r"\\frac{\1}{\2}", text)
-    text = re.sub(r"\{?([^{}]*[^{}\s])\s*\\choose(?![A-Za-z])\s*([^{}]+)\}?", r"\\binom{\1}{\2}", text)
-    text = re.sub(r"\\[dt]?binom\s*([0-9A-Za-z])\s*([0-9A-Za-z])", r"\\binom{\1}{\2}", text)
-    return re.sub(r"(?<![A-Za-z}])C_(?:\{(\w+)\}|(\w))\^(?:\{(\w+)\}|(\w))", _combinations, text)
+    return re.sub(r"\\lg(?![A-Za-z])", r"\\log_{10}", text)
+
+
+_OTHER_COMMANDS = [
+    (re.compile(rf"\\(?:{names})(?![A-Za-z])"), usual)
+    for names, usual in (
+        ("varphi", r"\\phi "),
+        ("varepsilon", r"\\epsilon "),
+        ("vartheta", r"\\theta "),
+        ("varrho", r"\\rho "),
+        ("[dtc]frac", r"\\frac"),
+        ("geq(?:slant)?", r"\\ge "),
+        ("leq(?:slant)?", r"\\le "),
+        ("ne", r"\\neq"),
+    )
+]
+_OVER = re.compile(r"\{([^{}]*[^{}\s])\s*\\over(?![A-Za-z])\s*([^{}]+)\}")
+_CHOOSE = re.compile(r"\{?([^{}]*[^{}\s])\s*\\choose(?![A-Za-z])\s*([^{}]+)\}?")
+_BINOMIAL = re.compile(r"\\[dt]?binom\s*([0-9A-Za-z])\s*([0-9A-Za-z])")
+_COMBINATIONS = re.compile(r"(?<![A-Za-z}])C_(?:\{(\w+)\}|(\w))\^(?:\{(\w+)\}|(\w))")
+
+
+def usual_commands(text: str) -> str:
+    r"""One command per sign: ``{1 \over 2}`` and ``\dfrac{1}{2}`` are ``\frac{1}{2}``, ``C_5^2`` is ``\binom{5}{2}``."""
+    for command, usual in _OTHER_COMMANDS:
+        text = command.sub(usual, text)
+    if r"\over" in text:
+        text = _OVER.sub(r"\\frac{\1}{\2}", text)
+    if r"\choose" in text:
+        text = _CHOOSE.sub(r"\\binom{\1}{\2}", text)
+    return _COMBINATIONS.sub(_as_binomial, _BINOMIAL.sub(r"\\binom{\1}{\2}", text))
 
 
 def _without_text(name: re.Match) -> str:
@@ -169,7 +194,7 @@ def _without_text(name: re.Match) -> str:
     return word if len(word) == 1 else rf"\{word} "
 
 
-def _combinations(symbol: re.Match) -> str:
+def _as_binomial(symbol: re.Match) -> str:
     return rf"\binom{{{symbol[1] or symbol[2]}}}{{{symbol[3] or symbol[4]}}}"
 
 
@@ -238,8 +263,6 @@ def _call(text: str, name: str, latex: Callable[[str], str]) -> str:
 _GROUPED = re.compile(
     r"(?<![0-9.,\\^_])(?<![0-9] )[1-9][0-9]{0,2}(?:(?:\\,|\{,\}|,\s*\\!|\{\\,\}| )[0-9]{3})+(?! ?[0-9])"
 )
-
-
 _DECIMAL_COMMA = re.compile(r"(?<![0-9.,}])((?:0|[1-9][0-9]*)\{,\}(?:[0-9]{1,2}|[0-9]{4,})|0\{,\}[0-9]{3})(?![0-9{.,])")
 
 
@@ -487,7 +510,7 @@ def latex_form(text: str) -> str:
     """The normal form of an answer or of a reference."""
     text = _RUN_OF_SPACE.sub(" ", from_unicode(text))
     text = undecorated(text)
-    text = upright_as_usual(text)
+    text = usual_commands(upright_as_usual(text))
     text = with_base_in_digits(text)
     text = with_usual_percent(ungrouped(text))
     text = recurring_as_overline(text)

@@ -12,6 +12,7 @@ from fractions import Fraction
 from itertools import pairwise
 
 from verl_gsd.tasks.forms import split_currency
+from verl_gsd.tasks.plain import LONGEST
 
 _PREFIXES = {"": 0, "k": 3, "c": -2, "m": -3, "M": 6, "G": 9, "T": 12, "d": -1, "n": -9, "p": -12, "u": -6, "f": -15}
 #: Symbols that take prefixes, in SI base units: (factor, kind).
@@ -96,9 +97,11 @@ _WORD_PREFIXES: dict[str, int] = {
     "deci": -1,
     "giga": 9,
 }
+_POWER = r"(?:\s*\^\s*(?:\{?-?[1-4]\}?))?"
+_IN_TEXT = rf"\\text\{{[^{{}}]*\}}{_POWER}"
 _END = re.compile(
-    r"(?P<number>.*?(?:[0-9})!]|[a-z](?=\s*\\text)))\s*(?P<unit>(?:\\mu\s*)?\\text\{[^{}]*\}(?:\s*\^\s*(?:\{?-?[1-4]\}?))?"
-    r"(?:\s*(?:/|\\cdot)?\s*\\text\{[^{}]*\}(?:\s*\^\s*(?:\{?-?[1-4]\}?))?)*|\s[A-Za-zµ][A-Za-z /.]*(?:\^\{?[1-4]\}?)?)"
+    r"(?P<number>.*?(?:[0-9})!]|[a-z](?=\s*\\text)))\s*(?P<unit>(?:\\mu\s*)?"
+    rf"{_IN_TEXT}(?:\s*(?:(?:/|\\cdot)\s*)?{_IN_TEXT})*|\s[A-Za-zµ][A-Za-z /.]*(?:\^\{{?[1-4]\}}?)?)"
 )
 _COMPOUND = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*\\text\{([^{}0-9]+)\}")
 #: ``3 m`` without ``\text`` is a product.
@@ -155,7 +158,8 @@ def _split(text: str) -> tuple[str, Unit | None]:
         return sign[1].rstrip(), _PERCENT if sign["percent"] else _DEGREE
     if len(compound := _COMPOUND.findall(text)) > 1:
         return _compound(text, compound)
-    match = None if "," in text else _END.fullmatch(text)  # a list is compared part by part
+    is_one_value = "," not in text and len(text) <= LONGEST  # a list is compared part by part
+    match = _END.fullmatch(text) if is_one_value else None
     unit = parse_unit(match["unit"]) if match and not _ONE_LETTER.fullmatch(match["unit"]) else None
     return (match["number"].strip(), unit) if match and unit else (text, None)
 

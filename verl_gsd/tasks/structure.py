@@ -237,36 +237,37 @@ def _read_list(text: str, depth: int) -> Node:
     for sign in ("or", "and"):
         pieces = split_outside(text, {rf"\{sign}"})
         if len(pieces) > 1:
-            parts = [_read_list(piece.strip(", "), depth + 1) for piece in pieces if piece.strip(", ")]
-            is_set = all(isinstance(part, (Relation, Union)) and _is_inequality(part) for part in parts)
-            if is_set:
-                return Union(tuple(parts), sign)
-            if any(isinstance(part, Family) for part in parts):  # the last domain belongs to all members
-                family = next(part for part in parts if isinstance(part, Family))
-                parts = [
-                    part if isinstance(part, Family) else Family(part, family.parameter, family.domain)
-                    for part in parts
-                ]
-            return Unordered(_flat(parts))
+            return _joined([_read_list(piece.strip(", "), depth + 1) for piece in pieces if piece.strip(", ")], sign)
     if (bracketed := _FAMILY.fullmatch(text)) and (domain := _DOMAIN.fullmatch(bracketed[2])):
-        return Family(_read_list(bracketed[1], depth + 1), domain[1] or domain[3], domain[2] or "Z")
+        return _family(_read_list(bracketed[1], depth + 1), domain)
     if permuted := _PERMUTATIONS.fullmatch(text):
         return _permutations(_read_list(permuted[1], depth + 1), is_cyclic=bool(permuted[2]))
     if congruence := _CONGRUENT.fullmatch(text):
-        modulus = congruence[3] or congruence[4]
-        return Family(Value(rf"{modulus}k+({congruence[2]})"), "k", "Z")
+        return Family(Value(rf"{congruence[3] or congruence[4]}k+({congruence[2]})"), "k", "Z")
     if _GROUPED.fullmatch(text):
         return Value(text.replace(",", ""))
     pieces = [piece for piece in split_outside(text, {",", ";"}) if piece]
     if not pieces:
         raise NotUnderstoodError(text)
-    if len(pieces) > 1:
-        domain = _DOMAIN.fullmatch(pieces[-1])
-        if domain:
-            letters = domain[1] or domain[3]
-            return Family(_read_list(", ".join(pieces[:-1]), depth + 1), letters, domain[2] or "Z")
-        return _progression(pieces, depth) or Unordered(_flat([_read_list(piece, depth + 1) for piece in pieces]))
-    return _read_one(pieces[0], depth)
+    if len(pieces) == 1:
+        return _read_one(pieces[0], depth)
+    if domain := _DOMAIN.fullmatch(pieces[-1]):
+        return _family(_read_list(", ".join(pieces[:-1]), depth + 1), domain)
+    return _progression(pieces, depth) or Unordered(_flat([_read_list(piece, depth + 1) for piece in pieces]))
+
+
+def _joined(parts: list[Node], sign: str) -> Node:
+    """Parts that ``or`` or ``and`` joins: a set if they are inequalities, else a list of answers."""
+    if all(map(_is_inequality, parts)):
+        return Union(tuple(parts), sign)
+    family = next((part for part in parts if isinstance(part, Family)), None)
+    if family is not None:  # the domain of the last member belongs to all of them
+        parts = [part if isinstance(part, Family) else Family(part, family.parameter, family.domain) for part in parts]
+    return Unordered(_flat(parts))
+
+
+def _family(member: Node, domain: re.Match) -> Family:
+    return Family(member, domain[1] or domain[3], domain[2] or "Z")
 
 
 def _progression(pieces: list[str], depth: int) -> Progression | None:
