@@ -179,7 +179,7 @@ _COMBINATIONS = re.compile(r"(?<![A-Za-z}])C_(?:\{(\w+)\}|(\w))\^(?:\{(\w+)\}|(\
 
 
 def usual_commands(text: str) -> str:
-    r"""One command per sign: ``{1 \over 2}`` and ``\dfrac{1}{2}`` are ``\frac{1}{2}``, ``C_5^2`` is ``\binom{5}{2}``."""
+    r"""One command per sign: ``{1 \over 2}`` and ``\dfrac12`` are fractions, ``C_5^2`` is ``\binom{5}{2}``."""
     for command, usual in _OTHER_COMMANDS:
         text = command.sub(usual, text)
     if r"\over" in text:
@@ -519,4 +519,4 @@ def latex_form(text: str) -> str:
     text = mixed_as_fraction(units_in_one_notation(text))
     text = from_plain_notation(text) if _PLAIN.search(text) else text
     text = functions_in_one_notation(restated_as_equation(without_approximation(text)))
-    return undecorated(degrees(text))
+    return _RUN_OF_SPACE.sub(" ", undecorated(degrees(text)))

@@ -364,7 +364,7 @@ def _both_signs(text: str) -> tuple[str, str]:
         raise NotUnderstoodError(text)  # whether the signs go together is not said
     first = text.replace(r"\pm", "+").replace(r"\mp", "-")
     second = text.replace(r"\pm", "-").replace(r"\mp", "+")
-    return re.sub(r"(^|[(=,])\s*\+", r"\1", first), second
+    return re.sub(r"(^|[(=,])\s*\+\s*", r"\1", first), second
 
 
 def _relation(text: str) -> Relation | None:

@@ -61,24 +61,30 @@ _PRIME = re.compile(r"([A-Za-z])('+)")
 
 def same_value(answer: str, truth: str) -> bool:
     """Whether two expressions are equal. A unit or another word after them does not count; words equal words."""
-    words, other_words = _words(answer), _words(truth)
-    if words is not None or other_words is not None:
-        bare = truth if words is not None else answer
-        if (words is None or other_words is None) and _BARE_WORDS.fullmatch(bare.strip()):
-            return bare.strip().lower() == (words or other_words)
-        return words == other_words
-    a, b = parsed(answer), parsed(truth)
-    for sides in ((a, answer, b, truth), (b, truth, a, answer)):
-        value, text, other, other_text = sides
-        if r"\circ" in text and r"\pi" in other_text and r"\circ" not in other_text:  # degrees against radians
-            return same_numbers(exact(value) * sympy.pi / 180, exact(other))
+    in_words = _same_words(answer, truth)
+    if in_words is not None:
+        return in_words
     if "%" in answer or "%" in truth:
         return _same_percentages(answer, truth)
-    decimal = any(_DECIMAL.fullmatch(text.strip()) for text in (answer, truth))
-    a, b = exact(a), exact(b)
-    if not a.free_symbols and not b.free_symbols:
-        return same_numbers(a, b, decimal=decimal)
-    return same_expressions(a, b)
+    for degrees, radians in ((answer, truth), (truth, answer)):
+        if r"\circ" in degrees and r"\circ" not in radians and r"\pi" in radians:
+            return same_numbers(exact(parsed(degrees)) * sympy.pi / 180, exact(parsed(radians)))
+    a, b = exact(parsed(answer)), exact(parsed(truth))
+    if a.free_symbols or b.free_symbols:
+        return same_expressions(a, b)
+    return same_numbers(a, b, decimal=any(_DECIMAL.fullmatch(text.strip()) for text in (answer, truth)))
+
+
+def _same_words(answer: str, truth: str) -> bool | None:
+    r"""Whether two answers are the same words, of which one may stand without ``\text``; None for mathematics."""
+    words, other_words = _words(answer), _words(truth)
+    if words is None and other_words is None:
+        return None
+    if words is None and _BARE_WORDS.fullmatch(answer.strip()):
+        words = answer.strip().lower()
+    if other_words is None and _BARE_WORDS.fullmatch(truth.strip()):
+        other_words = truth.strip().lower()
+    return words == other_words
 
 
 def _words(text: str) -> str | None:
