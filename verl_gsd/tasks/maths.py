@@ -244,7 +244,7 @@ def is_right_by_math_verify(response: str, truth: str) -> bool | None:
 
 
 def _is_in_words(text: str) -> bool:
-    """Whether an answer has a word and no digit. math-verify reads words as products of letters."""
+    """Whether an answer has a word and no digit. The parser of LaTeX reads words as products of letters."""
     return _WORD.search(_COMMAND.sub("", text)) is not None and not any(map(str.isdigit, text))
 
 
