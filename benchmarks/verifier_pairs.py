@@ -71,6 +71,18 @@ def table(pairs: list[dict[str, Any]], verdicts: list[bool]) -> dict[str, Any]:
     return {"all": {name: sum(count[name] for count in counts.values()) for name in columns}, "by_kind": counts}
 
 
+def markdown(tables: dict[str, dict[str, Any]]) -> str:
+    """The table by kind for docs/verifier.md: of each scorer, accepted equal pairs and accepted different pairs."""
+    first = next(iter(tables.values()))
+    rows = [("all", [scored["all"] for scored in tables.values()])]
+    rows += [(kind, [scored["by_kind"][kind] for scored in tables.values()]) for kind in first["by_kind"]]
+    lines = [f"| kind | pairs | {' | '.join(tables)} |", "|---" * (len(tables) + 2) + "|"]
+    for kind, counts in rows:
+        cells = [f"{count['equal_accepted']} / {count['different_accepted']}" for count in counts]
+        lines.append(f"| {kind} | {counts[0]['equal']} / {counts[0]['different']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main(
     pairs: Annotated[Path, typer.Option(help="Pairs, one JSON object per line.")] = FIRST_SET,
     name: Annotated[str, typer.Option(help="Under this name the tables are written.")] = "first set",
@@ -93,6 +105,7 @@ def main(
                     print(" accepted" if verdict else " rejected", json.dumps(row, ensure_ascii=False))
     results = json.loads(output.read_text()) if output.exists() else {}
     publishing.write(results | {name: tables}, output)
+    print(markdown(tables))
 
 
 if __name__ == "__main__":

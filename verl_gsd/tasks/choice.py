@@ -18,7 +18,9 @@ from verl_gsd.tasks.answers import BOX, last_boxed
 
 LETTERS = "ABCDEFGHIJ"
 
-_LETTER = r"(?:\(([A-J])\)|([A-J])(?=\s*(?:[.:;,()]|\\[,;:! ]|\\q?quad\b|$|(?:because|since|as|for)\b)))"
+#: A dash after the letter needs two words after it, because ``A - B`` is a difference.
+_REASON = r"\s*(?:[.:;,()]|\\[,;:! ]|\\q?quad\b|$|[-–—]+\s+[A-Za-z]+\s[A-Za-z]|(?:because|since|as|for)\b)"
+_LETTER = rf"(?:\(([A-J])\)|([A-J])(?={_REASON}))"
 _AT_START = re.compile(rf"(?:(?:option|choice|answer)\b[\s:]*)?(?-i:{_LETTER})", re.I | re.M)
 _ALONE = re.compile(r"\(([A-J])\)|([A-J])\.?")
 _ANNOUNCED = re.compile(
@@ -74,3 +76,27 @@ def final_letter(text: str) -> str | None:
     if letter is None or _SECOND_LETTER.match(text, letter.end()):
         return None
     return letter[1] or letter[2]
+
+
+_LETTERS_ONLY = re.compile(r"\(?[A-J]\)?(?:[\s,]*(?:and\s+)?\(?[A-J]\)?)*")
+
+
+_SEPARATED = re.compile(r"\(?[A-J]\)?(?:(?:\s*,\s*(?:and\s+)?|\s*and\s+)\(?[A-J]\)?)+")
+
+
+def chosen_letters(answer: str, or_with_reason: bool = False) -> tuple[str, ...]:
+    r"""The letters of options that an answer names, in order; empty if it is not letters of options.
+
+    ``\text{(B)}`` and ``A, C, D`` are. A single letter without brackets is, if it is a capital up to J. Several letters
+    need to be different, and in order if nothing separates them, because ``BA`` may also be a product.
+
+    Args:
+        or_with_reason: whether the text of the option may follow the letter: ``(D) 12``, ``E - a score``.
+    """
+    text = _MARKUP.sub("", answer).strip(" .")
+    if _LETTERS_ONLY.fullmatch(text):
+        letters = tuple(re.findall("[A-J]", text))
+        in_order = tuple(sorted(set(letters)))
+        return in_order if letters == in_order or (_SEPARATED.fullmatch(text) and len(in_order) == len(letters)) else ()
+    letter = final_letter(rf"\boxed{{{answer}}}") if or_with_reason else None
+    return (letter,) if letter else ()

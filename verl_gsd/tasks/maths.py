@@ -1,15 +1,13 @@
 r"""The verifier for mathematics: compares the final answer of a response with the reference answer.
 
-``answers.py`` extracts the answer: the last ``\boxed{}``, or the answer that a response without a box announces. Plain
-numbers are compared here (``plain.py``), towers of powers are not compared (``screen.py``), and math-verify compares
-everything else.
+``answers.py`` extracts the answer: the last ``\boxed{}``, or the answer that a response without a box announces.
+``notation.py`` and ``forms.py`` bring both texts into one notation, and ``quantities.py`` their units into one unit.
+Plain numbers are compared here (``plain.py``), towers of powers are not compared (``screen.py``), and ``compare.py``
+compares everything else. docs/verifier.md says what counts as equal.
 
-math-verify runs in separate processes (``maths_worker.py``) for two reasons:
-
-- It ends slow comparisons by SIGALRM, which works only in the main thread, and verl calls verifiers in other threads.
-- On text that a policy wrote, sympy may take forever and use all memory.
-
-The processes are few and reused. Their memory and CPU time are limited, and they are killed if they do not reply.
+``compare.py`` runs in separate processes (``maths_worker.py``), because sympy may take forever and use all memory on
+text that a policy wrote. The processes are few and reused. Their memory and CPU time are limited, and they are
+killed if they do not reply.
 """
 
 from __future__ import annotations
@@ -29,8 +27,11 @@ from typing import Any
 from verl_gsd.python_commands import module_command
 from verl_gsd.tasks.answers import LONGEST_ANSWER, final_answer
 from verl_gsd.tasks.answers import last_boxed as last_boxed  # code that reads reference solutions imports it from here
+from verl_gsd.tasks.choice import chosen_letters
+from verl_gsd.tasks.forms import split_qualifier
 from verl_gsd.tasks.notation import is_trivially_wrong, normalize_latex
 from verl_gsd.tasks.plain import equals_one_side, plain_equal
+from verl_gsd.tasks.quantities import reconciled, same_time
 from verl_gsd.tasks.screen import is_too_large
 
 logger = logging.getLogger(__name__)
@@ -50,12 +51,15 @@ REMEMBERED = 8192
 RULES = {
     "no answer": "the response has no final answer, or a very long one",
     "same text": "the answer is the reference, apart from notation",
+    "letters": "both are letters of options",
     "contradiction": "the answer is an equation that does not hold, or differs in a word that changes a value",
     "one side": "the answer is an equation of numbers that holds, and the reference is one side of it",
-    "numbers": "both are numbers, or tuples or intervals of numbers",
-    "algebra": "math-verify compared both as mathematics",
+    "time": "both are times of day",
+    "units": "both have a unit, and the units measure different things",
+    "numbers": "both are numbers, or tuples or intervals of numbers, in the same unit",
+    "algebra": "computer algebra compared both as mathematics",
     "doubtful": "one of the two is in words or could not be read as mathematics, and they differ; counts as wrong",
-    "too large": "a number is too large to compute; unverified, counts as wrong",
+    "too large": "a number is too large to compute, or the reference is very long; unverified, counts as wrong",
     "no verdict": "the comparison took too long, or its process ended; unverified, counts as wrong",
 }
 #: A word of an answer, once the names of LaTeX commands are left out. Fewer letters may be a product of variables.
@@ -144,14 +148,14 @@ def compute_score(
     Returns:
         ``score`` and ``acc``, both 0.0 or both 1.0, ``unverified`` and ``doubtful``. ``unverified`` is 1.0 if the
         comparison failed, which counts as wrong: it took more than ``CPU_S`` seconds (less if recent comparisons did,
-        too), its process ended, or one of the two numbers is too large. ``doubtful`` is 1.0 if the comparison ended
-        and found the two different, but nothing is sure of it, which also counts as wrong: one of the two is in words,
-        or is no mathematics that math-verify can read. ``answer`` is the final answer as normalised LaTeX: the
-        reference answer if the response is right, so that equal answers in other words are not different, and empty if
-        there is none.
+        too), its process ended, a number is too large, or the reference is too long. ``doubtful`` is 1.0 if the
+        comparison ended and found the two different, but nothing is sure of it, which also counts as wrong: one of the
+        two is in words, or is no mathematics that the verifier can read. ``answer`` is the final answer as normalised
+        LaTeX: the reference answer if the response is right, so that equal answers in other words are not different,
+        and empty if there is none.
 
     Raises:
-        RuntimeError: the process with math-verify does not start.
+        RuntimeError: the process that compares answers does not start.
     """
     decision = decide(solution_str, ground_truth)
     verdict = float(bool(decision.right))
@@ -168,7 +172,7 @@ def decide(response: Any, ground_truth: Any) -> Decision:
     """Compare the final answer of a response with the reference answer; arguments as for ``compute_score``.
 
     Raises:
-        RuntimeError: the process with math-verify does not start.
+        RuntimeError: the process that compares answers does not start.
     """
     answer = final_answer(response) if isinstance(response, str) else None
     return Decision(False, "no answer", "") if answer is None else compare(answer, str(ground_truth))
@@ -178,30 +182,54 @@ def compare(answer: str, truth: str) -> Decision:
     """Compare a final answer with the reference answer. Both are LaTeX without a box, of any length.
 
     Raises:
-        RuntimeError: the process with math-verify does not start.
+        RuntimeError: the process that compares answers does not start.
     """
     if len(answer) > LONGEST_ANSWER:
         return Decision(False, "no answer", "")
-    answer, truth = normalize_latex(answer.strip()), normalize_latex(truth.strip())
-    if answer == truth:
-        return Decision(True, "same text", truth)
+    answer = normalize_latex(answer.strip())
     if not answer:
         return Decision(False, "no answer", "")
-    if is_trivially_wrong(answer, truth):
-        return Decision(False, "contradiction", answer)
-    if equals_one_side(answer, truth):
-        return Decision(True, "one side", truth)
-    right = plain_equal(answer, truth)
-    if right is not None:
-        return Decision(right, "numbers", truth if right else answer)
-    if is_too_large(answer) or is_too_large(truth):
+    if len(truth) > LONGEST_ANSWER:
+        logger.warning("a reference of %d characters is too long to compare; the answer counts as wrong", len(truth))
         return Decision(None, "too large", answer)
-    reply = _reply(answer, truth)
+    truth = normalize_latex(truth.strip())
+    right, rule = _verdict(answer, truth)
+    return Decision(right, rule, truth if right else answer)
+
+
+def _verdict(answer: str, truth: str) -> tuple[bool | None, str]:
+    """Whether two answers in normal form are equal (None if this is unverified), and the rule that decided."""
+    if answer == truth:
+        return True, "same text"
+    if (letters := chosen_letters(truth)) and (chosen := chosen_letters(answer, or_with_reason=True)):
+        return chosen == letters, "letters"
+    (answer, qualifier), (truth, other_qualifier) = split_qualifier(answer), split_qualifier(truth)
+    if (qualifier and other_qualifier and qualifier != other_qualifier) or is_trivially_wrong(answer, truth):
+        return False, "contradiction"
+    if equals_one_side(answer, truth):
+        return True, "one side"
+    is_same_time = same_time(answer, truth)
+    if is_same_time is not None:
+        return is_same_time, "time"
+    return _verdict_on_quantities(answer, truth)
+
+
+def _verdict_on_quantities(answer: str, truth: str) -> tuple[bool | None, str]:
+    """The same for answers without qualifiers, which may have units."""
+    in_one_unit = reconciled(answer, truth)
+    if in_one_unit is None:
+        return False, "units"
+    right = plain_equal(*in_one_unit)
+    if right is not None:
+        return right, "numbers"
+    if any(map(is_too_large, in_one_unit)):
+        return None, "too large"
+    reply = _reply(*in_one_unit)
     if reply == "right":
-        return Decision(True, "algebra", truth)
+        return True, "algebra"
     if reply == "doubtful" or (reply == "wrong" and (_is_in_words(answer) or _is_in_words(truth))):
-        return Decision(False, "doubtful", answer)
-    return Decision(False, "algebra", answer) if reply == "wrong" else Decision(None, "no verdict", answer)
+        return False, "doubtful"
+    return (False, "algebra") if reply == "wrong" else (None, "no verdict")
 
 
 def is_right_by_math_verify(response: str, truth: str) -> bool | None:
@@ -210,13 +238,13 @@ def is_right_by_math_verify(response: str, truth: str) -> bool | None:
     The settings are those of verl's reward function ``math_verify``. Verdicts are not cached.
 
     Raises:
-        RuntimeError: the process with math-verify does not start.
+        RuntimeError: the process that compares answers does not start.
     """
     return {"right": True, "wrong": False}.get(_ask(response, truth, alone=True))
 
 
 def _is_in_words(text: str) -> bool:
-    """Whether an answer has a word and no digit. math-verify reads words as products of letters."""
+    """Whether an answer has a word and no digit. The parser of LaTeX reads words as products of letters."""
     return _WORD.search(_COMMAND.sub("", text)) is not None and not any(map(str.isdigit, text))
 
 

@@ -1,18 +1,17 @@
-"""The process that compares two answers by math-verify. It reads one JSON pair per line and prints one reply per line.
+"""The process that compares two answers by computer algebra (``compare.py``).
 
-A reply is ``right``, ``wrong``, ``doubtful`` (math-verify could not read one of the two as mathematics), ``late`` (the
-comparison exceeded its CPU time) or ``lost`` (it ended its process). A pair is a final answer and its reference. With a
-third element, true, it is a whole response and its reference, which math-verify compares without our rules.
+It reads one JSON pair per line and prints one reply per line. A reply is ``right``, ``wrong``, ``doubtful`` (one of the
+two could not be read as mathematics), ``late`` (the comparison exceeded its CPU time) or ``lost`` (it ended its
+process). A pair is a final answer and its reference. With a third element, true, it is a whole response and its
+reference, which math-verify compares without our rules.
 
 This process imports sympy and then only forks. A fork compares one pair after the other until something goes wrong,
 which ends the fork; a new one takes milliseconds. The limit is CPU time, so that a busy machine makes no answer wrong.
-The kernel counts it and ends the fork by SIGPROF, even within a single Python operation on large integers. math-verify
-itself catches most errors, out-of-memory errors included, and then reports that the answers differ.
+The kernel counts it and ends the fork by SIGPROF, even within a single Python operation on large integers.
 """
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
 import os
@@ -21,7 +20,6 @@ import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
 
 #: Address space in bytes. On ``9^{9^{9^9}}`` sympy would use all memory.
 MEMORY = 4 << 30
@@ -29,10 +27,6 @@ MEMORY = 4 << 30
 RECENT = 100
 #: The shortest limit of a comparison, in CPU seconds.
 LEAST_S = 0.25
-#: The largest relative difference of equal numbers if one of them is a decimal.
-NEAR = 1e-5
-#: The same for all other numbers, which are evaluated to ``DIGITS`` digits.
-NEAREST, DIGITS = 1e-20, 30
 #: Typical pairs: a fraction, a surd, an interval, a union, a polynomial, a set, an equation, a matrix, a word.
 #: Comparing them first fills caches that every fork then shares.
 _WARM_UP_PAIRS = (
@@ -62,8 +56,9 @@ def main(limit_s: float) -> None:
     os.dup2(2, 1)  # what sympy and math-verify print must not mix with the replies
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    are_equal = _comparison()
+    logging.disable(logging.CRITICAL)
     from verl_gsd.tasks import math_verify_alone  # noqa: F401  so that forks need not import it
+    from verl_gsd.tasks.compare import are_equal  # after the limits are set
 
     for pair in _WARM_UP_PAIRS:
         are_equal(*pair)
@@ -85,53 +80,6 @@ def current_limit_s(limit_s: float, late: int) -> float:
     answers that can be compared at all.
     """
     return max(min(LEAST_S, limit_s), limit_s / (1 + late))
-
-
-def _comparison() -> Comparison:
-    from math_verify import LatexExtractionConfig, parse, verify
-
-    logging.disable(logging.CRITICAL)  # math-verify warns once per process that its own time-outs are off
-    latex = [LatexExtractionConfig(boxed_match_priority=0)]
-
-    @functools.lru_cache(1024)  # each response to a problem is compared with the same reference
-    def parse_answer(text: str) -> list:
-        return parse(rf"\boxed{{{text}}}", latex, parsing_timeout=None)
-
-    def are_equal(answer: str, truth: str) -> bool | None:
-        gold, candidate = parse_answer(truth), parse_answer(answer)
-        # With allow_set_relation_comp, x > 3 equals (3, oo), whichever of the two is the reference.
-        is_right = gold and candidate and verify(gold, candidate, allow_set_relation_comp=True, timeout_seconds=None)
-        if is_right:
-            return are_near(gold, candidate)
-        return False if is_mathematics(gold) and is_mathematics(candidate) else None
-
-    return are_equal
-
-
-def is_mathematics(parsed: Sequence[Any]) -> bool:
-    """Whether math-verify read an answer as mathematics, and not only as a text."""
-    return any(not isinstance(value, str) for value in parsed)
-
-
-def are_near(gold: Sequence[Any], candidate: Sequence[Any]) -> bool:
-    """Whether the relative difference of two parsed answers is small. True if one of them is not a number.
-
-    math-verify compares 15 decimal places and rounds decimals to six. It therefore finds 2^-60 equal to -2^-60, and
-    1e-19 equal to 3e-19. Two rational numbers are compared exactly if neither is a decimal.
-    """
-    from sympy import Expr, Float, N
-
-    numbers = [
-        [value.doit() for value in parsed if isinstance(value, Expr) and value.is_number]
-        for parsed in (gold, candidate)
-    ]
-    if not all(numbers):
-        return True
-    (a, *_), (b, *_) = numbers
-    if a.is_Rational and b.is_Rational:
-        return bool(a == b)
-    near = NEAR if a.has(Float) or b.has(Float) else NEAREST
-    return bool(abs(N(a - b, DIGITS)) <= near * max(abs(N(a, DIGITS)), abs(N(b, DIGITS))))
 
 
 class _Fork:

@@ -1,15 +1,17 @@
-r"""Rewrites answers into notation that math-verify reads correctly, and rejects answers that it wrongly accepts.
+r"""Rewrites answers into a uniform notation, and rejects answers that the parser of LaTeX misreads.
 
-math-verify takes the ``e`` of 4.5e33 for Euler's number. It takes the right-hand side of any equation for the answer:
+The parser takes the ``e`` of 4.5e33 for Euler's number, and it could take the right-hand side of an equation:
 6 = 5 would count as a right 5. It ignores the base of a number, a.m. and p.m.
 """
 
 from __future__ import annotations
 
+import functools
 import re
 from itertools import pairwise
 
 from verl_gsd.tasks import units
+from verl_gsd.tasks.forms import latex_form
 from verl_gsd.tasks.plain import MOST_SIDES, sides_contradict
 
 _SCIENTIFIC = re.compile(r"(?<![\w.\\])([-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+))[eE]([-+]?[0-9]{1,3})(?![\w.])")
@@ -17,13 +19,15 @@ _TIMES = re.compile(
     r"\s*(?:\\times|\\cdot|×|\*)\s*10\s*\^\s*(?:\{\s*([-+]?[0-9]{1,3})\s*\}|([-+]?[0-9]{1,3})(?![0-9]))"
 )
 _APPROXIMATELY = re.compile(r"\s*(?:\\approx|\\simeq|≈)\s*")
-#: A whole answer inside ``\text``, with a number in it. math-verify reads an answer without digits as text.
+#: A whole answer inside ``\text``, with a number in it. An answer without digits is text.
 _TEXT = re.compile(r"\\(?:text|mathrm|mbox|textbf)\{([^{}0-9]*[0-9][^{}]*)\}")
 _PERIODIC = re.compile(r"(?<![\w.])([0-9]{0,9})\.([0-9]{0,9})\\overline\{([0-9]{1,9})\}")
 _BASED = re.compile(r"[0-9]+_(?:[0-9]|\{[0-9]+\})")
+_INTEGER = re.compile(r"-?[0-9]+")
 _HALF_OF_DAY = re.compile(r"[0-9]\W*(?:text\W*)?([ap])\.?\s?m\b", re.I)
 
 
+@functools.lru_cache(4096)  # the responses to a prompt share a reference, and often an answer
 def normalize_latex(text: str) -> str:
     r"""An answer in a uniform notation.
 
@@ -33,7 +37,9 @@ def normalize_latex(text: str) -> str:
     - ``~`` becomes a space.
     """
     text = _APPROXIMATELY.sub("", text, count=1) if _APPROXIMATELY.match(text) else text
-    text = text.replace("~", " ").strip()
+    if _INTEGER.fullmatch(text):
+        return text
+    text = latex_form(text)
     if in_text := _TEXT.fullmatch(text):
         text = in_text[1].strip()
     text = text[:-1].rstrip() if text.endswith(".") and not text.endswith("..") else text
@@ -49,7 +55,7 @@ def _periodic_as_fraction(periodic: re.Match) -> str:
 
 
 def is_trivially_wrong(answer: str, truth: str) -> bool:
-    """Whether ``answer`` is wrong in one of these ways, which math-verify does not see:
+    """Whether ``answer`` is wrong in one of these ways, before they are parsed:
 
     - It is an equation of plain numbers that does not hold.
     - Both are numbers with a subscript base, and digits or base differ.

@@ -1,16 +1,16 @@
 r"""Compares answers that need no computer algebra: numbers, and tuples and intervals of numbers, read exactly.
 
-math-verify takes 2 ms of CPU for two integers and 80 ms for two intervals. Most answers are of these forms, and here
-they take microseconds. Answers of other forms, and answers that are only nearly equal, are left to math-verify.
+The comparison process takes milliseconds of CPU for two intervals. Most answers are of these forms, and here they take
+microseconds. Answers of other forms, and answers that are only nearly equal, are left to that process.
 
-The verdicts agree with math-verify's (``tests/unit/tasks/test_plain.py`` compares them), except for these readings:
+The verdicts agree with its verdicts (``tests/unit/tasks/test_plain.py`` compares them), except for these readings:
 
 - p% is p and also p/100.
 - ``°`` is a degree.
 - ``1\,000``, ``+1,000`` and ``1,000^\circ`` are a thousand, and 5 million is 5,000,000.
 - Nearly equal means a small relative difference, so that 3e-19 is not 1e-19.
 
-Units are dropped, as math-verify drops them: 5 cm is 5.
+Units are dropped: 5 cm is 5. ``quantities.py`` has compared units before, if both answers have one.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from verl_gsd.tasks import units
 LONGEST = 200
 #: An equation is split at no more signs of equality than this; the text after the last of them is one side.
 MOST_SIDES = 9
-#: If the absolute and the relative difference of two decimals are smaller, math-verify may find them equal, because it
-#: rounds to six places.
+#: If the absolute and the relative difference of two decimals are smaller, the comparison process may find them
+#: equal, because it rounds to six places.
 NEAR = Fraction(1, 10**5)
 
 _SIZE_COMMAND = re.compile(r"\\(?:left|right)(?=[(\[)\]])|\\!")
@@ -55,7 +55,7 @@ class _PlainAnswer:
 
     Attributes:
         values: the numbers; an infinity is a float.
-        is_exact: whether none of the numbers is a decimal, which math-verify would turn into a float.
+        is_exact: whether none of the numbers is a decimal, which may be rounded.
         is_percent: whether the number is a percentage; ``values`` has it before the division by 100.
         brackets: the opening and the closing bracket; empty for one number.
         has_unit: whether a unit follows the number.
@@ -76,11 +76,11 @@ class _PlainAnswer:
 
 
 def plain_equal(answer: str, truth: str) -> bool | None:
-    """Whether two plain answers are equal; None if one of them is not plain, or if math-verify has to decide."""
+    """Whether two plain answers are equal; None if one of them is not plain, or if the comparison process decides."""
     left, right = _parse(answer), _parse(truth)
     if left is None or right is None or left.brackets != right.brackets:
         return None
-    if len(left.values) != len(right.values):
+    if len(left.values) != len(right.values) or _is_percent_of_unit(left, right):
         return False
     is_exact = left.is_exact and right.is_exact
     verdicts = [_same_value(a, b, is_exact) for a, b in zip(left.values, right.values, strict=True)]
@@ -88,6 +88,11 @@ def plain_equal(answer: str, truth: str) -> bool | None:
         a, b = (plain.values[0] / (100 if plain.is_percent else 1) for plain in (left, right))
         verdicts = [verdicts[0] or _same_value(a, b, is_exact)]
     return False if False in verdicts else None if None in verdicts else True
+
+
+def _is_percent_of_unit(a: _PlainAnswer, b: _PlainAnswer) -> bool:
+    """Whether one of two answers is a percentage, and the other has a unit: ``5\\%`` and ``5\\text{ people}``."""
+    return a.is_percent != b.is_percent and (a.has_unit or b.has_unit)
 
 
 def sides_contradict(left: str, right: str) -> bool:

@@ -16,10 +16,12 @@ _SCALES = {
     "hundredths": Fraction(1, 100),
     "thousandths": Fraction(1, 1000),
 }
-#: Words after a number that are not units, because they change the meaning of the number.
-_NOT_A_UNIT = re.compile(
-    "and|or|to|than|through|if|when|where|for|mod|modulo|base|squared|cubed|factorial|choose|times|plus|minus|over"
-    "|percent|percentage|pct|pi|alpha|beta|gamma|theta|sin|cos|tan|log|ln|exp|sqrt|infinity",
+#: Words after a number that are not units, because they change or restrict the number.
+NOT_A_UNIT = re.compile(
+    "and|or|to|than|through|if|when|where|unless|for|at|mod|modulo|base|squared|cubed|factorial|choose|times|plus|minus"
+    "|over|too|most|least|not|below|above|under|except|remainder|double|triple|(?-i:k)|percent|percentage|pct|hundred|thousand|million|billion|trillion|dozen"
+    "|hal(?:f|ves)|quarters?|(?:third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|hundredth|thousandth)s?"
+    "|pi|alpha|beta|gamma|theta|sin|cos|tan|log|ln|exp|sqrt|infinity",
     re.I,
 )
 #: Units of two letters. Outside ``\text``, any other two letters are a product of variables.
@@ -56,9 +58,9 @@ def parse_unit(text: str) -> tuple[Fraction, bool] | None:
     if len(words) > 1 and words[-1] in ("squared", "cubed"):  # part of the unit before it; alone it is not a unit
         words.pop()
     is_long = len(words[0]) >= (2 if in_text else 3) or _SHORT_UNIT.fullmatch(words[0])
-    return (factor, True) if is_long and not any(map(_NOT_A_UNIT.fullmatch, words)) else None
+    return (factor, True) if is_long and not any(map(NOT_A_UNIT.fullmatch, words)) else None
 
 
 def value_changing_words(text: str) -> set[str]:
-    """The words after numbers that change the number's value. math-verify would drop them like units."""
+    """The words after numbers that change the number's value. Units are dropped; these are not."""
     return set(_VALUE_CHANGING.findall(text))
