@@ -26,8 +26,8 @@ RECORD_COLUMNS: tuple[RecordColumn, ...] = (
     RecordColumn(
         "kind",
         "string",
-        "`all_right` or `all_wrong` if all responses have the same `acc`, else `mixed`. Without an `acc` for every "
-        "response, the rewards decide. Null without responses.",
+        "`all_right` or `all_wrong` if all responses of the visit have the same `acc`, else `mixed`. Without an `acc` "
+        "for every one of them, the rewards of the group decide. Null without responses.",
     ),
     RecordColumn(
         "silent",
