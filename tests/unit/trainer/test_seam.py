@@ -16,7 +16,7 @@ from verl_gsd.algorithms.dagrpo.pools import build_pool
 from verl_gsd.algorithms.gvpo.extension import Gvpo
 from verl_gsd.answer_counts import unpack_answers
 from verl_gsd.dial import dial_advantage
-from verl_gsd.extension import ROLLOUTS, Extension, ExtensionError, Update
+from verl_gsd.extension import ROLLOUTS, Extension, ExtensionError, UnplacedRows, Update
 from verl_gsd.groups import Group
 from verl_gsd.lab.training.rows import DictRows
 from verl_gsd.prompts import PromptStore
@@ -108,6 +108,35 @@ def test_records_show_the_state_before_the_step_and_a_step_is_counted_once():
         assert [seam.record(group) for group, _ in seam.left] == [{"a_counted": 2.0 * step}] * 2
         assert seam.end_step() == {"a/counted": 2.0 * step + 2}
         assert seam.left == [] and seam.stage_inputs(batch) == {"a": [None, None, None]}
+
+
+class Placing(Extension):
+    """Requests one rollout less for each visit, and keeps what it is asked to place."""
+
+    def before_rollout(self, visits):
+        visits.request(visits.rollouts - 1)
+
+    def place(self, rows):
+        self.sessions = rows.sessions
+        return [], {}
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_placement_knows_how_many_sessions_each_group_has_if_none_failed(restart):
+    seam, columns = seam_of(placing=Placing({})), {ROLLOUTS: np.array([3, 9])}
+    columns |= seam.before_rollout(PROMPTS, columns)
+    if restart:
+        seam = seam_of(placing=Placing({}))
+        seam.restore_in_flight(PROMPTS, columns)
+    seam.on_group_left(replace(group_of("u0", [0, 1, 1]), earlier=1), "trained")
+    seam.on_group_left(group_of("u1", [0, 0], 1), "surplus")
+    seam.place(UnplacedRows(["u0_0_0"], [5], [5.0], prompts=1, padding_tokens=1, workers=1))
+    assert seam.extensions["placing"].sessions == {"u0": 3}, "two of its own and one of an earlier visit"
+    seam.end_step()
+    seam.before_rollout({"u0": ("maths", 0)}, {})
+    seam.on_group_left(group_of("u0", [0, 1, 1]), "trained")
+    seam.place(UnplacedRows(["u0_0_0"], [5], [5.0], prompts=1, padding_tokens=1, workers=1))
+    assert seam.extensions["placing"].sessions == {"u0": 3}, "one less than the group size"
 
 
 def test_a_hook_that_raises_is_named():
