@@ -359,12 +359,13 @@ def test_bias_in_records_by_solve_rate():
         LeftGroup(group(0, index=3), "filtered"),
     ]
     tables = [step_records(left, step=step, attempt=1, alpha=1.0) for step in (1, 2)]
-    bins = bias_by_rate(pa.concat_tables(tables), HadwSettings(lambda_scale=1.5))
+    bins, graded = bias_by_rate(pa.concat_tables(tables), HadwSettings(lambda_scale=1.5))
+    assert graded == 0
     assert [(entry.low, entry.groups, entry.visited_once, entry.rate) for entry in bins] == [
         (0.1, 2, 0.0, 0.125),
         (0.7, 2, 0.0, 0.875),
     ]
-    first = bias_by_rate(tables[0])
+    first, _ = bias_by_rate(tables[0])
     assert [entry.visited_once for entry in first] == [1.0, 1.0]
     assert all(math.isnan(entry.factor_right) and not math.isnan(entry.bias) for entry in first), "no anchor yet"
     anchor = 8 / 24
@@ -372,6 +373,16 @@ def test_bias_in_records_by_solve_rate():
         assert entry.bias == pytest.approx(expected_baseline(rate, 8) - rate)
         assert entry.factor_right == pytest.approx(1.5 * math.exp(anchor - rate))
         assert entry.factor_wrong == pytest.approx(1.5 * math.exp(rate - anchor))
+
+
+def test_prompts_with_partial_credit_have_no_bias_of_lemma_2():
+    """Each of their groups is mixed. With one visit of right and wrong responses, too, they are still graded."""
+    shaded = [replace(group(4, index=5), accuracies=rate + 0.01 * np.arange(8)) for rate in (0.1, 0.9)]
+    visits = [*shaded, group(4, index=5), group(1, index=1)]
+    table = step_records([LeftGroup(visit, "trained") for visit in visits], step=1, attempt=1, alpha=1.0)
+    (entry,), graded = bias_by_rate(table)
+    assert (entry.groups, graded) == (1, 3)
+    assert entry.bias == pytest.approx(expected_baseline(0.125, 8) - 0.125)
 
 
 def test_under_a_budget_every_prompt_counts_as_much():
