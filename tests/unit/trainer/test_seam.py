@@ -340,6 +340,32 @@ class CountingRows(DictRows):
         return super().read(keys, columns)
 
 
+@pytest.mark.parametrize("reports", [True, False])
+def test_a_response_that_a_demonstration_replaced_still_counts_in_every_figure_of_its_group(services, reports):
+    of = services("algo=dagrpo_anchors", "algorithm.gsd.dagrpo.demonstrations.source=self")
+    tokens = [*of.tokenizer.encode("5", add_special_tokens=False), of.tokenizer.eos_token_id]
+    of.prompts.responses.store(
+        ("maths", 7), [Response(np.array(tokens, np.int32), np.ones(2, bool), 1.0, 1, {"acc": 1.0})], keep=1
+    )
+    of.step = 2
+    shown = DemonstrationExtension(of.config.algorithm.gsd.dagrpo.demonstrations, of)
+    seam = Seam({"dagrpo.demonstrations": shown}, of.prompts, of.rows, group_size=4)
+    seam.before_rollout({"u0": ("maths", 7)}, {})
+    for session in range(4):
+        put_session(of.rows, "u0", session, [3, session], 0.0)
+        report = {"unverified": 1.0, "doubtful": session % 2, "answer": str(session)} if reports else {}
+        info = {"reward_extra_info": {"acc": 0.0} | report}
+        of.rows.put({f"u0_{session}_0": {"extra_fields": info}})
+    seam.add_rows(["u0"])
+    ((before,), _, _) = read_groups(["u0"], of.rows, lambda uid: ("maths", 7))
+    seam.on_groups_complete([before])
+    assert DEMONSTRATED_BY in of.rows.tags["u0_3_0"]
+    ((after,), _, _) = read_groups(["u0"], of.rows, lambda uid: ("maths", 7))
+    names = ("unverified", "doubtful", "distinct_answers", "answers")
+    assert [getattr(after, name) for name in names] == [getattr(before, name) for name in names]
+    assert (after.unverified, after.doubtful, after.distinct_answers) == ((4, 2, 4) if reports else (None, None, None))
+
+
 def test_of_the_policys_own_responses_only_those_to_store_are_read_with_their_tokens(services):
     of = services(
         "algo=dagrpo_anchors",
