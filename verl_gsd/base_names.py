@@ -107,6 +107,7 @@ BASE_NAMES: Mapping[str, tuple[str, ...]] = {
     "record column": tuple(column.name for column in RECORD_COLUMNS),
     "figure per step": (
         *("step", "groups", "rollouts", "tokens", "tokens_per_response", "lost_rewards", "accuracy", "sigma"),
+        *("reward", "reward_spread", "unrated", "without_acc"),
         *("mixed", "all_right", "all_wrong", "silent", "alone", "demonstrated", "failed"),
         *("rollouts_taught", "rollouts_silent", "rollouts_filtered"),
         *("rollouts_surplus", "rollouts_stale", "rollouts_failed"),

@@ -29,6 +29,7 @@ from verl_gsd.base_names import BASE_NAMES, RECORD_COLUMNS
 from verl_gsd.declaration import Conflict as Conflict
 from verl_gsd.declaration import Declaration as Declaration
 from verl_gsd.declaration import RecordColumn as RecordColumn
+from verl_gsd.declaration import Remedy as Remedy
 from verl_gsd.declaration import ReportChart as ReportChart
 from verl_gsd.declaration import ReportSection as ReportSection
 from verl_gsd.declaration import StepFigure as StepFigure
