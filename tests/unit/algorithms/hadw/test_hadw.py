@@ -296,6 +296,31 @@ def test_an_accuracy_outside_the_range_is_rejected_at_the_first_complete_group()
         rescaling.on_groups_complete([outside])
 
 
+def test_a_range_per_data_source_leaves_the_accuracies_of_other_sources_as_they_are():
+    hadw = Hadw({"preset": "hard", "accuracy_range": OmegaConf.create({"code": [-1, 1]})})
+    code = Group("code", "code", 17, np.zeros(2), np.array([-1.0, 0.5]), np.ones(2, np.int64))
+    hadw.on_groups_complete([group(1), code])
+    left = [hadw.on_group_left(visit, "trained") for visit in (code, group(1), group(0))]
+    assert [visit.accuracies.mean() for visit in left] == [0.375, 0.125, 0]
+    assert hadw.fingerprint()["accuracy_range"] == {"code": [-1, 1]}
+    with pytest.raises(ValueError, match=r"acc=-1\.0, which.*accuracy_range=\{other:\[low,high\]\}"):
+        hadw.on_groups_complete([replace(code, data_source="other")])
+
+
+@pytest.mark.parametrize("accuracies", [(0, 1), (-1, 1)])
+@pytest.mark.parametrize("per_source", [False, True])
+def test_one_range_warns_of_a_data_source_whose_accuracies_are_in_0_and_1_already(caplog, accuracies, per_source):
+    ends = [-1.0, 1.0]
+    hadw = Hadw({"preset": "hard", "accuracy_range": {"code": ends, "maths": ends} if per_source else ends})
+    for index in range(20):
+        for source, values in (("code", (-1, 1)), ("maths", accuracies)):
+            visit = Group(f"{source}{index}", source, index, np.zeros(8), np.resize(values, 8), np.ones(8, np.int64))
+            hadw.on_group_left(visit, "trained")
+    warned = [message for message in caplog.messages if "accuracy_range" in message]
+    assert len(warned) == (accuracies == (0, 1) and not per_source)
+    assert all("data_source=maths" in message and "{code:[-1,1]}" in message for message in warned)
+
+
 def test_what_yaml_makes_of_off_is_off():
     assert HadwSettings.of({"preset": False}).preset == "off"
 
@@ -341,6 +366,7 @@ def test_the_papers_anchor_warns_when_it_is_frozen(caplog):
         ({"n_min": True}, r"n_min=true"),
         ({"accuracy_range": [1]}, r"accuracy_range=\[1\]"),
         ({"accuracy_range": 5}, r"accuracy_range=5"),
+        ({"accuracy_range": {"code": [1, 0]}}, r"accuracy_range=.*not a range.*DATA_SOURCE"),
         ({"accuracy_range": [-math.inf, 1]}, r"accuracy_range=\[-inf, 1\]"),
         ({"lamda": 1}, r"lamda: .*preset, lambda_scale"),
     ],
